@@ -165,3 +165,26 @@ def nested(template: Any = NESTED) -> Law:
         law.expected,
         law.spread,
     )
+
+
+def network_outputs(x: Array, alpha: Any, sigma: Any, mean: Any, variance: float) -> dict[str, Array]:
+    """What networks of each parameterization return that have learned N(mean, variance·I), noised to x = α·X + σ·ε, and
+    the "log_density"; energies up to a constant of the level."""
+    total = alpha**2 * variance + sigma**2
+    away = x - alpha * mean
+    log_density = -0.5 * jnp.sum(away**2) / total - 0.5 * x.size * jnp.log(2 * jnp.pi * total)
+    clean = mean + alpha * variance / total * away
+    noise = (x - alpha * clean) / sigma
+    root = jnp.sqrt(sigma / total)
+    return {
+        "log_density": log_density,
+        "score": -away / total,
+        "x0": clean,
+        "epsilon": noise,
+        "v": (alpha * noise - sigma * clean) / jnp.sqrt(alpha**2 + sigma**2),
+        "flow": noise - clean,
+        "energy": -sigma * log_density,
+        "energy_residual": x - root * away,  # ½‖x − out‖² = ½·σ·‖x − αμ‖²/total + const
+        "energy_norm": root * away,
+        "energy_inner": sigma / total * (0.5 * x - alpha * mean),
+    }

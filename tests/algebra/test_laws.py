@@ -1,7 +1,5 @@
 """Laws of the algebra: expressions that mean the same have the same log-density and score at every level."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

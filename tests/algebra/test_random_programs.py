@@ -3,8 +3,6 @@
 Where exponents grow as noise falls, the definition is that of docs/architecture.md, written out once more in `paths`.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections import Counter

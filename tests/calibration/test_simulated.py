@@ -27,14 +27,8 @@ F = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(12))
 
 
 def ranked(kernel, **options):
-    options = {
-        "num": 40,
-        "num_chains": 32,
-        "key": KEY,
-        "sampler": cp.AnnealedMCMC(kernel, 3),
-        "progress": False,
-    } | options
-    return cp.calibrated(weigh, F, 0.25, **options)
+    options = {"num": 40, "num_chains": 32, "key": KEY, "sampler": cp.AnnealedMCMC(kernel, 3)} | options
+    return cp.calibrated(weigh, F, 0.25, progress=False, **options)
 
 
 @pytest.mark.slow

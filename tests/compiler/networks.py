@@ -1,6 +1,4 @@
-"""Networks that count how often they are traced and run, and a conditional factor in closed form."""
-
-from __future__ import annotations
+"""Networks that count how often they are traced and run, a conditional factor in closed form, and a program of data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,8 +6,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
+import composeprob as cp
 from composeprob.factors.base import LeafFactor, Traits
 from composeprob.schedule import Schedule
 
@@ -45,6 +45,58 @@ class Energy(eqx.Module):
     def __call__(self, x: jax.Array, t: jax.Array, c: jax.Array | float = 0.0) -> jax.Array:
         self.counter.called()
         return 0.5 * jnp.sum((self.weight @ x - c) ** 2)
+
+
+class Gaussian(eqx.Module):
+    """The noised N(c·slope, diag variance) under its one condition c, for α² + σ² = 1; its traces are counted."""
+
+    form: str = eqx.field(static=True)
+    slope: tuple[float, ...] = eqx.field(static=True)
+    variance: tuple[float, ...] = eqx.field(static=True)
+    counter: Counter = eqx.field(static=True)
+
+    def __call__(self, x: jax.Array, log_snr: jax.Array, **condition: jax.Array) -> jax.Array:
+        self.counter.traces += 1
+        (c,) = condition.values()
+        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        away = x - alpha * c * jnp.array(self.slope)
+        variance = alpha**2 * jnp.array(self.variance) + sigma**2
+        if self.form == "energy":
+            return sigma * 0.5 * jnp.sum(away**2 / variance)
+        return -away / variance if self.form == "score" else sigma * away / variance
+
+
+def gaussian(form: str, slope: Any, variance: Any, schedule: Schedule, **options: Any) -> tuple[cp.Diffusion, Counter]:
+    """A factor by such a network, and its counter."""
+    counter = Counter()
+    network = Gaussian(form, tuple(slope), tuple(variance), counter)
+    options = {"event_shape": (len(slope),), "parameterization": form, "time": "log_snr"} | options
+    return cp.Diffusion(network, schedule, **options), counter
+
+
+def score_by_one_trace() -> Any:
+    """The score of any density with one site x, which may be traced once alone: others reuse the compiled code."""
+    traced: list[bool] = []
+
+    @eqx.filter_jit
+    def score(density: Any, x: Any, level: Any) -> Any:
+        assert not traced, "compiled again"
+        traced.append(True)
+        return density.score(x, level)["x"]
+
+    return score
+
+
+@cp.program
+def measured(f: Any, law: Any, y: Any, anneal: Any = None) -> None:
+    """One site x under a factor, and data under the law that a function makes of it."""
+    cp.observe("y", law(cp.sample("x", f)), y, anneal=anneal)
+
+
+def agree(found: Any, wanted: Any, rtol: float = 1e-9, atol: float = 1e-9) -> None:
+    """Two trees of numbers are the same."""
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 class Moved(LeafFactor):

@@ -1,7 +1,5 @@
 """Windows over any cells of a canvas, and over many sets of them: meaning, rates, cost, refusals."""
 
-from __future__ import annotations
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,9 +9,10 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from compiler.networks import Counter
+from compiler.networks import agree, gaussian, measured
 from composeprob.compiler.top import top_of, unrolled
 from composeprob.errors import ImproperError, InvalidValueError, ShapeError, WrongTypeError
+from refusals import refused
 from sampling_cases import single
 
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -26,27 +25,9 @@ SETS = np.array([*GRID, *DIAGONALS, [10, 0, 5]])
 """Rows, diagonals and scattered cells, the last in no order; cells 9 to 11 and others lie in several."""
 
 
-class Ordered(eqx.Module):
-    """A score, or an energy, that tells the entries of its event apart; counted."""
-
-    form: str = eqx.field(static=True)
-    counter: Counter = eqx.field(static=True)
-
-    def __call__(self, x, log_snr, c):
-        self.counter.traces += 1
-        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
-        away = x - alpha * c * jnp.array([1.0, -0.5, 0.3])
-        variance = alpha**2 * jnp.array([0.2, 0.5, 0.9]) + sigma**2
-        return sigma * 0.5 * jnp.sum(away**2 / variance) if self.form == "energy" else -away / variance
-
-
 def ordered(form="score"):
-    counter = Counter()
-    f = cp.Diffusion(
-        Ordered(form, counter), SCHEDULE, event_shape=(3,), parameterization=form, time="log_snr",
-        conditions={"c": 1.0}, label="f",
-    )  # fmt: skip
-    return f, counter
+    """A score, or an energy, that tells the entries of its event apart, and its counter."""
+    return gaussian(form, (1.0, -0.5, 0.3), (0.2, 0.5, 0.9), SCHEDULE, conditions={"c": 1.0}, label="f")
 
 
 def canvas_prior(shape=CANVAS):
@@ -56,13 +37,11 @@ def canvas_prior(shape=CANVAS):
 X = {"x": jax.random.normal(jax.random.key(0), CANVAS)}
 
 
-def agree(f, g, x=X, levels=(11,)):
+def alike(f, g):
+    """The density of a factor, which is that of another."""
     one, other = cp.compile(single, f), cp.compile(single, g)
     assert one.capabilities == other.capabilities
-    for level in levels:
-        found, wanted = everything_at(one, x, level), everything_at(other, x, level)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    agree(*(everything_at(density, X, 11) for density in (one, other)))
     return one
 
 
@@ -72,8 +51,8 @@ def everything_at(density, x, level):
     return density.evaluate(x, level)
 
 
-def several(f, sets=SETS, shape=CANVAS):
-    return cp.product(*[cp.window(f, shape, index=cells) for cells in sets])
+def several(f, sets=SETS):
+    return cp.product(*[cp.window(f, CANVAS, index=cells) for cells in sets])
 
 
 def test_many_sets_are_the_product_of_windows():
@@ -81,8 +60,8 @@ def test_many_sets_are_the_product_of_windows():
     f, counter = ordered()
     over = cp.window(f, CANVAS, over=SETS)
     other = cp.window(f.given(c=0.4), CANVAS, index=[1, 4, 7])
-    density = agree(canvas_prior() * over.given(c=-0.3) ** 0.7 * other,
-                    canvas_prior() * several(f.given(c=-0.3)) ** 0.7 * other)  # fmt: skip
+    made, written = (many.given(c=-0.3) ** 0.7 * other for many in (over, several(f)))
+    density = alike(canvas_prior() * made, canvas_prior() * written)
     assert "Π_{i=1}^{9} f(x[cells_i] | c=-0.3)" in str(density)
     assert "f(x[1, 4, 7] | c=0.4)" in str(density)
     assert "10 × f as one" in str(density)
@@ -118,7 +97,7 @@ def test_boxes_are_a_case_of_cells():
     f = canvas_prior((2, 2))
     offsets = [(i, j) for i in range(3) for j in range(2)]
     sets = [GRID[i : i + 2, j : j + 2] for i, j in offsets]
-    density = agree(cp.window(f, CANVAS, over=sets), cp.product(*[cp.window(f, CANVAS, offset) for offset in offsets]))
+    density = alike(cp.window(f, CANVAS, over=sets), cp.product(*[cp.window(f, CANVAS, offset) for offset in offsets]))
     np.testing.assert_allclose(density.top.power["x"], [[1, 2, 1], [2, 4, 2], [2, 4, 2], [1, 2, 1]])
 
 
@@ -151,9 +130,7 @@ def test_windows_inside_windows_plates_and_data():
             cp.sample("x", cp.product(canvas_prior(), *[g**w for g, w in zip(parts, powers, strict=True)]))
 
     x = {"x": jax.random.normal(jax.random.key(2), (2, *CANVAS))}
-    one, other = (everything_at(cp.compile(copies, parts), x, 7) for parts in (found, wanted))
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9)
+    agree(*(everything_at(cp.compile(copies, parts), x, 7) for parts in (found, wanted)), atol=0.0)
 
 
 def test_a_tapestry_of_sets():
@@ -167,26 +144,19 @@ def test_a_tapestry_of_sets():
 
     f = model((3,))
     box = cp.window(model((3, 2)), CANVAS, (0, 1))
-    one = agree(cp.tapestry(cp.window(f, CANVAS, over=SETS), box),
-                cp.tapestry(*[cp.window(f, CANVAS, index=cells) for cells in SETS], box))  # fmt: skip
+    each = [cp.window(f, CANVAS, index=cells) for cells in SETS]
+    one = alike(cp.tapestry(cp.window(f, CANVAS, over=SETS), box), cp.tapestry(*each, box))
     np.testing.assert_allclose(one.top.power["x"], 1.0, rtol=1e-6)
 
 
 def test_what_is_known_of_every_entry():
     """Powers at the top, coverage, exact observations and the tails of quotients see each set by itself."""
     f = canvas_prior((3,))
-    with pytest.raises(ImproperError, match=r"no window reaches entry \(3, 0\)"):
-        cp.compile(single, cp.window(f, CANVAS, over=GRID[:3]))
-    wide = cp.Analytic(dist.Normal(jnp.zeros(CANVAS), 0.5), SCHEDULE)
-    with pytest.raises(ImproperError, match="improper at level"):  # cell 11 is divided by twice
-        cp.compile(single, cp.window(f, CANVAS, over=SETS) ** 1.2 / wide)
-
-    @cp.program
-    def observed(g):
-        x = cp.sample("x", g)
-        cp.observe("y", dist.Normal(x[1, 1], 0.3), jnp.array(0.7))
-
-    rows = cp.compile(observed, cp.window(f, CANVAS, over=GRID))
+    part, wide = cp.window(f, CANVAS, over=GRID[:3]), cp.Analytic(dist.Normal(jnp.zeros(CANVAS), 0.5), SCHEDULE)
+    refused(lambda: cp.compile(single, part), ImproperError, r"no window reaches entry \(3, 0\)")
+    quotient = cp.window(f, CANVAS, over=SETS) ** 1.2 / wide  # cell 11 is divided by twice
+    refused(lambda: cp.compile(single, quotient), ImproperError, "improper at level")
+    rows = cp.compile(measured, cp.window(f, CANVAS, over=GRID), lambda x: dist.Normal(x[1, 1], 0.3), jnp.array(0.7))
     assert "annealed 'exact'" in str(rows)
     score = everything_at(rows, X, 0).score["x"]
     np.testing.assert_allclose(score[1, 1], -X["x"][1, 1] / 1.3**2 + (0.7 - X["x"][1, 1]) / 0.3**2, rtol=0.01)
@@ -198,6 +168,13 @@ def test_one_set_is_a_window_of_its_cells():
     assert eqx.tree_equal(cp.window(f, CANVAS, over=[SETS[0]]), cp.window(f, CANVAS, index=SETS[0]))
     assert cp.window(canvas_prior((12,)), CANVAS, index=GRID.ravel()[::-1]).normalised
     assert not cp.window(f, CANVAS, index=SETS[0]).normalised
+
+
+ROW, CELLS, SQUARE = canvas_prior((3,)), [0, 1, 2], canvas_prior((2, 2))
+
+
+def of_cells(cells):
+    return cp.window(SQUARE, CANVAS, index=cells)
 
 
 @pytest.mark.parametrize(
@@ -213,21 +190,18 @@ def test_one_set_is_a_window_of_its_cells():
         ({"over": np.zeros((0, 3), int)}, InvalidValueError, "no cells"),
         ({"index": [0.0, 1.0, 2.0]}, WrongTypeError, "must hold whole numbers; got float64"),
         ({"index": [True, False, True]}, WrongTypeError, "must hold whole numbers; got bool"),
-        ({"index": [0, 1, 2], "scale": 2}, InvalidValueError, "averages nothing"),
-        ({"index": [0, 1, 2], "over": SETS}, InvalidValueError, "one of offset, index and over"),
+        ({"index": CELLS, "scale": 2}, InvalidValueError, "averages nothing"),
+        ({"index": CELLS, "over": SETS}, InvalidValueError, "one of offset, index and over"),
         ({}, InvalidValueError, "one of offset, index and over"),
     ],
 )
 def test_refusals(arguments, error, found):
-    with pytest.raises(error, match=found):
-        cp.window(canvas_prior((3,)), CANVAS, **arguments)
+    refused(lambda: cp.window(ROW, CANVAS, **arguments), error, found)
 
 
-def test_averages_and_cells_do_not_mix():
-    f = canvas_prior((2, 2))
-    with pytest.raises(InvalidValueError, match="averages are of neighbours"):
-        cp.window(cp.window(f, (4, 4), (0, 0), 2), (5, 5), index=np.arange(16).reshape(4, 4))
-    with pytest.raises(InvalidValueError, match="whose neighbours it would average"):
-        cp.window(cp.window(canvas_prior((3,)), (2, 2), index=[0, 1, 2]), (4, 4), (0, 0), 2)
-    with pytest.raises(WrongTypeError, match="traced by JAX"):
-        jax.jit(lambda cells: cp.window(f, CANVAS, index=cells))(jnp.arange(4).reshape(2, 2))
+def test_averages_and_traced_cells_are_refused():
+    averages, words = cp.window(SQUARE, (4, 4), (0, 0), 2), "averages are of neighbours"
+    refused(lambda: cp.window(averages, (5, 5), index=np.arange(16).reshape(4, 4)), InvalidValueError, words)
+    scattered, words = cp.window(ROW, (2, 2), index=CELLS), "whose neighbours it would average"
+    refused(lambda: cp.window(scattered, (4, 4), (0, 0), 2), InvalidValueError, words)
+    refused(lambda: jax.jit(of_cells)(jnp.arange(4).reshape(2, 2)), WrongTypeError, "traced by JAX")

@@ -1,7 +1,5 @@
 """What the compiled density costs: evaluations of each network, traces, and what sits in the executable."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import chex
@@ -14,7 +12,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from compiler.networks import Counter, Energy
+from compiler.networks import Counter, Energy, score_by_one_trace
 from sampling_cases import single
 
 SCHEDULE = cp.Schedule.cosine(10)
@@ -28,12 +26,16 @@ def observed(f, y, anneal="denoised"):
 
 
 def model(schedule=SCHEDULE, size=2, time="level"):
-    counter = Counter()
-    network = Energy(jnp.eye(size) + 0.1, counter)
-    f = cp.Diffusion(
-        network, schedule, event_shape=(size,), parameterization="energy", time=time, conditions={"c": 0.0}
-    )
-    return f, counter
+    network = Energy(jnp.eye(size) + 0.1, Counter())
+    options = {"event_shape": (size,), "parameterization": "energy", "time": time, "conditions": {"c": 0.0}}
+    return cp.Diffusion(network, schedule, **options), network.counter
+
+
+@cp.program
+def plates(f):
+    with numpyro.plate("i", 3):
+        cp.sample("x", f)
+    cp.sample("z", f)
 
 
 EXPRESSIONS = {
@@ -46,43 +48,25 @@ EXPRESSIONS = {
     ),
     "windows of one size": lambda f: cp.window(f, (3,), (0,)) * cp.window(f, (3,), (1,)) * cp.window(f, (3,), (1,)),
 }
+DENSITIES = {
+    **{name: lambda f, make=make: cp.compile(single, make(f)) for name, make in EXPRESSIONS.items()},
+    "plates": lambda f: cp.compile(plates, f),
+    "tempered": lambda f: cp.compile(observed, f, jnp.array(0.2), anneal="tempered"),
+    "the Tweedie mean": lambda f: cp.compile(observed, f, jnp.array(0.2), anneal="denoised"),
+    "noised": lambda f: cp.compile(observed, f, jnp.array(0.2), anneal="noised"),
+}
 
 
 @pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.slow), True], ids=["eager", "jit"])
-@pytest.mark.parametrize("name", EXPRESSIONS)
+@pytest.mark.parametrize("name", DENSITIES)
 def test_one_network_is_evaluated_once(name, jit):
     """Log-density, score and rate of any number of conditions come from ONE batched evaluation."""
     f, counter = model()
-    density = cp.compile(single, EXPRESSIONS[name](f))
-    position = {"x": jnp.ones(density.sites["x"].shape)}
+    density = DENSITIES[name](f)
+    position = {name: jnp.ones(site.shape) for name, site in density.sites.items()}
     evaluate = eqx.filter_jit(lambda d, p, k: d.evaluate(p, k)) if jit else lambda d, p, k: d.evaluate(p, k)
     evaluate(density, position, 2)
     assert counter.runs_of(lambda: evaluate(density, position, 3)) == 1
-
-
-@pytest.mark.parametrize("name", ["five conditions", "conditions in products and mixtures", "windows of one size"])
-def test_the_batch_computes_what_its_members_would(name):
-    f, _ = model()
-    factor = EXPRESSIONS[name](f)
-    density = cp.compile(single, factor)
-    x = jnp.linspace(-1.0, 1.0, density.sites["x"].shape[0])
-
-    def log_density(x):
-        return density.log_density({"x": x}, 4)
-
-    found, slope = jax.jit(lambda x: (density.value_and_score({"x": x}, 4), jax.grad(log_density)(x)))(x)
-    np.testing.assert_allclose(found[1]["x"], slope, rtol=1e-5)
-    weight, sigma = f.network.weight, SCHEDULE.sigma[4]
-    log_f = lambda x, c: -0.5 * jnp.sum((weight @ x - c) ** 2) / sigma
-    written_out = {
-        "five conditions": lambda: sum(log_f(x, i) for i in range(5)),
-        "conditions in products and mixtures": lambda: (
-            log_f(x, 1) + jnp.logaddexp(log_f(x, 2), 1 + log_f(x, 1) + log_f(x, 0))
-        ),
-        "windows of one size": lambda: log_f(x[:2], 0) + 2 * log_f(x[1:], 0),
-    }
-    expected = jax.jit(written_out[name])()
-    np.testing.assert_allclose(found[0], expected, rtol=1e-5)
 
 
 def moved(jaxpr):
@@ -128,40 +112,15 @@ def test_networks_of_their_own_are_evaluated_each():
     assert other.runs_of(lambda: density.evaluate(X, 3)) == 1
 
 
-@pytest.mark.parametrize("anneal", ["tempered", "denoised", "noised"])
-def test_the_tweedie_mean_and_the_score_share_an_evaluation(anneal):
-    f, counter = model()
-    density = cp.compile(observed, f, jnp.array(0.2), anneal=anneal)
-    evaluate = eqx.filter_jit(lambda d, x, k: d.evaluate(x, k))
-    evaluate(density, X, 2)
-    assert counter.runs_of(lambda: evaluate(density, X, 3)) == 1
-
-
-def test_plates_share_an_evaluation():
-    f, counter = model()
-
-    @cp.program
-    def plates(f):
-        with numpyro.plate("i", 3):
-            cp.sample("x", f)
-        cp.sample("z", f)
-
-    density = cp.compile(plates, f)
-    position = {"x": jnp.ones((3, 2)), "z": jnp.ones(2)}
-    density.evaluate(position, 1)
-    assert counter.runs_of(lambda: density.evaluate(position, 2)) == 1
-    value = density.log_density(position, 2)
+def test_copies_in_a_plate_multiply():
+    f, _ = model()
+    value = cp.compile(plates, f).log_density({"x": jnp.ones((3, 2)), "z": jnp.ones(2)}, 2)
     np.testing.assert_allclose(value, 4 * cp.compile(single, f).log_density({"x": jnp.ones(2)}, 2), rtol=1e-5)
 
 
 def test_new_numbers_reuse_compiled_code():
-    """Weights, conditions, observations, levels: arrays, none of them compiled in."""
-    f, _ = model()
-
-    @eqx.filter_jit
-    @chex.assert_max_traces(1)
-    def score(density, x, level):
-        return density.score(x, level)["x"]
+    """Weights, conditions, observations, levels, powers, shares: arrays, none of them compiled in."""
+    (f, _), score = model(), score_by_one_trace()
 
     def density(weight, c, y):
         g = eqx.tree_at(lambda f: f.network.weight, f, weight)
@@ -172,6 +131,10 @@ def test_new_numbers_reuse_compiled_code():
     values = [score(d, X, jnp.asarray(level)) for d in densities for level in (0, 3)]
     np.testing.assert_allclose(values[0], densities[0].score(X, 0)["x"], rtol=1e-5)
     assert len({tuple(np.asarray(v).tolist()) for v in values}) == len(values)
+    score = score_by_one_trace()
+    for w, share in [(0.5, 0.1), (1.5, 0.1), (0.5, 0.7)]:
+        mixed = cp.mixture([f.given(c=1.0), f], log_weights=[share, 0.0])
+        score(cp.compile(single, mixed**w * f), X, 3)
 
 
 def test_what_is_evaluated_by_hand_is_compiled_once():
@@ -184,19 +147,6 @@ def test_what_is_evaluated_by_hand_is_compiled_once():
     assert counter.traces == traces
     np.testing.assert_allclose(first, jax.jit(density.score)(X, 2)["x"], rtol=1e-5)
     np.testing.assert_allclose(again, jax.jit(density.score)({"x": 2 * X["x"]}, 3)["x"], rtol=1e-5)
-
-
-def test_new_powers_and_shares_reuse_compiled_code():
-    f, _ = model()
-
-    @eqx.filter_jit
-    @chex.assert_max_traces(1)
-    def score(density, x, level):
-        return density.score(x, level)["x"]
-
-    for w, share in [(0.5, 0.1), (1.5, 0.1), (0.5, 0.7)]:
-        mixed = cp.mixture([f.given(c=1.0), f], log_weights=[share, 0.0])
-        score(cp.compile(single, mixed**w * f), X, 3)
 
 
 @pytest.mark.parametrize(("program", "precision"), [("prior", None), ("posterior", None), ("prior", "bfloat16")])
@@ -230,11 +180,11 @@ def test_arguments_that_shape_the_program_stay_numbers():
         density = cp.compile(shaped, f, w, shares, y)
         return density, eqx.filter_jit(lambda d, x: d.score(x, 2)["x"])(density, X)
 
-    density, found = score(jnp.array(1.5), np.array([0.3, 0.7]), jnp.array(0.4))
+    y, even = jnp.array(0.4), np.array([0.3, 0.7])
+    density, found = score(jnp.array(1.5), even, y)
     np.testing.assert_allclose(found, density.score(X, 2)["x"], rtol=1e-4)
-    assert not np.allclose(found, score(jnp.array(0.5), np.array([0.3, 0.7]), jnp.array(0.4))[1])
-    assert not np.allclose(found, score(jnp.array(1.5), np.array([0.9, 0.1]), jnp.array(0.4))[1])
-    assert not np.allclose(found, score(jnp.array(1.5), np.array([0.3, 0.7]), jnp.array(0.9))[1])
+    others = [(0.5, even, y), (1.5, np.array([0.9, 0.1]), y), (1.5, even, jnp.array(0.9))]
+    assert not any(np.allclose(found, score(jnp.array(w), *rest)[1]) for w, *rest in others)
 
 
 def test_methods_can_be_jitted_and_mapped_like_functions():

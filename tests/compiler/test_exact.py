@@ -10,6 +10,7 @@ import pytest
 from scipy.special import logsumexp
 
 import composeprob as cp
+from compiler.networks import measured
 from composeprob.factors.whitening import log_normal, log_normal_of_sum, whitener
 from sampling_cases import SCHEDULE, normal
 
@@ -171,15 +172,13 @@ def test_sums_of_scaled_sites_are_found():
 def plates(f, y, coupled=False):
     with numpyro.plate("objects", 12):
         x = cp.sample("x", f)
-        cp.observe("y", dist.Normal(x @ jnp.array([1.0, 0.5]), 0.3), y)
+        cp.observe("y", of_object(x), y)
     if coupled:
         cp.observe("sum", dist.Normal(x.sum(), 0.3), 0.1)
 
 
-@cp.program
-def one_object(f, y):
-    x = cp.sample("x", f)
-    cp.observe("y", dist.Normal(x @ jnp.array([1.0, 0.5]), 0.3), y)
+def of_object(x):
+    return dist.Normal(x @ jnp.array([1.0, 0.5]), 0.3)
 
 
 @pytest.mark.slow
@@ -190,7 +189,7 @@ def test_objects_that_share_no_measurement_stay_apart():
     assert stack.means.shape == (12, 2, 2)  # twelve mixtures of two components, not one of 2¹²
     found = evaluate(whole, {"x": x}, LEVEL).parts.drift["x"]
     for i in (0, 7):
-        alone = evaluate(cp.compile(one_object, analytic(F), y[i]), {"x": x[i]}, LEVEL)
+        alone = evaluate(cp.compile(measured, analytic(F), of_object, y[i]), {"x": x[i]}, LEVEL)
         np.testing.assert_allclose(found[i], alone.parts.drift["x"], rtol=1e-4)
     text = str(cp.compile(plates, analytic(F), y, True))
     assert "y exact; sum tempered, since together its mixtures have 4,096 components" in text

@@ -1,7 +1,5 @@
 """`compile(precision="bfloat16")`: every product of a network, forwards and backwards, and nothing else."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import equinox as eqx
@@ -16,6 +14,7 @@ from flax import linen, nnx
 import composeprob as cp
 from compiler.networks import Counter, Energy
 from composeprob.factors.precision import Rounded, in_precision
+from refusals import refused
 from sampling_cases import single
 
 SCHEDULE = cp.Schedule.cosine(10)
@@ -152,15 +151,38 @@ def test_without_a_precision_nothing_is_touched():
     assert "bfloat16" in str(cp.compile(single, f, precision="bfloat16"))
 
 
-def test_conditions_are_still_one_batch():
-    counter = Counter()
-    network = Energy(jnp.eye(SIZE) + 0.1, counter)
-    f = factor(network, "energy", conditions={"c": 0.0})
-    product = cp.product(*[f.given(c=float(i)) for i in range(5)])
-    density = cp.compile(single, product, precision="bfloat16")
-    assert len(density.graph.groups) == 1
-    density.evaluate(X, 3)
-    assert counter.runs_of(lambda: density.evaluate(X, 3)) == 1
+@cp.program
+def held(f):
+    c = numpyro.sample("c", dist.Normal(0.0, 1.0))
+    cp.sample("x", f.given(c=c))
+
+
+def inside_of_others():
+    """Densities of factors in others, under a latent and under conditions, and where they are evaluated."""
+    f, counter = factor(NETWORKS["Equinox"](), "energy_residual"), Counter()
+    classifier = cp.Classifier(lambda x, t: jnp.eye(SIZE) @ x, SCHEDULE, event_shape=(SIZE,))
+    canvas = {"x": jnp.ones(SIZE + 1)}
+    energy = factor(Energy(jnp.eye(SIZE) + 0.1, counter), "energy", conditions={"c": 0.0})
+    return {
+        "a classifier": (single, cp.condition(f, classifier, 1), X),
+        "a tapestry": (single, cp.tapestry(*[cp.window(f, (SIZE + 1,), (i,)) for i in (0, 1)]), canvas),
+        "under a latent": (held, energy, {**X, "c": jnp.array(0.3)}),
+        "under conditions": (single, cp.product(*[energy.given(c=float(i)) for i in range(5)]), X),
+    }, counter
+
+
+@pytest.mark.parametrize("name", ["a classifier", "a tapestry", "under a latent", "under conditions"])
+def test_factors_inside_of_others_are_rounded_too(name):
+    cases, counter = inside_of_others()
+    program, f, position = cases[name]
+    plain, density = (cp.compile(program, f, precision=p) for p in (None, "bfloat16"))
+    types = of_value_and_score(density, position)
+    assert len(types) == len(of_value_and_score(plain, position)) > 0
+    assert all(each == {BFLOAT16} for each in types)
+    if name == "under conditions":  # which are still one batch
+        assert len(density.graph.groups) == 1
+        density.evaluate(X, 3)
+        assert counter.runs_of(lambda: density.evaluate(X, 3)) == 1
 
 
 def test_what_has_a_derivative_of_its_own_stays_as_it_is():
@@ -174,38 +196,10 @@ def test_what_has_a_derivative_of_its_own_stays_as_it_is():
     times.defjvp(lambda primals, tangents: (times(*primals), weight @ tangents[0]))
     f = factor(lambda x, t: times(x), "energy_residual")
     plain, rounded = (cp.compile(single, f, precision=p).value_and_score(X, 3) for p in (None, "bfloat16"))
-    np.testing.assert_array_equal(plain[0], rounded[0])
-    np.testing.assert_array_equal(plain[1]["x"], rounded[1]["x"])
-
-
-def test_classifiers_and_factors_inside_of_others_are_rounded_too():
-    f = factor(NETWORKS["Equinox"](), "energy_residual")
-    classifier = cp.Classifier(lambda x, t: jnp.eye(SIZE) @ x, SCHEDULE, event_shape=(SIZE,))
-    guided = cp.condition(f, classifier, 1)
-    plain, rounded = (of_value_and_score(cp.compile(single, guided, precision=p)) for p in (None, "bfloat16"))
-    assert len(plain) == len(rounded)
-    assert all(types == {BFLOAT16} for types in rounded)
-    canvas = SIZE + 1
-    windows = cp.tapestry(cp.window(f, (canvas,), (0,)), cp.window(f, (canvas,), (1,)))
-    types = of_value_and_score(cp.compile(single, windows, precision="bfloat16"), {"x": jnp.ones(canvas)})
-    assert types
-    assert all(each == {BFLOAT16} for each in types)
-
-
-def test_a_factor_that_a_latent_conditions_is_rounded_too():
-    @cp.program
-    def held(f):
-        c = numpyro.sample("c", dist.Normal(0.0, 1.0))
-        cp.sample("x", f.given(c=c))
-
-    f = factor(Energy(jnp.eye(SIZE) + 0.1, Counter()), "energy", conditions={"c": 0.0})
-    density = cp.compile(held, f, precision="bfloat16")
-    types = of_value_and_score(density, {**X, "c": jnp.array(0.3)})
-    assert types
-    assert all(each == {BFLOAT16} for each in types)
+    jax.tree.map(np.testing.assert_array_equal, plain, rounded)
 
 
 @pytest.mark.parametrize("precision", ["float16", "bf16", 16])
 def test_an_unknown_precision_is_refused(precision):
-    with pytest.raises(cp.errors.InvalidValueError, match=r"Unknown precision .*\n?.*use one of: bfloat16"):
-        cp.compile(single, factor(NETWORKS["Equinox"]()), precision=precision)
+    f, words = factor(NETWORKS["Equinox"]()), "Unknown precision .*use one of: bfloat16"
+    refused(lambda: cp.compile(single, f, precision=precision), cp.errors.InvalidValueError, words)

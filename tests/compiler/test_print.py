@@ -1,7 +1,5 @@
 """What people see of a program: its text, its Graphviz source, its boxes in a notebook."""
 
-from __future__ import annotations
-
 import textwrap
 
 import graphviz
@@ -16,15 +14,13 @@ from sampling_cases import single
 SCHEDULE = cp.Schedule.log_snr(20, min=-6.0, max=8.0)
 
 
-def network(x, t, c=0.0):
-    return 0.5 * jnp.sum((x - 0.1 * c) ** 2)
-
-
 ring = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE)
 bar = cp.Analytic(dist.Normal(jnp.ones(2), 0.5), SCHEDULE)
 cat = cp.Diffusion(
-    network, SCHEDULE, event_shape=(2,), parameterization="energy", time="log_snr", conditions={"c": 0.0}
-)
+    lambda x, t, c: 0.5 * jnp.sum((x - 0.1 * c) ** 2), SCHEDULE, event_shape=(2,), parameterization="energy",
+    time="log_snr", conditions={"c": 0.0},
+)  # fmt: skip
+WHOLE = cp.Analytic(dist.Normal(jnp.zeros(4), 1.0), SCHEDULE)
 
 
 @cp.program
@@ -41,7 +37,23 @@ def windows(f, whole):
     cp.sample("canvas", cp.window(f, (4,), (0,), scale=2) * either * whole**0.5)
 
 
-WHOLE = cp.Analytic(dist.Normal(jnp.zeros(4), 1.0), SCHEDULE)
+@cp.program
+def listed(factors):
+    cp.sample("position", factors[0])
+
+
+def labelled(label):
+    return cp.compile(listed, [cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label=label)])
+
+
+def boxes_of(density, patch):
+    """What a notebook shows where Graphviz is not there."""
+
+    def missing(self, **arguments):
+        raise graphviz.ExecutableNotFound(["dot"])
+
+    patch.setattr(graphviz.Digraph, "pipe", missing)
+    return density.graph._repr_html_()
 
 
 def compiled():
@@ -86,20 +98,10 @@ def test_graphviz_source():
 
 
 def test_notebooks_show_a_picture_or_boxes(monkeypatch):
-    def missing(self, **arguments):
-        raise graphviz.ExecutableNotFound(["dot"])
-
-    monkeypatch.setattr(graphviz.Digraph, "pipe", missing)
-    boxes = compiled().graph._repr_html_()
+    boxes = boxes_of(compiled(), monkeypatch)
     assert boxes.startswith("<div>")
-    for shown in (
-        "ring(x)",
-        "<sup>0.5</sup>",
-        "<b>y</b> observed Normal of s, x",
-        "denoised",
-        "<b>s</b> ∼ HalfNormal",
-    ):
-        assert shown in boxes, shown
+    shown = ("ring(x)", "<sup>0.5</sup>", "<b>y</b> observed Normal of s, x", "denoised", "<b>s</b> ∼ HalfNormal")
+    assert all(text in boxes for text in shown), boxes
     monkeypatch.setattr(graphviz.Digraph, "pipe", lambda self, **arguments: "<svg></svg>")
     assert drawing.html(compiled().graph) == "<svg></svg>"
 
@@ -120,9 +122,7 @@ def test_soft_evidence_is_called_so(monkeypatch):
     assert "near: soft evidence, annealed 'tempered', at test_print.py:" in text
     assert "small: soft evidence, its power rising to 1, at test_print.py:" in text
     assert "near tempered, since it is soft evidence" in text
-    monkeypatch.setattr(drawing, "digraph", lambda g: (_ for _ in ()).throw(graphviz.ExecutableNotFound(["dot"])))
-    boxes = density.graph._repr_html_()
-    monkeypatch.undo()
+    boxes = boxes_of(density, monkeypatch)
     assert "<b>small</b> soft evidence of m" in boxes
     for shown in (text, boxes, density.graph.dot()):
         assert "soft evidence" in shown
@@ -130,27 +130,14 @@ def test_soft_evidence_is_called_so(monkeypatch):
 
 
 def test_html_is_escaped(monkeypatch):
-    monkeypatch.setattr(drawing, "digraph", lambda g: (_ for _ in ()).throw(graphviz.ExecutableNotFound(["dot"])))
-    f = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label="<script>")
-
-    @cp.program
-    def odd(factors):
-        cp.sample("x", factors[0])
-
-    boxes = cp.compile(odd, [f]).graph._repr_html_()
+    boxes = boxes_of(labelled("<script>"), monkeypatch)
     assert "<script>" not in boxes
-    assert "&lt;script&gt;(x)" in boxes
+    assert "&lt;script&gt;(position)" in boxes
 
 
 @pytest.mark.parametrize("label", ["net(x0)", "my (xyz) net"])
 def test_labels_with_parentheses_stay_as_they_are(label):
-    f = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label=label)
-
-    @cp.program
-    def odd(factors):
-        cp.sample("position", factors[0])
-
-    assert f"∝ {label}(position)" in str(cp.compile(odd, [f]))
+    assert f"∝ {label}(position)" in str(labelled(label))
 
 
 @pytest.mark.parametrize(("weights", "said"), [([2.0, 1.0], "sum to 3"), ([0.4, 0.6], ""), (None, "")])
@@ -162,11 +149,9 @@ def test_weights_that_are_made_shares_are_named(weights, said):
     assert all(said in note and " x " in note for note in notes)
 
 
-def encoder(x, t, y):
-    return x - 0.0 * y
-
-
-observed = cp.Diffusion(encoder, SCHEDULE, event_shape=(2,), time="log_snr", conditions=("y",), label="observed")
+observed = cp.Diffusion(
+    lambda x, t, y: x - 0.0 * y, SCHEDULE, event_shape=(2,), time="log_snr", conditions=("y",), label="observed"
+)
 
 
 @cp.program

@@ -1,7 +1,5 @@
 """What programs and functions read beside their arguments: it counts as it is at `cp.compile`, and is never stale."""
 
-from __future__ import annotations
-
 import types
 
 import equinox as eqx
@@ -12,6 +10,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from compiler.networks import score_by_one_trace
 from composeprob.errors import DoublyIntractableError, ProgramError
 from composeprob.factors.fingerprint import fingerprint
 from refusals import refused
@@ -33,29 +32,17 @@ def by_helper():
     return number
 
 
+def reads(f):
+    """Data of each site from elsewhere, as they are when it runs."""
+    elsewhere = {"global": number, "helper": by_helper(), "attribute": holder.value, "in place": table["y"].sum()}
+    for name, value in elsewhere.items():
+        cp.observe(f"y {name}", dist.Normal(cp.sample(name, f), 0.5), value)
+    cp.observe("mean", dist.Normal(cp.sample("in a mean", f) - by_helper(), 0.5), 0.0)
+    cp.factor("soft", -2.0 * (cp.sample("in soft evidence", f) - number) ** 2)
+
+
 def reads_global(f):
     cp.observe("y", dist.Normal(cp.sample("x", f), 0.5), number)
-
-
-def reads_helper(f):
-    cp.observe("y", dist.Normal(cp.sample("x", f) - by_helper(), 0.5), 0.0)
-
-
-def reads_attribute(f):
-    cp.observe("y", dist.Normal(cp.sample("x", f), 0.5), holder.value)
-
-
-def reads_in_place(f):
-    cp.observe("y", dist.Normal(cp.sample("x", f), 0.5), table["y"].sum())
-
-
-def reads_in_soft_evidence(f):
-    cp.factor("y", -2.0 * (cp.sample("x", f) - number) ** 2)
-
-
-def reads_in_a_prior(f):
-    m = cp.sample("m", dist.Normal(number, 0.3))
-    cp.observe("y", dist.Normal(cp.sample("x", f), 0.4), m)
 
 
 class Tilted(dist.Normal):
@@ -63,9 +50,10 @@ class Tilted(dist.Normal):
         return super().log_prob(value) + number * value / 0.3**2
 
 
-def reads_in_the_density_of_a_prior(f):
-    m = cp.sample("m", Tilted(0.0, 0.3))
-    cp.observe("y", dist.Normal(cp.sample("x", f), 0.4), m)
+def reads_in_priors(f):
+    for name, prior in {"of a number": dist.Normal(number, 0.3), "by its density": Tilted(0.0, 0.3)}.items():
+        m = cp.sample(name, prior)
+        cp.observe(f"y {name}", dist.Normal(cp.sample(f"x {name}", f), 0.4), m)
 
 
 def put(value):
@@ -75,35 +63,30 @@ def put(value):
     table["y"][:] = np.asarray(value)
 
 
-@pytest.mark.parametrize(
-    ("function", "kind"),
-    [
-        (reads_global, float),
-        (reads_global, np.array),
-        (reads_helper, jnp.float32),
-        (reads_attribute, jnp.float32),
-        (reads_in_place, float),
-        (reads_in_soft_evidence, jnp.float32),
-    ],
-)
-def test_a_program_compiled_again_reads_what_is_there_now(function, kind):
+@pytest.mark.parametrize("kind", [float, np.array, jnp.float32])
+def test_a_program_compiled_again_reads_what_is_there_now(kind):
     """x ~ N(0, 1), y | x ~ N(x, 0.5²): the score at x is −x − 4·(x − y)."""
+    score = eqx.filter_jit(lambda density, position: density.score(position, 0))
     for value in (1.0, -1.5):
         put(kind(value))
-        density = cp.compile(cp.program(function), NORMAL)
+        density = cp.compile(cp.program(reads), NORMAL)
+        position = {name: jnp.float32(0.5) for name in density.sites}
         wanted = -0.5 - 4 * (0.5 / ALPHA - value) / ALPHA
-        np.testing.assert_allclose(at_once(density, X), wanted, rtol=1e-4)
-        np.testing.assert_allclose(density.score(X, 0)["x"], wanted, rtol=1e-4)
+        for found in (score(density, position), density.score(position, 0)):
+            assert len(found) == 6
+            for name in found:
+                np.testing.assert_allclose(found[name], wanted, rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("function", [reads_in_a_prior, reads_in_the_density_of_a_prior])
-def test_priors_read_what_is_there_now(function):
-    score = eqx.filter_jit(lambda density, m: density.score({**X, "m": m}, 0)["m"])
+def test_priors_read_what_is_there_now():
+    score = eqx.filter_jit(lambda density, position: density.score(position, 0))
     for value in (0.0, 2.0):
         put(value)
-        density = cp.compile(cp.program(function), NORMAL)
+        density = cp.compile(cp.program(reads_in_priors), NORMAL)
+        position = {name: jnp.float32(0.5 if name.startswith("x") else 0.2) for name in density.sites}
         wanted = -(0.2 - value) / 0.3**2 - (0.2 - 0.5 / ALPHA) / 0.4**2
-        np.testing.assert_allclose(score(density, jnp.float32(0.2)), wanted, rtol=1e-4)
+        found = score(density, position)
+        np.testing.assert_allclose([found["of a number"], found["by its density"]], wanted, rtol=1e-4)
 
 
 def test_a_table_that_a_function_of_the_level_reads():
@@ -208,24 +191,16 @@ FUNCTIONS = {
 def test_a_factor_reads_what_is_there_when_the_program_is_compiled(name):
     """Arrays that its function reads are leaves: others of that shape reuse compiled code."""
     make, of_x = FUNCTIONS[name]
-    traces = 0
-
-    @eqx.filter_jit
-    def scored(density):
-        nonlocal traces
-        traces += 1
-        return density.score(X, 0)["x"]
-
+    scored = score_by_one_trace()
     put(jnp.float32(1.0))
     factor, found = make(), []
     for value in (1.0, -1.0, 1.0):
         put(jnp.float32(value))
         density = cp.compile(both, NORMAL, factor)
         put(jnp.float32(7.0))  # no longer looked at
-        found.append(float(scored(density)))
+        found.append(float(scored(density, X, 0)))
         np.testing.assert_allclose(density.score(X, 0)["x"], found[-1], rtol=1e-5)
     np.testing.assert_allclose(found, [-0.5 + of_x(value) for value in (1.0, -1.0, 1.0)], rtol=1e-5)
-    assert traces == 1
 
 
 def test_levels_of_a_density_whose_functions_read_something_else_by_now():
@@ -269,21 +244,10 @@ def test_a_function_that_closes_over_a_latent_is_refused(name):
 
 def test_a_function_that_closes_over_data_is_not():
     """New data reuse compiled code there too."""
-    traces = 0
-
-    @eqx.filter_jit
-    def scored(density):
-        nonlocal traces
-        traces += 1
-        return density.score(X, 0)["x"]
-
-    def closes(f, y):
-        cp.sample("x", f * energy_of(y))
-
+    scored, program = score_by_one_trace(), cp.program(lambda f, y: cp.sample("x", f * energy_of(y)))
     for y in (1.0, 2.0):
-        density = cp.compile(cp.program(closes), NORMAL, jnp.float32(y))
-        np.testing.assert_allclose(scored(density), -0.5 - 4 * (0.5 - y), rtol=1e-5)
-    assert traces == 1
+        density = cp.compile(program, NORMAL, jnp.float32(y))
+        np.testing.assert_allclose(scored(density, X, 0), -0.5 - 4 * (0.5 - y), rtol=1e-5)
 
 
 def test_ancestral_order_follows_what_a_function_closes_over():

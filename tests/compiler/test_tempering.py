@@ -1,16 +1,19 @@
-"""The powers of tempered observations, and what stands in for their zeros."""
+"""The powers to which likelihoods are raised above level 0, what they see of x, and what stands in for their zeros."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from scipy.special import expit
 
 import composeprob as cp
 from composeprob.compiler import tempering as module
 
 SCHEDULE = cp.Schedule.log_snr(30)
 BLUR = np.asarray(SCHEDULE.sigma) / np.asarray(SCHEDULE.alpha)
+LAMBDA, ALPHA = np.asarray(SCHEDULE.log_snr, float), np.asarray(SCHEDULE.alpha, float)
+AT, Y, SD = 0.7, 1.2, 0.5
 
 
 @cp.program
@@ -107,3 +110,28 @@ def test_what_falls_as_a_power_sees_x_itself(power):
 def test_walls_are_not_far():
     assert tempering(lambda x: jnp.where(x > 0, 0.0, -jnp.inf)).near is None
     assert tempering(lambda x: jnp.where((x > 0) & (x < 1), 0.0, -jnp.inf)).near is None
+
+
+@cp.program
+def seen(f, anneal, latent):
+    x = cp.sample("x", f)
+    m = cp.sample("m", dist.Normal(0.0, 1.0)) if latent else 0.0
+    cp.observe("y", dist.Normal(x + m, SD), Y, anneal=anneal)
+
+
+POWER = expit(LAMBDA - 4) / expit(LAMBDA[0] - 4)
+"""Of observations that are no sharper than s = 0.14."""
+
+
+@pytest.mark.parametrize("latent", [False, True], ids=["data alone", "with a latent"])
+@pytest.mark.parametrize("policy", ["tempered", "denoised"])
+def test_powers_are_those_of_the_docs(policy, latent):
+    """Under N(0, 1) the Tweedie mean of x_k is α_k·x."""
+    density = cp.compile(seen, cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE), policy, latent)
+    position = {"x": jnp.float32(AT), **({"m": jnp.float32(0.0)} if latent else {})}
+    potential = jax.jit(jax.vmap(lambda k: density.evaluator(position, k).parts.log_potential))
+    found = np.asarray(potential(jnp.arange(SCHEDULE.num_levels)), float)
+    looked_at = ALPHA * AT if policy == "denoised" else AT / ALPHA
+    looked_at[0] = AT / ALPHA[0]  # level 0 is the posterior, whichever way led there
+    expected = POWER * np.asarray(dist.Normal(looked_at, SD).log_prob(Y), float)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-5)

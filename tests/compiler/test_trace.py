@@ -1,9 +1,7 @@
 """How often a program is run to be compiled, and what is said of one whose Python asks for its data."""
 
-from __future__ import annotations
-
 import functools
-import inspect
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -25,13 +23,21 @@ MODEL = cp.Diffusion(
 )
 
 
-def plain(f):
-    cp.sample("x", f * f.given(c=1.0) if f.traits.conditions else f)
-
-
 def exact(f, y):
     x, m = cp.sample("x", f), cp.sample("m", dist.Normal(0.0, 1.0))
     cp.observe("y", dist.Normal(x[0] + m, 0.1), y)
+
+
+def counted(function):
+    """A function that counts how often it runs."""
+
+    @functools.wraps(function)
+    def count(*args):
+        count.runs += 1
+        function(*args)
+
+    count.runs = 0
+    return count
 
 
 def policies(f, y):
@@ -62,10 +68,6 @@ def moved(f, y):
     cp.observe("y", dist.Normal(x[0], 1.0), y)
 
 
-def held(f):
-    cp.sample("x", f.given(c=cp.sample("c", dist.Normal(0.0, 1.0))))
-
-
 class Constant(dist.Normal):
     def sample(self, key, sample_shape=()):
         return jnp.asarray(0.5)
@@ -78,14 +80,14 @@ def keyless(f, y):
 
 Y = np.array([0.1, -0.2, 0.3])
 PROGRAMS = {
-    "a product": (plain, MODEL),
+    "a product": (lambda f: cp.sample("x", f * f.given(c=1.0)), MODEL),
     "annealed exactly": (exact, NORMAL, jnp.array(0.4)),
     "a closed form that fails": (exact, MODEL, jnp.array(0.4)),
     "every policy": (policies, MODEL, jnp.array(0.4)),
     "a hierarchy": (hierarchy, NORMAL, Y),
     "plates": (plates, NORMAL, Y),
     "a factor of a latent": (moved, NORMAL, jnp.array(0.4)),
-    "held latents": (held, MODEL),
+    "held latents": (lambda f: cp.sample("x", f.given(c=cp.sample("c", dist.Normal(0.0, 1.0)))), MODEL),
     "a draw that takes no key": (keyless, NORMAL, jnp.array(0.4)),
     "a Python number as data": (exact, NORMAL, 0.4),
 }
@@ -94,95 +96,47 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_is_run_three_times(name):
     function, *arguments = PROGRAMS[name]
-    runs = 0
-
-    @functools.wraps(function)
-    def counted(*args):
-        nonlocal runs
-        runs += 1
-        function(*args)
-
-    density = cp.compile(cp.program(counted), *arguments)
+    program = counted(function)
+    density = cp.compile(cp.program(program), *arguments)
     # Soft evidence is followed out along rays as well, once for each policy.
-    assert runs <= (8 if name == "every policy" else 3)  # with numbers, with others for scales, with tracers
+    assert program.runs <= (8 if name == "every policy" else 3)  # with numbers, with others for scales, with tracers
     position = jax.eval_shape(density.initial, jax.random.key(0))
     assert {name: site.shape for name, site in density.sites.items()} == {n: x.shape for n, x in position.items()}
     assert jax.eval_shape(lambda at: density.log_density(at, 0), position).shape == ()
 
 
-def line(function, words):
-    """``file:line`` of the line of a function that holds these words."""
-    lines, start = inspect.getsourcelines(function)
-    return f"test_trace.py:{start + next(i for i, text in enumerate(lines) if words in text)}"
-
-
-def by_if(f, y):
-    x = cp.sample("x", f)
-    cp.observe("z", dist.Normal(x[0] if y > 0 else x[1], 0.1), y)
-
-
-def by_mean(f, y):
-    x = cp.sample("x", f)
-    cp.observe("z", dist.Normal(x[0], 0.1 if jnp.mean(y) > 0 else 0.2), y)
-
-
-def by_float(f, y):
-    x = cp.sample("x", f)
-    cp.observe("z", dist.Normal(x[0] + float(y), 0.1), 0.2)
-
-
-def by_asarray(f, y):
-    x = cp.sample("x", f)
-    cp.observe("z", dist.Normal(x[0] + np.asarray(y), 0.1), 0.2)
-
-
-def by_range(f, y):
-    x = cp.sample("x", f)
-    cp.observe("z", dist.Normal(sum(x[0] * i for i in range(int(y))), 0.1), 0.2)
-
-
-def by_mask(f, y):
-    x = cp.sample("x", f)
-    cp.observe("z", dist.Normal(x[0] + y[y > 0].sum(), 0.1), 0.2)
-
-
-def by_if_alone(f, y):
-    cp.sample("x", f if y > 0 else f**2)
+def asking(mean, of_y=False):
+    """Data y, or others, whose mean is a function of x and y."""
+    return lambda f, y: cp.observe("z", dist.Normal(mean(cp.sample("x", f), y), 0.1), y if of_y else 0.2)
 
 
 ASKING = {
-    "if": (by_if, "if y > 0", jnp.array(3.0)),
-    "if of a mean": (by_mean, "jnp.mean", np.array([1.0, 2.0])),
-    "float": (by_float, "float(y)", jnp.array(3.0)),
-    "numpy": (by_asarray, "np.asarray", jnp.array(3.0)),
-    "range": (by_range, "range(int", jnp.array(3.0)),
-    "mask": (by_mask, "y[y > 0]", jnp.array([1.0, -1.0])),
-    "if without observations": (by_if_alone, "if y > 0", jnp.array(3.0)),
+    "if": (asking(lambda x, y: x[0] if y > 0 else x[1], of_y=True), jnp.array(3.0)),
+    "if of a mean": (asking(lambda x, y: x[0] + (0.1 if jnp.mean(y) > 0 else 0.2), of_y=True), np.array([1.0, 2.0])),
+    "float": (asking(lambda x, y: x[0] + float(y)), jnp.array(3.0)),
+    "numpy": (asking(lambda x, y: x[0] + np.asarray(y)), jnp.array(3.0)),
+    "range": (asking(lambda x, y: sum(x[0] * i for i in range(int(y)))), jnp.array(3.0)),
+    "mask": (asking(lambda x, y: x[0] + y[y > 0].sum()), jnp.array([1.0, -1.0])),
+    "if without observations": (lambda f, y: cp.sample("x", f if y > 0 else f**2), jnp.array(3.0)),
 }
 
 
 @pytest.mark.parametrize("name", ASKING)
 def test_data_that_become_constants_are_named_with_their_line(name):
-    function, words, y = ASKING[name]
-    runs = 0
-
-    @functools.wraps(function)
-    def counted(*args):
-        nonlocal runs
-        runs += 1
-        function(*args)
-
-    density = cp.compile(cp.program(counted), NORMAL, y)
-    assert runs <= 4
+    function, y = ASKING[name]
+    program = counted(function)
+    density = cp.compile(cp.program(program), NORMAL, y)
+    assert program.runs <= 4
     (said,) = [text for text in str(density).splitlines() if "constant" in text]
-    assert line(function, words) in said
+    lines, row = Path(__file__).read_text(encoding="utf-8").splitlines(), f'"{name}": ('
+    assert f"test_trace.py:{1 + next(i for i, text in enumerate(lines) if row in text)}" in said
     assert " y" in said
 
 
 def test_compiled_code_has_the_numbers_that_a_program_has_asked_for():
     score, position = eqx.filter_jit(lambda density, x: density.score(x, 2)["x"]), {"x": jnp.array([0.3, -0.2])}
     for y in (3.0, 4.0):
-        density = cp.compile(cp.program(by_float), NORMAL, jnp.array(y))
+        density = cp.compile(cp.program(ASKING["float"][0]), NORMAL, jnp.array(y))
         of_its_own = jax.jit(lambda x, density=density: density.score(x, 2)["x"])
         np.testing.assert_allclose(score(density, position), of_its_own(position), rtol=1e-5)
 

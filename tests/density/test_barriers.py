@@ -1,7 +1,5 @@
 """The depth of a barrier against closed forms."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist

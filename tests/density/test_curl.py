@@ -11,12 +11,14 @@ from composeprob.density.curl import curl
 from sampling_cases import SCHEDULE, both, normal, single, unit_energy
 
 
-def linear(matrix, schedule=SCHEDULE):
+def scored(network, size=2, schedule=SCHEDULE):
+    return cp.Diffusion(network, schedule, event_shape=(size,), parameterization="score", time="sigma")
+
+
+def linear(matrix):
     """A factor whose score is a linear map: −x + matrix·x at every level (d = 2 or more)."""
     matrix = jnp.asarray(matrix, float)
-    network = lambda x, t: (matrix @ x.reshape(-1)).reshape(x.shape) - x
-    shape = (matrix.shape[0],)
-    return cp.Diffusion(network, schedule, event_shape=shape, parameterization="score", time="sigma")
+    return scored(lambda x, t: (matrix @ x.reshape(-1)).reshape(x.shape) - x, len(matrix))
 
 
 def rotation(speed):
@@ -28,11 +30,16 @@ def points(shape, n=64):
     return {"x": jax.random.normal(jax.random.key(0), (n, *shape))}
 
 
+def curls(*factors):
+    """By factor, of one alone or of a product of two."""
+    density = cp.compile(single if len(factors) == 1 else both, *factors)
+    return curl(density, points((2,)), 0, jax.random.key(0))
+
+
 def test_against_the_whole_jacobian():
     """Of a field that is not linear, whose Jacobian differs from place to place."""
     a = jax.random.normal(jax.random.key(1), (3, 3))
-    network = lambda x, t: jnp.tanh(a @ x) * (1 + x[0] ** 2)
-    f = cp.Diffusion(network, SCHEDULE, event_shape=(3,), parameterization="score", time="sigma")
+    f = scored(lambda x, t: jnp.tanh(a @ x) * (1 + x[0] ** 2), 3)
     density, x = cp.compile(single, f), points((3,))
     jacobians = jax.jit(jax.vmap(jax.jacobian(lambda x: density.score({"x": x}, 0)["x"])))(x["x"])
     turning = 0.5 * (jacobians - jacobians.transpose(0, 2, 1))
@@ -48,28 +55,21 @@ def test_a_rotation_in_closed_form(speed):
 
 
 def test_gradients_have_none():
-    symmetric = linear([[0.3, 0.7], [0.7, -2.0]])
-    assert curl(cp.compile(single, symmetric), points((2,)), 0, jax.random.key(0))["f(x)"] < 1e-6
-    constant = cp.Diffusion(
-        lambda x, t: 100 * jnp.ones(2), SCHEDULE, event_shape=(2,), parameterization="score", time="sigma"
-    )
-    assert curl(cp.compile(single, constant), points((2,)), 0, jax.random.key(0)) == {"f(x)": 0.0}
+    assert curls(linear([[0.3, 0.7], [0.7, -2.0]]))["f(x)"] < 1e-6
+    assert curls(scored(lambda x, t: 100 * jnp.ones(2))) == {"f(x)": 0.0}
 
 
 def test_what_promises_a_gradient_is_left_out():
     energy = cp.Diffusion(unit_energy, SCHEDULE, event_shape=(2,), parameterization="energy", time="sigma")
-    assert curl(cp.compile(both, energy, normal([0.0, 0.0])), points((2,)), 0, jax.random.key(0)) == {}
-    found = curl(cp.compile(both, energy, rotation(0.3)), points((2,)), 0, jax.random.key(0))
-    assert list(found) == ["g(x)"]
+    assert curls(energy, normal([0.0, 0.0])) == {}
+    assert list(curls(energy, rotation(0.3))) == ["g(x)"]
 
 
 def test_a_factor_that_is_flat_beside_the_others_is_measured_against_the_whole():
     sharp = normal([0.0, 0.0], [0.1, 0.1])
     flat = linear(np.eye(2) + 0.1 * np.array([[0.0, -1.0], [1.0, 0.0]]))  # J: a slow rotation and nothing else
-    alone = curl(cp.compile(single, flat), points((2,)), 0, jax.random.key(0))["f(x)"]
-    beside = curl(cp.compile(both, sharp, flat), points((2,)), 0, jax.random.key(0))["g(x)"]
-    assert alone == pytest.approx(1.0, rel=1e-5)
-    assert beside < 2e-3
+    assert curls(flat)["f(x)"] == pytest.approx(1.0, rel=1e-5)
+    assert curls(sharp, flat)["g(x)"] < 2e-3
 
 
 @cp.program
@@ -94,8 +94,7 @@ def test_plates_windows_and_sites_of_their_own():
 
 
 def test_positions_that_are_not_finite_do_not_count():
-    x = points((2,))["x"]
-    broken = {"x": x.at[3].set(jnp.nan)}
+    broken = {"x": points((2,))["x"].at[3].set(jnp.nan)}
     density = cp.compile(single, linear([[0.0, -0.3], [0.3, 0.1]]))
     assert curl(density, broken, 0, jax.random.key(0))["f(x)"] == pytest.approx(0.3, rel=0.2)
 
@@ -161,7 +160,7 @@ def test_a_network_without_derivatives_does_not_cost_the_run():
         return jax.pure_callback(lambda x: -np.asarray(x), jax.ShapeDtypeStruct((2,), x.dtype), x,
                                  vmap_method="sequential")  # fmt: skip
 
-    f = cp.Diffusion(network, cp.Schedule.log_snr(4), event_shape=(2,), parameterization="score", time="sigma")
+    f = scored(network, schedule=cp.Schedule.log_snr(4))
     result = run(cp.compile(single, f), n=4)
     assert np.isnan(result.about.curl["f(x)"])
     assert result.status.ok

@@ -11,6 +11,7 @@ from numpyro.infer.util import initialize_model
 
 import composeprob as cp
 from composeprob.errors import CapabilityError, LevelError
+from refusals import refused
 from sampling_cases import SCHEDULE, single
 from zscores import assert_agrees, z_scores
 
@@ -55,15 +56,9 @@ def target():
 
 @pytest.mark.slow
 def test_nuts_finds_the_posterior(target):
-    mcmc = MCMC(
-        NUTS(potential_fn=target.potential_fn),
-        num_warmup=150,
-        num_samples=100,
-        num_chains=CHAINS,
-        chain_method="vectorized",
-        postprocess_fn=target.postprocess_fn,
-        progress_bar=False,
-    )
+    options = {"num_warmup": 150, "num_samples": 100, "num_chains": CHAINS, "chain_method": "vectorized"}
+    kernel = NUTS(potential_fn=target.potential_fn)
+    mcmc = MCMC(kernel, postprocess_fn=target.postprocess_fn, progress_bar=False, **options)
     mcmc.run(jax.random.key(0), init_params=target.init_params(jax.random.key(1), CHAINS))
     draws = mcmc.get_samples(group_by_chain=True)
     x, m = draws["x"], draws["m"]
@@ -111,13 +106,9 @@ def test_a_program_of_numpyro_alone_has_numpyros_own_potential():
         np.testing.assert_allclose(read[name], value, rtol=1e-6)
 
 
-def test_what_numpyro_cannot_sample_is_refused():
+def test_what_numpyro_cannot_sample_and_a_level_that_does_not_exist_are_refused(target):
     density = cp.compile(single, cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,)))
-    with pytest.raises(CapabilityError, match="only its score"):
-        density.to_numpyro()
-
-
-def test_a_level_that_does_not_exist_is_refused(target):
+    refused(density.to_numpyro, CapabilityError, "only its score")
     with pytest.raises(LevelError):
         target.density.to_numpyro(level=SCHEDULE.num_levels)
     with pytest.raises(ValueError, match="num_chains"):

@@ -1,7 +1,5 @@
 """What the algebra refuses, each with a sentence that says how to go on."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +27,16 @@ LEARNED = cp.Diffusion(
     lambda x, t: jnp.sum(x**2), SCHEDULE, event_shape=(2,), parameterization="energy", label="learned"
 )
 SCORED = cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,), label="scored")
+CONDITIONAL = cp.Diffusion(
+    lambda x, t, c, d: -c * d * x, SCHEDULE, event_shape=(2,), parameterization="score",
+    conditions={"c": 1.0, "d": 1.0}, label="conditional",
+)  # fmt: skip
+LEVELLED = cp.Diffusion(
+    lambda x, t, c: c * jnp.sum(x**2), SCHEDULE, event_shape=(2,), parameterization="energy",
+    conditions={"c": 1.0}, label="levelled",
+)  # fmt: skip
+CALIBRATED = CalibratedExpression(factor=F * LEVELLED, schedule=SCHEDULE, fixed={}, degree=4.0, event_shape=(2,))
+THREE, KEY = np.ones(3), jax.random.key(0)
 
 
 @pytest.mark.parametrize(
@@ -68,60 +76,6 @@ SCORED = cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,), label="scored"
         (lambda: cp.window(F, (4,), (0.5,)), WrongTypeError, "offset must be a tuple of whole numbers"),
         (lambda: cp.window(F, 4, (0,)), WrongTypeError, "canvas_shape must be a tuple of whole numbers; got 4"),
         (lambda: cp.window(3, (4,), (0,)), WrongTypeError, "combines factors; got int"),
-    ],
-)
-def test_refused_when_written(make, error, told):
-    refused(make, error, told)
-
-
-@pytest.mark.parametrize(
-    ("make", "told"),
-    [
-        (lambda: F / F, "total power is 0 and no density is left"),
-        (lambda: F**0, "no density is left"),
-        (lambda: F / G, "total power of its factors is 0,"),
-        (lambda: F / G**2, "total power of its factors is -1,"),
-        (lambda: cp.mixture([F / F, G], log_weights=[0, 0]), "cancels to a constant"),
-        (lambda: cp.window(F, (3,), (0,)), r"not covered: no window reaches entry \(2,\)"),
-        (lambda: cp.window(F, (3,), (0,)) / cp.window(F, (3,), (1,)), r"power of its factors is -1 at entry \(2,\)"),
-        (lambda: cp.window(F, (4,), (0,), scale=2), "total power of its factors is 0,"),
-    ],
-)
-def test_refused_by_the_compiler(make, told):
-    """Its place is the statement's or the factor's."""
-    refused(lambda: cp.compile(single, make()), ImproperError, told)
-
-
-def test_a_negative_power_is_fine_where_the_total_is_positive():
-    density = cp.compile(single, F**1.3 * G**-0.3)
-    np.testing.assert_allclose(density.top.power["x"], 1.0, rtol=1e-6)
-    covered = cp.compile(single, cp.window(F, (3,), (0,)) * cp.window(G, (3,), (1,)))
-    np.testing.assert_allclose(covered.top.power["x"], [1.0, 2.0, 1.0])
-
-
-CONDITIONAL = cp.Diffusion(
-    lambda x, t, c, d: -c * d * x,
-    SCHEDULE,
-    event_shape=(2,),
-    parameterization="score",
-    conditions={"c": 1.0, "d": 1.0},
-    label="conditional",
-)
-LEVELLED = cp.Diffusion(
-    lambda x, t, c: c * jnp.sum(x**2),
-    SCHEDULE,
-    event_shape=(2,),
-    parameterization="energy",
-    conditions={"c": 1.0},
-    label="levelled",
-)
-CALIBRATED = CalibratedExpression(factor=F * LEVELLED, schedule=SCHEDULE, fixed={}, degree=4.0, event_shape=(2,))
-THREE, KEY = np.ones(3), jax.random.key(0)
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "told"),
-    [
         (lambda: cp.product(CONDITIONAL, over=THREE), WrongTypeError, "over must be a dict.*got ndarray.*Fix: write"),
         (lambda: cp.product(CONDITIONAL, over={}), WrongTypeError, "over must be a dict.*got an empty dict"),
         (lambda: cp.product(CONDITIONAL, over={"e": THREE}), ConditionError, "'e'.*their conditions are: 'c', 'd'"),
@@ -149,5 +103,30 @@ THREE, KEY = np.ones(3), jax.random.key(0)
         (lambda: cp.calibrate(cp.product(LEVELLED, over={"c": THREE}), KEY), CapabilityError, "over data"),
     ],
 )  # fmt: skip
-def test_what_no_data_are(make, error, told):
+def test_refused_when_written(make, error, told):
     refused(make, error, told)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: F / F, "total power is 0 and no density is left"),
+        (lambda: F**0, "no density is left"),
+        (lambda: F / G, "total power of its factors is 0,"),
+        (lambda: F / G**2, "total power of its factors is -1,"),
+        (lambda: cp.mixture([F / F, G], log_weights=[0, 0]), "cancels to a constant"),
+        (lambda: cp.window(F, (3,), (0,)), r"not covered: no window reaches entry \(2,\)"),
+        (lambda: cp.window(F, (3,), (0,)) / cp.window(F, (3,), (1,)), r"power of its factors is -1 at entry \(2,\)"),
+        (lambda: cp.window(F, (4,), (0,), scale=2), "total power of its factors is 0,"),
+    ],
+)
+def test_refused_by_the_compiler(make, told):
+    """Its place is the statement's or the factor's."""
+    refused(lambda: cp.compile(single, make()), ImproperError, told)
+
+
+def test_a_negative_power_is_fine_where_the_total_is_positive():
+    density = cp.compile(single, F**1.3 * G**-0.3)
+    np.testing.assert_allclose(density.top.power["x"], 1.0, rtol=1e-6)
+    covered = cp.compile(single, cp.window(F, (3,), (0,)) * cp.window(G, (3,), (1,)))
+    np.testing.assert_allclose(covered.top.power["x"], [1.0, 2.0, 1.0])

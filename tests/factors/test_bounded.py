@@ -1,7 +1,5 @@
 """Bounded priors and heavy tails: noised half-lines and intervals against brute-force convolutions, near and far."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """`Energy` and `Classifier`: values, scores, levels, and what they refuse."""
 
-from __future__ import annotations
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -52,8 +50,8 @@ def test_an_energy_may_be_a_module_with_arrays():
     f = cp.Energy(Quadratic(jnp.array(2.0)), SCHEDULE, event_shape=(2,))
     assert jax.tree.leaves(f.fn) == [2.0]
     np.testing.assert_allclose(evaluate(f, 3).score["x"], -X / 4)
-    with pytest.raises(InvalidValueError, match="holds NaN"):
-        cp.Energy(Quadratic(jnp.array(jnp.nan)), SCHEDULE, event_shape=(2,))
+    broken = Quadratic(jnp.array(jnp.nan))
+    refused(lambda: cp.Energy(broken, SCHEDULE, event_shape=(2,)), InvalidValueError, "holds NaN")
 
 
 def test_a_bounded_energy_multiplies_but_does_not_stand_alone():
@@ -123,13 +121,11 @@ def test_condition_is_bayes_rule_to_a_power(scale):
         prior = evaluate(PRIOR, level)
         for label in range(3):
             found = evaluate(cp.condition(PRIOR, classifier(), label, scale=scale), level)
-            np.testing.assert_allclose(
-                found.log_density, prior.log_density + scale * jnp.log(probabilities[label]), rtol=1e-5
-            )
-            pull = scale * (MATRIX[label] - probabilities @ MATRIX)
+            share, pull = scale * jnp.log(probabilities[label]), scale * (MATRIX[label] - probabilities @ MATRIX)
+            np.testing.assert_allclose(found.log_density, prior.log_density + share, rtol=1e-5)
             np.testing.assert_allclose(found.score["x"], prior.score["x"] + pull, rtol=1e-5)
             np.testing.assert_allclose(found.parts.drift["x"], prior.parts.drift["x"])
-            np.testing.assert_allclose(found.parts.log_potential, scale * jnp.log(probabilities[label]), rtol=1e-5)
+            np.testing.assert_allclose(found.parts.log_potential, share, rtol=1e-5)
 
 
 @pytest.mark.parametrize("time", ["level", "log_snr", "sigma"])
@@ -146,11 +142,8 @@ def test_on_other_levels_a_classifier_sees_its_own_coordinates():
     np.testing.assert_allclose(found, jax.nn.log_softmax(MATRIX @ X / 0.5)[1], rtol=1e-5)
 
 
-def test_a_classifier_without_a_label_is_refused_by_the_compiler():
+def test_a_classifier_needs_a_label_and_a_declared_shape_must_fit():
     refused(lambda: cp.compile(single, PRIOR * classifier(event_shape=(2,))), ConditionError, "has no label")
-
-
-def test_a_declared_shape_must_fit():
     assert classifier(event_shape=(2,)).num_classes == 3
     square = cp.Classifier(lambda x, t: x.ravel(), SCHEDULE, event_shape=(4,))
     refused(lambda: cp.condition(PRIOR, square, 0), ShapeError, r"is for events \(4,\), not \(2,\)")

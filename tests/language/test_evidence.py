@@ -1,8 +1,10 @@
 """Evidence at a site: a factor that multiplies the density where a site keeps a prior of its own."""
 
 import contextlib
+import functools
 import re
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,8 @@ from composeprob.samplers.choose import choose
 from composeprob.samplers.hierarchy import Interweaving
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Transitions
-from refusals import refused
+from refusals import refused, rows
+from sampling_cases import single
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 LEVELS = cp.Schedule.log_snr(30)
@@ -48,12 +51,53 @@ def means(y):
 
 
 @cp.program
-def study(posterior, prior, ms):
+def study(posterior, prior, ms, number=None):
     mu = cp.sample("mu", dist.Normal(0.0, 1.0))
     tau = cp.sample("tau", dist.HalfNormal(1.0))
-    with numpyro.plate("subjects", len(ms)):
+    with numpyro.plate("subjects", number or len(ms)):
         eta = cp.sample("eta", dist.Normal(mu, tau))
         cp.factor("x", posterior.given(m=ms) / prior, at=eta)
+
+
+def studied(ms, number=None, posterior=POSTERIOR):
+    return cp.compile(study, posterior, PRIOR, ms, number)
+
+
+HALF, STANDARD = POSTERIOR.given(m=0.5) / PRIOR, dist.Normal(0.0, 1.0)
+
+
+def evidence_at(plates=(), handlers=(), evidence=HALF, prior=STANDARD, anneal=None, at=None, closed=False, block=None):
+    """One site in plates of (name, size), with evidence of it under handlers that are made of it: in these plates, or
+    after they are closed."""
+    with contextlib.ExitStack() as stack:
+        for name, size in plates:
+            stack.enter_context(numpyro.plate(name, size))
+        eta = cp.sample("eta", prior)
+        if closed:
+            stack.close()
+        for handler in handlers:
+            stack.enter_context(handler(eta))
+        cp.factor("x", evidence, anneal, at=eta if at is None else at, block=block)
+
+
+def member(*args, **options):
+    return cp.compile(cp.program(lambda: evidence_at(*args, **options)))
+
+
+def stepped(density, level, kernel, chains, steps=1):
+    """A chain's point after transitions of a kernel at a level, as a function of where it was and of a key."""
+    layout, transitions = Layout.of_density(density), Transitions.resolved(kernel, 1, density)
+    setting = transitions.untuned(chains), density.schedule.at(level)
+
+    def chain(v, key):
+        particle = transitions.start(jax.random.key_data(key), v, layout.evaluate(density, v, level, parts=False))
+
+        def step(i, particle):
+            return transitions.step(density, False, setting, jax.random.fold_in(key, i), particle)[0]
+
+        return jax.lax.fori_loop(0, steps, step, particle).points
+
+    return chain
 
 
 def group(y, noise=NOISE):
@@ -82,18 +126,17 @@ def assert_is_the_group(result, y, noise=NOISE):
         assert abs(found.std() / deviation - 1) < (0.15 + error), name
 
 
+POSITION = {"eta": jnp.array([0.4, -1.0, 0.7]), "mu": jnp.array(0.3), "tau": jnp.array(-0.2)}
+
+
 class TestDensity:
     Y = np.array([0.3, -0.8, 1.9])
 
-    def density(self):
-        return cp.compile(study, POSTERIOR, PRIOR, means(self.Y))
-
     def test_the_site_is_noised_and_latents_get_the_score_of_its_noised_prior(self):
-        density = self.density()
-        assert {name: site.kind for name, site in density.sites.items()} == {
-            "eta": "noised", "mu": "static", "tau": "static"
-        }  # fmt: skip
-        x, mu, u = jnp.array([0.4, -1.0, 0.7]), jnp.array(0.3), jnp.array(-0.2)
+        density = studied(means(self.Y))
+        kinds = {name: site.kind for name, site in density.sites.items()}
+        assert kinds == {"eta": "noised", "mu": "static", "tau": "static"}
+        x, mu, u = POSITION.values()
         for level in (0, 12, 29):
             alpha, sigma = (float(a[level]) for a in (LEVELS.alpha, LEVELS.sigma))
 
@@ -106,15 +149,14 @@ class TestDensity:
                 q = dist.Normal(alpha * means(self.Y), np.sqrt(alpha**2 * WIDTH**2 + sigma**2)).log_prob(x)
                 return jnp.sum(q - dist.Normal(0, np.sqrt(alpha**2 * BROAD**2 + sigma**2)).log_prob(x))
 
-            position = {"eta": x, "mu": mu, "tau": u}
-            score = density.score(position, level)
+            score = density.score(POSITION, level)
             expected = jax.grad(log_p, (0, 1, 2))(mu, u, x)
             np.testing.assert_allclose(score["mu"], expected[0], rtol=2e-4, atol=1e-4)
             np.testing.assert_allclose(score["tau"], expected[1], rtol=2e-4, atol=1e-4)
             np.testing.assert_allclose(score["eta"], expected[2] + jax.grad(log_q)(x), rtol=2e-4, atol=1e-3)
             known = density.evaluator.log_known
             other = {"eta": x, "mu": mu + 0.5, "tau": u - 0.4}
-            difference = known(other, level) - known(position, level)
+            difference = known(other, level) - known(POSITION, level)
             np.testing.assert_allclose(difference, log_p(mu + 0.5, u - 0.4, x) - log_p(mu, u, x), rtol=1e-3, atol=1e-3)
 
     def test_a_network_has_the_conditions_of_one_member(self):
@@ -129,239 +171,124 @@ class TestDensity:
         strict = cp.Diffusion(
             score, LEVELS, event_shape=(), parameterization="score", time="log_snr", conditions=("m",)
         )
-        position = {"eta": jnp.array([0.4, -1.0, 0.7]), "mu": jnp.array(0.3), "tau": jnp.array(-0.2)}
-        found = cp.compile(study, strict, PRIOR, pairs).score(position, 12)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, self.density().score(position, 12))
+        found, wanted = studied(pairs, posterior=strict), studied(means(self.Y))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), *(d.score(POSITION, 12) for d in (found, wanted)))
 
-    def test_the_networks_of_a_plate_are_one_batch_whose_cost_is_linear(self):
-        """A thousand members: what scatters each score over all of the site would be a million numbers."""
-        density = cp.compile(study, POSTERIOR, PRIOR, means(np.zeros(1000)))
-        position = {"eta": jnp.ones(1000), "mu": jnp.zeros(()), "tau": jnp.zeros(())}
+    def test_many_members_cost_what_is_linear_and_compile_as_few(self):
+        """What scatters each score over all of the site would be 90,000 numbers. Members are rows of arrays: a
+        transition has as many lines for 8 as for 300."""
+        density = studied(means(np.zeros(300)))
+        position = {"eta": jnp.ones(300), "mu": jnp.zeros(()), "tau": jnp.zeros(())}
         jaxpr = jax.make_jaxpr(lambda p: density.evaluator(p, 3).score)(position)
-        sizes = [var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars]
-        assert max(sizes) < 50_000
+        assert max(var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars) < 20_000
 
-    def test_the_compiled_transition_is_no_longer_for_a_thousand_members(self):
-        """Members are rows of arrays: the program that is compiled has as many lines for 8 as for 1,000."""
-
-        def lines(number):
-            density = cp.compile(study, POSTERIOR, PRIOR, means(np.zeros(number)))
-            layout, noise = Layout.of_density(density), density.schedule.at(3)
-            transitions = Transitions.resolved(Interweaving(lambda schedule: schedule.sigma**2), 1, density)
-
-            def step(key, v):
-                particle = transitions.start(jax.random.key_data(key), v, layout.evaluate(density, v, 3, parts=False))
-                return transitions.step(density, False, (transitions.untuned(1), noise), key, particle)[0].points
-
-            text = jax.jit(step).lower(jax.random.key(0), jnp.zeros(number + 2)).as_text()
+        def lines(density, number):
+            chain = stepped(density, 3, Interweaving(lambda schedule: schedule.sigma**2), 1)
+            text = jax.jit(chain).lower(jnp.zeros(number + 2), jax.random.key(0)).as_text()
             return len(text.splitlines()), len(text)
 
-        (few, small), (many, large) = lines(8), lines(1000)
+        (few, small), (many, large) = lines(studied(means(np.zeros(8))), 8), lines(density, 300)
         assert many == few
         assert large < 1.3 * small
 
     def test_several_pieces_multiply_and_a_name_does_for_the_site(self):
         @cp.program
-        def twice(ms):
+        def pieces(ms, together):
             mu = cp.sample("mu", dist.Normal(0.0, 1.0))
+            p, q = POSTERIOR.given(m=ms), POSTERIOR.given(m=-ms)
             with numpyro.plate("subjects", 3):
                 eta = cp.sample("eta", dist.Normal(mu, 1.0))
-                cp.factor("x", POSTERIOR.given(m=ms) / PRIOR, at="eta")
-                cp.factor("y", POSTERIOR.given(m=-ms) / PRIOR, at=eta)
+                cp.factor("x", p * q / PRIOR**2 if together else p / PRIOR, at="eta")
+                if not together:
+                    cp.factor("y", q / PRIOR, at=eta)
 
-        @cp.program
-        def once(ms):
-            mu = cp.sample("mu", dist.Normal(0.0, 1.0))
-            with numpyro.plate("subjects", 3):
-                eta = cp.sample("eta", dist.Normal(mu, 1.0))
-                cp.factor("x", POSTERIOR.given(m=ms) * POSTERIOR.given(m=-ms) / PRIOR**2, at=eta)
-
-        position = {"eta": jnp.array([0.4, -1.0, 0.7]), "mu": jnp.array(0.3)}
-        ms = means(self.Y)
-        first, second = (cp.compile(program, ms).score(position, 7) for program in (twice, once))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), first, second)
+        position = {name: POSITION[name] for name in ("eta", "mu")}
+        first, second = (cp.compile(pieces, means(self.Y), each).score(position, 7) for each in (False, True))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), first, second)
 
     def test_conditions_without_the_plates_axis_are_those_of_all_members(self):
-        shared = cp.compile(study_of_one, POSTERIOR, PRIOR, jnp.asarray(0.4))
-        each = cp.compile(study, POSTERIOR, PRIOR, jnp.full(3, 0.4))
-        position = {"eta": jnp.array([0.4, -1.0, 0.7]), "mu": jnp.array(0.3), "tau": jnp.array(0.1)}
-        np.testing.assert_allclose(shared.score(position, 5)["eta"], each.score(position, 5)["eta"], rtol=1e-5)
+        shared, each = (d.score(POSITION, 5)["eta"] for d in (studied(jnp.asarray(0.4), 3), studied(jnp.full(3, 0.4))))
+        np.testing.assert_allclose(shared, each, rtol=1e-5)
 
     def test_evidence_may_look_at_a_site_with_a_factor_of_its_own(self):
-        @cp.program
-        def own():
-            eta = cp.sample("eta", cp.Analytic(dist.Normal(0.0, 1.0), LEVELS))
-            cp.factor("x", POSTERIOR.given(m=0.5) / PRIOR, at=eta)
-
-        score = cp.compile(own).score({"eta": jnp.array(0.2)}, 0)["eta"]
-        plain = cp.compile(
-            cp.program(
-                lambda: cp.sample("eta", cp.Analytic(dist.Normal(0.0, 1.0), LEVELS) * POSTERIOR.given(m=0.5) / PRIOR)
-            )
-        )
-        np.testing.assert_allclose(score, plain.score({"eta": jnp.array(0.2)}, 0)["eta"], rtol=1e-5)
+        factor, x = cp.Analytic(STANDARD, LEVELS), jnp.array(0.2)
+        found, plain = member(prior=factor).score({"eta": x}, 0), cp.compile(single, factor * HALF).score({"x": x}, 0)
+        np.testing.assert_allclose(found["eta"], plain["x"], rtol=1e-5)
 
 
-@cp.program
-def study_of_one(posterior, prior, m):
-    mu = cp.sample("mu", dist.Normal(0.0, 1.0))
-    tau = cp.sample("tau", dist.HalfNormal(1.0))
-    with numpyro.plate("subjects", 3):
-        eta = cp.sample("eta", dist.Normal(mu, tau))
-        cp.factor("x", posterior.given(m=m) / prior, at=eta)
+def masked(keep):
+    return lambda eta: numpyro.handlers.mask(mask=np.array(keep, bool))
 
 
-SESSIONS, SUBJECTS = 3, 4
+def scaled(scale):
+    return lambda eta: numpyro.handlers.scale(scale=scale)
+
+
+def plate(name, size):
+    return lambda eta: numpyro.plate(name, size)
 
 
 class TestPlates:
     """Of evidence in plates the score is the sum over the members that count, each with its own condition."""
 
     LEVEL = 9
-    Y = np.random.default_rng(2).normal(size=(SESSIONS, SUBJECTS))
-    KEEP = np.array([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 1, 0]], bool)
+    M = means(np.random.default_rng(2).normal(size=(3, 4)))
+    KEEP = np.array([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 1, 0]])
+    SUBJECTS = (("subjects", 4),)
+    NESTED = (*SUBJECTS, ("sessions", 3))
+    TRIALS = (SUBJECTS, [plate("trials", 3), masked(KEEP)], M, KEEP)
+    CASES: ClassVar = {  # plates of the site, handlers of its evidence, conditions, and how often each score counts
+        "a condition each": (NESTED, [], M, 1.0),
+        "a subject's": (NESTED, [], M[0], 1.0),
+        "a subject's, with an axis": (NESTED, [], M[:1], 1.0),
+        "a session's": (NESTED, [], M[:, :1], 1.0),
+        "everyone's": (NESTED, [], M[0, 0], 1.0),
+        "a plate without the site, and unequal numbers of trials": TRIALS,
+        "the same in blocks": (*TRIALS, 2),
+        "one site under a plate of observations": ((), [plate("trials", 4)], M[0], 1.0),
+        "the product over data": ((), [], M[0], 1.0),
+        "members without evidence": (SUBJECTS, [masked([1, 0, 1, 1])], M[0], np.array([1, 0, 1, 1])),
+        "one member with evidence": (SUBJECTS, [masked([0, 1, 0, 0])], M[0], np.array([0, 1, 0, 0])),
+        "no evidence at all": (SUBJECTS, [masked([0, 0, 0, 0])], M[0], 0.0),
+        "a scale is a power": (SUBJECTS, [scaled(2.5)], M[0], 2.5),
+    }
 
-    def score(self, body, name="eta"):
-        """∇ log of π at the site less that of its prior N(0, 1), which every level has as it is."""
-        density = cp.compile(cp.program(body))
-        x = jnp.asarray(np.random.default_rng(4).normal(size=density.sites[name].shape), jnp.float32)
-        return x, density.score({name: x}, self.LEVEL)[name] + x
+    def test_scores(self):
+        """∇ log of π at the site less that of its prior N(0, 1), which every level has as it is, is Σ ∇ log of q/p₀."""
 
-    def of_members(self, x, m):
-        """∇ log of q/p₀ at level `LEVEL`."""
+        @cp.program
+        def every_case():
+            for name, (plates, handlers, m, _, *block) in self.CASES.items():
+                q = (
+                    cp.product(POSTERIOR / PRIOR, over={"m": m})
+                    if "over data" in name
+                    else POSTERIOR.given(m=m) / PRIOR
+                )
+                with numpyro.handlers.scope(prefix=name):
+                    evidence_at(plates, handlers, q, block=block[0] if block else None)
+
+        density, rng = cp.compile(every_case), np.random.default_rng(4)
+        x = {site: jnp.asarray(rng.normal(size=s.shape), jnp.float32) for site, s in density.sites.items()}
+        found = density.score(x, self.LEVEL)
         alpha, sigma = (float(a[self.LEVEL]) for a in (LEVELS.alpha, LEVELS.sigma))
         clear, broad = (alpha**2 * width**2 + sigma**2 for width in (WIDTH, BROAD))
-        return -(x - alpha * np.asarray(m)) / clear + x / broad
-
-    @pytest.mark.parametrize("block", [None, 2])
-    def test_a_plate_that_the_site_does_not_stand_in_multiplies_and_a_mask_leaves_out(self, block):
-        """Subjects with unequal numbers of trials."""
-
-        def trials():
-            with numpyro.plate("subjects", SUBJECTS):
-                eta = cp.sample("eta", dist.Normal(0.0, 1.0))
-                with numpyro.plate("trials", SESSIONS), numpyro.handlers.mask(mask=self.KEEP):
-                    cp.factor("x", POSTERIOR.given(m=means(self.Y)) / PRIOR, at=eta, block=block)
-
-        x, found = self.score(trials)
-        expected = np.sum(self.KEEP * self.of_members(x, means(self.Y)), 0)
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-    def test_one_site_under_a_plate_of_observations_is_the_product_over_them(self):
-        ms = means(self.Y[0])
-
-        def plate():
-            eta = cp.sample("eta", dist.Normal(0.0, 1.0))
-            with numpyro.plate("trials", SUBJECTS):
-                cp.factor("x", POSTERIOR.given(m=ms) / PRIOR, at=eta)
-
-        def product():
-            eta = cp.sample("eta", dist.Normal(0.0, 1.0))
-            cp.factor("x", cp.product(POSTERIOR / PRIOR, over={"m": ms}), at=eta)
-
-        np.testing.assert_allclose(self.score(plate)[1], self.score(product)[1], rtol=1e-4, atol=1e-4)
-
-    @pytest.mark.parametrize(
-        "cut",
-        [np.s_[:, :], np.s_[0], np.s_[:1], np.s_[:, :1], np.s_[0, 0]],
-        ids=["each", "a subject's", "a subject's, with an axis", "a session's", "everyone's"],
-    )
-    def test_conditions_of_nested_plates(self, cut):
-        ms = means(self.Y)[cut]
-
-        def nested():
-            with numpyro.plate("subjects", SUBJECTS), numpyro.plate("sessions", SESSIONS):
-                eta = cp.sample("eta", dist.Normal(0.0, 1.0))
-                cp.factor("x", POSTERIOR.given(m=ms) / PRIOR, at=eta)
-
-        x, found = self.score(nested)
-        np.testing.assert_allclose(found, self.of_members(x, ms), rtol=1e-4, atol=1e-4)
-
-    @pytest.mark.parametrize("keep", [[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]])
-    def test_members_without_evidence_have_their_prior(self, keep):
-        ms, keep = means(self.Y[0]), np.array(keep, bool)
-
-        def masked():
-            with numpyro.plate("subjects", SUBJECTS):
-                eta = cp.sample("eta", dist.Normal(0.0, 1.0))
-                with numpyro.handlers.mask(mask=keep):
-                    cp.factor("x", POSTERIOR.given(m=ms) / PRIOR, at=eta)
-
-        x, found = self.score(masked)
-        np.testing.assert_allclose(found, keep * self.of_members(x, ms), rtol=1e-4, atol=1e-4)
-
-    def test_a_scale_is_a_power(self):
-        ms = means(self.Y[0])
-
-        def scaled():
-            with numpyro.plate("subjects", SUBJECTS):
-                eta = cp.sample("eta", dist.Normal(0.0, 1.0))
-                with numpyro.handlers.scale(scale=2.5):
-                    cp.factor("x", POSTERIOR.given(m=ms) / PRIOR, at=eta)
-
-        x, found = self.score(scaled)
-        np.testing.assert_allclose(found, 2.5 * self.of_members(x, ms), rtol=1e-4, atol=1e-4)
+        for name, (_, _, m, counts, *_) in self.CASES.items():
+            at = x[f"{name}/eta"]
+            each = counts * (at / broad - (at - alpha * np.asarray(m)) / clear)
+            expected = each.sum(tuple(range(each.ndim - at.ndim))) - at
+            np.testing.assert_allclose(found[f"{name}/eta"], expected, rtol=1e-4, atol=1e-4, err_msg=name)
 
     def test_a_block_bounds_what_is_evaluated_at_once(self):
         wide = cp.Diffusion(lambda x, t, m: jnp.tanh(jnp.ones(500) * x).sum() + m, LEVELS, event_shape=(),
                             parameterization="score", time="log_snr", conditions=("m",))  # fmt: skip
 
         def largest(block):
-            def body():
-                with numpyro.plate("subjects", 100):
-                    eta = cp.sample("eta", dist.Normal(0.0, 1.0))
-                    cp.factor("x", wide.given(m=jnp.zeros(100)), at=eta, block=block)
-
-            density = cp.compile(cp.program(body))
+            density = member([("subjects", 100)], evidence=wide.given(m=jnp.zeros(100)), block=block)
             text = str(jax.make_jaxpr(lambda p: density.evaluator(p, 3).score)({"eta": jnp.ones(100)}))
             return max(int(rows) for rows in re.findall(r"f32\[(\d+),500\]", text))
 
         assert largest(None) == 100
         assert largest(8) <= 8
-
-    @pytest.mark.parametrize(
-        ("plates", "condition", "mask", "told"),
-        [
-            ((4, 3), (3,), None, r"shape \(3,\), in the plates 'plate 1' of 3, 'plate 0' of 4"),
-            ((3, 4), (4, 2), None, r"its first axis is not where that plate's is[\s\S]*broadcast_to\(…, \(4, 3\)"),
-            ((3, 3), (3, 1), None, r"several of them fit"),
-            ((3,), (3,), (2, 3), r"stands in a mask with an axis of 2, where its site 'eta' has no plate"),
-        ],
-    )
-    def test_axes_that_are_no_plates_are_refused(self, plates, condition, mask, told):
-        def body():
-            with contextlib.ExitStack() as stack:
-                for i, size in enumerate(plates):
-                    stack.enter_context(numpyro.plate(f"plate {i}", size))
-                eta = cp.sample("eta", dist.Normal(0.0, 1.0))
-                if mask is not None:
-                    stack.enter_context(numpyro.handlers.mask(mask=np.ones(mask, bool)))
-                cp.factor("x", POSTERIOR.given(m=jnp.zeros(condition)) / PRIOR, at=eta)
-
-        with pytest.raises(ShapeError, match=told) as error:
-            cp.compile(cp.program(body))
-        assert "test_evidence.py:" in str(error.value)
-
-    def test_plates_masks_and_scales_that_say_nothing_of_the_site_are_refused(self):
-        def of(handler):
-            def body():
-                with numpyro.plate("subjects", 3):
-                    eta = cp.sample("eta", dist.Normal(0.0, 1.0))
-                with handler(eta):
-                    cp.factor("x", POSTERIOR.given(m=0.5) / PRIOR, at=eta)
-
-            return cp.compile(cp.program(body))
-
-        with pytest.raises(ShapeError, match="in plate 'trials', where its site 'eta' has plate 'subjects', of size 3"):
-            of(lambda eta: numpyro.plate("trials", 3))
-        with pytest.raises(ProgramError, match=r"scaled by an array[\s\S]*one number"):
-            of(lambda eta: numpyro.handlers.scale(scale=jnp.ones(3)))
-        with pytest.raises(DoublyIntractableError, match="'x' at site 'eta' depends on"):
-            of(lambda eta: numpyro.handlers.mask(mask=eta > 0))
-        with pytest.raises(InvalidValueError, match="block must be at least 1"):
-            cp.compile(cp.program(lambda: cp.factor("x", PRIOR, at="eta", block=0)))
-        with pytest.raises(InvalidValueError, match="'w' is a log-weight, and block= "):
-            cp.compile(cp.program(lambda: cp.factor("w", 0.0, block=2)))
 
 
 class Interwoven:
@@ -415,24 +342,12 @@ class Interwoven:
 
     def moved(self, modes=ONE, steps=12, line=LINE):
         density = self.density(modes)
-        layout, noise = Layout.of_density(density), density.schedule.at(self.LEVEL)
         step = lambda schedule: 0.6 * min(modes[:, 2]) ** 2 + 0.0 * schedule.sigma
         kernel = Interweaving(step, log_ratio=line, widths=self.WIDTHS)
-        transitions = Transitions.resolved(kernel, 1, density)
         start = jnp.asarray(self.exact(density, self.CHAINS, modes))
-
-        def chain(v, key):
-            found = layout.evaluate(density, v, self.LEVEL, parts=False)
-            particle = transitions.start(jax.random.key_data(key), v, found)
-            setting = transitions.untuned(self.CHAINS), noise
-
-            def step(i, particle):
-                return transitions.step(density, False, setting, jax.random.fold_in(key, i), particle)[0]
-
-            return jax.lax.fori_loop(0, steps, step, particle).points
-
-        keys = jax.random.split(jax.random.key(5), self.CHAINS)
-        return np.asarray(start, float), np.asarray(jax.jit(jax.vmap(chain))(start, keys), float)
+        chains = jax.jit(jax.vmap(stepped(density, self.LEVEL, kernel, self.CHAINS, steps)))
+        after = chains(start, jax.random.split(jax.random.key(5), self.CHAINS))
+        return np.asarray(start, float), np.asarray(after, float)
 
     @staticmethod
     def values(v):
@@ -538,23 +453,20 @@ def test_where_a_factor_is_the_prior_steps_are_as_long_as_was_asked():
         scale = cp.sample("scale", dist.LogNormal(5.0, 0.1))
         cp.observe("y", dist.Normal(cp.sample("x", wide), scale), 0.0)
 
-    density = cp.compile(measured)
-    layout, noise = Layout.of_density(density), density.schedule.at(0)
-    transitions = Transitions.resolved(Interweaving(lambda schedule: 40.0 + 0.0 * schedule.sigma), 1, density)
-
-    def chain(v, key):
-        particle = transitions.start(jax.random.key_data(key), v, layout.evaluate(density, v, 0, parts=False))
-        setting = transitions.untuned(100), noise
-        return transitions.step(density, False, setting, key, particle)[0].points
-
+    density, kernel = cp.compile(measured), Interweaving(lambda schedule: 40.0 + 0.0 * schedule.sigma)
     start = jnp.stack([10.0 * jax.random.normal(jax.random.key(0), (100,)), jnp.full((100,), 5.0)], axis=1)
-    after = jax.jit(jax.vmap(chain))(start, jax.random.split(jax.random.key(1), 100))
+    chains = jax.jit(jax.vmap(stepped(density, 0, kernel, 100)))
+    after = chains(start, jax.random.split(jax.random.key(1), 100))
     assert np.std(after[:, 0] - start[:, 0]) > 4
 
 
+@functools.cache
+def pair():
+    return studied(means(np.zeros(2)))
+
+
 def drift(points, weighed):
-    density = cp.compile(study, POSTERIOR, PRIOR, means(np.zeros(2)))
-    return cp.WarmUp().drift([np.asarray(p, np.float32) for p in points], density, weighed)
+    return cp.WarmUp().drift([np.asarray(p, np.float32) for p in points], pair(), weighed)
 
 
 def test_a_warm_up_goes_on_until_latents_have_forgotten_where_it_began():
@@ -572,97 +484,120 @@ def test_a_warm_up_goes_on_until_latents_have_forgotten_where_it_began():
 @pytest.mark.parametrize(("chains", "draws"), [(1_000, 1), (10_000, 4), (12, 20)])
 def test_moves_err_less_than_what_is_left_to_chance(chains, draws):
     """The tolerance of a default run's moves, and of the rounds that close it, is 1/√n nats at n samples."""
-    density = cp.compile(study, POSTERIOR, PRIOR, means(np.zeros(2)))
-    kernel = choose(density, chains, draws)[0].kernel
-    (closing,) = cp.WarmUp().adapt(np.random.default_rng(0).normal(size=(chains, 4)), density).kernel.kernels
+    kernel = choose(pair(), chains, draws)[0].kernel
+    (closing,) = cp.WarmUp().adapt(np.random.default_rng(0).normal(size=(chains, 4)), pair()).kernel.kernels
     assert kernel.log_ratio.tolerance == pytest.approx((chains * draws) ** -0.5)
     assert closing.log_ratio.tolerance == pytest.approx(min(0.1, chains**-0.5))
 
 
 def test_a_warm_up_counts_what_its_kernel_evaluates():
-    density = cp.compile(study, POSTERIOR, PRIOR, means(np.zeros(2)))
     made = tuning.WARM_UP.settling + tuning.WARM_UP.transitions
-    kernel = Transitions.resolved(Interweaving(), 1, density)
+    kernel = Transitions.resolved(Interweaving(), 1, pair())
     assert cp.WarmUp().evaluations(kernel) == made * 9  # 4 nodes twice, and where that led
 
 
-class TestPosterior:
-    @pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), 8])
-    def test_group_by_the_default_call(self, number):
-        y = np.random.default_rng(number).normal(0.7, 0.7, number)
-        density = cp.compile(study, POSTERIOR, PRIOR, means(y))
-        result = cp.infer(density, jax.random.key(number), num_chains=400, progress=False)
-        assert result.status.ok
-        assert "Interweaving" in result.about.sampler
-        assert_is_the_group(result, y)
+@pytest.mark.parametrize(
+    ("seed", "number", "chains", "deviation", "noise"),
+    [
+        pytest.param(1, 1, 400, 0.7, NOISE, marks=pytest.mark.slow),
+        (8, 8, 400, 0.7, NOISE),
+        pytest.param(5, 8, 500, 1.0, 0.1, marks=pytest.mark.slow),
+        pytest.param(200, 200, 200, 0.7, NOISE, marks=pytest.mark.slow),
+        pytest.param(1000, 1000, 200, 0.7, NOISE, marks=pytest.mark.slow),
+    ],
+    ids=["one member", "eight", "precise data and a wide group", "200", "1,000"],
+)
+def test_group_by_the_default_call(seed, number, chains, deviation, noise):
+    """Of precise data long moves of a scale meet scores so steep that Simpson's rule is off by many nats."""
+    y = np.random.default_rng(seed).normal(0.7, deviation, number)
+    width = (BROAD**-2 + noise**-2) ** -0.5
+    density = studied(jnp.asarray(width**2 / noise**2 * y, jnp.float32), posterior=gaussian(width))
+    result = cp.infer(density, jax.random.key(seed), num_chains=chains, progress=False)
+    assert result.status.ok
+    assert "Interweaving" in result.about.sampler
+    assert_is_the_group(result, y, noise)
+    if chains == 400:
         assert abs(result.log_evidence - group(y)[2]) < 4 * result.log_evidence_error < 1
         rng = np.random.default_rng(0)
         prior = {"mu": rng.normal(size=400), "tau": abs(rng.normal(size=400))}
         with pytest.raises(AssertionError):  # a group at its prior is found out
             assert_is_the_group(prior, y)
 
-    @pytest.mark.slow
-    def test_precise_data_and_a_wide_group(self):
-        """Long moves of a scale meet scores so steep that Simpson's rule is off by many nats."""
-        y = np.random.default_rng(5).normal(0.7, 1.0, 8)
-        width = (BROAD**-2 + 0.1**-2) ** -0.5
-        density = cp.compile(study, gaussian(width), PRIOR, jnp.asarray(width**2 / 0.1**2 * y, jnp.float32))
-        result = cp.infer(density, jax.random.key(5), num_chains=500, progress=False)
-        assert result.status.ok
-        assert_is_the_group(result, y, noise=0.1)
 
-    @pytest.mark.slow
-    @pytest.mark.parametrize("number", [200, 1000])
-    def test_many_members(self, number):
-        y = np.random.default_rng(number).normal(0.7, 0.7, number)
-        density = cp.compile(study, POSTERIOR, PRIOR, means(y))
-        result = cp.infer(density, jax.random.key(number), num_chains=200, progress=False)
-        assert result.status.ok
-        assert_is_the_group(result, y)
+@cp.program
+def ambiguous(conditional):
+    mu = cp.sample("mu", dist.Normal(0.0, 1.0))
+    prior = cp.Analytic(dist.Normal(mu, 1.0), LEVELS)
+    cp.sample("eta", prior * POSTERIOR.given(m=0.5) / PRIOR, conditional=conditional)
 
 
-class TestRefusals:
-    def test_a_product_of_which_some_factors_depend_on_a_latent(self):
-        @cp.program
-        def ambiguous(conditional):
-            mu = cp.sample("mu", dist.Normal(0.0, 1.0))
-            prior = cp.Analytic(dist.Normal(mu, 1.0), LEVELS)
-            cp.sample("eta", prior * POSTERIOR.given(m=0.5) / PRIOR, conditional=conditional)
+@cp.program
+def intractable():
+    mu = cp.sample("mu", dist.Normal(0.0, 1.0))
+    eta = cp.sample("eta", dist.Normal(mu, 1.0))
+    cp.factor("x", POSTERIOR.given(m=mu) / PRIOR, at=eta)
 
-        with pytest.raises(ProgramError, match=r"'eta' some factors.*'mu'[\s\S]*cp.factor[\s\S]*conditional=True"):
-            cp.compile(ambiguous, False)
-        assert cp.compile(ambiguous, True).sites["mu"].kind == "held"
 
-    def test_evidence_that_depends_on_a_latent(self):
-        @cp.program
-        def intractable():
-            mu = cp.sample("mu", dist.Normal(0.0, 1.0))
-            eta = cp.sample("eta", dist.Normal(mu, 1.0))
-            cp.factor("x", POSTERIOR.given(m=mu) / PRIOR, at=eta)
+def in_plates(sizes, condition, handlers=()):
+    plates = [(f"plate {i}", size) for i, size in enumerate(sizes)]
+    return lambda: member(plates, handlers, POSTERIOR.given(m=jnp.zeros(condition)) / PRIOR)
 
-        refused(lambda: cp.compile(intractable), DoublyIntractableError, r"'x' at site 'eta' depends on.*'mu'")
 
-    def test_a_prior_without_a_noised_density_says_what_has_one(self):
-        @cp.program
-        def circular():
-            eta = cp.sample("eta", dist.VonMises(0.0, 1.0))
-            cp.factor("x", POSTERIOR.given(m=0.5) / PRIOR, at=eta)
+def beside(handler):
+    return lambda: member([("subjects", 3)], [handler], closed=True)
 
-        refused(lambda: cp.compile(circular), ProgramError, r"'eta'.*VonMises[\s\S]*MultivariateNormal")
 
-    def test_shapes_places_and_policies(self):
-        half = POSTERIOR.given(m=0.5)
+VECTOR = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
+REFUSED = {
+    ShapeError: {
+        "the inner plate's axis": (in_plates((4, 3), (3,)), r"shape \(3,\), in the plates 'plate 1' of 3, 'plate 0'"),
+        "another axis": (
+            in_plates((3, 4), (4, 2)),
+            r"its first axis is not where that plate's is[\s\S]*broadcast_to\(…, \(4, 3\)",
+        ),
+        "two plates of one size": (in_plates((3, 3), (3, 1)), r"several of them fit"),
+        "a mask without a plate": (
+            in_plates((3,), (3,), [masked(np.ones((2, 3)))]),
+            r"stands in a mask with an axis of 2, where its site 'eta' has no plate",
+        ),
+        "another plate": (
+            beside(plate("trials", 3)), "in plate 'trials', where its site 'eta' has plate 'subjects', of size 3"
+        ),
+        "events of another shape": (lambda: member(prior=VECTOR), "events of shape"),
+    },
+    ProgramError: {
+        "a scale for each": (beside(scaled(jnp.ones(3))), r"scaled by an array[\s\S]*one number"),
+        "some factors of a latent": (
+            lambda: cp.compile(ambiguous, False), r"'eta' some factors.*'mu'[\s\S]*cp.factor[\s\S]*conditional=True"
+        ),
+        "a prior without a noised density": (
+            lambda: member(prior=dist.VonMises(0.0, 1.0)), r"'eta'.*VonMises[\s\S]*MultivariateNormal"
+        ),
+        "no such site": (lambda: member(at="theta"), "looks at no site"),
+    },
+    DoublyIntractableError: {
+        "a mask of the site": (beside(lambda eta: numpyro.handlers.mask(mask=eta > 0)), "'x' at site 'eta' depends on"),
+        "a condition that is a latent": (lambda: cp.compile(intractable), r"'x' at site 'eta' depends on.*'mu'"),
+    },
+    InvalidValueError: {
+        "a block of none": (lambda: cp.factor("x", PRIOR, at="eta", block=0), "block must be at least 1"),
+        "a block of a log-weight": (lambda: cp.factor("w", 0.0, block=2), "'w' is a log-weight, and block= "),
+        "a policy": (
+            lambda: member(evidence=gaussian(1.0, (2,)).given(m=0.5), prior=VECTOR, anneal="denoised"),
+            "leave anneal= out",
+        ),
+    },
+    WrongTypeError: {
+        "a number": (lambda: member(evidence=1.0), "needs a factor"),
+        "nowhere": (lambda: cp.compile(cp.program(lambda: cp.factor("x", PRIOR))), "at= does not say"),
+    },
+}  # fmt: skip
 
-        def of(at=None, factor=half, anneal=None):
-            def body():
-                eta = cp.sample("eta", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
-                cp.factor("x", factor, anneal, at=eta if at is None else at)
 
-            return cp.compile(cp.program(body))
+@pytest.mark.parametrize(("kind", "call", "words", "fix"), rows(REFUSED))
+def test_refusals(kind, call, words, fix):
+    refused(call, kind, words, fix)
 
-        refused(of, ShapeError, "events of shape")
-        refused(lambda: of(at="theta"), ProgramError, "looks at no site")
-        refused(lambda: of(factor=1.0), WrongTypeError, "needs a factor")
-        with pytest.raises(InvalidValueError, match="leave anneal= out"):
-            of(factor=gaussian(1.0, (2,)).given(m=0.5), anneal="denoised")
-        refused(lambda: cp.compile(cp.program(lambda: cp.factor("x", PRIOR))), WrongTypeError, "at= does not say")
+
+def test_a_latent_of_some_factors_is_held_where_that_is_asked_for():
+    assert cp.compile(ambiguous, True).sites["mu"].kind == "held"

@@ -1,5 +1,6 @@
-"""Analytic factors whose parameters are latents: hierarchical models, their normaliser known at each level."""
+"""Factors that depend on latents: analytic ones, normalised at each level; others in ancestral order, or refused."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +9,10 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.errors import DoublyIntractableError, ProgramError
-from sampling_cases import SCHEDULE
-from zscores import assert_agrees, z_scores
+from composeprob.errors import CapabilityError, DoublyIntractableError, ProgramError
+from refusals import refused
+from sampling_cases import SCHEDULE, Calls, normal, run
+from zscores import assert_agrees, assert_disagrees, z_scores
 
 WEIGHTS, SHIFT, SDS, SD, Y = (0.3, 0.7), (-1.0, 0.6), (0.4, 0.7), 0.5, 1.4
 PRIOR_SD, SCALE = 0.8, (0.3, 0.2)
@@ -50,27 +52,19 @@ def tempering(level):
     return jax.nn.sigmoid(jnp.asarray(SCHEDULE.log_snr)[level] - 4) / jax.nn.sigmoid(SCHEDULE.log_snr[0] - 4)
 
 
-def untold(level):
-    return 0.0
-
-
 EXACT = jax.jit(jax.value_and_grad(exact), static_argnums=2)
 
 
 @pytest.mark.parametrize("level", [0, 13, 31])
 def test_density_and_scores_are_the_models(density, level):
-    position = {
-        "x": jnp.array(0.7),
-        "z": jnp.array([[0.4, -1.2], [2.0, 0.1]]),
-        "m": jnp.array(-0.6),
-        "s": jnp.array(0.5),
-    }
+    x, z, m, s = jnp.array(0.7), jnp.array([[0.4, -1.2], [2.0, 0.1]]), jnp.array(-0.6), jnp.array(0.5)
+    position = {"x": x, "z": z, "m": m, "s": s}
     evaluation = density.evaluate(position, level)
     value, score = EXACT(position, level, tempering)
     np.testing.assert_allclose(evaluation.log_density, value, rtol=2e-5)
     for name in position:
         np.testing.assert_allclose(evaluation.score[name], score[name], rtol=1e-4, atol=1e-4)
-    alone = EXACT(position, level, untold)[1]["x"]
+    alone = EXACT(position, level, lambda level: 0.0)[1]["x"]
     np.testing.assert_allclose(evaluation.parts.drift["x"], alone, rtol=1e-4, atol=1e-4)
     assert evaluation.parts.rate == 0  # conditional on m and s each is a noised marginal
     leaves = jax.eval_shape(density.leaf_scores, position, level)
@@ -92,9 +86,7 @@ def test_smc_gives_the_evidence_and_the_posterior(weights, levels):
     """
     density = cp.compile(hierarchy, jnp.array(Y), cp.Schedule.log_snr(levels))
     sampler = cp.SMC(cp.MALA(), 3, weights=weights)
-    runs = [
-        cp.infer(density, jax.random.key(seed), num_chains=1024, sampler=sampler, progress=False) for seed in range(20)
-    ]
+    runs = [run(density, seed, 1024, sampler=sampler) for seed in range(20)]
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     m, s = np.meshgrid(0.2 + PRIOR_SD * nodes, np.exp(SCALE[0] + SCALE[1] * nodes), indexing="ij")
     weight = weights[:, None] * weights / weights.sum() ** 2
@@ -108,17 +100,16 @@ def test_smc_gives_the_evidence_and_the_posterior(weights, levels):
         of_m += (joint * m).sum() / np.sqrt(2 * np.pi)
         gain = prior / (prior + SD**2)
         of_x += (joint * float(noise.alpha) * (m + shift + gain * (Y - m - shift))).sum() / np.sqrt(2 * np.pi)
-    values = {"Z": np.exp([run.log_evidence for run in runs])}
-    values |= {name: np.array([run[name].mean() for run in runs]) for name in ("m", "x")}
+    values = {"Z": np.exp([result.log_evidence for result in runs])}
+    values |= {name: np.array([result[name].mean() for result in runs]) for name in ("m", "x")}
     assert_agrees(z_scores(values, {"Z": evidence, "m": of_m / evidence, "x": of_x / evidence}))
 
 
 @cp.program
-def powered(w, y=None):
+def powered(w, y):
     m = cp.sample("m", dist.Normal(0.0, 1.0))
     x = cp.sample("x", cp.Analytic(dist.Normal(m, 1.0), SCHEDULE) ** w)
-    if y is not None:
-        cp.observe("y", dist.Normal(x, 1.0), y)
+    cp.observe("y", dist.Normal(x, 1.0), y)
 
 
 @cp.program
@@ -128,7 +119,147 @@ def chained():
 
 
 def test_what_is_not_normalised_whatever_the_latent_is_refused():
-    with pytest.raises(DoublyIntractableError, match=r"'x' depends on the unobserved latent 'm'.*\n.*observe 'm'"):
-        cp.compile(powered, 2.0, 0.3)
-    with pytest.raises(ProgramError, match="'x' depends on the noised site 'm'"):
-        cp.compile(chained)
+    words = r"'x' depends on the unobserved latent 'm'.*\n.*observe 'm'"
+    refused(lambda: cp.compile(powered, 2.0, 0.3), DoublyIntractableError, words)
+    refused(lambda: cp.compile(chained), ProgramError, "'x' depends on the noised site 'm'")
+
+
+ALPHA, SIGMA = float(SCHEDULE.alpha[0]), float(SCHEDULE.sigma[0])
+KERNEL, KEY = cp.HMC(num_leapfrog=3), jax.random.key(0)
+
+
+@cp.program
+def product(y=None, sd=1.0):
+    """Z(c) of N(x; c, 1)·N(x; 0, 1) is N(c; 0, 2): not constant, and here known."""
+    c = cp.sample("c", dist.Normal(0.0, 1.0))
+    x = cp.sample("x", cp.Analytic(dist.Normal(c, sd), SCHEDULE) * normal(), conditional=True)
+    if y is not None:
+        cp.observe("y", dist.Normal(x, 1.0), y)
+
+
+def test_c_keeps_its_prior_and_x_has_its_law_given_c():
+    density = cp.compile(product)
+    assert "ancestral order: c by the prior, then x given that" in str(density)
+    result = run(density, 0, 4096, sampler=cp.AnnealedMCMC(KERNEL, 4))
+    assert result.status.ok
+    c, x = np.asarray(result["c"], float), np.asarray(result["x"], float)
+    away, variance = x - ALPHA * c / 2, (ALPHA**2 + SIGMA**2) / 2  # of the product of two noised factors
+    values = {"c": c, "c²": c**2, "x": away, "x²": away**2, "cx": c * away}
+    expected = {"c": 0.0, "c²": 1.0, "x": 0.0, "x²": variance, "cx": 0.0}
+    assert_agrees(z_scores(values, expected))
+    # The joint density without Z(c), which chains that moved c would sample.
+    assert_disagrees(z_scores(values, {"c²": 1 / (1 + 1 / 2)}))
+
+
+@pytest.mark.slow
+def test_what_moves_beside_it_is_not_held():
+    @cp.program
+    def beside(f):
+        c = cp.sample("c", dist.Normal(0.0, 1.0))
+        cp.sample("x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * f, conditional=True)
+        w = cp.sample("w", f)
+        m = cp.sample("m", dist.Normal(0.0, 1.0))
+        cp.observe("y", dist.Normal(w + m, 0.5), 1.0)
+
+    density = cp.compile(beside, normal())
+    assert {name: site.kind for name, site in density.sites.items()} == {
+        "x": "noised", "w": "noised", "c": "held", "m": "static"
+    }  # fmt: skip
+    result = run(density, 1, 2048, sampler=cp.AnnealedMCMC(KERNEL, 8))
+    gain = 1 / (1 + 1 + 0.5**2)
+    c, m = np.asarray(result["c"], float), np.asarray(result["m"], float)
+    values = {"c": c, "c²": c**2, "m": m, "m²": (m - gain) ** 2, "cm": c * (m - gain)}
+    assert_agrees(z_scores(values, {"c": 0.0, "c²": 1.0, "m": gain, "m²": 1 - gain, "cm": 0.0}))
+
+
+def conditional(counter, parameterization="energy"):
+    """The noised N(c, 1) by a network, for this schedule (α² + σ² = 1)."""
+
+    def network(x, log_snr, c):
+        counter()
+        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        away = x - alpha * c
+        return sigma * 0.5 * jnp.sum(away**2) if parameterization == "energy" else -away
+
+    return cp.Diffusion(
+        network, SCHEDULE, event_shape=(2,), parameterization=parameterization, time="log_snr", conditions=("c",)
+    )
+
+
+@cp.program
+def in_a_plate(f):
+    a = cp.sample("a", dist.Normal(0.0, 1.0))
+    c = cp.sample("c", dist.Normal(jnp.array([a, -a]), 0.5).to_event(1))
+    with numpyro.plate("copies", 3):
+        cp.sample("x", f.given(c=c) * f.given(c=0.0 * c))
+
+
+def test_networks_get_the_latent_of_the_position():
+    counter = Calls()
+    density = cp.compile(in_a_plate, conditional(counter))
+    x = jax.random.normal(KEY, (3, 2))
+    position = {"a": jnp.array(0.4), "c": jnp.array([1.5, -0.7]), "x": x}
+    evaluate = eqx.filter_jit(lambda d, p, k: d.evaluate(p, k))
+    alpha = float(SCHEDULE.alpha[5])
+    for c in (position["c"], jnp.array([-2.0, 0.3])):
+        found = evaluate(density, {**position, "c": c}, 5)
+        np.testing.assert_allclose(found.score["x"], alpha * c - 2 * position["x"], rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(found.score["c"], 0.0)
+        np.testing.assert_array_equal(found.score["a"], 0.0)
+        away = jnp.sum((position["x"] - alpha * c) ** 2) + jnp.sum(position["x"] ** 2)
+        np.testing.assert_allclose(found.parts.log_marginal, -0.5 * away, rtol=1e-4)
+    counter.reset()
+    evaluate(density, position, 6)
+    jax.effects_barrier()
+    assert counter.run == 2  # two leaves, each one batch of three copies
+
+
+@pytest.mark.slow
+def test_scores_alone_will_do_and_reverse_diffusion_is_ancestral_too():
+    density = cp.compile(scores_alone, conditional(Calls(), "score"))
+    result = run(density, 2, 4096, sampler=cp.Ancestral())
+    c, away = result["c"], result["x"] - ALPHA * result["c"]
+    values = {"c": c, "c²": c**2, "x": away, "cx": c * away}
+    assert_agrees(z_scores(values, {"c": 0.0, "c²": 1.0, "x": 0.0, "cx": 0.0}))
+    assert "AnnealedMCMC" in run(density, 2, 300, sampler=None).about.sampler
+
+
+@cp.program
+def scores_alone(f):
+    c = cp.sample("c", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    cp.sample("x", f.given(c=c))
+
+
+def test_chains_are_not_weighed_against_one_another():
+    density = cp.compile(product)
+    words = "weighs chains.*depends on 'c'.*Fix: use cp.AnnealedMCMC"
+    for weights in ("feynman_kac", "density"):
+        refused(lambda: cp.infer(density, KEY, num_chains=4, sampler=cp.SMC(weights=weights)), CapabilityError, words)
+    refused(density.to_numpyro, DoublyIntractableError, "would move 'c'")
+
+
+@cp.program
+def told_of(where):
+    c = cp.sample("c", dist.Normal(0.0, 1.0))
+    b = cp.sample("b", dist.Normal(c, 1.0))
+    cp.sample("x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal(), conditional=True)
+    cp.observe("y", dist.Normal({"c": c, "b": b}[where], 1.0), 0.3)
+
+
+@cp.program
+def after_a_noised_one():
+    w = cp.sample("w", normal())
+    c = cp.sample("c", dist.Normal(w, 1.0))
+    cp.sample("x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal(), conditional=True)
+
+
+def test_where_the_prior_draw_would_be_wrong_the_program_is_refused():
+    words, fix = (
+        r"'x' depends on the unobserved latent 'c'.*'y' depends on 'x'",
+        "observe 'c'; or calibrate.*classifier",
+    )
+    refused(lambda: cp.compile(product, 0.3), DoublyIntractableError, words, fix)
+    words = r"'y' depends on 'c'.*test_hierarchy.*ancestral order"
+    for where in ("c", "b"):
+        refused(lambda: cp.compile(told_of, where), DoublyIntractableError, words)
+    refused(lambda: cp.compile(after_a_noised_one), ProgramError, "depends on the noised site 'w'")

@@ -1,18 +1,18 @@
-"""Conjugate posteriors: latents and noised sites together, under each annealing policy, by chains and by SMC.
+"""Posteriors that are known: conjugate ones under each annealing policy, an unknown spread, counts, eight schools."""
 
-One program holds five models that do not touch: in each a sum of Gaussians is observed, so its posterior is known.
-"""
-
+import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.diagnostics import effective_sample_size
+from numpyro.infer import MCMC, NUTS
 
 import composeprob as cp
-from sampling_cases import SCHEDULE, normal
-from zscores import assert_agrees, assert_disagrees, z_scores
+from sampling_cases import SCHEDULE, normal, run
+from zscores import LIMIT, assert_agrees, assert_disagrees, z_scores
 
 SD, Y = 0.5, 1.2
 ALPHA, SIGMA = jnp.asarray(SCHEDULE.alpha), jnp.asarray(SCHEDULE.sigma)
@@ -32,6 +32,7 @@ def likelihood(policy, x, m, level=None):
 
 @cp.program
 def five_models(f, y):
+    """Models that do not touch: in each a sum of Gaussians is observed, so its posterior is known."""
     for policy in POLICIES:
         with numpyro.handlers.scope(prefix=policy, divider="_"), cp.annealed(policy):
             x = cp.sample("x", f)
@@ -88,7 +89,7 @@ def density():
 def test_chains_find_the_posterior(density):
     # With the default gain steps of these nine sites now and then overshoot to where leapfrogs are unstable.
     sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive(gain=0.5), num_leapfrog=4), 8)
-    result = cp.infer(density, jax.random.key(0), num_chains=4096, sampler=sampler, progress=False)
+    result = run(density, 0, 4096, sampler=sampler)
     assert_agrees(z_scores(statistics(result), EXPECTED))
     assert result.status.ok
     for policy in POLICIES:  # each would be found out by itself, had it taken the noise for twice as wide
@@ -104,11 +105,8 @@ def test_chains_find_the_posterior(density):
     ids=["all sites together", "noised sites and latents in turn"],
 )
 def test_smc_finds_the_posterior(density, sampler):
-    runs = [
-        statistics(cp.infer(density, jax.random.key(seed), num_chains=1024, sampler=sampler, progress=False))
-        for seed in range(30)
-    ]
-    averages = {name: np.array([run[name].mean() for run in runs]) for name in EXPECTED}
+    runs = [statistics(run(density, seed, 1024, sampler=sampler)) for seed in range(30)]
+    averages = {name: np.array([found[name].mean() for found in runs]) for name in EXPECTED}
     assert_agrees(z_scores(averages, EXPECTED))
     wrong, _ = conditioned(np.array([0.0, 0.5]), np.diag([1.0, 0.8**2]), sd=1.3 * SD)
     for policy in POLICIES:
@@ -126,7 +124,7 @@ def test_a_program_without_noised_sites_is_a_bayesian_model():
     density = cp.compile(static_only, Y)
     assert density.num_levels == 1
     sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive(warmup=100), num_leapfrog=4), 50)
-    result = cp.infer(density, jax.random.key(0), num_chains=4096, sampler=sampler, progress=False)
+    result = run(density, 0, 4096, sampler=sampler)
     mean, covariance = conditioned(np.array([0.5, 0.0]), np.diag([0.8**2, 1.0]))
     m, k = result["m"], result["k"]
     values = {"m": m, "k": k, "mm": (m - mean[0]) ** 2, "mk": (m - mean[0]) * (k - mean[1])}
@@ -137,12 +135,10 @@ def test_a_program_without_noised_sites_is_a_bayesian_model():
 def test_a_program_without_noised_sites_under_smc_is_importance_sampling():
     density = cp.compile(static_only, Y)
     sampler = cp.SMC(cp.HMC(cp.Adaptive(), num_leapfrog=4), 2, weights="density")
-    runs = [
-        cp.infer(density, jax.random.key(seed), num_chains=1024, sampler=sampler, progress=False) for seed in range(30)
-    ]
+    runs = [run(density, seed, 1024, sampler=sampler) for seed in range(30)]
     mean, _ = conditioned(np.array([0.5, 0.0]), np.diag([0.8**2, 1.0]))
-    evidence = np.exp([run.log_evidence for run in runs])
-    values = {"m": np.array([run["m"].mean() for run in runs]), "Z": evidence}
+    evidence = np.exp([result.log_evidence for result in runs])
+    values = {"m": np.array([result["m"].mean() for result in runs]), "Z": evidence}
     marginal = np.exp(-0.5 * (Y - 0.5) ** 2 / (0.8**2 + 1 + SD**2)) / np.sqrt(2 * np.pi * (0.8**2 + 1 + SD**2))
     assert_agrees(z_scores(values, {"m": mean[0], "Z": marginal}))
 
@@ -200,13 +196,10 @@ def test_evidence_and_posterior_under_an_unknown_spread(policy):
     density = cp.compile(unknown_spread, two_modes(), jnp.asarray(DATA), None if policy == "exact" else policy)
     assert ("y exact" in str(density)) == (policy == "exact")
     sampler = cp.SMC(cp.MALA(), 2, weights="density")
-    runs = [cp.infer(density, jax.random.key(k), num_chains=1024, sampler=sampler, progress=False) for k in range(20)]
-    values = {
-        "Z": np.exp([run.log_evidence for run in runs]),
-        "x0": np.array([run["x"][:, 0].mean() for run in runs]),
-        "x1": np.array([run["x"][:, 1].mean() for run in runs]),
-        "sd": np.array([run["sd"].mean() for run in runs]),
-    }
+    runs = [run(density, seed, 1024, sampler=sampler) for seed in range(20)]
+    x = np.array([result["x"].mean(0) for result in runs])
+    values = {"Z": np.exp([result.log_evidence for result in runs]), "x0": x[:, 0], "x1": x[:, 1]}
+    values["sd"] = np.array([result["sd"].mean() for result in runs])
     assert_agrees(z_scores(values, by_quadrature()))
 
 
@@ -223,8 +216,106 @@ def test_counts_by_an_exponential():
     log_joint = dist.Normal(0.0, 1.0).log_prob(x) + dist.Poisson(jnp.exp(2 * x)[:, None]).log_prob(y).sum(1)
     evidence = float(jax.nn.logsumexp(log_joint)) + np.log(12.0 / 24000)
     mean = float(jnp.sum(jax.nn.softmax(log_joint) * x))
-    result = cp.infer(cp.compile(counted, normal(0.0), y), jax.random.key(0), num_chains=1000, progress=False)
+    result = run(cp.compile(counted, normal(0.0), y), 0, 1000, sampler=None)
     assert result.status.ok
     found = result.mean(lambda s: s["x"])
     off = (result.log_evidence - evidence) / result.log_evidence_error
     assert_agrees({"mean": (found.value - mean) / found.error, "evidence": off})
+
+
+# Eight schools, a program without noised sites. Given τ everything is Gaussian: expectations are integrals over τ
+# alone (Gelman et al., *Bayesian Data Analysis*, section 5.5). Non-centred: θ_j = μ + τ·η_j.
+EFFECTS = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+ERRORS = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+
+
+def schools(y, error):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
+    with numpyro.plate("school", len(EFFECTS)):
+        eta = numpyro.sample("eta", dist.Normal(0.0, 1.0))
+        theta = numpyro.deterministic("theta", mu + tau * eta)
+        numpyro.sample("y", dist.Normal(theta, error), obs=y)
+
+
+@pytest.fixture(scope="module")
+def schools_density():
+    return cp.compile(cp.program(schools), jnp.asarray(EFFECTS), jnp.asarray(ERRORS))
+
+
+def schools_by_quadrature(errors=ERRORS):
+    """Means of μ, log τ and θ, and their variances."""
+    log_tau = np.linspace(-14.0, 8.0, 8001)
+    tau, v = np.exp(log_tau), errors**2 + np.exp(2 * log_tau)[:, None]
+    precision = 1 / 25 + (1 / v).sum(1)
+    mean = (EFFECTS / v).sum(1) / precision
+    log_weight = -0.5 * (np.log(v).sum(1) + np.log(precision) + (EFFECTS**2 / v).sum(1) - precision * mean**2)
+    weight = np.exp(log_weight - log_weight.max()) / (1 + (tau / 5) ** 2) * tau
+    weight /= weight.sum()
+    pull = tau[:, None] ** 2 / v  # θ | μ, τ has mean pull·y + (1 − pull)·μ and variance pull·error²
+    theta = pull * EFFECTS + (1 - pull) * mean[:, None]
+    theta_variance = pull * errors**2 + (1 - pull) ** 2 / precision[:, None]
+
+    def moments(mean, variance):
+        first = weight @ mean
+        return first, weight @ (variance + mean**2) - first**2
+
+    found = {"mu": moments(mean, 1 / precision), "log tau": moments(log_tau, 0.0)}
+    means, variances = moments(theta, theta_variance)
+    return found | {f"theta{j}": (means[j], variances[j]) for j in range(len(EFFECTS))}
+
+
+SCHOOLS = schools_by_quadrature()
+OF_SCHOOLS = {name: mean for name, (mean, _) in SCHOOLS.items()}
+OF_SCHOOLS |= {f"{name}²": variance for name, (_, variance) in SCHOOLS.items()}
+
+
+def statistics_of_schools(samples):
+    """Every number and its squared distance from the exact mean: their averages are means and variances."""
+    values = {"mu": samples["mu"], "log tau": np.log(samples["tau"])}
+    values |= {f"theta{j}": samples["theta"][..., j] for j in range(len(EFFECTS))}
+    return values | {f"{name}²": (value - SCHOOLS[name][0]) ** 2 for name, value in values.items()}
+
+
+@pytest.mark.slow
+def test_the_sampler_that_is_chosen(schools_density):
+    """Of keys 0 … 7 each passes; with the code of quick tests, which rounds otherwise, key 0 alone is at |z| = 6."""
+    result = run(schools_density, 0, 1024, sampler=None)
+    assert result.status.ok
+    assert_agrees(z_scores(statistics_of_schools(result.samples), OF_SCHOOLS))
+    wrong = schools_by_quadrature(0.7 * ERRORS)
+    assert_disagrees(z_scores(statistics_of_schools(result.samples), {name: mean for name, (mean, _) in wrong.items()}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "hyper",
+    [cp.HMC(cp.Adaptive(warmup=100), num_leapfrog=4), cp.BlackJAX(blackjax.nuts, cp.Adaptive(warmup=50))],
+    ids=["HMC", "NUTS"],
+)
+def test_blocks(schools_density, hyper):
+    kernel = cp.Gibbs({("mu", "tau"): hyper, "eta": cp.HMC(cp.Adaptive(warmup=100), num_leapfrog=4)})
+    result = run(schools_density, 0, 1024, sampler=cp.AnnealedMCMC(kernel, 100))
+    assert_agrees(z_scores(statistics_of_schools(result.samples), OF_SCHOOLS))
+    assert result.about.blocks == ("mu, tau", "eta")
+    goals = [0.8 if isinstance(hyper, cp.BlackJAX) else 0.75, 0.75]
+    np.testing.assert_allclose(result.acceptance[0], goals, atol=0.08)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["NumPyro's own", "the program's potential"])
+def test_nuts_of_numpyro(schools_density, model):
+    """Its own model and the compiled program give one posterior: means and standard deviations within their errors."""
+    options = {"num_warmup": 500, "num_samples": 2000, "num_chains": 4, "chain_method": "vectorized"}
+    if model == "NumPyro's own":
+        mcmc = MCMC(NUTS(schools), progress_bar=False, **options)
+        mcmc.run(jax.random.key(0), jnp.asarray(EFFECTS), jnp.asarray(ERRORS))
+    else:
+        target = schools_density.to_numpyro()
+        kernel = NUTS(potential_fn=target.potential_fn)
+        mcmc = MCMC(kernel, postprocess_fn=target.postprocess_fn, progress_bar=False, **options)
+        mcmc.run(jax.random.key(0), init_params=target.init_params(jax.random.key(1), 4))
+    samples = {name: np.asarray(value, float) for name, value in mcmc.get_samples(group_by_chain=True).items()}
+    for name, value in statistics_of_schools(samples).items():
+        error = value.std() / np.sqrt(effective_sample_size(value))
+        assert abs(value.mean() - OF_SCHOOLS[name]) < LIMIT * error, name

@@ -1,4 +1,6 @@
-"""What NumPyro's and the library's statements mean inside a program, and how a run of it leaves no trace."""
+"""What statements mean inside a program, how a run of it leaves no trace, and annealing policies as objects."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +11,14 @@ import pytest
 from numpyro.primitives import _PYRO_STACK
 
 import composeprob as cp
-from composeprob.errors import ComposeProbError, ProgramError
+from composeprob.errors import ComposeProbError, InvalidValueError, ProgramError, WrongTypeError
 from composeprob.language.interpret import run
+from composeprob.language.policies import POLICIES, Denoised, Policy
 from refusals import refused
-from sampling_cases import SCHEDULE, normal
+from sampling_cases import SCHEDULE, normal, single
 
 F = normal()
+ALPHA, SIGMA = float(SCHEDULE.alpha[0]), float(SCHEDULE.sigma[0])
 
 
 def statements(program, *args):
@@ -22,71 +26,72 @@ def statements(program, *args):
     return run(program.function, args, {}, lambda kind, name, fn: jnp.zeros(fn.shape()))
 
 
-def log_density(density, level=0, **position):
-    return float(density.log_density({name: jnp.asarray(value, float) for name, value in position.items()}, level))
+@cp.program
+def every_kind(f, y, mask):
+    x = cp.sample("x", f)
+    z = numpyro.sample("z", dist.Normal(0.5, 2.0))
+    w = cp.sample("w", dist.Normal(z, 1))
+    with numpyro.handlers.scale(scale=3.0):
+        m = cp.sample("m", dist.Normal(0, 1))
+    with numpyro.handlers.substitute(data={"s": 2.0}):
+        s = cp.sample("s", dist.Normal(x, 0.5))
+    with numpyro.handlers.do(data={"k": 3.0}):
+        k = cp.sample("k", dist.Normal(0, 1))
+    with numpyro.handlers.reparam(config={"r": numpyro.infer.reparam.LocScaleReparam(0)}):
+        r = cp.sample("r", dist.Normal(3.0, 2.0))
+    cp.sample("rate", dist.Gamma(2.0, 1.0))
+    cp.sample("shares", dist.Dirichlet(jnp.ones(3)))
+    numpyro.deterministic("sum", x + w + s + k)
+    cp.observe("y", dist.Normal(x + z, 0.3), y)
+    numpyro.sample("y2", dist.Normal(r, 1), obs=0.5)
+    with numpyro.handlers.mask(mask=mask):
+        cp.observe("masked", dist.Normal(x + m, 1), jnp.array([1.0, 100.0]))
+    cp.factor("soft", -0.1 * x**2)
+    numpyro.factor("soft2", -(w**2))
+
+
+LATENTS = ("z", "w", "m", "r_decentered", "rate", "shares")
+MASK = jnp.array([True, False])
 
 
 def test_kinds():
-    @cp.program
-    def every_kind(f):
-        x = cp.sample("x", f)
-        z = numpyro.sample("z", dist.Normal(0, 1))
-        w = cp.sample("w", dist.Normal(z, 1))
-        numpyro.deterministic("sum", x + w)
-        cp.observe("y", dist.Normal(x, 1), 0.5)
-        numpyro.sample("y2", dist.Normal(z, 1), obs=0.5)
-        cp.factor("soft", -(x**2))
-        numpyro.factor("soft2", -(z**2))
-
-    kinds = {name: s.kind for name, s in statements(every_kind, F).items()}
-    assert kinds == {
-        "x": "noised",
-        "z": "static",
-        "w": "static",
-        "sum": "deterministic",
-        **dict.fromkeys(("y", "y2", "soft", "soft2"), "observed"),
-    }
-    density = cp.compile(every_kind, F)
-    assert {name: site.kind for name, site in density.sites.items()} == {"x": "noised", "z": "static", "w": "static"}
-    samples = density.to_samples({"x": jnp.array(1.0), "z": jnp.array(2.0), "w": jnp.array(3.0)})
-    alpha = float(SCHEDULE.alpha[0])
-    assert float(samples["sum"]) == pytest.approx(1 / alpha + 3)
+    kinds = {name: s.kind for name, s in statements(every_kind, F, 0.7, MASK).items() if name not in ("s", "k", "r")}
+    of_data = dict.fromkeys(("y", "y2", "masked", "soft", "soft2"), "observed")
+    assert kinds == {"x": "noised", **dict.fromkeys(LATENTS, "static"), "sum": "deterministic", **of_data}
 
 
-def test_density_of_a_program_is_the_product_of_its_statements():
-    @cp.program
-    def model(f, y):
-        x = cp.sample("x", f)
-        m = cp.sample("m", dist.Normal(0.5, 2.0))
-        cp.observe("y", dist.Normal(x + m, 0.3), y)
-        cp.factor("soft", -0.1 * x**2)
-
-    density = cp.compile(model, F, 0.7)
-    alpha, sigma = float(SCHEDULE.alpha[0]), float(SCHEDULE.sigma[0])
-    x, m = 0.4, -0.2
-    clean = x / alpha
+def test_the_density_of_a_program_is_the_product_of_its_statements():
+    """Also of what stands in the place of a latent, as in NumPyro's log-density; the density of a number that moves
+    without constraints has the Jacobian of its bijection."""
+    density = cp.compile(every_kind, F, 0.7, MASK)
+    kinds = {name: site.kind for name, site in density.sites.items()}
+    assert kinds == {"x": "noised", "k": "static"} | dict.fromkeys(LATENTS, "static")
+    x, z, w, m, v, u = (jnp.array(a) for a in (0.4, -0.2, 0.3, 0.5, 0.6, -1.0))
+    simplex = dist.biject_to(dist.constraints.simplex)
+    assert density.sites["shares"].shape == (2,)
+    position = dict(zip(("x", *LATENTS), (x, z, w, m, v, u, jnp.zeros(2)), strict=True)) | {"k": jnp.array(0.9)}
+    clean, shares = x / ALPHA, simplex(jnp.zeros(2))
     expected = (
-        dist.Normal(0, jnp.hypot(alpha, sigma)).log_prob(x)
-        + dist.Normal(0.5, 2.0).log_prob(m)
-        + dist.Normal(clean + m, 0.3).log_prob(0.7)
+        dist.Normal(0, jnp.hypot(ALPHA, SIGMA)).log_prob(x)
+        + dist.Normal(0.5, 2.0).log_prob(z)
+        + dist.Normal(z, 1.0).log_prob(w)
+        + 3 * dist.Normal(0.0, 1.0).log_prob(m)
+        + dist.Normal(clean, 0.5).log_prob(2.0)
+        + dist.Normal(0.0, 1.0).log_prob(v)
+        + dist.Normal(0.0, 1.0).log_prob(0.9)  # of k, which is moved although 3 stands in its place
+        + dist.Gamma(2.0, 1.0).log_prob(jnp.exp(u)) + u
+        + dist.Dirichlet(jnp.ones(3)).log_prob(shares) + simplex.log_abs_det_jacobian(jnp.zeros(2), shares)
+        + dist.Normal(clean + z, 0.3).log_prob(0.7)
+        + dist.Normal(3 + 2 * v, 1.0).log_prob(0.5)
+        + dist.Normal(clean + m, 1.0).log_prob(1.0)
         - 0.1 * clean**2
-    )
-    assert log_density(density, x=x, m=m) == pytest.approx(float(expected), abs=1e-4)
-
-
-def test_handlers_scale_and_mask_observations_and_priors():
-    @cp.program
-    def model(f, mask):
-        x = cp.sample("x", f)
-        with numpyro.handlers.scale(scale=3.0):
-            m = cp.sample("m", dist.Normal(0, 1))
-        with numpyro.handlers.mask(mask=mask):
-            cp.observe("y", dist.Normal(x + m, 1), jnp.array([1.0, 100.0]))
-
-    density = cp.compile(model, F, jnp.array([True, False]))
-    a = log_density(density, x=0.0, m=0.5) - log_density(density, x=0.0, m=0.0)
-    expected = 3 * -0.5 * 0.25 + (-0.5 * 0.25 + 0.5)
-    assert a == pytest.approx(expected, abs=1e-4)
+        - w**2
+    )  # fmt: skip
+    assert float(density.log_density(position, 0)) == pytest.approx(float(expected), abs=1e-4)
+    samples = density.to_samples(position)
+    named = {"sum": clean + w + 5.0, "s": 2.0, "r": 3 + 2 * v, "rate": jnp.exp(u)}
+    assert {name: float(samples[name]) for name in named} == pytest.approx({n: float(a) for n, a in named.items()})
+    np.testing.assert_allclose(samples["shares"], shares, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -108,58 +113,6 @@ def test_handlers_that_a_factor_cannot_follow_are_refused_not_ignored(handler):
     refused(lambda: cp.compile(model, F), ProgramError, r"factor at site 'x'.*handler[\s\S]*Fix: write f \*\* w")
 
 
-def test_substitute_and_do_put_a_number_in_the_place_of_a_latent():
-    @cp.program
-    def model(f):
-        x = cp.sample("x", f)
-        with numpyro.handlers.substitute(data={"m": 2.0}):
-            m = cp.sample("m", dist.Normal(0, 1))
-        with numpyro.handlers.do(data={"k": 3.0}):
-            k = cp.sample("k", dist.Normal(0, 1))
-        numpyro.deterministic("seen", x + m + k)
-
-    density = cp.compile(model, F)
-    assert "m" not in density.sites
-    samples = density.to_samples({"x": jnp.array(0.0), **_rest(density)})
-    assert {name: float(samples[name]) for name in ("m", "seen")} == pytest.approx({"m": 2.0, "seen": 5.0})
-
-
-def test_the_prior_of_a_substituted_latent_counts():
-    """As in NumPyro's log-density: x is told of by m, although nothing else looks at m."""
-
-    @cp.program
-    def model(f):
-        x = cp.sample("x", f)
-        with numpyro.handlers.substitute(data={"m": 2.0}):
-            cp.sample("m", dist.Normal(x, 0.5))
-
-    density = cp.compile(model, F)
-    alpha = float(SCHEDULE.alpha[0])
-    moved = log_density(density, x=alpha) - log_density(density, x=0.0)
-    expected = dist.Normal(1.0, 0.5).log_prob(2.0) - dist.Normal(0.0, 0.5).log_prob(2.0)
-    expected += cp.compile(cp.program(lambda: cp.sample("x", F))).log_density({"x": jnp.array(alpha)}, 0)
-    expected -= cp.compile(cp.program(lambda: cp.sample("x", F))).log_density({"x": jnp.array(0.0)}, 0)
-    assert moved == pytest.approx(float(expected), abs=1e-3)
-
-
-def _rest(density):
-    return {name: jnp.zeros(site.shape) for name, site in density.sites.items() if name != "x"}
-
-
-def test_reparameterised_latents():
-    @cp.program
-    def model(f):
-        x = cp.sample("x", f)
-        with numpyro.handlers.reparam(config={"m": numpyro.infer.reparam.LocScaleReparam(0)}):
-            m = cp.sample("m", dist.Normal(3.0, 2.0))
-        cp.observe("y", dist.Normal(x + m, 1.0), 0.0)
-
-    density = cp.compile(model, F)
-    assert set(density.sites) == {"x", "m_decentered"}
-    samples = density.to_samples({"x": jnp.array(0.0), "m_decentered": jnp.array(0.5)})
-    assert float(samples["m"]) == pytest.approx(4.0)
-
-
 @pytest.mark.slow
 def test_plates_make_independent_copies():
     @cp.program
@@ -172,51 +125,25 @@ def test_plates_make_independent_copies():
     density = cp.compile(model, F)
     assert density.sites["x"].shape == (3,)
     score = density.score({"x": jnp.array([0.1, 0.2, 0.3]), "m": jnp.zeros(3)}, 0)
-    alpha = float(SCHEDULE.alpha[0])
     x = np.array([0.1, 0.2, 0.3])
-    assert np.allclose(score["m"], (np.arange(3) - x / alpha) / 0.25, atol=1e-3)
-
-
-def test_constrained_latents_are_moved_without_constraints():
-    @cp.program
-    def model(f):
-        cp.sample("x", f)
-        cp.sample("rate", dist.Gamma(2.0, 1.0))
-        cp.sample("shares", dist.Dirichlet(jnp.ones(3)))
-
-    density = cp.compile(model, F)
-    assert density.sites["shares"].shape == (2,)
-    samples = density.to_samples({"x": jnp.array(0.0), "rate": jnp.array(-1.0), "shares": jnp.zeros(2)})
-    assert float(samples["rate"]) > 0
-    assert float(samples["shares"].sum()) == pytest.approx(1.0)
-    u = jnp.array(-1.0)  # the density in u carries the Jacobian of its bijection
-    z = dist.biject_to(dist.constraints.positive)(u)
-    jacobian = dist.biject_to(dist.constraints.positive).log_abs_det_jacobian(u, z)
-    rest = {"x": 0.0, "shares": jnp.zeros(2)}
-    difference = log_density(density, rate=-1.0, **rest) - log_density(density, rate=0.0, **rest)
-    other = dist.Gamma(2.0, 1.0).log_prob(1.0) + 0.0
-    assert difference == pytest.approx(float(dist.Gamma(2.0, 1.0).log_prob(z) + jacobian - other), abs=1e-4)
+    assert np.allclose(score["m"], (np.arange(3) - x / ALPHA) / 0.25, atol=1e-3)
 
 
 def test_programs_call_programs():
     @cp.program
-    def part(f):
-        return cp.sample("x", f)
-
-    @cp.program
     def whole(f):
         with numpyro.handlers.scope(prefix="left"):
-            a = part(f)
+            a = single(f)
         with numpyro.handlers.scope(prefix="right"):
-            b = part(f)
+            b = single(f)
         cp.observe("y", dist.Normal(a + b, 1.0), 0.0)
 
     assert set(cp.compile(whole, F).sites) == {"left/x", "right/x"}
 
     @cp.program
     def clash(f):
-        part(f)
-        part(f)
+        single(f)
+        single(f)
 
     refused(lambda: cp.compile(clash, F), ProgramError, r"Two sites are called 'x'[\s\S]*scope")
 
@@ -247,21 +174,19 @@ def test_policies_nest_and_the_nearest_wins():
     }
 
 
-def test_functions_of_the_level():
+def test_functions_of_the_level_and_observations_that_see_no_noised_site_which_rise_to_full_power():
     @cp.program
     def model(f):
         x = cp.sample("x", f)
         cp.factor("soft", lambda level: -jnp.float32(level) * x, anneal="noised")
+        m = cp.sample("m", dist.Normal(0, 1))
+        cp.observe("y", dist.Normal(m, 0.5), 1.0)
 
-    density = cp.compile(model, F)
-    slope = [float(density.score({"x": jnp.array(0.2)}, k)["x"]) for k in (0, 5)]
-    bare = [float(cp.compile(_bare, F).score({"x": jnp.array(0.2)}, k)["x"]) for k in (0, 5)]
-    assert np.allclose(np.subtract(slope, bare), [0.0, -5.0], atol=1e-4)
-
-
-@cp.program
-def _bare(f):
-    return cp.sample("x", f)
+    density, bare = cp.compile(model, F), cp.compile(single, F)
+    for level, slope, of_m in ((0, 0.0, 4.0), (5, -5.0, 4.0), (31, -31.0, 0.0)):
+        found = density.score({"x": jnp.array(0.2), "m": jnp.array(0.0)}, level)
+        alone = bare.score({"x": jnp.array(0.2)}, level)["x"]
+        np.testing.assert_allclose([found["x"] - alone, found["m"]], [slope, of_m], atol=1e-4)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, ComposeProbError])
@@ -277,7 +202,7 @@ def test_an_exception_leaves_nothing_behind(error):
     with pytest.raises(error, match="on purpose"):
         cp.compile(broken, F)
     assert len(_PYRO_STACK) == depth
-    assert set(cp.compile(_bare, F).sites) == {"x"}
+    assert set(cp.compile(single, F).sites) == {"x"}
 
 
 def test_places_are_the_users_lines():
@@ -289,46 +214,100 @@ def test_places_are_the_users_lines():
     first = model.function.__code__.co_firstlineno
     where = {name: s.where for name, s in statements(model, F).items()}
     assert where == {"x": f"test_statements.py:{first + 2}", "y": f"test_statements.py:{first + 3}"}
-    text = str(cp.compile(model, F))
-    assert where["x"] in text
-    assert where["y"] in text
+    assert all(place in str(cp.compile(model, F)) for place in where.values())
 
 
 def test_a_program_is_still_a_function():
-    assert _bare.name == "_bare"
-    assert "test_statements.py" in repr(_bare)
+    assert single.name == "single"
+    assert "sampling_cases.py" in repr(single)
     with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace() as trace:
         numpyro.sample("outside", dist.Normal(0, 1))
     assert set(trace) == {"outside"}
-
-
-def test_observations_that_see_no_noised_site_rise_to_full_power():
-    @cp.program
-    def model(f):
-        cp.sample("x", f)
-        m = cp.sample("m", dist.Normal(0, 1))
-        cp.observe("y", dist.Normal(m, 0.5), 1.0)
-
-    density = cp.compile(model, F)
-    scores = [float(density.score({"x": jnp.array(0.0), "m": jnp.array(0.0)}, k)["m"]) for k in (0, 8, 31)]
-    assert np.allclose(scores, [4.0, 4.0, 0.0], atol=1e-4)
-
-
-def test_scores_under_a_policy_are_gradients():
-    @cp.program
-    def model(f):
-        x = cp.sample("x", f)
-        cp.observe("y", dist.Normal(x, 0.5), 1.0, anneal="denoised")
-
-    density = cp.compile(model, F)
-    by_grad = jax.jit(jax.grad(density.log_density))
-    for level in (0, 12, 31):
-        position = {"x": jnp.array(0.3)}
-        gradient = by_grad(position, level)
-        assert float(density.score(position, level)["x"]) == pytest.approx(float(gradient["x"]), rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("array", [np.zeros(2), jnp.zeros(2)], ids=["numpy", "jax"])
 def test_an_array_in_the_place_of_a_distribution_is_called_an_array(array):
     for statement in (lambda: cp.sample("x", array), lambda: cp.observe("x", array, 1.0)):
         refused(statement, cp.errors.WrongTypeError, r"needs a .*; got an array")
+
+
+SCHEDULE = cp.Schedule.log_snr(20)
+PRIOR = cp.Analytic(dist.Normal(jnp.array([0.3, -0.4]), 0.5), SCHEDULE)
+X = {"x": jnp.array([0.4, -0.2])}
+
+
+@cp.program
+def scene(f, y, anneal):
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Normal(jnp.sin(x), 0.3), y, anneal=anneal)
+
+
+@dataclasses.dataclass(frozen=True)
+class Between(Policy):
+    """Sees a point between x/α and the Tweedie mean; counts as signal does. What it says of level 0 is wrong."""
+
+    share: float
+
+    def seen(self, x, mean, noise):
+        return jnp.where(noise.index == 0, jnp.nan, (1 - self.share) * x / noise.alpha + self.share * mean)
+
+    def power(self, schedule, noise):
+        return jnp.where(noise.index == 0, 7.0, noise.alpha**2)
+
+
+def log_likelihood(anneal, level):
+    density = cp.compile(scene, PRIOR, jnp.zeros(2), anneal)
+    return density.evaluate(X, level).parts.log_potential
+
+
+@pytest.mark.parametrize("level", [1, 9, 19])
+def test_a_policy_of_the_users_is_what_it_says_above_level_0(level):
+    noise = SCHEDULE.at(level)
+    density = cp.compile(single, PRIOR)
+    mean = (X["x"] + noise.sigma**2 * density.score(X, level)["x"]) / noise.alpha
+    seen = 0.75 * X["x"] / noise.alpha + 0.25 * mean
+    expected = noise.alpha**2 * dist.Normal(jnp.sin(seen), 0.3).log_prob(0.0).sum()
+    np.testing.assert_allclose(log_likelihood(Between(0.25), level), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("anneal", ["tempered", "denoised", Between(0.25), Between(1.0), Denoised()], ids=str)
+def test_level_0_is_the_posterior_whatever_a_policy_says(anneal):
+    expected = dist.Normal(jnp.sin(X["x"] / SCHEDULE.alpha[0]), 0.3).log_prob(0.0).sum()
+    np.testing.assert_allclose(log_likelihood(anneal, 0), expected, rtol=1e-6)
+    density = cp.compile(scene, PRIOR, jnp.zeros(2), anneal)
+    by_grad = jax.jit(jax.grad(lambda x, level: density.log_density({"x": x}, level)))
+    for level in (0, 7):
+        np.testing.assert_allclose(density.score(X, level)["x"], by_grad(X["x"], level), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tempered", "denoised"])
+def test_short_names_stand_for_objects(name):
+    for level in (0, 7, 19):
+        np.testing.assert_array_equal(log_likelihood(name, level), log_likelihood(POLICIES[name], level))
+
+
+def test_policies_are_printed_with_their_settings():
+    assert "annealed 'between(share=0.25)'" in str(cp.compile(scene, PRIOR, jnp.zeros(2), Between(0.25)))
+    assert "annealed 'denoised'" in str(cp.compile(scene, PRIOR, jnp.zeros(2), Denoised()))
+
+
+def test_a_block_takes_an_object():
+    @cp.program
+    def blocked(f, y):
+        x = cp.sample("x", f)
+        with cp.annealed(Between(0.25)):
+            cp.observe("y", dist.Normal(jnp.sin(x), 0.3), y)
+
+    found = cp.compile(blocked, PRIOR, jnp.zeros(2)).evaluate(X, 9).parts.log_potential
+    np.testing.assert_allclose(found, log_likelihood(Between(0.25), 9), rtol=1e-6)
+
+
+def test_an_equal_policy_reuses_compiled_code():
+    one, two, other = (cp.compile(scene, PRIOR, jnp.zeros(2), Between(share)) for share in (0.25, 0.25, 0.5))
+    assert jax.tree.structure(one) == jax.tree.structure(two) != jax.tree.structure(other)
+
+
+def test_what_is_no_policy_is_refused():
+    refused(lambda: cp.compile(scene, PRIOR, jnp.zeros(2), 3), InvalidValueError, "policy 3")
+    array, words = Between(jnp.ones(2)), "Between|between.*numbers or text"
+    refused(lambda: cp.compile(scene, PRIOR, jnp.zeros(2), array), WrongTypeError, words)

@@ -1,4 +1,4 @@
-"""The UNet: its shape, what it depends on, and how a position enters."""
+"""The UNet, its block that is told the time by FiLM, and the matcher: shapes, and what they depend on."""
 
 import equinox as eqx
 import jax
@@ -8,6 +8,8 @@ import pytest
 from flax import nnx
 
 from composeprob.factors.networks import as_network
+from composeprob.models.networks.film import FiLMBlock
+from composeprob.models.networks.matcher import Matcher
 from composeprob.models.networks.unet import UNet, from_patches, heat_map, to_patches
 from composeprob.models.scenes import NOWHERE, PositionUNet, noisy_weight
 
@@ -69,3 +71,43 @@ def test_the_weight_of_the_loss():
     log_snr = jnp.array([-8.0, 0.0, 8.0])
     alpha2 = 1 / (1 + np.exp(-np.asarray(log_snr)))
     np.testing.assert_allclose(noisy_weight(log_snr), (1 - alpha2) / (alpha2 + 0.02) + 0.1, rtol=1e-4)
+
+
+# the block -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_half_is_the_gain_and_the_second_the_shift():
+    rngs = nnx.Rngs(0)
+    block = FiLMBlock(lambda: lambda x: x, lambda zero: nnx.Linear(5, 5, rngs=rngs), 5, 3, rngs=rngs)
+    block.film.kernel[...] = jax.random.normal(jax.random.key(1), (3, 10))
+    block.film.bias[...] = jnp.linspace(-1.0, 1.0, 10)
+    x, embedding = jnp.linspace(-0.5, 0.8, 5), jnp.array([0.4, -0.3, 0.9])
+    both = block.film(embedding)
+    modulated = block.enter(nnx.swish(x)) * (1 + both[:5]) + both[5:]
+    np.testing.assert_allclose(block(x, embedding), x + block.leave(nnx.swish(modulated)), rtol=1e-5)
+
+
+# the matcher: the mean over places of exp of a scalar product ------------------------------------------------------
+
+
+def small_matcher(rngs):
+    return Matcher(3, 6, width=8, blocks=1, embedding=16, rngs=rngs)
+
+
+def test_a_text_fits_as_well_as_its_vector_says():
+    network = eqx.filter_jit(random_weights(small_matcher))
+    x = jax.random.normal(jax.random.key(0), (16, 8, 3))
+    vector = jax.random.normal(jax.random.key(1), (6,))
+    np.testing.assert_allclose(network(x, jnp.float32(0.0), vector=jnp.zeros(6)), 0.0, atol=1e-5)
+    fits = [float(network(x, jnp.float32(0.0), vector=scale * vector)) for scale in (1.0, 40.0, 80.0)]
+    assert fits[0] != 0
+    # The best place decides where the vector is long: then the fit grows as the vector does.
+    np.testing.assert_allclose(fits[2] + np.log(32), 2 * (fits[1] + np.log(32)), rtol=0.1)
+
+
+def test_image_noise_and_place_count():
+    network = eqx.filter_jit(random_weights(small_matcher))
+    x = jnp.zeros((48, 48, 3)).at[16:20, 16:20].set(1.0)  # farther from the border than a patch's surroundings reach
+    changed = [(x, 0.0), (x + 0.5, 0.0), (x, 2.0), (jnp.roll(x, 8, axis=1), 0.0), (jnp.roll(x, 8, axis=0), 0.0)]
+    fits = np.array([network(image, jnp.float32(t), vector=jnp.ones(6)) for image, t in changed])
+    assert np.all(np.abs(fits[1:] - fits[0]) > 1e-4), fits - fits[0]

@@ -12,7 +12,7 @@ from composeprob.schedule import Noise
 from pretrained.test_goldens import DATA, golden, model
 from processes import said
 from refusals import refused
-from sampling_cases import single
+from sampling_cases import run, single
 
 SCHEDULE = cp.Schedule.log_snr(6, min=-12.0, max=6.0)
 
@@ -69,7 +69,7 @@ def test_prompts_cannot_be_mixed():
 
 def test_reverse_diffusion_and_images(density, tmp_path):
     """Images of the samples as the autoencoder decodes them; a saved result is the same, bit for bit."""
-    result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.Ancestral(), progress=False)
+    result = run(density, 0, 2, sampler=cp.Ancestral())
     images = result.images()
     assert images.shape == (2, 16, 16, 3)
     decoded = np.asarray(model("sd").decode(result["x"]))
@@ -97,7 +97,7 @@ def test_models_of_pixels_agree_on_images_and_autoencoders_that_are_loaded_twice
     ids=["SMC", "SMC with ULA", "MALA"],
 )
 def test_samplers(density, sampler, tmp_path):
-    runs = [cp.infer(density, jax.random.key(1), num_chains=4, sampler=sampler, progress=False) for _ in range(2)]
+    runs = [run(density, 1, 4, sampler=sampler) for _ in range(2)]
     np.testing.assert_array_equal(runs[0]["x"], runs[1]["x"])
     assert np.isfinite(runs[0]["x"]).all()
     assert runs[0].images().shape == (4, 16, 16, 3)
@@ -158,7 +158,7 @@ def test_the_same_bits_on_one_device_and_on_eight_and_after_loading(tmp_path):
 
 def test_models_of_pixels_have_images_without_an_autoencoder():
     density = cp.compile(single, model("ddpm"), schedule=model("ddpm").schedule.every(250))
-    result = cp.infer(density, jax.random.key(0), num_chains=2, sampler=cp.Ancestral(), progress=False)
+    result = run(density, 0, 2, sampler=cp.Ancestral())
     np.testing.assert_allclose(result.images("x"), np.clip(result["x"] / 2 + 0.5, 0, 1), atol=1e-6)
 
 

@@ -14,6 +14,7 @@ import composeprob as cp
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.training import Batches, distil
 from refusals import refused
+from sampling_cases import run
 from training.recipes import cosine
 
 LEVELS = cp.Schedule.log_snr(40, min=-7.0, max=6.0)
@@ -107,7 +108,7 @@ class TestWithoutDistillation:
                 u = cp.sample("u", dist.Normal(mu, 0.5).to_event(1))
             cp.factor("x", jnp.sum(jax.vmap(self.log_ratio)(u, xs)))
 
-        result = cp.infer(cp.compile(study, self.XS), jax.random.key(0), num_chains=400, progress=False)
+        result = run(cp.compile(study, self.XS), 0, 400, sampler=None)
         assert result.status.ok
         self.assert_is_normal(result["mu"], 0.5**2 + NOISE**2)
 
@@ -126,7 +127,7 @@ class TestWithoutDistillation:
 
         prior = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), LEVELS)
         density = cp.compile(tall, prior, self.XS)
-        result = cp.infer(density, jax.random.key(1), num_chains=500, sampler=sampler, progress=False)
+        result = run(density, 1, 500, sampler=sampler)
         assert result.status.ok
         self.assert_is_normal(result.unweighted()["u"], NOISE**2)
 

@@ -1,4 +1,4 @@
-"""The recipes of scenes: events carry the centre of one of their objects, or a caption that is true of one."""
+"""The recipes of scenes and of digits: what their conditions mean, and samples that are what they were asked to be."""
 
 import equinox as eqx
 import jax
@@ -9,9 +9,13 @@ from flax import nnx
 import composeprob as cp
 from composeprob.errors import ConditionError, InvalidValueError, ShapeError
 from composeprob.model_zoo import recipe
+from composeprob.models.handwriting import ANY
+from composeprob.models.making import calibrate_model
 from composeprob.models.scenes import CaptionedScenes, from_positions
 from composeprob.models.worlds import captions, detector
+from composeprob.models.worlds import digits as world
 from refusals import refused
+from sampling_cases import run, single
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +38,10 @@ def test_the_factor(scenes_recipe):
     assert factor.capabilities == {"score", "energy", "conservative", "exact_marginals"}
     placed = factor.given(position=(0.3, 0.4))
     assert (placed / factor).event_shape == (32, 32, 3)
-    with pytest.raises(
-        InvalidValueError, match=r"Position \(1.2, 0.5\) lies outside of the image.*\n.*0.125 and 0.875"
-    ):
-        factor.given(position=(1.2, 0.5))
-    with pytest.raises(ShapeError, match=r"a pair \(x, y\); got an array of shape \(2, 2\)"):
-        factor.given(position=[(0.2, 0.5), (0.7, 0.7)])
+    words = r"Position \(1.2, 0.5\) lies outside of the image.*0.125 and 0.875"
+    refused(lambda: factor.given(position=(1.2, 0.5)), InvalidValueError, words)
+    pairs, words = [(0.2, 0.5), (0.7, 0.7)], r"a pair \(x, y\); got an array of shape \(2, 2\)"
+    refused(lambda: factor.given(position=pairs), ShapeError, words)
     refused(lambda: placed.given(position=(0.5, 0.5)), ConditionError, "'position' of factor 'scenes' is given twice")
 
 
@@ -77,3 +79,54 @@ def test_captions_can_be_embeddings_made_elsewhere():
     s, fit = jax.eval_shape(build, jax.ShapeDtypeStruct((24,), np.float32))
     assert s.shape == (32, 32, 3)
     assert fit.shape == ()
+
+
+CHAINS = 400
+LABEL = 8
+
+
+def accuracy(factor, sampler=None):
+    result = run(cp.compile(single, factor), 0, CHAINS, sampler=sampler or cp.Ancestral())
+    return np.mean(world.judge(result.unweighted()["x"]) == LABEL)
+
+
+def test_labels_that_mean_nothing():
+    digits = cp.load("digits")
+    for label in (11, -1, 2.0, [3]):
+        refused(lambda: digits.given(label=label), InvalidValueError, r"no digit .*\n.*label=10 for any")
+    refused(lambda: digits.given(label=3).given(label=4), ConditionError, "given twice")
+    refused(lambda: cp.load("digits", class_=3), ConditionError, "no condition 'class_'; its conditions are: 'label'")
+    assert digits.given(label=ANY).fixed["label"] == ANY
+    refused(lambda: cp.condition(digits, cp.load("digits-classifier"), label=10), InvalidValueError, "classes 0 to 9")
+
+
+@pytest.mark.slow
+def test_guided_digits_are_recognised():
+    digits, classifier = cp.load("digits"), cp.load("digits-classifier")
+    assert accuracy(cp.guide(digits, 2.0, label=LABEL)) > 0.95
+    assert accuracy(cp.condition(digits, classifier, LABEL, scale=8.0)) > 0.95
+    assert accuracy(digits) < 0.25
+
+
+@cp.program
+def either(three, eight, share):
+    return cp.sample("x", cp.mixture([three, eight], weights=[share, 1 - share]))
+
+
+def test_every_label_has_its_calibration():
+    factors = [cp.load("digits", label=label) for label in range(world.CLASSES)]
+    assert all("normalised" in factor.capabilities for factor in factors)
+    assert "normalised" not in cp.load("digits").capabilities
+    density = cp.compile(either, factors[3], factors[8], 0.2)
+    assert "2 evaluations in 1 batches" in str(density)  # one network, whatever its calibrations
+    with pytest.raises(InvalidValueError, match=r"one normaliser for each .*\n.*calibrate.py digits --given label=…"):
+        calibrate_model("digits")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.2, 0.6])
+def test_shares_of_a_mixture_of_classes(share):
+    density = cp.compile(either, cp.load("digits", label=3), cp.load("digits", label=8), share)
+    result = run(density, 1, 1000, sampler=None)
+    found = world.judge(result.unweighted()["x"])
+    assert np.mean(found == 3) / np.mean(np.isin(found, (3, 8))) == pytest.approx(share, abs=0.05)

@@ -1,0 +1,326 @@
+"""Losses across levels, across conditions, and of classifiers: pairs, optima, and what a network learns from them."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.errors import InvalidValueError
+from composeprob.models.networks.offset_energy import OffsetEnergy
+from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
+from composeprob.schedule import Noise
+from composeprob.training import Conditions, CrossCondition, CrossLevel, Denoising, train
+from composeprob.training.loss import draw_batch, losses
+from composeprob.training.quality import losses_by_log_snr
+from composeprob.training.run import initial, make_advance
+from refusals import refused
+from sampling_cases import single
+from training.recipes import NORMAL, cosine, tiny
+from zscores import assert_agrees, assert_disagrees, z_scores
+
+KEY, OTHER_KEY = jax.random.key(5), jax.random.key(6)
+MODES = dist.MixtureSameFamily(
+    dist.Categorical(probs=jnp.array([0.8, 0.2])), dist.Normal(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), 0.15).to_event(1)
+)
+
+
+def crossed(**changes):
+    return tiny(**({"losses": (Denoising(), CrossLevel()), "parameterization": "energy_norm"} | changes))
+
+
+def test_events_of_a_pair_exchange_their_levels():
+    recipe = crossed()
+    noise, other = recipe.noise_pairs(KEY, 4000, 2.5)
+    np.testing.assert_array_equal(noise.log_snr[:2000], other.log_snr[2000:])
+    np.testing.assert_array_equal(noise.log_snr[2000:], other.log_snr[:2000])
+    assert np.abs(noise.log_snr - other.log_snr).max() < 2.5 + 1e-4
+    assert -6 - 1e-4 < noise.log_snr.min() < -5.9 < 3.9 < noise.log_snr.max() < 4 + 1e-4
+    # Antithetic events share their pair; levels alone are matched to the nearest.
+    batch = draw_batch(crossed(antithetic=True), KEY, 16)
+    np.testing.assert_array_equal(batch.other.log_snr[:8], batch.other.log_snr[8:])
+    levels = crossed(log_snr=None)
+    noise, other = levels.noise_pairs(KEY, 64, 4.0)
+    own = np.asarray(levels.schedule.levels.log_snr)
+    assert np.isin(np.asarray(other.log_snr), own).all()
+    np.testing.assert_array_equal(noise.index[:32], other.index[32:])
+
+
+def assert_least(scores, tilt):
+    """The mean loss has no slope at the exact log f, and away from it one that leads back."""
+    if tilt:
+        assert_disagrees(scores)
+        assert np.sign(scores["slope"]) == np.sign(tilt)
+    else:
+        assert_agrees(scores)
+
+
+@functools.cache
+def slope():
+    """Of the loss of every event in a tilt a·λ of log f, as a function of a; compiled once."""
+    exact = cp.Analytic(NORMAL, crossed().schedule)
+
+    def slopes(a):
+        def energy(x, log_snr):
+            alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+            noise = Noise(jnp.zeros((), int), alpha, sigma)
+            return -sigma * (exact.evaluate(x, noise, {})[0] + a * log_snr)
+
+        factor = cp.Diffusion(energy, crossed().schedule, event_shape=(2,), parameterization="energy", time="log_snr")
+        return losses(factor, draw_batch(crossed(), KEY, 20_000)).cross_level
+
+    return jax.jit(jax.jacfwd(slopes))
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.2, -0.2])
+def test_the_loss_is_least_at_the_true_normalisers(tilt):
+    """The slope of the mean loss is zero at a = 0, and nowhere else."""
+    by_pairs = slope()(jnp.float32(tilt)).reshape(2, -1).T  # of levels
+    assert_least(z_scores({"slope": by_pairs}, {"slope": 0.0}), tilt)
+
+
+@pytest.mark.slow
+def test_it_teaches_normaliser_and_depth():
+    """Two modes with 0.8 and 0.2 of the mass, far apart at the cleaner levels."""
+
+    def network(key):
+        return OffsetEnergy(2, deviation=0.6, finest=0.15, log_snr_min=-6.0, hidden=32, blocks=2, embedding=16, key=key)
+
+    def learned(*losses):
+        recipe = tiny(
+            network=network, data=lambda key, n: MODES.sample(key, (n,)), parameterization="energy", iterations=1500,
+            size=128, learning_rate=cosine(3e-3), ema=0.99, antithetic=True, losses=(Denoising(), *losses),
+        )  # fmt: skip
+        factor = train(recipe, KEY, progress=False).factor
+        grid = jnp.linspace(-2.0, 2.0, 161)
+        points = jnp.stack(jnp.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2)
+        log_f = jax.vmap(lambda x: factor.evaluate(x, factor.schedule.at(0), {})[0])(points)
+        mass = np.exp(np.asarray(log_f, np.float64)) * float(grid[1] - grid[0]) ** 2
+        return np.log(mass.sum()), mass[points[:, 0] < 0].sum() / mass.sum()
+
+    log_z, share = learned(CrossLevel(gap=5.0))
+    assert abs(log_z) < 0.25
+    assert abs(share - 0.8) < 0.06
+    log_z, share = learned()  # denoising alone: the constant of each level stays free
+    assert abs(log_z) > 0.3 or abs(share - 0.8) > 0.1
+
+
+def test_such_a_factor_offers_mode_depth():
+    network = tiny().untrained(KEY)
+    assert "mode_depth" not in tiny(parameterization="energy_norm").factor(network).capabilities
+    factor = crossed().factor(network)
+    assert "mode_depth" in factor.capabilities
+    assert "mode_depth" in cp.compile(single, factor).capabilities
+
+
+# conditions --------------------------------------------------------------------------------------------------------
+
+SHARES = jnp.array([0.7, 0.3])
+PARTS = dist.Normal(jnp.array([[-0.4, 0.0], [0.5, 0.3]]), jnp.array([[0.5, 0.5], [0.3, 0.8]])).to_event(1)
+NONE = -1
+
+
+def told_apart(shares=SHARES, others=1, vary=None, weight=1.0, denoising=True, **changes):
+    def data(key, n):
+        part_key, event_key = jax.random.split(key)
+        part = dist.Categorical(shares).sample(part_key, (n,))
+        return jnp.take_along_axis(PARTS.sample(event_key, (n,)), part[:, None, None], axis=1)[:, 0], {"part": part}
+
+    settings = {"data": data, "conditions": Conditions({"part": NONE}, dropout=0.3), "parameterization": "energy"}
+    crossed = (CrossCondition(weight, others, vary),) if weight else ()
+    plain = (Denoising(denoising if callable(denoising) else None),) if denoising else ()
+    return tiny(**(settings | {"losses": (*plain, *crossed)} | changes))
+
+
+class Conditioned(eqx.Module):
+    """A scalar energy that depends on the part."""
+
+    layers: eqx.nn.MLP
+
+    def __call__(self, x, t, part):
+        return self.layers(jnp.array([*x, 0.1 * t, part]))
+
+
+def energy_network(key):
+    return Conditioned(eqx.nn.MLP(4, "scalar", 8, 1, jnp.tanh, key=key))
+
+
+@functools.cache
+def condition_slope(shares=(0.7, 0.3), **changes):
+    """Of the loss of every event in a constant a of one condition's log f, as a function of a; compiled once."""
+    shares = jnp.array(shares)
+    recipe = told_apart(shares, **changes)
+
+    def slopes(a, tilted):
+        def energy(x, log_snr, part):
+            alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+            spread = jnp.sqrt((alpha * PARTS.base_dist.scale) ** 2 + sigma**2)
+            each = dist.Normal(alpha * PARTS.base_dist.loc, spread).to_event(1).log_prob(x)
+            any_part = jax.nn.logsumexp(each + jnp.log(shares))
+            return -sigma * (jnp.where(part == NONE, any_part, each[jnp.maximum(part, 0)]) + a * (part == tilted))
+
+        factor = cp.Diffusion(
+            energy, recipe.schedule, event_shape=(2,), parameterization="energy", time="log_snr", conditions={"part": 0}
+        )
+        return losses(factor, draw_batch(recipe, OTHER_KEY, 20_000)).cross_condition
+
+    return jax.jit(jax.jacfwd(slopes))
+
+
+def slope_scores(tilted, tilt, **case):
+    """Whether the mean loss has a slope there, at the exact log f but for ``tilt``."""
+    of_groups = condition_slope(**case)(jnp.float32(tilt), tilted).reshape(1000, 20)  # neighbours share a condition
+    return z_scores({"slope": of_groups}, {"slope": 0.0})
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.2, -0.2])
+@pytest.mark.parametrize(("tilted", "others"), [(NONE, 1), (1, 1), (1, 4)])
+def test_the_loss_is_least_at_the_true_ratios_of_conditions(tilt, tilted, others):
+    assert_least(slope_scores(tilted, tilt, others=others), tilt)
+
+
+def other_part(key, conditions):
+    return {"part": jnp.where(conditions["part"] == NONE, NONE, 1 - conditions["part"])}
+
+
+def test_close_conditions_keep_the_optimum_where_they_lead_to_one_another_equally_often():
+    even = {"shares": (0.5, 0.5), "vary": other_part}
+    assert_agrees(slope_scores(1, 0.0, **even))
+    assert_disagrees(slope_scores(1, 0.2, **even))
+    assert_disagrees(slope_scores(1, 0.0, vary=other_part))  # from 0 to 1 more often than back
+    batch = draw_batch(told_apart(vary=other_part), OTHER_KEY, 16)
+    np.testing.assert_array_equal(batch.variant["part"][:, 0], other_part(OTHER_KEY, batch.conditions)["part"])
+
+
+def test_the_next_event_s_condition_is_the_foreign_one():
+    batch = draw_batch(told_apart(), OTHER_KEY, 16)
+    np.testing.assert_array_equal(batch.foreign["part"][:, 0], np.roll(batch.conditions["part"], 1))
+    assert NONE in np.asarray(batch.foreign["part"])
+    assert draw_batch(told_apart(weight=0.0), OTHER_KEY, 16).foreign is None
+
+
+def test_without_denoising_the_other_loss_is_the_same_and_all_conditions_are_asked_for_at_once():
+    recipe, network, calls = told_apart(vary=other_part), energy_network(OTHER_KEY), []
+
+    def counted(x, t, part):
+        calls.append(jnp.ndim(part))
+        return network(x, t, part)
+
+    factor, batch = recipe.factor(counted), draw_batch(recipe, OTHER_KEY, 16)
+    calls.clear()
+    both = losses(factor, batch)
+    assert len(calls) == 2  # the event's own with its score, and the others
+    calls.clear()
+    alone = losses(factor, batch, denoising=False)
+    assert len(calls) == 1
+    np.testing.assert_allclose(both.cross_condition, alone.cross_condition, rtol=1e-5)
+    assert np.all(np.asarray(both.denoising) > 0)
+    assert not np.any(alone.denoising)
+
+
+@pytest.mark.parametrize("denoising", [True, False])
+def test_training_takes_the_losses_that_the_recipe_names(denoising):
+    weigh = (lambda log_snr: 1 + log_snr**2) if denoising else None
+    recipe = told_apart(weight=0.5, denoising=weigh, ema=0.0)
+    network = jax.tree.map(lambda a: a + 0.1 if eqx.is_inexact_array(a) else a, energy_network(OTHER_KEY))
+    state = initial(recipe, network)
+    after, record = make_advance(recipe, network, OTHER_KEY)(state, jnp.int32(1))
+    batch = draw_batch(recipe, jax.random.fold_in(jax.random.fold_in(OTHER_KEY, 0), 0), recipe.batch.size)
+    static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
+
+    def loss(parameters):
+        each = losses(recipe.factor(eqx.combine(parameters, static)), batch)
+        total = 0.5 * each.cross_condition
+        return jnp.mean(total + (each.denoising * (1 + batch.noise.log_snr**2) if denoising else 0.0)), each
+
+    gradient, each = jax.jit(jax.grad(loss, has_aux=True))(state.parameters)
+    expected = each.denoising if denoising else 0.5 * each.cross_condition
+    np.testing.assert_allclose(record.loss[0], jnp.mean(expected), rtol=1e-4)
+    # Adam's first step goes by the sign of the gradient.
+    moved = jax.tree.map(lambda a, b: jnp.sign(b - a), state.parameters, after.parameters)
+    for step, slope in zip(jax.tree.leaves(moved), jax.tree.leaves(gradient), strict=True):
+        clear = np.abs(slope) > 1e-3
+        np.testing.assert_array_equal(np.asarray(step)[clear], -np.sign(slope)[clear])
+
+
+SCORE = {"network": lambda x, t: -x, "schedule": tiny().schedule, "event_shape": (2,), "parameterization": "score"}
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: crossed(parameterization="epsilon"), "CrossLevel compares energies, and parameterization='eps"),
+        (lambda: CrossLevel(-1.0), "weight is -1.0"),
+        (lambda: crossed(losses=(CrossLevel(gap=11.0),)), "gap is 11.0"),
+        (lambda: crossed(size=15), "does not split into pairs of levels"),
+        (lambda: crossed(size=18, antithetic=True), "multiples of 4"),
+        (lambda: told_apart(parameterization="epsilon"), "CrossCondition compares energies, and parameterization='eps"),
+        (lambda: CrossCondition(-1.0), "weight is -1.0"),
+        (lambda: told_apart(conditions={}), "CrossCondition is given without conditions"),
+        (lambda: told_apart(weight=0.0, denoising=False), r"losses is \(\)"),
+        (lambda: told_apart(size=1), "no 1 other conditions to compare"),
+        (lambda: cp.Diffusion(**SCORE, mode_depth=True), "mode_depth=True was given with parameterization 'score'"),
+    ],
+)
+def test_what_cannot_work_is_refused(make, told):
+    refused(make, InvalidValueError, told)
+
+
+CLASSES_KEY = jax.random.key(3)
+CENTRES, WIDTH = jnp.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.5]]), 0.5
+
+
+def classes(key, n):
+    label_key, place_key = jax.random.split(key)
+    label = jax.random.randint(label_key, (n,), 0, 3)
+    return CENTRES[label] + WIDTH * jax.random.normal(place_key, (n, 2)), {"label": label}
+
+
+def classifier(**changes):
+    def network(key):
+        return ResidualMLP(2, hidden=16, blocks=1, embedding=8, outputs=3, key=key)
+
+    return tiny(network=network, parameterization="classifier", data=classes, **changes)
+
+
+def exact_logits(x, log_snr):
+    """log p(x | label) of the noised classes."""
+    alpha, variance = jnp.sqrt(jax.nn.sigmoid(log_snr)), jax.nn.sigmoid(-log_snr) + jax.nn.sigmoid(log_snr) * WIDTH**2
+    return -0.5 * jnp.sum((x - alpha * CENTRES) ** 2, -1) / variance
+
+
+def test_the_loss_is_the_cross_entropy():
+    recipe = classifier()
+    factor = recipe.factor(exact_logits, "classes")
+    assert isinstance(factor, cp.Classifier)
+    assert factor.label == "classes"
+    batch = draw_batch(recipe, CLASSES_KEY, 64)
+    loss, *cross = jax.jit(losses)(factor, batch)
+    alpha, sigma = (np.asarray(a, np.float64)[:, None] for a in (batch.noise.alpha, batch.noise.sigma))
+    x = alpha * np.asarray(batch.events) + sigma * np.asarray(batch.epsilon)
+    away = ((x[:, None] - alpha[:, None] * np.asarray(CENTRES)) ** 2).sum(-1) / (sigma**2 + alpha**2 * WIDTH**2)
+    log_p = -0.5 * away - np.log(np.exp(-0.5 * away).sum(1, keepdims=True))
+    np.testing.assert_allclose(loss, -log_p[np.arange(64), np.asarray(batch.conditions["label"])], rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(cross, 0)
+
+
+@pytest.mark.slow
+def test_it_learns_bayes_rule():
+    recipe = classifier(iterations=600, size=256, ema=0.99)
+    run = train(recipe, CLASSES_KEY, progress=False)
+    learned = losses_by_log_snr(recipe, run.factor, classes, CLASSES_KEY)
+    best = losses_by_log_snr(recipe, recipe.factor(exact_logits), classes, CLASSES_KEY)
+    for row, exact in zip(learned, best, strict=True):
+        assert row["held_out"] == pytest.approx(exact["held_out"], abs=0.02)
+        assert row["accuracy"] == pytest.approx(exact["accuracy"], abs=0.03)
+    assert best[0]["accuracy"] < 0.45 < 0.95 < best[-1]["accuracy"]
+    assert best[0]["loss"] > 1.0 > 0.2 > best[-1]["loss"]
+
+
+def test_a_classifier_has_no_other_conditions():
+    refused(lambda: classifier(conditions=("style",)), InvalidValueError, "a classifier has conditions")
+    refused(lambda: classifier(losses=(CrossLevel(),)), InvalidValueError, "'classifier' has none")

@@ -401,3 +401,26 @@ EVIDENCE_RUNS = 4  # Independent runs of `SMC` that `raise_log_likelihood` takes
 EVIDENCE_CHAINS = 1024  # Chains of each of them.
 TRAINING_STEPS = 256  # Most steps of training in one call of the compiled loop.
 TRAINING_BINS = 16  # Bins of log-SNR in which the training loss is recorded.
+
+
+class _Estimator(NamedTuple):
+    width: int = 96  # Of the network's layers.
+    blocks: int = 2  # Residual blocks of the network of θ.
+    finest: float = 0.1  # The finest structure of a posterior before training, in its standard deviations.
+    waves: int = 32  # Sines and cosines of the log-SNR that it sees.
+    periods: tuple[float, float] = (4.0, 128.0)  # The shortest and the longest of them.
+    iterations: int = 10_000  # Steps of training.
+    batch: int = 256  # Events of each step.
+    rate: float = 1e-3  # Adam's first step size; it falls to 0 as a cosine.
+    levels: int = 80  # Of the factor's schedule.
+    low: float = -8.0  # Log-SNR of the noisiest level for θ of unit variance.
+    high: float = 12.0  # Log-SNR of level 0 for θ of unit variance.
+    residual: float = 10.0  # The least log-SNR of level 0 where what a linear regression leaves of θ has unit variance.
+    # How far from the noisiest level and from level 0 the range ends that half of the events are drawn from.
+    focus: tuple[float, float] = (6.0, 3.0)
+    held_out: int = 2000  # Pairs held out, at most; of few pairs a tenth.
+    noises: int = 8  # Noises for each of these, in pairs ±ε, with which their loss is measured.
+    fewest: int = 100  # Pairs below which nothing is trained.
+
+
+ESTIMATOR = _Estimator()  # The default recipe of `cp.training.estimator`.

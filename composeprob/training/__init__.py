@@ -5,6 +5,7 @@
 """
 
 from composeprob.training.distil import Distilled, Flow, distil
+from composeprob.training.estimator import estimator
 from composeprob.training.quality import sample_quality, score_errors
 from composeprob.training.recipe import Batches, Conditions, CrossCondition, CrossLevel, Denoising, LogSNR, Recipe
 from composeprob.training.run import TrainingRun, train
@@ -22,6 +23,7 @@ __all__ = [
     "Recipe",
     "TrainingRun",
     "distil",
+    "estimator",
     "load_weights",
     "sample_quality",
     "save_weights",

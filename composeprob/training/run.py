@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -47,6 +47,7 @@ class TrainingRun:
         seconds: time spent, over every session of a resumed run.
         finished: False where Ctrl-C came first; a run with a checkpoint directory can then be resumed.
         written: the files of a model of the zoo that `train_model` wrote; empty from `train`.
+        held_out: of `estimator`, the loss on pairs held out, before training and each 256 steps; empty from `train`.
     """
 
     factor: Diffusion | Classifier
@@ -56,6 +57,7 @@ class TrainingRun:
     seconds: float
     finished: bool
     written: tuple[Path, ...] = ()
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 class State(NamedTuple):
@@ -208,7 +210,7 @@ def train(
     network = eqx.filter_jit(recipe.untrained)(network_key)  # one compilation instead of one for every layer
     network = network if start is None else start(network)
     advance = make_advance(recipe, network, run_key)
-    now = _blank(recipe, network)
+    now = blank(recipe, network)
     checkpoints = None
     if checkpoint_dir is not None:
         checkpoints = CheckpointFolder(checkpoint_dir, _fingerprint(recipe, network, key))
@@ -222,7 +224,7 @@ def train(
         while (done := int(now.state.step)) < recipe.iterations and not interrupted.is_set():
             steps = min(pace, recipe.iterations - done, tuning.TRAINING_STEPS)
             tick = time.monotonic()
-            now = _after(now, advance, steps, before + tick - began)
+            now = after(now, advance, steps, before + tick - began)
             elapsed = time.monotonic() - tick
             if done or pace > 1:  # the first call was mostly compilation
                 pace = max(1, int(steps / elapsed))  # a call a second: the bar moves, Ctrl-C is heard
@@ -237,10 +239,11 @@ def train(
     if checkpoints is not None:
         checkpoints.save(int(now.state.step), now)
         checkpoints.close()
-    return _finish(recipe, network, now, label)
+    return finish(recipe, network, now, label)
 
 
-def _blank(recipe: Recipe, network: Network) -> _Progressed:
+def blank(recipe: Recipe, network: Network) -> _Progressed:
+    """Makes the content before the first step."""
     slots = -(-recipe.iterations // tuning.TRAINING_STEPS)
     return _Progressed(
         initial(recipe, network),
@@ -251,8 +254,8 @@ def _blank(recipe: Recipe, network: Network) -> _Progressed:
     )
 
 
-def _after(now: _Progressed, advance: Advance, steps: int, seconds: float) -> _Progressed:
-    """Does ``steps`` more steps."""
+def after(now: _Progressed, advance: Advance, steps: int, seconds: float) -> _Progressed:
+    """Does ``steps`` more steps, at most `TRAINING_STEPS`."""
     done = int(now.state.step)
     state, record = advance(now.state, np.int32(steps))
     loss, bin_sum, bin_count = now.loss.copy(), now.bin_sum.copy(), now.bin_count.copy()
@@ -263,7 +266,8 @@ def _after(now: _Progressed, advance: Advance, steps: int, seconds: float) -> _P
     return _Progressed(state, loss, bin_sum, bin_count, np.asarray(seconds))
 
 
-def _finish(recipe: Recipe, network: Network, now: _Progressed, label: str) -> TrainingRun:
+def finish(recipe: Recipe, network: Network, now: _Progressed, label: str) -> TrainingRun:
+    """Makes the factor of the averaged weights, and what is told of the run."""
     done = int(now.state.step)
     factor = recipe.factor(eqx.combine(now.state.average, network), label)
     since = int(0.9 * done) // tuning.TRAINING_STEPS

@@ -74,7 +74,7 @@ def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path
     whole = train(recipe, KEY, progress=False)
 
     calls = []
-    after = run_module._after
+    after = run_module.after
 
     def interrupted(*args):
         calls.append(1)
@@ -82,7 +82,7 @@ def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path
             signal.raise_signal(signal.SIGINT)  # Ctrl-C in the middle of a chunk
         return after(*args)
 
-    monkeypatch.setattr(run_module, "_after", interrupted)
+    monkeypatch.setattr(run_module, "after", interrupted)
     part = train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False)
     assert not part.finished
     assert 0 < len(part.loss) < recipe.iterations

@@ -1,0 +1,146 @@
+"""The default recipe of estimators: exact posteriors of Gaussians, walls, sets, units, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob import tuning
+from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
+from composeprob.training import estimator
+from composeprob.training.denoiser import PosteriorDenoiser
+from refusals import refused, rows
+
+SCALE, NOISE = np.array([0.02, 30.0]), 0.5
+"""Of the prior, and of the data's noise in units of it: parameters a thousand times apart."""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    settings = tuning.ESTIMATOR._replace(width=16, blocks=1, batch=64, held_out=100, levels=40)
+    monkeypatch.setattr(tuning, "ESTIMATOR", settings)
+
+
+def pairs(number=2000, seed=0):
+    """θ ~ N(1, SCALE²), x = θ/SCALE + NOISE·ε in units of 100."""
+    rng = np.random.default_rng(seed)
+    unit, noise = rng.normal(size=(2, number, 2))
+    return 1 + SCALE * unit, 100 * (unit + NOISE * noise)
+
+
+def score(factor, theta, level, x):
+    return factor.evaluate(jnp.asarray(theta), factor.schedule.at(level), {"x": jnp.asarray(x)})[1]
+
+
+def test_the_posterior_of_a_gaussian_is_exact_in_the_units_of_theta():
+    run = estimator(*pairs(), jax.random.key(0), iterations=20, progress=False, label="mine")
+    assert run.factor.label == "mine"
+    assert run.finished
+    assert run.loss.shape == (20,)
+    assert run.held_out.shape == (2,)
+    x, clear = np.array([80.0, -40.0]), NOISE**2 / (1 + NOISE**2)
+    mean, variance = 1 + SCALE * (x / 100) / (1 + NOISE**2), SCALE**2 * clear
+    for level in (0, 20, 39):
+        noise = run.factor.schedule.at(level)
+        total = noise.alpha**2 * variance + noise.sigma**2
+        point = noise.alpha * mean + np.sqrt(total)
+        np.testing.assert_allclose(score(run.factor, point, level, x) * np.sqrt(total), -1.0, atol=0.15)
+
+
+def test_weights_that_do_worse_on_pairs_held_out_are_not_taken(monkeypatch):
+    """Steps that are far too long lead away from the regression, which is right here: it is what the factor gets."""
+    monkeypatch.setattr(tuning, "ESTIMATOR", tuning.ESTIMATOR._replace(rate=1.0))
+    run = estimator(*pairs(), jax.random.key(0), iterations=20, progress=False)
+    assert not run.held_out[1] <= run.held_out[0]  # it may also be NaN
+    assert not np.any(run.factor.network.last.weight)  # as before training
+
+
+def test_draws_stay_within_the_walls_of_a_uniform_prior_before_anything_is_learned():
+    """θ ~ U(−1, 1), x = θ + 0.5·ε: a Gaussian cut at the walls, of which a regression knows nothing."""
+    rng = np.random.default_rng(0)
+    theta = rng.uniform(-1, 1, (2000, 1)).astype(np.float32)
+    x = theta + 0.5 * rng.normal(size=theta.shape).astype(np.float32)
+    low, high = jnp.full(1, -1.0), jnp.full(1, 1.0)
+    network = PosteriorDenoiser(theta, x, (low, high), jax.random.key(0))
+    for log_snr in (-6.0, 0.0, 8.0):
+        alpha, sigma = np.sqrt(1 / (1 + np.exp(-log_snr))), np.sqrt(1 / (1 + np.exp(log_snr)))
+        for event in (-3.0, 0.2, 1.5):
+            noise = network(jnp.full(1, event), jnp.float32(log_snr), jnp.full(1, 0.9))
+            denoised = (event - sigma * noise) / alpha
+            assert np.all(np.abs(denoised) < 1 + 1e-4 + 1e-6 / alpha)
+
+
+def test_a_set_of_observations_has_no_order():
+    rng = np.random.default_rng(0)
+    theta = rng.normal(size=(500, 2))
+    x = theta[:, None] + rng.normal(size=(500, 4, 2))
+    factor = estimator(theta, x, jax.random.key(0), iterations=300, progress=False).factor
+    noise_level = 10
+    point = np.array([0.3, -0.2])
+    np.testing.assert_allclose(
+        score(factor, point, noise_level, x[0]), score(factor, point, noise_level, x[0][::-1]), rtol=1e-4, atol=1e-4
+    )
+    exact = x[0].sum(0) / 5  # 1/(1 + 4) of the sum, at little noise
+    last = score(factor, factor.schedule.at(0).alpha * exact, 0, x[0])
+    np.testing.assert_allclose(last, 0.0, atol=1.0)
+
+
+def test_a_factor_of_it_is_drawn_from_in_three_lines():
+    theta, x = pairs(500)
+    posterior = estimator(theta, x, jax.random.key(0), iterations=1, progress=False).factor
+
+    @cp.program
+    def answer(posterior, x):
+        return cp.sample("theta", posterior.given(x=x))
+
+    density = cp.compile(answer, posterior, jnp.array([0.0, 0.0]))
+    result = cp.infer(density, jax.random.key(1), num_chains=100, sampler=cp.Ancestral(), progress=False)
+    np.testing.assert_allclose(result["theta"].std(0) / SCALE, (NOISE**2 / (1 + NOISE**2)) ** 0.5, rtol=0.3)
+
+
+def test_all_steps_share_one_compilation(monkeypatch):
+    traced, call_network = [], PosteriorDenoiser.__call__
+
+    def counted(self, event, t, x):
+        traced.append(event.shape)
+        return call_network(self, event, t, x)
+
+    monkeypatch.setattr(PosteriorDenoiser, "__call__", counted)
+    estimator(*pairs(200), jax.random.key(0), iterations=600, progress=False)
+    assert 0 < len(traced) <= 2  # in the compiled step, and in the loss on pairs held out
+
+
+def _spoilt(value):
+    theta, x = pairs(200)
+    x[3, 0] = value
+    return theta, x
+
+
+THETA, X = pairs(200)
+REFUSED = {
+    ShapeError: {
+        "one number for each": (lambda: call(THETA[:, 0], X), r"theta of shape \(200,\)", "N parameters"),
+        "different lengths": (lambda: call(THETA, X[:-1]), r"x of shape \(199, 2\)"),
+        "images": (lambda: call(THETA, np.zeros((200, 2, 2, 2))), r"x of shape \(200, 2, 2, 2\)"),
+    },
+    InvalidValueError: {
+        "few pairs": (lambda: call(THETA[:50], X[:50]), "50 pairs", "simulate more"),
+        "NaN": (lambda: call(*_spoilt(np.nan)), "1 of the 200 rows of x", "leave these pairs out"),
+        "infinite": (lambda: call(*_spoilt(np.inf)), "1 of the 200 rows of x"),
+        "a constant": (lambda: call(np.ones_like(THETA), X), "Entry 0 of theta is the same", "leave it out"),
+        "outside of the box": (lambda: call(THETA, X, dist.Uniform(0, 1).expand([2]).to_event(1)), "outside of"),
+        "positive": (lambda: call(np.exp(X / 100), X, dist.LogNormal(0, 1)), "no prior like LogNormal", "log"),
+    },
+    WrongTypeError: {"no prior": (lambda: call(THETA, X, (0, 1)), "prior is a tuple", "NumPyro")},
+}  # fmt: skip
+
+
+def call(theta, x, prior=None):
+    return estimator(theta, x, jax.random.key(0), prior=prior, iterations=1, progress=False)
+
+
+@pytest.mark.parametrize(("kind", "wrong", "words", "fix"), rows(REFUSED))
+def test_what_is_no_set_of_pairs_is_refused(kind, wrong, words, fix):
+    refused(wrong, kind, words, fix)

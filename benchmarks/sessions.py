@@ -31,7 +31,7 @@ import composeprob as cp
 from composeprob.models.worlds import drift_diffusion as world
 from composeprob.schedule import Noise
 
-SESSIONS, KEYS, DRAWS, PROPOSALS = (2, 8, 30), 2, 400, 20_000
+SESSIONS, KEYS, DRAWS, PROPOSALS = (2, 8, 30), 2, 200, 20_000
 OURS, SUMMED, WEIGHED = "cp.infer, default", "BayesFlow, sum of scores", "BayesFlow, weighed by Jacobians"
 NEAR, WIDTH = 0.2, 0.15
 """How far means may lie from the exact ones, in their deviations, and how far deviations may be off, as a share."""

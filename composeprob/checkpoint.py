@@ -6,7 +6,7 @@ import logging
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from jax import Array
 from jaxtyping import PyTree
@@ -42,7 +42,7 @@ class CheckpointFolder:
         # Orbax takes seconds to import, and only runs with checkpoints need it.
         import orbax.checkpoint as ocp
 
-        self.args: Any = ocp.args
+        self.args = ocp.args
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file that it writes
         # Folders that a thread of Orbax's own makes are waited for by others, for 5 minutes where they cannot be made.
         now = ocp.AsyncOptions(create_directories_asynchronously=False)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +119,7 @@ def reference_draws(
 ) -> dict[str, np.ndarray] | None:
     """Draws of what a program's samples should be, ``{site: (M, …)}``, from a file or the module's ``reference(key,
     num)``; an array is of the only site. None without either."""
-    make: Any = getattr(module, "reference", None)
+    make = getattr(module, "reference", None)
     if file is not None:
         try:
             given = np.load(file)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -114,7 +114,7 @@ def _leaf_tail(leaf: Leaf, _: list[Tail], known: Parts, shape: tuple[int, ...], 
     entries = leaf.entries
     projection = np.eye(size)[entries] if whole else None  # takes the flattened site to the flattened event
     if leaf.averaged > 1:
-        units: Any = np.eye(size).reshape(-1, *shape)  # on the host
+        units: np.ndarray = np.eye(size).reshape(-1, *shape)  # on the host
         projection = np.stack([project(unit, leaf.region, (-1,)) for unit in units], 1)
     total, terms = np.zeros((size, size) if whole else size), []
     for part in parts:

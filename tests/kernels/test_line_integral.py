@@ -173,10 +173,10 @@ def test_the_reversal_is_the_estimate():
 
     @jax.jit
     def step(x):
-        first = state(x)
+        first = state(x, SCORES)
         noise = jnp.array([0.4, -0.7, -8.0])  # log U = −35: it is accepted
         after, info = driven(kernel, noise, first, SCORES, jnp.asarray(0.1))
-        return info, straight(kernel.log_ratio, x, after.position)
+        return info, straight(kernel.log_ratio, x, after.position, SCORES)
 
     info, (estimate, error) = step(jnp.array([0.3, 0.2]))
     assert info.accepted

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import time
 
 import equinox as eqx
 import jax
@@ -19,12 +18,11 @@ from numpy.typing import ArrayLike
 from composeprob import tuning
 from composeprob.arguments import check_count, check_key
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
-from composeprob.runtime.progress import Progress
 from composeprob.schedule import Schedule
 from composeprob.training.denoiser import Box, PosteriorDenoiser
 from composeprob.training.loss import draw_batch, losses
 from composeprob.training.recipe import Batches, Data, LogSNR, Recipe
-from composeprob.training.run import TrainingRun, after, blank, finish, make_advance
+from composeprob.training.run import TrainingRun, blank, finish, make_advance, stretches
 
 
 def estimator(
@@ -51,11 +49,12 @@ def estimator(
         prior: of θ. If it is uniform in a box, draws stay within it and its walls need not be learned; a prior on all
             of ℝ changes nothing, and any other is refused.
         iterations: optimiser steps.
-        progress: show a progress bar with the loss on pairs held out.
+        progress: show a progress bar with the loss.
         label: the factor's name.
 
     Returns:
-        A `TrainingRun`, whose ``held_out`` is the loss on pairs held out, before training and each 256 steps.
+        A `TrainingRun`, whose ``held_out`` is the loss on pairs held out, before training and each 256 steps. Ctrl-C
+        ends training early, with the weights that are best so far.
 
     Raises:
         ShapeError: arrays of other shapes, or of different lengths.
@@ -100,15 +99,13 @@ def estimator(
         events = jax.tree.map(lambda a: a.reshape(-1, 2 * settings.noises, *a.shape[1:]), batch)
         return jnp.mean(jax.lax.map(lambda part: losses(factor, part).denoising, events, batch_size=32))
 
-    advance, now, began = make_advance(recipe, network, train_key), blank(recipe, network), time.monotonic()
-    best, found = now.state.average, [float(loss_held_out(now.state.average))]
-    with Progress(iterations, progress, "training") as bar:
-        while (done := int(now.state.step)) < iterations:
-            now = after(now, advance, min(tuning.TRAINING_STEPS, iterations - done), time.monotonic() - began)
-            found.append(float(loss_held_out(now.state.average)))
-            if found[-1] == min(found):
-                best = now.state.average
-            bar.update(int(now.state.step), loss=found[-1])
+    first, advance = blank(recipe, network), make_advance(recipe, network, train_key)
+    now, best = first, first.state.average
+    found = [float(loss_held_out(best))]
+    for now in stretches(recipe, first, advance, progress, tuning.TRAINING_STEPS):
+        found.append(float(loss_held_out(now.state.average)))
+        if found[-1] == min(found):
+            best = now.state.average
     run = finish(recipe, network, now._replace(state=now.state._replace(average=best)), label)
     return dataclasses.replace(run, held_out=np.array(found))
 

@@ -210,36 +210,43 @@ def train(
     network = eqx.filter_jit(recipe.untrained)(network_key)  # one compilation instead of one for every layer
     network = network if start is None else start(network)
     advance = make_advance(recipe, network, run_key)
-    now = blank(recipe, network)
+    first = blank(recipe, network)
     checkpoints = None
     if checkpoint_dir is not None:
         checkpoints = CheckpointFolder(checkpoint_dir, _fingerprint(recipe, network, key))
         if not resume:
             checkpoints.clear()
-        now = checkpoints.restore(now) or now
+        first = checkpoints.restore(first) or first
 
-    before, began, saved = float(now.seconds), time.monotonic(), time.monotonic()
-    pace = 1
-    with _interruptible() as interrupted, Progress(recipe.iterations, progress, "training") as bar:
-        while (done := int(now.state.step)) < recipe.iterations and not interrupted.is_set():
-            steps = min(pace, recipe.iterations - done, tuning.TRAINING_STEPS)
-            tick = time.monotonic()
-            now = after(now, advance, steps, before + tick - began)
-            elapsed = time.monotonic() - tick
-            if done or pace > 1:  # the first call was mostly compilation
-                pace = max(1, int(steps / elapsed))  # a call a second: the bar moves, Ctrl-C is heard
-            else:
-                pace = 2
-            done = int(now.state.step)
-            bar.update(done, loss=now.loss[max(0, done - 100) : done].mean())
-            if checkpoints is not None and time.monotonic() - saved > seconds_between_checkpoints:
-                checkpoints.save(int(now.state.step), now)
-                saved = time.monotonic()
-    now = now._replace(seconds=np.asarray(before + time.monotonic() - began))
+    now, saved = first, time.monotonic()
+    for now in stretches(recipe, first, advance, progress):
+        if checkpoints is not None and time.monotonic() - saved > seconds_between_checkpoints:
+            checkpoints.save(int(now.state.step), now)
+            saved = time.monotonic()
     if checkpoints is not None:
         checkpoints.save(int(now.state.step), now)
         checkpoints.close()
     return finish(recipe, network, now, label)
+
+
+def stretches(
+    recipe: Recipe, now: _Progressed, advance: Advance, progress: bool, steps: int | None = None
+) -> Iterator[_Progressed]:
+    """Trains to the end, or to Ctrl-C, and yields what there is after each call of ``advance``: of so many steps, or
+    else of about a second, so that the bar moves and Ctrl-C is heard."""
+    before, began, pace = float(now.seconds), time.monotonic(), steps or 1
+    with _interruptible() as interrupted, Progress(recipe.iterations, progress, "training") as bar:
+        while (done := int(now.state.step)) < recipe.iterations and not interrupted.is_set():
+            count = min(pace, recipe.iterations - done, tuning.TRAINING_STEPS)
+            tick = time.monotonic()
+            now = after(now, advance, count)
+            if steps is None:
+                compiled = done == 0 and pace == 1  # in the first call, which was mostly that
+                pace = 2 if compiled else max(1, int(count / (time.monotonic() - tick)))
+            now = now._replace(seconds=np.asarray(before + time.monotonic() - began))
+            done += count
+            bar.update(done, loss=now.loss[max(0, done - 100) : done].mean())
+            yield now
 
 
 def blank(recipe: Recipe, network: Network) -> _Progressed:
@@ -254,7 +261,7 @@ def blank(recipe: Recipe, network: Network) -> _Progressed:
     )
 
 
-def after(now: _Progressed, advance: Advance, steps: int, seconds: float) -> _Progressed:
+def after(now: _Progressed, advance: Advance, steps: int) -> _Progressed:
     """Does ``steps`` more steps, at most `TRAINING_STEPS`."""
     done = int(now.state.step)
     state, record = advance(now.state, np.int32(steps))
@@ -263,7 +270,7 @@ def after(now: _Progressed, advance: Advance, steps: int, seconds: float) -> _Pr
     slot = (done + steps - 1) // tuning.TRAINING_STEPS  # of the last of these steps: the last never stays empty
     bin_sum[slot] += np.asarray(record.bin_sum)
     bin_count[slot] += np.asarray(record.bin_count)
-    return _Progressed(state, loss, bin_sum, bin_count, np.asarray(seconds))
+    return _Progressed(state, loss, bin_sum, bin_count, now.seconds)
 
 
 def finish(recipe: Recipe, network: Network, now: _Progressed, label: str) -> TrainingRun:

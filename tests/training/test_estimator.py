@@ -1,5 +1,7 @@
 """The default recipe of estimators: exact posteriors of Gaussians, walls, sets, units, and what it refuses."""
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.training import estimator
+from composeprob.training import run as run_module
 from composeprob.training.denoiser import PosteriorDenoiser
 from refusals import refused, rows
 
@@ -55,6 +58,21 @@ def test_weights_that_do_worse_on_pairs_held_out_are_not_taken(monkeypatch):
     run = estimator(*pairs(), jax.random.key(0), iterations=20, progress=False)
     assert not run.held_out[1] <= run.held_out[0]  # it may also be NaN
     assert not np.any(run.factor.network.last.weight)  # as before training
+
+
+def test_an_interrupted_training_gives_the_weights_that_are_best_so_far(monkeypatch):
+    after = run_module.after
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)  # Ctrl-C in the first call
+        return after(*args)
+
+    monkeypatch.setattr(run_module, "after", interrupted)
+    run = estimator(*pairs(200), jax.random.key(0), iterations=600, progress=False)
+    assert not run.finished
+    assert len(run.loss) == tuning.TRAINING_STEPS
+    assert len(run.held_out) == 2
+    assert np.all(np.isfinite(score(run.factor, np.ones(2), 0, np.zeros(2))))
 
 
 def test_draws_stay_within_the_walls_of_a_uniform_prior_before_anything_is_learned():

@@ -268,17 +268,19 @@ class Schedule(eqx.Module):
         pairs = (self.alpha, other.alpha), (self.sigma, other.sigma)
         return self.num_levels == other.num_levels and all(np.allclose(a, b, rtol=1e-6, atol=0) for a, b in pairs)
 
-    def alpha_at(self, log_snr: np.ndarray) -> np.ndarray:
-        """Returns α of the schedule's family at any log-SNR, exact for VP, VE and flow, else interpolated in log α."""
+    def noise_at(self, log_snr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns α and σ of its family at any log-SNR, exact for VP, VE and flow, else by interpolation in log α."""
         alpha, sigma = np.asarray(self.alpha, np.float64), np.asarray(self.sigma, np.float64)
         family = _family(alpha, sigma)
         if family == "vp":
-            return _vp(log_snr)[0]
+            return _vp(log_snr)
         if family == "ve":
-            return np.full_like(log_snr, alpha[0])
-        if family == "flow":
-            return 1 / (1 + np.exp(-np.asarray(log_snr) / 2))
-        return np.exp(np.interp(log_snr, log_snr_of(alpha, sigma)[::-1], np.log(alpha)[::-1]))
+            at = np.full_like(log_snr, alpha[0])
+        elif family == "flow":
+            at = 1 / (1 + np.exp(-np.asarray(log_snr) / 2))
+        else:
+            at = np.exp(np.interp(log_snr, log_snr_of(alpha, sigma)[::-1], np.log(alpha)[::-1]))
+        return at, at * np.exp(-np.asarray(log_snr) / 2)
 
     def level_at(self, log_snr: np.ndarray) -> np.ndarray:
         """Returns the level at any log-SNR as a real number, interpolated between those of the schedule in log-SNR."""

@@ -9,6 +9,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import InvalidValueError, LevelError, ShapeError
+from composeprob.schedule import log_snr_of
 from refusals import refused
 from registry import SCHEDULES
 
@@ -104,7 +105,7 @@ def test_flow_is_a_straight_line():
         s = schedule.sigma
         np.testing.assert_allclose(schedule.drift_ratio, (-1 / (1 - s)) / (2 * s + 2 * s**2 / (1 - s)), rtol=1e-10)
     np.testing.assert_allclose(
-        plain.alpha_at(np.array([-3.0, 0.0, 5.0])), 1 / (1 + np.exp([1.5, 0.0, -2.5])), rtol=1e-12
+        plain.noise_at(np.array([-3.0, 0.0, 5.0]))[0], 1 / (1 + np.exp([1.5, 0.0, -2.5])), rtol=1e-12
     )
 
 
@@ -124,13 +125,15 @@ def test_nothing_is_lost_where_alpha_is_almost_one():
     np.testing.assert_allclose(noisy.at(1).log_snr, -40.0, rtol=1e-5)
 
 
-def test_alpha_at_any_log_snr():
+def test_noise_at_any_log_snr():
     log_snr = np.array([7.0, 0.3, -5.0])
-    np.testing.assert_allclose(cp.Schedule.cosine(5).alpha_at(log_snr), np.sqrt(1 / (1 + np.exp(-log_snr))))
-    np.testing.assert_allclose(cp.Schedule.edm(5).alpha_at(log_snr), 1.0)
+    for schedule in (cp.Schedule.cosine(5), cp.Schedule.edm(5), cp.Schedule.flow(5)):
+        np.testing.assert_allclose(log_snr_of(*schedule.noise_at(log_snr)), log_snr, rtol=1e-12)
+    np.testing.assert_allclose(cp.Schedule.cosine(5).noise_at(log_snr)[0], np.sqrt(1 / (1 + np.exp(-log_snr))))
+    np.testing.assert_allclose(cp.Schedule.edm(5).noise_at(log_snr)[0], 1.0)
     other = cp.Schedule.from_arrays([0.9, 0.3], [0.1, 1.0])
     middle = np.mean(2 * np.log([0.9 / 0.1, 0.3 / 1.0]))
-    np.testing.assert_allclose(other.alpha_at(np.array([middle])), np.sqrt(0.27))
+    np.testing.assert_allclose(other.noise_at(np.array([middle]))[0], np.sqrt(0.27))
 
 
 def test_same_levels():

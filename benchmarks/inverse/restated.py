@@ -41,8 +41,7 @@ class Problem(NamedTuple):
         """The same on as many levels of equal steps in log-SNR between the ends of the prior's own."""
         schedule = self.prior.schedule
         log_snr = np.linspace(*np.asarray(schedule.log_snr, float)[[0, -1]], levels)
-        alpha = schedule.alpha_at(log_snr)
-        return self._replace(prior=self.prior.on(cp.Schedule.from_arrays(alpha, alpha * np.exp(-log_snr / 2))))
+        return self._replace(prior=self.prior.on(cp.Schedule.from_arrays(*schedule.noise_at(log_snr))))
 
     @property
     def size(self) -> int:

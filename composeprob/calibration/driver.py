@@ -163,8 +163,7 @@ def _levels(factor: Factor, widest: float | None = None) -> Schedule:
     ends = [*below, *log_snr, *above]
     gaps = [np.linspace(a, b, max(1, math.ceil((b - a) / widest)), endpoint=False) for a, b in itertools.pairwise(ends)]
     knots = np.concatenate([*gaps, [ends[-1]]])[::-1]
-    alpha = native.alpha_at(knots)
-    return Schedule.from_arrays(alpha, alpha * np.exp(-0.5 * knots))
+    return Schedule.from_arrays(*native.noise_at(knots))
 
 
 def _normalised_leaves(

@@ -71,9 +71,8 @@ def _continuous(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:
             fix=_schedule_inside(leaf, low, high, wanted),
         )
     trained = leaf.factor.schedule
-    alpha = trained.alpha_at(wanted)
     index = trained.level_at(wanted) if leaf.factor.traits.levels == "real" else np.arange(len(wanted))
-    return noise_on_host(index, alpha, alpha * np.exp(-wanted / 2))
+    return noise_on_host(index, *trained.noise_at(wanted))
 
 
 def _schedule_inside(leaf: Leaf, low: float, high: float, wanted: np.ndarray) -> str:

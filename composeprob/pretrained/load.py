@@ -26,7 +26,7 @@ from composeprob.pretrained.model import Adapted, Parts, Preconditioned, Pretrai
 from composeprob.pretrained.text import Prompts, TextEncoder, Tokenizer, clip
 from composeprob.pretrained.transformer import dit, sd3
 from composeprob.pretrained.unet import GUIDED, guided, unet_2d, unet_condition
-from composeprob.schedule import Schedule
+from composeprob.schedule import Schedule, log_snr_of
 
 
 class Folder(NamedTuple):
@@ -277,7 +277,7 @@ def _adapted(
     if schedule is not None and not schedule.same_levels(native):
         options["schedule"] = schedule
         if time == "real_level":
-            log_snr = 2 * (np.log(native.alpha) - np.log(native.sigma))
+            log_snr = log_snr_of(native.alpha, native.sigma)
             known, options["time"] = jnp.asarray(log_snr[::-1], jnp.float32), "log_snr"
             options["log_snr_range"] = (float(log_snr[-1]), float(log_snr[0]))
     flow = 1000.0 if learned.parameterization == "flow" else None

@@ -310,7 +310,7 @@ def on_levels(
     if log_snr.ndim != 1 or not log_snr.size or not finite:
         text = f"levels must be one axis of finite log-SNR; got an array of shape {log_snr.shape}"
         raise InvalidValueError(text + ("." if finite else " with numbers that are not finite."), fix=fix)
-    return density.on(_at(density.schedule, np.sort(log_snr)[::-1])), None
+    return density.on(Schedule.from_arrays(*density.schedule.noise_at(np.sort(log_snr)[::-1]))), None
 
 
 def on_close_levels(density: AnnealedDensity) -> AnnealedDensity:
@@ -325,11 +325,6 @@ def _between(density: AnnealedDensity, places: np.ndarray) -> AnnealedDensity:
     """The density on levels at these places among its own, or its own where its factors know no others."""
     known = np.asarray(density.schedule.log_snr, np.float64)
     with contextlib.suppress(AlignmentError):
-        return density.on(_at(density.schedule, np.interp(places, np.arange(len(known)), known)))
+        wanted = np.interp(places, np.arange(len(known)), known)
+        return density.on(Schedule.from_arrays(*density.schedule.noise_at(wanted)))
     return density
-
-
-def _at(schedule: Schedule, log_snr: np.ndarray) -> Schedule:
-    """The schedule's noise at other log-SNR: beyond its ends it continues as at them."""
-    alpha = schedule.alpha_at(log_snr)
-    return Schedule.from_arrays(alpha, alpha * np.exp(-log_snr / 2))

@@ -72,9 +72,8 @@ def _noises(factor: LeafFactor) -> list[Noise]:
         known = np.asarray(levels.log_snr)
         nearest = sorted({int(np.abs(known - value).argmin()) for value in wanted}, reverse=True)
         return [factor.schedule.at(k) for k in nearest]
-    alpha = factor.schedule.alpha_at(wanted)
-    sigma = alpha * np.exp(-0.5 * wanted)
-    return [Noise(jnp.zeros((), int), jnp.float32(a), jnp.float32(s)) for a, s in zip(alpha, sigma, strict=True)]
+    pairs = zip(*factor.schedule.noise_at(wanted), strict=True)
+    return [Noise(jnp.zeros((), int), jnp.float32(alpha), jnp.float32(sigma)) for alpha, sigma in pairs]
 
 
 def sample_quality(

@@ -380,7 +380,7 @@ class Recipe:
         Raises:
             InvalidValueError: a schedule that is neither variance preserving nor exploding.
         """
-        at_zero, at_one = (float(self.schedule.alpha_at(np.asarray([p]))[0]) for p in (0.0, 1.0))  # α shows which kind
+        at_zero, at_one = self.schedule.noise_at(np.array([0.0, 1.0]))[0].tolist()  # α shows which kind
         index = jnp.zeros(jnp.shape(log_snr), int)
         if np.allclose([at_zero**2, at_one**2], [0.5, 1 / (1 + np.exp(-1.0))], rtol=1e-5):
             return Noise(index, jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr)))

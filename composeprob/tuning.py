@@ -404,12 +404,12 @@ TRAINING_BINS = 16  # Bins of log-SNR in which the training loss is recorded.
 
 
 class _Estimator(NamedTuple):
-    width: int = 96  # Of the network's layers.
-    blocks: int = 2  # Residual blocks of the network of θ.
+    width: int = 128  # Of the network's layers.
+    blocks: int = 3  # Residual blocks of the network of θ.
     finest: float = 0.1  # The finest structure of a posterior before training, in its standard deviations.
     waves: int = 32  # Sines and cosines of the log-SNR that it sees.
     periods: tuple[float, float] = (4.0, 128.0)  # The shortest and the longest of them.
-    iterations: int = 10_000  # Steps of training.
+    iterations: int = 20_000  # Steps of training.
     batch: int = 256  # Events of each step.
     rate: float = 1e-3  # Adam's first step size; it falls to 0 as a cosine.
     levels: int = 80  # Of the factor's schedule.

@@ -85,7 +85,7 @@ class Path(eqx.Module):
                 tempered = density.evaluator.plain and self.weights == "feynman_kac"
                 backward = Backward.of_step(*s, layout.power(density, self.first), None, False) if tempered else None
                 weight = Weight(self.weights, density, layout, twist)
-                ratio = weight.gained(words, jnp.int32(0), above, below, noise, end, backward)
+                ratio, _ = weight.gained(words, jnp.int32(0), above, below, noise, end, backward)
             if move is not None:
                 # Weights have p/q of the twist in them: of the two nothing is left.
                 shift = 0.0 if self.weights else down.shift(drift(above), above.evaluation.score, twist)

@@ -41,9 +41,9 @@ class Result(NotPickled, Record):
         log_evidence: estimate of log Z of the program, for samplers that give one. Where a factor's constant is
             unknown (a learned energy) it is relative to that constant.
         log_evidence_error: its standard error: that of the weights, from the genealogy of the chains; that of the
-            levels' distance, a third of what leaving out every other level changes (unless ``check_levels=False``); and
-            what data of unit size leave at the noisiest level, where a run takes noise for all there is. NaN where the
-            status withholds it.
+            levels' distance, which is what leaving out every other level changes beyond noise (unless
+            ``check_levels=False``), and what averaging potentials does; and what data of unit size leave at the
+            noisiest level, where a run takes noise for all there is. NaN where the status withholds it.
         evaluations: evaluations of the composed density per chain, warm-up and runs that were given up included. One
             evaluation is one value-and-score of every factor.
         levels: an `xarray.Dataset` of what is known level by level: ``acceptance``, the mean acceptance probability;

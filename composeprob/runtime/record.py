@@ -68,10 +68,22 @@ class Fold(IntEnum):
 Question = Callable[[], Findings]  # asked of a run when its status is first looked at, as it takes a compilation
 
 
-def summarised(state: State, samples: dict[str, np.ndarray], positions: Position, coarse: float | None) -> Result:
+def error_of_levels(found: tuple[float, float], coarse: tuple[float, float], order: int) -> float:
+    """What the levels' distance does to a log-evidence, by the same over every other level; each with its variance.
+
+    An error of order p is 1/(2^p − 1) of the difference, but only where levels are close enough; farther apart it falls
+    more slowly. As nothing tells which, what of the difference is not noise counts whole.
+    """
+    difference, noise = abs(coarse[0] - found[0]), coarse[1] + found[1]
+    return math.sqrt(max(difference**2 - noise, (difference / (2**order - 1)) ** 2))
+
+
+def summarised(
+    state: State, samples: dict[str, np.ndarray], positions: Position, coarse: tuple[float, float] | None
+) -> Result:
     """The result of a run, of its samples, the chains' positions (copies included), and the log-evidence over every
-    other level. What takes a compilation of its own (curl, whether the factors agree) is left to who asks for it, and
-    so is what depends on that."""
+    other level with its variance. What takes a compilation of its own (curl, whether the factors agree) is left to who
+    asks for it, and so is what depends on that."""
     sampler, density, key, n = state.sampler, state.density, state.key, state.num_chains
     run, cut = host(dataclasses.replace(state.run, chains=None)), state.run.spread.cut
     visited, arrived = run.visits.visited(), bool(run.visits.arrived)
@@ -95,7 +107,10 @@ def summarised(state: State, samples: dict[str, np.ndarray], positions: Position
     evidence = float(run.log_evidence) if arrived and sampler.estimates_evidence(density) else math.nan
     of_levels = 0.0
     if sampler.check_order is not None and math.isfinite(evidence):
-        of_levels = math.nan if coarse is None else abs(coarse - evidence) / (2**sampler.check_order - 1)
+        own = evidence, float(run.evidence_variance)
+        of_levels = math.nan if coarse is None else error_of_levels(own, coarse, sampler.check_order)
+        more, noise = map(float, run.averaging)
+        of_levels = math.hypot(of_levels, math.sqrt(max(more**2 - noise, 0.0)))
     of_top = density.top.at(state.first).signal(float(log_snr[state.first]))
     completed = len(levels) if arrived else density.num_levels - int(min(visited, default=density.num_levels))
     outside = 0.0 if values is None or not arrived else float(np.mean(np.isneginf(values) | np.isnan(values)))

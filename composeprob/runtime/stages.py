@@ -241,8 +241,9 @@ def _points(run: Run) -> np.ndarray:
     return np.asarray(run.spread.cut(host(run.chains.points)))
 
 
-def _coarse_evidence(state: State) -> float | None:
-    """The log-evidence of the run over every other level; None where nobody asks, or the run did not get there."""
+def _coarse_evidence(state: State) -> tuple[float, float] | None:
+    """The log-evidence of the run over every other level, and its variance; None where nobody asks, or the run did not
+    get there."""
     checked = state.sampler.check_order is not None and state.sampler.estimates_evidence(state.density)
     if not checked or state.interrupted or not state.visits.arrived:
         return None
@@ -254,4 +255,4 @@ def _coarse_evidence(state: State) -> float | None:
         descend(coarse, "error of the evidence")
     except KeyboardInterrupt:
         return None
-    return float(np.asarray(coarse.run.log_evidence))
+    return float(np.asarray(coarse.run.log_evidence)), float(np.asarray(coarse.run.evidence_variance))

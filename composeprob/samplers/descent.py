@@ -32,6 +32,7 @@ from composeprob.samplers.meet import (
     evidence_variance,
     log_mean_weight,
     num_distinct,
+    off_by_averaging,
     relative_ess,
     step_statistics,
 )
@@ -369,28 +370,29 @@ class Descent:
 
         def chain(
             words: Array, half: Array, start: Particles, v: Array, found: Evaluation, way: Way
-        ) -> tuple[Particles, Array]:
-            moved = Particles(v, found, start.inner)
+        ) -> tuple[Particles, tuple[Array, Array]]:
+            moved, none = Particles(v, found, start.inner), jnp.zeros(())
 
-            def gained() -> Array:
+            def gained() -> tuple[Array, Array]:
                 """−∞ where the density is 0; of chains that are weighed NaN where it, or a score, is no number."""
                 _, _, rate = self.followed(v[: self.layout.dims], found, half, now.here, now.fixed[1])
                 before, after = _rated(start, way.rate), _rated(moved, rate)
-                gain = self.weight.gained(words, half, before, after, now.start, now.end, backward) + way.log_ratio
+                gain, more = self.weight.gained(words, half, before, after, now.start, now.end, backward)
+                gain = gain + way.log_ratio
                 usable = all_finite((start.evaluation.parts.drift, found.score)) & (gain < jnp.inf)
-                return jnp.where(usable | start.evaluation.zero | (not self.weights), gain, jnp.nan)
+                return jnp.where(usable | start.evaluation.zero | (not self.weights), gain, jnp.nan), more
 
-            gain = jnp.zeros(())
+            gains = none, none
             if self.parts:  # reverse diffusion by itself weighs nothing where it begins
                 first = partial(first_weight, self.layout, self.density, v, found, at)
-                gain = jax.lax.cond(now.falls, gained, lambda: jnp.zeros(()) if self.plain else first())
-            return moved, gain
+                gains = jax.lax.cond(now.falls, gained, lambda: (none if self.plain else first(), none))
+            return moved, gains
 
         batch = run.words, self.half, run.chains, level.query, found, level.way
-        chains, gain = self.spread.map(chain, *batch)
+        chains, (gain, more) = self.spread.map(chain, *batch)
         run = dataclasses.replace(run, chains=chains)
         if self.weights:
-            run = self.met(run, at, gain, level.way.error)
+            run = self.met(run, at, gain, more, level.way.error)
         elif self.step is not None:
             bad = now.falls & self.spread.map(lambda e: ~all_finite(e.score), left)
             records = run.records.counting(at, self.spread.total(bad.astype(jnp.int32)))
@@ -401,20 +403,22 @@ class Descent:
             level = dataclasses.replace(level, began=began)
         return run, level
 
-    def met(self, run: Run, at: Array, gain: Array, error: Array) -> Run:
+    def met(self, run: Run, at: Array, gain: Array, more: Array, error: Array) -> Run:
         """The chains after they have been weighed against one another, and resampled where it is time."""
         meet, spread = self.meet, self.spread
         assert isinstance(meet, Meet)
         log_weights = run.log_weights + gain
         log_weights = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
-        table = jnp.stack([log_weights, ~jnp.isnan(gain), run.log_weights, gain, error], axis=1)
-        gathered, counted, *step = spread.gather(table).T
+        table = jnp.stack([log_weights, ~jnp.isnan(gain), run.log_weights, gain, error, more], axis=1)
+        gathered, counted, *step, more = spread.gather(table).T
 
-        def statistics(log_weights: Array, ancestors: Array, *step: Array) -> tuple[Array, ...]:
-            variance = evidence_variance(log_weights, ancestors)
-            return relative_ess(log_weights), log_mean_weight(log_weights), variance, *step_statistics(*step)
+        def statistics(log_weights: Array, ancestors: Array, more: Array, *step: Array) -> tuple[Array, ...]:
+            means = relative_ess(log_weights), log_mean_weight(log_weights), evidence_variance(log_weights, ancestors)
+            return *means, off_by_averaging(log_weights, more), *step_statistics(*step)
 
-        ess, log_mean, variance, spreading, moved = spread.on_population(statistics, gathered, run.ancestors, *step)
+        found = spread.on_population(statistics, gathered, run.ancestors, more, *step)
+        ess, log_mean, variance, off, spreading, moved = found
+        run = dataclasses.replace(run, averaging=run.averaging + off)
 
         def exchange() -> Run:
             chosen = spread.on_population(lambda weights: meet.survivors(stream(run.shared, at), weights), gathered)

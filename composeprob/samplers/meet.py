@@ -226,6 +226,16 @@ def evidence_variance(log_weights: Array, ancestors: Array) -> Array:
     return jnp.sum((shares - 1 / n) ** 2) * (n / max(n - 1, 1))
 
 
+def off_by_averaging(log_weights: Array, more: Array) -> Array:
+    """By how much the log-evidence would grow at a level if chains weighed e^more as much, log Σ W·e^more, and the
+    variance of that, (2,); zeros where no chain has a weight."""
+    weights, growth = relative_weights(log_weights), jnp.exp(more)
+    total = jnp.sum(weights)
+    mean = jnp.sum(weights * growth) / total
+    variance = jnp.sum((weights / total * (growth / mean - 1)) ** 2)
+    return jnp.where(total > 0, jnp.stack([jnp.log(mean), variance]), 0.0)
+
+
 def step_statistics(log_weights: Array, gains: Array, moved: Array) -> tuple[Array, Array]:
     """How a step to a level changed the weights and moved the chains, two scalars: the relative variance of e^gain
     under the weights before it, Σ W·Σ W·w²/(Σ W·w)² − 1 = 1/CESS − 1, infinite where no chain is left; and the weighted

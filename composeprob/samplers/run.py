@@ -175,6 +175,7 @@ class Run(eqx.Module):
     path_weights: Array
     log_evidence: Array  # log of the estimated ∫π, a scalar
     evidence_variance: Array  # its relative variance
+    averaging: Array  # what it would be more if potentials were not averaged, and the variance of that, (2,)
     ancestors: Array  # the first chain that each chain descends from, (N,) of 0 … N − 1
     tuning: tuple[PyTree[Array], ...]  # what adapts of each block of the kernel
     records: Records  # what happened at each level
@@ -210,7 +211,7 @@ def begin(key: Array, num_chains: int, visits: Visits, spread: Spread | None = N
     zero, equal, none = np.zeros((), precision), np.zeros((num_chains,), precision), np.zeros((), np.int32)
     unknown, ancestors = np.full((), np.nan, precision), np.arange(num_chains, dtype=np.int32)
     records = Records.empty(len(visits.order))
-    weights: PyTree[Array] = (equal, equal, zero, zero, ancestors)
+    weights: PyTree[Array] = (equal, equal, zero, zero, np.zeros(2, precision), ancestors)
     rest: PyTree[Array] = ((), records, none, none, zero, unknown, visits, spread or Spread())
     return jax.tree.map(jax.device_put, Run(None, words, shared, *weights, *rest))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -78,11 +79,12 @@ class Weight(NamedTuple):
         noise: Noise,
         end: Noise,
         backward: Backward | None,
-    ) -> Array:
+    ) -> tuple[Array, Array]:
         """What the log-weight of one chain of this ``half``, with these random ``words``, gains by a step between two
         levels, without the log-ratio of its twist: −∞ where the density was 0. The plain part of a potential is
-        `averaged` over the step's ``backward`` kernel where there is one."""
+        `averaged` over the step's ``backward`` kernel where there is one; second, what it would gain more if not."""
         before, after, d = start.evaluation, moved.evaluation, self.layout.dims
+        more = jnp.zeros(())
         if self.kind == "density":
             gain = log_density_of(after) - log_density_of(before)
         else:
@@ -100,32 +102,39 @@ class Weight(NamedTuple):
                 slope = within(slope, law.gain * slope / law.noise, self.most)
                 # A chain at a zero has no weight to gain or lose; −∞ − (−∞) would make it NaN.
                 known = ~jnp.isneginf(parts.log_potential)
-                potential = parts.log_potential + jnp.where(
-                    known, averaged(plain, start.points[:d], others, slope), 0.0
-                )
-                parts = dataclasses.replace(parts, log_potential=potential)
+                gained, calm = averaged(plain, start.points[:d], others, slope)
+                gained = jnp.where(known, gained, 0.0)
+                parts = dataclasses.replace(parts, log_potential=parts.log_potential + gained)
+                more = jnp.where(calm, gained, 0.0)
             gain = incremental_log_weight(parts, after.parts, noise, end)
         # A chain that was at a zero weighs nothing already: it has −∞/−∞ to gain.
-        return jnp.where(before.zero, -jnp.inf, gain)
+        return jnp.where(before.zero, -jnp.inf, gain), more
 
 
-def averaged(plain: Callable[[Array], Array], x: Array, others: Array, slope: Array) -> Array:
-    r"""What log P_k(x), the plain part of a potential, gains by being averaged over where a step may have come from.
+def averaged(plain: Callable[[Array], Array], x: Array, others: Array, slope: Array) -> tuple[Array, Array]:
+    r"""What log P_k(x), the plain part of a potential, gains by being averaged over where a step may have come from,
+    and whether these points are alike.
 
     In the place of P_k(x) stands
 
         (1/M)·Σ_j P_k(x^(j))·exp(⟨g, x − x^(j)⟩),    x^(1) = x,    x^(2…M) ~ q(x_k | x'),
 
-    the mean over the step's `Backward` kernel q, with g as much of ∇log P_k at its mean as the twist allows.
+    the mean over the step's `Backward` kernel q, with g as much of ∇log P_k at its mean as the twist allows. Where no
+    point counts M times as much as another they are alike, and the first two stand for all.
 
     A weight G_k'(x')/G_k(x) loses, at every level anew, what noise leads from a point that G allows to one that it
     forbids; where G is nearly 0 it comes back in a few chains of huge weight. With the mean a chain is lost only where
     all M points are forbidden, and no weight is more than M times that of the best path. The weights stay unbiased:
     they are those of a process whose backward step draws M points from q and picks one of them with probability in
-    proportion to P_k·exp(−⟨g, x^(j)⟩), for any g that depends on x' alone (Andrieu, Doucet and Holenstein 2010). With
-    this g the terms are alike where P is smooth and the twist has made up for its slope: the mean adds no noise.
+    proportion to P_k·exp(−⟨g, x^(j)⟩), for any g that depends on x' alone (Andrieu, Doucet and Holenstein 2010); of two
+    of them just as well, as whether points are alike does not depend on their order. With this g the terms are alike
+    where P is smooth and the twist has made up for its slope: the mean adds no noise. But q is the kernel of the exact
+    process: with the levels' distance the reversal of a step departs from it, the less the fewer points are drawn.
     """
     first = plain(x)
     rest = jax.vmap(lambda y: plain(y) + jnp.sum(slope * (x - y)))(others)
     terms = jnp.concatenate([first[None], rest])
-    return jax.nn.logsumexp(jnp.where(jnp.isnan(terms), -jnp.inf, terms)) - jnp.log(len(terms)) - first
+    terms = jnp.where(jnp.isnan(terms), -jnp.inf, terms)
+    alike = jnp.max(terms) - jnp.min(terms) < math.log(len(terms))  # not where all are −∞
+    every, two = (jax.nn.logsumexp(some) - math.log(len(some)) - first for some in (terms, terms[:2]))
+    return jnp.where(alike, two, every), alike

@@ -10,6 +10,7 @@ import pytest
 import composeprob as cp
 from composeprob.results.estimates import Estimate, Families, known_chains
 from composeprob.results.status import Code, few_ancestors, few_levels, not_converged
+from composeprob.runtime.record import error_of_levels
 from refusals import refused
 from sampling_cases import SCHEDULE, both, normal, run, single, squared, unit_energy
 
@@ -125,6 +126,12 @@ def test_findings_fire_and_not_without_reason():
     assert not not_converged(0.0)
     assert not few_levels(0.3)
     assert not few_levels(np.nan)
+
+
+def test_what_levels_do_to_the_evidence_counts_whole_where_it_is_no_noise():
+    exact, noisy = 1e-8, 0.02**2
+    np.testing.assert_allclose(error_of_levels((-1.2507, exact), (-1.2390, exact), 2), 0.0117, rtol=0.01)
+    np.testing.assert_allclose(error_of_levels((-1.2507, noisy), (-1.2390, noisy), 2), 0.0117 / 3, rtol=0.01)
 
 
 def test_too_few_levels_show_in_the_error_of_the_evidence():

@@ -13,6 +13,7 @@ from composeprob.samplers.meet import (
     evidence_variance,
     log_mean_weight,
     num_distinct,
+    off_by_averaging,
     relative_ess,
     relative_weights,
     systematic,
@@ -165,3 +166,12 @@ def test_the_variance_of_the_evidence_follows_families():
     np.testing.assert_allclose(found, np.sum((shares - 1 / 8) ** 2) * 8 / 7, rtol=1e-5)
     assert float(evidence_variance(jnp.zeros(8), jnp.arange(8))) == 0.0
     assert int(num_distinct(ancestors)) == 4
+
+
+def test_what_the_evidence_would_be_with_other_weights_and_how_well_that_is_known():
+    """Weights 1, 1, 2 of chains that would weigh 1, 2, 4 times as much: log 11/4, and Σ W²·(growth·4/11 − 1)²."""
+    log_weights, more = jnp.log(jnp.array([1.0, 1.0, 2.0])), jnp.log(jnp.array([1.0, 2.0, 4.0]))
+    growth, shares = np.array([1, 2, 4]) * 4 / 11 - 1, np.array([1, 1, 2]) / 4
+    expected = np.log(11 / 4), np.sum((shares * growth) ** 2)
+    np.testing.assert_allclose(off_by_averaging(log_weights, more), expected, rtol=1e-5)
+    assert not np.any(off_by_averaging(jnp.full(3, -jnp.inf), more))

@@ -17,6 +17,8 @@ from composeprob.results.status import Code
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.run import Visits, begin
 from composeprob.samplers.step import Backward, Step
+from composeprob.samplers.weights import averaged
+from composeprob.tuning import POTENTIAL_POINTS
 from sampling_cases import run, single, visited
 
 SCHEDULE = cp.Schedule.log_snr(40)
@@ -53,6 +55,27 @@ def boxed(f):
 def rare(f, tau):
     x = cp.sample("x", f)
     cp.factor("event", log_ndtr((x - tau) / 0.1), anneal="denoised")
+
+
+@pytest.mark.parametrize(("spread", "alike"), [(1.0, True), (20.0, False), (np.inf, False)])
+def test_weights_of_averaged_potentials_are_unbiased_over_which_point_a_step_came_from(spread, alike):
+    """Of M points one is x, in proportion to P: the mean of P(x)/P̄ over all orders of the same points is 1."""
+    points = np.linspace(0.0, 1.0, POTENTIAL_POINTS)
+
+    def plain(x):
+        return jnp.where(x[0] < 0.4, 0.0 if np.isinf(spread) else spread * jnp.sin(7 * x[0]) ** 2, -spread * x[0])
+
+    def ratio(i, j):
+        others = np.delete(points, i)
+        others[[0, j]] = others[[j, 0]]
+        gained, same = averaged(plain, jnp.array([points[i]]), jnp.asarray(others)[:, None], jnp.zeros(1))
+        assert bool(same) is alike
+        return np.exp(-float(gained))
+
+    allowed_points = [i for i, x in enumerate(points) if np.isfinite(float(plain(jnp.array([x]))))]
+    ratios = [ratio(i, j) for i in allowed_points for j in range(POTENTIAL_POINTS - 1)]
+    total = POTENTIAL_POINTS * (POTENTIAL_POINTS - 1)
+    np.testing.assert_allclose(np.sum(ratios) / total, 1.0, rtol=1e-4)
 
 
 def walls(edge=0.0):

@@ -11,7 +11,7 @@ import pytest
 import composeprob as cp
 from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
-from composeprob.errors import ImproperError
+from composeprob.errors import ImproperError, NetworkError
 from composeprob.results.geometry import components, neighbours
 from composeprob.runtime import record
 from composeprob.runtime.record import alike, effective
@@ -167,6 +167,7 @@ RISING = {
         "x", f * cp.Energy(lambda x, _: 100 * (x**2).sum(), LEVELS, event_shape=(2,), top_power=0.0)
     ),
     "factor": lambda f: cp.factor("up", cp.sample("x", f)[1] ** 2),
+    "flat": lambda _: cp.sample("x", cp.Energy(lambda x, _: 0 * x.sum(), LEVELS, event_shape=(2,))),
 }
 FALLING = {
     "tilt": lambda f: cp.factor("tilt", 20 * cp.sample("x", f)[0]),
@@ -177,6 +178,14 @@ FALLING = {
 @pytest.mark.parametrize("name", RISING)
 def test_a_density_that_rises_without_bound_is_refused(name):
     refused(lambda: cp.compile(cp.program(RISING[name]), plane()), ImproperError, "rises without bound")
+
+
+def test_functions_that_are_no_numbers_are_refused():
+    root = cp.Energy(lambda x, _: jnp.sqrt(-1 - x @ x), LEVELS, event_shape=(2,), top_power=0.0)
+    lost = cp.program(lambda f: cp.sample("x", f * root))
+    refused(lambda: cp.compile(lost, plane()), NetworkError, "NaN at all of")
+    whole = lambda: cp.Energy(lambda x, _: (x > 0).sum(), LEVELS, event_shape=(2,))
+    refused(whole, NetworkError, "int32 numbers")
 
 
 @pytest.mark.parametrize("name", FALLING)

@@ -30,7 +30,7 @@ from composeprob import tuning
 from composeprob.compiler.batches import project
 from composeprob.compiler.top import top_of, unrolled
 from composeprob.density.barriers import log_densities
-from composeprob.errors import ImproperError
+from composeprob.errors import ImproperError, NetworkError
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.gaussians import Gaussians, components
@@ -322,9 +322,10 @@ def _fewer(part: Gaussians, numbers: int) -> Gaussians:
 
 
 def check_growth(density: AnnealedDensity, graph: Graph) -> None:
-    """Refuse a program whose log-density at level 0 rises without bound, where a function of the user's does. It is
-    followed out along rays from 0, from a quarter of the noise of the noisiest level, beyond which no data can lie, to
-    four times that. Only where the user's functions rise all the way is anything else evaluated."""
+    """Refuse a program whose log-density at level 0 rises without bound, or nowhere falls, where a function of the
+    user's does not. It is followed out along rays from 0, from a quarter of the noise of the noisiest level, beyond
+    which no data can lie, to four times that. Only where the user's functions do not fall all the way is anything else
+    evaluated."""
     energies = any(leaf.factor.traits.plain for site in graph.sites for leaf in leaves(site.root))
     if not energies and not any(o.soft for o in graph.observations):
         return
@@ -337,37 +338,48 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
     others = np.random.default_rng(0).standard_normal((number - 2 * len(axes), entries))
     others /= np.linalg.norm(others, axis=1, keepdims=True)
     rays = np.concatenate([axes, -axes, others])
-    positions = {
-        name: np.zeros((number * len(tuning.SIGNAL.radii), *s.shape), np.float32) for name, s in density.sites.items()
-    }
-    points = (np.array(tuning.SIGNAL.radii)[:, None, None] * noise * rays).reshape(-1, entries)
     ends = np.cumsum([0, *(math.prod(site.shape) for site in graph.sites)])
-    for site, begin, end in zip(graph.sites, ends[:-1], ends[1:], strict=True):
-        positions[site.name] = points[:, begin:end].reshape(-1, *site.shape).astype(np.float32)
     shape = len(tuning.SIGNAL.radii), number
-    if not _rising(np.asarray(_potentials(density, positions), float).reshape(shape)).any():
+
+    def along(radii: tuple[float, ...]) -> Position:
+        points = (np.array(radii)[:, None, None] * rays).reshape(-1, entries).astype(np.float32)
+        positions = {name: np.zeros((len(points), *s.shape), np.float32) for name, s in density.sites.items()}
+        parts = zip(graph.sites, ends[:-1], ends[1:], strict=True)
+        return positions | {site.name: points[:, a:b].reshape(-1, *site.shape) for site, a, b in parts}
+
+    positions = along(tuple(noise * radius for radius in tuning.SIGNAL.radii))
+    potentials = np.asarray(_potentials(density, positions), float).reshape(shape)
+    if np.isnan(potentials).all() and np.isnan(_potentials(density, along(tuning.SIGNAL.radii))).all():
+        raise NetworkError(
+            f"The program's functions are NaN at all of {2 * potentials.size} points, near and far.",
+            where=graph.sites[0].where,
+            fix="evaluate each at one event: a logarithm or a root of what is negative, 0/0, or data that hold NaN.",
+        )
+    if not _improper(potentials).any():
         return
     values = log_densities(density, positions).reshape(shape)
-    rising = _rising(values)
-    if not rising.any():
+    improper = _improper(values)
+    if not improper.any():
         return
-    worst = int(np.argmax(np.where(rising, values[-1] - values[0], -np.inf)))
+    worst = int(np.argmax(np.where(improper, values[-1] - values[0], -np.inf)))
     entry = int(np.argmax(np.abs(rays[worst])))
     site = graph.sites[int(np.searchsorted(ends, entry, side="right")) - 1]
     near, far = (noise * radius for radius in (tuning.SIGNAL.radii[0], tuning.SIGNAL.radii[-1]))
     raise ImproperError(
-        f"The density rises without bound: on a ray along which {site.name!r} changes most, log π at level 0 grows "
-        f"from {values[0, worst]:.3g} at a distance of {near:.3g} to {values[-1, worst]:.3g} at {far:.3g}.",
+        f"The density rises without bound, or nowhere falls: on a ray along which {site.name!r} changes most, log π at "
+        f"level 0 is {values[0, worst]:.3g} at a distance of {near:.3g}, and {values[-1, worst]:.3g} at {far:.3g}.",
         where=site.where,
         fix="an energy is log f: cp.Energy and cp.factor take a function that falls far out, such as −½|x|², or rises "
         "more slowly than what it is multiplied with falls. Look at its sign.",
     )
 
 
-def _rising(values: np.ndarray) -> np.ndarray:
-    """Along which rays values, (radii, rays), rise by more than a nat from each radius to the next, (rays,)."""
+def _improper(values: np.ndarray) -> np.ndarray:
+    """Along which rays values, (radii, rays), rise by more than a nat from each radius to the next, or are the same at
+    all, (rays,)."""
     with np.errstate(invalid="ignore"):
-        return np.all(np.diff(values, axis=0) > 1, axis=0)
+        steps = np.diff(values, axis=0)
+        return np.all(steps > 1, axis=0) | np.all(steps == 0, axis=0)
 
 
 @eqx.filter_jit

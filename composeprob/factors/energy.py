@@ -81,6 +81,11 @@ class Energy(LeafFactor):
             raise NetworkError(
                 f"The energy '{self.label}' returned shape {shape} instead of a scalar.", fix="sum over the event."
             )
+        if not jnp.issubdtype(dtype := jnp.result_type(returned), jnp.floating):
+            raise NetworkError(
+                f"The energy '{self.label}' returned {dtype} numbers, which have no gradient.",
+                fix="return a real number, log f of the event: jnp.where(inside, 0.0, -jnp.inf) of a condition.",
+            )
 
     @property
     def traits(self) -> Traits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -36,32 +37,22 @@ class UNet:
     centred: bool = False  # whether images are given from 0 to 1
     takes_sigma: bool = False  # the time is the noise's standard deviation, which also divides the output
 
-    def __call__(
-        self,
-        arrays: Arrays,
-        x: Array,
-        t: Array,
-        prompt: Array | None = None,
-        pooled: Array | None = None,
-        size: Array | None = None,
-        label: Array | None = None,
-    ) -> Array:
+    def __call__(self, arrays: Arrays, x: Array, t: Array, **conditions: Array) -> Array:
         """The output for one image or latents (height, width, channels), at a time.
 
-        The prompt is hidden states (length, channels), and one vector, pooled; the size (6,) the image's height and
-        width before scaling, its crop's top and left, and its target size.
+        The conditions are a label, a prompt, hidden states (length, channels), and with it one vector, pooled; and the
+        size (6,): the image's height and width before scaling, its crop's top and left, and its target size.
         """
+        prompt, label = conditions.get("prompt"), conditions.get("label")
         embedding = mlp(arrays / "time_embedding", self._waves(arrays, t), activation=self.inner_activation)
         embedding = ACTIVATIONS[self.outer_activation](embedding)
         if label is not None:
             embedded = self._labelled(arrays, label, embedding.shape[0]).astype(embedding.dtype)
             embedding = jnp.concatenate([embedding, embedded]) if self.concatenated else embedding + embedded
         if self.size_width is not None:
-            assert pooled is not None
-            assert size is not None  # its factor gives both
-            width, order = self.size_width, (self.cosine_first, self.shift)
-            sizes = jax.vmap(lambda n: sinusoids(n, width, *order))(size).ravel()
-            vector = jnp.concatenate([pooled.astype(jnp.float32), sizes])
+            wave = partial(sinusoids, width=self.size_width, cosine_first=self.cosine_first, shift=self.shift)
+            sizes = jax.vmap(wave)(conditions["size"]).ravel()
+            vector = jnp.concatenate([conditions["pooled"].astype(jnp.float32), sizes])
             embedding = embedding + mlp(arrays / "add_embedding", vector, embedding.shape[0])
         embedding = ACTIVATIONS[self.last_activation](embedding)
         if prompt is not None and "encoder_hid_proj" in arrays:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import partial
 
 import jax.numpy as jnp
 from jax import Array
@@ -90,19 +91,15 @@ def transformers(arrays: Arrays, x: Array, context: Array | None, style: Style) 
     """Transformer blocks over the places of an image, which attend to these and to the context; added to the image."""
     if context is None:
         raise arrays.foreign(f"{arrays.prefix[:-1]} has transformers, and no network of this class has a prompt there")
-
-    def project(name: str, x: Array, outputs: int | None = None) -> Array:
-        below = arrays / name
-        return convolve(below, x, 1, outputs) if below.rank("weight") == 4 else linear(below, x, outputs)
-
-    hidden = project("proj_in", group_norm(arrays / "norm", x, style.groups, 1e-6))
+    project = partial(convolve, size=1) if len(arrays.like(".proj_in.weight")) == 4 else linear
+    hidden = project(arrays / "proj_in", group_norm(arrays / "norm", x, style.groups, 1e-6))
     sequence = hidden.reshape(-1, hidden.shape[-1])
     for block in arrays.items("transformer_blocks"):
         first = context if style.only_cross else None
         sequence += attention(block / "attn1", layer_norm(block / "norm1", sequence), style.heads, first)
         sequence += attention(block / "attn2", layer_norm(block / "norm2", sequence), style.heads, context)
         sequence += feed_forward(block / "ff", layer_norm(block / "norm3", sequence), "geglu")
-    return project("proj_out", sequence.reshape(hidden.shape), x.shape[-1]) + x
+    return project(arrays / "proj_out", sequence.reshape(hidden.shape), outputs=x.shape[-1]) + x
 
 
 def attended(arrays: Arrays, x: Array, context: Array | None, style: Style) -> Array:

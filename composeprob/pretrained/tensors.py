@@ -81,10 +81,9 @@ def header(file: Path) -> dict[str, Stored]:
             if not 2 <= length <= min(size - 8, 100_000_000):  # the most that the format allows
                 raise ValueError(f"its header of {length} bytes does not fit into its {size}")
             entries = json.loads(stream.read(length))
+        entries.pop("__metadata__", None)
         found = {}
         for name, entry in entries.items():
-            if name == "__metadata__":
-                continue
             if entry["dtype"] not in DTYPES:
                 raise ValueError(f"tensor {name!r} has the dtype {entry['dtype']}")
             (start, end), dtype = entry["data_offsets"], np.dtype(DTYPES[entry["dtype"]])
@@ -204,11 +203,6 @@ class Arrays:
     def like(self, ending: str) -> tuple[int, ...]:
         """The shape of the first array whose name ends so; () without one."""
         return next((_shape_in_file(array) for name, array in self._held.items() if name.endswith(ending)), ())
-
-    def rank(self, name: str) -> int:
-        """The number of an array's axes; 0 without one."""
-        found = self._held.get(self.prefix + name)
-        return 0 if found is None else len(found.shape)
 
     def take(self, name: str, *shape: int | None) -> Array:
         """An array below this name, of which its layer states the shape in the file, None where it may be any."""

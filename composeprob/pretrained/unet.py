@@ -107,15 +107,14 @@ def _sizes(arrays: Arrays) -> JSONObject:
 
 def _label(o: Options, arrays: Arrays) -> dict[str, tuple[int, ...]]:
     """The condition ``label`` and its shape; empty for a network without labels."""
-    below = arrays / "class_embedding"
-    if o.class_embed_type is None:
-        return {"label": ()} if "class_embedding" in arrays else {}
-    if o.class_embed_type == "timestep":
+    if o.class_embed_type is None and "class_embedding" not in arrays:
+        return {}
+    if o.class_embed_type in (None, "timestep"):
         return {"label": ()}
     if o.class_embed_type == "identity":
         return {"label": arrays.shape("time_embedding.linear_2.weight", 2)[:1]}
     first = "weight" if o.class_embed_type == "simple_projection" else "linear_1.weight"
-    return {"label": below.shape(first, 2)[1:]}
+    return {"label": arrays.shape(f"class_embedding.{first}", 2)[1:]}
 
 
 def unet_2d(config: JSONObject, arrays: Arrays, where: str) -> Network:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from composeprob.arguments import check_path
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.factors.diffusion import Encoder
-from composeprob.factors.values import as_condition
+from composeprob.factors.values import as_condition, check_choice
 from composeprob.json_data import JSONObject
 from composeprob.pretrained import schedulers, tensors
 from composeprob.pretrained.autoencoder import autoencoder_kl, autoencoder_tiny
@@ -168,14 +168,12 @@ def from_diffusers(
 
 
 def _dtype(dtype: DTypeLike | None) -> DTypeLike:
-    known = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
     try:
         name = dtype if isinstance(dtype, str) else jnp.dtype("float32" if dtype is None else dtype).name
     except TypeError:
         name = repr(dtype)
-    if name not in known:
-        raise InvalidValueError(f"Unknown dtype {name!r}.", fix=f"use one of: {', '.join(known)}.")
-    return known[name]
+    check_choice("dtype", name, ("float32", "bfloat16", "float16"))
+    return jnp.dtype(name)
 
 
 def _component(place: Folder, component: str | None) -> str:

@@ -158,9 +158,7 @@ def _sharded(index: Path) -> dict[str, Stored]:
         raise LoadError(
             f"{index} is no index of weights: {type(error).__name__}: {error}.", fix="fetch it again: it is damaged."
         ) from error
-    found: dict[str, Stored] = {}
-    for file in files:
-        found |= {name: stored for name, stored in header(index.parent / file).items() if name in places}
+    found = {name: at for file in files for name, at in header(index.parent / file).items() if name in places}
     if missing := sorted(set(places) - set(found)):
         raise LoadError(
             f"{index} names {first_three(missing)}, which its files do not have.", fix="fetch the whole folder again."
@@ -330,8 +328,7 @@ def _axes(stored: Stored) -> tuple[int, ...]:
 
 def fill(skeleton: Skeleton, dtype: DTypeLike) -> Skeleton:
     """The network with its arrays, read from the files as ``dtype``."""
-    read = lambda s: jnp.asarray(np.asarray(s.read()).transpose(_axes(s)).astype(dtype))  # noqa: E731
-    return jax.tree.map(read, skeleton)
+    return jax.tree.map(lambda s: jnp.asarray(np.asarray(s.read()).transpose(_axes(s)).astype(dtype)), skeleton)
 
 
 def abstract(skeleton: Skeleton, dtype: DTypeLike) -> Skeleton:

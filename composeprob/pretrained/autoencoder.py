@@ -14,7 +14,7 @@ from composeprob.json_data import JSONObject
 from composeprob.pretrained.blocks import Body, Style, check_kinds
 from composeprob.pretrained.config import Options, anything, number, positive, text_list, unsupported, whole
 from composeprob.pretrained.layers import ACTIVATIONS, convolve
-from composeprob.pretrained.tensors import Arrays, Loaded, shaped
+from composeprob.pretrained.tensors import Arrays, Loaded, Shaped
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ def autoencoder_tiny(config: JSONObject, arrays: Arrays, where: str) -> Loaded:
 
 def _loaded(form: Autoencoder | TinyAutoencoder, arrays: Arrays) -> Loaded:
     """The autoencoder of a form and its arrays, traced both ways."""
-    arrays.trace(form.encode, shaped(form.shrinks, form.shrinks, form.channels))
-    arrays.trace(form.decode, shaped(1, 1, form.latents))
+    arrays.trace(form.encode, Shaped((form.shrinks, form.shrinks, form.channels), jnp.float32))
+    arrays.trace(form.decode, Shaped((1, 1, form.latents), jnp.float32))
     return arrays.finish(form)
 
 

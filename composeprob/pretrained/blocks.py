@@ -134,15 +134,12 @@ class Body:
         """The output for an image (height, width, channels), the embedding of the time and the prompt."""
         hidden, given = convolve(arrays / "conv_in", x, self.kernels), (embedding, context)
         skips = [hidden] if self.down and self.up else None
-        middle = [arrays / "mid_block"] if "mid_block" in arrays else []
-        ways = {
-            "down": (arrays.items("down_blocks"), self.down),
-            "mid": (middle, (self.mid,) * len(middle)),
-            "up": (arrays.items("up_blocks"), self.up),
-        }
-        for way, (blocks, styles) in ways.items():
-            for block, style in zip(blocks, styles, strict=True):
-                hidden = self._stage(block, hidden, given, style, way, skips)
+        for block, style in zip(arrays.items("down_blocks"), self.down, strict=True):
+            hidden = self._stage(block, hidden, given, style, "down", skips)
+        if "mid_block" in arrays:
+            hidden = self._stage(arrays / "mid_block", hidden, given, self.mid, "mid", None)
+        for block, style in zip(arrays.items("up_blocks"), self.up, strict=True):
+            hidden = self._stage(block, hidden, given, style, "up", skips)
         if skips:
             raise arrays.foreign(f"its way up has {len(skips)} residual blocks too few for its way down")
         hidden = group_norm(arrays / "conv_norm_out", hidden, self.mid.groups, self.mid.eps)

@@ -69,15 +69,9 @@ class Estimator(Diffusion):
         shape = reading.event_shape
         self.units, self.adapter = Units(reading.location, reading.scale, shape), reading.adapt
         super().__init__(
-            Denoiser(reading.denoise, reading.arrays),
-            schedule,
-            event_shape=shape,
-            parameterization="x0",
-            time="sigma",
-            conditions=("x",),
-            log_snr_range=(low, high),
-            label=label,
-        )
+            Denoiser(reading.denoise, reading.arrays), schedule, event_shape=shape, parameterization="x0",
+            time="sigma", conditions=("x",), log_snr_range=(low, high), label=label,
+        )  # fmt: skip
 
     def adapt(self, x: ArrayLike | None = None, /, **data: ArrayLike) -> Array:
         """Makes conditions of data, by the rules of the package that trained the network.

@@ -123,13 +123,9 @@ def _mlp(activation: Callable[[Array], Array], skip: bool, w: Weights, u: Array,
     return _layer(w, "net.output_layer.", h)
 
 
-Mean = Callable[[Call, Array, Array, Array, Array], Array]
-"""E[θ | θ + s·ε = y] of the network as a function of (its input, its time), the mean and standard deviation of the
-training's θ, y and s."""
-
-
-def _kind(about: JSONObject) -> tuple[Mean, Pair]:
-    """What makes the mean of the network's output, and the least and greatest s of the training."""
+def _kind(about: JSONObject) -> tuple[Callable[[Call, Array, Array, Array, Array], Array], Pair]:
+    """E[θ | θ + s·ε = y] of the network as a function of (its input, its time), the mean and standard deviation of the
+    training's θ, y and s; and the least and greatest s of the training."""
     kind = about["kind"]
     if kind == "FlowMatchingEstimator":
         extra = about["noise_scale"]

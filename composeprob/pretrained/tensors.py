@@ -67,7 +67,7 @@ class Stored:
     def read(self) -> np.ndarray:
         """The array, mapped from the file: only what is used is read."""
         if not self.shape or 0 in self.shape:
-            count = int(np.prod(self.shape))
+            count = math.prod(self.shape)
             return np.fromfile(self.file, self.dtype, count, offset=self.start).reshape(self.shape)
         return np.memmap(self.file, self.dtype, "r", self.start, self.shape)
 
@@ -297,22 +297,17 @@ class Network:
         network = cls(Loaded({}, form), 0, **facts)
         side = max(network.multiple, 2 ** len(arrays.items("down_blocks")))
         given = {  # a label is whole, and prompts have any length
-            name: shaped(*(n or 1 for n in shape), dtype=jnp.float32 if shape else jnp.int32)
+            name: Shaped(tuple(n or 1 for n in shape), jnp.float32 if shape else jnp.int32)
             for name, shape in network.conditions.items()
         }
-        t = shaped(dtype=jnp.int32 if network.time == "level" else jnp.float32)
-        *_, outputs = arrays.trace(form, shaped(side, side, network.channels), t, **given)
+        t = Shaped((), jnp.int32 if network.time == "level" else jnp.float32)
+        *_, outputs = arrays.trace(form, Shaped((side, side, network.channels), jnp.float32), t, **given)
         return replace(network, module=arrays.finish(form), outputs=outputs)
 
     @property
     def pooled(self) -> int | None:
         """The width of the vector that the prompt's last row holds; None without."""
         return self.conditions["pooled"][0] if "pooled" in self.conditions else None
-
-
-def shaped(*shape: int, dtype: DTypeLike = jnp.float32) -> Shaped:
-    """An array's shape and dtype, for `Arrays.trace`."""
-    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _shape_in_file(array: Stored | Array) -> tuple[int, ...]:
@@ -333,7 +328,7 @@ def fill(skeleton: Skeleton, dtype: DTypeLike) -> Skeleton:
 
 def abstract(skeleton: Skeleton, dtype: DTypeLike) -> Skeleton:
     """The network with shapes for arrays, as `jax.eval_shape` gives them: it can be compiled, and takes no memory."""
-    return jax.tree.map(lambda s: shaped(*(s.shape[axis] for axis in _axes(s)), dtype=dtype), skeleton)
+    return jax.tree.map(lambda s: Shaped(tuple(s.shape[axis] for axis in _axes(s)), dtype), skeleton)
 
 
 def first_three(names: list[str]) -> str:

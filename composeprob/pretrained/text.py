@@ -19,7 +19,7 @@ from composeprob.factors.fingerprint import fingerprint
 from composeprob.json_data import JSONObject
 from composeprob.pretrained.config import Options, positive, read_json, text_list, whole, whole_from_0
 from composeprob.pretrained.layers import ACTIVATIONS, attention, embed, feed_forward, layer_norm, linear
-from composeprob.pretrained.tensors import Arrays, Loaded, shaped
+from composeprob.pretrained.tensors import Arrays, Loaded, Shaped
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Tokenizers
@@ -98,7 +98,7 @@ def clip(config: JSONObject, arrays: Arrays, where: str) -> Loaded:
         projection_dim=arrays.shape("text_projection.weight", 2)[0] if projected else None,
     )  # fmt: skip
     form = CLIPText(length, vocabulary, o.num_attention_heads, o.hidden_act, float(o.layer_norm_eps), o.eos_token_id)
-    arrays.trace(form.pooled, shaped(1, dtype=jnp.int32))
+    arrays.trace(form.pooled, Shaped((1,), jnp.int32))
     return arrays.finish(form)
 
 

@@ -24,7 +24,7 @@ def embed_time(arrays: Arrays, t: Array, shift: float = 0.0) -> Array:
 
 def adaptive(arrays: Arrays, embedding: Array, width: int, count: int) -> list[Array]:
     """The scales, shifts and gates of a layer norm that are made of an embedding, (width,) each."""
-    return jnp.split(layers.linear(arrays / "linear", jax.nn.silu(embedding), count * width), count)
+    return jnp.split(layers.linear(arrays, jax.nn.silu(embedding), count * width), count)
 
 
 def modulate(x: Array, scale: Array, shift: Array) -> Array:
@@ -52,14 +52,15 @@ class DiT:
             time = embed_time(below, t, shift=1.0)
             embeddings.append(time + layers.embed(below / "class_embedder" / "embedding_table", label, time.shape[0]))
             hidden = self._block(block, hidden, embeddings[-1])
-        projected = layers.linear(arrays / "proj_out_1", jax.nn.silu(embeddings[0]), 2 * hidden.shape[-1])
-        shift, scale = jnp.split(projected, 2)
+        shift, scale = adaptive(arrays / "proj_out_1", embeddings[0], hidden.shape[-1], 2)
         output = layers.linear(arrays / "proj_out_2", modulate(hidden, scale, shift))
         return layers.image_of(output, *x.shape[:2]).astype(x.dtype)
 
     def _block(self, arrays: Arrays, x: Array, embedding: Array) -> Array:
         """Attention and a feed-forward layer, each scaled, shifted and gated by time and label."""
-        shift, scale, gate, shift_ff, scale_ff, gate_ff = adaptive(arrays / "norm1", embedding, x.shape[-1], 6)
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = adaptive(
+            arrays / "norm1" / "linear", embedding, x.shape[-1], 6
+        )
         x = x + gate * layers.attention(arrays / "attn1", modulate(x, scale, shift), self.heads, bias=self.bias)
         normed = layers.layer_norm(arrays / "norm3", x, self.eps) if self.affine else layers.normalised(x, self.eps)
         return x + gate_ff * layers.feed_forward(arrays / "ff", normed * (1 + scale_ff) + shift_ff, self.activation)
@@ -81,7 +82,7 @@ class SD3:
         context = layers.linear(arrays / "context_embedder", prompt, width)
         for block in arrays.items("transformer_blocks"):
             hidden, context = self._block(block, hidden, context, embedding)
-        scale, shift = adaptive(arrays / "norm_out", embedding, width, 2)
+        scale, shift = adaptive(arrays / "norm_out" / "linear", embedding, width, 2)
         output = layers.linear(arrays / "proj_out", modulate(hidden, scale, shift))
         return layers.image_of(output, *x.shape[:2]).astype(x.dtype)
 
@@ -89,9 +90,9 @@ class SD3:
         """One layer over patches and prompt, each scaled, shifted and gated; the last one returns no new prompt."""
         width, kind = x.shape[-1], "gelu-approximate"
         last, second = "ff_context" not in arrays, "attn2" in arrays
-        parts = adaptive(arrays / "norm1", embedding, width, 9 if second else 6)
+        parts = adaptive(arrays / "norm1" / "linear", embedding, width, 9 if second else 6)
         shift, scale, gate, shift_ff, scale_ff, gate_ff, *of_second = parts
-        parts = adaptive(arrays / "norm1_context", embedding, width, 2 if last else 6)
+        parts = adaptive(arrays / "norm1_context" / "linear", embedding, width, 2 if last else 6)
         shift_c, scale_c, *of_context = parts[::-1] if last else parts  # the last one has the scale first
         normed = modulate(x, scale, shift)
         found, beside = layers.joint_attention(

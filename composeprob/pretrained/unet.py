@@ -72,7 +72,6 @@ class UNet:
         return sinusoids(t, inputs, self.cosine_first, self.shift, self.scale)
 
     def _labelled(self, arrays: Arrays, label: Array, width: int) -> Array:
-        """A label's embedding."""
         below = arrays / "class_embedding"
         if self.label == "identity":
             return label
@@ -197,17 +196,15 @@ def unet_condition(config: JSONObject, arrays: Arrays, where: str) -> Network:
     plain = Style(o.norm_num_groups, float(o.norm_eps), o.act_fn)
     by_resnet = replace(plain, rescale=float(o.resnet_out_scale_factor), skip_activation=o.resnet_skip_time_act)
 
-    def styles(way: str) -> tuple[Style, ...]:
-        found = []
-        for i, kind in enumerate(kinds[way]):
-            j = i if way == "down" else n - 1 - i
-            # The original has the sizes of plain attention's heads in the order of the way down, also on the way up.
-            each = {"heads": heads[j], "head_size": heads[i], "only_cross": only_cross[j]}
-            found.append(replace(by_resnet if kind.startswith("Resnet") else plain, **each))
-        return tuple(found)
+    def style(way: str, i: int, kind: str) -> Style:
+        j = i if way == "down" else n - 1 - i
+        # The original has the sizes of plain attention's heads in the order of the way down, also on the way up.
+        each = {"heads": heads[j], "head_size": heads[i], "only_cross": only_cross[j]}
+        return replace(by_resnet if kind.startswith("Resnet") else plain, **each)
 
+    down, up = (tuple(style(way, i, kind) for i, kind in enumerate(kinds[way])) for way in ("down", "up"))
     inside = replace(plain, rescale=float(o.mid_block_scale_factor), heads=heads[-1], head_size=heads[0])
-    body = Body(styles("down"), inside, styles("up"), None, o.downsample_padding, o.act_fn)
+    body = Body(down, inside, up, None, o.downsample_padding, o.act_fn)
     form = UNet(
         body, o.time_embedding_type, o.flip_sin_to_cos, o.freq_shift, inner_activation=o.act_fn,
         outer_activation=o.timestep_post_act or "identity", last_activation=o.time_embedding_act_fn or "identity",

@@ -272,9 +272,10 @@ class Loaded(eqx.Module):
     def __call__(self, *inputs: Array, **named: Array) -> Array:
         return self.form(Arrays(self.arrays), *inputs, **named)
 
-    def run(self, method: str, *inputs: Array) -> Any:
-        """Another method of the form."""
-        return getattr(self.form, method)(Arrays(self.arrays), *inputs)
+    @eqx.filter_jit
+    def mapped(self, method: str, stack: Array) -> Any:
+        """Another method of the form, of every entry of a stack, a few at a time."""
+        return jax.lax.map(lambda each: getattr(self.form, method)(Arrays(self.arrays), each), stack, batch_size=4)
 
 
 @dataclass(frozen=True)

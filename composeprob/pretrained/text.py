@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,16 +210,10 @@ class TextEncoder:
         return self.tokenizer(text)
 
     def _encoded(self, what: str, token_ids: ArrayLike, layer: int | None = None) -> Array:
-        return _run(self.network, self.network.form.check(token_ids), what, layer)
-
-
-@eqx.filter_jit
-def _run(network: Loaded, ids: Array, what: str, layer: int | None) -> Array:
-    def states(ids: Array) -> Array:
-        found = network.run(what, ids)
-        return (found if layer is None else found[layer]).astype(jnp.float32)
-
-    return states(ids) if ids.ndim == 1 else jax.vmap(states)(ids)
+        ids = self.network.form.check(token_ids)
+        found = self.network.mapped(what, jnp.atleast_2d(ids))
+        states = (found if layer is None else found[layer]).astype(jnp.float32)
+        return states if ids.ndim == 2 else states[0]
 
 
 class Prompts:

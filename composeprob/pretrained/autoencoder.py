@@ -14,7 +14,7 @@ from composeprob.json_data import JSONObject
 from composeprob.pretrained.blocks import Body, Style, check_kinds
 from composeprob.pretrained.config import Options, anything, number, positive, text_list, unsupported, whole
 from composeprob.pretrained.layers import ACTIVATIONS, convolve
-from composeprob.pretrained.tensors import Arrays, Loaded, shaped
+from composeprob.pretrained.tensors import Arrays, Loaded, Shaped
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class TinyAutoencoder(Coder):
         """Convolutions and residual blocks. The first and the last convolution alone have a bias; at the others the
         encoder halves the image. Of the decoder's layers an activation after the first, and those that repeat every
         pixel, before such a convolution, have no weights."""
-        numbers = arrays.numbers()
+        numbers, activation = arrays.numbers(), ACTIVATIONS[self.activation]
         for before, i in zip([-1, *numbers], numbers, strict=False):
             below, outer = arrays / i, i in (0, numbers[-1])
             block, first = "conv" in below, before == 0
@@ -86,19 +86,16 @@ class TinyAutoencoder(Coder):
             if i - before - 1 != between:
                 raise arrays.foreign(f"{arrays.prefix}{i} does not follow on {arrays.prefix}{before}")
             if between and first:
-                x = ACTIVATIONS[self.activation](x)
+                x = activation(x)
             elif between:
                 x = jnp.repeat(jnp.repeat(x, self.factor, axis=0), self.factor, axis=1)
-            stride = 1 if decodes or outer else 2
-            x = self._residual(below / "conv", x) if block else convolve(below, x, stride=stride, bias=outer)
+            if block:  # its three convolutions, added to their input; then what is negative becomes 0
+                hidden = activation(convolve(below / "conv" / 0, x))
+                hidden = activation(convolve(below / "conv" / 2, hidden))
+                x = jax.nn.relu(convolve(below / "conv" / 4, hidden, outputs=x.shape[-1]) + x)
+            else:
+                x = convolve(below, x, stride=1 if decodes or outer else 2, bias=outer)
         return x
-
-    def _residual(self, arrays: Arrays, x: Array) -> Array:
-        """Three convolutions, added to their input; then what is negative becomes 0."""
-        hidden, activation = x, ACTIVATIONS[self.activation]
-        for i in (0, 2):
-            hidden = activation(convolve(arrays / i, hidden))
-        return jax.nn.relu(convolve(arrays / 4, hidden, 3, x.shape[-1]) + x)
 
 
 def autoencoder_kl(config: JSONObject, arrays: Arrays, where: str) -> Loaded:
@@ -161,8 +158,8 @@ def autoencoder_tiny(config: JSONObject, arrays: Arrays, where: str) -> Loaded:
 
 def _loaded(form: Autoencoder | TinyAutoencoder, arrays: Arrays) -> Loaded:
     """The autoencoder of a form and its arrays, traced both ways."""
-    arrays.trace(form.encode, shaped(form.shrinks, form.shrinks, form.channels))
-    arrays.trace(form.decode, shaped(1, 1, form.latents))
+    arrays.trace(form.encode, Shaped((form.shrinks, form.shrinks, form.channels), jnp.float32))
+    arrays.trace(form.decode, Shaped((1, 1, form.latents), jnp.float32))
     return arrays.finish(form)
 
 

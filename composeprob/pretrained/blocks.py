@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import partial
 
 import jax.numpy as jnp
 from jax import Array
@@ -15,9 +16,10 @@ from composeprob.pretrained.layers import (
     check_split,
     convolve,
     convolve_enlarged,
+    feed_forward,
     group_norm,
+    layer_norm,
     linear,
-    transformer_block,
 )
 from composeprob.pretrained.tensors import Arrays
 
@@ -85,38 +87,36 @@ def halve(x: Array) -> Array:
     return x[: 2 * height, : 2 * width].reshape(height, 2, width, 2, channels).mean((1, 3))
 
 
-def spatial_transformer(
-    arrays: Arrays, x: Array, context: Array, heads: int, groups: int, only_cross: bool = False
-) -> Array:
-    """Transformer blocks over the places of an image, whose output is added to it."""
-
-    def project(name: str, x: Array, outputs: int | None = None) -> Array:
-        below = arrays / name
-        return convolve(below, x, 1, outputs) if below.rank("weight") == 4 else linear(below, x, outputs)
-
-    hidden = project("proj_in", group_norm(arrays / "norm", x, groups, 1e-6))
+def transformers(arrays: Arrays, x: Array, context: Array | None, style: Style) -> Array:
+    """Transformer blocks over the places of an image, which attend to these and to the context; added to the image."""
+    if context is None:
+        raise arrays.foreign(f"{arrays.prefix[:-1]} has transformers, and no network of this class has a prompt there")
+    project = partial(convolve, size=1) if len(arrays.like(".proj_in.weight")) == 4 else linear
+    hidden = project(arrays / "proj_in", group_norm(arrays / "norm", x, style.groups, 1e-6))
     sequence = hidden.reshape(-1, hidden.shape[-1])
     for block in arrays.items("transformer_blocks"):
-        sequence = transformer_block(block, sequence, heads, context, only_cross=only_cross)
-    return project("proj_out", sequence.reshape(hidden.shape), x.shape[-1]) + x
+        first = context if style.only_cross else None
+        sequence += attention(block / "attn1", layer_norm(block / "norm1", sequence), style.heads, first)
+        sequence += attention(block / "attn2", layer_norm(block / "norm2", sequence), style.heads, context)
+        sequence += feed_forward(block / "ff", layer_norm(block / "norm3", sequence), "geglu")
+    return project(arrays / "proj_out", sequence.reshape(hidden.shape), outputs=x.shape[-1]) + x
 
 
 def attended(arrays: Arrays, x: Array, context: Array | None, style: Style) -> Array:
-    """Attention of an image to itself, after a norm and added, or transformers that attend to the context too."""
+    """Attention of an image to itself, after a norm and added, or transformers."""
     if "transformer_blocks" in arrays:
-        if context is None:
-            raise arrays.foreign(
-                f"{arrays.prefix[:-1]} has transformers, and no network of this class has a prompt there"
-            )
-        return spatial_transformer(arrays, x, context, style.heads, style.groups, style.only_cross)
+        return transformers(arrays, x, context, style)
     channels = x.shape[-1]
     check_split(arrays, channels, style.head_size or style.heads, "heads of attention, or channels of a head,")
     sequence = x.reshape(-1, channels)
     if "group_norm" in arrays:
-        groups = style.attention_groups or style.groups
-        sequence = group_norm(arrays / "group_norm", sequence, groups, style.eps)
+        sequence = group_norm(arrays / "group_norm", sequence, style.attention_groups or style.groups, style.eps)
     heads = style.heads if style.head_size is None else channels // style.head_size
     return (attention(arrays, sequence, heads, bias=True).reshape(x.shape) + x) / style.rescale
+
+
+Given = tuple[Array | None, Array | None]
+"""The embedding of the time, and the prompt."""
 
 
 @dataclass(frozen=True)
@@ -132,39 +132,31 @@ class Body:
 
     def __call__(self, arrays: Arrays, x: Array, embedding: Array | None = None, context: Array | None = None) -> Array:
         """The output for an image (height, width, channels), the embedding of the time and the prompt."""
-        hidden, skips = convolve(arrays / "conv_in", x, self.kernels), None
-        if self.down and self.up:
-            skips = [hidden]
+        hidden, given = convolve(arrays / "conv_in", x, self.kernels), (embedding, context)
+        skips = [hidden] if self.down and self.up else None
         for block, style in zip(arrays.items("down_blocks"), self.down, strict=True):
-            hidden = self._stage(block, hidden, embedding, context, style, "down", skips)
+            hidden = self._stage(block, hidden, given, style, "down", skips)
         if "mid_block" in arrays:
-            hidden = self._stage(arrays / "mid_block", hidden, embedding, context, self.mid, "mid", None)
+            hidden = self._stage(arrays / "mid_block", hidden, given, self.mid, "mid", None)
         for block, style in zip(arrays.items("up_blocks"), self.up, strict=True):
-            hidden = self._stage(block, hidden, embedding, context, style, "up", skips)
+            hidden = self._stage(block, hidden, given, style, "up", skips)
         if skips:
             raise arrays.foreign(f"its way up has {len(skips)} residual blocks too few for its way down")
         hidden = group_norm(arrays / "conv_norm_out", hidden, self.mid.groups, self.mid.eps)
         return convolve(arrays / "conv_out", ACTIVATIONS[self.activation](hidden), self.kernels)
 
     def _stage(
-        self,
-        arrays: Arrays,
-        x: Array,
-        embedding: Array | None,
-        context: Array | None,
-        style: Style,
-        way: str,
-        skips: list[Array] | None,
+        self, arrays: Arrays, x: Array, given: Given, style: Style, way: str, skips: list[Array] | None
     ) -> Array:
         """Residual blocks at one resolution, each followed by attention where the stage has it (in the middle, the last
         one by none), and what changes the resolution after them. On the way down ``skips`` gets everything that the way
         up will see again; there it loses its last entries, one for each residual block, and the next gives the size."""
+        (embedding, context), seen = given, skips if way == "down" else None
         resnets, attentions = arrays.items("resnets"), arrays.items("attentions")
         if not resnets or len(attentions) not in (0, len(resnets) - (way == "mid")):
             raise arrays.foreign(
                 f"{arrays.prefix[:-1]} has {len(resnets)} residual blocks, {len(attentions)} attentions"
             )
-        seen = skips if way == "down" else None
         for block, attends in itertools.zip_longest(resnets, attentions):
             if way == "up" and skips is not None:
                 if not skips:

@@ -134,17 +134,14 @@ def _same(value: JSON, size: object) -> bool:
     """Whether a file's value is what the weights have."""
     if isinstance(size, tuple):
         return isinstance(value, list | tuple) and list(value) == list(size)
-    if isinstance(size, list) and isinstance(value, list):
-        return len(value) == len(size) and all(map(_same, value, size))
     if isinstance(size, list):
-        return all(_same(value, each) for each in size)
+        values = value if isinstance(value, list) else [value] * len(size)
+        return len(values) == len(size) and all(map(_same, values, size))
     return size is None or (type(value) is type(size) and value == size)
 
 
 def _accepts(rule: JSON | Kind, value: JSON) -> bool:
-    if isinstance(rule, Kind):
-        return rule.accepts(value)
-    return value is rule or (type(value) is type(rule) and value == rule)
+    return rule.accepts(value) if isinstance(rule, Kind) else type(value) is type(rule) and value == rule
 
 
 def unsupported(where: str, name: str, value: object, supported: tuple[JSON | Kind, ...]) -> NoReturn:

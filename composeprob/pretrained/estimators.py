@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -68,15 +69,9 @@ class Estimator(Diffusion):
         shape = reading.event_shape
         self.units, self.adapter = Units(reading.location, reading.scale, shape), reading.adapt
         super().__init__(
-            Denoiser(reading.denoise, reading.arrays),
-            schedule,
-            event_shape=shape,
-            parameterization="x0",
-            time="sigma",
-            conditions=("x",),
-            log_snr_range=(low, high),
-            label=label,
-        )
+            Denoiser(reading.denoise, reading.arrays), schedule, event_shape=shape, parameterization="x0",
+            time="sigma", conditions=("x",), log_snr_range=(low, high), label=label,
+        )  # fmt: skip
 
     def adapt(self, x: ArrayLike | None = None, /, **data: ArrayLike) -> Array:
         """Makes conditions of data, by the rules of the package that trained the network.
@@ -134,34 +129,31 @@ def from_estimator(estimator: object, schedule: Schedule | None = None, *, label
     tried = {"gensbi": "0.5", "bayesflow": "2.1", "sbi": "0.27", "sbijax": "0.4"}
     from composeprob.pretrained import readings, sbi
 
-    if isinstance(estimator, str | Path):
-        path = Path(estimator)
-        described, arrays = sbi.opened(path)
-        _check_version("sbi", str(described.get("version")), tried)
-        return Estimator(sbi.read(path, described, arrays), schedule, label)
     # A plain tuple, and not sbijax's own kinds of it.
     parts = estimator if type(estimator) is tuple and estimator else (estimator,)
     packages = {base.__module__.partition(".")[0] for base in type(parts[0]).__mro__}
     package = next((name for name in tried if name in packages), None)
-    if package == "sbi":
+    if isinstance(estimator, str | Path):
+        described, arrays = sbi.opened(Path(estimator))
+        package, version = "sbi", str(described.get("version"))
+        read: Callable[[], Reading] = partial(sbi.read, Path(estimator), described, arrays)
+    elif package == "sbi":
         raise WrongTypeError(
             f"{type(estimator).__name__} of sbi is a network of torch, which is not read here.",
             fix="write it to a file by tools/export_sbi.py, beside torch, and pass the file's path.",
         )
-    if package is None:
+    elif package is None:
         raise WrongTypeError(
             f"from_estimator reads estimators of {', '.join(tried)}; got {type(parts[0]).__module__}."
             f"{type(parts[0]).__name__}.",
             fix="wrap another package's network yourself: cp.Diffusion(lambda theta, s, x: …, schedule, event_shape=…, "
             'parameterization="score", time="sigma", conditions=("x",)).',
         )
-    _check_version(package, importlib.metadata.version(package), tried)
-    return Estimator(getattr(readings, package)(*parts), schedule, label)
-
-
-def _check_version(package: str, version: str, tried: dict[str, str]) -> None:
+    else:
+        version, read = importlib.metadata.version(package), partial(getattr(readings, package), *parts)
     if ".".join(version.split(".")[:2]) != tried[package]:
         raise LoadError(
             f"This is {package} {version}; its estimators were read and compared for {tried[package]}.",
             fix=f"pip install '{package}=={tried[package]}.*', or wrap the network yourself by cp.Diffusion.",
         )
+    return Estimator(read(), schedule, label)

@@ -105,7 +105,7 @@ def normalised(x: Array, eps: float) -> Array:
     return (centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)).astype(x.dtype)
 
 
-def layer_norm(arrays: Arrays, x: Array, eps: float) -> Array:
+def layer_norm(arrays: Arrays, x: Array, eps: float = 1e-5) -> Array:
     """Normalises the last axis, in float32."""
     width = x.shape[-1]
     y = normalised(x.astype(jnp.float32), eps)
@@ -280,26 +280,3 @@ def feed_forward(arrays: Arrays, x: Array, kind: str) -> Array:
     else:
         y = activation(y)
     return linear(arrays / "net" / 2, y, x.shape[-1])
-
-
-def transformer_block(
-    arrays: Arrays,
-    x: Array,
-    heads: int,
-    context: Array | None = None,
-    *,
-    only_cross: bool = False,
-    kind: str = "geglu",
-    eps: float = 1e-5,
-    bias: bool = False,
-    causal: bool = False,
-) -> Array:
-    """Attention to itself, to the context where there is one, and a feed-forward layer, each after a norm and added.
-
-    With ``only_cross`` the first attention is to the context too; ``bias`` and ``causal`` are of the first.
-    """
-    first, normed = context if only_cross else None, layer_norm(arrays / "norm1", x, eps)
-    x = attention(arrays / "attn1", normed, heads, first, bias=bias, causal=causal) + x
-    if context is not None:
-        x = attention(arrays / "attn2", layer_norm(arrays / "norm2", x, eps), heads, context) + x
-    return feed_forward(arrays / "ff", layer_norm(arrays / "norm3", x, eps), kind) + x

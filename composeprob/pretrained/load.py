@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 from composeprob.arguments import check_path
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.factors.diffusion import Encoder
-from composeprob.factors.values import as_condition
-from composeprob.json_data import JSON, JSONObject
+from composeprob.factors.values import as_condition, check_choice
+from composeprob.json_data import JSONObject
 from composeprob.pretrained import schedulers, tensors
 from composeprob.pretrained.autoencoder import autoencoder_kl, autoencoder_tiny
 from composeprob.pretrained.config import check_beside, read_json, unsupported
@@ -48,7 +48,9 @@ def find(path: str | os.PathLike[str]) -> Folder:
     if not place.is_dir():
         place = _from_hub(str(path))
     if (index := place / "model_index.json").exists():
-        components = {name: entry[1] for name, entry in read_json(index).items() if _is_component(entry)}
+        # Components that are there are pairs (library, class).
+        pairs = {name: entry for name, entry in read_json(index).items() if isinstance(entry, list)}
+        components = {name: pair[1] for name, pair in pairs.items() if [type(text) for text in pair] == [str, str]}
         check_beside(components, index, "component")
         return Folder(place, components)
     if (place / "config.json").exists():
@@ -58,11 +60,6 @@ def find(path: str | os.PathLike[str]) -> Folder:
         f"There is neither model_index.json nor config.json in {place}.",
         fix="give a folder as diffusers' save_pretrained writes it; its from_single_file reads single files.",
     )
-
-
-def _is_component(entry: JSON) -> bool:
-    """Whether an entry of the index is a (library, class) pair of a component that is there."""
-    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
 
 
 def _from_hub(name: str) -> Path:
@@ -171,16 +168,12 @@ def from_diffusers(
 
 
 def _dtype(dtype: DTypeLike | None) -> DTypeLike:
-    if dtype is None:
-        return jnp.float32
     try:
-        name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+        name = dtype if isinstance(dtype, str) else jnp.dtype("float32" if dtype is None else dtype).name
     except TypeError:
         name = repr(dtype)
-    known = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-    if name not in known:
-        raise InvalidValueError(f"Unknown dtype {name!r}.", fix=f"use one of: {', '.join(known)}.")
-    return known[name]
+    check_choice("dtype", name, ("float32", "bfloat16", "float16"))
+    return jnp.dtype(name)
 
 
 def _component(place: Folder, component: str | None) -> str:
@@ -192,12 +185,9 @@ def _component(place: Folder, component: str | None) -> str:
             )
         return ""
     networks = [name for name, kind in place.components.items() if kind in NETWORKS]
-    if component is None:
-        found = [name for name in ("unet", "transformer") if name in place.components] or networks
-        if found:
-            return found[0]
-    elif component in place.components:
-        return component
+    wanted = ["unet", "transformer", *networks] if component is None else [component]
+    if found := [name for name in wanted if name in place.components]:
+        return found[0]
     has = ", ".join(f"{name} ({kind})" for name, kind in place.components.items())
     raise InvalidValueError(
         f"{place.path} has no component {component!r}; it has: {has}."
@@ -254,8 +244,7 @@ def _beside(place: Folder) -> tuple[tensors.Loaded | None, list[tensors.Loaded],
     """The autoencoder and the text encoders of a pipeline, their arrays not read yet, and the tokenizers."""
     name = next((name for name in ("vae", "vqvae") if name in place.components), None)
     coder = None if name is None else _skeleton(place.path / name, AUTOENCODERS)
-    encoders: list[tensors.Loaded] = []
-    tokenizers: list[Tokenizer | None] = []
+    encoders, tokenizers = list[tensors.Loaded](), list[Tokenizer | None]()
     # A prompt is encoded by all text encoders, and T5, the third of three, is not among those that are known.
     for suffix in ("", "_2") if "text_encoder_3" not in place.components else ():
         kind = place.components.get(f"text_encoder{suffix}")

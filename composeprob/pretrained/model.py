@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -49,7 +48,7 @@ class Parts:
                 fix="channels come last; crop or scale the sides." if multiple > 1 else "channels come last.",
             )
         stack = x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
-        found = _mapped(coder, way, stack if len(stack) else jnp.zeros((1, *x.shape[-3:]), x.dtype))[: len(stack)]
+        found = coder.mapped(way, stack)
         return found.reshape(*x.shape[:-3], *found.shape[1:])
 
 
@@ -180,9 +179,3 @@ class Pretrained(Diffusion):
                 fix="use the events as they are; their values go from −1 to 1.",
             )
         return self.parts.coded(way, given)
-
-
-@eqx.filter_jit
-def _mapped(coder: Loaded, way: str, stack: Array) -> Array:
-    """One way of an autoencoder, of every image of a stack."""
-    return jax.lax.map(lambda each: coder.run(way, each), stack, batch_size=4)

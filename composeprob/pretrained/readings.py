@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -136,7 +137,7 @@ def _method(pipeline: Foreign, method: Foreign, scheduler: Foreign) -> tuple[Mea
         if not (np.all(np.asarray(source.mean) == 0) and np.all(np.asarray(source.variance) == 1)):
             raise unreadable(pipeline, "has a source that is not N(0, 1)")
         # The velocity u − ε of u_t = t·u + (1 − t)·ε.
-        return lambda call, y, s: by_velocity(call, y, s, (0.0, 1.0), (1.0, -1.0)), (0.004, 100.0)
+        return partial(by_velocity, signal=(0.0, 1.0), noise=(1.0, -1.0)), (0.004, 100.0)
     if name == "ScoreMatchingMethod":
         if scheduler.name == "SM-VE":
             return by_equation(True, scheduler.sigma_min, scheduler.sigma_max, (scheduler.e_s, scheduler.T))
@@ -175,20 +176,17 @@ def bayesflow(estimator: Foreign) -> Reading:
     schedule = getattr(network, "noise_schedule", None)
 
     def denoise(arrays: PyTree[Array], y: Array, s: Array, x: Array) -> Array:
-        with keras.StatelessScope(state_mapping=list(zip(variables, arrays, strict=True))):
+        def call(u: Array, t: Array) -> Array:
             if schedule is None:
-                # The velocity ε − u of (1 − t)·u + t·ε.
-                def velocity(u: Array, t: Array) -> Array:
-                    return network.velocity(u[None], t.reshape(1, 1), conditions=x[None])[0]
+                return network.velocity(u[None], t.reshape(1, 1), conditions=x[None])[0]
+            return network.score(u[None], log_snr_t=t, conditions=x[None])[0]
 
-                return by_velocity(velocity, y, s, (1.0, -1.0), (0.0, 1.0))
+        with keras.StatelessScope(state_mapping=list(zip(variables, arrays, strict=True))):
+            if schedule is None:  # the velocity ε − u of (1 − t)·u + t·ε
+                return by_velocity(call, y, s, (1.0, -1.0), (0.0, 1.0))
             log_snr = jnp.reshape(-2 * jnp.log(s), (1, 1))
             alpha, _ = schedule.get_alpha_sigma(log_snr)
-
-            def score(u: Array, t: Array) -> Array:
-                return network.score(u[None], log_snr_t=t, conditions=x[None])[0]
-
-            return by_score(score, y, s, alpha[0, 0], log_snr)
+            return by_score(call, y, s, alpha[0, 0], log_snr)
 
     def adapt(x: ArrayLike | None = None, **data: ArrayLike) -> Array:
         given = data if x is None else {"inference_conditions": x}
@@ -245,7 +243,7 @@ def sbijax(estimator: Foreign, params: PyTree[Array] = None) -> Reading:
     else:
         # The velocity of t·θ + (1 − (1 − σ_min)·t)·ε.
         least = about["_sigma_min"]
-        mean = lambda call, y, s: by_velocity(call, y, s, (0.0, 1.0), (1.0, least - 1))  # noqa: E731
+        mean = partial(by_velocity, signal=(0.0, 1.0), noise=(1.0, least - 1))
         sigmas = max(0.004, least), 100.0
 
     def denoise(params: PyTree[Array], y: Array, s: Array, x: Array) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -47,11 +48,11 @@ def read(path: Path, described: JSONObject, arrays: Weights) -> Reading:
     try:
         mean, sigmas = _kind(described)
         shape = jnp.shape(arrays["net.output_layer.bias"])
-        network = _mlp(_activation(described["activation"]), bool(described["skip"]))
+        network = partial(_mlp, _activation(described["activation"]), bool(described["skip"]))
         prior = [jnp.broadcast_to(jnp.reshape(arrays[name], -1), shape) for name in ("mean_0", "std_0")]
         units = [np.asarray(arrays[name]).reshape(shape) for name in ("shift", "scale")]
         weights = {name: array for name, array in arrays.items() if name.startswith("net.")}
-        layers = [(kind, _below(arrays, f"embedding.{i}.")) for i, kind in enumerate(described["embedding"])]
+        layers = [(kind, f"embedding.{i}.") for i, kind in enumerate(described["embedding"])]
         # A file that lacks an array is found here, and not inside of a compiled run.
         width = jnp.shape(arrays["net.condition_layer.weight"])[1]
         wanted = (width,) if described["condition_shape"] is None else tuple(described["condition_shape"])
@@ -73,17 +74,12 @@ def read(path: Path, described: JSONObject, arrays: Weights) -> Reading:
                 f"Conditions of {path.name} have shape {wanted}; got an array {data.shape}.",
                 fix=f"pass n of them, (n, …){unembedded}",
             )
-        return jax.vmap(lambda row: _embedded(layers, row))(data)
+        return jax.vmap(lambda row: _embedded(arrays, layers, row))(data)
 
     return Reading(denoise, (weights, *prior), shape, sigmas, adapt, *units)
 
 
-def _below(arrays: Weights, start: str) -> Weights:
-    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
-
-
 def _activation(name: str) -> Callable[[Array], Array]:
-    """An activation by the name of torch's class."""
     if name.lower() not in ACTIVATIONS:
         raise InvalidValueError(
             f"An activation of the network is {name}.", fix=f"train with one of {', '.join(ACTIVATIONS)}."
@@ -91,97 +87,81 @@ def _activation(name: str) -> Callable[[Array], Array]:
     return ACTIVATIONS[name.lower()]
 
 
-def _linear(w: Weights, name: str, x: Array) -> Array:
-    return w[f"{name}weight"] @ x + w[f"{name}bias"]
+def _layer(w: Weights, name: str, x: Array) -> Array:
+    """A linear layer, whose weight is a matrix, or a layer norm."""
+    weight = w[f"{name}weight"]
+    return (weight @ x if weight.ndim == 2 else weight * normalised(x, 1e-5)) + w[f"{name}bias"]  # torch's ε
 
 
-def _norm(w: Weights, name: str, x: Array) -> Array:
-    return w[f"{name}weight"] * normalised(x, 1e-5) + w[f"{name}bias"]  # torch's ε
-
-
-def _embedded(layers: list[tuple[str, Weights]], x: Array) -> Array:
+def _embedded(w: Weights, layers: list[tuple[str, str]], x: Array) -> Array:
     """One observation through the embedding, whose layers the script has listed."""
-    for kind, w in layers:
+    for kind, name in layers:
         if kind == "Standardize":
-            x = (x - w["_mean"]) / w["_std"]
+            x = (x - w[f"{name}_mean"]) / w[f"{name}_std"]
         elif kind == "Flatten":
             x = x.reshape(-1)
         elif kind in ("Linear", "LayerNorm"):
-            x = (_linear if kind == "Linear" else _norm)(w, "", x)
+            x = _layer(w, name, x)
         else:
             x = _activation(kind)(x)
     return x
 
 
-def _mlp(activation: Callable[[Array], Array], skip: bool) -> Callable[..., Array]:
-    """``VectorFieldMLP``: (weights, its input, condition, its time) → its output."""
-
-    def network(w: Weights, u: Array, x: Array, t: Array) -> Array:
-        both = jnp.concatenate([_linear(w, "net.input_layer.", u), _linear(w, "net.condition_layer.", x)])
-        h = activation(_linear(w, "net.input_merge_layer.", activation(both)))
-        if "net.time_emb.W" in w:
-            embedded = waves(t * w["net.time_emb.W"] * 2 * jnp.pi, cosine_first=False)
-        else:
-            turns = t * w["net.time_emb.div_term"]
-            embedded = jnp.stack([jnp.sin(turns), jnp.cos(turns)], 1).reshape(-1)
-        time = _linear(w, "net.time_linear_layer.", embedded)
-        for i in range(sum(name.startswith("net.layers.") for name in w) // 2):
-            h = activation(_linear(w, f"net.layers.{i}.", h)) + time + (h if skip else 0.0)
-            h = _norm(w, f"net.layers_norm.{i}.", h) if f"net.layers_norm.{i}.weight" in w else h
-        return _linear(w, "net.output_layer.", h)
-
-    return network
+def _mlp(activation: Callable[[Array], Array], skip: bool, w: Weights, u: Array, x: Array, t: Array) -> Array:
+    """``VectorFieldMLP`` of its input u, a condition x and its time t."""
+    both = jnp.concatenate([_layer(w, "net.input_layer.", u), _layer(w, "net.condition_layer.", x)])
+    h = activation(_layer(w, "net.input_merge_layer.", activation(both)))
+    if "net.time_emb.W" in w:
+        embedded = waves(t * w["net.time_emb.W"] * 2 * jnp.pi, cosine_first=False)
+    else:
+        turns = t * w["net.time_emb.div_term"]
+        embedded = jnp.stack([jnp.sin(turns), jnp.cos(turns)], 1).reshape(-1)
+    time = _layer(w, "net.time_linear_layer.", embedded)
+    for i in range(sum(name.startswith("net.layers.") for name in w) // 2):
+        h = activation(_layer(w, f"net.layers.{i}.", h)) + time + (h if skip else 0.0)
+        h = _layer(w, f"net.layers_norm.{i}.", h) if f"net.layers_norm.{i}.weight" in w else h
+    return _layer(w, "net.output_layer.", h)
 
 
-Mean = Callable[[Call, Array, Array, Array, Array], Array]
-"""E[θ | θ + s·ε = y] of the network as a function of (its input, its time), the mean and standard deviation of the
-training's θ, y and s."""
-
-
-def _kind(about: JSONObject) -> tuple[Mean, Pair]:
-    """What makes the mean of the network's output, and the least and greatest s of the training."""
+def _kind(about: JSONObject) -> tuple[Callable[[Call, Array, Array, Array, Array], Array], Pair]:
+    """E[θ | θ + s·ε = y] of the network as a function of (its input, its time), the mean and standard deviation of the
+    training's θ, y and s; and the least and greatest s of the training."""
     kind = about["kind"]
     if kind == "FlowMatchingEstimator":
-        return _flow(about["noise_scale"], bool(about["gaussian_baseline"])), (max(0.004, about["noise_scale"]), 100.0)
-    if kind not in ("VEScoreEstimator", "VPScoreEstimator", "SubVPScoreEstimator"):
+        extra = about["noise_scale"]
+        return partial(_by_flow, extra, bool(about["gaussian_baseline"])), (max(0.004, extra), 100.0)
+    signals: dict[str, Callable[[Array], Array]] = {
+        "VEScoreEstimator": jnp.ones_like,
+        "VPScoreEstimator": lambda s: 1 / jnp.sqrt(1 + s**2),
+        "SubVPScoreEstimator": lambda s: 2 / (s + jnp.sqrt(s**2 + 4)),
+    }
+    if kind not in signals:
         raise InvalidValueError(f"The file holds a {kind}.", fix="train NPSE (VE, VP or sub-VP) or FMPE.")
-    ends = about["t_min"], about["t_max"]
-    if kind == "VEScoreEstimator":
-        return _score(jnp.ones_like), spreads(True, about["sigma_min"], about["sigma_max"], ends)
-    low, high = spreads(False, about["beta_min"], about["beta_max"], ends)
-    if kind == "VPScoreEstimator":
-        return _score(lambda s: 1 / jnp.sqrt(1 + s**2)), (low, high)
-    # Of sub-VP the signal m is that of VP, and σ = 1 − m².
-    return _score(lambda s: 2 / (s + jnp.sqrt(s**2 + 4))), (
-        low**2 / (1 + low**2) ** 0.5,
-        high**2 / (1 + high**2) ** 0.5,
-    )
+    exploding = kind == "VEScoreEstimator"
+    least, most = (about[f"{'sigma' if exploding else 'beta'}_{end}"] for end in ("min", "max"))
+    low, high = spreads(exploding, least, most, (about["t_min"], about["t_max"]))
+    if kind == "SubVPScoreEstimator":  # its signal m is that of VP, and σ = 1 − m²
+        low, high = (s**2 / (1 + s**2) ** 0.5 for s in (low, high))
+    return partial(_by_score, signals[kind]), (low, high)
 
 
-def _flow(extra: float, baseline: bool) -> Mean:
+def _by_flow(extra: float, baseline: bool, network: Call, loc: Array, sd: Array, y: Array, s: Array) -> Array:
     """Of θ_t = (1 − t)·θ + (t + extra)·ε the velocity is E[ε − θ | θ_t]."""
 
-    def mean(network: Call, loc: Array, sd: Array, y: Array, s: Array) -> Array:
-        def velocity(moved: Array, t: Array) -> Array:
-            clear, away = ((1 - t) * sd) ** 2 + t**2 + 1e-6, moved - (1 - t) * loc
-            of_gaussian = (t - (1 - t) * sd**2) / clear * away if baseline else 0.0
-            return of_gaussian - loc + jnp.sqrt(1 + sd**2) * network(away / jnp.sqrt(clear), t)
+    def velocity(moved: Array, t: Array) -> Array:
+        clear, away = ((1 - t) * sd) ** 2 + t**2 + 1e-6, moved - (1 - t) * loc
+        of_gaussian = (t - (1 - t) * sd**2) / clear * away if baseline else 0.0
+        return of_gaussian - loc + jnp.sqrt(1 + sd**2) * network(away / jnp.sqrt(clear), t)
 
-        return by_velocity(velocity, y, s, (1.0, -1.0), (extra, 1.0))
-
-    return mean
+    return by_velocity(velocity, y, s, (1.0, -1.0), (extra, 1.0))
 
 
-def _score(signal: Callable[[Array], Array]) -> Mean:
+def _by_score(signal: Callable[[Array], Array], network: Call, loc: Array, sd: Array, y: Array, s: Array) -> Array:
     """Of θ_t = m·θ + σ·ε the score is that of a Gaussian less m/σ times the network, which is given σ for a time."""
+    m = signal(s)
 
-    def mean(network: Call, loc: Array, sd: Array, y: Array, s: Array) -> Array:
-        m = signal(s)
+    def score(moved: Array, sigma: Array) -> Array:
+        away, clear = moved - m * loc, (m * sd) ** 2 + sigma**2
+        return -m / sigma * network(away / jnp.sqrt(clear), sigma) - away / clear
 
-        def score(moved: Array, sigma: Array) -> Array:
-            away, clear = moved - m * loc, (m * sd) ** 2 + sigma**2
-            return -m / sigma * network(away / jnp.sqrt(clear), sigma) - away / clear
-
-        return by_score(score, y, s, m, m * s)
-
-    return mean
+    return by_score(score, y, s, m, m * s)

@@ -69,10 +69,8 @@ def trained(config: JSONObject, where: str) -> Trained:
             return _of_betas(_guided(o), "x0" if o.predict_xstart else "epsilon", where)
         if family is Family.FLOW or o.use_flow_sigmas or o.prediction_type == "flow_prediction":
             return _flow(o, count)
-        if family is Family.VE:
-            return Trained(_exponential(o, count), "score", "sigma")
-        if family is Family.EDM:
-            return _edm(o, count)
+        if family in (Family.VE, Family.EDM):
+            return _exploding(o, count, preconditioned=family is Family.EDM)
         form = "x0" if o.predict_epsilon is False else forms[o.prediction_type]  # the first is of the first releases
         betas = _betas(o, count)
         return _of_betas(betas, form, where, single=True, without_end=o.rescale_betas_zero_snr)
@@ -92,20 +90,16 @@ def _of_betas(betas: np.ndarray, form: str, where: str, *, single: bool = False,
         )
     signal = np.cumprod(1 - betas, dtype=np.float64)
     if without_end:
-        signal = _without_signal_at_the_end(signal.astype(np.float32))
+        # ᾱ shifted and scaled in its root such that the last is 0, step by step in the original's single precision:
+        # where the first β is 10⁻⁴ the rounding of ᾱ moves the first σ by 6·10⁻⁴ of it.
+        root = np.sqrt(signal.astype(np.float32))
+        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+        ratios = np.concatenate([root[:1] ** 2, root[1:] ** 2 / root[:-1] ** 2])
+        signal = np.cumprod(1 - (1 - ratios), dtype=np.float64)
     if single:  # of σ² = 1 − α² at the first levels the seventh digit counts
         signal = signal.astype(np.float32).astype(np.float64)
         signal = np.maximum(signal, 1e-10)  # a last level without any signal gets α = 1e-5: it must have some
     return Trained(Schedule.from_arrays(np.sqrt(signal), np.sqrt(1 - signal)), form)
-
-
-def _without_signal_at_the_end(signal: np.ndarray) -> np.ndarray:
-    """ᾱ shifted and scaled in its root such that the last is 0, step by step in the original's single precision: where
-    the first β is 10⁻⁴ the rounding of ᾱ moves the first σ by 6·10⁻⁴ of it."""
-    root = np.sqrt(signal)
-    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-    ratios = np.concatenate([root[:1] ** 2, root[1:] ** 2 / root[:-1] ** 2])
-    return np.cumprod(1 - (1 - ratios), dtype=np.float64)
 
 
 def _betas(o: Options, levels: int) -> np.ndarray:
@@ -154,16 +148,16 @@ def _flow(o: Options, levels: int) -> Trained:
     return Trained(Schedule.from_arrays(alpha, sigma), "flow", "sigma")
 
 
-def _edm(o: Options, levels: int) -> Trained:
-    """Karras's levels from σ_min to σ_max; the preconditioned network gives x_0."""
-    if o.prediction_type not in ("epsilon", "v_prediction"):
-        unsupported(o.where, "prediction_type", o.prediction_type, ("epsilon", "v_prediction"))
-    exponential = o.sigma_schedule == "exponential"
-    schedule = _exponential(o, levels) if exponential else Schedule.edm(levels, o.sigma_min, o.sigma_max, o.rho)
-    sign = 1.0 if o.prediction_type == "epsilon" else -1.0
-    return Trained(schedule, "x0", "sigma", (float(o.sigma_data), sign))
-
-
-def _exponential(o: Options, levels: int) -> Schedule:
-    """σ evenly spaced in its logarithm from σ_min to σ_max, α = 1."""
-    return Schedule.from_arrays(np.ones(levels), np.geomspace(o.sigma_min, o.sigma_max, levels))
+def _exploding(o: Options, levels: int, preconditioned: bool) -> Trained:
+    """α = 1, and σ from σ_min to σ_max evenly spaced in its logarithm, or as Karras has it, whose preconditioned
+    network gives x_0."""
+    if preconditioned and o.sigma_schedule != "exponential":
+        schedule = Schedule.edm(levels, o.sigma_min, o.sigma_max, o.rho)
+    else:
+        schedule = Schedule.from_arrays(np.ones(levels), np.geomspace(o.sigma_min, o.sigma_max, levels))
+    if not preconditioned:
+        return Trained(schedule, "score", "sigma")
+    signs = {"epsilon": 1.0, "v_prediction": -1.0}
+    if o.prediction_type not in signs:
+        unsupported(o.where, "prediction_type", o.prediction_type, tuple(signs))
+    return Trained(schedule, "x0", "sigma", (float(o.sigma_data), signs[o.prediction_type]))

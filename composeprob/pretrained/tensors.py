@@ -67,7 +67,7 @@ class Stored:
     def read(self) -> np.ndarray:
         """The array, mapped from the file: only what is used is read."""
         if not self.shape or 0 in self.shape:
-            count = int(np.prod(self.shape))
+            count = math.prod(self.shape)
             return np.fromfile(self.file, self.dtype, count, offset=self.start).reshape(self.shape)
         return np.memmap(self.file, self.dtype, "r", self.start, self.shape)
 
@@ -81,10 +81,9 @@ def header(file: Path) -> dict[str, Stored]:
             if not 2 <= length <= min(size - 8, 100_000_000):  # the most that the format allows
                 raise ValueError(f"its header of {length} bytes does not fit into its {size}")
             entries = json.loads(stream.read(length))
+        entries.pop("__metadata__", None)
         found = {}
         for name, entry in entries.items():
-            if name == "__metadata__":
-                continue
             if entry["dtype"] not in DTYPES:
                 raise ValueError(f"tensor {name!r} has the dtype {entry['dtype']}")
             (start, end), dtype = entry["data_offsets"], np.dtype(DTYPES[entry["dtype"]])
@@ -159,9 +158,7 @@ def _sharded(index: Path) -> dict[str, Stored]:
         raise LoadError(
             f"{index} is no index of weights: {type(error).__name__}: {error}.", fix="fetch it again: it is damaged."
         ) from error
-    found: dict[str, Stored] = {}
-    for file in files:
-        found |= {name: stored for name, stored in header(index.parent / file).items() if name in places}
+    found = {name: at for file in files for name, at in header(index.parent / file).items() if name in places}
     if missing := sorted(set(places) - set(found)):
         raise LoadError(
             f"{index} names {first_three(missing)}, which its files do not have.", fix="fetch the whole folder again."
@@ -204,11 +201,6 @@ class Arrays:
     def like(self, ending: str) -> tuple[int, ...]:
         """The shape of the first array whose name ends so; () without one."""
         return next((_shape_in_file(array) for name, array in self._held.items() if name.endswith(ending)), ())
-
-    def rank(self, name: str) -> int:
-        """The number of an array's axes; 0 without one."""
-        found = self._held.get(self.prefix + name)
-        return 0 if found is None else len(found.shape)
 
     def take(self, name: str, *shape: int | None) -> Array:
         """An array below this name, of which its layer states the shape in the file, None where it may be any."""
@@ -280,9 +272,10 @@ class Loaded(eqx.Module):
     def __call__(self, *inputs: Array, **named: Array) -> Array:
         return self.form(Arrays(self.arrays), *inputs, **named)
 
-    def run(self, method: str, *inputs: Array) -> Any:
-        """Another method of the form."""
-        return getattr(self.form, method)(Arrays(self.arrays), *inputs)
+    @eqx.filter_jit
+    def mapped(self, method: str, stack: Array) -> Any:
+        """Another method of the form, of every entry of a stack, a few at a time."""
+        return jax.lax.map(lambda each: getattr(self.form, method)(Arrays(self.arrays), each), stack, batch_size=4)
 
 
 @dataclass(frozen=True)
@@ -305,22 +298,17 @@ class Network:
         network = cls(Loaded({}, form), 0, **facts)
         side = max(network.multiple, 2 ** len(arrays.items("down_blocks")))
         given = {  # a label is whole, and prompts have any length
-            name: shaped(*(n or 1 for n in shape), dtype=jnp.float32 if shape else jnp.int32)
+            name: Shaped(tuple(n or 1 for n in shape), jnp.float32 if shape else jnp.int32)
             for name, shape in network.conditions.items()
         }
-        t = shaped(dtype=jnp.int32 if network.time == "level" else jnp.float32)
-        *_, outputs = arrays.trace(form, shaped(side, side, network.channels), t, **given)
+        t = Shaped((), jnp.int32 if network.time == "level" else jnp.float32)
+        *_, outputs = arrays.trace(form, Shaped((side, side, network.channels), jnp.float32), t, **given)
         return replace(network, module=arrays.finish(form), outputs=outputs)
 
     @property
     def pooled(self) -> int | None:
         """The width of the vector that the prompt's last row holds; None without."""
         return self.conditions["pooled"][0] if "pooled" in self.conditions else None
-
-
-def shaped(*shape: int, dtype: DTypeLike = jnp.float32) -> Shaped:
-    """An array's shape and dtype, for `Arrays.trace`."""
-    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _shape_in_file(array: Stored | Array) -> tuple[int, ...]:
@@ -336,13 +324,12 @@ def _axes(stored: Stored) -> tuple[int, ...]:
 
 def fill(skeleton: Skeleton, dtype: DTypeLike) -> Skeleton:
     """The network with its arrays, read from the files as ``dtype``."""
-    read = lambda s: jnp.asarray(np.asarray(s.read()).transpose(_axes(s)).astype(dtype))  # noqa: E731
-    return jax.tree.map(read, skeleton)
+    return jax.tree.map(lambda s: jnp.asarray(np.asarray(s.read()).transpose(_axes(s)).astype(dtype)), skeleton)
 
 
 def abstract(skeleton: Skeleton, dtype: DTypeLike) -> Skeleton:
     """The network with shapes for arrays, as `jax.eval_shape` gives them: it can be compiled, and takes no memory."""
-    return jax.tree.map(lambda s: shaped(*(s.shape[axis] for axis in _axes(s)), dtype=dtype), skeleton)
+    return jax.tree.map(lambda s: Shaped(tuple(s.shape[axis] for axis in _axes(s)), dtype), skeleton)
 
 
 def first_three(names: list[str]) -> str:

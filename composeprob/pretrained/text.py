@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +15,10 @@ from numpy.typing import ArrayLike
 
 from composeprob.errors import ConditionError, InvalidValueError, LoadError, ShapeError
 from composeprob.factors.fingerprint import fingerprint
-from composeprob.json_data import JSON, JSONObject
+from composeprob.json_data import JSONObject
 from composeprob.pretrained.config import Options, positive, read_json, text_list, whole, whole_from_0
-from composeprob.pretrained.layers import ACTIVATIONS, embed, layer_norm, linear, transformer_block
-from composeprob.pretrained.tensors import Arrays, Loaded, shaped
+from composeprob.pretrained.layers import ACTIVATIONS, attention, embed, feed_forward, layer_norm, linear
+from composeprob.pretrained.tensors import Arrays, Loaded, Shaped
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Tokenizers
@@ -42,9 +40,10 @@ class CLIPText:
         below = arrays / "embeddings"
         places = below.take("position_embedding.weight", None, None)
         states = [embed(below / "token_embedding", ids, places.shape[1]) + places[: ids.shape[0]]]
-        block = partial(transformer_block, heads=self.heads, kind=self.activation, eps=self.eps, bias=True, causal=True)
         for layer in arrays.items("encoder.layers"):
-            states.append(block(layer, states[-1]))
+            normed = layer_norm(layer / "norm1", states[-1], self.eps)
+            x = attention(layer / "attn1", normed, self.heads, bias=True, causal=True) + states[-1]
+            states.append(feed_forward(layer / "ff", layer_norm(layer / "norm3", x, self.eps), self.activation) + x)
         return states
 
     def last(self, arrays: Arrays, ids: Array) -> Array:
@@ -98,7 +97,7 @@ def clip(config: JSONObject, arrays: Arrays, where: str) -> Loaded:
         projection_dim=arrays.shape("text_projection.weight", 2)[0] if projected else None,
     )  # fmt: skip
     form = CLIPText(length, vocabulary, o.num_attention_heads, o.hidden_act, float(o.layer_norm_eps), o.eos_token_id)
-    arrays.trace(form.pooled, shaped(1, dtype=jnp.int32))
+    arrays.trace(form.pooled, Shaped((1,), jnp.int32))
     return arrays.finish(form)
 
 
@@ -115,9 +114,16 @@ class Tokenizer:
             if (folder / name).exists():
                 notes |= read_json(folder / name)
         defaults = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-        start, end, padding = (_text(notes.get(name), default) for name, default in defaults.items())
+        notes = {name: note.get("content") if isinstance(note, dict) else note for name, note in notes.items()}
+        given = [(notes.get(name), default) for name, default in defaults.items()]
+        start, end, padding = (default if token is None else str(token) for token, default in given)
         self._tokenizer = _read(folder, start, end)
-        self.end, self.padding = (self._id(folder, token) for token in (end, padding))
+        known: dict[str, Any] = {token: self._tokenizer.token_to_id(token) for token in (end, padding)}
+        if unknown := [token for token, found in known.items() if found is None]:
+            raise LoadError(
+                f"The tokenizer in {folder} has no token {unknown[0]!r}.", fix="fetch its files again from one source."
+            )
+        self.end, self.padding = known[end], known[padding]
 
     def __call__(self, text: str) -> np.ndarray:
         """Token ids, shape (length,); a text that is too long loses its end."""
@@ -125,21 +131,6 @@ class Tokenizer:
         if len(ids) > self.length:
             ids = [*ids[: self.length - 1], self.end]
         return np.asarray(ids + [self.padding] * (self.length - len(ids)), np.int32)
-
-    def _id(self, folder: Path, token: str) -> int:
-        found = self._tokenizer.token_to_id(token)
-        if found is None:
-            raise LoadError(
-                f"The tokenizer in {folder} has no token {token!r}.", fix="fetch its files again from one source."
-            )
-        return int(found)
-
-
-def _text(token: JSON, default: str) -> str:
-    """A token in either way that files write it."""
-    if isinstance(token, dict):
-        return str(token.get("content", default))
-    return default if token is None else str(token)
 
 
 def _read(folder: Path, start: str, end: str) -> Tokenizers:
@@ -219,16 +210,10 @@ class TextEncoder:
         return self.tokenizer(text)
 
     def _encoded(self, what: str, token_ids: ArrayLike, layer: int | None = None) -> Array:
-        return _run(self.network, self.network.form.check(token_ids), what, layer)
-
-
-@eqx.filter_jit
-def _run(network: Loaded, ids: Array, what: str, layer: int | None) -> Array:
-    def states(ids: Array) -> Array:
-        found = network.run(what, ids)
-        return (found if layer is None else found[layer]).astype(jnp.float32)
-
-    return states(ids) if ids.ndim == 1 else jax.vmap(states)(ids)
+        ids = self.network.form.check(token_ids)
+        found = self.network.mapped(what, jnp.atleast_2d(ids))
+        states = (found if layer is None else found[layer]).astype(jnp.float32)
+        return states if ids.ndim == 2 else states[0]
 
 
 class Prompts:

@@ -16,20 +16,15 @@ from composeprob.pretrained.config import Options, anything, positive, whole
 from composeprob.pretrained.tensors import Arrays, Network
 
 
-def conditioning(arrays: Arrays, t: Array, *, label: Array | None = None, pooled: Array | None = None) -> Array:
-    """The sum of a time's embedding and that of a label, or of a pooled prompt."""
+def embed_time(arrays: Arrays, t: Array, shift: float = 0.0) -> Array:
+    """The embedding of a time; the shift is that of its frequencies."""
     inputs = arrays.shape("timestep_embedder.linear_1.weight", 2)[1]
-    shift = 0.0 if label is None else 1.0  # of the frequencies, in the originals
-    time = layers.mlp(arrays / "timestep_embedder", layers.sinusoids(t, inputs, shift=shift))
-    if label is not None:
-        return time + layers.embed(arrays / "class_embedder" / "embedding_table", label, time.shape[0])
-    assert pooled is not None
-    return time + layers.mlp(arrays / "text_embedder", pooled, time.shape[0])
+    return layers.mlp(arrays / "timestep_embedder", layers.sinusoids(t, inputs, shift=shift))
 
 
 def adaptive(arrays: Arrays, embedding: Array, width: int, count: int) -> list[Array]:
     """The scales, shifts and gates of a layer norm that are made of an embedding, (width,) each."""
-    return jnp.split(layers.linear(arrays / "linear", jax.nn.silu(embedding), count * width), count)
+    return jnp.split(layers.linear(arrays, jax.nn.silu(embedding), count * width), count)
 
 
 def modulate(x: Array, scale: Array, shift: Array) -> Array:
@@ -51,18 +46,21 @@ class DiT:
     def __call__(self, arrays: Arrays, x: Array, t: Array, label: Array) -> Array:
         """The noise of latents x (height, width, channels), and its variance where that is learned."""
         hidden = layers.patches(arrays / "pos_embed", x, self.sample_size)
-        blocks = arrays.items("transformer_blocks")
-        for block in blocks:
-            hidden = self._block(block, hidden, conditioning(block / "norm1" / "emb", t, label=label))
-        first = conditioning(blocks[0] / "norm1" / "emb", t, label=label)
-        width = hidden.shape[-1]
-        shift, scale = jnp.split(layers.linear(arrays / "proj_out_1", jax.nn.silu(first), 2 * width), 2)
+        embeddings = []
+        for block in arrays.items("transformer_blocks"):
+            below = block / "norm1" / "emb"
+            time = embed_time(below, t, shift=1.0)
+            embeddings.append(time + layers.embed(below / "class_embedder" / "embedding_table", label, time.shape[0]))
+            hidden = self._block(block, hidden, embeddings[-1])
+        shift, scale = adaptive(arrays / "proj_out_1", embeddings[0], hidden.shape[-1], 2)
         output = layers.linear(arrays / "proj_out_2", modulate(hidden, scale, shift))
         return layers.image_of(output, *x.shape[:2]).astype(x.dtype)
 
     def _block(self, arrays: Arrays, x: Array, embedding: Array) -> Array:
         """Attention and a feed-forward layer, each scaled, shifted and gated by time and label."""
-        shift, scale, gate, shift_ff, scale_ff, gate_ff = adaptive(arrays / "norm1", embedding, x.shape[-1], 6)
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = adaptive(
+            arrays / "norm1" / "linear", embedding, x.shape[-1], 6
+        )
         x = x + gate * layers.attention(arrays / "attn1", modulate(x, scale, shift), self.heads, bias=self.bias)
         normed = layers.layer_norm(arrays / "norm3", x, self.eps) if self.affine else layers.normalised(x, self.eps)
         return x + gate_ff * layers.feed_forward(arrays / "ff", normed * (1 + scale_ff) + shift_ff, self.activation)
@@ -76,13 +74,15 @@ class SD3:
 
     def __call__(self, arrays: Arrays, x: Array, t: Array, prompt: Array, pooled: Array) -> Array:
         """The velocity of latents x (height, width, channels), at time t from 0 to 1000."""
-        embedding = conditioning(arrays / "time_text_embed", t, pooled=pooled)
+        below = arrays / "time_text_embed"
+        embedding = embed_time(below, t)
+        embedding += layers.mlp(below / "text_embedder", pooled, embedding.shape[0])
         hidden = layers.patches(arrays / "pos_embed", x)
         width = hidden.shape[-1]
         context = layers.linear(arrays / "context_embedder", prompt, width)
         for block in arrays.items("transformer_blocks"):
             hidden, context = self._block(block, hidden, context, embedding)
-        scale, shift = adaptive(arrays / "norm_out", embedding, width, 2)
+        scale, shift = adaptive(arrays / "norm_out" / "linear", embedding, width, 2)
         output = layers.linear(arrays / "proj_out", modulate(hidden, scale, shift))
         return layers.image_of(output, *x.shape[:2]).astype(x.dtype)
 
@@ -90,9 +90,9 @@ class SD3:
         """One layer over patches and prompt, each scaled, shifted and gated; the last one returns no new prompt."""
         width, kind = x.shape[-1], "gelu-approximate"
         last, second = "ff_context" not in arrays, "attn2" in arrays
-        parts = adaptive(arrays / "norm1", embedding, width, 9 if second else 6)
+        parts = adaptive(arrays / "norm1" / "linear", embedding, width, 9 if second else 6)
         shift, scale, gate, shift_ff, scale_ff, gate_ff, *of_second = parts
-        parts = adaptive(arrays / "norm1_context", embedding, width, 2 if last else 6)
+        parts = adaptive(arrays / "norm1_context" / "linear", embedding, width, 2 if last else 6)
         shift_c, scale_c, *of_context = parts[::-1] if last else parts  # the last one has the scale first
         normed = modulate(x, scale, shift)
         found, beside = layers.joint_attention(

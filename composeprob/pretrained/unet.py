@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -36,32 +37,22 @@ class UNet:
     centred: bool = False  # whether images are given from 0 to 1
     takes_sigma: bool = False  # the time is the noise's standard deviation, which also divides the output
 
-    def __call__(
-        self,
-        arrays: Arrays,
-        x: Array,
-        t: Array,
-        prompt: Array | None = None,
-        pooled: Array | None = None,
-        size: Array | None = None,
-        label: Array | None = None,
-    ) -> Array:
+    def __call__(self, arrays: Arrays, x: Array, t: Array, **conditions: Array) -> Array:
         """The output for one image or latents (height, width, channels), at a time.
 
-        The prompt is hidden states (length, channels), and one vector, pooled; the size (6,) the image's height and
-        width before scaling, its crop's top and left, and its target size.
+        The conditions are a label, a prompt, hidden states (length, channels), and with it one vector, pooled; and the
+        size (6,): the image's height and width before scaling, its crop's top and left, and its target size.
         """
+        prompt, label = conditions.get("prompt"), conditions.get("label")
         embedding = mlp(arrays / "time_embedding", self._waves(arrays, t), activation=self.inner_activation)
         embedding = ACTIVATIONS[self.outer_activation](embedding)
         if label is not None:
             embedded = self._labelled(arrays, label, embedding.shape[0]).astype(embedding.dtype)
             embedding = jnp.concatenate([embedding, embedded]) if self.concatenated else embedding + embedded
         if self.size_width is not None:
-            assert pooled is not None
-            assert size is not None  # its factor gives both
-            width, order = self.size_width, (self.cosine_first, self.shift)
-            sizes = jax.vmap(lambda n: sinusoids(n, width, *order))(size).ravel()
-            vector = jnp.concatenate([pooled.astype(jnp.float32), sizes])
+            wave = partial(sinusoids, width=self.size_width, cosine_first=self.cosine_first, shift=self.shift)
+            sizes = jax.vmap(wave)(conditions["size"]).ravel()
+            vector = jnp.concatenate([conditions["pooled"].astype(jnp.float32), sizes])
             embedding = embedding + mlp(arrays / "add_embedding", vector, embedding.shape[0])
         embedding = ACTIVATIONS[self.last_activation](embedding)
         if prompt is not None and "encoder_hid_proj" in arrays:
@@ -81,7 +72,6 @@ class UNet:
         return sinusoids(t, inputs, self.cosine_first, self.shift, self.scale)
 
     def _labelled(self, arrays: Arrays, label: Array, width: int) -> Array:
-        """A label's embedding."""
         below = arrays / "class_embedding"
         if self.label == "identity":
             return label
@@ -116,15 +106,14 @@ def _sizes(arrays: Arrays) -> JSONObject:
 
 def _label(o: Options, arrays: Arrays) -> dict[str, tuple[int, ...]]:
     """The condition ``label`` and its shape; empty for a network without labels."""
-    below = arrays / "class_embedding"
-    if o.class_embed_type is None:
-        return {"label": ()} if "class_embedding" in arrays else {}
-    if o.class_embed_type == "timestep":
+    if o.class_embed_type is None and "class_embedding" not in arrays:
+        return {}
+    if o.class_embed_type in (None, "timestep"):
         return {"label": ()}
     if o.class_embed_type == "identity":
         return {"label": arrays.shape("time_embedding.linear_2.weight", 2)[:1]}
     first = "weight" if o.class_embed_type == "simple_projection" else "linear_1.weight"
-    return {"label": below.shape(first, 2)[1:]}
+    return {"label": arrays.shape(f"class_embedding.{first}", 2)[1:]}
 
 
 def unet_2d(config: JSONObject, arrays: Arrays, where: str) -> Network:
@@ -207,17 +196,15 @@ def unet_condition(config: JSONObject, arrays: Arrays, where: str) -> Network:
     plain = Style(o.norm_num_groups, float(o.norm_eps), o.act_fn)
     by_resnet = replace(plain, rescale=float(o.resnet_out_scale_factor), skip_activation=o.resnet_skip_time_act)
 
-    def styles(way: str) -> tuple[Style, ...]:
-        found = []
-        for i, kind in enumerate(kinds[way]):
-            j = i if way == "down" else n - 1 - i
-            # The original has the sizes of plain attention's heads in the order of the way down, also on the way up.
-            each = {"heads": heads[j], "head_size": heads[i], "only_cross": only_cross[j]}
-            found.append(replace(by_resnet if kind.startswith("Resnet") else plain, **each))
-        return tuple(found)
+    def style(way: str, i: int, kind: str) -> Style:
+        j = i if way == "down" else n - 1 - i
+        # The original has the sizes of plain attention's heads in the order of the way down, also on the way up.
+        each = {"heads": heads[j], "head_size": heads[i], "only_cross": only_cross[j]}
+        return replace(by_resnet if kind.startswith("Resnet") else plain, **each)
 
+    down, up = (tuple(style(way, i, kind) for i, kind in enumerate(kinds[way])) for way in ("down", "up"))
     inside = replace(plain, rescale=float(o.mid_block_scale_factor), heads=heads[-1], head_size=heads[0])
-    body = Body(styles("down"), inside, styles("up"), None, o.downsample_padding, o.act_fn)
+    body = Body(down, inside, up, None, o.downsample_padding, o.act_fn)
     form = UNet(
         body, o.time_embedding_type, o.flip_sin_to_cos, o.freq_shift, inner_activation=o.act_fn,
         outer_activation=o.timestep_post_act or "identity", last_activation=o.time_embedding_act_fn or "identity",

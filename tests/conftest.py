@@ -18,6 +18,7 @@ HASTE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_co
 """XLA compiles for a processor in half the time so, by LLVM directly instead of MLIR first, in one piece."""
 
 jax.config.update("jax_disable_most_optimizations", True)  # for fixtures of modules, which come before the next one
+jax.config.update("jax_traceback_in_locations_limit", 0)  # writing down where operations stand is a fifth of all
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,7 +17,13 @@ from numpyro.distributions.truncated import (
 
 from composeprob.errors import ShapeError, WrongTypeError
 from composeprob.factors.base import LeafFactor, Traits, check_leaf
-from composeprob.factors.one_dimension import NoisedByQuadrature, NoisedTruncatedNormal, NoisedUniform, coordinate
+from composeprob.factors.one_dimension import (
+    NoisedByQuadrature,
+    NoisedStudent,
+    NoisedTruncatedNormal,
+    NoisedUniform,
+    coordinate,
+)
 from composeprob.factors.values import check_bounds, check_finite
 from composeprob.factors.whitening import log_normal
 from composeprob.schedule import Noise, Schedule
@@ -145,6 +151,8 @@ def noised(distribution: dist.Distribution, noise: Noise) -> dist.Distribution:
             inner = distribution.base_dist
             low, high = (getattr(distribution, bound, None) for bound in ("low", "high"))
             return NoisedTruncatedNormal(distribution, inner.loc, inner.scale, low, high, alpha, sigma)
+        case dist.StudentT() | dist.Cauchy():
+            return NoisedStudent(distribution, alpha, sigma)
         case _ if coordinate(distribution) is not None:
             return NoisedByQuadrature(distribution, alpha, sigma)
         case dist.TransformedDistribution() if distribution.base_dist.event_shape == () and all(

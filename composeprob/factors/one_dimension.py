@@ -1,7 +1,8 @@
 """Noised distributions in one dimension: boxes, half-normals and truncated normals in closed form, the others that have
 a bound or heavy tails by quadrature.
 
-The integral ∫ p(u)·N(x; α·u, σ²) du is taken over a coordinate z that leaves no wall and no singularity: u = T(z), with
+The integral ∫ p(u)·N(x; α·u, σ²) du is taken over a coordinate z that leaves no wall and no singularity (Student's t is
+a mixture of normals, over whose widths it is taken): u = T(z), with
 q(z) = log p(T(z)) + log T'(z) smooth and concave. The nodes lie between edges of two kinds: evenly over the range
 where q counts, and about x/α at distances of σ/α, which resolve the noise however small it is.
 """
@@ -98,6 +99,37 @@ class NoisedTruncatedNormal(Noised):
         return log_normal_mass(lower, upper, (self.high - self.low) / deviation)
 
 
+class NoisedStudent(Noised):
+    r"""α·U + σ·ε with U Student's t of ν degrees of freedom, 1 of a Cauchy distribution.
+
+    U is N(loc, scale²·e^{−z}) with e^z ~ Γ(ν/2, ν/2), so that the density is
+
+        ∫ q(z)·N(x; α·loc, α²·scale²·e^{−z} + σ²) dz,   log q = ½ν·(log ½ν + z − e^z) − log Γ(½ν),
+
+    by quadrature between where q, and below where x pulls z to, the integrand is negligible: smooth however small the
+    noise is, with a third of the nodes that an integral over U takes, and a sixth of the time.
+    """
+
+    def log_prob(self, value: Array) -> Array:
+        clean = self.clean
+        while isinstance(clean, dist.ExpandedDistribution):
+            clean = clean.base_dist
+        parts = (clean.df if isinstance(clean, dist.StudentT) else 1.0), clean.loc, clean.scale, self.alpha, self.sigma
+        df, loc, scale, alpha, sigma = (jnp.broadcast_to(a, self.batch_shape)[..., None] for a in parts)
+        half, wide, square = 0.5 * df, (alpha * scale) ** 2, (jnp.asarray(value)[..., None] - alpha * loc) ** 2
+        left, right = (tuning.HALF_LINE_NEGLIGIBLE / a for a in (half + 0.5, half))
+        # Where e^{−z} + (σ/(α·scale))² is what x says of the variance; the rest is how far that may be off.
+        pulled = -jnp.log(jnp.maximum((df + square / wide) / (df + 1) - sigma**2 / wide, 1.0))
+        low = pulled - jnp.where(left < 0.5, 1.5 * jnp.sqrt(2 * left), left + 1) - jnp.minimum(0.25, 200 / df)
+        high = jnp.minimum(jnp.sqrt(2 * right), jnp.log1p(right) + 1)
+        edges = low + (high - low) * jnp.linspace(0.0, 1.0, 10 + 1, dtype=low.dtype)
+        z, log_weights = jax.lax.stop_gradient(_between(edges))
+        variance = wide * jnp.exp(-z) + sigma**2
+        log_q = half * (jnp.log(half) + z - jnp.exp(z)) - gammaln(half)
+        log_joint = log_weights + log_q - 0.5 * (jnp.log(variance) + square / variance)
+        return jax.nn.logsumexp(log_joint, axis=-1) - 0.5 * math.log(2 * math.pi)
+
+
 class NoisedByQuadrature(Noised):
     """Of an X with a `coordinate`: exact to the precision of floating-point numbers wherever the log-density is above
     −80 or so; below that it stays finite, and leads back."""
@@ -140,7 +172,12 @@ def _nodes(coordinates: Coordinate, x: Array, width: Array) -> tuple[Array, Arra
     edges = jnp.sort(
         jnp.concatenate([jnp.broadcast_to(e, shape + e.shape[-1:]) for e in (even, near)], axis=-1), axis=-1
     )
-    nodes, weights = gauss_legendre(x.dtype)
+    return _between(edges)
+
+
+def _between(edges: Array) -> tuple[Array, Array]:
+    """Nodes and log-weights, (…, 16·m), of Gauss–Legendre quadrature between each of m + 1 edges and the next."""
+    nodes, weights = gauss_legendre(edges.dtype)
     half = 0.5 * (edges[..., 1:] - edges[..., :-1])[..., None]
     middle = 0.5 * (edges[..., 1:] + edges[..., :-1])[..., None]
     z, log_weights = middle + half * nodes, jnp.log(half) + jnp.log(weights)
@@ -191,9 +228,6 @@ def coordinate(distribution: dist.Distribution) -> Coordinate | None:
                 -reach,
                 reach,
             )
-        case dist.StudentT() | dist.Cauchy():
-            heavy = as_column(distribution.df if isinstance(distribution, dist.StudentT) else 1.0)
-            return _student(heavy, as_column(distribution.loc), as_column(distribution.scale))
         case dist.Beta():
             return _beta(as_column(distribution.concentration1), as_column(distribution.concentration0))
     return None
@@ -208,24 +242,6 @@ def _gamma(a: Array, rate: Array) -> Coordinate:
         lambda z: a * z - jnp.exp(z) - gammaln(a),
         top - reach - tuning.HALF_LINE_NEGLIGIBLE / a,
         top + jnp.minimum(reach, jnp.log1p(tuning.HALF_LINE_NEGLIGIBLE / a) + 2.0),
-    )
-
-
-def _student(df: Array, loc: Array, scale: Array) -> Coordinate:
-    """u = loc + scale·√ν·sinh z: q = −ν·log cosh z + log Γ((ν + 1)/2) − log Γ(ν/2) − ½ log π."""
-    low, width = tuning.HALF_LINE_NEGLIGIBLE / df, scale * jnp.sqrt(df)
-    reach = low + jnp.log1p(jnp.sqrt(-jnp.expm1(-2 * low)))  # where ν·log cosh z has grown to that
-    return Coordinate(
-        lambda z: loc + width * jnp.sinh(z),
-        lambda u: jnp.arcsinh((u - loc) / width),
-        lambda z: (
-            gammaln((df + 1) / 2)
-            - gammaln(df / 2)
-            - 0.5 * math.log(math.pi)
-            - df * (jnp.logaddexp(z, -z) - math.log(2.0))
-        ),
-        -reach,
-        reach,
     )
 
 

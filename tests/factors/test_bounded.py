@@ -98,6 +98,17 @@ def test_a_noised_cauchy_distribution_is_voigts(scale, double_precision):
         assert np.all(score[away != 0] * away[away != 0] < 0)
 
 
+@pytest.mark.parametrize("df", [1e4, 1e7])
+def test_a_noised_t_distribution_of_many_degrees_of_freedom_is_nearly_normal(df, double_precision):
+    """log t = log N + (x⁴ − 2·x² − 1)/(4·ν) + …, less where there is noise."""
+    for schedule, level in LEVELS:
+        noise, x = schedule.at(level), jnp.array([-5.0, -0.3, 0.0, 2.0])
+        laws = (dist.StudentT(df, 0.2, 0.01), dist.Normal(0.2, 0.01))
+        width = jnp.sqrt((noise.alpha * 0.01) ** 2 + noise.sigma**2)
+        heavy, light = (cp.Analytic(law, schedule).at(noise).log_prob(noise.alpha * 0.2 + width * x) for law in laws)
+        np.testing.assert_allclose(heavy, light, atol=200 / df + 1e-7)
+
+
 def test_the_posterior_of_ninety_observations_under_a_box_is_finite_everywhere():
     """Each posterior is a truncated normal; in single precision, at all levels, inside and far outside of the box."""
     schedule = cp.Schedule.log_snr(40, min=-12.0, max=12.0)

@@ -141,7 +141,7 @@ def test_what_averaged_potentials_are_off_by_shows_in_the_error_of_the_evidence(
         dist.Categorical(jnp.array([0.3, 0.7])), dist.Normal(jnp.array([-1.5, 1.2]), jnp.array([0.4, 0.6]))
     )
     bent = cp.program(lambda f: cp.observe("y", dist.Normal(cp.sample("x", f) ** 2, 0.5), 1.3))
-    density = cp.compile(bent, cp.Analytic(mixture, cp.Schedule.log_snr(21)))
+    density = cp.compile(bent, cp.Analytic(mixture, cp.Schedule.log_snr(20)))
     result = run(density, seed=2, chains=1024, sampler=cp.SMC(step=cp.ReverseStep(order=1)))
     assert 0.1 < abs(result.log_evidence + 1.2801) < 3 * result.log_evidence_error
 

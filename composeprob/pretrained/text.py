@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -118,12 +118,12 @@ class Tokenizer:
         given = [(notes.get(name), default) for name, default in defaults.items()]
         start, end, padding = (default if token is None else str(token) for token, default in given)
         self._tokenizer = _read(folder, start, end)
-        known: dict[str, Any] = {token: self._tokenizer.token_to_id(token) for token in (end, padding)}
-        if unknown := [token for token, found in known.items() if found is None]:
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        if unknown := [token for token in (end, padding) if token not in vocabulary]:
             raise LoadError(
                 f"The tokenizer in {folder} has no token {unknown[0]!r}.", fix="fetch its files again from one source."
             )
-        self.end, self.padding = known[end], known[padding]
+        self.end, self.padding = vocabulary[end], vocabulary[padding]
 
     def __call__(self, text: str) -> np.ndarray:
         """Token ids, shape (length,); a text that is too long loses its end."""

@@ -10,6 +10,7 @@ import pytest
 
 import composeprob as cp
 from composeprob import tuning
+from composeprob.compiler import proper
 from composeprob.compiler.pipeline import lowered
 from composeprob.errors import ImproperError, NetworkError
 from composeprob.results.geometry import components, neighbours
@@ -178,6 +179,12 @@ FALLING = {
 @pytest.mark.parametrize("name", RISING)
 def test_a_density_that_rises_without_bound_is_refused(name):
     refused(lambda: cp.compile(cp.program(RISING[name]), plane()), ImproperError, "rises without bound")
+
+
+def test_where_functions_do_not_rise_nothing_else_is_evaluated(monkeypatch):
+    """Along the second entry this one is flat, and the factor falls."""
+    monkeypatch.setattr(proper, "log_densities", None)
+    cp.compile(cp.program(lambda f: cp.factor("first", -(cp.sample("x", f)[0] ** 2))), plane())
 
 
 def test_functions_that_are_no_numbers_are_refused():

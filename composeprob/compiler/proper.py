@@ -322,12 +322,12 @@ def _fewer(part: Gaussians, numbers: int) -> Gaussians:
 
 
 def check_growth(density: AnnealedDensity, graph: Graph) -> None:
-    """Refuse a program whose log-density at level 0 rises without bound, or nowhere falls, where a function of the
-    user's does not. It is followed out along rays from 0, from a quarter of the noise of the noisiest level, beyond
-    which no data can lie, to four times that. Only where the user's functions do not fall all the way is anything else
-    evaluated."""
-    energies = any(leaf.factor.traits.plain for site in graph.sites for leaf in leaves(site.root))
-    if not energies and not any(o.soft for o in graph.observations):
+    """Refuse a program whose log-density at level 0 rises without bound, where a function of the user's does, or is
+    flat, where there is nothing else. It is followed out along rays from 0, from a quarter of the noise of the noisiest
+    level, beyond which no data can lie, to four times that. Only where the user's functions rise all the way is
+    anything else evaluated."""
+    plain = [leaf.factor.traits.plain for site in graph.sites for leaf in leaves(site.root)]
+    if not any(plain) and not any(o.soft for o in graph.observations):
         return
     if not graph.sites or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(density)):
         return
@@ -355,10 +355,10 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
             where=graph.sites[0].where,
             fix="evaluate each at one event: a logarithm or a root of what is negative, 0/0, or data that hold NaN.",
         )
-    if not _improper(potentials).any():
+    if not _improper(potentials, all(plain)).any():
         return
     values = log_densities(density, positions).reshape(shape)
-    improper = _improper(values)
+    improper = _improper(values, all(plain))
     if not improper.any():
         return
     worst = int(np.argmax(np.where(improper, values[-1] - values[0], -np.inf)))
@@ -374,12 +374,12 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
     )
 
 
-def _improper(values: np.ndarray) -> np.ndarray:
-    """Along which rays values, (radii, rays), rise by more than a nat from each radius to the next, or are the same at
-    all, (rays,)."""
+def _improper(values: np.ndarray, whole: bool) -> np.ndarray:
+    """Along which rays values, (radii, rays), rise by more than a nat from each radius to the next, (rays,); or are all
+    the same, where they are the ``whole`` density's."""
     with np.errstate(invalid="ignore"):
         steps = np.diff(values, axis=0)
-        return np.all(steps > 1, axis=0) | np.all(steps == 0, axis=0)
+        return np.all(steps > 1, axis=0) | (whole & np.all(steps == 0, axis=0))
 
 
 @eqx.filter_jit

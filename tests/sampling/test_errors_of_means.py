@@ -136,7 +136,7 @@ def test_what_levels_do_to_the_evidence_counts_whole_where_it_is_no_noise():
 
 def test_what_averaged_potentials_are_off_by_shows_in_the_error_of_the_evidence():
     """Steps of first order, whose reversal departs from the exact kernel most: log ∫ f(x)·N(1.3; x², ½²) dx = −1.2801
-    by quadrature. Over every other level the evidence is off by nearly the same, which a third of would put at 0.02."""
+    by quadrature. Over every other level the evidence is off by nearly as much: their difference tells little."""
     mixture = dist.MixtureSameFamily(
         dist.Categorical(jnp.array([0.3, 0.7])), dist.Normal(jnp.array([-1.5, 1.2]), jnp.array([0.4, 0.6]))
     )

@@ -149,6 +149,7 @@ RUNGS = _Rungs()  # The rungs of replica exchange.
 class _Fit(NamedTuple):
     full: int = 256  # Dimensions up to which a slope is a matrix; beyond, one number for each entry.
     per_dimension: int = 8  # Chains for each dimension that a matrix takes.
+    per_bend: int = 2  # And for each that one of ∇log G does: what is wrong in it costs effective chains, no more.
     per_feature: int = 2  # Chains for each coefficient that a control takes, in either half.
     fewest: int = 64  # Chains below which nothing is fitted.
     most: int = 2**26  # Numbers N·d above which nothing is fitted, as every device would have to hold all of them.
@@ -166,6 +167,7 @@ class _Step(NamedTuple):
     most_change: float = 16.0  # How much faster than s the time scale of a direction may change in one step.
     # Of the implicit midpoint rule of a backward kernel: 2e-4 of error where the control moves chains by half of y.
     midpoints: int = 8
+    most_bend: float = 0.5  # −H of a step that is bent towards data, in units of 1/h, at most; below 1.
 
 
 STEP = _Step()  # The closed form of a fitted step.

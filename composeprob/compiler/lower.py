@@ -194,6 +194,13 @@ class Evaluator(eqx.Module):
         return _sum(terms)
 
     @property
+    def guided(self) -> bool:
+        policies = [] if self.likelihood is None else self.likelihood.policies.values()
+        observed = any(policy.by_moments or not policy.sees_clean for policy in policies)
+        both = [jax.tree.structure((part,)) for part in (self.potential, self.energies)]
+        return observed or len(set(both)) == 2
+
+    @property
     def knows_latents(self) -> bool:
         moments = self.likelihood is not None and self.likelihood.by_moments is not None
         return self.networks_see_none and not moments

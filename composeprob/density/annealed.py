@@ -51,6 +51,10 @@ class Evaluates(Protocol):
         classifier."""
 
     @property
+    def guided(self) -> bool:
+        """Whether G has another part, which takes networks: classifiers, observations by moments or Tweedie means."""
+
+    @property
     def knows_latents(self) -> bool:
         """Whether there are latents, and `log_known` has all that depends on them."""
 

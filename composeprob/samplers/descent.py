@@ -44,8 +44,8 @@ from composeprob.samplers.step import Backward, ReverseStep, Step, fixed_control
 from composeprob.samplers.weights import Weight, first_weight
 from composeprob.schedule import Noise
 
-Drift = tuple[Array, Array, Array]
-"""S, r and the part of r that comes from the schedule's drift: what a step and its fit need of an evaluation."""
+Drift = tuple[Array, Array, Array, Array]
+"""S, r, the part of r that comes from the schedule's drift, ∇log G: what a step and its fit need of an evaluation."""
 
 
 class Way(eqx.Module):
@@ -91,10 +91,10 @@ Carry = tuple[Run, Level]
 
 def drift_of(found: Evaluation, dims: int) -> Drift:
     """What a step and its fit need of evaluations; of those without parts the score stands for all that is known."""
-    if found.parts is not None:
-        return found.parts.drift, found.parts.rate, found.parts.excess
-    score = found.score[..., :dims]
-    return score, jnp.zeros(score.shape[:-1]), jnp.zeros(score.shape[:-1])
+    score, parts = found.score[..., :dims], found.parts
+    if parts is not None:
+        return parts.drift, parts.rate, parts.excess, score - parts.drift
+    return score, jnp.zeros(score.shape[:-1]), jnp.zeros(score.shape[:-1]), jnp.zeros_like(score)
 
 
 def _rated(particle: Particles, rate: Array) -> Particles:
@@ -136,6 +136,7 @@ class Descent:
         self.control = self.step is not None and self.step.control == "affine"
         self.corrects = self.step is not None and self.step.order == 2
         self.twist = self.step.twist if self.step is not None and parts else None
+        self.bends = self.corrects and parts and self.twist != 0 and density.evaluator.guided
         self.weight = Weight(weights, density, self.layout, self.twist)
         self.blocks = () if moves is None else moves.sequence
         self.plain = not (weights or self.blocks)
@@ -277,13 +278,14 @@ class Descent:
         """The affine fits of all chains at a level."""
         base, d = self.layout.power(self.density, noise.index) / noise.variance, self.layout.dims
         if self.num_chains < tuning.FIT.fewest or self.num_chains * d > tuning.FIT.most:
-            return Fit.none(base)
+            return Fit.none(base, self.bends)
         ratio = noise.alpha**2 * jnp.asarray(self.density.schedule.drift_ratio)[noise.index]
 
         def row(v: Array, found: Drift, log_weight: Array) -> Array:
-            drift, rate, excess = found
+            drift, rate, excess, pull = found
             _, _, rate = controlled(v[:d], drift, rate, jnp.int32(0), None, fixed)
-            return jnp.concatenate([v[:d], drift, jnp.stack([rate + ratio * excess, log_weight])])
+            pulls = [pull] if self.bends else []
+            return jnp.concatenate([v[:d], drift, *pulls, jnp.stack([rate + ratio * excess, log_weight])])
 
         table = self.spread.gather(self.spread.map(row, points, found, run.log_weights))
         return self.spread.on_population(lambda t: population.fit(t[:, :-1], t[:, -1], base, self.control), table)
@@ -292,7 +294,8 @@ class Descent:
         """The law of a step that follows from fits: of its start, or of both of its ends."""
         first, last = (fit.slope_with(fixed) for fit, fixed in zip((above, here), now.fixed, strict=True))
         last = where(both, last, first)
-        return Step.fitted(first, last, now.start.variance, now.end.variance, self.power, both)
+        step = Step.fitted(first, last, now.start.variance, now.end.variance, self.power, both)
+        return step.bent(above, now.start.variance, now.end.variance, now.fixed[0]) if self.bends else step
 
     def followed(
         self, y: Array, found: Evaluation, half: Array, fit: Fit | None, fixed: Array
@@ -348,7 +351,7 @@ class Descent:
         assert law is not None
 
         def chain(v: Array, half: Array, way: Way, query: Array, there: Drift) -> tuple[Array, Array]:
-            end_drift, rate, _ = there
+            end_drift, rate, *_ = there
             if self.control:
                 _, end_drift, _ = controlled(query[:d], end_drift, rate, half, now.here, now.fixed[1])
             moved, error = law.correct(v[:d], way.drift, query[:d], end_drift, way.noise)

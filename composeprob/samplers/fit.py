@@ -25,12 +25,14 @@ class Fit(eqx.Module):
     slope: Array  # L, the linear part of what a step integrates exactly: (d, d), symmetric, or (d,) for a diagonal
     gain: Array  # A, (2, d, d) or (2, d)
     push: Array  # a, (2, d)
+    bend: Array | None = None  # eigenvalues of the slope of ∇log G, at most 0, (d,); None where there is no G
+    axes: Array | None = None  # its eigenvectors, (d, d); None for the coordinate axes
 
     @classmethod
-    def none(cls, base: Array) -> Fit:
-        """What takes the place of a fit where chains are too few: the slope −P/s, and no control."""
+    def none(cls, base: Array, bent: bool) -> Fit:
+        """What takes the place of a fit where chains are too few: the slope −P/s, no control, and a flat log G."""
         zero = jnp.zeros((2, base.size))
-        return cls(jnp.zeros_like(base), -base, zero, zero)
+        return cls(jnp.zeros_like(base), -base, zero, zero, jnp.zeros_like(base) if bent else None)
 
     def slope_with(self, fixed: Array) -> Array:
         """The slope of the score with the controls: the fixed one, (d,), and the mean of those fitted."""
@@ -69,8 +71,11 @@ def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
     half of the chains takes what was fitted over the other: a fit to a chain's own potential would take from its weight
     what belongs there.
 
-    ``rows`` are (N, 2d + 1), each y, S without any control, and the potential per unit of τ with the fixed one;
-    ``base`` is P/s, (d,).
+    The slope of ∇log G is one of least squares, too, and counts as much as it explains where it is negative: steps that
+    are twisted towards data take it for the curvature of log G.
+
+    ``rows`` are (N, 2d + 1), each y, S without any control, and the potential per unit of τ with the fixed one, or
+    (N, 3d + 1) with ∇log G between the last two; ``base`` is P/s, (d,).
     """
     dims = base.size
     rows, log_weights = (_thinned(table, dims) for table in (rows, log_weights))
@@ -78,13 +83,20 @@ def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
     rows = jnp.where(usable[:, None], rows, 0.0)
     weights = shares(jnp.where(usable, log_weights, -jnp.inf))
     mean, count = weights @ rows, len(rows)
-    y, score, potential = rows[:, :dims] - mean[:dims], rows[:, dims:-1], rows[:, -1]
+    y, score, potential = rows[:, :dims] - mean[:dims], rows[:, dims : 2 * dims], rows[:, -1]
     full = dims <= tuning.FIT.full and count >= tuning.FIT.per_dimension * dims
-    freedom = 1 / (weights @ weights) - 1
-    freedom = freedom / jnp.maximum(freedom - (dims if full else 1), 1e-3)
+    degrees = 1 / (weights @ weights) - 1
+    freedom = lambda full: degrees / jnp.maximum(degrees - (dims if full else 1), 1e-3)  # noqa: E731
     roots = jnp.sqrt(weights)[:, None]
-    pair = roots * jnp.stack([y, score - mean[dims:-1]])
-    slope, basis = _slope(pair, freedom, base, full)
+    pair = roots * jnp.stack([y, score - mean[dims : 2 * dims]])
+    values, basis = _slope(pair, freedom(full), base, full)
+    slope = values if basis is None else (basis * values) @ basis.T
+    bend = axes = None
+    if rows.shape[1] > 2 * dims + 1:
+        pulls = roots * (rows[:, 2 * dims : -1] - mean[2 * dims : -1])
+        whole = dims <= tuning.FIT.full and count >= tuning.FIT.per_bend * dims
+        bend, axes = _slope(jnp.stack([pair[0], pulls]), freedom(whole), jnp.zeros_like(base), whole)
+        bend = jnp.minimum(bend, 0.0)
     gain, push = jnp.zeros((2, *slope.shape)), jnp.zeros((2, dims))
     if control:
         # As many coefficients as so many chains can tell.
@@ -94,7 +106,7 @@ def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
         first, second = jnp.split(jnp.column_stack([y, score, potential, weights]), [count // 2])
         halves = jnp.stack([jnp.pad(first, [(0, count % 2), (0, 0)]), second])  # zeros fill up the shorter one
         gain, push = _controls(halves, kind, basis)
-    return Fit(mean[:dims], slope, gain, push)
+    return Fit(mean[:dims], slope, gain, push, bend, axes)
 
 
 def centred(values: Array, weights: Array) -> Array:
@@ -111,8 +123,9 @@ def _thinned(table: Array, dims: int) -> Array:
 
 
 def _slope(pair: Array, freedom: Array, base: Array, full: bool) -> tuple[Array, Array | None]:
-    """The slope of `centred` y and S, the ``pair``, −P/s where chains determine none: (d, d) with the eigenvectors of
-    that of least squares if ``full``, else (d,). Residuals are too small by ``freedom``."""
+    """The slope of `centred` y and S, the ``pair``, −``base`` where chains determine none: its eigenvalues, (d,), and
+    eigenvectors, (d, d), those of least squares, if ``full``; else the coordinate axes stand for these. Residuals are
+    too small by ``freedom``."""
     basis = None
     if full:
         slopes, basis = _regression(pair)
@@ -122,8 +135,7 @@ def _slope(pair: Array, freedom: Array, base: Array, full: bool) -> tuple[Array,
     rest, whole = jnp.sum(jnp.stack([pair[1] - pair[0] * slopes, pair[1]]) ** 2, axis=1)
     explained = jnp.clip(1 - freedom * rest / jnp.maximum(whole, 1e-30), 0.0, 1.0)
     found = explained * slopes - (1 - explained) * base
-    found = jnp.where(jnp.isfinite(found), found, -base)
-    return (found, None) if basis is None else ((basis * found) @ basis.T, basis)
+    return jnp.where(jnp.isfinite(found), found, -base), basis
 
 
 def _regression(pair: Array) -> tuple[Array, Array]:

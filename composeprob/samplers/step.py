@@ -11,6 +11,7 @@ exactly, replica exchange's bridge between two rungs and RAISE's upward walk are
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 from typing import TYPE_CHECKING
@@ -89,6 +90,8 @@ class Step(eqx.Module):
     mean: Array | float = 0.0  # J/h, (d,)
     first: Array | float = 0.0  # n₁, (d,)
     last: Array | float = 0.0  # n₀, (d,)
+    # L of steps that are `bent` towards data, where the precision of the noise that is drawn is L·Lᵀ: (d, d), or (d,)
+    root: Array | None = None
 
     @classmethod
     def plain(cls, gain: Array, variance: Array) -> Step:
@@ -165,6 +168,29 @@ class Step(eqx.Module):
         mean = (n0 / m) * relative_exponential(rho - h / m)
         return cls(basis, (1 - decay) * n1, noise, decay, mean, n1, n0)
 
+    def bent(self, fit: Fit, s1: Array, s0: Array, fixed: Array) -> Step:
+        """The step that `predict` draws with as little noise as a G leaves it that is bent like the population's fit.
+
+        The precision of exp(⟨g, y'⟩ + ½·y'ᵀHy')·N(y'; m, Q) is Q⁻¹ − H. Along an eigenvector of H with eigenvalue η
+        where the step starts, n of the drift's slope −1/n and p = 1/(1/n − η) both fall by h, as variances of noised
+        Gaussians do, and H is 1/n − 1/p where it ends: of a Gaussian's Gaussian data with the same axes weights then
+        differ by nothing. What is not so they make up for, with a finite variance even where log G turns out flat.
+        """
+        assert fit.bend is not None
+        h, ratio, slope = s1 - s0, s0 / s1, fit.slope_with(fixed)
+        along = (
+            slope if fit.axes is None else jnp.sum(fit.axes * jax.vmap(times, (None, 1), 1)(slope, fit.axes), axis=0)
+        )
+        rates = jnp.maximum(-jnp.stack([along, along + fit.bend]), tuning.STEP.least_slope / s1)
+        widths = 1 / rates
+        there = 1 / jnp.maximum(widths - h, widths * ratio)
+        bend = jnp.clip(there[1] - there[0], 0.0, tuning.STEP.most_bend / h)
+        if fit.axes is None and self.basis is None:
+            return dataclasses.replace(self, root=jnp.sqrt(1 + self.noise**2 * bend))
+        axes, basis = (jnp.eye(len(bend)) if found is None else found for found in (fit.axes, self.basis))
+        rows = jnp.sqrt(bend)[:, None] * (axes.T @ basis) * self.noise
+        return dataclasses.replace(self, root=jnp.linalg.cholesky(jnp.eye(len(bend)) + rows.T @ rows))
+
     def predict(
         self, y: Array, drift: Array, score: Array, noise: Array, twist: float | None
     ) -> tuple[Array, Array, Array]:
@@ -178,13 +204,18 @@ class Step(eqx.Module):
         conditional sampling in diffusion models*.
         """
         z, shift = self._into(noise), self.shift(drift, score, twist)
-        twisted = z + shift
-        if twist is None:
+        narrower, volume = z, jnp.zeros(())
+        if self.root is not None:
+            dense = self.root.ndim == 2
+            narrower = jax.scipy.linalg.solve_triangular(self.root, z, trans=1, lower=True) if dense else z / self.root
+            volume = jnp.sum(jnp.log(jnp.diag(self.root) if dense else self.root))
+        twisted = narrower + shift
+        if twist is None and self.root is None:
             moved = self.draw(y, score, noise)
         else:
             moved = y + self._out(self.gain * self._into(drift) + self.noise * twisted)
         # (z − twisted)·(z + twisted), as a product: exactly zero where there is no twist.
-        return moved, self._out(twisted), 0.5 * jnp.sum((z - twisted) * (z + twisted))
+        return moved, self._out(twisted), 0.5 * jnp.sum((z - twisted) * (z + twisted)) - volume
 
     def shift(self, drift: Array, score: Array, twist: float | None) -> Array:
         """How far the twist moves the step, in units of its noise and coordinates of U, (d,)."""

@@ -9,6 +9,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
 from composeprob.samplers import descent
 from composeprob.samplers import fit as fits
@@ -137,10 +138,14 @@ def misfit(stepped, level, power):
     """From exact draws above: how far draws are from the law, in standard errors; the spread of what weights gained."""
     drawn = np.random.default_rng(level).multivariate_normal(*law(level + 1, power), CHAINS)
     y, gains = map(np.asarray, stepped(jnp.asarray(drawn), jnp.asarray(level)))
-    mean, covariance = law(level, power)
-    white = np.linalg.solve(np.linalg.cholesky(covariance), (y - mean).T)
+    return far_from(y, *law(level, power)), gains.std()
+
+
+def far_from(y, mean, covariance):
+    """How far first and second moments of draws are from those of a Gaussian, in standard errors."""
+    white = np.linalg.solve(np.linalg.cholesky(covariance), (np.asarray(y) - mean).T)
     second = np.array([white[0] ** 2 - 1, white[1] ** 2 - 1, white[0] * white[1]]) / np.sqrt([[2], [2], [1]])
-    return np.abs(np.concatenate([white, second]).mean(axis=1)).max() * np.sqrt(CHAINS), gains.std()
+    return np.abs(np.concatenate([white, second]).mean(axis=1)).max() * np.sqrt(CHAINS)
 
 
 @pytest.mark.parametrize("level", [5, 3, 0])
@@ -149,6 +154,51 @@ def test_one_level_is_exact_for_gaussians(stepped, level):
     far, spread = misfit(*stepped[:1], level, stepped[1])
     assert far < 4.5
     assert spread < 1e-9
+
+
+# ── bent towards data ────────────────────────────────────────────────────────────────────────────────────────────────
+
+FINE = cp.Schedule.log_snr(41, min=-8.0, max=8.0)
+MEAN, ERRORS, MEASURED = np.array([0.3, -0.2]), np.array([0.05, 0.3]), np.array([0.4, -1.1])
+LOADINGS = {"axes of the prior": ROTATION.T, "other axes": np.array([[0.5, -1.5], [1.0, 0.3]])}
+
+
+@cp.program
+def measured(prior, loading):
+    x = cp.sample("x", prior)
+    cp.observe("y", dist.Normal(loading @ x, ERRORS).to_event(1), MEASURED, anneal="moments")
+
+
+def score_alone(x, log_snr):
+    alpha, covariance = jnp.sqrt(jax.nn.sigmoid(log_snr)), COVARIANCE + jnp.exp(-log_snr) * jnp.eye(2)
+    return -jnp.linalg.solve(covariance, x / alpha - MEAN) / alpha
+
+
+def posterior(level, loading):
+    """Mean and covariance of y at a level given what is measured of level 0."""
+    last, variance = (float(FINE.at(k).variance) * np.eye(2) for k in (0, level))
+    joint = (COVARIANCE + last) @ loading.T
+    gain = joint @ np.linalg.inv(loading @ joint + np.diag(ERRORS**2))
+    return MEAN + gain @ (MEASURED - loading @ MEAN), COVARIANCE + variance - gain @ joint.T
+
+
+@pytest.mark.parametrize(
+    ("axes", "bent", "least", "most"),
+    [("axes of the prior", True, 0, 1e-9), ("other axes", True, 0, 0.02), ("other axes", False, 0.2, 1)],
+)
+def test_steps_towards_gaussian_data_of_a_gaussian_weigh_chains_alike(monkeypatch, axes, bent, least, most):
+    """Seen by its score alone, from exact draws of the posterior: exact draws, of one weight where the data's axes are
+    the prior's. Negative control: steps as wide as without data."""
+    monkeypatch.setattr(tuning, "MOMENTS", tuning.MOMENTS._replace(error=0.0, least=0.0))
+    if not bent:
+        monkeypatch.setattr(descent.Step, "bent", lambda step, *_: step)
+    prior = cp.Diffusion(score_alone, FINE, event_shape=(2,), parameterization="score", time="log_snr")
+    above, here = (posterior(level, LOADINGS[axes]) for level in (13, 12))
+    drawn = jnp.asarray(np.random.default_rng(0).multivariate_normal(*above, CHAINS))
+    sampler = cp.SMC(resample=Never(), step=cp.ReverseStep(twist=20.0))
+    run = visited(sampler, cp.compile(measured, prior, LOADINGS[axes]), drawn, jnp.asarray(12), seed=3)
+    assert least <= np.asarray(run.log_weights).std() <= most
+    assert not bent or far_from(run.chains.points, *here) < 4.5
 
 
 def test_the_rate_gains_the_divergence_of_what_the_drift_gains(density):

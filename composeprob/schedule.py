@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from composeprob.errors import InvalidValueError, LevelError, ShapeError
+from composeprob.errors import InvalidValueError, LevelError, ShapeError, WrongTypeError
 from composeprob.text import printable
 
 
@@ -295,6 +295,12 @@ class Schedule(eqx.Module):
             f"Schedule({self.num_levels} levels, log-SNR {log_snr[0]:.3g} … {log_snr[-1]:.3g}, "
             f"σ {float(self.sigma[0]):.3g} … {float(self.sigma[-1]):.3g})"
         )
+
+
+def check_schedule(schedule: object, fix: str = "for example cp.Schedule.cosine(100).") -> None:
+    """Refuses what is no schedule."""
+    if not isinstance(schedule, Schedule):
+        raise WrongTypeError(f"schedule must be a cp.Schedule; got {type(schedule).__name__}.", fix=fix)
 
 
 def log_snr_of(alpha: ArrayLike, sigma: ArrayLike) -> np.ndarray:

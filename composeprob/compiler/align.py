@@ -12,21 +12,18 @@ from dataclasses import replace
 import numpy as np
 
 from composeprob import tuning
-from composeprob.errors import AlignmentError, WrongTypeError
+from composeprob.errors import AlignmentError
 from composeprob.factors.nodes import rewrite_leaves
 from composeprob.ir.nodes import Graph, Leaf, Site, leaves
-from composeprob.schedule import Noise, Schedule, log_snr_of
+from composeprob.schedule import Noise, Schedule, check_schedule, log_snr_of
 
 
 def align(graph: Graph, schedule: Schedule | None = None) -> Graph:
     """Every leaf evaluated at the program's levels: those of ``schedule``, else of the first factor that knows only its
     own levels, else of the first factor. A factor that has no level of the same log-SNR, or was not trained there, is
     refused."""
-    if schedule is not None and not isinstance(schedule, Schedule):
-        raise WrongTypeError(
-            f"schedule must be a cp.Schedule; got {type(schedule).__name__}.",
-            fix="for example cp.Schedule.cosine(100).",
-        )
+    if schedule is not None:
+        check_schedule(schedule)
     chosen = schedule or _default(graph)
     aligned = graph.map_roots(lambda root, site: rewrite_leaves(root, lambda leaf: _leaf(leaf, chosen, site)))
     moved = [leaf for site in aligned.sites for leaf in leaves(site.root) if leaf.own_noise is not None]

@@ -19,7 +19,7 @@ from composeprob.errors import ConditionError, ShapeError, WrongTypeError, unkno
 from composeprob.factors import show
 from composeprob.factors.refusal import refuse, refused
 from composeprob.factors.values import as_condition
-from composeprob.schedule import Noise, Schedule, log_snr_of
+from composeprob.schedule import Noise, Schedule, check_schedule, log_snr_of
 
 
 class Factor(eqx.Module):
@@ -335,11 +335,7 @@ def check_conditions(leaf: LeafFactor, conditions: Mapping[str, object]) -> None
 
 def check_leaf(schedule: object, event_shape: Iterable[SupportsIndex]) -> tuple[int, ...]:
     """The event's shape as a tuple of ints; refuses what is no shape, and a schedule that is none."""
-    if not isinstance(schedule, Schedule):
-        raise WrongTypeError(
-            f"schedule must be a cp.Schedule; got {type(schedule).__name__}.",
-            fix="for example cp.Schedule.cosine(100), with the levels that the factor was trained on.",
-        )
+    check_schedule(schedule, "for example cp.Schedule.cosine(100), with the levels that the factor was trained on.")
     shape = check_shape("event_shape", event_shape)
     if min(shape, default=1) < 1:
         raise ShapeError(

@@ -17,7 +17,7 @@ from composeprob import pytree
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import CapabilityError, ShapeError
 from composeprob.kernels.metric import Metric
-from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_step_size, check_range, describe
+from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_step_size, check_range, settings
 
 State = TypeVar("State", bound="KernelState")
 
@@ -123,10 +123,7 @@ class Kernel(eqx.Module, Generic[State]):
                 )
             check_range(self.step_size, f"{name}(step_size=)", 0.0, np.inf, fix="positive, finite numbers")
 
-    def __repr__(self) -> str:
-        fields = {f: getattr(self, f.name) for f in dataclasses.fields(self)}
-        shown = {f.name: value for f, value in fields.items() if f.repr or describe(value) != describe(f.default)}
-        return f"{type(self).__name__}({', '.join(f'{name}={describe(value)}' for name, value in shown.items())})"
+    __repr__ = settings
 
     @property
     @abc.abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -65,10 +66,10 @@ class Adaptive(eqx.Module):
         adaptive MCMC.
     """
 
-    target_acceptance: Array | None
-    initial: Array | None
-    gain: Array
-    warmup: int = eqx.field(static=True)
+    target_acceptance: Array | None = eqx.field(default=None, repr=False)
+    initial: Array | None = eqx.field(default=None, repr=False)
+    gain: Array = eqx.field(default=1.5)
+    warmup: int = eqx.field(default=0, static=True)
 
     def __init__(
         self,
@@ -91,9 +92,7 @@ class Adaptive(eqx.Module):
         check_count(self.warmup, "Adaptive(warmup=)", least=0)
 
     def __repr__(self) -> str:
-        goal = "" if self.target_acceptance is None else f"target_acceptance={describe(self.target_acceptance)}, "
-        start = "" if self.initial is None else f"initial={describe(self.initial)}, "
-        return f"Adaptive({goal}{start}gain={describe(self.gain)}, warmup={self.warmup})"
+        return settings(self)
 
     @property
     def log_scale(self) -> Array:
@@ -227,6 +226,13 @@ def describe(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return repr(value)
+
+
+def settings(module: eqx.Module) -> str:
+    """A module with its fields as short text, those of ``repr=False`` where they are not the default."""
+    fields = {f: getattr(module, f.name) for f in dataclasses.fields(module)}
+    shown = {f.name: value for f, value in fields.items() if f.repr or describe(value) != describe(f.default)}
+    return f"{type(module).__name__}({', '.join(f'{name}={describe(value)}' for name, value in shown.items())})"
 
 
 def as_numbers(value: object, what: str, expected: str) -> Array:

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from numpy.typing import ArrayLike
 
 from composeprob.arguments import check_path
-from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
+from composeprob.errors import InvalidValueError, LoadError
 from composeprob.factors.diffusion import Encoder
 from composeprob.factors.values import as_condition, check_choice
 from composeprob.json_data import JSONObject
@@ -26,7 +26,7 @@ from composeprob.pretrained.model import Adapted, Parts, Preconditioned, Pretrai
 from composeprob.pretrained.text import Prompts, TextEncoder, Tokenizer, clip
 from composeprob.pretrained.transformer import dit, sd3
 from composeprob.pretrained.unet import GUIDED, guided, unet_2d, unet_condition
-from composeprob.schedule import Schedule, log_snr_of
+from composeprob.schedule import Schedule, check_schedule, log_snr_of
 
 
 class Folder(NamedTuple):
@@ -148,11 +148,8 @@ def from_diffusers(
         >>> model.given(prompt="a cat") * model.given(prompt="a dog") / model
         sd(prompt='a cat') * sd(prompt='a dog') / sd
     """
-    if schedule is not None and not isinstance(schedule, Schedule):
-        raise WrongTypeError(
-            f"schedule must be a cp.Schedule; got {type(schedule).__name__}.",
-            fix="for example cp.Schedule.log_snr(60).",
-        )
+    if schedule is not None:
+        check_schedule(schedule, "for example cp.Schedule.log_snr(60).")
     kind, place = _dtype(dtype), find(path_or_repo_id)
     where = place.path / _component(place, component)
     network = _skeleton(where, NETWORKS)

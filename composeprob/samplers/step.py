@@ -23,7 +23,7 @@ from jax import Array
 
 from composeprob import tuning
 from composeprob.errors import InvalidValueError
-from composeprob.kernels.step_size import as_scalar, check_range
+from composeprob.kernels.step_size import as_scalar, check_range, settings
 
 if TYPE_CHECKING:
     from composeprob.samplers.fit import Fit
@@ -55,10 +55,10 @@ class ReverseStep(eqx.Module):
         (ICLR 2026, arXiv 2509.21655) for controls; Wu et al. (2023) for twisted proposals; Ho et al. 2020.
     """
 
-    order: int = eqx.field(default=2, static=True)
-    control: str = eqx.field(default="affine", static=True)
-    twist: float | None = eqx.field(default=0.5, static=True)
-    eta: Array | float = eqx.field(default=1.0, converter=partial(as_scalar, what="ReverseStep(eta=)"))
+    order: int = eqx.field(default=2, static=True, repr=False)
+    control: str = eqx.field(default="affine", static=True, repr=False)
+    twist: float | None = eqx.field(default=0.5, static=True, repr=False)
+    eta: Array | float = eqx.field(default=1.0, converter=partial(as_scalar, what="ReverseStep(eta=)"), repr=False)
 
     def __check_init__(self) -> None:
         if self.order not in (1, 2):
@@ -70,13 +70,7 @@ class ReverseStep(eqx.Module):
             raise InvalidValueError(f"twist must be a number ≥ 0; got {self.twist!r}.", fix="for example twist=0.5.")
         check_range(self.eta, "ReverseStep(eta=)", 0.0, 1.0 + 1e-6, closed=True, fix="a number in [0, 1]")
 
-    def __repr__(self) -> str:
-        shown = [f"order={self.order}"] if self.order != 2 else []
-        shown += [f"control={self.control!r}"] if self.control != "affine" else []
-        shown += [f"twist={self.twist}"] if self.twist != 0.5 else []
-        known = not isinstance(self.eta, jax.core.Tracer)
-        shown += [f"eta={float(self.eta):.3g}"] if known and float(self.eta) != 1.0 else []
-        return f"ReverseStep({', '.join(shown)})"
+    __repr__ = settings
 
 
 class Step(eqx.Module):

@@ -158,7 +158,7 @@ def test_one_level_is_exact_for_gaussians(stepped, level):
 
 # ── bent towards data ────────────────────────────────────────────────────────────────────────────────────────────────
 
-FINE = cp.Schedule.log_snr(41, min=-8.0, max=8.0)
+FINE = cp.Schedule.log_snr(40, min=-8.0, max=8.0)
 MEAN, ERRORS, MEASURED = np.array([0.3, -0.2]), np.array([0.05, 0.3]), np.array([0.4, -1.1])
 LOADINGS = {"axes of the prior": ROTATION.T, "other axes": np.array([[0.5, -1.5], [1.0, 0.3]])}
 

@@ -167,7 +167,7 @@ class _Step(NamedTuple):
     most_change: float = 16.0  # How much faster than s the time scale of a direction may change in one step.
     # Of the implicit midpoint rule of a backward kernel: 2e-4 of error where the control moves chains by half of y.
     midpoints: int = 8
-    most_bend: float = 0.5  # −H of a step that is bent towards data, in units of 1/h, at most; below 1.
+    most_bend: float = 0.5  # At most, −H of a step that is bent towards data, in units of 1/h; below 1.
 
 
 STEP = _Step()  # The closed form of a fitted step.

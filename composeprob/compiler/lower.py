@@ -197,8 +197,8 @@ class Evaluator(eqx.Module):
     def guided(self) -> bool:
         policies = [] if self.likelihood is None else self.likelihood.policies.values()
         observed = any(policy.by_moments or not policy.sees_clean for policy in policies)
-        both = [jax.tree.structure((part,)) for part in (self.potential, self.energies)]
-        return observed or len(set(both)) == 2
+        kinds = {jax.tree.structure((part,)) for part in (self.potential, self.energies)}
+        return observed or len(kinds) > 1  # what is no energy is a classifier's
 
     @property
     def knows_latents(self) -> bool:

@@ -194,8 +194,8 @@ class Step(eqx.Module):
 
         Without ∇log G it would be left to the weights to pick the chains that found the data by chance. The shift is at
         most ``twist`` times the length √d of the noise: where G is much narrower than that, its whole gradient would
-        throw chains far off. This is the twisted proposal of Wu et al. (2023), *Practical and asymptotically exact
-        conditional sampling in diffusion models*.
+        throw chains far off. Of a step that is `bent` q is also narrower than p. This is the twisted proposal of Wu et
+        al. (2023), *Practical and asymptotically exact conditional sampling in diffusion models*.
         """
         z, shift = self._into(noise), self.shift(drift, score, twist)
         narrower, volume = z, jnp.zeros(())

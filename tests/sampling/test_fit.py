@@ -14,6 +14,7 @@ from composeprob.compiler.pipeline import lowered
 from composeprob.samplers import descent
 from composeprob.samplers import fit as fits
 from composeprob.samplers.fit import Fit, controlled
+from composeprob.samplers.step import Step
 from sampling_cases import Never, visited
 
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -270,3 +271,21 @@ def test_each_half_of_the_chains_takes_the_control_of_the_other(count):
     assert float(jnp.abs(one.gain[0]).max()) > 0.3
     np.testing.assert_allclose(one.gain[0], other.gain[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(1.2 * one.gain[1], other.gain[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_bent_step_has_the_precision_of_noise_and_data():
+    """Q⁻¹ − H along axes that are not those of the step: J·Jᵀ·(Q⁻¹ − H) = I for the Jacobian J of y' in z."""
+    slope, s1, s0, zero = (
+        -jnp.linalg.inv(COVARIANCE + 0.5 * jnp.eye(2)),
+        jnp.asarray(0.5),
+        jnp.asarray(0.4),
+        jnp.zeros(2),
+    )
+    found = Fit(zero, slope, zero, zero, jnp.array([-1.5, -0.2]), jnp.eye(2))
+    bent = Step.fitted(slope, slope, s1, s0, jnp.ones(2), False).bent(
+        dataclasses.replace(found, gain=jnp.zeros((2, 2, 2))), s1, s0, zero
+    )
+    root = jax.jacfwd(lambda z: bent.predict(zero, zero, zero, z, 0.5)[0])(zero)
+    excess = jnp.linalg.inv(root @ root.T) - jnp.linalg.inv(bent.basis @ jnp.diag(bent.noise**2) @ bent.basis.T)
+    np.testing.assert_allclose(excess, jnp.diag(jnp.diag(excess)), atol=1e-9)
+    assert np.all(np.diag(excess) > 0.1)

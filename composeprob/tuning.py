@@ -148,7 +148,7 @@ RUNGS = _Rungs()  # The rungs of replica exchange.
 # ── reverse steps and their fits ─────────────────────────────────────────────────────────────────────────────────────
 class _Fit(NamedTuple):
     full: int = 256  # Dimensions up to which a slope is a matrix; beyond, one number for each entry.
-    per_dimension: int = 8  # Chains for each dimension that a matrix takes.
+    per_dimension: int = 3  # Chains for each dimension that a matrix takes.
     per_bend: int = 2  # And for each that one of ∇log G does: what is wrong in it costs effective chains, no more.
     per_feature: int = 2  # Chains for each coefficient that a control takes, in either half.
     fewest: int = 64  # Chains below which nothing is fitted.

@@ -14,6 +14,7 @@ from composeprob.results.status import (
     diagnose,
     diverged,
     erratic_weights,
+    few_chains,
     fine_data,
     impossible_data,
     not_conservative,
@@ -45,6 +46,23 @@ def test_healthy_run_is_ok():
     assert status.code is Code.OK
     assert status.has(Code.OK)
     assert str(status) == "OK"
+
+
+def test_ok_says_where_chains_were_lost():
+    """Weights spread at levels 9 to 12, after which chains were resampled; what is found later takes its place."""
+    ess = np.ones(K)
+    ess[9:13] = [0.25, 0.4, 0.6, 0.8]
+    log_snr = np.linspace(9.5, -9.5, K)
+    (found,) = few_chains(20.0, N, ess, log_snr)
+    status = Status().with_findings(found)
+    assert status.ok
+    assert not status.withholds
+    assert "Of 100 chains as many count as 20 independent ones" in str(status)
+    assert "log-SNR -1.4 and 1.3" in status.message
+    assert few_chains(50.0, N, ess, log_snr) == []
+    assert "log-SNR" not in few_chains(20.0, N, np.ones(K), log_snr)[0][1]
+    worse = status.with_findings((Code.LEVELS_TOO_FEW, "…"))
+    assert worse.findings == ((Code.LEVELS_TOO_FEW, "…"),)
 
 
 NAN = np.full(K, np.nan)

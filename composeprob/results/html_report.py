@@ -83,9 +83,9 @@ def _verdict(result: Record) -> str:
     """What was found, and what to try; or how to make the errors smaller."""
     if result.status.ok:
         text = (
-            "<p>No problem was found. The errors below are those of sampling; four times the chains halve them. What "
-            "is wrong with a model is not in them, and neither is a mode that no chain has found: compare two runs "
-            "under different keys, <code>result.compare(other)</code>.</p>"
+            f"<p>{escape(result.status.message)} The errors below are those of sampling; four times the chains halve "
+            "them. What is wrong with a model is not in them, and neither is a mode that no chain has found: compare "
+            "two runs under different keys, <code>result.compare(other)</code>.</p>"
         )
         return _section("Status: ok", text, "verdict")
     items = "".join(f"<li><b>{code}</b>: {escape(text)}</li>" for code, text in result.status.findings)

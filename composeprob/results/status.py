@@ -50,7 +50,8 @@ class Status:
     """The outcome of a run: nothing found, or one finding per problem with the levels, how much, and what to try.
 
     Args:
-        findings: pairs (code, message), the gravest first; empty for a run without problems.
+        findings: pairs (code, message), the gravest first; of a run without problems none, or one of the code `OK` that
+            says why few of its chains count.
 
     Example:
         >>> from composeprob.results.status import Code, Status
@@ -65,7 +66,7 @@ class Status:
     @property
     def ok(self) -> bool:
         """Whether nothing was found."""
-        return not self.findings
+        return self.code is Code.OK
 
     @property
     def code(self) -> Code:
@@ -87,17 +88,16 @@ class Status:
         return any(found == code for found, _ in self.findings) or (self.ok and code == Code.OK)
 
     def with_findings(self, *findings: tuple[Code, str]) -> Status:
-        """The same outcome, with more findings; the gravest stay first."""
-        return Status(tuple(sorted((*self.findings, *findings), key=lambda found: list(Code).index(found[0]))))
+        """The same outcome, with more findings; the gravest stay first, and beside them `OK` has nothing to say."""
+        known = sorted((*self.findings, *findings), key=lambda found: list(Code).index(found[0]))
+        return Status(tuple(found for found in known if found[0] is not Code.OK or len(known) == 1))
 
     def noted(self, code: Code, text: str) -> Status:
         """The same outcome, with ``text`` at the end of what is said of this code."""
         return Status(tuple((found, said + text if found is code else said) for found, said in self.findings))
 
     def __str__(self) -> str:
-        if self.ok:
-            return "OK"
-        return printable("\n".join(f"{code.name}: {text}" for code, text in self.findings))
+        return printable("\n".join(f"{code.name}: {text}" for code, text in self.findings) or "OK")
 
 
 def diverged(samples: Mapping[str, np.ndarray], alpha: float, sigma: float) -> Findings:
@@ -254,6 +254,31 @@ def few_ancestors(worth: float, distinct: float, num_chains: int, ends: bool) ->
         "'denoised' for observations); or cp.AnnealedMCMC, whose chains are independent."
     )
     return [(Code.ANCESTORS_COLLAPSED, text)]
+
+
+def few_chains(worth: float, num_chains: int, ess: np.ndarray, log_snr: np.ndarray) -> Findings:
+    """What an outcome without problems says of a run of which fewer than half of N chains count: where they were lost.
+
+    A level of relative effective size e, resampled or not, adds 1/e less that of the level before, or 1 if resampled,
+    to the relative variance of the weights. ``ess`` and ``log_snr`` are by level, (K,), from the least noise upwards.
+    """
+    if not worth < num_chains / 2:
+        return []
+    spread = 1 / np.clip(np.nan_to_num(np.asarray(ess, float), nan=1.0), 1e-12, 1.0)
+    before = np.append(spread[1:], 1.0)
+    lost = np.maximum(spread - np.where(before > spread, 1.0, before), 0.0)
+    text = (
+        f"No problem was found. Of {num_chains:,} chains as many count as {worth:,.0f} independent ones would, which "
+        "errors include."
+    )
+    if lost.sum() > 0.5:
+        reach = np.interp([0.1, 0.9], np.cumsum(lost) / lost.sum(), log_snr)
+        text += (
+            f" Most of the others were lost between log-SNR {reach[1]:.2g} and {reach[0]:.2g}, where single steps make "
+            "weights uneven: the longer a step is, the less closely it follows the program, most of all where chains "
+            f"part into modes. More levels keep more: compile with twice the {len(ess)} (schedule=)."
+        )
+    return [(Code.OK, text)]
 
 
 def impossible_data(log_likelihood: np.ndarray, numbers: int) -> Findings:

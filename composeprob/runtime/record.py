@@ -155,7 +155,8 @@ def summarised(
         known = found.noted(Code.NON_FINITE, status.no_number(suspects)).with_findings(
             *status.not_conservative(result.about.curl), *(each for question in questions for each in question())
         )
-        return known.with_findings(*(each for each in scouts() if not known.has(each[0])))
+        known = known.with_findings(*(each for each in scouts() if not known.has(each[0])))
+        return known.with_findings(*status.few_chains(result.effective_chains, n, recorded["ess"], log_snr[levels]))
 
     relied_on = dict[str, float]()
     if len(visited) and sampler.integrates_score:

@@ -3,8 +3,8 @@ a bound or heavy tails by quadrature.
 
 The integral ∫ p(u)·N(x; α·u, σ²) du is taken over a coordinate z that leaves no wall and no singularity (Student's t is
 a mixture of normals, over whose widths it is taken): u = T(z), with
-q(z) = log p(T(z)) + log T'(z) smooth and concave. The nodes lie between edges of two kinds: evenly over the range
-where q counts, and about x/α at distances of σ/α, which resolve the noise however small it is.
+q(z) = log p(T(z)) + log T'(z) smooth and concave. The nodes lie between edges of two kinds: evenly over where coarser
+edges show that the integrand counts, and about x/α at distances of σ/α, which resolve the noise however small it is.
 """
 
 from __future__ import annotations
@@ -139,11 +139,14 @@ class NoisedByQuadrature(Noised):
         assert coordinates is not None
         alpha, sigma = self.alpha[..., None], self.sigma[..., None]
         x = jnp.asarray(value)[..., None]
+
+        def log_joint(z: Array) -> Array:
+            return coordinates.log_density(z) - 0.5 * ((x - alpha * coordinates.value(z)) / sigma) ** 2
+
         # Nodes depend on x, but the integral does not depend on the nodes: derivatives pass them by.
-        z, log_weights = jax.lax.stop_gradient(_nodes(coordinates, x / alpha, sigma / alpha))
-        away = (x - alpha * coordinates.value(z)) / sigma
-        log_joint = log_weights + coordinates.log_density(z) - 0.5 * away**2
-        return jax.nn.logsumexp(log_joint, axis=-1) - jnp.log(self.sigma) - 0.5 * math.log(2 * math.pi)
+        z, log_weights = jax.lax.stop_gradient(_nodes(coordinates, log_joint, x / alpha, sigma / alpha))
+        total = jax.nn.logsumexp(log_weights + log_joint(z), axis=-1)
+        return total - jnp.log(self.sigma) - 0.5 * math.log(2 * math.pi)
 
 
 class Coordinate(NamedTuple):
@@ -162,21 +165,33 @@ class Coordinate(NamedTuple):
     high: Array
 
 
-def _nodes(coordinates: Coordinate, x: Array, width: Array) -> tuple[Array, Array]:
-    """Nodes z (…, n) and their log-weights, for x/α and σ/α, (…, 1)."""
-    steps = jnp.linspace(0.0, 1.0, 20 + 1, dtype=x.dtype)
-    even = coordinates.low + (coordinates.high - coordinates.low) * steps
-    # Further edges about x/α, in units of σ/α.
+def _nodes(coordinates: Coordinate, log_joint: Callable[[Array], Array], x: Array, width: Array) -> tuple[Array, Array]:
+    """Nodes z (…, n) and their log-weights, for x/α and σ/α, (…, 1), where the integrand is not negligible."""
+    # About x/α, in units of σ/α, and evenly.
     near = coordinates.inverse(x + width * jnp.asarray((-8.0, -5.0, -2.5, 0.0, 2.5, 5.0, 8.0), x.dtype))
-    shape = jnp.broadcast_shapes(even.shape[:-1], near.shape[:-1])
-    edges = jnp.sort(
-        jnp.concatenate([jnp.broadcast_to(e, shape + e.shape[-1:]) for e in (even, near)], axis=-1), axis=-1
-    )
-    return _between(edges)
+    even = coordinates.low + (coordinates.high - coordinates.low) * jnp.linspace(0.0, 1.0, 20 + 1, dtype=x.dtype)
+    edges = _beside(jnp.clip(near, coordinates.low, coordinates.high), even)
+    height = log_joint(edges)
+    # All of them where x is so far that no height is a number.
+    counts = ~(height < jnp.max(height, axis=-1, keepdims=True) + math.log(jnp.finfo(x.dtype).eps) - 4.0)
+    first = jnp.min(edges, axis=-1, keepdims=True, where=counts, initial=jnp.inf)
+    last = jnp.max(edges, axis=-1, keepdims=True, where=counts, initial=-jnp.inf)
+    # As far as the next ones, where it is negligible.
+    low = jnp.max(edges, axis=-1, keepdims=True, where=edges < first, initial=-jnp.inf)
+    high = jnp.min(edges, axis=-1, keepdims=True, where=edges > last, initial=jnp.inf)
+    low, high = jnp.maximum(low, coordinates.low), jnp.minimum(high, coordinates.high)
+    within = low + (high - low) * jnp.linspace(0.0, 1.0, (12 if single(x.dtype) else 20) + 1, dtype=x.dtype)
+    return _between(jnp.sort(_beside(jnp.clip(near, low, high), within), axis=-1))
+
+
+def _beside(some: Array, others: Array) -> Array:
+    """Numbers in a row with others, (…, m + n)."""
+    shape = jnp.broadcast_shapes(some.shape[:-1], others.shape[:-1])
+    return jnp.concatenate([jnp.broadcast_to(e, shape + e.shape[-1:]) for e in (some, others)], axis=-1)
 
 
 def _between(edges: Array) -> tuple[Array, Array]:
-    """Nodes and log-weights, (…, 16·m), of Gauss–Legendre quadrature between each of m + 1 edges and the next."""
+    """Nodes and log-weights, (…, n·m), of Gauss–Legendre quadrature between each of m + 1 edges and the next."""
     nodes, weights = gauss_legendre(edges.dtype)
     half = 0.5 * (edges[..., 1:] - edges[..., :-1])[..., None]
     middle = 0.5 * (edges[..., 1:] + edges[..., :-1])[..., None]
@@ -301,6 +316,11 @@ def log_tail(x: Array) -> Array:
 
 
 def gauss_legendre(dtype: DTypeLike) -> tuple[Array, Array]:
-    """Sixteen nodes and weights on (−1, 1)."""
-    nodes, weights = np.polynomial.legendre.leggauss(16)
+    """Sixteen nodes and weights on (−1, 1), twelve in single precision."""
+    nodes, weights = np.polynomial.legendre.leggauss(12 if single(dtype) else 16)
     return jnp.asarray(nodes, dtype), jnp.asarray(weights, dtype)
+
+
+def single(dtype: DTypeLike) -> bool:
+    """Whether numbers of this kind have no more digits than single precision."""
+    return bool(jnp.finfo(dtype).eps > 1e-8)

@@ -145,8 +145,9 @@ class _Local(eqx.Module):
         def log_p(z: Array) -> Array:
             return known.log_density(jnp.concatenate([y, z]))
 
-        value, gradient = jax.value_and_grad(log_p)(z)
-        matrix = jnp.where(moving[:, None] & moving, -jax.hessian(log_p)(z), jnp.eye(z.size))
+        (value, gradient), along = jax.linearize(jax.value_and_grad(log_p), z)
+        hessian = jax.vmap(along)(jnp.eye(z.size))[1]
+        matrix = jnp.where(moving[:, None] & moving, -hessian, jnp.eye(z.size))
         matrix = jnp.where(jnp.isfinite(matrix), matrix, jnp.eye(z.size))
         values, basis = jnp.linalg.eigh(matrix)
         return cls(value, jnp.where(moving, gradient, 0.0), jnp.maximum(jnp.abs(values), tuning.LATENTS.flat), basis)

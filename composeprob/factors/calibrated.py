@@ -165,19 +165,16 @@ def interpolate(knots: Array, values: Array, at: Array) -> Array:
     """
     if len(knots) == 1:
         return values[0]
-    i = jnp.clip(jnp.searchsorted(knots, at, side="right") - 1, 0, len(knots) - 2)
+    i = jnp.clip(jnp.sum(knots <= at) - 1, 0, len(knots) - 2)
     slopes = _slopes(knots, values)
-    width = knots[i + 1] - knots[i]
-    t = (at - knots[i]) / width
+    (start, end), (low, high), (first, last) = (jax.lax.dynamic_slice_in_dim(a, i, 2) for a in (knots, values, slopes))
+    width, rise = end - start, high - low
+    t = (at - start) / width
     inside = jnp.clip(t, 0.0, 1.0)
     rest = (t - inside) * width
-    rise = values[i + 1] - values[i]
-    curve = (
-        values[i]
-        + inside**2 * (3 - 2 * inside) * rise
-        + inside * (1 - inside) * width * ((1 - inside) * slopes[i] - inside * slopes[i + 1])
-    )
-    return curve + rest * jnp.where(t < 0, slopes[i], slopes[i + 1])
+    curve = low + inside**2 * (3 - 2 * inside) * rise
+    curve = curve + inside * (1 - inside) * width * ((1 - inside) * first - inside * last)
+    return curve + rest * jnp.where(t < 0, first, last)
 
 
 def _slopes(knots: Array, values: Array) -> Array:

@@ -232,8 +232,8 @@ WARM_UP = _WarmUp()  # Transitions at level 0 before draws, and of `WarmUp`.
 
 
 class _Latents(NamedTuple):
-    turns: int = 2  # Of the moves of latents alone, each of them one by the curvature and some of single coordinates.
-    singles: int = 2  # These.
+    turns: int = 2  # Moves of latents alone, by their curvature.
+    singles: int = 4  # And of one coordinate after these.
     lengths: tuple[float, float] = (1e-3, 2.0)  # Of their steps, in unconstrained coordinates.
     joint: int = 1  # Moves of latents and what hangs on them together, four evaluations each.
     ratios: tuple[float, float] = (0.5, 50.0)  # Of their length to the width of a latent given what hangs on it.

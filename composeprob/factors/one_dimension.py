@@ -117,12 +117,13 @@ class NoisedStudent(Noised):
         parts = (clean.df if isinstance(clean, dist.StudentT) else 1.0), clean.loc, clean.scale, self.alpha, self.sigma
         df, loc, scale, alpha, sigma = (jnp.broadcast_to(a, self.batch_shape)[..., None] for a in parts)
         half, wide, square = 0.5 * df, (alpha * scale) ** 2, (jnp.asarray(value)[..., None] - alpha * loc) ** 2
-        left, right = (tuning.HALF_LINE_NEGLIGIBLE / a for a in (half + 0.5, half))
+        coarse = single(df.dtype)
+        left, right = ((18.0 if coarse else tuning.HALF_LINE_NEGLIGIBLE) / a for a in (half + 0.5, half))
         # Where e^{−z} + (σ/(α·scale))² is what x says of the variance; the rest is how far that may be off.
         pulled = -jnp.log(jnp.maximum((df + square / wide) / (df + 1) - sigma**2 / wide, 1.0))
         low = pulled - jnp.where(left < 0.5, 1.5 * jnp.sqrt(2 * left), left + 1) - jnp.minimum(0.25, 200 / df)
         high = jnp.minimum(jnp.sqrt(2 * right), jnp.log1p(right) + 1)
-        edges = low + (high - low) * jnp.linspace(0.0, 1.0, 10 + 1, dtype=low.dtype)
+        edges = low + (high - low) * jnp.linspace(0.0, 1.0, (6 if coarse else 10) + 1, dtype=low.dtype)
         z, log_weights = jax.lax.stop_gradient(_between(edges))
         variance = wide * jnp.exp(-z) + sigma**2
         log_q = half * (jnp.log(half) + z - jnp.exp(z)) - gammaln(half)

@@ -19,6 +19,7 @@ from composeprob.kernels import Adaptive, Info, Kernel, KernelState
 from composeprob.kernels.line_integral import LineIntegral, bounded
 from composeprob.kernels.metropolis import accept, log_uniform
 from composeprob.kernels.step_size import StepSizeLike, as_step_size
+from composeprob.pytree import where
 from composeprob.samplers.layout import Layout
 from composeprob.schedule import Noise
 
@@ -170,21 +171,23 @@ def _latents(key: Array, known: Known, v: Array, score: Array) -> tuple[Array, A
     y, z = jnp.split(v, [known.layout.dims])
     everything = jnp.ones(z.shape, bool)
 
-    def newton(key: Array, z: Array) -> tuple[Array, Array]:
+    def newton(i: Array, now: tuple[Array, _Local]) -> tuple[Array, _Local]:
         """N(φ + θ·H⁻¹∇log p, θ(2 − θ)·H⁻¹) with a θ of its own each time: of a Gaussian it is never rejected."""
-        draw, length, last = jax.random.split(key, 3)
-        here, theta = _Local.at(known, y, z, everything), jax.random.uniform(length, minval=0.1, maxval=1.0)
+        z, here = now
+        draw, length, last = jax.random.split(jax.random.fold_in(key, i), 3)
+        theta = jax.random.uniform(length, minval=0.1, maxval=1.0)
         scale = jnp.sqrt(theta * (2 - theta))
         there_at = z + theta * here.newton() + scale * here.spread(jax.random.normal(draw, z.shape))
         there = _Local.at(known, y, there_at, everything)
         forth = here.log_q(there_at - z - theta * here.newton(), scale)
         back = there.log_q(z - there_at - theta * there.newton(), scale)
         taken, _ = _accept(last, there.log_p - here.log_p + back - forth)
-        return jnp.where(taken, there_at, z), jnp.where(taken, there.log_p, here.log_p)
+        return where(taken, (there_at, there), now)
 
-    def single(key: Array, z: Array, log_p: Array) -> tuple[Array, Array]:
+    def single(i: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
         """One coordinate by a step of any order of magnitude, for where the curvature misleads."""
-        which, length, draw, last = jax.random.split(key, 4)
+        z, log_p = now
+        which, length, draw, last = jax.random.split(jax.random.fold_in(key, i), 4)
         low, high = np.log(tuning.LATENTS.lengths)
         size = jnp.exp(jax.random.uniform(length, minval=low, maxval=high))
         there_at = z.at[jax.random.randint(which, (), 0, z.size)].add(size * jax.random.normal(draw))
@@ -192,12 +195,10 @@ def _latents(key: Array, known: Known, v: Array, score: Array) -> tuple[Array, A
         taken, _ = _accept(last, there - log_p)
         return jnp.where(taken, there_at, z), jnp.where(taken, there, log_p)
 
-    def sweep(i: Array, z: Array) -> Array:
-        keys = jax.random.split(jax.random.fold_in(key, i), 1 + tuning.LATENTS.singles)
-        start = newton(keys[0], z)
-        return jax.lax.fori_loop(0, tuning.LATENTS.singles, lambda t, now: single(keys[1 + t], *now), start)[0]
-
-    after = jnp.concatenate([y, jax.lax.fori_loop(0, tuning.LATENTS.turns, sweep, z)])
+    turns, singles = tuning.LATENTS.turns, tuning.LATENTS.singles
+    z, local = jax.lax.fori_loop(0, turns, newton, (z, _Local.at(known, y, z, everything)))
+    z, _ = jax.lax.fori_loop(turns, turns + singles, single, (z, local.log_p))
+    after = jnp.concatenate([y, z])
     gradient = jax.grad(known.log_density)
     return after, score + gradient(after) - gradient(v)
 

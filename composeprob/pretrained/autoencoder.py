@@ -66,11 +66,9 @@ class TinyAutoencoder(Coder):
     factor: int  # by which the decoder enlarges at each resolution
 
     def encode(self, arrays: Arrays, x: Array) -> Array:
-        """The latents of one image (height, width, channels)."""
         return self.scaled(self._chain(arrays / "encoder" / "layers", (x + 1) / 2, decodes=False).astype(x.dtype))
 
     def decode(self, arrays: Arrays, z: Array) -> Array:
-        """The image of one event of latents."""
         raw = 3 * jnp.tanh(self.raw(z) / 3)
         return 2 * self._chain(arrays / "decoder" / "layers", raw, decodes=True).astype(z.dtype) - 1
 

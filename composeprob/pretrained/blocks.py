@@ -9,18 +9,8 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array
 
+from composeprob.pretrained import layers
 from composeprob.pretrained.config import Options, unsupported
-from composeprob.pretrained.layers import (
-    ACTIVATIONS,
-    attention,
-    check_split,
-    convolve,
-    convolve_enlarged,
-    feed_forward,
-    group_norm,
-    layer_norm,
-    linear,
-)
 from composeprob.pretrained.tensors import Arrays
 
 
@@ -45,26 +35,27 @@ def resnet(arrays: Arrays, x: Array, embedding: Array | None, style: Style, chan
     The embedding is added before the second norm; projected to twice the channels, it scales and shifts after it. A
     change ``"up"`` or ``"down"`` is that of the resolution, after the first activation.
     """
-    activation = ACTIVATIONS[style.activation]
-    hidden = activation(group_norm(arrays / "norm1", x, style.groups, style.eps))
+    activation = layers.ACTIVATIONS[style.activation]
+    hidden = activation(layers.group_norm(arrays / "norm1", x, style.groups, style.eps))
     if change is not None:
         x, hidden = (enlarge(each, doubled(each)) if change == "up" else halve(each) for each in (x, hidden))
-    hidden = convolve(arrays / "conv1", hidden)
+    hidden = layers.convolve(arrays / "conv1", hidden)
     channels, projected = hidden.shape[-1], None
     if embedding is not None:
-        projected = linear(arrays / "time_emb_proj", embedding if style.skip_activation else activation(embedding))
+        given = embedding if style.skip_activation else activation(embedding)
+        projected = layers.linear(arrays / "time_emb_proj", given)
         if projected.shape[0] not in (channels, 2 * channels):
             raise arrays.foreign(
                 f"{arrays.prefix}time_emb_proj gives {projected.shape[0]} channels, and {channels} or twice as many go "
                 "into its block"
             )
         hidden = hidden + projected if projected.shape[0] == channels else hidden
-    hidden = group_norm(arrays / "norm2", hidden, style.groups, style.eps)
+    hidden = layers.group_norm(arrays / "norm2", hidden, style.groups, style.eps)
     if projected is not None and projected.shape[0] > channels:
         scale, shift = jnp.split(projected, 2)
         hidden = hidden * (1 + scale) + shift
-    hidden = convolve(arrays / "conv2", activation(hidden), outputs=channels)
-    beside = x if x.shape[-1] == channels else convolve(arrays / "conv_shortcut", x, 1, channels)
+    hidden = layers.convolve(arrays / "conv2", activation(hidden), outputs=channels)
+    beside = x if x.shape[-1] == channels else layers.convolve(arrays / "conv_shortcut", x, 1, channels)
     return (beside + hidden) / style.rescale
 
 
@@ -91,14 +82,14 @@ def transformers(arrays: Arrays, x: Array, context: Array | None, style: Style) 
     """Transformer blocks over the places of an image, which attend to these and to the context; added to the image."""
     if context is None:
         raise arrays.foreign(f"{arrays.prefix[:-1]} has transformers, and no network of this class has a prompt there")
-    project = partial(convolve, size=1) if len(arrays.like(".proj_in.weight")) == 4 else linear
-    hidden = project(arrays / "proj_in", group_norm(arrays / "norm", x, style.groups, 1e-6))
+    project = partial(layers.convolve, size=1) if len(arrays.like(".proj_in.weight")) == 4 else layers.linear
+    hidden = project(arrays / "proj_in", layers.group_norm(arrays / "norm", x, style.groups, 1e-6))
     sequence = hidden.reshape(-1, hidden.shape[-1])
     for block in arrays.items("transformer_blocks"):
-        first = context if style.only_cross else None
-        sequence += attention(block / "attn1", layer_norm(block / "norm1", sequence), style.heads, first)
-        sequence += attention(block / "attn2", layer_norm(block / "norm2", sequence), style.heads, context)
-        sequence += feed_forward(block / "ff", layer_norm(block / "norm3", sequence), "geglu")
+        for i, seen in (1, context if style.only_cross else None), (2, context):
+            normed = layers.layer_norm(block / f"norm{i}", sequence)
+            sequence += layers.attention(block / f"attn{i}", normed, style.heads, seen)
+        sequence += layers.feed_forward(block / "ff", layers.layer_norm(block / "norm3", sequence), "geglu")
     return project(arrays / "proj_out", sequence.reshape(hidden.shape), outputs=x.shape[-1]) + x
 
 
@@ -107,16 +98,12 @@ def attended(arrays: Arrays, x: Array, context: Array | None, style: Style) -> A
     if "transformer_blocks" in arrays:
         return transformers(arrays, x, context, style)
     channels = x.shape[-1]
-    check_split(arrays, channels, style.head_size or style.heads, "heads of attention, or channels of a head,")
+    layers.check_split(arrays, channels, style.head_size or style.heads, "heads of attention, or channels of a head,")
     sequence = x.reshape(-1, channels)
     if "group_norm" in arrays:
-        sequence = group_norm(arrays / "group_norm", sequence, style.attention_groups or style.groups, style.eps)
+        sequence = layers.group_norm(arrays / "group_norm", sequence, style.attention_groups or style.groups, style.eps)
     heads = style.heads if style.head_size is None else channels // style.head_size
-    return (attention(arrays, sequence, heads, bias=True).reshape(x.shape) + x) / style.rescale
-
-
-Given = tuple[Array | None, Array | None]
-"""The embedding of the time, and the prompt."""
+    return (layers.attention(arrays, sequence, heads, bias=True).reshape(x.shape) + x) / style.rescale
 
 
 @dataclass(frozen=True)
@@ -132,7 +119,7 @@ class Body:
 
     def __call__(self, arrays: Arrays, x: Array, embedding: Array | None = None, context: Array | None = None) -> Array:
         """The output for an image (height, width, channels), the embedding of the time and the prompt."""
-        hidden, given = convolve(arrays / "conv_in", x, self.kernels), (embedding, context)
+        hidden, given = layers.convolve(arrays / "conv_in", x, self.kernels), [embedding, context]
         skips = [hidden] if self.down and self.up else None
         for block, style in zip(arrays.items("down_blocks"), self.down, strict=True):
             hidden = self._stage(block, hidden, given, style, "down", skips)
@@ -142,11 +129,11 @@ class Body:
             hidden = self._stage(block, hidden, given, style, "up", skips)
         if skips:
             raise arrays.foreign(f"its way up has {len(skips)} residual blocks too few for its way down")
-        hidden = group_norm(arrays / "conv_norm_out", hidden, self.mid.groups, self.mid.eps)
-        return convolve(arrays / "conv_out", ACTIVATIONS[self.activation](hidden), self.kernels)
+        hidden = layers.group_norm(arrays / "conv_norm_out", hidden, self.mid.groups, self.mid.eps)
+        return layers.convolve(arrays / "conv_out", layers.ACTIVATIONS[self.activation](hidden), self.kernels)
 
     def _stage(
-        self, arrays: Arrays, x: Array, given: Given, style: Style, way: str, skips: list[Array] | None
+        self, arrays: Arrays, x: Array, given: list[Array | None], style: Style, way: str, skips: list[Array] | None
     ) -> Array:
         """Residual blocks at one resolution, each followed by attention where the stage has it (in the middle, the last
         one by none), and what changes the resolution after them. On the way down ``skips`` gets everything that the way
@@ -154,9 +141,8 @@ class Body:
         (embedding, context), seen = given, skips if way == "down" else None
         resnets, attentions = arrays.items("resnets"), arrays.items("attentions")
         if not resnets or len(attentions) not in (0, len(resnets) - (way == "mid")):
-            raise arrays.foreign(
-                f"{arrays.prefix[:-1]} has {len(resnets)} residual blocks, {len(attentions)} attentions"
-            )
+            found = f"{len(resnets)} residual blocks, {len(attentions)} attentions"
+            raise arrays.foreign(f"{arrays.prefix[:-1]} has {found}")
         for block, attends in itertools.zip_longest(resnets, attentions):
             if way == "up" and skips is not None:
                 if not skips:
@@ -170,10 +156,10 @@ class Body:
             if "norm1" in layer:
                 x = resnet(layer, x, embedding, style, way)
             elif way == "down":
-                x = convolve(layer / "conv", x, stride=2, padding=self.padding or (0, 1))
+                x = layers.convolve(layer / "conv", x, stride=2, padding=self.padding or (0, 1))
             else:
                 size, conv = skips[-1].shape[:2] if skips else doubled(x), layer / "conv"
-                x = convolve_enlarged(conv, x) if size == doubled(x) else convolve(conv, enlarge(x, size))
+                x = layers.convolve_enlarged(conv, x) if size == doubled(x) else layers.convolve(conv, enlarge(x, size))
             if seen is not None:
                 seen.append(x)
         return x
@@ -181,9 +167,7 @@ class Body:
 
 def check_kinds(o: Options, arrays: Arrays, way: str, known: str) -> list[str]:
     """The names of the blocks on one way, ``"down"`` or ``"up"``, as the file gives them; "" where it gives none.
-
-    ``known`` are those that are supported, with ``*`` for "Down" or "Up"; they must be of the weights' attention.
-    """
+    ``known`` are those that are supported, with ``*`` for "Down" or "Up"; they must be of the weights' attention."""
     name, blocks, title = f"{way}_block_types", arrays.items(f"{way}_blocks"), way.capitalize()
     if getattr(o, name) is None:
         return [""] * len(blocks)

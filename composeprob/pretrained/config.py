@@ -52,17 +52,14 @@ def read_json(path: Path) -> JSONObject:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise LoadError(
-            f"There is no {path}.", fix="give a folder as diffusers' save_pretrained writes it, with all of its files."
-        ) from error
+        fix = "give a folder as diffusers' save_pretrained writes it, with all of its files."
+        raise LoadError(f"There is no {path}.", fix=fix) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise LoadError(
-            f"{path} cannot be read as JSON: {error}", fix="fetch the file again: it is damaged or cut short."
-        ) from error
+        fix = "fetch the file again: it is damaged or cut short."
+        raise LoadError(f"{path} cannot be read as JSON: {error}", fix=fix) from error
     if not isinstance(found, dict):
-        raise LoadError(
-            f"{path} holds {type(found).__name__} and not an object.", fix="fetch the file again: it is another one."
-        )
+        fix = "fetch the file again: it is another one."
+        raise LoadError(f"{path} holds {type(found).__name__} and not an object.", fix=fix)
     return found
 
 
@@ -123,10 +120,8 @@ class Options(SimpleNamespace):
         if not isinstance(value, list | tuple):
             return [value] * count
         if len(value) != count:
-            raise LoadError(
-                f"{self.where} has {len(value)} values of {name} for {count} blocks.",
-                fix="give one value for all blocks, or one for each; take config.json and the weights from one source.",
-            )
+            fix = "give one value for all blocks, or one for each; take config.json and the weights from one source."
+            raise LoadError(f"{self.where} has {len(value)} values of {name} for {count} blocks.", fix=fix)
         return list(value)
 
 
@@ -146,7 +141,5 @@ def _accepts(rule: JSON | Kind, value: JSON) -> bool:
 
 def unsupported(where: str, name: str, value: object, supported: tuple[JSON | Kind, ...]) -> NoReturn:
     """Refuses an option's value."""
-    raise LoadError(
-        f"{where} has {name}={reprlib.repr(value)}, which is not supported.",
-        fix=f"{name} may be {', '.join(map(repr, supported))}; wrap another network yourself: cp.Diffusion(…).",
-    )
+    fix = f"{name} may be {', '.join(map(repr, supported))}; wrap another network yourself: cp.Diffusion(…)."
+    raise LoadError(f"{where} has {name}={reprlib.repr(value)}, which is not supported.", fix=fix)

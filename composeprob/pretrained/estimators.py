@@ -127,16 +127,16 @@ def from_estimator(estimator: object, schedule: Schedule | None = None, *, label
     """
     # The versions whose estimators were read, and compared with the packages' own samples.
     tried = {"gensbi": "0.5", "bayesflow": "2.1", "sbi": "0.27", "sbijax": "0.4"}
-    from composeprob.pretrained import readings, sbi
+    from composeprob.pretrained import readings
 
     # A plain tuple, and not sbijax's own kinds of it.
     parts = estimator if type(estimator) is tuple and estimator else (estimator,)
     packages = {base.__module__.partition(".")[0] for base in type(parts[0]).__mro__}
     package = next((name for name in tried if name in packages), None)
     if isinstance(estimator, str | Path):
-        described, arrays = sbi.opened(Path(estimator))
+        described, arrays = readings.sbi_file(Path(estimator))
         package, version = "sbi", str(described.get("version"))
-        read: Callable[[], Reading] = partial(sbi.read, Path(estimator), described, arrays)
+        read: Callable[[], Reading] = partial(readings.sbi, Path(estimator), described, arrays)
     elif package == "sbi":
         raise WrongTypeError(
             f"{type(estimator).__name__} of sbi is a network of torch, which is not read here.",

@@ -77,11 +77,6 @@ def linear(arrays: Arrays, x: Array, outputs: int | None = None, bias: bool = Tr
     return _with_bias(arrays, x.astype(weight.dtype) @ weight.T, bias)
 
 
-def embed(arrays: Arrays, index: Array, width: int | None = None) -> Array:
-    """A row of a table for each index."""
-    return arrays.take("weight", None, width)[index]
-
-
 def group_norm(arrays: Arrays, x: Array, groups: int, eps: float) -> Array:
     """Normalises each group of channels over the whole image, in float32."""
     channels = x.shape[-1]
@@ -149,11 +144,6 @@ def sinusoids(t: Array, width: int, cosine_first: bool = True, shift: float = 0.
     exponent = np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half - shift)
     angle = jnp.asarray(t, jnp.float32) * np.float32(scale) * np.exp(exponent, dtype=np.float32)
     return jnp.pad(waves(angle, cosine_first), (0, width % 2))
-
-
-def fourier(arrays: Arrays, t: Array, width: int, cosine_first: bool) -> Array:
-    """sin(2π·w_i·t) and cos(2π·w_i·t) with given w; shape (2·len(w),)."""
-    return waves(jnp.asarray(t, jnp.float32) * arrays.take("weight", width // 2) * 2 * np.pi, cosine_first)
 
 
 def waves(angle: Array, cosine_first: bool) -> Array:
@@ -227,9 +217,7 @@ def projections(
     arrays: Arrays, x: Array, heads: int, context: Array | None = None, *, bias: bool, added: bool = False
 ) -> list[Array]:
     """Queries of a sequence (length, channels), and keys and values of it or of a context, (length, heads, d) each.
-
-    They are normed where there are norms; ``added`` ones have the names of a second sequence's.
-    """
+    They are normed where there are norms; ``added`` ones have the names of a second sequence's."""
     name, norm = ("add_{}_proj", "norm_added_{}") if added else ("to_{}", "norm_{}")
     found: list[Array] = []
     for letter, sequence in zip("qkv", (x, *[x if context is None else context] * 2), strict=True):

@@ -41,10 +41,8 @@ def find(path: str | os.PathLike[str]) -> Folder:
     place = check_path(path, "A model's folder", "models/sd").expanduser()
     if place.is_file():
         tensors.refuse_pickles(place)
-        raise LoadError(
-            f"{place} is a file; a model is a folder with model_index.json or config.json in it.",
-            fix=f"pass the folder: {place.parent}.",
-        )
+        fix = f"pass the folder: {place.parent}."
+        raise LoadError(f"{place} is a file; a model is a folder with model_index.json or config.json in it.", fix=fix)
     if not place.is_dir():
         place = _from_hub(str(path))
     if (index := place / "model_index.json").exists():
@@ -56,10 +54,8 @@ def find(path: str | os.PathLike[str]) -> Folder:
     if (place / "config.json").exists():
         return Folder(place, {})
     tensors.refuse_pickles(place)
-    raise LoadError(
-        f"There is neither model_index.json nor config.json in {place}.",
-        fix="give a folder as diffusers' save_pretrained writes it; its from_single_file reads single files.",
-    )
+    fix = "give a folder as diffusers' save_pretrained writes it; its from_single_file reads single files."
+    raise LoadError(f"There is neither model_index.json nor config.json in {place}.", fix=fix)
 
 
 def _from_hub(name: str) -> Path:
@@ -177,21 +173,17 @@ def _component(place: Folder, component: str | None) -> str:
     """The folder of the component that is the network; "" where it is the only one."""
     if not place.components:
         if component is not None:
-            raise InvalidValueError(
-                f"component={component!r} is given, but {place.path} holds one network.", fix="leave component out."
-            )
+            fix = "leave component out."
+            raise InvalidValueError(f"component={component!r} is given, but {place.path} holds one network.", fix=fix)
         return ""
     networks = [name for name, kind in place.components.items() if kind in NETWORKS]
     wanted = ["unet", "transformer", *networks] if component is None else [component]
     if found := [name for name in wanted if name in place.components]:
         return found[0]
     has = ", ".join(f"{name} ({kind})" for name, kind in place.components.items())
-    raise InvalidValueError(
-        f"{place.path} has no component {component!r}; it has: {has}."
-        if component
-        else f"{place.path} has no network of diffusion; it has: {has}.",
-        fix=f"use component={networks[0]!r}." if networks else f"known are {', '.join(NETWORKS)}.",
-    )
+    missing = f"component {component!r}" if component else "network of diffusion"
+    fix = f"use component={networks[0]!r}." if networks else f"known are {', '.join(NETWORKS)}."
+    raise InvalidValueError(f"{place.path} has no {missing}; it has: {has}.", fix=fix)
 
 
 def _skeleton(where: Path, known: Mapping[str, Build[Made]], kind: str | None = None) -> Made:
@@ -224,10 +216,8 @@ def _event_shape(network: tensors.Network, where: str) -> tuple[int, int, int]:
     size = network.sample_size
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(isinstance(n, int) and n > 0 and n % network.multiple == 0 for n in sides):
-        raise LoadError(
-            f"{where} has sample_size={size!r}, which gives no shape of events.",
-            fix=f'write the height and width there, multiples of {network.multiple}: "sample_size": [64, 64].',
-        )
+        fix = f'write the height and width there, multiples of {network.multiple}: "sample_size": [64, 64].'
+        raise LoadError(f"{where} has sample_size={size!r}, which gives no shape of events.", fix=fix)
     if network.outputs not in (network.channels, 2 * network.channels):
         raise LoadError(
             f"The network of {where} takes {network.channels} channels and gives {network.outputs}: what it gives is "

@@ -75,10 +75,8 @@ def trained(config: JSONObject, where: str) -> Trained:
         betas = _betas(o, count)
         return _of_betas(betas, form, where, single=True, without_end=o.rescale_betas_zero_snr)
     except InvalidValueError as error:
-        raise LoadError(
-            f"{where} gives no levels of noise: {str(error).splitlines()[0]}",
-            fix="correct its numbers, of which the last level must have the most noise; or fetch the file again.",
-        ) from error
+        fix = "correct its numbers, of which the last level must have the most noise; or fetch the file again."
+        raise LoadError(f"{where} gives no levels of noise: {str(error).splitlines()[0]}", fix=fix) from error
 
 
 def _of_betas(betas: np.ndarray, form: str, where: str, *, single: bool = False, without_end: bool = False) -> Trained:

@@ -24,16 +24,7 @@ from composeprob.errors import ComposeProbError, LoadError
 from composeprob.json_data import JSON
 from composeprob.pretrained.config import check_beside, read_json
 
-DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": jnp.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
+DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "bfloat16", "I64": "i8", "I32": "i4", "U8": "u1", "BOOL": "?"}
 """By the names in safetensors files."""
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 RENAMED = (
@@ -96,9 +87,8 @@ def header(file: Path) -> dict[str, Stored]:
     except FileNotFoundError as error:
         raise LoadError(f"There is no {file}.", fix="fetch the whole folder; its index names this file.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
-        raise LoadError(
-            f"{file} is no whole safetensors file: {error}.", fix="fetch it again: it is damaged or cut short."
-        ) from error
+        fix = "fetch it again: it is damaged or cut short."
+        raise LoadError(f"{file} is no whole safetensors file: {error}.", fix=fix) from error
     return found
 
 
@@ -155,14 +145,12 @@ def _sharded(index: Path) -> dict[str, Stored]:
         files = sorted(set(places.values()))
         check_beside(files, index, "file")
     except (KeyError, TypeError, AttributeError) as error:
-        raise LoadError(
-            f"{index} is no index of weights: {type(error).__name__}: {error}.", fix="fetch it again: it is damaged."
-        ) from error
+        fix = "fetch it again: it is damaged."
+        raise LoadError(f"{index} is no index of weights: {type(error).__name__}: {error}.", fix=fix) from error
     found = {name: at for file in files for name, at in header(index.parent / file).items() if name in places}
     if missing := sorted(set(places) - set(found)):
-        raise LoadError(
-            f"{index} names {first_three(missing)}, which its files do not have.", fix="fetch the whole folder again."
-        )
+        fix = "fetch the whole folder again."
+        raise LoadError(f"{index} names {first_three(missing)}, which its files do not have.", fix=fix)
     return found
 
 
@@ -261,10 +249,8 @@ class Arrays:
 
 
 class Loaded(eqx.Module):
-    """A network: its arrays by their names here, and the form, equal by its values, that computes with them.
-
-    Kernels of convolutions are (height, width, in, out), all others as in the files.
-    """
+    """A network: its arrays by their names here, and the form, equal by its values, that computes with them. Kernels of
+    convolutions are (height, width, in, out), all others as in the files."""
 
     arrays: dict[str, Array]
     form: Any = eqx.field(static=True)

@@ -17,7 +17,7 @@ from composeprob.errors import ConditionError, InvalidValueError, LoadError, Sha
 from composeprob.factors.fingerprint import fingerprint
 from composeprob.json_data import JSONObject
 from composeprob.pretrained.config import Options, positive, read_json, text_list, whole, whole_from_0
-from composeprob.pretrained.layers import ACTIVATIONS, attention, embed, feed_forward, layer_norm, linear
+from composeprob.pretrained.layers import ACTIVATIONS, attention, feed_forward, layer_norm, linear
 from composeprob.pretrained.tensors import Arrays, Loaded, Shaped
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CLIPText:
-    """A text encoder over one sequence of token ids."""
+    """A text encoder over one sequence of token ids; its methods are those of `TextEncoder`."""
 
     length: int  # the most tokens of a sequence
     vocabulary: int  # how many ids there are
@@ -39,7 +39,7 @@ class CLIPText:
         """The hidden states before the first layer and after each, (length, width) each, before the last norm."""
         below = arrays / "embeddings"
         places = below.take("position_embedding.weight", None, None)
-        states = [embed(below / "token_embedding", ids, places.shape[1]) + places[: ids.shape[0]]]
+        states = [below.take("token_embedding.weight", None, places.shape[1])[ids] + places[: ids.shape[0]]]
         for layer in arrays.items("encoder.layers"):
             normed = layer_norm(layer / "norm1", states[-1], self.eps)
             x = attention(layer / "attn1", normed, self.heads, bias=True, causal=True) + states[-1]
@@ -47,11 +47,9 @@ class CLIPText:
         return states
 
     def last(self, arrays: Arrays, ids: Array) -> Array:
-        """The last hidden states, after the last norm, (length, width)."""
         return layer_norm(arrays / "final_layer_norm", self.states(arrays, ids)[-1], self.eps)
 
     def pooled(self, arrays: Arrays, ids: Array) -> Array:
-        """The state of the end token, projected where the network has a projection."""
         # Old files have 2 in the place of the end token's id: there the end is the greatest id of a sequence.
         place = jnp.argmax(ids) if self.end == 2 else jnp.argmax(ids == self.end)
         found = self.last(arrays, ids)[place]
@@ -109,10 +107,8 @@ class Tokenizer:
 
     def __init__(self, folder: Path, length: int):
         self.length = length
-        notes: JSONObject = {}
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            if (folder / name).exists():
-                notes |= read_json(folder / name)
+        files = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
+        notes = {name: note for file in files if file.exists() for name, note in read_json(file).items()}
         defaults = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
         notes = {name: note.get("content") if isinstance(note, dict) else note for name, note in notes.items()}
         given = [(notes.get(name), default) for name, default in defaults.items()]
@@ -120,9 +116,8 @@ class Tokenizer:
         self._tokenizer = _read(folder, start, end)
         vocabulary: dict[str, int] = self._tokenizer.get_vocab()
         if unknown := [token for token in (end, padding) if token not in vocabulary]:
-            raise LoadError(
-                f"The tokenizer in {folder} has no token {unknown[0]!r}.", fix="fetch its files again from one source."
-            )
+            fix = "fetch its files again from one source."
+            raise LoadError(f"The tokenizer in {folder} has no token {unknown[0]!r}.", fix=fix)
         self.end, self.padding = vocabulary[end], vocabulary[padding]
 
     def __call__(self, text: str) -> np.ndarray:
@@ -160,9 +155,8 @@ def _read(folder: Path, start: str, end: str) -> Tokenizers:
         bpe = models.BPE(vocab=ids, merges=pairs, end_of_word_suffix="</w>", unk_token=end)
         found = tokenizers.Tokenizer(bpe)
     except Exception as error:  # the package raises plain exceptions, and files may hold anything
-        raise LoadError(
-            f"The tokenizer in {folder} cannot be read: {error}", fix="fetch its files again: they are damaged."
-        ) from error
+        fix = "fetch its files again: they are damaged."
+        raise LoadError(f"The tokenizer in {folder} cannot be read: {error}", fix=fix) from error
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
     found.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
     # Cut, before bytes are paired, into endings, words, single digits and other signs.
@@ -203,10 +197,8 @@ class TextEncoder:
     def tokens(self, text: str) -> np.ndarray:
         """The token ids of a text; a `ConditionError` where the folder has no tokenizer."""
         if self.tokenizer is None:
-            raise ConditionError(
-                f"The prompt {text!r} is a text, but the model's folder has no tokenizer.",
-                fix="add the folder tokenizer/ to it, or give token ids: model.given(prompt=token_ids).",
-            )
+            fix = "add the folder tokenizer/ to it, or give token ids: model.given(prompt=token_ids)."
+            raise ConditionError(f"The prompt {text!r} is a text, but the model's folder has no tokenizer.", fix=fix)
         return self.tokenizer(text)
 
     def _encoded(self, what: str, token_ids: ArrayLike, layer: int | None = None) -> Array:
@@ -259,10 +251,8 @@ class Prompts:
         if array.ndim == rank + 1 and array.shape[0] == 1:  # as tokenizers and encoders return one prompt
             array = array[0]
         if whole and array.ndim != 1:
-            raise ShapeError(
-                f"A prompt's token ids have shape (length,); got {array.shape}.",
-                fix='give one prompt at a time, or run over several: cp.product(model, over={"prompt": all_ids}).',
-            )
+            fix = 'give one prompt at a time, or run over several: cp.product(model, over={"prompt": all_ids}).'
+            raise ShapeError(f"A prompt's token ids have shape (length,); got {array.shape}.", fix=fix)
         if not whole and (array.ndim != 2 or array.shape[-1] != self.width):
             row = f", its last row the pooled vector's {self.pooled} numbers and zeros" if self.pooled else ""
             raise ShapeError(

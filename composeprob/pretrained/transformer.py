@@ -50,7 +50,8 @@ class DiT:
         for block in arrays.items("transformer_blocks"):
             below = block / "norm1" / "emb"
             time = embed_time(below, t, shift=1.0)
-            embeddings.append(time + layers.embed(below / "class_embedder" / "embedding_table", label, time.shape[0]))
+            table = below.take("class_embedder.embedding_table.weight", None, time.shape[0])
+            embeddings.append(time + table[label])
             hidden = self._block(block, hidden, embeddings[-1])
         shift, scale = adaptive(arrays / "proj_out_1", embeddings[0], hidden.shape[-1], 2)
         output = layers.linear(arrays / "proj_out_2", modulate(hidden, scale, shift))
@@ -58,9 +59,8 @@ class DiT:
 
     def _block(self, arrays: Arrays, x: Array, embedding: Array) -> Array:
         """Attention and a feed-forward layer, each scaled, shifted and gated by time and label."""
-        shift, scale, gate, shift_ff, scale_ff, gate_ff = adaptive(
-            arrays / "norm1" / "linear", embedding, x.shape[-1], 6
-        )
+        parts = adaptive(arrays / "norm1" / "linear", embedding, x.shape[-1], 6)
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = parts
         x = x + gate * layers.attention(arrays / "attn1", modulate(x, scale, shift), self.heads, bias=self.bias)
         normed = layers.layer_norm(arrays / "norm3", x, self.eps) if self.affine else layers.normalised(x, self.eps)
         return x + gate_ff * layers.feed_forward(arrays / "ff", normed * (1 + scale_ff) + shift_ff, self.activation)
@@ -94,10 +94,8 @@ class SD3:
         shift, scale, gate, shift_ff, scale_ff, gate_ff, *of_second = parts
         parts = adaptive(arrays / "norm1_context" / "linear", embedding, width, 2 if last else 6)
         shift_c, scale_c, *of_context = parts[::-1] if last else parts  # the last one has the scale first
-        normed = modulate(x, scale, shift)
-        found, beside = layers.joint_attention(
-            arrays / "attn", normed, modulate(context, scale_c, shift_c), self.heads, last=last
-        )
+        normed, normed_c = modulate(x, scale, shift), modulate(context, scale_c, shift_c)
+        found, beside = layers.joint_attention(arrays / "attn", normed, normed_c, self.heads, last=last)
         before, x = x, x + gate * found
         if second:
             shift_2, scale_2, gate_2 = of_second

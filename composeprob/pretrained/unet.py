@@ -12,7 +12,7 @@ from jax import Array
 from composeprob.json_data import JSONObject
 from composeprob.pretrained.blocks import Body, Style, check_kinds
 from composeprob.pretrained.config import Options, anything, flag, number, positive, text_list, unsupported, whole
-from composeprob.pretrained.layers import ACTIVATIONS, embed, fourier, linear, mlp, sinusoids
+from composeprob.pretrained.layers import ACTIVATIONS, linear, mlp, sinusoids, waves
 from composeprob.pretrained.tensors import Arrays, Network
 
 SIZES = 6
@@ -66,9 +66,10 @@ class UNet:
         """What the embedding of a number is made of."""
         below, inputs = arrays / "time_proj", arrays.shape("time_embedding.linear_1.weight", 2)[1]
         if self.time == "learned":
-            return embed(below, t, inputs)
+            return below.take("weight", None, inputs)[t]
         if self.time == "fourier":
-            return fourier(below, jnp.log(t) if self.takes_sigma else t, inputs, self.cosine_first)
+            turns = jnp.asarray(jnp.log(t) if self.takes_sigma else t, jnp.float32) * below.take("weight", inputs // 2)
+            return waves(turns * 2 * jnp.pi, self.cosine_first)
         return sinusoids(t, inputs, self.cosine_first, self.shift, self.scale)
 
     def _labelled(self, arrays: Arrays, label: Array, width: int) -> Array:
@@ -76,7 +77,7 @@ class UNet:
         if self.label == "identity":
             return label
         if self.label is None:
-            return embed(below, label, width)
+            return below.take("weight", None, width)[label]
         if self.label == "simple_projection":
             return linear(below, label, width)
         given = self._waves(arrays, label) if self.label == "timestep" else label
@@ -227,10 +228,8 @@ GUIDED = "GuidedDiffusionUNet"
 
 
 def guided(config: JSONObject, arrays: Arrays, where: str) -> Network:
-    """The UNet of guided-diffusion (ADM), and of improved-diffusion before it, its arrays by diffusers' names.
-
-    The options are guided-diffusion's own, and ``time_scale``, which multiplies the timestep.
-    """
+    """The UNet of guided-diffusion (ADM), and of improved-diffusion before it, its arrays by diffusers' names. The
+    options are guided-diffusion's own, and ``time_scale``, which multiplies the timestep."""
     o = Options(
         config, where, image_size=(None, anything), num_heads=(None, whole), num_head_channels=(None, whole),
         num_heads_upsample=(None, whole), time_scale=(1.0, positive),

@@ -59,20 +59,8 @@ def trust(
     import jax
 
     from composeprob import api, tuning
-    from composeprob.cli.whose_error import (
-        Refinement,
-        compared,
-        draws_moments,
-        finest,
-        fits,
-        longer,
-        moments,
-        reference_draws,
-        score_checks,
-        shorter_steps,
-        split,
-        twice_the_levels,
-    )
+    from composeprob.cli import whose_error
+    from composeprob.cli.whose_error import Refinement, moments
     from composeprob.samplers.choose import choose
 
     keep_compiled(no_cache)
@@ -85,34 +73,34 @@ def trust(
         return api.infer(density, key, num_chains=number, sampler=sampler)
 
     first = run(density, chosen, key)
-    draws = reference_draws(module, reference, jax.random.fold_in(key, 1), number, list(first.samples))
-    expected = None if draws is None else draws_moments(first, draws)  # refuses what does not fit, before other runs
+    draws = whose_error.reference_draws(module, reference, jax.random.fold_in(key, 1), number, list(first.samples))
+    expected = None if draws is None else whose_error.draws_moments(first, draws)  # refuses misfits before other runs
     again = {"another key": run(density, chosen)}
-    name, relevelled = twice_the_levels(density)
-    if fits(relevelled, chosen):
+    name, relevelled = whose_error.twice_the_levels(density)
+    if whose_error.fits(relevelled, chosen):
         again[name] = run(relevelled, chosen)
     else:
         console.print("The sampler has one step for each level: no other number of levels was tried.")
-    if (refined := longer(density, chosen)) is not None:
+    if (refined := whose_error.longer(density, chosen)) is not None:
         again[Refinement.TRANSITIONS] = run(density, refined)
-    if (refined := shorter_steps(density, chosen, first)) is not None:
+    if (refined := whose_error.shorter_steps(density, chosen, first)) is not None:
         again[Refinement.STEP] = run(density, refined)
     rows = {label: moments(result) for label, result in again.items()}
-    table, largest = compared(moments(first), rows)
+    table, largest = whose_error.compared(moments(first), rows)
     console.print(table)
     if Refinement.COARSER in largest:  # an error of order p is 1/(2^p − 1) of what half the levels change
         largest[Refinement.COARSER] /= 2 ** (chosen.check_order or 1) - 1
     sizes = {f"{name}: a difference of": size for name, size in largest.items()}
     if expected is not None:
-        best = finest(run, chosen, again, name, relevelled)
-        table, whose = split(moments(first), moments(best), expected)
+        best = whose_error.finest(run, chosen, again, name, relevelled)
+        table, whose = whose_error.split(moments(first), moments(best), expected)
         console.print(table)
         sizes |= {f"The {who}'s error:": size for who, size in whose.items()}
     found = [f"{what} {size:.1f} standard errors" for what, size in sizes.items() if size > tuning.REFINED_ERRORS]
     compared_runs = first.compare(again["another key"]).status if number >= 16 else first.status
     found += [f"{code}: {text}" for code, text in compared_runs.findings]
     nothing = ["Nothing was found: the runs agree within their errors."]
-    for text in [*score_checks(density, first, key), *(found or nothing)]:
+    for text in [*whose_error.score_checks(density, first, key), *(found or nothing)]:
         console.print(text, highlight=False)
     if out is not None:
         print(f"wrote {first.report(out)}")

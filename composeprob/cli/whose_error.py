@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from rich.table import Column, Table
@@ -82,9 +81,8 @@ def compared(first: Moments, again: dict[str, Moments]) -> tuple[Table, dict[str
 def split(first: Moments, finest: Moments, reference: Moments) -> tuple[Table, dict[str, float]]:
     """A table of a run's errors, split at the finest run: up to it the sampler's, from there on the model's; and the
     largest of either in standard errors, for how many there are."""
-    table = Table(
-        "", "reference", *(Column(name, justify="right") for name in ("off by", "the sampler's", "the model's"))
-    )
+    titles = "off by", "the sampler's", "the model's"
+    table = Table("", "reference", *(Column(title, justify="right") for title in titles))
     largest = {"sampler": 0.0, "model": 0.0}
     for label, its in reference.items():
         if label not in first or label not in finest:
@@ -125,9 +123,8 @@ def reference_draws(
             given = np.load(file)
             given = dict(given) if hasattr(given, "keys") else given
         except (OSError, ValueError) as error:
-            raise LoadError(
-                f"{str(file)!r} has no arrays: {error}", fix="write it by np.save, or by np.savez for several sites."
-            ) from error
+            fix = "write it by np.save, or by np.savez for several sites."
+            raise LoadError(f"{str(file)!r} has no arrays: {error}", fix=fix) from error
     elif make is None:
         return None
     elif callable(make):
@@ -140,10 +137,8 @@ def reference_draws(
     if hasattr(given, "keys"):
         return {name: np.asarray(given[name]) for name in given}
     if len(sites) != 1:
-        raise ShapeError(
-            f"The reference is one array, but the program has the sites {', '.join(sites)}.",
-            fix="name them: np.savez('reference.npz', x=…, z=…), or return a dictionary.",
-        )
+        fix = "name them: np.savez('reference.npz', x=…, z=…), or return a dictionary."
+        raise ShapeError(f"The reference is one array, but the program has the sites {', '.join(sites)}.", fix=fix)
     return {sites[0]: np.asarray(given)}
 
 
@@ -161,23 +156,20 @@ def longer(density: AnnealedDensity, sampler: Sampler) -> Sampler | None:
 
 
 def shorter_steps(density: AnnealedDensity, sampler: Sampler, first: Result) -> Sampler | None:
-    """The same sampler with half the steps that the first run adapted, and twice as many of them.
-
-    Only of kernels whose distribution depends on the step, those without a Metropolis test and those whose test is a
-    quadrature; others keep theirs. None where there is no such kernel.
-    """
-    moves = sampler.prepare(density).moves
-    kernel = None if moves is None else sampler.kernel or moves.kernel
-    if moves is None or kernel is None:
+    """The same sampler with half the steps that the first run adapted, and twice as many of them. Only of kernels whose
+    distribution depends on the step, those without a Metropolis test and those whose test is a quadrature; others keep
+    theirs. None where there is no such kernel."""
+    prepared = sampler.prepare(density)
+    if (moves := prepared.moves) is None:
         return None
+    kernel = sampler.kernel or moves.kernel
     parts = parts_of(kernel)
     biased = [part.optimal_acceptance is None or integrates_score(part) for part in parts]
     if not any(biased):
         return None
-    shape = (density.num_levels, len(parts)) if sampler.prepare(density).blocks else (density.num_levels,)
-    steps = np.asarray(filled(first.step_size, shape), float).reshape(density.num_levels, -1)
+    steps = filled(first.step_size, density.num_levels, prepared)
     halved = [
-        with_field(part, "step_size", jnp.asarray(0.5 * steps_of_part, jnp.result_type(float))) if wrong else part
+        with_field(part, "step_size", 0.5 * steps_of_part) if wrong else part
         for part, steps_of_part, wrong in zip(parts, steps.T, biased, strict=True)
     ]
     return sampler.with_moves(with_parts(kernel, halved), 2 * moves.count)
@@ -203,11 +195,7 @@ def fits(density: AnnealedDensity, sampler: Sampler) -> bool:
 
 
 def finest(
-    run: Callable[[AnnealedDensity, Sampler], Result],
-    chosen: Sampler,
-    again: dict[str, Result],
-    name: str,
-    relevelled: AnnealedDensity,
+    run: Callable[..., Result], chosen: Sampler, again: dict[str, Result], name: str, relevelled: AnnealedDensity
 ) -> Result:
     """The finest run: twice the levels, twice the transitions, half the step, as far as each is possible."""
     if name != Refinement.LEVELS or name not in again:
@@ -240,8 +228,7 @@ def score_checks(density: AnnealedDensity, result: Result, key: Array) -> list[s
         for name in learned & residuals.keys():
             if not math.isnan(residuals[name]):
                 worst[name] = max(worst.get(name, (0.0, 0)), (residuals[name], int(level)))
-    for name, (value, level) in worst.items():
-        lines.append(
-            f"Fokker–Planck residual of {name}: at most {value:.2g}, at level {level} (a noised distribution has 0)"
-        )
-    return lines
+    return lines + [
+        f"Fokker–Planck residual of {name}: at most {value:.2g}, at level {level} (a noised distribution has 0)"
+        for name, (value, level) in worst.items()
+    ]

@@ -53,8 +53,7 @@ def nested_rhat(draws: ArrayLike) -> Float64[np.ndarray, "*event"]:
     _, chains, length = values.shape[:3]
     of_chain = values.mean(2)
     between = of_chain.mean(1).var(0, ddof=1)
-    zero = np.zeros(values.shape[:1] + values.shape[3:])
-    inside = of_chain.var(1, ddof=1) if chains > 1 else zero
-    within = values.var(2, ddof=1).mean(1) if length > 1 else zero
+    inside = of_chain.var(1, ddof=min(1, chains - 1))  # 0 where there is one
+    within = values.var(2, ddof=min(1, length - 1)).mean(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.sqrt(1 + between / (inside + within).mean(0)))

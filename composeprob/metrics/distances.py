@@ -53,10 +53,8 @@ def mmd(x: ArrayLike, y: ArrayLike, bandwidth: float, log_weights: ArrayLike | N
     from scipy.spatial.distance import cdist
 
     if not (np.ndim(bandwidth) == 0 and np.isfinite(bandwidth) and bandwidth > 0):
-        raise InvalidValueError(
-            f"The bandwidth of an MMD must be one positive number; got {bandwidth!r}.",
-            fix="fix it once for a target, such as the width of one mode.",
-        )
+        fix = "fix it once for a target, such as the width of one mode."
+        raise InvalidValueError(f"The bandwidth of an MMD must be one positive number; got {bandwidth!r}.", fix=fix)
     points, others = as_pair(x, y)
     if min(len(points), len(others)) < 2:
         raise ShapeError("An unbiased MMD needs two samples or more on either side.", fix="pass more samples.")
@@ -70,9 +68,8 @@ def mmd(x: ArrayLike, y: ArrayLike, bandwidth: float, log_weights: ArrayLike | N
         """The same over pairs of different points: k(a, a) = 1 is taken out of the diagonal."""
         self_weight = float(w @ w)
         if self_weight > 1 - 1e-12:
-            raise InvalidValueError(
-                "One sample has all the weight: there is no pair to compare.", fix="see result.status."
-            )
+            fix = "see result.status."
+            raise InvalidValueError("One sample has all the weight: there is no pair to compare.", fix=fix)
         return (mean(a, w, a, w) - self_weight) / (1 - self_weight)
 
     return between(points, weights) - 2 * mean(points, weights, others, equal) + between(others, equal)
@@ -165,7 +162,18 @@ def ksd(
             f"The kernel (c² + r²)^β needs −1 < β < 0 and c > 0; got β = {beta!r}, c = {length!r}.",
             fix="beta=-0.5, length=1.0.",
         )
-    points, scores = _with_scores(samples, score)
+    if isinstance(score, AnnealedDensity):
+        values: Sites = over_chains(eqx.Partial(score.score, level=0), as_positions(samples, score))
+    elif callable(score):
+        values = jax.vmap(score)(jnp.asarray(samples, jnp.result_type(float)))
+    else:
+        values = score
+    scores, points = _rows(values, "scores"), _rows(samples, "samples")
+    if points.shape != scores.shape:
+        raise ShapeError(
+            f"{points.shape[0]} samples of {points.shape[1]} numbers have scores of shape {scores.shape}.",
+            fix="a score is a gradient: one number for each of the sample's.",
+        )
     weights, d = as_weights(log_weights, len(points)), points.shape[1]
     inner = (points * scores).sum(1)
 
@@ -185,26 +193,6 @@ def by_rows(gram: Callable[[slice], np.ndarray], w: np.ndarray, v: np.ndarray) -
     """Σ wᵢ Gᵢⱼ vⱼ of a matrix that is made in blocks of rows."""
     blocks = [slice(i, i + tuning.GRAM_ROWS) for i in range(0, len(w), tuning.GRAM_ROWS)]
     return sum(float(w[rows] @ gram(rows) @ v) for rows in blocks)
-
-
-def _with_scores(
-    samples: Sites, score: AnnealedDensity | Callable[[Array], Array] | Sites
-) -> tuple[Float64[np.ndarray, "n d"], Float64[np.ndarray, "n d"]]:
-    """Samples and scores as rows."""
-    if isinstance(score, AnnealedDensity):
-        scores = over_chains(eqx.Partial(score.score, level=0), as_positions(samples, score))
-        scores = _rows(scores, "scores")
-    elif callable(score):
-        scores = _rows(jax.vmap(score)(jnp.asarray(samples, jnp.result_type(float))), "scores")
-    else:
-        scores = _rows(score, "scores")
-    points = _rows(samples, "samples")
-    if points.shape != scores.shape:
-        raise ShapeError(
-            f"{points.shape[0]} samples of {points.shape[1]} numbers have scores of shape {scores.shape}.",
-            fix="a score is a gradient: one number for each of the sample's.",
-        )
-    return points, scores
 
 
 def _rows(tree: Sites, what: str) -> Float64[np.ndarray, "n d"]:

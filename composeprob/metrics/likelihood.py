@@ -150,13 +150,14 @@ def raise_log_likelihood(
         if not np.isfinite(evidence):
             raise InvalidValueError(f"The log-evidence is {evidence}.", fix="look at result.status of an SMC run.")
     logs = reverse_walks(path, key, placed, count, chains_at_once(density, chunk))
-    found = reduced(np.asarray(logs, np.float64).reshape(-1, count), sampler)
-    shift = 0.0 if evidence is None else float(evidence)
-    return LogLikelihood(found[0] - shift, found[1], found[2], count, evidence, error)
+    values, errors, ess = reduced(np.asarray(logs, np.float64).reshape(-1, count), sampler)
+    return LogLikelihood(values - float(evidence or 0.0), errors, ess, count, evidence, error)
 
 
 def reduced(logs: np.ndarray, sampler: Sampler) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of log-weights (n, c): the log of each row's mean, its standard error, the relative effective sample size."""
+    from scipy.special import logsumexp, softmax
+
     if not np.isfinite(logs).any():
         who = "the sampler" if sampler.kernel is None else f"{sampler.kernel!r}"
         raise CapabilityError(
@@ -165,12 +166,9 @@ def reduced(logs: np.ndarray, sampler: Sampler) -> tuple[np.ndarray, np.ndarray,
             fix="check density.log_density at a point; use ULA, UHMC, MALA or HMC.",
         )
     count = logs.shape[1]
-    top = logs.max(1, keepdims=True)
-    weights = np.exp(logs - np.where(np.isfinite(top), top, 0.0))
-    total = weights.sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = np.where(np.isfinite(top[:, 0]), top[:, 0] + np.log(total / count), -np.inf)
-        ess = total**2 / (weights**2).sum(1) / count
+        values = logsumexp(logs, axis=1) - math.log(count)
+        ess = 1 / (softmax(logs, axis=1) ** 2).sum(1) / count
         errors = np.sqrt((1 / ess - 1) / (count - 1)) if count > 1 else np.full(len(logs), np.nan)
     return values, errors, ess
 
@@ -333,15 +331,10 @@ def evidence_bounds(
     upper = np.asarray(log_densities(density, points), np.float64) - below
     pooled, pooled_error, _ = reduced(down[None], sampler)
     return EvidenceBounds(
-        lower=float(lower.mean()),
-        lower_error=_error(lower),
-        upper=float(upper.mean()),
-        upper_error=_error(upper),
-        log_evidence=float(pooled[0]),
-        log_evidence_error=float(pooled_error[0]),
-        lower_values=lower,
+        lower=float(lower.mean()), lower_error=_error(lower), upper=float(upper.mean()), upper_error=_error(upper),
+        log_evidence=float(pooled[0]), log_evidence_error=float(pooled_error[0]), lower_values=lower,
         upper_values=upper,
-    )
+    )  # fmt: skip
 
 
 def _error(values: np.ndarray) -> float:

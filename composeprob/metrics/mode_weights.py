@@ -66,10 +66,8 @@ def total_variation(p: ArrayLike, q: ArrayLike) -> float:
     """
     p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
     if p.shape != q.shape:
-        raise ShapeError(
-            f"Two distributions over {p.shape} and {q.shape} modes cannot be compared.",
-            fix="pass one weight for each of the same modes, 0 where one has none.",
-        )
+        fix = "pass one weight for each of the same modes, 0 where one has none."
+        raise ShapeError(f"Two distributions over {p.shape} and {q.shape} modes cannot be compared.", fix=fix)
     return float(0.5 * np.abs(p - q).sum())
 
 
@@ -102,23 +100,18 @@ def covariance_error(
     (count, d), modes = points.shape, len(np.asarray(centers))
     truth = np.asarray(covariances, np.float64)
     if truth.shape not in ((modes, d, d), (d, d)):
-        raise ShapeError(
-            f"{modes} modes of {d} numbers have covariances of shape {truth.shape}.",
-            fix=f"pass an array of shape ({modes}, {d}, {d}), or ({d}, {d}) for all modes.",
-        )
+        fix = f"pass an array of shape ({modes}, {d}, {d}), or ({d}, {d}) for all modes."
+        raise ShapeError(f"{modes} modes of {d} numbers have covariances of shape {truth.shape}.", fix=fix)
     truth = np.broadcast_to(truth, (modes, d, d))
     weights = as_weights(log_weights, count)
     errors = np.full(modes, np.nan)
     for m in range(modes):
         inside = chosen == m
-        total = weights[inside].sum()
-        if total == 0:
+        if not weights[inside].any():
             continue
-        w = weights[inside] / total
-        freedom = 1 - w @ w  # (n − 1)/n for equal weights
-        if freedom < 1e-12:
+        w = weights[inside] / weights[inside].sum()
+        if 1 - w @ w < 1e-12:  # (n − 1)/n for equal weights
             continue
-        centred = points[inside] - w @ points[inside]
-        found = (w[:, None] * centred).T @ centred / freedom
+        found = np.cov(points[inside], rowvar=False, aweights=w).reshape(d, d)
         errors[m] = np.linalg.norm(found - truth[m]) / np.linalg.norm(truth[m])
     return errors

@@ -150,9 +150,8 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: ArrayLike | No
     """The sampler, prepared for the density, with adaptive step sizes replaced by those that a run came to, (K,) or
     (K, B); refused where its path has no reversal."""
     if not isinstance(density, AnnealedDensity):
-        raise WrongTypeError(
-            f"A likelihood belongs to a compiled density; got {type(density).__name__}.", fix="call cp.compile first."
-        )
+        fix = "call cp.compile first."
+        raise WrongTypeError(f"A likelihood belongs to a compiled density; got {type(density).__name__}.", fix=fix)
     if not isinstance(sampler, Sampler):
         raise not_a_sampler(sampler)
 
@@ -161,50 +160,38 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: ArrayLike | No
             raise CapabilityError(found, where=density.described.where, fix=fix)
 
     kind, step = type(sampler), sampler.step
-    refuse(
-        kind.start is not Sampler.start or kind.descent is not Sampler.descent,
-        f"The likelihood of {kind.__name__} is not known: its path cannot be reversed.",
-        "use cp.Ancestral(), cp.AnnealedMCMC(kernel, steps_per_level) or cp.SMC(kernel).",
-    )
-    refuse(
-        step is not None and (step.order != 1 or step.control != "none" or float(step.eta) != 1.0),
-        f"The likelihood of {sampler!r} is known only where its reverse steps are DDPM's: of first order, without "
-        "control, with eta=1.",
-        "use cp.SMC(..., step=cp.ReverseStep(order=1, control='none')) or cp.Ancestral(eta=1.0).",
-    )
+    refuse(kind.start is not Sampler.start or kind.descent is not Sampler.descent,
+           f"The likelihood of {kind.__name__} is not known: its path cannot be reversed.",
+           "use cp.Ancestral(), cp.AnnealedMCMC(kernel, steps_per_level) or cp.SMC(kernel).")  # fmt: skip
+    refuse(step is not None and (step.order != 1 or step.control != "none" or float(step.eta) != 1.0),
+           f"The likelihood of {sampler!r} is known only where its reverse steps are DDPM's: of first order, without "
+           "control, with eta=1.",
+           "use cp.SMC(..., step=cp.ReverseStep(order=1, control='none')) or cp.Ancestral(eta=1.0).")  # fmt: skip
     static = ", ".join(repr(name) for name, site in density.sites.items() if site.kind != "noised")
-    refuse(
-        static,
-        f"{static} is a NumPyro latent: only densities of noised sites have this likelihood.",
-        "condition on it, or compile a program without static sites.",
-    )
+    refuse(static, f"{static} is a NumPyro latent: only densities of noised sites have this likelihood.",
+           "condition on it, or compile a program without static sites.")  # fmt: skip
     check_capabilities(sampler, density)
     prepared, chain = sampler.prepare(density), "so the likelihood of a single chain's path is not known."
     moves, kernel = prepared.moves, prepared.kernel
     refuse(sampler.then, f"What closes {sampler!r} is fitted to all chains, {chain}", "leave then= out.")
-    refuse(
-        moves is not None and moves.measures,
-        f"The kernel's metric is measured from all chains, {chain}",
-        'give it a kernel with a fixed metric, such as cp.MALA(cp.Adaptive(), metric="none").',
-    )
+    refuse(moves is not None and moves.measures, f"The kernel's metric is measured from all chains, {chain}",
+           'give it a kernel with a fixed metric, such as cp.MALA(cp.Adaptive(), metric="none").')  # fmt: skip
     if moves is None or kernel is None or not any(moves.adaptive):
         return prepared
-    refuse(
-        step_size is None,
-        f"An Adaptive step size depends on all chains, {chain}",
-        "take the steps that a run came to: step_size=result.step_size.",
-    )
+    refuse(step_size is None, f"An Adaptive step size depends on all chains, {chain}",
+           "take the steps that a run came to: step_size=result.step_size.")  # fmt: skip
     assert step_size is not None
-    blocks = (len(prepared.blocks),) if prepared.blocks else ()
-    steps = filled(step_size, (density.num_levels, *blocks)).reshape(density.num_levels, -1)
+    steps = filled(step_size, density.num_levels, prepared)
     kernels = [with_field(part, "step_size", h) for part, h in zip(parts_of(kernel), steps.T, strict=True)]
     # Transitions that adapted moved the chains too.
     return sampler.with_moves(with_parts(kernel, kernels), moves.total).prepare(density)
 
 
-def filled(step_size: ArrayLike, shape: tuple[int, ...]) -> Array:
-    """Steps of a run, (K,) or (K, B), with NaN at levels that it skipped replaced by the step of the nearest level."""
-    steps, num_levels = np.asarray(step_size, float), shape[0]
+def filled(step_size: ArrayLike, num_levels: int, prepared: Sampler) -> Array:
+    """Steps of a run of a sampler, (K,) or (K, B), as (K, B); of a level that it skipped, where they are NaN, those of
+    the nearest level."""
+    steps = np.asarray(step_size, float)
+    shape = (num_levels, len(prepared.blocks)) if prepared.blocks else (num_levels,)
     finite = np.isfinite(steps).reshape(len(steps), -1).all(1) if steps.shape == shape else np.zeros(0, bool)
     known = np.flatnonzero(finite)
     if not len(known):
@@ -215,4 +202,4 @@ def filled(step_size: ArrayLike, shape: tuple[int, ...]) -> Array:
     if np.any(steps[known] <= 0):
         raise InvalidValueError("Some step sizes are not positive.", fix="pass result.step_size of a run.")
     nearest = known[np.abs(np.arange(num_levels)[:, None] - known).argmin(1)]
-    return jnp.asarray(steps[nearest])
+    return jnp.asarray(steps[nearest]).reshape(num_levels, -1)

@@ -18,17 +18,13 @@ def as_rows(samples: ArrayLike, what: str) -> Float64[np.ndarray, "n d"]:
     """Finite samples of shape (n, …), at least one, as float64 of shape (n, d)."""
     points = np.asarray(samples, np.float64)
     if points.ndim == 0 or len(points) == 0:
-        raise ShapeError(
-            f"{what} must have a leading axis of at least one sample; got shape {points.shape}.",
-            fix="pass an array of shape (n, …), such as result['x'].",
-        )
+        fix = "pass an array of shape (n, …), such as result['x']."
+        raise ShapeError(f"{what} must have a leading axis of at least one sample; got shape {points.shape}.", fix=fix)
     points = points.reshape(len(points), -1)
     bad = int((~np.isfinite(points)).any(1).sum())
     if bad:
-        raise InvalidValueError(
-            f"{bad} of {len(points)} samples in {what} are not finite.",
-            fix="look at result.status; drop them only if you also report how many there were.",
-        )
+        fix = "look at result.status; drop them only if you also report how many there were."
+        raise InvalidValueError(f"{bad} of {len(points)} samples in {what} are not finite.", fix=fix)
     return points
 
 
@@ -46,10 +42,8 @@ def as_positions(points: object, density: AnnealedDensity) -> dict[str, Array]:
     wrong = [name for name, value in placed.items() if value.shape[1:] != sites[name].shape or value.ndim == 0]
     if wrong or len(numbers) != 1 or numbers == {(0,)}:
         shapes = {name: value.shape for name, value in placed.items()}
-        raise ShapeError(
-            f"Points have the shapes {shapes}.",
-            fix="pass " + ", ".join(f"(n, {', '.join(map(str, s.shape))}) for {k!r}" for k, s in sites.items()) + ".",
-        )
+        fix = "pass " + ", ".join(f"(n, {', '.join(map(str, s.shape))}) for {k!r}" for k, s in sites.items()) + "."
+        raise ShapeError(f"Points have the shapes {shapes}.", fix=fix)
     if not all(bool(jnp.isfinite(value).all()) for value in placed.values()):
         raise InvalidValueError("Some points are not finite.", fix="drop them.")
     return placed
@@ -59,10 +53,8 @@ def as_pair(x: ArrayLike, y: ArrayLike) -> tuple[Float64[np.ndarray, "n d"], Flo
     """Two sets of samples as rows; refuses those of spaces of different dimension."""
     points, others = as_rows(x, "x"), as_rows(y, "y")
     if points.shape[1] != others.shape[1]:
-        raise ShapeError(
-            f"Events of {points.shape[1]} and of {others.shape[1]} numbers cannot be compared.",
-            fix="pass samples of one site.",
-        )
+        fix = "pass samples of one site."
+        raise ShapeError(f"Events of {points.shape[1]} and of {others.shape[1]} numbers cannot be compared.", fix=fix)
     return points, others
 
 
@@ -74,8 +66,7 @@ def as_weights(log_weights: ArrayLike | None, n: int) -> Float64[np.ndarray, " {
     if logs.shape != (n,):
         raise ShapeError(f"{n} samples have log-weights of shape {logs.shape}.", fix=f"pass an array of shape ({n},).")
     if np.isnan(logs).any() or not np.isfinite(logs.max()):
-        raise InvalidValueError(
-            "Log-weights must be numbers or −∞, with one of them finite.", fix="pass result.log_weights."
-        )
+        fix = "pass result.log_weights."
+        raise InvalidValueError("Log-weights must be numbers or −∞, with one of them finite.", fix=fix)
     weights = np.exp(logs - logs.max())
     return weights / weights.sum()

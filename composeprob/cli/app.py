@@ -17,9 +17,7 @@ from composeprob.errors import InvalidValueError
 
 @app.command()
 @clean_errors
-def new(
-    folder: Annotated[Path, typer.Argument(metavar="NAME", help="The project's folder, which is made.")],
-) -> None:
+def new(folder: Annotated[Path, typer.Argument(metavar="NAME", help="The project's folder, which is made.")]) -> None:
     """Make a small project: a program, a network of its own that it trains, and a test.
 
     [b]Examples[/b]

@@ -37,9 +37,8 @@ def devices_table() -> Table:
         table.add_row(str(device), f"{device.platform}, {device.device_kind}", shown)
     number = jax.dtypes.canonicalize_dtype(float)
     products = getattr(jax.config, "jax_default_matmul_precision", None) or "the device's own"
-    table.caption = (
-        f"JAX {jax.__version__}, {os.cpu_count()} CPU cores; {number}, precision of matrix products: {products}"
-    )
+    host = f"JAX {jax.__version__}, {os.cpu_count()} CPU cores"
+    table.caption = f"{host}; {number}, precision of matrix products: {products}"
     return table
 
 
@@ -76,10 +75,8 @@ def arranged_devices(devices: Sequence[jax.Device], mesh: str | None) -> np.ndar
         raise InvalidValueError(f"{mesh!r} is no mesh of ROWSxCOLUMNS devices.", fix="for example --mesh 2x4.")
     rows, columns = map(int, found.groups())
     if rows * columns > len(devices):
-        raise InvalidValueError(
-            f"A mesh of {mesh} needs {rows * columns} devices; there are {len(devices)}.",
-            fix="composeprob devices shows what there is.",
-        )
+        fix = "composeprob devices shows what there is."
+        raise InvalidValueError(f"A mesh of {mesh} needs {rows * columns} devices; there are {len(devices)}.", fix=fix)
     return np.asarray(devices[: rows * columns]).reshape(rows, columns)
 
 
@@ -138,9 +135,8 @@ def ahead(
     if sampler is None:
         sampler, _ = choose(density, num_chains)
     made = compile_ahead(density, sampler, num_chains, chips, diagnostics)
-    table = Table(
-        "on each chip", "", title=f"{topology}: {np.size(chips)} chips × {chains_per_chip} chains", title_justify="left"
-    )
+    title = f"{topology}: {np.size(chips)} chips × {chains_per_chip} chains"
+    table = Table("on each chip", "", title=title, title_justify="left")
     for name in ("arguments", "outputs", "temporaries"):
         table.add_row(f"memory for {name}", readable(getattr(made, name)))
     table.add_row("floating-point operations, loops once", f"{made.flops:.3g}")
@@ -164,13 +160,10 @@ def tpu_chips(topology: str) -> list[jax.Device]:
     except Exception as error:  # of many kinds
         message = str(error).splitlines()[0]
         if not message.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
-            raise LoadError(
-                f"The TPU compiler does not start: {message}", fix="install the libtpu that jax[tpu] asks for."
-            ) from error
-        raise InvalidValueError(
-            f"The TPU compiler knows no topology {topology!r}: {message}",
-            fix="for example v5e:4x4, v6e:16x16, v4:4x4x4 or v5p:8x8x4: the grid of chips, in whole hosts of 2x2.",
-        ) from error
+            fix = "install the libtpu that jax[tpu] asks for."
+            raise LoadError(f"The TPU compiler does not start: {message}", fix=fix) from error
+        fix = "for example v5e:4x4, v6e:16x16, v4:4x4x4 or v5p:8x8x4: the grid of chips, in whole hosts of 2x2."
+        raise InvalidValueError(f"The TPU compiler knows no topology {topology!r}: {message}", fix=fix) from error
     return list(found.devices)
 
 

@@ -36,9 +36,8 @@ def load_program(target: str) -> tuple[Program, ModuleType]:
     file, _, name = target.rpartition(":") if ".py:" in target else (target, "", "")
     path = Path(file)
     if not path.is_file():
-        raise LoadError(
-            f"There is no file {file!r}.", fix="pass the path of a Python file: composeprob run FILE[:PROGRAM]."
-        )
+        fix = "pass the path of a Python file: composeprob run FILE[:PROGRAM]."
+        raise LoadError(f"There is no file {file!r}.", fix=fix)
     spec = importlib.util.spec_from_file_location(f"composeprob_run_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise LoadError(f"{file!r} is not a Python file.", fix="its name must end in .py.")
@@ -57,15 +56,12 @@ def load_program(target: str) -> tuple[Program, ModuleType]:
             raise ProgramError(f"{file} has no program {name!r}.", fix=f"its programs are: {has}.")
         return programs[name], module
     if not programs:
-        raise ProgramError(
-            f"{file} has no program.", fix="decorate a function with @cp.program, at the top level of the file."
-        )
+        fix = "decorate a function with @cp.program, at the top level of the file."
+        raise ProgramError(f"{file} has no program.", fix=fix)
     candidates = defined or programs
     if len(candidates) > 1:
-        raise ProgramError(
-            f"{file} has {len(candidates)} programs: {', '.join(candidates)}.",
-            fix=f"name one: composeprob run {file}:{next(iter(candidates))}",
-        )
+        fix = f"name one: composeprob run {file}:{next(iter(candidates))}"
+        raise ProgramError(f"{file} has {len(candidates)} programs: {', '.join(candidates)}.", fix=fix)
     return next(iter(candidates.values())), module
 
 

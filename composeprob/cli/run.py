@@ -122,14 +122,8 @@ def run(
     store = None if draws.store is None else Path(draws.store)
     if leads:
         print(density)
-    result = api.infer(
-        density,
-        jax.random.key(seed),
-        mesh=None if devices is None else jax.sharding.Mesh(devices, ("chains", "model")),
-        progress=leads,
-        draws=draws,
-        **settings,
-    )
+    grid = None if devices is None else jax.sharding.Mesh(devices, ("chains", "model"))
+    result = api.infer(density, jax.random.key(seed), mesh=grid, progress=leads, draws=draws, **settings)
     if not leads:
         return
     summary = str(result.summary())

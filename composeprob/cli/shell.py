@@ -80,8 +80,7 @@ def clean_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except ComposeProbError as error:
-            text = f"{type(error).__name__}: {error}"
-            text = text.replace(  # an argument of `infer` is an option here
+            text = f"{type(error).__name__}: {error}".replace(  # an argument of `infer` is an option here
                 "choose another checkpoint_dir, or start again:", "choose another --checkpoint-dir, or in the file"
             )
             Console(stderr=True).print(text, style="red", markup=False, highlight=False)

@@ -132,9 +132,8 @@ def distil(
 
     train_key, flow_key, own_key = jax.random.split(key, 3)
     if not jnp.all(jnp.isfinite(_sampled(flow, flow_key, unseen))):
-        raise InvalidValueError(
-            "Draws of the flow are not all finite numbers.", fix="look at flow.sample(key, condition=x) for these x."
-        )
+        fix = "look at flow.sample(key, condition=x) for these x."
+        raise InvalidValueError("Draws of the flow are not all finite numbers.", fix=fix)
     recipe = Recipe(data=data, conditions=("x",), **settings)
     run = train(recipe, train_key, progress=progress, label=label)
     factor, rows = cast(Diffusion, run.factor), []

@@ -113,14 +113,11 @@ def estimator(
 def _checked(theta: ArrayLike, x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     thetas, xs = (np.asarray(a, np.float32) for a in (theta, x))
     if thetas.ndim != 2 or xs.ndim not in (2, 3) or len(thetas) != len(xs) or not (thetas.size and xs.size):
-        raise ShapeError(
-            f"estimator got theta of shape {thetas.shape} and x of shape {xs.shape}.",
-            fix="give N parameters (N, size) and their N simulations, (N, d), or (N, m, d) for sets of m observations.",
-        )
+        fix = "give N parameters (N, size) and their N simulations, (N, d), or (N, m, d) for sets of m observations."
+        raise ShapeError(f"estimator got theta of shape {thetas.shape} and x of shape {xs.shape}.", fix=fix)
     if len(thetas) < tuning.ESTIMATOR.fewest:
-        raise InvalidValueError(
-            f"estimator got {len(thetas)} pairs.", fix=f"simulate more: {tuning.ESTIMATOR.fewest} at the very least."
-        )
+        fix = f"simulate more: {tuning.ESTIMATOR.fewest} at the very least."
+        raise InvalidValueError(f"estimator got {len(thetas)} pairs.", fix=fix)
     for name, values in (("theta", thetas), ("x", xs)):
         if bad := int((~np.isfinite(values)).reshape(len(values), -1).any(1).sum()):
             raise InvalidValueError(
@@ -128,10 +125,8 @@ def _checked(theta: ArrayLike, x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
                 fix="leave these pairs out, or give failed simulations a finite value that says so.",
             )
     if (constant := np.flatnonzero(thetas.std(0) == 0)).size:
-        raise InvalidValueError(
-            f"Entry {constant[0]} of theta is the same in all pairs.",
-            fix="leave it out: there is nothing to learn.",
-        )
+        fix = "leave it out: there is nothing to learn."
+        raise InvalidValueError(f"Entry {constant[0]} of theta is the same in all pairs.", fix=fix)
     return thetas, xs
 
 
@@ -147,9 +142,8 @@ def _box(prior: dist.Distribution | None, thetas: np.ndarray) -> Box | None:
     if isinstance(base, dist.Uniform):
         low, high = (jnp.broadcast_to(jnp.asarray(a, jnp.float32), thetas.shape[1:]) for a in (base.low, base.high))
         if np.any((thetas < low) | (thetas > high)):
-            raise InvalidValueError(
-                "Some theta lie outside of their prior's box.", fix="give the prior that they were drawn from."
-            )
+            fix = "give the prior that they were drawn from."
+            raise InvalidValueError("Some theta lie outside of their prior's box.", fix=fix)
         return low, high
     if base.support in (dist.constraints.real, dist.constraints.real_vector):
         return None
@@ -175,16 +169,11 @@ def _recipe(network: PosteriorDenoiser, data: Data, scale: np.ndarray, iteration
     import optax
 
     settings = tuning.ESTIMATOR
-    low = settings.low - 2 * math.log(scale.max())
-    high = settings.high - 2 * math.log(scale.min())
+    low, high = settings.low - 2 * math.log(scale.max()), settings.high - 2 * math.log(scale.min())
     high = max(high, settings.residual - 2 * math.log(float(network.known["deviation"].min())))
     return Recipe(
-        network=lambda key: network,
-        data=data,
-        schedule=Schedule.log_snr(settings.levels, low, high),
-        log_snr=LogSNR(low, high, focus=(low + settings.focus[0], high - settings.focus[1])),
-        conditions=("x",),
-        iterations=iterations,
-        batches=Batches(settings.batch, antithetic=True),
+        network=lambda key: network, data=data, schedule=Schedule.log_snr(settings.levels, low, high),
+        log_snr=LogSNR(low, high, focus=(low + settings.focus[0], high - settings.focus[1])), conditions=("x",),
+        iterations=iterations, batches=Batches(settings.batch, antithetic=True),
         learning_rate=functools.partial(optax.cosine_decay_schedule, settings.rate),
-    )
+    )  # fmt: skip

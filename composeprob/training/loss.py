@@ -57,14 +57,13 @@ def draw_batch(recipe: Recipe, key: Array, size: int) -> Batch:
         twice = (events, noise, other, dict(conditions))
         events, noise, other, conditions = jax.tree.map(lambda a: jnp.concatenate([a, a]), twice)
         epsilon = jnp.concatenate([epsilon, -epsilon])
-    foreign = None
+    foreign = variant = None
     if condition is not None:  # events are independent, so the next ones' conditions are as good as any others'
         others = range(1, condition.others + 1)
         foreign = jax.tree.map(lambda a: jnp.stack([jnp.roll(a, k, axis=0) for k in others], axis=1), conditions)
-    variant = None
-    if condition is not None and condition.vary is not None:
-        drawn = condition.vary(jax.random.fold_in(drop_key, 1), dict(conditions))
-        variant = jax.tree.map(lambda a: a[:, None], drawn)
+        if condition.vary is not None:
+            drawn = condition.vary(jax.random.fold_in(drop_key, 1), dict(conditions))
+            variant = jax.tree.map(lambda a: a[:, None], drawn)
     return Batch(events, epsilon, noise, other, dict(conditions), foreign, variant)
 
 
@@ -111,9 +110,7 @@ def losses(factor: Diffusion | Classifier, batch: Batch, denoising: bool = True)
     return jax.vmap(event_losses)(batch)
 
 
-def _log_densities(
-    at: Callable[[dict[str, Array]], tuple[Any, Array]], groups: Sequence[dict[str, Array]]
-) -> list[Array]:
+def _log_densities(at: Callable[..., tuple[Any, Array]], groups: Sequence[dict[str, Array]]) -> list[Array]:
     """log f given each of a group's conditions, one array a group. All are asked for in one batch, so that what depends
     on x alone is computed once."""
     if not groups:
@@ -134,8 +131,5 @@ def _drop(recipe: Recipe, key: Array, conditions: Mapping[str, Array], n: int) -
     none = recipe.condition.values
     assert not isinstance(none, tuple)  # which have no dropout
     drop = jax.random.bernoulli(key, recipe.condition.dropout, (n,))
-
-    def replace(value: Array, other: Array) -> Array:
-        return jnp.where(drop.reshape((n,) + (1,) * (value.ndim - 1)), other, value)
-
-    return {name: replace(value, jnp.asarray(none[name])) for name, value in conditions.items()}
+    replace = jax.vmap(jnp.where, in_axes=(0, None, 0))
+    return {name: replace(drop, jnp.asarray(none[name]), value) for name, value in conditions.items()}

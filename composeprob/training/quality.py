@@ -67,9 +67,8 @@ def _compare(factor: LeafFactor, exact: Analytic, noise: Noise, key: Array, num:
 def _noises(factor: LeafFactor) -> list[Noise]:
     """The noises to look at: fixed log-SNR, or the levels nearest to them for a factor that knows only levels."""
     wanted = np.array([-12.0, -8.0, -4.0, -2.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 9.5])
-    levels = factor.schedule.levels
     if factor.traits.levels == "own":
-        known = np.asarray(levels.log_snr)
+        known = np.asarray(factor.schedule.levels.log_snr)
         nearest = sorted({int(np.abs(known - value).argmin()) for value in wanted}, reverse=True)
         return [factor.schedule.at(k) for k in nearest]
     pairs = zip(*factor.schedule.noise_at(wanted), strict=True)
@@ -134,14 +133,12 @@ def losses_by_log_snr(
     return [_rounded({name: column[i] for name, column in columns.items()}) for i in range(num_intervals)]
 
 
-def _loss_on(
-    recipe: Recipe, factor: Diffusion | Classifier, data: Data, key: Array, num: int
-) -> tuple[Array, Array, Array]:
+def _loss_on(recipe: Recipe, factor: Diffusion | Classifier, data: Data, key: Array, num: int) -> tuple[Array, ...]:
     """Log-SNR of ``num`` events, their loss, and whether a classifier is right; conditions are never dropped."""
     recipe = dataclasses.replace(recipe, data=data, conditions=dataclasses.replace(recipe.condition, dropout=0.0))
 
     @eqx.filter_jit
-    def run(factor: Diffusion | Classifier, key: Array) -> tuple[Array, Array, Array]:
+    def run(factor: Diffusion | Classifier, key: Array) -> tuple[Array, ...]:
         batch = draw_batch(recipe, key, num)
         denoising = lambda event: jnp.squeeze(losses(factor, event).denoising)  # noqa: E731
         batches_of_one = jax.tree.map(lambda a: a[:, None], batch)

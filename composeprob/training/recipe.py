@@ -279,12 +279,8 @@ class Recipe:
             NetworkError: data that are no function of a key and a number, or give another number of events.
         """
         fix = "write a function: data=lambda key, n: images[jax.random.randint(key, (n,), 0, len(images))]."
-        made = called(
-            "The data of a training recipe",
-            "data(key, n)",
-            lambda: jax.eval_shape(lambda key: self.data(key, 2), jax.random.key(0)),
-            fix,
-        )
+        drawn = lambda: jax.eval_shape(lambda key: self.data(key, 2), jax.random.key(0))  # noqa: E731
+        made = called("The data of a training recipe", "data(key, n)", drawn, fix)
         shapes = [tuple(getattr(part, "shape", ())) for part in jax.tree.leaves(made)]
         if not shapes or any(shape[:1] != (2,) for shape in shapes):
             found = ", ".join(map(str, shapes)) or "nothing"
@@ -304,18 +300,12 @@ class Recipe:
         """Makes the factor of this recipe with a given network."""
         if self.parameterization == "classifier":
             return Classifier(network, self.schedule, event_shape=self.event_shape, time=self.time, label=label)
+        known = None if self.time == "level" or self.log_snr is None else self.log_snr_range()
         return Diffusion(
-            network,
-            self.schedule,
-            event_shape=self.event_shape,
-            parameterization=self.parameterization,
-            time=self.time,
-            conditions=self.condition.values,
-            log_snr_range=None if self.time == "level" or self.log_snr is None else self.log_snr_range(),
-            mode_depth=self.loss(CrossLevel) is not None,
-            label=label,
-            encoders=self.condition.encoders,
-        )
+            network, self.schedule, event_shape=self.event_shape, parameterization=self.parameterization,
+            time=self.time, conditions=self.condition.values, encoders=self.condition.encoders, log_snr_range=known,
+            mode_depth=self.loss(CrossLevel) is not None, label=label,
+        )  # fmt: skip
 
     def untrained(self, key: Array) -> Network:
         """Makes the network before training, as an Equinox module."""

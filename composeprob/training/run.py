@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,15 +23,11 @@ from composeprob.arguments import check_key
 from composeprob.checkpoint import CheckpointFolder
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
+from composeprob.factors.networks import Network
 from composeprob.json_data import JSONObject
 from composeprob.runtime.progress import Progress
 from composeprob.training.loss import Batch, draw_batch, losses
 from composeprob.training.recipe import CrossCondition, CrossLevel, Denoising, LogSNR, Recipe
-
-if TYPE_CHECKING:
-    from types import FrameType
-
-    from composeprob.factors.networks import Network
 
 
 @dataclass(frozen=True)
@@ -83,8 +79,7 @@ Advance = Callable[[State, np.int32], tuple[State, Record]]
 
 def bin_edges(recipe: Recipe) -> np.ndarray:
     """Returns the edges of the bins of log-SNR, shape (bins + 1,)."""
-    low, high = recipe.log_snr_range()
-    return np.linspace(low, high, tuning.TRAINING_BINS + 1)
+    return np.linspace(*recipe.log_snr_range(), tuning.TRAINING_BINS + 1)
 
 
 def initial(recipe: Recipe, network: Network) -> State:
@@ -103,19 +98,18 @@ def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
     factor = recipe.factor(network)
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
     optimiser = recipe.optimiser()
-    edges = jnp.asarray(bin_edges(recipe))
+    edges, bins = jnp.asarray(bin_edges(recipe)), tuning.TRAINING_BINS
     denoising, level, condition = recipe.loss(Denoising), recipe.loss(CrossLevel), recipe.loss(CrossCondition)
 
     def mean_loss(parameters: PyTree[Array], batch: Batch) -> tuple[Array, Array]:
         trained = eqx.tree_at(lambda f: f.network, factor, eqx.combine(parameters, static))
         each = losses(trained, batch, denoising is not None)
-        total = zero = jnp.zeros(())
+        total = jnp.zeros(())
         if denoising is not None:
             weight = 1.0 if denoising.weight is None else jax.vmap(denoising.weight)(batch.noise.log_snr)
             total = weight * each.denoising
-        crossed = (level.weight * each.cross_level if level else zero) + (
-            condition.weight * each.cross_condition if condition else zero
-        )
+        pairs = (level, each.cross_level), (condition, each.cross_condition)
+        crossed = sum((loss.weight * values for loss, values in pairs if loss), jnp.zeros(()))
         return jnp.mean(total + crossed), crossed if denoising is None else each.denoising
 
     def gradient(parameters: PyTree[Array], step_key: Array) -> tuple[PyTree[Array], Array, Array]:
@@ -138,21 +132,14 @@ def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
         updates, optimiser_state = optimiser.update(grad, state.optimiser, state.parameters)
         parameters = eqx.apply_updates(state.parameters, updates)
         average = jax.tree.map(lambda a, p: recipe.ema * a + (1 - recipe.ema) * p, state.average, parameters)
-        place = jnp.clip(jnp.searchsorted(edges, log_snr, side="right") - 1, 0, tuning.TRAINING_BINS - 1)
-        record = Record(
-            record.loss.at[i].set(jnp.mean(each)),
-            record.bin_sum.at[place].add(each),
-            record.bin_count.at[place].add(1),
-        )
+        place = jnp.clip(jnp.searchsorted(edges, log_snr, side="right") - 1, 0, bins - 1)
+        sums, counts = record.bin_sum.at[place].add(each), record.bin_count.at[place].add(1)
+        record = Record(record.loss.at[i].set(jnp.mean(each)), sums, counts)
         return State(state.step + 1, parameters, average, optimiser_state), record
 
     @jax.jit
     def advance(state: State, steps: Array | np.int32) -> tuple[State, Record]:
-        empty = Record(
-            jnp.zeros(tuning.TRAINING_STEPS),
-            jnp.zeros(tuning.TRAINING_BINS),
-            jnp.zeros(tuning.TRAINING_BINS, jnp.int32),
-        )
+        empty = Record(jnp.zeros(tuning.TRAINING_STEPS), jnp.zeros(bins), jnp.zeros(bins, jnp.int32))
         return jax.lax.fori_loop(0, steps, step, (state, empty))
 
     return advance
@@ -251,14 +238,9 @@ def stretches(
 
 def blank(recipe: Recipe, network: Network) -> _Progressed:
     """Makes the content before the first step."""
-    slots = -(-recipe.iterations // tuning.TRAINING_STEPS)
-    return _Progressed(
-        initial(recipe, network),
-        np.zeros(recipe.iterations, np.float32),
-        np.zeros((slots, tuning.TRAINING_BINS), np.float32),
-        np.zeros((slots, tuning.TRAINING_BINS), np.int32),
-        np.zeros(()),
-    )
+    steps, shape = recipe.iterations, (-(-recipe.iterations // tuning.TRAINING_STEPS), tuning.TRAINING_BINS)
+    history = np.zeros(steps, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+    return _Progressed(initial(recipe, network), *history, np.zeros(()))
 
 
 def after(now: _Progressed, advance: Advance, steps: int) -> _Progressed:
@@ -280,8 +262,8 @@ def finish(recipe: Recipe, network: Network, now: _Progressed, label: str) -> Tr
     since = int(0.9 * done) // tuning.TRAINING_STEPS
     total, count = now.bin_sum[since:].sum(0), now.bin_count[since:].sum(0)
     by_bin = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    finished = done >= recipe.iterations
-    return TrainingRun(factor, now.loss[:done], bin_edges(recipe), by_bin, float(now.seconds), finished)
+    seconds, finished = float(now.seconds), done >= recipe.iterations
+    return TrainingRun(factor, now.loss[:done], bin_edges(recipe), by_bin, seconds, finished)
 
 
 def _fingerprint(recipe: Recipe, network: Network, key: Array) -> JSONObject:
@@ -311,7 +293,7 @@ def _interruptible() -> Iterator[threading.Event]:
         yield event  # signals reach the main thread only
         return
 
-    def heard(signum: int, frame: FrameType | None) -> None:
+    def heard(*_: object) -> None:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()

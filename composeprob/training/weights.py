@@ -75,10 +75,8 @@ def load_weights(network: Tree, path: str | Path) -> Tree:
                 f"{array.dtype}{list(array.shape)}.",
                 fix=changed,
             )
-    leaves, structure = jax.tree.flatten(network)
     names = iter(wanted)
-    filled = [jax.numpy.asarray(stored[next(names)]) if is_array(leaf) else leaf for leaf in leaves]
-    return jax.tree.unflatten(structure, filled)
+    return jax.tree.map(lambda leaf: jax.numpy.asarray(stored[next(names)]) if is_array(leaf) else leaf, network)
 
 
 def _halved(name: str, array: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -42,6 +43,14 @@ def both(f: Any, g: Any) -> Any:
 def normal(mean: Any = 0.0, sd: Any = 1.0, schedule: cp.Schedule = SCHEDULE) -> cp.Analytic:
     """A Gaussian factor with independent entries."""
     return cp.Analytic(dist.Normal(jnp.asarray(mean, float), jnp.asarray(sd, float)), schedule)
+
+
+def modes(shares: Any, means: Any, sds: Any) -> dist.Distribution:
+    """A mixture of normal laws of a number, or, where the means are rows, of an event."""
+    means, sds = jnp.asarray(means, float), jnp.asarray(sds, float)
+    width = sds[:, None] if sds.ndim == 1 < means.ndim else sds
+    parts = dist.Normal(means, width).to_event(means.ndim - 1)
+    return dist.MixtureSameFamily(dist.Categorical(probs=jnp.asarray(shares)), parts)
 
 
 def unit_energy(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -105,22 +114,34 @@ def visited(sampler: Any, density: Any, points: Any, level: Any, above: Any = No
 
 
 class Calls:
-    """A counter that survives tracing: `network` counts its calls at run time, `traced` its calls by Python."""
+    """A counter that survives tracing: `run` counts calls at run time, one for a whole batch under `jax.vmap`, `traced`
+    those by Python."""
 
     def __init__(self) -> None:
-        self.run, self.traced = 0, 0
+        self._run, self.traced = 0, 0
 
     def _one_more(self) -> None:
-        self.run += 1
+        self._run += 1
 
     def __call__(self) -> None:
         self.traced += 1
         jax.debug.callback(self._one_more)
 
-    def reset(self) -> None:
-        """Start from zero, once every call under way has arrived."""
+    @property
+    def run(self) -> int:
+        """So far, once every call under way has arrived."""
         jax.effects_barrier()
-        self.run = self.traced = 0
+        return self._run
+
+    def reset(self) -> None:
+        self._run -= self.run
+        self.traced = 0
+
+    def runs_of(self, thunk: Callable[[], Any]) -> int:
+        """How often it is called in `thunk`."""
+        before = self.run
+        jax.block_until_ready(thunk())
+        return self.run - before
 
 
 class Counted(eqx.Module):

@@ -12,38 +12,17 @@ import numpyro.distributions as dist
 import composeprob as cp
 from composeprob.factors.base import LeafFactor, Traits
 from composeprob.schedule import Schedule
-
-
-class Counter:
-    """Traces and runs so far. A callback without arguments runs once for a whole batch under `jax.vmap`."""
-
-    def __init__(self) -> None:
-        self.traces = self.runs = 0
-
-    def called(self) -> None:
-        self.traces += 1
-        jax.debug.callback(self._ran)
-
-    def _ran(self) -> None:
-        self.runs += 1
-
-    def runs_of(self, thunk: Any) -> int:
-        """How often the network runs in `thunk`."""
-        jax.effects_barrier()
-        before = self.runs
-        jax.block_until_ready(thunk())
-        jax.effects_barrier()
-        return self.runs - before
+from sampling_cases import Calls
 
 
 class Energy(eqx.Module):
     """E = ½·‖W·x − c‖² of each event; counted."""
 
     weight: jax.Array
-    counter: Counter = eqx.field(static=True)
+    counter: Calls = eqx.field(static=True)
 
     def __call__(self, x: jax.Array, t: jax.Array, c: jax.Array | float = 0.0) -> jax.Array:
-        self.counter.called()
+        self.counter()
         return 0.5 * jnp.sum((self.weight @ x - c) ** 2)
 
 
@@ -53,10 +32,10 @@ class Gaussian(eqx.Module):
     form: str = eqx.field(static=True)
     slope: tuple[float, ...] = eqx.field(static=True)
     variance: tuple[float, ...] = eqx.field(static=True)
-    counter: Counter = eqx.field(static=True)
+    counter: Calls = eqx.field(static=True)
 
     def __call__(self, x: jax.Array, log_snr: jax.Array, **condition: jax.Array) -> jax.Array:
-        self.counter.traces += 1
+        self.counter.traced += 1
         (c,) = condition.values()
         alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
         away = x - alpha * c * jnp.array(self.slope)
@@ -66,9 +45,9 @@ class Gaussian(eqx.Module):
         return -away / variance if self.form == "score" else sigma * away / variance
 
 
-def gaussian(form: str, slope: Any, variance: Any, schedule: Schedule, **options: Any) -> tuple[cp.Diffusion, Counter]:
+def gaussian(form: str, slope: Any, variance: Any, schedule: Schedule, **options: Any) -> tuple[cp.Diffusion, Calls]:
     """A factor by such a network, and its counter."""
-    counter = Counter()
+    counter = Calls()
     network = Gaussian(form, tuple(slope), tuple(variance), counter)
     options = {"event_shape": (len(slope),), "parameterization": form, "time": "log_snr"} | options
     return cp.Diffusion(network, schedule, **options), counter

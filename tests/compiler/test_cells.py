@@ -68,9 +68,9 @@ def test_many_sets_are_the_product_of_windows():
     few = cp.compile(single, canvas_prior() * cp.window(f, CANVAS, over=SETS[:2]).given(c=-0.3) ** 0.7 * other)
     sizes = []
     for made in (few, density):
-        before = counter.traces
+        before = counter.traced
         jaxpr = jax.make_jaxpr(lambda x, made=made: made.score_and_rate(x, 3))(X)
-        assert counter.traces == before + 1
+        assert counter.traced == before + 1
         sizes.append(len(jaxpr.jaxpr.eqns))
     assert sizes[0] == sizes[1]  # the code does not depend on the number of sets
 

@@ -12,8 +12,8 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from compiler.networks import Counter, Energy, score_by_one_trace
-from sampling_cases import single
+from compiler.networks import Energy, score_by_one_trace
+from sampling_cases import Calls, single
 
 SCHEDULE = cp.Schedule.cosine(10)
 X = {"x": jnp.array([0.3, -0.6])}
@@ -26,7 +26,7 @@ def observed(f, y, anneal="denoised"):
 
 
 def model(schedule=SCHEDULE, size=2, time="level"):
-    network = Energy(jnp.eye(size) + 0.1, Counter())
+    network = Energy(jnp.eye(size) + 0.1, Calls())
     options = {"event_shape": (size,), "parameterization": "energy", "time": time, "conditions": {"c": 0.0}}
     return cp.Diffusion(network, schedule, **options), network.counter
 
@@ -141,10 +141,10 @@ def test_what_is_evaluated_by_hand_is_compiled_once():
     f, counter = model()
     density = cp.compile(observed, f, jnp.array(0.2))
     first = density.score(X, 2)["x"]
-    traces = counter.traces
+    traced = counter.traced
     again = density.score({"x": 2 * X["x"]}, 3)["x"]
     density.log_density(X, 4)
-    assert counter.traces == traces
+    assert counter.traced == traced
     np.testing.assert_allclose(first, jax.jit(density.score)(X, 2)["x"], rtol=1e-5)
     np.testing.assert_allclose(again, jax.jit(density.score)({"x": 2 * X["x"]}, 3)["x"], rtol=1e-5)
 

@@ -109,9 +109,9 @@ def test_its_code_does_not_depend_on_the_number_of_data(form, fewest, block):
     for n in (fewest, 90):
         f, counter = posterior(form)
         density = cp.compile(single, tall(f, data(n), block=block))
-        made = counter.traces
+        made = counter.traced
         sizes.append(equations(density))
-        traces.append((made, counter.traces - made))
+        traces.append((made, counter.traced - made))
     assert sizes[0] == sizes[1]
     assert traces[0] == traces[1]
     assert traces[0][1] == 1
@@ -141,9 +141,9 @@ def test_new_data_do_not_compile_again(of_program):
     score = eqx.filter_jit(lambda density, x: density.score(x, 3)["x"])
     densities = [made(seed) for seed in (0, 1)]
     found = [score(densities[0], X)]
-    before = counter.traces
+    before = counter.traced
     found.append(score(densities[1], X))
-    assert counter.traces == before
+    assert counter.traced == before
     assert not np.allclose(*found)
     agree(found[1], made(1, over=False).score(X, 3)["x"])
 
@@ -196,9 +196,9 @@ def test_one_network_is_one_batch():
     whole = prior() * cp.product(f, over={"y": data(4)}) * f.given(y=data(1)[0]) * cp.product(f, over={"y": data(3)})
     density = cp.compile(single, whole)
     assert "8 × posterior as one" in str(density)
-    before = counter.traces
+    before = counter.traced
     density.score(X, 3)
-    assert counter.traces == before + 1
+    assert counter.traced == before + 1
 
 
 def test_shares_of_a_mixture_over_data():
@@ -286,9 +286,9 @@ def test_groups_with_data_of_their_own_are_one_batch():
     (f, counter), groups = posterior(), [data(3, seed) for seed in (0, 1)]
     made = cp.compile(cp.program(lambda *each: [cp.sample(f"x{g}", one) for g, one in enumerate(each)]),
                       *(tall(f, ys) for ys in groups))  # fmt: skip
-    counter.traces = 0
+    counter.traced = 0
     found = made.score({"x0": X["x"], "x1": -X["x"]}, 5)
-    assert counter.traces == 1
+    assert counter.traced == 1
     for name, ys, x in (("x0", groups[0], X["x"]), ("x1", groups[1], -X["x"])):
         np.testing.assert_allclose(found[name], cp.compile(single, tall(f, ys)).score({"x": x}, 5)["x"], rtol=1e-9)
 

@@ -12,10 +12,10 @@ import pytest
 from flax import linen, nnx
 
 import composeprob as cp
-from compiler.networks import Counter, Energy
+from compiler.networks import Energy
 from composeprob.factors.precision import Rounded, in_precision
 from refusals import refused
-from sampling_cases import single
+from sampling_cases import Calls, single
 
 SCHEDULE = cp.Schedule.cosine(10)
 SIZE = 16
@@ -159,7 +159,7 @@ def held(f):
 
 def inside_of_others():
     """Densities of factors in others, under a latent and under conditions, and where they are evaluated."""
-    f, counter = factor(NETWORKS["Equinox"](), "energy_residual"), Counter()
+    f, counter = factor(NETWORKS["Equinox"](), "energy_residual"), Calls()
     classifier = cp.Classifier(lambda x, t: jnp.eye(SIZE) @ x, SCHEDULE, event_shape=(SIZE,))
     canvas = {"x": jnp.ones(SIZE + 1)}
     energy = factor(Energy(jnp.eye(SIZE) + 0.1, counter), "energy", conditions={"c": 0.0})

@@ -12,14 +12,15 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from compiler.networks import Counter, Energy
+from compiler.networks import Energy
 from composeprob.compiler.once import once
 from composeprob.factors.equations import Influence
+from sampling_cases import Calls
 
 SCHEDULE = cp.Schedule.log_snr(10)
 NORMAL = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE)
 MODEL = cp.Diffusion(
-    Energy(jnp.eye(2), Counter()), SCHEDULE, event_shape=(2,), parameterization="energy", conditions={"c": 0.0}
+    Energy(jnp.eye(2), Calls()), SCHEDULE, event_shape=(2,), parameterization="energy", conditions={"c": 0.0}
 )
 
 

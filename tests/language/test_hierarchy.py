@@ -210,7 +210,6 @@ def test_networks_get_the_latent_of_the_position():
         np.testing.assert_allclose(found.parts.log_marginal, -0.5 * away, rtol=1e-4)
     counter.reset()
     evaluate(density, position, 6)
-    jax.effects_barrier()
     assert counter.run == 2  # two leaves, each one batch of three copies
 
 

@@ -141,7 +141,6 @@ def test_starting_chains_evaluates_nothing(name):
     blank = begin(jax.random.key(0), 2, sampler.visits(density, None))
     calls.reset()
     run = jax.jit(lambda run: sampler.start(run, density, sampler.first_level(density)))(blank)
-    jax.effects_barrier()
     assert calls.run == 0
     assert np.isfinite(run.chains.points).all()
     assert np.isnan(run.chains.evaluation.score).all()
@@ -167,7 +166,6 @@ def test_evaluations_are_what_the_result_says(name):
     sampler, density, calls = counted(name)
     calls.reset()
     result = cp.infer(density, jax.random.key(0), num_chains=4, sampler=sampler, progress=False)
-    jax.effects_barrier()
     replicas = sampler.num_levels if isinstance(sampler, cp.ReplicaExchange) else 1
     assert replicas * calls.run == result.evaluations > 0  # a call serves all chains at once, and all of their replicas
     if name in STATED:

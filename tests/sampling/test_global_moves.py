@@ -132,7 +132,6 @@ def test_they_cost_one_evaluation_each():
     for then in ((), cp.GlobalMoves(7)):
         calls.reset()
         result = run(density, chains=16, sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1, then=then))
-        jax.effects_barrier()
         counts.append((calls.run, result.evaluations))
     assert counts[1][0] - counts[0][0] == 7  # of all chains at once
     assert counts[1][1] - counts[0][1] == 7

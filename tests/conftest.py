@@ -41,6 +41,13 @@ def double_precision():
         yield
 
 
+@pytest.fixture
+def double_alone():
+    """Double precision for one test of a module."""
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _let_go_of_compiled_code():
     yield

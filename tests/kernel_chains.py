@@ -1,7 +1,5 @@
 """Runs many chains of a kernel at one level, for the tests of kernels."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -48,9 +46,8 @@ def driven(
 ) -> tuple[KernelState, Info]:
     """One transition of given noise, evaluation by evaluation: as many as the kernel has, or ``evaluations``."""
     last = (kernel.evaluations_per_step if evaluations is None else evaluations) - 1
-    trajectory, position = jax.lax.fori_loop(
-        0, last, lambda i, way: kernel.advance(i, way[0], target(way[1])), kernel.begin(noise, state, step_size)
-    )
+    onward = lambda i, way: kernel.advance(i, way[0], target(way[1]))
+    trajectory, position = jax.lax.fori_loop(0, last, onward, kernel.begin(noise, state, step_size))
     return kernel.finish(trajectory, target(position))
 
 

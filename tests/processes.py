@@ -1,7 +1,5 @@
 """Python in a process of its own: devices are made when JAX starts, and what is imported or compiled is new there."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

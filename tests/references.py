@@ -4,8 +4,6 @@ A `Reference` is log f(x; α, σ): the log-density of the noised event α·X + �
 complex x, so that Im log f(x + i·h·e_j)/h is ∂_j log f to the last digit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

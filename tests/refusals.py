@@ -1,7 +1,5 @@
 """The contract of every refusal, and tables of them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import Any

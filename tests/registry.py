@@ -3,8 +3,6 @@
 kernels/test_transitions.py and factors/test_registry.py fail when a public class has no row.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import pkgutil

@@ -3,8 +3,6 @@
 `main` is called in a process of its own, since devices are made when JAX starts.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

@@ -1,9 +1,7 @@
 """Programs and schedules that the tests of sampling share: one structure, so that compiled code is shared too."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import pytest
 
 import composeprob as cp
 from composeprob.runtime.progress import Progress
@@ -45,12 +44,24 @@ def normal(mean: Any = 0.0, sd: Any = 1.0, schedule: cp.Schedule = SCHEDULE) -> 
     return cp.Analytic(dist.Normal(jnp.asarray(mean, float), jnp.asarray(sd, float)), schedule)
 
 
+def slow(*row: Any) -> Any:
+    """A row of a table that only `make test-all` runs."""
+    return pytest.param(*row, marks=pytest.mark.slow)
+
+
 def modes(shares: Any, means: Any, sds: Any) -> dist.Distribution:
     """A mixture of normal laws of a number, or, where the means are rows, of an event."""
     means, sds = jnp.asarray(means, float), jnp.asarray(sds, float)
     width = sds[:, None] if sds.ndim == 1 < means.ndim else sds
     parts = dist.Normal(means, width).to_event(means.ndim - 1)
     return dist.MixtureSameFamily(dist.Categorical(probs=jnp.asarray(shares)), parts)
+
+
+def learned(
+    network: Any, form: str, schedule: cp.Schedule, shape: tuple[int, ...] = (2,), time: str = "log_snr", **options: Any
+) -> cp.Diffusion:
+    """A factor by a network of this parameterization, told the log-SNR."""
+    return cp.Diffusion(network, schedule, event_shape=shape, parameterization=form, time=time, **options)
 
 
 def unit_energy(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -152,6 +163,16 @@ class Counted(eqx.Module):
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         self.calls()
         return -0.5 * jax.numpy.sum(x**2)
+
+
+def equations(jaxpr: Any, loops: int = 0) -> Iterator[tuple[Any, int]]:
+    """Every equation of a traced function, those inside of others too, with the number of loops that it is in."""
+    is_jaxpr = lambda node: hasattr(node, "eqns")
+    for equation in jaxpr.eqns:
+        yield equation, loops
+        inner = jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr)
+        for each in filter(is_jaxpr, inner):
+            yield from equations(each, loops + (equation.primitive.name in ("while", "scan")))
 
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,8 +3,6 @@
 A check compares averages of `statistics` over a sampler's draws with `expected`; see zscores.py for the error rate.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -134,14 +132,8 @@ def two_modes(
         }
 
     along = w @ (s**2 + side**2) - mean**2
-    expected = {
-        "mean": mean,
-        "variance": variance,
-        "mode mass": mass[1],
-        "left sd": 0.0,
-        "right sd": 0.0,
-        "covariance": along,
-    }
+    expected = {"mean": mean, "variance": variance, "mode mass": mass[1], "left sd": 0.0, "right sd": 0.0}
+    expected["covariance"] = along
     return Law(f"two_modes{d}d", log_density, draw, statistics, expected, d * variance)
 
 

@@ -9,8 +9,6 @@ Chains are independent, so the standard error is that of the chains' own average
 within a chain.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

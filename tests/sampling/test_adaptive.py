@@ -36,24 +36,20 @@ def test_a_frozen_step_is_one_number_a_level(product):
     assert all(np.all(result.step_size > 0) for result in results)
 
 
-def test_acceptance_that_collapses_is_named(product):
-    result = adapted(product, cp.MALA(50.0))  # far too large at every level
-    assert result.status.code is Code.ACCEPTANCE_COLLAPSED
-    assert "level" in result.status.message
-    assert "Adaptive" in result.status.message
-    assert np.all(np.isfinite(result["x"]))
-
-
-def test_non_finite_densities_are_rejected_and_counted():
+def test_acceptance_that_collapses_is_named_and_non_finite_densities_are_rejected_and_counted(product):
     def broken(x, level):  # NaN beyond a wall inside the bulk
         return jnp.where(x[0] > 0.5, jnp.nan, -0.5 * jnp.sum(x**2))
 
-    density = cp.compile(single, cp.Energy(broken, SCHEDULE, event_shape=(1,)))
-    result = adapted(density, cp.MALA(0.3))
-    assert result.levels["non_finite"].sum() > 0
-    assert result.status.code is Code.NON_FINITE
-    assert "density.log_density" in result.status.message
-    assert np.all(np.isfinite(result["x"]))
+    walled = cp.compile(single, cp.Energy(broken, SCHEDULE, event_shape=(1,)))
+    for density, step, code, words in (
+        (product, 50.0, Code.ACCEPTANCE_COLLAPSED, ("level", "Adaptive")),  # far too large at every level
+        (walled, 0.3, Code.NON_FINITE, ("density.log_density",)),
+    ):
+        result = adapted(density, cp.MALA(step))
+        assert (result.levels["non_finite"].sum() > 0) == (density is walled)
+        assert result.status.code is code
+        assert all(word in result.status.message for word in words)
+        assert np.all(np.isfinite(result["x"]))
 
 
 def test_a_score_that_is_never_finite_stops_ancestral_sampling_where_it_is():

@@ -7,16 +7,20 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from compiler.networks import measured
 from composeprob import tuning
 from composeprob.samplers.choose import choose, independent
-from sampling_cases import SCHEDULE, normal, run, single, unit_energy
+from sampling_cases import SCHEDULE, learned, normal, run, single, unit_energy
 
 
-def network(parameterization):
-    def call(x, t):
-        return unit_energy(x, t) if parameterization == "energy" else x
+def network(form):
+    return learned(unit_energy if form == "energy" else lambda x, t: x, form, SCHEDULE, time="sigma")
 
-    return cp.Diffusion(call, SCHEDULE, event_shape=(2,), parameterization=parameterization, time="sigma")
+
+FORMS = {
+    "closed": lambda: normal([0.0, 0.0]),
+    "user's": lambda: cp.Energy(lambda x, level: -0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(2,)),
+}
 
 
 @cp.program
@@ -27,7 +31,7 @@ def with_latent(f):
 
 
 @cp.program
-def no_diffusion():
+def no_diffusion(f):
     m = cp.sample("m", dist.Normal(0.0, 1.0))
     cp.observe("y", dist.Normal(m, 0.5), 1.0)
 
@@ -37,21 +41,24 @@ CASES = {
     "many chains, a rate and an energy": (single, "energy", MANY, cp.SMC, "tuned MALA"),
     "many chains, scores only": (single, "epsilon", MANY, cp.SMC, "only its score"),
     "some chains, a learned energy": (single, "energy", SOME, cp.SMC, "tuned MALA"),
-    "some chains, a closed form": (single, None, 255, cp.AnnealedMCMC, "fewer than 256"),
+    "some chains, a closed form": (single, "closed", 255, cp.AnnealedMCMC, "fewer than 256"),
     "few chains, a learned energy": (single, "energy", 31, cp.AnnealedMCMC, "fewer than 32"),
     "few chains, scores only": (single, "epsilon", 12, cp.AnnealedMCMC, "only its score"),
     "scores only and a latent": (with_latent, "epsilon", SOME, cp.SMC, "latents move with what hangs on them"),
     "few chains and a latent": (with_latent, "epsilon", 12, cp.AnnealedMCMC, "latents move with what"),
+    "many chains, a user's energy": (single, "user's", MANY, cp.SMC, "trusted"),
+    "many chains without factors": (no_diffusion, "closed", MANY, cp.AnnealedMCMC, "one level only"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_choice_and_reason(case):
     program, form, chains, kind, why = CASES[case]
-    density = cp.compile(program, network(form) if form else normal([0.0, 0.0]))
+    density = cp.compile(program, FORMS[form]() if form in FORMS else network(form))
     sampler, reason = choose(density, chains)
     assert type(sampler) is kind
     assert why in reason
+    assert form != "user's" or sampler.weights == "density"
     sampler.prepare(density)  # it can be used
 
 
@@ -69,13 +76,8 @@ def test_some_chains_keep_the_shares_of_learned_modes(weighed):
         square = jnp.sum((x - alpha * means) ** 2, -1)
         return -sigma * jax.nn.logsumexp(jnp.log(weights / variance) - 0.5 * square / variance)
 
-    @cp.program
-    def measured(f):
-        x = cp.sample("x", f)
-        cp.observe("y", dist.Normal(jnp.dot(row, x), noise), y)
-
-    factor = cp.Diffusion(energy, SCHEDULE, event_shape=(2,), parameterization="energy", time="level")
-    density = cp.compile(measured, factor)
+    factor = learned(energy, "energy", SCHEDULE, time="level")
+    density = cp.compile(measured, factor, lambda x: dist.Normal(jnp.dot(row, x), noise), y)
     seen = sds**2 * (row @ row) + noise**2  # the variance of y, and what it tells of x[0]
     shares = jax.nn.softmax(np.log(weights) + dist.Normal(means @ row, np.sqrt(seen)).log_prob(y))
     exact = float(shares @ (means[:, 0] + sds**2 * row[0] / seen * (y - means @ row)))
@@ -83,20 +85,6 @@ def test_some_chains_keep_the_shares_of_learned_modes(weighed):
     found = [run(density, key, 100, sampler=sampler).mean(lambda s: s["x"][0]) for key in range(keys)]
     off = sum(f.value - exact for f in found) / np.sqrt(sum(f.error**2 for f in found))
     assert abs(off) < 3.3 if weighed else abs(off) > 5
-
-
-def test_a_user_energy_is_weighted_by_its_density():
-    factor = cp.Energy(lambda x, level: -0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(2,))
-    sampler, reason = choose(cp.compile(single, factor), MANY)
-    assert isinstance(sampler, cp.SMC)
-    assert sampler.weights == "density"
-    assert "trusted" in reason
-
-
-def test_a_program_without_factors_gets_chains():
-    sampler, reason = choose(cp.compile(no_diffusion), MANY)
-    assert isinstance(sampler, cp.AnnealedMCMC)
-    assert "one level only" in reason
 
 
 def test_scores_only_are_corrected_by_a_line_integral():

@@ -1,8 +1,6 @@
 """Networks are in the compiled loop once, no array of it changes its type, few frames lead to them, and they are
 evaluated as often as the result says."""
 
-from __future__ import annotations
-
 import traceback
 
 import blackjax
@@ -20,7 +18,7 @@ from composeprob.runtime.compiled import advance
 from composeprob.samplers import weights
 from composeprob.samplers.run import Pace, begin, placed
 from composeprob.samplers.spread import Spread
-from sampling_cases import Calls, Counted, both, normal, single, squared, unit_energy
+from sampling_cases import Calls, Counted, both, equations, learned, normal, single, slow, squared, unit_energy
 
 SCHEDULE = cp.Schedule.log_snr(12)
 
@@ -71,31 +69,16 @@ def counted(name):
         return x * t / jnp.sqrt(1 + t**2) if name in SCORES else unit_energy(x, t)
 
     form = "epsilon" if name in SCORES else "energy"
-    factor = cp.Diffusion(network, SCHEDULE, event_shape=(2,), parameterization=form, time="sigma", label="counted")
+    factor = learned(network, form, SCHEDULE, time="sigma", label="counted")
     if name == "SMC, density":
         factor = cp.Energy(Counted(calls), SCHEDULE, event_shape=(2,))
     sampler = {**ENERGIES, **SCORES, **BLOCKS, **OPAQUE}[name]
     return sampler, cp.compile(with_latents if name in BLOCKS else single, factor), calls
 
 
-def places(jaxpr, depth=0):
+def places(jaxpr):
     """Of every call of the counter in a traced function: in how many loops it is."""
-    found = []
-    for equation in jaxpr.eqns:
-        name = equation.primitive.name
-        found += [depth] if name == "debug_callback" else []
-        inner = [jaxpr for value in equation.params.values() for jaxpr in jaxprs(value)]
-        for each in inner:
-            found += places(each, depth + (name in ("while", "scan")))
-    return found
-
-
-def jaxprs(value):
-    """Those in a parameter of an equation."""
-    if isinstance(value, (tuple, list)):
-        return [jaxpr for each in value for jaxpr in jaxprs(each)]
-    value = getattr(value, "jaxpr", value)
-    return [value] if hasattr(value, "eqns") else []
+    return [loops for equation, loops in equations(jaxpr) if equation.primitive.name == "debug_callback"]
 
 
 PLACES = ("SMC", "SMC, order 1", "SMC, density", "MALA, reverse", "HMC", "Ancestral", "line integral", "HMC, warm-up",
@@ -118,19 +101,16 @@ def traced(name):
     return [places(jax.make_jaxpr(way)(state).jaxpr) for way, state in ((start, blank), *((w, run) for w in ways))]
 
 
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name", [*PLACES, "BlackJAX"])
 def test_a_loop_has_the_network_once(name):
-    """Whatever steps to a level, corrects the step and moves there: what compiling takes grows with every copy."""
+    """Whatever steps to a level, corrects the step and moves there: what compiling takes grows with every copy. A
+    kernel that calls the density itself has places of its own, which shows that places are counted."""
     start, *ways = traced(name)
     assert start == []
-    assert all(len(way) == 1 and way[0] >= 1 for way in ways)
-
-
-def test_a_kernel_that_calls_the_density_itself_has_places_of_its_own():
-    """Which shows that places are counted."""
-    start, way, draw = traced("BlackJAX")
-    assert len(start) == 0
-    assert len(way) == 1 + len(draw) > 1
+    if name in OPAQUE:
+        assert len(ways[0]) == 1 + len(ways[1]) > 1
+    else:
+        assert all(len(way) == 1 and way[0] >= 1 for way in ways)
 
 
 @pytest.mark.parametrize("name", ["MALA", "SMC", "SMC, scores"])
@@ -154,11 +134,7 @@ STATED = {
 }  # fmt: skip
 """Evaluations at a level, and of its own that a step from level to level has."""
 QUICK = ("SMC", "line integral", "replicas", "Gibbs", "BlackJAX", "Ancestral, scores", "HMC, warm-up", "SMC, density")
-SLOW = [
-    pytest.param(name, marks=pytest.mark.slow)
-    for name in (*STATED, "replicas, feynman_kac", "SMC, latents")
-    if name not in QUICK
-]
+SLOW = [slow(name) for name in (*STATED, "replicas, feynman_kac", "SMC, latents") if name not in QUICK]
 
 
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
@@ -266,8 +242,7 @@ def test_few_frames_lie_between_a_call_and_its_accept_test_and_between_a_score_a
 
     watched(langevin, "metropolis", "accept")
     watched(weights, "incremental_log_weight", "weight")
-    f = cp.Diffusion(Bowl(), cp.Schedule.log_snr(12), event_shape=(2,), parameterization="energy")
-    density = cp.compile(squared, f)
+    density = cp.compile(squared, learned(Bowl(), "energy", SCHEDULE, time="level"))
     with pytest.raises(Traced):
         cp.infer(density, jax.random.key(0), num_chains=256, progress=False)
 

@@ -19,12 +19,12 @@ from registry import FACTORS, KERNELS
 
 SCRIPT = """
 import json, sys, tempfile
-import jax, jax.numpy as jnp, numpy as np, composeprob as cp
+import jax, jax.numpy as jnp, numpy as np, pytest, composeprob as cp
 from composeprob.runtime import compiled
 from composeprob.runtime.compiled import compile_ahead
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.spread import AXES, Spread
-from sampling_cases import both, normal
+from sampling_cases import both, learned, normal, stop_after
 assert jax.device_count() == 8
 task = json.loads(sys.argv[1])
 N, SCHEDULE = 250, cp.Schedule.log_snr(8, min=-6.0, max=4.0)
@@ -34,8 +34,8 @@ def energy(x, t):
     s = t / jnp.sqrt(1 + t**2)
     return s * (0.5 * jnp.sum(x**2) + 0.1 * jnp.sum(jnp.tanh(second @ jnp.tanh(first @ x))))
 
-learned = cp.Diffusion(energy, SCHEDULE, event_shape=(2,), parameterization="energy", time="sigma")
-density = cp.compile(both, learned, normal([0.3, -0.2], [0.5, 1.0], SCHEDULE))
+network = learned(energy, "energy", SCHEDULE, time="sigma")
+density = cp.compile(both, network, normal([0.3, -0.2], [0.5, 1.0], SCHEDULE))
 unfitted = cp.ReverseStep(order=1, control="none")
 samplers = {
     "Ancestral": cp.Ancestral(),
@@ -92,13 +92,10 @@ for name in task["samplers"]:
             setattr(Spread, method, unbroken[method])
         jax.clear_caches()
 def stopped_on(devices, name, folder):
-    update = Progress.update
-    def stop(self, done, **facts):
-        if done >= 3:
-            raise KeyboardInterrupt
-    Progress.update, Progress.pause = stop, 1e-9
-    assert run(name, devices, checkpoint_dir=folder)[1].status.has("interrupted")
-    Progress.update = update
+    Progress.pause = 1e-9
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        assert run(name, devices, checkpoint_dir=folder)[1].status.has("interrupted")
 
 if task["resumes"]:
     (name,), folder, few = task["samplers"], tempfile.mkdtemp(), task["devices"][0]
@@ -163,9 +160,8 @@ def test_copies_fill_the_last_chunk_and_count_nowhere(number, chunk, copies):
     np.testing.assert_array_equal(padded["x"][number:], chains["x"][:copies])
     np.testing.assert_array_equal(spread.cut(padded)["y"], chains["y"])
     assert spread.total(padded["x"]) == number * (number + 1) // 2
-    np.testing.assert_array_equal(
-        spread.total(jnp.stack([padded["x"], 0 * padded["x"]], 1)), [spread.total(padded["x"]), 0]
-    )
+    two = jnp.stack([padded["x"], 0 * padded["x"]], 1)
+    np.testing.assert_array_equal(spread.total(two), [spread.total(padded["x"]), 0])
     np.testing.assert_array_equal(spread.gather(padded["y"]), chains["y"])
     chosen = jnp.full(number, number - 1)
     np.testing.assert_array_equal(spread.exchange(padded, chosen)["x"], number)

@@ -13,13 +13,14 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from compiler.networks import measured
 from composeprob import tuning
 from composeprob.density.overlap import check_evaluations
 from composeprob.results.status import Code
 from composeprob.runtime import compiled, watchers
 from composeprob.runtime.progress import Progress
 from processes import HASTE, said
-from sampling_cases import SAMPLER, Calls, Counted, both, run, single
+from sampling_cases import SAMPLER, Calls, Counted, both, modes, normal, run, single
 
 
 def counted(num_levels):
@@ -131,8 +132,7 @@ def test_ctrl_c_at_level_0_begins_nothing_more(product, interrupt_after, draws, 
 @pytest.mark.parametrize("then", [cp.GlobalMoves(5), cp.WarmUp()], ids=str)
 def test_ctrl_c_at_level_0_leaves_out_what_moves_chains_there(product, interrupt_after, then):
     interrupt_after(product.num_levels)
-    sampler = cp.AnnealedMCMC(cp.HMC(0.1), 1, then=then)
-    result = run(product, sampler=sampler, draws=2)
+    result = run(product, sampler=cp.AnnealedMCMC(cp.HMC(0.1), 1, then=then), draws=2)
     assert "before its global moves or its warm-up there had ended" in result.status.message
     assert result.about.global_acceptance is None
 
@@ -286,14 +286,8 @@ LEVELS = cp.Schedule.log_snr(12)
 
 
 def ranks():
-    mean, ones = jnp.zeros(3), jnp.ones(3)
-    law = dist.MixtureSameFamily(dist.Categorical(ones / 3), dist.Normal(mean, ones))  # of more ranks than one
-    return cp.compile(both, cp.Analytic(law, LEVELS), cp.Analytic(dist.Normal(mean[0], ones[0]), LEVELS))
-
-
-@cp.program
-def observed(f, y):
-    cp.observe("y", dist.Normal(cp.sample("x", f), 0.5), y)
+    law = modes(jnp.ones(3) / 3, jnp.zeros(3), jnp.ones(3))  # of more ranks than one
+    return cp.compile(both, cp.Analytic(law, LEVELS), normal(schedule=LEVELS))
 
 
 def test_a_run_is_the_same_under_settings_that_look_for_mistakes():
@@ -304,7 +298,8 @@ def test_a_run_is_the_same_under_settings_that_look_for_mistakes():
         density = ranks()
         np.testing.assert_array_equal(run(density)["x"], expected)
         assert density.log_density(at, 0) == log_density
-        cp.compile(observed, cp.Analytic(dist.Uniform(-3.0, 3.0), LEVELS), jnp.float32(1.0))
+        box = cp.Analytic(dist.Uniform(-3.0, 3.0), LEVELS)
+        cp.compile(measured, box, lambda x: dist.Normal(x, 0.5), jnp.float32(1.0))
         assert cp.load("ring2d").event_shape == (2,)
 
 

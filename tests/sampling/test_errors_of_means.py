@@ -8,11 +8,12 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from compiler.networks import measured
 from composeprob.results.estimates import Estimate, Families, known_chains
 from composeprob.results.status import Code, few_ancestors, few_levels, not_converged
 from composeprob.runtime.record import error_of_levels
 from refusals import refused
-from sampling_cases import SCHEDULE, both, normal, run, single, squared, unit_energy
+from sampling_cases import SCHEDULE, both, modes, normal, run, single, squared, unit_energy
 
 KEYS = 20
 
@@ -110,11 +111,8 @@ def test_few_families_that_agree_on_an_event_do_not_make_its_error_small():
 
 
 def test_findings_fire_and_not_without_reason():
-    for found, code in (
-        (few_ancestors(3.0, 5, 1000, True), Code.ANCESTORS_COLLAPSED),
-        (not_converged(0.4), Code.UNSETTLED),
-        (few_levels(4.0), Code.LEVELS_TOO_FEW),
-    ):
+    findings = few_ancestors(3.0, 5, 1000, True), not_converged(0.4), few_levels(4.0)
+    for found, code in zip(findings, (Code.ANCESTORS_COLLAPSED, Code.UNSETTLED, Code.LEVELS_TOO_FEW), strict=True):
         ((kind, text),) = found
         assert kind is code
         assert len(text) > 60
@@ -137,11 +135,8 @@ def test_what_levels_do_to_the_evidence_counts_whole_where_it_is_no_noise():
 def test_what_averaged_potentials_are_off_by_shows_in_the_error_of_the_evidence():
     """Steps of first order, whose reversal departs from the exact kernel most: log ∫ f(x)·N(1.3; x², ½²) dx = −1.2801
     by quadrature. Over every other level the evidence is off by nearly as much: their difference tells little."""
-    mixture = dist.MixtureSameFamily(
-        dist.Categorical(jnp.array([0.3, 0.7])), dist.Normal(jnp.array([-1.5, 1.2]), jnp.array([0.4, 0.6]))
-    )
-    bent = cp.program(lambda f: cp.observe("y", dist.Normal(cp.sample("x", f) ** 2, 0.5), 1.3))
-    density = cp.compile(bent, cp.Analytic(mixture, cp.Schedule.log_snr(20)))
+    prior = cp.Analytic(modes([0.3, 0.7], [-1.5, 1.2], [0.4, 0.6]), cp.Schedule.log_snr(20))
+    density = cp.compile(measured, prior, lambda x: dist.Normal(x**2, 0.5), 1.3)
     result = run(density, seed=2, chains=1024, sampler=cp.SMC(step=cp.ReverseStep(order=1)))
     assert 0.1 < abs(result.log_evidence + 1.2801) < 3 * result.log_evidence_error
 
@@ -152,10 +147,8 @@ def test_too_few_levels_show_in_the_error_of_the_evidence():
     unit = cp.Diffusion(unit_energy, SCHEDULE, event_shape=(2,), parameterization="energy", time="sigma")
     density = cp.compile(squared, unit)
     step = cp.ReverseStep(control="none")  # the control would leave no error at all
-    result, unchecked = (
-        run(density, chains=1024, sampler=cp.SMC(cp.MALA(cp.Adaptive()), step=step, check_levels=check))
-        for check in (True, False)
-    )
+    samplers = (cp.SMC(cp.MALA(cp.Adaptive()), step=step, check_levels=check) for check in (True, False))
+    result, unchecked = (run(density, chains=1024, sampler=sampler) for sampler in samplers)
     assert 0.2 < abs(result.log_evidence + np.log(4 * np.pi)) < 3 * result.log_evidence_error
     assert unchecked.log_evidence == result.log_evidence
     assert unchecked.log_evidence_error < 0.5 * result.log_evidence_error

@@ -275,16 +275,10 @@ def test_each_half_of_the_chains_takes_the_control_of_the_other(count):
 
 def test_a_bent_step_has_the_precision_of_noise_and_data():
     """Q⁻¹ − H along axes that are not those of the step: J·Jᵀ·(Q⁻¹ − H) = I for the Jacobian J of y' in z."""
-    slope, s1, s0, zero = (
-        -jnp.linalg.inv(COVARIANCE + 0.5 * jnp.eye(2)),
-        jnp.asarray(0.5),
-        jnp.asarray(0.4),
-        jnp.zeros(2),
-    )
-    found = Fit(zero, slope, zero, zero, jnp.array([-1.5, -0.2]), jnp.eye(2))
-    bent = Step.fitted(slope, slope, s1, s0, jnp.ones(2), False).bent(
-        dataclasses.replace(found, gain=jnp.zeros((2, 2, 2))), s1, s0, zero
-    )
+    slope, zero = -jnp.linalg.inv(COVARIANCE + 0.5 * jnp.eye(2)), jnp.zeros(2)
+    s1, s0 = jnp.asarray(0.5), jnp.asarray(0.4)
+    found = Fit(zero, slope, jnp.zeros((2, 2, 2)), zero, jnp.array([-1.5, -0.2]), jnp.eye(2))
+    bent = Step.fitted(slope, slope, s1, s0, jnp.ones(2), False).bent(found, s1, s0, zero)
     root = jax.jacfwd(lambda z: bent.predict(zero, zero, zero, z, 0.5)[0])(zero)
     excess = jnp.linalg.inv(root @ root.T) - jnp.linalg.inv(bent.basis @ jnp.diag(bent.noise**2) @ bent.basis.T)
     np.testing.assert_allclose(excess, jnp.diag(jnp.diag(excess)), atol=1e-9)

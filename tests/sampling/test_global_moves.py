@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
 from scipy import stats
 
@@ -12,7 +11,7 @@ from composeprob.samplers import closing
 from composeprob.samplers.choose import independent
 from composeprob.samplers.closing import GaussianMixture, finite, renewed
 from refusals import refused
-from sampling_cases import Calls, Counted, both, normal, run, single
+from sampling_cases import Calls, Counted, both, modes, normal, run, single
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 SHORT = cp.Schedule.log_snr(6, -4.0, 6.0)
@@ -22,8 +21,7 @@ EXACT = {str(j): share for j, share in enumerate(SHARES)}
 
 
 def three_modes(schedule=SHORT):
-    parts = dist.Normal(jnp.asarray(MEANS), jnp.asarray(SDS)[:, None]).to_event(1)
-    return cp.Analytic(dist.MixtureSameFamily(dist.Categorical(probs=jnp.asarray(SHARES)), parts), schedule)
+    return cp.Analytic(modes(SHARES, MEANS, SDS), schedule)
 
 
 def mode(x):
@@ -39,9 +37,8 @@ def test_a_mixture_fits_what_points_come_from():
     order = np.argsort(-found)[:3]
     np.testing.assert_allclose(found[order], [0.5, 0.3, 0.2], atol=0.05)
     np.testing.assert_allclose(np.asarray(fit.means)[order], MEANS[[0, 2, 1]], atol=0.2)
-    law = [
-        stats.multivariate_normal(m, r @ r.T) for m, r in zip(np.asarray(fit.means), np.asarray(fit.roots), strict=True)
-    ]
+    means, roots = np.asarray(fit.means), np.asarray(fit.roots)
+    law = [stats.multivariate_normal(mean, root @ root.T) for mean, root in zip(means, roots, strict=True)]
     exact = np.log(sum(w * each.pdf(points[:5]) for w, each in zip(found, law, strict=True)))
     np.testing.assert_allclose(jax.vmap(fit.log_prob)(jnp.asarray(points[:5], jnp.float32)), exact, rtol=1e-4)
     draws = np.asarray(jax.vmap(fit.draw)(jax.random.normal(jax.random.key(0), (4000, 3))))
@@ -99,15 +96,12 @@ def test_a_proposal_whose_own_density_is_left_out_is_found_out(monkeypatch):
     assert_disagrees(z_scores(shares(moved), EXACT))
 
 
-def test_what_chains_descend_from():
+def test_chains_are_independent_again_only_where_nearly_all_went():
+    """Where one move takes four fifths elsewhere the others still tell what few first chains there were."""
     ancestors, went = jnp.array([3, 3, 3, 0, 0, 5]), jnp.array([True, False, False, True, False, True])
     assert renewed(ancestors, went).tolist() == [0, 1, 1, 3, 4, 5]
     assert renewed(ancestors, jnp.zeros(6, bool)).tolist() == [0, 0, 0, 3, 3, 5]
     assert renewed(ancestors, jnp.ones(6, bool)).tolist() == list(range(6))
-
-
-def test_chains_are_independent_again_only_where_nearly_all_went():
-    """Where one move takes four fifths elsewhere the others still tell what few first chains there were."""
     density = cp.compile(single, three_modes())
     sampler = lambda then: cp.SMC(steps_per_level=1, weights="density", then=then)
     closings = (), cp.GlobalMoves(1), cp.GlobalMoves(20)
@@ -140,8 +134,7 @@ def test_they_cost_one_evaluation_each():
 def test_few_chains_have_the_modes_shares_by_default():
     """A second factor weighs the modes anew, and at noisier levels otherwise."""
     levels = cp.Schedule.log_snr(20)
-    law = dist.MixtureSameFamily(dist.Categorical(jnp.array([0.3, 0.7])), dist.Normal(jnp.array([-3.0, 3.0]), 0.3))
-    density = cp.compile(both, cp.Analytic(law, levels), cp.Analytic(dist.Normal(1.0, 2.0), levels))
+    density = cp.compile(both, cp.Analytic(modes([0.3, 0.7], [-3.0, 3.0], 0.3), levels), normal(1.0, 2.0, levels))
     one, other = (w * stats.norm.pdf(m, 1.0, np.hypot(2.0, 0.3)) for w, m in ((0.7, 3.0), (0.3, -3.0)))
     exact = {"x": one / (one + other)}
 

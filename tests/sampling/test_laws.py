@@ -14,7 +14,7 @@ from composeprob.samplers.layout import Layout
 from composeprob.samplers.run import Visits, begin
 from composeprob.samplers.step import Step
 from composeprob.samplers.weights import first_weight
-from sampling_cases import SCHEDULE, N, Never, both, normal, run, single, visited
+from sampling_cases import SCHEDULE, N, Never, both, learned, normal, run, single, visited
 from zscores import LIMIT, assert_agrees, worst, z_scores
 
 MEANS = np.array([[0.5, -0.3], [0.2, 0.4]])
@@ -37,11 +37,8 @@ def product_law(level=0):
 
 @pytest.fixture(scope="module")
 def density():
-    factors = [
-        cp.Analytic(dist.MultivariateNormal(jnp.asarray(m), jnp.asarray(c)), SCHEDULE)
-        for m, c in zip(MEANS, COVARIANCES, strict=True)
-    ]
-    return cp.compile(both, *factors)
+    laws = map(dist.MultivariateNormal, jnp.asarray(MEANS), jnp.asarray(COVARIANCES))
+    return cp.compile(both, *(cp.Analytic(law, SCHEDULE) for law in laws))
 
 
 def statistics(x, mean):
@@ -55,14 +52,13 @@ def expectations(mean, covariance):
     return dict(zip(("0", "1", "00", "11", "01"), map(float, values), strict=True))
 
 
-@pytest.mark.parametrize(
-    "sampler",
-    [
-        cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 12),
-        cp.AnnealedMCMC(cp.HMC(cp.Adaptive(), num_leapfrog=3), 6, reverse_step=True),
-    ],
-    ids=["MALA", "HMC with a reverse step"],
-)
+CHAINS = {
+    "MALA": cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 12),
+    "HMC with a reverse step": cp.AnnealedMCMC(cp.HMC(cp.Adaptive(), num_leapfrog=3), 6, reverse_step=True),
+}
+
+
+@pytest.mark.parametrize("sampler", CHAINS.values(), ids=CHAINS)
 def test_adjusted_chains_have_the_law_of_level_0(density, sampler):
     result = run(density, chains=2 * N, sampler=sampler)
     mean, covariance = product_law()
@@ -140,8 +136,7 @@ def test_smc_without_a_kernel_is_weighted_reverse_diffusion():
             alpha_squared = jax.nn.sigmoid(log_snr)
             return (jnp.sqrt(alpha_squared) * mean - x) / (alpha_squared * sd**2 + jax.nn.sigmoid(-log_snr))
 
-        levels = cp.Schedule.log_snr(128)
-        return cp.Diffusion(score, levels, event_shape=(1,), parameterization="score", time="log_snr")
+        return learned(score, "score", cp.Schedule.log_snr(128), (1,))
 
     compiled = cp.compile(both, network(0.0, 1.0), network(0.8, 0.5))
     assert "energy" not in compiled.capabilities
@@ -274,8 +269,7 @@ def test_hmc_on_scores_agrees_with_hmc_on_energies():
     """Under the same noise, in the modes' shares."""
     schedule = cp.Schedule.log_snr(24)
     energy = cp.compile(single, cp.Analytic(PARTED, schedule))
-    network = cp.Diffusion(mixture_score, schedule, event_shape=(2,), parameterization="score", time="log_snr")
-    scores = cp.compile(single, network)
+    scores = cp.compile(single, learned(mixture_score, "score", schedule))
 
     def shares(density, log_ratio):
         sampler = cp.AnnealedMCMC(cp.HMC(log_ratio=log_ratio), 2, reverse_step=True)

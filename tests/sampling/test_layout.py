@@ -30,8 +30,7 @@ def many(f, g):
 
 @cp.program
 def latents_alone():
-    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
-    cp.observe("y", dist.Normal(0.0, scale), 1.0)
+    cp.observe("y", dist.Normal(0.0, numpyro.sample("scale", dist.HalfNormal(1.0))), 1.0)
 
 
 @pytest.fixture(scope="module")

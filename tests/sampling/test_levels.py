@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
@@ -15,7 +14,7 @@ from composeprob.errors import AlignmentError, CapabilityError, InvalidValueErro
 from composeprob.samplers.run import Pace, Records, Visits
 from composeprob.samplers.spread import host
 from refusals import refused
-from sampling_cases import SCHEDULE, both, normal, run, single, stop_after
+from sampling_cases import SCHEDULE, both, modes, normal, run, single, stop_after
 from zscores import LIMIT
 
 CHAINS = 512
@@ -26,8 +25,7 @@ MEANS = np.array([-1.0, 1.0])
 @pytest.fixture(scope="module")
 def density():
     """Two narrow modes times a Gaussian: exact shares and evidence by completing squares."""
-    modes = dist.MixtureSameFamily(dist.Categorical(jnp.array(SHARES)), dist.Normal(jnp.array(MEANS), NARROW))
-    return cp.compile(both, cp.Analytic(modes, SCHEDULE), normal(0.5, 1.0))
+    return cp.compile(both, cp.Analytic(modes(SHARES, MEANS, NARROW), SCHEDULE), normal(0.5, 1.0))
 
 
 def exact():
@@ -41,20 +39,12 @@ def adaptive(density, **options):
     return run(density, **{"chains": CHAINS, "sampler": cp.SMC(cp.MALA(cp.Adaptive())), "levels": "adaptive"} | options)
 
 
-@pytest.fixture(scope="module")
-def chosen(density):
-    return adaptive(density)
-
-
-def test_a_run_that_chooses_its_levels_is_right(chosen):
-    log_evidence, share = exact()
+def test_a_run_that_chooses_its_levels_is_right_and_tells_of_the_levels_that_it_visited(density):
+    chosen, (log_evidence, share) = adaptive(density), exact()
     assert chosen.status.ok
     found = chosen.mean(lambda s: s["x"] > 0)
     assert abs(found.value - share) < LIMIT * found.error
     assert abs(chosen.log_evidence - log_evidence) < LIMIT * chosen.log_evidence_error
-
-
-def test_what_it_tells_by_level_it_tells_of_the_levels_that_it_visited(chosen, density):
     log_snr, own = chosen.levels["log_snr"], np.asarray(density.schedule.log_snr)
     assert len(log_snr) < 45  # of the 1,024 steps that it may make
     np.testing.assert_allclose(log_snr[[0, -1]], own[[0, -1]], atol=1e-4)
@@ -146,16 +136,13 @@ def test_a_step_is_as_long_as_the_last_one_says(variance, error, ratio):
     assert step <= 0.4 * ratio + 1e-3
 
 
-def test_the_first_step_the_longest_and_the_last():
+def test_the_first_step_the_longest_and_the_last_and_more_chains_make_shorter_ones():
+    """What a step does wrong grows as its square, and must shrink as 1/√N: 16 times the chains, half the step."""
     assert pace_after(1000, 1000, 0.0, 0.0)[0] == pytest.approx(tuning.PACE.first, abs=0.021)
     assert pace_after(500, 545, 0.0, 0.0)[0] == pytest.approx(tuning.PACE.longest, abs=0.021)
     assert pace_after(500, 501, 1e6, 1e6)[1] == 499  # one level at least
     assert pace_after(10, 60, 0.0, 0.0)[1] == 0
     assert pace_after(0, 1, 0.0, 0.0)[1] == 0
-
-
-def test_more_chains_make_shorter_steps():
-    """What a step does wrong grows as its square, and must shrink as 1/√N: 16 times the chains, half the step."""
     few, many = (pace_after(500, 520, 0.04, 0.04, Pace.default(n))[0] for n in (1000, 16_000))
     assert few == pytest.approx(0.4, abs=0.021)
     assert many == pytest.approx(0.2, abs=0.021)
@@ -176,7 +163,7 @@ def test_every_other_level_of_a_way_has_its_ends():
 
 def test_every_other_level_of_a_chosen_way_is_visited_by_the_code_that_chose_it():
     """Another structure or type would compile the loop of the run a second time, and a pace would leave the way."""
-    density = cp.compile(single, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(10)))
+    density = cp.compile(single, normal(schedule=cp.Schedule.log_snr(10)))
     chosen = Visits.given([9], 10, Pace.default(8))
     order = jnp.asarray([9, 7, 4, 1, 0, *chosen.order[5:]])
     coarser = dataclasses.replace(chosen, order=order, made=jnp.int32(5)).coarser()
@@ -206,7 +193,7 @@ def test_steps_that_are_too_long_for_a_sharp_event_are_named(width, steady):
         x = cp.sample("x", law)
         cp.factor("beyond", jax.scipy.special.log_ndtr((x - 4.0) / width), anneal="denoised")
 
-    target = cp.compile(event, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(40, max=8.0)), jnp.float32(width))
+    target = cp.compile(event, normal(schedule=cp.Schedule.log_snr(40, max=8.0)), jnp.float32(width))
     result = run(target, chains=CHAINS, sampler=cp.SMC())
     assert np.nanmin(result.levels["ess"]) > 0.05
     assert result.status.has("weights_collapsed") != steady

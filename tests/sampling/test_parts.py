@@ -15,16 +15,17 @@ from composeprob import tuning
 from composeprob.runtime import parts
 from composeprob.samplers.spread import AXES, Spread, everywhere
 from processes import said
+from refusals import refused
 from sampling_cases import both, normal
 
 SCRIPT = """
 import json, re, sys, tempfile
-import equinox as eqx, jax, jax.numpy as jnp, numpy as np, numpyro.distributions as dist, composeprob as cp
+import equinox as eqx, jax, jax.numpy as jnp, numpy as np, numpyro.distributions as dist, pytest, composeprob as cp
+from compiler.networks import measured
 from composeprob import tuning
-from composeprob.runtime import compiled
-from composeprob.runtime import parts
+from composeprob.runtime import compiled, parts
 from composeprob.runtime.progress import Progress
-from sampling_cases import both, normal
+from sampling_cases import both, learned, normal, stop_after
 task = json.loads(sys.argv[1])
 N, WIDTH, SCHEDULE = 64, 32, cp.Schedule.log_snr(6, min=-6.0, max=4.0)
 ABOVE = 4 * WIDTH * 2  # bytes: the two square matrices are larger, all else is not
@@ -43,15 +44,9 @@ class Network(eqx.Module):
         h = jnp.tanh(self.third @ jnp.tanh(self.second @ jnp.tanh(self.first @ x)))
         return t / jnp.sqrt(1 + t**2) * (0.5 * jnp.sum(x**2) + 0.1 * jnp.sum(h))
 
-learned = cp.Diffusion(Network(jax.random.key(0)), SCHEDULE, event_shape=(2,), parameterization="energy", time="sigma")
-
-@cp.program
-def seen(f, y):
-    x = cp.sample("x", f)
-    cp.observe("y", dist.Normal(jnp.sum(x**2), 0.5), y, anneal="denoised")
-
-densities = {"product": cp.compile(both, learned, normal([0.3, -0.2], [0.5, 1.0], SCHEDULE)),
-             "seen": cp.compile(seen, learned, 1.0)}
+network = learned(Network(jax.random.key(0)), "energy", SCHEDULE, time="sigma")
+densities = {"product": cp.compile(both, network, normal([0.3, -0.2], [0.5, 1.0], SCHEDULE)),
+             "seen": cp.compile(measured, network, lambda x: dist.Normal(jnp.sum(x**2), 0.5), 1.0, "denoised")}
 samplers = {"SMC": cp.SMC(cp.MALA(cp.Adaptive())), "HMC": cp.AnnealedMCMC(cp.HMC(0.1, num_leapfrog=2), 2),
             "MALA": cp.AnnealedMCMC(cp.MALA(0.01), 2)}
 meshes = {"whole": (jax.make_mesh((8,), ("i",)), 0), "parts": (jax.make_mesh((2, 4), ("i", "j")), ABOVE),
@@ -91,13 +86,10 @@ if task["broken"]:
     parts.Part.gathered = whole
     jax.clear_caches()
 if task["resumes"]:
-    folder, update = tempfile.mkdtemp(), Progress.update
-    def stop(self, done, **facts):
-        if done >= 3:
-            raise KeyboardInterrupt
-    Progress.update, Progress.pause = stop, 1e-9
-    run("product", "MALA", "parts", checkpoint_dir=folder)
-    Progress.update = update
+    folder, Progress.pause = tempfile.mkdtemp(), 1e-9
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        run("product", "MALA", "parts", checkpoint_dir=folder)
     reference = run("product", "MALA", "whole")
     told["resumed"] = run("product", "MALA", "whole", checkpoint_dir=cp.Checkpoint(folder, resume=True)) == reference
 
@@ -133,11 +125,9 @@ SQUARE = [[32, 32], [[8, 32]]]
 def test_on_one_device_everything_is_one_part(monkeypatch):
     density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
     sampler, mesh = cp.AnnealedMCMC(cp.MALA(0.01), 1), jax.make_mesh((1, 1), ("i", "j"))
-    one = parts.partitioned(density, 1, 0)
+    one, spread = parts.partitioned(density, 1, 0), Spread.checked(mesh, None, 4)
     assert any(place != everywhere for place in jax.tree.leaves(parts.places(one)))
-    assert (
-        parts.in_parts(density, Spread.checked(mesh, None, 4), sampler) is density
-    )  # a second axis of 1 shares nothing
+    assert parts.in_parts(density, spread, sampler) is density  # a second axis of 1 shares nothing
     runs = []
     for cut in (lambda density, *_: density, lambda *_: one):
         monkeypatch.setattr(parts, "in_parts", cut)
@@ -187,11 +177,11 @@ class AbstractRow:
 def test_refusals(monkeypatch):
     density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
     mesh = jax.make_mesh((1, 1, 1), tuple("abc"))
-    with pytest.raises(cp.errors.WrongTypeError, match="one axis or two; got one with the axes"):
-        cp.infer(density, jax.random.key(0), num_chains=4, mesh=mesh)
+    call = lambda: cp.infer(density, jax.random.key(0), num_chains=4, mesh=mesh)
+    refused(call, cp.errors.WrongTypeError, "one axis or two; got one with the axes")
     table = AbstractRow(2)
     nuts = cp.AnnealedMCMC(cp.BlackJAX(blackjax.nuts, 0.1), 1).prepare(density)
     assert parts.in_parts(density, table, nuts) is density  # whose arrays are all small
     monkeypatch.setattr(tuning, "ROOM", tuning.ROOM._replace(parts_bytes=0))
-    with pytest.raises(cp.errors.CapabilityError, match="may evaluate some chains more often"):
-        parts.in_parts(density, table, nuts)
+    words = "may evaluate some chains more often"
+    refused(lambda: parts.in_parts(density, table, nuts), cp.errors.CapabilityError, words)

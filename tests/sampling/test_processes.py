@@ -1,16 +1,15 @@
 """Two processes that run as one give the samples of one process, bit for bit, each writing its own share."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import composeprob as cp
+from processes import environment
 
 PROGRAM = """
 import jax.numpy as jnp
@@ -31,25 +30,11 @@ def product(f, g):
 """
 
 
-def start(folder, name, *options, **environment):
-    root = Path(__file__).resolve().parents[2]
-    command = [
-        sys.executable,
-        "-c",
-        "from composeprob.cli import app; app()",
-        "run",
-        str(folder / "scene.py"),
-        "--no-cache",
-    ]
-    command += ["--chains", "62", "--out", str(folder / name)]
-    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [*command, *map(str, options)],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(folder, name, *options, **variables):
+    command = [sys.executable, "-c", "from composeprob.cli import app; app()", "run", folder / "scene.py", "--no-cache"]
+    command = [str(each) for each in (*command, "--chains", 62, "--out", folder / name, *options)]
+    known = environment(JAX_PLATFORMS="cpu", **variables)
+    return subprocess.Popen(command, env=known, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def ended(process):
@@ -108,9 +93,8 @@ def test_two_processes_hold_a_network_in_parts_and_round_alike(tmp_path):
     two, one = cp.Result.load(tmp_path / "two" / "samples.zarr"), cp.Result.load(tmp_path / "one/samples.safetensors")
     np.testing.assert_array_equal(np.asarray(two["x"]), np.asarray(one["x"]))
     assert two.log_evidence == one.log_evidence
-    assert not np.array_equal(
-        np.asarray(cp.Result.load(tmp_path / "exact/samples.safetensors")["x"]), np.asarray(one["x"])
-    )
+    exact = cp.Result.load(tmp_path / "exact/samples.safetensors")
+    assert not np.array_equal(np.asarray(exact["x"]), np.asarray(one["x"]))
 
 
 @pytest.mark.slow

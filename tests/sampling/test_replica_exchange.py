@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
@@ -18,7 +17,7 @@ from composeprob.samplers.replica_exchange import distinct_levels
 from composeprob.samplers.run import begin
 from composeprob.samplers.step import Step
 from refusals import refused
-from sampling_cases import SCHEDULE, both, normal, single
+from sampling_cases import SCHEDULE, both, modes, normal, single
 from zscores import LIMIT, assert_agrees, assert_disagrees, z_scores
 
 CHAINS = 4096
@@ -67,9 +66,8 @@ def standard(run, density):
 def exact(density, sampler, odd=0, levels=LEVELS):
     """A run whose replicas are exact draws of the levels, with its next sweep even or odd; its sampler."""
     sampler = sampler.prepare(density)
-    run = sampler.start(
-        begin(jax.random.key(1), CHAINS, sampler.visits(density, None)), density, len(SCHEDULE.alpha) - 1
-    )
+    begun = begin(jax.random.key(1), CHAINS, sampler.visits(density, None))
+    run = sampler.start(begun, density, len(SCHEDULE.alpha) - 1)
     means, variances = np.array([law(level) for level in levels]).T
     x = means + np.sqrt(variances) * np.random.default_rng(2).normal(size=(CHAINS, len(levels)))
     points, rungs = jnp.asarray(x / np.asarray(SCHEDULE.alpha)[levels])[:, :, None], jnp.asarray(levels)
@@ -90,11 +88,7 @@ def after_a_swap(density, odd, swap, levels=LEVELS):
 
 
 def moments(z):
-    values = {
-        f"{name} of rung {j}": z[:, j] ** power
-        for j in range(z.shape[1])
-        for name, power in (("mean", 1), ("square", 2))
-    }
+    values = {f"{name} of rung {j}": x**p for j, x in enumerate(z.T) for name, p in (("mean", 1), ("square", 2))}
     return z_scores(values, {name: float("square" in name) for name in values})
 
 
@@ -180,23 +174,15 @@ def test_the_density_is_evaluated_in_one_place(kernel):
     assert str(traced).count("digamma") == 1
 
 
-@pytest.fixture(scope="module")
-def result():
+def test_shares_of_modes_and_what_is_recorded():
     """Two narrow modes far apart, times a Gaussian."""
-    modes = dist.MixtureSameFamily(dist.Categorical(jnp.array([0.25, 0.75])), dist.Normal(jnp.array([-1.0, 1.0]), 0.1))
-    target = cp.compile(both, cp.Analytic(modes, SCHEDULE), normal(0.5, 1.0))
+    target = cp.compile(both, cp.Analytic(modes([0.25, 0.75], [-1.0, 1.0], 0.1), SCHEDULE), normal(0.5, 1.0))
     sampler = cp.ReplicaExchange(num_levels=8, sweeps=80)
-    return cp.infer(target, jax.random.key(0), num_chains=64, sampler=sampler, draws=60, progress=False)
-
-
-def test_shares_of_modes(result):
+    result = cp.infer(target, jax.random.key(0), num_chains=64, sampler=sampler, draws=60, progress=False)
     parts = np.array([0.25, 0.75]) * np.exp(-0.5 * (np.array([-1.0, 1.0]) - 0.5) ** 2 / 1.01)
     shares = np.mean(np.asarray(result["x"]) > 0, axis=1)
     assert abs(shares.mean() - parts[1] / parts.sum()) < LIMIT * shares.std(ddof=1) / 8
     assert result.status.ok
-
-
-def test_what_is_recorded(result):
     assert result["x"].shape == (64, 60)
     assert result.levels["log_snr"].shape == result.levels["swaps"].shape == result.acceptance.shape == (8,)
     np.testing.assert_allclose(result.levels["log_snr"][[0, -1]], np.asarray(SCHEDULE.log_snr)[[0, -1]], atol=1e-4)
@@ -209,10 +195,8 @@ def test_what_is_recorded(result):
 
 def test_ensembles_are_not_asked_whether_chains_crossed():
     """The points of an ensemble, (L, D), taken for those of a chain, made a run end in an error of shapes."""
-    modes = dist.Normal(jnp.array([[-3.0, -3.0], [3.0, 3.0]]), jnp.array([[0.3], [0.1]])).to_event(1)
-    factor = cp.Analytic(dist.MixtureSameFamily(dist.Categorical(jnp.array([0.5, 0.5])), modes), SCHEDULE)
-    sampler = cp.ReplicaExchange(num_levels=4, sweeps=4)
-    density = cp.compile(single, factor**2)
+    law = modes([0.5, 0.5], [[-3.0, -3.0], [3.0, 3.0]], [0.3, 0.1])
+    density, sampler = cp.compile(single, cp.Analytic(law, SCHEDULE) ** 2), cp.ReplicaExchange(num_levels=4, sweeps=4)
     result = cp.infer(density, jax.random.key(0), num_chains=20, sampler=sampler, draws=2, progress=False)
     assert not result.status.has("shares_frozen")
 

@@ -125,6 +125,12 @@ def test_sums_are_exact(n, scale):
         np.testing.assert_array_equal(indices(number, weights), expected)
 
 
+def met(resample):
+    """A run of ten chains that meet in this way."""
+    density = cp.compile(both, normal([0.0, 0.0]), normal([1.0, 0.0]))
+    return run(density, chains=10, sampler=cp.SMC(cp.MALA(0.1), resample=resample, check_levels=False))
+
+
 def test_every_level_draws_its_own_uniform_number():
     """The mutant that repeats one number at every level moves the same ticks again and again: a bias that averages
     over levels do not show."""
@@ -135,8 +141,7 @@ def test_every_level_draws_its_own_uniform_number():
             jax.debug.callback(lambda words: used.append(tuple(np.asarray(words).tolist())), words)
             return super().survivors(words, log_weights)
 
-    density = cp.compile(both, normal([0.0, 0.0]), normal([1.0, 0.0]))
-    run(density, chains=10, sampler=cp.SMC(cp.MALA(0.1), resample=Watched(1.0), check_levels=False))
+    met(Watched(1.0))
     jax.effects_barrier()
     assert len(set(used)) == len(used) > 10
 
@@ -148,11 +153,7 @@ def test_chains_meet_at_level_0_whatever_a_meeting_says():
         def due(self, ess, level):
             return jnp.asarray(False)
 
-    density = cp.compile(both, normal([0.0, 0.0]), normal([1.0, 0.0]))
-    found, rare = (
-        run(density, chains=10, sampler=cp.SMC(cp.MALA(0.1), resample=meet, check_levels=False))
-        for meet in (Idle(), Resample(1e-9))
-    )
+    found, rare = map(met, (Idle(), Resample(1e-9)))
     assert float(found.log_evidence) == float(rare.log_evidence) != 0.0
     np.testing.assert_array_equal(found["x"], rare["x"])
 

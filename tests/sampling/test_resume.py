@@ -131,9 +131,7 @@ def test_a_full_disk_stops_nothing(product, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointFolder, "save", full)
         patch.setattr(CheckpointFolder, "writing", False)
-        with pytest.warns(
-            UserWarning, match="No checkpoint could be written: .*No space left .* The run goes on"
-        ) as told:
+        with pytest.warns(UserWarning, match="No checkpoint could be written: .*No space left .* The run goes") as told:
             result = run(product, checkpoint_dir=tmp_path)
     assert len(told) == 1
     same(result, whole)
@@ -184,7 +182,6 @@ SCRIPT = """
 import sys
 import jax, numpy as np, composeprob as cp
 from composeprob.runtime.progress import Progress
-from processes import environment, said
 from composeprob import tuning
 from sampling_cases import SAMPLER, both, normal
 Progress.pause, tuning.CHECKPOINTS = 1e-9, tuning.CHECKPOINTS._replace(seconds=0.0, share=1e9)

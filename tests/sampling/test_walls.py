@@ -13,16 +13,17 @@ from jax.scipy.special import log_ndtr
 from scipy import stats
 
 import composeprob as cp
+from compiler.networks import measured
 from composeprob.results.status import Code
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.run import Visits, begin
 from composeprob.samplers.step import Backward, Step
 from composeprob.samplers.weights import averaged
 from composeprob.tuning import POTENTIAL_POINTS
-from sampling_cases import run, single, visited
+from sampling_cases import modes, normal, run, single, slow, visited
 
 SCHEDULE = cp.Schedule.log_snr(40)
-UNIT = cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE)
+UNIT = normal(schedule=SCHEDULE)
 PLANE = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), SCHEDULE)
 BOX = 2 * np.log(stats.norm.cdf(1) - 0.5)
 """log of the mass of the unit square."""
@@ -37,12 +38,6 @@ def walled(f, energy, edge):
     x = cp.sample("x", f)
     cp.factor("wall", allowed(x > edge))
     cp.sample("y", f * energy)
-
-
-@cp.program
-def squared(f, y):
-    x = cp.sample("x", f)
-    cp.observe("y", dist.Normal(x**2, 0.1), y)
 
 
 @cp.program
@@ -117,27 +112,23 @@ def test_a_box_is_found_from_the_noisiest_level():
 
 
 def test_an_observation_sharper_than_its_function_is_flat():
-    result = smc(cp.compile(squared, UNIT, 2.0), stats.chi2(1).logpdf(2.0))  # of x²; the noise of y is narrow beside it
+    density = cp.compile(measured, UNIT, lambda x: dist.Normal(x**2, 0.1), 2.0)
+    result = smc(density, stats.chi2(1).logpdf(2.0))  # of x²; the noise of y is narrow beside it
     assert abs((result["x"] ** 2).mean() - 2.0) < 0.05
     assert 0.3 < (result["x"] > 0).mean() < 0.7
 
 
 def test_a_rare_event_at_the_tweedie_mean():
     means, sds, weights = np.array([-6.0, 4.0]), np.array([0.7, 1.5]), np.array([0.7, 0.3])
-    mixture = dist.MixtureSameFamily(dist.Categorical(jnp.asarray(weights)), dist.Normal(means, sds))
     truth = np.log(weights @ stats.norm.sf((8.0 - means) / np.hypot(sds, 0.1)))
-    smc(cp.compile(rare, cp.Analytic(mixture, SCHEDULE), 8.0), truth)
+    smc(cp.compile(rare, cp.Analytic(modes(weights, means, sds), SCHEDULE), 8.0), truth)
 
 
 def independent(density, step=True):
     return run(density, chains=100, sampler=cp.AnnealedMCMC(cp.HMC(), 3, reverse_step=step))
 
 
-@pytest.mark.parametrize(
-    "step",
-    [pytest.param(True, marks=pytest.mark.slow), cp.ReverseStep(control="none")],
-    ids=["first order", "second order"],
-)
+@pytest.mark.parametrize("step", [slow(True), cp.ReverseStep(control="none")], ids=["first order", "second order"])
 def test_independent_chains_come_in_and_stay_in(step):
     result = independent(walls(), step)
     assert np.all(result["x"] > 0)
@@ -204,7 +195,7 @@ def test_noise_turned_round_has_the_control_in_it():
     """Points that noise would lead back to without the drift −u lose 0.9 of the log-evidence here, 0.2 if both factors
     have power 1; with one step of Heun's method for all of the way 0.3."""
     schedule = cp.Schedule.log_snr(40)
-    unit, wide = (cp.Analytic(dist.Normal(loc, scale), schedule) for loc, scale in ((0.0, 1.0), (1.0, 1.5)))
+    unit, wide = normal(0.0, 1.0, schedule), normal(1.0, 1.5, schedule)
     density = cp.compile(walled_product, unit, wide, jnp.asarray(0.2))
     result = run(density, chains=4000, sampler=cp.SMC(check_levels=False))
     x = np.linspace(0.2, 12.0, 10_001)
@@ -213,15 +204,9 @@ def test_noise_turned_round_has_the_control_in_it():
     assert 0.05 < result.log_evidence_error < 0.08  # three of which are the bound
 
 
-@cp.program
-def sharp(f, y):
-    x = cp.sample("x", f)
-    cp.observe("y", dist.Normal(x, 1e-3), y, anneal="tempered")
-
-
 def test_a_sharp_observation_throws_no_chain_far_off():
     """One reverse step of an independent chain, which the observation's gradient would take from −2 to 19."""
-    density = cp.compile(sharp, UNIT, jnp.float32(1.0))
+    density = cp.compile(measured, UNIT, lambda x: dist.Normal(x, 1e-3), jnp.float32(1.0), "tempered")
     layout, (start, end) = Layout.of_density(density), (SCHEDULE.at(k) for k in (10, 9))
     v = jnp.array([-2.0]) / start.alpha
     found = jax.jit(lambda v: layout.evaluate(density, v, 10))(v)

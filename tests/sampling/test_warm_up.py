@@ -180,10 +180,10 @@ class TestGivingUp:
 
     def density(self):
         """64 narrow modes under a Gaussian to one side of them: nothing that a fit could even out."""
-        mixing = dist.Categorical(jnp.full((6, 2), 0.5))
-        modes = dist.Normal(jnp.tile(jnp.array([-1.0, 1.0]), (6, 1)), 0.1)
-        factor = cp.Analytic(dist.MixtureSameFamily(mixing, modes), self.coarse)
-        return cp.compile(both, factor, normal(jnp.full(6, 0.5), 0.3, self.coarse))
+        bits = dist.MixtureSameFamily(
+            dist.Categorical(jnp.full((6, 2), 0.5)), dist.Normal(jnp.tile(jnp.array([-1.0, 1.0]), (6, 1)), 0.1)
+        )
+        return cp.compile(both, cp.Analytic(bits, self.coarse), normal(jnp.full(6, 0.5), 0.3, self.coarse))
 
     def test_independent_chains_take_its_place_on_levels_that_were_asked_for(self, tmp_path, monkeypatch):
         density, words, times = self.density(), [], []

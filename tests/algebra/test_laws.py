@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import composeprob as cp
 from composeprob.factors.nodes import Mixture, leaves
-from sampling_cases import single
+from sampling_cases import learned, modes, single
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -32,11 +32,8 @@ def schedule():
 def f(i):
     """The i-th factor: three Gaussians, three different ones for each i."""
     rng = np.random.default_rng(i)
-    normal = dist.Normal(jnp.asarray(rng.normal(size=(3, 2))), jnp.asarray(rng.uniform(0.2, 1.0, size=(3, 2))))
-    return cp.Analytic(
-        dist.MixtureSameFamily(dist.Categorical(probs=jnp.asarray(rng.dirichlet(np.ones(3)))), normal.to_event(1)),
-        schedule(),
-    )
+    means, sds = rng.normal(size=(3, 2)), rng.uniform(0.2, 1.0, size=(3, 2))
+    return cp.Analytic(modes(rng.dirichlet(np.ones(3)), means, sds), schedule())
 
 
 @functools.cache
@@ -47,9 +44,7 @@ def conditional():
         alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
         return 0.5 * sigma * jnp.sum((x - alpha * c) ** 2) / (0.25 * alpha**2 + sigma**2)
 
-    return cp.Diffusion(
-        energy, schedule(), event_shape=(2,), parameterization="energy", time="log_snr", conditions={"c": 0.0}
-    )
+    return learned(energy, "energy", schedule(), conditions={"c": 0.0})
 
 
 def evaluation(factor, place):

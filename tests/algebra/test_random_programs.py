@@ -21,7 +21,7 @@ import composeprob as cp
 import references as ref
 from composeprob.errors import ImproperError
 from composeprob.factors.base import Factor
-from sampling_cases import single
+from sampling_cases import learned, single, slow
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -128,12 +128,8 @@ def window(terms: Terms, shape: tuple[int, ...], offset, extent, scale: int) -> 
         power = np.zeros(shape)
         if scale == 1:
             power[tuple(slice(o, o + e) for o, e in zip(offset, extent, strict=True))] = term.power
-        return Term(
-            lambda clean: ref.window(term.meaning(clean if scale == 1 else None), offset, extent, scale),
-            power,
-            term.known and scale == 1,
-            term.kind,
-        )
+        seen = lambda clean: ref.window(term.meaning(clean if scale == 1 else None), offset, extent, scale)
+        return Term(seen, power, term.known and scale == 1, term.kind)
 
     return [(placed(term), w) for term, w in terms]
 
@@ -221,9 +217,7 @@ def model(rng, shape, name="c"):
     def call(x, log_snr, **conditions):
         return network(x, log_snr, conditions[name])
 
-    factor = cp.Diffusion(
-        call, own_schedule(), event_shape=shape, parameterization="energy", time="log_snr", conditions={name: 0.0}
-    )
+    factor = learned(call, "energy", own_schedule(), shape, conditions={name: 0.0})
     covariances = np.stack([np.eye(size) * scale**2] * COMPONENTS)
     return factor, lambda c: ref.gaussians(weights, means + c * shift, covariances)
 
@@ -362,9 +356,7 @@ def errors(seed: int, terms: Any = None, growing: bool = True) -> tuple[float, f
     return abs(value - expected_value), float(np.max(np.abs(score - expected_score)))
 
 
-@pytest.mark.parametrize(
-    "seed", [pytest.param(s, marks=pytest.mark.slow if s >= QUICK else []) for s in range(PROGRAMS)]
-)
+@pytest.mark.parametrize("seed", [s if s < QUICK else slow(s) for s in range(PROGRAMS)])
 def test_program_means_what_it_says(seed):
     value_error, score_error = errors(seed)
     assert value_error < 1e-5

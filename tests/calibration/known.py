@@ -6,6 +6,7 @@ import numpyro.distributions as dist
 
 import composeprob as cp
 from composeprob.schedule import Noise
+from sampling_cases import learned, modes
 
 SCHEDULE = cp.Schedule.log_snr(40, min=-8.0, max=10.0)
 
@@ -24,15 +25,7 @@ def raw(distribution, nats, label="raw"):
         marginal = exact.at(Noise(jnp.zeros((), int), alpha, sigma))
         return -sigma * (marginal.log_prob(x) + log_constant(log_snr, nats))
 
-    return cp.Diffusion(
-        energy,
-        SCHEDULE,
-        event_shape=exact.event_shape,
-        parameterization="energy",
-        time="log_snr",
-        log_snr_range=(-12.0, 11.0),
-        label=label,
-    )
+    return learned(energy, "energy", SCHEDULE, exact.event_shape, log_snr_range=(-12.0, 11.0), label=label)
 
 
 def normal(mean, deviation):
@@ -41,6 +34,4 @@ def normal(mean, deviation):
 
 def two_modes(mean, deviation, share):
     """Modes at ±mean, of which the first has this share."""
-    means = jnp.stack([jnp.asarray(mean), -jnp.asarray(mean)])
-    shares = dist.Categorical(probs=jnp.array([share, 1 - share]))
-    return dist.MixtureSameFamily(shares, dist.Normal(means, deviation).to_event(1))
+    return modes([share, 1 - share], jnp.stack([jnp.asarray(mean), -jnp.asarray(mean)]), deviation)

@@ -1,7 +1,5 @@
 """Log-normalisers against closed forms, and mixtures whose shares mean what they say."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +11,11 @@ from calibration import known
 from composeprob.calibration import quadrature
 from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER, interpolate
 from refusals import refused
-from sampling_cases import run, single
+from sampling_cases import learned, run, single, slow
 from zscores import LIMIT
 
 KEY = jax.random.key(0)
-LEFT, RIGHT = [-0.6, 0.0], [0.6, 0.0]
+LEFT, RIGHT, TWO_MODES = [-0.6, 0.0], [0.6, 0.0], known.two_modes([0.6, 0.1], 0.05, 0.3)
 LOG_SNR = np.asarray(known.SCHEDULE.log_snr)
 
 
@@ -44,11 +42,7 @@ def shares(factor, sampler=None, schedule=None, chains=8000):
 
 @pytest.mark.parametrize(
     "distribution",
-    [
-        pytest.param(known.normal([0.3], 0.02), marks=pytest.mark.slow),
-        known.two_modes([0.6, 0.1], 0.05, 0.3),
-        pytest.param(dist.Uniform(jnp.full(2, -0.5), jnp.ones(2)), marks=pytest.mark.slow),
-    ],
+    [slow(known.normal([0.3], 0.02)), TWO_MODES, slow(dist.Uniform(jnp.full(2, -0.5), jnp.ones(2)))],
     ids=["line", "two modes", "box"],
 )
 def test_quadrature_is_exact(distribution):
@@ -72,8 +66,7 @@ def test_places_that_the_diffusion_never_visits_do_not_count():
         spurious = 4.0 - 20 * jnp.sum((x / alpha - 3.0) ** 2) - 50 * jax.nn.sigmoid(-5 * (log_snr - 4.0))
         return -sigma * jnp.logaddexp(-good.network(x, log_snr) / sigma, spurious)
 
-    bad = cp.Diffusion(energy, known.SCHEDULE, event_shape=(2,), parameterization="energy", time="log_snr")
-    found = cp.calibrate(bad, KEY)
+    found = cp.calibrate(learned(energy, "energy", known.SCHEDULE), KEY)
     np.testing.assert_allclose(found.log_normaliser, known.log_constant(LOG_SNR, 2.0), atol=1e-3)
 
 
@@ -81,18 +74,16 @@ def test_interpolation_is_exact_on_parabolas_and_straight_outside():
     knots = jnp.array([-3.0, -1.0, 0.0, 2.5, 4.0])
     parabola = lambda x: 2 + 3 * x - 0.5 * x**2
     at = jnp.array([-0.7, 0.4, 2.2])  # intervals whose slopes come from three knots
-    np.testing.assert_allclose(
-        jax.vmap(interpolate, (None, None, 0))(knots, parabola(knots), at), parabola(at), rtol=1e-5
-    )
+    found = jax.vmap(interpolate, (None, None, 0))(knots, parabola(knots), at)
+    np.testing.assert_allclose(found, parabola(at), rtol=1e-5)
     line = lambda x: 1 - 2 * x
     for x in (-9.0, -3.0, 4.0, 30.0):
         np.testing.assert_allclose(interpolate(knots, line(knots), jnp.asarray(x)), line(x), rtol=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("distribution", [known.normal(np.linspace(-0.6, 0.6, 10), 0.3)], ids=["normal"])
-def test_ten_dimensions(distribution):
-    found = cp.calibrate(known.raw(distribution, 5.0), KEY, num_chains=500)
+def test_ten_dimensions():
+    found = cp.calibrate(known.raw(known.normal(np.linspace(-0.6, 0.6, 10), 0.3), 5.0), KEY, num_chains=500)
     error = found.log_normaliser - np.asarray(known.log_constant(LOG_SNR, 5.0))
     assert np.abs(error).max() <= 0.1
     # eight repeats tell their own error: Student's t with 7 degrees of freedom has heavier tails than z
@@ -167,9 +158,7 @@ def test_calibrated_siblings_share_their_network():
         sigma, alpha = jnp.sqrt(jax.nn.sigmoid(-log_snr)), jnp.sqrt(jax.nn.sigmoid(log_snr))
         return 0.5 * sigma * jnp.sum((x - alpha * centre) ** 2) / (0.04 * alpha**2 + sigma**2)
 
-    network = cp.Diffusion(
-        energy, known.SCHEDULE, event_shape=(1,), parameterization="energy", time="log_snr", conditions=("centre",)
-    )
+    network = learned(energy, "energy", known.SCHEDULE, (1,), conditions=("centre",))
     parts = [cp.calibrate(network.given(centre=c), KEY) for c in (-0.5, 0.5)]
     text = str(cp.compile(single, cp.mixture(parts, weights=[0.5, 0.5])))
     assert "2 evaluations in 1 batches" in text

@@ -1,7 +1,5 @@
 """Calibrations as files, and the zoo's."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +39,8 @@ def test_round_trip(factor, files):
     np.testing.assert_allclose(found.log_normaliser, 3.0 + 0.5 * np.log(2 * np.pi), atol=1e-5)
 
 
-def test_stale_damaged_and_foreign_files(factor, files):
+def test_stale_damaged_and_foreign_files_and_what_has_no_energy(factor, files):
+    refused(lambda: calibrate_model("ring2d-score"), cp.errors.CapabilityError, "'ring2d-score' offers only its score")
     weights, calibration = files
     save_calibration(Calibrated(factor, {name: np.zeros((2, 1)) for name in TABLES}), calibration)
     refused(lambda: load_calibration(factor, calibration), cp.errors.LoadError, "does not fit factor 'bump'")
@@ -79,7 +78,3 @@ def test_learned_bars_mix_by_shares():
     centres = [model_zoo.reference(name).mean for name in ("bar2d-left", "bar2d-right")]
     shares = cp.metrics.mode_weights(result["x"], centres, result.log_weights)
     assert cp.metrics.total_variation(shares, [0.2, 0.8]) <= 0.02
-
-
-def test_what_has_no_energy_is_refused():
-    refused(lambda: calibrate_model("ring2d-score"), cp.errors.CapabilityError, "'ring2d-score' offers only its score")

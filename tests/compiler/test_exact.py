@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 import composeprob as cp
 from compiler.networks import measured
 from composeprob.factors.whitening import log_normal, log_normal_of_sum, whitener
-from sampling_cases import SCHEDULE, normal
+from sampling_cases import SCHEDULE, modes, normal
 
 LEVEL = 13  # log-SNR 2.6: neither the prior nor x decides alone
 ALPHA, SIGMA = float(SCHEDULE.alpha[LEVEL]), float(SCHEDULE.sigma[LEVEL])
@@ -25,10 +25,9 @@ def mixture(seed, full=False):
     """Two components in the plane."""
     rng = np.random.default_rng(seed)
     means, roots = jnp.asarray(0.8 * rng.normal(size=(2, 2))), rng.normal(size=(2, 2, 2)) * 0.3
-    if full:
-        parts = dist.MultivariateNormal(means, jnp.asarray(roots @ roots.swapaxes(1, 2) + 0.2 * np.eye(2)))
-    else:
-        parts = dist.Normal(means, jnp.asarray(rng.uniform(0.4, 0.8, (2, 2)))).to_event(1)
+    if not full:
+        return modes([0.3, 0.7], means, rng.uniform(0.4, 0.8, (2, 2)))
+    parts = dist.MultivariateNormal(means, jnp.asarray(roots @ roots.swapaxes(1, 2) + 0.2 * np.eye(2)))
     return dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.3, 0.7])), parts)
 
 
@@ -137,9 +136,7 @@ def test_the_closed_form_is_the_integral(density):
         np.testing.assert_allclose(found.score[name], found.parts.drift[name], rtol=1e-5)
     of_prior = 1 - SD**2  # of HalfNormal(1), per log sd
     np.testing.assert_allclose(found.score["sd"], of_prior + sum(s for *_, s in exact.values()), rtol=1e-3)
-
-
-def test_static_sites_meet_the_data_by_and_by(density):
+    # Static sites meet the data by and by.
     top = evaluate(density, POSITION, SCHEDULE.num_levels - 1)
     np.testing.assert_allclose(top.log_density, top.parts.log_marginal + top.parts.log_prior, rtol=1e-4)
     np.testing.assert_allclose(evaluate(density, POSITION, LEVEL).parts.log_potential, 0.0)
@@ -208,10 +205,8 @@ def two_sites(f, g, y, mixed):
 
 @pytest.mark.parametrize(("z", "mixed"), [(0.0, True), (31.0, True), (31.0, False)])
 def test_a_measurement_that_looks_elsewhere_than_it_did_is_seen(z, mixed):
-    clean = dist.MixtureSameFamily(
-        dist.Categorical(probs=jnp.array([0.5, 0.5])), dist.Normal(jnp.array([-1.0, 1.0]), 0.3)
-    )
-    density = cp.compile(two_sites, analytic(clean), analytic(clean), 0.4, mixed)
+    clean = analytic(modes([0.5, 0.5], [-1.0, 1.0], 0.3))
+    density = cp.compile(two_sites, clean, clean, 0.4, mixed)
     assert f"anneal: {'mixed exact; ' * mixed}both exact\n" in str(density)
     x, far = np.array([0.2, -0.1]), float(z > 30)
     at = {"x": jnp.array(x[0]), "w": jnp.array(x[1]), "z": jnp.array(z)}

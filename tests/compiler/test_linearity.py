@@ -77,11 +77,8 @@ DENSE = {  # more may be said than is true, never less
 LINEAR = SPARSE | DENSE
 OTHER = {
     "step": lambda x, z: jnp.where(x > 0.5, 2.0, 0.0),
-    "round": lambda x, z: jnp.round(x),
-    "floor": lambda x, z: jnp.floor(x),
-    "ceil": lambda x, z: jnp.ceil(x),
-    "trunc": lambda x, z: jnp.trunc(x),
-    "sign": lambda x, z: jnp.sign(x),
+    **{name: lambda x, z, name=name: getattr(jnp, name)(x)
+       for name in ("round", "floor", "ceil", "trunc", "sign", "sort", "abs", "sin")},
     "int": lambda x, z: 1.0 * x.astype(int),
     "bool": lambda x, z: 1.0 * (x > 0),
     "few bits": lambda x, z: x.astype(jnp.float8_e4m3fn).astype(float),
@@ -89,14 +86,12 @@ OTHER = {
     "mod": lambda x, z: x % 1.0,
     "quotient": lambda x, z: x // 1.0,
     "argmax": lambda x, z: 1.0 * jnp.argmax(x)[None],
-    "sort": lambda x, z: jnp.sort(x),
     "rank": lambda x, z: 1.0 * jnp.argsort(x),
     "table": lambda x, z: jnp.arange(6.0)[x.astype(int)],
     "digitize": lambda x, z: 1.0 * jnp.digitize(x, jnp.arange(3.0)),
     "straight through": lambda x, z: x + jax.lax.stop_gradient(jnp.round(x) - x),
     "stopped": lambda x, z: jax.lax.stop_gradient(x),
     "relu": lambda x, z: jax.nn.relu(x),
-    "abs": lambda x, z: jnp.abs(x),
     "clip": lambda x, z: jnp.clip(x, -9.0, 9.0),
     "max": lambda x, z: jnp.maximum(x, -9.0),
     "largest": lambda x, z: x.max(keepdims=True),
@@ -106,10 +101,9 @@ OTHER = {
     "carried": lambda x, z: jax.lax.fori_loop(0, 3, lambda i, c: c * x, jnp.ones(SIZE)),
     "of itself": lambda x, z: jnp.outer(x, x).ravel(),
     "under": lambda x, z: 1.0 / x,
-    "smooth": lambda x, z: jnp.sin(x),
     "no derivative": lambda x, z: twice(x),
     "called back": lambda x, z: jax.pure_callback(np.floor, jax.ShapeDtypeStruct(x.shape, x.dtype), x),
-}
+}  # fmt: skip
 FREE = {
     "of latents": lambda x, z: jnp.floor(z) + jnp.zeros_like(x),
     "like x": lambda x, z: jnp.ones_like(x),

@@ -14,7 +14,7 @@ import composeprob as cp
 from compiler.networks import Moved, agree, gaussian
 from composeprob.errors import ImproperError
 from refusals import refused
-from sampling_cases import single
+from sampling_cases import equations, learned, single, slow
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -61,17 +61,11 @@ def value_and_score(density, level):
     return density.value_and_score(X, level)
 
 
-@pytest.mark.parametrize(
-    ("form", "n", "block"),
-    [
-        pytest.param("score", 2, None, marks=pytest.mark.slow),
-        ("score", 8, 3),
-        pytest.param("epsilon", 8, None, marks=pytest.mark.slow),
-        ("energy", 2, 1),
-        ("energy", 8, None),
-        pytest.param("energy", 8, 8, marks=pytest.mark.slow),
-    ],
-)
+CASES = [("score", 8, 3), ("energy", 2, 1), ("energy", 8, None)]
+CASES += [slow("score", 2, None), slow("epsilon", 8, None), slow("energy", 8, 8)]
+
+
+@pytest.mark.parametrize(("form", "n", "block"), CASES)
 def test_it_is_the_product_written_out(form, n, block):
     f, _ = posterior(form)
     one, other = cp.compile(single, tall(f, data(n), block=block)), cp.compile(single, written_out(f, data(n)))
@@ -89,19 +83,7 @@ def test_the_posterior_of_ninety_observations():
     np.testing.assert_allclose(score, exact, rtol=1e-3)
 
 
-def equations(density):
-    def count(jaxpr):
-        inner = [p for eqn in jaxpr.eqns for p in jax.tree.leaves(eqn.params, is_leaf=_is_jaxpr) if _is_jaxpr(p)]
-        return len(jaxpr.eqns) + sum(count(getattr(p, "jaxpr", p)) for p in inner)
-
-    return count(jax.make_jaxpr(lambda x: density.score_and_rate(x, 3))(X).jaxpr)
-
-
-def _is_jaxpr(node):
-    return isinstance(node, jax.extend.core.Jaxpr | jax.extend.core.ClosedJaxpr)
-
-
-@pytest.mark.parametrize(("fewest", "block"), [(2, None), pytest.param(4, 2, marks=pytest.mark.slow), (5, 4)])
+@pytest.mark.parametrize(("fewest", "block"), [(2, None), slow(4, 2), (5, 4)])
 @pytest.mark.parametrize("form", ["score", "energy"])
 def test_its_code_does_not_depend_on_the_number_of_data(form, fewest, block):
     """Nor does the number of calls of the network: one when it is traced, and few when the density is made."""
@@ -110,7 +92,7 @@ def test_its_code_does_not_depend_on_the_number_of_data(form, fewest, block):
         f, counter = posterior(form)
         density = cp.compile(single, tall(f, data(n), block=block))
         made = counter.traced
-        sizes.append(equations(density))
+        sizes.append(len(list(equations(jax.make_jaxpr(lambda x, d=density: d.score_and_rate(x, 3))(X)))))
         traces.append((made, counter.traced - made))
     assert sizes[0] == sizes[1]
     assert traces[0] == traces[1]
@@ -150,10 +132,8 @@ def test_new_data_do_not_compile_again(of_program):
 
 def test_one_observation_is_the_factor_itself():
     f, ys = posterior()[0], data(1)
-    for made, wanted in [
-        (cp.product(f, over={"y": ys}), f.given(y=ys[0])),
-        (cp.product(f / prior(), over={"y": ys}, block=4), (f / prior()).given(y=ys[0])),
-    ]:
+    for factor, block in ((f, None), (f / prior(), 4)):
+        made, wanted = cp.product(factor, over={"y": ys}, block=block), factor.given(y=ys[0])
         assert repr(made) == repr(wanted)
         assert eqx.tree_equal(made, wanted)
     one = posterior("energy")[0]
@@ -217,10 +197,8 @@ def test_shares_of_a_mixture_over_data():
 
 
 def of_two():
-    return cp.Diffusion(
-        lambda x, t, a, b: 0.5 * jnp.sum((x - a * b) ** 2), SCHEDULE, event_shape=(2,), parameterization="energy",
-        time="log_snr", conditions={"a": 1.0, "b": 1.0}, label="f",
-    )  # fmt: skip
+    network = lambda x, t, a, b: 0.5 * jnp.sum((x - a * b) ** 2)
+    return learned(network, "energy", SCHEDULE, conditions={"a": 1.0, "b": 1.0}, label="f")
 
 
 def mixtures(block):
@@ -295,10 +273,7 @@ def test_groups_with_data_of_their_own_are_one_batch():
 
 def test_a_held_latent_beside_data():
     """The network's other condition is a latent: the data keep their places when the program is run again."""
-    f = cp.Diffusion(
-        lambda x, t, a, y: 0.5 * jnp.sum((x - a - y) ** 2), SCHEDULE, event_shape=(2,), parameterization="energy",
-        time="log_snr", conditions=("a", "y"),
-    )  # fmt: skip
+    f = learned(lambda x, t, a, y: 0.5 * jnp.sum((x - a - y) ** 2), "energy", SCHEDULE, conditions=("a", "y"))
 
     @cp.program
     def model(over):

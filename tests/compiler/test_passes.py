@@ -17,14 +17,11 @@ from composeprob.errors import AlignmentError, WrongTypeError
 from composeprob.factors.nodes import Product
 from composeprob.ir.nodes import Leaf, leaves
 from refusals import refused
-from sampling_cases import single
+from sampling_cases import learned, single
 from targets import network_outputs
 
 SCHEDULE = cp.Schedule.log_snr(12, min=-6.0, max=8.0)
-F, G, H = (
-    cp.Analytic(dist.Normal(jnp.full(2, m), 0.7), SCHEDULE, label=name)
-    for m, name in ((0.0, "f"), (1.0, "g"), (-1.0, "h"))
-)
+F, G, H = (cp.Analytic(dist.Normal(jnp.full(2, m), 0.7), SCHEDULE, label=n) for m, n in ((0, "f"), (1, "g"), (-1, "h")))
 
 
 def returning(form):
@@ -71,15 +68,11 @@ def show(node):
         (cp.mixture([F, G]) ** 2 * F, "([f^0.5 g^0.5]^2 f^1)"),
         (cp.mixture([F, G], [1, 0]), "[f^1]"),
         (cp.window(F, (2,), (0,)) * F, "(f^2)"),
+        (cp.window(F, (3,), (0,)) * cp.window(F, (3,), (1,)) * cp.window(F, (3,), (0,)), "(f^2 f^1)"),  # other leaves
     ],
 )
 def test_normal_forms(factor, normal):
     assert show(root(factor)) == normal
-
-
-def test_windows_at_other_places_are_other_leaves():
-    a, b = cp.window(F, (3,), (0,)), cp.window(F, (3,), (1,))
-    assert show(root(a * b * a)) == "(f^2 f^1)"
 
 
 def test_normalise_notes_what_it_did():
@@ -97,12 +90,9 @@ def test_a_model_with_continuous_time_is_exact_on_any_levels(target):
         "other": cp.Schedule.from_arrays(np.linspace(0.9, 0.2, 9), np.linspace(0.1, 3.0, 9)),
     }[target]
     trained = cp.Schedule.log_snr(2, min=-20.0, max=20.0)
-    score_model = cp.Diffusion(returning("epsilon"), trained, event_shape=(2,), time="log_snr")
-    energy_model = cp.Diffusion(
-        returning("energy"), trained, event_shape=(2,), parameterization="energy", time="log_snr"
-    )
+    models = (learned(returning(form), form, trained) for form in ("energy", "epsilon"))
     x = {"x": jnp.array([0.4, -1.0])}
-    exact, energy, score = (cp.compile(single, f, schedule=schedule) for f in (EXACT, energy_model, score_model))
+    exact, energy, score = (cp.compile(single, f, schedule=schedule) for f in (EXACT, *models))
     for level in range(9):
         value, wanted = exact.value_and_score(x, level)
         np.testing.assert_allclose(score.score(x, level)["x"], wanted["x"], rtol=3e-5)
@@ -135,12 +125,9 @@ def test_a_discrete_model_finds_its_level_in_another_family():
 
 
 def test_a_discrete_model_names_its_nearest_level():
+    words = "'f.x.' at site 'x' knows only the 10 levels.*log-SNR 8 of the program's level 0; its nearest is level 0"
     compiled = lambda: cp.compile(single, discrete(cp.Schedule.cosine(10)), schedule=SCHEDULE)
-    told = str(refused(compiled, AlignmentError, ""))
-    assert "'f(x)' at site 'x' knows only the 10 levels" in told
-    assert "log-SNR 8 of the program's level 0; its nearest is level 0 with" in told
-    assert "sampling_cases.py:" in told
-    assert "Other levels need a factor that is" in told
+    assert "sampling_cases.py:" in str(refused(compiled, AlignmentError, words, "Other levels need a factor that is"))
 
 
 @pytest.mark.parametrize("scale", [1, 2])
@@ -188,15 +175,12 @@ def test_one_group_a_network_one_member_a_condition():
     assert graph.notes[-1] == ("share", "4 evaluations in 2 batches (3 × net as one)")
 
 
-def test_conditions_of_other_shapes_make_another_batch():
+def test_members_with_conditions_of_other_shapes_or_other_noise_make_another_batch():
     f = conditional()
-    graph = shared(f.given(c=jnp.ones(2)) * f.given(c=jnp.zeros(2)) * f)
-    assert [len(group.members) for group in graph.groups] == [2, 1]
-
-
-def test_members_with_other_noise_make_another_batch():
-    f = cp.window(F, (4,), (0,)) * cp.window(F, (4,), (2,)) * cp.window(F, (4,), (0,), scale=2)
-    assert [len(group.members) for group in shared(f).groups] == [2, 1]
+    conditioned = f.given(c=jnp.ones(2)) * f.given(c=jnp.zeros(2)) * f
+    noised = cp.window(F, (4,), (0,)) * cp.window(F, (4,), (2,)) * cp.window(F, (4,), (0,), scale=2)
+    for factor in (conditioned, noised):
+        assert [len(group.members) for group in shared(factor).groups] == [2, 1]
 
 
 def test_a_leaf_in_a_product_and_in_a_mixture_is_one_member():
@@ -208,8 +192,7 @@ def test_a_leaf_in_a_product_and_in_a_mixture_is_one_member():
 # check --------------------------------------------------------------------------------------------------------------
 
 ENERGY = cp.Energy(lambda x, k: -jnp.sum(x**2), SCHEDULE, event_shape=(2,))
-LEARNED = cp.Diffusion(returning("energy"), SCHEDULE, event_shape=(2,), parameterization="energy", time="log_snr")
-SCORED = cp.Diffusion(returning("epsilon"), SCHEDULE, event_shape=(2,), time="log_snr")
+LEARNED, SCORED = (learned(returning(form), form, SCHEDULE) for form in ("energy", "epsilon"))
 ALL = {"score", "energy", "conservative", "normalised", "exact_marginals", "mode_depth", "feynman_kac"}
 
 

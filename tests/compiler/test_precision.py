@@ -15,7 +15,7 @@ import composeprob as cp
 from compiler.networks import Energy
 from composeprob.factors.precision import Rounded, in_precision
 from refusals import refused
-from sampling_cases import Calls, single
+from sampling_cases import Calls, equations, single
 
 SCHEDULE = cp.Schedule.cosine(10)
 SIZE = 16
@@ -29,13 +29,8 @@ def factor(network, parameterization="x0", **options):
 
 def product_types(jaxpr: Any) -> list[Any]:
     """The dtypes of the operands of every matrix product in a traced function, loops and calls included."""
-    found = []
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
-            found.append({v.aval.dtype for v in eqn.invars})
-        inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
-        found += [types for p in inner if hasattr(p, "eqns") for types in product_types(p)]
-    return found
+    products = [e for e, _ in equations(jaxpr) if e.primitive.name in ("dot_general", "conv_general_dilated")]
+    return [{v.aval.dtype for v in product.invars} for product in products]
 
 
 def of_value_and_score(density: Any, position: Any = X) -> list[Any]:

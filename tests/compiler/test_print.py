@@ -9,17 +9,14 @@ import pytest
 
 import composeprob as cp
 from composeprob.ir import graph as drawing
-from sampling_cases import single
+from sampling_cases import learned, single
 
 SCHEDULE = cp.Schedule.log_snr(20, min=-6.0, max=8.0)
 
 
 ring = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE)
 bar = cp.Analytic(dist.Normal(jnp.ones(2), 0.5), SCHEDULE)
-cat = cp.Diffusion(
-    lambda x, t, c: 0.5 * jnp.sum((x - 0.1 * c) ** 2), SCHEDULE, event_shape=(2,), parameterization="energy",
-    time="log_snr", conditions={"c": 0.0},
-)  # fmt: skip
+cat = learned(lambda x, t, c: 0.5 * jnp.sum((x - 0.1 * c) ** 2), "energy", SCHEDULE, conditions={"c": 0.0})
 WHOLE = cp.Analytic(dist.Normal(jnp.zeros(4), 1.0), SCHEDULE)
 
 
@@ -129,29 +126,22 @@ def test_soft_evidence_is_called_so(monkeypatch):
         assert "Unit" not in shown
 
 
-def test_html_is_escaped(monkeypatch):
+def test_labels_are_escaped_in_html_and_stay_as_they_are_with_parentheses(monkeypatch):
     boxes = boxes_of(labelled("<script>"), monkeypatch)
     assert "<script>" not in boxes
     assert "&lt;script&gt;(position)" in boxes
-
-
-@pytest.mark.parametrize("label", ["net(x0)", "my (xyz) net"])
-def test_labels_with_parentheses_stay_as_they_are(label):
-    assert f"∝ {label}(position)" in str(labelled(label))
+    assert all(f"∝ {label}(position)" in str(labelled(label)) for label in ("net(x0)", "my (xyz) net"))
 
 
 @pytest.mark.parametrize(("weights", "said"), [([2.0, 1.0], "sum to 3"), ([0.4, 0.6], ""), (None, "")])
 def test_weights_that_are_made_shares_are_named(weights, said):
-    f, g = (cp.Analytic(dist.Normal(jnp.full(2, mean), 1.0), SCHEDULE) for mean in (0.0, 1.0))
-    text = str(cp.compile(single, cp.mixture([f, g], weights) * f))
+    text = str(cp.compile(single, cp.mixture([ring, bar], weights) * ring))
     notes = [line for line in text.splitlines() if "weights of a mixture" in line]
     assert len(notes) == bool(said)
     assert all(said in note and " x " in note for note in notes)
 
 
-observed = cp.Diffusion(
-    lambda x, t, y: x - 0.0 * y, SCHEDULE, event_shape=(2,), time="log_snr", conditions=("y",), label="observed"
-)
+observed = learned(lambda x, t, y: x - 0.0 * y, "epsilon", SCHEDULE, conditions=("y",), label="observed")
 
 
 @cp.program
@@ -164,20 +154,16 @@ def either(f, weights):
     cp.sample("x", cp.mixture(f, log_weights=weights, over={"c": jnp.arange(len(weights))}))
 
 
-def test_products_and_mixtures_over_data_are_one_line():
+def test_products_and_mixtures_over_data_are_one_line_and_a_plate_of_the_graph():
     density = cp.compile(tall, observed, jnp.ones((90, 2)), 1.0)
+    source = density.graph.dot()
+    assert source.count("f(x | y=y_i)") == 1
+    assert 'subgraph "cluster' in source
+    assert 'label="90 × y"' in source
+    assert "90 × y" in drawing._boxes(density.graph)
+    assert "log w = 0 … 1" in cp.compile(either, cat, [0.0, 1.0]).graph.dot()
     assert "π_k(x) ∝ bar(x)⁻⁸⁹·(Π_{i=1}^{90} f(x | y=y_i))\n" in str(density)
     assert "91 evaluations in 2 batches (90 × f as one)" in str(density)
     assert "bar(x)^0.1·(Π_{i=1}^{3} f(x | y=y_i)^0.3)\n" in str(cp.compile(tall, observed, jnp.ones((3, 2)), 0.3))
     assert "π_k(x) ∝ [Σ_{i=1}^{2} 1·f(x | c=c_i)]\n" in str(cp.compile(either, cat, [0.0, 0.0]))
     assert "π_k(x) ∝ [Σ_{i=1}^{2} w_i·f(x | c=c_i)]\n" in str(cp.compile(either, cat, [0.0, 1.0]))
-
-
-def test_data_are_a_plate_of_the_graph():
-    graph = cp.compile(tall, observed, jnp.ones((90, 2)), 1.0).graph
-    source = graph.dot()
-    assert source.count("f(x | y=y_i)") == 1
-    assert 'subgraph "cluster' in source
-    assert 'label="90 × y"' in source
-    assert "90 × y" in drawing._boxes(graph)
-    assert "log w = 0 … 1" in cp.compile(either, cat, [0.0, 1.0]).graph.dot()

@@ -24,7 +24,7 @@ import composeprob as cp
 from compiler.networks import Moved, measured
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, CalibratedExpression
 from refusals import refused
-from sampling_cases import single
+from sampling_cases import learned, modes, single, slow
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -115,8 +115,7 @@ POINTS = np.array([[0.3, -0.5], [1.0, 0.4], [-0.6, 0.2]])
 
 def gaussians(seed, shape=(2,)):
     rng = np.random.default_rng(seed)
-    normal = dist.Normal(jnp.asarray(rng.normal(size=(2, *shape))), jnp.asarray(rng.uniform(0.3, 0.9, (2, *shape))))
-    return dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.3, 0.7])), normal.to_event(len(shape)))
+    return modes([0.3, 0.7], rng.normal(size=(2, *shape)), rng.uniform(0.3, 0.9, (2, *shape)))
 
 
 SCHEDULE = VP  # the factors are exact at any levels; compile chooses them
@@ -213,9 +212,7 @@ def test_rates_of_sites_and_plates_add_up():
 MATRIX = jnp.array([[1.0, 0.5], [0.3, -1.0], [0.2, 0.4]])
 
 
-@pytest.mark.parametrize(
-    "factor", [EXPRESSIONS["leaf"], pytest.param(product, marks=pytest.mark.slow)], ids=["leaf", "product"]
-)
+@pytest.mark.parametrize("factor", [EXPRESSIONS["leaf"], slow(product)], ids=["leaf", "product"])
 def test_rate_of_what_is_annealed_exactly(factor):
     """The noised posterior of one factor has the rate 0; times a product of factors it has that of the rule."""
     law, y = lambda x: dist.Normal(MATRIX @ x, 0.6), jnp.array([0.3, -0.2, 0.5])
@@ -247,11 +244,11 @@ def test_aligned_models_have_the_rate_of_their_own_density(diffusion):
         return sigma * x / (0.25 * alpha**2 + sigma**2)
 
     wide = cp.Schedule.log_snr(2, min=-20.0, max=20.0)
-    learned = cp.Diffusion(epsilon, wide, event_shape=(2,), time="log_snr")
+    network = learned(epsilon, "epsilon", wide)
     exact = cp.Analytic(dist.Normal(jnp.zeros(2), 0.5), wide)
     schedule = diffusion.schedule()
     x = {"x": jnp.array([0.4, -1.1])}
-    densities = [cp.compile(single, f * leaf(1) ** 0.5, schedule=schedule) for f in (learned, exact)]
+    densities = [cp.compile(single, f * leaf(1) ** 0.5, schedule=schedule) for f in (network, exact)]
     for level in (0, 200, 399):
         one, other = (density.evaluate(x, level) for density in densities)
         np.testing.assert_allclose(one.parts.rate, other.parts.rate, rtol=1e-8)

@@ -15,7 +15,7 @@ from composeprob.errors import ImproperError, InvalidValueError, NetworkError
 from composeprob.factors.gaussians import components
 from composeprob.ir.nodes import leaves
 from refusals import refused
-from sampling_cases import single
+from sampling_cases import modes, single
 from targets import network_outputs
 
 SCHEDULE = cp.Schedule.log_snr(12)
@@ -29,13 +29,8 @@ def mvn(*rows):
     return cp.Analytic(dist.MultivariateNormal(jnp.zeros(len(rows)), jnp.array(rows)), SCHEDULE)
 
 
-def mixture(means, scales, weights=(0.5, 0.5)):
-    parts = dist.Normal(jnp.array(means), jnp.array(scales))
-    return dist.MixtureSameFamily(dist.Categorical(probs=jnp.array(weights)), parts)
-
-
 def mixed(means, scales):
-    return cp.Analytic(mixture(means, scales), SCHEDULE)
+    return cp.Analytic(modes((0.5, 0.5), means, scales), SCHEDULE)
 
 
 # whether a level can be normalised ---------------------------------------------------------------------------------
@@ -105,7 +100,7 @@ def test_what_starting_from_noise_makes_of_a_law():
 
 def test_what_starting_from_noise_makes_of_shares():
     """By quadrature: the share of a component is the mean of its responsibility under N(0, σ²)."""
-    law, alpha, sigma = mixture([-3.0, 3.0], [3.0, 3.0], (0.8, 0.2)), np.sqrt(0.1), np.sqrt(0.9)
+    law, alpha, sigma = modes((0.8, 0.2), [-3.0, 3.0], [3.0, 3.0]), np.sqrt(0.1), np.sqrt(0.9)
     x = np.linspace(-8, 8, 4001)
     p = np.array([0.8, 0.2])[:, None] * np.exp(-0.5 * (x - alpha * np.array([[-3], [3]])) ** 2 / (0.9 + 0.1 * 9.0))
     share = np.trapezoid(p[1] / p.sum(0) * np.exp(-0.5 * x**2 / sigma**2), x) / (sigma * np.sqrt(2 * np.pi))
@@ -114,7 +109,7 @@ def test_what_starting_from_noise_makes_of_shares():
     assert error > 0.9 * abs(share - 0.2) / 0.02
 
 
-SEPARATED = mixture([-3.0, 3.0], [0.3, 0.3], (0.8, 0.2))
+SEPARATED = modes((0.8, 0.2), [-3.0, 3.0], [0.3, 0.3])
 
 
 @pytest.mark.parametrize(("law", "top"), [(SEPARATED, -1.0), (dist.Normal(200.0, 50.0), -9.0), (SEPARATED, -4.0)])
@@ -256,11 +251,7 @@ def normed():
 @pytest.mark.parametrize(
     ("make", "told", "kind"),
     [
-        (
-            lambda: Dropping(eqx.nn.Dropout(0.5)),
-            r"(?s)Dropout layer is in training mode.*eqx\.nn\.inference_mode",
-            cp.Diffusion,
-        ),
+        (lambda: Dropping(eqx.nn.Dropout(0.5)), r"Dropout layer is in training.*eqx\.nn\.inference_mode", cp.Diffusion),
         (DroppingNNX, r"(?s)Dropout layer is in training mode.*network\.eval\(\)", cp.Diffusion),
         (normed, r"(?s)BatchNorm layer is in training mode.*network\.eval\(\)", cp.Diffusion),
         (lambda: with_key, r"(?s)factor 'with_key' draws random numbers.*deterministic=True", cp.Diffusion),

@@ -8,7 +8,9 @@ import pytest
 from scipy.special import expit
 
 import composeprob as cp
+from compiler.networks import measured
 from composeprob.compiler import tempering as module
+from sampling_cases import normal
 
 SCHEDULE = cp.Schedule.log_snr(30)
 BLUR = np.asarray(SCHEDULE.sigma) / np.asarray(SCHEDULE.alpha)
@@ -56,12 +58,8 @@ def test_a_small_hole_opens_where_chains_can_be_in_it():
     assert np.all(stands[BLUR < 0.3])
     assert not np.any(stands[BLUR > 5.0])
     np.testing.assert_allclose(np.asarray(found.stand_in["w"])[~stands], offset)  # the walls are level with the hole
-    noise = SCHEDULE.at(29)
-    np.testing.assert_allclose(
-        found.log_likelihood("w", jnp.asarray(-jnp.inf), noise),
-        found.log_likelihood("w", jnp.asarray(offset), noise),
-        rtol=1e-6,
-    )
+    outside, inside = (found.log_likelihood("w", jnp.asarray(value), SCHEDULE.at(29)) for value in (-jnp.inf, offset))
+    np.testing.assert_allclose(outside, inside, rtol=1e-6)
 
 
 def test_only_the_look_at_a_program_is_compiled_for_that_program(monkeypatch):
@@ -74,12 +72,8 @@ def test_only_the_look_at_a_program_is_compiled_for_that_program(monkeypatch):
 
 
 def test_new_data_reuse_compiled_code():
-    @cp.program
-    def model(f, y):
-        cp.observe("y", dist.StudentT(3.0, cp.sample("x", f), 0.2), y)
-
-    f = cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE)
-    one, two = (jax.tree.structure(cp.compile(model, f, jnp.asarray(y))) for y in (0.1, 3.0))
+    f, law = normal(schedule=SCHEDULE), lambda x: dist.StudentT(3.0, x, 0.2)
+    one, two = (jax.tree.structure(cp.compile(measured, f, law, jnp.asarray(y))) for y in (0.1, 3.0))
     assert one == two
 
 
@@ -102,14 +96,14 @@ def test_what_falls_as_an_exponential_sees_points_near_the_prior():
     np.testing.assert_allclose(density.log_density({"x": at * density.schedule.alpha[0]}, 0), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("power", [2, 4, 6])
-def test_what_falls_as_a_power_sees_x_itself(power):
-    assert tempering(lambda x: -((x / 0.1) ** power)).near is None
+NEAR = {f"power {power}": lambda x, power=power: -((x / 0.1) ** power) for power in (2, 4, 6)}
+NEAR["wall"] = lambda x: jnp.where(x > 0, 0.0, -jnp.inf)
+NEAR["walls"] = lambda x: jnp.where((x > 0) & (x < 1), 0.0, -jnp.inf)
 
 
-def test_walls_are_not_far():
-    assert tempering(lambda x: jnp.where(x > 0, 0.0, -jnp.inf)).near is None
-    assert tempering(lambda x: jnp.where((x > 0) & (x < 1), 0.0, -jnp.inf)).near is None
+@pytest.mark.parametrize("name", NEAR)
+def test_what_falls_as_a_power_or_is_a_wall_sees_x_itself(name):
+    assert tempering(NEAR[name]).near is None
 
 
 @cp.program

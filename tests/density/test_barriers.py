@@ -1,13 +1,11 @@
 """The depth of a barrier against closed forms."""
 
-import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
 from composeprob.density.barriers import barrier_depth, barriers, log_densities
-from sampling_cases import single
+from sampling_cases import modes, single
 
 
 def mixture(position: dict[str, np.ndarray]) -> np.ndarray:
@@ -39,8 +37,7 @@ def test_an_end_without_density_has_no_depth():
 def test_a_score_alone_knows_barriers():
     """Two modes at ±2 in two numbers, from a score, beside what log-densities at 201 points of the way fall by: on the
     11 that these take of themselves, the score's integral loses the kink of log π between modes."""
-    modes = dist.Normal(jnp.array([[-2.0, -2.0], [2.0, 2.0]]), 0.5).to_event(1)
-    law = cp.Analytic(dist.MixtureSameFamily(dist.Categorical(jnp.array([0.5, 0.5])), modes), cp.Schedule.log_snr(20))
+    law = cp.Analytic(modes([0.5, 0.5], [[-2.0, -2.0], [2.0, 2.0]], 0.5), cp.Schedule.log_snr(20))
 
     def score(x, level):
         return law.evaluate(x, law.schedule.at(level), {})[1]

@@ -54,12 +54,9 @@ def test_a_rotation_in_closed_form(speed):
     assert found["f(x)"] == pytest.approx(speed / np.sqrt(1 + speed**2), rel=0.05)
 
 
-def test_gradients_have_none():
+def test_gradients_have_none_and_what_promises_one_is_left_out():
     assert curls(linear([[0.3, 0.7], [0.7, -2.0]]))["f(x)"] < 1e-6
     assert curls(scored(lambda x, t: 100 * jnp.ones(2))) == {"f(x)": 0.0}
-
-
-def test_what_promises_a_gradient_is_left_out():
     energy = cp.Diffusion(unit_energy, SCHEDULE, event_shape=(2,), parameterization="energy", time="sigma")
     assert curls(energy, normal([0.0, 0.0])) == {}
     assert list(curls(energy, rotation(0.3))) == ["g(x)"]

@@ -3,12 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
 from composeprob.density.overlap import noised
-from sampling_cases import both, single
+from sampling_cases import both, modes, single
 
 SCHEDULE = cp.Schedule.log_snr(60)
 LEVELS = (2, 30, 45, 59)
@@ -51,8 +50,7 @@ def test_a_divergence_of_many_entries_is_estimated_without_bias():
 
 
 def test_each_factor_of_a_product_is_named_by_itself():
-    parts = dist.Normal(jnp.array([[-0.5, 0.0], [0.5, 0.2]]), 0.1).to_event(1)
-    two = cp.Analytic(dist.MixtureSameFamily(dist.Categorical(jnp.array([0.3, 0.7])), parts), SCHEDULE, label="two")
+    two = cp.Analytic(modes([0.3, 0.7], [[-0.5, 0.0], [0.5, 0.2]], 0.1), SCHEDULE, label="two")
     clean = jax.random.uniform(jax.random.key(0), (64, 2), minval=-1.0)
     for c, low, high in ((1.0, 0.0, 0.01), (0.5, 0.25, 0.35)):
         density = cp.compile(both, two, network(c))

@@ -10,9 +10,9 @@ from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import initialize_model
 
 import composeprob as cp
-from composeprob.errors import CapabilityError, LevelError
+from composeprob.errors import CapabilityError, InvalidValueError, LevelError
 from refusals import refused
-from sampling_cases import SCHEDULE, single
+from sampling_cases import SCHEDULE, modes, single
 from zscores import assert_agrees, z_scores
 
 WEIGHTS, MEANS, SDS = np.array([0.3, 0.7]), np.array([-1.0, 1.0]), np.array([0.5, 0.8])
@@ -50,8 +50,7 @@ def exact():
 
 @pytest.fixture(scope="module")
 def target():
-    mixture = dist.MixtureSameFamily(dist.Categorical(jnp.array(WEIGHTS)), dist.Normal(jnp.array(MEANS), SDS))
-    return cp.compile(model, cp.Analytic(mixture, SCHEDULE), jnp.array(Y)).to_numpyro()
+    return cp.compile(model, cp.Analytic(modes(WEIGHTS, MEANS, SDS), SCHEDULE), jnp.array(Y)).to_numpyro()
 
 
 @pytest.mark.slow
@@ -109,7 +108,5 @@ def test_a_program_of_numpyro_alone_has_numpyros_own_potential():
 def test_what_numpyro_cannot_sample_and_a_level_that_does_not_exist_are_refused(target):
     density = cp.compile(single, cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,)))
     refused(density.to_numpyro, CapabilityError, "only its score")
-    with pytest.raises(LevelError):
-        target.density.to_numpyro(level=SCHEDULE.num_levels)
-    with pytest.raises(ValueError, match="num_chains"):
-        target.init_params(jax.random.key(0), 0)
+    refused(lambda: target.density.to_numpyro(level=SCHEDULE.num_levels), LevelError, "")
+    refused(lambda: target.init_params(jax.random.key(0), 0), InvalidValueError, "num_chains")

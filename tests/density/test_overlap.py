@@ -11,7 +11,7 @@ import composeprob as cp
 from compiler.networks import measured
 from composeprob import tuning
 from composeprob.density.overlap import agreement, bound
-from sampling_cases import normal, run, single
+from sampling_cases import learned, normal, run, single
 
 COARSE = cp.Schedule.log_snr(24)
 
@@ -20,11 +20,8 @@ def box(low, high, label):
     return cp.Analytic(dist.Uniform(jnp.array(low), jnp.array(high)).to_event(1), COARSE, label=label)
 
 
-LEFT, RIGHT, OVER = (
-    box([-1.0, -1.0], [-0.5, 1.0], "left"),
-    box([0.5, -1.0], [1.0, 1.0], "right"),
-    box([-0.8, -1.0], [0.8, 1.0], "right"),
-)
+LEFT, RIGHT = box([-1.0, -1.0], [-0.5, 1.0], "left"), box([0.5, -1.0], [1.0, 1.0], "right")
+OVER = box([-0.8, -1.0], [0.8, 1.0], "right")
 WHOLE, INNER = box([-1.0, -1.0], [1.0, 1.0], "whole"), box([-0.5, -0.5], [0.5, 0.5], "inner")
 INSIDE = np.random.default_rng(0).uniform(-0.5, 0.5, (64, 2))
 NEGATED = "The negation leaves nothing"
@@ -105,7 +102,7 @@ def wavy_box(real):
         size = jnp.exp(-0.5 * (20 * sigma / alpha) ** 2) if real else jax.nn.sigmoid(5 * (log_snr - 9.5))
         return -sigma * (inside + 0.5 * size * jnp.cos(20 * x / alpha).sum())
 
-    return cp.Diffusion(network, COARSE, event_shape=(2,), parameterization="energy", time="log_snr", label="wavy")
+    return learned(network, "energy", COARSE, label="wavy")
 
 
 @pytest.mark.parametrize("real", [False, True])
@@ -142,9 +139,7 @@ def away(x, log_snr, c):
     return -(x - jnp.sqrt(jax.nn.sigmoid(log_snr)) * c)
 
 
-CONDITIONED = cp.Diffusion(
-    away, COARSE, event_shape=(2,), parameterization="score", time="log_snr", conditions=("c",), label="net"
-)
+CONDITIONED = learned(away, "score", COARSE, conditions=("c",), label="net")
 LEARNED, EXACT = CONDITIONED.given(c=0.0), normal([0.0, 0.0], schedule=COARSE)
 
 
@@ -175,7 +170,7 @@ def test_a_rare_part_of_a_divisor_is_looked_for_before_it_is_missing(monkeypatch
         floor = jnp.log(0.05) + jax.scipy.stats.norm.logpdf(x, alpha * 2, jnp.sqrt(0.25 * alpha**2 + variance)).sum()
         return -jnp.sqrt(variance) * jnp.logaddexp(bump, floor)
 
-    net = cp.Diffusion(floored, COARSE, event_shape=(2,), parameterization="energy", time="log_snr", label="floored")
+    net = learned(floored, "energy", COARSE, label="floored")
     x = 2 + 0.3 * np.random.default_rng(0).normal(size=(32, 2))
     named = lambda: sum(any(f.divides for f in findings(WHOLE**2 / net**0.5, x, key)) for key in range(8))
     assert named() == 0

@@ -17,24 +17,18 @@ from composeprob.errors import (
 )
 from composeprob.factors.calibrated import CalibratedExpression
 from refusals import refused
-from sampling_cases import single
+from sampling_cases import learned, single
 
 SCHEDULE = cp.Schedule.cosine(10)
 F = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label="f")
 G = cp.Analytic(dist.Normal(jnp.ones(2), 0.5), SCHEDULE, label="g")
 WIDE = cp.Analytic(dist.Normal(jnp.zeros(3), 1.0), SCHEDULE, label="wide")
-LEARNED = cp.Diffusion(
-    lambda x, t: jnp.sum(x**2), SCHEDULE, event_shape=(2,), parameterization="energy", label="learned"
-)
+LEARNED = learned(lambda x, t: jnp.sum(x**2), "energy", SCHEDULE, time="level", label="learned")
 SCORED = cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,), label="scored")
-CONDITIONAL = cp.Diffusion(
-    lambda x, t, c, d: -c * d * x, SCHEDULE, event_shape=(2,), parameterization="score",
-    conditions={"c": 1.0, "d": 1.0}, label="conditional",
-)  # fmt: skip
-LEVELLED = cp.Diffusion(
-    lambda x, t, c: c * jnp.sum(x**2), SCHEDULE, event_shape=(2,), parameterization="energy",
-    conditions={"c": 1.0}, label="levelled",
-)  # fmt: skip
+CONDITIONAL = learned(lambda x, t, c, d: -c * d * x, "score", SCHEDULE, conditions={"c": 1.0, "d": 1.0}, time="level")
+LEVELLED = learned(
+    lambda x, t, c: c * (x @ x), "energy", SCHEDULE, time="level", conditions={"c": 1.0}, label="levelled"
+)
 CALIBRATED = CalibratedExpression(factor=F * LEVELLED, schedule=SCHEDULE, fixed={}, degree=4.0, event_shape=(2,))
 THREE, KEY = np.ones(3), jax.random.key(0)
 

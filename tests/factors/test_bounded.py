@@ -31,12 +31,6 @@ LAWS = {
 }
 
 
-@pytest.fixture
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
 def points(alpha, sigma):
     """Inside, at a wall, and outside of it by a few and by many standard deviations of the noise."""
     return np.concatenate([alpha * np.array([0.02, 0.3, 1.4, 4.0, -0.4]), sigma * np.array([-3.0, -12.0, 1.0, 9.0])])
@@ -68,7 +62,7 @@ def convolution(law, x, alpha, sigma):
 
 
 @pytest.mark.parametrize("name", LAWS)
-def test_noised_densities_are_convolutions(name, double_precision):
+def test_noised_densities_are_convolutions(name, double_alone):
     """The density and the score, from which the Tweedie mean (x + σ²·score)/α follows."""
     made, law = LAWS[name]
     made = jax.tree.map(lambda a: jnp.asarray(a, float) if isinstance(a, float) else a, made)
@@ -86,7 +80,7 @@ def test_noised_densities_are_convolutions(name, double_precision):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.1, 5.0])
-def test_a_noised_cauchy_distribution_is_voigts(scale, double_precision):
+def test_a_noised_cauchy_distribution_is_voigts(scale, double_alone):
     noised = cp.Analytic(dist.Cauchy(jnp.asarray(0.3, float), scale), SCHEDULES[0])
     for schedule, level in LEVELS:
         noise = schedule.at(level)
@@ -99,7 +93,7 @@ def test_a_noised_cauchy_distribution_is_voigts(scale, double_precision):
 
 
 @pytest.mark.parametrize("df", [1e4, 1e7])
-def test_a_noised_t_distribution_of_many_degrees_of_freedom_is_nearly_normal(df, double_precision):
+def test_a_noised_t_distribution_of_many_degrees_of_freedom_is_nearly_normal(df, double_alone):
     """log t = log N + (x⁴ − 2·x² − 1)/(4·ν) + …, less where there is noise."""
     for schedule, level in LEVELS:
         noise, x = schedule.at(level), jnp.array([-5.0, -0.3, 0.0, 2.0])

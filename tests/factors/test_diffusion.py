@@ -170,11 +170,8 @@ def test_flow_matching_composes_with_other_schedules():
 
     factors = [factor(form) for form in trained]
     x = jnp.array([0.5, -1.0, 2.0])
-    for schedule in (
-        cp.Schedule.flow(20, shift=3.0),
-        cp.Schedule.log_snr(20, min=-12.0, max=10.0),
-        cp.Schedule.edm(20, 0.01, 80.0),
-    ):
+    others = cp.Schedule.log_snr(20, min=-12.0, max=10.0), cp.Schedule.edm(20, 0.01, 80.0)
+    for schedule in (cp.Schedule.flow(20, shift=3.0), *others):
         density = cp.compile(single, cp.product(*factors), schedule=schedule)
         score = jax.jit(density.score)
         for k in (0, 9, 19):
@@ -273,11 +270,8 @@ def test_refusals(kind, call, words, fix):
     refused(call, kind, words, fix)
 
 
-def test_a_condition_of_the_right_shape_compiles():
+def test_a_condition_of_the_right_shape_compiles_and_a_scalar_head_may_keep_its_axis():
     cp.compile(single, TIMES_C.given(c=jnp.ones(2)))
-
-
-def test_a_scalar_head_may_keep_its_axis():
     f = diffusion(lambda x, t: jnp.sum(x**2, keepdims=True), parameterization="energy")
     assert cp.compile(single, f).log_density({"x": jnp.ones(2)}, 3).shape == ()
 
@@ -295,10 +289,7 @@ def test_a_number_beside_the_output_is_added_to_the_log_density():
     refused(lambda: diffusion(pair, schedule, (3,)), NetworkError, "returned shape tuple")
 
 
-NONE = (-9.0, -9.0)
-
-
-PLACES = {"left": (0.2, 0.5), "right": (0.8, 0.5)}
+NONE, PLACES = (-9.0, -9.0), {"left": (0.2, 0.5), "right": (0.8, 0.5)}
 
 
 def test_encoders_see_what_is_given():
@@ -315,26 +306,19 @@ def test_encoders_see_what_is_given():
     def network(x, t, place=NONE):
         return -x
 
-    factor = cp.Diffusion(
-        network, cp.Schedule.cosine(5), event_shape=(2,), conditions={"place": NONE}, encoders={"place": to_place}
-    )
+    factor = diffusion(network, conditions={"place": NONE}, encoders={"place": to_place})
     np.testing.assert_allclose(factor.given(place="left").fixed["place"], PLACES["left"])
     assert factor.given(place=NONE).fixed["place"].tolist() == list(NONE)
     jax.jit(lambda x, y: factor.given(place=(x, y)).fixed["place"][0])(7.0, 7.0)
     assert seen == ["left"]
     twice, words = factor * factor, r"too large. \(test_diffusion.py:\d+\)"
-    with pytest.raises(InvalidValueError, match=words):
+    with pytest.raises(InvalidValueError, match=words):  # the encoder's own, without a fix
         twice.given(place=(2.0, 0.0))
 
 
 def test_data_are_encoded_one_by_one():
-    factor = cp.Diffusion(
-        lambda x, t, place: -x * place,
-        cp.Schedule.cosine(5),
-        event_shape=(2,),
-        conditions=("place",),
-        encoders={"place": lambda name: np.float32(PLACES[name])},
-    )
+    encoders = {"place": lambda name: np.float32(PLACES[name])}
+    factor = diffusion(lambda x, t, place: -x * place, conditions=("place",), encoders=encoders)
     over = cp.product(factor, over={"place": ["left", "right", "left"]})
     np.testing.assert_array_equal(over.factors[0].fixed["place"], np.float32([(0.2, 0.5), (0.8, 0.5), (0.2, 0.5)]))
     alone = cp.product(factor, over={"place": ("right",)})

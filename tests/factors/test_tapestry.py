@@ -10,7 +10,7 @@ import composeprob as cp
 from composeprob.compiler.top import top_of
 from composeprob.errors import CapabilityError, ImproperError, ShapeError, WrongTypeError
 from refusals import refused
-from sampling_cases import run, single
+from sampling_cases import learned, run, single
 from targets import network_outputs
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -31,9 +31,7 @@ def mixing(x, t, towards=0.0):
 
 
 def model(network, form, shape=(4, 3), **conditions):
-    return cp.Diffusion(
-        network, SCHEDULE, event_shape=shape, parameterization=form, time="log_snr", conditions=conditions, label="m"
-    )
+    return learned(network, form, SCHEDULE, shape, conditions=conditions, label="m")
 
 
 def windows(factor, offsets=((0, 0), (3, 0), (0, 2), (3, 2)), shape=CANVAS):

@@ -5,6 +5,7 @@ import pytest
 
 from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, LineIntegral
 from kernel_chains import from_exact_draws
+from sampling_cases import slow
 from targets import gaussian, nested, two_modes
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -27,16 +28,14 @@ def assert_invariant(kernel, law, moved=0.4, highest=0.95, **options):
     assert 0.3 < run.acceptance < highest
 
 
-@pytest.mark.parametrize(
-    ("name", "law"), [pytest.param(*case, marks=pytest.mark.slow if case[1] in SLOW else []) for case in CASES]
-)
+@pytest.mark.parametrize(("name", "law"), [slow(*case) if case[1] in SLOW else case for case in CASES])
 def test_target_stays_invariant(name, law):
     step_size = STEPS[name][law]
     kernel = MALA(step_size) if name == "MALA" else HMC(step_size, num_leapfrog=3, damping=0.5)
     assert_invariant(kernel, law, num_transitions=300 if law in SLOW else 100)
 
 
-@pytest.mark.parametrize("law", ["2d", pytest.param("nested", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("law", ["2d", slow("nested")])
 def test_blackjax_leaves_the_target_invariant(law):
     kernel = BlackJAX(blackjax.hmc, 0.6, num_integration_steps=3)
     assert_invariant(kernel, law, highest=0.99, num_transitions=60)
@@ -59,14 +58,10 @@ def test_other_blackjax_algorithms_leave_the_target_invariant(kernel):
     assert run.moved > 0.1
 
 
-@pytest.mark.parametrize(
-    "kernel",
-    [
-        pytest.param(MALA(0.25, log_ratio=LineIntegral(9, "simpson")), marks=pytest.mark.slow),
-        HMC(0.65, log_ratio=LineIntegral(17, "simpson")),
-    ],
-    ids=repr,
-)
+FINE = slow(MALA(0.25, log_ratio=LineIntegral(9, "simpson"))), HMC(0.65, log_ratio=LineIntegral(17, "simpson"))
+
+
+@pytest.mark.parametrize("kernel", FINE, ids=repr)
 def test_a_fine_line_integral_leaves_the_target_invariant(kernel):
     assert_invariant(kernel, "2d", num_transitions=60)
 
@@ -86,7 +81,7 @@ S2 = 0.7  # variance of the Gaussian that unadjusted kernels are given
         (ULA(0.4), S2 / (1 - 0.4 / (2 * S2))),
         # On N(0, s²) the leapfrog map conserves v²/2 + (1 − h²/4s²)·x²/2s² exactly, for every number of steps.
         (UHMC(0.6, num_leapfrog=1, damping=0.9), S2 / (1 - 0.6**2 / (4 * S2))),
-        pytest.param(UHMC(0.6, num_leapfrog=3, damping=0.0), S2 / (1 - 0.6**2 / (4 * S2)), marks=pytest.mark.slow),
+        slow(UHMC(0.6, num_leapfrog=3, damping=0.0), S2 / (1 - 0.6**2 / (4 * S2))),
     ],
 )
 def test_unadjusted_kernels_have_their_known_variance(kernel, variance):

@@ -19,7 +19,7 @@ from composeprob.kernels import HMC, MALA, HamiltonianState, KernelState, LineIn
 from composeprob.kernels.line_integral import coarse_stride
 from kernel_chains import driven, start, transitions
 from refusals import refused
-from sampling_cases import normal, run, single
+from sampling_cases import normal, run, single, slow
 from targets import evaluate, nested, score_only, two_modes
 
 LAW = two_modes(2)
@@ -82,14 +82,10 @@ def test_the_error_has_the_order_of_its_rule(error, rule, expected):
     assert abs(order - expected) < 0.1 * expected, errors
 
 
-@pytest.mark.parametrize(
-    ("points", "rule"),
-    [
-        (10, "trapezoid"),
-        (31, "simpson"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((9, "trapezoid"), (33, "simpson"))),
-    ],
-)
+LENGTHS = [(10, "trapezoid"), (31, "simpson"), slow(9, "trapezoid"), slow(33, "simpson")]
+
+
+@pytest.mark.parametrize(("points", "rule"), LENGTHS)
 def test_the_reported_error_is_the_error(points, rule):
     """Where moves are small beside the curvature of the target, as those are that get accepted."""
     with jax.enable_x64(True):
@@ -130,7 +126,7 @@ def along_a_reversed_trajectory(points, rule, x, v):
 
 @pytest.mark.parametrize(("path", "tolerance"), [(along_a_line, 1e-13), (along_a_reversed_trajectory, 1e-10)])
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("points", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 9))])
+@pytest.mark.parametrize("points", [5, slow(3), slow(9)])
 def test_antisymmetric(path, tolerance, points, rule):
     with jax.enable_x64(True):
         x, v = LAW.draw(jax.random.key(0), 50).astype(float), jax.random.normal(jax.random.key(1), (50, 2))
@@ -208,8 +204,7 @@ def test_what_cannot_work_is_refused_when_it_is_written():
     along = LineIntegral(None, tolerance=0.1)
     refused(lambda: HMC(0.1, 1, log_ratio=along), InvalidValueError, r"no estimate.*\n.*num_leapfrog=2")
     refused(lambda: MALA(0.1, log_ratio=LineIntegral(None)), InvalidValueError, r"no trajectory.*\n.*num_points=3")
-    odd = LineIntegral(None, "simpson")
-    words = r"even number of leapfrogs.*3.*\n.*num_leapfrog=4"
+    odd, words = LineIntegral(None, "simpson"), r"even number of leapfrogs.*3.*\n.*num_leapfrog=4"
     refused(lambda: HMC(0.1, 3, log_ratio=odd), InvalidValueError, words)
     for kernel in (MALA, HMC):
         refused(lambda: kernel(0.1, log_ratio="line"), WrongTypeError, "'line'")
@@ -217,9 +212,8 @@ def test_what_cannot_work_is_refused_when_it_is_written():
 
 def test_kernels_show_a_line_integral_and_only_that():
     assert repr(MALA(0.1)) == "MALA(step_size=0.1)"
-    assert "log_ratio=LineIntegral(num_points=None, rule='trapezoid', tolerance=inf)" in repr(
-        HMC(0.1, log_ratio=LineIntegral(None))
-    )
+    shown = repr(HMC(0.1, log_ratio=LineIntegral(None)))
+    assert "log_ratio=LineIntegral(num_points=None, rule='trapezoid', tolerance=inf)" in shown
 
 
 QUARTIC = score_only(evaluate(lambda x: -(x**4) / 4))
@@ -267,9 +261,8 @@ def test_steps_from_mode_to_mode(line, keeps):
     x = jnp.asarray(CENTRES[which] + WIDTHS[which] * rng.standard_normal(n), jnp.float32)
     share = SHARE @ norm.sf((0.5 - CENTRES) / WIDTHS)
     kernel = MALA(1.0, log_ratio=line)
-    states, _ = transitions(
-        kernel, UNEVEN, jax.random.key(1), start(kernel, UNEVEN, jax.random.key(0), x), kernel.step_size, 30
-    )
+    begun = start(kernel, UNEVEN, jax.random.key(0), x)
+    states, _ = transitions(kernel, UNEVEN, jax.random.key(1), begun, kernel.step_size, 30)
     found = np.asarray(states.position) > 0.5
     assert np.mean(found != (np.asarray(x) > 0.5)) > 0.3  # they move
     away = abs(found.mean() - share) / np.sqrt(share * (1 - share) / n)

@@ -91,10 +91,8 @@ def test_it_is_the_kernel_on_the_density_of_other_coordinates(kernel, metric):
     u = law.draw(jax.random.key(0), 500)
     x = u @ root.T
     ends = []
-    for k, target, positions in (
-        (plain, evaluate(law.log_density), u),
-        (kernel, evaluate(of_x), {"a": x[:, :2], "b": x[:, 2]}),
-    ):
+    for k, log_density, positions in ((plain, law.log_density, u), (kernel, of_x, {"a": x[:, :2], "b": x[:, 2]})):
+        target = evaluate(log_density)
         states = start(k, target, jax.random.key(1), positions)
         ends.append(transitions(k, target, jax.random.key(2), states, steps_of(k), 10))
     (states, info), (others, other_info) = ends
@@ -205,14 +203,11 @@ def test_few_moves_and_none_give_a_metric_all_the_same(kind):
     np.testing.assert_allclose(known, 1.0, rtol=1e-5)
 
 
-def test_what_auto_is():
+def test_what_auto_is_and_shares_of_weights_add_up_to_one():
     assert [kind_of("auto", *case) for case in ((10, 100), (10, 99), (10, 49), (65, 10**4), (10**6, 100))] == [
         "full", "diagonal", "none", "diagonal", "none",
     ]  # fmt: skip
     assert kind_of("full", 10, 2) == "full"
-
-
-def test_shares_of_weights_add_up_to_one():
     found = shares(jnp.log(jnp.array([1.0, 3.0, 0.0])))
     np.testing.assert_allclose(found, [0.25, 0.75, 0.0], rtol=1e-6)
     assert shares(jnp.full(4, -jnp.inf)) == pytest.approx(0.25)

@@ -9,6 +9,7 @@ from composeprob.kernels import HMC, MALA, KernelState
 from composeprob.kernels import hamiltonian as hmc_module
 from composeprob.kernels.metropolis import metropolis
 from kernel_chains import from_exact_draws, start, transitions
+from sampling_cases import slow
 from targets import evaluate, two_modes
 from zscores import assert_agrees, assert_disagrees, z_scores
 
@@ -91,14 +92,12 @@ def test_the_real_kernels_pass(kernel):
     assert_agrees(check(kernel).scores)
 
 
-@pytest.mark.parametrize(
-    "mutant",
-    [WrongVarianceMALA(0.15), NoHastingsMALA(0.15), SharedNoiseMALA(0.15), DoubledNoiseMALA(0.15),
-     UnadjustedMALA(0.15), SharedNoiseHMC(0.6)],
-    ids=lambda m: type(m).__name__,
-)  # fmt: skip
+MUTANTS = WrongVarianceMALA, NoHastingsMALA, SharedNoiseMALA, DoubledNoiseMALA, UnadjustedMALA, SharedNoiseHMC
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants_fail(mutant):
-    assert_disagrees(check(mutant).scores)
+    assert_disagrees(check(mutant(0.15 if issubclass(mutant, MALA) else 0.6)).scores)
 
 
 def test_hmc_without_kinetic_term_fails(monkeypatch):
@@ -124,11 +123,7 @@ def relevelled(kernel):
     return z_scores(jax.jit(jax.vmap(LAW.statistics))(states.position), LAW.expected)
 
 
-@pytest.mark.parametrize(
-    ("real", "stale"),
-    [(MALA(0.15), StaleMALA(0.15)), pytest.param(HMC(0.5), StaleHMC(0.5), marks=pytest.mark.slow)],
-    ids=repr,
-)
+@pytest.mark.parametrize(("real", "stale"), [(MALA(0.15), StaleMALA(0.15)), slow(HMC(0.5), StaleHMC(0.5))], ids=repr)
 def test_a_stale_cache_after_a_change_of_level_fails(real, stale):
     assert_agrees(relevelled(real))
     assert_disagrees(relevelled(stale))

@@ -12,6 +12,7 @@ from composeprob.errors import CapabilityError, ComposeProbError, ConditionError
 from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, adapt, mean_acceptance, resolve, scaled_step
 from kernel_chains import start, transitions
 from refusals import refused
+from sampling_cases import slow
 from targets import evaluate
 
 NO_ACCEPTANCE = r"unadjusted, so there is no acceptance to adapt to.*\n.*MALA or HMC"
@@ -76,10 +77,7 @@ HAMILTONIAN = {"num_integration_steps": 3}
         (lambda: Adaptive(warmup=1.5), r"warmup=\) must be a whole number; got 1.5"),
         (lambda: Adaptive(initial=[1.0, 2.0]), r"initial=\) has shape \(2,\)"),
         (lambda: BlackJAX(blackjax.hmc, -1.0, **HAMILTONIAN), r"BlackJAX\(step_size=\) is -1"),
-        (
-            lambda: BlackJAX(blackjax.hmc, 0.1, evaluations=0, **HAMILTONIAN),
-            r"evaluations=\) must be at least 1; got 0",
-        ),
+        (lambda: BlackJAX(blackjax.hmc, 0.1, evaluations=0, **HAMILTONIAN), r"evaluations=\) must be at least 1"),
     ],
 )
 def test_constructors_refuse(make, message):
@@ -109,12 +107,6 @@ def test_what_blackjax_cannot_do_here_is_refused(make, kind, message):
     refused(make, kind, message)
 
 
-def test_targets_of_adaptation():
-    assert float(Adaptive().target(MALA())) == pytest.approx(0.574)
-    assert float(Adaptive().target(HMC())) == pytest.approx(0.75)
-    assert float(Adaptive(target_acceptance=0.6).target(HMC())) == pytest.approx(0.6)
-
-
 def test_mean_acceptance_does_not_depend_on_the_order_of_chains():
     acceptance = jax.random.uniform(jax.random.key(0), (10_007,))
     mean = mean_acceptance(acceptance)
@@ -126,12 +118,7 @@ def test_mean_acceptance_does_not_depend_on_the_order_of_chains():
 
 @pytest.mark.parametrize(
     ("kernel", "dimension", "initial"),
-    [
-        (MALA(), 2, 0.003),
-        pytest.param(MALA(), 200, 30.0, marks=pytest.mark.slow),
-        (HMC(), 2, 30.0),
-        pytest.param(HMC(), 200, 0.003, marks=pytest.mark.slow),
-    ],
+    [(MALA(), 2, 0.003), slow(MALA(), 200, 30.0), (HMC(), 2, 30.0), slow(HMC(), 200, 0.003)],
 )
 def test_adaptation_reaches_its_target(kernel, dimension, initial):
     target = evaluate(lambda x: -0.5 * jnp.sum(x**2) / 0.01)
@@ -149,22 +136,20 @@ def test_adaptation_reaches_its_target(kernel, dimension, initial):
 
 @pytest.mark.parametrize(
     ("kernel", "size", "power"),
-    [
-        (MALA(Adaptive()), 64, 3.0),
-        (HMC(Adaptive()), 1024, 1.0),
-        pytest.param(MALA(Adaptive()), 1024, 1.0, marks=pytest.mark.slow),
-        pytest.param(HMC(Adaptive()), 64, 3.0, marks=pytest.mark.slow),
-    ],
+    [(MALA(), 64, 3.0), (HMC(), 1024, 1.0), slow(MALA(), 1024, 1.0), slow(HMC(), 64, 3.0)],
 )
 def test_the_first_step_suits_a_normal_law_of_any_size_and_power(kernel, size, power):
     target = evaluate(lambda x: -0.5 * power * jnp.sum(x**2))
-    adaptive = kernel.step_size.starting(kernel, size, power)
+    adaptive = Adaptive().starting(kernel, size, power)
     states = start(kernel, target, jax.random.key(0), jax.random.normal(jax.random.key(1), (200, size)) / power**0.5)
     _, info = transitions(kernel, target, jax.random.key(2), states, jnp.exp(adaptive.log_scale), 4)
     assert info.acceptance.mean() == pytest.approx(float(adaptive.target(kernel)), abs=0.12)
 
 
-def test_a_first_step_that_is_given_stays_and_one_of_few_numbers_is_a_half():
+def test_targets_and_a_first_step_that_is_given_stays_and_one_of_few_numbers_is_a_half():
+    assert float(Adaptive().target(MALA())) == pytest.approx(0.574)
+    assert float(Adaptive().target(HMC())) == pytest.approx(0.75)
+    assert float(Adaptive(target_acceptance=0.6).target(HMC())) == pytest.approx(0.6)
     assert Adaptive(initial=2.0).starting(MALA(), 64, 3.0).initial == 2
     assert Adaptive().starting(MALA(), 2, 2.0).initial == Adaptive().starting(HMC(), 2, 1.0).initial
     assert jnp.exp(Adaptive().log_scale) == 0.5

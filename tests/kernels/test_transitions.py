@@ -15,13 +15,14 @@ from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs, Kernel, LineIntegral
 from composeprob.kernels.gibbs import parts_of, with_field, with_parts
 from kernel_chains import start, steps_of, transitions
+from refusals import refused
 from registry import KERNELS, concrete
-from sampling_cases import Calls
+from sampling_cases import Calls, slow
 from targets import NESTED, evaluate, nested, two_modes
 
 QUICK = ("MALA", "HMC, LineIntegral", "BlackJAX", "Gibbs")
 """Rows whose code the others share."""
-ROWS = pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in KERNELS])
+ROWS = pytest.mark.parametrize("name", [name if name in QUICK else slow(name) for name in KERNELS])
 
 
 class Counting(Calls):
@@ -65,15 +66,14 @@ def test_cost_of_a_transition(kernel, cost):
     assert [target.run for target in targets] == [1, 10 * cost, 1]
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda n: HMC(0.1, n),
-        lambda n: MALA(0.1, log_ratio=LineIntegral(n)),
-        lambda n: HMC(0.1, n - 1, log_ratio=LineIntegral(None, "simpson")),
-    ],
-    ids=["leapfrogs", "points", "points of a trajectory"],
-)
+GROWN = {
+    "leapfrogs": lambda n: HMC(0.1, n),
+    "points": lambda n: MALA(0.1, log_ratio=LineIntegral(n)),
+    "points of a trajectory": lambda n: HMC(0.1, n - 1, log_ratio=LineIntegral(None, "simpson")),
+}
+
+
+@pytest.mark.parametrize("make", GROWN.values(), ids=GROWN)
 def test_the_program_does_not_grow(make):
     def lines(kernel):
         state = jax.eval_shape(lambda x: kernel.init(jax.random.key(0), x, target), jnp.zeros(2))
@@ -187,11 +187,11 @@ def test_elements_get_noise_of_their_own():
 def test_accept_tests_refuse_a_score_only_density_and_unadjusted_kernels_need_no_more(kernel):
     target = lambda x: Evaluation(None, -x)
     state = kernel.init(jax.random.key(0), jnp.zeros(2), target)
+    step = lambda: kernel.step(jax.random.key(0), state, target, 0.1)
     if isinstance(kernel, (MALA, HMC)):
-        with pytest.raises(CapabilityError, match=r"needs `energy`.*\n.*ULA or UHMC.*LineIntegral"):
-            kernel.step(jax.random.key(0), state, target, 0.1)
+        refused(step, CapabilityError, "needs `energy`", "ULA or UHMC.*LineIntegral")
         return
-    state, info = kernel.step(jax.random.key(0), state, target, 0.1)
+    state, info = step()
     assert float(info.acceptance) == 1.0
     assert np.any(state.position != 0)
 
@@ -240,11 +240,8 @@ QUICK_ROWS = {
     "one flat site": ("MALA", "HMC, LineIntegral", "HMC, metric"),
 }
 """The other rows are made of parts of these."""
-CASES = [
-    pytest.param(name, sites, marks=[] if name in QUICK_ROWS[sites] else pytest.mark.slow)
-    for name in RESUMABLE
-    for sites in POSITIONS
-]
+CASES = [(name, sites) for name in RESUMABLE for sites in POSITIONS]
+CASES = [case if case[0] in QUICK_ROWS[case[1]] else slow(*case) for case in CASES]
 
 
 @pytest.mark.parametrize(("name", "sites"), CASES)

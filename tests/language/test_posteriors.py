@@ -11,7 +11,8 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS
 
 import composeprob as cp
-from sampling_cases import SCHEDULE, normal, run
+from compiler.networks import measured
+from sampling_cases import SCHEDULE, modes, normal, run, slow
 from zscores import LIMIT, assert_agrees, assert_disagrees, z_scores
 
 SD, Y = 0.5, 1.2
@@ -155,8 +156,7 @@ def unknown_spread(f, y, policy=None):
 
 
 def two_modes():
-    parts = dist.Normal(jnp.asarray(MEANS), jnp.sqrt(jnp.asarray(VARIANCES))[:, None]).to_event(1)
-    return cp.Analytic(dist.MixtureSameFamily(dist.Categorical(probs=jnp.asarray(SHARES)), parts), SCHEDULE)
+    return cp.Analytic(modes(SHARES, MEANS, np.sqrt(VARIANCES)), SCHEDULE)
 
 
 def by_quadrature():
@@ -188,10 +188,7 @@ def test_policies_are_one_density_at_level_0():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), score, found[0][1])
 
 
-@pytest.mark.parametrize(
-    "policy",
-    ["exact", pytest.param("tempered", marks=pytest.mark.slow), pytest.param("denoised", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("policy", ["exact", slow("tempered"), slow("denoised")])
 def test_evidence_and_posterior_under_an_unknown_spread(policy):
     density = cp.compile(unknown_spread, two_modes(), jnp.asarray(DATA), None if policy == "exact" else policy)
     assert ("y exact" in str(density)) == (policy == "exact")
@@ -203,12 +200,6 @@ def test_evidence_and_posterior_under_an_unknown_spread(policy):
     assert_agrees(z_scores(values, by_quadrature()))
 
 
-@cp.program
-def counted(f, y):
-    x = cp.sample("x", f)
-    cp.observe("y", dist.Poisson(jnp.exp(2 * x)), y)
-
-
 @pytest.mark.slow
 def test_counts_by_an_exponential():
     """At x/α their log-likelihood is −10¹⁸ where noise is large: the status was non_finite, log Z off by −1.7."""
@@ -216,7 +207,8 @@ def test_counts_by_an_exponential():
     log_joint = dist.Normal(0.0, 1.0).log_prob(x) + dist.Poisson(jnp.exp(2 * x)[:, None]).log_prob(y).sum(1)
     evidence = float(jax.nn.logsumexp(log_joint)) + np.log(12.0 / 24000)
     mean = float(jnp.sum(jax.nn.softmax(log_joint) * x))
-    result = run(cp.compile(counted, normal(0.0), y), 0, 1000, sampler=None)
+    density = cp.compile(measured, normal(0.0), lambda x: dist.Poisson(jnp.exp(2 * x)), y)
+    result = run(density, 0, 1000, sampler=None)
     assert result.status.ok
     found = result.mean(lambda s: s["x"])
     off = (result.log_evidence - evidence) / result.log_evidence_error

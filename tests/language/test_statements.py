@@ -286,9 +286,12 @@ def test_short_names_stand_for_objects(name):
         np.testing.assert_array_equal(log_likelihood(name, level), log_likelihood(POLICIES[name], level))
 
 
-def test_policies_are_printed_with_their_settings():
-    assert "annealed 'between(share=0.25)'" in str(cp.compile(scene, PRIOR, jnp.zeros(2), Between(0.25)))
-    assert "annealed 'denoised'" in str(cp.compile(scene, PRIOR, jnp.zeros(2), Denoised()))
+def test_policies_are_printed_with_their_settings_and_an_equal_one_reuses_compiled_code():
+    made = lambda policy: cp.compile(scene, PRIOR, jnp.zeros(2), policy)
+    one, two, other = map(made, (Between(0.25), Between(0.25), Between(0.5)))
+    assert "annealed 'between(share=0.25)'" in str(one)
+    assert "annealed 'denoised'" in str(made(Denoised()))
+    assert jax.tree.structure(one) == jax.tree.structure(two) != jax.tree.structure(other)
 
 
 def test_a_block_takes_an_object():
@@ -300,11 +303,6 @@ def test_a_block_takes_an_object():
 
     found = cp.compile(blocked, PRIOR, jnp.zeros(2)).evaluate(X, 9).parts.log_potential
     np.testing.assert_allclose(found, log_likelihood(Between(0.25), 9), rtol=1e-6)
-
-
-def test_an_equal_policy_reuses_compiled_code():
-    one, two, other = (cp.compile(scene, PRIOR, jnp.zeros(2), Between(share)) for share in (0.25, 0.25, 0.5))
-    assert jax.tree.structure(one) == jax.tree.structure(two) != jax.tree.structure(other)
 
 
 def test_what_is_no_policy_is_refused():

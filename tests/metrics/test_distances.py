@@ -1,7 +1,5 @@
 """MMD, Wasserstein distance, covariance error, Stein discrepancy and nested R̂ against closed forms and brute force."""
 
-from __future__ import annotations
-
 import re
 from itertools import permutations
 
@@ -81,13 +79,10 @@ def test_wasserstein_is_the_best_matching(p):
     assert wasserstein(x, y, p) == pytest.approx(best ** (1 / p), rel=1e-12)
 
 
-def test_wasserstein_in_one_dimension_sorts():
+def test_wasserstein_in_one_dimension_sorts_and_of_a_shift_is_its_length_for_any_number_of_samples():
+    """The normalisation: a shifted copy is ‖shift‖ away, whether there are 10 samples or 500."""
     x, y = RNG(4).normal(size=(2, 300, 1))
     assert wasserstein(x, y) == pytest.approx(np.sqrt(np.mean((np.sort(x, 0) - np.sort(y, 0)) ** 2)), rel=1e-12)
-
-
-def test_wasserstein_of_a_shift_is_its_length_for_any_number_of_samples():
-    """The normalisation: a shifted copy is ‖shift‖ away, whether there are 10 samples or 500."""
     for n in (10, 500):
         x = RNG(5).normal(size=(n, 2))
         assert wasserstein(x, x + np.array([3.0, 4.0])) == pytest.approx(5.0, rel=1e-9)
@@ -162,9 +157,8 @@ def test_ksd_is_its_definition(monkeypatch, beta, length):
     w = jnp.asarray(np.exp(log_weights) / np.exp(log_weights).sum())
     found = ksd(x, score, beta, length, log_weights)
     assert found == pytest.approx(by_definition(x, score, beta, length, w), rel=1e-4)
-    assert ksd(x, jax.vmap(score)(x), beta, length) == pytest.approx(
-        by_definition(x, score, beta, length, jnp.full(12, 1 / 12)), rel=1e-4
-    )
+    exact = by_definition(x, score, beta, length, jnp.full(12, 1 / 12))
+    assert ksd(x, jax.vmap(score)(x), beta, length) == pytest.approx(exact, rel=1e-4)
 
 
 def test_stein_identity_on_exact_draws():
@@ -243,8 +237,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused(case):
-    call, message = BAD[case]
+@pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused(call, message):
     with pytest.raises(cp.errors.ComposeProbError, match=re.escape(message)):
         call()

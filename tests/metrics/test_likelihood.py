@@ -1,7 +1,5 @@
 """RAISE: the expectation of p̂ is exactly the density of what the sampler puts out, biases included."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from functools import partial
@@ -21,7 +19,7 @@ from composeprob.errors import CapabilityError, ComposeProbError
 from composeprob.kernels.metropolis import unadjusted
 from composeprob.metrics.likelihood import as_positions, in_batches, reverse_walks
 from composeprob.metrics.paths import Path, frozen
-from sampling_cases import both, run, single
+from sampling_cases import both, learned, modes, run, single
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 FIRST_ORDER = cp.ReverseStep(order=1, control="none")
@@ -35,10 +33,7 @@ def gaussian(mean: float, sd: float, schedule: cp.Schedule = FEW) -> cp.Analytic
 
 
 def two_modes(schedule: cp.Schedule = FEW) -> cp.Analytic:
-    mixture = dist.MixtureSameFamily(
-        dist.Categorical(jnp.array([0.3, 0.7])), dist.Normal(jnp.array([-1.0, 1.0]), jnp.array([0.4, 0.3]))
-    )
-    return cp.Analytic(mixture, schedule)
+    return cp.Analytic(modes([0.3, 0.7], [-1.0, 1.0], [0.4, 0.3]), schedule)
 
 
 @cp.program
@@ -145,9 +140,8 @@ SLOW = ("ULA", "UHMC", "UHMC with reverse step")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else []) for n in CLOSED])
 def test_mean_of_p_hat_is_the_gaussian_that_the_sampler_draws_from(name):
     sampler, law, schedule, factors = CLOSED[name]
-    density = cp.compile(
-        both if factors == 2 else single, *[gaussian(MEANS[i], SDS[i], schedule) for i in range(factors)]
-    )
+    each = [gaussian(MEANS[i], SDS[i], schedule) for i in range(factors)]
+    density = cp.compile(both if factors == 2 else single, *each)
     points = law().mean() + law().std() * np.linspace(-1.5, 1.5, 4)
     logs = chains(density, points, sampler, 10_000)
     assert_agrees(scores_at(logs, law().logpdf(points)))
@@ -163,13 +157,8 @@ GRID = np.linspace(-3.0, 3.0, 61)
 
 def features(x: np.ndarray) -> dict[str, np.ndarray]:
     """What the two ways to the output law are compared by."""
-    return {
-        "mass": np.ones_like(x),
-        "right": 1.0 * (x > 0),
-        "x": x,
-        "x²": x**2,
-        "near": 1.0 * (np.abs(x - 0.95) < 0.35),
-    }
+    near = np.abs(x - 0.95) < 0.35
+    return {"mass": np.ones_like(x), "right": 1.0 * (x > 0), "x": x, "x²": x**2, "near": 1.0 * near}
 
 
 def by_p_hat(density: Any, sampler: Any, count: int = 200, **how: Any) -> dict[str, np.ndarray]:
@@ -254,7 +243,6 @@ def test_under_smc_p_hat_is_the_law_of_the_weighted_path(kernel, program):
     assert_agrees(difference)
 
 
-@pytest.fixture(scope="module")
 def weighed():
     """Likelihoods under density weights of a product of two Gaussians, and its log Z."""
     density = cp.compile(both, *map(gaussian, MEANS, SDS))
@@ -264,9 +252,9 @@ def weighed():
     return partial(cp.metrics.raise_log_likelihood, density, key=jax.random.key(0), sampler=sampler), log_z
 
 
-def test_under_density_weights_it_is_the_target(weighed):
+def test_under_density_weights_it_is_the_target():
     """With a Metropolis kernel every reversal telescopes to log π₀ − log Z, whatever the levels."""
-    likelihoods, log_z = weighed
+    likelihoods, log_z = weighed()
     _, _, precision, shift = Affine(FEW, 2).at(0)
     law = stats.norm(shift / precision, precision**-0.5)
     points = law.rvs(size=20, random_state=0)
@@ -276,8 +264,8 @@ def test_under_density_weights_it_is_the_target(weighed):
 
 
 @pytest.mark.slow
-def test_evidence_is_estimated_where_none_is_given(weighed):
-    likelihoods, log_z = weighed
+def test_evidence_is_estimated_where_none_is_given():
+    likelihoods, log_z = weighed()
     estimated = likelihoods(np.zeros(3), num_chains=1)
     assert abs(estimated.log_evidence - log_z) < 4 * estimated.log_evidence_error
     assert estimated.log_evidence_error < 0.05
@@ -304,15 +292,14 @@ def test_in_batches_of_any_size():
     assert np.asarray(in_batches(lambda i: 2 * i, 3, 10)).tolist() == [0, 2, 4]
 
 
-@pytest.mark.parametrize(
-    "sampler",
-    [
-        cp.AnnealedMCMC(cp.MALA(), 2),
-        cp.SMC(cp.MALA(), step=FIRST_ORDER),
-        cp.AnnealedMCMC(cp.MALA(cp.Adaptive(warmup=3)), 1, reverse_step=True),
-    ],
-    ids=["online", "SMC", "warm-up"],
-)
+ADAPTIVE = {
+    "online": cp.AnnealedMCMC(cp.MALA(), 2),
+    "SMC": cp.SMC(cp.MALA(), step=FIRST_ORDER),
+    "warm-up": cp.AnnealedMCMC(cp.MALA(cp.Adaptive(warmup=3)), 1, reverse_step=True),
+}
+
+
+@pytest.mark.parametrize("sampler", ADAPTIVE.values(), ids=ADAPTIVE)
 def test_adaptive_steps_are_those_of_a_run(mixture, sampler):
     with pytest.raises(CapabilityError, match=r"step_size=result\.step_size"):
         cp.metrics.raise_log_likelihood(mixture, np.array([0.9]), jax.random.key(0), sampler=sampler)
@@ -329,14 +316,11 @@ def test_a_metric_that_is_measured_has_no_law_of_one_chain(mixture):
 
 def test_score_only_factors_have_the_same_likelihood():
     """The score of N(0, 1), which a variance-preserving schedule leaves alone, with and without its log-density."""
-    score = cp.Diffusion(lambda x, t: -x + 0 * t, FEW, event_shape=(1,), parameterization="score", time="log_snr")
+    score = learned(lambda x, t: -x + 0 * t, "score", FEW, (1,))
     energy = cp.Analytic(dist.Independent(dist.Normal(jnp.zeros(1), jnp.ones(1)), 1), FEW)
-    points, sampler = np.array([[0.0], [1.0]]), ula(True)
-    found = [
-        cp.metrics.raise_log_likelihood(cp.compile(single, f), points, jax.random.key(0), sampler=sampler).values
-        for f in (score, energy)
-    ]
-    assert found[0] == pytest.approx(found[1], abs=1e-4)
+    of = partial(cp.metrics.raise_log_likelihood, points=np.array([[0.0], [1.0]]), key=jax.random.key(0))
+    found, exact = (of(cp.compile(single, factor), sampler=ula(True)).values for factor in (score, energy))
+    assert found == pytest.approx(exact, abs=1e-4)
 
 
 class Blind(cp.ULA):

@@ -1,7 +1,5 @@
 """Weights of a state dict from the shapes alone: the same wherever they are drawn, so that no file has to hold them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Every option of every file of a folder, with values that nobody can mean: refused by name, or harmless."""
 
-from __future__ import annotations
-
 import json
 import math
 

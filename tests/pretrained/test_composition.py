@@ -1,7 +1,5 @@
 """Programs over someone else's models: prompts multiply, samplers run, images come out, results are saved."""
 
-from __future__ import annotations
-
 import equinox as eqx
 import jax
 import numpy as np

@@ -1,7 +1,5 @@
 """Networks of diffusers' classes against what the originals compute, on small folders (tools/diffusers_goldens.py)."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 
@@ -93,20 +91,16 @@ def test_the_score_at_level_k_is_that_of_timestep_k(name):
         assert error(found[i], wanted) < 4 * MOST, f"level {k}"
 
 
-def test_preconditioned_networks_give_the_clean_image():
-    g, factor = golden("edm"), model("edm")
-    assert (factor.parameterization, factor.time) == ("x0", "sigma")
+@pytest.mark.parametrize(
+    ("name", "form", "times", "wanted"), [("edm", "x0", "sigmas", "clean"), ("fourier", "score", "times", "outputs")]
+)
+def test_networks_of_variance_exploding_diffusions_are_told_sigma(name, form, times, wanted):
+    """Preconditioned ones give the clean image of x·σ."""
+    g, factor = golden(name), model(name)
+    assert (factor.parameterization, factor.time) == (form, "sigma")
     network = jax.jit(jax.vmap(factor.network, (0, None)))
-    for sigma, wanted in zip(g["sigmas"], g["clean"], strict=True):
-        assert error(network(g["x"] * sigma, sigma), wanted) < MOST
-
-
-def test_networks_of_variance_exploding_diffusions_are_told_sigma():
-    g, factor = golden("fourier"), model("fourier")
-    assert (factor.parameterization, factor.time) == ("score", "sigma")
-    network = jax.jit(jax.vmap(factor.network, (0, None)))
-    for sigma, wanted in zip(g["times"], g["outputs"], strict=True):
-        assert error(network(g["x"], np.float32(sigma)), wanted) < MOST
+    for sigma, output in zip(np.float32(g[times]), g[wanted], strict=True):
+        assert error(network(g["x"] * (sigma if name == "edm" else 1), sigma), output) < MOST
 
 
 @pytest.mark.parametrize("name", ["sd", "dit"])
@@ -128,11 +122,10 @@ def test_text_encoders_and_tokenizers():
     for text, ids in zip(PROMPTS, g["ids"], strict=True):
         np.testing.assert_array_equal(factor.text_encoder.tokens(text), ids)
     assert error(factor.given(prompt=PROMPTS[1]).fixed["prompt"], g["hidden"][1]) < MOST
-    np.testing.assert_array_equal(
-        factor.given(prompt=g["ids"][1]).fixed["prompt"], factor.given(prompt=PROMPTS[1]).fixed["prompt"]
-    )
     one = g["ids"][1:2]  # as tokenizers return it
-    np.testing.assert_array_equal(factor.given(prompt=one).fixed["prompt"], factor.given(prompt=one[0]).fixed["prompt"])
+    for prompt in (PROMPTS[1], one):
+        found, wanted = (factor.given(prompt=each).fixed["prompt"] for each in (prompt, one[0]))
+        np.testing.assert_array_equal(found, wanted)
     assert error(factor.call_conditions()["prompt"], g["hidden"][0]) < MOST, "without a prompt, the empty one"
 
 

@@ -3,8 +3,6 @@
 tools/guided_diffusion_goldens.py makes the files again.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -1,7 +1,5 @@
 """Schedulers' levels, other schedules by log-SNR, the precision of weights, and networks of known sizes without any."""
 
-from __future__ import annotations
-
 import shutil
 
 import equinox as eqx
@@ -17,6 +15,7 @@ from composeprob.pretrained.layers import sinusoids
 from composeprob.pretrained.schedulers import trained
 from composeprob.pytree import is_array
 from pretrained.test_goldens import DATA, error, golden, model
+from refusals import refused
 from sampling_cases import single
 
 
@@ -169,5 +168,4 @@ def test_two_prompts_are_compiled_as_far_as_a_density():
 
 
 def test_sizes_that_are_not_known():
-    with pytest.raises(cp.errors.InvalidValueError, match="No size 'sd9' is known"):
-        of_size("sd9")
+    refused(lambda: of_size("sd9"), cp.errors.InvalidValueError, "No size 'sd9' is known")

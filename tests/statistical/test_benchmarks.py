@@ -13,12 +13,7 @@ import disjoint
 import mode_weights
 import ring_product
 
-FAST = [
-    "exact draws",
-    "Ancestral",
-    "SMC density, MALA tuned, log-SNR 60",
-    "SMC Feynman–Kac, MALA tuned, log-SNR 60",
-]
+FAST = ["exact draws", "Ancestral", *(f"SMC {w}, MALA tuned, log-SNR 60" for w in ("density", "Feynman–Kac"))]
 
 
 def measured(problem, names):
@@ -76,14 +71,8 @@ def test_disjoint_coordinates_by_ancestral_sampling_and_smc():
 
 
 @pytest.mark.slow
-def test_the_whole_table_of_a():
-    rows = measured(mode_weights.ring_product(), mode_weights.samplers())
-    failed = [text for text, holds in ring_product.checks(rows).items() if not holds]
-    assert not failed
-
-
-@pytest.mark.slow
-def test_the_whole_table_of_e():
-    rows = measured(mode_weights.disjoint(), mode_weights.samplers())
-    failed = [text for text, holds in disjoint.checks(rows).items() if not holds]
-    assert not failed
+@pytest.mark.parametrize("benchmark", [ring_product, disjoint], ids=["A", "E"])
+def test_the_whole_table(benchmark):
+    problem = {ring_product: mode_weights.ring_product, disjoint: mode_weights.disjoint}[benchmark]
+    rows = measured(problem(), mode_weights.samplers())
+    assert not [text for text, holds in benchmark.checks(rows).items() if not holds]

@@ -83,9 +83,8 @@ def test_a_line_says_how_many_images_and_what_was_found():
 def test_one_image_of_each_density():
     schedule = cp.Schedule.log_snr(12)
     near = [cp.Analytic(dist.Normal(jnp.full((4, 4, 3), mean), 0.01), schedule) for mean in (0.0, 1.0, 2.0)]
-    drawn = draw(
-        (cp.compile(single, f) for f in near), cp.AnnealedMCMC(cp.MALA(0.0001), 1, reverse_step=True), chains=2
-    )
+    sampler = cp.AnnealedMCMC(cp.MALA(0.0001), 1, reverse_step=True)
+    drawn = draw((cp.compile(single, f) for f in near), sampler, chains=2)
     assert drawn.images.shape == (3, 4, 4, 3)
     np.testing.assert_allclose(drawn.images.mean((1, 2, 3)), [0.0, 1.0, 2.0], atol=0.2)
     assert 0 < drawn.acceptance <= 1

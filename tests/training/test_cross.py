@@ -19,14 +19,12 @@ from composeprob.training.loss import draw_batch, losses
 from composeprob.training.quality import losses_by_log_snr
 from composeprob.training.run import initial, make_advance
 from refusals import refused
-from sampling_cases import single
+from sampling_cases import learned, modes, single
 from training.recipes import NORMAL, cosine, tiny
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 KEY, OTHER_KEY = jax.random.key(5), jax.random.key(6)
-MODES = dist.MixtureSameFamily(
-    dist.Categorical(probs=jnp.array([0.8, 0.2])), dist.Normal(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), 0.15).to_event(1)
-)
+MODES = modes([0.8, 0.2], [[-1.0, 0.0], [1.0, 0.0]], 0.15)
 
 
 def crossed(**changes):
@@ -70,7 +68,7 @@ def slope():
             noise = Noise(jnp.zeros((), int), alpha, sigma)
             return -sigma * (exact.evaluate(x, noise, {})[0] + a * log_snr)
 
-        factor = cp.Diffusion(energy, crossed().schedule, event_shape=(2,), parameterization="energy", time="log_snr")
+        factor = learned(energy, "energy", crossed().schedule)
         return losses(factor, draw_batch(crossed(), KEY, 20_000)).cross_level
 
     return jax.jit(jax.jacfwd(slopes))
@@ -90,7 +88,7 @@ def test_it_teaches_normaliser_and_depth():
     def network(key):
         return OffsetEnergy(2, deviation=0.6, finest=0.15, log_snr_min=-6.0, hidden=32, blocks=2, embedding=16, key=key)
 
-    def learned(*losses):
+    def trained(*losses):
         recipe = tiny(
             network=network, data=lambda key, n: MODES.sample(key, (n,)), parameterization="energy", iterations=1500,
             size=128, learning_rate=cosine(3e-3), ema=0.99, antithetic=True, losses=(Denoising(), *losses),
@@ -102,10 +100,10 @@ def test_it_teaches_normaliser_and_depth():
         mass = np.exp(np.asarray(log_f, np.float64)) * float(grid[1] - grid[0]) ** 2
         return np.log(mass.sum()), mass[points[:, 0] < 0].sum() / mass.sum()
 
-    log_z, share = learned(CrossLevel(gap=5.0))
+    log_z, share = trained(CrossLevel(gap=5.0))
     assert abs(log_z) < 0.25
     assert abs(share - 0.8) < 0.06
-    log_z, share = learned()  # denoising alone: the constant of each level stays free
+    log_z, share = trained()  # denoising alone: the constant of each level stays free
     assert abs(log_z) > 0.3 or abs(share - 0.8) > 0.1
 
 
@@ -163,9 +161,7 @@ def condition_slope(shares=(0.7, 0.3), **changes):
             any_part = jax.nn.logsumexp(each + jnp.log(shares))
             return -sigma * (jnp.where(part == NONE, any_part, each[jnp.maximum(part, 0)]) + a * (part == tilted))
 
-        factor = cp.Diffusion(
-            energy, recipe.schedule, event_shape=(2,), parameterization="energy", time="log_snr", conditions={"part": 0}
-        )
+        factor = learned(energy, "energy", recipe.schedule, conditions={"part": 0})
         return losses(factor, draw_batch(recipe, OTHER_KEY, 20_000)).cross_condition
 
     return jax.jit(jax.jacfwd(slopes))
@@ -264,6 +260,8 @@ SCORE = {"network": lambda x, t: -x, "schedule": tiny().schedule, "event_shape":
         (lambda: told_apart(weight=0.0, denoising=False), r"losses is \(\)"),
         (lambda: told_apart(size=1), "no 1 other conditions to compare"),
         (lambda: cp.Diffusion(**SCORE, mode_depth=True), "mode_depth=True was given with parameterization 'score'"),
+        (lambda: classifier(conditions=("style",)), "a classifier has conditions"),
+        (lambda: classifier(losses=(CrossLevel(),)), "'classifier' has none"),
     ],
 )
 def test_what_cannot_work_is_refused(make, told):
@@ -312,15 +310,10 @@ def test_the_loss_is_the_cross_entropy():
 def test_it_learns_bayes_rule():
     recipe = classifier(iterations=600, size=256, ema=0.99)
     run = train(recipe, CLASSES_KEY, progress=False)
-    learned = losses_by_log_snr(recipe, run.factor, classes, CLASSES_KEY)
+    found = losses_by_log_snr(recipe, run.factor, classes, CLASSES_KEY)
     best = losses_by_log_snr(recipe, recipe.factor(exact_logits), classes, CLASSES_KEY)
-    for row, exact in zip(learned, best, strict=True):
+    for row, exact in zip(found, best, strict=True):
         assert row["held_out"] == pytest.approx(exact["held_out"], abs=0.02)
         assert row["accuracy"] == pytest.approx(exact["accuracy"], abs=0.03)
     assert best[0]["accuracy"] < 0.45 < 0.95 < best[-1]["accuracy"]
     assert best[0]["loss"] > 1.0 > 0.2 > best[-1]["loss"]
-
-
-def test_a_classifier_has_no_other_conditions():
-    refused(lambda: classifier(conditions=("style",)), InvalidValueError, "a classifier has conditions")
-    refused(lambda: classifier(losses=(CrossLevel(),)), InvalidValueError, "'classifier' has none")

@@ -112,11 +112,7 @@ class TestWithoutDistillation:
         assert result.status.ok
         self.assert_is_normal(result["mu"], 0.5**2 + NOISE**2)
 
-    @pytest.mark.parametrize(
-        "sampler",
-        [pytest.param(None, marks=pytest.mark.slow), cp.SMC(weights="density")],
-        ids=["default", "density"],
-    )
+    @pytest.mark.parametrize("sampler", [pytest.param(None, marks=pytest.mark.slow), cp.SMC(weights="density")])
     def test_beside_a_diffusion_factor(self, sampler):
         """One u under a factor of all levels and several flows."""
 

@@ -95,11 +95,8 @@ def test_a_set_of_observations_has_no_order():
     theta = rng.normal(size=(500, 2))
     x = theta[:, None] + rng.normal(size=(500, 4, 2))
     factor = estimator(theta, x, jax.random.key(0), iterations=300, progress=False).factor
-    noise_level = 10
-    point = np.array([0.3, -0.2])
-    np.testing.assert_allclose(
-        score(factor, point, noise_level, x[0]), score(factor, point, noise_level, x[0][::-1]), rtol=1e-4, atol=1e-4
-    )
+    one, other = (score(factor, np.array([0.3, -0.2]), 10, each) for each in (x[0], x[0][::-1]))
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
     exact = x[0].sum(0) / 5  # 1/(1 + 4) of the sum, at little noise
     last = score(factor, factor.schedule.at(0).alpha * exact, 0, x[0])
     np.testing.assert_allclose(last, 0.0, atol=1.0)

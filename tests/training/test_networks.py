@@ -11,6 +11,7 @@ import composeprob as cp
 from composeprob.factors.networks import as_network
 from composeprob.models.networks import residual_mlp_eqx, residual_mlp_nnx
 from composeprob.models.networks.conditioning import OutputScale, log_snr_features
+from sampling_cases import learned
 
 SIZES = {"hidden": 16, "blocks": 2, "embedding": 8}
 
@@ -41,17 +42,12 @@ def as_nnx(network, **settings):
     return twin
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"num_levels": 10},
-        {"outputs": 1},
-        {"output_scale": OutputScale("epsilon", 0.4, 0.1)},
-        {"output_scale": OutputScale("energy_norm", 0.4, 0.0)},
-    ],
-    ids=["plain", "levels", "scalar", "epsilon", "energy"],
-)
+SETTINGS = {"plain": {}, "levels": {"num_levels": 10}, "scalar": {"outputs": 1}}
+SETTINGS["epsilon"] = {"output_scale": OutputScale("epsilon", 0.4, 0.1)}
+SETTINGS["energy"] = {"output_scale": OutputScale("energy_norm", 0.4, 0.0)}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_equinox_and_nnx_are_the_same_function(settings):
     x = jax.random.normal(jax.random.key(1), (20, 2))
     t = jnp.arange(20) % 10 if "num_levels" in settings else jnp.linspace(-10, 9, 20)
@@ -86,9 +82,7 @@ def test_with_no_correction_the_scaled_network_is_the_gaussian_of_the_data_s_var
     scale = OutputScale(parameterization, 0.4, 0.1)
     build = eqx.filter_jit(residual_mlp_eqx.ResidualMLP)
     network = build(2, output_scale=scale, key=jax.random.key(0), **SIZES)
-    factor = cp.Diffusion(
-        network, schedule, event_shape=(2,), parameterization=parameterization, time="log_snr", label="untrained"
-    )
+    factor = learned(network, parameterization, schedule, label="untrained")
     x = jnp.array([0.3, -0.7])
     for level in (0, 10, 19):
         noise = schedule.at(level)

@@ -94,9 +94,8 @@ def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path
     chex.assert_trees_all_equal(resumed.factor.network, whole.factor.network)
     # A third call finds the run finished, and has nothing to do.
     done = len(calls)
-    chex.assert_trees_all_equal(
-        train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False).factor.network, whole.factor.network
-    )
+    again = train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False)
+    chex.assert_trees_all_equal(again.factor.network, whole.factor.network)
     assert len(calls) == done
 
 
@@ -201,10 +200,7 @@ def test_variance_exploding_range():
         (lambda: tiny(chunk=5), "chunk 5 does not divide a batch of 16"),
         (lambda: tiny(size=15, antithetic=True), "a batch of 15 is odd"),
         (lambda: tiny(learning_rate=0.0), "learning_rate is 0.0"),
-        (
-            lambda: tiny(learning_rate=optax.cosine_decay_schedule(1e-3, 24)),
-            "functools.partial",
-        ),  # 0 was taken
+        (lambda: tiny(learning_rate=optax.cosine_decay_schedule(1e-3, 24)), "functools.partial"),  # 0 was taken
         (lambda: tiny(losses=()), r"losses is \(\)"),
         (lambda: tiny(losses=(Denoising(), Denoising())), "each at most once"),
         (lambda: tiny(losses=("denoising",)), "losses is"),

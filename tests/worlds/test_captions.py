@@ -6,43 +6,26 @@ import pytest
 
 from composeprob.models.worlds import captions, detector, shapes
 
-WORDS = (
-    "a red circle on the left",
-    "an object in the middle",
-    "a cyan triangle",
-    "a square at the top",
-    "a red object",
-)
-
-
-@pytest.fixture(scope="module")
-def described(scenes):
-    tokens = jax.jit(captions.describe)(jax.random.key(3), shapes.Scenes(*scenes))
-    return [captions.text(row) for row in np.asarray(tokens)], np.asarray(tokens)
+WORDS = "a red circle on the left", "an object in the middle", "a cyan triangle", "a square at the top", "a red object"
 
 
 def truth(scenes):
     """The true objects in the form of what a detector finds."""
-    pad = [(0, 0), (0, 3)]
-    return detector.Found(
-        scenes.count,
-        np.pad(scenes.centres, [*pad, (0, 0)]),
-        np.pad(scenes.shapes, pad),
-        np.pad(scenes.colours, pad),
-        np.ones((len(scenes.count), 8)),
-    )
+    padded = lambda a: np.pad(a, [(0, 0), (0, 3), (0, 0)][: a.ndim])
+    objects = map(padded, (scenes.centres, scenes.shapes, scenes.colours))
+    return detector.Found(scenes.count, *objects, np.ones((len(scenes.count), 8)))
 
 
-def test_captions_are_true_and_say_what_they_mean(scenes, described):
-    texts, tokens = described
-    objects = truth(scenes)
-    holds = np.array([captions.true_of(text, jax.tree.map(lambda a, i=i: a[i : i + 1], objects))[0]
-                      for i, text in enumerate(texts)])  # fmt: skip
-    assert holds.all()
-    others = [
-        captions.true_of(text, jax.tree.map(lambda a, i=i: a[[i - 1]], objects))[0] for i, text in enumerate(texts)
-    ]
-    assert np.mean(others) < 0.6  # of another scene most are not
+def test_captions_are_true_and_say_what_they_mean(scenes):
+    tokens = np.asarray(jax.jit(captions.describe)(jax.random.key(3), shapes.Scenes(*scenes)))
+    texts, objects = [captions.text(row) for row in tokens], truth(scenes)
+
+    def holds(shift):
+        of = lambda i: jax.tree.map(lambda a: a[[i - shift]], objects)
+        return np.array([captions.true_of(text, of(i))[0] for i, text in enumerate(texts)])
+
+    assert holds(0).all()
+    assert np.mean(holds(1)) < 0.6  # of another scene most are not
     again = [captions.tokens(text) for text in texts]
     np.testing.assert_array_equal(again, tokens)
     said = np.array([[part is not None for part in captions.meaning(text)] for text in texts])
@@ -51,12 +34,8 @@ def test_captions_are_true_and_say_what_they_mean(scenes, described):
 
 
 def test_meanings():
-    colour, shape, place = (
-        shapes.COLOURS.index("red"),
-        shapes.SHAPES.index("circle"),
-        captions.PLACES.index("on the left"),
-    )
-    assert captions.meaning("a red circle on the left") == (colour, shape, place)
+    known = shapes.COLOURS.index("red"), shapes.SHAPES.index("circle"), captions.PLACES.index("on the left")
+    assert captions.meaning("a red circle on the left") == known
     assert captions.meaning("An object.") == (None, None, None)
     assert captions.meaning("a cyan triangle at the bottom")[2] == captions.PLACES.index("at the bottom")
     for text in WORDS:

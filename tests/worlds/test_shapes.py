@@ -57,13 +57,8 @@ def test_images_are_their_ground_truth(scenes):
 
 def test_the_law_of_a_scene(scenes):
     first = scenes.centres[:, 0]
-    values = {
-        "count": scenes.count,
-        "red": scenes.colours[:, 0] == 0,
-        "circle": scenes.shapes[:, 0] == 0,
-        "x": first[:, 0],
-        "y": first[:, 1],
-    }
+    values = {"count": scenes.count, "red": scenes.colours[:, 0] == 0, "circle": scenes.shapes[:, 0] == 0}
+    values |= {"x": first[:, 0], "y": first[:, 1]}
     expected = {"count": 3.0, "red": 1 / 6, "circle": 1 / 3, "x": 0.5, "y": 0.5}
     zscores.assert_agrees(zscores.z_scores(values, expected))
     lone = first[scenes.count == 1]  # no other centre keeps it away from anywhere: uniform

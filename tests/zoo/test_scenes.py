@@ -18,23 +18,23 @@ from refusals import refused
 from sampling_cases import run, single
 
 
-@pytest.fixture(scope="module")
-def scenes_recipe():
-    return recipe("shapes-position")
-
-
 @pytest.mark.slow
-def test_the_condition_is_the_centre_of_one_object(scenes_recipe):
-    images, conditions = jax.jit(lambda key: scenes_recipe.data(key, 120))(jax.random.key(2))
+def test_the_condition_is_the_centre_of_one_object():
+    images, conditions = jax.jit(lambda key: recipe("shapes-position").data(key, 120))(jax.random.key(2))
     found = detector.detect(images)
     assert detector.placed(found, conditions["position"][:, None]).mean() > 0.98
     others = np.roll(np.asarray(conditions["position"]), 1, axis=0)
     assert detector.placed(found, others[:, None]).mean() < 0.4
 
 
-def test_the_factor(scenes_recipe):
-    shapes = eqx.filter_eval_shape(scenes_recipe.untrained, jax.random.key(0))
-    factor = scenes_recipe.factor(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes), "scenes")
+def zeros(name):
+    """A factor of this recipe whose weights are zeros."""
+    shapes = eqx.filter_eval_shape(recipe(name).untrained, jax.random.key(0))
+    return recipe(name).factor(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes), "scenes")
+
+
+def test_the_factor():
+    factor = zeros("shapes-position")
     assert factor.capabilities == {"score", "energy", "conservative", "exact_marginals"}
     placed = factor.given(position=(0.3, 0.4))
     assert (placed / factor).event_shape == (32, 32, 3)
@@ -46,9 +46,7 @@ def test_the_factor(scenes_recipe):
 
 
 def test_the_factor_of_captions():
-    made = recipe("shapes-caption")
-    shapes = eqx.filter_eval_shape(made.untrained, jax.random.key(0))
-    factor = made.factor(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes), "scenes")
+    factor = zeros("shapes-caption")
     red = factor.given(caption="a red circle on the left")
     np.testing.assert_array_equal(red.fixed["caption"], captions.tokens("a red circle on the left"))
     refused(lambda: factor.given(caption="a rad circle"), InvalidValueError, "'rad' is not in the vocabulary")

@@ -16,6 +16,7 @@ from composeprob.models.making import table, train_model
 from composeprob.training import score_errors
 from composeprob.training.quality import losses_by_log_snr
 from refusals import refused
+from sampling_cases import slow
 
 MODELS = Path(__file__).parents[2] / "models"
 NAMES = sorted(path.parent.name for path in MODELS.glob("*/weights.safetensors"))
@@ -74,9 +75,7 @@ def test_every_model_loads_and_has_its_card(name):
         assert (card.folder / "training.png").exists()
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EXACT]
-)
+@pytest.mark.parametrize("name", [name if name in QUICK else slow(name) for name in EXACT])
 def test_every_model_is_as_good_as_its_card_says(name):
     factor, card = zoo.load(name), zoo.zoo(name)
     stated = {row["log_snr"]: row["error"] for row in card.quality["by_log_snr"]}

@@ -46,11 +46,9 @@ def test_copies_of_one_chain_are_no_mode():
     rng = np.random.default_rng(2)
 
     def copied():
-        one = drawn(rng, n=60)
-        x = np.repeat(one["x"], 5, axis=0)
-        return make(
-            {"x": x}, np.zeros(300), _families=Families.from_ancestors(np.ones(300), np.repeat(np.arange(60), 5))
-        )
+        x = np.repeat(drawn(rng, n=60)["x"], 5, axis=0)
+        families = Families.from_ancestors(np.ones(300), np.repeat(np.arange(60), 5))
+        return make({"x": x}, np.zeros(300), _families=families)
 
     assert not any(copied().compare(copied()).status.has("modes_missing") for _ in range(KEYS))
     alone = dataclasses.replace(copied(), _families=Families.from_ancestors(np.ones(300), np.arange(300)))

@@ -1,7 +1,5 @@
 """Every public name is documented, every example runs, and numbers of the pages come from results files."""
 
-from __future__ import annotations
-
 import doctest
 import functools
 import importlib
@@ -55,13 +53,10 @@ def test_public_name_is_documented_and_its_examples_show_what_comes_out(name):
             assert not test.examples or test.examples[-1].want, f"{name}: an example that ends without output"
 
 
-def test_reference_lists_only_what_exists():
+def test_the_reference_and_imports_of_the_pages_name_only_what_exists():
+    """Executed pages would find it too, a quarter of an hour later."""
     for name in DOCUMENTED:
         pkgutil.resolve_name(name)
-
-
-def test_imports_of_the_pages_exist():
-    """Executed pages would find it too, a quarter of an hour later."""
     written = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
     lines = {line for page in written for line in IMPORT.findall(page.read_text(encoding="utf-8"))}
     assert lines, "no page imports anything from composeprob"
@@ -74,9 +69,7 @@ def test_imports_of_the_pages_exist():
 def test_docstring_examples(name):
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     outcome = doctest.testmod(importlib.import_module(name), optionflags=options)
-    assert outcome.failed == 0, (
-        f"{outcome.failed} of {outcome.attempted} examples in {name} fail (see the output above)"
-    )
+    assert outcome.failed == 0, f"{outcome.failed} of {outcome.attempted} examples in {name} fail: see the output above"
 
 
 @pytest.mark.slow

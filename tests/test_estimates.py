@@ -144,8 +144,7 @@ def test_what_is_refused():
     refused(lambda: made.probability(x), InvalidValueError, "An event is true or false")
     refused(lambda: made.quantile(x, 1.5), InvalidValueError, r"between 0 and 1; got 1\.5")
     refused(lambda: Estimate(0.0, 1.0).interval(90), InvalidValueError, r"pass 0\.9")
-    words = r"quantile takes a function of one sample.*lambda s: s\['x'\]\)"
-    refused(lambda: made.quantile("x", 0.5), WrongTypeError, words)
+    refused(lambda: made.quantile("x", 0.5), WrongTypeError, "a function of one sample", r"lambda s: s\['x'\]\)")
 
 
 def test_pareto_k_tells_heavy_weights():

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import composeprob as cp
 from composeprob.models.worlds import captions, detector, digits
@@ -14,16 +15,8 @@ from composeprob.models.worlds import captions, detector, digits
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHAINS = 600
 CENTRE = np.array([0.0, -0.35])  # of the arc that own_network learns
-FEW = {
-    "scene": 6,
-    "captions": 6,
-    "tapestry": 1,
-    "two_scales": 1,
-    "text_to_image": 4,
-    "queens": 16,
-    "planning": 4,
-    "separation": 100,
-}
+FEW = {"scene": 6, "captions": 6, "queens": 16, "separation": 100}
+FEW |= {"tapestry": 1, "two_scales": 1, "text_to_image": 4, "planning": 4}
 """Chains of examples whose models are large."""
 NOISE = 4 * 0.5 / np.sqrt(CHAINS / 4)  # four standard errors of a share, with a quarter of the chains effective
 
@@ -230,15 +223,9 @@ def test_example(name, tmp_path):
 # ── make demo, with few chains ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="module")
-def demo():
-    return load("demo")
-
-
-def test_exact_product(demo):
+def test_exact_product():
     """The quadrature against a sum over modes: a Gaussian's mass within the bar, by the error function."""
-    from scipy.stats import norm
-
+    demo = load("demo")
     schedule = cp.Schedule.log_snr(2, min=-9.0, max=11.0)  # σ₀ = 0.004: next to nothing beside 0.075
     log_density, weights, draws = demo.exact_product(schedule, 4000)
     x = np.asarray(demo.MODES)[:, 0]
@@ -252,7 +239,8 @@ def test_exact_product(demo):
 
 
 @pytest.mark.slow
-def test_demo_judges_every_sampler(demo, tmp_path, capsys):
+def test_demo_judges_every_sampler(tmp_path, capsys):
+    demo = load("demo")
     demo.main(num_chains=128, out=tmp_path)
     rows = json.loads((tmp_path / "results.json").read_text())
     assert rows.pop("num_chains") == 128

@@ -142,10 +142,7 @@ CASES = {
     "a store of too many draws": (lambda g: g.store_with(draws=99), r"of \(8, 99\) samples"),
     "a store of numbered sites": (lambda g: g.store_with(sites=[3]), r"'sites' is \[3\]"),
     "a store of sites elsewhere": (lambda g: g.store_with(sites=["../../store/samples/x"]), "cannot be read"),
-    "a store of an absolute path": (
-        lambda g: g.store_with(sites=[str(g.folder / "store/samples/x")]),
-        "cannot be read",
-    ),
+    "a store of absolute paths": (lambda g: g.store_with(sites=[str(g.folder / "store/samples/x")]), "cannot be read"),
     "a store with a link outwards": (lambda g: g.store(link_outwards), "link out of the folder"),
     "a store of damaged draws": (lambda g: g.store(truncate), "cannot be read"),
 }

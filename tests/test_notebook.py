@@ -1,7 +1,5 @@
 """What a notebook shows of a picture: it, once, however the cell ends."""
 
-from __future__ import annotations
-
 import json
 import re
 
@@ -82,22 +80,13 @@ print(json.dumps([counts, pages]))
 """
 
 
-@pytest.fixture(scope="module")
-def notebook(tmp_path_factory):
-    """(Pictures of each cell, what is displayed of a density and of a result)."""
+def test_a_picture_is_shown_once_and_densities_and_results_are_pages(tmp_path):
     pytest.importorskip("IPython")
     pytest.importorskip("matplotlib_inline")
-    folder = tmp_path_factory.mktemp("notebook")
-    inline = {"IPYTHONDIR": str(folder), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    return json.loads(said(SHELL, json.dumps(list(CELLS)), FIRST, RESULTS, **inline, **HASTE)[-1])
-
-
-def test_a_picture_is_shown_once(notebook):
-    assert notebook[0] == CELLS
-
-
-def test_densities_and_results_are_pages(notebook):
-    (density,), (result,) = notebook[1]  # one output each: no picture beside
+    inline = {"IPYTHONDIR": str(tmp_path), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    pictures, pages = json.loads(said(SHELL, json.dumps(list(CELLS)), FIRST, RESULTS, **inline, **HASTE)[-1])
+    assert pictures == CELLS
+    (density,), (result,) = pages  # one output each: no picture beside
     assert "π<sub>k</sub>(x) ∝ f(x)" in density
     assert "<svg" in density or "<b>x</b> ∼" in density
     assert "data:image/png;base64," in result

@@ -1,7 +1,5 @@
 """What the ways weigh that independent chains came: annealed importance sampling, and a finding where it disagrees."""
 
-from __future__ import annotations
-
 import re
 
 import jax
@@ -17,7 +15,7 @@ from threadpoolctl import threadpool_info
 import composeprob as cp
 from composeprob.results.shares import _most_moved, uneven_paths, weightless
 from composeprob.runtime import record, stages
-from sampling_cases import both, single
+from sampling_cases import both, modes, normal, single
 
 LEVELS = cp.Schedule.log_snr(100)
 CHAINS = 500
@@ -32,8 +30,10 @@ def ended(monkeypatch, density, sampler, key=0, num_chains=CHAINS):
 
 
 def two_modes(shares, means, sds):
-    law = dist.MixtureSameFamily(dist.Categorical(jnp.array(shares)), dist.Normal(jnp.array(means), jnp.array(sds)))
-    return cp.Analytic(law, LEVELS)
+    return cp.Analytic(modes(shares, means, sds), LEVELS)
+
+
+THREE_APART = two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3])
 
 
 @cp.program
@@ -42,11 +42,9 @@ def product_seen_through_a_sine(f, g, y):
     cp.observe("y", dist.Normal(jnp.sin(x), 0.2), y)
 
 
-@pytest.mark.parametrize(
-    "kernel", [cp.HMC(cp.Adaptive()), cp.MALA(0.05, log_ratio=cp.LineIntegral())], ids=["hmc", "line"]
-)
+@pytest.mark.parametrize("kernel", [cp.HMC(cp.Adaptive()), cp.MALA(0.05, log_ratio=cp.LineIntegral())], ids=repr)
 def test_the_mean_weight_is_the_evidence(monkeypatch, kernel):
-    f, g = (cp.Analytic(dist.Normal(*numbers), LEVELS) for numbers in ((1.0, 0.5), (0.0, 1.0)))
+    f, g = normal(1.0, 0.5, LEVELS), normal(0.0, 1.0, LEVELS)
     density = cp.compile(product_seen_through_a_sine, f, g, jnp.float32(0.0))
     sampler = cp.AnnealedMCMC(kernel, 1, reverse_step=True)
     _, log_weights = ended(monkeypatch, density, sampler, num_chains=2000)
@@ -59,8 +57,7 @@ def test_the_mean_weight_is_the_evidence(monkeypatch, kernel):
 @cp.program
 def latent_with_two_modes(sign):
     """|b| is seen well, b itself hardly."""
-    modes = dist.Normal(jnp.array([-3.0, 3.0]), 0.5)
-    b = cp.sample("b", dist.MixtureSameFamily(dist.Categorical(jnp.array([0.3, 0.7])), modes))
+    b = cp.sample("b", modes([0.3, 0.7], [-3.0, 3.0], 0.5))
     cp.observe("size", dist.Normal(jnp.abs(b), 0.05), 3.0)
     cp.observe("side", dist.Normal(b, 3.0), 3.0 * sign)
 
@@ -87,8 +84,7 @@ def test_latents_alone_are_weighed_by_where_they_began(monkeypatch):
 
 def test_weights_of_paths_mend_frozen_shares_where_no_energy_is_known(monkeypatch):
     """Modes at ±3, which a second factor weighs anew; above level 0 it weighs them otherwise."""
-    f, g = two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3]), cp.Analytic(dist.Normal(1.0, 2.0), LEVELS)
-    density = cp.compile(both, f, g)
+    density = cp.compile(both, THREE_APART, normal(1.0, 2.0, LEVELS))
     only_scores = cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral())
     sampler = cp.AnnealedMCMC(only_scores, 1, reverse_step=True)
     result, _ = ended(monkeypatch, density, sampler, num_chains=1000)
@@ -108,8 +104,7 @@ def test_weights_of_paths_mend_frozen_shares_where_no_energy_is_known(monkeypatc
 def test_chains_caught_where_nothing_is_weigh_nothing(monkeypatch):
     """Modes at ±3, of which a second factor leaves the right one; noisy levels lead a few of 500 chains to the left,
     too few for their paths to show that shares depend on these."""
-    f, g = two_modes([0.8, 0.2], [-3.0, 3.0], [0.3, 0.3]), cp.Analytic(dist.Normal(3.0, 0.5), LEVELS)
-    density = cp.compile(both, f, g)
+    density = cp.compile(both, two_modes([0.8, 0.2], [-3.0, 3.0], [0.3, 0.3]), normal(3.0, 0.5, LEVELS))
     sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral()), 1, reverse_step=True)
     result, _ = ended(monkeypatch, density, sampler)
     caught = np.asarray(result["x"]) < 0
@@ -156,10 +151,9 @@ def test_chains_that_weigh_nothing_are_those_that_lie_apart(law, n):
 
 def test_chains_that_forget_are_not_named(monkeypatch):
     """The paths' weights differ as much, but where chains end has nothing to do with them."""
-    f, g = two_modes([0.3, 0.7], [-1.0, 1.0], [0.6, 0.6]), cp.Analytic(dist.Normal(1.0, 2.0), LEVELS)
-    density = cp.compile(both, f, g)
+    density = cp.compile(both, two_modes([0.3, 0.7], [-1.0, 1.0], [0.6, 0.6]), normal(1.0, 2.0, LEVELS))
+    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)
     for key in range(3):
-        sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)
         result, log_weights = ended(monkeypatch, density, sampler, key)
         assert result.status.ok
         assert log_weights.std() > 0.2
@@ -219,7 +213,7 @@ def test_few_or_broken_weights_are_not_judged():
 def test_summed_scores_are_named(monkeypatch):
     """Two Gaussians, of which reverse diffusion gives a mean that is off by a third of a spread, and the weights of its
     paths say so; their mean is the evidence over the product of two N(0, 1), where paths begin."""
-    f, g = (cp.Analytic(dist.Normal(*numbers), LEVELS) for numbers in ((1.0, 0.5), (-1.0, 1.0)))
+    f, g = normal(1.0, 0.5, LEVELS), normal(-1.0, 1.0, LEVELS)
     result, log_weights = ended(monkeypatch, cp.compile(both, f, g), cp.Ancestral(), num_chains=100_000)
     mean, spread = 0.6, np.sqrt(0.2)
     off = (mean - float(np.mean(result["x"]))) / spread
@@ -233,7 +227,7 @@ def test_summed_scores_are_named(monkeypatch):
 
 @pytest.mark.parametrize("eta", [1.0, 0.0])
 def test_reverse_diffusion_of_one_model_is_not_named(monkeypatch, eta):
-    density = cp.compile(single, two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3]))
+    density = cp.compile(single, THREE_APART)
     result, log_weights = ended(monkeypatch, density, cp.Ancestral(eta))
     assert result.status.ok
     assert np.ptp(log_weights) == 0
@@ -251,7 +245,7 @@ def test_reverse_diffusion_of_learned_scores_is_named(monkeypatch):
 def test_blas_has_one_thread_in_a_run(monkeypatch):
     seen = []
     monkeypatch.setattr(stages, "STAGES", [lambda _: seen.append(threadpool_info()), *stages.STAGES])
-    ended(monkeypatch, cp.compile(single, two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3])), cp.Ancestral())
+    ended(monkeypatch, cp.compile(single, THREE_APART), cp.Ancestral())
     assert {library["num_threads"] for library in seen[0] if library["user_api"] == "blas"} <= {1}
 
 
@@ -263,7 +257,7 @@ def beyond_a_wall(f):
 
 def test_a_step_through_a_wall_weighs_nothing_that_is_known(monkeypatch):
     """It is not made: such a chain has no weight, and where many have none nothing is said."""
-    density = cp.compile(beyond_a_wall, cp.Analytic(dist.Normal(0.0, 1.0), LEVELS))
+    density = cp.compile(beyond_a_wall, normal(schedule=LEVELS))
     result, log_weights = ended(monkeypatch, density, cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True))
     assert np.isnan(log_weights).mean() > 0.05
     assert result.status.ok

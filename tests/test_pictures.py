@@ -1,12 +1,11 @@
 """Figures of a result by kind, what a notebook displays of it, and its report in one file."""
 
-from __future__ import annotations
-
 import dataclasses
 import html
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -82,9 +81,7 @@ def test_points_are_drawn_with_their_marginals_and_those_of_the_density():
 
 def test_the_program_stands_above_in_lines_that_fit():
     class Long(Density):
-        graph = type(
-            "Graph", (), {"name": "long", "formula": "π_k(x) ∝ " + " · ".join(f"factor{i}(x)" for i in range(40))}
-        )
+        graph = SimpleNamespace(name="long", formula="π_k(x) ∝ " + " · ".join(f"factor{i}(x)" for i in range(40)))
 
     figure = make(density=Long()).plot()
     title = figure.get_suptitle()

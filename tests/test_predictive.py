@@ -49,13 +49,9 @@ def samples():
     return {"x": rng.normal(0.8, 0.6, N).astype(np.float32), "scale": np.full(N, 2.0, np.float32)}
 
 
-@pytest.fixture(scope="module")
-def predicted(density, samples):
-    return density.predict(jax.random.key(1), samples)
-
-
-def test_predictions_have_the_programs_law(predicted, samples):
+def test_predictions_have_the_programs_law(density, samples):
     """x/α ~ N(0.8, 0.6²)/α; a later statement sees the prediction of an earlier one, not its datum."""
+    predicted = density.predict(jax.random.key(1), samples)
     assert {name: v.shape for name, v in predicted.items()} == {
         "first": (N, 3), "second": (N, 3), "pair": (N, 2), "repeated": (N, 3),
     }  # fmt: skip
@@ -63,34 +59,28 @@ def test_predictions_have_the_programs_law(predicted, samples):
     first, second, pair, repeated = (np.asarray(predicted[name]) for name in ("first", "second", "pair", "repeated"))
     x = samples["x"][:, None] / ALPHA
     innovation = second - x - LAG * first
-    values = {
-        "first": first,
-        "first²": (first - mean) ** 2,
-        "innovation": innovation * first,
-        "innovation²": innovation**2,
-        "pair": pair,
-        "within": (pair[:, 0] - x[:, 0]) * (pair[:, 1] - x[:, 0]),
-        "shared": (first - mean) * (x - mean),
-        "apart": (first[:, 0] - x[:, 0]) * (first[:, 1] - x[:, 0]),
-        "repeated²": repeated**2,
-        "repeated apart": repeated[:, 0] * repeated[:, 1],
+    pairs = {
+        "first": (first, mean),
+        "first²": ((first - mean) ** 2, variance + SD**2),
+        "innovation": (innovation * first, 0.0),
+        "innovation²": (innovation**2, 0.01),
+        "pair": (pair, mean),
+        "within": ((pair[:, 0] - x[:, 0]) * (pair[:, 1] - x[:, 0]), CORRELATION),
+        "shared": ((first - mean) * (x - mean), variance),
+        "apart": ((first[:, 0] - x[:, 0]) * (first[:, 1] - x[:, 0]), 0.0),
+        "repeated²": (repeated**2, 4.0),
+        "repeated apart": (repeated[:, 0] * repeated[:, 1], 0.0),
     }
-    expected = {
-        "first": mean, "first²": variance + SD**2, "innovation": 0.0, "innovation²": 0.01, "pair": mean,
-        "within": CORRELATION, "shared": variance, "apart": 0.0, "repeated²": 4.0, "repeated apart": 0.0,
-    }  # fmt: skip
-    assert_agrees(z_scores(values, expected))
+    assert_agrees(z_scores(*({name: pair[i] for name, pair in pairs.items()} for i in range(2))))
     assert_disagrees(z_scores({"data": second - x - LAG * Y}, {"data": 0.0}))  # as if the data were seen
 
 
 def test_log_likelihood_is_that_of_each_number(density, samples):
     found = density.log_likelihood(samples)
     x = samples["x"] / ALPHA
-    one = dist.Normal(x[:, None], SD).log_prob(Y)
+    one, other = dist.Normal(x[:, None], SD).log_prob(Y), dist.Normal(x[:, None] + LAG * Y, 0.1).log_prob(Y)
     np.testing.assert_allclose(found["first"], one, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-        found["second"], dist.Normal(x[:, None] + LAG * Y, 0.1).log_prob(Y), rtol=1e-4, atol=0.01
-    )
+    np.testing.assert_allclose(found["second"], other, rtol=1e-4, atol=0.01)
     assert found["pair"].shape == (N,)
     assert found["repeated"].shape == (N, 3)
     assert "soft" not in found

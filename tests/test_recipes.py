@@ -10,7 +10,9 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from compiler.networks import measured
 from composeprob.results.status import Code
+from sampling_cases import learned
 from zscores import LIMIT
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -21,12 +23,9 @@ RECIPES = {
 }
 
 
-def test_there_are_seven():
-    assert len(RECIPES) == 7
-
-
 @pytest.mark.parametrize("title", RECIPES)
 def test_the_recipe_runs(title):
+    assert len(RECIPES) == 7
     names = {"__name__": "page"}
     for block in RECIPES[title]:
         exec(compile(block, f"{PAGE.name}: {title}", "exec"), names)
@@ -65,16 +64,9 @@ class TestImpossibleData:
     @staticmethod
     def run(noise, **settings):
         levels = cp.Schedule.edm(20, sigma_min=0.001, sigma_max=20.0)
-        prior = cp.Diffusion(
-            lambda x, sigma: -x / (1 + sigma**2), levels, event_shape=(1,), parameterization="score", time="sigma"
-        )
-
-        @cp.program
-        def seen(prior):
-            x = cp.sample("x", prior)
-            cp.observe("y", dist.Normal(x, noise).to_event(1), jnp.ones(1))
-
-        return cp.infer(cp.compile(seen, prior), jax.random.key(0), num_chains=64, progress=False, **settings)
+        prior = learned(lambda x, sigma: -x / (1 + sigma**2), "score", levels, (1,), "sigma")
+        density = cp.compile(measured, prior, lambda x: dist.Normal(x, noise).to_event(1), jnp.ones(1))
+        return cp.infer(density, jax.random.key(0), num_chains=64, progress=False, **settings)
 
     def test_chains_that_never_moved_are_named(self):
         status = self.run(0.001, sampler=cp.AnnealedMCMC(cp.ULA(1e-9), 1)).status

@@ -22,9 +22,9 @@ UNKNOWN = dict.fromkeys(("acceptance", "step_size", "ess"), np.full(K, np.nan))
 
 
 def make(samples=None, log_weights=None, **changes):
-    rng = np.random.default_rng(0)
+    x = np.random.default_rng(0).normal(size=(N, 2)).astype(np.float32)
     fields = {
-        "samples": {"x": rng.normal(size=(N, 2)).astype(np.float32)} if samples is None else samples,
+        "samples": {"x": x} if samples is None else samples,
         "log_weights": np.zeros(N) if log_weights is None else log_weights,
         "log_evidence": -1.25,
         "evaluations": 120,
@@ -33,20 +33,11 @@ def make(samples=None, log_weights=None, **changes):
     }
     about = {"seconds": 3.2, "sampler": "SMC(MALA(Adaptive()))"}
     about |= {fact.name: changes.pop(fact.name) for fact in dataclasses.fields(About) if fact.name in changes}
-    levels = {
-        "acceptance": np.linspace(0.5, 0.6, K),
-        "step_size": np.geomspace(1e-3, 1, K),
-        "ess": np.full(K, 0.75),
-        "non_finite": np.zeros(K, int),
-    }
+    levels = {"acceptance": np.linspace(0.5, 0.6, K), "step_size": np.geomspace(1e-3, 1, K)}
+    levels |= {"ess": np.full(K, 0.75), "non_finite": np.zeros(K, int)}
     levels |= {name: changes.pop(name) for name in DIAGNOSTICS if name in changes}
     levels = by_level(np.linspace(11, -9, K), about.get("blocks", ()), **levels)
     return Result(**fields | {"about": About(**about), "levels": levels} | changes)
-
-
-def test_sites_by_name():
-    assert make()["x"].shape == (N, 2)
-    refused(lambda: make()["y"], UnknownSiteError, "'x'")
 
 
 def test_weighted_statistics_against_repetition():
@@ -89,7 +80,10 @@ def test_summary_names_every_element_of_small_sites_and_pools_large_ones():
     assert list(summary.rows) == ["x[0]", "x[1]", "z", "m[0, 0]", "m[0, 1]", "m[1, 0]", "m[1, 1]", "i (8×8, pooled)"]
 
 
-def test_summary_tells_problems():
+def test_summary_tells_problems_and_nothing_that_is_unknown():
+    text = str(make(**UNKNOWN, log_evidence=None).summary())
+    assert "acceptance" not in text
+    assert "evidence" not in text
     status = Status(((Code.ACCEPTANCE_COLLAPSED, "Acceptance fell to 0.01 at level 3."),))
     text = str(make(status=status, non_finite=np.full(K, 2)).summary())
     assert "ACCEPTANCE_COLLAPSED: Acceptance fell" in text
@@ -112,13 +106,9 @@ def test_blocks_have_columns_of_their_own(tmp_path):
     np.testing.assert_array_equal(loaded.acceptance, both)
 
 
-def test_summary_of_a_sampler_without_acceptance():
-    text = str(make(**UNKNOWN, log_evidence=None).summary())
-    assert "acceptance" not in text
-    assert "evidence" not in text
-
-
-def test_repr_is_one_short_line():
+def test_sites_by_name_and_one_short_line():
+    assert make()["x"].shape == (N, 2)
+    refused(lambda: make()["y"], UnknownSiteError, "'x'")
     assert repr(make()) == "Result(x (400, 2); SMC(MALA(Adaptive())); 120 evaluations per chain; status OK; 3.2 s)"
 
 
@@ -243,13 +233,13 @@ def test_of_many_draws_only_every_kth_is_read():
 
 def test_what_is_computed_later_is_computed_once_and_kept(tmp_path):
     calls = []
-    late = {
-        "curl": lambda result: calls.append("curl") or {"f": 0.3},
-        "status": lambda result: (
-            calls.append("status") or Status(((Code.NOT_CONSERVATIVE, str(result.about.curl["f"])),))
-        ),
-        "log_evidence_error": lambda result: np.nan if result.status.withholds else 0.1,
-    }
+
+    def status(result):
+        calls.append("status")
+        return Status(((Code.NOT_CONSERVATIVE, str(result.about.curl["f"])),))
+
+    late = {"curl": lambda result: calls.append("curl") or {"f": 0.3}, "status": status}
+    late["log_evidence_error"] = lambda result: np.nan if result.status.withholds else 0.1
     result = make(**late)
     assert calls == []
     assert np.isnan(result.log_evidence_error)

@@ -1,7 +1,5 @@
 """Schedules: their formulas, conventions, ranges, and what they refuse."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,9 +102,8 @@ def test_flow_is_a_straight_line():
         np.testing.assert_allclose(schedule.alpha + schedule.sigma, 1.0, rtol=1e-12)
         s = schedule.sigma
         np.testing.assert_allclose(schedule.drift_ratio, (-1 / (1 - s)) / (2 * s + 2 * s**2 / (1 - s)), rtol=1e-10)
-    np.testing.assert_allclose(
-        plain.noise_at(np.array([-3.0, 0.0, 5.0]))[0], 1 / (1 + np.exp([1.5, 0.0, -2.5])), rtol=1e-12
-    )
+    found, _ = plain.noise_at(np.array([-3.0, 0.0, 5.0]))
+    np.testing.assert_allclose(found, 1 / (1 + np.exp([1.5, 0.0, -2.5])), rtol=1e-12)
 
 
 def test_log_snr_is_evenly_spaced_and_an_array_on_instances():
@@ -165,11 +162,7 @@ def test_some_of_the_levels(name, step, kept):
         (lambda: cp.Schedule.edm(5, rho=0.0), InvalidValueError, "rho > 0"),
         (lambda: cp.Schedule.vp(5, beta_min=-1.0), InvalidValueError, "β must be positive"),
         (lambda: cp.Schedule.flow(5, shift=0.0), InvalidValueError, "shift .* must be positive; got 0.0"),
-        (
-            lambda: cp.Schedule.from_arrays([0.99, 0.01], [0.01, 0.02]),
-            InvalidValueError,
-            "(?s)falls from 0.99 .*alphas_cumprod",
-        ),
+        (lambda: cp.Schedule.from_arrays([0.99, 0.01], [0.01, 0.02]), InvalidValueError, "from 0.99 .*alphas_cumprod"),
         (lambda: cp.Schedule.from_arrays([1.0], [0.1, 0.2]), ShapeError, "of one shape"),
         (lambda: cp.Schedule.from_arrays([], []), ShapeError, "K ≥ 1"),
         (lambda: cp.Schedule.from_arrays([1.0, 1.0], [0.0, 1.0]), InvalidValueError, "finite and positive"),
@@ -186,14 +179,7 @@ def test_bad_arguments(make, error, told):
     refused(make, error, told)
 
 
-@pytest.mark.parametrize(
-    ("level", "told"),
-    [
-        (10, "Level 10 does not exist.*levels 0 .cleanest. to 9"),
-        (-1, "Level -1"),
-        (1.0, "one integer"),
-        ([1], "one int"),
-    ],
-)
-def test_levels_that_do_not_exist(level, told):
-    refused(lambda: cp.Schedule.cosine(10).at(level), LevelError, told)
+def test_levels_that_do_not_exist():
+    known = "Level 10 does not exist.*levels 0 .cleanest. to 9"
+    for level, told in ((10, known), (-1, "Level -1"), (1.0, "one integer"), ([1], "one int")):
+        refused(lambda: cp.Schedule.cosine(10).at(level), LevelError, told)

@@ -1,7 +1,5 @@
 """Weighed draws of the factors have the law they are weighed for, find what chains lack, and let right ones be."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,7 @@ from composeprob.compiler.pipeline import lowered
 from composeprob.results import scouts
 from composeprob.results.estimates import Families
 from composeprob.results.scouts import can_scout, unreached
-from sampling_cases import single
+from sampling_cases import modes, normal, run, single
 from test_comparison import drawn as compared
 from zscores import assert_agrees, z_scores
 
@@ -26,10 +24,7 @@ WIDTHS = np.array([0.5, 0.25])
 
 
 def mixture(shares, means, sds, schedule=LEVELS):
-    means = jnp.asarray(means, float)
-    parts = dist.Normal(means, jnp.asarray(sds, float).reshape(-1, *[1] * (means.ndim - 1)))
-    parts = parts.to_event(1) if means.ndim > 1 else parts
-    return cp.Analytic(dist.MixtureSameFamily(dist.Categorical(probs=jnp.asarray(shares)), parts), schedule)
+    return cp.Analytic(modes(shares, means, sds), schedule)
 
 
 def points(rng, n, shares, means, sds):
@@ -135,14 +130,13 @@ def many_modes():
     return cp.compile(single, bits(12)), corners(np.random.default_rng(0), 200, 12)
 
 
-@pytest.mark.parametrize(
-    ("make", "owner", "name", "mutant"),
-    [
-        (spiked, scouts, "_unknown", lambda *_: 0.0),
-        (many_modes, scouts.Sample, "share", lambda self, inside, expected=None: (0.0, 0.0)),
-    ],
-    ids=["what draws cannot reach", "modes that few chains cannot all reach"],
-)
+MUTANTS = {
+    "what draws cannot reach": (spiked, scouts, "_unknown", lambda *_: 0.0),
+    "modes that few chains cannot all reach": (many_modes, scouts.Sample, "share", lambda *_, **__: (0.0, 0.0)),
+}
+
+
+@pytest.mark.parametrize(("make", "owner", "name", "mutant"), MUTANTS.values(), ids=MUTANTS)
 def test_modes_are_taken_for_missing_only_without_what_tells_them(make, owner, name, mutant, monkeypatch):
     """Draws are few, and chains are held against one another."""
     density, x = make()
@@ -174,13 +168,12 @@ def drawn(density, number=4000):
 
 def test_draws_have_the_density_that_they_are_weighed_by():
     """Of f²·g/h: half of the draws from f, half from g; what divides is not drawn from."""
-    f, g, h = (cp.Analytic(dist.Normal(m, s), LEVELS) for m, s in ((-1.0, 0.5), (2.0, 1.0), (0.0, 3.0)))
+    f, g, h = (normal(m, s, LEVELS) for m, s in ((-1.0, 0.5), (2.0, 1.0), (0.0, 3.0)))
     density = cp.compile(single, f**2 * g / h)
     positions, (log_density, log_weight) = drawn(density)
     x = np.asarray(positions["x"])
-    np.testing.assert_allclose(
-        np.asarray(log_density - log_weight), np.log(0.5 * norm.pdf(x, -1, 0.5) + 0.5 * norm.pdf(x, 2, 1)), atol=0.02
-    )
+    exact = np.log(0.5 * norm.pdf(x, -1, 0.5) + 0.5 * norm.pdf(x, 2, 1))
+    np.testing.assert_allclose(np.asarray(log_density - log_weight), exact, atol=0.02)
     assert_agrees(z_scores({"x": x, "x²": x**2}, {"x": 0.5, "x²": 0.5 * (1 + 0.25 + 4 + 1)}))
     weights = np.exp(log_weight - log_weight.max())
     precision = 2 / 0.25 + 1 - 1 / 9
@@ -210,7 +203,7 @@ def test_latents_are_drawn_before_what_follows_them_and_after_what_they_follow()
 
 
 def test_mixtures_are_drawn_from_and_what_is_learned_is_not():
-    parts = [cp.Analytic(dist.Normal(m, 0.5), LEVELS) for m in (-2.0, 2.0)]
+    parts = [normal(m, 0.5, LEVELS) for m in (-2.0, 2.0)]
     positions, _ = drawn(cp.compile(single, cp.mixture(parts, weights=[0.2, 0.8])))
     assert_agrees(z_scores({"share": np.asarray(positions["x"] > 0)}, {"share": 0.8}))
     assert can_scout(cp.compile(single, cp.mixture(parts)))
@@ -223,9 +216,7 @@ def test_runs_that_miss_the_same_mode_are_named_alone_and_in_comparison():
     """Reverse diffusion of summed scores puts next to nothing where a fifth of a squared mixture is."""
     factor = mixture([0.95, 0.05], [[-2.0, 0.0], [2.0, 0.0]], [0.5, 0.05])
     density = lowered(single, (factor**2,), {}, growing=False)
-    one, other = (
-        cp.infer(density, jax.random.key(k), num_chains=1000, sampler=cp.Ancestral(), progress=False) for k in range(2)
-    )
+    one, other = (run(density, k, 1000, sampler=cp.Ancestral()) for k in range(2))
     assert np.mean(one["x"][:, 0] > 0) < 0.02
     found = one.compare(other)
     assert max(found.missing_here, found.missing_there) < tuning.COMPARISON.least

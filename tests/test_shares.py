@@ -1,7 +1,5 @@
 """Chains in shares that rest on nothing: named where log-densities or barriers say so, however bent their valley is."""
 
-from __future__ import annotations
-
 import re
 
 import jax
@@ -12,6 +10,7 @@ import pytest
 from scipy.special import logsumexp
 
 import composeprob as cp
+import sampling_cases
 from composeprob import tuning
 from composeprob.density.barriers import barrier_depth
 from composeprob.results.shares import _log_density, frozen_shares, parted, seen_barrier, share_apart, where
@@ -58,11 +57,13 @@ def test_log_z_of_modes_of_any_shape_is_off_by_less_than_the_slack(d):
         assert max(found) - min(found) < tuning.SHARES.slack * d + noise
 
 
-def test_one_mode_is_not_named():
+def test_one_mode_is_not_named_and_chains_that_stand_still_are_not_judged():
     rng = np.random.default_rng(0)
     for d in (1, 2, 20):
         x = rng.normal(size=(500, d)) ** 3
         assert not frozen_shares({"x": x, "y": x[:, 0]}, rng.normal(size=500))
+    x = np.repeat([[-1.0], [1.0]], 50, axis=0)
+    assert not frozen_shares({"x": x}, x[:, 0])
 
 
 def test_a_share_that_is_wrong_by_little_is_named_where_chains_are_many():
@@ -70,11 +71,6 @@ def test_a_share_that_is_wrong_by_little_is_named_where_chains_are_many():
     rng, means = np.random.default_rng(0), np.array([[-2.0], [2.0]])
     for _ in range(KEYS):
         assert frozen_shares(*drawn(rng, means, np.array([0.3, 0.1]), [0.73, 0.27], 1000))
-
-
-def test_chains_that_stand_still_are_not_judged():
-    x = np.repeat([[-1.0], [1.0]], 50, axis=0)
-    assert not frozen_shares({"x": x}, x[:, 0])
 
 
 @pytest.mark.parametrize("n", [64, 1000])
@@ -95,9 +91,7 @@ def a_sign_that_is_lost(f, g, y):
 
 def test_a_default_run_that_gives_way_says_so():
     """x = ±√y, and the prior has e⁷ times as much at the one as at the other: independent chains take either."""
-    mixing = dist.Categorical(probs=jnp.array([0.2, 0.3, 0.5]))
-    law = dist.MixtureSameFamily(mixing, dist.Normal(jnp.array([-2.0, 0.0, 2.5]), jnp.array([0.2, 0.05, 0.4])))
-    f = cp.Analytic(law, cp.Schedule.log_snr(100))
+    f = cp.Analytic(sampling_cases.modes([0.2, 0.3, 0.5], [-2.0, 0.0, 2.5], [0.2, 0.05, 0.4]), cp.Schedule.log_snr(100))
     density = cp.compile(a_sign_that_is_lost, f, f, jnp.float32(1.29))
     sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)
     result = cp.infer(density, jax.random.key(0), num_chains=200, sampler=sampler, progress=False)
@@ -110,11 +104,6 @@ def test_a_default_run_that_gives_way_says_so():
 
 CHAINS = 64
 SEEDS = 10
-
-
-def log_sum(terms):
-    most = terms.max(0)
-    return most + np.log(np.exp(terms - most).sum(0))
 
 
 def barriers(log_density):
@@ -159,7 +148,7 @@ def funnel(rng, d):
 def modes(rng, d, share, distance=12.0):
     offset = distance * np.eye(1, d)
     points = rng.normal(size=(CHAINS, d)) + offset * (rng.random((CHAINS, 1)) < share)
-    return points, lambda x: log_sum(np.stack([-0.5 * (x**2).sum(1), -0.5 * ((x - offset) ** 2).sum(1)]))
+    return points, lambda x: np.logaddexp(-0.5 * (x**2).sum(1), -0.5 * ((x - offset) ** 2).sum(1))
 
 
 VALLEYS = {gaussian: (1, 40), heavy: (2, 40), box: (2, 20), shell: (2, 3), parabola: (2,), funnel: (3, 40)}

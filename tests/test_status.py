@@ -22,16 +22,8 @@ from composeprob.results.status import (
 from composeprob.runtime.progress import Progress
 
 K, N = 20, 100
-HEALTHY = {
-    "acceptance": np.full(K, 0.57),
-    "non_finite": np.zeros(K),
-    "proposals": N,
-    "ess": np.full(K, 0.8),
-    "num_chains": N,
-    "completed_levels": K,
-    "num_levels": K,
-    "adjusted": True,
-}
+HEALTHY = {"acceptance": np.full(K, 0.57), "non_finite": np.zeros(K), "ess": np.full(K, 0.8), "adjusted": True}
+HEALTHY |= {"proposals": N, "num_chains": N, "completed_levels": K, "num_levels": K}
 
 
 def at(levels, value, other):
@@ -40,12 +32,17 @@ def at(levels, value, other):
     return array
 
 
-def test_healthy_run_is_ok():
-    status = diagnose(**HEALTHY)
-    assert status.ok
-    assert status.code is Code.OK
-    assert status.has(Code.OK)
-    assert str(status) == "OK"
+def test_healthy_run_is_ok_and_a_status_is_a_value_of_findings_sorted_by_how_grave_they_are():
+    healthy = diagnose(**HEALTHY)
+    assert healthy.ok
+    assert healthy.code is Code.OK
+    assert healthy.has(Code.OK)
+    assert str(healthy) == "OK"
+    assert Status() == Status()
+    assert hash(Status()) == hash(Status())
+    status = Status(((Code.WEIGHTS_COLLAPSED, "w"),)).with_findings((Code.SAMPLES_DIVERGED, "s"))
+    assert status.code is Code.SAMPLES_DIVERGED
+    assert status.has(Code.WEIGHTS_COLLAPSED)
 
 
 def test_ok_says_where_chains_were_lost():
@@ -67,6 +64,9 @@ def test_ok_says_where_chains_were_lost():
 
 NAN = np.full(K, np.nan)
 FEW = {"num_chains": 8, "proposals": 8}
+NOT_VISITED = {"completed_levels": 5, "acceptance": at(range(15), 0.0, 0.6), "ess": at(range(15), 0.0, 0.8)}
+"""Levels 0 … 14 were never reached: their zeros are no collapse."""
+STUCK = {"acceptance": np.full((K, 3), [0.6, 0, 0]), "adjusted": (True, True, False), "blocks": ("x", "mu, sigma", "z")}
 
 
 @pytest.mark.parametrize(
@@ -97,65 +97,51 @@ def test_thresholds_are_the_documented_ones(change, ok):
         ({"non_finite": at([3], 40, 0)}, Code.NON_FINITE, "40.0% .* at level 3;"),
         ({"acceptance": at([0, 1, 2, 7], 0.01, 0.6)}, Code.ACCEPTANCE_COLLAPSED, "0.01 at levels 0–2, 7:"),
         ({"ess": at([19], 0.01, 0.8)}, Code.WEIGHTS_COLLAPSED, r"1\.0 of 100 chains .* at level 19"),
+        (NOT_VISITED, Code.INTERRUPTED, "noise of level 15"),
+        (STUCK, Code.ACCEPTANCE_COLLAPSED, "Acceptance of block 'mu, sigma' fell to 0"),
     ],
 )
-def test_each_problem_is_named(change, code, words):
+def test_each_problem_is_named_alone(change, code, words):
     status = diagnose(**HEALTHY | change)
     assert not status.ok
+    assert [kind for kind, _ in status.findings] == [code]
     assert status.code is code
     assert re.search(words, status.message), status.message
     assert any(word in status.message for word in ("Try", "try", "Train", "Run it again"))
 
 
-def test_scores_that_are_not_conservative():
-    assert not not_conservative({"f(x)": 0.09, "g(x)": np.nan})  # NaN: could not be measured
-    ((code, text),) = not_conservative({"f(x)": 0.3, "g(x)": 0.01, "h(x)": 0.11})
-    assert code is Code.NOT_CONSERVATIVE
-    assert "score of f(x) (relative curl 0.3), h(x) (relative curl 0.11); up to 0.1" in text
-    assert "Train" in text
+IMPOSSIBLE = np.append(np.linspace(-120.0, 0.0, 99), -130.0)
+FINDINGS = {  # what finds it, its code, words of its text, and where it finds nothing
+    "scores that are not conservative": (
+        not_conservative, ({"f(x)": 0.3, "g(x)": 0.01, "h(x)": 0.11},), Code.NOT_CONSERVATIVE,
+        ["score of f(x) (relative curl 0.3), h(x) (relative curl 0.11); up to 0.1", "Train"],
+        [({"f(x)": 0.09, "g(x)": np.nan},)],  # NaN: could not be measured
+    ),
+    "weights that a single step throws about": (
+        erratic_weights, (at([7], 4e3, 2.5),), Code.WEIGHTS_COLLAPSED,
+        ["only 0.00025 of the chains count, at level 7"], [(np.full(K, 2.5),), (np.full(K, np.nan),)],
+    ),
+    # Four numbers of 32 bits tell 64 nats at most, and 128 below the best chain is no place of the posterior.
+    "chains where the data are impossible": (
+        impossible_data, (IMPOSSIBLE, 4), Code.ZERO_DENSITY, ["1.00% of the chains", "130 nats"],
+        [(IMPOSSIBLE, 5), (IMPOSSIBLE[:-1], 4)],
+    ),
+    # A quarter of its noise: ½·4² = 8 nats a number, and levels that end at an eighth of it would do.
+    "data that are finer than level 0": (
+        fine_data, (8.0, 11.0, 60), Code.LEVELS_TOO_FEW,
+        ["noise of its size, 0.0041, takes 8 nats", "cp.Schedule.log_snr(60, max=16)"],
+        [(0.5, 11.0, 60), (np.nan, 11.0, 60)],
+    ),
+}  # fmt: skip
 
 
-def test_levels_not_visited_are_not_judged():
-    # levels 0 … 14 were never reached: their zeros are no collapse
-    change = {"completed_levels": 5, "acceptance": at(range(15), 0.0, 0.6), "ess": at(range(15), 0.0, 0.8)}
-    status = diagnose(**HEALTHY | change)
-    assert [code for code, _ in status.findings] == [Code.INTERRUPTED]
-    assert "noise of level 15" in status.message
-
-
-def test_the_block_that_does_not_move_is_named():
-    acceptance = np.stack([np.full(K, 0.6), np.zeros(K), np.zeros(K)], axis=1)
-    changes = {"acceptance": acceptance, "adjusted": (True, True, False), "blocks": ("x", "mu, sigma", "z")}
-    status = diagnose(**HEALTHY | changes)
-    assert [code for code, _ in status.findings] == [Code.ACCEPTANCE_COLLAPSED]
-    assert "Acceptance of block 'mu, sigma' fell to 0" in status.message
-
-
-def test_weights_that_a_single_step_throws_about():
-    calm = np.full(K, 2.5)
-    assert erratic_weights(calm) == erratic_weights(np.full(K, np.nan)) == []
-    ((code, text),) = erratic_weights(np.where(np.arange(K) == 7, 4e3, calm))
-    assert code is Code.WEIGHTS_COLLAPSED
-    assert "only 0.00025 of the chains count, at level 7" in text
-
-
-def test_chains_where_the_data_are_impossible():
-    """Four numbers of 32 bits tell 64 nats at most, and 128 below the best chain is no place of the posterior."""
-    values = np.append(np.linspace(-120.0, 0.0, 99), -130.0)
-    ((code, text),) = impossible_data(values, 4)
-    assert code is Code.ZERO_DENSITY
-    assert "1.00% of the chains" in text
-    assert "130 nats" in text
-    assert impossible_data(values, 5) == impossible_data(values[:-1], 4) == []
-
-
-def test_data_that_are_finer_than_level_0():
-    """A quarter of its noise: ½·4² = 8 nats a number, and levels that end at an eighth of it would do."""
-    ((code, text),) = fine_data(8.0, 11.0, 60)
-    assert code is Code.LEVELS_TOO_FEW
-    assert "noise of its size, 0.0041, takes 8 nats" in text
-    assert "cp.Schedule.log_snr(60, max=16)" in text
-    assert fine_data(0.5, 11.0, 60) == fine_data(np.nan, 11.0, 60) == []
+@pytest.mark.parametrize("name", FINDINGS)
+def test_what_is_found_and_what_is_not(name):
+    find, found, code, words, others = FINDINGS[name]
+    ((kind, text),) = find(*found)
+    assert kind is code
+    assert all(word in text for word in words), text
+    assert all(find(*other) == [] for other in others)
 
 
 def test_several_problems_come_gravest_first():
@@ -259,11 +245,3 @@ def test_samples_that_the_noisiest_level_cannot_hide_have_diverged():
         assert "hides nothing above 100" in text
     some[5:20] = 0.0  # five of a thousand that are far may be the tail of a law
     assert diverged({"x": some}, alpha, sigma) == []
-
-
-def test_a_status_is_a_value_of_findings_sorted_by_how_grave_they_are():
-    assert Status() == Status()
-    assert hash(Status()) == hash(Status())
-    status = Status(((Code.WEIGHTS_COLLAPSED, "w"),)).with_findings((Code.SAMPLES_DIVERGED, "s"))
-    assert status.code is Code.SAMPLES_DIVERGED
-    assert status.has(Code.WEIGHTS_COLLAPSED)

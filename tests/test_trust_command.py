@@ -25,11 +25,8 @@ def test_an_error_is_split_at_the_finest_run():
     chance = np.sqrt(2 * np.log(2))
     assert largest["sampler"] == pytest.approx(0.1 / (ERROR * np.sqrt(2)) - chance)
     assert largest["model"] == pytest.approx(0.4 / (ERROR * np.sqrt(2)) - chance)
-    assert [cell for column in table.columns[2:] for cell in column.cells][::2] == [
-        "+0.5 (35.4 ±)",
-        "+0.1 (7.1 ±)",
-        "+0.4 (28.3 ±)",
-    ]
+    cells = [cell for column in table.columns[2:] for cell in column.cells][::2]
+    assert cells == ["+0.5 (35.4 ±)", "+0.1 (7.1 ±)", "+0.4 (28.3 ±)"]
 
 
 @pytest.mark.parametrize(

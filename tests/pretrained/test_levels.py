@@ -15,7 +15,6 @@ from composeprob.pretrained.layers import sinusoids
 from composeprob.pretrained.schedulers import trained
 from composeprob.pytree import is_array
 from pretrained.test_goldens import DATA, error, golden, model
-from refusals import refused
 from sampling_cases import single
 
 
@@ -168,4 +167,5 @@ def test_two_prompts_are_compiled_as_far_as_a_density():
 
 
 def test_sizes_that_are_not_known():
-    refused(lambda: of_size("sd9"), cp.errors.InvalidValueError, "No size 'sd9' is known")
+    with pytest.raises(cp.errors.InvalidValueError, match="No size 'sd9' is known"):
+        of_size("sd9")

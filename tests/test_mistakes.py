@@ -342,7 +342,7 @@ MISTAKES = {
         "a program that waits": (lambda: cp.program(waits), "got one with yield or async", "nothing between"),
         "a decorator with brackets": (lambda: cp.program(), "'function'", r"program\(function\)"),
         "num_chains by position": (lambda: cp.infer(DENSITY, KEY, 100), "too many positional", r"key, num_chains=…"),
-        "a missing argument": (compiled(both, F), "missing a required argument: 'g'", r"takes \(f: 'Any', g: 'Any'\)"),
+        "a missing argument": (compiled(both, F), "missing a required argument: 'g'", r"takes \(f: Any, g: Any\)"),
         "no num_chains": (lambda: cp.infer(DENSITY, KEY), "missing.*num_chains", "num_chains=…"),
         "an unknown argument": (infer(chains=8), "'chains'", "did you mean num_chains="),
         "num_samples": (infer(num_samples=8), "'num_samples'", "draws="),

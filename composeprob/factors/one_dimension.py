@@ -117,13 +117,12 @@ class NoisedStudent(Noised):
         parts = (clean.df if isinstance(clean, dist.StudentT) else 1.0), clean.loc, clean.scale, self.alpha, self.sigma
         df, loc, scale, alpha, sigma = (jnp.broadcast_to(a, self.batch_shape)[..., None] for a in parts)
         half, wide, square = 0.5 * df, (alpha * scale) ** 2, (jnp.asarray(value)[..., None] - alpha * loc) ** 2
-        coarse = single(df.dtype)
-        left, right = ((18.0 if coarse else tuning.HALF_LINE_NEGLIGIBLE) / a for a in (half + 0.5, half))
+        left, right = (_negligible(df.dtype) / a for a in (half + 0.5, half))
         # Where e^{−z} + (σ/(α·scale))² is what x says of the variance; the rest is how far that may be off.
         pulled = -jnp.log(jnp.maximum((df + square / wide) / (df + 1) - sigma**2 / wide, 1.0))
         low = pulled - jnp.where(left < 0.5, 1.5 * jnp.sqrt(2 * left), left + 1) - jnp.minimum(0.25, 200 / df)
         high = jnp.minimum(jnp.sqrt(2 * right), jnp.log1p(right) + 1)
-        edges = low + (high - low) * jnp.linspace(0.0, 1.0, (6 if coarse else 10) + 1, dtype=low.dtype)
+        edges = low + (high - low) * jnp.linspace(0.0, 1.0, (6 if single(df.dtype) else 10) + 1, dtype=low.dtype)
         z, log_weights = jax.lax.stop_gradient(_between(edges))
         variance = wide * jnp.exp(-z) + sigma**2
         log_q = half * (jnp.log(half) + z - jnp.exp(z)) - gammaln(half)
@@ -174,7 +173,7 @@ def _nodes(coordinates: Coordinate, log_joint: Callable[[Array], Array], x: Arra
     edges = _beside(jnp.clip(near, coordinates.low, coordinates.high), even)
     height = log_joint(edges)
     # All of them where x is so far that no height is a number.
-    counts = ~(height < jnp.max(height, axis=-1, keepdims=True) + math.log(jnp.finfo(x.dtype).eps) - 4.0)
+    counts = ~(height < jnp.max(height, axis=-1, keepdims=True) - _negligible(x.dtype))
     first = jnp.min(edges, axis=-1, keepdims=True, where=counts, initial=jnp.inf)
     last = jnp.max(edges, axis=-1, keepdims=True, where=counts, initial=-jnp.inf)
     # As far as the next ones, where it is negligible.
@@ -320,6 +319,11 @@ def gauss_legendre(dtype: DTypeLike) -> tuple[Array, Array]:
     """Sixteen nodes and weights on (−1, 1), twelve in single precision."""
     nodes, weights = np.polynomial.legendre.leggauss(12 if single(dtype) else 16)
     return jnp.asarray(nodes, dtype), jnp.asarray(weights, dtype)
+
+
+def _negligible(dtype: DTypeLike) -> float:
+    """Nats below its top from which on an integrand adds nothing to numbers of this kind."""
+    return 2.0 - math.log(jnp.finfo(dtype).eps)
 
 
 def single(dtype: DTypeLike) -> bool:

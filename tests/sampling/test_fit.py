@@ -53,6 +53,17 @@ def test_an_affine_score_is_found_wherever_the_chains_are():
     assert np.std(under_control(rows, found)) < 1e-4 * np.std(rows[:, -1])
 
 
+def test_three_chains_a_dimension_find_a_whole_slope():
+    """Of sixteen numbers whose score is linear in all of them; fewer chains find its diagonal at most."""
+    rng = np.random.default_rng(1)
+    y, root = rng.standard_normal((64, 16)), rng.standard_normal((16, 16)) / 4
+    slope = -root @ root.T - np.eye(16)
+    rows = jnp.asarray(np.column_stack([y, y @ slope, np.zeros(64)]))
+    found = fit(rows[:48], jnp.zeros(48), jnp.ones(16), control=False)
+    np.testing.assert_allclose(found.slope, slope, atol=1e-6)
+    assert fit(rows[:47], jnp.zeros(47), jnp.ones(16), control=False).slope.ndim == 1
+
+
 def test_chains_take_no_control_that_was_fitted_to_their_own_potentials():
     """Of a potential that is noise nothing may be taken: it belongs to the weights."""
     rows, log_weights = cloud(noise=1.0)

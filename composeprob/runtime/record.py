@@ -156,10 +156,9 @@ def summarised(
             *status.not_conservative(result.about.curl), *(each for question in questions for each in question())
         )
         known = known.with_findings(*(each for each in scouts() if not known.has(each[0])))
-        # Draws are not read for it, which may be on disk, and nothing is computed where nearly all chains are left.
-        asked = known.ok and result.about.draws is None and families.effective < n / 2
-        worth = result.effective_chains if asked else float(n)
-        return known.with_findings(*status.few_chains(worth, n, recorded["ess"], log_snr[levels]))
+        if not known.ok or result.about.draws is not None:  # draws may be on disk, and are not read for it
+            return known
+        return Status(tuple(status.few_chains(result.effective_chains, n, recorded["ess"], log_snr[levels])))
 
     relied_on = dict[str, float]()
     if len(visited) and sampler.integrates_score:

@@ -79,6 +79,23 @@ def test_noised_densities_are_convolutions(name, double_alone):
         np.testing.assert_array_equal(np.sign(score[~likely]), np.sign(wanted[1][~likely]))  # elsewhere it leads back
 
 
+@pytest.mark.parametrize("name", ["log-normal", "gamma without a top", "half-Cauchy", "Student's t", "arcsine"])
+def test_single_precision_takes_enough_of_its_fewer_nodes(name):
+    """Where a point is likely, and the noise is not so small that x itself has too few digits."""
+    made, law = LAWS[name]
+    evaluate = jax.jit(jax.vmap(lambda x, noise: cp.Analytic(made, SCHEDULES[0]).evaluate(x, noise, {}), (0, None)))
+    for schedule, level in LEVELS[1:3] + LEVELS[4:]:
+        noise = schedule.at(level)
+        alpha, sigma = float(noise.alpha), float(noise.sigma)
+        x = points(alpha, sigma)
+        value, score = evaluate(x, noise)
+        assert value.dtype == jnp.float32
+        wanted = np.array([convolution(law, at, alpha, sigma) for at in x.astype(np.float32).astype(float)]).T
+        likely = wanted[0] > -15
+        np.testing.assert_allclose(value[likely], wanted[0][likely], rtol=2e-5, atol=5e-5)
+        np.testing.assert_allclose(score[likely] * sigma, wanted[1][likely] * sigma, rtol=2e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 0.1, 5.0])
 def test_a_noised_cauchy_distribution_is_voigts(scale, double_alone):
     noised = cp.Analytic(dist.Cauchy(jnp.asarray(0.3, float), scale), SCHEDULES[0])

@@ -18,7 +18,7 @@ from composeprob.samplers.meet import (
     relative_weights,
     systematic,
 )
-from sampling_cases import both, normal, run
+from sampling_cases import both, normal, run, squared
 from zscores import assert_agrees, z_scores
 
 SIZE = 12
@@ -176,3 +176,13 @@ def test_what_the_evidence_would_be_with_other_weights_and_how_well_that_is_know
     expected = np.log(11 / 4), np.sum((shares * growth) ** 2)
     np.testing.assert_allclose(off_by_averaging(log_weights, more), expected, rtol=1e-5)
     assert not np.any(off_by_averaging(jnp.full(3, -jnp.inf), more))
+
+
+def test_a_run_of_which_few_chains_count_says_so_and_is_ok():
+    """A step without a control spreads the weights of a power, and nobody resamples."""
+    step, density = cp.ReverseStep(control="none"), cp.compile(squared, normal(0.0, 0.3, cp.Schedule.log_snr(12)))
+    sampler = cp.SMC(cp.ULA(1e-6), resample=1e-6, step=step, check_levels=False)
+    result = run(density, sampler=sampler)
+    assert result.status.ok
+    assert result.effective_chains < 32
+    assert f"Of 64 chains as many count as {result.effective_chains:.0f} independent ones" in str(result.status)

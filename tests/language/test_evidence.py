@@ -366,12 +366,21 @@ class TestKernel(Interwoven):
         assert_disagrees(z_scores(self.values(self.moved()[1]), self.expected()))
 
 
+class TestAlone(Interwoven):
+    """Where latents are moved alone."""
+
+    @pytest.mark.parametrize(("turns", "singles"), [(6, 0), (0, 6), (3, 3)])
+    def test_leaves_the_law_as_it_is(self, monkeypatch, turns, singles):
+        monkeypatch.setattr(tuning, "LATENTS", tuning.LATENTS._replace(turns=turns, singles=singles, joint=0))
+        assert_agrees(z_scores(self.values(self.moved()[1]), self.expected()))
+
+
 class Joint(Interwoven):
     """Where joint moves alone move latents."""
 
     @pytest.fixture(autouse=True)
     def _alone(self, monkeypatch):
-        monkeypatch.setattr(tuning, "LATENTS", tuning.LATENTS._replace(turns=0, joint=4, ratios=(0.5, 3.0)))
+        monkeypatch.setattr(tuning, "LATENTS", tuning.LATENTS._replace(turns=0, singles=0, joint=4, ratios=(0.5, 3.0)))
 
 
 class TestWidths(Joint):

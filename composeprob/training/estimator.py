@@ -22,7 +22,7 @@ from composeprob.schedule import Schedule
 from composeprob.training.denoiser import Box, PosteriorDenoiser
 from composeprob.training.loss import draw_batch, losses
 from composeprob.training.recipe import Batches, Data, LogSNR, Recipe
-from composeprob.training.run import TrainingRun, blank, finish, make_advance, stretches
+from composeprob.training.run import TrainingRun, finish, initial, make_advance, stretches
 
 
 def estimator(
@@ -99,14 +99,14 @@ def estimator(
         events = jax.tree.map(lambda a: a.reshape(-1, 2 * settings.noises, *a.shape[1:]), batch)
         return jnp.mean(jax.lax.map(lambda part: losses(factor, part).denoising, events, batch_size=32))
 
-    first, advance = blank(recipe, network), make_advance(recipe, network, train_key)
-    now, best = first, first.state.average
+    first, advance = initial(recipe, network), make_advance(recipe, network, train_key)
+    now, best = first, first.average
     found = [float(loss_held_out(best))]
     for now in stretches(recipe, first, advance, progress, tuning.TRAINING_STEPS):
-        found.append(float(loss_held_out(now.state.average)))
+        found.append(float(loss_held_out(now.average)))
         if found[-1] == min(found):
-            best = now.state.average
-    run = finish(recipe, network, now._replace(state=now.state._replace(average=best)), label)
+            best = now.average
+    run = finish(recipe, network, now._replace(average=best), label)
     return dataclasses.replace(run, held_out=np.array(found))
 
 

@@ -57,24 +57,28 @@ class TrainingRun:
 
 
 class State(NamedTuple):
-    """What the next step needs: the number of steps done, the weights, their moving average, and Optax's state."""
+    """What the next step needs, and what all steps so far report: losses of steps yet to come are 0.
+
+    Attributes:
+        step: the number of steps done.
+        parameters, average, optimiser: the weights, their moving average, and Optax's state.
+        loss: mean loss of each step, (iterations,).
+        bin_sum, bin_count: sums and counts of losses by bin of log-SNR, a row for each `TRAINING_STEPS` steps.
+        seconds: time spent.
+    """
 
     step: Array
     parameters: PyTree[Array]
     average: PyTree[Array]
     optimiser: PyTree[Array]
+    loss: Array | np.ndarray
+    bin_sum: Array | np.ndarray
+    bin_count: Array | np.ndarray
+    seconds: Array | np.ndarray
 
 
-class Record(NamedTuple):
-    """What one call reports: the mean loss of each step, and sums and counts per bin of log-SNR."""
-
-    loss: Array
-    bin_sum: Array
-    bin_count: Array
-
-
-Advance = Callable[[State, np.int32], tuple[State, Record]]
-"""(state, n) → the state n steps later, and what these report."""
+Advance = Callable[[State, np.int32], State]
+"""(state, n) → the state n steps later."""
 
 
 def bin_edges(recipe: Recipe) -> np.ndarray:
@@ -86,11 +90,15 @@ def initial(recipe: Recipe, network: Network) -> State:
     """Makes the state before the first step; the average starts at the initial weights."""
     parameters = eqx.filter(network, eqx.is_inexact_array)
     copy = jax.tree.map(jnp.copy, parameters)
-    return State(jnp.zeros((), jnp.int32), parameters, copy, recipe.optimiser().init(parameters))
+    steps, shape = recipe.iterations, (-(-recipe.iterations // tuning.TRAINING_STEPS), tuning.TRAINING_BINS)
+    history = np.zeros(steps, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+    return State(
+        jnp.zeros((), jnp.int32), parameters, copy, recipe.optimiser().init(parameters), *history, np.zeros(())
+    )
 
 
 def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
-    """Compiles ``advance(state, n)``, of n ≤ `TRAINING_STEPS` steps; n is traced, so one compilation serves all.
+    """Compiles ``advance(state, n)``, of n steps; n is traced, so one compilation serves all.
 
     The randomness of step i comes from ``fold_in(key, i)`` alone: how steps are divided among calls, or resumed,
     changes nothing.
@@ -126,33 +134,18 @@ def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
         grad, (each, log_snr) = jax.lax.scan(accumulate, zero, jnp.arange(parts))
         return grad, each.ravel(), log_snr.ravel()
 
-    def step(i: Array, carry: tuple[State, Record]) -> tuple[State, Record]:
-        state, record = carry
+    def step(_: Array, state: State) -> State:
         grad, each, log_snr = gradient(state.parameters, jax.random.fold_in(key, state.step))
         updates, optimiser_state = optimiser.update(grad, state.optimiser, state.parameters)
         parameters = eqx.apply_updates(state.parameters, updates)
         average = jax.tree.map(lambda a, p: recipe.ema * a + (1 - recipe.ema) * p, state.average, parameters)
-        place = jnp.clip(jnp.searchsorted(edges, log_snr, side="right") - 1, 0, bins - 1)
-        sums, counts = record.bin_sum.at[place].add(each), record.bin_count.at[place].add(1)
-        record = Record(record.loss.at[i].set(jnp.mean(each)), sums, counts)
-        return State(state.step + 1, parameters, average, optimiser_state), record
+        bin_of_each = jnp.clip(jnp.searchsorted(edges, log_snr, side="right") - 1, 0, bins - 1)
+        place = state.step // tuning.TRAINING_STEPS, bin_of_each
+        history = state.loss.at[state.step].set(jnp.mean(each)), state.bin_sum.at[place].add(each)
+        counts = state.bin_count.at[place].add(1)
+        return State(state.step + 1, parameters, average, optimiser_state, *history, counts, state.seconds)
 
-    @jax.jit
-    def advance(state: State, steps: Array | np.int32) -> tuple[State, Record]:
-        empty = Record(jnp.zeros(tuning.TRAINING_STEPS), jnp.zeros(bins), jnp.zeros(bins, jnp.int32))
-        return jax.lax.fori_loop(0, steps, step, (state, empty))
-
-    return advance
-
-
-class _Progressed(NamedTuple):
-    """The content of a checkpoint: the state, and the history, at full length so that its shape never changes."""
-
-    state: State
-    loss: np.ndarray
-    bin_sum: np.ndarray
-    bin_count: np.ndarray
-    seconds: np.ndarray
+    return jax.jit(lambda state, steps: jax.lax.fori_loop(0, steps, step, state))
 
 
 def train(
@@ -197,7 +190,7 @@ def train(
     network = eqx.filter_jit(recipe.untrained)(network_key)  # one compilation instead of one for every layer
     network = network if start is None else start(network)
     advance = make_advance(recipe, network, run_key)
-    first = blank(recipe, network)
+    first = initial(recipe, network)
     checkpoints = None
     if checkpoint_dir is not None:
         checkpoints = CheckpointFolder(checkpoint_dir, _fingerprint(recipe, network, key))
@@ -208,62 +201,43 @@ def train(
     now, saved = first, time.monotonic()
     for now in stretches(recipe, first, advance, progress):
         if checkpoints is not None and time.monotonic() - saved > seconds_between_checkpoints:
-            checkpoints.save(int(now.state.step), now)
+            checkpoints.save(int(now.step), now)
             saved = time.monotonic()
     if checkpoints is not None:
-        checkpoints.save(int(now.state.step), now)
+        checkpoints.save(int(now.step), now)
         checkpoints.close()
     return finish(recipe, network, now, label)
 
 
 def stretches(
-    recipe: Recipe, now: _Progressed, advance: Advance, progress: bool, steps: int | None = None
-) -> Iterator[_Progressed]:
+    recipe: Recipe, now: State, advance: Advance, progress: bool, steps: int | None = None
+) -> Iterator[State]:
     """Trains to the end, or to Ctrl-C, and yields what there is after each call of ``advance``: of so many steps, or
     else of about a second, so that the bar moves and Ctrl-C is heard."""
     before, began, pace = float(now.seconds), time.monotonic(), steps or 1
     with _interruptible() as interrupted, Progress(recipe.iterations, progress, "training") as bar:
-        while (done := int(now.state.step)) < recipe.iterations and not interrupted.is_set():
+        while (done := int(now.step)) < recipe.iterations and not interrupted.is_set():
             count = min(pace, recipe.iterations - done, tuning.TRAINING_STEPS)
             tick = time.monotonic()
-            now = after(now, advance, count)
+            now = jax.block_until_ready(advance(now, np.int32(count)))
             if steps is None:
                 compiled = done == 0 and pace == 1  # in the first call, which was mostly that
                 pace = 2 if compiled else max(1, int(count / (time.monotonic() - tick)))
             now = now._replace(seconds=np.asarray(before + time.monotonic() - began))
             done += count
-            bar.update(done, loss=now.loss[max(0, done - 100) : done].mean())
+            bar.update(done, loss=np.asarray(now.loss)[max(0, done - 100) : done].mean())
             yield now
 
 
-def blank(recipe: Recipe, network: Network) -> _Progressed:
-    """Makes the content before the first step."""
-    steps, shape = recipe.iterations, (-(-recipe.iterations // tuning.TRAINING_STEPS), tuning.TRAINING_BINS)
-    history = np.zeros(steps, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.int32)
-    return _Progressed(initial(recipe, network), *history, np.zeros(()))
-
-
-def after(now: _Progressed, advance: Advance, steps: int) -> _Progressed:
-    """Does ``steps`` more steps, at most `TRAINING_STEPS`."""
-    done = int(now.state.step)
-    state, record = advance(now.state, np.int32(steps))
-    loss, bin_sum, bin_count = now.loss.copy(), now.bin_sum.copy(), now.bin_count.copy()
-    loss[done : done + steps] = np.asarray(record.loss)[:steps]
-    slot = (done + steps - 1) // tuning.TRAINING_STEPS  # of the last of these steps: the last never stays empty
-    bin_sum[slot] += np.asarray(record.bin_sum)
-    bin_count[slot] += np.asarray(record.bin_count)
-    return _Progressed(state, loss, bin_sum, bin_count, now.seconds)
-
-
-def finish(recipe: Recipe, network: Network, now: _Progressed, label: str) -> TrainingRun:
+def finish(recipe: Recipe, network: Network, now: State, label: str) -> TrainingRun:
     """Makes the factor of the averaged weights, and what is told of the run."""
-    done = int(now.state.step)
-    factor = recipe.factor(eqx.combine(now.state.average, network), label)
+    done = int(now.step)
+    factor = recipe.factor(eqx.combine(now.average, network), label)
     since = int(0.9 * done) // tuning.TRAINING_STEPS
-    total, count = now.bin_sum[since:].sum(0), now.bin_count[since:].sum(0)
+    total, count = (np.asarray(table)[since:].sum(0) for table in (now.bin_sum, now.bin_count))
     by_bin = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     seconds, finished = float(now.seconds), done >= recipe.iterations
-    return TrainingRun(factor, now.loss[:done], bin_edges(recipe), by_bin, seconds, finished)
+    return TrainingRun(factor, np.asarray(now.loss)[:done], bin_edges(recipe), by_bin, seconds, finished)
 
 
 def _fingerprint(recipe: Recipe, network: Network, key: Array) -> JSONObject:

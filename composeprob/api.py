@@ -7,13 +7,12 @@ from composeprob.compiled_code import cache
 from composeprob.compiler.pipeline import compile
 from composeprob.compiler.prior import prior
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.factors.algebra import mixture, power, product
+from composeprob.factors.algebra import condition, guide, mixture, power, product
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import Factor
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
-from composeprob.factors.guidance import condition, guide
 from composeprob.factors.networks import batched_linear
 from composeprob.factors.tapestry import tapestry
 from composeprob.factors.window import window

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from composeprob import model_zoo as zoo
 from composeprob.calibration import calibrate, save_calibration
@@ -19,7 +22,8 @@ from composeprob.factors.calibrated import Calibrated
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.json_data import JSONObject
-from composeprob.training.quality import losses_by_log_snr, sample_quality, score_errors
+from composeprob.training.loss import draw_batch, losses
+from composeprob.training.quality import sample_quality, score_errors
 from composeprob.training.recipe import Data, Recipe
 from composeprob.training.run import TrainingRun, train
 from composeprob.training.weights import load_weights, save_weights, weights_file
@@ -326,3 +330,49 @@ def calibrate_model(
     assert isinstance(found, Calibrated)
     save_calibration(found, file, weights=weights)
     return found
+
+
+def losses_by_log_snr(
+    recipe: Recipe,
+    factor: Diffusion | Classifier,
+    held_out: Data,
+    key: Array,
+    *,
+    num: int = 8000,
+    num_intervals: int = 6,
+) -> list[dict[str, float]]:
+    """Measures the loss on data of training and data held out, ``num`` events of each, in intervals of log-SNR.
+
+    Returns:
+        Rows with ``log_snr`` (the interval's middle), ``loss`` and ``held_out``; of a classifier also ``accuracy``, the
+        share of noised events held out whose label it gives the greatest probability.
+    """
+    edges = np.linspace(*recipe.log_snr_range(), num_intervals + 1)
+    columns: dict[str, np.ndarray] = {}
+    for name, data in (("loss", recipe.data), ("held_out", held_out)):
+        log_snr, loss, right = map(np.asarray, _loss_on(recipe, factor, data, key, num))
+        place = np.digitize(log_snr, edges[1:-1])
+        columns[name] = np.bincount(place, loss) / np.bincount(place)
+        if isinstance(factor, Classifier):
+            columns["accuracy"] = np.bincount(place, right) / np.bincount(place)
+    columns = {"log_snr": (edges[1:] + edges[:-1]) / 2, **columns}
+    return [{name: float(f"{column[i]:.4g}") for name, column in columns.items()} for i in range(num_intervals)]
+
+
+def _loss_on(recipe: Recipe, factor: Diffusion | Classifier, data: Data, key: Array, num: int) -> tuple[Array, ...]:
+    """Log-SNR of ``num`` events, their loss, and whether a classifier is right; conditions are never dropped."""
+    recipe = dataclasses.replace(recipe, data=data, conditions=dataclasses.replace(recipe.condition, dropout=0.0))
+
+    @eqx.filter_jit
+    def run(factor: Diffusion | Classifier, key: Array) -> tuple[Array, ...]:
+        batch = draw_batch(recipe, key, num)
+        denoising = lambda event: jnp.squeeze(losses(factor, event).denoising)  # noqa: E731
+        batches_of_one = jax.tree.map(lambda a: a[:, None], batch)
+        loss = jax.lax.map(denoising, batches_of_one, batch_size=64)
+        right = jnp.zeros(num)
+        if isinstance(factor, Classifier):
+            best = jax.vmap(lambda event: jnp.argmax(factor.logits(event.noised, event.noise)))(batch)
+            right = (best == batch.conditions["label"]).astype(float)
+        return batch.noise.log_snr, loss, right
+
+    return run(factor, key)

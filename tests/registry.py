@@ -18,9 +18,8 @@ from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import LeafFactor
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, Calibrated
 from composeprob.factors.classifier import Classifier
-from composeprob.factors.diffusion import Diffusion
+from composeprob.factors.diffusion import WEIGHTS, Diffusion
 from composeprob.factors.energy import Energy
-from composeprob.factors.tapestry import Weighted
 from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs, Kernel, LineIntegral
 from composeprob.schedule import Schedule
 
@@ -64,9 +63,9 @@ def _calibrated(schedule: Schedule) -> Calibrated:
     return Calibrated(factor, tables)
 
 
-def _weighted(schedule: Schedule) -> Weighted:
+def _weighted(schedule: Schedule) -> Diffusion:
     factor = Diffusion(lambda x, t: 0.3 * x[::-1], schedule, event_shape=(2,), parameterization="energy_residual")
-    return Weighted(factor, np.array([0.5, 1.0]))
+    return factor.holding({WEIGHTS: jnp.array([0.5, 1.0])})
 
 
 def concrete(package: Any, base: type) -> dict[str, type]:
@@ -87,4 +86,4 @@ FACTORS: dict[str, Callable[[Schedule], LeafFactor]] = {
     "Calibrated": _calibrated,
     "Weighted": _weighted,
 }  # fmt: skip
-"""Every leaf factor, over events of shape (2,), ready to be evaluated."""
+"""Every leaf factor, and one with weights of its entries, over events of shape (2,), ready to be evaluated."""

@@ -27,7 +27,7 @@ from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, TABLES, Calibrated, CalibratedExpression
 from composeprob.factors.nodes import Combination, Product, leaves, plate_of, walk
 from composeprob.factors.passes import Pass
-from composeprob.factors.window import CellWindow, Window
+from composeprob.factors.window import Window
 from composeprob.ir.nodes import same_factor
 from composeprob.kernels import HMC, Adaptive
 from composeprob.kernels.base import log_density_of
@@ -208,12 +208,12 @@ def _product_degree(factor: Product, degrees: list[float]) -> float:
     return sum(w * degree for w, degree in factor.each(degrees))
 
 
-@degree_of.rule(CellWindow)
-def _cells_degree(factor: CellWindow, degrees: list[float]) -> float:
+@degree_of.rule(Window)
+def _window_degree(factor: Window, degrees: list[float]) -> float:
     return (factor.count or 1) * degrees[0]
 
 
-@degree_of.rule(Window, Combination)
+@degree_of.rule(Combination)
 def _sum_degree(factor: Factor, degrees: list[float]) -> float:
     if not np.allclose(degrees, degrees[0]):
         raise CapabilityError(

@@ -156,7 +156,9 @@ def _arguments(density: AnnealedDensity, given: Mapping[str, object]) -> dict[st
         )
     found = {}
     for site, value in observed.items():
-        same = [name for name, arg in given.items() if _is(arg, value)]
+        numbers = {n: a for n, a in given.items() if isinstance(a, int | float | np.ndarray | jax.Array)}
+        numbers = {n: a for n, a in numbers.items() if not isinstance(a, bool) and np.shape(a) == value.shape}
+        same = [name for name, number in numbers.items() if np.allclose(number, value, equal_nan=True)]
         if len(same) != 1:
             several = f"the arguments {' and '.join(same)}" if same else "no argument"
             raise InvalidValueError(
@@ -166,11 +168,6 @@ def _arguments(density: AnnealedDensity, given: Mapping[str, object]) -> dict[st
             )
         found[site] = same[0]
     return found
-
-
-def _is(argument: Any, value: np.ndarray) -> bool:
-    number = isinstance(argument, (int, float, np.ndarray, jax.Array)) and not isinstance(argument, bool)
-    return number and np.shape(argument) == value.shape and np.allclose(argument, value, equal_nan=True)
 
 
 def _unrelated(

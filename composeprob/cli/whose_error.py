@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -66,39 +66,31 @@ def _columns(name: str, values: np.ndarray, lead: int) -> list[tuple[list[str], 
 
 def compared(first: Moments, again: dict[str, Moments]) -> tuple[Table, dict[str, float]]:
     """A table of differences in their standard errors, and the largest of each run, for how many there are."""
-    table = Table("", "mean", "±", *(Column(name, justify="right") for name in again))
-    largest = dict.fromkeys(again, 0.0)
-    for label, (mean, error) in first.items():
-        cells = []
-        for name, rows in again.items():
-            size, cell = _difference(rows.get(label), (mean, error))
-            largest[name] = max(largest[name], size - _allowed(first))
-            cells.append(cell)
-        table.add_row(label, f"{mean:.4g}", "–" if math.isnan(error) else f"{error:.2g}", *cells)
-    return table, largest
+    cells = {label: (f"{mean:.4g}", "–" if math.isnan(e) else f"{e:.2g}") for label, (mean, e) in first.items()}
+    return _differences(("mean", "±"), cells, {name: (rows, first) for name, rows in again.items()})
 
 
 def split(first: Moments, finest: Moments, reference: Moments) -> tuple[Table, dict[str, float]]:
     """A table of a run's errors, split at the finest run: up to it the sampler's, from there on the model's; and the
     largest of either in standard errors, for how many there are."""
-    titles = "off by", "the sampler's", "the model's"
-    table = Table("", "reference", *(Column(title, justify="right") for title in titles))
-    largest = {"sampler": 0.0, "model": 0.0}
-    for label, its in reference.items():
-        if label not in first or label not in finest:
-            continue
-        _, whole = _difference(first[label], its)
-        sampler, of_sampler = _difference(first[label], finest[label])
-        model, of_model = _difference(finest[label], its)
-        largest["sampler"] = max(largest["sampler"], sampler - _allowed(reference))
-        largest["model"] = max(largest["model"], model - _allowed(reference))
-        table.add_row(label, f"{its[0]:.4g}", whole, of_sampler, of_model)
+    cells = {label: (f"{mean:.4g}",) for label, (mean, _) in reference.items()}
+    pairs = {"off by": (first, reference), "the sampler's": (first, finest), "the model's": (finest, reference)}
+    table, largest = _differences(("reference",), cells, pairs)
+    return table, {"sampler": largest["the sampler's"], "model": largest["the model's"]}
+
+
+def _differences(
+    titles: Sequence[str], cells: dict[str, tuple[str, ...]], pairs: dict[str, tuple[Moments, Moments]]
+) -> tuple[Table, dict[str, float]]:
+    """A table with a row for each label, of these cells and a pair's difference in each column; and by how much each
+    column's largest exceeds what about arises by chance among so many."""
+    table = Table("", *titles, *(Column(name, justify="right") for name in pairs))
+    largest, allowed = dict.fromkeys(pairs, 0.0), math.sqrt(2 * math.log(max(len(cells), 1)))
+    for label, lead in cells.items():
+        found = {name: _difference(rows.get(label), others[label]) for name, (rows, others) in pairs.items()}
+        largest = {name: max(largest[name], size - allowed) for name, (size, _) in found.items()}
+        table.add_row(label, *lead, *(text for _, text in found.values()))
     return table, largest
-
-
-def _allowed(rows: Moments) -> float:
-    """About the largest of this many differences that arises by chance."""
-    return math.sqrt(2 * math.log(max(len(rows), 1)))
 
 
 def _difference(first: tuple[float, float] | None, second: tuple[float, float]) -> tuple[float, str]:

@@ -16,7 +16,8 @@ from jax import Array
 from composeprob.compiler.expressions import Output, Scattered
 from composeprob.factors.base import LeafFactor
 from composeprob.factors.nodes import Plate
-from composeprob.ir.nodes import Cells, Group, Region, total_count
+from composeprob.factors.window import Cells, Region
+from composeprob.ir.nodes import Group, total_count
 from composeprob.ir.normaliser import Normaliser
 from composeprob.schedule import Noise
 
@@ -124,7 +125,7 @@ def project(x: Array, region: Region | Cells | None, event_shape: tuple[int, ...
     if region is None:
         return x
     if isinstance(region, Cells):
-        cells = region.indices.array
+        cells = region.array
         seen = x if in_order(cells, x.shape) else x.ravel()[cells]
         return seen.reshape(cells.shape[:-1] + event_shape)
     cut = x[region.slices]
@@ -143,7 +144,7 @@ def placed(
         for _ in plates:
             place = jax.vmap(place)
         return place(score)
-    own = region.indices.array  # with an axis for each of the plates over sets, as all others have too
+    own = region.array  # with an axis for each of the plates over sets, as all others have too
     ones = tuple(plate.count if plate.cells else 1 for plate in plates)
     axes = tuple(plate.count for plate in plates)
     cells = jnp.broadcast_to(own.reshape(*ones, own.shape[-1]), (*axes, own.shape[-1]))

@@ -25,8 +25,8 @@ from composeprob.factors.calibrated import CalibratedExpression
 from composeprob.factors.nodes import SETS, Combination, Plate, Product, rewrite_leaves, walk
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.passes import Pass
-from composeprob.factors.window import CellWindow, Indices, Window
-from composeprob.ir.nodes import Cells, Graph, Leaf, Observation, Region, Site, Static, listed, same_network
+from composeprob.factors.window import Cells, Region, Window, listed
+from composeprob.ir.nodes import Graph, Leaf, Observation, Site, Static, same_network
 from composeprob.ir.normaliser import Normaliser
 from composeprob.ir.render import index
 from composeprob.language.checks import check_draw
@@ -257,10 +257,10 @@ def _evidence_root(evidence: Statement, site: Statement, names: Names) -> Factor
 
     cells = np.arange(math.prod(inner) * size).reshape(*inner, size)
     cells = np.broadcast_to(cells, (*batch, size)).reshape(count, size)[kept]
-    indices = Indices.from_array(cells if len(kept) > 1 else cells[0])
+    region = Cells.from_array(cells if len(kept) > 1 else cells[0])
     each = rewrite_leaves(factor, members)
     names_of_each = tuple(sorted(running))
-    window = CellWindow(factor=each, event_shape=shape, cells=indices, running=names_of_each, at_once=evidence.block)
+    window = Window(factor=each, event_shape=shape, region=region, running=names_of_each, at_once=evidence.block)
     return placed(window, Place(shape, None, (), names))
 
 
@@ -318,18 +318,15 @@ def _calibrated(node: CalibratedExpression, at: Place) -> Product:
 
 @placed_of.rule(Window)
 def _window(node: Window, at: Place) -> Factor:
-    whole = node.event_shape == node.factor.event_shape  # a window over the whole canvas changes nothing
-    return placed(node.factor, at if whole else replace(at, region=_inside(at.region, node)))
-
-
-@placed_of.rule(CellWindow)
-def _cells(node: CellWindow, at: Place) -> Factor:
-    cells, depth = node.cells.array, sum(plate.cells for plate in at.plates)
+    if isinstance(node.region, Region):
+        whole = node.event_shape == node.factor.event_shape  # a window over the whole canvas changes nothing
+        return placed(node.factor, at if whole else replace(at, region=_inside(at.region, node.region, node.seen)))
+    cells, depth = node.seen, sum(plate.cells for plate in at.plates)
     shown = listed(cells) if node.count is None and not depth else f"cells_{index(len(at.plates))}"
     outer = at.region
     if not isinstance(outer, Cells):
         entries = np.arange(math.prod(at.shape)) if outer is None else outer.entries(at.shape)
-        outer = Cells(Indices.from_array(entries), "")
+        outer = Cells.from_array(entries)
     inner = replace(at, region=outer.pick(cells, shown))
     if node.count is None:
         return placed(node.factor, inner)
@@ -338,17 +335,16 @@ def _cells(node: CellWindow, at: Place) -> Factor:
     return Product(factors=(part,), numbers=(1.0,) * node.count, event_shape=at.shape, plate=plate)
 
 
-def _inside(outer: Region | Cells | None, window: Window) -> Region | Cells:
-    """The region of a window that itself sits in a region: offsets and blocks compose."""
-    extent = tuple(e * b for e, b in zip(window.factor.event_shape, window.block, strict=True))
+def _inside(outer: Region | Cells | None, window: Region, seen: np.ndarray) -> Region | Cells:
+    """The region of a window, which sees these entries of what sits in a region itself: offsets and blocks compose."""
     if outer is None:
-        return Region(window.offset, extent, window.block)
+        return window
     if isinstance(outer, Cells):
-        return outer.pick(Region(window.offset, extent, window.block).entries(window.event_shape), outer.shown)
-    lead = len(outer.offset) - len(extent)  # axes of plates, in front of the event's
+        return outer.pick(seen, outer.shown)
+    lead = len(outer.offset) - len(window.extent)  # axes of plates, in front of the event's
     offset = outer.offset[:lead] + tuple(
         o + w * b for o, w, b in zip(outer.offset[lead:], window.offset, outer.block[lead:], strict=True)
     )
-    scaled = tuple(e * b for e, b in zip(extent, outer.block[lead:], strict=True))
+    scaled = tuple(e * b for e, b in zip(window.extent, outer.block[lead:], strict=True))
     block = tuple(w * b for w, b in zip(window.block, outer.block[lead:], strict=True))
     return Region(offset, outer.extent[:lead] + scaled, outer.block[:lead] + block)

@@ -21,7 +21,8 @@ from composeprob.density.described import Expert
 from composeprob.factors.base import Factor
 from composeprob.factors.nodes import Mixture
 from composeprob.factors.passes import Pass
-from composeprob.ir.nodes import Cells, Graph, Leaf, Region, leaves, total_count
+from composeprob.factors.window import Cells, Region
+from composeprob.ir.nodes import Graph, Leaf, leaves, total_count
 from composeprob.ir.render import formula
 from composeprob.schedule import Noise
 
@@ -65,7 +66,7 @@ def _members(region: Region | Cells | None, size: int) -> int:
     """The number of sets of cells of which each of the site's entries is in one, as the members of a plate; else 1."""
     if not isinstance(region, Cells):
         return 1
-    cells = region.indices.array
+    cells = region.array
     return cells.size // cells.shape[-1] if np.array_equal(np.sort(cells, axis=None), np.arange(size)) else 1
 
 
@@ -76,7 +77,7 @@ class LeafDraw(eqx.Module):
 
     def __call__(self, key: Array, batches: tuple[Batch, ...], noise: Noise) -> Array:
         batch = batches[self.batch]
-        marginal: Any = batch.factor.core
+        marginal: Any = batch.factor.uncalibrated
         noise_of_leaf = batch.noise_at(noise)
         return marginal.at(noise_of_leaf).sample(key) * noise.alpha / noise_of_leaf.alpha
 
@@ -99,7 +100,7 @@ def chosen(which: Array, parts: tuple[Draw, ...], key: Array, batches: tuple[Bat
 
 @draw_of.rule(Leaf)
 def _leaf_draw(leaf: Leaf, _: list[Draw | None]) -> Draw | None:
-    if leaf.region is not None or leaf.plates or leaf.slot is None or not stays_normalised(leaf.factor.core):
+    if leaf.region is not None or leaf.plates or leaf.slot is None or not stays_normalised(leaf.factor.uncalibrated):
         return None
     return LeafDraw(leaf.slot[0])
 

@@ -39,7 +39,7 @@ def check_plausible(graph: Graph) -> Graph:
     levels = noise_on_host(np.arange(schedule.num_levels), np.asarray(schedule.alpha), np.asarray(schedule.sigma))
     doubts = []
     for group in graph.groups:
-        factor = group.factor.core
+        factor = group.factor.uncalibrated
         if not isinstance(factor, Diffusion) or group.latent is not None:
             continue
         noises = levels if group.own_noise is None else group.own_noise

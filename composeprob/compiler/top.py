@@ -13,7 +13,8 @@ from composeprob.errors import ImproperError
 from composeprob.factors.base import Factor
 from composeprob.factors.nodes import Plate, Product, plate_of, rewrite_leaves
 from composeprob.factors.passes import Pass
-from composeprob.ir.nodes import Cells, Leaf, Site, leaves
+from composeprob.factors.window import Cells
+from composeprob.ir.nodes import Leaf, Site, leaves
 from composeprob.ir.normaliser import Normaliser
 
 

@@ -104,15 +104,8 @@ def _empirical(points: ArrayLike) -> dist.Distribution:
             fix="stack the points along a first axis; of a single one pass points[None].",
         )
     mixing = dist.Categorical(probs=jnp.full(points.shape[0], 1 / points.shape[0]))
-    # A Gaussian of zero width per point, noised to N(α·point, σ²I).
-    return dist.MixtureSameFamily(mixing, dist.Independent(_Points(points), points.ndim - 1))
-
-
-class _Points(dist.Normal):
-    """Point masses, written as Normals of scale 0 so that mixtures of them stay in one family."""
-
-    def __init__(self, loc: ArrayLike, *, validate_args: bool | None = None):
-        super().__init__(loc, jnp.zeros(()), validate_args=False)
+    masses = dist.Normal(points, jnp.zeros(()), validate_args=False)  # of width 0, noised to N(α·point, σ²I)
+    return dist.MixtureSameFamily(mixing, dist.Independent(masses, points.ndim - 1))
 
 
 def noised(distribution: dist.Distribution, noise: Noise) -> dist.Distribution:

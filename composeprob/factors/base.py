@@ -229,11 +229,6 @@ class LeafFactor(Factor):
         """What is printed of the leaf beside its name: what it offers, and of which events."""
         return "energy" if "energy" in self.traits.offers else "score", show.shape(self.event_shape)
 
-    @property
-    def core(self) -> LeafFactor:
-        """The leaf itself, or what it is made around."""
-        return self
-
     def check_network(self) -> None:
         """Refuse a factor that cannot be evaluated with the conditions given so far.
 
@@ -272,38 +267,6 @@ class LeafFactor(Factor):
     def holding(self, fixed: Mapping[str, Array]) -> Self:
         """The same factor with ``fixed`` in the place of the conditions that it holds."""
         return eqx.tree_at(lambda f: f.fixed, self, fixed, is_leaf=lambda node: node is self.fixed)
-
-
-class AroundLeaf(LeafFactor):
-    """A leaf that makes something else of another, and states of itself what that one does but for what it changes.
-
-    Attributes:
-        base: the other leaf, without the conditions given to it.
-        fixed: these, and beside them added arrays, so that all leaves around one network stay one batch.
-        ADDED: the names of what is added.
-    """
-
-    base: LeafFactor
-
-    ADDED: ClassVar[tuple[str, ...]]
-
-    def __init__(self, factor: LeafFactor, added: Mapping[str, np.ndarray]):
-        self.base = factor.holding({})
-        self.schedule, self.event_shape, self.label = factor.schedule, factor.event_shape, factor.label
-        self.fixed = {**factor.fixed, **added}  # type: ignore[dict-item]
-
-    def of_base(self, conditions: Mapping[str, Array]) -> dict[str, Array]:
-        """Those of the conditions that are the other leaf's."""
-        return {name: value for name, value in conditions.items() if name not in self.ADDED}
-
-    @property
-    def core(self) -> LeafFactor:
-        return self.base.core
-
-    @property
-    def inner(self) -> LeafFactor:
-        """The other leaf, with the conditions given to it."""
-        return self.base.given(**self.of_base(self.fixed))
 
 
 def is_factor(value: object) -> TypeGuard[Factor]:

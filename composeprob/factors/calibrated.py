@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -15,7 +14,7 @@ from jax.typing import ArrayLike
 
 from composeprob.errors import ConditionError
 from composeprob.factors import show
-from composeprob.factors.base import Around, AroundLeaf, Factor, LeafFactor, Traits, check_conditions
+from composeprob.factors.base import Around, Factor, LeafFactor, Traits, check_conditions
 from composeprob.schedule import Noise, Schedule, log_snr_of
 
 KNOTS, LOG_NORMALISER, ERROR = TABLES = ("calibration log-SNR", "calibration log Z", "calibration error")
@@ -57,7 +56,7 @@ class _Calibration(eqx.Module):
         return "log Z " + ", ".join(f"{log_z[k]:.4g} ± {error[k]:.2g} at level {k}" for k in (0, last))
 
 
-class Calibrated(AroundLeaf, _Calibration):
+class Calibrated(LeafFactor, _Calibration):
     """A leaf factor with its log-normaliser: log f̃(x, k) = log f(x, k) − log Z_k, and the score of f.
 
     `calibrate` makes it. Between the levels where it was calibrated log Z is interpolated in log-SNR.
@@ -67,14 +66,17 @@ class Calibrated(AroundLeaf, _Calibration):
         fixed: the conditions of f, and the tables of the calibration over n values of log-SNR.
     """
 
-    ADDED: ClassVar[tuple[str, ...]] = TABLES
+    base: LeafFactor
 
     def __init__(self, factor: LeafFactor, tables: Mapping[str, ArrayLike]):
-        super().__init__(factor, {name: np.asarray(table, np.float64) for name, table in tables.items()})
+        self.base = factor.holding({})
+        self.schedule, self.event_shape, self.label = factor.schedule, factor.event_shape, factor.label
+        added = {name: np.asarray(table, np.float64) for name, table in tables.items()}
+        self.fixed = {**factor.fixed, **added}  # type: ignore[dict-item]
 
     @property
     def uncalibrated(self) -> LeafFactor:
-        return self.inner
+        return self.base.holding(_without_tables(self.fixed))
 
     @property
     def tables(self) -> dict[str, np.ndarray]:
@@ -95,7 +97,7 @@ class Calibrated(AroundLeaf, _Calibration):
         return {**self.base.call_conditions(), **needed}
 
     def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
-        log_f, score = self.base.evaluate(x, noise, self.of_base(conditions))
+        log_f, score = self.base.evaluate(x, noise, _without_tables(conditions))
         knots, log_z = (jnp.asarray(conditions[name], x.dtype) for name in (KNOTS, LOG_NORMALISER))
         assert log_f is not None  # nothing else is calibrated
         return log_f - interpolate(knots, log_z, noise.log_snr), score
@@ -145,6 +147,10 @@ class CalibratedExpression(Around, _Calibration):
 
     def terms(self) -> list[tuple[str, float]]:
         return [(f"calibrated({show.formula(self.factor.terms())}; {self._constants()})", 1.0)]
+
+
+def _without_tables(conditions: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: value for name, value in conditions.items() if name not in TABLES}
 
 
 def _too_late(label: str, conditions: Mapping[str, object]) -> ConditionError:

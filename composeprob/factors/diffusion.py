@@ -30,6 +30,10 @@ TIMES: dict[str, tuple[Levels, Callable[[Noise], Array]]] = {
 }
 """What a network may receive as t: the levels that it takes then, and t at a noise."""
 
+WEIGHTS = "weights of entries"
+"""A condition that `tapestry` adds: how much each entry of an event counts, of the event's shape. It lies among the
+conditions so that all windows of one network stay one batched evaluation."""
+
 Encoder = Callable[[Any], ArrayLike]
 """Turns what a user gives as a condition into an array, or raises where it means nothing."""
 
@@ -137,22 +141,23 @@ class Diffusion(LeafFactor):
         self.event_shape = check_leaf(schedule, event_shape)
         self.parameterization, self.time, self.mode_depth = parameterization, time, mode_depth
         self.remat = bool(remat)
-        self.names, self.trained = tuple(conditions), None
+        self.names, self.trained, self.fixed = tuple(conditions), None, {}
         if log_snr_range is not None:
             self.trained = self._check_range(log_snr_range)
         self.defaults = {name: as_condition(name, value) for name, value in defaults.items() if value is not None}
-        self.fixed = {}
         self.encoders = tuple((encoders or {}).items())
         if set(self.names) == set(self.defaults):  # callable without further conditions: check it at once
             self.check_network()
 
     @property
     def traits(self) -> Traits:
-        energy = Traits.ENERGY if self.parameterization in parameterizations.ENERGIES else {"score"}
-        offers = energy | {"exact_marginals"} | ({"mode_depth"} if self.mode_depth else set())
+        offers = set(Traits.ENERGY if self.parameterization in parameterizations.ENERGIES else {"score"})
+        if WEIGHTS not in self.fixed:  # of an energy with weights its gradient remains, but no noised marginal
+            offers |= {"exact_marginals"} | ({"mode_depth"} if self.mode_depth else set())
         return Traits(
-            frozenset(offers), TIMES[self.time][0], self.names, declared=self.declared, log_snr_range=self.trained
-        )
+            frozenset(offers), TIMES[self.time][0], self.names, entry_powers=self.fixed.get(WEIGHTS),
+            declared=self.declared, log_snr_range=self.trained,
+        )  # fmt: skip
 
     def call_conditions(self) -> dict[str, Array]:
         return {**self.defaults, **self.fixed}
@@ -187,7 +192,7 @@ class Diffusion(LeafFactor):
     def check_network(self) -> None:
         expected = () if self.parameterization == "energy" else self.event_shape
         x, noise = abstract_arguments(self)
-        conditions = self.call_conditions()
+        conditions = {name: value for name, value in self.call_conditions().items() if name != WEIGHTS}
         given = "".join(f", {name}=…" for name in conditions)
         shapes = "".join(f", {name} {jax.tree.map(jnp.shape, value)}" for name, value in conditions.items())
         missing = ", ".join(f"{name}=…" for name in self.names if name not in conditions)
@@ -220,12 +225,11 @@ class Diffusion(LeafFactor):
                 "member of a plate belongs to evidence: give x a prior there, and write cp.factor(name, f, at=x).",
             )
 
-    def evaluate(
-        self, x: Array, noise: Noise, conditions: Mapping[str, Array], weights: Array | float = 1.0
-    ) -> tuple[Array | None, Array]:
-        """As of every leaf; ``weights`` are of the event's entries, as for `tapestry`."""
+    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
+        given = dict(conditions)
+        weights = given.pop(WEIGHTS, 1.0)
         return parameterizations.evaluate(
-            self.parameterization, lambda point: self.output(point, noise, conditions), x, noise, weights
+            self.parameterization, lambda point: self.output(point, noise, given), x, noise, weights
         )
 
     def output(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> PyTree[Array]:

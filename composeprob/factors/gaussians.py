@@ -55,12 +55,7 @@ def components(distribution: dist.Distribution) -> list[Gaussians] | None:
     """
     shape = distribution.batch_shape + distribution.event_shape
     entries = np.arange(int(np.prod(shape))).reshape(shape)
-    return _split(distribution, entries)
-
-
-def _split(distribution: dist.Distribution, entries: np.ndarray) -> list[Gaussians] | None:
-    while isinstance(distribution, (dist.Independent, dist.ExpandedDistribution)):
-        distribution = distribution.base_dist
+    distribution = base_of(distribution)
     batch, event = np.split(np.array(entries.shape, int), [entries.ndim - distribution.event_dim])
     n = int(np.prod(event))
     weights: np.ndarray = np.ones(1)
@@ -89,11 +84,16 @@ def _split(distribution: dist.Distribution, entries: np.ndarray) -> list[Gaussia
     return [Gaussians(entries, np.log(w[w > 0]), m[w > 0], c[w > 0]) for entries, w, m, c in rows]
 
 
-def _moments(distribution: dist.Distribution, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Mean, of ``shape``, and variances of that shape, or covariances ``(*shape, m)``; None if it is no Gaussian."""
+def base_of(distribution: dist.Distribution) -> dist.Distribution:
+    """The distribution inside of those that repeat it, or take its batch for an event."""
     while isinstance(distribution, (dist.Independent, dist.ExpandedDistribution)):
         distribution = distribution.base_dist
-    match distribution:
+    return distribution
+
+
+def _moments(distribution: dist.Distribution, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean, of ``shape``, and variances of that shape, or covariances ``(*shape, m)``; None if it is no Gaussian."""
+    match distribution := base_of(distribution):
         case dist.MultivariateNormal():
             mean, covariance = distribution.loc, np.asarray(distribution.covariance_matrix, np.float64)
             covariance = np.broadcast_to(covariance, (*shape, shape[-1]))
@@ -114,11 +114,7 @@ def _blocks(mean: np.ndarray, covariance: np.ndarray, n: int, diagonal: bool) ->
     if covariance.ndim == mean.ndim:
         return covariance.reshape(-1, n, 1) * np.eye(n)
     m = mean.shape[-1]  # an event may hold several vectors, each with a covariance of its own
-    blocks = covariance.reshape(-1, n // m, m, m)
-    joined = np.zeros((len(blocks), n // m, m, n // m, m))
-    for i in range(n // m):
-        joined[:, i, :, i] = blocks[:, i]
-    return joined.reshape(-1, n, n)
+    return np.array([block_diag(*blocks) for blocks in covariance.reshape(-1, n // m, m, m)])
 
 
 def joint(parts: Sequence[Gaussians]) -> Gaussians:

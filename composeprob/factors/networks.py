@@ -63,36 +63,27 @@ def batched_linear(network: Module) -> Module:
 def as_network(network: object) -> Network:
     """Adapt an Equinox module, a Flax NNX module, a Flax Linen ``(module, variables)`` pair or a function; refuses
     anything else, and one with a layer in training mode."""
-    if _is_flax(network):
+    module = network[0] if isinstance(network, tuple) and network else network
+    packages = {base.__module__.partition(".")[0] for base in type(module).__mro__}
+    if "flax" in packages:  # by names, as Flax takes a while to import
         from composeprob.factors.flax_networks import adapt
 
         if (adapted := adapt(network)) is not None:
             return adapted
-    if any(base.__module__.partition(".")[0] == "torch" for base in type(network).__mro__):
+    if "torch" in packages:
         raise WrongTypeError(
             f"A network runs in JAX; got {type(network).__name__}, which is PyTorch's.",
             fix="load its weights into an Equinox or Flax module of the same layers; cp.from_diffusers reads folders "
             "of models that Diffusers has.",
         )
-    if isinstance(network, eqx.Module) and callable(network) and not is_factor(network):
-        _check_inference(network)
-        return network
-    if callable(network) and not is_factor(network):
+    if not callable(network) or is_factor(network):
+        raise WrongTypeError(
+            f"A network is called as network(x, t, **conditions); got {type(network).__name__}, which cannot be "
+            "called.",
+            fix="pass an Equinox module, a Flax NNX module, a Flax Linen (module, variables) pair, or a function.",
+        )
+    if not isinstance(network, eqx.Module):
         return PlainFunction(network)
-    raise WrongTypeError(
-        f"A network is called as network(x, t, **conditions); got {type(network).__name__}, which cannot be called.",
-        fix="pass an Equinox module, a Flax NNX module, a Flax Linen (module, variables) pair, or a function.",
-    )
-
-
-def _is_flax(network: object) -> bool:
-    """Whether a network, or the first of a pair, is of a class of Flax; found by names, without importing Flax."""
-    module = network[0] if isinstance(network, tuple) and network else network
-    return any(base.__module__.startswith("flax.") for base in type(module).__mro__)
-
-
-def _check_inference(network: eqx.Module) -> None:
-    """Refuse an Equinox network with a layer in training mode."""
     layers = jax.tree.leaves(network, is_leaf=lambda node: isinstance(node, (eqx.nn.Dropout, eqx.nn.BatchNorm)))
     for layer in layers:
         dropout = isinstance(layer, eqx.nn.Dropout) and layer.p > 0 and not layer.inference
@@ -101,6 +92,7 @@ def _check_inference(network: eqx.Module) -> None:
                 in_training(layer),
                 fix="take the network in inference mode: cp.Diffusion(eqx.nn.inference_mode(network), …).",
             )
+    return network
 
 
 def in_training(layer: object) -> str:

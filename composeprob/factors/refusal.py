@@ -29,7 +29,8 @@ def refuse(symbol: str, factor: object, other: object, *, reflected: bool = Fals
         "[…]": "a site's entries are those of what cp.sample returns, such as x[0]",
         "(…)": MEANT["Factor"]["log_prob"].rstrip("."),
     }
-    pair = [type(factor).__name__, _called(other)]
+    plain = isinstance(other, (int, float)) and not isinstance(other, np.generic)
+    pair = [type(factor).__name__, repr(other) if plain else type(other).__name__]
     first, second = reversed(pair) if reflected else pair
     expression = f"{first} {symbol} {second}" if other is not None else f"{symbol}{first}"
     is_number = isinstance(other, (numbers.Number, np.generic, np.ndarray, jax.Array))
@@ -53,18 +54,6 @@ def refuse(symbol: str, factor: object, other: object, *, reflected: bool = Fals
 
 def refused(symbol: str, *, reflected: bool = False, alone: bool = False) -> Callable[..., NoReturn]:
     """A method for an operator that factors do not have; alone it takes no other."""
-
-    def binary(self: object, other: object) -> NoReturn:
-        refuse(symbol, self, other, reflected=reflected)
-
-    def unary(self: object) -> NoReturn:
-        refuse(symbol, self, None)
-
     if alone:
-        return unary
-    return binary
-
-
-def _called(other: object) -> str:
-    plain = isinstance(other, (int, float)) and not isinstance(other, np.generic)
-    return repr(other) if plain else type(other).__name__
+        return lambda factor: refuse(symbol, factor, None)
+    return lambda factor, other: refuse(symbol, factor, other, reflected=reflected)

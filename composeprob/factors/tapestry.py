@@ -3,63 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import cast
 
 import numpy as np
-from jax import Array
-from jax.typing import ArrayLike
 
 from composeprob.errors import CapabilityError, WrongTypeError
 from composeprob.factors.algebra import common_shape
-from composeprob.factors.base import AroundLeaf, Factor, LeafFactor, Traits, check_conditions
+from composeprob.factors.base import Factor
 from composeprob.factors.calibrated import Calibrated
-from composeprob.factors.diffusion import Diffusion
+from composeprob.factors.diffusion import WEIGHTS, Diffusion
 from composeprob.factors.nodes import Product
 from composeprob.factors.passes import Pass
-from composeprob.factors.window import CellWindow, Window
-from composeprob.schedule import Noise
-
-WEIGHTS = "weights of entries"
-"""The weights lie among the conditions, so that all windows of one network stay one batched evaluation."""
-
-
-class Weighted(AroundLeaf):
-    """A diffusion model whose entries count with weights m: log f(x) = −Σ_i m_i·E_i(x)/σ, or the score m·∇log f.
-
-    `tapestry` makes it of every model in its windows; a number that a network returns beside its array is added whole.
-
-    Attributes:
-        base: the model, without the conditions given to it.
-        fixed: the conditions of the model, and the weights, an array of the event's shape.
-    """
-
-    base: Diffusion
-    ADDED: ClassVar[tuple[str, ...]] = (WEIGHTS,)
-
-    def __init__(self, factor: Diffusion, weights: ArrayLike):
-        super().__init__(factor, {WEIGHTS: np.asarray(weights, np.float32)})
-
-    @property
-    def traits(self) -> Traits:
-        """Of an energy its gradient remains; weighted scores are no gradient. Neither is a noised marginal."""
-        traits = self.base.traits
-        kept = Traits.ENERGY if "energy" in traits.offers else {"score"}
-        return dataclasses.replace(traits, offers=traits.offers & kept, entry_powers=self.fixed.get(WEIGHTS, 1.0))
-
-    def check_network(self) -> None:
-        self.inner.check_network()
-
-    def call_conditions(self) -> dict[str, Array]:
-        return {**self.base.call_conditions(), **self.fixed}
-
-    def given(self, **conditions: object) -> LeafFactor:
-        check_conditions(self, conditions)
-        given: Any = self.inner.given(**conditions)
-        return Weighted(given, self.fixed[WEIGHTS])
-
-    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
-        return self.base.evaluate(x, noise, self.of_base(conditions), conditions[WEIGHTS])
+from composeprob.factors.window import Cells, Window
 
 
 def tapestry(*windows: Factor) -> Factor:
@@ -100,15 +55,15 @@ def tapestry(*windows: Factor) -> Factor:
         (32, 48, 3)
     """
     for factor in windows:
-        if not isinstance(factor, (Window, CellWindow)):
+        if not isinstance(factor, Window):
             raise WrongTypeError(
                 f"A tapestry is made of windows; got {type(factor).__name__}.",
                 fix="cp.window(factor, canvas_shape, offset); multiply factors over the whole canvas with its result.",
             )
     canvas = common_shape("A tapestry", windows)
     count: np.ndarray = np.zeros(canvas, np.float32)
-    for window in cast("tuple[Window | CellWindow, ...]", windows):
-        window.tally(count)
+    for window in cast("tuple[Window, ...]", windows):
+        np.add.at(count.reshape(-1), window.seen, 1)
     weights = 1 / np.maximum(count, 1)
     return Product(
         factors=tuple(_weigh(factor, weights) for factor in windows), numbers=(1.0,) * len(windows), event_shape=canvas
@@ -136,20 +91,17 @@ weighed = Pass[Factor]("weighed", _refuse)
 
 @weighed.rule(Window)
 def _window(window: Window, weights: np.ndarray) -> Factor:
+    event, region = window.factor.event_shape, window.region
     lead = weights.shape[: weights.ndim - len(window.event_shape)]  # axes of sets of cells
-    pairs = zip(window.factor.event_shape, window.block, strict=True)
-    blocks = weights[(slice(None),) * len(lead) + window.slices]
-    blocks = blocks.reshape([*lead, *(n for pair in pairs for n in pair)])
-    inner = blocks.mean(axis=tuple(range(len(lead) + 1, blocks.ndim, 2)))
-    return dataclasses.replace(window, factor=_weigh(window.factor, inner))
-
-
-@weighed.rule(CellWindow)
-def _cells(window: CellWindow, weights: np.ndarray) -> Factor:
-    event = window.factor.event_shape
-    in_window = weights.reshape(*weights.shape[: weights.ndim - len(window.event_shape)], -1)[..., window.cells.array]
-    inner = _weigh(window.factor, in_window.reshape(*in_window.shape[:-1], *event))
-    return dataclasses.replace(window, factor=inner, running=(WEIGHTS,) if window.count else ())
+    if isinstance(region, Cells):
+        inner = weights.reshape(*lead, -1)[..., window.seen]
+        inner = inner.reshape(*inner.shape[:-1], *event)
+    else:
+        pairs = zip(event, region.block, strict=True)
+        blocks = weights[(slice(None),) * len(lead) + region.slices]
+        blocks = blocks.reshape([*lead, *(n for pair in pairs for n in pair)])
+        inner = blocks.mean(axis=tuple(range(len(lead) + 1, blocks.ndim, 2)))
+    return dataclasses.replace(window, factor=_weigh(window.factor, inner), running=(WEIGHTS,) if window.count else ())
 
 
 @weighed.rule(Product)
@@ -165,4 +117,6 @@ def _calibrated(factor: Calibrated, weights: np.ndarray) -> Factor:
 @weighed.rule(Diffusion)
 def _diffusion(factor: Diffusion, weights: np.ndarray) -> Factor:
     # A scalar head is no sum over entries, so that they cannot be weighed; other energies and scores are.
-    return _refuse(factor, weights) if factor.parameterization == "energy" else Weighted(factor, weights)
+    if factor.parameterization == "energy" or WEIGHTS in factor.fixed:
+        return _refuse(factor, weights)
+    return factor.holding({**factor.fixed, WEIGHTS: np.asarray(weights, np.float32)})  # type: ignore[dict-item]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -18,97 +19,128 @@ from composeprob.factors.base import Around, Factor, check_shape
 from composeprob.factors.nodes import walk
 
 
-class Window(Around):
-    """f(P x): f seen through the linear map P that cuts a region out of the canvas and averages blocks of it.
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """The linear map P from a site to a leaf's event: cut out a box, average its blocks, drop leading axes.
 
     Attributes:
-        factor: f.
-        event_shape: the canvas's shape.
-        offset: where the region starts, one index per axis of the canvas.
-        block: how many canvas entries per axis are averaged into one entry of f's event.
+        offset: where the box starts, one index per axis of the site.
+        extent: how many entries the box covers per axis.
+        block: how many entries per axis are averaged into one.
     """
 
-    factor: Factor
-    event_shape: tuple[int, ...] = eqx.field(static=True)
-    offset: tuple[int, ...] = eqx.field(static=True)
-    block: tuple[int, ...] = eqx.field(static=True)
+    offset: tuple[int, ...]
+    extent: tuple[int, ...]
+    block: tuple[int, ...]
 
     @property
-    def normalised(self) -> bool:  # one that leaves entries free has no finite integral
-        return self.event_shape == self.factor.event_shape and self.factor.normalised
+    def averaged(self) -> int:
+        """How many entries of the site make one entry of the event."""
+        return math.prod(self.block)
+
+    @property
+    def shown(self) -> str:
+        return ", ".join(f"{o}:{o + e}" for o, e in zip(self.offset, self.extent, strict=True))
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """The box."""
-        spans = zip(self.offset, self.factor.event_shape, self.block, strict=True)
-        return tuple(slice(o, o + size * b) for o, size, b in spans)
+        return tuple(slice(o, o + e) for o, e in zip(self.offset, self.extent, strict=True))
 
-    def tally(self, count: np.ndarray) -> None:
-        """Adds 1 at every entry of the canvas that it sees."""
-        count[self.slices] += 1
-
-    def terms(self) -> list[tuple[str, float]]:
-        scale = f", scale {max(self.block)}" if max(self.block) > 1 else ""
-        inner, canvas = show.formula(self.factor.terms()), show.shape(self.event_shape)
-        return [(f"window({show.clipped(inner, 80)}; {canvas}, offset {self.offset}{scale})", 1.0)]
+    def entries(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Which entries of a flattened site of this shape the box covers."""
+        return np.arange(math.prod(shape)).reshape(shape)[self.slices].ravel()
 
 
 @dataclasses.dataclass(frozen=True)
-class Indices:
-    """An array of whole numbers that is compared and hashed by its values."""
+class Cells:
+    """The linear map from a site to a leaf's event that picks entries, where they are no box; compared by their values.
+
+    Attributes:
+        shape: (*counts, size): an axis for each of the leaf's plates that run over sets of cells, the outermost first,
+            then one for the entries of the event.
+        data: the indices of the flattened site, as bytes.
+        shown: how the cells are printed.
+    """
 
     shape: tuple[int, ...]
     data: bytes
+    shown: str = dataclasses.field(compare=False)
+
+    averaged = 1
 
     @classmethod
-    def from_array(cls, array: np.ndarray) -> Indices:
-        """The indices of an array."""
-        return cls(array.shape, np.ascontiguousarray(array, np.int64).tobytes())
+    def from_array(cls, array: np.ndarray, shown: str = "") -> Cells:
+        """The cells of these indices."""
+        return cls(array.shape, np.ascontiguousarray(array, np.int64).tobytes(), shown)
 
     @property
     def array(self) -> np.ndarray:
-        """The array."""
+        """The indices, of this shape."""
         return np.frombuffer(self.data, np.int64).reshape(self.shape)
 
+    def entries(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Which entries of a flattened site of this shape are seen."""
+        return self.array
 
-class CellWindow(Around):
-    """f(x[cells]), or Π_i f(x[cells_i]) over n sets of cells.
+    def row(self, i: int) -> Cells:
+        """The cells of the outermost plate's set i."""
+        return Cells.from_array(self.array[i], listed(self.array[i]))
+
+    def pick(self, cells: np.ndarray, shown: str) -> Cells:
+        """The cells that a window (*counts, size) of the event sees."""
+        return Cells.from_array(self.array[..., cells], shown)
+
+
+def listed(cells: np.ndarray) -> str:
+    """The first few cells, for printing."""
+    flat = cells.ravel()
+    return ", ".join(map(str, flat[:4])) + (", …" if len(flat) > 4 else "")
+
+
+class Window(Around):
+    """f(P x): f seen through the linear map P that cuts its event out of the canvas; over n sets of cells Π_i f(P_i x).
 
     Attributes:
         factor: f.
         event_shape: the canvas's shape.
-        cells: flat indices into the canvas, (size,) with one for each entry of f's event, or (n, size).
+        region: P, or all P_i.
         running: conditions of f's leaves that have one value for each set, along a leading axis.
         at_once: how many sets are evaluated at once; None for all.
     """
 
     factor: Factor
     event_shape: tuple[int, ...] = eqx.field(static=True)
-    cells: Indices = eqx.field(static=True)
+    region: Region | Cells = eqx.field(static=True)
     running: tuple[str, ...] = eqx.field(static=True, default=())
     at_once: int | None = eqx.field(static=True, default=None)
 
     @property
     def count(self) -> int | None:
-        """The number of sets; None of a single one, which is no product."""
-        return self.cells.shape[0] if len(self.cells.shape) == 2 else None
+        """The number of sets of cells; None of a single region, which is no product."""
+        return self.seen.shape[0] if isinstance(self.region, Cells) and self.seen.ndim == 2 else None
+
+    @property
+    def seen(self) -> np.ndarray:
+        """The entries of the flattened canvas that it sees, of n sets (n, size)."""
+        return self.region.entries(self.event_shape)
 
     @property
     def runs(self) -> tuple[str, ...]:
         return self.running if self.count is not None else ()
 
     @property
-    def normalised(self) -> bool:  # a window that leaves entries free has no finite integral
-        return self.count is None and self.cells.shape[0] == np.prod(self.event_shape) and self.factor.normalised
-
-    def tally(self, count: np.ndarray) -> None:
-        """Adds 1 at every entry of the canvas that it sees, once for each set."""
-        np.add.at(count.reshape(-1), self.cells.array, 1)
+    def normalised(self) -> bool:  # one that leaves entries free has no finite integral
+        whole = self.count is None and self.region.averaged == 1 and self.seen.size == np.prod(self.event_shape)
+        return bool(whole) and self.factor.normalised
 
     def terms(self) -> list[tuple[str, float]]:
+        if isinstance(self.region, Region):
+            scale = f", scale {max(self.region.block)}" if self.region.averaged > 1 else ""
+            place = f"offset {self.region.offset}{scale}"
+        else:
+            place = f"{self.seen.size} cells" if self.count is None else f"{self.count} sets of cells"
         inner, canvas = show.formula(self.factor.terms()), show.shape(self.event_shape)
-        sets = f"{self.cells.shape[-1]} cells" if self.count is None else f"{self.count} sets of cells"
-        return [(f"window({show.clipped(inner, 80)}; {canvas}, {sets})", 1.0)]
+        return [(f"window({show.clipped(inner, 80)}; {canvas}, {place})", 1.0)]
 
 
 def window(
@@ -160,12 +192,13 @@ def window(
             "A window needs one of offset, index and over.",
             fix="offset= places a box, index= names the cells of one set, over= those of n sets.",
         )
+    inner = [part.region for part in walk(factor) if isinstance(part, Window)]
     if offset is None:
         if scale != 1:
             raise InvalidValueError(
                 f"A window of cells averages nothing; got scale {scale!r}.", fix="leave it out, or use offset=."
             )
-        if any(max(getattr(part, "block", (1,))) > 1 for part in walk(factor)):
+        if any(region.averaged > 1 for region in inner):
             raise InvalidValueError(
                 "A window of cells holds a window with scale > 1, whose averages are of neighbours.",
                 fix="leave its scale out, or use a window with an offset here.",
@@ -190,15 +223,16 @@ def window(
                 f"The window leaves the canvas on axis {axis}: it covers {o} to {o + size * b} of {total}.",
                 fix=f"choose an offset between 0 and {total - size * b} there, or a larger canvas.",
             )
-    if scale > 1 and any(isinstance(part, CellWindow) for part in walk(factor)):
+    if scale > 1 and any(isinstance(region, Cells) for region in inner):
         raise InvalidValueError(
             f"A window with scale {scale} holds a window of cells, whose neighbours it would average.",
             fix="leave the scale out, or put the window of cells outside.",
         )
-    return Window(factor=factor, event_shape=canvas, offset=start, block=block)
+    extent = tuple(size * b for size, b in zip(event, block, strict=True))
+    return Window(factor=factor, event_shape=canvas, region=Region(start, extent, block))
 
 
-def _cell_window(factor: Factor, canvas: tuple[int, ...], index: object, over: object) -> CellWindow:
+def _cell_window(factor: Factor, canvas: tuple[int, ...], index: object, over: object) -> Window:
     """`window` of cells; one of ``index`` and ``over`` is given."""
     name, given = ("index", index) if over is None else ("over", over)
     cells = _whole_numbers(name, given)
@@ -228,7 +262,7 @@ def _cell_window(factor: Factor, canvas: tuple[int, ...], index: object, over: o
                 f"{_place(over, i)} of a window names cell {values[counts.argmax()]} {counts.max()} times.",
                 fix="give each entry of the event a cell of its own; different sets may share cells.",
             )
-    return CellWindow(factor=factor, event_shape=canvas, cells=Indices.from_array(sets[0] if len(sets) == 1 else sets))
+    return Window(factor=factor, event_shape=canvas, region=Cells.from_array(sets[0] if len(sets) == 1 else sets))
 
 
 def _place(over: object, i: int) -> str:

@@ -16,75 +16,9 @@ from jax.tree_util import PyTreeDef
 
 from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.nodes import Plate, walk
-from composeprob.factors.window import Indices
+from composeprob.factors.window import Cells, Region
 from composeprob.language.policies import Policy
 from composeprob.schedule import Noise, Schedule
-
-
-@dataclass(frozen=True)
-class Region:
-    """The linear map P from a site to a leaf's event: cut out a box, average its blocks, drop leading axes.
-
-    Attributes:
-        offset: where the box starts, one index per axis of the site.
-        extent: how many entries the box covers per axis.
-        block: how many entries per axis are averaged into one.
-    """
-
-    offset: tuple[int, ...]
-    extent: tuple[int, ...]
-    block: tuple[int, ...]
-
-    @property
-    def averaged(self) -> int:
-        """How many entries of the site make one entry of the event."""
-        return math.prod(self.block)
-
-    @property
-    def shown(self) -> str:
-        return ", ".join(f"{o}:{o + e}" for o, e in zip(self.offset, self.extent, strict=True))
-
-    @property
-    def slices(self) -> tuple[slice, ...]:
-        return tuple(slice(o, o + e) for o, e in zip(self.offset, self.extent, strict=True))
-
-    def entries(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Which entries of a flattened site of this shape the box covers."""
-        return np.arange(math.prod(shape)).reshape(shape)[self.slices].ravel()
-
-
-@dataclass(frozen=True)
-class Cells:
-    """The linear map from a site to a leaf's event that picks entries, where they are no box.
-
-    Attributes:
-        indices: of the flattened site, (*counts, size): an axis for each of the leaf's plates that run over sets of
-            cells, the outermost first, then one for the entries of the event.
-        shown: how the cells are printed.
-    """
-
-    indices: Indices
-    shown: str = field(compare=False)
-
-    averaged = 1
-
-    def entries(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Which entries of a flattened site of this shape are seen."""
-        return self.indices.array
-
-    def row(self, i: int) -> Cells:
-        """The cells of the outermost plate's set i."""
-        return Cells(Indices.from_array(self.indices.array[i]), listed(self.indices.array[i]))
-
-    def pick(self, cells: np.ndarray, shown: str) -> Cells:
-        """The cells that a window (*counts, size) of the event sees."""
-        return Cells(Indices.from_array(self.indices.array[..., cells]), shown)
-
-
-def listed(cells: np.ndarray) -> str:
-    """The first few cells, for printing."""
-    flat = cells.ravel()
-    return ", ".join(map(str, flat[:4])) + (", …" if len(flat) > 4 else "")
 
 
 def total_count(plates: tuple[Plate, ...]) -> int:

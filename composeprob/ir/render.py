@@ -5,7 +5,8 @@ from __future__ import annotations
 from composeprob.factors.base import Factor
 from composeprob.factors.nodes import plate_of
 from composeprob.factors.passes import Pass
-from composeprob.ir.nodes import Graph, Leaf, Observation, Region
+from composeprob.factors.window import Region
+from composeprob.ir.nodes import Graph, Leaf, Observation
 
 formula_of = Pass[str]("formula")
 """Rules (node, the children's formulas, site, index of a plate) for an expression in the usual notation."""

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from composeprob.errors import VerificationError
 from composeprob.factors.nodes import Combination, Product, walk
 from composeprob.factors.passes import Pass
-from composeprob.ir.nodes import Cells, Graph, Leaf, Site, leaves
+from composeprob.factors.window import Cells
+from composeprob.ir.nodes import Graph, Leaf, Site, leaves
 
 Rule = Callable[[bool, str], None]
 STAGES = ("build", "normalise", "align", "share", "grow", "check", "anneal")
@@ -76,7 +77,7 @@ def _region(leaf: Leaf, site: Site, rule: Rule) -> None:
         return
     if isinstance(region, Cells):
         sets = tuple(plate.count for plate in leaf.plates if plate.cells)
-        cells = region.indices.array
+        cells = region.array
         rule(cells.shape == (*sets, math.prod(event)), f"the cells of {leaf.name} are no events of its plates")
         rule(cells.min() >= 0 and cells.max() < math.prod(site.shape), f"cells of {leaf.name} leave site {site.name}")
         return

@@ -18,8 +18,8 @@ from composeprob.arguments import check_count, check_key
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.barriers import log_densities
 from composeprob.errors import CapabilityError, InvalidValueError
+from composeprob.metrics.distances import as_positions
 from composeprob.metrics.paths import Path, forward_walk, frozen, reverse_walk, start_constant
-from composeprob.metrics.points import as_positions
 from composeprob.samplers.run import Run, Visits, begin
 from composeprob.samplers.sampler import Sampler
 from composeprob.text import printable

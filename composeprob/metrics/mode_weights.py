@@ -7,7 +7,7 @@ from jaxtyping import Float64, Int
 from numpy.typing import ArrayLike
 
 from composeprob.errors import ShapeError
-from composeprob.metrics.points import as_weights
+from composeprob.metrics.distances import as_weights
 
 
 def mode_weights(

@@ -17,42 +17,79 @@ Value = TypeVar("Value")
 
 
 def to_arviz(
-    result: Record, dims: Dims, coords: Mapping[str, Sequence[object] | np.ndarray], predictive: Array | None
+    self: Record,
+    *,
+    dims: Mapping[str, Sequence[str | None]] | None = None,
+    coords: Mapping[str, Sequence[object] | np.ndarray] | None = None,
+    predictive: Array | None = None,
 ) -> Any:
-    """See `Result.to_arviz`."""
+    """Converts to ArviZ's groups of arrays: (chain=1, draw=N, …), or with draws (chain=N, draw=draws, …).
+
+    That is an `arviz.InferenceData`, and with ArviZ 1.0 and later an `xarray.DataTree`.
+
+    Without draws the chains of an annealed sampler are one draw each, independent or exchangeable, and not N long
+    chains: ArviZ therefore sees one chain of N draws, and its R-hat between chains does not apply. ArviZ knows no
+    weights, so ``posterior`` holds the equally weighted samples of `unweighted`, and so do the groups that follow;
+    ``sample_stats`` keeps the log-weights that the run ended with, and ``constant_data`` what is known per level.
+    While the density is at hand (not after `load`), ``observed_data`` and the pointwise ``log_likelihood``, of
+    which `arviz.loo` and `arviz.compare` are made, are there too.
+
+    Args:
+        dims: names of a site's axes, N left out, ``{site: (name or None, …)}``; axes that run over a plate have
+            the plate's name.
+        coords: labels along the axes, ``{axis name: labels}``.
+        predictive: a random key adds ``posterior_predictive``, from `predictive`.
+
+    Raises:
+        InvalidValueError, CapabilityError: ``predictive`` for a result that cannot predict.
+
+    Example:
+        >>> import composeprob as cp, jax, numpyro, numpyro.distributions as dist
+        >>> @cp.program
+        ... def schools(y):
+        ...     with numpyro.plate("school", 2):
+        ...         theta = cp.sample("theta", dist.Normal(0.0, 1.0))
+        ...         cp.observe("y", dist.Normal(theta, 1.0), y)
+        >>> density = cp.compile(schools, jax.numpy.array([1.0, -1.0]))
+        >>> sampler = cp.AnnealedMCMC(cp.MALA(0.5), 5)
+        >>> result = cp.infer(density, jax.random.key(0), num_chains=8, sampler=sampler, progress=False)
+        >>> data = result.to_arviz(coords={"school": ["A", "B"]})
+        >>> data.posterior["theta"].dims, data.log_likelihood["y"].sel(school="B").shape
+        (('chain', 'draw', 'school'), (1, 8))
+    """
     from composeprob.results.arviz_versions import grouped
 
-    samples, density = result.unweighted(), result.density
+    samples, density = self.unweighted(), self.density
     data: dict[str, np.ndarray] = {}
     pointwise: dict[str, np.ndarray] = {}
     if density is not None and density.observed():
         data = {name: np.asarray(value) for name, value in density.observed().items()}
         pointwise = {name: np.asarray(value) for name, value in density.log_likelihood(samples).items()}
     shapes = {**{name: v.shape[1:] for name, v in samples.items()}, **{name: v.shape for name, v in data.items()}}
-    named = {**_plates(result, shapes), **dims}
+    named, coords = {**_plates(self, shapes), **_as_dict(dims, "dims")}, _as_dict(coords, "coords")
     _check(named, shapes, coords)
-    facts = {name: getattr(result, name) for name in FACTS} | asdict(result.about)
+    facts = {name: getattr(self, name) for name in FACTS} | asdict(self.about)
     attributes = {
         name: str(fact) if isinstance(fact, dict) else fact for name, fact in facts.items() if fact is not None
     }
-    attributes |= {"status": str(result.status), "inference_library": "composeprob"}
-    levels = result.levels.reset_coords("log_snr")
-    labels = {"block": list(result.about.blocks)} if result.about.blocks else {}
-    weights = {"log_weight": np.repeat(result.log_weights, result.about.draws or 1)}
+    attributes |= {"status": str(self.status), "inference_library": "composeprob"}
+    levels = self.levels.reset_coords("log_snr")
+    labels = {"block": list(self.about.blocks)} if self.about.blocks else {}
+    weights = {"log_weight": np.repeat(self.log_weights, self.about.draws or 1)}
     groups = {
-        "posterior": _chains(result, samples),
-        "sample_stats": _chains(result, weights),
-        "posterior_predictive": {} if predictive is None else _chains(result, result.predictive(predictive)),
+        "posterior": _chains(self, samples),
+        "sample_stats": _chains(self, weights),
+        "posterior_predictive": {} if predictive is None else _chains(self, self.predictive(predictive)),
         "observed_data": data,
         "constant_data": {str(name): values.to_numpy() for name, values in levels.items()},
-        "log_likelihood": _chains(result, pointwise),
+        "log_likelihood": _chains(self, pointwise),
     }
     axes = {str(name): [str(dim) for dim in values.dims] for name, values in levels.items()}
     known = {name: group for name, group in groups.items() if group}
     return grouped(known, {**axes, **named}, {**labels, **coords}, attributes)
 
 
-def as_dict(given: Mapping[str, Value] | None, what: str) -> dict[str, Value]:
+def _as_dict(given: Mapping[str, Value] | None, what: str) -> dict[str, Value]:
     """A mapping as a dict, or a `WrongTypeError`."""
     if given is not None and not isinstance(given, Mapping):
         raise WrongTypeError(f"{what} must be a dict; got {a_kind(given)}.", fix=f"such as {what}={{'x': …}}.")

@@ -46,14 +46,18 @@ def rows(sites: Mapping[str, np.ndarray], lead: int = 1) -> tuple[Float[np.ndarr
     return np.concatenate(flat, axis=1), sizes, names
 
 
+def units(variance: Float[np.ndarray, " d"], sizes: list[int]) -> Float[np.ndarray, " d"]:
+    """The spread of the site that each entry belongs to, by the entries' variances; 1 where nothing varies."""
+    spreads = [math.sqrt(part.mean()) or 1.0 for part in np.split(variance, np.cumsum(sizes)[:-1])]
+    return np.repeat(spreads, sizes)
+
+
 def scaled(points: np.ndarray, sizes: list[int]) -> np.ndarray:
     """The directions in which points vary most, with sites in units of their spread.
 
     Entries of one site keep their proportions: what holds modes apart is what varies more than the rest.
     """
-    ends = np.cumsum(sizes)
-    spreads = [np.sqrt(np.mean(points[:, end - size : end].var(0))) for size, end in zip(sizes, ends, strict=True)]
-    points = (points - points.mean(0)) / np.repeat([spread if spread > 0 else 1.0 for spread in spreads], sizes)
+    points = (points - points.mean(0)) / units(points.var(0), sizes)
     if points.shape[1] <= tuning.COMPARISON.directions:
         return points
     return np.asarray(points @ np.linalg.svd(points, full_matrices=False)[2][: tuning.COMPARISON.directions].T)

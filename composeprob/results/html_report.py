@@ -5,30 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 from html import escape
 from importlib import resources
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 from composeprob import tuning
-from composeprob.arguments import check_path
 from composeprob.results.estimates import Estimate
 from composeprob.results.geometry import is_image
 from composeprob.results.plotting import diagnostics, new_figure, plot_levels, plot_result, plot_site, style
 from composeprob.results.record import Record
 from composeprob.results.summary import Summary, cell
-
-
-def write(result: Record, path: str | os.PathLike) -> Path:
-    """See `Result.report`."""
-    path = check_path(path, "The path of a report", "run.html")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html(result), encoding="utf-8")
-    return path
 
 
 def html(result: Record) -> str:

@@ -215,26 +215,18 @@ def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-class Diagnostic(NamedTuple):
-    """How a quantity is drawn level by level."""
-
-    name: str
-    ylim: tuple[float, float] | None
-    ylabel: str
-
-
-def diagnostics(result: Record) -> dict[str, Diagnostic]:
-    """What the sampler has by level, by titles."""
+def diagnostics(result: Record) -> dict[str, tuple[str, tuple[float, float] | None, str]]:
+    """What the sampler has by level: by titles the name, the limits of the axis and its label."""
     share = (0.0, 1.02)
     drawn = {
-        "acceptance": Diagnostic("acceptance", share, "share of moves"),
-        "step size": Diagnostic("step_size", None, ""),
-        "effective sample size": Diagnostic("ess", share, "share of chains"),
-        "first chains with descendants": Diagnostic("ancestors", (0.0, 1.02 * len(result.log_weights)), "chains"),
-        "swaps with the next level": Diagnostic("swaps", share, "share accepted"),
-        "proposals that were not finite": Diagnostic("non_finite", None, "number"),
+        "acceptance": ("acceptance", share, "share of moves"),
+        "step size": ("step_size", None, ""),
+        "effective sample size": ("ess", share, "share of chains"),
+        "first chains with descendants": ("ancestors", (0.0, 1.02 * len(result.log_weights)), "chains"),
+        "swaps with the next level": ("swaps", share, "share accepted"),
+        "proposals that were not finite": ("non_finite", None, "number"),
     }
-    known = {title: each for title, each in drawn.items() if by_block(result.levels, each.name, title)}
+    known = {title: each for title, each in drawn.items() if by_block(result.levels, each[0], title)}
     if not result.levels["non_finite"].any():
         known.pop("proposals that were not finite", None)
     return known

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import numpy as np
-from jax import Array
 
-from composeprob.arguments import NotPickled
+from composeprob.arguments import NotPickled, check_path
 from composeprob.errors import CapabilityError, unknown_name
-from composeprob.json_data import JSONObject
 from composeprob.results import saving
-from composeprob.results.comparison import Comparison, compare
+from composeprob.results.arviz_data import to_arviz
+from composeprob.results.comparison import compare
 from composeprob.results.geometry import as_images, is_image
 from composeprob.results.record import About, Record
 from composeprob.results.summary import Summary
@@ -136,101 +134,21 @@ class Result(NotPickled, Record):
         It holds the program, estimates with intervals, samples, diagnostics by level, findings with what to try, the
         cost, the random key and versions, and needs no network. Returns its path, such as ``"run.html"``.
         """
-        from composeprob.results.html_report import write
+        from composeprob.results.html_report import html
 
-        return write(self, path)
+        path = check_path(path, "The path of a report", "run.html")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(html(self), encoding="utf-8")
+        return path
 
     def _repr_html_(self) -> str:
         from composeprob.results.html_report import display
 
         return display(self)
 
-    def to_arviz(
-        self,
-        *,
-        dims: Mapping[str, Sequence[str | None]] | None = None,
-        coords: Mapping[str, Sequence[object] | np.ndarray] | None = None,
-        predictive: Array | None = None,
-    ) -> Any:
-        """Converts to ArviZ's groups of arrays: (chain=1, draw=N, …), or with draws (chain=N, draw=draws, …).
-
-        That is an `arviz.InferenceData`, and with ArviZ 1.0 and later an `xarray.DataTree`.
-
-        Without draws the chains of an annealed sampler are one draw each, independent or exchangeable, and not N long
-        chains: ArviZ therefore sees one chain of N draws, and its R-hat between chains does not apply. ArviZ knows no
-        weights, so ``posterior`` holds the equally weighted samples of `unweighted`, and so do the groups that follow;
-        ``sample_stats`` keeps the log-weights that the run ended with, and ``constant_data`` what is known per level.
-        While the density is at hand (not after `load`), ``observed_data`` and the pointwise ``log_likelihood``, of
-        which `arviz.loo` and `arviz.compare` are made, are there too.
-
-        Args:
-            dims: names of a site's axes, N left out, ``{site: (name or None, …)}``; axes that run over a plate have
-                the plate's name.
-            coords: labels along the axes, ``{axis name: labels}``.
-            predictive: a random key adds ``posterior_predictive``, from `predictive`.
-
-        Raises:
-            InvalidValueError, CapabilityError: ``predictive`` for a result that cannot predict.
-
-        Example:
-            >>> import composeprob as cp, jax, numpyro, numpyro.distributions as dist
-            >>> @cp.program
-            ... def schools(y):
-            ...     with numpyro.plate("school", 2):
-            ...         theta = cp.sample("theta", dist.Normal(0.0, 1.0))
-            ...         cp.observe("y", dist.Normal(theta, 1.0), y)
-            >>> density = cp.compile(schools, jax.numpy.array([1.0, -1.0]))
-            >>> sampler = cp.AnnealedMCMC(cp.MALA(0.5), 5)
-            >>> result = cp.infer(density, jax.random.key(0), num_chains=8, sampler=sampler, progress=False)
-            >>> data = result.to_arviz(coords={"school": ["A", "B"]})
-            >>> data.posterior["theta"].dims, data.log_likelihood["y"].sel(school="B").shape
-            (('chain', 'draw', 'school'), (1, 8))
-        """
-        from composeprob.results.arviz_data import as_dict, to_arviz
-
-        return to_arviz(self, as_dict(dims, "dims"), as_dict(coords, "coords"), predictive)
-
-    def compare(self, other: Result) -> Comparison:
-        """Compares with a run of the same program under another key: has either missed a mode that the other found?
-
-        Two that miss the same mode cannot tell by their samples; where factors can be drawn from, such draws can, and
-        `modes_unreached` of either run is reported. A sample whose nearest ones in both runs, its own family left out,
-        are all of its own run is where the other has nothing. Shares of such samples are held against random labels'.
-
-        Returns:
-            The shares, with a ``.status`` that has the finding `modes_missing` where one is above 0.05, and by chance
-            in fewer than one of 100 cases.
-
-        Raises:
-            WrongTypeError, ShapeError, InvalidValueError: no result, one of another program, or too few samples.
-        References:
-            Schilling 1986, *Multivariate two-sample tests based on nearest neighbors*.
-        """
-        return compare(self, other)
-
-    def numbers(self) -> JSONObject:
-        """Returns every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
-        return saving.numbers(self)
-
-    def save(self, path: str | os.PathLike) -> Path:
-        """Writes everything except ``density`` to one safetensors file; returns its path, which ends in
-        ``.safetensors`` (added where missing).
-
-        Raises:
-            WrongTypeError, InvalidValueError: no path, or one that cannot be written to.
-        """
-        return saving.save(self, path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> Result:
-        """Reads what `save` wrote, or opens the folder that was `infer`'s ``store``, whose samples stay on disk until
-        they are indexed; ``density`` is None.
-
-        Raises:
-            LoadError: no such file or folder, one written by something else, or by a run that has not ended, or one
-                whose arrays and facts do not fit together.
-        """
-        return saving.load(path, cls)
+    compare = compare
+    to_arviz = to_arviz
+    numbers, save, load = saving.numbers, saving.save, classmethod(saving.load)
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{name} {value.shape}" for name, value in self.samples.items())

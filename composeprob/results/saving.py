@@ -26,13 +26,18 @@ Loaded = TypeVar("Loaded", bound=Record)
 FORMAT = {"format": "composeprob.results.result", "version": "5"}
 
 
-def save(result: Record, path: str | os.PathLike) -> Path:
-    """See `Result.save`."""
+def save(self: Record, path: str | os.PathLike) -> Path:
+    """Writes everything except ``density`` to one safetensors file; returns its path, which ends in
+    ``.safetensors`` (added where missing).
+
+    Raises:
+        WrongTypeError, InvalidValueError: no path, or one that cannot be written to.
+    """
     from safetensors.numpy import save as as_bytes
 
     path = _with_suffix(path)
-    arrays, facts = result.parts()
-    arrays = {f"samples/{name}": np.asarray(value) for name, value in result.samples.items()} | arrays
+    arrays, facts = self.parts()
+    arrays = {f"samples/{name}": np.asarray(value) for name, value in self.samples.items()} | arrays
     # safetensors writes the buffer as it lies in memory; 0-d arrays keep their shape.
     whole = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()}
     metadata = FORMAT | {"facts": json.dumps(facts)}
@@ -44,12 +49,18 @@ def save(result: Record, path: str | os.PathLike) -> Path:
     return path
 
 
-def load(path: str | os.PathLike, kind: type[Loaded]) -> Loaded:
-    """See `Result.load`."""
+def load(cls: type[Loaded], path: str | os.PathLike) -> Loaded:
+    """Reads what `save` wrote, or opens the folder that was `infer`'s ``store``, whose samples stay on disk until
+    they are indexed; ``density`` is None.
+
+    Raises:
+        LoadError: no such file or folder, one written by something else, or by a run that has not ended, or one
+            whose arrays and facts do not fit together.
+    """
     from safetensors import SafetensorError, safe_open
 
     if check_path(path, "The path of a result", "run.safetensors").is_dir():
-        return _opened(kind, Store(Path(path)))
+        return _opened(cls, Store(Path(path)))
     path = _with_suffix(path)
     if not path.is_file():
         raise LoadError(f"There is no saved result at {path}.", fix="check the path; result.save returns it.")
@@ -68,7 +79,7 @@ def load(path: str | os.PathLike, kind: type[Loaded]) -> Loaded:
             f"version {FORMAT['version']!r}).",
             fix="pass a file written by result.save; weights of a model are read by cp.load.",
         )
-    return _assembled(kind, path, arrays, _facts(path, metadata.get("facts", "")))
+    return _assembled(cls, path, arrays, _facts(path, metadata.get("facts", "")))
 
 
 def _opened(kind: type[Loaded], store: Store) -> Loaded:
@@ -163,23 +174,23 @@ def _with_suffix(path: str | os.PathLike) -> Path:
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
-def numbers(result: Record) -> JSONObject:
-    """See `Result.numbers`."""
+def numbers(self: Record) -> JSONObject:
+    """Returns every number of the run but the samples, ready for `json.dump`: what is not finite becomes None."""
 
     def plain(values: ArrayLike | None) -> JSON:
         values = np.asarray(values, float)
         return np.where(np.isfinite(values), values, np.asarray(None)).tolist()
 
-    rows = Summary.of_result(result).rows
-    arrays, facts = result.parts()
-    facts["log_evidence_error"] = None if result.log_evidence is None else plain(result.log_evidence_error)
+    rows = Summary.of_result(self).rows
+    arrays, facts = self.parts()
+    facts["log_evidence_error"] = None if self.log_evidence is None else plain(self.log_evidence_error)
     return {
         **{name: fact for name, fact in facts.items() if name not in ("sites", "dims")},
-        "num_chains": len(result.log_weights),
-        "effective_chains": plain(result.effective_chains),
-        "pareto_k": plain(result._families.pareto_k),
-        "status": result.status.code.value,
-        "message": result.status.message,
+        "num_chains": len(self.log_weights),
+        "effective_chains": plain(self.effective_chains),
+        "pareto_k": plain(self._families.pareto_k),
+        "status": self.status.code.value,
+        "message": self.status.message,
         "summary": {label: dict(zip(COLUMNS, map(plain, row), strict=True)) for label, row in rows.items()},
         "levels": {name: plain(arrays[name]) for name in ("log_snr", *DIAGNOSTICS)},
     }

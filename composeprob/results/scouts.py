@@ -36,7 +36,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.barriers import barrier_depth, in_blocks
 from composeprob.density.evaluation import Position, over_chains
 from composeprob.results.estimates import Families, systematic
-from composeprob.results.geometry import chosen, nearest, scaled, spaced
+from composeprob.results.geometry import chosen, nearest, rows, scaled, spaced, units
 from composeprob.results.status import Code, Findings
 
 
@@ -120,23 +120,19 @@ def _chains(positions: Position, families: Families) -> Sample | None:
     return Sample(chosen(positions, index), Families.from_ancestors(families.weights[index], families.index[index]))
 
 
-def _rows(*samples: Sample) -> list[np.ndarray]:
-    """The positions as rows, (n, d) each, with sites in units of the spread that all have together."""
-    rows: list[list[np.ndarray]] = [[] for _ in samples]
-    for name in sorted(samples[0].positions):
-        values = [np.asarray(s.positions[name], float).reshape(len(s.weights), -1) for s in samples]
-        spread = math.sqrt(
-            np.mean([s.weights @ (x - s.weights @ x) ** 2 for s, x in zip(samples, values, strict=True)])
-        )
-        for row, x in zip(rows, values, strict=True):
-            row.append(x / spread if spread > 0 else x)
-    return [np.concatenate(row, axis=1) for row in rows]
+def _rows(*samples: Sample) -> tuple[list[np.ndarray], list[int]]:
+    """The positions as rows, (n, d) each, with sites in units of the spread that all have together; how many numbers
+    each site has."""
+    points, all_sizes, _ = zip(*(rows(dict(sorted(sample.positions.items()))) for sample in samples), strict=True)
+    pairs = zip(samples, points, strict=True)
+    variance = np.mean([s.weights @ (x - s.weights @ x) ** 2 for s, x in pairs], axis=0)
+    return [x / units(variance, all_sizes[0]) for x in points], all_sizes[0]
 
 
 def _apart(density: AnnealedDensity, chains: Sample, scouts: Sample) -> Findings:
     """The finding that mass lies where no chain is."""
     few, some = scouts.some(tuning.SCOUTS.block), chains.some(tuning.SCOUTS.block)
-    rows, others, theirs = _rows(few, some, chains)
+    (points, others, theirs), _ = _rows(few, some, chains)
     index, distance = (each[:, 0] for each in nearest(others, some.families.index, theirs, chains.families.index, 1))
     far = float(np.quantile(distance, tuning.SCOUTS.far))
 
@@ -149,7 +145,7 @@ def _apart(density: AnnealedDensity, chains: Sample, scouts: Sample) -> Findings
             depth[index] = np.where(np.isnan(between), np.inf, between)  # an end where π₀ is 0
         return depth
 
-    depth = depths(few, *(each[:, 0] for each in nearest(rows, None, theirs, chains.families.index, 1)))
+    depth = depths(few, *(each[:, 0] for each in nearest(points, None, theirs, chains.families.index, 1)))
     inside = depth > tuning.SCOUTS.barrier
     share = float(few.weights @ inside)
     if share < tuning.SCOUTS.least:
@@ -184,9 +180,8 @@ def _other_shares(density: AnnealedDensity, chains: Sample, scouts: Sample) -> F
     if scouts.families.effective < tuning.SCOUTS.fewest:
         return []
     pooled = chains.some(tuning.SCOUTS.block), scouts.some(tuning.SCOUTS.block)
-    parts = _rows(*pooled, chains, scouts)
+    parts, sizes = _rows(*pooled, chains, scouts)
     counts = np.cumsum([len(part) for part in parts])[:-1]
-    sizes = [np.size(x) // len(x) for _, x in sorted(chains.positions.items())]
     points = scaled(np.concatenate(parts), sizes)
     shown = points[: counts[1]]
     centres, cells = kmeans2(shown, min(tuning.SCOUTS.cells, len(np.unique(shown, axis=0))), minit="++", seed=0)

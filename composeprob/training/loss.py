@@ -3,7 +3,7 @@ or conditions; and the cross-entropy of classifiers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -52,7 +52,9 @@ def draw_batch(recipe: Recipe, key: Array, size: int) -> Batch:
     noise, other = (recipe.noise(noise_key, n), None) if level is None else recipe.noise_pairs(noise_key, n, level.gap)
     epsilon = jax.random.normal(normal_key, events.shape, events.dtype)
     if recipe.condition.dropout:
-        conditions = _drop(recipe, drop_key, conditions, n)
+        drop, absent = jax.random.bernoulli(drop_key, recipe.condition.dropout, (n,)), dict(recipe.condition.values)
+        replace = jax.vmap(jnp.where, in_axes=(0, None, 0))
+        conditions = {name: replace(drop, jnp.asarray(absent[name]), value) for name, value in conditions.items()}
     if recipe.batch.antithetic:
         twice = (events, noise, other, dict(conditions))
         events, noise, other, conditions = jax.tree.map(lambda a: jnp.concatenate([a, a]), twice)
@@ -125,11 +127,3 @@ def _contrast(true: Array | None, others: Array | None) -> Array:
     assert true is not None
     assert others is not None
     return jax.nn.logsumexp(jnp.append(others, true)) - true
-
-
-def _drop(recipe: Recipe, key: Array, conditions: Mapping[str, Array], n: int) -> dict[str, Array]:
-    none = recipe.condition.values
-    assert not isinstance(none, tuple)  # which have no dropout
-    drop = jax.random.bernoulli(key, recipe.condition.dropout, (n,))
-    replace = jax.vmap(jnp.where, in_axes=(0, None, 0))
-    return {name: replace(drop, jnp.asarray(none[name]), value) for name, value in conditions.items()}

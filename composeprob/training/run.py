@@ -71,9 +71,9 @@ class State(NamedTuple):
     parameters: PyTree[Array]
     average: PyTree[Array]
     optimiser: PyTree[Array]
-    loss: Array | np.ndarray
-    bin_sum: Array | np.ndarray
-    bin_count: Array | np.ndarray
+    loss: Array
+    bin_sum: Array
+    bin_count: Array
     seconds: Array | np.ndarray
 
 
@@ -91,7 +91,7 @@ def initial(recipe: Recipe, network: Network) -> State:
     parameters = eqx.filter(network, eqx.is_inexact_array)
     copy = jax.tree.map(jnp.copy, parameters)
     steps, shape = recipe.iterations, (-(-recipe.iterations // tuning.TRAINING_STEPS), tuning.TRAINING_BINS)
-    history = np.zeros(steps, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+    history = jnp.zeros(steps), jnp.zeros(shape), jnp.zeros(shape, jnp.int32)
     return State(
         jnp.zeros((), jnp.int32), parameters, copy, recipe.optimiser().init(parameters), *history, np.zeros(())
     )

@@ -18,7 +18,8 @@ from composeprob.errors import VerificationError
 from composeprob.factors.base import Factor
 from composeprob.factors.nodes import Combination, Mixture, Product
 from composeprob.factors.passes import PASSES
-from composeprob.ir.nodes import Leaf, Region
+from composeprob.factors.window import Region
+from composeprob.ir.nodes import Leaf
 from composeprob.ir.verify import STAGES, verify
 from composeprob.schedule import Noise
 from refusals import refused

@@ -11,12 +11,12 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import InvalidValueError
+from composeprob.models.making import losses_by_log_snr
 from composeprob.models.networks.offset_energy import OffsetEnergy
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.schedule import Noise
 from composeprob.training import Conditions, CrossCondition, CrossLevel, Denoising, train
 from composeprob.training.loss import draw_batch, losses
-from composeprob.training.quality import losses_by_log_snr
 from composeprob.training.run import initial, make_advance
 from refusals import refused
 from sampling_cases import learned, modes, single

@@ -13,7 +13,7 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.training import estimator
-from composeprob.training.denoiser import PosteriorDenoiser
+from composeprob.training.estimator import PosteriorDenoiser
 from composeprob.training.run import make_advance
 from refusals import refused, rows
 

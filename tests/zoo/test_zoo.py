@@ -12,9 +12,8 @@ import pytest
 from composeprob import model_zoo as zoo
 from composeprob import models
 from composeprob.errors import LoadError
-from composeprob.models.making import table, train_model
+from composeprob.models.making import losses_by_log_snr, table, train_model
 from composeprob.training import score_errors
-from composeprob.training.quality import losses_by_log_snr
 from refusals import refused
 from sampling_cases import slow
 

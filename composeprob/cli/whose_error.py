@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -80,7 +80,7 @@ def split(first: Moments, finest: Moments, reference: Moments) -> tuple[Table, d
 
 
 def _differences(
-    titles: Sequence[str], cells: dict[str, tuple[str, ...]], pairs: dict[str, tuple[Moments, Moments]]
+    titles: Sequence[str], cells: Mapping[str, tuple[str, ...]], pairs: dict[str, tuple[Moments, Moments]]
 ) -> tuple[Table, dict[str, float]]:
     """A table with a row for each label, of these cells and a pair's difference in each column; and by how much each
     column's largest exceeds what about arises by chance among so many."""

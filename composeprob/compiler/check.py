@@ -11,7 +11,7 @@ from composeprob.compiler.proper import check_signal, check_tails
 from composeprob.compiler.top import check_proper
 from composeprob.errors import ComposeProbError
 from composeprob.factors.base import Factor
-from composeprob.factors.functions import closed
+from composeprob.factors.networks import closed
 from composeprob.factors.nodes import part
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Graph, Leaf, leaves

@@ -20,7 +20,7 @@ from composeprob.compiler.likelihood import Likelihood
 from composeprob.compiler.trace import Sites
 from composeprob.density.evaluation import Evaluation, ExpertValue, Frame, Known, Parts, Wall
 from composeprob.factors.base import Factor
-from composeprob.factors.functions import closed
+from composeprob.factors.networks import closed
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.nodes import part
 from composeprob.factors.precision import in_precision

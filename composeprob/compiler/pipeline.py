@@ -27,8 +27,8 @@ from composeprob.density.annealed import AnnealedDensity, SiteInfo
 from composeprob.density.described import Described
 from composeprob.density.top import TopLaw
 from composeprob.errors import ComposeProbError, WrongTypeError
-from composeprob.factors.fingerprint import fingerprint
-from composeprob.factors.functions import closures
+from composeprob.factors.equations import fingerprint
+from composeprob.factors.networks import closures
 from composeprob.factors.nodes import at_noise, rewrite_leaves
 from composeprob.factors.precision import check_precision, in_precision
 from composeprob.ir.nodes import Graph, Leaf, leaves

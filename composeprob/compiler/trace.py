@@ -36,9 +36,8 @@ from composeprob.compiler.linearity import Kind, Linearity, Value, entries
 from composeprob.errors import ComposeProbError, ProgramError
 from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, number_request, requested_by_library
-from composeprob.factors.equations import Evaluation, Fact, Influence, Walk, aval
-from composeprob.factors.fingerprint import fingerprint
-from composeprob.factors.functions import closed, closures, has_functions
+from composeprob.factors.equations import Evaluation, Fact, Influence, Walk, aval, fingerprint
+from composeprob.factors.networks import closed, closures, has_functions
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.whitening import whitener
 from composeprob.ir.nodes import first

@@ -14,7 +14,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob.errors import ConditionError, InvalidValueError, LoadError, ShapeError
-from composeprob.factors.fingerprint import fingerprint
+from composeprob.factors.equations import fingerprint
 from composeprob.json_data import JSONObject
 from composeprob.pretrained.config import Options, positive, read_json, text_list, whole, whole_from_0
 from composeprob.pretrained.layers import ACTIVATIONS, attention, feed_forward, layer_norm, linear

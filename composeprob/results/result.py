@@ -148,7 +148,19 @@ class Result(NotPickled, Record):
 
     compare = compare
     to_arviz = to_arviz
-    numbers, save, load = saving.numbers, saving.save, classmethod(saving.load)
+    numbers = saving.numbers
+    save = saving.save
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Result:
+        """Reads what `save` wrote, or opens the folder that was `infer`'s ``store``, whose samples stay on disk until
+        they are indexed; ``density`` is None.
+
+        Raises:
+            LoadError: no such file or folder, one written by something else, or by a run that has not ended, or one
+                whose arrays and facts do not fit together.
+        """
+        return saving.load(cls, path)
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{name} {value.shape}" for name, value in self.samples.items())

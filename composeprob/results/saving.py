@@ -50,13 +50,7 @@ def save(self: Record, path: str | os.PathLike) -> Path:
 
 
 def load(cls: type[Loaded], path: str | os.PathLike) -> Loaded:
-    """Reads what `save` wrote, or opens the folder that was `infer`'s ``store``, whose samples stay on disk until
-    they are indexed; ``density`` is None.
-
-    Raises:
-        LoadError: no such file or folder, one written by something else, or by a run that has not ended, or one
-            whose arrays and facts do not fit together.
-    """
+    """See `Result.load`."""
     from safetensors import SafetensorError, safe_open
 
     if check_path(path, "The path of a result", "run.safetensors").is_dir():

@@ -52,7 +52,8 @@ def draw_batch(recipe: Recipe, key: Array, size: int) -> Batch:
     noise, other = (recipe.noise(noise_key, n), None) if level is None else recipe.noise_pairs(noise_key, n, level.gap)
     epsilon = jax.random.normal(normal_key, events.shape, events.dtype)
     if recipe.condition.dropout:
-        drop, absent = jax.random.bernoulli(drop_key, recipe.condition.dropout, (n,)), dict(recipe.condition.values)
+        absent: Any = recipe.condition.values
+        drop = jax.random.bernoulli(drop_key, recipe.condition.dropout, (n,))
         replace = jax.vmap(jnp.where, in_axes=(0, None, 0))
         conditions = {name: replace(drop, jnp.asarray(absent[name]), value) for name, value in conditions.items()}
     if recipe.batch.antithetic:

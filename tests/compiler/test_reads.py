@@ -12,7 +12,7 @@ import pytest
 import composeprob as cp
 from compiler.networks import score_by_one_trace
 from composeprob.errors import DoublyIntractableError, ProgramError
-from composeprob.factors.fingerprint import fingerprint
+from composeprob.factors.equations import fingerprint
 from refusals import refused
 from sampling_cases import both, learned
 

@@ -25,7 +25,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, ConditionError, InvalidValueError, LoadError, ShapeError, WrongTypeError
 from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, TABLES, Calibrated, CalibratedExpression
-from composeprob.factors.nodes import Combination, Product, leaves, plate_of, walk
+from composeprob.factors.nodes import Combination, Product, leaves, walk
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Window
 from composeprob.ir.nodes import same_factor
@@ -210,7 +210,7 @@ def _product_degree(factor: Product, degrees: list[float]) -> float:
 
 @degree_of.rule(Window)
 def _window_degree(factor: Window, degrees: list[float]) -> float:
-    return (factor.count or 1) * degrees[0]
+    return (1 if factor.plate is None else factor.plate.count) * degrees[0]
 
 
 @degree_of.rule(Combination)
@@ -229,7 +229,7 @@ def _check(factor: object, key: object, num_chains: object, repeats: object) -> 
         raise WrongTypeError(
             f"calibrate takes a factor; got {type(factor).__name__}.", fix="pass cp.load('ring2d'), or f * g."
         )
-    if any(map(plate_of, walk(factor))):
+    if any(isinstance(node, Combination) and node.plate for node in walk(factor)):
         raise CapabilityError(
             f"A product or mixture over data (over=) cannot be calibrated: {factor!r}.",
             fix="calibrate the factor without data and multiply afterwards; or write the data out: "

@@ -259,8 +259,8 @@ def _evidence_root(evidence: Statement, site: Statement, names: Names) -> Factor
     cells = np.broadcast_to(cells, (*batch, size)).reshape(count, size)[kept]
     region = Cells.from_array(cells if len(kept) > 1 else cells[0])
     each = rewrite_leaves(factor, members)
-    names_of_each = tuple(sorted(running))
-    window = Window(factor=each, event_shape=shape, region=region, running=names_of_each, at_once=evidence.block)
+    plate = Plate((SETS, *sorted(running)), len(kept), evidence.block) if len(kept) > 1 else None
+    window = Window(factor=each, event_shape=shape, region=region, plate=plate)
     return placed(window, Place(shape, None, (), names))
 
 
@@ -322,17 +322,17 @@ def _window(node: Window, at: Place) -> Factor:
         whole = node.event_shape == node.factor.event_shape  # a window over the whole canvas changes nothing
         return placed(node.factor, at if whole else replace(at, region=_inside(at.region, node.region, node.seen)))
     cells, depth = node.seen, sum(plate.cells for plate in at.plates)
-    shown = listed(cells) if node.count is None and not depth else f"cells_{index(len(at.plates))}"
+    shown = listed(cells) if node.plate is None and not depth else f"cells_{index(len(at.plates))}"
     outer = at.region
     if not isinstance(outer, Cells):
         entries = np.arange(math.prod(at.shape)) if outer is None else outer.entries(at.shape)
         outer = Cells.from_array(entries)
     inner = replace(at, region=outer.pick(cells, shown))
-    if node.count is None:
+    if node.plate is None:
         return placed(node.factor, inner)
-    plate = Plate((f"{SETS} {depth + 1}" if depth else SETS, *node.running), node.count, node.at_once)
+    plate = replace(node.plate, names=(f"{SETS} {depth + 1}" if depth else SETS, *node.plate.names[1:]))
     part = placed(node.factor, replace(inner, plates=(*at.plates, plate)))
-    return Product(factors=(part,), numbers=(1.0,) * node.count, event_shape=at.shape, plate=plate)
+    return Product(factors=(part,), numbers=(1.0,) * plate.count, event_shape=at.shape, plate=plate)
 
 
 def _inside(outer: Region | Cells | None, window: Region, seen: np.ndarray) -> Region | Cells:

@@ -39,6 +39,7 @@ from composeprob.factors.concrete import NOT_CONCRETE, number_request, requested
 from composeprob.factors.equations import Evaluation, Fact, Influence, Walk, aval, fingerprint
 from composeprob.factors.networks import closed, closures, has_functions
 from composeprob.factors.nodes import leaves as factor_leaves
+from composeprob.factors.nodes import plate_of
 from composeprob.factors.whitening import whitener
 from composeprob.ir.nodes import first
 from composeprob.language.interpret import Provide, Redraw, Statement, masked, run, unwrap
@@ -354,8 +355,9 @@ def _parts(statement: Statement, statements: dict[str, Statement]) -> list[objec
 def closed_leaves(node: Factor, runs: tuple[str, ...] = ()) -> list[LeafFactor]:
     """The leaves of an expression as it was written, with their functions closed; ``runs`` are the conditions that run
     over data around it. Refuses a function that cannot be called with the conditions that its leaf has."""
-    below = (*runs, *node.runs)
     if node.children:
+        plate = plate_of(node)
+        below = runs if plate is None else (*runs, *plate.names)
         return [leaf for child in node.children for leaf in closed_leaves(child, below)]
     (leaf,) = factor_leaves(node)
     if not has_functions(leaf):

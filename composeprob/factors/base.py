@@ -43,11 +43,6 @@ class Factor(eqx.Module):
         """The same node of an expression over other factors."""
         return self
 
-    @property
-    def runs(self) -> tuple[str, ...]:
-        """Conditions below it that have a value for each of the data that it runs over, along a leading axis."""
-        return ()
-
     def split(self) -> list[tuple[Factor, float]]:
         """The factor as a product, outermost: (factor, power) pairs. A product over data is one factor of its own."""
         return [(self, 1.0)]

@@ -68,10 +68,6 @@ class Combination(Factor):
         return dataclasses.replace(self, factors=children)
 
     @property
-    def runs(self) -> tuple[str, ...]:
-        return () if self.plate is None else self.plate.names
-
-    @property
     def normalised(self) -> bool:
         return self.calibrated
 
@@ -262,7 +258,7 @@ def growth_of(node: Factor) -> Growth | None:
 
 
 def plate_of(node: Factor) -> Plate | None:
-    """The data that a node runs over; None where it runs over none."""
+    """The data, or sets of cells, that a node runs over; None where it runs over none."""
     return getattr(node, "plate", None)
 
 

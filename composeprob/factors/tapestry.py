@@ -12,7 +12,7 @@ from composeprob.factors.algebra import common_shape
 from composeprob.factors.base import Factor
 from composeprob.factors.calibrated import Calibrated
 from composeprob.factors.diffusion import WEIGHTS, Diffusion
-from composeprob.factors.nodes import Product
+from composeprob.factors.nodes import SETS, Product
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells, Window
 
@@ -101,7 +101,8 @@ def _window(window: Window, weights: np.ndarray) -> Factor:
         blocks = weights[(slice(None),) * len(lead) + region.slices]
         blocks = blocks.reshape([*lead, *(n for pair in pairs for n in pair)])
         inner = blocks.mean(axis=tuple(range(len(lead) + 1, blocks.ndim, 2)))
-    return dataclasses.replace(window, factor=_weigh(window.factor, inner), running=(WEIGHTS,) if window.count else ())
+    plate = window.plate and dataclasses.replace(window.plate, names=(SETS, WEIGHTS))
+    return dataclasses.replace(window, factor=_weigh(window.factor, inner), plate=plate)
 
 
 @weighed.rule(Product)

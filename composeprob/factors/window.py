@@ -16,7 +16,7 @@ from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.factors import show
 from composeprob.factors.algebra import check_factors
 from composeprob.factors.base import Around, Factor, check_shape
-from composeprob.factors.nodes import walk
+from composeprob.factors.nodes import SETS, Plate, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,20 +104,13 @@ class Window(Around):
         factor: f.
         event_shape: the canvas's shape.
         region: P, or all P_i.
-        running: conditions of f's leaves that have one value for each set, along a leading axis.
-        at_once: how many sets are evaluated at once; None for all.
+        plate: the n sets, with the conditions of f's leaves that have one value for each; None of a single region.
     """
 
     factor: Factor
     event_shape: tuple[int, ...] = eqx.field(static=True)
     region: Region | Cells = eqx.field(static=True)
-    running: tuple[str, ...] = eqx.field(static=True, default=())
-    at_once: int | None = eqx.field(static=True, default=None)
-
-    @property
-    def count(self) -> int | None:
-        """The number of sets of cells; None of a single region, which is no product."""
-        return self.seen.shape[0] if isinstance(self.region, Cells) and self.seen.ndim == 2 else None
+    plate: Plate | None = eqx.field(static=True, default=None)
 
     @property
     def seen(self) -> np.ndarray:
@@ -125,12 +118,8 @@ class Window(Around):
         return self.region.entries(self.event_shape)
 
     @property
-    def runs(self) -> tuple[str, ...]:
-        return self.running if self.count is not None else ()
-
-    @property
     def normalised(self) -> bool:  # one that leaves entries free has no finite integral
-        whole = self.count is None and self.region.averaged == 1 and self.seen.size == np.prod(self.event_shape)
+        whole = self.plate is None and self.region.averaged == 1 and self.seen.size == np.prod(self.event_shape)
         return bool(whole) and self.factor.normalised
 
     def terms(self) -> list[tuple[str, float]]:
@@ -138,7 +127,7 @@ class Window(Around):
             scale = f", scale {max(self.region.block)}" if self.region.averaged > 1 else ""
             place = f"offset {self.region.offset}{scale}"
         else:
-            place = f"{self.seen.size} cells" if self.count is None else f"{self.count} sets of cells"
+            place = f"{self.seen.size} cells" if self.plate is None else f"{self.plate.count} sets of cells"
         inner, canvas = show.formula(self.factor.terms()), show.shape(self.event_shape)
         return [(f"window({show.clipped(inner, 80)}; {canvas}, {place})", 1.0)]
 
@@ -262,7 +251,10 @@ def _cell_window(factor: Factor, canvas: tuple[int, ...], index: object, over: o
                 f"{_place(over, i)} of a window names cell {values[counts.argmax()]} {counts.max()} times.",
                 fix="give each entry of the event a cell of its own; different sets may share cells.",
             )
-    return Window(factor=factor, event_shape=canvas, region=Cells.from_array(sets[0] if len(sets) == 1 else sets))
+    if len(sets) == 1:
+        return Window(factor=factor, event_shape=canvas, region=Cells.from_array(sets[0]))
+    plate = Plate((SETS,), len(sets))
+    return Window(factor=factor, event_shape=canvas, region=Cells.from_array(sets), plate=plate)
 
 
 def _place(over: object, i: int) -> str:

@@ -66,7 +66,10 @@ def to_arviz(
         data = {name: np.asarray(value) for name, value in density.observed().items()}
         pointwise = {name: np.asarray(value) for name, value in density.log_likelihood(samples).items()}
     shapes = {**{name: v.shape[1:] for name, v in samples.items()}, **{name: v.shape for name, v in data.items()}}
-    named, coords = {**_plates(self, shapes), **_as_dict(dims, "dims")}, _as_dict(coords, "coords")
+    # Plates name axes, but for those that a variable is called as, which xarray does not allow.
+    plates = {name: axes for name, axes in self.about.dims.items() if name in shapes and any(axes)}
+    named: Dims = {name: [None if axis in shapes else axis for axis in axes] for name, axes in plates.items()}
+    named, coords = named | _as_dict(dims, "dims"), _as_dict(coords, "coords")
     _check(named, shapes, coords)
     facts = {name: getattr(self, name) for name in FACTS} | asdict(self.about)
     attributes = {
@@ -101,15 +104,6 @@ def _chains(result: Record, values: dict[str, np.ndarray]) -> dict[str, np.ndarr
     number, draws = len(result.log_weights), result.about.draws
     lead = (1, number) if draws is None else (number, draws)
     return {name: value.reshape(*lead, *value.shape[1:]) for name, value in values.items()}
-
-
-def _plates(result: Record, shapes: dict[str, tuple[int, ...]]) -> Dims:
-    """The plates' names; xarray allows no axis to be called as a variable is."""
-    return {
-        name: [None if axis in shapes else axis for axis in axes]
-        for name, axes in result.about.dims.items()
-        if name in shapes and any(axes)
-    }
 
 
 def _check(dims: Dims, shapes: dict[str, tuple[int, ...]], coords: Mapping[str, Sequence[object] | np.ndarray]) -> None:

@@ -1,6 +1,5 @@
 """The default recipe of estimators: exact posteriors of Gaussians, walls, sets, units, and what it refuses."""
 
-import importlib
 import signal
 
 import jax
@@ -13,8 +12,8 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.training import estimator
+from composeprob.training import run as run_module
 from composeprob.training.estimator import PosteriorDenoiser
-from composeprob.training.run import make_advance
 from refusals import refused, rows
 
 SCALE, NOISE = np.array([0.02, 30.0]), 0.5
@@ -62,16 +61,8 @@ def test_weights_that_do_worse_on_pairs_held_out_are_not_taken(monkeypatch):
 
 
 def test_an_interrupted_training_gives_the_weights_that_are_best_so_far(monkeypatch):
-    def interrupted(*args):
-        advance = make_advance(*args)
-
-        def call(*state_and_steps):
-            signal.raise_signal(signal.SIGINT)  # Ctrl-C in the first call
-            return advance(*state_and_steps)
-
-        return call
-
-    monkeypatch.setattr(importlib.import_module("composeprob.training.estimator"), "make_advance", interrupted)
+    interrupted = lambda *args, **facts: signal.raise_signal(signal.SIGINT)  # Ctrl-C after the first call
+    monkeypatch.setattr(run_module.Progress, "update", interrupted)
     run = estimator(*pairs(200), jax.random.key(0), iterations=600, progress=False)
     assert not run.finished
     assert len(run.loss) == tuning.TRAINING_STEPS

@@ -75,18 +75,12 @@ def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path
 
     calls = []
 
-    def interrupted(*args):
-        advance = make_advance(*args)
+    def interrupted(*args, **facts):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C in the middle of training
 
-        def counted(*state_and_steps):
-            calls.append(1)
-            if len(calls) == 2:
-                signal.raise_signal(signal.SIGINT)  # Ctrl-C in the middle of a chunk
-            return advance(*state_and_steps)
-
-        return counted
-
-    monkeypatch.setattr(run_module, "make_advance", interrupted)
+    monkeypatch.setattr(run_module.Progress, "update", interrupted)
     part = train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False)
     assert not part.finished
     assert 0 < len(part.loss) < recipe.iterations

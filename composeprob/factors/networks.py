@@ -10,6 +10,7 @@ and what it reads become leaves like a network's weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import equinox as eqx
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.tree_util import PyTreeDef
 from jaxtyping import PyTree
 
 from composeprob.errors import NetworkError, WrongTypeError
@@ -131,19 +133,16 @@ class PlainFunction(eqx.Module):
         return self.function(*args, **kwargs)
 
 
+@dataclass(frozen=True)
 class Code:
-    """A traced function without its constants; equal to another of the same equations."""
+    """A traced function without its constants, for arguments of certain shapes; equal to another of the same
+    equations, by their `fingerprint`."""
 
-    def __init__(self, traced: ClosedJaxpr, takes: PyTree[jax.ShapeDtypeStruct], returns: PyTree):
-        self.jaxpr, self.takes = traced.jaxpr, takes
-        self.returns = jax.tree.structure(returns)
-        self.key = fingerprint(self.jaxpr), jax.tree.structure(takes), self.returns
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Code) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+    jaxpr: Jaxpr = field(compare=False)
+    digest: str
+    takes: tuple[jax.ShapeDtypeStruct, ...]
+    arguments: PyTreeDef
+    returns: PyTreeDef
 
 
 class Closed(eqx.Module):
@@ -151,20 +150,18 @@ class Closed(eqx.Module):
 
     Attributes:
         constants: the arrays that it reads beside its arguments.
-        code: its equations, for arguments of certain shapes.
+        code: its equations.
     """
 
     constants: list[Array]
     code: Code = eqx.field(static=True)
 
     def __call__(self, *args: Array, **kwargs: Array) -> PyTree:
-        takes, tree = jax.tree.flatten(self.code.takes)
-        given, found = jax.tree.flatten((args, kwargs))
-        if (found, *(jnp.shape(value) for value in given)) != (tree, *(shape.shape for shape in takes)):
-            raise TypeError(f"A function that was compiled for {self.code.takes} was called with {(args, kwargs)}.")
-        cast = [jnp.asarray(value, shape.dtype) for value, shape in zip(given, takes, strict=True)]
-        outputs = jaxpr_as_fun(ClosedJaxpr(self.code.jaxpr, self.constants))(*cast)
-        return jax.tree.unflatten(self.code.returns, outputs)
+        code, (given, found) = self.code, jax.tree.flatten((args, kwargs))
+        if (found, *map(jnp.shape, given)) != (code.arguments, *(shape.shape for shape in code.takes)):
+            raise TypeError(f"A function that was compiled for {code.takes} was called with {(args, kwargs)}.")
+        cast = [jnp.asarray(value, shape.dtype) for value, shape in zip(given, code.takes, strict=True)]
+        return jax.tree.unflatten(code.returns, jaxpr_as_fun(ClosedJaxpr(code.jaxpr, self.constants))(*cast))
 
 
 class _Record:
@@ -180,7 +177,9 @@ class _Record:
             call = lambda args, kwargs: self.function(*args, **kwargs)  # noqa: E731  # new, or JAX knows its trace
             traced, returns = jax.make_jaxpr(call, return_shape=True)(*takes)
             constants: list[PyTree] = [c if isinstance(c, jax.Array) else np.asarray(c) for c in traced.consts]
-            self.closed = Closed(constants, Code(traced, takes, returns))
+            shapes, tree = jax.tree.flatten(takes)
+            code = Code(traced.jaxpr, fingerprint(traced.jaxpr), tuple(shapes), tree, jax.tree.structure(returns))
+            self.closed = Closed(constants, code)
         return self.closed(*args, **kwargs)
 
 

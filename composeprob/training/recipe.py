@@ -351,18 +351,16 @@ class Recipe:
         away = gap * jax.random.uniform(gap_key, (n // 2,), minval=-1.0)
         low, high = self.log_snr_range()
         reflected = jnp.abs(first.log_snr + away - low) + low  # back into the range at either end
-        second = self._nearest(high - jnp.abs(high - reflected))
+        log_snr = high - jnp.abs(high - reflected)
+        if self.log_snr is None:  # the nearest levels
+            levels = self.schedule.levels
+            index = jnp.argmin(jnp.abs(levels.log_snr[:, None] - log_snr), axis=0)
+            second = jax.tree.map(lambda a: a[index], levels)
+        else:
+            second = self.noise_at(log_snr)
         both = (first, second), (second, first)
         noise, other = (jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *pair) for pair in both)
         return noise, other
-
-    def _nearest(self, log_snr: Array) -> Noise:
-        """The noise of log-SNR values (n,), or of the levels nearest to them where only levels are trained on."""
-        if self.log_snr is not None:
-            return self.noise_at(log_snr)
-        levels = self.schedule.levels
-        index = jnp.argmin(jnp.abs(levels.log_snr[:, None] - log_snr), axis=0)
-        return jax.tree.map(lambda a: a[index], levels)
 
     def noise_at(self, log_snr: Array) -> Noise:
         """Returns the noise of a log-SNR, at the schedule's relation of α and σ (traceable).

@@ -168,7 +168,7 @@ def test_it_says_what_was_sampled_how_well_and_what_it_cost_and_a_notebook_the_p
         assert part in text
     assert f"{result.evaluations * 64:,} in all" in text
     assert text.count("data:image/png;base64,") == 2  # the site, and the diagnostics by level
-    assert [each.name for each in diagnostics(result).values()] == ["acceptance", "step_size", "ess", "ancestors"]
+    assert [name for name, *_ in diagnostics(result).values()] == ["acceptance", "step_size", "ess", "ancestors"]
     assert not re.search(r"(src|href)=['\"](?!data:)", text)  # needs no network
     assert "prefers-color-scheme: dark" in text
 

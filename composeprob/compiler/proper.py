@@ -34,7 +34,7 @@ from composeprob.errors import ImproperError, NetworkError
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.gaussians import Gaussians, components
-from composeprob.factors.nodes import at_noise, walk
+from composeprob.factors.nodes import Product, at_noise, walk
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Graph, Leaf, Site, leaves
 from composeprob.language.interpret import unwrap
@@ -167,7 +167,7 @@ def check_tails(graph: Graph) -> None:
     asked where no power is negative, nor where observations depend on the site and may make it proper."""
     observed = frozenset[str]().union(*(o.depends_on for o in graph.observations))
     for site in graph.sites:
-        divides = any(node.divides for node in walk(site.root))
+        divides = any(isinstance(node, Product) and min(node.powers) < 0 for node in walk(site.root))
         if divides and site.name not in observed:
             _check_site(site, graph.levels)
 

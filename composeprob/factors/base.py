@@ -53,11 +53,6 @@ class Factor(eqx.Module):
         return self
 
     @property
-    def divides(self) -> bool:
-        """Whether one of its own powers is negative."""
-        return False
-
-    @property
     def sealed(self) -> bool:
         """Whether its factors must stay as they are: with other constants of theirs it would be another one."""
         return False

@@ -169,10 +169,6 @@ class Product(Combination):
     def normalised(self) -> bool:
         return self.calibrated or (self.numbers == (1.0,) and self.factors[0].normalised)
 
-    @property
-    def divides(self) -> bool:
-        return min(self.numbers) < 0
-
     def split(self) -> list[tuple[Factor, float]]:
         return [(self, 1.0)] if self.plate else list(zip(self.factors, self.numbers, strict=True))
 

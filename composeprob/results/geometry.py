@@ -48,8 +48,8 @@ def rows(sites: Mapping[str, np.ndarray], lead: int = 1) -> tuple[Float[np.ndarr
 
 def units(variance: Float[np.ndarray, " d"], sizes: list[int]) -> Float[np.ndarray, " d"]:
     """The spread of the site that each entry belongs to, by the entries' variances; 1 where nothing varies."""
-    spreads = [math.sqrt(part.mean()) or 1.0 for part in np.split(variance, np.cumsum(sizes)[:-1])]
-    return np.repeat(spreads, sizes)
+    spreads = np.sqrt([part.mean() for part in np.split(variance, np.cumsum(sizes)[:-1])])
+    return np.repeat(np.where(spreads > 0, spreads, 1.0), sizes)
 
 
 def scaled(points: np.ndarray, sizes: list[int]) -> np.ndarray:

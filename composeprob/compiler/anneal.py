@@ -26,7 +26,7 @@ from composeprob.ir.nodes import Graph, Observation, Site
 from composeprob.language.policies import POLICIES
 
 
-def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple[Graph, Likelihood | None]:
+def anneal(graph: Graph, likelihood: Likelihood, traced: Traced) -> tuple[Graph, Likelihood]:
     """Settle the policy of every observation that left it open: ``exact`` where that is possible, else ``moments``
     where that is possible and pays, else ``tempered``. One that asks for what is not possible is refused.
 
@@ -35,8 +35,6 @@ def anneal(graph: Graph, likelihood: Likelihood | None, traced: Traced) -> tuple
     entries of A and of the covariance can be other than zero, is read off the program's own trace, not off numbers.
     """
     asking = [o for o in graph.observations if o.anneal is None or o.anneal.closed_form or o.anneal.by_moments]
-    if likelihood is None:
-        return graph, likelihood
     if not asking:
         return _tempered(graph, likelihood, traced)
     sites = {site.name: site for site in graph.sites}

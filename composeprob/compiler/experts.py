@@ -46,9 +46,16 @@ def _leaf(leaf: Leaf, _: list[Raised]) -> Raised:
     return [] if leaf.factor.traits.constant else expert(leaf)
 
 
-def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[tuple[str, Expression, Draw | None], ...]]:
-    """A description of each expert, and how it is evaluated: its site, its expression, and what draws from it, where
-    the program does not divide by it."""
+class ExpertExpression(eqx.Module):
+    """How an expert of a site is evaluated, and what draws from it, where the program does not divide by it."""
+
+    site: str = eqx.field(static=True)
+    expression: Expression
+    draw: Draw | None
+
+
+def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[ExpertExpression, ...]]:
+    """Every expert, described and lowered."""
     known, lowered = [], []
     for site in graph.sites:
         for node, power in experts_of(site.root):
@@ -58,7 +65,8 @@ def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[tuple[str, Expressi
             rows, members = total_count(first.plates), _members(first.region, math.prod(site.shape))
             name, averaged = formula(node, site.name), float(first.averaged)
             known.append(Expert(name, site.name, power, first.dimension, trained, rows, averaged, members))
-            lowered.append((site.name, lower_expression(node, site.shape), draw_of(node) if power > 0 else None))
+            draw = draw_of(node) if power > 0 else None
+            lowered.append(ExpertExpression(site.name, lower_expression(node, site.shape), draw))
     return tuple(known), tuple(lowered)
 
 

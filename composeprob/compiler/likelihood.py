@@ -4,7 +4,6 @@ decides what the observations see of a noised site."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import equinox as eqx
@@ -17,7 +16,7 @@ from composeprob.compiler.by_moments import ByMoments
 from composeprob.compiler.coordinates import bijection_of
 from composeprob.compiler.exact import Exact
 from composeprob.compiler.tempering import Tempering
-from composeprob.compiler.trace import Sites, Source, Traced
+from composeprob.compiler.trace import Sites, Traced
 from composeprob.ir.nodes import Graph
 from composeprob.language.interpret import Provide, Redraw, Statement, soft
 from composeprob.language.policies import Policy, Rising, Unannealed
@@ -25,58 +24,42 @@ from composeprob.schedule import Noise, Schedule
 
 if TYPE_CHECKING:
     from numpyro.distributions import Distribution
+    from numpyro.distributions.transforms import Transform
 
 
 class Likelihood(eqx.Module):
     """log p(z) and the annealed log-likelihood of a program.
 
     Attributes:
-        source: the program; its arrays are leaves, so new data reuse compiled code.
+        traced: the program; its arrays are leaves, so new data reuse compiled code. None where it has neither static
+            sites nor observations, and says nothing.
         policies: the policy of each observation.
         exact: the observations in closed form; None where there are none.
         tempering: the powers of those whose power is measured; None where there are none.
         by_moments: those that are annealed by moments; None where there are none.
-        standardised: the static sites whose coordinate is relative to their prior's location and scale.
     """
 
-    source: Source
+    traced: Traced | None
     policies: dict[str, Policy] = eqx.field(static=True)
     exact: Exact | None = None
     tempering: Tempering | None = None
     by_moments: ByMoments | None = None
-    standardised: frozenset[str] = eqx.field(static=True, default=frozenset())
 
-    def __call__(self, xs: Sites, means: Sites, zs: Sites, schedule: Schedule, noise: Noise) -> tuple[Array, Array]:
-        """(log p(z) in unconstrained coordinates, Σ_j γ_j·log L_j without what is annealed exactly or by moments) of
-        the noised sites at this level, their Tweedie means and the static sites, unconstrained."""
-        clearly, log_jacobian = self.replay({name: x / noise.alpha for name, x in xs.items()}, zs, noise.index)
+    def __call__(
+        self, xs: Sites, means: Sites, zs: Sites, schedule: Schedule, noise: Noise, plain: bool = False
+    ) -> tuple[Array, Array]:
+        """(log p(z) in unconstrained coordinates, Σ_j γ_j·log L_j without what is annealed exactly or by moments, or of
+        what is ``plain`` alone) of the noised sites at this level, their Tweedie means and the static sites,
+        unconstrained."""
+        clean = {name: x / noise.alpha for name, x in xs.items()}
+        clearly, log_jacobian = self.replay(clean, zs, noise.index)
         log_prior = sum((s.log_prob() for s in clearly.values() if s.kind == "static"), log_jacobian)
-        rest = [p for p in self.policies.values() if not (p.closed_form or p.by_moments)]
-        return log_prior, self._total(rest, xs, means, zs, schedule, noise, clearly)
-
-    def plain(self, xs: Sites, zs: Sites, schedule: Schedule, noise: Noise) -> Array:
-        """Σ_j γ_k·log L_j of the observations that are plain functions of x, a scalar."""
-        return self._total([p for p in self.policies.values() if p.plain], xs, {}, zs, schedule, noise)
-
-    def _total(
-        self,
-        policies: Iterable[Policy],
-        xs: Sites,
-        means: Sites,
-        zs: Sites,
-        schedule: Schedule,
-        noise: Noise,
-        clearly: dict[str, Statement] | None = None,
-    ) -> Array:
-        """Σ_j γ_j·log L_j under these policies; ``clearly`` are the statements at x/α, where they are known."""
         total = jnp.zeros((), jnp.result_type(float))
-        for policy in dict.fromkeys(policies):
-            inputs = self._program_inputs(policy, xs, means, noise)
-            if inputs is None and clearly is not None:
-                statements = clearly
-            else:
-                clean = {name: x / noise.alpha for name, x in xs.items()}
-                statements, _ = self.replay(clean if inputs is None else inputs, zs, noise.index)
+        for policy in dict.fromkeys(self.policies.values()):
+            if not policy.plain if plain else policy.closed_form or policy.by_moments:
+                continue
+            inputs = self._program_inputs(policy, clean, xs, means, noise)
+            statements = clearly if inputs is None else self.replay(inputs, zs, noise.index)[0]
             annealed = jnp.zeros((), jnp.result_type(float))
             for name in (name for name in statements if self.policies.get(name) == policy):
                 log_likelihood = statements[name].log_prob()
@@ -87,13 +70,12 @@ class Likelihood(eqx.Module):
                     power = jnp.where(noise.index == 0, 1.0, policy.power(schedule, noise))
                     annealed = annealed + power * log_likelihood
             total = total + annealed
-        return total
+        return log_prior, total
 
-    def _program_inputs(self, policy: Policy, xs: Sites, means: Sites, noise: Noise) -> Sites | None:
-        """The noised sites as the program takes them under a policy; None for x/α, as at level 0, where each policy is
-        the posterior that is promised, but for one that takes levels."""
+    def _program_inputs(self, policy: Policy, clean: Sites, xs: Sites, means: Sites, noise: Noise) -> Sites | None:
+        """The noised sites as the program takes them under a policy; None for ``clean`` = x/α, as at level 0, where
+        each policy is the posterior that is promised, but for one that takes levels."""
         if policy.measured and policy.plain and self.tempering is not None and self.tempering.near is not None:
-            clean = {name: x / noise.alpha for name, x in xs.items()}
             above = self.tempering.near(clean, noise.sigma / noise.alpha)
         elif policy.sees_clean:
             return None
@@ -101,7 +83,7 @@ class Likelihood(eqx.Module):
             above = {name: policy.seen(x, means[name], noise) for name, x in xs.items()}
             if policy.takes_levels:
                 return above
-        return {name: jnp.where(noise.index == 0, x / noise.alpha, above[name]) for name, x in xs.items()}
+        return {name: jnp.where(noise.index == 0, clean[name], above[name]) for name in xs}
 
     @property
     def sees_means(self) -> bool:
@@ -116,12 +98,20 @@ class Likelihood(eqx.Module):
             nonlocal log_jacobian
             if kind == "noised":
                 return xs[name]
-            bijection = bijection_of(distribution, name in self.standardised)
+            bijection = self._bijection(name, distribution)
             value = bijection(zs[name])
             log_jacobian = log_jacobian + jnp.sum(bijection.log_abs_det_jacobian(zs[name], value))
             return value
 
-        return self.source.run(provide, level), log_jacobian
+        return self._run(provide, level), log_jacobian
+
+    def _run(self, provide: Provide, level: Array | int = 0, redraw: Redraw | None = None) -> dict[str, Statement]:
+        return {} if self.traced is None else self.traced.run(provide, level, redraw)
+
+    def _bijection(self, name: str, distribution: Distribution) -> Transform:
+        """From a static site's coordinate to its value."""
+        assert self.traced is not None
+        return bijection_of(distribution, name in self.traced.standardised)
 
     def draw(self, key: Array, xs: Sites) -> Sites:
         """Static sites drawn from their priors given the noised sites in the data's units, unconstrained."""
@@ -131,10 +121,10 @@ class Likelihood(eqx.Module):
             if kind == "noised":
                 return xs[name]
             value = distribution.sample(jax.random.fold_in(key, len(drawn)))
-            drawn[name] = bijection_of(distribution, name in self.standardised).inv(value)
+            drawn[name] = self._bijection(name, distribution).inv(value)
             return value
 
-        self.source.run(provide)
+        self._run(provide)
         return drawn
 
     def data(self) -> Sites:
@@ -164,7 +154,7 @@ class Likelihood(eqx.Module):
 
     def _observed(self, provide: Provide, redraw: Redraw | None = None) -> list[Statement]:
         """The statements with data, which soft evidence has none of."""
-        statements = self.source.run(provide, 0, redraw)
+        statements = self._run(provide, 0, redraw)
         data = [s for s in statements.values() if s.kind == "observed" and not s.substituted]
         return [s for s in data if not soft(s.distribution)]
 
@@ -175,8 +165,6 @@ def policies_of(graph: Graph) -> dict[str, Policy]:
     return {o.name: o.anneal if o.looks_at else rising for o in graph.observations if o.anneal is not None}
 
 
-def likelihood_of(graph: Graph, traced: Traced) -> Likelihood | None:
-    """The likelihood of a program; None where it has neither static sites nor observations."""
-    if not graph.statics and not graph.observations:
-        return None
-    return Likelihood(traced.source, policies_of(graph), standardised=traced.standardised)
+def likelihood_of(graph: Graph, traced: Traced) -> Likelihood:
+    """The likelihood of a program."""
+    return Likelihood(traced if graph.statics or graph.observations else None, policies_of(graph))

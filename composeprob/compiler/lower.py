@@ -14,7 +14,7 @@ from numpyro.distributions import Cauchy, MultivariateNormal, StudentT
 from composeprob.compiler.batches import Batch, OnDemand, batch_of, stacked
 from composeprob.compiler.check import node_capabilities, site_parts
 from composeprob.compiler.exact import no_closed_form
-from composeprob.compiler.experts import Draw, chosen, experts
+from composeprob.compiler.experts import Draw, ExpertExpression, chosen, experts
 from composeprob.compiler.expressions import Expression, NodeValue, dense, lower_expression, summed
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.compiler.trace import Sites
@@ -44,14 +44,12 @@ class Evaluator(eqx.Module):
         energies: the part of that which is the user's own energies; None where there is none.
         moved: of each noised site whose factors give scores to the latents that they depend on, the factors of F that
             do, and all others; None where there are none.
-        likelihood: static priors and observations; None where the program has neither.
+        likelihood: static priors and observations.
         places: the site, batch and member of every leaf, in the program's order.
         shapes: the noised sites' shapes.
         held: the static sites that are held; their scores are 0.
         networks_see_none: whether there are latents, and none of them depends on what takes a network.
-        experts: the expression of every expert.
-        draws: what draws from each of them; None where nothing does.
-        asked: the site of each of them.
+        experts: every expert.
         precision: of the networks, also of those that the program makes of latents.
     """
 
@@ -61,10 +59,8 @@ class Evaluator(eqx.Module):
     potential: dict[str, Expression | None]
     energies: dict[str, Expression | None]
     moved: dict[str, tuple[Expression, Expression | None]]
-    likelihood: Likelihood | None
-    experts: tuple[Expression, ...]
-    draws: tuple[Draw | None, ...]
-    asked: tuple[str, ...] = eqx.field(static=True)
+    likelihood: Likelihood
+    experts: tuple[ExpertExpression, ...]
     places: tuple[tuple[str, tuple[int, int]], ...] = eqx.field(static=True)
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
     held: frozenset[str] = eqx.field(static=True)
@@ -85,48 +81,43 @@ class Evaluator(eqx.Module):
             others = {n: 0.0 if rest is None else rest(outputs, noise).score for n, (_, rest) in self.moved.items()}
             return sides[0], sides[1], moved, others
 
-        exact = no_closed_form(xs, zs)
-        if self.likelihood is None:
-            marginal, potential, moved, beside = factors(xs, zs)
-            log_prior = log_likelihood = zero
-            gradient = jax.tree.map(jnp.zeros_like, position)
-        else:
-            likelihood = self.likelihood
-            known: Sides | None = None
-            if likelihood.by_moments is not None:
+        likelihood = self.likelihood
+        # What is known already has no derivative, which Tweedie means need, and latents that move factors.
+        again = likelihood.sees_means or self.moved
+        known = factors(xs, zs) if likelihood.traced is None else None
+        if likelihood.by_moments is not None:
 
-                def scores_of(xs: Sites) -> tuple[Sites, Sides]:
-                    found = factors(xs, zs)
-                    return {n: found[0][n].score for n in xs}, found
+            def scores_of(xs: Sites) -> tuple[Sites, Sides]:
+                found = factors(xs, zs)
+                return {n: found[0][n].score for n in xs}, found
 
-                scores, slope, known = jax.linearize(scores_of, xs, has_aux=True)
-            # What is known already has no derivative, which Tweedie means need, and latents that move factors.
-            again = likelihood.sees_means or self.moved
+            scores, slope, known = jax.linearize(scores_of, xs, has_aux=True)
 
-            def annotated(xs: Sites, zs: Sites) -> tuple[Array, tuple[Sides, Array, Array]]:
-                sides = factors(xs, zs) if known is None or again else known
-                marginal, _, moved, _ = sides
-                means = {n: (x + noise.sigma**2 * marginal[n].score) / noise.alpha for n, x in xs.items()}
-                log_prior, log_likelihood = likelihood(xs, means, zs, self.schedule, noise)
-                # What is moved by latents gives them their scores.
-                return log_prior + log_likelihood + moved, (sides, log_prior, log_likelihood)
+        def annotated(xs: Sites, zs: Sites) -> tuple[Array, tuple[Sides, Array, Array]]:
+            sides = factors(xs, zs) if known is None or again else known
+            marginal, _, moved, _ = sides
+            means = {n: (x + noise.sigma**2 * marginal[n].score) / noise.alpha for n, x in xs.items()}
+            log_prior, log_likelihood = likelihood(xs, means, zs, self.schedule, noise)
+            # What is moved by latents gives them their scores.
+            return log_prior + log_likelihood + moved, (sides, log_prior, log_likelihood)
 
-            (_, aux), (of_x, of_z) = jax.value_and_grad(annotated, argnums=(0, 1), has_aux=True)(xs, zs)
-            (marginal, potential, moved, beside), log_prior, log_likelihood = aux
-            gradient = {**of_x, **of_z}
-            if likelihood.by_moments is not None:
-                arguments = likelihood.replay, xs, zs, scores, slope, self.schedule, noise
-                found, of_moments = likelihood.by_moments(*arguments)
-                log_likelihood = log_likelihood + found
-                gradient = {n: s + of_moments[n] for n, s in gradient.items()}
-            gradient = {n: jnp.zeros_like(s) if n in self.held else s for n, s in gradient.items()}
+        (_, aux), (of_x, of_z) = jax.value_and_grad(annotated, argnums=(0, 1), has_aux=True)(xs, zs)
+        (marginal, potential, moved, beside), log_prior, log_likelihood = aux
+        gradient = {**of_x, **of_z}
+        if likelihood.by_moments is not None:
+            arguments = likelihood.replay, xs, zs, scores, slope, self.schedule, noise
+            found, of_moments = likelihood.by_moments(*arguments)
+            log_likelihood = log_likelihood + found
+            gradient = {n: s + of_moments[n] for n, s in gradient.items()}
+        gradient = {n: jnp.zeros_like(s) if n in self.held else s for n, s in gradient.items()}
 
         drift = {n: marginal[n].score if n in marginal else jnp.zeros_like(position[n]) for n in position}
         # Without what is in the gradient already.
         beside = {n: jnp.zeros_like(s) + beside.get(n, s) for n, s in drift.items()}
         score = {n: beside[n] + gradient[n] + (potential[n].score if n in potential else 0.0) for n in position}
-        if self.likelihood is not None and self.likelihood.exact is not None:
-            exact = self.likelihood.exact.closed_form(self.likelihood.replay, xs, zs, self.schedule, noise, drift)
+        exact = no_closed_form(xs, zs)
+        if likelihood.exact is not None:
+            exact = likelihood.exact.closed_form(likelihood.replay, xs, zs, self.schedule, noise, drift)
         drift = {n: drift[n] + exact.of_exact[n] if n in xs else drift[n] for n in position}
         score = {n: score[n] + exact.of_annealed[n] for n in position}
         potentials = [v.log_density for v in potential.values()]
@@ -163,7 +154,6 @@ class Evaluator(eqx.Module):
         """The batches with the factors that the program makes of these latents."""
         if all(batch.latent is None for batch in self.batches):
             return self.batches
-        assert self.likelihood is not None
         # Such a factor depends on no noised site, so what those are does not matter here.
         xs = {name: jnp.zeros(shape) for name, shape in self.shapes}
         statements, _ = self.likelihood.replay(xs, zs, noise.index)
@@ -183,31 +173,27 @@ class Evaluator(eqx.Module):
 
     @property
     def plain(self) -> bool:
-        plain = self.likelihood is not None and any(policy.plain for policy in self.likelihood.policies.values())
+        plain = any(policy.plain for policy in self.likelihood.policies.values())
         return plain or any(energy is not None for energy in self.energies.values())
 
     def plain_potential(self, position: Sites, level: Array | int) -> Array:
         noise, xs, zs, outputs = self._outputs(position, level)
         terms = [energy(outputs, noise).log_density for energy in self.energies.values() if energy is not None]
-        if self.likelihood is not None:
-            terms.append(self.likelihood.plain(xs, zs, self.schedule, noise))
-        return _sum(terms)
+        return _sum([*terms, self.likelihood(xs, {}, zs, self.schedule, noise, plain=True)[1]])
 
     @property
     def guided(self) -> bool:
-        policies = [] if self.likelihood is None else self.likelihood.policies.values()
+        policies = self.likelihood.policies.values()
         observed = any(policy.by_moments or not policy.sees_clean for policy in policies)
         kinds = {jax.tree.structure((part,)) for part in (self.potential, self.energies)}
         return observed or len(kinds) > 1  # what is no energy is a classifier's
 
     @property
     def knows_latents(self) -> bool:
-        moments = self.likelihood is not None and self.likelihood.by_moments is not None
-        return self.networks_see_none and not moments
+        return self.networks_see_none and self.likelihood.by_moments is None
 
     def log_known(self, position: Sites, level: Array | int) -> Array:
         noise, xs, zs, outputs = self._outputs(position, level)
-        assert self.likelihood is not None
         priors = [latent(outputs, noise).log_density for latent, _ in self.moved.values()]
         return _sum([*self.likelihood(xs, {}, zs, self.schedule, noise), *priors])
 
@@ -239,16 +225,16 @@ class Evaluator(eqx.Module):
     def expert_values(self, position: Sites, level: Array | int) -> tuple[ExpertValue, ...]:
         noise, xs, _, outputs = self._outputs(position, level)
         found = []
-        for site, expression in zip(self.asked, self.experts, strict=True):
-            value = expression(outputs, noise)
-            scores, total = dense(value.score).reshape(-1, xs[site].size), summed(value.score, xs[site].shape)
+        for expert in self.experts:
+            value, x = expert.expression(outputs, noise), xs[expert.site]
+            scores, total = dense(value.score).reshape(-1, x.size), summed(value.score, x.shape)
             log_density = jnp.nan if value.log_density is None else value.log_density
             found.append(ExpertValue(scores, total.ravel(), jnp.broadcast_to(jnp.ravel(log_density), scores.shape[:1])))
         return tuple(found)
 
     @property
     def drawable(self) -> bool:
-        drawn = {site for site, draw in zip(self.asked, self.draws, strict=True) if draw is not None}
+        drawn = {expert.site for expert in self.experts if expert.draw is not None}
         return drawn == self.marginal.keys() and not self.held
 
     def draw(self, key: Array) -> Sites:
@@ -278,15 +264,12 @@ class Evaluator(eqx.Module):
 
     def _draws(self, name: str) -> list[tuple[int, Draw]]:
         """The numbers of the site's experts that can be drawn from, with what does it."""
-        each = enumerate(zip(self.asked, self.draws, strict=True))
-        return [(i, draw) for i, (site, draw) in each if site == name and draw is not None]
+        return [(i, e.draw) for i, e in enumerate(self.experts) if e.site == name and e.draw is not None]
 
     def draw_static(self, key: Array, xs: Sites) -> Sites:
-        return {} if self.likelihood is None else self.likelihood.draw(key, xs)
+        return self.likelihood.draw(key, xs)
 
     def read(self, position: Sites) -> Sites:
-        if self.likelihood is None:
-            return dict(position)
         noise, xs, zs = self._split(position, 0)
         statements, _ = self.likelihood.replay({name: x / noise.alpha for name, x in xs.items()}, zs, noise.index)
         kinds = ("static", "deterministic")
@@ -294,13 +277,13 @@ class Evaluator(eqx.Module):
         return {**xs, **shown}
 
     def data(self) -> Sites:
-        return {} if self.likelihood is None else self.likelihood.data()
+        return self.likelihood.data()
 
     def predict(self, key: Array, values: Sites) -> Sites:
-        return {} if self.likelihood is None else self.likelihood.predict(key, self._clean(values))
+        return self.likelihood.predict(key, self._clean(values))
 
     def log_likelihood(self, values: Sites) -> Sites:
-        return {} if self.likelihood is None else self.likelihood.log_likelihood(self._clean(values))
+        return self.likelihood.log_likelihood(self._clean(values))
 
     def _clean(self, values: Sites) -> Sites:
         """The latents as the program's statements see them at level 0: noised sites at x/α."""
@@ -336,7 +319,7 @@ def _total(terms: Iterable[Array | None]) -> Array | None:
     return total
 
 
-def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = None) -> Evaluator:
+def lower(graph: Graph, likelihood: Likelihood, precision: str | None = None) -> Evaluator:
     """The evaluator of a checked graph."""
     parts = {site.name: site_parts(site.root) for site in graph.sites}
     ancestral = {site.name for site in graph.sites if site.ancestral}
@@ -348,7 +331,6 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
     moved = {n: _moved(f, shapes[n]) for n, (f, _) in parts.items() if f is not None and n not in ancestral}
     places = tuple((s.name, leaf.slot) for s in graph.sites for leaf in leaves(s.root) if leaf.slot is not None)
     batches = tuple(map(batch_of, graph.groups))
-    _, lowered_experts = experts(graph)
     return Evaluator(
         graph.levels,
         batches,
@@ -357,9 +339,7 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
         lowered({n: None if g is None else _energies(g) for n, (_, g) in parts.items()}),
         {name: halves for name, halves in moved.items() if halves is not None},
         likelihood,
-        tuple(expression for _, expression, _ in lowered_experts),
-        tuple(draw for *_, draw in lowered_experts),
-        tuple(site for site, *_ in lowered_experts),
+        experts(graph)[1],
         places,
         tuple(shapes.items()),
         graph.held,
@@ -368,10 +348,10 @@ def lower(graph: Graph, likelihood: Likelihood | None, precision: str | None = N
     )
 
 
-def _networks_see_none(graph: Graph, likelihood: Likelihood | None) -> bool:
+def _networks_see_none(graph: Graph, likelihood: Likelihood) -> bool:
     """Whether there are latents, and none of them depends on what takes a network: a factor without a log-density, or a
     Tweedie mean."""
-    if likelihood is None or not graph.statics or graph.held:
+    if not graph.statics or graph.held:
         return False
     terms = [f for site in graph.sites for f, _ in site.root.split() if any(x.latent is not None for x in leaves(f))]
     energies = all("energy" in node_capabilities(leaf) for f in terms for leaf in leaves(f))

@@ -17,7 +17,7 @@ from composeprob.compiler.check import capabilities, check, node_capabilities
 from composeprob.compiler.experts import experts
 from composeprob.compiler.grow import grow, grows
 from composeprob.compiler.likelihood import likelihood_of
-from composeprob.compiler.lower import lower
+from composeprob.compiler.lower import Evaluator, lower
 from composeprob.compiler.normalise import normalise
 from composeprob.compiler.proper import check_growth
 from composeprob.compiler.share import share
@@ -29,9 +29,9 @@ from composeprob.density.top import TopLaw
 from composeprob.errors import ComposeProbError, WrongTypeError
 from composeprob.factors.equations import fingerprint
 from composeprob.factors.networks import closures
-from composeprob.factors.nodes import at_noise, rewrite_leaves
+from composeprob.factors.nodes import at_noise
 from composeprob.factors.precision import check_precision, in_precision
-from composeprob.ir.nodes import Graph, Leaf, leaves
+from composeprob.ir.nodes import Graph, leaves
 from composeprob.ir.render import describe
 from composeprob.ir.verify import verify
 from composeprob.language.program import Program
@@ -132,7 +132,7 @@ def lowered(
     def anew(other: Schedule) -> AnnealedDensity:
         again = lowered(program, args, kwargs, other, precision, networks, growing)
         if _read(again) != _read(density):
-            raise changed_since(program.name, program.where)
+            raise changed_since(program)
         return again
 
     if networks:
@@ -143,21 +143,18 @@ def lowered(
 
 def _read(density: AnnealedDensity) -> set[str]:
     """What the program and its functions read beside their arguments, as digests."""
-    functions = closures(density.evaluator)
-    found = {fingerprint(function.code.jaxpr, function.constants, objects=False) for function in functions}
-    likelihood = getattr(density.evaluator, "likelihood", None)
-    return found | ({likelihood.source.reads.traced.fingerprint(objects=False)} if likelihood is not None else set())
+    evaluator = density.evaluator
+    assert isinstance(evaluator, Evaluator)
+    found = {fingerprint(each.code.jaxpr, each.constants, objects=False) for each in closures(evaluator)}
+    traced = evaluator.likelihood.traced
+    return found if traced is None else found | {traced.code.fingerprint(objects=False)}
 
 
 def _rounded(graph: Graph, precision: str | None) -> Graph:
     """Before the passes, where it is asked for: networks with rounded products take the place of the program's own."""
     if precision is None:
         return graph
-
-    def rounded(leaf: Leaf) -> Leaf:
-        return dataclasses.replace(leaf, factor=in_precision(leaf.factor, precision))
-
-    graph = graph.map_roots(lambda root, site: rewrite_leaves(root, rounded))
+    graph = graph.map_roots(lambda root, site: in_precision(root, precision))
     return graph.noted("precision", f"networks multiply in {precision}")
 
 

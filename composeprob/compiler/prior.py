@@ -42,14 +42,12 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
         )
     graph, evaluator = density.graph, density.evaluator
     assert isinstance(graph, Graph)
+    assert isinstance(evaluator, Evaluator)
     if not graph.observations:
         return density
     notes = tuple(note for note in graph.notes if note[0] != "anneal")  # of observations alone
     without = dataclasses.replace(graph, observations=(), notes=notes).noted("prior", "without observations")
-    assert isinstance(evaluator, Evaluator)
-    likelihood = evaluator.likelihood
-    assert likelihood is not None
-    silent = dataclasses.replace(evaluator, likelihood=Likelihood(likelihood.source, {}))
+    silent = dataclasses.replace(evaluator, likelihood=Likelihood(evaluator.likelihood.traced, {}))
     offered = capabilities(without)
     described = dataclasses.replace(density.described, graph=without, text=describe(without, sorted(offered)))
     return dataclasses.replace(density, evaluator=silent, capabilities=offered, described=described)

@@ -16,8 +16,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, TypeGuard
 
 import equinox as eqx
@@ -72,82 +72,29 @@ class Concrete:
         return hash(self._key)
 
 
-class Source(eqx.Module):
-    """A program with its arguments, to be run again.
+@dataclass(frozen=True, eq=False)
+class Code:
+    """The trace of a program, and all that was read in it; equal to another of the same program and values.
 
     Attributes:
-        function: the program's function.
-        arguments: ``(args, kwargs)``; arrays are leaves but for those wrapped in `Concrete`.
-        eager: whether what depends on no data and no latent is computed at once, as the program asks for its value.
-        reads: what it reads beside its arguments; None while that is being found out.
-        noised: the sites of NumPyro priors that evidence looks at.
+        program: the program.
+        jaxpr: a function of its arrays, the latents and a key.
+        shapes: what that function returns.
+        latents: the latents among its inputs, in their order.
+        reasons: why each observation's noise is not Gaussian, as far as its distribution shows, None where it is.
+        fixed: what of the statements are not arrays.
+        again: traces the program anew.
+        settings: JAX's, under which it was traced.
     """
 
-    function: Callable[..., object] = eqx.field(static=True)
-    arguments: Arguments
-    eager: bool = eqx.field(static=True)
-    reads: Reads | None = eqx.field(static=True, default=None)
-    noised: frozenset[str] = eqx.field(static=True, default=frozenset())
-
-    def run(self, provide: Provide, level: Array | int = 0, redraw: Redraw | None = None) -> dict[str, Statement]:
-        """Its statements; see `interpret.run`. Refused if it reads something else than when it was compiled."""
-        if self.reads is not None:
-            self.reads.check()
-        args, kwargs = jax.tree.map(lambda leaf: leaf.array if isinstance(leaf, Concrete) else leaf, self.arguments)
-        with jax.ensure_compile_time_eval() if self.eager else nullcontext():
-            return run(self.function, args, kwargs, provide, level, redraw, self.noised)
-
-
-class Reads:
-    """A digest of the program's trace with all that is read in it; equal to another of the same program and values.
-    ``again`` traces it anew."""
-
-    def __init__(self, traced: _Code, again: Callable[[], _Code], program: str, where: str):
-        self.traced, self.again, self.program, self.where = traced, again, program, where
-        self.fingerprint, self.settings = traced.fingerprint(), _settings()
-
-    def check(self) -> None:
-        """Refuse to run a program that reads something else by now."""
-        if self.settings != _settings() or not once_a_call(self):  # another precision traces everything otherwise
-            return
-        with usual():
-            changed = self.again().fingerprint(objects=False) != self.traced.fingerprint(objects=False)
-        if changed:
-            raise changed_since(self.program, self.where)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Reads) and self.fingerprint == other.fingerprint
-
-    def __hash__(self) -> int:
-        return hash(self.fingerprint)
-
-
-def changed_since(program: str, where: str) -> ProgramError:
-    """The error for a program that is not what it was."""
-    return ProgramError(
-        f"Program '{program}' reads something beside its arguments that has changed since cp.compile: a global, a "
-        "variable around it, or random numbers of Python's or NumPy's own.",
-        where=where,
-        fix="compile it again; or pass what changes as an argument of the program, which needs no new compilation.",
-    )
-
-
-def _settings() -> tuple[object, ...]:
-    return jnp.result_type(float), jax.config.jax_disable_jit  # type: ignore[attr-defined]  # one of its settings
-
-
-class _Code:
-    """A trace, and what of it are not arrays. All are equal: a `Traced` has beside it what the trace was made of."""
-
-    def __init__(
-        self,
-        jaxpr: ClosedJaxpr,
-        shapes: TracedStatements,
-        latents: list[str],
-        reasons: dict[str, str | None],
-        fixed: list[object],
-    ):
-        self.jaxpr, self.shapes, self.latents, self.reasons, self.fixed = jaxpr, shapes, latents, reasons, fixed
+    program: Program
+    jaxpr: ClosedJaxpr
+    shapes: TracedStatements
+    latents: list[str]
+    reasons: dict[str, str | None]
+    fixed: list[object]
+    again: Callable[[], Code]
+    settings: tuple[object, ...]
 
     @property
     def places(self) -> dict[str, Var]:
@@ -159,15 +106,38 @@ class _Code:
         """A digest of it and of all that was read in it."""
         return fingerprint(self.jaxpr, self.fixed, objects=objects)
 
-    def outputs(self, flat: Sequence[object]) -> Any:
-        """What the trace's outputs are, in the form of `TracedStatements`."""
-        return jax.tree.unflatten(jax.tree.structure(self.shapes), flat)
+    @cached_property
+    def identity(self) -> str:
+        """Its `fingerprint`."""
+        return self.fingerprint()
+
+    def check(self) -> None:
+        """Refuse to run a program that reads something else by now."""
+        if self.settings != _settings() or not once_a_call(self):  # another precision traces everything otherwise
+            return
+        with usual():
+            if self.again().fingerprint(objects=False) != self.fingerprint(objects=False):
+                raise changed_since(self.program)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Code)
+        return isinstance(other, Code) and self.identity == other.identity
 
     def __hash__(self) -> int:
-        return hash(_Code)
+        return hash(self.identity)
+
+
+def changed_since(program: Program) -> ProgramError:
+    """The error for a program that is not what it was."""
+    return ProgramError(
+        f"Program '{program.name}' reads something beside its arguments that has changed since cp.compile: a global, a "
+        "variable around it, or random numbers of Python's or NumPy's own.",
+        where=program.where,
+        fix="compile it again; or pass what changes as an argument of the program, which needs no new compilation.",
+    )
+
+
+def _settings() -> tuple[object, ...]:
+    return jnp.result_type(float), jax.config.jax_disable_jit  # type: ignore[attr-defined]  # one of its settings
 
 
 class TracedStatements(eqx.Module):
@@ -189,37 +159,56 @@ class TracedStatements(eqx.Module):
 
 
 class Traced(eqx.Module):
-    """The trace of a program.
+    """A program with its arguments: to be run again, or to be asked by its trace.
 
     Attributes:
-        source: the program.
-        code: its trace, a function of the source's arrays, the latents and a key; and why each observation's noise is
-            not Gaussian, as far as its distribution shows, None where it is.
+        function: the program's function.
+        arguments: ``(args, kwargs)``; arrays are leaves but for those wrapped in `Concrete`.
+        eager: whether what depends on no data and no latent is computed at once, as the program asks for its value.
+        noised: the sites of NumPyro priors that evidence looks at.
+        known_code: its trace; None while that is being made.
         standardised: the static sites whose coordinate is relative to their prior's location and scale.
     """
 
-    source: Source
-    code: _Code = eqx.field(static=True)
+    function: Callable[..., object] = eqx.field(static=True)
+    arguments: Arguments
+    eager: bool = eqx.field(static=True)
+    noised: frozenset[str] = eqx.field(static=True)
+    known_code: Code | None = eqx.field(static=True, default=None)
     standardised: frozenset[str] = eqx.field(static=True, default=frozenset())
+
+    @property
+    def code(self) -> Code:
+        """The trace, once it is made."""
+        assert self.known_code is not None
+        return self.known_code
+
+    def run(self, provide: Provide, level: Array | int = 0, redraw: Redraw | None = None) -> dict[str, Statement]:
+        """Its statements; see `interpret.run`. Refused if it reads something else than when it was compiled."""
+        if self.known_code is not None:
+            self.known_code.check()
+        args, kwargs = jax.tree.map(lambda leaf: leaf.array if isinstance(leaf, Concrete) else leaf, self.arguments)
+        with jax.ensure_compile_time_eval() if self.eager else nullcontext():
+            return run(self.function, args, kwargs, provide, level, redraw, self.noised)
 
     def statements_at(self, latents: Sites, key: Array) -> TracedStatements:
         """Values of the statements at these latents: noised sites in the data's units, static ones constrained. Static
         ones that are left out are draws, as of `draw` with this key."""
-        return self._walk(Evaluation(), _arrays(self.source.arguments), dict(latents), key)
+        return self._walk(Evaluation(), _arrays(self.arguments), dict(latents), key)
 
     def draw(self, key: Array, xs: Sites) -> Sites:
         """All latents but those whose coordinate is `standardised`: the noised ones as given, static ones drawn from
         their priors one after the other. With the same key `statements_at` draws those left out at the same coordinate,
         whatever the other latents are, as z = μ + s·u with u from the key alone."""
         latents = dict(xs)
-        self._walk(Evaluation(), _arrays(self.source.arguments), latents, key)
+        self._walk(Evaluation(), _arrays(self.arguments), latents, key)
         return {name: value for name, value in latents.items() if name not in self.standardised}
 
     def dependencies(self) -> tuple[dict[str, frozenset[str]], dict[str, list[frozenset[str]]]]:
         """The latents that each statement's distribution depends on, and of noised sites each leaf of their factor."""
         none = frozenset[str]()
         latents = {name: frozenset({name}) for name in self.code.latents}
-        found = self._walk(Influence(), [none] * len(_arrays(self.source.arguments)), latents, none)
+        found = self._walk(Influence(), [none] * len(_arrays(self.arguments)), latents, none)
         by_leaf = {name: [none.union(*parts) for parts in leaves] for name, leaves in found.factors.items()}
         return {name: none.union(*parts) for name, parts in found.parts.items()}, by_leaf
 
@@ -241,14 +230,14 @@ class Traced(eqx.Module):
         walk = Linearity(size, np.random.default_rng(0))
         given = [name for name in avals if name not in self.standardised]
         latents = {name: coordinates.get(name) or walk.any_latent(avals[name]) for name in given}
-        data = [Value(Kind.KNOWN, array) for array in _arrays(self.source.arguments)]
+        data = [Value(Kind.KNOWN, array) for array in _arrays(self.arguments)]
         return self._walk(walk, data, latents, Value(Kind.LATENT)).moments
 
     def _walk(self, walk: Walk[Fact], data: Sequence[Fact], latents: dict[str, Fact], key: Fact) -> Any:
         """What an analysis knows of the trace's outputs, in the form of `TracedStatements`, from what it knows of the
         inputs. A latent that is left out is what its draw is, and is put into ``latents``."""
         code, places = self.code, self.code.places
-        outputs = code.outputs(code.jaxpr.jaxpr.outvars)
+        outputs: Any = jax.tree.unflatten(jax.tree.structure(code.shapes), code.jaxpr.jaxpr.outvars)
         drawn = {name: variable for name, variable in outputs.draws.items() if name not in latents}
         copies = {variable: places[name] for name, variable in drawn.items()}
         inputs = [*data, *map(latents.get, places), key]
@@ -276,12 +265,9 @@ def trace(
     concrete, eager, asks = set[int](), False, list[str]()
     while True:
         wrapped = [Concrete(leaf) if i in concrete else leaf for i, (_, leaf) in enumerate(paths)]
-        source = Source(function, jax.tree.unflatten(treedef, wrapped), eager, noised=noised)
+        traced = Traced(function, jax.tree.unflatten(treedef, wrapped), eager, noised)
         try:
-            code = _code(source, latents, latents)
-            bare, values = jax.tree.map(lambda a: jax.typeof(a) if is_data(a) else a, (source, latents))
-            reads = Reads(code, partial(_code, bare, values, values), program.name, program.where)
-            return Traced(replace(source, reads=reads), code), asks
+            return replace(traced, known_code=_code(program, traced, latents, latents)), asks
         except Exception as error:  # the program has run with numbers: what fails now fails because of a tracer
             abstract = [i for i in arrays if i not in concrete]
             named = {abstract[i] for i in _named(error)}
@@ -289,16 +275,16 @@ def trace(
             if not named and (eager or by_mask):  # JAX does not report which
                 named = outside - concrete or set(abstract)
             if not named and eager:
-                better = _latent_error(error, program, source, latents)
+                better = _latent_error(error, program, traced, latents)
                 raise better from (error if better is not error else error.__cause__)
             concrete, eager = concrete | named, True
             asks += _asks(error, sorted({_name_of(function, paths[i][0]) for i in named}))
 
 
-def _code(source: Source, latents: Sites, traced: Iterable[str]) -> _Code:
-    """The trace with the latents ``traced`` as inputs."""
+def _code(program: Program, untraced: Traced, latents: Sites, moved: Iterable[str]) -> Code:
+    """The trace with the latents ``moved`` as inputs."""
     reasons: dict[str, str | None] = {}
-    names = sorted(traced)
+    names = sorted(moved)
     fixed: list[object] = []
 
     def call(arrays: list[Array], values: list[Array], key: Array) -> TracedStatements:
@@ -312,8 +298,8 @@ def _code(source: Source, latents: Sites, traced: Iterable[str]) -> _Code:
             return given[name]
 
         others = iter(arrays)
-        arguments = jax.tree.map(lambda leaf: next(others) if _is_input(leaf) else leaf, source.arguments)
-        statements = replace(source, arguments=arguments).run(provide)
+        arguments = jax.tree.map(lambda leaf: next(others) if _is_input(leaf) else leaf, untraced.arguments)
+        statements = replace(untraced, arguments=arguments).run(provide)
         observed = {s.name: s for s in statements.values() if s.kind == "observed"}
         reasons.update({name: not_gaussian(s) for name, s in observed.items()})
         parts = {s.name: _parts(s, statements) for s in statements.values()}
@@ -332,9 +318,11 @@ def _code(source: Source, latents: Sites, traced: Iterable[str]) -> _Code:
 
     # The key's type alone: a key would be made in whatever code is traced while the program is checked.
     key = jax.eval_shape(jax.random.key, 0)
-    inputs = _arrays(source.arguments), [latents[name] for name in names], key
+    inputs = _arrays(untraced.arguments), [latents[name] for name in names], key
     jaxpr, shapes = jax.make_jaxpr(call, return_shape=True)(*inputs)
-    return _Code(jaxpr, shapes, names, reasons, fixed)
+    bare, values = jax.tree.map(lambda a: jax.typeof(a) if is_data(a) else a, (untraced, latents))
+    again = partial(_code, program, bare, values, names)
+    return Code(program, jaxpr, shapes, names, reasons, fixed, again, _settings())
 
 
 def _parts(statement: Statement, statements: dict[str, Statement]) -> list[object]:
@@ -474,11 +462,11 @@ def _asks(error: Exception, names: list[str]) -> list[str]:
     return [f"{where} {does} {' and '.join(names)}: what it holds is compiled in as a constant"]
 
 
-def _latent_error(error: Exception, program: Program, source: Source, latents: Sites) -> Exception:
+def _latent_error(error: Exception, program: Program, untraced: Traced, latents: Sites) -> Exception:
     """The error for a program that asks for the number of a latent, or the error itself where it is another."""
     for name in latents:
         try:
-            _code(source, latents, [name])
+            _code(program, untraced, latents, [name])
         except NOT_CONCRETE as own:
             does, fix, where = number_request(own)
             return ProgramError(

@@ -4,8 +4,7 @@ from composeprob import errors, metrics, training
 from composeprob.arguments import answer, answered
 from composeprob.calibration import calibrate, calibrated
 from composeprob.compiled_code import cache
-from composeprob.compiler.pipeline import compile
-from composeprob.compiler.prior import prior
+from composeprob.compiler.pipeline import compile, prior
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.factors.algebra import condition, guide, mixture, power, product
 from composeprob.factors.analytic import Analytic

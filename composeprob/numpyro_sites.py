@@ -99,8 +99,8 @@ class ClosedFactor(FactorDistribution):
 
     pytree_data_fields = ("exact",)
 
-    def __init__(self, factor: Analytic, schedule: Schedule, *, validate_args: bool | None = None):
-        super().__init__(factor, validate_args=validate_args)
+    def __init__(self, factor: Analytic, schedule: Schedule):
+        super().__init__(factor)
         self.exact = factor.at(schedule.at(0))
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
@@ -116,16 +116,8 @@ class SampledFactor(FactorDistribution):
     pytree_data_fields = ("density", "sampler")
     pytree_aux_fields = ("num_chains",)
 
-    def __init__(
-        self,
-        factor: Factor,
-        density: AnnealedDensity,
-        sampler: Sampler | None,
-        num_chains: int,
-        *,
-        validate_args: bool | None = None,
-    ):
-        super().__init__(factor, validate_args=validate_args)
+    def __init__(self, factor: Factor, density: AnnealedDensity, sampler: Sampler | None, num_chains: int):
+        super().__init__(factor)
         self.density, self.sampler, self.num_chains = density, sampler, num_chains
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:

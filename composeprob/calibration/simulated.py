@@ -14,8 +14,7 @@ import numpy as np
 from jax import Array
 
 from composeprob import tuning
-from composeprob.compiler.pipeline import compile
-from composeprob.compiler.prior import prior
+from composeprob.compiler.pipeline import compile, prior
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError
 from composeprob.json_data import JSON

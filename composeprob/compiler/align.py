@@ -41,19 +41,18 @@ def _default(graph: Graph) -> Schedule:
 
 
 def _leaf(leaf: Leaf, schedule: Schedule, site: Site) -> Leaf:
-    trained = leaf.factor.schedule
-    averaged = leaf.averaged
-    if averaged == 1 and (leaf.factor.traits.levels == "any" or trained.same_levels(schedule)):
+    levels, averaged = leaf.factor.traits.levels, leaf.averaged
+    if averaged == 1 and (levels == "any" or leaf.factor.schedule.same_levels(schedule)):
         return leaf
-    # Averaging n entries divides the noise variance by n: the event's log-SNR is higher by log n.
-    wanted = log_snr_of(schedule.alpha, schedule.sigma) + math.log(averaged)
-    if leaf.factor.traits.levels == "any":
+    if levels == "any":
         alpha = np.asarray(schedule.alpha, np.float64)
         sigma = np.asarray(schedule.sigma, np.float64) / math.sqrt(averaged)
-        return replace(leaf, own_noise=noise_on_host(np.arange(len(alpha)), alpha, sigma))
-    return replace(
-        leaf, own_noise=(_discrete if leaf.factor.traits.levels == "own" else _continuous)(leaf, wanted, site)
-    )
+        noise = noise_on_host(np.arange(len(alpha)), alpha, sigma)
+    else:
+        # Averaging n entries divides the noise variance by n: the event's log-SNR is higher by log n.
+        wanted = log_snr_of(schedule.alpha, schedule.sigma) + math.log(averaged)
+        noise = (_discrete if levels == "own" else _continuous)(leaf, wanted, site)
+    return replace(leaf, own_noise=noise)
 
 
 def _continuous(leaf: Leaf, wanted: np.ndarray, site: Site) -> Noise:

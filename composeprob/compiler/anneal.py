@@ -15,18 +15,18 @@ from composeprob import tuning
 from composeprob.compiler.by_moments import ByMoments, bent, eigendecomposed, no_slope, no_use
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.conjugate import NotGaussian, Prior, prior_of
-from composeprob.compiler.exact import grouped
-from composeprob.compiler.likelihood import Likelihood, policies_of
+from composeprob.compiler.exact import Exact, grouped
+from composeprob.compiler.likelihood import Likelihood
 from composeprob.compiler.linearity import Kind, Value
 from composeprob.compiler.tempering import tempering
 from composeprob.compiler.top import unrolled
 from composeprob.compiler.trace import Shapes, Traced, not_linear
 from composeprob.errors import CapabilityError
 from composeprob.ir.nodes import Graph, Observation, Site
-from composeprob.language.policies import POLICIES
+from composeprob.language.policies import POLICIES, Policy, Rising
 
 
-def anneal(graph: Graph, likelihood: Likelihood, traced: Traced) -> tuple[Graph, Likelihood]:
+def anneal(graph: Graph, traced: Traced) -> tuple[Graph, Likelihood]:
     """Settle the policy of every observation that left it open: ``exact`` where that is possible, else ``moments``
     where that is possible and pays, else ``tempered``. One that asks for what is not possible is refused.
 
@@ -34,13 +34,33 @@ def anneal(graph: Graph, likelihood: Likelihood, traced: Traced) -> tuple[Graph,
     under a prior that is a mixture of Gaussians, ``moments`` under any score. That the mean is linear in x, and which
     entries of A and of the covariance can be other than zero, is read off the program's own trace, not off numbers.
     """
+    if not graph.observations:
+        return graph, Likelihood(traced if graph.statics else None, {})
+    priors = {site.name: _prior(site) for site in graph.sites}
+    graph, exact, by_moments = _settled(graph, traced, priors)
+    # Those that depend on no noised site rise where there are some.
+    rising = Rising() if graph.sites else Policy()
+    policies = {o.name: o.anneal if o.looks_at else rising for o in graph.observations if o.anneal is not None}
+    measured, powers = tuple(name for name, policy in policies.items() if policy.measured), None
+    if measured:
+        powers = tempering(traced, measured, priors, {site.name: site.shape for site in graph.sites}, graph.levels)
+        if powers.near is not None and any(policies[name].plain for name in measured):
+            why = "tempered observations fall faster than any power of x/α"
+            graph = graph.noted("temper", f"{why}, so they see x/α drawn towards the prior's mean")
+    return graph, Likelihood(traced, policies, exact, powers, by_moments)
+
+
+def _settled(
+    graph: Graph, traced: Traced, priors: dict[str, Prior | str]
+) -> tuple[Graph, Exact | None, ByMoments | None]:
+    """The graph with every policy settled, and those of its observations that are annealed exactly and by moments."""
     asking = [o for o in graph.observations if o.anneal is None or o.anneal.closed_form or o.anneal.by_moments]
     if not asking:
-        return _tempered(graph, likelihood, traced)
+        return graph, None, None
     sites = {site.name: site for site in graph.sites}
     looked_at = {name for o in asking for name in o.looks_at}
     shapes = tuple((name, site.shape) for name, site in sites.items() if name in looked_at)
-    priors = {name: _prior(site) for name, site in sites.items() if name in looked_at}
+    priors = {name: prior for name, prior in priors.items() if name in looked_at}
     rng, float_ = np.random.default_rng(0), np.dtype(jnp.result_type(float))
     xs: dict[str, Any] = {name: rng.standard_normal(site.shape).astype(float_) for name, site in sites.items()}
 
@@ -48,20 +68,24 @@ def anneal(graph: Graph, likelihood: Likelihood, traced: Traced) -> tuple[Graph,
         return next((reason for name in sorted(o.looks_at) if (reason := of_site(name))), None)
 
     no_mixture = {name: prior if isinstance(prior, str) else None for name, prior in priors.items()}
-    wide = {o.name for o in asking if why(no_mixture.get, o)}  # under another prior than a mixture of Gaussians
-    # Latents in them are moved best where what is known of them is in log-densities.
-    alone = {o.name for o in asking if o.name in wide and not _bridged(graph, (o.name,))}
-    paying = {o.name for o in asking if o.name in alone and not why(lambda name: no_use(sites[name]), o)}
-    wanted = [o for o in asking if (o.anneal.by_moments if o.anneal is not None else o.name in paying)]
+    wide = {o.name: reason for o in asking if (reason := why(no_mixture.get, o))}
+
+    def pays(o: Observation) -> bool:
+        """Latents in it are moved best where what is known of them is in log-densities."""
+        alone = o.name in wide and not _bridged(graph, (o.name,))
+        return alone and not why(lambda name: no_use(sites[name]), o)
+
+    wanted = [o for o in asking if (pays(o) if o.anneal is None else o.anneal.by_moments)]
     reasons = {o.name: reason for o in asking if (reason := traced.code.reasons[o.name])}
     linear = [o.name for o in asking if o.name not in reasons and (o.name not in wide or o in wanted)]
     reasons |= _not_linear(traced, linear, shapes) if linear else {}
     names = tuple(o.name for o in wanted if o.name not in reasons)
-    reasons |= bent(traced, names, shapes, xs) if names else {}
+    off = np.asarray(bent(traced, names, shapes, xs)) if names else np.zeros(0)
+    reasons |= {name: not_linear() for name, here in zip(names, off, strict=True) if here}
     no_moments = {
         o.name: reason for o in wanted if (reason := reasons.get(o.name) or why(lambda name: no_slope(sites[name]), o))
     }
-    reasons |= {o.name: reason for o in asking if (reason := why(no_mixture.get, o))}
+    reasons |= wide
     names = tuple(o.name for o in wanted if o.name not in no_moments)
     by_moments = None
     if names:
@@ -80,11 +104,10 @@ def anneal(graph: Graph, likelihood: Likelihood, traced: Traced) -> tuple[Graph,
                 fix="leave anneal= out, or use anneal='tempered' or 'denoised'.",
             )
 
-    def settled(o: Observation) -> Observation:
-        name = "moments" if o.name in names else "tempered" if o.name in reasons else "exact"
-        return replace(o, anneal=POLICIES[name])
-
-    observations = tuple(settled(o) if o in asking else o for o in graph.observations)
+    policies = {
+        o.name: POLICIES["moments" if o.name in names else "tempered" if o.name in reasons else "exact"] for o in asking
+    }
+    observations = tuple(replace(o, anneal=policies.get(o.name, o.anneal)) for o in graph.observations)
     size = sum(traced.code.shapes.moments[name][0].size for name in names)
     cost = f" ({min(size, tuning.MOMENTS.directions)} Jacobian–vector products an evaluation)" if names else ""
     reasons |= no_moments
@@ -96,30 +119,13 @@ def anneal(graph: Graph, likelihood: Likelihood, traced: Traced) -> tuple[Graph,
     ]
     sentence = "; ".join(sentences)
     graph = replace(graph, observations=observations)
-    graph = graph.noted("anneal", sentence) if sentence else graph
-    likelihood = replace(likelihood, policies=policies_of(graph), exact=exact, by_moments=by_moments)
-    return _tempered(graph, likelihood, traced)
+    return graph.noted("anneal", sentence) if sentence else graph, exact, by_moments
 
 
 def _bridged(graph: Graph, names: tuple[str, ...]) -> bool:
     """Whether some of these observations depend on static sites."""
     sites = {site.name for site in graph.sites}
     return any(o.depends_on - sites for o in graph.observations if o.name in names)
-
-
-def _tempered(graph: Graph, likelihood: Likelihood, traced: Traced) -> tuple[Graph, Likelihood]:
-    """The likelihood with the powers of what is raised to one, and the graph with what was found of it."""
-    names = tuple(name for name, policy in likelihood.policies.items() if policy.measured)
-    if not names:
-        return graph, likelihood
-    shapes = {site.name: site.shape for site in graph.sites}
-    declared = {site.name: _prior(site) for site in graph.sites}
-    priors = {name: prior if isinstance(prior, Prior) else None for name, prior in declared.items()}
-    found = tempering(traced, names, priors, shapes, graph.levels)
-    if found.near is not None and any(likelihood.policies[name].plain for name in names):
-        why = "tempered observations fall faster than any power of x/α, so they see x/α drawn towards the prior's mean"
-        graph = graph.noted("temper", why)
-    return graph, replace(likelihood, tempering=found)
 
 
 def _prior(site: Site) -> Prior | str:
@@ -138,8 +144,7 @@ def _prior(site: Site) -> Prior | str:
 
 def _not_linear(traced: Traced, names: list[str], shapes: Shapes) -> dict[str, str]:
     """Why measurements are not A·x + b + noise with A, b and the noise free of x, by name."""
-    found: dict[str, tuple[Value, Value]] = {}
-    jax.eval_shape(lambda: found.update(traced.linearity(shapes)))  # kinds are known without numbers
+    found: dict[str, tuple[Value, Value]] = jax.eval_shape(lambda: traced.linearity(shapes))  # kinds need no numbers
     reasons = {}
     for name in names:
         mean, noise = found[name]

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from composeprob.compiler.expressions import Output, Scattered
+from composeprob.compiler.expressions import NodeValue, Scattered
 from composeprob.factors.base import LeafFactor
 from composeprob.factors.nodes import Plate
 from composeprob.factors.window import Cells, Region
-from composeprob.ir.nodes import Group, total_count
+from composeprob.ir.nodes import Group, dimension_of, total_count
 from composeprob.ir.normaliser import Normaliser
 from composeprob.schedule import Noise
 
@@ -39,9 +39,8 @@ class Batch(eqx.Module):
     places: tuple[tuple[str, Region | Cells | None, tuple[Plate, ...]], ...] = eqx.field(static=True)
     latent: tuple[str, int] | None = eqx.field(static=True)
 
-    def __call__(self, xs: dict[str, Array], noise: Noise) -> list[Output]:
-        """(log f, ∇ log f in the site's coordinates, the rate of a constant) of every member, with an axis for each of
-        its plates in front."""
+    def __call__(self, xs: dict[str, Array], noise: Noise) -> list[NodeValue]:
+        """The value of every member, with an axis for each of its plates in front."""
         noise_of_leaf = self.noise_at(noise)
         ratio = noise_of_leaf.alpha / noise.alpha
         shape = self.factor.event_shape
@@ -67,13 +66,16 @@ class Batch(eqx.Module):
         # A density of x is rescaled with x; a bounded potential (top power 0) is a function of x and is not.
         jacobian = self.factor.traits.top_power * math.prod(shape) * jnp.log(ratio)
         growth = cast(Normaliser, self.factor).growth(noise_of_leaf) if self.factor.traits.constant else 0.0
-        rate = growth / noise.sigma**2
+        rate, marginal = growth / noise.sigma**2, "exact_marginals" in self.factor.capabilities
         outputs, start = [], 0
         for (site, region, plates), size in zip(self.places, sizes, strict=True):
             value = None if log_f is None else in_plates(log_f[start : start + size], plates) + jacobian
             own_score = ratio * in_plates(score[start : start + size], plates)
             axes = tuple(plate.count for plate in plates)
-            outputs.append((value, placed(own_score, region, plates, xs[site].shape), jnp.broadcast_to(rate, axes)))
+            rates = jnp.broadcast_to(rate, axes)
+            excess = jnp.full(axes, dimension_of(self.factor) - xs[site].size, rates.dtype)
+            whole_score = placed(own_score, region, plates, xs[site].shape)
+            outputs.append(NodeValue(value, whole_score, rates if marginal else None, excess))
             start += size
         return outputs
 
@@ -167,14 +169,14 @@ def embed(score: Array, region: Region | None, site_shape: tuple[int, ...]) -> A
     return jnp.zeros(site_shape, score.dtype).at[region.slices].set(score)
 
 
-class OnDemand(dict[tuple[int, int], Output]):
+class OnDemand(dict[tuple[int, int], NodeValue]):
     """The outputs of the batches by (batch, member), each batch evaluated when one of them is first read."""
 
     def __init__(self, batches: tuple[Batch, ...], xs: dict[str, Array], noise: Noise):
         super().__init__()
         self.evaluate = lambda b: batches[b](xs, noise)
 
-    def __missing__(self, slot: tuple[int, int]) -> Output:
+    def __missing__(self, slot: tuple[int, int]) -> NodeValue:
         self.update({(slot[0], m): output for m, output in enumerate(self.evaluate(slot[0]))})
         return self[slot]
 

@@ -31,14 +31,11 @@ from composeprob.ir.normaliser import Normaliser
 from composeprob.ir.render import index
 from composeprob.language.checks import check_draw
 from composeprob.language.interpret import PRIOR_LEVELS, Provide, Statement, looked_at, masked, run, unwrap
-from composeprob.language.policies import Unannealed
+from composeprob.language.policies import Policy
 from composeprob.language.program import Program
 
 if TYPE_CHECKING:
     from numpyro.distributions import Distribution
-
-
-Names = list[tuple[LeafFactor, str]]
 
 
 def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Graph, Traced]:
@@ -66,14 +63,19 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
             fix="make the random number a site, cp.sample(name, distribution), or pass it as data to compile.",
         )
     dependencies, by_leaf = traced.dependencies()
-    names = program.names_of(args, kwargs)
+    variables = program.names_of(args, kwargs)
+
+    def named(leaf: Leaf) -> Leaf:
+        """By the author's variable (of the factor before `given`, which makes a new one), else by its own label."""
+        return replace(leaf, label=next((n for f, n in variables if same_network(f, leaf.factor)), leaf.label))
+
     sites, statics, observations = [], [], []
     held: frozenset[str] = frozenset()
     for s in statements.values():
         if s.kind == "observed" and not masked(s.distribution):
             _check_weight(s, mirrored[s.name])
         if s.kind == "noised":
-            root, held_here = _site_root(s, names), frozenset[str]()
+            root, held_here = _site_root(s), frozenset[str]()
             if dependencies[s.name]:
                 held_here = held_for(s, statements, dependencies)
                 if held_here and not s.conditional:
@@ -81,7 +83,7 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
                 root = _from_latents(root, s, dependencies[s.name])
             held |= held_here
             evidence = [e for e in statements.values() if e.kind == "evidence" and e.site == s.name]
-            root = _with_evidence(root, s, evidence, dependencies, names)
+            root = rewrite_leaves(_with_evidence(root, s, evidence, dependencies), named)
             alone = not any(s.name in parents for parents in dependencies.values())
             plates = sum(dim is not None for dim in s.dims) if alone else 0
             sites.append(Site(s.name, root, tuple(s.distribution.shape()), s.where, bool(held_here), plates))
@@ -97,7 +99,7 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
             passed = {n: parents if n in following else frozenset() for n, parents in dependencies.items()}
             parents = frozenset(ancestors(s.name, {**passed, s.name: dependencies[s.name]}))
             looks_at = frozenset(n for n in parents if latents[n].kind == "noised")
-            policy, kind = s.anneal if looks_at else Unannealed(), describe(s.distribution)
+            policy, kind = s.anneal if looks_at else Policy(), describe(s.distribution)
             observations.append(Observation(s.name, policy, dependencies[s.name], looks_at, kind, s.where))
     for o in observations:
         if not o.depends_on:
@@ -159,18 +161,18 @@ def _normalised_weights(site: Site) -> list[str]:
     return [f"weights of a mixture at {site.name} sum to {total:.6g}; divided by that to be shares" for total in off]
 
 
-def _site_root(statement: Statement, names: Names) -> Factor:
+def _site_root(statement: Statement) -> Factor:
     """The site's expression; inside plates, one independent copy of the factor for each index."""
     factor, shape = statement.factor, tuple(statement.distribution.shape())
     batch = statement.distribution.batch_shape
     if not batch:
-        return placed(factor, Place(shape, None, (), names))
+        return placed(factor, Place(shape))
     ones = (1,) * len(batch)
     copies = []
     for place in np.ndindex(*batch):
         offset = place + (0,) * len(factor.event_shape)
         region = Region(offset, ones + factor.event_shape, ones + (1,) * len(factor.event_shape))
-        copies.append(placed(factor, Place(shape, region, (), names)))
+        copies.append(placed(factor, Place(shape, region)))
     return Product(factors=tuple(copies), numbers=(1.0,) * len(copies), event_shape=shape)
 
 
@@ -208,9 +210,7 @@ def _check_product(site: Statement, by_leaf: list[frozenset[str]]) -> None:
     )
 
 
-def _with_evidence(
-    root: Factor, site: Statement, evidence: list[Statement], dependencies: Dependencies, names: Names
-) -> Factor:
+def _with_evidence(root: Factor, site: Statement, evidence: list[Statement], dependencies: Dependencies) -> Factor:
     """A site's expression times the factors that look at it."""
     if not evidence:
         return root
@@ -226,12 +226,12 @@ def _with_evidence(
                 where=e.where,
                 fix="give its conditions data; what depends on a latent is a distribution: cp.sample it.",
             )
-    roots = [_evidence_root(e, site, names) for e in evidence]
+    roots = [_evidence_root(e, site) for e in evidence]
     parts = [root, *(found for found in roots if found is not None)]
     return Product(factors=tuple(parts), numbers=(1.0,) * len(parts), event_shape=root.event_shape)
 
 
-def _evidence_root(evidence: Statement, site: Statement, names: Names) -> Factor | None:
+def _evidence_root(evidence: Statement, site: Statement) -> Factor | None:
     """A factor at a site; where plates are about them, a copy at each of their members with the conditions that belong
     to it. None where a mask leaves no member."""
     shape, factor, keep = tuple(jnp.shape(site.value)), scaled(evidence), mask(evidence)
@@ -242,7 +242,7 @@ def _evidence_root(evidence: Statement, site: Statement, names: Names) -> Factor
     if not kept.size:
         return None
     if not batch:
-        return placed(factor, Place(shape, None, (), names))
+        return placed(factor, Place(shape))
     running = set[str]()
 
     def rows(value: Array, lead: int) -> Array:
@@ -260,8 +260,7 @@ def _evidence_root(evidence: Statement, site: Statement, names: Names) -> Factor
     region = Cells.from_array(cells if len(kept) > 1 else cells[0])
     each = rewrite_leaves(factor, members)
     plate = Plate((SETS, *sorted(running)), len(kept), evidence.block) if len(kept) > 1 else None
-    window = Window(factor=each, event_shape=shape, region=region, plate=plate)
-    return placed(window, Place(shape, None, (), names))
+    return placed(Window(factor=each, event_shape=shape, region=region, plate=plate), Place(shape))
 
 
 def _from_latents(root: Factor, statement: Statement, parents: frozenset[str]) -> Factor:
@@ -277,12 +276,11 @@ def _from_latents(root: Factor, statement: Statement, parents: frozenset[str]) -
 @dataclass(frozen=True)
 class Place:
     """Where a node stands: its site's shape, the region that it sees (None for all of it), the plates that it stands
-    in, and the names of the author's variables."""
+    in."""
 
     shape: tuple[int, ...]
-    region: Region | Cells | None
-    plates: tuple[Plate, ...]
-    names: Names
+    region: Region | Cells | None = None
+    plates: tuple[Plate, ...] = ()
 
 
 placed_of = Pass[Factor]("placed")
@@ -297,11 +295,11 @@ def placed(node: Factor, at: Place) -> Factor:
 @placed_of.rule(LeafFactor)
 def _leaf(factor: LeafFactor, at: Place) -> Leaf:
     plates = tuple(plate for plate in at.plates if plate.cells or set(plate.names) & set(factor.traits.conditions))
-    # The author's variable name (of the factor before `given`, which makes a new one), else the factor's label.
-    label = next((name for known, name in at.names if same_network(known, factor)), factor.label)
     running = {name: f"{name}_{index(depth)}" for depth, plate in enumerate(at.plates) for name in plate.names}
     given = tuple(f"{name}={running.get(name, value)}" for name, value in factor.shown_conditions.items())
-    return Leaf(factor=factor, event_shape=at.shape, region=at.region, label=label, conditions=given, plates=plates)
+    return Leaf(
+        factor=factor, event_shape=at.shape, region=at.region, label=factor.label, conditions=given, plates=plates
+    )
 
 
 @placed_of.rule(Combination)

@@ -19,14 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.linalg import block_diag
 from scipy.linalg import solve_triangular
 
 from composeprob import tuning
 from composeprob.compiler.check import node_capabilities, site_parts
+from composeprob.compiler.exact import measure
 from composeprob.compiler.once import once
 from composeprob.compiler.top import site_top
-from composeprob.compiler.trace import Replay, Shapes, Sites, Traced, not_linear, whitened
+from composeprob.compiler.trace import Replay, Shapes, Sites, Traced, whitened
 from composeprob.factors.base import LeafFactor
 from composeprob.factors.networks import has_primitive
 from composeprob.factors.whitening import whitener
@@ -236,15 +236,8 @@ def eigendecomposed(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: 
 def _slopes(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites) -> tuple[Array, Array]:
     """A, (M, D), and Σ, (M, M)."""
     moments_at = traced.moments_at(names, xs, jax.random.key(0))
-
-    def residuals(at: Sites) -> tuple[Array, Array]:
-        pairs = moments_at(at)
-        return jnp.concatenate([residual for residual, _ in pairs]), block_diag(*[noise for _, noise in pairs])
-
-    at = {name: jnp.zeros_like(xs[name]) for name, _ in shapes}
-    there, pull, covariance = jax.vjp(residuals, at, has_aux=True)
-    (rows,) = jax.vmap(pull)(jnp.eye(len(there), dtype=there.dtype))
-    return jnp.concatenate([row.reshape(len(there), -1) for row in rows.values()], axis=1), covariance
+    _, a, covariance = measure(shapes, moments_at, jax.tree.map(jnp.zeros_like, xs), jax.jacrev)
+    return a, covariance
 
 
 def no_use(site: Site) -> str | None:
@@ -275,15 +268,10 @@ def no_slope(site: Site) -> str | None:
     return None
 
 
-def bent(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites) -> dict[str, str]:
-    """Which observations have a derivative that was stopped or replaced."""
-    off = np.asarray(_residuals_off(traced, names, shapes, xs)) > 1e-3
-    return {n: not_linear() for n, here in zip(names, off, strict=True) if here}
-
-
 @once
-def _residuals_off(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites) -> Array:
-    """The greatest error of A·x + b of each observation at x, relative to what it is the sum of."""
+def bent(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites) -> Array:
+    """Whether a derivative in each observation was stopped or replaced: how far A·x + b is from it at x, relative to
+    what it is the sum of."""
     moments_at = traced.moments_at(names, xs, jax.random.key(0))
 
     def residuals(at: Sites) -> list[Array]:
@@ -292,4 +280,5 @@ def _residuals_off(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: S
     at = {name: xs[name] for name, _ in shapes}
     origin, slope = jax.jvp(residuals, (jax.tree.map(jnp.zeros_like, at),), (at,))
     each = zip(origin, slope, residuals(at), strict=True)
-    return jnp.stack([jnp.max(jnp.abs(b + a - there) / (1 + jnp.abs(b) + jnp.abs(a))) for b, a, there in each])
+    off = [jnp.max(jnp.abs(b + a - there) / (1 + jnp.abs(b) + jnp.abs(a))) for b, a, there in each]
+    return jnp.stack(off) > 1e-3

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence, Set
-from typing import TypeVar
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+import numpyro.distributions as dist
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from composeprob import tuning
 from composeprob.factors.analytic import Analytic
@@ -16,8 +18,7 @@ from composeprob.factors.base import Factor
 from composeprob.factors.gaussians import Gaussians, components
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Leaf
-
-Member = TypeVar("Member")
+from composeprob.language.interpret import unwrap
 
 
 class NotGaussian(Exception):
@@ -48,11 +49,21 @@ prior_of = Pass[Prior]("prior", _refuse)
 
 @prior_of.rule(Leaf)
 def _leaf_prior(leaf: Leaf, _: list[Prior], shape: tuple[int, ...]) -> Prior:
-    factor, name = leaf.factor, leaf.label
-    if factor.traits.constant:
-        return Prior([], True)
     if leaf.plates:
         raise NotGaussian("a factor over data is a network")
+    found = mixtures_of(leaf)
+    if leaf.averaged > 1 and found:
+        raise NotGaussian(f"factor '{leaf.label}' sees averages of the site")
+    return Prior([dataclasses.replace(part, entries=leaf.entries[part.entries]) for part in found], True)
+
+
+def mixtures_of(leaf: Leaf, boxes: bool = False) -> list[Gaussians]:
+    """The mixtures over different entries of its event that a leaf is without noise, of a constant none; `NotGaussian`
+    with the reason where it is something else. With ``boxes`` a box counts as a point: its noised tails are those of
+    the noise."""
+    factor, name = leaf.factor, leaf.label
+    if factor.traits.constant:
+        return []
     if not isinstance(factor, Analytic):
         raise NotGaussian(f"factor '{name}' is {_a(type(factor).__name__)}, not a cp.Analytic")
     if leaf.latent is not None:
@@ -60,12 +71,13 @@ def _leaf_prior(leaf: Leaf, _: list[Prior], shape: tuple[int, ...]) -> Prior:
     distribution = factor.distribution
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(distribution)):
         raise NotGaussian(f"the numbers of factor '{name}' are not known when the program is compiled")
+    if boxes and isinstance(unwrap(distribution), dist.Uniform):
+        n, middle = math.prod(factor.event_shape), np.asarray(distribution.mean)
+        return [Gaussians(np.arange(n), np.zeros(1), middle.reshape(1, n), np.zeros((1, n)))]
     found = components(distribution)
     if found is None:
         raise NotGaussian(f"factor '{name}' is {_a(type(distribution).__name__)}, not a mixture of Gaussians")
-    if leaf.averaged > 1:
-        raise NotGaussian(f"factor '{name}' sees averages of the site")
-    return Prior([dataclasses.replace(part, entries=leaf.entries[part.entries]) for part in found], True)
+    return found
 
 
 def _a(noun: str) -> str:
@@ -88,14 +100,11 @@ def alike(part: Gaussians) -> bool:
     return bool(np.all(part.covariances == part.covariances[:1]))
 
 
-def connected(members: Sequence[Set[Member]]) -> list[list[int]]:
-    """Indices of sets, those that share elements together, in order of their first."""
-    groups: list[tuple[Set[Member], list[int]]] = []
-    for i, member in enumerate(members):
-        touching = [g for g in groups if g[0] & member]
-        merged = (
-            frozenset().union(member, *[g[0] for g in touching]),
-            sorted([i, *[j for g in touching for j in g[1]]]),
-        )
-        groups = [g for g in groups if not g[0] & member] + [merged]
-    return sorted((g[1] for g in groups), key=lambda group: group[0])
+def connected(members: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Indices of sets of whole numbers, those that share some together, in order of their first."""
+    count, columns = len(members), np.concatenate([np.zeros(0, int), *members])
+    rows = np.array([i for i, member in enumerate(members) for _ in member], int)
+    size = count + int(columns.max(initial=-1)) + 1
+    shared = coo_array((np.ones(len(rows)), (rows, count + columns)), shape=(size, size))
+    labels = connected_components(shared, directed=False)[1][:count]
+    return [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]

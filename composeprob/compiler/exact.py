@@ -11,7 +11,7 @@ eigenvectors U_j and eigenvalues, so nothing of the size of x is ever inverted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -54,11 +54,6 @@ class Stack(eqx.Module):
     means: Array
     basis: Array | None
     widths: Array
-
-    @property
-    def signature(self) -> tuple[tuple[int, ...] | None, ...]:
-        """Shapes of one group; groups of one signature can stand in one stack."""
-        return tuple(None if a is None else a.shape[1:] for a in (self.rows, self.means, self.basis, self.widths))
 
     def __call__(self, x: Array, measured: Measurement, noise: Noise) -> Array:
         """(log p(y | x), log p(y | x₀ = x/α), log p(x)) of all groups together, shape (3,)."""
@@ -175,7 +170,7 @@ class Exact(eqx.Module):
         return ClosedForm(terms[0], of_exact, annealed, of_annealed, crossed)
 
 
-def measure(shapes: Shapes, moments_at: Moments, at: Sites) -> Measurement:
+def measure(shapes: Shapes, moments_at: Moments, at: Sites, jacobian: Callable[..., Any] = jax.jacfwd) -> Measurement:
     """Observations of noised sites to first order about ``at``: the residual there, its slope, its noise."""
     names = [name for name, _ in shapes]
     start, unravel = ravel_pytree([at[name] for name in names])
@@ -185,27 +180,27 @@ def measure(shapes: Shapes, moments_at: Moments, at: Sites) -> Measurement:
         residual = jnp.concatenate([r for r, _ in pairs])
         return residual, (residual, block_diag(*[c for _, c in pairs]))
 
-    slope, (residual, covariance) = jax.jacfwd(residuals, has_aux=True)(start)
+    slope, (residual, covariance) = jacobian(residuals, has_aux=True)(start)
     return residual, -slope, covariance
 
 
-def stack_of(part: Gaussians, rows: np.ndarray, columns: np.ndarray) -> Stack:
-    """One group: a mixture over entries, and the measurements that depend on them. ``columns`` place the entries."""
+def stack_of(part: Gaussians, rows: np.ndarray) -> Stack:
+    """One group: a mixture over entries, and the measurements that depend on them."""
     covariances = part.covariances[:1] if alike(part) else part.covariances
     widths, basis = covariances, None
     if covariances.ndim == 3:
         widths, basis = np.linalg.eigh(covariances)
         widths = np.maximum(widths, 0.0)
-    to = lambda a: None if a is None else np.asarray(a, np.dtype(jnp.result_type(float)))[None]  # noqa: E731
-    host: Any = (rows[None], columns[None], *map(to, (part.log_weights, part.means, basis, widths)))
-    return Stack(*host)
+    float_ = jnp.result_type(float)
+    numbers = (None if a is None else a.astype(float_) for a in (part.log_weights, part.means, basis, widths))
+    return Stack(*jax.tree.map(lambda a: a[None], [rows, part.entries, *numbers]))
 
 
 def stacked(groups: list[Stack]) -> tuple[Stack, ...]:
-    """Groups of one signature joined."""
-    kinds: dict[tuple[tuple[int, ...] | None, ...], list[Stack]] = {}
+    """Groups whose arrays have the same shapes joined."""
+    kinds: dict[tuple[tuple[int, ...], ...], list[Stack]] = {}
     for group in groups:
-        kinds.setdefault(group.signature, []).append(group)
+        kinds.setdefault(tuple(map(np.shape, jax.tree.leaves(group))), []).append(group)
     return tuple(jax.tree.map(lambda *arrays: np.concatenate(arrays), *kind) for kind in kinds.values())
 
 
@@ -234,29 +229,22 @@ def grouped(
         for part in prior.parts
     ]
     count = len(owner)
+    reads = np.array([depends[:, part.entries].any(1) for part in parts]).reshape(-1, count).T
     # What a row holds together: itself, the rows that its noise is correlated with, the parts that it depends on.
-    members = [
-        {("row", int(j)) for j in np.flatnonzero(correlated[i])} | {("row", i)}
-        | {("part", p) for p, part in enumerate(parts) if depends[i, part.entries].any()}
-        for i in range(count)
-    ]  # fmt: skip
+    holds = np.hstack([correlated | np.eye(count, dtype=bool), reads])
     inside, groups = np.zeros(depends.shape, bool), list[Stack]()
-    for rows in connected(members):
-        chosen = sorted({p for i in rows for kind, p in members[i] if kind == "part"})
-        chosen_parts = [parts[p] for p in chosen]
+    for rows in connected([np.flatnonzero(row) for row in holds]):
+        chosen = [parts[p] for p in np.flatnonzero(reads[rows].any(0))]
         try:
-            check_size(chosen_parts, len(rows))
+            check_size(chosen, len(rows))
         except NotGaussian as reason:  # without the observation that joins most, the others may do
-            widest = max(rows, key=lambda i: len(members[i]))
+            widest = rows[holds[rows].sum(1).argmax()]
             reasons[names[owner[widest]]] = str(reason)
             return None
-        whole = (
-            joint(chosen_parts)
-            if chosen_parts
-            else Gaussians(np.zeros(0, int), np.zeros(1), np.zeros((1, 0)), np.zeros((1, 0)))
-        )
-        inside[np.ix_(np.array(rows), whole.entries)] = True
-        groups.append(stack_of(whole, np.array(rows), whole.entries))
+        nothing = Gaussians(np.zeros(0, int), np.zeros(1), np.zeros((1, 0)), np.zeros((1, 0)))
+        whole = joint(chosen) if chosen else nothing
+        inside[np.ix_(rows, whole.entries)] = True
+        groups.append(stack_of(whole, rows))
     marginal = all(prior.marginal for prior in priors.values() if isinstance(prior, Prior))
     return Exact(stacked(groups), inside, names, shapes, marginal, bridged)
 

@@ -84,9 +84,8 @@ class NodeValue(eqx.Module):
     excess: Array
 
 
-Output = tuple[Array | None, "Array | Scattered", Array]
-Outputs = Mapping[tuple[int, int], Output]
-"""By (batch, member): log f, score over the site, rate beside what its dimension explains."""
+Outputs = Mapping[tuple[int, int], NodeValue]
+"""The leaves by (batch, member)."""
 
 
 class Expression(eqx.Module):
@@ -101,13 +100,9 @@ class LeafExpression(Expression):
     """Reads one member of one batch."""
 
     slot: tuple[int, int] = eqx.field(static=True)
-    unseen: float = eqx.field(static=True)
-    marginal: bool = eqx.field(static=True)
 
     def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
-        log_density, score, rate = outputs[self.slot]
-        excess = jnp.zeros((), rate.dtype) - self.unseen
-        return NodeValue(log_density, score, rate if self.marginal else None, excess)
+        return outputs[self.slot]
 
 
 class Parts(eqx.Module):
@@ -168,5 +163,4 @@ lower_expression = Pass[Expression]("lower")
 @lower_expression.rule(Leaf)
 def _leaf(leaf: Leaf, _: list[Expression], site_shape: tuple[int, ...]) -> Expression:
     assert leaf.slot is not None
-    marginal = "exact_marginals" in leaf.factor.capabilities
-    return LeafExpression(leaf.slot, math.prod(site_shape) - leaf.dimension, marginal)
+    return LeafExpression(leaf.slot)

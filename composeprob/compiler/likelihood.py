@@ -17,9 +17,8 @@ from composeprob.compiler.coordinates import bijection_of
 from composeprob.compiler.exact import Exact
 from composeprob.compiler.tempering import Tempering
 from composeprob.compiler.trace import Sites, Traced
-from composeprob.ir.nodes import Graph
 from composeprob.language.interpret import Provide, Redraw, Statement, soft
-from composeprob.language.policies import Policy, Rising, Unannealed
+from composeprob.language.policies import Policy
 from composeprob.schedule import Noise, Schedule
 
 if TYPE_CHECKING:
@@ -127,44 +126,30 @@ class Likelihood(eqx.Module):
         self._run(provide)
         return drawn
 
-    def data(self) -> Sites:
-        """The observed values."""
-        return {s.name: s.value for s in self._observed(draw())}
-
-    def predict(self, key: Array, values: Sites) -> Sites:
-        """The observed sites drawn in the program's order, each seen by the statements after it. Latents are given as
-        the program's statements see them: constrained, noised sites in the data's units."""
+    def observed(self, values: Sites | None, key: Array | None) -> Sites:
+        """The observed values; or with a ``key`` the observed sites drawn in the program's order, each seen by the
+        statements after it. Latents are given as the program's statements see them: constrained, noised sites in the
+        data's units."""
         count = 0
 
         def redraw(name: str, distribution: Distribution, value: Array) -> Array:
             nonlocal count
-            if soft(distribution):
+            if key is None or soft(distribution):
                 return value
             count += 1
             batch = jnp.shape(value)[: jnp.ndim(value) - distribution.event_dim]  # data may repeat one distribution
             whole = distribution if distribution.batch_shape == batch else distribution.expand(batch)
             return whole.sample(jax.random.fold_in(key, count))
 
-        return {s.name: s.value for s in self._observed(lambda kind, name, _: values[name], redraw)}
+        return {s.name: s.value for s in self._observed(values, redraw)}
 
     def log_likelihood(self, values: Sites) -> Sites:
-        """log p of every observed number, of the batch shape of its site's distribution; latents as for `predict`."""
-        observed = self._observed(lambda kind, name, _: values[name])
-        return {s.name: s.distribution.log_prob(s.value) for s in observed}
+        """log p of every observed number, of the batch shape of its site's distribution; latents as for `observed`."""
+        return {s.name: s.distribution.log_prob(s.value) for s in self._observed(values)}
 
-    def _observed(self, provide: Provide, redraw: Redraw | None = None) -> list[Statement]:
+    def _observed(self, values: Sites | None, redraw: Redraw | None = None) -> list[Statement]:
         """The statements with data, which soft evidence has none of."""
+        provide = draw() if values is None else lambda kind, name, _: values[name]
         statements = self._run(provide, 0, redraw)
         data = [s for s in statements.values() if s.kind == "observed" and not s.substituted]
         return [s for s in data if not soft(s.distribution)]
-
-
-def policies_of(graph: Graph) -> dict[str, Policy]:
-    """The policy of every observation that has one; those that depend on no noised site rise where there are some."""
-    rising: Policy = Rising() if graph.sites else Unannealed()
-    return {o.name: o.anneal if o.looks_at else rising for o in graph.observations if o.anneal is not None}
-
-
-def likelihood_of(graph: Graph, traced: Traced) -> Likelihood:
-    """The likelihood of a program."""
-    return Likelihood(traced if graph.statics or graph.observations else None, policies_of(graph))

@@ -15,8 +15,8 @@ import enum
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,8 +36,7 @@ class Kind(enum.IntEnum):
     OTHER = 3
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(eqx.Module):
     """A value in a trace.
 
     Attributes:
@@ -48,9 +47,9 @@ class Value:
         why: of another function, the name of the primitive that made it one.
     """
 
-    kind: Kind
+    kind: Kind = eqx.field(static=True)
     array: PyTree = None
-    why: str = ""
+    why: str = eqx.field(static=True, default="")
 
 
 RATIONAL = {"mul", "div", "dot_general", "conv_general_dilated", "bcoo_dot_general", "scatter-mul"} | {
@@ -173,7 +172,7 @@ class Linearity(Walk[Value]):
     def _raised(self, value: Value, to: Value, like: Aval) -> Value:
         """A value as one of a kind that is not simpler."""
         if value.kind == to.kind:
-            return value
+            return Value(value.kind, value.array, to.why)
         if to.kind == Kind.LATENT:
             return Value(to.kind, value.array if jnp.issubdtype(like.dtype, jnp.inexact) else None)
         if to.kind == Kind.LINEAR:
@@ -189,14 +188,7 @@ class Linearity(Walk[Value]):
             return [self._raised(v, to, like) for v, to, like in zip(carry, kinds, avals, strict=False)]
 
         def found(kinds: list[Value]) -> list[Value]:
-            after: list[Value] = []
-
-            def once(arrays: list[Array | None]) -> None:
-                after.extend(Value(v.kind, why=v.why) for v in step(_with(start, arrays)))
-
-            start = raised(kinds)
-            jax.eval_shape(once, [v.array for v in start])
-            return after
+            return [Value(v.kind, why=v.why) for v in jax.eval_shape(step, raised(kinds))]
 
         kinds = [Value(v.kind, why=v.why) for v in carry]
         return raised(fixed_point(found, kinds, lambda a, b: max(a, b, key=lambda each: each.kind)))
@@ -208,31 +200,21 @@ class Linearity(Walk[Value]):
         consts, begin, rows = scanned(eqn, given)
         if length == 0:
             return [*begin, *(Value(Kind.KNOWN, jnp.zeros(a.shape, a.dtype)) for a in avals[len(begin) :])]
-        leading = [jnp.moveaxis(v.array, 1, 0) if v.kind == Kind.LINEAR else v.array for v in rows]
 
-        def step(carry: list[Value], index: Array, arrays: list[Array | None]) -> list[Value]:
-            nested = Linearity(self.size, self.rng, (*self.loops, (length, index)))
-            return nested.outputs(body, [*consts, *carry, *_with(rows, arrays)])
+        def step(carry: list[Value], row: tuple[Array, list[Value]]) -> list[Value]:
+            nested = Linearity(self.size, self.rng, (*self.loops, (length, row[0])))
+            return nested.outputs(body, [*consts, *carry, *row[1]])
 
-        start = jnp.zeros((), int), [None if a is None else a[0] for a in leading]
-        carry = self._carried(lambda carry: step(carry, *start), begin, avals)
-        out: list[Value] = []
+        over = jnp.arange(length), _swapped(rows)
+        carry = self._carried(lambda carry: step(carry, jax.tree.map(lambda a: a[0], over)), begin, avals)
 
-        def once(
-            arrays: list[Array | None], row: tuple[Array, list[Array | None]]
-        ) -> tuple[list[PyTree], list[PyTree]]:
-            found = step(_with(carry, arrays), *row)
+        def once(carry: list[Value], row: tuple[Array, list[Value]]) -> tuple[list[Value], list[Value]]:
+            found = step(carry, row)
             kept = [self._raised(v, to, a) for v, to, a in zip(found, carry, avals, strict=False)]
-            out[:] = [*kept, *found[len(kept) :]]
-            return [v.array for v in kept], [v.array for v in found[len(kept) :]]
+            return kept, found[len(kept) :]
 
-        start_of, over = [v.array for v in carry], (jnp.arange(length), leading)
-        last, stacked = jax.lax.scan(once, start_of, over, length, eqn.params["reverse"])
-        stacked = [
-            jnp.moveaxis(a, 0, 1) if v.kind == Kind.LINEAR else a
-            for v, a in zip(out[len(carry) :], stacked, strict=True)
-        ]
-        return _with(out, [*last, *stacked])
+        last, stacked = jax.lax.scan(once, carry, over, length, eqn.params["reverse"])
+        return [*last, *_swapped(stacked)]
 
     def _while(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
         """The number of passes is not asked for: what is linear may depend on whatever the loop is given."""
@@ -269,9 +251,9 @@ def _kind(values: Sequence[Value]) -> Kind:
     return max((v.kind for v in values), default=Kind.KNOWN)
 
 
-def _with(values: Sequence[Value], arrays: Sequence[Array | None]) -> list[Value]:
-    """Values of the same kinds with these arrays."""
-    return [Value(v.kind, a, v.why) for v, a in zip(values, arrays, strict=True)]
+def _swapped(rows: Sequence[Value]) -> list[Value]:
+    """Slopes with the axis of a loop in front of that of x's entries, or back."""
+    return [Value(v.kind, jnp.moveaxis(v.array, 1, 0), v.why) if v.kind == Kind.LINEAR else v for v in rows]
 
 
 def _is_linear(eqn: JaxprEqn, places: Sequence[int]) -> bool:

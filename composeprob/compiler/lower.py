@@ -84,8 +84,9 @@ class Evaluator(eqx.Module):
         likelihood = self.likelihood
         # What is known already has no derivative, which Tweedie means need, and latents that move factors.
         again = likelihood.sees_means or self.moved
-        known = factors(xs, zs) if likelihood.traced is None else None
-        if likelihood.by_moments is not None:
+        if likelihood.by_moments is None:
+            known = None if again else factors(xs, zs)
+        else:
 
             def scores_of(xs: Sites) -> tuple[Sites, Sides]:
                 found = factors(xs, zs)
@@ -220,7 +221,7 @@ class Evaluator(eqx.Module):
 
     def leaf_scores(self, position: Sites, level: Array | int) -> tuple[Sites, ...]:
         _, xs, _, outputs = self._outputs(position, level)
-        return tuple({site: summed(outputs[slot][1], xs[site].shape)} for site, slot in self.places)
+        return tuple({site: summed(outputs[slot].score, xs[site].shape)} for site, slot in self.places)
 
     def expert_values(self, position: Sites, level: Array | int) -> tuple[ExpertValue, ...]:
         noise, xs, _, outputs = self._outputs(position, level)
@@ -276,11 +277,8 @@ class Evaluator(eqx.Module):
         shown = {s.name: jnp.asarray(s.value) for s in statements.values() if s.kind in kinds or s.substituted}
         return {**xs, **shown}
 
-    def data(self) -> Sites:
-        return self.likelihood.data()
-
-    def predict(self, key: Array, values: Sites) -> Sites:
-        return self.likelihood.predict(key, self._clean(values))
+    def observed(self, values: Sites | None = None, key: Array | None = None) -> Sites:
+        return self.likelihood.observed(None if values is None else self._clean(values), key)
 
     def log_likelihood(self, values: Sites) -> Sites:
         return self.likelihood.log_likelihood(self._clean(values))

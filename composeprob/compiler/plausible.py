@@ -23,7 +23,7 @@ from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.parameterizations import ENERGIES, SCORES, with_number
 from composeprob.factors.precision import Rounded
 from composeprob.ir.nodes import Graph, Site
-from composeprob.schedule import Noise, Schedule
+from composeprob.schedule import Noise
 
 
 def check_plausible(graph: Graph) -> Graph:
@@ -33,9 +33,16 @@ def check_plausible(graph: Graph) -> Graph:
 
     Networks whose weights are not known yet, and those that latents choose, are not examined.
     """
-    if graph.sites:
-        _check_top(graph.levels, graph.sites[0].where)
     schedule = graph.levels
+    alpha, sigma = float(schedule.alpha[-1]), float(schedule.sigma[-1])
+    if graph.sites and alpha > sigma:
+        raise InvalidValueError(
+            f"The noisiest level has more signal than noise: log-SNR {2 * math.log(alpha / sigma):.3g}, α {alpha:.3g} "
+            f"and σ {sigma:.3g}. Sampling starts there from noise alone.",
+            where=graph.sites[0].where,
+            fix="end the schedule at a log-SNR of −6 or less. Of a list of betas, α is sqrt(alphas_cumprod) with "
+            "alphas_cumprod = cumprod(1 − betas), and σ is sqrt(1 − alphas_cumprod).",
+        )
     levels = noise_on_host(np.arange(schedule.num_levels), np.asarray(schedule.alpha), np.asarray(schedule.sigma))
     doubts = []
     for group in graph.groups:
@@ -46,18 +53,6 @@ def check_plausible(graph: Graph) -> Graph:
         site = next(site for site in graph.sites if site.name == group.members[0].site)
         doubts.append(_check_network(factor, group.members[0].first, noises, site))
     return replace(graph, doubts=tuple(doubt for doubt in doubts if doubt))
-
-
-def _check_top(schedule: Schedule, where: str) -> None:
-    log_snr = 2 * math.log(float(schedule.alpha[-1]) / float(schedule.sigma[-1]))
-    if log_snr > 0:
-        raise InvalidValueError(
-            f"The noisiest level has more signal than noise: log-SNR {log_snr:.3g}, α {float(schedule.alpha[-1]):.3g} "
-            f"and σ {float(schedule.sigma[-1]):.3g}. Sampling starts there from noise alone.",
-            where=where,
-            fix="end the schedule at a log-SNR of −6 or less. Of a list of betas, α is sqrt(alphas_cumprod) with "
-            "alphas_cumprod = cumprod(1 − betas), and σ is sqrt(1 − alphas_cumprod).",
-        )
 
 
 def _check_network(factor: Diffusion, given: dict[str, Array], noises: Noise, site: Site) -> str | None:
@@ -139,11 +134,6 @@ class Outputs:
         return self.fits("epsilon") or self.fits("epsilon", -1.0)
 
     @property
-    def is_small(self) -> bool:
-        """Whether the outputs are much smaller than the noise."""
-        return bool(np.mean(self.values**2) < 0.1)
-
-    @property
     def change(self) -> float:
         """Standard deviation from draw to draw."""
         return float(np.sqrt(np.mean(np.var(self.values, axis=0))))
@@ -162,7 +152,8 @@ class Outputs:
         """What the network looks like if it is not what was declared."""
         # Whatever is small beside x/σ² fits these forms, also a network that was never trained: but that is not steady.
         clean = tuple(filter(is_clean, SCORES))
-        unsaid: tuple[str, ...] = () if self.is_steady else (*clean, "energy_residual") if self.is_small else clean
+        small = np.mean(self.values**2) < 0.1
+        unsaid: tuple[str, ...] = () if self.is_steady else (*clean, "energy_residual") if small else clean
         if not self.is_noise:
             unsaid += ("flow",)  # α·u is small beside x whatever u is: there any output fits
         forms = [n for n in SCORES if n != declared and n not in unsaid and self.fits(n)]
@@ -180,33 +171,23 @@ class Outputs:
         return self.error(parameterization, sign) <= tuning.OUTPUT_ERROR
 
     def error(self, parameterization: str, sign: float = 1.0) -> float:
-        """How far the outputs, times a sign, are from those of a right network, relative to its size.
+        """How far the outputs, times a sign, are from those of a right network, relative to its size: as scores, or of
+        energies by the differences of log f between events, as their gradients would show more and cost more.
 
         Infinite where they have another shape, or are not finite.
         """
-        if (pair := self._read(parameterization, sign)) is None:
-            return math.inf
-        found, wanted = pair
-        error = float(np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2)))
-        return error if math.isfinite(error) else math.inf
-
-    def _read(self, parameterization: str, sign: float) -> tuple[np.ndarray, np.ndarray] | None:
-        """What the outputs mean, and what it should be: scores, of energies the differences of log f between events.
-
-        The gradient of an energy would show more and cost more.
-        """
         values, x, sigma = sign * self.values, self.x, self.noise.sigma
         if values.size != len(x) if parameterization == "energy" else values.shape != x.shape:
-            return None
+            return math.inf
         if parameterization in SCORES:
-            return np.asarray(SCORES[parameterization](values, x, self.noise)), np.asarray(-x / sigma**2)
-        if parameterization == "energy":
-            energy = values.reshape(len(x))
+            found, wanted = np.asarray(SCORES[parameterization](values, x, self.noise)), np.asarray(-x / sigma**2)
         else:
-            energy = np.sum(ENERGIES[parameterization](values, x).reshape(len(x), -1), 1)
-        found = self.beside - energy / sigma
-        wanted = -0.5 * np.sum((x / sigma).reshape(len(x), -1) ** 2, 1)
-        return found - found.mean(), wanted - wanted.mean()
+            energy = values if parameterization == "energy" else ENERGIES[parameterization](values, x)
+            found = self.beside - np.sum(energy.reshape(len(x), -1), 1) / sigma
+            wanted = -0.5 * np.sum((x / sigma).reshape(len(x), -1) ** 2, 1)
+            found, wanted = found - found.mean(), wanted - wanted.mean()
+        error = float(np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2)))
+        return error if math.isfinite(error) else math.inf
 
 
 def is_clean(parameterization: str) -> bool:

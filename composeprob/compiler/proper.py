@@ -17,27 +17,27 @@ closed form: the shares of the components, and the mean and variance of every en
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
 import numpy as np
-import numpyro.distributions as dist
 from jax import Array
 
 from composeprob import tuning
 from composeprob.compiler.batches import project
+from composeprob.compiler.conjugate import NotGaussian, mixtures_of
 from composeprob.compiler.top import top_of, unrolled
 from composeprob.density.barriers import log_densities
 from composeprob.errors import ImproperError, NetworkError
-from composeprob.factors.analytic import Analytic
 from composeprob.factors.classifier import Classifier
-from composeprob.factors.gaussians import Gaussians, components
+from composeprob.factors.gaussians import Gaussians
 from composeprob.factors.nodes import Product, at_noise, walk
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Graph, Leaf, Site, leaves
-from composeprob.language.interpret import unwrap
 from composeprob.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -54,28 +54,12 @@ class Tail:
     """A precision that depends on the direction.
 
     Attributes:
-        matrix: what does not depend on it: the diagonal (D,) over the flattened site, or the whole, (D, D).
-        terms: (power, tail) pairs that are added to it.
-        choices: tails of which the least along the direction is added to it.
+        along: P(u) of a unit vector u: its diagonal (D,) over the flattened site, or the whole, (D, D).
+        fixed: whether it is the same in every direction.
     """
 
-    matrix: np.ndarray
-    terms: tuple[tuple[float, Tail], ...] = ()
-    choices: tuple[Tail, ...] = ()
-
-    @property
-    def fixed(self) -> bool:
-        """Whether the precision is the same in every direction."""
-        return not self.terms and not self.choices
-
-    def along(self, u: np.ndarray) -> np.ndarray:
-        """P(u), a diagonal or a whole matrix."""
-        total = self.matrix
-        for power, tail in self.terms:
-            total = add(total, power * tail.along(u))
-        if self.choices:
-            total = add(total, min((tail.along(u) for tail in self.choices), key=lambda p: square(p, u)))
-        return total
+    along: Callable[[np.ndarray], np.ndarray]
+    fixed: bool = False
 
 
 def square(matrix: np.ndarray, u: np.ndarray) -> float:
@@ -90,8 +74,9 @@ def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (np.diag(a) if a.ndim == 1 else a) + (np.diag(b) if b.ndim == 1 else b)
 
 
-Parts = dict[int, list[Gaussians]]
-"""What each leaf is without noise, as `known_parts` found it, by its identity."""
+def widest(precisions: Iterable[np.ndarray], u: np.ndarray) -> np.ndarray:
+    """The least of diagonals or whole matrices along u."""
+    return min(precisions, key=lambda matrix: square(matrix, u))
 
 
 def _undecided(*_: object) -> Tail:
@@ -99,12 +84,14 @@ def _undecided(*_: object) -> Tail:
 
 
 tail_of = Pass[Tail]("tail", _undecided)
-"""The tail of an expression, from the parts of its leaves, over a site of this shape, under a schedule, at a level."""
+"""The tail of an expression over a site of this shape, under a schedule, at a level; `Undecided` if none is known."""
 
 
 @tail_of.rule(Leaf)
-def _leaf_tail(leaf: Leaf, _: list[Tail], known: Parts, shape: tuple[int, ...], schedule: Schedule, level: int) -> Tail:
-    parts, size = known[id(leaf)], math.prod(shape)
+def _leaf_tail(leaf: Leaf, _: list[Tail], shape: tuple[int, ...], schedule: Schedule, level: int) -> Tail:
+    parts, size = known_parts(leaf), math.prod(shape)
+    if parts is None:
+        raise Undecided
     noise = schedule if leaf.own_noise is None else leaf.own_noise
     alpha, sigma = float(noise.alpha[level]), float(noise.sigma[level])
     ratio = alpha / float(schedule.alpha[level])
@@ -116,9 +103,9 @@ def _leaf_tail(leaf: Leaf, _: list[Tail], known: Parts, shape: tuple[int, ...], 
     if leaf.averaged > 1:
         units: np.ndarray = np.eye(size).reshape(-1, *shape)  # on the host
         projection = np.stack([project(unit, leaf.region, (-1,)) for unit in units], 1)
-    total, terms = np.zeros((size, size) if whole else size), []
+    choices: list[list[np.ndarray]] = []  # for each part the precisions of its components
     for part in parts:
-        options = []
+        choices.append([])
         for covariance in np.unique(part.covariances, axis=0):
             if projection is None:
                 matrix = np.zeros(size)
@@ -128,38 +115,21 @@ def _leaf_tail(leaf: Leaf, _: list[Tail], known: Parts, shape: tuple[int, ...], 
                 precision = ratio**2 * np.linalg.inv(alpha**2 * full + sigma**2 * np.eye(len(full)))
                 rows = projection[part.entries]
                 matrix = rows.T @ precision @ rows
-            options.append(Tail(matrix))
-        if len(options) == 1:
-            total = total + options[0].matrix
-        else:
-            terms.append((1.0, Tail(np.zeros(size), choices=tuple(options))))
-    return Tail(total, tuple(terms))
+            choices[-1].append(matrix)
+    nothing = np.zeros((size, size) if whole else size)
+    fixed = all(len(each) == 1 for each in choices)
+    return Tail(lambda u: functools.reduce(add, [widest(each, u) for each in choices], nothing), fixed)
 
 
 def known_parts(leaf: Leaf) -> list[Gaussians] | None:
     """The mixtures of Gaussians over different entries that a leaf is without noise; None where it is none, or where
-    its numbers are not known. A box counts as a point: its noised tails are those of the noise. A constant, and
-    logits, which grow no faster than x, have no entries."""
-    return None if leaf.latent else law_of.rule_for(leaf.factor)(leaf.factor)
-
-
-law_of = Pass[list[Gaussians] | None]("law", lambda factor: [] if factor.traits.constant else None)
-"""Rules (leaf factor) for `known_parts`."""
-
-
-law_of.rule(Classifier)(lambda factor: [])
-
-
-@law_of.rule(Analytic)
-def _law(factor: Analytic) -> list[Gaussians] | None:
-    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(factor.distribution)):
+    its numbers are not known. Logits, which grow no faster than x, have no entries."""
+    if isinstance(leaf.factor, Classifier):
+        return None if leaf.latent else []
+    try:
+        return mixtures_of(leaf, boxes=True)
+    except NotGaussian:
         return None
-    inner = unwrap(factor.distribution)
-    if isinstance(inner, dist.Uniform):
-        n = math.prod(factor.event_shape)
-        middle = np.broadcast_to((np.asarray(inner.low) + np.asarray(inner.high)) / 2, factor.event_shape)
-        return [Gaussians(np.arange(n), np.zeros(1), middle.reshape(1, n), np.zeros((1, n)))]
-    return components(factor.distribution)
 
 
 def check_tails(graph: Graph) -> None:
@@ -173,16 +143,11 @@ def check_tails(graph: Graph) -> None:
 
 
 def _check_site(site: Site, schedule: Schedule) -> None:
-    root = unrolled(site.root)
-    known = {id(leaf): known_parts(leaf) for leaf in leaves(root)}
-    parts = {leaf: found for leaf, found in known.items() if found is not None}
-    if len(parts) < len(known):
-        return
-    last, size = schedule.num_levels - 1, math.prod(site.shape)
+    root, last, size = unrolled(site.root), schedule.num_levels - 1, math.prod(site.shape)
     for level in np.unique(np.linspace(0, last, 9).round().astype(int)):
         try:
             here = at_noise(root, _variance(schedule, int(level)))
-            worst = least(tail_of(here, parts, site.shape, schedule, int(level)), size)
+            worst = least(tail_of(here, site.shape, schedule, int(level)), size)
         except Undecided:
             return
         if worst <= 0:

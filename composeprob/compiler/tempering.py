@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -17,6 +17,7 @@ from composeprob import tuning
 from composeprob.compiler.conjugate import Prior
 from composeprob.compiler.once import once
 from composeprob.compiler.trace import Sites, Traced
+from composeprob.factors.gaussians import Gaussians
 from composeprob.schedule import Noise, Schedule
 
 
@@ -75,31 +76,31 @@ class Tempering(eqx.Module):
 
 
 def tempering(
-    traced: Traced, names: tuple[str, ...], priors: dict[str, Prior | None], shapes: dict[str, tuple[int, ...]],
+    traced: Traced, names: tuple[str, ...], priors: Mapping[str, Prior | str], shapes: dict[str, tuple[int, ...]],
     schedule: Schedule,
 ) -> Tempering:  # fmt: skip
-    """The powers for the observations ``names``, from what the likelihood is at draws of the prior: of each noised site
-    as mixtures of Gaussians; None where it is none, and N(0, 1) stands for it."""
+    """The powers for the observations ``names``, from what the likelihood is at draws of the prior of each noised site;
+    where that is no mixture of Gaussians, N(0, 1) stands for it."""
+    parts = {name: prior.parts if isinstance(prior, Prior) else [] for name, prior in priors.items()}
     rng, float_ = np.random.default_rng(0), np.dtype(jnp.result_type(float))
-    xs: dict[str, Any] = {name: _drawn(rng, priors[name], shape).astype(float_) for name, shape in shapes.items()}
+    xs: dict[str, Any] = {name: _drawn(rng, parts[name], shape).astype(float_) for name, shape in shapes.items()}
     # Three pieces, of which the program is in one alone: the others are compiled once for all programs of these sizes.
     scales = _scales(schedule)
     noise = _noise(sum(math.prod(shape) for shape in shapes.values()))
     near: Near | None = None
     values, curvatures = _measured(traced, names, xs, scales, noise, near)
     if _far(values, curvatures, scales):
-        near = _near(priors, shapes)
+        near = _near(parts, shapes)
         values, curvatures = _measured(traced, names, xs, scales, noise, near)
     power, held = _powers_and_stand_ins(values, curvatures, scales, schedule)
     return Tempering(power, dict(zip(names, held, strict=True)), near)
 
 
-def _near(priors: dict[str, Prior | None], shapes: dict[str, tuple[int, ...]]) -> Near:
+def _near(parts: dict[str, list[Gaussians]], shapes: dict[str, tuple[int, ...]]) -> Near:
     mean, variance = {}, {}
     for name, shape in shapes.items():
         m, v = np.zeros(math.prod(shape)), np.ones(math.prod(shape))
-        prior = priors[name]
-        for part in [] if prior is None else prior.parts:
+        for part in parts[name]:
             m[part.entries], v[part.entries] = part.normalised().moments
         mean[name], variance[name] = (jnp.asarray(a.reshape(shape), jnp.result_type(float)) for a in (m, v))
     return Near(mean, variance)
@@ -217,10 +218,10 @@ def _measured(
     return jax.lax.map(at_scale, scales)
 
 
-def _drawn(rng: np.random.Generator, prior: Prior | None, shape: tuple[int, ...]) -> np.ndarray:
+def _drawn(rng: np.random.Generator, parts: list[Gaussians], shape: tuple[int, ...]) -> np.ndarray:
     """Draws of a site, (draws, *shape)."""
     flat = rng.standard_normal((tuning.TEMPERING_DRAWS, int(np.prod(shape))))
-    for part in [] if prior is None else prior.parts:
+    for part in parts:
         log_weights = part.normalised().log_weights
         chosen = rng.choice(len(log_weights), tuning.TEMPERING_DRAWS, p=np.exp(log_weights))
         noise = flat[:, part.entries]

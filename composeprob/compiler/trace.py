@@ -12,6 +12,7 @@ must be what it was when the program was compiled.
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -147,15 +148,14 @@ class TracedStatements(eqx.Module):
         draws: of each static site a draw of its prior.
         log_likelihoods: log p of each observation.
         moments: (residual, covariance) of each observation whose noise is Gaussian.
-        parts: the arrays in each statement's distribution, and in an observation's value.
-        factors: those in each leaf of a noised site's factor.
+        parts: the arrays in each statement's distribution and in an observation's value; of a noised site those in
+            each leaf of its factor first.
     """
 
     draws: Sites
     log_likelihoods: Sites
     moments: dict[str, tuple[Array, Array]]
-    parts: dict[str, list[Array]]
-    factors: dict[str, list[list[Array]]]
+    parts: dict[str, list[list[Array]]]
 
 
 class Traced(eqx.Module):
@@ -208,9 +208,9 @@ class Traced(eqx.Module):
         """The latents that each statement's distribution depends on, and of noised sites each leaf of their factor."""
         none = frozenset[str]()
         latents = {name: frozenset({name}) for name in self.code.latents}
-        found = self._walk(Influence(), [none] * len(_arrays(self.arguments)), latents, none)
-        by_leaf = {name: [none.union(*parts) for parts in leaves] for name, leaves in found.factors.items()}
-        return {name: none.union(*parts) for name, parts in found.parts.items()}, by_leaf
+        found = self._walk(Influence(), [none] * len(_arrays(self.arguments)), latents, none).parts
+        by_leaf = {name: [none.union(*part) for part in parts] for name, parts in found.items()}
+        return {name: none.union(*parts) for name, parts in by_leaf.items()}, by_leaf
 
     def moments_at(self, names: tuple[str, ...], xs: Sites, key: Array) -> Moments:
         """(residual, covariance) of Gaussian observations at noised sites; those left out are as in ``xs``."""
@@ -303,17 +303,12 @@ def _code(program: Program, untraced: Traced, latents: Sites, moved: Iterable[st
         observed = {s.name: s for s in statements.values() if s.kind == "observed"}
         reasons.update({name: not_gaussian(s) for name, s in observed.items()})
         parts = {s.name: _parts(s, statements) for s in statements.values()}
-        fixed.extend(_fixed(s, parts[s.name]) for s in statements.values())
+        fixed.extend(_fixed(s, [*itertools.chain(*parts[s.name])]) for s in statements.values())
         return TracedStatements(
             draws,
             {name: s.log_prob() for name, s in observed.items()},
             {name: moments(s) for name, s in observed.items() if reasons[name] is None},
-            {name: list(filter(_is_traced, leaves)) for name, leaves in parts.items()},
-            {
-                s.name: [list(filter(_is_traced, jax.tree.leaves(leaf))) for leaf in closed_leaves(s.factor)]
-                for s in statements.values()
-                if s.kind == "noised"
-            },
+            {name: [list(filter(_is_traced, part)) for part in each] for name, each in parts.items()},
         )
 
     # The key's type alone: a key would be made in whatever code is traced while the program is checked.
@@ -325,19 +320,19 @@ def _code(program: Program, untraced: Traced, latents: Sites, moved: Iterable[st
     return Code(program, jaxpr, shapes, names, reasons, fixed, again, _settings())
 
 
-def _parts(statement: Statement, statements: dict[str, Statement]) -> list[object]:
-    """The leaves of its distribution, of an observation's value, and of a factor's leaves with functions closed."""
+def _parts(statement: Statement, statements: dict[str, Statement]) -> list[list[object]]:
+    """What each leaf of its factor is made of, with functions closed; then its distribution, an observation's value."""
     if statement.kind == "observed":
-        return jax.tree.leaves((statement.distribution, statement.value))
+        return [jax.tree.leaves((statement.distribution, statement.value))]
     if statement.kind not in ("noised", "evidence"):
-        return jax.tree.leaves(statement.distribution)
+        return [jax.tree.leaves(statement.distribution)]
     try:
         looked_at = statements.get(statement.site)
         leaves = closed_leaves(statement.factor if looked_at is None else of_one_member(statement, looked_at))
     except ComposeProbError as error:
         raise type(error)(error.found, where=error.where or statement.where, fix=error.fix) from error
     codes = [function.code.jaxpr for function in closures(leaves)]
-    return [*jax.tree.leaves((statement.distribution, leaves)), *codes]
+    return [*map(jax.tree.leaves, leaves), [*jax.tree.leaves(statement.distribution), *codes]]
 
 
 def closed_leaves(node: Factor, runs: tuple[str, ...] = ()) -> list[LeafFactor]:

@@ -87,11 +87,9 @@ class Evaluates(Protocol):
     def read(self, position: Position) -> dict[str, Array]:
         """The position with static sites constrained and deterministics added."""
 
-    def data(self) -> dict[str, Array]:
-        """The observed values."""
-
-    def predict(self, key: Array, values: dict[str, Array]) -> dict[str, Array]:
-        """The observed sites drawn anew, given the latents' values as `read` shows them."""
+    def observed(self, values: dict[str, Array] | None = None, key: Array | None = None) -> dict[str, Array]:
+        """The observed values; or with a ``key`` those sites drawn anew, given the latents' values as `read` shows
+        them."""
 
     def log_likelihood(self, values: dict[str, Array]) -> dict[str, Array]:
         """log p of every observed number at level 0, given the latents' values as `read` shows them."""
@@ -260,7 +258,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
 
     def observed(self) -> dict[str, Array]:
         """The observed values, ``{site: array}``; soft evidence (`factor`) is none."""
-        return _data(self.evaluator)
+        return _observed(self.evaluator)
 
     def predict(self, key: Array, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
         """Data that the program's statements would give: the observed sites drawn anew for each sample.
@@ -283,7 +281,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
         check_key(key)
         latents = self._latents(samples)
         number = len(next(iter(latents.values())))
-        return over_chains(self.evaluator.predict, jax.random.split(key, number), latents)
+        return over_chains(self.evaluator.observed, latents, jax.random.split(key, number))
 
     def log_likelihood(self, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
         """log p(y | sample) at level 0 for every single observed number y, as leave-one-out estimates need it.
@@ -472,5 +470,5 @@ class NumPyroPotential:
 
 
 @eqx.filter_jit
-def _data(evaluator: Evaluates) -> dict[str, Array]:
-    return evaluator.data()
+def _observed(evaluator: Evaluates) -> dict[str, Array]:
+    return evaluator.observed()

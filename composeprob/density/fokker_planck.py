@@ -61,12 +61,11 @@ def fokker_planck(
     asked = [i for i, expert in enumerate(experts) if expert.averaged == 1.0]
     if not asked:
         return {}
-    levels, weights = _stencil(density, int(level))
-    if levels is None:
+    if (stencil := _stencil(density, int(level))) is None:
         return dict.fromkeys((experts[i].name for i in asked), math.nan)
     # Names stay outside of the compiled function: other conditions must not compile again.
     sites = tuple((i, experts[i].site) for i in asked)
-    arguments = density, sites, positions, jnp.asarray(level), levels, jnp.asarray(weights, float), key, num_probes
+    arguments = density, sites, positions, jnp.asarray(level), *stencil, key, num_probes
     pairs = dict(zip(asked, _squares(*arguments), strict=True))
     found: dict[str, float] = {}
     for i in asked:
@@ -77,19 +76,21 @@ def fokker_planck(
     return found
 
 
-def _stencil(density: AnnealedDensity, level: int) -> tuple[Array | None, np.ndarray]:
-    """The levels around one, and the weights of the derivative by log(σ/α) of what is interpolated between them."""
+def _stencil(density: AnnealedDensity, level: int) -> tuple[Array, Array] | None:
+    """The levels around one, and the weights of the derivative by log(σ/α) of what is interpolated between them; None
+    where there are too few, or neighbours too far apart."""
     number = 5  # of levels whose noise predictions make one derivative
     first = min(max(level - number // 2, 0), density.num_levels - number)
     if first < 0:
-        return None, np.empty(0)
+        return None
     levels = np.arange(first, first + number)
     at = -0.5 * np.asarray(density.schedule.log_snr, np.float64)[levels]
-    if np.diff(at).max() > 0.5:  # neighbours too far apart for a derivative
-        return None, np.empty(0)
+    if np.diff(at).max() > 0.5:
+        return None
     powers = np.arange(number)
     offsets = at - at[level - first]
-    return jnp.asarray(levels), np.linalg.solve(offsets[None, :] ** powers[:, None], (powers == 1).astype(float))
+    weights = np.linalg.solve(offsets[None, :] ** powers[:, None], (powers == 1).astype(float))
+    return jnp.asarray(levels), jnp.asarray(weights, float)
 
 
 @eqx.filter_jit

@@ -72,8 +72,7 @@ class Leaf(Factor):
     @property
     def dimension(self) -> float:
         """How many entries the factor is a density of."""
-        stated = self.factor.traits.dimension
-        return float(math.prod(self.factor.event_shape)) if stated is None else stated
+        return dimension_of(self.factor)
 
     @property
     def averaged(self) -> int:
@@ -242,6 +241,12 @@ class Graph:
 def leaves(node: Factor) -> list[Leaf]:
     """The leaves below a node, left to right."""
     return [found for found in walk(node) if isinstance(found, Leaf)]
+
+
+def dimension_of(factor: LeafFactor) -> float:
+    """How many entries a leaf factor is a density of."""
+    stated = factor.traits.dimension
+    return float(math.prod(factor.event_shape)) if stated is None else stated
 
 
 def same_network(a: LeafFactor, b: LeafFactor) -> bool:

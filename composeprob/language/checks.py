@@ -16,7 +16,15 @@ from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import biject_to
 from numpyro.primitives import CondIndepStackFrame
 
-from composeprob.errors import ImproperError, InvalidValueError, ProgramError, ShapeError, WrongTypeError, caller
+from composeprob.errors import (
+    ComposeProbError,
+    ImproperError,
+    InvalidValueError,
+    ProgramError,
+    ShapeError,
+    WrongTypeError,
+    caller,
+)
 from composeprob.factors.base import is_factor
 from composeprob.factors.values import check_bounds, check_finite
 
@@ -117,11 +125,14 @@ def mismatch(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> Sh
     )
 
 
-def sampled_factor(error: Exception) -> WrongTypeError | None:
-    """The message where ``numpyro.sample`` was given a factor, which is no distribution; None for any other error."""
+def explained(error: Exception, latents: Mapping[str, Array]) -> ComposeProbError | None:
+    """The message for an error of NumPyro's: ``numpyro.sample`` was given a factor, a plate met a distribution of
+    another size, or a parameter was refused, such as a scale that is negative; None for any other. ``latents`` are the
+    values that the program's latents had until then."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        values = frame.f_locals
-        if frame.f_code is numpyro.sample.__code__ and is_factor(values.get("fn")):
+        values, called = frame.f_locals, frame.f_code
+        this, message, parameter = values.get("self"), values.get("msg"), values.get("param")
+        if called is numpyro.sample.__code__ and is_factor(values.get("fn")):
             name, observed = values["name"], values.get("obs") is not None
             return WrongTypeError(
                 f"numpyro.sample({name!r}, …) takes a NumPyro distribution; got a factor, "
@@ -131,41 +142,27 @@ def sampled_factor(error: Exception) -> WrongTypeError | None:
                 if observed
                 else f"write cp.sample({name!r}, factor), which takes factors and distributions.",
             )
-    return None
-
-
-def invalid_parameter(error: Exception, latents: Mapping[str, Array]) -> InvalidValueError | None:
-    """The message where NumPyro refused a parameter, such as a scale that is negative; None for any other error.
-    ``latents`` are the values that the program's latents had until then."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        distribution, parameter = frame.f_locals.get("self"), frame.f_locals.get("param")
-        if frame.f_code.co_name != "validate_args" or not isinstance(distribution, Distribution) or parameter is None:
-            continue
-        value, kind = np.asarray(frame.f_locals["value"]), type(distribution).__name__
-        shown = f"the {parameter} {value.item():.3g}" if value.size == 1 else f"a {parameter} of shape {value.shape}"
-        if value.ndim == 1 and value.size > 1:
-            shown += f" and numbers from {value.min():.3g} on"
-        site = next((f", the site {n!r}" for n, x in latents.items() if np.array_equal(x, value)), "")
-        constraint = str(distribution.arg_constraints[parameter]).partition("(")[0].lower()
-        return InvalidValueError(
-            f"{kind} has {shown}{site}, which must be {constraint}.",
-            where=caller(frame),
-            fix=f"check what is passed as {parameter}, and the order of the arguments. Where it depends on a latent s, "
-            "it must be right for all its values: of a scale write jnp.exp(s) or jax.nn.softplus(s), or give s a "
-            "positive prior such as dist.HalfNormal(1.0).",
-        )
-    return None
-
-
-def plate_mismatch(error: Exception) -> ShapeError | None:
-    """The message for an error that arose as a plate met a distribution of another size; None for any other error."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        plate, message = frame.f_locals.get("self"), frame.f_locals.get("msg")
-        if frame.f_code.co_name == "process_message" and isinstance(plate, numpyro.plate) and message:
+        if called.co_name == "process_message" and isinstance(this, numpyro.plate) and message:
             return ShapeError(
-                f"Plate {plate.name!r} has size {plate.subsample_size}, but the distribution of {message['name']!r} "
+                f"Plate {this.name!r} has size {this.subsample_size}, but the distribution of {message['name']!r} "
                 f"in it has the batch shape {tuple(message['fn'].batch_shape)}.",
                 where=caller(frame),
                 fix="make the plate as large as the distribution's parameters, or leave these without that axis.",
+            )
+        if called.co_name == "validate_args" and isinstance(this, Distribution) and parameter is not None:
+            value, kind = np.asarray(values["value"]), type(this).__name__
+            shown = (
+                f"the {parameter} {value.item():.3g}" if value.size == 1 else f"a {parameter} of shape {value.shape}"
+            )
+            if value.ndim == 1 and value.size > 1:
+                shown += f" and numbers from {value.min():.3g} on"
+            site = next((f", the site {n!r}" for n, x in latents.items() if np.array_equal(x, value)), "")
+            constraint = str(this.arg_constraints[parameter]).partition("(")[0].lower()
+            return InvalidValueError(
+                f"{kind} has {shown}{site}, which must be {constraint}.",
+                where=caller(frame),
+                fix=f"check what is passed as {parameter}, and the order of the arguments. Where it depends on a "
+                "latent s, it must be right for all its values: of a scale write jnp.exp(s) or jax.nn.softplus(s), or "
+                "give s a positive prior such as dist.HalfNormal(1.0).",
             )
     return None

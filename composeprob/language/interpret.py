@@ -16,13 +16,7 @@ from composeprob.errors import ProgramError, WrongTypeError, caller
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import Factor
 from composeprob.factors.distribution import FactorDistribution
-from composeprob.language.checks import (
-    check_latent,
-    check_observed,
-    invalid_parameter,
-    plate_mismatch,
-    sampled_factor,
-)
+from composeprob.language.checks import check_latent, check_observed, explained
 from composeprob.language.policies import Policy, as_policy
 from composeprob.language.statements import LEVEL, Message
 from composeprob.schedule import Schedule
@@ -212,8 +206,7 @@ def run(
             function(*args, **kwargs)
         except (TypeError, ValueError) as error:
             latents = {s.name: s.value for s in interpreter.statements.values() if s.kind in ("noised", "static")}
-            better = plate_mismatch(error) or sampled_factor(error) or invalid_parameter(error, latents)
-            if better is None:
+            if (better := explained(error, latents)) is None:
                 raise
             raise better from error
     return interpreter.statements

@@ -97,24 +97,14 @@ class Moments(Policy):
     by_moments = True
 
 
-class Unannealed(Policy):
-    """Of an observation that depends on no noised site."""
-
-
 class Rising(Policy):
-    """Of one that depends on none while there are noised sites: its power rises to 1 at level 0."""
+    """Of an observation that depends on no noised site, while there are some: its power rises to 1 at level 0."""
 
     def power(self, schedule: Schedule, noise: Noise) -> Array:
         return bridge(schedule, noise)
 
 
-POLICIES = {
-    "exact": Exact(),
-    "moments": Moments(),
-    "tempered": Tempered(),
-    "denoised": Denoised(),
-    "noised": Noised(),
-}
+POLICIES: dict[str, Policy] = {str(each): each for each in (Exact(), Moments(), Tempered(), Denoised(), Noised())}
 """Policies by their short names."""
 
 

@@ -10,10 +10,9 @@ from flax import linen, nnx
 
 import composeprob as cp
 from compiler.networks import measured
-from composeprob.compiler.proper import bias, known_parts, least, tail_of
+from composeprob.compiler.proper import bias, least, tail_of
 from composeprob.errors import ImproperError, InvalidValueError, NetworkError
 from composeprob.factors.gaussians import components
-from composeprob.ir.nodes import leaves
 from refusals import refused
 from sampling_cases import modes, single
 from targets import network_outputs
@@ -77,12 +76,11 @@ def test_the_least_precision_is_found():
     matrices = [a @ a.T + np.eye(3) for a in rng.standard_normal((3, 3, 3))]
     graph = cp.compile(single, mvn(*matrices[0]) * mvn(*matrices[1]) / mvn(*(30 * matrices[2])) ** 0.5).graph
     root = graph.sites[0].root
-    parts = {id(leaf): known_parts(leaf) for leaf in leaves(root)}
     for level in (0, 6, 11):
         alpha, sigma = SCHEDULE.alpha[level], SCHEDULE.sigma[level]
         inverse = [np.linalg.inv(alpha**2 * m + sigma**2 * np.eye(3)) for m in (*matrices[:2], 30 * matrices[2])]
         expected = np.linalg.eigvalsh(inverse[0] + inverse[1] - 0.5 * inverse[2])[0]
-        np.testing.assert_allclose(least(tail_of(root, parts, (3,), SCHEDULE, level), 3), expected, rtol=1e-4)
+        np.testing.assert_allclose(least(tail_of(root, (3,), SCHEDULE, level), 3), expected, rtol=1e-4)
 
 
 # whether the noisiest level is noise -------------------------------------------------------------------------------

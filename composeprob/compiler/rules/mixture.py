@@ -16,7 +16,7 @@ from composeprob.compiler.experts import Raised, expert, experts_of
 from composeprob.compiler.expressions import Expression, NodeValue, Outputs, Parts, dense, lower_expression, parts_of
 from composeprob.compiler.latents import stays_normalised
 from composeprob.compiler.normalise import each_normal, normal_of, runs
-from composeprob.compiler.proper import Tail, tail_of
+from composeprob.compiler.proper import Tail, tail_of, widest
 from composeprob.compiler.top import Top, top_of
 from composeprob.errors import CapabilityError
 from composeprob.factors.gaussians import Gaussians, joint
@@ -84,8 +84,8 @@ def _top(node: Mixture, tops: list[Top], shape: tuple[int, ...]) -> Top:
 
 
 @tail_of.rule(Mixture)
-def _tail(node: Mixture, tails: list[Tail], known: object, shape: tuple[int, ...], *_: object) -> Tail:
-    return Tail(np.zeros(math.prod(shape)), choices=tuple(tails))
+def _tail(node: Mixture, tails: list[Tail], *_: object) -> Tail:
+    return Tail(lambda u: widest((tail.along(u) for tail in tails), u))
 
 
 @prior_of.rule(Mixture)

@@ -24,7 +24,7 @@ from composeprob.compiler.expressions import (
     lower_expression,
     parts_of,
 )
-from composeprob.compiler.normalise import factors_of, normal_of, runs, same, same_of
+from composeprob.compiler.normalise import factors_of, normal_of, runs, same
 from composeprob.compiler.proper import Tail, add, tail_of
 from composeprob.compiler.top import Top, top_of
 from composeprob.factors.base import Factor
@@ -82,11 +82,6 @@ def _factors(node: Product, power: float) -> list[tuple[Factor, float]]:
     ]
 
 
-@same_of.rule(Product)
-def _same(node: Product, other: Product) -> bool:
-    return node.plate == other.plate and same(node.factors[0], other.factors[0])
-
-
 @node_capabilities.rule(Product)
 def _offers(node: Product, parts: list[frozenset[str]]) -> frozenset[str]:
     """Its normaliser is unknown, unless it was calibrated, and its level-k density is not a noised marginal."""
@@ -114,11 +109,9 @@ def _top(node: Product, tops: list[Top], shape: tuple[int, ...]) -> Top:
 
 
 @tail_of.rule(Product)
-def _tail(node: Product, tails: list[Tail], known: object, shape: tuple[int, ...], *_: object) -> Tail:
-    pairs = node.each(tails)
-    fixed = [power * tail.matrix for power, tail in pairs if tail.fixed]
-    rest = tuple(pair for pair in pairs if not pair[1].fixed)
-    return Tail(functools.reduce(add, fixed, np.zeros(math.prod(shape))), rest)
+def _tail(node: Product, tails: list[Tail], *_: object) -> Tail:
+    pairs, fixed = node.each(tails), all(tail.fixed for tail in tails)
+    return Tail(lambda u: functools.reduce(add, [power * tail.along(u) for power, tail in pairs]), fixed)
 
 
 @prior_of.rule(Product)
@@ -127,7 +120,7 @@ def _prior(node: Product, priors: list[Prior], shape: tuple[int, ...]) -> Prior:
     pending = [(part, power) for power, prior in node.each(priors) for part in prior.parts]
     marginal = all(prior.marginal for prior in priors)
     parts: list[Gaussians] = []
-    for group in connected([set(part.entries.tolist()) for part, _ in pending]):
+    for group in connected([part.entries for part, _ in pending]):
         members = [pending[i] for i in group]
         if len(members) == 1 and members[0][1] == 1.0:
             parts.append(members[0][0])

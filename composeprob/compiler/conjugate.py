@@ -13,7 +13,6 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from composeprob import tuning
-from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import Factor
 from composeprob.factors.gaussians import Gaussians, components
 from composeprob.factors.passes import Pass
@@ -64,11 +63,10 @@ def mixtures_of(leaf: Leaf, boxes: bool = False) -> list[Gaussians]:
     factor, name = leaf.factor, leaf.label
     if factor.traits.constant:
         return []
-    if not isinstance(factor, Analytic):
+    if (distribution := getattr(factor, "distribution", None)) is None:
         raise NotGaussian(f"factor '{name}' is {_a(type(factor).__name__)}, not a cp.Analytic")
     if leaf.latent is not None:
         raise NotGaussian(f"the numbers of factor '{name}' are latents")
-    distribution = factor.distribution
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(distribution)):
         raise NotGaussian(f"the numbers of factor '{name}' are not known when the program is compiled")
     if boxes and isinstance(unwrap(distribution), dist.Uniform):

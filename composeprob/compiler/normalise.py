@@ -6,7 +6,7 @@ from typing import Any
 
 from composeprob.errors import ImproperError
 from composeprob.factors.base import Factor
-from composeprob.factors.nodes import Plate, Product
+from composeprob.factors.nodes import Plate
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Graph, Leaf, Site, leaves, same_leaf
 
@@ -58,15 +58,13 @@ normal_of = Pass[Factor | None]("normal", each_normal)
 factors_of = Pass[list[tuple[Factor, float]]]("factors", _single)
 """Rules (node, power) for the (factor, power) pairs that node^power multiplies, each factor in normal form and no
 product, but for products over data."""
+same_of = Pass[bool]("same", lambda node, other: False)
+"""Rules (node, another of its kind) for whether the two are known to be the same factor."""
 
 
 def same(a: Factor, b: Factor) -> bool:
     """Whether two factors are known to be the same: leaves, or products of the same leaf over the same data."""
-    if isinstance(a, Leaf) and isinstance(b, Leaf):
-        return same_leaf(a, b)
-    if isinstance(a, Product) and isinstance(b, Product):
-        return a.plate == b.plate and same(a.factors[0], b.factors[0])
-    return False
+    return type(a) is type(b) and same_of.rule_for(a)(a, b)
 
 
 def runs(node: Factor, plate: Plate) -> bool:
@@ -75,3 +73,4 @@ def runs(node: Factor, plate: Plate) -> bool:
 
 
 normal_of.rule(Leaf)(lambda leaf: leaf)
+same_of.rule(Leaf)(same_leaf)

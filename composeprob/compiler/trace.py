@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, TypeGuard
 
 import equinox as eqx
@@ -86,6 +86,7 @@ class Code:
         fixed: what of the statements are not arrays.
         again: traces the program anew.
         settings: JAX's, under which it was traced.
+        identity: its `fingerprint` of then; empty of a trace that is only looked at.
     """
 
     program: Program
@@ -96,6 +97,7 @@ class Code:
     fixed: list[object]
     again: Callable[[], Code]
     settings: tuple[object, ...]
+    identity: str = ""
 
     @property
     def places(self) -> dict[str, Var]:
@@ -106,11 +108,6 @@ class Code:
     def fingerprint(self, objects: bool = True) -> str:
         """A digest of it and of all that was read in it."""
         return fingerprint(self.jaxpr, self.fixed, objects=objects)
-
-    @cached_property
-    def identity(self) -> str:
-        """Its `fingerprint`."""
-        return self.fingerprint()
 
     def check(self) -> None:
         """Refuse to run a program that reads something else by now."""
@@ -267,7 +264,8 @@ def trace(
         wrapped = [Concrete(leaf) if i in concrete else leaf for i, (_, leaf) in enumerate(paths)]
         traced = Traced(function, jax.tree.unflatten(treedef, wrapped), eager, noised)
         try:
-            return replace(traced, known_code=_code(program, traced, latents, latents)), asks
+            code = _code(program, traced, latents, latents)
+            return replace(traced, known_code=replace(code, identity=code.fingerprint())), asks
         except Exception as error:  # the program has run with numbers: what fails now fails because of a tracer
             abstract = [i for i in arrays if i not in concrete]
             named = {abstract[i] for i in _named(error)}

@@ -24,7 +24,7 @@ from composeprob.compiler.expressions import (
     lower_expression,
     parts_of,
 )
-from composeprob.compiler.normalise import factors_of, normal_of, runs, same
+from composeprob.compiler.normalise import factors_of, normal_of, runs, same, same_of
 from composeprob.compiler.proper import Tail, add, tail_of
 from composeprob.compiler.top import Top, top_of
 from composeprob.factors.base import Factor
@@ -80,6 +80,11 @@ def _factors(node: Product, power: float) -> list[tuple[Factor, float]]:
         (bare.with_children((child,)), exponent) if runs(child, plate) else (child, plate.count * exponent)
         for child, exponent in inner
     ]
+
+
+@same_of.rule(Product)
+def _same(node: Product, other: Product) -> bool:
+    return node.plate == other.plate and same(node.factors[0], other.factors[0])
 
 
 @node_capabilities.rule(Product)

@@ -31,7 +31,7 @@ def check(graph: Graph, networks: bool = True) -> Graph:
     check_tails(graph)
     check_signal(graph)
     # The user's plain functions can be called, and what they read has its values of now from here on.
-    groups = [replace(group, factor=closed(group.factor, group.members[0].first)) for group in graph.groups]
+    groups = [replace(group, factor=closed(group.factor, group.first)) for group in graph.groups]
     graph = replace(graph, groups=tuple(groups))
     graph = check_plausible(graph) if networks else graph
     for doubt in graph.doubts:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from composeprob.compiler.batches import Batch
 from composeprob.compiler.check import node_capabilities
 from composeprob.compiler.expressions import Expression, lower_expression
 from composeprob.compiler.latents import stays_normalised
@@ -22,7 +21,7 @@ from composeprob.factors.base import Factor
 from composeprob.factors.nodes import Mixture
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells, Region
-from composeprob.ir.nodes import Graph, Leaf, leaves, total_count
+from composeprob.ir.nodes import Graph, Group, Leaf, leaves, total_count
 from composeprob.ir.render import formula
 from composeprob.schedule import Noise
 
@@ -30,7 +29,7 @@ Raised = list[tuple[Factor, float]]
 """Nodes that are experts, each with the product of the powers above it."""
 experts_of = Pass[Raised]("experts", lambda *_: [])
 """The experts of an expression. What a product is made of counts one by one, a mixture of experts as one."""
-Draw = Callable[[Array, tuple[Batch, ...], Noise], Array]
+Draw = Callable[[Array, tuple[Group, ...], Noise], Array]
 """What draws an event of the site from a node, at this noise of the program."""
 draw_of = Pass[Draw | None]("draw", lambda *_: None)
 """What draws from a node exactly; None where nothing does."""
@@ -83,7 +82,7 @@ class LeafDraw(eqx.Module):
 
     batch: int = eqx.field(static=True)
 
-    def __call__(self, key: Array, batches: tuple[Batch, ...], noise: Noise) -> Array:
+    def __call__(self, key: Array, batches: tuple[Group, ...], noise: Noise) -> Array:
         batch = batches[self.batch]
         marginal: Any = batch.factor.uncalibrated
         noise_of_leaf = batch.noise_at(noise)
@@ -96,12 +95,12 @@ class MixtureDraw(eqx.Module):
     parts: tuple[Draw, ...]
     log_weights: Array
 
-    def __call__(self, key: Array, batches: tuple[Batch, ...], noise: Noise) -> Array:
+    def __call__(self, key: Array, batches: tuple[Group, ...], noise: Noise) -> Array:
         choice, rest = jax.random.split(key)
         return chosen(jax.random.categorical(choice, self.log_weights), self.parts, rest, batches, noise)
 
 
-def chosen(which: Array, parts: tuple[Draw, ...], key: Array, batches: tuple[Batch, ...], noise: Noise) -> Array:
+def chosen(which: Array, parts: tuple[Draw, ...], key: Array, batches: tuple[Group, ...], noise: Noise) -> Array:
     """A draw from one of the parts."""
     return jnp.stack([part(key, batches, noise) for part in parts])[which]
 

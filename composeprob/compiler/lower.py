@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.distributions import Cauchy, MultivariateNormal, StudentT
 
-from composeprob.compiler.batches import Batch, OnDemand, batch_of, stacked
+from composeprob.compiler.batches import OnDemand
 from composeprob.compiler.check import node_capabilities, site_parts
 from composeprob.compiler.exact import no_closed_form
 from composeprob.compiler.experts import Draw, ExpertExpression, chosen, experts
@@ -25,7 +25,7 @@ from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.nodes import part
 from composeprob.factors.precision import in_precision
 from composeprob.factors.whitening import whitener
-from composeprob.ir.nodes import Graph, leaves, spread
+from composeprob.ir.nodes import Graph, Group, leaves, spread
 from composeprob.language.interpret import unwrap
 from composeprob.schedule import Noise, Schedule
 
@@ -54,7 +54,7 @@ class Evaluator(eqx.Module):
     """
 
     schedule: Schedule
-    batches: tuple[Batch, ...]
+    batches: tuple[Group, ...]
     marginal: dict[str, Expression | None]
     potential: dict[str, Expression | None]
     energies: dict[str, Expression | None]
@@ -151,7 +151,7 @@ class Evaluator(eqx.Module):
         noise, xs, zs = self._split(position, level)
         return noise, xs, zs, OnDemand(self._batches(zs, noise), xs, noise)
 
-    def _batches(self, zs: Sites, noise: Noise) -> tuple[Batch, ...]:
+    def _batches(self, zs: Sites, noise: Noise) -> tuple[Group, ...]:
         """The batches with the factors that the program makes of these latents."""
         if all(batch.latent is None for batch in self.batches):
             return self.batches
@@ -159,16 +159,14 @@ class Evaluator(eqx.Module):
         xs = {name: jnp.zeros(shape) for name, shape in self.shapes}
         statements, _ = self.likelihood.replay(xs, zs, noise.index)
 
-        def current(batch: Batch) -> Batch:
+        def current(batch: Group) -> Group:
             if batch.latent is None:
                 return batch
             site, index = batch.latent
             factor = in_precision(factor_leaves(statements[site].factor)[index], self.precision)
-            plates = [plates_of_leaf for *_, plates_of_leaf in batch.places]
-            conditions = [spread(factor.call_conditions(), each) for each in plates]
-            rows = stacked(conditions, plates)
-            factor = closed(factor, {name: values[0] for name, values in rows.items()})
-            return dataclasses.replace(batch, factor=factor.holding({}), conditions=rows)
+            conditions = tuple(spread(factor.call_conditions(), member.plates) for member in batch.members)
+            moved = dataclasses.replace(batch, conditions=conditions)
+            return dataclasses.replace(moved, factor=closed(factor, moved.first).holding({}))
 
         return tuple(map(current, self.batches))
 
@@ -202,7 +200,7 @@ class Evaluator(eqx.Module):
         noise, _, zs = self._split(position, level)
         found = {}
         for batch in self._batches(zs, noise):
-            (site, region, plates), *others = batch.places
+            (site, region, plates), *others = batch.members
             distribution = getattr(batch.factor, "distribution", None)
             if batch.latent is None or others or region is not None or plates or distribution is None:
                 continue
@@ -328,10 +326,9 @@ def lower(graph: Graph, likelihood: Likelihood, precision: str | None = None) ->
 
     moved = {n: _moved(f, shapes[n]) for n, (f, _) in parts.items() if f is not None and n not in ancestral}
     places = tuple((s.name, leaf.slot) for s in graph.sites for leaf in leaves(s.root) if leaf.slot is not None)
-    batches = tuple(map(batch_of, graph.groups))
     return Evaluator(
         graph.levels,
-        batches,
+        graph.groups,
         lowered({n: f for n, (f, _) in parts.items()}),
         lowered({n: g for n, (_, g) in parts.items()}),
         lowered({n: None if g is None else _energies(g) for n, (_, g) in parts.items()}),

@@ -51,7 +51,7 @@ def check_plausible(graph: Graph) -> Graph:
             continue
         noises = levels if group.own_noise is None else group.own_noise
         site = next(site for site in graph.sites if site.name == group.members[0].site)
-        doubts.append(_check_network(factor, group.members[0].first, noises, site))
+        doubts.append(_check_network(factor, group.first, noises, site))
     return replace(graph, doubts=tuple(doubt for doubt in doubts if doubt))
 
 

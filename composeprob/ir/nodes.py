@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -143,36 +144,51 @@ class Static:
     standardised: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Member:
-    """One use of a shared network: the site and region it reads, its plates, and its conditions, with an axis for each
-    of these in front."""
+class Member(NamedTuple):
+    """One use of a shared network: the site and region it reads, and its plates."""
 
     site: str
     region: Region | Cells | None
-    conditions: dict[str, Array]
     plates: tuple[Plate, ...]
 
     @property
-    def first(self) -> dict[str, Array]:
-        """The conditions of one evaluation."""
-        return first(self.conditions, dict.fromkeys(self.conditions, len(self.plates)))
+    def counts(self) -> tuple[int, ...]:
+        """How many values each of its plates has."""
+        return tuple(plate.count for plate in self.plates)
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Leaves that share one network, evaluated as one batch over `members`; ``latent`` as for `Leaf`."""
+class Group(eqx.Module):
+    """One network with every use of it, evaluated as one batch.
+
+    Attributes:
+        factor: the leaf factor, without the conditions given to it.
+        own_noise: its own noise at each level of the program, fields (K,); None for the program's own.
+        conditions: those of each member, with an axis for each of its plates in front.
+        members: its uses.
+        latent: as for `Leaf`: the factor is then what it was when the program was compiled.
+    """
 
     factor: LeafFactor
     own_noise: Noise | None
-    members: tuple[Member, ...]
-    name: str
-    latent: tuple[str, int] | None = None
+    conditions: tuple[dict[str, Array], ...]
+    members: tuple[Member, ...] = eqx.field(static=True)
+    latent: tuple[str, int] | None = eqx.field(static=True, default=None)
 
     @property
     def rows(self) -> int:
         """How many evaluations the batch is made of."""
-        return sum(total_count(member.plates) for member in self.members)
+        return sum(math.prod(member.counts) for member in self.members)
+
+    @property
+    def first(self) -> dict[str, Array]:
+        """The conditions of one evaluation."""
+        return first(self.conditions[0], dict.fromkeys(self.conditions[0], len(self.members[0].plates)))
+
+    def noise_at(self, noise: Noise) -> Noise:
+        """The factor's own noise at a level of the program."""
+        if self.own_noise is None:
+            return noise
+        return jax.tree.map(lambda a: jnp.asarray(a)[noise.index], self.own_noise)
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,10 +57,8 @@ def verify(graph: Graph, stage: str) -> Graph:
                 exists = 0 <= group < len(graph.groups) and 0 <= member < len(graph.groups[group].members)
                 rule(exists, f"slot {leaf.slot} does not exist")
                 use = graph.groups[group].members[member]
-                rule(
-                    (use.site, use.region, use.plates) == (site.name, leaf.region, leaf.plates),
-                    f"slot {leaf.slot} of leaf {leaf.name} reads another place",
-                )
+                here = use == (site.name, leaf.region, leaf.plates)
+                rule(here, f"slot {leaf.slot} of leaf {leaf.name} reads another place")
                 used.add((group, member))
     for o in graph.observations:
         rule(reached < STAGES.index("anneal") or o.anneal is not None, f"observation {o.name} has no policy")

@@ -21,7 +21,7 @@ from composeprob.factors.base import Factor
 from composeprob.factors.nodes import Mixture
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells, Region
-from composeprob.ir.nodes import Graph, Group, Leaf, leaves, total_count
+from composeprob.ir.nodes import Graph, Group, Leaf, dimension_of, leaves
 from composeprob.ir.render import formula
 from composeprob.schedule import Noise
 
@@ -61,9 +61,10 @@ def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[ExpertExpression, .
             below = leaves(node)
             first = below[0]
             trained = not all(leaf.factor.traits.levels == "any" for leaf in below)
-            rows, members = total_count(first.plates), _members(first.region, math.prod(site.shape))
-            name, averaged = formula(node, site.name), float(first.averaged)
-            known.append(Expert(name, site.name, power, first.dimension, trained, rows, averaged, members))
+            rows, averaged = math.prod(plate.count for plate in first.plates), float(first.averaged)
+            name, members = formula(node, site.name), _members(first.region, math.prod(site.shape))
+            dimension = dimension_of(first.factor)
+            known.append(Expert(name, site.name, power, dimension, trained, rows, averaged, members))
             draw = draw_of(node) if power > 0 else None
             lowered.append(ExpertExpression(site.name, lower_expression(node, site.shape), draw))
     return tuple(known), tuple(lowered)

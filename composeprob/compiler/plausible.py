@@ -98,17 +98,14 @@ def _check_network(factor: Diffusion, given: dict[str, Array], noises: Noise, si
     raise NetworkError(found, where=site.where, fix=fix)
 
 
-OnHost = Any
-"""Of NumPy, where functions are for arrays of JAX: nothing is compiled."""
-
-
 @dataclass(frozen=True)
 class Outputs:
-    """A network's outputs at draws x of N(0, σ²) at one level, and the number ``beside`` them."""
+    """A network's outputs at draws x of N(0, σ²) at one level, and the number ``beside`` them; arrays of NumPy, where
+    functions are for those of JAX, so that nothing is compiled."""
 
-    values: OnHost
-    beside: OnHost
-    x: OnHost
+    values: Any
+    beside: Any
+    x: Any
     noise: Noise
 
     @classmethod

@@ -14,7 +14,7 @@ from composeprob.factors.base import Factor
 from composeprob.factors.nodes import Plate, Product, plate_of, rewrite_leaves
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells
-from composeprob.ir.nodes import Leaf, Site, leaves
+from composeprob.ir.nodes import Leaf, Site, dimension_of, leaves
 from composeprob.ir.normaliser import Normaliser
 
 
@@ -50,7 +50,7 @@ def _leaf_top(leaf: Leaf, _: list[Top], shape: tuple[int, ...]) -> Top:
     if averaged == 1:  # block averages constrain only means: they make no entry proper
         power.reshape(-1)[leaf.entries] = np.broadcast_to(powers, leaf.factor.event_shape).ravel()
     marginal, bounded = "exact_marginals" in traits.offers, traits.top_power == 0
-    degree = leaf.dimension if marginal and averaged == 1 else math.nan
+    degree = dimension_of(leaf.factor) if marginal and averaged == 1 else math.nan
     if not marginal and bounded:
         degree = 0.0  # a bounded potential is no density: it changes nothing where there is no signal
     # A user's energy only promises to be close to its power of N(0, σ²I).

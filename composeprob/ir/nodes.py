@@ -22,9 +22,6 @@ from composeprob.language.policies import Policy
 from composeprob.schedule import Noise, Schedule
 
 
-def total_count(plates: tuple[Plate, ...]) -> int:
-    """How many values all of these plates have together."""
-    return math.prod(plate.count for plate in plates)
 
 
 class Leaf(Factor):
@@ -69,11 +66,6 @@ class Leaf(Factor):
     def first(self) -> LeafFactor:
         """The factor under the first values of its plates."""
         return self.factor.holding(first(self.factor.fixed, Counter(n for plate in self.plates for n in plate.names)))
-
-    @property
-    def dimension(self) -> float:
-        """How many entries the factor is a density of."""
-        return dimension_of(self.factor)
 
     @property
     def averaged(self) -> int:

@@ -21,7 +21,7 @@ from composeprob.schedule import Noise
 
 def evaluate(batch: Group, xs: dict[str, Array], noise: Noise) -> list[NodeValue]:
     """The value of every member, with an axis for each of its plates in front."""
-    factor, members, noise_of_leaf = batch.factor, batch.members, batch.noise_at(noise)
+    factor, members, noise_of_leaf = batch.factor, batch.members, noise_at(batch, noise)
     ratio = noise_of_leaf.alpha / noise.alpha
     shape = factor.event_shape
     events = [ratio * project(xs[site], region, shape) for site, region, _ in members]
@@ -54,6 +54,13 @@ def evaluate(batch: Group, xs: dict[str, Array], noise: Noise) -> list[NodeValue
         outputs.append(NodeValue(value, whole_score, rates if marginal else None, excess))
         start += size
     return outputs
+
+
+def noise_at(batch: Group, noise: Noise) -> Noise:
+    """The factor's own noise at a level of the program."""
+    if batch.own_noise is None:
+        return noise
+    return jax.tree.map(lambda a: jnp.asarray(a)[noise.index], batch.own_noise)
 
 
 def rows_of(batch: Group) -> dict[str, Array]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from composeprob.compiler.batches import noise_at
 from composeprob.compiler.check import node_capabilities
 from composeprob.compiler.expressions import Expression, lower_expression
 from composeprob.compiler.latents import stays_normalised
@@ -86,7 +87,7 @@ class LeafDraw(eqx.Module):
     def __call__(self, key: Array, batches: tuple[Group, ...], noise: Noise) -> Array:
         batch = batches[self.batch]
         marginal: Any = batch.factor.uncalibrated
-        noise_of_leaf = batch.noise_at(noise)
+        noise_of_leaf = noise_at(batch, noise)
         return marginal.at(noise_of_leaf).sample(key) * noise.alpha / noise_of_leaf.alpha
 
 

@@ -69,12 +69,10 @@ class Leaf(Factor):
 
     @property
     def averaged(self) -> int:
-        """How many entries of the site make one entry of the factor's event."""
         return 1 if self.region is None else self.region.averaged
 
     @property
     def entries(self) -> np.ndarray:
-        """Which entries of the flattened site it sees."""
         return np.arange(math.prod(self.event_shape)) if self.region is None else self.region.entries(self.event_shape)
 
     def given(self, **conditions: object) -> Leaf:
@@ -145,7 +143,6 @@ class Member(NamedTuple):
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many values each of its plates has."""
         return tuple(plate.count for plate in self.plates)
 
 
@@ -175,12 +172,6 @@ class Group(eqx.Module):
     def first(self) -> dict[str, Array]:
         """The conditions of one evaluation."""
         return first(self.conditions[0], dict.fromkeys(self.conditions[0], len(self.members[0].plates)))
-
-    def noise_at(self, noise: Noise) -> Noise:
-        """The factor's own noise at a level of the program."""
-        if self.own_noise is None:
-            return noise
-        return jax.tree.map(lambda a: jnp.asarray(a)[noise.index], self.own_noise)
 
 
 @dataclass(frozen=True, eq=False)

@@ -93,11 +93,12 @@ def agreement(
     experts = density.described.experts
     levels = _spaced_levels(density, num_levels, noisiest=False)
     statistics = jax.tree.map(np.asarray, _expert_statistics(density, positions, jnp.asarray(levels), key))
+    shares = [_share(expert, measured) for expert, measured in zip(experts, statistics, strict=True)]
     found: dict[str, Finding] = {}  # one of each factor: the first
     for finding in (
-        *_disagreements(experts, statistics, levels),
+        *_disagreements(experts, shares, levels),
         *_empty_negations(density, statistics, levels, positions, key),
-        *_untrained_regions(experts, statistics, levels),
+        *_untrained_regions(experts, shares, levels),
         *_untrained_divisors(density, positions, key),
     ):
         found.setdefault(finding.factor, finding)
@@ -201,20 +202,15 @@ def _share(expert: Expert, statistics: ExpertStatistics) -> np.ndarray:
     return np.asarray((worst > tuning.OVERLAP.slack * bound(expert.dimension)).mean(1))
 
 
-def _disagreements(
-    experts: tuple[Expert, ...], statistics: tuple[ExpertStatistics, ...], levels: np.ndarray
-) -> Iterator[Finding]:
+def _disagreements(experts: tuple[Expert, ...], found: list[np.ndarray], levels: np.ndarray) -> Iterator[Finding]:
     """Factors that are multiplied and have nothing where the samples are."""
-    for i, (expert, measured) in enumerate(zip(experts, statistics, strict=True)):
+    for i, (expert, shares) in enumerate(zip(experts, found, strict=True)):
         others = [e.name for j, e in enumerate(experts) if e.site == expert.site and j != i]
         if expert.power <= 0 or not (others or expert.rows > 1):
             continue
-        shares = _share(expert, measured)
         at = int(shares.argmax())
         # Of a quotient both parts may be narrow, while the quotient is not.
-        divided = (
-            _share(e, s)[at] for e, s in zip(experts, statistics, strict=True) if e.site == expert.site and e.power < 0
-        )
+        divided = [s[at] for e, s in zip(experts, found, strict=True) if e.site == expert.site and e.power < 0]
         if shares[at] < tuning.OVERLAP.empty_share or any(share >= tuning.OVERLAP.empty_share for share in divided):
             continue
         beside = ", ".join(dict.fromkeys(others)) or f"its own {expert.rows} conditions"
@@ -273,15 +269,10 @@ def _empty_negations(
         yield Finding("no_overlap", text, expert.name, int(levels[at]), 1.0)
 
 
-def _untrained_regions(
-    experts: tuple[Expert, ...], statistics: tuple[ExpertStatistics, ...], levels: np.ndarray
-) -> Iterator[Finding]:
+def _untrained_regions(experts: tuple[Expert, ...], found: list[np.ndarray], levels: np.ndarray) -> Iterator[Finding]:
     """Trained factors that are asked where their own noised draws never are."""
-    for expert, measured in zip(experts, statistics, strict=True):
-        if expert.power <= 0 or not expert.trained:
-            continue
-        shares = _share(expert, measured)
-        if shares.max() < tuning.OVERLAP.untrained_share:
+    for expert, shares in zip(experts, found, strict=True):
+        if expert.power <= 0 or not expert.trained or shares.max() < tuning.OVERLAP.untrained_share:
             continue
         at = int(shares.argmax())
         text = (

@@ -117,7 +117,7 @@ def test_chains_caught_where_nothing_is_weigh_nothing(monkeypatch):
     drawn = cp.infer(density, jax.random.key(0), num_chains=CHAINS, sampler=sampler, draws=1, progress=False)
     assert drawn.status.has("shares_frozen")  # draws all weigh the same
     assert "there is nothing" in drawn.status.message
-    monkeypatch.setattr(record, "weightless", lambda _, paths: np.zeros(len(paths), bool))
+    monkeypatch.setattr(record.shares, "weightless", lambda _, paths: np.zeros(len(paths), bool))
     kept, _ = ended(monkeypatch, density, sampler)
     assert kept.status.ok
     assert kept.mean(lambda x: (x["x"] - 3) ** 2).value > 2 * exact

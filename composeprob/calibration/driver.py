@@ -293,7 +293,7 @@ def _repeat(sampler: Sampler, density: AnnealedDensity, key: Array, num_chains: 
         return jnp.where(jnp.isfinite(value), value - drawn - counted, -jnp.inf)
 
     # The sampler counts diffusion factors as normalised; here their own values give the constant.
-    run = dataclasses.replace(run, log_weights=jax.vmap(correction)(run.chains.points), log_evidence=jnp.zeros(()))
+    run = dataclasses.replace(run, log_weights=jax.vmap(correction)(run.chains.position), log_evidence=jnp.zeros(()))
 
     def visit(run: Run, made: Array) -> tuple[Run, Array]:
         run = sampler.advance(run, density, made + 1)

@@ -17,8 +17,9 @@ from composeprob import metrics
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import noised
 from composeprob.errors import AlignmentError, LoadError, ShapeError, WrongTypeError
-from composeprob.kernels.gibbs import integrates_score, parts_of, with_field, with_parts
+from composeprob.kernels.gibbs import integrates_score, parts_of, with_parts
 from composeprob.metrics.paths import filled
+from composeprob.pytree import replaced
 from composeprob.results.geometry import shown_entries
 from composeprob.results.result import Result
 from composeprob.runtime.infer import on_levels
@@ -161,7 +162,7 @@ def shorter_steps(density: AnnealedDensity, sampler: Sampler, first: Result) -> 
         return None
     steps = filled(first.step_size, density.num_levels, prepared)
     halved = [
-        with_field(part, "step_size", 0.5 * steps_of_part) if wrong else part
+        replaced(part, step_size=0.5 * steps_of_part) if wrong else part
         for part, steps_of_part, wrong in zip(parts, steps.T, biased, strict=True)
     ]
     return sampler.with_moves(with_parts(kernel, halved), 2 * moves.count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import equinox as eqx
 import jax
@@ -16,17 +16,16 @@ from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.kernels.base import Info, Kernel, KernelState
 from composeprob.kernels.line_integral import LineIntegral
+from composeprob.kernels.metric import Estimated
+from composeprob.pytree import replaced
 
 Sites = tuple[str, ...]
-
-
-Tree = TypeVar("Tree")
 
 
 class GibbsState(KernelState):
     """A chain with what the blocks' kernels carry."""
 
-    inner: tuple[KernelState, ...]  # of each block, without position and evaluation: they are parts of the chain's
+    inner: tuple[KernelState, ...] = ()  # of each block, without position and evaluation: they are parts of the chain's
 
 
 class Gibbs(Kernel[GibbsState]):
@@ -85,7 +84,8 @@ class Gibbs(Kernel[GibbsState]):
         _check(self.sites, self.kernels)
 
     def __repr__(self) -> str:
-        named = {names if len(names) > 1 else names[0]: kernel for names, kernel in self._pairs()}
+        pairs = zip(self.sites, self.kernels, strict=True)
+        named = {names if len(names) > 1 else names[0]: kernel for names, kernel in pairs}
         return f"Gibbs({named!r}{', backwards=True' if self.backwards else ''})"
 
     @property
@@ -97,17 +97,20 @@ class Gibbs(Kernel[GibbsState]):
         return sum(kernel.evaluations_per_step for kernel in self.kernels)
 
     @property
-    def reversal(self) -> Gibbs:
+    def order(self) -> range:
+        """The blocks in the order in which a transition moves them."""
+        return range(len(self.kernels))[:: -1 if self.backwards else 1]
+
+    @property
+    def reversal(self) -> Self:
         """The scan that undoes this one, as `Info.log_reversal` weighs it."""
-        return Gibbs(dict(self._pairs()), backwards=not self.backwards)
+        return replaced(self, backwards=not self.backwards)
 
     def init(self, key: Array, position: Position, target: Target) -> GibbsState:
-        whole = target(position)
-        inner = []
-        for b, (sites, kernel) in enumerate(self._pairs()):
-            target = _constant(self.block_evaluation(b, whole))
-            block = kernel.init(self._key(key, b), _restricted(position, sites), target)
-            inner.append(_stripped(block))
+        whole, inner = target(position), []
+        for b, kernel in enumerate(self.kernels):
+            here = _constant(self.block_evaluation(b, whole))
+            inner.append(_stripped(kernel.init(self._key(key, b), self.part(b, position), here)))
         return GibbsState(position, whole, tuple(inner))
 
     def relevel(self, state: GibbsState, target: Target) -> GibbsState:
@@ -119,33 +122,38 @@ class Gibbs(Kernel[GibbsState]):
         self, key: Array, state: GibbsState, target: Target, step_size: Sequence[Array] | Array
     ) -> tuple[GibbsState, Info]:
         """One scan; `step_size` has one for each block, and so has every entry of the `Info`."""
-        count = len(self.kernels)
-        infos: list[Any] = [None] * count
-        for b in reversed(range(count)) if self.backwards else range(count):
+        infos: list[Any] = [None] * len(self.kernels)
+        for b in self.order:
             conditional = self._conditional(b, target, state.position)
             block = self.block_state(b, state)
             block, infos[b] = self.kernels[b].step(self._key(key, b), block, conditional, step_size[b])
             state = self.merged(b, state, block)
         return state, jax.tree.map(lambda *entries: jnp.stack([jnp.asarray(e) for e in entries]), *infos)
 
+    def part(self, b: int, position: Position) -> Position:
+        """The sites of block b of a position, or of a gradient."""
+        return {name: position[name] for name in self.sites[b]}
+
+    def joined(self, b: int, position: Position, part: Position) -> Position:
+        """The position with another `part` of block b."""
+        return {**position, **part}
+
     def block_state(self, b: int, state: GibbsState) -> KernelState:
         """Block b's state where the chain is now. What other blocks did is to it another level: whatever its kernel
         caches is refreshed, from the chain's evaluation."""
-        block = dataclasses.replace(state.inner[b], position=_restricted(state.position, self.sites[b]))
+        block = dataclasses.replace(state.inner[b], position=self.part(b, state.position))
         return self.kernels[b].relevel(block, _constant(self.block_evaluation(b, state.evaluation)))
 
     def merged(self, b: int, state: GibbsState, block: KernelState) -> GibbsState:
         """The chain after block b has moved to the state ``block``, whose evaluation is one of `block_evaluation`."""
-        inner = (*state.inner[:b], _stripped(block), *state.inner[b + 1 :])
-        return GibbsState({**state.position, **block.position}, block.evaluation.parts, inner)
+        inner, position = list(state.inner), self.joined(b, state.position, block.position)
+        inner[b] = _stripped(block)
+        return dataclasses.replace(state, position=position, evaluation=block.evaluation.parts, inner=tuple(inner))
 
     def block_evaluation(self, b: int, whole: Evaluation) -> Evaluation:
         """The part of an evaluation that concerns block b; the whole, which the next block needs, travels with it."""
-        block = whole.with_gradients(_restricted(g, self.sites[b]) for g in whole.gradients)
+        block = whole.with_gradients(self.part(b, gradient) for gradient in whole.gradients)
         return dataclasses.replace(block, parts=whole)
-
-    def _pairs(self) -> tuple[tuple[Sites, Kernel], ...]:
-        return tuple(zip(self.sites, self.kernels, strict=True))
 
     def _key(self, key: Array, b: int) -> Array:
         """Block b's key. One block alone does what its kernel does."""
@@ -153,30 +161,27 @@ class Gibbs(Kernel[GibbsState]):
 
     def _conditional(self, b: int, target: Target, position: Position) -> Target:
         """Block b's position → what `target` gives with the other sites where they are."""
-        return lambda block: self.block_evaluation(b, target({**position, **block}))
+        return lambda block: self.block_evaluation(b, target(self.joined(b, position, block)))
 
 
-def parts_of(kernel: Kernel) -> tuple[Kernel, ...]:
-    """The kernels that have a step size: one for each block of a `Gibbs`, or the kernel itself."""
-    return kernel.kernels if isinstance(kernel, Gibbs) else (kernel,)
+def parts_of(kernel: Kernel | None) -> tuple[Kernel, ...]:
+    """The kernels that have a step size: one for each block of a `Gibbs`, or the kernel itself, if there is one."""
+    return kernel.kernels if isinstance(kernel, Gibbs) else () if kernel is None else (kernel,)
 
 
-def integrates_score(kernel: Kernel) -> bool:
+def integrates_score(kernel: Kernel | None) -> bool:
     """Whether an accept test integrates the score, which means something only where that is a gradient."""
     return any(isinstance(getattr(part, "log_ratio", None), LineIntegral) for part in parts_of(kernel))
 
 
+def measures_metric(kernel: Kernel | None) -> bool:
+    """Whether a metric is measured from the moves of all chains."""
+    return any(isinstance(getattr(part, "metric", None), Estimated) for part in parts_of(kernel))
+
+
 def with_parts(kernel: Kernel, parts: Sequence[Kernel]) -> Kernel:
     """The same blocks with other kernels, or the one other kernel."""
-    if not isinstance(kernel, Gibbs):
-        return parts[0]
-    return Gibbs(dict(zip(kernel.sites, parts, strict=True)), backwards=kernel.backwards)
-
-
-def with_field(kernel: Kernel, field: str, value: object) -> Kernel:
-    """The kernel with another step size or metric, which is not checked again."""
-    old = getattr(kernel, field)
-    return eqx.tree_at(lambda node: getattr(node, field), kernel, value, is_leaf=lambda node: node is old)
+    return replaced(kernel, kernels=tuple(parts)) if isinstance(kernel, Gibbs) else parts[0]
 
 
 def in_blocks(kernel: Kernel, names: Iterable[str]) -> Gibbs:
@@ -230,10 +235,6 @@ def _check(sites: tuple[Sites, ...], kernels: tuple[object, ...]) -> None:
                 f"the site {name!r} is in more than one place of Gibbs",
                 fix="name each site once; to move it more often, take more steps_per_level",
             )
-
-
-def _restricted(tree: dict[str, Tree], sites: Sites) -> dict[str, Tree]:
-    return {name: tree[name] for name in sites}
 
 
 def _constant(evaluation: Evaluation) -> Target:

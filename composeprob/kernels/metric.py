@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from composeprob import tuning
 from composeprob.density.evaluation import Position
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError
-from composeprob.kernels.step_size import as_numbers, check_range, match_precision
+from composeprob.kernels.step_size import as_numbers, check_range, describe, match_precision
 
 Tree = TypeVar("Tree")
 
@@ -38,7 +38,7 @@ class Metric(eqx.Module):
             return f"array{self.dense.shape}"
         if not self.unit:
             return "'none'"
-        return f"{{{', '.join(f'{name!r}: {_description(unit)}' for name, unit in self.unit.items())}}}"
+        return f"{{{', '.join(f'{name!r}: {describe(unit**2)}' for name, unit in self.unit.items())}}}"
 
     def forth(self, u: Tree) -> Tree:
         """L·u, from the coordinates of unit mass to those of positions."""
@@ -87,7 +87,8 @@ class Metric(eqx.Module):
         """D·u, which is Dᵀ·u."""
         if not self.unit:
             return tree
-        return {name: _scaled(self.unit.get(name), values) for name, values in tree.items()}  # type: ignore[attr-defined, return-value]
+        scaled = lambda unit, leaf: match_precision(unit, leaf) * leaf  # noqa: E731
+        return tree | {n: jax.tree.map(partial(scaled, unit), tree[n]) for n, unit in self.unit.items() if n in tree}  # type: ignore[index, operator]
 
     def _matrix_product(self, tree: Tree, transposed: bool) -> Tree:
         """M·u or Mᵀ·u."""
@@ -155,18 +156,6 @@ def in_force(metric: MetricLike) -> Metric:
             fix="run the kernel through cp.infer, or give it a fixed metric",
         )
     return metric
-
-
-def _scaled(unit: Array | None, values: Tree) -> Tree:
-    if unit is None:
-        return values
-    return jax.tree.map(lambda leaf: match_precision(unit, leaf) * leaf, values)
-
-
-def _description(unit: Array | float) -> str:
-    if isinstance(unit, jax.core.Tracer) or jnp.ndim(unit):
-        return f"array{jnp.shape(unit)}"
-    return f"{float(unit) ** 2:.6g}"
 
 
 def kind_of(kind: str, size: int, num_chains: int) -> str:

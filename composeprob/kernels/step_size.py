@@ -66,24 +66,14 @@ class Adaptive(eqx.Module):
         adaptive MCMC.
     """
 
-    target_acceptance: Array | None = eqx.field(default=None, repr=False)
-    initial: Array | None = eqx.field(default=None, repr=False)
-    gain: Array = eqx.field(default=1.5)
+    target_acceptance: Array | float | None = eqx.field(
+        default=None, converter=lambda a: a if a is None else as_scalar(a, "Adaptive(target_acceptance=)"), repr=False
+    )
+    initial: Array | float | None = eqx.field(
+        default=None, converter=lambda c: c if c is None else as_scalar(c, "Adaptive(initial=)"), repr=False
+    )
+    gain: Array | float = eqx.field(default=1.5, converter=lambda gain: as_scalar(gain, "Adaptive(gain=)"))
     warmup: int = eqx.field(default=0, static=True)
-
-    def __init__(
-        self,
-        target_acceptance: float | Array | None = None,
-        initial: float | Array | None = None,
-        gain: float | Array = 1.5,
-        warmup: int = 0,
-    ):
-        self.target_acceptance = (
-            None if target_acceptance is None else as_scalar(target_acceptance, "Adaptive(target_acceptance=)")
-        )
-        self.initial = None if initial is None else as_scalar(initial, "Adaptive(initial=)")
-        self.gain = as_scalar(gain, "Adaptive(gain=)")
-        self.warmup = warmup
 
     def __check_init__(self) -> None:
         check_range(self.target_acceptance, "Adaptive(target_acceptance=)", 0.0, 1.0, fix="a number in (0, 1)")

@@ -20,7 +20,8 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels.base import log_density_of
-from composeprob.kernels.gibbs import parts_of, with_field, with_parts
+from composeprob.kernels.gibbs import measures_metric, parts_of, with_parts
+from composeprob.pytree import replaced
 from composeprob.runtime.infer import not_a_sampler
 from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.layout import Layout
@@ -73,11 +74,11 @@ class Path(eqx.Module):
             down, up = Step.ddpm(*s), Step.upward(*s, layout.power(density, noise.index), mixed, self.weights)
             z = normals(words, level * draws, layout.dims)
             if move is None:
-                y = chain.points * (end.alpha / noise.alpha if reverse else noise.alpha / end.alpha)
+                y = chain.position * (end.alpha / noise.alpha if reverse else noise.alpha / end.alpha)
             elif reverse:
-                y = up.draw(chain.points, drift(chain), z)
+                y = up.draw(chain.position, drift(chain), z)
             else:
-                y, _, _ = down.predict(chain.points, drift(chain), chain.evaluation.score, z, twist)
+                y, _, _ = down.predict(chain.position, drift(chain), chain.evaluation.score, z, twist)
             moved = Particles(y, layout.evaluate(density, y, level, parts), chain.inner)
             above, below = (moved, chain) if reverse else (chain, moved)
             ratio = jnp.zeros(())
@@ -89,8 +90,8 @@ class Path(eqx.Module):
             if move is not None:
                 # Weights have p/q of the twist in them: of the two nothing is left.
                 shift = 0.0 if self.weights else down.shift(drift(above), above.evaluation.score, twist)
-                ratio = ratio + down.log_density(below.points, above.points, drift(above), shift)
-                ratio = ratio - up.log_density(above.points, below.points, drift(below))
+                ratio = ratio + down.log_density(below.position, above.position, drift(above), shift)
+                ratio = ratio - up.log_density(above.position, below.position, drift(below))
             return moved, total + (ratio if reverse else -ratio)
 
         def visit(i: Array, carry: tuple[Particles, Array]) -> tuple[Particles, Array]:
@@ -122,9 +123,9 @@ def reverse_walk(path: Path, key: Array, position: Position) -> Array:
     words, layout, (top, volume) = jax.random.bits(key, (2,), jnp.uint32), path.layout, path.top()
     y = layout.vector(position, path.density.schedule.at(0).alpha)
     chain, total = path.walk(words, y, reverse=True)
-    total = total + top.log_density(chain.points, jnp.zeros_like(y), jnp.zeros_like(y)) - volume
+    total = total + top.log_density(chain.position, jnp.zeros_like(y), jnp.zeros_like(y)) - volume
     if path.weights is not None:
-        total = total + first_weight(layout, path.density, chain.points, chain.evaluation, path.first)
+        total = total + first_weight(layout, path.density, chain.position, chain.evaluation, path.first)
         total = total + start_constant(first_evidence(path.density, path.first))
     return jnp.where(jnp.isfinite(total), total, -jnp.inf)
 
@@ -174,7 +175,7 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: ArrayLike | No
     prepared, chain = sampler.prepare(density), "so the likelihood of a single chain's path is not known."
     moves, kernel = prepared.moves, prepared.kernel
     refuse(sampler.then, f"What closes {sampler!r} is fitted to all chains, {chain}", "leave then= out.")
-    refuse(moves is not None and moves.measures, f"The kernel's metric is measured from all chains, {chain}",
+    refuse(measures_metric(kernel), f"The kernel's metric is measured from all chains, {chain}",
            'give it a kernel with a fixed metric, such as cp.MALA(cp.Adaptive(), metric="none").')  # fmt: skip
     if moves is None or kernel is None or not any(moves.adaptive):
         return prepared
@@ -182,7 +183,7 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: ArrayLike | No
            "take the steps that a run came to: step_size=result.step_size.")  # fmt: skip
     assert step_size is not None
     steps = filled(step_size, density.num_levels, prepared)
-    kernels = [with_field(part, "step_size", h) for part, h in zip(parts_of(kernel), steps.T, strict=True)]
+    kernels = [replaced(part, step_size=h) for part, h in zip(parts_of(kernel), steps.T, strict=True)]
     # Transitions that adapted moved the chains too.
     return sampler.with_moves(with_parts(kernel, kernels), moves.total).prepare(density)
 

@@ -245,7 +245,9 @@ def infer(
         if not (run.weak and waits and (result.log_evidence is None or density.top.normalised)):
             return result
         why, spent = f"{run.reason}; but {run.weak}, so that another run took its place", result.evaluations
-    closer = on_close_levels(density)
+    closer = density
+    with contextlib.suppress(CapabilityError):  # of a copy with other arrays
+        closer = _between(density, np.linspace(0, density.num_levels - 1, tuning.PATIENT.levels))
     run = state(2, closer, None, patient(closer, why, num_chains), spent=spent)
     try:
         patiently = carry_out(run)
@@ -311,14 +313,6 @@ def on_levels(
         text = f"levels must be one axis of finite log-SNR; got an array of shape {log_snr.shape}"
         raise InvalidValueError(text + ("." if finite else " with numbers that are not finite."), fix=fix)
     return density.on(Schedule.from_arrays(*density.schedule.noise_at(np.sort(log_snr)[::-1]))), None
-
-
-def on_close_levels(density: AnnealedDensity) -> AnnealedDensity:
-    """The density on the levels of a `patient` run."""
-    places = np.linspace(0, density.num_levels - 1, tuning.PATIENT.levels)
-    with contextlib.suppress(CapabilityError):  # of a copy with other arrays
-        return _between(density, places)
-    return density
 
 
 def _between(density: AnnealedDensity, places: np.ndarray) -> AnnealedDensity:

@@ -95,14 +95,9 @@ def other_laws(found: Mapping[str, OwnScore], log_snr: np.ndarray) -> Findings:
     return [(Code.NETWORK_DOUBTED, text)]
 
 
-class Moments(NamedTuple):
-    """Over n draws of a level, mean and standard deviation of each shift, whose mean's absolute value counts, and of
-    each steepness − 1."""
-
-    shift: Array
-    shift_sd: Array
-    off: Array
-    off_sd: Array
+Moments = tuple[Array, Array, Array, Array]
+"""Over n draws of a level, mean and standard deviation of each shift, whose mean's absolute value counts, and of each
+steepness − 1."""
 
 
 def _compared(found: Moments, n: int, members: int) -> OwnScore:
@@ -143,7 +138,7 @@ def _own_moments(density: AnnealedDensity, which: int, positions: Position, key:
         start, end, s = density.schedule.at(level), density.schedule.at(jnp.maximum(level - 1, 0)), scores(x, level)
         variance, off = x.var(0, ddof=1), -s * (x - x.mean(0)) * n / (n - 1) - 1
         shift = jnp.concatenate([s * jnp.sqrt(variance), *_of_group(x, s * variance, variance, together)], axis=1)
-        found = Moments(shift.mean(0), shift.std(0), off.mean(0), off.std(0))
+        found = shift.mean(0), shift.std(0), off.mean(0), off.std(0)
         slope = -(off.mean(0) + 1) * start.alpha**2 / variance  # E[∂S/∂y] of a Gaussian is E[S·(y − ȳ)]/Var(y)
         step = Step.fitted(slope, slope, start.variance, end.variance, jnp.ones(()), both=False)
         y = jax.vmap(step.draw)(x / start.alpha, start.alpha * s, jax.random.normal(key, x.shape))

@@ -24,22 +24,12 @@ from composeprob.density.curl import curl
 from composeprob.density.data import log_likelihood, lost_to_noise
 from composeprob.density.evaluation import Position
 from composeprob.density.overlap import agreement, in_question
-from composeprob.results import status
+from composeprob.results import shares, status
 from composeprob.results.estimates import Families, effective_chains, known_chains
 from composeprob.results.geometry import chosen, spaced
 from composeprob.results.record import DIAGNOSTICS, About, as_code, by_level, later, versions
 from composeprob.results.result import Result
 from composeprob.results.scouts import can_scout, unreached
-from composeprob.results.shares import (
-    Reason,
-    clipped,
-    frozen_shares,
-    parted,
-    share_apart,
-    uneven_paths,
-    weightless,
-    where,
-)
 from composeprob.results.status import Code, Findings, Status
 from composeprob.runtime.own_draws import other_laws, own_scores
 from composeprob.samplers.layout import Layout
@@ -124,8 +114,10 @@ def summarised(
     if worth < tuning.ERRORS.fewest_families:  # as of means: a variance of few families, and Student's t
         squared *= worth / max(worth - tuning.ERRORS.fewest_ancestors, 0.1)
     error = math.hypot(math.sqrt(squared), of_levels, of_top)
+    noised = {name: x for name, x in positions.items() if density.sites[name].kind == "noised"}
+    alpha, sigma = (float(np.asarray(each)[-1]) for each in (density.schedule.alpha, density.schedule.sigma))
     found = found.with_findings(
-        *_diverged(state, positions),
+        *(status.diverged(noised, alpha, sigma) if density.num_levels > 1 else []),
         *((Code.NETWORK_DOUBTED, doubt) for doubt in density.graph.doubts),
         *([] if found.has(Code.WEIGHTS_COLLAPSED) else status.erratic_weights(run.records.weight_variance[levels])),
         *status.few_ancestors(worth, len(np.unique(run.ancestors)), n, arrived),
@@ -286,14 +278,6 @@ def _ended(found: Status, state: State, arrived: bool) -> Status:
     return found.with_findings((Code.NOT_SAVED, text))
 
 
-def _diverged(state: State, positions: Position) -> Findings:
-    """What is wrong with where chains ended."""
-    density = state.density
-    noised = {name: x for name, x in positions.items() if density.sites[name].kind == "noised"}
-    alpha, sigma = (float(np.asarray(each)[-1]) for each in (density.schedule.alpha, density.schedule.sigma))
-    return status.diverged(noised, alpha, sigma) if density.num_levels > 1 else []
-
-
 def _weak(found: Status) -> str:
     """What a run lacks that one on closer levels may have, in the words of that one's reason."""
     words = {
@@ -328,7 +312,7 @@ def supported(
         if not comparable or log_density is None or np.ptp(log_weights):
             return Support(log_weights)
         families = Families.from_ancestors(np.ones(number), np.asarray(run.ancestors))
-        return Support(log_weights, frozen_shares(positions, log_density, families))
+        return Support(log_weights, shares.frozen_shares(positions, log_density, families))
     note, worth = "", effective(paths)
     unknown = not sampler.needs_parts(density) and density.num_levels > 1
     if state.given_up:
@@ -336,14 +320,14 @@ def supported(
             f"; what modes that are far apart hold rests on the weights of their paths, worth {worth:.3g} of "
             f"{number} chains"
         )
-    why = Reason.STARTED if density.num_levels == 1 else Reason.FROZEN
-    why = Reason.SUMMED if sampler.kernel is None else why
+    why = shares.Reason.STARTED if density.num_levels == 1 else shares.Reason.FROZEN
+    why = shares.Reason.SUMMED if sampler.kernel is None else why
     stayed = sampler.kernel is not None and not state.writer.drawn and np.isnan(float(run.global_acceptance))
-    lost = weightless(positions, paths)
+    lost = shares.weightless(positions, paths)
     kept, weighed = np.flatnonzero(~lost), np.where(np.isfinite(paths) & ~lost, paths, -np.inf)
     positions, paths = chosen(positions, kept), paths[kept]
     log_density = None if log_density is None else log_density[kept]
-    uneven = uneven_paths(positions, paths, log_density, why) if paths.any() else []
+    uneven = shares.uneven_paths(positions, paths, log_density, why) if paths.any() else []
     if lost.any() and stayed:
         log_weights = np.where(lost, -np.inf, log_weights)
         note += f"; {lost.sum()} of them, which lie apart and whose paths weigh nothing beside the others', weigh 0"
@@ -364,7 +348,7 @@ def supported(
             note = f"; the weights of their paths, worth {worth:.0f} of {number} chains, mend the shares of modes"
             return Support(weighed - weighed.max(), [], list, note)
     if not uneven and comparable and log_density is not None:
-        uneven = frozen_shares(positions, log_density)
+        uneven = shares.frozen_shares(positions, log_density)
     rests = not unknown and (worth >= fewest or alike(paths))
     if uneven or rests or exact:
         return Support(log_weights, uneven, list, note)
@@ -385,7 +369,7 @@ def alike(log_weights: np.ndarray) -> bool:
     better than the effective sample size.
     """
     finite = log_weights[np.isfinite(log_weights)]
-    return len(finite) > 0.95 * len(log_weights) and float(clipped(finite).std()) <= tuning.SHARES.alike
+    return len(finite) > 0.95 * len(log_weights) and float(shares.clipped(finite).std()) <= tuning.SHARES.alike
 
 
 def _later(state: State, positions: Position, kept: np.ndarray, cause: str, why: str) -> Question:
@@ -404,13 +388,14 @@ def _later(state: State, positions: Position, kept: np.ndarray, cause: str, why:
 
     def apart() -> Findings:
         depths = barriers(density)
-        groups = parted(ended, depths)
+        groups = shares.parted(ended, depths)
         if groups is None:
             return []
         size = Layout.of_density(density).size
-        if came is not None and share_apart(depths(came, ended), size) >= tuning.SHARES.crossing * groups.apart:
+        if came is not None and shares.share_apart(depths(came, ended), size) >= tuning.SHARES.crossing * groups.apart:
             return []
-        text = f"The chains lie in {groups}: {where(ended, groups.index)}. Their shares rest on nothing: {cause}. {why}"
+        places = shares.where(ended, groups.index)
+        text = f"The chains lie in {groups}: {places}. Their shares rest on nothing: {cause}. {why}"
         return [(Code.SHARES_FROZEN, text)]
 
     return apart

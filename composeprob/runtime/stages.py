@@ -238,7 +238,7 @@ class Stretch:
 
 def _points(run: Run) -> np.ndarray:
     """The population's points v, (N, D), on the host."""
-    return np.asarray(run.spread.cut(host(run.chains.points)))
+    return np.asarray(run.spread.cut(host(run.chains.position)))
 
 
 def _coarse_evidence(state: State) -> tuple[float, float] | None:

@@ -115,7 +115,7 @@ class WarmUp(Closing):
 
     def move(self, run: Run, density: AnnealedDensity, fitted: Transitions, number: Array) -> Run:
         def fresh(words: Array, particle: Particles) -> Particles:
-            return fitted.start(words, particle.points, particle.evaluation)
+            return fitted.start(words, particle.position, particle.evaluation)
 
         words = run.spread.map(lambda words: stream(stream(words, Stream.CLOSING), number), run.words)
         chains = run.spread.map(fresh, words, run.chains)
@@ -209,7 +209,7 @@ class GlobalMoves(Closing):
         return GaussianMixture.beside(GaussianMixture.fitted(*halves[::-1]), GaussianMixture.fitted(*halves))
 
     def move(self, run: Run, density: AnnealedDensity, fitted: GaussianMixture, number: Array) -> Run:
-        spread, layout, size = run.spread, Layout.of_density(density), run.chains.points.shape[1]
+        spread, layout, size = run.spread, Layout.of_density(density), run.chains.position.shape[1]
         halves = (spread.numbers(run.words) >= len(run.ancestors) // 2).astype(jnp.int32)
         Carry = tuple[KernelState, Array, Array, Array]
 
@@ -234,7 +234,7 @@ class GlobalMoves(Closing):
             state, _, total, moved = jax.lax.fori_loop(0, self.number, propose, start)
             return state.position, state.evaluation, jnp.stack([moved, total / self.number])
 
-        points, found, facts = spread.map(chain, run.words, run.chains.points, run.chains.evaluation, halves)
+        points, found, facts = spread.map(chain, run.words, run.chains.position, run.chains.evaluation, halves)
 
         def genealogy(facts: Array, ancestors: Array) -> tuple[Array, Array]:
             moved, acceptance = facts.T

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 import equinox as eqx
 import jax
@@ -22,20 +21,12 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, unknown
 from composeprob.kernels import Info, mean_acceptance
+from composeprob.kernels.gibbs import measures_metric
 from composeprob.pytree import all_finite, where
 from composeprob.samplers import fit as population
 from composeprob.samplers.fit import Fit, controlled
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.meet import (
-    Meet,
-    Swap,
-    evidence_variance,
-    log_mean_weight,
-    num_distinct,
-    off_by_averaging,
-    relative_ess,
-    step_statistics,
-)
+from composeprob.samplers.meet import Meet, Swap, num_distinct, statistics
 from composeprob.samplers.moves import Particles, Setting, Tally, Transitions
 from composeprob.samplers.random import key_of, normals, stream
 from composeprob.samplers.run import Run
@@ -97,11 +88,7 @@ def drift_of(found: Evaluation, dims: int) -> Drift:
     return score, jnp.zeros(score.shape[:-1]), jnp.zeros(score.shape[:-1]), jnp.zeros_like(score)
 
 
-def _rated(particle: Particles, rate: Array) -> Particles:
-    """The chain with another rate, that under a control."""
-    return eqx.tree_at(lambda particle: particle.evaluation.parts.rate, particle, rate)
-
-
+@dataclasses.dataclass(eq=False)
 class Descent:
     """The phases of a sampler's levels under one density, while they are traced: its loop is `phase`, around a run and
     its level in progress, from `blank` on.
@@ -115,36 +102,34 @@ class Descent:
             `Transitions.settling` they adapt once more, ever less, and are fixed then; metrics do not change.
     """
 
-    def __init__(
-        self,
-        density: AnnealedDensity,
-        run: Run,
-        moves: Transitions | None,
-        step: ReverseStep | None = None,
-        weights: str | None = None,
-        meet: Meet | Swap | None = None,
-        parts: bool = False,
-        leads: bool = True,
-    ):
-        self.density, self.spread, self.words = density, run.spread, run.words
-        self.layout, self.num_chains = Layout.of_density(density), len(run.ancestors)
-        self.moves = cast(Transitions, moves)  # read by what moves chains only
-        self.weights, self.meet, self.parts, self.leads = weights, meet, parts, leads
-        self.step = step if self.layout.dims else None
+    density: AnnealedDensity
+    run: dataclasses.InitVar[Run]
+    moves: Transitions
+    step: ReverseStep | None = None
+    weights: str | None = None
+    meet: Meet | Swap | None = None
+    parts: bool = False
+    leads: bool = True
+
+    def __post_init__(self, run: Run) -> None:
+        density, moves, weights = self.density, self.moves, self.weights
+        self.spread, self.words, self.num_chains = run.spread, run.words, len(run.ancestors)
+        self.layout = Layout.of_density(density)
+        self.step = self.step if self.layout.dims else None
         self.half = (self.spread.numbers(run.words) >= self.num_chains // 2).astype(jnp.int32)
         self.power = self.layout.power(density, density.num_levels - 1)
         self.control = self.step is not None and self.step.control == "affine"
         self.corrects = self.step is not None and self.step.order == 2
-        self.twist = self.step.twist if self.step is not None and parts else None
-        self.bends = self.corrects and parts and self.twist != 0 and density.evaluator.guided
+        self.twist = self.step.twist if self.step is not None and self.parts else None
+        self.bends = self.corrects and self.parts and self.twist != 0 and density.evaluator.guided
         self.weight = Weight(weights, density, self.layout, self.twist)
-        self.blocks = () if moves is None else moves.sequence
+        self.blocks = () if moves is None else tuple(moves.kernel.order)
         self.plain = not (weights or self.blocks)
         self.opaque = not all(self.moves.kernel.kernels[b].resumable for b in self.blocks)
         # Transitions of a visit, and how many of them are not counted, as step sizes adapt.
         self.total, self.adapting = (0, 0) if moves is None else (moves.total, moves.total - moves.count)
-        if not leads:
-            self.adapting = self.moves.settling
+        if not self.leads:
+            self.adapting = moves.settling
         sizes = [] if self.opaque else [self.moves.noise_size(b) for b in self.blocks]
         self.noise_size = max([self.layout.dims, *sizes])
 
@@ -172,7 +157,7 @@ class Descent:
 
     def blank(self, run: Run) -> Level:
         """No level in progress: chains are about to step to it, or, at the first one, are there."""
-        n, d, points = len(run.words), self.layout.dims, run.chains.points
+        n, d, points = len(run.words), self.layout.dims, run.chains.position
         zero = jnp.zeros((n,))
         way = Way(jnp.zeros((n, d)), zero, jnp.zeros((n, d)), zero, jnp.zeros((n,), bool), zero)
         now = self.now(run)
@@ -184,7 +169,7 @@ class Descent:
         self.unfitted = fit, fit, law
         blocks = () if self.opaque else range(len(self.blocks))
         trajectories = tuple(zeros_of(jax.eval_shape(partial(self.started, b), run, now)[0]) for b in blocks)
-        began = jnp.zeros((n, 2 * self.layout.size)) if self.blocks and self.moves.measures else None
+        began = jnp.zeros((n, 2 * self.layout.size)) if self.blocks and measures_metric(self.moves.kernel) else None
         tally = Tally.blank(points.shape[:-1], max(len(self.blocks), 1))
         above, found_there = (zeros_of(fit), found) if self.corrects else (None, None)
         return Level(phase, jnp.zeros_like(phase), points, way, above, found_there, trajectories, began, tally)
@@ -218,7 +203,7 @@ class Descent:
         """What chains share in a phase, without fits and random numbers."""
         (at, above), schedule = run.visits.now, self.density.schedule
         start, end = schedule.at(above), schedule.at(at)
-        normals = jnp.zeros((*run.chains.points.shape[:-1], self.noise_size), run.chains.points.dtype)
+        normals = jnp.zeros((*run.chains.position.shape[:-1], self.noise_size), run.chains.position.dtype)
         return Now(start, end, jnp.all(at < above), (self.fixed(start), self.fixed(end)), normals)
 
     def number(self, run: Run, level: Level, draw: Array | int) -> Array:
@@ -263,7 +248,7 @@ class Descent:
     def fitted(self, run: Run, level: Level, now: Now) -> tuple[Fit, Fit, Step | None]:
         """The fit where a step starts, before that is left, and where it led, once that is evaluated; and its law by
         what is known so far."""
-        points, found = run.chains.points, drift_of(run.chains.evaluation, self.layout.dims)
+        points, found = run.chains.position, drift_of(run.chains.evaluation, self.layout.dims)
         if not self.corrects:
             fit = self.fit(run, points, found, now.start, now.fixed[0])
             return fit, fit, None
@@ -301,18 +286,16 @@ class Descent:
         self, y: Array, found: Evaluation, half: Array, fit: Fit | None, fixed: Array
     ) -> tuple[Array, Array, Array]:
         """What one chain's step follows, S + u, (d,), the same with ∇log G, and r under the control."""
-        score = found.score[: self.layout.dims]
-        if not self.parts:
-            return score, score, jnp.zeros(())
-        if not self.control:
-            return found.parts.drift, score, found.parts.rate
-        u, drift, rate = controlled(y, found.parts.drift, found.parts.rate, half, fit, fixed)
-        return drift, score + u, rate
+        (drift, rate, *_), score = drift_of(found, y.size), found.score[: y.size]
+        if self.control:
+            u, drift, rate = controlled(y, drift, rate, half, fit, fixed)
+            score = score + u
+        return drift, score, rate
 
     def predict(self, run: Run, level: Level, now: Now) -> Level:
         """Every chain's step from the level above by what is known at its start. Where there is none, chains stay where
         they are in x; at the first level, where they were drawn."""
-        d, points, grows = self.layout.dims, run.chains.points, now.start.alpha / now.end.alpha
+        d, points, grows = self.layout.dims, run.chains.position, now.start.alpha / now.end.alpha
         if self.step is None:
             scale = jnp.where(jnp.arange(self.layout.size) < d, grows, 1.0)
             return dataclasses.replace(level, query=self.spread.map(lambda v: v * scale, points))
@@ -359,7 +342,7 @@ class Descent:
             moved = jnp.where(falls & fine, moved, query[:d])
             return jnp.concatenate([moved, query[d:]]), jnp.where(fine & falls, error, jnp.where(falls, jnp.inf, 0.0))
 
-        query, error = self.spread.map(chain, run.chains.points, self.half, level.way, level.query, level.found)
+        query, error = self.spread.map(chain, run.chains.position, self.half, level.way, level.query, level.found)
         return dataclasses.replace(level, query=query, way=dataclasses.replace(level.way, error=error))
 
     # Weigh and meet
@@ -379,7 +362,8 @@ class Descent:
             def gained() -> tuple[Array, Array]:
                 """−∞ where the density is 0; of chains that are weighed NaN where it, or a score, is no number."""
                 _, _, rate = self.followed(v[: self.layout.dims], found, half, now.here, now.fixed[1])
-                before, after = _rated(start, way.rate), _rated(moved, rate)
+                known = lambda chain: chain.evaluation.parts.rate  # noqa: E731
+                before, after = eqx.tree_at(known, start, way.rate), eqx.tree_at(known, moved, rate)
                 gain, more = self.weight.gained(words, half, before, after, now.start, now.end, backward)
                 gain = gain + way.log_ratio
                 usable = all_finite((start.evaluation.parts.drift, found.score)) & (gain < jnp.inf)
@@ -402,7 +386,7 @@ class Descent:
             gain = jnp.where(self.step.eta == 1, jnp.where(level.way.stays, jnp.nan, gain), 0.0)
             run = dataclasses.replace(run, records=records, path_weights=run.path_weights + gain)
         if level.began is not None:
-            began = jnp.concatenate([run.chains.points, run.chains.evaluation.score], axis=1)
+            began = jnp.concatenate([run.chains.position, run.chains.evaluation.score], axis=1)
             level = dataclasses.replace(level, began=began)
         return run, level
 
@@ -414,11 +398,6 @@ class Descent:
         log_weights = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
         table = jnp.stack([log_weights, ~jnp.isnan(gain), run.log_weights, gain, error, more], axis=1)
         gathered, counted, *step, more = spread.gather(table).T
-
-        def statistics(log_weights: Array, ancestors: Array, more: Array, *step: Array) -> tuple[Array, ...]:
-            means = relative_ess(log_weights), log_mean_weight(log_weights), evidence_variance(log_weights, ancestors)
-            return *means, off_by_averaging(log_weights, more), *step_statistics(*step)
-
         found = spread.on_population(statistics, gathered, run.ancestors, more, *step)
         ess, log_mean, variance, off, spreading, moved = found
         run = dataclasses.replace(run, averaging=run.averaging + off)
@@ -474,17 +453,17 @@ class Descent:
         keys = self.spread.map(self.at_level(run, now, lambda _, words: key_of(words, counter)), self.words)
         step = self.at_level(run, now, partial(self.moves.step, self.density, self.parts))
         chains, info = self.spread.map(step, keys, run.chains)
-        return self.made(slice(None), run, level, now, chains, info)
+        for b in self.blocks:
+            run, level = self.made(b, run, level, now, chains, jax.tree.map(lambda entries, b=b: entries[..., b], info))
+        return run, level
 
-    def made(self, b: int | slice, run: Run, level: Level, now: Now, chains: Particles, info: Info) -> Carry:
-        """The chains after a transition of block b, or of all: tallied, and step sizes adapted."""
+    def made(self, b: int, run: Run, level: Level, now: Now, chains: Particles, info: Info) -> Carry:
+        """The chains after a transition of block b: tallied, and its step size adapted."""
         moves, tuning, counted = self.moves, list(run.tuning), level.turn >= self.adapting
-        steps = moves.steps_in_x(run.tuning, now.end)[..., b]
-        level = dataclasses.replace(level, tally=level.tally.adding(b, info, counted, steps))
-        means = mean_acceptance(info.acceptance, self.spread.total, self.num_chains)
-        for j in range(len(tuning)) if isinstance(b, slice) else [b]:
-            mean = means[..., j] if isinstance(b, slice) else means
-            tuning[j] = moves.adapted(j, tuning[j], mean, self.num_chains, self.pace(j, level.turn))
+        step = moves.steps_in_x(run.tuning, now.end)[..., b]
+        level = dataclasses.replace(level, tally=level.tally.adding(b, info, counted, step))
+        mean = mean_acceptance(info.acceptance, self.spread.total, self.num_chains)
+        tuning[b] = moves.adapted(b, tuning[b], mean, self.num_chains, self.pace(b, level.turn))
         return dataclasses.replace(run, chains=chains, tuning=tuple(tuning)), level
 
     def pace(self, b: int, turn: Array) -> Array | float:
@@ -505,7 +484,7 @@ class Descent:
             records = records.at(at, acceptance=acceptance, step_size=tally.steps / moves.count, quadrature_error=error)
             run = dataclasses.replace(run, records=records)
             if level.began is not None:
-                change = jnp.concatenate([run.chains.points, run.chains.evaluation.score], axis=1) - level.began
+                change = jnp.concatenate([run.chains.position, run.chains.evaluation.score], axis=1) - level.began
                 moved, changed = jnp.split(change, 2, axis=1)
                 metrics = moves.measured(spread, run.tuning, now.end, moved, changed)
                 run = dataclasses.replace(run, tuning=metrics)

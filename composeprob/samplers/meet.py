@@ -249,6 +249,15 @@ def step_statistics(log_weights: Array, gains: Array, moved: Array) -> tuple[Arr
     return jnp.where(jnp.isnan(variance), jnp.inf, jnp.maximum(variance, 0.0)), way / jnp.maximum(finite, 1e-30)
 
 
+def statistics(
+    log_weights: Array, ancestors: Array, more: Array, before: Array, gains: Array, moved: Array
+) -> tuple[Array, ...]:
+    """All that a level reports of its chains, by their weights, what these were before the step and what they gained:
+    `relative_ess`, `log_mean_weight`, `evidence_variance`, `off_by_averaging`, and both `step_statistics`."""
+    means = relative_ess(log_weights), log_mean_weight(log_weights), evidence_variance(log_weights, ancestors)
+    return *means, off_by_averaging(log_weights, more), *step_statistics(before, gains, moved)
+
+
 def num_distinct(ancestors: Array) -> Array:
     """How many different first chains are left, a scalar."""
     return jnp.sum(jnp.zeros((ancestors.shape[0],), jnp.int32).at[ancestors].max(1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -14,36 +14,19 @@ from jaxtyping import PyTree
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
-from composeprob.kernels import (
-    Adaptive,
-    Estimated,
-    Gibbs,
-    Info,
-    Kernel,
-    KernelState,
-    Metric,
-    adapt,
-    mean_acceptance,
-    resolve,
-    scaled_step,
-)
-from composeprob.kernels.base import Trajectory
-from composeprob.kernels.gibbs import GibbsState, in_blocks, integrates_score, with_field, with_parts
-from composeprob.kernels.metric import EUCLIDEAN, kind_of, measured, unmeasured
-from composeprob.kernels.step_size import as_step_size
+from composeprob.kernels.base import Info, Kernel, KernelState, Trajectory
+from composeprob.kernels.gibbs import Gibbs, GibbsState, in_blocks, integrates_score
+from composeprob.kernels.metric import EUCLIDEAN, Estimated, Metric, kind_of, measured, unmeasured
+from composeprob.kernels.step_size import Adaptive, adapt, as_step_size, mean_acceptance, resolve, scaled_step
+from composeprob.pytree import replaced
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.random import Stream, key_of
 from composeprob.samplers.spread import Spread
 from composeprob.schedule import Noise
 
-
-class Particles(eqx.Module):
-    """N chains at one level: ``points`` are v = (y, z) of each, (N, D), ``evaluation`` is that of the level's density,
-    flat as `Layout.evaluate` makes it, and ``inner`` what the kernel of each block carries (momentum, say)."""
-
-    points: Array
-    evaluation: Evaluation
-    inner: tuple[PyTree[Array], ...] = ()
+Particles = GibbsState
+"""N chains at one level: ``position`` is v = (y, z) of each, (N, D), ``evaluation`` is that of the level's density, as
+`Layout.evaluate` makes it, and ``inner`` what the kernel of each block carries (momentum, say)."""
 
 
 class Block(eqx.Module):
@@ -75,6 +58,24 @@ class Block(eqx.Module):
         return jnp.where(self.static, noise.alpha / (noise.sigma if self.in_noise else 1.0), 1.0)
 
 
+class FlatGibbs(Gibbs):
+    """Blocks of the entries of a chain's vector v, (D,), each of which its kernel moves as one site."""
+
+    blocks: tuple[Block, ...]
+
+    def __init__(self, kernels: Sequence[Kernel], blocks: Sequence[Block], backwards: bool = False):
+        super().__init__({block.name: part for block, part in zip(blocks, kernels, strict=True)}, backwards)
+        self.blocks = tuple(blocks)
+
+    def part(self, b: int, v: Array) -> Position:
+        return {self.blocks[b].name: v[self.blocks[b].index]}
+
+    def joined(self, b: int, v: Array, part: Position) -> Array:
+        block = self.blocks[b]
+        entries = part[block.name].astype(v.dtype)
+        return entries if block.entries == range(len(v)) else v.at[block.index].set(entries)
+
+
 class Tuning(eqx.Module):
     """What adapts of one block: log c of its step size, and its metric, None where none is measured."""
 
@@ -101,8 +102,8 @@ class Tally(eqx.Module):
         zero = jnp.zeros((*chains, blocks))
         return cls(zero, zero, jnp.zeros(chains[0], jnp.int32), jnp.zeros((*chains[1:], blocks)))
 
-    def adding(self, b: int | slice, info: Info, counted: Array, step: Array) -> Tally:
-        """After one more transition of block b, or of all; one that is not ``counted`` can only be non-finite."""
+    def adding(self, b: int, info: Info, counted: Array, step: Array) -> Tally:
+        """After one more transition of block b; one that is not ``counted`` can only be non-finite."""
         error = jnp.where(info.acceptance > 0, info.acceptance * info.quadrature_error, 0.0)
         bad = info.non_finite.astype(jnp.int32).reshape(len(self.non_finite), -1)
         return Tally(
@@ -132,8 +133,7 @@ class Transitions(eqx.Module):
 
     # Blocks with a kernel each, whose step size is an array (K,), of x, or `Adaptive`; one block of all sites unless
     # the user gave a `Gibbs`. Entries that must be held are in no block.
-    kernel: Gibbs
-    blocks: tuple[Block, ...]  # where their entries are
+    kernel: FlatGibbs
     count: int = eqx.field(static=True)  # transitions a level whose acceptance is recorded
     layout: Layout = eqx.field(static=True)  # of the density
 
@@ -142,8 +142,7 @@ class Transitions(eqx.Module):
         """Check the sites, metrics and step sizes against the density, before anything is compiled."""
         layout, sites = Layout.of_density(density), density.sites
         blocks = in_blocks(kernel, [name for name, site in sites.items() if site.kind != "held"])
-        parts: dict[str, Kernel] = {}
-        places = []
+        parts, places = [], []
         for part, names in zip(blocks.kernels, blocks.sites, strict=True):
             rule, metric, where = as_step_size(part.step_size), getattr(part, "metric", None), layout.entries(names)
             adaptive, kinds, name = isinstance(rule, Adaptive), {sites[site].kind for site in names}, ", ".join(names)
@@ -159,11 +158,16 @@ class Transitions(eqx.Module):
             still = None if len(kinds) < 2 else jnp.asarray(where >= layout.dims)
             in_noise = adaptive or isinstance(metric, Estimated)
             places.append(Block(name, entries, kinds != {"static"}, still, in_noise))
-            part = with_field(part, "step_size", steps)
+            part = replaced(part, step_size=steps)
             if isinstance(metric, Metric) and metric is not EUCLIDEAN:
-                part = with_field(part, "metric", _flat_metric(metric, part, names, name, density))
-            parts[name] = part
-        return cls(Gibbs(parts, backwards=blocks.backwards), tuple(places), count, layout)
+                part = replaced(part, metric=_flat_metric(metric, part, names, name, density))
+            parts.append(part)
+        return cls(FlatGibbs(parts, places, blocks.backwards), count, layout)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """What each kernel moves."""
+        return self.kernel.blocks
 
     @property
     def adaptive(self) -> tuple[Adaptive | None, ...]:
@@ -181,30 +185,18 @@ class Transitions(eqx.Module):
         """Transitions that adapt the step sizes once more before the first draw."""
         return tuning.WARM_UP.settling if any(self.adaptive) else 0
 
-    @property
-    def measures(self) -> bool:
-        """Whether the metric of a block is measured."""
-        return any(isinstance(getattr(part, "metric", None), Estimated) for part in self.kernel.kernels)
-
-    @property
-    def sequence(self) -> tuple[int, ...]:
-        """The blocks in the order in which a transition moves them."""
-        order = tuple(range(len(self.blocks)))
-        return order[::-1] if self.kernel.backwards else order
-
     def untuned(self, num_chains: int) -> tuple[Tuning, ...]:
         """log c where it starts, and no metric known, for N chains."""
 
-        def start(b: int, rule: Adaptive | None) -> Tuning:
-            block, size = self.blocks[b], len(self.blocks[b].entries)
-            given = getattr(self.kernel.kernels[b], "metric", None)
+        def start(part: Kernel, rule: Adaptive | None, block: Block) -> Tuning:
+            given, size = getattr(part, "metric", None), len(block.entries)
             kind = kind_of(given.kind, size, num_chains) if isinstance(given, Estimated) else "none"
             metric = None if kind == "none" else unmeasured(kind, {block.name: jnp.zeros((size,))})
             return Tuning(rule.log_scale if rule else jnp.zeros(()), metric)
 
-        return tuple(start(b, rule) for b, rule in enumerate(self.adaptive))
+        return tuple(map(start, self.kernel.kernels, self.adaptive, self.blocks))
 
-    def tuned(self, setting: Setting) -> Gibbs:
+    def tuned(self, setting: Setting) -> FlatGibbs:
         """The kernel in the metrics that are in force."""
         tuning, noise = setting
 
@@ -213,10 +205,9 @@ class Transitions(eqx.Module):
             if given is None or (isinstance(given, Metric) and unit is None):
                 return part
             metric = given if isinstance(given, Metric) else known.metric or EUCLIDEAN
-            return with_field(part, "metric", metric if unit is None else metric.scaled({block.name: unit}))
+            return replaced(part, metric=metric if unit is None else metric.scaled({block.name: unit}))
 
-        parts = list(map(in_force, self.kernel.kernels, tuning, self.blocks))
-        return with_parts(self.kernel, parts)  # type: ignore[return-value]
+        return replaced(self.kernel, kernels=tuple(map(in_force, self.kernel.kernels, tuning, self.blocks)))
 
     def step_size(self, b: int, log_scale: Array, noise: Noise) -> Array:
         """The step size in force of block b, in y."""
@@ -257,10 +248,7 @@ class Transitions(eqx.Module):
             units = jnp.full((len(block.entries),), block.length(noise))
             scale = {block.name: units if block.static is None else jnp.where(block.static, 1.0, units)}
             rows = spread.gather(jnp.concatenate([moved[:, block.index], changed[:, block.index]], axis=1))
-
-            def solve(rows: Array) -> Metric:
-                return measured(before, scale, *jnp.split(rows, 2, axis=1))
-
+            solve = lambda rows: measured(before, scale, *jnp.split(rows, 2, axis=1))  # noqa: E731
             return dataclasses.replace(known, metric=spread.on_population(solve, rows))
 
         return tuple(map(update, self.blocks, tuning))
@@ -271,17 +259,11 @@ class Transitions(eqx.Module):
         self, density: AnnealedDensity, parts: bool, setting: Setting, key: Array, particle: Particles
     ) -> tuple[Particles, Info]:
         """One transition, whose kernels evaluate the density themselves; the `Info` has B entries."""
-        tuning, noise = setting
-
-        def target(position: Position) -> Evaluation:
-            v = self.join(particle.points, position)
-            return self.view(self.layout.evaluate(density, v, noise.index, parts))
-
+        (tuning, noise), tuned = setting, self.tuned(setting)
         steps = [self.step_size(b, known.log_scale, noise) for b, known in enumerate(tuning)]
-        tuned = self.tuned(setting)
-        kernel = with_parts(tuned, [part.under(density, noise) for part in tuned.kernels])
-        state, info = kernel.step(key, self.state(particle), target, jnp.stack(steps))
-        return self.particle(state, particle), info
+        kernel = replaced(tuned, kernels=tuple(part.under(density, noise) for part in tuned.kernels))
+        target = lambda v: self.layout.evaluate(density, v, noise.index, parts)  # noqa: E731
+        return kernel.step(key, particle, target, jnp.stack(steps))
 
     def noise_size(self, b: int) -> int:
         """How many standard normals a transition of block b takes."""
@@ -291,57 +273,30 @@ class Transitions(eqx.Module):
     def begin(self, b: int, setting: Setting, particle: Particles, normals: Array) -> tuple[PyTree[Array], Array]:
         """Block b's transition begins: its trajectory, and v where the first evaluation is wanted, (D,)."""
         gibbs, step = self.tuned(setting), self.step_size(b, setting[0][b].log_scale, setting[1])
-        state = gibbs.block_state(b, self.state(particle))
-        trajectory, position = gibbs.kernels[b].begin(normals, state, step)
-        return _starting(trajectory, None), self.join(particle.points, position)
+        trajectory, part = gibbs.kernels[b].begin(normals, gibbs.block_state(b, particle), step)
+        return _starting(trajectory, None), gibbs.joined(b, particle.position, part)
 
     def advance(
         self, b: int, i: Array, setting: Setting, particle: Particles, trajectory: PyTree[Array], found: Evaluation
     ) -> tuple[PyTree[Array], Array]:
         """It goes on after its evaluation i, which was not the last: as `begin`."""
         gibbs = self.tuned(setting)
-        evaluation, state = gibbs.block_evaluation(b, self.view(found)), gibbs.block_state(b, self.state(particle))
-        trajectory, position = gibbs.kernels[b].advance(i, _starting(trajectory, state), evaluation)
-        return _starting(trajectory, None), self.join(particle.points, position)
+        trajectory = _starting(trajectory, gibbs.block_state(b, particle))
+        trajectory, part = gibbs.kernels[b].advance(i, trajectory, gibbs.block_evaluation(b, found))
+        return _starting(trajectory, None), gibbs.joined(b, particle.position, part)
 
     def finish(
         self, b: int, setting: Setting, particle: Particles, trajectory: PyTree[Array], found: Evaluation
     ) -> tuple[Particles, Info]:
         """It is accepted, or not, after its last evaluation."""
-        gibbs, chain = self.tuned(setting), self.state(particle)
-        trajectory = _starting(trajectory, gibbs.block_state(b, chain))
-        state, info = gibbs.kernels[b].finish(trajectory, gibbs.block_evaluation(b, self.view(found)))
-        return self.particle(gibbs.merged(b, chain, state), particle), info
+        gibbs = self.tuned(setting)
+        trajectory = _starting(trajectory, gibbs.block_state(b, particle))
+        state, info = gibbs.kernels[b].finish(trajectory, gibbs.block_evaluation(b, found))
+        return gibbs.merged(b, particle, state), info
 
     def start(self, words: Array, v: Array, found: Evaluation) -> Particles:
         """A chain at its first level, where it was evaluated."""
-        state = self.kernel.init(key_of(words, Stream.STATES), self.split(v), lambda _: self.view(found))
-        return Particles(v, found, state.inner)
-
-    def split(self, v: Array) -> Position:
-        """The blocks' entries of a vector (D,), or of a gradient."""
-        return {block.name: v[block.index] for block in self.blocks}
-
-    def join(self, v: Array, position: Position) -> Array:
-        """The vector with the entries of some blocks replaced."""
-        for block in self.blocks:
-            if block.name in position:
-                entries = position[block.name].astype(v.dtype)
-                v = entries if block.entries == range(len(v)) else v.at[block.index].set(entries)
-        return v
-
-    def view(self, found: Evaluation) -> Evaluation:
-        """An evaluation whose score is that of the blocks; as it is, it travels with it."""
-        return dataclasses.replace(found.with_gradients(map(self.split, found.gradients)), parts=found)
-
-    def state(self, particle: Particles) -> GibbsState:
-        """One chain as the kernel sees it."""
-        return GibbsState(self.split(particle.points), self.view(particle.evaluation), particle.inner)
-
-    def particle(self, state: GibbsState, before: Particles) -> Particles:
-        """One chain as the engine holds it, after the kernel moved it from ``before``."""
-        points = self.join(before.points, state.position)
-        return dataclasses.replace(before, points=points, evaluation=state.evaluation.parts, inner=state.inner)
+        return self.kernel.init(key_of(words, Stream.STATES), v, lambda _: found)
 
 
 def _starting(trajectory: PyTree[Array], state: KernelState | None) -> PyTree[Array]:

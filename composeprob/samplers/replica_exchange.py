@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -18,14 +18,14 @@ from composeprob.arguments import check_count
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError
-from composeprob.kernels import MALA, Adaptive, Estimated, Info, Kernel, mean_acceptance
-from composeprob.kernels.gibbs import parts_of
+from composeprob.kernels import MALA, Adaptive, Info, Kernel, mean_acceptance
+from composeprob.kernels.gibbs import measures_metric
 from composeprob.kernels.metropolis import accept, log_uniform
-from composeprob.pytree import where
+from composeprob.pytree import replaced, where
 from composeprob.samplers.descent import Carry, Descent, Level, Now
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.meet import NEEDS, Swap
-from composeprob.samplers.moves import Particles, Transitions, by_kind
+from composeprob.samplers.moves import Particles, by_kind
 from composeprob.samplers.random import threefry
 from composeprob.samplers.run import Pace, Run, Visits
 from composeprob.samplers.sampler import Sampler, check_kernel, initial_point, needs
@@ -131,8 +131,8 @@ class Exchange(Descent):
 
     meet: Swap
 
-    def __init__(self, density: AnnealedDensity, run: Run, *parts: Any):
-        super().__init__(density, run, *parts)
+    def __post_init__(self, run: Run) -> None:
+        super().__post_init__(run)
         self.count = len(run.visits.now[0])
         self.total, self.adapting = 1, 0  # a warm-up is that of the way down
         self.noise_size = max(self.noise_size, self.layout.dims + 1)  # a bridge's, and what decides a swap
@@ -151,7 +151,7 @@ class Exchange(Descent):
             v, here = jax.tree.map(lambda leaf: leaf[partner], (points, found))
             return jax.vmap(self.meet.propose)(start, now.end, v, here, z)
 
-        query = self.spread.map(ensemble, run.chains.points, run.chains.evaluation, now.normals[..., :d])
+        query = self.spread.map(ensemble, run.chains.position, run.chains.evaluation, now.normals[..., :d])
         return dataclasses.replace(level, query=query)
 
     def arrived(self, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
@@ -159,7 +159,7 @@ class Exchange(Descent):
         rungs, partner, index = rungs_of(run), rungs_of(run).partner, jnp.arange(self.count)
 
         def ensemble(old: Replicas, query: Array, found: Evaluation, z: Array) -> tuple[Replicas, Array]:
-            here, there = (old.points, old.evaluation), (query, found)
+            here, there = (old.position, old.evaluation), (query, found)
             log_ratio = self.meet.log_ratios(now.end, partner, *here, *there)
             taken, probability = accept(
                 log_uniform(z[jnp.minimum(index, partner)]), log_ratio
@@ -178,18 +178,17 @@ class Exchange(Descent):
         rungs = dataclasses.replace(rungs, probability=rungs.probability.at[:, 0].add(swapped))
         return dataclasses.replace(run, chains=chains, visits=rungs), level
 
-    def made(self, b: int | slice, run: Run, level: Level, now: Now, chains: Particles, info: Info) -> Carry:
+    def made(self, b: int, run: Run, level: Level, now: Now, chains: Particles, info: Info) -> Carry:
         made, level = super().made(b, run, level, now, chains, info)
         return dataclasses.replace(made, tuning=where(rungs_of(run).plan[2], made.tuning, run.tuning)), level
 
     def leave(self, run: Run, level: Level, now: Now) -> Run:
         """The turn is made, and recorded; another one follows."""
         transitions = mean_acceptance(level.tally.acceptance, self.spread.total, self.num_chains)
-        rungs, records = rungs_of(run).following(transitions, self.density, self.meet.energies), run.records
+        rungs = rungs_of(run).following(transitions, self.density, self.meet.energies)
         at, (swaps, acceptance) = rungs.previous, rungs.means
-        assert self.moves is not None
         steps = self.moves.steps_in_x(run.tuning, now.end)
-        records = jax.tree.map(jnp.asarray, type(records).empty(len(rungs.order), len(run.tuning)))
+        records = jax.tree.map(jnp.asarray, type(run.records).empty(len(rungs.order), len(run.tuning)))
         records = records.at(at, acceptance=acceptance, step_size=steps).at(at[:-1], swaps=swaps)
         tuned = jax.tree.map(lambda c: jnp.where(rungs.plan[1], jnp.interp(rungs.levels, at, c), c), run.tuning)
         trips = jnp.where(rungs.turns == rungs.first_sample, 0, run.chains.trips)
@@ -236,7 +235,7 @@ class ReplicaExchange(Sampler):
     """
 
     meet: Swap = Swap(None)
-    num_levels: int | None = eqx.field(default=None, static=True)
+    num_levels: int = eqx.field(default=None, static=True)  # None until `prepare`, unless the user gave it
     sweeps: int = eqx.field(default=200, static=True)
 
     descent: ClassVar[type[Descent]] = Exchange
@@ -244,21 +243,20 @@ class ReplicaExchange(Sampler):
     def __init__(
         self, kernel: Kernel | None = None, num_levels: int | None = None, swap: str | None = None, sweeps: int = 200
     ):
-        if kernel is not None:
-            check_kernel(kernel, 1)
-            if any(isinstance(getattr(part, "metric", None), Estimated) for part in parts_of(kernel)):
-                raise InvalidValueError(
-                    "ReplicaExchange cannot measure a metric.", fix="leave metric out, or pass one that is given."
-                )
+        check_kernel(kernel, 1, optional=True)
+        if measures_metric(kernel):
+            raise InvalidValueError(
+                "ReplicaExchange cannot measure a metric.", fix="leave metric out, or pass one that is given."
+            )
         self.sweeps = check_count(sweeps, "sweeps", tuning.RUNGS.rounds)
-        self.num_levels = None if num_levels is None else check_count(num_levels, "num_levels", 2)
+        self.num_levels = None if num_levels is None else check_count(num_levels, "num_levels", 2)  # type: ignore[assignment]
         super().__init__(kernel, 1, meet=Swap(swap))
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
         kind = self.meet.kind
         swaps = {} if kind is None else {f"ReplicaExchange(swap='{kind}')": NEEDS[kind]}
-        return swaps if self.kernel is None else {**swaps, **needs(self.kernel)}
+        return swaps | needs(self.kernel)
 
     def needs_parts(self, density: AnnealedDensity) -> bool:
         return not self.meet.energies
@@ -286,38 +284,30 @@ class ReplicaExchange(Sampler):
                 where=where,
                 fix="compile with more levels (schedule=), or pass a smaller num_levels.",
             )
-        return Sampler.prepare(self.with_parts(kernel=kernel, num_levels=count, meet=swap), density)
-
-    @property
-    def _prepared(self) -> tuple[Transitions, int]:
-        """The transitions and L."""
-        assert self.moves is not None
-        assert self.num_levels is not None
-        return self.moves, self.num_levels
+        return Sampler.prepare(replaced(self, kernel=kernel, num_levels=count, meet=swap), density)
 
     def visits(self, density: AnnealedDensity, pace: Pace | None) -> Rungs:
-        (moves, count), log_snr = self._prepared, np.asarray(density.schedule.log_snr, np.float64)
+        count, log_snr = self.num_levels, np.asarray(density.schedule.log_snr, np.float64)
         levels = np.searchsorted(-log_snr, -np.linspace(log_snr[0], log_snr[-1], count))
         order = np.asarray(distinct_levels(jnp.asarray(levels), density.num_levels))[::-1]
         given, top = Visits.given(order, density.num_levels), jnp.full(count, order[0])
-        sums = jnp.zeros((count, 1 + len(moves.blocks)))
+        sums = jnp.zeros((count, 1 + len(self.moves.blocks)))
         return Rungs(given.order, given.made, None, top, top, given.made, sums, self.sweeps)
 
     @property
     def drawing(self) -> tuple[int, int, int]:
-        moves, count = self._prepared
-        return count * (1 + moves.kernel.evaluations_per_step), count * (1 + len(moves.blocks)), 0
+        evaluations, blocks = self.moves.kernel.evaluations_per_step, len(self.moves.blocks)
+        return self.num_levels * (1 + evaluations), self.num_levels * (1 + blocks), 0
 
     def evaluations(self, first_level: int, completed: int) -> int:
-        (_, count), (evaluations, _, _) = self._prepared, self.drawing
-        sweeps = self.sweeps + tuning.RUNGS.rounds - 1 if completed == count else 0
-        return (completed + sweeps) * evaluations
+        sweeps = self.sweeps + tuning.RUNGS.rounds - 1 if completed == self.num_levels else 0
+        return (completed + sweeps) * self.drawing[0]
 
     def proposals(self) -> int:
         return self.drawing[1]
 
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
-        layout, (moves, count) = Layout.of_density(density), self._prepared
+        layout, moves, count = Layout.of_density(density), self.moves, self.num_levels
         blank = layout.unevaluated(density, self.needs_parts(density))
 
         def replica(words: Array) -> Particles:
@@ -325,7 +315,7 @@ class ReplicaExchange(Sampler):
 
         def ensemble(words: Array) -> Replicas:
             chains, trips = jax.vmap(replica)(replica_words(count, words)), jnp.zeros(count, jnp.int32)
-            return Replicas(chains.points, chains.evaluation, chains.inner, from_top=trips > 0, trips=trips)
+            return Replicas(chains.position, chains.evaluation, chains.inner, from_top=trips > 0, trips=trips)
 
         tuning = jax.tree.map(lambda scale: jnp.full(count, scale), moves.untuned(len(run.ancestors)))
         records = type(run.records).empty(density.num_levels, len(moves.blocks))

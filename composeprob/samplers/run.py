@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Self
 
 import equinox as eqx
 import jax
@@ -40,23 +41,20 @@ class Records(eqx.Module):
         counts = np.zeros((num_levels,), np.int32)
         return cls(by_block, by_block, by_level, by_level, counts, by_block, by_level, by_level, by_level)  # type: ignore[arg-type]
 
-    def at(self, level: Array, **values: Array) -> Records:
+    def at(self, level: Array, **values: Array) -> Self:
         """The same with other values at a level."""
         new = {name: getattr(self, name).at[level].set(value) for name, value in values.items()}
         return dataclasses.replace(self, **new)
 
-    def counting(self, level: Array, bad: Array) -> Records:
+    def counting(self, level: Array, bad: Array) -> Self:
         """The same with more moves of a level, over all chains, counted as non-finite."""
-        return dataclasses.replace(self, non_finite=self.non_finite.at[level].add(bad))
+        return self.at(level, non_finite=self.non_finite[level] + bad)
 
 
 class NoRecords(Records):
     """Records that stay empty, for runs that are compiled and not made: without means over all devices' chains."""
 
-    def at(self, level: Array, **values: Array) -> NoRecords:
-        return self
-
-    def counting(self, level: Array, bad: Array) -> NoRecords:
+    def at(self, level: Array, **values: Array) -> Self:
         return self
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import abc
-import copy
 import dataclasses
 import math
 from functools import partial
@@ -23,7 +22,7 @@ from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeErro
 from composeprob.kernels import MALA, Adaptive, Gibbs, Kernel
 from composeprob.kernels.gibbs import integrates_score, parts_of
 from composeprob.kernels.step_size import as_scalar, check_range
-from composeprob.pytree import where
+from composeprob.pytree import replaced, where
 from composeprob.samplers.closing import Closing, closings
 from composeprob.samplers.descent import Descent, at_target, moved_to
 from composeprob.samplers.layout import Layout
@@ -58,7 +57,7 @@ class Sampler(eqx.Module):
     meet: Meet | Swap | None = None
     then: tuple[Closing, ...] = ()
     check_levels: bool = eqx.field(default=False, static=True)
-    moves: Transitions | None = None
+    moves: Transitions = None  # type: ignore[assignment]  # nothing reads it before, or where there is no kernel
 
     descent: ClassVar[type[Descent]] = Descent
 
@@ -75,13 +74,12 @@ class Sampler(eqx.Module):
             needed[type(self).__name__] = frozenset({"score"})
         for closing in self.then:
             needed |= closing.requires
-        return needed if self.kernel is None else {**needed, **needs(self.kernel)}
+        return needed | needs(self.kernel)
 
     @property
     def adjusted(self) -> tuple[bool, ...]:
         """Whether a Metropolis test decides, so that acceptance means something, for each of the kernel's blocks."""
-        parts = () if self.kernel is None else parts_of(self.kernel)
-        return tuple(part.optimal_acceptance is not None for part in parts) or (False,)
+        return tuple(part.optimal_acceptance is not None for part in parts_of(self.kernel)) or (False,)
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -97,7 +95,7 @@ class Sampler(eqx.Module):
     @property
     def integrates_score(self) -> bool:
         """Whether an accept test integrates the score, which means something only where that is a gradient."""
-        return self.kernel is not None and integrates_score(self.kernel)
+        return integrates_score(self.kernel)
 
     def estimates_evidence(self, density: AnnealedDensity) -> bool:
         """Whether `Run.log_evidence` estimates log ∫π_0."""
@@ -112,13 +110,13 @@ class Sampler(eqx.Module):
     def in_numbers(self) -> Self:
         """The same, once prepared, with the steps that rules gave in the place of the rules: these are functions, and
         one that is written again, as a notebook's cell does, would be compiled again."""
-        return self if self.moves is None else self.with_parts(kernel=self.moves.kernel)
+        return self if self.moves is None else replaced(self, kernel=self.moves.kernel)
 
     def prepare(self, density: AnnealedDensity) -> Sampler:
         """The same sampler with everything resolved that depends on the density: step sizes per level, defaults.
         Refused where it cannot be used with this density."""
         if self.kernel is not None:
-            return self.with_parts(moves=Transitions.resolved(self.kernel, self.steps_per_level, density))
+            return replaced(self, moves=Transitions.resolved(self.kernel, self.steps_per_level, density))
         static = [name for name, site in density.sites.items() if site.kind == "static"]
         if self.then:
             raise CapabilityError(
@@ -137,14 +135,7 @@ class Sampler(eqx.Module):
 
     def with_moves(self, kernel: Kernel, steps_per_level: int) -> Self:
         """The same sampler, not yet prepared, with other transitions."""
-        return self.with_parts(kernel=kernel, steps_per_level=steps_per_level, moves=None)
-
-    def with_parts(self, **parts: object) -> Self:
-        """The same sampler with other values of some fields."""
-        found = copy.copy(self)
-        for name, value in parts.items():
-            object.__setattr__(found, name, value)
-        return found
+        return replaced(self, kernel=kernel, steps_per_level=steps_per_level, moves=None)
 
     # What it costs
 
@@ -223,7 +214,6 @@ class Sampler(eqx.Module):
         """Makes the ``thin`` transitions at level 0 that lead to draw i, before the first one those in which step sizes
         settle too."""
         moves, n = self.moves, len(run.ancestors)
-        assert moves is not None
         words = run.spread.map(lambda words: stream(words, Stream.DRAWS), run.words)
         first, end = jnp.where(i == 0, 0, moves.settling + i * thin), moves.settling + (i + 1) * thin
         made, tally = at_target(run, density, moves, words, first, end)
@@ -240,7 +230,7 @@ class Sampler(eqx.Module):
     def positions(self, run: Run, density: AnnealedDensity) -> Position:
         """The chains' positions, each leaf of shape (N, …)."""
         alpha = density.schedule.at(run.visits.level).alpha
-        return Layout.of_density(density).position(run.chains.points, alpha)
+        return Layout.of_density(density).position(run.chains.position, alpha)
 
     def log_densities(self, run: Run) -> Array | None:
         """log π of each chain where it is, (N,), as last evaluated; None where it is not known."""
@@ -473,7 +463,7 @@ def likely_start(layout: Layout, density: AnnealedDensity, level: int, words: Ar
     return v, total - math.log(tuning.START.draws)
 
 
-def needs(kernel: Kernel) -> dict[str, frozenset[str]]:
+def needs(kernel: Kernel | None) -> dict[str, frozenset[str]]:
     """What a density must offer, by the name of the kernel (or of the block's) that needs it."""
     found: dict[str, frozenset[str]] = {}
     for part in parts_of(kernel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -80,9 +81,7 @@ class Spread(eqx.Module):
         here = len(jax.tree.leaves(batch)[0])
 
         def write(whole: Tree, some: Tree, i: Array) -> Tree:
-            def put(whole: Array, some: Array) -> Array:
-                return jax.lax.dynamic_update_slice_in_dim(whole, some, i * size, 0)
-
+            put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=i * size, axis=0)
             return jax.tree.map(put, whole, some)
 
         def evaluate_chunk(i: Array, carry: tuple[Tree, Tree, PyTree[Array]]) -> tuple[Tree, Tree, PyTree[Array]]:
@@ -215,10 +214,8 @@ def chain_mesh(devices: Sequence[jax.Device] | np.ndarray) -> Mesh:
 def host(tree: PyTree[Array]) -> PyTree[np.ndarray]:
     """Arrays as NumPy's, whole in every process."""
 
-    def read(leaf: Array) -> np.ndarray:
-        return np.asarray(leaf if leaf.is_fully_addressable or leaf.is_fully_replicated else gathered_rows(leaf))
-
-    return jax.tree.map(read, tree)
+    here = lambda leaf: leaf.is_fully_addressable or leaf.is_fully_replicated  # noqa: E731
+    return jax.tree.map(lambda leaf: np.asarray(leaf if here(leaf) else gathered_rows(leaf)), tree)
 
 
 def gathered_rows(rows: ArrayLike) -> np.ndarray:

@@ -90,7 +90,7 @@ class Weight(NamedTuple):
         else:
             parts = before.parts
             if backward is not None and self.most is not None:
-                law, y, static = Step.ddpm(noise.variance, end.variance), moved.points[:d], moved.points[d:]
+                law, y, static = Step.ddpm(noise.variance, end.variance), moved.position[:d], moved.position[d:]
 
                 def plain(y: Array) -> Array:
                     position = self.layout.position(jnp.concatenate([y, static]), noise.alpha)
@@ -102,7 +102,7 @@ class Weight(NamedTuple):
                 slope = within(slope, law.gain * slope / law.noise, self.most)
                 # A chain at a zero has no weight to gain or lose; −∞ − (−∞) would make it NaN.
                 known = ~jnp.isneginf(parts.log_potential)
-                gained, calm = averaged(plain, start.points[:d], others, slope)
+                gained, calm = averaged(plain, start.position[:d], others, slope)
                 gained = jnp.where(known, gained, 0.0)
                 parts = dataclasses.replace(parts, log_potential=parts.log_potential + gained)
                 more = jnp.where(calm, gained, 0.0)

@@ -13,7 +13,8 @@ import composeprob.kernels
 from composeprob.density.evaluation import Evaluation, Wall
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs, Kernel, LineIntegral
-from composeprob.kernels.gibbs import parts_of, with_field, with_parts
+from composeprob.kernels.gibbs import parts_of, with_parts
+from composeprob.pytree import replaced
 from kernel_chains import start, steps_of, transitions
 from refusals import refused
 from registry import KERNELS, concrete
@@ -95,7 +96,7 @@ def test_state_keeps_its_structure_and_its_cache_and_another_step_size_does_not_
 
     state, after, info, fresh = step(kernel)
     traced = target.traced
-    longer = [with_field(part, "step_size", 2 * part.step_size) for part in parts_of(kernel)]
+    longer = [replaced(part, step_size=2 * part.step_size) for part in parts_of(kernel)]
     _, moved, other, _ = step(with_parts(kernel, longer))
     assert target.traced == traced
     # Where both proposals were refused, their acceptances differ.

@@ -95,7 +95,7 @@ def stepped(density, level, kernel, chains, steps=1):
         def step(i, particle):
             return transitions.step(density, False, setting, jax.random.fold_in(key, i), particle)[0]
 
-        return jax.lax.fori_loop(0, steps, step, particle).points
+        return jax.lax.fori_loop(0, steps, step, particle).position
 
     return chain
 

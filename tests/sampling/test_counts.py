@@ -122,7 +122,7 @@ def test_starting_chains_evaluates_nothing(name):
     calls.reset()
     run = jax.jit(lambda run: sampler.start(run, density, sampler.first_level(density)))(blank)
     assert calls.run == 0
-    assert np.isfinite(run.chains.points).all()
+    assert np.isfinite(run.chains.position).all()
     assert np.isnan(run.chains.evaluation.score).all()
     assert (run.chains.evaluation.parts is None) == (name == "MALA")  # only those who weigh read it
 

@@ -135,7 +135,7 @@ def stepping(density):
     @jax.jit
     def stepped(points, level):
         run = visited(cp.SMC(resample=Never()), density, points, level, seed=3)
-        return run.chains.points, run.log_weights
+        return run.chains.position, run.log_weights
 
     return stepped
 
@@ -212,7 +212,7 @@ def test_steps_towards_gaussian_data_of_a_gaussian_weigh_chains_alike(monkeypatc
     gained = np.asarray(run.log_weights)
     assert least <= gained.std() <= most
     assert abs(np.log(np.mean(np.exp(gained)))) < max(most, 5 * gained.std() / np.sqrt(CHAINS))
-    assert not bent or far_from(run.chains.points, *here) < 4.5
+    assert not bent or far_from(run.chains.position, *here) < 4.5
 
 
 def test_the_rate_gains_the_divergence_of_what_the_drift_gains(density):

@@ -165,7 +165,7 @@ def first_weights(density, chains=20_000):
     def drawn():
         begun = sampler.start(begin(jax.random.key(0), chains, Visits.every(level, density.num_levels)), density, level)
         weigh = lambda v: first_weight(layout, density, v, layout.evaluate(density, v, level), level)
-        return sampler.positions(begun, density), jax.vmap(weigh)(begun.chains.points)
+        return sampler.positions(begun, density), jax.vmap(weigh)(begun.chains.position)
 
     position, weights = drawn()
     return position, np.asarray(jax.nn.softmax(weights), np.float64)
@@ -200,7 +200,7 @@ def test_a_prior_that_looks_at_a_noised_site_is_drawn_and_weighted_where_it_look
     schedule, at = density.schedule, {"x": jnp.asarray(0.3), "z": jnp.asarray(2.5)}
     v = layout.vector(at, schedule.at(level + 1).alpha)
     visit = visited(sampler, density, v[None], level)
-    after = layout.position(visit.chains.points[0], schedule.at(level).alpha)
+    after = layout.position(visit.chains.position[0], schedule.at(level).alpha)
 
     def prior(position, k):
         return dist.Normal(position["x"] / schedule.alpha[k], 0.5).log_prob(position["z"])
@@ -209,7 +209,7 @@ def test_a_prior_that_looks_at_a_noised_site_is_drawn_and_weighted_where_it_look
     expected = prior(after, level) - prior(at, level + 1)
     found = layout.evaluate(density, v, level + 1)
     step, drift = Step.ddpm(*(schedule.at(k).variance for k in (level + 1, level))), found.parts.drift
-    way, shift = (visit.chains.points[0, :1], v[:1], drift), step.shift(drift, found.score[:1], 0.5)
+    way, shift = (visit.chains.position[0, :1], v[:1], drift), step.shift(drift, found.score[:1], 0.5)
     twisted = step.log_density(*way) - step.log_density(*way, shift)
     assert abs(float(expected)) > 0.01
     assert abs(float(twisted)) > 0.01
@@ -244,7 +244,7 @@ def test_smc_refreshes_whatever_a_kernel_caches(weights):
     density = cp.compile(single, normal([0.0], 0.1))
     sampler = cp.SMC(Remembering(1e-16), weights=weights, resample=Never()).prepare(density)
     after, layout = visited(sampler, density, jnp.ones((1, 1)), 19).chains, sampler.moves.layout
-    position = layout.position(after.points[0], density.schedule.at(19).alpha)
+    position = layout.position(after.position[0], density.schedule.at(19).alpha)
     expected, stale = (float(density.log_density(position, level)) for level in (19, 20))
     np.testing.assert_allclose(after.inner[0].seen[0], expected, rtol=1e-5)
     assert abs(stale - expected) > 0.01

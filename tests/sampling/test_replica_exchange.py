@@ -59,7 +59,7 @@ def standard(run, density):
     """x/sd of every rung's replica, (chains, L)."""
     levels = np.asarray(run.visits.levels)
     means, variances = np.array([law(level) for level in levels]).T
-    x = np.asarray(run.chains.points)[:, :, 0] * np.asarray(SCHEDULE.alpha)[levels]
+    x = np.asarray(run.chains.position)[:, :, 0] * np.asarray(SCHEDULE.alpha)[levels]
     return (x - means) / np.sqrt(variances)
 
 
@@ -73,7 +73,7 @@ def exact(density, sampler, odd=0, levels=LEVELS):
     points, rungs = jnp.asarray(x / np.asarray(SCHEDULE.alpha)[levels])[:, :, None], jnp.asarray(levels)
     layout, parts = Layout.of_density(density), sampler.needs_parts(density)
     found = jax.jit(jax.vmap(jax.vmap(lambda v, k: layout.evaluate(density, v, k, parts)), (0, None)))(points, rungs)
-    chains = dataclasses.replace(run.chains, points=points, evaluation=found)
+    chains = dataclasses.replace(run.chains, position=points, evaluation=found)
     turns = jnp.int32(run.visits.first_sample + odd)  # after 50 sweeps of the last round
     visits = dataclasses.replace(run.visits, levels=rungs, previous=rungs, turns=turns)
     return sampler, dataclasses.replace(run, chains=chains, visits=visits)
@@ -137,7 +137,7 @@ def test_sweeps_leave_every_level_what_it_is(density, kernel):
     assert np.all(np.mean(z != before, axis=0) > 0.5)
     assert np.all(np.asarray(run.visits.probability[:, 1:]) > 3 * 0.3)
     found, rungs = run.chains.evaluation.log_density, run.visits.levels
-    positions = {"x": run.chains.points[..., 0] * SCHEDULE.alpha[rungs]}
+    positions = {"x": run.chains.position[..., 0] * SCHEDULE.alpha[rungs]}
     want = jax.vmap(jax.vmap(density.log_density), (0, None))(positions, rungs)
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-3)
 

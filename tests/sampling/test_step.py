@@ -75,7 +75,7 @@ def test_a_score_that_is_not_finite_leaves_the_chain_where_it_is(sampler):
     factor = cp.Diffusion(score, SCHEDULE, event_shape=(), parameterization="score", time="log_snr")
     density = cp.compile(single, factor)
     visit = visited(sampler.prepare(density), density, [[4.0], [-0.5]], 5)
-    after = visit.chains.points[:, 0]
+    after = visit.chains.position[:, 0]
     np.testing.assert_allclose(after[0] * SCHEDULE.alpha[5], 4.0 * SCHEDULE.alpha[6], rtol=1e-5)
     assert abs(after[1] * SCHEDULE.alpha[5] + 0.5 * SCHEDULE.alpha[6]) > 1e-3
     moves = 0 if sampler.kernel is None else 1  # which find no better
@@ -163,7 +163,7 @@ def test_latents_are_for_the_kernel_to_move():
     sampler = cp.SMC(cp.ULA(1e-12), step=cp.ReverseStep(order=1), resample=Never(), check_levels=False)
     points = np.array([[0.4, -0.2, 0.9, 0.3]])
     after = visited(sampler.prepare(density), density, points, 4)
-    moved = np.abs(np.asarray(after.chains.points) - points)[0]
+    moved = np.abs(np.asarray(after.chains.position) - points)[0]
     assert moved[:3].min() > 1e-3
     assert moved[3] < 1e-4
 

@@ -215,6 +215,6 @@ def test_a_sharp_observation_throws_no_chain_far_off():
     sampler = cp.AnnealedMCMC(cp.ULA(1e-12), 1, reverse_step=True).prepare(density)
     led = visited(sampler, density, v[None], 9)
     assert float(end.alpha * thrown[0]) > 15
-    assert abs(float(end.alpha * led.chains.points[0, 0]) + 2) < 4 * float(start.sigma)  # 0.05
+    assert abs(float(end.alpha * led.chains.position[0, 0]) + 2) < 4 * float(start.sigma)  # 0.05
     assert int(led.records.non_finite[9]) == 0
     assert np.isfinite(led.path_weights[0])  # not so of a step that is not made

@@ -86,8 +86,8 @@ def summarised(
     if not sampler.blocks:  # a kernel that moves all sites together has no axis of blocks
         recorded = {name: values.reshape(len(levels)) for name, values in recorded.items()}
 
-    cost, moves, settling = sampler.drawing
-    transitions = state.writer.drawn * int(state.draws.thin) + (settling if state.writer.drawn else 0)
+    cost, moves, settling = sampler.drawing if state.writer.drawn else (0, 0, 0)
+    transitions = state.writer.drawn * int(state.draws.thin) + settling
     evaluations = state.spent + sampler.evaluations(state.first, len(visited)) + transitions * cost
     evaluations += int(run.spent)
     proposals = np.full(len(levels), max(sampler.proposals(), 1) * n)

@@ -23,15 +23,13 @@ from composeprob.density.evaluation import Evaluation, unknown
 from composeprob.kernels import Info, mean_acceptance
 from composeprob.kernels.gibbs import measures_metric
 from composeprob.pytree import all_finite, where
-from composeprob.samplers import fit as population
-from composeprob.samplers.fit import Fit, controlled
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.meet import Meet, Swap, num_distinct, statistics
+from composeprob.samplers.meet import Meet, num_distinct, statistics
 from composeprob.samplers.moves import Particles, Setting, Tally, Transitions
 from composeprob.samplers.random import key_of, normals, stream
 from composeprob.samplers.run import Run
 from composeprob.samplers.spread import Tree, zeros_of
-from composeprob.samplers.step import Backward, ReverseStep, Step, fixed_control
+from composeprob.samplers.step import Backward, Fit, ReverseStep, Step, controlled, fit, fixed_control
 from composeprob.samplers.weights import Weight, first_weight
 from composeprob.schedule import Noise
 
@@ -107,7 +105,7 @@ class Descent:
     moves: Transitions
     step: ReverseStep | None = None
     weights: str | None = None
-    meet: Meet | Swap | None = None
+    meet: Meet | None = None
     parts: bool = False
     leads: bool = True
 
@@ -273,7 +271,7 @@ class Descent:
             return jnp.concatenate([v[:d], drift, *pulls, jnp.stack([rate + ratio * excess, log_weight])])
 
         table = self.spread.gather(self.spread.map(row, points, found, run.log_weights))
-        return self.spread.on_population(lambda t: population.fit(t[:, :-1], t[:, -1], base, self.control), table)
+        return self.spread.on_population(lambda t: fit(t[:, :-1], t[:, -1], base, self.control), table)
 
     def law(self, now: Now, above: Fit, here: Fit, both: Array) -> Step:
         """The law of a step that follows from fits: of its start, or of both of its ends."""
@@ -393,7 +391,7 @@ class Descent:
     def met(self, run: Run, at: Array, gain: Array, more: Array, error: Array) -> Run:
         """The chains after they have been weighed against one another, and resampled where it is time."""
         meet, spread = self.meet, self.spread
-        assert isinstance(meet, Meet)
+        assert meet is not None
         log_weights = run.log_weights + gain
         log_weights = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
         table = jnp.stack([log_weights, ~jnp.isnan(gain), run.log_weights, gain, error, more], axis=1)

@@ -1,4 +1,4 @@
-"""What chains do together: resampling by exact sums, swaps between levels, and errors from their genealogy."""
+"""What chains do together: resampling by exact sums, and errors from their genealogy."""
 
 from __future__ import annotations
 
@@ -6,21 +6,11 @@ import abc
 from functools import partial
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Evaluation
-from composeprob.errors import CapabilityError, InvalidValueError
-from composeprob.kernels.base import log_density_of
 from composeprob.kernels.step_size import as_scalar, check_range
-from composeprob.pytree import all_finite
-from composeprob.samplers.layout import Layout
 from composeprob.samplers.random import threefry
-from composeprob.samplers.step import Step
-from composeprob.samplers.weights import incremental_log_weight
-from composeprob.schedule import Noise
 
 
 class Meet(eqx.Module):
@@ -81,81 +71,6 @@ class Resample(Meet):
 
     def __repr__(self) -> str:
         return f"Resample({float(self.threshold):.3g})"
-
-
-NEEDS = {"energy": frozenset({"score", "energy", "mode_depth"}), "feynman_kac": frozenset({"score", "feynman_kac"})}
-"""What each kind of swap asks of a density."""
-
-
-class Swap(eqx.Module):
-    """How neighbouring replicas exchange places: how a swap is proposed, and how it is weighed.
-
-    With y at level a and y' at b, candidates c at a, from y', and c' at b, from y, take their places with probability
-    min(1, R). By energies, R = π_a(c)·π_b(c')·k(y'|c)·k(y|c') / (π_a(y)·π_b(y')·k(c|y')·k(c'|y)), k the law of
-    `Step.bridge` for the total power of the factors: every level keeps its π (Ballard and Jarzynski 2009). By
-    Feynman–Kac path weights, which are those of DDPM's step, log R is what the way down gains, less what the way up
-    does (*CREPE*, ICLR 2026): it needs scores and rates only, and is right as the levels' distance goes to 0.
-    """
-
-    kind: str | None = eqx.field(static=True)  # of `NEEDS`; None for the first one that can be
-    power: Array | None = None  # P of the bridge at each level, (K, d), once `resolved`
-
-    def __check_init__(self) -> None:
-        if self.kind is not None and self.kind not in NEEDS:
-            raise InvalidValueError(f"Unknown swap {self.kind!r}.", fix=f"use one of: {', '.join(NEEDS)}.")
-
-    @property
-    def energies(self) -> bool:
-        """Whether by energies."""
-        return self.kind == "energy"
-
-    def resolved(self, density: AnnealedDensity) -> Swap:
-        """The same for this density; where the user named no kind by energies, if they can be trusted."""
-        layout, levels = Layout.of_density(density), jnp.arange(density.num_levels)
-        power = jax.vmap(lambda level: layout.power(density, level))(levels)
-        for kind, needed in NEEDS.items():
-            if self.kind == kind or (self.kind is None and needed <= density.capabilities):
-                return Swap(kind, power if kind == "energy" else jnp.ones_like(power))
-        raise CapabilityError(
-            "Swaps need log-densities that can be trusted between modes, or a Feynman–Kac rate, and this program has "
-            "neither.",
-            where=density.described.where,
-            fix="use cp.AnnealedMCMC, or calibrate the factors with cp.calibrate.",
-        )
-
-    def propose(self, start: Noise, end: Noise, v: Array, found: Evaluation, noise: Array) -> Array:
-        """Where a replica at v, (D,), goes from a level to another; static entries, and one that is there, stay."""
-        (law, drift), d = self._bridge(start, end, found), noise.size
-        moved = law.draw(v[:d], drift, noise)
-        stays = (start.index == end.index) | ~all_finite(moved)
-        return jnp.concatenate([jnp.where(stays, v[:d], moved), v[d:]])
-
-    def log_ratios(
-        self, noise: Noise, partner: Array, points: Array, here: Evaluation, candidates: Array, there: Evaluation
-    ) -> Array:
-        """log R of the swaps of rungs at this noise with their partners, (L,); NaN where it is of no use: replicas are
-        at ``points``, (L, D), and what is to take their places, made of their partners, are the ``candidates``."""
-        others = jax.tree.map(lambda leaf: leaf[partner], (noise, points, here))
-        half = jax.vmap(self.half)(noise, candidates, there, *others)
-        if self.energies:
-            half = half + log_density_of(there) - log_density_of(here)
-        half = jnp.where(jax.vmap(all_finite)((candidates, there.score)), half, jnp.nan)
-        return jnp.where(partner == jnp.arange(len(partner)), jnp.nan, half + half[partner])
-
-    def half(self, end: Noise, c: Array, there: Evaluation, start: Noise, v: Array, here: Evaluation) -> Array:
-        """What the candidate c, made of v, adds to log R, beside energies: on the way up a gain is minus that down."""
-        if not self.energies:
-            return incremental_log_weight(here.parts, there.parts, start, end)
-        (forth, drift), (back, drift_back) = self._bridge(start, end, here), self._bridge(end, start, there)
-        y, c = v[: drift.size], c[: drift.size]
-        return back.log_density(y, c, drift_back) - forth.log_density(c, y, drift)
-
-    def _bridge(self, start: Noise, end: Noise, found: Evaluation) -> tuple[Step, Array]:
-        """The law that leads from a level to another, and the drift that it follows, none up."""
-        assert self.power is not None
-        drift = found.score[: self.power.shape[1]] if self.energies else found.parts.drift
-        law = Step.bridge(start.variance, end.variance, self.power[jnp.maximum(start.index, end.index)])
-        return law, jnp.where(end.index < start.index, drift, 0.0)
 
 
 def relative_ess(log_weights: Array) -> Array:

@@ -26,7 +26,7 @@ from composeprob.pytree import replaced, where
 from composeprob.samplers.closing import Closing, closings
 from composeprob.samplers.descent import Descent, at_target, moved_to
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.meet import Meet, Resample, Swap
+from composeprob.samplers.meet import Meet, Resample
 from composeprob.samplers.moves import Particles, Transitions, by_kind
 from composeprob.samplers.random import Stream, key_of, normals, stream
 from composeprob.samplers.run import Pace, Run, Visits
@@ -54,7 +54,7 @@ class Sampler(eqx.Module):
     steps_per_level: int = eqx.field(default=0, static=True)
     step: ReverseStep | None = None
     weights: str | None = eqx.field(default=None, static=True)
-    meet: Meet | Swap | None = None
+    meet: Meet | None = None
     then: tuple[Closing, ...] = ()
     check_levels: bool = eqx.field(default=False, static=True)
     moves: Transitions = None  # type: ignore[assignment]  # nothing reads it before, or where there is no kernel
@@ -171,8 +171,6 @@ class Sampler(eqx.Module):
     def drawing(self) -> tuple[int, int, int]:
         """Evaluations of one transition of `draw`, the moves in it that can turn out non-finite, and how many of them
         are made before the first draw."""
-        if self.moves is None:
-            return 0, 0, 0
         return self.moves.kernel.evaluations_per_step, len(self.moves.blocks), self.moves.settling
 
     def visits(self, density: AnnealedDensity, pace: Pace | None) -> Visits:

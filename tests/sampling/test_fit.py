@@ -12,9 +12,8 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
 from composeprob.samplers import descent
-from composeprob.samplers import fit as fits
-from composeprob.samplers.fit import Fit, controlled
-from composeprob.samplers.step import Step
+from composeprob.samplers import step as fits
+from composeprob.samplers.step import Fit, Step, controlled
 from sampling_cases import Never, visited
 
 pytestmark = pytest.mark.usefixtures("double_precision")

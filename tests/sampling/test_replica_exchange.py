@@ -12,8 +12,7 @@ import pytest
 import composeprob as cp
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.meet import Swap
-from composeprob.samplers.replica_exchange import distinct_levels
+from composeprob.samplers.replica_exchange import Swap, distinct_levels
 from composeprob.samplers.run import begin
 from composeprob.samplers.step import Step
 from refusals import refused

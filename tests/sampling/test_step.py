@@ -10,10 +10,9 @@ import pytest
 from scipy import stats
 
 import composeprob as cp
-from composeprob.samplers.fit import Fit
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.run import Visits, begin
-from composeprob.samplers.step import Backward, Step, fixed_control
+from composeprob.samplers.step import Backward, Fit, Step, fixed_control
 from refusals import refused
 from sampling_cases import N, Never, both, normal, run, single, squared, unit_energy, visited
 from zscores import assert_agrees, assert_disagrees, z_scores

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from itertools import accumulate
 from typing import TypeVar
@@ -44,14 +43,6 @@ def unravel(flat: Array, like: Tree) -> Tree:
 def is_array(leaf: object) -> bool:
     """Whether a leaf is an array, or the shape of one that is not there."""
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
-
-
-def replaced(module: Tree, **fields: object) -> Tree:
-    """A module with other values of some fields, which are neither converted nor checked again."""
-    found = copy.copy(module)
-    for name, value in fields.items():
-        object.__setattr__(found, name, value)
-    return found
 
 
 def axpy(a: Array | float, x: Tree, y: Tree) -> Tree:

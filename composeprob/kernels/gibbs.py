@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import equinox as eqx
 import jax
@@ -17,9 +18,9 @@ from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.kernels.base import Info, Kernel, KernelState
 from composeprob.kernels.line_integral import LineIntegral
 from composeprob.kernels.metric import Estimated
-from composeprob.pytree import replaced
 
 Sites = tuple[str, ...]
+Tree = TypeVar("Tree")
 
 
 class GibbsState(KernelState):
@@ -177,6 +178,14 @@ def integrates_score(kernel: Kernel | None) -> bool:
 def measures_metric(kernel: Kernel | None) -> bool:
     """Whether a metric is measured from the moves of all chains."""
     return any(isinstance(getattr(part, "metric", None), Estimated) for part in parts_of(kernel))
+
+
+def replaced(module: Tree, **fields: object) -> Tree:
+    """A kernel, or another module, with other values of some fields, which are neither converted nor checked again."""
+    found = copy.copy(module)
+    for name, value in fields.items():
+        object.__setattr__(found, name, value)
+    return found
 
 
 def with_parts(kernel: Kernel, parts: Sequence[Kernel]) -> Kernel:

@@ -20,8 +20,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels.base import log_density_of
-from composeprob.kernels.gibbs import measures_metric, parts_of, with_parts
-from composeprob.pytree import replaced
+from composeprob.kernels.gibbs import measures_metric, parts_of, replaced, with_parts
 from composeprob.runtime.infer import not_a_sampler
 from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.layout import Layout

@@ -130,9 +130,7 @@ class WarmUp(Closing):
         `Interweaving` left a latent of most chains near where it began, and these do not weigh one another, their
         correlation if that is more."""
         start, before, after = points
-        means, deviations = zip(
-            *((x.mean(0, dtype=float), x.std(0, dtype=float)) for x in (before, after)), strict=True
-        )
+        means, deviations = ([find(x, axis=0, dtype=float) for x in (before, after)] for find in (np.mean, np.std))
         wide = np.maximum(np.maximum(*deviations), 1e-30)
         ratio = np.maximum(deviations[1], 1e-30) / np.maximum(deviations[0], 1e-30)
         changes = [np.abs(means[1] - means[0]) / wide, np.abs(np.log(ratio))]

@@ -308,9 +308,8 @@ class Descent:
             stays = lost | (self.walled(jnp.concatenate([moved, v[d:]]), now) & ~found.zero)
             moved = jnp.where(now.falls & ~stays, moved, jnp.where(lost, y * grows, y))
             log_ratio = jnp.where(stays, 0.0, log_ratio)
-            return jnp.concatenate([moved, v[d:]]), Way(
-                drift, rate, twisted, log_ratio, now.falls & stays, jnp.zeros(())
-            )
+            way = Way(drift, rate, twisted, log_ratio, now.falls & stays, jnp.zeros(()))
+            return jnp.concatenate([moved, v[d:]]), way
 
         query, way = self.spread.map(chain, points, run.chains.evaluation, self.half, now.normals[:, :d])
         return dataclasses.replace(level, query=query, way=way)
@@ -403,15 +402,11 @@ class Descent:
         def exchange() -> Run:
             chosen = spread.on_population(lambda weights: meet.survivors(stream(run.shared, at), weights), gathered)
             chains, ancestors = spread.exchange(run.chains, chosen), run.ancestors[chosen]
-            exchanged = dataclasses.replace(
-                run, chains=chains, ancestors=ancestors, log_evidence=run.log_evidence + log_mean
-            )
-            return dataclasses.replace(exchanged, log_weights=jnp.zeros_like(log_weights))
+            total, equal = run.log_evidence + log_mean, jnp.zeros_like(log_weights)
+            return dataclasses.replace(run, chains=chains, ancestors=ancestors, log_evidence=total, log_weights=equal)
 
-        def keep() -> Run:
-            return dataclasses.replace(run, log_weights=log_weights)
-
-        run = jax.lax.cond(meet.due(ess, at) | (at == 0), exchange, keep)
+        kept = partial(dataclasses.replace, run, log_weights=log_weights)
+        run = jax.lax.cond(meet.due(ess, at) | (at == 0), exchange, kept)
         records = run.records.counting(at, jnp.sum(counted == 0, dtype=jnp.int32))
         numbers = num_distinct(run.ancestors).astype(ess.dtype)
         records = records.at(at, ess=ess, ancestors=numbers, weight_variance=spreading, step_error=moved)

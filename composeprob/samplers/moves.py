@@ -15,10 +15,9 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.kernels.base import Info, Kernel, KernelState, Trajectory
-from composeprob.kernels.gibbs import Gibbs, GibbsState, in_blocks, integrates_score
+from composeprob.kernels.gibbs import Gibbs, GibbsState, in_blocks, integrates_score, replaced
 from composeprob.kernels.metric import EUCLIDEAN, Estimated, Metric, kind_of, measured, unmeasured
 from composeprob.kernels.step_size import Adaptive, adapt, as_step_size, mean_acceptance, resolve, scaled_step
-from composeprob.pytree import replaced
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.random import Stream, key_of
 from composeprob.samplers.spread import Spread

@@ -20,9 +20,9 @@ from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Info, Kernel, mean_acceptance
 from composeprob.kernels.base import log_density_of
-from composeprob.kernels.gibbs import measures_metric
+from composeprob.kernels.gibbs import measures_metric, replaced
 from composeprob.kernels.metropolis import accept, log_uniform
-from composeprob.pytree import all_finite, replaced, where
+from composeprob.pytree import all_finite, where
 from composeprob.samplers.descent import Carry, Descent, Level, Now
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, by_kind
@@ -238,9 +238,8 @@ class Exchange(Descent):
         def ensemble(old: Replicas, query: Array, found: Evaluation, z: Array) -> tuple[Replicas, Array]:
             here, there = (old.position, old.evaluation), (query, found)
             log_ratio = self.meet.log_ratios(now.end, partner, *here, *there)
-            taken, probability = accept(
-                log_uniform(z[jnp.minimum(index, partner)]), log_ratio
-            )  # a number for each pair
+            log_u = log_uniform(z[jnp.minimum(index, partner)])  # a number for each pair
+            taken, probability = accept(log_u, log_ratio)
             points, evaluation = jax.vmap(where)(taken | ~rungs.swaps, there, here)
             origin = jnp.where(taken, partner, index)
             from_top = old.from_top[origin].at[-1].set(True)

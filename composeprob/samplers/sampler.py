@@ -20,9 +20,9 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import MALA, Adaptive, Gibbs, Kernel
-from composeprob.kernels.gibbs import integrates_score, parts_of
+from composeprob.kernels.gibbs import integrates_score, parts_of, replaced
 from composeprob.kernels.step_size import as_scalar, check_range
-from composeprob.pytree import replaced, where
+from composeprob.pytree import where
 from composeprob.samplers.closing import Closing, closings
 from composeprob.samplers.descent import Descent, at_target, moved_to
 from composeprob.samplers.layout import Layout

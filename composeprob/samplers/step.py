@@ -174,9 +174,9 @@ class Step(eqx.Module):
         """
         assert fit.bend is not None
         h, ratio, slope = s1 - s0, s0 / s1, fit.slope_with(fixed)
-        along = (
-            slope if fit.axes is None else jnp.sum(fit.axes * jax.vmap(times, (None, 1), 1)(slope, fit.axes), axis=0)
-        )
+        along = slope
+        if fit.axes is not None:
+            along = jnp.sum(fit.axes * jax.vmap(times, (None, 1), 1)(slope, fit.axes), axis=0)
         rates = jnp.maximum(-jnp.stack([along, along + fit.bend]), tuning.STEP.least_slope / s1)
         widths = 1 / rates
         there = 1 / jnp.maximum(widths - h, widths * ratio)
@@ -295,9 +295,8 @@ class Backward(eqx.Module):
             shift = jax.vmap(times)(middle, shift) - step * jax.vmap(times)(half, push)
             return product(middle, decay), shift, variance
 
-        decay, shift, variance = jax.lax.fori_loop(
-            0, tuning.STEP.midpoints, advance, (ones, blank, jnp.zeros_like(ones))
-        )
+        start = ones, blank, jnp.zeros_like(ones)
+        decay, shift, variance = jax.lax.fori_loop(0, tuning.STEP.midpoints, advance, start)
         law = cls(decay, shift, jnp.linalg.cholesky(variance) if dense else jnp.sqrt(variance))
         fine = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(law)]))
         return jax.tree.map(lambda found, other: jnp.where(fine, found, other), law, still)

@@ -13,8 +13,7 @@ import composeprob.kernels
 from composeprob.density.evaluation import Evaluation, Wall
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs, Kernel, LineIntegral
-from composeprob.kernels.gibbs import parts_of, with_parts
-from composeprob.pytree import replaced
+from composeprob.kernels.gibbs import parts_of, replaced, with_parts
 from kernel_chains import start, steps_of, transitions
 from refusals import refused
 from registry import KERNELS, concrete

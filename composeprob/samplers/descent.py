@@ -25,7 +25,7 @@ from composeprob.kernels.gibbs import measures_metric
 from composeprob.pytree import all_finite, where
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.meet import Meet, num_distinct, statistics
-from composeprob.samplers.moves import Particles, Setting, Tally, Transitions
+from composeprob.samplers.moves import Particles, Tally, Transitions
 from composeprob.samplers.random import key_of, normals, stream
 from composeprob.samplers.run import Run
 from composeprob.samplers.spread import Tree, zeros_of
@@ -224,10 +224,8 @@ class Descent:
         """Every chain's evaluation where it is to be made: not where kernels call the density themselves, and not where
         chains that are neither weighed nor moved end."""
 
-        def point(setting: Setting, v: Array) -> Evaluation:
-            return self.layout.evaluate(self.density, v, setting[1].index, self.parts)
-
         def evaluate() -> Evaluation:
+            point = lambda at, v: self.layout.evaluate(self.density, v, at[1].index, self.parts)  # noqa: E731
             return self.spread.map(self.at_level(run, now, point), level.query)
 
         if not (self.opaque or self.plain):

@@ -28,10 +28,9 @@ class Layout(eqx.Module):
 
     @classmethod
     def of_density(cls, density: AnnealedDensity) -> Layout:
-        shapes = sorted((name, site.kind == "noised", site.shape) for name, site in density.sites.items())
-        return cls(
-            *(tuple((name, shape) for name, noised, shape in shapes if noised is kind) for kind in (True, False))
-        )
+        sites = [(name, density.sites[name]) for name in sorted(density.sites)]
+        noised = tuple((name, site.shape) for name, site in sites if site.kind == "noised")
+        return cls(noised, tuple((name, site.shape) for name, site in sites if site.kind != "noised"))
 
     @property
     def dims(self) -> int:

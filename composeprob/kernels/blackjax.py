@@ -217,14 +217,13 @@ def _name(algorithm: Callable[..., SamplingAlgorithm]) -> str:
 
 def _check_parameters(algorithm: Callable[..., SamplingAlgorithm], step_size: object, given: dict[str, object]) -> None:
     known, name = _signature(algorithm), _name(algorithm)
+    takes = f"its parameters are {', '.join(known)}"
     if step_size is not None and "step_size" not in known:
-        raise ConditionError(f"{name} of BlackJAX takes no step_size", fix=f"its parameters are {', '.join(known)}")
+        raise ConditionError(f"{name} of BlackJAX takes no step_size", fix=takes)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
     unknown = [k for k in given if k not in known]
     if unknown and not open_ended:
-        raise ConditionError(
-            f"{name} of BlackJAX has no parameter {unknown[0]!r}", fix=f"its parameters are {', '.join(known)}"
-        )
+        raise ConditionError(f"{name} of BlackJAX has no parameter {unknown[0]!r}", fix=takes)
     supplied = {"step_size", "inverse_mass_matrix", *given}
     needed = [k for k, p in known.items() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     missing = [k for k in needed if k not in supplied]

@@ -167,7 +167,9 @@ class Gibbs(Kernel[GibbsState]):
 
 def parts_of(kernel: Kernel | None) -> tuple[Kernel, ...]:
     """The kernels that have a step size: one for each block of a `Gibbs`, or the kernel itself, if there is one."""
-    return kernel.kernels if isinstance(kernel, Gibbs) else () if kernel is None else (kernel,)
+    if kernel is None:
+        return ()
+    return kernel.kernels if isinstance(kernel, Gibbs) else (kernel,)
 
 
 def integrates_score(kernel: Kernel | None) -> bool:

@@ -95,12 +95,12 @@ class WarmUp(Closing):
     def adapt(self, points: np.ndarray, density: AnnealedDensity) -> Transitions:
         """HMC, or MALA by scores alone, whose inverse masses are the population's variances, in units of the noise at
         noised entries."""
+        layout, deviation = Layout.of_density(density), points.std(0, dtype=np.float64)
         if interweaves(density):
-            widths = jnp.asarray(points[:, Layout.of_density(density).dims :].std(0, dtype=np.float64), jnp.float32)
+            widths = jnp.asarray(deviation[layout.dims :], jnp.float32)
             return Transitions.resolved(Interweaving(log_ratio=bounded(len(points)), widths=widths), 1, density)
-        layout, noise = Layout.of_density(density), density.schedule.sigma[0] / density.schedule.alpha[0]
+        noise = density.schedule.sigma[0] / density.schedule.alpha[0]
         units = np.where(np.arange(points.shape[1]) < layout.dims, noise, 1.0).astype(np.float32)
-        deviation = points.std(0, dtype=np.float64)
         # Its square is a number; chains that are all in one place, or have diverged, give no scale.
         known = (deviation > 0) & (deviation < 1e18)
         mass = (np.where(known, deviation, units).astype(np.float32) / units) ** 2

@@ -39,6 +39,18 @@ def both(f: Any, g: Any) -> Any:
     return cp.sample("x", f * g)
 
 
+@cp.program
+def measured(f: Any, law: Any, y: Any, anneal: Any = None) -> None:
+    """One site under a factor, and data under the law that a function makes of it."""
+    cp.observe("y", law(cp.sample("x", f)), y, anneal=anneal)
+
+
+@cp.program
+def weighed(f: Any, log_weight: Any, anneal: Any = None) -> None:
+    """One site under a factor, and the log-weight that a function makes of it."""
+    cp.factor("w", log_weight(cp.sample("x", f)), anneal=anneal)
+
+
 def normal(mean: Any = 0.0, sd: Any = 1.0, schedule: cp.Schedule = SCHEDULE) -> cp.Analytic:
     """A Gaussian factor with independent entries."""
     return cp.Analytic(dist.Normal(jnp.asarray(mean, float), jnp.asarray(sd, float)), schedule)

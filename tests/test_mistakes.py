@@ -7,11 +7,10 @@ found, the user's line, and what to write instead. Places are lines of this file
 import ast
 import copy
 import inspect
-import os
+import io
 import pickle
 import random
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -707,23 +706,14 @@ def test_the_right_time_passes(what, time):
 # terminals that lack characters ------------------------------------------------------------------------------------
 
 
-def test_text_is_spelled_where_a_terminal_has_ascii_only():
-    code = (
-        "import composeprob as cp, jax, numpyro.distributions as dist\n"
-        "f = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(20))\n"
-        "density = cp.compile(cp.program(lambda f: cp.sample('x', f ** 2)), f)\n"
-        "result = cp.infer(density, jax.random.key(0), num_chains=64, sampler=cp.Ancestral(), progress=False)\n"
-        "for value in (density, density.schedule, result, result.status, result.summary(), cp.zoo(),\n"
-        "              result.mean(lambda s: s['x']), cp.errors.LoadError('π', fix='σ')):\n"
-        "    print(value)\n    print(repr(value))\n"
-    )
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    shown = done.stdout.decode("ascii")
-    assert "pi_k(x) ~ f(x)" in shown
-    assert "+-" in shown
-    assert "sigma" in shown
+def test_text_is_spelled_where_a_terminal_has_ascii_only(result, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    mean, error = result.mean(lambda s: s["x"][0]), errors.LoadError("π", fix="σ")
+    for value in (DENSITY, DENSITY.schedule, result, result.status, result.summary(), cp.zoo(), mean, error):
+        print(value, repr(value), sep="\n", flush=True)
+    shown = terminal.buffer.getvalue().decode("ascii")
+    assert all(words in shown for words in ("pi_k(x) ~ f(x)", "+-", "sigma"))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 import composeprob as cp
 from composeprob.results.shares import _most_moved, uneven_paths, weightless
 from composeprob.runtime import record, stages
-from sampling_cases import both, modes, normal, single
+from sampling_cases import both, measured, modes, normal, single, weighed
 
 LEVELS = cp.Schedule.log_snr(100)
 CHAINS = 500
@@ -36,16 +36,10 @@ def two_modes(shares, means, sds):
 THREE_APART = two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3])
 
 
-@cp.program
-def product_seen_through_a_sine(f, g, y):
-    x = cp.sample("x", f * g)
-    cp.observe("y", dist.Normal(jnp.sin(x), 0.2), y)
-
-
 @pytest.mark.parametrize("kernel", [cp.HMC(cp.Adaptive()), cp.MALA(0.05, log_ratio=cp.LineIntegral())], ids=repr)
 def test_the_mean_weight_is_the_evidence(monkeypatch, kernel):
     f, g = normal(1.0, 0.5, LEVELS), normal(0.0, 1.0, LEVELS)
-    density = cp.compile(product_seen_through_a_sine, f, g, jnp.float32(0.0))
+    density = cp.compile(measured, f * g, lambda x: dist.Normal(jnp.sin(x), 0.2), jnp.float32(0.0))
     sampler = cp.AnnealedMCMC(kernel, 1, reverse_step=True)
     _, log_weights = ended(monkeypatch, density, sampler, num_chains=2000)
     exact = quad(lambda x: norm.pdf(x, 1, 0.5) * norm.pdf(x) * norm.pdf(0.0, np.sin(x), 0.2), -2, 5, limit=200)[0]
@@ -249,15 +243,9 @@ def test_blas_has_one_thread_in_a_run(monkeypatch):
     assert {library["num_threads"] for library in seen[0] if library["user_api"] == "blas"} <= {1}
 
 
-@cp.program
-def beyond_a_wall(f):
-    x = cp.sample("x", f)
-    cp.factor("side", jnp.where(x > 0.2, 0.0, -jnp.inf))
-
-
 def test_a_step_through_a_wall_weighs_nothing_that_is_known(monkeypatch):
     """It is not made: such a chain has no weight, and where many have none nothing is said."""
-    density = cp.compile(beyond_a_wall, normal(schedule=LEVELS))
+    density = cp.compile(weighed, normal(schedule=LEVELS), lambda x: jnp.where(x > 0.2, 0.0, -jnp.inf))
     result, log_weights = ended(monkeypatch, density, cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True))
     assert np.isnan(log_weights).mean() > 0.05
     assert result.status.ok

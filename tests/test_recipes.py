@@ -10,9 +10,8 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from compiler.networks import measured
 from composeprob.results.status import Code
-from sampling_cases import learned
+from sampling_cases import learned, measured
 from zscores import LIMIT
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"

@@ -83,16 +83,10 @@ def test_wrong_shares_are_named(n):
         assert 0.93 < float(re.search(r"should hold about ([\d.]+)%", text)[1]) / 100 < 0.995  # e⁴ to 1
 
 
-@cp.program
-def a_sign_that_is_lost(f, g, y):
-    x = cp.sample("x", f * g)
-    cp.observe("y", dist.Normal(x**2, 0.01), y)
-
-
 def test_a_default_run_that_gives_way_says_so():
     """x = ±√y, and the prior has e⁷ times as much at the one as at the other: independent chains take either."""
     f = cp.Analytic(sampling_cases.modes([0.2, 0.3, 0.5], [-2.0, 0.0, 2.5], [0.2, 0.05, 0.4]), cp.Schedule.log_snr(100))
-    density = cp.compile(a_sign_that_is_lost, f, f, jnp.float32(1.29))
+    density = cp.compile(sampling_cases.measured, f * f, lambda x: dist.Normal(x**2, 0.01), jnp.float32(1.29))
     sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)
     result = cp.infer(density, jax.random.key(0), num_chains=200, sampler=sampler, progress=False)
     assert 0.2 < np.mean(np.asarray(result["x"]) > 0) < 0.8

@@ -104,25 +104,6 @@ def test_without_calibration_the_shares_are_wrong(left, right):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("levels", ["vp", "ve"])
-def test_shares_hold_on_other_levels_and_samplers(pair, levels):
-    schedule = cp.Schedule.vp(60) if levels == "vp" else cp.Schedule.edm(40, 0.01, 40.0)
-    mixture = cp.mixture(list(pair), weights=[0.2, 0.8])
-    for sampler in (None, cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)):
-        assert cp.metrics.total_variation(shares(mixture, sampler, schedule), [0.2, 0.8]) <= 0.02
-
-
-@pytest.mark.slow
-def test_normalised_products_mix(left, right):
-    wide = known.raw(known.normal([0.0, 0.0], 1.0), 1.0, "wide")
-    product = cp.calibrate(left * wide**0.5, KEY)
-    mixture = cp.mixture([product, cp.calibrate(right, KEY)], weights=[0.2, 0.8])
-    density = cp.compile(single, mixture)
-    assert "0.2·left(x)·wide(x)^0.5·Z⁻¹" in str(density)
-    assert cp.metrics.total_variation(shares(mixture), [0.2, 0.8]) <= 0.02
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("levels", ["own", "other"])
 def test_calibrated_densities_integrate_to_one(left, levels):
     """By a plain grid, on the calibration's own levels and on variance-exploding ones between them."""

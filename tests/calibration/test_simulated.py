@@ -48,6 +48,23 @@ def test_right_and_wrong_kernels_and_resumption(tmp_path):
     assert len(wrong.plot().axes) == 2
 
 
+@cp.program
+def shifted(f, y):
+    """Readings of two numbers behind a shift, with a noise of unknown size."""
+    x, m = cp.sample("x", f), cp.sample("m", dist.Normal(0.3, 0.5))
+    cp.observe("y", dist.Normal(x + m, cp.sample("s", dist.LogNormal(-0.5, 0.4))).expand([3, 2]), y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [cp.HMC(0.25, num_leapfrog=4), cp.UHMC(0.7, num_leapfrog=1)], ids=["right", "wrong"])
+def test_noised_sites_and_latents_in_blocks(kernel):
+    factor = normal([0.0, 0.5], [1.0, 0.7], cp.Schedule.log_snr(12, min=-6.0, max=8.0))
+    sampler = cp.AnnealedMCMC(cp.Gibbs({"x": kernel, ("m", "s"): kernel}), 4)
+    options = {"num": 100, "num_chains": 31, "key": KEY, "sampler": sampler, "progress": False}
+    found = cp.calibrated(shifted, factor, jnp.zeros((3, 2)), **options)
+    assert found.calibrated == isinstance(kernel, cp.HMC), str(found)
+
+
 def test_uniformity():
     rng = np.random.default_rng(0)
     p = [uniformity(rng.uniform(size=100)) for _ in range(400)]

@@ -1,4 +1,4 @@
-"""Networks that count how often they are traced and run, a conditional factor in closed form, and a program of data."""
+"""Networks that count how often they are traced and run, a conditional factor in closed form."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -64,12 +64,6 @@ def score_by_one_trace() -> Any:
         return density.score(x, level)["x"]
 
     return score
-
-
-@cp.program
-def measured(f: Any, law: Any, y: Any, anneal: Any = None) -> None:
-    """One site x under a factor, and data under the law that a function makes of it."""
-    cp.observe("y", law(cp.sample("x", f)), y, anneal=anneal)
 
 
 def agree(found: Any, wanted: Any, rtol: float = 1e-9, atol: float = 1e-9) -> None:

@@ -9,11 +9,11 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from compiler.networks import agree, gaussian, measured
+from compiler.networks import agree, gaussian
 from composeprob.compiler.top import top_of, unrolled
 from composeprob.errors import ImproperError, InvalidValueError, ShapeError, WrongTypeError
 from refusals import refused
-from sampling_cases import single
+from sampling_cases import measured, single
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 

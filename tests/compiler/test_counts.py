@@ -13,16 +13,13 @@ import pytest
 
 import composeprob as cp
 from compiler.networks import Energy, score_by_one_trace
-from sampling_cases import Calls, equations, single
+from sampling_cases import Calls, equations, measured, single
 
 SCHEDULE = cp.Schedule.cosine(10)
 X = {"x": jnp.array([0.3, -0.6])}
 
 
-@cp.program
-def observed(f, y, anneal="denoised"):
-    x = cp.sample("x", f)
-    cp.observe("y", dist.Normal(x[0], 0.1), y, anneal=anneal)
+SEEN = lambda x: dist.Normal(x[0], 0.1)
 
 
 def model(schedule=SCHEDULE, size=2, time="level"):
@@ -51,9 +48,9 @@ EXPRESSIONS = {
 DENSITIES = {
     **{name: lambda f, make=make: cp.compile(single, make(f)) for name, make in EXPRESSIONS.items()},
     "plates": lambda f: cp.compile(plates, f),
-    "tempered": lambda f: cp.compile(observed, f, jnp.array(0.2), anneal="tempered"),
-    "the Tweedie mean": lambda f: cp.compile(observed, f, jnp.array(0.2), anneal="denoised"),
-    "noised": lambda f: cp.compile(observed, f, jnp.array(0.2), anneal="noised"),
+    "tempered": lambda f: cp.compile(measured, f, SEEN, jnp.array(0.2), "tempered"),
+    "the Tweedie mean": lambda f: cp.compile(measured, f, SEEN, jnp.array(0.2), "denoised"),
+    "noised": lambda f: cp.compile(measured, f, SEEN, jnp.array(0.2), "noised"),
 }
 
 
@@ -118,7 +115,7 @@ def test_new_numbers_reuse_compiled_code():
 
     def density(weight, c, y):
         g = eqx.tree_at(lambda f: f.network.weight, f, weight)
-        return cp.compile(observed, cp.guide(g, 2.0, c=c), jnp.asarray(y))
+        return cp.compile(measured, cp.guide(g, 2.0, c=c), SEEN, jnp.asarray(y), "denoised")
 
     numbers = [(1.0, 1.0, 0.2), (3.0, 1.0, 0.2), (1.0, 2.0, 0.2), (1.0, 1.0, 0.7)]
     densities = [density(weight * jnp.eye(2), c, y) for weight, c, y in numbers]
@@ -133,7 +130,7 @@ def test_new_numbers_reuse_compiled_code():
 
 def test_what_is_evaluated_by_hand_is_compiled_once():
     f, counter = model()
-    density = cp.compile(observed, f, jnp.array(0.2))
+    density = cp.compile(measured, f, SEEN, jnp.array(0.2), "denoised")
     first = density.score(X, 2)["x"]
     traced = counter.traced
     again = density.score({"x": 2 * X["x"]}, 3)["x"]
@@ -148,7 +145,7 @@ def test_no_parameter_is_a_constant_of_the_executable(program, precision):
     size = 300
     f, _ = model(size=size)
     factor = f.given(c=1.0) * f
-    made, data = (single, ()) if program == "prior" else (observed, (jnp.array(0.2),))
+    made, data = (single, ()) if program == "prior" else (measured, (SEEN, jnp.array(0.2), "denoised"))
     density = cp.compile(made, factor, *data, precision=precision)
     position = {"x": jnp.ones(size)}
     dynamic, static = eqx.partition(density, eqx.is_array)

@@ -10,9 +10,8 @@ import pytest
 from scipy.special import logsumexp
 
 import composeprob as cp
-from compiler.networks import measured
 from composeprob.factors.whitening import log_normal, log_normal_of_sum, whitener
-from sampling_cases import SCHEDULE, modes, normal
+from sampling_cases import SCHEDULE, measured, modes, normal
 
 LEVEL = 13  # log-SNR 2.6: neither the prior nor x decides alone
 ALPHA, SIGMA = float(SCHEDULE.alpha[LEVEL]), float(SCHEDULE.sigma[LEVEL])

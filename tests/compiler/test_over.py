@@ -201,12 +201,6 @@ def of_two():
     return learned(network, "energy", SCHEDULE, conditions={"a": 1.0, "b": 1.0}, label="f")
 
 
-def mixtures(block):
-    f, ys, logs = posterior("energy")[0], data(4), [0.0, 0.4, -1.0, 0.2]
-    made = cp.mixture(f, log_weights=logs, over={"y": ys}, block=block)
-    return made, cp.mixture([f.given(y=y) for y in ys], log_weights=logs)
-
-
 def mixtures_in_a_product():
     f, logs = of_two(), [0.0, 0.5]
     made = cp.product(cp.mixture(f, log_weights=logs, over={"b": B[:2]}, block=1), over={"a": A})
@@ -223,8 +217,6 @@ def labelled():
 
 A, B = np.array([0.2, 1.0, -0.5]), data(3)
 OVER = {  # what is made over data, and the same written out
-    "a mixture": lambda: mixtures(None),
-    "a mixture in blocks": lambda: mixtures(2),
     "a product of mixtures": mixtures_in_a_product,
     "every pair": lambda: (
         cp.product(cp.product(of_two(), over={"a": A}), over={"b": B}),

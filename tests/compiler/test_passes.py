@@ -7,7 +7,6 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from compiler.networks import measured
 from composeprob.compiler.align import align
 from composeprob.compiler.build import build
 from composeprob.compiler.check import capabilities, check
@@ -17,7 +16,7 @@ from composeprob.errors import AlignmentError, WrongTypeError
 from composeprob.factors.nodes import Product
 from composeprob.ir.nodes import Leaf, leaves
 from refusals import refused
-from sampling_cases import learned, single
+from sampling_cases import learned, measured, single
 from targets import network_outputs
 
 SCHEDULE = cp.Schedule.log_snr(12, min=-6.0, max=8.0)

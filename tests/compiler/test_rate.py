@@ -21,10 +21,10 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from compiler.networks import Moved, measured
+from compiler.networks import Moved
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, CalibratedExpression
 from refusals import refused
-from sampling_cases import learned, modes, single, slow
+from sampling_cases import learned, measured, modes, single, slow
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 

@@ -9,12 +9,11 @@ import pytest
 from flax import linen, nnx
 
 import composeprob as cp
-from compiler.networks import measured
 from composeprob.compiler.proper import bias, least, tail_of
 from composeprob.errors import ImproperError, InvalidValueError, NetworkError
 from composeprob.factors.gaussians import components
 from refusals import refused
-from sampling_cases import modes, single
+from sampling_cases import measured, modes, single
 from targets import network_outputs
 
 SCHEDULE = cp.Schedule.log_snr(12)

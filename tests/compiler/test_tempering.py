@@ -8,19 +8,13 @@ import pytest
 from scipy.special import expit
 
 import composeprob as cp
-from compiler.networks import measured
 from composeprob.compiler import tempering as module
-from sampling_cases import normal
+from sampling_cases import measured, normal, weighed
 
 SCHEDULE = cp.Schedule.log_snr(30)
 BLUR = np.asarray(SCHEDULE.sigma) / np.asarray(SCHEDULE.alpha)
 LAMBDA, ALPHA = np.asarray(SCHEDULE.log_snr, float), np.asarray(SCHEDULE.alpha, float)
 AT, Y, SD = 0.7, 1.2, 0.5
-
-
-@cp.program
-def weighed(f, log_weight):
-    cp.factor("w", log_weight(cp.sample("x", f)))
 
 
 def tempering(log_weight, sd=1.0, mean=0.0):

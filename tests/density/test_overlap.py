@@ -8,10 +8,9 @@ import pytest
 from scipy.stats import chi2, norm
 
 import composeprob as cp
-from compiler.networks import measured
 from composeprob import tuning
 from composeprob.density.overlap import agreement, bound
-from sampling_cases import learned, normal, run, single
+from sampling_cases import learned, measured, normal, run, single
 
 COARSE = cp.Schedule.log_snr(24)
 

@@ -8,6 +8,7 @@ import pytest
 from scipy import special, stats
 
 import composeprob as cp
+from sampling_cases import slow
 
 SCHEDULES = (cp.Schedule.log_snr(9, min=-8.0, max=11.0), cp.Schedule.edm(9, sigma_min=0.005, sigma_max=10.0))
 LEVELS = [(SCHEDULES[0], 0), (SCHEDULES[0], 4), (SCHEDULES[0], 8), (SCHEDULES[1], 0), (SCHEDULES[1], 5)]
@@ -61,7 +62,11 @@ def convolution(law, x, alpha, sigma):
     return value, np.sum(shares * (alpha * u - x)) / shares.sum() / sigma**2
 
 
-@pytest.mark.parametrize("name", LAWS)
+SLOW = ("left-truncated", "right-truncated", "inverse gamma", "Weibull")
+"""Laws whose rules are those of the others."""
+
+
+@pytest.mark.parametrize("name", [slow(name) if name in SLOW else name for name in LAWS])
 def test_noised_densities_are_convolutions(name, double_alone):
     """The density and the score, from which the Tweedie mean (x + σ²·score)/α follows."""
     made, law = LAWS[name]

@@ -11,7 +11,7 @@ import composeprob as cp
 from composeprob.errors import AlignmentError, ConditionError, InvalidValueError, NetworkError, WrongTypeError
 from composeprob.factors.networks import as_network
 from refusals import refused, rows
-from sampling_cases import single
+from sampling_cases import single, slow
 from targets import network_outputs
 
 MEAN, VARIANCE = np.array([0.4, -0.7, 0.2]), 0.3
@@ -59,7 +59,7 @@ def test_batched_layers_compute_what_they_did(inputs, outputs, bias):
     assert jax.tree.structure(cp.batched_linear(adapted)) == jax.tree.structure(adapted)
 
 
-@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("kind", ["VP", slow("VE"), "other"])
 @pytest.mark.parametrize("parameterization", ENERGIES + SCORES)
 def test_parameterizations(parameterization, kind):
     schedule = SCHEDULES[kind]

@@ -1,7 +1,5 @@
 """Gibbs: the law stays, evaluations are those of the blocks, and a scan is reversed by the opposite order."""
 
-import dataclasses
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -33,40 +31,6 @@ def test_the_target_stays_invariant():
     assert_agrees(run.scores)
     assert run.moved > 0.3
     assert 0.3 < run.acceptance < 0.97
-
-
-class Stale(Gibbs):
-    """Every block starts from what was evaluated before the scan."""
-
-    def step(self, key, state, target, step_size):
-        old = state.evaluation
-        self = eqx.tree_at(lambda k: k.kernels, self, tuple(map(_Forgetful.around(old), self.kernels)))
-        return Gibbs.step(self, key, state, target, step_size)
-
-
-class _Forgetful(MALA):
-    """A MALA whose cache is that of another place."""
-
-    old: object = None
-
-    @classmethod
-    def around(cls, old):
-        none = lambda node: node is None
-        return lambda kernel: eqx.tree_at(lambda k: k.old, cls(kernel.step_size), old, is_leaf=none)
-
-    def relevel(self, state, target):
-        state = super().relevel(state, target)
-        own = {name: self.old.score[name] for name in state.position}
-        evaluation = dataclasses.replace(state.evaluation, log_density=self.old.log_density, score=own)
-        return dataclasses.replace(state, evaluation=evaluation)
-
-
-@pytest.mark.slow
-def test_blocks_that_do_not_see_what_others_did_fail():
-    """The negative control: the cache must follow the moves of the other blocks."""
-    blocks = {"a": MALA(0.3), ("b", "c"): MALA(0.3)}
-    assert_agrees(from_exact_draws(Gibbs(blocks), LAW, num_chains=2_000, num_transitions=20, num_draws=5).scores)
-    assert_disagrees(from_exact_draws(Stale(blocks), LAW, num_chains=2_000, num_transitions=20, num_draws=5).scores)
 
 
 def test_one_block_of_all_sites_is_its_kernel():

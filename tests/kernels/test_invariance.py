@@ -1,12 +1,16 @@
 """Kernels leave the target invariant, and their chains move; unadjusted kernels have the bias that they should."""
 
 import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, LineIntegral
+from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, KernelState, LineIntegral
+from composeprob.kernels.langevin import log_proposal_ratio
 from kernel_chains import from_exact_draws
 from sampling_cases import slow
-from targets import gaussian, nested, two_modes
+from targets import evaluate, gaussian, nested, two_modes
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 LAWS = {"1d": two_modes(1), "2d": two_modes(2), "10d": two_modes(10), "nested": nested()}
@@ -90,3 +94,14 @@ def test_unadjusted_kernels_have_their_known_variance(kernel, variance):
     assert_agrees(run.scores)
     assert run.acceptance == 1.0
     assert_disagrees(z_scores(run.values, target.expected))  # not the target's own variance
+
+
+def test_ratio_of_malas_proposals_is_accurate_in_float32_for_small_steps():
+    target = evaluate(lambda x: -0.5 * jnp.sum(x**2))
+    x = jax.random.normal(jax.random.key(0), (10_000,))
+    current = ULA(1e-6).init(jax.random.key(0), x, target)
+    y = ULA(1e-6).propose(jax.random.normal(jax.random.key(1), x.shape), current, jnp.float32(1e-6))
+    proposed = KernelState(y, target(y))
+    exact = 0.5 * (np.sum(np.float64(proposed.position) ** 2) - np.sum(np.float64(x) ** 2))
+    exact += 0.25e-6 * (np.sum(np.float64(x) ** 2) - np.sum(np.float64(proposed.position) ** 2))
+    np.testing.assert_allclose(log_proposal_ratio(current, proposed, jnp.float32(1e-6)), exact, atol=1e-4)

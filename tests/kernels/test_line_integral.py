@@ -9,7 +9,6 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import gamma
 from scipy.stats import norm
 
 import composeprob as cp
@@ -214,34 +213,6 @@ def test_kernels_show_a_line_integral_and_only_that():
     assert repr(MALA(0.1)) == "MALA(step_size=0.1)"
     shown = repr(HMC(0.1, log_ratio=LineIntegral(None)))
     assert "log_ratio=LineIntegral(num_points=None, rule='trapezoid', tolerance=inf)" in shown
-
-
-QUARTIC = score_only(evaluate(lambda x: -(x**4) / 4))
-SECOND_MOMENT = 2 * gamma(3 / 4) / gamma(1 / 4)
-"""E x² of exp(−x⁴/4)."""
-
-
-def second_moment(kernel, target=QUARTIC, num_chains=10_000, count=40):
-    """E x² that chains settle at, and its standard error; they start from exact draws of exp(−x⁴/4)."""
-    u = jax.random.gamma(jax.random.key(0), 0.25, (num_chains,))  # x⁴/4 ~ Gamma(1/4)
-    x = jnp.sqrt(2 * jnp.sqrt(u)) * jax.random.rademacher(jax.random.key(1), (num_chains,))
-    states = start(kernel, target, jax.random.key(2), x)
-    states, _ = transitions(kernel, target, jax.random.key(3), states, kernel.step_size, count)
-    x2 = np.asarray(states.position) ** 2
-    return x2.mean(), x2.std() / np.sqrt(num_chains)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [lambda n: MALA(0.3, log_ratio=n), lambda n: HMC(0.5, 3, log_ratio=n)])
-def test_more_points_have_less_bias(make):
-    errors = []
-    for n in (2, 5):
-        found, noise = second_moment(make(LineIntegral(n)))
-        errors.append(abs(found - SECOND_MOMENT))
-    assert errors[0] > 4 * noise  # a negative control: the trapezoid alone trusts the tails too little
-    assert errors[0] > 3 * errors[1]
-    exact, noise = second_moment(make(LineIntegral(3, "simpson")))  # exact for this cubic score
-    assert abs(exact - SECOND_MOMENT) < 4 * noise
 
 
 SHARE, CENTRES, WIDTHS = np.array([0.6, 0.4]), np.array([-1.0, 2.0]), np.array([1.0, 0.5])

@@ -268,14 +268,6 @@ def test_the_protocol_is_the_step(name, sites):
     assert described(trajectory) == described(first)
 
 
-@pytest.mark.parametrize("name", RESUMABLE)
-def test_the_target_is_traced_once(name):
-    kernel, target = RESUMABLE[name](), Counting(nested(NESTED).log_density)
-    state = jax.eval_shape(lambda x: kernel.init(jax.random.key(0), x, evaluate(nested(NESTED).log_density)), NESTED)
-    jax.make_jaxpr(lambda s: kernel.step(jax.random.key(1), s, target, steps_of(kernel)))(state)
-    assert target.traced == 1
-
-
 # ── a density of 0 beyond a wall ─────────────────────────────────────────────────────────────────────────────────────
 
 WALL = 1.0

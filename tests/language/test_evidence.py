@@ -23,7 +23,7 @@ from composeprob.samplers.hierarchy import Interweaving
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Transitions
 from refusals import refused, rows
-from sampling_cases import learned, single
+from sampling_cases import learned, single, slow
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 LEVELS = cp.Schedule.log_snr(30)
@@ -369,7 +369,7 @@ class TestKernel(Interwoven):
 class TestAlone(Interwoven):
     """Where latents are moved alone."""
 
-    @pytest.mark.parametrize(("turns", "singles"), [(6, 0), (0, 6), (3, 3)])
+    @pytest.mark.parametrize(("turns", "singles"), [(6, 0), (0, 6), slow(3, 3)])
     def test_leaves_the_law_as_it_is(self, monkeypatch, turns, singles):
         monkeypatch.setattr(tuning, "LATENTS", tuning.LATENTS._replace(turns=turns, singles=singles, joint=0))
         assert_agrees(z_scores(self.values(self.moved()[1]), self.expected()))

@@ -73,35 +73,6 @@ def test_density_and_scores_are_the_models(density, level):
     assert {"energy", "feynman_kac", "mode_depth"} <= density.capabilities
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("weights", "levels"), [("density", 32), ("feynman_kac", 128)])
-def test_smc_gives_the_evidence_and_the_posterior(weights, levels):
-    """Likelihood ratios are in the weights: p(y), and moments of m and x, are those of quadrature over m and s.
-
-    Density weights are exact with any number of levels. Feynman–Kac weights find 5 % too much evidence with 32 of them,
-    1.5 % with 64.
-    """
-    density = cp.compile(hierarchy, jnp.array(Y), cp.Schedule.log_snr(levels))
-    sampler = cp.SMC(cp.MALA(), 3, weights=weights)
-    runs = [run(density, seed, 1024, sampler=sampler) for seed in range(20)]
-    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-    m, s = np.meshgrid(0.2 + PRIOR_SD * nodes, np.exp(SCALE[0] + SCALE[1] * nodes), indexing="ij")
-    weight = weights[:, None] * weights / weights.sum() ** 2
-    noise = SCHEDULE.at(0)
-    extra = float(noise.sigma / noise.alpha) ** 2
-    evidence, of_m, of_x = 0.0, 0.0, 0.0
-    for share, shift, sd in zip(WEIGHTS, SHIFT, SDS, strict=True):
-        prior = (s * sd) ** 2 + extra  # of x/α
-        joint = share * weight * np.exp(-0.5 * (Y - m - shift) ** 2 / (prior + SD**2)) / np.sqrt(prior + SD**2)
-        evidence += joint.sum() / np.sqrt(2 * np.pi)
-        of_m += (joint * m).sum() / np.sqrt(2 * np.pi)
-        gain = prior / (prior + SD**2)
-        of_x += (joint * float(noise.alpha) * (m + shift + gain * (Y - m - shift))).sum() / np.sqrt(2 * np.pi)
-    values = {"Z": np.exp([result.log_evidence for result in runs])}
-    values |= {name: np.array([result[name].mean() for result in runs]) for name in ("m", "x")}
-    assert_agrees(z_scores(values, {"Z": evidence, "m": of_m / evidence, "x": of_x / evidence}))
-
-
 @cp.program
 def powered(w, y):
     m = cp.sample("m", dist.Normal(0.0, 1.0))

@@ -15,7 +15,7 @@ from composeprob.errors import ComposeProbError, InvalidValueError, ProgramError
 from composeprob.language.interpret import run
 from composeprob.language.policies import POLICIES, Denoised, Policy
 from refusals import refused
-from sampling_cases import SCHEDULE, normal, single
+from sampling_cases import SCHEDULE, measured, normal, single
 
 F = normal()
 ALPHA, SIGMA = float(SCHEDULE.alpha[0]), float(SCHEDULE.sigma[0])
@@ -111,22 +111,6 @@ def test_handlers_that_a_factor_cannot_follow_are_refused_not_ignored(handler):
             return cp.sample("x", f)
 
     refused(lambda: cp.compile(model, F), ProgramError, r"factor at site 'x'.*handler[\s\S]*Fix: write f \*\* w")
-
-
-@pytest.mark.slow
-def test_plates_make_independent_copies():
-    @cp.program
-    def model(f):
-        with numpyro.plate("objects", 3):
-            x = cp.sample("x", f)
-            m = cp.sample("m", dist.Normal(0, 1))
-            cp.observe("y", dist.Normal(x + m, 0.5), jnp.arange(3.0))
-
-    density = cp.compile(model, F)
-    assert density.sites["x"].shape == (3,)
-    score = density.score({"x": jnp.array([0.1, 0.2, 0.3]), "m": jnp.zeros(3)}, 0)
-    x = np.array([0.1, 0.2, 0.3])
-    assert np.allclose(score["m"], (np.arange(3) - x / ALPHA) / 0.25, atol=1e-3)
 
 
 def test_programs_call_programs():
@@ -234,12 +218,7 @@ def test_an_array_in_the_place_of_a_distribution_is_called_an_array(array):
 SCHEDULE = cp.Schedule.log_snr(20)
 PRIOR = cp.Analytic(dist.Normal(jnp.array([0.3, -0.4]), 0.5), SCHEDULE)
 X = {"x": jnp.array([0.4, -0.2])}
-
-
-@cp.program
-def scene(f, y, anneal):
-    x = cp.sample("x", f)
-    cp.observe("y", dist.Normal(jnp.sin(x), 0.3), y, anneal=anneal)
+SINE = lambda x: dist.Normal(jnp.sin(x), 0.3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +235,7 @@ class Between(Policy):
 
 
 def log_likelihood(anneal, level):
-    density = cp.compile(scene, PRIOR, jnp.zeros(2), anneal)
+    density = cp.compile(measured, PRIOR, SINE, jnp.zeros(2), anneal)
     return density.evaluate(X, level).parts.log_potential
 
 
@@ -274,7 +253,7 @@ def test_a_policy_of_the_users_is_what_it_says_above_level_0(level):
 def test_level_0_is_the_posterior_whatever_a_policy_says(anneal):
     expected = dist.Normal(jnp.sin(X["x"] / SCHEDULE.alpha[0]), 0.3).log_prob(0.0).sum()
     np.testing.assert_allclose(log_likelihood(anneal, 0), expected, rtol=1e-6)
-    density = cp.compile(scene, PRIOR, jnp.zeros(2), anneal)
+    density = cp.compile(measured, PRIOR, SINE, jnp.zeros(2), anneal)
     by_grad = jax.jit(jax.grad(lambda x, level: density.log_density({"x": x}, level)))
     for level in (0, 7):
         np.testing.assert_allclose(density.score(X, level)["x"], by_grad(X["x"], level), rtol=1e-4)
@@ -287,7 +266,7 @@ def test_short_names_stand_for_objects(name):
 
 
 def test_policies_are_printed_with_their_settings_and_an_equal_one_reuses_compiled_code():
-    made = lambda policy: cp.compile(scene, PRIOR, jnp.zeros(2), policy)
+    made = lambda policy: cp.compile(measured, PRIOR, SINE, jnp.zeros(2), policy)
     one, two, other = map(made, (Between(0.25), Between(0.25), Between(0.5)))
     assert "annealed 'between(share=0.25)'" in str(one)
     assert "annealed 'denoised'" in str(made(Denoised()))
@@ -299,13 +278,13 @@ def test_a_block_takes_an_object():
     def blocked(f, y):
         x = cp.sample("x", f)
         with cp.annealed(Between(0.25)):
-            cp.observe("y", dist.Normal(jnp.sin(x), 0.3), y)
+            cp.observe("y", SINE(x), y)
 
     found = cp.compile(blocked, PRIOR, jnp.zeros(2)).evaluate(X, 9).parts.log_potential
     np.testing.assert_allclose(found, log_likelihood(Between(0.25), 9), rtol=1e-6)
 
 
 def test_what_is_no_policy_is_refused():
-    refused(lambda: cp.compile(scene, PRIOR, jnp.zeros(2), 3), InvalidValueError, "policy 3")
+    refused(lambda: cp.compile(measured, PRIOR, SINE, jnp.zeros(2), 3), InvalidValueError, "policy 3")
     array, words = Between(jnp.ones(2)), "Between|between.*numbers or text"
-    refused(lambda: cp.compile(scene, PRIOR, jnp.zeros(2), array), WrongTypeError, words)
+    refused(lambda: cp.compile(measured, PRIOR, SINE, jnp.zeros(2), array), WrongTypeError, words)

@@ -19,7 +19,7 @@ from composeprob.errors import CapabilityError, ComposeProbError
 from composeprob.kernels.metropolis import unadjusted
 from composeprob.metrics.likelihood import as_positions, in_batches, reverse_walks
 from composeprob.metrics.paths import Path, frozen
-from sampling_cases import both, learned, modes, run, single
+from sampling_cases import both, learned, measured, modes, run, single
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 FIRST_ORDER = cp.ReverseStep(order=1, control="none")
@@ -36,16 +36,12 @@ def two_modes(schedule: cp.Schedule = FEW) -> cp.Analytic:
     return cp.Analytic(modes([0.3, 0.7], [-1.0, 1.0], [0.4, 0.3]), schedule)
 
 
-@cp.program
-def observed(f: Any) -> Any:
-    x = cp.sample("x", f)
-    cp.observe("y", dist.StudentT(3.0, x, 0.3), 0.2, anneal="tempered")
-    return x
-
-
 @pytest.fixture(scope="module")
 def mixture():
     return cp.compile(single, two_modes())
+
+
+OBSERVED = measured, two_modes(), lambda x: dist.StudentT(3.0, x, 0.3), 0.2, "tempered"
 
 
 def chains(density: Any, points: Any, sampler: Any, count: int, seed: int = 0, step_size: Any = None) -> np.ndarray:
@@ -202,7 +198,7 @@ def test_p_hat_integrates_to_what_chains_do(mixture, name, reverse):
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["ULA", "MALA"])
 def test_the_twist_of_a_step_towards_data_is_in_it(kernel):
-    density, sampler = cp.compile(observed, two_modes()), cp.AnnealedMCMC(KERNELS[kernel], 1, reverse_step=True)
+    density, sampler = cp.compile(*OBSERVED), cp.AnnealedMCMC(KERNELS[kernel], 1, reverse_step=True)
     x = drawn(density, sampler)
     assert_same_law(by_p_hat(density, sampler), x)
     straight = eqx.tree_at(lambda s: s.step, sampler, dataclasses.replace(sampler.step, twist=0.0))
@@ -229,7 +225,7 @@ def test_a_kernel_that_forgets_its_reversal_is_found_out(mixture):
 def test_under_smc_p_hat_is_the_law_of_the_weighted_path(kernel, program):
     """Few, coarse levels: the weighted path is far from the target, and both ways to its law agree; with observations
     that are averaged over where steps came from too."""
-    densities = {"product": (both, two_modes(), gaussian(0.3, 0.8)), "observation": (observed, two_modes())}
+    densities = {"product": (both, two_modes(), gaussian(0.3, 0.8)), "observation": OBSERVED}
     density = cp.compile(*densities[program])
     sampler = cp.SMC(KERNELS[kernel], 1, step=FIRST_ORDER)
     found = by_p_hat(density, sampler, 2000)

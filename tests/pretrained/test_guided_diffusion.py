@@ -19,6 +19,7 @@ from composeprob.errors import InvalidValueError, LoadError
 from composeprob.pretrained import tensors
 from pretrained.drawn import weights
 from pretrained.test_goldens import DATA, error
+from sampling_cases import slow
 from tools.convert_guided_diffusion import Supplied, convert, main, write
 
 FLAGS = {
@@ -87,9 +88,11 @@ def test_converted_networks_give_the_originals_output(name, place, tmp_path):
     ("name", "wrong"),
     [
         ("adm", ["--num-head-channels", "16", "--noise-schedule", "cosine"]),  # the old order
-        ("legacy", ["--num-heads", "2"]),
-        ("improved", ["--num-heads", "4", "--diffusion-steps", "4000", "--rescale-timesteps"]),  # heads on the way up
-        ("improved", ["--num-heads", "4", "--num-heads-upsample", "2", "--diffusion-steps", "4000"]),
+        slow("legacy", ["--num-heads", "2"]),
+        slow(
+            "improved", ["--num-heads", "4", "--diffusion-steps", "4000", "--rescale-timesteps"]
+        ),  # heads on the way up
+        slow("improved", ["--num-heads", "4", "--num-heads-upsample", "2", "--diffusion-steps", "4000"]),
     ],
 )
 def test_what_weights_do_not_tell_matters(name, wrong, place, tmp_path):

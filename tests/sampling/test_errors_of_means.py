@@ -8,12 +8,11 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from compiler.networks import measured
 from composeprob.results.estimates import Estimate, Families, known_chains
 from composeprob.results.status import Code, few_ancestors, few_levels, not_converged
 from composeprob.runtime.record import error_of_levels
 from refusals import refused
-from sampling_cases import SCHEDULE, both, modes, normal, run, single, squared, unit_energy
+from sampling_cases import SCHEDULE, both, measured, modes, normal, run, single, squared, unit_energy
 
 KEYS = 20
 

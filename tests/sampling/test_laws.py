@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from scipy import stats
 
 import composeprob as cp
 from composeprob.kernels import KernelState
@@ -14,25 +15,21 @@ from composeprob.samplers.layout import Layout
 from composeprob.samplers.run import Visits, begin
 from composeprob.samplers.step import Step
 from composeprob.samplers.weights import first_weight
-from sampling_cases import SCHEDULE, N, Never, both, learned, normal, run, single, visited
-from zscores import LIMIT, assert_agrees, worst, z_scores
+from sampling_cases import SCHEDULE, N, Never, both, normal, run, single, visited
+from zscores import assert_agrees, z_scores
 
 MEANS = np.array([[0.5, -0.3], [0.2, 0.4]])
 COVARIANCES = np.array([[[0.5, 0.3], [0.3, 0.4]], [[0.6, -0.2], [-0.2, 0.3]]])
 
 
-def noised(level, schedule=SCHEDULE):
-    """The two factors' means and covariances at a level."""
-    alpha, sigma = float(schedule.alpha[level]), float(schedule.sigma[level])
-    return alpha * MEANS, alpha**2 * COVARIANCES + sigma**2 * np.eye(2)
-
-
-def product_law(level=0):
-    """Mean and covariance of the normalised product of the noised factors."""
-    means, covariances = noised(level)
+def product_law():
+    """Mean and covariance of the normalised product of the factors at level 0, and the log of its normaliser."""
+    alpha, sigma = float(SCHEDULE.alpha[0]), float(SCHEDULE.sigma[0])
+    means, covariances = alpha * MEANS, alpha**2 * COVARIANCES + sigma**2 * np.eye(2)
     precisions = np.linalg.inv(covariances)
     covariance = np.linalg.inv(precisions.sum(0))
-    return covariance @ np.einsum("kij,kj->i", precisions, means), covariance
+    log_z = stats.multivariate_normal(means[0], covariances.sum(0)).logpdf(means[1])
+    return covariance @ np.einsum("kij,kj->i", precisions, means), covariance, log_z
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +58,7 @@ CHAINS = {
 @pytest.mark.parametrize("sampler", CHAINS.values(), ids=CHAINS)
 def test_adjusted_chains_have_the_law_of_level_0(density, sampler):
     result = run(density, chains=2 * N, sampler=sampler)
-    mean, covariance = product_law()
+    mean, covariance, _ = product_law()
     assert_agrees(z_scores(statistics(np.asarray(result["x"], float), mean), expectations(mean, covariance)))
     assert result.status.ok
 
@@ -74,76 +71,15 @@ SMC = {
 
 
 @pytest.mark.parametrize("weights", SMC)
-def test_smc_has_the_law_of_level_0(density, weights):
+def test_smc_has_the_law_of_level_0_and_its_evidence(density, weights):
     """Chains that interact are no independent draws: the standard error is that of whole runs."""
-    mean, covariance = product_law()
-    runs = [statistics(run(density, seed, 512, sampler=SMC[weights])["x"], mean) for seed in range(RUNS)]
-    averages = {name: np.array([values[name].mean() for values in runs]) for name in runs[0]}
-    assert_agrees(z_scores(averages, expectations(mean, covariance)))
-
-
-def test_ancestral_is_wrong_for_a_product(density):
-    """The negative control: adding scores is not sampling the product (FIELD: Du et al. 2023)."""
-    mean, covariance = product_law()
-    x = np.asarray(run(density, chains=2 * N, sampler=cp.Ancestral())["x"], float)
-    assert worst(z_scores(statistics(x, mean), expectations(mean, covariance))) > 2 * LIMIT
-
-
-def log_evidence(dimension, alpha, sigma):
-    """log ∫ N(x; α·a, α²A + σ²)·N(x; α·b, α²B + σ²) dx per entry, times the number of entries."""
-    variance = alpha**2 * (1.0 + 0.5**2) + 2 * sigma**2
-    return dimension * (-0.5 * (alpha * 0.8) ** 2 / variance - 0.5 * np.log(2 * np.pi * variance))
-
-
-def evidence(dimension, schedule, sampler, runs):
-    """log of the mean of the evidence estimates over runs, less the exact value, and its standard error."""
-    factors = [normal(np.full(dimension, m), s, schedule) for m, s in ((0.0, 1.0), (0.8, 0.5))]
-    density = cp.compile(both, *factors)
-    logs = np.array([run(density, seed, 1024, sampler=sampler).log_evidence for seed in range(runs)])
-    exact = log_evidence(dimension, float(schedule.alpha[0]), float(schedule.sigma[0]))
-    ratios = np.exp(logs - exact)
-    return np.log(ratios.mean()), ratios.std(ddof=1) / np.sqrt(runs) / ratios.mean()
-
-
-@pytest.mark.parametrize("dimension", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_density_weights_give_the_evidence(dimension):
-    """Σ-estimates of Z are unbiased: their mean agrees within its standard error."""
-    error, sd = evidence(dimension, SCHEDULE, SMC["density"], RUNS)
-    assert sd < 0.03
-    assert abs(error) < LIMIT * sd + 1e-3  # adaptive steps cost a bias of order 1/N
-
-
-@pytest.mark.slow
-def test_feynman_kac_evidence_converges_with_the_number_of_levels():
-    errors = []
-    for levels in (32, 128):
-        # Without control, which leaves the most to converge.
-        sampler = cp.SMC(cp.MALA(cp.Adaptive()), step=cp.ReverseStep(control="none"))
-        error, sd = evidence(2, cp.Schedule.log_snr(levels), sampler, 20)
-        assert sd < 0.08
-        errors.append(abs(error))
-    # The error of second order: 0.8 nats at steps of 0.65 in log-SNR, a sixteenth of that at a quarter of them.
-    assert errors[1] < 0.1 * errors[0]
-    assert errors[1] < 0.08
-
-
-@pytest.mark.slow
-def test_smc_without_a_kernel_is_weighted_reverse_diffusion():
-    """What weights alone do, from scores alone."""
-
-    def network(mean, sd):
-        def score(x, log_snr):
-            alpha_squared = jax.nn.sigmoid(log_snr)
-            return (jnp.sqrt(alpha_squared) * mean - x) / (alpha_squared * sd**2 + jax.nn.sigmoid(-log_snr))
-
-        return learned(score, "score", cp.Schedule.log_snr(128), (1,))
-
-    compiled = cp.compile(both, network(0.0, 1.0), network(0.8, 0.5))
-    assert "energy" not in compiled.capabilities
-    result = run(compiled, chains=4 * N, sampler=cp.SMC())
-    assert np.isnan(result.acceptance).all()
-    assert abs(result["x"].mean() - 0.64) < 0.04  # precisions 1 and 4
-    assert abs(result["x"].var() - 0.2) < 0.04
+    mean, covariance, log_z = product_law()
+    runs = [run(density, seed, 512, sampler=SMC[weights]) for seed in range(RUNS)]
+    each = [statistics(result["x"], mean) for result in runs]
+    averages = {name: np.array([values[name].mean() for values in each]) for name in each[0]}
+    averages["Z"] = np.exp([result.log_evidence - log_z for result in runs])
+    assert averages["Z"].std() < 0.2
+    assert_agrees(z_scores(averages, expectations(mean, covariance) | {"Z": 1.0}))
 
 
 @pytest.mark.slow
@@ -248,35 +184,3 @@ def test_smc_refreshes_whatever_a_kernel_caches(weights):
     expected, stale = (float(density.log_density(position, level)) for level in (19, 20))
     np.testing.assert_allclose(after.inner[0].seen[0], expected, rtol=1e-5)
     assert abs(stale - expected) > 0.01
-
-
-def mixture_score(x, t):
-    """∇ log of the noised `PARTED`, as a function of the log-SNR t: α² = sigmoid(t), σ² = sigmoid(−t)."""
-    means = jnp.sqrt(jax.nn.sigmoid(t)) * PARTED.component_distribution.loc
-    variance = 0.3**2 * jax.nn.sigmoid(t) + jax.nn.sigmoid(-t)
-    log_parts = jnp.log(PARTED.mixing_distribution.probs) - 0.5 * jnp.sum((x - means) ** 2, axis=1) / variance
-    return jax.nn.softmax(log_parts) @ (means - x) / variance
-
-
-PARTED = dist.MixtureSameFamily(
-    dist.Categorical(jnp.array([0.3, 0.7])),
-    dist.MultivariateNormal(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), 0.3**2 * jnp.eye(2)),
-)
-
-
-@pytest.mark.slow
-def test_hmc_on_scores_agrees_with_hmc_on_energies():
-    """Under the same noise, in the modes' shares."""
-    schedule = cp.Schedule.log_snr(24)
-    energy = cp.compile(single, cp.Analytic(PARTED, schedule))
-    scores = cp.compile(single, learned(mixture_score, "score", schedule))
-
-    def shares(density, log_ratio):
-        sampler = cp.AnnealedMCMC(cp.HMC(log_ratio=log_ratio), 2, reverse_step=True)
-        result = run(density, 5, N, sampler=sampler)
-        assert result.status.ok
-        left = np.mean(result["x"][:, 0] < 0)
-        return [left, 1 - left]
-
-    found, exact = shares(scores, cp.LineIntegral(5, "simpson")), shares(energy, "exact")
-    assert cp.metrics.total_variation(found, exact) < 0.02

@@ -14,7 +14,7 @@ from composeprob.errors import AlignmentError, CapabilityError, InvalidValueErro
 from composeprob.samplers.run import Pace, Records, Visits
 from composeprob.samplers.spread import host
 from refusals import refused
-from sampling_cases import SCHEDULE, both, modes, normal, run, single, stop_after
+from sampling_cases import SCHEDULE, both, modes, normal, run, single, stop_after, weighed
 from zscores import LIMIT
 
 CHAINS = 512
@@ -188,12 +188,8 @@ def test_steps_that_are_too_long_for_a_sharp_event_are_named(width, steady):
     """P(x ≥ 4) of a normal law: softened over .01 the weights rise and fall within single steps, though the effective
     sample size stays above its floor."""
 
-    @cp.program
-    def event(law, width):
-        x = cp.sample("x", law)
-        cp.factor("beyond", jax.scipy.special.log_ndtr((x - 4.0) / width), anneal="denoised")
-
-    target = cp.compile(event, normal(schedule=cp.Schedule.log_snr(40, max=8.0)), jnp.float32(width))
+    log_weight = lambda x: jax.scipy.special.log_ndtr((x - 4.0) / width)
+    target = cp.compile(weighed, normal(schedule=cp.Schedule.log_snr(40, max=8.0)), log_weight, "denoised")
     result = run(target, chains=CHAINS, sampler=cp.SMC())
     assert np.nanmin(result.levels["ess"]) > 0.05
     assert result.status.has("weights_collapsed") != steady

@@ -42,9 +42,9 @@ def test_it_is_ddpm_and_ddim(double_alone, level, eta):
         np.testing.assert_allclose(a_next * moved, [mean + np.sqrt(variance) * z], rtol=1e-7)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_the_law_on_a_gaussian_follows_the_recursion(eta):
+def test_the_law_on_a_gaussian_follows_the_recursion():
     """With an affine score the chain stays Gaussian: its mean and variance obey a recursion, level by level."""
+    eta = 0.5
 
     def marginal(level):
         alpha, sigma = float(SCHEDULE.alpha[level]), float(SCHEDULE.sigma[level])
@@ -378,20 +378,6 @@ def test_powers_of_a_gaussian_lose_no_chain_and_have_the_right_evidence():
     assert np.nanmin(result.ancestors) == 64
     sampler = cp.SMC(cp.MALA(0.05), step=cp.ReverseStep(control="none"), check_levels=False)
     assert np.nanmin(run(density, chains=64, sampler=sampler).ancestors) < 32
-
-
-@pytest.mark.parametrize("control", ["affine", pytest.param("none", marks=pytest.mark.slow)])
-def test_the_law_is_the_same_with_and_without_a_control(control):
-    """Means 2/3 and 0, variances 1/(1 + 0.5/0.25) of a Gaussian and the root of another; no kernel repairs anything.
-    Without a control the weights' tails grow with the total power at noise: of 1.5 a third of the families stay."""
-    density = cp.compile(both, normal([0.0, 0.0], 1.0), normal([1.0, 0.0], 0.5) ** 0.5)
-    sampler = cp.SMC(cp.MALA(1e-6), step=cp.ReverseStep(control=control), check_levels=False)
-    result = run(density, chains=8192, sampler=sampler)
-    exact = jnp.array([2 / 3, 0.0])
-    mean, second = result.mean(lambda s: s["x"]), result.mean(lambda s: (s["x"] - exact) ** 2)
-    assert np.all(np.abs(mean.value - exact) < 4 * mean.error + 0.02)
-    assert np.all(np.abs(second.value - 1 / 3) < 4 * second.error + 0.02)
-    assert max(*mean.error, *second.error) < 0.03
 
 
 # ── turned round: for Gaussians, whose weights the control makes equal, it is Bayes' rule for the step ───────────────

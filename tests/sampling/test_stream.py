@@ -17,13 +17,8 @@ from composeprob.samplers.run import begin
 from processes import said
 from refusals import refused
 from sampling_cases import run, stop_after
-from zscores import assert_agrees, assert_disagrees, z_scores
 
 CHAINS, DRAWS, THIN = 64, 12, 3
-PRECISIONS = 1 / np.array([1.0, 0.5]) ** 2, 1 / np.array([0.5, 1.0]) ** 2
-MEAN = (PRECISIONS[1] * np.array([1.0, -1.0])) / sum(PRECISIONS)
-VARIANCE = 1 / sum(PRECISIONS)
-"""Of N((0, 0), (1, 0.5)²) · N((1, -1), (0.5, 1)²), at level 0 with its noise of 0.05 %."""
 
 
 @pytest.fixture(autouse=True)
@@ -171,25 +166,6 @@ def test_refusals(product, tmp_path):
         refused(lambda: drawn(product, **options), error, words)
     assert (tmp_path / "mine" / "thesis.tex").exists()
     refused(lambda: cp.Result.load(tmp_path / "mine"), LoadError, "is no stored result")
-
-
-def law(result):
-    """Mean and variance of each coordinate, of every chain's draws; chains are independent."""
-    x = np.asarray(result["x"], np.float64)
-    return {f"mean {j}": x[..., j] for j in (0, 1)} | {f"variance {j}": (x[..., j] - MEAN[j]) ** 2 for j in (0, 1)}
-
-
-EXPECTED = {f"mean {j}": MEAN[j] for j in (0, 1)} | {f"variance {j}": VARIANCE[j] for j in (0, 1)}
-
-
-@pytest.mark.slow
-def test_draws_follow_the_law(product):
-    """A thousand independent chains, whose draws have the product's closed form; a kernel with a bias is found out."""
-    options = {"chains": 1024, "draws": 50, "thin": 2}
-    chains = cp.AnnealedMCMC(cp.MALA(cp.Adaptive(warmup=10)), 10)
-    assert_agrees(z_scores(law(drawn(product, sampler=chains, **options)), EXPECTED))
-    biased = cp.AnnealedMCMC(cp.ULA(lambda s: 0.5 * s.sigma**0), 10)  # variance s²/(1 − h/2s²)
-    assert_disagrees(z_scores(law(drawn(product, sampler=biased, **options)), EXPECTED))
 
 
 SCRIPT = """

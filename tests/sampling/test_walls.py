@@ -13,14 +13,13 @@ from jax.scipy.special import log_ndtr
 from scipy import stats
 
 import composeprob as cp
-from compiler.networks import measured
 from composeprob.results.status import Code
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.run import Visits, begin
 from composeprob.samplers.step import Backward, Step
 from composeprob.samplers.weights import averaged
 from composeprob.tuning import POTENTIAL_POINTS
-from sampling_cases import modes, normal, run, single, slow, visited
+from sampling_cases import measured, modes, normal, run, single, slow, visited, weighed
 
 SCHEDULE = cp.Schedule.log_snr(40)
 UNIT = normal(schedule=SCHEDULE)
@@ -40,16 +39,8 @@ def walled(f, energy, edge):
     cp.sample("y", f * energy)
 
 
-@cp.program
-def boxed(f):
-    x = cp.sample("x", f)
-    cp.factor("box", allowed(jnp.all((x > 0) & (x < 1))))
-
-
-@cp.program
-def rare(f, tau):
-    x = cp.sample("x", f)
-    cp.factor("event", log_ndtr((x - tau) / 0.1), anneal="denoised")
+def in_box(x):
+    return allowed(jnp.all((x > 0) & (x < 1)))
 
 
 @pytest.mark.parametrize(("spread", "alike"), [(1.0, True), (20.0, False), (np.inf, False)])
@@ -99,14 +90,14 @@ def test_hard_walls_lose_nothing():
 @pytest.mark.parametrize("levels", [40, 160])
 def test_what_walls_lose_does_not_grow_with_the_levels(levels):
     schedule = cp.Schedule.log_snr(levels)
-    density = cp.compile(boxed, cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), schedule))
+    density = cp.compile(weighed, cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), schedule), in_box)
     found = [run(density, seed, chains=4000, sampler=cp.SMC()).log_evidence for seed in range(6)]
     assert abs(np.mean(found) - BOX) < 0.15
 
 
 def test_a_box_is_found_from_the_noisiest_level():
     """At the first levels no chain is in it: its wall stands only from where some are."""
-    result = smc(cp.compile(boxed, PLANE), BOX)
+    result = smc(cp.compile(weighed, PLANE, in_box), BOX)
     assert np.all((result["x"] > 0) & (result["x"] < 1))
     assert np.abs(result["x"].mean(0) - stats.truncnorm(0, 1).mean()).max() < 0.06
 
@@ -121,7 +112,8 @@ def test_an_observation_sharper_than_its_function_is_flat():
 def test_a_rare_event_at_the_tweedie_mean():
     means, sds, weights = np.array([-6.0, 4.0]), np.array([0.7, 1.5]), np.array([0.7, 0.3])
     truth = np.log(weights @ stats.norm.sf((8.0 - means) / np.hypot(sds, 0.1)))
-    smc(cp.compile(rare, cp.Analytic(modes(weights, means, sds), SCHEDULE), 8.0), truth)
+    event = lambda x: log_ndtr((x - 8.0) / 0.1)
+    smc(cp.compile(weighed, cp.Analytic(modes(weights, means, sds), SCHEDULE), event, "denoised"), truth)
 
 
 def independent(density, step=True):
@@ -146,14 +138,8 @@ def test_chains_that_never_come_in_are_named():
     assert "expected" not in result.status.message.lower()
 
 
-@cp.program
-def scaled(f):
-    x = cp.sample("x", f)
-    cp.factor("y", jnp.log(x))  # no density where x < 0
-
-
 def test_chains_that_stay_where_there_is_no_density_are_named():
-    result = independent(cp.compile(scaled, UNIT))
+    result = independent(cp.compile(weighed, UNIT, jnp.log))  # none where x < 0
     assert 0 < np.mean(result["x"] < 0) < 1
     assert result.status.has(Code.ZERO_DENSITY)
     assert np.isnan(result.mean(lambda s: s["x"]).error)

@@ -13,8 +13,6 @@ import disjoint
 import mode_weights
 import ring_product
 
-FAST = ["exact draws", "Ancestral", *(f"SMC {w}, MALA tuned, log-SNR 60" for w in ("density", "Feynman–Kac"))]
-
 
 def measured(problem, names):
     rows = mode_weights.samplers()
@@ -46,28 +44,6 @@ def test_every_estimate_has_its_exact_value_and_its_spread_beside_it():
     assert told["TV of one run"].startswith(f"{np.mean(drawn.tv):.4f} ± ")
     assert told["floor"] == f"{drawn.floor:.4f}"
     assert mode_weights.as_text(drawn)[mode_weights.COLUMNS.index("exact log Z")] == "–"
-
-
-@pytest.mark.slow
-def test_ring_product_by_ancestral_sampling_and_smc():
-    rows = measured(mode_weights.ring_product(), FAST)
-    assert rows["exact draws"].mean < 0.02
-    assert rows["Ancestral"].mean >= 0.10
-    density, feynman_kac = (rows[name] for name in FAST[2:])
-    assert density.mean <= 0.027
-    assert feynman_kac.mean <= 0.020
-    assert feynman_kac.pooled <= 0.010
-    assert feynman_kac.evaluations <= 120
-    problem, schedule = mode_weights.ring_product(), mode_weights.samplers()[FAST[2]].schedule
-    exact = problem.log_evidence(float(schedule.alpha[0]), float(schedule.sigma[0]))
-    assert np.mean(density.log_evidence) == pytest.approx(exact, abs=0.03)
-
-
-@pytest.mark.slow
-def test_disjoint_coordinates_by_ancestral_sampling_and_smc():
-    rows = measured(mode_weights.disjoint(), FAST)
-    assert all(disjoint.checks(rows).values()), rows
-    assert np.allclose(rows[FAST[3]].log_evidence, 0.0, atol=1e-3)  # a product of normalised, disjoint factors
 
 
 @pytest.mark.slow

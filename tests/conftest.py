@@ -1,12 +1,13 @@
 """What keeps one process that runs many tests alive and cheap, and checks of shapes that signatures promise."""
 
+import gc
 import os
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
-METRICS = ("convergence", "distances", "mode_weights", "points", "stein")
+METRICS = ("convergence", "distances", "mode_weights", "points")
 SHAPES = ("composeprob.results.estimates", *(f"composeprob.metrics.{name}" for name in METRICS))
 """Modules whose annotations, shapes included, are checked at every call."""
 install_import_hook(SHAPES, "typechecked.typechecked")
@@ -26,6 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
     runs the same tests with the code that users get."""
     if config.option.markexpr == "not slow":
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {HASTE}"
+
+
+def pytest_collection_finish() -> None:
+    """What modules hold is there to stay: garbage is not looked for in it each time anew."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

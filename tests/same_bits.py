@@ -102,13 +102,18 @@ def has_rate(name: str) -> bool:
     return "feynman_kac" in cp.compile(sites, {"x": EXPRESSIONS[name]()}).capabilities
 
 
+def bits_of(result: cp.Result) -> bytes:
+    """The samples, the weights, and what is recorded of the levels."""
+    levels = [result.levels[name] for name in ("acceptance", "step_size", "ess", "non_finite")]
+    numbers = [*result.samples.values(), result.log_weights, *levels, np.float64(result.log_evidence or 0.0)]
+    return b"".join(np.ascontiguousarray(array).tobytes() for array in numbers)
+
+
 def bits(density: Any, sampler: Any, devices: int) -> bytes:
-    """The samples, the acceptance and the weights of a run on so many devices."""
+    """Those of a run on so many devices."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("chains",))
     options = {"num_chains": CHAINS, "chunk": CHUNK, "progress": False}
-    result = cp.infer(density, jax.random.key(3), sampler=sampler, mesh=mesh, **options)
-    numbers = [*result.samples.values(), result.log_weights, result.acceptance, result.levels["ess"]]
-    return b"".join(np.ascontiguousarray(array).tobytes() for array in numbers)
+    return bits_of(cp.infer(density, jax.random.key(3), sampler=sampler, mesh=mesh, **options))
 
 
 def main(cases: list[str], devices: list[int]) -> None:

@@ -14,20 +14,19 @@ import pytest
 
 import composeprob as cp
 from composeprob.kernels import langevin
-from composeprob.runtime.compiled import advance
 from composeprob.samplers import weights
 from composeprob.samplers.run import Pace, begin, placed
 from composeprob.samplers.spread import Spread
-from sampling_cases import Calls, Counted, both, equations, learned, normal, single, slow, squared, unit_energy
+from sampling_cases import Calls, Counted, equations, learned, single, slow, squared, unit_energy
 
 SCHEDULE = cp.Schedule.log_snr(12)
 
 
 @cp.program
-def with_latents(f):
+def with_latents(f, anneal):
     x = cp.sample("x", f)
     m = numpyro.sample("m", dist.Normal(0.0, 1.0))
-    cp.observe("y", dist.Normal(x[0] + m, 1.0), 0.3)
+    cp.observe("y", dist.Normal(x[0] + m, 1.0), 0.3, anneal=anneal)
 
 
 ENERGIES = {
@@ -53,6 +52,8 @@ SCORES = {
 }
 BLOCKS = {
     "SMC, latents": cp.SMC(check_levels=False),
+    "SMC, tempered": cp.SMC(check_levels=False),
+    "SMC, denoised": cp.SMC(check_levels=False),
     "Gibbs": cp.AnnealedMCMC(cp.Gibbs({"x": cp.MALA(0.01), "m": cp.HMC(0.1, num_leapfrog=2)}), 2, reverse_step=True),
 }
 
@@ -73,7 +74,8 @@ def counted(name):
     if name == "SMC, density":
         factor = cp.Energy(Counted(calls), SCHEDULE, event_shape=(2,))
     sampler = {**ENERGIES, **SCORES, **BLOCKS, **OPAQUE}[name]
-    return sampler, cp.compile(with_latents if name in BLOCKS else single, factor), calls
+    policy = name.removeprefix("SMC, ") if name in ("SMC, tempered", "SMC, denoised") else None
+    return sampler, cp.compile(with_latents, factor, policy) if name in BLOCKS else cp.compile(single, factor), calls
 
 
 def places(jaxpr):
@@ -86,31 +88,48 @@ PLACES = ("SMC", "SMC, order 1", "SMC, density", "MALA, reverse", "HMC", "Ancest
 """Samplers whose loops differ by more than a number, or the kernel's own loop."""
 
 
-def traced(name):
+def types(run):
+    """Of every array in it, weakness included."""
+    return jax.tree.map(lambda a: (a.shape, a.dtype, a.weak_type), run)
+
+
+def traced(name, pace=None):
     """In how many loops each place is where a network is evaluated: at the start, on the way down, and for a draw, of
-    samplers that move."""
+    samplers that move. Every array is of one type before and after, so that a stretch is compiled once."""
     sampler, density, _ = counted(name)
     sampler = sampler.prepare(density)
     first = sampler.first_level(density)
-    blank = begin(jax.random.key(0), 4, sampler.visits(density, None))
-    start = lambda run: sampler.start(run, density, first)
-    run = jax.eval_shape(start, blank)
+    blank = placed(begin(jax.random.key(0), 4, sampler.visits(density, pace)), Spread.checked(None, None, 4))
     ways = [lambda run: sampler.advance(run, density, jnp.int32(2))]
     if sampler.moves is not None:
         ways.append(lambda run: sampler.draw(run, density, jnp.int32(0), jnp.int32(1)))
-    return [places(jax.make_jaxpr(way)(state).jaxpr) for way, state in ((start, blank), *((w, run) for w in ways))]
+    start, run = jax.make_jaxpr(lambda run: sampler.start(run, density, first), return_shape=True)(blank)
+    found = [places(start.jaxpr)]
+    for way in ways:
+        jaxpr, after = jax.make_jaxpr(way, return_shape=True)(run)
+        found.append(places(jaxpr.jaxpr))
+        assert types(after) == types(run)
+    return found
 
 
-@pytest.mark.parametrize("name", [*PLACES, "BlackJAX"])
-def test_a_loop_has_the_network_once(name):
+@pytest.mark.parametrize(
+    ("name", "pace"),
+    [*((name, None) for name in (*PLACES, "BlackJAX")), *((name, Pace.default(8)) for name in ("SMC", "SMC, scores"))],
+)
+def test_a_loop_has_the_network_once(name, pace):
     """Whatever steps to a level, corrects the step and moves there: what compiling takes grows with every copy. A
     kernel that calls the density itself has places of its own, which shows that places are counted."""
-    start, *ways = traced(name)
+    start, *ways = traced(name, pace)
     assert start == []
     if name in OPAQUE:
         assert len(ways[0]) == 1 + len(ways[1]) > 1
     else:
         assert all(len(way) == 1 and way[0] >= 1 for way in ways)
+
+
+@pytest.mark.parametrize("name", ["SMC, tempered", "SMC, denoised"])
+def test_likelihoods_change_no_types(name):
+    traced(name)
 
 
 @pytest.mark.parametrize("name", ["MALA", "SMC", "SMC, scores"])
@@ -144,65 +163,10 @@ def test_evaluations_are_what_the_result_says(name):
     result = cp.infer(density, jax.random.key(0), num_chains=4, sampler=sampler, progress=False)
     replicas = sampler.num_levels if isinstance(sampler, cp.ReplicaExchange) else 1
     assert replicas * calls.run == result.evaluations > 0  # a call serves all chains at once, and all of their replicas
+    assert result.about.blocks == (("x", "m") if name in BLOCKS else ())
     if name in STATED:
         (at, between), levels = STATED[name], sampler.first_level(density) + 1
         assert result.evaluations == at * levels + between * (levels - 1)
-
-
-# ── stretches of one compiled loop ───────────────────────────────────────────────────────────────────────────────────
-
-EPSILON = cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,))
-UNIT = normal([0.0, 0.0])
-
-
-@cp.program
-def measured(f, anneal, scale=None):
-    x = cp.sample("x", f)
-    scale = numpyro.sample("scale", dist.HalfNormal(1.0)) if scale is None else scale
-    cp.observe("y", dist.Normal(x[0], scale), jnp.array(0.3), anneal=anneal)
-
-
-DENSITIES = {
-    "scores": lambda: cp.compile(single, EPSILON),
-    "product of scores": lambda: cp.compile(both, EPSILON, UNIT),
-    "energies": lambda: cp.compile(both, UNIT, UNIT),
-    "mixture": lambda: cp.compile(single, cp.mixture([UNIT, normal([1.0, 1.0])])),
-    "tempered, with a latent": lambda: cp.compile(measured, UNIT, "tempered"),
-    "denoised scores": lambda: cp.compile(measured, EPSILON, "denoised"),
-    "exact": lambda: cp.compile(measured, UNIT, "exact", 0.5),
-}
-SAMPLERS = {
-    "default": lambda d: cp.SMC() if "energy" in d.capabilities else cp.SMC(cp.UHMC(0.1)),
-    "AnnealedMCMC": lambda d: cp.AnnealedMCMC(cp.ULA(0.1), 1),
-    "ReplicaExchange": lambda d: cp.ReplicaExchange(cp.MALA(0.1)),
-    "Ancestral": lambda d: cp.Ancestral(),
-}
-CASES = [(d, "default", False) for d in DENSITIES]
-CASES += [(d, "AnnealedMCMC", False) for d in ("scores", "energies", "tempered, with a latent")]
-CASES += [("energies", "ReplicaExchange", False), ("scores", "Ancestral", False)]
-CASES += [(d, "default", True) for d in ("scores", "energies", "exact")]
-
-
-def types(run):
-    """Of every array in it, weakness included."""
-    return jax.tree.map(lambda a: (a.shape, a.dtype, a.weak_type), eqx.filter(run, lambda a: hasattr(a, "weak_type")))
-
-
-@pytest.mark.parametrize(("name", "by", "adaptive"), CASES)
-def test_a_stretch_leaves_all_types_as_they_are(name, by, adaptive):
-    """Nothing is compiled for it, only traced."""
-    density = DENSITIES[name]()
-    sampler = SAMPLERS[by](density).prepare(density)
-    first = sampler.first_level(density)
-    visits = sampler.visits(density, Pace.default(8) if adaptive else None)
-    run = placed(begin(jax.random.key(0), 8, visits), Spread.checked(None, None, 8))
-
-    def stretches(sampler, run, density):
-        begun = sampler.start(run, density, first)
-        return begun, advance(sampler, begun, density, jnp.int32(2))
-
-    begun, later = eqx.filter_eval_shape(stretches, sampler, run, density)
-    assert types(begun) == types(later)
 
 
 # ── frames ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,14 +13,13 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from compiler.networks import measured
 from composeprob import tuning
 from composeprob.density.overlap import check_evaluations
 from composeprob.results.status import Code
 from composeprob.runtime import compiled, watchers
 from composeprob.runtime.progress import Progress
 from processes import HASTE, said
-from sampling_cases import SAMPLER, Calls, Counted, both, modes, normal, run, single
+from sampling_cases import SAMPLER, Calls, Counted, both, measured, modes, normal, run, single
 
 
 def counted(num_levels):
@@ -129,9 +128,9 @@ def test_ctrl_c_at_level_0_begins_nothing_more(product, interrupt_after, draws, 
     assert result["x"].shape == ((64, 2) if draws is None else (64, 1, 2))
 
 
-@pytest.mark.parametrize("then", [cp.GlobalMoves(5), cp.WarmUp()], ids=str)
-def test_ctrl_c_at_level_0_leaves_out_what_moves_chains_there(product, interrupt_after, then):
+def test_ctrl_c_at_level_0_leaves_out_what_moves_chains_there(product, interrupt_after):
     interrupt_after(product.num_levels)
+    then = cp.GlobalMoves(5), cp.WarmUp()
     result = run(product, sampler=cp.AnnealedMCMC(cp.HMC(0.1), 1, then=then), draws=2)
     assert "before its global moves or its warm-up there had ended" in result.status.message
     assert result.about.global_acceptance is None

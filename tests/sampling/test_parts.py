@@ -21,11 +21,11 @@ from sampling_cases import both, normal
 SCRIPT = """
 import json, re, sys, tempfile
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np, numpyro.distributions as dist, pytest, composeprob as cp
-from compiler.networks import measured
 from composeprob import tuning
 from composeprob.runtime import compiled, parts
 from composeprob.runtime.progress import Progress
-from sampling_cases import both, learned, normal, stop_after
+from same_bits import bits_of
+from sampling_cases import both, learned, measured, normal, stop_after
 task = json.loads(sys.argv[1])
 N, WIDTH, SCHEDULE = 64, 32, cp.Schedule.log_snr(6, min=-6.0, max=4.0)
 ABOVE = 4 * WIDTH * 2  # bytes: the two square matrices are larger, all else is not
@@ -57,9 +57,7 @@ def run(density, sampler, how, **options):
     tuning.ROOM = tuning.ROOM._replace(parts_bytes=above)
     result = cp.infer(densities[density], jax.random.key(3), num_chains=N, sampler=samplers[sampler], mesh=mesh,
                       chunk=4, progress=False, **options)
-    levels = [result.levels[name] for name in ("acceptance", "ess", "non_finite")]
-    numbers = [*result.samples.values(), result.log_weights, *levels]
-    return b"".join(np.ascontiguousarray(a).tobytes() for a in numbers)
+    return bits_of(result)
 
 seen_densities, visit = [], compiled.advance
 def advance(sampler, run, density, *rest):

@@ -22,8 +22,6 @@ from composeprob.language.policies import Policy
 from composeprob.schedule import Noise, Schedule
 
 
-
-
 class Leaf(Factor):
     """A leaf factor at its place in a site.
 

@@ -43,9 +43,16 @@ class _Moments(NamedTuple):
 MOMENTS = _Moments()  # Observations that are annealed by moments.
 STATIC_FULL_LOG_SNR = -2.0  # Log-SNR from which on exact observations count in full for static sites.
 
+
 # ── factors ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-# Nats by which the integrand of a bounded prior falls from its top to the ends of the quadrature's range.
-HALF_LINE_NEGLIGIBLE = 34.0
+class _Quadrature(NamedTuple):
+    # Nats by which a prior's density in its coordinate falls from its top to the ends of the range of the integral.
+    negligible: float = 34.0
+    coarse: int = 24  # Intervals of that range that show where the integrand counts.
+    nodes: tuple[int, int] = (64, 256)  # There, in single and in double precision.
+
+
+QUADRATURE = _Quadrature()  # Noised priors by quadrature.
 
 
 # ── agreement of factors: no_overlap, out_of_training ────────────────────────────────────────────────────────────────

@@ -3,8 +3,7 @@ a bound or heavy tails by quadrature.
 
 The integral ∫ p(u)·N(x; α·u, σ²) du is taken over a coordinate z that leaves no wall and no singularity (Student's t is
 a mixture of normals, over whose widths it is taken): u = T(z), with
-q(z) = log p(T(z)) + log T'(z) smooth and concave. The nodes lie between edges of two kinds: evenly over where coarser
-edges show that the integrand counts, and about x/α at distances of σ/α, which resolve the noise however small it is.
+q(z) = log p(T(z)) + log T'(z) smooth and concave, and nothing of it much narrower than 1.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import betaln, gammaln, log_ndtr
 from jax.typing import ArrayLike, DTypeLike
 
@@ -102,32 +102,27 @@ class NoisedTruncatedNormal(Noised):
 class NoisedStudent(Noised):
     r"""α·U + σ·ε with U Student's t of ν degrees of freedom, 1 of a Cauchy distribution.
 
-    U is N(loc, scale²·e^{−z}) with e^z ~ Γ(ν/2, ν/2), so that the density is
-
-        ∫ q(z)·N(x; α·loc, α²·scale²·e^{−z} + σ²) dz,   log q = ½ν·(log ½ν + z − e^z) − log Γ(½ν),
-
-    by quadrature between where q, and below where x pulls z to, the integrand is negligible: smooth however small the
-    noise is, with a third of the nodes that an integral over U takes, and a sixth of the time.
+    U is N(loc, scale²/g) with g ~ Γ(½ν, ½ν), so that the density is ∫ p(g)·N(x; α·loc, α²·scale²/g + σ²) dg, by
+    quadrature: smooth however small the noise is.
     """
 
     def log_prob(self, value: Array) -> Array:
         clean = self.clean
         while isinstance(clean, dist.ExpandedDistribution):
             clean = clean.base_dist
-        parts = (clean.df if isinstance(clean, dist.StudentT) else 1.0), clean.loc, clean.scale, self.alpha, self.sigma
-        df, loc, scale, alpha, sigma = (jnp.broadcast_to(a, self.batch_shape)[..., None] for a in parts)
-        half, wide, square = 0.5 * df, (alpha * scale) ** 2, (jnp.asarray(value)[..., None] - alpha * loc) ** 2
-        left, right = (_negligible(df.dtype) / a for a in (half + 0.5, half))
-        # Where e^{−z} + (σ/(α·scale))² is what x says of the variance; the rest is how far that may be off.
-        pulled = -jnp.log(jnp.maximum((df + square / wide) / (df + 1) - sigma**2 / wide, 1.0))
-        low = pulled - jnp.where(left < 0.5, 1.5 * jnp.sqrt(2 * left), left + 1) - jnp.minimum(0.25, 200 / df)
-        high = jnp.minimum(jnp.sqrt(2 * right), jnp.log1p(right) + 1)
-        edges = low + (high - low) * jnp.linspace(0.0, 1.0, (6 if single(df.dtype) else 10) + 1, dtype=low.dtype)
-        z, log_weights = jax.lax.stop_gradient(_between(edges))
-        variance = wide * jnp.exp(-z) + sigma**2
-        log_q = half * (jnp.log(half) + z - jnp.exp(z)) - gammaln(half)
-        log_joint = log_weights + log_q - 0.5 * (jnp.log(variance) + square / variance)
-        return jax.nn.logsumexp(log_joint, axis=-1) - 0.5 * math.log(2 * math.pi)
+        parts = (clean.df if isinstance(clean, dist.StudentT) else 1.0), clean.loc, clean.scale
+        df, loc, scale = (jnp.broadcast_to(a, self.batch_shape) for a in parts)
+        half, wide, square = 0.5 * df, (self.alpha * scale) ** 2, (value - self.alpha * loc) ** 2
+        mixing, noise = _gamma(half, half), self.sigma**2
+
+        def log_joint(z: Array) -> Array:
+            variance = wide / mixing.value(z) + noise
+            return mixing.log_density(z) - 0.5 * (jnp.log(variance) + square / variance)
+
+        # As far below g's own range as x may pull it, less what the noise explains. Nodes lie nearly evenly.
+        low = mixing.low - jnp.log(jnp.maximum((df + square / wide) / (df + 1) - noise / wide, 1.0))
+        total = log_integral(log_joint, low, mixing.high, mixing.high, mixing.high - low)
+        return total - 0.5 * math.log(2 * math.pi)
 
 
 class NoisedByQuadrature(Noised):
@@ -137,16 +132,95 @@ class NoisedByQuadrature(Noised):
     def log_prob(self, value: Array) -> Array:
         coordinates = coordinate(self.clean)
         assert coordinates is not None
-        alpha, sigma = self.alpha[..., None], self.sigma[..., None]
-        x = jnp.asarray(value)[..., None]
+        x, alpha = value / self.sigma, self.alpha / self.sigma
 
         def log_joint(z: Array) -> Array:
-            return coordinates.log_density(z) - 0.5 * ((x - alpha * coordinates.value(z)) / sigma) ** 2
+            return coordinates.log_density(z) - 0.5 * (x - alpha * coordinates.value(z)) ** 2
 
-        # Nodes depend on x, but the integral does not depend on the nodes: derivatives pass them by.
-        z, log_weights = jax.lax.stop_gradient(_nodes(coordinates, log_joint, x / alpha, sigma / alpha))
-        total = jax.nn.logsumexp(log_weights + log_joint(z), axis=-1)
+        # The noise is narrowest about x/α, or about as far from a wall as it is wide.
+        width = jnp.minimum(1 / alpha, 0.5 * coordinates.upper)
+        u = jnp.clip(x / alpha, width, coordinates.upper - width)
+        middle, *sides = (coordinates.inverse(at) for at in (u, u - width, u + width))
+        narrow = jnp.minimum(1.0, jnp.minimum(*(jnp.abs(side - middle) for side in sides)))
+        total = log_integral(log_joint, coordinates.low, coordinates.high, middle, 2 * narrow)
         return total - jnp.log(self.sigma) - 0.5 * math.log(2 * math.pi)
+
+
+def log_integral(log_joint: Callable[[Array], Array], low: Array, high: Array, middle: Array, width: Array) -> Array:
+    r"""log ∫ exp(log_joint(z)) dz between ``low`` and ``high``, outside of which the integrand is negligible, entry by
+    entry; nothing in it is narrower than ``width`` about ``middle``, and than about |z − middle| elsewhere.
+
+    By the trapezoidal rule in c, z = middle + width·sinh(c), whose error falls as $e^{-2\pi a/h}$ for a step h where
+    an integrand that vanishes at both ends is analytic in a strip of half width a (Trefethen and Weideman 2014, *The
+    exponentially convergent trapezoidal rule*). The nodes lie where coarser ones show that the integrand counts. It
+    does not depend on them: derivatives pass them by.
+    """
+    low, high, middle, width = jax.lax.stop_gradient(jnp.broadcast_arrays(low, high, middle, width))
+    shape, dtype, most = middle.shape, jnp.result_type(low, high, middle, width), tuning.QUADRATURE.coarse
+    middle = jnp.clip(middle, low, high).astype(dtype)
+    width = jnp.maximum(width, 8 * jnp.finfo(dtype).eps * (1 + jnp.abs(middle)))
+    pure, parameters = jax.closure_convert(log_joint, jnp.zeros(shape, dtype))
+    parameters = tuple(jnp.broadcast_to(a, shape) for a in parameters)
+    held = jax.lax.stop_gradient(parameters)
+
+    def log_heights(start: Array, step: Array) -> Array:
+        return jax.lax.map(lambda i: pure(middle + width * jnp.sinh(start + i * step), *held), jnp.arange(most + 1))
+
+    start = jnp.arcsinh((low - middle) / width)
+    step = (jnp.arcsinh((high - middle) / width) - start) / most
+    heights = log_heights(start, step)
+    # All of them where z is so far that no height is a number.
+    counts = ~(heights < jnp.max(heights, axis=0) - _negligible(dtype))
+    index = jnp.arange(most + 1).reshape(-1, *(1 for _ in shape))
+    first = jnp.min(index, axis=0, where=counts, initial=most) - 1
+    last = jnp.max(index, axis=0, where=counts, initial=0) + 1
+    first, last = jnp.maximum(first, 0), jnp.minimum(last, most)
+    start, step = start + step * first, step * (last - first) / most
+    top = jnp.max(log_heights(start, step), axis=0)
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    count = tuning.QUADRATURE.nodes[not single(dtype)]
+    fine = step * most / count
+
+    def term(i: Array, *parameters: Array) -> list[Array]:
+        c = start + (i + 0.5) * fine
+        return [jnp.cosh(c) * jnp.exp(pure(middle + width * jnp.sinh(c), *parameters) - top)]
+
+    return top + jnp.log(_sums(term, 1, count, jnp.zeros(shape, dtype), parameters)[0]) + jnp.log(width * fine)
+
+
+def _sums(
+    terms: Callable[..., list[Array]], many: int, count: int, nothing: Array, parameters: tuple[Array, ...]
+) -> list[Array]:
+    """Σ_i terms(i, *parameters), i < ``count``, ``many`` arrays shaped as ``nothing`` and each parameter, entry by
+    entry. Derivatives of all orders are such sums themselves: none keeps an array over i."""
+
+    @jax.custom_jvp
+    def total(*parameters: Array) -> list[Array]:
+        def add(i: Array, so_far: list[Array]) -> list[Array]:
+            return [a + b for a, b in zip(so_far, terms(i, *parameters), strict=True)]
+
+        return jax.lax.fori_loop(0, count, add, [nothing] * many)
+
+    def tangents(at: tuple[Array, ...], along: tuple[Array, ...]) -> tuple[list[Array], list[Array]]:
+        moving = [j for j, way in enumerate(along) if not isinstance(way, SymbolicZero)]
+
+        def slopes(i: Array, *at: Array) -> list[Array]:
+            """∂/∂parameter_j of all terms, for each j that moves."""
+
+            def along_one(j: int) -> list[Array]:
+                def of(parameter: Array) -> list[Array]:
+                    return terms(i, *at[:j], parameter, *at[j + 1 :])
+
+                return jax.jvp(of, (at[j],), (jnp.ones_like(at[j]),))[1]
+
+            return [slope for j in moving for slope in along_one(j)]
+
+        found = iter(_sums(slopes, many * len(moving), count, nothing, at))
+        ways = [[next(found) * along[j] for _ in range(many)] for j in moving]
+        return total(*at), [sum(column[1:], column[0]) for column in zip(*ways, strict=True)]
+
+    total.defjvp(tangents, symbolic_zeros=True)
+    return total(*parameters)
 
 
 class Coordinate(NamedTuple):
@@ -156,6 +230,7 @@ class Coordinate(NamedTuple):
         value, inverse: u = T(z), and z of a u that may lie outside of the support, which is moved inside first.
         log_density: q(z), normalised.
         low, high: the range of z where q counts.
+        upper: the upper end of the support, whose lower end is 0.
     """
 
     value: Callable[[Array], Array]
@@ -163,55 +238,22 @@ class Coordinate(NamedTuple):
     log_density: Callable[[Array], Array]
     low: Array
     high: Array
-
-
-def _nodes(coordinates: Coordinate, log_joint: Callable[[Array], Array], x: Array, width: Array) -> tuple[Array, Array]:
-    """Nodes z (…, n) and their log-weights, for x/α and σ/α, (…, 1), where the integrand is not negligible."""
-    # About x/α, in units of σ/α, and evenly.
-    near = coordinates.inverse(x + width * jnp.asarray((-8.0, -5.0, -2.5, 0.0, 2.5, 5.0, 8.0), x.dtype))
-    even = coordinates.low + (coordinates.high - coordinates.low) * jnp.linspace(0.0, 1.0, 20 + 1, dtype=x.dtype)
-    edges = _beside(jnp.clip(near, coordinates.low, coordinates.high), even)
-    height = log_joint(edges)
-    # All of them where x is so far that no height is a number.
-    counts = ~(height < jnp.max(height, axis=-1, keepdims=True) - _negligible(x.dtype))
-    first = jnp.min(edges, axis=-1, keepdims=True, where=counts, initial=jnp.inf)
-    last = jnp.max(edges, axis=-1, keepdims=True, where=counts, initial=-jnp.inf)
-    # As far as the next ones, where it is negligible.
-    low = jnp.max(edges, axis=-1, keepdims=True, where=edges < first, initial=-jnp.inf)
-    high = jnp.min(edges, axis=-1, keepdims=True, where=edges > last, initial=jnp.inf)
-    low, high = jnp.maximum(low, coordinates.low), jnp.minimum(high, coordinates.high)
-    within = low + (high - low) * jnp.linspace(0.0, 1.0, (12 if single(x.dtype) else 20) + 1, dtype=x.dtype)
-    return _between(jnp.sort(_beside(jnp.clip(near, low, high), within), axis=-1))
-
-
-def _beside(some: Array, others: Array) -> Array:
-    """Numbers in a row with others, (…, m + n)."""
-    shape = jnp.broadcast_shapes(some.shape[:-1], others.shape[:-1])
-    return jnp.concatenate([jnp.broadcast_to(e, shape + e.shape[-1:]) for e in (some, others)], axis=-1)
-
-
-def _between(edges: Array) -> tuple[Array, Array]:
-    """Nodes and log-weights, (…, n·m), of Gauss–Legendre quadrature between each of m + 1 edges and the next."""
-    nodes, weights = gauss_legendre(edges.dtype)
-    half = 0.5 * (edges[..., 1:] - edges[..., :-1])[..., None]
-    middle = 0.5 * (edges[..., 1:] + edges[..., :-1])[..., None]
-    z, log_weights = middle + half * nodes, jnp.log(half) + jnp.log(weights)
-    return z.reshape(*z.shape[:-2], -1), log_weights.reshape(*z.shape[:-2], -1)
+    upper: float = math.inf
 
 
 def coordinate(distribution: dist.Distribution) -> Coordinate | None:
-    """The coordinate of a distribution, its parameters with one more axis at the end; None if none is known here."""
+    """The coordinate of a distribution, its parameters of the distribution's shape; None if none is known here."""
     shape = distribution.batch_shape
     while isinstance(distribution, dist.ExpandedDistribution):
         distribution = distribution.base_dist
 
-    def as_column(parameter: ArrayLike) -> Array:
-        return jnp.broadcast_to(jnp.asarray(parameter, jnp.result_type(float)), shape)[..., None]
+    def whole(parameter: ArrayLike) -> Array:
+        return jnp.broadcast_to(jnp.asarray(parameter, jnp.result_type(float)), shape)
 
     match distribution:
         case dist.LogNormal():
-            loc, scale = as_column(distribution.loc), as_column(distribution.scale)
-            reach = jnp.full_like(loc, math.sqrt(8 * tuning.HALF_LINE_NEGLIGIBLE))
+            loc, scale = whole(distribution.loc), whole(distribution.scale)
+            reach = jnp.full_like(loc, math.sqrt(8 * tuning.QUADRATURE.negligible))
             return Coordinate(
                 lambda z: jnp.exp(loc + scale * z),
                 lambda u: (_log(u) - loc) / scale,
@@ -220,22 +262,22 @@ def coordinate(distribution: dist.Distribution) -> Coordinate | None:
                 reach,
             )
         case dist.Gamma():
-            return _gamma(as_column(distribution.concentration), as_column(distribution.rate))
+            return _gamma(whole(distribution.concentration), whole(distribution.rate))
         case dist.Exponential():
-            return _gamma(jnp.ones_like(as_column(distribution.rate)), as_column(distribution.rate))
+            return _gamma(jnp.ones_like(whole(distribution.rate)), whole(distribution.rate))
         case dist.InverseGamma():
-            inverse = _gamma(as_column(distribution.concentration), as_column(distribution.rate))
+            inverse = _gamma(whole(distribution.concentration), whole(distribution.rate))
             return inverse._replace(
                 value=lambda z: 1 / inverse.value(z), inverse=lambda u: inverse.inverse(jnp.exp(-_log(u)))
             )
         case dist.Weibull():
-            scale, power = as_column(distribution.scale), as_column(distribution.concentration)
+            scale, power = whole(distribution.scale), whole(distribution.concentration)
             return _gamma(jnp.ones_like(scale), jnp.ones_like(scale))._replace(
                 value=lambda z: scale * jnp.exp(z / power), inverse=lambda u: power * (_log(u) - jnp.log(scale))
             )
         case dist.HalfCauchy():
-            scale = as_column(distribution.scale)
-            reach = jnp.full_like(scale, tuning.HALF_LINE_NEGLIGIBLE)
+            scale = whole(distribution.scale)
+            reach = jnp.full_like(scale, tuning.QUADRATURE.negligible)
             return Coordinate(
                 lambda z: scale * jnp.exp(z),
                 lambda u: _log(u) - jnp.log(scale),
@@ -244,25 +286,26 @@ def coordinate(distribution: dist.Distribution) -> Coordinate | None:
                 reach,
             )
         case dist.Beta():
-            return _beta(as_column(distribution.concentration1), as_column(distribution.concentration0))
+            return _beta(whole(distribution.concentration1), whole(distribution.concentration0))
     return None
 
 
 def _gamma(a: Array, rate: Array) -> Coordinate:
     """u = e^z/rate: q = a·z − e^z − log Γ(a), with its top and curvature at log a and a, and slope a on the left."""
-    top, reach = jnp.log(a), jnp.sqrt(8 * tuning.HALF_LINE_NEGLIGIBLE / a)
+    top, reach, log_total = jnp.log(a), jnp.sqrt(8 * tuning.QUADRATURE.negligible / a), gammaln(a)
     return Coordinate(
         lambda z: jnp.exp(z) / rate,
         lambda u: _log(u) + jnp.log(rate),
-        lambda z: a * z - jnp.exp(z) - gammaln(a),
-        top - reach - tuning.HALF_LINE_NEGLIGIBLE / a,
-        top + jnp.minimum(reach, jnp.log1p(tuning.HALF_LINE_NEGLIGIBLE / a) + 2.0),
+        lambda z: a * z - jnp.exp(z) - log_total,
+        top - reach - tuning.QUADRATURE.negligible / a,
+        top + jnp.minimum(reach, jnp.log1p(tuning.QUADRATURE.negligible / a) + 2.0),
     )
 
 
 def _beta(a: Array, b: Array) -> Coordinate:
     """u = 1/(1 + e^{−z}): q = a·log u + b·log(1 − u) − log B(a, b), slopes a and −b at the ends."""
-    top, reach = jnp.log(a / b), jnp.sqrt(8 * tuning.HALF_LINE_NEGLIGIBLE * (a + b) / (a * b))
+    top, reach = jnp.log(a / b), jnp.sqrt(8 * tuning.QUADRATURE.negligible * (a + b) / (a * b))
+    log_total = betaln(a, b)
 
     def inverse(u: Array) -> Array:
         clear = jnp.finfo(u.dtype).eps
@@ -272,9 +315,10 @@ def _beta(a: Array, b: Array) -> Coordinate:
     return Coordinate(
         jax.nn.sigmoid,
         inverse,
-        lambda z: a * jax.nn.log_sigmoid(z) + b * jax.nn.log_sigmoid(-z) - betaln(a, b),
-        top - reach - tuning.HALF_LINE_NEGLIGIBLE / a,
-        top + reach + tuning.HALF_LINE_NEGLIGIBLE / b,
+        lambda z: a * jax.nn.log_sigmoid(z) + b * jax.nn.log_sigmoid(-z) - log_total,
+        top - reach - tuning.QUADRATURE.negligible / a,
+        top + reach + tuning.QUADRATURE.negligible / b,
+        1.0,
     )
 
 

@@ -133,8 +133,7 @@ def _accept(key: Array, log_ratio: Array) -> tuple[Array, Array]:
 
 
 class _Local(eqx.Module):
-    """log p around φ, as a proposal sees it: its gradient, and the curvature H = −∇²log p, made positive definite, of
-    the coordinates that the proposal moves, (m,)."""
+    """log p around φ, as a proposal sees it: its gradient, and the curvature H = −∇²log p, made positive definite."""
 
     log_p: Array
     gradient: Array
@@ -142,16 +141,14 @@ class _Local(eqx.Module):
     basis: Array
 
     @classmethod
-    def at(cls, known: Known, y: Array, z: Array, moving: Array) -> _Local:
+    def at(cls, known: Known, y: Array, z: Array) -> _Local:
         def log_p(z: Array) -> Array:
             return known.log_density(jnp.concatenate([y, z]))
 
         (value, gradient), along = jax.linearize(jax.value_and_grad(log_p), z)
         hessian = jax.vmap(along)(jnp.eye(z.size))[1]
-        matrix = jnp.where(moving[:, None] & moving, -hessian, jnp.eye(z.size))
-        matrix = jnp.where(jnp.isfinite(matrix), matrix, jnp.eye(z.size))
-        values, basis = jnp.linalg.eigh(matrix)
-        return cls(value, jnp.where(moving, gradient, 0.0), jnp.maximum(jnp.abs(values), tuning.LATENTS.flat), basis)
+        values, basis = jnp.linalg.eigh(jnp.where(jnp.isfinite(hessian), -hessian, jnp.eye(z.size)))
+        return cls(value, gradient, jnp.maximum(jnp.abs(values), tuning.LATENTS.flat), basis)
 
     def newton(self) -> Array:
         """H⁻¹∇log p."""
@@ -169,7 +166,6 @@ class _Local(eqx.Module):
 def _latents(key: Array, known: Known, v: Array, score: Array) -> tuple[Array, Array]:
     """Step 1: v after moves of φ alone, and the score there."""
     y, z = jnp.split(v, [known.layout.dims])
-    everything = jnp.ones(z.shape, bool)
 
     def newton(i: Array, now: tuple[Array, _Local]) -> tuple[Array, _Local]:
         """N(φ + θ·H⁻¹∇log p, θ(2 − θ)·H⁻¹) with a θ of its own each time: of a Gaussian it is never rejected."""
@@ -178,7 +174,7 @@ def _latents(key: Array, known: Known, v: Array, score: Array) -> tuple[Array, A
         theta = jax.random.uniform(length, minval=0.1, maxval=1.0)
         scale = jnp.sqrt(theta * (2 - theta))
         there_at = z + theta * here.newton() + scale * here.spread(jax.random.normal(draw, z.shape))
-        there = _Local.at(known, y, there_at, everything)
+        there = _Local.at(known, y, there_at)
         forth = here.log_q(there_at - z - theta * here.newton(), scale)
         back = there.log_q(z - there_at - theta * there.newton(), scale)
         taken, _ = _accept(last, there.log_p - here.log_p + back - forth)
@@ -196,7 +192,7 @@ def _latents(key: Array, known: Known, v: Array, score: Array) -> tuple[Array, A
         return jnp.where(taken, there_at, z), jnp.where(taken, there, log_p)
 
     turns, singles = tuning.LATENTS.turns, tuning.LATENTS.singles
-    z, local = jax.lax.fori_loop(0, turns, newton, (z, _Local.at(known, y, z, everything)))
+    z, local = jax.lax.fori_loop(0, turns, newton, (z, _Local.at(known, y, z)))
     z, _ = jax.lax.fori_loop(turns, turns + singles, single, (z, local.log_p))
     after = jnp.concatenate([y, z])
     gradient = jax.grad(known.log_density)
@@ -229,11 +225,22 @@ def _members(
     taken = accepted[members]
     after = jnp.where(taken, nodes[-1, :d], v[:d])
     after = jnp.concatenate([after, v[d:]])
-    gradient = jax.grad(known.log_density)(after)[d:]
+    gradient = jax.grad(lambda z: known.log_density(jnp.concatenate([after[:d], z])))(v[d:])
     error = jnp.sum(jnp.where(usable, off, 0.0) * probability)
     error = error / jnp.maximum(jnp.sum(probability), 1e-6)
     info = Info(jnp.mean(probability), jnp.any(taken), ~jnp.all(jnp.isfinite(ratio)), jnp.asarray(jnp.nan), error)
     return after, jnp.concatenate([jnp.where(taken, end, s), gradient]), info
+
+
+def _along(known: Known, v: Array, way: Array) -> tuple[Array, Array]:
+    """log p at v, and how much it curves along a way: −d²/ds² log p(v + s·way), made positive."""
+
+    def slope(s: Array) -> tuple[Array, Array]:
+        return jax.jvp(lambda s: known.log_density(v + s * way), (s,), (jnp.ones_like(s),))
+
+    (log_p, _), (_, second) = jax.jvp(slope, (jnp.zeros(()),), (jnp.ones(()),))
+    curvature = jnp.where(jnp.isfinite(second), jnp.abs(second), 1.0)
+    return log_p, jnp.maximum(curvature, tuning.LATENTS.flat)
 
 
 def _log_wider(before: dict[str, Frame], after: dict[str, Frame]) -> Array:
@@ -247,17 +254,18 @@ def _joint_move(
     """Step 3: v after a move of φ that takes η along, and the score there; half of the time about as far as the
     population is wide, where that is known."""
     d = known.layout.dims
-    y, z = jnp.split(v, [d])
-    draw, length, which, last = jax.random.split(key, 4)
-    moving = jnp.arange(z.size) == jax.random.randint(which, (), 0, z.size)
+    z = v[d:]
+    draw, far, which, last = jax.random.split(key, 4)
+    one = jnp.zeros(v.shape).at[d + jax.random.randint(which, (), 0, z.size)].set(1.0)
     low, high = np.log(tuning.LATENTS.ratios)
-    scale = jnp.exp(jax.random.uniform(length, minval=low, maxval=high))
-    here, noise = _Local.at(known, y, z, moving), jax.random.normal(draw, z.shape)
-    way, local = scale * here.spread(noise), jnp.ones((), bool)
+    scale = jnp.exp(jax.random.uniform(far, minval=low, maxval=high))
+    here, curvature = _along(known, v, one)
+    length, local = scale / jnp.sqrt(curvature), jnp.ones((), bool)
     if widths is not None:
         local = jax.random.bernoulli(jax.random.fold_in(which, 1))
-        way = jnp.where(local, way, tuning.LATENTS.reach * widths * noise)
-    way = jnp.where(moving, way, 0.0)
+        length = jnp.where(local, length, tuning.LATENTS.reach * (widths @ one[d:]))
+    length *= jax.random.normal(draw)
+    way = length * one[d:]
     frames, etas = known.frames(z), known.layout.position(v, 1.0)
     xi = {name: frame.standard(etas[name]) for name, frame in frames.items()}
 
@@ -265,15 +273,18 @@ def _joint_move(
         moved = known.frames(z + share * way).items()
         return jnp.concatenate([*(frame.place(xi[name]).reshape(-1) for name, frame in moved), z + share * way])
 
+    def log_p(y: Array, z: Array) -> Array:
+        return known.log_density(jnp.concatenate([y, z]))
+
     nodes, velocity = jax.vmap(lambda share: jax.jvp(along, (share,), (jnp.ones(()),)))(line.shares)
     found, zero = jax.vmap(evaluate)(nodes[1:])
-    scores = jnp.concatenate([score[None], found])
-    of_u = scores - jax.vmap(jax.grad(known.log_density))(nodes)
-    of_moved, off = line.along(line.shares, jnp.sum(of_u[:, :d] * velocity[:, :d], axis=1))
-    there = _Local.at(known, nodes[-1, :d], nodes[-1, d:], moving)
-    wider = _log_wider(frames, known.frames(nodes[-1, d:]))
-    ratio = there.log_p - here.log_p + of_moved + wider
-    ratio += jnp.where(local, there.log_q(way, scale) - here.log_q(way, scale), 0.0)
+    scores = jnp.concatenate([score[None], found])[:, :d]
+    of_u = scores - jax.vmap(jax.grad(log_p))(nodes[:, :d], nodes[:, d:])
+    of_moved, off = line.along(line.shares, jnp.sum(of_u * velocity[:, :d], axis=1))
+    there, curvature_there = _along(known, nodes[-1], one)
+    ratio = there - here + of_moved + _log_wider(frames, known.frames(nodes[-1, d:]))
+    back = jnp.log(curvature_there / curvature) - (curvature_there - curvature) * (length / scale) ** 2
+    ratio += jnp.where(local, 0.5 * back, 0.0)
     # The nodes are those of the way back too: what is refused for its error is refused both ways.
     usable = jnp.all(jnp.isfinite(found)) & ~zero[-1] & (off <= line.tolerance)
     taken, _ = _accept(last, jnp.where(usable, ratio, jnp.nan))

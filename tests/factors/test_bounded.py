@@ -8,6 +8,7 @@ import pytest
 from scipy import special, stats
 
 import composeprob as cp
+from composeprob import tuning
 from sampling_cases import slow
 
 SCHEDULES = (cp.Schedule.log_snr(9, min=-8.0, max=11.0), cp.Schedule.edm(9, sigma_min=0.005, sigma_max=10.0))
@@ -99,6 +100,29 @@ def test_single_precision_takes_enough_of_its_fewer_nodes(name):
         likely = wanted[0] > -15
         np.testing.assert_allclose(value[likely], wanted[0][likely], rtol=2e-5, atol=5e-5)
         np.testing.assert_allclose(score[likely] * sigma, wanted[1][likely] * sigma, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["log-normal", "Student's t", "beta"])
+def test_second_derivatives_of_many_values_keep_no_array_over_nodes(name, double_alone, monkeypatch):
+    """In a prior's two parameters and the value; against differences of the gradient."""
+    laws = {"log-normal": dist.LogNormal, "Student's t": lambda a, b: dist.StudentT(4.0, a, b), "beta": dist.Beta}
+    schedule, x = SCHEDULES[0], jnp.linspace(0.1, 1.0, 500)
+
+    def log_prob(parameters):
+        a, b, by = parameters
+        prior = cp.Analytic(laws[name](a, b).expand(x.shape), schedule)
+        return jnp.sum(prior.at(schedule.at(4)).log_prob(x + by))
+
+    at = jnp.array([0.7, 0.9, 0.05])
+    compiled = jax.jit(jax.hessian(log_prob)).lower(at).compile()
+    gradient, steps = jax.jit(jax.grad(log_prob)), 1e-5 * jnp.eye(3)
+    differences = [(gradient(at + step) - gradient(at - step)) / 2e-5 for step in steps]
+    np.testing.assert_allclose(compiled(at), differences, rtol=1e-6, atol=1e-6 * x.size)
+    few, many = tuning.QUADRATURE.nodes
+    monkeypatch.setattr(tuning, "QUADRATURE", tuning.QUADRATURE._replace(nodes=(few, 4 * many)))
+    more = jax.jit(lambda at: jax.hessian(log_prob)(at)).lower(at).compile()
+    sizes = [run.memory_analysis().temp_size_in_bytes for run in (compiled, more)]
+    assert sizes[1] - sizes[0] < 3 * many * x.nbytes
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.1, 5.0])

@@ -18,7 +18,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
-from jax.scipy.special import betaln, gammaln, log_ndtr
+from jax.scipy.special import gammaln, log_ndtr
 from jax.typing import ArrayLike, DTypeLike
 
 from composeprob import tuning
@@ -273,14 +273,14 @@ def coordinate(distribution: dist.Distribution) -> Coordinate | None:
         case dist.Weibull():
             scale, power = whole(distribution.scale), whole(distribution.concentration)
             return _gamma(jnp.ones_like(scale), jnp.ones_like(scale))._replace(
-                value=lambda z: scale * jnp.exp(z / power), inverse=lambda u: power * (_log(u) - jnp.log(scale))
+                value=lambda z: scale * jnp.exp(z / power), inverse=lambda u: power * _log(u / scale)
             )
         case dist.HalfCauchy():
             scale = whole(distribution.scale)
             reach = jnp.full_like(scale, tuning.QUADRATURE.negligible)
             return Coordinate(
                 lambda z: scale * jnp.exp(z),
-                lambda u: _log(u) - jnp.log(scale),
+                lambda u: _log(u / scale),
                 lambda z: math.log(2 / math.pi) - jnp.logaddexp(z, -z),
                 -reach,
                 reach,
@@ -291,21 +291,22 @@ def coordinate(distribution: dist.Distribution) -> Coordinate | None:
 
 
 def _gamma(a: Array, rate: Array) -> Coordinate:
-    """u = e^z/rate: q = a·z − e^z − log Γ(a), with its top and curvature at log a and a, and slope a on the left."""
-    top, reach, log_total = jnp.log(a), jnp.sqrt(8 * tuning.QUADRATURE.negligible / a), gammaln(a)
+    """u = e^z·a/rate: q = a·(z − e^z) + a·log a − log Γ(a), top and curvature at 0 and a, slope a on its left."""
+    reach, scale, height = jnp.sqrt(8 * tuning.QUADRATURE.negligible / a), a / rate, _log_height(a)
     return Coordinate(
-        lambda z: jnp.exp(z) / rate,
-        lambda u: _log(u) + jnp.log(rate),
-        lambda z: a * z - jnp.exp(z) - log_total,
-        top - reach - tuning.QUADRATURE.negligible / a,
-        top + jnp.minimum(reach, jnp.log1p(tuning.QUADRATURE.negligible / a) + 2.0),
+        lambda z: jnp.exp(z) * scale,
+        lambda u: _log(u / scale),
+        lambda z: a * (z - jnp.expm1(z)) + height,
+        -reach - tuning.QUADRATURE.negligible / a,
+        jnp.minimum(reach, jnp.log1p(tuning.QUADRATURE.negligible / a) + 2.0),
     )
 
 
 def _beta(a: Array, b: Array) -> Coordinate:
     """u = 1/(1 + e^{−z}): q = a·log u + b·log(1 − u) − log B(a, b), slopes a and −b at the ends."""
     top, reach = jnp.log(a / b), jnp.sqrt(8 * tuning.QUADRATURE.negligible * (a + b) / (a * b))
-    log_total = betaln(a, b)
+    height = _log_height(a) + _log_height(b) - _log_height(a + b)
+    log_u, log_rest = jax.nn.log_sigmoid(top), jax.nn.log_sigmoid(-top)
 
     def inverse(u: Array) -> Array:
         clear = jnp.finfo(u.dtype).eps
@@ -315,11 +316,18 @@ def _beta(a: Array, b: Array) -> Coordinate:
     return Coordinate(
         jax.nn.sigmoid,
         inverse,
-        lambda z: a * jax.nn.log_sigmoid(z) + b * jax.nn.log_sigmoid(-z) - log_total,
+        lambda z: a * (jax.nn.log_sigmoid(z) - log_u) + b * (jax.nn.log_sigmoid(-z) - log_rest) + height,
         top - reach - tuning.QUADRATURE.negligible / a,
         top + reach + tuning.QUADRATURE.negligible / b,
         1.0,
     )
+
+
+def _log_height(a: Array) -> Array:
+    """a·log a − a − log Γ(a), by Stirling's series where these terms cancel."""
+    far = jnp.maximum(a, 32.0)
+    series = 0.5 * jnp.log(far / (2 * math.pi)) - 1 / (12 * far) + 1 / (360 * far**3) - 1 / (1260 * far**5)
+    return jnp.where(a > 32.0, series, a * jnp.log(a) - a - gammaln(a))
 
 
 def _log(u: Array) -> Array:

@@ -85,7 +85,9 @@ def test_noised_densities_are_convolutions(name, double_alone):
         np.testing.assert_array_equal(np.sign(score[~likely]), np.sign(wanted[1][~likely]))  # elsewhere it leads back
 
 
-@pytest.mark.parametrize("name", ["log-normal", "gamma without a top", "half-Cauchy", "Student's t", "arcsine"])
+@pytest.mark.parametrize(
+    "name", ["log-normal", "gamma without a top", "narrow gamma", "half-Cauchy", "Student's t", "arcsine"]
+)
 def test_single_precision_takes_enough_of_its_fewer_nodes(name):
     """Where a point is likely, and the noise is not so small that x itself has too few digits."""
     made, law = LAWS[name]

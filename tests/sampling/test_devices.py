@@ -107,8 +107,8 @@ if task["collectives"]:
     for name, sampler in {"fitted": cp.SMC(cp.MALA(0.01)), "chains": independent}.items():
         told[name] = compile_ahead(density, sampler, N, jax.devices(), diagnostics=False).collectives
     wide = cp.compile(both, *(normal(np.zeros(2000), np.ones(2000), SCHEDULE) for _ in range(2)))
-    sampler = cp.SMC(cp.MALA(0.01), step=unfitted)
-    ahead = [compile_ahead(wide, sampler, 16 * d, jax.devices()[:d], diagnostics=False) for d in (2, 8)]
+    unfitted = samplers["SMC, nothing fitted"]
+    ahead = [compile_ahead(wide, unfitted, 16 * d, jax.devices()[:d], diagnostics=False) for d in (2, 8)]
     told["memory"] = [a.arguments + a.outputs + a.temporaries for a in ahead]
     told["unfitted"] = ahead[1].collectives
 print(json.dumps(told))

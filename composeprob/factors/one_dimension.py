@@ -159,8 +159,8 @@ def log_integral(log_joint: Callable[[Array], Array], low: Array, high: Array, m
     shape, dtype, most = middle.shape, jnp.result_type(low, high, middle, width), tuning.QUADRATURE.coarse
     middle = jnp.clip(middle, low, high).astype(dtype)
     width = jnp.maximum(width, 8 * jnp.finfo(dtype).eps * (1 + jnp.abs(middle)))
-    pure, parameters = jax.closure_convert(log_joint, jnp.zeros(shape, dtype))
-    parameters = tuple(jnp.broadcast_to(a, shape) for a in parameters)
+    pure, found = jax.closure_convert(log_joint, jnp.zeros(shape, dtype))
+    parameters = tuple(jnp.broadcast_to(a, shape) for a in found)
     held = jax.lax.stop_gradient(parameters)
 
     def log_heights(start: Array, step: Array) -> Array:

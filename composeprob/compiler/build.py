@@ -318,8 +318,8 @@ def _calibrated(node: CalibratedExpression, at: Place) -> Product:
 def _window(node: Window, at: Place) -> Factor:
     if isinstance(node.region, Region):
         whole = node.event_shape == node.factor.event_shape  # a window over the whole canvas changes nothing
-        return placed(node.factor, at if whole else replace(at, region=_inside(at.region, node.region, node.seen)))
-    cells, depth = node.seen, sum(plate.cells for plate in at.plates)
+        return placed(node.factor, at if whole else replace(at, region=_inside(at.region, node.region, node.entries)))
+    cells, depth = node.entries, sum(plate.cells for plate in at.plates)
     shown = listed(cells) if node.plate is None and not depth else f"cells_{index(len(at.plates))}"
     outer = at.region
     if not isinstance(outer, Cells):

@@ -208,10 +208,10 @@ def _sums(
             """∂/∂parameter_j of all terms, for each j that moves."""
 
             def along_one(j: int) -> list[Array]:
-                def of(parameter: Array) -> list[Array]:
+                def terms_at(parameter: Array) -> list[Array]:
                     return terms(i, *at[:j], parameter, *at[j + 1 :])
 
-                return jax.jvp(of, (at[j],), (jnp.ones_like(at[j]),))[1]
+                return jax.jvp(terms_at, (at[j],), (jnp.ones_like(at[j]),))[1]
 
             return [slope for j in moving for slope in along_one(j)]
 
@@ -247,12 +247,12 @@ def coordinate(distribution: dist.Distribution) -> Coordinate | None:
     while isinstance(distribution, dist.ExpandedDistribution):
         distribution = distribution.base_dist
 
-    def whole(parameter: ArrayLike) -> Array:
+    def in_shape(parameter: ArrayLike) -> Array:
         return jnp.broadcast_to(jnp.asarray(parameter, jnp.result_type(float)), shape)
 
     match distribution:
         case dist.LogNormal():
-            loc, scale = whole(distribution.loc), whole(distribution.scale)
+            loc, scale = in_shape(distribution.loc), in_shape(distribution.scale)
             reach = jnp.full_like(loc, math.sqrt(8 * tuning.QUADRATURE.negligible))
             return Coordinate(
                 lambda z: jnp.exp(loc + scale * z),
@@ -262,21 +262,21 @@ def coordinate(distribution: dist.Distribution) -> Coordinate | None:
                 reach,
             )
         case dist.Gamma():
-            return _gamma(whole(distribution.concentration), whole(distribution.rate))
+            return _gamma(in_shape(distribution.concentration), in_shape(distribution.rate))
         case dist.Exponential():
-            return _gamma(jnp.ones_like(whole(distribution.rate)), whole(distribution.rate))
+            return _gamma(jnp.ones_like(in_shape(distribution.rate)), in_shape(distribution.rate))
         case dist.InverseGamma():
-            inverse = _gamma(whole(distribution.concentration), whole(distribution.rate))
+            inverse = _gamma(in_shape(distribution.concentration), in_shape(distribution.rate))
             return inverse._replace(
                 value=lambda z: 1 / inverse.value(z), inverse=lambda u: inverse.inverse(jnp.exp(-_log(u)))
             )
         case dist.Weibull():
-            scale, power = whole(distribution.scale), whole(distribution.concentration)
+            scale, power = in_shape(distribution.scale), in_shape(distribution.concentration)
             return _gamma(jnp.ones_like(scale), jnp.ones_like(scale))._replace(
                 value=lambda z: scale * jnp.exp(z / power), inverse=lambda u: power * _log(u / scale)
             )
         case dist.HalfCauchy():
-            scale = whole(distribution.scale)
+            scale = in_shape(distribution.scale)
             reach = jnp.full_like(scale, tuning.QUADRATURE.negligible)
             return Coordinate(
                 lambda z: scale * jnp.exp(z),
@@ -286,7 +286,7 @@ def coordinate(distribution: dist.Distribution) -> Coordinate | None:
                 reach,
             )
         case dist.Beta():
-            return _beta(whole(distribution.concentration1), whole(distribution.concentration0))
+            return _beta(in_shape(distribution.concentration1), in_shape(distribution.concentration0))
     return None
 
 

@@ -63,7 +63,7 @@ def tapestry(*windows: Factor) -> Factor:
     canvas = common_shape("A tapestry", windows)
     count: np.ndarray = np.zeros(canvas, np.float32)
     for window in cast("tuple[Window, ...]", windows):
-        np.add.at(count.reshape(-1), window.seen, 1)
+        np.add.at(count.reshape(-1), window.entries, 1)
     weights = 1 / np.maximum(count, 1)
     return Product(
         factors=tuple(_weigh(factor, weights) for factor in windows), numbers=(1.0,) * len(windows), event_shape=canvas
@@ -94,7 +94,7 @@ def _window(window: Window, weights: np.ndarray) -> Factor:
     event, region = window.factor.event_shape, window.region
     lead = weights.shape[: weights.ndim - len(window.event_shape)]  # axes of sets of cells
     if isinstance(region, Cells):
-        inner = weights.reshape(*lead, -1)[..., window.seen]
+        inner = weights.reshape(*lead, -1)[..., window.entries]
         inner = inner.reshape(*inner.shape[:-1], *event)
     else:
         pairs = zip(event, region.block, strict=True)

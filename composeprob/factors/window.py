@@ -113,13 +113,13 @@ class Window(Around):
     plate: Plate | None = eqx.field(static=True, default=None)
 
     @property
-    def seen(self) -> np.ndarray:
+    def entries(self) -> np.ndarray:
         """The entries of the flattened canvas that it sees, of n sets (n, size)."""
         return self.region.entries(self.event_shape)
 
     @property
     def normalised(self) -> bool:  # one that leaves entries free has no finite integral
-        whole = self.plate is None and self.region.averaged == 1 and self.seen.size == np.prod(self.event_shape)
+        whole = self.plate is None and self.region.averaged == 1 and self.entries.size == np.prod(self.event_shape)
         return bool(whole) and self.factor.normalised
 
     def terms(self) -> list[tuple[str, float]]:
@@ -127,7 +127,7 @@ class Window(Around):
             scale = f", scale {max(self.region.block)}" if self.region.averaged > 1 else ""
             place = f"offset {self.region.offset}{scale}"
         else:
-            place = f"{self.seen.size} cells" if self.plate is None else f"{self.plate.count} sets of cells"
+            place = f"{self.entries.size} cells" if self.plate is None else f"{self.plate.count} sets of cells"
         inner, canvas = show.formula(self.factor.terms()), show.shape(self.event_shape)
         return [(f"window({show.clipped(inner, 80)}; {canvas}, {place})", 1.0)]
 

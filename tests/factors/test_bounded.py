@@ -104,6 +104,18 @@ def test_single_precision_takes_enough_of_its_fewer_nodes(name):
         np.testing.assert_allclose(score[likely] * sigma, wanted[1][likely] * sigma, rtol=2e-4, atol=2e-4)
 
 
+def test_a_prior_that_lies_at_its_walls_under_wide_noise(double_alone):
+    """Beta of 0.1 and 0.1, whose density falls by e over ten units of the logit; by 200,000 points of it."""
+    z = np.linspace(-500, 500, 200_001)
+    log_q = 0.1 * (special.log_expit(z) + special.log_expit(-z)) - special.betaln(0.1, 0.1)
+    noise = SCHEDULES[0].at(5)
+    x, alpha, sigma = np.array([-50.0, 0.3, 90.0]), float(noise.alpha), float(noise.sigma)
+    log_joint = log_q + stats.norm.logpdf(x[:, None] * sigma / 25, alpha * special.expit(z), sigma)
+    wanted = special.logsumexp(log_joint, axis=1) + np.log(z[1] - z[0])
+    prior = cp.Analytic(dist.Beta(0.1, 0.1), SCHEDULES[0]).at(noise)
+    np.testing.assert_allclose(jax.vmap(prior.log_prob)(jnp.asarray(x * sigma / 25, float)), wanted, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["log-normal", "Student's t", "beta"])
 def test_second_derivatives_of_many_values_keep_no_array_over_nodes(name, double_alone, monkeypatch):
     """In a prior's two parameters and the value; against differences of the gradient."""

@@ -47,6 +47,7 @@ COLUMNS = (
     "wrong and OK",
     "wrong and named",
     "false alarms",
+    "no error",
     "median error, in ±",
     "largest of those that are OK",
     "evaluations a run",
@@ -132,7 +133,7 @@ def in_table(family: str, chains: int, rows: list[Row]) -> list[str]:
         family,
         f"{chains:,}",
         str(len(rows)),
-        *(str(count[outcome]) for outcome in (Outcome.DEFECT, Outcome.NAMED, Outcome.FALSE_ALARM)),
+        *(str(count[outcome]) for outcome in (Outcome.DEFECT, Outcome.NAMED, Outcome.FALSE_ALARM, Outcome.NO_ERROR)),
         f"{np.median(known):.1f}" if known else "–",
         f"{max(fine):.1f}" if fine else "–",
         f"{np.mean(evaluations):,.0f}" if evaluations else "–",
@@ -206,8 +207,10 @@ def main(arguments: list[str] | None = None) -> int:
     notes = (
         "`cp.infer(density, key, num_chains)` and nothing else, but for `Ancestral`; keys from 0 on, "
         f"{JUDGED_KEYS} of guidance 7 and of power 20 at {JUDGED_CHAINS:,} chains. Wrong: a share, the probability of "
-        "a valid sample or log Z is more than four of its stated errors off; where the status withholds these, more "
-        "than four of those of a quarter as many exact draws. False alarms are right runs with a finding. "
+        "a valid sample or log Z is more than four of its stated errors off, or of those that its status withholds. "
+        "False alarms are right runs with a finding. Runs in the column 'no error' are named as their chains descend "
+        "from too few of the first ones for any error of a share: they are neither right nor wrong, though most have "
+        "valid samples alone. "
         "Compositions of the zoo have no exact answer, and count as right."
     )
     made = {(row["program"], row["chains"]) for row in rows}

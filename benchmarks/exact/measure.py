@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import math
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 
 import composeprob as cp
+from composeprob.results.status import Status
 from exact.case import Answer, Case
 
 FAR = 4.0
@@ -26,6 +28,7 @@ class Outcome(enum.StrEnum):
     DEFECT = "wrong and OK"
     NAMED = "wrong and named"
     FALSE_ALARM = "right and named"
+    NO_ERROR = "named, with too few ancestors for an error"
 
 
 def measured(
@@ -56,11 +59,15 @@ def measured(
 
 def read(case: Case, answer: Answer, result: cp.Result) -> dict[str, Any]:
     """What a result states of itself, the log-evidence where it has an exact value."""
+    unnamed = copy.copy(result)
+    vars(unnamed)["status"] = Status()
+    held_back = case.ask(unnamed).error, unnamed.log_evidence_error
     estimate = case.ask(result)
     known = answer.log_evidence is not None and result.log_evidence is not None
     return {
         "estimates": [_plain(estimate.value), _plain(result.log_evidence) if known else None],
         "errors": [_plain(estimate.error), _plain(result.log_evidence_error) if known else None],
+        "withheld": [_plain(error) for error in held_back] if result.status.withholds else [None, None],
         "intervals": [
             list(map(_plain, ends)) for ends in (estimate.interval(LEVEL), result.log_evidence_interval(LEVEL))
         ],
@@ -82,22 +89,33 @@ def _plain(value: Any) -> float | None:
 def deviations(row: dict[str, Any]) -> list[float | None]:
     """How many errors the value and the log-evidence are off, each None where it has no exact answer.
 
-    The errors are the stated ones. Where the status withholds them they are those of a quarter as many independent
-    draws, whose weights have a relative variance of 1: such a run is right if it is about as good as one that states
-    its errors would have to be.
+    The errors are the stated ones, and those that the run would have stated where its status withholds them. Where it
+    could have stated none they are those of a quarter as many independent draws, whose weights have a relative variance
+    of 1.
     """
     n, share = max(row["chains"] / 4, 1.0), row["exact"][0] or 0.0
     instead = math.sqrt(max(share * (1 - share), 1 / n) / n), math.sqrt(1 / n)
-    columns = zip(row["exact"], row["estimates"], row["errors"], instead, strict=False)
+    columns = zip(row["exact"], row["estimates"], errors(row), instead, strict=False)
     return [
         None if exact is None or value is None else abs(value - exact) / (other if error is None else max(error, 1e-12))
         for exact, value, error, other in columns
     ]
 
 
+def errors(row: dict[str, Any]) -> list[float | None]:
+    """The errors that are stated, or withheld; None where there is none at all."""
+    pairs = zip(row["errors"], row.get("withheld", []), strict=False)
+    return [held_back if stated is None else stated for stated, held_back in pairs]
+
+
 def outcome(row: dict[str, Any]) -> Outcome:
-    """What a run is: wrong where an estimate is more than `FAR` errors off, named where its status is not OK."""
+    """What a run is: wrong where an estimate is more than `FAR` errors off, named where its status is not OK.
+
+    A run that is named, and could not have stated the value's error in any case, is no false alarm.
+    """
     wrong = row["improper"] or "refused" in row["codes"] or any(z is not None and z > FAR for z in deviations(row))
-    if row["codes"]:
-        return Outcome.FALSE_ALARM if not wrong else Outcome.NAMED
-    return Outcome.DEFECT if wrong else Outcome.RIGHT
+    if not row["codes"]:
+        return Outcome.DEFECT if wrong else Outcome.RIGHT
+    if wrong:
+        return Outcome.NAMED
+    return Outcome.NO_ERROR if errors(row)[0] is None else Outcome.FALSE_ALARM

@@ -1,6 +1,7 @@
 """Benchmark `modes`: what it takes for exact is, what counts as wrong or named, and that a stopped run goes on."""
 
 import itertools
+import math
 import sys
 from pathlib import Path
 
@@ -70,8 +71,9 @@ def test_a_hill_on_a_gaussian():
     assert found.value == pytest.approx(mass[np.abs(x - 1.5) < 0.3].sum() / mass.sum(), abs=1e-5)
 
 
-def row(value, error, codes=(), exact=0.3, improper=False):
+def row(value, error, codes=(), exact=0.3, improper=False, withheld=None):
     numbers = {"exact": [exact, None], "estimates": [value, None], "errors": [error, None]}
+    numbers["withheld"] = [withheld, None]
     return numbers | {"codes": list(codes), "chains": 1000, "improper": improper}
 
 
@@ -83,7 +85,9 @@ def row(value, error, codes=(), exact=0.3, improper=False):
         (row(0.35, 0.01, ["levels_too_few"]), Outcome.NAMED),
         (row(0.30, 0.01, ["levels_too_few"]), Outcome.FALSE_ALARM),
         (row(0.90, None, ["shares_frozen"]), Outcome.NAMED),
-        (row(0.31, None, ["shares_frozen"]), Outcome.FALSE_ALARM),
+        (row(0.31, None, ["ancestors_collapsed"]), Outcome.NO_ERROR),
+        (row(0.31, None, ["shares_frozen"], withheld=0.01), Outcome.FALSE_ALARM),
+        (row(0.35, None, ["shares_frozen"], withheld=0.01), Outcome.NAMED),
         (row(0.3, 0.01, improper=True), Outcome.DEFECT),
         (row(0.3, 0.01, ["samples_diverged"], improper=True), Outcome.NAMED),
         (row(0.3, 0.01, exact=None), Outcome.RIGHT),
@@ -109,6 +113,17 @@ def test_a_right_run_is_right_and_the_same_run_against_another_answer_is_not(tmp
     file.write_text('{"program": "a Gau' + file.read_text())  # before it, a write that was interrupted
     monkeypatch.setattr(modes, "measured", lambda *_: pytest.fail("made again"))
     assert list(modes.measure([case], {64: 1}, file)) == [first]
+
+
+def test_what_a_status_withholds_is_read():
+    """Of reverse diffusion on modes whose shares it loses: the error is that of as many independent draws."""
+    (case,) = (case for case in axis.common_cases() if case.family == "Ancestral")
+    density = case.compile()
+    row = measure.measured(case, lambda: density, case.exact(), 0, 1000)
+    assert row["codes"] == ["shares_frozen"]
+    assert row["errors"] == [None, None]
+    share = row["estimates"][0]
+    assert row["withheld"][0] == pytest.approx(math.sqrt(share * (1 - share) / 1000), rel=0.1)
 
 
 def test_a_program_that_is_refused_is_named():

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 import composeprob as cp
-from composeprob.results.status import Status
+from composeprob.results.status import Code, Status
 from exact.case import Answer, Case
 
 FAR = 4.0
@@ -71,7 +71,7 @@ def read(case: Case, answer: Answer, result: cp.Result) -> dict[str, Any]:
         "intervals": [
             list(map(_plain, ends)) for ends in (estimate.interval(LEVEL), result.log_evidence_interval(LEVEL))
         ],
-        "codes": [str(code) for code, _ in result.status.findings],
+        "codes": [str(code) for code, _ in result.status.findings if code is not Code.OK],
         "evaluations": result.evaluations,
         "effective_chains": _plain(result.effective_chains),
         "least_ess": _plain(min((ess for ess in result.levels["ess"].values if math.isfinite(ess)), default=math.nan)),

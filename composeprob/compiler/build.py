@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from numpyro.distributions import Unit, constraints
 
-from composeprob.compiler.coordinates import bijection_of, located
+from composeprob.compiler.coordinates import bijection_of, has_place, located
 from composeprob.compiler.evidence import mask, plate_axes, plates, scaled
 from composeprob.compiler.latents import Dependencies, ancestors, held_for
 from composeprob.compiler.trace import Traced, trace
@@ -69,7 +69,7 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
         """By the author's variable (of the factor before `given`, which makes a new one), else by its own label."""
         return replace(leaf, label=next((n for f, n in variables if same_network(f, leaf.factor)), leaf.label))
 
-    sites, statics, observations = [], [], []
+    sites, statics, observations, by_others = [], [], [], list[str]()
     held: frozenset[str] = frozenset()
     for s in statements.values():
         if s.kind == "observed" and not masked(s.distribution):
@@ -90,6 +90,8 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
         elif s.kind == "static":
             follows = any(latents[n].kind == "noised" for n in ancestors(s.name, dependencies))
             standardised = follows and located(s.distribution)
+            if dependencies[s.name] and not follows and has_place(s.distribution):
+                by_others.append(s.name)
             inverse = bijection_of(s.distribution, standardised).inv
             coordinate = jax.eval_shape(inverse, s.value).shape
             kind = describe(s.distribution)
@@ -119,7 +121,8 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
         graph = graph.noted(
             "build", f"ancestral order: {', '.join(sorted(held))} by the prior, then {given} given that"
         )
-    return graph, replace(traced, standardised=frozenset(s.name for s in statics if s.standardised))
+    by_prior = frozenset(s.name for s in statics if s.standardised)
+    return graph, replace(traced, standardised=by_prior, placed=tuple(by_others))
 
 
 def draw() -> Provide:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpyro.distributions as dist
+from jax import Array
 from numpyro.distributions import Distribution, biject_to
-from numpyro.distributions.transforms import AffineTransform, ComposeTransform, Transform
+from numpyro.distributions.transforms import AffineTransform, ComposeTransform, ExpTransform, Transform
 
 
 def bijection_of(distribution: Distribution, standardised: bool) -> Transform:
@@ -25,6 +26,18 @@ def bijection_of(distribution: Distribution, standardised: bool) -> Transform:
 def located(distribution: Distribution) -> bool:
     """Whether a prior has a location and a scale, so that `bijection_of` can use them."""
     return _has_location(_base(distribution)[0])
+
+
+def has_place(distribution: Distribution) -> bool:
+    """Whether a prior has a location and a scale in its usual coordinate, as normal and log-normal ones have."""
+    base, transforms = _base(distribution)
+    return _has_location(base) and all(isinstance(each, ExpTransform) for each in transforms) and len(transforms) < 2
+
+
+def place_of(distribution: Distribution) -> tuple[Array, Array]:
+    """This location and scale, of a prior that has one (`has_place`)."""
+    base, _ = _base(distribution)
+    return base.loc, base.scale
 
 
 def _has_location(distribution: Distribution) -> bool:

@@ -47,12 +47,15 @@ def plates(evidence: Statement, site: Statement) -> dict[str, int]:
     """The plates about a piece of evidence and its site, outermost axis first, with their sizes."""
     shape, event = tuple(jnp.shape(site.value)), evidence.factor.event_shape
     inner = shape[: len(shape) - len(event)]
-    if shape[len(inner) :] != event or not all(site.dims[: len(inner)]):
+    # A plate that both stand in runs over members: an event of all of them is none of a member's.
+    shared = {dim for dim in site.dims[len(inner) :] if dim is not None and dim in evidence.dims}
+    if shape[len(inner) :] != event or not all(site.dims[: len(inner)]) or shared:
         raise ShapeError(
             f"The factor {evidence.name!r} has events of shape {event}, but one value of site {site.name!r} has the "
             f"shape {shape[sum(dim is not None for dim in site.dims) :]}.",
             where=evidence.where,
-            fix="use a factor over events of that shape, or cp.window for one that sees a part of them.",
+            fix="use a factor over events of that shape, or cp.window for one that sees a part of them; one of all "
+            "members together stands outside of their plate.",
         )
     outer = evidence.distribution.batch_shape
     depth = max(len(inner), len(outer))

@@ -13,7 +13,7 @@ from jax import Array
 
 from composeprob.compiler.build import draw
 from composeprob.compiler.by_moments import ByMoments
-from composeprob.compiler.coordinates import bijection_of
+from composeprob.compiler.coordinates import bijection_of, place_of
 from composeprob.compiler.exact import Exact
 from composeprob.compiler.tempering import Tempering
 from composeprob.compiler.trace import Sites, Traced
@@ -111,6 +111,13 @@ class Likelihood(eqx.Module):
         """From a static site's coordinate to its value."""
         assert self.traced is not None
         return bijection_of(distribution, name in self.traced.standardised)
+
+    def places(self, xs: Sites, zs: Sites) -> dict[str, tuple[Array, Array]]:
+        """Location and scale of static sites in their coordinate, where other static ones give them to the prior."""
+        if self.traced is None or not self.traced.placed:
+            return {}
+        statements, _ = self.replay(xs, zs, 0)
+        return {name: place_of(statements[name].distribution) for name in self.traced.placed}
 
     def draw(self, key: Array, xs: Sites) -> Sites:
         """Static sites drawn from their priors given the noised sites in the data's units, unconstrained."""

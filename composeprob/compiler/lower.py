@@ -197,7 +197,7 @@ class Evaluator(eqx.Module):
         return _sum([*self.likelihood(xs, {}, zs, self.schedule, noise), *priors])
 
     def frames(self, position: Sites, level: Array | int) -> dict[str, Frame]:
-        noise, _, zs = self._split(position, level)
+        noise, xs, zs = self._split(position, level)
         found = {}
         for batch in self._batches(zs, noise):
             (site, region, plates), *others = batch.members
@@ -215,6 +215,9 @@ class Evaluator(eqx.Module):
                 white = whitener(covariance)
                 roots = covariance @ jnp.swapaxes(white, -1, -2), white
             found[site] = Frame(jnp.broadcast_to(mean, shape), jnp.broadcast_to(clear, shape), roots)
+        for site, (location, scale) in self.likelihood.places(xs, zs).items():
+            shape = zs[site].shape
+            found[site] = Frame(jnp.broadcast_to(location, shape), jnp.broadcast_to(scale, shape))
         return found
 
     def leaf_scores(self, position: Sites, level: Array | int) -> tuple[Sites, ...]:

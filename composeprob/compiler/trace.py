@@ -165,6 +165,8 @@ class Traced(eqx.Module):
         noised: the sites of NumPyro priors that evidence looks at.
         known_code: its trace; None while that is being made.
         standardised: the static sites whose coordinate is relative to their prior's location and scale.
+        placed: the static sites whose prior has a location and a scale that other static ones give it, in the program's
+            order.
     """
 
     function: Callable[..., object] = eqx.field(static=True)
@@ -173,6 +175,7 @@ class Traced(eqx.Module):
     noised: frozenset[str] = eqx.field(static=True)
     known_code: Code | None = eqx.field(static=True, default=None)
     standardised: frozenset[str] = eqx.field(static=True, default=frozenset())
+    placed: tuple[str, ...] = eqx.field(static=True, default=())
 
     @property
     def code(self) -> Code:

@@ -62,7 +62,8 @@ class Evaluates(Protocol):
         """log π_level without the factors that depend on no latent, a scalar; no network is called."""
 
     def frames(self, position: Position, level: Array | int) -> dict[str, Frame]:
-        """Where x/α is under the priors of noised sites that depend on latents, where known."""
+        """Where x/α is under the priors of noised sites that depend on latents, where known, and static sites under
+        such priors."""
 
     def leaf_scores(self, position: Position, level: Array | int) -> tuple[dict[str, Array], ...]:
         """``{site: ∇ log f}`` of every leaf, in the order of `Described.offers`; each network called once."""

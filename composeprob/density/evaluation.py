@@ -131,7 +131,8 @@ class ExpertValue(eqx.Module):
 
 
 class Frame(eqx.Module):
-    """x = m + L·ξ with the mean m and the covariance L·Lᵀ of x/α under a noised site's prior given latents.
+    """x = m + L·ξ with the mean m and the covariance L·Lᵀ of x/α under a noised site's prior given latents, or of a
+    static site's coordinate under one that has a location and a scale.
 
     Attributes:
         centre, width: m, and standard deviations, of the site's shape.

@@ -14,7 +14,7 @@ from jax import Array
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Frame, Target
+from composeprob.density.evaluation import Frame, Position, Target
 from composeprob.kernels import Adaptive, Info, Kernel, KernelState
 from composeprob.kernels.line_integral import LineIntegral, bounded
 from composeprob.kernels.metropolis import accept, log_uniform
@@ -39,9 +39,29 @@ class Known(eqx.Module):
     def frames(self, z: Array, unknown: float = 1.0) -> dict[str, Frame]:
         """Where every noised site's prior given latents is; centre 0 and width ``unknown`` where a factor is its
         prior."""
-        v = jnp.concatenate([jnp.zeros((self.layout.dims,)), z])
-        found = self.density.evaluator.frames(self.layout.position(v, 1.0), self.noise.index)
+        found = self._found(self._position(z))
         return {n: found.get(n, Frame(jnp.zeros(s), jnp.full(s, unknown))) for n, s in self.layout.noised}
+
+    def _position(self, z: Array) -> Position:
+        return self.layout.position(jnp.concatenate([jnp.zeros((self.layout.dims,)), z]), 1.0)
+
+    def _found(self, position: Position) -> dict[str, Frame]:
+        return self.density.evaluator.frames(position, self.noise.index)
+
+    def shifted(self, z: Array, way: Array) -> tuple[Array, Array]:
+        """z + way, with the latents that others place taken along, ξ held, from the first in the program to the last;
+        and log |dz'/dz|."""
+        before, there, wider = self._found(self._position(z)), self._position(z + way), jnp.zeros(())
+        for name in (name for name in before if name in dict(self.layout.static)):
+            xi, after = before[name].standard(there[name]), self._found(there)[name]
+            there[name], wider = after.place(xi), wider + after.log_volume - before[name].log_volume
+        return self.layout.vector(there, 1.0)[self.layout.dims :], wider
+
+    def one_of(self, key: Array) -> Array:
+        """1 at a number of φ and 0 elsewhere, (m,): every site is as probable, and in it every number."""
+        sizes = np.array([math.prod(shape) for _, shape in self.layout.static])
+        which = jax.random.choice(key, sizes.sum(), p=np.repeat(1 / sizes / len(sizes), sizes))
+        return jnp.zeros((sizes.sum(),)).at[which].set(1.0)
 
     @property
     def members(self) -> np.ndarray:
@@ -82,6 +102,9 @@ class Interweaving(Kernel[KernelState]):
        the mean and the covariance of the prior: the other half of ancillary–sufficient interweaving (Yu and Meng 2011),
        which mixes where step 1 does not. The test takes p exactly, with $\log|L|$ for the change of coordinates, and
        integrates ∇U along the path.
+
+    Latents whose location and scale are other latents (a subject's, above its sessions') are taken along too, always in
+    step 3 and half of the time in step 1.
 
     Proposals of φ follow the curvature of log p at φ, which their accept test counts both ways, and need no tuning
     (Martin, Wilcox, Burstedde and Ghattas 2012, *A stochastic Newton MCMC method*).
@@ -183,12 +206,13 @@ def _latents(key: Array, known: Known, v: Array, score: Array) -> tuple[Array, A
     def single(i: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
         """One coordinate by a step of any order of magnitude, for where the curvature misleads."""
         z, log_p = now
-        which, length, draw, last = jax.random.split(jax.random.fold_in(key, i), 4)
+        which, along, length, draw, last = jax.random.split(jax.random.fold_in(key, i), 5)
         low, high = np.log(tuning.LATENTS.lengths)
         size = jnp.exp(jax.random.uniform(length, minval=low, maxval=high))
-        there_at = z.at[jax.random.randint(which, (), 0, z.size)].add(size * jax.random.normal(draw))
+        way = known.one_of(which) * size * jax.random.normal(draw)
+        there_at, wider = where(jax.random.bernoulli(along), known.shifted(z, way), (z + way, jnp.zeros(())))
         there = known.log_density(jnp.concatenate([y, there_at]))
-        taken, _ = _accept(last, there - log_p)
+        taken, _ = _accept(last, there - log_p + wider)
         return jnp.where(taken, there_at, z), jnp.where(taken, there, log_p)
 
     turns, singles = tuning.LATENTS.turns, tuning.LATENTS.singles
@@ -256,7 +280,7 @@ def _joint_move(
     d = known.layout.dims
     z = v[d:]
     draw, far, which, last = jax.random.split(key, 4)
-    one = jnp.zeros(v.shape).at[d + jax.random.randint(which, (), 0, z.size)].set(1.0)
+    one = jnp.concatenate([jnp.zeros((d,)), known.one_of(which)])
     low, high = np.log(tuning.LATENTS.ratios)
     scale = jnp.exp(jax.random.uniform(far, minval=low, maxval=high))
     here, curvature = _along(known, v, one)
@@ -270,8 +294,8 @@ def _joint_move(
     xi = {name: frame.standard(etas[name]) for name, frame in frames.items()}
 
     def along(share: Array) -> Array:
-        moved = known.frames(z + share * way).items()
-        return jnp.concatenate([*(frame.place(xi[name]).reshape(-1) for name, frame in moved), z + share * way])
+        there, _ = known.shifted(z, share * way)
+        return jnp.concatenate([*(f.place(xi[name]).reshape(-1) for name, f in known.frames(there).items()), there])
 
     def log_p(y: Array, z: Array) -> Array:
         return known.log_density(jnp.concatenate([y, z]))
@@ -282,7 +306,7 @@ def _joint_move(
     of_u = scores - jax.vmap(jax.grad(log_p))(nodes[:, :d], nodes[:, d:])
     of_moved, off = line.along(line.shares, jnp.sum(of_u * velocity[:, :d], axis=1))
     there, curvature_there = _along(known, nodes[-1], one)
-    ratio = there - here + of_moved + _log_wider(frames, known.frames(nodes[-1, d:]))
+    ratio = there - here + of_moved + _log_wider(frames, known.frames(nodes[-1, d:])) + known.shifted(z, way)[1]
     back = jnp.log(curvature_there / curvature) - (curvature_there - curvature) * (length / scale) ** 2
     ratio += jnp.where(local, 0.5 * back, 0.0)
     # The nodes are those of the way back too: what is refused for its error is refused both ways.

@@ -435,6 +435,62 @@ class TestCorrelatedMembers(Joint):
         assert_disagrees(z_scores(self.values(self.moved(steps=24)[1]), self.expected()))
 
 
+class TestNested(Interwoven):
+    """Latents in three layers: a scale places a mean, both place those of two subjects, log-normal ones, and these with
+    another scale their one session each."""
+
+    def density(self, modes):
+        flat = learned(lambda x, t: -x, "score", LEVELS, ())
+
+        @cp.program
+        def layers():
+            tau, omega = cp.sample("tau", dist.LogNormal(0.0, 0.5)), cp.sample("omega", dist.LogNormal(-0.5, 0.5))
+            mean = cp.sample("mean", dist.Normal(0.0, tau))
+            with numpyro.plate("subjects", 2):
+                size = cp.sample("size", dist.LogNormal(mean, tau))
+                cp.sample("eta", dist.Normal(jnp.log(size), omega))
+                cp.factor("x", flat, at="eta")
+
+        return cp.compile(layers)
+
+    def exact(self, density, number, modes):
+        """Given the scales (mean, log size, x) = A·ξ with ξ normal, of precision I + AₓᵀAₓ given the evidence."""
+        rng, noise = np.random.default_rng(3), density.schedule.at(self.LEVEL)
+        alpha, sigma = float(noise.alpha), float(noise.sigma)
+        omega, tau = rng.normal([[-0.5], [0.0]], 0.5, (2, 40 * number))
+        rows = np.array(
+            [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [alpha, alpha, 0, 0, 0], [alpha, 0, alpha, 0, 0]]
+        )
+        own = np.sqrt(alpha**2 * np.exp(2 * omega) + sigma**2)
+        a = np.exp(tau)[:, None, None] * rows + own[:, None, None] * np.diag([0, 0, 0, 1, 1])
+        precision = np.eye(5) + a[:, 3:].swapaxes(1, 2) @ a[:, 3:]
+        kept = np.flatnonzero(rng.random(len(tau)) < np.linalg.det(precision) ** -0.5)[:number]
+        assert len(kept) == number
+        upper = np.linalg.cholesky(precision[kept]).swapaxes(1, 2)
+        mean, *size, x, other = (a[kept] @ np.linalg.solve(upper, rng.normal(size=(number, 5, 1))))[..., 0].T
+        columns = x / alpha, other / alpha, mean, omega[kept], *size, tau[kept]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    @staticmethod
+    def values(v):
+        x, mean, omega, size, tau = v[:, :2], v[:, 2], v[:, 3], v[:, 4:6], v[:, 6]
+        found = {"mean²": mean**2, "omega": omega, "omega²": omega**2, "tau": tau, "tau²": tau**2, "x²": (x**2).sum(1)}
+        found |= {"size²": (size**2).sum(1), "size·mean": size.sum(1) * mean, "x·size": (x * size).sum(1)}
+        return found | {"size²·tau": (size**2).sum(1) * tau, "x²·omega": (x**2).sum(1) * omega}
+
+    @pytest.mark.parametrize(("singles", "joint"), [(8, 0), (0, 4)])
+    def test_leaves_the_law_as_it_is_and_moves(self, monkeypatch, singles, joint):
+        monkeypatch.setattr(tuning, "LATENTS", tuning.LATENTS._replace(turns=0, singles=singles, joint=joint))
+        start, after = self.moved()
+        assert_agrees(z_scores(self.values(after), self.expected()))
+        assert np.abs(np.corrcoef(start[:, 6], after[:, 6])[0, 1]) < 0.5
+
+    def test_without_the_change_of_coordinates_it_would_not(self, monkeypatch):
+        monkeypatch.setattr(tuning, "LATENTS", tuning.LATENTS._replace(turns=0, joint=0))
+        monkeypatch.setattr(hierarchy.Frame, "log_volume", 0.0)
+        assert_disagrees(z_scores(self.values(self.moved()[1]), self.expected()))
+
+
 class TestBetweenModes(Interwoven):
     def test_leaves_the_shares_of_modes_as_they_are(self):
         start, after = self.moved(self.TWO, 60)
@@ -561,6 +617,10 @@ REFUSED = {
         ),
         "another plate": (beside(plate("trials", 3)), "'trials', where its site 'eta' has plate 'subjects', of size 3"),
         "events of another shape": (lambda: member(prior=VECTOR), "events of shape"),
+        "events of all members": (
+            lambda: member([("subjects", 2)], evidence=gaussian(1.0, (2,))),
+            r"events of shape \(2,\), but one value .* the shape \(\)[\s\S]*outside of their plate",
+        ),
     },
     ProgramError: {
         "a scale for each": (beside(scaled(jnp.ones(3))), r"scaled by an array[\s\S]*one number"),

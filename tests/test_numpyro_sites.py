@@ -61,6 +61,14 @@ def test_log_prob_and_its_gradient_are_the_factors_up_to_one_constant(prior):
     assert prior.support.event_dim == 1
 
 
+def test_log_prob_is_that_of_the_cleanest_level():
+    """Of few levels, of which the next one is much noisier."""
+    coarse, law = cp.Schedule.log_snr(3), dist.Normal(jnp.zeros(2), 0.1).to_event(1)
+    prior, x = cp.as_distribution(cp.Analytic(law, coarse) ** 2), jnp.array([[0.0, 0.0], [0.2, 0.1]])
+    near, far = prior.log_prob(x)
+    np.testing.assert_allclose(near - far, 0.05 / (0.1**2 + (coarse.sigma[0] / coarse.alpha[0]) ** 2), rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_predictive_draws_what_the_sampler_draws(prior):
     """Every site and every copy in a plate has its own draws, of the right law."""

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from numpyro.distributions import Unit, constraints
 
-from composeprob.compiler.coordinates import bijection_of, has_place, located
+from composeprob.compiler.coordinates import bijection_of, located, place_of
 from composeprob.compiler.evidence import mask, plate_axes, plates, scaled
 from composeprob.compiler.latents import Dependencies, ancestors, held_for
 from composeprob.compiler.trace import Traced, trace
@@ -90,7 +90,7 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
         elif s.kind == "static":
             follows = any(latents[n].kind == "noised" for n in ancestors(s.name, dependencies))
             standardised = follows and located(s.distribution)
-            if dependencies[s.name] and not follows and has_place(s.distribution):
+            if dependencies[s.name] and not follows and place_of(s.distribution):
                 by_others.append(s.name)
             inverse = bijection_of(s.distribution, standardised).inv
             coordinate = jax.eval_shape(inverse, s.value).shape

@@ -28,16 +28,11 @@ def located(distribution: Distribution) -> bool:
     return _has_location(_base(distribution)[0])
 
 
-def has_place(distribution: Distribution) -> bool:
-    """Whether a prior has a location and a scale in its usual coordinate, as normal and log-normal ones have."""
+def place_of(distribution: Distribution) -> tuple[Array, Array] | None:
+    """Location and scale of a prior in its usual coordinate, which normal and log-normal ones have; None of others."""
     base, transforms = _base(distribution)
-    return _has_location(base) and all(isinstance(each, ExpTransform) for each in transforms) and len(transforms) < 2
-
-
-def place_of(distribution: Distribution) -> tuple[Array, Array]:
-    """This location and scale, of a prior that has one (`has_place`)."""
-    base, _ = _base(distribution)
-    return base.loc, base.scale
+    usual = [type(each) for each in transforms] in ([], [ExpTransform])
+    return (base.loc, base.scale) if usual and _has_location(base) else None
 
 
 def _has_location(distribution: Distribution) -> bool:

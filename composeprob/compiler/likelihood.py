@@ -114,10 +114,9 @@ class Likelihood(eqx.Module):
 
     def places(self, xs: Sites, zs: Sites) -> dict[str, tuple[Array, Array]]:
         """Location and scale of static sites in their coordinate, where other static ones give them to the prior."""
-        if self.traced is None or not self.traced.placed:
-            return {}
-        statements, _ = self.replay(xs, zs, 0)
-        return {name: place_of(statements[name].distribution) for name in self.traced.placed}
+        names = () if self.traced is None else self.traced.placed
+        statements = self.replay(xs, zs, 0)[0] if names else {}
+        return {name: place for name in names if (place := place_of(statements[name].distribution))}
 
     def draw(self, key: Array, xs: Sites) -> Sites:
         """Static sites drawn from their priors given the noised sites in the data's units, unconstrained."""

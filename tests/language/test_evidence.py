@@ -584,6 +584,65 @@ def test_group_by_the_default_call(seed, number, chains, deviation, noise):
 
 
 @cp.program
+def sessions(posterior, prior, ms):
+    mu, tau = cp.sample("mu", dist.Normal(0.0, 1.0)), cp.sample("tau", dist.HalfNormal(1.0))
+    omega = cp.sample("omega", dist.HalfNormal(1.0))
+    with numpyro.plate("subjects", len(ms), dim=-2):
+        a = cp.sample("a", dist.Normal(mu, tau))
+        with numpyro.plate("sessions", ms.shape[1], dim=-1):
+            eta = cp.sample("eta", dist.Normal(a, omega))
+            cp.factor("x", posterior.given(m=ms) / prior, at=eta)
+
+
+@cp.program
+def items(posterior, prior, ms):
+    mu, tau = cp.sample("mu", dist.Normal(0.0, 1.0)), cp.sample("tau", dist.HalfNormal(1.0))
+    omega = cp.sample("omega", dist.HalfNormal(1.0))
+    students, each = numpyro.plate("students", len(ms), dim=-2), numpyro.plate("items", ms.shape[1], dim=-1)
+    with students:
+        a = cp.sample("a", dist.Normal(mu, tau))
+    with each:
+        b = cp.sample("b", dist.Normal(0.0, omega))
+    with students, each:
+        eta = cp.sample("eta", dist.Normal(a + b, 0.3))
+        cp.factor("x", posterior.given(m=ms) / prior, at=eta)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("program", "shape", "own"), [(sessions, (8, 3), 0.0), (items, (8, 5), 0.3)])
+def test_effects_of_two_kinds_by_the_default_call(program, shape, own):
+    """Data are normal given both scales, and sums over a grid of these the reference."""
+    (rows, columns), rng = shape, np.random.default_rng(5)
+    of_row = np.kron(np.eye(rows), np.ones((columns, 1)))
+    others = np.eye(rows * columns) if program is sessions else np.kron(np.ones((rows, 1)), np.eye(columns))
+    y = 0.4 + 0.8 * of_row @ rng.normal(size=rows) + 0.5 * others @ rng.normal(size=others.shape[1])
+    y += np.hypot(own, NOISE) * rng.normal(size=y.size)
+    result = cp.infer(
+        cp.compile(program, POSTERIOR, PRIOR, means(y.reshape(shape))),
+        jax.random.key(0),
+        num_chains=300,
+        progress=False,
+    )
+    assert result.status.ok
+    scales = np.linspace(0.01, 3.0, 60)
+    tau, omega = (a.ravel() for a in np.meshgrid(scales, scales, indexing="ij"))
+    parts = of_row @ of_row.T, others @ others.T, (own**2 + NOISE**2) * np.eye(y.size) + 1.0  # mu's variance is 1
+    covariance = tau[:, None, None] ** 2 * parts[0] + omega[:, None, None] ** 2 * parts[1] + parts[2]
+    log_p = -0.5 * (tau**2 + omega**2 + np.linalg.slogdet(covariance)[1])
+    solved = np.linalg.solve(covariance, np.broadcast_to(np.stack([y, np.ones_like(y)], 1), (len(tau), y.size, 2)))
+    log_p -= 0.5 * solved[:, :, 0] @ y
+    weights = np.exp(log_p - log_p.max())
+    weights /= weights.sum()
+    first, spread = solved[:, :, 0].sum(1), 1 - solved[:, :, 1].sum(1)  # mu given the scales
+    found = {"mu": (first, spread), "tau": (tau, 0.0), "omega": (omega, 0.0)}
+    for name, (mean, variance) in found.items():
+        exact = weights @ mean
+        deviation = np.sqrt(weights @ (mean**2 + variance) - exact**2)
+        assert abs(np.mean(result[name]) - exact) < 0.3 * deviation, name
+        assert abs(np.std(result[name]) / deviation - 1) < 0.2, name
+
+
+@cp.program
 def ambiguous(conditional):
     mu = cp.sample("mu", dist.Normal(0.0, 1.0))
     prior = cp.Analytic(dist.Normal(mu, 1.0), LEVELS)

@@ -620,7 +620,7 @@ def test_effects_of_two_kinds_by_the_default_call(program, shape, own):
     result = cp.infer(
         cp.compile(program, POSTERIOR, PRIOR, means(y.reshape(shape))),
         jax.random.key(0),
-        num_chains=300,
+        num_chains=400,
         progress=False,
     )
     assert result.status.ok

@@ -251,8 +251,7 @@ def few_ancestors(worth: float, distinct: float, num_chains: int, ends: bool) ->
         f"The {num_chains} chains descend from {distinct:.0f} of the first ones, which are worth {worth:.1f}: "
         "shares of modes are as uncertain as with so few chains, and no standard error is given. "
         "Try more chains, more levels, steps_per_level=3 or more, or weights that differ less (anneal='moments' or "
-        "'denoised' for observations); cp.ReplicaExchange, whose replicas go back to noise and down again; or "
-        "cp.AnnealedMCMC, whose chains are independent."
+        "'denoised' for observations); cp.ReplicaExchange; or cp.AnnealedMCMC, whose chains are independent."
     )
     return [(Code.ANCESTORS_COLLAPSED, text)]
 

@@ -52,14 +52,14 @@ def measured(
         result = cp.infer(density(), jax.random.key(key), num_chains=num_chains, sampler=sampler, progress=False)
         row |= read(case, answer, result)
     except cp.errors.ComposeProbError as refused:
-        row |= {"codes": ["refused"], "estimates": [], "errors": [], "reason": str(refused)}
+        row |= {"codes": ["refused"], "estimates": [], "errors": [], "withheld": [], "reason": str(refused)}
     row |= {"z": deviations(row), "seconds": time.process_time() - began}
     return row | {"outcome": str(outcome(row))}
 
 
 def read(case: Case, answer: Answer, result: cp.Result) -> dict[str, Any]:
     """What a result states of itself, the log-evidence where it has an exact value."""
-    unnamed = copy.copy(result)
+    unnamed = copy.copy(result)  # before any of what is computed when it is first asked for has been
     vars(unnamed)["status"] = Status()
     held_back = case.ask(unnamed).error, unnamed.log_evidence_error
     estimate = case.ask(result)
@@ -104,7 +104,7 @@ def deviations(row: dict[str, Any]) -> list[float | None]:
 
 def errors(row: dict[str, Any]) -> list[float | None]:
     """The errors that are stated, or withheld; None where there is none at all."""
-    pairs = zip(row["errors"], row.get("withheld", []), strict=False)
+    pairs = zip(row["errors"], row["withheld"], strict=True)
     return [held_back if stated is None else stated for stated, held_back in pairs]
 
 

@@ -51,13 +51,13 @@ class Known(eqx.Module):
     def shifted(self, z: Array, way: Array) -> tuple[Array, Array]:
         """z + way, with the latents that others place taken along, ξ held, from the first in the program to the last;
         and log |dz'/dz|."""
-        before, there, wider = self._found(self._position(z)), self._position(z + way), jnp.zeros(())
+        before, there, after = self._found(self._position(z)), self._position(z + way), dict[str, Frame]()
         for name in (name for name in before if name in dict(self.layout.static)):
-            xi, after = before[name].standard(there[name]), self._found(there)[name]
-            there[name], wider = after.place(xi), wider + after.log_volume - before[name].log_volume
-        return self.layout.vector(there, 1.0)[self.layout.dims :], wider
+            after[name] = self._found(there)[name]
+            there[name] = after[name].place(before[name].standard(there[name]))
+        return self.layout.vector(there, 1.0)[self.layout.dims :], _log_wider(before, after)
 
-    def one_of(self, key: Array) -> Array:
+    def unit_vector(self, key: Array) -> Array:
         """1 at a number of φ and 0 elsewhere, (m,): every site is as probable, and in it every number."""
         sizes = np.array([math.prod(shape) for _, shape in self.layout.static])
         which = jax.random.choice(key, sizes.sum(), p=np.repeat(1 / sizes / len(sizes), sizes))
@@ -209,7 +209,7 @@ def _latents(key: Array, known: Known, v: Array, score: Array) -> tuple[Array, A
         which, along, length, draw, last = jax.random.split(jax.random.fold_in(key, i), 5)
         low, high = np.log(tuning.LATENTS.lengths)
         size = jnp.exp(jax.random.uniform(length, minval=low, maxval=high))
-        way = known.one_of(which) * size * jax.random.normal(draw)
+        way = known.unit_vector(which) * size * jax.random.normal(draw)
         there_at, wider = where(jax.random.bernoulli(along), known.shifted(z, way), (z + way, jnp.zeros(())))
         there = known.log_density(jnp.concatenate([y, there_at]))
         taken, _ = _accept(last, there - log_p + wider)
@@ -269,7 +269,7 @@ def _along(known: Known, v: Array, way: Array) -> tuple[Array, Array]:
 
 def _log_wider(before: dict[str, Frame], after: dict[str, Frame]) -> Array:
     """log |dη'/dη| of a move that takes η along, a scalar."""
-    return sum((after[name].log_volume - frame.log_volume for name, frame in before.items()), jnp.zeros(()))
+    return sum((frame.log_volume - before[name].log_volume for name, frame in after.items()), jnp.zeros(()))
 
 
 def _joint_move(
@@ -280,7 +280,7 @@ def _joint_move(
     d = known.layout.dims
     z = v[d:]
     draw, far, which, last = jax.random.split(key, 4)
-    one = jnp.concatenate([jnp.zeros((d,)), known.one_of(which)])
+    one = jnp.concatenate([jnp.zeros((d,)), known.unit_vector(which)])
     low, high = np.log(tuning.LATENTS.ratios)
     scale = jnp.exp(jax.random.uniform(far, minval=low, maxval=high))
     here, curvature = _along(known, v, one)

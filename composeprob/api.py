@@ -25,7 +25,8 @@ from composeprob.pretrained.estimators import from_estimator
 from composeprob.pretrained.load import from_diffusers
 from composeprob.results.result import Result
 from composeprob.results.status import Status
-from composeprob.runtime.infer import Checkpoint, Draws, infer
+from composeprob.runtime.infer import infer
+from composeprob.runtime.writer import Checkpoint, Draws
 from composeprob.samplers.closing import GlobalMoves, WarmUp
 from composeprob.samplers.meet import Meet, Resample
 from composeprob.samplers.replica_exchange import ReplicaExchange

@@ -102,7 +102,7 @@ def presets(module: ModuleType) -> dict[str, Any]:
     the precision; ``num_chains`` is 1000 where it has none."""
     import numpy as np
 
-    from composeprob.runtime.infer import Checkpoint, Draws
+    from composeprob.runtime.writer import Checkpoint, Draws
     from composeprob.samplers.sampler import Sampler
 
     # What each may be; that its values are right, `infer` and `compile` see to.

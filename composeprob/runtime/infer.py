@@ -6,7 +6,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec
 
@@ -17,13 +16,13 @@ from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
-from composeprob.arguments import answered, check_count, check_key, check_path
+from composeprob.arguments import answered, check_count, check_key
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import AlignmentError, CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels.base import Kernel
 from composeprob.results.result import Result
-from composeprob.runtime.stages import State, carry_out
-from composeprob.runtime.watchers import FewAncestors
+from composeprob.runtime.stages import FewAncestors, State, carry_out
+from composeprob.runtime.writer import Checkpoint, Draws
 from composeprob.samplers.choose import can_wait, choose, independent, patient, without_data
 from composeprob.samplers.run import Pace
 from composeprob.samplers.sampler import Sampler
@@ -31,85 +30,6 @@ from composeprob.samplers.spread import Spread, every_device
 from composeprob.schedule import Schedule
 
 Params = ParamSpec("Params")
-
-
-@dataclass(frozen=True)
-class Draws:
-    r"""`Draws` says how many draws of every chain a run keeps at level 0, how far apart, and where.
-
-    After the last level the sampler's kernel $P$, which leaves $\pi_0$ invariant, goes on there. Draw i of a chain is
-
-    $$x^{(i)} \sim P^{\text{thin}}(x^{(i-1)}, \cdot), \qquad x^{(0)} \text{ where the levels left it.}$$
-
-    `Adaptive` step sizes adapt in 50 transitions before the first draw, and are fixed then. All draws weigh the same:
-    `SMC` resamples at level 0, and the kernel keeps equal weights. A call that wants more of them than a finished run
-    has continues it from its checkpoint.
-
-    Args:
-        number: of each chain; samples then have shape ``(N, number, …)``. None for the chains' last positions only.
-        thin: transitions between two draws.
-        store: a folder for the samples, written block by block in zarr format (version 3) as the run goes on, so that
-            memory does not grow with their number; an earlier result there is replaced. ``result.samples`` are then
-            read from it where they are indexed, and `Result.load` opens it. Of several processes each writes its own
-            chains. Left out, samples are in memory.
-
-    Raises:
-        InvalidValueError: numbers below 1, more than 2³¹ − 1 transitions, or ``thin`` without draws.
-        WrongTypeError: numbers that are not whole, or a ``store`` that is no path.
-
-    Example:
-        >>> import composeprob as cp
-        >>> cp.Draws(1000, thin=5)
-        Draws(number=1000, thin=5, store=None)
-    """
-
-    number: int | None
-    thin: int = 1
-    store: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        thin, most = check_count(self.thin, "thin"), 2**31 - 1  # transitions are counted in 32 bits
-        if self.store is not None:
-            check_path(self.store, "store", "draws.zarr")
-        if self.number is None and thin != 1:
-            raise InvalidValueError(f"thin={thin} was given, but no draws to thin.", fix="pass draws= too.")
-        if self.number is not None and check_count(self.number, "draws") * thin > most:
-            text = f"{self.number} draws of {thin} transitions each are more than {most}."
-            raise InvalidValueError(text, fix="ask for fewer.")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """`Checkpoint` says where a run keeps its checkpoints, and whether it must continue from one.
-
-    They are written between levels and draws beside the run, at most every 10 seconds, and at its end. A call that
-    finds one of the same program, sampler, key and number of chains continues from it, and gives the samples, bit for
-    bit, that an uninterrupted run gives on the same machine. A write that fails stops nothing; the status reports it.
-
-    Args:
-        folder: made where it is missing.
-        resume: True refuses to start where there is no checkpoint, False starts again whatever there is; left out, the
-            run continues where there is one.
-
-    Raises:
-        WrongTypeError: a folder that is no path, or another ``resume``.
-
-    Example:
-        >>> import composeprob as cp
-        >>> cp.Checkpoint("checkpoints", resume=True)
-        Checkpoint(folder='checkpoints', resume=True)
-    """
-
-    folder: str | Path
-    resume: bool | None = None
-
-    def __post_init__(self) -> None:
-        check_path(self.folder, "checkpoint_dir", "checkpoints")
-        if self.resume is not None and not isinstance(self.resume, (bool, np.bool_)):
-            raise WrongTypeError(
-                f"resume must be True, False or None; got {self.resume!r}.",
-                fix="leave it out to continue where there is a checkpoint.",
-            )
 
 
 def _checked(function: Callable[Params, Result]) -> Callable[Params, Result]:

@@ -10,9 +10,10 @@ import contextlib
 import copy
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import SupportsFloat
 
 import equinox as eqx
 import jax
@@ -20,22 +21,21 @@ import numpy as np
 from jax import Array
 from threadpoolctl import threadpool_limits
 
+from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.overlap import check, check_evaluations, in_question
 from composeprob.errors import CapabilityError
 from composeprob.results.result import Result
-from composeprob.runtime import compiled, parts
+from composeprob.results.status import fewest_families
+from composeprob.runtime import compiled
 from composeprob.runtime.progress import Progress
-from composeprob.runtime.record import summarised
-from composeprob.runtime.watchers import PilotRun, RunCheckpoints, give_up
-from composeprob.runtime.writer import Writer
+from composeprob.runtime.record import Fold, summarised
+from composeprob.runtime.writer import Checkpoint, Draws, RunCheckpoints, Writer
 from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.run import Pace, Run, Visits, begin, placed
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, everywhere, from_first_process, host
 from composeprob.settings import usual
-
-if TYPE_CHECKING:
-    from composeprob.runtime.infer import Checkpoint, Draws
 
 
 @dataclass
@@ -124,7 +124,7 @@ def prepare(state: State) -> None:
             where=where,
             fix="use cp.AnnealedMCMC(kernel, …) or cp.SMC(kernel), or take more chains instead of draws.",
         )
-    shared = parts.in_parts(density, spread, sampler)
+    shared = compiled.in_parts(density, spread, sampler)
     state.first = sampler.first_level(density)
     here = dataclasses.replace(spread, mesh=None, copies=0)
     run = begin(state.key, state.num_chains, sampler.visits(density, state.pace), here, state.series)
@@ -138,7 +138,7 @@ def prepare(state: State) -> None:
         state.began -= state.checkpoints.seconds
     state.writer = Writer(state, started)
     state.run = placed(run, spread)
-    state.placed = parts.placed((sampler.in_numbers(), shared), spread)
+    state.placed = compiled.on_mesh((sampler.in_numbers(), shared), spread)
     watchers = state.checkpoints, give_up if state.gives_up else None, PilotRun(state)
     state.watchers = [watch for watch in watchers if watch is not None]
     if state.gives_up:  # a run that goes on may have been given up where it was saved
@@ -222,6 +222,56 @@ def record(state: State) -> None:
 
 
 STAGES = [prepare, descend, finish, draw, record]
+
+
+class FewAncestors(Exception):
+    """SMC's chains have become copies of few, at a level where something else can still be done."""
+
+
+def give_up(state: State) -> None:
+    """Raises `FewAncestors`, once the run is saved, where too few of the first chains have descendants."""
+    visits, run, n = state.visits, state.run, state.num_chains
+    if not int(visits.made):
+        return
+    effective = 1.0 / (float(run.evidence_variance) * (n - 1) / n + 1 / n)
+    if effective < fewest_families(n):
+        if state.checkpoints is not None:
+            state.checkpoints.finish(state)
+        level = int(visits.visited()[-1])
+        raise FewAncestors(
+            f"{np.asarray(run.records.ancestors)[level]:.0f} first ones, some so much more than others that they are "
+            f"worth {effective:.1f}, at level {level}"
+        )
+
+
+class PilotRun:
+    """Sends a few chains ahead by `density.check`, once, if the run turns out to be long, and warns of what they find.
+
+    The run's own samples answer the same question better, at its end; a run of seconds waits for them, as compiling the
+    pilot run would take as long. How long a level takes is known after the second stretch, as the first one compiles.
+    """
+
+    def __init__(self, state: State):
+        visits = state.first + 1 if state.pace is None else min(state.first + 1, tuning.CHECKS.fewest_chosen)
+        most = tuning.CHECKS.share * state.num_chains * state.sampler.evaluations(state.first, visits)
+        self.due = state.first > 0 and in_question(state.density) and check_evaluations(state.density) <= most
+        self.began: tuple[float, int] | None = None
+
+    def __call__(self, state: State) -> None:
+        if not self.due:
+            return
+        now, level = time.monotonic(), int(state.visits.visited()[-1])
+        if self.began is None or level >= self.began[1]:
+            self.began = now, level
+            return
+        began, above = self.began
+        self.due = False
+        (long,) = from_first_process(int(level * (now - began) / (above - level) >= tuning.CHECKS.long_seconds))
+        if not long:
+            return
+        key = Fold.PILOT.folded_into(state.key)
+        for finding in check(state.density, key, tuning.PILOT.chains):
+            warnings.warn(f"{finding.message} The run goes on; Ctrl-C ends it.", stacklevel=2)
 
 
 class Stretch:

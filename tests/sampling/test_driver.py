@@ -16,7 +16,7 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.density.overlap import check_evaluations
 from composeprob.results.status import Code
-from composeprob.runtime import compiled, watchers
+from composeprob.runtime import compiled, stages
 from composeprob.runtime.progress import Progress
 from processes import HASTE, said
 from sampling_cases import SAMPLER, Calls, Counted, both, measured, modes, normal, run, single
@@ -220,11 +220,11 @@ def asked(monkeypatch):
     """How often chains were sent ahead."""
     calls = []
 
-    def counted(*arguments, check=watchers.check):
+    def counted(*arguments, check=stages.check):
         calls.append(arguments)
         return check(*arguments)
 
-    monkeypatch.setattr(watchers, "check", counted)
+    monkeypatch.setattr(stages, "check", counted)
     return calls
 
 
@@ -254,7 +254,7 @@ def test_asking_takes_no_more_than_its_share(asked, monkeypatch):
     every_run_is_long(monkeypatch)
     density = boxes(2.0)
     assert check_evaluations(density) == 16 * (4 * 24 + 8) <= 0.05 * CHAINS * 24 * 7
-    monkeypatch.setattr(watchers, "check_evaluations", lambda density: int(0.05 * CHAINS * 24 * 7) + 1)
+    monkeypatch.setattr(stages, "check_evaluations", lambda density: int(0.05 * CHAINS * 24 * 7) + 1)
     sampled(density)
     assert not asked
 
@@ -270,10 +270,10 @@ def test_how_long_a_run_will_be_is_told_from_its_second_stretch_on(monkeypatch):
     call = {"density": boxes(2.0), "pace": None, "num_chains": 1, "key": jax.random.key(0)}
     for seconds, long in ((1.0, False), (4.0, True)):
         clock = iter([100.0, 100.0 + 4 * seconds])
-        monkeypatch.setattr(watchers.time, "monotonic", lambda clock=clock: next(clock))
+        monkeypatch.setattr(stages.time, "monotonic", lambda clock=clock: next(clock))
         asked = []
-        monkeypatch.setattr(watchers, "check", lambda *arguments, asked=asked: asked.append(arguments) or ())
-        pilot_run = watchers.PilotRun(at(23))
+        monkeypatch.setattr(stages, "check", lambda *arguments, asked=asked: asked.append(arguments) or ())
+        pilot_run = stages.PilotRun(at(23))
         for level in (23, 19, 15, 11):
             pilot_run(at(level))
         assert bool(asked) == long

@@ -12,7 +12,7 @@ import pytest
 
 import composeprob as cp
 from composeprob import tuning
-from composeprob.runtime import parts
+from composeprob.runtime import compiled
 from composeprob.samplers.spread import AXES, Spread, everywhere
 from processes import said
 from refusals import refused
@@ -22,7 +22,7 @@ SCRIPT = """
 import json, re, sys, tempfile
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np, numpyro.distributions as dist, pytest, composeprob as cp
 from composeprob import tuning
-from composeprob.runtime import compiled, parts
+from composeprob.runtime import compiled
 from composeprob.runtime.progress import Progress
 from same_bits import bits_of
 from sampling_cases import both, learned, measured, normal, stop_after
@@ -66,7 +66,7 @@ def advance(sampler, run, density, *rest):
 compiled.advance = advance
 
 def cut():
-    found = [p for p in jax.tree.leaves(seen_densities[-1], is_leaf=parts._is_part) if parts._is_part(p)]
+    found = [p for p in jax.tree.leaves(seen_densities[-1], is_leaf=compiled._is_part) if compiled._is_part(p)]
     return [(list(p.array.shape), sorted({s.data.shape for s in p.array.addressable_shards})) for p in found]
 
 def one_device_for_all(part, after):
@@ -78,10 +78,10 @@ for density, sampler, hows, options in task["runs"]:
     for how in hows:
         told[f"{density} {sampler} {how}"] = [run(density, sampler, how, **options) == reference, cut()]
 if task["broken"]:
-    whole, parts.Part.gathered = parts.Part.gathered, one_device_for_all
+    whole, compiled.Part.gathered = compiled.Part.gathered, one_device_for_all
     jax.clear_caches()
     told["broken"] = run("product", "MALA", "parts") == run("product", "MALA", "whole")
-    parts.Part.gathered = whole
+    compiled.Part.gathered = whole
     jax.clear_caches()
 if task["resumes"]:
     folder, Progress.pause = tempfile.mkdtemp(), 1e-9
@@ -104,7 +104,7 @@ def compiled_ahead(above):
 
 if task["compiles"]:
     told["compiled"] = [compiled_ahead(ABOVE), compiled_ahead(2**30)]
-    parts.jax.lax.optimization_barrier = lambda values: values
+    compiled.jax.lax.optimization_barrier = lambda values: values
     jax.clear_caches()
     told["without barrier"] = compiled_ahead(ABOVE)
 print(json.dumps(told))
@@ -123,12 +123,12 @@ SQUARE = [[32, 32], [[8, 32]]]
 def test_on_one_device_everything_is_one_part(monkeypatch):
     density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
     sampler, mesh = cp.AnnealedMCMC(cp.MALA(0.01), 1), jax.make_mesh((1, 1), ("i", "j"))
-    one, spread = parts.partitioned(density, 1, 0), Spread.checked(mesh, None, 4)
-    assert any(place != everywhere for place in jax.tree.leaves(parts.places(one)))
-    assert parts.in_parts(density, spread, sampler) is density  # a second axis of 1 shares nothing
+    one, spread = compiled.partitioned(density, 1, 0), Spread.checked(mesh, None, 4)
+    assert any(place != everywhere for place in jax.tree.leaves(compiled.places(one)))
+    assert compiled.in_parts(density, spread, sampler) is density  # a second axis of 1 shares nothing
     runs = []
     for cut in (lambda density, *_: density, lambda *_: one):
-        monkeypatch.setattr(parts, "in_parts", cut)
+        monkeypatch.setattr(compiled, "in_parts", cut)
         options = {"mesh": mesh, "chunk": 4, "progress": False}
         runs.append(cp.infer(density, jax.random.key(0), num_chains=4, sampler=sampler, **options))
     np.testing.assert_array_equal(runs[0]["x"], runs[1]["x"])
@@ -179,7 +179,7 @@ def test_refusals(monkeypatch):
     refused(call, cp.errors.WrongTypeError, "one axis or two; got one with the axes")
     table = AbstractRow(2)
     nuts = cp.AnnealedMCMC(cp.BlackJAX(blackjax.nuts, 0.1), 1).prepare(density)
-    assert parts.in_parts(density, table, nuts) is density  # whose arrays are all small
+    assert compiled.in_parts(density, table, nuts) is density  # whose arrays are all small
     monkeypatch.setattr(tuning, "ROOM", tuning.ROOM._replace(parts_bytes=0))
     words = "may evaluate some chains more often"
-    refused(lambda: parts.in_parts(density, table, nuts), cp.errors.CapabilityError, words)
+    refused(lambda: compiled.in_parts(density, table, nuts), cp.errors.CapabilityError, words)

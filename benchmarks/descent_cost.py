@@ -70,7 +70,7 @@ def main() -> int:
     for name in options.cases:
         density, runs, results = CASES[name](), {}, {}
         for setting in STEPS:
-            units = sampler_of(setting).prepare(density).evaluations(LEVELS - 1, LEVELS)
+            units = sampler_of(setting).prepare(density).evaluations(LEVELS)
             runs[setting] = (lambda setting=setting: _run(density, setting, options.chains, results)), units
         times = alternate(runs, options.repeats, "processor")
         for setting, result in results.items():

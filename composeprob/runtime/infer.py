@@ -155,7 +155,7 @@ def infer(
         result = carry_out(run)
     except FewAncestors as few:
         why = f"SMC's {num_chains} chains had come to descend from {few}"
-        spent = run.sampler.evaluations(run.first, int(run.visits.made))
+        spent = run.sampler.evaluations(int(run.visits.made))
         if not (waits and without_data(density)):
             other = independent(chosen, why, num_chains, each)
             run = state(1, density if pace else chosen, None, other, spent)

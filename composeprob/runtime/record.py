@@ -24,6 +24,7 @@ from composeprob.density.curl import curl
 from composeprob.density.data import log_likelihood, lost_to_noise
 from composeprob.density.evaluation import Position
 from composeprob.density.overlap import agreement, in_question
+from composeprob.kernels.gibbs import integrates_score
 from composeprob.results import shares, status
 from composeprob.results.estimates import Families, effective_chains, known_chains
 from composeprob.results.geometry import chosen, spaced
@@ -88,7 +89,7 @@ def summarised(
 
     cost, moves, settling = sampler.drawing if state.writer.drawn else (0, 0, 0)
     transitions = state.writer.drawn * int(state.draws.thin) + settling
-    evaluations = state.spent + sampler.evaluations(state.first, len(visited)) + transitions * cost
+    evaluations = state.spent + sampler.evaluations(len(visited)) + transitions * cost
     evaluations += int(run.spent)
     proposals = np.full(len(levels), max(sampler.proposals(), 1) * n)
     proposals[0] += transitions * moves * n
@@ -131,7 +132,7 @@ def summarised(
     questions: list[Question] = []
     scouts: Question = list
     if arrived:
-        most = tuning.CHECKS.share * n * sampler.evaluations(state.first, len(visited))
+        most = tuning.CHECKS.share * n * sampler.evaluations(len(visited))
         questions = [
             support.later,
             _data(state, positions, families, found.withholds),
@@ -153,7 +154,7 @@ def summarised(
         return Status(tuple(status.few_chains(result.effective_chains, n, recorded["ess"], log_snr[levels])))
 
     relied_on = dict[str, float]()
-    if len(visited) and sampler.integrates_score:
+    if len(visited) and integrates_score(sampler.kernel):
         relied_on = later(lambda _: _curl(density, some, int(visited[-1]), key))
     known = math.isfinite(evidence)
     accepted = float(run.global_acceptance)
@@ -207,7 +208,7 @@ def _own_scores(state: State, positions: Position, most: float) -> Question:
     at most."""
     density, draws = state.density, tuning.FINDINGS.own_draws
     number = int(min(most / density.num_levels, state.num_chains, draws))
-    if not state.sampler.integrates_score or number < draws // 8:
+    if not integrates_score(state.sampler.kernel) or number < draws // 8:
         return list
     some, log_snr = chosen(positions, np.arange(number)), np.asarray(density.schedule.log_snr)
     return lambda: other_laws(own_scores(density, some, Fold.OWN_DRAWS.folded_into(state.key)), log_snr)

@@ -253,7 +253,7 @@ class PilotRun:
 
     def __init__(self, state: State):
         visits = state.first + 1 if state.pace is None else min(state.first + 1, tuning.CHECKS.fewest_chosen)
-        most = tuning.CHECKS.share * state.num_chains * state.sampler.evaluations(state.first, visits)
+        most = tuning.CHECKS.share * state.num_chains * state.sampler.evaluations(visits)
         self.due = state.first > 0 and in_question(state.density) and check_evaluations(state.density) <= most
         self.began: tuple[float, int] | None = None
 

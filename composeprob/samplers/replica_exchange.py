@@ -28,7 +28,7 @@ from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, by_kind
 from composeprob.samplers.random import threefry
 from composeprob.samplers.run import Pace, Run, Visits
-from composeprob.samplers.sampler import Sampler, check_kernel, initial_point, needs
+from composeprob.samplers.sampler import Sampler, check_kernel, initial_point
 from composeprob.samplers.spread import Tree, host
 from composeprob.samplers.step import Step
 from composeprob.samplers.weights import incremental_log_weight
@@ -332,7 +332,7 @@ class ReplicaExchange(Sampler):
     def requires(self) -> dict[str, frozenset[str]]:
         kind = self.meet.kind
         swaps = {} if kind is None else {f"ReplicaExchange(swap='{kind}')": NEEDS[kind]}
-        return swaps | needs(self.kernel)
+        return swaps | super().requires
 
     def needs_parts(self, density: AnnealedDensity) -> bool:
         return not self.meet.energies
@@ -375,7 +375,7 @@ class ReplicaExchange(Sampler):
         evaluations, blocks = self.moves.kernel.evaluations_per_step, len(self.moves.blocks)
         return self.num_levels * (1 + evaluations), self.num_levels * (1 + blocks), 0
 
-    def evaluations(self, first_level: int, completed: int) -> int:
+    def evaluations(self, completed: int) -> int:
         sweeps = self.sweeps + tuning.RUNGS.rounds - 1 if completed == self.num_levels else 0
         return (completed + sweeps) * self.drawing[0]
 

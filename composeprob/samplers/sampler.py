@@ -20,7 +20,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import MALA, Adaptive, Gibbs, Kernel
-from composeprob.kernels.gibbs import integrates_score, parts_of, replaced
+from composeprob.kernels.gibbs import parts_of, replaced
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.pytree import where
 from composeprob.samplers.closing import Closing, closings
@@ -74,7 +74,9 @@ class Sampler(eqx.Module):
             needed[type(self).__name__] = frozenset({"score"})
         for closing in self.then:
             needed |= closing.requires
-        return needed | needs(self.kernel)
+        for part in parts_of(self.kernel):
+            needed[type(part).__name__] = needed.get(type(part).__name__, frozenset()) | part.requires
+        return needed
 
     @property
     def adjusted(self) -> tuple[bool, ...]:
@@ -91,11 +93,6 @@ class Sampler(eqx.Module):
         """The order p at which the error of `Run.log_evidence` vanishes with the levels' distance, where it is to be
         estimated; None where it has none, or nobody asks."""
         return self.step.order if self.step is not None and self.check_levels else None
-
-    @property
-    def integrates_score(self) -> bool:
-        """Whether an accept test integrates the score, which means something only where that is a gradient."""
-        return integrates_score(self.kernel)
 
     def estimates_evidence(self, density: AnnealedDensity) -> bool:
         """Whether `Run.log_evidence` estimates log ∫π_0."""
@@ -152,8 +149,8 @@ class Sampler(eqx.Module):
             level -= 1
         return level
 
-    def evaluations(self, first_level: int, completed: int) -> int:
-        """Evaluations of the composed density per chain in ``completed`` levels, counted from ``first_level`` down."""
+    def evaluations(self, completed: int) -> int:
+        """Evaluations of the composed density per chain in so many levels."""
         descents = max(completed - 1, 0)
         if self.weights is None and self.moves is None:
             return descents
@@ -459,14 +456,6 @@ def likely_start(layout: Layout, density: AnnealedDensity, level: int, words: Ar
     none = jnp.zeros((layout.size,)), jnp.asarray(-jnp.inf), jnp.asarray(-jnp.inf)
     v, _, total = jax.lax.fori_loop(0, tuning.START.draws, race, none)
     return v, total - math.log(tuning.START.draws)
-
-
-def needs(kernel: Kernel | None) -> dict[str, frozenset[str]]:
-    """What a density must offer, by the name of the kernel (or of the block's) that needs it."""
-    found: dict[str, frozenset[str]] = {}
-    for part in parts_of(kernel):
-        found[type(part).__name__] = found.get(type(part).__name__, frozenset()) | part.requires
-    return found
 
 
 def check_kernel(kernel: object, steps_per_level: object, optional: bool = False) -> None:

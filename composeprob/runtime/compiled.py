@@ -35,11 +35,10 @@ from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.closing import Closing
 from composeprob.samplers.run import NoRecords, Run, begin, placed
 from composeprob.samplers.sampler import Sampler
-from composeprob.samplers.spread import AXES, Spread, chain_mesh, chains, everywhere
+from composeprob.samplers.spread import AXES, Spread, Tree, chain_mesh, chains, everywhere
 
 Params = ParamSpec("Params")
 Output = TypeVar("Output")
-Tree = TypeVar("Tree")
 
 
 def make_room(most: int = tuning.ROOM.memory_maps) -> None:

@@ -29,7 +29,7 @@ from composeprob.samplers.moves import Particles, Tally, Transitions
 from composeprob.samplers.random import key_of, normals, stream
 from composeprob.samplers.run import Run
 from composeprob.samplers.spread import Tree, zeros_of
-from composeprob.samplers.step import Backward, Fit, ReverseStep, Step, controlled, fit, fixed_control
+from composeprob.samplers.step import Backward, Fit, ReverseStep, Step, fit, fixed_control
 from composeprob.samplers.weights import Weight, first_weight
 from composeprob.schedule import Noise
 
@@ -68,7 +68,6 @@ class Now(eqx.Module):
     start: Noise  # of the level above
     end: Noise  # of this one
     falls: Array  # whether there is a step between them
-    fixed: tuple[Array, Array]  # the controls at both that need no fit, (d,)
     normals: Array  # standard normal numbers of every chain, (n, …)
     above: Fit | None = None  # the population's fit where the step starts
     here: Fit | None = None  # and where it ends
@@ -162,7 +161,7 @@ class Descent:
         phase = jnp.where(now.falls, 0, max(self.lead - 1, 0)).astype(jnp.int32)
         found, fit, law = drift_of(run.chains.evaluation, d), None, None
         if self.control or self.corrects:
-            fit = jax.eval_shape(self.fit, run, points, found, now.end, self.power)
+            fit = jax.eval_shape(self.fit, run, points, found, now.end)
             law = jax.eval_shape(self.law, now, fit, fit, now.falls) if self.corrects else None
         self.unfitted = fit, fit, law
         blocks = () if self.opaque else range(len(self.blocks))
@@ -202,7 +201,7 @@ class Descent:
         (at, above), schedule = run.visits.now, self.density.schedule
         start, end = schedule.at(above), schedule.at(at)
         normals = jnp.zeros((*run.chains.position.shape[:-1], self.noise_size), run.chains.position.dtype)
-        return Now(start, end, jnp.all(at < above), (self.fixed(start), self.fixed(end)), normals)
+        return Now(start, end, jnp.all(at < above), normals)
 
     def number(self, run: Run, level: Level, draw: Array | int) -> Array:
         """What a draw of the level's counts as among all of a chain's: 0 is the step's, 1 + b that of block b in the
@@ -246,45 +245,44 @@ class Descent:
         what is known so far."""
         points, found = run.chains.position, drift_of(run.chains.evaluation, self.layout.dims)
         if not self.corrects:
-            fit = self.fit(run, points, found, now.start, now.fixed[0])
-            return fit, fit, None
-        starts, ended = level.phase == 0, (level.query, level.found, now.end, now.fixed[1])
-        choose = partial(jnp.where, starts)
-        here = self.fit(run, *jax.tree.map(choose, (points, found, now.start, now.fixed[0]), ended))
+            fit = self.fit(run, points, found, now.start)
+            return fit, dataclasses.replace(fit, fixed=self.fixed(now.end)), None
+        starts, ended = level.phase == 0, (level.query, level.found, now.end)
+        here = self.fit(run, *jax.tree.map(partial(jnp.where, starts), (points, found, now.start), ended))
         assert level.above is not None
         start: Fit = where(starts, here, level.above)
         return start, here, self.law(now, start, here, ~starts)
 
-    def fit(self, run: Run, points: Array, found: Drift, noise: Noise, fixed: Array) -> Fit:
+    def fit(self, run: Run, points: Array, found: Drift, noise: Noise) -> Fit:
         """The affine fits of all chains at a level."""
         base, d = self.layout.power(self.density, noise.index) / noise.variance, self.layout.dims
+        fixed = self.fixed(noise)
         if self.num_chains < tuning.FIT.fewest or self.num_chains * d > tuning.FIT.most:
-            return Fit.none(base, self.bends)
+            return dataclasses.replace(Fit.none(base, self.bends), fixed=fixed)
         ratio = noise.alpha**2 * jnp.asarray(self.density.schedule.drift_ratio)[noise.index]
 
         def row(v: Array, found: Drift, log_weight: Array) -> Array:
             drift, rate, excess, pull = found
-            _, _, rate = controlled(v[:d], drift, rate, jnp.int32(0), None, fixed)
+            rate = rate + jnp.sum(fixed) + (fixed * v[:d]) @ drift
             pulls = [pull] if self.bends else []
             return jnp.concatenate([v[:d], drift, *pulls, jnp.stack([rate + ratio * excess, log_weight])])
 
         table = self.spread.gather(self.spread.map(row, points, found, run.log_weights))
-        return self.spread.on_population(lambda t: fit(t[:, :-1], t[:, -1], base, self.control), table)
+        known = self.spread.on_population(lambda t: fit(t[:, :-1], t[:, -1], base, self.control), table)
+        return dataclasses.replace(known, fixed=fixed)
 
     def law(self, now: Now, above: Fit, here: Fit, both: Array) -> Step:
         """The law of a step that follows from fits: of its start, or of both of its ends."""
-        first, last = (fit.slope_with(fixed) for fit, fixed in zip((above, here), now.fixed, strict=True))
-        last = where(both, last, first)
-        step = Step.fitted(first, last, now.start.variance, now.end.variance, self.power, both)
-        return step.bent(above, now.start.variance, now.end.variance, now.fixed[0]) if self.bends else step
+        first, s1, s0 = above.controlled_slope, now.start.variance, now.end.variance
+        last = where(both, here.controlled_slope, first)
+        step = Step.fitted(first, last, s1, s0, self.power, both)
+        return step.bent(above, s1, s0) if self.bends else step
 
-    def followed(
-        self, y: Array, found: Evaluation, half: Array, fit: Fit | None, fixed: Array
-    ) -> tuple[Array, Array, Array]:
+    def followed(self, y: Array, found: Evaluation, half: Array, fit: Fit | None) -> tuple[Array, Array, Array]:
         """What one chain's step follows, S + u, (d,), the same with ∇log G, and r under the control."""
         (drift, rate, *_), score = drift_of(found, y.size), found.score[: y.size]
-        if self.control:
-            u, drift, rate = controlled(y, drift, rate, half, fit, fixed)
+        if self.control and fit is not None:
+            u, drift, rate = fit.controlled(y, drift, rate, half)
             score = score + u
         return drift, score, rate
 
@@ -299,7 +297,7 @@ class Descent:
 
         def chain(v: Array, found: Evaluation, half: Array, z: Array) -> tuple[Array, Way]:
             y = v[:d]
-            drift, score, rate = self.followed(y, found, half, now.above, now.fixed[0])
+            drift, score, rate = self.followed(y, found, half, now.above)
             moved, twisted, log_ratio = law.predict(y, drift, score, z, self.twist)
             # Where a score is no number the chain stays at its x: at its y it would grow with α.
             lost = ~all_finite(moved)
@@ -330,8 +328,8 @@ class Descent:
 
         def chain(v: Array, half: Array, way: Way, query: Array, there: Drift) -> tuple[Array, Array]:
             end_drift, rate, *_ = there
-            if self.control:
-                _, end_drift, _ = controlled(query[:d], end_drift, rate, half, now.here, now.fixed[1])
+            if self.control and now.here is not None:
+                _, end_drift, _ = now.here.controlled(query[:d], end_drift, rate, half)
             moved, error = law.correct(v[:d], way.drift, query[:d], end_drift, way.noise)
             fine = all_finite(moved) & ~self.walled(jnp.concatenate([moved, query[d:]]), now)
             moved = jnp.where(falls & fine, moved, query[:d])
@@ -356,7 +354,7 @@ class Descent:
 
             def gained() -> tuple[Array, Array]:
                 """−∞ where the density is 0; of chains that are weighed NaN where it, or a score, is no number."""
-                _, _, rate = self.followed(v[: self.layout.dims], found, half, now.here, now.fixed[1])
+                _, _, rate = self.followed(v[: self.layout.dims], found, half, now.here)
                 known = lambda chain: chain.evaluation.parts.rate  # noqa: E731
                 before, after = eqx.tree_at(known, start, way.rate), eqx.tree_at(known, moved, rate)
                 gain, more = self.weight.gained(words, half, before, after, now.start, now.end, backward)

@@ -164,7 +164,7 @@ class Step(eqx.Module):
         mean = (n0 / m) * relative_exponential(rho - h / m)
         return cls(basis, (1 - decay) * n1, noise, decay, mean, n1, n0)
 
-    def bent(self, fit: Fit, s1: Array, s0: Array, fixed: Array) -> Step:
+    def bent(self, fit: Fit, s1: Array, s0: Array) -> Step:
         """The step that `predict` draws with as little noise as a G leaves it that is bent like the population's fit.
 
         The precision of exp(⟨g, y'⟩ + ½·y'ᵀHy')·N(y'; m, Q) is Q⁻¹ − H. Along an eigenvector of H with eigenvalue η
@@ -173,7 +173,7 @@ class Step(eqx.Module):
         differ by nothing. What is not so they make up for, with a finite variance even where log G turns out flat.
         """
         assert fit.bend is not None
-        h, ratio, slope = s1 - s0, s0 / s1, fit.slope_with(fixed)
+        h, ratio, slope = s1 - s0, s0 / s1, fit.controlled_slope
         along = slope
         if fit.axes is not None:
             along = jnp.sum(fit.axes * jax.vmap(times, (None, 1), 1)(slope, fit.axes), axis=0)
@@ -341,7 +341,8 @@ def times(matrix: Array, vector: Array) -> Array:
 
 
 class Fit(eqx.Module):
-    """A level's affine fits over the population, in y, and the control u = A·(y − centre) + a of each half of it."""
+    """A level's affine fits over the population, in y, and the control of each half of it: A·(y − centre) + a, and what
+    needs no fit."""
 
     centre: Array  # the weighted mean of y, (d,)
     slope: Array  # L, the linear part of what a step integrates exactly: (d, d), symmetric, or (d,) for a diagonal
@@ -349,6 +350,7 @@ class Fit(eqx.Module):
     push: Array  # a, (2, d)
     bend: Array | None = None  # eigenvalues of the slope of ∇log G, at most 0, (d,); None where there is no G
     axes: Array | None = None  # its eigenvectors, (d, d); None for the coordinate axes
+    fixed: Array | float = 0.0  # of `fixed_control`, (d,): u = fixed·y beside that
 
     @classmethod
     def none(cls, base: Array, bent: bool) -> Fit:
@@ -356,29 +358,19 @@ class Fit(eqx.Module):
         zero = jnp.zeros((2, base.size))
         return cls(jnp.zeros_like(base), -base, zero, zero, jnp.zeros_like(base) if bent else None)
 
-    def slope_with(self, fixed: Array) -> Array:
-        """The slope of the score with the controls: the fixed one, (d,), and the mean of those fitted."""
+    @property
+    def controlled_slope(self) -> Array:
+        """The slope of the score with the controls: the fixed one, and the mean of those fitted."""
         slope = self.slope + jnp.mean(self.gain, axis=0)
-        return slope + (jnp.diag(fixed) if slope.ndim == 2 else fixed)
+        return slope + (jnp.diag(self.fixed) if slope.ndim == 2 else self.fixed)
 
-    def control(self, y: Array, half: Array) -> tuple[Array, Array]:
-        """u at y for a chain of this half, (d,), and ∇·u, a scalar."""
+    def controlled(self, y: Array, drift: Array, rate: Array, half: Array) -> tuple[Array, Array, Array]:
+        """u at y, (d,), S + u, (d,), and r + ∇·u + ⟨u, S⟩, a scalar, for a chain of this half with S and r."""
         # Of both halves, as one product of all chains with each matrix, and not a copy of a matrix for every chain.
         both = jax.vmap(times, (0, None))(self.gain, y - self.centre) + self.push
         diagonals = jax.vmap(jnp.diag)(self.gain) if self.gain.ndim == 3 else self.gain
-        return both[half], jnp.sum(diagonals, axis=1)[half]
-
-
-def controlled(
-    y: Array, drift: Array, rate: Array, half: Array, fit: Fit | None, fixed: Array
-) -> tuple[Array, Array, Array]:
-    """u at y, (d,), S + u, (d,), and r + ∇·u + ⟨u, S⟩, a scalar, for a chain of this half with S and r, under the fixed
-    control, (d,), and that of the population's fit if there is one."""
-    u, divergence = fixed * y, jnp.sum(fixed)
-    if fit is not None:
-        found, its_divergence = fit.control(y, half)
-        u, divergence = u + found, divergence + its_divergence
-    return u, drift + u, rate + divergence + u @ drift
+        u, divergence = self.fixed * y + both[half], jnp.sum(self.fixed) + jnp.sum(diagonals, axis=1)[half]
+        return u, drift + u, rate + divergence + u @ drift
 
 
 def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:

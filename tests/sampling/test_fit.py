@@ -13,7 +13,7 @@ from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
 from composeprob.samplers import descent
 from composeprob.samplers import step as fits
-from composeprob.samplers.step import Fit, Step, controlled
+from composeprob.samplers.step import Fit, Step
 from sampling_cases import Never, visited
 
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -39,7 +39,7 @@ def cloud():
 def under_control(rows, found: Fit):
     """The potential with ∇·u + ⟨u, S⟩ of the control that each chain takes."""
     half = (jnp.arange(len(rows)) >= len(rows) // 2).astype(jnp.int32)
-    take = lambda row, half: controlled(row[:2], row[2:4], row[-1], half, found, jnp.zeros(2))[2]
+    take = lambda row, half: found.controlled(row[:2], row[2:4], row[-1], half)[2]
     return jax.vmap(take)(rows, half)
 
 
@@ -207,12 +207,13 @@ def test_steps_towards_gaussian_data_of_a_gaussian_weigh_chains_alike(monkeypatc
 def test_the_rate_gains_the_divergence_of_what_the_drift_gains(density):
     """∇·u + ⟨u, S⟩, with u the difference of the drifts and its divergence by differentiation."""
     gain = jnp.array([[[0.7, 0.2], [0.2, -0.1]], [[0.3, -0.4], [-0.4, 0.9]]])
-    known = Fit(jnp.array([0.1, 0.4]), -jnp.eye(2), gain, jnp.array([[0.5, -1.0], [0.2, 0.3]]))
-    layout, fixed = descent.Layout.of_density(density), jnp.array([0.3, 0.7])
+    push, fixed = jnp.array([[0.5, -1.0], [0.2, 0.3]]), jnp.array([0.3, 0.7])
+    known = Fit(jnp.array([0.1, 0.4]), -jnp.eye(2), gain, push, fixed=fixed)
+    layout = descent.Layout.of_density(density)
 
     def one(y):
         parts = layout.evaluate(density, y, 3).parts
-        u, drift, rate = controlled(y, parts.drift, parts.rate, jnp.asarray(1), known, fixed)
+        u, drift, rate = known.controlled(y, parts.drift, parts.rate, jnp.asarray(1))
         return drift - parts.drift, u, parts.drift, rate - parts.rate
 
     y = jnp.array([0.4, -0.8])
@@ -222,9 +223,8 @@ def test_the_rate_gains_the_divergence_of_what_the_drift_gains(density):
 
 
 def wrong_sign(old):
-    def controlled(y, drift, rate, half, fit, fixed):
-        fit = None if fit is None else dataclasses.replace(fit, push=-fit.push, gain=-fit.gain)
-        return old(y, drift, rate, half, fit, fixed)
+    def controlled(fit, *chain):
+        return old(dataclasses.replace(fit, push=-fit.push, gain=-fit.gain), *chain)
 
     return controlled
 
@@ -234,7 +234,7 @@ def stale(old):
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "mutant"), [(descent, "controlled", wrong_sign), (descent.Descent, "law", stale)]
+    ("owner", "name", "mutant"), [(Fit, "controlled", wrong_sign), (descent.Descent, "law", stale)]
 )
 def test_a_wrong_control_or_slope_is_seen(density, monkeypatch, owner, name, mutant):
     """Negative controls: u of the other sign, and the slope of the level above in the place of this one's."""
@@ -266,7 +266,7 @@ def test_each_half_of_the_chains_takes_the_control_of_the_other(count):
     def fitted(potential):
         rows = jnp.asarray(np.column_stack([y, score, potential]))
         found = fit(rows, jnp.zeros(count), jnp.ones(2), control=True)
-        return [np.hstack(found.control(jnp.array([2.0, -1.0]), half)) for half in (0, 1)]
+        return [np.hstack(found.controlled(jnp.array([2.0, -1.0]), jnp.zeros(2), 0.0, half)[::2]) for half in (0, 1)]
 
     one, other = fitted(potential), fitted(np.where(first, 1.2, 1.0) * potential)
     assert np.abs(one[0]).max() > 0.3
@@ -278,8 +278,8 @@ def test_a_bent_step_has_the_precision_of_noise_and_data():
     """Q⁻¹ − H along axes that are not those of the step: J·Jᵀ·(Q⁻¹ − H) = I for the Jacobian J of y' in z."""
     slope, zero = -jnp.linalg.inv(COVARIANCE + 0.5 * jnp.eye(2)), jnp.zeros(2)
     s1, s0 = jnp.asarray(0.5), jnp.asarray(0.4)
-    found = Fit(zero, slope, jnp.zeros((2, 2, 2)), zero, jnp.array([-1.5, -0.2]), jnp.eye(2))
-    bent = Step.fitted(slope, slope, s1, s0, jnp.ones(2), False).bent(found, s1, s0, zero)
+    found = Fit(zero, slope, jnp.zeros((2, 2, 2)), zero, jnp.array([-1.5, -0.2]), jnp.eye(2), zero)
+    bent = Step.fitted(slope, slope, s1, s0, jnp.ones(2), False).bent(found, s1, s0)
     root = jax.jacfwd(lambda z: bent.predict(zero, zero, zero, z, 0.5)[0])(zero)
     excess = jnp.linalg.inv(root @ root.T) - jnp.linalg.inv(bent.basis @ jnp.diag(bent.noise**2) @ bent.basis.T)
     np.testing.assert_allclose(excess, jnp.diag(jnp.diag(excess)), atol=1e-9)

@@ -351,7 +351,9 @@ def followed(density, x, level):
     """What a step of a single chain follows, and its rate, both in x; and the plain evaluation there."""
     noise, way = density.schedule.at(level), cp.SMC().way(density, begin(jax.random.key(0), 1, Visits.every(9, 32)))
     found = way.layout.evaluate(density, x / noise.alpha, level)
-    drift, _, rate = way.followed(x / noise.alpha, found, jnp.int32(0), None, way.fixed(noise))
+    zero = jnp.zeros((2, x.size))
+    fit = Fit(x, x, zero, zero, fixed=way.fixed(noise))
+    drift, _, rate = way.followed(x / noise.alpha, found, jnp.int32(0), fit)
     return drift / noise.alpha, rate / noise.alpha**2, density.evaluate({"x": x}, level)
 
 

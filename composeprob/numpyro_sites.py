@@ -19,7 +19,7 @@ from composeprob.errors import CapabilityError, DoublyIntractableError, WrongTyp
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import Factor, is_factor
 from composeprob.factors.distribution import FactorDistribution
-from composeprob.language.single import single
+from composeprob.language.program import single
 from composeprob.runtime.infer import not_a_sampler
 from composeprob.samplers.choose import check_capabilities, choose
 from composeprob.samplers.random import key_of

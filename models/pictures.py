@@ -11,7 +11,7 @@ from jax import Array
 
 from composeprob.compiler.pipeline import lowered
 from composeprob.factors.diffusion import Diffusion
-from composeprob.language.single import single
+from composeprob.language.program import single
 from composeprob.results.geometry import is_image
 from composeprob.results.plotting import PALETTE, SIZES, new_figure, plot_images, style
 from composeprob.runtime.infer import infer

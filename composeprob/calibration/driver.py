@@ -31,7 +31,7 @@ from composeprob.factors.window import Window
 from composeprob.ir.nodes import same_factor
 from composeprob.kernels import HMC, Adaptive
 from composeprob.kernels.base import log_density_of
-from composeprob.language.single import single
+from composeprob.language.program import single
 from composeprob.runtime.infer import infer
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.meet import log_mean_weight

@@ -35,7 +35,8 @@ def anneal(graph: Graph, traced: Traced) -> tuple[Graph, Likelihood]:
     entries of A and of the covariance can be other than zero, is read off the program's own trace, not off numbers.
     """
     if not graph.observations:
-        return graph, Likelihood(traced if graph.statics else None, {})
+        more = len(graph.dims) > len(graph.sites)  # static sites or deterministics
+        return graph, Likelihood(traced if more else None, {})
     priors = {site.name: _prior(site) for site in graph.sites}
     graph, exact, by_moments = _settled(graph, traced, priors)
     # Those that depend on no noised site rise where there are some.

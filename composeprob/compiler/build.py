@@ -15,9 +15,8 @@ import numpy as np
 from jax import Array
 from numpyro.distributions import Unit, constraints
 
-from composeprob.compiler.coordinates import bijection_of, located, place_of
 from composeprob.compiler.evidence import mask, plate_axes, plates, scaled
-from composeprob.compiler.latents import Dependencies, ancestors, held_for
+from composeprob.compiler.latents import Dependencies, ancestors, bijection_of, held_for, located, place_of
 from composeprob.compiler.trace import Traced, trace
 from composeprob.errors import DoublyIntractableError, InvalidValueError, ProgramError
 from composeprob.factors.base import Factor, LeafFactor
@@ -26,8 +25,7 @@ from composeprob.factors.nodes import SETS, Combination, Plate, Product, rewrite
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells, Region, Window, listed
-from composeprob.ir.nodes import Graph, Leaf, Observation, Site, Static, same_network
-from composeprob.ir.normaliser import Normaliser
+from composeprob.ir.nodes import Graph, Leaf, Normaliser, Observation, Site, Static, same_network
 from composeprob.ir.render import index
 from composeprob.language.checks import check_draw
 from composeprob.language.interpret import PRIOR_LEVELS, Provide, Statement, looked_at, masked, run, unwrap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -87,7 +88,11 @@ def _leaf_capabilities(leaf: Leaf, _: list[frozenset[str]]) -> frozenset[str]:
 
 def site_parts(root: Factor) -> tuple[Factor | None, Factor | None]:
     """Split a site's expression into F, made of noised marginals, and the potential G: everything else. A user's energy
-    or a classifier has no rate, but its values are known: it enters the weights between levels as a ratio instead. Only
-    factors of the outermost product can be split off."""
-    marginal = [has_rate(factor) for factor, _ in root.split()]
-    return part(root, marginal), part(root, [not here for here in marginal])
+    or a classifier has no rate, but its values are known: it enters the weights between levels as a ratio instead."""
+    return divided(root, has_rate)
+
+
+def divided(node: Factor, holds: Callable[[Factor], bool]) -> tuple[Factor | None, Factor | None]:
+    """The product of those factors of a product that something holds of, and that of the others; None of none."""
+    chosen = [holds(factor) for factor, _ in node.split()]
+    return part(node, chosen), part(node, [not here for here in chosen])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -38,11 +39,12 @@ class Prior:
     marginal: bool
 
 
-def _refuse(node: Factor, *_: object) -> Prior:
+def refuse(node: Factor, *_: object) -> NoReturn:
+    """The rule of kinds of nodes that have none."""
     raise NotGaussian(f"{_a(type(node).__name__.lower())} is none")
 
 
-prior_of = Pass[Prior]("prior", _refuse)
+prior_of = Pass[Prior]("prior", refuse)
 """The distribution of x₀ that an expression over a site of this shape declares; `NotGaussian` with the reason."""
 
 

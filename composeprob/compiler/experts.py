@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from composeprob.compiler.batches import noise_at
 from composeprob.compiler.check import node_capabilities
-from composeprob.compiler.expressions import Expression, lower_expression
+from composeprob.compiler.expressions import Expression, lower_expression, noise_at
 from composeprob.compiler.latents import stays_normalised
 from composeprob.density.described import Expert
 from composeprob.factors.base import Factor

@@ -13,8 +13,8 @@ from jax import Array
 
 from composeprob.compiler.build import draw
 from composeprob.compiler.by_moments import ByMoments
-from composeprob.compiler.coordinates import bijection_of, place_of
 from composeprob.compiler.exact import Exact
+from composeprob.compiler.latents import bijection_of, place_of
 from composeprob.compiler.tempering import Tempering
 from composeprob.compiler.trace import Sites, Traced
 from composeprob.language.interpret import Provide, Redraw, Statement, soft
@@ -30,8 +30,8 @@ class Likelihood(eqx.Module):
     """log p(z) and the annealed log-likelihood of a program.
 
     Attributes:
-        traced: the program; its arrays are leaves, so new data reuse compiled code. None where it has neither static
-            sites nor observations, and says nothing.
+        traced: the program; its arrays are leaves, so new data reuse compiled code. None where it has noised sites
+            alone, and says nothing.
         policies: the policy of each observation.
         exact: the observations in closed form; None where there are none.
         tempering: the powers of those whose power is measured; None where there are none.

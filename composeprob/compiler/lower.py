@@ -11,18 +11,16 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.distributions import Cauchy, MultivariateNormal, StudentT
 
-from composeprob.compiler.batches import OnDemand
-from composeprob.compiler.check import node_capabilities, site_parts
+from composeprob.compiler.check import divided, node_capabilities, site_parts
 from composeprob.compiler.exact import no_closed_form
 from composeprob.compiler.experts import Draw, ExpertExpression, chosen, experts
-from composeprob.compiler.expressions import Expression, NodeValue, dense, lower_expression, summed
+from composeprob.compiler.expressions import Expression, NodeValue, OnDemand, dense, lower_expression, summed
 from composeprob.compiler.likelihood import Likelihood
 from composeprob.compiler.trace import Sites
 from composeprob.density.evaluation import Evaluation, ExpertValue, Frame, Known, Parts, Wall
 from composeprob.factors.base import Factor
 from composeprob.factors.networks import closed
 from composeprob.factors.nodes import leaves as factor_leaves
-from composeprob.factors.nodes import part
 from composeprob.factors.precision import in_precision
 from composeprob.factors.whitening import whitener
 from composeprob.ir.nodes import Graph, Group, leaves, spread
@@ -69,7 +67,6 @@ class Evaluator(eqx.Module):
 
     def __call__(self, position: Sites, level: Array | int) -> Evaluation:
         noise, xs, zs = self._split(position, level)
-        zero = jnp.zeros((), jnp.result_type(float))
 
         def factors(xs: Sites, zs: Sites) -> Sides:
             outputs = OnDemand(self._batches(zs, noise), xs, noise)
@@ -128,7 +125,7 @@ class Evaluator(eqx.Module):
         parts = Parts(
             drift=drift,
             rate=_or_nan(rate),
-            excess=sum((v.excess for v in marginal.values()), zero),
+            excess=_sum(v.excess for v in marginal.values()),
             log_potential=_or_nan(log_potential),
             log_prior=log_prior,
             log_marginal=_or_nan(log_marginal),
@@ -327,15 +324,16 @@ def lower(graph: Graph, likelihood: Likelihood, precision: str | None = None) ->
     def lowered(factors: dict[str, Factor | None]) -> dict[str, Expression | None]:
         return {n: None if f is None else lower_expression(f, shapes[n]) for n, f in factors.items()}
 
-    moved = {n: _moved(f, shapes[n]) for n, (f, _) in parts.items() if f is not None and n not in ancestral}
+    halves = {n: divided(f, _of_latents) for n, (f, _) in parts.items() if f is not None and n not in ancestral}
+    latent, others = (lowered({n: half[i] for n, half in halves.items()}) for i in (0, 1))
     places = tuple((s.name, leaf.slot) for s in graph.sites for leaf in leaves(s.root) if leaf.slot is not None)
     return Evaluator(
         graph.levels,
         graph.groups,
         lowered({n: f for n, (f, _) in parts.items()}),
         lowered({n: g for n, (_, g) in parts.items()}),
-        lowered({n: None if g is None else _energies(g) for n, (_, g) in parts.items()}),
-        {name: halves for name, halves in moved.items() if halves is not None},
+        lowered({n: None if g is None else divided(g, _is_energy)[0] for n, (_, g) in parts.items()}),
+        {n: (expression, others[n]) for n, expression in latent.items() if expression is not None},
         likelihood,
         experts(graph)[1],
         places,
@@ -351,20 +349,14 @@ def _networks_see_none(graph: Graph, likelihood: Likelihood) -> bool:
     Tweedie mean."""
     if not graph.statics or graph.held:
         return False
-    terms = [f for site in graph.sites for f, _ in site.root.split() if any(x.latent is not None for x in leaves(f))]
+    terms = [f for site in graph.sites for f, _ in site.root.split() if _of_latents(f)]
     energies = all("energy" in node_capabilities(leaf) for f in terms for leaf in leaves(f))
     return energies and all(p.sees_clean and not p.closed_form for p in likelihood.policies.values())
 
 
-def _moved(marginal: Factor, shape: tuple[int, ...]) -> tuple[Expression, Expression | None] | None:
-    """The factors that depend on latents, and the others; None where none does."""
-    depends = [any(leaf.latent is not None for leaf in leaves(f)) for f, _ in marginal.split()]
-    latent, rest = (part(marginal, [each is side for each in depends]) for side in (True, False))
-    if latent is None:
-        return None
-    return lower_expression(latent, shape), None if rest is None else lower_expression(rest, shape)
+def _of_latents(factor: Factor) -> bool:
+    return any(leaf.latent is not None for leaf in leaves(factor))
 
 
-def _energies(potential: Factor) -> Factor | None:
-    """What of a potential is the user's own energies."""
-    return part(potential, [all(leaf.factor.traits.plain for leaf in leaves(f)) for f, _ in potential.split()])
+def _is_energy(factor: Factor) -> bool:
+    return all(leaf.factor.traits.plain for leaf in leaves(factor))

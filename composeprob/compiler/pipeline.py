@@ -214,9 +214,9 @@ def _top_law(graph: Graph, normalised: bool) -> TopLaw:
     def law(variance: float) -> TopLaw:
         tops = {s.name: site_top(at_noise(s.root, variance), s.shape) for s in graph.sites}
         power: Any = {name: np.asarray(top.power, float_) for name, top in tops.items()}
-        degree: Any = np.asarray(sum(top.degree for top in tops.values()), float_)
-        constant: Any = np.asarray(sum(top.constant for top in tops.values()), float_)
-        entries: Any = np.asarray(sum(top.entries for top in tops.values()), float_)
+        each = [(top.degree, top.constant, top.entries) for top in tops.values()]
+        sums: Any = [np.asarray(sum(terms), float_) for terms in zip((0.0, 0.0, 0.0), *each, strict=True)]
+        degree, constant, entries = sums
         return TopLaw(power, degree, constant, entries, all(top.exact for top in tops.values()), normalised)
 
     if not any(grows(site.root) for site in graph.sites):

@@ -198,13 +198,13 @@ def other_times(factor: Diffusion, conditions: dict[str, Array], noises: Noise) 
     declared, last = factor.parameterization, len(noises.alpha) - 1
     lengths = dict.fromkeys((last + 1, 100, 200, 500, 1000, 2000, 4000))  # the usual ones
     log_snr, noise = 2 * np.log(noises.alpha / noises.sigma), noises.sigma / noises.alpha
-    conventions: dict[str, dict[float, str]] = {
-        "level": {n - 1: f"time='level' with the schedule of its training, of {n} levels" for n in lengths},
-        "log_snr": {float(log_snr[-1]): "time='log_snr'"},
-        "sigma": {float(noise[-1]): "time='sigma'"},
-    }
+    conventions: list[dict[float, str]] = [
+        {n - 1: f"time='level' with the schedule of its training, of {n} levels" for n in lengths},
+        {float(log_snr[-1]): "time='log_snr'"},
+        {float(noise[-1]): "time='sigma'"},
+    ]
     found = list[tuple[float, str]]()
-    for times in conventions.values():
+    for times in conventions:
         fitting = dict[str, float]()
         for t, meant in times.items():
             with contextlib.suppress(Exception):  # of an embedding that takes no such number

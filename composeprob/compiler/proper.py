@@ -16,22 +16,23 @@ closed form: the shares of the components, and the mean and variance of every en
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterable
+from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
 import numpy as np
-from jax import Array
 
 from composeprob import tuning
-from composeprob.compiler.batches import project
-from composeprob.compiler.conjugate import NotGaussian, mixtures_of
+from composeprob.compiler.conjugate import NotGaussian, mixtures_of, refuse
+from composeprob.compiler.expressions import project
 from composeprob.compiler.top import top_of, unrolled
 from composeprob.density.barriers import log_densities
+from composeprob.density.evaluation import over_chains
 from composeprob.errors import ImproperError, NetworkError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.gaussians import Gaussians
@@ -43,10 +44,6 @@ from composeprob.schedule import Schedule
 if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
     from composeprob.density.evaluation import Position
-
-
-class Undecided(Exception):
-    """The tails of an expression are not known."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,25 +76,19 @@ def widest(precisions: Iterable[np.ndarray], u: np.ndarray) -> np.ndarray:
     return min(precisions, key=lambda matrix: square(matrix, u))
 
 
-def _undecided(*_: object) -> Tail:
-    raise Undecided
-
-
-tail_of = Pass[Tail]("tail", _undecided)
-"""The tail of an expression over a site of this shape, under a schedule, at a level; `Undecided` if none is known."""
+tail_of = Pass[Tail]("tail", refuse)
+"""The tail of an expression over a site of this shape, under a schedule, at a level; `NotGaussian` if none is known."""
 
 
 @tail_of.rule(Leaf)
 def _leaf_tail(leaf: Leaf, _: list[Tail], shape: tuple[int, ...], schedule: Schedule, level: int) -> Tail:
     parts, size = known_parts(leaf), math.prod(shape)
-    if parts is None:
-        raise Undecided
     noise = schedule if leaf.own_noise is None else leaf.own_noise
     alpha, sigma = float(noise.alpha[level]), float(noise.sigma[level])
     ratio = alpha / float(schedule.alpha[level])
     whole = leaf.averaged > 1 or any(part.covariances.ndim == 3 for part in parts)
     if whole and size > 1024:  # no matrix over so many entries is made
-        raise Undecided
+        raise NotGaussian("it has too many entries")
     entries = leaf.entries
     projection = np.eye(size)[entries] if whole else None  # takes the flattened site to the flattened event
     if leaf.averaged > 1:
@@ -118,18 +109,15 @@ def _leaf_tail(leaf: Leaf, _: list[Tail], shape: tuple[int, ...], schedule: Sche
             choices[-1].append(matrix)
     nothing = np.zeros((size, size) if whole else size)
     fixed = all(len(each) == 1 for each in choices)
-    return Tail(lambda u: functools.reduce(add, [widest(each, u) for each in choices], nothing), fixed)
+    return Tail(lambda u: reduce(add, [widest(each, u) for each in choices], nothing), fixed)
 
 
-def known_parts(leaf: Leaf) -> list[Gaussians] | None:
-    """The mixtures of Gaussians over different entries that a leaf is without noise; None where it is none, or where
-    its numbers are not known. Logits, which grow no faster than x, have no entries."""
-    if isinstance(leaf.factor, Classifier):
-        return None if leaf.latent else []
-    try:
-        return mixtures_of(leaf, boxes=True)
-    except NotGaussian:
-        return None
+def known_parts(leaf: Leaf) -> list[Gaussians]:
+    """The mixtures of Gaussians over different entries that a leaf is without noise; `NotGaussian` where it is none, or
+    where its numbers are not known. Logits, which grow no faster than x, have no entries."""
+    if isinstance(leaf.factor, Classifier) and leaf.latent is None:
+        return []
+    return mixtures_of(leaf, boxes=True)
 
 
 def check_tails(graph: Graph) -> None:
@@ -148,7 +136,7 @@ def _check_site(site: Site, schedule: Schedule) -> None:
         try:
             here = at_noise(root, _variance(schedule, int(level)))
             worst = least(tail_of(here, site.shape, schedule, int(level)), size)
-        except Undecided:
+        except NotGaussian:
             return
         if worst <= 0:
             raise ImproperError(
@@ -204,13 +192,10 @@ def check_signal(graph: Graph) -> None:
             fix="end at a clean level: cp.Schedule.log_snr(60, max=8), or levels=np.linspace(8, -8, 60).",
         )
     for site in graph.sites:
-        checked: list[tuple[int, ...]] = []
-        for leaf in leaves(site.root):
-            if leaf.slot is None or leaf.slot in checked:  # equal leaves are one
-                continue
-            checked.append(leaf.slot)
-            for part in known_parts(leaf) or []:
-                _check_part(part, leaf, site, graph.levels)
+        for leaf in {leaf.slot: leaf for leaf in leaves(site.root)}.values():  # equal leaves are one
+            with contextlib.suppress(NotGaussian):
+                for part in known_parts(leaf):
+                    _check_part(part, leaf, site, graph.levels)
 
 
 def _check_part(part: Gaussians, leaf: Leaf, site: Site, schedule: Schedule) -> None:
@@ -312,9 +297,11 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
         parts = zip(graph.sites, ends[:-1], ends[1:], strict=True)
         return positions | {site.name: points[:, a:b].reshape(-1, *site.shape) for site, a, b in parts}
 
+    # What the user's functions are worth, without a network.
+    potential = partial(over_chains, eqx.Partial(density.evaluator.plain_potential, level=0))
     positions = along(tuple(noise * radius for radius in tuning.SIGNAL.radii))
-    potentials = np.asarray(_potentials(density, positions), float).reshape(shape)
-    if np.isnan(potentials).all() and np.isnan(_potentials(density, along(tuning.SIGNAL.radii))).all():
+    potentials = np.asarray(potential(positions), float).reshape(shape)
+    if np.isnan(potentials).all() and np.isnan(potential(along(tuning.SIGNAL.radii))).all():
         raise NetworkError(
             f"The program's functions are NaN at all of {2 * potentials.size} points, near and far.",
             where=graph.sites[0].where,
@@ -345,9 +332,3 @@ def _improper(values: np.ndarray, whole: bool) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         steps = np.diff(values, axis=0)
         return np.all(steps > 1, axis=0) | (whole & np.all(steps == 0, axis=0))
-
-
-@eqx.filter_jit
-def _potentials(density: AnnealedDensity, positions: Position) -> Array:
-    """What the user's functions are worth, without a network, (M,)."""
-    return jax.vmap(lambda position: density.evaluator.plain_potential(position, 0))(positions)

@@ -14,8 +14,7 @@ from composeprob.factors.base import Factor
 from composeprob.factors.nodes import Plate, Product, plate_of, rewrite_leaves
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells
-from composeprob.ir.nodes import Leaf, Site, dimension_of, leaves
-from composeprob.ir.normaliser import Normaliser
+from composeprob.ir.nodes import Leaf, Normaliser, Site, dimension_of, leaves
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpyro
+from jax import Array
 
 from composeprob.errors import ProgramError, WrongTypeError, place
-from composeprob.factors.base import LeafFactor
+from composeprob.factors.base import Factor, LeafFactor
+from composeprob.language.statements import sample
 
 
 class Program:
@@ -99,3 +101,9 @@ def program(function: Callable[..., object]) -> Program:
         60
     """
     return Program(function)
+
+
+@program
+def single(factor: Factor) -> Array:
+    """A program whose one site, x, has one factor."""
+    return sample("x", factor)

@@ -12,7 +12,7 @@ from jax import Array
 from composeprob.compiler.pipeline import lowered
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import LeafFactor
-from composeprob.language.single import single
+from composeprob.language.program import single
 from composeprob.metrics.mode_weights import mode_weights, total_variation
 from composeprob.runtime.infer import infer
 from composeprob.samplers.sampler import Ancestral

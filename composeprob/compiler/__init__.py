@@ -3,5 +3,3 @@
 `build` traces the program into the IR; the passes `normalise`, `align`, `share`, `check` rewrite it, verified after
 each; `lower` makes the `AnnealedDensity`. May import `language`, `factors`, `ir`, `density`; knows no kernel.
 """
-
-from composeprob.compiler import rules as rules  # with a rule of every pass for every kind of node

@@ -23,7 +23,7 @@ from composeprob.compiler.top import unrolled
 from composeprob.compiler.trace import Shapes, Traced, not_linear
 from composeprob.errors import CapabilityError
 from composeprob.ir.nodes import Graph, Observation, Site
-from composeprob.language.policies import POLICIES, Policy, Rising
+from composeprob.language.policies import POLICIES
 
 
 def anneal(graph: Graph, traced: Traced) -> tuple[Graph, Likelihood]:
@@ -39,9 +39,7 @@ def anneal(graph: Graph, traced: Traced) -> tuple[Graph, Likelihood]:
         return graph, Likelihood(traced if more else None, {})
     priors = {site.name: _prior(site) for site in graph.sites}
     graph, exact, by_moments = _settled(graph, traced, priors)
-    # Those that depend on no noised site rise where there are some.
-    rising = Rising() if graph.sites else Policy()
-    policies = {o.name: o.anneal if o.looks_at else rising for o in graph.observations if o.anneal is not None}
+    policies = {o.name: o.anneal for o in graph.observations if o.anneal is not None}
     measured, powers = tuple(name for name, policy in policies.items() if policy.measured), None
     if measured:
         powers = tempering(traced, measured, priors, {site.name: site.shape for site in graph.sites}, graph.levels)
@@ -109,8 +107,8 @@ def _settled(
         o.name: POLICIES["moments" if o.name in names else "tempered" if o.name in reasons else "exact"] for o in asking
     }
     observations = tuple(replace(o, anneal=policies.get(o.name, o.anneal)) for o in graph.observations)
-    size = sum(traced.code.shapes.moments[name][0].size for name in names)
-    cost = f" ({min(size, tuning.MOMENTS.directions)} Jacobian–vector products an evaluation)" if names else ""
+    directions = min(sum(traced.sizes(names)), tuning.MOMENTS.directions)
+    cost = f" ({directions} Jacobian–vector products an evaluation)" if names else ""
     reasons |= no_moments
     sentences = [
         f"{o.name} {s.anneal}{cost if o.name in names else ''}"

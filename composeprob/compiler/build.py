@@ -29,7 +29,7 @@ from composeprob.ir.nodes import Graph, Leaf, Normaliser, Observation, Site, Sta
 from composeprob.ir.render import index
 from composeprob.language.checks import check_draw
 from composeprob.language.interpret import PRIOR_LEVELS, Provide, Statement, looked_at, masked, run, unwrap
-from composeprob.language.policies import Policy
+from composeprob.language.policies import Policy, Rising
 from composeprob.language.program import Program
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
         """By the author's variable (of the factor before `given`, which makes a new one), else by its own label."""
         return replace(leaf, label=next((n for f, n in variables if same_network(f, leaf.factor)), leaf.label))
 
+    # Of what depends on no noised site, while there are some.
+    elsewhere = Rising() if any(s.kind == "noised" for s in latents.values()) else Policy()
     sites, statics, observations, by_others = [], [], [], list[str]()
     held: frozenset[str] = frozenset()
     for s in statements.values():
@@ -99,7 +101,7 @@ def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object])
             passed = {n: parents if n in following else frozenset() for n, parents in dependencies.items()}
             parents = frozenset(ancestors(s.name, {**passed, s.name: dependencies[s.name]}))
             looks_at = frozenset(n for n in parents if latents[n].kind == "noised")
-            policy, kind = s.anneal if looks_at else Policy(), describe(s.distribution)
+            policy, kind = s.anneal if looks_at else elsewhere, describe(s.distribution)
             observations.append(Observation(s.name, policy, dependencies[s.name], looks_at, kind, s.where))
     for o in observations:
         if not o.depends_on:

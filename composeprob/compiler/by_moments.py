@@ -220,8 +220,7 @@ def _products(a: Sites, b: Sites) -> Array:
 def eigendecomposed(traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites) -> tuple[Array, Array] | None:
     """Q, (M, M), and λ, (M,), of B·Bᵀ = Q·diag(λ)·Qᵀ for observations that depend on noised sites alone; None where a
     basis holds all directions, or there are too many of them, or their λ are all alike, as those of a mask."""
-    size = sum(traced.code.shapes.moments[name][0].size for name in names)
-    if not tuning.MOMENTS.directions < size <= tuning.MOMENTS.most:
+    if not tuning.MOMENTS.directions < sum(traced.sizes(names)) <= tuning.MOMENTS.most:
         return None
     a, covariance = (np.asarray(found, np.float64) for found in _slopes(traced, names, shapes, xs))
     b = solve_triangular(np.linalg.cholesky(covariance), a, lower=True)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from composeprob.compiler.plausible import check_plausible
 from composeprob.compiler.proper import check_signal, check_tails
 from composeprob.compiler.top import check_proper
-from composeprob.errors import ComposeProbError
+from composeprob.errors import CapabilityError, ComposeProbError
 from composeprob.factors.base import Factor
 from composeprob.factors.networks import closed
-from composeprob.factors.nodes import part
+from composeprob.factors.nodes import Mixture, Product, part
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Graph, Leaf, leaves
 
@@ -79,11 +79,39 @@ has_rate = Pass[bool]("rate", lambda *_: False)
 """Whether the Feynman–Kac rate of an expression follows from its scores, for which every leaf must be a noised
 marginal."""
 has_rate.rule(Leaf)(lambda leaf, _: "exact_marginals" in leaf.factor.capabilities)
+has_rate.rule(Product)(lambda node, parts: all(parts))
+
+
+@has_rate.rule(Mixture)
+def _rate_of_mixture(node: Mixture, parts: list[bool]) -> bool:
+    """Its parts must be normalised: with unknown constants that change from level to level its shares would drift, and
+    no rate describes that."""
+    return all(parts) and all("normalised" in leaf.factor.capabilities for leaf in leaves(node))
 
 
 @node_capabilities.rule(Leaf)
 def _leaf_capabilities(leaf: Leaf, _: list[frozenset[str]]) -> frozenset[str]:
     return leaf.factor.capabilities if leaf.averaged == 1 else leaf.factor.capabilities - {"normalised"}
+
+
+@node_capabilities.rule(Product)
+def _product_capabilities(node: Product, parts: list[frozenset[str]]) -> frozenset[str]:
+    """Its normaliser is unknown, unless it was calibrated, and its level-k density is not a noised marginal."""
+    offered = frozenset.intersection(*parts) - {"normalised", "exact_marginals"}
+    return offered | {"normalised"} if node.calibrated else offered
+
+
+@node_capabilities.rule(Mixture)
+def _mixture_capabilities(node: Mixture, parts: list[frozenset[str]]) -> frozenset[str]:
+    """Of normalised parts with shares it keeps everything."""
+    common = frozenset.intersection(*parts)
+    if "energy" not in common:
+        raise CapabilityError(
+            f"A mixture needs the log-density of its parts, but one of {', '.join(leaf.name for leaf in leaves(node))} "
+            "offers only its score.",
+            fix="use a model trained with an energy parameterization.",
+        )
+    return common if "normalised" in common else common - {"exact_marginals"}
 
 
 def site_parts(root: Factor) -> tuple[Factor | None, Factor | None]:

@@ -15,7 +15,8 @@ from scipy.sparse.csgraph import connected_components
 
 from composeprob import tuning
 from composeprob.factors.base import Factor
-from composeprob.factors.gaussians import Gaussians, components
+from composeprob.factors.gaussians import Gaussians, components, joint, product
+from composeprob.factors.nodes import Mixture, Product
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Leaf
 from composeprob.language.interpret import unwrap
@@ -56,6 +57,52 @@ def _leaf_prior(leaf: Leaf, _: list[Prior], shape: tuple[int, ...]) -> Prior:
     if leaf.averaged > 1 and found:
         raise NotGaussian(f"factor '{leaf.label}' sees averages of the site")
     return Prior([dataclasses.replace(part, entries=leaf.entries[part.entries]) for part in found], True)
+
+
+@prior_of.rule(Product)
+def _product_prior(node: Product, priors: list[Prior], shape: tuple[int, ...]) -> Prior:
+    """Parts that share entries multiply to one mixture; the others stay apart."""
+    pending = [(part, power) for power, prior in node.each(priors) for part in prior.parts]
+    marginal = all(prior.marginal for prior in priors)
+    parts: list[Gaussians] = []
+    for group in connected([part.entries for part, _ in pending]):
+        members = [pending[i] for i in group]
+        if len(members) == 1 and members[0][1] == 1.0:
+            parts.append(members[0][0])
+            continue
+        marginal = False
+        check_size([p for p, _ in members])
+        found = product(members)
+        if found is None:
+            raise NotGaussian("a power of a mixture, or a product with points or of negative precision, is none")
+        parts.append(found)
+    return Prior([part.normalised() for part in parts] if node.calibrated else parts, marginal)
+
+
+@prior_of.rule(Mixture)
+def _mixture_prior(node: Mixture, priors: list[Prior], shape: tuple[int, ...]) -> Prior:
+    """A mixture of whole priors: their components side by side."""
+    for prior in priors:
+        check_size(prior.parts)
+    whole = [(log_weight, _sorted(joint(prior.parts))) for log_weight, prior in node.each(priors)]
+    entries = whole[0][1].entries
+    if any(not np.array_equal(part.entries, entries) for _, part in whole):
+        raise NotGaussian("the parts of a mixture see different entries of the site")
+    diagonal = all(part.covariances.ndim == 2 for _, part in whole)
+    mixed = Gaussians(
+        entries,
+        np.concatenate([log_weight + part.log_weights for log_weight, part in whole]),
+        np.concatenate([part.means for _, part in whole]),
+        np.concatenate([part.covariances if diagonal else part.full for _, part in whole]),
+    )
+    return Prior([mixed], all(prior.marginal for prior in priors))
+
+
+def _sorted(part: Gaussians) -> Gaussians:
+    order = np.argsort(part.entries)
+    covariances = part.covariances[:, order]
+    covariances = covariances[:, :, order] if covariances.ndim == 3 else covariances
+    return Gaussians(part.entries[order], part.log_weights, part.means[:, order], covariances)
 
 
 def mixtures_of(leaf: Leaf, boxes: bool = False) -> list[Gaussians]:

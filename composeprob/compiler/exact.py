@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -124,16 +125,7 @@ class Exact(eqx.Module):
     marginal: bool = eqx.field(static=True)
     bridged: bool = eqx.field(static=True)
 
-    def __call__(self, xs: Sites, moments_at: Moments, noise: Noise) -> Array:
-        """(log p(y | x), log p(y | x₀ = x/α), log p(x)), shape (3,), of the noised sites at this level; ``moments_at``
-        takes them as the observations do."""
-        y, a, covariance = measure(self.shapes, moments_at, {n: jnp.zeros_like(x) for n, x in xs.items()})
-        x = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in self.shapes])
-        total = sum((stack(x, (y, a, covariance), noise) for stack in self.stacks), jnp.zeros(3))
-        away = jnp.where(self.inside, 0.0, jnp.abs(a)) > 1e-4 * jnp.max(jnp.abs(a), -1, keepdims=True)
-        return jnp.where(jnp.any(away), jnp.nan, total)
-
-    def closed_form(
+    def __call__(
         self, replay: Replay, xs: Sites, zs: Sites, schedule: Schedule, noise: Noise, drift: Sites
     ) -> ClosedForm:
         """What is added at a position, where ``drift`` is ∇log F, with zeros at static sites.
@@ -145,14 +137,7 @@ class Exact(eqx.Module):
         F·(E·q)·q⁻¹.
         """
 
-        def log_densities(xs: Sites, zs: Sites) -> Array:
-            def moments_at(at: Sites) -> list[tuple[Array, Array]]:
-                statements, _ = replay(at, zs, noise.index)
-                return [moments(statements[name]) for name in self.names]
-
-            return self(xs, moments_at, noise)
-
-        terms, pull = jax.vjp(log_densities, xs, zs)
+        terms, pull = jax.vjp(partial(self._log_densities, replay, noise), xs, zs)
 
         def gradient(*cotangent: float) -> Sites:
             of_x, of_z = pull(jnp.asarray(cotangent, terms.dtype))
@@ -168,6 +153,19 @@ class Exact(eqx.Module):
             of_prior = gradient(0.0, 0.0, 1.0)
             crossed = sum((jnp.sum((drift[n] - of_prior[n]) * of_exact[n]) for n, _ in self.shapes), crossed)
         return ClosedForm(terms[0], of_exact, annealed, of_annealed, crossed)
+
+    def _log_densities(self, replay: Replay, noise: Noise, xs: Sites, zs: Sites) -> Array:
+        """(log p(y | x), log p(y | x₀ = x/α), log p(x)), shape (3,)."""
+
+        def moments_at(at: Sites) -> list[tuple[Array, Array]]:
+            statements, _ = replay(at, zs, noise.index)
+            return [moments(statements[name]) for name in self.names]
+
+        measured = measure(self.shapes, moments_at, {n: jnp.zeros_like(x) for n, x in xs.items()})
+        x, (_, a, _) = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in self.shapes]), measured
+        total = sum((stack(x, measured, noise) for stack in self.stacks), jnp.zeros(3))
+        away = jnp.where(self.inside, 0.0, jnp.abs(a)) > 1e-4 * jnp.max(jnp.abs(a), -1, keepdims=True)
+        return jnp.where(jnp.any(away), jnp.nan, total)
 
 
 def measure(shapes: Shapes, moments_at: Moments, at: Sites, jacobian: Callable[..., Any] = jax.jacfwd) -> Measurement:
@@ -215,8 +213,9 @@ def grouped(
 ) -> Exact | None:
     """The measurements sorted into groups that share nothing; None after a reason against some was added."""
     depends, correlated, errors = (np.asarray(a) for a in _measurements(traced, names, shapes, xs))
-    sizes = [traced.code.shapes.moments[name][0].size for name in names]
-    owner = np.repeat(np.arange(len(names)), sizes)  # the observation that each row of the measurement belongs to
+    owner = np.repeat(
+        np.arange(len(names)), traced.sizes(names)
+    )  # the observation that each row of the measurement belongs to
     off = {names[i] for i in owner[np.abs(errors).max(0) > 1e-3]}
     if off:  # a derivative that was stopped or replaced
         reasons |= dict.fromkeys(off, not_linear())

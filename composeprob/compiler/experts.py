@@ -18,7 +18,7 @@ from composeprob.compiler.expressions import Expression, lower_expression, noise
 from composeprob.compiler.latents import stays_normalised
 from composeprob.density.described import Expert
 from composeprob.factors.base import Factor
-from composeprob.factors.nodes import Mixture
+from composeprob.factors.nodes import Mixture, Product
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells, Region
 from composeprob.ir.nodes import Graph, Group, Leaf, dimension_of, leaves
@@ -43,6 +43,19 @@ def expert(node: Factor) -> Raised:
 @experts_of.rule(Leaf)
 def _leaf(leaf: Leaf, _: list[Raised]) -> Raised:
     return [] if leaf.factor.traits.constant else expert(leaf)
+
+
+@experts_of.rule(Product)
+def _product(node: Product, parts: list[Raised]) -> Raised:
+    """In a plate there is one factor, and the powers of its n uses are equal; mixtures in it are not examined."""
+    found = [(child, w * power) for part, w in zip(parts, node.powers, strict=False) for child, power in part]
+    return [(child, power) for child, power in found if node.plate is None or not child.children]
+
+
+@experts_of.rule(Mixture)
+def _mixture(node: Mixture, parts: list[Raised]) -> Raised:
+    """A part that is improbable at a sample is what mixtures are for: they are evaluated as a whole."""
+    return expert(node) if all(parts) else []
 
 
 class ExpertExpression(eqx.Module):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar, cast
 
@@ -26,7 +27,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import PyTree
 
-from composeprob.factors.nodes import Combination
+from composeprob.factors.nodes import Combination, Growth, Mixture, Product
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells, Region
 from composeprob.ir.nodes import Group, Leaf, Member, Normaliser, dimension_of, leaves
@@ -172,6 +173,77 @@ lower_expression = Pass[Expression]("lower")
 def _leaf(leaf: Leaf, _: list[Expression], site_shape: tuple[int, ...]) -> Expression:
     assert leaf.slot is not None
     return LeafExpression(leaf.slot)
+
+
+class ProductExpression(Expression):
+    """Π_i part_i^{w_i}; the powers, of a plate one for all, are arrays, so other powers reuse the compiled code."""
+
+    parts: Parts
+    powers: Array | Growth
+    size: int = eqx.field(static=True)
+
+    def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
+        powers, slopes = self.powers, dict[int, Array]()
+        if isinstance(powers, Growth):
+            growing, variance = powers.growing, noise.variance
+            powers, slope = jax.jvp(powers, (variance,), (jnp.ones_like(variance),))
+            slopes = {i: slope[i] for i in growing}
+
+        def term(value: NodeValue, i: int) -> NodeValue:
+            w, squared = powers[i], _squared(value.score)
+            log_density = None if value.log_density is None else w * value.log_density
+            rate = None if value.rate is None else w * (value.rate - 0.5 * squared)
+            if rate is not None and i in slopes:
+                assert value.log_density is not None  # no other exponent grows
+                rate = rate - slopes[i] * value.log_density / noise.alpha**2
+            return NodeValue(log_density, _times(w, value.score), rate, w * (value.excess + self.size))
+
+        def total_of(terms: Array | Scattered) -> Array | Scattered:
+            return terms.total(self.parts.over_sets) if isinstance(terms, Scattered) else jnp.sum(terms, axis=0)
+
+        terms = self.parts(outputs, noise, term)
+        total: NodeValue = jax.tree.map(total_of, terms, is_leaf=lambda node: isinstance(node, Scattered))
+        rate = None if total.rate is None else total.rate + 0.5 * _squared(total.score)
+        return NodeValue(total.log_density, total.score, rate, total.excess - self.size)
+
+
+def _squared(score: Array | Scattered) -> Array:
+    return jnp.sum((score.values if isinstance(score, Scattered) else score) ** 2)
+
+
+def _times(w: Array, score: Array | Scattered) -> Array | Scattered:
+    return replace(score, values=w * score.values) if isinstance(score, Scattered) else w * score
+
+
+@lower_expression.rule(Product)
+def _product(node: Product, parts: list[Expression], site_shape: tuple[int, ...]) -> Expression:
+    given = node.growth or np.asarray(node.powers[:1] if node.plate else node.powers)
+    powers = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), given)
+    return ProductExpression(parts_of(node, parts), powers, math.prod(site_shape))
+
+
+class MixtureExpression(Expression):
+    """Σ_i exp(l_i)·part_i: score and rate are averages under the responsibilities."""
+
+    parts: Parts
+    log_weights: Array
+
+    def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
+        values = self.parts(outputs, noise, lambda value, _: replace(value, score=dense(value.score)))
+        assert values.log_density is not None
+        joint = self.log_weights + values.log_density
+        responsibilities = jax.nn.softmax(joint)
+
+        def mean(values: Array) -> Array:
+            return jnp.tensordot(responsibilities, values, axes=1, precision="highest")
+
+        rate = None if values.rate is None else mean(values.rate)
+        return NodeValue(jax.nn.logsumexp(joint), mean(values.score), rate, mean(values.excess))
+
+
+@lower_expression.rule(Mixture)
+def _mixture(node: Mixture, parts: list[Expression], site_shape: tuple[int, ...]) -> Expression:
+    return MixtureExpression(parts_of(node, parts), jnp.asarray(node.log_weights, jnp.result_type(float)))
 
 
 def evaluate(batch: Group, xs: dict[str, Array], noise: Noise) -> list[NodeValue]:

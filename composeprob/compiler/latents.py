@@ -12,6 +12,7 @@ from numpyro.distributions.transforms import AffineTransform, ComposeTransform, 
 
 from composeprob.errors import DoublyIntractableError, ProgramError
 from composeprob.factors.analytic import Analytic
+from composeprob.factors.nodes import Mixture
 from composeprob.factors.passes import Pass
 from composeprob.language.interpret import Statement
 
@@ -47,6 +48,7 @@ def held_for(site: Statement, statements: Statements, dependencies: Dependencies
 stays_normalised = Pass[bool]("stays normalised", lambda factor, parts: False)
 """Whether a factor is a density whatever its parameters are."""
 stays_normalised.rule(Analytic)(lambda factor, parts: True)
+stays_normalised.rule(Mixture)(lambda node, parts: node.calibrated and all(parts))
 
 
 def _check_ancestral(site: Statement, others: str, statements: Statements, dependencies: Dependencies) -> None:

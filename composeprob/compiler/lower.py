@@ -115,7 +115,7 @@ class Evaluator(eqx.Module):
         score = {n: beside[n] + gradient[n] + (potential[n].score if n in potential else 0.0) for n in position}
         exact = no_closed_form(xs, zs)
         if likelihood.exact is not None:
-            exact = likelihood.exact.closed_form(likelihood.replay, xs, zs, self.schedule, noise, drift)
+            exact = likelihood.exact(likelihood.replay, xs, zs, self.schedule, noise, drift)
         drift = {n: drift[n] + exact.of_exact[n] if n in xs else drift[n] for n in position}
         score = {n: score[n] + exact.of_annealed[n] for n in position}
         potentials = [v.log_density for v in potential.values()]

@@ -36,7 +36,7 @@ from composeprob.density.evaluation import over_chains
 from composeprob.errors import ImproperError, NetworkError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.gaussians import Gaussians
-from composeprob.factors.nodes import Product, at_noise, walk
+from composeprob.factors.nodes import Mixture, Product, at_noise, walk
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Graph, Leaf, Site, leaves
 from composeprob.schedule import Schedule
@@ -110,6 +110,17 @@ def _leaf_tail(leaf: Leaf, _: list[Tail], shape: tuple[int, ...], schedule: Sche
     nothing = np.zeros((size, size) if whole else size)
     fixed = all(len(each) == 1 for each in choices)
     return Tail(lambda u: reduce(add, [widest(each, u) for each in choices], nothing), fixed)
+
+
+@tail_of.rule(Product)
+def _product_tail(node: Product, tails: list[Tail], *_: object) -> Tail:
+    pairs, fixed = node.each(tails), all(tail.fixed for tail in tails)
+    return Tail(lambda u: reduce(add, [power * tail.along(u) for power, tail in pairs]), fixed)
+
+
+@tail_of.rule(Mixture)
+def _mixture_tail(node: Mixture, tails: list[Tail], *_: object) -> Tail:
+    return Tail(lambda u: widest((tail.along(u) for tail in tails), u))
 
 
 def known_parts(leaf: Leaf) -> list[Gaussians]:

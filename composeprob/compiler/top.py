@@ -11,7 +11,7 @@ import numpy as np
 
 from composeprob.errors import ImproperError
 from composeprob.factors.base import Factor
-from composeprob.factors.nodes import Plate, Product, plate_of, rewrite_leaves
+from composeprob.factors.nodes import Mixture, Plate, Product, plate_of, rewrite_leaves
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells
 from composeprob.ir.nodes import Leaf, Normaliser, Site, dimension_of, leaves
@@ -56,6 +56,24 @@ def _leaf_top(leaf: Leaf, _: list[Top], shape: tuple[int, ...]) -> Top:
     entries = float(np.abs(power).sum())
     constant = cast(Normaliser, leaf.factor).top_constant if traits.constant else 0.0
     return Top(power, degree, constant, entries, averaged == 1 and (marginal or bounded))
+
+
+@top_of.rule(Product)
+def _product_top(node: Product, tops: list[Top], shape: tuple[int, ...]) -> Top:
+    pairs = node.each(tops)
+    power = sum((w * top.power for w, top in pairs), np.zeros(shape))
+    degree, constant = sum(w * top.degree for w, top in pairs), sum(w * top.constant for w, top in pairs)
+    entries = sum(abs(w) * top.entries for w, top in pairs)
+    return Top(power, degree, constant, entries, all(top.exact for top in tops))
+
+
+@top_of.rule(Mixture)
+def _mixture_top(node: Mixture, tops: list[Top], shape: tuple[int, ...]) -> Top:
+    exact = all(top.exact and np.allclose(top.power, tops[0].power) for top in tops)
+    degree = tops[0].degree if exact and all(top.degree == tops[0].degree for top in tops) else math.nan
+    constant = np.logaddexp.reduce([w + top.constant for w, top in node.each(tops)])
+    entries = max(top.entries for top in tops)
+    return Top(np.min([top.power for top in tops], axis=0), degree, float(constant), entries, exact)
 
 
 def unrolled(node: Factor) -> Factor:

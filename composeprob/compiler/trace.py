@@ -212,6 +212,10 @@ class Traced(eqx.Module):
         by_leaf = {name: [none.union(*part) for part in parts] for name, parts in found.items()}
         return {name: none.union(*parts) for name, parts in by_leaf.items()}, by_leaf
 
+    def sizes(self, names: tuple[str, ...]) -> list[int]:
+        """How many numbers each of these Gaussian observations has."""
+        return [self.code.shapes.moments[name][0].size for name in names]
+
     def moments_at(self, names: tuple[str, ...], xs: Sites, key: Array) -> Moments:
         """(residual, covariance) of Gaussian observations at noised sites; those left out are as in ``xs``."""
         latents = self.draw(key, xs)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from composeprob.factors.base import Factor
-from composeprob.factors.nodes import plate_of
+from composeprob.factors.nodes import Mixture, Product, plate_of
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Region
 from composeprob.ir.nodes import Graph, Leaf, Observation
@@ -33,6 +35,22 @@ def _leaf(leaf: Leaf, _: list[str], site: str, letter: str) -> str:
     if isinstance(leaf.region, Region) and leaf.region.averaged > 1:
         place += f"↓{max(leaf.region.block)}"
     return leaf.printed_at(place)
+
+
+@formula_of.rule(Product)
+def _product(node: Product, parts: list[str], site: str, letter: str) -> str:
+    bracketed = [f"({p})" if isinstance(child, Product) else p for child, p in zip(node.factors, parts, strict=True)]
+    factors = "·".join(map(raised, bracketed, node.powers))  # in a plate there is one part
+    return f"Π_{{{letter}=1}}^{{{node.plate.count}}} {factors}" if node.plate else factors
+
+
+@formula_of.rule(Mixture)
+def _mixture(node: Mixture, parts: list[str], site: str, letter: str) -> str:
+    shares = [f"{math.exp(w):.3g}·{part}" for w, part in node.each(parts)]
+    if node.plate is None:
+        return f"[{' + '.join(shares)}]"
+    share = shares[0] if len(set(node.log_weights)) == 1 else f"w_{letter}·{parts[0]}"
+    return f"[Σ_{{{letter}=1}}^{{{node.plate.count}}} {share}]"
 
 
 def raised(base: str, exponent: float) -> str:

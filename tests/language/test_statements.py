@@ -60,6 +60,15 @@ def test_kinds():
     assert kinds == {"x": "noised", **dict.fromkeys(LATENTS, "static"), "sum": "deterministic", **of_data}
 
 
+def test_deterministics_are_read_where_every_site_is_noised():
+    @cp.program
+    def doubled(f):
+        numpyro.deterministic("twice", 2 * cp.sample("x", f))
+
+    read = cp.compile(doubled, F).evaluator.read({"x": jnp.ones(F.event_shape)})
+    np.testing.assert_allclose(read["twice"], 2 / ALPHA, rtol=1e-6)
+
+
 def test_the_density_of_a_program_is_the_product_of_its_statements():
     """Also of what stands in the place of a latent, as in NumPyro's log-density; the density of a number that moves
     without constraints has the Jacobian of its bijection."""

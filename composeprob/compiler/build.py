@@ -6,14 +6,14 @@ import itertools
 import math
 import random
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpyro.distributions import Unit, constraints
+from numpyro.distributions import Distribution, Unit, constraints
 
 from composeprob.compiler.evidence import mask, plate_axes, plates, scaled
 from composeprob.compiler.latents import Dependencies, ancestors, bijection_of, held_for, located, place_of
@@ -31,9 +31,6 @@ from composeprob.language.checks import check_draw
 from composeprob.language.interpret import PRIOR_LEVELS, Provide, Statement, looked_at, masked, run, unwrap
 from composeprob.language.policies import Policy, Rising
 from composeprob.language.program import Program
-
-if TYPE_CHECKING:
-    from numpyro.distributions import Distribution
 
 
 def build(program: Program, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Graph, Traced]:

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.distributions import Cauchy, MultivariateNormal, StudentT
 
+from composeprob.compiler.anneal import Likelihood
 from composeprob.compiler.check import divided, node_capabilities, site_parts
 from composeprob.compiler.exact import no_closed_form
 from composeprob.compiler.experts import Draw, ExpertExpression, chosen, experts
 from composeprob.compiler.expressions import Expression, NodeValue, OnDemand, dense, lower_expression, summed
-from composeprob.compiler.likelihood import Likelihood
 from composeprob.compiler.trace import Sites
 from composeprob.density.evaluation import Evaluation, ExpertValue, Frame, Known, Parts, Wall
 from composeprob.factors.base import Factor

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from composeprob.compiler.align import align
-from composeprob.compiler.anneal import anneal
+from composeprob.compiler.anneal import Likelihood, anneal
 from composeprob.compiler.build import build
 from composeprob.compiler.check import capabilities, check, node_capabilities
 from composeprob.compiler.experts import experts
 from composeprob.compiler.grow import grow, grows
-from composeprob.compiler.likelihood import Likelihood
 from composeprob.compiler.lower import Evaluator, lower
 from composeprob.compiler.normalise import normalise
 from composeprob.compiler.proper import check_growth

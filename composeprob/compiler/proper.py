@@ -21,7 +21,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from functools import partial, reduce
-from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -31,8 +30,9 @@ from composeprob import tuning
 from composeprob.compiler.conjugate import NotGaussian, mixtures_of, refuse
 from composeprob.compiler.expressions import project
 from composeprob.compiler.top import top_of, unrolled
+from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.barriers import log_densities
-from composeprob.density.evaluation import over_chains
+from composeprob.density.evaluation import Position, over_chains
 from composeprob.errors import ImproperError, NetworkError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.gaussians import Gaussians
@@ -40,10 +40,6 @@ from composeprob.factors.nodes import Mixture, Product, at_noise, walk
 from composeprob.factors.passes import Pass
 from composeprob.ir.nodes import Graph, Leaf, Site, leaves
 from composeprob.schedule import Schedule
-
-if TYPE_CHECKING:
-    from composeprob.density.annealed import AnnealedDensity
-    from composeprob.density.evaluation import Position
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import equinox as eqx
 import jax
@@ -27,6 +27,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import PyTree
 
+from composeprob.compiler.latents import stays_normalised
 from composeprob.factors.nodes import Combination, Growth, Mixture, Product
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells, Region
@@ -104,14 +105,34 @@ class Expression(eqx.Module):
     def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
         """Its value, given the leaves' outputs and the level's noise."""
 
+    @property
+    def drawable(self) -> bool:
+        """Whether `draw` draws from it exactly: closed forms over a whole site, and mixtures of them."""
+        return False
+
+    def draw(self, key: Array, batches: tuple[Group, ...], noise: Noise) -> Array:
+        """An event of the site at this noise of the program."""
+        raise NotImplementedError
+
 
 class LeafExpression(Expression):
     """Reads one member of one batch."""
 
     slot: tuple[int, int] = eqx.field(static=True)
+    closed_form: bool = eqx.field(static=True)
 
     def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
         return outputs[self.slot]
+
+    @property
+    def drawable(self) -> bool:
+        return self.closed_form
+
+    def draw(self, key: Array, batches: tuple[Group, ...], noise: Noise) -> Array:
+        batch = batches[self.slot[0]]
+        marginal: Any = batch.factor.uncalibrated
+        noise_of_leaf = noise_at(batch, noise)
+        return marginal.at(noise_of_leaf).sample(key) * noise.alpha / noise_of_leaf.alpha
 
 
 class Parts(eqx.Module):
@@ -172,7 +193,8 @@ lower_expression = Pass[Expression]("lower")
 @lower_expression.rule(Leaf)
 def _leaf(leaf: Leaf, _: list[Expression], site_shape: tuple[int, ...]) -> Expression:
     assert leaf.slot is not None
-    return LeafExpression(leaf.slot)
+    whole = leaf.region is None and not leaf.plates
+    return LeafExpression(leaf.slot, whole and stays_normalised(leaf.factor.uncalibrated))
 
 
 class ProductExpression(Expression):
@@ -227,6 +249,15 @@ class MixtureExpression(Expression):
 
     parts: Parts
     log_weights: Array
+    shares: bool = eqx.field(static=True)
+
+    @property
+    def drawable(self) -> bool:
+        return self.shares and self.parts.plate is None and all(part.drawable for part in self.parts.parts)
+
+    def draw(self, key: Array, batches: tuple[Group, ...], noise: Noise) -> Array:
+        choice, rest = jax.random.split(key)
+        return drawn(jax.random.categorical(choice, self.log_weights), self.parts.parts, rest, batches, noise)
 
     def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
         values = self.parts(outputs, noise, lambda value, _: replace(value, score=dense(value.score)))
@@ -243,7 +274,13 @@ class MixtureExpression(Expression):
 
 @lower_expression.rule(Mixture)
 def _mixture(node: Mixture, parts: list[Expression], site_shape: tuple[int, ...]) -> Expression:
-    return MixtureExpression(parts_of(node, parts), jnp.asarray(node.log_weights, jnp.result_type(float)))
+    log_weights = jnp.asarray(node.log_weights, jnp.result_type(float))
+    return MixtureExpression(parts_of(node, parts), log_weights, node.calibrated)
+
+
+def drawn(which: Array, parts: Sequence[Expression], key: Array, batches: tuple[Group, ...], noise: Noise) -> Array:
+    """A draw from one of the parts."""
+    return jnp.stack([part.draw(key, batches, noise) for part in parts])[which]
 
 
 def evaluate(batch: Group, xs: dict[str, Array], noise: Noise) -> list[NodeValue]:

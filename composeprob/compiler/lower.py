@@ -14,8 +14,8 @@ from numpyro.distributions import Cauchy, MultivariateNormal, StudentT
 from composeprob.compiler.anneal import Likelihood
 from composeprob.compiler.check import divided, node_capabilities, site_parts
 from composeprob.compiler.exact import no_closed_form
-from composeprob.compiler.experts import Draw, ExpertExpression, chosen, experts
-from composeprob.compiler.expressions import Expression, NodeValue, OnDemand, dense, lower_expression, summed
+from composeprob.compiler.experts import ExpertExpression, experts
+from composeprob.compiler.expressions import Expression, NodeValue, OnDemand, dense, drawn, lower_expression, summed
 from composeprob.compiler.trace import Sites
 from composeprob.density.evaluation import Evaluation, ExpertValue, Frame, Known, Parts, Wall
 from composeprob.factors.base import Factor
@@ -233,8 +233,8 @@ class Evaluator(eqx.Module):
 
     @property
     def drawable(self) -> bool:
-        drawn = {expert.site for expert in self.experts if expert.draw is not None}
-        return drawn == self.marginal.keys() and not self.held
+        sites = {expert.site for expert in self.experts if expert.drawn}
+        return sites == self.marginal.keys() and not self.held
 
     def draw(self, key: Array) -> Sites:
         noise = self.schedule.at(0)
@@ -249,7 +249,7 @@ class Evaluator(eqx.Module):
                 choice, rest = jax.random.split(jax.random.fold_in(of_xs, i))
                 draws = self._draws(name)
                 which = jax.random.randint(choice, (), 0, len(draws))
-                xs[name] = chosen(which, tuple(draw for _, draw in draws), rest, batches, noise)
+                xs[name] = drawn(which, [expression for _, expression in draws], rest, batches, noise)
         return {**xs, **self.draw_static(of_zs, self._clean(xs))}
 
     def importance(self, position: Sites) -> tuple[Array, Array]:
@@ -261,9 +261,9 @@ class Evaluator(eqx.Module):
         log_density = _or_nan(evaluation.log_density)
         return log_density, log_density - log_q
 
-    def _draws(self, name: str) -> list[tuple[int, Draw]]:
-        """The numbers of the site's experts that can be drawn from, with what does it."""
-        return [(i, e.draw) for i, e in enumerate(self.experts) if e.site == name and e.draw is not None]
+    def _draws(self, name: str) -> list[tuple[int, Expression]]:
+        """The numbers of the site's experts that can be drawn from, with these."""
+        return [(i, e.expression) for i, e in enumerate(self.experts) if e.site == name and e.drawn]
 
     def draw_static(self, key: Array, xs: Sites) -> Sites:
         return self.likelihood.draw(key, xs)

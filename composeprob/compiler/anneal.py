@@ -215,9 +215,11 @@ def _settled(
     no_mixture = {name: prior if isinstance(prior, str) else None for name, prior in priors.items()}
     wide = {o.name: reason for o in asking if (reason := why(no_mixture.get, o))}
 
+    of_statics = {o.name for o in asking if o.depends_on - sites.keys()}
+
     def pays(o: Observation) -> bool:
         """Latents in it are moved best where what is known of them is in log-densities."""
-        alone = o.name in wide and not _bridged(graph, (o.name,))
+        alone = o.name in wide and o.name not in of_statics
         return alone and not why(lambda name: no_use(sites[name]), o)
 
     wanted = [o for o in asking if (pays(o) if o.anneal is None else o.anneal.by_moments)]
@@ -234,11 +236,11 @@ def _settled(
     names = tuple(o.name for o in wanted if o.name not in no_moments)
     by_moments = None
     if names:
-        bridged = _bridged(graph, names)
+        bridged = not of_statics.isdisjoint(names)
         by_moments = ByMoments(names, bridged, None if bridged else eigendecomposed(traced, names, shapes, xs))
     exact, others = None, [o.name for o in asking if o.name not in names]
     while (left := tuple(name for name in others if name not in reasons)) and exact is None:
-        exact = grouped(traced, left, shapes, priors, xs, _bridged(graph, left), reasons)
+        exact = grouped(traced, left, shapes, priors, xs, not of_statics.isdisjoint(left), reasons)
     for o in asking:
         by_name = o.anneal is not None and o.anneal.by_moments
         refused = None if o.anneal is None else (no_moments if by_name else reasons).get(o.name)
@@ -249,28 +251,21 @@ def _settled(
                 fix="leave anneal= out, or use anneal='tempered' or 'denoised'.",
             )
 
-    policies = {
+    settled = {
         o.name: POLICIES["moments" if o.name in names else "tempered" if o.name in reasons else "exact"] for o in asking
     }
-    observations = tuple(replace(o, anneal=policies.get(o.name, o.anneal)) for o in graph.observations)
     directions = min(sum(traced.sizes(names)), tuning.MOMENTS.directions)
-    cost = f" ({directions} Jacobian–vector products an evaluation)" if names else ""
     reasons |= no_moments
     sentences = [
-        f"{o.name} {s.anneal}{cost if o.name in names else ''}"
+        f"{o.name} {settled[o.name]}"
+        + (f" ({directions} Jacobian–vector products an evaluation)" if o.name in names else "")
         + (f", since {reasons[o.name]}" if o.name in reasons else "")
-        for o, s in zip(graph.observations, observations, strict=True)
+        for o in asking
         if o.anneal is None or o.name in names
     ]
-    sentence = "; ".join(sentences)
+    observations = tuple(replace(o, anneal=settled.get(o.name, o.anneal)) for o in graph.observations)
     graph = replace(graph, observations=observations)
-    return graph.noted("anneal", sentence) if sentence else graph, exact, by_moments
-
-
-def _bridged(graph: Graph, names: tuple[str, ...]) -> bool:
-    """Whether some of these observations depend on static sites."""
-    sites = {site.name for site in graph.sites}
-    return any(o.depends_on - sites for o in graph.observations if o.name in names)
+    return graph.noted("anneal", "; ".join(sentences)) if sentences else graph, exact, by_moments
 
 
 def _prior(site: Site) -> Prior | str:

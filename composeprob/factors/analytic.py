@@ -9,21 +9,10 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 from numpy.typing import ArrayLike
-from numpyro.distributions.truncated import (
-    LeftTruncatedDistribution,
-    RightTruncatedDistribution,
-    TwoSidedTruncatedDistribution,
-)
 
 from composeprob.errors import ShapeError, WrongTypeError
 from composeprob.factors.base import LeafFactor, Traits, check_leaf
-from composeprob.factors.one_dimension import (
-    NoisedByQuadrature,
-    NoisedStudent,
-    NoisedTruncatedNormal,
-    NoisedUniform,
-    coordinate,
-)
+from composeprob.factors.one_dimension import Noised, log_noised
 from composeprob.factors.values import check_bounds, check_finite
 from composeprob.factors.whitening import log_normal
 from composeprob.schedule import Noise, Schedule
@@ -134,20 +123,8 @@ def noised(distribution: dist.Distribution, noise: Noise) -> dist.Distribution:
             size = distribution.event_shape[-1]
             covariance = alpha**2 * distribution.covariance_matrix + sigma**2 * jnp.eye(size)
             return WhitenedNormal(alpha * jnp.asarray(distribution.loc), covariance)
-        case dist.Uniform():
-            return NoisedUniform(distribution.low, distribution.high, alpha, sigma)
-        case dist.HalfNormal():
-            return NoisedTruncatedNormal(distribution, 0.0, distribution.scale, 0.0, None, alpha, sigma)
-        case LeftTruncatedDistribution() | RightTruncatedDistribution() | TwoSidedTruncatedDistribution() if isinstance(
-            distribution.base_dist, dist.Normal
-        ):  # NumPyro's function ``TruncatedNormal`` returns these
-            inner = distribution.base_dist
-            low, high = (getattr(distribution, bound, None) for bound in ("low", "high"))
-            return NoisedTruncatedNormal(distribution, inner.loc, inner.scale, low, high, alpha, sigma)
-        case dist.StudentT() | dist.Cauchy():
-            return NoisedStudent(distribution, alpha, sigma)
-        case _ if coordinate(distribution) is not None:
-            return NoisedByQuadrature(distribution, alpha, sigma)
+        case _ if log_noised(distribution) is not None:
+            return Noised(distribution, alpha, sigma)
         case dist.TransformedDistribution() if distribution.base_dist.event_shape == () and all(
             isinstance(transform, dist.transforms.AffineTransform) for transform in distribution.transforms
         ):

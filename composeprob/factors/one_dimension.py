@@ -9,7 +9,8 @@ q(z) = log p(T(z)) + log T'(z) smooth and concave, and nothing of it much narrow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,130 +21,137 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import gammaln, log_ndtr
 from jax.typing import ArrayLike, DTypeLike
+from numpyro.distributions.truncated import (
+    LeftTruncatedDistribution,
+    RightTruncatedDistribution,
+    TwoSidedTruncatedDistribution,
+)
 
 from composeprob import tuning
+from composeprob.factors.gaussians import base_of
+
+Bound = Array | float | None
+LogNoised = Callable[[Array, Array, Array], Array]
+"""(x, α, σ) → the log-density of α·X + σ·ε at x, entry by entry."""
 
 
 class Noised(dist.Distribution):
-    """α·X + σ·ε with X ~ ``clean`` and ε ~ N(0, 1), entry by entry."""
+    """α·X + σ·ε with X ~ ``clean``, which `log_noised` knows, and ε ~ N(0, 1), entry by entry."""
 
     arg_constraints: dict[str, dist.constraints.Constraint] = {}  # noqa: RUF012 - NumPyro's own class-level convention
     pytree_data_fields: tuple[str, ...] = ("clean", "alpha", "sigma")
     support = dist.constraints.real
 
-    def __init__(
-        self, clean: dist.Distribution, alpha: ArrayLike, sigma: ArrayLike, *, validate_args: bool | None = None
-    ):
+    def __init__(self, clean: dist.Distribution, alpha: ArrayLike, sigma: ArrayLike):
         batch_shape = jnp.broadcast_shapes(clean.batch_shape, jnp.shape(alpha), jnp.shape(sigma))
         self.clean = clean.expand(batch_shape) if clean.batch_shape != batch_shape else clean
         self.alpha, self.sigma = (jnp.broadcast_to(jnp.asarray(a), batch_shape) for a in (alpha, sigma))
-        super().__init__(batch_shape=batch_shape, validate_args=validate_args)
+        super().__init__(batch_shape=batch_shape)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         clean_key, normal_key = jax.random.split(key)
         events = self.clean.sample(clean_key, sample_shape)
         return self.alpha * events + self.sigma * jax.random.normal(normal_key, sample_shape + self.batch_shape)
 
-
-class NoisedUniform(Noised):
-    """α·U(low, high) + σ·ε: log[Φ((x−α·low)/σ) − Φ((x−α·high)/σ)] − log(α·(high−low)), accurate in both tails."""
-
-    pytree_data_fields = ("low", "high")
-
-    def __init__(self, low: ArrayLike, high: ArrayLike, alpha: ArrayLike, sigma: ArrayLike):
-        super().__init__(dist.Uniform(low, high), alpha, sigma)
-        self.low, self.high = (jnp.broadcast_to(jnp.asarray(a), self.batch_shape) for a in (low, high))
-
     def log_prob(self, value: Array) -> Array:
-        upper = (value - self.alpha * self.low) / self.sigma
-        lower = (value - self.alpha * self.high) / self.sigma
-        width = self.alpha * (self.high - self.low) / self.sigma
-        return log_normal_mass(lower, upper, width) - jnp.log(self.alpha * (self.high - self.low))
+        log_density = log_noised(self.clean)
+        assert log_density is not None
+        return log_density(value, self.alpha, self.sigma)
 
 
-class NoisedTruncatedNormal(Noised):
-    """α·U + σ·ε with U ~ N(loc, scale²) between ``low`` and ``high``, either of which may be None for none.
+def log_noised(clean: dist.Distribution) -> LogNoised | None:
+    """The log-density of a distribution's noised marginals; None where none is known here."""
+    base, shape = base_of(clean), clean.batch_shape
+
+    def in_shape(*parameters: ArrayLike) -> Iterator[Array]:
+        return (jnp.broadcast_to(jnp.asarray(parameter), shape) for parameter in parameters)
+
+    match base:
+        case dist.Uniform():
+            return partial(_uniform, *in_shape(base.low, base.high))
+        case dist.HalfNormal():
+            loc, scale = in_shape(0.0, base.scale)
+            return partial(_truncated_normal, loc, scale, 0.0, None)
+        case LeftTruncatedDistribution() | RightTruncatedDistribution() | TwoSidedTruncatedDistribution() if isinstance(
+            base.base_dist, dist.Normal
+        ):  # NumPyro's function ``TruncatedNormal`` returns these
+            loc, scale = in_shape(base.base_dist.loc, base.base_dist.scale)
+            low, high = (getattr(base, bound, None) for bound in ("low", "high"))
+            return partial(_truncated_normal, loc, scale, low, high)
+        case dist.StudentT():
+            return partial(_student, *in_shape(base.df, base.loc, base.scale))
+        case dist.Cauchy():
+            return partial(_student, *in_shape(1.0, base.loc, base.scale))
+    known = _coordinate(base, shape)
+    return None if known is None else partial(_by_quadrature, known)
+
+
+def _uniform(low: Array, high: Array, x: Array, alpha: Array, sigma: Array) -> Array:
+    """log[Φ((x−α·low)/σ) − Φ((x−α·high)/σ)] − log(α·(high−low)), accurate in both tails."""
+    mass = log_normal_mass((x - alpha * high) / sigma, (x - alpha * low) / sigma, alpha * (high - low) / sigma)
+    return mass - jnp.log(alpha * (high - low))
+
+
+def _truncated_normal(loc: Array, scale: Array, low: Bound, high: Bound, x: Array, alpha: Array, sigma: Array) -> Array:
+    """Of U ~ N(loc, scale²) between ``low`` and ``high``, either of which may be None for none.
 
     Without bounds x = α·U + σ·ε is N(α·loc, v²), v² = α²·scale² + σ², and U given x is N(m, s²) with
     m = (α·scale²·x + σ²·loc)/v² and s = scale·σ/v. With them the density is
     N(x; α·loc, v²)·P(low < N(m, s²) < high)/P(low < N(loc, scale²) < high).
     """
 
-    pytree_data_fields = ("loc", "scale", "low", "high")
-
-    def __init__(
-        self, clean: dist.Distribution, loc: ArrayLike, scale: ArrayLike, low: Array | float | None,
-        high: Array | float | None, alpha: ArrayLike, sigma: ArrayLike,
-    ):  # fmt: skip
-        super().__init__(clean, alpha, sigma)
-        self.loc, self.scale = (jnp.broadcast_to(jnp.asarray(a), self.batch_shape) for a in (loc, scale))
-        self.low, self.high = low, high
-
-    def log_prob(self, value: Array) -> Array:
-        v = jnp.sqrt((self.alpha * self.scale) ** 2 + self.sigma**2)
-        away = (value - self.alpha * self.loc) / v
-        # m − loc, in units of the prior's scale so that nothing is lost where the noise is small or large.
-        m = self.loc + self.alpha * self.scale**2 / v * away
-        s = self.scale * self.sigma / v
-        normal = -0.5 * away**2 - jnp.log(v) - 0.5 * math.log(2 * math.pi)
-        return normal + self._log_inside(m, s) - self._log_inside(self.loc, self.scale)
-
-    def _log_inside(self, mean: Array, deviation: Array) -> Array:
+    def log_inside(mean: Array, deviation: Array) -> Array:
         """log P(low < N(mean, deviation²) < high)."""
-        if self.high is None:
-            assert self.low is not None
-            return log_tail((mean - self.low) / deviation)
-        if self.low is None:
-            return log_tail((self.high - mean) / deviation)
-        lower, upper = (self.low - mean) / deviation, (self.high - mean) / deviation
-        return log_normal_mass(lower, upper, (self.high - self.low) / deviation)
+        if high is None:
+            assert low is not None
+            return log_tail((mean - low) / deviation)
+        if low is None:
+            return log_tail((high - mean) / deviation)
+        return log_normal_mass((low - mean) / deviation, (high - mean) / deviation, (high - low) / deviation)
+
+    v = jnp.sqrt((alpha * scale) ** 2 + sigma**2)
+    away = (x - alpha * loc) / v
+    # m − loc, in units of the prior's scale so that nothing is lost where the noise is small or large.
+    m = loc + alpha * scale**2 / v * away
+    s = scale * sigma / v
+    normal = -0.5 * away**2 - jnp.log(v) - 0.5 * math.log(2 * math.pi)
+    return normal + log_inside(m, s) - log_inside(loc, scale)
 
 
-class NoisedStudent(Noised):
-    r"""α·U + σ·ε with U Student's t of ν degrees of freedom, 1 of a Cauchy distribution.
+def _student(df: Array, loc: Array, scale: Array, x: Array, alpha: Array, sigma: Array) -> Array:
+    r"""Of Student's t of ν degrees of freedom, 1 of a Cauchy distribution.
 
     U is N(loc, scale²/g) with g ~ Γ(½ν, ½ν), so that the density is ∫ p(g)·N(x; α·loc, α²·scale²/g + σ²) dg, by
     quadrature: smooth however small the noise is.
     """
+    half, wide, square = 0.5 * df, (alpha * scale) ** 2, (x - alpha * loc) ** 2
+    mixing, noise = _gamma(half, half), sigma**2
 
-    def log_prob(self, value: Array) -> Array:
-        clean = self.clean
-        while isinstance(clean, dist.ExpandedDistribution):
-            clean = clean.base_dist
-        parts = (clean.df if isinstance(clean, dist.StudentT) else 1.0), clean.loc, clean.scale
-        df, loc, scale = (jnp.broadcast_to(a, self.batch_shape) for a in parts)
-        half, wide, square = 0.5 * df, (self.alpha * scale) ** 2, (value - self.alpha * loc) ** 2
-        mixing, noise = _gamma(half, half), self.sigma**2
+    def log_joint(z: Array) -> Array:
+        variance = wide / mixing.value(z) + noise
+        return mixing.log_density(z) - 0.5 * (jnp.log(variance) + square / variance)
 
-        def log_joint(z: Array) -> Array:
-            variance = wide / mixing.value(z) + noise
-            return mixing.log_density(z) - 0.5 * (jnp.log(variance) + square / variance)
-
-        # As far below g's own range as x may pull it, less what the noise explains. Nodes lie nearly evenly.
-        low = mixing.low - jnp.log(jnp.maximum((df + square / wide) / (df + 1) - noise / wide, 1.0))
-        total = log_integral(log_joint, low, mixing.high, mixing.high, mixing.high - low)
-        return total - 0.5 * math.log(2 * math.pi)
+    # As far below g's own range as x may pull it, less what the noise explains. Nodes lie nearly evenly.
+    low = mixing.low - jnp.log(jnp.maximum((df + square / wide) / (df + 1) - noise / wide, 1.0))
+    total = log_integral(log_joint, low, mixing.high, mixing.high, mixing.high - low)
+    return total - 0.5 * math.log(2 * math.pi)
 
 
-class NoisedByQuadrature(Noised):
-    """Of an X with a `coordinate`: exact to the precision of floating-point numbers wherever the log-density is above
-    −80 or so; below that it stays finite, and leads back."""
+def _by_quadrature(known: Coordinate, x: Array, alpha: Array, sigma: Array) -> Array:
+    """Exact to the precision of floating-point numbers wherever the log-density is above −80 or so; below that it stays
+    finite, and leads back."""
+    x, alpha = x / sigma, alpha / sigma
 
-    def log_prob(self, value: Array) -> Array:
-        coordinates = coordinate(self.clean)
-        assert coordinates is not None
-        x, alpha = value / self.sigma, self.alpha / self.sigma
+    def log_joint(z: Array) -> Array:
+        return known.log_density(z) - 0.5 * (x - alpha * known.value(z)) ** 2
 
-        def log_joint(z: Array) -> Array:
-            return coordinates.log_density(z) - 0.5 * (x - alpha * coordinates.value(z)) ** 2
-
-        # The noise is narrowest about x/α, or about as far from a wall as it is wide.
-        width = jnp.minimum(1 / alpha, 0.5 * coordinates.upper)
-        u = jnp.clip(x / alpha, width, coordinates.upper - width)
-        middle, *sides = (coordinates.inverse(at) for at in (u, u - width, u + width))
-        narrow = jnp.minimum(1.0, jnp.minimum(*(jnp.abs(side - middle) for side in sides)))
-        total = log_integral(log_joint, coordinates.low, coordinates.high, middle, 2 * narrow)
-        return total - jnp.log(self.sigma) - 0.5 * math.log(2 * math.pi)
+    # The noise is narrowest about x/α, or about as far from a wall as it is wide.
+    width = jnp.minimum(1 / alpha, 0.5 * known.upper)
+    u = jnp.clip(x / alpha, width, known.upper - width)
+    middle, *sides = (known.inverse(at) for at in (u, u - width, u + width))
+    narrow = jnp.minimum(1.0, jnp.minimum(*(jnp.abs(side - middle) for side in sides)))
+    total = log_integral(log_joint, known.low, known.high, middle, 2 * narrow)
+    return total - jnp.log(sigma) - 0.5 * math.log(2 * math.pi)
 
 
 def log_integral(log_joint: Callable[[Array], Array], low: Array, high: Array, middle: Array, width: Array) -> Array:
@@ -178,7 +186,7 @@ def log_integral(log_joint: Callable[[Array], Array], low: Array, high: Array, m
     start, step = start + step * first, step * (last - first) / most
     top = jnp.max(log_heights(start, step), axis=0)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    count = tuning.QUADRATURE.nodes[not single(dtype)]
+    count = tuning.QUADRATURE.nodes[not _single(dtype)]
     fine = step * most / count
 
     def term(i: Array, *parameters: Array) -> list[Array]:
@@ -241,11 +249,8 @@ class Coordinate(NamedTuple):
     upper: float = math.inf
 
 
-def coordinate(distribution: dist.Distribution) -> Coordinate | None:
-    """The coordinate of a distribution, its parameters of the distribution's shape; None if none is known here."""
-    shape = distribution.batch_shape
-    while isinstance(distribution, dist.ExpandedDistribution):
-        distribution = distribution.base_dist
+def _coordinate(distribution: dist.Distribution, shape: tuple[int, ...]) -> Coordinate | None:
+    """The coordinate of a distribution, its parameters brought to this shape; None if none is known here."""
 
     def in_shape(parameter: ArrayLike) -> Array:
         return jnp.broadcast_to(jnp.asarray(parameter, jnp.result_type(float)), shape)
@@ -343,7 +348,8 @@ def log_normal_mass(lower: Array, upper: Array, width: Array) -> Array:
     """
     middle, half = 0.5 * (lower + upper), 0.5 * width
     narrow = (half < 0.5) & (half * jnp.abs(middle) < 2.0)
-    nodes, weights = gauss_legendre(middle.dtype)
+    rule = np.polynomial.legendre.leggauss(12 if _single(middle.dtype) else 16)
+    nodes, weights = (jnp.asarray(numbers, middle.dtype) for numbers in rule)
     h, m = jnp.where(narrow, half, 0.25)[..., None], jnp.where(narrow, middle, 0.0)[..., None]
     inside = jax.nn.logsumexp(-h * nodes * (m + 0.5 * h * nodes), b=weights, axis=-1)
     by_quadrature = inside + jnp.log(h[..., 0]) - 0.5 * m[..., 0] ** 2 - 0.5 * math.log(2 * math.pi)
@@ -367,17 +373,11 @@ def log_tail(x: Array) -> Array:
     return jnp.where(far, by_series, log_ndtr(jnp.where(far, 0.0, x)))
 
 
-def gauss_legendre(dtype: DTypeLike) -> tuple[Array, Array]:
-    """Sixteen nodes and weights on (−1, 1), twelve in single precision."""
-    nodes, weights = np.polynomial.legendre.leggauss(12 if single(dtype) else 16)
-    return jnp.asarray(nodes, dtype), jnp.asarray(weights, dtype)
-
-
 def _negligible(dtype: DTypeLike) -> float:
     """Nats below its top from which on an integrand adds nothing to numbers of this kind."""
     return 2.0 - math.log(jnp.finfo(dtype).eps)
 
 
-def single(dtype: DTypeLike) -> bool:
+def _single(dtype: DTypeLike) -> bool:
     """Whether numbers of this kind have no more digits than single precision."""
     return bool(jnp.finfo(dtype).eps > 1e-8)

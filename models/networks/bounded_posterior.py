@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from flax import nnx
 from jax import Array
 
-from composeprob.factors.one_dimension import NoisedUniform
+from composeprob.factors.one_dimension import Noised
 
 from .film_mlp import FiLMMLP
 
@@ -59,7 +60,7 @@ class BoundedPosterior(nnx.Module):
     def __call__(self, event: Array, t: Array, x: Array) -> Array:
         """ε̂, shape (size,), for one event at log-SNR t and one observation x."""
         alpha, sigma = jnp.sqrt(jax.nn.sigmoid(t)), jnp.sqrt(jax.nn.sigmoid(-t))
-        prior: Any = NoisedUniform(-self.bound, self.bound, alpha, sigma)
+        prior: Any = Noised(dist.Uniform(-self.bound, self.bound), alpha, sigma)
         prior_score = jax.vmap(jax.grad(prior.log_prob))(event)
         features, scale = self.inputs(event / alpha, x, sigma / alpha)
         spread = jnp.sqrt(alpha**2 * self.bound**2 / 3 + sigma**2)

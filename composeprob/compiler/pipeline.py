@@ -22,9 +22,8 @@ from composeprob.compiler.proper import check_growth
 from composeprob.compiler.share import share
 from composeprob.compiler.top import site_top
 from composeprob.compiler.trace import changed_since
-from composeprob.density.annealed import AnnealedDensity, SiteInfo
+from composeprob.density.annealed import AnnealedDensity, SiteInfo, TopLaw
 from composeprob.density.described import Described
-from composeprob.density.top import TopLaw
 from composeprob.errors import ComposeProbError, WrongTypeError
 from composeprob.factors.equations import fingerprint
 from composeprob.factors.networks import closures

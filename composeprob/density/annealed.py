@@ -1,9 +1,10 @@
-"""The compiled program: one unnormalised density for each noise level."""
+"""The compiled program: one unnormalised density for each noise level, and the distribution that chains start from."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol
 
 import equinox as eqx
@@ -18,10 +19,9 @@ from composeprob.arguments import NotPickled, check_count, check_key
 from composeprob.density.described import Described, Diagram
 from composeprob.density.evaluation import Evaluation, ExpertValue, Frame, Position, at_once, over_chains
 from composeprob.density.overlap import Finding, check
-from composeprob.density.top import TopLaw
 from composeprob.errors import CapabilityError, DoublyIntractableError, ShapeError, WrongTypeError, unknown_name
 from composeprob.names import MEANT
-from composeprob.pytree import vdot
+from composeprob.pytree import normal_like, vdot
 from composeprob.schedule import Schedule
 from composeprob.text import printable
 
@@ -34,6 +34,58 @@ class SiteInfo(eqx.Module):
     kind: str = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
     plates: int = eqx.field(static=True, default=0)
+
+
+class TopLaw(eqx.Module):
+    """The distribution of a level that is noise alone: F = exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²).
+
+    Attributes:
+        power: total power at each entry, ``{site: array}``.
+        degree: powers times dimensions, factors counted as normalised; NaN where a constant is unknown.
+        constant: what mixture weights add.
+        entries: Σ |power|·dimensions over the factors.
+        exact: whether F has this form; where not, kernels and weights move the first draws to it.
+        normalised: whether every factor's log-density is normalised, so that the values of F determine ∫F too.
+        stacked: whether the arrays have an axis of all K levels in front, as exponents grow from level to level; `at`
+            takes one of them. Elsewhere they are the same at all levels.
+    """
+
+    power: dict[str, Array]
+    degree: Array
+    constant: Array
+    entries: Array
+    exact: bool = eqx.field(static=True)
+    normalised: bool = eqx.field(static=True)
+    stacked: bool = eqx.field(static=True, default=False)
+
+    def at(self, level: Array | int) -> TopLaw:
+        """That of one level, which may be traced."""
+        if not self.stacked:
+            return self
+        return dataclasses.replace(jax.tree.map(lambda a: a[level], self), stacked=False)
+
+    def draw(self, key: Array, sigma: Array) -> dict[str, Array]:
+        """One draw of N(0, σ²/power) at each noised site."""
+        noise = normal_like(key, self.power)
+        return {name: sigma * noise[name] / jnp.sqrt(power) for name, power in self.power.items()}
+
+    def log_density(self, xs: dict[str, Array], sigma: Array) -> Array:
+        """The log-density that `draw` has, a scalar."""
+        terms = [
+            jnp.sum(0.5 * jnp.log(power / (2 * jnp.pi * sigma**2)) - 0.5 * power * (xs[name] / sigma) ** 2)
+            for name, power in self.power.items()
+        ]
+        return sum(terms, jnp.zeros(()))
+
+    def log_normaliser(self, sigma: Array) -> Array:
+        """log ∫F; NaN where a factor's constant is unknown."""
+        logs = [jnp.sum(0.5 * jnp.log(2 * jnp.pi * sigma**2 / power)) for power in self.power.values()]
+        return self.constant - 0.5 * self.degree * jnp.log(2 * jnp.pi * sigma**2) + sum(logs, jnp.zeros(()))
+
+    def signal(self, log_snr: float) -> float:
+        """About how far ``log_normaliser`` is off, as data of unit size are not quite gone at this log-SNR: each factor
+        N(α·m, σ²) with m of order 1 is taken for N(0, σ²)."""
+        return 0.5 * float(np.asarray(self.entries)) * math.exp(log_snr)
 
 
 class Evaluates(Protocol):
@@ -187,14 +239,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
         Raises:
             CapabilityError: a factor offers only its score.
         """
-        value = self.evaluate(position, level).log_density
-        if value is None:
-            raise CapabilityError(
-                "This density has no log-density: a factor in it offers only its score.",
-                where=self.described.where,
-                fix="use .score, or models trained with an energy parameterization.",
-            )
-        return value
+        return self.value_and_score(position, level)[0]
 
     def score(self, position: Position, level: Array | int) -> Position:
         """∇ log π_k(position), same structure as the position."""
@@ -207,8 +252,13 @@ class AnnealedDensity(NotPickled, eqx.Module):
             CapabilityError: a factor offers only its score.
         """
         evaluation = self.evaluate(position, level)
-        value = evaluation.log_density
-        return self.log_density(position, level) if value is None else value, evaluation.score
+        if evaluation.log_density is None:
+            raise CapabilityError(
+                "This density has no log-density: a factor in it offers only its score.",
+                where=self.described.where,
+                fix="use .score, or models trained with an energy parameterization.",
+            )
+        return evaluation.log_density, evaluation.score
 
     def score_and_rate(self, position: Position, level: Array | int) -> tuple[Position, Array]:
         """(∇ log F_k, r_k): the score of the diffusion part and its Feynman–Kac rate, from one evaluation.
@@ -414,7 +464,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
         return self.described.html()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class NumPyroPotential:
     """What NumPyro's `HMC`, `NUTS` and `MCMC` need for one level of a density, under the names of their arguments.
 

@@ -4,8 +4,7 @@ Distances (`distances`, `mode_weights`) work on arrays. `likelihood` walks a sam
 `runtime`, `kernels`, `density` and what is below; no factor and no program.
 """
 
-from composeprob.density.curl import curl
-from composeprob.density.fokker_planck import fokker_planck
+from composeprob.density.learned_scores import curl, fokker_planck
 from composeprob.metrics.convergence import nested_rhat
 from composeprob.metrics.distances import ksd, mmd, wasserstein
 from composeprob.metrics.likelihood import EvidenceBounds, LogLikelihood, evidence_bounds, raise_log_likelihood

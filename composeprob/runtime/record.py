@@ -19,10 +19,9 @@ from jax import Array
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.barriers import barriers
-from composeprob.density.curl import curl
-from composeprob.density.data import log_likelihood, lost_to_noise
+from composeprob.density.barriers import barriers, log_likelihood, lost_to_noise
 from composeprob.density.evaluation import Position
+from composeprob.density.learned_scores import curl
 from composeprob.density.overlap import agreement, in_question
 from composeprob.kernels.gibbs import integrates_score
 from composeprob.results import shares, status

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.density.curl import curl
+from composeprob.density.learned_scores import curl
 from sampling_cases import SCHEDULE, both, normal, single, unit_energy
 
 

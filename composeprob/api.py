@@ -13,8 +13,7 @@ from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
 from composeprob.factors.networks import batched_linear
-from composeprob.factors.tapestry import tapestry
-from composeprob.factors.window import window
+from composeprob.factors.window import tapestry, window
 from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, Gibbs, Kernel, LineIntegral
 from composeprob.language.policies import Policy
 from composeprob.language.program import program

@@ -19,8 +19,7 @@ from composeprob import tuning
 from composeprob.compiler.align import noise_on_host
 from composeprob.compiler.once import once
 from composeprob.errors import InvalidValueError, NetworkError
-from composeprob.factors.diffusion import Diffusion
-from composeprob.factors.parameterizations import ENERGIES, SCORES, with_number
+from composeprob.factors.diffusion import ENERGIES, SCORES, Diffusion, with_number
 from composeprob.factors.precision import Rounded
 from composeprob.ir.nodes import Graph, Site
 from composeprob.schedule import Noise

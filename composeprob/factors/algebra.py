@@ -19,7 +19,7 @@ from composeprob.arguments import check_count
 from composeprob.errors import CapabilityError, ConditionError, InvalidValueError, ShapeError, WrongTypeError
 from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.classifier import Classifier
-from composeprob.factors.nodes import Mixture, Plate, Product, leaves, rewrite_leaves, walk
+from composeprob.factors.nodes import Mixture, Plate, Product, condition_names, leaves, rewrite_leaves
 
 Columns = dict[str, PyTree[Array]]
 """Values of conditions along a leading axis: arrays, or pytrees of them."""
@@ -222,7 +222,7 @@ def guide(factor: Factor, scale: float, **conditions: object) -> Factor:
     """
     check_factors("Guidance", (factor,))
     if not conditions:
-        names = sorted({name for leaf in leaves(factor) for name in leaf.traits.conditions})
+        names = sorted(condition_names(factor))
         raise ConditionError(
             "guide needs a condition to be guided by.",
             fix=f"pass one of the factor's conditions: {', '.join(names)}."
@@ -344,14 +344,9 @@ def common_shape(what: str, factors: tuple[Factor, ...]) -> tuple[int, ...]:
 
 def _in_plate(factor: Factor, columns: Columns, count: int, block: int | None) -> tuple[Factor, Plate | None]:
     """The factor with all values of the conditions that run, and their plate; of one value it is given that."""
+    first = factor.given(**_row(columns, 0))  # refuses what would change a normaliser
     if count == 1:
-        return factor.given(**_row(columns, 0)), None
-    for part in walk(factor):
-        columns_of_leaf = {
-            name: columns[name] for leaf in leaves(part) for name in leaf.traits.conditions if name in columns
-        }
-        if part.sealed and columns_of_leaf:
-            part.given(**_row(columns_of_leaf, 0))  # refuses what would change its normaliser
+        return first, None
     each = rewrite_leaves(factor, lambda leaf: _given_each(leaf, columns, count))
     return each, Plate(tuple(columns), count, block)
 
@@ -396,7 +391,7 @@ def _columns(what: str, factor: Factor, values: object, block: int | None) -> tu
             f"over must be a dict of conditions and their values; got {shown}.",
             fix=f'write {what}(f, over={{"x": xs}}), where x is a condition of f.',
         )
-    known = dict.fromkeys(name for leaf in leaves(factor) for name in leaf.traits.conditions)
+    known = condition_names(factor)
     has = ", ".join(map(repr, known)) or "none"
     for name in values:
         if name not in known:

@@ -17,8 +17,7 @@ from jax.typing import ArrayLike
 
 from composeprob.errors import ConditionError, ShapeError, WrongTypeError, unknown_name
 from composeprob.factors import show
-from composeprob.factors.refusal import refuse, refused
-from composeprob.factors.values import as_condition
+from composeprob.factors.values import as_condition, refuse, refused
 from composeprob.schedule import Noise, Schedule, check_schedule, log_snr_of
 
 
@@ -51,11 +50,6 @@ class Factor(eqx.Module):
     def uncalibrated(self) -> Factor:
         """The factor without constants that `calibrate` has found for it."""
         return self
-
-    @property
-    def sealed(self) -> bool:
-        """Whether its factors must stay as they are: with other constants of theirs it would be another one."""
-        return False
 
     @property
     def normalised(self) -> bool:

@@ -134,10 +134,6 @@ class CalibratedExpression(Around, _Calibration):
         return self.factor
 
     @property
-    def sealed(self) -> bool:
-        return True
-
-    @property
     def excess(self) -> float:
         """G − d."""
         return self.degree - float(np.prod(self.event_shape))
@@ -172,7 +168,10 @@ def interpolate(knots: Array, values: Array, at: Array) -> Array:
     if len(knots) == 1:
         return values[0]
     i = jnp.clip(jnp.sum(knots <= at) - 1, 0, len(knots) - 2)
-    slopes = _slopes(knots, values)
+    widths = jnp.diff(knots).reshape((-1,) + (1,) * (values.ndim - 1))
+    secants = jnp.diff(values, axis=0) / widths
+    inner = (secants[:-1] * widths[1:] + secants[1:] * widths[:-1]) / (widths[1:] + widths[:-1])
+    slopes = jnp.concatenate([secants[:1], inner, secants[-1:]])
     (start, end), (low, high), (first, last) = (jax.lax.dynamic_slice_in_dim(a, i, 2) for a in (knots, values, slopes))
     width, rise = end - start, high - low
     t = (at - start) / width
@@ -181,10 +180,3 @@ def interpolate(knots: Array, values: Array, at: Array) -> Array:
     curve = low + inside**2 * (3 - 2 * inside) * rise
     curve = curve + inside * (1 - inside) * width * ((1 - inside) * first - inside * last)
     return curve + rest * jnp.where(t < 0, first, last)
-
-
-def _slopes(knots: Array, values: Array) -> Array:
-    width = jnp.diff(knots).reshape((-1,) + (1,) * (values.ndim - 1))
-    secant = jnp.diff(values, axis=0) / width
-    inner = (secant[:-1] * width[1:] + secant[1:] * width[:-1]) / (width[1:] + width[:-1])
-    return jnp.concatenate([secant[:1], inner, secant[-1:]])

@@ -1,4 +1,8 @@
-"""A diffusion model as a factor."""
+"""A diffusion model as a factor: what its network's output means, and where that is a score or a log-density.
+
+With x = α·x_0 + σ·ε, and ε̂ the network's estimate of the noise, the score is −ε̂/σ. The energy forms (Du et al.
+2023, section 4) are trained so that ∇ₓE matches ε, hence log f(x) = −E(x)/σ up to a constant of the level.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,42 @@ from jaxtyping import PyTree
 from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, NetworkError
-from composeprob.factors import parameterizations
 from composeprob.factors.base import LeafFactor, Levels, Traits, abstract_arguments, check_leaf
 from composeprob.factors.concrete import called
 from composeprob.factors.networks import Network, as_network, check_deterministic
 from composeprob.factors.values import as_condition, check_choice, check_finite
 from composeprob.schedule import Noise, Schedule
+
+
+def _v(output: Array, x: Array, noise: Noise) -> Array:
+    """The output is v = (α·ε − σ·x_0)/√(α²+σ²) (Salimans & Ho 2022): ε̂ = (σ·x + α·√(α²+σ²)·v)/(α²+σ²)."""
+    squared = noise.alpha**2 + noise.sigma**2
+    return -(noise.sigma * x + noise.alpha * jnp.sqrt(squared) * output) / (squared * noise.sigma)
+
+
+ENERGIES: dict[str, Callable[[Array, Array], Array]] = {
+    "energy": lambda output, x: output.reshape(()),  # the network's own scalar
+    "energy_residual": lambda output, x: 0.5 * (x - output) ** 2,  # ½‖x − s‖², the form of a denoising autoencoder
+    "energy_norm": lambda output, x: 0.5 * output**2,  # ½‖s‖²
+    "energy_inner": lambda output, x: x * output,  # ⟨x, s⟩
+}
+"""By name, the energy of (output, x): a scalar, or what each entry adds to it."""
+
+SCORES: dict[str, Callable[[Array, Array, Noise], Array]] = {
+    "epsilon": lambda output, x, noise: -output / noise.sigma,  # the output is ε̂
+    "x0": lambda output, x, noise: (noise.alpha * output - x) / noise.sigma**2,  # it is the clean event x̂_0
+    "v": _v,
+    # The velocity u = ε − x_0 of flow matching (Lipman et al. 2023): ε̂ = (x + α·u)/(α + σ).
+    "flow": lambda output, x, noise: -(x + noise.alpha * output) / ((noise.alpha + noise.sigma) * noise.sigma),
+    "score": lambda output, x, noise: output,
+}
+"""By name, the score of (output, x, noise)."""
+
+
+def with_number(output: Array | tuple[Array, Array]) -> tuple[Array, Array | float]:
+    """What an energy is made of, and the number beside it: 0 unless the network returns a pair."""
+    return output if isinstance(output, tuple) and len(output) == 2 else (output, 0.0)
+
 
 TIMES: dict[str, tuple[Levels, Callable[[Noise], Array]]] = {
     "level": ("own", lambda noise: noise.index),
@@ -40,9 +74,8 @@ Encoder = Callable[[Any], ArrayLike]
 
 def costly(primitive: Primitive, *_: object, **parameters: Any) -> bool:
     """Which results are stored for a gradient. The others are computed again, products in batches (attention) too."""
-    if primitive.name == "dot_general":
-        return not parameters["dimension_numbers"][1][0]
-    return primitive.name == "conv_general_dilated"
+    product = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, **parameters)
+    return product or primitive.name == "conv_general_dilated"
 
 
 class Diffusion(LeafFactor):
@@ -123,10 +156,9 @@ class Diffusion(LeafFactor):
         label: str = "",
         encoders: Mapping[str, Encoder] | None = None,
     ):
-        known = (*parameterizations.ENERGIES, *parameterizations.SCORES)
-        check_choice("parameterization", parameterization, known)
+        check_choice("parameterization", parameterization, (*ENERGIES, *SCORES))
         check_choice("time", time, TIMES)
-        if mode_depth and parameterization not in parameterizations.ENERGIES:
+        if mode_depth and parameterization not in ENERGIES:
             raise InvalidValueError(
                 f"mode_depth=True was given with parameterization {parameterization!r}, which has no energy.",
                 fix="leave it out: a score does not contain the heights of modes.",
@@ -151,7 +183,7 @@ class Diffusion(LeafFactor):
 
     @property
     def traits(self) -> Traits:
-        offers = set(Traits.ENERGY if self.parameterization in parameterizations.ENERGIES else {"score"})
+        offers = set(Traits.ENERGY if self.parameterization in ENERGIES else {"score"})
         if WEIGHTS not in self.fixed:  # of an energy with weights its gradient remains, but no noised marginal
             offers |= {"exact_marginals"} | ({"mode_depth"} if self.mode_depth else set())
         return Traits(
@@ -207,8 +239,8 @@ class Diffusion(LeafFactor):
             "gives them in turn; a condition that may be left out needs a default.",
         )
         check_deterministic(traced.jaxpr, self.label)
-        if self.parameterization in parameterizations.ENERGIES:
-            output, beside = parameterizations.with_number(output)
+        if self.parameterization in ENERGIES:
+            output, beside = with_number(output)
             if jnp.shape(beside) != ():
                 raise NetworkError(
                     f"The network of factor '{self.label}' returned a pair whose second part has shape "
@@ -228,9 +260,15 @@ class Diffusion(LeafFactor):
     def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
         given = dict(conditions)
         weights = given.pop(WEIGHTS, 1.0)
-        return parameterizations.evaluate(
-            self.parameterization, lambda point: self.output(point, noise, given), x, noise, weights
-        )
+        if self.parameterization in SCORES:
+            return None, weights * SCORES[self.parameterization](self.output(x, noise, given), x, noise)
+        energy = ENERGIES[self.parameterization]
+
+        def log_density(point: Array) -> Array:
+            output, beside = with_number(self.output(point, noise, given))
+            return -jnp.sum(weights * energy(output, point)) / noise.sigma + beside
+
+        return jax.value_and_grad(log_density)(x)
 
     def output(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> PyTree[Array]:
         """What the network returns for one event at this noise."""

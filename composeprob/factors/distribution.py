@@ -15,9 +15,9 @@ class FactorDistribution(dist.Distribution):
     arg_constraints: dict[str, dist.constraints.Constraint] = {}  # noqa: RUF012 - NumPyro's own class-level convention
     pytree_data_fields: tuple[str, ...] = ("factor",)
 
-    def __init__(self, factor: Factor, *, validate_args: bool | None = None):
+    def __init__(self, factor: Factor):
         self.factor = factor
-        super().__init__(event_shape=factor.event_shape, validate_args=validate_args)
+        super().__init__(event_shape=factor.event_shape)
 
     @property
     def support(self) -> dist.constraints.Constraint:

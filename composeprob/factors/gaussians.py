@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpyro.distributions as dist
 from scipy.linalg import block_diag
 
 
-@dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Gaussians:
     """Σ_j exp(log_weight_j)·N(mean_j, covariance_j) over some entries of a flattened site; host arrays.
 
@@ -44,8 +44,7 @@ class Gaussians:
 
     def normalised(self) -> Gaussians:
         """The same with weights that sum to 1."""
-        log_weights = self.log_weights - np.logaddexp.reduce(self.log_weights)
-        return Gaussians(self.entries, log_weights, self.means, self.covariances)
+        return dataclasses.replace(self, log_weights=self.log_weights - np.logaddexp.reduce(self.log_weights))
 
 
 def components(distribution: dist.Distribution) -> list[Gaussians] | None:

@@ -77,14 +77,16 @@ class Combination(Factor):
 
     def given(self, **conditions: object) -> Factor:
         """Conditions go to every leaf that has them; a name that no leaf has is refused by the first leaf."""
-        names_of_factors = [
-            {name for leaf in leaves(factor) for name in leaf.traits.conditions} for factor in self.factors
-        ]
-        unknown = {name: value for name, value in conditions.items() if name not in set().union(*names_of_factors)}
+        known = condition_names(self)
+        unknown = {name: value for name, value in conditions.items() if name not in known}
         if unknown:
             leaves(self)[0].given(**unknown)
-        chosen = [{name: value for name, value in conditions.items() if name in names} for names in names_of_factors]
-        return self.with_children(tuple(f.given(**c) for f, c in zip(self.factors, chosen, strict=True)))
+
+        def with_its_own(factor: Factor) -> Factor:
+            names = condition_names(factor)
+            return factor.given(**{name: value for name, value in conditions.items() if name in names})
+
+        return self.with_children(tuple(map(with_its_own, self.factors)))
 
     def terms(self) -> list[tuple[str, float]]:
         if self.plate is None:
@@ -195,10 +197,6 @@ class Mixture(Combination):
         """The l_i."""
         return self.numbers
 
-    @property
-    def sealed(self) -> bool:
-        return not self.calibrated
-
     def _terms(self) -> list[tuple[str, float]]:
         parts = [show.formula(factor.terms()) for factor in self.factors]
         return [(show.mixture(parts, self._shown()), 1.0)]
@@ -268,6 +266,11 @@ def walk(node: Factor) -> Iterator[Factor]:
 def leaves(factor: Factor) -> list[LeafFactor]:
     """Every leaf of an expression, left to right."""
     return [node for node in walk(factor) if isinstance(node, LeafFactor)]
+
+
+def condition_names(factor: Factor) -> list[str]:
+    """The conditions that the leaves of an expression have, each once."""
+    return list(dict.fromkeys(name for leaf in leaves(factor) for name in leaf.traits.conditions))
 
 
 def rewrite_leaves(node: Factor, rewrite: Callable[..., Factor]) -> Factor:

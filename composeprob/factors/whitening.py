@@ -27,12 +27,12 @@ def log_normal_of_sum(residual: Array, noise: Array, loadings: Array) -> Array:
     """
     m, n = loadings.shape[-2:]
     white, whitened = _times(noise, residual), noise @ loadings
-    small = whitened @ _transposed(whitened) if m <= n else _transposed(whitened) @ whitened
+    small = whitened @ whitened.mT if m <= n else whitened.mT @ whitened
     added = 4 * jnp.finfo(small.dtype).eps * jnp.trace(small, axis1=-2, axis2=-1)
     whiten = whitener(small + (1 + added)[..., None, None] * jnp.eye(min(m, n), dtype=small.dtype))
-    inverse = _transposed(whiten) @ whiten
-    solved = _times(inverse, white if m <= n else _times(_transposed(whitened), white))
-    latent = _times(_transposed(whitened), solved) if m <= n else solved
+    inverse = whiten.mT @ whiten
+    solved = _times(inverse, white if m <= n else _times(whitened.mT, white))
+    latent = _times(whitened.mT, solved) if m <= n else solved
     left = white - _times(whitened, latent)
     log_det = -sum(jnp.sum(jnp.log(jnp.diagonal(w, axis1=-2, axis2=-1)), -1) for w in (whiten, noise))
     log_det -= 0.5 * added * jnp.trace(inverse, axis1=-2, axis2=-1) + 0.25 * added**2 * jnp.sum(inverse**2, (-2, -1))
@@ -51,9 +51,9 @@ def whitener(covariance: Array) -> Array:
         return _eliminated(covariance)
     h = m // 2
     first = whitener(covariance[..., :h, :h])
-    below = covariance[..., h:, :h] @ _transposed(first)
-    second = whitener(covariance[..., h:, h:] - below @ _transposed(below))
-    right = jnp.zeros_like(_transposed(below))
+    below = covariance[..., h:, :h] @ first.mT
+    second = whitener(covariance[..., h:, h:] - below @ below.mT)
+    right = jnp.zeros_like(below.mT)
     return jnp.block([[first, right], [-second @ below @ first, second]])
 
 
@@ -74,15 +74,11 @@ def _times(a: Array, x: Array) -> Array:
     return (a @ x[..., None])[..., 0]
 
 
-def _transposed(a: Array) -> Array:
-    return jnp.swapaxes(a, -1, -2)
-
-
 @whitener.defjvp
 def _derivative_of_whitener(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """dL⁻¹ = −Φ(L⁻¹·dC·L⁻ᵀ)·L⁻¹, with Φ the lower triangle and half of the diagonal."""
     inverse = whitener(primals[0])
-    inner = inverse @ tangents[0] @ _transposed(inverse)
+    inner = inverse @ tangents[0] @ inverse.mT
     m = inner.shape[-1]
     lower = inner * (jnp.tril(jnp.ones((m, m), inner.dtype)) - 0.5 * jnp.eye(m, dtype=inner.dtype))
     return inverse, -lower @ inverse

@@ -14,9 +14,8 @@ from jax import Array
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.concrete import called
-from composeprob.factors.diffusion import Diffusion, Encoder
+from composeprob.factors.diffusion import ENERGIES, Diffusion, Encoder
 from composeprob.factors.networks import Network, as_network
-from composeprob.factors.parameterizations import ENERGIES
 from composeprob.schedule import Noise, Schedule
 
 if TYPE_CHECKING:

@@ -140,7 +140,7 @@ def test_compiled_code_is_kept_in_a_private_folder_unless_told_not_to(monkeypatc
     monkeypatch.setattr("jax.config.update", set_to.__setitem__)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setattr(compiled_code, "default_cache", lambda: tmp_path / "composeprob")
-    from composeprob.cli.shell import keep_compiled
+    from composeprob.cli.app import keep_compiled
 
     keep_compiled(True)
     assert set_to == {}

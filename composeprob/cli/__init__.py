@@ -1,8 +1,7 @@
 """The command `composeprob`, which runs programs, lists the zoo and trains models.
 
-`shell` has the application, and writes a run's files; `run`, `trust` and `app` have its commands, `template` the files
-of a new project. `programs` finds a program in a file and how the file says it is sampled. It may import everything,
-and nothing imports it.
+`app` has the application and its commands, `template` the files of a new project. `programs` finds a program in a file
+and how the file says it is sampled. It may import everything, and nothing imports it.
 """
 
 from composeprob.cli.app import app

@@ -1,22 +1,333 @@
-"""The commands `new`, `zoo`, `train` and `devices`, beside `run` and `trust`."""
+"""The application and its commands: `run`, `trust`, `new`, `zoo`, `train` and `devices`."""
 
 from __future__ import annotations
 
+import functools
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from composeprob.cli import run, trust  # noqa: F401 - join the application
-from composeprob.cli.shell import NoCache, app, clean_errors, console, keep_compiled
-from composeprob.errors import InvalidValueError
+from composeprob.cli.programs import compiled
+from composeprob.errors import ComposeProbError, InvalidValueError
+from composeprob.json_data import JSONObject
+from composeprob.text import spell_out
+
+if TYPE_CHECKING:
+    from jax import Array
+
+    from composeprob.density.annealed import AnnealedDensity
+    from composeprob.results.result import Result
+    from composeprob.samplers.sampler import Sampler
+
+# jax and the rest of the library are imported inside the commands: `composeprob --help` answers at once.
+app = typer.Typer(
+    name="composeprob",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,  # an exception in the user's own file keeps Python's plain traceback
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+Target = Annotated[
+    str, typer.Argument(metavar="FILE[:PROGRAM]", help="A Python file, and which of its programs if it has several.")
+]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Keep no compiled code. Else it is in a private folder under the user's cache."),
+]
+spell_out(sys.stdout, sys.stderr)
 
 
-@app.command()
-@clean_errors
+def _version(shown: bool) -> None:
+    if shown:
+        from composeprob import __version__
+
+        print(f"composeprob {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Compose pretrained diffusion models in a probabilistic program, and sample it."""
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Makes a function a command that prints the library's deliberate errors without a traceback, and exits with 2."""
+
+    @app.command()
+    @functools.wraps(function)
+    def wrapped(*args: object, **kwargs: object) -> None:
+        try:
+            function(*args, **kwargs)
+        except ComposeProbError as error:
+            text = f"{type(error).__name__}: {error}".replace(  # an argument of `infer` is an option here
+                "choose another checkpoint_dir, or start again:", "choose another --checkpoint-dir, or in the file"
+            )
+            Console(stderr=True).print(text, style="red", markup=False, highlight=False)
+            raise typer.Exit(2) from None
+
+    return wrapped
+
+
+def keep_compiled(no_cache: bool) -> None:
+    """Keeps what this process compiles for the next one, unless told not to; the first time it says where."""
+    from composeprob.compiled_code import cache, default_cache
+
+    if no_cache:
+        return
+    first = not default_cache().exists()
+    folder = cache()
+    if first and folder == default_cache():
+        text = f"Compiled code is kept in {folder}, up to 1 GiB, for the next run; --no-cache keeps none."
+        Console(stderr=True, soft_wrap=True).print(text, highlight=False)
+
+
+@command
+def run(
+    target: Target,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A diffusers folder, or owner/name on the hub: the value of the program's parameter [b]model[/b].",
+            show_default=False,
+        ),
+    ] = None,
+    chains: Annotated[
+        int | None, typer.Option(help="Number of chains, that is, of samples; left out, FILE's num_chains, or 1000.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers: the same seed gives the same samples.")] = 0,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for samples.safetensors, samples.png, summary.txt and results.json.", file_okay=False
+        ),
+    ] = Path("out"),
+    checkpoint_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of checkpoints: the same command goes on where it was stopped.", file_okay=False),
+    ] = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROWSxCOLUMNS",
+            help="Run on so many devices; left out, on as many as the chains can be spread over. With COLUMNS above 1 "
+            "arrays of the networks of more than 1 MiB are in parts, one on each device of a row, gathered for each "
+            "evaluation: for networks that leave no room else.",
+        ),
+    ] = None,
+    distributed: Annotated[
+        bool,
+        typer.Option(
+            "--distributed",
+            help="Run on every device of all processes that are started with this command: found as JAX finds them "
+            "(SLURM, Kubernetes, Open MPI, TPU pods), or given by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID. The folders must be the same for all; samples go to OUT/samples.zarr, or where "
+            "FILE's draws say.",
+        ),
+    ] = False,
+    no_cache: NoCache = False,
+) -> None:
+    """Sample a program that is written in a Python file.
+
+    FILE holds a function decorated with [b]@cp.program[/b]. A parameter of it gets its default value, or else the
+    variable of the same name in FILE:
+
+        ring, bar = cp.load("ring2d"), cp.load("bar2d")
+
+        @cp.program
+        def product(ring, bar):
+            return cp.sample("x", ring * bar)
+
+    Other variables of FILE say how it is sampled, as arguments of cp.infer and cp.compile:
+
+        sampler = cp.SMC(cp.HMC(cp.Adaptive()), steps_per_level=3)
+
+        num_chains, levels = 2000, np.linspace(8, -8, 60)
+
+        draws = cp.Draws(10000, thin=10, store="out/draws.zarr")
+
+        checkpoint_dir = cp.Checkpoint("out/checkpoints", resume=True)
+
+        chunk, precision = 250, "bfloat16"
+
+    [b]Examples[/b]
+
+        composeprob run examples/product.py
+
+        composeprob run scene.py:two_cubes --chains 2000 --out out/cubes
+
+        composeprob run scene.py --chains 100000 --checkpoint-dir out/checkpoints
+
+        srun composeprob run scene.py --distributed --chains 100000
+
+        composeprob run scene.py --mesh 2x4
+
+        composeprob run examples/text_to_image.py:both --model FOLDER
+    """
+    import jax
+
+    from composeprob import api
+    from composeprob.cli.hardware import arranged_devices, join
+
+    keep_compiled(no_cache)
+    if distributed:
+        join()  # before anything looks for devices
+    leads = jax.process_index() == 0 if distributed else True
+    devices = arranged_devices(jax.devices(), mesh)
+    given = {} if model is None else {"model": lambda: api.from_diffusers(model)}
+    density, _, settings = compiled(target, given)
+    if chains is not None:
+        settings["num_chains"] = chains
+    if checkpoint_dir is not None:
+        settings["checkpoint_dir"] = checkpoint_dir
+    draws = settings.pop("draws", None)
+    draws = draws if isinstance(draws, api.Draws) else api.Draws(draws)
+    if distributed and draws.store is None:
+        draws = replace(draws, store=out / "samples.zarr")
+    store = None if draws.store is None else Path(draws.store)
+    if leads:
+        print(density)
+    grid = None if devices is None else jax.sharding.Mesh(devices, ("chains", "model"))
+    result = api.infer(density, jax.random.key(seed), mesh=grid, progress=leads, draws=draws, **settings)
+    if not leads:
+        return
+    summary = str(result.summary())
+    print(f"\n{summary}\n")
+    about = {"program": density.graph.name, "file": target.rpartition(":")[0] or target, "seed": seed}
+    try:
+        written = write(result, out, about, store)
+    except (OSError, InvalidValueError) as error:  # a full disk loses no samples
+        spare = result.save(Path(tempfile.mkdtemp(prefix="composeprob-")) / "samples.safetensors")
+        Console(stderr=True).print(f"{out} cannot be written: {error}. The samples are in {spare}.", style="red")
+        raise typer.Exit(1) from None
+    for path in written:
+        print(f"wrote {path}")
+    if not result.status.ok:
+        Console(stderr=True).print("The run has problems; see its status above.", style="yellow")
+    if result.status.code.value == "interrupted":
+        raise typer.Exit(130)
+
+
+def write(result: Result, folder: Path, about: JSONObject, store: Path | None = None) -> list[Path]:
+    """Writes samples (unless they are in a ``store``), picture, summary and numbers of a result into ``folder``;
+    returns the files."""
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    samples, picture = store or result.save(folder / "samples.safetensors"), folder / "samples.png"
+    figure = result.plot()
+    figure.savefig(picture)
+    plt.close(figure)
+    summary, numbers = folder / "summary.txt", folder / "results.json"
+    summary.write_text(f"{result.summary()}\n", encoding="utf-8")
+    numbers.write_text(json.dumps({**about, **result.numbers()}, indent=1) + "\n", encoding="utf-8")
+    return [samples, picture, summary, numbers]
+
+
+@command
+def trust(
+    target: Target,
+    chains: Annotated[
+        int | None, typer.Option(help="Number of chains of each run; left out, FILE's num_chains, or 1000.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draws of what the samples should be, .npy of the only site or .npz of several: held-out data. Left "
+            "out, FILE's function reference(key, num), if it has one.",
+            dir_okay=False,
+            exists=True,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the first run's report to this HTML file.", dir_okay=False)
+    ] = None,
+    no_cache: NoCache = False,
+) -> None:
+    """Say how far to trust the samples of a program, and whose error it is.
+
+    Runs the program several times: as `composeprob run` does, under another key, with twice the levels, with twice the
+    transitions at each level, and, where the kernel's distribution depends on its step, with half of it. What changes
+    by more than chance with levels, transitions or steps is the sampler's error; what another key changes by more than
+    chance is an error that the standard errors do not know of. Curl of scores, their Fokker-Planck residual, and
+    factors that are asked where they were never trained, are the model's. Where there are draws of what the samples
+    should be, the error is split: up to the finest run it is the sampler's, from there on the model's. Exits with 1 if
+    anything was found.
+
+    [b]Examples[/b]
+
+        composeprob trust examples/product.py
+
+        composeprob trust scene.py:two_cubes --chains 500 --reference held_out.npy --out out/trust.html
+    """
+    import jax
+
+    from composeprob import api, tuning
+    from composeprob.cli import whose_error
+    from composeprob.cli.whose_error import Refinement, moments
+    from composeprob.samplers.choose import choose
+
+    keep_compiled(no_cache)
+    density, module, settings = compiled(target)
+    number = settings["num_chains"] if chains is None else chains
+    chosen = settings["sampler"] if "sampler" in settings else choose(density, number)[0]
+    key, other = jax.random.split(jax.random.key(seed))
+
+    def run(density: AnnealedDensity, sampler: Sampler, key: Array = other) -> Result:
+        return api.infer(density, key, num_chains=number, sampler=sampler)
+
+    first = run(density, chosen, key)
+    draws = whose_error.reference_draws(module, reference, jax.random.fold_in(key, 1), number, list(first.samples))
+    expected = None if draws is None else whose_error.draws_moments(first, draws)  # refuses misfits before other runs
+    again = {"another key": run(density, chosen)}
+    name, relevelled = whose_error.twice_the_levels(density)
+    if whose_error.fits(relevelled, chosen):
+        again[name] = run(relevelled, chosen)
+    else:
+        console.print("The sampler has one step for each level: no other number of levels was tried.")
+    if (refined := whose_error.longer(density, chosen)) is not None:
+        again[Refinement.TRANSITIONS] = run(density, refined)
+    if (refined := whose_error.shorter_steps(density, chosen, first)) is not None:
+        again[Refinement.STEP] = run(density, refined)
+    rows = {label: moments(result) for label, result in again.items()}
+    table, largest = whose_error.compared(moments(first), rows)
+    console.print(table)
+    if Refinement.COARSER in largest:  # an error of order p is 1/(2^p − 1) of what half the levels change
+        largest[Refinement.COARSER] /= 2 ** (chosen.check_order or 1) - 1
+    sizes = {f"{name}: a difference of": size for name, size in largest.items()}
+    if expected is not None:
+        best = whose_error.finest(run, chosen, again, name, relevelled)
+        table, whose = whose_error.split(moments(first), moments(best), expected)
+        console.print(table)
+        sizes |= {f"The {who}'s error:": size for who, size in whose.items()}
+    found = [f"{what} {size:.1f} standard errors" for what, size in sizes.items() if size > tuning.REFINED_ERRORS]
+    compared_runs = first.compare(again["another key"]).status if number >= 16 else first.status
+    found += [f"{code}: {text}" for code, text in compared_runs.findings]
+    nothing = ["Nothing was found: the runs agree within their errors."]
+    for text in [*whose_error.score_checks(density, first, key), *(found or nothing)]:
+        console.print(text, highlight=False)
+    if out is not None:
+        print(f"wrote {first.report(out)}")
+    raise typer.Exit(int(bool(found)))
+
+
+@command
 def new(folder: Annotated[Path, typer.Argument(metavar="NAME", help="The project's folder, which is made.")]) -> None:
     """Make a small project: a program, a network of its own that it trains, and a test.
 
@@ -37,8 +348,7 @@ def new(folder: Annotated[Path, typer.Argument(metavar="NAME", help="The project
     print(f"Run it: cd {folder} && composeprob run program.py")
 
 
-@app.command()
-@clean_errors
+@command
 def zoo(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show the card of this model.")] = None,
 ) -> None:
@@ -72,8 +382,7 @@ def zoo(
     console.print(Markdown(api.zoo(name).text))
 
 
-@app.command()
-@clean_errors
+@command
 def train(
     model: Annotated[str, typer.Argument(help="A model of the zoo: a folder in models/ with a train.py.")],
     iterations: Annotated[int | None, typer.Option(help="Optimiser steps; by default those of its recipe.")] = None,
@@ -115,8 +424,7 @@ def train(
     print(f'cp.load("{model}"{number}, folder="{folder}") loads it')
 
 
-@app.command()
-@clean_errors
+@command
 def devices(
     target: Annotated[
         str | None,

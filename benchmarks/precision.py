@@ -23,7 +23,7 @@ from plane.tasks import TASKS, truth
 from report import publish
 
 import composeprob as cp
-from composeprob.metrics.mode_weights import mode_weights, total_variation
+from composeprob.metrics.distances import mode_weights, total_variation
 
 WAYS = {"float32": None, "bfloat16": "bfloat16"}
 ACCEPTANCE, LIMIT = 0.05, 0.02

@@ -7,8 +7,7 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-METRICS = ("convergence", "distances", "mode_weights", "points")
-SHAPES = ("composeprob.results.estimates", *(f"composeprob.metrics.{name}" for name in METRICS))
+SHAPES = ("composeprob.results.estimates", "composeprob.metrics.distances")
 """Modules whose annotations, shapes included, are checked at every call."""
 install_import_hook(SHAPES, "typechecked.typechecked")
 

@@ -1,14 +1,20 @@
 """Metrics: distances of samples from a target, and the likelihood of a sampler's output.
 
-Distances (`distances`, `mode_weights`) work on arrays. `likelihood` walks a sampler's path (`paths`) and may import
-`runtime`, `kernels`, `density` and what is below; no factor and no program.
+`distances` works on arrays. `likelihood` walks a sampler's path (`paths`) and may import `runtime`, `kernels`,
+`density` and what is below; no factor and no program.
 """
 
 from composeprob.density.learned_scores import curl, fokker_planck
-from composeprob.metrics.convergence import nested_rhat
-from composeprob.metrics.distances import ksd, mmd, wasserstein
+from composeprob.metrics.distances import (
+    covariance_error,
+    ksd,
+    mmd,
+    mode_weights,
+    nested_rhat,
+    total_variation,
+    wasserstein,
+)
 from composeprob.metrics.likelihood import EvidenceBounds, LogLikelihood, evidence_bounds, raise_log_likelihood
-from composeprob.metrics.mode_weights import covariance_error, mode_weights, total_variation
 
 __all__ = [
     "EvidenceBounds",

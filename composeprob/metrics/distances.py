@@ -1,4 +1,5 @@
-"""Distances of samples: from others, the maximum mean discrepancy and Wasserstein's, and from a density, Stein's."""
+"""Metrics of samples: their distances from others and from a density, the shares and widths of modes, and whether many
+short chains have forgotten where they began."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
@@ -186,6 +187,163 @@ def ksd(
         return found - 4 * beta * (beta - 1) * q ** (beta - 2) * square
 
     return float(np.sqrt(max(by_rows(stein, weights, weights), 0.0)))
+
+
+def mode_weights(
+    samples: ArrayLike, centers: ArrayLike, log_weights: ArrayLike | None = None
+) -> Float64[np.ndarray, " modes"]:
+    """Computes the share of the samples' weight that is nearest to each centre.
+
+    Args:
+        samples: shape (N, …); samples that are not finite belong to no mode.
+        centers: shape (M, …), events of the same shape.
+        log_weights: log-weights of the samples up to a constant, shape (N,); equal weights if left out.
+
+    Returns:
+        Shares of shape (M,). They sum to 1, or to less by the weight of samples that are not finite.
+
+    Raises:
+        ShapeError: events of different shape.
+
+    Example:
+        >>> import composeprob as cp
+        >>> cp.metrics.mode_weights([[0.1], [0.9], [1.2], [0.8]], [[0.0], [1.0]]).tolist()
+        [0.25, 0.75]
+    """
+    points, chosen = nearest_mode(samples, centers)
+    weights = as_weights(log_weights, len(points))
+    inside = chosen >= 0
+    return np.bincount(chosen[inside], weights=weights[inside], minlength=len(np.asarray(centers)))
+
+
+def nearest_mode(samples: ArrayLike, centers: ArrayLike) -> tuple[Float64[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
+    """Samples as rows, and the number of the centre that each is nearest to: −1 where it is not finite."""
+    points, targets = np.asarray(samples, np.float64), np.asarray(centers, np.float64)
+    if points.shape[1:] != targets.shape[1:]:
+        raise ShapeError(
+            f"Samples are events of shape {points.shape[1:]}, centres of shape {targets.shape[1:]}.",
+            fix="pass samples of shape (N, …) and centres of shape (M, …) with the same trailing shape.",
+        )
+    points, targets = points.reshape(len(points), -1), targets.reshape(len(targets), -1)
+    finite = np.asarray(np.isfinite(points).all(axis=1))
+    # ‖x − c‖² up to ‖x‖², which all centres share: no (N, M, d) array
+    distance = (targets**2).sum(1)[None] - 2 * np.where(finite[:, None], points, 0.0) @ targets.T
+    return points, np.where(finite, distance.argmin(1), -1)
+
+
+def total_variation(p: ArrayLike, q: ArrayLike) -> float:
+    """Computes the total variation ½ Σᵢ |pᵢ − qᵢ|: 0 for equal distributions, 1 for disjoint ones.
+
+    Args:
+        p: probabilities, shape (M,).
+        q: probabilities, shape (M,).
+
+    Example:
+        >>> import composeprob as cp
+        >>> cp.metrics.total_variation([0.5, 0.5], [0.75, 0.25])
+        0.25
+    """
+    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    if p.shape != q.shape:
+        fix = "pass one weight for each of the same modes, 0 where one has none."
+        raise ShapeError(f"Two distributions over {p.shape} and {q.shape} modes cannot be compared.", fix=fix)
+    return float(0.5 * np.abs(p - q).sum())
+
+
+def covariance_error(
+    samples: ArrayLike, centers: ArrayLike, covariances: ArrayLike, log_weights: ArrayLike | None = None
+) -> Float64[np.ndarray, " modes"]:
+    r"""Computes the relative error of the covariance within each mode, $\|\hat C_m - C_m\|_F / \|C_m\|_F$.
+
+    Ĉ_m is the unbiased covariance, about their own mean, of the samples that are nearest to centre m (`mode_weights`
+    counts the same ones). Where modes overlap this cuts their tails, and exact draws do not reach 0 either.
+
+    Args:
+        samples: shape (N, …); samples that are not finite belong to no mode.
+        centers: shape (M, …), events of the same shape.
+        covariances: C_m, shape (M, d, d) with d the number of elements of an event, or (d, d) for all modes.
+        log_weights: log-weights of the samples up to a constant, shape (N,); equal weights if left out.
+
+    Returns:
+        Errors of shape (M,); NaN for a mode that has no two samples.
+
+    Raises:
+        ShapeError: shapes that do not fit together.
+
+    Example:
+        >>> import composeprob as cp
+        >>> cp.metrics.covariance_error([[-1.0], [1.0], [9.0], [11.0]], [[0.0], [10.0]], [[[2.0]], [[1.0]]]).tolist()
+        [0.0, 1.0]
+    """
+    points, chosen = nearest_mode(samples, centers)
+    (count, d), modes = points.shape, len(np.asarray(centers))
+    truth = np.asarray(covariances, np.float64)
+    if truth.shape not in ((modes, d, d), (d, d)):
+        fix = f"pass an array of shape ({modes}, {d}, {d}), or ({d}, {d}) for all modes."
+        raise ShapeError(f"{modes} modes of {d} numbers have covariances of shape {truth.shape}.", fix=fix)
+    truth = np.broadcast_to(truth, (modes, d, d))
+    weights = as_weights(log_weights, count)
+    errors = np.full(modes, np.nan)
+    for m in range(modes):
+        inside = chosen == m
+        if not weights[inside].any():
+            continue
+        w = weights[inside] / weights[inside].sum()
+        if 1 - w @ w < 1e-12:  # (n − 1)/n for equal weights
+            continue
+        found = np.cov(points[inside], rowvar=False, aweights=w).reshape(d, d)
+        errors[m] = np.linalg.norm(found - truth[m]) / np.linalg.norm(truth[m])
+    return errors
+
+
+def nested_rhat(draws: ArrayLike) -> Float64[np.ndarray, "*event"]:
+    r"""Computes nested R̂ for many short chains, $\hat R_\nu = \sqrt{1 + \hat B_\nu / \hat W_\nu}$.
+
+    Chains come in superchains: those of one superchain begin at the same place, or belong to the same run of an
+    interacting sampler such as `SMC`. B̂ is the variance between the superchains' means; Ŵ the mean over superchains
+    of the variance between the means of their chains plus the mean variance within a chain. It works with a single
+    draw a chain, where the usual R̂ cannot: all it then needs is that chains of a superchain vary independently once
+    they have mixed. At least 1; chains that have forgotten their start have about √(1 + 1/M) with one draw a chain,
+    and less with more.
+
+    Args:
+        draws: shape (superchains, chains, draws, …), with 2 superchains or more, and 2 chains or 2 draws or more.
+            For R repeated runs of N chains: ``np.stack([r["x"] for r in results])[:, :, None]``.
+
+    Returns:
+        R̂ of each number of an event, shape (…); NaN where nothing varies.
+
+    Raises:
+        ShapeError: too few axes, superchains, chains or draws.
+        InvalidValueError: draws that are not finite.
+
+    Example:
+        >>> import composeprob as cp, numpy as np
+        >>> draws = np.random.default_rng(0).normal(size=(8, 64, 1))
+        >>> bool(cp.metrics.nested_rhat(draws) < 1.05)
+        True
+        >>> bool(cp.metrics.nested_rhat(draws + np.arange(8)[:, None, None]) > 2)  # each where it began
+        True
+
+    References:
+        Margossian et al. 2024, *Nested R̂: assessing the convergence of Markov chain Monte Carlo when running many
+        short chains* (arXiv 2110.13017).
+    """
+    values = np.asarray(draws, np.float64)
+    if values.ndim < 3 or values.shape[0] < 2 or values.shape[1] * values.shape[2] < 2:
+        raise ShapeError(
+            f"Nested R̂ needs draws of shape (superchains, chains, draws, …); got {values.shape}.",
+            fix="pass 2 superchains or more, each with 2 chains or 2 draws or more.",
+        )
+    if not np.isfinite(values).all():
+        raise InvalidValueError("Some draws are not finite.", fix="look at result.status.")
+    _, chains, length = values.shape[:3]
+    of_chain = values.mean(2)
+    between = of_chain.mean(1).var(0, ddof=1)
+    inside = of_chain.var(1, ddof=min(1, chains - 1))  # 0 where there is one
+    within = values.var(2, ddof=min(1, length - 1)).mean(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.sqrt(1 + between / (inside + within).mean(0)))
 
 
 def by_rows(gram: Callable[[slice], np.ndarray], w: np.ndarray, v: np.ndarray) -> float:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jax import Array
 
 from composeprob.errors import InvalidValueError, WrongTypeError, a_kind
+from composeprob.results.estimates import quiet_arviz
 from composeprob.results.record import FACTS, Record
 
+if TYPE_CHECKING:
+    import xarray
+
 Dims = dict[str, Sequence[str | None]]
+Labels = Sequence[object] | np.ndarray  # along one axis
 Value = TypeVar("Value")
 
 
@@ -20,7 +25,7 @@ def to_arviz(
     self: Record,
     *,
     dims: Mapping[str, Sequence[str | None]] | None = None,
-    coords: Mapping[str, Sequence[object] | np.ndarray] | None = None,
+    coords: Mapping[str, Labels] | None = None,
     predictive: Array | None = None,
 ) -> Any:
     """Converts to ArviZ's groups of arrays: (chain=1, draw=N, …), or with draws (chain=N, draw=draws, …).
@@ -57,7 +62,7 @@ def to_arviz(
         >>> data.posterior["theta"].dims, data.log_likelihood["y"].sel(school="B").shape
         (('chain', 'draw', 'school'), (1, 8))
     """
-    from composeprob.results.arviz_versions import grouped
+    import xarray
 
     samples, density = self.unweighted(), self.density
     data: dict[str, np.ndarray] = {}
@@ -76,20 +81,38 @@ def to_arviz(
         name: str(fact) if isinstance(fact, dict) else fact for name, fact in facts.items() if fact is not None
     }
     attributes |= {"status": str(self.status), "inference_library": "composeprob"}
-    levels = self.levels.reset_coords("log_snr")
-    labels = {"block": list(self.about.blocks)} if self.about.blocks else {}
-    weights = {"log_weight": np.repeat(self.log_weights, self.about.draws or 1)}
-    groups = {
-        "posterior": _chains(self, samples),
-        "sample_stats": _chains(self, weights),
-        "posterior_predictive": {} if predictive is None else _chains(self, self.predictive(predictive)),
-        "observed_data": data,
-        "constant_data": {str(name): values.to_numpy() for name, values in levels.items()},
-        "log_likelihood": _chains(self, pointwise),
+    drawn = {
+        "posterior": samples,
+        "sample_stats": {"log_weight": np.repeat(self.log_weights, self.about.draws or 1)},
+        "posterior_predictive": {} if predictive is None else self.predictive(predictive),
+        "log_likelihood": pointwise,
     }
-    axes = {str(name): [str(dim) for dim in values.dims] for name, values in levels.items()}
-    known = {name: group for name, group in groups.items() if group}
-    return grouped(known, {**axes, **named}, {**labels, **coords}, attributes)
+    lead = ["chain", "draw"]
+    groups = {name: _labelled(_chains(self, each), lead, named, coords) for name, each in drawn.items()}
+    groups["observed_data"] = _labelled(data, [], named, coords)
+    levels = self.levels.reset_coords("log_snr")
+    groups["constant_data"] = levels.assign_coords({axis: coords[axis] for axis in levels.dims if axis in coords})
+    groups = {name: group for name, group in groups.items() if group}
+    arviz, since_1 = quiet_arviz()
+    if since_1:
+        return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attributes), **groups})
+    return arviz.InferenceData(attrs=attributes, **groups)
+
+
+def _labelled(
+    values: Mapping[str, np.ndarray], lead: list[str], named: Dims, coords: Mapping[str, Labels]
+) -> xarray.Dataset:
+    """Arrays with names and labels along their axes, as ArviZ gives them to those that have none; a log-likelihood
+    lacks the axes over which a distribution is one event, the last ones."""
+    import xarray
+
+    arrays = {}
+    for name, value in values.items():
+        axes = named.get(name, [None] * value.ndim)[: value.ndim - len(lead)]
+        arrays[name] = [*lead, *(axis or f"{name}_dim_{i}" for i, axis in enumerate(axes))], value
+    found = xarray.Dataset(arrays)
+    labels: dict[str, Labels] = {str(axis): np.arange(size) for axis, size in found.sizes.items()}
+    return found.assign_coords(labels | {axis: coords[axis] for axis in labels if axis in coords})
 
 
 def _as_dict(given: Mapping[str, Value] | None, what: str) -> dict[str, Value]:
@@ -106,7 +129,7 @@ def _chains(result: Record, values: dict[str, np.ndarray]) -> dict[str, np.ndarr
     return {name: value.reshape(*lead, *value.shape[1:]) for name, value in values.items()}
 
 
-def _check(dims: Dims, shapes: dict[str, tuple[int, ...]], coords: Mapping[str, Sequence[object] | np.ndarray]) -> None:
+def _check(dims: Dims, shapes: dict[str, tuple[int, ...]], coords: Mapping[str, Labels]) -> None:
     for name, axes in dims.items():
         if name not in shapes:
             raise InvalidValueError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -131,15 +133,20 @@ class Families:
         Above 0.7 a few of them decide, and errors are too small. By ArviZ (Vehtari et al. 2024); NaN where all weigh
         the same, or too few differ.
         """
-        from composeprob.results import arviz_versions
-
-        weights = np.zeros(len(self.weights))
-        of_each = np.bincount(self.index, self.weights)
-        weights[: len(of_each)] = of_each
-        if np.ptp(of_each) < 1e-9 * of_each.max() and len(of_each) == len(weights):
+        weights = np.bincount(self.index, self.weights, minlength=len(self.weights))  # 0 of those without descendants
+        if np.ptp(weights) < 1e-9 * weights.max():
             return math.nan
+        arviz, since_1 = quiet_arviz()
         with np.errstate(divide="ignore"):
-            k = arviz_versions.pareto_k(np.log(weights))
+            if not since_1:
+                k = float(arviz.psislw(np.log(weights))[1])
+            else:
+                from arviz_stats.base import array_stats
+
+                try:  # it takes log-likelihoods, whose weights are 1/likelihood
+                    k = float(array_stats.psislw(-np.log(weights))[1])
+                except ValueError:  # "All tail values are the same"
+                    k = math.nan
         return k if math.isfinite(k) else math.nan
 
     def variance(self, values: Shaped[np.ndarray, " n *event"]) -> Float[np.ndarray, "*event"]:
@@ -159,6 +166,15 @@ class Families:
         total = np.zeros((int(self.index.max()) + 1, flat.shape[1]))
         np.add.at(total, self.index, deviations)
         return (total**2).sum(0).reshape(np.shape(values)[1:])
+
+
+def quiet_arviz() -> tuple[ModuleType, bool]:
+    """ArviZ, and whether it is its version 1.0 (of Python 3.12) or later."""
+    with warnings.catch_warnings():
+        # Once a day it tells who imports it that 1.0 differs: whoever asked for a summary cannot act on that.
+        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing a major refactor", FutureWarning)
+        import arviz
+    return arviz, int(arviz.__version__.partition(".")[0]) >= 1
 
 
 def systematic(weights: Float[np.ndarray, " m"], n: int) -> Int[np.ndarray, " {n}"]:

@@ -28,6 +28,7 @@ from composeprob.results.estimates import (
     known_chains,
     plain,
     quantile,
+    quiet_arviz,
     student,
     systematic,
     wilson,
@@ -344,28 +345,26 @@ class Record:
         values = self._values("quantile", fn)
         weights = np.repeat(self._families.weights, values.shape[1])
         event, weights = values.shape[2:], weights / weights.sum()
-        columns, found, errors, sizes = [], [], [], []
-        for column in np.moveaxis(values.reshape(*values.shape[:2], -1), -1, 0):
-            order = np.argsort(column.ravel(), kind="stable")
-            columns.append((column.ravel()[order], np.cumsum(weights[order])))
-            found.append(quantile(*columns[-1], q))
-            below = (column <= found[-1]).astype(float)
-            errors.append(self.mean_of(below).error)
-            sizes.append(float(self._size(below, np.asarray(q))))
+        flat = values.reshape(*values.shape[:2], -1)
+        columns = []  # of each number, sorted, and their cumulative weights
+        for column in flat.reshape(len(weights), -1).T:
+            order = np.argsort(column, kind="stable")
+            columns.append((column[order], np.cumsum(weights[order])))
+        found = np.array([quantile(*column, q) for column in columns])
+        share = self.mean_of((flat <= found).astype(float))
+        sizes = self._size((flat <= found).astype(float), np.asarray(q))
 
         def ends(t: float) -> tuple[np.ndarray, np.ndarray]:
             pairs = []
-            for column, size in zip(columns, sizes, strict=True):
-                low, high = (float(end) for end in wilson(q, size, t))
+            for column, size, low, high in zip(columns, sizes, *wilson(q, sizes, t), strict=True):
                 below = -math.inf if low * size < 0.5 else quantile(*column, low)
                 pairs.append((below, math.inf if (1 - high) * size < 0.5 else quantile(*column, high)))
             lows, highs = (np.reshape(each, event) for each in zip(*pairs, strict=True))
             return lows, highs
 
-        degrees = self._variance(below)[1]
-        made = Estimate(plain(np.reshape(found, event)), plain(np.reshape(errors, event)), degrees, ends)
+        made = Estimate(plain(found.reshape(event)), plain(np.reshape(share.error, event)), share.degrees, ends)
         low, high = made.interval(0.9)  # wide enough to see a gap between modes
-        return dataclasses.replace(made, error=(high - low) / 2 / student(0.9, degrees))
+        return dataclasses.replace(made, error=(high - low) / 2 / student(0.9, share.degrees))
 
     def _values(self, method: str, fn: Callable[[dict[str, Array]], ArrayLike]) -> np.ndarray:
         """A function of every sample, (N, draws, …), for a method."""
@@ -395,8 +394,7 @@ class Record:
             return variance, known - 1
         if self.about.draws < tuning.ERRORS.fewest_draws:
             return np.full(values.shape[2:], np.nan), 1.0
-        from composeprob.results.arviz_versions import arviz
-
+        arviz, _ = quiet_arviz()
         flat = values.reshape(*values.shape[:2], -1)
         errors = [0.0 if np.ptp(c) == 0 else float(arviz.mcse(c, method="mean")) for c in np.moveaxis(flat, -1, 0)]
         return np.reshape(errors, values.shape[2:]) ** 2, math.inf

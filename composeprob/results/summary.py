@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from composeprob import tuning
-from composeprob.results.estimates import quantile, with_error
+from composeprob.results.estimates import quantile, quiet_arviz, with_error
 from composeprob.results.geometry import shown_entries
 from composeprob.results.record import Record, by_block
 from composeprob.text import printable
@@ -127,11 +127,9 @@ def _facts(result: Record) -> dict[str, str]:
 
 def _mixing(result: Record) -> dict[str, str]:
     """R̂ between the chains of a run with draws, the greatest over all numbers; by ArviZ."""
-    from composeprob.results.arviz_versions import arviz
-
     if len(result.log_weights) < 2 or (result.about.draws or 0) < tuning.ERRORS.fewest_draws:
         return {}
-    worst, where = -math.inf, ""
+    (arviz, _), worst, where = quiet_arviz(), -math.inf, ""
     for name in result.samples:
         _, columns = shown_entries(name, result.drawn(name, tuning.SUMMARY.most_numbers), 2)
         for column in np.moveaxis(columns, -1, 0):

@@ -13,7 +13,7 @@ from composeprob.compiler.pipeline import lowered
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.base import LeafFactor
 from composeprob.language.program import single
-from composeprob.metrics.mode_weights import mode_weights, total_variation
+from composeprob.metrics.distances import mode_weights, total_variation
 from composeprob.runtime.infer import infer
 from composeprob.samplers.sampler import Ancestral
 from composeprob.schedule import Noise

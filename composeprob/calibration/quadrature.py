@@ -62,16 +62,8 @@ LogDensity = Callable[[np.ndarray, float], np.ndarray]
 """(cells (n, d), step) → log f at the middles of these cells, (n,)."""
 
 
-def _level(
-    log_f: LogDensity,
-    cells: np.ndarray,
-    step: float,
-    level: int,
-    tolerance: float = 1e-5,
-    max_points: int = 400_000,
-) -> tuple[float, float, np.ndarray, float]:
-    """One level: the log-integral, its error, and the cells and step that the next level starts with. Halving ends
-    where log Z changes by less than ``tolerance`` nats, or with ``max_points`` cells."""
+def _level(log_f: LogDensity, cells: np.ndarray, step: float, level: int) -> tuple[float, float, np.ndarray, float]:
+    """One level: the log-integral, its error, and the cells and step that the next level starts with."""
     dimension = cells.shape[1]
     cells, values = _spread(log_f, cells, step, level)
     kept = -np.inf  # log of the mass of cells that are not refined any further
@@ -87,7 +79,7 @@ def _level(
         values = _finite(log_f(cells, step), level)
         finer = np.logaddexp(kept, _log_sum(values, dimension, step))
         change = abs(finer - total)
-        if change < tolerance or len(cells) * 2**dimension > max_points:
+        if change < 1e-5 or len(cells) * 2**dimension > 400_000:  # nats; cells, which memory holds
             return float(finer), float(change), *coarse
         total = finer
 

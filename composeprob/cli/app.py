@@ -187,7 +187,7 @@ def run(
     keep_compiled(no_cache)
     if distributed:
         join()  # before anything looks for devices
-    leads = jax.process_index() == 0 if distributed else True
+    leads = jax.process_index() == 0
     devices = arranged_devices(jax.devices(), mesh)
     given = {} if model is None else {"model": lambda: api.from_diffusers(model)}
     density, _, settings = compiled(target, given)
@@ -295,16 +295,17 @@ def trust(
     first = run(density, chosen, key)
     draws = whose_error.reference_draws(module, reference, jax.random.fold_in(key, 1), number, list(first.samples))
     expected = None if draws is None else whose_error.draws_moments(first, draws)  # refuses misfits before other runs
-    again = {"another key": run(density, chosen)}
     name, relevelled = whose_error.twice_the_levels(density)
-    if whose_error.fits(relevelled, chosen):
-        again[name] = run(relevelled, chosen)
-    else:
+    fits = whose_error.fits(relevelled, chosen)
+    if not fits:
         console.print("The sampler has one step for each level: no other number of levels was tried.")
-    if (refined := whose_error.longer(density, chosen)) is not None:
-        again[Refinement.TRANSITIONS] = run(density, refined)
-    if (refined := whose_error.shorter_steps(density, chosen, first)) is not None:
-        again[Refinement.STEP] = run(density, refined)
+    refined = {
+        "another key": (density, chosen),
+        name: (relevelled, chosen if fits else None),
+        Refinement.TRANSITIONS: (density, whose_error.longer(density, chosen)),
+        Refinement.STEP: (density, whose_error.shorter_steps(density, chosen, first)),
+    }
+    again = {label: run(program, sampler) for label, (program, sampler) in refined.items() if sampler is not None}
     rows = {label: moments(result) for label, result in again.items()}
     table, largest = whose_error.compared(moments(first), rows)
     console.print(table)

@@ -18,7 +18,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import noised
 from composeprob.errors import AlignmentError, LoadError, ShapeError, WrongTypeError
 from composeprob.kernels.gibbs import integrates_score, parts_of, replaced, with_parts
-from composeprob.metrics.paths import filled
+from composeprob.metrics.likelihood import filled
 from composeprob.results.geometry import shown_entries
 from composeprob.results.result import Result
 from composeprob.runtime.infer import on_levels

@@ -1,7 +1,7 @@
 """Metrics: distances of samples from a target, and the likelihood of a sampler's output.
 
-`distances` works on arrays. `likelihood` walks a sampler's path (`paths`) and may import `runtime`, `kernels`,
-`density` and what is below; no factor and no program.
+`distances` works on arrays. `likelihood` walks a sampler's path and may import `runtime`, `kernels`, `density` and what
+is below; no factor and no program.
 """
 
 from composeprob.density.learned_scores import curl, fokker_planck

@@ -12,7 +12,6 @@ import numpy as np
 from composeprob.arguments import NotPickled, check_path
 from composeprob.errors import CapabilityError, unknown_name
 from composeprob.results import saving
-from composeprob.results.arviz_data import to_arviz
 from composeprob.results.comparison import compare
 from composeprob.results.geometry import as_images, is_image
 from composeprob.results.record import About, Record
@@ -147,7 +146,7 @@ class Result(NotPickled, Record):
         return display(self)
 
     compare = compare
-    to_arviz = to_arviz
+    to_arviz = saving.to_arviz
     numbers = saving.numbers
     save = saving.save
 

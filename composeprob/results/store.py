@@ -148,7 +148,7 @@ class Store:
             about = json.loads((self.path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LoadError(f"{self.path} is no stored result.", fix="check the path.") from error
-        if not isinstance(about, dict) or {name: about.get(name) for name in self.format} != self.format:
+        if not isinstance(about, dict) or not self.format.items() <= about.items():
             raise LoadError(
                 f"{self.path} is no stored result of this version of composeprob.",
                 fix="pass the folder that was given as store=.",

@@ -24,9 +24,8 @@ from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.factors.gaussians import base_of
 from composeprob.factors.one_dimension import log_normal_mass
 from composeprob.schedule import Schedule
-from composeprob.training.loss import draw_batch, losses
 from composeprob.training.recipe import Batches, Data, LogSNR, Recipe
-from composeprob.training.run import TrainingRun, finish, initial, make_advance, stretches
+from composeprob.training.run import TrainingRun, draw_batch, finish, initial, losses, make_advance, stretches
 
 Box = tuple[Array, Array]
 

@@ -11,7 +11,7 @@ from scipy import stats
 import composeprob as cp
 from composeprob.errors import InvalidValueError
 from composeprob.kernels import HMC, MALA, UHMC, ULA, Gibbs
-from composeprob.metrics.paths import Path, forward_walk, frozen, reverse_walk
+from composeprob.metrics.likelihood import Path, forward_walk, frozen, reverse_walk
 from kernel_chains import from_exact_draws, start, steps_of, transitions
 from refusals import refused
 from sampling_cases import normal

@@ -17,8 +17,7 @@ from scipy import stats
 import composeprob as cp
 from composeprob.errors import CapabilityError, ComposeProbError
 from composeprob.kernels.metropolis import unadjusted
-from composeprob.metrics.likelihood import as_positions, in_batches, reverse_walks
-from composeprob.metrics.paths import Path, frozen
+from composeprob.metrics.likelihood import Path, as_positions, frozen, in_batches, reverse_walks
 from sampling_cases import both, learned, measured, modes, run, single
 from zscores import assert_agrees, assert_disagrees, z_scores
 

@@ -16,8 +16,7 @@ from composeprob.models.networks.offset_energy import OffsetEnergy
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.schedule import Noise
 from composeprob.training import Conditions, CrossCondition, CrossLevel, Denoising, train
-from composeprob.training.loss import draw_batch, losses
-from composeprob.training.run import initial, make_advance
+from composeprob.training.run import draw_batch, initial, losses, make_advance
 from refusals import refused
 from sampling_cases import learned, modes, single
 from training.recipes import NORMAL, cosine, tiny

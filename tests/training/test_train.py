@@ -17,8 +17,7 @@ from composeprob.errors import InvalidValueError, LoadError, NetworkError, Wrong
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import Conditions, Denoising, LogSNR, score_errors, train
 from composeprob.training import run as run_module
-from composeprob.training.loss import draw_batch, losses
-from composeprob.training.run import initial, make_advance
+from composeprob.training.run import draw_batch, initial, losses, make_advance
 from refusals import refused
 from training.recipes import NORMAL, cosine, tiny
 

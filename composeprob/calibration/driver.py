@@ -14,8 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from composeprob import tuning
 from composeprob.arguments import check_count, check_key
@@ -32,6 +30,7 @@ from composeprob.ir.nodes import same_factor
 from composeprob.kernels import HMC, Adaptive
 from composeprob.kernels.base import log_density_of
 from composeprob.language.program import single
+from composeprob.results.store import read_arrays, write_arrays
 from composeprob.runtime.infer import infer
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.meet import log_mean_weight
@@ -311,9 +310,8 @@ def save_calibration(factor: Calibrated, path: str | Path, *, weights: str | Pat
         path: where to write.
         weights: the file of the network's weights, by whose digest `load_calibration` knows it again.
     """
-    about = None if weights is None else {"weights": _digest(weights)}
-    tables = {name.removeprefix("calibration "): np.ascontiguousarray(table) for name, table in factor.tables.items()}
-    Path(path).write_bytes(save(tables, about))
+    tables = {name.removeprefix("calibration "): table for name, table in factor.tables.items()}
+    write_arrays(path, tables, None if weights is None else {"weights": _digest(weights)})
 
 
 def load_calibration(factor: LeafFactor, path: str | Path, *, weights: str | Path | None = None) -> Calibrated:
@@ -328,12 +326,8 @@ def load_calibration(factor: LeafFactor, path: str | Path, *, weights: str | Pat
         LoadError: the file is missing or damaged, or is the calibration of other events or weights.
     """
     fix = f"calibrate it again: python tools/calibrate.py {factor.label}"
-    try:
-        with safe_open(path, "numpy") as file:
-            about = file.metadata() or {}
-            tables = {f"calibration {name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError) as error:
-        raise LoadError(f"The calibration {path} cannot be read: {error}", fix=fix) from error
+    stored, about = read_arrays(path, f"The calibration {path}", fix)
+    tables = {f"calibration {name}": table for name, table in stored.items()}
     shapes = {table.shape for table in tables.values()}
     if set(tables) != set(TABLES) or len(shapes) != 1 or len(shapes.pop()) != 1:
         raise LoadError(f"The calibration {path} does not fit factor '{factor.label}'.", fix=fix)

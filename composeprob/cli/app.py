@@ -45,6 +45,11 @@ NoCache = Annotated[
     bool,
     typer.Option("--no-cache", help="Keep no compiled code. Else it is in a private folder under the user's cache."),
 ]
+Seed = Annotated[int, typer.Option(help="Seed of the random numbers: the same seed gives the same samples.")]
+CheckpointFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder of checkpoints: the same command goes on where it was stopped.", file_okay=False),
+]
 spell_out(sys.stdout, sys.stderr)
 
 
@@ -110,17 +115,14 @@ def run(
     chains: Annotated[
         int | None, typer.Option(help="Number of chains, that is, of samples; left out, FILE's num_chains, or 1000.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random numbers: the same seed gives the same samples.")] = 0,
+    seed: Seed = 0,
     out: Annotated[
         Path,
         typer.Option(
             help="Folder for samples.safetensors, samples.png, summary.txt and results.json.", file_okay=False
         ),
     ] = Path("out"),
-    checkpoint_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder of checkpoints: the same command goes on where it was stopped.", file_okay=False),
-    ] = None,
+    checkpoint_dir: CheckpointFolder = None,
     mesh: Annotated[
         str | None,
         typer.Option(
@@ -245,7 +247,7 @@ def trust(
     chains: Annotated[
         int | None, typer.Option(help="Number of chains of each run; left out, FILE's num_chains, or 1000.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
+    seed: Seed = 0,
     reference: Annotated[
         Path | None,
         typer.Option(
@@ -389,9 +391,7 @@ def train(
     iterations: Annotated[int | None, typer.Option(help="Optimiser steps; by default those of its recipe.")] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to write into.", show_default="out/MODEL")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a trained model in that folder.")] = False,
-    checkpoint_dir: Annotated[
-        Path | None, typer.Option(help="Folder of checkpoints: the same command goes on where it was stopped.")
-    ] = None,
+    checkpoint_dir: CheckpointFolder = None,
     retraining: Annotated[
         int, typer.Option(min=0, help="Train the same recipe with another random key, into weights-N.safetensors.")
     ] = 0,

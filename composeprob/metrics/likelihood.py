@@ -438,12 +438,12 @@ class Path(eqx.Module):
 
 
 def reverse_walk(path: Path, key: Array, position: Position) -> Array:
-    """One reversal from a point at level 0 to the first level: log p̂ with E p̂(x₀) the sampler's output density.
+    """One reversal from a point at level 0 to the first level: log p̂, as `raise_log_likelihood` has it, with E p̂(x₀)
+    the sampler's output density.
 
-    log p̂(x₀) = log top(x_top) + Σ log T(x'→x)/T(x→x') over the transitions x → x' made on the way up
-    + Σ log N(x_k; reverse step from x_{k+1})/q(x_{k+1}|x_k) over the noising steps. Momenta start afresh: their terms
-    cancel, as every refreshment leaves N(0, I) alone. With `SMC`'s weights the target is the weighted path, times ∫
-    over all paths: subtract its log-evidence. Steps that a wall kept where they were are left out.
+    Momenta start afresh: their terms cancel, as every refreshment leaves N(0, I) alone. With `SMC`'s weights the target
+    is the weighted path, times ∫ over all paths: subtract its log-evidence. Steps that a wall kept where they were are
+    left out.
     """
     words, layout, (top, volume) = jax.random.bits(key, (2,), jnp.uint32), path.layout, path.top()
     y = layout.vector(position, path.density.schedule.at(0).alpha)

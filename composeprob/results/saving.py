@@ -21,7 +21,7 @@ from composeprob.json_data import JSON, JSONObject
 from composeprob.results.estimates import Families, quiet_arviz
 from composeprob.results.record import ARRAYS, DIAGNOSTICS, FACTS, About, Record, by_level
 from composeprob.results.status import Code, Status
-from composeprob.results.store import Store, write_whole
+from composeprob.results.store import Store, read_arrays, write_arrays
 from composeprob.results.summary import COLUMNS, Summary
 
 if TYPE_CHECKING:
@@ -41,16 +41,11 @@ def save(self: Record, path: str | os.PathLike) -> Path:
     Raises:
         WrongTypeError, InvalidValueError: no path, or one that cannot be written to.
     """
-    from safetensors.numpy import save as as_bytes
-
     path = _with_suffix(path)
     arrays, facts = self.parts()
     arrays = {f"samples/{name}": np.asarray(value) for name, value in self.samples.items()} | arrays
-    # safetensors writes the buffer as it lies in memory; 0-d arrays keep their shape.
-    whole = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in arrays.items()}
-    metadata = FORMAT | {"facts": json.dumps(facts)}
     try:
-        write_whole(path, as_bytes(whole, metadata=metadata))  # save_file's file would be for its owner's eyes only
+        write_arrays(path, arrays, FORMAT | {"facts": json.dumps(facts)})
     except OSError as error:
         fix = "choose a folder that you may write to, on a disk with room."
         raise InvalidValueError(f"{path} cannot be written: {error}", fix=fix) from error
@@ -59,21 +54,12 @@ def save(self: Record, path: str | os.PathLike) -> Path:
 
 def load(cls: type[Loaded], path: str | os.PathLike) -> Loaded:
     """See `Result.load`."""
-    from safetensors import SafetensorError, safe_open
-
     if check_path(path, "The path of a result", "run.safetensors").is_dir():
         return _opened(cls, Store(Path(path)))
     path = _with_suffix(path)
     if not path.is_file():
         raise LoadError(f"There is no saved result at {path}.", fix="check the path; result.save returns it.")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise LoadError(
-            f"{path} cannot be read as safetensors: {error}", fix="save the result again; the file is damaged."
-        ) from error
+    arrays, metadata = read_arrays(path, str(path), "save the result again; the file is damaged.")
     if not FORMAT.items() <= metadata.items():
         found = f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
         raise LoadError(

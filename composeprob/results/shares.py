@@ -193,10 +193,10 @@ def uneven_paths(
     if log_density is not None and np.isfinite(log_density[some]).all():
         values = clipped(log_density[some])
         columns.append((values - values.mean())[:, None])
-    told = next((each for each in (_explained(each, gain) for each in columns) if each is not None), None)
-    if told is None:
+    explained = next((each for each in (_explained(each, gain) for each in columns) if each is not None), None)
+    if explained is None:
         return []
-    moved = _most_moved(names, points, inside, told)
+    moved = _most_moved(names, points, inside, explained)
     text = f"Where chains ended depends on what their paths weigh: {moved}. {why}"
     return [(Code.SHARES_FROZEN, text)]
 
@@ -277,9 +277,9 @@ def frozen_shares(sites: dict[str, np.ndarray], log_density: np.ndarray, familie
     if off[high] - off[low] < tuning.SHARES.slack * d + chance:
         return []
     should = np.exp(log_z[high] - np.logaddexp.reduce(log_z))
-    told = "by noisier levels" if families is None else "by few of the chains"
+    decided = "by noisier levels" if families is None else "by few of the chains"
     text = (
-        f"The chains lie in {len(share)} groups that they do not cross between, in shares that were decided {told}: "
+        f"The chains lie in {len(share)} groups that they do not cross between, in shares that were decided {decided}: "
         f"one group holds {share[high] / sum(share):.1%} of them, and by its log-density it should hold about "
         f"{should:.1%}. Means over all groups are wrong; each group by itself is not. Try cp.SMC with more chains or "
         "more levels, or cp.ReplicaExchange, whose chains move between modes."

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jax.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.json_data import JSON, JSONObject
@@ -199,6 +201,24 @@ def _quoted(name: str) -> str:
     for found, instead in (("%", "%25"), ("/", "%2F"), ("\\", "%5C")):
         name = name.replace(found, instead)
     return "%2E" + name[1:] if name.startswith(".") else name
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], texts: dict[str, str] | None = None) -> None:
+    """Writes arrays, and texts beside them, as one safetensors file."""
+    # It takes the buffer as it lies in memory; 0-d arrays keep their shape. Files of its save_file only their owner
+    # can read.
+    whole = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()}
+    write_whole(Path(path), save(whole, metadata=texts))
+
+
+def read_arrays(path: str | Path, what: str, fix: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Reads what `write_arrays` wrote; a `LoadError` says ``what`` cannot be read."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            return arrays, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise LoadError(f"{what} cannot be read as safetensors: {error}", fix=fix) from error
 
 
 def write_json(path: Path, content: JSON) -> None:

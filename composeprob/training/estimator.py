@@ -91,11 +91,11 @@ def estimator(
     order_key, network_key, train_key, noise_key = jax.random.split(key, 4)
     order = np.asarray(jax.random.permutation(order_key, len(thetas)))
     count = min(len(thetas) // 10, settings.held_out)
-    unseen, seen = order[:count], order[count:]
-    network = PosteriorDenoiser(thetas[seen], xs[seen], box, network_key)
-    recipe = _recipe(network, _pairs(thetas[seen], xs[seen]), thetas[seen].std(0), iterations)
-    held_out = dataclasses.replace(recipe, data=_pairs(thetas[unseen], xs[unseen]))
-    batch = draw_batch(held_out, noise_key, 2 * settings.noises * count)  # the same noise each time
+    held_out, (train_theta, train_x) = ((thetas[index], xs[index]) for index in np.split(order, [count]))
+    network = PosteriorDenoiser(train_theta, train_x, box, network_key)
+    recipe = _recipe(network, _pairs(train_theta, train_x), train_theta.std(0), iterations)
+    test = dataclasses.replace(recipe, data=_pairs(*held_out))
+    batch = draw_batch(test, noise_key, 2 * settings.noises * count)  # the same noise each time
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
 
     @jax.jit
@@ -242,18 +242,18 @@ class PosteriorDenoiser(eqx.Module):
         every = tuple(range(x.ndim - 1))
         self.box, self.known = box, {}
         self._know(centre=theta.mean(0), scale=theta.std(0), x_centre=x.mean(every), x_scale=x.std(every) + 1e-12)
-        told = np.asarray(jax.vmap(self._features)(jnp.asarray(x)), float)
-        slope = np.linalg.lstsq(told, theta.astype(float), rcond=None)[0]
-        residual = theta - told @ slope
+        features = np.asarray(jax.vmap(self._features)(jnp.asarray(x)), float)
+        slope = np.linalg.lstsq(features, theta.astype(float), rcond=None)[0]
+        residual = theta - features @ slope
         variance, axes = np.linalg.eigh(residual.T @ residual / len(x))
         self._know(slope=slope.T, axes=axes, deviation=np.sqrt(np.maximum(variance, 1e-8 * variance.max())))
         linear = lambda enter, leave: eqx.nn.Linear(enter, leave, key=next(keys))  # noqa: E731
         mlp = functools.partial(eqx.nn.MLP, out_size=width, width_size=width, activation=jax.nn.swish)
         self.item = mlp(2 * x.shape[-1], depth=1, key=next(keys)) if x.ndim == 3 else None
-        self.enter = mlp(told.shape[1] + (width if self.item else 0), depth=2, key=next(keys))
+        self.enter = mlp(features.shape[1] + (width if self.item else 0), depth=2, key=next(keys))
         self.gaussian = _zero(linear(width, 3 * size))
         self.time, self.mix = linear(waves, width), linear(width, width)
-        self.first = linear(2 * size + told.shape[1], width)
+        self.first = linear(2 * size + features.shape[1], width)
         self.blocks = [_Block(width, next(keys)) for _ in range(depth)]
         self.last, self.gate = _zero(linear(width, size)), _zero(linear(width, width))
 
@@ -270,15 +270,15 @@ class PosteriorDenoiser(eqx.Module):
 
     def __call__(self, event: Array, t: Array, x: Array) -> Array:
         """ε̂, shape (size,), for one event at log-SNR t and one x."""
-        known, box = jax.lax.stop_gradient((self.known, self.box))  # told, not learned
+        known, box = jax.lax.stop_gradient((self.known, self.box))  # given, not learned
         features = jax.lax.stop_gradient(self._features(x))
-        seen, size = features, len(event)
+        inputs, size = features, len(event)
         if self.item is not None:
             within = (x - x.mean(0)) / (x.std(0) + 1e-6)
             items = jnp.concatenate([within, jnp.arcsinh((x - known["x_centre"]) / known["x_scale"])], axis=1)
-            seen = jnp.append(features, jax.vmap(self.item)(items).mean(0))
-        told = self.enter(seen)
-        change = self.gaussian(jax.nn.swish(told))
+            inputs = jnp.append(features, jax.vmap(self.item)(items).mean(0))
+        context = self.enter(inputs)
+        change = self.gaussian(jax.nn.swish(context))
         axes, mean = known["axes"], known["slope"] @ features
         mean = mean + axes @ (known["deviation"] * change[:size])
         deviation = known["deviation"] * jnp.exp(change[size : 2 * size])
@@ -288,8 +288,8 @@ class PosteriorDenoiser(eqx.Module):
         r = (event - alpha * mean) @ axes / spread
         level = t + 2 * jnp.mean(jnp.log(known["scale"]))  # log-SNR where θ has unit variance
         angle = 2 * jnp.pi * level / jnp.geomspace(*tuning.ESTIMATOR.periods, tuning.ESTIMATOR.waves // 2)
-        told = self.time(jnp.concatenate([jnp.sin(angle), jnp.cos(angle)])) + told
-        embedding = jax.nn.swish(self.mix(jax.nn.swish(told)))
+        context = self.time(jnp.concatenate([jnp.sin(angle), jnp.cos(angle)])) + context
+        embedding = jax.nn.swish(self.mix(jax.nn.swish(context)))
         wide = (event - alpha * known["centre"]) / jnp.sqrt((alpha * known["scale"]) ** 2 + sigma**2)
         h = self.first(jnp.concatenate([r, wide, features]))
         for block in self.blocks:

@@ -9,12 +9,11 @@ import jax
 import numpy as np
 from jax import Array
 from jaxtyping import PyTree
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.pretrained.tensors import first_three
 from composeprob.pytree import is_array
+from composeprob.results.store import read_arrays, write_arrays
 
 Tree = TypeVar("Tree")
 
@@ -36,11 +35,10 @@ def save_weights(network: PyTree[Array], path: str | Path, *, half: bool = False
     Raises:
         InvalidValueError: a number is too large for half precision.
     """
-    # safetensors writes the buffer as it lies in memory: a transposed view must be made contiguous first.
-    tensors = {name: np.ascontiguousarray(array) for name, array in _named(network)}
+    tensors = {name: np.asarray(array) for name, array in _named(network)}
     if half:
         tensors = {name: _halved(name, array) for name, array in tensors.items()}
-    Path(path).write_bytes(save(tensors))  # not save_file, whose files only their owner can read
+    write_arrays(path, tensors)
 
 
 def load_weights(network: Tree, path: str | Path) -> Tree:
@@ -51,11 +49,7 @@ def load_weights(network: Tree, path: str | Path) -> Tree:
     Raises:
         LoadError: the file is missing or damaged, or a tensor is missing, unknown, or of another shape or dtype.
     """
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        fix = "train the model, or restore the file."
-        raise LoadError(f"The weights {path} cannot be read: {error}", fix=fix) from error
+    stored, _ = read_arrays(path, f"The weights {path}", "train the model, or restore the file.")
     wanted = dict(_named(network))
     missing, unknown = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
     changed = "the network's definition changed since it was trained: restore it, or train again."

@@ -40,6 +40,9 @@ def test_round_trip(tmp_path, kind):
         np.testing.assert_array_equal(one, other)
     x, t = np.ones(2, np.float32), np.float32(1.0)
     np.testing.assert_array_equal(network(x, t), loaded(x, t))
+    save_weights({"scale": np.array(2.0, np.float32)}, tmp_path / "scalar.safetensors")
+    scalar = load_weights({"scale": jax.ShapeDtypeStruct((), np.float32)}, tmp_path / "scalar.safetensors")
+    assert scalar["scale"].shape == ()
     names = set(load_file(tmp_path / "w.safetensors"))
     assert ("blocks.0.enter.weight" if kind == "equinox" else "state.blocks.0.enter.kernel") in names
 

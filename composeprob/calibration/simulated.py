@@ -119,9 +119,9 @@ def calibrated(
     unseen = prior(density)
     truths = infer(unseen, seeds[0], num_chains=num, sampler=independent(unseen, "", num)[0], progress=False).samples
     drawn = {name: np.asarray(values) for name, values in density.predict(seeds[1], truths).items()}
-    known = _RankStore(checkpoint_dir, [as_code(key), num, num_chains, repr(sampler), density.described.text])
+    store = _RankStore(checkpoint_dir, [as_code(key), num, num_chains, repr(sampler), density.described.text])
     with Progress(num, progress, "calibration") as bar:
-        for i in range(len(known.rows), num):
+        for i in range(len(store.rows), num):
             arguments = dict(bound.arguments) | {names[site]: drawn[site][i] for site in names}
             replaced = inspect.BoundArguments(bound.signature, arguments)
             posterior = compile(program, *replaced.args, **replaced.kwargs)
@@ -130,9 +130,9 @@ def calibrated(
             rng = np.random.default_rng([i, *np.asarray(jax.random.key_data(seeds[3])).tolist()])
             chosen = _unrelated(result.unweighted(), result._families.index, rng)
             truth = {name: np.asarray(value)[i : i + 1] for name, value in truths.items()}
-            known.add(_ranks(posterior, truth, chosen, rng))
+            store.add(_ranks(posterior, truth, chosen, rng))
             bar.update(i + 1)
-    ranks = {name: np.array([row[name] for row in known.rows]) for name in known.rows[0]}
+    ranks = {name: np.array([row[name] for row in store.rows]) for name in store.rows[0]}
     return Calibration(ranks, {name: uniformity(values) for name, values in ranks.items()})
 
 
@@ -192,8 +192,8 @@ def _ranks(
         else:
             names = entries(site, values.shape[1:])
             numbers |= {name: (flat[:, j], float(true[j])) for j, name in enumerate(names)}
-    both = {site: np.concatenate([truth[site], values]) for site, values in drawn.items()}
-    logs = sum(np.asarray(v).reshape(len(v), -1).sum(1) for v in density.log_likelihood(both).values())
+    truth_and_draws = {site: np.concatenate([truth[site], values]) for site, values in drawn.items()}
+    logs = sum(np.asarray(v).reshape(len(v), -1).sum(1) for v in density.log_likelihood(truth_and_draws).values())
     numbers["log-likelihood"] = np.asarray(logs)[1:], float(np.asarray(logs)[0])
     found = {}
     for name, (draws, value) in numbers.items():

@@ -70,14 +70,14 @@ def compare(self: Record, other: Record) -> Comparison:
             f"A comparison takes {tuning.COMPARISON.fewest} samples or more of either run; there are {n}.",
             fix="use more chains.",
         )
-    some, others_some = (rng.permutation(len(each))[:n] for each in (points, others))
-    families, their_families = families[some], their_families[others_some]
-    both = np.concatenate([points[some], others[others_some]])
+    rows_here, rows_there = (rng.permutation(len(each))[:n] for each in (points, others))
+    families, their_families = families[rows_here], their_families[rows_there]
+    pooled = np.concatenate([points[rows_here], others[rows_there]])
     together = np.concatenate([families, their_families + families.max() + 1])
     mine = np.arange(2 * n) < n
-    both = scaled(both, sizes)
+    pooled = scaled(pooled, sizes)
     k = int(np.clip(n // 20, 8, 25))  # few enough for a small mode
-    near, _ = nearest(both, together, both, together, k)
+    near, _ = nearest(pooled, together, pooled, together, k)
     there, here = isolated(near, mine)
     chance = np.array([max(isolated(near, _shuffled(together, n, rng))) for _ in range(tuning.COMPARISON.permutations)])
     p_value = float((1 + np.sum(chance >= max(here, there))) / (1 + tuning.COMPARISON.permutations))

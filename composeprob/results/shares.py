@@ -105,10 +105,10 @@ def share_apart(depth: np.ndarray, numbers: int) -> float:
 
 def where(sites: Mapping[str, np.ndarray], index: np.ndarray) -> str:
     """The entry in which the two largest groups differ most, in words."""
-    (points, _, names), one = rows(sites), index == 0
-    other = index == 1 if np.sum(index == 1) > 1 else ~one
-    middle = [points[group].mean(0) for group in (one, other)]
-    width = points[one].var(0) + points[other].var(0) + 1e-12 * points.var(0) + 1e-30
+    (points, _, names), largest = rows(sites), index == 0
+    second = index == 1 if np.sum(index == 1) > 1 else ~largest
+    middle = [points[group].mean(0) for group in (largest, second)]
+    width = points[largest].var(0) + points[second].var(0) + 1e-12 * points.var(0) + 1e-30
     most = int(np.argmax(np.abs(middle[0] - middle[1]) / np.sqrt(width)))
     return f"{names[most]} is about {middle[0][most]:.3g} in one and {middle[1][most]:.3g} in the other"
 
@@ -175,9 +175,9 @@ def uneven_paths(
         return []
     numbers = sum(np.size(x) // len(path_weights) for x in sites.values())
     most = min(4 * tuning.SHARES.most, max(tuning.SHARES.entries // numbers, tuning.SHARES.most // 4))
-    some = finite[spaced(len(finite), most)]
-    n = len(some)
-    (points, _, names), gain = rows(chosen(sites, some)), path_weights[some]
+    sample = finite[spaced(len(finite), most)]
+    n = len(sample)
+    (points, _, names), gain = rows(chosen(sites, sample)), path_weights[sample]
     if not np.isfinite(points).all() or not points.std(0).any():
         return []
     gain = clipped(gain)
@@ -188,10 +188,10 @@ def uneven_paths(
     directions, groups = tuning.COMPARISON.directions, tuning.SHARES.groups
     near = kmeans2(axes[:, :directions] * math.sqrt(n), min(groups, n // tuning.SHARES.fewest), minit="++", seed=0)[1]
     inside = near[:, None] == np.flatnonzero(np.bincount(near) >= tuning.SHARES.fewest)
-    both = np.concatenate([axes, inside - inside.mean(0)], axis=1)
-    columns = [axes, both]
-    if log_density is not None and np.isfinite(log_density[some]).all():
-        values = clipped(log_density[some])
+    with_groups = np.concatenate([axes, inside - inside.mean(0)], axis=1)
+    columns = [axes, with_groups]
+    if log_density is not None and np.isfinite(log_density[sample]).all():
+        values = clipped(log_density[sample])
         columns.append((values - values.mean())[:, None])
     explained = next((each for each in (_explained(each, gain) for each in columns) if each is not None), None)
     if explained is None:
@@ -245,13 +245,13 @@ def frozen_shares(sites: dict[str, np.ndarray], log_density: np.ndarray, familie
     numbers, whose neighbours are too far away to tell a density. Of chains that were copied, in families, shares are
     known as well as so few families know them, and of the copies in a group one counts.
     """
-    some = spaced(len(log_density), tuning.SHARES.most)
-    (points, sizes, _), values = rows(chosen(sites, some)), log_density[some]
+    sample = spaced(len(log_density), tuning.SHARES.most)
+    (points, sizes, _), values = rows(chosen(sites, sample)), log_density[sample]
     n, d = points.shape
     few = d > tuning.SHARES.numbers or n <= tuning.SHARES.linked
     if few or not np.isfinite(points).all() or not np.isfinite(values).all():
         return []
-    index = np.arange(n) if families is None else families.index[some]
+    index = np.arange(n) if families is None else families.index[sample]
     copied = Families.from_ancestors(np.ones(n), index)
     if copied.effective <= tuning.ERRORS.fewest_ancestors:
         return []
@@ -267,8 +267,8 @@ def frozen_shares(sites: dict[str, np.ndarray], log_density: np.ndarray, familie
             return []
         share.append(len(members) / n)
         log_z.append(each.mean())
-        known = float(copied.variance(modes == m)) * copied.effective / (copied.effective - 1)
-        variance.append(known / share[-1] ** 2 + each.var() / len(first))
+        of_share = float(copied.variance(modes == m)) * copied.effective / (copied.effective - 1)
+        variance.append(of_share / share[-1] ** 2 + each.var() / len(first))
     if len(share) < 2:
         return []
     off = np.array(log_z) - np.log(share)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -255,7 +256,8 @@ def to_arviz(
     groups["observed_data"] = _labelled(data, [], named, coords)
     levels = self.levels.reset_coords("log_snr")
     groups["constant_data"] = levels.assign_coords({axis: coords[axis] for axis in levels.dims if axis in coords})
-    groups = {name: group for name, group in groups.items() if group}
+    now = datetime.now(UTC).isoformat()
+    groups = {name: group.assign_attrs(created_at=now) for name, group in groups.items() if group}
     arviz, since_1 = quiet_arviz()
     if since_1:
         return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attributes), **groups})

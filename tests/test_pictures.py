@@ -182,6 +182,15 @@ def test_findings_come_with_what_to_try_and_errors_are_withheld(result, tmp_path
     assert "<td>–</td>" in text
 
 
+def test_intervals_of_a_report_are_those_of_means(tmp_path):
+    """Also of two chains, whose draws know their error."""
+    z = np.random.default_rng(0).normal(size=(2, 500))
+    two = make({"z": z}, np.zeros(2), draws=500)
+    low, high = two.mean(lambda sample: sample["z"]).interval(0.9)
+    assert low < high
+    assert f"{low:.4g} … {high:.4g}" in two.report(tmp_path / "run.html").read_text()
+
+
 def test_a_result_from_a_file_has_a_report_without_its_program(result, tmp_path):
     loaded = cp.Result.load(result.save(tmp_path / "saved"))
     assert loaded.about.key == "jax.random.key(7)"

@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from composeprob import tuning
-from composeprob.results.estimates import Estimate
 from composeprob.results.geometry import is_image
 from composeprob.results.plotting import diagnostics, new_figure, plot_levels, plot_result, plot_site, style
 from composeprob.results.record import Record
@@ -99,12 +98,11 @@ def _note(text: str) -> str:
 def _estimates(result: Record, summary: Summary) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("", "mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %"))
     rows = []
-    degrees = max(result._families.effective - 1, 1.0)
     for label, (mean, error, *others) in summary.rows.items():
-        rows.append(_row(label, Estimate(mean, error, degrees), others))
+        rows.append(_row(label, mean, error, summary.intervals[label], others))
     if result.log_evidence is not None:
         error = math.nan if result.log_evidence_error is None else result.log_evidence_error
-        rows.append(_row("log evidence", Estimate(result.log_evidence, error), []))
+        rows.append(_row("log evidence", result.log_evidence, error, result.log_evidence_interval(), []))
     table = f"<div class='scroll'><table class='estimates'><tr>{head}</tr>{''.join(rows)}</table></div>"
     note = (
         "± is the standard error of the mean; the interval holds the exact mean in nine of ten runs. A dash: withheld."
@@ -112,10 +110,9 @@ def _estimates(result: Record, summary: Summary) -> str:
     return table + _note(note)
 
 
-def _row(label: str, estimate: Estimate, others: list[float]) -> str:
-    low, high = estimate.interval(0.9)
-    interval = "–" if math.isnan(low) else f"{low:.4g} … {high:.4g}"
-    cells = [cell(estimate.value), cell(estimate.error), interval, *map(cell, others)]
+def _row(label: str, mean: float, error: float, ends: tuple[float, float], others: list[float]) -> str:
+    interval = "–" if math.isnan(ends[0]) else f"{ends[0]:.4g} … {ends[1]:.4g}"
+    cells = [cell(mean), cell(error), interval, *map(cell, others)]
     return f"<tr><th>{escape(label)}</th>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>"
 
 

@@ -351,14 +351,14 @@ class Record:
             order = np.argsort(column, kind="stable")
             columns.append((column[order], np.cumsum(weights[order])))
         found = np.array([quantile(*column, q) for column in columns])
-        share = self.mean_of((flat <= found).astype(float))
-        sizes = self._size((flat <= found).astype(float), np.asarray(q))
+        below = (flat <= found).astype(float)
+        share, sizes = self.mean_of(below), self._size(below, np.asarray(q))
 
         def ends(t: float) -> tuple[np.ndarray, np.ndarray]:
             pairs = []
             for column, size, low, high in zip(columns, sizes, *wilson(q, sizes, t), strict=True):
-                below = -math.inf if low * size < 0.5 else quantile(*column, low)
-                pairs.append((below, math.inf if (1 - high) * size < 0.5 else quantile(*column, high)))
+                lower = -math.inf if low * size < 0.5 else quantile(*column, low)
+                pairs.append((lower, math.inf if (1 - high) * size < 0.5 else quantile(*column, high)))
             lows, highs = (np.reshape(each, event) for each in zip(*pairs, strict=True))
             return lows, highs
 

@@ -23,25 +23,31 @@ class Summary:
     Args:
         rows: ``{label: (mean, its standard error, sd, 5 %, 50 %, 95 %)}``, one entry per number of each site; the error
             is NaN where the status withholds it.
+        intervals: ``{label: (low, high)}``, of the means, 90 %; NaN where the error is withheld.
         facts: ``{name: text}``, what is printed below the table.
     """
 
     rows: dict[str, tuple[float, ...]]
+    intervals: dict[str, tuple[float, float]]
     facts: dict[str, str]
 
     @classmethod
     def of_result(cls, result: Record) -> Summary:
         """Makes the summary of one result."""
         rows: dict[str, tuple[float, ...]] = {}
+        intervals: dict[str, tuple[float, float]] = {}
         for name in result.samples:
             drawn = result.drawn(name, tuning.SUMMARY.most_numbers)
             labels, columns = shown_entries(name, drawn, 2)
             values = drawn.reshape(*drawn.shape[:2], len(labels), -1)  # of a row, many numbers where it pools them
             weights = np.repeat(result._families.weights, values.shape[1] * values.shape[3])
-            for j, (label, error) in enumerate(zip(labels, result.mean_of(columns).error.tolist(), strict=True)):
+            means = result.mean_of(columns)
+            numbers = zip(labels, means.error, *means.interval(0.9), strict=True)
+            for j, (label, error, low, high) in enumerate(numbers):
                 mean, *others = weighted_statistics(values[:, :, j].ravel(), weights)
-                rows[label] = (mean, error, *others)
-        return cls(rows, _facts(result))
+                rows[label] = (mean, float(error), *others)
+                intervals[label] = float(low), float(high)
+        return cls(rows, intervals, _facts(result))
 
     def __str__(self) -> str:
         width = max([len(label) for label in self.rows] + [4])

@@ -128,7 +128,7 @@ def calibrated(
             run_key = jax.random.fold_in(seeds[2], i)
             result = infer(posterior, run_key, num_chains=num_chains, sampler=sampler, progress=False)
             rng = np.random.default_rng([i, *np.asarray(jax.random.key_data(seeds[3])).tolist()])
-            chosen = _unrelated(result.unweighted(), result._families.index, rng)
+            chosen = _unrelated(result.unweighted(), result._families.index[result._resampled], rng)
             truth = {name: np.asarray(value)[i : i + 1] for name, value in truths.items()}
             store.add(_ranks(posterior, truth, chosen, rng))
             bar.update(i + 1)

@@ -227,12 +227,17 @@ class Record:
         the answer is always the same). Draws of all chains are in one axis; ``most`` limits how many of each site are
         read, as in `drawn`.
         """
+        if self.about.draws is None:
+            chosen = self._resampled
+            return {name: np.asarray(value)[chosen] for name, value in self.samples.items()}
+        drawn = {name: self.drawn(name, most) for name in self.samples}
+        return {name: values.reshape(-1, *values.shape[2:]) for name, values in drawn.items()}
+
+    @property
+    def _resampled(self) -> np.ndarray | slice:
+        """The chains whose last positions weigh the same, in the order of `unweighted`."""
         weights, n = self._families.weights, len(self.log_weights)
-        if self.about.draws is not None or np.allclose(weights * n, 1.0, rtol=1e-5):
-            drawn = {name: self.drawn(name, most) for name in self.samples}
-            return {name: values.reshape(-1, *values.shape[2:]) for name, values in drawn.items()}
-        chosen = systematic(weights, n)
-        return {name: np.asarray(value)[chosen] for name, value in self.samples.items()}
+        return slice(None) if np.allclose(weights * n, 1.0, rtol=1e-5) else systematic(weights, n)
 
     @property
     def effective_chains(self) -> float:

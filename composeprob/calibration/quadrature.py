@@ -79,7 +79,7 @@ def _level(log_f: LogDensity, cells: np.ndarray, step: float, level: int) -> tup
         values = _finite(log_f(cells, step), level)
         finer = np.logaddexp(kept, _log_sum(values, dimension, step))
         change = abs(finer - total)
-        if change < 1e-5 or len(cells) * 2**dimension > 400_000:  # nats; cells, which memory holds
+        if change < 1e-5 or len(cells) * 2**dimension > 400_000:  # nats of log Z, or as many cells as memory holds
             return float(finer), float(change), *coarse
         total = finer
 

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 import composeprob as cp
 from composeprob.pretrained import schedulers
-from composeprob.pretrained.model import Adapted
+from composeprob.pretrained.load import Adapted
 from composeprob.pretrained.tensors import Arrays, Stored, abstract
 from composeprob.pretrained.unet import SIZES, unet_condition
 

@@ -3,7 +3,6 @@
 from composeprob import errors, metrics, training
 from composeprob.arguments import answer, answered
 from composeprob.calibration import calibrate, calibrated
-from composeprob.compiled_code import cache
 from composeprob.compiler.pipeline import compile, prior
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.factors.algebra import condition, guide, mixture, power, product
@@ -32,6 +31,7 @@ from composeprob.samplers.replica_exchange import ReplicaExchange
 from composeprob.samplers.sampler import SMC, Ancestral, AnnealedMCMC, Sampler
 from composeprob.samplers.step import ReverseStep
 from composeprob.schedule import Schedule
+from composeprob.settings import cache
 
 __all__ = [
     "HMC",

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from composeprob.errors import InvalidValueError, WrongTypeError, a_kind
-from composeprob.names import MEANT
+from composeprob.errors import MEANT, InvalidValueError, WrongTypeError, a_kind
 
 Function = TypeVar("Function", bound=Callable[..., object])
 

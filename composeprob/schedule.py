@@ -235,12 +235,6 @@ class Schedule(eqx.Module):
         # -expm1 instead of a difference of squares: exact where α is within rounding of 1.
         return sigma**2 * jnp.concatenate([jnp.ones((1,), sigma.dtype), -jnp.expm1(jnp.diff(log_snr))])
 
-    def added(self, level: Array | int, below: Array | int | None = None) -> Array:
-        """The noise that enters from the level ``below`` to ``level``, a scalar: σ_k²·(1 − e^{λ_k−λ_below}); `beta`
-        where ``below`` is left out, which stands for k − 1."""
-        here, there = self.at(level), self.at(level - 1 if below is None else below)
-        return here.sigma**2 * -jnp.expm1(here.log_snr - there.log_snr)
-
     def at(self, level: Array | int) -> Noise:
         """Returns the noise of one level; the level may be traced.
 

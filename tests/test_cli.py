@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import composeprob as cp
-from composeprob import compiled_code
+from composeprob import settings
 from composeprob.cli import app
 from composeprob.cli.programs import arguments, load_program
 from processes import HASTE, environment
@@ -139,7 +139,7 @@ def test_compiled_code_is_kept_in_a_private_folder_unless_told_not_to(monkeypatc
     set_to = {}
     monkeypatch.setattr("jax.config.update", set_to.__setitem__)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    monkeypatch.setattr(compiled_code, "default_cache", lambda: tmp_path / "composeprob")
+    monkeypatch.setattr(settings, "default_cache", lambda: tmp_path / "composeprob")
     from composeprob.cli.app import keep_compiled
 
     keep_compiled(True)
@@ -157,7 +157,7 @@ def test_compiled_code_is_kept_in_a_private_folder_unless_told_not_to(monkeypatc
     for age, name in enumerate(("new", "old", "oldest")):
         (tmp_path / f"{name}-cache").write_bytes(b"12345")
         os.utime(tmp_path / f"{name}-cache", (1e9 - age, 1e9 - age))
-    compiled_code._cut(tmp_path, 10)
+    settings._cut(tmp_path, 10)
     assert sorted(file.name for file in tmp_path.glob("*-cache")) == ["new-cache", "old-cache"]
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
     set_to.clear()

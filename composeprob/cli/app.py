@@ -90,7 +90,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 def keep_compiled(no_cache: bool) -> None:
     """Keeps what this process compiles for the next one, unless told not to; the first time it says where."""
-    from composeprob.compiled_code import cache, default_cache
+    from composeprob.settings import cache, default_cache
 
     if no_cache:
         return

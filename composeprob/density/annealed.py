@@ -19,8 +19,7 @@ from composeprob.arguments import NotPickled, check_count, check_key
 from composeprob.density.described import Described, Diagram
 from composeprob.density.evaluation import Evaluation, ExpertValue, Frame, Position, at_once, over_chains
 from composeprob.density.overlap import Finding, check
-from composeprob.errors import CapabilityError, DoublyIntractableError, ShapeError, WrongTypeError, unknown_name
-from composeprob.names import MEANT
+from composeprob.errors import MEANT, CapabilityError, DoublyIntractableError, ShapeError, WrongTypeError, unknown_name
 from composeprob.pytree import normal_like, vdot
 from composeprob.schedule import Schedule
 from composeprob.text import printable

@@ -12,8 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
-from composeprob.errors import InvalidValueError, WrongTypeError
-from composeprob.names import MEANT
+from composeprob.errors import MEANT, InvalidValueError, WrongTypeError
 
 Value = TypeVar("Value")
 

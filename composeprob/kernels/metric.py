@@ -111,6 +111,18 @@ class Estimated(eqx.Module):
     def __repr__(self) -> str:
         return repr(self.kind)
 
+    def unmeasured(self, like: Position, num_chains: int) -> Metric | None:
+        """The identity, in the form that `measured` has; None where ``"auto"`` is to measure nothing."""
+        kind, size, limits = self.kind, sum(leaf.size for leaf in jax.tree.leaves(like)), tuning.METRIC
+        if kind == "auto" and size <= limits.most_numbers and num_chains >= limits.chains_per_number * size:
+            kind = "full"
+        elif kind == "auto":
+            kind = "diagonal"
+            if num_chains < limits.chains or num_chains * size > limits.most_of_all:
+                return None
+        unit = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), like)
+        return Metric(unit, dense=jnp.eye(size) if kind == "full" else None)
+
 
 MetricLike = Metric | Estimated | str | Mapping[str, ArrayLike] | Array
 """What may be given as a metric; after construction a kernel's is a `Metric` or `Estimated`."""
@@ -156,23 +168,6 @@ def in_force(metric: MetricLike) -> Metric:
             fix="run the kernel through cp.infer, or give it a fixed metric",
         )
     return metric
-
-
-def kind_of(kind: str, size: int, num_chains: int) -> str:
-    """What ``"auto"`` is for so many numbers a position and so many chains; other kinds are what they are."""
-    metric = tuning.METRIC
-    if kind != "auto":
-        return kind
-    if size <= metric.most_numbers and num_chains >= metric.chains_per_number * size:
-        return "full"
-    return "diagonal" if num_chains >= metric.chains and num_chains * size <= metric.most_of_all else "none"
-
-
-def unmeasured(kind: str, like: Position) -> Metric:
-    """The identity, in the form that `measured` has."""
-    unit = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), like)
-    size = sum(leaf.size for leaf in jax.tree.leaves(like))
-    return Metric(unit) if kind == "diagonal" else Metric(unit, dense=jnp.eye(size))
 
 
 def measured(before: Metric, scale: Position, moved: Array, changed: Array) -> Metric:

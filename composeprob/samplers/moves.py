@@ -16,7 +16,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.kernels.base import Info, Kernel, KernelState, Trajectory
 from composeprob.kernels.gibbs import Gibbs, GibbsState, in_blocks, integrates_score, replaced
-from composeprob.kernels.metric import EUCLIDEAN, Estimated, Metric, kind_of, measured, unmeasured
+from composeprob.kernels.metric import EUCLIDEAN, Estimated, Metric, measured
 from composeprob.kernels.step_size import Adaptive, adapt, as_step_size, mean_acceptance, resolve, scaled_step
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.random import Stream, key_of
@@ -188,9 +188,9 @@ class Transitions(eqx.Module):
         """log c where it starts, and no metric known, for N chains."""
 
         def start(part: Kernel, rule: Adaptive | None, block: Block) -> Tuning:
-            given, size = getattr(part, "metric", None), len(block.entries)
-            kind = kind_of(given.kind, size, num_chains) if isinstance(given, Estimated) else "none"
-            metric = None if kind == "none" else unmeasured(kind, {block.name: jnp.zeros((size,))})
+            metric, given = None, getattr(part, "metric", None)
+            if isinstance(given, Estimated):
+                metric = given.unmeasured({block.name: jnp.zeros((len(block.entries),))}, num_chains)
             return Tuning(rule.log_scale if rule else jnp.zeros(()), metric)
 
         return tuple(map(start, self.kernel.kernels, self.adaptive, self.blocks))

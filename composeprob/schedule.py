@@ -129,10 +129,7 @@ class Schedule(eqx.Module):
     @classmethod
     def cosine(cls, num_levels: int) -> Schedule:
         """Makes the cosine schedule (Nichol & Dhariwal 2021): ᾱ(t) ∝ cos²(π/2·(t+0.008)/1.008), β at most 0.999."""
-        k = _count(num_levels)
-        t = np.arange(k + 1) / k
-        alpha_bar = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
-        return cls._from_beta(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999))
+        return cls._from_beta(cosine_betas(_count(num_levels)))
 
     @classmethod
     def vp(cls, num_levels: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
@@ -300,6 +297,13 @@ def check_schedule(schedule: object, fix: str = "for example cp.Schedule.cosine(
 def log_snr_of(alpha: ArrayLike, sigma: ArrayLike) -> np.ndarray:
     """λ of levels with these α and σ, in double precision."""
     return 2 * (np.log(np.asarray(alpha, np.float64)) - np.log(np.asarray(sigma, np.float64)))
+
+
+def cosine_betas(num_levels: int) -> np.ndarray:
+    """β of `Schedule.cosine`."""
+    t = np.arange(num_levels + 1) / num_levels
+    alpha_bar = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
 def _vp(log_snr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

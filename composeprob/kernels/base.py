@@ -9,7 +9,6 @@ from typing import Generic, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import PyTree
 
@@ -121,7 +120,7 @@ class Kernel(eqx.Module, Generic[State]):
                     f"{name} got a step size of shape {self.step_size.shape}",
                     fix="give one number, or one per level: shape (K,)",
                 )
-            check_range(self.step_size, f"{name}(step_size=)", 0.0, np.inf, fix="positive, finite numbers")
+            check_range(self.step_size, f"{name}(step_size=)", fix="positive, finite numbers")
 
     __repr__ = settings
 

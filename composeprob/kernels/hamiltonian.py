@@ -60,7 +60,7 @@ class Hamiltonian(Kernel[HamiltonianState]):
         name = type(self).__name__
         check_count(self.num_leapfrog, f"{name}(num_leapfrog=)")
         check_range(
-            self.damping, f"{name}(damping=)", 0.0, 1.0, closed=True, fix="a number in [0, 1); 0 draws a new momentum"
+            self.damping, f"{name}(damping=)", 1.0, closed=True, fix="a number in [0, 1); 0 draws a new momentum"
         )
 
     @property
@@ -197,7 +197,7 @@ class HMC(Hamiltonian):
 
     def __check_init__(self) -> None:
         check_log_ratio(self.log_ratio, "HMC")
-        check_range(self.jitter, "HMC(jitter=)", 0.0, 1.0, closed=True, fix="a number in [0, 1); 0 for equal steps")
+        check_range(self.jitter, "HMC(jitter=)", 1.0, closed=True, fix="a number in [0, 1); 0 for equal steps")
         if not isinstance(self.log_ratio, LineIntegral) or self.log_ratio.num_points is not None:
             return
         self.log_ratio.check_tolerance(self.num_leapfrog, "use num_leapfrog=2")

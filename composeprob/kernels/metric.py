@@ -145,7 +145,7 @@ def as_metric(value: object) -> Metric | Estimated:
     if isinstance(value, Mapping):
         masses = {name: as_numbers(mass, f"the metric of {name!r}", "a number > 0") for name, mass in value.items()}
         for name, mass in masses.items():
-            check_range(mass, f"the metric of {name!r}", 0.0, np.inf, fix="positive, finite numbers")
+            check_range(mass, f"the metric of {name!r}", fix="positive, finite numbers")
         return Metric({name: jnp.sqrt(mass) for name, mass in masses.items()})
     matrix = as_numbers(value, what, 'one of the words, {"mu": 0.01}, or a matrix of shape (d, d)')
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:

@@ -76,9 +76,9 @@ class Adaptive(eqx.Module):
     warmup: int = eqx.field(default=0, static=True)
 
     def __check_init__(self) -> None:
-        check_range(self.target_acceptance, "Adaptive(target_acceptance=)", 0.0, 1.0, fix="a number in (0, 1)")
-        check_range(self.initial, "Adaptive(initial=)", 0.0, np.inf, fix="a positive number such as 0.5")
-        check_range(self.gain, "Adaptive(gain=)", 0.0, np.inf, fix="a positive number such as 1.5")
+        check_range(self.target_acceptance, "Adaptive(target_acceptance=)", 1.0, fix="a number in (0, 1)")
+        check_range(self.initial, "Adaptive(initial=)", fix="a positive number such as 0.5")
+        check_range(self.gain, "Adaptive(gain=)", fix="a positive number such as 1.5")
         check_count(self.warmup, "Adaptive(warmup=)", least=0)
 
     def __repr__(self) -> str:
@@ -139,7 +139,7 @@ def resolve(step_size: StepSize, schedule: Schedule, kernel: Kernel) -> Array:
                 f"{what} returned shape {steps.shape} for a schedule of {num_levels} levels",
                 fix="return one step per level, such as `lambda s: 0.1 * s.sigma**2`",
             )
-        check_range(steps, what, 0.0, np.inf, fix="a rule that gives positive, finite steps at every level")
+        check_range(steps, what, fix="a rule that gives positive, finite steps at every level")
         return steps
     if step_size.ndim == 0:
         return jnp.full((num_levels,), step_size)
@@ -186,14 +186,12 @@ def match_precision(number: Array | float, position: Position) -> Array:
     return jnp.asarray(number, jnp.result_type(*jax.tree.leaves(position)))
 
 
-def check_range(
-    value: Array | float | None, what: str, low: float, high: float, *, fix: str, closed: bool = False
-) -> None:
-    """Raises unless every number lies in (low, high), or [low, high) if `closed`; traced values are not looked at."""
+def check_range(value: ArrayLike | None, what: str, high: float = np.inf, *, fix: str, closed: bool = False) -> None:
+    """Raises unless every number lies in (0, high), or [0, high) if `closed`; traced values are not looked at."""
     if value is None or isinstance(value, jax.core.Tracer):
         return
     numbers = np.asarray(value)
-    good = (numbers >= low if closed else numbers > low) & (numbers < high)
+    good = (numbers >= 0 if closed else numbers > 0) & (numbers < high)
     if not np.all(good):
         found = numbers if numbers.ndim == 0 else numbers[~good][0]
         raise InvalidValueError(f"{what} is {found:.6g}", fix=f"give {fix}")

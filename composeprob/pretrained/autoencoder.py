@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.json_data import JSONObject
-from composeprob.pretrained.blocks import Body, Style, check_kinds
 from composeprob.pretrained.config import Options, anything, number, positive, text_list, unsupported, whole
 from composeprob.pretrained.layers import ACTIVATIONS, convolve
 from composeprob.pretrained.tensors import Arrays, Loaded, Shaped
+from composeprob.pretrained.unet import Body, Style, check_kinds
 
 
 @dataclass(frozen=True)

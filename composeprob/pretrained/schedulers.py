@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -11,7 +10,7 @@ import numpy as np
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.json_data import JSONObject
 from composeprob.pretrained.config import Kind, Options, number, positive, unsupported
-from composeprob.schedule import Schedule
+from composeprob.schedule import Schedule, cosine_betas
 
 
 class Family(Enum):
@@ -116,23 +115,17 @@ def _betas(o: Options, levels: int) -> np.ndarray:
         return np.linspace(low**0.5, high**0.5, levels, dtype=np.float32) ** 2
     if o.beta_schedule == "sigmoid":
         return (1 / (1 + np.exp(-np.linspace(-6, 6, levels))) * (high - low) + low).astype(np.float32)
-    return _cosine(levels).astype(np.float32)
+    return cosine_betas(levels).astype(np.float32)
 
 
 def _guided(o: Options) -> np.ndarray:
     """The linear and the cosine levels for any number of steps, in double precision as guided-diffusion has them."""
     steps = o.diffusion_steps
     if o.noise_schedule == "cosine":
-        return _cosine(steps)
+        return cosine_betas(steps)
     if steps <= 20:
         unsupported(o.where, "diffusion_steps", steps, ("a whole number from 21 with noise_schedule='linear'",))
     return np.linspace(0.1 / steps, 20 / steps, steps)
-
-
-def _cosine(levels: int) -> np.ndarray:
-    """β of Nichol and Dhariwal's levels (2021), at most 0.999."""
-    bar = [math.cos((t / levels + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(levels + 1)]
-    return np.asarray([min(1 - bar[t + 1] / bar[t], 0.999) for t in range(levels)])
 
 
 def _flow(o: Options, levels: int) -> Trained:

@@ -1,7 +1,9 @@
-"""UNets of diffusers and of guided-diffusion: one network, and what each class's config.json adds to its weights."""
+"""UNets of diffusers and of guided-diffusion: stages of convolutions, of which autoencoders are made too, the network,
+and what each class's config.json adds to its weights."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,10 +12,180 @@ import jax.numpy as jnp
 from jax import Array
 
 from composeprob.json_data import JSONObject
-from composeprob.pretrained.blocks import Body, Style, check_kinds
+from composeprob.pretrained import layers
 from composeprob.pretrained.config import Options, anything, flag, number, positive, text_list, unsupported, whole
-from composeprob.pretrained.layers import ACTIVATIONS, linear, mlp, sinusoids, waves
+from composeprob.pretrained.layers import ACTIVATIONS
 from composeprob.pretrained.tensors import Arrays, Network
+
+
+@dataclass(frozen=True)
+class Style:
+    """What the blocks of a stage have in common."""
+
+    groups: int  # of the norms
+    eps: float  # of the norms
+    activation: str
+    skip_activation: bool = False  # whether the embedding of time enters as it is
+    rescale: float = 1.0  # divides the outputs of residual blocks and of plain layers.attention
+    heads: int = 1
+    head_size: int | None = None  # channels of each head of plain attention, instead of their number
+    attention_groups: int | None = None  # of the norm before plain attention, where they are others
+    only_cross: bool = False  # whether transformers attend to the prompt only
+
+
+def resnet(arrays: Arrays, x: Array, embedding: Array | None, style: Style, change: str | None = None) -> Array:
+    """A residual block: norm, activation, convolution, the embedding of time, and the same again.
+
+    The embedding is added before the second norm; projected to twice the channels, it scales and shifts after it. A
+    change ``"up"`` or ``"down"`` is that of the resolution, after the first activation.
+    """
+    activation = ACTIVATIONS[style.activation]
+    hidden = activation(layers.group_norm(arrays / "norm1", x, style.groups, style.eps))
+    if change is not None:
+        x, hidden = (enlarge(each, doubled(each)) if change == "up" else halve(each) for each in (x, hidden))
+    hidden = layers.convolve(arrays / "conv1", hidden)
+    channels, projected = hidden.shape[-1], None
+    if embedding is not None:
+        given = embedding if style.skip_activation else activation(embedding)
+        projected = layers.linear(arrays / "time_emb_proj", given)
+        if projected.shape[0] not in (channels, 2 * channels):
+            raise arrays.foreign(
+                f"{arrays.prefix}time_emb_proj gives {projected.shape[0]} channels, and {channels} or twice as many go "
+                "into its block"
+            )
+        hidden = hidden + projected if projected.shape[0] == channels else hidden
+    hidden = layers.group_norm(arrays / "norm2", hidden, style.groups, style.eps)
+    if projected is not None and projected.shape[0] > channels:
+        scale, shift = jnp.split(projected, 2)
+        hidden = hidden * (1 + scale) + shift
+    hidden = layers.convolve(arrays / "conv2", activation(hidden), outputs=channels)
+    beside = x if x.shape[-1] == channels else layers.convolve(arrays / "conv_shortcut", x, 1, channels)
+    return (beside + hidden) / style.rescale
+
+
+def enlarge(x: Array, size: tuple[int, ...]) -> Array:
+    """The nearest pixel for each of another size."""
+    if size == doubled(x):
+        return jnp.repeat(jnp.repeat(x, 2, axis=0), 2, axis=1)
+    rows, columns = (jnp.arange(n) * old // n for n, old in zip(size, x.shape[:2], strict=True))
+    return x[rows][:, columns]
+
+
+def doubled(x: Array) -> tuple[int, int]:
+    """Twice the height and width of an image."""
+    return 2 * x.shape[0], 2 * x.shape[1]
+
+
+def halve(x: Array) -> Array:
+    """Means of 2×2 pixels; an odd last row or column is left out."""
+    height, width, channels = x.shape[0] // 2, x.shape[1] // 2, x.shape[2]
+    return x[: 2 * height, : 2 * width].reshape(height, 2, width, 2, channels).mean((1, 3))
+
+
+def transformers(arrays: Arrays, x: Array, context: Array | None, style: Style) -> Array:
+    """Transformer blocks over the places of an image, which attend to these and to the context; added to the image."""
+    if context is None:
+        raise arrays.foreign(f"{arrays.prefix[:-1]} has transformers, and no network of this class has a prompt there")
+    project = partial(layers.convolve, size=1) if len(arrays.like(".proj_in.weight")) == 4 else layers.linear
+    hidden = project(arrays / "proj_in", layers.group_norm(arrays / "norm", x, style.groups, 1e-6))
+    sequence = hidden.reshape(-1, hidden.shape[-1])
+    for block in arrays.items("transformer_blocks"):
+        for i, seen in (1, context if style.only_cross else None), (2, context):
+            normed = layers.layer_norm(block / f"norm{i}", sequence)
+            sequence += layers.attention(block / f"attn{i}", normed, style.heads, seen)
+        sequence += layers.feed_forward(block / "ff", layers.layer_norm(block / "norm3", sequence), "geglu")
+    return project(arrays / "proj_out", sequence.reshape(hidden.shape), outputs=x.shape[-1]) + x
+
+
+def attended(arrays: Arrays, x: Array, context: Array | None, style: Style) -> Array:
+    """Attention of an image to itself, after a norm and added, or transformers."""
+    if "transformer_blocks" in arrays:
+        return transformers(arrays, x, context, style)
+    channels = x.shape[-1]
+    layers.check_split(arrays, channels, style.head_size or style.heads, "heads of attention, or channels of a head,")
+    sequence = x.reshape(-1, channels)
+    if "group_norm" in arrays:
+        sequence = layers.group_norm(arrays / "group_norm", sequence, style.attention_groups or style.groups, style.eps)
+    heads = style.heads if style.head_size is None else channels // style.head_size
+    return (layers.attention(arrays, sequence, heads, bias=True).reshape(x.shape) + x) / style.rescale
+
+
+@dataclass(frozen=True)
+class Body:
+    """Convolutions of an image: down, a middle, and up again; an autoencoder's halves go only one way."""
+
+    down: tuple[Style, ...]  # of each stage
+    mid: Style
+    up: tuple[Style, ...]
+    kernels: int | None = 3  # pixels of the first and the last; None for any
+    padding: int = 1  # where an image is halved; 0 stands for one row and column of zeros at the far ends
+    activation: str = "silu"  # before the last convolution
+
+    def __call__(self, arrays: Arrays, x: Array, embedding: Array | None = None, context: Array | None = None) -> Array:
+        """The output for an image (height, width, channels), the embedding of the time and the prompt."""
+        hidden, given = layers.convolve(arrays / "conv_in", x, self.kernels), [embedding, context]
+        skips = [hidden] if self.down and self.up else None
+        for block, style in zip(arrays.items("down_blocks"), self.down, strict=True):
+            hidden = self._stage(block, hidden, given, style, "down", skips)
+        if "mid_block" in arrays:
+            hidden = self._stage(arrays / "mid_block", hidden, given, self.mid, "mid", None)
+        for block, style in zip(arrays.items("up_blocks"), self.up, strict=True):
+            hidden = self._stage(block, hidden, given, style, "up", skips)
+        if skips:
+            raise arrays.foreign(f"its way up has {len(skips)} residual blocks too few for its way down")
+        hidden = layers.group_norm(arrays / "conv_norm_out", hidden, self.mid.groups, self.mid.eps)
+        return layers.convolve(arrays / "conv_out", ACTIVATIONS[self.activation](hidden), self.kernels)
+
+    def _stage(
+        self, arrays: Arrays, x: Array, given: list[Array | None], style: Style, way: str, skips: list[Array] | None
+    ) -> Array:
+        """Residual blocks at one resolution, each followed by attention where the stage has it (in the middle, the last
+        one by none), and what changes the resolution after them. On the way down ``skips`` gets everything that the way
+        up will see again; there it loses its last entries, one for each residual block, and the next gives the size."""
+        (embedding, context), seen = given, skips if way == "down" else None
+        resnets, attentions = arrays.items("resnets"), arrays.items("attentions")
+        if not resnets or len(attentions) not in (0, len(resnets) - (way == "mid")):
+            found = f"{len(resnets)} residual blocks, {len(attentions)} attentions"
+            raise arrays.foreign(f"{arrays.prefix[:-1]} has {found}")
+        for block, attends in itertools.zip_longest(resnets, attentions):
+            if way == "up" and skips is not None:
+                if not skips:
+                    raise arrays.foreign(f"{block.prefix[:-1]} has no block on the way down whose output it would see")
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+            x = resnet(block, x, embedding, style)
+            x = x if attends is None else attended(attends, x, context, style)
+            if seen is not None:
+                seen.append(x)
+        for layer in arrays.items(f"{way}samplers"):
+            if "norm1" in layer:
+                x = resnet(layer, x, embedding, style, way)
+            elif way == "down":
+                x = layers.convolve(layer / "conv", x, stride=2, padding=self.padding or (0, 1))
+            else:
+                size, conv = skips[-1].shape[:2] if skips else doubled(x), layer / "conv"
+                x = layers.convolve_enlarged(conv, x) if size == doubled(x) else layers.convolve(conv, enlarge(x, size))
+            if seen is not None:
+                seen.append(x)
+        return x
+
+
+def check_kinds(o: Options, arrays: Arrays, way: str, known: str) -> list[str]:
+    """The names of the blocks on one way, ``"down"`` or ``"up"``, as the file gives them; "" where it gives none.
+    ``known`` are those that are supported, with ``*`` for "Down" or "Up"; they must be of the weights' attention."""
+    name, blocks, title = f"{way}_block_types", arrays.items(f"{way}_blocks"), way.capitalize()
+    if getattr(o, name) is None:
+        return [""] * len(blocks)
+    supported = tuple(known.replace("*", title).split())
+    kinds = [kind.removeprefix("UNetRes") for kind in o.per_block(name, len(blocks))]
+    for i, (kind, block) in enumerate(zip(kinds, blocks, strict=True)):
+        if kind not in supported:
+            unsupported(o.where, f"{name}[{i}]", kind, supported)
+        first = block / "attentions" / 0
+        has = "CrossAttn" if "transformer_blocks" in first else "Attn" if "attentions" in block else ""
+        if kind.partition(title)[0].removeprefix("Resnet") != has:
+            raise arrays.foreign(f"{name}[{i}] is {kind!r}, and block {i} has attention of the kind {has!r}")
+    return kinds
+
 
 SIZES = 6
 """Numbers about the image that SDXL takes."""
@@ -44,19 +216,19 @@ class UNet:
         size (6,): the image's height and width before scaling, its crop's top and left, and its target size.
         """
         prompt, label = conditions.get("prompt"), conditions.get("label")
-        embedding = mlp(arrays / "time_embedding", self._waves(arrays, t), activation=self.inner_activation)
+        embedding = layers.mlp(arrays / "time_embedding", self._waves(arrays, t), activation=self.inner_activation)
         embedding = ACTIVATIONS[self.outer_activation](embedding)
         if label is not None:
             embedded = self._labelled(arrays, label, embedding.shape[0]).astype(embedding.dtype)
             embedding = jnp.concatenate([embedding, embedded]) if self.concatenated else embedding + embedded
         if self.size_width is not None:
-            wave = partial(sinusoids, width=self.size_width, cosine_first=self.cosine_first, shift=self.shift)
+            wave = partial(layers.sinusoids, width=self.size_width, cosine_first=self.cosine_first, shift=self.shift)
             sizes = jax.vmap(wave)(conditions["size"]).ravel()
             vector = jnp.concatenate([conditions["pooled"].astype(jnp.float32), sizes])
-            embedding = embedding + mlp(arrays / "add_embedding", vector, embedding.shape[0])
+            embedding = embedding + layers.mlp(arrays / "add_embedding", vector, embedding.shape[0])
         embedding = ACTIVATIONS[self.last_activation](embedding)
         if prompt is not None and "encoder_hid_proj" in arrays:
-            prompt = linear(arrays / "encoder_hid_proj", prompt)
+            prompt = layers.linear(arrays / "encoder_hid_proj", prompt)
         dtype = arrays.take("conv_in.weight", None, x.shape[-1], None, None).dtype
         context = None if prompt is None else prompt.astype(dtype)
         output = self.body(arrays, 2 * x - 1.0 if self.centred else x, embedding, context).astype(x.dtype)
@@ -69,8 +241,8 @@ class UNet:
             return below.take("weight", None, inputs)[t]
         if self.time == "fourier":
             turns = jnp.asarray(jnp.log(t) if self.takes_sigma else t, jnp.float32) * below.take("weight", inputs // 2)
-            return waves(turns * 2 * jnp.pi, self.cosine_first)
-        return sinusoids(t, inputs, self.cosine_first, self.shift, self.scale)
+            return layers.waves(turns * 2 * jnp.pi, self.cosine_first)
+        return layers.sinusoids(t, inputs, self.cosine_first, self.shift, self.scale)
 
     def _labelled(self, arrays: Arrays, label: Array, width: int) -> Array:
         below = arrays / "class_embedding"
@@ -79,9 +251,9 @@ class UNet:
         if self.label is None:
             return below.take("weight", None, width)[label]
         if self.label == "simple_projection":
-            return linear(below, label, width)
+            return layers.linear(below, label, width)
         given = self._waves(arrays, label) if self.label == "timestep" else label
-        return mlp(below, given, width, self.inner_activation if self.label == "timestep" else "silu")
+        return layers.mlp(below, given, width, self.inner_activation if self.label == "timestep" else "silu")
 
 
 def _sizes(arrays: Arrays) -> JSONObject:
@@ -174,7 +346,7 @@ def unet_condition(config: JSONObject, arrays: Arrays, where: str) -> Network:
     sizes, label, n = _sizes(arrays), _label(o, arrays), len(kinds["down"])
     heads = o.per_block("attention_head_dim", n)  # the original's name for numbers of heads
     only_cross = o.per_block("only_cross_attention", n)
-    transformers = {way: [_depths(stage) for stage in arrays.items(f"{way}_blocks")] for way in ("down", "up")}
+    depths = {way: [_depths(stage) for stage in arrays.items(f"{way}_blocks")] for way in ("down", "up")}
     keys, projected = arrays.like("attn2.to_k.weight"), "encoder_hid_proj" in arrays
     context, ranks = keys[-1] if keys else None, {0: None, 2: True}
     prompt = arrays.shape("encoder_hid_proj.weight", 2)[1] if projected else context
@@ -190,8 +362,8 @@ def unet_condition(config: JSONObject, arrays: Arrays, where: str) -> Network:
     o.agree(
         **sizes, cross_attention_dim=context, conv_in_kernel=arrays.shape("conv_in.weight", 4)[2],
         conv_out_kernel=arrays.shape("conv_out.weight", 4)[2], projection_class_embeddings_input_dim=vector,
-        encoder_hid_dim=prompt if projected else None, transformer_layers_per_block=transformers["down"],
-        reverse_transformer_layers_per_block=transformers["up"],
+        encoder_hid_dim=prompt if projected else None, transformer_layers_per_block=depths["down"],
+        reverse_transformer_layers_per_block=depths["up"],
         use_linear_projection=ranks.get(len(arrays.like(".proj_in.weight")), False),
     )  # fmt: skip
     plain = Style(o.norm_num_groups, float(o.norm_eps), o.act_fn)

@@ -61,7 +61,7 @@ class Resample(Meet):
     threshold: Array | float = eqx.field(default=0.5, converter=partial(as_scalar, what="Resample(threshold=)"))
 
     def __check_init__(self) -> None:
-        check_range(self.threshold, "Resample(threshold=)", 0.0, 1.0 + 1e-6, fix="a number in (0, 1]")
+        check_range(self.threshold, "Resample(threshold=)", 1.0 + 1e-6, fix="a number in (0, 1]")
 
     def due(self, ess: Array, level: Array) -> Array:
         return jnp.asarray(ess < self.threshold)

@@ -417,9 +417,7 @@ class Ancestral(Sampler):
 
     def __init__(self, eta: Array | float = 1.0):
         value = as_scalar(eta, "Ancestral(eta=)")
-        check_range(
-            value, "Ancestral(eta=)", 0.0, 1.0 + 1e-6, closed=True, fix="a number in [0, 1]: 1 is DDPM, 0 is DDIM"
-        )
+        check_range(value, "Ancestral(eta=)", 1.0 + 1e-6, closed=True, fix="a number in [0, 1]: 1 is DDPM, 0 is DDIM")
         super().__init__(step=ReverseStep(order=1, control="none", twist=None, eta=value))
 
     def describe(self) -> str:

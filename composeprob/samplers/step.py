@@ -70,7 +70,7 @@ class ReverseStep(eqx.Module):
         number = isinstance(self.twist, (int, float)) and not isinstance(self.twist, bool)
         if self.twist is not None and not (number and 0 <= self.twist < math.inf):
             raise InvalidValueError(f"twist must be a number ≥ 0; got {self.twist!r}.", fix="for example twist=0.5.")
-        check_range(self.eta, "ReverseStep(eta=)", 0.0, 1.0 + 1e-6, closed=True, fix="a number in [0, 1]")
+        check_range(self.eta, "ReverseStep(eta=)", 1.0 + 1e-6, closed=True, fix="a number in [0, 1]")
 
     __repr__ = settings
 

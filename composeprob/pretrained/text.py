@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -149,10 +148,7 @@ def _read(folder: Path, start: str, end: str) -> Tokenizers:
             found.no_padding()
             found.no_truncation()
             return found
-        ids = json.loads(vocabulary.read_text(encoding="utf-8"))
-        lines = [line.split() for line in merges.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
-        pairs = [(line[0], line[1]) for line in lines if len(line) == 2]
-        bpe = models.BPE(vocab=ids, merges=pairs, end_of_word_suffix="</w>", unk_token=end)
+        bpe = models.BPE.from_file(str(vocabulary), str(merges), end_of_word_suffix="</w>", unk_token=end)
         found = tokenizers.Tokenizer(bpe)
     except Exception as error:  # the package raises plain exceptions, and files may hold anything
         fix = "fetch its files again: they are damaged."
@@ -163,6 +159,7 @@ def _read(folder: Path, start: str, end: str) -> Tokenizers:
     pattern = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
     pieces = pre_tokenizers.Split(pattern, "removed", invert=True)
     found.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    ids = found.get_vocab()
     if start in ids and end in ids:
         found.add_special_tokens([start, end])
         found.post_processor = processors.RobertaProcessing((end, ids[end]), (start, ids[start]), False, False)

@@ -1,6 +1,7 @@
 """Networks of diffusers' classes against what the originals compute, on small folders (tools/diffusers_goldens.py)."""
 
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import composeprob as cp
-from composeprob.pretrained.text import with_pooled
+from composeprob.pretrained.text import Tokenizer, with_pooled
 
 DATA = Path(__file__).parent / "data"
 LEVELS = (0, 1, 37, 500, 998, 999)
@@ -127,6 +128,15 @@ def test_text_encoders_and_tokenizers():
         found, wanted = (factor.given(prompt=each).fixed["prompt"] for each in (prompt, one[0]))
         np.testing.assert_array_equal(found, wanted)
     assert error(factor.call_conditions()["prompt"], g["hidden"][0]) < MOST, "without a prompt, the empty one"
+
+
+def test_only_the_first_line_of_merges_is_a_note(tmp_path):
+    """``# #`` is a pair of signs like any other."""
+    pytest.importorskip("tokenizers")
+    words = ["<|startoftext|>", "<|endoftext|>", "#", "#</w>", "##</w>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n# #</w>\n")
+    np.testing.assert_array_equal(Tokenizer(tmp_path, 6)("## #"), [0, 4, 3, 1, 1, 1])
 
 
 def test_both_text_encoders_of_sdxl():

@@ -8,11 +8,10 @@ factors. To add one, see docs/extending.md.
 from composeprob.kernels.base import Info, Kernel, KernelState
 from composeprob.kernels.blackjax import BlackJAX
 from composeprob.kernels.gibbs import Gibbs
-from composeprob.kernels.hamiltonian import HMC, UHMC, HamiltonianState
+from composeprob.kernels.hamiltonian import HMC, UHMC
 from composeprob.kernels.langevin import MALA, ULA
 from composeprob.kernels.line_integral import LineIntegral
-from composeprob.kernels.metric import Estimated, Metric
-from composeprob.kernels.step_size import Adaptive, adapt, mean_acceptance, resolve, scaled_step
+from composeprob.kernels.step_size import Adaptive, mean_acceptance
 
 __all__ = [
     "HMC",
@@ -21,16 +20,10 @@ __all__ = [
     "ULA",
     "Adaptive",
     "BlackJAX",
-    "Estimated",
     "Gibbs",
-    "HamiltonianState",
     "Info",
     "Kernel",
     "KernelState",
     "LineIntegral",
-    "Metric",
-    "adapt",
     "mean_acceptance",
-    "resolve",
-    "scaled_step",
 ]

@@ -14,7 +14,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from numpy.typing import ArrayLike
 
-from composeprob import tuning
+from composeprob import pytree, tuning
 from composeprob.density.evaluation import Position
 from composeprob.errors import CapabilityError, InvalidValueError, ShapeError
 from composeprob.kernels.step_size import as_numbers, check_range, describe, match_precision
@@ -76,7 +76,7 @@ class Metric(eqx.Module):
                         f"the metric of {owner} has shape {unit.shape} at {name!r}, whose shape is {shape}",
                         fix="give one number, or an array that broadcasts to the site's shape",
                     )
-        size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(position))
+        size = pytree.size(position)
         if self.dense is not None and len(self.dense) != size:
             raise ShapeError(
                 f"the metric of {owner} has shape {self.dense.shape}, but it moves {size} numbers",
@@ -113,7 +113,7 @@ class Estimated(eqx.Module):
 
     def unmeasured(self, like: Position, num_chains: int) -> Metric | None:
         """The identity, in the form that `measured` has; None where ``"auto"`` is to measure nothing."""
-        kind, size, limits = self.kind, sum(leaf.size for leaf in jax.tree.leaves(like)), tuning.METRIC
+        kind, size, limits = self.kind, pytree.size(like), tuning.METRIC
         if kind == "auto" and size <= limits.most_numbers and num_chains >= limits.chains_per_number * size:
             kind = "full"
         elif kind == "auto":

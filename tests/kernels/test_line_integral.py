@@ -14,7 +14,8 @@ from scipy.stats import norm
 import composeprob as cp
 from composeprob.density.evaluation import Evaluation
 from composeprob.errors import InvalidValueError, WrongTypeError
-from composeprob.kernels import HMC, MALA, HamiltonianState, KernelState, LineIntegral
+from composeprob.kernels import HMC, MALA, KernelState, LineIntegral
+from composeprob.kernels.hamiltonian import HamiltonianState
 from composeprob.kernels.line_integral import coarse_stride
 from kernel_chains import driven, start, transitions
 from refusals import refused

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from composeprob.errors import CapabilityError, ComposeProbError, ConditionError
-from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, mean_acceptance, resolve
+from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, mean_acceptance
+from composeprob.kernels.step_size import resolve
 from kernel_chains import start, transitions
 from refusals import refused
 from sampling_cases import slow

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -11,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import composeprob as cp
+from compiler.networks import gaussian
 from composeprob.factors.nodes import leaves
-from sampling_cases import learned, modes, single
+from sampling_cases import modes, single
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -36,13 +36,8 @@ def f(i):
 
 @functools.cache
 def conditional():
-    """An energy model N(α·c, 1 − α²·(1 − 0.5²)) of both entries; no condition means c = 0."""
-
-    def energy(x, log_snr, c):
-        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
-        return 0.5 * sigma * jnp.sum((x - alpha * c) ** 2) / (0.25 * alpha**2 + sigma**2)
-
-    return learned(energy, "energy", schedule(), conditions={"c": 0.0})
+    """An energy model of the noised N(c, 0.5²) of both entries; no condition means c = 0."""
+    return gaussian("energy", (1.0, 1.0), (0.25, 0.25), schedule(), conditions={"c": 0.0})[0]
 
 
 def evaluation(factor, place):

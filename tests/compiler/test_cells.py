@@ -1,4 +1,4 @@
-"""Windows over any cells of a canvas, and over many sets of them: meaning, rates, cost, refusals."""
+"""Windows over any cells of a canvas, and over many sets of them: meaning, rates, cost."""
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ import pytest
 import composeprob as cp
 from compiler.networks import agree, gaussian
 from composeprob.compiler.top import top_of, unrolled
-from composeprob.errors import ImproperError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.errors import ImproperError
 from refusals import refused
 from sampling_cases import measured, single
 
@@ -41,14 +41,8 @@ def alike(f, g):
     """The density of a factor, which is that of another."""
     one, other = cp.compile(single, f), cp.compile(single, g)
     assert one.capabilities == other.capabilities
-    agree(*(everything_at(density, X, 11) for density in (one, other)))
+    agree(*(density.evaluate(X, 11) for density in (one, other)))
     return one
-
-
-@eqx.filter_jit
-def everything_at(density, x, level):
-    """Log-density, score and rate."""
-    return density.evaluate(x, level)
 
 
 def several(f, sets=SETS):
@@ -85,12 +79,12 @@ def test_a_window_of_cells_written_out():
     inner = cp.compile(single, f * canvas_prior((3,)))
     seen = {"x": X["x"].ravel()[cells]}
     for level in (0, 11):
-        part, rest, found = (everything_at(*at, level) for at in ((alone, seen), (noise, X), (density, X)))
+        part, rest, found = (each.evaluate(at, level) for each, at in ((alone, seen), (noise, X), (density, X)))
         whole = jnp.zeros(12).at[cells].set(part.score["x"]).reshape(CANVAS)
         np.testing.assert_allclose(found.log_density, part.log_density + rest.log_density, rtol=1e-9)
         np.testing.assert_allclose(found.score["x"], whole + rest.score["x"], rtol=1e-9)
         # The other cells are the prior's alone, so the rate is that of the product over these cells.
-        np.testing.assert_allclose(found.parts.rate, everything_at(inner, seen, level).parts.rate, rtol=1e-8)
+        np.testing.assert_allclose(found.parts.rate, inner.evaluate(seen, level).parts.rate, rtol=1e-8)
 
 
 def test_boxes_are_a_case_of_cells():
@@ -113,6 +107,7 @@ def test_windows_inside_windows_plates_and_data():
         cp.window(cut, CANVAS, over=[[0, 1, 2, 3, 4], [11, 9, 7, 5, 3]]),  # boxes in sets
         cp.product(cp.window(f, CANVAS, over=SETS[:2]), over={"c": values}, block=3),  # each set under each value
         cp.window(cp.mixture(f, log_weights=[0.0, 0.3], over={"c": values}), CANVAS, over=SETS[2:4]),
+        cp.window(cp.product(f / canvas_prior((3,)), over={"c": values}), CANVAS, index=SETS[5]),
     ]
     mixed = cp.mixture([f.given(c=c) for c in values], log_weights=[0.0, 0.3])
     wanted = [
@@ -121,8 +116,9 @@ def test_windows_inside_windows_plates_and_data():
         several(f, [[1, 2, 3], [9, 7, 5]]),
         cp.product(*[several(f.given(c=c), SETS[:2]) for c in values]),
         several(mixed, SETS[2:4]),
+        cp.product(*[several(f.given(c=c) / canvas_prior((3,)), SETS[5:6]) for c in values]),
     ]
-    powers = [1.0, 0.5, 0.7, 0.3, 1.1]
+    powers = [1.0, 0.5, 0.7, 0.3, 1.1, 0.2]
 
     @cp.program
     def copies(parts):
@@ -130,7 +126,7 @@ def test_windows_inside_windows_plates_and_data():
             cp.sample("x", cp.product(canvas_prior(), *[g**w for g, w in zip(parts, powers, strict=True)]))
 
     x = {"x": jax.random.normal(jax.random.key(2), (2, *CANVAS))}
-    agree(*(everything_at(cp.compile(copies, parts), x, 7) for parts in (found, wanted)), atol=0.0)
+    agree(*(cp.compile(copies, parts).evaluate(x, 7) for parts in (found, wanted)), atol=0.0)
 
 
 def test_a_tapestry_of_sets():
@@ -158,7 +154,7 @@ def test_what_is_known_of_every_entry():
     refused(lambda: cp.compile(single, quotient), ImproperError, "improper at level")
     rows = cp.compile(measured, cp.window(f, CANVAS, over=GRID), lambda x: dist.Normal(x[1, 1], 0.3), jnp.array(0.7))
     assert "annealed 'exact'" in str(rows)
-    score = everything_at(rows, X, 0).score["x"]
+    score = rows.evaluate(X, 0).score["x"]
     np.testing.assert_allclose(score[1, 1], -X["x"][1, 1] / 1.3**2 + (0.7 - X["x"][1, 1]) / 0.3**2, rtol=0.01)
     assert top_of(unrolled(rows.graph.sites[0].root), CANVAS).power.min() == 1.0
 
@@ -168,40 +164,3 @@ def test_one_set_is_a_window_of_its_cells():
     assert eqx.tree_equal(cp.window(f, CANVAS, over=[SETS[0]]), cp.window(f, CANVAS, index=SETS[0]))
     assert cp.window(canvas_prior((12,)), CANVAS, index=GRID.ravel()[::-1]).normalised
     assert not cp.window(f, CANVAS, index=SETS[0]).normalised
-
-
-ROW, CELLS, SQUARE = canvas_prior((3,)), [0, 1, 2], canvas_prior((2, 2))
-
-
-def of_cells(cells):
-    return cp.window(SQUARE, CANVAS, index=cells)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "found"),
-    [
-        ({"index": [0, 1, 12]}, InvalidValueError, "leaves the canvas: cell 12 of 12"),
-        ({"index": [0, 1, -1]}, InvalidValueError, "leaves the canvas: cell -1"),
-        ({"over": [[0, 1, 2], [3, 4, 3]]}, InvalidValueError, "Set 1 of a window names cell 3 2 times"),
-        ({"index": [0, 1]}, ShapeError, r"needs the shape \(3,\)"),
-        ({"index": [[0, 1, 2]]}, ShapeError, "one cell for each entry"),
-        ({"over": [0, 1, 2]}, ShapeError, r"needs the shape \(n, 3\)"),
-        ({"over": [[0, 1, 2], [3, 4]]}, WrongTypeError, "is no array"),
-        ({"over": np.zeros((0, 3), int)}, InvalidValueError, "no cells"),
-        ({"index": [0.0, 1.0, 2.0]}, WrongTypeError, "must hold whole numbers; got float64"),
-        ({"index": [True, False, True]}, WrongTypeError, "must hold whole numbers; got bool"),
-        ({"index": CELLS, "scale": 2}, InvalidValueError, "averages nothing"),
-        ({"index": CELLS, "over": SETS}, InvalidValueError, "one of offset, index and over"),
-        ({}, InvalidValueError, "one of offset, index and over"),
-    ],
-)
-def test_refusals(arguments, error, found):
-    refused(lambda: cp.window(ROW, CANVAS, **arguments), error, found)
-
-
-def test_averages_and_traced_cells_are_refused():
-    averages, words = cp.window(SQUARE, (4, 4), (0, 0), 2), "averages are of neighbours"
-    refused(lambda: cp.window(averages, (5, 5), index=np.arange(16).reshape(4, 4)), InvalidValueError, words)
-    scattered, words = cp.window(ROW, (2, 2), index=CELLS), "whose neighbours it would average"
-    refused(lambda: cp.window(scattered, (4, 4), (0, 0), 2), InvalidValueError, words)
-    refused(lambda: jax.jit(of_cells)(jnp.arange(4).reshape(2, 2)), WrongTypeError, "traced by JAX")

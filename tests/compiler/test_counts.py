@@ -15,7 +15,7 @@ import composeprob as cp
 from compiler.networks import Energy, score_by_one_trace
 from sampling_cases import Calls, equations, measured, single
 
-SCHEDULE = cp.Schedule.cosine(10)
+SCHEDULE = cp.Schedule.cosine(12)
 X = {"x": jnp.array([0.3, -0.6])}
 
 
@@ -54,16 +54,14 @@ DENSITIES = {
 }
 
 
-@pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.slow), True], ids=["eager", "jit"])
 @pytest.mark.parametrize("name", DENSITIES)
-def test_one_network_is_evaluated_once(name, jit):
+def test_one_network_is_evaluated_once(name):
     """Log-density, score and rate of any number of conditions come from ONE batched evaluation."""
     f, counter = model()
     density = DENSITIES[name](f)
     position = {name: jnp.ones(site.shape) for name, site in density.sites.items()}
-    evaluate = eqx.filter_jit(lambda d, p, k: d.evaluate(p, k)) if jit else lambda d, p, k: d.evaluate(p, k)
-    evaluate(density, position, 2)
-    assert counter.runs_of(lambda: evaluate(density, position, 3)) == 1
+    density.evaluate(position, 2)
+    assert counter.runs_of(lambda: density.evaluate(position, 3)) == 1
 
 
 def moved(jaxpr):
@@ -101,12 +99,6 @@ def test_networks_of_their_own_are_evaluated_each():
     assert len(density.graph.groups) == 2
     density.evaluate(X, 0)
     assert [calls.runs_of(lambda: density.evaluate(X, 3)) for calls in (one, other)] == [1, 1]
-
-
-def test_copies_in_a_plate_multiply():
-    f, _ = model()
-    value = cp.compile(plates, f).log_density({"x": jnp.ones((3, 2)), "z": jnp.ones(2)}, 2)
-    np.testing.assert_allclose(value, 4 * cp.compile(single, f).log_density({"x": jnp.ones(2)}, 2), rtol=1e-5)
 
 
 def test_new_numbers_reuse_compiled_code():
@@ -176,14 +168,6 @@ def test_arguments_that_shape_the_program_stay_numbers():
     np.testing.assert_allclose(found, density.score(X, 2)["x"], rtol=1e-4)
     others = [(0.5, even, y), (1.5, np.array([0.9, 0.1]), y), (1.5, even, jnp.array(0.9))]
     assert not any(np.allclose(found, score(jnp.array(w), *rest)[1]) for w, *rest in others)
-
-
-def test_methods_can_be_jitted_and_mapped_like_functions():
-    density = cp.compile(single, model()[0])
-    batch = {"x": jnp.arange(6.0).reshape(3, 2)}
-    mapped = jax.jit(jax.vmap(density.log_density, in_axes=(0, None)))(batch, 2)
-    np.testing.assert_allclose(mapped, [density.log_density({"x": x}, 2) for x in batch["x"]], rtol=1e-6)
-    np.testing.assert_allclose(jax.jit(density.log_density)(X, 2), density.log_density(X, 2), rtol=1e-6)
 
 
 def test_a_density_equals_itself_alone_and_hashes_so():

@@ -84,15 +84,6 @@ def test_exponents_are_those_of_the_docs(name):
     assert ("exponents grow" in str(density)) == (name in GROWING)
 
 
-def test_only_the_powers_at_level_0_are_a_promise():
-    """With growing and with constant exponents level 0 is the same density, to the last digit; the others are not."""
-    factor = F**7 / G**6
-    growing, constant = (lowered(single, (factor,), {}, growing=each) for each in (True, False))
-    at = [[density.log_density({"x": X}, level) for density in (growing, constant)] for level in (0, 6)]
-    assert at[0][0] == at[0][1]
-    assert abs(at[1][0] - at[1][1]) > 1.0
-
-
 def test_the_power_of_a_gaussian_is_followed_exactly():
     """N(m, 1)^w is N(m, 1/w), and F_k its noised marginal: the score is that one's, and the rate knows no x."""
     w, mean = 5.0, jnp.array([1.0, -0.5])

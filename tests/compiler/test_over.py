@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
 import pytest
 
@@ -50,17 +49,6 @@ def written_out(f, ys):
 X = {"x": jnp.array([0.3, -0.7])}
 
 
-@eqx.filter_jit
-def everything(density, level):
-    value = density.log_density(X, level) if "energy" in density.capabilities else 0.0
-    return value, density.score(X, level)["x"], *density.score_and_rate(X, level), density.evaluate(X, level).parts
-
-
-@eqx.filter_jit
-def value_and_score(density, level):
-    return density.value_and_score(X, level)
-
-
 CASES = [("score", 8, 3), ("energy", 2, 1), ("energy", 8, None)]
 CASES += [slow("score", 2, None), slow("epsilon", 8, None), slow("energy", 8, 8)]
 
@@ -70,8 +58,8 @@ def test_it_is_the_product_written_out(form, n, block):
     f, _ = posterior(form)
     one, other = cp.compile(single, tall(f, data(n), block=block)), cp.compile(single, written_out(f, data(n)))
     assert one.capabilities == other.capabilities
-    for level in map(jnp.asarray, (0, 11, 23)):
-        agree(everything(one, level), everything(other, level))
+    for level in (0, 11, 23):
+        agree(one.evaluate(X, level), other.evaluate(X, level))
 
 
 def test_the_posterior_of_ninety_observations():
@@ -171,16 +159,6 @@ def test_powers_go_inside_and_equal_products_merge():
     assert len(roots(prior() * over * other).children) == 3
 
 
-def test_one_network_is_one_batch():
-    f, counter = posterior()
-    whole = prior() * cp.product(f, over={"y": data(4)}) * f.given(y=data(1)[0]) * cp.product(f, over={"y": data(3)})
-    density = cp.compile(single, whole)
-    assert "8 × posterior as one" in str(density)
-    before = counter.traced
-    density.score(X, 3)
-    assert counter.traced == before + 1
-
-
 def test_shares_of_a_mixture_over_data():
     f, cs = Moved(SCHEDULE), [-1.0, 0.2, 0.7, 1.5]
     shares = [2.0, 0.0, 5.0, 3.0]
@@ -190,7 +168,7 @@ def test_shares_of_a_mixture_over_data():
     assert made.plate.count == 3  # what has no share is left out
     one, other = cp.compile(single, made), cp.compile(single, wanted)
     assert one.capabilities == other.capabilities
-    agree(everything(one, jnp.asarray(9)), everything(other, jnp.asarray(9)))
+    agree(one.evaluate(X, 9), other.evaluate(X, 9))
     assert "weights of a mixture at x sum to 10" in str(one)
     alone = cp.mixture(f, [0.0, 0.0, 1.0, 0.0], over={"c": cs})
     assert eqx.tree_equal(alone, f.given(c=np.float64(0.7)))
@@ -235,32 +213,20 @@ OVER = {  # what is made over data, and the same written out
 
 @pytest.mark.parametrize("name", OVER)
 def test_data_are_every_value_written_out(name):
-    agree(*(value_and_score(cp.compile(single, each), 5) for each in OVER[name]()))
+    agree(*(cp.compile(single, each).evaluate(X, 5) for each in OVER[name]()))
 
 
-def test_plates_and_windows_of_programs():
-    f, ys = posterior()[0], data(3)
-
-    @cp.program
-    def model(g):
-        with numpyro.plate("copies", 2):
-            cp.sample("x", g)
-        cp.sample("z", cp.window(g, (3,), (1,)) * cp.window(prior(), (3,), (0,)))
-
-    one, other = cp.compile(model, tall(f, ys)), cp.compile(model, written_out(f, ys))
-    x = {"x": jnp.asarray(data(2, 5)), "z": jnp.array([0.1, 0.5, -0.3])}
-    agree(*(jax.jit(density.score_and_rate)(x, 7) for density in (one, other)))
-
-
-def test_groups_with_data_of_their_own_are_one_batch():
+def test_one_network_is_one_batch():
+    """Also where sites have data of their own, and one datum stands beside them."""
     (f, counter), groups = posterior(), [data(3, seed) for seed in (0, 1)]
-    made = cp.compile(cp.program(lambda *each: [cp.sample(f"x{g}", one) for g, one in enumerate(each)]),
-                      *(tall(f, ys) for ys in groups))  # fmt: skip
+    each = [tall(f, ys) * f.given(y=data(1)[0]) for ys in groups]
+    made = cp.compile(cp.program(lambda *each: [cp.sample(f"x{g}", one) for g, one in enumerate(each)]), *each)
+    assert "8 × posterior as one" in str(made)
     counter.traced = 0
     found = made.score({"x0": X["x"], "x1": -X["x"]}, 5)
     assert counter.traced == 1
-    for name, ys, x in (("x0", groups[0], X["x"]), ("x1", groups[1], -X["x"])):
-        np.testing.assert_allclose(found[name], cp.compile(single, tall(f, ys)).score({"x": x}, 5)["x"], rtol=1e-9)
+    for name, one, x in (("x0", each[0], X["x"]), ("x1", each[1], -X["x"])):
+        np.testing.assert_allclose(found[name], cp.compile(single, one).score({"x": x}, 5)["x"], rtol=1e-9)
 
 
 def test_a_held_latent_beside_data():

@@ -74,10 +74,6 @@ def test_normal_forms(factor, normal):
     assert show(root(factor)) == normal
 
 
-def test_normalise_notes_what_it_did():
-    assert normalise(built(F * G * F)).notes == (("normalise", "2 leaves, 1 merged or dropped"),)
-
-
 # align --------------------------------------------------------------------------------------------------------------
 
 
@@ -97,16 +93,6 @@ def test_a_model_with_continuous_time_is_exact_on_any_levels(target):
         np.testing.assert_allclose(score.score(x, level)["x"], wanted["x"], rtol=3e-5)
         np.testing.assert_allclose(energy.score(x, level)["x"], wanted["x"], rtol=3e-5)
         np.testing.assert_allclose(energy.log_density(x, level), value, rtol=1e-4, atol=1e-4)  # with d·log(α/α')
-
-
-def test_a_variance_exploding_model_on_variance_preserving_levels():
-    """Karras's networks see x = x_0 + σ·ε and σ."""
-    epsilon = lambda x, sigma: sigma * (x - 0.5) / (0.3 + sigma**2)
-    f = cp.Diffusion(epsilon, cp.Schedule.edm(4, sigma_min=0.001, sigma_max=500.0), event_shape=(2,), time="sigma")
-    x = {"x": jnp.array([0.4, -1.0])}
-    for level in range(12):
-        wanted = cp.compile(single, EXACT).score(x, level)["x"]
-        np.testing.assert_allclose(cp.compile(single, f, schedule=SCHEDULE).score(x, level)["x"], wanted, rtol=3e-5)
 
 
 def discrete(schedule):

@@ -13,11 +13,10 @@ from flax import linen, nnx
 
 import composeprob as cp
 from compiler.networks import Energy
-from composeprob.factors.precision import Rounded, in_precision
 from refusals import refused
 from sampling_cases import Calls, equations, single
 
-SCHEDULE = cp.Schedule.cosine(10)
+SCHEDULE = cp.Schedule.cosine(12)
 SIZE = 16
 X = {"x": jnp.linspace(-1.0, 0.7, SIZE)}
 BFLOAT16, FLOAT32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
@@ -111,7 +110,9 @@ def test_it_computes_what_rounding_by_hand_computes():
         np.testing.assert_allclose(value, -np.sum(np.exp(h)) / sigma, rtol=1e-5)
         back = rounded(-np.exp(h) / sigma) @ rounded(weight)
         np.testing.assert_allclose(score["x"], back, rtol=2**-8, atol=2**-8 * np.abs(back).max())
-    assert not np.allclose(value, cp.compile(single, f).log_density(X, 4), rtol=1e-5)
+    plain = cp.compile(single, f)
+    assert not np.allclose(value, plain.log_density(X, 4), rtol=1e-5)
+    assert ["bfloat16" in str(each) for each in (density, plain)] == [True, False]
 
 
 def test_sums_too_short_for_a_matrix_unit_stay_as_they_are():
@@ -134,16 +135,6 @@ def test_positions_energies_and_weights_keep_their_type():
     for shape in jax.tree.leaves(shapes) + jax.tree.leaves(eqx.filter(density, eqx.is_inexact_array)):
         assert shape.dtype != BFLOAT16
     assert jax.eval_shape(lambda x: density.evaluate(x, 3).log_density, X).dtype == FLOAT32
-
-
-def test_without_a_precision_nothing_is_touched():
-    f = factor(NETWORKS["Equinox"]())
-    assert in_precision(f, None) is f
-    density = cp.compile(single, f)
-    modules = jax.tree.leaves(density, is_leaf=lambda node: isinstance(node, Rounded))
-    assert not any(isinstance(node, Rounded) for node in modules)
-    assert "bfloat16" not in str(density)
-    assert "bfloat16" in str(cp.compile(single, f, precision="bfloat16"))
 
 
 @cp.program

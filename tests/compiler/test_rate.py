@@ -21,10 +21,10 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from compiler.networks import Moved
+from compiler.networks import Moved, gaussian
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, CalibratedExpression
 from refusals import refused
-from sampling_cases import learned, measured, modes, single, slow
+from sampling_cases import measured, modes, single, slow
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -238,13 +238,8 @@ def test_schedules_know_their_drift(diffusion):
 @pytest.mark.parametrize("diffusion", [VP, VE], ids=lambda d: d.name)
 def test_aligned_models_have_the_rate_of_their_own_density(diffusion):
     """A score-only model trained on other levels, next to an analytic factor: the rate of the exact product."""
-
-    def epsilon(x, log_snr):  # of N(0, 0.25·I), trained with α² + σ² = 1
-        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
-        return sigma * x / (0.25 * alpha**2 + sigma**2)
-
     wide = cp.Schedule.log_snr(2, min=-20.0, max=20.0)
-    network = learned(epsilon, "epsilon", wide)
+    network, _ = gaussian("epsilon", (0.0, 0.0), (0.25, 0.25), wide, conditions={"c": 0.0})
     exact = cp.Analytic(dist.Normal(jnp.zeros(2), 0.5), wide)
     schedule = diffusion.schedule()
     x = {"x": jnp.array([0.4, -1.1])}

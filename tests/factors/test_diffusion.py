@@ -11,7 +11,7 @@ import composeprob as cp
 from composeprob.errors import AlignmentError, ConditionError, InvalidValueError, NetworkError, WrongTypeError
 from composeprob.factors.networks import as_network
 from refusals import refused, rows
-from sampling_cases import single, slow
+from sampling_cases import single
 from targets import network_outputs
 
 MEAN, VARIANCE = np.array([0.4, -0.7, 0.2]), 0.3
@@ -59,29 +59,38 @@ def test_batched_layers_compute_what_they_did(inputs, outputs, bias):
     assert jax.tree.structure(cp.batched_linear(adapted)) == jax.tree.structure(adapted)
 
 
-@pytest.mark.parametrize("kind", ["VP", slow("VE"), "other"])
-@pytest.mark.parametrize("parameterization", ENERGIES + SCORES)
-def test_parameterizations(parameterization, kind):
+@cp.program
+def every_form(factors):
+    for form, f in factors.items():
+        cp.sample(form, f)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_parameterizations(kind):
+    """Networks that are right are not doubted, and of each form the score is known, and of energies what the
+    log-density changes by from one point to another."""
     schedule = SCHEDULES[kind]
-    network = network_of(parameterization, schedule)
-    f = cp.Diffusion(network, schedule, event_shape=(3,), parameterization=parameterization)
-    density = cp.compile(single, f)
-    xs = [jnp.array([0.5, -1.0, 2.0]), jnp.array([0.0, 0.3, -0.2])]
-    evaluate = jax.jit(density.evaluate)
+    networks = {form: network_of(form, schedule) for form in ENERGIES + SCORES}
+    factors = {form: diffusion(network, schedule, (3,), parameterization=form) for form, network in networks.items()}
+    density = cp.compile(every_form, factors)
+    energies = cp.compile(every_form, {form: factors[form] for form in ENERGIES})
+    assert density.graph.doubts == ()
+    assert "energy" not in density.capabilities
+    first, second = jnp.array([0.5, -1.0, 2.0]), jnp.array([0.0, 0.3, -0.2])
     for level in (0, 7, 19):
         alpha, sigma = schedule.alpha[level], schedule.sigma[level]
-        wanted = [outputs(x, alpha, sigma) for x in xs]
-        found = [evaluate({"x": x}, level) for x in xs]
-        for w, got in zip(wanted, found, strict=True):
-            np.testing.assert_allclose(got.score["x"], w["score"], rtol=2e-4, atol=1e-4 / sigma)
-        if parameterization in SCORES:
-            assert all(got.log_density is None for got in found)
-        else:  # up to a constant of the level
-            difference = found[0].log_density - found[1].log_density
-            exact = wanted[0]["log_density"] - wanted[1]["log_density"]
-            np.testing.assert_allclose(difference, exact, rtol=1e-4, atol=1e-4)
-    assert ("energy" in f.capabilities) == (parameterization in ENERGIES)
-    assert "normalised" not in f.capabilities
+        wanted = [outputs(x, alpha, sigma) for x in (first, second)]
+        for x, w in zip((first, second), wanted, strict=True):
+            for form, score in density.score(dict.fromkeys(factors, x), level).items():
+                np.testing.assert_allclose(score, w["score"], rtol=2e-4, atol=1e-4 / sigma, err_msg=form)
+        exact = wanted[1]["log_density"] - wanted[0]["log_density"]
+        before = dict.fromkeys(ENERGIES, first)
+        for form in ENERGIES:
+            change = energies.log_density({**before, form: second}, level) - energies.log_density(before, level)
+            np.testing.assert_allclose(change, exact, rtol=1e-4, atol=1e-4, err_msg=form)
+    for form, f in factors.items():
+        assert ("energy" in f.capabilities) == (form in ENERGIES)
+        assert "normalised" not in f.capabilities
 
 
 class EquinoxNet(eqx.Module):
@@ -136,8 +145,14 @@ def test_what_the_network_is_told_of_time(kind):
         "real_level": np.arange(20.0),
     }
     for time, values in expected.items():
-        told = lambda x, t: jnp.asarray(t, float) - 100 * x  # something of a score, or it would be refused
+
+        def told(x, t, whole=time == "level"):
+            assert jnp.issubdtype(t.dtype, jnp.integer) == whole
+            assert t.shape == ()
+            return jnp.asarray(t, float) - 100 * x  # something of a score, or it would be refused
+
         f = diffusion(told, schedule, (), parameterization="score", time=time)
+        assert (f.traits.levels == "own") == (time == "level")
         density = cp.compile(single, f)
         found = [density.score({"x": 0.0}, k)["x"] for k in (0, 5, 19)]
         np.testing.assert_allclose(found, values[[0, 5, 19]], rtol=1e-4, atol=1e-4)
@@ -179,14 +194,6 @@ def test_flow_matching_composes_with_other_schedules():
             wanted = 3 * outputs(x, schedule.alpha[k], sigma)["score"]
             # x rounded in its seventh digit, over σ²
             np.testing.assert_allclose(score({"x": x}, k)["x"], wanted, rtol=1e-4, atol=1e-6 / sigma**2)
-
-
-def test_the_level_is_an_integer():
-    seen = []
-    f = diffusion(lambda x, t: seen.append(t) or x)
-    cp.compile(single, f).score({"x": jnp.zeros(2)}, 3)
-    assert all(jnp.issubdtype(t.dtype, jnp.integer) and t.shape == () for t in seen)
-    assert f.traits.levels == "own"
 
 
 # conditions --------------------------------------------------------------------------------------------------------

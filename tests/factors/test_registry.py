@@ -14,7 +14,7 @@ from refusals import refused
 from registry import FACTORS, SCHEDULES, concrete
 
 ROWS = pytest.mark.parametrize("name", FACTORS)
-SCHEDULE = cp.Schedule.cosine(10)
+SCHEDULE = cp.Schedule.cosine(12)
 RESULTS = {"Calibrated", "Weighted"}  # what functions return
 KNOWN = {"score", "energy", "conservative", "normalised", "exact_marginals", "mode_depth"}
 X = jnp.array([0.4, -0.9])

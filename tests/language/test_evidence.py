@@ -204,10 +204,6 @@ class TestDensity:
         first, second = (cp.compile(pieces, means(self.Y), each).score(position, 7) for each in (False, True))
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), first, second)
 
-    def test_conditions_without_the_plates_axis_are_those_of_all_members(self):
-        shared, each = (d.score(POSITION, 5)["eta"] for d in (studied(jnp.asarray(0.4), 3), studied(jnp.full(3, 0.4))))
-        np.testing.assert_allclose(shared, each, rtol=1e-5)
-
     def test_evidence_may_look_at_a_site_with_a_factor_of_its_own(self):
         factor, x = cp.Analytic(STANDARD, LEVELS), jnp.array(0.2)
         found, plain = member(prior=factor).score({"eta": x}, 0), cp.compile(single, factor * HALF).score({"x": x}, 0)
@@ -286,21 +282,21 @@ class TestPlates:
         assert largest(8) <= 8
 
 
+LEVEL, CHAINS = 10, 4000
+ALPHA, SIGMA = float(LEVELS.alpha[LEVEL]), float(LEVELS.sigma[LEVEL])
+
+
 class Interwoven:
     """`Interweaving` from exact draws of π_k, where evidence is exp(−x²/2) or a sum of such modes: its integral over x
     is known, so latents are drawn by rejection and members given them."""
 
-    LEVEL = 10
-    CHAINS = 4000
-    LINE = bounded(CHAINS)
-    WIDTHS = None
-    ONE, TWO = np.array([[1.0, 0.0, 1.0]]), np.array([[0.6, -1.5, 0.4], [0.4, 1.5, 0.5]])
-    """Weight, mean and standard deviation of modes."""
+    MODES = np.array([[1.0, 0.0, 1.0]])
+    """Weight, mean and standard deviation of each."""
 
     site = "eta"
 
-    def density(self, modes):
-        weight, mean, sd = modes.T
+    def density(self):
+        weight, mean, sd = self.MODES.T
 
         def score(x, t):
             return jax.grad(lambda x: jax.nn.logsumexp(jnp.log(weight / sd) - 0.5 * ((x - mean) / sd) ** 2))(x)
@@ -317,12 +313,12 @@ class Interwoven:
 
         return cp.compile(two)
 
-    def exact(self, density, number, modes):
-        rng, noise = np.random.default_rng(3), density.schedule.at(self.LEVEL)
-        alpha, sigma = float(noise.alpha), float(noise.sigma)
+    @classmethod
+    def exact(cls, number):
+        rng = np.random.default_rng(3)
         mu, u = rng.normal(0.5, 1.0, 40 * number), rng.normal(0.0, 0.5, 40 * number)
-        centre, variance = (a[:, None] for a in (alpha * mu, alpha**2 * np.exp(2 * u) + sigma**2))
-        weight, mean, sd = modes.T
+        centre, variance = (a[:, None] for a in (ALPHA * mu, ALPHA**2 * np.exp(2 * u) + SIGMA**2))
+        weight, mean, sd = cls.MODES.T
         each = weight * (variance + sd**2) ** -0.5 * np.exp(-0.5 * (centre - mean) ** 2 / (variance + sd**2))
         kept = np.flatnonzero(rng.random(len(mu)) < (each.sum(1) / (weight / sd).sum()) ** 2)[:number]
         assert len(kept) == number
@@ -332,15 +328,14 @@ class Interwoven:
         total = variance + sd**2
         x = (centre * sd**2 + mean * variance) / total
         x += np.sqrt(variance * sd**2 / total) * rng.normal(size=(number, 2))
-        return np.concatenate([x / alpha, mu[:, None], u[:, None]], axis=1).astype(np.float32)
+        return np.concatenate([x / ALPHA, mu[:, None], u[:, None]], axis=1).astype(np.float32)
 
-    def moved(self, modes=ONE, steps=12, line=LINE):
-        density = self.density(modes)
-        step = lambda schedule: 0.6 * min(modes[:, 2]) ** 2 + 0.0 * schedule.sigma
-        kernel = Interweaving(step, log_ratio=line, widths=self.WIDTHS)
-        start = jnp.asarray(self.exact(density, self.CHAINS, modes))
-        chains = jax.jit(jax.vmap(stepped(density, self.LEVEL, kernel, self.CHAINS, steps)))
-        after = chains(start, jax.random.split(jax.random.key(5), self.CHAINS))
+    def moved(self, steps=12, line=None, widths=None):
+        step = lambda schedule: 0.6 * min(self.MODES[:, 2]) ** 2 + 0.0 * schedule.sigma
+        kernel = Interweaving(step, log_ratio=line or bounded(CHAINS), widths=widths)
+        start = jnp.asarray(self.exact(CHAINS))
+        chains = jax.jit(jax.vmap(stepped(self.density(), LEVEL, kernel, CHAINS, steps)))
+        after = chains(start, jax.random.split(jax.random.key(5), CHAINS))
         return np.asarray(start, float), np.asarray(after, float)
 
     @staticmethod
@@ -348,8 +343,10 @@ class Interwoven:
         x, mu, u = v[:, :2].sum(1), v[:, 2], v[:, 3]
         return {"x": x, "mu": mu, "u": u, "x²": x**2, "mu²": mu**2, "u²": u**2, "x·mu": x * mu, "x²·u": x**2 * u}
 
-    def expected(self, modes=ONE):
-        return {n: a.mean() for n, a in self.values(self.exact(self.density(modes), 100_000, modes)).items()}
+    @classmethod
+    @functools.cache
+    def expected(cls):
+        return {name: values.mean() for name, values in cls.values(cls.exact(100_000)).items()}
 
 
 class TestKernel(Interwoven):
@@ -367,35 +364,27 @@ class TestKernel(Interwoven):
 
 
 class TestAlone(Interwoven):
-    """Where latents are moved alone."""
+    """Where latents are moved in these ways alone; jointly about as far as the population is wide."""
 
-    @pytest.mark.parametrize(("turns", "singles"), [(6, 0), (0, 6), slow(3, 3)])
-    def test_leaves_the_law_as_it_is(self, monkeypatch, turns, singles):
-        monkeypatch.setattr(tuning, "LATENTS", tuning.LATENTS._replace(turns=turns, singles=singles, joint=0))
-        assert_agrees(z_scores(self.values(self.moved()[1]), self.expected()))
+    @pytest.mark.parametrize(
+        ("turns", "singles", "joint", "widths"),
+        [(6, 0, 0, None), (0, 0, 4, (1.0, 0.5)), slow(0, 6, 0, None), slow(3, 3, 0, None)],
+    )
+    def test_leaves_the_law_as_it_is(self, monkeypatch, turns, singles, joint, widths):
+        ways = tuning.LATENTS._replace(turns=turns, singles=singles, joint=joint, ratios=(0.5, 3.0))
+        monkeypatch.setattr(tuning, "LATENTS", ways)
+        moved = self.moved(widths=None if widths is None else jnp.array(widths))[1]
+        assert_agrees(z_scores(self.values(moved), self.expected()))
 
 
-class Joint(Interwoven):
-    """Where joint moves alone move latents."""
+class TestCorrelatedMembers(Interwoven):
+    """Members of two numbers, whose correlation is a latent: it moves with ξ held, too, here by joint moves alone."""
 
     @pytest.fixture(autouse=True)
-    def _alone(self, monkeypatch):
+    def _jointly(self, monkeypatch):
         monkeypatch.setattr(tuning, "LATENTS", tuning.LATENTS._replace(turns=0, singles=0, joint=4, ratios=(0.5, 3.0)))
 
-
-class TestWidths(Joint):
-    """Joint moves about as far as the population is wide."""
-
-    WIDTHS = jnp.array([1.0, 0.5])
-
-    def test_leaves_the_law_as_it_is(self):
-        assert_agrees(z_scores(self.values(self.moved()[1]), self.expected()))
-
-
-class TestCorrelatedMembers(Joint):
-    """Members of two numbers, whose correlation is a latent: it moves with ξ held, too."""
-
-    def density(self, modes):
+    def density(self):
         flat = learned(lambda x, t: -x, "score", LEVELS)
 
         @cp.program
@@ -408,17 +397,17 @@ class TestCorrelatedMembers(Joint):
 
         return cp.compile(pairs)
 
-    def exact(self, density, number, modes):
-        rng, noise = np.random.default_rng(3), density.schedule.at(self.LEVEL)
-        alpha, sigma = float(noise.alpha), float(noise.sigma)
+    @classmethod
+    def exact(cls, number):
+        rng = np.random.default_rng(3)
         rho, u = rng.uniform(-1, 1, 40 * number), rng.normal(0.0, 0.5, 40 * number)
-        variances = alpha**2 * np.exp(2 * u)[:, None] * np.stack([1 + rho, 1 - rho], 1) + sigma**2  # of sum, difference
+        variances = ALPHA**2 * np.exp(2 * u)[:, None] * np.stack([1 + rho, 1 - rho], 1) + SIGMA**2  # of sum, difference
         kept = np.flatnonzero(rng.random(len(rho)) < 1 / (1 + variances).prod(1))[:number]
         assert len(kept) == number
         parts = np.sqrt(variances / (1 + variances))[kept, None] * rng.normal(size=(number, 2, 2))
         x = np.stack([parts.sum(2), parts[..., 0] - parts[..., 1]], 2) / np.sqrt(2)
         z = np.log((1 + rho) / (1 - rho))[kept, None]
-        return np.concatenate([x.reshape(number, 4) / alpha, z, u[kept, None]], axis=1).astype(np.float32)
+        return np.concatenate([x.reshape(number, 4) / ALPHA, z, u[kept, None]], axis=1).astype(np.float32)
 
     @staticmethod
     def values(v):
@@ -439,7 +428,7 @@ class TestNested(Interwoven):
     """Latents in three layers: a scale places a mean, both place those of two subjects, log-normal ones, and these with
     another scale their one session each."""
 
-    def density(self, modes):
+    def density(self):
         flat = learned(lambda x, t: -x, "score", LEVELS, ())
 
         @cp.program
@@ -453,22 +442,22 @@ class TestNested(Interwoven):
 
         return cp.compile(layers)
 
-    def exact(self, density, number, modes):
+    @classmethod
+    def exact(cls, number):
         """Given the scales (mean, log size, x) = A·ξ with ξ normal, of precision I + AₓᵀAₓ given the evidence."""
-        rng, noise = np.random.default_rng(3), density.schedule.at(self.LEVEL)
-        alpha, sigma = float(noise.alpha), float(noise.sigma)
+        rng = np.random.default_rng(3)
         omega, tau = rng.normal([[-0.5], [0.0]], 0.5, (2, 40 * number))
         rows = np.array(
-            [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [alpha, alpha, 0, 0, 0], [alpha, 0, alpha, 0, 0]]
+            [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [ALPHA, ALPHA, 0, 0, 0], [ALPHA, 0, ALPHA, 0, 0]]
         )
-        own = np.sqrt(alpha**2 * np.exp(2 * omega) + sigma**2)
+        own = np.sqrt(ALPHA**2 * np.exp(2 * omega) + SIGMA**2)
         a = np.exp(tau)[:, None, None] * rows + own[:, None, None] * np.diag([0, 0, 0, 1, 1])
         precision = np.eye(5) + a[:, 3:].swapaxes(1, 2) @ a[:, 3:]
         kept = np.flatnonzero(rng.random(len(tau)) < np.linalg.det(precision) ** -0.5)[:number]
         assert len(kept) == number
         upper = np.linalg.cholesky(precision[kept]).swapaxes(1, 2)
         mean, *size, x, other = (a[kept] @ np.linalg.solve(upper, rng.normal(size=(number, 5, 1))))[..., 0].T
-        columns = x / alpha, other / alpha, mean, omega[kept], *size, tau[kept]
+        columns = x / ALPHA, other / ALPHA, mean, omega[kept], *size, tau[kept]
         return np.stack(columns, axis=1).astype(np.float32)
 
     @staticmethod
@@ -492,15 +481,17 @@ class TestNested(Interwoven):
 
 
 class TestBetweenModes(Interwoven):
+    MODES = np.array([[0.6, -1.5, 0.4], [0.4, 1.5, 0.5]])
+
     def test_leaves_the_shares_of_modes_as_they_are(self):
-        start, after = self.moved(self.TWO, 60)
-        assert_agrees(z_scores(self.values(after), self.expected(self.TWO)))
+        start, after = self.moved(60)
+        assert_agrees(z_scores(self.values(after), self.expected()))
         crossed = np.mean(start[:, :2] * after[:, :2] < 0)
         assert crossed > 0.05
 
     def test_integrals_that_nothing_bounds_would_not(self):
-        moved = self.moved(self.TWO, 60, LineIntegral(3, "simpson"))[1]
-        assert_disagrees(z_scores(self.values(moved), self.expected(self.TWO)))
+        moved = self.moved(60, LineIntegral(3, "simpson"))[1]
+        assert_disagrees(z_scores(self.values(moved), self.expected()))
 
 
 def test_where_a_factor_is_the_prior_steps_are_as_long_as_was_asked():

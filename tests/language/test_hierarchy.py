@@ -1,6 +1,5 @@
 """Factors that depend on latents: analytic ones, normalised at each level; others in ancestral order, or refused."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,17 +164,16 @@ def test_networks_get_the_latent_of_the_position():
     density = cp.compile(in_a_plate, conditional(counter))
     x = jax.random.normal(KEY, (3, 2))
     position = {"a": jnp.array(0.4), "c": jnp.array([1.5, -0.7]), "x": x}
-    evaluate = eqx.filter_jit(lambda d, p, k: d.evaluate(p, k))
     alpha = float(SCHEDULE.alpha[5])
     for c in (position["c"], jnp.array([-2.0, 0.3])):
-        found = evaluate(density, {**position, "c": c}, 5)
+        found = density.evaluate({**position, "c": c}, 5)
         np.testing.assert_allclose(found.score["x"], alpha * c - 2 * position["x"], rtol=1e-4, atol=1e-4)
         np.testing.assert_array_equal(found.score["c"], 0.0)
         np.testing.assert_array_equal(found.score["a"], 0.0)
         away = jnp.sum((position["x"] - alpha * c) ** 2) + jnp.sum(position["x"] ** 2)
         np.testing.assert_allclose(found.parts.log_marginal, -0.5 * away, rtol=1e-4)
     counter.reset()
-    evaluate(density, position, 6)
+    density.evaluate(position, 6)
     assert counter.run == 2  # two leaves, each one batch of three copies
 
 

@@ -153,6 +153,8 @@ def test_policies_nest_and_the_nearest_wins():
                 cp.observe("own", dist.Normal(x, 1.0), 0.0, anneal="tempered")
                 cp.factor("levelled", lambda level: -level * x**2)
             cp.factor("after", -(x**2))
+        with cp.annealed(Between(0.25)):
+            cp.observe("object", dist.Normal(x, 1.0), 0.0)
         cp.observe("bare", dist.Normal(x, 1.0), 0.0)
 
     policies = {name: s.anneal and str(s.anneal) for name, s in statements(model, F).items() if s.kind == "observed"}
@@ -163,6 +165,7 @@ def test_policies_nest_and_the_nearest_wins():
         "own": "tempered",
         "levelled": "noised",
         "after": "denoised",
+        "object": "between(share=0.25)",
         "bare": None,  # left to the compiler
     }
 
@@ -268,29 +271,15 @@ def test_level_0_is_the_posterior_whatever_a_policy_says(anneal):
         np.testing.assert_allclose(density.score(X, level)["x"], by_grad(X["x"], level), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["tempered", "denoised"])
-def test_short_names_stand_for_objects(name):
-    for level in (0, 7, 19):
-        np.testing.assert_array_equal(log_likelihood(name, level), log_likelihood(POLICIES[name], level))
-
-
-def test_policies_are_printed_with_their_settings_and_an_equal_one_reuses_compiled_code():
+def test_policies_are_printed_with_their_settings_and_equal_ones_reuse_compiled_code():
+    """Equal ones are also an object and its short name."""
     made = lambda policy: cp.compile(measured, PRIOR, SINE, jnp.zeros(2), policy)
-    one, two, other = map(made, (Between(0.25), Between(0.25), Between(0.5)))
+    one, two, other, *names = map(made, (Between(0.25), Between(0.25), Between(0.5), *POLICIES))
     assert "annealed 'between(share=0.25)'" in str(one)
-    assert "annealed 'denoised'" in str(made(Denoised()))
     assert jax.tree.structure(one) == jax.tree.structure(two) != jax.tree.structure(other)
-
-
-def test_a_block_takes_an_object():
-    @cp.program
-    def blocked(f, y):
-        x = cp.sample("x", f)
-        with cp.annealed(Between(0.25)):
-            cp.observe("y", SINE(x), y)
-
-    found = cp.compile(blocked, PRIOR, jnp.zeros(2)).evaluate(X, 9).parts.log_potential
-    np.testing.assert_allclose(found, log_likelihood(Between(0.25), 9), rtol=1e-6)
+    for name, named in zip(POLICIES, names, strict=True):
+        assert f"annealed '{name}'" in str(named)
+        assert jax.tree.structure(named) == jax.tree.structure(made(POLICIES[name]))
 
 
 def test_what_is_no_policy_is_refused():

@@ -1,4 +1,4 @@
-"""What the algebra refuses, each with a sentence that says how to go on."""
+"""What factors and their algebra refuse, each with a sentence that says how to go on."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from composeprob.errors import (
     ConditionError,
     ImproperError,
     InvalidValueError,
+    NetworkError,
     ShapeError,
     WrongTypeError,
 )
@@ -19,7 +20,7 @@ from composeprob.factors.calibrated import CalibratedExpression
 from refusals import refused
 from sampling_cases import learned, single
 
-SCHEDULE = cp.Schedule.cosine(10)
+SCHEDULE = cp.Schedule.cosine(12)
 F = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label="f")
 G = cp.Analytic(dist.Normal(jnp.ones(2), 0.5), SCHEDULE, label="g")
 WIDE = cp.Analytic(dist.Normal(jnp.zeros(3), 1.0), SCHEDULE, label="wide")
@@ -31,6 +32,28 @@ LEVELLED = learned(
 )
 CALIBRATED = CalibratedExpression(factor=F * LEVELLED, schedule=SCHEDULE, fixed={}, degree=4.0, event_shape=(2,))
 THREE, KEY = np.ones(3), jax.random.key(0)
+CANVAS, SQUARE = (4, 3), cp.Analytic(dist.Normal(jnp.zeros((2, 2)), 1.0), SCHEDULE)
+SETS, SIXTEEN = np.array([[0, 1, 2], [3, 7, 11]]), np.arange(16).reshape(4, 4)
+
+
+def cells(factor=WIDE, canvas=CANVAS, **arguments):
+    return cp.window(factor, canvas, **arguments)
+
+
+def traced(numbers):
+    return cells(SQUARE, index=numbers)
+
+
+def energy(fn, schedule=SCHEDULE, event_shape=(2,)):
+    return cp.Energy(fn, schedule, event_shape=event_shape)
+
+
+def logits(x, t):
+    return np.eye(3, 2) @ x
+
+
+def classifier(network=logits, schedule=SCHEDULE, **arguments):
+    return cp.Classifier(network, schedule, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +93,26 @@ THREE, KEY = np.ones(3), jax.random.key(0)
         (lambda: cp.window(F, (4,), (0.5,)), WrongTypeError, "offset must be a tuple of whole numbers"),
         (lambda: cp.window(F, 4, (0,)), WrongTypeError, "canvas_shape must be a tuple of whole numbers; got 4"),
         (lambda: cp.window(3, (4,), (0,)), WrongTypeError, "combines factors; got int"),
+        (lambda: cells(index=[0, 1, 12]), InvalidValueError, "leaves the canvas: cell 12 of 12"),
+        (lambda: cells(index=[0, 1, -1]), InvalidValueError, "leaves the canvas: cell -1"),
+        (lambda: cells(over=[[0, 1, 2], [3, 4, 3]]), InvalidValueError, "Set 1 of a window names cell 3 2 times"),
+        (lambda: cells(index=[0, 1]), ShapeError, r"needs the shape \(3,\)"),
+        (lambda: cells(index=[[0, 1, 2]]), ShapeError, "one cell for each entry"),
+        (lambda: cells(over=[0, 1, 2]), ShapeError, r"needs the shape \(n, 3\)"),
+        (lambda: cells(over=[[0, 1, 2], [3, 4]]), WrongTypeError, "is no array"),
+        (lambda: cells(over=np.zeros((0, 3), int)), InvalidValueError, "no cells"),
+        (lambda: cells(index=[0.0, 1.0, 2.0]), WrongTypeError, "must hold whole numbers; got float64"),
+        (lambda: cells(index=[True, False, True]), WrongTypeError, "must hold whole numbers; got bool"),
+        (lambda: cells(index=SETS[0], scale=2), InvalidValueError, "averages nothing"),
+        (lambda: cells(index=SETS[0], over=SETS), InvalidValueError, "one of offset, index and over"),
+        (lambda: cells(), InvalidValueError, "one of offset, index and over"),
+        (lambda: cells(cp.window(SQUARE, (4, 4), (0, 0), 2), (5, 5), index=SIXTEEN), InvalidValueError, "neighbours"),
+        (lambda: cp.window(cells(canvas=(2, 2), index=SETS[0]), (4, 4), (0, 0), 2), InvalidValueError, "would average"),
+        (lambda: jax.jit(traced)(jnp.arange(4).reshape(2, 2)), WrongTypeError, "traced by JAX"),
+        (lambda: cp.tapestry(SCORED), WrongTypeError, "made of windows; got Diffusion"),
+        (lambda: cp.tapestry(*[cp.window(SCORED, (n,), (0,)) for n in (4, 5)]), ShapeError, "events of one shape"),
+        (lambda: cp.tapestry(cp.window(LEARNED, (4,), (0,))), CapabilityError, "'learned' is not a sum over entries"),
+        (lambda: cp.tapestry(cp.window(F, (4,), (0,))), CapabilityError, "'f' is not a sum over entries"),
         (lambda: cp.product(CONDITIONAL, over=THREE), WrongTypeError, "over must be a dict.*got ndarray.*Fix: write"),
         (lambda: cp.product(CONDITIONAL, over={}), WrongTypeError, "over must be a dict.*got an empty dict"),
         (lambda: cp.product(CONDITIONAL, over={"e": THREE}), ConditionError, "'e'.*their conditions are: 'c', 'd'"),
@@ -95,6 +138,35 @@ THREE, KEY = np.ones(3), jax.random.key(0)
         (lambda: cp.mixture(LEVELLED, over={"c": THREE}, log_weights=[0, 0]), InvalidValueError, "3 finite numbers"),
         (lambda: cp.mixture(LEVELLED, [1, 1, 1], over={"c": 1.0}), ShapeError, "leading axis"),
         (lambda: cp.calibrate(cp.product(LEVELLED, over={"c": THREE}), KEY), CapabilityError, "over data"),
+        (lambda: cp.Analytic(dist.Laplace(1.0, 1.0), SCHEDULE), WrongTypeError, "A noised Laplace has no .*use Normal"),
+        (lambda: cp.Analytic(dist.Normal(), 0.5), WrongTypeError, r"schedule must be a cp\.Schedule; got float"),
+        (lambda: cp.Analytic("a", SCHEDULE), WrongTypeError, "NumPyro distribution or an array of points; got str"),
+        (lambda: cp.Analytic(np.zeros((0, 2)), SCHEDULE), ShapeError, r"points of shape \(n, \*event\)"),
+        (lambda: cp.Analytic(np.array([[0.0, np.nan]]), SCHEDULE), InvalidValueError, "holds NaN"),
+        (
+            lambda: cp.Analytic(dist.Normal(jnp.nan, 1.0, validate_args=False), SCHEDULE),
+            InvalidValueError, "holds NaN",
+        ),
+        (lambda: energy(3), WrongTypeError, "must be callable as fn"),
+        (lambda: energy(lambda x: 0.0), NetworkError, "cannot be called as fn"),
+        (lambda: energy(lambda x, k: x), NetworkError, "instead of a scalar"),
+        (lambda: energy(lambda x, k: 0.0, 10), WrongTypeError, r"must be a cp\.Schedule; got int"),
+        (lambda: energy(lambda x, k: 0.0, event_shape="2"), WrongTypeError, "tuple of whole numbers"),
+        (lambda: classifier(3), WrongTypeError, "got int, which cannot be called"),
+        (lambda: classifier(schedule=10), WrongTypeError, r"must be a cp\.Schedule; got int"),
+        (lambda: classifier(time="hours"), InvalidValueError, "Unknown time 'hours'"),
+        (lambda: classifier(lambda x: x, event_shape=(2,)), NetworkError, "cannot be called as network"),
+        (lambda: classifier(lambda x, t: x[0], event_shape=(2,)), NetworkError, "logits have shape"),
+        (lambda: cp.condition(F, F, 0), WrongTypeError, "takes a cp.Classifier; got Analytic"),
+        (lambda: cp.condition(F, classifier(), 3), InvalidValueError, "Label 3 does not exist.*classes 0 to 2"),
+        (lambda: cp.condition(F, classifier(), -1), InvalidValueError, "Label -1 does not exist"),
+        (lambda: cp.condition(F, classifier(), 1.5), InvalidValueError, "Label 1.5 does not exist"),
+        (lambda: cp.condition(F, classifier(), "cat"), WrongTypeError, "Condition 'label' must be a number"),
+        (lambda: cp.condition(F, classifier(event_shape=(3,)), 1), NetworkError, "cannot be called"),
+        (lambda: cp.condition(WIDE, classifier(event_shape=(2,)), 0), ShapeError, r"is for events \(2,\), not \(3,\)"),
+        (lambda: classifier().given(label=1), ShapeError, "has no event shape"),
+        (lambda: F * classifier(), ShapeError, "needs to know the event shape of 'function'"),
+        (lambda: cp.compile(single, F * classifier(event_shape=(2,))), ConditionError, "has no label"),
     ],
 )  # fmt: skip
 def test_refused_when_written(make, error, told):
@@ -112,6 +184,7 @@ def test_refused_when_written(make, error, told):
         (lambda: cp.window(F, (3,), (0,)), r"not covered: no window reaches entry \(2,\)"),
         (lambda: cp.window(F, (3,), (0,)) / cp.window(F, (3,), (1,)), r"power of its factors is -1 at entry \(2,\)"),
         (lambda: cp.window(F, (4,), (0,), scale=2), "total power of its factors is 0,"),
+        (lambda: cp.tapestry(cp.window(SCORED, (4,), (0,))), "not covered: no window reaches entry"),
     ],
 )
 def test_refused_by_the_compiler(make, told):

@@ -133,13 +133,6 @@ def roots(f):
     return cp.compile(single, f).graph.sites[0].root
 
 
-def test_what_has_no_condition_counts_n_times():
-    f = posterior()[0]
-    root = roots(tall(f, data(6)) * prior() ** 0.5)
-    assert root.powers == (1 - 6 + 0.5, 1.0)
-    assert root.children[1].powers == (1.0,) * 6
-
-
 def test_powers_of_the_top_add_up():
     f, ys = posterior()[0], data(6)
     np.testing.assert_allclose(cp.compile(single, tall(f, ys)).top.power["x"], 1.0, rtol=1e-12)

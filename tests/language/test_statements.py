@@ -274,12 +274,12 @@ def test_level_0_is_the_posterior_whatever_a_policy_says(anneal):
 def test_policies_are_printed_with_their_settings_and_equal_ones_reuse_compiled_code():
     """Equal ones are also an object and its short name."""
     made = lambda policy: cp.compile(measured, PRIOR, SINE, jnp.zeros(2), policy)
-    one, two, other, *names = map(made, (Between(0.25), Between(0.25), Between(0.5), *POLICIES))
+    one, two, other = map(made, (Between(0.25), Between(0.25), Between(0.5)))
     assert "annealed 'between(share=0.25)'" in str(one)
     assert jax.tree.structure(one) == jax.tree.structure(two) != jax.tree.structure(other)
-    for name, named in zip(POLICIES, names, strict=True):
-        assert f"annealed '{name}'" in str(named)
-        assert jax.tree.structure(named) == jax.tree.structure(made(POLICIES[name]))
+    for name in ("tempered", "denoised"):
+        assert f"annealed '{name}'" in str(made(name))
+        assert jax.tree.structure(made(name)) == jax.tree.structure(made(POLICIES[name]))
 
 
 def test_what_is_no_policy_is_refused():

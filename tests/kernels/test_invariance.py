@@ -20,9 +20,6 @@ STEPS = {
     "MALA": {"1d": 0.35, "2d": 0.25, "10d": 0.12, "nested": 0.14},
     "HMC": {"1d": 0.7, "2d": 0.65, "10d": 0.5, "nested": 0.5},
 }
-CASES = [(name, law) for name in STEPS for law in LAWS]
-SLOW = ("1d", "10d", "nested")
-"""Laws that the quick tests leave out."""
 
 
 def assert_invariant(kernel, law, moved=0.4, highest=0.95, **options):
@@ -32,11 +29,13 @@ def assert_invariant(kernel, law, moved=0.4, highest=0.95, **options):
     assert 0.3 < run.acceptance < highest
 
 
-@pytest.mark.parametrize(("name", "law"), [slow(*case) if case[1] in SLOW else case for case in CASES])
+@pytest.mark.slow
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", STEPS)
 def test_target_stays_invariant(name, law):
+    """What test_mutants.py has in two dimensions, in quick tests and with the mutants, on every law."""
     step_size = STEPS[name][law]
-    kernel = MALA(step_size) if name == "MALA" else HMC(step_size, num_leapfrog=3, damping=0.5)
-    assert_invariant(kernel, law, num_transitions=300 if law in SLOW else 100)
+    assert_invariant(MALA(step_size) if name == "MALA" else HMC(step_size, num_leapfrog=3, damping=0.5), law)
 
 
 @pytest.mark.parametrize("law", ["2d", slow("nested")])

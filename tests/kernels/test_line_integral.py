@@ -13,12 +13,10 @@ from scipy.stats import norm
 
 import composeprob as cp
 from composeprob.density.evaluation import Evaluation
-from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.kernels import HMC, MALA, KernelState, LineIntegral
 from composeprob.kernels.hamiltonian import HamiltonianState
 from composeprob.kernels.line_integral import coarse_stride
 from kernel_chains import driven, start, transitions
-from refusals import refused
 from sampling_cases import normal, run, single, slow
 from targets import evaluate, nested, score_only, two_modes
 
@@ -192,22 +190,6 @@ def test_a_path_over_a_broken_place_is_not_taken():
     assert np.isnan(five(-1.0, 1.0))  # nodes at ±0.5
     assert np.isfinite(three(-1.0, 1.0))  # a node at 0 only
     assert np.isnan(three(-1.0, 0.0))  # an infinite score does not make a move infinitely good
-
-
-def test_what_cannot_work_is_refused_when_it_is_written():
-    refused(lambda: LineIntegral(4, "simpson"), InvalidValueError, r"odd number.*4.*\n.*5 points")
-    refused(lambda: LineIntegral(3, "midpoint"), InvalidValueError, r"Unknown rule 'midpoint'.*\n.*simpson")
-    refused(lambda: LineIntegral(1), InvalidValueError, "at least 2")
-    refused(lambda: LineIntegral(2.5), WrongTypeError, "whole number")
-    refused(lambda: LineIntegral(tolerance=0.0), InvalidValueError, "accepts no move")
-    refused(lambda: LineIntegral(2, tolerance=0.1), InvalidValueError, r"no estimate.*\n.*3 points")
-    along = LineIntegral(None, tolerance=0.1)
-    refused(lambda: HMC(0.1, 1, log_ratio=along), InvalidValueError, r"no estimate.*\n.*num_leapfrog=2")
-    refused(lambda: MALA(0.1, log_ratio=LineIntegral(None)), InvalidValueError, r"no trajectory.*\n.*num_points=3")
-    odd, words = LineIntegral(None, "simpson"), r"even number of leapfrogs.*3.*\n.*num_leapfrog=4"
-    refused(lambda: HMC(0.1, 3, log_ratio=odd), InvalidValueError, words)
-    for kernel in (MALA, HMC):
-        refused(lambda: kernel(0.1, log_ratio="line"), WrongTypeError, "'line'")
 
 
 def test_kernels_show_a_line_integral_and_only_that():

@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.scipy.special import log_ndtr
 
 from composeprob.kernels import HMC, MALA, KernelState
 from composeprob.kernels import hamiltonian as hmc_module
+from composeprob.kernels.langevin import log_proposal_ratio
 from composeprob.kernels.metropolis import metropolis
 from kernel_chains import from_exact_draws, start, transitions
 from sampling_cases import slow
@@ -14,25 +16,55 @@ from targets import evaluate, two_modes
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 
-class WrongVarianceMALA(MALA):
-    """The proposal's variance 2h taken for h² in the ratio: 2·ss² where 4·ss belongs."""
-
-    def finish(self, trajectory, evaluation):
-        state, new, h = trajectory.start, KernelState(trajectory.position, evaluation), trajectory.step_size
-        x, s, y, t = state.position, state.evaluation.score, new.position, new.evaluation.score
-        forth, back = jnp.sum((y - x - h * s) ** 2), jnp.sum((x - y - h * t) ** 2)
-        log_ratio = new.evaluation.log_density - state.evaluation.log_density
-        log_uniform = log_ndtr(trajectory.spare_noise[0])
-        return metropolis(log_uniform, log_ratio + (forth - back) / (2 * h**2), new, state)
-
-
-class NoHastingsMALA(MALA):
-    """The target's ratio alone, as if the proposal were symmetric."""
+class WrongRatioMALA(MALA):
+    """Accepts by the ratio that a mutant states."""
 
     def finish(self, trajectory, evaluation):
         state, new = trajectory.start, KernelState(trajectory.position, evaluation)
-        log_ratio = new.evaluation.log_density - state.evaluation.log_density
+        log_ratio = self.wrong_ratio(state, new, trajectory.step_size)
         return metropolis(log_ndtr(trajectory.spare_noise[0]), log_ratio, new, state)
+
+
+def target_ratio(state, new):
+    return new.evaluation.log_density - state.evaluation.log_density
+
+
+class NoHastingsMALA(WrongRatioMALA):
+    """The target's ratio alone, as if the proposal were symmetric."""
+
+    def wrong_ratio(self, state, new, h):
+        return target_ratio(state, new)
+
+
+class WrongVarianceMALA(WrongRatioMALA):
+    """The proposal's variance 2h taken for h² in the ratio: 2·ss² where 4·ss belongs."""
+
+    def wrong_ratio(self, state, new, h):
+        x, s, y, t = state.position, state.evaluation.score, new.position, new.evaluation.score
+        forth, back = jnp.sum((y - x - h * s) ** 2), jnp.sum((x - y - h * t) ** 2)
+        return target_ratio(state, new) + (forth - back) / (2 * h**2)
+
+
+class HalfMetricMALA(WrongRatioMALA):
+    """Proposes in a metric and accepts as if there were none."""
+
+    def wrong_ratio(self, state, new, h):
+        return target_ratio(state, new) + log_proposal_ratio(state, new, h)
+
+
+class UnadjustedMALA(WrongRatioMALA):
+    """Accepts always: the ULA that calls itself MALA."""
+
+    def wrong_ratio(self, state, new, h):
+        return jnp.asarray(1e6)
+
+
+class DriftMetricMALA(MALA):
+    """Takes the metric for the drift and not for the noise."""
+
+    def propose(self, noise, state, step_size):
+        drift = self.metric.forth(self.metric.back(state.evaluation.score))
+        return state.position + step_size * drift + jnp.sqrt(2 * step_size) * noise
 
 
 class SharedNoiseMALA(MALA):
@@ -47,14 +79,6 @@ class DoubledNoiseMALA(MALA):
 
     def propose(self, noise, state, step_size):
         return state.position + step_size * state.evaluation.score + 2 * step_size * noise
-
-
-class UnadjustedMALA(MALA):
-    """Accepts always: the ULA that calls itself MALA."""
-
-    def finish(self, trajectory, evaluation):
-        new = KernelState(trajectory.position, evaluation)
-        return metropolis(jnp.asarray(-1.0), jnp.zeros(()), new, trajectory.start)
 
 
 class SharedNoiseHMC(HMC):
@@ -87,17 +111,30 @@ def check(kernel):
     return from_exact_draws(kernel, LAW, num_chains=5_000, num_transitions=40, num_draws=10)
 
 
-@pytest.mark.parametrize("kernel", [MALA(0.15), HMC(0.6)], ids=repr)
+MATRIX = np.array([[1.5, 0.8], [0.8, 0.7]])
+REAL = MALA(0.15), HMC(0.6), MALA(0.2, metric=MATRIX), HMC(0.6, metric=MATRIX)
+"""Like those of test_invariance.py they move, at steps at which some proposals are rejected."""
+
+
+@pytest.mark.parametrize("kernel", REAL, ids=repr)
 def test_the_real_kernels_pass(kernel):
-    assert_agrees(check(kernel).scores)
+    found = check(kernel)
+    assert_agrees(found.scores)
+    assert found.moved > 0.3
+    assert 0.3 < found.acceptance < 0.95
 
 
-MUTANTS = WrongVarianceMALA, NoHastingsMALA, SharedNoiseMALA, DoubledNoiseMALA, UnadjustedMALA, SharedNoiseHMC
+MALAS = NoHastingsMALA, WrongVarianceMALA, SharedNoiseMALA, DoubledNoiseMALA, UnadjustedMALA
+MUTANTS = (
+    *(mutant(0.15) for mutant in MALAS),
+    *(mutant(0.2, metric=MATRIX) for mutant in (HalfMetricMALA, DriftMetricMALA)),
+    SharedNoiseHMC(0.6),
+)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: type(mutant).__name__)
 def test_mutants_fail(mutant):
-    assert_disagrees(check(mutant(0.15 if issubclass(mutant, MALA) else 0.6)).scores)
+    assert_disagrees(check(mutant).scores)
 
 
 def test_hmc_without_kinetic_term_fails(monkeypatch):

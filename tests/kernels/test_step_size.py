@@ -1,22 +1,18 @@
-"""Step sizes: what may be given, what is refused, and how adaptation behaves."""
+"""Step sizes: what may be given, and how adaptation behaves."""
 
 import types
 
-import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from composeprob.errors import CapabilityError, ComposeProbError, ConditionError
-from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, mean_acceptance
+from composeprob.kernels import HMC, MALA, Adaptive, mean_acceptance
 from composeprob.kernels.step_size import resolve
 from kernel_chains import start, transitions
-from refusals import refused
 from sampling_cases import slow
 from targets import evaluate
 
-NO_ACCEPTANCE = r"unadjusted, so there is no acceptance to adapt to.*\n.*MALA or HMC"
 SCHEDULE = types.SimpleNamespace(num_levels=4, sigma=jnp.array([0.1, 0.2, 0.4, 0.8]))
 
 
@@ -35,77 +31,6 @@ SCHEDULE = types.SimpleNamespace(num_levels=4, sigma=jnp.array([0.1, 0.2, 0.4, 0
 def test_resolve(step_size, expected):
     kernel = step_size if isinstance(step_size, HMC) else MALA(step_size)
     np.testing.assert_allclose(resolve(kernel.step_size, SCHEDULE, kernel), expected, rtol=1e-6)
-
-
-def resolving(step_size):
-    kernel = MALA(step_size)
-    return lambda: resolve(kernel.step_size, SCHEDULE, kernel)
-
-
-HAMILTONIAN = {"num_integration_steps": 3}
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (resolving([0.1, 0.2]), r"MALA has 2 step sizes, but the schedule has 4 levels"),
-        (resolving(lambda s: s.sigma[:2]), r"rule of MALA returned shape \(2,\) for a schedule of 4 levels"),
-        (resolving(lambda s: 0.1), r"rule of MALA returned shape \(\) for a schedule of 4 levels"),
-        (resolving(lambda s: s.sigma - 0.1), r"rule of MALA is 0"),
-        (resolving(lambda s: "large"), r"rule of MALA returned cannot be 'large'"),
-        (lambda: ULA(Adaptive()), NO_ACCEPTANCE),
-        (lambda: UHMC(Adaptive()), NO_ACCEPTANCE),
-        (lambda: MALA(-0.1), r"MALA\(step_size=\) is -0.1"),
-        (lambda: ULA(0.0), r"ULA\(step_size=\) is 0"),
-        (lambda: ULA(float("nan")), r"is nan"),
-        (lambda: HMC([0.1, float("inf")]), r"HMC\(step_size=\) is inf"),
-        (lambda: HMC(np.ones((2, 2))), r"shape \(2, 2\)"),
-        (lambda: HMC("big"), r"a step size cannot be 'big', of type str"),
-        (lambda: HMC(True), r"a step size cannot be True"),
-        (lambda: HMC(None), r"a step size cannot be None"),
-        (lambda: HMC(Adaptive), r"a step size cannot be <class"),
-        (lambda: HMC(0.1, num_leapfrog=0), r"HMC\(num_leapfrog=\) must be at least 1; got 0"),
-        (lambda: UHMC(0.1, num_leapfrog=2.5), r"UHMC\(num_leapfrog=\) must be a whole number; got 2.5"),
-        (lambda: HMC(0.1, damping=1.0), r"HMC\(damping=\) is 1"),
-        (lambda: UHMC(0.1, damping=-0.1), r"UHMC\(damping=\) is -0.1"),
-        (lambda: HMC(0.1, damping=float("nan")), r"HMC\(damping=\) is nan"),
-        (lambda: HMC(0.1, jitter=1.0), r"HMC\(jitter=\) is 1"),
-        (lambda: HMC(0.1, damping="half"), r"damping cannot be 'half'"),
-        (lambda: Adaptive(target_acceptance=1.0), r"target_acceptance=\) is 1"),
-        (lambda: Adaptive(initial=0.0), r"initial=\) is 0"),
-        (lambda: Adaptive(gain=-1), r"gain=\) is -1"),
-        (lambda: Adaptive(warmup=-1), r"warmup=\) must be at least 0; got -1"),
-        (lambda: Adaptive(warmup=1.5), r"warmup=\) must be a whole number; got 1.5"),
-        (lambda: Adaptive(initial=[1.0, 2.0]), r"initial=\) has shape \(2,\)"),
-        (lambda: BlackJAX(blackjax.hmc, -1.0, **HAMILTONIAN), r"BlackJAX\(step_size=\) is -1"),
-        (lambda: BlackJAX(blackjax.hmc, 0.1, evaluations=0, **HAMILTONIAN), r"evaluations=\) must be at least 1"),
-    ],
-)
-def test_constructors_refuse(make, message):
-    with pytest.raises(ComposeProbError, match=message) as caught:
-        make()
-    assert caught.value.fix
-
-
-def stepping(kernel):
-    """One transition from the origin of N(0, I/2)."""
-    target = evaluate(lambda x: -jnp.sum(x**2))
-    state = kernel.init(jax.random.key(0), jnp.zeros(2), target)
-    return kernel.step(jax.random.key(0), state, target, jnp.asarray(0.1))
-
-
-@pytest.mark.parametrize(
-    ("make", "kind", "message"),
-    [
-        (lambda: BlackJAX(blackjax.hmc, 0.1), ConditionError, "hmc of BlackJAX needs num_integration_steps"),
-        (lambda: BlackJAX(blackjax.nuts, 0.1, steps=3), ConditionError, "nuts of BlackJAX has no parameter 'steps'"),
-        (lambda: BlackJAX(blackjax.slice_sampling, 0.1), ConditionError, "takes no step_size"),
-        (lambda: stepping(BlackJAX(blackjax.mclmc, Adaptive(), L=1.0)), CapabilityError, "reports no acceptance"),
-        (lambda: stepping(BlackJAX(blackjax.orbital_hmc, 0.1, period=3)), CapabilityError, "not one position"),
-    ],
-)
-def test_what_blackjax_cannot_do_here_is_refused(make, kind, message):
-    refused(make, kind, message)
 
 
 def test_mean_acceptance_does_not_depend_on_the_order_of_chains():

@@ -12,8 +12,8 @@ Rows = Mapping[type[ComposeProbError], Mapping[str, Any]]
 
 
 def rows(table: Rows) -> list[Any]:
-    """Parameters (kind, call, words, fix) of a table by the kind of error; a row may end before its fix, and one that is
-    a call alone has its words for a name."""
+    """Parameters (kind, call, words, fix) of a table by the kind of error; a row may end before its fix, and a call
+    alone has its words for a name."""
     named = [(kind, name, row) for kind, cases in table.items() for name, row in cases.items()]
     full = [(kind, name, row if isinstance(row, tuple) else (row, name)) for kind, name, row in named]
     return [pytest.param(kind, call, words, "".join(fix), id=name) for kind, name, (call, words, *fix) in full]

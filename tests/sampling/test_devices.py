@@ -15,7 +15,7 @@ import pytest
 
 import same_bits
 from composeprob.samplers.spread import Spread
-from processes import said
+from processes import HASTE, said
 from registry import FACTORS, KERNELS
 
 SCRIPT = """
@@ -179,16 +179,16 @@ RUN = "import json, sys, same_bits; same_bits.main(**json.loads(sys.argv[1]))"
 CLOSED = [name for name in same_bits.EXPRESSIONS if name not in FACTORS]
 
 
-def found(cases, devices):
+def found(cases, devices, **variables):
     """Whether each case's samples on the other numbers of devices are those on the first; in a process of its own."""
     task = json.dumps({"cases": cases, "devices": devices})
-    return json.loads(said(RUN, task, devices=same_bits.DEVICES, timeout=3600)[-1])
+    return json.loads(said(RUN, task, devices=same_bits.DEVICES, timeout=3600, **variables)[-1])
 
 
 def test_weighted_models_and_full_covariances_have_the_same_samples_on_one_device_and_on_eight():
     """The rows whose last bits depended on the number of devices while XLA merged equal expressions."""
     case = "Ancestral: Weighted + mixture of MultivariateNormal"
-    assert found([case], [1, 8]) == {case: [True]}
+    assert found([case], [1, 8], **HASTE) == {case: [True]}
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def two_chains(density, step_size=0.01, seed=0):
     return run(density, seed, chains=2, sampler=cp.AnnealedMCMC(cp.MALA(step_size), 1))
 
 
-def test_one_trace_for_ten_or_a_thousand_levels():
+def test_one_trace_for_ten_or_a_thousand_levels_and_for_rules_written_again():
     traces = []
     for num_levels in (10, 1000):
         density, calls = counted(num_levels)
@@ -44,19 +44,11 @@ def test_one_trace_for_ten_or_a_thousand_levels():
         two_chains(density, 0.02, seed=1)  # other numbers, another key: the same code
         assert calls.traced == 0
     assert traces[0] == traces[1]
-
-
-def test_a_rule_that_is_written_again_is_not_compiled_again():
-    density, calls = counted(12)
-
-    def traced(factor):
+    for factor in (0.1, 0.2):
         calls.reset()
         result = two_chains(density, lambda schedule: factor * schedule.sigma**2)
         assert "<lambda>" in result.about.sampler
-        return calls.traced
-
-    assert traced(0.1) > 0
-    assert traced(0.2) == 0
+        assert (calls.traced == 0) == (factor == 0.2)
 
 
 def test_samples_depend_on_key_and_number_of_chains_only(product, monkeypatch):
@@ -118,21 +110,23 @@ def test_ctrl_c_returns_what_is_done(product, interrupt_after):
     assert result["x"].std() > 0.5  # still at the noise of level 27
 
 
-@pytest.mark.parametrize(("draws", "words"), [(None, None), (3, "after 0 of 3 draws")])
-def test_ctrl_c_at_level_0_begins_nothing_more(product, interrupt_after, draws, words):
-    """Without draws, global moves or a warm-up the run has all that it was to have."""
+MOVED = cp.AnnealedMCMC(cp.HMC(0.1), 1, then=(cp.GlobalMoves(5), cp.WarmUp()))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, None),  # without draws, global moves or a warm-up the run has all that it was to have
+        ({"draws": 3}, "after 0 of 3 draws"),
+        ({"draws": 2, "sampler": MOVED}, "before its global moves or its warm-up there had ended"),
+    ],
+)
+def test_ctrl_c_at_level_0_begins_nothing_more(product, interrupt_after, options, words):
     interrupt_after(product.num_levels)
-    result = run(product, draws=draws)
+    result = run(product, **options)
     assert result.status.has(Code.INTERRUPTED) == (words is not None)
     assert words is None or words in result.status.message
-    assert result["x"].shape == ((64, 2) if draws is None else (64, 1, 2))
-
-
-def test_ctrl_c_at_level_0_leaves_out_what_moves_chains_there(product, interrupt_after):
-    interrupt_after(product.num_levels)
-    then = cp.GlobalMoves(5), cp.WarmUp()
-    result = run(product, sampler=cp.AnnealedMCMC(cp.HMC(0.1), 1, then=then), draws=2)
-    assert "before its global moves or its warm-up there had ended" in result.status.message
+    assert result["x"].shape == ((64, 1, 2) if options else (64, 2))
     assert result.about.global_acceptance is None
 
 

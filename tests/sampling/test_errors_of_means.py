@@ -72,11 +72,12 @@ def test_independent_chains_are_as_good_as_they_are_many_and_what_a_mean_takes_a
 
 
 def test_copies_of_few_are_reported_and_their_errors_withheld():
-    """A factor so narrow, on so few levels, that one chain becomes all of them."""
+    """A factor so narrow, on so few levels, that one chain becomes all of them; the sampler was asked for, and stays."""
     coarse = cp.Schedule.log_snr(5)
     f, g = normal(jnp.zeros(8), 1.0, coarse), normal(2 * jnp.ones(8), 0.1, coarse)
     result = run(cp.compile(both, f, g), chains=32, sampler=cp.SMC(cp.MALA(0.1), check_levels=False))
     assert result.status.has("ancestors_collapsed")
+    assert result.about.sampler.startswith("SMC")
     assert np.isnan(result.mean(lambda s: s["x"]).error).all()
     assert np.isnan(result.log_evidence_error)
     row = str(result.summary()).splitlines()[1]
@@ -115,10 +116,8 @@ def test_findings_fire_and_not_without_reason():
         ((kind, text),) = found
         assert kind is code
         assert len(text) > 60
-    assert not few_ancestors(200.0, 300, 1000, True)
-    assert not few_ancestors(3.0, 5, 1000, False)
-    assert not few_ancestors(8.0, 8, 8, True)
-    assert not few_ancestors(4.5, 9, 64, True)
+    for given in ((200.0, 300, 1000, True), (3.0, 5, 1000, False), (8.0, 8, 8, True), (4.5, 9, 64, True)):
+        assert not few_ancestors(*given)
     assert few_ancestors(3.5, 9, 64, True)
     assert not not_converged(0.0)
     assert not few_levels(0.3)

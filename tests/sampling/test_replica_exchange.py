@@ -42,8 +42,9 @@ def law(level):
     return alpha * MEAN * precisions[0] / precisions.sum(), 1 / precisions.sum()
 
 
-def sweep(sampler, density, run, transits=True):
-    """The run after one sweep, or its swaps alone; compiled anew each time: laws in it are replaced by wrong ones."""
+def sweeping(transits=True):
+    """A function to the run after one sweep, or its swaps alone; compiled anew for each: laws in it are replaced by
+    wrong ones."""
 
     def swept(sampler, density, run):
         exchange = sampler.way(density, run)
@@ -51,7 +52,7 @@ def sweep(sampler, density, run, transits=True):
         going = lambda carry: transits & (carry[0].visits.turns == run.visits.turns)
         return jax.lax.while_loop(going, exchange.phase, carry)[0]
 
-    return eqx.filter_jit(swept)(sampler, density, run)
+    return eqx.filter_jit(swept)
 
 
 def standard(run, density):
@@ -81,7 +82,7 @@ def exact(density, sampler, odd=0, levels=LEVELS):
 def after_a_swap(density, odd, swap, levels=LEVELS):
     """`standard` after one swap from exact draws, which replicas swapped, (chains, L), and the chances of swaps."""
     sampler, run = exact(density, cp.ReplicaExchange(KERNELS["MALA"], len(levels), swap), odd, levels)
-    after = sweep(sampler, density, run, False)
+    after = sweeping(transits=False)(sampler, density, run)
     swapped = standard(after, density) != standard(run, density)
     return standard(after, density), swapped, np.asarray(after.visits.probability)[:, 0]
 
@@ -128,7 +129,7 @@ def test_path_weights_of_the_wrong_sign_are_found_out(density, monkeypatch):
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 def test_sweeps_leave_every_level_what_it_is(density, kernel):
     sampler, run = exact(density, cp.ReplicaExchange(kernel, len(LEVELS), "energy"))
-    before = standard(run, density)
+    before, sweep = standard(run, density), sweeping()
     for _ in range(3):
         run = sweep(sampler, density, run)
     z = standard(run, density)
@@ -146,7 +147,7 @@ def test_trips_of_replicas(density):
     sampler, run = exact(density, cp.ReplicaExchange(KERNELS["MALA"], len(LEVELS), "energy"))
     flags = jnp.tile(jnp.array([False, True, False, True]), (CHAINS, 1))
     run = dataclasses.replace(run, chains=dataclasses.replace(run.chains, from_top=flags))
-    after = sweep(sampler, density, run, False)
+    after = sweeping(transits=False)(sampler, density, run)
     swapped, new = standard(after, density) != standard(run, density), np.asarray(after.chains.from_top)
     np.testing.assert_array_equal(np.asarray(after.chains.trips), np.outer(swapped[:, 0], [1, 0, 0, 0]))
     np.testing.assert_array_equal(new[:, 1], ~swapped[:, 0])

@@ -14,7 +14,7 @@ from composeprob.samplers.layout import Layout
 from composeprob.samplers.run import Visits, begin
 from composeprob.samplers.step import Backward, Fit, Step, fixed_control
 from refusals import refused
-from sampling_cases import N, Never, both, normal, run, single, squared, unit_energy, visited
+from sampling_cases import N, Never, both, normal, run, single, slow, squared, unit_energy, visited
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 K = 40
@@ -296,7 +296,6 @@ def test_what_each_order_leaves_of_a_gaussians_variance(double_alone, levels, fi
 
 
 STILL = cp.ULA(1e-6)
-STEPS = (True, cp.ReverseStep(control="none"))
 KEPT = {
     "weighed": (cp.SMC(step=cp.ReverseStep(order=2)), 60 + 59, 1.0),
     "independent": (cp.AnnealedMCMC(STILL, 1, cp.ReverseStep(control="none")), 2 * 60 + 59, 1.0),
@@ -320,14 +319,13 @@ def test_the_second_order_keeps_the_variance_and_the_first_does_not(sampler, cos
         assert_disagrees(z_scores({"x²": x**2}, {"x²": 1.0}))
 
 
-def test_densities_without_rates_are_stepped_by_their_score():
+@pytest.mark.parametrize("step", [slow(True), cp.ReverseStep(control="none")], ids=["first order", "second order"])
+def test_densities_without_rates_are_stepped_by_their_score(step):
     """A user's energy of N(0, 1) at every level: what has no rate has no parts."""
     density = cp.compile(single, cp.Energy(lambda x, k: -0.5 * x**2, cp.Schedule.log_snr(60), event_shape=()))
     assert "feynman_kac" not in density.capabilities
-    for step in STEPS:
-        sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, step)
-        x = np.asarray(run(density, chains=4 * N, sampler=sampler)["x"], float)
-        assert_agrees(z_scores({"x": x, "x²": x**2}, {"x": 0.0, "x²": 1.0}))
+    x = np.asarray(run(density, chains=4 * N, sampler=cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, step))["x"], float)
+    assert_agrees(z_scores({"x": x, "x²": x**2}, {"x": 0.0, "x²": 1.0}))
 
 
 def test_a_likelihood_of_the_path_needs_the_first_order_and_a_step_of_the_users_is_described():

@@ -201,11 +201,6 @@ class TestGivingUp:
         np.testing.assert_array_equal(result["x"], again["x"])
         assert again.evaluations == result.evaluations
 
-    def test_a_sampler_that_was_asked_for_is_kept_and_its_end_reported(self):
-        result = run(self.density(), chains=256, sampler=cp.SMC())
-        assert result.about.sampler.startswith("SMC")
-        assert result.status.has(Code.ANCESTORS_COLLAPSED)
-
 
 def test_programs_with_latents_warm_up_by_default():
     hierarchy = cp.compile(centred, normal(0.0, 1.0, SHORT))

@@ -1,16 +1,11 @@
 """Benchmarks A and E as tests: the judged thresholds, on the rows that take seconds; the whole tables are slow."""
 
 import dataclasses
-import sys
-from pathlib import Path
-
-import numpy as np
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import disjoint
 import mode_weights
+import numpy as np
+import pytest
 import ring_product
 
 

@@ -1,23 +1,17 @@
 """The benchmark of image models: intervals, cells that are kept, and checks that can fail."""
 
-import sys
-from pathlib import Path
-
+import images
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from pictures import shares
+from pictures.cells import Cell, Kept, share
+from pictures.drawn import draw
 from scipy.stats import norm
 
 import composeprob as cp
 from sampling_cases import single
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import images
-from pictures import shares
-from pictures.cells import Cell, Kept, share
-from pictures.drawn import draw
 
 
 def placed(objects, sampler, successes, trials=100):

@@ -2,22 +2,17 @@
 
 import itertools
 import math
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import modes
 import numpy as np
 import pytest
-from scipy import stats
-from scipy.special import logsumexp
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import modes
 from exact import axis, constraints, grids, measure, right
 from exact.case import Answer, schedule
 from exact.measure import Outcome
+from scipy import stats
+from scipy.special import logsumexp
 
 import composeprob as cp
 

@@ -1,15 +1,9 @@
 """Instances of the tall-data benchmark: their exact draws, and times of the papers' schedule."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from tall import exact, instances
 
 

@@ -135,13 +135,6 @@ def test_a_run_names_the_factor_that_is_no_gradient():
     assert "curl" in str(result.summary())
 
 
-@pytest.mark.slow
-def test_a_gradient_passes():
-    result = run(cp.compile(both, linear([[0.1, 0.2], [0.2, 0.0]]), linear(np.zeros((2, 2)))))
-    assert result.status.ok
-    assert max(result.about.curl.values()) < 1e-6
-
-
 def test_only_line_integrals_ask():
     line = cp.HMC(log_ratio=cp.LineIntegral(None))
     for kernel, asks in ((cp.MALA(), False), (cp.ULA(0.1), False), (cp.HMC(), False), (KERNEL, True), (line, True)):

@@ -72,7 +72,7 @@ def test_independent_chains_are_as_good_as_they_are_many_and_what_a_mean_takes_a
 
 
 def test_copies_of_few_are_reported_and_their_errors_withheld():
-    """A factor so narrow, on so few levels, that one chain becomes all of them; the sampler was asked for, and stays."""
+    """A factor so narrow, on so few levels, that one chain becomes all of them; SMC was asked for, and stays."""
     coarse = cp.Schedule.log_snr(5)
     f, g = normal(jnp.zeros(8), 1.0, coarse), normal(2 * jnp.ones(8), 0.1, coarse)
     result = run(cp.compile(both, f, g), chains=32, sampler=cp.SMC(cp.MALA(0.1), check_levels=False))

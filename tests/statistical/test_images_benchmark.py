@@ -19,11 +19,15 @@ def placed(objects, sampler, successes, trials=100):
     return {"part": "placed", "objects": objects, "sampler": sampler, "w": 2.0, "form": "energy", "all_placed": found}
 
 
-def test_the_interval_of_a_share():
+def test_intervals_of_a_share_and_of_several_runs():
     found = share([True] * 95 + [False] * 5)
     assert found["share"] == 0.95
     np.testing.assert_allclose(found["interval"], [0.8872, 0.9836], atol=1e-4)  # Clopper and Pearson's
     assert share([True] * 20)["interval"][1] == 1.0
+    found = shares.between([0.3, 0.4, 0.5])
+    assert found["share"] == pytest.approx(0.4)
+    half = 4.3027 * 0.1 / 3**0.5  # Student's
+    np.testing.assert_allclose(found["interval"], [0.4 - half, 0.4 + half], atol=1e-4)
 
 
 def test_cells_are_kept_and_other_processes_may_add_some(tmp_path):
@@ -57,19 +61,16 @@ def test_checks_fail_where_they_should():
         assert checked("", told) == [successes == 97]
 
 
-def test_panels_say_what_they_show():
+def test_panels_and_lines_say_what_was_found():
     assert images.title(placed(3, "MALA", 90)) == "3 objects, w = 2, MALA: 0.90"
     told = {"sampler": "SMC", "satisfied": share([True, False])}
     assert images.title({"part": "captions", "formula": "AND", **told}) == "AND, SMC: 0.50"
     assert images.title({"part": "tapestry", "counted": "once", **told}) == "counted once, SMC: 0.50"
-
-
-def test_a_line_says_how_many_images_and_what_was_found():
     first = {"share": 0.3343, "interval": [0.319, 0.35]}
     cell = {"part": "shares", "ink": "thin", "first": first, "images": 4096, "evaluations": 59, "seconds": 112.6}
-    what = ["shares", "3 (0.2) or 8 (0.8), thin"]
     alone = images.row(cell | {"sampler": shares.ALONE})
-    assert alone == [*what, shares.ALONE, "0.334 (0.32–0.35)", "4096 images of each, 59 evaluations", "112.6"]
+    found = ["0.334 (0.32–0.35)", "4096 images of each, 59 evaluations", "112.6"]
+    assert alone == ["shares", "3 (0.2) or 8 (0.8), thin", shares.ALONE, *found]
     drawn = images.row(cell | {"sampler": "SMC", "neither": 0.114, "findings": ["shares_frozen"]})
     assert drawn[4] == "neither 0.114, 4096 images, 59 evaluations, found: shares_frozen"
 
@@ -104,12 +105,6 @@ def test_a_known_share_of_two_gaussians_under_a_measurement():
     assert abs(0.2 * norm.cdf(0.5) + 0.8 * norm.cdf(-0.5) - exact) > 10 * error
     several = [shares.ratio([part[i::500] for part in pairs], (0.2, 0.8)) for i in range(500)]
     assert 0.88 < np.std([value for value, _ in several]) / np.mean([error for _, error in several]) < 1.12
-
-
-def test_the_interval_of_several_runs_is_students():
-    found = shares.between([0.3, 0.4, 0.5])
-    assert found["share"] == pytest.approx(0.4)
-    np.testing.assert_allclose(found["interval"], [0.4 - 4.3027 * 0.1 / 3**0.5, 0.4 + 4.3027 * 0.1 / 3**0.5], atol=1e-4)
 
 
 def test_what_is_measured_is_what_the_program_measures():

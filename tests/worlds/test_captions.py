@@ -6,8 +6,6 @@ import pytest
 
 from composeprob.models.worlds import captions, detector, shapes
 
-WORDS = "a red circle on the left", "an object in the middle", "a cyan triangle", "a square at the top", "a red object"
-
 
 def truth(scenes):
     """The true objects in the form of what a detector finds."""
@@ -38,8 +36,6 @@ def test_meanings():
     assert captions.meaning("a red circle on the left") == known
     assert captions.meaning("An object.") == (None, None, None)
     assert captions.meaning("a cyan triangle at the bottom")[2] == captions.PLACES.index("at the bottom")
-    for text in WORDS:
-        assert captions.text(captions.tokens(text)) == text
 
 
 def test_a_place_is_judged_by_the_object_that_is_named():
@@ -77,5 +73,5 @@ def test_another_shape_is_mostly_the_one_taken_for_it_as_often_there_as_back():
     assert counts.sum() == 6000  # nothing else changes
     expected = 2000 * np.array([[0.0, 0.8, 0.2], [0.8, 0.0, 0.2], [0.2, 0.2, 0.6]])
     assert np.abs(counts - expected).max() < 5 * np.sqrt(2000 * 0.16)
-    whole = np.stack([captions.tokens(WORDS[1])] * 50)
+    whole = np.stack([captions.tokens("an object in the middle")] * 50)
     np.testing.assert_array_equal(captions.reshaped(jax.random.key(2), whole), whole)

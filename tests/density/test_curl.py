@@ -8,7 +8,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.density.learned_scores import curl
-from sampling_cases import SCHEDULE, both, normal, single, unit_energy
+from sampling_cases import SCHEDULE, both, normal, run, single, unit_energy
 
 
 def scored(network, size=2, schedule=SCHEDULE):
@@ -118,14 +118,11 @@ def test_other_conditions_are_not_compiled_again():
 
 
 KERNEL = cp.MALA(log_ratio=cp.LineIntegral(3))
-
-
-def run(density, n=64):
-    return cp.infer(density, jax.random.key(0), num_chains=n, sampler=cp.AnnealedMCMC(KERNEL, 1), progress=False)
+SAMPLER = cp.AnnealedMCMC(KERNEL, 1)
 
 
 def test_a_run_names_the_factor_that_is_no_gradient():
-    result = run(cp.compile(both, rotation(0.4), linear(np.zeros((2, 2)))))
+    result = run(cp.compile(both, rotation(0.4), linear(np.zeros((2, 2)))), sampler=SAMPLER)
     assert result.about.curl["f(x)"] == pytest.approx(0.4 / np.sqrt(4 + 0.4**2), rel=0.05)
     assert result.about.curl["g(x)"] < 1e-6
     assert result.status.code == "not_conservative"
@@ -151,7 +148,7 @@ def test_a_network_without_derivatives_does_not_cost_the_run():
                                  vmap_method="sequential")  # fmt: skip
 
     f = scored(network, schedule=cp.Schedule.log_snr(4))
-    result = run(cp.compile(single, f), n=4)
+    result = run(cp.compile(single, f), chains=4, sampler=SAMPLER)
     assert np.isnan(result.about.curl["f(x)"])
     assert result.status.ok
     assert np.all(np.isfinite(result["x"]))

@@ -16,7 +16,7 @@ from targets import evaluate
 
 LEVELS = types.SimpleNamespace(num_levels=4, sigma=jnp.array([0.1, 0.2, 0.4, 0.8]))
 SQUARE = evaluate(lambda x: -jnp.sum(x["a"] ** 2))
-ALONG = LineIntegral(None, tolerance=0.1)
+ALONG, SIMPSON = LineIntegral(None, tolerance=0.1), LineIntegral(None, "simpson")
 
 
 def resolving(step_size):
@@ -72,11 +72,7 @@ REFUSED = {
         "two points": (lambda: LineIntegral(2, tolerance=0.1), "no estimate", "3 points"),
         "one leapfrog": (lambda: HMC(0.1, 1, log_ratio=ALONG), "no estimate", "num_leapfrog=2"),
         "no trajectory": (lambda: MALA(0.1, log_ratio=LineIntegral(None)), "no trajectory", "num_points=3"),
-        "three leapfrogs": (
-            lambda: HMC(0.1, 3, log_ratio=LineIntegral(None, "simpson")),
-            "even number of leapfrogs.*3",
-            "num_leapfrog=4",
-        ),
+        "three": (lambda: HMC(0.1, 3, log_ratio=SIMPSON), "even number of leapfrogs.*3", "num_leapfrog=4"),
     },
     WrongTypeError: {
         "rule of MALA returned cannot be 'large'": resolving(lambda s: "large"),

@@ -83,9 +83,10 @@ def places(jaxpr):
     return [loops for equation, loops in equations(jaxpr) if equation.primitive.name == "debug_callback"]
 
 
-PLACES = ("SMC", "SMC, order 1", "SMC, density", "MALA, reverse", "HMC", "Ancestral", "line integral", "HMC, warm-up",
-          "replicas", "replicas, feynman_kac", "SMC, scores", "SMC, latents", "Gibbs")  # fmt: skip
-"""Samplers whose loops differ by more than a number, or the kernel's own loop."""
+PLACES = ("SMC", "SMC, density", "MALA, reverse", "Ancestral", "line integral", "HMC, warm-up", "replicas, feynman_kac",
+          "SMC, scores", "SMC, latents", "Gibbs", "BlackJAX", slow("SMC, order 1", None), slow("HMC", None),
+          slow("replicas", None))  # fmt: skip
+"""Samplers whose loops differ by more than a number, or the kernel's own loop; parts of the others are slow."""
 
 
 def types(run):
@@ -114,7 +115,10 @@ def traced(name, pace=None):
 
 @pytest.mark.parametrize(
     ("name", "pace"),
-    [*((name, None) for name in (*PLACES, "BlackJAX")), *((name, Pace.default(8)) for name in ("SMC", "SMC, scores"))],
+    [
+        *((row, None) if isinstance(row, str) else row for row in PLACES),
+        *((name, Pace.default(8)) for name in ("SMC", "SMC, scores")),
+    ],
 )
 def test_a_loop_has_the_network_once(name, pace):
     """Whatever steps to a level, corrects the step and moves there: what compiling takes grows with every copy. A
@@ -127,7 +131,7 @@ def test_a_loop_has_the_network_once(name, pace):
         assert all(len(way) == 1 and way[0] >= 1 for way in ways)
 
 
-@pytest.mark.parametrize("name", ["SMC, tempered", "SMC, denoised"])
+@pytest.mark.parametrize("name", [slow("SMC, tempered"), "SMC, denoised"])
 def test_likelihoods_change_no_types(name):
     traced(name)
 

@@ -16,7 +16,7 @@ from composeprob.runtime import compiled
 from composeprob.samplers.spread import AXES, Spread, everywhere
 from processes import said
 from refusals import refused
-from sampling_cases import both, normal
+from sampling_cases import run
 
 SCRIPT = """
 import json, re, sys, tempfile
@@ -120,17 +120,15 @@ SQUARE = [[32, 32], [[8, 32]]]
 """A matrix and the parts of it that four devices have."""
 
 
-def test_on_one_device_everything_is_one_part(monkeypatch):
-    density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+def test_on_one_device_everything_is_one_part(product, monkeypatch):
     sampler, mesh = cp.AnnealedMCMC(cp.MALA(0.01), 1), jax.make_mesh((1, 1), ("i", "j"))
-    one, spread = compiled.partitioned(density, 1, 0), Spread.checked(mesh, None, 4)
+    one, spread = compiled.partitioned(product, 1, 0), Spread.checked(mesh, None, 4)
     assert any(place != everywhere for place in jax.tree.leaves(compiled.places(one)))
-    assert compiled.in_parts(density, spread, sampler) is density  # a second axis of 1 shares nothing
+    assert compiled.in_parts(product, spread, sampler) is product  # a second axis of 1 shares nothing
     runs = []
     for cut in (lambda density, *_: density, lambda *_: one):
         monkeypatch.setattr(compiled, "in_parts", cut)
-        options = {"mesh": mesh, "chunk": 4, "progress": False}
-        runs.append(cp.infer(density, jax.random.key(0), num_chains=4, sampler=sampler, **options))
+        runs.append(run(product, chains=4, sampler=sampler, mesh=mesh, chunk=4))
     np.testing.assert_array_equal(runs[0]["x"], runs[1]["x"])
 
 
@@ -172,14 +170,12 @@ class AbstractRow:
         self.mesh = jax.sharding.AbstractMesh((1, columns), AXES)
 
 
-def test_refusals(monkeypatch):
-    density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+def test_refusals(product, monkeypatch):
     mesh = jax.make_mesh((1, 1, 1), tuple("abc"))
-    call = lambda: cp.infer(density, jax.random.key(0), num_chains=4, mesh=mesh)
-    refused(call, cp.errors.WrongTypeError, "one axis or two; got one with the axes")
+    refused(lambda: run(product, mesh=mesh), cp.errors.WrongTypeError, "one axis or two; got one with the axes")
     table = AbstractRow(2)
-    nuts = cp.AnnealedMCMC(cp.BlackJAX(blackjax.nuts, 0.1), 1).prepare(density)
-    assert compiled.in_parts(density, table, nuts) is density  # whose arrays are all small
+    nuts = cp.AnnealedMCMC(cp.BlackJAX(blackjax.nuts, 0.1), 1).prepare(product)
+    assert compiled.in_parts(product, table, nuts) is product  # whose arrays are all small
     monkeypatch.setattr(tuning, "ROOM", tuning.ROOM._replace(parts_bytes=0))
     words = "may evaluate some chains more often"
-    refused(lambda: compiled.in_parts(density, table, nuts), cp.errors.CapabilityError, words)
+    refused(lambda: compiled.in_parts(product, table, nuts), cp.errors.CapabilityError, words)

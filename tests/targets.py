@@ -159,6 +159,15 @@ def nested(template: Any = NESTED) -> Law:
     )
 
 
+def product_of_normals(alpha: Any, sigma: Any, means: Any, sds: Any) -> tuple[Any, Any, Any]:
+    """Mean, variance and log Z of Π N(mᵢ, sᵢ²), each noised to α·X + σ·ε, by entries: factors are the leading axis."""
+    means, variances = float(alpha) * np.asarray(means), (float(alpha) * np.asarray(sds)) ** 2 + float(sigma) ** 2
+    variance = 1 / (1 / variances).sum(0)
+    mean = variance * (means / variances).sum(0)
+    at_zero = stats.norm.logpdf(0, means, np.sqrt(variances)).sum(0)
+    return mean, variance, at_zero - stats.norm.logpdf(0, mean, np.sqrt(variance))
+
+
 def network_outputs(x: Array, alpha: Any, sigma: Any, mean: Any, variance: float) -> dict[str, Array]:
     """What networks of each parameterization return that have learned N(mean, variance·I), noised to x = α·X + σ·ε, and
     the "log_density"; energies up to a constant of the level."""

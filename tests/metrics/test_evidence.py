@@ -4,15 +4,13 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
-from scipy import stats
 
 import composeprob as cp
 from refusals import refused
-from sampling_cases import both, learned, modes, single
+from sampling_cases import both, learned, modes, normal, single
+from targets import product_of_normals
 from zscores import LIMIT
 
 SAMPLER = cp.AnnealedMCMC(cp.MALA(lambda s: 0.3 * s.sigma**2), 2)
@@ -22,30 +20,24 @@ CENTRES, SHARES = np.array([[-1.0, 0.0], [1.0, 0.5]]), np.array([0.3, 0.7])
 def gaussians(dimension: int, levels: int) -> tuple[Any, float, np.ndarray]:
     """A product of two Gaussians: the density, log Z and exact draws of level 0."""
     schedule = cp.Schedule.log_snr(levels, min=-6.0, max=7.0)
-    a, s = float(schedule.alpha[0]), float(schedule.sigma[0])
-    means, sds = (np.linspace(-0.5, 0.5, dimension), np.full(dimension, 0.2)), (0.6, 0.9)
-    normals = (dist.Normal(jnp.asarray(m), sd * jnp.ones(dimension)) for m, sd in zip(means, sds, strict=True))
-    factors = [cp.Analytic(law.to_event(1), schedule) for law in normals]
-    variances = [a**2 * sd**2 + s**2 for sd in sds]
-    log_z = stats.norm.logpdf(a * (means[0] - means[1]), 0, np.sqrt(sum(variances))).sum()
-    variance = 1 / sum(1 / v for v in variances)
-    centre = variance * sum(a * m / v for m, v in zip(means, variances, strict=True))
+    means = np.stack([np.linspace(-0.5, 0.5, dimension), np.full(dimension, 0.2)])
+    sds = np.array([0.6, 0.9])[:, None] * np.ones(dimension)
+    factors = [normal(mean, sd, schedule) for mean, sd in zip(means, sds, strict=True)]
+    centre, variance, log_z = product_of_normals(schedule.alpha[0], schedule.sigma[0], means, sds)
     draws = centre + np.sqrt(variance) * np.random.default_rng(0).normal(size=(400, dimension))
-    return cp.compile(both, *factors), float(log_z), draws
+    return cp.compile(both, *factors), float(log_z.sum()), draws
 
 
 def mixture(levels: int) -> tuple[Any, float, np.ndarray]:
     """Two modes of width 0.3 times a Gaussian of width 0.8: the product's components, weights and Z are known."""
     schedule = cp.Schedule.log_snr(levels, min=-6.0, max=7.0)
-    a, s = float(schedule.alpha[0]), float(schedule.sigma[0])
-    both_modes = cp.Analytic(modes(SHARES, CENTRES, 0.3 * np.ones((2, 2))), schedule)
-    wide = cp.Analytic(dist.Normal(jnp.zeros(2), 0.8 * jnp.ones(2)).to_event(1), schedule)
-    v, w = a**2 * 0.09 + s**2, a**2 * 0.64 + s**2
-    parts = SHARES * stats.norm.pdf(a * CENTRES, 0, np.sqrt(v + w)).prod(1)
+    both_modes, wide = cp.Analytic(modes(SHARES, CENTRES, 0.3), schedule), normal([0.0, 0.0], 0.8, schedule)
+    means, sds = np.stack([CENTRES, 0 * CENTRES]), np.reshape([0.3, 0.8], (2, 1, 1))
+    centres, variance, log_z = product_of_normals(schedule.alpha[0], schedule.sigma[0], means, sds)
+    parts = SHARES * np.exp(log_z.sum(1))
     rng = np.random.default_rng(1)
     which = rng.choice(2, size=400, p=parts / parts.sum())
-    variance = 1 / (1 / v + 1 / w)
-    draws = variance * a * CENTRES[which] / v + np.sqrt(variance) * rng.normal(size=(400, 2))
+    draws = centres[which] + np.sqrt(variance) * rng.normal(size=(400, 2))
     return cp.compile(both, both_modes, wide), float(np.log(parts.sum())), draws
 
 

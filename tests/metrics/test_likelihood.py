@@ -19,6 +19,7 @@ from composeprob.errors import CapabilityError, ComposeProbError
 from composeprob.kernels.metropolis import unadjusted
 from composeprob.metrics.likelihood import Path, as_positions, frozen, in_batches, reverse_walks
 from sampling_cases import both, learned, measured, modes, run, single
+from targets import product_of_normals
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 FIRST_ORDER = cp.ReverseStep(order=1, control="none")
@@ -65,9 +66,8 @@ class Affine:
     def at(self, k: int) -> tuple[float, float, float, float]:
         """α, σ, and the product's precision and precision·mean."""
         a, s = float(self.schedule.alpha[k]), float(self.schedule.sigma[k])
-        variances = [a**2 * sd**2 + s**2 for sd in SDS[: self.factors]]
-        shift = sum(a * m / v for m, v in zip(MEANS, variances, strict=False))
-        return a, s, sum(1 / v for v in variances), shift
+        mean, variance, _ = product_of_normals(a, s, MEANS[: self.factors], SDS[: self.factors])
+        return a, s, 1 / variance, mean / variance
 
     def move(self, slope: np.ndarray, push: np.ndarray, noise: np.ndarray) -> None:
         self.mean = slope @ self.mean + push
@@ -239,19 +239,17 @@ def test_under_smc_p_hat_is_the_law_of_the_weighted_path(kernel, program):
 
 
 def weighed():
-    """Likelihoods under density weights of a product of two Gaussians, and its log Z."""
+    """Likelihoods under density weights of a product of two Gaussians, its mean, its variance and its log Z."""
     density = cp.compile(both, *map(gaussian, MEANS, SDS))
-    a, s, *_ = Affine(FEW, 2).at(0)
-    log_z = stats.norm.logpdf(a * (MEANS[0] - MEANS[1]), 0, np.sqrt(sum(a**2 * sd**2 + s**2 for sd in SDS)))
     sampler = cp.SMC(cp.MALA(lambda s: 0.5 * s.sigma**2), weights="density")
-    return partial(cp.metrics.raise_log_likelihood, density, key=jax.random.key(0), sampler=sampler), log_z
+    likelihoods = partial(cp.metrics.raise_log_likelihood, density, key=jax.random.key(0), sampler=sampler)
+    return likelihoods, *product_of_normals(FEW.alpha[0], FEW.sigma[0], MEANS, SDS)
 
 
 def test_under_density_weights_it_is_the_target():
     """With a Metropolis kernel every reversal telescopes to log π₀ − log Z, whatever the levels."""
-    likelihoods, log_z = weighed()
-    _, _, precision, shift = Affine(FEW, 2).at(0)
-    law = stats.norm(shift / precision, precision**-0.5)
+    likelihoods, mean, variance, log_z = weighed()
+    law = stats.norm(mean, np.sqrt(variance))
     points = law.rvs(size=20, random_state=0)
     found = likelihoods(points, num_chains=3, log_evidence=log_z)
     assert np.abs(found.values - law.logpdf(points)).max() < 2e-4
@@ -260,7 +258,7 @@ def test_under_density_weights_it_is_the_target():
 
 @pytest.mark.slow
 def test_evidence_is_estimated_where_none_is_given():
-    likelihoods, log_z = weighed()
+    likelihoods, *_, log_z = weighed()
     estimated = likelihoods(np.zeros(3), num_chains=1)
     assert abs(estimated.log_evidence - log_z) < 4 * estimated.log_evidence_error
     assert estimated.log_evidence_error < 0.05

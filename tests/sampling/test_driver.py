@@ -41,14 +41,12 @@ def test_one_trace_for_ten_or_a_thousand_levels_and_for_rules_written_again():
         two_chains(density)
         traces.append(calls.traced)
         calls.reset()
-        two_chains(density, 0.02, seed=1)  # other numbers, another key: the same code
+        two_chains(density, 0.02, seed=1)  # other numbers, by a rule too, and another key: the same code
         assert calls.traced == 0
-    assert traces[0] == traces[1]
-    for factor in (0.1, 0.2):
-        calls.reset()
-        result = two_chains(density, lambda schedule: factor * schedule.sigma**2)
-        assert "<lambda>" in result.about.sampler
-        assert (calls.traced == 0) == (factor == 0.2)
+    assert traces[0] == traces[1] > 0
+    result = two_chains(density, lambda schedule: 0.1 * schedule.sigma**2)
+    assert "<lambda>" in result.about.sampler
+    assert calls.traced == 0
 
 
 def test_samples_depend_on_key_and_number_of_chains_only(product, monkeypatch):

@@ -15,6 +15,7 @@ from composeprob.samplers.run import Pace, Records, Visits
 from composeprob.samplers.spread import host
 from refusals import refused
 from sampling_cases import SCHEDULE, both, modes, normal, run, single, stop_after, weighed
+from targets import product_of_normals
 from zscores import LIMIT
 
 CHAINS = 512
@@ -30,8 +31,8 @@ def density():
 
 def exact():
     """log Z and the share of the right mode."""
-    variance = NARROW**2 + 1.0
-    parts = np.array(SHARES) * np.exp(-0.5 * (MEANS - 0.5) ** 2 / variance) / np.sqrt(2 * np.pi * variance)
+    *_, log_z = product_of_normals(1.0, 0.0, [MEANS, [0.5, 0.5]], [[NARROW], [1.0]])
+    parts = np.array(SHARES) * np.exp(log_z)
     return np.log(parts.sum()), parts[1] / parts.sum()
 
 

@@ -17,6 +17,7 @@ from composeprob.samplers.run import begin
 from composeprob.samplers.step import Step
 from refusals import refused
 from sampling_cases import SCHEDULE, both, modes, normal, single, slow
+from targets import product_of_normals
 from zscores import LIMIT, assert_agrees, assert_disagrees, z_scores
 
 CHAINS = 4096
@@ -37,9 +38,8 @@ def density():
 
 def law(level):
     """Mean and variance of π_k."""
-    alpha, sigma = float(SCHEDULE.alpha[level]), float(SCHEDULE.sigma[level])
-    precisions = 1 / (alpha**2 * np.array([VARIANCE, OTHER]) + sigma**2)
-    return alpha * MEAN * precisions[0] / precisions.sum(), 1 / precisions.sum()
+    noise = SCHEDULE.at(level)
+    return product_of_normals(noise.alpha, noise.sigma, [MEAN, 0.0], np.sqrt([VARIANCE, OTHER]))[:2]
 
 
 def sweeping(transits=True):

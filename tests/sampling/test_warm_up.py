@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from scipy import stats
 
 import composeprob as cp
 from composeprob.results.status import Code
@@ -15,6 +14,7 @@ from composeprob.runtime import compiled, stages
 from composeprob.samplers.choose import choose, independent
 from composeprob.samplers.run import begin
 from sampling_cases import both, normal, run, single
+from targets import product_of_normals
 
 SHORT = cp.Schedule.log_snr(12)
 Y = jnp.array([0.9, 1.3, 1.1, 0.8])
@@ -191,11 +191,9 @@ class TestGivingUp:
         assert "SMC's 256 chains had come to descend from" in result.reason
         assert "300 levels" in result.reason
         assert result.status.ok
-        noise = self.coarse.alpha[0], self.coarse.sigma[0]
-        wide, narrow = (float(np.hypot(noise[0] * sd, noise[1])) for sd in (0.3, 0.1))
-        means = [float(noise[0]) * m for m in (0.5, 1.0, -1.0)]
-        width = np.hypot(wide, narrow)
-        one = np.logaddexp(*(stats.norm(means[0], width).logpdf(m) for m in means[1:])) - np.log(2)
+        means, sds = [[1.0, -1.0], [0.5, 0.5]], [[0.1, 0.1], [0.3, 0.3]]
+        *_, each = product_of_normals(self.coarse.alpha[0], self.coarse.sigma[0], means, sds)
+        one = np.logaddexp(*each) - np.log(2)
         assert abs(result.log_evidence - 6 * one) < 4 * result.log_evidence_error < 2
         again = run(self.density(), chains=256, sampler=None, checkpoint_dir=tmp_path)  # from both checkpoints
         np.testing.assert_array_equal(result["x"], again["x"])

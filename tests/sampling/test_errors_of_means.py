@@ -53,14 +53,20 @@ def test_stated_errors_are_the_spread_over_keys():
     assert "±" in str(some.summary())
 
 
-def test_independent_chains_are_as_good_as_they_are_many_and_what_a_mean_takes_and_gives():
-    result = run(cp.compile(single, normal([0.0, 0.0])), sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1))
+@pytest.fixture(scope="module")
+def independent():
+    """A run of 64 independent chains of 30 numbers."""
+    return run(cp.compile(single, normal(jnp.zeros(30))), sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1))
+
+
+def test_independent_chains_are_as_good_as_they_are_many_and_what_a_mean_takes_and_gives(independent):
+    result = independent
     assert result.effective_chains == pytest.approx(64)
     assert np.isnan(result.ancestors).all()
     x = result["x"]
     whole = result.mean(lambda s: s["x"])
     np.testing.assert_allclose(whole.value, x.mean(0), rtol=1e-5)
-    assert whole.error.shape == (2,)
+    assert whole.error.shape == (30,)
     share = result.mean(lambda s: s["x"][0] > 0)
     assert share.value == pytest.approx(np.mean(x[:, 0] > 0))
     by_python = result.mean(lambda s: 1.0 if s["x"][0] > 0 else 0.0)  # not even NumPy: `if`
@@ -98,12 +104,11 @@ def test_few_families_are_worth_more_only_if_siblings_have_forgotten_one_another
     assert known_chains(Families(np.full(64, 1 / 64), np.arange(64)), [x]) == pytest.approx(64)
 
 
-def test_few_families_that_agree_on_an_event_do_not_make_its_error_small():
+def test_few_families_that_agree_on_an_event_do_not_make_its_error_small(independent):
     """A single copy of one of five first chains is elsewhere, in 30 entries that chains keep."""
-    result = run(cp.compile(single, normal(jnp.zeros(30))), sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1))
     index = np.arange(64) % 5
-    x = np.where(np.arange(64)[:, None] == 0, 9.0, result["x"][:5][index])
-    few = dataclasses.replace(result, samples={"x": x}, _families=Families(np.full(64, 1 / 64), index))
+    x = np.where(np.arange(64)[:, None] == 0, 9.0, independent["x"][:5][index])
+    few = dataclasses.replace(independent, samples={"x": x}, _families=Families(np.full(64, 1 / 64), index))
     rare = few.probability(lambda s: s["x"][0] > 8)
     assert rare.value == pytest.approx(1 / 64)
     assert 0.1 < rare.error < 0.25

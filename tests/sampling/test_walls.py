@@ -26,6 +26,7 @@ UNIT = normal(schedule=SCHEDULE)
 PLANE = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), SCHEDULE)
 BOX = 2 * np.log(stats.norm.cdf(1) - 0.5)
 """log of the mass of the unit square."""
+SECOND_ORDER = cp.ReverseStep(control="none")
 
 
 def allowed(inside):
@@ -116,11 +117,11 @@ def test_a_rare_event_at_the_tweedie_mean():
     smc(cp.compile(weighed, cp.Analytic(modes(weights, means, sds), SCHEDULE), event, "denoised"), truth)
 
 
-def independent(density, step=True):
+def independent(density, step=SECOND_ORDER):
     return run(density, chains=100, sampler=cp.AnnealedMCMC(cp.HMC(), 3, reverse_step=step))
 
 
-@pytest.mark.parametrize("step", [slow(True), cp.ReverseStep(control="none")], ids=["first order", "second order"])
+@pytest.mark.parametrize("step", [slow(True), SECOND_ORDER], ids=["first order", "second order"])
 def test_independent_chains_come_in_and_stay_in(step):
     result = independent(walls(), step)
     assert np.all(result["x"] > 0)

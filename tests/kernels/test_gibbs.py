@@ -22,12 +22,9 @@ SITES = {"a": jnp.zeros(1), "b": jnp.zeros(1), "c": jnp.zeros(())}
 LAW = nested(SITES)  # its sites hang together: two modes on the diagonal
 
 
-def three_blocks():
-    return Gibbs({("c", "a"): HMC(0.6, num_leapfrog=2), "b": MALA(0.3)})
-
-
 def test_the_target_stays_invariant():
-    run = from_exact_draws(three_blocks(), LAW, num_chains=5_000, num_transitions=40, num_draws=10)
+    kernel = Gibbs({("c", "a"): HMC(0.6, num_leapfrog=2), "b": MALA(0.3)})
+    run = from_exact_draws(kernel, LAW, num_chains=5_000, num_transitions=40, num_draws=10)
     assert_agrees(run.scores)
     assert run.moved > 0.3
     assert 0.3 < run.acceptance < 0.97

@@ -62,7 +62,6 @@ def test_without_a_metric_the_thin_site_holds_up_the_wide_one():
 
 
 MIXED = np.array([[1.0, 0.7, 0.2], [0.7, 0.8, -0.1], [0.2, -0.1, 0.5]])
-ROOT = np.linalg.cholesky(MIXED)
 KERNELS = [ULA(0.1), UHMC(0.4), HMC(0.9), MALA(0.5, log_ratio=LineIntegral(3)), HMC(0.9, log_ratio=LineIntegral(None))]
 BY_SITE = {"a": jnp.array([0.25, 4.0]), "b": 9.0}
 
@@ -74,7 +73,8 @@ def test_it_is_the_kernel_on_the_density_of_other_coordinates(kernel, metric):
     plain = kernel
     kernel = dataclasses.replace(kernel, metric=metric)
     names = {"a": jnp.zeros(2), "b": jnp.zeros(())}
-    root = np.stack([np.concatenate([e["a"], e["b"][None]]) for e in map(kernel.metric.forth, _units())], axis=1)
+    units = [{"a": jnp.asarray(e[:2]), "b": jnp.asarray(e[2])} for e in np.eye(3, dtype=np.float32)]
+    root = np.stack([np.concatenate([e["a"], e["b"][None]]) for e in map(kernel.metric.forth, units)], axis=1)
     found = kernel.metric.inverse_mass_matrix(names)
     assert (found if found.ndim == 2 else jnp.diag(found)) == pytest.approx(root @ root.T, rel=1e-5, abs=1e-6)
     law = two_modes(3, sds=(0.8, 0.7))
@@ -96,10 +96,6 @@ def test_it_is_the_kernel_on_the_density_of_other_coordinates(kernel, metric):
     np.testing.assert_allclose(other_info.acceptance[0], info.acceptance[0], atol=2e-3)
     np.testing.assert_allclose(other_info.log_reversal[0][close], info.log_reversal[0][close], atol=5e-3)
     assert kernel.evaluations_per_step == plain.evaluations_per_step
-
-
-def _units():
-    return [{"a": jnp.asarray(e[:2]), "b": jnp.asarray(e[2])} for e in np.eye(3, dtype=np.float32)]
 
 
 def test_a_kernel_shows_its_metric_and_only_that():

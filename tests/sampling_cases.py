@@ -81,6 +81,23 @@ def unit_energy(x: jax.Array, t: jax.Array) -> jax.Array:
     return 0.5 * jnp.sum(x**2) * t / jnp.sqrt(1 + t**2)
 
 
+class Layers(eqx.Module):
+    """An energy with matrix products, for time="sigma": that of `unit_energy` and a tenth of a network's outputs."""
+
+    weights: tuple[jax.Array, ...]
+
+    def __init__(self, *widths: int) -> None:
+        keys = jax.random.split(jax.random.key(0), len(widths) - 1)
+        sizes = zip(keys, widths[1:], widths[:-1], strict=True)
+        self.weights = tuple(jax.random.normal(key, (out, into)) / into**0.5 for key, out, into in sizes)
+
+    def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
+        h = x
+        for matrix in self.weights:
+            h = jnp.tanh(matrix @ h)
+        return unit_energy(x, t) + 0.1 * jnp.sum(h) * t / jnp.sqrt(1 + t**2)
+
+
 SAMPLER = cp.SMC(cp.MALA(cp.Adaptive()), check_levels=False, step=cp.ReverseStep(order=1))  # compiles in half the time
 
 

@@ -26,17 +26,11 @@ from composeprob.runtime.compiled import compile_ahead
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.spread import AXES, Spread
 from same_bits import bits_of
-from sampling_cases import both, learned, normal, stop_after
+from sampling_cases import Layers, both, learned, normal, stop_after
 assert jax.device_count() == 8
 task = json.loads(sys.argv[1])
 N, SCHEDULE = 250, cp.Schedule.log_snr(8, min=-6.0, max=4.0)
-first, second = (jax.random.normal(jax.random.key(i), (32, n)) / n**0.5 for i, n in ((1, 2), (2, 32)))
-
-def energy(x, t):
-    s = t / jnp.sqrt(1 + t**2)
-    return s * (0.5 * jnp.sum(x**2) + 0.1 * jnp.sum(jnp.tanh(second @ jnp.tanh(first @ x))))
-
-network = learned(energy, "energy", SCHEDULE, time="sigma")
+network = learned(Layers(2, 32, 2), "energy", SCHEDULE, time="sigma")
 density = cp.compile(both, network, normal([0.3, -0.2], [0.5, 1.0], SCHEDULE))
 unfitted = cp.ReverseStep(order=1, control="none")
 samplers = {

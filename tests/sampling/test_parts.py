@@ -20,31 +20,17 @@ from sampling_cases import run
 
 SCRIPT = """
 import json, re, sys, tempfile
-import equinox as eqx, jax, jax.numpy as jnp, numpy as np, numpyro.distributions as dist, pytest, composeprob as cp
+import jax, jax.numpy as jnp, numpy as np, numpyro.distributions as dist, pytest, composeprob as cp
 from composeprob import tuning
 from composeprob.runtime import compiled
 from composeprob.runtime.progress import Progress
 from same_bits import bits_of
-from sampling_cases import both, learned, measured, normal, stop_after
+from sampling_cases import Layers, both, learned, measured, normal, stop_after
 task = json.loads(sys.argv[1])
 N, WIDTH, SCHEDULE = 64, 32, cp.Schedule.log_snr(6, min=-6.0, max=4.0)
 ABOVE = 4 * WIDTH * 2  # bytes: the two square matrices are larger, all else is not
 
-class Network(eqx.Module):
-    first: jax.Array
-    second: jax.Array
-    third: jax.Array
-
-    def __init__(self, key):
-        keys = jax.random.split(key, 3)
-        self.first = jax.random.normal(keys[0], (WIDTH, 2))
-        self.second, self.third = (jax.random.normal(k, (WIDTH, WIDTH)) / WIDTH**0.5 for k in keys[1:])
-
-    def __call__(self, x, t):
-        h = jnp.tanh(self.third @ jnp.tanh(self.second @ jnp.tanh(self.first @ x)))
-        return t / jnp.sqrt(1 + t**2) * (0.5 * jnp.sum(x**2) + 0.1 * jnp.sum(h))
-
-network = learned(Network(jax.random.key(0)), "energy", SCHEDULE, time="sigma")
+network = learned(Layers(2, WIDTH, WIDTH, WIDTH), "energy", SCHEDULE, time="sigma")
 densities = {"product": cp.compile(both, network, normal([0.3, -0.2], [0.5, 1.0], SCHEDULE)),
              "seen": cp.compile(measured, network, lambda x: dist.Normal(jnp.sum(x**2), 0.5), 1.0, "denoised")}
 samplers = {"SMC": cp.SMC(cp.MALA(cp.Adaptive())), "HMC": cp.AnnealedMCMC(cp.HMC(0.1, num_leapfrog=2), 2),

@@ -46,22 +46,11 @@ def ended(process):
 NETWORK = """
 from composeprob import tuning
 tuning.ROOM = tuning.ROOM._replace(parts_bytes=1000)
-import equinox as eqx, jax, jax.numpy as jnp, composeprob as cp
+import composeprob as cp
+from sampling_cases import Layers, learned
 
-
-class Network(eqx.Module):
-    first: jax.Array
-    second: jax.Array
-
-    def __call__(self, x, t):
-        h = jnp.tanh(self.second @ jnp.tanh(self.first @ x))
-        return t / jnp.sqrt(1 + t**2) * (0.5 * jnp.sum(x**2) + 0.1 * jnp.sum(h))
-
-
-one, other = jax.random.split(jax.random.key(0))
-network = Network(jax.random.normal(one, (32, 2)), jax.random.normal(other, (32, 32)) / 32**0.5)
 schedule = cp.Schedule.log_snr(12, min=-6.0, max=4.0)
-f = cp.Diffusion(network, schedule, event_shape=(2,), parameterization="energy", time="sigma")
+f = learned(Layers(2, 32, 32), "energy", schedule, time="sigma")
 sampler = cp.SMC(cp.MALA(0.1), step=cp.ReverseStep(order=1, control="none"))
 chunk, draws = 8, cp.Draws(3, thin=2)
 

@@ -161,9 +161,13 @@ def test_few_evaluations_ask_nothing():
 
 
 def drawn(density, number=4000):
-    keys = jax.random.split(jax.random.key(0), number)
-    positions = jax.vmap(density.evaluator.draw)(keys)
-    return positions, jax.vmap(density.evaluator.importance)(positions)
+    """Draws of π₀'s proposal, and what each is weighed by; in one compilation."""
+
+    def weighed(key):
+        position = density.evaluator.draw(key)
+        return position, density.evaluator.importance(position)
+
+    return jax.jit(jax.vmap(weighed))(jax.random.split(jax.random.key(0), number))
 
 
 def test_draws_have_the_density_that_they_are_weighed_by():

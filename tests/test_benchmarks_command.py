@@ -108,25 +108,20 @@ def test_only_what_a_result_depends_on_makes_it_older(checkout):
     assert age.commit == ages.git(checkout.root, "rev-parse", "HEAD~4").strip()
 
 
-def test_models_count_where_they_were_used(checkout, monkeypatch):
-    monkeypatch.setitem(sys.modules, "composeprob.models.scenes", types.ModuleType("scenes"))
-    checkout.measured()
-    checkout.change("models/card.md")
-    assert len(checkout.age().later) == 1
-
-
-def test_an_example_counts_where_its_program_was_run(checkout, monkeypatch):
+def test_models_and_examples_count_where_they_were_used(checkout, monkeypatch):
     for name in ("used", "beside"):
         checkout.write(f"examples/{name}.py")
     checkout.commit("examples")
-    used = types.ModuleType("composeprob_run_used")
-    used.__file__ = str(checkout.root / "examples/used.py")
-    monkeypatch.setitem(sys.modules, used.__name__, used)
+    example = types.ModuleType("composeprob_run_used")
+    example.__file__ = str(checkout.root / "examples/used.py")
+    for module in (example, types.ModuleType("composeprob.models.scenes")):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     checkout.measured()
     checkout.change("examples/beside.py")
     assert not checkout.age().stale
     checkout.change("examples/used.py")
-    assert len(checkout.age().later) == 1
+    checkout.change("models/card.md")
+    assert len(checkout.age().later) == 2
 
 
 def test_what_no_commit_had_is_said(checkout):

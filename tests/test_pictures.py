@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 import composeprob as cp
-from composeprob.errors import CapabilityError, InvalidValueError
+from composeprob.errors import CapabilityError, InvalidValueError, UnknownSiteError
 from composeprob.results.plotting import PALETTE, SIZES, diagnostics, wrapped
 from composeprob.results.status import Code, Status
 from refusals import refused
@@ -77,6 +77,13 @@ def test_points_are_drawn_with_their_marginals_and_those_of_the_density():
     np.testing.assert_allclose(density, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), atol=0.02)
     assert len(right.lines) == 1
     assert sum(patch.get_height() * patch.get_width() for patch in above.patches) == pytest.approx(1)
+    assert len(ax.images) == 1
+
+    class ScoreOnly(Density):
+        capabilities = frozenset({"score"})
+
+    for unknown in (ScoreOnly(), None):
+        assert not make(density=unknown).plot("samples").axes[0].images
 
 
 def test_the_program_stands_above_in_lines_that_fit():
@@ -136,6 +143,9 @@ def test_of_two_images_one_must_be_named():
     result = make({"a": np.ones((N, 8, 8)), "b": np.zeros((N, 8, 8)), "c": np.zeros(N)})
     refused(lambda: result.images(), CapabilityError, r"(?s)not exactly one.*name one of 'a', 'b'")
     refused(lambda: result.images("c"), CapabilityError, r"(?s)'c', of shape \(\).*name one of 'a', 'b'")
+    refused(lambda: make().images(), CapabilityError, "not exactly one has images")
+    with pytest.raises(UnknownSiteError):
+        result.images("y")
     assert result.images("b").max() == 0
 
 

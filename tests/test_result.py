@@ -187,15 +187,6 @@ def panels(result):
     return axes
 
 
-class ScoreOnly(Density):
-    capabilities = frozenset({"score"})
-
-
-@pytest.mark.parametrize(("density", "shown"), [(Density(), 1), (ScoreOnly(), 0), (None, 0)])
-def test_plot_of_points_shows_the_density_when_there_is_one(density, shown):
-    assert len(panels(make(density=density))["x"].images) == shown
-
-
 def test_plot_of_images_scalars_vectors_and_the_run():
     rng = np.random.default_rng(0)
     samples = {

@@ -78,15 +78,6 @@ def test_intervals_cover(make, monkeypatch):
     assert shares[2] <= 0.99
 
 
-def test_copies_widen_intervals():
-    rng = np.random.default_rng(0)
-    made = copied(rng)
-    alone = Made(made.samples["x"])
-    for ask in (lambda r: r.mean(x), lambda r: r.quantile(x, 0.5)):
-        assert ask(made).error > 1.2 * ask(alone).error
-        assert np.diff(ask(made).interval()) > 1.2 * np.diff(ask(alone).interval())
-
-
 def test_what_was_never_seen_has_an_interval():
     never = Made(np.zeros(100)).probability(beyond(0))
     assert never.value == 0

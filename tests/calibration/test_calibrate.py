@@ -1,4 +1,7 @@
-"""Log-normalisers against closed forms, and mixtures whose shares mean what they say."""
+"""Log-normalisers against closed forms, and mixtures whose shares mean what they say.
+
+The normaliser of an energy is known at every level: exact noised marginals times a constant of the level.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,31 +10,48 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from calibration import known
 from composeprob.calibration import quadrature
 from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER, interpolate
+from composeprob.schedule import Noise
 from refusals import refused
-from sampling_cases import learned, run, single, slow
+from sampling_cases import learned, modes, run, single, slow
 from zscores import LIMIT
 
 KEY = jax.random.key(0)
-LEFT, RIGHT, TWO_MODES = [-0.6, 0.0], [0.6, 0.0], known.two_modes([0.6, 0.1], 0.05, 0.3)
-LOG_SNR = np.asarray(known.SCHEDULE.log_snr)
+SCHEDULE = cp.Schedule.log_snr(40, min=-8.0, max=10.0)
+LOG_SNR = np.asarray(SCHEDULE.log_snr)
+
+
+def log_constant(log_snr, nats):
+    """log Z of `raw` at a log-SNR."""
+    return nats * (1 + 0.1 * jnp.sin(log_snr))
+
+
+def raw(distribution, nats, label="raw"):
+    """exp(log_constant)·(the noised distribution) as a network's energy, continuous in log-SNR."""
+    exact = cp.Analytic(distribution, SCHEDULE)
+
+    def energy(x, log_snr):
+        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        marginal = exact.at(Noise(jnp.zeros((), int), alpha, sigma))
+        return -sigma * (marginal.log_prob(x) + log_constant(log_snr, nats))
+
+    return learned(energy, "energy", SCHEDULE, exact.event_shape, log_snr_range=(-12.0, 11.0), label=label)
+
+
+def gaussian(mean, deviation):
+    return dist.Normal(jnp.asarray(mean), deviation).to_event(1)
+
+
+curve = jax.jit(jax.vmap(interpolate, (None, None, 0)))
+LEFT, RIGHT = [-0.6, 0.0], [0.6, 0.0]
+TWO_MODES = modes([0.3, 0.7], [[0.6, 0.1], [-0.6, -0.1]], 0.05)
+LEFT_RAW = raw(gaussian(LEFT, 0.1), 5.0, "left")
 
 
 @pytest.fixture(scope="module")
-def left():
-    return known.raw(known.normal(LEFT, 0.1), 5.0, "left")
-
-
-@pytest.fixture(scope="module")
-def right():
-    return known.raw(known.normal(RIGHT, 0.2), 0.0, "right")
-
-
-@pytest.fixture(scope="module")
-def pair(left, right):
-    return cp.calibrate(left, KEY), cp.calibrate(right, KEY)
+def pair():
+    return cp.calibrate(LEFT_RAW, KEY), cp.calibrate(raw(gaussian(RIGHT, 0.2), 0.0, "right"), KEY)
 
 
 def shares(factor, sampler=None, schedule=None, chains=8000):
@@ -42,49 +62,46 @@ def shares(factor, sampler=None, schedule=None, chains=8000):
 
 @pytest.mark.parametrize(
     "distribution",
-    [slow(known.normal([0.3], 0.02)), TWO_MODES, slow(dist.Uniform(jnp.full(2, -0.5), jnp.ones(2)))],
+    [slow(gaussian([0.3], 0.02)), TWO_MODES, slow(dist.Uniform(jnp.full(2, -0.5), jnp.ones(2)))],
     ids=["line", "two modes", "box"],
 )
 def test_quadrature_is_exact(distribution):
-    factor = known.raw(distribution, 5.0)
+    factor = raw(distribution, 5.0)
     found = cp.calibrate(factor, KEY)
-    np.testing.assert_allclose(found.log_normaliser, known.log_constant(LOG_SNR, 5.0), atol=2e-4)
+    np.testing.assert_allclose(found.log_normaliser, log_constant(LOG_SNR, 5.0), atol=2e-4)
     assert found.standard_error.max() < 1e-4
     knots, values = (jnp.asarray(found.fixed[name]) for name in (KNOTS, LOG_NORMALISER))
     assert (float(knots[0]), float(knots[-1])) == (-12.0, 11.0)  # as far as the network was trained
     between = jnp.linspace(-12.0, 11.0, 301)
-    curve = jax.jit(jax.vmap(interpolate, (None, None, 0)))(knots, values, between)
-    np.testing.assert_allclose(curve, known.log_constant(between, 5.0), atol=5e-3)
+    np.testing.assert_allclose(curve(knots, values, between), log_constant(between, 5.0), atol=5e-3)
 
 
 def test_places_that_the_diffusion_never_visits_do_not_count():
     """A network may give any value where it was never trained."""
-    good = known.raw(known.normal([0.3, 0.0], 0.1), 2.0)
+    good = raw(gaussian([0.3, 0.0], 0.1), 2.0)
 
     def energy(x, log_snr):
         alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
         spurious = 4.0 - 20 * jnp.sum((x / alpha - 3.0) ** 2) - 50 * jax.nn.sigmoid(-5 * (log_snr - 4.0))
         return -sigma * jnp.logaddexp(-good.network(x, log_snr) / sigma, spurious)
 
-    found = cp.calibrate(learned(energy, "energy", known.SCHEDULE), KEY)
-    np.testing.assert_allclose(found.log_normaliser, known.log_constant(LOG_SNR, 2.0), atol=1e-3)
+    found = cp.calibrate(learned(energy, "energy", SCHEDULE), KEY)
+    np.testing.assert_allclose(found.log_normaliser, log_constant(LOG_SNR, 2.0), atol=1e-3)
 
 
 def test_interpolation_is_exact_on_parabolas_and_straight_outside():
     knots = jnp.array([-3.0, -1.0, 0.0, 2.5, 4.0])
-    parabola = lambda x: 2 + 3 * x - 0.5 * x**2
-    at = jnp.array([-0.7, 0.4, 2.2])  # intervals whose slopes come from three knots
-    found = jax.vmap(interpolate, (None, None, 0))(knots, parabola(knots), at)
-    np.testing.assert_allclose(found, parabola(at), rtol=1e-5)
-    line = lambda x: 1 - 2 * x
-    for x in (-9.0, -3.0, 4.0, 30.0):
-        np.testing.assert_allclose(interpolate(knots, line(knots), jnp.asarray(x)), line(x), rtol=1e-5)
+    parabola, line = lambda x: 2 + 3 * x - 0.5 * x**2, lambda x: 1 - 2 * x
+    inside = jnp.array([-0.7, 0.4, 2.2])  # intervals whose slopes come from three knots
+    np.testing.assert_allclose(curve(knots, parabola(knots), inside), parabola(inside), rtol=1e-5)
+    outside = jnp.array([-9.0, -3.0, 4.0, 30.0])
+    np.testing.assert_allclose(curve(knots, line(knots), outside), line(outside), rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_ten_dimensions():
-    found = cp.calibrate(known.raw(known.normal(np.linspace(-0.6, 0.6, 10), 0.3), 5.0), KEY, num_chains=500)
-    error = found.log_normaliser - np.asarray(known.log_constant(LOG_SNR, 5.0))
+    found = cp.calibrate(raw(gaussian(np.linspace(-0.6, 0.6, 10), 0.3), 5.0), KEY, num_chains=500)
+    error = found.log_normaliser - np.asarray(log_constant(LOG_SNR, 5.0))
     assert np.abs(error).max() <= 0.1
     # eight repeats tell their own error: Student's t with 7 degrees of freedom has heavier tails than z
     assert abs(error[0]) <= 2 * LIMIT * found.standard_error[0]
@@ -97,19 +114,19 @@ def test_mixture_has_the_shares_asked_for(pair):
 
 
 @pytest.mark.slow
-def test_without_calibration_the_shares_are_wrong(left, right):
-    raw = cp.mixture([left, right], log_weights=np.log([0.2, 0.8]))
+def test_without_calibration_the_shares_are_wrong(pair):
+    uncalibrated = cp.mixture([part.uncalibrated for part in pair], log_weights=np.log([0.2, 0.8]))
     sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 2, reverse_step=True)
-    assert cp.metrics.total_variation(shares(raw, sampler, chains=500), [0.2, 0.8]) > 0.5
+    assert cp.metrics.total_variation(shares(uncalibrated, sampler, chains=500), [0.2, 0.8]) > 0.5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("levels", ["own", "other"])
-def test_calibrated_densities_integrate_to_one(left, levels):
+def test_calibrated_densities_integrate_to_one(levels):
     """By a plain grid, on the calibration's own levels and on variance-exploding ones between them."""
-    wide = known.raw(known.normal([0.2, 0.0], 0.5), 1.0, "wide")
+    wide = raw(gaussian([0.2, 0.0], 0.5), 1.0, "wide")
     schedule = None if levels == "own" else cp.Schedule.edm(15, 0.02, 20.0)
-    for factor in (cp.calibrate(left, KEY), cp.calibrate(left * wide**1.7, KEY)):
+    for factor in (cp.calibrate(LEFT_RAW, KEY), cp.calibrate(LEFT_RAW * wide**1.7, KEY)):
         density = cp.compile(single, factor, schedule=schedule)
         for level in range(0, density.num_levels, 7):
             noise = density.schedule.at(level)
@@ -122,15 +139,15 @@ def test_calibrated_densities_integrate_to_one(left, levels):
 
 
 @pytest.mark.slow
-def test_a_calibrated_power_in_a_product_is_the_raw_one(left):
+def test_a_calibrated_power_in_a_product_is_the_raw_one():
     """Normalisers change a product by a constant only."""
-    other = known.raw(known.normal([0.2, 0.1], 0.5), 1.0, "other")
+    other = raw(gaussian([0.2, 0.1], 0.5), 1.0, "other")
     x = jax.random.normal(KEY, (5, 2))
-    product = cp.calibrate(left * other, KEY)
-    raw, normal = (cp.compile(single, f) for f in ((left * other) ** 1.5, product**1.5))
-    assert "normalised" not in normal.capabilities
+    product = cp.calibrate(LEFT_RAW * other, KEY)
+    plain, calibrated = (cp.compile(single, f) for f in ((LEFT_RAW * other) ** 1.5, product**1.5))
+    assert "normalised" not in calibrated.capabilities
     for level in (0, 20, 39):
-        values = [jax.vmap(lambda x, d=d: d.log_density({"x": x}, level))(x) for d in (raw, normal)]
+        values = [jax.vmap(lambda x, d=d: d.log_density({"x": x}, level))(x) for d in (plain, calibrated)]
         np.testing.assert_allclose(values[0] - values[1], values[0][0] - values[1][0], rtol=2e-4)
 
 
@@ -139,7 +156,7 @@ def test_calibrated_siblings_share_their_network():
         sigma, alpha = jnp.sqrt(jax.nn.sigmoid(-log_snr)), jnp.sqrt(jax.nn.sigmoid(log_snr))
         return 0.5 * sigma * jnp.sum((x - alpha * centre) ** 2) / (0.04 * alpha**2 + sigma**2)
 
-    network = learned(energy, "energy", known.SCHEDULE, (1,), conditions=("centre",))
+    network = learned(energy, "energy", SCHEDULE, (1,), conditions=("centre",))
     parts = [cp.calibrate(network.given(centre=c), KEY) for c in (-0.5, 0.5)]
     text = str(cp.compile(single, cp.mixture(parts, weights=[0.5, 0.5])))
     assert "2 evaluations in 1 batches" in text
@@ -149,16 +166,15 @@ def test_calibrated_siblings_share_their_network():
     refused(lambda: parts[0].given(centre=1.0), cp.errors.ConditionError, "given twice")
 
 
-def test_calibrating_again_changes_nothing(left, pair):
+def test_calibrating_again_changes_nothing(pair):
     again = cp.calibrate(pair[0], KEY)
     np.testing.assert_array_equal(again.log_normaliser, pair[0].log_normaliser)
-    assert type(again.uncalibrated) is type(left)
+    assert type(again.uncalibrated) is type(LEFT_RAW)
     assert "log Z" in repr(again)
     assert "±" in repr(again)
 
 
-SHAPED = {"schedule": known.SCHEDULE, "event_shape": (2,)}
-LEFT_ALONE = known.raw(known.normal(LEFT, 0.1), 5.0, "left")
+SHAPED = {"schedule": SCHEDULE, "event_shape": (2,)}
 
 
 @pytest.mark.parametrize(
@@ -174,10 +190,10 @@ LEFT_ALONE = known.raw(known.normal(LEFT, 0.1), 5.0, "left")
         ),
         (lambda: cp.Energy(lambda x, k: 0.5 * x @ x, **SHAPED), cp.errors.ImproperError, "rises without bound"),
         (lambda: cp.Classifier(lambda x, t: x, **SHAPED).given(label=0), cp.errors.ImproperError, "improper"),
-        (lambda: cp.Classifier(lambda x, t: x, known.SCHEDULE), cp.errors.ShapeError, "has no event shape"),
+        (lambda: cp.Classifier(lambda x, t: x, SCHEDULE), cp.errors.ShapeError, "has no event shape"),
         (lambda: "ring", cp.errors.WrongTypeError, "takes a factor"),
         (
-            lambda: cp.mixture([LEFT_ALONE * LEFT_ALONE, LEFT_ALONE], log_weights=[0.0, 0.0]),
+            lambda: cp.mixture([LEFT_RAW * LEFT_RAW, LEFT_RAW], log_weights=[0.0, 0.0]),
             cp.errors.CapabilityError, "products of different numbers",
         ),
     ],
@@ -186,11 +202,11 @@ def test_what_cannot_be_calibrated_is_refused(make, error, said):
     refused(lambda: cp.calibrate(make(), KEY), error, said)
 
 
-def test_bad_arguments(left):
-    refused(lambda: cp.calibrate(left, 0), cp.errors.WrongTypeError, "typed random key")
-    refused(lambda: cp.calibrate(left, KEY, repeats=1), cp.errors.InvalidValueError, "repeats")
+def test_bad_arguments():
+    refused(lambda: cp.calibrate(LEFT_RAW, 0), cp.errors.WrongTypeError, "typed random key")
+    refused(lambda: cp.calibrate(LEFT_RAW, KEY, repeats=1), cp.errors.InvalidValueError, "repeats")
     words = r"cp\.calibrate\(factor, key\)"
-    refused(lambda: cp.mixture([left, left], weights=[0.5, 0.5]), cp.errors.CapabilityError, words)
+    refused(lambda: cp.mixture([LEFT_RAW, LEFT_RAW], weights=[0.5, 0.5]), cp.errors.CapabilityError, words)
 
 
 def test_a_border_where_nothing_lies_ends_the_region():

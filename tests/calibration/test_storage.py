@@ -17,38 +17,41 @@ SCHEDULE = cp.Schedule.log_snr(8)
 CALIBRATED = [n for n in cp.zoo() if (model_zoo.models_folder() / n / "calibration.safetensors").exists()]
 
 
-@pytest.fixture
-def factor():
-    return cp.Energy(lambda x, level: 3.0 - 0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(1,), label="bump")
+BUMP = cp.Energy(lambda x, level: 3.0 - 0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(1,), label="bump")
+
+
+@pytest.fixture(scope="module")
+def found():
+    return cp.calibrate(BUMP, jax.random.key(0))
 
 
 @pytest.fixture
-def files(tmp_path, factor):
+def files(tmp_path, found):
     weights, calibration = tmp_path / "weights.safetensors", tmp_path / "calibration.safetensors"
     weights.write_bytes(b"weights")
-    save_calibration(cp.calibrate(factor, jax.random.key(0)), calibration, weights=weights)
+    save_calibration(found, calibration, weights=weights)
     return weights, calibration
 
 
-def test_round_trip(factor, files):
+def test_round_trip(found, files):
     weights, calibration = files
-    found, again = cp.calibrate(factor, jax.random.key(0)), load_calibration(factor, calibration, weights=weights)
+    again = load_calibration(BUMP, calibration, weights=weights)
     assert again.tables.keys() == found.tables.keys() == set(TABLES)
     for name, table in found.tables.items():
         np.testing.assert_array_equal(again.tables[name], table)
     np.testing.assert_allclose(found.log_normaliser, 3.0 + 0.5 * np.log(2 * np.pi), atol=1e-5)
 
 
-def test_stale_damaged_and_foreign_files_and_what_has_no_energy(factor, files):
+def test_stale_damaged_and_foreign_files_and_what_has_no_energy(found, files):
     refused(lambda: calibrate_model("ring2d-score"), cp.errors.CapabilityError, "'ring2d-score' offers only its score")
     weights, calibration = files
-    save_calibration(Calibrated(factor, {name: np.zeros((2, 1)) for name in TABLES}), calibration)
-    refused(lambda: load_calibration(factor, calibration), cp.errors.LoadError, "does not fit factor 'bump'")
-    refused(lambda: load_calibration(factor, weights), cp.errors.LoadError, "cannot be read")
+    save_calibration(Calibrated(BUMP, {name: np.zeros((2, 1)) for name in TABLES}), calibration)
+    refused(lambda: load_calibration(BUMP, calibration), cp.errors.LoadError, "does not fit factor 'bump'")
+    refused(lambda: load_calibration(BUMP, weights), cp.errors.LoadError, "cannot be read")
     weights.write_bytes(b"other weights")
-    save_calibration(cp.calibrate(factor, jax.random.key(0)), calibration, weights=calibration)
+    save_calibration(found, calibration, weights=calibration)
     words = "for other weights than.*python tools/calibrate.py bump"
-    refused(lambda: load_calibration(factor, calibration, weights=weights), cp.errors.LoadError, words)
+    refused(lambda: load_calibration(BUMP, calibration, weights=weights), cp.errors.LoadError, words)
 
 
 @pytest.mark.parametrize("name", CALIBRATED)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import equinox as eqx
 import jax
 import numpyro.distributions as dist
 import optax
@@ -10,6 +11,7 @@ import optax
 import composeprob as cp
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import Batches, Recipe
+from composeprob.training.loss import draw_batch
 
 NORMAL = dist.Normal(jax.numpy.array([0.3, -0.2]), jax.numpy.array([0.5, 0.8])).to_event(1)
 
@@ -26,6 +28,16 @@ def tiny(size=16, chunk=None, antithetic=False, **changes):
         learning_rate=3e-3,
     )
     return dataclasses.replace(recipe, **changes)
+
+
+def batch_of(recipe, key, size):
+    """A batch as training draws it: in one compilation."""
+    return jax.jit(lambda key: draw_batch(recipe, key, size))(key)
+
+
+def untrained(recipe, key):
+    """The network before training: in one compilation instead of one for every layer."""
+    return eqx.filter_jit(recipe.untrained)(key)
 
 
 cosine = functools.partial(functools.partial, optax.cosine_decay_schedule)

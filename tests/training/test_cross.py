@@ -19,7 +19,7 @@ from composeprob.training import Conditions, CrossCondition, CrossLevel, Denoisi
 from composeprob.training.run import draw_batch, initial, losses, make_advance
 from refusals import refused
 from sampling_cases import learned, modes, single
-from training.recipes import NORMAL, cosine, tiny
+from training.recipes import NORMAL, batch_of, cosine, tiny, untrained
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 KEY, OTHER_KEY = jax.random.key(5), jax.random.key(6)
@@ -38,7 +38,7 @@ def test_events_of_a_pair_exchange_their_levels():
     assert np.abs(noise.log_snr - other.log_snr).max() < 2.5 + 1e-4
     assert -6 - 1e-4 < noise.log_snr.min() < -5.9 < 3.9 < noise.log_snr.max() < 4 + 1e-4
     # Antithetic events share their pair; levels alone are matched to the nearest.
-    batch = draw_batch(crossed(antithetic=True), KEY, 16)
+    batch = batch_of(crossed(antithetic=True), KEY, 16)
     np.testing.assert_array_equal(batch.other.log_snr[:8], batch.other.log_snr[8:])
     levels = crossed(log_snr=None)
     noise, other = levels.noise_pairs(KEY, 64, 4.0)
@@ -107,7 +107,7 @@ def test_it_teaches_normaliser_and_depth():
 
 
 def test_such_a_factor_offers_mode_depth():
-    network = tiny().untrained(KEY)
+    network = untrained(tiny(), KEY)
     assert "mode_depth" not in tiny(parameterization="energy_norm").factor(network).capabilities
     factor = crossed().factor(network)
     assert "mode_depth" in factor.capabilities
@@ -142,6 +142,7 @@ class Conditioned(eqx.Module):
         return self.layers(jnp.array([*x, 0.1 * t, part]))
 
 
+@eqx.filter_jit
 def energy_network(key):
     return Conditioned(eqx.nn.MLP(4, "scalar", 8, 1, jnp.tanh, key=key))
 
@@ -187,15 +188,15 @@ def test_close_conditions_keep_the_optimum_where_they_lead_to_one_another_equall
     assert_agrees(slope_scores(1, 0.0, **even))
     assert_disagrees(slope_scores(1, 0.2, **even))
     assert_disagrees(slope_scores(1, 0.0, vary=other_part))  # from 0 to 1 more often than back
-    batch = draw_batch(told_apart(vary=other_part), OTHER_KEY, 16)
+    batch = batch_of(told_apart(vary=other_part), OTHER_KEY, 16)
     np.testing.assert_array_equal(batch.variant["part"][:, 0], other_part(OTHER_KEY, batch.conditions)["part"])
 
 
 def test_the_next_event_s_condition_is_the_foreign_one():
-    batch = draw_batch(told_apart(), OTHER_KEY, 16)
+    batch = batch_of(told_apart(), OTHER_KEY, 16)
     np.testing.assert_array_equal(batch.foreign["part"][:, 0], np.roll(batch.conditions["part"], 1))
     assert NONE in np.asarray(batch.foreign["part"])
-    assert draw_batch(told_apart(weight=0.0), OTHER_KEY, 16).foreign is None
+    assert batch_of(told_apart(weight=0.0), OTHER_KEY, 16).foreign is None
 
 
 def test_without_denoising_the_other_loss_is_the_same_and_all_conditions_are_asked_for_at_once():
@@ -205,12 +206,12 @@ def test_without_denoising_the_other_loss_is_the_same_and_all_conditions_are_ask
         calls.append(jnp.ndim(part))
         return network(x, t, part)
 
-    factor, batch = recipe.factor(counted), draw_batch(recipe, OTHER_KEY, 16)
+    factor, batch = recipe.factor(counted), batch_of(recipe, OTHER_KEY, 16)
     calls.clear()
-    both = losses(factor, batch)
+    both = jax.jit(lambda batch: losses(factor, batch))(batch)
     assert len(calls) == 2  # the event's own with its score, and the others
     calls.clear()
-    alone = losses(factor, batch, denoising=False)
+    alone = jax.jit(lambda batch: losses(factor, batch, denoising=False))(batch)
     assert len(calls) == 1
     np.testing.assert_allclose(both.cross_condition, alone.cross_condition, rtol=1e-5)
     assert np.all(np.asarray(both.denoising) > 0)
@@ -224,7 +225,7 @@ def test_training_takes_the_losses_that_the_recipe_names(denoising):
     network = jax.tree.map(lambda a: a + 0.1 if eqx.is_inexact_array(a) else a, energy_network(OTHER_KEY))
     state = initial(recipe, network)
     after = make_advance(recipe, network, OTHER_KEY)(state, jnp.int32(1))
-    batch = draw_batch(recipe, jax.random.fold_in(jax.random.fold_in(OTHER_KEY, 0), 0), recipe.batch.size)
+    batch = batch_of(recipe, jax.random.fold_in(jax.random.fold_in(OTHER_KEY, 0), 0), recipe.batch.size)
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
 
     def loss(parameters):
@@ -295,7 +296,7 @@ def test_the_loss_is_the_cross_entropy():
     factor = recipe.factor(exact_logits, "classes")
     assert isinstance(factor, cp.Classifier)
     assert factor.label == "classes"
-    batch = draw_batch(recipe, CLASSES_KEY, 64)
+    batch = batch_of(recipe, CLASSES_KEY, 64)
     loss, *cross = jax.jit(losses)(factor, batch)
     alpha, sigma = (np.asarray(a, np.float64)[:, None] for a in (batch.noise.alpha, batch.noise.sigma))
     x = alpha * np.asarray(batch.events) + sigma * np.asarray(batch.epsilon)

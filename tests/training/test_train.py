@@ -4,7 +4,6 @@ import dataclasses
 import signal
 
 import chex
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,9 +16,9 @@ from composeprob.errors import InvalidValueError, LoadError, NetworkError, Wrong
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import Conditions, Denoising, LogSNR, score_errors, train
 from composeprob.training import run as run_module
-from composeprob.training.run import draw_batch, initial, losses, make_advance
+from composeprob.training.run import initial, losses, make_advance
 from refusals import refused
-from training.recipes import NORMAL, cosine, tiny
+from training.recipes import NORMAL, batch_of, cosine, tiny, untrained
 
 KEY = jax.random.key(3)
 NO_STYLE = np.zeros(3)
@@ -44,21 +43,20 @@ def test_the_loss_of_every_parameterization(form):
     outputs = {"outputs": 1} if form == "energy" else {}
     network = ResidualMLP(2, hidden=8, blocks=0, embedding=4, key=KEY, **outputs)
     factor = tiny(parameterization=form).factor(network)
-    batch = draw_batch(tiny(), KEY, 16)
-    each, *crossed = jax.jit(losses)(factor, batch)
+    batch = batch_of(tiny(), KEY, 16)
     x = batch.noise.alpha[:, None] * batch.events + batch.noise.sigma[:, None] * batch.epsilon
-    score = jax.vmap(lambda x, noise: factor.evaluate(x, noise, {})[1])(x, batch.noise)
+    score_of = jax.vmap(lambda x, noise: factor.evaluate(x, noise, {})[1])
+    (each, *crossed), score = jax.jit(lambda batch, x: (losses(factor, batch), score_of(x, batch.noise)))(batch, x)
     expected = jnp.mean((batch.epsilon + batch.noise.sigma[:, None] * score) ** 2, axis=1)
     np.testing.assert_allclose(each, expected, rtol=1e-4)
     np.testing.assert_array_equal(crossed, np.zeros((2, 16)))  # neither a level nor a condition to tell it from
 
 
 def test_it_starts_from_the_weights_that_are_given():
-    trained = tiny().untrained(jax.random.key(8))
+    trained, other = (untrained(tiny(), jax.random.key(seed)) for seed in (8, 9))
     result = train(tiny(iterations=1, learning_rate=1e-12), KEY, progress=False, start=lambda network: trained)
-    for one, other in zip(*map(jax.tree.leaves, (result.factor.network, trained)), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
-    assert not np.allclose(*(jax.tree.leaves(n)[0] for n in (tiny().untrained(jax.random.key(9)), trained)))
+    chex.assert_trees_all_close(result.factor.network, trained, rtol=0, atol=1e-6)
+    assert not np.allclose(*(jax.tree.leaves(network)[0] for network in (other, trained)))
 
 
 @pytest.mark.slow
@@ -110,7 +108,7 @@ def test_data_networks_and_schedules_are_what_a_checkpoint_is_made_of():
 
     def made_of(**changes):
         recipe = tiny(**changes)
-        return run_module._fingerprint(recipe, eqx.filter_jit(recipe.untrained)(KEY), KEY)
+        return run_module._fingerprint(recipe, untrained(recipe, KEY), KEY)
 
     same = made_of()
     wide = lambda key: ResidualMLP(2, hidden=20, blocks=1, embedding=8, key=key)
@@ -130,7 +128,7 @@ def test_the_average_follows_its_formula_and_one_compilation_serves_all_steps():
         return NORMAL.sample(key, (n,))
 
     recipe = tiny(data=data, ema=0.9)
-    network = eqx.filter_jit(recipe.untrained)(KEY)
+    network = untrained(recipe, KEY)
     advance, state = make_advance(recipe, network, KEY), initial(recipe, network)
     expected = state.parameters
     for steps in (1, 1, 1):
@@ -143,7 +141,7 @@ def test_the_average_follows_its_formula_and_one_compilation_serves_all_steps():
 
 def test_pairs_and_strata():
     recipe = tiny(antithetic=True, log_snr=LogSNR(-6.0, 4.0, focus=(0.0, 4.0)))
-    batch = draw_batch(recipe, KEY, 400)
+    batch = batch_of(recipe, KEY, 400)
     np.testing.assert_array_equal(batch.epsilon[:200], -batch.epsilon[200:])
     np.testing.assert_array_equal(batch.events[:200], batch.events[200:])
     log_snr = np.asarray(batch.noise.log_snr)
@@ -164,11 +162,11 @@ def test_conditions_are_dropped_together_at_the_given_rate():
     conditions = Conditions({"label": 0, "style": NO_STYLE}, dropout=0.25)
     network = lambda key: Net(2, hidden=8, blocks=0, embedding=8, key=key)
     recipe = tiny(network=network, data=data, conditions=conditions, iterations=3)
-    batch = draw_batch(recipe, KEY, 2000)
+    batch = batch_of(recipe, KEY, 2000)
     dropped = np.asarray(batch.conditions["label"] == 0)
     np.testing.assert_array_equal(dropped, np.asarray(batch.conditions["style"]).sum(1) == 0)
     assert dropped.mean() == pytest.approx(0.25, abs=0.05)
-    factor = recipe.factor(recipe.untrained(KEY))
+    factor = recipe.factor(untrained(recipe, KEY))
     assert factor.traits.conditions == ("label", "style")
     chex.assert_tree_all_finite(jax.jit(losses)(factor, batch))
 
@@ -176,7 +174,7 @@ def test_conditions_are_dropped_together_at_the_given_rate():
 def test_levels_of_a_schedule():
     schedule = cp.Schedule.cosine(20)
     recipe = tiny(schedule=schedule, log_snr=None, time="level")
-    batch = draw_batch(recipe, KEY, 200)
+    batch = batch_of(recipe, KEY, 200)
     np.testing.assert_allclose(batch.noise.alpha, schedule.levels.alpha[batch.noise.index])
     assert sorted(set(np.asarray(batch.noise.index).tolist())) == list(range(20))
     assert recipe.log_snr_range() == pytest.approx((float(schedule.log_snr[-1]), float(schedule.log_snr[0])))

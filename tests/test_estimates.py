@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 
-from composeprob.errors import InvalidValueError, WrongTypeError
-from composeprob.results.estimates import Estimate, Families
+from composeprob.results.estimates import Families
 from composeprob.results.record import About, Record
 from composeprob.results.status import Code, Status
-from refusals import refused
 
 LEVEL = 0.9
 REPEATS = 200
@@ -128,14 +126,6 @@ def test_errors_are_withheld_with_their_intervals():
         assert np.isfinite(estimate.value)
     assert np.isnan(Made(np.arange(3.0)).mean(x).error)
     assert np.isnan(Made(np.ones((3, 2)), draws=2).mean(x).error)
-
-
-def test_what_is_refused():
-    made = Made(np.arange(10.0))
-    refused(lambda: made.probability(x), InvalidValueError, "An event is true or false")
-    refused(lambda: made.quantile(x, 1.5), InvalidValueError, r"between 0 and 1; got 1\.5")
-    refused(lambda: Estimate(0.0, 1.0).interval(90), InvalidValueError, r"pass 0\.9")
-    refused(lambda: made.quantile("x", 0.5), WrongTypeError, "a function of one sample", r"lambda s: s\['x'\]\)")
 
 
 def test_pareto_k_tells_heavy_weights():

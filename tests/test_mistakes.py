@@ -25,9 +25,11 @@ import pytest
 
 import composeprob as cp
 from composeprob import errors
+from composeprob.compiler import proper
 from composeprob.errors import (
     AlignmentError,
     CapabilityError,
+    DoublyIntractableError,
     ImproperError,
     InvalidValueError,
     LevelError,
@@ -144,8 +146,8 @@ def with_if(x, t):
     return x if t > 3 else -x
 
 
-def an_energy(function, event_shape=(2,)):
-    return lambda: cp.Energy(function, SCHEDULE, event_shape=event_shape)
+def energy(function, event_shape=(2,), **options):
+    return cp.Energy(function, SCHEDULE, event_shape=event_shape, **options)
 
 
 @pytest.fixture
@@ -163,6 +165,11 @@ def network(**options):
 
 def of_levels(number):
     return diffusion(lambda x, t: x, cp.Schedule.cosine(number), label=f"of{number}")
+
+
+CLASSIFIER = cp.Classifier(lambda x, t: x, SCHEDULE, event_shape=(2,))
+OPEN = diffusion(lambda x, t, c: jnp.sum((x - c) ** 2), parameterization="energy", conditions=("c",))
+"""With a condition that has no value."""
 
 
 def squares():
@@ -389,6 +396,11 @@ MISTAKES = {
         "a program and what it takes": (lambda: cp.infer(single, F, key=KEY, num_chains=4), "density; got Program"),
         "no mesh": (lambda: ran(mesh=8), "got int"),
         "no kernel": (lambda: cp.AnnealedMCMC("MALA", 3), "needs a kernel"),
+        "a site of NumPyro that is no factor": (lambda: cp.as_distribution(STANDARD), "takes a factor; got Normal"),
+        "a kernel to draw sites of NumPyro": (lambda: cp.as_distribution(F, sampler=cp.MALA()), "", "AnnealedMCMC"),
+        "a calibration of a name": (lambda: cp.calibrate("ring", KEY), "takes a factor"),
+        "a calibration by a number": (lambda: cp.calibrate(F, 0), "typed random key"),
+        "a site for a function": (lambda r: r.quantile("x", 0.5), "a function of one sample", r"lambda s: s\['x'\]"),
         "a threshold in words": (lambda: cp.SMC(resample="half"), "threshold"),
         "a class for a meeting": (lambda: cp.SMC(resample=cp.Resample), "the class Resample"),
         "a step in words": (lambda: cp.SMC(step="first"), "step must be a cp.ReverseStep; got 'first'"),
@@ -400,13 +412,9 @@ MISTAKES = {
             "'y' holds whole numbers that int32", "pass floats"
         ),
         "bounds the wrong way": (lambda: cp.Analytic(dist.Uniform(1.0, 0.0), SCHEDULE), "from 1.0 to 0.0", LOWER),
-        "a negative scale of a prior": (
-            latent_of(dist.Normal, 0.0, -1.0), f"the scale -1, {POSITIVE}", "passed as scale"
-        ),
+        "a prior's negative scale": (latent_of(dist.Normal, 0.0, -1.0), f"the scale -1, {POSITIVE}", "passed as scale"),
         "a negative scale of data": (seen(lambda x: dist.Normal(x, -0.1)), f"the scale -0.1, {POSITIVE}", EXP),
-        "a scale of 0": (
-            wide_as(lambda x: jnp.arange(2.0)), rf"shape \(2,\) and numbers from 0 on, {POSITIVE}", EXP
-        ),
+        "a scale of 0": (wide_as(lambda x: jnp.arange(2.0)), rf"shape \(2,\) and numbers from 0 on, {POSITIVE}", EXP),
         "a latent as a scale": (wide_as(lambda x: cp.sample("s", STANDARD)), f"the site 's', {POSITIVE}", "HalfNormal"),
         "twice a latent": (
             latent_of(lambda: dist.Normal(0.0, 2 * cp.sample("m", STANDARD))), f"scale -.*, {POSITIVE}", "HalfNormal"
@@ -434,6 +442,15 @@ MISTAKES = {
         "a quantile's arguments swapped": (
             lambda r: r.quantile(0.5, lambda s: s["x"]), "between 0 and 1; got <function", r"quantile\(fn, 0\.5\)"
         ),
+        "a quantile above 1": (lambda r: r.quantile(lambda s: s["x"], 1.5), r"between 0 and 1; got 1\.5"),
+        "a probability of a number": (lambda r: r.probability(lambda s: s["x"]), "An event is true or false"),
+        "an interval in percent": (lambda r: r.mean(lambda s: s["x"]).interval(90), "", r"pass 0\.9"),
+        "no chains to draw a site of NumPyro": (lambda: cp.as_distribution(F, num_chains=0), "num_chains"),
+        "a calibration of NaN": (
+            lambda: cp.calibrate(energy(lambda x, k: jnp.where(x[0] > 0, jnp.nan, -x @ x)), KEY),
+            "not finite at level 31"
+        ),
+        "a calibration once": (lambda: cp.calibrate(F, KEY, repeats=1), "repeats"),
         "NaN in a log-weight": (weighed(lambda x: x[0] + NAN), "log-weight of 'e' is NaN", "jnp.where"),
         "NaN in NumPyro's log-weight": (scene(lambda x: numpyro.factor("e", x[0] + NAN)), "log-weight of 'e' is NaN"),
         "NaN in data": (compiled(observed, F, NAN), "value of 'y' holds NaN"),
@@ -514,9 +531,22 @@ MISTAKES = {
         "HMC on a score": (moved(cp.HMC(0.1), network), r"HMC needs `energy`, but factor '.*' offers only `score`"),
         "MALA in SMC on a score": (weighs(network, kernel=cp.MALA(0.1)), "MALA needs `energy`"),
         "density weights on a learned energy": (weighs(squares, weights="density"), "needs `mode_depth`"),
-        "Feynman-Kac weights without a rate": (weighs(an_energy(lambda x, k: -jnp.sum(x**2))), "Feynman–Kac rate"),
+        "Feynman-Kac weights without a rate": (weighs(lambda: energy(lambda x, k: -jnp.sum(x**2))), "Feynman–Kac rate"),
         "Ancestral with a NumPyro latent": (gibbs({"x": cp.MALA()}, lambda _: cp.Ancestral()), "'mu'"),
+        "a calibration of a score": (lambda: cp.calibrate(network(label="cat"), KEY), "'cat' offers only its score"),
+        "a calibration of terms of different numbers": (
+            lambda: cp.calibrate(cp.mixture([F * F, F], log_weights=[0.0, 0.0]), KEY), "products of different numbers"
+        ),
+        "weights of what is not normalised": (
+            lambda: cp.mixture([energy(lambda x, k: -x @ x)] * 2, weights=[1, 1]), "", r"cp\.calibrate\(factor, key\)"
+        ),
+        "a density of a score in NumPyro": (lambda: cp.as_distribution(network()).log_prob(Y), "offers only its score"),
         "log-density of a score": (lambda: cp.compile(single, network()).log_density({"x": Y}, 0), "only its score"),
+    },
+    DoublyIntractableError: {
+        "a condition of NumPyro's that is a latent": (
+            lambda: jax.jit(lambda c: cp.as_distribution(OPEN.given(c=c)).log_prob(Y))(1.0), "normaliser"
+        ),
     },
     LoadError: {"a misspelled model": (lambda: cp.load("ring2"), "'ring2'", "did you mean 'ring2d'")},
     NetworkError: {
@@ -524,20 +554,26 @@ MISTAKES = {
             compiled(in_plate_of_5, cp.Diffusion(lambda x, t, c: x - c, SCHEDULE, event_shape=(), conditions=("c",))),
             r"returned shape \(4,\)", r"plate of 5 members condition 'c' of shape \(4,\) is one value for all"
         ),
+        "a missing condition in NumPyro": (lambda: cp.as_distribution(OPEN), "", r"given\(c=…\)"),
         "NumPy in a network": (lambda: diffusion(with_numpy), "factor 'with_numpy' calls NumPy", NUMPY),
         "NumPy's norm in a network": (lambda: diffusion(with_numpy_norm), "'with_numpy_norm' calls NumPy", NUMPY),
         "if in a network": (lambda: diffusion(with_if), "`if`", WHERE),
-        "NumPy in an energy": (an_energy(lambda x, k: -np.sum(np.asarray(x) ** 2)), "calls NumPy", NUMPY),
-        "a level as an index": (an_energy(lambda x, k: -x[0] / SCHEDULE.sigma[k]), "calls NumPy", r"at\(level\)"),
+        "NumPy in an energy": (lambda: energy(lambda x, k: -np.sum(np.asarray(x) ** 2)), "calls NumPy", NUMPY),
+        "a level as an index": (lambda: energy(lambda x, k: -x[0] / SCHEDULE.sigma[k]), "calls NumPy", r"at\(level\)"),
+        "an energy of whole numbers": (lambda: energy(lambda x, k: (x > 0).sum()), "int32 numbers"),
+        "an energy that is NaN": (
+            lambda: cp.compile(both, F, energy(lambda x, k: jnp.sqrt(-1 - x @ x), top_power=0.0)), "NaN at all of"
+        ),
         "NumPy in a classifier": (
             lambda: cp.Classifier(with_numpy, SCHEDULE, event_shape=(2,)), "classifier.*calls NumPy", NUMPY
         ),
     },
     ShapeError: {
         "a metric that is no matrix": (lambda: cp.MALA(metric=np.ones(3)), r"shape \(3,\)"),
+        "a calibration of no shape": (lambda: cp.calibrate(cp.Classifier(loop, SCHEDULE), KEY), "has no event shape"),
         "an event without entries": (lambda: normal(jnp.zeros(0)), "no entries"),
         "a network's event without entries": (lambda: network(event_shape=(3, 0)), "no entries"),
-        "an event of less than nothing": (an_energy(len, (-1,)), r"shape \(-1,\)"),
+        "an event of less than nothing": (lambda: energy(len, (-1,)), r"shape \(-1,\)"),
         "data of the wrong shape": (compiled(observed, F, jnp.zeros(5)), r"shape \(5,\)"),
         "NumPyro's data of the wrong shape": (
             compiled(numpyro_observed, F, jnp.zeros(5)), r"'y' has shape \(5,\), but its distribution has shape \(2,\)"
@@ -562,6 +598,13 @@ MISTAKES = {
         ),
         "improper": (latent_of(dist.ImproperUniform, REAL, (), ()), "'s' has the prior ImproperUniform"),
         "a prior without end": (latent_of(dist.Uniform, 0.0, jnp.inf), "'s' is not finite"),
+        "a calibration of what rises": (lambda: cp.calibrate(energy(lambda x, k: x @ x), KEY), "rises without bound"),
+        "a calibration of a classifier": (lambda: cp.calibrate(CLASSIFIER.given(label=0), KEY), "improper"),
+        "a log-weight that rises": (weighed(lambda x: x[1] ** 2), "rises without bound"),
+        "a flat energy": (lambda: cp.compile(single, energy(lambda x, k: 0 * x.sum())), "rises without bound"),
+        "an energy that rises": (
+            lambda: cp.compile(both, F, energy(lambda x, k: 100 * x @ x, top_power=0.0)), "rises without bound"
+        ),
     },
     AlignmentError: {
         "factors that cannot be aligned": (compiled(both, of_levels(10), of_levels(7)), "its nearest"),
@@ -724,8 +767,8 @@ def test_a_model_of_many_levels_is_offered_some_of_them():
 
 
 def test_what_resembles_a_mistake_and_is_none():
-    """A support that depends on a latent, soft evidence in a plate, data masked where they are NaN, whole floats, and
-    an observation that depends on a site through its value."""
+    """A support that depends on a latent, soft evidence in a plate, data masked where they are NaN, whole floats, an
+    observation that depends on a site through its value, and log-weights that rise and fall in the end."""
 
     @cp.program
     def fine(y):
@@ -740,6 +783,14 @@ def test_what_resembles_a_mistake_and_is_none():
     assert set(cp.compile(fine, jnp.array([1.0, jnp.nan, 0.0])).sites) == {"top"}
     equal = cp.program(lambda f: cp.observe("difference", dist.Normal(0.0, 0.5), cp.sample("x", f)))
     assert cp.compile(equal, normal()).graph.observations[0].depends_on == {"x"}
+    for log_weight in (lambda x: 20 * x[0], lambda x: 0.4 * x @ x):
+        assert weighed(log_weight)()
+
+
+def test_where_functions_do_not_rise_nothing_else_is_evaluated(monkeypatch):
+    """Along the second entry this one is flat, and the factor falls."""
+    monkeypatch.setattr(proper, "log_densities", None)
+    assert weighed(lambda x: -(x[0] ** 2))()
 
 
 @cp.program

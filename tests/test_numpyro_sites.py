@@ -1,6 +1,7 @@
 """`cp.as_distribution`: factors as sites of NumPyro's own models, with log-densities and draws in closed form.
 
 The factor is N(0, I)·N((1, 0), I), which is N((½, 0), ½·I) up to its normaliser; level 0 adds a little noise to each.
+What is refused are rows of tests/test_mistakes.py.
 """
 
 import jax
@@ -13,8 +14,6 @@ from numpyro.infer import Predictive
 from numpyro.infer.util import potential_energy
 
 import composeprob as cp
-from composeprob.errors import CapabilityError, DoublyIntractableError, InvalidValueError, NetworkError, WrongTypeError
-from refusals import refused
 from sampling_cases import SCHEDULE, normal
 from zscores import assert_agrees, z_scores
 
@@ -128,32 +127,3 @@ def test_inside_a_program_it_is_the_factor(prior):
     density = cp.compile(nested)
     assert density.sites["x"].kind == "noised"
     assert len(density.described.offers) == 2
-
-
-def diffusion(network, **options):
-    return cp.Diffusion(network, SCHEDULE, event_shape=(2,), **options)
-
-
-def at_the_origin(factor):
-    return cp.as_distribution(factor).log_prob(jnp.zeros(2))
-
-
-def latent_condition(value):
-    f = diffusion(lambda x, t, c: jnp.sum((x - c) ** 2), parameterization="energy", conditions=("c",))
-    return at_the_origin(f.given(c=value))
-
-
-SCORE, CONDITIONAL = diffusion(lambda x, t: x, time="sigma"), diffusion(lambda x, t, c: x * c, conditions=("c",))
-CASES = {
-    "a condition that is a latent": (lambda: jax.jit(latent_condition)(1.0), DoublyIntractableError, "normaliser"),
-    "the log-density of a score": (lambda: at_the_origin(SCORE), CapabilityError, "offers only its score"),
-    "a missing condition": (lambda: cp.as_distribution(CONDITIONAL), NetworkError, r"given\(c=…\)"),
-    "no factor": (lambda: cp.as_distribution(dist.Normal(0.0, 1.0)), WrongTypeError, "takes a factor; got Normal"),
-    "a kernel for a sampler": (lambda: cp.as_distribution(PRODUCT, sampler=cp.MALA()), WrongTypeError, "AnnealedMCMC"),
-    "no chains": (lambda: cp.as_distribution(PRODUCT, num_chains=0), InvalidValueError, "num_chains"),
-}
-
-
-@pytest.mark.parametrize(("call", "kind", "words"), CASES.values(), ids=CASES)
-def test_bad_input(call, kind, words):
-    refused(call, kind, words)

@@ -11,21 +11,21 @@ from composeprob.schedule import log_snr_of
 from refusals import refused
 from registry import SCHEDULES
 
-ROWS = pytest.mark.parametrize("name", SCHEDULES)
+
+@pytest.fixture(params=SCHEDULES)
+def schedule(request):
+    """Every constructor's."""
+    return SCHEDULES[request.param]()
 
 
-@ROWS
-def test_levels_go_from_clean_to_noisy(name):
-    schedule = SCHEDULES[name]()
+def test_levels_go_from_clean_to_noisy(schedule):
     assert schedule.num_levels == schedule.alpha.shape[0] == schedule.sigma.shape[0]
     assert np.all(np.diff(schedule.log_snr) < 0)
     np.testing.assert_allclose(schedule.log_snr, np.log(schedule.alpha**2 / schedule.sigma**2), rtol=1e-4, atol=1e-5)
     assert schedule.sigma[0] < 0.2 < schedule.sigma[-1]
 
 
-@ROWS
-def test_a_level_is_one_entry_also_traced(name):
-    schedule = SCHEDULES[name]()
+def test_a_level_is_one_entry_also_traced(schedule):
     for level in (0, 3, schedule.num_levels - 1):
         for noise in (schedule.at(level), jax.jit(lambda k: schedule.at(k))(level), schedule.at(np.int64(level))):
             assert int(noise.index) == level
@@ -34,10 +34,8 @@ def test_a_level_is_one_entry_also_traced(name):
             np.testing.assert_allclose(noise.log_snr, schedule.log_snr[level], rtol=1e-4, atol=1e-4)
 
 
-@ROWS
-def test_beta_takes_one_level_to_the_next(name):
+def test_beta_takes_one_level_to_the_next(schedule):
     """x_k = (α_k/α_{k−1})·x_{k−1} + √β_k·ε: σ_k² = (α_k/α_{k−1})²·σ_{k−1}² + β_k."""
-    schedule = SCHEDULES[name]()
     alpha, sigma, beta = (np.asarray(a, np.float64) for a in (schedule.alpha, schedule.sigma, schedule.beta))
     ratio = alpha[1:] / alpha[:-1]
     np.testing.assert_allclose(beta[1:], sigma[1:] ** 2 - (ratio * sigma[:-1]) ** 2, rtol=2e-3)
@@ -45,9 +43,7 @@ def test_beta_takes_one_level_to_the_next(name):
     assert np.all(beta > 0)
 
 
-@ROWS
-def test_schedules_are_pytrees_whose_levels_are_leaves(name):
-    schedule = SCHEDULES[name]()
+def test_schedules_are_pytrees_whose_levels_are_leaves(schedule):
     assert len(jax.tree.leaves(schedule)) == 3
     assert schedule.same_levels(jax.tree.map(jnp.asarray, schedule))
     assert f"Schedule({schedule.num_levels} levels, log-SNR" in repr(schedule)
@@ -140,11 +136,9 @@ def test_same_levels():
     assert not schedule.same_levels(cp.Schedule.from_arrays(schedule.alpha, schedule.sigma * (1 + 1e-4)))
 
 
-@ROWS
 @pytest.mark.parametrize(("step", "kept"), [(1, range(40)), (13, (0, 13, 26, 39)), (20, (0, 20, 39)), (39, (0, 39))])
-def test_some_of_the_levels(name, step, kept):
+def test_some_of_the_levels(schedule, step, kept):
     """Level 0 and the noisiest among them, and every field as it was: f/g² too, which differences would change."""
-    schedule = SCHEDULES[name]()
     some = schedule.every(np.int64(step))
     for field in ("alpha", "sigma", "drift_ratio"):
         np.testing.assert_array_equal(getattr(some, field), getattr(schedule, field)[list(kept)])
@@ -173,13 +167,11 @@ def test_some_of_the_levels(name, step, kept):
         (lambda: cp.Schedule.cosine(10).every(10), InvalidValueError, "from 1 to 9; got 10"),
         (lambda: cp.Schedule.cosine(10).every(2.0), InvalidValueError, r"got 2\.0"),
         (lambda: cp.Schedule.cosine(10).every(True), InvalidValueError, "got True"),
+        (lambda: cp.Schedule.cosine(10).at(10), LevelError, "Level 10 does not exist.*levels 0 .cleanest. to 9"),
+        (lambda: cp.Schedule.cosine(10).at(-1), LevelError, "Level -1"),
+        (lambda: cp.Schedule.cosine(10).at(1.0), LevelError, "one integer"),
+        (lambda: cp.Schedule.cosine(10).at([1]), LevelError, "one int"),
     ],
 )
 def test_bad_arguments(make, error, told):
     refused(make, error, told)
-
-
-def test_levels_that_do_not_exist():
-    known = "Level 10 does not exist.*levels 0 .cleanest. to 9"
-    for level, told in ((10, known), (-1, "Level -1"), (1.0, "one integer"), ([1], "one int")):
-        refused(lambda: cp.Schedule.cosine(10).at(level), LevelError, told)

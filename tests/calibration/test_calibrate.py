@@ -1,6 +1,7 @@
 """Log-normalisers against closed forms, and mixtures whose shares mean what they say.
 
-The normaliser of an energy is known at every level: exact noised marginals times a constant of the level.
+The normaliser of an energy is known at every level: exact noised marginals times a constant of the level. What cannot
+be calibrated is in rows of tests/test_mistakes.py.
 """
 
 import jax
@@ -172,41 +173,6 @@ def test_calibrating_again_changes_nothing(pair):
     assert type(again.uncalibrated) is type(LEFT_RAW)
     assert "log Z" in repr(again)
     assert "±" in repr(again)
-
-
-SHAPED = {"schedule": SCHEDULE, "event_shape": (2,)}
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "said"),
-    [
-        (
-            lambda: cp.Diffusion(lambda x, t: -x, **SHAPED, parameterization="score", label="cat"),
-            cp.errors.CapabilityError, "'cat' offers only its score",
-        ),
-        (
-            lambda: cp.Energy(lambda x, k: jnp.where(x[0] > 0, jnp.nan, -x @ x / 2), **SHAPED),
-            cp.errors.InvalidValueError, "not finite at level 39",
-        ),
-        (lambda: cp.Energy(lambda x, k: 0.5 * x @ x, **SHAPED), cp.errors.ImproperError, "rises without bound"),
-        (lambda: cp.Classifier(lambda x, t: x, **SHAPED).given(label=0), cp.errors.ImproperError, "improper"),
-        (lambda: cp.Classifier(lambda x, t: x, SCHEDULE), cp.errors.ShapeError, "has no event shape"),
-        (lambda: "ring", cp.errors.WrongTypeError, "takes a factor"),
-        (
-            lambda: cp.mixture([LEFT_RAW * LEFT_RAW, LEFT_RAW], log_weights=[0.0, 0.0]),
-            cp.errors.CapabilityError, "products of different numbers",
-        ),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_calibrated_is_refused(make, error, said):
-    refused(lambda: cp.calibrate(make(), KEY), error, said)
-
-
-def test_bad_arguments():
-    refused(lambda: cp.calibrate(LEFT_RAW, 0), cp.errors.WrongTypeError, "typed random key")
-    refused(lambda: cp.calibrate(LEFT_RAW, KEY, repeats=1), cp.errors.InvalidValueError, "repeats")
-    words = r"cp\.calibrate\(factor, key\)"
-    refused(lambda: cp.mixture([LEFT_RAW, LEFT_RAW], weights=[0.5, 0.5]), cp.errors.CapabilityError, words)
 
 
 def test_a_border_where_nothing_lies_ends_the_region():

@@ -16,6 +16,7 @@ from composeprob.models.making import losses_by_log_snr, table, train_model
 from composeprob.training import score_errors
 from refusals import refused
 from sampling_cases import slow
+from test_one_line import line
 
 MODELS = Path(__file__).parents[2] / "models"
 NAMES = sorted(path.parent.name for path in MODELS.glob("*/weights.safetensors"))
@@ -63,10 +64,15 @@ HELD_OUT = [name for name in NAMES if zoo.defined(name, "held_out") is not None]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_loads_and_has_its_card(name):
-    """Models without an exact law have pictures too."""
+    """Both print as one short line. Models without an exact law have pictures too."""
     factor, card = zoo.load(name), zoo.zoo(name)
     assert factor.label == name
     assert factor.capabilities == card.capabilities
+    offers = "energy" if "energy" in factor.capabilities else "score"
+    start = f"{name} ({offers}, {'×'.join(map(str, factor.event_shape))}"
+    assert line(factor).startswith(start)
+    assert line(card).startswith(start)
+    assert card.title[:20] in line(card)
     metrics = json.loads((card.folder / "metrics.json").read_text())
     assert table(metrics) in card.text  # the card shows what was measured
     if name not in EXACT:

@@ -17,12 +17,12 @@ from composeprob.models.scenes import NOWHERE, PositionUNet, noisy_weight
 def random_weights(build):
     """A network with every weight random, those that start at zero too; by NumPy, which compiles nothing."""
     rng = np.random.default_rng(3)
-    shapes = eqx.filter_eval_shape(lambda: as_network(build(nnx.Rngs(0))))
+    shapes = eqx.filter_eval_shape(build)
     return jax.tree.map(lambda a: (rng.normal(size=a.shape) / np.sqrt(np.prod(a.shape[:-1]))).astype(a.dtype), shapes)
 
 
-def small(rngs):
-    return UNet(3, spatial=1, vector=4, widths=(8, 8, 16), blocks=1, embedding=16, rngs=rngs)
+def small():
+    return as_network(UNet(3, spatial=1, vector=4, widths=(8, 8, 16), blocks=1, embedding=16, rngs=nnx.Rngs(0)))
 
 
 def test_patches_are_undone():
@@ -49,7 +49,7 @@ def test_every_input_counts():
 
 @pytest.mark.slow
 def test_it_starts_at_zero():
-    output = jax.jit(lambda x: small(nnx.Rngs(0))(x, jnp.float32(0.0), jnp.zeros((16, 16, 1)), jnp.ones(4)))
+    output = jax.jit(lambda x: small()(x, jnp.float32(0.0), spatial=jnp.zeros((16, 16, 1)), vector=jnp.ones(4)))
     np.testing.assert_array_equal(output(jnp.ones((16, 16, 3))), 0.0)
 
 
@@ -90,8 +90,8 @@ def test_the_first_half_is_the_gain_and_the_second_the_shift():
 # the matcher: the mean over places of exp of a scalar product ------------------------------------------------------
 
 
-def small_matcher(rngs):
-    return Matcher(3, 6, width=8, blocks=1, embedding=16, rngs=rngs)
+def small_matcher():
+    return as_network(Matcher(3, 6, width=8, blocks=1, embedding=16, rngs=nnx.Rngs(0)))
 
 
 def test_a_text_fits_as_well_as_its_vector_says():

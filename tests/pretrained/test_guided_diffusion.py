@@ -144,9 +144,7 @@ REFUSED = {
     "no size": ({}, Supplied(0, 4), InvalidValueError, "image_size=0"),
     "steps": ({}, Supplied(8, 4, diffusion_steps=1), LoadError, "diffusion_steps=1, which is not supported"),
     "steps of a linear schedule": ({}, Supplied(8, 4, diffusion_steps=20), LoadError, "from 21 with noise_schedule"),
-    "another layout": (
-        {"time_embed.0.weight": "time_embedding.linear_1.weight"}, HEADS, LoadError, "no time_emb",
-    ),
+    "another layout": ({"time_embed.0.weight": "time_embedding.linear_1.weight"}, HEADS, LoadError, "no time_emb"),
     "a part": ({"middle_block.2.in_layers.2.bias": None}, HEADS, LoadError, "mid_block.resnets.1.conv1.bias"),
     "Stable Diffusion": (
         {"middle_block.1.proj_out.bias": "middle_block.1.transformer_blocks.0.norm1.bias"}, HEADS, LoadError,

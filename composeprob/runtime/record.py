@@ -33,6 +33,7 @@ from composeprob.results.scouts import can_scout, unreached
 from composeprob.results.status import Code, Findings, Status
 from composeprob.runtime.own_draws import other_laws, own_scores
 from composeprob.samplers.layout import Layout
+from composeprob.samplers.run import Run
 from composeprob.samplers.spread import host
 
 if TYPE_CHECKING:
@@ -104,7 +105,11 @@ def summarised(
     of_top = density.top.at(state.first).signal(float(log_snr[state.first]))
     completed = len(levels) if arrived else density.num_levels - int(min(visited, default=density.num_levels))
     outside = 0.0 if values is None or not arrived else float(np.mean(np.isneginf(values) | np.isnan(values)))
-    health = recorded["acceptance"], recorded["non_finite"], proposals, recorded["ess"], n, completed, len(levels)
+    weights_of_levels = recorded["ess"], run.records.weight_variance[levels]
+    if not math.isfinite(evidence) and _renewed(run, log_weights, recorded["ess"]):
+        weights_of_levels = np.full((2, len(levels)), np.nan)
+    ess, spreading = weights_of_levels
+    health = recorded["acceptance"], recorded["non_finite"], proposals, ess, n, completed, len(levels)
     found = status.diagnose(*health, sampler.adjusted, sampler.blocks, outside)
     paths = cut(run.path_weights)
     support = supported(state, positions, log_weights, paths, values) if arrived else Support(log_weights)
@@ -119,7 +124,7 @@ def summarised(
     found = found.with_findings(
         *(status.diverged(noised, alpha, sigma) if density.num_levels > 1 else []),
         *((Code.NETWORK_DOUBTED, doubt) for doubt in density.graph.doubts),
-        *([] if found.has(Code.WEIGHTS_COLLAPSED) else status.erratic_weights(run.records.weight_variance[levels])),
+        *([] if found.has(Code.WEIGHTS_COLLAPSED) else status.erratic_weights(spreading)),
         *status.few_ancestors(worth, len(np.unique(run.ancestors)), n, arrived),
         *support.findings,
         *status.not_converged(float(run.drift)),
@@ -183,6 +188,15 @@ def summarised(
         _families=families,
         density=density,
     )
+
+
+def _renewed(run: Run, log_weights: np.ndarray, ess: np.ndarray) -> bool:
+    """Whether global moves made chains of equal weight independent of one another, of which so many had counted at each
+    level, by its relative ``ess``, that the moves knew the modes: nothing but the evidence rests on weights then."""
+    n, stuck = len(log_weights), tuning.GLOBAL_MOVES.most_stuck
+    moved = math.isfinite(float(run.global_acceptance)) and not np.ptp(log_weights)
+    counted = n * np.min(ess, where=np.isfinite(ess), initial=1.0)
+    return moved and len(np.unique(run.ancestors)) >= (1 - stuck) * n and counted >= status.fewest_families(n)
 
 
 def _overlap(state: State, positions: Position, most: float) -> Question:

@@ -119,6 +119,29 @@ def test_chains_are_independent_again_only_where_nearly_all_went():
     assert "then GlobalMoves(20)" in many.about.sampler
 
 
+def test_where_all_chains_moved_weights_of_levels_are_the_evidences_affair_alone():
+    """A hill of width 0.2 that no noisier level shows, on which weights leave 16 of 1,000 chains."""
+    levels = cp.Schedule.log_snr(12)
+    hill = lambda x, level: jnp.logaddexp(0.0, 6.4 - 0.5 * jnp.sum((x - 2.0) ** 2) / 0.2**2)
+    density = cp.compile(
+        both, normal(jnp.zeros(2), 1.0, levels), cp.Energy(hill, levels, event_shape=(2,), top_power=0.0)
+    )
+    gained = np.exp(6.4) * 0.04 / 1.04 * np.exp(-4.0 / 1.04)  # of N(0, I) times the hill alone
+
+    def descended(seed, weights, then):
+        sampler = cp.SMC(cp.MALA(cp.Adaptive()), 3, weights=weights, then=then)
+        result = run(density, seed, chains=1000, sampler=sampler)
+        assert np.nanmin(result.levels["ess"]) < 0.05
+        return result
+
+    moved = [descended(seed, "density", cp.GlobalMoves(8)) for seed in (0, 2, 3, 4)]
+    assert all(result.status.ok and result.log_evidence is None for result in moved)
+    on_hill = [np.mean(((result["x"] - 2) ** 2).sum(1) < 0.7**2) for result in moved]
+    assert_agrees(z_scores({"x": np.array(on_hill)}, {"x": gained / (1 + gained)}))
+    for weights, then in (("density", ()), ("feynman_kac", cp.GlobalMoves(8))):
+        assert descended(0, weights, then).status.has("weights_collapsed")
+
+
 def test_they_cost_one_evaluation_each():
     calls = Calls()
     density = cp.compile(single, normal(jnp.zeros(2), 1.0, SHORT) * cp.Energy(Counted(calls), SHORT, event_shape=(2,)))

@@ -11,16 +11,10 @@ import composeprob as cp
 from composeprob.factors.networks import as_network
 from composeprob.models.networks import residual_mlp_eqx, residual_mlp_nnx
 from composeprob.models.networks.conditioning import OutputScale, log_snr_features
+from networks.test_unet import random_weights
 from sampling_cases import learned
 
 SIZES = {"hidden": 16, "blocks": 2, "embedding": 8}
-
-
-def random_weights(build):
-    """The network with every weight random, those that start at zero too; by NumPy, which compiles nothing."""
-    rng = np.random.default_rng(7)
-    shapes = eqx.filter_eval_shape(build, jax.random.key(0))
-    return jax.tree.map(lambda a: (rng.normal(size=a.shape) / np.sqrt(a.shape[-1])).astype(a.dtype), shapes)
 
 
 def as_nnx(network, **settings):
@@ -56,7 +50,8 @@ def test_equinox_and_nnx_are_the_same_function(settings):
     def both(network):
         return jax.vmap(network)(x, t), jax.vmap(as_nnx(network, **settings))(x, t)
 
-    ours, theirs = both(random_weights(lambda key: residual_mlp_eqx.ResidualMLP(2, key=key, **SIZES, **settings)))
+    build = lambda: residual_mlp_eqx.ResidualMLP(2, key=jax.random.key(0), **SIZES, **settings)
+    ours, theirs = both(random_weights(build))
     assert ours.shape == (20, settings.get("outputs", 2))
     assert float(jnp.std(ours)) > 0.01
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -1,7 +1,9 @@
 """Shares of modes that rest on nothing are named, and those that rest on weights, paths or moves are not."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
@@ -10,7 +12,7 @@ from composeprob.compiler.pipeline import lowered
 from composeprob.results.geometry import components, neighbours
 from composeprob.runtime import record
 from composeprob.runtime.record import alike, effective
-from sampling_cases import both, modes, normal, run, single, squared
+from sampling_cases import both, modes, single, squared
 
 LEVELS = cp.Schedule.log_snr(60)
 
@@ -34,15 +36,23 @@ def wrong():
 
 @pytest.fixture(scope="module")
 def frozen(wrong):
-    return run(wrong, sampler=INDEPENDENT)
+    return run(wrong, INDEPENDENT)
 
 
 INDEPENDENT = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, cp.ReverseStep(control="none"))
 """What a default run of 64 chains begins with."""
 
 
+def run(density, sampler=None, **options):
+    return cp.infer(density, jax.random.key(0), num_chains=64, sampler=sampler, progress=False, **options)
+
+
 def on_the_left(result):
     return np.mean(np.asarray(result["x"]).reshape(64, -1).mean(1) < 0)
+
+
+def plane(sd=1.0):
+    return cp.Analytic(dist.Normal(jnp.zeros(2), sd).to_event(1), LEVELS)
 
 
 def test_chains_apart_in_shares_that_rest_on_nothing_are_named(frozen):
@@ -56,7 +66,7 @@ def test_chains_apart_in_shares_that_rest_on_nothing_are_named(frozen):
 def test_weights_that_are_worth_too_few_chains_to_mend_shares_support_none(wrong, monkeypatch):
     """7 of 64: more than a tenth, and fewer than what a mended share takes."""
     monkeypatch.setattr(record, "effective", lambda _: 7.0)
-    assert run(wrong, sampler=INDEPENDENT).status.has("shares_frozen")
+    assert run(wrong, INDEPENDENT).status.has("shares_frozen")
 
 
 def test_modes_of_a_score_alone_are_apart_though_neighbours_connect_them():
@@ -70,14 +80,14 @@ def test_modes_of_a_score_alone_are_apart_though_neighbours_connect_them():
     scored = cp.Diffusion(score, LEVELS, event_shape=(6,), parameterization="score", time="level")
     kernel = cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral(5, "simpson", 0.1))
     density = lowered(squared, (scored,), {}, growing=False)
-    result = run(density, sampler=cp.AnnealedMCMC(kernel, 3, reverse_step=True))
+    result = run(density, cp.AnnealedMCMC(kernel, 3, reverse_step=True))
     assert components(neighbours(np.asarray(result["x"]), tuning.SHARES.linked), 64).max() == 0
     assert result.status.has("shares_frozen")
     assert "Their shares rest on nothing" in result.status.message
 
 
 def test_paths_with_growing_exponents_mend_the_shares():
-    result = run(cp.compile(squared, narrow()), sampler=None)
+    result = run(cp.compile(squared, narrow()))
     assert 0.2 < on_the_left(result) < 0.8
     wide = result.probability(lambda s: s["x"].mean() < 0)
     assert abs(wide.value - 2.0**-10) < min(4 * wide.error, 0.004)
@@ -87,7 +97,7 @@ def test_paths_with_growing_exponents_mend_the_shares():
 
 
 def test_by_default_chains_that_weigh_one_another_on_close_levels_take_their_place(wrong, frozen):
-    result = run(wrong, sampler=None)
+    result = run(wrong)
     assert result.status.ok
     assert on_the_left(result) < 0.05  # 0.001 by quadrature
     noise = (LEVELS.sigma[0] / LEVELS.alpha[0]) ** 2
@@ -99,7 +109,7 @@ def test_by_default_chains_that_weigh_one_another_on_close_levels_take_their_pla
 
 
 def test_chains_on_levels_that_the_user_gave_stay_on_them(wrong):
-    result = run(wrong, sampler=None, levels=np.asarray(LEVELS.log_snr))
+    result = run(wrong, levels=np.asarray(LEVELS.log_snr))
     assert result.about.sampler.startswith("AnnealedMCMC")
     assert result.status.has("shares_frozen")
 
@@ -117,21 +127,21 @@ def test_places_that_break_a_constraint_hold_nothing():
         return np.mean((ones.sum(1) == 1).all(1) & (ones.sum(2) == 1).all(1))
 
     density = cp.compile(single, row_and_column())
-    assert valid(run(density, sampler=INDEPENDENT)["x"]) < 0.9
-    result = run(density, sampler=None)
+    assert valid(run(density, INDEPENDENT)["x"]) < 0.9
+    result = run(density)
     assert valid(result["x"]) == 1.0
     assert "took its place" in result.reason
 
 
 def test_chains_apart_whose_paths_weigh_alike_are_not_named():
     """A vague second factor weighs the modes anew, by little at any level."""
-    result = run(cp.compile(both, two(2, [0.5, 0.5], [0.2, 0.2]), normal([0.0, 0.0], 8.0, LEVELS)), sampler=INDEPENDENT)
+    result = run(cp.compile(both, two(2, [0.5, 0.5], [0.2, 0.2]), plane(8.0)), INDEPENDENT)
     assert 0.3 < on_the_left(result) < 0.7
     assert result.status.ok
 
 
 def test_chains_that_global_moves_lead_across_are_not_named():
-    result = run(cp.compile(squared, two(1, [0.5, 0.5], [0.3, 0.1])), sampler=None)
+    result = run(cp.compile(squared, two(1, [0.5, 0.5], [0.3, 0.1])))
     share = 1 / (1 + 0.3 / 0.1)
     assert abs(on_the_left(result) - share) < 4 * np.sqrt(share * (1 - share) / 64)
     assert result.status.ok

@@ -15,15 +15,19 @@ from composeprob.training import estimator
 from composeprob.training import run as run_module
 from composeprob.training.estimator import PosteriorDenoiser
 from refusals import refused, rows
+from sampling_cases import run as sampled
+from sampling_cases import single
 
 SCALE, NOISE = np.array([0.02, 30.0]), 0.5
 """Of the prior, and of the data's noise in units of it: parameters a thousand times apart."""
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def small():
     settings = tuning.ESTIMATOR._replace(width=16, blocks=1, batch=64, held_out=100, levels=40)
-    monkeypatch.setattr(tuning, "ESTIMATOR", settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "ESTIMATOR", settings)
+        yield
 
 
 def pairs(number=2000, seed=0):
@@ -37,8 +41,12 @@ def score(factor, theta, level, x):
     return factor.evaluate(jnp.asarray(theta), factor.schedule.at(level), {"x": jnp.asarray(x)})[1]
 
 
-def test_the_posterior_of_a_gaussian_is_exact_in_the_units_of_theta():
-    run = estimator(*pairs(), jax.random.key(0), iterations=20, progress=False, label="mine")
+@pytest.fixture(scope="module")
+def run(small):
+    return estimator(*pairs(), jax.random.key(0), iterations=20, progress=False, label="mine")
+
+
+def test_the_posterior_of_a_gaussian_is_exact_in_the_units_of_theta(run):
     assert run.factor.label == "mine"
     assert run.finished
     assert run.loss.shape == (20,)
@@ -77,11 +85,11 @@ def test_draws_stay_within_the_walls_of_a_uniform_prior_before_anything_is_learn
     x = theta + 0.5 * rng.normal(size=theta.shape).astype(np.float32)
     low, high = jnp.full(1, -1.0), jnp.full(1, 1.0)
     network = PosteriorDenoiser(theta, x, (low, high), jax.random.key(0))
+    noise_of = jax.jit(lambda event, log_snr: network(event, log_snr, jnp.full(1, 0.9)))
     for log_snr in (-6.0, 0.0, 8.0):
         alpha, sigma = np.sqrt(1 / (1 + np.exp(-log_snr))), np.sqrt(1 / (1 + np.exp(log_snr)))
         for event in (-3.0, 0.2, 1.5):
-            noise = network(jnp.full(1, event), jnp.float32(log_snr), jnp.full(1, 0.9))
-            denoised = (event - sigma * noise) / alpha
+            denoised = (event - sigma * noise_of(jnp.full(1, event), log_snr)) / alpha
             assert np.all(np.abs(denoised) < 1 + 1e-4 + 1e-6 / alpha)
 
 
@@ -97,17 +105,10 @@ def test_a_set_of_observations_has_no_order():
     np.testing.assert_allclose(last, 0.0, atol=1.0)
 
 
-def test_a_factor_of_it_is_drawn_from_in_three_lines():
-    theta, x = pairs(500)
-    posterior = estimator(theta, x, jax.random.key(0), iterations=1, progress=False).factor
-
-    @cp.program
-    def answer(posterior, x):
-        return cp.sample("theta", posterior.given(x=x))
-
-    density = cp.compile(answer, posterior, jnp.array([0.0, 0.0]))
-    result = cp.infer(density, jax.random.key(1), num_chains=100, sampler=cp.Ancestral(), progress=False)
-    np.testing.assert_allclose(result["theta"].std(0) / SCALE, (NOISE**2 / (1 + NOISE**2)) ** 0.5, rtol=0.3)
+def test_a_factor_of_it_is_drawn_from(run):
+    density = cp.compile(single, run.factor.given(x=jnp.zeros(2)))
+    result = sampled(density, 1, 100, sampler=cp.Ancestral())
+    np.testing.assert_allclose(result["x"].std(0) / SCALE, (NOISE**2 / (1 + NOISE**2)) ** 0.5, rtol=0.3)
 
 
 def test_all_steps_share_one_compilation(monkeypatch):

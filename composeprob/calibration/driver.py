@@ -23,7 +23,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, ConditionError, InvalidValueError, LoadError, ShapeError, WrongTypeError
 from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, TABLES, Calibrated, CalibratedExpression
-from composeprob.factors.nodes import Combination, Mixture, Product, leaves, walk
+from composeprob.factors.nodes import Combination, Product, leaves, walk
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Window
 from composeprob.ir.nodes import same_factor
@@ -174,7 +174,7 @@ def _normalised_leaves(
     def normalised(child: Factor) -> Factor:
         return _normalised_leaves(child, known, jax.random.fold_in(key, len(known)), num_chains, repeats)
 
-    if isinstance(factor, CalibratedExpression) or (isinstance(factor, Mixture) and not factor.calibrated):
+    if factor.sealed:
         return factor
     if factor.children:
         return factor.with_children(tuple(map(normalised, factor.children)))

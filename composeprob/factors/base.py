@@ -52,6 +52,11 @@ class Factor(eqx.Module):
         return self
 
     @property
+    def sealed(self) -> bool:
+        """Whether its factors must stay as they are: with other constants of theirs it would be another one."""
+        return False
+
+    @property
     def normalised(self) -> bool:
         """Whether it integrates to 1 at every level."""
         return False

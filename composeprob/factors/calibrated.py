@@ -134,6 +134,10 @@ class CalibratedExpression(Around, _Calibration):
         return self.factor
 
     @property
+    def sealed(self) -> bool:
+        return True
+
+    @property
     def excess(self) -> float:
         """G − d."""
         return self.degree - float(np.prod(self.event_shape))

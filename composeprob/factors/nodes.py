@@ -197,6 +197,10 @@ class Mixture(Combination):
         """The l_i."""
         return self.numbers
 
+    @property
+    def sealed(self) -> bool:
+        return not self.calibrated
+
     def _terms(self) -> list[tuple[str, float]]:
         parts = [show.formula(factor.terms()) for factor in self.factors]
         return [(show.mixture(parts, self._shown()), 1.0)]

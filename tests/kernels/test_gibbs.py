@@ -11,6 +11,7 @@ from scipy import stats
 import composeprob as cp
 from composeprob.errors import InvalidValueError
 from composeprob.kernels import HMC, MALA, UHMC, ULA, Gibbs
+from composeprob.kernels.gibbs import integrates_score
 from composeprob.metrics.likelihood import Path, forward_walk, frozen, reverse_walk
 from kernel_chains import from_exact_draws, start, steps_of, transitions
 from refusals import refused
@@ -45,7 +46,7 @@ def test_what_a_block_needs():
     kernel = Gibbs({"a": ULA(0.1), "b": HMC(0.1)})
     assert kernel.requires == {"score", "energy"}
     assert Gibbs({"a": ULA(0.1), "b": UHMC(0.1)}).requires == {"score"}
-    assert cp.AnnealedMCMC(Gibbs({"a": MALA(0.1, log_ratio=cp.LineIntegral(3)), "b": ULA(0.1)}), 1).integrates_score
+    assert integrates_score(Gibbs({"a": MALA(0.1, log_ratio=cp.LineIntegral(3)), "b": ULA(0.1)}))
     assert repr(kernel.reversal).endswith("backwards=True)")
     assert kernel.reversal.reversal.backwards is False
 

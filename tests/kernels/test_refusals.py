@@ -10,7 +10,8 @@ import pytest
 
 from composeprob.density.evaluation import Evaluation
 from composeprob.errors import CapabilityError, ConditionError, InvalidValueError, ShapeError, WrongTypeError
-from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, LineIntegral, resolve
+from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, LineIntegral
+from composeprob.kernels.step_size import resolve
 from refusals import refused, rows
 from targets import evaluate
 

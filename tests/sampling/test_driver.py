@@ -256,7 +256,7 @@ def test_how_long_a_run_will_be_is_told_from_its_second_stretch_on(monkeypatch):
 
     def at(level):
         visits = SimpleNamespace(made=24 - level, visited=lambda: [level])
-        sampler = SimpleNamespace(evaluations=lambda first, visits: 10**6)
+        sampler = SimpleNamespace(evaluations=lambda visits: 10**6)
         return SimpleNamespace(**call, sampler=sampler, first=23, visits=visits)
 
     call = {"density": boxes(2.0), "pace": None, "num_chains": 1, "key": jax.random.key(0)}

@@ -12,7 +12,7 @@ from composeprob.samplers.choose import independent
 from composeprob.samplers.closing import GaussianMixture, finite, renewed
 from refusals import refused
 from sampling_cases import Calls, Counted, both, modes, normal, run, single
-from zscores import assert_agrees, assert_disagrees, z_scores
+from zscores import LIMIT, assert_agrees, assert_disagrees, z_scores
 
 SHORT = cp.Schedule.log_snr(6, -4.0, 6.0)
 MEANS = np.array([[-2.0, 1.0], [2.0, 0.0], [1.0, -3.0]])
@@ -131,15 +131,18 @@ def test_where_all_chains_moved_weights_of_levels_are_the_evidences_affair_alone
     def descended(seed, weights, then):
         sampler = cp.SMC(cp.MALA(cp.Adaptive()), 3, weights=weights, then=then)
         result = run(density, seed, chains=1000, sampler=sampler)
-        assert np.nanmin(result.levels["ess"]) < 0.05
+        assert 0.01 < np.nanmin(result.levels["ess"]) < 0.05
         return result
 
-    moved = [descended(seed, "density", cp.GlobalMoves(8)) for seed in (0, 2, 3, 4)]
+    moved = [descended(seed, "density", cp.GlobalMoves(8)) for seed in (0, 2, 4)]
     assert all(result.status.ok and result.log_evidence is None for result in moved)
     on_hill = [np.mean(((result["x"] - 2) ** 2).sum(1) < 0.7**2) for result in moved]
-    assert_agrees(z_scores({"x": np.array(on_hill)}, {"x": gained / (1 + gained)}))
-    for weights, then in (("density", ()), ("feynman_kac", cp.GlobalMoves(8))):
-        assert descended(0, weights, then).status.has("weights_collapsed")
+    share = gained / (1 + gained)
+    assert abs(np.mean(on_hill) - share) < LIMIT * np.sqrt(share * (1 - share) / 3000)
+    # Without moves; with an evidence; and where 10 chains are too few to know the modes by.
+    moves = cp.GlobalMoves(8)
+    for seed, weights, then in ((0, "density", ()), (0, "feynman_kac", moves), (3, "density", moves)):
+        assert descended(seed, weights, then).status.has("weights_collapsed")
 
 
 def test_they_cost_one_evaluation_each():

@@ -149,7 +149,7 @@ def test_chains_that_stay_where_there_is_no_density_are_named():
 def test_a_network_is_no_plain_potential(monkeypatch):
     """A program without user functions of x, or with networks only, pays for no further points."""
 
-    def never(*_):
+    def never(*_, **__):
         raise AssertionError("evaluated")
 
     classifier = cp.Classifier(lambda x, t: jnp.stack([x, -x]), SCHEDULE, event_shape=())

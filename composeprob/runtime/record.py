@@ -105,10 +105,9 @@ def summarised(
     of_top = density.top.at(state.first).signal(float(log_snr[state.first]))
     completed = len(levels) if arrived else density.num_levels - int(min(visited, default=density.num_levels))
     outside = 0.0 if values is None or not arrived else float(np.mean(np.isneginf(values) | np.isnan(values)))
-    weights_of_levels = recorded["ess"], run.records.weight_variance[levels]
-    if not math.isfinite(evidence) and _renewed(run, log_weights, recorded["ess"]):
-        weights_of_levels = np.full((2, len(levels)), np.nan)
-    ess, spreading = weights_of_levels
+    ess, spreading = recorded["ess"], run.records.weight_variance[levels]
+    if not math.isfinite(evidence) and _renewed(run, log_weights, ess):
+        ess, spreading = np.full((2, len(levels)), np.nan)
     health = recorded["acceptance"], recorded["non_finite"], proposals, ess, n, completed, len(levels)
     found = status.diagnose(*health, sampler.adjusted, sampler.blocks, outside)
     paths = cut(run.path_weights)

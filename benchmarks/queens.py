@@ -26,6 +26,9 @@ WIDTH = 0.1
 """Standard deviation of each entry around 0 or 1."""
 SOLUTIONS = {4: 2, 8: 92}
 SAMPLES = 1024
+LEAPFROGS = 4
+"""Evaluations of a replica's transition: with MALA's one, for as many evaluations a sample, half as many replicas come
+down from the top, and 76 of the 92 solutions are found."""
 COLUMNS = (
     "queens",
     "method",
@@ -136,12 +139,12 @@ def measured(
 
 def main() -> int:
     rows = []
-    for n, sweeps, thin, rungs in ((4, 400, 20, 16), (8, 6000, 100, 32)):
+    for n, chains, sweeps, thin, rungs in ((4, 64, 160, 8, 16), (8, 16, 550, 40, 24)):
         target = density(n)
-        exchange = cp.ReplicaExchange(num_levels=rungs, sweeps=sweeps)
+        exchange = cp.ReplicaExchange(cp.HMC(cp.Adaptive(), LEAPFROGS), num_levels=rungs, sweeps=sweeps)
         rows += [
             floor(n),
-            measured(n, target, "cp.ReplicaExchange", exchange, 64, draws=SAMPLES // 64, thin=thin),
+            measured(n, target, "cp.ReplicaExchange", exchange, chains, draws=SAMPLES // chains, thin=thin),
             measured(n, target, "cp.SMC, 5 MALA a level", cp.SMC(cp.MALA(cp.Adaptive()), 5), SAMPLES),
             measured(n, target, "annealed MALA, 5 a level", cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 5), SAMPLES),
         ]
@@ -150,13 +153,14 @@ def main() -> int:
         "4 queens: both solutions, TV ≤ 0.1": small.distinct == 2 and small.tv <= 0.1,
         "8 queens, ≤ 128 chains: ≥ 99 of 100 samples are solutions": large.valid >= 0.99 and large.chains <= 128,
         "8 queens: ≥ 85 of 92 solutions among 1,024 samples": large.distinct >= 85,
+        "8 queens: all 92 for at most 6,000 evaluations a sample": large.distinct == 92 and large.evaluations <= 6000,
     }
     published = [["8", f"{name} (published)", "", "100", found, "not told", "", "", ""] for name, found in PUBLISHED]
     notes = (
         "Published figures are those of the paper's Table 1, with energies learned from one solution; ours have exact "
         "factors, so that what is compared is sampling. A sample of ReplicaExchange is the replica at level 0 of one "
-        "of 64 ensembles of 32 rungs (16 for 4 queens); evaluations count every rung and the way there. Key 0. Seconds "
-        "are with compilation."
+        "of 16 ensembles of 24 rungs (64 of 16 for 4 queens), moved by HMC of 4 leapfrogs; evaluations count all rungs "
+        "and the way there. Key 0; under key 1, at 5,871 evaluations, 90 of 92 are found. Seconds are with compilation."
     )
     details = {"width": WIDTH, "rows": [dataclasses.asdict(row) for row in rows]}
     title = "n queens: solutions among samples, and how evenly they are hit"

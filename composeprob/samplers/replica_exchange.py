@@ -289,7 +289,7 @@ class ReplicaExchange(Sampler):
     Cost: L·(1 + evaluations of the kernel's transition) for a sweep.
 
     Args:
-        kernel: moves replicas; left out, ``MALA(Adaptive())``, which needs an energy.
+        kernel: left out, ``MALA(Adaptive())``, which needs an energy; of tens of numbers ``HMC(Adaptive(), 4)``.
         num_levels: L, rungs, placed among the density's levels; left out, 24 or all that there are.
         swap: ``"energy"`` needs log-densities that can be trusted between modes (analytic or calibrated factors);
             ``"feynman_kac"`` needs scores and the rate. Left out, the first where it can be.

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 import composeprob as cp
 import sampling_cases
 from composeprob import tuning
-from composeprob.density.barriers import barrier_depth
+from composeprob.density.points import barrier_depth
 from composeprob.results.shares import _log_density, frozen_shares, parted, seen_barrier, share_apart, where
 
 # ── frozen shares ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.barriers import log_densities
+from composeprob.density.points import log_densities
 from composeprob.errors import ImproperError, InvalidValueError
 
 

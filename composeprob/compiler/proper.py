@@ -31,8 +31,8 @@ from composeprob.compiler.conjugate import NotGaussian, mixtures_of, refuse
 from composeprob.compiler.expressions import project
 from composeprob.compiler.top import top_of, unrolled
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.barriers import log_densities
 from composeprob.density.evaluation import Position, over_chains
+from composeprob.density.points import log_densities
 from composeprob.errors import ImproperError, NetworkError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.gaussians import Gaussians

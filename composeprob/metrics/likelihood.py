@@ -23,8 +23,8 @@ from numpy.typing import ArrayLike
 from composeprob import tuning
 from composeprob.arguments import check_count, check_key
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.barriers import log_densities
 from composeprob.density.evaluation import Position
+from composeprob.density.points import log_densities
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels.base import log_density_of
 from composeprob.kernels.gibbs import measures_metric, parts_of, replaced, with_parts

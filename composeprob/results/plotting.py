@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.barriers import log_densities
+from composeprob.density.points import log_densities
 from composeprob.errors import InvalidValueError
 from composeprob.results.geometry import as_images, entries, is_image, rows
 from composeprob.results.record import Record, by_block

@@ -33,8 +33,8 @@ from jaxtyping import PyTree
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.barriers import barrier_depth, in_blocks
 from composeprob.density.evaluation import Position, over_chains
+from composeprob.density.points import barrier_depth, in_blocks
 from composeprob.results.estimates import Families, systematic
 from composeprob.results.geometry import chosen, nearest, rows, scaled, spaced, units
 from composeprob.results.status import Code, Findings

@@ -19,10 +19,10 @@ from jax import Array
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.barriers import barriers, log_likelihood, lost_to_noise
 from composeprob.density.evaluation import Position
 from composeprob.density.learned_scores import curl
 from composeprob.density.overlap import agreement, in_question
+from composeprob.density.points import barriers, log_likelihood, lost_to_noise
 from composeprob.kernels.gibbs import integrates_score
 from composeprob.results import shares, status
 from composeprob.results.estimates import Families, effective_chains, known_chains
@@ -106,7 +106,7 @@ def summarised(
     completed = len(levels) if arrived else density.num_levels - int(min(visited, default=density.num_levels))
     outside = 0.0 if values is None or not arrived else float(np.mean(np.isneginf(values) | np.isnan(values)))
     ess, spreading = recorded["ess"], run.records.weight_variance[levels]
-    if not math.isfinite(evidence) and _renewed(run, log_weights, ess):
+    if not math.isfinite(evidence) and _renewed(run, ess):
         ess, spreading = np.full((2, len(levels)), np.nan)
     health = recorded["acceptance"], recorded["non_finite"], proposals, ess, n, completed, len(levels)
     found = status.diagnose(*health, sampler.adjusted, sampler.blocks, outside)
@@ -189,13 +189,13 @@ def summarised(
     )
 
 
-def _renewed(run: Run, log_weights: np.ndarray, ess: np.ndarray) -> bool:
-    """Whether global moves made chains of equal weight independent of one another, of which so many had counted at each
-    level, by its relative ``ess``, that the moves knew the modes: nothing but the evidence rests on weights then."""
-    n, stuck = len(log_weights), tuning.GLOBAL_MOVES.most_stuck
-    moved = math.isfinite(float(run.global_acceptance)) and not np.ptp(log_weights)
+def _renewed(run: Run, ess: np.ndarray) -> bool:
+    """Whether global moves made chains independent of one another, of which so many had counted at each level, by its
+    relative ``ess``, that the moves knew the modes: nothing but the evidence rests on weights of levels then."""
+    n = len(run.ancestors)  # without moves they descend from as few as counted
+    independent = len(np.unique(run.ancestors)) >= (1 - tuning.GLOBAL_MOVES.most_stuck) * n
     counted = n * np.min(ess, where=np.isfinite(ess), initial=1.0)
-    return moved and len(np.unique(run.ancestors)) >= (1 - stuck) * n and counted >= status.fewest_families(n)
+    return independent and counted >= status.fewest_families(n)
 
 
 def _overlap(state: State, positions: Position, most: float) -> Question:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.barriers import lost_to_noise
+from composeprob.density.points import lost_to_noise
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, Adaptive, Kernel
 from composeprob.kernels.line_integral import bounded

@@ -11,8 +11,8 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.calibration import quadrature
-from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER, interpolate
+from composeprob.calibration import driver, quadrature
+from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER, CalibratedExpression, interpolate
 from composeprob.schedule import Noise
 from refusals import refused
 from sampling_cases import learned, modes, run, single, slow
@@ -53,6 +53,10 @@ LEFT_RAW = raw(gaussian(LEFT, 0.1), 5.0, "left")
 @pytest.fixture(scope="module")
 def pair():
     return cp.calibrate(LEFT_RAW, KEY), cp.calibrate(raw(gaussian(RIGHT, 0.2), 0.0, "right"), KEY)
+
+
+def normalised_leaves(factor, known):
+    return driver._normalised_leaves(factor, known, KEY, 8, 1)
 
 
 def shares(factor, sampler=None, schedule=None, chains=8000):
@@ -173,6 +177,16 @@ def test_calibrating_again_changes_nothing(pair):
     assert type(again.uncalibrated) is type(LEFT_RAW)
     assert "log Z" in repr(again)
     assert "±" in repr(again)
+
+
+def test_parts_with_other_constants_would_be_another_factor():
+    """Those of raw multipliers, and of what has a normaliser as a whole, are not calibrated; others are, once each."""
+    mixed = cp.mixture([LEFT_RAW, LEFT_RAW], log_weights=[0.0, 1.0])
+    whole = CalibratedExpression(LEFT_RAW * LEFT_RAW, SCHEDULE, {}, 4.0, (2,))
+    known = [(LEFT_RAW, stored := cp.Analytic(gaussian(LEFT, 0.1), SCHEDULE))]
+    assert normalised_leaves(mixed, known) is mixed
+    assert normalised_leaves(whole, known) is whole
+    assert normalised_leaves(LEFT_RAW * LEFT_RAW, known).children == (stored, stored)
 
 
 def test_a_border_where_nothing_lies_ends_the_region():

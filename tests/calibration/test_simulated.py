@@ -1,5 +1,6 @@
 """`cp.calibrated`: ranks of a right program are uniform, those of a wrong kernel are not; runs are resumed."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,8 +10,10 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob.calibration import simulated
 from composeprob.calibration.simulated import Calibration, uniformity
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError
+from composeprob.results.estimates import Families
 from refusals import refused
 from sampling_cases import normal, single
 
@@ -63,6 +66,26 @@ def test_noised_sites_and_latents_in_blocks(kernel):
     options = {"num": 100, "num_chains": 31, "key": KEY, "sampler": sampler, "progress": False}
     found = cp.calibrated(shifted, factor, jnp.zeros((3, 2)), **options)
     assert found.calibrated == isinstance(kernel, cp.HMC), str(found)
+
+
+def test_copies_of_one_chain_are_ranked_once(monkeypatch):
+    """Where half of the chains weigh nothing, the others are there twice among samples of equal weight."""
+    infer, ranks, ranked_draws = simulated.infer, simulated._ranks, []
+
+    def weighed(density, key, *, num_chains, **options):
+        result = infer(density, key, num_chains=num_chains, **options)
+        log_weights = np.where(np.arange(num_chains) % 2, 0.0, -np.inf)
+        return dataclasses.replace(result, log_weights=log_weights, _families=Families.from_log_weights(log_weights))
+
+    def recorded(density, truth, drawn, rng):
+        ranked_draws.append(drawn["x"])
+        return ranks(density, truth, drawn, rng)
+
+    monkeypatch.setattr(simulated, "infer", weighed)
+    monkeypatch.setattr(simulated, "_ranks", recorded)
+    ranked(cp.MALA(0.3), num=20)
+    assert len(ranked_draws) == 20
+    assert all(len(x) == len(np.unique(x)) == 16 for x in ranked_draws)
 
 
 def test_uniformity():

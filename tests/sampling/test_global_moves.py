@@ -139,9 +139,10 @@ def test_where_all_chains_moved_weights_of_levels_are_the_evidences_affair_alone
     on_hill = [np.mean(((result["x"] - 2) ** 2).sum(1) < 0.7**2) for result in moved]
     share = gained / (1 + gained)
     assert abs(np.mean(on_hill) - share) < LIMIT * np.sqrt(share * (1 - share) / 3000)
-    # Without moves; with an evidence; and where 10 chains are too few to know the modes by.
-    moves = cp.GlobalMoves(8)
-    for seed, weights, then in ((0, "density", ()), (0, "feynman_kac", moves), (3, "density", moves)):
+    # Without moves; where many chains have not moved; with an evidence; and of 10 chains that know too little of modes.
+    moves, one = cp.GlobalMoves(8), cp.GlobalMoves(1)
+    controls = (0, "density", ()), (0, "density", one), (0, "feynman_kac", moves), (3, "density", moves)
+    for seed, weights, then in controls:
         assert descended(seed, weights, then).status.has("weights_collapsed")
 
 

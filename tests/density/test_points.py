@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import composeprob as cp
-from composeprob.density.barriers import barrier_depth, barriers, log_densities
+from composeprob.density.points import barrier_depth, barriers, log_densities
 from sampling_cases import modes, single
 
 

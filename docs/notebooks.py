@@ -7,6 +7,7 @@ pictures stands for it (1 is the first); without it the last does.
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from contextlib import suppress
@@ -16,7 +17,9 @@ from typing import Any
 import nbformat
 from docutils import nodes
 from jupyter_cache import get_cache
+from jupyter_cache.executors import load_executor
 from measured import measured
+from myst_nb.core.read import is_myst_markdown_notebook
 
 MADE = Path(__file__).parent / "tutorials" / "pictures"
 FIRST = "%pip install --quiet composeprob"
@@ -45,6 +48,19 @@ def notebook(executed: Path, kept: Path | None = None) -> nbformat.NotebookNode:
     read.cells.insert(1 if read.cells and read.cells[0].cell_type == "markdown" else 0, install)
     read.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     return read
+
+
+def _execute(app: Any) -> None:
+    """What changed of all pages, as many at once as there are cores: Sphinx reads page after page. What fails here is
+    executed again where it is read, and told there."""
+    if app.config.nb_execution_mode == "cache":
+        cache = get_cache(app.config.nb_execution_cache_path)
+        for page in sorted(Path(app.srcdir).rglob("*.md")):
+            if is_myst_markdown_notebook(page.read_text(encoding="utf-8")):
+                cache.add_nb_to_project(str(page), read_data={"type": "plugin", "name": "myst_nb_md"})
+        quiet = logging.getLogger(__name__)
+        quiet.setLevel(logging.WARNING)
+        load_executor("local-parallel", cache, logger=quiet).run_and_cache(timeout=app.config.nb_execution_timeout)
 
 
 def _tutorials_first(app: Any, env: Any, docnames: list[str]) -> None:
@@ -85,7 +101,8 @@ def _offer(app: Any, pagename: str, templatename: str, context: dict[str, Any], 
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """Pictures when a page is read, links when it is written, notebooks when all is done."""
+    """Cells before a page is read, pictures when it is, links when it is written, notebooks when all is done."""
+    app.connect("builder-inited", _execute, priority=600)  # after the gallery
     app.connect("env-before-read-docs", _tutorials_first)
     app.connect("doctree-read", _keep_picture, priority=900)
     app.connect("html-page-context", _offer)

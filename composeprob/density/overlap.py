@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy import special
 
 from composeprob import tuning
 from composeprob.density.described import Expert
@@ -108,9 +109,7 @@ def agreement(
 @cache
 def bound(dimension: float, p: float = 1e-6) -> float:
     """Returns t, which σ²‖s‖² of a noised marginal in d dimensions exceeds with a probability of at most p."""
-    from scipy.stats import chi2  # takes a while to import
-
-    return float(dimension * chi2.sf(chi2.isf(p, dimension), dimension + 2) / p)
+    return float(dimension * special.chdtrc(dimension + 2, special.chdtri(dimension, p)) / p)
 
 
 class ExpertStatistics(NamedTuple):

@@ -208,7 +208,7 @@ def clipped(values: np.ndarray) -> np.ndarray:
 
 def _explained(columns: np.ndarray, gain: np.ndarray) -> np.ndarray | None:
     """log W with the square of what the columns leave of it, if these columns tell where it is large, else None."""
-    from scipy.stats import chi2
+    from scipy.special import chdtrc
 
     n = len(gain)
     basis, sizes, _ = np.linalg.svd(columns, full_matrices=False)
@@ -218,7 +218,7 @@ def _explained(columns: np.ndarray, gain: np.ndarray) -> np.ndarray | None:
     for each in (gain, corrected):
         explained = float(((basis.T @ each) ** 2).sum())
         noise = (float(each @ each) - explained) / (n - basis.shape[1] - 1)
-        if explained == 0 or chi2.sf(explained / noise, basis.shape[1]) > tuning.SHARES.by_chance:
+        if explained == 0 or chdtrc(basis.shape[1], explained / noise) > tuning.SHARES.by_chance:
             return None
     return corrected if explained / n - basis.shape[1] * noise / n >= tuning.SHARES.shift**2 else None
 

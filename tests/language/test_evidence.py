@@ -419,6 +419,7 @@ class TestCorrelatedMembers(Interwoven):
         assert_agrees(z_scores(self.values(after), self.expected()))
         assert np.abs(np.corrcoef(start[:, 4], after[:, 4])[0, 1]) < 0.3
 
+    @pytest.mark.slow
     def test_without_the_change_of_coordinates_it_would_not(self, monkeypatch):
         monkeypatch.setattr(hierarchy, "_log_wider", lambda before, after: jnp.zeros(()))
         assert_disagrees(z_scores(self.values(self.moved(steps=24)[1]), self.expected()))
@@ -467,7 +468,7 @@ class TestNested(Interwoven):
         found |= {"size²": (size**2).sum(1), "size·mean": size.sum(1) * mean, "x·size": (x * size).sum(1)}
         return found | {"size²·tau": (size**2).sum(1) * tau, "x²·omega": (x**2).sum(1) * omega}
 
-    @pytest.mark.parametrize(("singles", "joint"), [(8, 0), (0, 4)])
+    @pytest.mark.parametrize(("singles", "joint"), [(4, 2), slow(8, 0), slow(0, 4)])
     def test_leaves_the_law_as_it_is_and_moves(self, monkeypatch, singles, joint):
         monkeypatch.setattr(tuning, "LATENTS", tuning.LATENTS._replace(turns=0, singles=singles, joint=joint))
         start, after = self.moved()

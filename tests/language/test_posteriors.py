@@ -97,7 +97,7 @@ def test_evidence_and_posterior_under_an_unknown_spread(policy):
     density = cp.compile(unknown_spread, two_modes(), jnp.asarray(DATA), None if policy == "exact" else policy)
     assert ("y exact" in str(density)) == (policy == "exact")
     sampler = cp.SMC(cp.MALA(), 2, weights="density")
-    runs = [run(density, seed, 1024, sampler=sampler) for seed in range(20)]
+    runs = [run(density, seed, 1024, sampler=sampler) for seed in range(10)]
     x = np.array([result["x"].mean(0) for result in runs])
     values = {"Z": np.exp([result.log_evidence for result in runs]), "x0": x[:, 0], "x1": x[:, 1]}
     values["sd"] = np.array([result["sd"].mean() for result in runs])

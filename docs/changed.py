@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+AT_ONCE = 2
+"""Examples, or pages, that are executed at once: each takes a gigabyte or two."""
 SUFFIXES = {".py", ".json", ".safetensors", ".css", ".txt", ".md"}
 
 

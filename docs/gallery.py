@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from changed import ROOT, hash_of, library_hash
+from changed import AT_ONCE, ROOT, hash_of, library_hash
 from PIL import Image
 from run_example import CHAINS
 from sphinx.errors import ExtensionError
@@ -182,7 +182,7 @@ def _write(file: Path, content: str | bytes) -> None:
 
 
 def build(app: Any) -> None:
-    """Runs what changed, as many examples at once as there are cores, and writes the pages."""
+    """Runs what changed, some examples at once, and writes the pages."""
     examples = [Example(path) for path in sorted((ROOT / "examples").glob("*.py"))]
     executed = app.config.gallery_run and app.config.nb_execution_mode != "off"
 
@@ -192,7 +192,7 @@ def build(app: Any) -> None:
             getLogger(__name__).info("running examples/%s", example.path.name)
         return run(example) if executed or kept else None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         found = dict(zip(examples, pool.map(seen, examples), strict=True))
     for example in examples:
         for picture in pictures(example):

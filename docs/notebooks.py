@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from changed import AT_ONCE
 from docutils import nodes
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
@@ -51,16 +53,24 @@ def notebook(executed: Path, kept: Path | None = None) -> nbformat.NotebookNode:
 
 
 def _execute(app: Any) -> None:
-    """What changed of all pages, as many at once as there are cores: Sphinx reads page after page. What fails here is
-    executed again where it is read, and told there."""
-    if app.config.nb_execution_mode == "cache":
-        cache = get_cache(app.config.nb_execution_cache_path)
-        for page in sorted(Path(app.srcdir).rglob("*.md")):
-            if is_myst_markdown_notebook(page.read_text(encoding="utf-8")):
-                cache.add_nb_to_project(str(page), read_data={"type": "plugin", "name": "myst_nb_md"})
-        quiet = logging.getLogger(__name__)
-        quiet.setLevel(logging.WARNING)
-        load_executor("local-parallel", cache, logger=quiet).run_and_cache(timeout=app.config.nb_execution_timeout)
+    """What changed of all pages, some at once: Sphinx reads page after page. What fails here is executed again where it
+    is read, and told there."""
+    if app.config.nb_execution_mode != "cache":
+        return
+    kept, quiet = app.config.nb_execution_cache_path, logging.getLogger(__name__)
+    quiet.setLevel(logging.CRITICAL)
+    pages = [
+        str(page) for page in sorted(Path(app.srcdir).rglob("*.md")) if is_myst_markdown_notebook(page.read_text())
+    ]
+    for page in pages:
+        get_cache(kept).add_nb_to_project(page, read_data={"type": "plugin", "name": "myst_nb_md"})
+
+    def execute(page: str) -> None:
+        executor = load_executor("local-serial", get_cache(kept), logger=quiet)
+        executor.run_and_cache(filter_uris=[page], timeout=app.config.nb_execution_timeout)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(execute, pages))
 
 
 def _tutorials_first(app: Any, env: Any, docnames: list[str]) -> None:

@@ -59,9 +59,8 @@ def _execute(app: Any) -> None:
         return
     kept, quiet = app.config.nb_execution_cache_path, logging.getLogger(__name__)
     quiet.setLevel(logging.CRITICAL)
-    pages = [
-        str(page) for page in sorted(Path(app.srcdir).rglob("*.md")) if is_myst_markdown_notebook(page.read_text())
-    ]
+    texts = {str(page): page.read_text(encoding="utf-8") for page in sorted(Path(app.srcdir).rglob("*.md"))}
+    pages = [page for page, text in texts.items() if is_myst_markdown_notebook(text)]
     for page in pages:
         get_cache(kept).add_nb_to_project(page, read_data={"type": "plugin", "name": "myst_nb_md"})
 

@@ -1,11 +1,14 @@
-"""The benchmarks of a checkout: `python -m benchmarks` lists them, `python -m benchmarks NAME …` runs one.
+"""The benchmarks of a checkout: `python -m benchmarks` lists them, `python -m
+benchmarks NAME …` runs one.
 
-What follows the name goes to the benchmark: `python -m benchmarks paper-2d --chains 100`. It prints its table, writes
-it to benchmarks/results/, and exits with 1 if something that it checks does not hold.
+What follows the name goes to the benchmark: `python -m benchmarks paper-2d --chains
+100`. It prints its table, writes it to benchmarks/results/, and exits with 1 if
+something that it checks does not hold.
 
-`python -m benchmarks --stale` runs nothing. A results file names the commit that it was made at, and what it depends
-on: the library without its command line, the benchmark's own scripts, the models where it uses them. Of each file it
-counts the commits since then that touch these, and exits with 1 if there are any.
+`python -m benchmarks --stale` runs nothing. A results file names the commit that it was
+made at, and what it depends on: the library without its command line, the benchmark's
+own scripts, the models where it uses them. Of each file it counts the commits since
+then that touch these, and exits with 1 if there are any.
 """
 
 from __future__ import annotations
@@ -26,7 +29,11 @@ from composeprob.errors import ComposeProbError, LoadError
 def benchmarks() -> dict[str, Path]:
     """The script of every benchmark by name, such as ``paper-2d``."""
     shared = ("__main__", "ages", "mode_weights", "report", "sizes")
-    scripts = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem not in shared]
+    scripts = [
+        path
+        for path in sorted(Path(__file__).parent.glob("*.py"))
+        if path.stem not in shared
+    ]
     return {path.stem.replace("_", "-"): path for path in scripts}
 
 
@@ -38,18 +45,37 @@ def title(script: Path) -> str:
 
 def table_of_ages(known: list[Age]) -> Table:
     """Makes the table that `python -m benchmarks --stale` shows."""
-    names = ("results", "made at", "later commits", "the newest of them", "how to make it again")
+    names = (
+        "results",
+        "made at",
+        "later commits",
+        "the newest of them",
+        "how to make it again",
+    )
     table = Table(*(Column(name, overflow="fold") for name in names))
     for age in known:
         number = len(age.later)
-        behind = "none" if not age.stale else f"at least {number}" if age.commit is None else str(number)
+        behind = (
+            "none"
+            if not age.stale
+            else f"at least {number}"
+            if age.commit is None
+            else str(number)
+        )
         notes = [*age.later[:1], *([f"({age.why})"] if age.why else [])]
-        table.add_row(age.file, (age.commit or "unknown")[:9], behind, "\n".join(notes), age.command)
+        table.add_row(
+            age.file,
+            (age.commit or "unknown")[:9],
+            behind,
+            "\n".join(notes),
+            age.command,
+        )
     return table
 
 
 def run_benchmark(name: str, arguments: list[str]) -> None:
-    """Runs a benchmark as ``python benchmarks/….py`` would; it exits with its own status.
+    """Runs a benchmark as ``python benchmarks/….py`` would; it exits with its own
+    status.
 
     Raises:
         LoadError: no such benchmark.
@@ -68,13 +94,17 @@ def run_benchmark(name: str, arguments: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Lists the benchmarks or the ages of their results, or runs one; returns the exit status."""
+    """Lists the benchmarks or the ages of their results, or runs one; returns the exit
+    status."""
     name, *rest = arguments or [""]
     if name in ("-h", "--help"):
         print(__doc__)
     elif name == "--stale":
         if rest:
-            raise LoadError(f"--stale looks at all results, and {rest[0]!r} was given.", fix="leave the name out.")
+            raise LoadError(
+                f"--stale looks at all results, and {rest[0]!r} was given.",
+                fix="leave the name out.",
+            )
         found = ages(Path(__file__).parents[1])
         console().print(table_of_ages(found))
         return int(any(age.stale for age in found))

@@ -1,4 +1,5 @@
-"""The age of benchmark results: the commit that a result was made at, and what has changed since."""
+"""The age of benchmark results: the commit that a result was made at, and what has
+changed since."""
 
 from __future__ import annotations
 
@@ -36,22 +37,35 @@ class Code:
 
     @classmethod
     def now(cls, root: Path) -> Code:
-        """Reads what is in the checkout at this moment; a long run does so before it begins."""
+        """Reads what is in the checkout at this moment; a long run does so before it
+        begins."""
         try:
             commit = git(root, "rev-parse", "HEAD").strip()
-            lines = git(root, "status", "--porcelain", "--untracked-files=all", "--no-renames").splitlines()
+            lines = git(
+                root, "status", "--porcelain", "--untracked-files=all", "--no-renames"
+            ).splitlines()
         except LoadError:
             return cls(root, None)
         return cls(root, commit, tuple(line[3:] for line in lines))
 
     def stamp(self) -> JSONObject | None:
-        """Returns what a result stores about its code: the commit, its paths, and which of them changed."""
+        """Returns what a result stores about its code: the commit, its paths, and which
+        of them changed."""
         if self.commit is None:
             return None
-        folders = {self.root / "benchmarks", self.root / "examples"}  # a benchmark may run an example's program
-        modules = {getattr(module, "__file__", None) for module in list(sys.modules.values())} | {sys.argv[0]}
+        folders = {
+            self.root / "benchmarks",
+            self.root / "examples",
+        }  # a benchmark may run an example's program
+        modules = {
+            getattr(module, "__file__", None) for module in list(sys.modules.values())
+        } | {sys.argv[0]}
         files = {Path(file).resolve() for file in modules if file}
-        used = [file for file in files if folders & set(file.parents) and file.name not in RECORD]
+        used = [
+            file
+            for file in files
+            if folders & set(file.parents) and file.name not in RECORD
+        ]
         paths = sorted(str(file.relative_to(self.root)) for file in used)
         if any(name.startswith("composeprob.models.") for name in list(sys.modules)):
             paths.append("models")
@@ -61,8 +75,13 @@ class Code:
 
 
 def _within(file: str, paths: list[str]) -> bool:
-    """Whether git's paths, in which ``:(exclude)`` takes some out, have a file in them."""
-    under = [path for path in paths if f"{file}/".startswith(f"{path.removeprefix(':(exclude)')}/")]
+    """Whether git's paths, in which ``:(exclude)`` takes some out, have a file in
+    them."""
+    under = [
+        path
+        for path in paths
+        if f"{file}/".startswith(f"{path.removeprefix(':(exclude)')}/")
+    ]
     return bool(under) and not any(path.startswith(":(exclude)") for path in under)
 
 
@@ -74,8 +93,9 @@ class Age:
         file: its name.
         command: what makes it.
         commit: where it was made; None where that is not recorded.
-        later: the commits since then that touch what it measures, newest first, as "hash date subject". Where it is not
-            recorded, those since the file was last written: there may be more.
+        later: the commits since then that touch what it measures, newest first, as
+            "hash date subject". Where it is not recorded, those since the file was last
+            written: there may be more.
         why: what keeps its age from being known, or "".
     """
 
@@ -107,9 +127,19 @@ def _age(root: Path, file: Path) -> Age:
     stamps = [stamp for stamp in kept if stamp is not None]
     lacking = len(kept) - len(stamps)
     if lacking:
-        part = "no commit recorded" if len(kept) == 1 else f"no commit recorded for {lacking} of {len(kept)} parts"
-        written = git(root, "log", "-1", "--format=%H", "--", str(file.relative_to(root))).strip()
-        later = _since(root, written, [*LIBRARY, *_script(root, command)]) if written else []
+        part = (
+            "no commit recorded"
+            if len(kept) == 1
+            else f"no commit recorded for {lacking} of {len(kept)} parts"
+        )
+        written = git(
+            root, "log", "-1", "--format=%H", "--", str(file.relative_to(root))
+        ).strip()
+        later = (
+            _since(root, written, [*LIBRARY, *_script(root, command)])
+            if written
+            else []
+        )
         return Age(file.name, command, None, tuple(later), part)
     found: list[tuple[str, list[str]]] = []
     for stamp in {json.dumps(stamp): stamp for stamp in stamps}.values():
@@ -119,23 +149,33 @@ def _age(root: Path, file: Path) -> Age:
         found.append((stamp["commit"], _since(root, stamp["commit"], stamp["paths"])))
     commit, later = max(found, key=lambda pair: len(pair[1]))
     changed = sorted({name for stamp in stamps for name in stamp["changed"]})
-    why = f"made with changes that no commit had: {', '.join(changed)}" if changed else ""
+    why = (
+        f"made with changes that no commit had: {', '.join(changed)}" if changed else ""
+    )
     return Age(file.name, command, commit, tuple(later), why)
 
 
 def _stamps(record: JSONObject) -> Iterator[JSONObject | None]:
-    """Of a file as a whole, or of what it is made of where that was run part by part."""
+    """Of a file as a whole, or of what it is made of where that was run part by
+    part."""
     rows = record.get("rows", [])
-    kept = list(record.get("cells", {}).values()) or [row for row in rows if STAMP in row]
+    kept = list(record.get("cells", {}).values()) or [
+        row for row in rows if STAMP in row
+    ]
     yield from (part.get(STAMP) for part in kept or [record])
 
 
 def _script(root: Path, command: str) -> list[str]:
-    """The script that a command runs: ``python -m benchmarks NAME …`` or ``python benchmarks/NAME.py``."""
+    """The script that a command runs: ``python -m benchmarks NAME …`` or ``python
+    benchmarks/NAME.py``."""
     words = command.split()
     if len(words) > 3 and words[1:3] == ["-m", "benchmarks"]:
         words = [f"benchmarks/{words[3].replace('-', '_')}.py"]
-    return [word for word in words if word.startswith("benchmarks/") and (root / word).is_file()]
+    return [
+        word
+        for word in words
+        if word.startswith("benchmarks/") and (root / word).is_file()
+    ]
 
 
 def _since(root: Path, commit: str, paths: list[str]) -> list[str]:
@@ -162,8 +202,14 @@ def git(root: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise LoadError("git cannot be started, and ages are counted in commits.", fix="install git.") from error
+        raise LoadError(
+            "git cannot be started, and ages are counted in commits.",
+            fix="install git.",
+        ) from error
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        raise LoadError(f"git found no history in {root}: {lines[0] if lines else 'it gave no reason'}.", fix=fix)
+        raise LoadError(
+            f"git found no history in {root}: {lines[0] if lines else 'it gave no reason'}.",
+            fix=fix,
+        )
     return done.stdout

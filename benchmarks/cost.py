@@ -1,10 +1,12 @@
-"""What a transition costs, in evaluations of the density: ours, BlackJAX's, NumPyro's and the reference notebook's.
+"""What a transition costs, in evaluations of the density: ours, BlackJAX's, NumPyro's
+and the reference notebook's.
 
     python -m benchmarks cost
     python -m benchmarks cost --cases plane --clock processor
 
-The unit is one jitted value-and-score of the same density for the same chains in a compiled loop. All programs take
-turns in one process; numbers are medians. Exits with 1 if a transition costs more than its limit, or than a peer's.
+The unit is one jitted value-and-score of the same density for the same chains in a
+compiled loop. All programs take turns in one process; numbers are medians. Exits with 1
+if a transition costs more than its limit, or than a peer's.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ PEERS = {
     "MALA": ("BlackJAX mala", "NumPyro HMC(1)"),
     HMC: (f"BlackJAX hmc({LEAPFROGS})", f"NumPyro HMC({LEAPFROGS})"),
 }
-"""What each of our kernels is compared with: HMC with one leapfrog makes the evaluations that MALA makes."""
+"""What each of our kernels is compared with: HMC with one leapfrog makes the
+evaluations that MALA makes."""
 GEMM = "matrix product"
 ERRORS = 3.0
 """Standard errors of a ratio that are called noise."""
@@ -33,28 +36,67 @@ PER_TRANSITION = dict.fromkeys((HMC, *PEERS[HMC], f"notebook {HMC}"), LEAPFROGS)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="which densities")
-    parser.add_argument("--repeats", type=int, default=9, help="how often every program is timed")
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="processor: for a machine that is busy")
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        choices=list(CASES),
+        default=list(CASES),
+        help="which densities",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=9, help="how often every program is timed"
+    )
+    parser.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="processor: for a machine that is busy",
+    )
     options = parser.parse_args()
     status = 0
-    for name in options.cases:  # each has files of its own, so that one can be measured again without the others
+    # each has files of its own, so that one can be measured again without the others
+    for name in options.cases:
         case = CASES[name]()
-        times = alternate(programs(case) | {GEMM: (matrix_products(), PRODUCTS)}, options.repeats, options.clock)
+        times = alternate(
+            programs(case) | {GEMM: (matrix_products(), PRODUCTS)},
+            options.repeats,
+            options.clock,
+        )
         work = flops(case)
         rate = work / times[UNIT].median
         share = rate * times[GEMM].seconds.min() / (2.0 * SIDE**3)
-        details = {"clock": options.clock, "chains": case.num_chains, "flops of an evaluation": work}
-        details |= {"share of peak": share, "seconds": {n: t.seconds.tolist() for n, t in times.items()}}
+        details = {
+            "clock": options.clock,
+            "chains": case.num_chains,
+            "flops of an evaluation": work,
+        }
+        details |= {
+            "share of peak": share,
+            "seconds": {n: t.seconds.tolist() for n, t in times.items()},
+        }
         title = f"Cost of a transition: {case.name}, {case.num_chains} chains"
         notes = f"{options.clock.capitalize()} time, medians of {options.repeats} repeats in turns. "
         notes += f"An evaluation makes {rate / 1e9:.0f} GFLOP/s, {share:.0%} of a large matrix product's. {NOTES}"
-        status |= publish(f"cost_{name}", title, COLUMNS, table(times), judge(case, times), details, notes)
+        status |= publish(
+            f"cost_{name}",
+            title,
+            COLUMNS,
+            table(times),
+            judge(case, times),
+            details,
+            notes,
+        )
         jax.clear_caches()
     return status
 
 
-COLUMNS = ["program", "milliseconds", "in evaluations", "± (standard error)", "for each that it needs"]
+COLUMNS = [
+    "program",
+    "milliseconds",
+    "in evaluations",
+    "± (standard error)",
+    "for each that it needs",
+]
 NOTES = (
     "An evaluation is one jitted value-and-score of the composed density for all chains in a compiled loop; a "
     f"transition of MALA needs one, of HMC({LEAPFROGS}) {LEAPFROGS}. `cp.infer` is a whole run on two levels over the "
@@ -71,7 +113,15 @@ def table(times: dict[str, Times]) -> list[list[str]]:
         if name != GEMM:
             cost, error = ratio(row, times[UNIT])
             each = cost / PER_TRANSITION.get(name, 1)
-            rows.append([name, f"{1e3 * row.median:.1f}", f"{cost:.3f}", f"{error:.3f}", f"{each:.3f}"])
+            rows.append(
+                [
+                    name,
+                    f"{1e3 * row.median:.1f}",
+                    f"{cost:.3f}",
+                    f"{error:.3f}",
+                    f"{each:.3f}",
+                ]
+            )
     return rows
 
 
@@ -79,7 +129,12 @@ def judge(case: Case, times: dict[str, Times]) -> dict[str, bool]:
     """The limits: in evaluations, and beside the peers."""
     checks = {}
     if case.limit is not None:
-        for name, count in (("MALA", 1), (HMC, LEAPFROGS), ("cp.infer, MALA", 1), (f"cp.infer, {HMC}", 1)):
+        for name, count in (
+            ("MALA", 1),
+            (HMC, LEAPFROGS),
+            ("cp.infer, MALA", 1),
+            (f"cp.infer, {HMC}", 1),
+        ):
             limit = case.limit * count
             cost = ratio(times[name], times[UNIT])[0]
             checks[f"{name} costs {cost:.3f} ≤ {limit:.2f} evaluations"] = cost <= limit

@@ -1,16 +1,20 @@
-"""What `chunk=`, which makes samples the same on any number of devices, costs: ring × bar on one and on eight.
+"""What `chunk=`, which makes samples the same on any number of devices, costs: ring ×
+bar on one and on eight.
 
     python -m benchmarks devices
 
-Eight virtual devices share the cores of this machine with the one, so what they cost more is what spreading costs.
-Processor time of three levels, alternating in one process; ratios are medians over the repeats.
+Eight virtual devices share the cores of this machine with the one, so what they cost
+more is what spreading costs. Processor time of three levels, alternating in one
+process; ratios are medians over the repeats.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 
 import sys
 import time
@@ -28,7 +32,8 @@ from composeprob.samplers.spread import Spread, everywhere
 
 CHAINS, REPEATS, LEVELS = 2000, 9, 3
 CASES = [(1, None), (1, 1000), (1, 250), (1, 125), (8, None), (8, 250), (8, 125)]
-"""(devices, chains in one evaluation); the first is what the others are compared with."""
+"""(devices, chains in one evaluation); the first is what the others are compared
+with."""
 LIMIT = 1.10
 
 
@@ -38,36 +43,70 @@ def main() -> int:
     first = sampler.first_level(density)
 
     def prepared(devices: int, chunk: int | None) -> Any:
-        mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("chains",)) if devices > 1 else None
+        mesh = (
+            jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("chains",))
+            if devices > 1
+            else None
+        )
         spread = Spread.checked(mesh, chunk, CHAINS)
-        run = placed(begin(jax.random.key(0), CHAINS, Visits.every(first, density.num_levels), spread), spread)
+        run = placed(
+            begin(
+                jax.random.key(0),
+                CHAINS,
+                Visits.every(first, density.num_levels),
+                spread,
+            ),
+            spread,
+        )
         placed_sampler, placed_density = spread.place((sampler, density), everywhere)
         run = start(placed_sampler, run, placed_density, first)
 
         def levels(end: int) -> float:
             nonlocal run
             began = time.process_time()
-            run = jax.block_until_ready(advance(placed_sampler, run, placed_density, spread.number(end)))
+            run = jax.block_until_ready(
+                advance(placed_sampler, run, placed_density, spread.number(end))
+            )
             return time.process_time() - began
 
         levels(1)  # compiled
         return levels
 
     runs = {case: prepared(*case) for case in CASES}
-    seconds = np.array([[run(1 + (r + 1) * LEVELS) for run in runs.values()] for r in range(REPEATS)])
+    seconds = np.array(
+        [[run(1 + (r + 1) * LEVELS) for run in runs.values()] for r in range(REPEATS)]
+    )
     ratios = np.median(seconds / seconds[:, :1], axis=0)
     rows = [
-        [str(devices), "all that a device has" if chunk is None else str(chunk), f"{s:.2f}", f"{ratio:.3f}"]
-        for (devices, chunk), s, ratio in zip(CASES, np.median(seconds, axis=0), ratios, strict=True)
+        [
+            str(devices),
+            "all that a device has" if chunk is None else str(chunk),
+            f"{s:.2f}",
+            f"{ratio:.3f}",
+        ]
+        for (devices, chunk), s, ratio in zip(
+            CASES, np.median(seconds, axis=0), ratios, strict=True
+        )
     ]
     of = dict(zip(CASES, ratios, strict=True))
     checks = {
-        f"chunks of 250 on one device cost at most {LIMIT:.2f} of no chunks": bool(of[1, 250] <= LIMIT),
-        f"eight devices with chunks of 250 cost at most {LIMIT:.2f} of one without": bool(of[8, 250] <= LIMIT),
+        f"chunks of 250 on one device cost at most {LIMIT:.2f} of no chunks": bool(
+            of[1, 250] <= LIMIT
+        ),
+        f"eight devices with chunks of 250 cost at most {LIMIT:.2f} of one without": bool(
+            of[8, 250] <= LIMIT
+        ),
     }
-    columns = ["devices", "chains in one evaluation", "processor seconds", "ratio to the first row"]
+    columns = [
+        "devices",
+        "chains in one evaluation",
+        "processor seconds",
+        "ratio to the first row",
+    ]
     title = f"Chunks and devices: {CHAINS} chains of MALA, {LEVELS} levels of 5 steps, learned ring × bar"
-    return publish("devices", title, columns, rows, checks, {"seconds": seconds.tolist()})
+    return publish(
+        "devices", title, columns, rows, checks, {"seconds": seconds.tolist()}
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
-"""Forty-four subjects of a drift-diffusion model from a network that saw one: coverage, and NUTS beside.
+"""Forty-four subjects of a drift-diffusion model from a network that saw one: coverage,
+and NUTS beside.
 
     python -m benchmarks drift-diffusion [--studies 20] [--beside 20] [--alone 2]
 
-A study is drawn from the hierarchy's own priors: 44 subjects with a drift rate, boundary and non-decision time each,
-and 200 trials of each. The zoo's `drift-diffusion-posterior`, trained once on single subjects under a broad prior, is
-the evidence of each; `cp.infer` is called with its defaults. 90 % intervals of all group and subject parameters are
-asked whether they hold the truth. For some of the studies NUTS samples the same hierarchy with the likelihood itself,
-the series of Navarro and Fuss; and the estimator's posterior of each subject alone is compared with the exact one, by
-importance sampling, so that its part in the difference is known.
+A study is drawn from the hierarchy's own priors: 44 subjects with a drift rate,
+boundary and non-decision time each, and 200 trials of each. The zoo's
+`drift-diffusion-posterior`, trained once on single subjects under a broad prior, is the
+evidence of each; `cp.infer` is called with its defaults. 90 % intervals of all group
+and subject parameters are asked whether they hold the truth. For some of the studies
+NUTS samples the same hierarchy with the likelihood itself, the series of Navarro and
+Fuss; and the estimator's posterior of each subject alone is compared with the exact
+one, by importance sampling, so that its part in the difference is known.
 
-Studies are kept in out/, so that the same command goes on where it was stopped. Trials are drawn without steps of time:
-ssm-simulators' Euler steps of a millisecond lengthen decision times by some four per cent.
+Studies are kept in out/, so that the same command goes on where it was stopped. Trials
+are drawn without steps of time: ssm-simulators' Euler steps of a millisecond lengthen
+decision times by some four per cent.
 """
 
 from __future__ import annotations
@@ -33,12 +37,17 @@ from composeprob.models.worlds import drift_diffusion as world
 
 SUBJECTS, CHAINS = 44, 99
 NAMES = ("drift", "log boundary", "log non-decision time")
-CENTRE, AROUND, SPREAD = jnp.array([1.5, 0.3, -1.2]), jnp.array([0.75, 0.25, 0.25]), jnp.array([0.75, 0.25, 0.25])
+CENTRE, AROUND, SPREAD = (
+    jnp.array([1.5, 0.3, -1.2]),
+    jnp.array([0.75, 0.25, 0.25]),
+    jnp.array([0.75, 0.25, 0.25]),
+)
 """Of the priors of the group's means, normal, and of its scales, half-normal."""
 R_HAT = 1.05
 """Of group parameters, up to which NUTS is a reference."""
 DRAWS, PROPOSALS = 1000, 10_000
-"""Of the estimator's posterior of one subject, and of the exact one's importance sampling."""
+"""Of the estimator's posterior of one subject, and of the exact one's importance
+sampling."""
 
 
 @cp.program
@@ -66,7 +75,14 @@ def drawn(number: int) -> tuple[dict[str, np.ndarray], Any, Any]:
     tau = SPREAD * jnp.abs(jax.random.normal(keys[1], (3,)))
     eta = mu + tau * jax.random.normal(keys[2], (SUBJECTS, 3))
     times, choices = world.trials(keys[3], eta)
-    return {name: np.asarray(value) for name, value in (("mu", mu), ("tau", tau), ("eta", eta))}, times, choices
+    return (
+        {
+            name: np.asarray(value)
+            for name, value in (("mu", mu), ("tau", tau), ("eta", eta))
+        },
+        times,
+        choices,
+    )
 
 
 def seconds() -> np.ndarray:
@@ -74,34 +90,53 @@ def seconds() -> np.ndarray:
 
 
 def ours(posterior: Any, prior: Any, number: int) -> dict[str, Any]:
-    """A default run: its group parameters, and the share of draws below the truth of every parameter."""
+    """A default run: its group parameters, and the share of draws below the truth of
+    every parameter."""
     truth, times, choices = drawn(number)
     began = seconds()
     density = cp.compile(study, posterior, prior, world.summaries(times, choices))
-    result = cp.infer(density, jax.random.key(number), num_chains=CHAINS, progress=False)
+    result = cp.infer(
+        density, jax.random.key(number), num_chains=CHAINS, progress=False
+    )
     cpu, clock = seconds() - began
     draws = {name: np.asarray(result[name]) for name in truth}
     below = {name: (draws[name] < truth[name]).sum(0).tolist() for name in truth}
-    moments = {name: [draws[name].mean(0).tolist(), draws[name].std(0).tolist()] for name in truth}
+    moments = {
+        name: [draws[name].mean(0).tolist(), draws[name].std(0).tolist()]
+        for name in truth
+    }
     return {"below": below, "moments": moments, "status": str(result.status.code), "reason": result.reason,
             "evaluations": result.evaluations, "cpu": cpu, "clock": clock}  # fmt: skip
 
 
 def nuts(number: int) -> dict[str, Any]:
-    """NumPyro's NUTS on the written likelihood: 2 chains, 500 draws each after as many."""
+    """NumPyro's NUTS on the written likelihood: 2 chains, 500 draws each after as
+    many."""
     truth, times, choices = drawn(number)
     began = seconds()
-    start = jnp.stack([jnp.full(SUBJECTS, 1.0), jnp.full(SUBJECTS, 0.3), jnp.log(0.8 * times.min(1))], axis=1)
-    init = init_to_value(values={"mu": start.mean(0), "tau": 0.5 * SPREAD, "eta": start})
+    start = jnp.stack(
+        [jnp.full(SUBJECTS, 1.0), jnp.full(SUBJECTS, 0.3), jnp.log(0.8 * times.min(1))],
+        axis=1,
+    )
+    init = init_to_value(
+        values={"mu": start.mean(0), "tau": 0.5 * SPREAD, "eta": start}
+    )
     chains = MCMC(NUTS(written, init_strategy=init), num_warmup=500, num_samples=500, num_chains=2,
                   chain_method="vectorized", progress_bar=False)  # fmt: skip
     chains.run(jax.random.key(number), times, choices)
     found = chains.get_samples(group_by_chain=True)
     cpu, clock = seconds() - began
     summary = numpyro.diagnostics.summary(found)
-    moments = {name: [np.mean(a, (0, 1)).tolist(), np.std(a, (0, 1)).tolist()] for name, a in found.items()}
-    below = {name: np.mean(a < truth[name], (0, 1)).tolist() for name, a in found.items()}
-    worst = {name: float(np.max(summary[name]["r_hat"])) for name in ("mu", "tau", "eta")}
+    moments = {
+        name: [np.mean(a, (0, 1)).tolist(), np.std(a, (0, 1)).tolist()]
+        for name, a in found.items()
+    }
+    below = {
+        name: np.mean(a < truth[name], (0, 1)).tolist() for name, a in found.items()
+    }
+    worst = {
+        name: float(np.max(summary[name]["r_hat"])) for name in ("mu", "tau", "eta")
+    }
     least = min(float(np.min(summary[name]["n_eff"])) for name in ("mu", "tau"))
     return {"below": below, "moments": moments, "r_hat": worst, "n_eff": least, "cpu": cpu, "clock": clock,
             "divergences": int(chains.get_extra_fields()["diverging"].sum())}  # fmt: skip
@@ -113,7 +148,8 @@ def single(posterior: Any, x: Any) -> Any:
 
 
 def alone(posterior: Any, number: int) -> dict[str, Any]:
-    """Each subject by itself, under the broad prior: mean and deviation by the estimator, and exact ones."""
+    """Each subject by itself, under the broad prior: mean and deviation by the
+    estimator, and exact ones."""
     _, times, choices = drawn(number)
     xs, rows = world.summaries(times, choices), []
     weigh = jax.jit(lambda etas, t, c: jax.vmap(lambda eta: world.log_likelihood(eta, t, c))(etas)
@@ -122,9 +158,13 @@ def alone(posterior: Any, number: int) -> dict[str, Any]:
         density = cp.compile(single, posterior, xs[j])
         result = cp.infer(density, jax.random.key(j), num_chains=DRAWS, progress=False)
         draws = np.asarray(result.unweighted()["eta"], float)
-        proposal = dist.MultivariateStudentT(5.0, draws.mean(0), np.linalg.cholesky(1.5 * np.cov(draws.T)))
+        proposal = dist.MultivariateStudentT(
+            5.0, draws.mean(0), np.linalg.cholesky(1.5 * np.cov(draws.T))
+        )
         etas = proposal.sample(jax.random.key(j), (PROPOSALS,))
-        log_weights = np.asarray(weigh(etas, times[j], choices[j]) - proposal.log_prob(etas), float)
+        log_weights = np.asarray(
+            weigh(etas, times[j], choices[j]) - proposal.log_prob(etas), float
+        )
         weights = np.exp(log_weights - log_weights.max())
         weights /= weights.sum()
         mean = weights @ np.asarray(etas)
@@ -137,7 +177,8 @@ def alone(posterior: Any, number: int) -> dict[str, Any]:
 
 
 def inside(below: Any) -> np.ndarray:
-    """Whether the central 90 % of a run's draws hold the truth, by its rank, which no number of draws biases."""
+    """Whether the central 90 % of a run's draws hold the truth, by its rank, which no
+    number of draws biases."""
     return np.abs((np.asarray(below) + 0.5) / (CHAINS + 1) - 0.5) < 0.45
 
 
@@ -145,49 +186,107 @@ def percent(holds: Any) -> str:
     return f"{100 * np.mean(holds):.1f} %"
 
 
-def beside(mine: list[dict[str, Any]], theirs: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """How far means of a group parameter lie from NUTS's, in its standard deviations, and the ratio of deviations,
-    (studies, 3) each."""
+def beside(
+    mine: list[dict[str, Any]], theirs: list[dict[str, Any]], name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far means of a group parameter lie from NUTS's, in its standard deviations,
+    and the ratio of deviations, (studies, 3) each."""
     (mean, deviation), (other, width) = (
-        np.moveaxis([run["moments"][name] for run in runs], 1, 0) for runs in (mine, theirs)
+        np.moveaxis([run["moments"][name] for run in runs], 1, 0)
+        for runs in (mine, theirs)
     )
     return (mean - other) / width, deviation / width
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--studies", type=int, default=20)
-    parser.add_argument("--beside", type=int, default=20, help="studies that NUTS stands beside")
-    parser.add_argument("--alone", type=int, default=2, help="studies whose subjects are compared one by one")
+    parser.add_argument(
+        "--beside", type=int, default=20, help="studies that NUTS stands beside"
+    )
+    parser.add_argument(
+        "--alone",
+        type=int,
+        default=2,
+        help="studies whose subjects are compared one by one",
+    )
     options = parser.parse_args()
     posterior: Any = cp.load("drift-diffusion-posterior")
     prior = cp.Analytic(world.prior(), posterior.schedule, label="prior")
     folder = "drift_diffusion"
-    mine = [kept(folder, f"study {i}", lambda i=i: ours(posterior, prior, i)) for i in range(options.studies)]
-    theirs = [kept(folder, f"nuts {i}", lambda i=i: nuts(i)) for i in range(options.beside)]
-    singles = [kept(folder, f"alone {i}", lambda i=i: alone(posterior, i)) for i in range(options.alone)]
+    mine = [
+        kept(folder, f"study {i}", lambda i=i: ours(posterior, prior, i))
+        for i in range(options.studies)
+    ]
+    theirs = [
+        kept(folder, f"nuts {i}", lambda i=i: nuts(i)) for i in range(options.beside)
+    ]
+    singles = [
+        kept(folder, f"alone {i}", lambda i=i: alone(posterior, i))
+        for i in range(options.alone)
+    ]
 
-    holds = {name: np.array([inside(run["below"][name]) for run in mine]) for name in ("mu", "tau", "eta")}
-    settled = [i for i, run in enumerate(theirs) if max(run["r_hat"][name] for name in ("mu", "tau")) <= R_HAT]
-    off = {name: beside([mine[i] for i in settled], [theirs[i] for i in settled], name) for name in ("mu", "tau")}
+    holds = {
+        name: np.array([inside(run["below"][name]) for run in mine])
+        for name in ("mu", "tau", "eta")
+    }
+    settled = [
+        i
+        for i, run in enumerate(theirs)
+        if max(run["r_hat"][name] for name in ("mu", "tau")) <= R_HAT
+    ]
+    off = {
+        name: beside([mine[i] for i in settled], [theirs[i] for i in settled], name)
+        for name in ("mu", "tau")
+    }
     width = np.array([run["moments"]["mu"][1] for run in theirs[: options.alone]])
     shared = np.array([run["away"] for run in singles]) / width
-    shift, wider = (np.array([run[what] for run in singles]) for what in ("shift", "wider"))
+    shift, wider = (
+        np.array([run[what] for run in singles]) for what in ("shift", "wider")
+    )
     rows = []
     for k, name in enumerate((*NAMES, "all")):
         pick = slice(None) if name == "all" else slice(k, k + 1)
-        row = [name, *(percent(holds[what][..., pick]) for what in ("mu", "tau", "eta"))]
+        row = [
+            name,
+            *(percent(holds[what][..., pick]) for what in ("mu", "tau", "eta")),
+        ]
         for what in ("mu", "tau"):
-            row += [f"{np.abs(off[what][0][:, pick]).mean():.2f}", f"{off[what][1][:, pick].mean():.2f}"]
-        row += [f"{shift[..., pick].mean():+.2f} ± {shift[..., pick].std():.2f}", f"{wider[..., pick].mean():.2f}"]
+            row += [
+                f"{np.abs(off[what][0][:, pick]).mean():.2f}",
+                f"{off[what][1][:, pick].mean():.2f}",
+            ]
+        row += [
+            f"{shift[..., pick].mean():+.2f} ± {shift[..., pick].std():.2f}",
+            f"{wider[..., pick].mean():.2f}",
+        ]
         rows.append([*row, f"{np.abs(shared[:, pick]).mean():.2f}"])
-    by_nuts = [[np.abs(np.array(run["below"][what]) - 0.5) < 0.45 for run in theirs] for what in ("mu", "tau", "eta")]
-    rows.append([f"all, by NUTS, of {len(theirs)} studies", *map(percent, by_nuts), *[""] * (len(rows[0]) - 4)])
-    cpu = {"cp.infer": [run["cpu"] for run in mine], "NUTS": [run["cpu"] for run in theirs]}
-    clock = {"cp.infer": [run["clock"] for run in mine], "NUTS": [run["clock"] for run in theirs]}
+    by_nuts = [
+        [np.abs(np.array(run["below"][what]) - 0.5) < 0.45 for run in theirs]
+        for what in ("mu", "tau", "eta")
+    ]
+    rows.append(
+        [
+            f"all, by NUTS, of {len(theirs)} studies",
+            *map(percent, by_nuts),
+            *[""] * (len(rows[0]) - 4),
+        ]
+    )
+    cpu = {
+        "cp.infer": [run["cpu"] for run in mine],
+        "NUTS": [run["cpu"] for run in theirs],
+    }
+    clock = {
+        "cp.infer": [run["clock"] for run in mine],
+        "NUTS": [run["clock"] for run in theirs],
+    }
     named = [run["status"] for run in mine if run["status"] != "ok"]
     group = np.concatenate([holds["mu"], holds["tau"]], axis=1)
-    chance = np.sqrt(2 / np.pi / CHAINS)  # of the mean of so many draws, on average, in standard deviations
+    chance = np.sqrt(
+        2 / np.pi / CHAINS
+    )  # of the mean of so many draws, on average, in standard deviations
     away = np.mean([np.abs(each).mean() for each, _ in off.values()])
     spread = np.mean([ratio.mean() for _, ratio in off.values()])
     checks = {

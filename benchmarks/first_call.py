@@ -1,11 +1,13 @@
-"""What a first call compiles: processor seconds of the first run less the second, over those of a bare scan of scores.
+"""What a first call compiles: processor seconds of the first run less the second, over
+those of a bare scan of scores.
 
     python -m benchmarks first-call [--repeats 3] [--cases NAME …]
     python -m benchmarks.first_call
 
-README's program, ring × bar with 256 chains, by default and by two samplers; beside them BlackJAX's MALA and NumPyro's
-NUTS on other models. Every measurement is a new process without a persistent compilation cache, and all cases take
-turns. Exits with 1 if the default takes more than 4.0 times the bare scan, or reverse diffusion over 2.2.
+README's program, ring × bar with 256 chains, by default and by two samplers; beside
+them BlackJAX's MALA and NumPyro's NUTS on other models. Every measurement is a new
+process without a persistent compilation cache, and all cases take turns. Exits with 1
+if the default takes more than 4.0 times the bare scan, or reverse diffusion over 2.2.
 """
 
 from __future__ import annotations
@@ -29,10 +31,16 @@ import numpyro.distributions as dist
 
 import composeprob as cp
 
-sys.path.insert(0, str(Path(__file__).parent))  # as where the file is run as a script, for `report`
+sys.path.insert(
+    0, str(Path(__file__).parent)
+)  # as where the file is run as a script, for `report`
 
 CHAINS, SEED = 256, 0
-BARE, DEFAULT, REVERSE = "bare scan of the composed score", "cp.infer, default", "cp.infer, Ancestral"
+BARE, DEFAULT, REVERSE = (
+    "bare scan of the composed score",
+    "cp.infer, default",
+    "cp.infer, Ancestral",
+)
 LIMITS = {DEFAULT: 4.0, REVERSE: 2.2}
 """How many times the compilation of the bare scan each may take."""
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -53,32 +61,42 @@ def density() -> cp.AnnealedDensity:
 def infer(**options: Any) -> Run:
     """`cp.infer` of README's program, until the samples are there."""
     target = density()
-    return lambda: cp.infer(target, jax.random.key(SEED), num_chains=CHAINS, **options).samples
+    return lambda: (
+        cp.infer(target, jax.random.key(SEED), num_chains=CHAINS, **options).samples
+    )
 
 
 def bare_scan() -> Run:
-    """One composed score and one draw of noise a level, for all chains, in one jitted function of the density."""
+    """One composed score and one draw of noise a level, for all chains, in one jitted
+    function of the density."""
     target = density()
     levels = jnp.arange(target.num_levels)[::-1]
     sigma = jnp.asarray(target.schedule.sigma)
 
     @jax.jit
     def descend(target: Any, key: jax.Array) -> jax.Array:
-        def level(x: jax.Array, scanned: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        def level(
+            x: jax.Array, scanned: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, None]:
             k, key = scanned
             score = jax.vmap(lambda x: target.score({"x": x}, k)["x"])(x)
             step = 0.1 * sigma[k] ** 2
-            return x + step * score + jnp.sqrt(2 * step) * jax.random.normal(key, x.shape), None
+            return x + step * score + jnp.sqrt(2 * step) * jax.random.normal(
+                key, x.shape
+            ), None
 
         first, *keys = jax.random.split(key, 2)
         x = jax.random.normal(first, (CHAINS, 2))
-        return jax.lax.scan(level, x, (levels, jax.random.split(keys[0], len(levels))))[0]
+        return jax.lax.scan(level, x, (levels, jax.random.split(keys[0], len(levels))))[
+            0
+        ]
 
     return lambda: descend(target, jax.random.key(SEED))
 
 
 def blackjax_mala() -> Run:
-    """MALA of BlackJAX on a correlated Gaussian in two dimensions, 256 chains, 60 transitions."""
+    """MALA of BlackJAX on a correlated Gaussian in two dimensions, 256 chains, 60
+    transitions."""
     import blackjax
 
     precision = jnp.asarray([[2.0, -1.2], [-1.2, 1.5]])
@@ -87,7 +105,9 @@ def blackjax_mala() -> Run:
     @jax.jit
     def run(key: jax.Array) -> jax.Array:
         def transition(state: Any, key: jax.Array) -> tuple[Any, None]:
-            return jax.vmap(algorithm.step)(jax.random.split(key, CHAINS), state)[0], None
+            return jax.vmap(algorithm.step)(jax.random.split(key, CHAINS), state)[
+                0
+            ], None
 
         state = jax.vmap(algorithm.init)(jnp.zeros((CHAINS, 2)))
         return jax.lax.scan(transition, state, jax.random.split(key, 60))[0].position
@@ -96,7 +116,8 @@ def blackjax_mala() -> Run:
 
 
 def numpyro_nuts() -> Run:
-    """NUTS of NumPyro on eight schools, one chain of 200 warm-up steps and 200 draws."""
+    """NUTS of NumPyro on eight schools, one chain of 200 warm-up steps and 200
+    draws."""
     import numpyro
     from numpyro.infer import MCMC, NUTS
 
@@ -104,7 +125,10 @@ def numpyro_nuts() -> Run:
     errors = jnp.asarray([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 
     def schools() -> None:
-        mu, tau = numpyro.sample("mu", dist.Normal(0, 5)), numpyro.sample("tau", dist.HalfCauchy(5))
+        mu, tau = (
+            numpyro.sample("mu", dist.Normal(0, 5)),
+            numpyro.sample("tau", dist.HalfCauchy(5)),
+        )
         with numpyro.plate("schools", len(effects)):
             z = numpyro.sample("z", dist.Normal(0, 1))
             numpyro.sample("y", dist.Normal(mu + tau * z, errors), obs=effects)
@@ -122,14 +146,17 @@ CASES: dict[str, Callable[[], Run]] = {
     BARE: bare_scan,
     DEFAULT: infer,
     REVERSE: lambda: infer(sampler=cp.Ancestral()),
-    "cp.infer, AnnealedMCMC(MALA)": lambda: infer(sampler=cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 1)),
+    "cp.infer, AnnealedMCMC(MALA)": lambda: infer(
+        sampler=cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 1)
+    ),
     "BlackJAX MALA, a Gaussian": blackjax_mala,
     "NumPyro NUTS, eight schools": numpyro_nuts,
 }
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Processor seconds of a first and of a second run in this process, and the XLA programs that each compiled."""
+    """Processor seconds of a first and of a second run in this process, and the XLA
+    programs that each compiled."""
     seconds, programs, count = [], [], [0]
 
     def count_program(event: str, *_: Any, **__: Any) -> None:
@@ -137,7 +164,9 @@ def measure(name: str) -> dict[str, Any]:
 
     jax.monitoring.register_event_duration_secs_listener(count_program)
     run = CASES[name]()
-    jax.block_until_ready(jax.random.key(SEED))  # nothing above is counted, the backend's start included
+    jax.block_until_ready(
+        jax.random.key(SEED)
+    )  # nothing above is counted, the backend's start included
     for _ in range(2):
         count[0], began = 0, time.process_time()
         jax.block_until_ready(run())
@@ -148,19 +177,31 @@ def measure(name: str) -> dict[str, Any]:
 
 def in_a_process(name: str) -> dict[str, Any]:
     """`measure` in a fresh process that has no persistent compilation cache."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION_CACHE")}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("JAX_COMPILATION_CACHE")
+    }
     environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     load = os.getloadavg()[0]
     command = [sys.executable, __file__, "--measure", name]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env=environment
+    )
     return json.loads(done.stdout.splitlines()[-1]) | {"load": load}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3, help="how often each case is measured")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="how often each case is measured"
+    )
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--measure", choices=list(CASES), help="measure one case in this process, and print its JSON")
+    parser.add_argument(
+        "--measure",
+        choices=list(CASES),
+        help="measure one case in this process, and print its JSON",
+    )
     options = parser.parse_args()
     if options.measure is not None:
         print(json.dumps(measure(options.measure)))
@@ -173,24 +214,51 @@ def main() -> int:
         for name in names[:: 1 if repeat % 2 == 0 else -1]:
             series[name].append(in_a_process(name))
             print(f"{name}: {json.dumps(series[name][-1])}", flush=True)
-    compilation = {name: statistics.median(m["first"] - m["second"] for m in runs) for name, runs in series.items()}
-    ratios = {name: seconds / compilation[BARE] for name, seconds in compilation.items()}
+    compilation = {
+        name: statistics.median(m["first"] - m["second"] for m in runs)
+        for name, runs in series.items()
+    }
+    ratios = {
+        name: seconds / compilation[BARE] for name, seconds in compilation.items()
+    }
     rows = []
     for name, runs in series.items():
-        first, second = (statistics.median(m[key] for m in runs) for key in ("first", "second"))
-        programs = " and ".join(f"{np.median([m['programs'][i] for m in runs]):.0f}" for i in range(2))
+        first, second = (
+            statistics.median(m[key] for m in runs) for key in ("first", "second")
+        )
+        programs = " and ".join(
+            f"{np.median([m['programs'][i] for m in runs]):.0f}" for i in range(2)
+        )
         rows.append(
-            [name, f"{first:.1f}", f"{second:.1f}", f"{compilation[name]:.1f}", f"{ratios[name]:.1f}", programs]
+            [
+                name,
+                f"{first:.1f}",
+                f"{second:.1f}",
+                f"{compilation[name]:.1f}",
+                f"{ratios[name]:.1f}",
+                programs,
+            ]
         )
     checks = {
-        f"{name} compiles {ratios[name]:.2f} ≤ {limit} times the bare scan": ratios[name] <= limit
+        f"{name} compiles {ratios[name]:.2f} ≤ {limit} times the bare scan": ratios[
+            name
+        ]
+        <= limit
         for name, limit in LIMITS.items()
         if name in ratios
     }
     loads = [m["load"] for runs in series.values() for m in runs]
     notes = NOTES.format(repeats=options.repeats, least=min(loads), most=max(loads))
     title = f"What a first call compiles, {CHAINS} chains, processor seconds"
-    return publish("first_call", title, COLUMNS, rows, checks, {"series": series, "over bare": ratios}, notes)
+    return publish(
+        "first_call",
+        title,
+        COLUMNS,
+        rows,
+        checks,
+        {"series": series, "over bare": ratios},
+        notes,
+    )
 
 
 COLUMNS = [

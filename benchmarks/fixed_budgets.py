@@ -1,18 +1,22 @@
-"""Posteriors from a fixed number of simulations: the default of `cp.training.estimator` on sbibm's tasks.
+"""Posteriors from a fixed number of simulations: the default of `cp.training.estimator`
+on sbibm's tasks.
 
-    python -m benchmarks fixed-budgets [--tasks two_moons slcp] [--budgets 30000] [--observations 3]
-    python -m benchmarks fixed-budgets --many
+    python -m benchmarks fixed-budgets [--tasks two_moons slcp] [--budgets 30000]
+    [--observations 3] python -m benchmarks fixed-budgets --many
 
-For each task θ is drawn from the prior and x from the simulator, 10⁴, 3·10⁴ or 10⁵ times, and the estimator is trained
-on these pairs alone, with the same settings for all tasks. C2ST is how often sbibm's classifier tells 10,000 draws of
-it, by reverse diffusion, from sbibm's 10,000 reference draws, for each of the ten observations: 0.5 where they are
-alike. The floor is the same of one half of the reference draws against the other.
+For each task θ is drawn from the prior and x from the simulator, 10⁴, 3·10⁴ or 10⁵
+times, and the estimator is trained on these pairs alone, with the same settings for all
+tasks. C2ST is how often sbibm's classifier tells 10,000 draws of it, by reverse
+diffusion, from sbibm's 10,000 reference draws, for each of the ten observations: 0.5
+where they are alike. The floor is the same of one half of the reference draws against
+the other.
 
-``--many`` asks how exact draws are given 8, 30 and 90 observations of Gaussian linear, where the posterior is known,
-and writes results of its own.
+``--many`` asks how exact draws are given 8, 30 and 90 observations of Gaussian linear,
+where the posterior is known, and writes results of its own.
 
-Needs sbibm-jax, of Python 3.12 or later: `pip install sbibm-jax`. Each observation is kept in out/, so that the same
-command goes on where it was stopped; the training is then done again, from the same key.
+Needs sbibm-jax, of Python 3.12 or later: `pip install sbibm-jax`. Each observation is
+kept in out/, so that the same command goes on where it was stopped; the training is
+then done again, from the same key.
 """
 
 from __future__ import annotations
@@ -35,7 +39,13 @@ import composeprob as cp
 
 OBSERVATIONS, DRAWS = range(1, 11), 10_000
 BUDGETS = (30_000, 10_000, 100_000)
-WANTED = {"two_moons": 0.52, "slcp": 0.60, "gaussian_linear": 0.52, "gaussian_mixture": 0.53, "bernoulli_glm": 0.58}
+WANTED = {
+    "two_moons": 0.52,
+    "slcp": 0.60,
+    "gaussian_linear": 0.52,
+    "gaussian_mixture": 0.53,
+    "bernoulli_glm": 0.58,
+}
 """C2ST at 3·10⁴ simulations, at most."""
 TASKS = (*WANTED, "sir")
 MANY, MANY_DRAWS = (8, 30, 90), 400
@@ -50,7 +60,8 @@ PUBLISHED = {
     ("two_moons", 100_000): "SNPE .530",
     ("sir", 100_000): "NPE .585",
 }
-"""Score and flow: GenSBI 0.5, score matching and flow matching; the rows at 10⁵ are sbi-benchmark's."""
+"""Score and flow: GenSBI 0.5, score matching and flow matching; the rows at 10⁵ are
+sbi-benchmark's."""
 
 
 @cp.program
@@ -70,7 +81,8 @@ def given(name: str, x: Any) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def trained(name: str, budget: int) -> tuple[Any, float]:
-    """The factor and the CPU seconds of its training; of SIR, whose parameters are positive, in log θ."""
+    """The factor and the CPU seconds of its training; of SIR, whose parameters are
+    positive, in log θ."""
     prior_key, simulator_key, key = jax.random.split(jax.random.key(budget), 3)
     theta = task(name).get_prior(prior_key, budget)
     x = given(name, task(name).get_simulator(simulator_key)(simulator_key, theta))
@@ -85,8 +97,16 @@ def trained(name: str, budget: int) -> tuple[Any, float]:
 def measured(name: str, budget: int, number: int) -> dict[str, float]:
     posterior, seconds = trained(name, budget)
     began = time.process_time()
-    density = cp.compile(single, posterior, given(name, task(name).get_observation(number))[0])
-    result = cp.infer(density, jax.random.key(number), num_chains=DRAWS, sampler=cp.Ancestral(), progress=False)
+    density = cp.compile(
+        single, posterior, given(name, task(name).get_observation(number))[0]
+    )
+    result = cp.infer(
+        density,
+        jax.random.key(number),
+        num_chains=DRAWS,
+        sampler=cp.Ancestral(),
+        progress=False,
+    )
     draws, drawing = np.asarray(result["theta"], float), time.process_time() - began
     draws = np.exp(draws) if name == "sir" else draws
     reference = np.asarray(task(name).get_reference_posterior_samples(number), float)
@@ -94,7 +114,8 @@ def measured(name: str, budget: int, number: int) -> dict[str, float]:
 
 
 def floor(name: str) -> float:
-    """C2ST of the first observation's reference against itself: every other draw, as some were made by chains."""
+    """C2ST of the first observation's reference against itself: every other draw, as
+    some were made by chains."""
     reference = np.asarray(task(name).get_reference_posterior_samples(1), float)
     return c2st(reference[::2], reference[1::2])
 
@@ -105,14 +126,20 @@ def joint(posterior: Any, prior: Any, xs: Any) -> Any:
 
 
 def measured_many(count: int) -> dict[str, Any]:
-    """Draws of Gaussian linear's posterior given many observations of one θ, against N(Σx/(n + 1), 0.1/(n + 1))."""
+    """Draws of Gaussian linear's posterior given many observations of one θ, against
+    N(Σx/(n + 1), 0.1/(n + 1))."""
     name = "gaussian_linear"
     posterior, _ = trained(name, BUDGETS[0])
     prior = cp.Analytic(task(name).get_prior_dist(), posterior.schedule, label="prior")
     prior_key, simulator_key, key = jax.random.split(jax.random.key(count), 3)
     theta = jnp.repeat(task(name).get_prior(prior_key, 1), count, axis=0)
     xs = task(name).get_simulator(simulator_key)(simulator_key, theta)
-    result = cp.infer(cp.compile(joint, posterior, prior, xs), key, num_chains=MANY_DRAWS, progress=False)
+    result = cp.infer(
+        cp.compile(joint, posterior, prior, xs),
+        key,
+        num_chains=MANY_DRAWS,
+        progress=False,
+    )
     draws = np.asarray(result.unweighted()["theta"], float)
     mean, deviation = np.asarray(xs).sum(0) / (count + 1), np.sqrt(0.1 / (count + 1))
     return {
@@ -124,17 +151,28 @@ def measured_many(count: int) -> dict[str, Any]:
 def many() -> int:
     rows, checks, details = [], {}, {}
     for count in MANY:
-        found = kept(KEPT.name, f"gaussian_linear given {count}", lambda count=count: measured_many(count))
+        found = kept(
+            KEPT.name,
+            f"gaussian_linear given {count}",
+            lambda count=count: measured_many(count),
+        )
         off, wider = np.abs(found["off"]), np.array(found["wider"])
         rows.append([
             str(count), f"{off.mean():.2f}", f"{off.max():.2f}", f"{wider.min():.2f} to {wider.max():.2f}",
             f"{found['evaluations']:,}", found["status"],
         ])  # fmt: skip
-        checks[f"{count} observations: deviations are within 15 % on average ({wider.mean():.2f})"] = bool(
-            abs(wider.mean() - 1) <= 0.15
-        )
+        checks[
+            f"{count} observations: deviations are within 15 % on average ({wider.mean():.2f})"
+        ] = bool(abs(wider.mean() - 1) <= 0.15)
         details[str(count)] = found
-    columns = ["observations", "mean off exact, sd", "largest", "sd over exact", "evaluations", "status"]
+    columns = [
+        "observations",
+        "mean off exact, sd",
+        "largest",
+        "sd over exact",
+        "evaluations",
+        "status",
+    ]
     notes = (
         f"{MANY_DRAWS} draws of the default `cp.infer`, ten entries, one data set each; the factor is that of "
         f"{BUDGETS[0]:,} simulations of single observations. The floor: as many exact draws put a mean "
@@ -148,15 +186,29 @@ def cells(name: str, budget: int, observations: int) -> list[dict[str, float]]:
     """The observations measured so far, at least as many as asked for."""
     known = [i for i in OBSERVATIONS if (KEPT / f"{name}_{budget}_{i}.json").is_file()]
     wanted = sorted({*known, *range(1, observations + 1)})
-    return [kept(KEPT.name, f"{name} {budget} {i}", lambda i=i: measured(name, budget, i)) for i in wanted]
+    return [
+        kept(KEPT.name, f"{name} {budget} {i}", lambda i=i: measured(name, budget, i))
+        for i in wanted
+    ]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
-    parser.add_argument("--observations", type=int, default=10, help="of the ten; with 0 those kept are shown")
-    parser.add_argument("--many", action="store_true", help="Gaussian linear given 8, 30 and 90 observations")
+    parser.add_argument(
+        "--observations",
+        type=int,
+        default=10,
+        help="of the ten; with 0 those kept are shown",
+    )
+    parser.add_argument(
+        "--many",
+        action="store_true",
+        help="Gaussian linear given 8, 30 and 90 observations",
+    )
     options = parser.parse_args()
     if options.many:
         return many()
@@ -168,21 +220,33 @@ def main() -> int:
             if not found:
                 continue
             told = [cell["c2st"] for cell in found]
-            training, drawing = (float(np.median([cell[what] for cell in found])) for what in ("training", "drawing"))
-            measuring = options.observations > 0 or (KEPT / f"{name}_floor.json").is_file()
-            alike = kept(KEPT.name, f"{name} floor", lambda name=name: floor(name)) if measuring else np.nan
+            training, drawing = (
+                float(np.median([cell[what] for cell in found]))
+                for what in ("training", "drawing")
+            )
+            measuring = (
+                options.observations > 0 or (KEPT / f"{name}_floor.json").is_file()
+            )
+            alike = (
+                kept(KEPT.name, f"{name} floor", lambda name=name: floor(name))
+                if measuring
+                else np.nan
+            )
             rows.append([
                 f"{budget:,}", name, f"{np.mean(told):.3f}", f"{max(told):.3f}", str(len(told)),
                 f"{alike:.3f}" if measuring else "–", PUBLISHED.get((name, budget), "–"), f"{training:.0f}",
                 f"{drawing:.0f}",
             ])  # fmt: skip
             print("  ".join(rows[-1]), flush=True)
-            details[f"{name} {budget}"] = {"observations": found, "floor": alike if measuring else None}
+            details[f"{name} {budget}"] = {
+                "observations": found,
+                "floor": alike if measuring else None,
+            }
             if budget == BUDGETS[0] and name in WANTED:
                 over = f"{np.mean(told):.3f} over {len(told)} observations"
-                checks[f"{name} at {budget:,} simulations: C2ST is at most {WANTED[name]} ({over})"] = bool(
-                    np.mean(told) <= WANTED[name]
-                )
+                checks[
+                    f"{name} at {budget:,} simulations: C2ST is at most {WANTED[name]} ({over})"
+                ] = bool(np.mean(told) <= WANTED[name])
     columns = ["simulations", "task", "C2ST, mean", "worst", "observations", "floor", "published", "training, CPU s",
                "drawing, CPU s"]  # fmt: skip
     notes = (
@@ -195,7 +259,9 @@ def main() -> int:
     )
     title = "Posteriors from a fixed number of simulations"
     made_by = "python -m benchmarks fixed-budgets"
-    return publish("fixed_budgets", title, columns, rows, checks, details, notes, made_by=made_by)
+    return publish(
+        "fixed_budgets", title, columns, rows, checks, details, notes, made_by=made_by
+    )
 
 
 if __name__ == "__main__":

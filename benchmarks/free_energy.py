@@ -1,13 +1,16 @@
-"""Free energies of umbrella windows and the potential of mean force, under a prior that is a score alone.
+"""Free energies of umbrella windows and the potential of mean force, under a prior that
+is a score alone.
 
     python -m benchmarks free-energy [--keys 5]
 
-The toy of EDS (Xie et al. 2026, Enhanced Diffusion Sampling, arXiv 2602.16634), with the settings of its authors' code
-(microsoft/bioemu, notebooks/Enhanced_Diffusion_Sampling_GMM): the law .9 N(−1, 1) + .1 N(2, .5²), its exact score, 100
-cosine levels. (a) The bias exp(−½(x − 2)²), 20,000 samples. (b) Ten windows exp(−(½(x − c))²), c from −5 to 5, 2,000
-samples each: the free energy −log ∫ p exp(−V) of each against its closed form, and the potential of mean force −log p
-on 49 bins. Exits with 1 if the mean over keys of a window's free energy is off by over .02 nat, or single ones by more
-than the errors that runs state of them.
+The toy of EDS (Xie et al. 2026, Enhanced Diffusion Sampling, arXiv 2602.16634), with
+the settings of its authors' code (microsoft/bioemu,
+notebooks/Enhanced_Diffusion_Sampling_GMM): the law .9 N(−1, 1) + .1 N(2, .5²), its
+exact score, 100 cosine levels. (a) The bias exp(−½(x − 2)²), 20,000 samples. (b) Ten
+windows exp(−(½(x − c))²), c from −5 to 5, 2,000 samples each: the free energy −log ∫ p
+exp(−V) of each against its closed form, and the potential of mean force −log p on 49
+bins. Exits with 1 if the mean over keys of a window's free energy is off by over .02
+nat, or single ones by more than the errors that runs state of them.
 """
 
 from __future__ import annotations
@@ -28,7 +31,11 @@ from scipy.stats import norm
 
 import composeprob as cp
 
-SHARES, MEANS, WIDTHS = np.array([0.9, 0.1]), np.array([-1.0, 2.0]), np.array([1.0, 0.5])
+SHARES, MEANS, WIDTHS = (
+    np.array([0.9, 0.1]),
+    np.array([-1.0, 2.0]),
+    np.array([1.0, 0.5]),
+)
 LEVELS, SAMPLES, BIASED, GROUP = 100, 2000, 20_000, 100
 CENTRES = np.linspace(-5.0, 5.0, 10)
 EDGES, GRID = np.linspace(-5.5, 5.5, 50), np.linspace(-6.0, 8.0, 1001)
@@ -48,16 +55,23 @@ class Bias(NamedTuple):
         return 0.5 * (x - self.centre) ** 2 / self.variance
 
     def components(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """log of each component's part of ∫ p exp(−V), and its mean and standard deviation under the bias."""
+        """log of each component's part of ∫ p exp(−V), and its mean and standard
+        deviation under the bias."""
         both = WIDTHS**2 + self.variance
-        logs = np.log(SHARES) + norm.logpdf(self.centre, MEANS, np.sqrt(both)) + 0.5 * np.log(2 * np.pi * self.variance)
+        logs = (
+            np.log(SHARES)
+            + norm.logpdf(self.centre, MEANS, np.sqrt(both))
+            + 0.5 * np.log(2 * np.pi * self.variance)
+        )
         mean = (MEANS * self.variance + self.centre * WIDTHS**2) / both
         return logs, mean, WIDTHS * np.sqrt(self.variance / both)
 
     def mass(self, edges: np.ndarray) -> np.ndarray:
         """The share of p exp(−V) between edges."""
         logs, mean, sd = self.components()
-        return np.diff(norm.cdf(edges[:, None], mean, sd), axis=0) @ np.exp(logs - logsumexp(logs))
+        return np.diff(norm.cdf(edges[:, None], mean, sd), axis=0) @ np.exp(
+            logs - logsumexp(logs)
+        )
 
     def draws(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """n exact draws."""
@@ -79,7 +93,9 @@ def log_law(x: Any, alpha: Any, sigma: Any) -> Any:
     """The law's log-density under noise."""
     variance = (alpha * WIDTHS) ** 2 + sigma**2
     away = (x - alpha * MEANS) ** 2 / variance
-    return jax.nn.logsumexp(jnp.log(SHARES) - 0.5 * jnp.log(2 * jnp.pi * variance) - 0.5 * away)
+    return jax.nn.logsumexp(
+        jnp.log(SHARES) - 0.5 * jnp.log(2 * jnp.pi * variance) - 0.5 * away
+    )
 
 
 def score(x: Any, level: Any) -> Any:
@@ -88,7 +104,9 @@ def score(x: Any, level: Any) -> Any:
 
 
 @cp.program
-def harmonic(prior, centre, width):  # a harmonic bias is a Gaussian observation of its centre
+def harmonic(
+    prior, centre, width
+):  # a harmonic bias is a Gaussian observation of its centre
     x = cp.sample("x", prior)
     cp.observe("V", dist.Normal(x, width), centre)
 
@@ -100,7 +118,8 @@ def soft(prior, centre, width):  # any bias is soft evidence
 
 
 class Sampled(NamedTuple):
-    """Samples of one bias, its free energy, the error that is stated of it, evaluations and what the run says."""
+    """Samples of one bias, its free energy, the error that is stated of it, evaluations
+    and what the run says."""
 
     x: np.ndarray
     free_energy: float = np.nan
@@ -115,24 +134,31 @@ def composed(bias: Bias, n: int, key: int, program: Any) -> Sampled:
     prior = cp.Diffusion(score, SCHEDULE, event_shape=(), parameterization="score")
     target = cp.compile(program, prior, jnp.float32(bias.centre), jnp.float32(width))
     result = cp.infer(target, jax.random.key(key), num_chains=n, progress=False)
-    constant = np.log(width) + 0.5 * np.log(2 * np.pi) if program is harmonic else 0.0  # that of the observation
+    constant = (
+        np.log(width) + 0.5 * np.log(2 * np.pi) if program is harmonic else 0.0
+    )  # that of the observation
     log_evidence, error = result.log_evidence, result.log_evidence_error
     assert log_evidence is not None
     assert error is not None
     x = np.asarray(result["x"], float)
-    return Sampled(x, -log_evidence - constant, error, result.evaluations, str(result.status))
+    return Sampled(
+        x, -log_evidence - constant, error, result.evaluations, str(result.status)
+    )
 
 
 def reweighted(bias: Bias, n: int, key: int, times: int) -> Sampled:
-    """EDS, restated: reverse diffusion toward p_t(x) exp(−V(E[x₀ | x])), with its Feynman–Kac weights, in groups of 100
-    that resample below a share of effective samples; steps of equal time, by Heun's rule in their solver's place."""
+    """EDS, restated: reverse diffusion toward p_t(x) exp(−V(E[x₀ | x])), with its
+    Feynman–Kac weights, in groups of 100 that resample below a share of effective
+    samples; steps of equal time, by Heun's rule in their solver's place."""
     threshold = 0.8 if bias == TILT else 0.5
     x = _eds(jax.random.key(key), bias.centre, bias.variance, threshold, n, times)
     return Sampled(np.asarray(x, float), evaluations=2 * (times - 1))
 
 
 @partial(jax.jit, static_argnames=("n", "times"))
-def _eds(key: Any, centre: Any, variance: Any, threshold: Any, n: int, times: int) -> Any:
+def _eds(
+    key: Any, centre: Any, variance: Any, threshold: Any, n: int, times: int
+) -> Any:
     t = jnp.linspace(0.99, 0.01, times)
 
     def noise(t: Any) -> tuple[Any, Any]:
@@ -144,9 +170,15 @@ def _eds(key: Any, centre: Any, variance: Any, threshold: Any, n: int, times: in
         return -0.5 * (denoised - centre) ** 2 / variance
 
     def slopes(x: Any, t: Any) -> tuple[Any, Any, Any]:
-        """Drift of x in reversed time, its squared noise, and d log w/dt forward in time."""
-        squared = jnp.pi * jnp.tan(0.5 * jnp.pi * t)  # g² of dx = −½g²x dt + g dW, for which α = cos(πt/2)
-        s, (of_x, of_t) = jax.grad(log_law)(x, *noise(t)), jax.grad(reward, (0, 1))(x, t)
+        """Drift of x in reversed time, its squared noise, and d log w/dt forward in
+        time."""
+        squared = jnp.pi * jnp.tan(
+            0.5 * jnp.pi * t
+        )  # g² of dx = −½g²x dt + g dW, for which α = cos(πt/2)
+        s, (of_x, of_t) = (
+            jax.grad(log_law)(x, *noise(t)),
+            jax.grad(reward, (0, 1))(x, t),
+        )
         drift = 0.5 * squared * x + squared * (s + 0.5 * of_x)
         return drift, squared, of_t - of_x * 0.5 * squared * (x + s)
 
@@ -161,7 +193,10 @@ def _eds(key: Any, centre: Any, variance: Any, threshold: Any, n: int, times: in
         x, log_w = kicked + 0.5 * (drift + again) * dt, log_w - rate * dt
         last = then == t[-1]
         x, log_w = jax.vmap(resampled, (0, 0, 0, None))(
-            jax.random.split(for_groups, n // GROUP), x.reshape(-1, GROUP), log_w.reshape(-1, GROUP), last
+            jax.random.split(for_groups, n // GROUP),
+            x.reshape(-1, GROUP),
+            log_w.reshape(-1, GROUP),
+            last,
         )
         return (x.reshape(-1), log_w.reshape(-1)), None
 
@@ -174,7 +209,9 @@ def _eds(key: Any, centre: Any, variance: Any, threshold: Any, n: int, times: in
 
     first, rest = jax.random.split(key)
     start = jax.random.normal(first, (n,)), jnp.zeros(n)
-    (x, _), _ = jax.lax.scan(step, start, (t[:-1], t[1:], jax.random.split(rest, times - 1)))
+    (x, _), _ = jax.lax.scan(
+        step, start, (t[:-1], t[1:], jax.random.split(rest, times - 1))
+    )
     return x
 
 
@@ -184,19 +221,26 @@ def floor(bias: Bias, n: int, key: int) -> Sampled:
 
 
 def reduced(xs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """All samples, and the potential of every window at each of them, (windows, samples)."""
+    """All samples, and the potential of every window at each of them, (windows,
+    samples)."""
     x = np.concatenate(xs)
     return x, np.stack([window.potential(x) for window in WINDOWS])
 
 
 def log_weights(potentials: np.ndarray, free_energies: np.ndarray) -> np.ndarray:
-    """log p over the density of all samples: −log Σ_c N_c exp(F_c − V_c(x)), (samples,)."""
-    return -logsumexp(free_energies[:, None] - potentials, axis=0, b=potentials.shape[1] / len(WINDOWS))
+    """log p over the density of all samples: −log Σ_c N_c exp(F_c − V_c(x)),
+    (samples,)."""
+    return -logsumexp(
+        free_energies[:, None] - potentials,
+        axis=0,
+        b=potentials.shape[1] / len(WINDOWS),
+    )
 
 
 def mbar(potentials: np.ndarray) -> np.ndarray:
-    """Free energies from the samples alone, in relation to the law without a bias: those for which each window's law,
-    as all samples tell it, has mass 1 (Shirts and Chodera 2008), by iteration."""
+    """Free energies from the samples alone, in relation to the law without a bias:
+    those for which each window's law, as all samples tell it, has mass 1 (Shirts and
+    Chodera 2008), by iteration."""
     found = np.zeros(len(WINDOWS))
     for _ in range(20_000):
         logs = log_weights(potentials, found)
@@ -209,16 +253,23 @@ def mbar(potentials: np.ndarray) -> np.ndarray:
 def mean_force(x: np.ndarray, logs: np.ndarray) -> np.ndarray:
     """−log of the share of p in each bin, infinite where no sample is."""
     with np.errstate(divide="ignore"):
-        return -np.log(np.histogram(x, EDGES, weights=np.exp(logs - logsumexp(logs)))[0])
+        return -np.log(
+            np.histogram(x, EDGES, weights=np.exp(logs - logsumexp(logs)))[0]
+        )
 
 
 EXACT_FORCE = -np.log(np.diff(norm.cdf(EDGES[:, None], MEANS, WIDTHS), axis=0) @ SHARES)
 
 
 def off(force: np.ndarray) -> float:
-    """Mean absolute error of a potential of mean force over the bins that hold samples, both from their least value."""
+    """Mean absolute error of a potential of mean force over the bins that hold samples,
+    both from their least value."""
     held = np.isfinite(force)
-    return float(np.abs((force - force[held].min() - EXACT_FORCE + EXACT_FORCE[held].min())[held]).mean())
+    return float(
+        np.abs(
+            (force - force[held].min() - EXACT_FORCE + EXACT_FORCE[held].min())[held]
+        ).mean()
+    )
 
 
 METHODS = {
@@ -237,14 +288,19 @@ def measure(method: str, key: int) -> dict[str, Any]:
     density = np.histogram(biased.x, GRID)[0] / len(biased.x) / np.diff(GRID)
     found = [sample(window, SAMPLES, 100 * key + i) for i, window in enumerate(WINDOWS)]
     x, potentials = reduced([each.x for each in found])
-    energies, from_mbar = np.array([each.free_energy for each in found]), mbar(potentials)
+    energies, from_mbar = (
+        np.array([each.free_energy for each in found]),
+        mbar(potentials),
+    )
     told = np.isfinite(energies).all()
     return {
         "density": float(np.abs(density - TILT.mass(GRID) / np.diff(GRID)).mean()),
         "free energies": (energies - TRUTH).tolist() if told else None,
         "errors": [each.error for each in found],
         "mbar": (from_mbar - TRUTH).tolist(),
-        "force": off(mean_force(x, log_weights(potentials, energies))) if told else None,
+        "force": off(mean_force(x, log_weights(potentials, energies)))
+        if told
+        else None,
         "force by mbar": off(mean_force(x, log_weights(potentials, from_mbar))),
         "evaluations": max(each.evaluations for each in found),
         "status": sorted({each.status for each in (biased, *found)}),
@@ -262,37 +318,77 @@ def row(method: str, runs: list[dict[str, Any]]) -> list[str]:
         if runs[0][name] is None:
             return ["", ""]
         all_of_them = np.array([run[name] for run in runs])
-        return [over_keys(np.abs(all_of_them).mean(1).tolist()), f"{np.abs(all_of_them.mean(0)).max():.4f}"]
+        return [
+            over_keys(np.abs(all_of_them).mean(1).tolist()),
+            f"{np.abs(all_of_them.mean(0)).max():.4f}",
+        ]
 
-    forces = ["" if runs[0][n] is None else over_keys([run[n] for run in runs]) for n in ("force", "force by mbar")]
+    forces = [
+        "" if runs[0][n] is None else over_keys([run[n] for run in runs])
+        for n in ("force", "force by mbar")
+    ]
     statuses = ", ".join(sorted({status for run in runs for status in run["status"]}))
-    cells = [over_keys([run["density"] for run in runs]), *energies("free energies"), *energies("mbar"), *forces]
+    cells = [
+        over_keys([run["density"] for run in runs]),
+        *energies("free energies"),
+        *energies("mbar"),
+        *forces,
+    ]
     return [method, *cells, str(runs[0]["evaluations"] or ""), statuses]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--keys", type=int, default=5)
     keys = range(parser.parse_args().keys)
     found = {
-        method: [kept("free_energy", f"{method} {key}", lambda m=method, k=key: measure(m, k)) for key in keys]
+        method: [
+            kept(
+                "free_energy", f"{method} {key}", lambda m=method, k=key: measure(m, k)
+            )
+            for key in keys
+        ]
         for method in METHODS
     }
     mine = {name: runs for name, runs in found.items() if name.startswith("ours")}
-    errors = {name: np.array([run["free energies"] for run in runs]) for name, runs in mine.items()}
+    errors = {
+        name: np.array([run["free energies"] for run in runs])
+        for name, runs in mine.items()
+    }
     checks: dict[str, bool] = {}
     for name, each in errors.items():
         worst = np.abs(each.mean(0)).max()
-        checks[f"{name}: every window's free energy, mean over keys, within {NAT} nat (worst: {worst:.4f})"] = (
-            worst <= NAT
+        checks[
+            f"{name}: every window's free energy, mean over keys, within {NAT} nat (worst: {worst:.4f})"
+        ] = worst <= NAT
+        share = np.mean(
+            np.abs(each) <= 3 * np.array([run["errors"] for run in mine[name]])
         )
-        share = np.mean(np.abs(each) <= 3 * np.array([run["errors"] for run in mine[name]]))
-        checks[f"{name}: within 3 of its stated errors in 95 % of windows and keys: {share:.0%}"] = share >= 0.95
-    columns = ["method", "(a) density", "(b) free energies", "worst window", "by MBAR", "worst by MBAR"]
+        checks[
+            f"{name}: within 3 of its stated errors in 95 % of windows and keys: {share:.0%}"
+        ] = share >= 0.95
+    columns = [
+        "method",
+        "(a) density",
+        "(b) free energies",
+        "worst window",
+        "by MBAR",
+        "worst by MBAR",
+    ]
     columns += ["mean force", "mean force by MBAR", "evaluations", "status"]
     rows = [row(method, runs) for method, runs in found.items()]
     title = "Free energies of ten umbrella windows, and the potential of mean force from them"
-    return publish("free_energy", title, columns, rows, checks, {"runs": found}, NOTES.format(keys=len(keys)))
+    return publish(
+        "free_energy",
+        title,
+        columns,
+        rows,
+        checks,
+        {"runs": found},
+        NOTES.format(keys=len(keys)),
+    )
 
 
 NOTES = """Means over {keys} keys ± their standard error. (a) Mean absolute error of the density under ½(x − 2)² on

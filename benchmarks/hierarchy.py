@@ -1,11 +1,14 @@
-"""A hierarchy with a learned prior: the default run beside NUTS on the same density, and quadrature.
+"""A hierarchy with a learned prior: the default run beside NUTS on the same density,
+and quadrature.
 
     python -m benchmarks hierarchy [--keys 5]
 
-Five groups of ten readings in the plane; the groups lie around a place whose prior is the zoo's `ring2d`, at an unknown
-distance tau. Written centred and non-centred. The reference is quadrature over the learned prior's own energy, so that
-what is missed is the sampler's. Every run is a process of its own, from which its processor seconds are told, with
-compilation and nothing kept from other runs; of further keys only the answers count.
+Five groups of ten readings in the plane; the groups lie around a place whose prior is
+the zoo's `ring2d`, at an unknown distance tau. Written centred and non-centred. The
+reference is quadrature over the learned prior's own energy, so that what is missed is
+the sampler's. Every run is a process of its own, from which its processor seconds are
+told, with compilation and nothing kept from other runs; of further keys only the
+answers count.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ import composeprob as cp
 
 CHAINS = 200
 GROUPS, READINGS, NOISE, WIDTH = 5, 10, 0.2, 0.1
-"""Groups, readings of each, their noise, and the scale of tau's half-normal prior; chains of a run."""
+"""Groups, readings of each, their noise, and the scale of tau's half-normal prior;
+chains of a run."""
 
 
 def data() -> np.ndarray:
@@ -68,16 +72,25 @@ FORMS = {"centred": centred, "non-centred": non_centred}
 
 
 def quadrature() -> tuple[float, float]:
-    """Mean and sd of tau: the groups are integrated in closed form, the place and tau on grids."""
+    """Mean and sd of tau: the groups are integrated in closed form, the place and tau
+    on grids."""
     prior = cp.compile(cp.program(lambda f: cp.sample("x", f)), cp.load("ring2d"))
     side = np.linspace(-1.2, 1.2, 241)
     grid = np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
     alpha = float(prior.schedule.alpha[0])
-    log_prior = np.asarray(jax.jit(jax.vmap(lambda x: prior.log_density({"x": x}, 0)))(jnp.asarray(alpha * grid)))
+    log_prior = np.asarray(
+        jax.jit(jax.vmap(lambda x: prior.log_density({"x": x}, 0)))(
+            jnp.asarray(alpha * grid)
+        )
+    )
     taus = np.linspace(0.0, 6 * WIDTH, 601)[1:]
     away = ((np.asarray(Y, float).mean(1)[:, None] - grid) ** 2).sum(-1).sum(0)
     spread = taus**2 + NOISE**2 / READINGS
-    joint = log_prior[None] - 0.5 * away / spread[:, None] - GROUPS * np.log(spread)[:, None]
+    joint = (
+        log_prior[None]
+        - 0.5 * away / spread[:, None]
+        - GROUPS * np.log(spread)[:, None]
+    )
     log_tau = np.logaddexp.reduce(joint, axis=1) - 0.5 * (taus / WIDTH) ** 2
     weight = np.exp(log_tau - log_tau.max())
     mean = weight @ taus / weight.sum()
@@ -87,11 +100,16 @@ def quadrature() -> tuple[float, float]:
 def ours(density: Any, key: int) -> dict[str, Any]:
     """The default run, and nothing else."""
     result = cp.infer(density, jax.random.key(key), num_chains=CHAINS, progress=False)
-    return {"tau": result["tau"].tolist(), "status": str(result.status.code), "evaluations": result.evaluations}
+    return {
+        "tau": result["tau"].tolist(),
+        "status": str(result.status.code),
+        "evaluations": result.evaluations,
+    }
 
 
 def nuts(density: Any, key: int) -> dict[str, Any]:
-    """NumPyro's NUTS at its defaults on the log-density of level 0: 4 chains, 1,000 steps each after as many."""
+    """NumPyro's NUTS at its defaults on the log-density of level 0: 4 chains, 1,000
+    steps each after as many."""
     start = density.initial(jax.random.key(0), density.num_levels - 1)
     potential = lambda position: -density.log_density(position, 0)
     chains = MCMC(
@@ -100,17 +118,24 @@ def nuts(density: Any, key: int) -> dict[str, Any]:
     )  # fmt: skip
     alpha = float(density.schedule.alpha[0])
     place = jnp.asarray(np.asarray(Y).mean((0, 1)) * alpha)
-    init = {name: jnp.zeros((4, *value.shape)) for name, value in start.items()} | {"x": jnp.tile(place, (4, 1))}
+    init = {name: jnp.zeros((4, *value.shape)) for name, value in start.items()} | {
+        "x": jnp.tile(place, (4, 1))
+    }
     init["tau"] = jnp.full((4,), np.log(WIDTH))
     chains.run(jax.random.key(key), init_params=init)
-    return {"tau": np.exp(np.asarray(chains.get_samples()["tau"])).tolist(), "status": "", "evaluations": 0}
+    return {
+        "tau": np.exp(np.asarray(chains.get_samples()["tau"])).tolist(),
+        "status": "",
+        "evaluations": 0,
+    }
 
 
 WAYS = {"cp.infer": ours, "NUTS": nuts}
 
 
 def one(form: str, way: str, keys: int) -> dict[str, Any]:
-    """Runs of one row in this process; the seconds are those of the first, with everything before it but imports."""
+    """Runs of one row in this process; the seconds are those of the first, with
+    everything before it but imports."""
     began = time.process_time(), time.monotonic()
     density = cp.compile(FORMS[form], cp.load("ring2d"))
     runs = [WAYS[way](density, 0)]
@@ -128,17 +153,26 @@ def apart(form: str, way: str, keys: int) -> dict[str, Any]:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
         here = Path(__file__).parent
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            cwd=here,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--keys", type=int, default=5)
     options = parser.parse_args()
     mean, sd = quadrature()
-    rows: list[list[str]] = [["quadrature", "", f"{mean:.4f} ± {sd:.4f}", "", "", "", "", ""]]
+    rows: list[list[str]] = [
+        ["quadrature", "", f"{mean:.4f} ± {sd:.4f}", "", "", "", "", ""]
+    ]
     found: dict[str, dict[str, Any]] = {}
     for form in FORMS:
         for way in WAYS:
@@ -157,12 +191,29 @@ def main() -> int:
         ] = mine["off"] < theirs["off"] + chance
         ratio = mine["processor"] / theirs["processor"]
         checks[f"{form}: at most NUTS's processor seconds ({ratio:.2f})"] = ratio <= 1.0
-    columns = ["form", "by", "tau, mean ± sd", "off by, sd", "status", "evaluations", "processor s", "clock s"]
-    notes = (
-        f"{CHAINS} chains, and 4 of NUTS with 1,000 draws each, NumPyro's defaults. Means over {options.keys} keys; "
+    columns = [
+        "form",
+        "by",
+        "tau, mean ± sd",
+        "off by, sd",
+        "status",
+        "evaluations",
+        "processor s",
+        "clock s",
+    ]
+    notes = f"{CHAINS} chains, and 4 of NUTS with 1,000 draws each, NumPyro's defaults. Means over {options.keys} keys; "
+    notes += (
+        "seconds are of the first key's run, with compilation, in a process of its own."
     )
-    notes += "seconds are of the first key's run, with compilation, in a process of its own."
-    return publish("hierarchy", "A hierarchy with a learned prior", columns, rows, checks, {"rows": found}, notes)
+    return publish(
+        "hierarchy",
+        "A hierarchy with a learned prior",
+        columns,
+        rows,
+        checks,
+        {"rows": found},
+        notes,
+    )
 
 
 if __name__ == "__main__":

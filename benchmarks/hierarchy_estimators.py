@@ -1,13 +1,17 @@
-"""Trained posteriors of one subject in hierarchies of many: the default run beside quadrature and NUTS.
+"""Trained posteriors of one subject in hierarchies of many: the default run beside
+quadrature and NUTS.
 
     python -m benchmarks hierarchy-estimators [--part a] [--subjects 8 64 512]
 
-Part a, exact: subjects η_j of two numbers around a group with mean mu, scales tau and correlation rho, each seen
-through the score of its posterior q(η | x_j) under a broad prior, in closed form: right, or wrong by a fixed amount in
-the noise that it predicts, as a network's would be (ε̂ = ε + error·net(η, x, t), that of `tall-data`). The reference is
-quadrature of the written hierarchy, x_j ~ N(η_j, 0.5²): subjects and mean in closed form, tau and rho on a grid. NUTS
-runs on the written likelihood. Each number of subjects is a process of its own, whose first run's processor seconds are
-with compilation; those that are done are kept in out/, so that the same command goes on where it was stopped.
+Part a, exact: subjects η_j of two numbers around a group with mean mu, scales tau and
+correlation rho, each seen through the score of its posterior q(η | x_j) under a broad
+prior, in closed form: right, or wrong by a fixed amount in the noise that it predicts,
+as a network's would be (ε̂ = ε + error·net(η, x, t), that of `tall-data`). The
+reference is quadrature of the written hierarchy, x_j ~ N(η_j, 0.5²): subjects and mean
+in closed form, tau and rho on a grid. NUTS runs on the written likelihood. Each number
+of subjects is a process of its own, whose first run's processor seconds are with
+compilation; those that are done are kept in out/, so that the same command goes on
+where it was stopped.
 """
 
 from __future__ import annotations
@@ -37,14 +41,17 @@ import composeprob as cp
 
 CHAINS = 300
 CHANCE = 3 / np.sqrt(CHAINS)
-"""Chains of a run, and what so many draws may be off by, in sd, beside what the checks allow."""
+"""Chains of a run, and what so many draws may be off by, in sd, beside what the checks
+allow."""
 BROAD, NOISE = 3.0, 0.5
-"""Standard deviations of the prior that the posteriors of one subject were made under, and of a subject's data."""
+"""Standard deviations of the prior that the posteriors of one subject were made under,
+and of a subject's data."""
 CLEAR = 1 / (BROAD**-2 + NOISE**-2)
 LEVELS, SHORTER = cp.Schedule.log_snr(60), cp.Schedule.log_snr(60, max=5.0)
 NAMES = ("mu₁", "mu₂", "tau₁", "tau₂", "rho")
 CASES = ((0.0, LEVELS), (1e-3, LEVELS), (1e-2, LEVELS), (1e-2, SHORTER))
-"""Sizes of errors, and the levels that are run: the shorter ones end at a noise of 0.08."""
+"""Sizes of errors, and the levels that are run: the shorter ones end at a noise of
+0.08."""
 GRID = 90
 
 
@@ -54,8 +61,13 @@ class Posterior(eqx.Module):
     net: Instance
 
     def __call__(self, eta: Any, log_snr: Any, x: Any) -> Any:
-        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
-        exact = sigma * (eta - alpha * CLEAR / NOISE**2 * x) / (alpha**2 * CLEAR + sigma**2)
+        alpha, sigma = (
+            jnp.sqrt(jax.nn.sigmoid(log_snr)),
+            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
+        )
+        exact = (
+            sigma * (eta - alpha * CLEAR / NOISE**2 * x) / (alpha**2 * CLEAR + sigma**2)
+        )
         return exact + mistake(self.net, eta, x, time_of(log_snr))
 
 
@@ -68,7 +80,8 @@ def posterior(error: float, schedule: cp.Schedule) -> cp.Diffusion:
 
 
 def group() -> tuple[Any, Any]:
-    """Mean and covariance of the subjects, under their priors; any sites function serves."""
+    """Mean and covariance of the subjects, under their priors; any sites function
+    serves."""
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
     tau = numpyro.sample("tau", dist.HalfNormal(1.0).expand([2]).to_event(1))
     rho = numpyro.sample("rho", dist.Uniform(-1.0, 1.0))
@@ -117,22 +130,36 @@ class Reference(NamedTuple):
 
     @classmethod
     def of(cls, xs: np.ndarray) -> Reference:
-        """Given tau and rho the data are N(mu, V), V = Σ + 0.5²·I, and mu ~ N(0, I): both integrals are closed."""
+        """Given tau and rho the data are N(mu, V), V = Σ + 0.5²·I, and mu ~ N(0, I):
+        both integrals are closed."""
         number, centre = len(xs), xs.mean(0, dtype=float)
         scatter = (xs - centre).T.astype(float) @ (xs - centre)
         middle = (np.arange(GRID) + 0.5) / GRID
-        grid = np.stack(np.meshgrid(3 * middle, 3 * middle, 2 * middle - 1, indexing="ij"), -1).reshape(-1, 3)
+        grid = np.stack(
+            np.meshgrid(3 * middle, 3 * middle, 2 * middle - 1, indexing="ij"), -1
+        ).reshape(-1, 3)
         for _ in range(2):  # the first grid finds where the second belongs
             tau, rho = grid[:, :2], grid[:, 2]
-            v = tau[:, :, None] * tau[:, None] * (np.eye(2) + rho[:, None, None] * (1 - np.eye(2)))
+            v = (
+                tau[:, :, None]
+                * tau[:, None]
+                * (np.eye(2) + rho[:, None, None] * (1 - np.eye(2)))
+            )
             v = v + NOISE**2 * np.eye(2)
             inverse, beside = np.linalg.inv(v), np.linalg.inv(np.eye(2) + v / number)
             log_p = -0.5 * (tau**2).sum(1) - (number - 1) / 2 * np.log(np.linalg.det(v))
-            log_p += -0.5 * (inverse * scatter).sum((1, 2)) + 0.5 * np.log(np.linalg.det(beside))
+            log_p += -0.5 * (inverse * scatter).sum((1, 2)) + 0.5 * np.log(
+                np.linalg.det(beside)
+            )
             log_p -= 0.5 * np.einsum("i,gij,j->g", centre, beside, centre)
             weights = np.exp(log_p - log_p.max())
             weights /= weights.sum()
-            found = cls(weights, grid, beside @ centre, np.sqrt(1 - np.diagonal(beside, axis1=1, axis2=2)))
+            found = cls(
+                weights,
+                grid,
+                beside @ centre,
+                np.sqrt(1 - np.diagonal(beside, axis1=1, axis2=2)),
+            )
             mean, sd = found.moments
             low = np.maximum(mean[2:] - 7 * sd[2:], [0.0, 0.0, -1.0])
             high = np.minimum(mean[2:] + 7 * sd[2:], [np.inf, np.inf, 1.0])
@@ -153,12 +180,18 @@ class Reference(NamedTuple):
         at = rng.choice(len(self.weights), number, p=self.weights)
         cell = np.array([np.diff(np.unique(side))[0] for side in self.grid.T])
         rest = self.grid[at] + cell * rng.uniform(-0.5, 0.5, (number, 3))
-        return np.concatenate([self.mean[at] + self.width[at] * rng.standard_normal((number, 2)), rest], axis=1)
+        return np.concatenate(
+            [self.mean[at] + self.width[at] * rng.standard_normal((number, 2)), rest],
+            axis=1,
+        )
 
 
-def compared(draws: np.ndarray, reference: Reference, exact: np.ndarray) -> dict[str, list[float]]:
-    """Of each of `NAMES`: how far the mean is off in standard deviations, the ratio of these, and how much of the
-    exact posterior, by draws of it, is in the interval that holds the central 90 % of the draws."""
+def compared(
+    draws: np.ndarray, reference: Reference, exact: np.ndarray
+) -> dict[str, list[float]]:
+    """Of each of `NAMES`: how far the mean is off in standard deviations, the ratio of
+    these, and how much of the exact posterior, by draws of it, is in the interval that
+    holds the central 90 % of the draws."""
     mean, sd = reference.moments
     low, high = np.quantile(draws, [0.05, 0.95], axis=0)
     inside = ((exact > low) & (exact < high)).mean(0)
@@ -168,7 +201,11 @@ def compared(draws: np.ndarray, reference: Reference, exact: np.ndarray) -> dict
 
 def stacked(samples: Any) -> np.ndarray:
     """(draws, 5) of `NAMES`."""
-    parts = np.asarray(samples["mu"]), np.asarray(samples["tau"]), np.asarray(samples["rho"])[:, None]
+    parts = (
+        np.asarray(samples["mu"]),
+        np.asarray(samples["tau"]),
+        np.asarray(samples["rho"])[:, None],
+    )
     return np.concatenate(parts, axis=1).astype(float)
 
 
@@ -177,19 +214,36 @@ def subjects_rows(subjects: int) -> list[dict[str, Any]]:
     xs = data(subjects)
     reference, rng = Reference.of(xs), np.random.default_rng(1)
     exact = reference.draws(200_000, rng)
-    prior = cp.Analytic(dist.Normal(jnp.zeros(2), BROAD).to_event(1), LEVELS, label="prior")
+    prior = cp.Analytic(
+        dist.Normal(jnp.zeros(2), BROAD).to_event(1), LEVELS, label="prior"
+    )
     found: list[dict[str, Any]] = []
 
-    def add(by: str, draws: np.ndarray, seconds: float = 0.0, status: str = "", evaluations: int = 0) -> None:
-        row = {"by": by, "seconds": seconds, "status": status, "evaluations": evaluations}
+    def add(
+        by: str,
+        draws: np.ndarray,
+        seconds: float = 0.0,
+        status: str = "",
+        evaluations: int = 0,
+    ) -> None:
+        row = {
+            "by": by,
+            "seconds": seconds,
+            "status": status,
+            "evaluations": evaluations,
+        }
         found.append(row | compared(draws, reference, exact))
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
 
     add(f"{CHAINS} exact draws", reference.draws(CHAINS, rng))
     for error, schedule in CASES:
         began = time.process_time()
-        density = cp.compile(study, posterior(error, schedule), prior, jnp.asarray(xs), schedule=schedule)
-        result = cp.infer(density, jax.random.key(subjects), num_chains=CHAINS, progress=False)
+        density = cp.compile(
+            study, posterior(error, schedule), prior, jnp.asarray(xs), schedule=schedule
+        )
+        result = cp.infer(
+            density, jax.random.key(subjects), num_chains=CHAINS, progress=False
+        )
         code, draws = str(result.status.code), stacked(result.unweighted())
         by = f"cp.infer, error {error:g}" + ", levels to λ = 5" * (schedule is SHORTER)
         add(by, draws, time.process_time() - began, code, result.evaluations)
@@ -197,7 +251,11 @@ def subjects_rows(subjects: int) -> list[dict[str, Any]]:
     chains = MCMC(NUTS(written), num_warmup=500, num_samples=500, num_chains=4, chain_method="vectorized",
                   progress_bar=False)  # fmt: skip
     chains.run(jax.random.key(0), jnp.asarray(xs))
-    add("NUTS on the written likelihood", stacked(chains.get_samples()), time.process_time() - began)
+    add(
+        "NUTS on the written likelihood",
+        stacked(chains.get_samples()),
+        time.process_time() - began,
+    )
     return found
 
 
@@ -216,21 +274,31 @@ def part_a(numbers: list[int]) -> int:
     checks: dict[str, bool] = {}
     details: dict[str, Any] = {}
     for subjects in numbers:
-        found = kept("hierarchy_estimators", f"{subjects} subjects", partial(apart, subjects))
+        found = kept(
+            "hierarchy_estimators", f"{subjects} subjects", partial(apart, subjects)
+        )
         details[str(subjects)] = found
         for row in found:
-            off, ratio, inside = (np.array(row[name]) for name in ("off", "ratio", "inside"))
+            off, ratio, inside = (
+                np.array(row[name]) for name in ("off", "ratio", "inside")
+            )
             rows.append([str(subjects), row["by"], " ".join(f"{value:+.2f}" for value in off),
                          " ".join(f"{value:.2f}" for value in ratio), f"{inside.min():.2f}–{inside.max():.2f}",
                          row["status"], f"{row['evaluations'] or ''}", f"{row['seconds'] or 0:.0f}"])  # fmt: skip
         right = found[1]
         near = np.max(np.abs(right["off"])) < 0.2 + CHANCE
         near = near and np.max(np.abs(np.array(right["ratio"]) - 1)) < 0.15 + CHANCE
-        checks[f"{subjects} subjects, right scores: means within 0.2 sd, spreads within 15 %, status ok"] = bool(
-            near and right["status"] == "ok"
-        )
-        wrong = [row["by"] for row in found if row["status"] == "ok" and np.max(np.abs(row["off"])) > 0.5 + CHANCE]
-        checks[f"{subjects} subjects: no run with a mean off by more than 0.5 sd has the status ok"] = not wrong
+        checks[
+            f"{subjects} subjects, right scores: means within 0.2 sd, spreads within 15 %, status ok"
+        ] = bool(near and right["status"] == "ok")
+        wrong = [
+            row["by"]
+            for row in found
+            if row["status"] == "ok" and np.max(np.abs(row["off"])) > 0.5 + CHANCE
+        ]
+        checks[
+            f"{subjects} subjects: no run with a mean off by more than 0.5 sd has the status ok"
+        ] = not wrong
     columns = ["subjects", "by", f"mean off by, sd: {' '.join(NAMES)}", "spread ratio: the same",
                "exact posterior in the 90 % intervals", "status", "evaluations", "processor s"]  # fmt: skip
     notes = (
@@ -241,14 +309,18 @@ def part_a(numbers: list[int]) -> int:
         "hierarchies arXiv 2505.14429 reports that they are unstable above some hundred groups."
     )
     title = "Hierarchies over posteriors of one subject, in closed form"
-    return publish("hierarchy_estimators", title, columns, rows, checks, {"runs": details}, notes)
+    return publish(
+        "hierarchy_estimators", title, columns, rows, checks, {"runs": details}, notes
+    )
 
 
 PARTS = {"a": part_a}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", choices=list(PARTS), default="a")
     parser.add_argument("--subjects", type=int, nargs="+", default=[8, 64, 512])
     options = parser.parse_args()

@@ -1,10 +1,12 @@
-"""Image models: objects at several places, logic of captions, tapestries, guidance of digits, mixtures of
-classes, and their shares under a measurement.
+"""Image models: objects at several places, logic of captions, tapestries, guidance of
+digits, mixtures of classes, and their shares under a measurement.
 
-    python -m benchmarks images [--only TEXT] [--scenes 100] [--strength 2] [--chains 100] [--canvases 8]
+    python -m benchmarks images [--only TEXT] [--scenes 100] [--strength 2] [--chains
+    100] [--canvases 8]
 
-Cells are run one by one and kept in benchmarks/results/images.json: what is there is not run again, so that the same
-command goes on where it was stopped, and `--only "placed objects=3"` runs the cells whose names begin so.
+Cells are run one by one and kept in benchmarks/results/images.json: what is there is
+not run again, so that the same command goes on where it was stopped, and `--only
+"placed objects=3"` runs the cells whose names begin so.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ PICTURES: dict[str, Callable[[dict[str, Any]], bool]] = {
         and c["objects"] in LEAST
         and c["sampler"] in DRAWN
     ),
-    f"{FILE}-captions": lambda c: c["part"] in ("captions", "tapestry") and c["sampler"] in ("reverse", "MALA"),
+    f"{FILE}-captions": lambda c: (
+        c["part"] in ("captions", "tapestry") and c["sampler"] in ("reverse", "MALA")
+    ),
     f"{FILE}-digits": lambda c: c["part"] in ("guided", "mixed"),
 }
 """Files of pictures, and the cells that they show."""
@@ -67,7 +71,14 @@ def row(cell: dict[str, Any]) -> list[str]:
         what = f"{of(cell)}, {cell['form']}"
         also = f"each {cell['each_placed']:.3f}, found {cell['found']:.2f}, {cell['scenes']} scenes"
         seconds = f"{cell['seconds_a_scene']} a scene"
-        return ["placed", what, cell["sampler"], as_text(cell["all_placed"]), also, seconds]
+        return [
+            "placed",
+            what,
+            cell["sampler"],
+            as_text(cell["all_placed"]),
+            also,
+            seconds,
+        ]
     if cell["part"] == "captions":
         what = f"{cell['formula']}, w = {cell['w']:g}"
         also = f"by chance {cell['chance']:.3f}, {cell['scenes']} scenes"
@@ -80,29 +91,66 @@ def row(cell: dict[str, Any]) -> list[str]:
             f"{cell['seconds_a_scene']} a scene",
         ]
     if cell["part"] == "told":
-        shown = ", ".join(f"{found['share']:.2f} at {name}" for name, found in cell["by_log_snr"].items())
+        shown = ", ".join(
+            f"{found['share']:.2f} at {name}"
+            for name, found in cell["by_log_snr"].items()
+        )
         what = f"a true caption from one of wrong {cell['wrong']}"
         return ["told", what, "", shown, f"{cell['scenes']} scenes", ""]
     if cell["part"] == "tapestry":
         what = f"counted {cell['counted']}, w = {cell['w']:g}"
         also = f"seam {cell['seam']:.2f}, {cell['canvases']} canvases of 16 windows"
         seconds = f"{cell['seconds_a_canvas']} a canvas"
-        return ["tapestry", what, cell["sampler"], as_text(cell["satisfied"]), also, seconds]
+        return [
+            "tapestry",
+            what,
+            cell["sampler"],
+            as_text(cell["satisfied"]),
+            also,
+            seconds,
+        ]
     if cell["part"] == "guided":
         what = f"{cell['by']}, scale {cell['scale']:g}"
         also = f"Fréchet distance {cell['distance']:.3g}, {cell['images']} images"
-        return ["guided", what, cell["sampler"], as_text(cell["recognised"]), also, f"{cell['seconds']}"]
+        return [
+            "guided",
+            what,
+            cell["sampler"],
+            as_text(cell["recognised"]),
+            also,
+            f"{cell['seconds']}",
+        ]
     if cell["part"] == "shares":
         what = f"3 (0.2) or 8 (0.8), {cell['ink']}"
         also = f"{cell['images']} images, {cell['evaluations']} evaluations"
         if cell["sampler"] == shares.ALONE:
             also = f"{cell['images']} images of each, {cell['evaluations']} evaluations"
         else:
-            also = ", ".join([f"neither {cell['neither']:.3f}", also, *(f"found: {name}" for name in cell["findings"])])
-        return ["shares", what, cell["sampler"], as_text(cell["first"]), also, f"{cell['seconds']}"]
+            also = ", ".join(
+                [
+                    f"neither {cell['neither']:.3f}",
+                    also,
+                    *(f"found: {name}" for name in cell["findings"]),
+                ]
+            )
+        return [
+            "shares",
+            what,
+            cell["sampler"],
+            as_text(cell["first"]),
+            also,
+            f"{cell['seconds']}",
+        ]
     what = f"share of the first of {cell['classes']} (0.2)"
     also = f"neither {cell['neither']:.3f}, {cell['images']} images"
-    return ["mixed", what, cell["sampler"], as_text(cell["first"]), also, f"{cell['seconds']}"]
+    return [
+        "mixed",
+        what,
+        cell["sampler"],
+        as_text(cell["first"]),
+        also,
+        f"{cell['seconds']}",
+    ]
 
 
 def of(cell: dict[str, Any]) -> str:
@@ -124,13 +172,16 @@ def title(cell: dict[str, Any]) -> str:
 
 
 def pictures(kept: Kept, names: list[str]) -> None:
-    """The first images of the cells, one panel a cell. A file stays as it is where images of it are not kept here."""
+    """The first images of the cells, one panel a cell. A file stays as it is where
+    images of it are not kept here."""
     cells = kept.cells
     for file, of_file in PICTURES.items():
         shown = [name for name in names if of_file(cells[name])]
         lacking = [name for name in shown if not kept.images_of(name).exists()]
         if lacking or not shown:
-            print(f"{file}.png stays as it is: {len(lacking)} of its {len(shown)} cells were run elsewhere")
+            print(
+                f"{file}.png stays as it is: {len(lacking)} of its {len(shown)} cells were run elsewhere"
+            )
             continue
         columns = min(len(shown), 4)
         rows = -(-len(shown) // columns)
@@ -141,7 +192,9 @@ def pictures(kept: Kept, names: list[str]) -> None:
                 ax.set_axis_off()
             for ax, name in zip(axes, shown, strict=False):
                 images = np.load(kept.images_of(name)).astype(float)
-                plot_images(ax, shapes.to_rgb(images) if images.shape[-1] == 3 else images)
+                plot_images(
+                    ax, shapes.to_rgb(images) if images.shape[-1] == 3 else images
+                )
                 ax.set_title(title(cells[name]), fontsize=8)
         figure.savefig(RESULTS / f"{file}.png", dpi=110)
 
@@ -149,11 +202,21 @@ def pictures(kept: Kept, names: list[str]) -> None:
 def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
     """What must hold, of the cells that were run."""
     out = {}
-    at = {(c["objects"], c["sampler"], c["w"]): c for c in found if c["part"] == "placed" and c["form"] == "energy"}
+    at = {
+        (c["objects"], c["sampler"], c["w"]): c
+        for c in found
+        if c["part"] == "placed" and c["form"] == "energy"
+    }
     for objects, least in LEAST.items():
-        best = [c["all_placed"]["share"] for (k, name, _), c in at.items() if k == objects and name in JUDGED]
+        best = [
+            c["all_placed"]["share"]
+            for (k, name, _), c in at.items()
+            if k == objects and name in JUDGED
+        ]
         if best:
-            out[f"{objects} objects: MALA or HMC places all in at least {least:g} of the scenes"] = max(best) >= least
+            out[
+                f"{objects} objects: MALA or HMC places all in at least {least:g} of the scenes"
+            ] = max(best) >= least
     for (objects, name, w), c in at.items():
         reverse = at.get((objects, "reverse", w))
         if name in JUDGED and reverse is not None:
@@ -166,32 +229,58 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
     guides = [c for c in found if c["part"] == "guided"]
     for kind in dict.fromkeys(c["by"] for c in guides):
         best = max(c["recognised"]["share"] for c in guides if c["by"] == kind)
-        out[f"digits, {kind} guidance: at least 0.95 recognised at some scale"] = best >= 0.95
+        out[f"digits, {kind} guidance: at least 0.95 recognised at some scale"] = (
+            best >= 0.95
+        )
     for formula in captioned.FORMULAS:
-        best = [c["satisfied"]["share"] for c in found if c["part"] == "captions" and c["formula"] == formula]
+        best = [
+            c["satisfied"]["share"]
+            for c in found
+            if c["part"] == "captions" and c["formula"] == formula
+        ]
         if best:
-            out[f"captions, {formula}: at least 0.85 of the scenes satisfy it"] = max(best) >= 0.85
-    best = [c["satisfied"]["share"] for c in found if c["part"] == "tapestry" and c["counted"] == "once"]
+            out[f"captions, {formula}: at least 0.85 of the scenes satisfy it"] = (
+                max(best) >= 0.85
+            )
+    best = [
+        c["satisfied"]["share"]
+        for c in found
+        if c["part"] == "tapestry" and c["counted"] == "once"
+    ]
     if best:
-        out["tapestry: at least 0.8 of the windows show what they were asked for"] = max(best) >= 0.8
+        out["tapestry: at least 0.8 of the windows show what they were asked for"] = (
+            max(best) >= 0.8
+        )
     for c in found:
         if c["part"] == "told" and c["wrong"] == told.ALIKE:
             clear = c["by_log_snr"]["6"]["share"]
-            out["told: circle and square differ in at least 0.95 of the scenes without much noise"] = clear >= 0.95
+            out[
+                "told: circle and square differ in at least 0.95 of the scenes without much noise"
+            ] = clear >= 0.95
         if c["part"] == "mixed" and c["sampler"] in ("SMC", "MALA"):
-            text = f"mixture of {c['classes']}, {c['sampler']}: share within 0.04 of 0.2"
+            text = (
+                f"mixture of {c['classes']}, {c['sampler']}: share within 0.04 of 0.2"
+            )
             out[text] = abs(c["first"]["share"] - guided.SHARE) <= 0.04
     return out | shares.checks(found)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="how the names of the cells to run begin; 'none' runs none")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        help="how the names of the cells to run begin; 'none' runs none",
+    )
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--strength", type=float, default=2.0)
     parser.add_argument("--chains", type=int, default=100, help="digits of each class")
     parser.add_argument("--canvases", type=int, default=8, help="tapestries of a cell")
-    parser.add_argument("--again", action="store_true", help="run cells that were run before")
+    parser.add_argument(
+        "--again", action="store_true", help="run cells that were run before"
+    )
     options = parser.parse_args()
     kept = Kept(RESULTS / f"{FILE}.json", IMAGES)
     planned: list[Cell] = [
@@ -214,10 +303,21 @@ def main() -> int:
     shares.picture(found, RESULTS / f"{FILE}-shares.png")
     details = {"cells": cells}
     (ink, error), runs, chains = shares.INK["thin"], shares.RUNS, shares.CHAINS
-    notes = NOTES.format(floor=guided.floor(), ink=ink, error=error, runs=runs, chains=chains)
+    notes = NOTES.format(
+        floor=guided.floor(), ink=ink, error=error, runs=runs, chains=chains
+    )
     table, holds = [row(cell) for cell in found], checks(found)
     # Whatever cells were run last, without options the command runs what is missing.
-    return publish(FILE, "Image models", COLUMNS, table, holds, details, notes, made_by="python -m benchmarks images")
+    return publish(
+        FILE,
+        "Image models",
+        COLUMNS,
+        table,
+        holds,
+        details,
+        notes,
+        made_by="python -m benchmarks images",
+    )
 
 
 if __name__ == "__main__":

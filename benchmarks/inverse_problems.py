@@ -1,12 +1,14 @@
-"""Blurred, masked, compressed and phaseless images under a learned prior: ours, and DPS, ΠGDM, MMPS, TDS and FPS-SMC.
+"""Blurred, masked, compressed and phaseless images under a learned prior: ours, and
+DPS, ΠGDM, MMPS, TDS and FPS-SMC.
 
     python -m benchmarks inverse-problems [--truths 2] [--chains 128] [--exact 2]
 
-First a law of three Gaussians in 16 dimensions, whose score is all that methods are given and whose posterior is known:
-how far each method's mean and covariance are from it. Then the zoo's digits: what is measured is a draw of the prior
-itself, so that bands of 90 % hold 90 % of its pixels if they are right, whatever digits are. All methods get as many
-passes through the network for a sample as `cp.infer`'s default took. Runs are kept in out/, so that the same command
-goes on where it was stopped.
+First a law of three Gaussians in 16 dimensions, whose score is all that methods are
+given and whose posterior is known: how far each method's mean and covariance are from
+it. Then the zoo's digits: what is measured is a draw of the prior itself, so that bands
+of 90 % hold 90 % of its pixels if they are right, whatever digits are. All methods get
+as many passes through the network for a sample as `cp.infer`'s default took. Runs are
+kept in out/, so that the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -57,8 +59,11 @@ def measured(prior: Any, matrix: Any, y: Any, noise: Any) -> None:
 
 
 def amplitudes(x: Any) -> Any:
-    """Absolute values of the Fourier transform of an image (64,) of ink, 0 to 1, in a field twice its size."""
-    waves = jnp.fft.rfft2((x.reshape(PIXELS, PIXELS) + 1) / 2, (2 * PIXELS, 2 * PIXELS), norm="ortho")
+    """Absolute values of the Fourier transform of an image (64,) of ink, 0 to 1, in a
+    field twice its size."""
+    waves = jnp.fft.rfft2(
+        (x.reshape(PIXELS, PIXELS) + 1) / 2, (2 * PIXELS, 2 * PIXELS), norm="ortho"
+    )
     return jnp.sqrt(waves.real**2 + waves.imag**2 + 1e-6).ravel()
 
 
@@ -76,13 +81,13 @@ def compiled(prior: Any, problem: restated.Problem) -> Any:
 
 
 def passes(density: Any, result: Any, problem: restated.Problem) -> int:
-    """Passes through the network for a sample: with moments an evaluation takes products of its Jacobian, and one of
-    its transpose."""
+    """Passes through the network for a sample: with moments an evaluation takes
+    products of its Jacobian, and one of its transpose."""
     products = min(len(problem.y), DIRECTIONS) + 1 if "'moments'" in str(density) else 0
     return int(result.evaluations) * (1 + products)
 
 
-# ── a posterior that is known ────────────────────────────────────────────────────────────────────────────────────────
+# ── a posterior that is known ─────────────────────────────────────────────────────────
 class Known:
     """Three Gaussians, of eigenvalues from 0.02 to 1, seen in six random directions."""
 
@@ -91,9 +96,14 @@ class Known:
         self.schedule = cp.Schedule.log_snr(60, -9.0, 9.0)
         self.means = 1.2 * rng.normal(size=(MODES, SIZE))
         axes = [np.linalg.qr(rng.normal(size=(SIZE, SIZE)))[0] for _ in range(MODES)]
-        self.axes, self.variances = np.array(axes), np.exp(rng.uniform(np.log(0.02), 0.0, (MODES, SIZE)))
+        self.axes, self.variances = (
+            np.array(axes),
+            np.exp(rng.uniform(np.log(0.02), 0.0, (MODES, SIZE))),
+        )
         self.matrix, one = rng.normal(size=(SEEN, SIZE)) / 4, rng.integers(MODES)
-        x = self.means[one] + self.axes[one] @ (np.sqrt(self.variances[one]) * rng.normal(size=SIZE))
+        x = self.means[one] + self.axes[one] @ (
+            np.sqrt(self.variances[one]) * rng.normal(size=SIZE)
+        )
         self.y = self.matrix @ x + NOISE * rng.normal(size=SEEN)
 
     def score(self, x: Any, log_snr: Any) -> Any:
@@ -102,53 +112,82 @@ class Known:
         variances = alpha2 * jnp.asarray(self.variances, jnp.float32) + 1 - alpha2
 
         def log_law(x: Any) -> Any:
-            z = jnp.einsum("kij,ki->kj", axes, x - jnp.sqrt(alpha2) * jnp.asarray(self.means, jnp.float32))
-            return jax.nn.logsumexp(-0.5 * jnp.sum(z**2 / variances + jnp.log(variances), axis=1))
+            z = jnp.einsum(
+                "kij,ki->kj",
+                axes,
+                x - jnp.sqrt(alpha2) * jnp.asarray(self.means, jnp.float32),
+            )
+            return jax.nn.logsumexp(
+                -0.5 * jnp.sum(z**2 / variances + jnp.log(variances), axis=1)
+            )
 
         return jax.grad(log_law)(x)
 
     def posterior(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Mean, covariance and log-evidence of what level 0 holds."""
         first, parts = float(self.schedule.at(0).variance), []
-        for mean, axes, variances in zip(self.means, self.axes, self.variances, strict=True):
+        for mean, axes, variances in zip(
+            self.means, self.axes, self.variances, strict=True
+        ):
             c = axes * (variances + first) @ axes.T
             s = self.matrix @ c @ self.matrix.T + NOISE**2 * np.eye(SEEN)
             gain, e = np.linalg.solve(s, self.matrix @ c).T, self.y - self.matrix @ mean
-            log_w = -0.5 * (e @ np.linalg.solve(s, e) + np.linalg.slogdet(2 * np.pi * s)[1]) - np.log(MODES)
+            log_w = -0.5 * (
+                e @ np.linalg.solve(s, e) + np.linalg.slogdet(2 * np.pi * s)[1]
+            ) - np.log(MODES)
             parts.append((log_w, mean + gain @ e, c - gain @ self.matrix @ c))
         logs, means, covariances = (np.array(each) for each in zip(*parts, strict=True))
         log_evidence = float(np.logaddexp.reduce(logs))
         w = np.exp(logs - log_evidence)
         mean = w @ means
         away = means - mean
-        return mean, np.einsum("k,kij->ij", w, covariances) + np.einsum("k,ki,kj->ij", w, away, away), log_evidence
+        return (
+            mean,
+            np.einsum("k,kij->ij", w, covariances)
+            + np.einsum("k,ki,kj->ij", w, away, away),
+            log_evidence,
+        )
 
     def compare(self, x: np.ndarray) -> dict[str, float]:
-        """How far the mean is off, in the root mean square of standard deviations, and the mean of the variances over
-        the right ones along the axes of the right covariance."""
+        """How far the mean is off, in the root mean square of standard deviations, and
+        the mean of the variances over the right ones along the axes of the right
+        covariance."""
         mean, covariance, _ = self.posterior()
         whiten = np.linalg.inv(np.linalg.cholesky(covariance))
         z = (x - mean) @ whiten.T
-        return {"mean": float(np.sqrt(np.mean(z.mean(0) ** 2))), "variance": float(z.var(0).mean())}
+        return {
+            "mean": float(np.sqrt(np.mean(z.mean(0) ** 2))),
+            "variance": float(z.var(0).mean()),
+        }
 
 
 def known(seed: int, chains: int) -> dict[str, Any]:
     """All methods on one known posterior."""
     law = Known(seed)
-    prior = cp.Diffusion(law.score, law.schedule, event_shape=(SIZE,), parameterization="score", time="log_snr")
+    prior = cp.Diffusion(
+        law.score,
+        law.schedule,
+        event_shape=(SIZE,),
+        parameterization="score",
+        time="log_snr",
+    )
     arrays = (jnp.asarray(a, jnp.float32) for a in (law.matrix, law.y, NOISE))
     problem = restated.Problem(cp.compile(bare, prior), *arrays)
     found, (result, spent) = {}, ours(prior, problem, seed, chains)
     rng = np.random.default_rng(seed)
     mean, covariance, log_evidence = law.posterior()
-    exact = rng.multivariate_normal(mean, covariance, chains)  # of the right moments: what chance does to `compare`
+    exact = rng.multivariate_normal(
+        mean, covariance, chains
+    )  # of the right moments: what chance does to `compare`
     found["floor: draws of the right mean and covariance"] = law.compare(exact)
     found[OURS] = law.compare(np.asarray(result["x"], float)) | {
         "passes": spent,
         "seconds": result.about.seconds,
         "status": str(result.status),
         "reason": result.reason,
-        "log_evidence": None if result.log_evidence is None else result.log_evidence - log_evidence,
+        "log_evidence": None
+        if result.log_evidence is None
+        else result.log_evidence - log_evidence,
         "log_evidence_error": result.log_evidence_error,
     }
     for name, method in METHODS.items():
@@ -157,15 +196,19 @@ def known(seed: int, chains: int) -> dict[str, Any]:
     return found
 
 
-# ── digits ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── digits ────────────────────────────────────────────────────────────────────────────
 def matrices() -> dict[str, Any]:
     """What is measured of the 64 pixels."""
     rows, columns = np.divmod(np.arange(PIXELS**2), PIXELS)
-    near = np.exp(-0.5 * ((rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2))
+    near = np.exp(
+        -0.5 * ((rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2)
+    )
     rng = np.random.default_rng(0)
     return {
         "deblurring": near / near.sum(1, keepdims=True),
-        "inpainting": np.eye(PIXELS**2)[np.sort(rng.permutation(PIXELS**2)[: PIXELS**2 // 2])],
+        "inpainting": np.eye(PIXELS**2)[
+            np.sort(rng.permutation(PIXELS**2)[: PIXELS**2 // 2])
+        ],
         "compressed sensing": rng.normal(size=(PIXELS**2 // 4, PIXELS**2)) / PIXELS,
         "phase retrieval": amplitudes,
     }
@@ -174,33 +217,57 @@ def matrices() -> dict[str, Any]:
 @functools.cache
 def truths(count: int) -> np.ndarray:
     """Draws of the prior by the default, flat."""
-    drawn = cp.infer(cp.compile(bare, cp.load("digits")), jax.random.key(9), num_chains=256, progress=False)["x"]
+    drawn = cp.infer(
+        cp.compile(bare, cp.load("digits")),
+        jax.random.key(9),
+        num_chains=256,
+        progress=False,
+    )["x"]
     return np.asarray(drawn, float).reshape(len(drawn), -1)[:count]
 
 
-def ours(prior: Any, problem: restated.Problem, key: int, chains: int, **settings: Any) -> tuple[Any, int]:
+def ours(
+    prior: Any, problem: restated.Problem, key: int, chains: int, **settings: Any
+) -> tuple[Any, int]:
     """A run of `cp.infer`, and passes for a sample."""
     density = compiled(prior, problem)
-    result = cp.infer(density, jax.random.key(key), num_chains=chains, progress=False, **settings)
+    result = cp.infer(
+        density, jax.random.key(key), num_chains=chains, progress=False, **settings
+    )
     return result, passes(density, result, problem)
 
 
-def timed(method: Any, problem: restated.Problem, key: int, n: int, spent: int) -> tuple[np.ndarray, float]:
+def timed(
+    method: Any, problem: restated.Problem, key: int, n: int, spent: int
+) -> tuple[np.ndarray, float]:
     """Samples of a method and its seconds, compilation included, as in ours."""
     began = time.monotonic()
-    return np.asarray(method(problem, jax.random.key(key), n, spent), float), time.monotonic() - began
+    return np.asarray(
+        method(problem, jax.random.key(key), n, spent), float
+    ), time.monotonic() - began
 
 
 def digits(task: str, which: int, chains: int) -> dict[str, Any]:
     """All methods on one measurement of one digit."""
-    prior, measure, truth = cp.load("digits"), matrices()[task], truths(which + 1)[which]
+    prior, measure, truth = (
+        cp.load("digits"),
+        matrices()[task],
+        truths(which + 1)[which],
+    )
     linear = not callable(measure)
     matrix = jnp.asarray(measure, jnp.float32) if linear else measure
-    clean = np.asarray(matrix @ jnp.asarray(truth, jnp.float32) if linear else matrix(jnp.asarray(truth)))
+    clean = np.asarray(
+        matrix @ jnp.asarray(truth, jnp.float32)
+        if linear
+        else matrix(jnp.asarray(truth))
+    )
     noise = NOISE if linear else FAINT
     y = clean + noise * np.random.default_rng(which).normal(size=len(clean))
     problem = restated.Problem(
-        cp.compile(bare, prior), matrix, jnp.asarray(y, jnp.float32), jnp.asarray(noise, jnp.float32)
+        cp.compile(bare, prior),
+        matrix,
+        jnp.asarray(y, jnp.float32),
+        jnp.asarray(noise, jnp.float32),
     )
     closer = np.linspace(*np.asarray(prior.schedule.log_snr, float)[[0, -1]], LONG)
     long, _ = ours(prior, problem, which + 100, chains, levels=closer)
@@ -208,10 +275,17 @@ def digits(task: str, which: int, chains: int) -> dict[str, Any]:
 
     def compare(x: np.ndarray) -> dict[str, Any]:
         x = x.reshape(chains, -1)
-        return {"coverage": coverage(x, truth), "crps": crps(x, truth), "apart": apart(x, reference)}
+        return {
+            "coverage": coverage(x, truth),
+            "crps": crps(x, truth),
+            "apart": apart(x, reference),
+        }
 
     result, spent = ours(prior, problem, which, chains)
-    found = {f"long run of ours, {LONG} levels": compare(reference) | told(long, int(long.evaluations))}
+    found = {
+        f"long run of ours, {LONG} levels": compare(reference)
+        | told(long, int(long.evaluations))
+    }
     found[OURS] = compare(np.asarray(result["x"], float)) | told(result, spent)
     for name, method in (METHODS if linear else ANY).items():
         x, seconds = timed(method, problem, which, chains, spent)
@@ -225,10 +299,15 @@ LONG = 240
 
 def told(result: Any, spent: int) -> dict[str, Any]:
     """What a run says of itself."""
-    return {"passes": spent, "seconds": result.about.seconds, "status": str(result.status), "reason": result.reason}
+    return {
+        "passes": spent,
+        "seconds": result.about.seconds,
+        "status": str(result.status),
+        "reason": result.reason,
+    }
 
 
-# ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the table ─────────────────────────────────────────────────────────────────────────
 def over(values: list[Any], form: str = ".3f") -> str:
     """The mean, and the least and greatest."""
     if len(values) == 1:
@@ -238,33 +317,56 @@ def over(values: list[Any], form: str = ".3f") -> str:
 
 def statuses(runs: list[dict[str, Any]]) -> str:
     """The codes that runs end with, and how many of them gave SMC up."""
-    codes = sorted({run["status"].split(":")[0].split("\n")[0] for run in runs if "status" in run})
+    codes = sorted(
+        {run["status"].split(":")[0].split("\n")[0] for run in runs if "status" in run}
+    )
     return ", ".join(codes)
 
 
-def row(task: str, method: str, runs: list[dict[str, Any]], measures: dict[str, str]) -> list[str]:
+def row(
+    task: str, method: str, runs: list[dict[str, Any]], measures: dict[str, str]
+) -> list[str]:
     """What a method's runs came to, each measure in its own format."""
-    cells = [over([run[m] for run in runs], form) if m in runs[0] else "" for m, form in measures.items()]
-    cost = [f"{np.mean([run[m] for run in runs]):,.0f}" if m in runs[0] else "" for m in ("passes", "seconds")]
+    cells = [
+        over([run[m] for run in runs], form) if m in runs[0] else ""
+        for m, form in measures.items()
+    ]
+    cost = [
+        f"{np.mean([run[m] for run in runs]):,.0f}" if m in runs[0] else ""
+        for m in ("passes", "seconds")
+    ]
     return [task, method, *cells, *cost, statuses(runs)]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--truths", type=int, default=2, help="digits of each task")
-    parser.add_argument("--chains", type=int, default=128, help="samples of each method")
-    parser.add_argument("--exact", type=int, default=3, help="known posteriors, of 512 samples each")
+    parser.add_argument(
+        "--chains", type=int, default=128, help="samples of each method"
+    )
+    parser.add_argument(
+        "--exact", type=int, default=3, help="known posteriors, of 512 samples each"
+    )
     options = parser.parse_args()
     measures = dict.fromkeys(("mean", "variance", "coverage", "crps", "apart"), ".3f")
     rows, details, checks = [], {}, {}
-    exact = [kept("inverse", f"known {seed}", functools.partial(known, seed, 512)) for seed in range(options.exact)]
+    exact = [
+        kept("inverse", f"known {seed}", functools.partial(known, seed, 512))
+        for seed in range(options.exact)
+    ]
     for method in exact[0]:
-        rows.append(row("known posterior", method, [run[method] for run in exact], measures))
+        rows.append(
+            row("known posterior", method, [run[method] for run in exact], measures)
+        )
     details["known"] = exact
     mine = [run[OURS] for run in exact]
     quiet = [run for run in mine if run["status"].startswith("OK")]
     worst = max([run["mean"] for run in quiet], default=0.0)
-    checks[f"known posteriors, runs that say OK: means off by at most 0.15 ({worst:.3f})"] = worst <= 0.15
+    checks[
+        f"known posteriors, runs that say OK: means off by at most 0.15 ({worst:.3f})"
+    ] = worst <= 0.15
     off = max([abs(run["variance"] - 1) for run in quiet], default=0.0)
     checks[f"and variances by at most 15 % ({off:.1%})"] = off <= 0.15
     sure = [r for r in mine if r["log_evidence"] is not None]
@@ -274,21 +376,46 @@ def main() -> int:
     bands = []
     for task in matrices():
         runs = [
-            kept("inverse", f"{task} {i} {options.chains}", functools.partial(digits, task, i, options.chains))
+            kept(
+                "inverse",
+                f"{task} {i} {options.chains}",
+                functools.partial(digits, task, i, options.chains),
+            )
             for i in range(options.truths)
         ]
         details[task] = runs
         for method in runs[0]:
             rows.append(row(task, method, [run[method] for run in runs], measures))
-        bands += [run[OURS]["coverage"] for run in runs if run[OURS]["status"].startswith("OK")]
+        bands += [
+            run[OURS]["coverage"]
+            for run in runs
+            if run[OURS]["status"].startswith("OK")
+        ]
     covered = float(np.mean(bands)) if bands else 0.9
-    checks[f"digits, runs that say OK: bands of 90 % hold {TARGETS[0]:.0%} to {TARGETS[1]:.0%} ({covered:.1%})"] = (
-        TARGETS[0] <= covered <= TARGETS[1]
-    )
-    columns = ["task", "method", "mean off", "variance", "coverage of 90 %", "CRPS", "from the long run", "passes"]
+    checks[
+        f"digits, runs that say OK: bands of 90 % hold {TARGETS[0]:.0%} to {TARGETS[1]:.0%} ({covered:.1%})"
+    ] = TARGETS[0] <= covered <= TARGETS[1]
+    columns = [
+        "task",
+        "method",
+        "mean off",
+        "variance",
+        "coverage of 90 %",
+        "CRPS",
+        "from the long run",
+        "passes",
+    ]
     columns += ["seconds", "status"]
     title = "Inverse problems under a known law and under learned digits"
-    return publish("inverse_problems", title, columns, rows, checks, details, NOTES.format(**vars(options), long=LONG))
+    return publish(
+        "inverse_problems",
+        title,
+        columns,
+        rows,
+        checks,
+        details,
+        NOTES.format(**vars(options), long=LONG),
+    )
 
 
 NOTES = """Means over problems, with the least and greatest. *Known posterior*: {exact} laws of three Gaussians in 16

@@ -1,10 +1,12 @@
-"""Densities without any diffusion model in them: log Z of double wells in 5 to 50 dimensions, and of a funnel.
+"""Densities without any diffusion model in them: log Z of double wells in 5 to 50
+dimensions, and of a funnel.
 
     python -m benchmarks many-well [--keys 12] [--chains 2000]
 
-A Gaussian stands in the place of a diffusion model, and the target over it is a user's energy: log Z is the evidence.
-Nothing else is said of the targets, not even which entries are Gaussian. The targets are those of papers on learned
-samplers; the published columns are of Table 1 of SCDS, at 128 evaluations and after training. Exits with 1 if a
+A Gaussian stands in the place of a diffusion model, and the target over it is a user's
+energy: log Z is the evidence. Nothing else is said of the targets, not even which
+entries are Gaussian. The targets are those of papers on learned samplers; the published
+columns are of Table 1 of SCDS, at 128 evaluations and after training. Exits with 1 if a
 threshold is missed.
 """
 
@@ -30,8 +32,9 @@ import composeprob as cp
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A density, its dimension, the exact log Z, the width of the Gaussian that it is annealed from, the number of
-    wells whose sides are looked at, and what learned samplers are off by."""
+    """A density, its dimension, the exact log Z, the width of the Gaussian that it is
+    annealed from, the number of wells whose sides are looked at, and what learned
+    samplers are off by."""
 
     log_density: Callable[[Array], Array]
     dimension: int
@@ -41,32 +44,51 @@ class Target:
     published: tuple[float, float, float] | None
 
 
-def double_wells(m: int, delta: float, d: int, published: tuple[float, float, float]) -> Target:
+def double_wells(
+    m: int, delta: float, d: int, published: tuple[float, float, float]
+) -> Target:
     """−Σ (x_i² − δ)² over the first m entries, −½ Σ x_i² over the rest."""
-    z = quad(lambda x: np.exp(-((x * x - delta) ** 2)), -8, 8, points=[-np.sqrt(delta), np.sqrt(delta)])[0]
+    z = quad(
+        lambda x: np.exp(-((x * x - delta) ** 2)),
+        -8,
+        8,
+        points=[-np.sqrt(delta), np.sqrt(delta)],
+    )[0]
 
     def log_density(x: Array) -> Array:
         return -jnp.sum((x[:m] ** 2 - delta) ** 2) - 0.5 * jnp.sum(x[m:] ** 2)
 
-    return Target(log_density, d, m * np.log(z) + 0.5 * (d - m) * np.log(2 * np.pi), 1.0, m, published)
+    return Target(
+        log_density,
+        d,
+        m * np.log(z) + 0.5 * (d - m) * np.log(2 * np.pi),
+        1.0,
+        m,
+        published,
+    )
 
 
 def uneven_wells(d: int) -> Target:
-    """½x + 6x² − x⁴ − ½y² for each pair of entries: 84 % lies on the right of every well."""
+    """½x + 6x² − x⁴ − ½y² for each pair of entries: 84 % lies on the right of every
+    well."""
     z = quad(lambda x: np.exp(0.5 * x + 6 * x * x - x**4), -6, 6, points=[-1.7, 1.7])[0]
 
     def log_density(x: Array) -> Array:
         a, b = x[0::2], x[1::2]
         return jnp.sum(0.5 * a + 6 * a**2 - a**4) - 0.5 * jnp.sum(b**2)
 
-    return Target(log_density, d, d / 2 * (np.log(z) + 0.5 * np.log(2 * np.pi)), 1.0, 0, None)
+    return Target(
+        log_density, d, d / 2 * (np.log(z) + 0.5 * np.log(2 * np.pi)), 1.0, 0, None
+    )
 
 
 def funnel(d: int) -> Target:
     """x₀ ~ N(0, 9), the others N(0, exp x₀)."""
 
     def log_density(x: Array) -> Array:
-        return dist.Normal(0, 3).log_prob(x[0]) + jnp.sum(dist.Normal(0, jnp.exp(x[0] / 2)).log_prob(x[1:]))
+        return dist.Normal(0, 3).log_prob(x[0]) + jnp.sum(
+            dist.Normal(0, jnp.exp(x[0] / 2)).log_prob(x[1:])
+        )
 
     return Target(log_density, d, 0.0, 3.0, 0, (0.438, 0.564, 0.641))
 
@@ -83,7 +105,17 @@ WAYS = {
     "denoised, levels='adaptive'": ("denoised", "adaptive"),
 }
 SCHEDULE = cp.Schedule.log_snr(100, -8.0, 8.0)
-COLUMNS = ("target", "way", "log Z", "off by", "± told", "sides of wells, TV", "findings", "evaluations", "seconds")
+COLUMNS = (
+    "target",
+    "way",
+    "log Z",
+    "off by",
+    "± told",
+    "sides of wells, TV",
+    "findings",
+    "evaluations",
+    "seconds",
+)
 COLUMNS += ("PIS", "DDS", "DIS (published)")
 
 
@@ -109,7 +141,9 @@ class Row:
 
     def as_text(self) -> list[str]:
         """The row's cells."""
-        told = [error for error in self.told if error is not None and np.isfinite(error)]
+        told = [
+            error for error in self.told if error is not None and np.isfinite(error)
+        ]
         off = "withheld" if np.isnan(self.median) else f"{self.median:.3f}"
         published = TARGETS[self.target].published
         return [
@@ -141,16 +175,28 @@ def measured(name: str, way: str, keys: int, num_chains: int) -> Row:
     row = Row(name, way, target.log_z, [], [], [], [], 0, 0.0)
     for key in range(keys):
         began = time.monotonic()
-        result = cp.infer(density, jax.random.key(key), num_chains=num_chains, levels=levels, progress=False)
+        result = cp.infer(
+            density,
+            jax.random.key(key),
+            num_chains=num_chains,
+            levels=levels,
+            progress=False,
+        )
         row.seconds = time.monotonic() - began
-        row.off.append(None if result.log_evidence is None else result.log_evidence - target.log_z)
+        row.off.append(
+            None if result.log_evidence is None else result.log_evidence - target.log_z
+        )
         row.told.append(result.log_evidence_error)
         row.findings += [str(code.value) for code, _ in result.status.findings]
         row.evaluations = max(row.evaluations, result.evaluations)
         if target.wells:
-            sides = (np.asarray(result["x"])[:, : target.wells] > 0) @ 2 ** np.arange(target.wells)
+            sides = (np.asarray(result["x"])[:, : target.wells] > 0) @ 2 ** np.arange(
+                target.wells
+            )
             counts = np.bincount(sides, minlength=2**target.wells)
-            row.tv.append(0.5 * float(np.abs(counts / counts.sum() - 0.5**target.wells).sum()))
+            row.tv.append(
+                0.5 * float(np.abs(counts / counts.sum() - 0.5**target.wells).sum())
+            )
     print("  ".join(row.as_text()), flush=True)
     return row
 
@@ -160,15 +206,27 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=12)
     parser.add_argument("--chains", type=int, default=2000)
     options = parser.parse_args()
-    rows = [measured(name, way, options.keys, options.chains) for name in TARGETS for way in WAYS]
+    rows = [
+        measured(name, way, options.keys, options.chains)
+        for name in TARGETS
+        for way in WAYS
+    ]
     wells = [row for row in rows if TARGETS[row.target].wells]
-    exact = np.random.default_rng(0).multinomial(options.chains, np.full(32, 1 / 32), 200) / options.chains
+    exact = (
+        np.random.default_rng(0).multinomial(options.chains, np.full(32, 1 / 32), 200)
+        / options.chains
+    )
     floor = 0.5 * float(np.abs(exact - 1 / 32).sum(1).mean())
     checks = {
-        "MW52, by each way: median |Δ log Z| ≤ 0.1": all(row.median <= 0.1 for row in wells if "MW52" in row.target),
-        "MW54, by each way: median |Δ log Z| ≤ 0.1": all(row.median <= 0.1 for row in wells if "MW54" in row.target),
+        "MW52, by each way: median |Δ log Z| ≤ 0.1": all(
+            row.median <= 0.1 for row in wells if "MW52" in row.target
+        ),
+        "MW54, by each way: median |Δ log Z| ≤ 0.1": all(
+            row.median <= 0.1 for row in wells if "MW54" in row.target
+        ),
         "a log Z that is off by more than 0.5 is withheld or has a finding": all(
-            np.isnan(row.median) or row.median <= 0.5 or bool(row.findings) for row in rows
+            np.isnan(row.median) or row.median <= 0.5 or bool(row.findings)
+            for row in rows
         ),
     }
     notes = (
@@ -178,9 +236,20 @@ def main() -> int:
         f"are near 45/2·log 2π = {22.5 * np.log(2 * np.pi):.2f}, the constant of its 45 Gaussian entries: part of that "
         "may be a convention and no miss. Where a default run gives way to independent chains there is no evidence."
     )
-    details = {"num_chains": options.chains, "rows": [dataclasses.asdict(row) for row in rows]}
+    details = {
+        "num_chains": options.chains,
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
     title = "Double wells and a funnel: log Z"
-    return publish("many_well", title, list(COLUMNS), [r.as_text() for r in rows], checks, details, notes)
+    return publish(
+        "many_well",
+        title,
+        list(COLUMNS),
+        [r.as_text() for r in rows],
+        checks,
+        details,
+        notes,
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python -m benchmarks mixture-25 [--keys 10] [--chains 2000]
 
-As in MCG-Diff (Cardoso et al. 2023, arXiv 2308.07983): the prior has unit Gaussians at 8·(i, j, i, j, …), i, j ∈
-{−2 … 2}, with random shares; y = A·x + noise of 1 or 4 numbers, A with random singular vectors and values. Every run
-has a prior, an operator and data of its own. Exits with 1 if the total variation (TV) of the modes' shares is on
+As in MCG-Diff (Cardoso et al. 2023, arXiv 2308.07983): the prior has unit Gaussians at
+8·(i, j, i, j, …), i, j ∈ {−2 … 2}, with random shares; y = A·x + noise of 1 or 4
+numbers, A with random singular vectors and values. Every run has a prior, an operator
+and data of its own. Exits with 1 if the total variation (TV) of the modes' shares is on
 average above 0.05.
 """
 
@@ -25,7 +26,13 @@ from report import publish
 import composeprob as cp
 
 D = 8
-MODES = np.tile(8.0 * np.stack(np.meshgrid(range(-2, 3), range(-2, 3), indexing="ij"), -1).reshape(25, 2), (1, D // 2))
+MODES = np.tile(
+    8.0
+    * np.stack(np.meshgrid(range(-2, 3), range(-2, 3), indexing="ij"), -1).reshape(
+        25, 2
+    ),
+    (1, D // 2),
+)
 SCHEDULE = cp.Schedule.log_snr(80, min=-14.0, max=9.0)
 """Modes lie up to 45 from the origin: the noisiest level must drown that."""
 
@@ -38,7 +45,8 @@ def seen_through(prior: Any, operator: Any, y: Any, sigma: Any, anneal: str) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Shares of the prior, operator, data, noise, and the posterior shares of the modes."""
+    """Shares of the prior, operator, data, noise, and the posterior shares of the
+    modes."""
 
     shares: np.ndarray
     operator: np.ndarray
@@ -47,22 +55,34 @@ class Problem:
 
     @classmethod
     def draw(cls, seed: int, measurements: int) -> Problem:
-        """As MCG-Diff draws them: χ² shares, uniform singular values, σ uniform up to the largest of these."""
+        """As MCG-Diff draws them: χ² shares, uniform singular values, σ uniform up to
+        the largest of these."""
         rng = np.random.default_rng((seed, measurements))
         shares = rng.chisquare(1, 25)
         shares /= shares.sum()
-        left, right = (np.linalg.qr(rng.normal(size=(n, n)))[0] for n in (measurements, D))
+        left, right = (
+            np.linalg.qr(rng.normal(size=(n, n)))[0] for n in (measurements, D)
+        )
         values = np.sort(rng.uniform(size=measurements))
         operator = left * values @ right[:measurements]
         sigma = float(rng.uniform(0.05, 1.0) * values.max())
         x = MODES[rng.choice(25, p=shares)] + rng.normal(size=D)
-        return cls(shares, operator, operator @ x + sigma * rng.normal(size=measurements), sigma)
+        return cls(
+            shares,
+            operator,
+            operator @ x + sigma * rng.normal(size=measurements),
+            sigma,
+        )
 
     def posterior_shares(self) -> np.ndarray:
         """w_j·N(y; A·μ_j, A·Aᵀ + σ²·I), normalised."""
-        covariance = self.operator @ self.operator.T + self.sigma**2 * np.eye(len(self.y))
+        covariance = self.operator @ self.operator.T + self.sigma**2 * np.eye(
+            len(self.y)
+        )
         away = self.y - MODES @ self.operator.T
-        log_shares = np.log(self.shares) - 0.5 * np.einsum("ji,ik,jk->j", away, np.linalg.inv(covariance), away)
+        log_shares = np.log(self.shares) - 0.5 * np.einsum(
+            "ji,ik,jk->j", away, np.linalg.inv(covariance), away
+        )
         shares = np.exp(log_shares - log_shares.max())
         return shares / shares.sum()
 
@@ -105,10 +125,18 @@ def measure(measurements: int, name: str, num_chains: int, keys: int) -> Measure
         problem = Problem.draw(seed, measurements)
         exact = problem.posterior_shares()
         if sampler is None:
-            found = np.random.default_rng(seed).multinomial(num_chains, exact) / num_chains
+            found = (
+                np.random.default_rng(seed).multinomial(num_chains, exact) / num_chains
+            )
         else:
             density = problem.compile(anneal)
-            result = cp.infer(density, jax.random.key(seed), num_chains=num_chains, sampler=sampler, progress=False)
+            result = cp.infer(
+                density,
+                jax.random.key(seed),
+                num_chains=num_chains,
+                sampler=sampler,
+                progress=False,
+            )
             found = np.bincount(nearest(result["x"], MODES), minlength=25) / num_chains
             row.evaluations = result.evaluations
             row.seconds.append(result.about.seconds)
@@ -116,7 +144,13 @@ def measure(measurements: int, name: str, num_chains: int, keys: int) -> Measure
     return row
 
 
-COLUMNS = ["measurements", "policy and sampler", "evaluations", "TV", "runs with TV ≤ 0.05"]
+COLUMNS = [
+    "measurements",
+    "policy and sampler",
+    "evaluations",
+    "TV",
+    "runs with TV ≤ 0.05",
+]
 
 
 def as_text(m: Measured) -> list[str]:
@@ -133,7 +167,11 @@ def as_text(m: Measured) -> list[str]:
 def checks(rows: list[Measured]) -> dict[str, bool]:
     """What benchmark D must show."""
     judged = [m for m in rows if m.name in JUDGED]
-    return {f"{m.measurements} measurements, {m.name}: mean TV ≤ 0.05": float(np.mean(m.tv)) <= 0.05 for m in judged}
+    return {
+        f"{m.measurements} measurements, {m.name}: mean TV ≤ 0.05": float(np.mean(m.tv))
+        <= 0.05
+        for m in judged
+    }
 
 
 def main() -> int:
@@ -151,9 +189,20 @@ def main() -> int:
     notes += "The first row is the TV that as many independent draws have by chance. Four measurements single out one "
     notes += "mode, so that any sampler that finds it has a TV of 0; one measurement can leave several. Only the "
     notes += "default policy is judged, the other rows are there for comparison."
-    details = {"num_chains": options.chains, "rows": [dataclasses.asdict(m) for m in rows]}
+    details = {
+        "num_chains": options.chains,
+        "rows": [dataclasses.asdict(m) for m in rows],
+    }
     title = "Benchmark D: 25 Gaussians in d = 8 through a random linear operator"
-    return publish("mixture_25", title, COLUMNS, [as_text(m) for m in rows], checks(rows), details, notes)
+    return publish(
+        "mixture_25",
+        title,
+        COLUMNS,
+        [as_text(m) for m in rows],
+        checks(rows),
+        details,
+        notes,
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""25 Gaussians through random operators: the 90 public problems of the SMCDiffOpt experiments, bit for bit.
+"""25 Gaussians through random operators: the 90 public problems of the SMCDiffOpt
+experiments, bit for bit.
 
     python -m benchmarks mixture-25-public [--chains 1000] [--seeds 5]
 
-The problems are those of `scripts/gmm.py` in bd3dowling/diffusion-research, and the published columns are the means of
-its `gmm.csv` (commit a239403): 18 settings of noise σ, dimension and measurements, five seeds each. The prior has 25
-equal Gaussians of unit variance at −8·(i, j, i, j, …), i, j ∈ {−2 … 2}; y = A·x + σ·noise. The posterior is a mixture
-in closed form. Exits with 1 if the mean over the settings is above 1.2 times that of exact draws.
+The problems are those of `scripts/gmm.py` in bd3dowling/diffusion-research, and the
+published columns are the means of its `gmm.csv` (commit a239403): 18 settings of noise
+σ, dimension and measurements, five seeds each. The prior has 25 equal Gaussians of unit
+variance at −8·(i, j, i, j, …), i, j ∈ {−2 … 2}; y = A·x + σ·noise. The posterior is a
+mixture in closed form. Exits with 1 if the mean over the settings is above 1.2 times
+that of exact draws.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ PUBLISHED = {
     (1.0, 80, 2): (0.742, 4.365, 2.554, 0.988, 1.294),
     (1.0, 80, 4): (0.700, 5.366, 1.442, 0.787, 1.271),
 }
-"""SMCDiffOpt, MCGDiff (the authors' port, which they do not trust), DPS, ΠGDM, TMPD; by σ, dimension, measurements."""
+"""SMCDiffOpt, MCGDiff (the authors' port, which they do not trust), DPS, ΠGDM, TMPD; by
+σ, dimension, measurements."""
 FINGERPRINTS = {
     (0, 8, 1, 0.01): ((0.00927, -0.2362, 0.21369, 0.21787), (-6.53586,)),
     (0, 8, 2, 0.1): ((0.11345, -0.05151, 0.04649, -0.18551), (-3.08136, -0.71605)),
@@ -69,50 +73,84 @@ class Problem:
 
     @classmethod
     def public(cls, seed: int, d: int, measurements: int, sigma: float) -> Problem:
-        """As the authors' script draws it, which ran with JAX's older way to split random bits."""
+        """As the authors' script draws it, which ran with JAX's older way to split
+        random bits."""
         with jax.threefry_partitionable(False):
             _, key = jax.random.split(jax.random.PRNGKey(seed))
             for_operator, for_values, for_x, for_noise = jax.random.split(key, 4)
             left, values, right = jnp.linalg.svd(
                 jax.random.normal(for_operator, (measurements, d)), full_matrices=False
             )
-            values = jnp.sort(jax.random.uniform(for_values, values.shape), descending=True)
+            values = jnp.sort(
+                jax.random.uniform(for_values, values.shape), descending=True
+            )
             operator = left @ jnp.diag(values) @ right
-            modes = jnp.array([(-8.0 * i, -8.0 * j) * (d // 2) for i, j in itertools.product(range(-2, 3), repeat=2)])
+            modes = jnp.array(
+                [
+                    (-8.0 * i, -8.0 * j) * (d // 2)
+                    for i, j in itertools.product(range(-2, 3), repeat=2)
+                ]
+            )
             each = dist.MultivariateNormal(modes, jnp.eye(d))
-            x = dist.MixtureSameFamily(dist.Categorical(jnp.full(25, 1 / 25)), each).sample(for_x)
+            x = dist.MixtureSameFamily(
+                dist.Categorical(jnp.full(25, 1 / 25)), each
+            ).sample(for_x)
             y = operator @ x + sigma * jax.random.normal(for_noise, (measurements,))
         problem = cls(*(np.asarray(a, float) for a in (modes, operator, y)), sigma)
-        row, data = FINGERPRINTS.get((seed, d, measurements, sigma), (problem.operator[0, :4], problem.y))
-        if np.abs(problem.operator[0, :4] - row).max() > 1e-4 or np.abs(problem.y - data).max() > 1e-4:
-            raise RuntimeError(f"seed {seed}, d = {d}: not the public problem; JAX draws other random numbers now.")
+        row, data = FINGERPRINTS.get(
+            (seed, d, measurements, sigma), (problem.operator[0, :4], problem.y)
+        )
+        if (
+            np.abs(problem.operator[0, :4] - row).max() > 1e-4
+            or np.abs(problem.y - data).max() > 1e-4
+        ):
+            raise RuntimeError(
+                f"seed {seed}, d = {d}: not the public problem; JAX draws other random numbers now."
+            )
         return problem
 
     def exact(self, num: int, rng: np.random.Generator) -> np.ndarray:
-        """Draws of the posterior: a mode by w_k ∝ N(y; A·μ_k, A·Aᵀ + σ²·I), then its Gaussian."""
-        covariance = self.operator @ self.operator.T + self.sigma**2 * np.eye(len(self.y))
+        """Draws of the posterior: a mode by w_k ∝ N(y; A·μ_k, A·Aᵀ + σ²·I), then its
+        Gaussian."""
+        covariance = self.operator @ self.operator.T + self.sigma**2 * np.eye(
+            len(self.y)
+        )
         away = self.y - self.modes @ self.operator.T
-        log_shares = -0.5 * np.einsum("ki,ij,kj->k", away, np.linalg.inv(covariance), away)
+        log_shares = -0.5 * np.einsum(
+            "ki,ij,kj->k", away, np.linalg.inv(covariance), away
+        )
         shares = np.exp(log_shares - log_shares.max())
         gain = self.operator.T @ np.linalg.inv(covariance)
-        x = self.modes[rng.choice(25, num, p=shares / shares.sum())] + rng.normal(size=(num, self.modes.shape[1]))
+        x = self.modes[rng.choice(25, num, p=shares / shares.sum())] + rng.normal(
+            size=(num, self.modes.shape[1])
+        )
         seen = x @ self.operator.T + self.sigma * rng.normal(size=(num, len(self.y)))
         return x + (self.y - seen) @ gain.T  # of a joint draw (x, y'): Matheron's rule
 
     def compile(self) -> cp.AnnealedDensity:
-        """The program under the policy that the compiler picks for a linear measurement."""
+        """The program under the policy that the compiler picks for a linear
+        measurement."""
         prior = dist.MixtureSameFamily(
-            dist.Categorical(probs=jnp.full(25, 1 / 25)), dist.Normal(jnp.asarray(self.modes), 1.0).to_event(1)
+            dist.Categorical(probs=jnp.full(25, 1 / 25)),
+            dist.Normal(jnp.asarray(self.modes), 1.0).to_event(1),
         )
-        given = (jnp.asarray(a, jnp.float32) for a in (self.operator, self.y, self.sigma))
+        given = (
+            jnp.asarray(a, jnp.float32) for a in (self.operator, self.y, self.sigma)
+        )
         return cp.compile(seen_through, cp.Analytic(prior, SCHEDULE), *given, "exact")
 
 
-def sliced(a: np.ndarray, b: np.ndarray, rng: np.random.Generator, slices: int = 10_000) -> float:
-    """Sliced Wasserstein distance of order 1: mean over directions of the mean distance of sorted projections."""
+def sliced(
+    a: np.ndarray, b: np.ndarray, rng: np.random.Generator, slices: int = 10_000
+) -> float:
+    """Sliced Wasserstein distance of order 1: mean over directions of the mean distance
+    of sorted projections."""
     directions = rng.normal(size=(a.shape[1], slices))
     directions /= np.linalg.norm(directions, axis=0)
-    ours, theirs = (np.sort((directions.T @ points.T).astype(np.float32), axis=1) for points in (a, b))
+    ours, theirs = (
+        np.sort((directions.T @ points.T).astype(np.float32), axis=1)
+        for points in (a, b)
+    )
     return float(np.abs(ours - theirs).mean())
 
 
@@ -133,18 +171,46 @@ class Cell:
         """The row's cells."""
         published = PUBLISHED[self.sigma, self.d, self.measurements]
         means = (np.mean(self.ours), np.mean(self.floor), *published)
-        return [f"{self.sigma:g}", str(self.d), str(self.measurements), *(f"{number:.3f}" for number in means)]
+        return [
+            f"{self.sigma:g}",
+            str(self.d),
+            str(self.measurements),
+            *(f"{number:.3f}" for number in means),
+        ]
 
 
-def measured(sigma: float, d: int, measurements: int, seeds: int, num_chains: int) -> Cell:
+def measured(
+    sigma: float, d: int, measurements: int, seeds: int, num_chains: int
+) -> Cell:
     """All seeds of a setting."""
     cell, began = Cell(sigma, d, measurements, [], []), time.monotonic()
     for seed in SEEDS[:seeds]:
-        problem, rng = Problem.public(seed, d, measurements, sigma), np.random.default_rng(seed)
-        result = cp.infer(problem.compile(), jax.random.key(seed), num_chains=num_chains, progress=False)
+        problem, rng = (
+            Problem.public(seed, d, measurements, sigma),
+            np.random.default_rng(seed),
+        )
+        result = cp.infer(
+            problem.compile(),
+            jax.random.key(seed),
+            num_chains=num_chains,
+            progress=False,
+        )
         sets = [problem.exact(num_chains, rng) for _ in range(6)]
-        cell.ours.append(float(np.mean([sliced(np.asarray(result["x"]), one, rng) for one in sets[:3]])))
-        cell.floor.append(float(np.mean([sliced(a, b, rng) for a, b in zip(sets[::2], sets[1::2], strict=True)])))
+        cell.ours.append(
+            float(
+                np.mean([sliced(np.asarray(result["x"]), one, rng) for one in sets[:3]])
+            )
+        )
+        cell.floor.append(
+            float(
+                np.mean(
+                    [
+                        sliced(a, b, rng)
+                        for a, b in zip(sets[::2], sets[1::2], strict=True)
+                    ]
+                )
+            )
+        )
         cell.evaluations = result.evaluations
         cell.findings += tuple(str(code.value) for code, _ in result.status.findings)
     cell.seconds = time.monotonic() - began
@@ -152,7 +218,18 @@ def measured(sigma: float, d: int, measurements: int, seeds: int, num_chains: in
     return cell
 
 
-COLUMNS = ("σ", "dimension", "measurements", "ours", "floor", "SMCDiffOpt", "MCGDiff", "DPS", "ΠGDM", "TMPD")
+COLUMNS = (
+    "σ",
+    "dimension",
+    "measurements",
+    "ours",
+    "floor",
+    "SMCDiffOpt",
+    "MCGDiff",
+    "DPS",
+    "ΠGDM",
+    "TMPD",
+)
 
 
 def main() -> int:
@@ -161,15 +238,22 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     options = parser.parse_args()
     cells = [measured(*setting, options.seeds, options.chains) for setting in PUBLISHED]
-    ours, floor = (float(np.mean([np.mean(getattr(cell, name)) for cell in cells])) for name in ("ours", "floor"))
+    ours, floor = (
+        float(np.mean([np.mean(getattr(cell, name)) for cell in cells]))
+        for name in ("ours", "floor")
+    )
     published = np.mean(list(PUBLISHED.values()), axis=0)
     rows = [cell.as_text() for cell in cells]
-    rows.append(["all", "", "", *(f"{number:.3f}" for number in (ours, floor, *published))])
+    rows.append(
+        ["all", "", "", *(f"{number:.3f}" for number in (ours, floor, *published))]
+    )
     checks = {
-        f"mean of the settings ≤ 1.2 × the floor ({ours / floor:.2f})": ours <= 1.2 * floor,
+        f"mean of the settings ≤ 1.2 × the floor ({ours / floor:.2f})": ours
+        <= 1.2 * floor,
         "below every published mean": bool(ours < published.min()),
         "in each setting below every published mean": all(
-            np.mean(cell.ours) < min(PUBLISHED[cell.sigma, cell.d, cell.measurements]) for cell in cells
+            np.mean(cell.ours) < min(PUBLISHED[cell.sigma, cell.d, cell.measurements])
+            for cell in cells
         ),
     }
     named: dict[str, int] = {}
@@ -183,9 +267,14 @@ def main() -> int:
         "steps and 1,000 particles, one set of exact draws; MCGDiff is the authors' own port, which they say not to "
         f"trust. Findings in {len(cells) * options.seeds} runs: {named or 'none'}."
     )
-    details: dict[str, Any] = {"num_chains": options.chains, "rows": [dataclasses.asdict(cell) for cell in cells]}
+    details: dict[str, Any] = {
+        "num_chains": options.chains,
+        "rows": [dataclasses.asdict(cell) for cell in cells],
+    }
     title = "25 Gaussians through random operators: the public problems of SMCDiffOpt"
-    return publish("mixture_25_public", title, list(COLUMNS), rows, checks, details, notes)
+    return publish(
+        "mixture_25_public", title, list(COLUMNS), rows, checks, details, notes
+    )
 
 
 if __name__ == "__main__":

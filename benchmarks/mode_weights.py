@@ -1,9 +1,12 @@
-"""What benchmarks A and E share: targets that are Gaussian mixtures, samplers, and the total variation of mode shares.
+"""What benchmarks A and E share: targets that are Gaussian mixtures, samplers, and the
+total variation of mode shares.
 
-The total variation (TV) of a run is ½·Σ_j |p_j − q_j|, with p_j the share of chains nearest to mode j and q_j the
-mass that the exact law of level 0 has there. Level 0 still carries a little noise: its mass differs from that of the
-noise-free law, which is listed for comparison. Beside a TV stands its floor, what as many exact draws have on average,
-and beside log Z its exact value; ± is the standard deviation over keys, of one run that is.
+The total variation (TV) of a run is ½·Σ_j |p_j − q_j|, with p_j the share of chains
+nearest to mode j and q_j the mass that the exact law of level 0 has there. Level 0
+still carries a little noise: its mass differs from that of the noise-free law, which is
+listed for comparison. Beside a TV stands its floor, what as many exact draws have on
+average, and beside log Z its exact value; ± is the standard deviation over keys, of one
+run that is.
 """
 
 from __future__ import annotations
@@ -22,12 +25,14 @@ import composeprob as cp
 
 N, KEYS = 4000, 5
 MANY_KEYS = 30
-"""Keys of the default's rows: at five, chance alone is as large as what their pooled TV is to show."""
+"""Keys of the default's rows: at five, chance alone is as large as what their pooled TV
+is to show."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gaussians:
-    """A Gaussian mixture in the plane, diagonal covariances: weights (J,), means (J, 2), variances (J, 2)."""
+    """A Gaussian mixture in the plane, diagonal covariances: weights (J,), means (J,
+    2), variances (J, 2)."""
 
     weights: np.ndarray
     means: np.ndarray
@@ -36,11 +41,18 @@ class Gaussians:
     def draw(self, key: jax.Array, n: int) -> np.ndarray:
         """n exact draws."""
         pick, noise = jax.random.split(key)
-        j = np.asarray(jax.random.choice(pick, len(self.weights), (n,), p=jnp.asarray(self.weights)))
-        return self.means[j] + np.sqrt(self.variances[j]) * np.asarray(jax.random.normal(noise, (n, 2)))
+        j = np.asarray(
+            jax.random.choice(
+                pick, len(self.weights), (n,), p=jnp.asarray(self.weights)
+            )
+        )
+        return self.means[j] + np.sqrt(self.variances[j]) * np.asarray(
+            jax.random.normal(noise, (n, 2))
+        )
 
     def mass(self, centres: np.ndarray, points: int = 1200) -> np.ndarray:
-        """The mass nearest to each centre, by quadrature over a grid that covers 7 standard deviations."""
+        """The mass nearest to each centre, by quadrature over a grid that covers 7
+        standard deviations."""
         reach = 7 * np.sqrt(self.variances)
         low, high = (self.means - reach).min(0), (self.means + reach).max(0)
         x, y = (np.linspace(a, b, points) for a, b in zip(low, high, strict=True))
@@ -50,12 +62,18 @@ class Gaussians:
             along = np.exp(-0.5 * (y - m[1]) ** 2 / v[1]) / np.sqrt(v[1])
             density += w * np.outer(across, along)
         grid = np.stack(np.meshgrid(x, y, indexing="ij"), -1)
-        return np.bincount(nearest(grid.reshape(-1, 2), centres), density.ravel(), len(centres)) / density.sum()
+        return (
+            np.bincount(
+                nearest(grid.reshape(-1, 2), centres), density.ravel(), len(centres)
+            )
+            / density.sum()
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A program's factors on a schedule, and the exact law of its samples at noise (α, σ)."""
+    """A program's factors on a schedule, and the exact law of its samples at noise (α,
+    σ)."""
 
     compile: Callable[[cp.Schedule], Any]
     law: Callable[[float, float], Gaussians]
@@ -70,7 +88,8 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table: a sampler on a schedule, run under so many keys; None for exact draws."""
+    """One line of the table: a sampler on a schedule, run under so many keys; None for
+    exact draws."""
 
     name: str
     sampler: cp.Sampler | None
@@ -112,12 +131,19 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> float:
 
 
 def floor(mass: np.ndarray, draws: int) -> float:
-    """The mean TV of the shares of as many exact draws: ½·Σ_j E|B_j/n − q_j| with B_j binomial."""
-    return float(sum(0.5 * stats.binom(draws, q).expect(lambda k, q=q: np.abs(k / draws - q)) for q in mass))
+    """The mean TV of the shares of as many exact draws: ½·Σ_j E|B_j/n − q_j| with B_j
+    binomial."""
+    return float(
+        sum(
+            0.5 * stats.binom(draws, q).expect(lambda k, q=q: np.abs(k / draws - q))
+            for q in mass
+        )
+    )
 
 
 def smc(weights: str) -> cp.SMC:
-    """SMC with tuned moves; its reverse step, where weights are of steps, is of first order: one evaluation a level."""
+    """SMC with tuned moves; its reverse step, where weights are of steps, is of first
+    order: one evaluation a level."""
     step = cp.ReverseStep(order=1) if weights == "feynman_kac" else None
     return cp.SMC(cp.MALA(cp.Adaptive()), weights=weights, step=step)
 
@@ -131,8 +157,14 @@ def samplers() -> dict[str, Callable[[cp.Schedule], Row]]:
         Row("exact draws", None, cosine),
         Row("Ancestral", cp.Ancestral(), cosine),
         Row("MALA, paper (0.001), 10 a level", mcmc(cp.MALA(0.001), 10), cosine),
-        Row("MALA, tuned to 0.57, 10 a level", mcmc(cp.MALA(cp.Adaptive()), 10), cosine),
-        Row("HMC, paper (0.03 × 3), 10 a level", mcmc(cp.HMC(0.03, num_leapfrog=3), 10), cosine),
+        Row(
+            "MALA, tuned to 0.57, 10 a level", mcmc(cp.MALA(cp.Adaptive()), 10), cosine
+        ),
+        Row(
+            "HMC, paper (0.03 × 3), 10 a level",
+            mcmc(cp.HMC(0.03, num_leapfrog=3), 10),
+            cosine,
+        ),
         Row("HMC, tuned to 0.75, 10 a level", tuned_hmc(10), cosine),
         Row("HMC, tuned to 0.75, 3 a level", tuned_hmc(3), cosine),
         Row("HMC, tuned to 0.75, 1 a level", tuned_hmc(1), cosine),
@@ -145,7 +177,9 @@ def samplers() -> dict[str, Callable[[cp.Schedule], Row]]:
     return {row.name: row for row in rows}
 
 
-def measure(problem: Problem, row: Row, num_chains: int = N, keys: int | None = None) -> Measured:
+def measure(
+    problem: Problem, row: Row, num_chains: int = N, keys: int | None = None
+) -> Measured:
     """Run one row over keys 0, 1, …; None: as many as it names."""
     keys = row.keys if keys is None else keys
     law, centres = problem.at_level_0(row.schedule)
@@ -157,25 +191,37 @@ def measure(problem: Problem, row: Row, num_chains: int = N, keys: int | None = 
         if row.sampler is None:
             x = law.draw(key, num_chains)
         else:
-            result = cp.infer(density, key, num_chains=num_chains, sampler=row.sampler, progress=False)
-            x, evaluations, acceptance = result["x"], result.evaluations, result.acceptance
+            result = cp.infer(
+                density, key, num_chains=num_chains, sampler=row.sampler, progress=False
+            )
+            x, evaluations, acceptance = (
+                result["x"],
+                result.evaluations,
+                result.acceptance,
+            )
             evidence += [] if result.log_evidence is None else [result.log_evidence]
             seconds.append(result.about.seconds)
             status.append(str(result.status))
-        shares.append(np.bincount(nearest(x, centres), minlength=len(centres)) / num_chains)
+        shares.append(
+            np.bincount(nearest(x, centres), minlength=len(centres)) / num_chains
+        )
     return Measured(
         row.name,
         evaluations,
         [total_variation(p, exact) for p in shares],
         total_variation(np.mean(shares, 0), exact),
-        float(np.nanmean(acceptance)) if np.isfinite(acceptance).any() else float("nan"),
+        float(np.nanmean(acceptance))
+        if np.isfinite(acceptance).any()
+        else float("nan"),
         float(acceptance[0]),
         evidence,
         seconds,
         status,
         floor(exact, num_chains),
         floor(exact, num_chains * keys),
-        problem.log_evidence(float(row.schedule.alpha[0]), float(row.schedule.sigma[0])),
+        problem.log_evidence(
+            float(row.schedule.alpha[0]), float(row.schedule.sigma[0])
+        ),
     )
 
 
@@ -202,7 +248,8 @@ def with_spread(values: list[float]) -> str:
 
 
 def as_text(m: Measured) -> list[str]:
-    """A row of `COLUMNS`; seconds are those of the runs after the first, which compiles."""
+    """A row of `COLUMNS`; seconds are those of the runs after the first, which
+    compiles."""
     return [
         m.name,
         f"{m.evaluations:,}" if m.evaluations else "–",
@@ -210,7 +257,9 @@ def as_text(m: Measured) -> list[str]:
         f"{m.floor:.4f}",
         f"{m.pooled:.4f}",
         f"{m.pooled_floor:.4f}",
-        f"{m.acceptance:.3f} / {m.last_acceptance:.3f}" if np.isfinite(m.acceptance) else "–",
+        f"{m.acceptance:.3f} / {m.last_acceptance:.3f}"
+        if np.isfinite(m.acceptance)
+        else "–",
         with_spread(m.log_evidence) if m.log_evidence else "–",
         f"{m.exact_log_evidence:.4f}" if m.log_evidence else "–",
         f"{np.mean(m.seconds[1:]):.2f}" if len(m.seconds) > 1 else "–",
@@ -218,7 +267,8 @@ def as_text(m: Measured) -> list[str]:
 
 
 def ring_product() -> Problem:
-    """Benchmark A: a ring of 8 Gaussians (radius 0.5, sd 0.075) × N(0, diag(0.2², 0.6²))."""
+    """Benchmark A: a ring of 8 Gaussians (radius 0.5, sd 0.075) × N(0, diag(0.2²,
+    0.6²))."""
     angle = np.arange(8) * np.pi / 4
     centres = 0.5 * np.stack([np.cos(angle), np.sin(angle)], -1)
     sd_ring, sd_bar = 0.075, np.array([0.2, 0.6])
@@ -229,7 +279,10 @@ def ring_product() -> Problem:
 
     def compiled(schedule: cp.Schedule) -> Any:
         modes = dist.Normal(jnp.asarray(centres), sd_ring).to_event(1)
-        ring = cp.Analytic(dist.MixtureSameFamily(dist.Categorical(probs=jnp.full(8, 1 / 8)), modes), schedule)
+        ring = cp.Analytic(
+            dist.MixtureSameFamily(dist.Categorical(probs=jnp.full(8, 1 / 8)), modes),
+            schedule,
+        )
         bar = cp.Analytic(dist.Normal(jnp.zeros(2), jnp.asarray(sd_bar)), schedule)
         return cp.compile(both, ring, bar)
 
@@ -238,18 +291,24 @@ def ring_product() -> Problem:
         log_weights = (-0.5 * (alpha * centres) ** 2 / (ring + bar)).sum(-1)
         weights = np.exp(log_weights - log_weights.max())
         variance = np.broadcast_to(ring * bar / (ring + bar), (8, 2))
-        return Gaussians(weights / weights.sum(), alpha * centres * bar / (ring + bar), variance)
+        return Gaussians(
+            weights / weights.sum(), alpha * centres * bar / (ring + bar), variance
+        )
 
     def log_evidence(alpha: float, sigma: float) -> float:
         variance = (alpha * sd_ring) ** 2 + (alpha * sd_bar) ** 2 + 2 * sigma**2
-        terms = (-0.5 * (alpha * centres) ** 2 / variance - 0.5 * np.log(2 * np.pi * variance)).sum(-1)
+        terms = (
+            -0.5 * (alpha * centres) ** 2 / variance
+            - 0.5 * np.log(2 * np.pi * variance)
+        ).sum(-1)
         return float(np.log(np.mean(np.exp(terms))))
 
     return Problem(compiled, law, centres, log_evidence)
 
 
 def disjoint() -> Problem:
-    """Benchmark E: two factors on disjoint coordinates of one event, each a mixture of two Gaussians."""
+    """Benchmark E: two factors on disjoint coordinates of one event, each a mixture of
+    two Gaussians."""
     modes = (np.array([-0.5, 0.5]), np.array([-0.4, 0.6]))
     shares, sd = (np.array([0.35, 0.65]), np.array([0.6, 0.4])), 0.1
 
@@ -262,7 +321,9 @@ def disjoint() -> Problem:
         for mode, share in zip(modes, shares, strict=True):
             component = dist.Normal(jnp.asarray(mode)[:, None], sd).to_event(1)
             mixing = dist.Categorical(probs=jnp.asarray(share))
-            parts.append(cp.Analytic(dist.MixtureSameFamily(mixing, component), schedule))
+            parts.append(
+                cp.Analytic(dist.MixtureSameFamily(mixing, component), schedule)
+            )
         return cp.compile(both, *parts)
 
     pairs = [(i, j) for i in range(2) for j in range(2)]
@@ -270,6 +331,8 @@ def disjoint() -> Problem:
     weights = np.array([shares[0][i] * shares[1][j] for i, j in pairs])
 
     def law(alpha: float, sigma: float) -> Gaussians:
-        return Gaussians(weights, alpha * centres, np.full((4, 2), (alpha * sd) ** 2 + sigma**2))
+        return Gaussians(
+            weights, alpha * centres, np.full((4, 2), (alpha * sd) ** 2 + sigma**2)
+        )
 
     return Problem(compiled, law, centres)

@@ -1,14 +1,17 @@
-"""Modes: programs with exactly known answers, and whether a default run is right or its status says that it is not.
+"""Modes: programs with exactly known answers, and whether a default run is right or its
+status says that it is not.
 
     python -m benchmarks modes
 
-Strong guidance, powers, constraints, negations, narrow modes and labels that switch, and thirty programs that are easy.
-Each run states a share (or the probability that a sample is valid) and log Z, with their errors: it is wrong where one
-is more than four of these off, and named where its status is not OK. Exits with 1 if more than 2 % of the runs are
-wrong and OK, if more than 3 % of the right ones are named, or if another threshold is missed. Runs are kept in
-out/modes.jsonl as they are made, so that the same command goes on where it was stopped. ``--quick`` takes 3 keys, and
-64 and 1,000 chains, and has results of its own; with ``--minutes`` no run begins later, and these are of what was made.
-``--keys``, ``--chains`` and ``--only`` write no results.
+Strong guidance, powers, constraints, negations, narrow modes and labels that switch,
+and thirty programs that are easy. Each run states a share (or the probability that a
+sample is valid) and log Z, with their errors: it is wrong where one is more than four
+of these off, and named where its status is not OK. Exits with 1 if more than 2 % of the
+runs are wrong and OK, if more than 3 % of the right ones are named, or if another
+threshold is missed. Runs are kept in out/modes.jsonl as they are made, so that the same
+command goes on where it was stopped. ``--quick`` takes 3 keys, and 64 and 1,000 chains,
+and has results of its own; with ``--minutes`` no run begins later, and these are of
+what was made. ``--keys``, ``--chains`` and ``--only`` write no results.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ JUDGED, JUDGED_KEYS, JUDGED_CHAINS = ("guidance 7", "power 20"), 20, 1000
 """Families whose spread is judged, over so many keys."""
 MOST_DEFECTS, MOST_ALARMS = 0.02, 0.03
 SPREAD = 1.3
-"""How many times its stated error an estimate may spread, with what chance does to it."""
+"""How many times its stated error an estimate may spread, with what chance does to
+it."""
 DEEP = 3
 """Stated errors within which the log-evidence in 32 dimensions is to be."""
 COLUMNS = (
@@ -66,11 +70,14 @@ def cases() -> list[Case]:
 
 def asked_for(case: Case, only: list[str] | None) -> bool:
     """Whether a part of the program's name, or of its family's, was asked for."""
-    return only is None or any(text in name for text in only for name in (case.family, case.name))
+    return only is None or any(
+        text in name for text in only for name in (case.family, case.name)
+    )
 
 
 def rows_of(file: Path) -> list[Row]:
-    """What a file holds; lines that an interrupted write left unfinished are left out."""
+    """What a file holds; lines that an interrupted write left unfinished are left
+    out."""
     rows = []
     for text in file.read_text().splitlines() if file.is_file() else []:
         try:
@@ -81,7 +88,11 @@ def rows_of(file: Path) -> list[Row]:
 
 
 def measure(
-    some: list[Case], runs: dict[int, int], file: Path, judged: bool = False, minutes: float = math.inf
+    some: list[Case],
+    runs: dict[int, int],
+    file: Path,
+    judged: bool = False,
+    minutes: float = math.inf,
 ) -> Iterator[Row]:
     """Every run of these programs, those that the file lacks made and appended to it.
 
@@ -89,21 +100,33 @@ def measure(
         some: programs.
         runs: keys for every number of chains.
         file: one row a line.
-        judged: whether families whose spread is judged have as many keys as that takes; they come first.
+        judged: whether families whose spread is judged have as many keys as that takes;
+            they come first.
         minutes: after which no run begins.
     """
     end = time.monotonic() + 60 * minutes
     kept = {(row["program"], row["chains"], row["key"]): row for row in rows_of(file)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    compiled, answers = functools.cache(lambda case: case.compile()), functools.cache(lambda case: case.exact())
-    spread = {(case, n): judged and case.family in JUDGED and n == JUDGED_CHAINS for n in runs for case in some}
+    compiled, answers = (
+        functools.cache(lambda case: case.compile()),
+        functools.cache(lambda case: case.exact()),
+    )
+    spread = {
+        (case, n): judged and case.family in JUDGED and n == JUDGED_CHAINS
+        for n in runs
+        for case in some
+    }
     for case, n in sorted(spread, key=lambda each: not spread[each]):
         for key in range(JUDGED_KEYS if spread[case, n] else runs[n]):
             if (case.name, n, key) not in kept:
                 if time.monotonic() > end:
                     continue
-                row = measured(case, functools.partial(compiled, case), answers(case), key, n) | {"commit": CODE.commit}
-                with file.open("a") as out:  # what an interrupted write left stays on a line of its own
+                row = measured(
+                    case, functools.partial(compiled, case), answers(case), key, n
+                ) | {"commit": CODE.commit}
+                with file.open(
+                    "a"
+                ) as out:  # what an interrupted write left stays on a line of its own
                     out.write("\n" + json.dumps(row))
                 kept[case.name, n, key] = row
                 print(as_text(row), flush=True)
@@ -114,18 +137,28 @@ def as_text(row: Row) -> str:
     """A run in one line."""
     told = [
         f"{value:.4g} ± {'withheld' if error is None else f'{error:.2g}'} for {exact:.4g}"
-        for exact, value, error in zip(row["exact"], row["estimates"], row["errors"], strict=False)
+        for exact, value, error in zip(
+            row["exact"], row["estimates"], row["errors"], strict=False
+        )
         if exact is not None and value is not None
     ]
-    head = f"{row['program']}, {row['chains']} chains, key {row['key']}: {row['outcome']}"
+    head = (
+        f"{row['program']}, {row['chains']} chains, key {row['key']}: {row['outcome']}"
+    )
     return "; ".join([head, *told, ", ".join(row["codes"]), f"{row['seconds']:.1f} s"])
 
 
 def in_table(family: str, chains: int, rows: list[Row]) -> list[str]:
     """A line of the table."""
     count = Counter(row["outcome"] for row in rows)
-    largest = [max((z for z in row["z"] if z is not None), default=np.nan) for row in rows]
-    fine = [z for z, row in zip(largest, rows, strict=True) if not row["codes"] and np.isfinite(z)]
+    largest = [
+        max((z for z in row["z"] if z is not None), default=np.nan) for row in rows
+    ]
+    fine = [
+        z
+        for z, row in zip(largest, rows, strict=True)
+        if not row["codes"] and np.isfinite(z)
+    ]
     known = [z for z in largest if np.isfinite(z)]
     findings = Counter(code for row in rows for code in row["codes"])
     evaluations = [row["evaluations"] for row in rows if "evaluations" in row]
@@ -133,7 +166,15 @@ def in_table(family: str, chains: int, rows: list[Row]) -> list[str]:
         family,
         f"{chains:,}",
         str(len(rows)),
-        *(str(count[outcome]) for outcome in (Outcome.DEFECT, Outcome.NAMED, Outcome.FALSE_ALARM, Outcome.NO_ERROR)),
+        *(
+            str(count[outcome])
+            for outcome in (
+                Outcome.DEFECT,
+                Outcome.NAMED,
+                Outcome.FALSE_ALARM,
+                Outcome.NO_ERROR,
+            )
+        ),
         f"{np.median(known):.1f}" if known else "–",
         f"{max(fine):.1f}" if fine else "–",
         f"{np.mean(evaluations):,.0f}" if evaluations else "–",
@@ -143,7 +184,10 @@ def in_table(family: str, chains: int, rows: list[Row]) -> list[str]:
 
 def checks(rows: list[Row]) -> dict[str, bool]:
     """What must hold."""
-    count, easy = Counter(row["outcome"] for row in rows), [r for r in rows if r["family"].startswith("right")]
+    count, easy = (
+        Counter(row["outcome"] for row in rows),
+        [r for r in rows if r["family"].startswith("right")],
+    )
     fine = count[Outcome.RIGHT] + count[Outcome.FALSE_ALARM]
     defects, alarms = count[Outcome.DEFECT], count[Outcome.FALSE_ALARM]
     loud = sum(bool(row["codes"]) for row in easy)
@@ -151,20 +195,31 @@ def checks(rows: list[Row]) -> dict[str, bool]:
         f"at most {MOST_DEFECTS:.0%} of {len(rows)} runs are wrong and OK ({defects} are)": (
             defects <= MOST_DEFECTS * len(rows)
         ),
-        f"at most {MOST_ALARMS:.0%} of {fine} right runs are named ({alarms} are)": alarms <= MOST_ALARMS * fine,
+        f"at most {MOST_ALARMS:.0%} of {fine} right runs are named ({alarms} are)": alarms
+        <= MOST_ALARMS * fine,
         f"at most {MOST_ALARMS:.0%} of {len(easy)} runs of easy programs are named ({loud} are)": (
             loud <= MOST_ALARMS * len(easy)
         ),
     }
     for family in JUDGED:
-        judged = [row for row in rows if row["family"] == family and row["chains"] == JUDGED_CHAINS]
+        judged = [
+            row
+            for row in rows
+            if row["family"] == family and row["chains"] == JUDGED_CHAINS
+        ]
         if judged:
             quiet = [row for row in judged if row["outcome"] == Outcome.RIGHT]
             worst = max(map(float, spreads(quiet)), default=np.inf)
             text = f"{family}, {JUDGED_CHAINS} chains: right and OK under every key ({len(quiet)} of {len(judged)}), "
-            text += f"spread ≤ {SPREAD} × stated, with what chance does to it ({worst:.2f})"
+            text += (
+                f"spread ≤ {SPREAD} × stated, with what chance does to it ({worst:.2f})"
+            )
             found[text] = len(quiet) == len(judged) and worst <= SPREAD
-    deep = [r for r in rows if r["program"] == "squared mixture, d = 32" and r["chains"] == JUDGED_CHAINS]
+    deep = [
+        r
+        for r in rows
+        if r["program"] == "squared mixture, d = 32" and r["chains"] == JUDGED_CHAINS
+    ]
     if deep:
         near = sum(r["errors"][1] is not None and r["z"][1] <= DEEP for r in deep)
         text = f"log Z of the squared mixture, d = 32, {JUDGED_CHAINS} chains: within {DEEP} of its ± under every key"
@@ -173,27 +228,47 @@ def checks(rows: list[Row]) -> dict[str, bool]:
 
 
 def spreads(rows: list[Row]) -> list[float]:
-    """The root mean square of the value's and the log-evidence's deviations, in stated errors, over what chance makes
-    of 1 once in 1,000 sets of so many; none of fewer than two."""
+    """The root mean square of the value's and the log-evidence's deviations, in stated
+    errors, over what chance makes of 1 once in 1,000 sets of so many; none of fewer
+    than two."""
     columns = [[row["z"][i] for row in rows if row["z"][i] is not None] for i in (0, 1)]
     return [
-        float(np.sqrt(np.mean(np.square(z)) / (stats.chi2.ppf(0.999, len(z)) / len(z)))) for z in columns if len(z) > 1
+        float(np.sqrt(np.mean(np.square(z)) / (stats.chi2.ppf(0.999, len(z)) / len(z))))
+        for z in columns
+        if len(z) > 1
     ]
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_KEYS} keys, chains {QUICK_CHAINS}")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no run begins")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_KEYS} keys, chains {QUICK_CHAINS}"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="after which no run begins"
+    )
     parser.add_argument("--keys", type=int, help="keys of every program")
     parser.add_argument("--chains", type=int, nargs="+", help="numbers of chains")
-    parser.add_argument("--only", nargs="+", help="programs and families with one of these texts in their names")
-    parser.add_argument("--rows", type=Path, default=Path("out/modes.jsonl"), help="where finished runs are kept")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        help="programs and families with one of these texts in their names",
+    )
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        default=Path("out/modes.jsonl"),
+        help="where finished runs are kept",
+    )
     asked = parser.parse_args(arguments)
     keys = asked.keys or (QUICK_KEYS if asked.quick else KEYS)
     chains = asked.chains or (QUICK_CHAINS if asked.quick else CHAINS)
     some = [case for case in cases() if asked_for(case, asked.only)]
-    rows = list(measure(some, dict.fromkeys(chains, keys), asked.rows, not asked.keys, asked.minutes))
+    rows = list(
+        measure(
+            some, dict.fromkeys(chains, keys), asked.rows, not asked.keys, asked.minutes
+        )
+    )
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["family"], row["chains"]), []).append(row)
@@ -201,9 +276,23 @@ def main(arguments: list[str] | None = None) -> int:
     commits = {row["commit"] for row in rows}
     whole = not (asked.keys or asked.chains or asked.only) and commits == {CODE.commit}
     if commits != {CODE.commit}:
-        print(f"Rows are of {len(commits)} commits: remove {asked.rows} to measure this one alone.")
-    kept = ("program", "chains", "key", "exact", "estimates", "errors", "outcome", "codes")
-    details = {"keys": keys, "rows": [{name: row[name] for name in kept} for row in rows]}
+        print(
+            f"Rows are of {len(commits)} commits: remove {asked.rows} to measure this one alone."
+        )
+    kept = (
+        "program",
+        "chains",
+        "key",
+        "exact",
+        "estimates",
+        "errors",
+        "outcome",
+        "codes",
+    )
+    details = {
+        "keys": keys,
+        "rows": [{name: row[name] for name in kept} for row in rows],
+    }
     notes = (
         "`cp.infer(density, key, num_chains)` and nothing else, but for `Ancestral`; keys from 0 on, "
         f"{JUDGED_KEYS} of guidance 7 and of power 20 at {JUDGED_CHAINS:,} chains. Wrong: a share, the probability of "
@@ -214,12 +303,19 @@ def main(arguments: list[str] | None = None) -> int:
         "Compositions of the zoo have no exact answer, and count as right."
     )
     made = {(row["program"], row["chains"]) for row in rows}
-    if left := [f"{case.name} at {n:,}" for n in chains for case in some if (case.name, n) not in made]:
+    if left := [
+        f"{case.name} at {n:,}"
+        for n in chains
+        for case in some
+        if (case.name, n) not in made
+    ]:
         notes += f" Time was up before {len(left)} of {len(left) + len(made)} programs and numbers of chains: "
         notes += "; ".join(left) + "."
     title = "Modes: is a default run right, or does it say that it is not?"
     name = "modes_quick" if asked.quick else "modes"
-    return publish(name, title, list(COLUMNS), table, checks(rows), details, notes, write=whole)
+    return publish(
+        name, title, list(COLUMNS), table, checks(rows), details, notes, write=whole
+    )
 
 
 if __name__ == "__main__":

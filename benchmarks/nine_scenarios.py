@@ -1,13 +1,17 @@
-"""CompLift's nine compositions in the plane: the two empty ones are named, the seven others sampled as they are.
+"""CompLift's nine compositions in the plane: the two empty ones are named, the seven
+others sampled as they are.
 
     python -m benchmarks nine-scenarios [--learned] [--keys 3]
 
-Every composition has exact noised factors (`plane/nine.py`), so that what is missed is the sampler's error; with
-``--learned`` it has energies that were learned (`plane/learned.py`), a minute or two of training each. Beside a
-default run stand exact draws of the composed law at its level 0, which are what a perfect sampler would give, draws of
-the target, and the baselines of Yu and Gao 2025 at their settings (`plane/restated.py`) with the same factors. Judged
-as there: the share of samples inside of the target, and the Chamfer distance of the samples from as many draws of it.
-Finished parts are kept in out/, so that the same command goes on where it was stopped. ``--keys N`` writes no results.
+Every composition has exact noised factors (`plane/nine.py`), so that what is missed is
+the sampler's error; with ``--learned`` it has energies that were learned
+(`plane/learned.py`), a minute or two of training each. Beside a default run stand exact
+draws of the composed law at its level 0, which are what a perfect sampler would give,
+draws of the target, and the baselines of Yu and Gao 2025 at their settings
+(`plane/restated.py`) with the same factors. Judged as there: the share of samples
+inside of the target, and the Chamfer distance of the samples from as many draws of it.
+Finished parts are kept in out/, so that the same command goes on where it was stopped.
+``--keys N`` writes no results.
 """
 
 from __future__ import annotations
@@ -32,8 +36,13 @@ from composeprob.density.overlap import check_evaluations
 
 KEYS = 3
 LEVELS = cp.Schedule.log_snr(60)
-"""As the library has them: down to σ = 0.004. The baselines' level 0 has 0.01, which the last reverse step removes."""
-OURS, EXACT, FLOOR = "cp.infer", "exact draws of the composed law", "draws of the target"
+"""As the library has them: down to σ = 0.004. The baselines' level 0 has 0.01, which
+the last reverse step removes."""
+OURS, EXACT, FLOOR = (
+    "cp.infer",
+    "exact draws of the composed law",
+    "draws of the target",
+)
 AGREE = {"no_overlap", "out_of_training"}
 HALF_WIDTH = 1.6
 """Of the square that holds every composed law."""
@@ -50,7 +59,8 @@ class Table:
         title: of its head.
         factors: the factors of each law on a schedule.
         n: samples of each row.
-        points: of the grid, along each axis, on which the composed law is known: as fine as level 0's noise.
+        points: of the grid, along each axis, on which the composed law is known: as
+            fine as level 0's noise.
         within: by how much accuracies may differ by chance.
         baselines: the rows of `restated.BASELINES`.
         notes: what a reader must know.
@@ -67,34 +77,58 @@ class Table:
 
 
 def judged(scenario: Scenario, samples: np.ndarray, key: int) -> tuple[float, float]:
-    """Accuracy, for which what is not finite is wrong, and the Chamfer distance of what is finite."""
+    """Accuracy, for which what is not finite is wrong, and the Chamfer distance of what
+    is finite."""
     assert scenario.right is not None
     assert scenario.draw is not None
     finite = np.isfinite(samples).all(1)
     right = scenario.right(samples[finite]).sum() / len(samples)
     draws = scenario.draw(np.random.default_rng((key, 0)), len(samples))
-    return float(right), chamfer(samples[finite], draws) if finite.any() else float("nan")
+    return float(right), chamfer(samples[finite], draws) if finite.any() else float(
+        "nan"
+    )
 
 
-def asked(density: cp.AnnealedDensity, keys: int, n: int) -> tuple[dict[str, Any], list[cp.Result]]:
+def asked(
+    density: cp.AnnealedDensity, keys: int, n: int
+) -> tuple[dict[str, Any], list[cp.Result]]:
     """What `density.check` and default runs say of a composition, and the runs."""
-    checked = [sorted({f.code for f in density.check(jax.random.key(k))}) for k in range(keys)]
-    results = [cp.infer(density, jax.random.key(k), num_chains=n, progress=False) for k in range(keys)]
-    codes = [sorted(str(code) for code, _ in result.status.findings) for result in results]
+    checked = [
+        sorted({f.code for f in density.check(jax.random.key(k))}) for k in range(keys)
+    ]
+    results = [
+        cp.infer(density, jax.random.key(k), num_chains=n, progress=False)
+        for k in range(keys)
+    ]
+    codes = [
+        sorted(str(code) for code, _ in result.status.findings) for result in results
+    ]
     share = check_evaluations(density) / (n * results[0].evaluations)
-    return {"checked": checked, "status": codes, "share": share, "evaluations": results[0].evaluations}, results
+    return {
+        "checked": checked,
+        "status": codes,
+        "share": share,
+        "evaluations": results[0].evaluations,
+    }, results
 
 
 def ours(table: Table, name: str, keys: int) -> dict[str, Any]:
-    """What is said of a composition and how good its samples are, beside exact draws of its law."""
+    """What is said of a composition and how good its samples are, beside exact draws of
+    its law."""
     scenario = NINE[name]
     density = cp.compile(single, scenario.factor(table.factors(LEVELS)))
     found, results = asked(density, keys, table.n)
     if not scenario.empty:
         law = truth_of(density, HALF_WIDTH, np.zeros((1, 2)), table.points)
         found["rows"] = {
-            EXACT: [judged(scenario, law.draw(jax.random.key(k), table.n), k) for k in range(keys)],
-            OURS: [judged(scenario, np.asarray(result["x"], np.float64), k) for k, result in enumerate(results)],
+            EXACT: [
+                judged(scenario, law.draw(jax.random.key(k), table.n), k)
+                for k in range(keys)
+            ],
+            OURS: [
+                judged(scenario, np.asarray(result["x"], np.float64), k)
+                for k, result in enumerate(results)
+            ],
         }
     jax.clear_caches()
     return found
@@ -105,9 +139,16 @@ def theirs(table: Table, name: str, keys: int) -> Judged:
     scenario, n = NINE[name], table.n
     assert scenario.draw is not None
     density = cp.compile(single, scenario.factor(table.factors(restated.LEVELS)))
-    rows: Judged = {FLOOR: [judged(scenario, scenario.draw(np.random.default_rng((k, 1)), n), k) for k in range(keys)]}
+    rows: Judged = {
+        FLOOR: [
+            judged(scenario, scenario.draw(np.random.default_rng((k, 1)), n), k)
+            for k in range(keys)
+        ]
+    }
     for row in table.baselines:
-        samples = (restated.run(row, density, jax.random.key(k), n) for k in range(keys))
+        samples = (
+            restated.run(row, density, jax.random.key(k), n) for k in range(keys)
+        )
         rows[row] = [judged(scenario, x, k) for k, x in enumerate(samples)]
     jax.clear_caches()
     return rows
@@ -128,42 +169,71 @@ def told(codes: list[list[str]]) -> str:
 def lines(name: str, of: dict[str, Any]) -> list[list[str]]:
     """The rows of one composition."""
     made = [[f"**{name}**", "", "", "", ""]]
-    made.append(["density.check", "–", "–", f"{of['share']:.2%} of a run's", told(of["checked"])])
+    made.append(
+        [
+            "density.check",
+            "–",
+            "–",
+            f"{of['share']:.2%} of a run's",
+            told(of["checked"]),
+        ]
+    )
     for row, values in of.get("rows", {OURS: []}).items():
         accuracy, distance = zip(*values, strict=True) if values else ([], [])
-        evaluations = of["evaluations"] if row == OURS else restated.BASELINES.get(row, (None, None))[1]
-        cells = [as_text(list(column)) if column else "–" for column in (accuracy, distance)]
+        evaluations = (
+            of["evaluations"]
+            if row == OURS
+            else restated.BASELINES.get(row, (None, None))[1]
+        )
+        cells = [
+            as_text(list(column)) if column else "–" for column in (accuracy, distance)
+        ]
         cost = "–" if evaluations is None else f"{evaluations:,}"
         made.append([row, *cells, cost, told(of["status"]) if row == OURS else "–"])
     return made
 
 
 def mean(of: dict[str, Any], row: str, column: int) -> float:
-    return float(np.nan_to_num(np.mean([values[column] for values in of["rows"][row]]), nan=np.inf))
+    return float(
+        np.nan_to_num(
+            np.mean([values[column] for values in of["rows"][row]]), nan=np.inf
+        )
+    )
 
 
 def checks(table: Table, found: dict[str, dict[str, Any]]) -> dict[str, bool]:
     empty = {name: of for name, of in found.items() if NINE[name].empty}
     full = {name: of for name, of in found.items() if not NINE[name].empty}
-    best = {name: [max(mean(of, row, 0) for row in table.baselines)] for name, of in full.items()}
+    best = {
+        name: [max(mean(of, row, 0) for row in table.baselines)]
+        for name, of in full.items()
+    }
     for name, of in full.items():
         best[name].append(min(mean(of, row, 1) for row in table.baselines))
     both = ("checked", "status")
     others = [codes for of in full.values() for how in both for codes in of[how]]
     return {
         "both empty compositions are named by density.check and in the status of the run, under every key": all(
-            AGREE.intersection(codes) for of in empty.values() for how in both for codes in of[how]
+            AGREE.intersection(codes)
+            for of in empty.values()
+            for how in both
+            for codes in of[how]
         ),
         "of the seven others none is, by either": not any(others),
-        "density.check takes at most 5 % of a run's evaluations": all(of["share"] <= 0.05 for of in found.values()),
+        "density.check takes at most 5 % of a run's evaluations": all(
+            of["share"] <= 0.05 for of in found.values()
+        ),
         f"cp.infer's accuracy is within {table.within} of exact draws' in all seven": all(
-            abs(mean(of, OURS, 0) - mean(of, EXACT, 0)) <= table.within for of in full.values()
+            abs(mean(of, OURS, 0) - mean(of, EXACT, 0)) <= table.within
+            for of in full.values()
         ),
         "its Chamfer distance is within 10 % of theirs in all seven": all(
-            abs(mean(of, OURS, 1) - mean(of, EXACT, 1)) <= 0.1 * mean(of, EXACT, 1) for of in full.values()
+            abs(mean(of, OURS, 1) - mean(of, EXACT, 1)) <= 0.1 * mean(of, EXACT, 1)
+            for of in full.values()
         ),
         f"no baseline is more than {table.within} more accurate in any of the seven": all(
-            mean(of, OURS, 0) >= best[name][0] - table.within for name, of in full.items()
+            mean(of, OURS, 0) >= best[name][0] - table.within
+            for name, of in full.items()
         ),
         "no baseline is nearer by more than 10 % in any of the seven": all(
             mean(of, OURS, 1) <= 1.1 * best[name][1] for name, of in full.items()
@@ -221,19 +291,41 @@ LEARNED_TABLE = Table(
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--learned", action="store_true", help="factors that are learned, a minute each, in out/")
-    parser.add_argument("--keys", type=int, help="keys of each row; the numbers are not written")
+    parser.add_argument(
+        "--learned",
+        action="store_true",
+        help="factors that are learned, a minute each, in out/",
+    )
+    parser.add_argument(
+        "--keys", type=int, help="keys of each row; the numbers are not written"
+    )
     options = parser.parse_args(arguments)
-    keys, table = options.keys or KEYS, LEARNED_TABLE if options.learned else EXACT_TABLE
+    keys, table = (
+        options.keys or KEYS,
+        LEARNED_TABLE if options.learned else EXACT_TABLE,
+    )
     part = partial(kept, f"{table.name}-{keys}")
     found = {name: part(name, partial(ours, table, name, keys)) for name in NINE}
     for name, of in found.items():
         if not NINE[name].empty:
             of["rows"] |= part(f"{name} baselines", partial(theirs, table, name, keys))
-    rows = [row for name, of in found.items() for row in lines(f"{name}: {NINE[name].says}", of)]
+    rows = [
+        row
+        for name, of in found.items()
+        for row in lines(f"{name}: {NINE[name].says}", of)
+    ]
     columns = ["sampler", "accuracy", "Chamfer distance", "evaluations", "findings"]
     holds, write = checks(table, found), options.keys is None
-    return publish(table.name, table.title, columns, rows, holds, {"nine": found}, table.notes, write)
+    return publish(
+        table.name,
+        table.title,
+        columns,
+        rows,
+        holds,
+        {"nine": found},
+        table.notes,
+        write,
+    )
 
 
 if __name__ == "__main__":

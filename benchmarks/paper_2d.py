@@ -1,10 +1,12 @@
-"""The 2D experiments of Du et al. 2023 and Sjöberg et al. 2023: products, a mixture and a negation of learned models.
+"""The 2D experiments of Du et al. 2023 and Sjöberg et al. 2023: products, a mixture and
+a negation of learned models.
 
     python -m benchmarks paper-2d
 
-Every sampler visits every level. Each run is made with the models and again with exact noised factors: what the second
-misses is the sampler's error, the rest is the models'. Finished rows are kept in out/, so that the same command goes on
-where it was stopped. Exits with 1 if a claim of the docs does not hold.
+Every sampler visits every level. Each run is made with the models and again with exact
+noised factors: what the second misses is the sampler's error, the rest is the models'.
+Finished rows are kept in out/, so that the same command goes on where it was stopped.
+Exits with 1 if a claim of the docs does not hold.
 """
 
 from __future__ import annotations
@@ -30,16 +32,34 @@ from plane.tasks import TASKS, WEIGHTS, Task, truth
 from report import RESULTS, publish
 
 CHAINS = 500
-AGAIN = ("Reverse", "HMC tuned × 3", "HMC tuned × 3, 5 points Simpson", "SMC", "SMC, MALA 5 points")
+AGAIN = (
+    "Reverse",
+    "HMC tuned × 3",
+    "HMC tuned × 3, 5 points Simpson",
+    "SMC",
+    "SMC, MALA 5 points",
+)
 """Rows that are run for every retraining, on the levels even in log-SNR."""
 COLUMNS = [
-    *("models", "sampler", "levels", "mean log p", "RAISE log-likelihood", "TV", "MMD²", "W2", "cov. error", "accept."),
+    *(
+        "models",
+        "sampler",
+        "levels",
+        "mean log p",
+        "RAISE log-likelihood",
+        "TV",
+        "MMD²",
+        "W2",
+        "cov. error",
+        "accept.",
+    ),
     *("evaluations", "seconds", "sampler error", "model error"),
 ]
 
 
 class Kept:
-    """Finished rows and their samples, in a folder; the settings are part of a file's name."""
+    """Finished rows and their samples, in a folder; the settings are part of a file's
+    name."""
 
     def __init__(self, folder: Path, settings: str):
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +67,9 @@ class Kept:
 
     def _path(self, name: tuple[Any, ...]) -> Path:
         parts = "_".join(str(part) for part in (*name, self.settings))
-        return self.folder / ("".join(c if c.isalnum() or c in "-." else "_" for c in parts) + ".npz")
+        return self.folder / (
+            "".join(c if c.isalnum() or c in "-." else "_" for c in parts) + ".npz"
+        )
 
     def get(self, name: tuple[Any, ...]) -> tuple[Judged, np.ndarray] | None:
         path = self._path(name)
@@ -58,7 +80,11 @@ class Kept:
             return Judged(**facts), stored["samples"]
 
     def put(self, name: tuple[Any, ...], judged: Judged, samples: np.ndarray) -> None:
-        np.savez(self._path(name), facts=json.dumps(dataclasses.asdict(judged)), samples=samples)
+        np.savez(
+            self._path(name),
+            facts=json.dumps(dataclasses.asdict(judged)),
+            samples=samples,
+        )
 
 
 def plan(tasks: list[Task]) -> Iterator[tuple[Task, str, Row, int]]:
@@ -75,7 +101,9 @@ def plan(tasks: list[Task]) -> Iterator[tuple[Task, str, Row, int]]:
                         yield task, kind, row, retraining
 
 
-def run(tasks: list[Task], num_chains: int, kept: Kept) -> list[tuple[Judged, np.ndarray]]:
+def run(
+    tasks: list[Task], num_chains: int, kept: Kept
+) -> list[tuple[Judged, np.ndarray]]:
     """Run what is planned and not kept yet."""
     out, runs = [], list(plan(tasks))
     for i, (task, kind, row, retraining) in enumerate(runs):
@@ -88,17 +116,30 @@ def run(tasks: list[Task], num_chains: int, kept: Kept) -> list[tuple[Judged, np
                 exact = judge(task, "exact", row, num_chains, None, raised=False)
                 kept.put(exact_name, *exact)
             if retraining <= 1:
-                jax.clear_caches()  # hundreds of executables in one process would exhaust its memory maps
+                # hundreds of executables in one process would exhaust its memory maps
+                jax.clear_caches()
             measures = {"log_likelihood": exact[0].log_likelihood, "tv": exact[0].tv}
-            found = judge(task, kind, row, num_chains, measures, retraining, raised=retraining == 0)
+            found = judge(
+                task,
+                kind,
+                row,
+                num_chains,
+                measures,
+                retraining,
+                raised=retraining == 0,
+            )
             kept.put(name, *found)
         out.append(found)
-        print(f"[{i + 1}/{len(runs)}] {task.name}: " + "  ".join(as_text(found[0])), flush=True)
+        print(
+            f"[{i + 1}/{len(runs)}] {task.name}: " + "  ".join(as_text(found[0])),
+            flush=True,
+        )
     return out
 
 
 def run_beside(tasks: list[Task], jobs: int, options: argparse.Namespace) -> None:
-    """Run the tasks in processes of their own, `jobs` at a time; each leaves its rows in the folder."""
+    """Run the tasks in processes of their own, `jobs` at a time; each leaves its rows
+    in the folder."""
 
     def one(task: Task) -> None:
         command = [sys.executable, __file__, "--tasks", task.name, "--run-only"]
@@ -115,7 +156,9 @@ def as_text(row: Judged) -> list[str]:
     def pair(values: tuple[float, float] | None) -> str:
         return "–" if values is None else f"{values[0]:+.2f} nats, TV {values[1]:+.3f}"
 
-    adjusted = np.isfinite(row.acceptance) and not row.sampler.startswith(("U", "Reverse"))
+    adjusted = np.isfinite(row.acceptance) and not row.sampler.startswith(
+        ("U", "Reverse")
+    )
     raised = row.raise_log_likelihood
     return [
         row.kind,
@@ -137,20 +180,50 @@ def as_text(row: Judged) -> list[str]:
 
 def minutes(kept: Kept, tasks: list[Task]) -> float:
     """What all rows took, those with exact factors included."""
-    names = [(task.name, kind, row.name, row.levels, retraining) for task, kind, row, retraining in plan(tasks)]
-    names += sorted({(task, "exact", row, levels, 0) for task, _, row, levels, _ in names})
-    return sum(found[0].wall for name in names if (found := kept.get(name)) is not None) / 60
+    names = [
+        (task.name, kind, row.name, row.levels, retraining)
+        for task, kind, row, retraining in plan(tasks)
+    ]
+    names += sorted(
+        {(task, "exact", row, levels, 0) for task, _, row, levels, _ in names}
+    )
+    return (
+        sum(found[0].wall for name in names if (found := kept.get(name)) is not None)
+        / 60
+    )
 
 
 def exact_line(task: Task, num_chains: int) -> list[str]:
     """The same measures of exact draws: what no sampler can better."""
     law = truth(task.name)
-    found = law.judge(law.draw(jax.random.key(3), num_chains), law.draw(jax.random.key(1), num_chains))
-    numbers = [f"{found['tv']:.3f}", f"{found['mmd']:.3f}", f"{found['w2']:.3f}", f"{found['covariance']:.2f}"]
-    return ["exact", "exact draws", "–", f"{found['log_likelihood']:.2f}", "–", *numbers, *["–"] * 5]
+    found = law.judge(
+        law.draw(jax.random.key(3), num_chains), law.draw(jax.random.key(1), num_chains)
+    )
+    numbers = [
+        f"{found['tv']:.3f}",
+        f"{found['mmd']:.3f}",
+        f"{found['w2']:.3f}",
+        f"{found['covariance']:.2f}",
+    ]
+    return [
+        "exact",
+        "exact draws",
+        "–",
+        f"{found['log_likelihood']:.2f}",
+        "–",
+        *numbers,
+        *["–"] * 5,
+    ]
 
 
-def pick(judged: list[Judged], task: str, kind: str, sampler: str, levels: str, retraining: int = 0) -> Judged:
+def pick(
+    judged: list[Judged],
+    task: str,
+    kind: str,
+    sampler: str,
+    levels: str,
+    retraining: int = 0,
+) -> Judged:
     """One row."""
     wanted = (task, kind, retraining, sampler, levels)
     return next(row for row in judged if row.name == wanted)
@@ -165,7 +238,9 @@ def checks(judged: list[Judged], tasks: list[Task]) -> dict[str, bool]:
         hmc = pick(judged, task, "energy", "HMC tuned × 3, 10 a level", "even")
         if task == "product":
             out[f"{task}: HMC's TV ≤ 0.05"] = hmc.tv <= 0.05
-        out[f"{task}: reverse diffusion is at least 3 times worse"] = reverse.tv >= 3 * hmc.tv
+        out[f"{task}: reverse diffusion is at least 3 times worse"] = (
+            reverse.tv >= 3 * hmc.tv
+        )
     if "sharp-product" in names:
         hmc = pick(judged, "sharp-product", "energy", "HMC 0.03 × 3", "cosine")
         smc = pick(judged, "sharp-product", "energy", "SMC", "even")
@@ -173,10 +248,12 @@ def checks(judged: list[Judged], tasks: list[Task]) -> dict[str, bool]:
         assert hmc.raise_log_likelihood is not None
         assert smc.raise_log_likelihood is not None
         out |= {
-            "SMC needs at most a fifteenth of the evaluations of HMC at the paper's settings": 15 * smc.evaluations
+            "SMC needs at most a fifteenth of the evaluations of HMC at the paper's settings": 15
+            * smc.evaluations
             <= hmc.evaluations,
             "… and a tenth of the time": 10 * smc.seconds <= hmc.seconds,
-            "… at a mean log p at least 1 nat better": smc.log_likelihood >= hmc.log_likelihood + 1,
+            "… at a mean log p at least 1 nat better": smc.log_likelihood
+            >= hmc.log_likelihood + 1,
             "… at a RAISE log-likelihood that is no worse, within 0.1": smc.raise_log_likelihood
             >= hmc.raise_log_likelihood - 0.1,
             "… and a TV that is no worse, within 0.02": smc.tv <= hmc.tv + 0.02,
@@ -185,31 +262,67 @@ def checks(judged: list[Judged], tasks: list[Task]) -> dict[str, bool]:
         }
     if "mixture" in names:
         smc = pick(judged, "mixture", "energy", "SMC", "even")
-        out["mixture: SMC's shares of the bars are within TV 0.04 of those asked"] = smc.tv <= 0.04
+        out["mixture: SMC's shares of the bars are within TV 0.04 of those asked"] = (
+            smc.tv <= 0.04
+        )
     return out
 
 
 def retrained(judged: list[Judged], tasks: list[Task]) -> str:
     """Mean and standard deviation over retrainings, as Markdown."""
-    lines = ["| task | models | sampler | mean log p | TV | W2 |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| task | models | sampler | mean log p | TV | W2 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for task in (t for t in tasks if t.retrainings > 1):
         for kind in task.kinds:
             for name in AGAIN:
-                found = [r for r in judged if (r.task, r.kind, r.sampler, r.levels) == (task.name, kind, name, "even")]
+                found = [
+                    r
+                    for r in judged
+                    if (r.task, r.kind, r.sampler, r.levels)
+                    == (task.name, kind, name, "even")
+                ]
                 if len(found) > 1:
-                    cells = [[getattr(r, f) for r in found] for f in ("log_likelihood", "tv", "w2")]
-                    shown = [f"{statistics.mean(c):.3f} ± {statistics.stdev(c):.3f}" for c in cells]
-                    lines.append(f"| {task.name} | {kind} | {name} | " + " | ".join(shown) + " |")
+                    cells = [
+                        [getattr(r, f) for r in found]
+                        for f in ("log_likelihood", "tv", "w2")
+                    ]
+                    shown = [
+                        f"{statistics.mean(c):.3f} ± {statistics.stdev(c):.3f}"
+                        for c in cells
+                    ]
+                    lines.append(
+                        f"| {task.name} | {kind} | {name} | " + " | ".join(shown) + " |"
+                    )
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chains", type=int, default=CHAINS, help="chains a run")
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), help="which experiments")
-    parser.add_argument("--keep", type=Path, default=Path("out/paper_2d"), help="folder of finished rows")
-    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 2), help="tasks that run side by side")
-    parser.add_argument("--run-only", action="store_true", help="keep finished rows, publish nothing")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=list(TASKS),
+        default=list(TASKS),
+        help="which experiments",
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        default=Path("out/paper_2d"),
+        help="folder of finished rows",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=min(os.cpu_count() or 1, 2),
+        help="tasks that run side by side",
+    )
+    parser.add_argument(
+        "--run-only", action="store_true", help="keep finished rows, publish nothing"
+    )
     options = parser.parse_args(arguments)
     tasks = [TASKS[name] for name in options.tasks]
     kept = Kept(options.keep, f"n{options.chains}")
@@ -221,10 +334,25 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     table: list[list[str]] = []
     for task in tasks:
-        table += [[f"**{task.title}**", *[""] * (len(COLUMNS) - 1)], exact_line(task, options.chains)]
-        table += [as_text(row) for row in judged if row.task == task.name and row.retraining == 0]
-    shown = {(r.task, r.sampler, r.levels): x for r, x in found if r.kind == "energy" and r.retraining == 0}
-    rows_of = {(r.task, r.sampler, r.levels): r for r in judged if r.kind == "energy" and r.retraining == 0}
+        table += [
+            [f"**{task.title}**", *[""] * (len(COLUMNS) - 1)],
+            exact_line(task, options.chains),
+        ]
+        table += [
+            as_text(row)
+            for row in judged
+            if row.task == task.name and row.retraining == 0
+        ]
+    shown = {
+        (r.task, r.sampler, r.levels): x
+        for r, x in found
+        if r.kind == "energy" and r.retraining == 0
+    }
+    rows_of = {
+        (r.task, r.sampler, r.levels): r
+        for r in judged
+        if r.kind == "energy" and r.retraining == 0
+    }
     RESULTS.mkdir(exist_ok=True)
     figure.draw(shown, rows_of, RESULTS / "paper_2d.png")
     notes = NOTES.format(
@@ -238,9 +366,14 @@ def main(arguments: list[str] | None = None) -> int:
     again = retrained(judged, tasks)
     if again:
         notes += f"\n\n## Over five retrainings (mean ± standard deviation)\n\n{again}"
-    details = {"num_chains": options.chains, "rows": [dataclasses.asdict(row) for row in judged]}
+    details = {
+        "num_chains": options.chains,
+        "rows": [dataclasses.asdict(row) for row in judged],
+    }
     title = "The 2D experiments: learned energies and scores, composed"
-    return publish("paper_2d", title, COLUMNS, table, checks(judged, tasks), details, notes)
+    return publish(
+        "paper_2d", title, COLUMNS, table, checks(judged, tasks), details, notes
+    )
 
 
 NOTES = f"""\

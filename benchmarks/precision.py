@@ -1,11 +1,13 @@
-"""What products of matrices in bfloat16 do to acceptance, to shares of modes and to evidence.
+"""What products of matrices in bfloat16 do to acceptance, to shares of modes and to
+evidence.
 
     python -m benchmarks precision
     python -m benchmarks precision --tables energies
 
-The same program, step sizes and keys with networks as they are (float32) and with `precision="bfloat16"`. Exits with 1
-if the mean acceptance over the levels falls by more than 0.05, or if the shares of the modes or the evidence get worse
-by more than 0.02 and the noise of the keys.
+The same program, step sizes and keys with networks as they are (float32) and with
+`precision="bfloat16"`. Exits with 1 if the mean acceptance over the levels falls by
+more than 0.05, or if the shares of the modes or the evidence get worse by more than
+0.02 and the noise of the keys.
 """
 
 from __future__ import annotations
@@ -27,12 +29,17 @@ from composeprob.metrics.distances import mode_weights, total_variation
 
 WAYS = {"float32": None, "bfloat16": "bfloat16"}
 ACCEPTANCE, LIMIT = 0.05, 0.02
-"""What rounding may take from the mean acceptance; what it may add to the total variation, and move log Z by."""
+"""What rounding may take from the mean acceptance; what it may add to the total
+variation, and move log Z by."""
 TASK = "product"
 EVIDENCE = "SMC, MALA"
 SAMPLERS: dict[str, Callable[[float], Any]] = {
-    "MALA": lambda scale: cp.AnnealedMCMC(cp.MALA(lambda s: 0.3 * scale**2 * s.sigma**2), 4),
-    "HMC(3)": lambda scale: cp.AnnealedMCMC(cp.HMC(lambda s: 0.6 * scale * s.sigma, num_leapfrog=3), 1),
+    "MALA": lambda scale: cp.AnnealedMCMC(
+        cp.MALA(lambda s: 0.3 * scale**2 * s.sigma**2), 4
+    ),
+    "HMC(3)": lambda scale: cp.AnnealedMCMC(
+        cp.HMC(lambda s: 0.6 * scale * s.sigma, num_leapfrog=3), 1
+    ),
     EVIDENCE: lambda scale: cp.SMC(cp.MALA(lambda s: 0.3 * scale**2 * s.sigma**2), 1),
 }
 
@@ -67,10 +74,15 @@ def plane(precision: str | None) -> Any:
 
 def digits(precision: str | None) -> Any:
     """Threes of 8×8 pixels by classifier-free guidance, an MLP energy −½‖x − s‖²/σ."""
-    return cp.compile(alone, cp.guide(cp.load("digits"), 2.0, label=3), precision=precision)
+    return cp.compile(
+        alone, cp.guide(cp.load("digits"), 2.0, label=3), precision=precision
+    )
 
 
-CASES = {"ring × bar": Case(plane, 500, 1.0, TASKS[TASK].centres), "guided digits": Case(digits, 100, 0.5)}
+CASES = {
+    "ring × bar": Case(plane, 500, 1.0, TASKS[TASK].centres),
+    "guided digits": Case(digits, 100, 0.5),
+}
 
 
 @dataclasses.dataclass
@@ -96,7 +108,13 @@ def measure(density: Any, name: str, sampler: Any, keys: int) -> Measured:
     """A row."""
     rows, case = [], CASES[name]
     for key in range(keys):
-        result = cp.infer(density, jax.random.key(key), num_chains=case.chains, sampler=sampler, progress=False)
+        result = cp.infer(
+            density,
+            jax.random.key(key),
+            num_chains=case.chains,
+            sampler=sampler,
+            progress=False,
+        )
         tv = evidence = np.nan
         if case.centres is not None:
             shares = mode_weights(result["x"], case.centres, result.log_weights)
@@ -105,9 +123,18 @@ def measure(density: Any, name: str, sampler: Any, keys: int) -> Measured:
             evidence = float(result.log_evidence)
         acceptance = np.asarray(result.acceptance)
         rows.append([float(acceptance.mean()), float(acceptance[0]), tv, evidence])
-    (mean, last, tv, evidence), spread = np.median(rows, axis=0), np.std(rows, axis=0, ddof=1)
+    (mean, last, tv, evidence), spread = (
+        np.median(rows, axis=0),
+        np.std(rows, axis=0, ddof=1),
+    )
     known = [None if np.isnan(value) else float(value) for value in (tv, evidence)]
-    return Measured(float(mean), float(last), known[0], known[1], (float(spread[2]), float(spread[3])))
+    return Measured(
+        float(mean),
+        float(last),
+        known[0],
+        known[1],
+        (float(spread[2]), float(spread[3])),
+    )
 
 
 def runs(keys: int) -> int:
@@ -123,36 +150,67 @@ def runs(keys: int) -> int:
         jax.clear_caches()
     chains = ", ".join(f"{case.chains} of {name}" for name, case in CASES.items())
     notes = f"Medians of {keys} keys; chains: {chains}. TV is of the modes' shares against the exact law. {EXPLICIT}"
-    details = {"rows": [dict(zip(COLUMNS[:3], name, strict=True)) | dataclasses.asdict(m) for name, m in rows.items()]}
+    details = {
+        "rows": [
+            dict(zip(COLUMNS[:3], name, strict=True)) | dataclasses.asdict(m)
+            for name, m in rows.items()
+        ]
+    }
     title = "Networks that multiply in bfloat16: acceptance, shares of modes, evidence"
     table = [[*name, *as_text(row)] for name, row in rows.items()]
     return publish("precision", title, COLUMNS, table, judge(rows), details, notes)
 
 
 def energies() -> int:
-    """What rounding does to log π₀ itself, at samples of it: no noise of a second run is in this."""
+    """What rounding does to log π₀ itself, at samples of it: no noise of a second run
+    is in this."""
     rows, checks = [], {}
     for name, case in CASES.items():
         densities = [case.compile(precision) for precision in WAYS.values()]
         key, sampler = jax.random.key(0), SAMPLERS[EVIDENCE](case.scale)
-        result = cp.infer(densities[0], key, num_chains=case.chains, sampler=sampler, progress=False)
-        evaluate = eqx.filter_jit(lambda density, x: jax.vmap(density.value_and_score, (0, None))({"x": x}, 0))
-        (value, score), (rounded, other) = (evaluate(density, result["x"]) for density in densities)
+        result = cp.infer(
+            densities[0], key, num_chains=case.chains, sampler=sampler, progress=False
+        )
+        evaluate = eqx.filter_jit(
+            lambda density, x: jax.vmap(density.value_and_score, (0, None))({"x": x}, 0)
+        )
+        (value, score), (rounded, other) = (
+            evaluate(density, result["x"]) for density in densities
+        )
         change = np.asarray(rounded - value, np.float64)
-        off = float(np.linalg.norm(other["x"] - score["x"]) / np.linalg.norm(score["x"]))
+        off = float(
+            np.linalg.norm(other["x"] - score["x"]) / np.linalg.norm(score["x"])
+        )
         before = np.asarray(result.log_weights, np.float64)
-        log_z = float(np.logaddexp.reduce(before + change) - np.logaddexp.reduce(before))
+        log_z = float(
+            np.logaddexp.reduce(before + change) - np.logaddexp.reduce(before)
+        )
         tv = ""
         if case.centres is not None:
-            moved = total_variation(*(mode_weights(result["x"], case.centres, w) for w in (before, before + change)))
-            checks[f"{name}: the modes' shares move by TV {moved:.4f} ≤ {LIMIT}"] = moved <= LIMIT
+            moved = total_variation(
+                *(
+                    mode_weights(result["x"], case.centres, w)
+                    for w in (before, before + change)
+                )
+            )
+            checks[f"{name}: the modes' shares move by TV {moved:.4f} ≤ {LIMIT}"] = (
+                moved <= LIMIT
+            )
             tv = f"{moved:.4f}"
         rows.append([name, f"{change.std():.4f}", f"{off:.2%}", tv, f"{log_z:+.4f}"])
         jax.clear_caches()
-    columns = ["density", "s.d. of what is added to log π₀", "change of the score", "TV of shares moved", "log Z moved"]
+    columns = [
+        "density",
+        "s.d. of what is added to log π₀",
+        "change of the score",
+        "TV of shares moved",
+        "log Z moved",
+    ]
     notes = "At the samples of one run of SMC in float32, weighted again by what rounding adds to log π₀. "
     title = "Networks that multiply in bfloat16: the density at level 0"
-    return publish("precision_energies", title, columns, rows, checks, {}, notes + EXPLICIT)
+    return publish(
+        "precision_energies", title, columns, rows, checks, {}, notes + EXPLICIT
+    )
 
 
 EXPLICIT = (
@@ -163,8 +221,18 @@ EXPLICIT = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keys", type=int, default=5, help="random keys of the runs, of which the median counts")
-    parser.add_argument("--tables", nargs="+", choices=["runs", "energies"], default=["runs", "energies"])
+    parser.add_argument(
+        "--keys",
+        type=int,
+        default=5,
+        help="random keys of the runs, of which the median counts",
+    )
+    parser.add_argument(
+        "--tables",
+        nargs="+",
+        choices=["runs", "energies"],
+        default=["runs", "energies"],
+    )
     options = parser.parse_args()
     status = 0
     for table in options.tables:  # each has files of its own
@@ -172,7 +240,17 @@ def main() -> int:
     return status
 
 
-COLUMNS = ["density", "sampler", "products in", "acceptance", "at level 0", "TV", "± (s.d.)", "log Z", "± (s.d.)"]
+COLUMNS = [
+    "density",
+    "sampler",
+    "products in",
+    "acceptance",
+    "at level 0",
+    "TV",
+    "± (s.d.)",
+    "log Z",
+    "± (s.d.)",
+]
 
 
 def as_text(row: Measured) -> list[str]:
@@ -189,14 +267,18 @@ def judge(rows: dict[tuple[str, str, str], Measured]) -> dict[str, bool]:
     for name, label in dict.fromkeys(key[:2] for key in rows):
         plain, rounded = (rows[name, label, way] for way in WAYS)
         fallen = plain.acceptance - rounded.acceptance
-        checks[f"{name}, {label}: acceptance falls by {fallen:.3f} ≤ {ACCEPTANCE}"] = fallen <= ACCEPTANCE
+        checks[f"{name}, {label}: acceptance falls by {fallen:.3f} ≤ {ACCEPTANCE}"] = (
+            fallen <= ACCEPTANCE
+        )
         for what, place in (("tv", 0), ("log_evidence", 1)):
             before, after = getattr(plain, what), getattr(rounded, what)
             if before is not None and after is not None:
                 more = after - before if what == "tv" else abs(after - before)
                 noise = float(np.hypot(plain.spread[place], rounded.spread[place]))
                 word = {"tv": "TV rises", "log_evidence": "log Z moves"}[what]
-                checks[f"{name}, {label}: {word} by {more:.3f} ≤ {LIMIT} + noise {noise:.3f}"] = more <= LIMIT + noise
+                checks[
+                    f"{name}, {label}: {word} by {more:.3f} ≤ {LIMIT} + noise {noise:.3f}"
+                ] = more <= LIMIT + noise
     return checks
 
 

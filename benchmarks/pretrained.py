@@ -1,12 +1,15 @@
-"""One evaluation of the network of DDPM on CIFAR-10 (35.7 million weights) for 8 images, beside the original in torch.
+"""One evaluation of the network of DDPM on CIFAR-10 (35.7 million weights) for 8
+images, beside the original in torch.
 
     python -m benchmarks pretrained --torch PYTHON
 
-PYTHON is that of an environment with torch and diffusers, which makes the folder, with random weights, and evaluates
-the original in a process of its own. Both are compiled or warmed up first; then they take turns on the same cores, so
-that whatever else the machine does hits both; the original with one thread and with one for each core, since two can be
-slower than one where something else runs, and the faster of the two is compared. Exits with 1 if the ratio of medians
-is above 1, or the outputs differ by more than 1e-4 of the greatest.
+PYTHON is that of an environment with torch and diffusers, which makes the folder, with
+random weights, and evaluates the original in a process of its own. Both are compiled or
+warmed up first; then they take turns on the same cores, so that whatever else the
+machine does hits both; the original with one thread and with one for each core, since
+two can be slower than one where something else runs, and the faster of the two is
+compared. Exits with 1 if the ratio of medians is above 1, or the outputs differ by more
+than 1e-4 of the greatest.
 """
 
 from __future__ import annotations
@@ -72,12 +75,17 @@ def gemm() -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--torch", required=True, metavar="PYTHON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         original = subprocess.Popen(
-            [arguments.torch, "-c", ORIGINAL, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [arguments.torch, "-c", ORIGINAL, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert original.stdin is not None
         assert original.stdout is not None
@@ -86,7 +94,9 @@ def main() -> int:
         began = time.perf_counter()
         model = cp.from_diffusers(folder)
         loaded = time.perf_counter() - began
-        evaluate = jax.jit(lambda network, x: jax.vmap(lambda x: network(x, jnp.float32(TIME)))(x))
+        evaluate = jax.jit(
+            lambda network, x: jax.vmap(lambda x: network(x, jnp.float32(TIME)))(x)
+        )
         x = jnp.asarray(np.load(Path(folder, "x.npy")))
         began = time.perf_counter()
         y = np.asarray(evaluate(model.network, x))
@@ -113,17 +123,26 @@ def main() -> int:
     flops, peak = float(cost.get("flops", np.nan)), gemm()
     rows = [
         *(
-            [f"the original, torch {version}, {count} thread{'s' * (count > 1)}", f"{seconds:.3f}"]
+            [
+                f"the original, torch {version}, {count} thread{'s' * (count > 1)}",
+                f"{seconds:.3f}",
+            ]
             for count, seconds in zip(threads, theirs, strict=True)
         ),
         ["composeprob", f"{ours:.3f}"],
         ["ratio to the faster of the original's", f"{ratio:.3f}"],
-        ["share of the speed of a product of 2048×2048 matrices", f"{flops / ours / peak:.2f}"],
+        [
+            "share of the speed of a product of 2048×2048 matrices",
+            f"{flops / ours / peak:.2f}",
+        ],
         ["greatest difference of the outputs, of the greatest", f"{error:.1e}"],
         ["to load the folder", f"{loaded:.2f}"],
         ["first evaluation, compilation included", f"{first:.2f}"],
     ]
-    checks = {"not slower than the original": ratio <= 1.0, "the same outputs up to 1e-4": error <= 1e-4}
+    checks = {
+        "not slower than the original": ratio <= 1.0,
+        "the same outputs up to 1e-4": error <= 1e-4,
+    }
     details = {
         "turns": turns,
         "ratio": ratio,
@@ -133,11 +152,11 @@ def main() -> int:
         "load": loaded,
         "first": first,
     }
-    title = (
-        f"A network of {int(weights) / 1e6:.1f} million weights, one evaluation for {IMAGES} images of 32×32: seconds"
-    )
+    title = f"A network of {int(weights) / 1e6:.1f} million weights, one evaluation for {IMAGES} images of 32×32: seconds"
     shown = "python -m benchmarks pretrained --torch PYTHON"
-    return publish("pretrained", title, ["", "seconds"], rows, checks, details, made_by=shown)
+    return publish(
+        "pretrained", title, ["", "seconds"], rows, checks, details, made_by=shown
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What the progress bar costs: one run with and without it, in one process, on a terminal that is only pretended.
+"""What the progress bar costs: one run with and without it, in one process, on a
+terminal that is only pretended.
 
     python -m benchmarks progress-bar
 
-Runs alternate, so that whatever else the machine does hits both; the ratio is that of the medians. Exits with 1 if
-the bar costs 1 % or more.
+Runs alternate, so that whatever else the machine does hits both; the ratio is that of
+the medians. Exits with 1 if the bar costs 1 % or more.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ class Terminal(bar.Progress):
     def __init__(self, total: int = 0, enabled: bool = True, description: str = ""):
         super().__init__(total, enabled, description)
         if enabled:
-            self._console, self._kind = Console(file=io.StringIO(), force_terminal=True, width=100), "terminal"
+            self._console, self._kind = (
+                Console(file=io.StringIO(), force_terminal=True, width=100),
+                "terminal",
+            )
 
 
 def main() -> int:
@@ -42,19 +46,37 @@ def main() -> int:
 
     def seconds(progress: bool) -> float:
         began = time.process_time()
-        cp.infer(density, jax.random.key(0), num_chains=CHAINS, sampler=sampler, progress=progress)
+        cp.infer(
+            density,
+            jax.random.key(0),
+            num_chains=CHAINS,
+            sampler=sampler,
+            progress=progress,
+        )
         return time.process_time() - began
 
     seconds(True)
     seconds(False)  # both compiled
     pairs = [(seconds(False), seconds(True)) for _ in range(PAIRS)]
-    without, with_bar = (statistics.median(column) for column in zip(*pairs, strict=True))
+    without, with_bar = (
+        statistics.median(column) for column in zip(*pairs, strict=True)
+    )
     ratio = statistics.median(b / a for a, b in pairs)
-    rows = [["without", f"{without:.3f}"], ["with", f"{with_bar:.3f}"], ["ratio, median of pairs", f"{ratio:.4f}"]]
+    rows = [
+        ["without", f"{without:.3f}"],
+        ["with", f"{with_bar:.3f}"],
+        ["ratio, median of pairs", f"{ratio:.4f}"],
+    ]
     checks = {"the bar costs less than 1 % of processor time": ratio < 1.01}
-    details = {"without": [a for a, _ in pairs], "with": [b for _, b in pairs], "ratio": ratio}
+    details = {
+        "without": [a for a, _ in pairs],
+        "with": [b for _, b in pairs],
+        "ratio": ratio,
+    }
     title = f"The progress bar: {CHAINS} chains, 200 levels, processor seconds of a run"
-    return publish("progress_bar", title, ["progress", "seconds"], rows, checks, details)
+    return publish(
+        "progress_bar", title, ["progress", "seconds"], rows, checks, details
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Probabilities of rare events under a mixture of Gaussians: the evidence of a soft event, over 24 keys.
+"""Probabilities of rare events under a mixture of Gaussians: the evidence of a soft
+event, over 24 keys.
 
     python -m benchmarks rare-events
 
-After Subedi et al., DireSMC (arXiv 2610.08652, tables 7 and 8): the law, the events x₁ ≥ τ and the number of particles
-are theirs. Their event is softened over .01, ours over .1, and the exact probability is that of our soft event. Exits
-with 1 if a threshold is missed.
+After Subedi et al., DireSMC (arXiv 2610.08652, tables 7 and 8): the law, the events x₁
+≥ τ and the number of particles are theirs. Their event is softened over .01, ours over
+.1, and the exact probability is that of our soft event. Exits with 1 if a threshold is
+missed.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ import composeprob as cp
 from composeprob.language.program import Program
 
 WEIGHTS = np.array([0.10, 0.18, 0.14, 0.22, 0.10, 0.16, 0.10])
-MEANS = np.array([(-6, -2), (-4, 4), (-1, -5), (-10, 3), (4, 3), (4, -3), (5, 0)], float)
+MEANS = np.array(
+    [(-6, -2), (-4, 4), (-1, -5), (-10, 3), (4, 3), (4, -3), (5, 0)], float
+)
 COVARIANCES = np.array(
     [
         [[0.36, 0.30], [0.30, 0.81]],
@@ -39,12 +43,28 @@ COVARIANCES = np.array(
 )
 WIDTH, KEYS, CHAINS = 0.1, 24, 1000
 LEVELS = (-8.0, 6.0)
-"""From noise five times as wide as the farthest event to noise of half the softness of the event."""
+"""From noise five times as wide as the farthest event to noise of half the softness of
+the event."""
 JUDGED = "denoised, 100 levels"
 THRESHOLDS = (7.0, 8.0, 9.0, 10.0)
-PUBLISHED = {7.0: (0.980, 0.060), 8.0: (0.966, 0.061), 9.0: (0.974, 0.083), 10.0: (0.954, 0.069)}
-"""Ratio and coefficient of variation at 1,000 steps and three rejuvenations for each resampling."""
-COLUMNS = ("τ", "method", "exact", "ratio", "variation", "90 % covers", "evaluations", "seconds a run")
+PUBLISHED = {
+    7.0: (0.980, 0.060),
+    8.0: (0.966, 0.061),
+    9.0: (0.974, 0.083),
+    10.0: (0.954, 0.069),
+}
+"""Ratio and coefficient of variation at 1,000 steps and three rejuvenations for each
+resampling."""
+COLUMNS = (
+    "τ",
+    "method",
+    "exact",
+    "ratio",
+    "variation",
+    "90 % covers",
+    "evaluations",
+    "seconds a run",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +95,10 @@ class Row:
 
 def exact(threshold: float) -> float:
     """E Φ((x₁ − τ)/δ)."""
-    return float(WEIGHTS @ norm.cdf((MEANS[:, 0] - threshold) / np.sqrt(COVARIANCES[:, 0, 0] + WIDTH**2)))
+    return float(
+        WEIGHTS
+        @ norm.cdf((MEANS[:, 0] - threshold) / np.sqrt(COVARIANCES[:, 0, 0] + WIDTH**2))
+    )
 
 
 def program(policy: str) -> Program:
@@ -89,19 +112,39 @@ def program(policy: str) -> Program:
     return event
 
 
-def measured(method: str, policy: str, levels: str | None, first_key: int, threshold: float, law: cp.Analytic) -> Row:
+def measured(
+    method: str,
+    policy: str,
+    levels: str | None,
+    first_key: int,
+    threshold: float,
+    law: cp.Analytic,
+) -> Row:
     """All keys of one row."""
-    target, truth = cp.compile(program(policy), law, jnp.float32(threshold)), exact(threshold)
+    target, truth = (
+        cp.compile(program(policy), law, jnp.float32(threshold)),
+        exact(threshold),
+    )
     logs, errors, seconds, evaluations = [], [], [], 0
     for key in range(first_key, first_key + KEYS):
         began = time.monotonic()
-        result = cp.infer(target, jax.random.key(key), num_chains=CHAINS, levels=levels, progress=False)
+        result = cp.infer(
+            target,
+            jax.random.key(key),
+            num_chains=CHAINS,
+            levels=levels,
+            progress=False,
+        )
         seconds.append(time.monotonic() - began)
         logs.append(np.nan if result.log_evidence is None else result.log_evidence)
-        errors.append(np.nan if result.log_evidence_error is None else result.log_evidence_error)
+        errors.append(
+            np.nan if result.log_evidence_error is None else result.log_evidence_error
+        )
         evaluations = max(evaluations, result.evaluations)
     ratios = np.exp(np.array(logs)) / truth
-    covered = np.abs(np.array(logs) - np.log(truth)) <= norm.ppf(0.95) * np.array(errors)
+    covered = np.abs(np.array(logs) - np.log(truth)) <= norm.ppf(0.95) * np.array(
+        errors
+    )
     row = Row(
         threshold,
         method,
@@ -117,9 +160,12 @@ def measured(method: str, policy: str, levels: str | None, first_key: int, thres
 
 
 def main() -> int:
-    components = dist.MultivariateNormal(jnp.asarray(MEANS), covariance_matrix=jnp.asarray(COVARIANCES))
+    components = dist.MultivariateNormal(
+        jnp.asarray(MEANS), covariance_matrix=jnp.asarray(COVARIANCES)
+    )
     law = cp.Analytic(
-        dist.MixtureSameFamily(dist.Categorical(jnp.asarray(WEIGHTS)), components), cp.Schedule.log_snr(100, *LEVELS)
+        dist.MixtureSameFamily(dist.Categorical(jnp.asarray(WEIGHTS)), components),
+        cp.Schedule.log_snr(100, *LEVELS),
     )
     ways = {
         "tempered (the default), 100 levels": ("tempered", None, 0),
@@ -128,27 +174,46 @@ def main() -> int:
         "tempered, levels='adaptive'": ("tempered", "adaptive", 0),
         "denoised, levels='adaptive'": ("denoised", "adaptive", 0),
     }
-    rows = [measured(name, *way, threshold, law) for name, way in ways.items() for threshold in THRESHOLDS]
+    rows = [
+        measured(name, *way, threshold, law)
+        for name, way in ways.items()
+        for threshold in THRESHOLDS
+    ]
     return told(rows)
 
 
 def told(rows: list[Row]) -> int:
     """Writes the table."""
     judged = [row for row in rows if row.method.startswith(JUDGED)]
-    variation = {t: np.sqrt(np.mean([row.variation**2 for row in judged if row.threshold == t])) for t in THRESHOLDS}
+    variation = {
+        t: np.sqrt(np.mean([row.variation**2 for row in judged if row.threshold == t]))
+        for t in THRESHOLDS
+    }
     ways = dict.fromkeys(row.method for row in rows)
     checks = {
         f"{JUDGED}: ≤ 300 evaluations": max(row.evaluations for row in judged) <= 300,
-        f"{JUDGED}: |ratio − 1| ≤ .02 at every τ": all(abs(row.ratio - 1) <= 0.02 for row in judged),
+        f"{JUDGED}: |ratio − 1| ≤ .02 at every τ": all(
+            abs(row.ratio - 1) <= 0.02 for row in judged
+        ),
         f"{JUDGED}, all {2 * KEYS} keys: variation ≤ .06 at every τ (greatest: {max(variation.values()):.3f})": all(
             each <= 0.06 for each in variation.values()
         ),
         "every way: 90 % intervals cover in ≥ 90 % of all runs": all(
-            np.mean([row.covered for row in rows if row.method == name]) >= 0.9 for name in ways
+            np.mean([row.covered for row in rows if row.method == name]) >= 0.9
+            for name in ways
         ),
     }
     published = [
-        [f"{threshold:g}", "DireSMC (published)", "", f"{ratio:.3f}", f"{variation:.3f}", "", "≥ 1000", ""]
+        [
+            f"{threshold:g}",
+            "DireSMC (published)",
+            "",
+            f"{ratio:.3f}",
+            f"{variation:.3f}",
+            "",
+            "≥ 1000",
+            "",
+        ]
         for threshold, (ratio, variation) in PUBLISHED.items()
     ]
     notes = (
@@ -160,7 +225,15 @@ def told(rows: list[Row]) -> int:
     )
     details = {"rows": [dataclasses.asdict(row) for row in rows]}
     title = "Rare events: estimated probability over the exact one"
-    return publish("rare_events", title, COLUMNS, [row.as_text() for row in rows] + published, checks, details, notes)
+    return publish(
+        "rare_events",
+        title,
+        COLUMNS,
+        [row.as_text() for row in rows] + published,
+        checks,
+        details,
+        notes,
+    )
 
 
 if __name__ == "__main__":

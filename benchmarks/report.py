@@ -1,7 +1,9 @@
-"""What every benchmark writes: a table on the screen, the same as Markdown, and its numbers as JSON.
+"""What every benchmark writes: a table on the screen, the same as Markdown, and its
+numbers as JSON.
 
-Each file names the command, the machine, the date and the versions, so that a reader can tell what the seconds mean,
-and the commit, so that `python -m benchmarks --stale` can tell what is older than the code.
+Each file names the command, the machine, the date and the versions, so that a reader
+can tell what the seconds mean, and the commit, so that `python -m benchmarks --stale`
+can tell what is older than the code.
 """
 
 from __future__ import annotations
@@ -31,12 +33,20 @@ def machine() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if "model name" in line
+        ]
         cpu = names[0] if names else cpu
     return {
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),  # seconds mean little on a machine that is busy with something else
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "load": round(
+            os.getloadavg()[0], 1
+        ),  # seconds mean little on a machine that is busy with something else
         "devices": [d.device_kind for d in jax.devices()],
         "jax": jax.__version__,
         "python": platform.python_version(),
@@ -46,11 +56,20 @@ def machine() -> dict[str, Any]:
 
 def command() -> str:
     """The command that runs now."""
-    return shlex.join(["python", "-m", "benchmarks", Path(sys.argv[0]).stem.replace("_", "-"), *sys.argv[1:]])
+    return shlex.join(
+        [
+            "python",
+            "-m",
+            "benchmarks",
+            Path(sys.argv[0]).stem.replace("_", "-"),
+            *sys.argv[1:],
+        ]
+    )
 
 
 def kept(folder: str, part: str, measure: Callable[[], Any]) -> Any:
-    """What a part of a long benchmark came to, kept in out/, so that the same command goes on where it was stopped."""
+    """What a part of a long benchmark came to, kept in out/, so that the same command
+    goes on where it was stopped."""
     file = Path("out") / folder / f"{part.replace(' ', '_')}.json"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +90,8 @@ def publish(
     write: bool = True,
     made_by: str = "",
 ) -> int:
-    """Print a table and its checks, write both files, and return the script's exit status.
+    """Print a table and its checks, write both files, and return the script's exit
+    status.
 
     Args:
         name: stem of the files under results/.
@@ -81,7 +101,8 @@ def publish(
         details: numbers for the JSON file.
         notes: what a reader must know to read the table.
         write: whether to write the files.
-        made_by: the command that makes the files, where it is not the one that runs now.
+        made_by: the command that makes the files, where it is not the one that runs
+            now.
 
     Returns:
         0 if every check holds, else 1.
@@ -92,7 +113,10 @@ def publish(
         table.add_row(*row)
     console.print(table)
     for text, holds in checks.items():
-        console.print(f"{'[green]holds ' if holds else '[bold red]FAILS '}[/] {text}", highlight=False)
+        console.print(
+            f"{'[green]holds ' if holds else '[bold red]FAILS '}[/] {text}",
+            highlight=False,
+        )
     host, made_by = machine(), made_by or command()
     if write:
         RESULTS.mkdir(exist_ok=True)
@@ -102,10 +126,24 @@ def publish(
         lines = [f"# {title}", "", f"`{made_by}`", "", facts, ""]
         lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
-        lines += ["", *(f"- {'holds' if holds else '**fails**'}: {text}" for text, holds in checks.items())]
+        lines += [
+            "",
+            *(
+                f"- {'holds' if holds else '**fails**'}: {text}"
+                for text, holds in checks.items()
+            ),
+        ]
         lines += ["", notes] if notes else []
         (RESULTS / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n")
-        holding = {text: bool(holds) for text, holds in checks.items()}  # NumPy's own truth is not JSON's
-        record = {"command": made_by, STAMP: stamp, "machine": host, "checks": holding, **details}
+        holding = {
+            text: bool(holds) for text, holds in checks.items()
+        }  # NumPy's own truth is not JSON's
+        record = {
+            "command": made_by,
+            STAMP: stamp,
+            "machine": host,
+            "checks": holding,
+            **details,
+        }
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return 0 if all(checks.values()) else 1

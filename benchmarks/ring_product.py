@@ -2,8 +2,9 @@
 
     python -m benchmarks ring-product
 
-Exits with 1 if a threshold is missed. Adding scores and running the reverse process (Ancestral) samples the wrong law,
-and is expected to; annealed MCMC freezes the shares of the modes where these part; SMC mends that.
+Exits with 1 if a threshold is missed. Adding scores and running the reverse process
+(Ancestral) samples the wrong law, and is expected to; annealed MCMC freezes the shares
+of the modes where these part; SMC mends that.
 """
 
 from __future__ import annotations
@@ -30,9 +31,15 @@ from composeprob import Schedule
 
 def checks(rows: dict[str, Measured]) -> dict[str, bool]:
     """What benchmark A must show."""
-    fk, density = (rows[f"SMC {weights}, MALA tuned, log-SNR 60"] for weights in ("Feynman–Kac", "density"))
+    fk, density = (
+        rows[f"SMC {weights}, MALA tuned, log-SNR 60"]
+        for weights in ("Feynman–Kac", "density")
+    )
     short = rows["SMC by default, log-SNR 20"]
-    hmc, mala = rows["HMC, paper (0.03 × 3), 10 a level"], rows["MALA, tuned to 0.57, 10 a level"]
+    hmc, mala = (
+        rows["HMC, paper (0.03 × 3), 10 a level"],
+        rows["MALA, tuned to 0.57, 10 a level"],
+    )
     return {
         "Ancestral shows its bias: TV ≥ 0.10": rows["Ancestral"].mean >= 0.10,
         "HMC at the paper's settings: TV ≤ 0.05": hmc.mean <= 0.05,
@@ -41,7 +48,8 @@ def checks(rows: dict[str, Measured]) -> dict[str, bool]:
         "SMC Feynman–Kac: pooled TV ≤ 0.010": fk.pooled <= 0.010,
         "SMC Feynman–Kac: ≤ 120 evaluations per chain": fk.evaluations <= 120,
         "SMC density: mean TV ≤ 0.027": density.mean <= 0.027,
-        "SMC by default, 20 levels: ≤ 60 evaluations per chain": short.evaluations <= 60,
+        "SMC by default, 20 levels: ≤ 60 evaluations per chain": short.evaluations
+        <= 60,
         "SMC by default, 20 levels: pooled TV ≤ 0.008": short.pooled <= 0.008,
     }
 
@@ -68,9 +76,20 @@ def main() -> int:
         f"{', '.join(offsets)}. log Z is the estimate of log ∫ of the product at level 0. Seconds are those of a "
         "compiled run, without compilation."
     )
-    details = {"num_chains": N, "rows": [dataclasses.asdict(m) | {"mean_tv": m.mean} for m in rows.values()]}
+    details = {
+        "num_chains": N,
+        "rows": [dataclasses.asdict(m) | {"mean_tv": m.mean} for m in rows.values()],
+    }
     title = "Benchmark A: ring of 8 Gaussians × N(0, diag(0.2², 0.6²)), exact factors"
-    return publish("ring_product", title, COLUMNS, [as_text(m) for m in rows.values()], checks(rows), details, notes)
+    return publish(
+        "ring_product",
+        title,
+        COLUMNS,
+        [as_text(m) for m in rows.values()],
+        checks(rows),
+        details,
+        notes,
+    )
 
 
 if __name__ == "__main__":

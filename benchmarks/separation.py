@@ -1,13 +1,15 @@
-"""Sources that are seen only in sums: ours by default, MMPS and DPS, on random curves and on two digits in one image.
+"""Sources that are seen only in sums: ours by default, MMPS and DPS, on random curves
+and on two digits in one image.
 
     python -m benchmarks separation [--views 2] [--pairs 2] [--chains 128]
 
-Curves (DDPRISM's `rand_manifolds`): three sources in R⁵ on random curves, seen in three noisy views, of which
-the second and the third hold two and three sources. Exact draws of the posterior are at hand. Methods are given
-the closed form of the sources' scores, and once more three small networks that learn them here, within minutes,
-kept in out/. Digits: two draws of the zoo's model, added, blurred and noised. All get as many passes through
-the networks for a sample as `cp.infer`'s default took. Runs are kept in out/, so that the same command goes on
-where it was stopped.
+Curves (DDPRISM's `rand_manifolds`): three sources in R⁵ on random curves, seen in three
+noisy views, of which the second and the third hold two and three sources. Exact draws
+of the posterior are at hand. Methods are given the closed form of the sources' scores,
+and once more three small networks that learn them here, within minutes, kept in out/.
+Digits: two draws of the zoo's model, added, blurred and noised. All get as many passes
+through the networks for a sample as `cp.infer`'s default took. Runs are kept in out/,
+so that the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ SCHEDULE = cp.Schedule.log_snr(60, -8.0, 9.0)
 """Of the curves: σ is 0.011 at level 0, as the noise of a view is."""
 METHODS = {"MMPS, 3 iterations": restated.moments(3), "DPS": restated.dps()}
 NEAR, SAME = 2.0, 1.3
-"""How many times the floor's Sinkhorn distance, and its χ² of PQMass, ours may come to with exact scores."""
+"""How many times the floor's Sinkhorn distance, and its χ² of PQMass, ours may come to
+with exact scores."""
 SOURCES = ("first", "second", "third")
 
 
@@ -52,8 +55,13 @@ def sources(first: Any, second: Any, third: Any) -> None:
 
 @cp.program
 def viewed(first: Any, second: Any, third: Any, matrix: Any, y: Any) -> None:
-    x = [cp.sample(name, f) for name, f in zip(SOURCES, (first, second, third), strict=True)]
-    mean = sum(a @ each for a, each in zip(jnp.split(matrix, 3, axis=1), x, strict=True))
+    x = [
+        cp.sample(name, f)
+        for name, f in zip(SOURCES, (first, second, third), strict=True)
+    ]
+    mean = sum(
+        a @ each for a, each in zip(jnp.split(matrix, 3, axis=1), x, strict=True)
+    )
     cp.observe("y", dist.Normal(mean, manifolds.NOISE).to_event(1), y)
 
 
@@ -69,7 +77,7 @@ def added(digits: Any, blur: Any, y: Any) -> None:
     cp.observe("y", dist.Normal(blur @ (one + other).ravel(), NOISE).to_event(1), y)
 
 
-# ── curves ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── curves ────────────────────────────────────────────────────────────────────────────
 def exact(curve: manifolds.Waves) -> cp.Diffusion:
     """The score of points of a curve under noise."""
     points = jnp.asarray(np.asarray(curve(manifolds.COARSE)), jnp.float32)
@@ -80,14 +88,27 @@ def exact(curve: manifolds.Waves) -> cp.Diffusion:
         return (alpha * shares @ points - x) / variance
 
     shape = (manifolds.FEATURES,)
-    return cp.Diffusion(score, SCHEDULE, event_shape=shape, parameterization="score", time="log_snr", label="curve")
+    return cp.Diffusion(
+        score,
+        SCHEDULE,
+        event_shape=shape,
+        parameterization="score",
+        time="log_snr",
+        label="curve",
+    )
 
 
 def recipe(curve: manifolds.Waves) -> cp.training.Recipe:
     """How a network learns that score."""
 
     def network(key: Any) -> Any:
-        return FiLMMLP(manifolds.FEATURES, manifolds.FEATURES, width=128, blocks=3, rngs=nnx.Rngs(params=key))
+        return FiLMMLP(
+            manifolds.FEATURES,
+            manifolds.FEATURES,
+            width=128,
+            blocks=3,
+            rngs=nnx.Rngs(params=key),
+        )
 
     def data(key: Any, n: int) -> Any:
         return manifolds.draw(curve, key, n)
@@ -109,12 +130,18 @@ ITERATIONS = 6000
 
 def learned(which: int, curve: manifolds.Waves) -> Any:
     """The network that learned it, from out/ where it lies there."""
-    chosen, file = recipe(curve), Path("out", "separation", f"curve-{which}.safetensors")
+    chosen, file = (
+        recipe(curve),
+        Path("out", "separation", f"curve-{which}.safetensors"),
+    )
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         run = cp.training.train(chosen, jax.random.key(which), progress=False)
         save_weights(run.factor.network, file)
-        print(f"curve {which}: trained in {run.seconds:.0f} s, loss {run.loss[-500:].mean():.4f}", flush=True)
+        print(
+            f"curve {which}: trained in {run.seconds:.0f} s, loss {run.loss[-500:].mean():.4f}",
+            flush=True,
+        )
     untrained = chosen.untrained(jax.random.key(0))
     return chosen.factor(load_weights(untrained, file))
 
@@ -125,53 +152,87 @@ def ours(density: Any, key: int, chains: int) -> Any:
 
 def curves(scores: str, which: int, chains: int) -> dict[str, Any]:
     """All methods on the views of one draw of the sources."""
-    known, matrix, rng = manifolds.curves(), manifolds.views(which), np.random.default_rng(which)
-    priors = [exact(curve) if scores == "exact" else learned(i, curve) for i, curve in enumerate(known)]
+    known, matrix, rng = (
+        manifolds.curves(),
+        manifolds.views(which),
+        np.random.default_rng(which),
+    )
+    priors = [
+        exact(curve) if scores == "exact" else learned(i, curve)
+        for i, curve in enumerate(known)
+    ]
     first = float(SCHEDULE.at(0).variance)
     points = manifolds.COARSE if scores == "exact" else manifolds.GRID
     truth = np.concatenate([np.asarray(curve(rng.choice(points))) for curve in known])
     truth = truth + np.sqrt(first) * rng.normal(size=truth.shape)
     y = matrix @ truth + manifolds.NOISE * rng.normal(size=len(matrix))
-    right, again = np.split(manifolds.posterior(known, points, matrix, y, first, rng, 2 * chains), 2)
+    right, again = np.split(
+        manifolds.posterior(known, points, matrix, y, first, rng, 2 * chains), 2
+    )
 
     def compare(x: np.ndarray) -> dict[str, float]:
-        return {"sinkhorn": sinkhorn(x, right), "pqmass": pqmass(x, right), "coverage": coverage(x, truth)}
+        return {
+            "sinkhorn": sinkhorn(x, right),
+            "pqmass": pqmass(x, right),
+            "coverage": coverage(x, truth),
+        }
 
     arrays = jnp.asarray(matrix, jnp.float32), jnp.asarray(y, jnp.float32)
     result = ours(cp.compile(viewed, *priors, *arrays), which, chains)
-    spent = int(result.evaluations) * (2 + len(y))  # a score, a product for each measurement, and one of the transpose
+    spent = int(result.evaluations) * (
+        2 + len(y)
+    )  # a score, a product for each measurement, and one of the transpose
     found = {"floor: exact draws": compare(again)}
     samples = result.unweighted()
-    found[OURS] = compare(np.concatenate([samples[name] for name in SOURCES], axis=1)) | told(result, spent)
-    problem = restated.Problem(cp.compile(sources, *priors), *arrays, jnp.float32(manifolds.NOISE))
+    found[OURS] = compare(
+        np.concatenate([samples[name] for name in SOURCES], axis=1)
+    ) | told(result, spent)
+    problem = restated.Problem(
+        cp.compile(sources, *priors), *arrays, jnp.float32(manifolds.NOISE)
+    )
     return found | others(problem, which, chains, spent, compare)
 
 
-def others(problem: restated.Problem, key: int, chains: int, spent: int, compare: Any) -> dict[str, Any]:
+def others(
+    problem: restated.Problem, key: int, chains: int, spent: int, compare: Any
+) -> dict[str, Any]:
     """The methods of `METHODS`."""
     found = {}
     for name, method in METHODS.items():
         began = time.monotonic()
         x = np.asarray(method(problem, jax.random.key(key), chains, spent), float)
-        found[name] = compare(x) | {"passes": spent, "seconds": time.monotonic() - began}
+        found[name] = compare(x) | {
+            "passes": spent,
+            "seconds": time.monotonic() - began,
+        }
     return found
 
 
-# ── digits ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── digits ────────────────────────────────────────────────────────────────────────────
 def digits(which: int, chains: int) -> dict[str, Any]:
     """All methods on one sum of two digits."""
     prior, blur = cp.load("digits"), matrices()["deblurring"]
     one, other = pair = truths(2 * which + 2)[2 * which :]
-    y = blur @ (one + other) + NOISE * np.random.default_rng(which).normal(size=PIXELS**2)
+    y = blur @ (one + other) + NOISE * np.random.default_rng(which).normal(
+        size=PIXELS**2
+    )
     right = sorted(judged(pair))
 
     def compare(x: np.ndarray) -> dict[str, float]:
         x = x.reshape(chains, 2, -1)
-        either = x.reshape(2 * chains, -1)  # the two may change places, so that both have one law
+        either = x.reshape(
+            2 * chains, -1
+        )  # the two may change places, so that both have one law
         return {
             "coverage": float(np.mean([coverage(either, each) for each in pair])),
             "crps": float(np.mean([crps(either, each) for each in pair])),
-            "pair": float(np.mean(np.all(np.sort(judged(x).reshape(chains, 2), axis=1) == right, axis=1))),
+            "pair": float(
+                np.mean(
+                    np.all(
+                        np.sort(judged(x).reshape(chains, 2), axis=1) == right, axis=1
+                    )
+                )
+            ),
         }
 
     arrays = jnp.asarray(blur, jnp.float32), jnp.asarray(y, jnp.float32)
@@ -181,7 +242,9 @@ def digits(which: int, chains: int) -> dict[str, Any]:
     spent = int(result.evaluations)
     found = {OURS: compare(x) | told(result, spent)}
     matrix = jnp.concatenate([arrays[0]] * 2, axis=1)
-    problem = restated.Problem(cp.compile(images, prior), matrix, arrays[1], jnp.float32(NOISE))
+    problem = restated.Problem(
+        cp.compile(images, prior), matrix, arrays[1], jnp.float32(NOISE)
+    )
     return found | others(problem, which, chains, spent, compare)
 
 
@@ -190,44 +253,91 @@ def judged(x: np.ndarray) -> np.ndarray:
     return world.judge(np.asarray(x).reshape(-1, PIXELS, PIXELS, 1))
 
 
-# ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
-MEASURES = {"sinkhorn": ".4f", "pqmass": ".2f", "coverage": ".3f", "crps": ".3f", "pair": ".2f"}
+# ── the table ─────────────────────────────────────────────────────────────────────────
+MEASURES = {
+    "sinkhorn": ".4f",
+    "pqmass": ".2f",
+    "coverage": ".3f",
+    "crps": ".3f",
+    "pair": ".2f",
+}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--views", type=int, default=2, help="draws of the curves' sources")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--views", type=int, default=2, help="draws of the curves' sources"
+    )
     parser.add_argument("--pairs", type=int, default=2, help="pairs of digits")
-    parser.add_argument("--chains", type=int, default=128, help="samples of each method")
+    parser.add_argument(
+        "--chains", type=int, default=128, help="samples of each method"
+    )
     options = parser.parse_args()
     rows, details, checks, chains = [], {}, {}, options.chains
 
     def all_of(task: str, run: Any, count: int) -> list[dict[str, Any]]:
-        found = [kept("separation", f"{task} {i} {chains}", functools.partial(run, i, chains)) for i in range(count)]
-        rows.extend(row(task, method, [each[method] for each in found], MEASURES) for method in found[0])
+        found = [
+            kept(
+                "separation", f"{task} {i} {chains}", functools.partial(run, i, chains)
+            )
+            for i in range(count)
+        ]
+        rows.extend(
+            row(task, method, [each[method] for each in found], MEASURES)
+            for method in found[0]
+        )
         details[task] = found
         return found
 
     quiet = [
         run
-        for run in all_of("curves, exact scores", functools.partial(curves, "exact"), options.views)
+        for run in all_of(
+            "curves, exact scores", functools.partial(curves, "exact"), options.views
+        )
         if run[OURS]["status"].startswith("OK")
     ]
     floor = "floor: exact draws"
-    far = max([run[OURS]["sinkhorn"] / run[floor]["sinkhorn"] for run in quiet], default=0.0)
+    far = max(
+        [run[OURS]["sinkhorn"] / run[floor]["sinkhorn"] for run in quiet], default=0.0
+    )
     checks[
         f"curves, exact scores, {len(quiet)} runs that say OK: Sinkhorn within {NEAR} of the floor's ({far:.2f})"
     ] = far <= NEAR
     apart = float(np.mean([run[OURS]["pqmass"] for run in quiet])) if quiet else 1.0
-    checks[f"and χ² of PQMass for each degree of freedom at most {SAME} ({apart:.2f})"] = apart <= SAME
-    all_of("curves, learned scores", functools.partial(curves, "learned"), options.views)
+    checks[
+        f"and χ² of PQMass for each degree of freedom at most {SAME} ({apart:.2f})"
+    ] = apart <= SAME
+    all_of(
+        "curves, learned scores", functools.partial(curves, "learned"), options.views
+    )
     pairs = [run[OURS] for run in all_of("two digits", digits, options.pairs)]
-    covered = float(np.mean([run["coverage"] for run in pairs if run["status"].startswith("OK")] or [0.9]))
-    checks[f"two digits, runs that say OK: bands of 90 % hold 82 % to 97 % ({covered:.1%})"] = 0.82 <= covered <= 0.97
-    columns = ["task", "method", "Sinkhorn", "PQMass", "coverage of 90 %", "CRPS", "right pair", "passes", "seconds"]
+    covered = float(
+        np.mean(
+            [run["coverage"] for run in pairs if run["status"].startswith("OK")]
+            or [0.9]
+        )
+    )
+    checks[
+        f"two digits, runs that say OK: bands of 90 % hold 82 % to 97 % ({covered:.1%})"
+    ] = 0.82 <= covered <= 0.97
+    columns = [
+        "task",
+        "method",
+        "Sinkhorn",
+        "PQMass",
+        "coverage of 90 %",
+        "CRPS",
+        "right pair",
+        "passes",
+        "seconds",
+    ]
     title = "Sources that are seen only in sums"
     notes = NOTES.format(**vars(options), steps=ITERATIONS)
-    return publish("separation", title, [*columns, "status"], rows, checks, details, notes)
+    return publish(
+        "separation", title, [*columns, "status"], rows, checks, details, notes
+    )
 
 
 NOTES = """Means over {views} draws of the sources, and {pairs} pairs of digits, with the least and greatest; {chains}

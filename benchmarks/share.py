@@ -2,12 +2,15 @@
 
     python -m benchmarks share
 
-One by one in two ways: one after the other, as a loop over conditions does it, and side by side, written out one by one
-in the same compiled code, whose independent parts XLA spreads over the cores. All are one jitted value-and-score of the
-same product in a compiled loop. Exits with 1 if at K = 8 and 32 chains the batch is less than 1.5 times as fast as one
-after the other, if anywhere it is slower than either beyond noise, or if they do not agree.
+One by one in two ways: one after the other, as a loop over conditions does it, and side
+by side, written out one by one in the same compiled code, whose independent parts XLA
+spreads over the cores. All are one jitted value-and-score of the same product in a
+compiled loop. Exits with 1 if at K = 8 and 32 chains the batch is less than 1.5 times
+as fast as one after the other, if anywhere it is slower than either beyond noise, or if
+they do not agree.
 
-What a batch can gain is the peak of matrix products over the rate that one condition alone reaches: both are told.
+What a batch can gain is the peak of matrix products over the rate that one condition
+alone reaches: both are told.
 """
 
 from __future__ import annotations
@@ -30,9 +33,11 @@ from report import publish
 
 NUMBERS, CHAINS, LOOPS = (1, 2, 4, 8, 16), (1, 32, 256), 20
 LIMIT, AT = 1.5, (8, 32)
-"""The gain over one after the other that is asked for, at so many conditions and chains."""
+"""The gain over one after the other that is asked for, at so many conditions and
+chains."""
 NOISE = 0.05
-"""A batch that takes so much longer, as a share, is not called slower whatever the scatter of its repeats."""
+"""A batch that takes so much longer, as a share, is not called slower whatever the
+scatter of its repeats."""
 
 
 def batched(density: Any, x: Array) -> tuple[Array, Array]:
@@ -51,8 +56,13 @@ def side_by_side(factors: Any, density: Any, x: Array) -> tuple[Array, Array]:
 def in_turn(factors: Any, density: Any, x: Array) -> tuple[Array, Array]:
     """The same, one factor after the other."""
     noise = density.schedule.at(LEVEL)
-    asked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(factor.call_conditions() for factor in factors))
-    values, scores = jax.lax.map(lambda conditions: factors[0].evaluate(x, noise, conditions), asked)
+    asked = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves),
+        *(factor.call_conditions() for factor in factors),
+    )
+    values, scores = jax.lax.map(
+        lambda conditions: factors[0].evaluate(x, noise, conditions), asked
+    )
     return values.sum(0), scores.sum(0)
 
 
@@ -69,9 +79,22 @@ def loop(evaluate: Any, arguments: Any, x: Array) -> Any:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15, help="how often every program is timed")
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="processor: for a machine that is busy")
-    parser.add_argument("--chains", type=int, nargs="+", default=CHAINS, help=f"numbers of chains, {AT[1]} among them")
+    parser.add_argument(
+        "--repeats", type=int, default=15, help="how often every program is timed"
+    )
+    parser.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="processor: for a machine that is busy",
+    )
+    parser.add_argument(
+        "--chains",
+        type=int,
+        nargs="+",
+        default=CHAINS,
+        help=f"numbers of chains, {AT[1]} among them",
+    )
     options = parser.parse_args()
     if AT[1] not in options.chains:
         parser.error(f"the limit is one for {AT[1]} chains: name that number too")
@@ -91,7 +114,9 @@ def main() -> int:
             run = eqx.filter_jit(partial(loop, evaluate))
             programs[way, number, chains] = (partial(run, arguments, x), LOOPS)
         (_, one), *others = (programs[way, number, chains][0]() for way in ways)
-        agree &= all(np.allclose(one, other, rtol=1e-3, atol=1e-2) for _, other in others)
+        agree &= all(
+            np.allclose(one, other, rtol=1e-3, atol=1e-2) for _, other in others
+        )
         work[number, chains] = flops(case)
     times = alternate(programs, options.repeats, options.clock)
     peak = 2.0 * SIDE**3 / times["peak", 0, 0].seconds.min()
@@ -106,20 +131,37 @@ def main() -> int:
             if gain < 1 - max(3 * error, NOISE):
                 slower.append(f"{number} for {chains} chains")
             row += [f"{1e3 * other.median:.2f}", f"{gain:.2f} ± {error:.2f}"]
-        rates = [work[number, chains] / times[way, number, chains].median / peak for way in ("batch", *ONE_BY_ONE)]
+        rates = [
+            work[number, chains] / times[way, number, chains].median / peak
+            for way in ("batch", *ONE_BY_ONE)
+        ]
         rows.append([*row, *(f"{rate:.0%}" for rate in rates)])
     asked, gain = f"{AT[0]} conditions of {AT[1]} chains", gains["in turn", *AT]
     checks = {
-        f"{asked} in a batch: {gain:.2f} ≥ {LIMIT} times as fast as in turn": gain >= LIMIT,
+        f"{asked} in a batch: {gain:.2f} ≥ {LIMIT} times as fast as in turn": gain
+        >= LIMIT,
         f"no batch is slower than one by one{': ' * bool(slower)}{', '.join(dict.fromkeys(slower))}": not slower,
         "all ways agree": bool(agree),
         "each batch is one evaluation of one network": one_batch,
     }
     details = {"clock": options.clock}
-    details["gains"] = {f"{k} conditions, {n} chains, over {way}": v for (way, k, n), v in gains.items()}
-    details["seconds"] = {f"{way}, {k} conditions, {n} chains": t.seconds.tolist() for (way, k, n), t in times.items()}
+    details["gains"] = {
+        f"{k} conditions, {n} chains, over {way}": v for (way, k, n), v in gains.items()
+    }
+    details["seconds"] = {
+        f"{way}, {k} conditions, {n} chains": t.seconds.tolist()
+        for (way, k, n), t in times.items()
+    }
     title = f"K conditions of one MLP energy, {options.clock} time, medians of {options.repeats} repeats"
-    columns = ["chains", "K", "batch (ms)", "in turn (ms)", "times as fast", "side by side (ms)", "times as fast"]
+    columns = [
+        "chains",
+        "K",
+        "batch (ms)",
+        "in turn (ms)",
+        "times as fast",
+        "side by side (ms)",
+        "times as fast",
+    ]
     columns += ["batch, of peak", "in turn, of peak", "side by side, of peak"]
     return publish("share", title, columns, rows, checks, details, NOTES)
 

@@ -1,4 +1,5 @@
-"""Networks of known sizes without weights: what they would take can be compiled where they do not fit.
+"""Networks of known sizes without weights: what they would take can be compiled where
+they do not fit.
 
 composeprob devices benchmarks/sizes.py:sd15 --compile v5e:4x4
 """
@@ -32,21 +33,31 @@ KNOWN = {
         (320, 640, 1280), (0, 2, 10), 2048, 2816,
     ),
 }  # fmt: skip
-"""Stable Diffusion 1.5 (0.86 billion weights) and XL (2.57 billion): the options that weights do not contain, channels
-and layers of transformers of each resolution, channels of the prompt and of what is embedded beside it."""
+"""Stable Diffusion 1.5 (0.86 billion weights) and XL (2.57 billion): the options that
+weights do not contain, channels and layers of transformers of each resolution, channels
+of the prompt and of what is embedded beside it."""
 
 
 def shapes(
-    widths: tuple[int, ...], depths: tuple[int, ...], context: int, added: int, linear: bool
+    widths: tuple[int, ...],
+    depths: tuple[int, ...],
+    context: int,
+    added: int,
+    linear: bool,
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The names and shapes of the weights of a text-to-image UNet with two residual blocks at each resolution."""
+    """The names and shapes of the weights of a text-to-image UNet with two residual
+    blocks at each resolution."""
     embedding, n = 4 * widths[0], len(widths)
 
-    def layer(name: str, outputs: int, *inputs: int, bias: bool = True) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def layer(
+        name: str, outputs: int, *inputs: int, bias: bool = True
+    ) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{name}.weight", (outputs, *inputs)
         yield from [(f"{name}.bias", (outputs,))] * bias
 
-    def resnet(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def resnet(
+        name: str, inputs: int, outputs: int
+    ) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield from layer(f"{name}.norm1", inputs)
         yield from layer(f"{name}.conv1", outputs, inputs, 3, 3)
         yield from layer(f"{name}.time_emb_proj", outputs, embedding)
@@ -55,10 +66,14 @@ def shapes(
         if inputs != outputs:
             yield from layer(f"{name}.conv_shortcut", outputs, inputs, 1, 1)
 
-    def transformer(name: str, width: int, depth: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def transformer(
+        name: str, width: int, depth: int
+    ) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield from layer(f"{name}.norm", width)
         for side in ("in", "out"):
-            yield from layer(f"{name}.proj_{side}", width, width, *(() if linear else (1, 1)))
+            yield from layer(
+                f"{name}.proj_{side}", width, width, *(() if linear else (1, 1))
+            )
         for i in range(depth):
             block = f"{name}.transformer_blocks.{i}"
             for j in (1, 2, 3):
@@ -82,7 +97,9 @@ def shapes(
             yield from resnet(f"down_blocks.{i}.resnets.{j}", skips[-1], width)
             skips.append(width)
             if depths[i]:
-                yield from transformer(f"down_blocks.{i}.attentions.{j}", width, depths[i])
+                yield from transformer(
+                    f"down_blocks.{i}.attentions.{j}", width, depths[i]
+                )
         if i < n - 1:
             yield from layer(f"down_blocks.{i}.downsamplers.0.conv", width, width, 3, 3)
             skips.append(width)
@@ -95,15 +112,20 @@ def shapes(
             yield from resnet(f"up_blocks.{i}.resnets.{j}", before + skips.pop(), width)
             before = width
             if depths[n - 1 - i]:
-                yield from transformer(f"up_blocks.{i}.attentions.{j}", width, depths[n - 1 - i])
+                yield from transformer(
+                    f"up_blocks.{i}.attentions.{j}", width, depths[n - 1 - i]
+                )
         if i < n - 1:
             yield from layer(f"up_blocks.{i}.upsamplers.0.conv", width, width, 3, 3)
     yield from layer("conv_norm_out", widths[0])
     yield from layer("conv_out", 4, widths[0], 3, 3)
 
 
-def of_size(name: str, dtype: DTypeLike = jnp.bfloat16) -> tuple[cp.Diffusion, tuple[int, int]]:
-    """A factor whose network has the shapes of a known one, and no weights; with the shape of a prompt.
+def of_size(
+    name: str, dtype: DTypeLike = jnp.bfloat16
+) -> tuple[cp.Diffusion, tuple[int, int]]:
+    """A factor whose network has the shapes of a known one, and no weights; with the
+    shape of a prompt.
 
     Args:
         name: of `KNOWN`.
@@ -113,11 +135,15 @@ def of_size(name: str, dtype: DTypeLike = jnp.bfloat16) -> tuple[cp.Diffusion, t
         InvalidValueError: no such size.
     """
     if name not in KNOWN:
-        raise cp.errors.InvalidValueError(f"No size {name!r} is known.", fix=f"use one of: {', '.join(KNOWN)}.")
+        raise cp.errors.InvalidValueError(
+            f"No size {name!r} is known.", fix=f"use one of: {', '.join(KNOWN)}."
+        )
     options, widths, depths, context, added = KNOWN[name]
     stored = {
         key: Stored(Path(name), np.dtype(np.float32), shape, 0)
-        for key, shape in shapes(widths, depths, context, added, "use_linear_projection" in options)
+        for key, shape in shapes(
+            widths, depths, context, added, "use_linear_projection" in options
+        )
     }
     network = unet_condition(dict(options), Arrays(stored, name), name)
     module = abstract(network.module, dtype)
@@ -127,7 +153,9 @@ def of_size(name: str, dtype: DTypeLike = jnp.bfloat16) -> tuple[cp.Diffusion, t
         module = Adapted(module, None, network.channels, network.pooled, None)
         conditions, rows = conditions | {"size": jnp.zeros(SIZES)}, rows + 1
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    schedule = schedulers.trained({"_class_name": "DDIMScheduler", **betas}, name).schedule
+    schedule = schedulers.trained(
+        {"_class_name": "DDIMScheduler", **betas}, name
+    ).schedule
     side = options["sample_size"]
     factor = cp.Diffusion(
         module, schedule, event_shape=(side, side, network.channels), time=network.time, conditions=conditions,
@@ -137,7 +165,8 @@ def of_size(name: str, dtype: DTypeLike = jnp.bfloat16) -> tuple[cp.Diffusion, t
 
 
 def two_prompts(name: str) -> cp.Program:
-    """A product of two prompts under a network of a known size, whose weights are not there.
+    """A product of two prompts under a network of a known size, whose weights are not
+    there.
 
     Raises:
         InvalidValueError: no such size.
@@ -146,7 +175,10 @@ def two_prompts(name: str) -> cp.Program:
 
     @cp.program
     def both(model: cp.Diffusion = factor) -> Array:
-        first, second = (model.given(prompt=np.full(prompt, value, np.float32)) for value in (0.0, 1.0))
+        first, second = (
+            model.given(prompt=np.full(prompt, value, np.float32))
+            for value in (0.0, 1.0)
+        )
         return cp.sample("x", first * second)
 
     return both

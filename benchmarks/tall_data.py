@@ -1,10 +1,13 @@
-"""Posteriors of many observations from scores of single ones: two toys of known law, and SLCP with a learned network.
+"""Posteriors of many observations from scores of single ones: two toys of known law,
+and SLCP with a learned network.
 
-    python -m benchmarks tall-data [--cells TEXT …] [--methods NAME …] [--seeds 5] [--chains 1000] [--sets 1]
+    python -m benchmarks tall-data [--cells TEXT …] [--methods NAME …] [--seeds 5]
+    [--chains 1000] [--sets 1]
 
-Cells are run one by one and kept in benchmarks/results/tall_data.json: what a cell has of a method and a seed is not
-run again, so that the same command goes on where it was stopped. `--cells "gaussian m=10 n=8" "slcp"` runs the cells
-whose names begin so, `--again` those that are there as well, and `--table` only writes the tables anew.
+Cells are run one by one and kept in benchmarks/results/tall_data.json: what a cell has
+of a method and a seed is not run again, so that the same command goes on where it was
+stopped. `--cells "gaussian m=10 n=8" "slcp"` runs the cells whose names begin so,
+`--again` those that are there as well, and `--table` only writes the tables anew.
 """
 
 from __future__ import annotations
@@ -32,15 +35,18 @@ SLCP_COUNTS = (1, 8, 14, 22, 30)
 OURS, MOVED, FLOOR = "composeprob", "10 global moves", "floor"
 METHODS = (OURS, *rivals.RIVALS)
 SAMPLERS = {OURS: None, MOVED: cp.SMC(then=cp.GlobalMoves(10))}
-"""Of our own runs: the default, and with moves at level 0 that compare modes, for exact scores."""
+"""Of our own runs: the default, and with moves at level 0 that compare modes, for exact
+scores."""
 NARROW = "gaussian m=32 n=4 eps=0"
 """The cell whose variances the notes tell."""
 REPEATS = 5
 """Sets of exact draws that every set of draws is compared with."""
 SETS = 16
-"""Sets of draws, each of a key of its own, of composeprob and of the floor where scores are exact, in each seed."""
+"""Sets of draws, each of a key of its own, of composeprob and of the floor where scores
+are exact, in each seed."""
 RATIOS = {"mixture": 1.05, "gaussian": 1.05, "gaussian m=32": 1.15}
-"""The most that the distance of our draws may be of the floor, where scores are exact; the longest name counts."""
+"""The most that the distance of our draws may be of the floor, where scores are exact;
+the longest name counts."""
 
 NOTES = """Toys: the mean over seeds of the max-sliced Wasserstein distance (p = 2, {projections} directions) of
 {chains} draws from as many exact ones, itself a mean over {repeats} sets of these; the floor is that of exact draws.
@@ -78,40 +84,68 @@ def cells() -> dict[str, dict[str, Any]]:
 def kept() -> dict[str, dict[str, Any]]:
     """What is in the file now."""
     file = RESULTS / f"{FILE}.json"
-    return json.loads(file.read_text(encoding="utf-8"))["cells"] if file.exists() else {}
+    return (
+        json.loads(file.read_text(encoding="utf-8"))["cells"] if file.exists() else {}
+    )
 
 
 def run_cell(name: str, cell: dict[str, Any], options: argparse.Namespace) -> None:
     """Runs what a cell lacks, and keeps it after each method and seed."""
     for seed in range(options.seeds):
-        wanted = [FLOOR, *(m for m in options.methods if m != FLOOR)] if cell["toy"] != "slcp" else [FLOOR, OURS]
+        wanted = (
+            [FLOOR, *(m for m in options.methods if m != FLOOR)]
+            if cell["toy"] != "slcp"
+            else [FLOOR, OURS]
+        )
         found = kept().get(name, {}).get("methods", {})
         named = options.methods if options.again else []
         missing = [m for m in wanted if m in named or str(seed) not in found.get(m, {})]
         if not missing:
             continue
-        measure = _slcp(cell, seed, options) if cell["toy"] == "slcp" else _toy(cell, seed, options)
+        measure = (
+            _slcp(cell, seed, options)
+            if cell["toy"] == "slcp"
+            else _toy(cell, seed, options)
+        )
         for method in missing:
             started = time.monotonic()
             values, status, more = measure(method)
             value = float(np.mean(values))
-            row = {"value": round(value, 5), "seconds": round(time.monotonic() - started, 1), "status": status, **more}
+            row = {
+                "value": round(value, 5),
+                "seconds": round(time.monotonic() - started, 1),
+                "status": status,
+                **more,
+            }
             if len(values) > 1:
-                row |= {"error": round(float(np.std(values, ddof=1)) / np.sqrt(len(values)), 5), "sets": len(values)}
+                row |= {
+                    "error": round(
+                        float(np.std(values, ddof=1)) / np.sqrt(len(values)), 5
+                    ),
+                    "sets": len(values),
+                }
             _keep(name, cell, method, seed, row)
-            print(f"{name} seed {seed}: {method} {value:.4f} {status} {row['seconds']} s", flush=True)
+            print(
+                f"{name} seed {seed}: {method} {value:.4f} {status} {row['seconds']} s",
+                flush=True,
+            )
 
 
-def _keep(name: str, cell: dict[str, Any], method: str, seed: int, row: dict[str, Any]) -> None:
+def _keep(
+    name: str, cell: dict[str, Any], method: str, seed: int, row: dict[str, Any]
+) -> None:
     all_cells = kept()
     own = all_cells.setdefault(name, {**cell, "methods": {}})
     own["methods"].setdefault(method, {})[str(seed)] = row
     own[STAMP] = CODE.stamp()
-    (RESULTS / f"{FILE}.json").write_text(json.dumps({"cells": all_cells}, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{FILE}.json").write_text(
+        json.dumps({"cells": all_cells}, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 Measure = Callable[[str], tuple[list[float], str, dict[str, float]]]
-"""Of a method: a distance for each set of draws, what the run says of itself, and other numbers."""
+"""Of a method: a distance for each set of draws, what the run says of itself, and other
+numbers."""
 
 
 def _toy(cell: dict[str, Any], seed: int, options: argparse.Namespace) -> Measure:
@@ -120,23 +154,44 @@ def _toy(cell: dict[str, Any], seed: int, options: argparse.Namespace) -> Measur
     references = [exact.exact_draws(instance, rng, count) for _ in range(REPEATS)]
 
     def far(draws: np.ndarray) -> float:
-        return float(np.mean([exact.max_sliced(draws, r, options.projections, i) for i, r in enumerate(references)]))
+        return float(
+            np.mean(
+                [
+                    exact.max_sliced(draws, r, options.projections, i)
+                    for i, r in enumerate(references)
+                ]
+            )
+        )
 
     sets = SETS if instance.error == 0 else options.sets
 
     def drawn(method: str) -> list[tuple[np.ndarray, str, int]]:
         if method == FLOOR:
-            return [(exact.exact_draws(instance, rng, count), "", 0) for _ in range(sets)]
+            return [
+                (exact.exact_draws(instance, rng, count), "", 0) for _ in range(sets)
+            ]
         if method in SAMPLERS:
-            return [ours.draw(cell["toy"], instance, SETS * seed + i, count, SAMPLERS[method]) for i in range(sets)]
-        return [(rivals.draw(method, instance, seed + 1000 * i, count), "", 0) for i in range(options.sets)]
+            return [
+                ours.draw(
+                    cell["toy"], instance, SETS * seed + i, count, SAMPLERS[method]
+                )
+                for i in range(sets)
+            ]
+        return [
+            (rivals.draw(method, instance, seed + 1000 * i, count), "", 0)
+            for i in range(options.sets)
+        ]
 
     def measure(method: str) -> tuple[list[float], str, dict[str, float]]:
         each = drawn(method)
         draws, statuses, evaluations = zip(*each, strict=True)
-        more: dict[str, float] = {"evaluations": max(evaluations)} if max(evaluations) else {}
+        more: dict[str, float] = (
+            {"evaluations": max(evaluations)} if max(evaluations) else {}
+        )
         if cell["toy"] == "gaussian" and instance.error == 0:
-            more["variance"] = round(float(np.mean([exact.whitened_variance(instance, d) for d in draws])), 4)
+            more["variance"] = round(
+                float(np.mean([exact.whitened_variance(instance, d) for d in draws])), 4
+            )
         return [far(d) for d in draws], ", ".join(sorted(set(statuses))), more
 
     return measure
@@ -148,7 +203,11 @@ def _slcp(cell: dict[str, Any], seed: int, options: argparse.Namespace) -> Measu
 
     def measure(method: str) -> tuple[list[float], str, dict[str, float]]:
         if method == FLOOR:
-            return [slcp.c2st(known, slcp.reference(xs, seed + 1000, options.chains))], "", {}
+            return (
+                [slcp.c2st(known, slcp.reference(xs, seed + 1000, options.chains))],
+                "",
+                {},
+            )
         draws, status = slcp.draw(xs, seed, options.chains)
         return [slcp.c2st(known, draws)], status, {}
 
@@ -163,15 +222,26 @@ def mean_of(cell: dict[str, Any], method: str) -> float | None:
 
 def widths(cell: dict[str, Any]) -> str:
     """What is known of the variances of draws in a cell, in words."""
-    known = {name: [r["variance"] for r in rows.values() if "variance" in r] for name, rows in cell["methods"].items()}
-    each = ", ".join(f"{np.mean(values):.3f} of {name}" for name, values in known.items() if values)
+    known = {
+        name: [r["variance"] for r in rows.values() if "variance" in r]
+        for name, rows in cell["methods"].items()
+    }
+    each = ", ".join(
+        f"{np.mean(values):.3f} of {name}" for name, values in known.items() if values
+    )
     return f"in coordinates in which the exact law has variance 1, that of the draws at {NARROW} is {each}"
 
 
 def evaluations_of(found: dict[str, dict[str, Any]], method: str) -> str:
     """How many evaluations a chain of the toys took, as the runs told."""
-    rows = (row for cell in found.values() for row in cell["methods"].get(method, {}).values())
-    return " or ".join(map(str, sorted({row["evaluations"] for row in rows if "evaluations" in row})))
+    rows = (
+        row
+        for cell in found.values()
+        for row in cell["methods"].get(method, {}).values()
+    )
+    return " or ".join(
+        map(str, sorted({row["evaluations"] for row in rows if "evaluations" in row}))
+    )
 
 
 def shown(value: float | None) -> str:
@@ -179,12 +249,15 @@ def shown(value: float | None) -> str:
 
 
 def error_of_ratio(cell: dict[str, Any], method: str = OURS) -> float:
-    """± of ours/floor, from how much sets of draws of one instance differ; NaN where there is one set of each."""
+    """± of ours/floor, from how much sets of draws of one instance differ; NaN where
+    there is one set of each."""
     rows = [cell["methods"][each].values() for each in (FLOOR, method)]
     if any("error" not in row for each in rows for row in each):
         return float("nan")
     floor, mine = (mean_of(cell, each) for each in (FLOOR, method))
-    below, above = (np.linalg.norm([row["error"] for row in each]) / len(each) for each in rows)
+    below, above = (
+        np.linalg.norm([row["error"] for row in each]) / len(each) for each in rows
+    )
     return float(mine / floor * np.hypot(below / floor, above / mine))
 
 
@@ -204,41 +277,79 @@ def shown_ratio(cell: dict[str, Any], method: str = OURS) -> str:
 
 def limit_of(name: str) -> float:
     """The most that ours/floor may be in a cell of exact scores."""
-    return RATIOS[max((start for start in RATIOS if name.startswith(f"{start} ")), key=len)]
+    return RATIOS[
+        max((start for start in RATIOS if name.startswith(f"{start} ")), key=len)
+    ]
 
 
 def row_of(name: str, cell: dict[str, Any]) -> list[str]:
     """A line of the table."""
     means = [mean_of(cell, method) for method in METHODS]
     published = PUBLISHED.get(name, {})
-    printed = [shown(published.get(method)) for method in ("GAUSS", "JAC", "Langevin", "floor")]
+    printed = [
+        shown(published.get(method)) for method in ("GAUSS", "JAC", "Langevin", "floor")
+    ]
     seeds = str(max(len(rows) for rows in cell["methods"].values()))
     sets = {row.get("sets") for row in cell["methods"].get(OURS, {}).values()} - {None}
     seeds += f" × {min(sets)}" if sets else ""
     mine = [shown(means[0]), shown_ratio(cell), shown_ratio(cell, MOVED)]
     published_ones = " / ".join(printed).strip(" /")
-    return [name, shown(mean_of(cell, FLOOR)), *mine, *map(shown, means[1:]), seeds, published_ones]
+    return [
+        name,
+        shown(mean_of(cell, FLOOR)),
+        *mine,
+        *map(shown, means[1:]),
+        seeds,
+        published_ones,
+    ]
 
 
 def checks_of(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
     """What must hold of the cells that were run."""
-    toys = {name: cell for name, cell in found.items() if cell["toy"] != "slcp" and mean_of(cell, OURS) is not None}
+    toys = {
+        name: cell
+        for name, cell in found.items()
+        if cell["toy"] != "slcp" and mean_of(cell, OURS) is not None
+    }
     exact_ones = {name: cell for name, cell in toys.items() if cell["eps"] == 0}
     ratios = {name: ratio(cell) for name, cell in exact_ones.items()}
-    compared = {name: cell for name, cell in toys.items() if all(mean_of(cell, m) is not None for m in METHODS)}
-    behind = {name: behind_by(cell, found.get(clean_name(name), cell)) for name, cell in compared.items()}
-    checks = {"no draw of composeprob is NaN": not any(np.isnan(mean_of(cell, OURS)) for cell in toys.values())}  # type: ignore[arg-type]
+    compared = {
+        name: cell
+        for name, cell in toys.items()
+        if all(mean_of(cell, m) is not None for m in METHODS)
+    }
+    behind = {
+        name: behind_by(cell, found.get(clean_name(name), cell))
+        for name, cell in compared.items()
+    }
+    checks = {
+        "no draw of composeprob is NaN": not any(
+            np.isnan(mean_of(cell, OURS)) for cell in toys.values()
+        )
+    }  # type: ignore[arg-type]
     if ratios:
-        over = [name for name, found_ratio in ratios.items() if found_ratio > limit_of(name)]
+        over = [
+            name for name, found_ratio in ratios.items() if found_ratio > limit_of(name)
+        ]
         worst = max(ratios, key=lambda name: ratios[name] / limit_of(name))
         text = "at most 1.05 × the floor where scores are exact, 1.15 for 32 dimensions"
-        checks[f"{text}: {len(ratios) - len(over)} of {len(ratios)} (worst: {ratios[worst]:.2f}, {worst})"] = not over
+        checks[
+            f"{text}: {len(ratios) - len(over)} of {len(ratios)} (worst: {ratios[worst]:.2f}, {worst})"
+        ] = not over
         errors = {name: error_of_ratio(exact_ones[name]) for name in over}
-        beyond = [name for name in over if not ratios[name] - 2 * errors[name] <= limit_of(name)]
+        beyond = [
+            name
+            for name in over
+            if not ratios[name] - 2 * errors[name] <= limit_of(name)
+        ]
         checks[
             f"beyond it by no more than two standard errors: {len(ratios) - len(beyond)} of {len(ratios)}"
         ] = not beyond
-        left = [name for name in over if not ratio(exact_ones[name], MOVED) <= limit_of(name)]
+        left = [
+            name
+            for name in over
+            if not ratio(exact_ones[name], MOVED) <= limit_of(name)
+        ]
         if over:
             text = f"with 10 global moves, {evaluations_of(found, MOVED)} evaluations, where the default is not enough"
             checks[f"{text}: {len(over) - len(left)} of {len(over)}"] = not left
@@ -249,10 +360,13 @@ def checks_of(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
         text = "no other method is nearer by over two standard errors, in each cell of exact scores"
         checks[f"{text} ({fine} of {len(clean)})"] = fine == len(clean)
     if wrong:
-        nearest, fine = sum(by <= 0 for by, _ in wrong), sum(error <= 2 for _, error in wrong)
-        checks[f"the nearest of all in three quarters of the cells of wrong scores ({nearest} of {len(wrong)})"] = (
-            nearest >= 0.75 * len(wrong)
+        nearest, fine = (
+            sum(by <= 0 for by, _ in wrong),
+            sum(error <= 2 for _, error in wrong),
         )
+        checks[
+            f"the nearest of all in three quarters of the cells of wrong scores ({nearest} of {len(wrong)})"
+        ] = nearest >= 0.75 * len(wrong)
         text = "no other is nearer there by over two standard errors, in three quarters"
         checks[f"{text} ({fine} of {len(wrong)})"] = fine >= 0.75 * len(wrong)
     return checks
@@ -264,48 +378,84 @@ def clean_name(name: str) -> str:
 
 
 def behind_by(cell: dict[str, Any], clean: dict[str, Any]) -> tuple[float, float]:
-    """How much further than the nearest other method ours is, over the seeds that both have, as a distance and, as the
-    greatest of all others, in standard errors; infinite where ours is NaN.
+    """How much further than the nearest other method ours is, over the seeds that both
+    have, as a distance and, as the greatest of all others, in standard errors; infinite
+    where ours is NaN.
 
-    How much one set of draws differs from the next is known from the floor's sets where scores are exact (``clean``),
-    whose problems are the same.
+    How much one set of draws differs from the next is known from the floor's sets where
+    scores are exact (``clean``), whose problems are the same.
     """
     mine, floors = cell["methods"][OURS], clean["methods"][FLOOR]
     found = []
     for method in rivals.RIVALS:
         theirs = cell["methods"][method]
         seeds = sorted(mine.keys() & theirs.keys() & floors.keys())
-        one = {seed: floors[seed].get("error", 0.0) * np.sqrt(floors[seed].get("sets", 4)) for seed in seeds}
+        one = {
+            seed: floors[seed].get("error", 0.0) * np.sqrt(floors[seed].get("sets", 4))
+            for seed in seeds
+        }
 
-        def error_of(row: dict[str, Any], seed: str, one: dict[str, float] = one) -> float:
+        def error_of(
+            row: dict[str, Any], seed: str, one: dict[str, float] = one
+        ) -> float:
             return float(row.get("error", one[seed] / np.sqrt(row.get("sets", 1))))
 
-        by = float(np.mean([mine[seed]["value"] - theirs[seed]["value"] for seed in seeds]))
-        errors = [np.hypot(error_of(mine[seed], seed), error_of(theirs[seed], seed)) for seed in seeds]
-        by = np.inf if any(np.isnan(mine[seed]["value"]) for seed in seeds) else -np.inf if np.isnan(by) else by
+        by = float(
+            np.mean([mine[seed]["value"] - theirs[seed]["value"] for seed in seeds])
+        )
+        errors = [
+            np.hypot(error_of(mine[seed], seed), error_of(theirs[seed], seed))
+            for seed in seeds
+        ]
+        by = (
+            np.inf
+            if any(np.isnan(mine[seed]["value"]) for seed in seeds)
+            else -np.inf
+            if np.isnan(by)
+            else by
+        )
         found.append((by, by / max(float(np.linalg.norm(errors)) / len(seeds), 1e-12)))
     return max(by for by, _ in found), max(error for _, error in found)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", nargs="+", default=[""], help="run the cells whose names begin so")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=(*METHODS, MOVED, FLOOR))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cells", nargs="+", default=[""], help="run the cells whose names begin so"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=list(METHODS), choices=(*METHODS, MOVED, FLOOR)
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--chains", type=int, default=1000)
     parser.add_argument("--projections", type=int, default=3000)
     parser.add_argument(
-        "--sets", type=int, default=1, help="sets of draws of the others; where scores are wrong, of all"
+        "--sets",
+        type=int,
+        default=1,
+        help="sets of draws of the others; where scores are wrong, of all",
     )
-    parser.add_argument("--again", action="store_true", help="run also what is there of the methods that are named")
-    parser.add_argument("--table", action="store_true", help="run nothing, write the tables")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="run also what is there of the methods that are named",
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="run nothing, write the tables"
+    )
     options = parser.parse_args()
     every = cells()
     if not options.table:
         for name, cell in every.items():
-            if any(text in ("", name) or name.startswith(f"{text} ") for text in options.cells):
+            if any(
+                text in ("", name) or name.startswith(f"{text} ")
+                for text in options.cells
+            ):
                 run_cell(name, cell, options)
-                make_room()  # the rivals compile outside of `cp.infer`, which sees to that
+                # the rivals compile outside of `cp.infer`, which sees to that
+                make_room()
     found = {name: cell for name in every if (cell := kept().get(name))}
     columns = [
         "cell",
@@ -328,7 +478,9 @@ def main() -> int:
     )
     rows = [row_of(name, cell) for name, cell in found.items()]
     title_text = "Posteriors of many observations"
-    return publish(FILE, title_text, columns, rows, checks_of(found), {"cells": found}, notes)
+    return publish(
+        FILE, title_text, columns, rows, checks_of(found), {"cells": found}, notes
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What a run takes on TPUs that are not here, by their own compiler: memory of a chip and collectives, 4 to 256 chips.
+"""What a run takes on TPUs that are not here, by their own compiler: memory of a chip
+and collectives, 4 to 256 chips.
 
     python -m benchmarks tpu
     python -m benchmarks tpu --family v5e --family v4
 
-Learned ring × bar with as many chains on every chip. Nothing runs: the numbers are the compiler's, which `make tpu`
-fetches.
+Learned ring × bar with as many chains on every chip. Nothing runs: the numbers are the
+compiler's, which `make tpu` fetches.
 """
 
 from __future__ import annotations
@@ -30,61 +31,99 @@ CHAINS = 64
 """On every chip."""
 INDEPENDENT = cp.AnnealedMCMC(cp.MALA(0.001), 3)
 MEETINGS = 3
-"""Of SMC: for weights, for the chains that change places, and for the acceptance that step sizes adapt to."""
+"""Of SMC: for weights, for the chains that change places, and for the acceptance that
+step sizes adapt to."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks tpu")
-    parser.add_argument("--family", action="append", choices=TOPOLOGIES, help="only these; once for each")
+    parser.add_argument(
+        "--family",
+        action="append",
+        choices=TOPOLOGIES,
+        help="only these; once for each",
+    )
     families = parser.parse_args().family or list(TOPOLOGIES)
     density, _ = hardware.program(None)
     found: dict[str, dict[str, Any]] = {}
-    for topology in (f"{family}:{grid}" for family in families for grid in TOPOLOGIES[family]):
+    for topology in (
+        f"{family}:{grid}" for family in families for grid in TOPOLOGIES[family]
+    ):
         try:
             chips = hardware.tpu_chips(topology)
             default, _ = choose(density, CHAINS * len(chips))
-            alone = compile_ahead(density, INDEPENDENT, CHAINS * len(chips), chips, diagnostics=False)
+            alone = compile_ahead(
+                density, INDEPENDENT, CHAINS * len(chips), chips, diagnostics=False
+            )
             weighed = compile_ahead(density, default, CHAINS * len(chips), chips)
-        except Exception as error:  # a compiler that gives up: told in the table, and a check that fails
+        # a compiler that gives up: told in the table, and a check that fails
+        except Exception as error:
             found[topology] = {"failed": str(error).splitlines()[0]}
         else:
-            found[topology] = {"chips": len(chips), "independent": told(alone), "default": told(weighed)}
+            found[topology] = {
+                "chips": len(chips),
+                "independent": told(alone),
+                "default": told(weighed),
+            }
         print(topology, found[topology], file=sys.stderr)
     passed = {topology: one for topology, one in found.items() if "failed" not in one}
     rows = [row(topology, one) for topology, one in found.items()]
     default, _ = choose(density, CHAINS * 4)
     checks = {
         "every topology compiles": len(passed) == len(found),
-        "independent chains have no collectives": all(not one["independent"]["collectives"] for one in passed.values()),
+        "independent chains have no collectives": all(
+            not one["independent"]["collectives"] for one in passed.values()
+        ),
         "a chip's memory for independent chains is the same on 4 and on 256 chips of a family": all(
-            len(set(memories(passed, family, "independent"))) == 1 for family in families
+            len(set(memories(passed, family, "independent"))) == 1
+            for family in families
         ),
         "a chip's memory for SMC on 256 chips is at most 1.02 of that on 4 of a family": all(
-            sizes[-1] <= 1.02 * sizes[0] for family in families if (sizes := memories(passed, family, "default"))
+            sizes[-1] <= 1.02 * sizes[0]
+            for family in families
+            if (sizes := memories(passed, family, "default"))
         ),
         "SMC has a collective for weights, one for the exchange of chains, one for its step sizes, and no other": all(
-            sum(one["default"]["collectives"].values()) == MEETINGS for one in passed.values()
+            sum(one["default"]["collectives"].values()) == MEETINGS
+            for one in passed.values()
         ),
     }
-    columns = ["TPUs", "chips", "independent chains: memory", "collectives", "SMC: memory", "collectives"]
+    columns = [
+        "TPUs",
+        "chips",
+        "independent chains: memory",
+        "collectives",
+        "SMC: memory",
+        "collectives",
+    ]
     notes = (
         "Memory is what one chip needs for arguments, results and temporaries of a whole run. Independent chains: "
         f"{INDEPENDENT.prepare(density).describe()}, without the means over all chains that a result reports. SMC, "
         f"which `cp.infer` chooses here, with them: {default.prepare(density).describe()}. From 64 chips on the "
         "compiler makes an all-reduce of the all-gather of weights. Chains that change places go round the chips."
     )
-    title = f"Compiled for TPUs, not run: learned ring × bar, {CHAINS} chains on every chip"
+    title = (
+        f"Compiled for TPUs, not run: learned ring × bar, {CHAINS} chains on every chip"
+    )
     return publish("tpu", title, columns, rows, checks, {"topologies": found}, notes)
 
 
 def memories(passed: dict[str, Any], family: str, name: str) -> list[int]:
     """Bytes of a chip, by the number of chips."""
-    return [one[name]["memory"] for topology, one in passed.items() if topology.startswith(family)]
+    return [
+        one[name]["memory"]
+        for topology, one in passed.items()
+        if topology.startswith(family)
+    ]
 
 
 def told(compiled: Compiled) -> dict[str, Any]:
     memory = compiled.arguments + compiled.outputs + compiled.temporaries
-    return {"memory": memory, "collectives": compiled.collectives, "estimated_seconds": compiled.seconds}
+    return {
+        "memory": memory,
+        "collectives": compiled.collectives,
+        "estimated_seconds": compiled.seconds,
+    }
 
 
 def row(topology: str, one: dict[str, Any]) -> list[str]:
@@ -92,7 +131,9 @@ def row(topology: str, one: dict[str, Any]) -> list[str]:
         return [topology, "", one["failed"], "", "", ""]
     cells = [topology, str(one["chips"])]
     for name in ("independent", "default"):
-        kinds = ", ".join(f"{number} {kind}" for kind, number in one[name]["collectives"].items())
+        kinds = ", ".join(
+            f"{number} {kind}" for kind, number in one[name]["collectives"].items()
+        )
         cells += [hardware.of(one[name]["memory"]), kinds or "0"]
     return cells
 

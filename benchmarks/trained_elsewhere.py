@@ -1,14 +1,17 @@
-"""A network that other people trained, loaded and evaluated here, beside the original in ONNX Runtime.
+"""A network that other people trained, loaded and evaluated here, beside the original
+in ONNX Runtime.
 
     python -m benchmarks trained-elsewhere --original PYTHON
 
-PYTHON is that of an environment with the packages adaptive-terrain-diffusion (MIT licence; its consistency network of
-heights of terrain is in guided-diffusion's layout), onnx and onnxruntime. It writes the weights as a state dict, and
-what the original computes; the state dict goes through tools/convert_guided_diffusion.py. The original's
+PYTHON is that of an environment with the packages adaptive-terrain-diffusion (MIT
+licence; its consistency network of heights of terrain is in guided-diffusion's layout),
+onnx and onnxruntime. It writes the weights as a state dict, and what the original
+computes; the state dict goes through tools/convert_guided_diffusion.py. The original's
 one number for a label is embedded by two layers, which are put in place of a table.
 
-A consistency network returns the end of a path from x, and not the mean of x₀: it is a trained network to load and to
-compare, and no score of a density. Exits with 1 if the outputs differ by more than 1e-4 of the greatest.
+A consistency network returns the end of a path from x, and not the mean of x₀: it is a
+trained network to load and to compare, and no score of a density. Exits with 1 if the
+outputs differ by more than 1e-4 of the greatest.
 """
 
 from __future__ import annotations
@@ -71,7 +74,8 @@ save_file(found, sys.argv[1] + "/told.safetensors")
 
 
 class Consistency(eqx.Module):
-    """c_skip·x + c_out·F(c_in·x, 250·log σ), clipped, as the original has it; the data's standard deviation is ½.
+    """c_skip·x + c_out·F(c_in·x, 250·log σ), clipped, as the original has it; the
+    data's standard deviation is ½.
 
     References:
         Song et al. 2023, *Consistency models*, appendix C.
@@ -81,7 +85,9 @@ class Consistency(eqx.Module):
 
     def __call__(self, x: Array, sigma: Array, label: Array) -> Array:
         total, after = sigma**2 + 0.25, sigma - 0.002
-        inner = self.network(x / jnp.sqrt(total), 250 * jnp.log(sigma), label=label[None])
+        inner = self.network(
+            x / jnp.sqrt(total), 250 * jnp.log(sigma), label=label[None]
+        )
         y = 0.25 / (after**2 + 0.25) * x + 0.5 * after / jnp.sqrt(total) * inner
         return jnp.clip(y, -1.0, 1.0)
 
@@ -89,18 +95,31 @@ class Consistency(eqx.Module):
 def load(folder: Path) -> Any:
     """The network of a state dict."""
     state = load_file(folder / "state.safetensors")
-    labels = {name.removeprefix("label_emb."): state.pop(name) for name in list(state) if name.startswith("label_emb")}
+    labels = {
+        name.removeprefix("label_emb."): state.pop(name)
+        for name in list(state)
+        if name.startswith("label_emb")
+    }
     save_file(state, folder / "network.safetensors")
     supplied = Supplied(128, num_head_channels=32, use_new_attention_order=True)
     convert(folder / "network.safetensors", folder / "here", supplied)
     network = cp.from_diffusers(folder / "here").network
     layers = {"0": "linear_1", "2": "linear_2"}
-    found = {f"class_embedding.{layers[name[0]]}{name[1:]}": jnp.asarray(array) for name, array in labels.items()}
-    return replace(network, arrays=network.arrays | found, form=replace(network.form, label="projection"))
+    found = {
+        f"class_embedding.{layers[name[0]]}{name[1:]}": jnp.asarray(array)
+        for name, array in labels.items()
+    }
+    return replace(
+        network,
+        arrays=network.arrays | found,
+        form=replace(network.form, label="projection"),
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--original", required=True, metavar="PYTHON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -114,18 +133,36 @@ def main() -> int:
     sigmas = sorted(float(key[1:]) for key in told if key.startswith("x"))
     rows, errors = [], []
     for sigma in sigmas:
-        y, wanted = np.asarray(evaluate(told[f"x{sigma}"], sigma, told["labels"])), told[f"y{sigma}"]
+        y, wanted = (
+            np.asarray(evaluate(told[f"x{sigma}"], sigma, told["labels"])),
+            told[f"y{sigma}"],
+        )
         errors.append(float(np.abs(y - wanted).max() / np.abs(wanted).max()))
-        rows.append([f"σ = {sigma:g}", f"{errors[-1]:.1e}", f"{np.abs(wanted - told[f'x{sigma}']).max():.2f}"])
+        rows.append(
+            [
+                f"σ = {sigma:g}",
+                f"{errors[-1]:.1e}",
+                f"{np.abs(wanted - told[f'x{sigma}']).max():.2f}",
+            ]
+        )
     weights = sum(leaf.size for leaf in jax.tree.leaves(network))
-    title = (
-        f"A consistency network of {weights / 1e6:.1f} million weights that other people trained, beside the original"
-    )
-    head = ["", "greatest difference of the outputs, of the greatest", "greatest change that the original makes"]
+    title = f"A consistency network of {weights / 1e6:.1f} million weights that other people trained, beside the original"
+    head = [
+        "",
+        "greatest difference of the outputs, of the greatest",
+        "greatest change that the original makes",
+    ]
     checks = {"the same outputs up to 1e-4": max(errors) <= MOST}
-    details = {"sigmas": sigmas, "errors": errors, "weights": weights, "seconds to convert and load": loaded}
+    details = {
+        "sigmas": sigmas,
+        "errors": errors,
+        "weights": weights,
+        "seconds to convert and load": loaded,
+    }
     shown = "python -m benchmarks trained-elsewhere --original PYTHON"
-    return publish("trained_elsewhere", title, head, rows, checks, details, made_by=shown)
+    return publish(
+        "trained_elsewhere", title, head, rows, checks, details, made_by=shown
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """composeprob: new distributions from diffusion models, without retraining.
 
-A program states which densities multiply, mix and condition; `compile` turns it into one time-annealed unnormalised
-log-density; `infer` moves chains along it.
+A program states which densities multiply, mix and condition; `compile` turns it into
+one time-annealed unnormalised log-density; `infer` moves chains along it.
 """
 
 import warnings
@@ -17,15 +17,20 @@ if TYPE_CHECKING:
 else:  # a type checker that saw this would believe in every name
 
     def __getattr__(name: str) -> Any:
-        """Loads the public names when the first of them is asked for: ``composeprob --help`` starts without JAX."""
+        """Loads the public names when the first of them is asked for: ``composeprob
+        --help`` starts without JAX."""
         if find_spec(f"{__name__}.{name}") is not None:
             return import_module(f"{__name__}.{name}")
         if name == "__all__" or not name.startswith("__"):
             with warnings.catch_warnings():
-                # In a notebook without ipywidgets NumPyro's bars warn when it is imported; composeprob needs none.
+                # In a notebook without ipywidgets NumPyro's bars warn when it is
+                # imported; composeprob needs none.
                 warnings.filterwarnings("ignore", "IProgress not found")
                 api = import_module(f"{__name__}.api")
-            globals().update({public: getattr(api, public) for public in api.__all__}, __all__=api.__all__)
+            globals().update(
+                {public: getattr(api, public) for public in api.__all__},
+                __all__=api.__all__,
+            )
             if name in globals():
                 return globals()[name]
         errors = import_module(f"{__name__}.errors")

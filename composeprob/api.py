@@ -1,4 +1,5 @@
-"""The public names, in one place: the only module where both halves of the hourglass meet."""
+"""The public names, in one place: the only module where both halves of the hourglass
+meet."""
 
 from composeprob import errors, metrics, training
 from composeprob.arguments import answer, answered
@@ -13,7 +14,17 @@ from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
 from composeprob.factors.networks import batched_linear
 from composeprob.factors.window import tapestry, window
-from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, Gibbs, Kernel, LineIntegral
+from composeprob.kernels import (
+    HMC,
+    MALA,
+    UHMC,
+    ULA,
+    Adaptive,
+    BlackJAX,
+    Gibbs,
+    Kernel,
+    LineIntegral,
+)
 from composeprob.language.policies import Policy
 from composeprob.language.program import program
 from composeprob.language.statements import annealed, factor, observe, sample
@@ -94,7 +105,11 @@ __all__ = [
     "zoo",
 ]
 
-for _names, _place in ((__all__, globals()), (metrics.__all__, vars(metrics)), (training.__all__, vars(training))):
+for _names, _place in (
+    (__all__, globals()),
+    (metrics.__all__, vars(metrics)),
+    (training.__all__, vars(training)),
+):
     for _name in _names:
         if isinstance(_public := _place[_name], type):
             answer(_public)

@@ -1,7 +1,8 @@
 """Every exception that composeprob raises on purpose.
 
-Each states what was found, where in the user's program, and how to fix it. All derive from
-`ComposeProbError`; each also derives from `ValueError` or `TypeError`, so that generic handlers keep working.
+Each states what was found, where in the user's program, and how to fix it. All derive
+from `ComposeProbError`; each also derives from `ValueError` or `TypeError`, so that
+generic handlers keep working.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ class ComposeProbError(Exception):
 
     Args:
         found: what is wrong, with the value that was found.
-        where: the place in the user's program, such as ``"scene.py:14"``; left out, the user's line that is being
-            executed.
+        where: the place in the user's program, such as ``"scene.py:14"``; left out, the
+            user's line that is being executed.
         fix: what to write instead.
     """
 
@@ -34,7 +35,8 @@ class ComposeProbError(Exception):
 
 
 class InvalidValueError(ComposeProbError, ValueError):
-    """An argument has a value that cannot be used (a negative count, NaN weights, an unknown option)."""
+    """An argument has a value that cannot be used (a negative count, NaN weights, an
+    unknown option)."""
 
 
 class WrongTypeError(ComposeProbError, TypeError):
@@ -50,7 +52,8 @@ class LevelError(ComposeProbError, ValueError):
 
 
 class ProgramError(ComposeProbError, ValueError):
-    """A program's statements contradict each other (two sites with one name, a statement outside a program)."""
+    """A program's statements contradict each other (two sites with one name, a
+    statement outside a program)."""
 
 
 class ConditionError(ComposeProbError, ValueError):
@@ -58,7 +61,8 @@ class ConditionError(ComposeProbError, ValueError):
 
 
 class NetworkError(ComposeProbError, ValueError):
-    """A network cannot be called as its factor declares, or returns something of the wrong shape."""
+    """A network cannot be called as its factor declares, or returns something of the
+    wrong shape."""
 
 
 class AlignmentError(ComposeProbError, ValueError):
@@ -92,11 +96,14 @@ class LoadError(ComposeProbError, ValueError):
 
 
 class VerificationError(ComposeProbError, ValueError):
-    """The intermediate representation broke one of its own rules: a defect of composeprob, not of the program."""
+    """The intermediate representation broke one of its own rules: a defect of
+    composeprob, not of the program."""
 
 
 __all__ = sorted(
-    name for name, value in globals().items() if isinstance(value, type) and issubclass(value, ComposeProbError)
+    name
+    for name, value in globals().items()
+    if isinstance(value, type) and issubclass(value, ComposeProbError)
 )
 
 _evaluate = (
@@ -114,10 +121,21 @@ MEANT: dict[str, dict[str, str]] = {
         "plate": "write numpyro.plate(name, size).",
         **{
             name: f"distributions are NumPyro's: import numpyro.distributions as dist, and write dist.{name}(…)."
-            for name in ("Normal", "MultivariateNormal", "Uniform", "Gamma", "Beta", "HalfNormal", "Poisson")
+            for name in (
+                "Normal",
+                "MultivariateNormal",
+                "Uniform",
+                "Gamma",
+                "Beta",
+                "HalfNormal",
+                "Poisson",
+            )
         },
     },
-    "Factor": dict.fromkeys(("log_prob", "log_density", "logpdf", "score", "sample", "draw", "infer"), _evaluate),
+    "Factor": dict.fromkeys(
+        ("log_prob", "log_density", "logpdf", "score", "sample", "draw", "infer"),
+        _evaluate,
+    ),
     "AnnealedDensity": {
         **dict.fromkeys(
             ("log_prob", "logpdf", "energy", "potential"),
@@ -130,10 +148,19 @@ MEANT: dict[str, dict[str, str]] = {
         **dict.fromkeys(("grad", "gradient"), "write density.score({'x': point}, 0)."),
     },
     "Result": {
-        **dict.fromkeys(("posterior", "get_samples", "chains"), "samples are result['x'], and result.samples."),
+        **dict.fromkeys(
+            ("posterior", "get_samples", "chains"),
+            "samples are result['x'], and result.samples.",
+        ),
         **dict.fromkeys(("log_z", "logZ", "evidence"), "write result.log_evidence."),
-        **dict.fromkeys(("diagnostics", "print_summary"), "write print(result.summary()), and result.status."),
-        **dict.fromkeys(("std", "var", "median"), "result.summary() shows them; result.quantile(fn, 0.5) has errors."),
+        **dict.fromkeys(
+            ("diagnostics", "print_summary"),
+            "write print(result.summary()), and result.status.",
+        ),
+        **dict.fromkeys(
+            ("std", "var", "median"),
+            "result.summary() shows them; result.quantile(fn, 0.5) has errors.",
+        ),
     },
     "arguments": {
         "obs": "data are the value of cp.observe(name, distribution, value); cp.sample takes none.",
@@ -148,14 +175,17 @@ MEANT: dict[str, dict[str, str]] = {
         "anneal": "an annealing policy belongs to cp.observe and cp.factor.",
     },
 }
-"""What others call what this library has: for a name that it lacks, by the module or class that lacks it, or
-``"arguments"`` of any public call, what to write instead."""
+"""What others call what this library has: for a name that it lacks, by the module or
+class that lacks it, or ``"arguments"`` of any public call, what to write instead."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], also: Mapping[str, str] | None = None) -> AttributeError:
-    """The error for a name that a module, or an object of a class, ``kind`` in `MEANT`, does not have; what to write
-    instead says that table, or ``also``. Names with an underscore in front, for which Python and JAX ask by themselves,
-    get Python's own error."""
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], also: Mapping[str, str] | None = None
+) -> AttributeError:
+    """The error for a name that a module, or an object of a class, ``kind`` in `MEANT`,
+    does not have; what to write instead says that table, or ``also``. Names with an
+    underscore in front, for which Python and JAX ask by themselves, get Python's own
+    error."""
     if name.startswith("_"):
         return AttributeError(f"{kind} has no {name!r}.")
     public = sorted(n for n in known if not n.startswith("_"))
@@ -167,26 +197,46 @@ def unknown_name(kind: str, name: str, known: Iterable[str], also: Mapping[str, 
 
 
 def a_kind(value: object) -> str:
-    """What a value is, in a message: ``an array`` whatever library made it, else the name of its type."""
-    return "an array" if hasattr(value, "dtype") and hasattr(value, "shape") else type(value).__name__
+    """What a value is, in a message: ``an array`` whatever library made it, else the
+    name of its type."""
+    return (
+        "an array"
+        if hasattr(value, "dtype") and hasattr(value, "shape")
+        else type(value).__name__
+    )
 
 
 def is_library(module: str) -> bool:
-    """Whether a module belongs to a library that programs are written with, other than this one."""
-    known = {"contextlib", "dataclasses", "equinox", "flax", "jax", "jaxlib", "jaxtyping", "numpy", "numpyro", "scipy"}
+    """Whether a module belongs to a library that programs are written with, other than
+    this one."""
+    known = {
+        "contextlib",
+        "dataclasses",
+        "equinox",
+        "flax",
+        "jax",
+        "jaxlib",
+        "jaxtyping",
+        "numpy",
+        "numpyro",
+        "scipy",
+    }
     return module.split(".")[0] in known
 
 
 def place(file: str, line: int) -> str:
-    """``"file.py:line"``; of a notebook's cell, whose file has a number for a name, ``"In[3], line 2"``."""
+    """``"file.py:line"``; of a notebook's cell, whose file has a number for a name,
+    ``"In[3], line 2"``."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    label = getattr(getattr(shell, "compile", None), "format_code_name", lambda name: None)(file)
+    label = getattr(
+        getattr(shell, "compile", None), "format_code_name", lambda name: None
+    )(file)
     return f"{label[1]}, line {line}" if label else f"{Path(file).name}:{line}"
 
 
 def caller(inside: FrameType | None = None) -> str | None:
-    """The `place` of the innermost frame outside of libraries, from ``inside`` or the caller on outwards; None where
-    there is only the command line."""
+    """The `place` of the innermost frame outside of libraries, from ``inside`` or the
+    caller on outwards; None where there is only the command line."""
     frame = sys._getframe(1) if inside is None else inside
     while frame is not None:
         module = frame.f_globals.get("__name__") or ""

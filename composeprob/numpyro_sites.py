@@ -1,4 +1,5 @@
-"""Factors as sites of ordinary NumPyro models: a log-density from the compiler, draws from a sampler."""
+"""Factors as sites of ordinary NumPyro models: a log-density from the compiler, draws
+from a sampler."""
 
 from __future__ import annotations
 
@@ -31,32 +32,43 @@ ORDER = 2**32 - 100  # of the first chain's random numbers: for the order of dra
 
 
 def as_distribution(
-    factor: Factor, *, schedule: Schedule | None = None, sampler: Sampler | None = None, num_chains: int = 1
+    factor: Factor,
+    *,
+    schedule: Schedule | None = None,
+    sampler: Sampler | None = None,
+    num_chains: int = 1,
 ) -> FactorDistribution:
-    r"""Makes a NumPyro distribution of a factor, for ``numpyro.sample`` in an ordinary NumPyro model.
+    r"""Makes a NumPyro distribution of a factor, for ``numpyro.sample`` in an ordinary
+    NumPyro model.
 
-    ``log_prob(x)`` is log f(x) at level 0, what ``result["x"]`` of `infer` is a sample of. It is **unnormalised**
-    unless the factor is `Analytic` or calibrated: posteriors do not depend on the constant, but
-    evidences, ``log_prob`` as a number, and models that compare several factors are not. For the same reason a factor
-    that is not `Analytic` may not depend on a latent of the model.
+    ``log_prob(x)`` is log f(x) at level 0, what ``result["x"]`` of `infer` is a sample
+    of. It is **unnormalised** unless the factor is `Analytic` or calibrated: posteriors
+    do not depend on the constant, but evidences, ``log_prob`` as a number, and models
+    that compare several factors are not. For the same reason a factor that is not
+    `Analytic` may not depend on a latent of the model.
 
-    ``sample`` runs the sampler, and all draws that are asked for at once travel as chains of one run, also under
-    ``numpyro.infer.Predictive(parallel=True)``, `jax.vmap` and plates. An `Analytic` factor is drawn from directly.
-    Make the distribution outside of the model, so that it is compiled once.
+    ``sample`` runs the sampler, and all draws that are asked for at once travel as
+    chains of one run, also under ``numpyro.infer.Predictive(parallel=True)``,
+    `jax.vmap` and plates. An `Analytic` factor is drawn from directly. Make the
+    distribution outside of the model, so that it is compiled once.
 
     Args:
         factor: the factor; events have its shape.
         schedule: the levels to sample along; left out, those of the factor.
-        sampler: how chains travel; left out, chosen by the number of draws, as in `infer`.
-        num_chains: run at least this many chains, of which the draws are a random part: for a sampler that needs a
-            population, such as `SMC`.
+        sampler: how chains travel; left out, chosen by the number of draws, as in
+            `infer`.
+        num_chains: run at least this many chains, of which the draws are a random part:
+            for a sampler that needs a population, such as `SMC`.
 
     Returns:
-        A distribution without batch shape. Inside a `program` it is the same as the factor.
+        A distribution without batch shape. Inside a `program` it is the same as the
+            factor.
 
     Raises:
-        DoublyIntractableError: the factor depends on a latent of the model and is not `Analytic`.
-        CapabilityError: from ``log_prob``: the factor offers only its score (draws need no more).
+        DoublyIntractableError: the factor depends on a latent of the model and is not
+            `Analytic`.
+        CapabilityError: from ``log_prob``: the factor offers only its score (draws need
+            no more).
         ConditionError, NetworkError: the factor cannot be evaluated.
 
     Example:
@@ -95,7 +107,8 @@ def as_distribution(
 
 
 class ClosedFactor(FactorDistribution):
-    """An `Analytic` factor: its exact distribution at level 0, which its parameters may move."""
+    """An `Analytic` factor: its exact distribution at level 0, which its parameters may
+    move."""
 
     pytree_data_fields = ("exact",)
 
@@ -116,7 +129,13 @@ class SampledFactor(FactorDistribution):
     pytree_data_fields = ("density", "sampler")
     pytree_aux_fields = ("num_chains",)
 
-    def __init__(self, factor: Factor, density: AnnealedDensity, sampler: Sampler | None, num_chains: int):
+    def __init__(
+        self,
+        factor: Factor,
+        density: AnnealedDensity,
+        sampler: Sampler | None,
+        num_chains: int,
+    ):
         super().__init__(factor)
         self.density, self.sampler, self.num_chains = density, sampler, num_chains
 
@@ -130,18 +149,27 @@ class SampledFactor(FactorDistribution):
         draws = custom_vmap(self._draws)
 
         @draws.def_vmap
-        def batched_draws(size: int, batched: list[bool], keys: Array) -> tuple[Array, bool]:
+        def batched_draws(
+            size: int, batched: list[bool], keys: Array
+        ) -> tuple[Array, bool]:
             found = draws(keys.reshape(-1))
             return found.reshape(*keys.shape, *self.event_shape), True
 
-        return draws(jax.random.split(key, size)).reshape(*sample_shape, *self.event_shape)
+        return draws(jax.random.split(key, size)).reshape(
+            *sample_shape, *self.event_shape
+        )
 
     def _draws(self, keys: Array) -> Array:
-        """One draw for each of n keys, (n, …), of chains that travel together; may be traced and mapped, as `infer` may
-        not. Their order is random: resampling leaves copies of one chain side by side."""
+        """One draw for each of n keys, (n, …), of chains that travel together; may be
+        traced and mapped, as `infer` may not. Their order is random: resampling leaves
+        copies of one chain side by side."""
         density, num_chains = self.density, max(len(keys), self.num_chains)
-        with jax.ensure_compile_time_eval():  # what is decided by the density's numbers is decided now
-            sampler = choose(density, num_chains)[0] if self.sampler is None else self.sampler
+        with (
+            jax.ensure_compile_time_eval()
+        ):  # what is decided by the density's numbers is decided now
+            sampler = (
+                choose(density, num_chains)[0] if self.sampler is None else self.sampler
+            )
             check_capabilities(sampler, density)
             sampler = sampler.prepare(density).in_numbers()
             first = sampler.first_level(density)
@@ -161,7 +189,9 @@ class SampledFactor(FactorDistribution):
 
 
 @eqx.filter_jit
-def _draw(density: AnnealedDensity, sampler: Sampler, keys: Array, num_chains: int, first: int) -> dict[str, Array]:
+def _draw(
+    density: AnnealedDensity, sampler: Sampler, keys: Array, num_chains: int, first: int
+) -> dict[str, Array]:
     n = keys.shape[0]
     words = jax.random.key_data(keys).reshape(n, -1)[:, -2:]
     run = begin(keys[0], num_chains, sampler.visits(density, None))

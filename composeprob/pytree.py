@@ -1,4 +1,5 @@
-"""Small operations on positions: arithmetic, noise and selection over every leaf of a pytree."""
+"""Small operations on positions: arithmetic, noise and selection over every leaf of a
+pytree."""
 
 from __future__ import annotations
 
@@ -18,10 +19,16 @@ Tree = TypeVar("Tree")
 def normal_like(key: Array, tree: Tree) -> Tree:
     """Independent standard normals for every element of every leaf.
 
-    They are cut from one draw: every use of a random key costs the compiler more than most densities do.
+    They are cut from one draw: every use of a random key costs the compiler more than
+    most densities do.
     """
     leaves = jax.tree.leaves(tree)
-    return unravel(jax.random.normal(key, (size(tree),), jnp.result_type(float, *leaves) if leaves else None), tree)
+    return unravel(
+        jax.random.normal(
+            key, (size(tree),), jnp.result_type(float, *leaves) if leaves else None
+        ),
+        tree,
+    )
 
 
 def size(tree: PyTree[Array]) -> int:
@@ -34,7 +41,9 @@ def unravel(flat: Array, like: Tree) -> Tree:
     leaves, treedef = jax.tree.flatten(like)
     ends = accumulate(jnp.size(leaf) for leaf in leaves)
     pieces = [
-        flat[end - jnp.size(leaf) : end].reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
+        flat[end - jnp.size(leaf) : end]
+        .reshape(jnp.shape(leaf))
+        .astype(jnp.result_type(leaf))
         for leaf, end in zip(leaves, ends, strict=True)
     ]
     return jax.tree.unflatten(treedef, pieces)
@@ -67,7 +76,8 @@ def squared_norm(x: PyTree[Array]) -> Array:
 
 
 def where(condition: Array, x: Tree, y: Tree) -> Tree:
-    """x where the scalar condition holds, else y: a selection, so a NaN in the branch not taken is harmless."""
+    """x where the scalar condition holds, else y: a selection, so a NaN in the branch
+    not taken is harmless."""
     return jax.tree.map(lambda xi, yi: jnp.where(condition, xi, yi), x, y)
 
 

@@ -1,7 +1,8 @@
-"""Noise schedules: K levels x_k = α_k·x_0 + σ_k·ε, level 0 the cleanest, level K−1 the noisiest.
+"""Noise schedules: K levels x_k = α_k·x_0 + σ_k·ε, level 0 the cleanest, level K−1 the
+noisiest.
 
-Everything that depends on how much noise a level carries is given in log-SNR, λ_k = log(α_k²/σ_k²), because that
-is what two schedules can agree on.
+Everything that depends on how much noise a level carries is given in log-SNR, λ_k =
+log(α_k²/σ_k²), because that is what two schedules can agree on.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from composeprob.text import printable
 
 
 class Noise(eqx.Module):
-    """A `Noise` holds α and σ of one level, or of every level at once (arrays instead of scalars).
+    """A `Noise` holds α and σ of one level, or of every level at once (arrays instead
+    of scalars).
 
     Attributes:
-        index: the level's index, an integer; a real number where a factor is evaluated between two levels of its own.
+        index: the level's index, an integer; a real number where a factor is evaluated
+            between two levels of its own.
         alpha: α, the factor of the signal.
         sigma: σ, the standard deviation of the noise.
     """
@@ -44,32 +47,41 @@ class Noise(eqx.Module):
 
 
 class _LogSNR:
-    """`Schedule.log_snr` is a constructor on the class, and the array λ on an instance."""
+    """`Schedule.log_snr` is a constructor on the class, and the array λ on an
+    instance."""
 
     def __get__(self, instance: Schedule | None, owner: type[Schedule]) -> Any:
         if instance is not None:
             if isinstance(instance.alpha, jax.core.Tracer):
                 return instance.levels.log_snr
             # On the host, as each operation on a device would be compiled for it.
-            return log_snr_of(instance.alpha, instance.sigma).astype(jnp.result_type(float))
+            return log_snr_of(instance.alpha, instance.sigma).astype(
+                jnp.result_type(float)
+            )
 
-        def evenly_spaced(num_levels: int, min: float = -9.0, max: float = 11.0) -> Schedule:
-            """Makes a variance-preserving schedule, log-SNR evenly spaced from ``max`` (level 0) to ``min``."""
+        def evenly_spaced(
+            num_levels: int, min: float = -9.0, max: float = 11.0
+        ) -> Schedule:
+            """Makes a variance-preserving schedule, log-SNR evenly spaced from ``max``
+            (level 0) to ``min``."""
             return owner.from_arrays(*_vp(np.linspace(max, min, _count(num_levels))))
 
         return evenly_spaced
 
 
 class Schedule(eqx.Module):
-    """A `Schedule` is K noise levels, x_k = α_k·x_0 + σ_k·ε, whose log-SNR falls strictly from k = 0 to K−1.
+    """A `Schedule` is K noise levels, x_k = α_k·x_0 + σ_k·ε, whose log-SNR falls
+    strictly from k = 0 to K−1.
 
-    Level 0 should be cleaner than the finest scale of the data: its noise stays in the samples.
+    Level 0 should be cleaner than the finest scale of the data: its noise stays in the
+    samples.
 
     Attributes:
         alpha: α, shape (K,).
         sigma: σ, shape (K,).
-        drift_ratio: f/g² of the forward diffusion dx = f·x dt + g dW, shape (K,): −½ for variance-preserving
-            schedules, 0 for variance-exploding ones, −1/(2σ) for flow matching. Feynman–Kac rates need it.
+        drift_ratio: f/g² of the forward diffusion dx = f·x dt + g dW, shape (K,): −½
+            for variance-preserving schedules, 0 for variance-exploding ones, −1/(2σ)
+            for flow matching. Feynman–Kac rates need it.
 
     Example:
         >>> import composeprob as cp
@@ -86,14 +98,20 @@ class Schedule(eqx.Module):
 
     @classmethod
     def from_arrays(cls, alpha: ArrayLike, sigma: ArrayLike) -> Schedule:
-        """Makes a schedule of given α and σ, both of shape (K,), from the cleanest level to the noisiest."""
+        """Makes a schedule of given α and σ, both of shape (K,), from the cleanest
+        level to the noisiest."""
         alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
         if alpha.ndim != 1 or alpha.shape != sigma.shape or alpha.size == 0:
             raise ShapeError(
                 f"A schedule needs α and σ of one shape (K,), K ≥ 1; got {alpha.shape} and {sigma.shape}.",
                 fix="pass two arrays with one entry per level.",
             )
-        if not (np.all(np.isfinite(alpha)) and np.all(np.isfinite(sigma)) and np.all(alpha > 0) and np.all(sigma > 0)):
+        if not (
+            np.all(np.isfinite(alpha))
+            and np.all(np.isfinite(sigma))
+            and np.all(alpha > 0)
+            and np.all(sigma > 0)
+        ):
             raise InvalidValueError(
                 "A schedule's α and σ must be finite and positive at every level.",
                 fix="start level 0 at a small positive σ; a level without noise has no score.",
@@ -107,7 +125,8 @@ class Schedule(eqx.Module):
                 fix="sort the levels by decreasing α/σ and drop repeated ones.",
             )
         size = np.sqrt(alpha**2 + sigma**2)
-        # Variance preserving levels keep √(α² + σ²), straight ones lose a third on their way.
+        # Variance preserving levels keep √(α² + σ²), straight ones lose a third on
+        # their way.
         if size.min() < 0.25 * size[0]:
             k = int(size.argmin())
             raise InvalidValueError(
@@ -116,24 +135,33 @@ class Schedule(eqx.Module):
                 fix="of DDPM's betas and alphas_cumprod = cumprod(1 − betas), α is sqrt(alphas_cumprod) and σ is "
                 "sqrt(1 − alphas_cumprod).",
             )
-        host: Any = (alpha, sigma, _drift_ratio(alpha, sigma, log_snr))  # on the host until it is traced
+        host: Any = (
+            alpha,
+            sigma,
+            _drift_ratio(alpha, sigma, log_snr),
+        )  # on the host until it is traced
         return cls(*host)
 
     @classmethod
     def linear(cls, num_levels: int) -> Schedule:
-        """Makes DDPM's schedule (Ho et al. 2020): β linear from 10⁻⁴ to 0.02, times 1000/K; α_k² = Π_{j≤k}(1−β_j)."""
+        """Makes DDPM's schedule (Ho et al. 2020): β linear from 10⁻⁴ to 0.02, times
+        1000/K; α_k² = Π_{j≤k}(1−β_j)."""
         k = _count(num_levels)
         beta = np.minimum(np.linspace(1e-4, 0.02, k) * (1000.0 / k), 0.999)
         return cls._from_beta(beta)
 
     @classmethod
     def cosine(cls, num_levels: int) -> Schedule:
-        """Makes the cosine schedule (Nichol & Dhariwal 2021): ᾱ(t) ∝ cos²(π/2·(t+0.008)/1.008), β at most 0.999."""
+        """Makes the cosine schedule (Nichol & Dhariwal 2021): ᾱ(t) ∝
+        cos²(π/2·(t+0.008)/1.008), β at most 0.999."""
         return cls._from_beta(cosine_betas(_count(num_levels)))
 
     @classmethod
-    def vp(cls, num_levels: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
-        """Makes levels of the VP-SDE (Song et al. 2021): log α(t) = −¼t²(β_max−β_min) − ½tβ_min, K times 10⁻³ … 1."""
+    def vp(
+        cls, num_levels: int, beta_min: float = 0.1, beta_max: float = 20.0
+    ) -> Schedule:
+        """Makes levels of the VP-SDE (Song et al. 2021): log α(t) = −¼t²(β_max−β_min) −
+        ½tβ_min, K times 10⁻³ … 1."""
         if not beta_min + 1e-3 * (beta_max - beta_min) > 0 or not beta_max > 0:
             raise InvalidValueError(
                 f"β must be positive throughout; got beta_min={beta_min}, beta_max={beta_max}.",
@@ -144,26 +172,39 @@ class Schedule(eqx.Module):
         return cls.from_arrays(np.exp(log_alpha), np.sqrt(-np.expm1(2 * log_alpha)))
 
     @classmethod
-    def edm(cls, num_levels: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
-        """Makes a variance-exploding schedule (Karras et al. 2022): α = 1, σ^{1/ρ} evenly spaced, σ_min to σ_max."""
+    def edm(
+        cls,
+        num_levels: int,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+    ) -> Schedule:
+        """Makes a variance-exploding schedule (Karras et al. 2022): α = 1, σ^{1/ρ}
+        evenly spaced, σ_min to σ_max."""
         if not (0 < sigma_min < sigma_max and rho > 0):
             raise InvalidValueError(
                 f"Karras's levels need 0 < sigma_min < sigma_max and rho > 0; got {sigma_min}, {sigma_max}, {rho}.",
                 fix="for example sigma_min=0.002, sigma_max=80, rho=7.",
             )
         ramp = np.linspace(0.0, 1.0, _count(num_levels))
-        sigma = (sigma_min ** (1 / rho) + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))) ** rho
+        sigma = (
+            sigma_min ** (1 / rho)
+            + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))
+        ) ** rho
         return cls.from_arrays(np.ones_like(sigma), sigma)
 
     @classmethod
     def flow(cls, num_levels: int, shift: float = 1.0) -> Schedule:
-        """Makes the straight levels of flow matching, α = 1 − t and σ = t, at t = s·u/(1 + (s−1)·u).
+        """Makes the straight levels of flow matching, α = 1 − t and σ = t, at t =
+        s·u/(1 + (s−1)·u).
 
-        u is evenly spaced from 10⁻³ to 1 − 10⁻³: at t = 0 there is no noise, at t = 1 no signal. A shift s above 1
-        puts more levels where noise is strong, as models of large images want it.
+        u is evenly spaced from 10⁻³ to 1 − 10⁻³: at t = 0 there is no noise, at t = 1
+        no signal. A shift s above 1 puts more levels where noise is strong, as models
+        of large images want it.
 
         References:
-            Lipman et al. 2023, *Flow matching*; Esser et al. 2024, *Scaling rectified flow transformers*.
+            Lipman et al. 2023, *Flow matching*; Esser et al. 2024, *Scaling rectified
+                flow transformers*.
         """
         if not shift > 0 or not np.isfinite(shift):
             raise InvalidValueError(
@@ -172,21 +213,26 @@ class Schedule(eqx.Module):
             )
         u = np.linspace(1e-3, 1 - 1e-3, _count(num_levels))
         scale = 1 + (shift - 1) * u
-        return cls.from_arrays((1 - u) / scale, shift * u / scale)  # 1 − t without a difference of nearly equal numbers
+        return cls.from_arrays(
+            (1 - u) / scale, shift * u / scale
+        )  # 1 − t without a difference of nearly equal numbers
 
     log_snr: ClassVar[Any] = _LogSNR()
     """On a schedule, λ_k of every level, shape (K,). On the class, the constructor
-    ``Schedule.log_snr(num_levels, min=-9.0, max=11.0)``: variance preserving, λ evenly spaced from ``max`` at level 0
-    down to ``min`` at level K−1."""
+    ``Schedule.log_snr(num_levels, min=-9.0, max=11.0)``: variance preserving, λ evenly
+    spaced from ``max`` at level 0 down to ``min`` at level K−1."""
 
     def every(self, step: int) -> Schedule:
-        """Keeps every ``step``-th of these levels, level 0 and the noisiest always among them.
+        """Keeps every ``step``-th of these levels, level 0 and the noisiest always
+        among them.
 
-        A model with a discrete time embedding knows only the levels that it was trained on, often 1,000: run it on
-        some of them, ``cp.compile(program, …, schedule=factor.schedule.every(20))``.
+        A model with a discrete time embedding knows only the levels that it was trained
+        on, often 1,000: run it on some of them, ``cp.compile(program, …,
+        schedule=factor.schedule.every(20))``.
 
         Args:
-            step: s ≥ 1; the levels 0, s, 2s, … and K−1 are kept, with their α and σ as they are.
+            step: s ≥ 1; the levels 0, s, 2s, … and K−1 are kept, with their α and σ as
+                they are.
 
         Raises:
             InvalidValueError: no whole number from 1 to K−1.
@@ -210,7 +256,9 @@ class Schedule(eqx.Module):
     @classmethod
     def _from_beta(cls, beta: np.ndarray) -> Schedule:
         log_alpha_squared = np.cumsum(np.log1p(-beta))
-        return cls.from_arrays(np.exp(0.5 * log_alpha_squared), np.sqrt(-np.expm1(log_alpha_squared)))
+        return cls.from_arrays(
+            np.exp(0.5 * log_alpha_squared), np.sqrt(-np.expm1(log_alpha_squared))
+        )
 
     @property
     def num_levels(self) -> int:
@@ -220,17 +268,26 @@ class Schedule(eqx.Module):
     @property
     def levels(self) -> Noise:
         """The noise of every level, each field of shape (K,)."""
-        return Noise(jnp.arange(self.num_levels), jnp.asarray(self.alpha), jnp.asarray(self.sigma))
+        return Noise(
+            jnp.arange(self.num_levels),
+            jnp.asarray(self.alpha),
+            jnp.asarray(self.sigma),
+        )
 
     @property
     def beta(self) -> Array:
-        """The noise that enters between level k−1 and k, shape (K,): σ_k²·(1 − e^{λ_k−λ_{k−1}}).
+        """The noise that enters between level k−1 and k, shape (K,): σ_k²·(1 −
+        e^{λ_k−λ_{k−1}}).
 
-        For variance-preserving schedules this is DDPM's β_k = 1 − (α_k/α_{k−1})²; at level 0, σ_0².
+        For variance-preserving schedules this is DDPM's β_k = 1 − (α_k/α_{k−1})²; at
+        level 0, σ_0².
         """
         sigma, log_snr = jnp.asarray(self.sigma), self.levels.log_snr
-        # -expm1 instead of a difference of squares: exact where α is within rounding of 1.
-        return sigma**2 * jnp.concatenate([jnp.ones((1,), sigma.dtype), -jnp.expm1(jnp.diff(log_snr))])
+        # -expm1 instead of a difference of squares: exact where α is within rounding of
+        # 1.
+        return sigma**2 * jnp.concatenate(
+            [jnp.ones((1,), sigma.dtype), -jnp.expm1(jnp.diff(log_snr))]
+        )
 
     def at(self, level: Array | int) -> Noise:
         """Returns the noise of one level; the level may be traced.
@@ -246,8 +303,14 @@ class Schedule(eqx.Module):
         """Refuses a concrete level that does not exist, or is no integer."""
         if isinstance(level, jax.core.Tracer):
             return
-        if not np.issubdtype(np.asarray(level).dtype, np.integer) or np.ndim(level) != 0:
-            raise LevelError(f"A level is one integer; got {level!r}.", fix="pass an int, or vmap over levels.")
+        if (
+            not np.issubdtype(np.asarray(level).dtype, np.integer)
+            or np.ndim(level) != 0
+        ):
+            raise LevelError(
+                f"A level is one integer; got {level!r}.",
+                fix="pass an int, or vmap over levels.",
+            )
         if not 0 <= int(level) < self.num_levels:
             raise LevelError(
                 f"Level {int(level)} does not exist: this schedule has levels 0 (cleanest) to {self.num_levels - 1}.",
@@ -255,13 +318,20 @@ class Schedule(eqx.Module):
             )
 
     def same_levels(self, other: Schedule) -> bool:
-        """Returns whether both schedules have the same α and σ at every level (host arrays only)."""
+        """Returns whether both schedules have the same α and σ at every level (host
+        arrays only)."""
         pairs = (self.alpha, other.alpha), (self.sigma, other.sigma)
-        return self.num_levels == other.num_levels and all(np.allclose(a, b, rtol=1e-6, atol=0) for a, b in pairs)
+        return self.num_levels == other.num_levels and all(
+            np.allclose(a, b, rtol=1e-6, atol=0) for a, b in pairs
+        )
 
     def noise_at(self, log_snr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns α and σ of its family at any log-SNR, exact for VP, VE and flow, else by interpolation in log α."""
-        alpha, sigma = np.asarray(self.alpha, np.float64), np.asarray(self.sigma, np.float64)
+        """Returns α and σ of its family at any log-SNR, exact for VP, VE and flow, else
+        by interpolation in log α."""
+        alpha, sigma = (
+            np.asarray(self.alpha, np.float64),
+            np.asarray(self.sigma, np.float64),
+        )
         family = _family(alpha, sigma)
         if family == "vp":
             return _vp(log_snr)
@@ -270,13 +340,18 @@ class Schedule(eqx.Module):
         elif family == "flow":
             at = 1 / (1 + np.exp(-np.asarray(log_snr) / 2))
         else:
-            at = np.exp(np.interp(log_snr, log_snr_of(alpha, sigma)[::-1], np.log(alpha)[::-1]))
+            at = np.exp(
+                np.interp(log_snr, log_snr_of(alpha, sigma)[::-1], np.log(alpha)[::-1])
+            )
         return at, at * np.exp(-np.asarray(log_snr) / 2)
 
     def level_at(self, log_snr: np.ndarray) -> np.ndarray:
-        """Returns the level at any log-SNR as a real number, interpolated between those of the schedule in log-SNR."""
+        """Returns the level at any log-SNR as a real number, interpolated between those
+        of the schedule in log-SNR."""
         knots = log_snr_of(self.alpha, self.sigma)
-        return np.interp(log_snr, knots[::-1], np.arange(self.num_levels, dtype=np.float64)[::-1])
+        return np.interp(
+            log_snr, knots[::-1], np.arange(self.num_levels, dtype=np.float64)[::-1]
+        )
 
     def __repr__(self) -> str:
         if isinstance(self.alpha, jax.core.Tracer):
@@ -288,15 +363,21 @@ class Schedule(eqx.Module):
         )
 
 
-def check_schedule(schedule: object, fix: str = "for example cp.Schedule.cosine(100).") -> None:
+def check_schedule(
+    schedule: object, fix: str = "for example cp.Schedule.cosine(100)."
+) -> None:
     """Refuses what is no schedule."""
     if not isinstance(schedule, Schedule):
-        raise WrongTypeError(f"schedule must be a cp.Schedule; got {type(schedule).__name__}.", fix=fix)
+        raise WrongTypeError(
+            f"schedule must be a cp.Schedule; got {type(schedule).__name__}.", fix=fix
+        )
 
 
 def log_snr_of(alpha: ArrayLike, sigma: ArrayLike) -> np.ndarray:
     """λ of levels with these α and σ, in double precision."""
-    return 2 * (np.log(np.asarray(alpha, np.float64)) - np.log(np.asarray(sigma, np.float64)))
+    return 2 * (
+        np.log(np.asarray(alpha, np.float64)) - np.log(np.asarray(sigma, np.float64))
+    )
 
 
 def cosine_betas(num_levels: int) -> np.ndarray:
@@ -308,11 +389,14 @@ def cosine_betas(num_levels: int) -> np.ndarray:
 
 def _vp(log_snr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """α and σ of the variance-preserving family: α² = sigmoid(λ), σ² = sigmoid(−λ)."""
-    return np.exp(-0.5 * np.logaddexp(0, -log_snr)), np.exp(-0.5 * np.logaddexp(0, log_snr))
+    return np.exp(-0.5 * np.logaddexp(0, -log_snr)), np.exp(
+        -0.5 * np.logaddexp(0, log_snr)
+    )
 
 
 def _family(alpha: np.ndarray, sigma: np.ndarray) -> str:
-    """Which closed forms hold of a schedule: those of ``"vp"``, ``"ve"`` or ``"flow"``, or none, ``""``."""
+    """Which closed forms hold of a schedule: those of ``"vp"``, ``"ve"`` or ``"flow"``,
+    or none, ``""``."""
     if np.allclose(alpha**2 + sigma**2, 1.0, rtol=1e-6, atol=0):
         return "vp"
     if np.allclose(alpha, alpha[0], rtol=1e-9, atol=0):
@@ -320,8 +404,11 @@ def _family(alpha: np.ndarray, sigma: np.ndarray) -> str:
     return "flow" if np.allclose(alpha + sigma, 1.0, rtol=1e-6, atol=0) else ""
 
 
-def _drift_ratio(alpha: np.ndarray, sigma: np.ndarray, log_snr: np.ndarray) -> np.ndarray:
-    """f/g² = (d log α/dλ)/(−σ²): in closed form for the VP, VE and flow families, by differences for others."""
+def _drift_ratio(
+    alpha: np.ndarray, sigma: np.ndarray, log_snr: np.ndarray
+) -> np.ndarray:
+    """f/g² = (d log α/dλ)/(−σ²): in closed form for the VP, VE and flow families, by
+    differences for others."""
     family = _family(alpha, sigma)
     if family == "flow":
         return -0.5 / sigma  # λ = 2·log((1−t)/t), so d log α/dλ = t/2
@@ -331,8 +418,13 @@ def _drift_ratio(alpha: np.ndarray, sigma: np.ndarray, log_snr: np.ndarray) -> n
 
 
 def _count(num_levels: int) -> int:
-    if not isinstance(num_levels, (int, np.integer)) or isinstance(num_levels, bool) or num_levels < 2:
+    if (
+        not isinstance(num_levels, (int, np.integer))
+        or isinstance(num_levels, bool)
+        or num_levels < 2
+    ):
         raise InvalidValueError(
-            f"A schedule needs at least 2 levels; got {num_levels!r}.", fix="pass num_levels as an int ≥ 2."
+            f"A schedule needs at least 2 levels; got {num_levels!r}.",
+            fix="pass num_levels as an int ≥ 2.",
         )
     return int(num_levels)

@@ -1,4 +1,5 @@
-"""Text for terminals that lack some characters: π is spelled pi where standard output takes no other than ASCII."""
+"""Text for terminals that lack some characters: π is spelled pi where standard output
+takes no other than ASCII."""
 
 from __future__ import annotations
 
@@ -59,9 +60,15 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
 
 
 def _spelled(character: str) -> str:
-    """One character in ASCII: by the table, without accents, or a Greek letter by its name."""
-    plain = "".join(_ASCII.get(c, c) for c in unicodedata.normalize("NFKD", _ASCII.get(character, character)))
-    if (shown := plain.encode("ascii", "ignore").decode()) or unicodedata.combining(character):
+    """One character in ASCII: by the table, without accents, or a Greek letter by its
+    name."""
+    plain = "".join(
+        _ASCII.get(c, c)
+        for c in unicodedata.normalize("NFKD", _ASCII.get(character, character))
+    )
+    if (shown := plain.encode("ascii", "ignore").decode()) or unicodedata.combining(
+        character
+    ):
         return shown
     name = unicodedata.name(character, "").split()
     return name[-1].lower() if name[:1] == ["GREEK"] else "?"

@@ -6,21 +6,31 @@ import re
 from typing import Any
 
 PARAMETERS = re.compile(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", re.DOTALL)
-"""A signature over several lines, which Sphinx writes as a list of definitions of nothing."""
+"""A signature over several lines, which Sphinx writes as a list of definitions of
+nothing."""
 
 
-def _reach(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """What can be scrolled sideways, output and wide tables, can be reached by the keyboard."""
+def _reach(
+    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """What can be scrolled sideways, output and wide tables, can be reached by the
+    keyboard."""
     tree = context.get("furo_navigation_tree", "")
-    context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+    context["furo_navigation_tree"] = tree.replace(
+        'role="heading"', 'role="heading" aria-level="2"'
+    )
     if "body" in context:
         body = context["body"].replace("<pre>", '<pre tabindex="0">')
         body = PARAMETERS.sub(_lines, body)
-        context["body"] = body.replace('<div class="table-wrapper', '<div tabindex="0" class="table-wrapper')
+        context["body"] = body.replace(
+            '<div class="table-wrapper', '<div tabindex="0" class="table-wrapper'
+        )
 
 
 def _lines(found: re.Match[str]) -> str:
-    return found[1].replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
+    return (
+        found[1].replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
+    )
 
 
 def setup(app: Any) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Sphinx settings: MyST pages, tutorials executed at build, reference from docstrings; every warning is an error."""
+"""Sphinx settings: MyST pages, tutorials executed at build, reference from docstrings;
+every warning is an error."""
 
 from __future__ import annotations
 
@@ -43,22 +44,40 @@ html_theme_options = {"top_of_page_buttons": []}
 templates_path = ["_templates"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
-copybutton_exclude = ".linenos, .gp, .go"  # a console's prompt and output are not copied
+copybutton_exclude = (
+    ".linenos, .gp, .go"  # a console's prompt and output are not copied
+)
 
-# ── pages and notebooks ──────────────────────────────────────────────────────────────────────────────────────────────
-myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+# ── pages and notebooks ───────────────────────────────────────────────────────────────
+myst_enable_extensions = [
+    "amsmath",
+    "attrs_block",
+    "attrs_inline",
+    "colon_fence",
+    "deflist",
+    "dollarmath",
+]
 myst_heading_anchors = 3
-os.environ.pop("MPLBACKEND", None)  # notebooks draw inline; another backend would leave the pages without pictures
-# Outputs are kept by a page's cells, under a name that changes with the library: a page runs again when either does.
+os.environ.pop(
+    "MPLBACKEND", None
+)  # notebooks draw inline; another backend would leave the pages without pictures
+# Outputs are kept by a page's cells, under a name that changes with the library: a page
+# runs again when either does.
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(Path(__file__).parent / "_build" / "notebooks" / library_hash())
+nb_execution_cache_path = str(
+    Path(__file__).parent / "_build" / "notebooks" / library_hash()
+)
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
-nb_execution_timeout = 1800  # of a cell, as of an example: a machine may be busy with other things too
+nb_execution_timeout = (
+    1800  # of a cell, as of an example: a machine may be busy with other things too
+)
 nb_merge_streams = True
-nb_output_stderr = "remove"  # tqdm and JAX tell notebooks about missing widgets and accelerators
+nb_output_stderr = (
+    "remove"  # tqdm and JAX tell notebooks about missing widgets and accelerators
+)
 
-# ── reference ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── reference ─────────────────────────────────────────────────────────────────────────
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -67,28 +86,43 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True  # fields stay in the class's own text, and are not described a second time as members
+# fields stay in the class's own text, and are not described a second time as members
+napoleon_use_ivar = True
 napoleon_use_rtype = False
-default_role = "py:obj"  # `MALA` in a docstring links where it can, and is code where it cannot
+default_role = (
+    "py:obj"  # `MALA` in a docstring links where it can, and is code where it cannot
+)
 
 
 def _markdown_math(app, what, name, obj, options, lines: list[str]) -> None:
-    """Docstrings write formulas as in Markdown, $…$ and $$…$$; autodoc reads reStructuredText."""
+    """Docstrings write formulas as in Markdown, $…$ and $$…$$; autodoc reads
+    reStructuredText."""
     text = "\n".join(lines)
 
     def displayed(match: re.Match[str]) -> str:
         indent = match["indent"]
-        body = "\n".join(f"{indent}   {line.strip()}" for line in match["body"].strip().splitlines())
+        body = "\n".join(
+            f"{indent}   {line.strip()}" for line in match["body"].strip().splitlines()
+        )
         return f"\n{indent}.. math::\n\n{body}\n\n{indent}"
 
-    text = re.sub(r"^(?P<indent>[ ]*)\$\$(?P<body>.+?)\$\$", displayed, text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(
+        r"^(?P<indent>[ ]*)\$\$(?P<body>.+?)\$\$",
+        displayed,
+        text,
+        flags=re.DOTALL | re.MULTILINE,
+    )
     text = re.sub(r"(?<![\\$`])\$(?P<body>[^$\n]+)\$", r":math:`\g<body>`", text)
     lines[:] = [_bars(line) for line in text.split("\n")]
 
 
 def _bars(line: str) -> str:
     """|x| is an absolute value here, not one of docutils' substitutions."""
-    return line if "`" in line or ">>>" in line else re.sub(r"(?<!\\)\|(?=[^\s|][^|]*\|)", r"\\|", line)
+    return (
+        line
+        if "`" in line or ">>>" in line
+        else re.sub(r"(?<!\\)\|(?=[^\s|][^|]*\|)", r"\\|", line)
+    )
 
 
 PLOTS = re.compile(r"^\S.*\.plot\(\)", re.MULTILINE)
@@ -96,7 +130,8 @@ PLOTS = re.compile(r"^\S.*\.plot\(\)", re.MULTILINE)
 
 
 def _require_picture(app, doctree, docname: str) -> None:
-    """Warn of a tutorial without a picture, and of a cell that plots a result which the page does not show."""
+    """Warn of a tutorial without a picture, and of a cell that plots a result which the
+    page does not show."""
     if not docname.startswith("tutorials/"):
         return
     warn = getLogger(__name__).warning
@@ -109,7 +144,7 @@ def _require_picture(app, doctree, docname: str) -> None:
 
 
 def setup(app) -> None:
-    """Connect the Markdown formulas before napoleon (priority 500) reads the sections, and the check of pictures after
-    myst-nb has chosen what to show of each cell."""
+    """Connect the Markdown formulas before napoleon (priority 500) reads the sections,
+    and the check of pictures after myst-nb has chosen what to show of each cell."""
     app.connect("autodoc-process-docstring", _markdown_math, priority=400)
     app.connect("doctree-resolved", _require_picture)

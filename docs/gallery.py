@@ -1,8 +1,10 @@
-"""The gallery: every file of examples/ is run when the site is built, and gets a page with its picture and its time.
+"""The gallery: every file of examples/ is run when the site is built, and gets a page
+with its picture and its time.
 
-A file takes part by being there. Its docstring's first sentence is its title and what is learned, the rest is the
-page's text; ``main(out=folder)`` makes the pictures. What a run leaves (``_build/gallery/``) is kept until the
-example, the library or a model changes. An example of a package that is not installed gets a page that says so.
+A file takes part by being there. Its docstring's first sentence is its title and what
+is learned, the rest is the page's text; ``main(out=folder)`` makes the pictures. What a
+run leaves (``_build/gallery/``) is kept until the example, the library or a model
+changes. An example of a package that is not installed gets a page that says so.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ class Example:
     def body(self) -> str:
         """The paragraphs after the first; how to run it, which is indented, as code."""
         parts = self.said.partition("\n\n")[2].split("\n\n")
-        indented = lambda part: f"```console\n{_unindented(part)}\n```" if part.startswith("    ") else part
+        indented = lambda part: (
+            f"```console\n{_unindented(part)}\n```" if part.startswith("    ") else part
+        )
         return "\n\n".join(indented(part) for part in parts if part.strip())
 
     @property
@@ -79,28 +83,49 @@ def _unindented(part: str) -> str:
 
 
 def run(example: Example) -> dict[str, Any]:
-    """Runs an example, unless nothing changed since it ran; what it printed, its seconds, and what it lacked.
+    """Runs an example, unless nothing changed since it ran; what it printed, its
+    seconds, and what it lacked.
 
     Raises:
         ExtensionError: it failed, took too long or made no picture.
     """
     told = example.kept / "run.json"
-    if not told.is_file() or find_spec(json.loads(told.read_text(encoding="utf-8"))["needs"] or "?"):
+    if not told.is_file() or find_spec(
+        json.loads(told.read_text(encoding="utf-8"))["needs"] or "?"
+    ):
         for old in KEPT.glob(f"{example.path.stem}-*-*"):
             shutil.rmtree(old)
         example.kept.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(RUN), str(example.path), str(example.kept)]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "MPLBACKEND": "agg", "PYTHONPATH": path, "COLUMNS": "100"}
+        environment = {
+            **os.environ,
+            "MPLBACKEND": "agg",
+            "PYTHONPATH": path,
+            "COLUMNS": "100",
+        }
         try:
-            subprocess.run(command, env=environment, timeout=SECONDS, check=True, capture_output=True, text=True)
+            subprocess.run(
+                command,
+                env=environment,
+                timeout=SECONDS,
+                check=True,
+                capture_output=True,
+                text=True,
+            )
         except subprocess.TimeoutExpired as error:
-            raise ExtensionError(f"examples/{example.path.name} took more than {SECONDS} s") from error
+            raise ExtensionError(
+                f"examples/{example.path.name} took more than {SECONDS} s"
+            ) from error
         except subprocess.CalledProcessError as error:
-            raise ExtensionError(f"examples/{example.path.name} failed:\n{error.stderr[-3000:]}") from error
+            raise ExtensionError(
+                f"examples/{example.path.name} failed:\n{error.stderr[-3000:]}"
+            ) from error
     found = json.loads(told.read_text(encoding="utf-8"))
     if not found["needs"] and not list(example.kept.glob("*.png")):
-        raise ExtensionError(f"examples/{example.path.name} leaves no picture: save one into the folder out=")
+        raise ExtensionError(
+            f"examples/{example.path.name} leaves no picture: save one into the folder out="
+        )
     return found
 
 
@@ -111,9 +136,14 @@ def page(example: Example, found: dict[str, Any] | None) -> str:
     if found is None:
         parts.append("*The examples were not run for this build.*")
     elif found["needs"]:
-        parts.append(f"*It needs {found['needs']}, which was not installed where this site was built.*")
+        parts.append(
+            f"*It needs {found['needs']}, which was not installed where this site was built.*"
+        )
     else:
-        parts += [f"![{example.title}: {example.learned}](pictures/{picture.name})" for picture in pictures(example)]
+        parts += [
+            f"![{example.title}: {example.learned}](pictures/{picture.name})"
+            for picture in pictures(example)
+        ]
         parts.append(
             f"With at most {CHAINS} chains it ran {found['seconds']:.0f} s beside others on {found['cores']} cores, "
             f"compilation included ({found['processor']:.0f} s of processor time)."
@@ -127,7 +157,10 @@ def page(example: Example, found: dict[str, Any] | None) -> str:
 
 def pictures(example: Example) -> list[Path]:
     """What a run drew, the example's own name first."""
-    return sorted(example.kept.glob("*.png"), key=lambda file: (file.stem != example.path.stem, file.name))
+    return sorted(
+        example.kept.glob("*.png"),
+        key=lambda file: (file.stem != example.path.stem, file.name),
+    )
 
 
 def card(example: Example, found: dict[str, Any] | None) -> str:
@@ -136,19 +169,35 @@ def card(example: Example, found: dict[str, Any] | None) -> str:
     options = [f":link: {example.path.stem}", ":link-type: doc"]
     if shown:
         wide = " wide" if _is_wide(shown[0]) else ""
-        options += [f":img-top: pictures/{shown[0].name}", f":img-alt: What {example.path.name} draws"]
+        options += [
+            f":img-top: pictures/{shown[0].name}",
+            f":img-alt: What {example.path.name} draws",
+        ]
         options.append(f":class-card: example{wide}")
     words = _sentence(example.learned) or example.body.partition("\n\n")[0]
     told = f"{found['seconds']:.0f} s" if found and not found["needs"] else ""
     told = f"needs {found['needs']}" if found and found["needs"] else told
     footer = ["", ":::{card-footer}", told, ":::"] if told else []
-    return "\n".join([f"::::{{grid-item-card}} {example.title}", *options, "", words, *footer, "::::"])
+    return "\n".join(
+        [
+            f"::::{{grid-item-card}} {example.title}",
+            *options,
+            "",
+            words,
+            *footer,
+            "::::",
+        ]
+    )
 
 
 def _sentence(words: str) -> str:
     """Begins with a capital, unless it begins with a formula."""
     first = words.partition(" ")[0]
-    return words[:1].upper() + words[1:] if first[:2].isalpha() and (len(first) > 1 or first == "a") else words
+    return (
+        words[:1].upper() + words[1:]
+        if first[:2].isalpha() and (len(first) > 1 or first == "a")
+        else words
+    )
 
 
 def _is_wide(picture: Path) -> bool:
@@ -198,11 +247,16 @@ def build(app: Any) -> None:
         for picture in pictures(example):
             _write(PAGES / "pictures" / picture.name, picture.read_bytes())
         _write(PAGES / f"{example.path.stem}.md", page(example, found[example]))
-    examples.sort(key=lambda example: not pictures(example))  # what was not run goes last
+    examples.sort(
+        key=lambda example: not pictures(example)
+    )  # what was not run goes last
     names = [example.path.stem for example in examples]
     for old in {file.stem for file in PAGES.glob("*.md")} - {*names, "index"}:
         (PAGES / f"{old}.md").unlink()
-    _write(PAGES / "index.md", index([card(example, found[example]) for example in examples], names))
+    _write(
+        PAGES / "index.md",
+        index([card(example, found[example]) for example in examples], names),
+    )
 
 
 def setup(app: Any) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-r"""Formulas as MathML, made of TeX when the site is built: pages need no script and no network to show them.
+r"""Formulas as MathML, made of TeX when the site is built: pages need no script and no
+network to show them.
 
 Browsers draw MathML themselves, and screen readers read it out.
 """
@@ -12,9 +13,15 @@ from latex2mathml.converter import convert
 
 
 def mathml(tex: str, display: str) -> str:
-    """One `<math>` element, which keeps its TeX as the text for those who cannot draw it."""
+    """One `<math>` element, which keeps its TeX as the text for those who cannot draw
+    it."""
     converted = convert(tex.strip(), display=display)
-    label = " ".join(tex.split()).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    label = (
+        " ".join(tex.split())
+        .replace("&", "&amp;")
+        .replace('"', "&quot;")
+        .replace("<", "&lt;")
+    )
     return converted.replace("<math ", f'<math alttext="{label}" ', 1)
 
 
@@ -25,8 +32,11 @@ def visit_math(writer: Any, node: nodes.math) -> None:
 
 
 def visit_math_block(writer: Any, node: nodes.math_block) -> None:
-    """A formula on a line of its own; one that is too wide for the screen is scrolled."""
-    writer.body.append(f'<div class="math" tabindex="0" role="math">{mathml(node.astext(), "block")}</div>\n')
+    """A formula on a line of its own; one that is too wide for the screen is
+    scrolled."""
+    writer.body.append(
+        f'<div class="math" tabindex="0" role="math">{mathml(node.astext(), "block")}</div>\n'
+    )
     raise nodes.SkipNode
 
 

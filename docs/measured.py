@@ -1,11 +1,13 @@
-"""Numbers of the pages, taken from benchmarks/results/ when the site is built; one that is not there stops the build.
+"""Numbers of the pages, taken from benchmarks/results/ when the site is built; one that
+is not there stops the build.
 
     {measured}`FILE; CELL; …; COLUMN`
 
-shows the table's cell in that column as it is published: rounded once more it could be off by a digit. FILE is the
-name of a Markdown file without its ending. The cells name one row by what it begins with; in a table with headings
-between its rows (**like this**) some words of the heading may come first. ``COLUMN#2`` is the second column of that
-name.
+shows the table's cell in that column as it is published: rounded once more it could be
+off by a digit. FILE is the name of a Markdown file without its ending. The cells name
+one row by what it begins with; in a table with headings between its rows (**like
+this**) some words of the heading may come first. ``COLUMN#2`` is the second column of
+that name.
 
     ```{failing} FILE FILE …
     ```
@@ -72,17 +74,24 @@ def measured(address: str, results: Path = RESULTS) -> str:
     matching = [
         (header, cells)
         for header, heading, cells in rows_of(file)
-        if wanted == cells[: len(wanted)] or (wanted[0] in heading and wanted[1:] == cells[: len(wanted) - 1])
+        if wanted == cells[: len(wanted)]
+        or (wanted[0] in heading and wanted[1:] == cells[: len(wanted) - 1])
     ]
     if len(matching) != 1:
-        raise NotMeasured(f"{name}.md has {len(matching)} rows that begin with {'; '.join(wanted)}.")
+        raise NotMeasured(
+            f"{name}.md has {len(matching)} rows that begin with {'; '.join(wanted)}."
+        )
     (header, cells), (title, _, which) = matching[0], column.partition("#")
     places = [i for i, text in enumerate(header) if text == title]
     if len(places) < int(which or 1):
-        raise NotMeasured(f"{name}.md has no column '{column}' there; it has: {', '.join(header)}.")
+        raise NotMeasured(
+            f"{name}.md has no column '{column}' there; it has: {', '.join(header)}."
+        )
     cell = cells[places[int(which or 1) - 1]]
     if not cell:
-        raise NotMeasured(f"{name}.md has nothing in '{column}' of {'; '.join(wanted)}.")
+        raise NotMeasured(
+            f"{name}.md has nothing in '{column}' of {'; '.join(wanted)}."
+        )
     return cell
 
 
@@ -97,7 +106,13 @@ def failing(names: list[str], results: Path = RESULTS) -> list[str]:
         file = results / f"{name}.json"
         if not file.is_file():
             raise NotMeasured(f"there is no {name}.json in benchmarks/results.")
-        failed = [text for text, holds in json.loads(file.read_text(encoding="utf-8"))["checks"].items() if not holds]
+        failed = [
+            text
+            for text, holds in json.loads(file.read_text(encoding="utf-8"))[
+                "checks"
+            ].items()
+            if not holds
+        ]
         out += [f"{name}: {text}" if len(names) > 1 else text for text in failed]
     return out
 
@@ -106,12 +121,18 @@ class Measured(SphinxRole):
     """One number of a results file."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        self.env.note_dependency(str(RESULTS / f"{self.text.partition(';')[0].strip()}.md"))
+        self.env.note_dependency(
+            str(RESULTS / f"{self.text.partition(';')[0].strip()}.md")
+        )
         try:
             return [nodes.Text(measured(self.text))], []
         except NotMeasured as error:
-            message = self.inliner.reporter.error(f"not measured: {error}", line=self.lineno)
-            return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
+            message = self.inliner.reporter.error(
+                f"not measured: {error}", line=self.lineno
+            )
+            return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [
+                message
+            ]
 
 
 class Failing(Directive):

@@ -1,8 +1,10 @@
-"""Every tutorial as a notebook to download, and its picture for the cards that lead to it.
+"""Every tutorial as a notebook to download, and its picture for the cards that lead to
+it.
 
-A page is executed once. Its cells with their outputs become an `.ipynb` beside the page that runs in a plain Jupyter:
-what only Sphinx understands is turned into plain Markdown. ``picture:`` at the head of a page says which of its
-pictures stands for it (1 is the first); without it the last does.
+A page is executed once. Its cells with their outputs become an `.ipynb` beside the page
+that runs in a plain Jupyter: what only Sphinx understands is turned into plain
+Markdown. ``picture:`` at the head of a page says which of its pictures stands for it (1
+is the first); without it the last does.
 """
 
 from __future__ import annotations
@@ -29,14 +31,18 @@ EXECUTED = "jupyter_execute"
 
 
 def plain(markdown: str) -> str:
-    """Markdown without Sphinx's roles: numbers filled in, links to other pages by their names."""
-    markdown = re.sub(r"\{measured\}`([^`]*)`", lambda found: measured(found[1]), markdown)
+    """Markdown without Sphinx's roles: numbers filled in, links to other pages by their
+    names."""
+    markdown = re.sub(
+        r"\{measured\}`([^`]*)`", lambda found: measured(found[1]), markdown
+    )
     markdown = re.sub(r"\{\w+\}`([^`<]*?)(?:\s*<[^`>]*>)?`", r"\1", markdown)
     return re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"*\1*", markdown)
 
 
 def notebook(executed: Path, kept: Path | None = None) -> nbformat.NotebookNode:
-    """The notebook that a reader gets; MyST-NB leaves outputs that it found in its cache, ``kept``, out of its file."""
+    """The notebook that a reader gets; MyST-NB leaves outputs that it found in its
+    cache, ``kept``, out of its file."""
     read = nbformat.read(executed, as_version=4)
     if kept is not None:
         with suppress(KeyError):  # executed without a cache
@@ -46,27 +52,44 @@ def notebook(executed: Path, kept: Path | None = None) -> nbformat.NotebookNode:
             cell.source = plain(cell.source)
         else:  # a page shows no bar, and who waits for a cell wants one
             cell.source = cell.source.replace(", progress=False", "")
-    install = nbformat.v4.new_code_cell(f"# {FIRST}  # where composeprob is not installed yet")
-    read.cells.insert(1 if read.cells and read.cells[0].cell_type == "markdown" else 0, install)
-    read.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    install = nbformat.v4.new_code_cell(
+        f"# {FIRST}  # where composeprob is not installed yet"
+    )
+    read.cells.insert(
+        1 if read.cells and read.cells[0].cell_type == "markdown" else 0, install
+    )
+    read.metadata = {
+        "kernelspec": {
+            "name": "python3",
+            "display_name": "Python 3",
+            "language": "python",
+        }
+    }
     return read
 
 
 def _execute(app: Any) -> None:
-    """What changed of all pages, some at once: Sphinx reads page after page. What fails here is executed again where it
-    is read, and told there."""
+    """What changed of all pages, some at once: Sphinx reads page after page. What fails
+    here is executed again where it is read, and told there."""
     if app.config.nb_execution_mode != "cache":
         return
     kept, quiet = app.config.nb_execution_cache_path, logging.getLogger(__name__)
     quiet.setLevel(logging.CRITICAL)
-    texts = {str(page): page.read_text(encoding="utf-8") for page in sorted(Path(app.srcdir).rglob("*.md"))}
+    texts = {
+        str(page): page.read_text(encoding="utf-8")
+        for page in sorted(Path(app.srcdir).rglob("*.md"))
+    }
     pages = [page for page, text in texts.items() if is_myst_markdown_notebook(text)]
     for page in pages:
-        get_cache(kept).add_nb_to_project(page, read_data={"type": "plugin", "name": "myst_nb_md"})
+        get_cache(kept).add_nb_to_project(
+            page, read_data={"type": "plugin", "name": "myst_nb_md"}
+        )
 
     def execute(page: str) -> None:
         executor = load_executor("local-serial", get_cache(kept), logger=quiet)
-        executor.run_and_cache(filter_uris=[page], timeout=app.config.nb_execution_timeout)
+        executor.run_and_cache(
+            filter_uris=[page], timeout=app.config.nb_execution_timeout
+        )
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(execute, pages))
@@ -83,7 +106,9 @@ def _keep_picture(app: Any, doctree: nodes.document) -> None:
     if not docname.startswith("tutorials/") or docname == "tutorials/index":
         return
     shown = [
-        Path(app.srcdir, node["uri"].lstrip("/")) for node in doctree.findall(nodes.image) if EXECUTED in node["uri"]
+        Path(app.srcdir, node["uri"].lstrip("/"))
+        for node in doctree.findall(nodes.image)
+        if EXECUTED in node["uri"]
     ]
     if shown:
         which = int(env.metadata[docname].get("picture", 0)) - 1
@@ -97,20 +122,31 @@ def _write_notebooks(app: Any, error: Exception | None) -> None:
     if error is not None or app.builder.name != "html":
         return
     kept = Path(app.config.nb_execution_cache_path)
-    for executed in sorted(Path(app.outdir).parent.glob(f"{EXECUTED}/tutorials/*.ipynb")):
+    for executed in sorted(
+        Path(app.outdir).parent.glob(f"{EXECUTED}/tutorials/*.ipynb")
+    ):
         if f"tutorials/{executed.stem}" in app.env.found_docs:
-            nbformat.write(notebook(executed, kept), Path(app.outdir, "tutorials", executed.name))
+            nbformat.write(
+                notebook(executed, kept), Path(app.outdir, "tutorials", executed.name)
+            )
 
 
-def _offer(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+def _offer(
+    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
     """A link above the first heading's text."""
-    if pagename.startswith("tutorials/") and pagename != "tutorials/index" and "body" in context:
+    if (
+        pagename.startswith("tutorials/")
+        and pagename != "tutorials/index"
+        and "body" in context
+    ):
         link = f'<p class="download"><a href="{Path(pagename).name}.ipynb" download>Download as a notebook</a></p>'
         context["body"] = context["body"].replace("</h1>", f"</h1>\n{link}", 1)
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """Cells before a page is read, pictures when it is, links when it is written, notebooks when all is done."""
+    """Cells before a page is read, pictures when it is, links when it is written,
+    notebooks when all is done."""
     app.connect("builder-inited", _execute, priority=600)  # after the gallery
     app.connect("env-before-read-docs", _tutorials_first)
     app.connect("doctree-read", _keep_picture, priority=900)

@@ -1,7 +1,9 @@
-"""A network trained with BayesFlow is a factor: its posterior of one observation, multiplied over three.
+"""A network trained with BayesFlow is a factor: its posterior of one observation,
+multiplied over three.
 
-Needs BayesFlow, which the tests do without where it is missing: `pip install bayesflow`. `cp.from_estimator` reads its
-network, its adapter and its standardisation (none here: these parameters are in units of their prior's spread anyhow).
+Needs BayesFlow, which the tests do without where it is missing: `pip install
+bayesflow`. `cp.from_estimator` reads its network, its adapter and its standardisation
+(none here: these parameters are in units of their prior's spread anyhow).
 
     KERAS_BACKEND=jax python examples/bayesflow_estimator.py
 """
@@ -32,27 +34,42 @@ def simulate(seed, n):
 def train(epochs=60):
     theta, x = simulate(0, 8192)
     estimator = bf.estimators.BasicEstimator(
-        inference_network=bf.networks.DiffusionModel(subnet_kwargs={"widths": (64, 64, 64)}), standardize=None
+        inference_network=bf.networks.DiffusionModel(
+            subnet_kwargs={"widths": (64, 64, 64)}
+        ),
+        standardize=None,
     )
     estimator.compile(optimizer=keras.optimizers.Adam(1e-3))
     pairs = {"inference_variables": theta, "inference_conditions": x}
-    estimator.fit(dataset=bf.OfflineDataset(pairs, batch_size=256, adapter=None), epochs=epochs, verbose=0)
+    estimator.fit(
+        dataset=bf.OfflineDataset(pairs, batch_size=256, adapter=None),
+        epochs=epochs,
+        verbose=0,
+    )
     return estimator
 
 
 @cp.program
 def tall(posterior, xs):
-    prior = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), posterior.schedule, label="prior")
+    prior = cp.Analytic(
+        dist.Normal(jnp.zeros(2), 1.0).to_event(1), posterior.schedule, label="prior"
+    )
     return cp.sample("theta", prior * cp.product(posterior / prior, over={"x": xs}))
 
 
 def observations(n=3, truth=(0.7, -0.4)):
-    return np.asarray(truth, np.float32) + NOISE * np.random.default_rng(5).standard_normal((n, 2)).astype("float32")
+    return np.asarray(truth, np.float32) + NOISE * np.random.default_rng(
+        5
+    ).standard_normal((n, 2)).astype("float32")
 
 
 def main(num_chains=1000, out="out"):
     xs, posterior = observations(), cp.from_estimator(train())
-    result = cp.infer(cp.compile(tall, posterior, posterior.adapt(xs)), jax.random.key(1), num_chains=num_chains)
+    result = cp.infer(
+        cp.compile(tall, posterior, posterior.adapt(xs)),
+        jax.random.key(1),
+        num_chains=num_chains,
+    )
     print(result.summary(), f"\nexact mean {xs.sum(0) / (len(xs) + NOISE**2)}")
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "bayesflow_estimator.png"))

@@ -1,8 +1,10 @@
-"""A mixture of energies by shares: points of a learned bar, or four times as often of a spot beside it.
+"""A mixture of energies by shares: points of a learned bar, or four times as often of a
+spot beside it.
 
-An energy that was learned by matching scores has an unknown constant at each noise level. `cp.calibrate` finds it: by
-quadrature in two dimensions, by sequential Monte Carlo in more. Models of the zoo bring theirs along, as the bar here;
-the spot's energy is 5 nats too high until it is calibrated.
+An energy that was learned by matching scores has an unknown constant at each noise
+level. `cp.calibrate` finds it: by quadrature in two dimensions, by sequential Monte
+Carlo in more. Models of the zoo bring theirs along, as the bar here; the spot's energy
+is 5 nats too high until it is calibrated.
 
     python examples/calibration.py
     composeprob run examples/calibration.py
@@ -23,10 +25,14 @@ centre = jnp.array([1.2, 0.0])
 def energy(x, log_snr):
     """A Gaussian at the right of the bar: E = −σ·log f, with f too large by e⁵."""
     alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
-    return sigma * (0.5 * jnp.sum((x - alpha * centre) ** 2) / (0.01 * alpha**2 + sigma**2) - 5.0)
+    return sigma * (
+        0.5 * jnp.sum((x - alpha * centre) ** 2) / (0.01 * alpha**2 + sigma**2) - 5.0
+    )
 
 
-raw = cp.Diffusion(energy, schedule, event_shape=(2,), parameterization="energy", time="log_snr")
+raw = cp.Diffusion(
+    energy, schedule, event_shape=(2,), parameterization="energy", time="log_snr"
+)
 spot = cp.calibrate(raw, jax.random.key(0))
 bar = cp.load("bar2d")
 
@@ -44,8 +50,12 @@ def main(num_chains=2000, out="out"):
     result = cp.infer(density, jax.random.key(0), num_chains=num_chains)
     print(result.summary())
 
-    shares = cp.metrics.mode_weights(result["x"], [np.asarray(centre), [0.0, 0.0]], result.log_weights)
-    print(f"share of the spot {shares[0]:.3f} (should be 0.8), of the bar {shares[1]:.3f}")
+    shares = cp.metrics.mode_weights(
+        result["x"], [np.asarray(centre), [0.0, 0.0]], result.log_weights
+    )
+    print(
+        f"share of the spot {shares[0]:.3f} (should be 0.8), of the bar {shares[1]:.3f}"
+    )
 
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "calibration.png"))

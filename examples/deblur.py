@@ -1,7 +1,9 @@
-"""Deblurring with unknown noise: where in a blurred, noisy signal is the step, and how sharp was it?
+"""Deblurring with unknown noise: where in a blurred, noisy signal is the step, and how
+sharp was it?
 
-The prior is a mixture: a step at one of 21 places, with smooth deviations. The compiler sees that a blur is linear and
-the noise Gaussian, and anneals the observation exactly, although the noise's scale is a latent.
+The prior is a mixture: a step at one of 21 places, with smooth deviations. The compiler
+sees that a blur is linear and the noise Gaussian, and anneals the observation exactly,
+although the noise's scale is a latent.
 
     python examples/deblur.py
     composeprob run examples/deblur.py
@@ -21,10 +23,14 @@ N = 32
 place = np.arange(N)
 PLACES = np.arange(6, 27)
 steps = np.where(place >= PLACES[:, None], 0.8, -0.8)
-covariance = 0.05 * np.exp(-0.5 * ((place[:, None] - place) / 3.0) ** 2) + 1e-3 * np.eye(N)
+covariance = 0.05 * np.exp(
+    -0.5 * ((place[:, None] - place) / 3.0) ** 2
+) + 1e-3 * np.eye(N)
 shapes = dist.MultivariateNormal(jnp.asarray(steps), jnp.asarray(covariance))
 signal = cp.Analytic(
-    dist.MixtureSameFamily(dist.Categorical(probs=jnp.full(len(PLACES), 1 / len(PLACES))), shapes),
+    dist.MixtureSameFamily(
+        dist.Categorical(probs=jnp.full(len(PLACES), 1 / len(PLACES))), shapes
+    ),
     cp.Schedule.log_snr(60),
 )
 blur = np.exp(-0.5 * ((place[:, None] - place) / 3.0) ** 2)
@@ -43,12 +49,16 @@ def deblur(signal, blurred=blurred):
 
 
 def exact():
-    """Posterior shares of the places and mean of the noise, by quadrature over the noise."""
+    """Posterior shares of the places and mean of the noise, by quadrature over the
+    noise."""
     grid, away = np.exp(np.linspace(-4, 0.5, 200)), np.asarray(blurred) - steps @ blur.T
     log_weight = np.zeros((grid.size, len(PLACES)))
     for i, noise in enumerate(grid):
         total = blur @ covariance @ blur.T + noise**2 * np.eye(N)
-        fit = np.einsum("jn,nm,jm->j", away, np.linalg.inv(total), away) + np.linalg.slogdet(total)[1]
+        fit = (
+            np.einsum("jn,nm,jm->j", away, np.linalg.inv(total), away)
+            + np.linalg.slogdet(total)[1]
+        )
         log_weight[i] = -0.5 * fit - 0.5 * (np.log(noise / 0.2) / 0.7) ** 2
     weight = np.exp(log_weight - log_weight.max())
     return weight.sum(0) / weight.sum(), float(weight.sum(1) @ grid / weight.sum())
@@ -60,12 +70,22 @@ def main(num_chains=2000, out="out"):
     result = cp.infer(density, jax.random.key(0), num_chains=num_chains)
     print(result.summary())
     draws, (shares, noise) = result.unweighted(), exact()
-    print("most likely place of the step:", PLACES[shares.argmax()], f"exactly, with share {shares.max():.2f}")
+    print(
+        "most likely place of the step:",
+        PLACES[shares.argmax()],
+        f"exactly, with share {shares.max():.2f}",
+    )
     print(f"mean of the noise {draws['noise'].mean():.4f}, exactly {noise:.4f}")
 
-    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained", subplot_kw={"xlabel": "place", "ylabel": "value"})
+    figure, axis = plt.subplots(
+        figsize=(8, 4),
+        layout="constrained",
+        subplot_kw={"xlabel": "place", "ylabel": "value"},
+    )
     low, middle, high = np.quantile(draws["x"], [0.05, 0.5, 0.95], axis=0)
-    axis.fill_between(place, low, high, color="tab:blue", alpha=0.25, label="90 % of the posterior")
+    axis.fill_between(
+        place, low, high, color="tab:blue", alpha=0.25, label="90 % of the posterior"
+    )
     axis.plot(place, middle, color="tab:blue", label="median")
     axis.plot(place, truth, "k", label="truth")
     axis.plot(place, blurred, ".", color="tab:red", label="blurred and noisy")

@@ -1,8 +1,10 @@
-"""A classifier steers a model that knows no classes: f(x)·p(label | x)^s, Bayes' rule at s = 1.
+"""A classifier steers a model that knows no classes: f(x)·p(label | x)^s, Bayes' rule
+at s = 1.
 
-The model is of handwritten digits as such, the classifier was trained on noised images. With s = 1 samples are as
-likely of the digit as the classifier says; a greater s keeps clear of what could be taken for another. One image in a
-hundred is bright all over: the network has such a mode of its own (its card says so), which s = 8 makes more of.
+The model is of handwritten digits as such, the classifier was trained on noised images.
+With s = 1 samples are as likely of the digit as the classifier says; a greater s keeps
+clear of what could be taken for another. One image in a hundred is bright all over: the
+network has such a mode of its own (its card says so), which s = 8 makes more of.
 
     python examples/digits.py
     composeprob run examples/digits.py
@@ -26,7 +28,8 @@ def digit(digits, classifier, label=3, scale=1.0):
 
 
 def surely(images, label):
-    """Share of images that the classifier itself, at the cleanest level, gives the label."""
+    """Share of images that the classifier itself, at the cleanest level, gives the
+    label."""
     logits = jax.vmap(lambda x: classifier.logits(x, classifier.schedule.at(0)))(images)
     return float(np.mean(np.argmax(logits, -1) == label))
 
@@ -34,8 +37,12 @@ def surely(images, label):
 def main(num_chains=num_chains, out="out"):
     for scale in (1.0, 8.0):
         density = cp.compile(digit, digits, classifier, scale=scale)
-        result = cp.infer(density, jax.random.key(0), num_chains=num_chains, sampler=sampler)
-        print(f"scale {scale:g}: {surely(result['x'], 3):.3f} of the images are a 3 to the classifier that guided them")
+        result = cp.infer(
+            density, jax.random.key(0), num_chains=num_chains, sampler=sampler
+        )
+        print(
+            f"scale {scale:g}: {surely(result['x'], 3):.3f} of the images are a 3 to the classifier that guided them"
+        )
     print(density)
     print(result.summary())
 

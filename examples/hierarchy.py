@@ -1,7 +1,9 @@
-"""Three objects share a learned prior, a gain and a noise: what one object tells of the gain, the others profit from.
+"""Three objects share a learned prior, a gain and a noise: what one object tells of the
+gain, the others profit from.
 
-Each object's place has the zoo's `ring2d` as its prior. An instrument of unknown gain and noise measures each three
-times. Everything is inferred together: the places by one kernel, gain and noise by another.
+Each object's place has the zoo's `ring2d` as its prior. An instrument of unknown gain
+and noise measures each three times. Everything is inferred together: the places by one
+kernel, gain and noise by another.
 
     python examples/hierarchy.py
     composeprob run examples/hierarchy.py
@@ -19,11 +21,17 @@ import composeprob as cp
 
 OBJECTS, GAIN, NOISE = 3, 1.6, 0.25  # the truth
 angle = np.arange(8) * np.pi / 4
-modes = 0.5 * np.stack([np.cos(angle), np.sin(angle)], -1)  # what ring2d was trained on, with deviation 0.075
+modes = 0.5 * np.stack(
+    [np.cos(angle), np.sin(angle)], -1
+)  # what ring2d was trained on, with deviation 0.075
 
 rng = np.random.default_rng(0)
-places = modes[rng.choice(8, OBJECTS, replace=False)] + 0.075 * rng.normal(size=(OBJECTS, 2))
-readings = jnp.asarray(GAIN * places[:, None] + NOISE * rng.normal(size=(OBJECTS, 3, 2)), jnp.float32)
+places = modes[rng.choice(8, OBJECTS, replace=False)] + 0.075 * rng.normal(
+    size=(OBJECTS, 2)
+)
+readings = jnp.asarray(
+    GAIN * places[:, None] + NOISE * rng.normal(size=(OBJECTS, 3, 2)), jnp.float32
+)
 
 
 @cp.program
@@ -36,18 +44,30 @@ def hierarchy(prior, readings=readings):
 
 
 def exact():
-    """(Mean, sd) of log gain and of log noise under the prior that ring2d was trained on, by quadrature."""
-    gains, noises = np.exp(np.linspace(-2, 2, 161)), np.exp(np.log(0.3) + np.linspace(-2, 2, 121))
+    """(Mean, sd) of log gain and of log noise under the prior that ring2d was trained
+    on, by quadrature."""
+    gains, noises = (
+        np.exp(np.linspace(-2, 2, 161)),
+        np.exp(np.log(0.3) + np.linspace(-2, 2, 121)),
+    )
     mean = np.asarray(readings).mean(1)
     around = ((np.asarray(readings) - mean[:, None]) ** 2).sum()
     away = mean[:, None] - gains[:, None, None, None] * modes
     spread = (gains[:, None] * 0.075) ** 2 + noises**2 / 3
-    fits = np.exp(-0.5 * (away**2).sum(-1)[:, None] / spread[..., None, None]).mean(-1) / spread[..., None]
-    log_weight = np.log(fits).sum(-1) - 0.5 * around / noises**2 - 4 * OBJECTS * np.log(noises)
+    fits = (
+        np.exp(-0.5 * (away**2).sum(-1)[:, None] / spread[..., None, None]).mean(-1)
+        / spread[..., None]
+    )
+    log_weight = (
+        np.log(fits).sum(-1) - 0.5 * around / noises**2 - 4 * OBJECTS * np.log(noises)
+    )
     log_weight -= 2 * np.log(gains)[:, None] ** 2 + 2 * np.log(noises / 0.3) ** 2
     weight = np.exp(log_weight - log_weight.max())
     sides = ((weight.sum(1), np.log(gains)), (weight.sum(0), np.log(noises)))
-    return [(m := p @ v / p.sum(), float(np.sqrt(p @ (v - m) ** 2 / p.sum()))) for p, v in sides]
+    return [
+        (m := p @ v / p.sum(), float(np.sqrt(p @ (v - m) ** 2 / p.sum())))
+        for p, v in sides
+    ]
 
 
 def main(num_chains=1000, out="out"):
@@ -58,14 +78,26 @@ def main(num_chains=1000, out="out"):
     draws = result.unweighted()
     for name, (mean, sd) in zip(("gain", "noise"), exact(), strict=True):
         log = np.log(draws[name])
-        print(f"log {name}: {log.mean():.3f} ± {log.std():.3f}, by quadrature {mean:.3f} ± {sd:.3f}")
+        print(
+            f"log {name}: {log.mean():.3f} ± {log.std():.3f}, by quadrature {mean:.3f} ± {sd:.3f}"
+        )
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     for j in range(OBJECTS):
         axes[0].scatter(*draws[f"x{j}"].T, s=2, alpha=0.3, color=f"C{j}")
-        axes[0].scatter(*np.asarray(readings[j]).T / GAIN, marker="x", color=f"C{j}", label=f"readings {j} / gain")
+        axes[0].scatter(
+            *np.asarray(readings[j]).T / GAIN,
+            marker="x",
+            color=f"C{j}",
+            label=f"readings {j} / gain",
+        )
         axes[0].scatter(*places[j], marker="*", s=120, color=f"C{j}", edgecolor="k")
-    axes[0].set(aspect="equal", xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), title="places (stars: the truth)")
+    axes[0].set(
+        aspect="equal",
+        xlim=(-0.8, 0.8),
+        ylim=(-0.8, 0.8),
+        title="places (stars: the truth)",
+    )
     axes[0].legend(fontsize=8, loc="upper left")
     axes[1].scatter(draws["gain"], draws["noise"], s=3, alpha=0.5)
     axes[1].plot(GAIN, NOISE, "k*", markersize=12)

@@ -1,7 +1,9 @@
-"""A mixture: points in the left bar OR in the right one, three times as often in the left.
+"""A mixture: points in the left bar OR in the right one, three times as often in the
+left.
 
-The bars are two diffusion models trained apart. An energy is learned up to a constant, so weights would mean nothing;
-models of the zoo come with their normalisers, and then they are shares. (For a model of your own see calibration.py.)
+The bars are two diffusion models trained apart. An energy is learned up to a constant,
+so weights would mean nothing; models of the zoo come with their normalisers, and then
+they are shares. (For a model of your own see calibration.py.)
 
     python examples/mixture.py
     composeprob run examples/mixture.py
@@ -27,8 +29,12 @@ def main(num_chains=2000, out="out"):
     result = cp.infer(density, jax.random.key(0), num_chains=num_chains)
     print(result.summary())
 
-    shares = cp.metrics.mode_weights(result["x"], [[-0.5, 0.0], [0.5, 0.0]], result.log_weights)
-    print(f"share in the left bar {shares[0]:.3f} (should be 0.75), in the right {shares[1]:.3f}")
+    shares = cp.metrics.mode_weights(
+        result["x"], [[-0.5, 0.0], [0.5, 0.0]], result.log_weights
+    )
+    print(
+        f"share in the left bar {shares[0]:.3f} (should be 0.75), in the right {shares[1]:.3f}"
+    )
 
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "mixture.png"))

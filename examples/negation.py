@@ -1,10 +1,11 @@
 """A negation: points in the box but NOT in the smaller box inside of it.
 
-Two diffusion models, trained apart, are divided: box^1.3 / inner^0.3, the form of Du et al. (2023). What is negated
-becomes rarer, here by 256^−0.3: the inner model is 256 times denser in its box than on the floor around it. It should
-not be thinner than what it is taken from: where the inner model has fallen to nothing the quotient would explode, so
-it was trained with that floor. And the powers must sum to more than zero, or the noisiest level could not be
-normalised; the compiler checks that.
+Two diffusion models, trained apart, are divided: box^1.3 / inner^0.3, the form of Du et
+al. (2023). What is negated becomes rarer, here by 256^−0.3: the inner model is 256
+times denser in its box than on the floor around it. It should not be thinner than what
+it is taken from: where the inner model has fallen to nothing the quotient would
+explode, so it was trained with that floor. And the powers must sum to more than zero,
+or the noisiest level could not be normalised; the compiler checks that.
 
     python examples/negation.py
     composeprob run examples/negation.py
@@ -27,7 +28,10 @@ def negation(box, inner):
 
 def share_inside(x, log_weights=None):
     """The share of points with |x₁|, |x₂| < 0.3, where the inner box is."""
-    return np.average(np.abs(x).max(-1) < 0.3, weights=None if log_weights is None else np.exp(log_weights))
+    return np.average(
+        np.abs(x).max(-1) < 0.3,
+        weights=None if log_weights is None else np.exp(log_weights),
+    )
 
 
 def main(num_chains=2000, out="out"):
@@ -35,7 +39,9 @@ def main(num_chains=2000, out="out"):
     print(density)
     result = cp.infer(density, jax.random.key(0), num_chains=num_chains)
     print(result.summary())
-    print(f"share in the inner box {share_inside(result['x'], result.log_weights):.3f} (exact 0.041; 0.184 in the box)")
+    print(
+        f"share in the inner box {share_inside(result['x'], result.log_weights):.3f} (exact 0.041; 0.184 in the box)"
+    )
 
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "negation.png"))

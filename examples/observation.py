@@ -1,8 +1,10 @@
-"""An observation: a ring-shaped diffusion prior, and one noisy linear measurement of the point.
+"""An observation: a ring-shaped diffusion prior, and one noisy linear measurement of
+the point.
 
-Bayes' rule as a program: `cp.observe` multiplies the likelihood in. How it enters the noisier levels is a policy
-("exact", "moments", "tempered", "denoised", "noised"); whichever is chosen, level 0 is the same exact posterior. Here
-the compiler finds that the closed form exists, and takes "exact".
+Bayes' rule as a program: `cp.observe` multiplies the likelihood in. How it enters the
+noisier levels is a policy ("exact", "moments", "tempered", "denoised", "noised");
+whichever is chosen, level 0 is the same exact posterior. Here the compiler finds that
+the closed form exists, and takes "exact".
 
     python examples/observation.py
     composeprob run examples/observation.py
@@ -21,7 +23,10 @@ schedule = cp.Schedule.log_snr(60)
 angle = jnp.arange(8) * jnp.pi / 4
 modes = 0.5 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)
 ring = cp.Analytic(
-    dist.MixtureSameFamily(dist.Categorical(jnp.ones(8) / 8), dist.Normal(modes, 0.075).to_event(1)), schedule
+    dist.MixtureSameFamily(
+        dist.Categorical(jnp.ones(8) / 8), dist.Normal(modes, 0.075).to_event(1)
+    ),
+    schedule,
 )
 DIRECTION, NOISE = jnp.array([1.0, 0.5]), 0.1
 
@@ -33,7 +38,8 @@ def observation(ring, y=0.35):
 
 
 def exact_shares(y=0.35):
-    """Posterior shares of the modes, in closed form: each mode's predictive density of y."""
+    """Posterior shares of the modes, in closed form: each mode's predictive density of
+    y."""
     mean, variance = modes @ DIRECTION, 0.075**2 * (DIRECTION @ DIRECTION) + NOISE**2
     likelihood = np.exp(-0.5 * (y - mean) ** 2 / variance)
     return likelihood / likelihood.sum()

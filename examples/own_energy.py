@@ -1,7 +1,9 @@
-"""Your own energy: any log-density that you can write down is a factor, beside any other.
+"""Your own energy: any log-density that you can write down is a factor, beside any
+other.
 
-Here a soft constraint, "the two coordinates have the product 0.1", on points from a ring-shaped prior. The function
-gets the level too, so that the constraint can harden as the noise goes down; level 0 is the one that counts.
+Here a soft constraint, "the two coordinates have the product 0.1", on points from a
+ring-shaped prior. The function gets the level too, so that the constraint can harden as
+the noise goes down; level 0 is the one that counts.
 
     python examples/own_energy.py
     composeprob run examples/own_energy.py
@@ -19,17 +21,22 @@ schedule = cp.Schedule.log_snr(60)
 angle = jnp.arange(24) * jnp.pi / 12
 circle = 0.6 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)
 ring = cp.Analytic(
-    dist.MixtureSameFamily(dist.Categorical(jnp.ones(24) / 24), dist.Normal(circle, 0.1).to_event(1)), schedule
+    dist.MixtureSameFamily(
+        dist.Categorical(jnp.ones(24) / 24), dist.Normal(circle, 0.1).to_event(1)
+    ),
+    schedule,
 )
 
 
 def hyperbola(x, level):
-    """−½·((x₀·x₁ − 0.1)/w)², with a width w that shrinks with the level's noise, to 0.03 where there is none."""
+    """−½·((x₀·x₁ − 0.1)/w)², with a width w that shrinks with the level's noise, to
+    0.03 where there is none."""
     width = 0.03 + 2 * jnp.asarray(schedule.sigma)[level]
     return -0.5 * ((x[0] * x[1] - 0.1) / width) ** 2
 
 
-# top_power=0: at the noisiest level this is a gentle tilt of the ring's noise, no noise of its own.
+# top_power=0: at the noisiest level this is a gentle tilt of the ring's noise, no noise
+# of its own.
 constraint = cp.Energy(hyperbola, schedule, event_shape=(2,), top_power=0.0)
 
 
@@ -45,7 +52,9 @@ def main(num_chains=2000, out="out"):
     print(result.summary())
 
     x = result.unweighted()["x"]
-    print(f"x₀·x₁ is {x.prod(1).mean():.3f} ± {x.prod(1).std():.3f}; |x| is {jnp.linalg.norm(x, axis=1).mean():.3f}")
+    print(
+        f"x₀·x₁ is {x.prod(1).mean():.3f} ± {x.prod(1).std():.3f}; |x| is {jnp.linalg.norm(x, axis=1).mean():.3f}"
+    )
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "own_energy.png"))
     return result

@@ -1,6 +1,8 @@
-"""Your own network: trained here in seconds with Equinox and Optax, then composed like any model of the zoo.
+"""Your own network: trained here in seconds with Equinox and Optax, then composed like
+any model of the zoo.
 
-It sees ONE event and the log-SNR, and predicts the noise ε. It never saw the box that it is multiplied with afterwards.
+It sees ONE event and the log-SNR, and predicts the noise ε. It never saw the box that
+it is multiplied with afterwards.
 
     python examples/own_network.py
 """
@@ -20,7 +22,9 @@ def moon(key, n):
     """Training data, shape (n, 2): a half circle with some noise."""
     angle_key, noise_key = jax.random.split(key)
     angle = jnp.pi * jax.random.uniform(angle_key, (n,))
-    return 0.7 * jnp.stack([jnp.cos(angle), jnp.sin(angle) - 0.5], -1) + 0.05 * jax.random.normal(noise_key, (n, 2))
+    return 0.7 * jnp.stack(
+        [jnp.cos(angle), jnp.sin(angle) - 0.5], -1
+    ) + 0.05 * jax.random.normal(noise_key, (n, 2))
 
 
 class Network(eqx.Module):
@@ -30,19 +34,27 @@ class Network(eqx.Module):
         phases = log_snr * jnp.array([0.1, 0.3, 0.9])
         sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
         # Far from the data x ≈ ε: the network learns only the rest.
-        return sigma * x + self.mlp(jnp.concatenate([x, jnp.sin(phases), jnp.cos(phases)]))
+        return sigma * x + self.mlp(
+            jnp.concatenate([x, jnp.sin(phases), jnp.cos(phases)])
+        )
 
 
 def train(key, steps=1500, batch=256):
-    network = Network(eqx.nn.MLP(8, 2, width_size=64, depth=3, activation=jax.nn.swish, key=key))
+    network = Network(
+        eqx.nn.MLP(8, 2, width_size=64, depth=3, activation=jax.nn.swish, key=key)
+    )
     optimiser = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
 
     def loss(network, key):
         data_key, level_key, noise_key = jax.random.split(key, 3)
         log_snr = jax.random.uniform(level_key, (batch,), minval=-9.0, maxval=7.0)
-        alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(sign * log_snr))[:, None] for sign in (1, -1))
+        alpha, sigma = (
+            jnp.sqrt(jax.nn.sigmoid(sign * log_snr))[:, None] for sign in (1, -1)
+        )
         noise = jax.random.normal(noise_key, (batch, 2))
-        predicted = jax.vmap(network)(alpha * moon(data_key, batch) + sigma * noise, log_snr)
+        predicted = jax.vmap(network)(
+            alpha * moon(data_key, batch) + sigma * noise, log_snr
+        )
         return jnp.mean((predicted - noise) ** 2)
 
     @eqx.filter_jit
@@ -50,7 +62,9 @@ def train(key, steps=1500, batch=256):
         updates, state = optimiser.update(eqx.filter_grad(loss)(network, key), state)
         return eqx.apply_updates(network, updates), state
 
-    state = optimiser.init(eqx.filter(network, eqx.is_array))  # not the activation function
+    state = optimiser.init(
+        eqx.filter(network, eqx.is_array)
+    )  # not the activation function
     for step_key in jax.random.split(key, steps):
         network, state = step(network, state, step_key)
     return network
@@ -58,8 +72,12 @@ def train(key, steps=1500, batch=256):
 
 schedule = cp.Schedule.log_snr(60, min=-9.0, max=7.0)
 network = train(jax.random.key(0))
-arc = cp.Diffusion(network, schedule, event_shape=(2,), parameterization="epsilon", time="log_snr")
-right_half = cp.Analytic(dist.Uniform(jnp.array([0.0, -1.0]), jnp.array([1.0, 1.0])), schedule)
+arc = cp.Diffusion(
+    network, schedule, event_shape=(2,), parameterization="epsilon", time="log_snr"
+)
+right_half = cp.Analytic(
+    dist.Uniform(jnp.array([0.0, -1.0]), jnp.array([1.0, 1.0])), schedule
+)
 
 
 @cp.program
@@ -68,7 +86,9 @@ def right_arc(arc, right_half):
 
 
 def main(num_chains=2000, out="out"):
-    result = cp.infer(cp.compile(right_arc, arc, right_half), jax.random.key(1), num_chains=num_chains)
+    result = cp.infer(
+        cp.compile(right_arc, arc, right_half), jax.random.key(1), num_chains=num_chains
+    )
     print(result.summary())
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "own_network.png"))

@@ -1,8 +1,10 @@
-"""Long plans from short walks: through nine rooms, with a model that knows walks of at most a third of the way.
+"""Long plans from short walks: through nine rooms, with a model that knows walks of at
+most a third of the way.
 
-The model has seen walks of 24 points, given where the doors are. `cp.window` puts it on 13 stretches of a plan of
-216 points that overlap, `cp.tapestry` counts every point once, and start and goal are observed. Reverse diffusion adds
-up the stretches' scores as it goes; chains that stay at every level until the stretches agree find the way.
+The model has seen walks of 24 points, given where the doors are. `cp.window` puts it on
+13 stretches of a plan of 216 points that overlap, `cp.tapestry` counts every point
+once, and start and goal are observed. Reverse diffusion adds up the stretches' scores
+as it goes; chains that stay at every level until the stretches agree find the way.
 
     python examples/planning.py
     python examples/planning.py --animate
@@ -31,14 +33,25 @@ walk = cp.load("rooms")
 doors_key, places_key = jax.random.split(jax.random.key(3))
 doors, (start, goal) = rooms.doors(doors_key), rooms.places(places_key)
 num_chains = 8
-levels = np.concatenate([np.arange(-6, -2, 0.4), np.linspace(-2, 4, 72, endpoint=False), np.linspace(4, 10.5, 13)])
+levels = np.concatenate(
+    [
+        np.arange(-6, -2, 0.4),
+        np.linspace(-2, 4, 72, endpoint=False),
+        np.linspace(4, 10.5, 13),
+    ]
+)
 kernel = cp.UHMC(lambda levels: 0.5 * levels.sigma, num_leapfrog=1, damping=0.85)
-sampler = cp.AnnealedMCMC(kernel, steps_per_level=31, reverse_step=cp.ReverseStep(control="none"))
+sampler = cp.AnnealedMCMC(
+    kernel, steps_per_level=31, reverse_step=cp.ReverseStep(control="none")
+)
 
 
 @cp.program
 def planning(walk, doors=doors, start=start, goal=goal):
-    x = cp.sample("x", cp.tapestry(cp.window(walk.given(doors=doors), (LENGTH, 2), over=stretches)))
+    x = cp.sample(
+        "x",
+        cp.tapestry(cp.window(walk.given(doors=doors), (LENGTH, 2), over=stretches)),
+    )
     cp.observe("start", dist.Normal(x[0], 0.02), start)
     cp.observe("goal", dist.Normal(x[-1], 0.02), goal)
 
@@ -46,7 +59,9 @@ def planning(walk, doors=doors, start=start, goal=goal):
 def draw(axis, plans, good):
     """The rooms, and plans in them: those that succeed in colour."""
     for left, right, below, above in rooms.rectangles(doors):
-        axis.add_patch(plt.Rectangle((left, below), right - left, above - below, color="k"))
+        axis.add_patch(
+            plt.Rectangle((left, below), right - left, above - below, color="k")
+        )
     for plan, right in zip(plans, good, strict=True):
         axis.plot(*plan.T, lw=1, color="tab:blue" if right else "tab:red", alpha=0.7)
     axis.plot(*np.stack([start, goal]).T, "o", color="tab:orange")
@@ -57,8 +72,18 @@ def main(num_chains=num_chains, out="out", animate=False):
     figure, axes = plt.subplots(2, 1, figsize=(9, 5.4), layout="constrained")
     density = cp.compile(planning, walk)
     print(density)
-    for axis, (name, way) in zip(axes, {"summed scores": cp.Ancestral(), "composed": sampler}.items(), strict=True):
-        result = cp.infer(density, jax.random.key(0), num_chains=num_chains, sampler=way, levels=levels)
+    for axis, (name, way) in zip(
+        axes,
+        {"summed scores": cp.Ancestral(), "composed": sampler}.items(),
+        strict=True,
+    ):
+        result = cp.infer(
+            density,
+            jax.random.key(0),
+            num_chains=num_chains,
+            sampler=way,
+            levels=levels,
+        )
         good = rooms.succeeds(result["x"], doors, start, goal)
         told = f"{name}: {good.sum()} of {num_chains} plans reach the goal and touch no wall"
         print(told)
@@ -69,8 +94,13 @@ def main(num_chains=num_chains, out="out", animate=False):
     Path(out).mkdir(parents=True, exist_ok=True)
     figure.savefig(Path(out, "planning.png"))
     if animate:
-        walker, plan = axes[1].plot([], [], "o", color="k")[0], np.asarray(result["x"][np.argmax(good)])
-        walking = FuncAnimation(figure, lambda i: walker.set_data(plan[i : i + 1].T), LENGTH)
+        walker, plan = (
+            axes[1].plot([], [], "o", color="k")[0],
+            np.asarray(result["x"][np.argmax(good)]),
+        )
+        walking = FuncAnimation(
+            figure, lambda i: walker.set_data(plan[i : i + 1].T), LENGTH
+        )
         walking.save(Path(out, "planning.gif"), fps=20, writer="pillow")
     return result
 

@@ -1,7 +1,8 @@
 """A product: points that lie on the ring AND in the bar.
 
-Two diffusion models, trained apart on a ring of eight Gaussians and on an upright bar, are multiplied. Only the two
-modes of the ring that lie in the bar should survive, top and bottom, with equal weight.
+Two diffusion models, trained apart on a ring of eight Gaussians and on an upright bar,
+are multiplied. Only the two modes of the ring that lie in the bar should survive, top
+and bottom, with equal weight.
 
     python examples/product.py
     composeprob run examples/product.py
@@ -25,11 +26,14 @@ def main(num_chains=2000, out="out"):
     density = cp.compile(product, ring, bar)
     print(density)  # the program as mathematics, and what the compiler did
 
-    # Without a sampler=, infer chooses by what the factors can do; the summary says what it chose and why.
+    # Without a sampler=, infer chooses by what the factors can do; the summary says
+    # what it chose and why.
     result = cp.infer(density, jax.random.key(0), num_chains=num_chains)
     print(result.summary())
 
-    shares = cp.metrics.mode_weights(result["x"], [[0.0, 0.5], [0.0, -0.5]], result.log_weights)
+    shares = cp.metrics.mode_weights(
+        result["x"], [[0.0, 0.5], [0.0, -0.5]], result.log_weights
+    )
     print(f"share at the top {shares[0]:.3f}, at the bottom {shares[1]:.3f}")
 
     Path(out).mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
-"""Two sources in one picture: y = a + b + noise, where a is a handwritten 3 and b a 7; what were they?
+"""Two sources in one picture: y = a + b + noise, where a is a handwritten 3 and b a 7;
+what were they?
 
-Each source has a prior of its own, a diffusion model given its class. `cp.observe` looks at their sum; the posterior is
-of both at once, so that every pixel of each has an error bar, and where the one is unsure the other is too.
+Each source has a prior of its own, a diffusion model given its class. `cp.observe`
+looks at their sum; the posterior is of both at once, so that every pixel of each has an
+error bar, and where the one is unsure the other is too.
 
     python examples/separation.py
     composeprob run examples/separation.py
@@ -20,11 +22,20 @@ from composeprob.models.worlds import digits
 LABELS, NOISE = (3, 7), 0.2
 three, seven = (cp.load("digits", label=label) for label in LABELS)
 num_chains = 200
-sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), steps_per_level=5, reverse_step=True)  # independent chains
+sampler = cp.AnnealedMCMC(
+    cp.HMC(cp.Adaptive()), steps_per_level=5, reverse_step=True
+)  # independent chains
 
 images, labels = digits.held_out(jax.random.key(4), 100)  # no model learned from these
-truth = {name: np.asarray(images[int(np.argmax(labels == label))]) for name, label in zip("ab", LABELS, strict=True)}
-mixed = truth["a"] + truth["b"] + NOISE * np.random.default_rng(0).normal(size=(8, 8, 1)).astype(np.float32)
+truth = {
+    name: np.asarray(images[int(np.argmax(labels == label))])
+    for name, label in zip("ab", LABELS, strict=True)
+}
+mixed = (
+    truth["a"]
+    + truth["b"]
+    + NOISE * np.random.default_rng(0).normal(size=(8, 8, 1)).astype(np.float32)
+)
 
 
 @cp.program
@@ -37,7 +48,9 @@ def separation(three, seven, mixed=mixed):
 def main(num_chains=num_chains, out="out"):
     density = cp.compile(separation, three, seven)
     print(density)
-    result = cp.infer(density, jax.random.key(0), num_chains=num_chains, sampler=sampler)
+    result = cp.infer(
+        density, jax.random.key(0), num_chains=num_chains, sampler=sampler
+    )
     print(result.summary())
 
     figure, axes = plt.subplots(2, 4, figsize=(8, 4), layout="constrained")
@@ -47,14 +60,21 @@ def main(num_chains=num_chains, out="out"):
     for row, (name, true) in zip(axes, truth.items(), strict=True):
         draws = result.unweighted()[name]
         mean, spread = draws.mean(0), draws.std(0)
-        off, half = np.sqrt(np.mean((mean - true) ** 2)), np.sqrt(np.mean((mixed / 2 - true) ** 2))
+        off, half = (
+            np.sqrt(np.mean((mean - true) ** 2)),
+            np.sqrt(np.mean((mixed / 2 - true) ** 2)),
+        )
         low, high = np.quantile(draws, [0.05, 0.95], axis=0)
         inside = np.mean((low <= true) & (true <= high))
         told = np.sqrt(np.mean(spread**2))
         print(
             f"{name}: off by {off:.2f} a pixel ({told:.2f} expected, y/2 {half:.2f}); 90 % intervals hold {inside:.2f}"
         )
-        shown = {f"{name}, truth": (true, -1), f"{name}, posterior mean": (mean, -1), "its ±": (spread, 0)}
+        shown = {
+            f"{name}, truth": (true, -1),
+            f"{name}, posterior mean": (mean, -1),
+            "its ±": (spread, 0),
+        }
         for axis, (title, (image, low)) in zip(row[1:], shown.items(), strict=True):
             axis.set_title(title)
             axis.imshow(image[..., 0], cmap="gray_r", vmin=low, vmax=1)

@@ -1,7 +1,9 @@
-"""One network, 32 observations: a posterior of many data from a network that was trained on single ones.
+"""One network, 32 observations: a posterior of many data from a network that was
+trained on single ones.
 
-The simulator draws θ from a box, and one number x ~ N(θ₁, exp θ₂). The network learns p(θ | x) for one x. Then
-p(θ | x₁ … x_n) is p(θ)·Π_i p(θ | x_i)/p(θ), one batched evaluation of that network, whatever n is.
+The simulator draws θ from a box, and one number x ~ N(θ₁, exp θ₂). The network learns
+p(θ | x) for one x. Then p(θ | x₁ … x_n) is p(θ)·Π_i p(θ | x_i)/p(θ), one batched
+evaluation of that network, whatever n is.
 
     python examples/tall_posterior.py
 """
@@ -26,7 +28,9 @@ prior = cp.Analytic(box, schedule, label="prior")  # noised boxes are known exac
 
 
 def simulate(key, theta):
-    return theta[..., :1] + jnp.exp(theta[..., 1:]) * jax.random.normal(key, theta[..., :1].shape)
+    return theta[..., :1] + jnp.exp(theta[..., 1:]) * jax.random.normal(
+        key, theta[..., :1].shape
+    )
 
 
 def pairs(key, n):
@@ -37,7 +41,8 @@ def pairs(key, n):
 
 
 class Network(eqx.Module):
-    """ε̂ = −σ·(∇ log prior + what x tells): walls of the box need not be learned, and cancel in p(θ | x)/p(θ)."""
+    """ε̂ = −σ·(∇ log prior + what x tells): walls of the box need not be learned, and
+    cancel in p(θ | x)/p(θ)."""
 
     mlp: eqx.nn.MLP
 
@@ -46,7 +51,9 @@ class Network(eqx.Module):
         phases = log_snr * jnp.array([0.1, 0.3])
         seen = jnp.concatenate([theta, jnp.arcsinh(2 * x), jnp.arcsinh(2 * (theta[:1] - noise.alpha * x)),
                                 jnp.sin(phases), jnp.cos(phases)])  # fmt: skip
-        return -noise.sigma * (jax.grad(prior.at(noise).log_prob)(theta) + self.mlp(seen))
+        return -noise.sigma * (
+            jax.grad(prior.at(noise).log_prob)(theta) + self.mlp(seen)
+        )
 
 
 recipe = cp.training.Recipe(
@@ -54,7 +61,8 @@ recipe = cp.training.Recipe(
     data=pairs, schedule=schedule, conditions=("x",), log_snr=cp.training.LogSNR(-12.0, 10.0, focus=(-4.0, 8.0)),
     batches=cp.training.Batches(512, antithetic=True), iterations=4000, ema=0.99,
     learning_rate=partial(optax.cosine_decay_schedule, 3e-3),
-    losses=(cp.training.Denoising(lambda log_snr: 1 / jnp.sqrt(jax.nn.sigmoid(-log_snr) + 1e-3)),),  # errors add up
+    # errors add up
+    losses=(cp.training.Denoising(lambda log_snr: 1 / jnp.sqrt(jax.nn.sigmoid(-log_snr) + 1e-3)),),
 )  # fmt: skip
 
 
@@ -66,7 +74,9 @@ def tall(posterior, prior, xs):
 def main(num_chains=1000, out="out"):
     posterior = cp.training.train(recipe, jax.random.key(0), label="posterior").factor
     xs = simulate(jax.random.key(3), jnp.tile(TRUTH, (32, 1)))
-    result = cp.infer(cp.compile(tall, posterior, prior, xs), jax.random.key(1), num_chains=num_chains)
+    result = cp.infer(
+        cp.compile(tall, posterior, prior, xs), jax.random.key(1), num_chains=num_chains
+    )
     print(result.summary(), f"\ntruth {np.round(TRUTH, 2)}")
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "tall_posterior.png"))

@@ -1,7 +1,9 @@
-"""A tapestry: a canvas of 96×96 pixels under 16 overlapping windows, each with a caption of its own.
+"""A tapestry: a canvas of 96×96 pixels under 16 overlapping windows, each with a
+caption of its own.
 
-The model knows scenes of 32×32. `cp.window` lets it see a part of the canvas, and `cp.tapestry` multiplies windows so
-that every pixel counts once, however many windows see it. All windows are one batch to the compiler.
+The model knows scenes of 32×32. `cp.window` lets it see a part of the canvas, and
+`cp.tapestry` multiplies windows so that every pixel counts once, however many windows
+see it. All windows are one batch to the compiler.
 
     python examples/tapestry.py
     composeprob run examples/tapestry.py
@@ -24,23 +26,35 @@ CAPTIONS = """
 scenes = cp.load("shapes-caption")
 num_chains = 2
 # A canvas has nine times the pixels of a scene, so that steps are half as long.
-sampler = cp.AnnealedMCMC(cp.MALA(lambda levels: 0.035 * levels.sigma**2), steps_per_level=1, reverse_step=True)
+sampler = cp.AnnealedMCMC(
+    cp.MALA(lambda levels: 0.035 * levels.sigma**2),
+    steps_per_level=1,
+    reverse_step=True,
+)
 
 
 @cp.program
 def canvas(scenes, captions=CAPTIONS, strength=6.0):
     words = captions.split()
-    said = [f"a {colour} {shape} in the middle" for colour, shape in zip(words[::2], words[1::2], strict=True)]
+    said = [
+        f"a {colour} {shape} in the middle"
+        for colour, shape in zip(words[::2], words[1::2], strict=True)
+    ]
     offsets = [(y, x) for y in STARTS for x in STARTS]
     shown = [cp.guide(scenes, strength, caption=caption) for caption in said]
-    windows = [cp.window(factor, CANVAS, offset) for factor, offset in zip(shown, offsets, strict=True)]
+    windows = [
+        cp.window(factor, CANVAS, offset)
+        for factor, offset in zip(shown, offsets, strict=True)
+    ]
     return cp.sample("x", cp.tapestry(*windows))
 
 
 def main(num_chains=num_chains, out="out"):
     density = cp.compile(canvas, scenes)
     print(density.sites["x"])
-    result = cp.infer(density, jax.random.key(0), num_chains=num_chains, sampler=sampler)
+    result = cp.infer(
+        density, jax.random.key(0), num_chains=num_chains, sampler=sampler
+    )
     print(result.summary())
 
     Path(out).mkdir(parents=True, exist_ok=True)

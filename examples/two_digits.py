@@ -1,7 +1,7 @@
 """OR with stated shares: two images in ten are a 3, the others are an 8.
 
-The model is of digits given their class. Each class has a normaliser of its own, which the zoo stores: with it the
-weights of the mixture are shares.
+The model is of digits given their class. Each class has a normaliser of its own, which
+the zoo stores: with it the weights of the mixture are shares.
 
     python examples/two_digits.py
     composeprob run examples/two_digits.py
@@ -24,10 +24,15 @@ def two_digits(three, eight, share=0.2):
 
 
 def share_of_three(images, log_weights):
-    """What a classifier of clean images makes of them: the weight of those more like a 3 than an 8."""
+    """What a classifier of clean images makes of them: the weight of those more like a
+    3 than an 8."""
     classifier = cp.load("digits-classifier")
     logits = jax.vmap(lambda x: classifier.logits(x, classifier.schedule.at(0)))(images)
-    return float(np.average(logits[:, 3] > logits[:, 8], weights=np.exp(log_weights - log_weights.max())))
+    return float(
+        np.average(
+            logits[:, 3] > logits[:, 8], weights=np.exp(log_weights - log_weights.max())
+        )
+    )
 
 
 def main(num_chains=num_chains, out="out"):
@@ -35,7 +40,9 @@ def main(num_chains=num_chains, out="out"):
     print(density)
     result = cp.infer(density, jax.random.key(0), num_chains=num_chains)
     print(result.summary())
-    print(f"share of threes {share_of_three(result['x'], result.log_weights):.3f} (should be 0.2)")
+    print(
+        f"share of threes {share_of_three(result['x'], result.log_weights):.3f} (should be 0.2)"
+    )
 
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "two_digits.png"))

@@ -1,8 +1,10 @@
-"""Two scales on one canvas: a triangle wider than a window of the model, and small shapes around it.
+"""Two scales on one canvas: a triangle wider than a window of the model, and small
+shapes around it.
 
-A window with scale 5 sees averages of 5×5 pixels, so that what the model draws there is five times as large. It leaves
-open how pixels differ within these blocks; a narrow Gaussian, divided by what it says of the averages, says that they
-hardly do. Windows of scale 1 lie around it and overlap with one another and with the large one.
+A window with scale 5 sees averages of 5×5 pixels, so that what the model draws there is
+five times as large. It leaves open how pixels differ within these blocks; a narrow
+Gaussian, divided by what it says of the averages, says that they hardly do. Windows of
+scale 1 lie around it and overlap with one another and with the large one.
 
     python examples/two_scales.py
     composeprob run examples/two_scales.py
@@ -25,23 +27,35 @@ STARTS = [round(start) for start in np.linspace(0, CANVAS[0] - SIZE, 7)]
 AROUND = [(y, x) for y in STARTS for x in STARTS if {y, x} & {STARTS[0], STARTS[-1]}]
 
 scenes = cp.load("shapes-caption")
-# The large window is evaluated at a log-SNR higher by 2·log 5, up to the 8 that the model was trained for.
+# The large window is evaluated at a log-SNR higher by 2·log 5, up to the 8 that the
+# model was trained for.
 schedule = cp.Schedule.log_snr(60, -7.0, 4.75)
 num_chains = 1
 # Averages of 25 pixels have 25 times less variance, and set the pace.
-sampler = cp.AnnealedMCMC(cp.MALA(lambda levels: 0.004 * levels.sigma**2), steps_per_level=1, reverse_step=True)
+sampler = cp.AnnealedMCMC(
+    cp.MALA(lambda levels: 0.004 * levels.sigma**2),
+    steps_per_level=1,
+    reverse_step=True,
+)
 
 
 def smooth():
-    """N(pixels; 0, v) / N(averages; 0, v/25): how pixels differ from their block's average, and nothing else."""
+    """N(pixels; 0, v) / N(averages; 0, v/25): how pixels differ from their block's
+    average, and nothing else."""
     pixels = cp.Analytic(dist.Normal(jnp.zeros((LARGE, LARGE, 3)), ROUGHNESS), schedule)
-    averages = cp.Analytic(dist.Normal(jnp.zeros((SIZE, SIZE, 3)), ROUGHNESS / SCALE), schedule)
-    return cp.window(pixels, CANVAS, (EDGE, EDGE)) / cp.window(averages, CANVAS, (EDGE, EDGE), scale=SCALE)
+    averages = cp.Analytic(
+        dist.Normal(jnp.zeros((SIZE, SIZE, 3)), ROUGHNESS / SCALE), schedule
+    )
+    return cp.window(pixels, CANVAS, (EDGE, EDGE)) / cp.window(
+        averages, CANVAS, (EDGE, EDGE), scale=SCALE
+    )
 
 
 @cp.program
 def canvas(scenes, caption="a yellow triangle in the middle", strength=6.0):
-    large = cp.window(cp.guide(scenes, strength, caption=caption), CANVAS, (EDGE, EDGE), scale=SCALE)
+    large = cp.window(
+        cp.guide(scenes, strength, caption=caption), CANVAS, (EDGE, EDGE), scale=SCALE
+    )
     small = [cp.window(scenes, CANVAS, offset) for offset in AROUND]
     return cp.sample("x", cp.tapestry(large, *small) * smooth())
 
@@ -49,7 +63,9 @@ def canvas(scenes, caption="a yellow triangle in the middle", strength=6.0):
 def main(num_chains=num_chains, out="out"):
     density = cp.compile(canvas, scenes, schedule=schedule)
     print(density.sites["x"])
-    result = cp.infer(density, jax.random.key(0), num_chains=num_chains, sampler=sampler)
+    result = cp.infer(
+        density, jax.random.key(0), num_chains=num_chains, sampler=sampler
+    )
     print(result.summary())
 
     Path(out).mkdir(parents=True, exist_ok=True)

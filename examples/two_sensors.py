@@ -1,7 +1,9 @@
-"""Two sensors with noises of their own look at one signal: which of them to trust is found out on the way.
+"""Two sensors with noises of their own look at one signal: which of them to trust is
+found out on the way.
 
-One sensor reads the signal everywhere, the other only every fourth point. Neither says how noisy it is. The prior is a
-Gaussian process, so the compiler anneals both measurements exactly: `print(density)` says so.
+One sensor reads the signal everywhere, the other only every fourth point. Neither says
+how noisy it is. The prior is a Gaussian process, so the compiler anneals both
+measurements exactly: `print(density)` says so.
 
     python examples/two_sensors.py
     composeprob run examples/two_sensors.py
@@ -20,7 +22,10 @@ import composeprob as cp
 N = 32
 time = np.arange(N)
 covariance = np.exp(-0.5 * ((time[:, None] - time) / 4.0) ** 2) + 1e-3 * np.eye(N)
-signal = cp.Analytic(dist.MultivariateNormal(jnp.zeros(N), jnp.asarray(covariance)), cp.Schedule.log_snr(60))
+signal = cp.Analytic(
+    dist.MultivariateNormal(jnp.zeros(N), jnp.asarray(covariance)),
+    cp.Schedule.log_snr(60),
+)
 SOME = time[::4]
 NOISES = {"everywhere": 0.6, "some": 0.1}  # the truth
 
@@ -40,14 +45,18 @@ def two_sensors(signal, everywhere=everywhere, some=some):
 
 
 def exact_noises():
-    """Posterior means of the two noises by quadrature: given them, the readings are Gaussian."""
+    """Posterior means of the two noises by quadrature: given them, the readings are
+    Gaussian."""
     grid, rows = np.exp(np.linspace(-4, 1, 40)), np.concatenate([time, SOME])
     readings, prior = np.concatenate([everywhere, some]), covariance[np.ix_(rows, rows)]
     log_weight = np.zeros((grid.size, grid.size))
     for i, a in enumerate(grid):
         for j, b in enumerate(grid):
             total = prior + np.diag(np.repeat([a**2, b**2], [N, SOME.size]))
-            fit = readings @ np.linalg.solve(total, readings) + np.linalg.slogdet(total)[1]
+            fit = (
+                readings @ np.linalg.solve(total, readings)
+                + np.linalg.slogdet(total)[1]
+            )
             log_weight[i, j] = -0.5 * (fit + a**2 + b**2) + np.log(a * b)
     weight = np.exp(log_weight - log_weight.max())
     return weight.sum(1) @ grid / weight.sum(), weight.sum(0) @ grid / weight.sum()
@@ -60,9 +69,18 @@ def main(num_chains=2000, out="out"):
     print(result.summary())
     draws = result.unweighted()
     found = [float(draws[name].mean()) for name in ("noise_everywhere", "noise_some")]
-    print("means of the noises", np.round(found, 3), "exactly", np.round(exact_noises(), 3))
+    print(
+        "means of the noises",
+        np.round(found, 3),
+        "exactly",
+        np.round(exact_noises(), 3),
+    )
 
-    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained", subplot_kw={"xlabel": "time", "ylabel": "signal"})
+    figure, axis = plt.subplots(
+        figsize=(8, 4),
+        layout="constrained",
+        subplot_kw={"xlabel": "time", "ylabel": "signal"},
+    )
     low, middle, high = np.quantile(draws["x"], [0.05, 0.5, 0.95], axis=0)
     axis.fill_between(time, low, high, alpha=0.3, label="posterior, 90 %")
     axis.plot(time, middle)

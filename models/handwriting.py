@@ -1,4 +1,5 @@
-"""Models of handwritten digits: a diffusion given the class, and a classifier of noised images."""
+"""Models of handwritten digits: a diffusion given the class, and a classifier of noised
+images."""
 
 from __future__ import annotations
 
@@ -34,8 +35,11 @@ class LabelledImage(nnx.Module):
         self.network = FiLMMLP(PIXELS, PIXELS, vector=digits.CLASSES, rngs=rngs)
 
     def __call__(self, x: Array, t: Array, label: Array) -> Array:
-        """The output for one image x at log-SNR t; ``label`` is from 0 to 9, or `ANY`."""
-        return self.network(x, t, jax.nn.one_hot(label, digits.CLASSES)).reshape(x.shape)
+        """The output for one image x at log-SNR t; ``label`` is from 0 to 9, or
+        `ANY`."""
+        return self.network(x, t, jax.nn.one_hot(label, digits.CLASSES)).reshape(
+            x.shape
+        )
 
 
 def images(parameterization: str, **settings: Any) -> cp.training.Recipe:
@@ -49,8 +53,12 @@ def images(parameterization: str, **settings: Any) -> cp.training.Recipe:
     def network(key: Array) -> Any:
         return LabelledImage(rngs=nnx.Rngs(params=key))
 
-    conditions = cp.training.Conditions({"label": ANY}, dropout=0.15, encoders={"label": to_label})
-    return _recipe(network, parameterization=parameterization, conditions=conditions, **settings)
+    conditions = cp.training.Conditions(
+        {"label": ANY}, dropout=0.15, encoders={"label": to_label}
+    )
+    return _recipe(
+        network, parameterization=parameterization, conditions=conditions, **settings
+    )
 
 
 def to_label(value: Any) -> np.ndarray:
@@ -60,7 +68,11 @@ def to_label(value: Any) -> np.ndarray:
         InvalidValueError: it is not one whole number from 0 to 9.
     """
     label = np.asarray(value)
-    if label.shape != () or label.dtype.kind not in "iu" or not 0 <= label < digits.CLASSES:
+    if (
+        label.shape != ()
+        or label.dtype.kind not in "iu"
+        or not 0 <= label < digits.CLASSES
+    ):
         raise cp.errors.InvalidValueError(
             f"There is no digit {label.tolist()!r}.",
             fix=f"pass label=0 to label={digits.CLASSES - 1}, or label={ANY} for any of them.",
@@ -93,7 +105,9 @@ def classifier(**settings: Any) -> cp.training.Recipe:
 
 
 def _recipe(network: Any, **settings: Any) -> cp.training.Recipe:
-    return cp.training.Recipe(network=network, data=_labelled(digits.draw), **(SETTINGS | settings))
+    return cp.training.Recipe(
+        network=network, data=_labelled(digits.draw), **(SETTINGS | settings)
+    )
 
 
 def _labelled(draw: Any) -> Any:

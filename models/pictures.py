@@ -1,4 +1,5 @@
-"""Pictures for a trained model's card: the loss of every step, and images that it makes."""
+"""Pictures for a trained model's card: the loss of every step, and images that it
+makes."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def write_pictures(folder: Path, run: TrainingRun, key: Array) -> list[Path]:
-    """Writes ``training.png`` and, for a diffusion of images, ``samples.png``, by reverse diffusion of the model alone.
+    """Writes ``training.png`` and, for a diffusion of images, ``samples.png``, by
+    reverse diffusion of the model alone.
 
     Returns:
         The files.
@@ -34,13 +36,24 @@ def write_pictures(folder: Path, run: TrainingRun, key: Array) -> list[Path]:
         ax = figure.subplots()
         parts = np.array_split(run.loss, min(150, len(run.loss)))
         ends = np.cumsum([len(part) for part in parts])
-        ax.plot(np.arange(1, len(run.loss) + 1), run.loss, color=PALETTE.faint, linewidth=0.3)
-        ax.plot(ends, [part.mean() for part in parts], color=PALETTE.accent, linewidth=1.2)
+        ax.plot(
+            np.arange(1, len(run.loss) + 1),
+            run.loss,
+            color=PALETTE.faint,
+            linewidth=0.3,
+        )
+        ax.plot(
+            ends, [part.mean() for part in parts], color=PALETTE.accent, linewidth=1.2
+        )
         ax.set(xlabel="step", ylabel="loss", yscale="log", title="training")
         ax.spines[["top", "right"]].set_visible(False)
     _save(figure, written[0])
     factor = run.factor
-    if isinstance(factor, Diffusion) and is_image(factor.event_shape) and _complete(factor):
+    if (
+        isinstance(factor, Diffusion)
+        and is_image(factor.event_shape)
+        and _complete(factor)
+    ):
         drawn = infer(
             lowered(single, (factor,), {}, networks=False),
             key,

@@ -1,4 +1,5 @@
-"""Learning rates of the zoo's recipes. Optax is imported when a model is trained, and not when it is loaded."""
+"""Learning rates of the zoo's recipes. Optax is imported when a model is trained, and
+not when it is loaded."""
 
 from __future__ import annotations
 

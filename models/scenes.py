@@ -1,4 +1,5 @@
-"""Models of scenes of shapes: their data with conditions, their networks, and how they are trained."""
+"""Models of scenes of shapes: their data with conditions, their networks, and how they
+are trained."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ SETTINGS: dict[str, Any] = {
     "batches": cp.training.Batches(32, chunk=8),
     "learning_rate": cosine(8e-4),
 }
-"""What all of them share: σ is 0.03 at level 0, a hundredth of an object's contrast in each pixel's variance."""
+"""What all of them share: σ is 0.03 at level 0, a hundredth of an object's contrast in
+each pixel's variance."""
 
 
 class PositionUNet(nnx.Module):
@@ -39,19 +41,23 @@ class PositionUNet(nnx.Module):
         self.unet = UNet(3, spatial=1, rngs=rngs)
 
     def __call__(self, x: Array, t: Array, position: Array) -> Array:
-        """The output for one image x at log-SNR t; ``position`` is (x, y) in image widths."""
+        """The output for one image x at log-SNR t; ``position`` is (x, y) in image
+        widths."""
         return self.unet(x, t, spatial=heat_map(position, x.shape[:2]))
 
 
 class CaptionedScenes(nnx.Module):
-    """Scenes as `PositionUNet` knows them without a position, and how well a text fits: the pair (s, b) of which
-    log f(x | text) = −½‖x − s‖²/σ + b is made. Only what makes b is trained.
+    """Scenes as `PositionUNet` knows them without a position, and how well a text fits:
+    the pair (s, b) of which log f(x | text) = −½‖x − s‖²/σ + b is made. Only what makes
+    b is trained.
 
-    b estimates log p(text | x)/p(text), or log p(x | text)/p(x), which is the same; without a text it is 0.
+    b estimates log p(text | x)/p(text), or log p(x | text)/p(x), which is the same;
+    without a text it is 0.
 
     Args:
-        encoder: from the condition ``caption`` to a vector of length ``vector``: a `TextEncoder` of tokens, or anything
-            else that is called so, such as the identity for embeddings made elsewhere. Zeros are no text.
+        encoder: from the condition ``caption`` to a vector of length ``vector``: a
+            `TextEncoder` of tokens, or anything else that is called so, such as the
+            identity for embeddings made elsewhere. Zeros are no text.
     """
 
     def __init__(self, encoder: Any, vector: int, *, rngs: nnx.Rngs):
@@ -64,15 +70,20 @@ class CaptionedScenes(nnx.Module):
         graph, state = nnx.split(self.scenes)
         scenes = nnx.merge(graph, jax.lax.stop_gradient(state))
         fit = self.matcher(x, t, self.encoder(caption))
-        return scenes(x, t, jnp.asarray(NOWHERE)), jnp.where(jnp.any(caption != 0), fit, 0.0)
+        return scenes(x, t, jnp.asarray(NOWHERE)), jnp.where(
+            jnp.any(caption != 0), fit, 0.0
+        )
 
 
 def caption(**settings: Any) -> cp.training.Recipe:
-    """A model of scenes given a caption that is true of one of their objects, or given nothing: an energy.
+    """A model of scenes given a caption that is true of one of their objects, or given
+    nothing: an energy.
 
-    A caption changes the denoising loss by a percent or less, since it leaves open where most of the image's objects
-    are; it is learned by telling apart the captions of different scenes, and shapes that are alike from one another
-    where there is little noise: with more, a circle and a square are so close that they come to mean the same.
+    A caption changes the denoising loss by a percent or less, since it leaves open
+    where most of the image's objects are; it is learned by telling apart the captions
+    of different scenes, and shapes that are alike from one another where there is
+    little noise: with more, a circle and a square are so close that they come to mean
+    the same.
 
     Args:
         settings: what the recipe changes of its own.
@@ -80,7 +91,11 @@ def caption(**settings: Any) -> cp.training.Recipe:
 
     def network(key: Array) -> Any:
         rngs = nnx.Rngs(params=key)
-        return CaptionedScenes(TextEncoder(len(captions.WORDS), captions.LENGTH, VECTOR, rngs=rngs), VECTOR, rngs=rngs)
+        return CaptionedScenes(
+            TextEncoder(len(captions.WORDS), captions.LENGTH, VECTOR, rngs=rngs),
+            VECTOR,
+            rngs=rngs,
+        )
 
     def data(key: Array, n: int) -> tuple[Array, dict[str, Array]]:
         scene_key, caption_key = jax.random.split(key)
@@ -90,14 +105,21 @@ def caption(**settings: Any) -> cp.training.Recipe:
     close = lambda key, given: {"caption": captions.reshaped(key, given["caption"])}  # noqa: E731
     chosen = SETTINGS | {
         "conditions": cp.training.Conditions(
-            {"caption": captions.EMPTY}, dropout=0.1, encoders={"caption": captions.tokens}
+            {"caption": captions.EMPTY},
+            dropout=0.1,
+            encoders={"caption": captions.tokens},
         ),
         "batches": cp.training.Batches(32, chunk=32),
         "learning_rate": cosine(2.5e-3),
         "log_snr": cp.training.LogSNR(-8.0, 8.0, focus=(-1.0, 5.0)),
         "losses": (cp.training.CrossCondition(others=31, vary=close),),
     }
-    return cp.training.Recipe(network=network, data=data, parameterization="energy_residual", **(chosen | settings))
+    return cp.training.Recipe(
+        network=network,
+        data=data,
+        parameterization="energy_residual",
+        **(chosen | settings),
+    )
 
 
 def from_positions(network: Any) -> Any:
@@ -113,8 +135,8 @@ def from_positions(network: Any) -> Any:
 def position(parameterization: str, **settings: Any) -> cp.training.Recipe:
     """A model of scenes given the centre of one of their objects, or given nothing.
 
-    The loss has weight σ²/(α² + 0.02) + 0.1: where things are is decided at the noisiest levels, where the plain loss
-    hardly depends on it.
+    The loss has weight σ²/(α² + 0.02) + 0.1: where things are is decided at the
+    noisiest levels, where the plain loss hardly depends on it.
 
     Args:
         parameterization: as of `Diffusion`.
@@ -130,9 +152,19 @@ def position(parameterization: str, **settings: Any) -> cp.training.Recipe:
         named = jax.random.randint(choice_key, (n,), 0, scenes.count)
         return scenes.images, {"position": scenes.centres[jnp.arange(n), named]}
 
-    conditions = cp.training.Conditions({"position": NOWHERE}, dropout=0.2, encoders={"position": to_position})
-    chosen = SETTINGS | {"conditions": conditions, "losses": (cp.training.Denoising(weight=noisy_weight),)}
-    return cp.training.Recipe(network=network, data=data, parameterization=parameterization, **(chosen | settings))
+    conditions = cp.training.Conditions(
+        {"position": NOWHERE}, dropout=0.2, encoders={"position": to_position}
+    )
+    chosen = SETTINGS | {
+        "conditions": conditions,
+        "losses": (cp.training.Denoising(weight=noisy_weight),),
+    }
+    return cp.training.Recipe(
+        network=network,
+        data=data,
+        parameterization=parameterization,
+        **(chosen | settings),
+    )
 
 
 def to_position(value: Any) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Posteriors of simulators, learned from pairs (θ, x) that are drawn anew for each step."""
+"""Posteriors of simulators, learned from pairs (θ, x) that are drawn anew for each
+step."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from .worlds import drift_diffusion, slcp, two_moons
 SETTINGS: dict[str, Any] = {
     "parameterization": "epsilon",
     "conditions": ("x",),
-    "log_snr": cp.training.LogSNR(-12.0, 12.0, focus=(-3.0, 10.0)),  # where posteriors take shape
+    "log_snr": cp.training.LogSNR(
+        -12.0, 12.0, focus=(-3.0, 10.0)
+    ),  # where posteriors take shape
     "batches": cp.training.Batches(256, antithetic=True),
     "learning_rate": cosine(1e-3),
     "schedule": cp.Schedule.log_snr(80, -9.0, 11.0),
@@ -28,20 +31,24 @@ SETTINGS: dict[str, Any] = {
 
 
 def even(log_snr: Array) -> Array:
-    """A weight of the loss, 1/√(σ² + 0.001), by which small errors of the score count where there is little noise.
+    """A weight of the loss, 1/√(σ² + 0.001), by which small errors of the score count
+    where there is little noise.
 
-    The loss of the noise itself hardly sees them there, as σ·error is small beside it. In a product over n observations
-    they add up to n times as much.
+    The loss of the noise itself hardly sees them there, as σ·error is small beside it.
+    In a product over n observations they add up to n times as much.
     """
     return 1 / jnp.sqrt(jax.nn.sigmoid(-log_snr) + 1e-3)
 
 
-def posterior(simulator: ModuleType, network: Any, **settings: Any) -> cp.training.Recipe:
+def posterior(
+    simulator: ModuleType, network: Any, **settings: Any
+) -> cp.training.Recipe:
     """The recipe of p(θ | x) for one observation x.
 
     Args:
         simulator: with ``prior()`` and ``simulate(key, θ)``.
-        network: ``network(key)`` gives the untrained network, called as ``network(θ, λ, x=x)``.
+        network: ``network(key)`` gives the untrained network, called as ``network(θ, λ,
+            x=x)``.
         settings: what the recipe changes of `SETTINGS`.
     """
     prior = simulator.prior()
@@ -55,7 +62,8 @@ def posterior(simulator: ModuleType, network: Any, **settings: Any) -> cp.traini
 
 
 def slcp_network(key: Array) -> BoundedPosterior:
-    """It sees the data by the mean, standard deviations and correlation of its four points, which tell all of them."""
+    """It sees the data by the mean, standard deviations and correlation of its four
+    points, which tell all of them."""
     return BoundedPosterior(
         slcp.SIZE,
         slcp.BOUND,
@@ -70,26 +78,34 @@ def slcp_network(key: Array) -> BoundedPosterior:
 
 
 def _moments(x: Array) -> Array:
-    """Five numbers of moderate size that hold all that four points of a Gaussian tell of it."""
+    """Five numbers of moderate size that hold all that four points of a Gaussian tell
+    of it."""
     mean, deviation, correlation = _sample(x)
     bounded = jnp.clip(correlation, -0.9999, 0.9999)
-    return jnp.concatenate([mean / slcp.BOUND, 0.5 * jnp.log(deviation), 0.5 * jnp.arctanh(bounded)[None]])
+    return jnp.concatenate(
+        [mean / slcp.BOUND, 0.5 * jnp.log(deviation), 0.5 * jnp.arctanh(bounded)[None]]
+    )
 
 
 def _residuals(theta: Array, x: Array, width: Array) -> tuple[Array, Array]:
-    """How far θ is from estimates by moments, in units of the estimates' errors, and these."""
+    """How far θ is from estimates by moments, in units of the estimates' errors, and
+    these."""
     mean, deviation, correlation = _sample(x)
     error = 0.5 * deviation  # of a mean of four
     root = jnp.sqrt(deviation)
     root_error = 0.2 * root  # of √s, where s is told to about 40 %
     away = theta[:2] - mean
     place = away / jnp.sqrt(error**2 + width**2)
-    # Where the points lie along a line, one coordinate of their mean tells of the other.
+    # Where the points lie along a line, one coordinate of their mean tells of the
+    # other.
     slope = correlation * deviation / deviation[::-1]
     rest = error**2 * (1 - correlation**2) + width**2 * (1 + slope**2)
     across = (away - slope * away[::-1]) / jnp.sqrt(rest)
     deviations = theta[2:4]
-    below, above = ((deviations - sign * root) / jnp.sqrt(root_error**2 + width**2) for sign in (-1.0, 1.0))
+    below, above = (
+        (deviations - sign * root) / jnp.sqrt(root_error**2 + width**2)
+        for sign in (-1.0, 1.0)
+    )
     # Far away their logarithm is enough.
     features = jnp.arcsinh(jnp.concatenate([place, across, below, above]))
     scale = jnp.concatenate([error, root_error, jnp.ones(1)])
@@ -112,7 +128,9 @@ def two_moons_network(key: Array) -> BoundedPosterior:
         total, difference = theta[0] + theta[1], theta[1] - theta[0]
         turned = jnp.stack([total, -total, difference]) / jnp.sqrt(2.0)
         near = (turned + jnp.stack([x[0], x[0], -x[1]])) / jnp.sqrt(0.2**2 + width**2)
-        return jnp.concatenate([near, jnp.arcsinh(10 * near)]), jnp.full(two_moons.SIZE, two_moons.WIDTH)
+        return jnp.concatenate([near, jnp.arcsinh(10 * near)]), jnp.full(
+            two_moons.SIZE, two_moons.WIDTH
+        )
 
     return BoundedPosterior(
         two_moons.SIZE,

@@ -1,4 +1,5 @@
-"""The 2D models of Du et al. 2023: their data, and the settings that they are trained with."""
+"""The 2D models of Du et al. 2023: their data, and the settings that they are trained
+with."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ from .networks.offset_energy import OffsetEnergy
 from .rates import cosine
 
 LEVELS = {"min": -9.0, "max": 9.5}
-"""Log-SNR of the levels that the models offer: σ is 0.0087 at level 0, far below the ring's 0.075."""
+"""Log-SNR of the levels that the models offer: σ is 0.0087 at level 0, far below the
+ring's 0.075."""
 CONTINUOUS: dict[str, Any] = {
-    # Wide enough for the usual schedules to be aligned with; the focus is where these data take shape.
+    # Wide enough for the usual schedules to be aligned with; the focus is where these
+    # data take shape.
     "log_snr": cp.training.LogSNR(-16.0, 11.0, focus=(0.0, 10.0)),
     # Half the paper's batch: stratified log-SNR and antithetic noise make up for it.
     "batches": cp.training.Batches(500, chunk=250, antithetic=True),
@@ -33,19 +36,22 @@ SHARP: dict[str, Any] = CONTINUOUS | {
     "schedule": cp.Schedule.log_snr(60, -9.0, 11.0),
     "iterations": 8000,  # each of these is trained five times over
 }
-"""What changes for data of a finer scale: σ is 0.0041 at level 0, far below the sharp ring's 0.03."""
+"""What changes for data of a finer scale: σ is 0.0041 at level 0, far below the sharp
+ring's 0.03."""
 
 DEPTH: dict[str, Any] = {
     "parameterization": "energy",
     "losses": (cp.training.Denoising(), cp.training.CrossLevel(gap=8.0)),
-    # Each chunk holds as many events of one level of a pair as of the other, each twice.
+    # Each chunk holds as many events of one level of a pair as of the other, each
+    # twice.
     "batches": cp.training.Batches(504, chunk=252, antithetic=True),
 }
 """What energies that know mode depth change."""
 
 
 def ring(deviation: float = 0.075) -> Any:
-    """Eight Gaussians of a standard deviation on a circle of radius 0.5, equally likely."""
+    """Eight Gaussians of a standard deviation on a circle of radius 0.5, equally
+    likely."""
     angle = jnp.arange(8) * (2 * jnp.pi / 8)
     centres = 0.5 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
     modes = dist.Normal(centres, deviation).to_event(1)
@@ -54,7 +60,9 @@ def ring(deviation: float = 0.075) -> Any:
 
 def bar(centre: float = 0.0) -> Any:
     """Uniform on the box |x₁ − centre| < 0.2, |x₂| < 1."""
-    return dist.Uniform(jnp.array([centre - 0.2, -1.0]), jnp.array([centre + 0.2, 1.0])).to_event(1)
+    return dist.Uniform(
+        jnp.array([centre - 0.2, -1.0]), jnp.array([centre + 0.2, 1.0])
+    ).to_event(1)
 
 
 def box(half_width: float) -> Any:
@@ -65,16 +73,23 @@ def box(half_width: float) -> Any:
 def soft(half_widths: tuple[float, float], inside: float, outer: float = 1.1) -> Any:
     """A box |x₁| < w₁, |x₂| < w₂ with a floor.
 
-    Uniform in the box, or with probability 1 − inside on the square |x₁|, |x₂| < outer. The floor keeps products and
-    quotients with it proper: no point of the outer square is impossible.
+    Uniform in the box, or with probability 1 − inside on the square |x₁|, |x₂| < outer.
+    The floor keeps products and quotients with it proper: no point of the outer square
+    is impossible.
     """
-    parts = [dist.Uniform(-jnp.array(w), jnp.array(w)).to_event(1) for w in (half_widths, (outer, outer))]
+    parts = [
+        dist.Uniform(-jnp.array(w), jnp.array(w)).to_event(1)
+        for w in (half_widths, (outer, outer))
+    ]
     weights = dist.Categorical(probs=jnp.array([inside, 1 - inside]))
     return dist.MixtureGeneral(weights, parts, support=dist.constraints.real_vector)
 
 
-def energy(distribution: Any, *, deviation: float, finest: float, **settings: Any) -> cp.training.Recipe:
-    """An energy model of a 2D distribution, log f = −½‖s‖²/σ, over the residual MLP in Equinox.
+def energy(
+    distribution: Any, *, deviation: float, finest: float, **settings: Any
+) -> cp.training.Recipe:
+    """An energy model of a 2D distribution, log f = −½‖s‖²/σ, over the residual MLP in
+    Equinox.
 
     Args:
         distribution: a NumPyro distribution over vectors of length 2.
@@ -86,11 +101,18 @@ def energy(distribution: Any, *, deviation: float, finest: float, **settings: An
     def network(key: Array) -> Any:
         return residual_mlp_eqx.ResidualMLP(2, output_scale=scale, key=key)
 
-    return _recipe(distribution, network, **(CONTINUOUS | {"parameterization": "energy_norm"} | settings))
+    return _recipe(
+        distribution,
+        network,
+        **(CONTINUOUS | {"parameterization": "energy_norm"} | settings),
+    )
 
 
-def depth(distribution: Any, *, deviation: float, finest: float, **settings: Any) -> cp.training.Recipe:
-    """An energy model that also learns the depth of separated modes: log f = −½‖s‖²/σ + b(λ), and a cross-level loss.
+def depth(
+    distribution: Any, *, deviation: float, finest: float, **settings: Any
+) -> cp.training.Recipe:
+    """An energy model that also learns the depth of separated modes: log f = −½‖s‖²/σ +
+    b(λ), and a cross-level loss.
 
     Args:
         distribution: a NumPyro distribution over vectors of length 2.
@@ -101,13 +123,18 @@ def depth(distribution: Any, *, deviation: float, finest: float, **settings: Any
     log_snr_min = chosen["log_snr"].low
 
     def network(key: Array) -> Any:
-        return OffsetEnergy(2, deviation=deviation, finest=finest, log_snr_min=log_snr_min, key=key)
+        return OffsetEnergy(
+            2, deviation=deviation, finest=finest, log_snr_min=log_snr_min, key=key
+        )
 
     return _recipe(distribution, network, **chosen)
 
 
-def score(distribution: Any, *, deviation: float, finest: float, **settings: Any) -> cp.training.Recipe:
-    """A score-only model of a 2D distribution that predicts the noise, over the residual MLP in Flax NNX.
+def score(
+    distribution: Any, *, deviation: float, finest: float, **settings: Any
+) -> cp.training.Recipe:
+    """A score-only model of a 2D distribution that predicts the noise, over the
+    residual MLP in Flax NNX.
 
     Args:
         distribution: a NumPyro distribution over vectors of length 2.
@@ -117,19 +144,30 @@ def score(distribution: Any, *, deviation: float, finest: float, **settings: Any
     scale = OutputScale("epsilon", deviation, finest)
 
     def network(key: Array) -> Any:
-        return residual_mlp_nnx.ResidualMLP(2, output_scale=scale, rngs=nnx.Rngs(params=key))
+        return residual_mlp_nnx.ResidualMLP(
+            2, output_scale=scale, rngs=nnx.Rngs(params=key)
+        )
 
-    return _recipe(distribution, network, **(CONTINUOUS | {"parameterization": "epsilon"} | settings))
+    return _recipe(
+        distribution,
+        network,
+        **(CONTINUOUS | {"parameterization": "epsilon"} | settings),
+    )
 
 
 def paper(distribution: Any) -> cp.training.Recipe:
-    """The paper's own model: E = ½‖x − s‖² on 100 discrete levels, a learned table of levels, a constant rate."""
+    """The paper's own model: E = ½‖x − s‖² on 100 discrete levels, a learned table of
+    levels, a constant rate."""
 
     def network(key: Array) -> Any:
         return residual_mlp_eqx.ResidualMLP(2, num_levels=100, key=key)
 
     return _recipe(
-        distribution, network, parameterization="energy_residual", schedule=cp.Schedule.cosine(100), time="level"
+        distribution,
+        network,
+        parameterization="energy_residual",
+        schedule=cp.Schedule.cosine(100),
+        time="level",
     )
 
 
@@ -139,6 +177,7 @@ def _recipe(distribution: Any, network: Any, **settings: Any) -> cp.training.Rec
     def data(key: Array, n: int) -> Array:
         return distribution.sample(key, (n,))
 
-    # The paper's settings are the recipe's defaults: 15,000 iterations, Adam 1e-3, EMA 0.999, batch 1000.
+    # The paper's settings are the recipe's defaults: 15,000 iterations, Adam 1e-3, EMA
+    # 0.999, batch 1000.
     settings = {"batches": cp.training.Batches(1000, chunk=250)} | settings
     return cp.training.Recipe(network=network, data=data, **settings)

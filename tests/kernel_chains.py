@@ -20,7 +20,8 @@ from zscores import z_scores
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What became of chains started from exact draws: z-scores, acceptance, and how far they went."""
+    """What became of chains started from exact draws: z-scores, acceptance, and how far
+    they went."""
 
     values: dict[str, np.ndarray]
     """The law's statistics, (chains, draws) each."""
@@ -31,7 +32,8 @@ class Run:
 
 
 def steps_of(kernel: Kernel, factor: float = 1.0) -> Array:
-    """What `step` takes as its step size: the kernel's own times a factor, one for each block where it has any."""
+    """What `step` takes as its step size: the kernel's own times a factor, one for each
+    block where it has any."""
     sizes = [factor * part.step_size for part in parts_of(kernel)]
     return jnp.stack(sizes) if isinstance(kernel, Gibbs) else sizes[0]
 
@@ -44,18 +46,27 @@ def driven(
     step_size: Array | float,
     evaluations: Array | int | None = None,
 ) -> tuple[KernelState, Info]:
-    """One transition of given noise, evaluation by evaluation: as many as the kernel has, or ``evaluations``."""
+    """One transition of given noise, evaluation by evaluation: as many as the kernel
+    has, or ``evaluations``."""
     last = (kernel.evaluations_per_step if evaluations is None else evaluations) - 1
     onward = lambda i, way: kernel.advance(i, way[0], target(way[1]))
-    trajectory, position = jax.lax.fori_loop(0, last, onward, kernel.begin(noise, state, step_size))
+    trajectory, position = jax.lax.fori_loop(
+        0, last, onward, kernel.begin(noise, state, step_size)
+    )
     return kernel.finish(trajectory, target(position))
 
 
 @partial(jax.jit, static_argnums=(1, 5))
 def transitions(
-    kernel: Kernel, target: Target, key: Array, states: KernelState, step_size: Array, count: int
+    kernel: Kernel,
+    target: Target,
+    key: Array,
+    states: KernelState,
+    step_size: Array,
+    count: int,
 ) -> tuple[KernelState, Info]:
-    """`count` transitions of chains stacked on the leading axis; Info gets the axes (count, chains)."""
+    """`count` transitions of chains stacked on the leading axis; Info gets the axes
+    (count, chains)."""
     num_chains = jax.tree.leaves(states.position)[0].shape[0]
 
     def one(states: KernelState, key: Array) -> tuple[KernelState, Info]:
@@ -69,7 +80,9 @@ def transitions(
 def start(kernel: Kernel, target: Target, key: Array, positions: Any) -> KernelState:
     """States of chains at `positions`."""
     num_chains = jax.tree.leaves(positions)[0].shape[0]
-    return jax.vmap(lambda k, x: kernel.init(k, x, target))(jax.random.split(key, num_chains), positions)
+    return jax.vmap(lambda k, x: kernel.init(k, x, target))(
+        jax.random.split(key, num_chains), positions
+    )
 
 
 @functools.cache
@@ -79,7 +92,9 @@ def _drawing(draw: Callable[[Array, int], Any]) -> Callable[[Array, int], Any]:
 
 
 @functools.cache
-def _measuring(statistics: Callable[[Any], dict[str, Array]]) -> Callable[[Any], dict[str, Array]]:
+def _measuring(
+    statistics: Callable[[Any], dict[str, Array]],
+) -> Callable[[Any], dict[str, Array]]:
     """A law's statistics of every chain, likewise."""
     return jax.jit(jax.vmap(statistics))
 
@@ -94,14 +109,17 @@ def from_exact_draws(
     num_transitions: int = 300,
     num_draws: int = 20,
 ) -> Run:
-    """Chains from exact draws of a law, looked at `num_draws` times over: does the law stay, do the chains move?
+    """Chains from exact draws of a law, looked at `num_draws` times over: does the law
+    stay, do the chains move?
 
     Args:
         kernel: with a single number as its step size.
         law: the target, whose statistics are checked.
-        started_from: the law drawn from and expected, where it is not the target (a known bias).
+        started_from: the law drawn from and expected, where it is not the target (a
+            known bias).
         seed: of every random number.
-        num_chains, num_transitions, num_draws: num_chains·num_draws values enter each average.
+        num_chains, num_transitions, num_draws: num_chains·num_draws values enter each
+            average.
     """
     stationary = started_from or law
     target = evaluate(law.log_density)
@@ -111,10 +129,22 @@ def from_exact_draws(
     measure = _measuring(law.statistics)
     values, acceptance = [], []
     for key in jax.random.split(key_run, num_draws):
-        states, info = transitions(kernel, target, key, states, steps_of(kernel), num_transitions // num_draws)
+        states, info = transitions(
+            kernel, target, key, states, steps_of(kernel), num_transitions // num_draws
+        )
         values.append(measure(states.position))
         acceptance.append(info.acceptance.mean())
-    stacked = {name: np.stack([np.asarray(v[name]) for v in values], axis=1) for name in values[0]}
-    jumps = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2) / num_chains, states.position, origin)
+    stacked = {
+        name: np.stack([np.asarray(v[name]) for v in values], axis=1)
+        for name in values[0]
+    }
+    jumps = jax.tree.map(
+        lambda a, b: jnp.sum((a - b) ** 2) / num_chains, states.position, origin
+    )
     moved = float(sum(jax.tree.leaves(jumps))) / (2 * stationary.spread)
-    return Run(stacked, z_scores(stacked, stationary.expected), float(np.mean(acceptance)), moved)
+    return Run(
+        stacked,
+        z_scores(stacked, stationary.expected),
+        float(np.mean(acceptance)),
+        moved,
+    )

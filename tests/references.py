@@ -1,7 +1,9 @@
-"""Densities written down from their definitions in NumPy, and their scores by complex steps: no JAX, none of our code.
+"""Densities written down from their definitions in NumPy, and their scores by complex
+steps: no JAX, none of our code.
 
-A `Reference` is log f(x; α, σ): the log-density of the noised event α·X + σ·ε at x. It is analytic in x and takes
-complex x, so that Im log f(x + i·h·e_j)/h is ∂_j log f to the last digit.
+A `Reference` is log f(x; α, σ): the log-density of the noised event α·X + σ·ε at x. It
+is analytic in x and takes complex x, so that Im log f(x + i·h·e_j)/h is ∂_j log f to
+the last digit.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +13,11 @@ import numpy as np
 Reference = Callable[[np.ndarray, float, float], complex]
 
 
-def gaussians(weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> Reference:
-    """Σ_i w_i·N(α·μ_i, α²·Σ_i + σ²·I) over the flattened event; means (n, d), covariances (n, d, d)."""
+def gaussians(
+    weights: np.ndarray, means: np.ndarray, covariances: np.ndarray
+) -> Reference:
+    """Σ_i w_i·N(α·μ_i, α²·Σ_i + σ²·I) over the flattened event; means (n, d),
+    covariances (n, d, d)."""
 
     def log_density(x: np.ndarray, alpha: float, sigma: float) -> complex:
         terms = []
@@ -20,7 +25,11 @@ def gaussians(weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -
             noised = alpha**2 * covariance + sigma**2 * np.eye(mean.size)
             away = x.ravel() - alpha * mean
             log_det = np.linalg.slogdet(2 * np.pi * noised)[1]
-            terms.append(np.log(weight) - 0.5 * log_det - 0.5 * away @ np.linalg.solve(noised, away))
+            terms.append(
+                np.log(weight)
+                - 0.5 * log_det
+                - 0.5 * away @ np.linalg.solve(noised, away)
+            )
         return log_sum_exp(terms)
 
     return log_density
@@ -28,24 +37,34 @@ def gaussians(weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -
 
 def product(parts: Sequence[Reference], powers: Sequence[float]) -> Reference:
     """Π_i f_i^{w_i}."""
-    return lambda x, alpha, sigma: sum(w * f(x, alpha, sigma) for f, w in zip(parts, powers, strict=True))
+    return lambda x, alpha, sigma: sum(
+        w * f(x, alpha, sigma) for f, w in zip(parts, powers, strict=True)
+    )
 
 
 def mixture(parts: Sequence[Reference], multipliers: Sequence[float]) -> Reference:
     """Σ_i m_i·f_i."""
     return lambda x, alpha, sigma: log_sum_exp(
-        [np.log(m) + f(x, alpha, sigma) for f, m in zip(parts, multipliers, strict=True)]
+        [
+            np.log(m) + f(x, alpha, sigma)
+            for f, m in zip(parts, multipliers, strict=True)
+        ]
     )
 
 
-def window(part: Reference, offset: Sequence[int], extent: Sequence[int], scale: int) -> Reference:
-    """f of the block averages of a box: averages of s^n noisy entries have noise σ/√(s^n)."""
+def window(
+    part: Reference, offset: Sequence[int], extent: Sequence[int], scale: int
+) -> Reference:
+    """f of the block averages of a box: averages of s^n noisy entries have noise
+    σ/√(s^n)."""
 
     def log_density(x: np.ndarray, alpha: float, sigma: float) -> complex:
         box = x[tuple(slice(o, o + e) for o, e in zip(offset, extent, strict=True))]
         event = np.zeros([e // scale for e in extent], box.dtype)
         for index in np.ndindex(*event.shape):
-            event[index] = box[tuple(slice(i * scale, (i + 1) * scale) for i in index)].mean()
+            event[index] = box[
+                tuple(slice(i * scale, (i + 1) * scale) for i in index)
+            ].mean()
         return part(event, alpha, sigma / np.sqrt(scale ** len(extent)))
 
     return log_density
@@ -66,7 +85,9 @@ def log_sum_exp(terms: list[complex]) -> complex:
     return largest + np.log(sum(np.exp(term - largest) for term in terms))
 
 
-def value_and_score(f: Reference, x: np.ndarray, alpha: float, sigma: float) -> tuple[float, np.ndarray]:
+def value_and_score(
+    f: Reference, x: np.ndarray, alpha: float, sigma: float
+) -> tuple[float, np.ndarray]:
     """log f and its gradient."""
     step = 1e-30
     score = np.zeros(x.shape)

@@ -1,6 +1,7 @@
 """One row per public kernel, factor and schedule: a row buys every contract test.
 
-kernels/test_transitions.py and factors/test_registry.py fail when a public class has no row.
+kernels/test_transitions.py and factors/test_registry.py fail when a public class has no
+row.
 """
 
 import importlib
@@ -20,7 +21,16 @@ from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, Calibra
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import WEIGHTS, Diffusion
 from composeprob.factors.energy import Energy
-from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs, Kernel, LineIntegral
+from composeprob.kernels import (
+    HMC,
+    MALA,
+    UHMC,
+    ULA,
+    BlackJAX,
+    Gibbs,
+    Kernel,
+    LineIntegral,
+)
 from composeprob.schedule import Schedule
 
 KERNELS: dict[str, Callable[[], Kernel]] = {
@@ -30,12 +40,15 @@ KERNELS: dict[str, Callable[[], Kernel]] = {
     "HMC": lambda: HMC(0.45, num_leapfrog=3),
     "HMC, jitter": lambda: HMC(0.45, num_leapfrog=3, jitter=0.3),
     "MALA, LineIntegral": lambda: MALA(0.15, log_ratio=LineIntegral(3)),
-    "HMC, LineIntegral": lambda: HMC(0.45, num_leapfrog=2, log_ratio=LineIntegral(None, "simpson")),
+    "HMC, LineIntegral": lambda: HMC(
+        0.45, num_leapfrog=2, log_ratio=LineIntegral(None, "simpson")
+    ),
     "BlackJAX": lambda: BlackJAX(blackjax.hmc, 0.45, num_integration_steps=3),
     "Gibbs": lambda: Gibbs({"a": MALA(0.15), "b": HMC(0.45, num_leapfrog=3)}),
     "HMC, metric": lambda: HMC(0.45, num_leapfrog=3, metric={"a": 1.44, "b": 0.64}),
 }
-"""By the name of the kernel's class, and what is special about it after a comma; for positions with the sites a and b.
+"""By the name of the kernel's class, and what is special about it after a comma; for
+positions with the sites a and b.
 """
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
@@ -45,18 +58,24 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "edm": lambda: Schedule.edm(40, sigma_min=0.01, sigma_max=40.0),
     "flow": lambda: Schedule.flow(40, shift=2.0),
     "log_snr": lambda: Schedule.log_snr(40, min=-7.0, max=9.0),
-    "from_arrays": lambda: Schedule.from_arrays(np.linspace(0.95, 0.1, 40), np.linspace(0.05, 1.5, 40)),
+    "from_arrays": lambda: Schedule.from_arrays(
+        np.linspace(0.95, 0.1, 40), np.linspace(0.05, 1.5, 40)
+    ),
 }
 """Every constructor of `Schedule`."""
 
 
 def _classifier(schedule: Schedule) -> Classifier:
-    return Classifier(lambda x, t: jnp.stack([x[0], -x[1], 0.1 * t]), schedule, event_shape=(2,)).given(label=1)
+    return Classifier(
+        lambda x, t: jnp.stack([x[0], -x[1], 0.1 * t]), schedule, event_shape=(2,)
+    ).given(label=1)
 
 
 def _calibrated(schedule: Schedule) -> Calibrated:
     """An energy e³ too large, with the tables of its calibration."""
-    factor = Energy(lambda x, level: 3.0 - 0.5 * jnp.sum(x**2), schedule, event_shape=(2,))
+    factor = Energy(
+        lambda x, level: 3.0 - 0.5 * jnp.sum(x**2), schedule, event_shape=(2,)
+    )
     log_snr = np.asarray(schedule.log_snr)[::-1]
     log_z = np.full(len(log_snr), 3.0 + np.log(2 * np.pi))
     tables = {KNOTS: log_snr, LOG_NORMALISER: log_z, ERROR: np.zeros(len(log_z))}
@@ -64,14 +83,28 @@ def _calibrated(schedule: Schedule) -> Calibrated:
 
 
 def _weighted(schedule: Schedule) -> Diffusion:
-    factor = Diffusion(lambda x, t: 0.3 * x[::-1], schedule, event_shape=(2,), parameterization="energy_residual")
+    factor = Diffusion(
+        lambda x, t: 0.3 * x[::-1],
+        schedule,
+        event_shape=(2,),
+        parameterization="energy_residual",
+    )
     return factor.holding({WEIGHTS: jnp.array([0.5, 1.0])})
 
 
 def concrete(package: Any, base: type) -> dict[str, type]:
-    """By name, the classes of a package's modules that derive from a base and can be made."""
-    modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
-    found = {c for module in modules for c in vars(module).values() if inspect.isclass(c) and issubclass(c, base)}
+    """By name, the classes of a package's modules that derive from a base and can be
+    made."""
+    modules = [
+        importlib.import_module(f"{package.__name__}.{m.name}")
+        for m in pkgutil.iter_modules(package.__path__)
+    ]
+    found = {
+        c
+        for module in modules
+        for c in vars(module).values()
+        if inspect.isclass(c) and issubclass(c, base)
+    }
     return {c.__name__: c for c in found if not inspect.isabstract(c)}
 
 
@@ -86,4 +119,5 @@ FACTORS: dict[str, Callable[[Schedule], LeafFactor]] = {
     "Calibrated": _calibrated,
     "Weighted": _weighted,
 }  # fmt: skip
-"""Every leaf factor, and one with weights of its entries, over events of shape (2,), ready to be evaluated."""
+"""Every leaf factor, and one with weights of its entries, over events of shape (2,),
+ready to be evaluated."""

@@ -1,4 +1,5 @@
-"""Programs and schedules that the tests of sampling share: one structure, so that compiled code is shared too."""
+"""Programs and schedules that the tests of sampling share: one structure, so that
+compiled code is shared too."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -51,9 +52,13 @@ def weighed(f: Any, log_weight: Any, anneal: Any = None) -> None:
     cp.factor("w", log_weight(cp.sample("x", f)), anneal=anneal)
 
 
-def normal(mean: Any = 0.0, sd: Any = 1.0, schedule: cp.Schedule = SCHEDULE) -> cp.Analytic:
+def normal(
+    mean: Any = 0.0, sd: Any = 1.0, schedule: cp.Schedule = SCHEDULE
+) -> cp.Analytic:
     """A Gaussian factor with independent entries."""
-    return cp.Analytic(dist.Normal(jnp.asarray(mean, float), jnp.asarray(sd, float)), schedule)
+    return cp.Analytic(
+        dist.Normal(jnp.asarray(mean, float), jnp.asarray(sd, float)), schedule
+    )
 
 
 def slow(*row: Any) -> Any:
@@ -62,7 +67,8 @@ def slow(*row: Any) -> Any:
 
 
 def modes(shares: Any, means: Any, sds: Any) -> dist.Distribution:
-    """A mixture of normal laws of a number, or, where the means are rows, of an event."""
+    """A mixture of normal laws of a number, or, where the means are rows, of an
+    event."""
     means, sds = jnp.asarray(means, float), jnp.asarray(sds, float)
     width = sds[:, None] if sds.ndim == 1 < means.ndim else sds
     parts = dist.Normal(means, width).to_event(means.ndim - 1)
@@ -70,26 +76,42 @@ def modes(shares: Any, means: Any, sds: Any) -> dist.Distribution:
 
 
 def learned(
-    network: Any, form: str, schedule: cp.Schedule, shape: tuple[int, ...] = (2,), time: str = "log_snr", **options: Any
+    network: Any,
+    form: str,
+    schedule: cp.Schedule,
+    shape: tuple[int, ...] = (2,),
+    time: str = "log_snr",
+    **options: Any,
 ) -> cp.Diffusion:
     """A factor by a network of this parameterization, told the log-SNR."""
-    return cp.Diffusion(network, schedule, event_shape=shape, parameterization=form, time=time, **options)
+    return cp.Diffusion(
+        network,
+        schedule,
+        event_shape=shape,
+        parameterization=form,
+        time=time,
+        **options,
+    )
 
 
 def unit_energy(x: jax.Array, t: jax.Array) -> jax.Array:
-    """The energy of N(0, I) under a variance-preserving schedule, for time="sigma": t = σ/α, and −E/σ = −½‖x‖²."""
+    """The energy of N(0, I) under a variance-preserving schedule, for time="sigma": t =
+    σ/α, and −E/σ = −½‖x‖²."""
     return 0.5 * jnp.sum(x**2) * t / jnp.sqrt(1 + t**2)
 
 
 class Layers(eqx.Module):
-    """An energy with matrix products, for time="sigma": that of `unit_energy` and a tenth of a network's outputs."""
+    """An energy with matrix products, for time="sigma": that of `unit_energy` and a
+    tenth of a network's outputs."""
 
     weights: tuple[jax.Array, ...]
 
     def __init__(self, *widths: int) -> None:
         keys = jax.random.split(jax.random.key(0), len(widths) - 1)
         sizes = zip(keys, widths[1:], widths[:-1], strict=True)
-        self.weights = tuple(jax.random.normal(key, (out, into)) / into**0.5 for key, out, into in sizes)
+        self.weights = tuple(
+            jax.random.normal(key, (out, into)) / into**0.5 for key, out, into in sizes
+        )
 
     def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
         h = x
@@ -98,7 +120,9 @@ class Layers(eqx.Module):
         return unit_energy(x, t) + 0.1 * jnp.sum(h) * t / jnp.sqrt(1 + t**2)
 
 
-SAMPLER = cp.SMC(cp.MALA(cp.Adaptive()), check_levels=False, step=cp.ReverseStep(order=1))  # compiles in half the time
+SAMPLER = cp.SMC(
+    cp.MALA(cp.Adaptive()), check_levels=False, step=cp.ReverseStep(order=1)
+)  # compiles in half the time
 
 
 def run(density: Any, seed: int = 0, chains: int = 64, **options: Any) -> cp.Result:
@@ -108,7 +132,8 @@ def run(density: Any, seed: int = 0, chains: int = 64, **options: Any) -> cp.Res
 
 
 def stop_after(patch: Any, number: int, what: str = "") -> None:
-    """An interruption when so many levels are done, or so many of what the bar then counts."""
+    """An interruption when so many levels are done, or so many of what the bar then
+    counts."""
     update = Progress.update
 
     def stopping(self: Any, done: int, **facts: Any) -> None:
@@ -120,7 +145,8 @@ def stop_after(patch: Any, number: int, what: str = "") -> None:
 
 
 class Never(Meet):
-    """No chain takes the place of another, so that log-weights stay with the chains that gained them."""
+    """No chain takes the place of another, so that log-weights stay with the chains
+    that gained them."""
 
     def due(self, ess: jax.Array, level: jax.Array) -> jax.Array:
         return jnp.asarray(False)
@@ -129,33 +155,64 @@ class Never(Meet):
         return jnp.arange(len(log_weights))
 
 
-def visited(sampler: Any, density: Any, points: Any, level: Any, above: Any = None, seed: int = 2) -> Run:
-    """The run of chains at these points v of the level above, (n, D), after their visit of a level; traceable.
+def visited(
+    sampler: Any,
+    density: Any,
+    points: Any,
+    level: Any,
+    above: Any = None,
+    seed: int = 2,
+) -> Run:
+    """The run of chains at these points v of the level above, (n, D), after their visit
+    of a level; traceable.
 
-    They are evaluated there, and weigh the same; what their log-weights are afterwards is what they gained.
+    They are evaluated there, and weigh the same; what their log-weights are afterwards
+    is what they gained.
     """
 
     @eqx.filter_jit  # traced anew each time, so that mutants are seen
-    def visit(sampler: Any, density: Any, points: jax.Array, level: jax.Array, above: jax.Array) -> Run:
+    def visit(
+        sampler: Any,
+        density: Any,
+        points: jax.Array,
+        level: jax.Array,
+        above: jax.Array,
+    ) -> Run:
         layout, parts = Layout.of_density(density), sampler.needs_parts(density)
-        run = begin(jax.random.key(seed), len(points), Visits.given([0], density.num_levels))
+        run = begin(
+            jax.random.key(seed), len(points), Visits.given([0], density.num_levels)
+        )
         run = sampler.start(run, density, density.num_levels - 1)
 
         def particle(words: jax.Array, v: jax.Array) -> Any:
-            return sampler.initial_particle(layout.evaluate(density, v, above, parts), words, v)
+            return sampler.initial_particle(
+                layout.evaluate(density, v, above, parts), words, v
+            )
 
         order = run.visits.order.at[0].set(above).at[1].set(level)
-        chains, zero = jax.vmap(particle)(run.words, points), jnp.zeros(len(points), points.dtype)
-        run = dataclasses.replace(run, chains=chains, visits=Visits(order, jnp.int32(1), None), log_weights=zero)
-        return sampler.advance(dataclasses.replace(run, path_weights=zero), density, jnp.int32(2))
+        chains, zero = (
+            jax.vmap(particle)(run.words, points),
+            jnp.zeros(len(points), points.dtype),
+        )
+        run = dataclasses.replace(
+            run,
+            chains=chains,
+            visits=Visits(order, jnp.int32(1), None),
+            log_weights=zero,
+        )
+        return sampler.advance(
+            dataclasses.replace(run, path_weights=zero), density, jnp.int32(2)
+        )
 
     above = level + 1 if above is None else above
-    return visit(sampler, density, jnp.asarray(points), jnp.asarray(level), jnp.asarray(above))
+    return visit(
+        sampler, density, jnp.asarray(points), jnp.asarray(level), jnp.asarray(above)
+    )
 
 
 class Calls:
-    """A counter that survives tracing: `run` counts calls at run time, one for a whole batch under `jax.vmap`, `traced`
-    those by Python."""
+    """A counter that survives tracing: `run` counts calls at run time, one for a whole
+    batch under `jax.vmap`, `traced` those by Python."""
 
     def __init__(self) -> None:
         self._run, self.traced = 0, 0
@@ -185,7 +242,8 @@ class Calls:
 
 
 class Counted(eqx.Module):
-    """log N(x; 0, I); a module, as a function is not called again once a program with it is compiled."""
+    """log N(x; 0, I); a module, as a function is not called again once a program with
+    it is compiled."""
 
     calls: Calls = eqx.field(static=True)
 
@@ -195,13 +253,16 @@ class Counted(eqx.Module):
 
 
 def equations(jaxpr: Any, loops: int = 0) -> Iterator[tuple[Any, int]]:
-    """Every equation of a traced function, those inside of others too, with the number of loops that it is in."""
+    """Every equation of a traced function, those inside of others too, with the number
+    of loops that it is in."""
     is_jaxpr = lambda node: hasattr(node, "eqns")
     for equation in jaxpr.eqns:
         yield equation, loops
         inner = jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr)
         for each in filter(is_jaxpr, inner):
-            yield from equations(each, loops + (equation.primitive.name in ("while", "scan")))
+            yield from equations(
+                each, loops + (equation.primitive.name in ("while", "scan"))
+            )
 
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,8 @@
-"""Laws in closed form: a log-density, exact draws, and functions whose expectations are known.
+"""Laws in closed form: a log-density, exact draws, and functions whose expectations are
+known.
 
-A check compares averages of `statistics` over a sampler's draws with `expected`; see zscores.py for the error rate.
+A check compares averages of `statistics` over a sampler's draws with `expected`; see
+zscores.py for the error rate.
 """
 
 import dataclasses
@@ -42,7 +44,8 @@ class Law:
 
 
 def evaluate(log_density: Callable[[Any], Array]) -> Target:
-    """A target as kernels see it, from a log-density: one value-and-gradient an evaluation."""
+    """A target as kernels see it, from a log-density: one value-and-gradient an
+    evaluation."""
 
     def target(position: Any) -> Evaluation:
         value, score = jax.value_and_grad(log_density)(position)
@@ -83,17 +86,20 @@ def two_modes(
     sds: tuple[float, float] = (0.5, 0.4),
     half_distance: float = 1.0,
 ) -> Law:
-    """Two isotropic Gaussians of different weight and width at ∓half_distance on the diagonal.
+    """Two isotropic Gaussians of different weight and width at ∓half_distance on the
+    diagonal.
 
-    Statistics: mean and variance, the mass on the right, and of either side the mean square distance from its mode
-    (within-mode sd; its expectation is taken off inside the side's indicator, so mass and sd are tested apart).
+    Statistics: mean and variance, the mass on the right, and of either side the mean
+    square distance from its mode (within-mode sd; its expectation is taken off inside
+    the side's indicator, so mass and sd are tested apart).
     """
     w, s, d = np.array(weights), np.array(sds), dimension
     side = np.array([-half_distance, half_distance])
     diagonal = np.full(d, d**-0.5)
     modes = side[:, None] * diagonal
 
-    # Along the diagonal the law is a 1D mixture; across it, each component is N(0, s²) in d − 1 dimensions.
+    # Along the diagonal the law is a 1D mixture; across it, each component is N(0, s²)
+    # in d − 1 dimensions.
     mass = np.array([w @ stats.norm.cdf(0, side, s), w @ stats.norm.sf(0, side, s)])
 
     def half(j: int, component: int) -> float:
@@ -101,7 +107,9 @@ def two_modes(
         low, high = ((-np.inf, 0.0), (0.0, np.inf))[j]
 
         def integrand(u: float) -> float:
-            return ((u - side[j]) ** 2 + (d - 1) * s[component] ** 2) * stats.norm.pdf(u, side[component], s[component])
+            return ((u - side[j]) ** 2 + (d - 1) * s[component] ** 2) * stats.norm.pdf(
+                u, side[component], s[component]
+            )
 
         return w[component] * integrate.quad(integrand, low, high)[0]
 
@@ -111,7 +119,9 @@ def two_modes(
 
     def log_density(x: Array) -> Array:
         squares = jnp.sum((x - modes) ** 2, axis=-1)
-        return jax.nn.logsumexp(jnp.log(w) - squares / (2 * s**2) - d * jnp.log(s * (2 * np.pi) ** 0.5))
+        return jax.nn.logsumexp(
+            jnp.log(w) - squares / (2 * s**2) - d * jnp.log(s * (2 * np.pi) ** 0.5)
+        )
 
     def draw(key: Array, n: int) -> Array:
         key_mode, key_noise = jax.random.split(key)
@@ -132,13 +142,20 @@ def two_modes(
         }
 
     along = w @ (s**2 + side**2) - mean**2
-    expected = {"mean": mean, "variance": variance, "mode mass": mass[1], "left sd": 0.0, "right sd": 0.0}
+    expected = {
+        "mean": mean,
+        "variance": variance,
+        "mode mass": mass[1],
+        "left sd": 0.0,
+        "right sd": 0.0,
+    }
     expected["covariance"] = along
     return Law(f"two_modes{d}d", log_density, draw, statistics, expected, d * variance)
 
 
 NESTED = {"a": jnp.zeros(2), "b": {"c": jnp.zeros(()), "d": (jnp.zeros((2, 2)),)}}
-"""A position with leaves of several shapes, one of them a scalar, two and three levels deep."""
+"""A position with leaves of several shapes, one of them a scalar, two and three levels
+deep."""
 
 
 def nested(template: Any = NESTED) -> Law:
@@ -159,21 +176,32 @@ def nested(template: Any = NESTED) -> Law:
     )
 
 
-def product_of_normals(alpha: Any, sigma: Any, means: Any, sds: Any) -> tuple[Any, Any, Any]:
-    """Mean, variance and log Z of Π N(mᵢ, sᵢ²), each noised to α·X + σ·ε, by entries: factors are the leading axis."""
-    means, variances = float(alpha) * np.asarray(means), (float(alpha) * np.asarray(sds)) ** 2 + float(sigma) ** 2
+def product_of_normals(
+    alpha: Any, sigma: Any, means: Any, sds: Any
+) -> tuple[Any, Any, Any]:
+    """Mean, variance and log Z of Π N(mᵢ, sᵢ²), each noised to α·X + σ·ε, by entries:
+    factors are the leading axis."""
+    means, variances = (
+        float(alpha) * np.asarray(means),
+        (float(alpha) * np.asarray(sds)) ** 2 + float(sigma) ** 2,
+    )
     variance = 1 / (1 / variances).sum(0)
     mean = variance * (means / variances).sum(0)
     at_zero = stats.norm.logpdf(0, means, np.sqrt(variances)).sum(0)
     return mean, variance, at_zero - stats.norm.logpdf(0, mean, np.sqrt(variance))
 
 
-def network_outputs(x: Array, alpha: Any, sigma: Any, mean: Any, variance: float) -> dict[str, Array]:
-    """What networks of each parameterization return that have learned N(mean, variance·I), noised to x = α·X + σ·ε, and
-    the "log_density"; energies up to a constant of the level."""
+def network_outputs(
+    x: Array, alpha: Any, sigma: Any, mean: Any, variance: float
+) -> dict[str, Array]:
+    """What networks of each parameterization return that have learned N(mean,
+    variance·I), noised to x = α·X + σ·ε, and the "log_density"; energies up to a
+    constant of the level."""
     total = alpha**2 * variance + sigma**2
     away = x - alpha * mean
-    log_density = -0.5 * jnp.sum(away**2) / total - 0.5 * x.size * jnp.log(2 * jnp.pi * total)
+    log_density = -0.5 * jnp.sum(away**2) / total - 0.5 * x.size * jnp.log(
+        2 * jnp.pi * total
+    )
     clean = mean + alpha * variance / total * away
     noise = (x - alpha * clean) / sigma
     root = jnp.sqrt(sigma / total)

@@ -1,4 +1,5 @@
-"""`python -m benchmarks`: what it finds, and with `--stale` which results are older than what they depend on."""
+"""`python -m benchmarks`: what it finds, and with `--stale` which results are older
+than what they depend on."""
 
 import json
 import subprocess
@@ -38,9 +39,13 @@ def test_an_unknown_benchmark_is_refused_with_the_nearest():
         finder.run_benchmark("paper2d", [])
 
 
-# ── ages of results ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── ages of results ───────────────────────────────────────────────────────────────────
 
-SCRIPT, LIBRARY, COMMANDS = "benchmarks/quick.py", "composeprob/core.py", "composeprob/cli/app.py"
+SCRIPT, LIBRARY, COMMANDS = (
+    "benchmarks/quick.py",
+    "composeprob/core.py",
+    "composeprob/cli/app.py",
+)
 
 
 class Checkout:
@@ -49,7 +54,14 @@ class Checkout:
     def __init__(self, root):
         self.root = root
         ages.git(root, "init", "-q")
-        for file in (SCRIPT, LIBRARY, COMMANDS, "models/card.md", "benchmarks/report.py", "docs/page.md"):
+        for file in (
+            SCRIPT,
+            LIBRARY,
+            COMMANDS,
+            "models/card.md",
+            "benchmarks/report.py",
+            "docs/page.md",
+        ):
             self.write(file)
         self.commit("begin")
 
@@ -60,7 +72,14 @@ class Checkout:
 
     def commit(self, subject):
         ages.git(self.root, "add", "-A")
-        who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+        who = (
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@b.c",
+            "-c",
+            "commit.gpgsign=false",
+        )
         ages.git(self.root, *who, "commit", "-q", "--allow-empty", "-m", subject)
 
     def change(self, *files):
@@ -91,7 +110,9 @@ def checkout(tmp_path, monkeypatch):
     script = types.ModuleType("quick")
     script.__file__ = str(tmp_path / SCRIPT)
     monkeypatch.setitem(sys.modules, "quick", script)
-    for name in [name for name in sys.modules if name.startswith("composeprob.models.")]:
+    for name in [
+        name for name in sys.modules if name.startswith("composeprob.models.")
+    ]:
         monkeypatch.delitem(sys.modules, name)
     return made
 
@@ -104,7 +125,10 @@ def test_only_what_a_result_depends_on_makes_it_older(checkout):
     checkout.change(LIBRARY)
     age = checkout.age()
     assert age.stale
-    assert [text.split(" ", 2)[2] for text in age.later] == [f"change {LIBRARY}", f"change {SCRIPT}"]
+    assert [text.split(" ", 2)[2] for text in age.later] == [
+        f"change {LIBRARY}",
+        f"change {SCRIPT}",
+    ]
     assert age.commit == ages.git(checkout.root, "rev-parse", "HEAD~4").strip()
 
 
@@ -143,7 +167,10 @@ def test_a_result_without_a_commit_is_of_unknown_age(checkout):
     assert len(checkout.age().later) == 1
 
 
-@pytest.mark.parametrize("parts", [lambda new, old: {"cells": {"a": new, "b": old}}, lambda *rows: {"rows": rows}])
+@pytest.mark.parametrize(
+    "parts",
+    [lambda new, old: {"cells": {"a": new, "b": old}}, lambda *rows: {"rows": rows}],
+)
 def test_a_table_made_in_parts_is_as_old_as_its_oldest(checkout, parts):
     old = {"made_at": checkout.stamp()}
     checkout.change(LIBRARY)
@@ -156,19 +183,29 @@ def test_a_table_made_in_parts_is_as_old_as_its_oldest(checkout, parts):
 
 
 def test_a_commit_of_another_history_is_named(checkout):
-    checkout.result(made_at={"commit": "0" * 40, "paths": ["composeprob"], "changed": []})
+    checkout.result(
+        made_at={"commit": "0" * 40, "paths": ["composeprob"], "changed": []}
+    )
     assert checkout.age().why == "commit 000000000 is not in this history"
 
 
-def test_the_command_lists_them_and_fails_where_one_is_stale(checkout, monkeypatch, capsys):
-    monkeypatch.setattr(finder, "__file__", str(checkout.root / "benchmarks/__main__.py"))
+def test_the_command_lists_them_and_fails_where_one_is_stale(
+    checkout, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        finder, "__file__", str(checkout.root / "benchmarks/__main__.py")
+    )
     checkout.measured()
     assert finder.main(["--stale"]) == 0
     assert "quick.json" in capsys.readouterr().out
     checkout.change(LIBRARY)
     assert finder.main(["--stale"]) == 1
     shown = capsys.readouterr().out
-    cells = [line.split("│")[4].strip() for line in shown.splitlines() if line.startswith("│")]
+    cells = [
+        line.split("│")[4].strip()
+        for line in shown.splitlines()
+        if line.startswith("│")
+    ]
     assert f"change{LIBRARY}" in "".join(cells).replace(" ", "")
     with pytest.raises(cp.errors.LoadError, match="leave the name out"):
         finder.main(["--stale", "quick"])
@@ -177,7 +214,9 @@ def test_the_command_lists_them_and_fails_where_one_is_stale(checkout, monkeypat
 def test_without_a_history_it_says_so(tmp_path):
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     (tmp_path / "benchmarks/results/quick.json").write_text("{}")
-    with pytest.raises(cp.errors.LoadError, match=r"found no history in .*\n.*clone made by git"):
+    with pytest.raises(
+        cp.errors.LoadError, match=r"found no history in .*\n.*clone made by git"
+    ):
         ages.ages(tmp_path)
     assert ages.Code.now(tmp_path).stamp() is None
 

@@ -56,7 +56,11 @@ def write(tmp_path):
 
 def command(*arguments):
     # wide, so that no message is wrapped
-    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
+    return CliRunner().invoke(
+        app,
+        [str(a) for a in arguments],
+        env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"},
+    )
 
 
 def refused(*arguments):
@@ -72,9 +76,18 @@ def test_run_prints_and_writes(write, tmp_path):
     out = tmp_path / "out"
     # the file's settings, as the command names none
     own = "\nnum_chains, sampler = 300, cp.SMC(cp.MALA(0.1), check_levels=False, step=cp.ReverseStep(order=1))\n"
-    result = command("run", write(NORMAL + own), "--seed", 3, "--out", out, "--no-cache")
+    result = command(
+        "run", write(NORMAL + own), "--seed", 3, "--out", out, "--no-cache"
+    )
     assert result.exit_code == 0, result.output
-    for part in ("AnnealedDensity of program 'first'", "x[0]", "SMC", "evaluations", "OK", "results.json"):
+    for part in (
+        "AnnealedDensity of program 'first'",
+        "x[0]",
+        "SMC",
+        "evaluations",
+        "OK",
+        "results.json",
+    ):
         assert part in result.output
     assert sorted(p.name for p in out.iterdir()) == [
         "results.json",
@@ -91,7 +104,9 @@ def test_run_prints_and_writes(write, tmp_path):
     assert numbers["seed"] == 3
     assert numbers["num_chains"] == 300
     assert len(numbers["levels"]["acceptance"]) == 12
-    assert numbers["summary"]["x[1]"]["mean"] == pytest.approx(saved["x"][:, 1].mean(), abs=1e-4)
+    assert numbers["summary"]["x[1]"]["mean"] == pytest.approx(
+        saved["x"][:, 1].mean(), abs=1e-4
+    )
 
 
 SETTINGS = """
@@ -104,30 +119,64 @@ draws = cp.Draws(3, thin=2)
 
 
 def test_a_file_says_how_it_is_sampled(write, tmp_path, monkeypatch):
-    """Every variable reaches `infer` or `compile`; options of the command take its place."""
+    """Every variable reaches `infer` or `compile`; options of the command take its
+    place."""
     seen = {}
     infer, compiled = cp.infer, cp.compile
-    monkeypatch.setattr("composeprob.api.infer", lambda *a, **kw: seen.update(kw) or infer(*a, **kw))
-    monkeypatch.setattr("composeprob.api.compile", lambda *a, **kw: seen.update(kw) or compiled(*a, **kw))
+    monkeypatch.setattr(
+        "composeprob.api.infer", lambda *a, **kw: seen.update(kw) or infer(*a, **kw)
+    )
+    monkeypatch.setattr(
+        "composeprob.api.compile",
+        lambda *a, **kw: seen.update(kw) or compiled(*a, **kw),
+    )
     file = write(NORMAL + SECOND + SETTINGS)
-    result = command("run", f"{file}:second", "--chains", 30, "--out", tmp_path, "--mesh", "1x1", "--no-cache")
+    result = command(
+        "run",
+        f"{file}:second",
+        "--chains",
+        30,
+        "--out",
+        tmp_path,
+        "--mesh",
+        "1x1",
+        "--no-cache",
+    )
     assert result.exit_code == 0, result.output
-    assert (seen["num_chains"], seen["chunk"], seen["precision"]) == (30, 25, "bfloat16")
+    assert (seen["num_chains"], seen["chunk"], seen["precision"]) == (
+        30,
+        25,
+        "bfloat16",
+    )
     assert (seen["draws"].number, seen["draws"].thin) == (3, 2)
     saved = cp.Result.load(tmp_path / "samples.safetensors")
     assert "AnnealedMCMC(HMC" in saved.about.sampler
     assert saved["y"].shape == (30, 3, 2)
-    np.testing.assert_allclose(saved.levels["log_snr"], np.linspace(6, -6, 6), atol=1e-4)
+    np.testing.assert_allclose(
+        saved.levels["log_snr"], np.linspace(6, -6, 6), atol=1e-4
+    )
 
 
 def test_run_has_few_options():
-    """What a program needs is in its file; an option is for what depends on the machine or the moment."""
+    """What a program needs is in its file; an option is for what depends on the machine
+    or the moment."""
     (run,) = (c for c in app.registered_commands if c.callback.__name__ == "run")
     options = inspect.signature(run.callback).parameters.keys() - {"target"}
-    assert options == {"model", "chains", "seed", "out", "checkpoint_dir", "mesh", "distributed", "no_cache"}
+    assert options == {
+        "model",
+        "chains",
+        "seed",
+        "out",
+        "checkpoint_dir",
+        "mesh",
+        "distributed",
+        "no_cache",
+    }
 
 
-def test_compiled_code_is_kept_in_a_private_folder_unless_told_not_to(monkeypatch, tmp_path):
+def test_compiled_code_is_kept_in_a_private_folder_unless_told_not_to(
+    monkeypatch, tmp_path
+):
     set_to = {}
     monkeypatch.setattr("jax.config.update", set_to.__setitem__)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
@@ -141,14 +190,21 @@ def test_compiled_code_is_kept_in_a_private_folder_unless_told_not_to(monkeypatc
     assert (tmp_path / "composeprob").stat().st_mode & 0o777 == 0o700
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    refusals.refused(lambda: cp.cache(tmp_path / "open"), InvalidValueError, "Others may write into")
+    refusals.refused(
+        lambda: cp.cache(tmp_path / "open"), InvalidValueError, "Others may write into"
+    )
     (tmp_path / "file").write_text("")
-    refusals.refused(lambda: cp.cache(tmp_path / "file"), InvalidValueError, "cannot be kept in")
+    refusals.refused(
+        lambda: cp.cache(tmp_path / "file"), InvalidValueError, "cannot be kept in"
+    )
     for age, name in enumerate(("new", "old", "oldest")):
         (tmp_path / f"{name}-cache").write_bytes(b"12345")
         os.utime(tmp_path / f"{name}-cache", (1e9 - age, 1e9 - age))
     settings._cut(tmp_path, 10)
-    assert sorted(file.name for file in tmp_path.glob("*-cache")) == ["new-cache", "old-cache"]
+    assert sorted(file.name for file in tmp_path.glob("*-cache")) == [
+        "new-cache",
+        "old-cache",
+    ]
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
     set_to.clear()
     assert cp.cache() == tmp_path / "mine"
@@ -158,18 +214,31 @@ def test_compiled_code_is_kept_in_a_private_folder_unless_told_not_to(monkeypatc
 def test_the_first_run_says_where_compiled_code_is_kept(write, tmp_path, monkeypatch):
     """Once; and the next process finds each piece that the first one kept."""
     # JAX's log tells what was found, however fast the machine is.
-    known = environment(XDG_CACHE_HOME=str(tmp_path / "home"), JAX_LOG_COMPILES="1", **HASTE)
+    known = environment(
+        XDG_CACHE_HOME=str(tmp_path / "home"), JAX_LOG_COMPILES="1", **HASTE
+    )
     known.pop("JAX_COMPILATION_CACHE_DIR", None)
     file = write(NORMAL + "sampler = cp.SMC(cp.MALA(0.1))")
     call = [*SHELL, "run", file, "--chains", "8", "--out", str(tmp_path / "out")]
     said, found = [], []
     for seed in ("0", "1"):  # for which a set of "loc" and "scale" has two orders
         known["PYTHONHASHSEED"] = seed
-        done = subprocess.run(call, env=known, check=True, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            call, env=known, check=True, capture_output=True, text=True, timeout=300
+        )
         said.append("Compiled code is kept in" in done.stderr)
-        found.append(set(re.findall(r"compilation cache hit for .* with key '(.*?)'", done.stderr)))
+        found.append(
+            set(
+                re.findall(
+                    r"compilation cache hit for .* with key '(.*?)'", done.stderr
+                )
+            )
+        )
         if not said[1:]:
-            kept = {file.name.removesuffix("-cache") for file in (tmp_path / "home/composeprob").glob("*-cache")}
+            kept = {
+                file.name.removesuffix("-cache")
+                for file in (tmp_path / "home/composeprob").glob("*-cache")
+            }
     assert said == [True, False]
     assert kept
     assert found[1] >= kept, "the second run found what the first had compiled"
@@ -183,26 +252,51 @@ def test_error_in_the_users_own_file_keeps_its_traceback(write):
 
 PROGRAM = "import composeprob as cp\n@cp.program\n"
 BY_SCORE = "f = cp.Diffusion(lambda x, t: -x, schedule, event_shape=(2,), parameterization='score')"
-# what the file says, and in lines of their own what is set in it; what follows the file in the command; words
+# what the file says, and in lines of their own what is set in it; what follows the file
+# in the command; words
 REFUSED = [
     (NORMAL + SECOND, "", "2 programs: first, second.*scene.py:first"),
     (NORMAL + SECOND, ":third", "its programs are: first, second"),
     ("x = 1", "", "has no program"),
     (PROGRAM + "def p(f): pass", "", "needs a value for its parameter 'f'"),
     (PROGRAM + "def p(precision): pass\nprecision = 1", "", "a parameter 'precision'"),
-    (NORMAL + BY_SCORE + "\nsampler = cp.SMC(cp.HMC())", "", r"CapabilityError: HMC needs `energy`.*\(scene.py:12\)"),
+    (
+        NORMAL + BY_SCORE + "\nsampler = cp.SMC(cp.HMC())",
+        "",
+        r"CapabilityError: HMC needs `energy`.*\(scene.py:12\)",
+    ),
     (NORMAL, " --chains 0", "at least 1"),
     (NORMAL, " --distributed", "start it with srun"),
     (NORMAL, " --mesh 8", "'8' is no mesh of ROWSxCOLUMNS devices"),
     (NORMAL, " --mesh 9x100", "A mesh of 9x100 needs 900 devices"),
-    (NORMAL + "sampler = 3", "", "variable sampler, which composeprob run uses, is of type int"),
-    (NORMAL + "levels = 60", "", 'variable levels, .* is of type int. Fix: make it "adaptive" or an'),
+    (
+        NORMAL + "sampler = 3",
+        "",
+        "variable sampler, which composeprob run uses, is of type int",
+    ),
+    (
+        NORMAL + "levels = 60",
+        "",
+        'variable levels, .* is of type int. Fix: make it "adaptive" or an',
+    ),
     (NORMAL + "num_chains = 'many'", "", "variable num_chains, .* is of type str"),
     (NORMAL + "chunk = 2.5", "", "variable chunk, .* is of type float"),
     (NORMAL + "precision = 'half'", "", "Unknown precision 'half'"),
-    (NORMAL + "checkpoint_dir = cp.Checkpoint('absent', resume=True)", "", "There is no checkpoint in"),
-    (NORMAL + "sampler, draws = cp.Ancestral(), 3", "", "Ancestral without a kernel cannot go on"),
-    (NORMAL + "draws = [3]", "", r"make it cp.Draws\(1000, thin=5\) or a whole number, or rename it"),
+    (
+        NORMAL + "checkpoint_dir = cp.Checkpoint('absent', resume=True)",
+        "",
+        "There is no checkpoint in",
+    ),
+    (
+        NORMAL + "sampler, draws = cp.Ancestral(), 3",
+        "",
+        "Ancestral without a kernel cannot go on",
+    ),
+    (
+        NORMAL + "draws = [3]",
+        "",
+        r"make it cp.Draws\(1000, thin=5\) or a whole number, or rename it",
+    ),
 ]
 
 
@@ -218,25 +312,39 @@ def test_no_such_file(tmp_path, write):
     assert "must end in .py" in refused("run", write("x = 1", "notes.txt"))
 
 
-def test_a_finished_run_is_resumed_at_once_and_a_bad_out_loses_no_samples(write, tmp_path):
-    options = ["--chains", 20, "--checkpoint-dir", tmp_path / "checkpoints", "--no-cache"]
+def test_a_finished_run_is_resumed_at_once_and_a_bad_out_loses_no_samples(
+    write, tmp_path
+):
+    options = [
+        "--chains",
+        20,
+        "--checkpoint-dir",
+        tmp_path / "checkpoints",
+        "--no-cache",
+    ]
     file = write(NORMAL + "\nsampler = cp.AnnealedMCMC(cp.ULA(0.1), 3)\n")
     first = command("run", file, *options, "--out", tmp_path / "a")
     assert first.exit_code == 0, first.output
     (tmp_path / "b").mkdir()
     other = refused("run", file, *options, "--seed", 1, "--out", tmp_path / "a")
     assert "belongs to another run" in other
-    assert "choose another --checkpoint-dir, or in the file cp.Checkpoint(folder, resume=False)" in other
+    assert (
+        "choose another --checkpoint-dir, or in the file cp.Checkpoint(folder, resume=False)"
+        in other
+    )
     (tmp_path / "b" / "samples.png").mkdir()  # what is to be a file cannot be written
     again = command("run", file, *options, "--out", tmp_path / "b")
     assert again.exit_code == 1, again.output
     spare = re.search(r"The samples are in (\S+samples.safetensors)", again.output)[1]
     np.testing.assert_array_equal(
-        cp.Result.load(spare)["x"], cp.Result.load(tmp_path / "a" / "samples.safetensors")["x"]
+        cp.Result.load(spare)["x"],
+        cp.Result.load(tmp_path / "a" / "samples.safetensors")["x"],
     )
 
 
-def test_arguments_come_from_defaults_and_variables_and_modules_from_beside_a_program(write):
+def test_arguments_come_from_defaults_and_variables_and_modules_from_beside_a_program(
+    write,
+):
     write("value = 3", "neighbour.py")
     program, module = load_program(write("import neighbour\n" + NORMAL))
     assert module.neighbour.value == 3
@@ -266,7 +374,10 @@ def test_new_writes_a_project_and_no_file_over_another(tmp_path):
 def test_a_new_project_runs_with_one_command_and_passes_its_test(tmp_path, monkeypatch):
     command("new", tmp_path / "mine")
     monkeypatch.chdir(tmp_path / "mine")
-    for line in ([*SHELL, "run", "program.py", "--chains", "100"], [sys.executable, "-m", "pytest", "-q"]):
+    for line in (
+        [*SHELL, "run", "program.py", "--chains", "100"],
+        [sys.executable, "-m", "pytest", "-q"],
+    ):
         subprocess.run(line, env=environment(), check=True, timeout=600)
     assert (tmp_path / "mine" / "weights.safetensors").exists()
 
@@ -282,9 +393,15 @@ def test_zoo_lists_models_and_shows_cards():
     table = command("zoo").output
     for name in cp.zoo():
         assert name in table
-    page = CliRunner().invoke(app, ["zoo"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).output.splitlines()
+    page = (
+        CliRunner()
+        .invoke(app, ["zoo"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+        .output.splitlines()
+    )
     assert max(map(len, page)) <= 80
-    assert len([line for line in page if line.startswith(tuple(cp.zoo()))]) == len(cp.zoo()), "a line each"
+    assert len([line for line in page if line.startswith(tuple(cp.zoo()))]) == len(
+        cp.zoo()
+    ), "a line each"
     name = next(iter(cp.zoo()))
     card = command("zoo", name)
     assert card.exit_code == 0
@@ -293,7 +410,9 @@ def test_zoo_lists_models_and_shows_cards():
 
 
 def test_calibrate_prints_what_it_found(monkeypatch, capsys):
-    monkeypatch.setattr("tools.calibrate.calibrate_model", lambda name, **options: f"{name} {options}")
+    monkeypatch.setattr(
+        "tools.calibrate.calibrate_model", lambda name, **options: f"{name} {options}"
+    )
     assert calibrate(["ring2d", "--retraining", "2"]) == 0
     assert "ring2d {'retraining': 2, " in capsys.readouterr().out
     assert calibrate(["digits", "--given", "label=3"]) == 0
@@ -312,17 +431,32 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path):
         return SimpleNamespace(finished=False, loss=[0.0] * 3, written=files)
 
     monkeypatch.setattr("composeprob.models.making.train_model", train_model)
-    result = command("train", "ring2d", "--iterations", 5, "--out", tmp_path, "--no-cache")
+    result = command(
+        "train", "ring2d", "--iterations", 5, "--out", tmp_path, "--no-cache"
+    )
     assert result.exit_code == 0
     assert seen == {
         "name": "ring2d", "iterations": 5, "out": tmp_path, "checkpoint_dir": None, "retraining": 0, "replace": False,
     }  # fmt: skip
     assert f"wrote weights.safetensors, metrics.json into {tmp_path}\n" in result.output
     assert f'cp.load("ring2d", folder="{tmp_path}") loads it' in result.output
-    assert "stopped after 3 steps; with --checkpoint-dir it could go on" in result.output
-    other = command("train", "ring2d", "--retraining", 2, "--replace", "--checkpoint-dir", tmp_path, "--no-cache")
+    assert (
+        "stopped after 3 steps; with --checkpoint-dir it could go on" in result.output
+    )
+    other = command(
+        "train",
+        "ring2d",
+        "--retraining",
+        2,
+        "--replace",
+        "--checkpoint-dir",
+        tmp_path,
+        "--no-cache",
+    )
     assert (seen["out"], seen["replace"], seen["retraining"]) == (None, True, 2)
-    assert f'cp.load("ring2d", retraining=2, folder="{tmp_path}") loads it' in other.output
+    assert (
+        f'cp.load("ring2d", retraining=2, folder="{tmp_path}") loads it' in other.output
+    )
     assert "the same command goes on" in other.output
     assert "no model" in refused("zoo", "nothing")
 

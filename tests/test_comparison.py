@@ -1,4 +1,5 @@
-"""`result.compare`: a mode that one of two runs has missed is named with its share; right runs raise no alarm."""
+"""`result.compare`: a mode that one of two runs has missed is named with its share;
+right runs raise no alarm."""
 
 import dataclasses
 
@@ -27,9 +28,14 @@ def test_a_dropped_mode_of_a_fifth_is_named(d):
     rng = np.random.default_rng(0)
     found = [drawn(rng, d=d).compare(drawn(rng, d=d, dropped=0)) for _ in range(KEYS)]
     assert all(comparison.status.has("modes_missing") for comparison in found)
-    np.testing.assert_allclose(np.mean([c.missing_there for c in found]), 0.2, atol=0.06)
+    np.testing.assert_allclose(
+        np.mean([c.missing_there for c in found]), 0.2, atol=0.06
+    )
     assert max(c.missing_here for c in found) < 0.05
-    assert "this run's samples lie where the other has next to none" in found[0].status.message
+    assert (
+        "this run's samples lie where the other has next to none"
+        in found[0].status.message
+    )
     assert found[0].status.withholds
     turned = drawn(rng, d=d, dropped=0).compare(drawn(rng, d=d))
     assert turned.missing_here > 0.1
@@ -38,7 +44,13 @@ def test_a_dropped_mode_of_a_fifth_is_named(d):
 
 def test_right_runs_raise_no_alarm():
     rng = np.random.default_rng(1)
-    assert sum(drawn(rng).compare(drawn(rng)).status.has("modes_missing") for _ in range(3 * KEYS)) <= 1
+    assert (
+        sum(
+            drawn(rng).compare(drawn(rng)).status.has("modes_missing")
+            for _ in range(3 * KEYS)
+        )
+        <= 1
+    )
 
 
 def test_copies_of_one_chain_are_no_mode():
@@ -50,8 +62,12 @@ def test_copies_of_one_chain_are_no_mode():
         families = Families.from_ancestors(np.ones(300), np.repeat(np.arange(60), 5))
         return make({"x": x}, np.zeros(300), _families=families)
 
-    assert not any(copied().compare(copied()).status.has("modes_missing") for _ in range(KEYS))
-    alone = dataclasses.replace(copied(), _families=Families.from_ancestors(np.ones(300), np.arange(300)))
+    assert not any(
+        copied().compare(copied()).status.has("modes_missing") for _ in range(KEYS)
+    )
+    alone = dataclasses.replace(
+        copied(), _families=Families.from_ancestors(np.ones(300), np.arange(300))
+    )
     assert alone.compare(alone).p_value > 0.5
 
 
@@ -62,12 +78,25 @@ def test_draws_and_weights():
     assert not chains.compare(chains).status.has("modes_missing")
     # weights that take the first mode away
     weights = np.where(np.linalg.norm(x - CENTRES[0], axis=1) < 3, -np.inf, 0.0)
-    assert make({"x": x}, np.zeros(400)).compare(make({"x": x}, weights)).missing_there > 0.1
+    assert (
+        make({"x": x}, np.zeros(400)).compare(make({"x": x}, weights)).missing_there
+        > 0.1
+    )
 
 
 def test_what_is_refused():
     rng = np.random.default_rng(4)
     result = drawn(rng)
-    refused(lambda: result.compare(result["x"]), WrongTypeError, "compare takes another result")
-    refused(lambda: result.compare(make({"y": result["x"]}, np.zeros(200))), ShapeError, "two runs of one program")
-    refused(lambda: result.compare(drawn(rng, n=8)), InvalidValueError, "16 samples or more")
+    refused(
+        lambda: result.compare(result["x"]),
+        WrongTypeError,
+        "compare takes another result",
+    )
+    refused(
+        lambda: result.compare(make({"y": result["x"]}, np.zeros(200))),
+        ShapeError,
+        "two runs of one program",
+    )
+    refused(
+        lambda: result.compare(drawn(rng, n=8)), InvalidValueError, "16 samples or more"
+    )

@@ -1,4 +1,5 @@
-"""`composeprob devices`: what is here, and what the TPU compiler says of TPUs that are not."""
+"""`composeprob devices`: what is here, and what the TPU compiler says of TPUs that are
+not."""
 
 import json
 
@@ -16,7 +17,9 @@ INDEPENDENT = cp.AnnealedMCMC(cp.MALA(0.01), 2)
 
 
 def command(*arguments):
-    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+    return CliRunner().invoke(
+        app, list(arguments), env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -24,10 +27,16 @@ def command(*arguments):
     [
         ((), 0, (str(jax.devices()[0]), f"JAX {jax.__version__}", "float32")),
         (("scene.py",), 2, ("add --compile",)),
-        (("--compile", "v5e:4x4"), 2, ("libtpu, is not installed", "pip install 'composeprob[tpu]'")),
+        (
+            ("--compile", "v5e:4x4"),
+            2,
+            ("libtpu, is not installed", "pip install 'composeprob[tpu]'"),
+        ),
     ],
 )
-def test_it_shows_what_is_here_and_refuses_what_is_not(monkeypatch, arguments, exit_code, words):
+def test_it_shows_what_is_here_and_refuses_what_is_not(
+    monkeypatch, arguments, exit_code, words
+):
     monkeypatch.setattr(hardware, "tpu_compiler", lambda: None)
     result = command("devices", *arguments)
     assert result.exit_code == exit_code, result.output
@@ -43,11 +52,17 @@ def test_collectives_are_counted_where_they_start():
       %t = f32[] add(%all-reduce.1, %d)
       ROOT %p = f32[4] collective-permute(%y), channel_id=1
     """
-    assert collectives(text) == {"all-gather": 1, "all-reduce": 1, "collective-permute": 1}
+    assert collectives(text) == {
+        "all-gather": 1,
+        "all-reduce": 1,
+        "collective-permute": 1,
+    }
 
 
 def test_one_device_needs_no_collectives():
-    density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+    density = cp.compile(
+        both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0])
+    )
     compiled = compile_ahead(density, INDEPENDENT, 32, jax.devices()[:1])
     assert compiled.collectives == {}
     assert compiled.arguments > 32 * 8  # the keys, at least
@@ -55,13 +70,26 @@ def test_one_device_needs_no_collectives():
 
 
 def test_sizes_are_readable():
-    assert [hardware.readable(size) for size in (12, 4096, 3 * 2**30, 5 * 2**40)] == ["12 B", "4 KiB", "3 GiB", "5 TiB"]
+    assert [hardware.readable(size) for size in (12, 4096, 3 * 2**30, 5 * 2**40)] == [
+        "12 B",
+        "4 KiB",
+        "3 GiB",
+        "5 TiB",
+    ]
 
 
 def test_one_process_on_a_node_of_slurm_takes_all_gpus_of_it():
-    step = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}
+    step = {
+        "CUDA_VISIBLE_DEVICES": "0,1,2,3",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NUM_NODES": "2",
+    }
     assert hardware.slurm_devices(step) == [0, 1, 2, 3]
-    for other in ({"SLURM_STEP_NUM_TASKS": "8"}, {"CUDA_VISIBLE_DEVICES": ""}, {"JAX_LOCAL_DEVICE_IDS": "0"}):
+    for other in (
+        {"SLURM_STEP_NUM_TASKS": "8"},
+        {"CUDA_VISIBLE_DEVICES": ""},
+        {"JAX_LOCAL_DEVICE_IDS": "0"},
+    ):
         assert hardware.slurm_devices(step | other) is None
     assert hardware.slurm_devices({}) is None
 
@@ -125,12 +153,14 @@ for above in (2**30, 2**20):
 print(json.dumps(told))
 """
 WITH_COMPILER = pytest.mark.skipif(
-    hardware.tpu_compiler() is None, reason="there is no TPU compiler: make tpu fetches it"
+    hardware.tpu_compiler() is None,
+    reason="there is no TPU compiler: make tpu fetches it",
 )
 
 
 def told_by(script):
-    """What a process of its own prints: the compiler reads its settings when it is loaded, and knows no CPU's flags."""
+    """What a process of its own prints: the compiler reads its settings when it is
+    loaded, and knows no CPU's flags."""
     return json.loads(said(script, XLA_FLAGS="")[-1])
 
 
@@ -140,12 +170,22 @@ def test_tpus_that_are_not_here():
     four, sixteen = told["independent v5e:2x2 False"], told["independent v5e:4x4 False"]
     assert four[3] == sixteen[3] == {}
     genealogy = 4 * 64 * (16 - 4)  # every device knows the first chain of every chain
-    assert [four[0] + genealogy, *four[1:3]] == sixteen[:3]  # else a chip's memory is the same, whatever their number
+    assert [four[0] + genealogy, *four[1:3]] == sixteen[
+        :3
+    ]  # else a chip's memory is the same, whatever their number
     assert four[4] > 0
     assert four[5] > 0
-    assert set(told["independent v5e:2x2 True"][3]) == {"all-reduce"}  # the means that are reported
-    for topology in ("v5e:2x2", "v5e:4x4"):  # weights, and the chains that change places
-        assert told[f"smc {topology} False"][3] == {"all-gather": 1, "collective-permute": 1}
+    assert set(told["independent v5e:2x2 True"][3]) == {
+        "all-reduce"
+    }  # the means that are reported
+    for topology in (
+        "v5e:2x2",
+        "v5e:4x4",
+    ):  # weights, and the chains that change places
+        assert told[f"smc {topology} False"][3] == {
+            "all-gather": 1,
+            "collective-permute": 1,
+        }
     assert told["v4 chips"] == 16  # one device a chip, not two
     assert "knows no topology 'v5e:3x5'" in told["refused"]
 
@@ -153,9 +193,13 @@ def test_tpus_that_are_not_here():
 @WITH_COMPILER
 @pytest.mark.slow
 def test_networks_in_parts_leave_room_on_tpus():
-    """32 MiB of weights: a quarter of them on each of the four chips in a row, and no more for long."""
+    """32 MiB of weights: a quarter of them on each of the four chips in a row, and no
+    more for long."""
     told = told_by(PARTS)
-    (whole, all_whole, none), (parts, all_parts, kinds) = told[str(2**30)], told[str(2**20)]
+    (whole, all_whole, none), (parts, all_parts, kinds) = (
+        told[str(2**30)],
+        told[str(2**20)],
+    )
     assert none == {}
     assert set(kinds) == {"all-gather"}
     assert whole - parts == 3 * 2**25 // 4

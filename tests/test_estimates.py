@@ -1,4 +1,5 @@
-"""Means, probabilities and quantiles of a result: their errors and intervals, against many made-up results."""
+"""Means, probabilities and quantiles of a result: their errors and intervals, against
+many made-up results."""
 
 import numpy as np
 import pytest
@@ -10,17 +11,24 @@ from composeprob.results.status import Code, Status
 LEVEL = 0.9
 REPEATS = 200
 NARROWEST = 0.85
-"""Of 200 intervals that cover with 90 % each, fewer than this share do in one case of 60."""
+"""Of 200 intervals that cover with 90 % each, fewer than this share do in one case of
+60."""
 
 
 class Made(Record):
     """Samples without a run."""
 
-    def __init__(self, values, ancestors=None, draws=None, status=Status(), weights=None):  # noqa: B008 - immutable
-        vars(self).update(samples={"x": values}, about=About(draws=draws), status=status)
+    def __init__(
+        self, values, ancestors=None, draws=None, status=Status(), weights=None
+    ):  # noqa: B008 - immutable
+        vars(self).update(
+            samples={"x": values}, about=About(draws=draws), status=status
+        )
         n = len(values)
         weights = np.ones(n) if weights is None else weights
-        vars(self)["groups"] = Families.from_ancestors(weights, np.arange(n) if ancestors is None else ancestors)
+        vars(self)["groups"] = Families.from_ancestors(
+            weights, np.arange(n) if ancestors is None else ancestors
+        )
 
     @property
     def _families(self):
@@ -40,7 +48,8 @@ def independent(rng):
 
 
 def copied(rng):
-    """200 chains that descend from 60, half of what they are from there: of four copies each one is worth 1.6."""
+    """200 chains that descend from 60, half of what they are from there: of four copies
+    each one is worth 1.6."""
     ancestors = np.sort(rng.integers(0, 60, 200))
     own = rng.normal(size=60)[ancestors]
     return Made(np.sqrt(0.5) * own + np.sqrt(0.5) * rng.normal(size=200), ancestors)
@@ -56,19 +65,34 @@ def few_chains(rng):
 
 
 def many_chains(rng):
-    return Made(rng.normal(size=(100, 1)) * 0.7 + rng.normal(size=(100, 5)) * np.sqrt(0.51), draws=5)
+    return Made(
+        rng.normal(size=(100, 1)) * 0.7 + rng.normal(size=(100, 5)) * np.sqrt(0.51),
+        draws=5,
+    )
 
 
 @pytest.mark.parametrize("make", [independent, copied, few_chains, many_chains])
 def test_intervals_cover(make, monkeypatch):
-    monkeypatch.setattr("composeprob.results.estimates._over_all", lambda fn, whole: fn(whole))  # compiles nothing
+    monkeypatch.setattr(
+        "composeprob.results.estimates._over_all", lambda fn, whole: fn(whole)
+    )  # compiles nothing
     rng, covered = np.random.default_rng(5), []
     truths = (0.0, 0.5, 0.0668, 0.6745)
     for _ in range(REPEATS):
         made = make(rng)
-        estimates = made.mean(x), made.probability(beyond(0)), made.probability(beyond(1.5)), made.quantile(x, 0.75)
+        estimates = (
+            made.mean(x),
+            made.probability(beyond(0)),
+            made.probability(beyond(1.5)),
+            made.quantile(x, 0.75),
+        )
         intervals = [e.interval(LEVEL) for e in estimates]
-        covered.append([low <= truth <= high for truth, (low, high) in zip(truths, intervals, strict=True)])
+        covered.append(
+            [
+                low <= truth <= high
+                for truth, (low, high) in zip(truths, intervals, strict=True)
+            ]
+        )
         assert all(0 <= end <= 1 for end in intervals[2])
     shares = np.mean(covered, axis=0)
     assert (shares >= NARROWEST).all(), shares
@@ -83,7 +107,9 @@ def test_what_was_never_seen_has_an_interval():
     low, high = never.interval(0.9)
     assert type(low) is float  # not NumPy's, which would print itself
     assert low == 0
-    assert high == pytest.approx(1.66**2 / (100 + 1.66**2), rel=0.01)  # Wilson: t²/(n + t²)
+    assert high == pytest.approx(
+        1.66**2 / (100 + 1.66**2), rel=0.01
+    )  # Wilson: t²/(n + t²)
 
 
 def test_arrays_of_quantiles_and_probabilities():
@@ -93,7 +119,9 @@ def test_arrays_of_quantiles_and_probabilities():
     low, high = median.interval(0.9)
     assert (low < median.value).all()
     assert (median.value < high).all()
-    np.testing.assert_allclose(median.value, np.sort(made.samples["x"], 0)[149], rtol=1e-6)
+    np.testing.assert_allclose(
+        median.value, np.sort(made.samples["x"], 0)[149], rtol=1e-6
+    )
     assert made.probability(beyond(0)).interval()[0].shape == (3,)
 
 
@@ -105,7 +133,9 @@ def test_where_all_samples_agree_the_error_is_that_of_the_next_one(inside):
     found = made.probability(beyond(0.5))
     assert found.value == inside
     size = made._families.effective
-    assert found.error == pytest.approx(np.sqrt((size + 1) / (size + 2) ** 2 / (size + 2)))
+    assert found.error == pytest.approx(
+        np.sqrt((size + 1) / (size + 2) ** 2 / (size + 2))
+    )
 
 
 def test_quantiles_are_weighted_and_one_that_too_few_samples_reach_has_no_end():

@@ -1,4 +1,5 @@
-"""Files and folders that are no result, or not a whole one: each is refused by its name, and nothing else is read."""
+"""Files and folders that are no result, or not a whole one: each is refused by its
+name, and nothing else is read."""
 
 import json
 import pickle
@@ -12,7 +13,12 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 import composeprob as cp
-from composeprob.errors import ComposeProbError, InvalidValueError, LoadError, WrongTypeError
+from composeprob.errors import (
+    ComposeProbError,
+    InvalidValueError,
+    LoadError,
+    WrongTypeError,
+)
 from refusals import refused
 from sampling_cases import normal, single
 
@@ -27,7 +33,9 @@ class Good:
     def __init__(self, folder):
         self.folder = folder
         draws, checkpoint = cp.Draws(3, store=folder / "store"), folder / "checkpoint"
-        self.result = cp.infer(DENSITY, KEY, draws=draws, checkpoint_dir=checkpoint, **RUN)
+        self.result = cp.infer(
+            DENSITY, KEY, draws=draws, checkpoint_dir=checkpoint, **RUN
+        )
         self.path = self.result.save(folder / "good")
         with safe_open(self.path, "numpy") as file:
             self.metadata = file.metadata()
@@ -40,9 +48,21 @@ class Good:
         return path
 
     def file(self, *, without=(), metadata=None, no_fact=None, arrays=None, **facts):
-        kept = {name: value for name, value in (self.arrays | (arrays or {})).items() if name not in without}
-        facts = {name: value for name, value in (self.facts | facts).items() if name != no_fact}
-        about = self.metadata | {"facts": json.dumps(facts)} if metadata is None else metadata
+        kept = {
+            name: value
+            for name, value in (self.arrays | (arrays or {})).items()
+            if name not in without
+        }
+        facts = {
+            name: value
+            for name, value in (self.facts | facts).items()
+            if name != no_fact
+        }
+        about = (
+            self.metadata | {"facts": json.dumps(facts)}
+            if metadata is None
+            else metadata
+        )
         return self.raw(save(kept, metadata=about))
 
     def store(self, edit):
@@ -59,8 +79,14 @@ class Good:
         return self.store(edit)
 
     def store_about(self, attributes=(), **about):
-        attributes = list(attributes) or {"format": "composeprob.draws", "version": 1} | about
-        return self.store(lambda folder: (folder / "zarr.json").write_text(json.dumps({"attributes": attributes})))
+        attributes = (
+            list(attributes) or {"format": "composeprob.draws", "version": 1} | about
+        )
+        return self.store(
+            lambda folder: (folder / "zarr.json").write_text(
+                json.dumps({"attributes": attributes})
+            )
+        )
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +108,9 @@ def empty_folder(good):
 
 def link_outwards(folder):
     shutil.rmtree(folder / "samples/x")
-    (folder / "samples/x").symlink_to(folder.parent / "store/samples/x", target_is_directory=True)
+    (folder / "samples/x").symlink_to(
+        folder.parent / "store/samples/x", target_is_directory=True
+    )
 
 
 def truncate(folder):
@@ -96,54 +124,155 @@ NAN = {"log_weights": np.full(8, np.nan)}
 CASES = {
     "nothing": (lambda g: g.folder / "nothing", "no saved result at"),
     "an empty file": (lambda g: g.raw(b""), "cannot be read as safetensors"),
-    "the beginning of a file": (lambda g: g.raw(g.path.read_bytes()[:300]), "cannot be read as safetensors"),
-    "a file without its end": (lambda g: g.raw(g.path.read_bytes()[:-10]), "cannot be read as safetensors"),
-    "a pickle": (lambda g: g.raw(pickle.dumps({"x": 1})), "cannot be read as safetensors"),
-    "text": (lambda g: g.raw(b"hello world, hello world"), "cannot be read as safetensors"),
-    "weights of a model": (lambda g: g.file(metadata={"format": "pt"}), r"not a saved result.*cp\.load"),
-    "arrays without metadata": (lambda g: g.raw(save(g.arrays)), "not a saved result of this version"),
-    "another version": (lambda g: g.file(metadata=g.metadata | {"version": "3"}), "version '3'"),
-    "no facts": (lambda g: g.file(metadata={n: v for n, v in g.metadata.items() if n != "facts"}), "no whole result"),
-    "facts that are no JSON": (lambda g: g.file(metadata=g.metadata | {"facts": "{"}), "no whole result"),
-    "facts that are a list": (lambda g: g.file(metadata=g.metadata | {"facts": "[]"}), "facts are no dict"),
-    "a fact that lacks": (lambda g: g.file(no_fact="evaluations"), "lacks 'evaluations'"),
+    "the beginning of a file": (
+        lambda g: g.raw(g.path.read_bytes()[:300]),
+        "cannot be read as safetensors",
+    ),
+    "a file without its end": (
+        lambda g: g.raw(g.path.read_bytes()[:-10]),
+        "cannot be read as safetensors",
+    ),
+    "a pickle": (
+        lambda g: g.raw(pickle.dumps({"x": 1})),
+        "cannot be read as safetensors",
+    ),
+    "text": (
+        lambda g: g.raw(b"hello world, hello world"),
+        "cannot be read as safetensors",
+    ),
+    "weights of a model": (
+        lambda g: g.file(metadata={"format": "pt"}),
+        r"not a saved result.*cp\.load",
+    ),
+    "arrays without metadata": (
+        lambda g: g.raw(save(g.arrays)),
+        "not a saved result of this version",
+    ),
+    "another version": (
+        lambda g: g.file(metadata=g.metadata | {"version": "3"}),
+        "version '3'",
+    ),
+    "no facts": (
+        lambda g: g.file(
+            metadata={n: v for n, v in g.metadata.items() if n != "facts"}
+        ),
+        "no whole result",
+    ),
+    "facts that are no JSON": (
+        lambda g: g.file(metadata=g.metadata | {"facts": "{"}),
+        "no whole result",
+    ),
+    "facts that are a list": (
+        lambda g: g.file(metadata=g.metadata | {"facts": "[]"}),
+        "facts are no dict",
+    ),
+    "a fact that lacks": (
+        lambda g: g.file(no_fact="evaluations"),
+        "lacks 'evaluations'",
+    ),
     "no list of sites": (lambda g: g.file(no_fact="sites"), "lacks 'sites'"),
     "a fact too many": (lambda g: g.file(more=3), "'more' is no fact"),
     "draws in words": (lambda g: g.file(draws="many"), "'draws' is 'many'"),
-    "evaluations that are true": (lambda g: g.file(evaluations=True), "'evaluations' is True"),
+    "evaluations that are true": (
+        lambda g: g.file(evaluations=True),
+        "'evaluations' is True",
+    ),
     "plates that are a number": (lambda g: g.file(dims=3), "'dims' is 3"),
     "blocks that are a number": (lambda g: g.file(blocks=4), "'blocks' is 4"),
     "a status of one word": (lambda g: g.file(status="ok"), "'status' is 'ok'"),
     "an unknown finding": (lambda g: g.file(status=[["great", "x"]]), "'great'"),
     "a site without samples": (lambda g: g.file(sites=["x", "y"]), "lacks 'samples/y'"),
-    "samples that lack": (lambda g: g.file(without=("samples/x",)), "lacks 'samples/x'"),
-    "weights that lack": (lambda g: g.file(without=("log_weights",)), "lacks 'log_weights'"),
+    "samples that lack": (
+        lambda g: g.file(without=("samples/x",)),
+        "lacks 'samples/x'",
+    ),
+    "weights that lack": (
+        lambda g: g.file(without=("log_weights",)),
+        "lacks 'log_weights'",
+    ),
     "weights that are NaN": (lambda g: g.file(arrays=NAN), "weights are NaN"),
-    "weights of another number": (lambda g: g.file(arrays={"log_weights": np.zeros(9)}), "families"),
-    "weights that are true": (lambda g: g.file(arrays={"log_weights": np.ones(8, bool)}), "numbers of type bool"),
-    "families out of range": (lambda g: g.file(arrays={"families": np.full(8, 99)}), "families"),
-    "samples of other chains": (lambda g: g.file(arrays={"samples/x": np.zeros((5, 3, 2))}), r"shape \(5, 3, 2\)"),
+    "weights of another number": (
+        lambda g: g.file(arrays={"log_weights": np.zeros(9)}),
+        "families",
+    ),
+    "weights that are true": (
+        lambda g: g.file(arrays={"log_weights": np.ones(8, bool)}),
+        "numbers of type bool",
+    ),
+    "families out of range": (
+        lambda g: g.file(arrays={"families": np.full(8, 99)}),
+        "families",
+    ),
+    "samples of other chains": (
+        lambda g: g.file(arrays={"samples/x": np.zeros((5, 3, 2))}),
+        r"shape \(5, 3, 2\)",
+    ),
     "samples of other draws": (lambda g: g.file(draws=7), r"of \(8, 7\) samples"),
-    "one number as samples": (lambda g: g.file(arrays={"samples/x": np.zeros(1)}), r"shape \(1,\)"),
-    "other levels": (lambda g: g.file(arrays={"ess": np.zeros(3)}), "conflicting sizes .* 'ess'"),
-    "no levels": (lambda g: g.file(arrays={"log_snr": np.zeros(0)}), "'log_snr' has shape"),
+    "one number as samples": (
+        lambda g: g.file(arrays={"samples/x": np.zeros(1)}),
+        r"shape \(1,\)",
+    ),
+    "other levels": (
+        lambda g: g.file(arrays={"ess": np.zeros(3)}),
+        "conflicting sizes .* 'ess'",
+    ),
+    "no levels": (
+        lambda g: g.file(arrays={"log_snr": np.zeros(0)}),
+        "'log_snr' has shape",
+    ),
     "an empty folder": (empty_folder, "no stored result"),
     "a checkpoint": (lambda g: g.folder / "checkpoint", "no stored result"),
-    "a store of no zarr.json": (lambda g: g.store(lambda f: (f / "zarr.json").unlink()), "no stored result"),
-    "a store of half a zarr.json": (lambda g: g.store(lambda f: (f / "zarr.json").write_text("{")), "no stored result"),
-    "a store of a list": (lambda g: g.store(lambda f: (f / "zarr.json").write_text("[]")), "no stored result"),
-    "a store of no attributes": (lambda g: g.store_about([1]), "no stored result of this version"),
+    "a store of no zarr.json": (
+        lambda g: g.store(lambda f: (f / "zarr.json").unlink()),
+        "no stored result",
+    ),
+    "a store of half a zarr.json": (
+        lambda g: g.store(lambda f: (f / "zarr.json").write_text("{")),
+        "no stored result",
+    ),
+    "a store of a list": (
+        lambda g: g.store(lambda f: (f / "zarr.json").write_text("[]")),
+        "no stored result",
+    ),
+    "a store of no attributes": (
+        lambda g: g.store_about([1]),
+        "no stored result of this version",
+    ),
     "a store of another version": (lambda g: g.store_about(version=0), "this version"),
     "a store that has not ended": (lambda g: g.store_about(), "not ended"),
     "a store of no facts": (lambda g: g.store_about(facts=[]), "facts"),
-    "a store without a site": (lambda g: g.store(lambda f: shutil.rmtree(f / "samples/x")), "cannot be read"),
-    "a store of another site": (lambda g: g.store(lambda f: (f / "samples/x/zarr.json").write_text("{}")), "be read"),
-    "a store without weights": (lambda g: g.store(lambda f: shutil.rmtree(f / "log_weights")), "cannot be read"),
-    "a store of too many draws": (lambda g: g.store_with(draws=99), r"of \(8, 99\) samples"),
-    "a store of numbered sites": (lambda g: g.store_with(sites=[3]), r"'sites' is \[3\]"),
-    "a store of sites elsewhere": (lambda g: g.store_with(sites=["../../store/samples/x"]), "cannot be read"),
-    "a store of absolute paths": (lambda g: g.store_with(sites=[str(g.folder / "store/samples/x")]), "cannot be read"),
-    "a store with a link outwards": (lambda g: g.store(link_outwards), "link out of the folder"),
+    "a store without a site": (
+        lambda g: g.store(lambda f: shutil.rmtree(f / "samples/x")),
+        "cannot be read",
+    ),
+    "a store of another site": (
+        lambda g: g.store(lambda f: (f / "samples/x/zarr.json").write_text("{}")),
+        "be read",
+    ),
+    "a store without weights": (
+        lambda g: g.store(lambda f: shutil.rmtree(f / "log_weights")),
+        "cannot be read",
+    ),
+    "a store of too many draws": (
+        lambda g: g.store_with(draws=99),
+        r"of \(8, 99\) samples",
+    ),
+    "a store of numbered sites": (
+        lambda g: g.store_with(sites=[3]),
+        r"'sites' is \[3\]",
+    ),
+    "a store of sites elsewhere": (
+        lambda g: g.store_with(sites=["../../store/samples/x"]),
+        "cannot be read",
+    ),
+    "a store of absolute paths": (
+        lambda g: g.store_with(sites=[str(g.folder / "store/samples/x")]),
+        "cannot be read",
+    ),
+    "a store with a link outwards": (
+        lambda g: g.store(link_outwards),
+        "link out of the folder",
+    ),
     "a store of damaged draws": (lambda g: g.store(truncate), "cannot be read"),
 }
 
@@ -157,19 +286,33 @@ def test_is_refused_by_its_name(good, what):
 
 
 def test_what_these_are_made_of_loads(good):
-    for path in (good.path, good.file(), good.folder / "store", good.store(lambda folder: None)):
-        np.testing.assert_array_equal(np.asarray(cp.Result.load(path)["x"]), np.asarray(good.result["x"]))
+    for path in (
+        good.path,
+        good.file(),
+        good.folder / "store",
+        good.store(lambda folder: None),
+    ):
+        np.testing.assert_array_equal(
+            np.asarray(cp.Result.load(path)["x"]), np.asarray(good.result["x"])
+        )
 
 
 def test_a_path_is_a_path(good):
     refused(lambda: cp.Result.load(3), WrongTypeError, r"got int.*\n.*run\.safetensors")
-    for path in (good.path / "below", empty_folder(good).rename(good.folder / "folder.safetensors")):
+    for path in (
+        good.path / "below",
+        empty_folder(good).rename(good.folder / "folder.safetensors"),
+    ):
         refused(lambda: good.result.save(path), InvalidValueError, "cannot be written")
 
 
 @pytest.mark.parametrize("what", ["of another program", "a file", "damaged"])
 def test_a_checkpoint_that_is_none_of_this_run_is_refused(good, what, tmp_path):
-    folder = good.path if what == "a file" else shutil.copytree(good.folder / "checkpoint", tmp_path / "checkpoint")
+    folder = (
+        good.path
+        if what == "a file"
+        else shutil.copytree(good.folder / "checkpoint", tmp_path / "checkpoint")
+    )
     if what == "damaged":
         for path in folder.rglob("*"):
             if path.is_file():

@@ -1,7 +1,9 @@
-"""Mistakes of a first day, bad input, and Python that reads well and means nothing here.
+"""Mistakes of a first day, bad input, and Python that reads well and means nothing
+here.
 
-Each is answered in seconds, before anything is compiled, by an error of the library in the user's terms: what was
-found, the user's line, and what to write instead. Places are lines of this file.
+Each is answered in seconds, before anything is compiled, by an error of the library in
+the user's terms: what was found, the user's line, and what to write instead. Places are
+lines of this file.
 """
 
 import ast
@@ -48,7 +50,9 @@ from sampling_cases import SCHEDULE, both, learned, normal, single
 KEY, Y, NAN = jax.random.key(0), jnp.zeros(2), jnp.array([1.0, jnp.nan])
 STANDARD = dist.Normal(0.0, 1.0)
 F, G = normal([0.0, 0.0]), normal([1.0, 1.0])
-CONDITIONAL = cp.Diffusion(lambda x, t, c: c * x, SCHEDULE, event_shape=(2,), conditions={"c": 1.0})
+CONDITIONAL = cp.Diffusion(
+    lambda x, t, c: c * x, SCHEDULE, event_shape=(2,), conditions={"c": 1.0}
+)
 DENSITY = cp.compile(single, F)
 
 
@@ -70,7 +74,8 @@ def scene(*statements):
 
 
 def seen(law, value=Y):
-    """Compile a program of one site x, with data of the law that the function makes of it."""
+    """Compile a program of one site x, with data of the law that the function makes of
+    it."""
     return scene(lambda x: cp.observe("y", law(x), value))
 
 
@@ -91,7 +96,9 @@ def weighed(log_weight):
 
 def ran(factor=None, **options):
     density = DENSITY if factor is None else cp.compile(single, factor)
-    return cp.infer(density, **{"key": KEY, "num_chains": 4, "progress": False} | options)
+    return cp.infer(
+        density, **{"key": KEY, "num_chains": 4, "progress": False} | options
+    )
 
 
 def moved(kernel, factor=lambda: None):
@@ -103,7 +110,9 @@ def weighs(factor, **options):
 
 
 def in_transformation(transformation, *args):
-    return lambda: transformation(lambda key: ran(key=key, sampler=cp.Ancestral()).samples)(*args)
+    return lambda: transformation(
+        lambda key: ran(key=key, sampler=cp.Ancestral()).samples
+    )(*args)
 
 
 class Torch:
@@ -116,8 +125,12 @@ class Torch:
 
 
 def predicting(function):
-    """Compile a program of one latent m and one noised site x, whose data are what ``function(x, m)`` predicts."""
-    return seen(lambda x: dist.Normal(function(x, cp.sample("m", dist.Normal(0.0, 1.0))), 1.0), 0.3)
+    """Compile a program of one latent m and one noised site x, whose data are what
+    ``function(x, m)`` predicts."""
+    return seen(
+        lambda x: dist.Normal(function(x, cp.sample("m", dist.Normal(0.0, 1.0))), 1.0),
+        0.3,
+    )
 
 
 def loop(x, m):
@@ -168,7 +181,9 @@ def of_levels(number):
 
 
 CLASSIFIER = cp.Classifier(lambda x, t: x, SCHEDULE, event_shape=(2,))
-OPEN = diffusion(lambda x, t, c: jnp.sum((x - c) ** 2), parameterization="energy", conditions=("c",))
+OPEN = diffusion(
+    lambda x, t, c: jnp.sum((x - c) ** 2), parameterization="energy", conditions=("c",)
+)
 """With a condition that has no value."""
 
 
@@ -185,7 +200,9 @@ def twice(f):
 @cp.program
 def observed(f, y, likelihood=None, anneal=None):
     x = cp.sample("x", f)
-    cp.observe("y", dist.Normal(x, 1.0) if likelihood is None else likelihood, y, anneal=anneal)
+    cp.observe(
+        "y", dist.Normal(x, 1.0) if likelihood is None else likelihood, y, anneal=anneal
+    )
 
 
 @cp.program
@@ -204,7 +221,11 @@ def in_plate(size, y, batch=()):
 @cp.program
 def in_plate_of_5(posterior):
     with numpyro.plate("i", 5):
-        cp.factor("e", posterior.given(c=jnp.zeros(4)), at=cp.sample("x", dist.Normal(0.0, 1.0)))
+        cp.factor(
+            "e",
+            posterior.given(c=jnp.zeros(4)),
+            at=cp.sample("x", dist.Normal(0.0, 1.0)),
+        )
 
 
 def yields(f):
@@ -231,7 +252,9 @@ def three_sites(f):
 
 def gibbs(blocks, sampler=lambda kernel: cp.AnnealedMCMC(kernel, 1)):
     density = cp.compile(three_sites, F)
-    return lambda: cp.infer(density, KEY, num_chains=4, sampler=sampler(cp.Gibbs(blocks)), progress=False)
+    return lambda: cp.infer(
+        density, KEY, num_chains=4, sampler=sampler(cp.Gibbs(blocks)), progress=False
+    )
 
 
 class Circle(dist.Distribution):
@@ -248,11 +271,15 @@ def compiled(program, *args, **kwargs):
 
 
 OBSERVE, LOWER = r"cp\.observe\(name, distribution, value\)", "lower bound comes first"
-EVALUATED, POSITIVE = r"density\.log_density\(\{'x': point\}, 0\)", "which must be positive"
+EVALUATED, POSITIVE = (
+    r"density\.log_density\(\{'x': point\}, 0\)",
+    "which must be positive",
+)
 RANDOM = "random numbers of NumPy or Python"
 MIXTURE, ANALYTIC = r"cp\.mixture\(\[f, g\]", r"cp\.Analytic\(dist\.Normal"
 WHERE, EXP, NUMPY, REAL = r"jnp\.where", r"jnp\.exp", "jax.numpy", dist.constraints.real
-# by kind, what is written: (who is called, with a result if it asks for one; words of the message, words of its fix)
+# by kind, what is written: (who is called, with a result if it asks for one; words of
+# the message, words of its fix)
 MISTAKES = {
     UnknownNameError: {
         "a factor's log_prob": (lambda: F.log_prob(Y), "Factor has no 'log_prob'", EVALUATED),
@@ -623,35 +650,59 @@ def test_programs_are_pickled_by_name_and_densities_and_results_are_copied(resul
     assert pickle.loads(pickle.dumps(single)) is single
     x = {"x": jnp.ones(2)}
     for copied in (copy.copy, copy.deepcopy):
-        np.testing.assert_array_equal(copied(DENSITY).score(x, 0)["x"], DENSITY.score(x, 0)["x"])
+        np.testing.assert_array_equal(
+            copied(DENSITY).score(x, 0)["x"], DENSITY.score(x, 0)["x"]
+        )
         np.testing.assert_array_equal(copied(result)["x"], result["x"])
 
 
 @pytest.mark.parametrize(("kind", "call", "words", "fix"), rows(MISTAKES))
-def test_is_answered_with_the_line_and_a_way_out(kind, call, words, fix, result, nothing_is_compiled):
+def test_is_answered_with_the_line_and_a_way_out(
+    kind, call, words, fix, result, nothing_is_compiled
+):
     before = time.process_time()
-    error = refused((lambda: call(result)) if inspect.signature(call).parameters else call, kind, words, fix)
+    error = refused(
+        (lambda: call(result)) if inspect.signature(call).parameters else call,
+        kind,
+        words,
+        fix,
+    )
     assert re.search(words, error.found), error
     assert time.process_time() - before < 5
 
 
 @pytest.mark.parametrize(
     ("scale", "prior"),
-    [(jnp.exp, STANDARD), (lambda s: 5.0 + 0.1 * jnp.tanh(s), STANDARD), (lambda s: s, dist.Normal(5.0, 0.1))],
+    [
+        (jnp.exp, STANDARD),
+        (lambda s: 5.0 + 0.1 * jnp.tanh(s), STANDARD),
+        (lambda s: s, dist.Normal(5.0, 0.1)),
+    ],
     ids=["exp", "away from 0", "a latent far from 0"],
 )
 def test_a_scale_that_is_positive_is_no_mistake(scale, prior):
     assert seen(lambda x: dist.Normal(0.0, scale(cp.sample("s", prior))), 1.0)()
 
 
-@pytest.mark.parametrize(("scale", "named"), [(lambda s: s, True), (jnp.exp, False)], ids=["s", "exp(s)"])
+@pytest.mark.parametrize(
+    ("scale", "named"), [(lambda s: s, True), (jnp.exp, False)], ids=["s", "exp(s)"]
+)
 def test_a_scale_that_becomes_negative_in_a_run_is_named(scale, named):
-    """Normal(1, 0.5) is above 0 where the program is compiled, and below it where chains go."""
-    program = cp.program(lambda: cp.observe("y", dist.Normal(0.0, scale(cp.sample("s", dist.Normal(1.0, 0.5)))), 0.1))
+    """Normal(1, 0.5) is above 0 where the program is compiled, and below it where
+    chains go."""
+    program = cp.program(
+        lambda: cp.observe(
+            "y", dist.Normal(0.0, scale(cp.sample("s", dist.Normal(1.0, 0.5)))), 0.1
+        )
+    )
     sampler = cp.AnnealedMCMC(cp.MALA(0.3), 5)
-    result = cp.infer(cp.compile(program), KEY, num_chains=64, sampler=sampler, progress=False)
+    result = cp.infer(
+        cp.compile(program), KEY, num_chains=64, sampler=sampler, progress=False
+    )
     assert result.status.has("non_finite") == named
-    assert ("The likelihood of 'y' is no number near the chains" in result.status.message) == named
+    assert (
+        "The likelihood of 'y' is no number near the chains" in result.status.message
+    ) == named
 
 
 def test_what_asks_for_attributes_still_gets_its_answer(result):
@@ -675,11 +726,15 @@ def test_arguments_that_fit_reach_the_function_and_its_own_errors_pass():
     assert answered(lambda x, y=2: x + y)(1) == 3
 
 
-# what a network is told of time ------------------------------------------------------------------------------------
+# what a network is told of time
+# ------------------------------------------------------------------------------------
 
 
 LINEAR, SHORT = cp.Schedule.linear(1000), cp.Schedule.linear(100)
-WHATS, TRAINED = ("epsilon", "score", "x0", "v"), "schedule of its training, of 1000 levels"
+WHATS, TRAINED = (
+    ("epsilon", "score", "x0", "v"),
+    "schedule of its training, of 1000 levels",
+)
 
 
 def told_of_time(what, time, schedule):
@@ -688,13 +743,20 @@ def told_of_time(what, time, schedule):
 
     def output(x, t):
         if time == "level":
-            at = lambda numbers: jnp.interp(1.0 * t, jnp.arange(schedule.num_levels), numbers)
+            at = lambda numbers: jnp.interp(
+                1.0 * t, jnp.arange(schedule.num_levels), numbers
+            )
             a, s = at(jnp.asarray(schedule.alpha)), at(jnp.asarray(schedule.sigma))
         else:
             a, s = jax.nn.sigmoid(1.0 * t) ** 0.5, jax.nn.sigmoid(-1.0 * t) ** 0.5
         clean = mean + a * variance / (a**2 * variance + s**2) * (x - a * mean)
         epsilon = (x - a * clean) / s
-        return {"epsilon": epsilon, "x0": clean, "score": -epsilon / s, "v": a * epsilon - s * clean}[what]
+        return {
+            "epsilon": epsilon,
+            "x0": clean,
+            "score": -epsilon / s,
+            "v": a * epsilon - s * clean,
+        }[what]
 
     return output
 
@@ -702,16 +764,44 @@ def told_of_time(what, time, schedule):
 @pytest.mark.parametrize(
     ("what", "time", "schedule", "declared", "on", "fix"),
     [
-        *((what, "level", LINEAR, "log_snr", LINEAR, f"time='level' with the {TRAINED}") for what in WHATS[:3]),
-        *((what, "log_snr", LINEAR, "level", LINEAR, "time='log_snr'") for what in ("epsilon", "v")),
-        *((what, "level", LINEAR, "level", SHORT, TRAINED) for what in ("epsilon", "v", "x0")),
-        ("epsilon", "level", cp.Schedule.cosine(1000), "level", SHORT, "of 1000 levels"),
+        *(
+            (
+                what,
+                "level",
+                LINEAR,
+                "log_snr",
+                LINEAR,
+                f"time='level' with the {TRAINED}",
+            )
+            for what in WHATS[:3]
+        ),
+        *(
+            (what, "log_snr", LINEAR, "level", LINEAR, "time='log_snr'")
+            for what in ("epsilon", "v")
+        ),
+        *(
+            (what, "level", LINEAR, "level", SHORT, TRAINED)
+            for what in ("epsilon", "v", "x0")
+        ),
+        (
+            "epsilon",
+            "level",
+            cp.Schedule.cosine(1000),
+            "level",
+            SHORT,
+            "of 1000 levels",
+        ),
     ],
 )
-def test_another_time_or_schedule_is_named_as_that(what, time, schedule, declared, on, fix):
+def test_another_time_or_schedule_is_named_as_that(
+    what, time, schedule, declared, on, fix
+):
     factor = learned(told_of_time(what, time, schedule), what, on, time=declared)
     words = f"does not do what parameterization='{what}' declares"
-    assert "parameterization=" not in refused(lambda: cp.compile(single, factor), NetworkError, words, fix).fix
+    assert (
+        "parameterization="
+        not in refused(lambda: cp.compile(single, factor), NetworkError, words, fix).fix
+    )
 
 
 @pytest.mark.parametrize("what", WHATS)
@@ -722,14 +812,24 @@ def test_the_right_time_passes(what, time):
     assert cp.compile(single, right).graph.doubts == ()
 
 
-# terminals that lack characters ------------------------------------------------------------------------------------
+# terminals that lack characters
+# ------------------------------------------------------------------------------------
 
 
 def test_text_is_spelled_where_a_terminal_has_ascii_only(result, monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     mean, error = result.mean(lambda s: s["x"][0]), errors.LoadError("π", fix="σ")
-    for value in (DENSITY, DENSITY.schedule, result, result.status, result.summary(), cp.zoo(), mean, error):
+    for value in (
+        DENSITY,
+        DENSITY.schedule,
+        result,
+        result.status,
+        result.summary(),
+        cp.zoo(),
+        mean,
+        error,
+    ):
         print(value, repr(value), sep="\n", flush=True)
     shown = terminal.buffer.getvalue().decode("ascii")
     assert all(words in shown for words in ("pi_k(x) ~ f(x)", "+-", "sigma"))
@@ -737,7 +837,11 @@ def test_text_is_spelled_where_a_terminal_has_ascii_only(result, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "ascii_text"),
-    [("π ∝ σ²·‖x‖ ± ½ … é", "pi ~ sigma2*||x|| +- 1/2 ... e"), ("λ → −∞", "lambda -> -inf"), ("漢", "?")],
+    [
+        ("π ∝ σ²·‖x‖ ± ½ … é", "pi ~ sigma2*||x|| +- 1/2 ... e"),
+        ("λ → −∞", "lambda -> -inf"),
+        ("漢", "?"),
+    ],
 )
 def test_characters_are_spelled(text, ascii_text):
     assert spelled(text, "ascii") == ascii_text
@@ -749,26 +853,38 @@ def test_a_missing_site_is_a_missing_key(result):
         result["nope"]
     error = caught.value
     assert isinstance(error, (errors.UnknownSiteError, InvalidValueError))
-    assert str(error).startswith("This result has no site 'nope'. (test_mistakes.py:")  # no KeyError's quotes
+    assert str(error).startswith(
+        "This result has no site 'nope'. (test_mistakes.py:"
+    )  # no KeyError's quotes
     assert "its sites are: 'x'" in error.fix
 
 
 def test_a_model_of_many_levels_is_offered_some_of_them():
-    """The schedule that the error names is one that compiles, with about as many levels as were asked for."""
+    """The schedule that the error names is one that compiles, with about as many levels
+    as were asked for."""
     model = diffusion(lambda x, t: x * t, cp.Schedule.linear(1000))
-    caught = refused(lambda: cp.compile(single, model, schedule=cp.Schedule.linear(50)), AlignmentError, "")
+    caught = refused(
+        lambda: cp.compile(single, model, schedule=cp.Schedule.linear(50)),
+        AlignmentError,
+        "",
+    )
     assert "schedule=factor.schedule.every(20)): 51 of its 1000" in caught.fix
     density = cp.compile(single, model, schedule=model.schedule.every(20))
     assert density.num_levels == 51
     x = jnp.array([0.3, -0.2])
     own = cp.compile(single, model)
     for level, same in ((0, 0), (7, 140), (50, 999)):
-        np.testing.assert_allclose(density.score({"x": x}, level)["x"], own.score({"x": x}, same)["x"], rtol=1e-6)
+        np.testing.assert_allclose(
+            density.score({"x": x}, level)["x"],
+            own.score({"x": x}, same)["x"],
+            rtol=1e-6,
+        )
 
 
 def test_what_resembles_a_mistake_and_is_none():
-    """A support that depends on a latent, soft evidence in a plate, data masked where they are NaN, whole floats, an
-    observation that depends on a site through its value, and log-weights that rise and fall in the end."""
+    """A support that depends on a latent, soft evidence in a plate, data masked where
+    they are NaN, whole floats, an observation that depends on a site through its value,
+    and log-weights that rise and fall in the end."""
 
     @cp.program
     def fine(y):
@@ -781,7 +897,9 @@ def test_what_resembles_a_mistake_and_is_none():
         cp.observe("count", dist.Poisson(top), 2.0)
 
     assert set(cp.compile(fine, jnp.array([1.0, jnp.nan, 0.0])).sites) == {"top"}
-    equal = cp.program(lambda f: cp.observe("difference", dist.Normal(0.0, 0.5), cp.sample("x", f)))
+    equal = cp.program(
+        lambda f: cp.observe("difference", dist.Normal(0.0, 0.5), cp.sample("x", f))
+    )
     assert cp.compile(equal, normal()).graph.observations[0].depends_on == {"x"}
     for log_weight in (lambda x: 20 * x[0], lambda x: 0.4 * x @ x):
         assert weighed(log_weight)()
@@ -803,9 +921,19 @@ def asks(f):
 @pytest.mark.parametrize(
     ("call", "kind", "program", "line"),
     [
-        (lambda: cp.compile(asks, F), ProgramError, asks, 3),  # not the statement that uses the value
+        (
+            lambda: cp.compile(asks, F),
+            ProgramError,
+            asks,
+            3,
+        ),  # not the statement that uses the value
         (lambda: cp.compile(twice, F), ProgramError, twice, 3),
-        (lambda: ran(network(), sampler=cp.AnnealedMCMC(cp.HMC(0.1), 1)), CapabilityError, single, 3),
+        (
+            lambda: ran(network(), sampler=cp.AnnealedMCMC(cp.HMC(0.1), 1)),
+            CapabilityError,
+            single,
+            3,
+        ),
     ],
     ids=["the line that asks", "the statement", "the factor's site"],
 )
@@ -813,7 +941,10 @@ def test_the_place_is_a_line_of_the_program(call, kind, program, line):
     code = program.function.__code__
     caught = refused(call, kind, "")
     assert caught.where == f"{Path(code.co_filename).name}:{code.co_firstlineno + line}"
-    assert program is not twice or f"test_mistakes.py:{code.co_firstlineno + 2}" in caught.found
+    assert (
+        program is not twice
+        or f"test_mistakes.py:{code.co_firstlineno + 2}" in caught.found
+    )
 
 
 def test_every_error_is_also_a_builtin_one():
@@ -829,10 +960,15 @@ def test_every_error_says_how_to_fix_it():
         (path, node)
         for path in Path(cp.__file__).parent.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", None)) in errors.__all__
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", getattr(node.func, "attr", None)) in errors.__all__
     ]
     assert len(calls) > 200
-    without = [f"{path.name}:{n.lineno}" for path, n in calls if "fix" not in {k.arg for k in n.keywords}]
+    without = [
+        f"{path.name}:{n.lineno}"
+        for path, n in calls
+        if "fix" not in {k.arg for k in n.keywords}
+    ]
     assert without == []
 
 
@@ -844,6 +980,8 @@ def test_the_command_line_has_no_place_in_a_program():
 
 
 def test_numpy_integers_are_numbers_of_chains_and_steps_which_have_a_default():
-    result = ran(num_chains=np.int64(4), sampler=cp.AnnealedMCMC(cp.MALA(0.1), np.int64(1)))
+    result = ran(
+        num_chains=np.int64(4), sampler=cp.AnnealedMCMC(cp.MALA(0.1), np.int64(1))
+    )
     assert result["x"].shape == (4, 2)
     assert cp.AnnealedMCMC(cp.MALA()).steps_per_level == 10

@@ -83,12 +83,19 @@ print(json.dumps([counts, pages]))
 def test_a_picture_is_shown_once_and_densities_and_results_are_pages(tmp_path):
     pytest.importorskip("IPython")
     pytest.importorskip("matplotlib_inline")
-    inline = {"IPYTHONDIR": str(tmp_path), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    pictures, pages = json.loads(said(SHELL, json.dumps(list(CELLS)), FIRST, RESULTS, **inline, **HASTE)[-1])
+    inline = {
+        "IPYTHONDIR": str(tmp_path),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
+    pictures, pages = json.loads(
+        said(SHELL, json.dumps(list(CELLS)), FIRST, RESULTS, **inline, **HASTE)[-1]
+    )
     assert pictures == CELLS
     (density,), (result,) = pages  # one output each: no picture beside
     assert "π<sub>k</sub>(x) ∝ f(x)" in density
     assert "<svg" in density or "<b>x</b> ∼" in density
     assert "data:image/png;base64," in result
     assert "f(x)" in result
-    assert re.search(r"\(In\[\d+\], line 3\)", density), density  # a cell's file has a number for a name
+    assert re.search(r"\(In\[\d+\], line 3\)", density), (
+        density
+    )  # a cell's file has a number for a name

@@ -1,7 +1,8 @@
-"""`cp.as_distribution`: factors as sites of NumPyro's own models, with log-densities and draws in closed form.
+"""`cp.as_distribution`: factors as sites of NumPyro's own models, with log-densities
+and draws in closed form.
 
-The factor is N(0, I)·N((1, 0), I), which is N((½, 0), ½·I) up to its normaliser; level 0 adds a little noise to each.
-What is refused are rows of tests/test_mistakes.py.
+The factor is N(0, I)·N((1, 0), I), which is N((½, 0), ½·I) up to its normaliser; level
+0 adds a little noise to each. What is refused are rows of tests/test_mistakes.py.
 """
 
 import jax
@@ -41,18 +42,26 @@ def log_probability(prior, values):
 
 
 def test_log_prob_and_its_gradient_are_the_factors_up_to_one_constant(prior):
-    """In a model with other sites, plates and data: the same as with the closed form, but for 4 constants."""
+    """In a model with other sites, plates and data: the same as with the closed form,
+    but for 4 constants."""
     exact = dist.Normal(jnp.array(MEAN), SD).to_event(1)
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = {"x": (4, 2), "z": (4, 3, 2), "s": (4,)}
-    values = {name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys, shapes.items(), strict=True)}
+    values = {
+        name: jax.random.normal(key, shape)
+        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
 
     def apart(v):
-        found, wanted = (jax.value_and_grad(log_probability, 1)(law, v) for law in (prior, exact))
+        found, wanted = (
+            jax.value_and_grad(log_probability, 1)(law, v) for law in (prior, exact)
+        )
         return jax.tree.map(jnp.subtract, found, wanted)
 
     difference, slopes = jax.jit(jax.vmap(apart))(values)
-    normaliser = dist.Normal(0.0, np.sqrt(2)).log_prob(1.0) + dist.Normal(0.0, np.sqrt(2)).log_prob(0.0)
+    normaliser = dist.Normal(0.0, np.sqrt(2)).log_prob(1.0) + dist.Normal(
+        0.0, np.sqrt(2)
+    ).log_prob(0.0)
     np.testing.assert_allclose(difference, 4 * normaliser, atol=1e-3)
     assert all(np.abs(slope).max() < 0.01 for slope in slopes.values())
     assert prior.log_prob(values["z"]).shape == (4, 3)
@@ -63,18 +72,34 @@ def test_log_prob_and_its_gradient_are_the_factors_up_to_one_constant(prior):
 def test_log_prob_is_that_of_the_cleanest_level():
     """Of few levels, of which the next one is much noisier."""
     coarse, law = cp.Schedule.log_snr(3), dist.Normal(jnp.zeros(2), 0.1).to_event(1)
-    prior, x = cp.as_distribution(cp.Analytic(law, coarse) ** 2), jnp.array([[0.0, 0.0], [0.2, 0.1]])
+    prior, x = (
+        cp.as_distribution(cp.Analytic(law, coarse) ** 2),
+        jnp.array([[0.0, 0.0], [0.2, 0.1]]),
+    )
     near, far = prior.log_prob(x)
-    np.testing.assert_allclose(near - far, 0.05 / (0.1**2 + (coarse.sigma[0] / coarse.alpha[0]) ** 2), rtol=1e-3)
+    np.testing.assert_allclose(
+        near - far,
+        0.05 / (0.1**2 + (coarse.sigma[0] / coarse.alpha[0]) ** 2),
+        rtol=1e-3,
+    )
 
 
 @pytest.mark.slow
 def test_predictive_draws_what_the_sampler_draws(prior):
     """Every site and every copy in a plate has its own draws, of the right law."""
-    drawn = Predictive(model, num_samples=N, parallel=True)(jax.random.PRNGKey(1), prior)
+    drawn = Predictive(model, num_samples=N, parallel=True)(
+        jax.random.PRNGKey(1), prior
+    )
     x, z = np.asarray(drawn["x"]) - MEAN, np.asarray(drawn["z"]) - MEAN
     assert z.shape == (N, 3, 2)
-    values = {"x0": x[:, 0], "x1": x[:, 1], "z": z, "xx": x**2, "zz": z**2, "x z": x[:, None] * z}
+    values = {
+        "x0": x[:, 0],
+        "x1": x[:, 1],
+        "z": z,
+        "xx": x**2,
+        "zz": z**2,
+        "x z": x[:, None] * z,
+    }
     values |= {"z z": z[:, 0] * z[:, 1], "x0 x1": x[:, 0] * x[:, 1]}
     expected = dict.fromkeys(values, 0.0) | {"xx": SD**2, "zz": SD**2}
     assert_agrees(z_scores(values, expected))
@@ -85,12 +110,16 @@ def test_draws_under_transformations():
     prior, key = cp.as_distribution(PRODUCT, sampler=cp.Ancestral()), jax.random.key(5)
     alone = prior.sample(key, (2, 3))
     assert alone.shape == (2, 3, 2)
-    np.testing.assert_allclose(alone, jax.jit(prior.sample, static_argnums=1)(key, (2, 3)), atol=1e-4)
+    np.testing.assert_allclose(
+        alone, jax.jit(prior.sample, static_argnums=1)(key, (2, 3)), atol=1e-4
+    )
     assert prior.sample(key, (0,)).shape == (0, 2)
     mapped = jax.vmap(jax.vmap(prior.sample))(jax.random.split(key, (2, 3)))
     assert mapped.shape == (2, 3, 2)
     assert len(np.unique(mapped)) == mapped.size
-    more = cp.as_distribution(PRODUCT, sampler=cp.Ancestral(), num_chains=20).sample(key, (6,))
+    more = cp.as_distribution(PRODUCT, sampler=cp.Ancestral(), num_chains=20).sample(
+        key, (6,)
+    )
     assert len(np.unique(more)) == more.size == 12
 
 
@@ -100,16 +129,27 @@ def test_an_analytic_factor_may_depend_on_latents():
     def hierarchy(of_factor):
         m = numpyro.sample("m", dist.Normal(0.0, 1.0))
         s = numpyro.sample("s", dist.HalfNormal(1.0))
-        law = cp.as_distribution(cp.Analytic(dist.Normal(m, s), SCHEDULE)) if of_factor else exact(m, s)
+        law = (
+            cp.as_distribution(cp.Analytic(dist.Normal(m, s), SCHEDULE))
+            if of_factor
+            else exact(m, s)
+        )
         x = numpyro.sample("x", law)
         numpyro.sample("y", dist.Normal(x, 0.3), obs=0.4)
 
     def exact(m, s):
         noise = SCHEDULE.at(0)
-        return dist.Normal(noise.alpha * m, jnp.sqrt((noise.alpha * s) ** 2 + noise.sigma**2))
+        return dist.Normal(
+            noise.alpha * m, jnp.sqrt((noise.alpha * s) ** 2 + noise.sigma**2)
+        )
 
     values = {"m": jnp.array(0.4), "s": jnp.array(-0.3), "x": jnp.array(0.9)}
-    both = jax.jit(lambda v: [jax.value_and_grad(potential_energy, 3)(hierarchy, (b,), {}, v) for b in (True, False)])
+    both = jax.jit(
+        lambda v: [
+            jax.value_and_grad(potential_energy, 3)(hierarchy, (b,), {}, v)
+            for b in (True, False)
+        ]
+    )
     (found, of_found), (expected, of_expected) = both(values)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     for name in values:

@@ -1,4 +1,5 @@
-"""Everything of the algebra and every kernel and sampler prints as one short line, without arrays.
+"""Everything of the algebra and every kernel and sampler prints as one short line,
+without arrays.
 
 tests/zoo/test_zoo.py asks it of the models of the zoo.
 """
@@ -60,7 +61,10 @@ def algebra():
     """By how it prints, one of everything."""
     a, b, c = (analytic(label) for label in "abc")
     digits, wide = image("digits"), analytic("wide", shape=(28, 28, 1))
-    energy, three = image("energy", parameterization="energy_norm"), {"digit": [1, 2, 3]}
+    energy, three = (
+        image("energy", parameterization="energy_norm"),
+        {"digit": [1, 2, 3]},
+    )
     return {
         "a * b ** 2": a * b**2,
         "a * b / c": a * b / c,
@@ -69,16 +73,27 @@ def algebra():
         "a ** 0.5": a**0.5,
         "a ** -1": a**-1.0,
         "mixture(a, b; weights 0.3, 0.7)": cp.mixture([a, b], weights=[3, 7]),
-        "mixture(a, b * c; log_weights 0, -1.5)": cp.mixture([a, b * c], log_weights=[0.0, -1.5]),
+        "mixture(a, b * c; log_weights 0, -1.5)": cp.mixture(
+            [a, b * c], log_weights=[0.0, -1.5]
+        ),
         "mixture(a, b; equal weights) ** 2 * c": cp.mixture([a, b]) ** 2 * c,
         "digits(digit=3) ** 4 / digits ** 3": cp.guide(digits, 4.0, digit=3),
-        "cp.product(digits / wide, over={'digit': (3,)}) ** 2": cp.product(digits / wide, over=three) ** 2,
-        "cp.product(digits, over={'digit': (3,)}, block=2)": cp.product(digits, over={"digit": jnp.arange(3)}, block=2),
+        "cp.product(digits / wide, over={'digit': (3,)}) ** 2": cp.product(
+            digits / wide, over=three
+        )
+        ** 2,
+        "cp.product(digits, over={'digit': (3,)}, block=2)": cp.product(
+            digits, over={"digit": jnp.arange(3)}, block=2
+        ),
         "cp.mixture(energy, over={'digit': (2,)}, equal log_weights)": cp.mixture(
             energy, over={"digit": [1, 2]}, log_weights=[0.0, 0.0]
         ),
-        "window(digits(digit=3); 28×56×1, offset (0, 28, 0))": cp.window(digits.given(digit=3), (28, 56, 1), (0, 28)),
-        "window(digits; 56×56×1, offset (0, 0, 0), scale 2)": cp.window(digits, (56, 56, 1), (0, 0), 2),
+        "window(digits(digit=3); 28×56×1, offset (0, 28, 0))": cp.window(
+            digits.given(digit=3), (28, 56, 1), (0, 28)
+        ),
+        "window(digits; 56×56×1, offset (0, 0, 0), scale 2)": cp.window(
+            digits, (56, 56, 1), (0, 0), 2
+        ),
         "window(a; 2×2, 2 sets of cells)": cp.window(a, (2, 2), over=[[0, 1], [2, 3]]),
         "a * a * a * a * a * a … (40 factors)": math.prod([a] * 39, start=a),
         "mixture(a, a, a, a, a, a … (7 parts); weights 0.143, 0.143, 0.143, 0.143, 0.143, 0.143, …)": cp.mixture(
@@ -92,7 +107,9 @@ def test_words_of_the_algebra_which_holds_every_kind_of_factor():
     known = algebra()
     assert [line(factor) for factor in known.values()] == list(known)
     here = {type(factor) for factor in known.values()} | {CalibratedExpression, Window}
-    kinds = [kind for base in (Factor, Combination, Around) for kind in base.__subclasses__()]
+    kinds = [
+        kind for base in (Factor, Combination, Around) for kind in base.__subclasses__()
+    ]
     own = {kind for kind in kinds if kind.__module__.startswith("composeprob.")}
     assert own - {LeafFactor, Combination, Around, Leaf} == here
 
@@ -104,21 +121,30 @@ def test_labels_and_conditions_of_any_length():
     line(long * long * long)
     given = image("digits").given(digit=jnp.ones(5000))
     assert line(given) == "digits(digit=array[5000]) (score, 28×28×1)"
-    assert line(cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE)) == "Normal (energy, a number)"
+    assert (
+        line(cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE))
+        == "Normal (energy, a number)"
+    )
 
 
 def test_a_calibrated_expression():
-    tables = {name: np.zeros(SCHEDULE.num_levels) for name in ("log Z", "error", "offset")}
+    tables = {
+        name: np.zeros(SCHEDULE.num_levels) for name in ("log Z", "error", "offset")
+    }
     tables["log-SNR"] = np.asarray(SCHEDULE.log_snr)[::-1]
     fixed = {f"calibration {name}": table for name, table in tables.items()}
     product = analytic("a") * analytic("b")
-    found = CalibratedExpression(factor=product, schedule=SCHEDULE, fixed=fixed, degree=4.0, event_shape=(2,))
+    found = CalibratedExpression(
+        factor=product, schedule=SCHEDULE, fixed=fixed, degree=4.0, event_shape=(2,)
+    )
     assert line(found).startswith("calibrated(a * b; log Z ")
     seen = []
     jax.eval_shape(lambda factor: seen.append(line(factor)), found)
     assert seen == ["calibrated(a * b; log Z traced)"]
 
 
-@pytest.mark.parametrize("sampler", [cp.SMC(), cp.Ancestral(), cp.AnnealedMCMC(cp.MALA(), 2)])
+@pytest.mark.parametrize(
+    "sampler", [cp.SMC(), cp.Ancestral(), cp.AnnealedMCMC(cp.MALA(), 2)]
+)
 def test_samplers(sampler):
     assert line(sampler).startswith(type(sampler).__name__)

@@ -1,4 +1,5 @@
-"""What a user gets: the wheel holds the zoo, imports load little, and a type checker says something true."""
+"""What a user gets: the wheel holds the zoo, imports load little, and a type checker
+says something true."""
 
 import ast
 import os
@@ -25,7 +26,16 @@ ROOT = Path(__file__).parents[1]
 
 def built(project: Path, folder: Path) -> tuple[Path, set[str]]:
     """The wheel of a project and the names of its files."""
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(project)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(folder),
+        str(project),
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     (wheel,) = folder.glob("*.whl")
     return wheel, set(zipfile.ZipFile(wheel).namelist())
@@ -35,18 +45,38 @@ def test_the_wheels_hold_every_model_and_nothing_else(tmp_path):
     wheel, names = built(ROOT, tmp_path / "library")
     _, zoo = built(ROOT / "models", tmp_path / "zoo")
     models = ROOT / "models"
-    weights = {file.relative_to(models).as_posix() for file in models.glob("*/weights*.safetensors")}
-    of = lambda files: {n.removeprefix("composeprob/models/") for n in files if re.search("/weights.*safetensors$", n)}
+    weights = {
+        file.relative_to(models).as_posix()
+        for file in models.glob("*/weights*.safetensors")
+    }
+    of = lambda files: {
+        n.removeprefix("composeprob/models/")
+        for n in files
+        if re.search("/weights.*safetensors$", n)
+    }
     assert of(names) | of(zoo) == weights
     assert not names & zoo  # both are installed into one folder
-    assert {"ring2d/weights.safetensors", "bar2d/weights.safetensors"} <= of(names)  # README's program
+    assert {"ring2d/weights.safetensors", "bar2d/weights.safetensors"} <= of(
+        names
+    )  # README's program
     assert wheel.stat().st_size <= 25_000_000
-    assert {name.split("/")[0] for name in names} == {"composeprob", f"composeprob-{version('composeprob')}.dist-info"}
-    others = {file.relative_to(models).as_posix() for file in models.glob("*/*.*")} - weights
-    assert {f"composeprob/models/{file}" for file in others} <= names  # cards, recipes, calibrations
+    assert {name.split("/")[0] for name in names} == {
+        "composeprob",
+        f"composeprob-{version('composeprob')}.dist-info",
+    }
+    others = {
+        file.relative_to(models).as_posix() for file in models.glob("*/*.*")
+    } - weights
+    assert {
+        f"composeprob/models/{file}" for file in others
+    } <= names  # cards, recipes, calibrations
     assert {"composeprob/py.typed", "composeprob/cli/template/program.py"} <= names
-    assert not [name for name in names if re.search(r"checkpoints|__pycache__|pyproject", name)]
-    beside = {name for name in zoo if "/weights" not in name and ".dist-info/" not in name}
+    assert not [
+        name for name in names if re.search(r"checkpoints|__pycache__|pyproject", name)
+    ]
+    beside = {
+        name for name in zoo if "/weights" not in name and ".dist-info/" not in name
+    }
     assert beside == {"composeprob/models/LICENSE"}
     (told,) = [name for name in names if name.endswith("dist-info/METADATA")]
     shown = zipfile.ZipFile(wheel).read(told).decode()
@@ -60,12 +90,15 @@ def test_everything_is_of_one_version():
     assert f"version: {own}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## [{own}]" in (ROOT / "CHANGELOG.md").read_text()
     for project, other in ((ROOT, "composeprob-zoo"), (ROOT / "models", "composeprob")):
-        bounds = re.search(rf'"{other}([<>=.,0-9]+)"', (project / "pyproject.toml").read_text())[1]
+        bounds = re.search(
+            rf'"{other}([<>=.,0-9]+)"', (project / "pyproject.toml").read_text()
+        )[1]
         assert own in SpecifierSet(bounds)
 
 
 def test_what_comes_along_is_named_and_free():
-    """`pip install composeprob` brings nothing that docs/dependencies.md gives no reason for."""
+    """`pip install composeprob` brings nothing that docs/dependencies.md gives no
+    reason for."""
     assert {"jaxlib", "numpyro", "xarray"} <= set(closure("composeprob"))
     assert dependencies("composeprob") == 0
     for licence in ("GPL-3.0-only", "MIT AND LGPL-2.1", "not stated", "Proprietary"):
@@ -75,10 +108,21 @@ def test_what_comes_along_is_named_and_free():
 
 def test_make_names_the_python_it_cannot_use(tmp_path):
     old = tmp_path / "python"
-    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2" && exit 0\nexit 1\n')
+    old.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2" && exit 0\nexit 1\n'
+    )
     old.chmod(0o755)
-    command = ["make", "-C", str(ROOT), "env", f"VENV={tmp_path / 'venv'}", f"PYTHON={old}"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    command = [
+        "make",
+        "-C",
+        str(ROOT),
+        "env",
+        f"VENV={tmp_path / 'venv'}",
+        f"PYTHON={old}",
+    ]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False
+    )
     assert run.returncode != 0
     assert "needs Python >= 3.11" in run.stderr
     assert "Python 3.9.2" in run.stderr
@@ -86,70 +130,128 @@ def test_make_names_the_python_it_cannot_use(tmp_path):
 
 
 def test_constraints_are_versions_only():
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     assert lines
-    assert all(line.count("==") == 1 and "/" not in line and " " not in line for line in lines)
+    assert all(
+        line.count("==") == 1 and "/" not in line and " " not in line for line in lines
+    )
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("composeprob", ("hub", "text")), ("models", ())])
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("composeprob", ("hub", "text")), ("models", ())]
+)
 def test_every_import_is_a_declared_dependency(folder, extras):
-    """A package that only the development environment brings would be missing for someone who installs the wheel.
+    """A package that only the development environment brings would be missing for
+    someone who installs the wheel.
 
     What only the training of a model needs, an extra brings.
     """
-    files = [file for file in (ROOT / folder).rglob("*.py") if file.parent.name != "template"]  # of a project by itself
+    files = [
+        file for file in (ROOT / folder).rglob("*.py") if file.parent.name != "template"
+    ]  # of a project by itself
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module}
-    others = {"composeprob", "IPython", "arviz_stats"}  # only inside a notebook; a part of ArviZ 1.0
-    imported = {module.split(".")[0] for module in modules} - sys.stdlib_module_names - others
+    modules = {
+        alias.name
+        for node in nodes
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    modules |= {
+        node.module
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module
+    }
+    others = {
+        "composeprob",
+        "IPython",
+        "arviz_stats",
+    }  # only inside a notebook; a part of ArviZ 1.0
+    imported = (
+        {module.split(".")[0] for module in modules} - sys.stdlib_module_names - others
+    )
     required = [
         line
         for line in requires("composeprob") or []
-        if "extra ==" not in line or any(re.search(rf"extra == .{extra}.$", line) for extra in extras)
+        if "extra ==" not in line
+        or any(re.search(rf"extra == .{extra}.$", line) for extra in extras)
     ]
     declared = {re.split(r"[^\w-]", line)[0].replace("_", "-") for line in required}
     providers = packages_distributions()
-    by = lambda name: {provider.replace("_", "-") for provider in providers.get(name, [])}
+    by = lambda name: {
+        provider.replace("_", "-") for provider in providers.get(name, [])
+    }
     undeclared = {name for name in imported if not declared & by(name)}
-    assert not undeclared, "declare these in pyproject.toml, and say why in docs/dependencies.md"
+    assert not undeclared, (
+        "declare these in pyproject.toml, and say why in docs/dependencies.md"
+    )
 
 
-# ── imports ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── imports ───────────────────────────────────────────────────────────────────────────
 
 USED = "import composeprob; composeprob.program"
 KERNEL = """import sys, types
 shell = types.SimpleNamespace(config={'IPKernelApp': 1})
 sys.modules.update({'ipywidgets': None, 'ipykernel.zmqshell': types.ModuleType('zmqshell')})
 sys.modules['IPython'] = types.SimpleNamespace(get_ipython=lambda: shell)"""
-HEAVY = ["arviz", "blackjax", "flax", "matplotlib", "optax", "orbax", "scipy.optimize", "scipy.spatial", "tensorstore"]
+HEAVY = [
+    "arviz",
+    "blackjax",
+    "flax",
+    "matplotlib",
+    "optax",
+    "orbax",
+    "scipy.optimize",
+    "scipy.spatial",
+    "tensorstore",
+]
 
 
 def warned(code, **variables):
     """What a process that shows every warning prints."""
     command = [sys.executable, "-W", "default", "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **variables})
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **variables},
+    )
 
 
 @pytest.mark.parametrize(
     ("statement", "unwanted", "heard"),
-    [("import composeprob.cli", ["jax", "numpy"], False), (USED, HEAVY, False), ("import tqdm.auto", [], True)],
+    [
+        ("import composeprob.cli", ["jax", "numpy"], False),
+        (USED, HEAVY, False),
+        ("import tqdm.auto", [], True),
+    ],
 )
-def test_what_is_not_loaded_and_what_a_notebook_without_widgets_does_not_hear(statement, unwanted, heard):
-    done = warned(f"{KERNEL}; {statement}; print([name for name in {unwanted} if name in sys.modules])")
+def test_what_is_not_loaded_and_what_a_notebook_without_widgets_does_not_hear(
+    statement, unwanted, heard
+):
+    done = warned(
+        f"{KERNEL}; {statement}; print([name for name in {unwanted} if name in sys.modules])"
+    )
     assert done.stdout.strip() == "[]"
     assert ("IProgress not found" in done.stderr) == heard
 
 
 def test_arviz_has_no_word_of_its_own_in_a_first_run(tmp_path):
-    """It keeps the day that it last spoke in the user's cache, which a stranger's does not have."""
+    """It keeps the day that it last spoke in the user's cache, which a stranger's does
+    not have."""
     code = "from composeprob.results.estimates import quiet_arviz; quiet_arviz()"
     assert "ArviZ" not in warned(code, XDG_CACHE_HOME=str(tmp_path)).stderr
 
 
 def test_unknown_names():
-    with pytest.raises(AttributeError, match=r"(?s)has no 'progam'.*did you mean 'program'"):
+    with pytest.raises(
+        AttributeError, match=r"(?s)has no 'progam'.*did you mean 'program'"
+    ):
         _ = composeprob.progam
     assert {"SMC", "program", "__version__"} <= set(dir(composeprob))
 
@@ -159,7 +261,7 @@ def test_shapes_of_signatures_are_checked_in_the_tests():
         Families(np.ones(3), np.zeros(2, int))
 
 
-# ── types ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── types ─────────────────────────────────────────────────────────────────────────────
 
 PROGRAM = """
 import jax
@@ -201,7 +303,11 @@ def test_few_lines_say_any():
     """`Any` tells neither a reader nor a type checker anything."""
     found = set()
     for path in Path(cp.__file__).parent.rglob("*.py"):
-        names = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name))
+        names = (
+            node
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Name)
+        )
         found |= {(path, name.lineno) for name in names if name.id == "Any"}
     assert 0 < len(found) <= ANY
 
@@ -211,12 +317,26 @@ def test_a_users_program_is_checked(tmp_path):
     right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
     right.write_text(PROGRAM)
     wrong.write_text(PROGRAM + "\n".join(WRONG) + "\n")
-    options = ["--check-untyped-defs", "--ignore-missing-imports", "--follow-imports=silent"]
+    options = [
+        "--check-untyped-defs",
+        "--ignore-missing-imports",
+        "--follow-imports=silent",
+    ]
     command = [sys.executable, "-m", "mypy", *options, str(right), str(wrong)]
     environment = {**os.environ, "MYPYPATH": str(ROOT)}
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     said = [line for line in run.stdout.splitlines() if "error:" in line]
     first = len(PROGRAM.splitlines()) + 1
     for line, (statement, code) in enumerate(WRONG.items(), first):
-        assert any(error.startswith(f"wrong.py:{line}:") and f"[{code}]" in error for error in said), statement
+        assert any(
+            error.startswith(f"wrong.py:{line}:") and f"[{code}]" in error
+            for error in said
+        ), statement
     assert len(said) == len(WRONG), said  # and nothing of the program, which is right

@@ -1,4 +1,5 @@
-"""Figures of a result by kind, what a notebook displays of it, and its report in one file."""
+"""Figures of a result by kind, what a notebook displays of it, and its report in one
+file."""
 
 import dataclasses
 import html
@@ -32,19 +33,34 @@ def no_figure_is_left():
 def texts(figure):
     """Every text of a figure that is drawn."""
     figure.canvas.draw()
-    return [text.get_text() for text in figure.findobj(plt.Text) if text.get_text() and text.get_visible()]
+    return [
+        text.get_text()
+        for text in figure.findobj(plt.Text)
+        if text.get_text() and text.get_visible()
+    ]
 
 
 @pytest.fixture
 def moved():
     rng = np.random.default_rng(0)
-    return make({"x": rng.normal(size=(N, 2)), "image": rng.uniform(size=(N, 8, 8)), "z": rng.normal(size=N)})
+    return make(
+        {
+            "x": rng.normal(size=(N, 2)),
+            "image": rng.uniform(size=(N, 8, 8)),
+            "z": rng.normal(size=N),
+        }
+    )
 
 
 @pytest.mark.parametrize("kind", ["overview", "samples", "pairs", "levels"])
 def test_every_kind_draws(moved, kind):
     shown = texts(moved.plot(kind))
-    expected = {"overview": "run", "samples": "image", "pairs": "x[0]", "levels": "acceptance"}
+    expected = {
+        "overview": "run",
+        "samples": "image",
+        "pairs": "x[0]",
+        "levels": "acceptance",
+    }
     assert any(expected[kind] in text for text in shown), shown
 
 
@@ -65,8 +81,16 @@ def test_a_saved_picture_is_sharp_unless_something_else_is_asked_for(moved, tmp_
 def test_kinds_that_cannot_be_drawn_say_why(moved):
     known = r"no kind of picture 'corner'.*\n.*overview, samples, pairs"
     refused(lambda: moved.plot("corner"), InvalidValueError, known)
-    refused(lambda: make({"x": np.zeros((N, 8, 8))}).plot("pairs"), InvalidValueError, "every site is an image")
-    refused(lambda: make(**UNKNOWN).plot("levels"), InvalidValueError, "no diagnostics by level")
+    refused(
+        lambda: make({"x": np.zeros((N, 8, 8))}).plot("pairs"),
+        InvalidValueError,
+        "every site is an image",
+    )
+    refused(
+        lambda: make(**UNKNOWN).plot("levels"),
+        InvalidValueError,
+        "no diagnostics by level",
+    )
 
 
 def test_points_are_drawn_with_their_marginals_and_those_of_the_density():
@@ -74,9 +98,13 @@ def test_points_are_drawn_with_their_marginals_and_those_of_the_density():
     above, right = ax.child_axes
     (line,) = above.lines
     x, density = line.get_data()
-    np.testing.assert_allclose(density, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), atol=0.02)
+    np.testing.assert_allclose(
+        density, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), atol=0.02
+    )
     assert len(right.lines) == 1
-    assert sum(patch.get_height() * patch.get_width() for patch in above.patches) == pytest.approx(1)
+    assert sum(
+        patch.get_height() * patch.get_width() for patch in above.patches
+    ) == pytest.approx(1)
     assert len(ax.images) == 1
 
     class ScoreOnly(Density):
@@ -88,7 +116,10 @@ def test_points_are_drawn_with_their_marginals_and_those_of_the_density():
 
 def test_the_program_stands_above_in_lines_that_fit():
     class Long(Density):
-        graph = SimpleNamespace(name="long", formula="π_k(x) ∝ " + " · ".join(f"factor{i}(x)" for i in range(40)))
+        graph = SimpleNamespace(
+            name="long",
+            formula="π_k(x) ∝ " + " · ".join(f"factor{i}(x)" for i in range(40)),
+        )
 
     figure = make(density=Long()).plot()
     title = figure.get_suptitle()
@@ -97,21 +128,34 @@ def test_the_program_stands_above_in_lines_that_fit():
     assert title.endswith(" …")
     figure.canvas.draw()
     assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
-    assert figure.axes[0].get_window_extent().height > 0.4 * figure.bbox.height  # the panels keep their room
+    assert (
+        figure.axes[0].get_window_extent().height > 0.4 * figure.bbox.height
+    )  # the panels keep their room
     assert wrapped("a b", 1) == "a\nb"
 
 
 def test_colours_differ_for_the_colour_blind():
-    """Vienot, Brettel and Mollon 1999: linear light as protanopes and deuteranopes see it."""
+    """Vienot, Brettel and Mollon 1999: linear light as protanopes and deuteranopes see
+    it."""
     sees = {
-        "protan": [[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]],
-        "deutan": [[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]],
+        "protan": [
+            [0.11238, 0.88762, 0.0],
+            [0.11238, 0.88762, 0.0],
+            [0.00401, -0.00401, 1.0],
+        ],
+        "deutan": [
+            [0.29275, 0.70725, 0.0],
+            [0.29275, 0.70725, 0.0],
+            [-0.02234, 0.02234, 1.0],
+        ],
     }
     for palette in (PALETTE.lines, (PALETTE.accent, PALETTE.second)):
         light = np.array([to_rgb(colour) for colour in palette]) ** 2.2
         for matrix in sees.values():
             seen = np.clip(light @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
-            apart = np.linalg.norm(seen[:, None] - seen, axis=-1)[np.triu_indices(len(seen), 1)]
+            apart = np.linalg.norm(seen[:, None] - seen, axis=-1)[
+                np.triu_indices(len(seen), 1)
+            ]
             assert apart.min() > 0.1
 
 
@@ -141,8 +185,16 @@ def test_a_site_that_is_an_image_has_images(shape, low, high, tmp_path):
 
 def test_of_two_images_one_must_be_named():
     result = make({"a": np.ones((N, 8, 8)), "b": np.zeros((N, 8, 8)), "c": np.zeros(N)})
-    refused(lambda: result.images(), CapabilityError, r"(?s)not exactly one.*name one of 'a', 'b'")
-    refused(lambda: result.images("c"), CapabilityError, r"(?s)'c', of shape \(\).*name one of 'a', 'b'")
+    refused(
+        lambda: result.images(),
+        CapabilityError,
+        r"(?s)not exactly one.*name one of 'a', 'b'",
+    )
+    refused(
+        lambda: result.images("c"),
+        CapabilityError,
+        r"(?s)'c', of shape \(\).*name one of 'a', 'b'",
+    )
     refused(lambda: make().images(), CapabilityError, "not exactly one has images")
     with pytest.raises(UnknownSiteError):
         result.images("y")
@@ -155,9 +207,12 @@ def test_images_of_draws_are_those_of_all_chains():
     np.testing.assert_array_equal(images[..., 0], values.reshape(-1, 8, 8))
 
 
-# ── the report ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the report ────────────────────────────────────────────────────────────────────────
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    None,
+)
 MEASURE = "<script>parent.document.title = document.documentElement.scrollWidth + ' of ' + window.innerWidth</script>"
 
 
@@ -171,21 +226,43 @@ def page(result, tmp_path_factory):
     return result.report(tmp_path_factory.mktemp("report") / "new" / "run.html")
 
 
-def test_it_says_what_was_sampled_how_well_and_what_it_cost_and_a_notebook_the_program(result, page):
+def test_it_says_what_was_sampled_how_well_and_what_it_cost_and_a_notebook_the_program(
+    result, page
+):
     assert re.search(r"π<sub>k</sub>\(x\) ∝ f\(x\)·g\(x\)", result._repr_html_())
     text = page.read_text()
-    for part in ("64 samples of both", "f(x)·g(x)", "Status: ok", "90 % interval", "jax.random.key(7)", "numpyro"):
+    for part in (
+        "64 samples of both",
+        "f(x)·g(x)",
+        "Status: ok",
+        "90 % interval",
+        "jax.random.key(7)",
+        "numpyro",
+    ):
         assert part in text
     assert f"{result.evaluations * 64:,} in all" in text
-    assert text.count("data:image/png;base64,") == 2  # the site, and the diagnostics by level
-    assert [name for name, *_ in diagnostics(result).values()] == ["acceptance", "step_size", "ess", "ancestors"]
+    assert (
+        text.count("data:image/png;base64,") == 2
+    )  # the site, and the diagnostics by level
+    assert [name for name, *_ in diagnostics(result).values()] == [
+        "acceptance",
+        "step_size",
+        "ess",
+        "ancestors",
+    ]
     assert not re.search(r"(src|href)=['\"](?!data:)", text)  # needs no network
     assert "prefers-color-scheme: dark" in text
 
 
 def test_findings_come_with_what_to_try_and_errors_are_withheld(result, tmp_path):
-    status = result.status.with_findings((cp.results.status.Code.UNSETTLED, "It drifts <b>. Go on with draws=."))
-    text = dataclasses.replace(result, status=status).report(tmp_path / "run.html").read_text()
+    status = result.status.with_findings(
+        (cp.results.status.Code.UNSETTLED, "It drifts <b>. Go on with draws=.")
+    )
+    text = (
+        dataclasses.replace(result, status=status)
+        .report(tmp_path / "run.html")
+        .read_text()
+    )
     assert "Status: 1 finding, the gravest first" in text
     assert "It drifts &lt;b&gt;. Go on with draws=." in text
     assert "Standard errors are withheld" in text
@@ -205,22 +282,41 @@ def test_a_result_from_a_file_has_a_report_without_its_program(result, tmp_path)
     loaded = cp.Result.load(result.save(tmp_path / "saved"))
     assert loaded.about.key == "jax.random.key(7)"
     assert loaded.about.versions == result.about.versions
-    assert "The program is not in the file." in loaded.report(tmp_path / "run.html").read_text()
+    assert (
+        "The program is not in the file."
+        in loaded.report(tmp_path / "run.html").read_text()
+    )
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here: apt install chromium")
+@pytest.mark.skipif(
+    BROWSER is None, reason="there is no Chromium here: apt install chromium"
+)
 @pytest.mark.parametrize("scheme", [0, 1], ids=["dark", "light"])
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_shows_it_without_an_error(page, tmp_path, width, scheme):
     outer = tmp_path / "outer.html"  # Chromium's own window is never narrower than 500
     inner = html.escape(page.read_text().replace("</main>", f"</main>{MEASURE}"))
-    outer.write_text(f"<title>0 of 0</title><iframe srcdoc='{inner}' width={width} height=900></iframe>")
+    outer.write_text(
+        f"<title>0 of 0</title><iframe srcdoc='{inner}' width={width} height=900></iframe>"
+    )
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
     flags += [f"--user-data-dir={tmp_path}/own"]
-    flags += [f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1400,1000", "--dump-dom"]
-    shown = subprocess.run([BROWSER, *flags, outer.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    flags += [
+        f"--blink-settings=preferredColorScheme={scheme}",
+        "--window-size=1400,1000",
+        "--dump-dom",
+    ]
+    shown = subprocess.run(
+        [BROWSER, *flags, outer.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert "CONSOLE" not in shown.stderr
-    needed, had = map(int, re.search(r"<title>(\d+) of (\d+)</title>", shown.stdout).groups())
+    needed, had = map(
+        int, re.search(r"<title>(\d+) of (\d+)</title>", shown.stdout).groups()
+    )
     assert had == width
     assert needed <= had  # nothing is cut off on the right
 

@@ -1,4 +1,5 @@
-"""Data from a program: posterior and prior predictive, pointwise log-likelihoods, and what ArviZ makes of them.
+"""Data from a program: posterior and prior predictive, pointwise log-likelihoods, and
+what ArviZ makes of them.
 
 No sampler runs: posterior samples are drawn from closed forms.
 """
@@ -46,17 +47,23 @@ def density():
 @pytest.fixture(scope="module")
 def samples():
     rng = np.random.default_rng(0)
-    return {"x": rng.normal(0.8, 0.6, N).astype(np.float32), "scale": np.full(N, 2.0, np.float32)}
+    return {
+        "x": rng.normal(0.8, 0.6, N).astype(np.float32),
+        "scale": np.full(N, 2.0, np.float32),
+    }
 
 
 def test_predictions_have_the_programs_law(density, samples):
-    """x/α ~ N(0.8, 0.6²)/α; a later statement sees the prediction of an earlier one, not its datum."""
+    """x/α ~ N(0.8, 0.6²)/α; a later statement sees the prediction of an earlier one,
+    not its datum."""
     predicted = density.predict(jax.random.key(1), samples)
     assert {name: v.shape for name, v in predicted.items()} == {
         "first": (N, 3), "second": (N, 3), "pair": (N, 2), "repeated": (N, 3),
     }  # fmt: skip
     mean, variance = 0.8 / ALPHA, 0.36 / ALPHA**2
-    first, second, pair, repeated = (np.asarray(predicted[name]) for name in ("first", "second", "pair", "repeated"))
+    first, second, pair, repeated = (
+        np.asarray(predicted[name]) for name in ("first", "second", "pair", "repeated")
+    )
     x = samples["x"][:, None] / ALPHA
     innovation = second - x - LAG * first
     pairs = {
@@ -71,14 +78,21 @@ def test_predictions_have_the_programs_law(density, samples):
         "repeated²": (repeated**2, 4.0),
         "repeated apart": (repeated[:, 0] * repeated[:, 1], 0.0),
     }
-    assert_agrees(z_scores(*({name: pair[i] for name, pair in pairs.items()} for i in range(2))))
-    assert_disagrees(z_scores({"data": second - x - LAG * Y}, {"data": 0.0}))  # as if the data were seen
+    assert_agrees(
+        z_scores(*({name: pair[i] for name, pair in pairs.items()} for i in range(2)))
+    )
+    assert_disagrees(
+        z_scores({"data": second - x - LAG * Y}, {"data": 0.0})
+    )  # as if the data were seen
 
 
 def test_log_likelihood_is_that_of_each_number(density, samples):
     found = density.log_likelihood(samples)
     x = samples["x"] / ALPHA
-    one, other = dist.Normal(x[:, None], SD).log_prob(Y), dist.Normal(x[:, None] + LAG * Y, 0.1).log_prob(Y)
+    one, other = (
+        dist.Normal(x[:, None], SD).log_prob(Y),
+        dist.Normal(x[:, None] + LAG * Y, 0.1).log_prob(Y),
+    )
     np.testing.assert_allclose(found["first"], one, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["second"], other, rtol=1e-4, atol=0.01)
     assert found["pair"].shape == (N,)
@@ -93,11 +107,17 @@ def test_the_prior_is_the_program_without_its_observations(density):
     log_density = jax.jit(lambda d, x, k: d.log_density(x, k))
     for level in (0, 20):
         sd = jnp.sqrt(SCHEDULE.alpha[level] ** 2 + SCHEDULE.sigma[level] ** 2)
-        expected = dist.Normal(0.0, sd).log_prob(0.7) + dist.Normal(0.0, 0.3).log_prob(0.2)
-        np.testing.assert_allclose(log_density(prior, position, level), expected, rtol=1e-5)
+        expected = dist.Normal(0.0, sd).log_prob(0.7) + dist.Normal(0.0, 0.3).log_prob(
+            0.2
+        )
+        np.testing.assert_allclose(
+            log_density(prior, position, level), expected, rtol=1e-5
+        )
         assert abs(log_density(density, position, level) - expected) > 0.1
     assert "first" not in str(prior)
-    predicted = prior.predict(jax.random.key(0), {"x": jnp.zeros(5), "scale": jnp.ones(5)})
+    predicted = prior.predict(
+        jax.random.key(0), {"x": jnp.zeros(5), "scale": jnp.ones(5)}
+    )
     assert predicted["first"].shape == (5, 3)
     alone = cp.compile(single, normal())
     assert cp.prior(alone) is alone
@@ -115,24 +135,50 @@ def test_numpyros_predictive_agrees():
 
     rng = np.random.default_rng(3)
     tau = rng.uniform(0.5, 2, N)
-    posterior = {"mu": rng.normal(size=N), "tau": tau, "theta": rng.normal(np.arange(3), size=(N, 3))}
-    posterior = {name: jnp.asarray(value, jnp.float32) for name, value in posterior.items()}
+    posterior = {
+        "mu": rng.normal(size=N),
+        "tau": tau,
+        "theta": rng.normal(np.arange(3), size=(N, 3)),
+    }
+    posterior = {
+        name: jnp.asarray(value, jnp.float32) for name, value in posterior.items()
+    }
     density = cp.compile(cp.program(schools), jnp.array(Y))
     found = np.asarray(density.predict(jax.random.key(0), posterior)["y"])
     theirs = np.asarray(Predictive(schools, posterior)(jax.random.key(1))["y"])
     values = {f"y{j}": found[:, j] - theirs[:, j] for j in range(3)}
-    values |= {f"|y{j}|": np.abs(found[:, j] - j) - np.abs(theirs[:, j] - j) for j in range(3)}
+    values |= {
+        f"|y{j}|": np.abs(found[:, j] - j) - np.abs(theirs[:, j] - j) for j in range(3)
+    }
     assert_agrees(z_scores(values, dict.fromkeys(values, 0.0)))
     own = density.log_likelihood(posterior)["y"]
-    np.testing.assert_allclose(own, numpyro_log_likelihood(schools, posterior, y=jnp.array(Y))["y"], rtol=1e-5)
+    np.testing.assert_allclose(
+        own, numpyro_log_likelihood(schools, posterior, y=jnp.array(Y))["y"], rtol=1e-5
+    )
 
 
 def test_what_cannot_be_predicted_is_refused(density, samples):
     key, alone = jax.random.key(0), cp.compile(single, normal())
-    refused(lambda: alone.predict(key, {"x": jnp.zeros(4)}), CapabilityError, "observes nothing")
-    refused(lambda: density.predict(key, {"x": samples["x"]}), ShapeError, "'scale' is missing")
-    refused(lambda: density.predict(key, samples | {"scale": 1.0}), ShapeError, "same leading axis")
-    refused(lambda: make(samples).predictive(key), InvalidValueError, r"loaded.*\n.*density\.predict")
+    refused(
+        lambda: alone.predict(key, {"x": jnp.zeros(4)}),
+        CapabilityError,
+        "observes nothing",
+    )
+    refused(
+        lambda: density.predict(key, {"x": samples["x"]}),
+        ShapeError,
+        "'scale' is missing",
+    )
+    refused(
+        lambda: density.predict(key, samples | {"scale": 1.0}),
+        ShapeError,
+        "same leading axis",
+    )
+    refused(
+        lambda: make(samples).predictive(key),
+        InvalidValueError,
+        r"loaded.*\n.*density\.predict",
+    )
 
 
 def result_of(density, samples, **changes):
@@ -143,7 +189,10 @@ def result_of(density, samples, **changes):
 def test_weighted_samples_count_by_their_weights(density):
     """Half of the samples lie at 3 and weigh nothing."""
     low = np.arange(400) % 2 == 0
-    samples = {"x": np.where(low, 0.0, 3.0).astype(np.float32), "scale": np.ones(400, np.float32)}
+    samples = {
+        "x": np.where(low, 0.0, 3.0).astype(np.float32),
+        "scale": np.ones(400, np.float32),
+    }
     result = result_of(density, samples, log_weights=np.where(low, 0.0, -50.0))
     first = result.predictive(jax.random.key(2))["first"]
     assert first.shape == (400, 3)
@@ -154,18 +203,30 @@ def test_arviz_has_plates_as_axes_and_every_group(density, samples):
     import arviz
 
     result = result_of(density, samples)
-    data = result.to_arviz(dims={"pair": ("sensor",)}, coords={"visit": ["a", "b", "c"]}, predictive=jax.random.key(0))
+    data = result.to_arviz(
+        dims={"pair": ("sensor",)},
+        coords={"visit": ["a", "b", "c"]},
+        predictive=jax.random.key(0),
+    )
     assert data.observed_data["first"].dims == ("visit",)
     assert data.observed_data["pair"].dims == ("sensor",)
     assert data.log_likelihood["pair"].dims == ("chain", "draw")  # one event
     assert data.posterior_predictive["pair"].dims == ("chain", "draw", "sensor")
     assert data.log_likelihood["second"].sel(visit="b").shape == (1, N)
-    np.testing.assert_array_equal(data.posterior_predictive["first"][0], result.predictive(jax.random.key(0))["first"])
+    np.testing.assert_array_equal(
+        data.posterior_predictive["first"][0],
+        result.predictive(jax.random.key(0))["first"],
+    )
     assert arviz.summary(data, kind="stats").shape[0] == 2
     loo = arviz.loo(data, var_name="first", pointwise=True)
-    assert (loo.loo_i if hasattr(loo, "loo_i") else loo.elpd_i).dims == ("visit",)  # as ArviZ 1.0 calls it
+    assert (loo.loo_i if hasattr(loo, "loo_i") else loo.elpd_i).dims == (
+        "visit",
+    )  # as ArviZ 1.0 calls it
     other = result_of(density, {**samples, "x": samples["x"] + 3.0}).to_arviz()
-    assert arviz.compare({"right": data, "wrong": other}, var_name="first").index[0] == "right"
+    assert (
+        arviz.compare({"right": data, "wrong": other}, var_name="first").index[0]
+        == "right"
+    )
 
 
 def test_arviz_without_a_density_has_the_samples(density, samples, tmp_path):
@@ -178,7 +239,17 @@ def test_arviz_without_a_density_has_the_samples(density, samples, tmp_path):
 
 def test_axes_that_do_not_fit_are_refused(density, samples):
     result = result_of(density, samples)
-    refused(lambda: result.to_arviz(dims={"z": ("a",)}), InvalidValueError, "'z', which this result does not have")
-    refused(lambda: result.to_arviz(dims={"pair": ("a", "b")}), InvalidValueError, "'pair' has 1 axes")
+    refused(
+        lambda: result.to_arviz(dims={"z": ("a",)}),
+        InvalidValueError,
+        "'z', which this result does not have",
+    )
+    refused(
+        lambda: result.to_arviz(dims={"pair": ("a", "b")}),
+        InvalidValueError,
+        "'pair' has 1 axes",
+    )
     short = "'visit' has 2 entries, but along it site 'first' has 3"
-    refused(lambda: result.to_arviz(coords={"visit": ["a", "b"]}), InvalidValueError, short)
+    refused(
+        lambda: result.to_arviz(coords={"visit": ["a", "b"]}), InvalidValueError, short
+    )

@@ -1,4 +1,5 @@
-"""Blocks of *Extending* and *From scarlet2, DDPRISM or azula* work when they are copied one after the other."""
+"""Blocks of *Extending* and *From scarlet2, DDPRISM or azula* work when they are copied
+one after the other."""
 
 import re
 from pathlib import Path
@@ -16,7 +17,9 @@ from zscores import LIMIT
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 RECIPES = {
     title: blocks
-    for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.S | re.M)
+    for title, text in re.findall(
+        r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.S | re.M
+    )
     if (blocks := re.findall(r"^```python\n(.*?)^```", text, re.S | re.M))
 }
 
@@ -36,33 +39,48 @@ def test_the_recipe_runs(title):
         assert result.status.ok
 
 
-# ── score priors ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── score priors ──────────────────────────────────────────────────────────────────────
 
 PRIORS = Path(__file__).parents[1] / "docs" / "score-priors.md"
 
 
 @pytest.mark.slow
 def test_the_page_runs_both_ways():
-    """N(1, 1/2) in each of four numbers: found by the library, and not by NUTS under a prior of log-density 0."""
+    """N(1, 1/2) in each of four numbers: found by the library, and not by NUTS under a
+    prior of log-density 0."""
     names = {"__name__": "page"}
-    for block in re.findall(r"^```python\n(.*?)^```", PRIORS.read_text(encoding="utf-8"), re.S | re.M):
+    for block in re.findall(
+        r"^```python\n(.*?)^```", PRIORS.read_text(encoding="utf-8"), re.S | re.M
+    ):
         exec(compile(block, PRIORS.name, "exec"), names)
     result = names["result"]
     assert result.status.ok
     assert result.effective_chains > 500
-    assert np.all(np.abs(result["x"].mean(0) - 1.0) < 4 * np.sqrt(0.5 / result.effective_chains))
+    assert np.all(
+        np.abs(result["x"].mean(0) - 1.0) < 4 * np.sqrt(0.5 / result.effective_chains)
+    )
     np.testing.assert_allclose(result["x"].var(0), 0.5, rtol=0.2)
     assert abs(result.log_evidence + 9.0621) < 4 * result.log_evidence_error
-    assert np.abs(np.asarray(names["chain"].get_samples()["x"]).mean(0) - 1.0).max() > 0.4
+    assert (
+        np.abs(np.asarray(names["chain"].get_samples()["x"]).mean(0) - 1.0).max() > 0.4
+    )
 
 
 @pytest.mark.parametrize("step", [1e-9, 0.5])
-def test_data_are_impossible_for_chains_that_never_moved_and_not_for_those_of_the_posterior(step):
+def test_data_are_impossible_for_chains_that_never_moved_and_not_for_those_of_the_posterior(
+    step,
+):
     """y = x with noise, x a standard normal number of which the score is known."""
     levels = cp.Schedule.edm(20, sigma_min=0.001, sigma_max=20.0)
-    prior = learned(lambda x, sigma: -x / (1 + sigma**2), "score", levels, (1,), "sigma")
-    density = cp.compile(measured, prior, lambda x: dist.Normal(x, 0.5).to_event(1), jnp.ones(1))
-    status = run(density, sampler=cp.AnnealedMCMC(cp.ULA(step * levels.sigma**2), 10)).status
+    prior = learned(
+        lambda x, sigma: -x / (1 + sigma**2), "score", levels, (1,), "sigma"
+    )
+    density = cp.compile(
+        measured, prior, lambda x: dist.Normal(x, 0.5).to_event(1), jnp.ones(1)
+    )
+    status = run(
+        density, sampler=cp.AnnealedMCMC(cp.ULA(step * levels.sigma**2), 10)
+    ).status
     never_moved = step < 0.5
     assert status.has(Code.ZERO_DENSITY) == never_moved
     assert ("the data are all but impossible" in str(status)) == never_moved

@@ -32,8 +32,15 @@ def make(samples=None, log_weights=None, **changes):
         "reason": "every factor has a rate",
     }
     about = {"seconds": 3.2, "sampler": "SMC(MALA(Adaptive()))"}
-    about |= {fact.name: changes.pop(fact.name) for fact in dataclasses.fields(About) if fact.name in changes}
-    levels = {"acceptance": np.linspace(0.5, 0.6, K), "step_size": np.geomspace(1e-3, 1, K)}
+    about |= {
+        fact.name: changes.pop(fact.name)
+        for fact in dataclasses.fields(About)
+        if fact.name in changes
+    }
+    levels = {
+        "acceptance": np.linspace(0.5, 0.6, K),
+        "step_size": np.geomspace(1e-3, 1, K),
+    }
     levels |= {"ess": np.full(K, 0.75), "non_finite": np.zeros(K, int)}
     levels |= {name: changes.pop(name) for name in DIAGNOSTICS if name in changes}
     levels = by_level(np.linspace(11, -9, K), about.get("blocks", ()), **levels)
@@ -46,7 +53,9 @@ def test_weighted_statistics_against_repetition():
     values, counts = rng.normal(size=200), rng.integers(1, 6, 200)
     repeated = np.sort(np.repeat(values, counts))
     mean, sd, low, middle, high = weighted_statistics(values, counts)
-    np.testing.assert_allclose([mean, sd], [repeated.mean(), repeated.std()], rtol=1e-10)
+    np.testing.assert_allclose(
+        [mean, sd], [repeated.mean(), repeated.std()], rtol=1e-10
+    )
     for found, q in ((low, 0.05), (middle, 0.5), (high, 0.95)):
         assert found == repeated[int(np.ceil(q * len(repeated))) - 1]
 
@@ -58,12 +67,16 @@ def test_weighted_statistics_against_repetition():
 def test_unweighted_keeps_equal_weights_and_resamples_others():
     np.testing.assert_array_equal(make().unweighted()["x"], make()["x"])
     values = np.arange(N, dtype=float)
-    result = make({"x": values}, np.where(values < N / 2, 0.0, np.log(3.0)) - 700.0)  # no overflow far from 0
+    result = make(
+        {"x": values}, np.where(values < N / 2, 0.0, np.log(3.0)) - 700.0
+    )  # no overflow far from 0
     counts = np.bincount(result.unweighted()["x"].astype(int), minlength=N)
     assert counts.sum() == N
     assert abs(counts[N // 2 :].sum() - 0.75 * N) <= 1  # systematic: within one
     assert counts.max() <= 2  # floor or ceiling of N·w
-    np.testing.assert_array_equal(result.unweighted()["x"], result._families.index[result._resampled])
+    np.testing.assert_array_equal(
+        result.unweighted()["x"], result._families.index[result._resampled]
+    )
 
 
 def test_summary_weights_the_samples():
@@ -71,21 +84,43 @@ def test_summary_weights_the_samples():
     summary = make({"x": values}, np.where(values == 1, np.log(3.0), 0.0)).summary()
     assert summary.rows["x"][0] == pytest.approx(0.75)
     text = str(summary)
-    for part in ("mean", "SMC(MALA", "every factor has a rate", "120", "-1.25", "status", "OK", "0.5 (level 0)"):
+    for part in (
+        "mean",
+        "SMC(MALA",
+        "every factor has a rate",
+        "120",
+        "-1.25",
+        "status",
+        "OK",
+        "0.5 (level 0)",
+    ):
         assert part in text
 
 
 def test_summary_names_every_element_of_small_sites_and_pools_large_ones():
     shapes = {"x": (2,), "z": (), "m": (2, 2), "i": (8, 8)}
-    summary = make({name: np.zeros((N, *shape)) for name, shape in shapes.items()}).summary()
-    assert list(summary.rows) == ["x[0]", "x[1]", "z", "m[0, 0]", "m[0, 1]", "m[1, 0]", "m[1, 1]", "i (8×8, pooled)"]
+    summary = make(
+        {name: np.zeros((N, *shape)) for name, shape in shapes.items()}
+    ).summary()
+    assert list(summary.rows) == [
+        "x[0]",
+        "x[1]",
+        "z",
+        "m[0, 0]",
+        "m[0, 1]",
+        "m[1, 0]",
+        "m[1, 1]",
+        "i (8×8, pooled)",
+    ]
 
 
 def test_summary_tells_problems_and_nothing_that_is_unknown():
     text = str(make(**UNKNOWN, log_evidence=None).summary())
     assert "acceptance" not in text
     assert "evidence" not in text
-    status = Status(((Code.ACCEPTANCE_COLLAPSED, "Acceptance fell to 0.01 at level 3."),))
+    status = Status(
+        ((Code.ACCEPTANCE_COLLAPSED, "Acceptance fell to 0.01 at level 3."),)
+    )
     text = str(make(status=status, non_finite=np.full(K, 2)).summary())
     assert "ACCEPTANCE_COLLAPSED: Acceptance fell" in text
     assert "24 proposals" in text
@@ -93,12 +128,25 @@ def test_summary_tells_problems_and_nothing_that_is_unknown():
 
 def test_blocks_have_columns_of_their_own(tmp_path):
     both = np.stack([np.linspace(0.5, 0.6, K), np.linspace(0.7, 0.9, K)], axis=1)
-    result = make(acceptance=both, step_size=np.full((K, 2), [0.1, 0.02]), blocks=("x", "mu, sigma"))
+    result = make(
+        acceptance=both,
+        step_size=np.full((K, 2), [0.1, 0.02]),
+        blocks=("x", "mu, sigma"),
+    )
     text = str(result.summary())
-    for part in ("acceptance of x", "acceptance of mu, sigma", "0.7 (level 0)", "0.02 at every level"):
+    for part in (
+        "acceptance of x",
+        "acceptance of mu, sigma",
+        "0.7 (level 0)",
+        "0.02 at every level",
+    ):
         assert part in text
     lines = [line.get_text() for line in result.plot().axes[1].get_legend().get_texts()]
-    assert lines[:3] == ["effective sample size", "acceptance of x", "acceptance of mu, sigma"]
+    assert lines[:3] == [
+        "effective sample size",
+        "acceptance of x",
+        "acceptance of mu, sigma",
+    ]
     assert lines[3:] == ["step size of x (right)", "step size of mu, sigma (right)"]
     plt.close("all")
     assert result.numbers()["levels"]["acceptance"][0] == [0.5, 0.7]
@@ -110,7 +158,10 @@ def test_blocks_have_columns_of_their_own(tmp_path):
 def test_sites_by_name_and_one_short_line():
     assert make()["x"].shape == (N, 2)
     refused(lambda: make()["y"], UnknownSiteError, "'x'")
-    assert repr(make()) == "Result(x (400, 2); SMC(MALA(Adaptive())); 120 evaluations per chain; status OK; 3.2 s)"
+    assert (
+        repr(make())
+        == "Result(x (400, 2); SMC(MALA(Adaptive())); 120 evaluations per chain; status OK; 3.2 s)"
+    )
 
 
 def test_round_trip_through_a_file(tmp_path):
@@ -121,7 +172,9 @@ def test_round_trip_through_a_file(tmp_path):
         "transposed": rng.normal(size=(3, N)).T,  # not contiguous in memory
         "flag": rng.integers(0, 2, N).astype(bool),
     }
-    status = Status(((Code.NON_FINITE, "…"), (Code.WEIGHTS_COLLAPSED, "Try more chains.")))
+    status = Status(
+        ((Code.NON_FINITE, "…"), (Code.WEIGHTS_COLLAPSED, "Try more chains."))
+    )
     result = make(
         samples,
         rng.normal(size=N),
@@ -145,9 +198,15 @@ def test_round_trip_through_a_file(tmp_path):
             if field.name == "levels":
                 xarray.testing.assert_identical(a, b)
             else:
-                same = dataclasses.asdict if dataclasses.is_dataclass(b) else lambda each: each
+                same = (
+                    dataclasses.asdict
+                    if dataclasses.is_dataclass(b)
+                    else lambda each: each
+                )
                 np.testing.assert_equal(same(a), same(b))
-    assert [p.name for p in path.parent.iterdir()] == ["run.safetensors"]  # nothing left of the writing
+    assert [p.name for p in path.parent.iterdir()] == [
+        "run.safetensors"
+    ]  # nothing left of the writing
     assert str(loaded.summary()) == str(result.summary())
     ordinary = tmp_path / "ordinary"
     ordinary.touch()
@@ -209,18 +268,38 @@ def test_plot_of_images_scalars_vectors_and_the_run():
 
 def test_plot_without_acceptance_or_with_few_or_broken_samples():
     assert "run" not in panels(make(**UNKNOWN))
-    panels(make({"x": np.full((N, 2), np.nan), "z": np.full(N, np.nan), "i": np.full((N, 8, 8), np.nan)}))
-    panels(make({"x": np.zeros((1, 2)), "z": np.zeros(1), "i": np.zeros((1, 8, 8))}, np.zeros(1)))
+    panels(
+        make(
+            {
+                "x": np.full((N, 2), np.nan),
+                "z": np.full(N, np.nan),
+                "i": np.full((N, 8, 8), np.nan),
+            }
+        )
+    )
+    panels(
+        make(
+            {"x": np.zeros((1, 2)), "z": np.zeros(1), "i": np.zeros((1, 8, 8))},
+            np.zeros(1),
+        )
+    )
 
 
 def test_of_many_draws_only_every_kth_is_read():
-    """Pictures and summaries of long runs: as many numbers as asked for, spread over the run, all of one weight."""
+    """Pictures and summaries of long runs: as many numbers as asked for, spread over
+    the run, all of one weight."""
     x = np.arange(N * 30 * 2, dtype=float).reshape(N, 30, 2)
     result = make({"x": x}, draws=30, thin=2)
     np.testing.assert_array_equal(result.drawn("x", most=N * 2 * 10), x[:, ::3])
-    np.testing.assert_array_equal(result.unweighted(most=N * 2 * 10)["x"], x[:, ::3].reshape(-1, 2))
+    np.testing.assert_array_equal(
+        result.unweighted(most=N * 2 * 10)["x"], x[:, ::3].reshape(-1, 2)
+    )
     assert result.drawn("x").shape == (N, 30, 2)
-    assert result.drawn("x", most=1).shape == (N, 1, 2)  # one draw of each chain at least
+    assert result.drawn("x", most=1).shape == (
+        N,
+        1,
+        2,
+    )  # one draw of each chain at least
 
 
 def test_what_is_computed_later_is_computed_once_and_kept(tmp_path):
@@ -231,7 +310,9 @@ def test_what_is_computed_later_is_computed_once_and_kept(tmp_path):
         return Status(((Code.NOT_CONSERVATIVE, str(result.about.curl["f"])),))
 
     late = {"curl": lambda result: calls.append("curl") or {"f": 0.3}, "status": status}
-    late["log_evidence_error"] = lambda result: np.nan if result.status.withholds else 0.1
+    late["log_evidence_error"] = lambda result: (
+        np.nan if result.status.withholds else 0.1
+    )
     result = make(**late)
     assert calls == []
     assert np.isnan(result.log_evidence_error)
@@ -243,5 +324,11 @@ def test_what_is_computed_later_is_computed_once_and_kept(tmp_path):
     assert Result.load(make(**late).save(tmp_path / "late")).status == result.status
     assert calls == ["status", "curl"] * 3
     with pytest.raises(TypeError, match="status"):
-        Result(**{name: value for name, value in vars(make()).items() if name not in ("status", "path")})
+        Result(
+            **{
+                name: value
+                for name, value in vars(make()).items()
+                if name not in ("status", "path")
+            }
+        )
     assert make().about.curl == {}

@@ -1,4 +1,5 @@
-"""What the site's own extensions make, and that the browser check names what is wrong with a page."""
+"""What the site's own extensions make, and that the browser check names what is wrong
+with a page."""
 
 import importlib.util
 import json
@@ -34,11 +35,20 @@ WRONG = {
 
 
 def test_a_link_is_followed_to_its_place(tmp_path):
-    (tmp_path / "a.html").write_text("<p id='here'><a href='b.html#there'>b</a><a href='#here'>a</a>", encoding="utf-8")
-    (tmp_path / "b.html").write_text(
-        "<p id='there'><a href='a.html#gone'>a</a><a href='c.html'>c</a>", encoding="utf-8"
+    (tmp_path / "a.html").write_text(
+        "<p id='here'><a href='b.html#there'>b</a><a href='#here'>a</a>",
+        encoding="utf-8",
     )
-    dead = {"b.html": ["link that leads nowhere: a.html#gone", "link that leads nowhere: c.html"]}
+    (tmp_path / "b.html").write_text(
+        "<p id='there'><a href='a.html#gone'>a</a><a href='c.html'>c</a>",
+        encoding="utf-8",
+    )
+    dead = {
+        "b.html": [
+            "link that leads nowhere: a.html#gone",
+            "link that leads nowhere: c.html",
+        ]
+    }
     assert check_site.dead_links(tmp_path) == dead
 
 
@@ -47,7 +57,9 @@ def needs_a_browser():
         pytest.skip("there is no Chromium here: apt install chromium")
     for package in ("playwright", "axe_playwright_python"):
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: pip install playwright axe-playwright-python")
+            pytest.skip(
+                f"{package} is not installed: pip install playwright axe-playwright-python"
+            )
 
 
 @pytest.mark.slow
@@ -59,7 +71,10 @@ def test_the_browser_names_what_is_wrong(tmp_path):
     found = dict(check_site.look(tmp_path))
     assert found.pop("right.html") == []
     for i, said in enumerate(WRONG.values()):
-        assert any(re.search(said, text) for text in found[f"{i}.html"]), (said, found[f"{i}.html"])
+        assert any(re.search(said, text) for text in found[f"{i}.html"]), (
+            said,
+            found[f"{i}.html"],
+        )
 
 
 @pytest.mark.slow
@@ -67,23 +82,31 @@ def test_every_page_of_the_site():
     needs_a_browser()
     if not (check_site.SITE / "index.html").is_file():
         pytest.skip("the site is not built: make docs")
-    assert {name: texts for name, texts in check_site.look(check_site.SITE) if texts} == {}
+    assert {
+        name: texts for name, texts in check_site.look(check_site.SITE) if texts
+    } == {}
 
 
 def test_every_example_has_a_title_and_says_what_is_learned():
     gallery = pytest.importorskip("gallery", reason="needs Sphinx")
     for path in (ROOT / "examples").glob("*.py"):
         example = gallery.Example(path)
-        assert 3 < len(example.title) < 60, f"{path.name}: a docstring begins with a title and a colon"
+        assert 3 < len(example.title) < 60, (
+            f"{path.name}: a docstring begins with a title and a colon"
+        )
         assert len(gallery.page(example, None).splitlines()) > 20
         assert '"""' not in example.text.partition("\n")[0]
 
 
-def test_an_example_runs_again_only_when_it_or_the_library_changed(tmp_path, monkeypatch):
+def test_an_example_runs_again_only_when_it_or_the_library_changed(
+    tmp_path, monkeypatch
+):
     gallery = pytest.importorskip("gallery", reason="needs Sphinx")
     monkeypatch.setattr(gallery, "ROOT", tmp_path)
     monkeypatch.setattr(gallery, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr(gallery, "hash_of", lambda *paths: str(hash(paths[0].read_text())))
+    monkeypatch.setattr(
+        gallery, "hash_of", lambda *paths: str(hash(paths[0].read_text()))
+    )
     path, counter = tmp_path / "one.py", tmp_path / "runs"
     source = f"""'''One: an idea.'''
 from pathlib import Path
@@ -97,7 +120,9 @@ def main(num_chains=2000, out="out"):
     for _ in range(2):
         found = gallery.run(gallery.Example(path))
     assert found["printed"] == f"{gallery.CHAINS} out\n"
-    assert f"With at most {gallery.CHAINS} chains" in gallery.page(gallery.Example(path), found)
+    assert f"With at most {gallery.CHAINS} chains" in gallery.page(
+        gallery.Example(path), found
+    )
     assert counter.read_text() == "x"
     path.write_text(source.replace("idea", "other idea"))
     gallery.run(gallery.Example(path))
@@ -118,19 +143,33 @@ def test_a_notebook_for_readers_is_plain_markdown(tmp_path):
     notebooks = pytest.importorskip("notebooks", reason="needs Sphinx")
     links = "{term}`level`, [a page](../x.md), {doc}`name <there>`, [out](https://a.b)"
     text = f"# T\n{links}, {{measured}}`growth; compilation (s); 10 levels; is`"
-    cells = [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell("infer(1, progress=False)")]
+    cells = [
+        nbformat.v4.new_markdown_cell(text),
+        nbformat.v4.new_code_cell("infer(1, progress=False)"),
+    ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "t.ipynb")
     made = notebooks.notebook(tmp_path / "t.ipynb")
-    assert re.fullmatch(r"# T\nlevel, \*a page\*, name, \[out\]\(https://a.b\), [\d.]+", made.cells[0].source)
+    assert re.fullmatch(
+        r"# T\nlevel, \*a page\*, name, \[out\]\(https://a.b\), [\d.]+",
+        made.cells[0].source,
+    )
     assert "pip install" in made.cells[1].source
-    assert made.cells[-1].source == "infer(1)"  # a reader sees the bar, which a page leaves out
+    assert (
+        made.cells[-1].source == "infer(1)"
+    )  # a reader sees the bar, which a page leaves out
     assert not made.cells[-1].outputs
     cells[1].outputs = [nbformat.v4.new_output("stream", name="stdout", text="2")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "ran.ipynb")
-    notebooks.get_cache(tmp_path / "kept").cache_notebook_file(tmp_path / "ran.ipynb", check_validity=False)
-    again = notebooks.notebook(tmp_path / "t.ipynb", tmp_path / "kept")  # outputs that MyST-NB took from its cache
+    notebooks.get_cache(tmp_path / "kept").cache_notebook_file(
+        tmp_path / "ran.ipynb", check_validity=False
+    )
+    again = notebooks.notebook(
+        tmp_path / "t.ipynb", tmp_path / "kept"
+    )  # outputs that MyST-NB took from its cache
     assert again.cells[-1].outputs[0].text == "2"
-    assert json.loads(nbformat.writes(made))["metadata"]["kernelspec"]["name"] == "python3"
+    assert (
+        json.loads(nbformat.writes(made))["metadata"]["kernelspec"]["name"] == "python3"
+    )
 
 
 def test_formulas_are_mathml_with_their_text():

@@ -1,4 +1,5 @@
-"""`diagnose`: each problem is found, named with its levels, and a healthy run is left alone."""
+"""`diagnose`: each problem is found, named with its levels, and a healthy run is left
+alone."""
 
 import io
 import re
@@ -22,7 +23,12 @@ from composeprob.results.status import (
 from composeprob.runtime.progress import Progress
 
 K, N = 20, 100
-HEALTHY = {"acceptance": np.full(K, 0.57), "non_finite": np.zeros(K), "ess": np.full(K, 0.8), "adjusted": True}
+HEALTHY = {
+    "acceptance": np.full(K, 0.57),
+    "non_finite": np.zeros(K),
+    "ess": np.full(K, 0.8),
+    "adjusted": True,
+}
 HEALTHY |= {"proposals": N, "num_chains": N, "completed_levels": K, "num_levels": K}
 
 
@@ -43,7 +49,8 @@ def test_a_healthy_run_is_ok_and_a_status_is_a_value():
 
 
 def test_ok_says_where_chains_were_lost():
-    """Weights spread at levels 9 to 12, after which chains were resampled; what is found later takes its place."""
+    """Weights spread at levels 9 to 12, after which chains were resampled; what is
+    found later takes its place."""
     ess = np.ones(K)
     ess[9:13] = [0.25, 0.4, 0.6, 0.8]
     log_snr = np.linspace(9.5, -9.5, K)
@@ -61,9 +68,17 @@ def test_ok_says_where_chains_were_lost():
 
 NAN = np.full(K, np.nan)
 FEW = {"num_chains": 8, "proposals": 8}
-NOT_VISITED = {"completed_levels": 5, "acceptance": at(range(15), 0.0, 0.6), "ess": at(range(15), 0.0, 0.8)}
+NOT_VISITED = {
+    "completed_levels": 5,
+    "acceptance": at(range(15), 0.0, 0.6),
+    "ess": at(range(15), 0.0, 0.8),
+}
 """Levels 0 … 14 were never reached: their zeros are no collapse."""
-STUCK = {"acceptance": np.full((K, 3), [0.6, 0, 0]), "adjusted": (True, True, False), "blocks": ("x", "mu, sigma", "z")}
+STUCK = {
+    "acceptance": np.full((K, 3), [0.6, 0, 0]),
+    "adjusted": (True, True, False),
+    "blocks": ("x", "mu, sigma", "z"),
+}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +91,10 @@ STUCK = {"acceptance": np.full((K, 3), [0.6, 0, 0]), "adjusted": (True, True, Fa
         ({"non_finite": at([4], 2, 0)}, False),
         ({"non_finite": at([4], 5, 0), "proposals": 10 * N}, True),  # of all chains
         ({"non_finite": at([4], 50, 0), "proposals": np.full(K, 10 * N)}, False),
-        ({"acceptance": np.zeros(K), "adjusted": False}, True),  # none that could collapse
+        (
+            {"acceptance": np.zeros(K), "adjusted": False},
+            True,
+        ),  # none that could collapse
         (FEW | {"ess": at([3], 0.2, 0.8)}, False),  # 1.6 chains
         (FEW | {"ess": at([3], 0.4, 0.8)}, True),
         ({"num_chains": 1, "proposals": 1, "ess": np.ones(K)}, True),
@@ -92,8 +110,16 @@ def test_thresholds_are_the_documented_ones(change, ok):
         ({"completed_levels": 5}, Code.INTERRUPTED, "after 5 of 20 levels"),
         ({"outside": 0.005}, Code.ZERO_DENSITY, "0.50% of the chains .* Try cp.SMC"),
         ({"non_finite": at([3], 40, 0)}, Code.NON_FINITE, "40.0% .* at level 3;"),
-        ({"acceptance": at([0, 1, 2, 7], 0.01, 0.6)}, Code.ACCEPTANCE_COLLAPSED, "0.01 at levels 0–2, 7:"),
-        ({"ess": at([19], 0.01, 0.8)}, Code.WEIGHTS_COLLAPSED, r"1\.0 of 100 chains .* at level 19"),
+        (
+            {"acceptance": at([0, 1, 2, 7], 0.01, 0.6)},
+            Code.ACCEPTANCE_COLLAPSED,
+            "0.01 at levels 0–2, 7:",
+        ),
+        (
+            {"ess": at([19], 0.01, 0.8)},
+            Code.WEIGHTS_COLLAPSED,
+            r"1\.0 of 100 chains .* at level 19",
+        ),
         (NOT_VISITED, Code.INTERRUPTED, "noise of level 15"),
         (STUCK, Code.ACCEPTANCE_COLLAPSED, "Acceptance of block 'mu, sigma' fell to 0"),
     ],
@@ -104,7 +130,9 @@ def test_each_problem_is_named_alone(change, code, words):
     assert [kind for kind, _ in status.findings] == [code]
     assert status.code is code
     assert re.search(words, status.message), status.message
-    assert any(word in status.message for word in ("Try", "try", "Train", "Run it again"))
+    assert any(
+        word in status.message for word in ("Try", "try", "Train", "Run it again")
+    )
 
 
 IMPOSSIBLE = np.append(np.linspace(-120.0, 0.0, 99), -130.0)
@@ -118,12 +146,14 @@ FINDINGS = {  # what finds it, its code, words of its text, and where it finds n
         erratic_weights, (at([7], 4e3, 2.5),), Code.WEIGHTS_COLLAPSED,
         ["only 0.00025 of the chains count, at level 7"], [(np.full(K, 2.5),), (np.full(K, np.nan),)],
     ),
-    # Four numbers of 32 bits tell 64 nats at most, and 128 below the best chain is no place of the posterior.
+    # Four numbers of 32 bits tell 64 nats at most, and 128 below the best chain is no
+    # place of the posterior.
     "chains where the data are impossible": (
         impossible_data, (IMPOSSIBLE, 4), Code.ZERO_DENSITY, ["1.00% of the chains", "130 nats"],
         [(IMPOSSIBLE, 5), (IMPOSSIBLE[:-1], 4)],
     ),
-    # A quarter of its noise: ½·4² = 8 nats a number, and levels that end at an eighth of it would do.
+    # A quarter of its noise: ½·4² = 8 nats a number, and levels that end at an eighth
+    # of it would do.
     "data that are finer than level 0": (
         fine_data, (8.0, 11.0, 60), Code.LEVELS_TOO_FEW,
         ["noise of its size, 0.0041, takes 8 nats", "cp.Schedule.log_snr(60, max=16)"],
@@ -151,7 +181,10 @@ def test_several_problems_come_gravest_first():
     assert status.has(Code.WEIGHTS_COLLAPSED)
     assert len(str(status).splitlines()) == 3
     later = status.with_findings((Code.SAMPLES_DIVERGED, "s"))
-    assert [code for code, _ in later.findings[:2]] == [Code.INTERRUPTED, Code.SAMPLES_DIVERGED]
+    assert [code for code, _ in later.findings[:2]] == [
+        Code.INTERRUPTED,
+        Code.SAMPLES_DIVERGED,
+    ]
 
 
 def test_progress_is_silent_in_a_pipe(capfd):
@@ -167,7 +200,10 @@ def on_a_terminal(total):
     from rich.console import Console
 
     bar, buffer = Progress(total, description="sampling"), io.StringIO()
-    bar._console, bar._kind = Console(file=buffer, force_terminal=True, width=100), "terminal"
+    bar._console, bar._kind = (
+        Console(file=buffer, force_terminal=True, width=100),
+        "terminal",
+    )
     return bar, buffer
 
 
@@ -176,11 +212,15 @@ def test_progress_shows_levels_facts_and_what_is_compiled_before_the_first_level
     with bar:
         for text in ("compiling a level of SMC with MALA", "compiling HMC at level 0"):
             bar.doing(text)
-            assert text in buffer.getvalue()  # not held back until the next refresh is due
+            assert (
+                text in buffer.getvalue()
+            )  # not held back until the next refresh is due
         for i in range(10):
             bar.update(i + 1, acceptance=np.float32(0.5))
     assert "sampling" in buffer.getvalue()
-    assert "10/10" in buffer.getvalue()  # the last update is drawn although it came within the refresh interval
+    assert (
+        "10/10" in buffer.getvalue()
+    )  # the last update is drawn although it came within the refresh interval
     assert "acceptance 0.5" in buffer.getvalue()
 
 
@@ -188,12 +228,18 @@ def test_progress_in_a_notebook_is_one_bar_that_moves(monkeypatch):
     pytest.importorskip("IPython")
     shown = []
     handle = SimpleNamespace(update=lambda page, raw: shown.append(page))
-    monkeypatch.setattr("IPython.display.display", lambda page, raw, display_id: shown.append(page) or handle)
+    monkeypatch.setattr(
+        "IPython.display.display",
+        lambda page, raw, display_id: shown.append(page) or handle,
+    )
     bar = Progress(10, description="a < b")
     bar._kind = "notebook"
     with bar:
         bar.update(10, acceptance=np.float32(0.5))
-    assert [re.search(r"<progress value='(\d+)' max='10'", page["text/html"])[1] for page in shown[:1]] == ["0"]
+    assert [
+        re.search(r"<progress value='(\d+)' max='10'", page["text/html"])[1]
+        for page in shown[:1]
+    ] == ["0"]
     assert "<progress value='10' max='10'" in shown[-1]["text/html"]
     assert "a &lt; b" in shown[-1]["text/html"]
     assert "10/10 · acceptance 0.5" in shown[-1]["text/html"]
@@ -216,7 +262,9 @@ def test_progress_is_throttled_and_facts_are_lazy():
             bar.update(i + 1, acceptance=Fact())
         seconds = time.perf_counter() - started
     assert Fact.reads <= 2 + seconds / 0.2
-    assert seconds / updates < 1e-4  # a level of the quickest run takes a hundred times as long
+    assert (
+        seconds / updates < 1e-4
+    )  # a level of the quickest run takes a hundred times as long
 
 
 def test_progress_survives_an_exception():
@@ -237,7 +285,12 @@ def test_samples_that_the_noisiest_level_cannot_hide_have_diverged():
     assert diverged({"x": 20 * x}, alpha, sigma) == []
     one, some = np.array(x), np.array(x)
     one[3], some[:20] = 1e5, 150.0
-    for bad, size in ((one, "1e+05"), (some, "150"), (1e13 * x, "e+13"), (np.where(x > 3, np.nan, x), "inf")):
+    for bad, size in (
+        (one, "1e+05"),
+        (some, "150"),
+        (1e13 * x, "e+13"),
+        (np.where(x > 3, np.nan, x), "inf"),
+    ):
         ((code, text),) = diverged({"x": bad}, alpha, sigma)
         assert code == "samples_diverged"
         assert size in text

@@ -1,4 +1,5 @@
-"""Shares of modes that rest on nothing are named, and those that rest on weights, paths or moves are not."""
+"""Shares of modes that rest on nothing are named, and those that rest on weights, paths
+or moves are not."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,8 @@ def narrow():
 
 @pytest.fixture(scope="module")
 def wrong():
-    """By constant exponents chains keep the half that noisy levels give the narrow mode."""
+    """By constant exponents chains keep the half that noisy levels give the narrow
+    mode."""
     return lowered(squared, (narrow(),), {}, growing=False)
 
 
@@ -44,7 +46,14 @@ INDEPENDENT = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, cp.ReverseStep(control="
 
 
 def run(density, sampler=None, **options):
-    return cp.infer(density, jax.random.key(0), num_chains=64, sampler=sampler, progress=False, **options)
+    return cp.infer(
+        density,
+        jax.random.key(0),
+        num_chains=64,
+        sampler=sampler,
+        progress=False,
+        **options,
+    )
 
 
 def on_the_left(result):
@@ -63,25 +72,37 @@ def test_chains_apart_in_shares_that_rest_on_nothing_are_named(frozen):
     assert np.isnan(frozen.mean(lambda s: s["x"][0]).error)
 
 
-def test_weights_that_are_worth_too_few_chains_to_mend_shares_support_none(wrong, monkeypatch):
+def test_weights_that_are_worth_too_few_chains_to_mend_shares_support_none(
+    wrong, monkeypatch
+):
     """7 of 64: more than a tenth, and fewer than what a mended share takes."""
     monkeypatch.setattr(record, "effective", lambda _: 7.0)
     assert run(wrong, INDEPENDENT).status.has("shares_frozen")
 
 
 def test_modes_of_a_score_alone_are_apart_though_neighbours_connect_them():
-    """Eight modes in six numbers, squared, with some eight of 64 chains each: fewer than neighbours that are asked."""
-    means = jnp.asarray(np.sign(np.random.default_rng(0).normal(size=(8, 6))), jnp.float32)
-    law = cp.Analytic(modes(jnp.full(8, 1 / 8), means, jnp.linspace(0.5, 0.2, 8)), LEVELS)
+    """Eight modes in six numbers, squared, with some eight of 64 chains each: fewer
+    than neighbours that are asked."""
+    means = jnp.asarray(
+        np.sign(np.random.default_rng(0).normal(size=(8, 6))), jnp.float32
+    )
+    law = cp.Analytic(
+        modes(jnp.full(8, 1 / 8), means, jnp.linspace(0.5, 0.2, 8)), LEVELS
+    )
 
     def score(x, level):
         return law.evaluate(x, LEVELS.at(level), {})[1]
 
-    scored = cp.Diffusion(score, LEVELS, event_shape=(6,), parameterization="score", time="level")
+    scored = cp.Diffusion(
+        score, LEVELS, event_shape=(6,), parameterization="score", time="level"
+    )
     kernel = cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral(5, "simpson", 0.1))
     density = lowered(squared, (scored,), {}, growing=False)
     result = run(density, cp.AnnealedMCMC(kernel, 3, reverse_step=True))
-    assert components(neighbours(np.asarray(result["x"]), tuning.SHARES.linked), 64).max() == 0
+    assert (
+        components(neighbours(np.asarray(result["x"]), tuning.SHARES.linked), 64).max()
+        == 0
+    )
     assert result.status.has("shares_frozen")
     assert "Their shares rest on nothing" in result.status.message
 
@@ -91,21 +112,36 @@ def test_paths_with_growing_exponents_mend_the_shares():
     assert 0.2 < on_the_left(result) < 0.8
     wide = result.probability(lambda s: s["x"].mean() < 0)
     assert abs(wide.value - 2.0**-10) < min(4 * wide.error, 0.004)
-    assert wide.error < 0.1  # where weights are worth 10 chains it is the error of few families
+    assert (
+        wide.error < 0.1
+    )  # where weights are worth 10 chains it is the error of few families
     assert "mend the shares of modes" in result.reason
     assert result.status.ok
 
 
-def test_by_default_chains_that_weigh_one_another_on_close_levels_take_their_place(wrong, frozen):
+def test_by_default_chains_that_weigh_one_another_on_close_levels_take_their_place(
+    wrong, frozen
+):
     result = run(wrong)
     assert result.status.ok
     assert on_the_left(result) < 0.05  # 0.001 by quadrature
     noise = (LEVELS.sigma[0] / LEVELS.alpha[0]) ** 2
-    squares = [-5 * np.log(4 * np.pi * (sd**2 + noise)) + np.log(0.25) for sd in (0.5, 0.25)]
-    assert abs(result.log_evidence - np.logaddexp(*squares)) < 4 * result.log_evidence_error < 1
-    assert "independent chains, corrected by HMC; but the chains lay apart" in result.reason
+    squares = [
+        -5 * np.log(4 * np.pi * (sd**2 + noise)) + np.log(0.25) for sd in (0.5, 0.25)
+    ]
+    assert (
+        abs(result.log_evidence - np.logaddexp(*squares))
+        < 4 * result.log_evidence_error
+        < 1
+    )
+    assert (
+        "independent chains, corrected by HMC; but the chains lay apart"
+        in result.reason
+    )
     assert frozen.evaluations < result.evaluations <= 6.1 * frozen.evaluations
-    assert result.evaluations - frozen.evaluations == len(result.levels["log_snr"]) * 16  # 1.3 times as many at most
+    assert (
+        result.evaluations - frozen.evaluations == len(result.levels["log_snr"]) * 16
+    )  # 1.3 times as many at most
 
 
 def test_chains_on_levels_that_the_user_gave_stay_on_them(wrong):
@@ -135,7 +171,9 @@ def test_places_that_break_a_constraint_hold_nothing():
 
 def test_chains_apart_whose_paths_weigh_alike_are_not_named():
     """A vague second factor weighs the modes anew, by little at any level."""
-    result = run(cp.compile(both, two(2, [0.5, 0.5], [0.2, 0.2]), plane(8.0)), INDEPENDENT)
+    result = run(
+        cp.compile(both, two(2, [0.5, 0.5], [0.2, 0.2]), plane(8.0)), INDEPENDENT
+    )
     assert 0.3 < on_the_left(result) < 0.7
     assert result.status.ok
 

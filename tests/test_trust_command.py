@@ -1,4 +1,5 @@
-"""`composeprob trust` splits an error between sampler and model, and knows which refinements mean something."""
+"""`composeprob trust` splits an error between sampler and model, and knows which
+refinements mean something."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,13 @@ from typer.testing import CliRunner
 import composeprob as cp
 from composeprob import tuning
 from composeprob.cli import app, whose_error
-from composeprob.cli.whose_error import compared, draws_moments, moments, reference_draws, split
+from composeprob.cli.whose_error import (
+    compared,
+    draws_moments,
+    moments,
+    reference_draws,
+    split,
+)
 from sampling_cases import both, normal, run
 
 ERROR = 0.01
@@ -35,7 +42,10 @@ def test_an_error_is_split_at_the_finest_run():
 )
 def test_only_who_errs_is_named(finest, reference, sampler, model):
     _, largest = split(rows(a=1.5), rows(a=finest), rows(a=reference))
-    assert (largest["sampler"] > tuning.REFINED_ERRORS, largest["model"] > tuning.REFINED_ERRORS) == (sampler, model)
+    assert (
+        largest["sampler"] > tuning.REFINED_ERRORS,
+        largest["model"] > tuning.REFINED_ERRORS,
+    ) == (sampler, model)
 
 
 def test_errors_that_are_withheld_name_nobody():
@@ -56,26 +66,48 @@ def test_moments_of_a_run_and_of_draws_are_of_the_same_numbers(density):
     assert found["x²"][0] == pytest.approx((x**2).mean(), rel=1e-5)
     reference = draws_moments(result, {"x": x})
     assert reference["x"] == pytest.approx((x.mean(), x.std(ddof=1) / 16), rel=1e-6)
-    for draws, words in (({"y": x}, "the program's sites are 'x'"), ({"x": np.zeros((10, 3))}, "of shape")):
+    for draws, words in (
+        ({"y": x}, "the program's sites are 'x'"),
+        ({"x": np.zeros((10, 3))}, "of shape"),
+    ):
         with pytest.raises(cp.errors.ShapeError, match=words):
             draws_moments(result, draws)
 
 
 def test_what_is_refined(density):
-    """Half the step says something of kernels without a test only; twice the levels lie between those that are."""
-    assert whose_error.shorter_steps(density, cp.AnnealedMCMC(cp.MALA(0.1), 3), None) is None
-    first = run(density, chains=16, sampler=cp.AnnealedMCMC(cp.ULA(lambda s: 0.1 * s.sigma**2), 3))
-    sampler = whose_error.shorter_steps(density, cp.AnnealedMCMC(cp.ULA(lambda s: 0.1 * s.sigma**2), 3), first)
+    """Half the step says something of kernels without a test only; twice the levels lie
+    between those that are."""
+    assert (
+        whose_error.shorter_steps(density, cp.AnnealedMCMC(cp.MALA(0.1), 3), None)
+        is None
+    )
+    first = run(
+        density,
+        chains=16,
+        sampler=cp.AnnealedMCMC(cp.ULA(lambda s: 0.1 * s.sigma**2), 3),
+    )
+    sampler = whose_error.shorter_steps(
+        density, cp.AnnealedMCMC(cp.ULA(lambda s: 0.1 * s.sigma**2), 3), first
+    )
     assert sampler.steps_per_level == 6
-    assert np.allclose(sampler.kernel.step_size, 0.05 * np.asarray(density.schedule.sigma) ** 2, rtol=1e-4)
+    assert np.allclose(
+        sampler.kernel.step_size,
+        0.05 * np.asarray(density.schedule.sigma) ** 2,
+        rtol=1e-4,
+    )
     assert whose_error.longer(density, cp.Ancestral()) is None
-    assert whose_error.longer(density, cp.AnnealedMCMC(cp.MALA(0.1), 3)).steps_per_level == 6
+    assert (
+        whose_error.longer(density, cp.AnnealedMCMC(cp.MALA(0.1), 3)).steps_per_level
+        == 6
+    )
     name, finer = whose_error.twice_the_levels(density)
     assert name == "2 × levels"
     own, between = (np.asarray(d.schedule.log_snr) for d in (density, finer))
     assert np.allclose(between[::2], own, atol=1e-4)
     assert len(between) == 2 * len(own) - 1
-    assert not whose_error.fits(finer, cp.AnnealedMCMC(cp.ULA(np.full(len(own), 0.1)), 1))
+    assert not whose_error.fits(
+        finer, cp.AnnealedMCMC(cp.ULA(np.full(len(own), 0.1)), 1)
+    )
 
 
 def test_a_network_that_knows_only_its_levels_is_compared_with_half_of_them():
@@ -84,7 +116,9 @@ def test_a_network_that_knows_only_its_levels_is_compared_with_half_of_them():
 
     schedule = cp.Schedule.log_snr(11)
     f = cp.Diffusion(network, schedule, event_shape=(), parameterization="epsilon")
-    name, coarser = whose_error.twice_the_levels(cp.compile(both, f, normal(0.0, 1.0, schedule)))
+    name, coarser = whose_error.twice_the_levels(
+        cp.compile(both, f, normal(0.0, 1.0, schedule))
+    )
     assert name == "½ × levels"
     assert coarser.num_levels == 6
 
@@ -100,8 +134,14 @@ def test_a_reference_is_a_file_or_a_function(tmp_path):
     np.savez(tmp_path / "x.npz", x=x, y=x[:, 0])
     (tmp_path / "bad.npy").write_text("no array")
     key = jax.random.key(0)
-    assert reference_draws(None, tmp_path / "x.npy", key, 9, ["x"])["x"].tolist() == x.tolist()
-    assert set(reference_draws(None, tmp_path / "x.npz", key, 9, ["x", "y"])) == {"x", "y"}
+    assert (
+        reference_draws(None, tmp_path / "x.npy", key, 9, ["x"])["x"].tolist()
+        == x.tolist()
+    )
+    assert set(reference_draws(None, tmp_path / "x.npz", key, 9, ["x", "y"])) == {
+        "x",
+        "y",
+    }
     assert reference_draws(Module, None, key, 9, ["x"])["x"].shape == (9, 2)
     assert reference_draws(None, None, key, 9, ["x"]) is None
     Module.reference = 3
@@ -113,7 +153,7 @@ def test_a_reference_is_a_file_or_a_function(tmp_path):
         reference_draws(None, tmp_path / "x.npy", key, 9, ["x", "y"])
 
 
-# ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the command ───────────────────────────────────────────────────────────────────────
 
 PROGRAM = """
 import composeprob as cp, jax, jax.numpy as jnp, numpyro.distributions as dist
@@ -132,27 +172,63 @@ def reference(key, num):  # f · g is N(0.5, 0.7²/2)
     return {mean} + 0.7 / jnp.sqrt(2) * jax.random.normal(key, (num, 2))
 """
 SLOW = "sampler = cp.AnnealedMCMC(cp.ULA(0.01), 1)"
-COARSE = "sampler = cp.AnnealedMCMC(cp.ULA(0.2), 8)"  # the variance s² = 0.245 becomes s²/(1 − 0.1/s²)
+# the variance s² = 0.245 becomes s²/(1 − 0.1/s²)
+COARSE = "sampler = cp.AnnealedMCMC(cp.ULA(0.2), 8)"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "chains", "exit_code", "said", "unsaid"),
     [
-        ("", 300, 0, ["Nothing was found", "2 × levels", "2 × transitions", "x[0]²"], ["½ step", "error:"]),
+        (
+            "",
+            300,
+            0,
+            ["Nothing was found", "2 × levels", "2 × transitions", "x[0]²"],
+            ["½ step", "error:"],
+        ),
         (SLOW, 3000, 1, ["2 × transitions: a difference"], []),
         (COARSE, 3000, 1, ["½ step, 2 × transitions: a difference"], []),
-        (REFERENCE.format(mean=0.5), 300, 0, ["Nothing was found", "the model's"], ["error:"]),
-        (REFERENCE.format(mean=0.8), 300, 1, ["The model's error"], ["The sampler's error"]),
+        (
+            REFERENCE.format(mean=0.5),
+            300,
+            0,
+            ["Nothing was found", "the model's"],
+            ["error:"],
+        ),
+        (
+            REFERENCE.format(mean=0.8),
+            300,
+            1,
+            ["The model's error"],
+            ["The sampler's error"],
+        ),
         (SLOW + REFERENCE.format(mean=0.5), 3000, 1, ["The sampler's error"], []),
     ],
-    ids=["right", "too few", "too coarse", "right, with reference", "wrong model", "too few, with reference"],
+    ids=[
+        "right",
+        "too few",
+        "too coarse",
+        "right, with reference",
+        "wrong model",
+        "too few, with reference",
+    ],
 )
-def test_the_error_is_found_with_whoever_makes_it(tmp_path, extra, chains, exit_code, said, unsaid):
+def test_the_error_is_found_with_whoever_makes_it(
+    tmp_path, extra, chains, exit_code, said, unsaid
+):
     file = tmp_path / "both.py"
     file.write_text(PROGRAM.format(extra=extra))
     report = tmp_path / "run.html"
-    arguments = ["trust", str(file), "--chains", str(chains), "--out", str(report), "--no-cache"]
+    arguments = [
+        "trust",
+        str(file),
+        "--chains",
+        str(chains),
+        "--out",
+        str(report),
+        "--no-cache",
+    ]
     shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "160", "TERM": "dumb"})
     assert shown.exit_code == exit_code, shown.output
     for text in said:

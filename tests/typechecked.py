@@ -1,4 +1,5 @@
-"""The type checker of tests/conftest.py: beartype, for which an int is a float, as for mypy."""
+"""The type checker of tests/conftest.py: beartype, for which an int is a float, as for
+mypy."""
 
 from beartype import BeartypeConf, beartype
 

@@ -1,12 +1,14 @@
 """The one failure rate of every statistical test.
 
-A check passes when each average lies within `LIMIT` Monte Carlo standard errors of its exact expectation. By chance
-alone |z| > 4 happens once in 16,000: some 200 averages in this suite fail together with probability about 0.01 when
-keys are changed, and never otherwise, as every test's key is fixed. A mutant counts as found only beyond `LIMIT` too:
-the checks that a wrong sampler must fail are the very ones that a right sampler must pass.
+A check passes when each average lies within `LIMIT` Monte Carlo standard errors of its
+exact expectation. By chance alone |z| > 4 happens once in 16,000: some 200 averages in
+this suite fail together with probability about 0.01 when keys are changed, and never
+otherwise, as every test's key is fixed. A mutant counts as found only beyond `LIMIT`
+too: the checks that a wrong sampler must fail are the very ones that a right sampler
+must pass.
 
-Chains are independent, so the standard error is that of the chains' own averages, whatever the correlation of draws
-within a chain.
+Chains are independent, so the standard error is that of the chains' own averages,
+whatever the correlation of draws within a chain.
 """
 
 from collections.abc import Mapping
@@ -16,8 +18,11 @@ import numpy as np
 LIMIT = 4.0
 
 
-def z_scores(values: Mapping[str, np.ndarray], expected: Mapping[str, float]) -> dict[str, float]:
-    """(average − expectation) / standard error by name; values are (chains,) or (chains, draws), NaN counts as ∞."""
+def z_scores(
+    values: Mapping[str, np.ndarray], expected: Mapping[str, float]
+) -> dict[str, float]:
+    """(average − expectation) / standard error by name; values are (chains,) or
+    (chains, draws), NaN counts as ∞."""
     scores = {}
     for name, goal in expected.items():
         per_chain = np.asarray(values[name], dtype=np.float64)
@@ -35,9 +40,13 @@ def worst(scores: Mapping[str, float]) -> float:
 
 def assert_agrees(scores: Mapping[str, float]) -> None:
     """Fails when any |z| exceeds `LIMIT`."""
-    assert worst(scores) <= LIMIT, f"beyond |z| = {LIMIT}: " + ", ".join(f"{k} {z:+.1f}" for k, z in scores.items())
+    assert worst(scores) <= LIMIT, f"beyond |z| = {LIMIT}: " + ", ".join(
+        f"{k} {z:+.1f}" for k, z in scores.items()
+    )
 
 
 def assert_disagrees(scores: Mapping[str, float]) -> None:
     """Fails when no |z| exceeds `LIMIT`: for negative controls."""
-    assert worst(scores) > LIMIT, "not found out: " + ", ".join(f"{k} {z:+.1f}" for k, z in scores.items())
+    assert worst(scores) > LIMIT, "not found out: " + ", ".join(
+        f"{k} {z:+.1f}" for k, z in scores.items()
+    )

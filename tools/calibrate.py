@@ -1,10 +1,12 @@
-"""Finds the log-normaliser of a model at every noise level, so that weights of mixtures with it are shares.
+"""Finds the log-normaliser of a model at every noise level, so that weights of mixtures
+with it are shares.
 
     python tools/calibrate.py ring2d --replace
     python tools/calibrate.py ring2d-sharp --retraining 1 --out out/ring2d-sharp
     python tools/calibrate.py digits --given label=3 --chains 200
 
-Writes calibration.safetensors beside its weights; cp.load applies it. Training does this too.
+Writes calibration.safetensors beside its weights; cp.load applies it. Training does
+this too.
 """
 
 from __future__ import annotations
@@ -24,18 +26,37 @@ def condition(text: str) -> tuple[str, object]:
     try:
         return name, json.loads(value)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is no condition and its value; write --given label=3.") from None
+        raise argparse.ArgumentTypeError(
+            f"{text} is no condition and its value; write --given label=3."
+        ) from None
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line, calibrates, and returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="a trained model of the zoo that has an energy")
-    parser.add_argument("--retraining", type=int, default=0, help="which of its trainings")
-    parser.add_argument("--given", type=condition, action="append", default=[], metavar="NAME=NUMBER")
-    parser.add_argument("--chains", type=int, default=1000, help="of each repeat; fewer for large models")
-    parser.add_argument("--out", type=Path, help="the folder of its weights, and to write into; that of the zoo")
-    parser.add_argument("--replace", action="store_true", help="replace a calibration that is there")
+    parser.add_argument(
+        "--retraining", type=int, default=0, help="which of its trainings"
+    )
+    parser.add_argument(
+        "--given", type=condition, action="append", default=[], metavar="NAME=NUMBER"
+    )
+    parser.add_argument(
+        "--chains",
+        type=int,
+        default=1000,
+        help="of each repeat; fewer for large models",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the folder of its weights, and to write into; that of the zoo",
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="replace a calibration that is there"
+    )
     given = parser.parse_args(arguments)
     try:
         print(

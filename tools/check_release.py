@@ -1,12 +1,15 @@
-"""Checks a release: builds it, and installs and runs it in an empty environment of every Python that is found here.
+"""Checks a release: builds it, and installs and runs it in an empty environment of
+every Python that is found here.
 
     make release-check                                        # or: python tools/check_release.py
     python tools/check_release.py --python PATH --only 3.14 --only lowest
 
-For each Python of `PYTHONS` it installs the wheel and runs `inside` (README's program, the command line, a project of
-`composeprob new`, what an absent model says), then the zoo's wheel and one of its models, and lists what was pulled in
-(tools/dependencies.py). The oldest Python found is done once more with the lowest versions that pyproject.toml allows.
-The wheel that the sdist gives must hold the same files. A Python that is not here is named, and fails nothing.
+For each Python of `PYTHONS` it installs the wheel and runs `inside` (README's program,
+the command line, a project of `composeprob new`, what an absent model says), then the
+zoo's wheel and one of its models, and lists what was pulled in (tools/dependencies.py).
+The oldest Python found is done once more with the lowest versions that pyproject.toml
+allows. The wheel that the sdist gives must hold the same files. A Python that is not
+here is named, and fails nothing.
 """
 
 from __future__ import annotations
@@ -38,9 +41,18 @@ def command(*parts: str | Path, cwd: Path | None = None) -> str:
     Raises:
         RuntimeError: it failed, with the end of what it said.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
     run = subprocess.run(
-        [str(part) for part in parts], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        [str(part) for part in parts],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if run.returncode:
         end = "\n".join((run.stdout + run.stderr).strip().splitlines()[-15:])
@@ -59,26 +71,49 @@ def built(folder: Path) -> tuple[Path, Path]:
     command(*build, "--wheel", "--outdir", folder, ROOT / "models")
     direct = folder / "direct"
     command(*build, "--wheel", "--outdir", direct, ROOT)
-    wheel, zoo = next(folder.glob("composeprob-*.whl")), next(folder.glob("composeprob_zoo-*.whl"))
-    files, own = (set(zipfile.ZipFile(each).namelist()) for each in (wheel, next(direct.glob("*.whl"))))
+    wheel, zoo = (
+        next(folder.glob("composeprob-*.whl")),
+        next(folder.glob("composeprob_zoo-*.whl")),
+    )
+    files, own = (
+        set(zipfile.ZipFile(each).namelist())
+        for each in (wheel, next(direct.glob("*.whl")))
+    )
     if files != own:
-        raise RuntimeError(f"sdist and checkout give other wheels: {sorted(files ^ own)[:5]}")
+        raise RuntimeError(
+            f"sdist and checkout give other wheels: {sorted(files ^ own)[:5]}"
+        )
     if wheel.stat().st_size > LARGEST:
-        raise RuntimeError(f"{wheel.name} has {wheel.stat().st_size:,} bytes, more than {LARGEST:,}")
+        raise RuntimeError(
+            f"{wheel.name} has {wheel.stat().st_size:,} bytes, more than {LARGEST:,}"
+        )
     for each in (wheel, zoo, next(folder.glob("*.tar.gz"))):
         print(f"built {each.name}: {each.stat().st_size / 1e6:.1f} MB")
     return wheel, zoo
 
 
 def found(version: str, named: list[Path]) -> Path | None:
-    """Finds a Python of this version: among those named, on the path, or where uv and pyenv keep theirs."""
-    pyenv = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python"))
-    candidates = [*named, *filter(None, [shutil.which(f"python{version}")]), *reversed(pyenv)]
+    """Finds a Python of this version: among those named, on the path, or where uv and
+    pyenv keep theirs."""
+    pyenv = sorted(
+        Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(
+            f"versions/{version}.*/bin/python"
+        )
+    )
+    candidates = [
+        *named,
+        *filter(None, [shutil.which(f"python{version}")]),
+        *reversed(pyenv),
+    ]
     with contextlib.suppress(RuntimeError):
-        candidates.append(command("uv", "python", "find", "--no-python-downloads", version).strip())
+        candidates.append(
+            command("uv", "python", "find", "--no-python-downloads", version).strip()
+        )
     for candidate in candidates:
         try:
-            says = command(candidate, "-c", "import sys; print('%d.%d' % sys.version_info[:2])")
+            says = command(
+                candidate, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"
+            )
         except (RuntimeError, OSError):
             continue  # a shim, or another machine's
         if says.strip() == version:
@@ -87,10 +122,18 @@ def found(version: str, named: list[Path]) -> Path | None:
 
 
 def inside(python: Path, folder: Path) -> None:
-    """What a user does first, in an environment with nothing but the wheel, away from the checkout."""
-    program = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
+    """What a user does first, in an environment with nothing but the wheel, away from
+    the checkout."""
+    program = re.findall(
+        r"```python\n(.*?)```",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )[0]
     file = folder / "readme.py"
-    file.write_text(program + "\nresult.plot().savefig('readme.png')\nresult.to_arviz()\n", encoding="utf-8")
+    file.write_text(
+        program + "\nresult.plot().savefig('readme.png')\nresult.to_arviz()\n",
+        encoding="utf-8",
+    )
     command(python, "-I", file, cwd=folder)
     composeprob = python.with_name("composeprob")
     command(composeprob, "--version")
@@ -115,10 +158,20 @@ def check(python: Path, wheel: Path, zoo: Path, folder: Path, lowest: bool) -> N
     command("uv", "venv", "--quiet", "--python", python, folder)
     own = folder / "bin" / "python"
     install = ["uv", "pip", "install", "--quiet", "--python", own]
-    resolution = ["--resolution", "lowest-direct", "--only-binary", ":all:"] if lowest else []
+    resolution = (
+        ["--resolution", "lowest-direct", "--only-binary", ":all:"] if lowest else []
+    )
     if lowest:  # the lowest of what the wheel asks for, which is what it names itself
         names = command(
-            "uv", "pip", "compile", "--quiet", "--no-header", *resolution, "--python", own, ROOT / "pyproject.toml"
+            "uv",
+            "pip",
+            "compile",
+            "--quiet",
+            "--no-header",
+            *resolution,
+            "--python",
+            own,
+            ROOT / "pyproject.toml",
         )
         pins = folder / "lowest.txt"
         pins.write_text(names, encoding="utf-8")
@@ -132,8 +185,18 @@ def check(python: Path, wheel: Path, zoo: Path, folder: Path, lowest: bool) -> N
     if lowest:
         return
     command(*install, zoo)
-    command(own, "-I", "-c", "import composeprob as cp; print(cp.load('box2d'), cp.zoo('box2d'))")
-    command(*install, "--find-links", zoo.parent, f"composeprob[{EXTRAS}] @ {wheel.as_uri()}")
+    command(
+        own,
+        "-I",
+        "-c",
+        "import composeprob as cp; print(cp.load('box2d'), cp.zoo('box2d'))",
+    )
+    command(
+        *install,
+        "--find-links",
+        zoo.parent,
+        f"composeprob[{EXTRAS}] @ {wheel.as_uri()}",
+    )
     command(own, ROOT / "tools" / "dependencies.py", f"composeprob[{EXTRAS}]")
     for extra in ACCELERATORS:
         command(*install, "--dry-run", f"composeprob[{extra}] @ {wheel.as_uri()}")
@@ -142,8 +205,19 @@ def check(python: Path, wheel: Path, zoo: Path, folder: Path, lowest: bool) -> N
 def main() -> int:
     """Runs all; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python", type=Path, action="append", default=[], help="a Python to use, once for each")
-    parser.add_argument("--only", action="append", default=[], help="3.11 … 3.14 or lowest; once for each")
+    parser.add_argument(
+        "--python",
+        type=Path,
+        action="append",
+        default=[],
+        help="a Python to use, once for each",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        help="3.11 … 3.14 or lowest; once for each",
+    )
     options = parser.parse_args()
     known = {version: found(version, options.python) for version in PYTHONS}
     here = {version: python for version, python in known.items() if python is not None}
@@ -157,13 +231,18 @@ def main() -> int:
             began = time.monotonic()
             try:
                 check(python, wheel, zoo, Path(folder) / case, case == "lowest")
-                print(f"ok      {case} ({python}), {time.monotonic() - began:.0f} s", flush=True)
+                print(
+                    f"ok      {case} ({python}), {time.monotonic() - began:.0f} s",
+                    flush=True,
+                )
             except RuntimeError as error:
                 failed.append(case)
                 print(f"FAILED  {case} ({python}): {error}", flush=True)
     for version in PYTHONS:
         if version not in here:
-            print(f"absent  {version}: no Python of this version is here; name one by --python PATH")
+            print(
+                f"absent  {version}: no Python of this version is here; name one by --python PATH"
+            )
     return int(bool(failed))
 
 

@@ -1,9 +1,12 @@
-"""python tools/check_site.py [FOLDER] [--screenshots OUT]: looks at every page of the built site in a real browser.
+"""python tools/check_site.py [FOLDER] [--screenshots OUT]: looks at every page of the
+built site in a real browser.
 
-Each page of docs/_build/html (`make docs`) is opened at 1280 and at 400 pixels, and in dark. A finding is: an error in
-the console, a file that does not arrive, a link within the site that leads nowhere, something that is cut off on the
-right, a picture that was not drawn, or a violation that axe-core names. Needs Chromium (apt install chromium) and
-`pip install playwright axe-playwright-python`; the site is served from this machine and nothing else is asked for.
+Each page of docs/_build/html (`make docs`) is opened at 1280 and at 400 pixels, and in
+dark. A finding is: an error in the console, a file that does not arrive, a link within
+the site that leads nowhere, something that is cut off on the right, a picture that was
+not drawn, or a violation that axe-core names. Needs Chromium (apt install chromium) and
+`pip install playwright axe-playwright-python`; the site is served from this machine and
+nothing else is asked for.
 """
 
 from __future__ import annotations
@@ -21,8 +24,13 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 SITE = Path(__file__).parents[1] / "docs" / "_build" / "html"
-VIEWS = ((1280, "light", None), (400, "light", None), (1280, "dark", ["color-contrast"]))
-"""Width, colours, and which of axe's rules are asked: all, or what the colours change."""
+VIEWS = (
+    (1280, "light", None),
+    (400, "light", None),
+    (1280, "dark", ["color-contrast"]),
+)
+"""Width, colours, and which of axe's rules are asked: all, or what the colours
+change."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update"]  # fmt: skip
@@ -43,9 +51,7 @@ CUT_OFF = """() => {
     if (image.checkVisibility() && image.complete && !image.naturalWidth) found.push(`not drawn: ${image.src}`);
   return found;
 }"""
-DRAWN = (
-    "() => { for (const image of document.images) image.loading = 'eager'; return document.fonts.ready.then(() => 1) }"
-)
+DRAWN = "() => { for (const image of document.images) image.loading = 'eager'; return document.fonts.ready.then(() => 1) }"
 
 
 class Links(HTMLParser):
@@ -66,7 +72,10 @@ class Links(HTMLParser):
 
 def dead_links(site: Path) -> dict[str, list[str]]:
     """By page, the links within the site that lead nowhere."""
-    pages = {page.relative_to(site).as_posix(): Links(page.read_text(encoding="utf-8")) for page in pages_of(site)}
+    pages = {
+        page.relative_to(site).as_posix(): Links(page.read_text(encoding="utf-8"))
+        for page in pages_of(site)
+    }
     found: dict[str, list[str]] = {}
     for name, page in pages.items():
         for link in page.links:
@@ -85,7 +94,11 @@ def dead_links(site: Path) -> dict[str, list[str]]:
 
 def pages_of(site: Path) -> list[Path]:
     """Every page, sources of modules left out."""
-    return sorted(page for page in site.rglob("*.html") if "_modules" not in page.parts and "_static" not in page.parts)
+    return sorted(
+        page
+        for page in site.rglob("*.html")
+        if "_modules" not in page.parts and "_static" not in page.parts
+    )
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -98,7 +111,9 @@ class Quiet(SimpleHTTPRequestHandler):
 @contextmanager
 def served(site: Path) -> Iterator[str]:
     """The site on a port of this machine."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(site))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -112,8 +127,11 @@ def browser_path() -> str | None:
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-def look(site: Path, screenshots: Path | None = None, only: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Page by page, its name and everything that was found. ``only`` takes pages whose names hold it."""
+def look(
+    site: Path, screenshots: Path | None = None, only: str = ""
+) -> Iterator[tuple[str, list[str]]]:
+    """Page by page, its name and everything that was found. ``only`` takes pages whose
+    names hold it."""
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright
 
@@ -124,10 +142,20 @@ def look(site: Path, screenshots: Path | None = None, only: str = "") -> Iterato
         said: list[str] = []
         pages = []
         for width, scheme, rules in VIEWS:
-            page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
-            page.on("console", lambda told: told.type in ("error", "warning") and said.append(told.text))
+            page = browser.new_context(
+                viewport={"width": width, "height": 900}, color_scheme=scheme
+            ).new_page()
+            page.on(
+                "console",
+                lambda told: (
+                    told.type in ("error", "warning") and said.append(told.text)
+                ),
+            )
             page.on("pageerror", lambda error: said.append(str(error)))
-            page.on("requestfailed", lambda asked: said.append(f"did not arrive: {asked.url}"))
+            page.on(
+                "requestfailed",
+                lambda asked: said.append(f"did not arrive: {asked.url}"),
+            )
             pages.append((f"{width} {scheme}", page, rules))
         for name in (name for name in names if only in name):
             found = dead.get(name, [])
@@ -136,11 +164,16 @@ def look(site: Path, screenshots: Path | None = None, only: str = "") -> Iterato
                 page.goto(address + name, wait_until="load")
                 page.evaluate(DRAWN)
                 told = [*said, *page.evaluate(CUT_OFF)]
-                options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})}
+                options = {
+                    "resultTypes": ["violations"],
+                    **({"runOnly": rules} if rules else {}),
+                }
                 for rule in Axe().run(page, options=options).response["violations"]:
                     first = rule["nodes"][0]
                     where = f"{' '.join(map(str, first['target']))} ({len(rule['nodes'])} in all)"
-                    told.append(f"axe {rule['id']}: {rule['help']}: {where}: {first['html'][:120]}")
+                    told.append(
+                        f"axe {rule['id']}: {rule['help']}: {where}: {first['html'][:120]}"
+                    )
                 found = found + [f"{view}: {text}" for text in told]
                 if screenshots is not None:
                     screenshots.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,13 @@
-"""Makes small folders of random models with diffusers and transformers, and what the originals compute: test data.
+"""Makes small folders of random models with diffusers and transformers, and what the
+originals compute: test data.
 
 Run it in an environment of its own, with torch (CPU), diffusers and transformers:
 
     python tools/diffusers_goldens.py tests/pretrained/data            # what is committed
     python tools/diffusers_goldens.py FOLDER --only sd --size 64       # a folder to run examples/text_to_image.py on
 
-Weights are drawn anew and rounded to half precision, in which they are stored, before the originals compute anything:
-layers that start at zero would hide errors.
+Weights are drawn anew and rounded to half precision, in which they are stored, before
+the originals compute anything: layers that start at zero would hide errors.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ TIMES = (0, 1, 37, 500, 998, 999)
 
 
 def images(
-    folder: Path, network: Any, scheduler: Any, times: Any = TIMES, old: bool = False, **conditions: Any
+    folder: Path,
+    network: Any,
+    scheduler: Any,
+    times: Any = TIMES,
+    old: bool = False,
+    **conditions: Any,
 ) -> None:
     """A folder of a model of images."""
     network = save_half(network, folder / "unet")
@@ -58,7 +64,9 @@ def images(
     )
     size = network.config.sample_size
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    found = outputs(network, torch.randn(2, network.config.in_channels, *sides), times, **conditions)
+    found = outputs(
+        network, torch.randn(2, network.config.in_channels, *sides), times, **conditions
+    )
     if hasattr(scheduler, "alphas_cumprod"):
         found["alphas_cumprod"] = scheduler.alphas_cumprod.numpy()
     write(folder, found | {k: v.numpy() for k, v in conditions.items()})
@@ -66,12 +74,15 @@ def images(
 
 def ddpm(folder: Path) -> None:
     """The options of the first DDPMs, and the old names of attention."""
-    network = unet_2d(flip_sin_to_cos=False, freq_shift=1, downsample_padding=0, norm_eps=1e-6)
+    network = unet_2d(
+        flip_sin_to_cos=False, freq_shift=1, downsample_padding=0, norm_eps=1e-6
+    )
     images(folder, network, diffusers.DDPMScheduler(), old=True)
 
 
 def labels(folder: Path) -> None:
-    """Classes, learned variance, scaled and shifted norms, resolution by residual blocks, oblong images."""
+    """Classes, learned variance, scaled and shifted norms, resolution by residual
+    blocks, oblong images."""
     network = unet_2d(
         sample_size=(8, 12), out_channels=6, resnet_time_scale_shift="scale_shift", num_class_embeds=5, act_fn="gelu",
         downsample_type="resnet", upsample_type="resnet", attention_head_dim=4, mid_block_scale_factor=2**0.5,
@@ -79,43 +90,68 @@ def labels(folder: Path) -> None:
         up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"), block_out_channels=(8, 8, 8),
         attn_norm_num_groups=2,
     )  # fmt: skip
-    scheduler = diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample")
+    scheduler = diffusers.DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type="sample"
+    )
     scheduler.register_to_config(variance_type="learned_range")
     images(folder, network, scheduler, class_labels=torch.tensor([0, 4]))
 
 
 def edm(folder: Path) -> None:
     """Karras's preconditioning, around a network told ¼·log σ."""
-    scheduler = diffusers.EDMEulerScheduler(sigma_data=0.7, sigma_min=0.01, sigma_max=20.0)
+    scheduler = diffusers.EDMEulerScheduler(
+        sigma_data=0.7, sigma_min=0.01, sigma_max=20.0
+    )
     network = unet_2d(mid_block_type=None, block_out_channels=(8, 8))
     scheduler.save_pretrained(folder / "scheduler")
     network = save_half(network, folder / "unet")
-    pipeline(folder, "DDPMPipeline", unet=("diffusers", "UNet2DModel"), scheduler=("diffusers", "EDMEulerScheduler"))
+    pipeline(
+        folder,
+        "DDPMPipeline",
+        unet=("diffusers", "UNet2DModel"),
+        scheduler=("diffusers", "EDMEulerScheduler"),
+    )
     sigmas = [0.01, 0.3, 1.0, 20.0]
     x = torch.randn(2, 3, 8, 8)
     clean = []
     with torch.no_grad():
         for sigma in sigmas:
             noisy = x * sigma
-            out = network(scheduler.precondition_inputs(noisy, sigma), scheduler.precondition_noise(sigma)[0]).sample
+            out = network(
+                scheduler.precondition_inputs(noisy, sigma),
+                scheduler.precondition_noise(sigma)[0],
+            ).sample
             clean.append(last(scheduler.precondition_outputs(noisy, out, sigma)))
-    write(folder, {"x": last(x), "sigmas": np.float32(sigmas), "clean": np.stack(clean)})
+    write(
+        folder, {"x": last(x), "sigmas": np.float32(sigmas), "clean": np.stack(clean)}
+    )
 
 
 def fourier(folder: Path) -> None:
-    """Variance exploding, a network that is told σ by Fourier features and gives the score."""
-    network = unet_2d(time_embedding_type="fourier", add_attention=False, block_out_channels=(8, 8))
-    images(folder, network, diffusers.ScoreSdeVeScheduler(num_train_timesteps=200, sigma_max=50.0), [0.01, 0.5, 50.0])
+    """Variance exploding, a network that is told σ by Fourier features and gives the
+    score."""
+    network = unet_2d(
+        time_embedding_type="fourier", add_attention=False, block_out_channels=(8, 8)
+    )
+    images(
+        folder,
+        network,
+        diffusers.ScoreSdeVeScheduler(num_train_timesteps=200, sigma_max=50.0),
+        [0.01, 0.5, 50.0],
+    )
 
 
 PROMPTS = ("", "a cat on the left", "The  DOG's 2 cats, naïve – 日本", "the " * 30)
 
 
 def sd(folder: Path, size: int = 8) -> None:
-    """Like Stable Diffusion 2: velocity, linear projections, levels that end without signal."""
+    """Like Stable Diffusion 2: velocity, linear projections, levels that end without
+    signal."""
     tokenizer, vocabulary = tokenizer_files(folder / "tokenizer")
     encoder = text_encoder(12, vocabulary, hidden_act="gelu")
-    network = unet_condition(size, use_linear_projection=True, attention_head_dim=[2, 4])
+    network = unet_condition(
+        size, use_linear_projection=True, attention_head_dim=[2, 4]
+    )
     scheduler = diffusers.DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
@@ -131,17 +167,28 @@ def sd(folder: Path, size: int = 8) -> None:
         text_encoder=("transformers", "CLIPTextModel"), tokenizer=("transformers", "CLIPTokenizer"),
         scheduler=("diffusers", "DDIMScheduler"), safety_checker=(None, None), feature_extractor=(None, None),
     )  # fmt: skip
-    ids = tokenizer(list(PROMPTS), padding="max_length", max_length=16, truncation=True, return_tensors="pt").input_ids
+    ids = tokenizer(
+        list(PROMPTS),
+        padding="max_length",
+        max_length=16,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
     with torch.no_grad():
         hidden = encoder(ids).last_hidden_state
     x = torch.randn(2, 4, size, size)
     found = outputs(network, x, TIMES, encoder_hidden_states=hidden[1:3])
-    found |= {"ids": ids.numpy(), "hidden": hidden.numpy(), "alphas_cumprod": scheduler.alphas_cumprod.numpy()}
+    found |= {
+        "ids": ids.numpy(),
+        "hidden": hidden.numpy(),
+        "alphas_cumprod": scheduler.alphas_cumprod.numpy(),
+    }
     write(folder, found | of_autoencoder(autoencoder))
 
 
 def sd1(folder: Path) -> None:
-    """Like Stable Diffusion 1: projections by convolutions, noise; sizes that do not halve; weights in two files."""
+    """Like Stable Diffusion 1: projections by convolutions, noise; sizes that do not
+    halve; weights in two files."""
     network = unet_condition(
         sample_size=7, block_out_channels=(8, 8, 16), down_block_types=("CrossAttnDownBlock2D",) * 2 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2, transformer_layers_per_block=(1, 2, 1),
@@ -149,7 +196,10 @@ def sd1(folder: Path) -> None:
     )  # fmt: skip
     network = save_half(network, folder / "unet", None, max_shard_size="60KB")
     scheduler = diffusers.PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
     )
     scheduler.save_pretrained(folder / "scheduler")
     pipeline(
@@ -158,30 +208,51 @@ def sd1(folder: Path) -> None:
         unet=("diffusers", "UNet2DConditionModel"),
         scheduler=("diffusers", "PNDMScheduler"),
     )
-    x, hidden, label = torch.randn(2, 4, 7, 7), torch.randn(2, 5, 12), torch.tensor([2, 0])
+    x, hidden, label = (
+        torch.randn(2, 4, 7, 7),
+        torch.randn(2, 5, 12),
+        torch.tensor([2, 0]),
+    )
     found = outputs(network, x, TIMES, encoder_hidden_states=hidden, class_labels=label)
     write(
         folder,
         found
-        | {"hidden": hidden.numpy(), "class_labels": label.numpy(), "alphas_cumprod": scheduler.alphas_cumprod.numpy()},
+        | {
+            "hidden": hidden.numpy(),
+            "class_labels": label.numpy(),
+            "alphas_cumprod": scheduler.alphas_cumprod.numpy(),
+        },
     )
 
 
 def sdxl(folder: Path) -> None:
-    """Like Stable Diffusion XL: two text encoders, a pooled prompt and sizes, blocks of several layers."""
+    """Like Stable Diffusion XL: two text encoders, a pooled prompt and sizes, blocks of
+    several layers."""
     _, vocabulary = tokenizer_files(folder / "tokenizer")
     tokenizer_files(folder / "tokenizer_2")
-    notes = json.loads((folder / "tokenizer_2/tokenizer_config.json").read_text()) | {"pad_token": "!"}
-    (folder / "tokenizer_2/tokenizer_config.json").write_text(json.dumps(notes, indent=2) + "\n")
-    one, two = text_encoder(8, vocabulary), text_encoder(16, vocabulary, projection=10, hidden_act="gelu")
-    tokenizers = [transformers.CLIPTokenizer.from_pretrained(folder / f"tokenizer{s}") for s in ("", "_2")]
+    notes = json.loads((folder / "tokenizer_2/tokenizer_config.json").read_text()) | {
+        "pad_token": "!"
+    }
+    (folder / "tokenizer_2/tokenizer_config.json").write_text(
+        json.dumps(notes, indent=2) + "\n"
+    )
+    one, two = (
+        text_encoder(8, vocabulary),
+        text_encoder(16, vocabulary, projection=10, hidden_act="gelu"),
+    )
+    tokenizers = [
+        transformers.CLIPTokenizer.from_pretrained(folder / f"tokenizer{s}")
+        for s in ("", "_2")
+    ]
     network = unet_condition(
         cross_attention_dim=24, use_linear_projection=True, transformer_layers_per_block=[1, 2],
         attention_head_dim=[2, 4],
         addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=10 + 6 * 4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
-    scheduler = diffusers.EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler = diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
     one = save_half(one, folder / "text_encoder")
     two = save_half(two, folder / "text_encoder_2")
     network = save_half(network, folder / "unet")
@@ -193,19 +264,39 @@ def sdxl(folder: Path) -> None:
         scheduler=("diffusers", "EulerDiscreteScheduler"),
     )  # fmt: skip
     ids = [
-        t(list(PROMPTS), padding="max_length", max_length=16, truncation=True, return_tensors="pt").input_ids
+        t(
+            list(PROMPTS),
+            padding="max_length",
+            max_length=16,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
         for t in tokenizers
     ]
     with torch.no_grad():
-        states = [e(i, output_hidden_states=True) for e, i in zip((one, two), ids, strict=True)]
+        states = [
+            e(i, output_hidden_states=True)
+            for e, i in zip((one, two), ids, strict=True)
+        ]
     hidden = torch.cat([s.hidden_states[-2] for s in states], dim=-1)
     pooled = states[1].text_embeds
     sizes = torch.tensor([[8.0, 8, 0, 0, 8, 8], [64.0, 48, 3, 5, 32, 32]])
     x = torch.randn(2, 4, 8, 8)
     told = {"text_embeds": pooled[1:3], "time_ids": sizes}
-    found = outputs(network, x, TIMES, encoder_hidden_states=hidden[1:3], added_cond_kwargs=told)
-    found |= {"ids": ids[0].numpy(), "ids_2": ids[1].numpy(), "hidden": hidden.numpy(), "pooled": pooled.numpy()}
-    write(folder, found | {"sizes": sizes.numpy(), "alphas_cumprod": scheduler.alphas_cumprod.numpy()})
+    found = outputs(
+        network, x, TIMES, encoder_hidden_states=hidden[1:3], added_cond_kwargs=told
+    )
+    found |= {
+        "ids": ids[0].numpy(),
+        "ids_2": ids[1].numpy(),
+        "hidden": hidden.numpy(),
+        "pooled": pooled.numpy(),
+    }
+    write(
+        folder,
+        found
+        | {"sizes": sizes.numpy(), "alphas_cumprod": scheduler.alphas_cumprod.numpy()},
+    )
 
 
 def dit(folder: Path) -> None:
@@ -232,12 +323,16 @@ def dit(folder: Path) -> None:
     )  # fmt: skip
     x, label = torch.randn(2, 4, 8, 8), torch.tensor([6, 3])
     found = outputs(network, x, TIMES, class_labels=label)
-    found |= {"class_labels": label.numpy(), "alphas_cumprod": scheduler.alphas_cumprod.numpy()}
+    found |= {
+        "class_labels": label.numpy(),
+        "alphas_cumprod": scheduler.alphas_cumprod.numpy(),
+    }
     write(folder, found | of_autoencoder(autoencoder))
 
 
 def sd3(folder: Path) -> None:
-    """Like Stable Diffusion 3.5: flow matching, joint attention with normed queries, second attention in one layer."""
+    """Like Stable Diffusion 3.5: flow matching, joint attention with normed queries,
+    second attention in one layer."""
     network = randomised(
         diffusers.SD3Transformer2DModel(
             sample_size=8, num_layers=2, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12,
@@ -253,10 +348,26 @@ def sd3(folder: Path) -> None:
         scheduler=("diffusers", "FlowMatchEulerDiscreteScheduler"),
     )  # fmt: skip
     times = [float(scheduler.timesteps[999 - k]) for k in TIMES]
-    x, hidden, pooled = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 12), torch.randn(2, 10)
-    found = outputs(network, x, np.float32(times), encoder_hidden_states=hidden, pooled_projections=pooled)
+    x, hidden, pooled = (
+        torch.randn(2, 4, 8, 8),
+        torch.randn(2, 5, 12),
+        torch.randn(2, 10),
+    )
+    found = outputs(
+        network,
+        x,
+        np.float32(times),
+        encoder_hidden_states=hidden,
+        pooled_projections=pooled,
+    )
     write(
-        folder, found | {"hidden": hidden.numpy(), "pooled": pooled.numpy(), "sigmas": scheduler.sigmas.numpy()[::-1]}
+        folder,
+        found
+        | {
+            "hidden": hidden.numpy(),
+            "pooled": pooled.numpy(),
+            "sigmas": scheduler.sigmas.numpy()[::-1],
+        },
     )
 
 
@@ -276,7 +387,9 @@ CASES: dict[str, Callable[..., None]] = {
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", choices=CASES, action="append")
     parser.add_argument("--size", type=int, help="of the latents of sd")
@@ -288,8 +401,16 @@ def main() -> None:
         folder = arguments.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        make(folder, **({"size": arguments.size} if name == "sd" and arguments.size else {}))
-        print(name, sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) // 1000, "kB", flush=True)
+        make(
+            folder,
+            **({"size": arguments.size} if name == "sd" and arguments.size else {}),
+        )
+        print(
+            name,
+            sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) // 1000,
+            "kB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

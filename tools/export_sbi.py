@@ -1,4 +1,5 @@
-"""Writes a posterior estimator that sbi has trained (NPSE or FMPE) as one file that `cp.from_estimator` reads.
+"""Writes a posterior estimator that sbi has trained (NPSE or FMPE) as one file that
+`cp.from_estimator` reads.
 
 Runs beside torch and sbi 0.27, and needs nothing of composeprob; copy it there:
 
@@ -7,12 +8,14 @@ Runs beside torch and sbi 0.27, and needs nothing of composeprob; copy it there:
     estimator = NPSE(prior).append_simulations(theta, x).train()      # or FMPE(prior)
     export(estimator, "posterior.npz")
 
-or ``python export_sbi.py estimator.pt posterior.npz`` of what ``torch.save(estimator, "estimator.pt")`` wrote. Such a
-file is a pickle, which runs code when it is opened: open your own only. What is written holds arrays and JSON alone.
+or ``python export_sbi.py estimator.pt posterior.npz`` of what ``torch.save(estimator,
+"estimator.pt")`` wrote. Such a file is a pickle, which runs code when it is opened:
+open your own only. What is written holds arrays and JSON alone.
 
-Read are vector fields of the network "mlp", which is sbi's default. Data may be standardised and go through an
-embedding of linear layers and activations; any other embedding is left out by ``embedded=True``, and conditions are
-then what ``estimator.embedding_net`` makes of data.
+Read are vector fields of the network "mlp", which is sbi's default. Data may be
+standardised and go through an embedding of linear layers and activations; any other
+embedding is left out by ``embedded=True``, and conditions are then what
+``estimator.embedding_net`` makes of data.
 """
 
 from __future__ import annotations
@@ -25,8 +28,27 @@ from typing import Any
 import numpy as np
 import torch
 
-LAYERS = ("Standardize", "Linear", "LayerNorm", "ReLU", "GELU", "SiLU", "Tanh", "ELU", "Flatten")
-NUMBERS = ("noise_scale", "gaussian_baseline", "beta_min", "beta_max", "sigma_min", "sigma_max", "t_min", "t_max")
+LAYERS = (
+    "Standardize",
+    "Linear",
+    "LayerNorm",
+    "ReLU",
+    "GELU",
+    "SiLU",
+    "Tanh",
+    "ELU",
+    "Flatten",
+)
+NUMBERS = (
+    "noise_scale",
+    "gaussian_baseline",
+    "beta_min",
+    "beta_max",
+    "sigma_min",
+    "sigma_max",
+    "t_min",
+    "t_max",
+)
 
 
 def export(estimator: Any, path: str, embedded: bool = False) -> None:
@@ -35,7 +57,8 @@ def export(estimator: Any, path: str, embedded: bool = False) -> None:
     Args:
         estimator: what ``train()`` returned.
         path: of the file, ending in .npz.
-        embedded: whether conditions are given as the embedding net makes them of data, which is then not written.
+        embedded: whether conditions are given as the embedding net makes them of data,
+            which is then not written.
 
     Raises:
         TypeError: an estimator, network or embedding that cannot be written.
@@ -46,16 +69,22 @@ def export(estimator: Any, path: str, embedded: bool = False) -> None:
             f"{type(estimator).__name__} has the network {type(network).__name__}; only VectorFieldMLP is written: "
             'train NPSE or FMPE with the network "mlp".'
         )
-    arrays: dict[str, torch.Tensor] = {f"net.{name}": array for name, array in network.state_dict().items()}
+    arrays: dict[str, torch.Tensor] = {
+        f"net.{name}": array for name, array in network.state_dict().items()
+    }
     arrays |= {"mean_0": estimator.mean_0, "std_0": estimator.std_0}
     arrays |= {"shift": estimator._theta_shift, "scale": estimator._theta_scale}
     embedding = []
     for i, layer in enumerate([] if embedded else flat(estimator.embedding_net)):
         kind = type(layer).__name__
         if kind not in LAYERS or (kind == "GELU" and layer.approximate != "none"):
-            raise TypeError(f"The embedding has a layer {kind}; pass embedded=True, and conditions as it makes them.")
+            raise TypeError(
+                f"The embedding has a layer {kind}; pass embedded=True, and conditions as it makes them."
+            )
         embedding.append(kind)
-        arrays |= {f"embedding.{i}.{name}": array for name, array in layer.state_dict().items()}
+        arrays |= {
+            f"embedding.{i}.{name}": array for name, array in layer.state_dict().items()
+        }
     described = {
         "package": "sbi",
         "version": importlib.metadata.version("sbi"),
@@ -65,8 +94,14 @@ def export(estimator: Any, path: str, embedded: bool = False) -> None:
         "condition_shape": None if embedded else list(estimator.condition_shape),
         "embedding": embedding,
     }
-    described |= {name: float(getattr(estimator, name)) for name in NUMBERS if hasattr(estimator, name)}
-    numbers = {name: array.detach().cpu().float().numpy() for name, array in arrays.items()}
+    described |= {
+        name: float(getattr(estimator, name))
+        for name in NUMBERS
+        if hasattr(estimator, name)
+    }
+    numbers = {
+        name: array.detach().cpu().float().numpy() for name, array in arrays.items()
+    }
     np.savez_compressed(path, described=np.array(json.dumps(described)), **numbers)
 
 

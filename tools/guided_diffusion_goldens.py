@@ -1,10 +1,13 @@
 """Makes what guided-diffusion's own networks compute, with random weights: test data.
 
-Run it in an environment of its own, with torch (CPU), beside a checkout of guided-diffusion:
+Run it in an environment of its own, with torch (CPU), beside a checkout of
+guided-diffusion:
 
-    PYTHONPATH=CHECKOUT:tests/pretrained python tools/guided_diffusion_goldens.py tests/pretrained/data/guided_diffusion
+    PYTHONPATH=CHECKOUT:tests/pretrained python tools/guided_diffusion_goldens.py
+    tests/pretrained/data/guided_diffusion
 
-A file holds no weights, for both sides draw the same ones from the names and shapes in its metadata.
+A file holds no weights, for both sides draw the same ones from the names and shapes in
+its metadata.
 """
 
 from __future__ import annotations
@@ -20,21 +23,31 @@ from drawn import weights
 from guided_diffusion import script_util
 from safetensors.numpy import save_file
 
-SMALL = {"image_size": 8, "num_channels": 32, "attention_resolutions": "4", "channel_mult": "1,2"}
+SMALL = {
+    "image_size": 8,
+    "num_channels": 32,
+    "attention_resolutions": "4",
+    "channel_mult": "1,2",
+}
 CASES: dict[str, dict[str, Any]] = {
     "adm": {  # as the networks of ImageNet
         "num_res_blocks": 2, "num_head_channels": 16, "resblock_updown": True, "use_new_attention_order": True,
         "class_cond": True, "learn_sigma": True, "noise_schedule": "cosine",
     },
-    "legacy": {  # as those of ImageNet 128: a number of heads, each with its queries, keys and values beside each other
+    # as those of ImageNet 128: a number of heads, each with its queries, keys and
+    # values beside each other
+    "legacy": {
         "num_res_blocks": 1, "num_heads": 4, "resblock_updown": True, "learn_sigma": True, "channel_mult": "1,2,2",
         "attention_resolutions": "8,4",
     },
-    "improved": {  # as those of improved-diffusion: convolutions change the resolution, 4,000 steps
+    # as those of improved-diffusion: convolutions change the resolution, 4,000 steps
+    "improved": {
         "num_res_blocks": 1, "num_heads": 4, "num_heads_upsample": 2, "use_scale_shift_norm": False,
         "diffusion_steps": 4000, "rescale_timesteps": True, "predict_xstart": True, "noise_schedule": "cosine",
     },
-    "wide": {  # as that of ImageNet 512, whose first block is narrower than the embedding; attention in the middle only
+    # as that of ImageNet 512, whose first block is narrower than the embedding;
+    # attention in the middle only
+    "wide": {
         "num_res_blocks": 1, "num_channels": 64, "num_head_channels": 32, "attention_resolutions": "1",
         "channel_mult": "half", "resblock_updown": True,
     },
@@ -43,7 +56,9 @@ CASES: dict[str, dict[str, Any]] = {
 
 def networks(options: dict[str, Any]) -> tuple[Any, Any]:
     """The original network and its diffusion."""
-    half = options["channel_mult"] == "half"  # which the command line of the original cannot say
+    half = (
+        options["channel_mult"] == "half"
+    )  # which the command line of the original cannot say
     told = {
         **script_util.model_and_diffusion_defaults(),
         **options,
@@ -60,7 +75,9 @@ def networks(options: dict[str, Any]) -> tuple[Any, Any]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,12 +85,21 @@ def main() -> None:
         options = {**SMALL, **case}
         model, diffusion = networks(options)
         shapes = {key: list(array.shape) for key, array in model.state_dict().items()}
-        model.load_state_dict({key: torch.from_numpy(array) for key, array in weights(shapes, seed).items()})
-        x = torch.from_numpy(np.random.RandomState(seed).standard_normal((2, 3, 8, 8)).astype(np.float32))
+        model.load_state_dict(
+            {
+                key: torch.from_numpy(array)
+                for key, array in weights(shapes, seed).items()
+            }
+        )
+        x = torch.from_numpy(
+            np.random.RandomState(seed).standard_normal((2, 3, 8, 8)).astype(np.float32)
+        )
         last = diffusion.num_timesteps - 1
         times = [0, 1, 37, last // 2, last - 1, last]
         label = {"y": torch.tensor([3, 999])} if options.get("class_cond") else {}
-        told = diffusion._wrap_model(model)  # rescales timesteps where the options say so
+        told = diffusion._wrap_model(
+            model
+        )  # rescales timesteps where the options say so
         with torch.no_grad():
             outputs = [told(x, torch.tensor([t, t]), **label) for t in times]
         arrays = {
@@ -85,7 +111,11 @@ def main() -> None:
             arrays[key] = np.ascontiguousarray(np.moveaxis(arrays[key], -3, -1))
         for key in ("alpha", "sigma"):
             arrays[key] = arrays[key][times]
-        notes = {"shapes": json.dumps(shapes), "options": json.dumps(options), "seed": str(seed)}
+        notes = {
+            "shapes": json.dumps(shapes),
+            "options": json.dumps(options),
+            "seed": str(seed),
+        }
         save_file(arrays, folder / f"{name}.safetensors", metadata=notes)
         print(name, sum(map(np.prod, shapes.values())), "weights", flush=True)
 

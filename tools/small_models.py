@@ -1,4 +1,5 @@
-"""Small networks of diffusers' and transformers' classes with random weights, and files of them."""
+"""Small networks of diffusers' and transformers' classes with random weights, and files
+of them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ GROUPS = 4
 
 
 def randomised(model: torch.nn.Module, scale: float = 1.0) -> torch.nn.Module:
-    """Every weight drawn anew, such that no layer is silent and none blows up, and exact in half precision."""
+    """Every weight drawn anew, such that no layer is silent and none blows up, and
+    exact in half precision."""
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.ndim >= 2 and "embedding" not in name:
@@ -30,8 +32,11 @@ def randomised(model: torch.nn.Module, scale: float = 1.0) -> torch.nn.Module:
     return model.eval()
 
 
-def save_half(model: Any, folder: Path, variant: str | None = "fp16", **options: Any) -> Any:
-    """Writes the model in half precision, under the names that diffusers gives such files; returns it as read again."""
+def save_half(
+    model: Any, folder: Path, variant: str | None = "fp16", **options: Any
+) -> Any:
+    """Writes the model in half precision, under the names that diffusers gives such
+    files; returns it as read again."""
     named = {} if variant is None else {"variant": variant}
     model.half().save_pretrained(folder, **named, **options)
     return type(model).from_pretrained(folder, **named).float().eval()
@@ -42,16 +47,24 @@ def last(x: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.detach().numpy().transpose(0, 2, 3, 1))
 
 
-def outputs(network: Any, x: torch.Tensor, times: Any, **conditions: Any) -> dict[str, np.ndarray]:
+def outputs(
+    network: Any, x: torch.Tensor, times: Any, **conditions: Any
+) -> dict[str, np.ndarray]:
     """The network's output for the same events at every time."""
     found = []
     with torch.no_grad():
         for t in times:
-            t = torch.tensor([t]).expand(len(x)) if "SD3" in type(network).__name__ else torch.tensor(t)
+            t = (
+                torch.tensor([t]).expand(len(x))
+                if "SD3" in type(network).__name__
+                else torch.tensor(t)
+            )
             if "DiT" in type(network).__name__:
                 t = t.expand(len(x))
             if "SD3" in type(network).__name__:
-                found.append(last(network(hidden_states=x, timestep=t, **conditions).sample))
+                found.append(
+                    last(network(hidden_states=x, timestep=t, **conditions).sample)
+                )
             else:
                 found.append(last(network(x, t, **conditions).sample))
     return {"x": last(x), "times": np.asarray(times), "outputs": np.stack(found)}
@@ -59,7 +72,10 @@ def outputs(network: Any, x: torch.Tensor, times: Any, **conditions: Any) -> dic
 
 def write(folder: Path, arrays: dict[str, Any]) -> None:
     """What the originals compute, in the folder."""
-    tensors = {k: torch.tensor(np.ascontiguousarray(v)).reshape(np.shape(v)) for k, v in arrays.items()}
+    tensors = {
+        k: torch.tensor(np.ascontiguousarray(v)).reshape(np.shape(v))
+        for k, v in arrays.items()
+    }
     save_file(tensors, folder / "golden.safetensors")
 
 
@@ -89,12 +105,18 @@ def rename_attention(file: Path) -> None:
     tensors = {}
     for name, array in load_file(file).items():
         for new, before in old.items():
-            name = name.replace(f".{new}.", f".{before}.") if "attentions" in name else name
+            name = (
+                name.replace(f".{new}.", f".{before}.")
+                if "attentions" in name
+                else name
+            )
         tensors[name] = array
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def text_encoder(width: int, vocabulary: int, projection: int | None = None, **options: Any) -> Any:
+def text_encoder(
+    width: int, vocabulary: int, projection: int | None = None, **options: Any
+) -> Any:
     """A small text encoder, with a projection where its width is given."""
     config = transformers.CLIPTextConfig(
         **{
@@ -103,18 +125,36 @@ def text_encoder(width: int, vocabulary: int, projection: int | None = None, **o
             "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": 1, **options,
         }
     )  # fmt: skip
-    kind = transformers.CLIPTextModel if projection is None else transformers.CLIPTextModelWithProjection
+    kind = (
+        transformers.CLIPTextModel
+        if projection is None
+        else transformers.CLIPTextModelWithProjection
+    )
     return randomised(kind(config))
 
 
-MERGES = ("c a", "ca t</w>", "d o", "do g</w>", "t h", "th e</w>", "l e", "f t</w>", "le ft</w>", "o n</w>")
+MERGES = (
+    "c a",
+    "ca t</w>",
+    "d o",
+    "do g</w>",
+    "t h",
+    "th e</w>",
+    "l e",
+    "f t</w>",
+    "le ft</w>",
+    "o n</w>",
+)
 
 
 def tokenizer_files(folder: Path) -> Any:
     """CLIP's vocabulary of single bytes, and a few merges."""
     folder.mkdir(parents=True)
     signs = list(
-        dict.fromkeys(chr(b) if chr(b).isprintable() and not chr(b).isspace() else chr(256 + b) for b in range(256))
+        dict.fromkeys(
+            chr(b) if chr(b).isprintable() and not chr(b).isspace() else chr(256 + b)
+            for b in range(256)
+        )
     )
 
     signs = list(bytes_to_unicode().values())
@@ -149,13 +189,17 @@ def vae(**options: Any) -> Any:
     return randomised(diffusers.AutoencoderKL(**{**base, **options}))
 
 
-def of_autoencoder(network: Any, size: tuple[int, int] = (16, 20)) -> dict[str, np.ndarray]:
+def of_autoencoder(
+    network: Any, size: tuple[int, int] = (16, 20)
+) -> dict[str, np.ndarray]:
     """An image and its latents, latents and their image, scaled as pipelines do."""
     image = torch.rand(2, 3, *size) * 2 - 1
     shift, scale = network.config.shift_factor or 0.0, network.config.scaling_factor
     with torch.no_grad():
         found = network.encode(image)
-        mean = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
+        mean = (
+            found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
+        )
         latents = torch.randn_like(mean)
         decoded = network.decode(latents / scale + shift).sample
     return {

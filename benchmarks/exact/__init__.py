@@ -1,1 +1,2 @@
-"""Programs whose answers are known exactly: the share of a mode, the probability that a sample is valid, log Z."""
+"""Programs whose answers are known exactly: the share of a mode, the probability that a
+sample is valid, log Z."""

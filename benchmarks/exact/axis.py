@@ -1,10 +1,13 @@
-"""Powers, products and quotients of Gaussian mixtures whose centres lie on one line, in any number of dimensions.
+"""Powers, products and quotients of Gaussian mixtures whose centres lie on one line, in
+any number of dimensions.
 
-With isotropic components a density depends on the place t along the line and on the distance r from it alone, so that
+With isotropic components a density depends on the place t along the line and on the
+distance r from it alone, so that
 
     ∫ Π_i f_i(x)^{w_i} dx = |S^{d−2}| · ∫∫ Π_i f_i(t, r)^{w_i} · r^{d−2} dr dt
 
-is a sum over a grid of two numbers (of one where d = 1). Exact values are of level 0 as it is, noise included.
+is a sum over a grid of two numbers (of one where d = 1). Exact values are of level 0 as
+it is, noise included.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from exact.case import Answer, Case, schedule, share, single
 
 @dataclass(frozen=True)
 class Mixture:
-    """Σ_j w_j·N(c_j·u, s_j²·I) with u the unit vector along the line: weights, centres and widths, (J,) each."""
+    """Σ_j w_j·N(c_j·u, s_j²·I) with u the unit vector along the line: weights, centres
+    and widths, (J,) each."""
 
     weights: tuple[float, ...]
     centres: tuple[float, ...]
@@ -36,15 +40,26 @@ class Mixture:
         if dims > 1:
             along = jnp.full(dims, dims**-0.5)
             parts = dist.Normal(centres[:, None] * along, widths[:, None]).to_event(1)
-        return cp.Analytic(dist.MixtureSameFamily(dist.Categorical(jnp.asarray(self.weights)), parts), schedule())
+        return cp.Analytic(
+            dist.MixtureSameFamily(dist.Categorical(jnp.asarray(self.weights)), parts),
+            schedule(),
+        )
 
-    def log_density(self, t: np.ndarray, square: np.ndarray, dims: int, alpha: float, sigma: float) -> np.ndarray:
+    def log_density(
+        self, t: np.ndarray, square: np.ndarray, dims: int, alpha: float, sigma: float
+    ) -> np.ndarray:
         """log f at noise (α, σ), t along the line and r² = ``square`` from it."""
         terms = []
-        for weight, centre, width in zip(self.weights, self.centres, self.widths, strict=True):
+        for weight, centre, width in zip(
+            self.weights, self.centres, self.widths, strict=True
+        ):
             variance = (alpha * width) ** 2 + sigma**2
             far = (t - alpha * centre) ** 2 + square
-            terms.append(np.log(weight) - 0.5 * far / variance - 0.5 * dims * np.log(2 * np.pi * variance))
+            terms.append(
+                np.log(weight)
+                - 0.5 * far / variance
+                - 0.5 * dims * np.log(2 * np.pi * variance)
+            )
         return np.logaddexp.reduce(terms)
 
 
@@ -55,8 +70,9 @@ Terms = tuple[tuple[Mixture, float], ...]
 def exact(terms: Terms, dims: int, cut: float) -> Answer:
     """The share of t < cut, and log Z.
 
-    Steps are parts of the narrowest width s that a component has under the sum of the exponents: s/6 is enough for sums
-    of Gaussians. A cut leaves an error of (h/s)²/24 times its density, and so does r = 0 in three dimensions: s/20.
+    Steps are parts of the narrowest width s that a component has under the sum of the
+    exponents: s/6 is enough for sums of Gaussians. A cut leaves an error of (h/s)²/24
+    times its density, and so does r = 0 in three dimensions: s/20.
     """
     levels = schedule()
     alpha, sigma = float(levels.alpha[0]), float(levels.sigma[0])
@@ -67,17 +83,26 @@ def exact(terms: Terms, dims: int, cut: float) -> Answer:
     step, across = narrowest / 20, narrowest / (20 if dims == 3 else 6)
     reach = 10 * widths.max()
     t = np.arange(centres.min() - reach, centres.max() + reach, step)
-    t = t + cut - t[np.searchsorted(t, cut)] + step / 2  # no point at the cut, whose place is between two of them
+    t = (
+        t + cut - t[np.searchsorted(t, cut)] + step / 2
+    )  # no point at the cut, whose place is between two of them
     if dims == 1:
         squares, log_area = np.zeros(1), np.zeros(1)
     else:
         r = (np.arange(int(widths.max() * (np.sqrt(dims) + 8) / across)) + 0.5) * across
         squares = r**2
-        log_area = np.log(2 * across) + 0.5 * (dims - 1) * np.log(np.pi) - gammaln(0.5 * (dims - 1))
+        log_area = (
+            np.log(2 * across)
+            + 0.5 * (dims - 1) * np.log(np.pi)
+            - gammaln(0.5 * (dims - 1))
+        )
         log_area = log_area + (dims - 2) * np.log(r)
     lines = []
     for some in np.array_split(t, max(1, t.size * squares.size // 500_000)):
-        each = sum(w * m.log_density(some[:, None], squares, dims, alpha, sigma) for m, w in terms)
+        each = sum(
+            w * m.log_density(some[:, None], squares, dims, alpha, sigma)
+            for m, w in terms
+        )
         lines.append(logsumexp(each + log_area, axis=1))
     mass = np.concatenate(lines) + np.log(step)
     log_evidence = float(logsumexp(mass))
@@ -92,16 +117,25 @@ def along(
     cut: float = 0.0,
     sampler: Callable[[], cp.Sampler] | None = None,
 ) -> Case:
-    """The case of a program of one site whose factor is Π_i f_i^{w_i}, asked for the share of t < cut."""
+    """The case of a program of one site whose factor is Π_i f_i^{w_i}, asked for the
+    share of t < cut."""
 
     def compiled() -> cp.AnnealedDensity:
-        return cp.compile(single, cp.product(*(mixture.factor(dims) ** w for mixture, w in terms)))
+        return cp.compile(
+            single, cp.product(*(mixture.factor(dims) ** w for mixture, w in terms))
+        )
 
-    below = share(lambda s: s["x"] < cut) if dims == 1 else share(lambda s: s["x"].sum() < cut * dims**0.5)
+    below = (
+        share(lambda s: s["x"] < cut)
+        if dims == 1
+        else share(lambda s: s["x"].sum() < cut * dims**0.5)
+    )
     return Case(family, name, compiled, below, lambda: exact(terms, dims, cut), sampler)
 
 
-def two(weight: float, centres: tuple[float, float], widths: tuple[float, float]) -> Mixture:
+def two(
+    weight: float, centres: tuple[float, float], widths: tuple[float, float]
+) -> Mixture:
     """Two components, of which the first has this weight."""
     return Mixture((weight, 1 - weight), centres, widths)
 
@@ -122,14 +156,17 @@ def squared_mixture(dims: int, per_entry: float = 1.0) -> Terms:
 
 
 def common_cases() -> list[Case]:
-    """Strong guidance, a high power, squares in many dimensions, and reverse diffusion alone."""
+    """Strong guidance, a high power, squares in many dimensions, and reverse diffusion
+    alone."""
     even = two(2 - 2**0.5, (-2.0, 2.0), (0.5, 0.25))  # whose square has equal shares
     return [
         along("guidance 7", "guidance 7", guidance(7.0), cut=-0.5),
         along("power 20", "power 20", ((UNEVEN, 20.0),)),
         along("squared mixture", "squared mixture, d = 10", squared_mixture(10), 10),
         along("squared mixture", "squared mixture, d = 32", squared_mixture(32), 32),
-        along("Ancestral", "Ancestral on two modes", ((even, 2.0),), sampler=cp.Ancestral),
+        along(
+            "Ancestral", "Ancestral on two modes", ((even, 2.0),), sampler=cp.Ancestral
+        ),
     ]
 
 
@@ -140,15 +177,47 @@ def more_cases() -> list[Case]:
     broad, hole = two(0.45, (-2.0, 2.0), (0.9, 0.5)), two(0.2, (-2.0, 2.0), (1.2, 1.0))
     wide = Mixture((0.6, 0.4), (0.0, 1.5), (2.0, 1.0))
     return [
-        along("Ancestral", "Ancestral on a product, d = 2", ((broad, 1.0), (ahead, 1.0)), 2, sampler=cp.Ancestral),
+        along(
+            "Ancestral",
+            "Ancestral on a product, d = 2",
+            ((broad, 1.0), (ahead, 1.0)),
+            2,
+            sampler=cp.Ancestral,
+        ),
         along("powers", "power 3, three modes", ((three, 3.0),), cut=-0.8),
-        along("powers", "power 30, d = 2", ((two(0.5, (-2.0, 2.0), (0.5, 0.48)), 30.0),), 2),
-        along("powers", "power 8, d = 5", ((two(0.9, (-2.0, 2.0), (0.6, 0.46)), 8.0),), 5),
-        along("guidance of mixtures", "guidance 3, d = 2", guidance(3.0, ahead, base), 2),
+        along(
+            "powers",
+            "power 30, d = 2",
+            ((two(0.5, (-2.0, 2.0), (0.5, 0.48)), 30.0),),
+            2,
+        ),
+        along(
+            "powers", "power 8, d = 5", ((two(0.9, (-2.0, 2.0), (0.6, 0.46)), 8.0),), 5
+        ),
+        along(
+            "guidance of mixtures", "guidance 3, d = 2", guidance(3.0, ahead, base), 2
+        ),
         along("guidance of mixtures", "guidance 15", guidance(15.0), cut=-0.5),
-        along("guidance of mixtures", "guidance 5, d = 10", guidance(5.0, ahead, base), 10),
+        along(
+            "guidance of mixtures", "guidance 5, d = 10", guidance(5.0, ahead, base), 10
+        ),
         along("negation", "f² / g, d = 3", ((broad, 2.0), (hole, -1.0)), 3),
-        along("product of four", "four mixtures, d = 4", ((broad, 1.0), (hole, 1.0), (ahead, 1.0), (wide, 1.0)), 4),
-        along("many dimensions", "cubed, d = 20", ((two(0.8, (-2.5, 2.5), (0.5, 0.48)), 3.0),), 20),
-        along("many dimensions", "squared, d = 40", ((two(0.3, (-3.0, 3.0), (0.4, 0.42)), 2.0),), 40),
+        along(
+            "product of four",
+            "four mixtures, d = 4",
+            ((broad, 1.0), (hole, 1.0), (ahead, 1.0), (wide, 1.0)),
+            4,
+        ),
+        along(
+            "many dimensions",
+            "cubed, d = 20",
+            ((two(0.8, (-2.5, 2.5), (0.5, 0.48)), 3.0),),
+            20,
+        ),
+        along(
+            "many dimensions",
+            "squared, d = 40",
+            ((two(0.3, (-3.0, 3.0), (0.4, 0.42)), 2.0),),
+            40,
+        ),
     ]

@@ -23,7 +23,8 @@ class Answer(NamedTuple):
     Attributes:
         value: of what the case asks its result for.
         log_evidence: log ∫π_0, with diffusion factors counted as normalised.
-        improper: whether there is no answer, so that any run that is not named is wrong.
+        improper: whether there is no answer, so that any run that is not named is
+            wrong.
     """
 
     value: float | None

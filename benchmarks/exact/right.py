@@ -1,4 +1,5 @@
-"""Thirty easy programs: one mode, hierarchies, modes far apart with equal curvature, compositions of the zoo."""
+"""Thirty easy programs: one mode, hierarchies, modes far apart with equal curvature,
+compositions of the zoo."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ GROUPS = np.array([0.9, 0.2, 1.4, -0.3, 0.8, 0.6])
 READINGS = np.array([1.2, 1.6, 0.2])
 INPUTS = np.stack([np.linspace(-2, 2, 40), np.cos(np.arange(40.0))], 1)
 TARGETS = INPUTS @ np.array([0.7, -0.4]) + 0.3 * np.sin(7 * np.arange(40.0))
-CLASSES = (INPUTS @ np.array([1.0, 0.5]) + 0.8 * np.sin(5 * np.arange(40.0)) > 0).astype(float)
+CLASSES = (
+    INPUTS @ np.array([1.0, 0.5]) + 0.8 * np.sin(5 * np.arange(40.0)) > 0
+).astype(float)
 COUNTS = np.array([3, 5, 2, 4, 6, 1])
 
 
@@ -32,7 +35,7 @@ def gaussian(mean: float, sd: float) -> Mixture:
     return Mixture((1.0,), (mean,), (sd,))
 
 
-# ── one mode ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── one mode ──────────────────────────────────────────────────────────────────────────
 @cp.program
 def measured(f, y):
     x = cp.sample("x", f)
@@ -57,7 +60,9 @@ def soft(f):
     cp.factor("slope", jax.nn.log_sigmoid((x - 0.5) / 0.3))
 
 
-def on_line(name: str, program: Any, arguments: tuple, log_likelihood: Callable[[Any], Any]) -> Case:
+def on_line(
+    name: str, program: Any, arguments: tuple, log_likelihood: Callable[[Any], Any]
+) -> Case:
     """One number under N(0, 1) and a likelihood: the share above 0.8."""
     normal = dist.Normal(0.0, 1.0)
     return Case(
@@ -67,7 +72,9 @@ def on_line(name: str, program: Any, arguments: tuple, log_likelihood: Callable[
         share(lambda s: s["x"] > 0.8),
         lambda: on_grid(
             (-8.0, 8.0, 80_000),
-            log_joint=lambda x: log_normal(x, *at_level_0(0.0, 1.0)) + log_likelihood(x),
+            log_joint=lambda x: (
+                log_normal(x, *at_level_0(0.0, 1.0)) + log_likelihood(x)
+            ),
             inside=lambda x: x > 0.8,
         ),
     )
@@ -78,7 +85,9 @@ def banana() -> Case:
     normal = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
 
     def log_joint(a: Any, b: Any) -> Any:
-        prior = log_normal(a, *at_level_0(0.0, 1.0)) + log_normal(b, *at_level_0(0.0, 1.0))
+        prior = log_normal(a, *at_level_0(0.0, 1.0)) + log_normal(
+            b, *at_level_0(0.0, 1.0)
+        )
         return prior + log_normal(0.8, b + 0.5 * a**2, 0.3)
 
     return Case(
@@ -86,7 +95,12 @@ def banana() -> Case:
         "a bent ridge",
         lambda: cp.compile(curved, cp.Analytic(normal, schedule()), 0.8),
         share(lambda s: s["x"][1] > 0.3),
-        lambda: on_grid((-6.0, 6.0, 1500), (-6.0, 6.0, 1500), log_joint=log_joint, inside=lambda a, b: b > 0.3),
+        lambda: on_grid(
+            (-6.0, 6.0, 1500),
+            (-6.0, 6.0, 1500),
+            log_joint=log_joint,
+            inside=lambda a, b: b > 0.3,
+        ),
     )
 
 
@@ -99,20 +113,42 @@ def one_mode() -> list[Case]:
         along(family, "a Gaussian", ((gaussian(0.4, 0.7), 1.0),), cut=0.2),
         along(family, "a Gaussian, d = 10", ((gaussian(0.4, 0.7), 1.0),), 10, cut=0.2),
         along(family, "a Gaussian, d = 40", ((gaussian(0.4, 0.7), 1.0),), 40, cut=0.2),
-        along(family, "two Gaussians, d = 20", ((gaussian(0.4, 0.7), 1.0), (gaussian(-0.3, 0.9), 1.0)), 20),
-        along(family, "a Gaussian to the power 5, d = 3", ((gaussian(0.4, 0.7), 5.0),), 3, cut=0.3),
         along(
-            family, "guidance 3 of Gaussians, d = 2", ((gaussian(0.5, 0.8), 3.0), (gaussian(0.0, 1.5), -2.0)), 2, 0.7
+            family,
+            "two Gaussians, d = 20",
+            ((gaussian(0.4, 0.7), 1.0), (gaussian(-0.3, 0.9), 1.0)),
+            20,
         ),
-        along(family, "a skewed mixture times a Gaussian", ((skewed, 1.0), (gaussian(0.5, 1.0), 1.0)), cut=0.4),
+        along(
+            family,
+            "a Gaussian to the power 5, d = 3",
+            ((gaussian(0.4, 0.7), 5.0),),
+            3,
+            cut=0.3,
+        ),
+        along(
+            family,
+            "guidance 3 of Gaussians, d = 2",
+            ((gaussian(0.5, 0.8), 3.0), (gaussian(0.0, 1.5), -2.0)),
+            2,
+            0.7,
+        ),
+        along(
+            family,
+            "a skewed mixture times a Gaussian",
+            ((skewed, 1.0), (gaussian(0.5, 1.0), 1.0)),
+            cut=0.4,
+        ),
         on_line("a measurement", measured, (1.1,), lambda x: log_normal(1.1, x, 0.4)),
         on_line("a wall", walled, (), inside),
-        on_line("a soft slope", soft, (), lambda x: -np.logaddexp(0.0, -(x - 0.5) / 0.3)),
+        on_line(
+            "a soft slope", soft, (), lambda x: -np.logaddexp(0.0, -(x - 0.5) / 0.3)
+        ),
         banana(),
     ]
 
 
-# ── modes far apart with equal curvature ─────────────────────────────────────────────────────────────────────────────
+# ── modes far apart with equal curvature ──────────────────────────────────────────────
 def equal_modes() -> list[Case]:
     family = "right: equal curvature"
     pair, wide = two(0.3, (-2.5, 2.5), (0.5, 0.5)), gaussian(0.3, 3.0)
@@ -124,11 +160,17 @@ def equal_modes() -> list[Case]:
         along(family, "two modes, d = 30", ((pair, 1.0),), 30),
         along(family, "two modes squared", ((pair, 2.0),)),
         along(family, "two modes squared, d = 5", ((pair, 2.0),), 5),
-        along(family, "three modes times a Gaussian, d = 2", ((triple, 1.0), (wide, 1.0)), 2, cut=-2.0),
+        along(
+            family,
+            "three modes times a Gaussian, d = 2",
+            ((triple, 1.0), (wide, 1.0)),
+            2,
+            cut=-2.0,
+        ),
     ]
 
 
-# ── hierarchies and other latents ────────────────────────────────────────────────────────────────────────────────────
+# ── hierarchies and other latents ─────────────────────────────────────────────────────
 @cp.program
 def schools(y):
     mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
@@ -173,7 +215,9 @@ def rate(y):
         numpyro.sample("y", dist.Poisson(rate), obs=y)
 
 
-def random_effects(y: np.ndarray, errors: Any, mu_sd: float, tau: tuple[float, float], above: float) -> Answer:
+def random_effects(
+    y: np.ndarray, errors: Any, mu_sd: float, tau: tuple[float, float], above: float
+) -> Answer:
     """P(μ > above) where y_j ~ N(μ, τ² + error_j²), by a grid of μ and log τ."""
 
     def log_joint(mu: Any, log_tau: Any) -> Any:
@@ -194,9 +238,16 @@ def random_effects(y: np.ndarray, errors: Any, mu_sd: float, tau: tuple[float, f
 def linear_answer() -> Answer:
     """The posterior of two slopes under Gaussian noise: closed form."""
     precision = np.eye(2) + INPUTS.T @ INPUTS / 0.3**2
-    mean, covariance = np.linalg.solve(precision, INPUTS.T @ TARGETS / 0.3**2), np.linalg.inv(precision)
-    evidence = stats.multivariate_normal(np.zeros(40), INPUTS @ INPUTS.T + 0.3**2 * np.eye(40)).logpdf(TARGETS)
-    return Answer(float(stats.norm(mean[0], np.sqrt(covariance[0, 0])).sf(0.7)), float(evidence))
+    mean, covariance = (
+        np.linalg.solve(precision, INPUTS.T @ TARGETS / 0.3**2),
+        np.linalg.inv(precision),
+    )
+    evidence = stats.multivariate_normal(
+        np.zeros(40), INPUTS @ INPUTS.T + 0.3**2 * np.eye(40)
+    ).logpdf(TARGETS)
+    return Answer(
+        float(stats.norm(mean[0], np.sqrt(covariance[0, 0])).sf(0.7)), float(evidence)
+    )
 
 
 def scale_answer() -> Answer:
@@ -208,7 +259,12 @@ def scale_answer() -> Answer:
             found = found + log_normal(y, x, np.exp(log_s))
         return found
 
-    return on_grid((-6.0, 6.0, 2000), (-4.0, 2.5, 400), log_joint=log_joint, inside=lambda x, _: x > 0.8)
+    return on_grid(
+        (-6.0, 6.0, 2000),
+        (-4.0, 2.5, 400),
+        log_joint=log_joint,
+        inside=lambda x, _: x > 0.8,
+    )
 
 
 def class_answer() -> Answer:
@@ -220,7 +276,12 @@ def class_answer() -> Answer:
             found = found - np.logaddexp(0.0, (1 - 2 * y) * (a * u + b * v))
         return found
 
-    return on_grid((-8.0, 12.0, 1000), (-9.0, 9.0, 900), log_joint=log_joint, inside=lambda a, _: a > 2.0)
+    return on_grid(
+        (-8.0, 12.0, 1000),
+        (-9.0, 9.0, 900),
+        log_joint=log_joint,
+        inside=lambda a, _: a > 2.0,
+    )
 
 
 def hierarchies() -> list[Case]:
@@ -245,7 +306,9 @@ def hierarchies() -> list[Case]:
         Case(
             family,
             "an unknown error",
-            lambda: cp.compile(unknown_scale, cp.Analytic(normal, schedule()), jnp.asarray(READINGS)),
+            lambda: cp.compile(
+                unknown_scale, cp.Analytic(normal, schedule()), jnp.asarray(READINGS)
+            ),
             share(lambda s: s["x"] > 0.8),
             scale_answer,
         ),
@@ -273,21 +336,38 @@ def hierarchies() -> list[Case]:
     ]
 
 
-# ── learned models of the zoo ────────────────────────────────────────────────────────────────────────────────────────
+# ── learned models of the zoo ─────────────────────────────────────────────────────────
 def zoo() -> list[Case]:
-    """Compositions of learned models: no exact answer, so that a run is right unless something is named."""
+    """Compositions of learned models: no exact answer, so that a run is right unless
+    something is named."""
     load = cp.load
 
     def composed(name: str, factor: Callable[[], cp.Factor]) -> Case:
         asked = share(lambda s: s["x"][0] > 0)
-        return Case("right: zoo", name, lambda: cp.compile(single, factor()), asked, lambda: Answer(None))
+        return Case(
+            "right: zoo",
+            name,
+            lambda: cp.compile(single, factor()),
+            asked,
+            lambda: Answer(None),
+        )
 
     return [
         composed("ring × bar", lambda: load("ring2d") * load("bar2d")),
-        composed("ring × bar, scores", lambda: load("ring2d-score") * load("bar2d-score")),
+        composed(
+            "ring × bar, scores", lambda: load("ring2d-score") * load("bar2d-score")
+        ),
         composed("ring squared", lambda: load("ring2d") ** 2),
-        composed("a box without a box", lambda: load("box2d") ** 1.3 / load("softbox2d") ** 0.3),
-        composed("bars, mixed", lambda: cp.mixture([load("bar2d-left"), load("bar2d-right")], weights=[0.5, 0.5])),
+        composed(
+            "a box without a box",
+            lambda: load("box2d") ** 1.3 / load("softbox2d") ** 0.3,
+        ),
+        composed(
+            "bars, mixed",
+            lambda: cp.mixture(
+                [load("bar2d-left"), load("bar2d-right")], weights=[0.5, 0.5]
+            ),
+        ),
         composed("box × ring", lambda: load("box2d") * load("ring2d")),
     ]
 

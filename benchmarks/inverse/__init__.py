@@ -1,1 +1,2 @@
-"""Inverse problems under a learned prior: the methods of others restated, and what is measured of samples."""
+"""Inverse problems under a learned prior: the methods of others restated, and what is
+measured of samples."""

@@ -1,12 +1,15 @@
-r"""Three sources on random curves in R⁵, and what three views of them say: the recipe of DDPRISM's `rand_manifolds`.
+r"""Three sources on random curves in R⁵, and what three views of them say: the recipe
+of DDPRISM's `rand_manifolds`.
 
-A source is x = f(u) + s·ε, u uniform on points of (0, 1). Each entry of f is Σᵢ aᵢ·(i + 1)^{−β}·sin(2π(i·bᵢ·u +
-cᵢ)) with smoothness β and a, b and c uniform, scaled to mean 0 and variance 1; s is the noise of level 0, which
-priors of diffusion have. View n is a random matrix (3, 5), entries N(0, 1)/√5, times the sum of the first n
-sources, plus noise of 0.01.
+A source is x = f(u) + s·ε, u uniform on points of (0, 1). Each entry of f is Σᵢ aᵢ·(i +
+1)^{−β}·sin(2π(i·bᵢ·u + cᵢ)) with smoothness β and a, b and c uniform, scaled to mean 0
+and variance 1; s is the noise of level 0, which priors of diffusion have. View n is a
+random matrix (3, 5), entries N(0, 1)/√5, times the sum of the first n sources, plus
+noise of 0.01.
 
 References:
-    Zenke and Vogels 2021 for the curves. DDPRISM, Multi-view source separation by diffusion models, for the views.
+    Zenke and Vogels 2021 for the curves. DDPRISM, Multi-view source separation by
+        diffusion models, for the views.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from numpy.typing import NDArray
 
 SMOOTHNESS = (3.0, 4.0, 5.0)
 FEATURES, SEEN, NOISE, PRECISION = 5, 3, 0.01, 1e-3
-"""Numbers of a source and of a view, the noise of a view, and the least amplitude of a wave that is kept."""
+"""Numbers of a source and of a view, the noise of a view, and the least amplitude of a
+wave that is kept."""
 GRID = (np.arange(4000) + 0.5) / 4000
 """u: as many points are closer on a curve than the noise of level 0 is wide."""
 COARSE = GRID[4::8]
@@ -29,7 +33,8 @@ COARSE = GRID[4::8]
 
 
 class Waves(NamedTuple):
-    """A curve: amplitudes, frequencies and phases of its waves, each (5, waves), its mean and standard deviation."""
+    """A curve: amplitudes, frequencies and phases of its waves, each (5, waves), its
+    mean and standard deviation."""
 
     a: NDArray
     b: NDArray
@@ -48,7 +53,9 @@ class Waves(NamedTuple):
 
     def __call__(self, u: Any) -> Any:
         """f(u), (…, 5)."""
-        return (_waves(self.a, self.b, self.c, jnp.asarray(u), jnp) - self.mean) / self.sd
+        return (
+            _waves(self.a, self.b, self.c, jnp.asarray(u), jnp) - self.mean
+        ) / self.sd
 
 
 def _waves(a: NDArray, b: NDArray, c: NDArray, u: Any, using: Any) -> Any:
@@ -70,28 +77,51 @@ def draw(curve: Waves, key: Array, n: int) -> Array:
 
 def views(seed: int) -> NDArray:
     """The matrix of all views, (9, 15)."""
-    each = np.random.default_rng(seed).normal(size=(len(SMOOTHNESS), SEEN, FEATURES)) / np.sqrt(FEATURES)
-    return np.block([[each[n] * (i <= n) for i in range(len(SMOOTHNESS))] for n in range(len(SMOOTHNESS))])
+    each = np.random.default_rng(seed).normal(
+        size=(len(SMOOTHNESS), SEEN, FEATURES)
+    ) / np.sqrt(FEATURES)
+    return np.block(
+        [
+            [each[n] * (i <= n) for i in range(len(SMOOTHNESS))]
+            for n in range(len(SMOOTHNESS))
+        ]
+    )
 
 
 def posterior(
-    known: list[Waves], points: NDArray, matrix: NDArray, y: NDArray, first: float, rng: np.random.Generator, n: int
+    known: list[Waves],
+    points: NDArray,
+    matrix: NDArray,
+    y: NDArray,
+    first: float,
+    rng: np.random.Generator,
+    n: int,
 ) -> NDArray:
-    """n exact draws of the three sources (n, 15), with noise of variance ``first`` on them.
+    """n exact draws of the three sources (n, 15), with noise of variance ``first`` on
+    them.
 
-    Given u the views are Gaussian, and view n depends on u₁ … u_n: the whitened residual's blocks do so too. So u₁, u₂
-    and u₃ are drawn one after another from ``points``, and weighed by what each view says of those before it.
+    Given u the views are Gaussian, and view n depends on u₁ … u_n: the whitened
+    residual's blocks do so too. So u₁, u₂ and u₃ are drawn one after another from
+    ``points``, and weighed by what each view says of those before it.
     """
     grids = [np.asarray(curve(points), float) for curve in known]
     noise = NOISE**2 * np.eye(len(y)) + first * matrix @ matrix.T
     whiten = np.linalg.inv(np.linalg.cholesky(noise))
     m, many = whiten @ matrix, 8 * n
-    residual, x, log_w = np.tile(whiten @ y, (many, 1)), np.zeros((many, 0)), np.zeros(many)
+    residual, x, log_w = (
+        np.tile(whiten @ y, (many, 1)),
+        np.zeros((many, 0)),
+        np.zeros(many),
+    )
     for i, grid in enumerate(grids):
         seen = slice(SEEN * i, SEEN * (i + 1))
         shifts = grid @ m[:, FEATURES * i : FEATURES * (i + 1)].T
         left = residual[:, seen]
-        squares = (left**2).sum(1)[:, None] - 2 * left @ shifts[:, seen].T + (shifts[:, seen] ** 2).sum(1)
+        squares = (
+            (left**2).sum(1)[:, None]
+            - 2 * left @ shifts[:, seen].T
+            + (shifts[:, seen] ** 2).sum(1)
+        )
         logs = -0.5 * squares
         top = logs.max(1, keepdims=True)
         shares = np.exp(logs - top).cumsum(1)
@@ -102,7 +132,8 @@ def posterior(
         w = np.exp(log_w - log_w.max())
         chosen = rng.choice(many, many, p=w / w.sum())
         residual, x, log_w = residual[chosen], x[chosen], np.zeros(many)
-    # The noise of level 0 given what is left: N(first·Aᵀ·C⁻¹·r, first·I − first²·Aᵀ·C⁻¹·A).
+    # The noise of level 0 given what is left: N(first·Aᵀ·C⁻¹·r, first·I −
+    # first²·Aᵀ·C⁻¹·A).
     gain = first * np.linalg.solve(noise, matrix).T
     spread = first * np.eye(x.shape[1]) - gain @ matrix * first
     left = y - x @ matrix.T

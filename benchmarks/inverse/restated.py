@@ -1,10 +1,13 @@
-r"""DPS, ΠGDM, MMPS, TDS and FPS-SMC, restated from their papers' formulas on any score and any levels.
+r"""DPS, ΠGDM, MMPS, TDS and FPS-SMC, restated from their papers' formulas on any score
+and any levels.
 
-All start from noise and go down the levels of x_k = α_k·x₀ + σ_k·ε by steps of reverse diffusion, whose law is
-`reversed_law`, and return x/α of level 0. Guidance g = ∇ log p(y | x_k) moves E[x₀ | x_k] by (σ²/α)·g, which is
-Tweedie's formula for the score and g together. Where a paper's own step is another, the function says so.
+All start from noise and go down the levels of x_k = α_k·x₀ + σ_k·ε by steps of reverse
+diffusion, whose law is `reversed_law`, and return x/α of level 0. Guidance g = ∇ log
+p(y | x_k) moves E[x₀ | x_k] by (σ²/α)·g, which is Tweedie's formula for the score and g
+together. Where a paper's own step is another, the function says so.
 
-Cost is counted in passes through the network: one for a score, one for each product with its Jacobian.
+Cost is counted in passes through the network: one for a score, one for each product
+with its Jacobian.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ class Problem(NamedTuple):
 
     Attributes:
         prior: a compiled program of noised sites, on the levels that are visited.
-        measure: A, a matrix (M, d) or a function of all sites' numbers, flat and in their order.
+        measure: A, a matrix (M, d) or a function of all sites' numbers, flat and in
+            their order.
         y: what was measured, (M,).
         noise: its standard deviation, a scalar.
     """
@@ -38,10 +42,13 @@ class Problem(NamedTuple):
     noise: Array
 
     def on(self, levels: int) -> Problem:
-        """The same on as many levels of equal steps in log-SNR between the ends of the prior's own."""
+        """The same on as many levels of equal steps in log-SNR between the ends of the
+        prior's own."""
         schedule = self.prior.schedule
         log_snr = np.linspace(*np.asarray(schedule.log_snr, float)[[0, -1]], levels)
-        return self._replace(prior=self.prior.on(cp.Schedule.from_arrays(*schedule.noise_at(log_snr))))
+        return self._replace(
+            prior=self.prior.on(cp.Schedule.from_arrays(*schedule.noise_at(log_snr)))
+        )
 
     @property
     def size(self) -> int:
@@ -53,7 +60,10 @@ class Problem(NamedTuple):
         shapes = {name: site.shape for name, site in self.prior.sites.items()}
         ends = np.cumsum([math.prod(shape) for shape in shapes.values()])[:-1]
         parts = jnp.split(x, ends)
-        return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        return {
+            name: part.reshape(shape)
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
 
     def measured(self, x: Array) -> Array:
         """A(x) of flat numbers (d,)."""
@@ -73,24 +83,32 @@ class Problem(NamedTuple):
 
     def reversed_law(self, x: Array, clean: Array, k: Array) -> tuple[Array, Array]:
         """Mean (d,) and variance, a scalar, of x_{k−1} given x_k and x₀."""
-        (alpha, sigma), (next_alpha, next_sigma) = self.noise_at(k), self.noise_at(k - 1)
+        (alpha, sigma), (next_alpha, next_sigma) = (
+            self.noise_at(k),
+            self.noise_at(k - 1),
+        )
         kept = alpha / next_alpha
         fresh = sigma**2 - (kept * next_sigma) ** 2
         mean = (kept * next_sigma**2 * x + next_alpha * fresh * clean) / sigma**2
         return mean, next_sigma**2 * fresh / sigma**2
 
     def blur(self, k: Array) -> Array:
-        """r² = σ²/(α² + σ²), the variance of x₀ given x_k for data of unit variance, as ΠGDM takes it."""
+        """r² = σ²/(α² + σ²), the variance of x₀ given x_k for data of unit variance, as
+        ΠGDM takes it."""
         alpha, sigma = self.noise_at(k)
         return sigma**2 / (alpha**2 + sigma**2)
 
 
 Method = Callable[[Problem, Array, int, int], Array]
-"""Of a problem, a key, a number n of samples and of passes for each: the samples (n, d)."""
+"""Of a problem, a key, a number n of samples and of passes for each: the samples (n,
+d)."""
 
 
-def independent(step: Callable[[Problem, Array, Array, Array], Array], cost: int) -> Method:
-    """n chains of a step (problem, key, x_k, k) → x_{k−1} that takes ``cost`` passes."""
+def independent(
+    step: Callable[[Problem, Array, Array, Array], Array], cost: int
+) -> Method:
+    """n chains of a step (problem, key, x_k, k) → x_{k−1} that takes ``cost``
+    passes."""
 
     @eqx.filter_jit
     def run(problem: Problem, key: Array, n: int) -> Array:
@@ -102,7 +120,9 @@ def independent(step: Callable[[Problem, Array, Array, Array], Array], cost: int
                 return step(problem, at[0], x, at[1]), None
 
             x = problem.noise_at(top)[1] * jax.random.normal(first, (problem.size,))
-            x, _ = jax.lax.scan(visit, x, (jax.random.split(rest, top), jnp.arange(top, 0, -1)))
+            x, _ = jax.lax.scan(
+                visit, x, (jax.random.split(rest, top), jnp.arange(top, 0, -1))
+            )
             return x / problem.noise_at(0)[0]
 
         return jax.vmap(chain)(jax.random.split(key, n))
@@ -111,8 +131,9 @@ def independent(step: Callable[[Problem, Array, Array, Array], Array], cost: int
 
 
 def dps(scale: float = 1.0) -> Method:
-    """Diffusion posterior sampling (Chung et al. 2023, arXiv 2209.14687): an unguided step, less
-    ζ·∇‖y − A(E[x₀ | x_k])‖, which is their ζ_k = ζ/‖y − A(·)‖ before the gradient of a square."""
+    """Diffusion posterior sampling (Chung et al. 2023, arXiv 2209.14687): an unguided
+    step, less ζ·∇‖y − A(E[x₀ | x_k])‖, which is their ζ_k = ζ/‖y − A(·)‖ before the
+    gradient of a square."""
 
     def step(problem: Problem, key: Array, x: Array, k: Array) -> Array:
         def distance(x: Array) -> tuple[Array, Array]:
@@ -121,12 +142,16 @@ def dps(scale: float = 1.0) -> Method:
 
         slope, clean = jax.grad(distance, has_aux=True)(x)
         mean, variance = problem.reversed_law(x, clean, k)
-        return mean + jnp.sqrt(variance) * jax.random.normal(key, x.shape) - scale * slope
+        return (
+            mean + jnp.sqrt(variance) * jax.random.normal(key, x.shape) - scale * slope
+        )
 
     return independent(step, 2)
 
 
-def _guided(problem: Problem, key: Array, x: Array, k: Array, clean: Array, guidance: Array) -> Array:
+def _guided(
+    problem: Problem, key: Array, x: Array, k: Array, clean: Array, guidance: Array
+) -> Array:
     """A reverse step by the score and g together."""
     alpha, sigma = problem.noise_at(k)
     mean, variance = problem.reversed_law(x, clean + sigma**2 / alpha * guidance, k)
@@ -134,8 +159,9 @@ def _guided(problem: Problem, key: Array, x: Array, k: Array, clean: Array, guid
 
 
 def pseudoinverse_guided() -> Method:
-    """ΠGDM (Song et al. 2023, ICLR): p(y | x_k) ≈ N(y; A·E[x₀ | x_k], r²·A·Aᵀ + noise²). Their own step adds α·r²·g to
-    one of DDIM, whatever its length, which many steps repeat; here g joins the score."""
+    """ΠGDM (Song et al. 2023, ICLR): p(y | x_k) ≈ N(y; A·E[x₀ | x_k], r²·A·Aᵀ +
+    noise²). Their own step adds α·r²·g to one of DDIM, whatever its length, which many
+    steps repeat; here g joins the score."""
 
     def step(problem: Problem, key: Array, x: Array, k: Array) -> Array:
         clean, pull = jax.vjp(lambda x: problem.denoised(x, k), x)
@@ -148,8 +174,9 @@ def pseudoinverse_guided() -> Method:
 
 
 def moments(iterations: int = 3) -> Method:
-    """MMPS (Rozet et al. 2024, arXiv 2405.13712): p(y | x_k) ≈ N(y; A·E[x₀ | x_k], noise² + A·V·Aᵀ) with
-    V = (σ²/α)·∂E[x₀ | x_k]/∂x_k, solved by so many iterations of conjugate gradient, one product each."""
+    """MMPS (Rozet et al. 2024, arXiv 2405.13712): p(y | x_k) ≈ N(y; A·E[x₀ | x_k],
+    noise² + A·V·Aᵀ) with V = (σ²/α)·∂E[x₀ | x_k]/∂x_k, solved by so many iterations of
+    conjugate gradient, one product each."""
 
     def step(problem: Problem, key: Array, x: Array, k: Array) -> Array:
         alpha, sigma = problem.noise_at(k)
@@ -173,7 +200,8 @@ def moments(iterations: int = 3) -> Method:
 
 
 def _resampled(key: Array, log_w: Array) -> tuple[Array, Array]:
-    """Ancestors, and log-weights then: resampled systematically if fewer than half of the particles are effective."""
+    """Ancestors, and log-weights then: resampled systematically if fewer than half of
+    the particles are effective."""
     w, n = jax.nn.softmax(log_w), len(log_w)
     places = (jnp.arange(n) + jax.random.uniform(key)) / n
     drawn = jnp.clip(jnp.searchsorted(jnp.cumsum(w), places), 0, n - 1)
@@ -187,9 +215,11 @@ def _final(key: Array, x: Array, log_w: Array) -> Array:
 
 
 def twisted() -> Method:
-    """TDS (Wu et al. 2023, arXiv 2306.17775): n particles, proposed by the score and ∇ log p̃(y | x_k), weighed by what
-    the proposal and the twisting p̃ are wrong by. As in their inpainting p̃ is widened by the noise of the level, here
-    N(y; A(E[x₀ | x_k]), r²·A·Aᵀ + noise²), with r² alone where A is no matrix; at level 0 it is the likelihood."""
+    """TDS (Wu et al. 2023, arXiv 2306.17775): n particles, proposed by the score and ∇
+    log p̃(y | x_k), weighed by what the proposal and the twisting p̃ are wrong by. As
+    in their inpainting p̃ is widened by the noise of the level, here N(y; A(E[x₀ |
+    x_k]), r²·A·Aᵀ + noise²), with r² alone where A is no matrix; at level 0 it is the
+    likelihood."""
 
     @eqx.filter_jit
     def run(problem: Problem, key: Array, n: int) -> Array:
@@ -198,9 +228,17 @@ def twisted() -> Method:
         def log_twist(x: Array, k: Array) -> tuple[Array, Array]:
             clean = jnp.where(k > 0, problem.denoised(x, k), x / problem.noise_at(0)[0])
             spread = jnp.where(k > 0, problem.blur(k), 0.0)
-            gain = jnp.eye(len(problem.y)) if callable(problem.measure) else problem.measure @ problem.measure.T
-            root = jnp.linalg.cholesky(spread * gain + problem.noise**2 * jnp.eye(len(problem.y)))
-            e = jax.scipy.linalg.solve_triangular(root, problem.y - problem.measured(clean), lower=True)
+            gain = (
+                jnp.eye(len(problem.y))
+                if callable(problem.measure)
+                else problem.measure @ problem.measure.T
+            )
+            root = jnp.linalg.cholesky(
+                spread * gain + problem.noise**2 * jnp.eye(len(problem.y))
+            )
+            e = jax.scipy.linalg.solve_triangular(
+                root, problem.y - problem.measured(clean), lower=True
+            )
             return -0.5 * e @ e - jnp.sum(jnp.log(jnp.diagonal(root))), clean
 
         twist = jax.vmap(jax.value_and_grad(log_twist, has_aux=True), (0, None))
@@ -212,11 +250,15 @@ def twisted() -> Method:
             x, old, clean, slope = x[chosen], old[chosen], clean[chosen], slope[chosen]
             alpha, sigma = problem.noise_at(k)
             plain, variance = jax.vmap(problem.reversed_law, (0, 0, None))(x, clean, k)
-            mean, _ = jax.vmap(problem.reversed_law, (0, 0, None))(x, clean + sigma**2 / alpha * slope, k)
+            mean, _ = jax.vmap(problem.reversed_law, (0, 0, None))(
+                x, clean + sigma**2 / alpha * slope, k
+            )
             e = jax.random.normal(for_noise, x.shape)
             x = mean + jnp.sqrt(variance[0]) * e
             (value, clean), slope = twist(x, k - 1)
-            ratio = -0.5 * jnp.sum((x - plain) ** 2, 1) / variance[0] + 0.5 * jnp.sum(e**2, 1)
+            ratio = -0.5 * jnp.sum((x - plain) ** 2, 1) / variance[0] + 0.5 * jnp.sum(
+                e**2, 1
+            )
             return (x, log_w + ratio + value - old, (value, clean), slope), None
 
         first, rest, last = jax.random.split(key, 3)
@@ -230,9 +272,10 @@ def twisted() -> Method:
 
 
 def filtering() -> Method:
-    """FPS-SMC (Dou and Song 2024, ICLR): y_k = α_k·y + A·(the noise of x_k), drawn once for all n particles; x_{k−1} is
-    drawn from p(x_{k−1} | x_k)·N(y_{k−1}; A·x_{k−1}, (α·noise)²), a Gaussian, and weighed by its normaliser. The noise
-    is that since level 0, so that level 0 meets y itself."""
+    """FPS-SMC (Dou and Song 2024, ICLR): y_k = α_k·y + A·(the noise of x_k), drawn once
+    for all n particles; x_{k−1} is drawn from p(x_{k−1} | x_k)·N(y_{k−1}; A·x_{k−1},
+    (α·noise)²), a Gaussian, and weighed by its normaliser. The noise is that since
+    level 0, so that level 0 meets y itself."""
 
     @eqx.filter_jit
     def run(problem: Problem, key: Array, n: int) -> Array:
@@ -242,27 +285,45 @@ def filtering() -> Method:
 
         def noised(z: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
             key, k = at
-            (alpha, sigma), (next_alpha, next_sigma) = problem.noise_at(k), problem.noise_at(k - 1)
+            (alpha, sigma), (next_alpha, next_sigma) = (
+                problem.noise_at(k),
+                problem.noise_at(k - 1),
+            )
             kept = alpha / next_alpha
             fresh = jnp.sqrt(sigma**2 - (kept * next_sigma) ** 2)
-            return kept * z + fresh * jax.random.normal(key, z.shape), problem.noise_at(k - 1)[0] * problem.y + a @ z
+            return kept * z + fresh * jax.random.normal(key, z.shape), problem.noise_at(
+                k - 1
+            )[0] * problem.y + a @ z
 
-        _, ys = jax.lax.scan(noised, jnp.zeros(problem.size), (jax.random.split(second, top), jnp.arange(1, top + 1)))
+        _, ys = jax.lax.scan(
+            noised,
+            jnp.zeros(problem.size),
+            (jax.random.split(second, top), jnp.arange(1, top + 1)),
+        )
 
-        def visit(carry: tuple[Array, Array], at: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
+        def visit(
+            carry: tuple[Array, Array], at: tuple[Array, Array, Array]
+        ) -> tuple[tuple[Array, Array], None]:
             (x, log_w), (key, k, y) = carry, at
             for_noise, for_ancestors = jax.random.split(key)
             clean = jax.vmap(problem.denoised, (0, None))(x, k)
             mean, variance = jax.vmap(problem.reversed_law, (0, 0, None))(x, clean, k)
             v, s = variance[0], (problem.noise_at(k - 1)[0] * problem.noise) ** 2
             covariance = v * a @ a.T + s * jnp.eye(len(a))
-            e = jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(covariance), (y - mean @ a.T).T, lower=True)
+            e = jax.scipy.linalg.solve_triangular(
+                jnp.linalg.cholesky(covariance), (y - mean @ a.T).T, lower=True
+            )
             chosen, log_w = _resampled(for_ancestors, log_w - 0.5 * jnp.sum(e**2, 0))
             mean = mean[chosen]
             mean = mean + v * jnp.linalg.solve(covariance, (y - mean @ a.T).T).T @ a
             z = jax.random.normal(for_noise, x.shape)
-            narrower = jnp.sqrt(s / (s + v * singular**2)) - 1  # of the standard deviation along each axis of A
-            return (mean + jnp.sqrt(v) * (z + (z @ axes.T * narrower) @ axes), log_w), None
+            narrower = (
+                jnp.sqrt(s / (s + v * singular**2)) - 1
+            )  # of the standard deviation along each axis of A
+            return (
+                mean + jnp.sqrt(v) * (z + (z @ axes.T * narrower) @ axes),
+                log_w,
+            ), None
 
         x = problem.noise_at(top)[1] * jax.random.normal(first, (n, problem.size))
         at = jax.random.split(rest, top), jnp.arange(top, 0, -1), ys[::-1]

@@ -1,7 +1,9 @@
-"""Part (c): do scenes satisfy a formula of captions? AND, OR, and one caption AND NOT another.
+"""Part (c): do scenes satisfy a formula of captions? AND, OR, and one caption AND NOT
+another.
 
-Each formula is made from a true scene, so that it can be satisfied: AND and OR take two of its objects, described by
-colour, shape and place; NOT takes one of them, and a colour or a shape that the scene lacks.
+Each formula is made from a true scene, so that it can be satisfied: AND and OR take two
+of its objects, described by colour, shape and place; NOT takes one of them, and a
+colour or a shape that the scene lacks.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def scene(scenes: Any, formula: str, first: Any, second: Any, strength: float) -
     one, other = scenes.given(caption=first), scenes.given(caption=second)
     said = {
         "AND": lambda: (one / scenes) ** strength * (other / scenes) ** strength,
-        "OR": lambda: (cp.mixture([one, other], log_weights=[0.0, 0.0]) / scenes) ** strength,
+        "OR": lambda: (
+            (cp.mixture([one, other], log_weights=[0.0, 0.0]) / scenes) ** strength
+        ),
         "NOT": lambda: (one / scenes) ** strength / (other / scenes) ** strength,
     }
     return cp.sample("x", scenes * said[formula]())
@@ -55,11 +59,18 @@ def cells(scenes: int) -> Iterator[Cell]:
     for formula in FORMULAS:
         for name in NAMES:
             settings = {"formula": formula, "sampler": name, "w": STRENGTH}
-            yield Cell("captions", settings, functools.partial(measure, formula, name, scenes, STRENGTH))
+            yield Cell(
+                "captions",
+                settings,
+                functools.partial(measure, formula, name, scenes, STRENGTH),
+            )
 
 
-def measure(formula: str, sampler: str, scenes: int, strength: float) -> tuple[dict[str, Any], np.ndarray]:
-    """One cell: as many scenes, each of a formula of its own, the same formulas for every sampler."""
+def measure(
+    formula: str, sampler: str, scenes: int, strength: float
+) -> tuple[dict[str, Any], np.ndarray]:
+    """One cell: as many scenes, each of a formula of its own, the same formulas for
+    every sampler."""
     model, pairs, world = cp.load(MODEL), formulas(formula, scenes), _world()
     densities = (cp.compile(scene, model, formula, *pair, strength) for pair in pairs)
     drawn = draw(densities, samplers("energy")[sampler])
@@ -68,7 +79,9 @@ def measure(formula: str, sampler: str, scenes: int, strength: float) -> tuple[d
     measured = {
         "scenes": scenes,
         "satisfied": share(true),
-        "chance": float(np.mean([holds(formula, *pair, world).mean() for pair in pairs])),
+        "chance": float(
+            np.mean([holds(formula, *pair, world).mean() for pair in pairs])
+        ),
         "seconds_a_scene": round(drawn.seconds, 2),
     }
     return measured, drawn.images[:SHOWN]
@@ -78,25 +91,40 @@ def formulas(formula: str, number: int) -> list[tuple[str, str]]:
     """Pairs of captions, from true scenes of two to five objects."""
     true = jax.device_get(shapes.draw(jax.random.key(FORMULAS_KEY), number, fewest=2))
     rng = np.random.default_rng(FORMULAS_KEY)
-    return [_pair(formula, type(true)(*(field[i] for field in true)), rng) for i in range(number)]
+    return [
+        _pair(formula, type(true)(*(field[i] for field in true)), rng)
+        for i in range(number)
+    ]
 
 
 def _pair(formula: str, one: Any, rng: np.random.Generator) -> tuple[str, str]:
     first = described(one, 0, rng)
     if formula != "NOT":
         return first, described(one, 1, rng)
-    lacking = [f"a {c} object" for i, c in enumerate(shapes.COLOURS) if i not in one.colours[: one.count]]
-    lacking += [f"a {s}" for i, s in enumerate(shapes.SHAPES) if i not in one.shapes[: one.count]]
+    lacking = [
+        f"a {c} object"
+        for i, c in enumerate(shapes.COLOURS)
+        if i not in one.colours[: one.count]
+    ]
+    lacking += [
+        f"a {s}"
+        for i, s in enumerate(shapes.SHAPES)
+        if i not in one.shapes[: one.count]
+    ]
     return first, str(rng.choice(lacking))
 
 
 def described(one: Any, which: int, rng: np.random.Generator) -> str:
     """Colour, shape and a place of an object of a scene."""
     holding = [bool(place) for place in captions.places(one.centres[which])]
-    place = rng.choice([name for name, true in zip(captions.PLACES, holding, strict=True) if true])
+    place = rng.choice(
+        [name for name, true in zip(captions.PLACES, holding, strict=True) if true]
+    )
     return f"a {shapes.COLOURS[one.colours[which]]} {shapes.SHAPES[one.shapes[which]]} {place}"
 
 
 @functools.cache
 def _world() -> Any:
-    return jax.device_get(jax.jit(lambda key: shapes.draw(key, WORLD))(jax.random.key(FORMULAS_KEY + 1)))
+    return jax.device_get(
+        jax.jit(lambda key: shapes.draw(key, WORLD))(jax.random.key(FORMULAS_KEY + 1))
+    )

@@ -1,4 +1,5 @@
-"""Cells of a table that are run one by one and kept, and intervals for the shares in them."""
+"""Cells of a table that are run one by one and kept, and intervals for the shares in
+them."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class Cell:
 
     Attributes:
         part: what it belongs to: ``"placed"``, ``"guided"`` or ``"mixed"``.
-        settings: what tells it from others of its part, in the order of the table's columns.
+        settings: what tells it from others of its part, in the order of the table's
+            columns.
         run: gives what was measured, ready for JSON, and some of the images.
     """
 
@@ -29,7 +31,9 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return " ".join([self.part, *(f"{key}={value}" for key, value in self.settings.items())])
+        return " ".join(
+            [self.part, *(f"{key}={value}" for key, value in self.settings.items())]
+        )
 
 
 class Kept:
@@ -41,7 +45,11 @@ class Kept:
     @property
     def cells(self) -> dict[str, dict[str, Any]]:
         """What is in the file now, by name: other processes may add to it."""
-        return json.loads(self.file.read_text(encoding="utf-8"))["cells"] if self.file.exists() else {}
+        return (
+            json.loads(self.file.read_text(encoding="utf-8"))["cells"]
+            if self.file.exists()
+            else {}
+        )
 
     def __contains__(self, cell: Cell) -> bool:
         return cell.name in self.cells
@@ -52,18 +60,26 @@ class Kept:
         cells = self.cells | {cell.name: found}
         self.folder.mkdir(parents=True, exist_ok=True)
         np.save(self.images_of(cell.name), np.asarray(images, np.float16))
-        self.file.write_text(json.dumps({"cells": cells}, indent=1) + "\n", encoding="utf-8")
+        self.file.write_text(
+            json.dumps({"cells": cells}, indent=1) + "\n", encoding="utf-8"
+        )
 
     def images_of(self, name: str) -> Path:
         """Where some images of a cell lie."""
-        return self.folder / ("".join(c if c.isalnum() or c in "-." else "_" for c in name) + ".npy")
+        return self.folder / (
+            "".join(c if c.isalnum() or c in "-." else "_" for c in name) + ".npy"
+        )
 
 
 def share(successes: Any) -> dict[str, Any]:
-    """A share with its exact (Clopper–Pearson) 95 % interval, from one truth value for each independent trial."""
+    """A share with its exact (Clopper–Pearson) 95 % interval, from one truth value for
+    each independent trial."""
     successes = np.asarray(successes, bool).ravel()
     interval = stats.binomtest(int(successes.sum()), len(successes)).proportion_ci()
-    return {"share": float(successes.mean()), "interval": [float(interval.low), float(interval.high)]}
+    return {
+        "share": float(successes.mean()),
+        "interval": [float(interval.low), float(interval.high)],
+    }
 
 
 def as_text(found: dict[str, Any]) -> str:

@@ -36,7 +36,13 @@ def draw(densities: Iterable[Any], sampler: Any, chains: int = 1) -> Drawn:
     images: list[np.ndarray] = []
     acceptance, evaluations, start = [], 0, time.monotonic()
     for i, density in enumerate(densities):
-        run = cp.infer(density, jax.random.key(i), num_chains=chains, sampler=sampler, progress=False)
+        run = cp.infer(
+            density,
+            jax.random.key(i),
+            num_chains=chains,
+            sampler=sampler,
+            progress=False,
+        )
         images.append(run.unweighted()["x"][0])
         acceptance.append(run.acceptance)
         evaluations = run.evaluations
@@ -45,4 +51,9 @@ def draw(densities: Iterable[Any], sampler: Any, chains: int = 1) -> Drawn:
     seconds = (time.monotonic() - start) / max(1, len(images) - 1)
     accepted = np.asarray(acceptance, float)
     tested = accepted[np.isfinite(accepted)]
-    return Drawn(np.stack(images), float(tested.mean()) if tested.size else None, evaluations, seconds)
+    return Drawn(
+        np.stack(images),
+        float(tested.mean()) if tested.size else None,
+        evaluations,
+        seconds,
+    )

@@ -1,4 +1,5 @@
-"""Part (a): are all objects where they were asked for? p(x)·Πᵢ (p(x | placeᵢ)/p(x))^w for places of true scenes."""
+"""Part (a): are all objects where they were asked for? p(x)·Πᵢ (p(x | placeᵢ)/p(x))^w
+for places of true scenes."""
 
 from __future__ import annotations
 
@@ -22,13 +23,16 @@ PLACES_KEY = 5
 MOST = 5
 SHOWN = 8
 CHAINS = {"SMC": 8}
-"""Chains of one scene where it is not one; one of them is judged, drawn by its weight."""
+"""Chains of one scene where it is not one; one of them is judged, drawn by its
+weight."""
 DEFAULT = "default"
-"""What `cp.infer` chooses for few chains, for the most objects only. Its chains are independent: one of them tells."""
+"""What `cp.infer` chooses for few chains, for the most objects only. Its chains are
+independent: one of them tells."""
 STEPS = 1
 """Kernel steps at a level, after the reverse step."""
 LANGEVIN, LEAPFROG = 0.08, 0.2
-"""Steps in units of σ² and of σ, at which MALA and HMC accept 0.6 to 0.9 of the moves."""
+"""Steps in units of σ² and of σ, at which MALA and HMC accept 0.6 to 0.9 of the
+moves."""
 
 
 def langevin(schedule: Any) -> Any:
@@ -40,8 +44,9 @@ def leapfrog(schedule: Any) -> Any:
 
 
 def samplers(form: str) -> dict[str, Any]:
-    """The samplers, for the energy; or for the score alone those to which an energy makes a difference: MALA and HMC
-    integrate the score along a move, and SMC makes none between its reverse steps."""
+    """The samplers, for the energy; or for the score alone those to which an energy
+    makes a difference: MALA and HMC integrate the score along a move, and SMC makes
+    none between its reverse steps."""
     test = {} if form == "energy" else {"log_ratio": cp.LineIntegral(3, rule="simpson")}
     moves = cp.MALA(langevin) if form == "energy" else None
 
@@ -53,7 +58,11 @@ def samplers(form: str) -> dict[str, Any]:
         "HMC": annealed(cp.HMC(leapfrog, 3, **test)),
         "SMC": cp.SMC(moves, step=cp.ReverseStep(order=1)),
     }
-    untested = {"reverse": cp.Ancestral(), "ULA": annealed(cp.ULA(langevin)), "U-HMC": annealed(cp.UHMC(leapfrog, 3))}
+    untested = {
+        "reverse": cp.Ancestral(),
+        "ULA": annealed(cp.ULA(langevin)),
+        "U-HMC": annealed(cp.UHMC(leapfrog, 3)),
+    }
     return untested | tested | {DEFAULT: None} if form == "energy" else tested
 
 
@@ -69,12 +78,17 @@ class Score(eqx.Module):
     energy: Any
 
     def __call__(self, x: Any, t: Any, position: Any) -> Any:
-        noise = Noise(jnp.zeros((), int), jnp.sqrt(jax.nn.sigmoid(t)), jnp.sqrt(jax.nn.sigmoid(-t)))
+        noise = Noise(
+            jnp.zeros((), int),
+            jnp.sqrt(jax.nn.sigmoid(t)),
+            jnp.sqrt(jax.nn.sigmoid(-t)),
+        )
         return self.energy.evaluate(x, noise, {"position": position})[1]
 
 
 def score_of(model: Any) -> Any:
-    """The same scores without their energy: what differs is how a move is tested, and nothing else."""
+    """The same scores without their energy: what differs is how a move is tested, and
+    nothing else."""
     return cp.Diffusion(
         Score(model),
         model.schedule,
@@ -97,11 +111,23 @@ def cells(scenes: int, strength: float) -> Iterator[Cell]:
             for name in samplers(form):
                 if name == DEFAULT and objects < MOST:
                     continue
-                settings = {"objects": objects, "form": form, "sampler": name, "w": strength}
+                settings = {
+                    "objects": objects,
+                    "form": form,
+                    "sampler": name,
+                    "w": strength,
+                }
 
                 def run(objects=objects, form=form, of=of, name=name) -> Any:
                     chains = CHAINS.get(name, 1)
-                    return measure(of(cp.load(MODEL)), objects, samplers(form)[name], chains, scenes, strength)
+                    return measure(
+                        of(cp.load(MODEL)),
+                        objects,
+                        samplers(form)[name],
+                        chains,
+                        scenes,
+                        strength,
+                    )
 
                 yield Cell("placed", settings, run)
 
@@ -109,10 +135,15 @@ def cells(scenes: int, strength: float) -> Iterator[Cell]:
 def measure(
     model: Any, objects: int, sampler: Any, chains: int, scenes: int, strength: float
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """One cell: as many scenes, each with places of its own, the same places for every sampler."""
-    true = jax.jit(lambda key: shapes.draw(key, scenes, fewest=objects, most=objects))(jax.random.key(PLACES_KEY))
+    """One cell: as many scenes, each with places of its own, the same places for every
+    sampler."""
+    true = jax.jit(lambda key: shapes.draw(key, scenes, fewest=objects, most=objects))(
+        jax.random.key(PLACES_KEY)
+    )
     places = np.asarray(true.centres)[:, :objects]
-    drawn = draw((cp.compile(scene, model, asked, strength) for asked in places), sampler, chains)
+    drawn = draw(
+        (cp.compile(scene, model, asked, strength) for asked in places), sampler, chains
+    )
     found = detector.detect(drawn.images)
     near = detector.placed(found, places)
     measured = {

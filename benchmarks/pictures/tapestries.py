@@ -1,7 +1,9 @@
-"""Part (d): canvases of 96×96 pixels under 16 windows, each with a caption of its own: is it true, and are there seams?
+"""Part (d): canvases of 96×96 pixels under 16 windows, each with a caption of its own:
+is it true, and are there seams?
 
-Windows start at 0, 21, 43 and 64 along either axis, so that neighbours overlap by 10 or 11 pixels. `counted` tells how
-they make a canvas: "once" (`cp.tapestry`) or "as often as seen" (their plain product).
+Windows start at 0, 21, 43 and 64 along either axis, so that neighbours overlap by 10 or
+11 pixels. `counted` tells how they make a canvas: "once" (`cp.tapestry`) or "as often
+as seen" (their plain product).
 """
 
 from __future__ import annotations
@@ -47,7 +49,10 @@ SAMPLERS = {
 @cp.program
 def canvas(scenes: Any, said: list[str], strength: float, combine: Any) -> Any:
     shown = [cp.guide(scenes, strength, caption=caption) for caption in said]
-    windows = [cp.window(factor, CANVAS, offset) for factor, offset in zip(shown, OFFSETS, strict=True)]
+    windows = [
+        cp.window(factor, CANVAS, offset)
+        for factor, offset in zip(shown, OFFSETS, strict=True)
+    ]
     return cp.sample("x", combine(*windows))
 
 
@@ -58,16 +63,27 @@ def cells(canvases: int) -> Iterator[Cell]:
     for counted in COUNTED:
         for name in SAMPLERS:
             settings = {"counted": counted, "sampler": name, "w": STRENGTH}
-            yield Cell("tapestry", settings, functools.partial(measure, counted, name, canvases, STRENGTH))
+            yield Cell(
+                "tapestry",
+                settings,
+                functools.partial(measure, counted, name, canvases, STRENGTH),
+            )
 
 
-def measure(counted: str, sampler: str, canvases: int, strength: float) -> tuple[dict[str, Any], np.ndarray]:
+def measure(
+    counted: str, sampler: str, canvases: int, strength: float
+) -> tuple[dict[str, Any], np.ndarray]:
     """One cell: as many canvases, the same captions for every sampler."""
     model, rng = cp.load(MODEL), np.random.default_rng(9)
     said = [[_caption(rng) for _ in OFFSETS] for _ in range(canvases)]
     combine = COUNTED[counted]
-    drawn = draw((cp.compile(canvas, model, ours, strength, combine) for ours in said), SAMPLERS[sampler])
-    shown = np.stack([image[y : y + 32, x : x + 32] for image in drawn.images for y, x in OFFSETS])
+    drawn = draw(
+        (cp.compile(canvas, model, ours, strength, combine) for ours in said),
+        SAMPLERS[sampler],
+    )
+    shown = np.stack(
+        [image[y : y + 32, x : x + 32] for image in drawn.images for y, x in OFFSETS]
+    )
     found = detector.detect(shown)
     asked = [caption for ours in said for caption in ours]
     true = [captions.true_of(caption, found)[i] for i, caption in enumerate(asked)]
@@ -82,18 +98,22 @@ def measure(counted: str, sampler: str, canvases: int, strength: float) -> tuple
 
 
 def seam(images: np.ndarray) -> float:
-    """How much more neighbouring pixels of background differ across a window's border than elsewhere: the ratio of
-    root mean squares, 1 without seams."""
+    """How much more neighbouring pixels of background differ across a window's border
+    than elsewhere: the ratio of root mean squares, 1 without seams."""
     across, elsewhere = [], []
     dark = (np.abs(images) < BACKGROUND).all(-1)
     borders = {s for start in STARTS for s in (start, start + 32)} - {0, CANVAS[0]}
     for axis in (1, 2):
         step = np.diff(images, axis=axis)
-        both = np.minimum(*(np.take(dark, range(i, dark.shape[axis] - 1 + i), axis) for i in (0, 1)))
+        both = np.minimum(
+            *(np.take(dark, range(i, dark.shape[axis] - 1 + i), axis) for i in (0, 1))
+        )
         for i in range(step.shape[axis]):
             squares = np.take(step, i, axis)[np.take(both, i, axis)] ** 2
             (across if i + 1 in borders else elsewhere).append(squares.ravel())
-    return float(np.sqrt(np.concatenate(across).mean() / np.concatenate(elsewhere).mean()))
+    return float(
+        np.sqrt(np.concatenate(across).mean() / np.concatenate(elsewhere).mean())
+    )
 
 
 def _caption(rng: np.random.Generator) -> str:

@@ -1,4 +1,5 @@
-"""Captions, without sampling: does a true caption of a noised scene fit better than one that is wrong in one word?"""
+"""Captions, without sampling: does a true caption of a noised scene fit better than one
+that is wrong in one word?"""
 
 from __future__ import annotations
 
@@ -39,32 +40,51 @@ def cells() -> Iterator[Cell]:
 
 
 def measure(wrong: str) -> tuple[dict[str, Any], np.ndarray]:
-    """One cell: at each log-SNR the share of scenes whose true caption has the larger log-density."""
-    true = jax.device_get(jax.jit(lambda key: shapes.draw(key, SCENES))(jax.random.key(KEY)))
+    """One cell: at each log-SNR the share of scenes whose true caption has the larger
+    log-density."""
+    true = jax.device_get(
+        jax.jit(lambda key: shapes.draw(key, SCENES))(jax.random.key(KEY))
+    )
     pairs, kept = [], []
     for i in range(SCENES):
         one = type(true)(*(field[i : i + 1] for field in true))
         words = _words(one)
         if wrong == ALIKE and words[1] not in OTHER:
             continue
-        pair = tuple(" ".join(("a", *each)) for each in (words, _replaced(words, wrong)))
-        if not captions.true_of(pair[1], one)[0]:  # another object may make the wrong caption true
+        pair = tuple(
+            " ".join(("a", *each)) for each in (words, _replaced(words, wrong))
+        )
+        if not captions.true_of(pair[1], one)[
+            0
+        ]:  # another object may make the wrong caption true
             pairs.append([captions.tokens(caption) for caption in pair])
             kept.append(i)
     model: Any = cp.load(MODEL)
-    images, noise = true.images[kept], jax.random.normal(jax.random.key(KEY + 1), true.images[kept].shape)
+    images, noise = (
+        true.images[kept],
+        jax.random.normal(jax.random.key(KEY + 1), true.images[kept].shape),
+    )
 
     @jax.jit
     def better(log_snr: Any) -> Any:
-        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        alpha, sigma = (
+            jnp.sqrt(jax.nn.sigmoid(log_snr)),
+            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
+        )
 
         def one(event: Any) -> Any:
             clean, normal, pair = event
-            fit = jax.vmap(lambda caption: model.network(alpha * clean + sigma * normal, log_snr, caption=caption)[1])
+            fit = jax.vmap(
+                lambda caption: model.network(
+                    alpha * clean + sigma * normal, log_snr, caption=caption
+                )[1]
+            )
             right, other = fit(pair)
             return right > other
 
-        return jax.lax.map(one, (images, noise, jnp.asarray(np.array(pairs))), batch_size=50)
+        return jax.lax.map(
+            one, (images, noise, jnp.asarray(np.array(pairs))), batch_size=50
+        )
 
     found = {f"{log_snr:g}": share(better(jnp.float32(log_snr))) for log_snr in LOG_SNR}
     return {"scenes": len(kept), "by_log_snr": found}, images[:0]
@@ -72,12 +92,19 @@ def measure(wrong: str) -> tuple[dict[str, Any], np.ndarray]:
 
 def _words(one: Any) -> tuple[str, str, str]:
     """Colour, shape and place of a scene's first object."""
-    place = next(name for name, true in zip(captions.PLACES, captions.places(one.centres[0, 0]), strict=True) if true)
+    place = next(
+        name
+        for name, true in zip(
+            captions.PLACES, captions.places(one.centres[0, 0]), strict=True
+        )
+        if true
+    )
     return shapes.COLOURS[one.colours[0, 0]], shapes.SHAPES[one.shapes[0, 0]], place
 
 
 def _replaced(words: tuple[str, str, str], wrong: str) -> tuple[str, str, str]:
-    """The words with the next colour, the next shape, the other of circle and square, or the opposite place."""
+    """The words with the next colour, the next shape, the other of circle and square,
+    or the opposite place."""
     colour, shape, place = words
     if wrong == ALIKE:
         return colour, OTHER[shape], place

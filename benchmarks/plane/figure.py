@@ -22,7 +22,11 @@ SHOWN = (
 """Columns: sampler and levels."""
 
 
-def draw(samples: dict[tuple[str, str, str], np.ndarray], judged: dict[tuple[str, str, str], Any], path: Path) -> None:
+def draw(
+    samples: dict[tuple[str, str, str], np.ndarray],
+    judged: dict[tuple[str, str, str], Any],
+    path: Path,
+) -> None:
     """One row a task, one column a sampler, over the energy models.
 
     Args:
@@ -32,13 +36,20 @@ def draw(samples: dict[tuple[str, str, str], np.ndarray], judged: dict[tuple[str
     """
     tasks = [name for name in TASKS if any(key[0] == name for key in samples)]
     figure, axes = plt.subplots(
-        len(tasks), 1 + len(SHOWN), figsize=(2 * (1 + len(SHOWN)), 2.25 * len(tasks)), squeeze=False
+        len(tasks),
+        1 + len(SHOWN),
+        figsize=(2 * (1 + len(SHOWN)), 2.25 * len(tasks)),
+        squeeze=False,
     )
     for line, name in zip(axes, tasks, strict=True):
         law, width = truth(name), TASKS[name].half_width
         image = law.mass.reshape(POINTS, POINTS)[::5, ::5].T
-        line[0].imshow(image, origin="lower", extent=(-width, width, -width, width), cmap="Greys")
-        line[0].set_ylabel(TASKS[name].title.replace(": ", ":\n").replace(" × ", "\n× "), fontsize=8)
+        line[0].imshow(
+            image, origin="lower", extent=(-width, width, -width, width), cmap="Greys"
+        )
+        line[0].set_ylabel(
+            TASKS[name].title.replace(": ", ":\n").replace(" × ", "\n× "), fontsize=8
+        )
         for axis, column in zip(line[1:], SHOWN, strict=True):
             x = samples.get((name, *column))
             if x is None:
@@ -47,7 +58,11 @@ def draw(samples: dict[tuple[str, str, str], np.ndarray], judged: dict[tuple[str
             axis.scatter(*x.T, s=1, lw=0, color="tab:blue")
             row = judged[name, *column]
             axis.text(
-                0.03, 0.02, f"TV {row.tv:.3f}, log p {row.log_likelihood:.2f}", transform=axis.transAxes, fontsize=6
+                0.03,
+                0.02,
+                f"TV {row.tv:.3f}, log p {row.log_likelihood:.2f}",
+                transform=axis.transAxes,
+                fontsize=6,
             )
             axis.set(xlim=(-width, width), ylim=(-width, width), aspect="equal")
         for axis in line:

@@ -17,15 +17,18 @@ from plane.samplers import Row
 from plane.tasks import Task, truth
 
 HELD_OUT, BUDGET, MOST = 48, 4000, 32
-"""Exact draws whose RAISE log-likelihood is estimated, evaluations that each may cost, and most chains from each."""
+"""Exact draws whose RAISE log-likelihood is estimated, evaluations that each may cost,
+and most chains from each."""
 
 
 @dataclasses.dataclass
 class Judged:
-    """What one row came to; errors are in nats of mean log p and in total variation of the modes' shares.
+    """What one row came to; errors are in nats of mean log p and in total variation of
+    the modes' shares.
 
-    The sampler's error is that of the same run with exact noised factors; the models' error is the rest. ``seconds``
-    are those of the run without compilation, ``wall`` all that the row took, judging included.
+    The sampler's error is that of the same run with exact noised factors; the models'
+    error is the rest. ``seconds`` are those of the run without compilation, ``wall``
+    all that the row took, judging included.
     """
 
     task: str
@@ -98,7 +101,8 @@ def judge(
         task, kind, row, retraining: what to run.
         num_chains: number of chains, and of exact draws that they are compared with.
         exact: what the same run with exact factors came to; None if this is that run.
-        raised: whether to estimate the RAISE log-likelihood, which costs up to HELD_OUT·BUDGET evaluations.
+        raised: whether to estimate the RAISE log-likelihood, which costs up to
+            HELD_OUT·BUDGET evaluations.
 
     Returns:
         The row and its samples.
@@ -107,17 +111,27 @@ def judge(
     density = task.compile(kind, row.schedule(task), retraining)
     key = jax.random.fold_in(jax.random.key(0), retraining)
     with COMPILATIONS.apart() as seconds:
-        result = cp.infer(density, key, num_chains=num_chains, sampler=row.make(), progress=False)
+        result = cp.infer(
+            density, key, num_chains=num_chains, sampler=row.make(), progress=False
+        )
     samples = np.asarray(result["x"], np.float64)
     found = law.judge(samples, law.draw(jax.random.key(1), num_chains))
     raise_mean = raise_error = None
     if raised:
-        raise_mean, raise_error = _raise(density, row, result, law.draw(jax.random.key(2), HELD_OUT))
+        raise_mean, raise_error = _raise(
+            density, row, result, law.draw(jax.random.key(2), HELD_OUT)
+        )
     sampler_error = score_error = None
     if exact is not None:
-        draws = law.judge(law.draw(jax.random.key(3), num_chains), law.draw(jax.random.key(1), num_chains))
+        draws = law.judge(
+            law.draw(jax.random.key(3), num_chains),
+            law.draw(jax.random.key(1), num_chains),
+        )
         sampler_error = (draws["log_likelihood"] - exact["log_likelihood"], exact["tv"])
-        score_error = (exact["log_likelihood"] - found["log_likelihood"], found["tv"] - exact["tv"])
+        score_error = (
+            exact["log_likelihood"] - found["log_likelihood"],
+            found["tv"] - exact["tv"],
+        )
     visited = np.isfinite(result.acceptance)
     judged = Judged(
         task=task.name,
@@ -129,7 +143,9 @@ def judge(
         **found,
         raise_log_likelihood=raise_mean,
         raise_standard_error=raise_error,
-        acceptance=float(result.acceptance[visited].mean()) if visited.any() else float("nan"),
+        acceptance=float(result.acceptance[visited].mean())
+        if visited.any()
+        else float("nan"),
         quadrature_error=_mean(result.levels["quadrature_error"]),
         evaluations=result.evaluations,
         seconds=seconds[0],
@@ -143,8 +159,11 @@ def judge(
     return judged, samples
 
 
-def _raise(density: Any, row: Row, result: Any, points: np.ndarray) -> tuple[float, float]:
-    """RAISE log-likelihood of points under the run's sampler at the run's step sizes, and its standard error."""
+def _raise(
+    density: Any, row: Row, result: Any, points: np.ndarray
+) -> tuple[float, float]:
+    """RAISE log-likelihood of points under the run's sampler at the run's step sizes,
+    and its standard error."""
     found = cp.metrics.raise_log_likelihood(
         density,
         {"x": points},

@@ -1,9 +1,12 @@
-"""CompLift's nine compositions in the plane, of exact noised factors or any others, their targets, and their judges.
+"""CompLift's nine compositions in the plane, of exact noised factors or any others,
+their targets, and their judges.
 
-Setup and judges are those of Yu and Gao 2025 (arXiv 2505.13740, code `rainorangelemon/complift-2d-and-clevr`): three
-products, three mixtures and three negations of boxes, circles and Gaussians, of which one product and one negation are
-empty. What divides is a box with a tenth of N(0, I) beside it: where both parts of a quotient of boxes have nothing,
-the edges that they have by level 0's noise would be all there is.
+Setup and judges are those of Yu and Gao 2025 (arXiv 2505.13740, code
+`rainorangelemon/complift-2d-and-clevr`): three products, three mixtures and three
+negations of boxes, circles and Gaussians, of which one product and one negation are
+empty. What divides is a box with a tenth of N(0, I) beside it: where both parts of a
+quotient of boxes have nothing, the edges that they have by level 0's noise would be all
+there is.
 """
 
 from __future__ import annotations
@@ -27,25 +30,39 @@ Named = Callable[[str], cp.Factor]
 DEVIATION = 0.03
 """Of each Gaussian."""
 RADIUS, WIDTH = 0.1, 3 * DEVIATION
-"""How far from an intersection or a circle, and from a Gaussian's centre along each axis, a sample counts as right."""
+"""How far from an intersection or a circle, and from a Gaussian's centre along each
+axis, a sample counts as right."""
 NEGATED = 0.5
 """The power of what is negated: their temperature."""
-EIGHT = 0.5 * np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], 1)
+EIGHT = 0.5 * np.stack(
+    [np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], 1
+)
 SIX = [np.array([[x, 0.5], [x, 0.0], [x, -0.5]]) for x in (-0.25, 0.25)]
 TWO = np.array([[0.0, 0.5], [0.0, -0.5]])
 MEETING = np.array([[0.0, 0.5], [0.0, -0.5]]) * np.sqrt(3)
 LEFT, RIGHT = ([-1.0, -1.0], [-0.5, 1.0]), ([0.5, -1.0], [1.0, 1.0])
-WHOLE, INNER, STRIP, BAR = (([-x, -y], [x, y]) for x, y in ((1.0, 1.0), (0.5, 0.5), (0.5, 2.0), (0.1, 1.0)))
-BOXES = {"left": LEFT, "right": RIGHT, "whole": WHOLE, "inner": INNER, "strip": STRIP, "bar": BAR}
+WHOLE, INNER, STRIP, BAR = (
+    ([-x, -y], [x, y]) for x, y in ((1.0, 1.0), (0.5, 0.5), (0.5, 2.0), (0.1, 1.0))
+)
+BOXES = {
+    "left": LEFT,
+    "right": RIGHT,
+    "whole": WHOLE,
+    "inner": INNER,
+    "strip": STRIP,
+    "bar": BAR,
+}
 GAUSSIANS = {"eight": EIGHT, "left three": SIX[0], "right three": SIX[1]}
 CIRCLES = {"left circle": [-0.5, 0.0], "right circle": [0.5, 0.0]}
 LAWS = (*BOXES, *GAUSSIANS, *CIRCLES)
-"""What compositions are made of: uniform on boxes, equally many of each Gaussian, uniform on circles of radius 1."""
+"""What compositions are made of: uniform on boxes, equally many of each Gaussian,
+uniform on circles of radius 1."""
 
 
 class Circle(LeafFactor):
-    """The uniform law on a circle of radius 1, noised exactly: with m = α and r the distance from its centre α·c,
-    f = exp(−(r − m)²/(2σ²))·e⁻ᶻI₀(z)/(2πσ²), z = r·m/σ²."""
+    """The uniform law on a circle of radius 1, noised exactly: with m = α and r the
+    distance from its centre α·c, f = exp(−(r − m)²/(2σ²))·e⁻ᶻI₀(z)/(2πσ²), z =
+    r·m/σ²."""
 
     centre: Any
     schedule: cp.Schedule
@@ -61,11 +78,17 @@ class Circle(LeafFactor):
     def traits(self) -> Traits:
         return Traits(Traits.EXACT, "any")
 
-    def evaluate(self, x: Array, noise: Any, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
+    def evaluate(
+        self, x: Array, noise: Any, conditions: Mapping[str, Array]
+    ) -> tuple[Array | None, Array]:
         def log_density(x: Array) -> Array:
             r = jnp.sqrt(jnp.sum((x - noise.alpha * self.centre) ** 2) + 1e-12)
             scaled = jnp.log(jax.scipy.special.i0e(r * noise.alpha / noise.sigma**2))
-            return scaled - (r - noise.alpha) ** 2 / (2 * noise.sigma**2) - jnp.log(2 * jnp.pi * noise.sigma**2)
+            return (
+                scaled
+                - (r - noise.alpha) ** 2 / (2 * noise.sigma**2)
+                - jnp.log(2 * jnp.pi * noise.sigma**2)
+            )
 
         return jax.value_and_grad(log_density)(x)
 
@@ -78,7 +101,9 @@ def exact(schedule: cp.Schedule) -> Named:
             return Circle(CIRCLES[name], schedule, name)
         if name in BOXES:
             low, high = (jnp.array(corner) for corner in BOXES[name])
-            return cp.Analytic(dist.Uniform(low, high).to_event(1), schedule, label=name)
+            return cp.Analytic(
+                dist.Uniform(low, high).to_event(1), schedule, label=name
+            )
         centres = jnp.asarray(GAUSSIANS[name])
         shares = dist.Categorical(jnp.full(len(centres), 1 / len(centres)))
         parts = dist.Normal(centres, DEVIATION).to_event(1)
@@ -88,7 +113,9 @@ def exact(schedule: cp.Schedule) -> Named:
 
 
 def bounded(f: cp.Factor) -> cp.Factor:
-    wide = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), f.schedule, label="floor")
+    wide = cp.Analytic(
+        dist.Normal(jnp.zeros(2), 1.0).to_event(1), f.schedule, label="floor"
+    )
     return cp.mixture([f, wide], weights=[0.9, 0.1])
 
 
@@ -98,7 +125,8 @@ def inside(x: np.ndarray, corners: Any) -> np.ndarray:
 
 
 def near(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Which samples lie in the square of three standard deviations around one of the centres."""
+    """Which samples lie in the square of three standard deviations around one of the
+    centres."""
     return np.any([inside(x, (c - WIDTH, c + WIDTH)) for c in centres], axis=0)
 
 
@@ -108,7 +136,10 @@ def ring(rng: np.random.Generator, n: int, x: float) -> np.ndarray:
 
 
 def scattered(rng: np.random.Generator, n: int, centres: np.ndarray) -> np.ndarray:
-    return np.asarray(centres[rng.integers(len(centres), size=n)] + DEVIATION * rng.normal(size=(n, 2)))
+    return np.asarray(
+        centres[rng.integers(len(centres), size=n)]
+        + DEVIATION * rng.normal(size=(n, 2))
+    )
 
 
 def uniform(rng: np.random.Generator, n: int, *boxes: Any) -> np.ndarray:
@@ -147,8 +178,12 @@ class Scenario:
 
 
 def on_circles(x: np.ndarray) -> np.ndarray:
-    """Their judge leaves out the absolute value, and counts all that lies inside of a circle."""
-    return np.any([np.abs(np.hypot(x[:, 0] - c, x[:, 1]) - 1) <= RADIUS for c in (-0.5, 0.5)], axis=0)
+    """Their judge leaves out the absolute value, and counts all that lies inside of a
+    circle."""
+    return np.any(
+        [np.abs(np.hypot(x[:, 0] - c, x[:, 1]) - 1) <= RADIUS for c in (-0.5, 0.5)],
+        axis=0,
+    )
 
 
 NINE = {
@@ -164,7 +199,9 @@ NINE = {
         lambda x: np.linalg.norm(x[:, None] - MEETING, axis=-1).min(1) <= RADIUS,
         lambda rng, n: MEETING[rng.integers(2, size=n)],
     ),
-    "product c": Scenario("box × box, disjoint: empty", lambda f: f("left") * f("right")),
+    "product c": Scenario(
+        "box × box, disjoint: empty", lambda f: f("left") * f("right")
+    ),
     "summation a": Scenario(
         "3 Gaussians or 3 Gaussians",
         lambda f: cp.mixture([f("left three"), f("right three")]),
@@ -181,7 +218,9 @@ NINE = {
         "circle or circle",
         lambda f: cp.mixture([f("left circle"), f("right circle")]),
         on_circles,
-        lambda rng, n: np.concatenate([ring(rng, n // 2, -0.5), ring(rng, n - n // 2, 0.5)]),
+        lambda rng, n: np.concatenate(
+            [ring(rng, n // 2, -0.5), ring(rng, n - n // 2, 0.5)]
+        ),
     ),
     "negation a": Scenario(
         "box, not the box inside",
@@ -195,7 +234,10 @@ NINE = {
         lambda x: inside(x, LEFT) | inside(x, RIGHT),
         lambda rng, n: uniform(rng, n, LEFT, RIGHT),
     ),
-    "negation c": Scenario("box, not the box around it: empty", lambda f: f("inner") / bounded(f("whole")) ** NEGATED),
+    "negation c": Scenario(
+        "box, not the box around it: empty",
+        lambda f: f("inner") / bounded(f("whole")) ** NEGATED,
+    ),
 }
 
 

@@ -61,15 +61,24 @@ class Task:
     kinds: tuple[str, ...] = ("energy", "score")
 
     def factors(self, kind: str, retraining: int = 0) -> list[Any]:
-        """The factors to compose: ``"exact"``, or the models, ``"energy"`` or ``"score"``."""
+        """The factors to compose: ``"exact"``, or the models, ``"energy"`` or
+        ``"score"``."""
         if kind == "exact":
-            return [cp.Analytic(model_zoo.reference(name), CLEAN, label=f"exact {name}") for name in self.models]
+            return [
+                cp.Analytic(model_zoo.reference(name), CLEAN, label=f"exact {name}")
+                for name in self.models
+            ]
         suffix = "-score" if kind == "score" else ""
-        return [cp.load(name + suffix, **({"retraining": retraining} if retraining else {})) for name in self.models]
+        return [
+            cp.load(name + suffix, **({"retraining": retraining} if retraining else {}))
+            for name in self.models
+        ]
 
     def compile(self, kind: str, schedule: cp.Schedule, retraining: int = 0) -> Any:
         """The task's annealed density."""
-        return cp.compile(self.program, *self.factors(kind, retraining), schedule=schedule)
+        return cp.compile(
+            self.program, *self.factors(kind, retraining), schedule=schedule
+        )
 
 
 @cache
@@ -92,7 +101,14 @@ TASKS = {
             finest=11.0,
             retrainings=5,
         ),
-        Task("product", "Product: ring (sd 0.075) × bar", product, ("ring2d", "bar2d"), 1.1, RING),
+        Task(
+            "product",
+            "Product: ring (sd 0.075) × bar",
+            product,
+            ("ring2d", "bar2d"),
+            1.1,
+            RING,
+        ),
         Task(
             "mixture",
             "Mixture: 0.3 left bar + 0.7 right bar",
@@ -102,6 +118,13 @@ TASKS = {
             np.array([[-0.5, 0.0], [0.5, 0.0]]),
             kinds=("energy",),
         ),
-        Task("negation", "Negation: box^1.3 / inner box^0.3", negation, ("box2d", "softbox2d"), 0.8, NINE),
+        Task(
+            "negation",
+            "Negation: box^1.3 / inner box^0.3",
+            negation,
+            ("box2d", "softbox2d"),
+            0.8,
+            NINE,
+        ),
     )
 }

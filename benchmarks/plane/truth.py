@@ -15,9 +15,11 @@ import composeprob as cp
 CLEAN = cp.Schedule.from_arrays(np.ones(40), np.geomspace(1e-4, 80.0, 40))
 """Level 0 is as good as free of noise."""
 FLOOR = -20.0
-"""The least log-density that one sample counts with: beyond a hard edge it would be −∞."""
+"""The least log-density that one sample counts with: beyond a hard edge it would be
+−∞."""
 BANDWIDTH = 0.2
-"""Of the MMD's kernel: about the distance of neighbouring modes, and fixed, so that rows can be compared."""
+"""Of the MMD's kernel: about the distance of neighbouring modes, and fixed, so that
+rows can be compared."""
 POINTS, CHUNK = 1500, 50_000
 
 
@@ -44,34 +46,47 @@ class Truth:
     covariances: np.ndarray
 
     def draw(self, key: jax.Array, n: int) -> np.ndarray:
-        """n exact draws: a grid point by its mass, and a uniform shift within its cell."""
+        """n exact draws: a grid point by its mass, and a uniform shift within its
+        cell."""
         pick, shift = jax.random.split(key)
         uniform = np.sort(np.asarray(jax.random.uniform(pick, (n,))))
         chosen = self.grid[np.searchsorted(np.cumsum(self.mass), uniform)]
-        return chosen + self.spacing * np.asarray(jax.random.uniform(shift, (n, 2), minval=-0.5, maxval=0.5))
+        return chosen + self.spacing * np.asarray(
+            jax.random.uniform(shift, (n, 2), minval=-0.5, maxval=0.5)
+        )
 
     def judge(self, samples: np.ndarray, draws: np.ndarray) -> dict[str, float]:
         """How far samples (n, 2) are from the truth; ``draws`` are as many exact ones.
 
         Returns:
-            ``log_likelihood``: mean log p, each sample's floored at −20; ``tv``: total variation of the modes' shares;
-            ``mmd``: MMD², bandwidth 0.2; ``w2``: 2-Wasserstein; ``covariance``: relative error, averaged over modes.
+            ``log_likelihood``: mean log p, each sample's floored at −20; ``tv``: total
+                variation of the modes' shares;
+            ``mmd``: MMD², bandwidth 0.2; ``w2``: 2-Wasserstein; ``covariance``:
+                relative error, averaged over modes.
         """
         return {
-            "log_likelihood": float(np.mean(np.maximum(self.log_density(samples), FLOOR))),
-            "tv": cp.metrics.total_variation(cp.metrics.mode_weights(samples, self.centres), self.shares),
+            "log_likelihood": float(
+                np.mean(np.maximum(self.log_density(samples), FLOOR))
+            ),
+            "tv": cp.metrics.total_variation(
+                cp.metrics.mode_weights(samples, self.centres), self.shares
+            ),
             "mmd": float(cp.metrics.mmd(samples, draws, bandwidth=BANDWIDTH)),
             "w2": float(cp.metrics.wasserstein(samples, draws)),
             "covariance": self._covariance_error(samples),
         }
 
     def _covariance_error(self, samples: np.ndarray) -> float:
-        heavy = self.shares > 0.02  # the others get too few samples to have a covariance
+        heavy = (
+            self.shares > 0.02
+        )  # the others get too few samples to have a covariance
         errors = cp.metrics.covariance_error(samples, self.centres, self.covariances)
         return float(np.mean(np.asarray(errors)[heavy]))
 
 
-def truth_of(density: Any, half_width: float, centres: np.ndarray, points: int = POINTS) -> Truth:
+def truth_of(
+    density: Any, half_width: float, centres: np.ndarray, points: int = POINTS
+) -> Truth:
     """The level-0 law of a density, on a grid of ``points`` along each axis."""
     side = (np.arange(points) + 0.5) / points * 2 * half_width - half_width
     grid = np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
@@ -82,7 +97,10 @@ def truth_of(density: Any, half_width: float, centres: np.ndarray, points: int =
 
     def log_f(points: Any) -> np.ndarray:
         points = jnp.asarray(points, jnp.float32)
-        parts = [np.asarray(chunk(points[i : i + CHUNK])) for i in range(0, len(points), CHUNK)]
+        parts = [
+            np.asarray(chunk(points[i : i + CHUNK]))
+            for i in range(0, len(points), CHUNK)
+        ]
         return np.concatenate(parts).astype(np.float64)
 
     values = log_f(grid)
@@ -94,5 +112,15 @@ def truth_of(density: Any, half_width: float, centres: np.ndarray, points: int =
     covariances = np.zeros((len(centres), 2, 2))
     for m in range(len(centres)):
         if shares[m] > 0:
-            covariances[m] = np.cov(grid[nearest == m].T, aweights=mass[nearest == m], ddof=0)
-    return Truth(lambda x: log_f(x) - log_z, grid, mass / mass.sum(), spacing, centres, shares, covariances)
+            covariances[m] = np.cov(
+                grid[nearest == m].T, aweights=mass[nearest == m], ddof=0
+            )
+    return Truth(
+        lambda x: log_f(x) - log_z,
+        grid,
+        mass / mass.sum(),
+        spacing,
+        centres,
+        shares,
+        covariances,
+    )

@@ -1,4 +1,5 @@
-"""Times of programs that take turns, so that whatever else the machine does hits all of them."""
+"""Times of programs that take turns, so that whatever else the machine does hits all of
+them."""
 
 from __future__ import annotations
 
@@ -10,9 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
-"""Seconds that pass, and seconds in which this process computes: the same on an idle machine of one core; on a busy one
-only the second tells what a program costs."""
+CLOCKS: dict[str, Callable[[], float]] = {
+    "wall": time.perf_counter,
+    "processor": time.process_time,
+}
+"""Seconds that pass, and seconds in which this process computes: the same on an idle
+machine of one core; on a busy one only the second tells what a program costs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +31,15 @@ class Times:
         return float(np.median(self.seconds))
 
 
-def alternate(programs: dict[str, tuple[Callable[[], Any], float]], repeats: int, clock: str) -> dict[str, Times]:
-    """Run every program once to compile it, then all of them in turn, forwards and backwards.
+def alternate(
+    programs: dict[str, tuple[Callable[[], Any], float]], repeats: int, clock: str
+) -> dict[str, Times]:
+    """Run every program once to compile it, then all of them in turn, forwards and
+    backwards.
 
     Args:
-        programs: ``{name: (program, units)}``: a program returns arrays, which are waited for; units are how many
-            transitions (or evaluations) it makes.
+        programs: ``{name: (program, units)}``: a program returns arrays, which are
+            waited for; units are how many transitions (or evaluations) it makes.
         repeats: how many times each is measured.
         clock: a name in `CLOCKS`.
     """
@@ -50,9 +57,11 @@ def alternate(programs: dict[str, tuple[Callable[[], Any], float]], repeats: int
 
 
 def ratio(one: Times, other: Times) -> tuple[float, float]:
-    """The ratio of two medians, and its standard error from the scatter of the repeats' own ratios.
+    """The ratio of two medians, and its standard error from the scatter of the repeats'
+    own ratios.
 
-    The error is that of a median, 1.25·s/√n, with s a robust standard deviation (1.48 median absolute deviations).
+    The error is that of a median, 1.25·s/√n, with s a robust standard deviation (1.48
+    median absolute deviations).
     """
     own = one.seconds / other.seconds
     spread = 1.4826 * np.median(np.abs(own - np.median(own)))

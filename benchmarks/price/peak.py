@@ -1,4 +1,5 @@
-"""How fast this machine multiplies matrices, and how much arithmetic an evaluation is."""
+"""How fast this machine multiplies matrices, and how much arithmetic an evaluation
+is."""
 
 from __future__ import annotations
 
@@ -28,8 +29,17 @@ def matrix_products() -> Callable[[], Any]:
 
 
 def flops(case: Case) -> float:
-    """Floating-point operations of one value-and-score of all chains, as the compiler counts them."""
+    """Floating-point operations of one value-and-score of all chains, as the compiler
+    counts them."""
     density = case.compile()
-    evaluate = eqx.filter_jit(lambda density, x: jax.vmap(density.value_and_score, (0, None))(x, jnp.int32(LEVEL)))
-    compiled = evaluate.lower(density, case.positions(density, jax.random.key(0))).compile().compiled
+    evaluate = eqx.filter_jit(
+        lambda density, x: jax.vmap(density.value_and_score, (0, None))(
+            x, jnp.int32(LEVEL)
+        )
+    )
+    compiled = (
+        evaluate.lower(density, case.positions(density, jax.random.key(0)))
+        .compile()
+        .compiled
+    )
     return float(compiled.cost_analysis()["flops"])

@@ -1,1 +1,2 @@
-"""Posteriors from many observations: instances, exact draws, methods restated from papers, distances."""
+"""Posteriors from many observations: instances, exact draws, methods restated from
+papers, distances."""

@@ -1,8 +1,10 @@
-"""The toy problems of Linhart et al. (arXiv 2404.07593), whose single posteriors are known at every noise level.
+"""The toy problems of Linhart et al. (arXiv 2404.07593), whose single posteriors are
+known at every noise level.
 
-A problem has a Gaussian prior with a diagonal covariance, n observations, and the posterior of θ from each of them
-alone: one Gaussian, or a mixture of two. Scores may be wrong by a fixed amount, the output of a random network, as of
-a score that was learned: ε̂ = ε + error·net(θ, x, t).
+A problem has a Gaussian prior with a diagonal covariance, n observations, and the
+posterior of θ from each of them alone: one Gaussian, or a mixture of two. Scores may be
+wrong by a fixed amount, the output of a random network, as of a score that was learned:
+ε̂ = ε + error·net(θ, x, t).
 """
 
 from __future__ import annotations
@@ -58,24 +60,47 @@ def gaussian(m: int, n: int, error: float, seed: int) -> Instance:
     inverse, prior = np.linalg.inv(noise), np.diag(1 / deviation**2)
     covariance = np.linalg.inv(inverse + prior)
     means = (xs @ inverse + mean / deviation**2) @ covariance
-    return Instance(mean, deviation**2, xs, np.zeros((n, 1)), means[:, None], covariance[None], error, _net(rng, m))
+    return Instance(
+        mean,
+        deviation**2,
+        xs,
+        np.zeros((n, 1)),
+        means[:, None],
+        covariance[None],
+        error,
+        _net(rng, m),
+    )
 
 
 def mixture(m: int, n: int, error: float, seed: int) -> Instance:
-    """Prior N(0, I), x | θ ~ ½·N(θ, 2.25·S) + ½·N(θ, S/9); the components' weights are those of the papers' code."""
+    """Prior N(0, I), x | θ ~ ½·N(θ, 2.25·S) + ½·N(θ, S/9); the components' weights are
+    those of the papers' code."""
     rng = np.random.default_rng([seed, m, 2])
     s = np.sqrt(np.linspace(0.6, 1.4, m))
     theta = rng.standard_normal(m)
     wide = rng.uniform(size=100) < 0.5
-    xs = (theta + np.where(wide[:, None], 1.5, 1 / 3) * s * rng.standard_normal((100, m)))[:n]
+    xs = (
+        theta + np.where(wide[:, None], 1.5, 1 / 3) * s * rng.standard_normal((100, m))
+    )[:n]
     precisions = np.stack([1 / (2.25 * s**2), 9 / s**2])
     variances = 1 / (precisions + 1)
     means = variances * precisions * xs[:, None]
-    scales = np.stack([1.5 * s + 1, s / 3 + 1])  # s + 1, where the marginal's would be sqrt(s² + 1)
+    scales = np.stack(
+        [1.5 * s + 1, s / 3 + 1]
+    )  # s + 1, where the marginal's would be sqrt(s² + 1)
     log_weights = np.sum(-0.5 * (xs[:, None] / scales) ** 2 - np.log(scales), axis=-1)
     log_weights -= np.logaddexp.reduce(log_weights, axis=1, keepdims=True)
     covariances = variances[:, :, None] * np.eye(m)
-    return Instance(np.zeros(m), np.ones(m), xs, log_weights, means, covariances, error, _net(rng, m))
+    return Instance(
+        np.zeros(m),
+        np.ones(m),
+        xs,
+        log_weights,
+        means,
+        covariances,
+        error,
+        _net(rng, m),
+    )
 
 
 TOYS = {"gaussian": gaussian, "mixture": mixture}
@@ -87,7 +112,10 @@ def _net(rng: np.random.Generator, m: int) -> tuple[np.ndarray, ...]:
     layers = []
     for inputs, outputs in shapes:
         bound = 1 / math.sqrt(inputs)
-        layers += [rng.uniform(-bound, bound, (inputs, outputs)), rng.uniform(-bound, bound, outputs)]
+        layers += [
+            rng.uniform(-bound, bound, (inputs, outputs)),
+            rng.uniform(-bound, bound, outputs),
+        ]
     return tuple(layers)
 
 
@@ -98,11 +126,20 @@ def signal(t: Any) -> Array:
 
 def time_of(log_snr: Array) -> Array:
     """The t at which α/(1 − α) has this log."""
-    needed, growth = 2 * jax.nn.softplus(-log_snr), BETA_MAX - BETA_MIN  # −2·log α = ½·growth·t² + BETA_MIN·t
+    needed, growth = (
+        2 * jax.nn.softplus(-log_snr),
+        BETA_MAX - BETA_MIN,
+    )  # −2·log α = ½·growth·t² + BETA_MIN·t
     return (jnp.sqrt(BETA_MIN**2 + 2 * growth * needed) - BETA_MIN) / growth
 
 
-def log_posterior(instance: Instance, theta: Array, at: tuple[Array, Array], amplitude: Array, sigma: Array) -> Array:
+def log_posterior(
+    instance: Instance,
+    theta: Array,
+    at: tuple[Array, Array],
+    amplitude: Array,
+    sigma: Array,
+) -> Array:
     """log p(θ_t | x) of an individual posterior, normalised.
 
     Args:
@@ -114,17 +151,27 @@ def log_posterior(instance: Instance, theta: Array, at: tuple[Array, Array], amp
     log_weights, means = at
     terms = []
     for j in range(len(instance.covariances)):
-        covariance = amplitude**2 * jnp.asarray(instance.covariances[j]) + sigma**2 * jnp.eye(instance.size)
+        covariance = amplitude**2 * jnp.asarray(
+            instance.covariances[j]
+        ) + sigma**2 * jnp.eye(instance.size)
         factor = jnp.linalg.cholesky(covariance)
-        inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(instance.size))  # one for all chains
+        inverse = jax.scipy.linalg.cho_solve(
+            (factor, True), jnp.eye(instance.size)
+        )  # one for all chains
         away = theta - amplitude * means[j]
         log_det = 2 * jnp.sum(jnp.log(jnp.diag(factor)))
-        terms.append(log_weights[j] - 0.5 * (away @ inverse @ away + log_det + instance.size * math.log(2 * math.pi)))
+        terms.append(
+            log_weights[j]
+            - 0.5
+            * (away @ inverse @ away + log_det + instance.size * math.log(2 * math.pi))
+        )
     return jax.nn.logsumexp(jnp.stack(terms))
 
 
 def mistake(instance: Instance, theta: Array, x: Array, t: Array) -> Array:
     """What is added to ε, (m,)."""
     first, first_bias, second, second_bias = map(jnp.asarray, instance.net)
-    hidden = jax.nn.relu(jnp.concatenate([theta, x, jnp.reshape(t, (1,))]) @ first + first_bias)
+    hidden = jax.nn.relu(
+        jnp.concatenate([theta, x, jnp.reshape(t, (1,))]) @ first + first_bias
+    )
     return instance.error * jnp.tanh(hidden @ second + second_bias)

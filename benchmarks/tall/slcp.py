@@ -27,29 +27,40 @@ def data(seed: int, n: int) -> np.ndarray:
 
 
 def reference(xs: Any, seed: int, count: int) -> np.ndarray:
-    """Draws by NUTS. The posterior is the same under either sign of θ₃ and of θ₄: these are drawn apart."""
+    """Draws by NUTS. The posterior is the same under either sign of θ₃ and of θ₄: these
+    are drawn apart."""
     low = jnp.array([-slcp.BOUND] * 2 + [0.0] * 2 + [-slcp.BOUND])
 
     def model() -> None:
-        theta = numpyro.sample("theta", dist.Uniform(low, jnp.full(slcp.SIZE, slcp.BOUND)).to_event(1))
-        numpyro.factor("data", jnp.sum(jax.vmap(slcp.log_likelihood, (None, 0))(theta, jnp.asarray(xs))))
+        theta = numpyro.sample(
+            "theta", dist.Uniform(low, jnp.full(slcp.SIZE, slcp.BOUND)).to_event(1)
+        )
+        numpyro.factor(
+            "data",
+            jnp.sum(jax.vmap(slcp.log_likelihood, (None, 0))(theta, jnp.asarray(xs))),
+        )
 
     chains = MCMC(
         NUTS(model, target_accept_prob=0.95), num_warmup=1000, num_samples=-(-count // 4) * 5, num_chains=4,
         chain_method="vectorized", progress_bar=False,
     )  # fmt: skip
     chains.run(jax.random.key(seed))
-    draws = np.array(chains.get_samples(group_by_chain=True)["theta"])[:, ::5].reshape(-1, slcp.SIZE)[:count]
+    draws = np.array(chains.get_samples(group_by_chain=True)["theta"])[:, ::5].reshape(
+        -1, slcp.SIZE
+    )[:count]
     draws[:, 2:4] *= np.random.default_rng(seed).choice([-1.0, 1.0], (len(draws), 2))
     return draws
 
 
 def c2st(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
-    """How often a classifier tells two sets of draws apart, by five-fold cross-validation: 0.5 where they are alike."""
+    """How often a classifier tells two sets of draws apart, by five-fold
+    cross-validation: 0.5 where they are alike."""
     if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
         return float("nan")
     points = np.concatenate([a, b])
-    points = ((points - a.mean(0)) / a.std(0)).astype(np.float32)  # in which the classifier then computes
+    points = ((points - a.mean(0)) / a.std(0)).astype(
+        np.float32
+    )  # in which the classifier then computes
     labels = np.repeat([0, 1], [len(a), len(b)])
     hidden = (10 * a.shape[1],) * 2
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)

@@ -1,4 +1,5 @@
-"""The application and its commands: `run`, `trust`, `new`, `zoo`, `train` and `devices`."""
+"""The application and its commands: `run`, `trust`, `new`, `zoo`, `train` and
+`devices`."""
 
 from __future__ import annotations
 
@@ -29,26 +30,43 @@ if TYPE_CHECKING:
     from composeprob.results.result import Result
     from composeprob.samplers.sampler import Sampler
 
-# jax and the rest of the library are imported inside the commands: `composeprob --help` answers at once.
+# jax and the rest of the library are imported inside the commands: `composeprob --help`
+# answers at once.
 app = typer.Typer(
     name="composeprob",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    pretty_exceptions_enable=False,  # an exception in the user's own file keeps Python's plain traceback
+    # an exception in the user's own file keeps Python's plain traceback
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
 Target = Annotated[
-    str, typer.Argument(metavar="FILE[:PROGRAM]", help="A Python file, and which of its programs if it has several.")
+    str,
+    typer.Argument(
+        metavar="FILE[:PROGRAM]",
+        help="A Python file, and which of its programs if it has several.",
+    ),
 ]
 NoCache = Annotated[
     bool,
-    typer.Option("--no-cache", help="Keep no compiled code. Else it is in a private folder under the user's cache."),
+    typer.Option(
+        "--no-cache",
+        help="Keep no compiled code. Else it is in a private folder under the user's cache.",
+    ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the random numbers: the same seed gives the same samples.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        help="Seed of the random numbers: the same seed gives the same samples."
+    ),
+]
 CheckpointFolder = Annotated[
     Path | None,
-    typer.Option(help="Folder of checkpoints: the same command goes on where it was stopped.", file_okay=False),
+    typer.Option(
+        help="Folder of checkpoints: the same command goes on where it was stopped.",
+        file_okay=False,
+    ),
 ]
 spell_out(sys.stdout, sys.stderr)
 
@@ -64,14 +82,21 @@ def _version(shown: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Show the version and exit.",
+        ),
     ] = False,
 ) -> None:
     """Compose pretrained diffusion models in a probabilistic program, and sample it."""
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Makes a function a command that prints the library's deliberate errors without a traceback, and exits with 2."""
+    """Makes a function a command that prints the library's deliberate errors without a
+    traceback, and exits with 2."""
 
     @app.command()
     @functools.wraps(function)
@@ -79,8 +104,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except ComposeProbError as error:
-            text = f"{type(error).__name__}: {error}".replace(  # an argument of `infer` is an option here
-                "choose another checkpoint_dir, or start again:", "choose another --checkpoint-dir, or in the file"
+            # an argument of `infer` is an option here
+            text = f"{type(error).__name__}: {error}".replace(
+                "choose another checkpoint_dir, or start again:",
+                "choose another --checkpoint-dir, or in the file",
             )
             Console(stderr=True).print(text, style="red", markup=False, highlight=False)
             raise typer.Exit(2) from None
@@ -89,7 +116,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def keep_compiled(no_cache: bool) -> None:
-    """Keeps what this process compiles for the next one, unless told not to; the first time it says where."""
+    """Keeps what this process compiles for the next one, unless told not to; the first
+    time it says where."""
     from composeprob.settings import cache, default_cache
 
     if no_cache:
@@ -113,13 +141,17 @@ def run(
         ),
     ] = None,
     chains: Annotated[
-        int | None, typer.Option(help="Number of chains, that is, of samples; left out, FILE's num_chains, or 1000.")
+        int | None,
+        typer.Option(
+            help="Number of chains, that is, of samples; left out, FILE's num_chains, or 1000."
+        ),
     ] = None,
     seed: Seed = 0,
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder for samples.safetensors, samples.png, summary.txt and results.json.", file_okay=False
+            help="Folder for samples.safetensors, samples.png, summary.txt and results.json.",
+            file_okay=False,
         ),
     ] = Path("out"),
     checkpoint_dir: CheckpointFolder = None,
@@ -146,8 +178,8 @@ def run(
 ) -> None:
     """Sample a program that is written in a Python file.
 
-    FILE holds a function decorated with [b]@cp.program[/b]. A parameter of it gets its default value, or else the
-    variable of the same name in FILE:
+    FILE holds a function decorated with [b]@cp.program[/b]. A parameter of it gets its
+    default value, or else the variable of the same name in FILE:
 
         ring, bar = cp.load("ring2d"), cp.load("bar2d")
 
@@ -155,7 +187,8 @@ def run(
         def product(ring, bar):
             return cp.sample("x", ring * bar)
 
-    Other variables of FILE say how it is sampled, as arguments of cp.infer and cp.compile:
+    Other variables of FILE say how it is sampled, as arguments of cp.infer and
+    cp.compile:
 
         sampler = cp.SMC(cp.HMC(cp.Adaptive()), steps_per_level=3)
 
@@ -205,39 +238,64 @@ def run(
     if leads:
         print(density)
     grid = None if devices is None else jax.sharding.Mesh(devices, ("chains", "model"))
-    result = api.infer(density, jax.random.key(seed), mesh=grid, progress=leads, draws=draws, **settings)
+    result = api.infer(
+        density,
+        jax.random.key(seed),
+        mesh=grid,
+        progress=leads,
+        draws=draws,
+        **settings,
+    )
     if not leads:
         return
     summary = str(result.summary())
     print(f"\n{summary}\n")
-    about = {"program": density.graph.name, "file": target.rpartition(":")[0] or target, "seed": seed}
+    about = {
+        "program": density.graph.name,
+        "file": target.rpartition(":")[0] or target,
+        "seed": seed,
+    }
     try:
         written = write(result, out, about, store)
     except (OSError, InvalidValueError) as error:  # a full disk loses no samples
-        spare = result.save(Path(tempfile.mkdtemp(prefix="composeprob-")) / "samples.safetensors")
-        Console(stderr=True).print(f"{out} cannot be written: {error}. The samples are in {spare}.", style="red")
+        spare = result.save(
+            Path(tempfile.mkdtemp(prefix="composeprob-")) / "samples.safetensors"
+        )
+        Console(stderr=True).print(
+            f"{out} cannot be written: {error}. The samples are in {spare}.",
+            style="red",
+        )
         raise typer.Exit(1) from None
     for path in written:
         print(f"wrote {path}")
     if not result.status.ok:
-        Console(stderr=True).print("The run has problems; see its status above.", style="yellow")
+        Console(stderr=True).print(
+            "The run has problems; see its status above.", style="yellow"
+        )
     if result.status.code.value == "interrupted":
         raise typer.Exit(130)
 
 
-def write(result: Result, folder: Path, about: JSONObject, store: Path | None = None) -> list[Path]:
-    """Writes samples (unless they are in a ``store``), picture, summary and numbers of a result into ``folder``;
-    returns the files."""
+def write(
+    result: Result, folder: Path, about: JSONObject, store: Path | None = None
+) -> list[Path]:
+    """Writes samples (unless they are in a ``store``), picture, summary and numbers of
+    a result into ``folder``; returns the files."""
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    samples, picture = store or result.save(folder / "samples.safetensors"), folder / "samples.png"
+    samples, picture = (
+        store or result.save(folder / "samples.safetensors"),
+        folder / "samples.png",
+    )
     figure = result.plot()
     figure.savefig(picture)
     plt.close(figure)
     summary, numbers = folder / "summary.txt", folder / "results.json"
     summary.write_text(f"{result.summary()}\n", encoding="utf-8")
-    numbers.write_text(json.dumps({**about, **result.numbers()}, indent=1) + "\n", encoding="utf-8")
+    numbers.write_text(
+        json.dumps({**about, **result.numbers()}, indent=1) + "\n", encoding="utf-8"
+    )
     return [samples, picture, summary, numbers]
 
 
@@ -245,7 +303,10 @@ def write(result: Result, folder: Path, about: JSONObject, store: Path | None = 
 def trust(
     target: Target,
     chains: Annotated[
-        int | None, typer.Option(help="Number of chains of each run; left out, FILE's num_chains, or 1000.")
+        int | None,
+        typer.Option(
+            help="Number of chains of each run; left out, FILE's num_chains, or 1000."
+        ),
     ] = None,
     seed: Seed = 0,
     reference: Annotated[
@@ -258,25 +319,31 @@ def trust(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write the first run's report to this HTML file.", dir_okay=False)
+        Path | None,
+        typer.Option(
+            help="Write the first run's report to this HTML file.", dir_okay=False
+        ),
     ] = None,
     no_cache: NoCache = False,
 ) -> None:
     """Say how far to trust the samples of a program, and whose error it is.
 
-    Runs the program several times: as `composeprob run` does, under another key, with twice the levels, with twice the
-    transitions at each level, and, where the kernel's distribution depends on its step, with half of it. What changes
-    by more than chance with levels, transitions or steps is the sampler's error; what another key changes by more than
-    chance is an error that the standard errors do not know of. Curl of scores, their Fokker-Planck residual, and
-    factors that are asked where they were never trained, are the model's. Where there are draws of what the samples
-    should be, the error is split: up to the finest run it is the sampler's, from there on the model's. Exits with 1 if
-    anything was found.
+    Runs the program several times: as `composeprob run` does, under another key, with
+    twice the levels, with twice the transitions at each level, and, where the kernel's
+    distribution depends on its step, with half of it. What changes by more than chance
+    with levels, transitions or steps is the sampler's error; what another key changes
+    by more than chance is an error that the standard errors do not know of. Curl of
+    scores, their Fokker-Planck residual, and factors that are asked where they were
+    never trained, are the model's. Where there are draws of what the samples should be,
+    the error is split: up to the finest run it is the sampler's, from there on the
+    model's. Exits with 1 if anything was found.
 
     [b]Examples[/b]
 
         composeprob trust examples/product.py
 
-        composeprob trust scene.py:two_cubes --chains 500 --reference held_out.npy --out out/trust.html
+        composeprob trust scene.py:two_cubes --chains 500 --reference held_out.npy --out
+        out/trust.html
     """
     import jax
 
@@ -288,30 +355,44 @@ def trust(
     keep_compiled(no_cache)
     density, module, settings = compiled(target)
     number = settings["num_chains"] if chains is None else chains
-    chosen = settings["sampler"] if "sampler" in settings else choose(density, number)[0]
+    chosen = (
+        settings["sampler"] if "sampler" in settings else choose(density, number)[0]
+    )
     key, other = jax.random.split(jax.random.key(seed))
 
     def run(density: AnnealedDensity, sampler: Sampler, key: Array = other) -> Result:
         return api.infer(density, key, num_chains=number, sampler=sampler)
 
     first = run(density, chosen, key)
-    draws = whose_error.reference_draws(module, reference, jax.random.fold_in(key, 1), number, list(first.samples))
-    expected = None if draws is None else whose_error.draws_moments(first, draws)  # refuses misfits before other runs
+    draws = whose_error.reference_draws(
+        module, reference, jax.random.fold_in(key, 1), number, list(first.samples)
+    )
+    expected = (
+        None if draws is None else whose_error.draws_moments(first, draws)
+    )  # refuses misfits before other runs
     name, relevelled = whose_error.twice_the_levels(density)
     fits = whose_error.fits(relevelled, chosen)
     if not fits:
-        console.print("The sampler has one step for each level: no other number of levels was tried.")
+        console.print(
+            "The sampler has one step for each level: no other number of levels was tried."
+        )
     refined = {
         "another key": (density, chosen),
         name: (relevelled, chosen if fits else None),
         Refinement.TRANSITIONS: (density, whose_error.longer(density, chosen)),
         Refinement.STEP: (density, whose_error.shorter_steps(density, chosen, first)),
     }
-    again = {label: run(program, sampler) for label, (program, sampler) in refined.items() if sampler is not None}
+    again = {
+        label: run(program, sampler)
+        for label, (program, sampler) in refined.items()
+        if sampler is not None
+    }
     rows = {label: moments(result) for label, result in again.items()}
     table, largest = whose_error.compared(moments(first), rows)
     console.print(table)
-    if Refinement.COARSER in largest:  # an error of order p is 1/(2^p − 1) of what half the levels change
+    if (
+        Refinement.COARSER in largest
+    ):  # an error of order p is 1/(2^p − 1) of what half the levels change
         largest[Refinement.COARSER] /= 2 ** (chosen.check_order or 1) - 1
     sizes = {f"{name}: a difference of": size for name, size in largest.items()}
     if expected is not None:
@@ -319,8 +400,14 @@ def trust(
         table, whose = whose_error.split(moments(first), moments(best), expected)
         console.print(table)
         sizes |= {f"The {who}'s error:": size for who, size in whose.items()}
-    found = [f"{what} {size:.1f} standard errors" for what, size in sizes.items() if size > tuning.REFINED_ERRORS]
-    compared_runs = first.compare(again["another key"]).status if number >= 16 else first.status
+    found = [
+        f"{what} {size:.1f} standard errors"
+        for what, size in sizes.items()
+        if size > tuning.REFINED_ERRORS
+    ]
+    compared_runs = (
+        first.compare(again["another key"]).status if number >= 16 else first.status
+    )
     found += [f"{code}: {text}" for code, text in compared_runs.findings]
     nothing = ["Nothing was found: the runs agree within their errors."]
     for text in [*whose_error.score_checks(density, first, key), *(found or nothing)]:
@@ -331,7 +418,12 @@ def trust(
 
 
 @command
-def new(folder: Annotated[Path, typer.Argument(metavar="NAME", help="The project's folder, which is made.")]) -> None:
+def new(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="NAME", help="The project's folder, which is made."),
+    ],
+) -> None:
     """Make a small project: a program, a network of its own that it trains, and a test.
 
     [b]Examples[/b]
@@ -341,11 +433,15 @@ def new(folder: Annotated[Path, typer.Argument(metavar="NAME", help="The project
         cd crescents && composeprob run program.py
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InvalidValueError(f"{folder} exists and is not an empty folder.", fix="choose another name.")
+        raise InvalidValueError(
+            f"{folder} exists and is not an empty folder.", fix="choose another name."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for file in resources.files("composeprob.cli").joinpath("template").iterdir():
         if file.is_file():
-            text = file.read_text(encoding="utf-8").replace("# NAME\n", f"# {folder.resolve().name}\n")
+            text = file.read_text(encoding="utf-8").replace(
+                "# NAME\n", f"# {folder.resolve().name}\n"
+            )
             (folder / file.name).write_text(text, encoding="utf-8")
             print(f"wrote {folder / file.name}")
     print(f"Run it: cd {folder} && composeprob run program.py")
@@ -353,7 +449,10 @@ def new(folder: Annotated[Path, typer.Argument(metavar="NAME", help="The project
 
 @command
 def zoo(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show the card of this model.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Show the card of this model."),
+    ] = None,
 ) -> None:
     """List the pretrained models, or show the card of one.
 
@@ -370,16 +469,33 @@ def zoo(
         rows = [("model", "offers", "weights", "error", "what it is")]
         for card in zoo.values():
             offers = "energy" if "energy" in card.capabilities else "score"
-            error = f"{card.quality['score_error']:.2g}" if "score_error" in card.quality else ""
-            rows.append((card.name, offers, card.trained.removeprefix("trained "), error, card.title))
+            error = (
+                f"{card.quality['score_error']:.2g}"
+                if "score_error" in card.quality
+                else ""
+            )
+            rows.append(
+                (
+                    card.name,
+                    offers,
+                    card.trained.removeprefix("trained "),
+                    error,
+                    card.title,
+                )
+            )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
         table = Table(box=None, pad_edge=False)
         for title, width in zip(rows[0], [*widths, None], strict=True):
-            table.add_column(title, no_wrap=True, min_width=width)  # a line a model: its card has what does not fit
+            table.add_column(
+                title, no_wrap=True, min_width=width
+            )  # a line a model: its card has what does not fit
         for row in rows[1:]:
             table.add_row(*row)
         console.print(table)
-        console.print('\ncomposeprob zoo NAME shows one; cp.load("NAME") loads it.', highlight=False)
+        console.print(
+            '\ncomposeprob zoo NAME shows one; cp.load("NAME") loads it.',
+            highlight=False,
+        )
         console.print(zoo.legend, highlight=False, markup=False)
         return
     console.print(Markdown(api.zoo(name).text))
@@ -387,26 +503,43 @@ def zoo(
 
 @command
 def train(
-    model: Annotated[str, typer.Argument(help="A model of the zoo: a folder in models/ with a train.py.")],
-    iterations: Annotated[int | None, typer.Option(help="Optimiser steps; by default those of its recipe.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder to write into.", show_default="out/MODEL")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a trained model in that folder.")] = False,
+    model: Annotated[
+        str,
+        typer.Argument(help="A model of the zoo: a folder in models/ with a train.py."),
+    ],
+    iterations: Annotated[
+        int | None,
+        typer.Option(help="Optimiser steps; by default those of its recipe."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder to write into.", show_default="out/MODEL"),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a trained model in that folder.")
+    ] = False,
     checkpoint_dir: CheckpointFolder = None,
     retraining: Annotated[
-        int, typer.Option(min=0, help="Train the same recipe with another random key, into weights-N.safetensors.")
+        int,
+        typer.Option(
+            min=0,
+            help="Train the same recipe with another random key, into weights-N.safetensors.",
+        ),
     ] = 0,
     no_cache: NoCache = False,
 ) -> None:
-    """Train a model of the zoo by its recipe, and write its weights, measurements and card into a folder of its own.
+    """Train a model of the zoo by its recipe, and write its weights, measurements and
+    card into a folder of its own.
 
-    cp.load(NAME, folder="out/NAME") loads them. To bring the zoo of a checkout up to date, write into models/NAME with
-    --replace.
+    cp.load(NAME, folder="out/NAME") loads them. To bring the zoo of a checkout up to
+    date, write into models/NAME with --replace.
 
     [b]Examples[/b]
 
         composeprob train ring2d
 
-        composeprob train ring2d --iterations 500 --out out/short --checkpoint-dir out/checkpoints
+        composeprob train ring2d --iterations 500 --out out/short --checkpoint-dir
+        out/checkpoints
 
         composeprob train ring2d-sharp --retraining 1 --out models/ring2d-sharp
     """
@@ -414,10 +547,19 @@ def train(
 
     keep_compiled(no_cache)
     done = train_model(
-        model, checkpoint_dir=checkpoint_dir, out=out, iterations=iterations, retraining=retraining, replace=replace
+        model,
+        checkpoint_dir=checkpoint_dir,
+        out=out,
+        iterations=iterations,
+        retraining=retraining,
+        replace=replace,
     )
     if not done.finished:
-        again = "the same command goes on" if checkpoint_dir else "with --checkpoint-dir it could go on"
+        again = (
+            "the same command goes on"
+            if checkpoint_dir
+            else "with --checkpoint-dir it could go on"
+        )
         print(f"stopped after {len(done.loss):,} steps; {again}")
     folder = done.written[0].parent
     print(f"wrote {', '.join(file.name for file in done.written)} into {folder}")
@@ -430,24 +572,38 @@ def devices(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FILE[:PROGRAM]]", help="What to compile; left out, the demo's ring × bar from the zoo."
+            metavar="[FILE[:PROGRAM]]",
+            help="What to compile; left out, the demo's ring × bar from the zoo.",
         ),
     ] = None,
     compile_for: Annotated[
         str | None,
-        typer.Option("--compile", metavar="TOPOLOGY", help="TPUs to compile for, such as v5e:4x4 or v4:4x4x4."),
+        typer.Option(
+            "--compile",
+            metavar="TOPOLOGY",
+            help="TPUs to compile for, such as v5e:4x4 or v4:4x4x4.",
+        ),
     ] = None,
-    chains_per_chip: Annotated[int, typer.Option(min=1, help="Chains on each chip.")] = 64,
+    chains_per_chip: Annotated[
+        int, typer.Option(min=1, help="Chains on each chip.")
+    ] = 64,
     diagnostics: Annotated[
-        bool, typer.Option(help="Include the means over all chains that a result reports of each level.")
+        bool,
+        typer.Option(
+            help="Include the means over all chains that a result reports of each level."
+        ),
     ] = True,
-    mesh: Annotated[str | None, typer.Option(metavar="ROWSxCOLUMNS", help="As for run.")] = None,
+    mesh: Annotated[
+        str | None, typer.Option(metavar="ROWSxCOLUMNS", help="As for run.")
+    ] = None,
 ) -> None:
-    """Show what programs would run on here; with --compile, what a run would take on TPUs that are not here.
+    """Show what programs would run on here; with --compile, what a run would take on
+    TPUs that are not here.
 
-    The real TPU compiler (pip install 'composeprob\\[tpu]') compiles a whole run, chains spread over the chips, for
-    topologies of v4, v5e, v5p and v6e. Variables sampler and precision of FILE count, as for run. It runs nothing.
-    Costs are its own estimates, and count the body of a loop once.
+    The real TPU compiler (pip install 'composeprob\\[tpu]') compiles a whole run,
+    chains spread over the chips, for topologies of v4, v5e, v5p and v6e. Variables
+    sampler and precision of FILE count, as for run. It runs nothing. Costs are its own
+    estimates, and count the body of a loop once.
 
     [b]Examples[/b]
 
@@ -457,15 +613,23 @@ def devices(
 
         composeprob devices scene.py:two_cubes --compile v5p:4x4x4
 
-        composeprob devices benchmarks/sizes.py:sd15 --compile v5e:4x4 --chains-per-chip 1
+        composeprob devices benchmarks/sizes.py:sd15 --compile v5e:4x4 --chains-per-chip
+        1
     """
     from composeprob.cli import hardware
 
     if compile_for is None:
         if target is not None:
-            raise InvalidValueError(f"{target} was given, but nothing to compile it for.", fix="add --compile v5e:4x4.")
+            raise InvalidValueError(
+                f"{target} was given, but nothing to compile it for.",
+                fix="add --compile v5e:4x4.",
+            )
         console.print(hardware.devices_table())
         return
     hardware.prepare_tpu_compiler()
     density, sampler = hardware.program(target)
-    console.print(hardware.ahead(compile_for, density, chains_per_chip, sampler, diagnostics, mesh))
+    console.print(
+        hardware.ahead(
+            compile_for, density, chains_per_chip, sampler, diagnostics, mesh
+        )
+    )

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 def devices_table() -> Table:
-    """Makes a table of JAX's devices, their memory, and the precision that numbers have on them."""
+    """Makes a table of JAX's devices, their memory, and the precision that numbers have
+    on them."""
     import jax
 
     table = Table("device", "kind", "memory")
@@ -36,20 +37,28 @@ def devices_table() -> Table:
         shown = "unknown" if memory is None else readable(memory)
         table.add_row(str(device), f"{device.platform}, {device.device_kind}", shown)
     number = jax.dtypes.canonicalize_dtype(float)
-    products = getattr(jax.config, "jax_default_matmul_precision", None) or "the device's own"
+    products = (
+        getattr(jax.config, "jax_default_matmul_precision", None) or "the device's own"
+    )
     host = f"JAX {jax.__version__}, {os.cpu_count()} CPU cores"
     table.caption = f"{host}; {number}, precision of matrix products: {products}"
     return table
 
 
 def join() -> None:
-    """Joins the devices of all processes of this run, as JAX finds them or the environment gives them."""
+    """Joins the devices of all processes of this run, as JAX finds them or the
+    environment gives them."""
     import jax
 
-    given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+    given = {
+        name: os.environ.get(f"JAX_{name.upper()}")
+        for name in ("num_processes", "process_id")
+    }
     try:
         numbers = {name: int(value) for name, value in given.items() if value}
-        jax.distributed.initialize(**numbers, local_device_ids=slurm_devices(os.environ))  # type: ignore[arg-type]
+        jax.distributed.initialize(
+            **numbers, local_device_ids=slurm_devices(os.environ)
+        )  # type: ignore[arg-type]
     except (ValueError, TypeError, RuntimeError) as error:
         raise InvalidValueError(
             f"--distributed was given, but JAX cannot join other processes: {str(error).splitlines()[0]}",
@@ -59,24 +68,41 @@ def join() -> None:
 
 
 def slurm_devices(environment: Mapping[str, str]) -> list[int] | None:
-    """All GPUs of a node for the one process on it, where JAX would give it one; None where JAX's way is right."""
-    visible, tasks = environment.get("CUDA_VISIBLE_DEVICES"), environment.get("SLURM_STEP_NUM_TASKS")
+    """All GPUs of a node for the one process on it, where JAX would give it one; None
+    where JAX's way is right."""
+    visible, tasks = (
+        environment.get("CUDA_VISIBLE_DEVICES"),
+        environment.get("SLURM_STEP_NUM_TASKS"),
+    )
     if not visible or tasks is None or "JAX_LOCAL_DEVICE_IDS" in environment:
         return None
-    return list(range(len(visible.split(",")))) if tasks == environment.get("SLURM_STEP_NUM_NODES") else None
+    return (
+        list(range(len(visible.split(","))))
+        if tasks == environment.get("SLURM_STEP_NUM_NODES")
+        else None
+    )
 
 
-def arranged_devices(devices: Sequence[jax.Device], mesh: str | None) -> np.ndarray | None:
-    """Arranges the devices in rows as ``--mesh`` says, such as ``2x4``; None where it is left out."""
+def arranged_devices(
+    devices: Sequence[jax.Device], mesh: str | None
+) -> np.ndarray | None:
+    """Arranges the devices in rows as ``--mesh`` says, such as ``2x4``; None where it
+    is left out."""
     if mesh is None:
         return None
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", mesh)
     if not found:
-        raise InvalidValueError(f"{mesh!r} is no mesh of ROWSxCOLUMNS devices.", fix="for example --mesh 2x4.")
+        raise InvalidValueError(
+            f"{mesh!r} is no mesh of ROWSxCOLUMNS devices.",
+            fix="for example --mesh 2x4.",
+        )
     rows, columns = map(int, found.groups())
     if rows * columns > len(devices):
         fix = "composeprob devices shows what there is."
-        raise InvalidValueError(f"A mesh of {mesh} needs {rows * columns} devices; there are {len(devices)}.", fix=fix)
+        raise InvalidValueError(
+            f"A mesh of {mesh} needs {rows * columns} devices; there are {len(devices)}.",
+            fix=fix,
+        )
     return np.asarray(devices[: rows * columns]).reshape(rows, columns)
 
 
@@ -89,19 +115,29 @@ def main_memory() -> int | None:
 
 
 def tpu_compiler() -> Path | None:
-    """Finds libtpu: ``TPU_LIBRARY_PATH``, the installed package, or where `make tpu` put it."""
-    places = [os.environ.get("TPU_LIBRARY_PATH"), Path(sys.prefix) / "libtpu/libtpu/libtpu.so"]
+    """Finds libtpu: ``TPU_LIBRARY_PATH``, the installed package, or where `make tpu`
+    put it."""
+    places = [
+        os.environ.get("TPU_LIBRARY_PATH"),
+        Path(sys.prefix) / "libtpu/libtpu/libtpu.so",
+    ]
     spec = importlib.util.find_spec("libtpu")
     if spec is not None and spec.origin:
         places.insert(1, Path(spec.origin).with_name("libtpu.so"))
-    return next((Path(place) for place in places if place and Path(place).is_file()), None)
+    return next(
+        (Path(place) for place in places if place and Path(place).is_file()), None
+    )
 
 
 def prepare_tpu_compiler() -> None:
-    """Sets what JAX and the TPU compiler read from the environment; before JAX starts its devices."""
+    """Sets what JAX and the TPU compiler read from the environment; before JAX starts
+    its devices."""
     library = tpu_compiler()
     if library is None:
-        raise LoadError("The TPU compiler, libtpu, is not installed.", fix="pip install 'composeprob[tpu]'.")
+        raise LoadError(
+            "The TPU compiler, libtpu, is not installed.",
+            fix="pip install 'composeprob[tpu]'.",
+        )
     os.environ["TPU_LIBRARY_PATH"] = str(library)
     # Without these the TPU compiler looks for a cloud around it, and JAX for a TPU.
     settings = {
@@ -124,7 +160,8 @@ def ahead(
     diagnostics: bool,
     mesh: str | None,
 ) -> Table:
-    """Compiles a program's run for TPUs, and tabulates what the compiler reports of each chip."""
+    """Compiles a program's run for TPUs, and tabulates what the compiler reports of
+    each chip."""
     from composeprob.runtime.compiled import compile_ahead
     from composeprob.samplers.choose import choose
 
@@ -156,19 +193,26 @@ def tpu_chips(topology: str) -> list[jax.Device]:
     # The two cores of a v4 work as one device only if asked to.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, **options
+        )
     except Exception as error:  # of many kinds
         message = str(error).splitlines()[0]
         if not message.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
             fix = "install the libtpu that jax[tpu] asks for."
-            raise LoadError(f"The TPU compiler does not start: {message}", fix=fix) from error
+            raise LoadError(
+                f"The TPU compiler does not start: {message}", fix=fix
+            ) from error
         fix = "for example v5e:4x4, v6e:16x16, v4:4x4x4 or v5p:8x8x4: the grid of chips, in whole hosts of 2x2."
-        raise InvalidValueError(f"The TPU compiler knows no topology {topology!r}: {message}", fix=fix) from error
+        raise InvalidValueError(
+            f"The TPU compiler knows no topology {topology!r}: {message}", fix=fix
+        ) from error
     return list(found.devices)
 
 
 def program(target: str | None) -> tuple[AnnealedDensity, Sampler | None]:
-    """Compiles the program of a file, with the file's sampler and precision, or ring × bar."""
+    """Compiles the program of a file, with the file's sampler and precision, or ring ×
+    bar."""
     from composeprob import api
 
     if target is not None:

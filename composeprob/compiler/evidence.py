@@ -1,5 +1,5 @@
-"""Evidence at a site: which plates are about it, which members of them count, and which axes of its conditions are
-theirs."""
+"""Evidence at a site: which plates are about it, which members of them count, and which
+axes of its conditions are theirs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from composeprob.language.interpret import Statement, layers
 
 
 def scaled(evidence: Statement) -> Factor:
-    """The factor of a piece of evidence, to the power that ``numpyro.handlers.scale`` gives it."""
+    """The factor of a piece of evidence, to the power that ``numpyro.handlers.scale``
+    gives it."""
     if evidence.scale is None:
         return evidence.factor
     if isinstance(evidence.scale, jax.core.Tracer) or np.ndim(evidence.scale):
@@ -44,11 +45,17 @@ def mask(evidence: Statement) -> np.ndarray:
 
 
 def plates(evidence: Statement, site: Statement) -> dict[str, int]:
-    """The plates about a piece of evidence and its site, outermost axis first, with their sizes."""
+    """The plates about a piece of evidence and its site, outermost axis first, with
+    their sizes."""
     shape, event = tuple(jnp.shape(site.value)), evidence.factor.event_shape
     inner = shape[: len(shape) - len(event)]
-    # A plate that both stand in runs over members: an event of all of them is none of a member's.
-    shared = {dim for dim in site.dims[len(inner) :] if dim is not None and dim in evidence.dims}
+    # A plate that both stand in runs over members: an event of all of them is none of a
+    # member's.
+    shared = {
+        dim
+        for dim in site.dims[len(inner) :]
+        if dim is not None and dim in evidence.dims
+    }
     if shape[len(inner) :] != event or not all(site.dims[: len(inner)]) or shared:
         raise ShapeError(
             f"The factor {evidence.name!r} has events of shape {event}, but one value of site {site.name!r} has the "
@@ -59,11 +66,19 @@ def plates(evidence: Statement, site: Statement) -> dict[str, int]:
         )
     outer = evidence.distribution.batch_shape
     depth = max(len(inner), len(outer))
-    of_site = [(None, 1)] * (depth - len(inner)) + list(zip(site.dims, inner, strict=False))
-    of_factor = [(None, 1)] * (depth - len(outer)) + list(zip(evidence.dims, outer, strict=True))
+    of_site = [(None, 1)] * (depth - len(inner)) + list(
+        zip(site.dims, inner, strict=False)
+    )
+    of_factor = [(None, 1)] * (depth - len(outer)) + list(
+        zip(evidence.dims, outer, strict=True)
+    )
     about = {}
     for (name, size), (other, found) in zip(of_site, of_factor, strict=True):
-        if (name or other) is None or (name and other and name != other) or (other is None and found > size):
+        if (
+            (name or other) is None
+            or (name and other and name != other)
+            or (other is None and found > size)
+        ):
             stands = f"plate {other!r}" if other else f"a mask with an axis of {found}"
             raise ShapeError(
                 f"The factor {evidence.name!r} stands in {stands}, where its site {site.name!r} has "
@@ -75,24 +90,36 @@ def plates(evidence: Statement, site: Statement) -> dict[str, int]:
     return about
 
 
-def plate_axes(evidence: Statement, leaf: LeafFactor, about: dict[str, int]) -> dict[str, int]:
-    """Of each condition of a leaf, how many of its leading axes are those of the plates, as of `plates`."""
-    return {name: _leading(evidence, name, jnp.shape(value), about) for name, value in leaf.fixed.items()}
+def plate_axes(
+    evidence: Statement, leaf: LeafFactor, about: dict[str, int]
+) -> dict[str, int]:
+    """Of each condition of a leaf, how many of its leading axes are those of the
+    plates, as of `plates`."""
+    return {
+        name: _leading(evidence, name, jnp.shape(value), about)
+        for name, value in leaf.fixed.items()
+    }
 
 
-def _leading(evidence: Statement, name: str, shape: tuple[int, ...], plates: dict[str, int]) -> int:
-    """How many leading axes of a condition are those of the innermost plates, 0 where it is the same for all members.
+def _leading(
+    evidence: Statement, name: str, shape: tuple[int, ...], plates: dict[str, int]
+) -> int:
+    """How many leading axes of a condition are those of the innermost plates, 0 where
+    it is the same for all members.
 
-    Axes are matched from the right, as NumPyro's batches are: of plates (sessions, subjects) a condition has one value
-    for each pair with the axes (sessions, subjects, …), for each subject with (subjects, …) or (1, subjects, …), for
-    each session with (sessions, 1, …)."""
+    Axes are matched from the right, as NumPyro's batches are: of plates (sessions,
+    subjects) a condition has one value for each pair with the axes (sessions, subjects,
+    …), for each subject with (subjects, …) or (1, subjects, …), for each session with
+    (sessions, 1, …)."""
     batch = tuple(plates.values())
     if shape[: len(batch)] == batch:
         return len(batch)
 
     def fits(lead: int) -> bool:
         pairs = list(zip(shape[:lead], batch[len(batch) - lead :], strict=True))
-        return all(n in (1, size) for n, size in pairs) and (any(n > 1 for n, _ in pairs) or shape[:lead] == batch)
+        return all(n in (1, size) for n, size in pairs) and (
+            any(n > 1 for n, _ in pairs) or shape[:lead] == batch
+        )
 
     found = [lead for lead in range(1, min(len(batch), len(shape)) + 1) if fits(lead)]
     misplaced = not found and bool(shape) and shape[0] > 1 and shape[0] in batch
@@ -100,7 +127,11 @@ def _leading(evidence: Statement, name: str, shape: tuple[int, ...], plates: dic
         each = ", ".join(f"{plate!r} of {size}" for plate, size in plates.items())
         raise ShapeError(
             f"Condition {name!r} of {evidence.name!r} has the shape {shape}, in the plates {each}: "
-            + ("its first axis is not where that plate's is." if misplaced else "several of them fit."),
+            + (
+                "its first axis is not where that plate's is."
+                if misplaced
+                else "several of them fit."
+            ),
             where=evidence.where,
             fix="give it the axes of all plates, in this order, of size 1 where it does not depend on one: "
             f"jnp.broadcast_to(…, {batch} + shape of one value) is never ambiguous.",
@@ -109,8 +140,10 @@ def _leading(evidence: Statement, name: str, shape: tuple[int, ...], plates: dic
 
 
 def of_one_member(evidence: Statement, site: Statement) -> Factor:
-    """The factor with the conditions of the first member of its plates: those that one evaluation has."""
+    """The factor with the conditions of the first member of its plates: those that one
+    evaluation has."""
     about = plates(evidence, site)
     return rewrite_leaves(
-        evidence.factor, lambda leaf: leaf.holding(first(leaf.fixed, plate_axes(evidence, leaf, about)))
+        evidence.factor,
+        lambda leaf: leaf.holding(first(leaf.fixed, plate_axes(evidence, leaf, about))),
     )

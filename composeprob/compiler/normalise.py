@@ -1,4 +1,5 @@
-"""Flattens products, pushes powers to the leaves, merges powers of one factor, drops zero powers."""
+"""Flattens products, pushes powers to the leaves, merges powers of one factor, drops
+zero powers."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from composeprob.ir.nodes import Graph, Leaf, Site, leaves, same_leaf
 
 
 def normalise(graph: Graph) -> Graph:
-    """Every site's expression in normal form: a leaf, a mixture, or a product of distinct ones. Refused where nothing
-    is left of it (f / f)."""
+    """Every site's expression in normal form: a leaf, a mixture, or a product of
+    distinct ones. Refused where nothing is left of it (f / f)."""
     before = sum(len(leaves(site.root)) for site in graph.sites)
     result = graph.map_roots(_site)
     after = sum(len(leaves(site.root)) for site in result.sites)
@@ -59,14 +60,16 @@ def _single(node: Factor, power: float) -> list[tuple[Factor, float]]:
 normal_of = Pass[Factor | None]("normal", _each_normal)
 """Rules (node) for its normal form; None where it is the constant 1."""
 factors_of = Pass[list[tuple[Factor, float]]]("factors", _single)
-"""Rules (node, power) for the (factor, power) pairs that node^power multiplies, each factor in normal form and no
-product, but for products over data."""
+"""Rules (node, power) for the (factor, power) pairs that node^power multiplies, each
+factor in normal form and no product, but for products over data."""
 same_of = Pass[bool]("same", lambda node, other: False)
-"""Rules (node, another of its kind) for whether the two are known to be the same factor."""
+"""Rules (node, another of its kind) for whether the two are known to be the same
+factor."""
 
 
 def same(a: Factor, b: Factor) -> bool:
-    """Whether two factors are known to be the same: leaves, or products of the same leaf over the same data."""
+    """Whether two factors are known to be the same: leaves, or products of the same
+    leaf over the same data."""
     return type(a) is type(b) and same_of.rule_for(a)(a, b)
 
 
@@ -102,29 +105,45 @@ def _normal_product(node: Product) -> Factor | None:
 
 def _raised(node: Factor, power: float) -> tuple[Factor, float]:
     """The power of a product over data is the product over data of powers."""
-    return (replace(node, numbers=(power,) * len(node.numbers)), 1.0) if isinstance(node, Product) else (node, power)
+    return (
+        (replace(node, numbers=(power,) * len(node.numbers)), 1.0)
+        if isinstance(node, Product)
+        else (node, power)
+    )
 
 
 @normal_of.rule(Mixture)
 def _normal_mixture(node: Mixture) -> Mixture:
-    """A mixture stays where it is, as one factor of a product: to distribute the product over it would multiply the
-    number of leaves and save no evaluation. One over data that does not depend on them is n times the same."""
+    """A mixture stays where it is, as one factor of a product: to distribute the
+    product over it would multiply the number of leaves and save no evaluation. One over
+    data that does not depend on them is n times the same."""
     node = _each_normal(node)
     if node.plate is None or runs(node.factors[0], node.plate):
         return node
-    return replace(node, numbers=(float(np.logaddexp.reduce(node.log_weights)),), plate=None)
+    return replace(
+        node, numbers=(float(np.logaddexp.reduce(node.log_weights)),), plate=None
+    )
 
 
 @factors_of.rule(Product)
 def _factors_of_product(node: Product, power: float) -> list[tuple[Factor, float]]:
-    """Products over data are taken apart: Π_i f(x | c_i)^v·g(x)^w = (Π_i f(x | c_i))^v·g(x)^{n·w}."""
-    pairs = zip(node.factors, node.powers, strict=False)  # in a plate there is one factor, and equal powers
-    inner = [pair for child, exponent in pairs for pair in factors_of.rule_for(child)(child, power * exponent)]
+    """Products over data are taken apart: Π_i f(x | c_i)^v·g(x)^w = (Π_i f(x |
+    c_i))^v·g(x)^{n·w}."""
+    pairs = zip(
+        node.factors, node.powers, strict=False
+    )  # in a plate there is one factor, and equal powers
+    inner = [
+        pair
+        for child, exponent in pairs
+        for pair in factors_of.rule_for(child)(child, power * exponent)
+    ]
     if (plate := node.plate) is None:
         return inner
     bare = replace(node, numbers=(1.0,) * plate.count)
     return [
-        (bare.with_children((child,)), exponent) if runs(child, plate) else (child, plate.count * exponent)
+        (bare.with_children((child,)), exponent)
+        if runs(child, plate)
+        else (child, plate.count * exponent)
         for child, exponent in inner
     ]
 

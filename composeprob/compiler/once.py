@@ -1,4 +1,5 @@
-"""Compiled functions that run once: making them fast would take longer than running them."""
+"""Compiled functions that run once: making them fast would take longer than running
+them."""
 
 from __future__ import annotations
 
@@ -16,14 +17,17 @@ Returned = TypeVar("Returned")
 def once(
     function: Callable[Arguments, Returned], options: Mapping[str, object] | None = None
 ) -> Callable[Arguments, Returned]:
-    """`equinox.filter_jit` with little optimisation, or as usual where this version of XLA does not know an option."""
+    """`equinox.filter_jit` with little optimisation, or as usual where this version of
+    XLA does not know an option."""
     if options is None:  # of XLA, which compiles in a third of the time with these
         options = {
             "xla_backend_optimization_level": 0,
             "xla_cpu_use_fusion_emitters": False,
             "xla_cpu_parallel_codegen_split_count": 1,
         }
-    quick: Callable[Arguments, Returned] = eqx.filter_jit(function, compiler_options=options)  # type: ignore[call-overload]
+    quick: Callable[Arguments, Returned] = eqx.filter_jit(
+        function, compiler_options=options
+    )  # type: ignore[call-overload]
     usual = eqx.filter_jit(function)
 
     @functools.wraps(function)

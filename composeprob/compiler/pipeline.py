@@ -1,4 +1,5 @@
-"""`compile`: run the passes in order, verifying the IR after each; `prior`: what is left without observations."""
+"""`compile`: run the passes in order, verifying the IR after each; `prior`: what is
+left without observations."""
 
 from __future__ import annotations
 
@@ -38,31 +39,42 @@ from composeprob.settings import usual
 
 
 def compile(
-    program: Program, *args: object, schedule: Schedule | None = None, precision: str | None = None, **kwargs: object
+    program: Program,
+    *args: object,
+    schedule: Schedule | None = None,
+    precision: str | None = None,
+    **kwargs: object,
 ) -> AnnealedDensity:
     """Lower a program to one time-annealed unnormalised density.
 
-    What the program and its factors' functions read beside their arguments (globals, variables around them) counts as
-    it is at this call. After it has changed, compile again: this density keeps to the old values, or is refused.
+    What the program and its factors' functions read beside their arguments (globals,
+    variables around them) counts as it is at this call. After it has changed, compile
+    again: this density keeps to the old values, or is refused.
 
     Args:
         program: a function decorated with `program`.
-        args, kwargs: the program's arguments: factors, data, settings. Arrays are data: they become leaves of the
-            density, and the same program with others of the same shapes reuses compiled code. Where the program's
-            Python asks an array for its numbers (by ``if``, ``float`` or NumPy), these are compiled in, and the
-            printed density reports it, with the line. Python's numbers, floats too, strings and booleans are settings:
-            they may decide what the program does, and another value compiles anew.
-        schedule: the levels to use; left out, those of the program's factors. Factors trained on other levels are
-            evaluated where the log-SNR is the same.
-        precision: ``"bfloat16"``: matrix products and convolutions inside of networks round what they multiply to that,
-            for the units that multiply it fastest. Weights, positions, log-densities and accept tests stay as they are,
-            and so does the program's author's own arithmetic. Left out, networks are evaluated as they are.
+        args, kwargs: the program's arguments: factors, data, settings. Arrays are data:
+            they become leaves of the density, and the same program with others of the
+            same shapes reuses compiled code. Where the program's Python asks an array
+            for its numbers (by ``if``, ``float`` or NumPy), these are compiled in, and
+            the printed density reports it, with the line. Python's numbers, floats too,
+            strings and booleans are settings: they may decide what the program does,
+            and another value compiles anew.
+        schedule: the levels to use; left out, those of the program's factors. Factors
+            trained on other levels are evaluated where the log-SNR is the same.
+        precision: ``"bfloat16"``: matrix products and convolutions inside of networks
+            round what they multiply to that, for the units that multiply it fastest.
+            Weights, positions, log-densities and accept tests stay as they are, and so
+            does the program's author's own arithmetic. Left out, networks are evaluated
+            as they are.
 
     Returns:
-        The density; printing it shows the program as mathematics and what each pass did.
+        The density; printing it shows the program as mathematics and what each pass
+            did.
 
     Raises:
-        ComposeProbError: anything that cannot be sampled, with its place in the program and how to fix it.
+        ComposeProbError: anything that cannot be sampled, with its place in the program
+            and how to fix it.
 
     Example:
         >>> import composeprob as cp, numpyro.distributions as dist
@@ -74,7 +86,9 @@ def compile(
         >>> round(float(density.score({"x": 1.0}, 0)["x"]), 3)
         -2.0
     """
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs)))
+    traced = any(
+        isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs))
+    )
     with usual():
         try:
             return lowered(program, args, kwargs, schedule, precision)
@@ -96,8 +110,9 @@ def lowered(
     networks: bool = True,
     growing: bool = True,
 ) -> AnnealedDensity:
-    """`compile`, with what networks return looked at or, as for those that are still being trained, not; and with
-    exponents that grow as noise falls or, as for the normalisers of an expression, constant ones."""
+    """`compile`, with what networks return looked at or, as for those that are still
+    being trained, not; and with exponents that grow as noise falls or, as for the
+    normalisers of an expression, constant ones."""
     if not isinstance(program, Program):
         raise WrongTypeError(
             f"compile takes a program; got {type(program).__name__}.",
@@ -115,17 +130,36 @@ def lowered(
     graph, likelihood = anneal(graph, traced)
     verify(graph, "anneal")
     evaluator = lower(graph, likelihood, precision)
-    sites = {site.name: SiteInfo("noised", site.shape, site.plates) for site in graph.sites}
-    sites |= {s.name: SiteInfo("held" if s.name in graph.held else "static", s.coordinate) for s in graph.statics}
+    sites = {
+        site.name: SiteInfo("noised", site.shape, site.plates) for site in graph.sites
+    }
+    sites |= {
+        s.name: SiteInfo("held" if s.name in graph.held else "static", s.coordinate)
+        for s in graph.statics
+    }
     offered = capabilities(graph)
-    # For each leaf its name, its site's place and what it offers, so that a sampler can name what it misses.
-    offers = tuple((leaf.name, s.where, node_capabilities(leaf)) for s in graph.sites for leaf in leaves(s.root))
-    described = Described(
-        graph, describe(graph, sorted(offered)), graph.where, offers, _pictures(graph), experts(graph)[0]
+    # For each leaf its name, its site's place and what it offers, so that a sampler can
+    # name what it misses.
+    offers = tuple(
+        (leaf.name, s.where, node_capabilities(leaf))
+        for s in graph.sites
+        for leaf in leaves(s.root)
     )
-    top = _top_law(graph, all("normalised" in capabilities for *_, capabilities in offers))
+    described = Described(
+        graph,
+        describe(graph, sorted(offered)),
+        graph.where,
+        offers,
+        _pictures(graph),
+        experts(graph)[0],
+    )
+    top = _top_law(
+        graph, all("normalised" in capabilities for *_, capabilities in offers)
+    )
     density = AnnealedDensity(graph.levels, evaluator, top, sites, offered, described)
-    density = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density)
+    density = jax.tree.map(
+        lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density
+    )
 
     def anew(other: Schedule) -> AnnealedDensity:
         again = lowered(program, args, kwargs, other, precision, networks, growing)
@@ -135,20 +169,24 @@ def lowered(
 
     if networks:
         check_growth(density, graph)
-    object.__setattr__(density, "_anew", anew)  # no field: a copy with other arrays must not have it
+    object.__setattr__(
+        density, "_anew", anew
+    )  # no field: a copy with other arrays must not have it
     return density
 
 
 def prior(density: AnnealedDensity) -> AnnealedDensity:
     """The same program without its observations and soft evidence: p(z)·F_k(x; z).
 
-    Sampled by `infer` it gives draws from the program's prior, and `Result.predictive` of these the prior predictive.
+    Sampled by `infer` it gives draws from the program's prior, and `Result.predictive`
+    of these the prior predictive.
 
     Args:
         density: from `compile`.
 
     Returns:
-        A density with the same sites. It keeps the observations' statements, so that it can predict data.
+        A density with the same sites. It keeps the observations' statements, so that it
+            can predict data.
 
     Example:
         >>> import composeprob as cp, numpyro.distributions as dist
@@ -171,25 +209,39 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
     assert isinstance(evaluator, Evaluator)
     if not graph.observations:
         return density
-    notes = tuple(note for note in graph.notes if note[0] != "anneal")  # of observations alone
-    without = dataclasses.replace(graph, observations=(), notes=notes).noted("prior", "without observations")
-    silent = dataclasses.replace(evaluator, likelihood=Likelihood(evaluator.likelihood.traced, {}))
+    notes = tuple(
+        note for note in graph.notes if note[0] != "anneal"
+    )  # of observations alone
+    without = dataclasses.replace(graph, observations=(), notes=notes).noted(
+        "prior", "without observations"
+    )
+    silent = dataclasses.replace(
+        evaluator, likelihood=Likelihood(evaluator.likelihood.traced, {})
+    )
     offered = capabilities(without)
-    described = dataclasses.replace(density.described, graph=without, text=describe(without, sorted(offered)))
-    return dataclasses.replace(density, evaluator=silent, capabilities=offered, described=described)
+    described = dataclasses.replace(
+        density.described, graph=without, text=describe(without, sorted(offered))
+    )
+    return dataclasses.replace(
+        density, evaluator=silent, capabilities=offered, described=described
+    )
 
 
 def _read(density: AnnealedDensity) -> set[str]:
     """What the program and its functions read beside their arguments, as digests."""
     evaluator = density.evaluator
     assert isinstance(evaluator, Evaluator)
-    found = {fingerprint(each.code.jaxpr, each.constants, objects=False) for each in closures(evaluator)}
+    found = {
+        fingerprint(each.code.jaxpr, each.constants, objects=False)
+        for each in closures(evaluator)
+    }
     traced = evaluator.likelihood.traced
     return found if traced is None else found | {traced.code.fingerprint(objects=False)}
 
 
 def _rounded(graph: Graph, precision: str | None) -> Graph:
-    """Before the passes, where it is asked for: networks with rounded products take the place of the program's own."""
+    """Before the passes, where it is asked for: networks with rounded products take the
+    place of the program's own."""
     if precision is None:
         return graph
     graph = graph.map_roots(lambda root, site: in_precision(root, precision))
@@ -197,30 +249,54 @@ def _rounded(graph: Graph, precision: str | None) -> Graph:
 
 
 def _pictures(graph: Graph) -> dict[str, Callable[[object], np.ndarray]]:
-    """What makes images of each site whose factors agree on it; a factor that knows of none is left out."""
+    """What makes images of each site whose factors agree on it; a factor that knows of
+    none is left out."""
     found = {
-        s.name: {p for leaf in leaves(s.root) if (p := leaf.factor.traits.pictures) is not None} for s in graph.sites
+        s.name: {
+            p
+            for leaf in leaves(s.root)
+            if (p := leaf.factor.traits.pictures) is not None
+        }
+        for s in graph.sites
     }
     return {name: next(iter(ways)) for name, ways in found.items() if len(ways) == 1}
 
 
 def _top_law(graph: Graph, normalised: bool) -> TopLaw:
-    """The distribution of the levels that are noise alone; of every level where exponents grow from one to the next."""
+    """The distribution of the levels that are noise alone; of every level where
+    exponents grow from one to the next."""
     float_ = np.dtype(jnp.result_type(float))
-    noise = (np.asarray(graph.levels.sigma, np.float64) / np.asarray(graph.levels.alpha, np.float64)) ** 2
+    noise = (
+        np.asarray(graph.levels.sigma, np.float64)
+        / np.asarray(graph.levels.alpha, np.float64)
+    ) ** 2
 
     def law(variance: float) -> TopLaw:
-        tops = {s.name: site_top(at_noise(s.root, variance), s.shape) for s in graph.sites}
+        tops = {
+            s.name: site_top(at_noise(s.root, variance), s.shape) for s in graph.sites
+        }
         power: Any = {name: np.asarray(top.power, float_) for name, top in tops.items()}
         each = [(top.degree, top.constant, top.entries) for top in tops.values()]
-        sums: Any = [np.asarray(sum(terms), float_) for terms in zip((0.0, 0.0, 0.0), *each, strict=True)]
+        sums: Any = [
+            np.asarray(sum(terms), float_)
+            for terms in zip((0.0, 0.0, 0.0), *each, strict=True)
+        ]
         degree, constant, entries = sums
-        return TopLaw(power, degree, constant, entries, all(top.exact for top in tops.values()), normalised)
+        return TopLaw(
+            power,
+            degree,
+            constant,
+            entries,
+            all(top.exact for top in tops.values()),
+            normalised,
+        )
 
     if not any(grows(site.root) for site in graph.sites):
         return law(noise[-1])
     laws = [law(variance) for variance in noise]
-    exact = all(each.exact for each in laws)  # a mixture's parts may have equal powers at level 0 alone
+    exact = all(
+        each.exact for each in laws
+    )  # a mixture's parts may have equal powers at level 0 alone
     laws = [dataclasses.replace(each, exact=exact) for each in laws]
     stacked: TopLaw = jax.tree.map(lambda *levels: np.stack(levels), *laws)
     return dataclasses.replace(stacked, stacked=True)

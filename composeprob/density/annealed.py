@@ -1,4 +1,5 @@
-"""The compiled program: one unnormalised density for each noise level, and the distribution that chains start from."""
+"""The compiled program: one unnormalised density for each noise level, and the
+distribution that chains start from."""
 
 from __future__ import annotations
 
@@ -17,18 +18,33 @@ from numpy.typing import ArrayLike
 from composeprob import tuning
 from composeprob.arguments import NotPickled, check_count, check_key
 from composeprob.density.described import Described, Diagram
-from composeprob.density.evaluation import Evaluation, ExpertValue, Frame, Position, at_once, over_chains
+from composeprob.density.evaluation import (
+    Evaluation,
+    ExpertValue,
+    Frame,
+    Position,
+    at_once,
+    over_chains,
+)
 from composeprob.density.overlap import Finding, check
-from composeprob.errors import MEANT, CapabilityError, DoublyIntractableError, ShapeError, WrongTypeError, unknown_name
+from composeprob.errors import (
+    MEANT,
+    CapabilityError,
+    DoublyIntractableError,
+    ShapeError,
+    WrongTypeError,
+    unknown_name,
+)
 from composeprob.pytree import normal_like, vdot
 from composeprob.schedule import Schedule
 from composeprob.text import printable
 
 
 class SiteInfo(eqx.Module):
-    """What a latent site holds: ``kind`` is ``"noised"``, ``"static"`` or ``"held"`` (static, and kept at its prior
-    draw because a normaliser depends on it), ``shape`` that of its entry in a position. Of a noised site ``plates``
-    leading axes run over members that are independent given the latents."""
+    """What a latent site holds: ``kind`` is ``"noised"``, ``"static"`` or ``"held"``
+    (static, and kept at its prior draw because a normaliser depends on it), ``shape``
+    that of its entry in a position. Of a noised site ``plates`` leading axes run over
+    members that are independent given the latents."""
 
     kind: str = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -36,17 +52,22 @@ class SiteInfo(eqx.Module):
 
 
 class TopLaw(eqx.Module):
-    """The distribution of a level that is noise alone: F = exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²).
+    """The distribution of a level that is noise alone: F =
+    exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²).
 
     Attributes:
         power: total power at each entry, ``{site: array}``.
-        degree: powers times dimensions, factors counted as normalised; NaN where a constant is unknown.
+        degree: powers times dimensions, factors counted as normalised; NaN where a
+            constant is unknown.
         constant: what mixture weights add.
         entries: Σ |power|·dimensions over the factors.
-        exact: whether F has this form; where not, kernels and weights move the first draws to it.
-        normalised: whether every factor's log-density is normalised, so that the values of F determine ∫F too.
-        stacked: whether the arrays have an axis of all K levels in front, as exponents grow from level to level; `at`
-            takes one of them. Elsewhere they are the same at all levels.
+        exact: whether F has this form; where not, kernels and weights move the first
+            draws to it.
+        normalised: whether every factor's log-density is normalised, so that the values
+            of F determine ∫F too.
+        stacked: whether the arrays have an axis of all K levels in front, as exponents
+            grow from level to level; `at` takes one of them. Elsewhere they are the
+            same at all levels.
     """
 
     power: dict[str, Array]
@@ -61,29 +82,45 @@ class TopLaw(eqx.Module):
         """That of one level, which may be traced."""
         if not self.stacked:
             return self
-        return dataclasses.replace(jax.tree.map(lambda a: a[level], self), stacked=False)
+        return dataclasses.replace(
+            jax.tree.map(lambda a: a[level], self), stacked=False
+        )
 
     def draw(self, key: Array, sigma: Array) -> dict[str, Array]:
         """One draw of N(0, σ²/power) at each noised site."""
         noise = normal_like(key, self.power)
-        return {name: sigma * noise[name] / jnp.sqrt(power) for name, power in self.power.items()}
+        return {
+            name: sigma * noise[name] / jnp.sqrt(power)
+            for name, power in self.power.items()
+        }
 
     def log_density(self, xs: dict[str, Array], sigma: Array) -> Array:
         """The log-density that `draw` has, a scalar."""
         terms = [
-            jnp.sum(0.5 * jnp.log(power / (2 * jnp.pi * sigma**2)) - 0.5 * power * (xs[name] / sigma) ** 2)
+            jnp.sum(
+                0.5 * jnp.log(power / (2 * jnp.pi * sigma**2))
+                - 0.5 * power * (xs[name] / sigma) ** 2
+            )
             for name, power in self.power.items()
         ]
         return sum(terms, jnp.zeros(()))
 
     def log_normaliser(self, sigma: Array) -> Array:
         """log ∫F; NaN where a factor's constant is unknown."""
-        logs = [jnp.sum(0.5 * jnp.log(2 * jnp.pi * sigma**2 / power)) for power in self.power.values()]
-        return self.constant - 0.5 * self.degree * jnp.log(2 * jnp.pi * sigma**2) + sum(logs, jnp.zeros(()))
+        logs = [
+            jnp.sum(0.5 * jnp.log(2 * jnp.pi * sigma**2 / power))
+            for power in self.power.values()
+        ]
+        return (
+            self.constant
+            - 0.5 * self.degree * jnp.log(2 * jnp.pi * sigma**2)
+            + sum(logs, jnp.zeros(()))
+        )
 
     def signal(self, log_snr: float) -> float:
-        """About how far ``log_normaliser`` is off, as data of unit size are not quite gone at this log-SNR: each factor
-        N(α·m, σ²) with m of order 1 is taken for N(0, σ²)."""
+        """About how far ``log_normaliser`` is off, as data of unit size are not quite
+        gone at this log-SNR: each factor N(α·m, σ²) with m of order 1 is taken for N(0,
+        σ²)."""
         return 0.5 * float(np.asarray(self.entries)) * math.exp(log_snr)
 
 
@@ -95,75 +132,94 @@ class Evaluates(Protocol):
 
     @property
     def plain(self) -> bool:
-        """Whether G has a part that is the user's own function of x: `plain_potential`."""
+        """Whether G has a part that is the user's own function of x:
+        `plain_potential`."""
 
     def plain_potential(self, position: Position, level: Array | int) -> Array:
-        """Its logarithm, a scalar: tempered observations and user energies, without a network of a diffusion or
-        classifier."""
+        """Its logarithm, a scalar: tempered observations and user energies, without a
+        network of a diffusion or classifier."""
 
     @property
     def guided(self) -> bool:
-        """Whether G has another part, which takes networks: classifiers, observations by moments or Tweedie means."""
+        """Whether G has another part, which takes networks: classifiers, observations
+        by moments or Tweedie means."""
 
     @property
     def knows_latents(self) -> bool:
         """Whether there are latents, and `log_known` has all that depends on them."""
 
     def log_known(self, position: Position, level: Array | int) -> Array:
-        """log π_level without the factors that depend on no latent, a scalar; no network is called."""
+        """log π_level without the factors that depend on no latent, a scalar; no
+        network is called."""
 
     def frames(self, position: Position, level: Array | int) -> dict[str, Frame]:
-        """Where x/α is under the priors of noised sites that depend on latents, where known, and static sites under
-        such priors."""
+        """Where x/α is under the priors of noised sites that depend on latents, where
+        known, and static sites under such priors."""
 
-    def leaf_scores(self, position: Position, level: Array | int) -> tuple[dict[str, Array], ...]:
-        """``{site: ∇ log f}`` of every leaf, in the order of `Described.offers`; each network called once."""
+    def leaf_scores(
+        self, position: Position, level: Array | int
+    ) -> tuple[dict[str, Array], ...]:
+        """``{site: ∇ log f}`` of every leaf, in the order of `Described.offers`; each
+        network called once."""
 
-    def expert_values(self, position: Position, level: Array | int) -> tuple[ExpertValue, ...]:
-        """Score and log-density of every expert, in the order of `Described.experts`; each network called once."""
+    def expert_values(
+        self, position: Position, level: Array | int
+    ) -> tuple[ExpertValue, ...]:
+        """Score and log-density of every expert, in the order of `Described.experts`;
+        each network called once."""
 
     @property
     def drawable(self) -> bool:
-        """Whether every noised site has a factor, not divided by, that exact draws can be taken from."""
+        """Whether every noised site has a factor, not divided by, that exact draws can
+        be taken from."""
 
     def draw(self, key: Array) -> Position:
-        """A draw of level 0 from q: each noised site from any of its factors that can be drawn from, all of these being
-        equally probable; static sites from their priors given these."""
+        """A draw of level 0 from q: each noised site from any of its factors that can
+        be drawn from, all of these being equally probable; static sites from their
+        priors given these."""
 
     def importance(self, position: Position) -> tuple[Array, Array]:
         """log π₀ and log π₀/q, scalars."""
 
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
-        """The static sites drawn from their priors given x/α of the noised ones, unconstrained."""
+        """The static sites drawn from their priors given x/α of the noised ones,
+        unconstrained."""
 
     def read(self, position: Position) -> dict[str, Array]:
         """The position with static sites constrained and deterministics added."""
 
-    def observed(self, values: dict[str, Array] | None = None, key: Array | None = None) -> dict[str, Array]:
-        """The observed values; or with a ``key`` those sites drawn anew, given the latents' values as `read` shows
-        them."""
+    def observed(
+        self, values: dict[str, Array] | None = None, key: Array | None = None
+    ) -> dict[str, Array]:
+        """The observed values; or with a ``key`` those sites drawn anew, given the
+        latents' values as `read` shows them."""
 
     def log_likelihood(self, values: dict[str, Array]) -> dict[str, Array]:
-        """log p of every observed number at level 0, given the latents' values as `read` shows them."""
+        """log p of every observed number at level 0, given the latents' values as
+        `read` shows them."""
 
 
 class AnnealedDensity(NotPickled, eqx.Module):
     """π_k(x, z) ∝ p(z)·F_k(x)·G_k(x, z) for k = K−1 … 0, made by `cp.compile`.
 
-    A position is ``{site: array}`` for ONE chain; use `jax.vmap` over a leading chain axis. Static sites are in
-    unconstrained coordinates. At the levels above 0 the product of noised factors is not the noised product: only
-    level 0 is the promise, the others are the path to it. The density is a pytree whose arrays (weights, data) are
-    leaves: pass it to a jitted function as an argument.
+    A position is ``{site: array}`` for ONE chain; use `jax.vmap` over a leading chain
+    axis. Static sites are in unconstrained coordinates. At the levels above 0 the
+    product of noised factors is not the noised product: only level 0 is the promise,
+    the others are the path to it. The density is a pytree whose arrays (weights, data)
+    are leaves: pass it to a jitted function as an argument.
 
     Attributes:
         schedule: the levels.
         sites: ``{name: SiteInfo}`` of the latent sites.
-        capabilities: what kernels may rely on, a frozenset of ``score``, ``energy``, ``conservative``,
-            ``normalised``, ``exact_marginals``, ``feynman_kac``, ``mode_depth``.
+        capabilities: what kernels may rely on, a frozenset of ``score``, ``energy``,
+            ``conservative``, ``normalised``, ``exact_marginals``, ``feynman_kac``,
+            ``mode_depth``.
         described: the program's IR and its text.
     """
 
-    _kept_by: ClassVar[str] = "pickle its program and factors, and compile them again by cp.compile(program, …)."
+    _kept_by: ClassVar[str] = (
+        "pickle its program and factors, and compile them again by cp.compile(program, …)."
+    )
 
     schedule: Schedule
     evaluator: Evaluates
@@ -174,12 +230,16 @@ class AnnealedDensity(NotPickled, eqx.Module):
 
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         """Refuses: a density has a level, too."""
-        raise WrongTypeError("A density is not called like a function.", fix=MEANT["AnnealedDensity"]["log_prob"])
+        raise WrongTypeError(
+            "A density is not called like a function.",
+            fix=MEANT["AnnealedDensity"]["log_prob"],
+        )
 
     def __getitem__(self, name: object) -> NoReturn:
         """Refuses: samples are a result's."""
         raise WrongTypeError(
-            f"A density has no samples, of {name!r} or another site.", fix=MEANT["AnnealedDensity"]["sample"]
+            f"A density has no samples, of {name!r} or another site.",
+            fix=MEANT["AnnealedDensity"]["sample"],
         )
 
     if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
@@ -189,7 +249,8 @@ class AnnealedDensity(NotPickled, eqx.Module):
 
     @property
     def graph(self) -> Diagram:
-        """The program's IR: draws itself in notebooks; ``graph.dot()`` is its Graphviz source."""
+        """The program's IR: draws itself in notebooks; ``graph.dot()`` is its Graphviz
+        source."""
         return self.described.graph
 
     @property
@@ -198,13 +259,17 @@ class AnnealedDensity(NotPickled, eqx.Module):
         return self.schedule.num_levels
 
     def on(self, schedule: Schedule) -> AnnealedDensity:
-        """Returns the same program on other levels, as ``cp.compile(program, …, schedule=schedule)`` does.
+        """Returns the same program on other levels, as ``cp.compile(program, …,
+        schedule=schedule)`` does.
 
         Raises:
             AlignmentError: a factor does not know one of these levels.
-            CapabilityError: this is not what `cp.compile` returned, but a copy with other arrays.
+            CapabilityError: this is not what `cp.compile` returned, but a copy with
+                other arrays.
         """
-        anew: Callable[[Schedule], AnnealedDensity] | None = getattr(self, "_anew", None)
+        anew: Callable[[Schedule], AnnealedDensity] | None = getattr(
+            self, "_anew", None
+        )
         if anew is None:
             raise CapabilityError(
                 "Only a density as cp.compile returned it can go to other levels: the arrays of this copy may differ "
@@ -217,8 +282,8 @@ class AnnealedDensity(NotPickled, eqx.Module):
     def evaluate(self, position: Position, level: Array | int) -> Evaluation:
         """Everything that one evaluation gives; each network is called once.
 
-        Called by hand, outside of `jax.jit`, `jax.vmap` and `jax.grad`, it is compiled at the first call and serves all
-        positions and levels; so are the methods below.
+        Called by hand, outside of `jax.jit`, `jax.vmap` and `jax.grad`, it is compiled
+        at the first call and serves all positions and levels; so are the methods below.
 
         Args:
             position: ``{site: array}``, no chain axis.
@@ -244,7 +309,9 @@ class AnnealedDensity(NotPickled, eqx.Module):
         """∇ log π_k(position), same structure as the position."""
         return self.evaluate(position, level).score
 
-    def value_and_score(self, position: Position, level: Array | int) -> tuple[Array, Position]:
+    def value_and_score(
+        self, position: Position, level: Array | int
+    ) -> tuple[Array, Position]:
         """(log π_k, ∇ log π_k) from one evaluation.
 
         Raises:
@@ -259,14 +326,19 @@ class AnnealedDensity(NotPickled, eqx.Module):
             )
         return evaluation.log_density, evaluation.score
 
-    def score_and_rate(self, position: Position, level: Array | int) -> tuple[Position, Array]:
-        """(∇ log F_k, r_k): the score of the diffusion part and its Feynman–Kac rate, from one evaluation.
+    def score_and_rate(
+        self, position: Position, level: Array | int
+    ) -> tuple[Position, Array]:
+        """(∇ log F_k, r_k): the score of the diffusion part and its Feynman–Kac rate,
+        from one evaluation.
 
-        r is defined by ∂_t F = 𝓛F − g²·r·F with 𝓛 the forward Fokker–Planck operator of the schedule's diffusion.
-        Weights that grow by g²·r along the reverse process make it sample F.
+        r is defined by ∂_t F = 𝓛F − g²·r·F with 𝓛 the forward Fokker–Planck operator of
+        the schedule's diffusion. Weights that grow by g²·r along the reverse process
+        make it sample F.
 
         Raises:
-            CapabilityError: the program has no rate (a factor that is not a noised marginal inside a mixture).
+            CapabilityError: the program has no rate (a factor that is not a noised
+                marginal inside a mixture).
         """
         evaluation = self.evaluate(position, level)
         if "feynman_kac" not in self.capabilities:
@@ -275,22 +347,34 @@ class AnnealedDensity(NotPickled, eqx.Module):
                 where=self.described.where,
                 fix="use cp.AnnealedMCMC or, where all factors are analytic, cp.SMC(weights='density').",
             )
-        parts, drift_ratio = evaluation.parts, jnp.asarray(self.schedule.drift_ratio)[level]
+        parts, drift_ratio = (
+            evaluation.parts,
+            jnp.asarray(self.schedule.drift_ratio)[level],
+        )
         return parts.drift, parts.rate + drift_ratio * parts.excess
 
-    def leaf_scores(self, position: Position, level: Array | int) -> dict[str, dict[str, Array]]:
-        """``{factor: {site: ∇ log f}}``, the score of every single factor; summed where one name stands for several
-        uses (in a plate, in windows)."""
+    def leaf_scores(
+        self, position: Position, level: Array | int
+    ) -> dict[str, dict[str, Array]]:
+        """``{factor: {site: ∇ log f}}``, the score of every single factor; summed where
+        one name stands for several uses (in a plate, in windows)."""
         self._check(position)
         found: dict[str, dict[str, Array]] = {}
-        for (name, *_), scores in zip(self.described.offers, self.evaluator.leaf_scores(position, level), strict=True):
+        for (name, *_), scores in zip(
+            self.described.offers,
+            self.evaluator.leaf_scores(position, level),
+            strict=True,
+        ):
             whole = found.setdefault(name, {})
-            whole |= {site: score + whole.get(site, 0.0) for site, score in scores.items()}
+            whole |= {
+                site: score + whole.get(site, 0.0) for site, score in scores.items()
+            }
         return found
 
     def initial(self, key: Array, level: Array | int | None = None) -> Position:
-        """One draw from a noisy level (the noisiest, K−1, if left out): N(0, σ²/power) at noised sites, the prior at
-        static ones. Levels below K−1 are meant only where no signal is left: α ≪ σ."""
+        """One draw from a noisy level (the noisiest, K−1, if left out): N(0, σ²/power)
+        at noised sites, the prior at static ones. Levels below K−1 are meant only where
+        no signal is left: α ≪ σ."""
         check_key(key)
         level = self.num_levels - 1 if level is None else level
         return self._from_noise(key, level, self.schedule.at(level).sigma)
@@ -298,12 +382,16 @@ class AnnealedDensity(NotPickled, eqx.Module):
     def _from_noise(self, key: Array, level: Array | int, sigma: Array) -> Position:
         """What `initial` draws, with other noise."""
         noised_key, static_key = jax.random.split(key)
-        xs, alpha = self.top.at(level).draw(noised_key, sigma), self.schedule.at(level).alpha
+        xs, alpha = (
+            self.top.at(level).draw(noised_key, sigma),
+            self.schedule.at(level).alpha,
+        )
         clean = {name: x / alpha for name, x in xs.items()}  # as the priors see them
         return {**xs, **self.evaluator.draw_static(static_key, clean)}
 
     def to_samples(self, position: Position) -> dict[str, Array]:
-        """What a position means to the program's author: static sites constrained, deterministics computed."""
+        """What a position means to the program's author: static sites constrained,
+        deterministics computed."""
         return self.evaluator.read(position)
 
     def observed(self) -> dict[str, Array]:
@@ -311,15 +399,17 @@ class AnnealedDensity(NotPickled, eqx.Module):
         return _observed(self.evaluator)
 
     def predict(self, key: Array, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
-        """Data that the program's statements would give: the observed sites drawn anew for each sample.
+        """Data that the program's statements would give: the observed sites drawn anew
+        for each sample.
 
-        An observation that later statements depend on is replaced there too. Observations are those of level 0;
-        soft evidence (`factor`) is no data and is left out.
+        An observation that later statements depend on is replaced there too.
+        Observations are those of level 0; soft evidence (`factor`) is no data and is
+        left out.
 
         Args:
             key: a random key.
-            samples: values of every latent, ``{site: (N, …)}``, as in ``result.samples``; what else it holds is
-                ignored.
+            samples: values of every latent, ``{site: (N, …)}``, as in
+                ``result.samples``; what else it holds is ignored.
 
         Returns:
             ``{observed site: (N, …)}``.
@@ -331,36 +421,46 @@ class AnnealedDensity(NotPickled, eqx.Module):
         check_key(key)
         latents = self._latents(samples)
         number = len(next(iter(latents.values())))
-        return over_chains(self.evaluator.observed, latents, jax.random.split(key, number))
+        return over_chains(
+            self.evaluator.observed, latents, jax.random.split(key, number)
+        )
 
     def log_likelihood(self, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
-        """log p(y | sample) at level 0 for every single observed number y, as leave-one-out estimates need it.
+        """log p(y | sample) at level 0 for every single observed number y, as
+        leave-one-out estimates need it.
 
         Args:
             samples: as for `predict`.
 
         Returns:
-            ``{observed site: (N, …)}``, without the axes over which the site's distribution is one event.
+            ``{observed site: (N, …)}``, without the axes over which the site's
+                distribution is one event.
 
         Raises:
             ShapeError, CapabilityError: as for `predict`.
         """
         return over_chains(self.evaluator.log_likelihood, self._latents(samples))
 
-    def check(self, key: Array, num_chains: int = tuning.PILOT.chains) -> tuple[Finding, ...]:
-        """Looks, before a run, whether the factors agree anywhere; see `composeprob.density.overlap`.
+    def check(
+        self, key: Array, num_chains: int = tuning.PILOT.chains
+    ) -> tuple[Finding, ...]:
+        """Looks, before a run, whether the factors agree anywhere; see
+        `composeprob.density.overlap`.
 
-        A few chains go down the levels by unadjusted Langevin steps under the diffusion factors alone, which takes
-        about 100 evaluations each. They follow neither observations nor your energies: data that lie where a factor
-        was never trained are named by `cp.infer`, which asks the same of its own samples, early in a long run.
+        A few chains go down the levels by unadjusted Langevin steps under the diffusion
+        factors alone, which takes about 100 evaluations each. They follow neither
+        observations nor your energies: data that lie where a factor was never trained
+        are named by `cp.infer`, which asks the same of its own samples, early in a long
+        run.
 
         Args:
             key: a typed random key.
             num_chains: how many.
 
         Returns:
-            Findings, each with ``.code``, ``"no_overlap"`` or ``"out_of_training"``, ``.factor``, ``.level``,
-            ``.share`` and ``.message``; none where nothing was found.
+            Findings, each with ``.code``, ``"no_overlap"`` or ``"out_of_training"``,
+            ``.factor``, ``.level``, ``.share`` and ``.message``; none where nothing was
+            found.
 
         Example:
             >>> import composeprob as cp, jax, jax.numpy as jnp, numpyro.distributions as dist
@@ -373,7 +473,8 @@ class AnnealedDensity(NotPickled, eqx.Module):
         return check(self, key, num_chains)
 
     def to_numpyro(self, level: int = 0) -> NumPyroPotential:
-        """One level as a target for NumPyro's `HMC` and `NUTS`: a potential, a start, and the way back.
+        """One level as a target for NumPyro's `HMC` and `NUTS`: a potential, a start,
+        and the way back.
 
         Args:
             level: k; the posterior that the program promises is that of level 0.
@@ -418,7 +519,11 @@ class AnnealedDensity(NotPickled, eqx.Module):
 
     def _check(self, position: Position) -> None:
         if not isinstance(position, dict) or position.keys() != self.sites.keys():
-            found = sorted(position) if isinstance(position, dict) else type(position).__name__
+            found = (
+                sorted(position)
+                if isinstance(position, dict)
+                else type(position).__name__
+            )
             raise ShapeError(
                 f"A position of this program is a dict with the sites {sorted(self.sites)}; got {found}.",
                 fix=f"pass {{{', '.join(f'{name!r}: array' for name in self.sites)}}}.",
@@ -445,14 +550,17 @@ class AnnealedDensity(NotPickled, eqx.Module):
                 fix="pass result.samples, or the samples of a NumPyro run on density.to_numpyro().",
             )
         latents = {name: jnp.asarray(samples[name]) for name in self.sites}
-        if len({values.shape[:1] for values in latents.values()}) > 1 or () in {v.shape for v in latents.values()}:
+        if len({values.shape[:1] for values in latents.values()}) > 1 or () in {
+            v.shape for v in latents.values()
+        }:
             raise ShapeError(
                 f"All samples must have the same leading axis; got the shapes {[v.shape for v in latents.values()]}.",
                 fix="of several chains, flatten the first two axes.",
             )
         return latents
 
-    # Equal to itself alone: so jax.jit(density.score) works, with weights as constants. See also `equinox.tree_equal`.
+    # Equal to itself alone: so jax.jit(density.score) works, with weights as constants.
+    # See also `equinox.tree_equal`.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -465,10 +573,11 @@ class AnnealedDensity(NotPickled, eqx.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NumPyroPotential:
-    """What NumPyro's `HMC`, `NUTS` and `MCMC` need for one level of a density, under the names of their arguments.
+    """What NumPyro's `HMC`, `NUTS` and `MCMC` need for one level of a density, under
+    the names of their arguments.
 
-    `AnnealedDensity.to_numpyro` makes it. Chains then live at that level alone and nothing is annealed, so they do not
-    find modes that lie apart; `infer` does.
+    `AnnealedDensity.to_numpyro` makes it. Chains then live at that level alone and
+    nothing is annealed, so they do not find modes that lie apart; `infer` does.
 
     Args:
         density: the compiled program.
@@ -479,7 +588,8 @@ class NumPyroPotential:
     level: int
 
     def potential_fn(self, position: Position) -> Array:
-        """−log π_k(position) up to a constant, a scalar; its derivative is −∇log π_k from the same evaluation.
+        """−log π_k(position) up to a constant, a scalar; its derivative is −∇log π_k
+        from the same evaluation.
 
         Args:
             position: ``{site: array}``, static sites in unconstrained coordinates.
@@ -490,21 +600,25 @@ class NumPyroPotential:
             return -self.density.log_density(position, self.level)
 
         @potential.defjvp
-        def derivative(primals: tuple[Position], tangents: tuple[Position]) -> tuple[Array, Array]:
+        def derivative(
+            primals: tuple[Position], tangents: tuple[Position]
+        ) -> tuple[Array, Array]:
             value, score = self.density.value_and_score(primals[0], self.level)
             return -value, -vdot(score, tangents[0])
 
         return potential(position)
 
     def init_params(self, key: Array, num_chains: int = 1) -> Position:
-        """Where chains may start: noised sites from N(0, I/power), static ones from their priors.
+        """Where chains may start: noised sites from N(0, I/power), static ones from
+        their priors.
 
         Args:
             key: a typed random key.
             num_chains: as given to `MCMC`.
 
         Returns:
-            A position; for more than one chain with a leading axis of ``num_chains``, as `MCMC.run` wants it.
+            A position; for more than one chain with a leading axis of ``num_chains``,
+                as `MCMC.run` wants it.
         """
         check_count(num_chains, "num_chains")
 
@@ -512,10 +626,15 @@ class NumPyroPotential:
         def start(key: Array) -> Position:
             return self.density._from_noise(key, self.level, jnp.ones(()))
 
-        return start(key) if num_chains == 1 else jax.vmap(start)(jax.random.split(key, num_chains))
+        return (
+            start(key)
+            if num_chains == 1
+            else jax.vmap(start)(jax.random.split(key, num_chains))
+        )
 
     def postprocess_fn(self, position: Position) -> dict[str, Array]:
-        """What one position means to the program's author: static sites constrained, deterministics computed."""
+        """What one position means to the program's author: static sites constrained,
+        deterministics computed."""
         return self.density.to_samples(position)
 
 

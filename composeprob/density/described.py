@@ -45,7 +45,8 @@ class Expert(NamedTuple):
         trained: whether it was learned; a closed form is right everywhere.
         rows: how many conditions in plates it stands for.
         averaged: how many entries of the site each entry of its event is the mean of.
-        members: in how many sets it sees the entries of the site, each entry in one of them; 1 where in no such sets.
+        members: in how many sets it sees the entries of the site, each entry in one of
+            them; 1 where in no such sets.
     """
 
     name: str
@@ -60,15 +61,18 @@ class Expert(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Described:
-    """The program's IR, for people. All are equal, so that other numbers share compiled code; no trace may read it.
+    """The program's IR, for people. All are equal, so that other numbers share compiled
+    code; no trace may read it.
 
     Attributes:
         graph: the IR; renders in notebooks.
         text: the program as mathematics, with what each pass did.
         where: the place of the program's definition.
         offers: (name, place, capabilities) of every leaf.
-        pictures: what makes images of a stack of a site's values, by the site's name, where its factors know that.
-        experts: a description of every expert, in the order of `Evaluates.expert_values`.
+        pictures: what makes images of a stack of a site's values, by the site's name,
+            where its factors know that.
+        experts: a description of every expert, in the order of
+            `Evaluates.expert_values`.
     """
 
     graph: Diagram
@@ -79,7 +83,8 @@ class Described:
     experts: tuple[Expert, ...] = ()
 
     def html(self) -> str:
-        """The program for notebooks: its density, its graph, and behind a click what the compiler did."""
+        """The program for notebooks: its density, its graph, and behind a click what
+        the compiler did."""
         density = escape(self.graph.formula)
         density = re.sub(r"_(\w)\b", r"<sub>\1</sub>", density)
         density = re.sub(r"\^(-?[\d.]+(?:e[-+]?\d+)?)", r"<sup>\1</sup>", density)

@@ -1,4 +1,5 @@
-"""What one evaluation of a density at one position and level gives: the currency of the waist."""
+"""What one evaluation of a density at one position and level gives: the currency of the
+waist."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Wall(eqx.Module):
 
     Attributes:
         outside: whether it is 0 here because the potential G is, a scalar bool.
-        log_open: log π without G, a scalar; None where the density offers only its score.
+        log_open: log π without G, a scalar; None where the density offers only its
+            score.
     """
 
     outside: Array
@@ -45,19 +47,23 @@ class Known(eqx.Module):
 
 
 class Parts(eqx.Module):
-    """What π_k is made of at one position, for samplers that weigh chains; NaN stands for what is not known.
+    """What π_k is made of at one position, for samplers that weigh chains; NaN stands
+    for what is not known.
 
-    π_k(x, z) ∝ p(z)·F_k(x)·E_k(x, z)·G_k(x, z): the priors of static sites, the algebra of diffusion factors at the
-    noised sites, the observations that are annealed exactly, and everything else (likelihoods, user energies,
-    classifiers).
+    π_k(x, z) ∝ p(z)·F_k(x)·E_k(x, z)·G_k(x, z): the priors of static sites, the algebra
+    of diffusion factors at the noised sites, the observations that are annealed
+    exactly, and everything else (likelihoods, user energies, classifiers).
 
     Attributes:
-        drift: ∇ log (F_k·E_k), structured like the position (zero at static sites): what the reverse process follows.
-        rate: the part of the Feynman–Kac rate r of F_k·E_k that comes from scores, a scalar. Along
-            dx = f·x dt + g dW, r = rate + (f/g²)·excess.
-        excess: the part of r that comes from the drift, in units of f/g²: Σ w_i·d_i − d for a product.
+        drift: ∇ log (F_k·E_k), structured like the position (zero at static sites):
+            what the reverse process follows.
+        rate: the part of the Feynman–Kac rate r of F_k·E_k that comes from scores, a
+            scalar. Along dx = f·x dt + g dW, r = rate + (f/g²)·excess.
+        excess: the part of r that comes from the drift, in units of f/g²: Σ w_i·d_i − d
+            for a product.
         log_potential: log G_k, a scalar.
-        log_prior: log p(z), or log p(z | x) where a prior depends on a noised site, a scalar.
+        log_prior: log p(z), or log p(z | x) where a prior depends on a noised site, a
+            scalar.
         log_marginal: log F_k up to a constant of the level, a scalar.
         log_exact: log E_k, a scalar.
     """
@@ -75,10 +81,12 @@ class Evaluation(eqx.Module):
     """What kernels see of π_k at one position x, and what travels with it.
 
     Attributes:
-        log_density: log π_k up to a constant of the level, a scalar; None where the density offers only its score.
+        log_density: log π_k up to a constant of the level, a scalar; None where the
+            density offers only its score.
         score: ∇ log π_k, structured like the position.
         wall: where π is 0; None of a density that is positive everywhere.
-        known: of a density without a log-density, the part that has one; None where there is none, or all is known.
+        known: of a density without a log-density, the part that has one; None where
+            there is none, or all is known.
         parts: the `Parts` of a density, which kernels pass on unread, or None.
     """
 
@@ -92,7 +100,11 @@ class Evaluation(eqx.Module):
     def zero(self) -> Array:
         """Whether π is 0 here, as far as is known, a scalar bool."""
         outside = jnp.asarray(False) if self.wall is None else self.wall.outside
-        return outside if self.log_density is None else outside | jnp.isneginf(self.log_density)
+        return (
+            outside
+            if self.log_density is None
+            else outside | jnp.isneginf(self.log_density)
+        )
 
     @property
     def log_open(self) -> Array | None:
@@ -117,7 +129,8 @@ class Evaluation(eqx.Module):
 
 
 class ExpertValue(eqx.Module):
-    """Score and log-density of an expert at one position and level, a row for each of its conditions in plates.
+    """Score and log-density of an expert at one position and level, a row for each of
+    its conditions in plates.
 
     Attributes:
         score: ∇ log f over the entries of its site, (rows, entries).
@@ -131,8 +144,9 @@ class ExpertValue(eqx.Module):
 
 
 class Frame(eqx.Module):
-    """x = m + L·ξ with the mean m and the covariance L·Lᵀ of x/α under a noised site's prior given latents, or of a
-    static site's coordinate under one that has a location and a scale.
+    """x = m + L·ξ with the mean m and the covariance L·Lᵀ of x/α under a noised site's
+    prior given latents, or of a static site's coordinate under one that has a location
+    and a scale.
 
     Attributes:
         centre, width: m, and standard deviations, of the site's shape.
@@ -146,7 +160,11 @@ class Frame(eqx.Module):
     def standard(self, x: Array) -> Array:
         """ξ of x."""
         away = x - self.centre
-        return away / self.width if self.roots is None else jnp.einsum("...ij,...j->...i", self.roots[1], away)
+        return (
+            away / self.width
+            if self.roots is None
+            else jnp.einsum("...ij,...j->...i", self.roots[1], away)
+        )
 
     def place(self, xi: Array) -> Array:
         """x of ξ."""
@@ -157,13 +175,23 @@ class Frame(eqx.Module):
     @property
     def log_volume(self) -> Array:
         """log |dx/dξ|, a scalar."""
-        diagonal = self.width if self.roots is None else jnp.diagonal(self.roots[0], axis1=-2, axis2=-1)
+        diagonal = (
+            self.width
+            if self.roots is None
+            else jnp.diagonal(self.roots[0], axis1=-2, axis2=-1)
+        )
         return jnp.sum(jnp.broadcast_to(jnp.log(diagonal), self.width.shape))
 
 
 def unknown(tree: Tree) -> Tree:
-    """NaN in the place of every number, False of every truth value; of arrays, or of their shapes."""
-    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, False if leaf.dtype == bool else jnp.nan, leaf.dtype), tree)
+    """NaN in the place of every number, False of every truth value; of arrays, or of
+    their shapes."""
+    return jax.tree.map(
+        lambda leaf: jnp.full(
+            leaf.shape, False if leaf.dtype == bool else jnp.nan, leaf.dtype
+        ),
+        tree,
+    )
 
 
 Target = Callable[[Position], Evaluation]
@@ -171,22 +199,31 @@ Target = Callable[[Position], Evaluation]
 
 
 def at_once(
-    evaluate: Callable[[Position, Array | int], Evaluation], position: Position, level: Array | int
+    evaluate: Callable[[Position, Array | int], Evaluation],
+    position: Position,
+    level: Array | int,
 ) -> Evaluation:
-    """``evaluate(position, level)``; compiled as one where nothing is traced, since else every operation would be
-    compiled and called separately. ``evaluate`` is a pytree."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((evaluate, position, level))):
+    """``evaluate(position, level)``; compiled as one where nothing is traced, since
+    else every operation would be compiled and called separately. ``evaluate`` is a
+    pytree."""
+    if any(
+        isinstance(leaf, jax.core.Tracer)
+        for leaf in jax.tree.leaves((evaluate, position, level))
+    ):
         return evaluate(position, level)
     return _compiled(evaluate, position, jnp.asarray(level))
 
 
 @eqx.filter_jit
-def _compiled(evaluate: Callable[[Position, Array], Evaluation], position: Position, level: Array) -> Evaluation:
+def _compiled(
+    evaluate: Callable[[Position, Array], Evaluation], position: Position, level: Array
+) -> Evaluation:
     return evaluate(position, level)
 
 
 @eqx.filter_jit
 def over_chains(function: Callable[..., Output], *batch: PyTree[Array]) -> Output:
-    """``function`` of every chain, compiled: their axis leads in each argument and in what it returns. It is a pytree,
-    such as a method of an evaluator, so that other weights and data compile nothing."""
+    """``function`` of every chain, compiled: their axis leads in each argument and in
+    what it returns. It is a pytree, such as a method of an evaluator, so that other
+    weights and data compile nothing."""
     return jax.vmap(function)(*batch)

@@ -1,4 +1,5 @@
-"""Makes products, powers and mixtures of factors. They record what is combined; the compiler evaluates.
+"""Makes products, powers and mixtures of factors. They record what is combined; the
+compiler evaluates.
 
 Over data, one factor under n values of its conditions is kept as one, in a `Plate`.
 """
@@ -16,42 +17,67 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from composeprob.arguments import check_count
-from composeprob.errors import CapabilityError, ConditionError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.errors import (
+    CapabilityError,
+    ConditionError,
+    InvalidValueError,
+    ShapeError,
+    WrongTypeError,
+)
 from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.classifier import Classifier
-from composeprob.factors.nodes import Mixture, Plate, Product, condition_names, leaves, rewrite_leaves
+from composeprob.factors.nodes import (
+    Mixture,
+    Plate,
+    Product,
+    condition_names,
+    leaves,
+    rewrite_leaves,
+)
 
 Columns = dict[str, PyTree[Array]]
 """Values of conditions along a leading axis: arrays, or pytrees of them."""
 
 
-def product(*factors: Factor, over: Mapping[str, object] | None = None, block: int | None = None) -> Factor:
-    """The product Π_i f_i(x): "this AND that"; with ``over`` the product over data, Π_i f(x | c_i).
+def product(
+    *factors: Factor, over: Mapping[str, object] | None = None, block: int | None = None
+) -> Factor:
+    """The product Π_i f_i(x): "this AND that"; with ``over`` the product over data, Π_i
+    f(x | c_i).
 
-    At the levels above 0 it is the product of the noised factors, which is not the noised product; only level 0 is
-    the promise, the levels above are the path that leads there. Exponents other than 1 may grow along it (`power`).
+    At the levels above 0 it is the product of the noised factors, which is not the
+    noised product; only level 0 is the promise, the levels above are the path that
+    leads there. Exponents other than 1 may grow along it (`power`).
 
     Args:
         factors: at least one factor, all of one event shape.
-        over: ``{condition: values}``, the values of n observations along a leading axis: the product then is
-            Π_{i=1}^n of the factors with ``condition=values[i]``, from one batched evaluation of each network and
-            compiled in a time that does not depend on n. A factor that has none of the conditions counts n times and
-            is evaluated once. New values of the same shape reuse compiled code. In a `numpyro.plate` every copy of the
-            site has all n observations; groups with data of their own are sites of a Python loop, evaluated in one
-            batch all the same.
-        block: how many of the n are evaluated at once, where memory does not hold n times the number of chains.
+        over: ``{condition: values}``, the values of n observations along a leading
+            axis: the product then is Π_{i=1}^n of the factors with
+            ``condition=values[i]``, from one batched evaluation of each network and
+            compiled in a time that does not depend on n. A factor that has none of the
+            conditions counts n times and is evaluated once. New values of the same
+            shape reuse compiled code. In a `numpyro.plate` every copy of the site has
+            all n observations; groups with data of their own are sites of a Python
+            loop, evaluated in one batch all the same.
+        block: how many of the n are evaluated at once, where memory does not hold n
+            times the number of chains.
 
     Returns:
-        A factor of the same event shape; with n = 1 the factor under its one observation.
+        A factor of the same event shape; with n = 1 the factor under its one
+            observation.
 
     Raises:
-        ShapeError: events of different shape; values without a leading axis, or of different lengths.
-        WrongTypeError: something that is no factor, such as a list of them; ``over`` that is no dict.
+        ShapeError: events of different shape; values without a leading axis, or of
+            different lengths.
+        WrongTypeError: something that is no factor, such as a list of them; ``over``
+            that is no dict.
         ConditionError: a condition that no factor has, or that was given before.
-        InvalidValueError: no observation (n = 0), a ``block`` below 1 or without ``over``.
+        InvalidValueError: no observation (n = 0), a ``block`` below 1 or without
+            ``over``.
 
     Example:
-        The posterior of all data from one network of single observations, p(x)·Π_i p(x | y_i)/p(x):
+        The posterior of all data from one network of single observations, p(x)·Π_i p(x
+            | y_i)/p(x):
 
         >>> import composeprob as cp, jax.numpy as jnp, numpyro.distributions as dist
         >>> schedule = cp.Schedule.log_snr(20)
@@ -81,16 +107,20 @@ def product(*factors: Factor, over: Mapping[str, object] | None = None, block: i
     each, plate = _in_plate(factor, columns, count, block)
     if plate is None:
         return each
-    return Product(factors=(each,), numbers=(1.0,) * count, event_shape=shape, plate=plate)
+    return Product(
+        factors=(each,), numbers=(1.0,) * count, event_shape=shape, plate=plate
+    )
 
 
 def power(factor: Factor, exponent: float) -> Factor:
-    """f(x)^w, for any real w: w > 1 sharpens, 0 < w < 1 flattens, w < 0 divides ("but NOT that").
+    """f(x)^w, for any real w: w > 1 sharpens, 0 < w < 1 flattens, w < 0 divides ("but
+    NOT that").
 
-    That is level 0. Where log f is known with its constants and its modes' heights, as of closed forms, the exponent
-    grows as noise falls: alone from 1, as w(1 + s)/(1 + w·s) with s = σ²/α² of the level less that of level 0, which is
-    the exact path of a Gaussian of variance 1; of what divides, as in guidance or a negation, from 0. Elsewhere it is w
-    at every level. ``print(density)`` shows which exponents grow.
+    That is level 0. Where log f is known with its constants and its modes' heights, as
+    of closed forms, the exponent grows as noise falls: alone from 1, as w(1 + s)/(1 +
+    w·s) with s = σ²/α² of the level less that of level 0, which is the exact path of a
+    Gaussian of variance 1; of what divides, as in guidance or a negation, from 0.
+    Elsewhere it is w at every level. ``print(density)`` shows which exponents grow.
 
     Raises:
         InvalidValueError: w is NaN or infinite.
@@ -111,8 +141,12 @@ def power(factor: Factor, exponent: float) -> Factor:
             fix="pass a float. A power that is a latent of the program would make the normaliser depend on it.",
         ) from error
     if not math.isfinite(exponent):
-        raise InvalidValueError(f"A power must be finite; got {exponent}.", fix="pass a finite float.")
-    return Product(factors=(factor,), numbers=(exponent,), event_shape=factor.event_shape)
+        raise InvalidValueError(
+            f"A power must be finite; got {exponent}.", fix="pass a finite float."
+        )
+    return Product(
+        factors=(factor,), numbers=(exponent,), event_shape=factor.event_shape
+    )
 
 
 def mixture(
@@ -123,23 +157,30 @@ def mixture(
     over: Mapping[str, object] | None = None,
     block: int | None = None,
 ) -> Factor:
-    """The mixture Σ_i w_i·f_i(x): "this OR that"; with ``over`` the mixture over data, Σ_i w_i·f(x | c_i).
+    """The mixture Σ_i w_i·f_i(x): "this OR that"; with ``over`` the mixture over data,
+    Σ_i w_i·f(x | c_i).
 
     Args:
-        factors: at least one factor, all of one event shape, each with an energy; with ``over`` the one factor f.
-        weights: shares of the components, non-negative, normalised to sum to 1; equal when left out. They mean
-            shares only if every factor is normalised, as `Analytic` ones and those from `calibrate` are.
-        log_weights: raw multipliers on a log scale, Σ_i exp(l_i)·f_i(x), for factors whose normalisers are unknown:
-            what share each component gets then depends on the factors' unknown constants.
+        factors: at least one factor, all of one event shape, each with an energy; with
+            ``over`` the one factor f.
+        weights: shares of the components, non-negative, normalised to sum to 1; equal
+            when left out. They mean shares only if every factor is normalised, as
+            `Analytic` ones and those from `calibrate` are.
+        log_weights: raw multipliers on a log scale, Σ_i exp(l_i)·f_i(x), for factors
+            whose normalisers are unknown: what share each component gets then depends
+            on the factors' unknown constants.
         over, block: as for `product`; a weight for each of the n.
 
     Returns:
         A factor of the same event shape.
 
     Raises:
-        WrongTypeError: factors that are not in a list, or something that is no factor; ``over`` that is no dict.
-        CapabilityError: ``weights`` with factors that are not normalised, or a factor with no energy.
-        InvalidValueError: weights that are negative, not finite, all zero, or not one per factor; and as for `product`.
+        WrongTypeError: factors that are not in a list, or something that is no factor;
+            ``over`` that is no dict.
+        CapabilityError: ``weights`` with factors that are not normalised, or a factor
+            with no energy.
+        InvalidValueError: weights that are negative, not finite, all zero, or not one
+            per factor; and as for `product`.
         ShapeError: events of different shape; and as for `product`.
         ConditionError: as for `product`.
 
@@ -201,11 +242,13 @@ def mixture(
 def guide(factor: Factor, scale: float, **conditions: object) -> Factor:
     """Classifier-free guidance, f(x | c)^s · f(x)^{1−s}.
 
-    s = 1 is the conditional model, s > 1 sharpens it; the total power stays 1. Exponents grow as noise falls where they
-    can (`power`): the noisiest level is then the conditional model's.
+    s = 1 is the conditional model, s > 1 sharpens it; the total power stays 1.
+    Exponents grow as noise falls where they can (`power`): the noisiest level is then
+    the conditional model's.
 
     Args:
-        factor: a factor with conditions, able to run without them (dropout of the condition in training).
+        factor: a factor with conditions, able to run without them (dropout of the
+            condition in training).
         scale: the guidance scale s.
         conditions: at least one of the factor's conditions.
 
@@ -232,7 +275,9 @@ def guide(factor: Factor, scale: float, **conditions: object) -> Factor:
     return product(power(factor.given(**conditions), scale), power(factor, 1.0 - scale))
 
 
-def condition(factor: Factor, classifier: Classifier, label: ArrayLike, scale: float = 1.0) -> Factor:
+def condition(
+    factor: Factor, classifier: Classifier, label: ArrayLike, scale: float = 1.0
+) -> Factor:
     """Classifier guidance, f(x)·p(label | x)^s.
 
     Args:
@@ -247,22 +292,30 @@ def condition(factor: Factor, classifier: Classifier, label: ArrayLike, scale: f
         digits * digits-classifier(label=3) ** 8
 
     References:
-        Dhariwal & Nichol 2021, *Diffusion Models Beat GANs on Image Synthesis*, section 4.
+        Dhariwal & Nichol 2021, *Diffusion Models Beat GANs on Image Synthesis*, section
+            4.
     """
     if not isinstance(classifier, Classifier):
         raise WrongTypeError(
             f"condition takes a cp.Classifier; got {type(classifier).__name__}.",
             fix="wrap the network: cp.Classifier(network, schedule).",
         )
-    return product(factor, power(classifier.over(factor.event_shape).given(label=label), scale))
+    return product(
+        factor, power(classifier.over(factor.event_shape).given(label=label), scale)
+    )
 
 
 def _weights(
-    factors: Sequence[Factor], count: int, weights: object, log_weights: object, calibrated: str
+    factors: Sequence[Factor],
+    count: int,
+    weights: object,
+    log_weights: object,
+    calibrated: str,
 ) -> tuple[np.ndarray, float | None]:
-    """The log-weight of each of the ``count`` parts of a mixture, −∞ for none, and what shares of normalised factors
-    summed to as they were given; None of raw multipliers. Refuses what cannot be mixed so: ``calibrated`` is how to
-    write the parts with known normalisers."""
+    """The log-weight of each of the ``count`` parts of a mixture, −∞ for none, and what
+    shares of normalised factors summed to as they were given; None of raw multipliers.
+    Refuses what cannot be mixed so: ``calibrated`` is how to write the parts with known
+    normalisers."""
     for factor in factors:
         for leaf in leaves(factor):
             if "energy" not in leaf.capabilities:
@@ -274,7 +327,9 @@ def _weights(
                 )
     if log_weights is not None:
         if weights is not None:
-            raise InvalidValueError("A mixture got both weights and log_weights.", fix="pass one of them.")
+            raise InvalidValueError(
+                "A mixture got both weights and log_weights.", fix="pass one of them."
+            )
         raw = _numbers("log_weights", log_weights)
         if raw.shape != (count,) or not np.all(np.isfinite(raw)):
             raise InvalidValueError(
@@ -292,7 +347,12 @@ def _weights(
                 "shares follow from the unknown normalisers.",
             )
     given = np.ones(count) if weights is None else _numbers("weights", weights)
-    if given.shape != (count,) or not np.all(np.isfinite(given)) or np.any(given < 0) or given.sum() == 0:
+    if (
+        given.shape != (count,)
+        or not np.all(np.isfinite(given))
+        or np.any(given < 0)
+        or given.sum() == 0
+    ):
         raise InvalidValueError(
             f"weights must be {count} non-negative finite numbers with a positive sum; got {weights!r}.",
             fix="pass one share per factor; they are normalised to sum to 1.",
@@ -314,7 +374,10 @@ def _numbers(what: str, values: object) -> np.ndarray:
 def check_factors(what: str, factors: tuple[object, ...]) -> None:
     """Refuse what is no factor, and to combine none."""
     if not factors:
-        raise InvalidValueError(f"{what} needs at least one factor; got none.", fix="pass the factors to combine.")
+        raise InvalidValueError(
+            f"{what} needs at least one factor; got none.",
+            fix="pass the factors to combine.",
+        )
     for factor in factors:
         if not is_factor(factor):
             raise WrongTypeError(
@@ -334,7 +397,9 @@ def common_shape(what: str, factors: tuple[Factor, ...]) -> tuple[int, ...]:
             )
     shapes = {factor.event_shape for factor in factors}
     if len(shapes) > 1:
-        found = ", ".join(f"'{leaves(f)[0].label}' has {f.event_shape}" for f in factors)
+        found = ", ".join(
+            f"'{leaves(f)[0].label}' has {f.event_shape}" for f in factors
+        )
         raise ShapeError(
             f"{what} needs factors over events of one shape; {found}.",
             fix="use cp.window to let a factor act on a region of a larger event.",
@@ -342,8 +407,11 @@ def common_shape(what: str, factors: tuple[Factor, ...]) -> tuple[int, ...]:
     return shapes.pop()
 
 
-def _in_plate(factor: Factor, columns: Columns, count: int, block: int | None) -> tuple[Factor, Plate | None]:
-    """The factor with all values of the conditions that run, and their plate; of one value it is given that."""
+def _in_plate(
+    factor: Factor, columns: Columns, count: int, block: int | None
+) -> tuple[Factor, Plate | None]:
+    """The factor with all values of the conditions that run, and their plate; of one
+    value it is given that."""
     first = factor.given(**_row(columns, 0))  # refuses what would change a normaliser
     if count == 1:
         return first, None
@@ -352,8 +420,13 @@ def _in_plate(factor: Factor, columns: Columns, count: int, block: int | None) -
 
 
 def _given_each(leaf: LeafFactor, columns: Columns, count: int) -> LeafFactor:
-    """The leaf with all values of those conditions that it has, each as `given` takes it."""
-    columns_of_leaf = {name: column for name, column in columns.items() if name in leaf.traits.conditions}
+    """The leaf with all values of those conditions that it has, each as `given` takes
+    it."""
+    columns_of_leaf = {
+        name: column
+        for name, column in columns.items()
+        if name in leaf.traits.conditions
+    }
     if not columns_of_leaf:
         return leaf
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(columns_of_leaf)):
@@ -363,7 +436,10 @@ def _given_each(leaf: LeafFactor, columns: Columns, count: int) -> LeafFactor:
         with jax.ensure_compile_time_eval():
             rows = [leaf.given(**_row(columns_of_leaf, i)) for i in range(count)]
             first = rows[0]
-            values = {name: _stack(name, [row.fixed[name] for row in rows]) for name in columns_of_leaf}
+            values = {
+                name: _stack(name, [row.fixed[name] for row in rows])
+                for name in columns_of_leaf
+            }
     return first.holding({**first.fixed, **values})
 
 
@@ -381,12 +457,22 @@ def _row(columns: Columns, i: int) -> Columns:
     return jax.tree.map(lambda column: column[i], columns)
 
 
-def _columns(what: str, factor: Factor, values: object, block: int | None) -> tuple[Columns, int]:
-    """The values as arrays of one leading axis, and its length n; refuses what is no data for this factor."""
+def _columns(
+    what: str, factor: Factor, values: object, block: int | None
+) -> tuple[Columns, int]:
+    """The values as arrays of one leading axis, and its length n; refuses what is no
+    data for this factor."""
     if values is None:
-        raise InvalidValueError(f"{what} got a block but no data.", fix='pass over={"x": xs}, or leave block= out.')
+        raise InvalidValueError(
+            f"{what} got a block but no data.",
+            fix='pass over={"x": xs}, or leave block= out.',
+        )
     if not isinstance(values, Mapping) or not values:
-        shown = f"an empty {type(values).__name__}" if isinstance(values, Mapping) else type(values).__name__
+        shown = (
+            f"an empty {type(values).__name__}"
+            if isinstance(values, Mapping)
+            else type(values).__name__
+        )
         raise WrongTypeError(
             f"over must be a dict of conditions and their values; got {shown}.",
             fix=f'write {what}(f, over={{"x": xs}}), where x is a condition of f.',
@@ -397,21 +483,31 @@ def _columns(what: str, factor: Factor, values: object, block: int | None) -> tu
         if name not in known:
             raise ConditionError(
                 f"{what} over {name!r}: no factor of {factor!r} has that condition; their conditions are: {has}.",
-                fix=f"use one of: {has}." if known else "build the factor with conditions=(…,).",
+                fix=f"use one of: {has}."
+                if known
+                else "build the factor with conditions=(…,).",
             )
     if block is not None:
         check_count(block, "block")
     columns = {name: _column(value) for name, value in values.items()}
-    shapes = {name: [jnp.shape(a) for a in jax.tree.leaves(column)] for name, column in columns.items()}
+    shapes = {
+        name: [jnp.shape(a) for a in jax.tree.leaves(column)]
+        for name, column in columns.items()
+    }
     for name, found in shapes.items():
         if not found or () in found:
             raise ShapeError(
                 f"{what} over {name!r} needs values with a leading axis of observations; got a single number.",
                 fix=f"give one value by f.given({name}=…), or pass an array of shape (n, …).",
             )
-    lengths = {name: sorted({shape[0] for shape in found}) for name, found in shapes.items()}
+    lengths = {
+        name: sorted({shape[0] for shape in found}) for name, found in shapes.items()
+    }
     if len({n for found in lengths.values() for n in found}) > 1:
-        shown = ", ".join(f"{name!r} has {' and '.join(map(str, found))}" for name, found in lengths.items())
+        shown = ", ".join(
+            f"{name!r} has {' and '.join(map(str, found))}"
+            for name, found in lengths.items()
+        )
         raise ShapeError(
             f"{what} runs over values with leading axes of one length; {shown}.",
             fix="pass one value of each condition for each observation.",
@@ -426,7 +522,8 @@ def _columns(what: str, factor: Factor, values: object, block: int | None) -> tu
 
 
 def _column(value: object) -> PyTree[Array]:
-    """Values that can be indexed along one leading axis: lists as arrays, of objects (such as texts) if need be."""
+    """Values that can be indexed along one leading axis: lists as arrays, of objects
+    (such as texts) if need be."""
     if isinstance(value, list | tuple):
         try:
             return jnp.asarray(value)
@@ -434,4 +531,6 @@ def _column(value: object) -> PyTree[Array]:
             column = np.empty(len(value), object)
             column[:] = value
             return column
-    return jax.tree.map(lambda a: a if isinstance(a, jax.core.Tracer) else np.asarray(a), value)
+    return jax.tree.map(
+        lambda a: a if isinstance(a, jax.core.Tracer) else np.asarray(a), value
+    )

@@ -6,7 +6,15 @@ import dataclasses
 import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn, Self, SupportsIndex, TypeGuard
+from typing import (
+    TYPE_CHECKING,
+    ClassVar,
+    Literal,
+    NoReturn,
+    Self,
+    SupportsIndex,
+    TypeGuard,
+)
 
 import equinox as eqx
 import jax
@@ -22,10 +30,12 @@ from composeprob.schedule import Noise, Schedule, check_schedule, log_snr_of
 
 
 class Factor(eqx.Module):
-    """A non-negative function f(x, k) of one event x at a noise level k, known by its logarithm or only its score.
+    """A non-negative function f(x, k) of one event x at a noise level k, known by its
+    logarithm or only its score.
 
-    Factors multiply (``f * g``), divide (``f / g``) and take powers (``f ** w``); none of these evaluates anything.
-    A factor is a pytree: the arrays of its network are leaves.
+    Factors multiply (``f * g``), divide (``f / g``) and take powers (``f ** w``); none
+    of these evaluates anything. A factor is a pytree: the arrays of its network are
+    leaves.
 
     Attributes:
         event_shape: the shape of one event, no chain axis.
@@ -43,7 +53,8 @@ class Factor(eqx.Module):
         return self
 
     def split(self) -> list[tuple[Factor, float]]:
-        """The factor as a product, outermost: (factor, power) pairs. A product over data is one factor of its own."""
+        """The factor as a product, outermost: (factor, power) pairs. A product over
+        data is one factor of its own."""
         return [(self, 1.0)]
 
     @property
@@ -53,7 +64,8 @@ class Factor(eqx.Module):
 
     @property
     def sealed(self) -> bool:
-        """Whether its factors must stay as they are: with other constants of theirs it would be another one."""
+        """Whether its factors must stay as they are: with other constants of theirs it
+        would be another one."""
         return False
 
     @property
@@ -66,11 +78,13 @@ class Factor(eqx.Module):
         """The same factor with conditions fixed: f(x | c).
 
         Raises:
-            ConditionError: a name that the factor does not have, or a condition given twice.
+            ConditionError: a name that the factor does not have, or a condition given
+                twice.
         """
 
     def terms(self) -> list[tuple[str, float]]:
-        """The factor as a product, for printing: the name of what is multiplied, and its power."""
+        """The factor as a product, for printing: the name of what is multiplied, and
+        its power."""
         return [(type(self).__name__.lower(), 1.0)]
 
     def __repr__(self) -> str:
@@ -84,7 +98,11 @@ class Factor(eqx.Module):
     def __truediv__(self, other: Factor) -> Factor:
         from composeprob.factors.algebra import power, product
 
-        return product(self, power(other, -1.0)) if is_factor(other) else refuse("/", self, other)
+        return (
+            product(self, power(other, -1.0))
+            if is_factor(other)
+            else refuse("/", self, other)
+        )
 
     def __pow__(self, exponent: float) -> Factor:
         from composeprob.factors.algebra import power
@@ -102,12 +120,20 @@ class Factor(eqx.Module):
         def __getattr__(self, name: str) -> NoReturn:
             raise unknown_name("Factor", name, dir(self))
 
-    __neg__, __invert__, __pos__, __abs__ = (refused(symbol, alone=True) for symbol in ("-", "~", "+", "abs "))
+    __neg__, __invert__, __pos__, __abs__ = (
+        refused(symbol, alone=True) for symbol in ("-", "~", "+", "abs ")
+    )
     __bool__ = refused("The truth of ", alone=True)  # `f and g` would be g alone
     __array_ufunc__ = None  # NumPy leaves `array * factor` to the methods below
-    __rmul__, __rtruediv__, __rpow__ = (refused(symbol, reflected=True) for symbol in ("*", "/", "**"))
-    __add__, __sub__, __or__, __and__, __xor__, __matmul__ = (refused(symbol) for symbol in "+-|&^@")
-    __radd__, __rsub__, __ror__, __rand__ = (refused(symbol, reflected=True) for symbol in "+-|&")
+    __rmul__, __rtruediv__, __rpow__ = (
+        refused(symbol, reflected=True) for symbol in ("*", "/", "**")
+    )
+    __add__, __sub__, __or__, __and__, __xor__, __matmul__ = (
+        refused(symbol) for symbol in "+-|&^@"
+    )
+    __radd__, __rsub__, __ror__, __rand__ = (
+        refused(symbol, reflected=True) for symbol in "+-|&"
+    )
 
 
 class Around(Factor):
@@ -138,21 +164,27 @@ class Traits:
     """What a leaf states of itself, so that nothing asks for its class.
 
     Attributes:
-        offers: among ``score``, ``energy``, ``conservative``, ``normalised``, ``exact_marginals``, ``mode_depth`` (its
-            log-density has the relative height of separated modes).
-        levels: the levels that it takes: ``"any"`` α and σ, at which it is exact, so that no schedule needs aligning;
-            those in a ``"range"`` of log-SNR; there also a ``"real"`` number between two of its schedule's in
-            `Noise.index`; or its ``"own"`` schedule's only (a discrete time embedding).
+        offers: among ``score``, ``energy``, ``conservative``, ``normalised``,
+            ``exact_marginals``, ``mode_depth`` (its log-density has the relative height
+            of separated modes).
+        levels: the levels that it takes: ``"any"`` α and σ, at which it is exact, so
+            that no schedule needs aligning; those in a ``"range"`` of log-SNR; there
+            also a ``"real"`` number between two of its schedule's in `Noise.index`; or
+            its ``"own"`` schedule's only (a discrete time embedding).
         conditions: names of the conditions that `given` takes.
-        top_power: the factor is close to N(0, σ²I) raised to this power at the noisiest level: 1 for a diffusion, 0 for
-            a bounded potential such as a classifier.
+        top_power: the factor is close to N(0, σ²I) raised to this power at the noisiest
+            level: 1 for a diffusion, 0 for a bounded potential such as a classifier.
         entry_powers: that for each entry of the event, where entries count differently.
-        dimension: how many entries it is a density of, as Feynman–Kac rates count them; None for those of the event.
+        dimension: how many entries it is a density of, as Feynman–Kac rates count them;
+            None for those of the event.
         constant: whether it depends on the level alone.
         plain: whether it is the user's own function of x, which costs no network.
-        declared: whether the files of its training state what its output means: then doubts are reported, not refused.
-        log_snr_range: the least and greatest log-SNR at which it means something; None for those of its levels.
-        pictures: makes images with values from 0 to 1 of a stack of events; None for events of which no such are known.
+        declared: whether the files of its training state what its output means: then
+            doubts are reported, not refused.
+        log_snr_range: the least and greatest log-SNR at which it means something; None
+            for those of its levels.
+        pictures: makes images with values from 0 to 1 of a stack of events; None for
+            events of which no such are known.
     """
 
     offers: frozenset[str]
@@ -169,12 +201,17 @@ class Traits:
 
     ENERGY: ClassVar[frozenset[str]] = frozenset({"score", "energy", "conservative"})
     """What a log-density offers."""
-    EXACT: ClassVar[frozenset[str]] = ENERGY | {"normalised", "exact_marginals", "mode_depth"}
+    EXACT: ClassVar[frozenset[str]] = ENERGY | {
+        "normalised",
+        "exact_marginals",
+        "mode_depth",
+    }
     """What one offers whose noised marginals are known with their constants."""
 
 
 class LeafFactor(Factor):
-    """A factor that evaluates something itself: a network, a closed form, the user's function.
+    """A factor that evaluates something itself: a network, a closed form, the user's
+    function.
 
     Subclasses are final, and set the fields below.
 
@@ -209,38 +246,51 @@ class LeafFactor(Factor):
     @property
     def shown_conditions(self) -> dict[str, str]:
         """The conditions given so far, as they are printed."""
-        return {name: show.short(value) for name, value in self.fixed.items() if name in self.traits.conditions}
+        return {
+            name: show.short(value)
+            for name, value in self.fixed.items()
+            if name in self.traits.conditions
+        }
 
     def __repr__(self) -> str:
         return show.clipped(f"{self.terms()[0][0]} ({', '.join(self._about())})")
 
     def _about(self) -> tuple[str, ...]:
-        """What is printed of the leaf beside its name: what it offers, and of which events."""
-        return "energy" if "energy" in self.traits.offers else "score", show.shape(self.event_shape)
+        """What is printed of the leaf beside its name: what it offers, and of which
+        events."""
+        return "energy" if "energy" in self.traits.offers else "score", show.shape(
+            self.event_shape
+        )
 
     def check_network(self) -> None:
         """Refuse a factor that cannot be evaluated with the conditions given so far.
 
         Raises:
-            NetworkError: its network cannot be called, or its output has the wrong shape.
+            NetworkError: its network cannot be called, or its output has the wrong
+                shape.
             ConditionError: a condition is missing.
         """
 
     @property
     def log_snr_range(self) -> tuple[float, float]:
-        """The least and greatest log-SNR at which the factor means something; by default those of its levels."""
+        """The least and greatest log-SNR at which the factor means something; by
+        default those of its levels."""
         if self.traits.log_snr_range is not None:
             return self.traits.log_snr_range
         log_snr = log_snr_of(self.schedule.alpha, self.schedule.sigma)
         return float(log_snr[-1]), float(log_snr[0])
 
     def call_conditions(self) -> dict[str, Array]:
-        """Every condition with the value that one evaluation receives: those fixed, else their defaults."""
+        """Every condition with the value that one evaluation receives: those fixed,
+        else their defaults."""
         return dict(self.fixed)
 
     @abstractmethod
-    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
-        """log f(x) at this noise (None for a score-only factor) and ∇ₓ log f(x), from ONE network evaluation.
+    def evaluate(
+        self, x: Array, noise: Noise, conditions: Mapping[str, Array]
+    ) -> tuple[Array | None, Array]:
+        """log f(x) at this noise (None for a score-only factor) and ∇ₓ log f(x), from
+        ONE network evaluation.
 
         Args:
             x: one event, of shape `event_shape`.
@@ -250,12 +300,18 @@ class LeafFactor(Factor):
 
     def given(self, **conditions: object) -> LeafFactor:
         check_conditions(self, conditions)
-        merged = {**self.fixed, **{name: as_condition(name, value) for name, value in conditions.items()}}
+        merged = {
+            **self.fixed,
+            **{name: as_condition(name, value) for name, value in conditions.items()},
+        }
         return self.holding(merged)
 
     def holding(self, fixed: Mapping[str, Array]) -> Self:
-        """The same factor with ``fixed`` in the place of the conditions that it holds."""
-        return eqx.tree_at(lambda f: f.fixed, self, fixed, is_leaf=lambda node: node is self.fixed)
+        """The same factor with ``fixed`` in the place of the conditions that it
+        holds."""
+        return eqx.tree_at(
+            lambda f: f.fixed, self, fixed, is_leaf=lambda node: node is self.fixed
+        )
 
 
 def is_factor(value: object) -> TypeGuard[Factor]:
@@ -265,7 +321,9 @@ def is_factor(value: object) -> TypeGuard[Factor]:
 
 def abstract_arguments(leaf: LeafFactor) -> tuple[jax.ShapeDtypeStruct, Noise]:
     """An event and a noise without numbers, to trace an evaluation of the leaf with."""
-    noise: Noise = jax.eval_shape(leaf.schedule.at, jax.ShapeDtypeStruct((), jnp.result_type(int)))
+    noise: Noise = jax.eval_shape(
+        leaf.schedule.at, jax.ShapeDtypeStruct((), jnp.result_type(int))
+    )
     return jax.ShapeDtypeStruct(leaf.event_shape, jnp.result_type(float)), noise
 
 
@@ -276,7 +334,9 @@ def check_conditions(leaf: LeafFactor, conditions: Mapping[str, object]) -> None
             has = ", ".join(repr(n) for n in leaf.traits.conditions) or "none"
             raise ConditionError(
                 f"Factor '{leaf.label}' has no condition {name!r}; its conditions are: {has}.",
-                fix=f"use one of: {has}." if leaf.traits.conditions else "build the factor with conditions=(…,).",
+                fix=f"use one of: {has}."
+                if leaf.traits.conditions
+                else "build the factor with conditions=(…,).",
             )
         if name in leaf.fixed:
             raise ConditionError(
@@ -285,9 +345,15 @@ def check_conditions(leaf: LeafFactor, conditions: Mapping[str, object]) -> None
             )
 
 
-def check_leaf(schedule: object, event_shape: Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """The event's shape as a tuple of ints; refuses what is no shape, and a schedule that is none."""
-    check_schedule(schedule, "for example cp.Schedule.cosine(100), with the levels that the factor was trained on.")
+def check_leaf(
+    schedule: object, event_shape: Iterable[SupportsIndex]
+) -> tuple[int, ...]:
+    """The event's shape as a tuple of ints; refuses what is no shape, and a schedule
+    that is none."""
+    check_schedule(
+        schedule,
+        "for example cp.Schedule.cosine(100), with the levels that the factor was trained on.",
+    )
     shape = check_shape("event_shape", event_shape)
     if min(shape, default=1) < 1:
         raise ShapeError(
@@ -303,5 +369,6 @@ def check_shape(what: str, shape: Iterable[SupportsIndex]) -> tuple[int, ...]:
         return tuple(operator.index(n) for n in shape)
     except TypeError as error:
         raise WrongTypeError(
-            f"{what} must be a tuple of whole numbers; got {shape!r}.", fix="one number per axis, such as (2,)."
+            f"{what} must be a tuple of whole numbers; got {shape!r}.",
+            fix="one number per axis, such as (2,).",
         ) from error

@@ -1,4 +1,5 @@
-"""Factors with a known normaliser: made by `calibrate`, read by the compiler; smooth curves through their tables."""
+"""Factors with a known normaliser: made by `calibrate`, read by the compiler; smooth
+curves through their tables."""
 
 from __future__ import annotations
 
@@ -14,63 +15,97 @@ from jax.typing import ArrayLike
 
 from composeprob.errors import ConditionError
 from composeprob.factors import show
-from composeprob.factors.base import Around, Factor, LeafFactor, Traits, check_conditions
+from composeprob.factors.base import (
+    Around,
+    Factor,
+    LeafFactor,
+    Traits,
+    check_conditions,
+)
 from composeprob.schedule import Noise, Schedule, log_snr_of
 
-KNOTS, LOG_NORMALISER, ERROR = TABLES = ("calibration log-SNR", "calibration log Z", "calibration error")
-"""The tables of a calibration. They lie among the conditions, so that one network with several calibrations (one for
-each condition) stays one batched evaluation."""
+KNOTS, LOG_NORMALISER, ERROR = TABLES = (
+    "calibration log-SNR",
+    "calibration log Z",
+    "calibration error",
+)
+"""The tables of a calibration. They lie among the conditions, so that one network with
+several calibrations (one for each condition) stays one batched evaluation."""
 
 
 class _Calibration(eqx.Module):
-    """What a calibration has found: tables in ``fixed`` over n values of log-SNR, for the levels of a schedule."""
+    """What a calibration has found: tables in ``fixed`` over n values of log-SNR, for
+    the levels of a schedule."""
 
     schedule: eqx.AbstractVar[Schedule]
     fixed: eqx.AbstractVar[Mapping[str, Array]]
 
     @property
     def excess(self) -> float:
-        """By how much the degree exceeds the dimension, as the tables are in the coordinates x/α."""
+        """By how much the degree exceeds the dimension, as the tables are in the
+        coordinates x/α."""
         return 0.0
 
     @property
     def log_normaliser(self) -> np.ndarray:
-        """log Z at each of the schedule's levels, shape (K,); of an expression, that of normalised leaves."""
-        return self._at_levels(LOG_NORMALISER) - self.excess * np.log(np.asarray(self.schedule.alpha, np.float64))
+        """log Z at each of the schedule's levels, shape (K,); of an expression, that of
+        normalised leaves."""
+        return self._at_levels(LOG_NORMALISER) - self.excess * np.log(
+            np.asarray(self.schedule.alpha, np.float64)
+        )
 
     @property
     def standard_error(self) -> np.ndarray:
-        """Standard errors of `log_normaliser`, shape (K,); for a quadrature, what a refinement changed."""
+        """Standard errors of `log_normaliser`, shape (K,); for a quadrature, what a
+        refinement changed."""
         return self._at_levels(ERROR)
 
     def _at_levels(self, table: str) -> np.ndarray:
         """A table's entries at the schedule's levels, which are among its knots."""
         log_snr = log_snr_of(self.schedule.alpha, self.schedule.sigma)
-        return np.interp(log_snr, np.asarray(self.fixed[KNOTS]), np.asarray(self.fixed[table]))
+        return np.interp(
+            log_snr, np.asarray(self.fixed[KNOTS]), np.asarray(self.fixed[table])
+        )
 
     def _constants(self) -> str:
         """The log-normaliser at the ends of the schedule, with its standard error."""
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((self.fixed, self.schedule))):
+        if any(
+            isinstance(leaf, jax.core.Tracer)
+            for leaf in jax.tree.leaves((self.fixed, self.schedule))
+        ):
             return "log Z traced"
-        log_z, error, last = self.log_normaliser, self.standard_error, self.schedule.num_levels - 1
-        return "log Z " + ", ".join(f"{log_z[k]:.4g} ± {error[k]:.2g} at level {k}" for k in (0, last))
+        log_z, error, last = (
+            self.log_normaliser,
+            self.standard_error,
+            self.schedule.num_levels - 1,
+        )
+        return "log Z " + ", ".join(
+            f"{log_z[k]:.4g} ± {error[k]:.2g} at level {k}" for k in (0, last)
+        )
 
 
 class Calibrated(LeafFactor, _Calibration):
-    """A leaf factor with its log-normaliser: log f̃(x, k) = log f(x, k) − log Z_k, and the score of f.
+    """A leaf factor with its log-normaliser: log f̃(x, k) = log f(x, k) − log Z_k, and
+    the score of f.
 
-    `calibrate` makes it. Between the levels where it was calibrated log Z is interpolated in log-SNR.
+    `calibrate` makes it. Between the levels where it was calibrated log Z is
+    interpolated in log-SNR.
 
     Attributes:
         base: f, without the conditions given to it.
-        fixed: the conditions of f, and the tables of the calibration over n values of log-SNR.
+        fixed: the conditions of f, and the tables of the calibration over n values of
+            log-SNR.
     """
 
     base: LeafFactor
 
     def __init__(self, factor: LeafFactor, tables: Mapping[str, ArrayLike]):
         self.base = factor.holding({})
-        self.schedule, self.event_shape, self.label = factor.schedule, factor.event_shape, factor.label
+        self.schedule, self.event_shape, self.label = (
+            factor.schedule,
+            factor.event_shape,
+            factor.label,
+        )
         added = {name: np.asarray(table, np.float64) for name, table in tables.items()}
         self.fixed = {**factor.fixed, **added}  # type: ignore[dict-item]
 
@@ -96,9 +131,13 @@ class Calibrated(LeafFactor, _Calibration):
         needed = {name: v for name, v in self.fixed.items() if name != ERROR}
         return {**self.base.call_conditions(), **needed}
 
-    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
+    def evaluate(
+        self, x: Array, noise: Noise, conditions: Mapping[str, Array]
+    ) -> tuple[Array | None, Array]:
         log_f, score = self.base.evaluate(x, noise, _without_tables(conditions))
-        knots, log_z = (jnp.asarray(conditions[name], x.dtype) for name in (KNOTS, LOG_NORMALISER))
+        knots, log_z = (
+            jnp.asarray(conditions[name], x.dtype) for name in (KNOTS, LOG_NORMALISER)
+        )
         assert log_f is not None  # nothing else is calibrated
         return log_f - interpolate(knots, log_z, noise.log_snr), score
 
@@ -109,8 +148,9 @@ class Calibrated(LeafFactor, _Calibration):
 class CalibratedExpression(Around, _Calibration):
     """A product or mixture of factors with its log-normaliser, F(x, k)/Z_k.
 
-    Stored are log-normalisers in the coordinates x/α, where schedules of every kind agree; in the coordinates of α
-    they are less by (G − d)·log α, for F of degree G: Σ powers × dimensions.
+    Stored are log-normalisers in the coordinates x/α, where schedules of every kind
+    agree; in the coordinates of α they are less by (G − d)·log α, for F of degree G: Σ
+    powers × dimensions.
 
     Attributes:
         factor: F, whose leaves are calibrated themselves.
@@ -146,7 +186,12 @@ class CalibratedExpression(Around, _Calibration):
         raise _too_late("expression", conditions)
 
     def terms(self) -> list[tuple[str, float]]:
-        return [(f"calibrated({show.formula(self.factor.terms())}; {self._constants()})", 1.0)]
+        return [
+            (
+                f"calibrated({show.formula(self.factor.terms())}; {self._constants()})",
+                1.0,
+            )
+        ]
 
 
 def _without_tables(conditions: Mapping[str, Array]) -> dict[str, Array]:
@@ -163,24 +208,31 @@ def _too_late(label: str, conditions: Mapping[str, object]) -> ConditionError:
 
 
 def interpolate(knots: Array, values: Array, at: Array) -> Array:
-    """The cubic Hermite curve through ``values`` (n, …) at increasing knots, whose slopes are those of the parabolas
-    through three knots; differentiable in ``at``, a scalar.
+    """The cubic Hermite curve through ``values`` (n, …) at increasing knots, whose
+    slopes are those of the parabolas through three knots; differentiable in ``at``, a
+    scalar.
 
-    Straight lines outside of the knots, as log-normalisers are in log-SNR where there is no signal, and (with slope 0)
-    where there is no noise.
+    Straight lines outside of the knots, as log-normalisers are in log-SNR where there
+    is no signal, and (with slope 0) where there is no noise.
     """
     if len(knots) == 1:
         return values[0]
     i = jnp.clip(jnp.sum(knots <= at) - 1, 0, len(knots) - 2)
     widths = jnp.diff(knots).reshape((-1,) + (1,) * (values.ndim - 1))
     secants = jnp.diff(values, axis=0) / widths
-    inner = (secants[:-1] * widths[1:] + secants[1:] * widths[:-1]) / (widths[1:] + widths[:-1])
+    inner = (secants[:-1] * widths[1:] + secants[1:] * widths[:-1]) / (
+        widths[1:] + widths[:-1]
+    )
     slopes = jnp.concatenate([secants[:1], inner, secants[-1:]])
-    (start, end), (low, high), (first, last) = (jax.lax.dynamic_slice_in_dim(a, i, 2) for a in (knots, values, slopes))
+    (start, end), (low, high), (first, last) = (
+        jax.lax.dynamic_slice_in_dim(a, i, 2) for a in (knots, values, slopes)
+    )
     width, rise = end - start, high - low
     t = (at - start) / width
     inside = jnp.clip(t, 0.0, 1.0)
     rest = (t - inside) * width
     curve = low + inside**2 * (3 - 2 * inside) * rise
-    curve = curve + inside * (1 - inside) * width * ((1 - inside) * first - inside * last)
+    curve = curve + inside * (1 - inside) * width * (
+        (1 - inside) * first - inside * last
+    )
     return curve + rest * jnp.where(t < 0, first, last)

@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from composeprob.errors import ConditionError, InvalidValueError, NetworkError, ShapeError
+from composeprob.errors import (
+    ConditionError,
+    InvalidValueError,
+    NetworkError,
+    ShapeError,
+)
 from composeprob.factors.base import LeafFactor, Traits, check_leaf
 from composeprob.factors.concrete import called
 from composeprob.factors.diffusion import TIMES
@@ -21,13 +26,17 @@ from composeprob.schedule import Noise, Schedule
 class Classifier(LeafFactor):
     """log f(x, k) = log p(label | x, k) = log softmax(network(x, t_k))[label].
 
-    A function of x bounded by 1, not a density of x: multiply it onto a diffusion with `cp.condition`.
+    A function of x bounded by 1, not a density of x: multiply it onto a diffusion with
+    `cp.condition`.
 
     Args:
-        network: ``network(x, t)`` returns the logits, shape (classes,), of one noised event.
+        network: ``network(x, t)`` returns the logits, shape (classes,), of one noised
+            event.
         schedule: the levels that it was trained on.
-        event_shape: shape of one event; left out, that of the factor that `cp.condition` guides.
-        time: what ``t`` is: ``"level"``, ``"log_snr"`` or ``"sigma"``, as for `Diffusion`.
+        event_shape: shape of one event; left out, that of the factor that
+            `cp.condition` guides.
+        time: what ``t`` is: ``"level"``, ``"log_snr"`` or ``"sigma"``, as for
+            `Diffusion`.
         label: the name to show.
 
     References:
@@ -49,16 +58,25 @@ class Classifier(LeafFactor):
     ):
         check_choice("time", time, TIMES)
         self.label = label or type(network).__name__
-        self.network = check_finite(as_network(network), f"The network of factor '{self.label}'")
+        self.network = check_finite(
+            as_network(network), f"The network of factor '{self.label}'"
+        )
         self.schedule, self.time, self.fixed = schedule, time, {}
         shape = check_leaf(schedule, () if event_shape is None else event_shape)
         self.event_shape = None if event_shape is None else shape  # type: ignore[assignment]
         self.num_classes = 0 if event_shape is None else self._count_classes()
 
     def over(self, event_shape: tuple[int, ...]) -> Classifier:
-        """The same classifier for events of this shape; refuses another than it was declared for."""
+        """The same classifier for events of this shape; refuses another than it was
+        declared for."""
         if self.event_shape is None:
-            return Classifier(self.network, self.schedule, event_shape=event_shape, time=self.time, label=self.label)
+            return Classifier(
+                self.network,
+                self.schedule,
+                event_shape=event_shape,
+                time=self.time,
+                label=self.label,
+            )
         if self.event_shape != event_shape:
             raise ShapeError(
                 f"Classifier '{self.label}' is for events {self.event_shape}, not {event_shape}.",
@@ -85,7 +103,12 @@ class Classifier(LeafFactor):
 
     @property
     def traits(self) -> Traits:
-        return Traits(Traits.ENERGY | {"mode_depth"}, TIMES[self.time][0], ("label",), top_power=0.0)
+        return Traits(
+            Traits.ENERGY | {"mode_depth"},
+            TIMES[self.time][0],
+            ("label",),
+            top_power=0.0,
+        )
 
     def given(self, **conditions: object) -> LeafFactor:
         if self.event_shape is None:
@@ -95,7 +118,9 @@ class Classifier(LeafFactor):
             )
         label = as_condition("label", conditions.get("label", 0))
         whole = label.ndim == 0 and jnp.issubdtype(label.dtype, jnp.integer)
-        if not whole or not (isinstance(label, jax.core.Tracer) or 0 <= int(label) < self.num_classes):
+        if not whole or not (
+            isinstance(label, jax.core.Tracer) or 0 <= int(label) < self.num_classes
+        ):
             raise InvalidValueError(
                 f"Label {conditions['label']!r} does not exist: classifier '{self.label}' has classes 0 to "
                 f"{self.num_classes - 1}.",
@@ -110,7 +135,9 @@ class Classifier(LeafFactor):
                 fix="use cp.condition(f, classifier, label), or classifier.given(label=…).",
             )
 
-    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
+    def evaluate(
+        self, x: Array, noise: Noise, conditions: Mapping[str, Array]
+    ) -> tuple[Array | None, Array]:
         def log_probability(point: Array) -> Array:
             return jax.nn.log_softmax(self.logits(point, noise))[conditions["label"]]
 

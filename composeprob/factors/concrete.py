@@ -1,4 +1,5 @@
-"""User code that wants a number where there is none yet: JAX's error in the user's terms."""
+"""User code that wants a number where there is none yet: JAX's error in the user's
+terms."""
 
 from __future__ import annotations
 
@@ -17,12 +18,14 @@ NOT_CONCRETE = (
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
-"""What JAX raises where Python or NumPy asks a traced value for its number (by ``if``: a kind of the first)."""
+"""What JAX raises where Python or NumPy asks a traced value for its number (by ``if``:
+a kind of the first)."""
 
 
 def number_request(error: Exception) -> tuple[str, str, str | None]:
-    """What the user's code does behind one of the errors `NOT_CONCRETE`, a verb with its object, to be followed by the
-    value; what to write instead; and the user's line."""
+    """What the user's code does behind one of the errors `NOT_CONCRETE`, a verb with
+    its object, to be followed by the value; what to write instead; and the user's
+    line."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -46,15 +49,26 @@ def number_request(error: Exception) -> tuple[str, str, str | None]:
 
 
 def requested_by_library(error: Exception) -> bool:
-    """Whether it is this library's own code that wants the number, as for a power, and not the user's."""
-    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    ours = [module.startswith("composeprob.") for module in modules if not is_library(module)]
+    """Whether it is this library's own code that wants the number, as for a power, and
+    not the user's."""
+    modules = [
+        str(frame.f_globals.get("__name__"))
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    ours = [
+        module.startswith("composeprob.")
+        for module in modules
+        if not is_library(module)
+    ]
     return bool(ours) and ours[-1]
 
 
-def called(who: str, how: str, call: Callable[[], Returned], fix: str, advice: str = "") -> Returned:
-    """What a user's function ``who`` returns where it is called as ``how``; a `NetworkError` with ``fix`` where it
-    cannot be, or with ``advice`` where it wants a number."""
+def called(
+    who: str, how: str, call: Callable[[], Returned], fix: str, advice: str = ""
+) -> Returned:
+    """What a user's function ``who`` returns where it is called as ``how``; a
+    `NetworkError` with ``fix`` where it cannot be, or with ``advice`` where it wants a
+    number."""
     try:
         return call()
     except NOT_CONCRETE as error:
@@ -65,4 +79,6 @@ def called(who: str, how: str, call: Callable[[], Returned], fix: str, advice: s
             fix=instead + advice,
         ) from error
     except Exception as error:
-        raise NetworkError(f"{who} cannot be called as {how}: {type(error).__name__}: {error}", fix=fix) from error
+        raise NetworkError(
+            f"{who} cannot be called as {how}: {type(error).__name__}: {error}", fix=fix
+        ) from error

@@ -1,4 +1,5 @@
-"""A factor in the place of a NumPyro distribution, so that NumPyro's statements and handlers apply to it."""
+"""A factor in the place of a NumPyro distribution, so that NumPyro's statements and
+handlers apply to it."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from composeprob.factors.base import Factor
 
 
 class FactorDistribution(dist.Distribution):
-    """What `cp.sample` hands to NumPyro. It carries the factor; it neither draws nor has a normalised density."""
+    """What `cp.sample` hands to NumPyro. It carries the factor; it neither draws nor
+    has a normalised density."""
 
     arg_constraints: dict[str, dist.constraints.Constraint] = {}  # noqa: RUF012 - NumPyro's own class-level convention
     pytree_data_fields: tuple[str, ...] = ("factor",)
@@ -21,7 +23,9 @@ class FactorDistribution(dist.Distribution):
 
     @property
     def support(self) -> dist.constraints.Constraint:
-        return dist.constraints.independent(dist.constraints.real, len(self.event_shape))
+        return dist.constraints.independent(
+            dist.constraints.real, len(self.event_shape)
+        )
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         raise ProgramError(
@@ -31,5 +35,6 @@ class FactorDistribution(dist.Distribution):
 
     def log_prob(self, value: Array) -> Array:
         raise ProgramError(
-            "A factor has no normalised log-density.", fix="compile the program and use density.log_density."
+            "A factor has no normalised log-density.",
+            fix="compile the program and use density.log_density.",
         )

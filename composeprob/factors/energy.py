@@ -25,13 +25,15 @@ class Energy(LeafFactor):
     """log f(x, k) = fn(x, k), for a function of the user's.
 
     Args:
-        fn: ``fn(x, level)``, x of shape ``event_shape``, level an integer index into ``schedule``; returns a scalar.
-            A function, which reads what is outside of it as that is when a program is compiled, or an Equinox module
-            whose arrays then are leaves of the factor.
+        fn: ``fn(x, level)``, x of shape ``event_shape``, level an integer index into
+            ``schedule``; returns a scalar. A function, which reads what is outside of
+            it as that is when a program is compiled, or an Equinox module whose arrays
+            then are leaves of the factor.
         schedule: the levels that ``level`` counts.
         event_shape: shape of one event.
-        top_power: at the noisiest level f must be close to N(0, σ²I) raised to this power. 1 for a density that is
-            noised with the level; 0 for a bounded potential multiplied onto other factors.
+        top_power: at the noisiest level f must be close to N(0, σ²I) raised to this
+            power. 1 for a density that is noised with the level; 0 for a bounded
+            potential multiplied onto other factors.
         label: the name to show.
 
     Raises:
@@ -73,13 +75,16 @@ class Energy(LeafFactor):
         returned = called(
             f"The energy '{self.label}'",
             f"fn(x, level) with x of shape {self.event_shape}",
-            lambda: eqx.filter_eval_shape(self.fn, x, jax.ShapeDtypeStruct((), jnp.int32)),
+            lambda: eqx.filter_eval_shape(
+                self.fn, x, jax.ShapeDtypeStruct((), jnp.int32)
+            ),
             "it must accept one event (no batch axis) and an integer level.",
             " For the noise of the level write schedule.at(level).sigma, not schedule.sigma[level].",
         )
         if (shape := jnp.shape(returned)) != ():
             raise NetworkError(
-                f"The energy '{self.label}' returned shape {shape} instead of a scalar.", fix="sum over the event."
+                f"The energy '{self.label}' returned shape {shape} instead of a scalar.",
+                fix="sum over the event.",
             )
         if not jnp.issubdtype(dtype := jnp.result_type(returned), jnp.floating):
             raise NetworkError(
@@ -89,7 +94,16 @@ class Energy(LeafFactor):
 
     @property
     def traits(self) -> Traits:
-        return Traits(Traits.ENERGY | {"mode_depth"}, "own", top_power=self.power_at_top, plain=True)
+        return Traits(
+            Traits.ENERGY | {"mode_depth"},
+            "own",
+            top_power=self.power_at_top,
+            plain=True,
+        )
 
-    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
-        return jax.value_and_grad(lambda point: jnp.asarray(self.fn(point, noise.index)).reshape(()))(x)
+    def evaluate(
+        self, x: Array, noise: Noise, conditions: Mapping[str, Array]
+    ) -> tuple[Array | None, Array]:
+        return jax.value_and_grad(
+            lambda point: jnp.asarray(self.fn(point, noise.index)).reshape(())
+        )(x)

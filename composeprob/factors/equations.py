@@ -1,7 +1,9 @@
-"""One walk over the equations of a traced function; an analysis is a table of rules for it.
+"""One walk over the equations of a traced function; an analysis is a table of rules for
+it.
 
-Kildall 1973, "A unified approach to global program optimization": values of whatever an analysis is about go from
-equation to equation, and what a loop carries is followed until it changes no more.
+Kildall 1973, "A unified approach to global program optimization": values of whatever an
+analysis is about go from equation to equation, and what a loop carries is followed
+until it changes no more.
 """
 
 from __future__ import annotations
@@ -29,11 +31,13 @@ Rule = Callable[[Any, JaxprEqn, list[Any]], Sequence[Any] | None]
 
 
 class Walk(Generic[Fact]):
-    """An analysis: what it knows of each value in a traced function, a Fact, from what it knows of the inputs.
+    """An analysis: what it knows of each value in a traced function, a Fact, from what
+    it knows of the inputs.
 
     Attributes:
-        rules: by a primitive's name, what is known of its outputs: a function of the walk, the equation and what is
-            known of its operands. None from a rule leaves the equation to `otherwise`.
+        rules: by a primitive's name, what is known of its outputs: a function of the
+            walk, the equation and what is known of its operands. None from a rule
+            leaves the equation to `otherwise`.
     """
 
     rules: ClassVar[Mapping[str, Rule]] = {}
@@ -44,7 +48,11 @@ class Walk(Generic[Fact]):
 
     def value_of(self, known: Mapping[Var, Fact], variable: Var | Literal) -> Fact:
         """What is known of a variable or a literal."""
-        return self.constant(variable.val, aval(variable)) if isinstance(variable, Literal) else known[variable]
+        return (
+            self.constant(variable.val, aval(variable))
+            if isinstance(variable, Literal)
+            else known[variable]
+        )
 
     @abstractmethod
     def otherwise(self, eqn: JaxprEqn, given: list[Fact]) -> Sequence[Fact]:
@@ -63,14 +71,26 @@ class Walk(Generic[Fact]):
         given: Sequence[Fact | None],
         copies: Mapping[Var, Var] | None = None,
     ) -> dict[Var, Fact]:
-        """What is known of every variable, from what is known of the inputs; None for an input that is the copy of a
-        variable, ``copies`` being ``{variable: input}``."""
-        known = {v: self.constant(c, aval(v)) for v, c in zip(jaxpr.constvars, consts, strict=True)}
-        known.update((v, value) for v, value in zip(jaxpr.invars, given, strict=True) if value is not None)
+        """What is known of every variable, from what is known of the inputs; None for
+        an input that is the copy of a variable, ``copies`` being ``{variable:
+        input}``."""
+        known = {
+            v: self.constant(c, aval(v))
+            for v, c in zip(jaxpr.constvars, consts, strict=True)
+        }
+        known.update(
+            (v, value)
+            for v, value in zip(jaxpr.invars, given, strict=True)
+            if value is not None
+        )
         for eqn in jaxpr.eqns:
             found = self.equation(eqn, [self.value_of(known, v) for v in eqn.invars])
             known.update(zip(eqn.outvars, found, strict=True))
-            known.update({copies[v]: known[v] for v in eqn.outvars if v in copies} if copies else {})
+            known.update(
+                {copies[v]: known[v] for v in eqn.outvars if v in copies}
+                if copies
+                else {}
+            )
         return known
 
     def outputs(self, traced: ClosedJaxpr | Jaxpr, given: Sequence[Fact]) -> list[Fact]:
@@ -80,16 +100,27 @@ class Walk(Generic[Fact]):
         return [self.value_of(known, v) for v in jaxpr.outvars]
 
     def enter(self, eqn: JaxprEqn, given: list[Fact]) -> list[Fact] | None:
-        """The rule for a call: what is known of the outputs of the function that is called."""
+        """The rule for a call: what is known of the outputs of the function that is
+        called."""
         inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
         return None if inner is None else self.outputs(inner, given)
 
 
 CALLS: Mapping[str, Rule] = dict.fromkeys(
-    ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"),
+    (
+        "jit",
+        "pjit",
+        "closed_call",
+        "core_call",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "checkpoint",
+        "remat2",
+    ),
     Walk.enter,
 )
-"""Rules that look into primitives whose one inner function has their inputs and outputs."""
+"""Rules that look into primitives whose one inner function has their inputs and
+outputs."""
 
 
 def aval(variable: Any) -> Aval:
@@ -98,32 +129,47 @@ def aval(variable: Any) -> Aval:
     return found
 
 
-def scanned(eqn: JaxprEqn, values: Sequence[Fact]) -> tuple[Sequence[Fact], Sequence[Fact], Sequence[Fact]]:
-    """The operands of a scan: its constants, what it carries first, and what it takes a row of at each pass."""
+def scanned(
+    eqn: JaxprEqn, values: Sequence[Fact]
+) -> tuple[Sequence[Fact], Sequence[Fact], Sequence[Fact]]:
+    """The operands of a scan: its constants, what it carries first, and what it takes a
+    row of at each pass."""
     first = eqn.params["num_consts"]
     end = first + eqn.params["num_carry"]
     return values[:first], values[first:end], values[end:]
 
 
 def fixed_point(
-    step: Callable[[list[Fact]], Sequence[Fact]], carry: Sequence[Fact], join: Callable[[Fact, Fact], Fact]
+    step: Callable[[list[Fact]], Sequence[Fact]],
+    carry: Sequence[Fact],
+    join: Callable[[Fact, Fact], Fact],
 ) -> list[Fact]:
-    """What is known of what a loop carries, in every pass; ``step`` may return more than that."""
+    """What is known of what a loop carries, in every pass; ``step`` may return more
+    than that."""
     carry = list(carry)
-    while (longer := [join(a, b) for a, b in zip(carry, step(carry), strict=False)]) != carry:
+    while (
+        longer := [join(a, b) for a, b in zip(carry, step(carry), strict=False)]
+    ) != carry:
         carry = longer
     return carry
 
 
-def rebind(eqn: JaxprEqn, operands: Sequence[Array], params: dict[str, object] | None = None) -> list[Array]:
-    """The outputs of a traced equation for other operands, and where they are given for other parameters."""
+def rebind(
+    eqn: JaxprEqn, operands: Sequence[Array], params: dict[str, object] | None = None
+) -> list[Array]:
+    """The outputs of a traced equation for other operands, and where they are given for
+    other parameters."""
     return bind(eqn.primitive, operands, eqn.params if params is None else params)
 
 
-def bind(primitive: Primitive, operands: Sequence[Array], params: dict[str, object]) -> list[Array]:
+def bind(
+    primitive: Primitive, operands: Sequence[Array], params: dict[str, object]
+) -> list[Array]:
     """What a primitive with an equation's parameters makes of operands."""
     bound = primitive.get_bind_params(params)
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older versions of JAX
+    functions, params = (
+        bound if isinstance(bound, tuple) else ((), bound)
+    )  # a pair in older versions of JAX
     out = primitive.bind(*functions, *operands, **params)
     return list(out) if primitive.multiple_results else [out]
 
@@ -141,13 +187,16 @@ class Evaluation(Walk[Array]):
 class Influence(Walk[frozenset[str]]):
     """By the names of inputs, which of them each value depends on.
 
-    Calls and scans are looked into; of any other primitive every output depends on every input.
+    Calls and scans are looked into; of any other primitive every output depends on
+    every input.
     """
 
     def constant(self, value: object, like: object) -> frozenset[str]:
         return frozenset()
 
-    def otherwise(self, eqn: JaxprEqn, given: list[frozenset[str]]) -> list[frozenset[str]]:
+    def otherwise(
+        self, eqn: JaxprEqn, given: list[frozenset[str]]
+    ) -> list[frozenset[str]]:
         return [frozenset[str]().union(*given)] * len(eqn.outvars)
 
     def scan(self, eqn: JaxprEqn, given: list[frozenset[str]]) -> list[frozenset[str]]:
@@ -163,8 +212,9 @@ class Influence(Walk[frozenset[str]]):
 
 
 def equations(within: object, closed: Collection[str] = ()) -> Iterator[JaxprEqn]:
-    """Every equation in a traced function and in the functions that are parameters of its equations, loops' and
-    branches' among them; or of each in a tuple. Primitives named in ``closed`` are left out with all that is inside."""
+    """Every equation in a traced function and in the functions that are parameters of
+    its equations, loops' and branches' among them; or of each in a tuple. Primitives
+    named in ``closed`` are left out with all that is inside."""
     if isinstance(within, ClosedJaxpr):
         within = within.jaxpr
     if isinstance(within, Jaxpr):
@@ -178,12 +228,14 @@ def equations(within: object, closed: Collection[str] = ()) -> Iterator[JaxprEqn
 
 
 def fingerprint(*values: object, objects: bool = True) -> str:
-    """A digest of computations, arrays, numbers, and containers of these; equal where they compute the same.
+    """A digest of computations, arrays, numbers, and containers of these; equal where
+    they compute the same.
 
-    Traced arrays count by their shapes. Of functions counts their code, and of other objects that hold no numbers only
-    the type. Precisions and the devices that arrays are on count nothing: they are settings of JAX's own. With
-    ``objects`` functions that are called back when the computation runs (`jax.debug.callback`) must be the same
-    objects, as compiled code holds them, and not only of the same code.
+    Traced arrays count by their shapes. Of functions counts their code, and of other
+    objects that hold no numbers only the type. Precisions and the devices that arrays
+    are on count nothing: they are settings of JAX's own. With ``objects`` functions
+    that are called back when the computation runs (`jax.debug.callback`) must be the
+    same objects, as compiled code holds them, and not only of the same code.
     """
     reader = _Reader(objects)
     reader.read(values)
@@ -191,11 +243,13 @@ def fingerprint(*values: object, objects: bool = True) -> str:
 
 
 class _Number(int):
-    """Of a variable, by which traces of the same equations agree whatever objects their variables are."""
+    """Of a variable, by which traces of the same equations agree whatever objects their
+    variables are."""
 
 
 class _Reader(Walk[PyTree]):
-    """Of each value in a trace it knows the number of its variable, or the literal itself."""
+    """Of each value in a trace it knows the number of its variable, or the literal
+    itself."""
 
     def __init__(self, objects: bool) -> None:
         self.objects = objects
@@ -217,12 +271,16 @@ class _Reader(Walk[PyTree]):
             self.write("traced", value.aval.str_short())
         elif isinstance(value, jax.Array | np.ndarray | np.generic):
             self.array(value)
-        elif isinstance(value, str | int | float | complex | bool | bytes | np.dtype | None):
+        elif isinstance(
+            value, str | int | float | complex | bool | bytes | np.dtype | None
+        ):
             self.write(type(value).__name__, repr(value))
         elif isinstance(value, Mapping):
             self.read(sorted(value.items(), key=lambda item: str(item[0])))
         elif isinstance(value, tuple | list | frozenset | set):
-            entries: Iterable[PyTree] = sorted(value, key=str) if isinstance(value, frozenset | set) else value
+            entries: Iterable[PyTree] = (
+                sorted(value, key=str) if isinstance(value, frozenset | set) else value
+            )
             self.write("(")
             self.each(entries)
             self.write(")")
@@ -231,7 +289,9 @@ class _Reader(Walk[PyTree]):
             self.read((value.co_consts, value.co_names))
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             self.write(type(value).__qualname__)
-            self.read([getattr(value, field.name) for field in dataclasses.fields(value)])
+            self.read(
+                [getattr(value, field.name) for field in dataclasses.fields(value)]
+            )
         elif hasattr(value, "__code__"):
             self.write(value.__qualname__)
             self.read(value.__code__)
@@ -243,7 +303,9 @@ class _Reader(Walk[PyTree]):
             self.read(value)
 
     def array(self, value: PyTree) -> None:
-        if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        if isinstance(value, jax.Array) and jnp.issubdtype(
+            value.dtype, jax.dtypes.prng_key
+        ):
             value = jax.random.key_data(value)
         array = np.asarray(value)
         self.write("array", array.shape, array.dtype)
@@ -263,21 +325,30 @@ class _Reader(Walk[PyTree]):
         self.write(eqn.primitive.name)
         self.each(given)
         how = "precision", "sharding", "out_sharding"  # to compute, and not what
-        self.read({name: value for name, value in eqn.params.items() if name not in how})
+        self.read(
+            {name: value for name, value in eqn.params.items() if name not in how}
+        )
         if self.objects and "callback" in eqn.primitive.name:
             self.called(eqn.params["callback"])
         return self.bound(eqn.outvars)
 
     def called(self, value: PyTree) -> None:
-        """The user's function in JAX's wrappers around it, which are new in every trace."""
+        """The user's function in JAX's wrappers around it, which are new in every
+        trace."""
         if dataclasses.is_dataclass(value):
             for field in dataclasses.fields(value):
                 self.called(getattr(value, field.name))
-        elif isinstance(value, FunctionType) and value.__module__.partition(".")[0] == "jax":
+        elif (
+            isinstance(value, FunctionType)
+            and value.__module__.partition(".")[0] == "jax"
+        ):
             for cell in value.__closure__ or ():
                 self.called(cell.cell_contents)
         elif callable(value):
-            self.write(id(getattr(value, "__self__", value)), id(getattr(value, "__func__", value)))
+            self.write(
+                id(getattr(value, "__self__", value)),
+                id(getattr(value, "__func__", value)),
+            )
 
     def bound(self, variables: Sequence[Var]) -> list[_Number]:
         self.write(*(aval(v).str_short() for v in variables))

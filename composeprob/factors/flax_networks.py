@@ -1,4 +1,5 @@
-"""Networks written in Flax, NNX or Linen; imported for such a network only, as Flax takes a while to import."""
+"""Networks written in Flax, NNX or Linen; imported for such a network only, as Flax
+takes a while to import."""
 
 from __future__ import annotations
 
@@ -35,13 +36,23 @@ class LinenNetwork(eqx.Module):
 
 
 def adapt(network: object) -> NNXNetwork | LinenNetwork | None:
-    """An NNX module, or a Linen ``(module, variables)`` pair, as an Equinox module; None for anything else. Refuses a
-    Linen module without its variables, and an NNX module with a layer in training mode."""
+    """An NNX module, or a Linen ``(module, variables)`` pair, as an Equinox module;
+    None for anything else. Refuses a Linen module without its variables, and an NNX
+    module with a layer in training mode."""
     if isinstance(network, nnx.Module):
         for _, layer in nnx.iter_graph(network):
-            dropout = isinstance(layer, nnx.Dropout) and layer.rate > 0 and not layer.deterministic
-            if dropout or (isinstance(layer, nnx.BatchNorm) and not layer.use_running_average):
-                raise NetworkError(in_training(layer), fix="call network.eval() before it becomes a factor.")
+            dropout = (
+                isinstance(layer, nnx.Dropout)
+                and layer.rate > 0
+                and not layer.deterministic
+            )
+            if dropout or (
+                isinstance(layer, nnx.BatchNorm) and not layer.use_running_average
+            ):
+                raise NetworkError(
+                    in_training(layer),
+                    fix="call network.eval() before it becomes a factor.",
+                )
         graphdef, state = nnx.split(network)
         return NNXNetwork(graphdef, nnx.to_pure_dict(state))
     if isinstance(network, linen.Module):
@@ -49,6 +60,10 @@ def adapt(network: object) -> NNXNetwork | LinenNetwork | None:
             f"{type(network).__name__} is a Flax Linen module without its variables.",
             fix="pass the pair (module, variables), with variables from module.init.",
         )
-    if isinstance(network, tuple) and len(network) == 2 and isinstance(network[0], linen.Module):
+    if (
+        isinstance(network, tuple)
+        and len(network) == 2
+        and isinstance(network[0], linen.Module)
+    ):
         return LinenNetwork(*network)
     return None

@@ -1,10 +1,13 @@
-"""Networks of every kind as one thing: an Equinox module called as ``network(x, t, **conditions)``.
+"""Networks of every kind as one thing: an Equinox module called as ``network(x, t,
+**conditions)``.
 
-One that draws random numbers while it is evaluated (a dropout or batch norm left in training mode) is refused.
+One that draws random numbers while it is evaluated (a dropout or batch norm left in
+training mode) is refused.
 
-A plain Python function may read anything: arrays of the module around it, variables of the function that it was made
-in. JAX cannot see that these have changed. So compiled code never holds the function itself: `closed` traces it once,
-and what it reads become leaves like a network's weights.
+A plain Python function may read anything: arrays of the module around it, variables of
+the function that it was made in. JAX cannot see that these have changed. So compiled
+code never holds the function itself: `closed` traces it once, and what it reads become
+leaves like a network's weights.
 """
 
 from __future__ import annotations
@@ -42,17 +45,21 @@ class BatchedLinear(eqx.nn.Linear):
     def __call__(self, x: Array, *, key: Array | None = None) -> Array:
         if "scalar" in (self.in_features, self.out_features):
             return super().__call__(x, key=key)
-        y = jnp.tensordot(x, self.weight, axes=(0, 1))  # x @ W.T would make Wᵀ anew for a single chain
+        y = jnp.tensordot(
+            x, self.weight, axes=(0, 1)
+        )  # x @ W.T would make Wᵀ anew for a single chain
         return y if self.bias is None else y + self.bias
 
 
 def batched_linear(network: Module) -> Module:
-    """Returns the Equinox module with every `equinox.nn.Linear` in it multiplying x·Wᵀ in place of W·x.
+    """Returns the Equinox module with every `equinox.nn.Linear` in it multiplying x·Wᵀ
+    in place of W·x.
 
-    Both are the same up to rounding, and the weights are the same arrays. Mapped over conditions and chains, W·x is an
-    array (outputs, chains, conditions), which XLA moves into another order in every layer: with eight conditions of a
-    small MLP and 256 chains that was 43 % of an evaluation's time on two cores. Layers of classes derived from
-    `equinox.nn.Linear` stay as they are.
+    Both are the same up to rounding, and the weights are the same arrays. Mapped over
+    conditions and chains, W·x is an array (outputs, chains, conditions), which XLA
+    moves into another order in every layer: with eight conditions of a small MLP and
+    256 chains that was 43 % of an evaluation's time on two cores. Layers of classes
+    derived from `equinox.nn.Linear` stay as they are.
 
     Args:
         network: an Equinox module, or one layer.
@@ -64,12 +71,16 @@ def batched_linear(network: Module) -> Module:
         (2,)
     """
     plain = lambda node: type(node) is eqx.nn.Linear  # noqa: E731
-    return jax.tree.map(lambda node: BatchedLinear(node) if plain(node) else node, network, is_leaf=plain)
+    return jax.tree.map(
+        lambda node: BatchedLinear(node) if plain(node) else node,
+        network,
+        is_leaf=plain,
+    )
 
 
 def as_network(network: object) -> Network:
-    """Adapt an Equinox module, a Flax NNX module, a Flax Linen ``(module, variables)`` pair or a function; refuses
-    anything else, and one with a layer in training mode."""
+    """Adapt an Equinox module, a Flax NNX module, a Flax Linen ``(module, variables)``
+    pair or a function; refuses anything else, and one with a layer in training mode."""
     module = network[0] if isinstance(network, tuple) and network else network
     packages = {base.__module__.partition(".")[0] for base in type(module).__mro__}
     if "flax" in packages:  # by names, as Flax takes a while to import
@@ -91,9 +102,14 @@ def as_network(network: object) -> Network:
         )
     if not isinstance(network, eqx.Module):
         return PlainFunction(network)
-    layers = jax.tree.leaves(network, is_leaf=lambda node: isinstance(node, (eqx.nn.Dropout, eqx.nn.BatchNorm)))
+    layers = jax.tree.leaves(
+        network,
+        is_leaf=lambda node: isinstance(node, (eqx.nn.Dropout, eqx.nn.BatchNorm)),
+    )
     for layer in layers:
-        dropout = isinstance(layer, eqx.nn.Dropout) and layer.p > 0 and not layer.inference
+        dropout = (
+            isinstance(layer, eqx.nn.Dropout) and layer.p > 0 and not layer.inference
+        )
         if dropout or (isinstance(layer, eqx.nn.BatchNorm) and not layer.inference):
             raise NetworkError(
                 in_training(layer),
@@ -108,8 +124,11 @@ def in_training(layer: object) -> str:
 
 
 def check_deterministic(traced: Jaxpr, label: str) -> None:
-    """Refuse the network of factor ``label``, traced, where it makes random numbers, of one key at every call."""
-    if has_primitive(traced, "random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform"):
+    """Refuse the network of factor ``label``, traced, where it makes random numbers, of
+    one key at every call."""
+    if has_primitive(
+        traced, "random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform"
+    ):
         raise NetworkError(
             f"The network of factor '{label}' draws random numbers while it is evaluated, the same ones at every call: "
             "a dropout that was left on keeps one mask for ever.",
@@ -120,7 +139,8 @@ def check_deterministic(traced: Jaxpr, label: str) -> None:
 
 
 def has_primitive(traced: Jaxpr, *names: str) -> bool:
-    """Whether traced code has one of these primitives, in itself or in what it calls."""
+    """Whether traced code has one of these primitives, in itself or in what it
+    calls."""
     return any(eqn.primitive.name in names for eqn in equations(traced))
 
 
@@ -135,8 +155,8 @@ class PlainFunction(eqx.Module):
 
 @dataclass(frozen=True)
 class Code:
-    """A traced function without its constants, for arguments of certain shapes; equal to another of the same
-    equations, by their `fingerprint`."""
+    """A traced function without its constants, for arguments of certain shapes; equal
+    to another of the same equations, by their `fingerprint`."""
 
     jaxpr: Jaxpr = field(compare=False)
     digest: str
@@ -158,10 +178,20 @@ class Closed(eqx.Module):
 
     def __call__(self, *args: Array, **kwargs: Array) -> PyTree:
         code, (given, found) = self.code, jax.tree.flatten((args, kwargs))
-        if (found, *map(jnp.shape, given)) != (code.arguments, *(shape.shape for shape in code.takes)):
-            raise TypeError(f"A function that was compiled for {code.takes} was called with {(args, kwargs)}.")
-        cast = [jnp.asarray(value, shape.dtype) for value, shape in zip(given, code.takes, strict=True)]
-        return jax.tree.unflatten(code.returns, jaxpr_as_fun(ClosedJaxpr(code.jaxpr, self.constants))(*cast))
+        if (found, *map(jnp.shape, given)) != (
+            code.arguments,
+            *(shape.shape for shape in code.takes),
+        ):
+            raise TypeError(
+                f"A function that was compiled for {code.takes} was called with {(args, kwargs)}."
+            )
+        cast = [
+            jnp.asarray(value, shape.dtype)
+            for value, shape in zip(given, code.takes, strict=True)
+        ]
+        return jax.tree.unflatten(
+            code.returns, jaxpr_as_fun(ClosedJaxpr(code.jaxpr, self.constants))(*cast)
+        )
 
 
 class _Record:
@@ -173,12 +203,23 @@ class _Record:
 
     def __call__(self, *args: Array, **kwargs: Array) -> PyTree:
         if self.closed is None:
-            takes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), (args, kwargs))
+            takes = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)),
+                (args, kwargs),
+            )
             call = lambda args, kwargs: self.function(*args, **kwargs)  # noqa: E731  # new, or JAX knows its trace
             traced, returns = jax.make_jaxpr(call, return_shape=True)(*takes)
-            constants: list[PyTree] = [c if isinstance(c, jax.Array) else np.asarray(c) for c in traced.consts]
+            constants: list[PyTree] = [
+                c if isinstance(c, jax.Array) else np.asarray(c) for c in traced.consts
+            ]
             shapes, tree = jax.tree.flatten(takes)
-            code = Code(traced.jaxpr, fingerprint(traced.jaxpr), tuple(shapes), tree, jax.tree.structure(returns))
+            code = Code(
+                traced.jaxpr,
+                fingerprint(traced.jaxpr),
+                tuple(shapes),
+                tree,
+                jax.tree.structure(returns),
+            )
             self.closed = Closed(constants, code)
         return self.closed(*args, **kwargs)
 
@@ -189,13 +230,19 @@ def has_functions(leaf: LeafFactor) -> bool:
 
 
 def closed(leaf: Leaf, conditions: Mapping[str, Array]) -> Leaf:
-    """The leaf with every plain function in it `Closed`; what these read have the values of now. Of the conditions of
-    one evaluation only the shapes count."""
+    """The leaf with every plain function in it `Closed`; what these read have the
+    values of now. Of the conditions of one evaluation only the shapes count."""
     if not has_functions(leaf):
         return leaf
-    recorded = jax.tree.map(lambda node: _Record(node.function) if _is_plain(node) else node, leaf, is_leaf=_is_plain)
+    recorded = jax.tree.map(
+        lambda node: _Record(node.function) if _is_plain(node) else node,
+        leaf,
+        is_leaf=_is_plain,
+    )
     x, noise = abstract_arguments(leaf)
-    eqx.filter_eval_shape(lambda f, x, n, c: f.evaluate(x, n, c), recorded, x, noise, dict(conditions))
+    eqx.filter_eval_shape(
+        lambda f, x, n, c: f.evaluate(x, n, c), recorded, x, noise, dict(conditions)
+    )
 
     def traced(node: PyTree) -> PyTree:
         if not isinstance(node, _Record):

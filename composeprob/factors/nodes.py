@@ -1,4 +1,5 @@
-"""The nodes of expressions that combine factors, for the user's expressions and for the compiler's."""
+"""The nodes of expressions that combine factors, for the user's expressions and for the
+compiler's."""
 
 from __future__ import annotations
 
@@ -22,10 +23,12 @@ SETS = "sets of cells"
 
 @dataclasses.dataclass(frozen=True)
 class Plate:
-    """n values of conditions, such as n observations: what stands in it, stands for n of its kind.
+    """n values of conditions, such as n observations: what stands in it, stands for n
+    of its kind.
 
     Attributes:
-        names: the conditions; first `SETS` where what stands in it sees n sets of cells.
+        names: the conditions; first `SETS` where what stands in it sees n sets of
+            cells.
         count: n.
         block: how many of the n are evaluated at once; None for all.
     """
@@ -44,11 +47,12 @@ class Combination(Factor):
     """Factors with a number for each, such as its power.
 
     Attributes:
-        factors: the f_i; over data one factor, each leaf of which that has the conditions holds all n values of them,
-            along a leading axis.
+        factors: the f_i; over data one factor, each leaf of which that has the
+            conditions holds all n values of them, along a leading axis.
         numbers: floats, one for each f_i, over data one for each of the n.
         plate: the data that it runs over; None where it runs over none.
-        calibrated: whether it integrates to 1 at every level, by a mixture's shares or a product's normaliser.
+        calibrated: whether it integrates to 1 at every level, by a mixture's shares or
+            a product's normaliser.
     """
 
     factors: tuple[Factor, ...]
@@ -73,35 +77,59 @@ class Combination(Factor):
 
     def each(self, values: Sequence[Value]) -> list[tuple[float, Value]]:
         """Each number with its factor's value, that of a plate repeated."""
-        return list(zip(self.numbers, [*values] * (self.plate.count if self.plate else 1), strict=True))
+        return list(
+            zip(
+                self.numbers,
+                [*values] * (self.plate.count if self.plate else 1),
+                strict=True,
+            )
+        )
 
     def given(self, **conditions: object) -> Factor:
-        """Conditions go to every leaf that has them; a name that no leaf has is refused by the first leaf."""
+        """Conditions go to every leaf that has them; a name that no leaf has is refused
+        by the first leaf."""
         known = condition_names(self)
-        unknown = {name: value for name, value in conditions.items() if name not in known}
+        unknown = {
+            name: value for name, value in conditions.items() if name not in known
+        }
         if unknown:
             leaves(self)[0].given(**unknown)
 
         def with_its_own(factor: Factor) -> Factor:
             names = condition_names(factor)
-            return factor.given(**{name: value for name, value in conditions.items() if name in names})
+            return factor.given(
+                **{name: value for name, value in conditions.items() if name in names}
+            )
 
         return self.with_children(tuple(map(with_its_own, self.factors)))
 
     def terms(self) -> list[tuple[str, float]]:
         if self.plate is None:
             return self._terms()
-        values = {name: value for leaf in leaves(self) for name, value in leaf.fixed.items()}
-        names = [name for name in self.plate.names if name in values]  # sets of cells are no condition
+        values = {
+            name: value for leaf in leaves(self) for name, value in leaf.fixed.items()
+        }
+        names = [
+            name for name in self.plate.names if name in values
+        ]  # sets of cells are no condition
         shapes = ", ".join(f"{name!r}: {jnp.shape(values[name])}" for name in names)
 
         def without(leaf: LeafFactor) -> LeafFactor:
-            return leaf.holding({name: value for name, value in leaf.fixed.items() if name not in names})
+            return leaf.holding(
+                {name: value for name, value in leaf.fixed.items() if name not in names}
+            )
 
-        inner = show.clipped(show.formula(rewrite_leaves(self.factors[0], without).terms()), 80)
+        inner = show.clipped(
+            show.formula(rewrite_leaves(self.factors[0], without).terms()), 80
+        )
         numbers = ", " * bool(self._shown()) + self._shown()
         block = "" if self.plate.block is None else f", block={self.plate.block}"
-        return [(f"cp.{type(self).__name__.lower()}({inner}, over={{{shapes}}}{numbers}{block})", 1.0)]
+        return [
+            (
+                f"cp.{type(self).__name__.lower()}({inner}, over={{{shapes}}}{numbers}{block})",
+                1.0,
+            )
+        ]
 
     @abstractmethod
     def _terms(self) -> list[tuple[str, float]]:
@@ -121,9 +149,9 @@ class Growth(eqx.Module):
 
     $$w_k = e + \frac{w - e}{1 + \kappa\,s_k},$$
 
-    with s_k = σ²/α² of level k less that of level 0, where they are w. With e = 1 and κ = w this is
-    w(c + s)/(c + w·s) at c = 1: for a Gaussian f of variance c the power f_k^{w_k} is the noised power f^w. As in
-    `fixed_control` c = 1 stands for all data.
+    with s_k = σ²/α² of level k less that of level 0, where they are w. With e = 1 and κ
+    = w this is w(c + s)/(c + w·s) at c = 1: for a Gaussian f of variance c the power
+    f_k^{w_k} is the noised power f^w. As in `fixed_control` c = 1 stands for all data.
 
     Attributes:
         start: e, (n,), where there is only noise.
@@ -147,7 +175,9 @@ class Growth(eqx.Module):
     def at(self, places: list[int]) -> Growth | None:
         """Of some of the factors; None where the exponents of none of them grow."""
         growing = tuple(j for j, i in enumerate(places) if i in self.growing)
-        start, power, sharpness = (a[np.array(places)] for a in (self.start, self.power, self.sharpness))
+        start, power, sharpness = (
+            a[np.array(places)] for a in (self.start, self.power, self.sharpness)
+        )
         return Growth(start, power, sharpness, self.clean, growing) if growing else None
 
 
@@ -155,7 +185,8 @@ class Product(Combination):
     """Π_i f_i(x)^{w_i}, the numbers its powers; negative ones divide.
 
     Attributes:
-        growth: how the exponents come to be the powers; None where they are the powers at every level. Set by `grow`.
+        growth: how the exponents come to be the powers; None where they are the powers
+            at every level. Set by `grow`.
     """
 
     growth: Growth | None = None
@@ -169,13 +200,23 @@ class Product(Combination):
 
     @property
     def normalised(self) -> bool:
-        return self.calibrated or (self.numbers == (1.0,) and self.factors[0].normalised)
+        return self.calibrated or (
+            self.numbers == (1.0,) and self.factors[0].normalised
+        )
 
     def split(self) -> list[tuple[Factor, float]]:
-        return [(self, 1.0)] if self.plate else list(zip(self.factors, self.numbers, strict=True))
+        return (
+            [(self, 1.0)]
+            if self.plate
+            else list(zip(self.factors, self.numbers, strict=True))
+        )
 
     def _terms(self) -> list[tuple[str, float]]:
-        return [(name, w * inner) for w, factor in self.each(self.factors) for name, inner in factor.terms()]
+        return [
+            (name, w * inner)
+            for w, factor in self.each(self.factors)
+            for name, inner in factor.terms()
+        ]
 
     def edge(self, number: float) -> str:
         return "" if number == 1.0 else f"^{number:.3g}"
@@ -225,14 +266,18 @@ def joined(terms: Sequence[tuple[Factor, float]]) -> Factor | None:
 
 
 def part(node: Factor, chosen: Sequence[bool]) -> Factor | None:
-    """The product of those (factor, power) pairs of `Factor.split` that are chosen; None of none."""
+    """The product of those (factor, power) pairs of `Factor.split` that are chosen;
+    None of none."""
     if all(chosen):
         return node
     places = [i for i, wanted in enumerate(chosen) if wanted]
     if not places:
         return None
     node = cast(Product, node)  # nothing else is split
-    factors, powers = tuple(node.factors[i] for i in places), tuple(node.powers[i] for i in places)
+    factors, powers = (
+        tuple(node.factors[i] for i in places),
+        tuple(node.powers[i] for i in places),
+    )
     growth = None if node.growth is None else node.growth.at(places)
     if growth is None:
         return joined(list(zip(factors, powers, strict=True)))
@@ -240,14 +285,21 @@ def part(node: Factor, chosen: Sequence[bool]) -> Factor | None:
 
 
 def at_noise(node: Factor, variance: float) -> Factor:
-    """The expression as it stands at a level of this σ²/α²: with the exponents that it has there."""
+    """The expression as it stands at a level of this σ²/α²: with the exponents that it
+    has there."""
     if not node.children:
         return node
-    node = node.with_children(tuple(at_noise(child, variance) for child in node.children))
+    node = node.with_children(
+        tuple(at_noise(child, variance) for child in node.children)
+    )
     growth = growth_of(node)
     if growth is None:
         return node
-    return dataclasses.replace(cast(Product, node), numbers=tuple(growth(np.asarray(variance)).tolist()), growth=None)
+    return dataclasses.replace(
+        cast(Product, node),
+        numbers=tuple(growth(np.asarray(variance)).tolist()),
+        growth=None,
+    )
 
 
 def growth_of(node: Factor) -> Growth | None:
@@ -256,7 +308,8 @@ def growth_of(node: Factor) -> Growth | None:
 
 
 def plate_of(node: Factor) -> Plate | None:
-    """The data, or sets of cells, that a node runs over; None where it runs over none."""
+    """The data, or sets of cells, that a node runs over; None where it runs over
+    none."""
     return getattr(node, "plate", None)
 
 
@@ -274,11 +327,17 @@ def leaves(factor: Factor) -> list[LeafFactor]:
 
 def condition_names(factor: Factor) -> list[str]:
     """The conditions that the leaves of an expression have, each once."""
-    return list(dict.fromkeys(name for leaf in leaves(factor) for name in leaf.traits.conditions))
+    return list(
+        dict.fromkeys(
+            name for leaf in leaves(factor) for name in leaf.traits.conditions
+        )
+    )
 
 
 def rewrite_leaves(node: Factor, rewrite: Callable[..., Factor]) -> Factor:
     """The same expression with every leaf replaced."""
     if not node.children:
         return rewrite(node)
-    return node.with_children(tuple(rewrite_leaves(child, rewrite) for child in node.children))
+    return node.with_children(
+        tuple(rewrite_leaves(child, rewrite) for child in node.children)
+    )

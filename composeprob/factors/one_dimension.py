@@ -1,9 +1,10 @@
-"""Noised distributions in one dimension: boxes, half-normals and truncated normals in closed form, the others that have
-a bound or heavy tails by quadrature.
+"""Noised distributions in one dimension: boxes, half-normals and truncated normals in
+closed form, the others that have a bound or heavy tails by quadrature.
 
-The integral ∫ p(u)·N(x; α·u, σ²) du is taken over a coordinate z that leaves no wall and no singularity (Student's t is
-a mixture of normals, over whose widths it is taken): u = T(z), with
-q(z) = log p(T(z)) + log T'(z) smooth and concave, and nothing of it much narrower than 1.
+The integral ∫ p(u)·N(x; α·u, σ²) du is taken over a coordinate z that leaves no wall
+and no singularity (Student's t is a mixture of normals, over whose widths it is taken):
+u = T(z), with q(z) = log p(T(z)) + log T'(z) smooth and concave, and nothing of it much
+narrower than 1.
 """
 
 from __future__ import annotations
@@ -36,22 +37,31 @@ LogNoised = Callable[[Array, Array, Array], Array]
 
 
 class Noised(dist.Distribution):
-    """α·X + σ·ε with X ~ ``clean``, which `log_noised` knows, and ε ~ N(0, 1), entry by entry."""
+    """α·X + σ·ε with X ~ ``clean``, which `log_noised` knows, and ε ~ N(0, 1), entry by
+    entry."""
 
     arg_constraints: dict[str, dist.constraints.Constraint] = {}  # noqa: RUF012 - NumPyro's own class-level convention
     pytree_data_fields: tuple[str, ...] = ("clean", "alpha", "sigma")
     support = dist.constraints.real
 
     def __init__(self, clean: dist.Distribution, alpha: ArrayLike, sigma: ArrayLike):
-        batch_shape = jnp.broadcast_shapes(clean.batch_shape, jnp.shape(alpha), jnp.shape(sigma))
-        self.clean = clean.expand(batch_shape) if clean.batch_shape != batch_shape else clean
-        self.alpha, self.sigma = (jnp.broadcast_to(jnp.asarray(a), batch_shape) for a in (alpha, sigma))
+        batch_shape = jnp.broadcast_shapes(
+            clean.batch_shape, jnp.shape(alpha), jnp.shape(sigma)
+        )
+        self.clean = (
+            clean.expand(batch_shape) if clean.batch_shape != batch_shape else clean
+        )
+        self.alpha, self.sigma = (
+            jnp.broadcast_to(jnp.asarray(a), batch_shape) for a in (alpha, sigma)
+        )
         super().__init__(batch_shape=batch_shape)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         clean_key, normal_key = jax.random.split(key)
         events = self.clean.sample(clean_key, sample_shape)
-        return self.alpha * events + self.sigma * jax.random.normal(normal_key, sample_shape + self.batch_shape)
+        return self.alpha * events + self.sigma * jax.random.normal(
+            normal_key, sample_shape + self.batch_shape
+        )
 
     def log_prob(self, value: Array) -> Array:
         log_density = log_noised(self.clean)
@@ -60,11 +70,14 @@ class Noised(dist.Distribution):
 
 
 def log_noised(clean: dist.Distribution) -> LogNoised | None:
-    """The log-density of a distribution's noised marginals; None where none is known here."""
+    """The log-density of a distribution's noised marginals; None where none is known
+    here."""
     base, shape = base_of(clean), clean.batch_shape
 
     def in_shape(*parameters: ArrayLike) -> Iterator[Array]:
-        return (jnp.broadcast_to(jnp.asarray(parameter), shape) for parameter in parameters)
+        return (
+            jnp.broadcast_to(jnp.asarray(parameter), shape) for parameter in parameters
+        )
 
     match base:
         case dist.Uniform():
@@ -72,7 +85,11 @@ def log_noised(clean: dist.Distribution) -> LogNoised | None:
         case dist.HalfNormal():
             loc, scale = in_shape(0.0, base.scale)
             return partial(_truncated_normal, loc, scale, 0.0, None)
-        case LeftTruncatedDistribution() | RightTruncatedDistribution() | TwoSidedTruncatedDistribution() if isinstance(
+        case (
+            LeftTruncatedDistribution()
+            | RightTruncatedDistribution()
+            | TwoSidedTruncatedDistribution()
+        ) if isinstance(
             base.base_dist, dist.Normal
         ):  # NumPyro's function ``TruncatedNormal`` returns these
             loc, scale = in_shape(base.base_dist.loc, base.base_dist.scale)
@@ -87,17 +104,31 @@ def log_noised(clean: dist.Distribution) -> LogNoised | None:
 
 
 def _uniform(low: Array, high: Array, x: Array, alpha: Array, sigma: Array) -> Array:
-    """log[Φ((x−α·low)/σ) − Φ((x−α·high)/σ)] − log(α·(high−low)), accurate in both tails."""
-    mass = log_normal_mass((x - alpha * high) / sigma, (x - alpha * low) / sigma, alpha * (high - low) / sigma)
+    """log[Φ((x−α·low)/σ) − Φ((x−α·high)/σ)] − log(α·(high−low)), accurate in both
+    tails."""
+    mass = log_normal_mass(
+        (x - alpha * high) / sigma,
+        (x - alpha * low) / sigma,
+        alpha * (high - low) / sigma,
+    )
     return mass - jnp.log(alpha * (high - low))
 
 
-def _truncated_normal(loc: Array, scale: Array, low: Bound, high: Bound, x: Array, alpha: Array, sigma: Array) -> Array:
-    """Of U ~ N(loc, scale²) between ``low`` and ``high``, either of which may be None for none.
+def _truncated_normal(
+    loc: Array,
+    scale: Array,
+    low: Bound,
+    high: Bound,
+    x: Array,
+    alpha: Array,
+    sigma: Array,
+) -> Array:
+    """Of U ~ N(loc, scale²) between ``low`` and ``high``, either of which may be None
+    for none.
 
-    Without bounds x = α·U + σ·ε is N(α·loc, v²), v² = α²·scale² + σ², and U given x is N(m, s²) with
-    m = (α·scale²·x + σ²·loc)/v² and s = scale·σ/v. With them the density is
-    N(x; α·loc, v²)·P(low < N(m, s²) < high)/P(low < N(loc, scale²) < high).
+    Without bounds x = α·U + σ·ε is N(α·loc, v²), v² = α²·scale² + σ², and U given x is
+    N(m, s²) with m = (α·scale²·x + σ²·loc)/v² and s = scale·σ/v. With them the density
+    is N(x; α·loc, v²)·P(low < N(m, s²) < high)/P(low < N(loc, scale²) < high).
     """
 
     def log_inside(mean: Array, deviation: Array) -> Array:
@@ -107,22 +138,29 @@ def _truncated_normal(loc: Array, scale: Array, low: Bound, high: Bound, x: Arra
             return log_tail((mean - low) / deviation)
         if low is None:
             return log_tail((high - mean) / deviation)
-        return log_normal_mass((low - mean) / deviation, (high - mean) / deviation, (high - low) / deviation)
+        return log_normal_mass(
+            (low - mean) / deviation,
+            (high - mean) / deviation,
+            (high - low) / deviation,
+        )
 
     v = jnp.sqrt((alpha * scale) ** 2 + sigma**2)
     away = (x - alpha * loc) / v
-    # m − loc, in units of the prior's scale so that nothing is lost where the noise is small or large.
+    # m − loc, in units of the prior's scale so that nothing is lost where the noise is
+    # small or large.
     m = loc + alpha * scale**2 / v * away
     s = scale * sigma / v
     normal = -0.5 * away**2 - jnp.log(v) - 0.5 * math.log(2 * math.pi)
     return normal + log_inside(m, s) - log_inside(loc, scale)
 
 
-def _student(df: Array, loc: Array, scale: Array, x: Array, alpha: Array, sigma: Array) -> Array:
+def _student(
+    df: Array, loc: Array, scale: Array, x: Array, alpha: Array, sigma: Array
+) -> Array:
     r"""Of Student's t of ν degrees of freedom, 1 of a Cauchy distribution.
 
-    U is N(loc, scale²/g) with g ~ Γ(½ν, ½ν), so that the density is ∫ p(g)·N(x; α·loc, α²·scale²/g + σ²) dg, by
-    quadrature: smooth however small the noise is.
+    U is N(loc, scale²/g) with g ~ Γ(½ν, ½ν), so that the density is ∫ p(g)·N(x; α·loc,
+    α²·scale²/g + σ²) dg, by quadrature: smooth however small the noise is.
     """
     half, wide, square = 0.5 * df, (alpha * scale) ** 2, (x - alpha * loc) ** 2
     mixing, noise = _gamma(half, half), sigma**2
@@ -131,15 +169,18 @@ def _student(df: Array, loc: Array, scale: Array, x: Array, alpha: Array, sigma:
         variance = wide / mixing.value(z) + noise
         return mixing.log_density(z) - 0.5 * (jnp.log(variance) + square / variance)
 
-    # As far below g's own range as x may pull it, less what the noise explains. Nodes lie nearly evenly.
-    low = mixing.low - jnp.log(jnp.maximum((df + square / wide) / (df + 1) - noise / wide, 1.0))
+    # As far below g's own range as x may pull it, less what the noise explains. Nodes
+    # lie nearly evenly.
+    low = mixing.low - jnp.log(
+        jnp.maximum((df + square / wide) / (df + 1) - noise / wide, 1.0)
+    )
     total = log_integral(log_joint, low, mixing.high, mixing.high, mixing.high - low)
     return total - 0.5 * math.log(2 * math.pi)
 
 
 def _by_quadrature(known: Coordinate, x: Array, alpha: Array, sigma: Array) -> Array:
-    """Exact to the precision of floating-point numbers wherever the log-density is above −80 or so; below that it stays
-    finite, and leads back."""
+    """Exact to the precision of floating-point numbers wherever the log-density is
+    above −80 or so; below that it stays finite, and leads back."""
     x, alpha = x / sigma, alpha / sigma
 
     def log_joint(z: Array) -> Array:
@@ -154,17 +195,31 @@ def _by_quadrature(known: Coordinate, x: Array, alpha: Array, sigma: Array) -> A
     return total - jnp.log(sigma) - 0.5 * math.log(2 * math.pi)
 
 
-def log_integral(log_joint: Callable[[Array], Array], low: Array, high: Array, middle: Array, width: Array) -> Array:
-    r"""log ∫ exp(log_joint(z)) dz between ``low`` and ``high``, outside of which the integrand is negligible, entry by
-    entry; nothing in it is narrower than ``width`` about ``middle``, and than about |z − middle| elsewhere.
+def log_integral(
+    log_joint: Callable[[Array], Array],
+    low: Array,
+    high: Array,
+    middle: Array,
+    width: Array,
+) -> Array:
+    r"""log ∫ exp(log_joint(z)) dz between ``low`` and ``high``, outside of which the
+    integrand is negligible, entry by entry; nothing in it is narrower than ``width``
+    about ``middle``, and than about |z − middle| elsewhere.
 
-    By the trapezoidal rule in c, z = middle + width·sinh(c), whose error falls as $e^{-2\pi a/h}$ for a step h where
-    an integrand that vanishes at both ends is analytic in a strip of half width a (Trefethen and Weideman 2014, *The
-    exponentially convergent trapezoidal rule*). The nodes lie where coarser ones show that the integrand counts. It
-    does not depend on them: derivatives pass them by.
+    By the trapezoidal rule in c, z = middle + width·sinh(c), whose error falls as
+    $e^{-2\pi a/h}$ for a step h where an integrand that vanishes at both ends is
+    analytic in a strip of half width a (Trefethen and Weideman 2014, *The exponentially
+    convergent trapezoidal rule*). The nodes lie where coarser ones show that the
+    integrand counts. It does not depend on them: derivatives pass them by.
     """
-    low, high, middle, width = jax.lax.stop_gradient(jnp.broadcast_arrays(low, high, middle, width))
-    shape, dtype, most = middle.shape, jnp.result_type(low, high, middle, width), tuning.QUADRATURE.coarse
+    low, high, middle, width = jax.lax.stop_gradient(
+        jnp.broadcast_arrays(low, high, middle, width)
+    )
+    shape, dtype, most = (
+        middle.shape,
+        jnp.result_type(low, high, middle, width),
+        tuning.QUADRATURE.coarse,
+    )
     middle = jnp.clip(middle, low, high).astype(dtype)
     width = jnp.maximum(width, 8 * jnp.finfo(dtype).eps * (1 + jnp.abs(middle)))
     pure, found = jax.closure_convert(log_joint, jnp.zeros(shape, dtype))
@@ -172,7 +227,10 @@ def log_integral(log_joint: Callable[[Array], Array], low: Array, high: Array, m
     held = jax.lax.stop_gradient(parameters)
 
     def log_heights(start: Array, step: Array) -> Array:
-        return jax.lax.map(lambda i: pure(middle + width * jnp.sinh(start + i * step), *held), jnp.arange(most + 1))
+        return jax.lax.map(
+            lambda i: pure(middle + width * jnp.sinh(start + i * step), *held),
+            jnp.arange(most + 1),
+        )
 
     start = jnp.arcsinh((low - middle) / width)
     step = (jnp.arcsinh((high - middle) / width) - start) / most
@@ -191,16 +249,27 @@ def log_integral(log_joint: Callable[[Array], Array], low: Array, high: Array, m
 
     def term(i: Array, *parameters: Array) -> list[Array]:
         c = start + (i + 0.5) * fine
-        return [jnp.cosh(c) * jnp.exp(pure(middle + width * jnp.sinh(c), *parameters) - top)]
+        return [
+            jnp.cosh(c) * jnp.exp(pure(middle + width * jnp.sinh(c), *parameters) - top)
+        ]
 
-    return top + jnp.log(_sums(term, 1, count, jnp.zeros(shape, dtype), parameters)[0]) + jnp.log(width * fine)
+    return (
+        top
+        + jnp.log(_sums(term, 1, count, jnp.zeros(shape, dtype), parameters)[0])
+        + jnp.log(width * fine)
+    )
 
 
 def _sums(
-    terms: Callable[..., list[Array]], many: int, count: int, nothing: Array, parameters: tuple[Array, ...]
+    terms: Callable[..., list[Array]],
+    many: int,
+    count: int,
+    nothing: Array,
+    parameters: tuple[Array, ...],
 ) -> list[Array]:
-    """Σ_i terms(i, *parameters), i < ``count``, ``many`` arrays shaped as ``nothing`` and each parameter, entry by
-    entry. Derivatives of all orders are such sums themselves: none keeps an array over i."""
+    """Σ_i terms(i, *parameters), i < ``count``, ``many`` arrays shaped as ``nothing``
+    and each parameter, entry by entry. Derivatives of all orders are such sums
+    themselves: none keeps an array over i."""
 
     @jax.custom_jvp
     def total(*parameters: Array) -> list[Array]:
@@ -209,7 +278,9 @@ def _sums(
 
         return jax.lax.fori_loop(0, count, add, [nothing] * many)
 
-    def tangents(at: tuple[Array, ...], along: tuple[Array, ...]) -> tuple[list[Array], list[Array]]:
+    def tangents(
+        at: tuple[Array, ...], along: tuple[Array, ...]
+    ) -> tuple[list[Array], list[Array]]:
         moving = [j for j, way in enumerate(along) if not isinstance(way, SymbolicZero)]
 
         def slopes(i: Array, *at: Array) -> list[Array]:
@@ -225,7 +296,9 @@ def _sums(
 
         found = iter(_sums(slopes, many * len(moving), count, nothing, at))
         ways = [[next(found) * along[j] for _ in range(many)] for j in moving]
-        return total(*at), [sum(column[1:], column[0]) for column in zip(*ways, strict=True)]
+        return total(*at), [
+            sum(column[1:], column[0]) for column in zip(*ways, strict=True)
+        ]
 
     total.defjvp(tangents, symbolic_zeros=True)
     return total(*parameters)
@@ -235,7 +308,8 @@ class Coordinate(NamedTuple):
     """A coordinate z of a distribution's values u.
 
     Attributes:
-        value, inverse: u = T(z), and z of a u that may lie outside of the support, which is moved inside first.
+        value, inverse: u = T(z), and z of a u that may lie outside of the support,
+            which is moved inside first.
         log_density: q(z), normalised.
         low, high: the range of z where q counts.
         upper: the upper end of the support, whose lower end is 0.
@@ -249,8 +323,11 @@ class Coordinate(NamedTuple):
     upper: float = math.inf
 
 
-def _coordinate(distribution: dist.Distribution, shape: tuple[int, ...]) -> Coordinate | None:
-    """The coordinate of a distribution, its parameters brought to this shape; None if none is known here."""
+def _coordinate(
+    distribution: dist.Distribution, shape: tuple[int, ...]
+) -> Coordinate | None:
+    """The coordinate of a distribution, its parameters brought to this shape; None if
+    none is known here."""
 
     def in_shape(parameter: ArrayLike) -> Array:
         return jnp.broadcast_to(jnp.asarray(parameter, jnp.result_type(float)), shape)
@@ -267,18 +344,29 @@ def _coordinate(distribution: dist.Distribution, shape: tuple[int, ...]) -> Coor
                 reach,
             )
         case dist.Gamma():
-            return _gamma(in_shape(distribution.concentration), in_shape(distribution.rate))
+            return _gamma(
+                in_shape(distribution.concentration), in_shape(distribution.rate)
+            )
         case dist.Exponential():
-            return _gamma(jnp.ones_like(in_shape(distribution.rate)), in_shape(distribution.rate))
+            return _gamma(
+                jnp.ones_like(in_shape(distribution.rate)), in_shape(distribution.rate)
+            )
         case dist.InverseGamma():
-            inverse = _gamma(in_shape(distribution.concentration), in_shape(distribution.rate))
+            inverse = _gamma(
+                in_shape(distribution.concentration), in_shape(distribution.rate)
+            )
             return inverse._replace(
-                value=lambda z: 1 / inverse.value(z), inverse=lambda u: inverse.inverse(jnp.exp(-_log(u)))
+                value=lambda z: 1 / inverse.value(z),
+                inverse=lambda u: inverse.inverse(jnp.exp(-_log(u))),
             )
         case dist.Weibull():
-            scale, power = in_shape(distribution.scale), in_shape(distribution.concentration)
+            scale, power = (
+                in_shape(distribution.scale),
+                in_shape(distribution.concentration),
+            )
             return _gamma(jnp.ones_like(scale), jnp.ones_like(scale))._replace(
-                value=lambda z: scale * jnp.exp(z / power), inverse=lambda u: power * _log(u / scale)
+                value=lambda z: scale * jnp.exp(z / power),
+                inverse=lambda u: power * _log(u / scale),
             )
         case dist.HalfCauchy():
             scale = in_shape(distribution.scale)
@@ -291,13 +379,21 @@ def _coordinate(distribution: dist.Distribution, shape: tuple[int, ...]) -> Coor
                 reach,
             )
         case dist.Beta():
-            return _beta(in_shape(distribution.concentration1), in_shape(distribution.concentration0))
+            return _beta(
+                in_shape(distribution.concentration1),
+                in_shape(distribution.concentration0),
+            )
     return None
 
 
 def _gamma(a: Array, rate: Array) -> Coordinate:
-    """u = e^z·a/rate: q = a·(z − e^z) + a·log a − log Γ(a), top and curvature at 0 and a, slope a on its left."""
-    reach, scale, height = jnp.sqrt(8 * tuning.QUADRATURE.negligible / a), a / rate, _log_height(a)
+    """u = e^z·a/rate: q = a·(z − e^z) + a·log a − log Γ(a), top and curvature at 0 and
+    a, slope a on its left."""
+    reach, scale, height = (
+        jnp.sqrt(8 * tuning.QUADRATURE.negligible / a),
+        a / rate,
+        _log_height(a),
+    )
     return Coordinate(
         lambda z: jnp.exp(z) * scale,
         lambda u: _log(u / scale),
@@ -308,8 +404,12 @@ def _gamma(a: Array, rate: Array) -> Coordinate:
 
 
 def _beta(a: Array, b: Array) -> Coordinate:
-    """u = 1/(1 + e^{−z}): q = a·log u + b·log(1 − u) − log B(a, b), slopes a and −b at the ends."""
-    top, reach = jnp.log(a / b), jnp.sqrt(8 * tuning.QUADRATURE.negligible * (a + b) / (a * b))
+    """u = 1/(1 + e^{−z}): q = a·log u + b·log(1 − u) − log B(a, b), slopes a and −b at
+    the ends."""
+    top, reach = (
+        jnp.log(a / b),
+        jnp.sqrt(8 * tuning.QUADRATURE.negligible * (a + b) / (a * b)),
+    )
     height = _log_height(a) + _log_height(b) - _log_height(a + b)
     log_u, log_rest = jax.nn.log_sigmoid(top), jax.nn.log_sigmoid(-top)
 
@@ -321,7 +421,11 @@ def _beta(a: Array, b: Array) -> Coordinate:
     return Coordinate(
         jax.nn.sigmoid,
         inverse,
-        lambda z: a * (jax.nn.log_sigmoid(z) - log_u) + b * (jax.nn.log_sigmoid(-z) - log_rest) + height,
+        lambda z: (
+            a * (jax.nn.log_sigmoid(z) - log_u)
+            + b * (jax.nn.log_sigmoid(-z) - log_rest)
+            + height
+        ),
         top - reach - tuning.QUADRATURE.negligible / a,
         top + reach + tuning.QUADRATURE.negligible / b,
         1.0,
@@ -331,7 +435,12 @@ def _beta(a: Array, b: Array) -> Coordinate:
 def _log_height(a: Array) -> Array:
     """a·log a − a − log Γ(a), by Stirling's series where these terms cancel."""
     far = jnp.maximum(a, 32.0)
-    series = 0.5 * jnp.log(far / (2 * math.pi)) - 1 / (12 * far) + 1 / (360 * far**3) - 1 / (1260 * far**5)
+    series = (
+        0.5 * jnp.log(far / (2 * math.pi))
+        - 1 / (12 * far)
+        + 1 / (360 * far**3)
+        - 1 / (1260 * far**5)
+    )
     return jnp.where(a > 32.0, series, a * jnp.log(a) - a - gammaln(a))
 
 
@@ -341,18 +450,25 @@ def _log(u: Array) -> Array:
 
 
 def log_normal_mass(lower: Array, upper: Array, width: Array) -> Array:
-    """log[Φ(upper) − Φ(lower)], width = upper − lower > 0, with a value and gradient that no cancellation spoils.
+    """log[Φ(upper) − Φ(lower)], width = upper − lower > 0, with a value and gradient
+    that no cancellation spoils.
 
-    Wide intervals: the difference of two tails, on the side where neither rounds to 1. Narrow ones, whose tails agree
-    in nearly all digits: Gauss–Legendre quadrature of exp(−z²/2) about the middle.
+    Wide intervals: the difference of two tails, on the side where neither rounds to 1.
+    Narrow ones, whose tails agree in nearly all digits: Gauss–Legendre quadrature of
+    exp(−z²/2) about the middle.
     """
     middle, half = 0.5 * (lower + upper), 0.5 * width
     narrow = (half < 0.5) & (half * jnp.abs(middle) < 2.0)
     rule = np.polynomial.legendre.leggauss(12 if _single(middle.dtype) else 16)
     nodes, weights = (jnp.asarray(numbers, middle.dtype) for numbers in rule)
-    h, m = jnp.where(narrow, half, 0.25)[..., None], jnp.where(narrow, middle, 0.0)[..., None]
+    h, m = (
+        jnp.where(narrow, half, 0.25)[..., None],
+        jnp.where(narrow, middle, 0.0)[..., None],
+    )
     inside = jax.nn.logsumexp(-h * nodes * (m + 0.5 * h * nodes), b=weights, axis=-1)
-    by_quadrature = inside + jnp.log(h[..., 0]) - 0.5 * m[..., 0] ** 2 - 0.5 * math.log(2 * math.pi)
+    by_quadrature = (
+        inside + jnp.log(h[..., 0]) - 0.5 * m[..., 0] ** 2 - 0.5 * math.log(2 * math.pi)
+    )
     # Φ(u) − Φ(l) = Φ(−l) − Φ(−u): on the left side both are tails.
     right = middle > 0
     u, lo = jnp.where(right, -lower, upper), jnp.where(right, -upper, lower)
@@ -362,19 +478,23 @@ def log_normal_mass(lower: Array, upper: Array, width: Array) -> Array:
 
 
 def log_tail(x: Array) -> Array:
-    """log Φ(x); below −20 by its asymptotic series, because the gradient of JAX's loses its digits there."""
+    """log Φ(x); below −20 by its asymptotic series, because the gradient of JAX's loses
+    its digits there."""
     far = x < -20.0
     y = jnp.where(far, x, -20.0)
     term = series = jnp.ones_like(y)
     for n in range(1, 8):
         term = -term * (2 * n - 1) / y**2
         series = series + term
-    by_series = -0.5 * y**2 - jnp.log(-y) - 0.5 * math.log(2 * math.pi) + jnp.log(series)
+    by_series = (
+        -0.5 * y**2 - jnp.log(-y) - 0.5 * math.log(2 * math.pi) + jnp.log(series)
+    )
     return jnp.where(far, by_series, log_ndtr(jnp.where(far, 0.0, x)))
 
 
 def _negligible(dtype: DTypeLike) -> float:
-    """Nats below its top from which on an integrand adds nothing to numbers of this kind."""
+    """Nats below its top from which on an integrand adds nothing to numbers of this
+    kind."""
     return 2.0 - math.log(jnp.finfo(dtype).eps)
 
 

@@ -1,4 +1,5 @@
-"""Passes over expressions: a question, and for each kind of node the rule that answers it."""
+"""Passes over expressions: a question, and for each kind of node the rule that answers
+it."""
 
 from __future__ import annotations
 
@@ -15,17 +16,21 @@ PASSES: dict[str, Pass] = {}
 
 
 class Pass(Generic[Value]):
-    """What an expression is worth, from the leaves up: ``rule(node, values of its children, *context)``.
+    """What an expression is worth, from the leaves up: ``rule(node, values of its
+    children, *context)``.
 
-    Calling a pass folds an expression. Passes that go from the top down look their rules up with `rule_for`, and state
-    where they are made which arguments their rules take.
+    Calling a pass folds an expression. Passes that go from the top down look their
+    rules up with `rule_for`, and state where they are made which arguments their rules
+    take.
 
     Args:
         name: how the pass is called.
-        default: the rule of kinds of nodes that have none of their own; without it they are refused.
+        default: the rule of kinds of nodes that have none of their own; without it they
+            are refused.
 
     Attributes:
-        rules: the rules by kind of node. A kind without one has that of the class that it is derived from.
+        rules: the rules by kind of node. A kind without one has that of the class that
+            it is derived from.
     """
 
     def __init__(self, name: str, default: Callable[..., Value] | None = None):
@@ -45,7 +50,9 @@ class Pass(Generic[Value]):
     def rule_for(self, node: Factor) -> Callable[..., Value]:
         """The rule of a node; refuses one that has none."""
         kinds = type(node).__mro__
-        found = next((self.rules[kind] for kind in kinds if kind in self.rules), self.default)
+        found = next(
+            (self.rules[kind] for kind in kinds if kind in self.rules), self.default
+        )
         if found is None:
             raise VerificationError(
                 f"The pass '{self.name}' has no rule for a {type(node).__name__}.",
@@ -55,4 +62,6 @@ class Pass(Generic[Value]):
         return found
 
     def __call__(self, node: Factor, *context: object) -> Value:
-        return self.rule_for(node)(node, [self(child, *context) for child in node.children], *context)
+        return self.rule_for(node)(
+            node, [self(child, *context) for child in node.children], *context
+        )

@@ -1,4 +1,5 @@
-"""Networks whose matrix products are made in bfloat16, the numbers that matrix units multiply fastest."""
+"""Networks whose matrix products are made in bfloat16, the numbers that matrix units
+multiply fastest."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from composeprob.factors.equations import Evaluation, aval, equations, rebind
 from composeprob.factors.networks import Network
 
 DERIVED = frozenset({"custom_jvp_call", "custom_vjp_call"})
-"""Functions that bring derivatives of their own: a product inside would no longer be what these are derivatives of."""
+"""Functions that bring derivatives of their own: a product inside would no longer be
+what these are derivatives of."""
 
 
 Expression = TypeVar("Expression")
@@ -37,7 +39,8 @@ def check_precision(precision: str | None) -> None:
 
 
 def in_precision(factor: Expression, precision: str | None) -> Expression:
-    """The factor with every network in it `Rounded`; itself where ``precision`` is None."""
+    """The factor with every network in it `Rounded`; itself where ``precision`` is
+    None."""
     if precision is None:
         return factor
 
@@ -48,7 +51,10 @@ def in_precision(factor: Expression, precision: str | None) -> Expression:
         if not has_network(node):
             return node
         return eqx.tree_at(
-            lambda f: f.network, node, Rounded(node.network, precision), is_leaf=lambda n: n is node.network
+            lambda f: f.network,
+            node,
+            Rounded(node.network, precision),
+            is_leaf=lambda n: n is node.network,
         )
 
     return jax.tree.map(rounded, factor, is_leaf=has_network)
@@ -57,8 +63,9 @@ def in_precision(factor: Expression, precision: str | None) -> Expression:
 class Rounded(eqx.Module):
     """A network, called as it is, whose matrix products round what they multiply.
 
-    They are summed in the network's own type. All else (embeddings of time, norms, activations, residual sums) stays as
-    the network has it, and so do its weights and what it returns. A gradient's products are rounded likewise.
+    They are summed in the network's own type. All else (embeddings of time, norms,
+    activations, residual sums) stays as the network has it, and so do its weights and
+    what it returns. A gradient's products are rounded likewise.
     """
 
     network: Network
@@ -66,8 +73,12 @@ class Rounded(eqx.Module):
 
     def __call__(self, x: Array, t: Array, /, **conditions: Array) -> PyTree[Array]:
         arguments = (x, t, conditions)
-        traced, shapes = jax.make_jaxpr(lambda x, t, c: self.network(x, t, **c), return_shape=True)(*arguments)
-        outputs = _Products(jnp.dtype(self.precision)).outputs(traced, jax.tree.leaves(arguments))
+        traced, shapes = jax.make_jaxpr(
+            lambda x, t, c: self.network(x, t, **c), return_shape=True
+        )(*arguments)
+        outputs = _Products(jnp.dtype(self.precision)).outputs(
+            traced, jax.tree.leaves(arguments)
+        )
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
@@ -80,13 +91,18 @@ class _Products(Evaluation):
     def otherwise(self, eqn: JaxprEqn, given: list[Array]) -> list[Array]:
         params = dict(eqn.params)
         if _is_product(eqn):
-            return [_product(eqn.primitive, params, given, self.dtype, aval(eqn.outvars[0]).dtype)]
+            return [
+                _product(
+                    eqn.primitive, params, given, self.dtype, aval(eqn.outvars[0]).dtype
+                )
+            ]
         if eqn.primitive.name not in DERIVED:
             params = {name: self.inside(param) for name, param in params.items()}
         return rebind(eqn, given, params)
 
     def inside(self, param: Any) -> Any:
-        """A parameter of a loop, a branch or a call: a function in it gets its products in ``dtype``."""
+        """A parameter of a loop, a branch or a call: a function in it gets its products
+        in ``dtype``."""
         if not any(map(_is_product, equations(param, DERIVED))):
             return param
         if isinstance(param, tuple):
@@ -97,12 +113,18 @@ class _Products(Evaluation):
 
 
 def _product(
-    primitive: Primitive, params: dict[str, object], operands: list[Array], dtype: DTypeLike, out: DTypeLike
+    primitive: Primitive,
+    params: dict[str, object],
+    operands: list[Array],
+    dtype: DTypeLike,
+    out: DTypeLike,
 ) -> Array:
-    """A product of operands in ``dtype``: summed in ``out``, but where a derivative is multiplied.
+    """A product of operands in ``dtype``: summed in ``out``, but where a derivative is
+    multiplied.
 
-    A matrix unit sums in float32 whatever it multiplies. Values keep that, as log-densities are made of them; of
-    derivatives, which only propose, each product is in ``dtype`` so that the next one need not be rounded again.
+    A matrix unit sums in float32 whatever it multiplies. Values keep that, as
+    log-densities are made of them; of derivatives, which only propose, each product is
+    in ``dtype`` so that the next one need not be rounded again.
     """
 
     def rounded(*operands: Array, **changed: Any) -> Array:
@@ -116,12 +138,18 @@ def _product(
     def product(*operands: Array) -> Array:
         return rounded(*operands, preferred_element_type=out)
 
-    def tangent(primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Any]:
+    def tangent(
+        primals: Sequence[Array], tangents: Sequence[Array]
+    ) -> tuple[Array, Any]:
         (a, b), (da, db) = primals, tangents
         terms = [(da, b)] * (not _is_zero(da)) + [(a, db)] * (not _is_zero(db))
-        return product(a, b), sum(rounded(*each, preferred_element_type=dtype) for each in terms)
+        return product(a, b), sum(
+            rounded(*each, preferred_element_type=dtype) for each in terms
+        )
 
-    product.defjvp(tangent, symbolic_zeros=True)  # weights have no derivative here, and no product with it
+    product.defjvp(
+        tangent, symbolic_zeros=True
+    )  # weights have no derivative here, and no product with it
     return product(*operands)
 
 
@@ -130,14 +158,15 @@ def _is_zero(tangent: object) -> bool:
 
 
 def _round(x: Array, dtype: DTypeLike) -> Array:
-    """Numbers that ``dtype`` holds. A compiler may drop a cast there and back, and the evaluated function is then
-    unknown; it may not drop this."""
+    """Numbers that ``dtype`` holds. A compiler may drop a cast there and back, and the
+    evaluated function is then unknown; it may not drop this."""
     info = jnp.finfo(dtype)
     return jax.lax.reduce_precision(x, info.nexp, info.nmant)
 
 
 def _is_product(eqn: JaxprEqn) -> bool:
-    """Whether an equation is a product of floating-point matrices that a matrix unit would make faster."""
+    """Whether an equation is a product of floating-point matrices that a matrix unit
+    would make faster."""
     # A primitive of a user's own states it by an attribute ``multiplies``.
     known = eqn.primitive.name in ("dot_general", "conv_general_dilated")
     if not known and not getattr(eqn.primitive, "multiplies", False):
@@ -148,6 +177,7 @@ def _is_product(eqn: JaxprEqn) -> bool:
     if eqn.primitive.name != "dot_general":
         return True
     (summed, _), _ = eqn.params["dimension_numbers"]
-    # A matrix unit of a GPU adds up 16 terms at once (a TPU 128): sums of fewer gain nothing, and stay as they are.
-    # Positions of few entries enter networks through such.
+    # A matrix unit of a GPU adds up 16 terms at once (a TPU 128): sums of fewer gain
+    # nothing, and stay as they are. Positions of few entries enter networks through
+    # such.
     return math.prod(operands[0].shape[axis] for axis in summed) >= 16

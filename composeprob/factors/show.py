@@ -1,4 +1,5 @@
-"""How factors print: one line in the words of the algebra, such as ``ring2d * bar2d ** 2``, without any array."""
+"""How factors print: one line in the words of the algebra, such as ``ring2d * bar2d **
+2``, without any array."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ MAX_ENTRIES = 6
 
 
 def formula(terms: Sequence[tuple[str, float]]) -> str:
-    """A product of powers, given as what is multiplied and to which power: ``a ** 2 * b / c``."""
+    """A product of powers, given as what is multiplied and to which power: ``a ** 2 * b
+    / c``."""
     text = ""
     for name, w in terms[:MAX_ENTRIES]:
         sign = "" if not text else " / " if w < 0 else " * "
@@ -24,19 +26,26 @@ def formula(terms: Sequence[tuple[str, float]]) -> str:
 
 def mixture(parts: Sequence[str], shares: str) -> str:
     """``mixture(a, b; weights 0.3, 0.7)``."""
-    return clipped(f"mixture({', '.join(parts[:MAX_ENTRIES])}{_count_note(len(parts), 'parts')}; {shares})")
+    return clipped(
+        f"mixture({', '.join(parts[:MAX_ENTRIES])}{_count_note(len(parts), 'parts')}; {shares})"
+    )
 
 
 def weights(what: str, weights: Sequence[float]) -> str:
     """``weights 0.3, 0.7``, or ``equal weights``."""
-    numbers = ", ".join(f"{w:.3g}" for w in weights[:MAX_ENTRIES]) + (", …" if len(weights) > MAX_ENTRIES else "")
+    numbers = ", ".join(f"{w:.3g}" for w in weights[:MAX_ENTRIES]) + (
+        ", …" if len(weights) > MAX_ENTRIES else ""
+    )
     return f"equal {what}" if len(set(weights)) == 1 else f"{what} {numbers}"
 
 
 def named(label: str, conditions: dict[str, str]) -> str:
-    """A leaf with the conditions given to it, as they are shown: ``digits(label=3)``."""
+    """A leaf with the conditions given to it, as they are shown:
+    ``digits(label=3)``."""
     given = ", ".join(f"{name}={value}" for name, value in conditions.items())
-    return clipped(" ".join(label.split()), 60) + (f"({clipped(given, 60)})" if given else "")
+    return clipped(" ".join(label.split()), 60) + (
+        f"({clipped(given, 60)})" if given else ""
+    )
 
 
 def shape(event: tuple[int, ...] | None) -> str:

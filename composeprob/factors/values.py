@@ -1,4 +1,5 @@
-"""Checks of what users hand in: conditions, parameters, data, and Python's operators that factors do not have."""
+"""Checks of what users hand in: conditions, parameters, data, and Python's operators
+that factors do not have."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def as_condition(name: str, value: object) -> Array:
 
 
 def check_bounds(distribution: dist.Distribution, what: str) -> None:
-    """Refuses a distribution between bounds of which the upper one is not above the lower, where they are known."""
+    """Refuses a distribution between bounds of which the upper one is not above the
+    lower, where they are known."""
     bounds = [getattr(distribution, name, None) for name in ("low", "high")]
     if any(bound is None or isinstance(bound, jax.core.Tracer) for bound in bounds):
         return
@@ -45,26 +47,34 @@ def check_bounds(distribution: dist.Distribution, what: str) -> None:
 def check_choice(what: str, value: str, known: Iterable[str]) -> None:
     """Refuses what is not among the known names."""
     if value not in (names := tuple(known)):
-        raise InvalidValueError(f"Unknown {what} {value!r}.", fix=f"use one of: {', '.join(names)}.")
+        raise InvalidValueError(
+            f"Unknown {what} {value!r}.", fix=f"use one of: {', '.join(names)}."
+        )
 
 
 def check_finite(value: Value, what: str) -> Value:
-    """``value`` itself, or an `InvalidValueError` that names ``what`` where a concrete float is NaN or infinite."""
+    """``value`` itself, or an `InvalidValueError` that names ``what`` where a concrete
+    float is NaN or infinite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         if isinstance(leaf, jax.core.Tracer) or not eqx.is_inexact_array_like(leaf):
             continue
-        if not np.all(np.isfinite(np.asarray(leaf))):  # NumPy: this may run inside a trace
+        if not np.all(
+            np.isfinite(np.asarray(leaf))
+        ):  # NumPy: this may run inside a trace
             place = jax.tree_util.keystr(path)
             raise InvalidValueError(
-                f"{what} holds NaN or infinite numbers" + (f" at {place}." if place else "."),
+                f"{what} holds NaN or infinite numbers"
+                + (f" at {place}." if place else "."),
                 fix="check where it was computed or loaded; numpy.isfinite finds the entries.",
             )
     return value
 
 
-def refuse(symbol: str, factor: object, other: object, *, reflected: bool = False) -> NoReturn:
-    """The `WrongTypeError` for ``factor symbol other``, or ``other symbol factor`` where that is reflected, or
-    ``-factor`` where there is no other."""
+def refuse(
+    symbol: str, factor: object, other: object, *, reflected: bool = False
+) -> NoReturn:
+    """The `WrongTypeError` for ``factor symbol other``, or ``other symbol factor``
+    where that is reflected, or ``-factor`` where there is no other."""
     meant = {
         "+": "for f or g write a mixture, cp.mixture([f, g], weights=[0.5, 0.5]); for f and g write f * g",
         "-": "for f but not g write f / g, and for 1/f alone f ** -1.0",
@@ -80,7 +90,9 @@ def refuse(symbol: str, factor: object, other: object, *, reflected: bool = Fals
     plain = isinstance(other, (int, float)) and not isinstance(other, np.generic)
     pair = [type(factor).__name__, repr(other) if plain else type(other).__name__]
     first, second = reversed(pair) if reflected else pair
-    expression = f"{first} {symbol} {second}" if other is not None else f"{symbol}{first}"
+    expression = (
+        f"{first} {symbol} {second}" if other is not None else f"{symbol}{first}"
+    )
     is_number = isinstance(other, (numbers.Number, np.generic, np.ndarray, jax.Array))
     if symbol in ("[…]", "(…)"):
         expression = f"{type(factor).__name__}{symbol}"
@@ -97,10 +109,15 @@ def refuse(symbol: str, factor: object, other: object, *, reflected: bool = Fals
         )
     else:
         fix = "wrap it: cp.Diffusion for a network, cp.Analytic for a distribution, cp.Energy for a function"
-    raise WrongTypeError(f"{expression} means nothing here: factors have only f * g, f / g and f ** w.", fix=f"{fix}.")
+    raise WrongTypeError(
+        f"{expression} means nothing here: factors have only f * g, f / g and f ** w.",
+        fix=f"{fix}.",
+    )
 
 
-def refused(symbol: str, *, reflected: bool = False, alone: bool = False) -> Callable[..., NoReturn]:
+def refused(
+    symbol: str, *, reflected: bool = False, alone: bool = False
+) -> Callable[..., NoReturn]:
     """A method for an operator that factors do not have; alone it takes no other."""
     if alone:
         return lambda factor: refuse(symbol, factor, None)

@@ -1,5 +1,6 @@
-"""Factors that act on a part of a larger canvas: a box, any of its entries, or many sets of them; and tapestries of
-windows that overlap, with every entry of the canvas counted once."""
+"""Factors that act on a part of a larger canvas: a box, any of its entries, or many
+sets of them; and tapestries of windows that overlap, with every entry of the canvas
+counted once."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from composeprob.arguments import check_count
-from composeprob.errors import CapabilityError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.errors import (
+    CapabilityError,
+    InvalidValueError,
+    ShapeError,
+    WrongTypeError,
+)
 from composeprob.factors import show
 from composeprob.factors.algebra import check_factors, common_shape
 from composeprob.factors.base import Around, Factor, check_shape
@@ -26,7 +32,8 @@ from composeprob.factors.passes import Pass
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """The linear map P from a site to a leaf's event: cut out a box, average its blocks, drop leading axes.
+    """The linear map P from a site to a leaf's event: cut out a box, average its
+    blocks, drop leading axes.
 
     Attributes:
         offset: where the box starts, one index per axis of the site.
@@ -45,11 +52,15 @@ class Region:
 
     @property
     def shown(self) -> str:
-        return ", ".join(f"{o}:{o + e}" for o, e in zip(self.offset, self.extent, strict=True))
+        return ", ".join(
+            f"{o}:{o + e}" for o, e in zip(self.offset, self.extent, strict=True)
+        )
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        return tuple(slice(o, o + e) for o, e in zip(self.offset, self.extent, strict=True))
+        return tuple(
+            slice(o, o + e) for o, e in zip(self.offset, self.extent, strict=True)
+        )
 
     def entries(self, shape: tuple[int, ...]) -> np.ndarray:
         """Which entries of a flattened site of this shape the box covers."""
@@ -58,11 +69,12 @@ class Region:
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """The linear map from a site to a leaf's event that picks entries, where they are no box; compared by their values.
+    """The linear map from a site to a leaf's event that picks entries, where they are
+    no box; compared by their values.
 
     Attributes:
-        shape: (*counts, size): an axis for each of the leaf's plates that run over sets of cells, the outermost first,
-            then one for the entries of the event.
+        shape: (*counts, size): an axis for each of the leaf's plates that run over sets
+            of cells, the outermost first, then one for the entries of the event.
         data: the indices of the flattened site, as bytes.
         shown: how the cells are printed.
     """
@@ -103,13 +115,15 @@ def listed(cells: np.ndarray) -> str:
 
 
 class Window(Around):
-    """f(P x): f seen through the linear map P that cuts its event out of the canvas; over n sets of cells Π_i f(P_i x).
+    """f(P x): f seen through the linear map P that cuts its event out of the canvas;
+    over n sets of cells Π_i f(P_i x).
 
     Attributes:
         factor: f.
         event_shape: the canvas's shape.
         region: P, or all P_i.
-        plate: the n sets, with the conditions of f's leaves that have one value for each; None of a single region.
+        plate: the n sets, with the conditions of f's leaves that have one value for
+            each; None of a single region.
     """
 
     factor: Factor
@@ -124,15 +138,25 @@ class Window(Around):
 
     @property
     def normalised(self) -> bool:  # one that leaves entries free has no finite integral
-        whole = self.plate is None and self.region.averaged == 1 and self.entries.size == np.prod(self.event_shape)
+        whole = (
+            self.plate is None
+            and self.region.averaged == 1
+            and self.entries.size == np.prod(self.event_shape)
+        )
         return bool(whole) and self.factor.normalised
 
     def terms(self) -> list[tuple[str, float]]:
         if isinstance(self.region, Region):
-            scale = f", scale {max(self.region.block)}" if self.region.averaged > 1 else ""
+            scale = (
+                f", scale {max(self.region.block)}" if self.region.averaged > 1 else ""
+            )
             place = f"offset {self.region.offset}{scale}"
         else:
-            place = f"{self.entries.size} cells" if self.plate is None else f"{self.plate.count} sets of cells"
+            place = (
+                f"{self.entries.size} cells"
+                if self.plate is None
+                else f"{self.plate.count} sets of cells"
+            )
         inner, canvas = show.formula(self.factor.terms()), show.shape(self.event_shape)
         return [(f"window({show.clipped(inner, 80)}; {canvas}, {place})", 1.0)]
 
@@ -146,28 +170,32 @@ def window(
     index: ArrayLike | None = None,
     over: ArrayLike | Sequence[ArrayLike] | None = None,
 ) -> Factor:
-    """f acting on a part of a larger canvas: a box, any set of entries, or many sets at once.
+    """f acting on a part of a larger canvas: a box, any set of entries, or many sets at
+    once.
 
-    With ``offset`` the part is a box. With ``scale`` s > 1 the box is s times as large as f's event and f sees its
-    block averages. Averages of s^n noisy entries carry s^n times less noise variance, so f is evaluated at the
-    matching, higher log-SNR.
+    With ``offset`` the part is a box. With ``scale`` s > 1 the box is s times as large
+    as f's event and f sees its block averages. Averages of s^n noisy entries carry s^n
+    times less noise variance, so f is evaluated at the matching, higher log-SNR.
 
-    With ``index`` the part is any set of cells, such as a row, a diagonal or every third entry: f(x[index]). With
-    ``over`` it is the product Π_i f(x[over_i]) over n sets: one network at n places, which is one batched evaluation.
-    Sets may share cells, which then count once for each set.
+    With ``index`` the part is any set of cells, such as a row, a diagonal or every
+    third entry: f(x[index]). With ``over`` it is the product Π_i f(x[over_i]) over n
+    sets: one network at n places, which is one batched evaluation. Sets may share
+    cells, which then count once for each set.
 
     Args:
         factor: f, over events of shape (h, w, …).
         canvas_shape: the canvas; for a box, with as many axes as f's events.
         offset: where the box starts; axes that are left out at the end start at 0.
-        scale: s, a whole number; applied to every axis, except the last one (channels) of 3-axis events.
-        index: flat indices into the canvas in C order, of the shape of f's events, each cell once.
+        scale: s, a whole number; applied to every axis, except the last one (channels)
+            of 3-axis events.
+        index: flat indices into the canvas in C order, of the shape of f's events, each
+            cell once.
         over: n such sets, shape (n, \\*event_shape).
 
     Raises:
         ShapeError: the box leaves the canvas, or a number of axes or a shape differs.
-        InvalidValueError, WrongTypeError: a scale below 1; shapes, offsets or cells that are no whole numbers; cells
-            outside the canvas, or twice in one set.
+        InvalidValueError, WrongTypeError: a scale below 1; shapes, offsets or cells
+            that are no whole numbers; cells outside the canvas, or twice in one set.
 
     References:
         Du et al. 2023, section 5.4 (tapestries).
@@ -190,7 +218,8 @@ def window(
     if offset is None:
         if scale != 1:
             raise InvalidValueError(
-                f"A window of cells averages nothing; got scale {scale!r}.", fix="leave it out, or use offset=."
+                f"A window of cells averages nothing; got scale {scale!r}.",
+                fix="leave it out, or use offset=.",
             )
         if any(region.averaged > 1 for region in inner):
             raise InvalidValueError(
@@ -207,11 +236,14 @@ def window(
     check_count(scale, "A window's scale")
     if len(offset) > len(canvas):
         raise ShapeError(
-            f"offset {offset} has more axes than the canvas {canvas}.", fix=f"pass at most {len(canvas)} numbers."
+            f"offset {offset} has more axes than the canvas {canvas}.",
+            fix=f"pass at most {len(canvas)} numbers.",
         )
     start = offset + (0,) * (len(canvas) - len(offset))
     block = (scale,) * len(canvas) if len(canvas) != 3 else (scale, scale, 1)
-    for axis, (o, size, b, total) in enumerate(zip(start, event, block, canvas, strict=True)):
+    for axis, (o, size, b, total) in enumerate(
+        zip(start, event, block, canvas, strict=True)
+    ):
         if o < 0 or o + size * b > total:
             raise ShapeError(
                 f"The window leaves the canvas on axis {axis}: it covers {o} to {o + size * b} of {total}.",
@@ -223,22 +255,30 @@ def window(
             fix="leave the scale out, or put the window of cells outside.",
         )
     extent = tuple(size * b for size, b in zip(event, block, strict=True))
-    return Window(factor=factor, event_shape=canvas, region=Region(start, extent, block))
+    return Window(
+        factor=factor, event_shape=canvas, region=Region(start, extent, block)
+    )
 
 
-def _cell_window(factor: Factor, canvas: tuple[int, ...], index: object, over: object) -> Window:
+def _cell_window(
+    factor: Factor, canvas: tuple[int, ...], index: object, over: object
+) -> Window:
     """`window` of cells; one of ``index`` and ``over`` is given."""
     name, given = ("index", index) if over is None else ("over", over)
     cells = _whole_numbers(name, given)
     wanted = factor.event_shape if over is None else ("n", *factor.event_shape)
-    if cells.shape[cells.ndim - len(factor.event_shape) :] != factor.event_shape or cells.ndim != len(wanted):
+    if cells.shape[
+        cells.ndim - len(factor.event_shape) :
+    ] != factor.event_shape or cells.ndim != len(wanted):
         raise ShapeError(
             f"A window's {name} needs the shape ({', '.join(map(str, wanted))}{',' * (len(wanted) == 1)}), one cell "
             f"for each entry of the factor's event; got {cells.shape}.",
             fix="for one set of cells use index=, of the event's shape; for n sets over=, with a leading axis of n.",
         )
     if cells.size == 0:
-        raise InvalidValueError(f"A window's {name} has no cells.", fix="leave the window out.")
+        raise InvalidValueError(
+            f"A window's {name} has no cells.", fix="leave the window out."
+        )
     size = int(np.prod(canvas))
     sets = cells.reshape(-1, int(np.prod(factor.event_shape)))
     outside = (sets < 0) | (sets >= size)
@@ -256,8 +296,12 @@ def _cell_window(factor: Factor, canvas: tuple[int, ...], index: object, over: o
                 f"{_place(over, i)} of a window names cell {values[counts.argmax()]} {counts.max()} times.",
                 fix="give each entry of the event a cell of its own; different sets may share cells.",
             )
-    cells, plate = (sets[0], None) if len(sets) == 1 else (sets, Plate((SETS,), len(sets)))
-    return Window(factor=factor, event_shape=canvas, region=Cells.from_array(cells), plate=plate)
+    cells, plate = (
+        (sets[0], None) if len(sets) == 1 else (sets, Plate((SETS,), len(sets)))
+    )
+    return Window(
+        factor=factor, event_shape=canvas, region=Cells.from_array(cells), plate=plate
+    )
 
 
 def _place(over: object, i: int) -> str:
@@ -273,7 +317,9 @@ def _whole_numbers(name: str, value: object) -> np.ndarray:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise WrongTypeError(f"A window's {name} is no array: {error}", fix="use sets of one size.") from error
+        raise WrongTypeError(
+            f"A window's {name} is no array: {error}", fix="use sets of one size."
+        ) from error
     if not (np.issubdtype(array.dtype, np.integer) or array.size == 0):
         raise WrongTypeError(
             f"A window's {name} must hold whole numbers; got {array.dtype}.",
@@ -283,33 +329,41 @@ def _whole_numbers(name: str, value: object) -> np.ndarray:
 
 
 def tapestry(*windows: Factor) -> Factor:
-    """The product of windows on one canvas, in which every entry of the canvas counts once however many overlap there.
+    """The product of windows on one canvas, in which every entry of the canvas counts
+    once however many overlap there.
 
-    Where n windows see an entry of the canvas, its weight is 1/n in each: an energy that is a sum over entries,
-    log f(x) = −Σ_i E_i(x)/σ, becomes −Σ_i m_i·E_i(x)/σ, and the score of a score-only model m·∇log f, the average of
-    the windows' scores. An averaged entry of a window with ``scale`` > 1 has the mean of the weights of what it
-    averages; a scalar that a network returns beside its array is added whole. At the noisiest level the canvas then is
-    N(0, σ²I) wherever windows of scale 1 lie. In a plain product of windows overlaps count twice, and images there are
-    sharper than the model's.
+    Where n windows see an entry of the canvas, its weight is 1/n in each: an energy
+    that is a sum over entries, log f(x) = −Σ_i E_i(x)/σ, becomes −Σ_i m_i·E_i(x)/σ, and
+    the score of a score-only model m·∇log f, the average of the windows' scores. An
+    averaged entry of a window with ``scale`` > 1 has the mean of the weights of what it
+    averages; a scalar that a network returns beside its array is added whole. At the
+    noisiest level the canvas then is N(0, σ²I) wherever windows of scale 1 lie. In a
+    plain product of windows overlaps count twice, and images there are sharper than the
+    model's.
 
-    The energy keeps its gradient, so MALA and HMC are exact for it; weighted scores are no gradient field. Neither is a
-    noised marginal, so there are no Feynman–Kac weights.
+    The energy keeps its gradient, so MALA and HMC are exact for it; weighted scores are
+    no gradient field. Neither is a noised marginal, so there are no Feynman–Kac
+    weights.
 
     Args:
-        windows: made by `window`, boxes or cells, of diffusion models, their products, powers and guidance.
+        windows: made by `window`, boxes or cells, of diffusion models, their products,
+            powers and guidance.
 
     Returns:
-        A factor over the canvas. A window of scale s leaves the differences within its blocks free: where no other
-        window lies, multiply a factor over the canvas for them.
+        A factor over the canvas. A window of scale s leaves the differences within its
+        blocks free: where no other window lies, multiply a factor over the canvas for
+        them.
 
     Raises:
         WrongTypeError: something that is no window.
         ShapeError: canvases of different shape.
-        CapabilityError: a model with a scalar energy, which is no sum over entries, or no diffusion model.
+        CapabilityError: a model with a scalar energy, which is no sum over entries, or
+            no diffusion model.
 
     References:
-        Du et al. 2023, section 5.4, and Bar-Tal et al. 2023, *MultiDiffusion*, average scores so; for energies it is a
-        composite likelihood with weights (Varin, Reid and Firth 2011).
+        Du et al. 2023, section 5.4, and Bar-Tal et al. 2023, *MultiDiffusion*, average
+        scores so; for energies it is a composite likelihood with weights (Varin, Reid
+        and Firth 2011).
 
     Example:
         >>> import composeprob as cp
@@ -331,7 +385,9 @@ def tapestry(*windows: Factor) -> Factor:
         np.add.at(count.reshape(-1), window.entries, 1)
     weights = 1 / np.maximum(count, 1)
     return Product(
-        factors=tuple(_weigh(factor, weights) for factor in windows), numbers=(1.0,) * len(windows), event_shape=canvas
+        factors=tuple(_weigh(factor, weights) for factor in windows),
+        numbers=(1.0,) * len(windows),
+        event_shape=canvas,
     )
 
 
@@ -351,13 +407,16 @@ def _refuse(factor: Factor, weights: np.ndarray) -> Factor:
 
 
 weighed = Pass[Factor]("weighed", _refuse)
-"""Rules (factor, weights) for the same expression with the entries of its events weighed."""
+"""Rules (factor, weights) for the same expression with the entries of its events
+weighed."""
 
 
 @weighed.rule(Window)
 def _window(window: Window, weights: np.ndarray) -> Factor:
     event, region = window.factor.event_shape, window.region
-    lead = weights.shape[: weights.ndim - len(window.event_shape)]  # axes of sets of cells
+    lead = weights.shape[
+        : weights.ndim - len(window.event_shape)
+    ]  # axes of sets of cells
     if isinstance(region, Cells):
         inner = weights.reshape(*lead, -1)[..., window.entries]
         inner = inner.reshape(*inner.shape[:-1], *event)
@@ -372,7 +431,9 @@ def _window(window: Window, weights: np.ndarray) -> Factor:
 
 @weighed.rule(Product)
 def _product(product: Product, weights: np.ndarray) -> Factor:
-    return product.with_children(tuple(_weigh(part, weights) for part in product.factors))
+    return product.with_children(
+        tuple(_weigh(part, weights) for part in product.factors)
+    )
 
 
 @weighed.rule(Calibrated)
@@ -382,7 +443,8 @@ def _calibrated(factor: Calibrated, weights: np.ndarray) -> Factor:
 
 @weighed.rule(Diffusion)
 def _diffusion(factor: Diffusion, weights: np.ndarray) -> Factor:
-    # A scalar head is no sum over entries, so that they cannot be weighed; other energies and scores are.
+    # A scalar head is no sum over entries, so that they cannot be weighed; other
+    # energies and scores are.
     if factor.parameterization == "energy" or WEIGHTS in factor.fixed:
         return _refuse(factor, weights)
     return factor.holding({**factor.fixed, WEIGHTS: np.asarray(weights, np.float32)})  # type: ignore[dict-item]

@@ -1,4 +1,5 @@
-"""A program drawn as a graph: Graphviz source, and for notebooks an SVG or, without Graphviz, nested boxes in HTML."""
+"""A program drawn as a graph: Graphviz source, and for notebooks an SVG or, without
+Graphviz, nested boxes in HTML."""
 
 from __future__ import annotations
 
@@ -15,31 +16,63 @@ from composeprob.ir.render import formula
 
 
 def digraph(graph: Graph) -> graphviz.Digraph:
-    """Factors point to the site that they shape, sites to the observations that depend on them."""
-    close, small = {"nodesep": "0.2", "ranksep": "0.28"}, {"fontname": "Helvetica", "fontsize": "11"}
-    small |= {"arrowsize": "0.7", "height": "0.3", "width": "0.3", "margin": "0.08,0.04"}
-    drawing = graphviz.Digraph(graph.name, graph_attr=close, node_attr=small, edge_attr=small)
+    """Factors point to the site that they shape, sites to the observations that depend
+    on them."""
+    close, small = (
+        {"nodesep": "0.2", "ranksep": "0.28"},
+        {"fontname": "Helvetica", "fontsize": "11"},
+    )
+    small |= {
+        "arrowsize": "0.7",
+        "height": "0.3",
+        "width": "0.3",
+        "margin": "0.08,0.04",
+    }
+    drawing = graphviz.Digraph(
+        graph.name, graph_attr=close, node_attr=small, edge_attr=small
+    )
     numbers = itertools.count()
     for site in graph.sites:
         drawing.node(f"site {site.name}", site.name, shape="circle")
-        drawing.edge(_draw(drawing, site.root, graph, numbers), f"site {site.name}", label="")
+        drawing.edge(
+            _draw(drawing, site.root, graph, numbers), f"site {site.name}", label=""
+        )
     for static in graph.statics:
-        drawing.node(f"site {static.name}", f"{static.name}\n{static.distribution}", shape="ellipse", style="dashed")
+        drawing.node(
+            f"site {static.name}",
+            f"{static.name}\n{static.distribution}",
+            shape="ellipse",
+            style="dashed",
+        )
     for o in graph.observations:
-        label = f"{o.name}\n{o.kind if o.soft else o.distribution}" + (f"\n{o.anneal}" if o.looks_at else "")
-        drawing.node(f"site {o.name}", label, shape="ellipse", style="filled", fillcolor="lightgrey")
+        label = f"{o.name}\n{o.kind if o.soft else o.distribution}" + (
+            f"\n{o.anneal}" if o.looks_at else ""
+        )
+        drawing.node(
+            f"site {o.name}",
+            label,
+            shape="ellipse",
+            style="filled",
+            fillcolor="lightgrey",
+        )
         for name in sorted(o.depends_on):
             drawing.edge(f"site {name}", f"site {o.name}")
     return drawing
 
 
-def _draw(drawing: graphviz.Digraph, node: Any, graph: Graph, numbers: Iterator[int]) -> str:
+def _draw(
+    drawing: graphviz.Digraph, node: Any, graph: Graph, numbers: Iterator[int]
+) -> str:
     """Draw a node and all below it; returns its name."""
     name_of_node = f"n{next(numbers)}"
     if not node.children:
-        drawing.node(name_of_node, node.name + _shared(node, graph), shape="box", style="rounded")
+        drawing.node(
+            name_of_node, node.name + _shared(node, graph), shape="box", style="rounded"
+        )
         return name_of_node
-    drawing.node(name_of_node, node.sign, shape="square" if node.sign == "×" else "diamond")
+    drawing.node(
+        name_of_node, node.sign, shape="square" if node.sign == "×" else "diamond"
+    )
     for child, label in zip(node.children, _edges(node), strict=True):
         if node.plate is None:
             name = _draw(drawing, child, graph, numbers)
@@ -74,19 +107,32 @@ def html(graph: Graph) -> str:
     """An SVG where Graphviz is installed, else nested boxes."""
     try:
         drawing = digraph(graph).pipe(format="svg", encoding="utf-8")
-        return drawing[max(drawing.find("<svg"), 0) :]  # without the declaration that an SVG file begins with
+        return drawing[
+            max(drawing.find("<svg"), 0) :
+        ]  # without the declaration that an SVG file begins with
     except graphviz.ExecutableNotFound:
         return _boxes(graph)
 
 
 def _boxes(graph: Graph) -> str:
-    rows = [f"<b>{escape(site.name)}</b> ∼ {_box(site.root, site.name, graph)}" for site in graph.sites]
-    rows += [f"<b>{escape(s.name)}</b> ∼ {escape(s.distribution)}" for s in graph.statics]
+    rows = [
+        f"<b>{escape(site.name)}</b> ∼ {_box(site.root, site.name, graph)}"
+        for site in graph.sites
+    ]
+    rows += [
+        f"<b>{escape(s.name)}</b> ∼ {escape(s.distribution)}" for s in graph.statics
+    ]
     for o in graph.observations:
         policy = f", annealed '{o.anneal}'" if o.looks_at else ""
         parents = escape(", ".join(sorted(o.depends_on)))
-        rows.append(f"<b>{escape(o.name)}</b> {escape(o.kind)} of {parents}{escape(policy)}")
-    return "<div>" + "".join(f"<div style='margin:4px'>{row}</div>" for row in rows) + "</div>"
+        rows.append(
+            f"<b>{escape(o.name)}</b> {escape(o.kind)} of {parents}{escape(policy)}"
+        )
+    return (
+        "<div>"
+        + "".join(f"<div style='margin:4px'>{row}</div>" for row in rows)
+        + "</div>"
+    )
 
 
 def _box(node: Any, site: str, graph: Graph) -> str:

@@ -1,4 +1,5 @@
-"""Leaves of expressions at their places, and the program that holds them. Immutable; passes return new ones."""
+"""Leaves of expressions at their places, and the program that holds them. Immutable;
+passes return new ones."""
 
 from __future__ import annotations
 
@@ -16,7 +17,12 @@ from jax import Array
 from jax.tree_util import PyTreeDef
 
 from composeprob.factors.base import Factor, LeafFactor, Traits
-from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER, CalibratedExpression, interpolate
+from composeprob.factors.calibrated import (
+    KNOTS,
+    LOG_NORMALISER,
+    CalibratedExpression,
+    interpolate,
+)
 from composeprob.factors.nodes import Plate, walk
 from composeprob.factors.window import Cells, Region
 from composeprob.language.policies import Policy
@@ -27,18 +33,22 @@ class Leaf(Factor):
     """A leaf factor at its place in a site.
 
     Attributes:
-        factor: the leaf factor, with its conditions; those of a plate have its n values along a leading axis.
+        factor: the leaf factor, with its conditions; those of a plate have its n values
+            along a leading axis.
         event_shape: the site's.
         region: which part of the site it sees; None for all of it.
         label: how the factor is called in print-outs.
-        conditions: what is given to it, as print-outs show it: ``label=3``, or the latents that it depends on.
-        own_noise: the noise of its own schedule at each of the program's levels, fields of shape (K,); None where
-            the program's own levels apply. Set by `align`.
-        slot: (group, member) of the batched evaluation that computes it. Set by `share`.
-        latent: where the factor's parameters depend on static latents: the site, and which leaf of the site's factor
-            this is, so that the program can be asked for it under other values.
-        plates: those whose conditions it has, the outermost first: it stands for as many factors as their counts
-            multiply to, and is evaluated as one batch.
+        conditions: what is given to it, as print-outs show it: ``label=3``, or the
+            latents that it depends on.
+        own_noise: the noise of its own schedule at each of the program's levels, fields
+            of shape (K,); None where the program's own levels apply. Set by `align`.
+        slot: (group, member) of the batched evaluation that computes it. Set by
+            `share`.
+        latent: where the factor's parameters depend on static latents: the site, and
+            which leaf of the site's factor this is, so that the program can be asked
+            for it under other values.
+        plates: those whose conditions it has, the outermost first: it stands for as
+            many factors as their counts multiply to, and is evaluated as one batch.
     """
 
     factor: LeafFactor
@@ -64,7 +74,12 @@ class Leaf(Factor):
     @property
     def first(self) -> LeafFactor:
         """The factor under the first values of its plates."""
-        return self.factor.holding(first(self.factor.fixed, Counter(n for plate in self.plates for n in plate.names)))
+        return self.factor.holding(
+            first(
+                self.factor.fixed,
+                Counter(n for plate in self.plates for n in plate.names),
+            )
+        )
 
     @property
     def averaged(self) -> int:
@@ -72,35 +87,51 @@ class Leaf(Factor):
 
     @property
     def entries(self) -> np.ndarray:
-        return np.arange(math.prod(self.event_shape)) if self.region is None else self.region.entries(self.event_shape)
+        return (
+            np.arange(math.prod(self.event_shape))
+            if self.region is None
+            else self.region.entries(self.event_shape)
+        )
 
     def given(self, **conditions: object) -> Leaf:
         return replace(self, factor=self.factor.given(**conditions))
 
 
 class Normaliser(LeafFactor):
-    """The constant c = 1/Z_k of a calibrated expression, a leaf that depends on the level alone.
+    """The constant c = 1/Z_k of a calibrated expression, a leaf that depends on the
+    level alone.
 
-    log c = −log Z(λ) + (G − d)·log α, with log Z in the coordinates x/α. Along dx = f·x dt + g dW a function c of
-    the time alone has the rate r = −(f·d + ∂_t log c)/g², and dλ = −g²/σ² dt: of the above, r = −∂_λ log Z/σ² −
-    (f/g²)·G. So it counts as a density of ``dimension`` = d − G entries that grows by `growth` = −∂_λ log Z."""
+    log c = −log Z(λ) + (G − d)·log α, with log Z in the coordinates x/α. Along dx = f·x
+    dt + g dW a function c of the time alone has the rate r = −(f·d + ∂_t log c)/g², and
+    dλ = −g²/σ² dt: of the above, r = −∂_λ log Z/σ² − (f/g²)·G. So it counts as a
+    density of ``dimension`` = d − G entries that grows by `growth` = −∂_λ log Z."""
 
     knots: Array
     log_normaliser: Array
     excess: float = eqx.field(static=True)
 
     def __init__(self, expression: CalibratedExpression):
-        self.schedule, self.event_shape, self.excess = expression.schedule, expression.event_shape, expression.excess
-        self.knots, self.log_normaliser = expression.fixed[KNOTS], expression.fixed[LOG_NORMALISER]
+        self.schedule, self.event_shape, self.excess = (
+            expression.schedule,
+            expression.event_shape,
+            expression.excess,
+        )
+        self.knots, self.log_normaliser = (
+            expression.fixed[KNOTS],
+            expression.fixed[LOG_NORMALISER],
+        )
         self.fixed, self.label = {}, "Z⁻¹"
 
     @property
     def traits(self) -> Traits:
-        return Traits(Traits.EXACT, "any", top_power=0.0, dimension=-self.excess, constant=True)
+        return Traits(
+            Traits.EXACT, "any", top_power=0.0, dimension=-self.excess, constant=True
+        )
 
     @property
     def top_constant(self) -> float:
-        """The constant in log c = top_constant − ½·dimension·log(2πσ²) at the noisiest levels."""
+        """The constant in log c = top_constant − ½·dimension·log(2πσ²) at the noisiest
+        levels."""
         width = np.log(2 * np.pi) - float(self.knots[0])  # log 2πσ² where α = 1
         return float(-self.log_normaliser[0] - 0.5 * self.excess * width)
 
@@ -108,19 +139,28 @@ class Normaliser(LeafFactor):
         """∂ log c/∂λ, where α is 1."""
         return jax.grad(self._log_constant)(noise.log_snr)
 
-    def evaluate(self, x: Array, noise: Noise, conditions: Mapping[str, Array]) -> tuple[Array | None, Array]:
-        return self._log_constant(noise.log_snr) + self.excess * jnp.log(noise.alpha), jnp.zeros_like(x)
+    def evaluate(
+        self, x: Array, noise: Noise, conditions: Mapping[str, Array]
+    ) -> tuple[Array | None, Array]:
+        return self._log_constant(noise.log_snr) + self.excess * jnp.log(
+            noise.alpha
+        ), jnp.zeros_like(x)
 
     def _log_constant(self, log_snr: Array) -> Array:
         dtype = log_snr.dtype
-        return -interpolate(jnp.asarray(self.knots, dtype), jnp.asarray(self.log_normaliser, dtype), log_snr)
+        return -interpolate(
+            jnp.asarray(self.knots, dtype),
+            jnp.asarray(self.log_normaliser, dtype),
+            log_snr,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A noised site: its expression, the shape of its value, where it stands in the program, whether its factor depends
-    on latents that are held because its normaliser is unknown, and how many leading axes run over members of plates
-    that are independent given the latents."""
+    """A noised site: its expression, the shape of its value, where it stands in the
+    program, whether its factor depends on latents that are held because its normaliser
+    is unknown, and how many leading axes run over members of plates that are
+    independent given the latents."""
 
     name: str
     root: Factor
@@ -149,7 +189,8 @@ class Observation:
 
     @property
     def soft(self) -> bool:
-        """Whether it is soft evidence, a log-weight and no data: `cp.factor` and `numpyro.factor`."""
+        """Whether it is soft evidence, a log-weight and no data: `cp.factor` and
+        `numpyro.factor`."""
         return self.distribution == "Unit"
 
     @property
@@ -160,8 +201,9 @@ class Observation:
 
 @dataclass(frozen=True, eq=False)
 class Static:
-    """A NumPyro latent: the shapes of its value and of its unconstrained coordinate, the name of its prior, and whether
-    the coordinate is standardised by the prior's location and scale, as these follow a noised site."""
+    """A NumPyro latent: the shapes of its value and of its unconstrained coordinate,
+    the name of its prior, and whether the coordinate is standardised by the prior's
+    location and scale, as these follow a noised site."""
 
     name: str
     shape: tuple[int, ...]
@@ -188,10 +230,12 @@ class Group(eqx.Module):
 
     Attributes:
         factor: the leaf factor, without the conditions given to it.
-        own_noise: its own noise at each level of the program, fields (K,); None for the program's own.
+        own_noise: its own noise at each level of the program, fields (K,); None for the
+            program's own.
         conditions: those of each member, with an axis for each of its plates in front.
         members: its uses.
-        latent: as for `Leaf`: the factor is then what it was when the program was compiled.
+        latent: as for `Leaf`: the factor is then what it was when the program was
+            compiled.
     """
 
     factor: LeafFactor
@@ -208,7 +252,10 @@ class Group(eqx.Module):
     @property
     def first(self) -> dict[str, Array]:
         """The conditions of one evaluation."""
-        return first(self.conditions[0], dict.fromkeys(self.conditions[0], len(self.members[0].plates)))
+        return first(
+            self.conditions[0],
+            dict.fromkeys(self.conditions[0], len(self.members[0].plates)),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,9 +271,11 @@ class Graph:
         groups: the batched evaluations; set by `share`.
         notes: what each pass did, ``(pass, sentence)``.
         where: the place of the program's definition.
-        dims: the plates along the axes of each statement's value, None where an axis is no plate's.
+        dims: the plates along the axes of each statement's value, None where an axis is
+            no plate's.
         held: static sites that keep their prior draws, as the ancestral sites need it.
-        doubts: what `check` found strange but not wrong for certain; a run's status repeats it.
+        doubts: what `check` found strange but not wrong for certain; a run's status
+            repeats it.
     """
 
     name: str
@@ -267,7 +316,12 @@ class Graph:
 
     def map_roots(self, rewrite: Callable[[Factor, Site], Factor]) -> Graph:
         """Rewrite the expression of every noised site."""
-        return replace(self, sites=tuple(replace(site, root=rewrite(site.root, site)) for site in self.sites))
+        return replace(
+            self,
+            sites=tuple(
+                replace(site, root=rewrite(site.root, site)) for site in self.sites
+            ),
+        )
 
     def noted(self, pass_name: str, sentence: str) -> Graph:
         """The same graph, with a note of what a pass did."""
@@ -286,7 +340,8 @@ def dimension_of(factor: LeafFactor) -> float:
 
 
 def same_network(a: LeafFactor, b: LeafFactor) -> bool:
-    """Whether two leaves are one factor up to the conditions given to them: same structure, the same arrays."""
+    """Whether two leaves are one factor up to the conditions given to them: same
+    structure, the same arrays."""
     return a is b or _identity(a) == _identity(b)
 
 
@@ -298,12 +353,17 @@ def _identity(factor: LeafFactor) -> tuple[PyTreeDef, tuple[int, ...]]:
 def same_leaf(a: Leaf, b: Leaf) -> bool:
     """Whether two leaves are the same function of the same site."""
     same_place = (a.region, a.latent, a.plates) == (b.region, b.latent, b.plates)
-    return same_place and same_factor(a.factor, b.factor)  # conditions that are latents may be equal by chance
+    return same_place and same_factor(
+        a.factor, b.factor
+    )  # conditions that are latents may be equal by chance
 
 
 def same_factor(a: LeafFactor, b: LeafFactor) -> bool:
-    """Whether two leaf factors are the same function: one network under the same conditions."""
-    return same_network(a, b) and same_conditions(a.call_conditions(), b.call_conditions())
+    """Whether two leaf factors are the same function: one network under the same
+    conditions."""
+    return same_network(a, b) and same_conditions(
+        a.call_conditions(), b.call_conditions()
+    )
 
 
 def same_conditions(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
@@ -313,17 +373,29 @@ def same_conditions(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
 
 def first(conditions: Mapping[str, Array], axes: Mapping[str, int]) -> dict[str, Array]:
     """The conditions at the first value along so many leading axes, those of plates."""
-    return {name: value[(0,) * axes[name]] if axes[name] else value for name, value in conditions.items()}
+    return {
+        name: value[(0,) * axes[name]] if axes[name] else value
+        for name, value in conditions.items()
+    }
 
 
-def spread(conditions: Mapping[str, Array], plates: tuple[Plate, ...]) -> dict[str, Array]:
-    """The conditions with an axis for every plate in front, also those that do not run over it."""
+def spread(
+    conditions: Mapping[str, Array], plates: tuple[Plate, ...]
+) -> dict[str, Array]:
+    """The conditions with an axis for every plate in front, also those that do not run
+    over it."""
     counts = tuple(plate.count for plate in plates)
 
     def broadcast(name: str, value: Array) -> Array:
         runs = [name in plate.names for plate in plates]
         event = jnp.shape(value)[sum(runs) :]
-        leading = tuple(count if running else 1 for count, running in zip(counts, runs, strict=True))
+        leading = tuple(
+            count if running else 1 for count, running in zip(counts, runs, strict=True)
+        )
         return jnp.broadcast_to(jnp.reshape(value, leading + event), counts + event)
 
-    return {name: broadcast(name, value) for name, value in conditions.items()} if plates else dict(conditions)
+    return (
+        {name: broadcast(name, value) for name, value in conditions.items()}
+        if plates
+        else dict(conditions)
+    )

@@ -1,4 +1,5 @@
-"""What a kernel is: hyper-parameters, its state, where a transition evaluates the density, and what it reports."""
+"""What a kernel is: hyper-parameters, its state, where a transition evaluates the
+density, and what it reports."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ from composeprob import pytree
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import CapabilityError, ShapeError
 from composeprob.kernels.metric import Metric
-from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_step_size, check_range, settings
+from composeprob.kernels.step_size import (
+    Adaptive,
+    StepSizeLike,
+    as_step_size,
+    check_range,
+    settings,
+)
 
 State = TypeVar("State", bound="KernelState")
 
@@ -24,8 +31,9 @@ State = TypeVar("State", bound="KernelState")
 class KernelState(eqx.Module):
     """What the next transition of ONE chain needs.
 
-    The evaluation is cached so that no density is evaluated twice at one place. It belongs to one level: after a
-    change of level, or of position by hand, call `Kernel.relevel`.
+    The evaluation is cached so that no density is evaluated twice at one place. It
+    belongs to one level: after a change of level, or of position by hand, call
+    `Kernel.relevel`.
 
     Attributes:
         position: x, a pytree of floating arrays.
@@ -37,7 +45,8 @@ class KernelState(eqx.Module):
 
 
 class Trajectory(eqx.Module, Generic[State]):
-    """A transition under way: arrays, whose structure, shapes and precisions stay the same from `begin` to `finish`.
+    """A transition under way: arrays, whose structure, shapes and precisions stay the
+    same from `begin` to `finish`.
 
     Attributes:
         start: the current state; with a momentum that is refreshed, after that.
@@ -55,19 +64,25 @@ class Trajectory(eqx.Module, Generic[State]):
 
 
 class Info(eqx.Module):
-    """What one transition of one chain reports, all scalars; of a `Gibbs` one entry for each block.
+    """What one transition of one chain reports, all scalars; of a `Gibbs` one entry for
+    each block.
 
     Attributes:
-        acceptance: probability with which the proposal is accepted, in [0, 1]; 1 for an unadjusted kernel.
+        acceptance: probability with which the proposal is accepted, in [0, 1]; 1 for an
+            unadjusted kernel.
         accepted: whether it was.
-        non_finite: whether the proposal (its position, log-density, score, …) had a NaN or an infinity; it was then
-            rejected, by unadjusted kernels too. A log-density of −∞ does not count: there the density is 0, and the
-            proposal is rejected like any other. Neither does a trajectory that diverged, see `metropolis`.
-        log_reversal: log T(x|x') − log T(x'|x) of the move from x to x' that was made, 0 where the chain stayed: how
-            much likelier the kernel (of a `Gibbs`, its `reversal`) goes back than it went. Under detailed balance that
-            is log π(x) − log π(x').
-        quadrature_error: estimate of |error| of the log-ratio that decided; 0 where it is no quadrature, NaN where the
-            quadrature has no estimate or the proposal was non-finite.
+        non_finite: whether the proposal (its position, log-density, score, …) had a NaN
+            or an infinity; it was then rejected, by unadjusted kernels too. A
+            log-density of −∞ does not count: there the density is 0, and the proposal
+            is rejected like any other. Neither does a trajectory that diverged, see
+            `metropolis`.
+        log_reversal: log T(x|x') − log T(x'|x) of the move from x to x' that was made,
+            0 where the chain stayed: how much likelier the kernel (of a `Gibbs`, its
+            `reversal`) goes back than it went. Under detailed balance that is log π(x)
+            − log π(x').
+        quadrature_error: estimate of |error| of the log-ratio that decided; 0 where it
+            is no quadrature, NaN where the quadrature has no estimate or the proposal
+            was non-finite.
     """
 
     acceptance: Array
@@ -80,8 +95,9 @@ class Info(eqx.Module):
 class Kernel(eqx.Module, Generic[State]):
     """A Markov transition that leaves π_k invariant, or nearly so (unadjusted kernels).
 
-    A kernel sees a level's density only as a `Target`, position → `Evaluation`, and works on ONE chain: the driver
-    maps it over chains. Contract, for every target π and every step size h > 0:
+    A kernel sees a level's density only as a `Target`, position → `Evaluation`, and
+    works on ONE chain: the driver maps it over chains. Contract, for every target π and
+    every step size h > 0:
 
     - if `state` ~ π (with its cached evaluation, and momentum ~ N(0, I) where it has one), then the next state ~ π;
       unadjusted kernels keep this only as h → 0;
@@ -89,19 +105,22 @@ class Kernel(eqx.Module, Generic[State]):
     - `init` and `relevel` call `target` once, `step` calls it `evaluations_per_step` times;
     - numbers are pytree leaves, so another step size does not compile again.
 
-    A transition says where it needs the density and leaves the evaluating to its driver, so that a compiled loop holds
-    the networks of a density once, whatever kernels it runs::
+    A transition says where it needs the density and leaves the evaluating to its
+    driver, so that a compiled loop holds the networks of a density once, whatever
+    kernels it runs::
 
         trajectory, x = kernel.begin(noise, state, step_size)
         for i in range(kernel.evaluations_per_step - 1):
             trajectory, x = kernel.advance(i, trajectory, target(x))
         state, info = kernel.finish(trajectory, target(x))
 
-    `step` is this loop. A kernel that cannot be cut at its evaluations overrides `step` instead.
+    `step` is this loop. A kernel that cannot be cut at its evaluations overrides `step`
+    instead.
 
     Attributes:
-        step_size: h: a number, one per level (K,), a rule schedule → (K,), or `Adaptive`. It describes what to run;
-            the value in force is handed to `step`. None of a `Gibbs`, whose blocks have their own.
+        step_size: h: a number, one per level (K,), a rule schedule → (K,), or
+            `Adaptive`. It describes what to run; the value in force is handed to
+            `step`. None of a `Gibbs`, whose blocks have their own.
     """
 
     step_size: StepSizeLike = eqx.field(converter=as_step_size)
@@ -120,14 +139,17 @@ class Kernel(eqx.Module, Generic[State]):
                     f"{name} got a step size of shape {self.step_size.shape}",
                     fix="give one number, or one per level: shape (K,)",
                 )
-            check_range(self.step_size, f"{name}(step_size=)", fix="positive, finite numbers")
+            check_range(
+                self.step_size, f"{name}(step_size=)", fix="positive, finite numbers"
+            )
 
     __repr__ = settings
 
     @property
     @abc.abstractmethod
     def requires(self) -> frozenset[str]:
-        """Capabilities that the density must have (``"score"``, ``"energy"``). A plain class attribute will do."""
+        """Capabilities that the density must have (``"score"``, ``"energy"``). A plain
+        class attribute will do."""
 
     @property
     @abc.abstractmethod
@@ -137,17 +159,18 @@ class Kernel(eqx.Module, Generic[State]):
     @property
     @abc.abstractmethod
     def optimal_acceptance(self) -> float | None:
-        """The mean acceptance that `Adaptive` aims for, None where nothing is ever rejected. A plain class attribute
-        will do."""
+        """The mean acceptance that `Adaptive` aims for, None where nothing is ever
+        rejected. A plain class attribute will do."""
 
     @property
     @abc.abstractmethod
     def scale_exponent(self) -> int:
-        """p in h_k = c·σ_k^p: 2 where h is a squared length (Langevin), 1 where it is a length. A plain class attribute
-        will do."""
+        """p in h_k = c·σ_k^p: 2 where h is a squared length (Langevin), 1 where it is a
+        length. A plain class attribute will do."""
 
     def init(self, key: Array, position: Position, target: Target) -> State:
-        """The state of a chain at `position`; one evaluation. A plain `KernelState` if not overridden.
+        """The state of a chain at `position`; one evaluation. A plain `KernelState` if
+        not overridden.
 
         Args:
             key: typed random key, for what the state draws (momentum).
@@ -162,52 +185,67 @@ class Kernel(eqx.Module, Generic[State]):
     def relevel(self, state: State, target: Target) -> State:
         """The same chain under another level's density; exactly one evaluation.
 
-        Without it the first transition at a new level would compare the new density with a cached value of the old.
+        Without it the first transition at a new level would compare the new density
+        with a cached value of the old.
         """
         return dataclasses.replace(state, evaluation=target(state.position))
 
     def under(self, density: PyTree[Array], noise: PyTree[Array]) -> Kernel:
-        """The kernel for one level of a density, for those that take more of it than `step`'s target."""
+        """The kernel for one level of a density, for those that take more of it than
+        `step`'s target."""
         return self
 
     @property
     def resumable(self) -> bool:
-        """Whether `begin`, `advance` and `finish` may drive a transition: not where a class has a `step` of its own."""
+        """Whether `begin`, `advance` and `finish` may drive a transition: not where a
+        class has a `step` of its own."""
         return type(self).step is Kernel.step
 
     def noise_size(self, position: Position) -> int:
-        """How many standard normals one transition from ``position`` needs: d, its numbers, if not overridden."""
+        """How many standard normals one transition from ``position`` needs: d, its
+        numbers, if not overridden."""
         return pytree.size(position)
 
-    def begin(self, noise: Array, state: State, step_size: Array) -> tuple[PyTree[Array], Position]:
+    def begin(
+        self, noise: Array, state: State, step_size: Array
+    ) -> tuple[PyTree[Array], Position]:
         """Starts a transition.
 
         Args:
-            noise: independent standard normals, (noise_size,). All of a transition's randomness.
+            noise: independent standard normals, (noise_size,). All of a transition's
+                randomness.
             state: the chain, evaluated under the current level's density.
             step_size: h, a scalar.
 
         Returns:
-            The trajectory, a `Trajectory` or another pytree of arrays, and where the first evaluation is wanted.
+            The trajectory, a `Trajectory` or another pytree of arrays, and where the
+                first evaluation is wanted.
         """
-        raise NotImplementedError(f"{type(self).__name__} has neither `begin` and `finish` nor a `step` of its own")
+        raise NotImplementedError(
+            f"{type(self).__name__} has neither `begin` and `finish` nor a `step` of its own"
+        )
 
     def advance(
         self, i: Array | int, trajectory: PyTree[Array], evaluation: Evaluation
     ) -> tuple[PyTree[Array], Position]:
-        """Goes on after an evaluation that is not the last; kernels of one evaluation have no use for it.
+        """Goes on after an evaluation that is not the last; kernels of one evaluation
+        have no use for it.
 
         Args:
-            i: the evaluation's number, from 0 to `evaluations_per_step` − 2; may be traced.
+            i: the evaluation's number, from 0 to `evaluations_per_step` − 2; may be
+                traced.
             trajectory: what `begin` or `advance` returned.
             evaluation: the density where they wanted it.
 
         Returns:
-            A trajectory of the same structure, shapes and precisions, and where the next evaluation is wanted.
+            A trajectory of the same structure, shapes and precisions, and where the
+                next evaluation is wanted.
         """
         raise NotImplementedError
 
-    def finish(self, trajectory: PyTree[Array], evaluation: Evaluation) -> tuple[State, Info]:
+    def finish(
+        self, trajectory: PyTree[Array], evaluation: Evaluation
+    ) -> tuple[State, Info]:
         """Accepts or rejects after the last evaluation; arguments as of `advance`.
 
         Returns:
@@ -215,14 +253,17 @@ class Kernel(eqx.Module, Generic[State]):
         """
         raise NotImplementedError
 
-    def step(self, key: Array, state: State, target: Target, step_size: Array) -> tuple[State, Info]:
+    def step(
+        self, key: Array, state: State, target: Target, step_size: Array
+    ) -> tuple[State, Info]:
         """One transition; the target is traced once.
 
         Args:
             key: typed random key.
             state: the chain, evaluated under `target`.
             target: the density at the current level.
-            step_size: h, a scalar array; of a `Gibbs` one for each block. `self.step_size` is not read here.
+            step_size: h, a scalar array; of a `Gibbs` one for each block.
+                `self.step_size` is not read here.
 
         Returns:
             The next state and its `Info`.
@@ -239,16 +280,24 @@ class Kernel(eqx.Module, Generic[State]):
         ) -> tuple[PyTree[Array], Position, Evaluation]:
             trajectory, position, _ = carry
             evaluation = target(position)
-            # After the last evaluation the trajectory stays as it is, for `finish`: one loop, one trace of the target.
-            after = pytree.where(i < last, self.advance(i, trajectory, evaluation), (trajectory, position))
+            # After the last evaluation the trajectory stays as it is, for `finish`: one
+            # loop, one trace of the target.
+            after = pytree.where(
+                i < last,
+                self.advance(i, trajectory, evaluation),
+                (trajectory, position),
+            )
             return *after, evaluation
 
-        trajectory, _, evaluation = jax.lax.fori_loop(0, last + 1, evaluate, (trajectory, position, state.evaluation))
+        trajectory, _, evaluation = jax.lax.fori_loop(
+            0, last + 1, evaluate, (trajectory, position, state.evaluation)
+        )
         return self.finish(trajectory, evaluation)
 
 
 def log_density_of(evaluation: Evaluation) -> Array:
-    """log π(x) of an evaluation, a scalar; raises while tracing where the density offers its score only."""
+    """log π(x) of an evaluation, a scalar; raises while tracing where the density
+    offers its score only."""
     value = evaluation.log_density
     if value is None:
         raise CapabilityError(

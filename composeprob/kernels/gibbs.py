@@ -26,30 +26,39 @@ Tree = TypeVar("Tree")
 class GibbsState(KernelState):
     """A chain with what the blocks' kernels carry."""
 
-    inner: tuple[KernelState, ...] = ()  # of each block, without position and evaluation: they are parts of the chain's
+    inner: tuple[
+        KernelState, ...
+        # of each block, without position and evaluation: they are parts of the chain's
+    ] = ()
 
 
 class Gibbs(Kernel[GibbsState]):
     r"""Blocks of sites in turn, each moved by a kernel of its own given all others.
 
-    One transition is a scan: block b moves $x_b$ under $\pi(x_b \mid x_{-b}) \propto \pi(x_b, x_{-b})$, in the order
-    given, each seeing what those before it did. Where every block's kernel leaves its conditional invariant, π stays.
-    A scan costs the sum of its blocks' evaluations and no more: what one block evaluated last is what the next starts
-    from. Each of them is one evaluation of the whole density. Sites of no block stay where they are.
+    One transition is a scan: block b moves $x_b$ under $\pi(x_b \mid x_{-b}) \propto
+    \pi(x_b, x_{-b})$, in the order given, each seeing what those before it did. Where
+    every block's kernel leaves its conditional invariant, π stays. A scan costs the sum
+    of its blocks' evaluations and no more: what one block evaluated last is what the
+    next starts from. Each of them is one evaluation of the whole density. Sites of no
+    block stay where they are.
 
-    Steps are the blocks' own: numbers, rules or `Adaptive`, each with its own acceptance to aim for. An adaptive step
-    is h_k = c·σ_k^p for a block with noised sites and h_k = c for one of static sites only, whose width does not
-    follow the noise. A metric that is measured is one for each block. Of several `warmup` the longest counts for all
-    that have one. ``result.acceptance`` and ``result.step_size`` have shape (levels, blocks); ``result.about.blocks``
-    names the columns.
+    Steps are the blocks' own: numbers, rules or `Adaptive`, each with its own
+    acceptance to aim for. An adaptive step is h_k = c·σ_k^p for a block with noised
+    sites and h_k = c for one of static sites only, whose width does not follow the
+    noise. A metric that is measured is one for each block. Of several `warmup` the
+    longest counts for all that have one. ``result.acceptance`` and ``result.step_size``
+    have shape (levels, blocks); ``result.about.blocks`` names the columns.
 
     Args:
-        blocks: ``{sites: kernel}``, a site's name or a tuple of names each; together every site of the program once.
-        backwards: visit the blocks in the opposite order, as the time reversal of a scan does.
+        blocks: ``{sites: kernel}``, a site's name or a tuple of names each; together
+            every site of the program once.
+        backwards: visit the blocks in the opposite order, as the time reversal of a
+            scan does.
 
     Raises:
-        InvalidValueError: no blocks, a block without sites, or a site in two blocks; from `infer`, before anything is
-            compiled, a site that no block moves, or one that the program does not have.
+        InvalidValueError: no blocks, a block without sites, or a site in two blocks;
+            from `infer`, before anything is compiled, a site that no block moves, or
+            one that the program does not have.
         WrongTypeError: what is no kernel or no name, or a `Gibbs` inside another.
 
     Example:
@@ -61,8 +70,8 @@ class Gibbs(Kernel[GibbsState]):
         Gibbs({'x': MALA(step_size=0.1), 'mu': MALA(step_size=0.2)})
 
     References:
-        Geman and Geman (1984); Tierney (1994), Markov chains for exploring posterior distributions, for cycles of
-        kernels.
+        Geman and Geman (1984); Tierney (1994), Markov chains for exploring posterior
+        distributions, for cycles of kernels.
     """
 
     step_size: None = eqx.field(default=None, init=False)  # type: ignore[assignment]
@@ -76,7 +85,8 @@ class Gibbs(Kernel[GibbsState]):
     def __init__(self, blocks: Mapping[Any, Kernel], backwards: bool = False):
         if not isinstance(blocks, Mapping):
             raise WrongTypeError(
-                f"Gibbs takes a dict of blocks; got {type(blocks).__name__}", fix='write {"x": cp.HMC(), …}'
+                f"Gibbs takes a dict of blocks; got {type(blocks).__name__}",
+                fix='write {"x": cp.HMC(), …}',
             )
         self.step_size = None
         self.sites = tuple(_names(sites) for sites in blocks)
@@ -86,7 +96,9 @@ class Gibbs(Kernel[GibbsState]):
 
     def __repr__(self) -> str:
         pairs = zip(self.sites, self.kernels, strict=True)
-        named = {names if len(names) > 1 else names[0]: kernel for names, kernel in pairs}
+        named = {
+            names if len(names) > 1 else names[0]: kernel for names, kernel in pairs
+        }
         return f"Gibbs({named!r}{', backwards=True' if self.backwards else ''})"
 
     @property
@@ -111,25 +123,38 @@ class Gibbs(Kernel[GibbsState]):
         whole, inner = target(position), []
         for b, kernel in enumerate(self.kernels):
             here = _constant(self.block_evaluation(b, whole))
-            inner.append(_stripped(kernel.init(self._key(key, b), self.part(b, position), here)))
+            inner.append(
+                _stripped(kernel.init(self._key(key, b), self.part(b, position), here))
+            )
         return GibbsState(position, whole, tuple(inner))
 
     def relevel(self, state: GibbsState, target: Target) -> GibbsState:
         here = dataclasses.replace(state, evaluation=target(state.position))
-        inner = tuple(_stripped(self.block_state(b, here)) for b in range(len(self.kernels)))
+        inner = tuple(
+            _stripped(self.block_state(b, here)) for b in range(len(self.kernels))
+        )
         return dataclasses.replace(here, inner=inner)
 
     def step(
-        self, key: Array, state: GibbsState, target: Target, step_size: Sequence[Array] | Array
+        self,
+        key: Array,
+        state: GibbsState,
+        target: Target,
+        step_size: Sequence[Array] | Array,
     ) -> tuple[GibbsState, Info]:
-        """One scan; `step_size` has one for each block, and so has every entry of the `Info`."""
+        """One scan; `step_size` has one for each block, and so has every entry of the
+        `Info`."""
         infos: list[Any] = [None] * len(self.kernels)
         for b in self.order:
             conditional = self._conditional(b, target, state.position)
             block = self.block_state(b, state)
-            block, infos[b] = self.kernels[b].step(self._key(key, b), block, conditional, step_size[b])
+            block, infos[b] = self.kernels[b].step(
+                self._key(key, b), block, conditional, step_size[b]
+            )
             state = self.merged(b, state, block)
-        return state, jax.tree.map(lambda *entries: jnp.stack([jnp.asarray(e) for e in entries]), *infos)
+        return state, jax.tree.map(
+            lambda *entries: jnp.stack([jnp.asarray(e) for e in entries]), *infos
+        )
 
     def part(self, b: int, position: Position) -> Position:
         """The sites of block b of a position, or of a gradient."""
@@ -140,20 +165,37 @@ class Gibbs(Kernel[GibbsState]):
         return {**position, **part}
 
     def block_state(self, b: int, state: GibbsState) -> KernelState:
-        """Block b's state where the chain is now. What other blocks did is to it another level: whatever its kernel
-        caches is refreshed, from the chain's evaluation."""
-        block = dataclasses.replace(state.inner[b], position=self.part(b, state.position))
-        return self.kernels[b].relevel(block, _constant(self.block_evaluation(b, state.evaluation)))
+        """Block b's state where the chain is now. What other blocks did is to it
+        another level: whatever its kernel caches is refreshed, from the chain's
+        evaluation."""
+        block = dataclasses.replace(
+            state.inner[b], position=self.part(b, state.position)
+        )
+        return self.kernels[b].relevel(
+            block, _constant(self.block_evaluation(b, state.evaluation))
+        )
 
     def merged(self, b: int, state: GibbsState, block: KernelState) -> GibbsState:
-        """The chain after block b has moved to the state ``block``, whose evaluation is one of `block_evaluation`."""
-        inner, position = list(state.inner), self.joined(b, state.position, block.position)
+        """The chain after block b has moved to the state ``block``, whose evaluation is
+        one of `block_evaluation`."""
+        inner, position = (
+            list(state.inner),
+            self.joined(b, state.position, block.position),
+        )
         inner[b] = _stripped(block)
-        return dataclasses.replace(state, position=position, evaluation=block.evaluation.parts, inner=tuple(inner))
+        return dataclasses.replace(
+            state,
+            position=position,
+            evaluation=block.evaluation.parts,
+            inner=tuple(inner),
+        )
 
     def block_evaluation(self, b: int, whole: Evaluation) -> Evaluation:
-        """The part of an evaluation that concerns block b; the whole, which the next block needs, travels with it."""
-        block = whole.with_gradients(self.part(b, gradient) for gradient in whole.gradients)
+        """The part of an evaluation that concerns block b; the whole, which the next
+        block needs, travels with it."""
+        block = whole.with_gradients(
+            self.part(b, gradient) for gradient in whole.gradients
+        )
         return dataclasses.replace(block, parts=whole)
 
     def _key(self, key: Array, b: int) -> Array:
@@ -161,29 +203,41 @@ class Gibbs(Kernel[GibbsState]):
         return jax.random.fold_in(key, b) if len(self.kernels) > 1 else key
 
     def _conditional(self, b: int, target: Target, position: Position) -> Target:
-        """Block b's position → what `target` gives with the other sites where they are."""
-        return lambda block: self.block_evaluation(b, target(self.joined(b, position, block)))
+        """Block b's position → what `target` gives with the other sites where they
+        are."""
+        return lambda block: self.block_evaluation(
+            b, target(self.joined(b, position, block))
+        )
 
 
 def parts_of(kernel: Kernel | None) -> tuple[Kernel, ...]:
-    """The kernels that have a step size: one for each block of a `Gibbs`, or the kernel itself, if there is one."""
+    """The kernels that have a step size: one for each block of a `Gibbs`, or the kernel
+    itself, if there is one."""
     if kernel is None:
         return ()
     return kernel.kernels if isinstance(kernel, Gibbs) else (kernel,)
 
 
 def integrates_score(kernel: Kernel | None) -> bool:
-    """Whether an accept test integrates the score, which means something only where that is a gradient."""
-    return any(isinstance(getattr(part, "log_ratio", None), LineIntegral) for part in parts_of(kernel))
+    """Whether an accept test integrates the score, which means something only where
+    that is a gradient."""
+    return any(
+        isinstance(getattr(part, "log_ratio", None), LineIntegral)
+        for part in parts_of(kernel)
+    )
 
 
 def measures_metric(kernel: Kernel | None) -> bool:
     """Whether a metric is measured from the moves of all chains."""
-    return any(isinstance(getattr(part, "metric", None), Estimated) for part in parts_of(kernel))
+    return any(
+        isinstance(getattr(part, "metric", None), Estimated)
+        for part in parts_of(kernel)
+    )
 
 
 def replaced(module: Tree, **fields: object) -> Tree:
-    """A kernel, or another module, with other values of some fields, which are neither converted nor checked again."""
+    """A kernel, or another module, with other values of some fields, which are neither
+    converted nor checked again."""
     found = copy.copy(module)
     for name, value in fields.items():
         object.__setattr__(found, name, value)
@@ -192,12 +246,16 @@ def replaced(module: Tree, **fields: object) -> Tree:
 
 def with_parts(kernel: Kernel, parts: Sequence[Kernel]) -> Kernel:
     """The same blocks with other kernels, or the one other kernel."""
-    return replaced(kernel, kernels=tuple(parts)) if isinstance(kernel, Gibbs) else parts[0]
+    return (
+        replaced(kernel, kernels=tuple(parts))
+        if isinstance(kernel, Gibbs)
+        else parts[0]
+    )
 
 
 def in_blocks(kernel: Kernel, names: Iterable[str]) -> Gibbs:
-    """Any kernel as blocks of the sites that are to be moved; one block, unless it is a `Gibbs` already, whose blocks
-    must be of these ``names`` and leave none out."""
+    """Any kernel as blocks of the sites that are to be moved; one block, unless it is a
+    `Gibbs` already, whose blocks must be of these ``names`` and leave none out."""
     sites = tuple(names)
     if not isinstance(kernel, Gibbs):
         return Gibbs({sites: kernel})
@@ -223,22 +281,35 @@ def _names(sites: Any) -> Sites:
     names = sites if isinstance(sites, tuple) else (sites,)
     if not all(isinstance(name, str) for name in names):
         raise WrongTypeError(
-            f"a block of Gibbs is called {sites!r}", fix='name one site, "x", or several, ("mu", "sigma")'
+            f"a block of Gibbs is called {sites!r}",
+            fix='name one site, "x", or several, ("mu", "sigma")',
         )
     if not names:
-        raise InvalidValueError("a block of Gibbs has no site: ()", fix='name one site, "x", or several, ("a", "b")')
+        raise InvalidValueError(
+            "a block of Gibbs has no site: ()",
+            fix='name one site, "x", or several, ("a", "b")',
+        )
     return names
 
 
 def _check(sites: tuple[Sites, ...], kernels: tuple[object, ...]) -> None:
     if not sites:
-        raise InvalidValueError("Gibbs has no blocks: {}", fix='give each site a kernel, such as {"x": cp.HMC()}')
+        raise InvalidValueError(
+            "Gibbs has no blocks: {}",
+            fix='give each site a kernel, such as {"x": cp.HMC()}',
+        )
     for block, kernel in zip(sites, kernels, strict=True):
         shown = ", ".join(map(repr, block))
         if not isinstance(kernel, Kernel):
-            raise WrongTypeError(f"the block of {shown} has no kernel but {kernel!r}", fix="give it one, as cp.HMC()")
+            raise WrongTypeError(
+                f"the block of {shown} has no kernel but {kernel!r}",
+                fix="give it one, as cp.HMC()",
+            )
         if isinstance(kernel, Gibbs):
-            raise WrongTypeError(f"the block of {shown} is itself moved by a Gibbs", fix="list all blocks in one Gibbs")
+            raise WrongTypeError(
+                f"the block of {shown} is itself moved by a Gibbs",
+                fix="list all blocks in one Gibbs",
+            )
     names = [name for block in sites for name in block]
     for name in names:
         if names.count(name) > 1:

@@ -1,4 +1,5 @@
-"""Hamiltonian kernels: momentum, its partial refreshment and the one leapfrog, and UHMC and HMC, which follow it."""
+"""Hamiltonian kernels: momentum, its partial refreshment and the one leapfrog, and UHMC
+and HMC, which follow it."""
 
 from __future__ import annotations
 
@@ -15,44 +16,73 @@ from composeprob import pytree
 from composeprob.arguments import check_count
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import InvalidValueError
-from composeprob.kernels.base import Info, Kernel, KernelState, Trajectory, log_density_of
+from composeprob.kernels.base import (
+    Info,
+    Kernel,
+    KernelState,
+    Trajectory,
+    log_density_of,
+)
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
 from composeprob.kernels.metric import MetricLike, as_metric, in_force
-from composeprob.kernels.metropolis import comparable, kick_energy, log_uniform, metropolis, unadjusted
-from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_scalar, as_step_size, check_range, match_precision
+from composeprob.kernels.metropolis import (
+    comparable,
+    kick_energy,
+    log_uniform,
+    metropolis,
+    unadjusted,
+)
+from composeprob.kernels.step_size import (
+    Adaptive,
+    StepSizeLike,
+    as_scalar,
+    as_step_size,
+    check_range,
+    match_precision,
+)
 
 
 class HamiltonianState(KernelState):
     """A chain with its momentum.
 
     Attributes:
-        momentum: v, structured like the position; N(0, I) at stationarity, independent of x, of the level and of the
-            metric, in whose coordinates it is measured.
+        momentum: v, structured like the position; N(0, I) at stationarity, independent
+            of x, of the level and of the metric, in whose coordinates it is measured.
     """
 
     momentum: Position
 
 
 class HamiltonianTrajectory(Trajectory[HamiltonianState]):
-    """A Hamiltonian transition in the middle of a leapfrog step, which leads to `position`."""
+    """A Hamiltonian transition in the middle of a leapfrog step, which leads to
+    `position`."""
 
     momentum: Position  # v after the step's first half kick
-    greatest_kick: Array  # the greatest `kick_energy` of the steps so far, a scalar; NaN is none
+    greatest_kick: (
+        Array  # the greatest `kick_energy` of the steps so far, a scalar; NaN is none
+    )
 
 
 class Hamiltonian(Kernel[HamiltonianState]):
-    r"""Base of the kernels that follow a trajectory of $H(x, v) = -\log\pi(x) + \tfrac12\|v\|^2$.
+    r"""Base of the kernels that follow a trajectory of $H(x, v) = -\log\pi(x) +
+    \tfrac12\|v\|^2$.
 
-    It has L leapfrog steps of length h: $v \leftarrow v + \tfrac h2 L^\top\nabla\log\pi(x)$, $x \leftarrow x + hLv$,
-    $v \leftarrow v + \tfrac h2 L^\top\nabla\log\pi(x)$, in the coordinates $L^{-1}x$ of the inverse mass matrix
-    $LL^\top$, where momenta are N(0, I). The map preserves volume, is reversed by flipping the momentum, and errs in H
-    by O(h²). h is a length: h_k = c·σ_k suits every level.
+    It has L leapfrog steps of length h: $v \leftarrow v + \tfrac h2
+    L^\top\nabla\log\pi(x)$, $x \leftarrow x + hLv$, $v \leftarrow v + \tfrac h2
+    L^\top\nabla\log\pi(x)$, in the coordinates $L^{-1}x$ of the inverse mass matrix
+    $LL^\top$, where momenta are N(0, I). The map preserves volume, is reversed by
+    flipping the momentum, and errs in H by O(h²). h is a length: h_k = c·σ_k suits
+    every level.
     """
 
     num_leapfrog: int = eqx.field(default=3, static=True)
-    damping: Array | float = eqx.field(default=0.5, converter=partial(as_scalar, what="damping"))
+    damping: Array | float = eqx.field(
+        default=0.5, converter=partial(as_scalar, what="damping")
+    )
 
-    metric: MetricLike = eqx.field(default="none", converter=as_metric, kw_only=True, repr=False)
+    metric: MetricLike = eqx.field(
+        default="none", converter=as_metric, kw_only=True, repr=False
+    )
 
     scale_exponent = 1
 
@@ -60,7 +90,11 @@ class Hamiltonian(Kernel[HamiltonianState]):
         name = type(self).__name__
         check_count(self.num_leapfrog, f"{name}(num_leapfrog=)")
         check_range(
-            self.damping, f"{name}(damping=)", 1.0, closed=True, fix="a number in [0, 1); 0 draws a new momentum"
+            self.damping,
+            f"{name}(damping=)",
+            1.0,
+            closed=True,
+            fix="a number in [0, 1); 0 draws a new momentum",
         )
 
     @property
@@ -71,14 +105,30 @@ class Hamiltonian(Kernel[HamiltonianState]):
         evaluation = super().init(key, position, target).evaluation
         return HamiltonianState(position, evaluation, pytree.normal_like(key, position))
 
-    def begin(self, noise: Array, state: HamiltonianState, step_size: Array) -> tuple[HamiltonianTrajectory, Position]:
-        """v ← γ·v + √(1−γ²)·ξ with γ the damping and ξ ~ N(0, I), which leaves N(0, I) invariant; then the leapfrog."""
-        kept, size = match_precision(self.damping, state.position), pytree.size(state.position)
-        fresh = pytree.scale(jnp.sqrt(1 - kept**2), pytree.unravel(noise[:size], state.position))
-        start = dataclasses.replace(state, momentum=pytree.axpy(kept, state.momentum, fresh))
+    def begin(
+        self, noise: Array, state: HamiltonianState, step_size: Array
+    ) -> tuple[HamiltonianTrajectory, Position]:
+        """v ← γ·v + √(1−γ²)·ξ with γ the damping and ξ ~ N(0, I), which leaves N(0, I)
+        invariant; then the leapfrog."""
+        kept, size = (
+            match_precision(self.damping, state.position),
+            pytree.size(state.position),
+        )
+        fresh = pytree.scale(
+            jnp.sqrt(1 - kept**2), pytree.unravel(noise[:size], state.position)
+        )
+        start = dataclasses.replace(
+            state, momentum=pytree.axpy(kept, state.momentum, fresh)
+        )
         h = match_precision(step_size, state.position)
         trajectory = HamiltonianTrajectory(
-            start, start.position, h, noise[size:], path=None, momentum=start.momentum, greatest_kick=jnp.zeros(())
+            start,
+            start.position,
+            h,
+            noise[size:],
+            path=None,
+            momentum=start.momentum,
+            greatest_kick=jnp.zeros(()),
         )
         return self.kick_and_drift(trajectory, start)
 
@@ -91,14 +141,23 @@ class Hamiltonian(Kernel[HamiltonianState]):
         self, trajectory: HamiltonianTrajectory, point: HamiltonianState
     ) -> tuple[HamiltonianTrajectory, Position]:
         """The first half of a leapfrog step from a point, and where it leads."""
-        h, metric, score = trajectory.step_size, in_force(self.metric), point.evaluation.score
+        h, metric, score = (
+            trajectory.step_size,
+            in_force(self.metric),
+            point.evaluation.score,
+        )
         momentum = pytree.axpy(h / 2, metric.back(score), point.momentum)
         position = pytree.axpy(h, metric.forth(momentum), point.position)
         kick = jnp.fmax(trajectory.greatest_kick, kick_energy(score, h, metric))
-        return dataclasses.replace(trajectory, position=position, momentum=momentum, greatest_kick=kick), position
+        return dataclasses.replace(
+            trajectory, position=position, momentum=momentum, greatest_kick=kick
+        ), position
 
-    def second_kick(self, trajectory: HamiltonianTrajectory, evaluation: Evaluation) -> HamiltonianState:
-        """The point where a leapfrog step ends: its second half kick, by the score found there."""
+    def second_kick(
+        self, trajectory: HamiltonianTrajectory, evaluation: Evaluation
+    ) -> HamiltonianState:
+        """The point where a leapfrog step ends: its second half kick, by the score
+        found there."""
         kick = in_force(self.metric).back(evaluation.score)
         momentum = pytree.axpy(trajectory.step_size / 2, kick, trajectory.momentum)
         return HamiltonianState(trajectory.position, evaluation, momentum)
@@ -106,7 +165,9 @@ class Hamiltonian(Kernel[HamiltonianState]):
 
 def flip(state: HamiltonianState) -> HamiltonianState:
     """The same point with the momentum turned round."""
-    return HamiltonianState(state.position, state.evaluation, jax.tree.map(jnp.negative, state.momentum))
+    return HamiltonianState(
+        state.position, state.evaluation, jax.tree.map(jnp.negative, state.momentum)
+    )
 
 
 def log_joint(state: HamiltonianState) -> Array:
@@ -115,19 +176,23 @@ def log_joint(state: HamiltonianState) -> Array:
 
 
 class UHMC(Hamiltonian):
-    r"""Unadjusted Hamiltonian Monte Carlo: $v \leftarrow \gamma v + \sqrt{1-\gamma^2}\,\xi$, then L leapfrog steps.
+    r"""Unadjusted Hamiltonian Monte Carlo: $v \leftarrow \gamma v +
+    \sqrt{1-\gamma^2}\,\xi$, then L leapfrog steps.
 
-    Needs scores only and leaves π invariant up to an error of order h²: on N(0, s²) its stationary variance is
-    s²/(1 − h²/(4s²)), whatever L and γ, and for h ≥ 2s it diverges.
+    Needs scores only and leaves π invariant up to an error of order h²: on N(0, s²) its
+    stationary variance is s²/(1 − h²/(4s²)), whatever L and γ, and for h ≥ 2s it
+    diverges.
 
     Args:
-        step_size: h > 0, as of `HMC`, but not `Adaptive`: nothing is rejected, so there is nothing to adapt to.
+        step_size: h > 0, as of `HMC`, but not `Adaptive`: nothing is rejected, so there
+            is nothing to adapt to.
         num_leapfrog: L ≥ 1, evaluations per transition.
         damping: γ in [0, 1), the part of the momentum that is kept.
         metric: the inverse mass matrix, as of `HMC`.
 
     Raises:
-        InvalidValueError: for a step size that is not positive and finite, L < 1, or γ outside [0, 1).
+        InvalidValueError: for a step size that is not positive and finite, L < 1, or γ
+            outside [0, 1).
         CapabilityError: for an `Adaptive` step size.
 
     Example:
@@ -136,46 +201,58 @@ class UHMC(Hamiltonian):
         3
 
     References:
-        Horowitz (1991), a generalized guided Monte Carlo algorithm; Du et al. (2023), Reduce, Reuse, Recycle.
+        Horowitz (1991), a generalized guided Monte Carlo algorithm; Du et al. (2023),
+            Reduce, Reuse, Recycle.
     """
 
     optimal_acceptance = None
     requires = frozenset({"score"})
 
-    def finish(self, trajectory: HamiltonianTrajectory, evaluation: Evaluation) -> tuple[HamiltonianState, Info]:
+    def finish(
+        self, trajectory: HamiltonianTrajectory, evaluation: Evaluation
+    ) -> tuple[HamiltonianState, Info]:
         start, proposed = trajectory.start, self.second_kick(trajectory, evaluation)
-        # The leapfrog preserves volume and is its own reverse: the directions differ by the law of momenta only.
-        log_reversal = 0.5 * (pytree.squared_norm(start.momentum) - pytree.squared_norm(proposed.momentum))
+        # The leapfrog preserves volume and is its own reverse: the directions differ by
+        # the law of momenta only.
+        log_reversal = 0.5 * (
+            pytree.squared_norm(start.momentum) - pytree.squared_norm(proposed.momentum)
+        )
         return unadjusted(proposed, flip(start), log_reversal)
 
 
 class HMC(Hamiltonian):
-    r"""Hamiltonian Monte Carlo: the trajectory of `UHMC`, accepted so that π is left exactly invariant.
+    r"""Hamiltonian Monte Carlo: the trajectory of `UHMC`, accepted so that π is left
+    exactly invariant.
 
     $$v \leftarrow \gamma v + \sqrt{1-\gamma^2}\,\xi, \qquad (x', v') = \mathrm{leapfrog}^L_h(x, v), \qquad
-      a = \min\big(1, e^{H(x,v) - H(x',v')}\big), \qquad H(x, v) = -\log\pi(x) + \tfrac12\|v\|^2.$$
+      a = \min\big(1, e^{H(x,v) - H(x',v')}\big), \qquad H(x, v) = -\log\pi(x) +
+      \tfrac12\|v\|^2.$$
 
-    A rejection flips the momentum, $(x, v) \to (x, -v)$: the proposal is an involution only with the flip, and without
-    it a partly refreshed momentum biases the law (N(0, 1) gets a variance of 1.13 at γ = 0.5). Each chain decides for
-    itself. L evaluations per transition: that of the current point is cached.
+    A rejection flips the momentum, $(x, v) \to (x, -v)$: the proposal is an involution
+    only with the flip, and without it a partly refreshed momentum biases the law (N(0,
+    1) gets a variance of 1.13 at γ = 0.5). Each chain decides for itself. L evaluations
+    per transition: that of the current point is cached.
 
     Args:
-        step_size: h > 0, a length: a number, one per level (K,), a rule such as ``lambda s: 0.5 * s.sigma``, or
-            `Adaptive` (the default, to an acceptance of 0.75).
+        step_size: h > 0, a length: a number, one per level (K,), a rule such as
+            ``lambda s: 0.5 * s.sigma``, or `Adaptive` (the default, to an acceptance of
+            0.75).
         num_leapfrog: L ≥ 1, evaluations per transition.
         damping: γ in [0, 1), the part of the momentum that is kept.
-        jitter: j in [0, 1): each transition draws its own step, h·(1 + j·U) with U uniform on (−1, 1). With one length
-            for all of them a trajectory can be a whole number of half turns in some direction, and never leave a point
-            there but to its mirror image.
-        metric: the inverse mass matrix, as of `MALA`. The momentum v is measured so that it is N(0, I) in every metric:
-            the trajectory is that of $u = L^{-1}x$.
-        log_ratio: ``"exact"``, from the density's own values, or a `LineIntegral` of its score, for densities that
-            offer nothing else: π is then left invariant up to the quadrature's error. ``LineIntegral(None)`` integrates
-            along the trajectory itself and needs no evaluation more.
+        jitter: j in [0, 1): each transition draws its own step, h·(1 + j·U) with U
+            uniform on (−1, 1). With one length for all of them a trajectory can be a
+            whole number of half turns in some direction, and never leave a point there
+            but to its mirror image.
+        metric: the inverse mass matrix, as of `MALA`. The momentum v is measured so
+            that it is N(0, I) in every metric: the trajectory is that of $u = L^{-1}x$.
+        log_ratio: ``"exact"``, from the density's own values, or a `LineIntegral` of
+            its score, for densities that offer nothing else: π is then left invariant
+            up to the quadrature's error. ``LineIntegral(None)`` integrates along the
+            trajectory itself and needs no evaluation more.
 
     Raises:
-        InvalidValueError: for a step size that is not positive and finite, L < 1, γ or j outside [0, 1), or Simpson's
-            rule along an odd number of leapfrogs.
+        InvalidValueError: for a step size that is not positive and finite, L < 1, γ or
+            j outside [0, 1), or Simpson's rule along an odd number of leapfrogs.
         WrongTypeError: for a `log_ratio` that is neither.
 
     Example:
@@ -185,20 +262,34 @@ class HMC(Hamiltonian):
         (5, ['energy', 'score'])
 
     References:
-        Duane et al. (1987), hybrid Monte Carlo; Horowitz (1991), partial refreshment; Beskos et al. (2013), optimal
-        tuning of hybrid Monte Carlo; Sjöberg et al. (2023) for the line integral.
+        Duane et al. (1987), hybrid Monte Carlo; Horowitz (1991), partial refreshment;
+        Beskos et al. (2013), optimal tuning of hybrid Monte Carlo; Sjöberg et al.
+        (2023) for the line integral.
     """
 
-    step_size: StepSizeLike = eqx.field(default_factory=Adaptive, converter=as_step_size)
-    jitter: Array | float = eqx.field(default=0.0, converter=partial(as_scalar, what="jitter"), repr=False)
+    step_size: StepSizeLike = eqx.field(
+        default_factory=Adaptive, converter=as_step_size
+    )
+    jitter: Array | float = eqx.field(
+        default=0.0, converter=partial(as_scalar, what="jitter"), repr=False
+    )
     log_ratio: LogRatio = eqx.field(default="exact", static=True, repr=False)
 
     optimal_acceptance = 0.75
 
     def __check_init__(self) -> None:
         check_log_ratio(self.log_ratio, "HMC")
-        check_range(self.jitter, "HMC(jitter=)", 1.0, closed=True, fix="a number in [0, 1); 0 for equal steps")
-        if not isinstance(self.log_ratio, LineIntegral) or self.log_ratio.num_points is not None:
+        check_range(
+            self.jitter,
+            "HMC(jitter=)",
+            1.0,
+            closed=True,
+            fix="a number in [0, 1); 0 for equal steps",
+        )
+        if (
+            not isinstance(self.log_ratio, LineIntegral)
+            or self.log_ratio.num_points is not None
+        ):
             return
         self.log_ratio.check_tolerance(self.num_leapfrog, "use num_leapfrog=2")
         if self.log_ratio.rule == "simpson" and self.num_leapfrog % 2:
@@ -209,19 +300,31 @@ class HMC(Hamiltonian):
 
     @property
     def requires(self) -> frozenset[str]:
-        return frozenset({"score"} if isinstance(self.log_ratio, LineIntegral) else {"energy", "score"})
+        return frozenset(
+            {"score"}
+            if isinstance(self.log_ratio, LineIntegral)
+            else {"energy", "score"}
+        )
 
     @property
     def evaluations_per_step(self) -> int:
-        extra = self.log_ratio.extra_evaluations if isinstance(self.log_ratio, LineIntegral) else 0
+        extra = (
+            self.log_ratio.extra_evaluations
+            if isinstance(self.log_ratio, LineIntegral)
+            else 0
+        )
         return self.num_leapfrog + extra
 
     def noise_size(self, position: Position) -> int:
         return super().noise_size(position) + 2  # for the accept test and the jitter
 
-    def begin(self, noise: Array, state: HamiltonianState, step_size: Array) -> tuple[HamiltonianTrajectory, Position]:
+    def begin(
+        self, noise: Array, state: HamiltonianState, step_size: Array
+    ) -> tuple[HamiltonianTrajectory, Position]:
         uniform = 2 * ndtr(noise[-1]) - 1
-        jittered = step_size * (1.0 + match_precision(self.jitter, state.position) * uniform)
+        jittered = step_size * (
+            1.0 + match_precision(self.jitter, state.position) * uniform
+        )
         trajectory, position = super().begin(noise, state, jittered)
         if isinstance(self.log_ratio, LineIntegral):
             path = self.log_ratio.begin(trajectory.start, self.num_leapfrog)
@@ -231,7 +334,11 @@ class HMC(Hamiltonian):
     def advance(
         self, i: Array | int, trajectory: HamiltonianTrajectory, evaluation: Evaluation
     ) -> tuple[HamiltonianTrajectory, Position]:
-        start, point, length = trajectory.start, self.second_kick(trajectory, evaluation), self.num_leapfrog
+        start, point, length = (
+            trajectory.start,
+            self.second_kick(trajectory, evaluation),
+            self.num_leapfrog,
+        )
         if trajectory.path is None:
             return self.kick_and_drift(trajectory, point)
         assert isinstance(self.log_ratio, LineIntegral)
@@ -243,14 +350,24 @@ class HMC(Hamiltonian):
         line = trajectory, self.log_ratio.node(i - (length - 1) + 1, path, start)
         return pytree.where(jnp.asarray(i < length - 1), leapfrog, line)
 
-    def finish(self, trajectory: HamiltonianTrajectory, evaluation: Evaluation) -> tuple[HamiltonianState, Info]:
+    def finish(
+        self, trajectory: HamiltonianTrajectory, evaluation: Evaluation
+    ) -> tuple[HamiltonianState, Info]:
         start, proposed = trajectory.start, self.second_kick(trajectory, evaluation)
         log_u, kick = log_uniform(trajectory.spare_noise[0]), trajectory.greatest_kick
         if not isinstance(self.log_ratio, LineIntegral):
             there, here = comparable(proposed, start)
             log_ratio = log_joint(there) - log_joint(here)
-            return metropolis(log_u, log_ratio, proposed, flip(start), greatest_kick=kick)
-        proposed, log_target_ratio, error = self.log_ratio.finish(self.num_leapfrog, trajectory.path, start, proposed)
-        kinetic = 0.5 * (pytree.squared_norm(start.momentum) - pytree.squared_norm(proposed.momentum))
+            return metropolis(
+                log_u, log_ratio, proposed, flip(start), greatest_kick=kick
+            )
+        proposed, log_target_ratio, error = self.log_ratio.finish(
+            self.num_leapfrog, trajectory.path, start, proposed
+        )
+        kinetic = 0.5 * (
+            pytree.squared_norm(start.momentum) - pytree.squared_norm(proposed.momentum)
+        )
         log_ratio = log_target_ratio + kinetic
-        return metropolis(log_u, log_ratio, proposed, flip(start), log_target_ratio, error, kick)
+        return metropolis(
+            log_u, log_ratio, proposed, flip(start), log_target_ratio, error, kick
+        )

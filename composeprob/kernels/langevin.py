@@ -13,41 +13,75 @@ from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import InvalidValueError
 from composeprob.kernels.base import Info, Kernel, KernelState, Trajectory
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
-from composeprob.kernels.metric import EUCLIDEAN, Metric, MetricLike, as_metric, in_force
-from composeprob.kernels.metropolis import kick_energy, log_density_ratio, log_uniform, metropolis, unadjusted
-from composeprob.kernels.step_size import Adaptive, StepSizeLike, as_step_size, match_precision
+from composeprob.kernels.metric import (
+    EUCLIDEAN,
+    Metric,
+    MetricLike,
+    as_metric,
+    in_force,
+)
+from composeprob.kernels.metropolis import (
+    kick_energy,
+    log_density_ratio,
+    log_uniform,
+    metropolis,
+    unadjusted,
+)
+from composeprob.kernels.step_size import (
+    Adaptive,
+    StepSizeLike,
+    as_step_size,
+    match_precision,
+)
 
 
 class Langevin(Kernel[KernelState]):
-    """Base of the kernels that move by one Euler step of dx = C·∇ log π dt + √(2C) dW, C the metric. h is a squared
-    length: a step moves by about √(2h), and h_k = c·σ_k² suits every level."""
+    """Base of the kernels that move by one Euler step of dx = C·∇ log π dt + √(2C) dW,
+    C the metric. h is a squared length: a step moves by about √(2h), and h_k = c·σ_k²
+    suits every level."""
 
-    metric: MetricLike = eqx.field(default="none", converter=as_metric, kw_only=True, repr=False)
+    metric: MetricLike = eqx.field(
+        default="none", converter=as_metric, kw_only=True, repr=False
+    )
 
     scale_exponent = 2
 
-    def begin(self, noise: Array, state: KernelState, step_size: Array) -> tuple[Trajectory[KernelState], Position]:
-        h, size = match_precision(step_size, state.position), pytree.size(state.position)
+    def begin(
+        self, noise: Array, state: KernelState, step_size: Array
+    ) -> tuple[Trajectory[KernelState], Position]:
+        h, size = (
+            match_precision(step_size, state.position),
+            pytree.size(state.position),
+        )
         position = self.propose(pytree.unravel(noise[:size], state.position), state, h)
         return Trajectory(state, position, h, noise[size:], path=None), position
 
-    def propose(self, noise: Position, state: KernelState, step_size: Array) -> Position:
+    def propose(
+        self, noise: Position, state: KernelState, step_size: Array
+    ) -> Position:
         """x' = x + h·C·∇ log π(x) + √(2h)·L·ξ with C = L·Lᵀ and ξ = noise ~ N(0, I)."""
         metric = in_force(self.metric)
-        drifted = pytree.axpy(step_size, metric.forth(metric.back(state.evaluation.score)), state.position)
+        drifted = pytree.axpy(
+            step_size, metric.forth(metric.back(state.evaluation.score)), state.position
+        )
         return pytree.axpy(jnp.sqrt(2 * step_size), metric.forth(noise), drifted)
 
 
 def log_proposal_ratio(
-    current: KernelState, proposed: KernelState, step_size: Array, metric: Metric = EUCLIDEAN
+    current: KernelState,
+    proposed: KernelState,
+    step_size: Array,
+    metric: Metric = EUCLIDEAN,
 ) -> Array:
-    r"""log q(x|x') − log q(x'|x) of the Langevin proposal q(x'|x) = N(x'; x + h·C·s, 2h·C), with s = ∇ log π.
+    r"""log q(x|x') − log q(x'|x) of the Langevin proposal q(x'|x) = N(x'; x + h·C·s,
+    2h·C), with s = ∇ log π.
 
     Written out, the two squares over 4h leave, with C = L·Lᵀ,
 
     $$-\tfrac12\langle x' - x,\; s + s'\rangle + \tfrac h4\left(\|L^\top s\|^2 - \|L^\top s'\|^2\right),$$
 
-    a scalar, which does not subtract two large numbers when h is small or the dimension is high.
+    a scalar, which does not subtract two large numbers when h is small or the dimension
+    is high.
     """
     h = match_precision(step_size, current.position)
     s, s_new = current.evaluation.score, proposed.evaluation.score
@@ -58,17 +92,20 @@ def log_proposal_ratio(
 
 
 class ULA(Langevin):
-    r"""Unadjusted Langevin: $x' = x + h\,C\nabla\log\pi(x) + \sqrt{2h}\,L\,\xi$ with $C = LL^\top$, never rejected.
+    r"""Unadjusted Langevin: $x' = x + h\,C\nabla\log\pi(x) + \sqrt{2h}\,L\,\xi$ with $C
+    = LL^\top$, never rejected.
 
-    Needs scores only and leaves π invariant up to an error of order h: on N(0, s²) its stationary variance is
-    s²/(1 − h/(2s²)), and for h ≥ 2s² it diverges.
+    Needs scores only and leaves π invariant up to an error of order h: on N(0, s²) its
+    stationary variance is s²/(1 − h/(2s²)), and for h ≥ 2s² it diverges.
 
     Args:
-        step_size: h > 0, as of `MALA`, but not `Adaptive`: nothing is rejected, so there is nothing to adapt to.
+        step_size: h > 0, as of `MALA`, but not `Adaptive`: nothing is rejected, so
+            there is nothing to adapt to.
         metric: C, as of `MALA`.
 
     Raises:
-        InvalidValueError: for a step size that is not positive and finite, or a metric that is not positive definite.
+        InvalidValueError: for a step size that is not positive and finite, or a metric
+            that is not positive definite.
         CapabilityError: for an `Adaptive` step size.
 
     Example:
@@ -77,43 +114,56 @@ class ULA(Langevin):
         ['score']
 
     References:
-        Roberts and Tweedie (1996), exponential convergence of Langevin distributions and their discrete approximations.
+        Roberts and Tweedie (1996), exponential convergence of Langevin distributions
+            and their discrete approximations.
     """
 
     optimal_acceptance = None
     requires = frozenset({"score"})
     evaluations_per_step = 1
 
-    def finish(self, trajectory: Trajectory[KernelState], evaluation: Evaluation) -> tuple[KernelState, Info]:
+    def finish(
+        self, trajectory: Trajectory[KernelState], evaluation: Evaluation
+    ) -> tuple[KernelState, Info]:
         start, proposed = trajectory.start, KernelState(trajectory.position, evaluation)
-        log_reversal = log_proposal_ratio(start, proposed, trajectory.step_size, in_force(self.metric))
+        log_reversal = log_proposal_ratio(
+            start, proposed, trajectory.step_size, in_force(self.metric)
+        )
         return unadjusted(proposed, start, log_reversal)
 
 
 class MALA(Langevin):
-    r"""Metropolis-adjusted Langevin: the proposal of `ULA`, accepted so that π is left exactly invariant.
+    r"""Metropolis-adjusted Langevin: the proposal of `ULA`, accepted so that π is left
+    exactly invariant.
 
     $$x' = x + h\,C\nabla\log\pi(x) + \sqrt{2h}\,L\,\xi, \qquad
       a = \min\Big(1, \frac{\pi(x')\,q(x\mid x')}{\pi(x)\,q(x'\mid x)}\Big), \qquad
       q(x'\mid x) = N(x'; x + h\,C\nabla\log\pi(x), 2hC).$$
 
-    Each chain decides for itself. One evaluation per transition: that of the current point is cached.
+    Each chain decides for itself. One evaluation per transition: that of the current
+    point is cached.
 
     Args:
         step_size: h > 0, a squared length: a number, one per level (K,), a rule such as
-            ``lambda s: 0.1 * s.sigma**2``, or `Adaptive` (the default, to an acceptance of 0.574).
-        log_ratio: ``"exact"``, from the density's own values, or a `LineIntegral` of its score, for densities that
-            offer nothing else: π is then left invariant up to the quadrature's error.
-        metric: C = L·Lᵀ, the inverse mass matrix: ``"none"`` for I; ``{site: inverse mass}``, numbers or arrays > 0
-            where sites have other widths (variances are good ones), or a matrix (d, d) over the flattened position,
-            sites in alphabetical order; or what is measured as chains go down the levels, ``"diagonal"``, ``"full"``
-            or, by the numbers of chains and of coordinates, ``"auto"``. A measured metric is a property of all chains,
-            like `Adaptive` steps: what that does to each of them vanishes with many chains, and at level 0 it changes
-            no more. One that is given leaves π as invariant as none does.
+            ``lambda s: 0.1 * s.sigma**2``, or `Adaptive` (the default, to an acceptance
+            of 0.574).
+        log_ratio: ``"exact"``, from the density's own values, or a `LineIntegral` of
+            its score, for densities that offer nothing else: π is then left invariant
+            up to the quadrature's error.
+        metric: C = L·Lᵀ, the inverse mass matrix: ``"none"`` for I; ``{site: inverse
+            mass}``, numbers or arrays > 0 where sites have other widths (variances are
+            good ones), or a matrix (d, d) over the flattened position, sites in
+            alphabetical order; or what is measured as chains go down the levels,
+            ``"diagonal"``, ``"full"`` or, by the numbers of chains and of coordinates,
+            ``"auto"``. A measured metric is a property of all chains, like `Adaptive`
+            steps: what that does to each of them vanishes with many chains, and at
+            level 0 it changes no more. One that is given leaves π as invariant as none
+            does.
 
     Raises:
-        InvalidValueError: for a step size that is not positive and finite, a metric that is not positive definite, or a
-            `LineIntegral` without points (this kernel has no trajectory).
+        InvalidValueError: for a step size that is not positive and finite, a metric
+            that is not positive definite, or a `LineIntegral` without points (this
+            kernel has no trajectory).
         WrongTypeError: for a `log_ratio` that is neither, or a metric that is none.
         ShapeError: for a metric that does not fit the position.
 
@@ -126,18 +176,24 @@ class MALA(Langevin):
         MALA(step_size=0.5, metric={'mu': 0.01})
 
     References:
-        Roberts and Rosenthal (1998), optimal scaling of discrete approximations to Langevin diffusions; Sjöberg et al.
-        (2023) for the line integral; Titsias (2023), *Optimal preconditioning and Fisher adaptive Langevin sampling*.
+        Roberts and Rosenthal (1998), optimal scaling of discrete approximations to
+        Langevin diffusions; Sjöberg et al. (2023) for the line integral; Titsias
+        (2023), *Optimal preconditioning and Fisher adaptive Langevin sampling*.
     """
 
-    step_size: StepSizeLike = eqx.field(default_factory=Adaptive, converter=as_step_size)
+    step_size: StepSizeLike = eqx.field(
+        default_factory=Adaptive, converter=as_step_size
+    )
     log_ratio: LogRatio = eqx.field(default="exact", static=True, repr=False)
 
     optimal_acceptance = 0.574
 
     def __check_init__(self) -> None:
         check_log_ratio(self.log_ratio, "MALA")
-        if isinstance(self.log_ratio, LineIntegral) and self.log_ratio.num_points is None:
+        if (
+            isinstance(self.log_ratio, LineIntegral)
+            and self.log_ratio.num_points is None
+        ):
             raise InvalidValueError(
                 "MALA has no trajectory whose points a line integral could use",
                 fix="give their number, such as cp.LineIntegral(num_points=3)",
@@ -145,36 +201,61 @@ class MALA(Langevin):
 
     @property
     def requires(self) -> frozenset[str]:
-        return frozenset({"score"} if isinstance(self.log_ratio, LineIntegral) else {"energy", "score"})
+        return frozenset(
+            {"score"}
+            if isinstance(self.log_ratio, LineIntegral)
+            else {"energy", "score"}
+        )
 
     @property
     def evaluations_per_step(self) -> int:
-        return 1 + (self.log_ratio.extra_evaluations if isinstance(self.log_ratio, LineIntegral) else 0)
+        return 1 + (
+            self.log_ratio.extra_evaluations
+            if isinstance(self.log_ratio, LineIntegral)
+            else 0
+        )
 
     def noise_size(self, position: Position) -> int:
         return super().noise_size(position) + 1  # for the accept test
 
-    def begin(self, noise: Array, state: KernelState, step_size: Array) -> tuple[Trajectory[KernelState], Position]:
+    def begin(
+        self, noise: Array, state: KernelState, step_size: Array
+    ) -> tuple[Trajectory[KernelState], Position]:
         trajectory, position = super().begin(noise, state, step_size)
-        path = self.log_ratio.begin(state, 1) if isinstance(self.log_ratio, LineIntegral) else None
+        path = (
+            self.log_ratio.begin(state, 1)
+            if isinstance(self.log_ratio, LineIntegral)
+            else None
+        )
         return dataclasses.replace(trajectory, path=path), position
 
     def advance(
-        self, i: Array | int, trajectory: Trajectory[KernelState], evaluation: Evaluation
+        self,
+        i: Array | int,
+        trajectory: Trajectory[KernelState],
+        evaluation: Evaluation,
     ) -> tuple[Trajectory[KernelState], Position]:
         assert isinstance(self.log_ratio, LineIntegral)
         point = KernelState(trajectory.position, evaluation)
         path = self.log_ratio.record(i, 1, trajectory.path, trajectory.start, point)
-        return dataclasses.replace(trajectory, path=path), self.log_ratio.node(i + 1, path, trajectory.start)
+        return dataclasses.replace(trajectory, path=path), self.log_ratio.node(
+            i + 1, path, trajectory.start
+        )
 
-    def finish(self, trajectory: Trajectory[KernelState], evaluation: Evaluation) -> tuple[KernelState, Info]:
+    def finish(
+        self, trajectory: Trajectory[KernelState], evaluation: Evaluation
+    ) -> tuple[KernelState, Info]:
         start, h, metric = trajectory.start, trajectory.step_size, in_force(self.metric)
         proposed, error = KernelState(trajectory.position, evaluation), jnp.zeros(())
         if isinstance(self.log_ratio, LineIntegral):
-            proposed, log_target_ratio, error = self.log_ratio.finish(1, trajectory.path, start, proposed)
+            proposed, log_target_ratio, error = self.log_ratio.finish(
+                1, trajectory.path, start, proposed
+            )
         else:
             log_target_ratio = log_density_ratio(proposed, start)
         log_ratio = log_target_ratio + log_proposal_ratio(start, proposed, h, metric)
         kick = kick_energy(start.evaluation.score, jnp.sqrt(2 * h), metric)
         log_u = log_uniform(trajectory.spare_noise[0])
-        return metropolis(log_u, log_ratio, proposed, start, log_target_ratio, error, kick)
+        return metropolis(
+            log_u, log_ratio, proposed, start, log_target_ratio, error, kick
+        )

@@ -1,4 +1,5 @@
-"""Step sizes: numbers, one per level, rules of the schedule, and adaptation to an acceptance."""
+"""Step sizes: numbers, one per level, rules of the schedule, and adaptation to an
+acceptance."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 
 class Rule(eqx.Module):
-    """A step size per level computed from the schedule; made from any function given as a `step_size`."""
+    """A step size per level computed from the schedule; made from any function given as
+    a `step_size`."""
 
     function: Callable[[Schedule], ArrayLike] = eqx.field(static=True)
 
@@ -33,25 +35,31 @@ class Rule(eqx.Module):
 class Adaptive(eqx.Module):
     r"""A step size that follows the acceptance of all chains together, level by level.
 
-    The step at level k is $h_k = c\,\sigma_k^p$, with p the kernel's `scale_exponent` (2 for MALA, 1 for HMC). After
-    each adapting transition, with $\bar a$ the mean acceptance over chains,
+    The step at level k is $h_k = c\,\sigma_k^p$, with p the kernel's `scale_exponent`
+    (2 for MALA, 1 for HMC). After each adapting transition, with $\bar a$ the mean
+    acceptance over chains,
 
     $$\log c \leftarrow \log c + \text{gain}\,(\bar a - a^\star).$$
 
-    c, not h, is carried from one level to the next: what is left to learn at a level is only how its geometry
-    differs from its neighbour's, so one transition a level keeps the acceptance at its target.
+    c, not h, is carried from one level to the next: what is left to learn at a level is
+    only how its geometry differs from its neighbour's, so one transition a level keeps
+    the acceptance at its target.
 
     Args:
-        target_acceptance: a*, in (0, 1); None takes the kernel's own (MALA 0.574, HMC 0.75).
-        initial: c at the first level, > 0, without unit (in units of σ_k^p). Left out, at most 0.5 and what suits a
-            normal law of d numbers that a product of P factors has where noise is all there is, N(0, I·σ²/P):
-            1.36/(P·d^⅓) where p = 2, 1.6/(√P·d^¼) where p = 1.
-        gain: > 0. The acceptance of MALA and HMC near its optimum falls by 0.3 to 0.6 when log h grows by 1, so
-            gains of 1 to 2 remove most of an error in one transition and stay stable up to about 3. The average of N
-            chains has an error of about 0.4/√N: below some thirty chains take a gain of 0.1 to 0.5.
-        warmup: 0 adapts online, after every transition: the chains' average enters their own step size, which
-            vanishes with many chains. n > 0 makes n adapting transitions at each level, which are counted as
-            evaluations, then freezes the step for that level's own transitions: these are then exactly invariant.
+        target_acceptance: a*, in (0, 1); None takes the kernel's own (MALA 0.574, HMC
+            0.75).
+        initial: c at the first level, > 0, without unit (in units of σ_k^p). Left out,
+            at most 0.5 and what suits a normal law of d numbers that a product of P
+            factors has where noise is all there is, N(0, I·σ²/P): 1.36/(P·d^⅓) where p
+            = 2, 1.6/(√P·d^¼) where p = 1.
+        gain: > 0. The acceptance of MALA and HMC near its optimum falls by 0.3 to 0.6
+            when log h grows by 1, so gains of 1 to 2 remove most of an error in one
+            transition and stay stable up to about 3. The average of N chains has an
+            error of about 0.4/√N: below some thirty chains take a gain of 0.1 to 0.5.
+        warmup: 0 adapts online, after every transition: the chains' average enters
+            their own step size, which vanishes with many chains. n > 0 makes n adapting
+            transitions at each level, which are counted as evaluations, then freezes
+            the step for that level's own transitions: these are then exactly invariant.
 
     Raises:
         InvalidValueError: for a number out of its range.
@@ -62,22 +70,37 @@ class Adaptive(eqx.Module):
         0
 
     References:
-        Roberts and Rosenthal (1998), optimal scaling of Langevin algorithms; Andrieu and Thoms (2008), a tutorial on
-        adaptive MCMC.
+        Roberts and Rosenthal (1998), optimal scaling of Langevin algorithms; Andrieu
+        and Thoms (2008), a tutorial on adaptive MCMC.
     """
 
     target_acceptance: Array | float | None = eqx.field(
-        default=None, converter=lambda a: a if a is None else as_scalar(a, "Adaptive(target_acceptance=)"), repr=False
+        default=None,
+        converter=lambda a: (
+            a if a is None else as_scalar(a, "Adaptive(target_acceptance=)")
+        ),
+        repr=False,
     )
     initial: Array | float | None = eqx.field(
-        default=None, converter=lambda c: c if c is None else as_scalar(c, "Adaptive(initial=)"), repr=False
+        default=None,
+        converter=lambda c: c if c is None else as_scalar(c, "Adaptive(initial=)"),
+        repr=False,
     )
-    gain: Array | float = eqx.field(default=1.5, converter=lambda gain: as_scalar(gain, "Adaptive(gain=)"))
+    gain: Array | float = eqx.field(
+        default=1.5, converter=lambda gain: as_scalar(gain, "Adaptive(gain=)")
+    )
     warmup: int = eqx.field(default=0, static=True)
 
     def __check_init__(self) -> None:
-        check_range(self.target_acceptance, "Adaptive(target_acceptance=)", 1.0, fix="a number in (0, 1)")
-        check_range(self.initial, "Adaptive(initial=)", fix="a positive number such as 0.5")
+        check_range(
+            self.target_acceptance,
+            "Adaptive(target_acceptance=)",
+            1.0,
+            fix="a number in (0, 1)",
+        )
+        check_range(
+            self.initial, "Adaptive(initial=)", fix="a positive number such as 0.5"
+        )
         check_range(self.gain, "Adaptive(gain=)", fix="a positive number such as 1.5")
         check_count(self.warmup, "Adaptive(warmup=)", least=0)
 
@@ -87,25 +110,38 @@ class Adaptive(eqx.Module):
     @property
     def log_scale(self) -> Array:
         """log c before any adaptation, a scalar."""
-        return jnp.log(tuning.STEP_SIZE.longest if self.initial is None else self.initial)
+        return jnp.log(
+            tuning.STEP_SIZE.longest if self.initial is None else self.initial
+        )
 
     def starting(self, kernel: Kernel, size: int, power: float) -> Adaptive:
-        """The same, with a number for `initial`: the one given, or that for d numbers and P factors; of a kernel with
-        another p nothing is known, and it is `tuning.STEP_SIZE.longest`."""
+        """The same, with a number for `initial`: the one given, or that for d numbers
+        and P factors; of a kernel with another p nothing is known, and it is
+        `tuning.STEP_SIZE.longest`."""
         if self.initial is not None:
             return self
-        length, decay = tuning.STEP_SIZE.lengths.get(kernel.scale_exponent, (math.inf, 0.0))
-        start = min(tuning.STEP_SIZE.longest, (length * size**-decay / math.sqrt(power)) ** kernel.scale_exponent)
+        length, decay = tuning.STEP_SIZE.lengths.get(
+            kernel.scale_exponent, (math.inf, 0.0)
+        )
+        start = min(
+            tuning.STEP_SIZE.longest,
+            (length * size**-decay / math.sqrt(power)) ** kernel.scale_exponent,
+        )
         return Adaptive(self.target_acceptance, start, self.gain, self.warmup)
 
     def target(self, kernel: Kernel) -> Array:
         """a*: the acceptance to aim for with this kernel, a scalar."""
-        goal = kernel.optimal_acceptance if self.target_acceptance is None else self.target_acceptance
+        goal = (
+            kernel.optimal_acceptance
+            if self.target_acceptance is None
+            else self.target_acceptance
+        )
         return jnp.asarray(goal, dtype=float)
 
 
 StepSize = Array | Rule | Adaptive
-"""A kernel's `step_size` after construction: a scalar or (K,) array, a rule, or adaptation."""
+"""A kernel's `step_size` after construction: a scalar or (K,) array, a rule, or
+adaptation."""
 StepSizeLike = StepSize | ArrayLike | Callable[[Schedule], ArrayLike]
 """What may be given as one."""
 
@@ -116,11 +152,16 @@ def as_step_size(value: object) -> StepSize:
         return value
     if callable(value) and not isinstance(value, type):
         return Rule(value)
-    return as_numbers(value, "a step size", "a number, one number per level, a function of the schedule, or Adaptive()")
+    return as_numbers(
+        value,
+        "a step size",
+        "a number, one number per level, a function of the schedule, or Adaptive()",
+    )
 
 
 def resolve(step_size: StepSize, schedule: Schedule, kernel: Kernel) -> Array:
-    """The step size of every level, (K,), before any adaptation: of `kernel.step_size` on the levels of a schedule."""
+    """The step size of every level, (K,), before any adaptation: of `kernel.step_size`
+    on the levels of a schedule."""
     name, num_levels = type(kernel).__name__, schedule.num_levels
     if isinstance(step_size, Adaptive):
         return scaled_step(step_size.log_scale, schedule.sigma, kernel)
@@ -139,7 +180,9 @@ def resolve(step_size: StepSize, schedule: Schedule, kernel: Kernel) -> Array:
                 f"{what} returned shape {steps.shape} for a schedule of {num_levels} levels",
                 fix="return one step per level, such as `lambda s: 0.1 * s.sigma**2`",
             )
-        check_range(steps, what, fix="a rule that gives positive, finite steps at every level")
+        check_range(
+            steps, what, fix="a rule that gives positive, finite steps at every level"
+        )
         return steps
     if step_size.ndim == 0:
         return jnp.full((num_levels,), step_size)
@@ -157,8 +200,11 @@ def scaled_step(log_scale: Array, sigma: Array, kernel: Kernel) -> Array:
     return jnp.exp(log_scale) * sigma**kernel.scale_exponent
 
 
-def adapt(log_scale: Array, mean_acceptance: Array, target: Array | float, gain: Array | float) -> Array:
-    """log c + gain·(mean acceptance − target): one Robbins–Monro step of constant gain."""
+def adapt(
+    log_scale: Array, mean_acceptance: Array, target: Array | float, gain: Array | float
+) -> Array:
+    """log c + gain·(mean acceptance − target): one Robbins–Monro step of constant
+    gain."""
     return log_scale + gain * (mean_acceptance - target)
 
 
@@ -167,9 +213,9 @@ def mean_acceptance(
     total: Callable[[Array], Array] = lambda units: jnp.sum(units, axis=0),
     num_chains: int | None = None,
 ) -> Array:
-    """The mean of probabilities over the chains that lead, the same however these are spread over devices: a sum of
-    floats depends on its order, one of integers, to which 1024 times each is rounded, does not. Exact for up to two
-    million chains (int32).
+    """The mean of probabilities over the chains that lead, the same however these are
+    spread over devices: a sum of floats depends on its order, one of integers, to which
+    1024 times each is rounded, does not. Exact for up to two million chains (int32).
 
     Args:
         acceptance: of the chains that are here, (n, …).
@@ -178,16 +224,27 @@ def mean_acceptance(
     """
     unit = tuning.STEP_SIZE.acceptance_units
     units = total(jnp.round(acceptance * unit).astype(jnp.int32))
-    return units.astype(jnp.result_type(float)) / (unit * (num_chains or acceptance.shape[0]))
+    return units.astype(jnp.result_type(float)) / (
+        unit * (num_chains or acceptance.shape[0])
+    )
 
 
 def match_precision(number: Array | float, position: Position) -> Array:
-    """A scalar in the precision of the position, so that a float64 step never promotes a float32 chain."""
+    """A scalar in the precision of the position, so that a float64 step never promotes
+    a float32 chain."""
     return jnp.asarray(number, jnp.result_type(*jax.tree.leaves(position)))
 
 
-def check_range(value: ArrayLike | None, what: str, high: float = np.inf, *, fix: str, closed: bool = False) -> None:
-    """Raises unless every number lies in (0, high), or [0, high) if `closed`; traced values are not looked at."""
+def check_range(
+    value: ArrayLike | None,
+    what: str,
+    high: float = np.inf,
+    *,
+    fix: str,
+    closed: bool = False,
+) -> None:
+    """Raises unless every number lies in (0, high), or [0, high) if `closed`; traced
+    values are not looked at."""
     if value is None or isinstance(value, jax.core.Tracer):
         return
     numbers = np.asarray(value)
@@ -217,9 +274,14 @@ def describe(value: object) -> str:
 
 
 def settings(module: eqx.Module) -> str:
-    """A module with its fields as short text, those of ``repr=False`` where they are not the default."""
+    """A module with its fields as short text, those of ``repr=False`` where they are
+    not the default."""
     fields = {f: getattr(module, f.name) for f in dataclasses.fields(module)}
-    shown = {f.name: value for f, value in fields.items() if f.repr or describe(value) != describe(f.default)}
+    shown = {
+        f.name: value
+        for f, value in fields.items()
+        if f.repr or describe(value) != describe(f.default)
+    }
     return f"{type(module).__name__}({', '.join(f'{name}={describe(value)}' for name, value in shown.items())})"
 
 
@@ -227,10 +289,17 @@ def as_numbers(value: object, what: str, expected: str) -> Array:
     """Numbers as an array of the default precision; raises for anything else."""
     try:
         # Of what the user wrote the host makes an array, which compiles nothing.
-        numbers = jnp.asarray(value) if isinstance(value, jax.Array) else np.asarray(value)
-        real = jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(numbers.dtype, jnp.integer)
+        numbers = (
+            jnp.asarray(value) if isinstance(value, jax.Array) else np.asarray(value)
+        )
+        real = jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(
+            numbers.dtype, jnp.integer
+        )
     except (TypeError, ValueError):
         real = False
     if not real:
-        raise WrongTypeError(f"{what} cannot be {value!r}, of type {type(value).__name__}", fix=f"give {expected}")
+        raise WrongTypeError(
+            f"{what} cannot be {value!r}, of type {type(value).__name__}",
+            fix=f"give {expected}",
+        )
     return jnp.asarray(numbers.astype(jnp.result_type(float)))

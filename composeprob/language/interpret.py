@@ -27,19 +27,26 @@ class Statement:
     """One statement as it was executed.
 
     Attributes:
-        kind: ``"noised"``, ``"static"``, ``"observed"``, ``"evidence"`` (a factor at a site) or ``"deterministic"``.
+        kind: ``"noised"``, ``"static"``, ``"observed"``, ``"evidence"`` (a factor at a
+            site) or ``"deterministic"``.
         name: its name, with the prefixes of enclosing scopes.
-        distribution: the NumPyro distribution, plates and masks applied; None for a deterministic.
+        distribution: the NumPyro distribution, plates and masks applied; None for a
+            deterministic.
         value: the value it had in this run.
-        anneal: the annealing policy of an observation; None where the program names none.
+        anneal: the annealing policy of an observation; None where the program names
+            none.
         where: ``"file.py:line"``.
-        scale: what its log-probability is multiplied by (``handlers.scale``, subsampled plates).
-        dims: the plate that each axis of the value runs over, None where it is no plate's; of evidence, each axis of
-            its distribution's batch.
-        substituted: whether ``handlers.substitute`` gave the value of an observation, so that it is no data.
+        scale: what its log-probability is multiplied by (``handlers.scale``, subsampled
+            plates).
+        dims: the plate that each axis of the value runs over, None where it is no
+            plate's; of evidence, each axis of its distribution's batch.
+        substituted: whether ``handlers.substitute`` gave the value of an observation,
+            so that it is no data.
         site: of evidence, the name of the site that it looks at.
-        block: of evidence, how many of its plates' members are evaluated at once; None for all.
-        conditional: whether the user says that a noised site's factor is a normalised conditional.
+        block: of evidence, how many of its plates' members are evaluated at once; None
+            for all.
+        conditional: whether the user says that a noised site's factor is a normalised
+            conditional.
     """
 
     kind: str
@@ -67,7 +74,8 @@ class Statement:
 
 
 PRIOR_LEVELS = Schedule.from_arrays([1.0], [1.0])
-"""Stands for the levels of a prior that evidence looks at until the compiler gives it those of the evidence."""
+"""Stands for the levels of a prior that evidence looks at until the compiler gives it
+those of the evidence."""
 Provide = Callable[[str, str, Distribution], Array]
 """(kind, name, distribution) → the value of a latent site."""
 Redraw = Callable[[str, Distribution, Array], Array]
@@ -75,8 +83,19 @@ Redraw = Callable[[str, Distribution, Array], Array]
 
 
 class _Interpreter(Messenger):
-    def __init__(self, provide: Provide, level: Array | int, redraw: Redraw | None, noised: frozenset[str]):
-        self.provide, self.level, self.redraw, self.noised = provide, level, redraw, noised
+    def __init__(
+        self,
+        provide: Provide,
+        level: Array | int,
+        redraw: Redraw | None,
+        noised: frozenset[str],
+    ):
+        self.provide, self.level, self.redraw, self.noised = (
+            provide,
+            level,
+            redraw,
+            noised,
+        )
         self.statements: dict[str, Statement] = {}
         self.trace = get_opaque_trace_state()
         super().__init__()
@@ -94,7 +113,10 @@ class _Interpreter(Messenger):
                 "numpyro.prng_key() asks for a random key, and a program has none: it is a density.",
                 fix="make the random number a site: cp.sample(name, distribution).",
             )
-        inside = msg["type"] in ("sample", "deterministic") and get_opaque_trace_state() != self.trace
+        inside = (
+            msg["type"] in ("sample", "deterministic")
+            and get_opaque_trace_state() != self.trace
+        )
         if inside or msg["type"] == "control_flow":
             found = "NumPyro's scan and cond hide their sites"
             if inside:
@@ -104,7 +126,11 @@ class _Interpreter(Messenger):
                 fix="write a Python loop over sites with names of their own, or a numpyro.plate; in the place of a "
                 "branch choose a distribution's parameters by jnp.where.",
             )
-        if msg["type"] == "plate" and msg["value"] is None and msg["args"][0] != msg["args"][1]:
+        if (
+            msg["type"] == "plate"
+            and msg["value"] is None
+            and msg["args"][0] != msg["args"][1]
+        ):
             size, part = msg["args"]
             raise ProgramError(
                 f"Plate {msg['name']!r} takes {part} of {size} at random, and chains need the same data always.",
@@ -127,18 +153,28 @@ class _Interpreter(Messenger):
                 fix="rename one, or wrap a repeated call in numpyro.handlers.scope(prefix=…).",
             )
         msg["composeprob.where"] = caller() or "unknown place"
-        msg["composeprob.kind"] = "deterministic" if msg["type"] == "deterministic" else self._kind(msg)
+        msg["composeprob.kind"] = (
+            "deterministic" if msg["type"] == "deterministic" else self._kind(msg)
+        )
         msg["composeprob.dims"] = msg["fn"].event_dim if msg["type"] == "sample" else 0
         if name in self.noised and msg["composeprob.kind"] == "static":
             msg["composeprob.kind"], msg["fn"] = "noised", _noised_prior(name, msg)
         if msg["composeprob.kind"] in ("noised", "static"):
             msg["value"] = self.provide(msg["composeprob.kind"], name, msg["fn"])
-        if msg["composeprob.kind"] == "observed" and msg["is_observed"] and self.redraw is not None:
+        if (
+            msg["composeprob.kind"] == "observed"
+            and msg["is_observed"]
+            and self.redraw is not None
+        ):
             msg["value"] = self.redraw(name, msg["fn"], msg["value"])
 
     def _kind(self, msg: Message) -> str:
-        """The kind of a sample statement; what NumPyro's handlers made of it has been done by now."""
-        kind, name = "noised" if isinstance(unwrap(msg["fn"]), FactorDistribution) else "static", msg["name"]
+        """The kind of a sample statement; what NumPyro's handlers made of it has been
+        done by now."""
+        kind, name = (
+            "noised" if isinstance(unwrap(msg["fn"]), FactorDistribution) else "static",
+            msg["name"],
+        )
         if "at" in (msg.get("infer") or {}):
             return "evidence"
         changed = msg.get("scale") is not None or masked(msg["fn"])
@@ -148,9 +184,17 @@ class _Interpreter(Messenger):
                 f"The factor at site {name!r} {what} by a handler, which factors cannot be.",
                 fix="write f ** w for a scaled factor, leave a masked one out, and let data act through cp.observe.",
             )
-        if msg["value"] is not None:  # data, or what handlers.substitute has put in a latent's place
+        if (
+            msg["value"] is not None
+        ):  # data, or what handlers.substitute has put in a latent's place
             if not masked(msg["fn"]):
-                check_observed(name, msg["fn"], unwrap(msg["fn"]), msg["value"], msg.get("cond_indep_stack"))
+                check_observed(
+                    name,
+                    msg["fn"],
+                    unwrap(msg["fn"]),
+                    msg["value"],
+                    msg.get("cond_indep_stack"),
+                )
             return "observed"
         if kind == "static":
             check_latent(name, msg["fn"], unwrap(msg["fn"]))
@@ -176,9 +220,14 @@ class _Interpreter(Messenger):
         )
 
     def _site(self, name: str, at: object) -> str:
-        """The site that evidence looks at, by the value that `sample` returned or by its name."""
+        """The site that evidence looks at, by the value that `sample` returned or by
+        its name."""
         sites = [s for s in self.statements.values() if s.kind in ("noised", "static")]
-        found = [s.name for s in sites if (s.name == at if isinstance(at, str) else s.value is at)]
+        found = [
+            s.name
+            for s in sites
+            if (s.name == at if isinstance(at, str) else s.value is at)
+        ]
         if not found:
             raise ProgramError(
                 f"Evidence {name!r} looks at no site: at= is neither the value of one above it nor its name.",
@@ -197,15 +246,22 @@ def run(
     redraw: Redraw | None = None,
     noised: frozenset[str] = frozenset(),
 ) -> dict[str, Statement]:
-    """Execute the program and return its statements by name, in order. ``provide`` gives each latent site its value,
-    ``level`` is the index that functions of the level receive, ``redraw`` puts other values in the place of observed
-    ones, and ``noised`` are the sites of NumPyro priors that evidence looks at: see `looked_at`."""
+    """Execute the program and return its statements by name, in order. ``provide``
+    gives each latent site its value, ``level`` is the index that functions of the level
+    receive, ``redraw`` puts other values in the place of observed ones, and ``noised``
+    are the sites of NumPyro priors that evidence looks at: see `looked_at`."""
     interpreter = _Interpreter(provide, level, redraw, noised)
-    with interpreter:  # a Messenger leaves NumPyro's stack when the block ends, also by an exception
+    with (
+        interpreter
+    ):  # a Messenger leaves NumPyro's stack when the block ends, also by an exception
         try:
             function(*args, **kwargs)
         except (TypeError, ValueError) as error:
-            latents = {s.name: s.value for s in interpreter.statements.values() if s.kind in ("noised", "static")}
+            latents = {
+                s.name: s.value
+                for s in interpreter.statements.values()
+                if s.kind in ("noised", "static")
+            }
             if (better := explained(error, latents)) is None:
                 raise
             raise better from error
@@ -213,12 +269,18 @@ def run(
 
 
 def looked_at(statements: Mapping[str, Statement]) -> frozenset[str]:
-    """The sites of NumPyro priors that factors look at, as which a program is run once more: they are noised."""
-    return frozenset(s.site for s in statements.values() if s.kind == "evidence" and s.site in statements)
+    """The sites of NumPyro priors that factors look at, as which a program is run once
+    more: they are noised."""
+    return frozenset(
+        s.site
+        for s in statements.values()
+        if s.kind == "evidence" and s.site in statements
+    )
 
 
 def _noised_prior(name: str, msg: Message) -> FactorDistribution:
-    """The prior of a site that evidence looks at, as a factor over all of the site, plates and all."""
+    """The prior of a site that evidence looks at, as a factor over all of the site,
+    plates and all."""
     if msg.get("scale") is not None or masked(msg["fn"]):
         raise ProgramError(
             f"The prior of {name!r} is masked or scaled by a handler, and evidence looks at that site.",
@@ -227,26 +289,35 @@ def _noised_prior(name: str, msg: Message) -> FactorDistribution:
     try:
         return FactorDistribution(Analytic(msg["fn"], PRIOR_LEVELS, label=name))
     except WrongTypeError as error:
-        raise ProgramError(f"Evidence looks at site {name!r}: {error.found}", fix=error.fix) from error
+        raise ProgramError(
+            f"Evidence looks at site {name!r}: {error.found}", fix=error.fix
+        ) from error
 
 
 def _dims(msg: Message) -> tuple[str | None, ...]:
-    """The plate of each axis of a statement's value, of evidence of its distribution's batch."""
+    """The plate of each axis of a statement's value, of evidence of its distribution's
+    batch."""
     evidence = msg["composeprob.kind"] == "evidence"  # which has no value
     shape = msg["fn"].batch_shape if evidence else jnp.shape(msg["value"])
     event_dim = 0 if evidence else msg["composeprob.dims"]
     names: list[str | None] = [None] * len(shape)
     for frame in msg.get("cond_indep_stack") or ():
         axis = len(shape) - event_dim + frame.dim
-        if axis >= 0 and shape[axis] == frame.size:  # a deterministic in a plate need not run over it
+        if (
+            axis >= 0 and shape[axis] == frame.size
+        ):  # a deterministic in a plate need not run over it
             names[axis] = frame.name
     return tuple(names)
 
 
 def layers(distribution: Distribution) -> Iterator[Distribution]:
-    """A distribution and those inside of it, as plates' expansions and masks wrap one another."""
+    """A distribution and those inside of it, as plates' expansions and masks wrap one
+    another."""
     yield distribution
-    while isinstance(distribution, (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)):
+    while isinstance(
+        distribution,
+        (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent),
+    ):
         distribution = distribution.base_dist
         yield distribution
 
@@ -259,7 +330,9 @@ def unwrap(distribution: Distribution) -> Distribution:
 
 def masked(distribution: Distribution) -> bool:
     """Whether a mask lies on it, inside or outside of plates' expansions."""
-    return any(isinstance(layer, dist.MaskedDistribution) for layer in layers(distribution))
+    return any(
+        isinstance(layer, dist.MaskedDistribution) for layer in layers(distribution)
+    )
 
 
 def soft(distribution: Distribution) -> bool:

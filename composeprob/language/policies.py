@@ -15,16 +15,21 @@ from composeprob.schedule import Noise, Schedule
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What an observation sees of a noised site at each level, and the power that its likelihood counts with.
+    """What an observation sees of a noised site at each level, and the power that its
+    likelihood counts with.
 
-    Derive a frozen dataclass from it, with settings as fields, and pass an object of it to `observe`, `factor` or
-    `annealed`. Whatever it returns, level 0 is evaluated at x/α and counts in full.
+    Derive a frozen dataclass from it, with settings as fields, and pass an object of it
+    to `observe`, `factor` or `annealed`. Whatever it returns, level 0 is evaluated at
+    x/α and counts in full.
 
     Attributes:
-        measured: the power is the one that the compiler measures, as of ``"tempered"``; `power` is not asked.
-        plain: the program sees x/α, and samplers may evaluate the likelihood at many x, as it takes no network.
+        measured: the power is the one that the compiler measures, as of ``"tempered"``;
+            `power` is not asked.
+        plain: the program sees x/α, and samplers may evaluate the likelihood at many x,
+            as it takes no network.
         takes_levels: the user gives a function of the level, which defines level 0 too.
-        closed_form: the density of the value given x_k itself takes the place of the likelihood.
+        closed_form: the density of the value given x_k itself takes the place of the
+            likelihood.
         by_moments: so does a Gaussian with that density's mean and covariance.
     """
 
@@ -39,7 +44,8 @@ class Policy:
 
         Args:
             x: the site at this level, x_k = α·x₀ + σ·ε.
-            mean: the Tweedie mean of x₀ given x_k under the site's factors. Its use costs a derivative of the score.
+            mean: the Tweedie mean of x₀ given x_k under the site's factors. Its use
+                costs a derivative of the score.
             noise: the level's index, α, σ and log-SNR.
         """
         return x / noise.alpha
@@ -54,14 +60,18 @@ class Policy:
         return type(self).seen is Policy.seen
 
     def __str__(self) -> str:
-        settings = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self))
+        settings = ", ".join(
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+        )
         return type(self).__name__.lower() + (f"({settings})" if settings else "")
 
 
 class Tempered(Policy):
     """The program sees x/α, and the power suits how sharp the likelihood is.
 
-    Where log L falls faster than any power of x/α, the compiler draws x/α towards the prior's mean (`tempering.Near`).
+    Where log L falls faster than any power of x/α, the compiler draws x/α towards the
+    prior's mean (`tempering.Near`).
     """
 
     measured = plain = True
@@ -77,7 +87,8 @@ class Denoised(Policy):
 
 
 class Noised(Policy):
-    """The program sees x_k itself, at level 0 too, and the user's function of the level returns how likely that is."""
+    """The program sees x_k itself, at level 0 too, and the user's function of the level
+    returns how likely that is."""
 
     takes_levels = True
 
@@ -92,41 +103,50 @@ class Exact(Policy):
 
 
 class Moments(Policy):
-    """The density of the value given x_k, from the first two moments of x₀ given x_k."""
+    """The density of the value given x_k, from the first two moments of x₀ given
+    x_k."""
 
     by_moments = True
 
 
 class Rising(Policy):
-    """Of an observation that depends on no noised site, while there are some: its power rises to 1 at level 0."""
+    """Of an observation that depends on no noised site, while there are some: its power
+    rises to 1 at level 0."""
 
     def power(self, schedule: Schedule, noise: Noise) -> Array:
         return bridge(schedule, noise)
 
 
-POLICIES: dict[str, Policy] = {str(each): each for each in (Exact(), Moments(), Tempered(), Denoised(), Noised())}
+POLICIES: dict[str, Policy] = {
+    str(each): each for each in (Exact(), Moments(), Tempered(), Denoised(), Noised())
+}
 """Policies by their short names."""
 
 
 def bridge(schedule: Schedule, noise: Noise) -> Array:
-    """The power of p(y | x_k, z) where static sites take part: u⁴ with u going from 0 at the noisiest level to 1 at
-    log-SNR −2, and 1 from there on.
+    """The power of p(y | x_k, z) where static sites take part: u⁴ with u going from 0
+    at the noisiest level to 1 at log-SNR −2, and 1 from there on.
 
-    Where no signal is left p(y | x_k, z) is p(y | z): without a power, static sites would meet all of the data at the
-    first level, far from where their priors put them. It starts as slowly as that so that chains whose scales their
-    priors made tiny, where log p is −10⁵, are led away before it is too steep for their steps.
+    Where no signal is left p(y | x_k, z) is p(y | z): without a power, static sites
+    would meet all of the data at the first level, far from where their priors put them.
+    It starts as slowly as that so that chains whose scales their priors made tiny,
+    where log p is −10⁵, are led away before it is too steep for their steps.
     """
     top = schedule.log_snr[-1]
     way = jnp.where(
         top < tuning.STATIC_FULL_LOG_SNR,
-        (noise.log_snr - top) / jnp.where(top < tuning.STATIC_FULL_LOG_SNR, tuning.STATIC_FULL_LOG_SNR - top, 1.0),
+        (noise.log_snr - top)
+        / jnp.where(
+            top < tuning.STATIC_FULL_LOG_SNR, tuning.STATIC_FULL_LOG_SNR - top, 1.0
+        ),
         1.0,
     )
     return jnp.clip(way, 0.0, 1.0) ** 4
 
 
 def as_policy(name: str, policy: str | Policy | None) -> Policy | None:
-    """The policy that a short name stands for, or the policy itself; refused where it is neither, or holds an array."""
+    """The policy that a short name stands for, or the policy itself; refused where it
+    is neither, or holds an array."""
     if policy is None:
         return None
     if isinstance(policy, Policy):

@@ -16,7 +16,8 @@ from composeprob.language.statements import sample
 
 
 class Program:
-    """A generative program. `cp.compile` turns it into a density; inside another program it is called like a function.
+    """A generative program. `cp.compile` turns it into a density; inside another
+    program it is called like a function.
 
     Attributes:
         function: the decorated function.
@@ -25,8 +26,14 @@ class Program:
     """
 
     def __init__(self, function: Callable[..., object]):
-        code = function.__code__ if inspect.isfunction(function) or inspect.ismethod(function) else None
-        paused = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+        code = (
+            function.__code__
+            if inspect.isfunction(function) or inspect.ismethod(function)
+            else None
+        )
+        paused = (
+            inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+        )
         if code is None or code.co_flags & paused:
             found = "one with yield or async" if code else type(function).__name__
             raise WrongTypeError(
@@ -40,13 +47,16 @@ class Program:
         self.where = place(code.co_filename, code.co_firstlineno)
 
     def __reduce__(self) -> str:
-        return self.function.__qualname__  # a program is pickled as a function is, by its name
+        return (
+            self.function.__qualname__
+        )  # a program is pickled as a function is, by its name
 
     def __call__(self, *args: object, **kwargs: object) -> Any:
         """Run the statements as part of the program that is being compiled.
 
         Raises:
-            ProgramError: none is, nor does one of NumPyro's handlers give the statements their values.
+            ProgramError: none is, nor does one of NumPyro's handlers give the
+                statements their values.
         """
         if not numpyro.primitives._PYRO_STACK:
             raise ProgramError(
@@ -56,7 +66,9 @@ class Program:
             )
         return self.function(*args, **kwargs)
 
-    def check_arguments(self, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+    def check_arguments(
+        self, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
         """Refuse arguments that the function does not take."""
         try:
             inspect.signature(self.function).bind(*args, **kwargs)
@@ -67,13 +79,21 @@ class Program:
                 f"{inspect.signature(self.function)}.",
             ) from None
 
-    def names_of(self, args: tuple[object, ...], kwargs: dict[str, object]) -> list[tuple[LeafFactor, str]]:
-        """The leaf factors that the program's author holds in variables, with the variables' names."""
+    def names_of(
+        self, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> list[tuple[LeafFactor, str]]:
+        """The leaf factors that the program's author holds in variables, with the
+        variables' names."""
         known = inspect.getclosurevars(self.function)
         bound = inspect.signature(self.function).bind_partial(*args, **kwargs)
         bound.apply_defaults()
         scopes = (bound.arguments, known.nonlocals, known.globals)
-        return [(value, name) for scope in scopes for name, value in scope.items() if isinstance(value, LeafFactor)]
+        return [
+            (value, name)
+            for scope in scopes
+            for name, value in scope.items()
+            if isinstance(value, LeafFactor)
+        ]
 
     def __repr__(self) -> str:
         return f"<program {self.name} ({self.where})>"
@@ -86,8 +106,9 @@ def program(function: Callable[..., object]) -> Program:
 
         π_k(x, z) ∝ p(z) · F_k(x; z) · Π_j L_{j,k}(y_j | x, z)
 
-    F is the algebra of factors at the noised sites, p(z) the priors of NumPyro's latents, L the observations. The
-    levels above 0 are the path that leads to level 0, which alone is the promise.
+    F is the algebra of factors at the noised sites, p(z) the priors of NumPyro's
+    latents, L the observations. The levels above 0 are the path that leads to level 0,
+    which alone is the promise.
 
     Example:
         >>> import composeprob as cp, numpyro.distributions as dist

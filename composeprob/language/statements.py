@@ -1,4 +1,5 @@
-"""The statements of a program: `sample`, `observe`, `factor`, and the annealing policy `annealed`."""
+"""The statements of a program: `sample`, `observe`, `factor`, and the annealing policy
+`annealed`."""
 
 from __future__ import annotations
 
@@ -28,22 +29,31 @@ Message = dict[str, Any]
 Weight = TypeVar("Weight")
 
 
-def sample(name: str, factor_or_distribution: Factor | dist.Distribution, *, conditional: bool = False) -> Array:
+def sample(
+    name: str,
+    factor_or_distribution: Factor | dist.Distribution,
+    *,
+    conditional: bool = False,
+) -> Array:
     """A random choice of the program.
 
     Args:
         name: the site's name, unique in the program.
-        factor_or_distribution: a factor makes a *noised* site, which lives at the level's noise; a NumPyro
-            distribution makes a *static* one, as ``numpyro.sample`` does.
-        conditional: that a product of factors, of which some depend on a latent and some do not, is a normalised
-            conditional of that latent; without it such a product is refused, as it may be meant as evidence about the
-            latent, which is ``cp.factor(name, f, at=site)``.
+        factor_or_distribution: a factor makes a *noised* site, which lives at the
+            level's noise; a NumPyro distribution makes a *static* one, as
+            ``numpyro.sample`` does.
+        conditional: that a product of factors, of which some depend on a latent and
+            some do not, is a normalised conditional of that latent; without it such a
+            product is refused, as it may be meant as evidence about the latent, which
+            is ``cp.factor(name, f, at=site)``.
 
     Returns:
-        The site's value: what the observations below see of it depends on their annealing policy.
+        The site's value: what the observations below see of it depends on their
+            annealing policy.
 
     Raises:
-        ProgramError: the name is taken, or the statement stands outside a compiled program.
+        ProgramError: the name is taken, or the statement stands outside a compiled
+            program.
         WrongTypeError: neither a factor nor a distribution.
 
     Example:
@@ -66,7 +76,9 @@ def sample(name: str, factor_or_distribution: Factor | dist.Distribution, *, con
     _check_place("sample", name)
     if is_factor(factor_or_distribution):
         infer = {"conditional": bool(conditional)}
-        return numpyro.sample(name, FactorDistribution(factor_or_distribution), infer=infer)
+        return numpyro.sample(
+            name, FactorDistribution(factor_or_distribution), infer=infer
+        )
     return numpyro.sample(name, factor_or_distribution)
 
 
@@ -78,19 +90,24 @@ def observe(
 ) -> Array:
     """A measurement: multiplies the likelihood of ``value`` into the program's density.
 
-    An observation that depends on a noised site is annealed. Level 0 is the same exact posterior under each policy:
+    An observation that depends on a noised site is annealed. Level 0 is the same exact
+    posterior under each policy:
 
     * ``"exact"`` (default where it is possible): the density of the value given x_k itself, ∫ L(x₀)·p(x₀ | x_k) dx₀,
-      in closed form, so that π_k is the noised posterior. It takes a `Normal` or `MultivariateNormal` whose mean is
-      A·x + b, with A, b and the spread free of x (they may depend on static sites), and a prior made of `cp.Analytic`
-      mixtures of Gaussians; several such observations count together. Static sites meet it level by level: below
-      log-SNR −2 it is raised to a power that goes from 0 at the noisiest level to 1;
+      in closed form, so that π_k is the noised posterior. It takes a `Normal` or
+      `MultivariateNormal` whose mean is A·x + b, with A, b and the spread free of x
+      (they may depend on static sites), and a prior made of `cp.Analytic` mixtures of
+      Gaussians; several such observations count together. Static sites meet it level by
+      level: below log-SNR −2 it is raised to a power that goes from 0 at the noisiest
+      level to 1;
     * ``"moments"`` (default where factors offer only scores): the same for any score, from the mean and the covariance
-      of x₀ given x_k that follow from the score and its derivative: N(y; A·E[x₀ | x_k] + b, Σ + A·V·Aᵀ), with
-      V = (σ_k²/α_k)·∂E[x₀ | x_k]/∂x_k. It takes at most 16 Jacobian–vector products of the score an evaluation;
+      of x₀ given x_k that follow from the score and its derivative: N(y; A·E[x₀ | x_k]
+      + b, Σ + A·V·Aᵀ), with V = (σ_k²/α_k)·∂E[x₀ | x_k]/∂x_k. It takes at most 16
+      Jacobian–vector products of the score an evaluation;
     * ``"tempered"`` (default elsewhere): the program sees x/α_k, and the likelihood is raised to a power that is nearly
-      0 at the noisiest levels and 1 at level 0: about s²/(s² + σ_k²/α_k²), where s, 0.14 or less, is how sharply the
-      observations determine x, which the compiler measures;
+      0 at the noisiest levels and 1 at level 0: about s²/(s² + σ_k²/α_k²), where s,
+      0.14 or less, is how sharply the observations determine x, which the compiler
+      measures;
     * ``"denoised"``: the program sees the Tweedie mean (x + σ_k²·∇log F_k(x))/α_k, and the likelihood is raised to the
       power of ``"tempered"``;
     * ``"noised"``: the program sees x itself; ``distribution`` may be a function of the level's index;
@@ -100,11 +117,12 @@ def observe(
 
     Args:
         name: the site's name.
-        distribution: a NumPyro distribution that depends on the program's sites; under ``"noised"`` possibly a
-            function of the level that returns one.
+        distribution: a NumPyro distribution that depends on the program's sites; under
+            ``"noised"`` possibly a function of the level that returns one.
         value: what was measured.
-        anneal: the policy; left out, that of the enclosing `annealed` block, else ``"exact"``, ``"moments"`` or
-            ``"tempered"``, as the printed density reports it, with the reason.
+        anneal: the policy; left out, that of the enclosing `annealed` block, else
+            ``"exact"``, ``"moments"`` or ``"tempered"``, as the printed density reports
+            it, with the reason.
 
     Raises:
         InvalidValueError: an unknown policy, or NaN in the value.
@@ -123,7 +141,9 @@ def observe(
     """
     _check_name("observe", name, distribution)
     infer = {"anneal": as_policy(name, anneal)}
-    if callable(distribution) and not isinstance(distribution, (dist.Distribution, Factor, type)):
+    if callable(distribution) and not isinstance(
+        distribution, (dist.Distribution, Factor, type)
+    ):
         distribution = _at_level(name, distribution, anneal)
     if not isinstance(distribution, dist.Distribution):
         raise WrongTypeError(
@@ -151,36 +171,45 @@ def factor(
     at: ArrayLike | str | None = None,
     block: int | None = None,
 ) -> None:
-    r"""Evidence: multiplies exp(log_weight), or a factor at a site, into the program's density.
+    r"""Evidence: multiplies exp(log_weight), or a factor at a site, into the program's
+    density.
 
-    With ``at`` the program's density is multiplied by f(site), and nothing is normalised again: the site keeps the
-    prior that `sample` gave it, and f says what data say of it. A posterior that was trained under a prior of its own
-    is such evidence, once it is divided by that prior: q(η | x)/p₀(η) is the likelihood of x, up to a constant, so
+    With ``at`` the program's density is multiplied by f(site), and nothing is
+    normalised again: the site keeps the prior that `sample` gave it, and f says what
+    data say of it. A posterior that was trained under a prior of its own is such
+    evidence, once it is divided by that prior: q(η | x)/p₀(η) is the likelihood of x,
+    up to a constant, so
 
     $$p(\varphi, \eta_1 … \eta_J \mid x) \propto p(\varphi) \prod_j p(\eta_j \mid \varphi)\,
       q(\eta_j \mid x_j) / p_0(\eta_j).$$
 
-    The site becomes a noised one, of samples x = α·η + σ·ε at level 0; its NumPyro prior, whose parameters may be
-    latents, counts with its noised density at every level. In a plate of size n a condition whose leading axis is n
-    belongs to the plate's members one by one, and the n evaluations are one batch. Of nested plates the axes match from
-    the right, as NumPyro's: (sessions, subjects, …), (subjects, …) or (sessions, 1, …). In a plate that its site does
-    not stand in, such as the trials of one subject, the n factors multiply. ``numpyro.handlers.mask`` leaves members
-    out, which then cost nothing; ``numpyro.handlers.scale`` with a number raises the factor to that power.
+    The site becomes a noised one, of samples x = α·η + σ·ε at level 0; its NumPyro
+    prior, whose parameters may be latents, counts with its noised density at every
+    level. In a plate of size n a condition whose leading axis is n belongs to the
+    plate's members one by one, and the n evaluations are one batch. Of nested plates
+    the axes match from the right, as NumPyro's: (sessions, subjects, …), (subjects, …)
+    or (sessions, 1, …). In a plate that its site does not stand in, such as the trials
+    of one subject, the n factors multiply. ``numpyro.handlers.mask`` leaves members
+    out, which then cost nothing; ``numpyro.handlers.scale`` with a number raises the
+    factor to that power.
 
     Args:
         name: the site's name.
-        log_weight: a scalar that depends on the program's sites; under ``"noised"`` possibly a function of the
-            level's index that returns one. With ``at`` a factor over one event of that site, whose conditions are data.
+        log_weight: a scalar that depends on the program's sites; under ``"noised"``
+            possibly a function of the level's index that returns one. With ``at`` a
+            factor over one event of that site, whose conditions are data.
         anneal: as for `observe`; a factor needs none.
-        at: the site that a factor looks at: the value that `sample` returned, or its name.
-        block: how many members of plates are evaluated at once, to bound memory; left out, all.
+        at: the site that a factor looks at: the value that `sample` returned, or its
+            name.
+        block: how many members of plates are evaluated at once, to bound memory; left
+            out, all.
 
     Raises:
         DoublyIntractableError: a factor at a site that depends on a latent.
-        ProgramError: ``at`` names no site, or one whose prior has no noised density here; or a mask is not known before
-            compilation.
-        ShapeError: events of another shape than the site's, plates that are not the site's, or a condition of which
-            several axes may be the plates'.
+        ProgramError: ``at`` names no site, or one whose prior has no noised density
+            here; or a mask is not known before compilation.
+        ShapeError: events of another shape than the site's, plates that are not the
+            site's, or a condition of which several axes may be the plates'.
 
     Example:
         >>> import composeprob as cp, jax, numpyro.distributions as dist
@@ -200,7 +229,12 @@ def factor(
         if block is not None:
             check_count(block, "block")
         _check_place("factor", name)
-        numpyro.sample(name, FactorDistribution(evidence), obs=jnp.zeros(()), infer={"at": at, "block": block})
+        numpyro.sample(
+            name,
+            FactorDistribution(evidence),
+            obs=jnp.zeros(()),
+            infer={"at": at, "block": block},
+        )
         return
     if block is not None:
         raise InvalidValueError(
@@ -221,11 +255,17 @@ def factor(
             f"The log-weight of {name!r} is {'true or false' if weight.dtype == bool else 'complex'}.",
             fix="for an event write jnp.where(event, 0.0, -jnp.inf).",
         )
-    numpyro.sample(name, dist.Unit(weight.astype(jnp.result_type(float, weight))), obs=jnp.zeros((0,)), infer=infer)
+    numpyro.sample(
+        name,
+        dist.Unit(weight.astype(jnp.result_type(float, weight))),
+        obs=jnp.zeros((0,)),
+        infer=infer,
+    )
 
 
 def check_evidence(name: str, factor: object, at: object, anneal: object) -> Factor:
-    """The factor; refuses one without its site, a site without a factor, and a policy, which factors do not need."""
+    """The factor; refuses one without its site, a site without a factor, and a policy,
+    which factors do not need."""
     if at is None:
         raise WrongTypeError(
             f"Evidence {name!r} is a factor, and at= does not say which site it looks at.",
@@ -245,9 +285,11 @@ def check_evidence(name: str, factor: object, at: object, anneal: object) -> Fac
 
 
 class annealed(Messenger):
-    """The annealing policy of the observations in a block: ``with cp.annealed("denoised"): ...``.
+    """The annealing policy of the observations in a block: ``with
+    cp.annealed("denoised"): ...``.
 
-    An observation's own ``anneal=`` wins over the block's, an inner block over an outer one.
+    An observation's own ``anneal=`` wins over the block's, an inner block over an outer
+    one.
 
     Example:
         >>> import composeprob as cp, numpyro.distributions as dist
@@ -263,13 +305,21 @@ class annealed(Messenger):
 
     def __init__(self, policy: str | Policy):
         if policy is None:
-            raise InvalidValueError("cp.annealed needs a policy.", fix=f"use one of: {', '.join(POLICIES)}.")
+            raise InvalidValueError(
+                "cp.annealed needs a policy.", fix=f"use one of: {', '.join(POLICIES)}."
+            )
         self.policy = as_policy("annealed", policy)
         super().__init__()
 
     def process_message(self, msg: Message) -> None:
-        concerned = msg["type"] == LEVEL or (msg["type"] == "sample" and msg["is_observed"])
-        if concerned and "at" not in msg["infer"] and msg["infer"].get("anneal") is None:
+        concerned = msg["type"] == LEVEL or (
+            msg["type"] == "sample" and msg["is_observed"]
+        )
+        if (
+            concerned
+            and "at" not in msg["infer"]
+            and msg["infer"].get("anneal") is None
+        ):
             msg["infer"] = {**msg["infer"], "anneal": self.policy}
 
 
@@ -280,7 +330,9 @@ def _check_name(statement: str, name: object, second: object) -> None:
         found = f"got {name!r}" if isinstance(name, str) else f"got {a_kind(name)}"
         if isinstance(second, str) and second:
             fix = f"write cp.{statement}({second!r}, …): the name comes first."
-        raise WrongTypeError(f"The name in cp.{statement} must be a string; {found}.", fix=fix)
+        raise WrongTypeError(
+            f"The name in cp.{statement} must be a string; {found}.", fix=fix
+        )
 
 
 def _check_place(statement: str, name: str) -> None:
@@ -299,9 +351,7 @@ def _made_of(value: object) -> str:
     if isinstance(value, type):
         return f"call it: {value.__name__}(…), with its parameters."
     if hasattr(value, "shape"):
-        return (
-            "of samples cp.Analytic(points, schedule) makes a factor; data go to cp.observe(name, distribution, value)."
-        )
+        return "of samples cp.Analytic(points, schedule) makes a factor; data go to cp.observe(name, distribution, value)."
     if hasattr(value, "check_arguments"):
         return "call the program in the place of this statement: its own sites are then part of this one."
     return "wrap a network in cp.Diffusion, a log-density in cp.Energy, samples or a distribution in cp.Analytic."
@@ -311,7 +361,11 @@ def _as_array(name: str, value: object) -> Array:
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError, OverflowError) as error:
-        of = f" of {value.dtype}" if isinstance(value, np.ndarray) else f": {error}".partition("\n")[0].rstrip(".")
+        of = (
+            f" of {value.dtype}"
+            if isinstance(value, np.ndarray)
+            else f": {error}".partition("\n")[0].rstrip(".")
+        )
         raise WrongTypeError(
             f"The value of {name!r} must be a number or an array; got {type(value).__name__}{of}.",
             fix="pass what was measured (or for cp.factor a log-weight) as numbers.",
@@ -325,10 +379,21 @@ def _as_array(name: str, value: object) -> Array:
     return array
 
 
-def _at_level(name: str, function: Callable[[Array], Weight], anneal: str | Policy | None) -> Weight:
+def _at_level(
+    name: str, function: Callable[[Array], Weight], anneal: str | Policy | None
+) -> Weight:
     """What a function of the level returns; the policy in force must take such."""
-    message: Message = {"type": LEVEL, "name": name, "fn": lambda: 0, "args": (), "kwargs": {}, "value": None}
-    message["infer"] = {"anneal": as_policy(name, anneal)}  # an enclosing block fills in its own policy
+    message: Message = {
+        "type": LEVEL,
+        "name": name,
+        "fn": lambda: 0,
+        "args": (),
+        "kwargs": {},
+        "value": None,
+    }
+    message["infer"] = {
+        "anneal": as_policy(name, anneal)
+    }  # an enclosing block fills in its own policy
     apply_stack(message)
     policy = message["infer"]["anneal"]
     if policy is None or not policy.takes_levels:

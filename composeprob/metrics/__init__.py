@@ -1,7 +1,8 @@
-"""Metrics: distances of samples from a target, and the likelihood of a sampler's output.
+"""Metrics: distances of samples from a target, and the likelihood of a sampler's
+output.
 
-`distances` works on arrays. `likelihood` walks a sampler's path and may import `runtime`, `kernels`, `density` and what
-is below; no factor and no program.
+`distances` works on arrays. `likelihood` walks a sampler's path and may import
+`runtime`, `kernels`, `density` and what is below; no factor and no program.
 """
 
 from composeprob.density.learned_scores import curl, fokker_planck
@@ -14,7 +15,12 @@ from composeprob.metrics.distances import (
     total_variation,
     wasserstein,
 )
-from composeprob.metrics.likelihood import EvidenceBounds, LogLikelihood, evidence_bounds, raise_log_likelihood
+from composeprob.metrics.likelihood import (
+    EvidenceBounds,
+    LogLikelihood,
+    evidence_bounds,
+    raise_log_likelihood,
+)
 
 __all__ = [
     "EvidenceBounds",

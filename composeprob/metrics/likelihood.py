@@ -1,8 +1,10 @@
-"""RAISE, the log-likelihood of held-out points under a sampler's output, and bounds of log Z by the same paths.
+"""RAISE, the log-likelihood of held-out points under a sampler's output, and bounds of
+log Z by the same paths.
 
-`Path` is what a chain of a sampler goes, in either direction, with its log-probability ratio: `reverse_walk` goes it
-from a point at level 0 up, by the reversals of steps and transitions; `forward_walk` goes down. Both return a
-log-weight whose exponential has a known expectation: the sampler's output density at the point, and ∫f₀.
+`Path` is what a chain of a sampler goes, in either direction, with its log-probability
+ratio: `reverse_walk` goes it from a point at level 0 up, by the reversals of steps and
+transitions; `forward_walk` goes down. Both return a log-weight whose exponential has a
+known expectation: the sampler's output density at the point, and ∫f₀.
 """
 
 from __future__ import annotations
@@ -46,10 +48,12 @@ class LogLikelihood:
     """`LogLikelihood` holds what `raise_log_likelihood` found; ``print`` it.
 
     Attributes:
-        values: log p̂ of each point, (n,): expected to lie below log p, by about half the square of its error.
-        errors: Monte-Carlo standard error of each value, (n,); NaN with one chain a point.
-        ess: effective number of chains of each point relative to their number, (n,): near 1/num_chains, one chain
-            decides.
+        values: log p̂ of each point, (n,): expected to lie below log p, by about half
+            the square of its error.
+        errors: Monte-Carlo standard error of each value, (n,); NaN with one chain a
+            point.
+        ess: effective number of chains of each point relative to their number, (n,):
+            near 1/num_chains, one chain decides.
         num_chains: chains a point.
         log_evidence: what was subtracted for `SMC`'s weights; None for other samplers.
         log_evidence_error: its standard error; NaN where it was given, or is None.
@@ -69,14 +73,17 @@ class LogLikelihood:
 
     @property
     def standard_error(self) -> float:
-        """The standard error of the mean over points, their Monte-Carlo error included."""
+        """The standard error of the mean over points, their Monte-Carlo error
+        included."""
         return _error(self.values)
 
     @property
     def monte_carlo_error(self) -> float:
         """The part of the mean's standard error that more chains would remove."""
         shared = 0.0 if math.isnan(self.log_evidence_error) else self.log_evidence_error
-        return float(np.sqrt(np.sum(self.errors**2) / len(self.values) ** 2 + shared**2))
+        return float(
+            np.sqrt(np.sum(self.errors**2) / len(self.values) ** 2 + shared**2)
+        )
 
     def __repr__(self) -> str:
         lost = int(np.sum(~np.isfinite(self.values)))
@@ -100,20 +107,23 @@ def raise_log_likelihood(
     step_size: ArrayLike | None = None,
     chunk: int | None = None,
 ) -> LogLikelihood:
-    r"""Estimates the log-likelihood of held-out points under the distribution of a sampler's output (RAISE).
+    r"""Estimates the log-likelihood of held-out points under the distribution of a
+    sampler's output (RAISE).
 
-    From each point $x_0$ chains walk the sampler's path backwards, level 0 to the top, and
+    From each point $x_0$ chains walk the sampler's path backwards, level 0 to the top,
+    and
 
     $$\hat p(x_0) = \mathrm{top}(x_\top) \prod_{\text{transitions}} \frac{T(x' \to x)}{T(x \to x')}
       \prod_k \frac{N(x_k;\, \mu(x_{k+1}), v_k)}{q(x_{k+1} \mid x_k)}$$
 
-    has as its expectation exactly the density that the sampler's chains have at $x_0$, for adjusted and unadjusted
-    kernels: what a histogram of infinitely many of them would show, biases included. log p̂, averaged over num_chains
-    inside the logarithm, is therefore expected to lie below the truth and grows towards it with num_chains.
+    has as its expectation exactly the density that the sampler's chains have at $x_0$,
+    for adjusted and unadjusted kernels: what a histogram of infinitely many of them
+    would show, biases included. log p̂, averaged over num_chains inside the logarithm,
+    is therefore expected to lie below the truth and grows towards it with num_chains.
 
-    Under `SMC` the distribution is that of its weighted path, ∏G/Z: its output for infinitely many chains, so what
-    resampling does to a finite population is not seen. With ``weights="density"`` and adjusted kernels that is π₀/Z
-    itself.
+    Under `SMC` the distribution is that of its weighted path, ∏G/Z: its output for
+    infinitely many chains, so what resampling does to a finite population is not seen.
+    With ``weights="density"`` and adjusted kernels that is π₀/Z itself.
 
     Points belong to level 0: they should carry its noise, as samples do.
 
@@ -121,19 +131,23 @@ def raise_log_likelihood(
         density: compiled, without static sites.
         points: ``{site: (n, …)}``, or (n, …) alone where there is one site.
         key: typed random key.
-        sampler: `Ancestral` (η = 1), `AnnealedMCMC` or `SMC` with any kernel that reports how its moves are reversed.
+        sampler: `Ancestral` (η = 1), `AnnealedMCMC` or `SMC` with any kernel that
+            reports how its moves are reversed.
         num_chains: reversals of each point.
-        log_evidence: of `SMC`'s run, ``result.log_evidence``; left out, four runs of 1024 chains estimate it.
-        step_size: ``result.step_size`` of a run; needed where the kernel's is `Adaptive`. The likelihood then is that
-            of the sampler with those steps.
-        chunk: reversals evaluated at once; left out, as many as suit the positions' size.
+        log_evidence: of `SMC`'s run, ``result.log_evidence``; left out, four runs of
+            1024 chains estimate it.
+        step_size: ``result.step_size`` of a run; needed where the kernel's is
+            `Adaptive`. The likelihood then is that of the sampler with those steps.
+        chunk: reversals evaluated at once; left out, as many as suit the positions'
+            size.
 
     Returns:
-        A value for each point, the mean, and its standard errors. The cost is that of n·num_chains chains.
+        A value for each point, the mean, and its standard errors. The cost is that of
+            n·num_chains chains.
 
     Raises:
-        CapabilityError: static sites; an adaptive step size without ``step_size``; a kernel that does not know how
-            its moves are reversed.
+        CapabilityError: static sites; an adaptive step size without ``step_size``; a
+            kernel that does not know how its moves are reversed.
         ShapeError, InvalidValueError, WrongTypeError: a bad argument.
 
     Example:
@@ -148,9 +162,9 @@ def raise_log_likelihood(
         True
 
     References:
-        Burda, Grosse and Salakhutdinov 2015, *Accurate and conservative estimates of MRF log-likelihood using reverse
-        annealing*. Grosse, Ancha and Roy 2016, *Measuring the reliability of MCMC inference with bidirectional Monte
-        Carlo*.
+        Burda, Grosse and Salakhutdinov 2015, *Accurate and conservative estimates of
+        MRF log-likelihood using reverse annealing*. Grosse, Ancha and Roy 2016,
+        *Measuring the reliability of MCMC inference with bidirectional Monte Carlo*.
     """
     check_key(key)
     count = check_count(num_chains, "num_chains")
@@ -164,14 +178,24 @@ def raise_log_likelihood(
         if evidence is None:
             evidence, error = estimate_evidence(sampler, density, evidence_key)
         if not np.isfinite(evidence):
-            raise InvalidValueError(f"The log-evidence is {evidence}.", fix="look at result.status of an SMC run.")
+            raise InvalidValueError(
+                f"The log-evidence is {evidence}.",
+                fix="look at result.status of an SMC run.",
+            )
     logs = reverse_walks(path, key, placed, count, chains_at_once(density, chunk))
-    values, errors, ess = reduced(np.asarray(logs, np.float64).reshape(-1, count), sampler)
-    return LogLikelihood(values - float(evidence or 0.0), errors, ess, count, evidence, error)
+    values, errors, ess = reduced(
+        np.asarray(logs, np.float64).reshape(-1, count), sampler
+    )
+    return LogLikelihood(
+        values - float(evidence or 0.0), errors, ess, count, evidence, error
+    )
 
 
-def reduced(logs: np.ndarray, sampler: Sampler) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of log-weights (n, c): the log of each row's mean, its standard error, the relative effective sample size."""
+def reduced(
+    logs: np.ndarray, sampler: Sampler
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of log-weights (n, c): the log of each row's mean, its standard error, the
+    relative effective sample size."""
     from scipy.special import logsumexp, softmax
 
     if not np.isfinite(logs).any():
@@ -185,16 +209,26 @@ def reduced(logs: np.ndarray, sampler: Sampler) -> tuple[np.ndarray, np.ndarray,
     with np.errstate(divide="ignore", invalid="ignore"):
         values = logsumexp(logs, axis=1) - math.log(count)
         ess = 1 / (softmax(logs, axis=1) ** 2).sum(1) / count
-        errors = np.sqrt((1 / ess - 1) / (count - 1)) if count > 1 else np.full(len(logs), np.nan)
+        errors = (
+            np.sqrt((1 / ess - 1) / (count - 1))
+            if count > 1
+            else np.full(len(logs), np.nan)
+        )
     return values, errors, ess
 
 
 @eqx.filter_jit
-def reverse_walks(path: Path, key: Array, points: dict[str, Array], count: int, at_once: int) -> Array:
+def reverse_walks(
+    path: Path, key: Array, points: dict[str, Array], count: int, at_once: int
+) -> Array:
     """log p̂ of ``count`` reversals of each of n points, (n·count,)."""
 
     def walk(i: Array) -> Array:
-        return reverse_walk(path, jax.random.fold_in(key, i), jax.tree.map(lambda x: x[i // count], points))
+        return reverse_walk(
+            path,
+            jax.random.fold_in(key, i),
+            jax.tree.map(lambda x: x[i // count], points),
+        )
 
     return in_batches(walk, jax.tree.leaves(points)[0].shape[0] * count, at_once)
 
@@ -202,7 +236,9 @@ def reverse_walks(path: Path, key: Array, points: dict[str, Array], count: int, 
 @eqx.filter_jit
 def forward_walks(path: Path, key: Array, number: int, at_once: int) -> Array:
     """log w of so many chains, (number,)."""
-    return in_batches(lambda i: forward_walk(path, jax.random.fold_in(key, i)), number, at_once)
+    return in_batches(
+        lambda i: forward_walk(path, jax.random.fold_in(key, i)), number, at_once
+    )
 
 
 def in_batches(function: Callable[[Array], Array], total: int, at_once: int) -> Array:
@@ -213,18 +249,35 @@ def in_batches(function: Callable[[Array], Array], total: int, at_once: int) -> 
     return jax.lax.map(jax.vmap(function), index).reshape(-1)[:total]
 
 
-def estimate_evidence(sampler: Sampler, density: AnnealedDensity, key: Array) -> tuple[float, float]:
-    """The log-evidence of `SMC`'s path and its standard error, from independent runs."""
+def estimate_evidence(
+    sampler: Sampler, density: AnnealedDensity, key: Array
+) -> tuple[float, float]:
+    """The log-evidence of `SMC`'s path and its standard error, from independent
+    runs."""
     sampler, first = sampler.in_numbers(), sampler.first_level(density)
-    visits, keys = Visits.every(first, density.num_levels), jax.random.split(key, tuning.EVIDENCE_RUNS)
-    logs = np.array([float(_evidence(sampler, density, begin(k, tuning.EVIDENCE_CHAINS, visits), first)) for k in keys])
+    visits, keys = (
+        Visits.every(first, density.num_levels),
+        jax.random.split(key, tuning.EVIDENCE_RUNS),
+    )
+    logs = np.array(
+        [
+            float(
+                _evidence(
+                    sampler, density, begin(k, tuning.EVIDENCE_CHAINS, visits), first
+                )
+            )
+            for k in keys
+        ]
+    )
     relative = np.exp(logs - logs.max())
     error = relative.std(ddof=1) / relative.mean() / np.sqrt(len(logs))
     return float(logs.max() + np.log(relative.mean())), float(error)
 
 
 @eqx.filter_jit
-def _evidence(sampler: Sampler, density: AnnealedDensity, run: Run, first: int) -> Array:
+def _evidence(
+    sampler: Sampler, density: AnnealedDensity, run: Run, first: int
+) -> Array:
     run = sampler.start(run, density, first)
     run = eqx.tree_at(lambda r: r.log_evidence, run, start_constant(run.log_evidence))
     return sampler.advance(run, density, first + 1).log_evidence
@@ -235,7 +288,9 @@ def chains_at_once(density: AnnealedDensity, chunk: object) -> int:
     if chunk is not None:
         return check_count(chunk, "chunk")
     size = sum(math.prod(site.shape) for site in density.sites.values())
-    return min(8192, max(1, 2**20 // max(size, 1)))  # a million numbers in their positions at most
+    return min(
+        8192, max(1, 2**20 // max(size, 1))
+    )  # a million numbers in their positions at most
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -245,10 +300,13 @@ class EvidenceBounds:
     Attributes:
         lower: mean of log ŵ over forward runs: its expectation is at most log Z.
         lower_error: its standard error.
-        upper: mean of log f₀ − log p̂ over exact points: its expectation is at least log Z.
+        upper: mean of log f₀ − log p̂ over exact points: its expectation is at least
+            log Z.
         upper_error: its standard error.
-        log_evidence: log of the mean of the same ŵ, which estimates log Z itself and lies above ``lower``.
-        log_evidence_error: its standard error, by the delta method; not to be trusted where it exceeds 0.3.
+        log_evidence: log of the mean of the same ŵ, which estimates log Z itself and
+            lies above ``lower``.
+        log_evidence_error: its standard error, by the delta method; not to be trusted
+            where it exceeds 0.3.
         lower_values: log ŵ of each forward run, (n,).
         upper_values: log f₀ − log p̂ of each point, (n,).
     """
@@ -264,12 +322,18 @@ class EvidenceBounds:
 
     @property
     def width(self) -> float:
-        """The gap upper − lower, in nats: how far the sampler's path is from exact annealing, at least 0 on average."""
+        """The gap upper − lower, in nats: how far the sampler's path is from exact
+        annealing, at least 0 on average."""
         return self.upper - self.lower
 
     def contains(self, log_z: float, errors: float = 4.0) -> bool:
-        """Returns whether log Z lies between the bounds, each widened by this many standard errors."""
-        return bool(self.lower - errors * self.lower_error <= log_z <= self.upper + errors * self.upper_error)
+        """Returns whether log Z lies between the bounds, each widened by this many
+        standard errors."""
+        return bool(
+            self.lower - errors * self.lower_error
+            <= log_z
+            <= self.upper + errors * self.upper_error
+        )
 
     def __repr__(self) -> str:
         return printable(
@@ -288,28 +352,31 @@ def evidence_bounds(
     step_size: ArrayLike | None = None,
     chunk: int | None = None,
 ) -> EvidenceBounds:
-    r"""Bounds log Z = log ∫f₀, with f₀ = exp(density.log_density(·, 0)), from below and from above.
+    r"""Bounds log Z = log ∫f₀, with f₀ = exp(density.log_density(·, 0)), from below and
+    from above.
 
-    Annealed importance sampling down the sampler's path has weights w with E w = Z, so that E log ŵ ≤ log Z for ŵ the
-    mean of num_chains of them. The reversed path from an *exact* draw of π₀ has E p̂(x) the sampler's density
-    (`raise_log_likelihood`), so that E[log f₀(x) − log p̂(x)] ≥ log Z. The two meet where the path is exact.
+    Annealed importance sampling down the sampler's path has weights w with E w = Z, so
+    that E log ŵ ≤ log Z for ŵ the mean of num_chains of them. The reversed path from an
+    *exact* draw of π₀ has E p̂(x) the sampler's density (`raise_log_likelihood`), so
+    that E[log f₀(x) − log p̂(x)] ≥ log Z. The two meet where the path is exact.
 
     `SMC`'s moves are taken without its weights and resampling.
 
     Args:
         density: with an energy; without static sites.
-        exact_points: independent draws of π₀, ``{site: (n, …)}`` or (n, …). From another distribution the upper bound
-            is none.
+        exact_points: independent draws of π₀, ``{site: (n, …)}`` or (n, …). From
+            another distribution the upper bound is none.
         key: typed random key.
         sampler: whose path to take: `AnnealedMCMC`, `SMC`, or `Ancestral` (η = 1).
-        num_chains: chains that each of the n forward runs, and each point, averages over; more close in from both
-            sides.
-        step_size: ``result.step_size`` of a run; needed where the kernel's is `Adaptive`.
+        num_chains: chains that each of the n forward runs, and each point, averages
+            over; more close in from both sides.
+        step_size: ``result.step_size`` of a run; needed where the kernel's is
+            `Adaptive`.
         chunk: chains evaluated at once; left out, as many as suit the positions' size.
 
     Raises:
-        CapabilityError: no energy, static sites, an adaptive step size without ``step_size``, or a kernel that does
-            not know how its moves are reversed.
+        CapabilityError: no energy, static sites, an adaptive step size without
+            ``step_size``, or a kernel that does not know how its moves are reversed.
         ShapeError, InvalidValueError, WrongTypeError: a bad argument.
 
     Example:
@@ -324,8 +391,8 @@ def evidence_bounds(
         True
 
     References:
-        Grosse, Ghahramani and Adams 2015, *Sandwiching the marginal likelihood using bidirectional Monte Carlo*.
-        Neal 2001, *Annealed importance sampling*.
+        Grosse, Ghahramani and Adams 2015, *Sandwiching the marginal likelihood using
+        bidirectional Monte Carlo*. Neal 2001, *Annealed importance sampling*.
     """
     check_key(key)
     count = check_count(num_chains, "num_chains")
@@ -354,11 +421,16 @@ def evidence_bounds(
 
 
 def _error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
+    return (
+        float(values.std(ddof=1) / np.sqrt(len(values)))
+        if len(values) > 1
+        else math.nan
+    )
 
 
 class Path(eqx.Module):
-    """What one chain of a sampler, as `frozen` prepares it, does from the level ``first`` on, with its ``weights``."""
+    """What one chain of a sampler, as `frozen` prepares it, does from the level
+    ``first`` on, with its ``weights``."""
 
     sampler: Sampler
     density: AnnealedDensity
@@ -367,22 +439,39 @@ class Path(eqx.Module):
     weights: str | None = eqx.field(static=True)
 
     @classmethod
-    def of_sampler(cls, sampler: Sampler, density: AnnealedDensity, weighted: bool = True) -> Path:
+    def of_sampler(
+        cls, sampler: Sampler, density: AnnealedDensity, weighted: bool = True
+    ) -> Path:
         """The path of a sampler that `frozen` returned, with or without its weights."""
         layout, first = Layout.of_density(density), sampler.first_level(density)
-        return cls(sampler.in_numbers(), density, layout, first, sampler.weights if weighted else None)
+        return cls(
+            sampler.in_numbers(),
+            density,
+            layout,
+            first,
+            sampler.weights if weighted else None,
+        )
 
     def top(self) -> tuple[Step, Array]:
-        """N(0, s/P), which first draws have, as a step from 0; and log |dx/dy| of the y that stands for x₀."""
+        """N(0, s/P), which first draws have, as a step from 0; and log |dx/dy| of the y
+        that stands for x₀."""
         noise, schedule = self.density.schedule.at(self.first), self.density.schedule
         alpha = noise.alpha if self.sampler.step is None else schedule.at(0).alpha
         variance = noise.variance / self.layout.power(self.density, self.first)
-        return Step.plain(jnp.zeros_like(variance), variance), self.layout.dims * jnp.log(alpha)
+        return Step.plain(
+            jnp.zeros_like(variance), variance
+        ), self.layout.dims * jnp.log(alpha)
 
     def walk(self, words: Array, y: Array, reverse: bool) -> tuple[Particles, Array]:
-        """One chain from y at the first level to level 0, or in reverse, and Σ log of the probability of each way back
-        over that of the way there; in reverse with what the way back gains in weight."""
-        density, layout, move, moves = self.density, self.layout, self.sampler.step, self.sampler.moves
+        """One chain from y at the first level to level 0, or in reverse, and Σ log of
+        the probability of each way back over that of the way there; in reverse with
+        what the way back gains in weight."""
+        density, layout, move, moves = (
+            self.density,
+            self.layout,
+            self.sampler.step,
+            self.sampler.moves,
+        )
         parts, mixed = self.sampler.needs_parts(density), moves is not None
         twist = move.twist if move is not None and parts else None
         if moves is not None and reverse:
@@ -392,42 +481,76 @@ class Path(eqx.Module):
         def drift(chain: Particles) -> Array:
             return chain.evaluation.parts.drift if parts else chain.evaluation.score
 
-        def step(level: Array, carry: tuple[Particles, Array]) -> tuple[Particles, Array]:
+        def step(
+            level: Array, carry: tuple[Particles, Array]
+        ) -> tuple[Particles, Array]:
             chain, total = carry
-            noise, end = (density.schedule.at(k + (0 if reverse else 1)) for k in (level, level - 1))
+            noise, end = (
+                density.schedule.at(k + (0 if reverse else 1))
+                for k in (level, level - 1)
+            )
             s = noise.variance, end.variance
-            down, up = Step.ddpm(*s), Step.upward(*s, layout.power(density, noise.index), mixed, self.weights)
+            down, up = (
+                Step.ddpm(*s),
+                Step.upward(
+                    *s, layout.power(density, noise.index), mixed, self.weights
+                ),
+            )
             z = normals(words, level * draws, layout.dims)
             if move is None:
-                y = chain.position * (end.alpha / noise.alpha if reverse else noise.alpha / end.alpha)
+                y = chain.position * (
+                    end.alpha / noise.alpha if reverse else noise.alpha / end.alpha
+                )
             elif reverse:
                 y = up.draw(chain.position, drift(chain), z)
             else:
-                y, _, _ = down.predict(chain.position, drift(chain), chain.evaluation.score, z, twist)
+                y, _, _ = down.predict(
+                    chain.position, drift(chain), chain.evaluation.score, z, twist
+                )
             moved = Particles(y, layout.evaluate(density, y, level, parts), chain.inner)
             above, below = (moved, chain) if reverse else (chain, moved)
             ratio = jnp.zeros(())
             if self.weights is not None:
                 tempered = density.evaluator.plain and self.weights == "feynman_kac"
-                backward = Backward.of_step(*s, layout.power(density, self.first), None, False) if tempered else None
+                backward = (
+                    Backward.of_step(*s, layout.power(density, self.first), None, False)
+                    if tempered
+                    else None
+                )
                 weight = Weight(self.weights, density, layout, twist)
-                ratio, _ = weight.gained(words, jnp.int32(0), above, below, noise, end, backward)
+                ratio, _ = weight.gained(
+                    words, jnp.int32(0), above, below, noise, end, backward
+                )
             if move is not None:
                 # Weights have p/q of the twist in them: of the two nothing is left.
-                shift = 0.0 if self.weights else down.shift(drift(above), above.evaluation.score, twist)
-                ratio = ratio + down.log_density(below.position, above.position, drift(above), shift)
-                ratio = ratio - up.log_density(above.position, below.position, drift(below))
+                shift = (
+                    0.0
+                    if self.weights
+                    else down.shift(drift(above), above.evaluation.score, twist)
+                )
+                ratio = ratio + down.log_density(
+                    below.position, above.position, drift(above), shift
+                )
+                ratio = ratio - up.log_density(
+                    above.position, below.position, drift(below)
+                )
             return moved, total + (ratio if reverse else -ratio)
 
         def visit(i: Array, carry: tuple[Particles, Array]) -> tuple[Particles, Array]:
             level = i if reverse else self.first - i
-            carry = jax.lax.cond(i > 0, partial(step, level), lambda carry: carry, carry)
+            carry = jax.lax.cond(
+                i > 0, partial(step, level), lambda carry: carry, carry
+            )
             if moves is None:
                 return carry
             place = density, parts, (moves.untuned(1), density.schedule.at(level))
 
-            def transition(j: Array, carry: tuple[Particles, Array]) -> tuple[Particles, Array]:
-                chain, info = moves.step(*place, key_of(words, level * draws + 1 + j), carry[0])
+            def transition(
+                j: Array, carry: tuple[Particles, Array]
+            ) -> tuple[Particles, Array]:
+                chain, info = moves.step(
+                    *place, key_of(words, level * draws + 1 + j), carry[0]
+                )
                 return chain, carry[1] + jnp.sum(info.log_reversal)
 
             return jax.lax.fori_loop(0, moves.count, transition, carry)
@@ -438,46 +561,73 @@ class Path(eqx.Module):
 
 
 def reverse_walk(path: Path, key: Array, position: Position) -> Array:
-    """One reversal from a point at level 0 to the first level: log p̂, as `raise_log_likelihood` has it, with E p̂(x₀)
-    the sampler's output density.
+    """One reversal from a point at level 0 to the first level: log p̂, as
+    `raise_log_likelihood` has it, with E p̂(x₀) the sampler's output density.
 
-    Momenta start afresh: their terms cancel, as every refreshment leaves N(0, I) alone. With `SMC`'s weights the target
-    is the weighted path, times ∫ over all paths: subtract its log-evidence. Steps that a wall kept where they were are
-    left out.
+    Momenta start afresh: their terms cancel, as every refreshment leaves N(0, I) alone.
+    With `SMC`'s weights the target is the weighted path, times ∫ over all paths:
+    subtract its log-evidence. Steps that a wall kept where they were are left out.
     """
-    words, layout, (top, volume) = jax.random.bits(key, (2,), jnp.uint32), path.layout, path.top()
+    words, layout, (top, volume) = (
+        jax.random.bits(key, (2,), jnp.uint32),
+        path.layout,
+        path.top(),
+    )
     y = layout.vector(position, path.density.schedule.at(0).alpha)
     chain, total = path.walk(words, y, reverse=True)
-    total = total + top.log_density(chain.position, jnp.zeros_like(y), jnp.zeros_like(y)) - volume
+    total = (
+        total
+        + top.log_density(chain.position, jnp.zeros_like(y), jnp.zeros_like(y))
+        - volume
+    )
     if path.weights is not None:
-        total = total + first_weight(layout, path.density, chain.position, chain.evaluation, path.first)
+        total = total + first_weight(
+            layout, path.density, chain.position, chain.evaluation, path.first
+        )
         total = total + start_constant(first_evidence(path.density, path.first))
     return jnp.where(jnp.isfinite(total), total, -jnp.inf)
 
 
 def forward_walk(path: Path, key: Array) -> Array:
-    """One chain of the sampler, without weights: log w with E w = ∫f₀ (annealed importance sampling).
+    """One chain of the sampler, without weights: log w with E w = ∫f₀ (annealed
+    importance sampling).
 
-    log w = log f₀(x₀) − log top(x_top) + Σ log T(x'→x)/T(x→x') + Σ log q(x_{k+1}|x_k)/N(x_k; reverse step).
+    log w = log f₀(x₀) − log top(x_top) + Σ log T(x'→x)/T(x→x') + Σ log
+    q(x_{k+1}|x_k)/N(x_k; reverse step).
     """
-    words, zero, (top, volume) = jax.random.bits(key, (2,), jnp.uint32), jnp.zeros((path.layout.dims,)), path.top()
+    words, zero, (top, volume) = (
+        jax.random.bits(key, (2,), jnp.uint32),
+        jnp.zeros((path.layout.dims,)),
+        path.top(),
+    )
     y = top.draw(zero, zero, normals(words, Stream.INITIAL, zero.size))
     chain, total = path.walk(words, y, reverse=False)
-    total = total + log_density_of(chain.evaluation) + volume - top.log_density(y, zero, zero)
+    total = (
+        total
+        + log_density_of(chain.evaluation)
+        + volume
+        - top.log_density(y, zero, zero)
+    )
     return jnp.where(jnp.isfinite(total), total, -jnp.inf)
 
 
 def start_constant(log_evidence: Array) -> Array:
-    """The log-evidence that weights start from; an unknown one is dropped, here and where the evidence is estimated."""
+    """The log-evidence that weights start from; an unknown one is dropped, here and
+    where the evidence is estimated."""
     return jnp.where(jnp.isfinite(log_evidence), log_evidence, 0.0)
 
 
-def frozen(sampler: Sampler, density: AnnealedDensity, step_size: ArrayLike | None) -> Sampler:
-    """The sampler, prepared for the density, with adaptive step sizes replaced by those that a run came to, (K,) or
-    (K, B); refused where its path has no reversal."""
+def frozen(
+    sampler: Sampler, density: AnnealedDensity, step_size: ArrayLike | None
+) -> Sampler:
+    """The sampler, prepared for the density, with adaptive step sizes replaced by those
+    that a run came to, (K,) or (K, B); refused where its path has no reversal."""
     if not isinstance(density, AnnealedDensity):
         fix = "call cp.compile first."
-        raise WrongTypeError(f"A likelihood belongs to a compiled density; got {type(density).__name__}.", fix=fix)
+        raise WrongTypeError(
+            f"A likelihood belongs to a compiled density; got {type(density).__name__}.",
+            fix=fix,
+        )
     if not isinstance(sampler, Sampler):
         raise not_a_sampler(sampler)
 
@@ -493,13 +643,22 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: ArrayLike | No
            f"The likelihood of {sampler!r} is known only where its reverse steps are DDPM's: of first order, without "
            "control, with eta=1.",
            "use cp.SMC(..., step=cp.ReverseStep(order=1, control='none')) or cp.Ancestral(eta=1.0).")  # fmt: skip
-    static = ", ".join(repr(name) for name, site in density.sites.items() if site.kind != "noised")
+    static = ", ".join(
+        repr(name) for name, site in density.sites.items() if site.kind != "noised"
+    )
     refuse(static, f"{static} is a NumPyro latent: only densities of noised sites have this likelihood.",
            "condition on it, or compile a program without static sites.")  # fmt: skip
     check_capabilities(sampler, density)
-    prepared, chain = sampler.prepare(density), "so the likelihood of a single chain's path is not known."
+    prepared, chain = (
+        sampler.prepare(density),
+        "so the likelihood of a single chain's path is not known.",
+    )
     moves, kernel = prepared.moves, prepared.kernel
-    refuse(sampler.then, f"What closes {sampler!r} is fitted to all chains, {chain}", "leave then= out.")
+    refuse(
+        sampler.then,
+        f"What closes {sampler!r} is fitted to all chains, {chain}",
+        "leave then= out.",
+    )
     refuse(measures_metric(kernel), f"The kernel's metric is measured from all chains, {chain}",
            'give it a kernel with a fixed metric, such as cp.MALA(cp.Adaptive(), metric="none").')  # fmt: skip
     if moves is None or kernel is None or not any(moves.adaptive):
@@ -508,17 +667,24 @@ def frozen(sampler: Sampler, density: AnnealedDensity, step_size: ArrayLike | No
            "take the steps that a run came to: step_size=result.step_size.")  # fmt: skip
     assert step_size is not None
     steps = filled(step_size, density.num_levels, prepared)
-    kernels = [replaced(part, step_size=h) for part, h in zip(parts_of(kernel), steps.T, strict=True)]
+    kernels = [
+        replaced(part, step_size=h)
+        for part, h in zip(parts_of(kernel), steps.T, strict=True)
+    ]
     # Transitions that adapted moved the chains too.
     return sampler.with_moves(with_parts(kernel, kernels), moves.total).prepare(density)
 
 
 def filled(step_size: ArrayLike, num_levels: int, prepared: Sampler) -> Array:
-    """Steps of a run of a sampler, (K,) or (K, B), as (K, B); of a level that it skipped, where they are NaN, those of
-    the nearest level."""
+    """Steps of a run of a sampler, (K,) or (K, B), as (K, B); of a level that it
+    skipped, where they are NaN, those of the nearest level."""
     steps = np.asarray(step_size, float)
     shape = (num_levels, len(prepared.blocks)) if prepared.blocks else (num_levels,)
-    finite = np.isfinite(steps).reshape(len(steps), -1).all(1) if steps.shape == shape else np.zeros(0, bool)
+    finite = (
+        np.isfinite(steps).reshape(len(steps), -1).all(1)
+        if steps.shape == shape
+        else np.zeros(0, bool)
+    )
     known = np.flatnonzero(finite)
     if not len(known):
         raise InvalidValueError(
@@ -526,6 +692,8 @@ def filled(step_size: ArrayLike, num_levels: int, prepared: Sampler) -> Array:
             fix="pass result.step_size of a run of this sampler on this density.",
         )
     if np.any(steps[known] <= 0):
-        raise InvalidValueError("Some step sizes are not positive.", fix="pass result.step_size of a run.")
+        raise InvalidValueError(
+            "Some step sizes are not positive.", fix="pass result.step_size of a run."
+        )
     nearest = known[np.abs(np.arange(num_levels)[:, None] - known).argmin(1)]
     return jnp.asarray(steps[nearest]).reshape(num_levels, -1)

@@ -1,7 +1,9 @@
-"""The zoo: one folder a model (its card, recipe and weights), and the network definitions that the recipes share.
+"""The zoo: one folder a model (its card, recipe and weights), and the network
+definitions that the recipes share.
 
-An installed wheel has them here, a checkout in its folder ``models/``. They are written against composeprob's public
-API alone, so a folder there is also an example of how to add a model of one's own.
+An installed wheel has them here, a checkout in its folder ``models/``. They are written
+against composeprob's public API alone, so a folder there is also an example of how to
+add a model of one's own.
 """
 
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""A result as HTML: a file that says what a run sampled, how well, and what to do next, and what a notebook shows."""
+"""A result as HTML: a file that says what a run sampled, how well, and what to do next,
+and what a notebook shows."""
 
 from __future__ import annotations
 
@@ -14,17 +15,40 @@ from matplotlib.figure import Figure
 
 from composeprob import tuning
 from composeprob.results.geometry import is_image
-from composeprob.results.plotting import diagnostics, new_figure, plot_levels, plot_result, plot_site, style
+from composeprob.results.plotting import (
+    diagnostics,
+    new_figure,
+    plot_levels,
+    plot_result,
+    plot_site,
+    style,
+)
 from composeprob.results.record import Record
 from composeprob.results.summary import Summary, cell
 
 
 def html(result: Record) -> str:
     """Returns the page."""
-    css = resources.files("composeprob.results").joinpath("report.css").read_text(encoding="utf-8")
-    name, summary = "a run" if result.density is None else result.density.graph.name, Summary.of_result(result)
+    css = (
+        resources.files("composeprob.results")
+        .joinpath("report.css")
+        .read_text(encoding="utf-8")
+    )
+    name, summary = (
+        "a run" if result.density is None else result.density.graph.name,
+        Summary.of_result(result),
+    )
     # what belongs to single levels is drawn
-    facts = _facts(summary.facts, "chains", "ancestors", "Pareto k̂", "draws", "R̂", "curl", "non-finite")
+    facts = _facts(
+        summary.facts,
+        "chains",
+        "ancestors",
+        "Pareto k̂",
+        "draws",
+        "R̂",
+        "curl",
+        "non-finite",
+    )
     sections = [
         _verdict(result),
         _program(result, _facts(summary.facts, "levels", "sampler", "why")),
@@ -52,7 +76,9 @@ def display(result: Record) -> str:
         _estimates(result, summary) + _facts(summary.facts),
     ]
     if result.density is not None:
-        parts.append(f"<details><summary>the program</summary>{result.density._repr_html_()}</details>")
+        parts.append(
+            f"<details><summary>the program</summary>{result.density._repr_html_()}</details>"
+        )
     return f"<div>{''.join(parts)}</div>"
 
 
@@ -63,7 +89,10 @@ def _section(title: str, body: str, kind: str = "") -> str:
 def _facts(pairs: dict[str, str], *names: str) -> str:
     """A table of all facts, or of those with these names."""
     shown = {name: pairs[name] for name in names or pairs if name in pairs}
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in shown.items())
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>"
+        for name, text in shown.items()
+    )
     return f"<table class='facts'>{rows}</table>"
 
 
@@ -76,8 +105,15 @@ def _verdict(result: Record) -> str:
             "two runs under different keys, <code>result.compare(other)</code>.</p>"
         )
         return _section("Status: ok", text, "verdict")
-    items = "".join(f"<li><b>{code}</b>: {escape(text)}</li>" for code, text in result.status.findings)
-    withheld = "Standard errors are withheld: they would mislead." if result.status.withholds else ""
+    items = "".join(
+        f"<li><b>{code}</b>: {escape(text)}</li>"
+        for code, text in result.status.findings
+    )
+    withheld = (
+        "Standard errors are withheld: they would mislead."
+        if result.status.withholds
+        else ""
+    )
     count = len(result.status.findings)
     title = f"Status: {count} finding{'s' * (count > 1)}, the gravest first"
     return _section(title, f"<ul>{items}</ul><p>{withheld}</p>", "verdict bad")
@@ -85,8 +121,12 @@ def _verdict(result: Record) -> str:
 
 def _program(result: Record, facts: str) -> str:
     if result.density is None:
-        return _section("What was sampled", facts + _note("The program is not in the file."))
-    text = f"<div class='scroll'><pre>{escape(result.density.described.text)}</pre></div>"
+        return _section(
+            "What was sampled", facts + _note("The program is not in the file.")
+        )
+    text = (
+        f"<div class='scroll'><pre>{escape(result.density.described.text)}</pre></div>"
+    )
     graph = f"<div class='scroll graph'>{result.density.graph._repr_html_()}</div>"
     return _section("What was sampled", text + graph + facts)
 
@@ -96,24 +136,45 @@ def _note(text: str) -> str:
 
 
 def _estimates(result: Record, summary: Summary) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("", "mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %"))
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("", "mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %")
+    )
     rows = []
     for label, (mean, error, *others) in summary.rows.items():
         rows.append(_row(label, mean, error, summary.intervals[label], others))
     if result.log_evidence is not None:
-        error = math.nan if result.log_evidence_error is None else result.log_evidence_error
-        rows.append(_row("log evidence", result.log_evidence, error, result.log_evidence_interval(), []))
+        error = (
+            math.nan if result.log_evidence_error is None else result.log_evidence_error
+        )
+        rows.append(
+            _row(
+                "log evidence",
+                result.log_evidence,
+                error,
+                result.log_evidence_interval(),
+                [],
+            )
+        )
     table = f"<div class='scroll'><table class='estimates'><tr>{head}</tr>{''.join(rows)}</table></div>"
-    note = (
-        "± is the standard error of the mean; the interval holds the exact mean in nine of ten runs. A dash: withheld."
-    )
+    note = "± is the standard error of the mean; the interval holds the exact mean in nine of ten runs. A dash: withheld."
     return table + _note(note)
 
 
-def _row(label: str, mean: float, error: float, ends: tuple[float, float], others: list[float]) -> str:
+def _row(
+    label: str,
+    mean: float,
+    error: float,
+    ends: tuple[float, float],
+    others: list[float],
+) -> str:
     interval = "–" if math.isnan(ends[0]) else f"{ends[0]:.4g} … {ends[1]:.4g}"
     cells = [cell(mean), cell(error), interval, *map(cell, others)]
-    return f"<tr><th>{escape(label)}</th>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>"
+    return (
+        f"<tr><th>{escape(label)}</th>"
+        + "".join(f"<td>{text}</td>" for text in cells)
+        + "</tr>"
+    )
 
 
 def _samples(result: Record) -> str:
@@ -123,7 +184,9 @@ def _samples(result: Record) -> str:
         with style():
             figure = new_figure(4.4, 3.6)
             plot_site(figure.subplots(), name, values, result.density)
-            image = png(figure, f"samples of {escape(name)}", 140, kind, transparent=True)
+            image = png(
+                figure, f"samples of {escape(name)}", 140, kind, transparent=True
+            )
         panels.append(f"<figure>{image}</figure>")
     return _section("Samples", f"<div class='panels'>{''.join(panels)}</div>")
 
@@ -132,7 +195,13 @@ def _levels(result: Record) -> str:
     if not diagnostics(result):
         return ""
     with style():
-        drawn = png(plot_levels(result), "diagnostics by level", 140, "wide chart", transparent=True)
+        drawn = png(
+            plot_levels(result),
+            "diagnostics by level",
+            140,
+            "wide chart",
+            transparent=True,
+        )
     return _section("Diagnostics by level", f"<figure>{drawn}</figure>")
 
 
@@ -143,17 +212,26 @@ def _cost(result: Record) -> str:
         "time": f"{result.about.seconds:.2f} s, compilation included",
         "devices": f"{result.about.devices}",
         "random key": result.about.key or "not recorded",
-        "versions": ", ".join(f"{name} {version}" for name, version in result.about.versions.items()) or "not recorded",
+        "versions": ", ".join(
+            f"{name} {version}" for name, version in result.about.versions.items()
+        )
+        or "not recorded",
     }
-    shape = {name: f"samples {np.shape(values)}" for name, values in result.samples.items()}
+    shape = {
+        name: f"samples {np.shape(values)}" for name, values in result.samples.items()
+    }
     return _section("Cost, and how to repeat it", _facts(pairs | shape))
 
 
-def png(figure: Figure, alt: str, dpi: int, kind: str = "", transparent: bool = False) -> str:
+def png(
+    figure: Figure, alt: str, dpi: int, kind: str = "", transparent: bool = False
+) -> str:
     """Returns a figure as an image inside of the page; closes it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, transparent=transparent)
     plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
-    look = f"class='{kind}'" if kind else "style='max-width:100%'"  # of a class the page's own style speaks
+    look = (
+        f"class='{kind}'" if kind else "style='max-width:100%'"
+    )  # of a class the page's own style speaks
     return f"<img {look} alt='{alt}' src='data:image/png;base64,{data}'>"

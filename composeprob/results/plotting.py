@@ -1,4 +1,5 @@
-"""The panels of a picture: samples over their density, image grids, histograms, and the diagnostics by level."""
+"""The panels of a picture: samples over their density, image grids, histograms, and the
+diagnostics by level."""
 
 from __future__ import annotations
 
@@ -31,8 +32,16 @@ class Palette(NamedTuple):
     accent: str = "#c8553d"
     second: str = "#2a6f97"
     faint: str = "#b8c4cf"
-    # Told apart by the colour-blind too (Okabe and Ito 2008); lines that share a panel differ in their dashes too.
-    lines: tuple[str, ...] = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+    # Told apart by the colour-blind too (Okabe and Ito 2008); lines that share a panel
+    # differ in their dashes too.
+    lines: tuple[str, ...] = (
+        "#0072b2",
+        "#d55e00",
+        "#009e73",
+        "#cc79a7",
+        "#e69f00",
+        "#56b4e9",
+    )
     dashes: tuple[str, ...] = ("-", "--", ":", "-.")
 
 
@@ -44,8 +53,10 @@ class Sizes(NamedTuple):
     histograms: int = 6
     aside: float = 0.17  # of a panel's side: the height of the histograms beside it
     panel: float = 3.4  # inches
-    pixels_an_inch: int = 160  # of a saved picture, by default: on fine screens Matplotlib's 100 are blurred
-    formula_lines: int = 4  # above a figure: the panels need the room, and ``print(density)`` shows all of it
+    # of a saved picture, by default: on fine screens Matplotlib's 100 are blurred
+    pixels_an_inch: int = 160
+    # above a figure: the panels need the room, and ``print(density)`` shows all of it
+    formula_lines: int = 4
     pairs: int = 6  # rows of a figure of pairs
 
 
@@ -71,8 +82,8 @@ TOWARDS = "log-SNR (noisy → clean)"
 def style() -> Iterator[None]:
     """Gives figures the look of the library's own: ``with style(): …``.
 
-    `matplotlib.pyplot.rc_context` would set all settings back at the end. Among them is that a notebook shows figures,
-    which pyplot sets with the first one, here inside.
+    `matplotlib.pyplot.rc_context` would set all settings back at the end. Among them is
+    that a notebook shows figures, which pyplot sets with the first one, here inside.
     """
     before = {name: plt.rcParams[name] for name in STYLE}
     plt.rcParams.update(STYLE)
@@ -87,34 +98,52 @@ Window = tuple[float, float, float, float]  # x_min, x_max, y_min, y_max
 
 
 class Picture(Figure):
-    """A `Picture` is a figure that a notebook shows once, and that is sharp where it is saved.
+    """A `Picture` is a figure that a notebook shows once, and that is sharp where it is
+    saved.
 
-    A notebook shows a cell's value, and at the cell's end every figure that pyplot holds: a plain figure that a cell
-    makes and returns is shown twice, and one that is kept from pyplot is not shown after ``result.plot();``.
+    A notebook shows a cell's value, and at the cell's end every figure that pyplot
+    holds: a plain figure that a cell makes and returns is shown twice, and one that is
+    kept from pyplot is not shown after ``result.plot();``.
     """
 
-    def savefig(self, fname: str | os.PathLike[str] | IO[bytes], **options: Any) -> None:
-        """Saves as any figure does; sharper unless the call or Matplotlib's settings say another resolution."""
+    def savefig(
+        self, fname: str | os.PathLike[str] | IO[bytes], **options: Any
+    ) -> None:
+        """Saves as any figure does; sharper unless the call or Matplotlib's settings
+        say another resolution."""
         asked = plt.rcParams["savefig.dpi"]
-        super().savefig(fname, **{"dpi": SIZES.pixels_an_inch if asked == "figure" else asked, **options})
+        super().savefig(
+            fname,
+            **{"dpi": SIZES.pixels_an_inch if asked == "figure" else asked, **options},
+        )
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
-        """Called as the notebook is about to show the cell's value, which its own formatters then do."""
+    def _repr_mimebundle_(
+        self, include: object = None, exclude: object = None
+    ) -> dict[str, object]:
+        """Called as the notebook is about to show the cell's value, which its own
+        formatters then do."""
         if "inline" in plt.get_backend().lower():
             plt.close(self)  # pyplot forgets it, so that it is not shown again
         return {}
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Makes a figure of this size in inches, which a notebook shows once, and a script by `matplotlib.pyplot.show`."""
-    return plt.figure(figsize=(width, height), layout="constrained", FigureClass=Picture)
+    """Makes a figure of this size in inches, which a notebook shows once, and a script
+    by `matplotlib.pyplot.show`."""
+    return plt.figure(
+        figsize=(width, height), layout="constrained", FigureClass=Picture
+    )
 
 
-def plot_site(ax: Axes, name: str, values: np.ndarray, density: AnnealedDensity | None) -> None:
+def plot_site(
+    ax: Axes, name: str, values: np.ndarray, density: AnnealedDensity | None
+) -> None:
     """Draws the panel of one site, as suits the shape of its event."""
     shape = values.shape[1:]
     if shape == (2,):
-        plot_points(ax, values, name, log_density=log_density_at(density, name, 0), aside=True)
+        plot_points(
+            ax, values, name, log_density=log_density_at(density, name, 0), aside=True
+        )
         ax.set(xlabel=f"{name}[0]", ylabel=f"{name}[1]")
     elif is_image(shape):
         plot_images(ax, values, name)
@@ -130,9 +159,10 @@ def plot_points(
     window: Window | None = None,
     aside: bool = False,
 ) -> None:
-    """Draws points of the plane, (N, 2), over the density that they should follow, in a window that holds 99 % of them
-    unless one is given. ``aside`` are the marginals, above and to the right: of the points as histograms, of the
-    density, as far as the window shows it, as lines."""
+    """Draws points of the plane, (N, 2), over the density that they should follow, in a
+    window that holds 99 % of them unless one is given. ``aside`` are the marginals,
+    above and to the right: of the points as histograms, of the density, as far as the
+    window shows it, as lines."""
     points = np.asarray(points, float)
     points = points[np.isfinite(points).all(1)]
     if window is None:
@@ -140,45 +170,87 @@ def plot_points(
     relative = None if log_density is None else plot_density(ax, log_density, window)
     shown = points[:: max(1, len(points) // SIZES.points)]
     alpha = float(np.clip(600 / max(len(shown), 1), 0.35, 0.9))
-    ax.scatter(shown[:, 0], shown[:, 1], s=3.5, c=PALETTE.accent, alpha=alpha, linewidths=0, rasterized=True)
+    ax.scatter(
+        shown[:, 0],
+        shown[:, 1],
+        s=3.5,
+        c=PALETTE.accent,
+        alpha=alpha,
+        linewidths=0,
+        rasterized=True,
+    )
     ax.set(xlim=window[:2], ylim=window[2:], aspect="equal")
     ax.set_title(wrapped(title), y=1.05 + SIZES.aside if aside else None)
     if aside and len(points):
         _plot_marginals(ax, points, relative, window)
 
 
-def _plot_marginals(ax: Axes, points: np.ndarray, relative: np.ndarray | None, window: Window) -> None:
+def _plot_marginals(
+    ax: Axes, points: np.ndarray, relative: np.ndarray | None, window: Window
+) -> None:
     """Draws the marginals of points, and those of the density on a grid."""
-    above, right = ax.inset_axes((0, 1.02, 1, SIZES.aside)), ax.inset_axes((1.02, 0, SIZES.aside, 1))
-    for axes, j, ends, turned in ((above, 0, window[:2], "vertical"), (right, 1, window[2:], "horizontal")):
+    above, right = (
+        ax.inset_axes((0, 1.02, 1, SIZES.aside)),
+        ax.inset_axes((1.02, 0, SIZES.aside, 1)),
+    )
+    for axes, j, ends, turned in (
+        (above, 0, window[:2], "vertical"),
+        (right, 1, window[2:], "horizontal"),
+    ):
         bars = {"color": PALETTE.accent, "alpha": 0.55, "orientation": turned}
         axes.hist(points[:, j], bins=np.linspace(*ends, 41), density=True, **bars)
         if relative is not None:
             grid = np.linspace(*ends, relative.shape[j])
             marginal = relative.sum(axis=j)  # rows are y
             marginal = marginal / (marginal.sum() * (grid[1] - grid[0]))
-            axes.plot(*((grid, marginal) if j == 0 else (marginal, grid)), color=PALETTE.second, linewidth=1.1)
+            axes.plot(
+                *((grid, marginal) if j == 0 else (marginal, grid)),
+                color=PALETTE.second,
+                linewidth=1.1,
+            )
         axes.set_axis_off()
     above.set_xlim(window[:2])
     right.set_ylim(window[2:])
 
 
 def plot_density(ax: Axes, log_density: LogDensity, window: Window) -> np.ndarray:
-    """Shades a density over a window of the plane, relative to its highest value there, which it returns (y, x)."""
+    """Shades a density over a window of the plane, relative to its highest value there,
+    which it returns (y, x)."""
     x, y = np.linspace(*window[:2], 140), np.linspace(*window[2:], 140)
     grid = np.stack(np.meshgrid(x, y), -1)
     values = np.asarray(log_density(grid.reshape(-1, 2)), float).reshape(grid.shape[:2])
     values = np.where(np.isfinite(values), values, -np.inf)
     relative = np.exp(values - values.max())
-    shade = LinearSegmentedColormap.from_list("shade", ["#ffffff", "#d6e2ec", "#9dbbd3", "#5b8db3"])
-    ax.imshow(relative, cmap=shade, extent=window, origin="lower", vmin=0, vmax=1, interpolation="bilinear", zorder=0)
+    shade = LinearSegmentedColormap.from_list(
+        "shade", ["#ffffff", "#d6e2ec", "#9dbbd3", "#5b8db3"]
+    )
+    ax.imshow(
+        relative,
+        cmap=shade,
+        extent=window,
+        origin="lower",
+        vmin=0,
+        vmax=1,
+        interpolation="bilinear",
+        zorder=0,
+    )
     deviations = np.exp([-4.5, -2.0, -0.5])  # where a Gaussian has 3, 2 and 1 of them
-    ax.contour(x, y, relative, levels=deviations, colors=PALETTE.ink, linewidths=0.45, alpha=0.55, zorder=1)
+    ax.contour(
+        x,
+        y,
+        relative,
+        levels=deviations,
+        colors=PALETTE.ink,
+        linewidths=0.45,
+        alpha=0.55,
+        zorder=1,
+    )
     return relative
 
 
 def plot_images(ax: Axes, images: np.ndarray, title: str = "") -> None:
-    """Draws the first images as one mosaic; values in [0, 1] or [−1, 1] keep their meaning, others are stretched."""
+    """Draws the first images as one mosaic; values in [0, 1] or [−1, 1] keep their
+    meaning, others are stretched."""
     images = as_images(images[: SIZES.images])
     n, height, width, channels = images.shape
     columns = int(np.ceil(np.sqrt(n)))
@@ -187,13 +259,20 @@ def plot_images(ax: Axes, images: np.ndarray, title: str = "") -> None:
     for i, image in enumerate(images):
         top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
         mosaic[top : top + height, left : left + width] = image
-    ax.imshow(mosaic.squeeze(-1) if channels == 1 else mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(
+        mosaic.squeeze(-1) if channels == 1 else mosaic,
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
     ax.set(title=wrapped(title))
     ax.set_axis_off()
 
 
 def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
-    """Draws the marginal of every number of a site (the first few of many) in one panel."""
+    """Draws the marginal of every number of a site (the first few of many) in one
+    panel."""
     shape = values.shape[1:]
     flat = np.asarray(values, float).reshape(len(values), -1)
     finite = flat[np.isfinite(flat)]
@@ -206,42 +285,69 @@ def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
         if flat.shape[1] == 1:
             ax.hist(column, bins=bins, density=True, color=PALETTE.second, alpha=0.75)
         else:
-            look = {"color": PALETTE.lines[j], "linestyle": PALETTE.dashes[j % len(PALETTE.dashes)], "linewidth": 1.3}
-            ax.hist(column, bins=bins, density=True, histtype="step", label=label, **look)
+            look = {
+                "color": PALETTE.lines[j],
+                "linestyle": PALETTE.dashes[j % len(PALETTE.dashes)],
+                "linewidth": 1.3,
+            }
+            ax.hist(
+                column, bins=bins, density=True, histtype="step", label=label, **look
+            )
     if flat.shape[1] > 1 and ax.patches:
         ax.legend(fontsize=8, loc="upper right")
-    more = f" (first {SIZES.histograms} of {flat.shape[1]})" if flat.shape[1] > SIZES.histograms else ""
+    more = (
+        f" (first {SIZES.histograms} of {flat.shape[1]})"
+        if flat.shape[1] > SIZES.histograms
+        else ""
+    )
     ax.set(title=wrapped(title + more), xlabel="value", ylabel="density of samples")
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def diagnostics(result: Record) -> dict[str, tuple[str, tuple[float, float] | None, str]]:
-    """What the sampler has by level: by titles the name, the limits of the axis and its label."""
+def diagnostics(
+    result: Record,
+) -> dict[str, tuple[str, tuple[float, float] | None, str]]:
+    """What the sampler has by level: by titles the name, the limits of the axis and its
+    label."""
     share = (0.0, 1.02)
     drawn = {
         "acceptance": ("acceptance", share, "share of moves"),
         "step size": ("step_size", None, ""),
         "effective sample size": ("ess", share, "share of chains"),
-        "first chains with descendants": ("ancestors", (0.0, 1.02 * len(result.log_weights)), "chains"),
+        "first chains with descendants": (
+            "ancestors",
+            (0.0, 1.02 * len(result.log_weights)),
+            "chains",
+        ),
         "swaps with the next level": ("swaps", share, "share accepted"),
         "proposals that were not finite": ("non_finite", None, "number"),
     }
-    known = {title: each for title, each in drawn.items() if by_block(result.levels, each[0], title)}
+    known = {
+        title: each
+        for title, each in drawn.items()
+        if by_block(result.levels, each[0], title)
+    }
     if not result.levels["non_finite"].any():
         known.pop("proposals that were not finite", None)
     return known
 
 
-def _plot_level_lines(ax: Axes, result: Record, name: str, title: str, colours: Sequence[str]) -> None:
+def _plot_level_lines(
+    ax: Axes, result: Record, name: str, title: str, colours: Sequence[str]
+) -> None:
     """A diagnostic over log-SNR, a line for each block."""
     log_snr = result.levels["log_snr"].to_numpy()
     for b, (label, column) in enumerate(by_block(result.levels, name, title).items()):
-        look = {"color": colours[b % len(colours)], "linestyle": PALETTE.dashes[b % len(PALETTE.dashes)]}
+        look = {
+            "color": colours[b % len(colours)],
+            "linestyle": PALETTE.dashes[b % len(PALETTE.dashes)],
+        }
         ax.plot(log_snr, column, label=wrapped(label, 24), linewidth=1.4, **look)
 
 
 def _plot_run(ax: Axes, result: Record) -> None:
-    """Acceptance and effective sample size (left axis), step size (right axis, logarithmic) by log-SNR."""
+    """Acceptance and effective sample size (left axis), step size (right axis,
+    logarithmic) by log-SNR."""
     _plot_level_lines(ax, result, "ess", "effective sample size", [PALETTE.faint])
     _plot_level_lines(ax, result, "acceptance", "acceptance", [PALETTE.accent])
     ax.set(ylim=(0, 1.02), xlabel=TOWARDS, ylabel="share", title="run")
@@ -254,14 +360,20 @@ def _plot_run(ax: Axes, result: Record) -> None:
         right.set_ylabel("step size", color=PALETTE.second)
         right.spines["top"].set_visible(False)
         more, theirs = right.get_legend_handles_labels()
-        handles, labels = handles + more, labels + [f"{label} (right)" for label in theirs]
+        handles, labels = (
+            handles + more,
+            labels + [f"{label} (right)" for label in theirs],
+        )
     if handles:
         ax.legend(handles, labels, fontsize=8, loc="lower left")
 
 
 def wrapped(text: str, width: int = 44, most: int | None = None) -> str:
-    """A line of text in lines of this many characters at most; of more lines than ``most`` the rest is left out."""
-    fill = functools.partial(textwrap.fill, width=width, max_lines=most, placeholder=" …")
+    """A line of text in lines of this many characters at most; of more lines than
+    ``most`` the rest is left out."""
+    fill = functools.partial(
+        textwrap.fill, width=width, max_lines=most, placeholder=" …"
+    )
     return "\n".join(map(fill, text.splitlines()))
 
 
@@ -274,27 +386,42 @@ def _window(points: np.ndarray) -> Window:
     return (center[0] - half, center[0] + half, center[1] - half, center[1] + half)
 
 
-def log_density_at(density: AnnealedDensity | None, name: str, level: int) -> LogDensity | None:
-    """Returns the log-density at a level as a function of values (M, …) of the only site; None where others exist."""
+def log_density_at(
+    density: AnnealedDensity | None, name: str, level: int
+) -> LogDensity | None:
+    """Returns the log-density at a level as a function of values (M, …) of the only
+    site; None where others exist."""
     if density is None or "energy" not in density.capabilities:
         return None
     if set(density.sites) != {name} or density.sites[name].kind != "noised":
-        return None  # a slice through other sites, or unconstrained coordinates, would not be the samples' density
-    return lambda points: log_densities(density, {name: np.asarray(points, np.float32)}, level)
+        # a slice through other sites, or unconstrained coordinates, would not be the
+        # samples' density
+        return None
+    return lambda points: log_densities(
+        density, {name: np.asarray(points, np.float32)}, level
+    )
 
 
-# whole figures: what `Result.plot` draws, by kind ------------------------------------------------------------
+# whole figures: what `Result.plot` draws, by kind
+# ------------------------------------------------------------
 
 
 def plot_result(result: Record, kind: str) -> Figure:
     """See `Result.plot`."""
     if kind not in KINDS:
-        raise InvalidValueError(f"There is no kind of picture {kind!r}.", fix=f"use one of: {', '.join(KINDS)}.")
+        raise InvalidValueError(
+            f"There is no kind of picture {kind!r}.",
+            fix=f"use one of: {', '.join(KINDS)}.",
+        )
     with style():
         figure = KINDS[kind](result)
         if result.density is not None:
-            clean = result.density.graph.formula.replace("_k(", "(")  # the samples are those of level 0
-            formula = wrapped(clean, int(14 * figure.get_figwidth()), SIZES.formula_lines)
+            clean = result.density.graph.formula.replace(
+                "_k(", "("
+            )  # the samples are those of level 0
+            formula = wrapped(
+                clean, int(14 * figure.get_figwidth()), SIZES.formula_lines
+            )
             figure.suptitle(formula, x=0.01, ha="left", fontsize=9)
     return figure
 
@@ -311,8 +438,12 @@ def grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
 
 
 def _sites(result: Record, run: bool = True) -> Figure:
-    """A panel for each site, and one for the run where that is asked for and has diagnostics."""
-    run = run and any(by_block(result.levels, name, name) for name in ("acceptance", "step_size", "ess"))
+    """A panel for each site, and one for the run where that is asked for and has
+    diagnostics."""
+    run = run and any(
+        by_block(result.levels, name, name)
+        for name in ("acceptance", "step_size", "ess")
+    )
     draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
     figure, axes = grid(len(draws) + run)
     for ax, (name, values) in zip(axes, draws.items(), strict=False):
@@ -327,7 +458,10 @@ def _pairs(result: Record) -> Figure:
     draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
     draws = {name: x for name, x in draws.items() if not is_image(x.shape[1:])}
     if not draws:
-        raise InvalidValueError("There are no numbers to pair: every site is an image.", fix="leave kind= out.")
+        raise InvalidValueError(
+            "There are no numbers to pair: every site is an image.",
+            fix="leave kind= out.",
+        )
     numbers, _, labels = rows(draws)
     numbers = numbers[:, : SIZES.pairs]
     numbers = numbers[np.isfinite(numbers).all(1)]
@@ -353,19 +487,37 @@ def _pair(ax: Axes, numbers: np.ndarray, i: int, j: int) -> None:
         ax.set_yticks([])
         ax.spines[["top", "right", "left"]].set_visible(False)
     else:
-        ax.scatter(numbers[:, j], numbers[:, i], s=2.5, c=PALETTE.accent, alpha=0.4, linewidths=0, rasterized=True)
+        ax.scatter(
+            numbers[:, j],
+            numbers[:, i],
+            s=2.5,
+            c=PALETTE.accent,
+            alpha=0.4,
+            linewidths=0,
+            rasterized=True,
+        )
         if j:
             ax.set_yticklabels([])
         if min(np.ptp(numbers[:, i]), np.ptp(numbers[:, j])) > 0:
             correlation = np.corrcoef(numbers[:, i], numbers[:, j])[0, 1]
-            ax.text(0.97, 0.97, f"r = {correlation:.2f}", transform=ax.transAxes, ha="right", va="top", fontsize=7)
+            ax.text(
+                0.97,
+                0.97,
+                f"r = {correlation:.2f}",
+                transform=ax.transAxes,
+                ha="right",
+                va="top",
+                fontsize=7,
+            )
 
 
 def plot_levels(result: Record) -> Figure:
     """A panel for each diagnostic."""
     known = diagnostics(result)
     if not known:
-        raise InvalidValueError("This run has no diagnostics by level.", fix="leave kind= out.")
+        raise InvalidValueError(
+            "This run has no diagnostics by level.", fix="leave kind= out."
+        )
     figure, axes = grid(len(known), columns=2)
     for ax, (title, (name, ylim, ylabel)) in zip(axes, known.items(), strict=False):
         _plot_level_lines(ax, result, name, title, PALETTE.lines)

@@ -1,4 +1,5 @@
-"""What a run leaves: weighted samples, the facts and diagnostics of the run that made them, and what they estimate."""
+"""What a run leaves: weighted samples, the facts and diagnostics of the run that made
+them, and what they estimate."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ Value = TypeVar("Value")
 
 
 class Later:
-    """A field of `Result` whose value may be given as a function of the result, which is called once."""
+    """A field of `Result` whose value may be given as a function of the result, which
+    is called once."""
 
     def __init__(self, *default: object):
         self.default = default  # none, or one
@@ -74,7 +76,10 @@ def later(function: Callable[..., Value]) -> Value:
 
 def as_code(key: Array) -> str:
     """Returns the call that makes a key: of a seed where it has the form of one."""
-    data, kind = np.asarray(jax.random.key_data(key)).ravel().tolist(), str(jax.random.key_impl(key))
+    data, kind = (
+        np.asarray(jax.random.key_data(key)).ravel().tolist(),
+        str(jax.random.key_impl(key)),
+    )
     usual_kind = kind == "threefry2x32"
     if usual_kind and data[0] == 0:
         return f"jax.random.key({data[1]})"
@@ -84,7 +89,8 @@ def as_code(key: Array) -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Returns the versions of this library and of what it computes with, of Python, and the kind of device."""
+    """Returns the versions of this library and of what it computes with, of Python, and
+    the kind of device."""
     found = {"python": platform.python_version()}
     for name in ("composeprob", "jax", "numpyro", "equinox", "numpy"):
         try:
@@ -94,7 +100,15 @@ def versions() -> dict[str, str]:
     return found | {"device": jax.devices()[0].device_kind}
 
 
-DIAGNOSTICS = ("acceptance", "step_size", "ess", "ancestors", "non_finite", "quadrature_error", "swaps")
+DIAGNOSTICS = (
+    "acceptance",
+    "step_size",
+    "ess",
+    "ancestors",
+    "non_finite",
+    "quadrature_error",
+    "swaps",
+)
 ARRAYS = ("log_weights", "families", "log_snr", *DIAGNOSTICS)
 FACTS = ("log_evidence", "log_evidence_error", "evaluations", "reason")
 
@@ -106,19 +120,24 @@ class About:
     Args:
         sampler: the sampler and its kernel, as text.
         seconds: wall-clock time, compilation included.
-        draws: number of draws of each chain, None for a run that took none beside its last positions. With draws, all
-            of which weigh the same, samples have shape ``(N, draws, …)``; of a run with a ``store`` they are on disk,
-            and indexing reads what is asked for.
+        draws: number of draws of each chain, None for a run that took none beside its
+            last positions. With draws, all of which weigh the same, samples have shape
+            ``(N, draws, …)``; of a run with a ``store`` they are on disk, and indexing
+            reads what is asked for.
         thin: transitions between two draws.
         devices: how many devices the chains were spread over.
-        blocks: the sites of each block of a `Gibbs` kernel, such as ``("x", "mu, sigma")``; empty elsewhere.
-        dims: the plates along the axes of each statement's value, ``{name: (plate or None, …)}``, without N.
-        round_trips: how many replicas came from the noisiest level to level 0 in the draws of one chain, on average;
-            None without replicas.
-        global_acceptance: mean probability with which global moves were accepted; None of a run that made none.
-        curl: relative curl at level 0 of every factor that does not promise that its score is a gradient,
-            ``{factor: value}`` (see `metrics.curl`); measured where a `LineIntegral` relies on it, else empty. NaN
-            where JAX cannot differentiate the network.
+        blocks: the sites of each block of a `Gibbs` kernel, such as ``("x", "mu,
+            sigma")``; empty elsewhere.
+        dims: the plates along the axes of each statement's value, ``{name: (plate or
+            None, …)}``, without N.
+        round_trips: how many replicas came from the noisiest level to level 0 in the
+            draws of one chain, on average; None without replicas.
+        global_acceptance: mean probability with which global moves were accepted; None
+            of a run that made none.
+        curl: relative curl at level 0 of every factor that does not promise that its
+            score is a gradient, ``{factor: value}`` (see `metrics.curl`); measured
+            where a `LineIntegral` relies on it, else empty. NaN where JAX cannot
+            differentiate the network.
         key: the random key of the run, as code.
         versions: of what it ran on, ``{name: version}``.
     """
@@ -137,31 +156,48 @@ class About:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def by_level(log_snr: np.ndarray, blocks: tuple[str, ...] = (), **diagnostics: np.ndarray) -> xarray.Dataset:
-    """Labels diagnostics by ``level``, and by ``block`` under a kernel of blocks; those left out are NaN."""
+def by_level(
+    log_snr: np.ndarray, blocks: tuple[str, ...] = (), **diagnostics: np.ndarray
+) -> xarray.Dataset:
+    """Labels diagnostics by ``level``, and by ``block`` under a kernel of blocks; those
+    left out are NaN."""
     import xarray
 
     unknown = np.full(len(log_snr), np.nan)
     arrays = {name: np.asarray(diagnostics.get(name, unknown)) for name in DIAGNOSTICS}
     labels = {"block": list(blocks)} if blocks else {}
     return xarray.Dataset(
-        {name: (("level", "block")[: values.ndim], values) for name, values in arrays.items()},
-        {"level": np.arange(len(log_snr)), "log_snr": ("level", np.asarray(log_snr)), **labels},
+        {
+            name: (("level", "block")[: values.ndim], values)
+            for name, values in arrays.items()
+        },
+        {
+            "level": np.arange(len(log_snr)),
+            "log_snr": ("level", np.asarray(log_snr)),
+            **labels,
+        },
     )
 
 
 def by_block(levels: xarray.Dataset, name: str, title: str) -> dict[str, np.ndarray]:
-    """One diagnostic's values by level, (K,), by its title, or one for each block; without those that are all NaN."""
+    """One diagnostic's values by level, (K,), by its title, or one for each block;
+    without those that are all NaN."""
     values = levels[name]
     found = {title: values.to_numpy()}
     if "block" in values.dims:
-        found = {f"{title} of {block}": values.sel(block=block).to_numpy() for block in levels["block"].to_numpy()}
-    return {label: column for label, column in found.items() if np.isfinite(column).any()}
+        found = {
+            f"{title} of {block}": values.sel(block=block).to_numpy()
+            for block in levels["block"].to_numpy()
+        }
+    return {
+        label: column for label, column in found.items() if np.isfinite(column).any()
+    }
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Record:
-    """A `Record` is what every part of a `Result` knows of it; `Result` says what each field is."""
+    """A `Record` is what every part of a `Result` knows of it; `Result` says what each
+    field is."""
 
     samples: dict[str, np.ndarray]
     log_weights: np.ndarray
@@ -178,7 +214,8 @@ class Record:
     def __post_init__(self) -> None:
         put = object.__setattr__  # the way to normalise a frozen dataclass's fields
         samples = {
-            name: value if isinstance(value, Stored) else np.asarray(value) for name, value in self.samples.items()
+            name: value if isinstance(value, Stored) else np.asarray(value)
+            for name, value in self.samples.items()
         }
         put(self, "samples", samples)
         put(self, "log_weights", np.asarray(self.log_weights))
@@ -193,7 +230,9 @@ class Record:
         """
         if name not in self.samples:
             has = ", ".join(repr(n) for n in self.samples)
-            raise UnknownSiteError(f"This result has no site {name!r}.", fix=f"its sites are: {has}.")
+            raise UnknownSiteError(
+                f"This result has no site {name!r}.", fix=f"its sites are: {has}."
+            )
         return self.samples[name]
 
     @property
@@ -208,48 +247,70 @@ class Record:
 
     @property
     def ancestors(self) -> np.ndarray:
-        """How many of the first chains have descendants, after resampling, (K,); NaN without resampling."""
+        """How many of the first chains have descendants, after resampling, (K,); NaN
+        without resampling."""
         return np.asarray(self.levels["ancestors"])
 
     def drawn(self, name: str, most: int | None = None) -> np.ndarray:
-        """Returns one site's samples, (N, draws, …), with one draw of each chain where the run took none; ``most`` so
-        many numbers are read, or about so: every k-th draw."""
+        """Returns one site's samples, (N, draws, …), with one draw of each chain where
+        the run took none; ``most`` so many numbers are read, or about so: every k-th
+        draw."""
         values = self[name]
         if self.about.draws is None:
             return np.asarray(values)[:, None]
-        step = 1 if most is None else min(max(1, -(-math.prod(values.shape) // most)), self.about.draws)
+        step = (
+            1
+            if most is None
+            else min(max(1, -(-math.prod(values.shape) // most)), self.about.draws)
+        )
         return np.asarray(values[:, ::step])
 
     def unweighted(self, most: int | None = None) -> dict[str, np.ndarray]:
         """Returns samples of equal weight, ``{name: (M, …)}``.
 
-        They are those of the run where the weights are equal, else they are resampled systematically (with offset ½, so
-        the answer is always the same). Draws of all chains are in one axis; ``most`` limits how many of each site are
-        read, as in `drawn`.
+        They are those of the run where the weights are equal, else they are resampled
+        systematically (with offset ½, so the answer is always the same). Draws of all
+        chains are in one axis; ``most`` limits how many of each site are read, as in
+        `drawn`.
         """
         if self.about.draws is None:
             chosen = self._resampled
-            return {name: np.asarray(value)[chosen] for name, value in self.samples.items()}
+            return {
+                name: np.asarray(value)[chosen] for name, value in self.samples.items()
+            }
         drawn = {name: self.drawn(name, most) for name in self.samples}
-        return {name: values.reshape(-1, *values.shape[2:]) for name, values in drawn.items()}
+        return {
+            name: values.reshape(-1, *values.shape[2:])
+            for name, values in drawn.items()
+        }
 
     @property
     def _resampled(self) -> np.ndarray | slice:
-        """The chains whose last positions weigh the same, in the order of `unweighted`."""
+        """The chains whose last positions weigh the same, in the order of
+        `unweighted`."""
         weights, n = self._families.weights, len(self.log_weights)
-        return slice(None) if np.allclose(weights * n, 1.0, rtol=1e-5) else systematic(weights, n)
+        return (
+            slice(None)
+            if np.allclose(weights * n, 1.0, rtol=1e-5)
+            else systematic(weights, n)
+        )
 
     @property
     def effective_chains(self) -> float:
-        """The number of independent chains whose means would have the same errors, at most N.
+        """The number of independent chains whose means would have the same errors, at
+        most N.
 
-        The least, over the sites, of sd²/V̂ with V̂ the variance of the site's mean that the genealogy shows (Lee and
-        Whiteley 2018). N for samplers that never copy a chain.
+        The least, over the sites, of sd²/V̂ with V̂ the variance of the site's mean
+        that the genealogy shows (Lee and Whiteley 2018). N for samplers that never copy
+        a chain.
         """
-        return effective_chains(self._families, [self.drawn(name).mean(1) for name in self.samples])
+        return effective_chains(
+            self._families, [self.drawn(name).mean(1) for name in self.samples]
+        )
 
     def log_evidence_interval(self, level: float = 0.9) -> tuple[float, float]:
-        """Returns the ends of an interval of the log-evidence; see `Estimate.interval`. NaN where there is no error."""
+        """Returns the ends of an interval of the log-evidence; see `Estimate.interval`.
+        NaN where there is no error."""
         value, error = self.log_evidence, self.log_evidence_error
         if value is None or error is None:
             return math.nan, math.nan
@@ -260,14 +321,15 @@ class Record:
         """Estimates the mean of a function of one sample, with its standard error.
 
         Args:
-            fn: takes ONE sample, ``{site: value}``, without an axis of chains; returns a number, a truth value or an
-                array.
+            fn: takes ONE sample, ``{site: value}``, without an axis of chains; returns
+                a number, a truth value or an array.
 
         Returns:
-            ``.value``, ``.error`` and ``.interval(0.9)``. The error is that of the sampling. It comes from the
-            genealogy of the chains; of fewer than twelve chains with draws it is ArviZ's error of autocorrelated draws
-            (MCSE). NaN where the status withholds it, and without draws where three independent ancestors or fewer are
-            left.
+            ``.value``, ``.error`` and ``.interval(0.9)``. The error is that of the
+            sampling. It comes from the genealogy of the chains; of fewer than twelve
+            chains with draws it is ArviZ's error of autocorrelated draws (MCSE). NaN
+            where the status withholds it, and without draws where three independent
+            ancestors or fewer are left.
 
         Raises:
             WrongTypeError, InvalidValueError: no function of one sample.
@@ -284,10 +346,13 @@ class Record:
         return self.mean_of(self._values("mean", fn))
 
     def mean_of(self, values: np.ndarray) -> Estimate:
-        """Estimates the mean of values of every sample, ordered as those of `drawn`, (N, draws, …)."""
+        """Estimates the mean of values of every sample, ordered as those of `drawn`,
+        (N, draws, …)."""
         mean = np.tensordot(self._families.weights, values.mean(1), 1)
         variance, degrees = self._variance(values)
-        error = np.sqrt(variance * (degrees / (degrees - 2) if 2 < degrees < math.inf else 1.0))
+        error = np.sqrt(
+            variance * (degrees / (degrees - 2) if 2 < degrees < math.inf else 1.0)
+        )
         error = np.where(self.status.withholds, np.nan, error)
         return Estimate(plain(mean), plain(error), degrees)
 
@@ -295,17 +360,21 @@ class Record:
         """Estimates the probability of an event, with its standard error.
 
         Args:
-            event: takes ONE sample, ``{site: value}``; returns a truth value, or an array of them.
+            event: takes ONE sample, ``{site: value}``; returns a truth value, or an
+                array of them.
 
         Returns:
-            ``.value``, ``.error`` and ``.interval(0.9)``, which is Wilson's: it lies in [0, 1] and says something where
-            no sample, or every one, is in the event. Errors as for `mean`.
+            ``.value``, ``.error`` and ``.interval(0.9)``, which is Wilson's: it lies in
+            [0, 1] and says something where no sample, or every one, is in the event.
+            Errors as for `mean`.
 
         Raises:
-            WrongTypeError, InvalidValueError: no function of one sample, or one with other values than 0 and 1.
+            WrongTypeError, InvalidValueError: no function of one sample, or one with
+                other values than 0 and 1.
 
         References:
-            Wilson 1927, *Probable inference, the law of succession, and statistical inference*.
+            Wilson 1927, *Probable inference, the law of succession, and statistical
+                inference*.
         """
         values = self._values("probability", event)
         if not np.isin(values, (0.0, 1.0)).all():
@@ -318,34 +387,48 @@ class Record:
         least, most = values.min((0, 1)), values.max((0, 1))
         share = np.clip(mean.value, least, most)  # weights add up to 1 but for rounding
         size = self._size(values, share)
-        # Where no sample, or every one, is in the event, the spread over chains is 0, and that of few may nearly be: by
-        # the rule of succession.
+        # Where no sample, or every one, is in the event, the spread over chains is 0,
+        # and that of few may nearly be: by the rule of succession.
         seen = (share * size + 1) / (size + 2)
-        rare = ((least == most) | (size < tuning.ERRORS.fewest_families)) & np.isfinite(mean.error)
-        error = np.where(rare, np.maximum(np.sqrt(seen * (1 - seen) / (size + 2)), mean.error), mean.error)
-        return Estimate(plain(share), plain(error), mean.degrees, partial(wilson, share, size))
+        rare = ((least == most) | (size < tuning.ERRORS.fewest_families)) & np.isfinite(
+            mean.error
+        )
+        error = np.where(
+            rare,
+            np.maximum(np.sqrt(seen * (1 - seen) / (size + 2)), mean.error),
+            mean.error,
+        )
+        return Estimate(
+            plain(share), plain(error), mean.degrees, partial(wilson, share, size)
+        )
 
-    def quantile(self, fn: Callable[[dict[str, Array]], ArrayLike], q: float) -> Estimate:
-        """Estimates a quantile of a function of one sample: the least value that a share q of samples does not exceed.
+    def quantile(
+        self, fn: Callable[[dict[str, Array]], ArrayLike], q: float
+    ) -> Estimate:
+        """Estimates a quantile of a function of one sample: the least value that a
+        share q of samples does not exceed.
 
         Args:
             fn: takes ONE sample, ``{site: value}``; returns a number or an array.
             q: between 0 and 1.
 
         Returns:
-            ``.value``, ``.error`` and ``.interval(0.9)``, which goes from the quantile at a to the quantile at b, with
-            [a, b] the interval of the share of samples below the estimate; infinite where too few samples lie beyond.
-            The error is that of a normal distribution with this interval.
+            ``.value``, ``.error`` and ``.interval(0.9)``, which goes from the quantile
+            at a to the quantile at b, with [a, b] the interval of the share of samples
+            below the estimate; infinite where too few samples lie beyond. The error is
+            that of a normal distribution with this interval.
 
         Raises:
             WrongTypeError, InvalidValueError: no function of one sample, or no such q.
 
         References:
-            Woodruff 1952, *Confidence intervals for medians and other position measures*.
+            Woodruff 1952, *Confidence intervals for medians and other position
+                measures*.
         """
         if callable(q) or not (np.ndim(q) == 0 and 0 < q < 1):
             raise InvalidValueError(
-                f"A quantile has a level between 0 and 1; got {q!r}.", fix="write quantile(fn, 0.5) for a median."
+                f"A quantile has a level between 0 and 1; got {q!r}.",
+                fix="write quantile(fn, 0.5) for a median.",
             )
         values = self._values("quantile", fn)
         weights = np.repeat(self._families.weights, values.shape[1])
@@ -361,17 +444,35 @@ class Record:
 
         def ends(t: float) -> tuple[np.ndarray, np.ndarray]:
             pairs = []
-            for column, size, low, high in zip(columns, sizes, *wilson(q, sizes, t), strict=True):
+            for column, size, low, high in zip(
+                columns, sizes, *wilson(q, sizes, t), strict=True
+            ):
                 lower = -math.inf if low * size < 0.5 else quantile(*column, low)
-                pairs.append((lower, math.inf if (1 - high) * size < 0.5 else quantile(*column, high)))
+                pairs.append(
+                    (
+                        lower,
+                        math.inf
+                        if (1 - high) * size < 0.5
+                        else quantile(*column, high),
+                    )
+                )
             lows, highs = (np.reshape(each, event) for each in zip(*pairs, strict=True))
             return lows, highs
 
-        made = Estimate(plain(found.reshape(event)), plain(np.reshape(share.error, event)), share.degrees, ends)
+        made = Estimate(
+            plain(found.reshape(event)),
+            plain(np.reshape(share.error, event)),
+            share.degrees,
+            ends,
+        )
         low, high = made.interval(0.9)  # wide enough to see a gap between modes
-        return dataclasses.replace(made, error=(high - low) / 2 / student(0.9, share.degrees))
+        return dataclasses.replace(
+            made, error=(high - low) / 2 / student(0.9, share.degrees)
+        )
 
-    def _values(self, method: str, fn: Callable[[dict[str, Array]], ArrayLike]) -> np.ndarray:
+    def _values(
+        self, method: str, fn: Callable[[dict[str, Array]], ArrayLike]
+    ) -> np.ndarray:
         """A function of every sample, (N, draws, …), for a method."""
         return evaluated(method, fn, {name: self.drawn(name) for name in self.samples})
 
@@ -381,36 +482,54 @@ class Record:
         most = float(len(self._families.weights) * (self.about.draws or 1))
         with np.errstate(divide="ignore", invalid="ignore"):
             size = share * (1 - share) / variance
-        return np.where(np.isfinite(size) & (size > 0), np.minimum(size, most), self._families.effective)
+        return np.where(
+            np.isfinite(size) & (size > 0),
+            np.minimum(size, most),
+            self._families.effective,
+        )
 
     def _variance(self, values: np.ndarray) -> tuple[np.ndarray, float]:
-        """The variance of the mean of values of every sample, without bias, and its degrees of freedom."""
+        """The variance of the mean of values of every sample, without bias, and its
+        degrees of freedom."""
         families = self._families
         e = families.effective
         if self.about.draws is None or e >= tuning.ERRORS.fewest_families:
             of_chains = values.mean(1)
-            known = e if self.about.draws else known_chains(families, list(self.samples.values()))
+            known = (
+                e
+                if self.about.draws
+                else known_chains(families, list(self.samples.values()))
+            )
             if known <= tuning.ERRORS.fewest_ancestors:
                 return np.full(of_chains.shape[1:], np.nan), max(known - 1, 0.5)
             variance = families.variance(of_chains) * e / (e - 1)
-            if e < tuning.ERRORS.fewest_families:  # too few to tell how far one number spreads: all have a say
+            if (
+                e < tuning.ERRORS.fewest_families
+            ):  # too few to tell how far one number spreads: all have a say
                 centred = of_chains - np.tensordot(families.weights, of_chains, 1)
-                variance = np.maximum(variance, np.tensordot(families.weights, centred**2, 1) / known)
+                variance = np.maximum(
+                    variance, np.tensordot(families.weights, centred**2, 1) / known
+                )
             return variance, known - 1
         if self.about.draws < tuning.ERRORS.fewest_draws:
             return np.full(values.shape[2:], np.nan), 1.0
         arviz, _ = quiet_arviz()
         flat = values.reshape(*values.shape[:2], -1)
-        errors = [0.0 if np.ptp(c) == 0 else float(arviz.mcse(c, method="mean")) for c in np.moveaxis(flat, -1, 0)]
+        errors = [
+            0.0 if np.ptp(c) == 0 else float(arviz.mcse(c, method="mean"))
+            for c in np.moveaxis(flat, -1, 0)
+        ]
         return np.reshape(errors, values.shape[2:]) ** 2, math.inf
 
     def predictive(self, key: Array) -> dict[str, np.ndarray]:
         """Draws data from the program under these samples.
 
-        That is the posterior predictive, or for a result on `prior(density)` the prior predictive.
+        That is the posterior predictive, or for a result on `prior(density)` the prior
+        predictive.
 
-        Each of the equally weighted samples of `unweighted` gives one draw of every observed site; of the data
-        themselves nothing is used. See `AnnealedDensity.predict`.
+        Each of the equally weighted samples of `unweighted` gives one draw of every
+        observed site; of the data themselves nothing is used. See
+        `AnnealedDensity.predict`.
 
         Args:
             key: a random key.
@@ -419,7 +538,8 @@ class Record:
             ``{observed site: (N, …)}``.
 
         Raises:
-            InvalidValueError: the result was loaded from a file, which holds no density.
+            InvalidValueError: the result was loaded from a file, which holds no
+                density.
             CapabilityError: the program observes nothing.
         """
         if self.density is None:
@@ -427,14 +547,20 @@ class Record:
                 "A result that was loaded from a file has no density to predict with.",
                 fix="compile the program and call density.predict(key, result.unweighted()).",
             )
-        return {name: np.asarray(v) for name, v in self.density.predict(key, self.unweighted()).items()}
+        return {
+            name: np.asarray(v)
+            for name, v in self.density.predict(key, self.unweighted()).items()
+        }
 
     def parts(self) -> tuple[dict[str, np.ndarray], JSONObject]:
-        """Returns all but the samples and the density, as they are written to disk: arrays, and what JSON can hold."""
+        """Returns all but the samples and the density, as they are written to disk:
+        arrays, and what JSON can hold."""
         levels = self.levels.reset_coords("log_snr")
         arrays = {"log_weights": self.log_weights, "families": self._families.index}
         arrays |= {name: levels[name].to_numpy() for name in ("log_snr", *DIAGNOSTICS)}
         facts = {name: getattr(self, name) for name in FACTS} | asdict(self.about)
         facts["sites"] = list(self.samples)  # safetensors sorts by name
-        facts["status"] = [(code.value, message) for code, message in self.status.findings]
+        facts["status"] = [
+            (code.value, message) for code, message in self.status.findings
+        ]
         return arrays, facts

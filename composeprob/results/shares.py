@@ -1,26 +1,32 @@
 r"""Whether independent chains lie in the modes in the shares that their densities have.
 
-Chains that no longer cross from mode to mode keep the shares of the level at which they parted, which are those of
-level 0 only where noise changes none of them. Two things tell, and neither takes an evaluation.
+Chains that no longer cross from mode to mode keep the shares of the level at which they
+parted, which are those of level 0 only where noise changes none of them. Two things
+tell, and neither takes an evaluation.
 
-*What their paths weigh.* With the Feynman–Kac weights W of the ways that they came, E[W·f]/E[W] is the mean of any f
-under π (annealed importance sampling: Neal 2001; Jarzynski 1997). Where chains forget, W has nothing to do with where
-they end; else their mean of f is off, to first order, by
+*What their paths weigh.* With the Feynman–Kac weights W of the ways that they came,
+E[W·f]/E[W] is the mean of any f under π (annealed importance sampling: Neal 2001;
+Jarzynski 1997). Where chains forget, W has nothing to do with where they end; else
+their mean of f is off, to first order, by
 
 $$E_\pi[f] - E[f] \approx \mathrm{Cov}(f, \log W + \tfrac12 (\log W - E[\log W \mid x])^2),$$
 
-which is told well where W itself is a few chains' (log W that adds up over many coordinates, say). The square is there
-for chains that forget: E[W | x] is the same for all x then, and E[log W | x] is less by half of its variance, which is
-larger at some x than at others.
+which is told well where W itself is a few chains' (log W that adds up over many
+coordinates, say). The square is there for chains that forget: E[W | x] is the same for
+all x then, and E[log W | x] is less by half of its variance, which is larger at some x
+than at others.
 
-*Log-densities that can be compared between modes.* At level 0, where chains are in equilibrium inside of each mode m,
+*Log-densities that can be compared between modes.* At level 0, where chains are in
+equilibrium inside of each mode m,
 
 $$\log Z_m = E_m[\log \pi - \log p_m],$$
 
-with the density $p_m$ of the chains there, which the distance to the k-th nearest neighbour estimates (Kozachenko and
-Leonenko 1987, *Sample estimate of the entropy of a random vector*). Shares of chains are compared with $Z_m/\sum Z$.
+with the density $p_m$ of the chains there, which the distance to the k-th nearest
+neighbour estimates (Kozachenko and Leonenko 1987, *Sample estimate of the entropy of a
+random vector*). Shares of chains are compared with $Z_m/\sum Z$.
 
-Where neither is known, `parted` finds the groups of chains that barriers of log π₀ part.
+Where neither is known, `parted` finds the groups of chains that barriers of log π₀
+part.
 """
 
 from __future__ import annotations
@@ -34,7 +40,15 @@ import numpy as np
 
 from composeprob import tuning
 from composeprob.results.estimates import Families
-from composeprob.results.geometry import chosen, components, neighbours, rows, scaled, spaced, tree
+from composeprob.results.geometry import (
+    chosen,
+    components,
+    neighbours,
+    rows,
+    scaled,
+    spaced,
+    tree,
+)
 from composeprob.results.status import Code, Findings
 
 Barriers = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], np.ndarray]
@@ -56,17 +70,29 @@ class Groups:
 
     def __str__(self) -> str:
         shares = self.shares
-        listed = ", ".join(f"{share:.1%}" for share in shares[:3]) + (", …" if len(shares) > 3 else "")
-        number = f"{len(shares)} groups" if shares[0] > 1.5 / len(self.index) else "places of their own"
+        listed = ", ".join(f"{share:.1%}" for share in shares[:3]) + (
+            ", …" if len(shares) > 3 else ""
+        )
+        number = (
+            f"{len(shares)} groups"
+            if shares[0] > 1.5 / len(self.index)
+            else "places of their own"
+        )
         between = f"log π falls by {self.depth:.3g} nats between {self.apart:.0%} of the pairs"
-        return f"{number} ({listed}; {between})" if number[0].isdigit() else f"{number} ({between})"
+        return (
+            f"{number} ({listed}; {between})"
+            if number[0].isdigit()
+            else f"{number} ({between})"
+        )
 
 
 def parted(sites: Mapping[str, np.ndarray], barriers: Barriers) -> Groups | None:
-    """The groups of chains between which log π₀ falls; None where fewer than a tenth of the pairs are apart.
+    """The groups of chains between which log π₀ falls; None where fewer than a tenth of
+    the pairs are apart.
 
-    Pairs are taken at random. A valley that is bent has low density between two of its points too; so chains are one
-    group if they hang together over neighbours without a barrier between them.
+    Pairs are taken at random. A valley that is bent has low density between two of its
+    points too; so chains are one group if they hang together over neighbours without a
+    barrier between them.
     """
     known, (points, sizes, _) = tuning.SHARES, rows(sites)
     m = len(points)
@@ -79,7 +105,9 @@ def parted(sites: Mapping[str, np.ndarray], barriers: Barriers) -> Groups | None
     if not apart > known.apart:
         return None
     points = scaled(points, sizes)
-    near = np.unique(np.concatenate([neighbours(points, known.bridges), tree(points)]), axis=0)
+    near = np.unique(
+        np.concatenate([neighbours(points, known.bridges), tree(points)]), axis=0
+    )
     linked = ~(barriers(chosen(sites, near[:, 0]), chosen(sites, near[:, 1])) > deep)
     index = components(near[linked], m)
     if 1 - np.sum((np.bincount(index) / m) ** 2) <= known.apart:
@@ -88,17 +116,20 @@ def parted(sites: Mapping[str, np.ndarray], barriers: Barriers) -> Groups | None
 
 
 def seen_barrier(numbers: int) -> float:
-    """How deep a barrier that parts chains is on the way from one draw to another, in nats, of positions of n numbers.
+    """How deep a barrier that parts chains is on the way from one draw to another, in
+    nats, of positions of n numbers.
 
-    Between two Gaussians that are δ standard deviations apart log π falls by B = δ²/8, but from where it is greatest on
-    the way, as the noise of the n − 1 other entries averages out there, by B²/(B + (n − 1)/4) only.
+    Between two Gaussians that are δ standard deviations apart log π falls by B = δ²/8,
+    but from where it is greatest on the way, as the noise of the n − 1 other entries
+    averages out there, by B²/(B + (n − 1)/4) only.
     """
     depth = tuning.SHARES.barrier
     return max(depth**2 / (depth + (numbers - 1) / 4), 1.0)
 
 
 def share_apart(depth: np.ndarray, numbers: int) -> float:
-    """The share of barriers that are deep for positions of n numbers, among those that are known."""
+    """The share of barriers that are deep for positions of n numbers, among those that
+    are known."""
     known = np.isfinite(depth) | np.isposinf(depth)
     return float(np.mean(depth[known] > seen_barrier(numbers))) if known.any() else 0.0
 
@@ -108,7 +139,9 @@ def where(sites: Mapping[str, np.ndarray], index: np.ndarray) -> str:
     (points, _, names), largest = rows(sites), index == 0
     second = index == 1 if np.sum(index == 1) > 1 else ~largest
     middle = [points[group].mean(0) for group in (largest, second)]
-    width = points[largest].var(0) + points[second].var(0) + 1e-12 * points.var(0) + 1e-30
+    width = (
+        points[largest].var(0) + points[second].var(0) + 1e-12 * points.var(0) + 1e-30
+    )
     most = int(np.argmax(np.abs(middle[0] - middle[1]) / np.sqrt(width)))
     return f"{names[most]} is about {middle[0][most]:.3g} in one and {middle[1][most]:.3g} in the other"
 
@@ -133,12 +166,14 @@ class Reason(enum.StrEnum):
 
 
 def weightless(sites: Mapping[str, np.ndarray], path_weights: np.ndarray) -> np.ndarray:
-    """Which chains lie apart, in places that hold nothing by what their paths weigh, (N,) of bool.
+    """Which chains lie apart, in places that hold nothing by what their paths weigh,
+    (N,) of bool.
 
-    A place G holds E[W; G]/E[W] of π. These chains' W is below the median by more than numbers of 32 bits tell, and by
-    some widths of log W more, with the width such that normal log W have 80 % within 1.28 of them. Chains that forget
-    may have come any way, but then end among others: so each is twice as far from the nearest of these as all but the
-    farthest of them are from one another.
+    A place G holds E[W; G]/E[W] of π. These chains' W is below the median by more than
+    numbers of 32 bits tell, and by some widths of log W more, with the width such that
+    normal log W have 80 % within 1.28 of them. Chains that forget may have come any
+    way, but then end among others: so each is twice as far from the nearest of these as
+    all but the farthest of them are from one another.
     """
     from scipy.spatial import cKDTree
 
@@ -147,12 +182,18 @@ def weightless(sites: Mapping[str, np.ndarray], path_weights: np.ndarray) -> np.
     if len(finite) < tuning.COMPARISON.fewest or not np.isfinite(points).all():
         return nothing
     low, middle, high = np.quantile(path_weights[finite], [0.1, 0.5, 0.9])
-    least = middle - tuning.SHARES.lost * (high - low) / 2.56 + np.log(np.finfo(np.float32).eps)
+    least = (
+        middle
+        - tuning.SHARES.lost * (high - low) / 2.56
+        + np.log(np.finfo(np.float32).eps)
+    )
     doubted = finite[path_weights[finite] < least]
     if len(doubted):
         points = scaled(points, sizes)
         others = cKDTree(np.delete(points, doubted, axis=0))
-        far = 2 * np.quantile(others.query(others.data, 2)[0][:, 1], 1 - tuning.SHARES.tail)
+        far = 2 * np.quantile(
+            others.query(others.data, 2)[0][:, 1], 1 - tuning.SHARES.tail
+        )
         nothing[doubted[others.query(points[doubted])[0] > far]] = True
     return nothing
 
@@ -163,10 +204,12 @@ def uneven_paths(
     log_density: np.ndarray | None = None,
     why: str = Reason.FROZEN,
 ) -> Findings:
-    """The finding that chains whose paths weigh more lie elsewhere, if they do, and ``why``.
+    """The finding that chains whose paths weigh more lie elsewhere, if they do, and
+    ``why``.
 
-    Of positions at level 0, ``{site: (N, …)}``, log W of each, (N,), up to a constant, and log π, where it is known:
-    what holds too little is often denser, in many directions at once.
+    Of positions at level 0, ``{site: (N, …)}``, log W of each, (N,), up to a constant,
+    and log π, where it is known: what holds too little is often denser, in many
+    directions at once.
     """
     from scipy.cluster.vq import kmeans2
 
@@ -174,7 +217,10 @@ def uneven_paths(
     if len(finite) < 0.95 * len(path_weights) or len(finite) < 40:
         return []
     numbers = sum(np.size(x) // len(path_weights) for x in sites.values())
-    most = min(4 * tuning.SHARES.most, max(tuning.SHARES.entries // numbers, tuning.SHARES.most // 4))
+    most = min(
+        4 * tuning.SHARES.most,
+        max(tuning.SHARES.entries // numbers, tuning.SHARES.most // 4),
+    )
     sample = finite[spaced(len(finite), most)]
     n = len(sample)
     (points, _, names), gain = rows(chosen(sites, sample)), path_weights[sample]
@@ -186,14 +232,26 @@ def uneven_paths(
     axes, spread, _ = np.linalg.svd(points, full_matrices=False)
     axes = axes[:, spread > 1e-6 * spread[0]][:, : n // tuning.SHARES.fewest]
     directions, groups = tuning.COMPARISON.directions, tuning.SHARES.groups
-    near = kmeans2(axes[:, :directions] * math.sqrt(n), min(groups, n // tuning.SHARES.fewest), minit="++", seed=0)[1]
+    near = kmeans2(
+        axes[:, :directions] * math.sqrt(n),
+        min(groups, n // tuning.SHARES.fewest),
+        minit="++",
+        seed=0,
+    )[1]
     inside = near[:, None] == np.flatnonzero(np.bincount(near) >= tuning.SHARES.fewest)
     with_groups = np.concatenate([axes, inside - inside.mean(0)], axis=1)
     columns = [axes, with_groups]
     if log_density is not None and np.isfinite(log_density[sample]).all():
         values = clipped(log_density[sample])
         columns.append((values - values.mean())[:, None])
-    explained = next((each for each in (_explained(each, gain) for each in columns) if each is not None), None)
+    explained = next(
+        (
+            each
+            for each in (_explained(each, gain) for each in columns)
+            if each is not None
+        ),
+        None,
+    )
     if explained is None:
         return []
     moved = _most_moved(names, points, inside, explained)
@@ -202,12 +260,16 @@ def uneven_paths(
 
 
 def clipped(values: np.ndarray) -> np.ndarray:
-    """Values of which those farthest out, at either end, are taken for no farther than the next one."""
-    return np.clip(values, *np.quantile(values, [tuning.SHARES.tail, 1 - tuning.SHARES.tail]))
+    """Values of which those farthest out, at either end, are taken for no farther than
+    the next one."""
+    return np.clip(
+        values, *np.quantile(values, [tuning.SHARES.tail, 1 - tuning.SHARES.tail])
+    )
 
 
 def _explained(columns: np.ndarray, gain: np.ndarray) -> np.ndarray | None:
-    """log W with the square of what the columns leave of it, if these columns tell where it is large, else None."""
+    """log W with the square of what the columns leave of it, if these columns tell
+    where it is large, else None."""
     from scipy.special import chdtrc
 
     n = len(gain)
@@ -218,13 +280,23 @@ def _explained(columns: np.ndarray, gain: np.ndarray) -> np.ndarray | None:
     for each in (gain, corrected):
         explained = float(((basis.T @ each) ** 2).sum())
         noise = (float(each @ each) - explained) / (n - basis.shape[1] - 1)
-        if explained == 0 or chdtrc(basis.shape[1], explained / noise) > tuning.SHARES.by_chance:
+        if (
+            explained == 0
+            or chdtrc(basis.shape[1], explained / noise) > tuning.SHARES.by_chance
+        ):
             return None
-    return corrected if explained / n - basis.shape[1] * noise / n >= tuning.SHARES.shift**2 else None
+    return (
+        corrected
+        if explained / n - basis.shape[1] * noise / n >= tuning.SHARES.shift**2
+        else None
+    )
 
 
-def _most_moved(names: list[str], points: np.ndarray, inside: np.ndarray, gain: np.ndarray) -> str:
-    """What weights would change most, in words: the mean of an entry, or the share of a group."""
+def _most_moved(
+    names: list[str], points: np.ndarray, inside: np.ndarray, gain: np.ndarray
+) -> str:
+    """What weights would change most, in words: the mean of an entry, or the share of a
+    group."""
     from scipy.special import expit, logit
 
     by, n = points.T @ gain / len(gain), len(gain)
@@ -238,12 +310,18 @@ def _most_moved(names: list[str], points: np.ndarray, inside: np.ndarray, gain: 
     return f"weighed, the mean of {names[most]} would move by {by[most]:+.2f} of its standard deviations"
 
 
-def frozen_shares(sites: dict[str, np.ndarray], log_density: np.ndarray, families: Families | None = None) -> Findings:
-    """The finding that groups of chains have other shares than their densities, if they have.
+def frozen_shares(
+    sites: dict[str, np.ndarray],
+    log_density: np.ndarray,
+    families: Families | None = None,
+) -> Findings:
+    """The finding that groups of chains have other shares than their densities, if they
+    have.
 
-    Groups of fewer than five chains for each number of a sample are not judged, nor are samples of more than ten
-    numbers, whose neighbours are too far away to tell a density. Of chains that were copied, in families, shares are
-    known as well as so few families know them, and of the copies in a group one counts.
+    Groups of fewer than five chains for each number of a sample are not judged, nor are
+    samples of more than ten numbers, whose neighbours are too far away to tell a
+    density. Of chains that were copied, in families, shares are known as well as so few
+    families know them, and of the copies in a group one counts.
     """
     sample = spaced(len(log_density), tuning.SHARES.most)
     (points, sizes, _), values = rows(chosen(sites, sample)), log_density[sample]
@@ -267,7 +345,11 @@ def frozen_shares(sites: dict[str, np.ndarray], log_density: np.ndarray, familie
             return []
         share.append(len(members) / n)
         log_z.append(each.mean())
-        of_share = float(copied.variance(modes == m)) * copied.effective / (copied.effective - 1)
+        of_share = (
+            float(copied.variance(modes == m))
+            * copied.effective
+            / (copied.effective - 1)
+        )
         variance.append(of_share / share[-1] ** 2 + each.var() / len(first))
     if len(share) < 2:
         return []
@@ -288,8 +370,8 @@ def frozen_shares(sites: dict[str, np.ndarray], log_density: np.ndarray, familie
 
 
 def _log_density(points: np.ndarray) -> np.ndarray:
-    """log p at each of n points drawn from p, (n,), in units in which they have covariance 1; not finite where some of
-    them are the same or lie in a plane."""
+    """log p at each of n points drawn from p, (n,), in units in which they have
+    covariance 1; not finite where some of them are the same or lie in a plane."""
     from scipy.spatial import cKDTree
     from scipy.special import digamma, gammaln
 
@@ -299,5 +381,10 @@ def _log_density(points: np.ndarray) -> np.ndarray:
         units = np.sqrt(variances)
         white = np.nan_to_num((points - points.mean(0)) @ axes / units)
         radius = cKDTree(white).query(white, tuning.SHARES.neighbours + 1)[0][:, -1]
-        volume = d * np.log(radius) + 0.5 * d * math.log(math.pi) - gammaln(0.5 * d + 1) + np.log(units).sum()
+        volume = (
+            d * np.log(radius)
+            + 0.5 * d * math.log(math.pi)
+            - gammaln(0.5 * d + 1)
+            + np.log(units).sum()
+        )
     return np.asarray(digamma(tuning.SHARES.neighbours) - digamma(n) - volume)

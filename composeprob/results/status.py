@@ -1,4 +1,5 @@
-"""How a run went: `Status`, and `diagnose`, which reads it off the diagnostics of every level."""
+"""How a run went: `Status`, and `diagnose`, which reads it off the diagnostics of every
+level."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from composeprob.text import printable
 
 
 class Code(enum.StrEnum):
-    """What can be said of a run, in the order in which it matters; equal to its lower-case name as a string."""
+    """What can be said of a run, in the order in which it matters; equal to its
+    lower-case name as a string."""
 
     OK = "ok"
     INTERRUPTED = "interrupted"
@@ -37,9 +39,16 @@ class Code(enum.StrEnum):
 
     @property
     def withholds(self) -> bool:
-        """Whether standard errors would mislead; what factors say where they do not agree is the model's affair."""
+        """Whether standard errors would mislead; what factors say where they do not
+        agree is the model's affair."""
         models = Code.NO_OVERLAP, Code.OUT_OF_TRAINING
-        return self not in (Code.OK, Code.NON_FINITE, *models, Code.LEVELS_TOO_FEW, Code.NOT_SAVED)
+        return self not in (
+            Code.OK,
+            Code.NON_FINITE,
+            *models,
+            Code.LEVELS_TOO_FEW,
+            Code.NOT_SAVED,
+        )
 
 
 Findings = list[tuple[Code, str]]
@@ -47,11 +56,12 @@ Findings = list[tuple[Code, str]]
 
 @dataclass(frozen=True)
 class Status:
-    """The outcome of a run: nothing found, or one finding per problem with the levels, how much, and what to try.
+    """The outcome of a run: nothing found, or one finding per problem with the levels,
+    how much, and what to try.
 
     Args:
-        findings: pairs (code, message), the gravest first; of a run without problems none, or one of the code `OK` that
-            says why few of its chains count.
+        findings: pairs (code, message), the gravest first; of a run without problems
+            none, or one of the code `OK` that says why few of its chains count.
 
     Example:
         >>> from composeprob.results.status import Code, Status
@@ -84,25 +94,43 @@ class Status:
         return "\n".join(text for _, text in self.findings) or "No problem was found."
 
     def has(self, code: Code | str) -> bool:
-        """Whether ``code`` is among the findings, such as ``"acceptance_collapsed"``."""
-        return any(found == code for found, _ in self.findings) or (self.ok and code == Code.OK)
+        """Whether ``code`` is among the findings, such as
+        ``"acceptance_collapsed"``."""
+        return any(found == code for found, _ in self.findings) or (
+            self.ok and code == Code.OK
+        )
 
     def with_findings(self, *findings: tuple[Code, str]) -> Status:
-        """The same outcome, with more findings; the gravest stay first, and beside them `OK` has nothing to say."""
-        known = sorted((*self.findings, *findings), key=lambda found: list(Code).index(found[0]))
-        return Status(tuple(found for found in known if found[0] is not Code.OK or len(known) == 1))
+        """The same outcome, with more findings; the gravest stay first, and beside them
+        `OK` has nothing to say."""
+        known = sorted(
+            (*self.findings, *findings), key=lambda found: list(Code).index(found[0])
+        )
+        return Status(
+            tuple(
+                found for found in known if found[0] is not Code.OK or len(known) == 1
+            )
+        )
 
     def noted(self, code: Code, text: str) -> Status:
         """The same outcome, with ``text`` at the end of what is said of this code."""
-        return Status(tuple((found, said + text if found is code else said) for found, said in self.findings))
+        return Status(
+            tuple(
+                (found, said + text if found is code else said)
+                for found, said in self.findings
+            )
+        )
 
     def __str__(self) -> str:
-        return printable("\n".join(f"{code.name}: {text}" for code, text in self.findings) or "OK")
+        return printable(
+            "\n".join(f"{code.name}: {text}" for code, text in self.findings) or "OK"
+        )
 
 
 def diverged(samples: Mapping[str, np.ndarray], alpha: float, sigma: float) -> Findings:
-    """What is wrong with the size of samples of noised sites, ``{site: (N, …)}``: a run starts from noise, that of the
-    noisiest level, which is to hide them, α·‖x‖ < σ·√d."""
+    """What is wrong with the size of samples of noised sites, ``{site: (N, …)}``: a run
+    starts from noise, that of the noisiest level, which is to hide them, α·‖x‖ <
+    σ·√d."""
     findings = []
     for name, values in samples.items():
         x = np.asarray(values, float).reshape(len(values), -1)
@@ -110,7 +138,9 @@ def diverged(samples: Mapping[str, np.ndarray], alpha: float, sigma: float) -> F
             size = np.sqrt(np.mean(x**2, axis=1))
         signal = np.where(np.isfinite(size), size * alpha / sigma, np.inf)
         known = tuning.FINDINGS
-        if np.mean(signal > known.far_signal) > known.many or np.any(signal > known.farthest_signal):
+        if np.mean(signal > known.far_signal) > known.many or np.any(
+            signal > known.farthest_signal
+        ):
             text = (
                 f"The samples of {name!r} are too large: up to {signal.max() * sigma / alpha:.3g} in root mean square, "
                 f"and the noise of the noisiest level hides nothing above {sigma / alpha:.3g}. Look for a network that "
@@ -133,22 +163,38 @@ def diagnose(
     blocks: Sequence[str] = (),
     outside: float = 0.0,
 ) -> Status:
-    """Reads the status of a run off its diagnostics by level, as `Result.levels` has them, (K,).
+    """Reads the status of a run off its diagnostics by level, as `Result.levels` has
+    them, (K,).
 
-    ``non_finite`` is out of so many ``proposals`` over all N chains; levels were completed from the noisiest downwards;
-    a kernel, or each of its blocks, that is ``adjusted`` has a Metropolis test, so that its acceptance means something;
-    and the density is 0 or NaN where a share ``outside`` of the chains is.
+    ``non_finite`` is out of so many ``proposals`` over all N chains; levels were
+    completed from the noisiest downwards; a kernel, or each of its blocks, that is
+    ``adjusted`` has a Metropolis test, so that its acceptance means something; and the
+    density is 0 or NaN where a share ``outside`` of the chains is.
     """
     visited = np.arange(num_levels) >= num_levels - completed_levels
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.asarray(non_finite, float) / np.broadcast_to(np.asarray(proposals, float), (num_levels,))
+        share = np.asarray(non_finite, float) / np.broadcast_to(
+            np.asarray(proposals, float), (num_levels,)
+        )
         bad = visited & (share > tuning.FINDINGS.non_finite_ceiling)
         accepted = np.asarray(acceptance, float).reshape(num_levels, -1)
-        stuck = visited[:, None] & (accepted < tuning.FINDINGS.acceptance_floor) & np.asarray(adjusted)
-        # With few chains the share alone says little: fewer than two effective chains is a collapse at any N.
-        thin = visited & (np.asarray(ess, float) < max(tuning.FINDINGS.ess_floor, min(2.0 / num_chains, 0.5)))
+        stuck = (
+            visited[:, None]
+            & (accepted < tuning.FINDINGS.acceptance_floor)
+            & np.asarray(adjusted)
+        )
+        # With few chains the share alone says little: fewer than two effective chains
+        # is a collapse at any N.
+        thin = visited & (
+            np.asarray(ess, float)
+            < max(tuning.FINDINGS.ess_floor, min(2.0 / num_chains, 0.5))
+        )
     level = num_levels - completed_levels
-    state = f"the samples carry the noise of level {level}" if completed_levels else "the samples are pure noise"
+    state = (
+        f"the samples carry the noise of level {level}"
+        if completed_levels
+        else "the samples are pure noise"
+    )
     least = float(np.min(ess, where=thin, initial=1.0))
     rows = [
         (
@@ -197,12 +243,18 @@ def diagnose(
 
 
 def not_conservative(curl: Mapping[str, float]) -> Findings:
-    """The finding that scores are no gradients, if any is not, by the relative curl of the factors whose score a line
-    integral relied on."""
-    turning = {name: value for name, value in curl.items() if value > tuning.FINDINGS.curl_ceiling}
+    """The finding that scores are no gradients, if any is not, by the relative curl of
+    the factors whose score a line integral relied on."""
+    turning = {
+        name: value
+        for name, value in curl.items()
+        if value > tuning.FINDINGS.curl_ceiling
+    }
     if not turning:
         return []
-    listed = ", ".join(f"{name} (relative curl {value:.2g})" for name, value in turning.items())
+    listed = ", ".join(
+        f"{name} (relative curl {value:.2g})" for name, value in turning.items()
+    )
     passes = tuning.FINDINGS.curl_ceiling
     text = (
         f"Not the gradient of any log-density: the score of {listed}; up to {passes:g} passes for one. A line "
@@ -213,7 +265,8 @@ def not_conservative(curl: Mapping[str, float]) -> Findings:
 
 
 def no_number(observed: Sequence[str]) -> str:
-    """Which observations' likelihoods are no number where chains were turned away; nothing where none is."""
+    """Which observations' likelihoods are no number where chains were turned away;
+    nothing where none is."""
     if not observed:
         return ""
     return (
@@ -223,8 +276,8 @@ def no_number(observed: Sequence[str]) -> str:
 
 
 def untrained_divisors(factors: Sequence[str]) -> Findings:
-    """The finding that withholds errors where a program divides by these networks, and samples are where they were not
-    trained."""
+    """The finding that withholds errors where a program divides by these networks, and
+    samples are where they were not trained."""
     if not factors:
         return []
     text = (
@@ -235,15 +288,22 @@ def untrained_divisors(factors: Sequence[str]) -> Findings:
 
 
 def fewest_families(num_chains: int) -> float:
-    """Effective number of families under which a population of N chains is given up, and no error of it is stated."""
-    least = min(tuning.ERRORS.fewest_ancestors + 1, num_chains / 8)  # three degrees of freedom
+    """Effective number of families under which a population of N chains is given up,
+    and no error of it is stated."""
+    least = min(
+        tuning.ERRORS.fewest_ancestors + 1, num_chains / 8
+    )  # three degrees of freedom
     return max(least, min(tuning.ERRORS.fewest_families, num_chains / 16))
 
 
-def few_ancestors(worth: float, distinct: float, num_chains: int, ends: bool) -> Findings:
-    """The finding that N chains have become copies of too few for errors to be stated, if they have where a run ends.
+def few_ancestors(
+    worth: float, distinct: float, num_chains: int, ends: bool
+) -> Findings:
+    """The finding that N chains have become copies of too few for errors to be stated,
+    if they have where a run ends.
 
-    They descend from so many ``distinct`` ones, and are ``worth`` as many independent ones, by `known_chains`.
+    They descend from so many ``distinct`` ones, and are ``worth`` as many independent
+    ones, by `known_chains`.
     """
     if not ends or worth >= fewest_families(num_chains):
         return []
@@ -256,11 +316,15 @@ def few_ancestors(worth: float, distinct: float, num_chains: int, ends: bool) ->
     return [(Code.ANCESTORS_COLLAPSED, text)]
 
 
-def few_chains(worth: float, num_chains: int, ess: np.ndarray, log_snr: np.ndarray) -> Findings:
-    """What an outcome without problems says of a run of which fewer than half of N chains count: where they were lost.
+def few_chains(
+    worth: float, num_chains: int, ess: np.ndarray, log_snr: np.ndarray
+) -> Findings:
+    """What an outcome without problems says of a run of which fewer than half of N
+    chains count: where they were lost.
 
-    A level of relative effective size e, resampled or not, adds 1/e less that of the level before, or 1 if resampled,
-    to the relative variance of the weights. ``ess`` and ``log_snr`` are by level, (K,), from the least noise upwards.
+    A level of relative effective size e, resampled or not, adds 1/e less that of the
+    level before, or 1 if resampled, to the relative variance of the weights. ``ess``
+    and ``log_snr`` are by level, (K,), from the least noise upwards.
     """
     if not worth < num_chains / 2:
         return []
@@ -284,9 +348,11 @@ def few_chains(worth: float, num_chains: int, ess: np.ndarray, log_snr: np.ndarr
 def impossible_data(log_likelihood: np.ndarray, numbers: int) -> Findings:
     """The finding that chains are where the data are all but impossible.
 
-    Of the posterior at most L/Z, Z = E_prior[L], is where the likelihood is at most L. Numbers of precision eps tell
-    −log eps nats each, so that the best chain's log L is above log Z by that times ``numbers`` at most, those sampled
-    or seen, whichever are fewer: what is twice as far below it has no share. ``log_likelihood`` is each chain's, (N,).
+    Of the posterior at most L/Z, Z = E_prior[L], is where the likelihood is at most L.
+    Numbers of precision eps tell −log eps nats each, so that the best chain's log L is
+    above log Z by that times ``numbers`` at most, those sampled or seen, whichever are
+    fewer: what is twice as far below it has no share. ``log_likelihood`` is each
+    chain's, (N,).
     """
     away = np.nanmax(log_likelihood, initial=-np.inf) - log_likelihood
     off = away > 2 * numbers * -np.log(np.finfo(np.float32).eps)
@@ -301,8 +367,9 @@ def impossible_data(log_likelihood: np.ndarray, numbers: int) -> Findings:
 
 
 def erratic_weights(variance: np.ndarray) -> Findings:
-    """The finding that one step multiplied weights by numbers that differ too much, if it did: of relative variance v,
-    (K,), NaN where there was none. 1/(1 + v) is the conditional effective sample size (Zhou, Johansen and Aston 2016).
+    """The finding that one step multiplied weights by numbers that differ too much, if
+    it did: of relative variance v, (K,), NaN where there was none. 1/(1 + v) is the
+    conditional effective sample size (Zhou, Johansen and Aston 2016).
     """
     worth = 1 / (1 + np.asarray(variance, float))
     wild = worth < tuning.FINDINGS.ess_floor
@@ -317,7 +384,8 @@ def erratic_weights(variance: np.ndarray) -> Findings:
 
 
 def not_converged(drift: float) -> Findings:
-    """The finding that the warm-up at level 0 ended while the chains still drifted, if it did."""
+    """The finding that the warm-up at level 0 ended while the chains still drifted, if
+    it did."""
     if drift == 0.0:
         return []
     text = (
@@ -329,7 +397,8 @@ def not_converged(drift: float) -> Findings:
 
 
 def few_levels(error: float) -> Findings:
-    """The finding that the levels are too far apart for the evidence, if they are: its error from there, in nats."""
+    """The finding that the levels are too far apart for the evidence, if they are: its
+    error from there, in nats."""
     if not error > tuning.FINDINGS.levels_error:
         return []
     text = f"The levels' distance puts the log-evidence off by about {error:.2g}, as half of them show. "
@@ -337,8 +406,9 @@ def few_levels(error: float) -> Findings:
 
 
 def fine_data(lost: float, log_snr: float, num_levels: int) -> Findings:
-    """The finding that data are finer than level 0, of this log-SNR, if they are: its noise once more, σ/α, takes so
-    many nats of log-likelihood from each number seen, ½·(σ/α)²/s² of an instrument whose noise is s."""
+    """The finding that data are finer than level 0, of this log-SNR, if they are: its
+    noise once more, σ/α, takes so many nats of log-likelihood from each number seen,
+    ½·(σ/α)²/s² of an instrument whose noise is s."""
     if not lost > 0.5:
         return []
     finer = f"cp.Schedule.log_snr({num_levels}, max={math.ceil(log_snr + math.log(8 * lost))})"
@@ -354,7 +424,11 @@ def _levels(mask: Sequence[bool] | np.ndarray) -> str:
     """``level 3`` or ``levels 0–4, 9`` for a boolean mask over levels."""
     index = np.flatnonzero(mask)
     runs = np.split(index, np.flatnonzero(np.diff(index) > 1) + 1)
-    parts = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs if len(run)]
+    parts = [
+        str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}"
+        for run in runs
+        if len(run)
+    ]
     if len(parts) > 6:
         parts = [*parts[:5], f"… ({len(index)} levels in all)"]
     return ("level " if len(index) == 1 else "levels ") + ", ".join(parts)

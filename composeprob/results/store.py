@@ -1,4 +1,5 @@
-"""A result on disk that need not fit into memory: a zarr folder, read and written with TensorStore."""
+"""A result on disk that need not fit into memory: a zarr folder, read and written with
+TensorStore."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def unreadable(path: Path) -> Iterator[None]:
 
 
 class Stored:
-    """An array on disk: indexing reads what is asked for, `numpy.asarray` reads all of it."""
+    """An array on disk: indexing reads what is asked for, `numpy.asarray` reads all of
+    it."""
 
     def __init__(self, array: TensorStore, path: Path):
         self._array, self._path = array, path
@@ -49,7 +51,8 @@ class Stored:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """The part that integers and slices name; the axes after them are read whole, whatever indexes them."""
+        """The part that integers and slices name; the axes after them are read whole,
+        whatever indexes them."""
         given = index if isinstance(index, tuple) else (index,)
         read: list[slice] = []
         rest: list[int | slice] = []
@@ -59,18 +62,24 @@ class Stored:
             chosen = range(size)[entry]
             whole = chosen if isinstance(chosen, range) else range(chosen, chosen + 1)
             read.append(slice(min(whole), max(whole) + 1) if whole else slice(0, 0))
-            rest.append(slice(None, None, whole.step) if isinstance(chosen, range) else 0)
+            rest.append(
+                slice(None, None, whole.step) if isinstance(chosen, range) else 0
+            )
         found = self._read(tuple(read))
         return found[(*rest, *given[len(read) :])]
 
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(
+        self, dtype: DTypeLike | None = None, copy: bool | None = None
+    ) -> np.ndarray:
         if copy is False:
             raise ValueError("A stored array is read from disk, which is a copy.")
         return np.asarray(self._read(()), dtype)
 
     def _read(self, part: tuple[slice, ...]) -> np.ndarray:
         with unreadable(self._path):
-            return np.asarray((self._array[part] if part else self._array).read().result())
+            return np.asarray(
+                (self._array[part] if part else self._array).read().result()
+            )
 
     def __repr__(self) -> str:
         return f"Stored(shape={self.shape}, dtype={self.dtype})"
@@ -79,8 +88,9 @@ class Stored:
 class Store:
     """The zarr (version 3) folder of one result.
 
-    ``samples/NAME`` holds each site, (chain, draw, …), or (chain, …) for a run without draws; the arrays beside it and
-    the group's attributes hold the rest of the result. Draws that are not there yet read as 0.
+    ``samples/NAME`` holds each site, (chain, draw, …), or (chain, …) for a run without
+    draws; the arrays beside it and the group's attributes hold the rest of the result.
+    Draws that are not there yet read as 0.
     """
 
     format: ClassVar[JSONObject] = {"format": "composeprob.draws", "version": 1}
@@ -89,10 +99,17 @@ class Store:
         self.path = Path(path).absolute()
         self.arrays: dict[str, TensorStore] = {}
 
-    def create(self, names: Mapping[str, tuple[tuple[int, ...], np.dtype, tuple[int, ...]]], draws: bool) -> None:
-        """Make the folder, empty, in place of an earlier result, with room for sites of these shapes, dtypes and shapes
-        of blocks, whose second axis may be that of draws; by one process."""
-        if self.path.exists() and not (self.path.is_dir() and (self.is_store() or not any(self.path.iterdir()))):
+    def create(
+        self,
+        names: Mapping[str, tuple[tuple[int, ...], np.dtype, tuple[int, ...]]],
+        draws: bool,
+    ) -> None:
+        """Make the folder, empty, in place of an earlier result, with room for sites of
+        these shapes, dtypes and shapes of blocks, whose second axis may be that of
+        draws; by one process."""
+        if self.path.exists() and not (
+            self.path.is_dir() and (self.is_store() or not any(self.path.iterdir()))
+        ):
             raise InvalidValueError(
                 f"store={str(self.path)!r} exists and is not a stored result, so it is not overwritten.",
                 fix="choose another folder; it need not exist.",
@@ -102,7 +119,10 @@ class Store:
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True)
             self.write_attributes({})
-            write_json(self.path / "samples" / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
+            write_json(
+                self.path / "samples" / "zarr.json",
+                {"zarr_format": 3, "node_type": "group", "attributes": {}},
+            )
             for name, (shape, dtype, block) in names.items():
                 axes = ["chain", "draw"] if draws else ["chain"]
                 self._make(f"samples/{_quoted(name)}", shape, dtype, block, axes)
@@ -115,7 +135,9 @@ class Store:
     def open(self, names: Iterable[str]) -> None:
         """Open the arrays of these sites."""
         with unreadable(self.path):
-            self.arrays |= {name: self._opened(f"samples/{_quoted(name)}") for name in names}
+            self.arrays |= {
+                name: self._opened(f"samples/{_quoted(name)}") for name in names
+            }
 
     def grow(self, draws: int) -> None:
         """Make room for so many draws."""
@@ -124,32 +146,49 @@ class Store:
                 size = [array.shape[0], draws, *array.shape[2:]]
                 self.arrays[name] = array.resize(exclusive_max=size).result()
 
-    def put(self, name: str, index: tuple[slice, ...], values: np.ndarray) -> WriteFutures:
+    def put(
+        self, name: str, index: tuple[slice, ...], values: np.ndarray
+    ) -> WriteFutures:
         """Begin to write; wait for it with ``.result()``."""
         return self.arrays[name][index].write(values)
 
     def stored(self, name: str, draws: int | None) -> Stored:
         """A site's array, up to so many draws."""
         array = self.arrays[name]
-        return Stored(array if draws is None else array[:, : min(draws, array.shape[1])], self.path)
+        return Stored(
+            array if draws is None else array[:, : min(draws, array.shape[1])],
+            self.path,
+        )
 
-    def write_rest(self, arrays: Mapping[str, np.ndarray], attributes: JSONObject) -> None:
+    def write_rest(
+        self, arrays: Mapping[str, np.ndarray], attributes: JSONObject
+    ) -> None:
         """Write what else belongs to a result; by one process."""
         for name, values in arrays.items():
-            self._make(name, values.shape, values.dtype, values.shape, []).write(values).result()
+            self._make(name, values.shape, values.dtype, values.shape, []).write(
+                values
+            ).result()
         self.write_attributes(attributes)
 
     def write_attributes(self, attributes: JSONObject) -> None:
         """Say what the folder holds."""
         about = {**self.format, **attributes}
-        write_json(self.path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": about})
+        write_json(
+            self.path / "zarr.json",
+            {"zarr_format": 3, "node_type": "group", "attributes": about},
+        )
 
     def attributes(self) -> JSONObject:
-        """What `write_attributes` wrote; a `LoadError` where the folder is no result of this version."""
+        """What `write_attributes` wrote; a `LoadError` where the folder is no result of
+        this version."""
         try:
-            about = json.loads((self.path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+            about = json.loads((self.path / "zarr.json").read_text(encoding="utf-8"))[
+                "attributes"
+            ]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LoadError(f"{self.path} is no stored result.", fix="check the path.") from error
+            raise LoadError(
+                f"{self.path} is no stored result.", fix="check the path."
+            ) from error
         if not isinstance(about, dict) or not self.format.items() <= about.items():
             raise LoadError(
                 f"{self.path} is no stored result of this version of composeprob.",
@@ -167,7 +206,9 @@ class Store:
     def rest(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Read what `write_rest` wrote."""
         with unreadable(self.path):
-            return {name: np.asarray(self._opened(name).read().result()) for name in names}
+            return {
+                name: np.asarray(self._opened(name).read().result()) for name in names
+            }
 
     def _opened(self, name: str) -> TensorStore:
         import tensorstore
@@ -175,14 +216,22 @@ class Store:
         return tensorstore.open(self._spec(name), open=True).result()
 
     def _make(
-        self, name: str, shape: Sequence[int], dtype: DTypeLike, block: Sequence[int], axes: list[str]
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: DTypeLike,
+        block: Sequence[int],
+        axes: list[str],
     ) -> TensorStore:
         import tensorstore
 
         metadata = {
             "shape": list(shape),
             "data_type": np.dtype(dtype).name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(b, 1) for b in block]}},
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [max(b, 1) for b in block]},
+            },
         }
         if axes:
             metadata["dimension_names"] = [*axes, *(None,) * (len(shape) - len(axes))]
@@ -192,7 +241,10 @@ class Store:
     def _spec(self, name: str) -> JSONObject:
         folder = self.path / name
         if not folder.resolve().is_relative_to(self.path.resolve()):
-            raise LoadError(f"{folder} is a link out of the folder of this result.", fix="copy the samples into it.")
+            raise LoadError(
+                f"{folder} is a link out of the folder of this result.",
+                fix="copy the samples into it.",
+            )
         return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}
 
 
@@ -203,22 +255,33 @@ def _quoted(name: str) -> str:
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
-def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], texts: dict[str, str] | None = None) -> None:
+def write_arrays(
+    path: str | Path,
+    arrays: Mapping[str, np.ndarray],
+    texts: dict[str, str] | None = None,
+) -> None:
     """Writes arrays, and texts beside them, as one safetensors file."""
-    # It takes the buffer as it lies in memory; 0-d arrays keep their shape. Files of its save_file only their owner
-    # can read.
-    whole = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()}
+    # It takes the buffer as it lies in memory; 0-d arrays keep their shape. Files of
+    # its save_file only their owner can read.
+    whole = {
+        name: np.ascontiguousarray(array).reshape(np.shape(array))
+        for name, array in arrays.items()
+    }
     write_whole(Path(path), save(whole, metadata=texts))
 
 
-def read_arrays(path: str | Path, what: str, fix: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_arrays(
+    path: str | Path, what: str, fix: str
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Reads what `write_arrays` wrote; a `LoadError` says ``what`` cannot be read."""
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             return arrays, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise LoadError(f"{what} cannot be read as safetensors: {error}", fix=fix) from error
+        raise LoadError(
+            f"{what} cannot be read as safetensors: {error}", fix=fix
+        ) from error
 
 
 def write_json(path: Path, content: JSON) -> None:
@@ -227,7 +290,8 @@ def write_json(path: Path, content: JSON) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file, of which a reader never sees half; makes its folder where there is none."""
+    """Writes a file, of which a reader never sees half; makes its folder where there is
+    none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)

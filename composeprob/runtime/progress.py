@@ -1,4 +1,5 @@
-"""The progress bar of everything that takes long: a few refreshes a second, silent where nobody is looking."""
+"""The progress bar of everything that takes long: a few refreshes a second, silent
+where nobody is looking."""
 
 from __future__ import annotations
 
@@ -8,7 +9,14 @@ from html import escape
 from typing import TYPE_CHECKING, SupportsFloat
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 
 from composeprob import tuning
@@ -18,16 +26,23 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A bar in a terminal or a notebook, nothing in a pipe, a log file, or where it is not ``enabled``.
+    """A bar in a terminal or a notebook, nothing in a pipe, a log file, or where it is
+    not ``enabled``.
 
-    Facts are formatted only when the bar is redrawn, at most every quarter of a second, so they may be device arrays:
-    `update` itself costs about a microsecond.
+    Facts are formatted only when the bar is redrawn, at most every quarter of a second,
+    so they may be device arrays: `update` itself costs about a microsecond.
     """
 
     def __init__(self, total: int = 0, enabled: bool = True, description: str = ""):
         self.total, self.description = total, description
         self._console = Console(stderr=True)
-        shown = "notebook" if self._console.is_jupyter else "terminal" if self._console.is_terminal else "off"
+        shown = (
+            "notebook"
+            if self._console.is_jupyter
+            else "terminal"
+            if self._console.is_terminal
+            else "off"
+        )
         self._kind = shown if enabled else "off"
         self._bar: RichProgress | None = None
         self._handle: DisplayHandle | None = None
@@ -37,15 +52,29 @@ class Progress:
     @property
     def pause(self) -> float:
         """Seconds that may pass between two updates."""
-        return tuning.REPORTS.unseen_seconds if self._kind == "off" else tuning.REPORTS.shown_seconds
+        return (
+            tuning.REPORTS.unseen_seconds
+            if self._kind == "off"
+            else tuning.REPORTS.shown_seconds
+        )
 
     def __enter__(self) -> Progress:
         self._started, self._drawn, self._last = time.monotonic(), 0.0, None
         if self._kind == "terminal":
-            columns = TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn()
-            facts = TextColumn("{task.fields[facts]}"), TimeElapsedColumn(), TimeRemainingColumn()
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(20),
+                MofNCompleteColumn(),
+            )
+            facts = (
+                TextColumn("{task.fields[facts]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             # No thread of its own: the bar moves when the run does.
-            self._bar = RichProgress(*columns, *facts, console=self._console, auto_refresh=False)
+            self._bar = RichProgress(
+                *columns, *facts, console=self._console, auto_refresh=False
+            )
             self._bar.start()
             self._bar.add_task(self.description, total=self.total, facts="")
             self._bar.refresh()
@@ -55,8 +84,16 @@ class Progress:
             self._handle = display(self._page(0, ""), raw=True, display_id=True)
         return self
 
-    def show(self, title: str, total: int, done: int = 0, doing: str = "", **facts: SupportsFloat | str) -> None:
-        """Shows how far a run is, or what it is doing next; a new title ends the bar before it."""
+    def show(
+        self,
+        title: str,
+        total: int,
+        done: int = 0,
+        doing: str = "",
+        **facts: SupportsFloat | str,
+    ) -> None:
+        """Shows how far a run is, or what it is doing next; a new title ends the bar
+        before it."""
         if title != self.description:
             self.close()
             self.total, self.description = total, title
@@ -67,9 +104,13 @@ class Progress:
             self.update(done, **facts)
 
     def update(self, done: int, **facts: SupportsFloat | str) -> None:
-        """Say that ``done`` of the ``total`` are finished, with numbers worth watching."""
+        """Say that ``done`` of the ``total`` are finished, with numbers worth
+        watching."""
         self._last = (done, facts)
-        if self._kind != "off" and time.monotonic() - self._drawn >= tuning.REPORTS.shown_seconds:
+        if (
+            self._kind != "off"
+            and time.monotonic() - self._drawn >= tuning.REPORTS.shown_seconds
+        ):
             self._draw()
 
     def doing(self, what: str) -> None:
@@ -91,13 +132,25 @@ class Progress:
             return
         (done, facts), self._drawn = self._last, time.monotonic()
         if self._bar is not None:
-            self._bar.update(TaskID(0), completed=done, facts=_text(facts), refresh=True)
+            self._bar.update(
+                TaskID(0), completed=done, facts=_text(facts), refresh=True
+            )
         elif self._handle is not None:
             self._handle.update(self._page(done, _text(facts)), raw=True)
 
     def _page(self, done: int, facts: str) -> dict[str, str]:
-        """What a notebook shows: a bar of the browser's, or where there is none a line of text."""
-        words = " · ".join(filter(None, [f"{done}/{self.total}", facts, f"{time.monotonic() - self._started:.1f} s"]))
+        """What a notebook shows: a bar of the browser's, or where there is none a line
+        of text."""
+        words = " · ".join(
+            filter(
+                None,
+                [
+                    f"{done}/{self.total}",
+                    facts,
+                    f"{time.monotonic() - self._started:.1f} s",
+                ],
+            )
+        )
         bar = f"<progress value='{done}' max='{self.total}' style='width:20em;vertical-align:middle'></progress>"
         page = f"<div>{escape(self.description)} {bar} <small>{escape(words)}</small></div>"
         return {"text/plain": f"{self.description}  {words}", "text/html": page}

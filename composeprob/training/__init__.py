@@ -1,13 +1,22 @@
 """Training: makes a diffusion factor from a sampler of data, by Optax.
 
-`Recipe` states what to train, `train` trains it (resumable, one compilation); what makes the zoo of this lies in
-``models/making.py``. May import everything but `api` and `cli`; nothing imports it but those and the zoo.
+`Recipe` states what to train, `train` trains it (resumable, one compilation); what
+makes the zoo of this lies in ``models/making.py``. May import everything but `api` and
+`cli`; nothing imports it but those and the zoo.
 """
 
 from composeprob.training.distil import Distilled, Flow, distil
 from composeprob.training.estimator import estimator
 from composeprob.training.quality import sample_quality, score_errors
-from composeprob.training.recipe import Batches, Conditions, CrossCondition, CrossLevel, Denoising, LogSNR, Recipe
+from composeprob.training.recipe import (
+    Batches,
+    Conditions,
+    CrossCondition,
+    CrossLevel,
+    Denoising,
+    LogSNR,
+    Recipe,
+)
 from composeprob.training.run import TrainingRun, train
 from composeprob.training.weights import load_weights, save_weights
 

@@ -1,4 +1,5 @@
-"""A conditional normalising flow as a diffusion factor: trained on the flow's own draws."""
+"""A conditional normalising flow as a diffusion factor: trained on the flow's own
+draws."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from composeprob.training.run import TrainingRun, train
 
 
 class Flow(Protocol):
-    """A `Flow` is a conditional density q(u | x) that can be drawn from, as flowjax's distributions are."""
+    """A `Flow` is a conditional density q(u | x) that can be drawn from, as flowjax's
+    distributions are."""
 
     def sample(self, key: Array, *, condition: Array) -> Array:
         """One draw of u given one x."""
@@ -33,16 +35,20 @@ class Flow(Protocol):
 class Distilled:
     """A `Distilled` holds a factor trained on the draws of a flow, and what it lost.
 
-    Each of the three is taken at conditions that were not trained on, with draws of both at level 0.
+    Each of the three is taken at conditions that were not trained on, with draws of
+    both at level 0.
 
     Attributes:
         run: the training.
-        log_density_gap: mean log q(u | x) of the flow's draws less that of the factor's by reverse diffusion, in nats,
-            shape (conditions,). 0 where nothing was lost, and about the divergence from the flow where the factor is
-            too wide; negative where it is too narrow.
-        mean_off: by how many of the flow's standard deviations the factor's mean is off, (conditions, entries).
+        log_density_gap: mean log q(u | x) of the flow's draws less that of the factor's
+            by reverse diffusion, in nats, shape (conditions,). 0 where nothing was
+            lost, and about the divergence from the flow where the factor is too wide;
+            negative where it is too narrow.
+        mean_off: by how many of the flow's standard deviations the factor's mean is
+            off, (conditions, entries).
         spread: the factor's standard deviation over the flow's, (conditions, entries).
-        draws: of each, which leave `mean_off` uncertain by √(2/draws) and `spread` by √(1/draws).
+        draws: of each, which leave `mean_off` uncertain by √(2/draws) and `spread` by
+            √(1/draws).
     """
 
     run: TrainingRun
@@ -54,7 +60,9 @@ class Distilled:
     @property
     def factor(self) -> Diffusion:
         """The factor q(u | x), with the condition ``x``."""
-        return cast(Diffusion, self.run.factor)  # which is what a recipe with a network makes
+        return cast(
+            Diffusion, self.run.factor
+        )  # which is what a recipe with a network makes
 
     def __str__(self) -> str:
         number, off = len(self.log_density_gap), math.sqrt(np.mean(self.mean_off**2))
@@ -80,38 +88,48 @@ def distil(
 ) -> Distilled:
     r"""Trains a diffusion factor on draws of a conditional normalising flow.
 
-    A flow has the density q(u | x) in closed form, and that of $\alpha u + \sigma\epsilon$ at no level above: so it can
-    be multiplied with other factors at level 0 only. What is trained here on $u \sim q(\cdot \mid x)$, drawn anew for
-    each step, is a factor at all levels.
+    A flow has the density q(u | x) in closed form, and that of $\alpha u +
+    \sigma\epsilon$ at no level above: so it can be multiplied with other factors at
+    level 0 only. What is trained here on $u \sim q(\cdot \mid x)$, drawn anew for each
+    step, is a factor at all levels.
 
     Args:
-        flow: the trained flow, with flowjax's ``sample(key, condition=x)`` and ``log_prob(u, condition=x)`` of one
-            event, which ``jax.jit`` can trace.
-        xs: conditions, (N, …), as many different ones as there are: those of the simulations that the flow was trained
-            on. Each step of training takes some of them at random.
+        flow: the trained flow, with flowjax's ``sample(key, condition=x)`` and
+            ``log_prob(u, condition=x)`` of one event, which ``jax.jit`` can trace.
+        xs: conditions, (N, …), as many different ones as there are: those of the
+            simulations that the flow was trained on. Each step of training takes some
+            of them at random.
         key: a typed random key.
-        held_out: how many conditions, the last of ``xs``, are not trained on: there the two are compared.
+        held_out: how many conditions, the last of ``xs``, are not trained on: there the
+            two are compared.
         draws: of each, for each of these.
         progress: show a progress bar.
         label: the factor's name.
-        settings: what `Recipe` takes beside data and conditions, ``network`` and ``schedule`` at least. The network is
-            called as ``network(u, t, x=x)``.
+        settings: what `Recipe` takes beside data and conditions, ``network`` and
+            ``schedule`` at least. The network is called as ``network(u, t, x=x)``.
 
     Returns:
         A `Distilled`: the factor, and what it lost. ``print`` it.
 
     Raises:
         WrongTypeError: what is no such flow.
-        InvalidValueError: fewer conditions than are held out, draws that are not finite, or what `Recipe` refuses.
+        InvalidValueError: fewer conditions than are held out, draws that are not
+            finite, or what `Recipe` refuses.
 
     Example:
-        With a flow of flowjax, and ``net(key)`` that makes a network ``network(u, log_snr, x=x)``::
+        With a flow of flowjax, and ``net(key)`` that makes a network ``network(u,
+            log_snr, x=x)``::
 
-            distilled = cp.training.distil(flow, xs, key, network=net, schedule=schedule, log_snr=(-9.0, 9.0))
-            print(distilled)
-            posterior = distilled.factor                                    # posterior.given(x=x) / prior, and so on
+            distilled = cp.training.distil(flow, xs, key, network=net,
+            schedule=schedule, log_snr=(-9.0, 9.0)) print(distilled) posterior =
+            distilled.factor                                    # posterior.given(x=x) /
+            prior, and so on
     """
-    missing = [name for name in ("sample", "log_prob") if not callable(getattr(flow, name, None))]
+    missing = [
+        name
+        for name in ("sample", "log_prob")
+        if not callable(getattr(flow, name, None))
+    ]
     if missing:
         raise WrongTypeError(
             f"distil needs a flow with sample and log_prob; {type(flow).__name__} has no {' and no '.join(missing)}.",
@@ -133,7 +151,9 @@ def distil(
     train_key, flow_key, own_key = jax.random.split(key, 3)
     if not jnp.all(jnp.isfinite(_sampled(flow, flow_key, unseen))):
         fix = "look at flow.sample(key, condition=x) for these x."
-        raise InvalidValueError("Draws of the flow are not all finite numbers.", fix=fix)
+        raise InvalidValueError(
+            "Draws of the flow are not all finite numbers.", fix=fix
+        )
     recipe = Recipe(data=data, conditions=("x",), **settings)
     run = train(recipe, train_key, progress=progress, label=label)
     factor, rows = cast(Diffusion, run.factor), []
@@ -141,8 +161,13 @@ def distil(
     for i, x in enumerate(unseen):
         exact_key, noise_key = jax.random.split(jax.random.fold_in(flow_key, i))
         clean = _sampled(flow, exact_key, jnp.broadcast_to(x, (draws, *x.shape)))
-        exact = clean + noise.sigma / noise.alpha * jax.random.normal(noise_key, clean.shape)
-        own = reverse_samples(factor.given(x=x), jax.random.fold_in(own_key, i), draws) / noise.alpha
+        exact = clean + noise.sigma / noise.alpha * jax.random.normal(
+            noise_key, clean.shape
+        )
+        own = (
+            reverse_samples(factor.given(x=x), jax.random.fold_in(own_key, i), draws)
+            / noise.alpha
+        )
         log_q = jax.vmap(lambda u, x=x: flow.log_prob(u, condition=x))
         gap = jnp.mean(log_q(exact)) - jnp.mean(log_q(own))
         flat, ours = (np.asarray(a).reshape(draws, -1) for a in (exact, own))
@@ -154,4 +179,6 @@ def distil(
 
 def _sampled(flow: Flow, key: Array, x: Array) -> Array:
     """A draw for each of n conditions, (n, …)."""
-    return jax.vmap(lambda key, x: flow.sample(key, condition=x))(jax.random.split(key, len(x)), x)
+    return jax.vmap(lambda key, x: flow.sample(key, condition=x))(
+        jax.random.split(key, len(x)), x
+    )

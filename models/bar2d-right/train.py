@@ -12,4 +12,6 @@ def reference() -> Any:
     return two_dimensional.bar(0.5)
 
 
-RECIPE = two_dimensional.energy(reference(), deviation=0.55, finest=0.0, iterations=8000)
+RECIPE = two_dimensional.energy(
+    reference(), deviation=0.55, finest=0.0, iterations=8000
+)

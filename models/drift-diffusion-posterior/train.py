@@ -1,4 +1,5 @@
-"""The posterior of one subject's drift-diffusion parameters from 200 trials, as a score."""
+"""The posterior of one subject's drift-diffusion parameters from 200 trials, as a
+score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The score of a posterior under a uniform prior: the noised prior's own score, and what a network adds to it."""
+"""The score of a posterior under a uniform prior: the noised prior's own score, and
+what a network adds to it."""
 
 from __future__ import annotations
 
@@ -16,23 +17,25 @@ from composeprob.factors.one_dimension import Noised
 from .film_mlp import FiLMMLP
 
 Inputs = Callable[[Array, Array, Array], tuple[Array, Array]]
-"""``inputs(event, x, width)`` gives features of both, shape (f,), and the scale of the posterior for each entry of the
-event; ``width`` is σ/α."""
+"""``inputs(event, x, width)`` gives features of both, shape (f,), and the scale of the
+posterior for each entry of the event; ``width`` is σ/α."""
 
 
 class BoundedPosterior(nnx.Module):
-    """The noise in α·θ + σ·ε, on a variance-preserving schedule, where θ is uniform in a box before data x are known.
+    """The noise in α·θ + σ·ε, on a variance-preserving schedule, where θ is uniform in
+    a box before data x are known.
 
         ε̂ = σ·(F/d − ∇ log q_k),   so that  ∇ log p_k(θ_k | x) = ∇ log q_k(θ_k) − F/d,
 
-    with q_k the noised prior, in closed form, F the network's output, and d² = α²·s² + σ² for a scale s of the
-    posterior that is told from x. The network does not have to learn the walls of the box, and in Π_i p(θ|x_i)/p(θ)
-    they cancel.
+    with q_k the noised prior, in closed form, F the network's output, and d² = α²·s² +
+    σ² for a scale s of the posterior that is told from x. The network does not have to
+    learn the walls of the box, and in Π_i p(θ|x_i)/p(θ) they cancel.
 
     Args:
         size: length of θ.
         bound: the prior is uniform on [−bound, bound] in each entry.
-        data: ``data(x)`` gives features of the data, shape (g,), of which there are ``data_size``.
+        data: ``data(x)`` gives features of the data, shape (g,), of which there are
+            ``data_size``.
         inputs: see `Inputs`; there are ``input_size`` features.
         width, blocks, embedding: as of `FiLMMLP`.
         rngs: for the initial weights.
@@ -54,7 +57,13 @@ class BoundedPosterior(nnx.Module):
     ):
         self.bound, self.data, self.inputs = bound, data, inputs
         self.body = FiLMMLP(
-            size + input_size, size, vector=data_size, width=width, blocks=blocks, embedding=embedding, rngs=rngs
+            size + input_size,
+            size,
+            vector=data_size,
+            width=width,
+            blocks=blocks,
+            embedding=embedding,
+            rngs=rngs,
         )
 
     def __call__(self, event: Array, t: Array, x: Array) -> Array:
@@ -64,5 +73,9 @@ class BoundedPosterior(nnx.Module):
         prior_score = jax.vmap(jax.grad(prior.log_prob))(event)
         features, scale = self.inputs(event / alpha, x, sigma / alpha)
         spread = jnp.sqrt(alpha**2 * self.bound**2 / 3 + sigma**2)
-        correction = self.body(jnp.concatenate([event / spread, features]), t, self.data(x))
-        return sigma * (correction / jnp.sqrt(alpha**2 * scale**2 + sigma**2) - prior_score)
+        correction = self.body(
+            jnp.concatenate([event / spread, features]), t, self.data(x)
+        )
+        return sigma * (
+            correction / jnp.sqrt(alpha**2 * scale**2 + sigma**2) - prior_score
+        )

@@ -1,4 +1,5 @@
-"""What the two versions of the residual MLP share: features of time, and the scales of input and output."""
+"""What the two versions of the residual MLP share: features of time, and the scales of
+input and output."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from jax import Array
 
 
 def log_snr_features(log_snr: Array, size: int) -> Array:
-    """``size`` sines and cosines of λ, with periods from 4 to 128 (λ spans about 30): smooth between any levels."""
+    """``size`` sines and cosines of λ, with periods from 4 to 128 (λ spans about 30):
+    smooth between any levels."""
     period = jnp.geomspace(4.0, 128.0, size // 2)
     angle = 2 * jnp.pi * log_snr / period
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)])
@@ -19,22 +21,26 @@ def log_snr_features(log_snr: Array, size: int) -> Array:
 
 @dataclass(frozen=True)
 class OutputScale:
-    """Makes log f a smooth function of (x, λ) at every noise level, on a variance-preserving schedule.
+    """Makes log f a smooth function of (x, λ) at every noise level, on a
+    variance-preserving schedule.
 
-    Matching the noise ε fixes the score only up to errors of order 1/σ, and a bare network makes them wherever σ is
-    far below the data's scale. Here the network F instead corrects the Gaussian of the data's variance, at the
-    scale on which the noised data really varies, and what multiplies F is known:
+    Matching the noise ε fixes the score only up to errors of order 1/σ, and a bare
+    network makes them wherever σ is far below the data's scale. Here the network F
+    instead corrects the Gaussian of the data's variance, at the scale on which the
+    noised data really varies, and what multiplies F is known:
 
         c² = α²·deviation² + σ²,   d² = α²·finest² + σ²
         epsilon:      ε̂ = σ·(x/c² + F/d)           so that  ∇ log f = −x/c² − F/d
         energy_norm:  s = √σ·(x/c + F/d)            so that  log f = −½‖x/c + F/d‖²
 
-    The network's input is x/c. Nothing here is fitted: with F = 0 the model is N(0, c²I).
+    The network's input is x/c. Nothing here is fitted: with F = 0 the model is N(0,
+    c²I).
 
     Attributes:
         parameterization: ``"epsilon"`` or ``"energy_norm"``.
         deviation: standard deviation of the data.
-        finest: the smallest scale on which the data's density varies; 0 for data with sharp edges.
+        finest: the smallest scale on which the data's density varies; 0 for data with
+            sharp edges.
     """
 
     parameterization: str
@@ -47,7 +53,9 @@ class OutputScale:
         c2, d2 = alpha2 * self.deviation**2 + sigma2, alpha2 * self.finest**2 + sigma2
         return jnp.sqrt(sigma2), jnp.sqrt(c2), jnp.sqrt(d2)
 
-    def apply(self, network: Callable[[Array, Array], Array], x: Array, log_snr: Array) -> Array:
+    def apply(
+        self, network: Callable[[Array, Array], Array], x: Array, log_snr: Array
+    ) -> Array:
         """The scaled output of ``network``, called as F = network(input, λ)."""
         sigma, c, d = self.scales(log_snr)
         correction = network(x / c, log_snr) / d

@@ -1,9 +1,11 @@
-"""A 3×3 convolution whose derivatives are convolutions of the same form, so that loops on CPUs run them fast.
+"""A 3×3 convolution whose derivatives are convolutions of the same form, so that loops
+on CPUs run them fast.
 
-XLA's CPU backend has a fast kernel for convolutions with channels last. JAX transposes a convolution into one with
-permuted dimensions, which XLA puts in order for the fast kernel only outside of loops: inside a loop over steps or
-levels the gradient of a small UNet took 15 times as long (measured with jaxlib 0.10; jax issue 12868). Here convolution
-and kernel gradient are two bilinear primitives, each other's transposes:
+XLA's CPU backend has a fast kernel for convolutions with channels last. JAX transposes
+a convolution into one with permuted dimensions, which XLA puts in order for the fast
+kernel only outside of loops: inside a loop over steps or levels the gradient of a small
+UNet took 15 times as long (measured with jaxlib 0.10; jax issue 12868). Here
+convolution and kernel gradient are two bilinear primitives, each other's transposes:
 
     convolve(x, w)[n, i, j] = Σ_{a, b} w[a, b]ᵀ x[n, i + a − 1, j + b − 1],   zero outside,
     correlate(x, g)[a, b]   = Σ_{n, i, j} x[n, i + a − 1, j + b − 1] g[n, i, j]ᵀ.
@@ -25,9 +27,12 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 class Conv3x3(nnx.Module):
-    """A convolution of 3×3 with bias that keeps the image's size, for one image (h, w, inputs)."""
+    """A convolution of 3×3 with bias that keeps the image's size, for one image (h, w,
+    inputs)."""
 
-    def __init__(self, inputs: int, outputs: int, *, zero: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, *, zero: bool = False, rngs: nnx.Rngs
+    ):
         init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (3, 3, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs))
@@ -51,9 +56,12 @@ def _plain_convolve(x: Array, w: Array) -> Array:
 
 
 def _plain_correlate(x: Array, g: Array) -> Array:
-    """The batch takes the place of the channels: a convolution with kernels as large as the image."""
+    """The batch takes the place of the channels: a convolution with kernels as large as
+    the image."""
     channels_first, kernels = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)
-    out = jax.lax.conv_general_dilated(channels_first, kernels, (1, 1), [(1, 1)] * 2, dimension_numbers=_LAYOUT)
+    out = jax.lax.conv_general_dilated(
+        channels_first, kernels, (1, 1), [(1, 1)] * 2, dimension_numbers=_LAYOUT
+    )
     return out.transpose(1, 2, 0, 3)
 
 
@@ -62,13 +70,18 @@ def _turned(w: Array) -> Array:
     return w[::-1, ::-1].transpose(0, 1, 3, 2)
 
 
-def _primitive(name: str, plain: Callable[[Array, Array], Array], left: Any, right: Any, batch: Any) -> Primitive:
-    """A bilinear primitive: its plain form, its transposes in either argument, and its rule for vmap."""
+def _primitive(
+    name: str, plain: Callable[[Array, Array], Array], left: Any, right: Any, batch: Any
+) -> Primitive:
+    """A bilinear primitive: its plain form, its transposes in either argument, and its
+    rule for vmap."""
     made = Primitive(name)
     made.def_impl(jax.jit(plain))
 
     def shape(x: Any, y: Any) -> Any:
-        return jax.core.ShapedArray((out := jax.eval_shape(plain, x, y)).shape, out.dtype)
+        return jax.core.ShapedArray(
+            (out := jax.eval_shape(plain, x, y)).shape, out.dtype
+        )
 
     made.def_abstract_eval(shape)
     mlir.register_lowering(made, mlir.lower_fun(plain, multiple_results=False))

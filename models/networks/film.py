@@ -1,4 +1,5 @@
-"""What networks that are told the time by FiLM share: the embedding of time and vector, and the residual block."""
+"""What networks that are told the time by FiLM share: the embedding of time and vector,
+and the residual block."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ FEATURES = 32
 
 
 class Embedded(nnx.Module):
-    """A network with an embedding of the log-SNR and, where ``vector`` > 0, of a vector of that length."""
+    """A network with an embedding of the log-SNR and, where ``vector`` > 0, of a vector
+    of that length."""
 
     def __init__(self, vector: int, embedding: int, *, rngs: nnx.Rngs):
         self.time = nnx.Linear(FEATURES, embedding, rngs=rngs)
@@ -48,15 +50,29 @@ class FiLMBlock(nnx.Module):
     """
 
     def __init__(
-        self, norm: Callable[[], Any], layer: Callable[[bool], Any], width: int, embedding: int, *, rngs: nnx.Rngs
+        self,
+        norm: Callable[[], Any],
+        layer: Callable[[bool], Any],
+        width: int,
+        embedding: int,
+        *,
+        rngs: nnx.Rngs,
     ):
         self.norm, self.enter, self.inner_norm = norm(), layer(False), norm()
-        self.film = nnx.Linear(embedding, 2 * width, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.film = nnx.Linear(
+            embedding, 2 * width, kernel_init=nnx.initializers.zeros, rngs=rngs
+        )
         self.leave = layer(True)
 
     def __call__(self, x: Array, embedding: Array) -> Array:
-        # Two products: where halves of one are cut out, XLA's CPU backend does not vectorise the activation after them.
+        # Two products: where halves of one are cut out, XLA's CPU backend does not
+        # vectorise the activation after them.
         kernel, bias = self.film.kernel[...], self.film.bias[...]
-        gain, shift = (embedding @ k + b for k, b in zip(jnp.split(kernel, 2, axis=1), jnp.split(bias, 2), strict=True))
+        gain, shift = (
+            embedding @ k + b
+            for k, b in zip(
+                jnp.split(kernel, 2, axis=1), jnp.split(bias, 2), strict=True
+            )
+        )
         h = self.inner_norm(self.enter(nnx.swish(self.norm(x))))
         return x + self.leave(nnx.swish(h * (1 + gain) + shift))

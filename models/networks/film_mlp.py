@@ -1,4 +1,5 @@
-"""A residual MLP for small images, in Flax NNX: every pixel an input, time and a class by FiLM."""
+"""A residual MLP for small images, in Flax NNX: every pixel an input, time and a class
+by FiLM."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ def block(width: int, embedding: int, rngs: nnx.Rngs) -> FiLMBlock:
         start = {"kernel_init": nnx.initializers.zeros} if zero else {}
         return nnx.Linear(width, width, **start, rngs=rngs)
 
-    return FiLMBlock(lambda: nnx.LayerNorm(width, rngs=rngs), layer, width, embedding, rngs=rngs)
+    return FiLMBlock(
+        lambda: nnx.LayerNorm(width, rngs=rngs), layer, width, embedding, rngs=rngs
+    )
 
 
 class FiLMMLP(Embedded):
@@ -25,7 +28,8 @@ class FiLMMLP(Embedded):
         size: n.
         outputs: length of the result.
         vector: length of a vector that joins the time in the embedding; 0 without one.
-        width, blocks, embedding: of the residual blocks, and of the embedding of time and vector.
+        width, blocks, embedding: of the residual blocks, and of the embedding of time
+            and vector.
         rngs: for the initial weights.
     """
 
@@ -44,7 +48,9 @@ class FiLMMLP(Embedded):
         self.first = nnx.Linear(size, width, rngs=rngs)
         self.blocks = nnx.List(block(width, embedding, rngs) for _ in range(blocks))
         self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.last = nnx.Linear(width, outputs, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.last = nnx.Linear(
+            width, outputs, kernel_init=nnx.initializers.zeros, rngs=rngs
+        )
 
     def __call__(self, x: Array, t: Array, vector: Array | None = None) -> Array:
         """The result (outputs,) for one event x at log-SNR t, with ``vector`` (v,)."""

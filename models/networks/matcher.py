@@ -13,10 +13,11 @@ from .unet import block, coordinates, group_norm, to_patches
 
 
 class Matcher(Embedded):
-    """log mean_p exp⟨u_p(x, t), v⟩: whether any place p of the image x fits the text's vector v.
+    """log mean_p exp⟨u_p(x, t), v⟩: whether any place p of the image x fits the text's
+    vector v.
 
-    Features u_p are of patches of 2×2 pixels, from residual blocks that see some 26 pixels around each and are told
-    where they are.
+    Features u_p are of patches of 2×2 pixels, from residual blocks that see some 26
+    pixels around each and are told where they are.
 
     Args:
         channels: of the image.
@@ -28,7 +29,14 @@ class Matcher(Embedded):
     """
 
     def __init__(
-        self, channels: int, vector: int, *, width: int = 48, blocks: int = 3, embedding: int = 128, rngs: nnx.Rngs
+        self,
+        channels: int,
+        vector: int,
+        *,
+        width: int = 48,
+        blocks: int = 3,
+        embedding: int = 128,
+        rngs: nnx.Rngs,
     ):
         super().__init__(0, embedding, rngs=rngs)
         self.stem = Conv3x3(4 * (channels + 2), width, rngs=rngs)
@@ -39,7 +47,9 @@ class Matcher(Embedded):
     def __call__(self, x: Array, t: Array, vector: Array) -> Array:
         """The fit of one image x at log-SNR t with one vector, a scalar."""
         embedding = self.embed(t, None)
-        h = self.stem(to_patches(jnp.concatenate([x, coordinates(x.shape[:2])], axis=-1)))
+        h = self.stem(
+            to_patches(jnp.concatenate([x, coordinates(x.shape[:2])], axis=-1))
+        )
         for residual in self.blocks:
             h = residual(h, embedding)
         features = self.leave(nnx.swish(self.norm(h)))

@@ -1,4 +1,5 @@
-"""An energy with a learned constant at each log-SNR, so that log f can be normalised at every level."""
+"""An energy with a learned constant at each log-SNR, so that log f can be normalised at
+every level."""
 
 from __future__ import annotations
 
@@ -14,14 +15,16 @@ from .residual_mlp_eqx import ResidualMLP
 
 
 class OffsetEnergy(eqx.Module):
-    """The energy E = ½‖s‖² − σ·b(λ), that is, log f = −½‖s‖²/σ + b(λ), on a variance-preserving schedule.
+    """The energy E = ½‖s‖² − σ·b(λ), that is, log f = −½‖s‖²/σ + b(λ), on a
+    variance-preserving schedule.
 
     A loss on scores alone leaves b where it is; a cross-level loss teaches it.
 
         b(λ) = −½d·log(2π·c²) + g(λ) − g(λ_min),   g = w·(sines and cosines of λ), w = 0 at first,
 
-    with c² the variance of the noised data (`OutputScale`). At λ_min the noised data are N(0, c²I) but for rounding,
-    and log f is its normalised log-density there, whatever w: that anchors all other levels.
+    with c² the variance of the noised data (`OutputScale`). At λ_min the noised data
+    are N(0, c²I) but for rounding, and log f is its normalised log-density there,
+    whatever w: that anchors all other levels.
 
     Args:
         size: length d of one event.
@@ -37,7 +40,16 @@ class OffsetEnergy(eqx.Module):
     size: int = eqx.field(static=True)
     log_snr_min: float = eqx.field(static=True)
 
-    def __init__(self, size: int, *, deviation: float, finest: float, log_snr_min: float, key: Array, **settings: Any):
+    def __init__(
+        self,
+        size: int,
+        *,
+        deviation: float,
+        finest: float,
+        log_snr_min: float,
+        key: Array,
+        **settings: Any,
+    ):
         self.scale = OutputScale("energy_norm", deviation, finest)
         self.network = ResidualMLP(size, output_scale=self.scale, key=key, **settings)
         self.offset = jnp.zeros(self.network.embedding)
@@ -51,5 +63,10 @@ class OffsetEnergy(eqx.Module):
     def constant(self, t: Array) -> Array:
         """b(λ): a scalar."""
         _, c, _ = self.scale.scales(t)
-        here, top = (log_snr_features(value, self.network.embedding) for value in (t, jnp.asarray(self.log_snr_min)))
-        return -0.5 * self.size * jnp.log(2 * math.pi * c**2) + jnp.dot(self.offset, here - top)
+        here, top = (
+            log_snr_features(value, self.network.embedding)
+            for value in (t, jnp.asarray(self.log_snr_min))
+        )
+        return -0.5 * self.size * jnp.log(2 * math.pi * c**2) + jnp.dot(
+            self.offset, here - top
+        )

@@ -1,4 +1,5 @@
-"""The residual MLP of Du et al. 2023 (their 2D experiments) in Flax NNX: the same maths as `residual_mlp_eqx`."""
+"""The residual MLP of Du et al. 2023 (their 2D experiments) in Flax NNX: the same maths
+as `residual_mlp_eqx`."""
 
 from __future__ import annotations
 
@@ -11,15 +12,20 @@ from .conditioning import OutputScale, log_snr_features
 
 
 class Block(nnx.Module):
-    """x + W₃·swish(W₂·swish(W₁·swish(LayerNorm(x)) + V·e)), with W₃ = 0 at first; e is the time embedding."""
+    """x + W₃·swish(W₂·swish(W₁·swish(LayerNorm(x)) + V·e)), with W₃ = 0 at first; e is
+    the time embedding."""
 
     def __init__(self, hidden: int, widen: int, embedding: int, *, rngs: nnx.Rngs):
         wide = hidden * widen
-        self.norm = nnx.LayerNorm(hidden, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.norm = nnx.LayerNorm(
+            hidden, epsilon=1e-5, use_fast_variance=False, rngs=rngs
+        )
         self.enter = nnx.Linear(hidden, wide, rngs=rngs)
         self.time = nnx.Linear(embedding, wide, rngs=rngs)
         self.middle = nnx.Linear(wide, wide, rngs=rngs)
-        self.leave = nnx.Linear(wide, hidden, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.leave = nnx.Linear(
+            wide, hidden, kernel_init=nnx.initializers.zeros, rngs=rngs
+        )
 
     def __call__(self, x: Array, embedding: Array) -> Array:
         h = self.enter(nnx.swish(self.norm(x))) + self.time(embedding)
@@ -27,12 +33,13 @@ class Block(nnx.Module):
 
 
 class ResidualMLP(nnx.Module):
-    """Linear, residual blocks with the time embedding added in each, Linear (zero at first).
+    """Linear, residual blocks with the time embedding added in each, Linear (zero at
+    first).
 
     Args:
         size: length d of one event.
-        num_levels: with an integer, t is a level and its embedding a learned table (the paper's); with None, t is a
-            log-SNR, embedded by sines and cosines.
+        num_levels: with an integer, t is a level and its embedding a learned table (the
+            paper's); with None, t is a log-SNR, embedded by sines and cosines.
         hidden, widen, blocks, embedding: widths and depth; the paper's by default.
         outputs: d by default; 1 for a scalar energy.
         output_scale: see `OutputScale`; needs t to be a log-SNR.
@@ -53,21 +60,30 @@ class ResidualMLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         outputs = size if outputs is None else outputs
-        self.table: Any = None if num_levels is None else nnx.Embed(num_levels, embedding, rngs=rngs)
+        self.table: Any = (
+            None if num_levels is None else nnx.Embed(num_levels, embedding, rngs=rngs)
+        )
         self.first = nnx.Linear(size, hidden, rngs=rngs)
-        self.blocks = nnx.List(Block(hidden, widen, embedding, rngs=rngs) for _ in range(blocks))
-        self.last = nnx.Linear(hidden, outputs, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.blocks = nnx.List(
+            Block(hidden, widen, embedding, rngs=rngs) for _ in range(blocks)
+        )
+        self.last = nnx.Linear(
+            hidden, outputs, kernel_init=nnx.initializers.zeros, rngs=rngs
+        )
         self.embedding, self.output_scale = embedding, output_scale
 
     def __call__(self, x: Array, t: Array) -> Array:
-        """The output, shape (outputs,), for one event x of shape (d,) at time t, a scalar."""
+        """The output, shape (outputs,), for one event x of shape (d,) at time t, a
+        scalar."""
         if self.output_scale is None:
             return self.plain(x, t)
         return self.output_scale.apply(self.plain, x, t)
 
     def plain(self, x: Array, t: Array) -> Array:
         """F(x, t): the network without its output scale."""
-        embedding = log_snr_features(t, self.embedding) if self.table is None else self.table(t)
+        embedding = (
+            log_snr_features(t, self.embedding) if self.table is None else self.table(t)
+        )
         h = self.first(x)
         for block in self.blocks:
             h = block(h, embedding)

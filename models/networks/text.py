@@ -1,4 +1,5 @@
-"""A small encoder of captions, in Flax NNX. A network that takes its vector takes any other embedding of text too."""
+"""A small encoder of captions, in Flax NNX. A network that takes its vector takes any
+other embedding of text too."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ from jax import Array
 
 
 class TextEncoder(nnx.Module):
-    """From tokens (length,) to a vector (size,): W₂·swish(W₁·(the words' embeddings, side by side)).
+    """From tokens (length,) to a vector (size,): W₂·swish(W₁·(the words' embeddings,
+    side by side)).
 
-    Token 0 is no word. Where words stand matters, as every place has its own columns of W₁.
+    Token 0 is no word. Where words stand matters, as every place has its own columns of
+    W₁.
 
     Args:
         vocabulary: number of tokens, 0 included.
@@ -19,7 +22,15 @@ class TextEncoder(nnx.Module):
         rngs: for the initial weights.
     """
 
-    def __init__(self, vocabulary: int, length: int, size: int, *, embedding: int = 32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        vocabulary: int,
+        length: int,
+        size: int,
+        *,
+        embedding: int = 32,
+        rngs: nnx.Rngs,
+    ):
         self.table = nnx.Embed(vocabulary, embedding, rngs=rngs)
         self.enter = nnx.Linear(length * embedding, size, rngs=rngs)
         self.leave = nnx.Linear(size, size, rngs=rngs)

@@ -1,4 +1,5 @@
-"""A small UNet for images, in Flax NNX: patches of 2×2 pixels, three resolutions, conditions by FiLM or as channels."""
+"""A small UNet for images, in Flax NNX: patches of 2×2 pixels, three resolutions,
+conditions by FiLM or as channels."""
 
 from __future__ import annotations
 
@@ -15,18 +16,22 @@ from .film import Embedded, FiLMBlock
 def block(width: int, embedding: int, rngs: nnx.Rngs) -> FiLMBlock:
     """With GroupNorm of rows and convolutions of 3×3."""
     layer = lambda zero: Conv3x3(width, width, zero=zero, rngs=rngs)  # noqa: E731
-    return FiLMBlock(lambda: group_norm(width, rngs), layer, width, embedding, rngs=rngs)
+    return FiLMBlock(
+        lambda: group_norm(width, rngs), layer, width, embedding, rngs=rngs
+    )
 
 
 class UNet(Embedded):
-    """From an image (h, w, channels) with sides divisible by 8 to an array of the same shape, zero at first.
+    """From an image (h, w, channels) with sides divisible by 8 to an array of the same
+    shape, zero at first.
 
     Args:
         channels: of the image.
         spatial: further channels of input, of the image's height and width.
         vector: length of a vector that joins the time in the embedding; 0 without one.
         widths: channels at each resolution, from half the image's down to an eighth.
-        blocks: residual blocks at each resolution on the way down, and again on the way up.
+        blocks: residual blocks at each resolution on the way down, and again on the way
+            up.
         embedding: length of the embedding of time and vector.
         rngs: for the initial weights.
 
@@ -53,16 +58,29 @@ class UNet(Embedded):
 
         steps = list(pairwise(widths))
         self.down = nnx.List(stage(width) for width in widths)
-        self.shrink = nnx.List(nnx.Linear(4 * narrow, wide, rngs=rngs) for narrow, wide in steps)
-        self.grow = nnx.List(nnx.Linear(wide, 4 * narrow, rngs=rngs) for narrow, wide in steps)
+        self.shrink = nnx.List(
+            nnx.Linear(4 * narrow, wide, rngs=rngs) for narrow, wide in steps
+        )
+        self.grow = nnx.List(
+            nnx.Linear(wide, 4 * narrow, rngs=rngs) for narrow, wide in steps
+        )
         self.up = nnx.List(stage(width) for width in widths[:-1])
         self.norm = group_norm(widths[0], rngs)
         self.head = Conv3x3(widths[0], 4 * channels, zero=True, rngs=rngs)
 
-    def __call__(self, x: Array, t: Array, spatial: Array | None = None, vector: Array | None = None) -> Array:
-        """The output for one image x at log-SNR t, with ``spatial`` (h, w, s) and ``vector`` (v,)."""
+    def __call__(
+        self,
+        x: Array,
+        t: Array,
+        spatial: Array | None = None,
+        vector: Array | None = None,
+    ) -> Array:
+        """The output for one image x at log-SNR t, with ``spatial`` (h, w, s) and
+        ``vector`` (v,)."""
         embedding = self.embed(t, vector)
-        h = self.stem(to_patches(x if spatial is None else jnp.concatenate([x, spatial], axis=-1)))
+        h = self.stem(
+            to_patches(x if spatial is None else jnp.concatenate([x, spatial], axis=-1))
+        )
         skips = []
         for i, stage in enumerate(self.down):
             if i:
@@ -81,7 +99,9 @@ def to_patches(x: Array) -> Array:
     """(h, w, c) to (h/2, w/2, 4c): every 2×2 pixels as one."""
     height, width, channels = x.shape
     blocks = x.reshape(height // 2, 2, width // 2, 2, channels)
-    return blocks.transpose(0, 2, 1, 3, 4).reshape(height // 2, width // 2, 4 * channels)
+    return blocks.transpose(0, 2, 1, 3, 4).reshape(
+        height // 2, width // 2, 4 * channels
+    )
 
 
 def from_patches(x: Array) -> Array:
@@ -94,7 +114,8 @@ def from_patches(x: Array) -> Array:
 def heat_map(position: Array, shape: tuple[int, int], width: float = 0.06) -> Array:
     """A bump exp(−‖p − position‖²/2·width²) over the image's points p, shape (h, w, 1).
 
-    Positions are (x, y) in image widths; one far outside gives zeros, which is how "no position" is said.
+    Positions are (x, y) in image widths; one far outside gives zeros, which is how "no
+    position" is said.
     """
     height, columns = shape
     y, x = ((jnp.arange(size) + 0.5) / columns for size in (height, columns))
@@ -109,6 +130,6 @@ def coordinates(shape: tuple[int, int]) -> Array:
 
 
 def group_norm(width: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """GroupNorm over 8 groups, of each row of an image (h, w, channels) by itself: Flax takes the first axis for a
-    batch's. The zoo's weights were trained with it."""
+    """GroupNorm over 8 groups, of each row of an image (h, w, channels) by itself: Flax
+    takes the first axis for a batch's. The zoo's weights were trained with it."""
     return nnx.GroupNorm(width, num_groups=8, rngs=rngs)

@@ -12,4 +12,6 @@ def reference() -> Any:
     return two_dimensional.ring()
 
 
-RECIPE = two_dimensional.depth(reference(), deviation=0.36, finest=0.075, iterations=8000)
+RECIPE = two_dimensional.depth(
+    reference(), deviation=0.36, finest=0.075, iterations=8000
+)

@@ -12,4 +12,6 @@ def reference() -> Any:
     return two_dimensional.ring(0.03)
 
 
-RECIPE = two_dimensional.energy(reference(), deviation=0.355, finest=0.03, **two_dimensional.SHARP)
+RECIPE = two_dimensional.energy(
+    reference(), deviation=0.355, finest=0.03, **two_dimensional.SHARP
+)

@@ -21,7 +21,9 @@ def data(key: Array, n: int) -> tuple[Array, dict[str, Array]]:
 
 def network(key: Array) -> Walker:
     """The covariance that it starts from is that of 20,000 walks."""
-    return Walker(rooms.POINTS, data(jax.random.key(0), 20_000)[0], hidden=128, blocks=3, key=key)
+    return Walker(
+        rooms.POINTS, data(jax.random.key(0), 20_000)[0], hidden=128, blocks=3, key=key
+    )
 
 
 RECIPE = cp.training.Recipe(
@@ -29,7 +31,9 @@ RECIPE = cp.training.Recipe(
     data=data,
     parameterization="epsilon",
     conditions=("doors",),
-    schedule=cp.Schedule.log_snr(100, -9.0, 10.5),  # σ is 0.005 at level 0, a hundredth of a door
+    schedule=cp.Schedule.log_snr(
+        100, -9.0, 10.5
+    ),  # σ is 0.005 at level 0, a hundredth of a door
     log_snr=cp.training.LogSNR(-12.0, 12.0, focus=(-3.0, 9.0)),
     batches=cp.training.Batches(256, antithetic=True),
     learning_rate=cosine(1e-3),

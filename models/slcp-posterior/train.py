@@ -8,4 +8,6 @@ from .. import simulated
 from ..worlds import slcp
 
 LOSSES = (cp.training.Denoising(simulated.even),)
-RECIPE = simulated.posterior(slcp, simulated.slcp_network, iterations=240_000, losses=LOSSES)
+RECIPE = simulated.posterior(
+    slcp, simulated.slcp_network, iterations=240_000, losses=LOSSES
+)

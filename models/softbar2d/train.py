@@ -12,4 +12,6 @@ def reference() -> Any:
     return two_dimensional.soft((0.2, 1.0), inside=0.99)
 
 
-RECIPE = two_dimensional.energy(reference(), deviation=0.42, finest=0.0, **two_dimensional.SHARP)
+RECIPE = two_dimensional.energy(
+    reference(), deviation=0.42, finest=0.0, **two_dimensional.SHARP
+)

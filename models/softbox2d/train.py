@@ -12,4 +12,6 @@ def reference() -> Any:
     return two_dimensional.soft((0.3, 0.3), inside=0.95)
 
 
-RECIPE = two_dimensional.energy(reference(), deviation=0.22, finest=0.0, iterations=8000)
+RECIPE = two_dimensional.energy(
+    reference(), deviation=0.22, finest=0.0, iterations=8000
+)

@@ -1,4 +1,6 @@
-"""Worlds that models learn: scenes of shapes with their exact ground truth, captions, digits; simulators.
+"""Worlds that models learn: scenes of shapes with their exact ground truth, captions,
+digits; simulators.
 
-Each draws with JAX, so that a recipe's ``data`` can be traced, and imports nothing of composeprob.
+Each draws with JAX, so that a recipe's ``data`` can be traced, and imports nothing of
+composeprob.
 """

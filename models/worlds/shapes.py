@@ -1,8 +1,10 @@
-"""Scenes of one to five coloured shapes on a dark background, 32×32 pixels, with everything that is in them.
+"""Scenes of one to five coloured shapes on a dark background, 32×32 pixels, with
+everything that is in them.
 
-An image is an array (32, 32, 3): rows from the top, columns from the left, channels red, green, blue. Its units are
-chosen so that the background is 0 and a channel that is on is 1: x = (rgb − 0.1)/0.85, with rgb in [0, 1]. A position
-is (x, y) in image widths: (0, 0) is the upper left corner, (1, 1) the lower right one.
+An image is an array (32, 32, 3): rows from the top, columns from the left, channels
+red, green, blue. Its units are chosen so that the background is 0 and a channel that is
+on is 1: x = (rgb − 0.1)/0.85, with rgb in [0, 1]. A position is (x, y) in image widths:
+(0, 0) is the upper left corner, (1, 1) the lower right one.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ MOST = 5
 """Objects that a scene has at most."""
 SHAPES = ("circle", "square", "triangle")
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
-CHANNELS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], np.float32)
+CHANNELS = np.array(
+    [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], np.float32
+)
 """The value of each colour, shape (6, 3)."""
 RADIUS, HALF_SIDE, CIRCUMRADIUS = 3.2, 2.8, 4.0
-"""Sizes of circle, square and triangle, in pixels: about 32, 31 and 21 of them are covered."""
+"""Sizes of circle, square and triangle, in pixels: about 32, 31 and 21 of them are
+covered."""
 MARGIN = 4.0 / SIZE
 """Least distance of a centre from the border, in image widths: nothing is cut off."""
 SEPARATION = 8.5 / SIZE
@@ -37,7 +42,8 @@ class Scenes(NamedTuple):
     Attributes:
         images: shape (n, 32, 32, 3).
         count: number of objects, shape (n,).
-        centres: where they are, shape (n, 5, 2); a triangle's centre is that of its circumscribed circle.
+        centres: where they are, shape (n, 5, 2); a triangle's centre is that of its
+            circumscribed circle.
         shapes: index into `SHAPES`, shape (n, 5).
         colours: index into `COLOURS`, shape (n, 5).
     """
@@ -55,22 +61,28 @@ class Scenes(NamedTuple):
 
 
 def draw(key: Array, n: int, fewest: int = 1, most: int = MOST) -> Scenes:
-    """n scenes: the number of objects uniform from ``fewest`` to ``most``, shapes and colours uniform, centres apart.
+    """n scenes: the number of objects uniform from ``fewest`` to ``most``, shapes and
+    colours uniform, centres apart.
 
-    Centres are drawn one after another, each uniform over the image but for its margin and the surroundings of those
-    before it. (A scene where 64 tries find no place is begun anew.) Traceable, with n, fewest and most static.
+    Centres are drawn one after another, each uniform over the image but for its margin
+    and the surroundings of those before it. (A scene where 64 tries find no place is
+    begun anew.) Traceable, with n, fewest and most static.
     """
     return jax.vmap(lambda k: _one(k, fewest, most))(jax.random.split(key, n))
 
 
 def render(centres: Array, shapes: Array, colours: Array, present: Array) -> Array:
-    """The image (32, 32, 3) of objects with centres (k, 2), shapes, colours and presence (k,).
+    """The image (32, 32, 3) of objects with centres (k, 2), shapes, colours and
+    presence (k,).
 
-    Anti-aliased: a pixel's value is the share of it that is covered, exactly for squares, to 0.06 for circles and along
-    a triangle's sides, to 0.2 at its corners.
+    Anti-aliased: a pixel's value is the share of it that is covered, exactly for
+    squares, to 0.06 for circles and along a triangle's sides, to 0.2 at its corners.
     """
     pixel = jnp.arange(SIZE) + 0.5
-    offsets = jnp.stack(jnp.meshgrid(pixel, pixel, indexing="xy"), axis=-1) - SIZE * centres[:, None, None]
+    offsets = (
+        jnp.stack(jnp.meshgrid(pixel, pixel, indexing="xy"), axis=-1)
+        - SIZE * centres[:, None, None]
+    )
     covered = jax.vmap(_coverage)(offsets, shapes) * present[:, None, None]
     return jnp.einsum("khw,kc->hwc", covered, jnp.asarray(CHANNELS)[colours])
 
@@ -95,10 +107,15 @@ def _place(key: Array, count: Array) -> Array:
 
     def attempt(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         key, use = jax.random.split(state[0])
-        tries = jax.random.uniform(use, (MOST, _TRIES, 2), minval=MARGIN, maxval=1 - MARGIN)
+        tries = jax.random.uniform(
+            use, (MOST, _TRIES, 2), minval=MARGIN, maxval=1 - MARGIN
+        )
         centres, fits = tries[:, 0], jnp.ones((), bool)
         for i in range(1, MOST):
-            apart = jnp.linalg.norm(tries[i, :, None] - centres[None, :i], axis=-1) >= SEPARATION
+            apart = (
+                jnp.linalg.norm(tries[i, :, None] - centres[None, :i], axis=-1)
+                >= SEPARATION
+            )
             free = jnp.all(apart, axis=-1)
             centres = centres.at[i].set(tries[i, jnp.argmax(free)])
             fits &= jnp.any(free) | (i >= count)
@@ -109,10 +126,12 @@ def _place(key: Array, count: Array) -> Array:
 
 
 def _coverage(offset: Array, shape: Array) -> Array:
-    """The share of each pixel that a shape covers; offsets (32, 32, 2) of the pixels' centres, in pixels."""
+    """The share of each pixel that a shape covers; offsets (32, 32, 2) of the pixels'
+    centres, in pixels."""
     circle = jnp.clip(RADIUS + 0.5 - jnp.linalg.norm(offset, axis=-1), 0.0, 1.0)
     square = jnp.prod(jnp.clip(HALF_SIDE + 0.5 - jnp.abs(offset), 0.0, 1.0), axis=-1)
-    # The triangle points up: three half-planes, each a soft step as wide as a pixel is when seen along its edge.
+    # The triangle points up: three half-planes, each a soft step as wide as a pixel is
+    # when seen along its edge.
     normals = jnp.array([[0.0, 1.0], [-np.sqrt(0.75), -0.5], [np.sqrt(0.75), -0.5]])
     inside = (CIRCUMRADIUS / 2 - offset @ normals.T) / jnp.abs(normals).sum(-1)
     triangle = jnp.prod(jnp.clip(inside + 0.5, 0.0, 1.0), axis=-1)

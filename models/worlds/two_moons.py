@@ -1,8 +1,10 @@
-"""Two moons: a point on a thin crescent, moved by functions of θ that two values of θ share.
+"""Two moons: a point on a thin crescent, moved by functions of θ that two values of θ
+share.
 
 References:
-    Greenberg, Nonnenmacher and Macke 2019, *Automatic posterior transformation*; Lueckmann et al. 2021, *Benchmarking
-    simulation-based inference*, whose simulator this is.
+    Greenberg, Nonnenmacher and Macke 2019, *Automatic posterior transformation*;
+    Lueckmann et al. 2021, *Benchmarking simulation-based inference*, whose simulator
+    this is.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ SIZE = 2
 BOUND = 1.0
 """The prior is uniform from minus to plus this."""
 RADIUS, WIDTH, CENTRE = 0.1, 0.01, 0.25
-"""Of the crescent: its radius, the radius' standard deviation, and where its circle's centre lies."""
+"""Of the crescent: its radius, the radius' standard deviation, and where its circle's
+centre lies."""
 
 
 def prior() -> dist.Distribution:
@@ -28,18 +31,24 @@ def prior() -> dist.Distribution:
 def simulate(key: Array, theta: Array) -> Array:
     """One observation (n, 2) for each θ (n, 2)."""
     angle_key, radius_key = jax.random.split(key)
-    angle = jax.random.uniform(angle_key, theta.shape[:1], minval=-jnp.pi / 2, maxval=jnp.pi / 2)
+    angle = jax.random.uniform(
+        angle_key, theta.shape[:1], minval=-jnp.pi / 2, maxval=jnp.pi / 2
+    )
     radius = RADIUS + WIDTH * jax.random.normal(radius_key, theta.shape[:1])
-    moon = jnp.stack([radius * jnp.cos(angle) + CENTRE, radius * jnp.sin(angle)], axis=-1)
+    moon = jnp.stack(
+        [radius * jnp.cos(angle) + CENTRE, radius * jnp.sin(angle)], axis=-1
+    )
     return moon + _shift(theta)
 
 
 def log_likelihood(theta: Array, x: Array) -> Array:
-    """log p(x | θ) of one observation x (2,) under one θ (2,); −∞ off the half circle."""
+    """log p(x | θ) of one observation x (2,) under one θ (2,); −∞ off the half
+    circle."""
     p = x - _shift(theta)
     u = jnp.array([p[0] - CENTRE, p[1]])
     radius = jnp.sqrt(jnp.sum(u**2))
-    # The density of (angle, radius) over the plane's area element; negative radii have no probability worth counting.
+    # The density of (angle, radius) over the plane's area element; negative radii have
+    # no probability worth counting.
     inside = dist.Normal(RADIUS, WIDTH).log_prob(radius) - jnp.log(jnp.pi * radius)
     return jnp.where(u[0] > 0, inside, -jnp.inf)
 

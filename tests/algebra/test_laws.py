@@ -1,4 +1,5 @@
-"""Laws of the algebra: expressions that mean the same have the same log-density and score at every level."""
+"""Laws of the algebra: expressions that mean the same have the same log-density and
+score at every level."""
 
 import functools
 
@@ -36,8 +37,11 @@ def f(i):
 
 @functools.cache
 def conditional():
-    """An energy model of the noised N(c, 0.5²) of both entries; no condition means c = 0."""
-    return gaussian("energy", (1.0, 1.0), (0.25, 0.25), schedule(), conditions={"c": 0.0})[0]
+    """An energy model of the noised N(c, 0.5²) of both entries; no condition means c =
+    0."""
+    return gaussian(
+        "energy", (1.0, 1.0), (0.25, 0.25), schedule(), conditions={"c": 0.0}
+    )[0]
 
 
 def evaluation(factor, place):
@@ -48,7 +52,9 @@ def evaluation(factor, place):
 
 def assert_same(a, b, place):
     one, other = evaluation(a, place), evaluation(b, place)
-    np.testing.assert_allclose(one.log_density, other.log_density, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(
+        one.log_density, other.log_density, rtol=1e-10, atol=1e-10
+    )
     np.testing.assert_allclose(one.score["x"], other.score["x"], rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(one.parts.rate, other.parts.rate, rtol=1e-7, atol=1e-8)
 
@@ -63,7 +69,11 @@ def test_given_reaches_into_expressions(place, c):
     mixed = cp.mixture([model, f(0)], log_weights=[0.0, 1.0]).given(c=c)
     assert mixed.factors[0].fixed["c"] == fixed.fixed["c"]
     canvas, whole = (3,), f3()
-    assert_same(cp.window(model, canvas, (1,)).given(c=c) * whole, cp.window(fixed, canvas, (1,)) * whole, place)
+    assert_same(
+        cp.window(model, canvas, (1,)).given(c=c) * whole,
+        cp.window(fixed, canvas, (1,)) * whole,
+        place,
+    )
 
 
 @functools.cache
@@ -74,7 +84,8 @@ def f3():
 @laws
 @given(places)
 def test_windows_of_windows(place):
-    """Offsets and scales compose: a window at scale 2 in a window at scale 2 averages blocks of 4."""
+    """Offsets and scales compose: a window at scale 2 in a window at scale 2 averages
+    blocks of 4."""
     whole = cp.Analytic(dist.Normal(jnp.zeros(12), 0.7), schedule())
     twice = cp.window(cp.window(f(0), (4,), (0,), scale=2), (12,), (2,), scale=2)
     assert_same(twice * whole, cp.window(f(0), (12,), (2,), scale=4) * whole, place)
@@ -85,15 +96,25 @@ def test_windows_of_windows(place):
 @laws
 @given(places)
 def test_windows_on_disjoint_entries_are_independent(place):
-    """Their product is the joint law: at each level a noised marginal, so the rate is 0."""
+    """Their product is the joint law: at each level a noised marginal, so the rate is
+    0."""
     joint = cp.window(f(0), (4,), (0,)) * cp.window(f(1), (4,), (2,))
     level, seed = place
     x = 1.2 * np.random.default_rng(seed).normal(size=4)
     whole = cp.compile(single, joint).evaluate({"x": x}, level)
-    parts = [cp.compile(single, f(i)).evaluate({"x": x[2 * i : 2 * i + 2]}, level) for i in (0, 1)]
-    np.testing.assert_allclose(whole.log_density, sum(p.log_density for p in parts), rtol=1e-10)
-    np.testing.assert_allclose(whole.score["x"], np.concatenate([p.score["x"] for p in parts]), rtol=1e-9)
-    np.testing.assert_allclose(whole.parts.rate, 0.0, atol=1e-8 * float(jnp.sum(whole.score["x"] ** 2)))
+    parts = [
+        cp.compile(single, f(i)).evaluate({"x": x[2 * i : 2 * i + 2]}, level)
+        for i in (0, 1)
+    ]
+    np.testing.assert_allclose(
+        whole.log_density, sum(p.log_density for p in parts), rtol=1e-10
+    )
+    np.testing.assert_allclose(
+        whole.score["x"], np.concatenate([p.score["x"] for p in parts]), rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        whole.parts.rate, 0.0, atol=1e-8 * float(jnp.sum(whole.score["x"] ** 2))
+    )
 
 
 def test_leaves_keep_their_order():

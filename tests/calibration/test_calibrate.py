@@ -1,7 +1,7 @@
 """Log-normalisers against closed forms, and mixtures whose shares mean what they say.
 
-The normaliser of an energy is known at every level: exact noised marginals times a constant of the level. What cannot
-be calibrated is in rows of tests/test_mistakes.py.
+The normaliser of an energy is known at every level: exact noised marginals times a
+constant of the level. What cannot be calibrated is in rows of tests/test_mistakes.py.
 """
 
 import jax
@@ -12,7 +12,12 @@ import pytest
 
 import composeprob as cp
 from composeprob.calibration import driver, quadrature
-from composeprob.factors.calibrated import KNOTS, LOG_NORMALISER, CalibratedExpression, interpolate
+from composeprob.factors.calibrated import (
+    KNOTS,
+    LOG_NORMALISER,
+    CalibratedExpression,
+    interpolate,
+)
 from composeprob.schedule import Noise
 from refusals import refused
 from sampling_cases import learned, modes, run, single, slow
@@ -29,15 +34,26 @@ def log_constant(log_snr, nats):
 
 
 def raw(distribution, nats, label="raw"):
-    """exp(log_constant)·(the noised distribution) as a network's energy, continuous in log-SNR."""
+    """exp(log_constant)·(the noised distribution) as a network's energy, continuous in
+    log-SNR."""
     exact = cp.Analytic(distribution, SCHEDULE)
 
     def energy(x, log_snr):
-        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        alpha, sigma = (
+            jnp.sqrt(jax.nn.sigmoid(log_snr)),
+            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
+        )
         marginal = exact.at(Noise(jnp.zeros((), int), alpha, sigma))
         return -sigma * (marginal.log_prob(x) + log_constant(log_snr, nats))
 
-    return learned(energy, "energy", SCHEDULE, exact.event_shape, log_snr_range=(-12.0, 11.0), label=label)
+    return learned(
+        energy,
+        "energy",
+        SCHEDULE,
+        exact.event_shape,
+        log_snr_range=(-12.0, 11.0),
+        label=label,
+    )
 
 
 def gaussian(mean, deviation):
@@ -52,7 +68,9 @@ LEFT_RAW = raw(gaussian(LEFT, 0.1), 5.0, "left")
 
 @pytest.fixture(scope="module")
 def pair():
-    return cp.calibrate(LEFT_RAW, KEY), cp.calibrate(raw(gaussian(RIGHT, 0.2), 0.0, "right"), KEY)
+    return cp.calibrate(LEFT_RAW, KEY), cp.calibrate(
+        raw(gaussian(RIGHT, 0.2), 0.0, "right"), KEY
+    )
 
 
 def normalised_leaves(factor, known):
@@ -67,18 +85,29 @@ def shares(factor, sampler=None, schedule=None, chains=8000):
 
 @pytest.mark.parametrize(
     "distribution",
-    [slow(gaussian([0.3], 0.02)), TWO_MODES, slow(dist.Uniform(jnp.full(2, -0.5), jnp.ones(2)))],
+    [
+        slow(gaussian([0.3], 0.02)),
+        TWO_MODES,
+        slow(dist.Uniform(jnp.full(2, -0.5), jnp.ones(2))),
+    ],
     ids=["line", "two modes", "box"],
 )
 def test_quadrature_is_exact(distribution):
     factor = raw(distribution, 5.0)
     found = cp.calibrate(factor, KEY)
-    np.testing.assert_allclose(found.log_normaliser, log_constant(LOG_SNR, 5.0), atol=2e-4)
+    np.testing.assert_allclose(
+        found.log_normaliser, log_constant(LOG_SNR, 5.0), atol=2e-4
+    )
     assert found.standard_error.max() < 1e-4
     knots, values = (jnp.asarray(found.fixed[name]) for name in (KNOTS, LOG_NORMALISER))
-    assert (float(knots[0]), float(knots[-1])) == (-12.0, 11.0)  # as far as the network was trained
+    assert (float(knots[0]), float(knots[-1])) == (
+        -12.0,
+        11.0,
+    )  # as far as the network was trained
     between = jnp.linspace(-12.0, 11.0, 301)
-    np.testing.assert_allclose(curve(knots, values, between), log_constant(between, 5.0), atol=5e-3)
+    np.testing.assert_allclose(
+        curve(knots, values, between), log_constant(between, 5.0), atol=5e-3
+    )
 
 
 def test_places_that_the_diffusion_never_visits_do_not_count():
@@ -86,59 +115,92 @@ def test_places_that_the_diffusion_never_visits_do_not_count():
     good = raw(gaussian([0.3, 0.0], 0.1), 2.0)
 
     def energy(x, log_snr):
-        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
-        spurious = 4.0 - 20 * jnp.sum((x / alpha - 3.0) ** 2) - 50 * jax.nn.sigmoid(-5 * (log_snr - 4.0))
+        alpha, sigma = (
+            jnp.sqrt(jax.nn.sigmoid(log_snr)),
+            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
+        )
+        spurious = (
+            4.0
+            - 20 * jnp.sum((x / alpha - 3.0) ** 2)
+            - 50 * jax.nn.sigmoid(-5 * (log_snr - 4.0))
+        )
         return -sigma * jnp.logaddexp(-good.network(x, log_snr) / sigma, spurious)
 
     found = cp.calibrate(learned(energy, "energy", SCHEDULE), KEY)
-    np.testing.assert_allclose(found.log_normaliser, log_constant(LOG_SNR, 2.0), atol=1e-3)
+    np.testing.assert_allclose(
+        found.log_normaliser, log_constant(LOG_SNR, 2.0), atol=1e-3
+    )
 
 
 def test_interpolation_is_exact_on_parabolas_and_straight_outside():
     knots = jnp.array([-3.0, -1.0, 0.0, 2.5, 4.0])
     parabola, line = lambda x: 2 + 3 * x - 0.5 * x**2, lambda x: 1 - 2 * x
     inside = jnp.array([-0.7, 0.4, 2.2])  # intervals whose slopes come from three knots
-    np.testing.assert_allclose(curve(knots, parabola(knots), inside), parabola(inside), rtol=1e-5)
+    np.testing.assert_allclose(
+        curve(knots, parabola(knots), inside), parabola(inside), rtol=1e-5
+    )
     outside = jnp.array([-9.0, -3.0, 4.0, 30.0])
-    np.testing.assert_allclose(curve(knots, line(knots), outside), line(outside), rtol=1e-5)
+    np.testing.assert_allclose(
+        curve(knots, line(knots), outside), line(outside), rtol=1e-5
+    )
 
 
 @pytest.mark.slow
 def test_ten_dimensions():
-    found = cp.calibrate(raw(gaussian(np.linspace(-0.6, 0.6, 10), 0.3), 5.0), KEY, num_chains=500)
+    found = cp.calibrate(
+        raw(gaussian(np.linspace(-0.6, 0.6, 10), 0.3), 5.0), KEY, num_chains=500
+    )
     error = found.log_normaliser - np.asarray(log_constant(LOG_SNR, 5.0))
     assert np.abs(error).max() <= 0.1
-    # eight repeats tell their own error: Student's t with 7 degrees of freedom has heavier tails than z
+    # eight repeats tell their own error: Student's t with 7 degrees of freedom has
+    # heavier tails than z
     assert abs(error[0]) <= 2 * LIMIT * found.standard_error[0]
 
 
 def test_mixture_has_the_shares_asked_for(pair):
     mixture = cp.mixture(list(pair), weights=[0.2, 0.8])
-    assert {"normalised", "exact_marginals", "feynman_kac"} <= cp.compile(single, mixture).capabilities
+    assert {"normalised", "exact_marginals", "feynman_kac"} <= cp.compile(
+        single, mixture
+    ).capabilities
     assert cp.metrics.total_variation(shares(mixture), [0.2, 0.8]) <= 0.02
 
 
 @pytest.mark.slow
 def test_without_calibration_the_shares_are_wrong(pair):
-    uncalibrated = cp.mixture([part.uncalibrated for part in pair], log_weights=np.log([0.2, 0.8]))
+    uncalibrated = cp.mixture(
+        [part.uncalibrated for part in pair], log_weights=np.log([0.2, 0.8])
+    )
     sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 2, reverse_step=True)
-    assert cp.metrics.total_variation(shares(uncalibrated, sampler, chains=500), [0.2, 0.8]) > 0.5
+    assert (
+        cp.metrics.total_variation(
+            shares(uncalibrated, sampler, chains=500), [0.2, 0.8]
+        )
+        > 0.5
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("levels", ["own", "other"])
 def test_calibrated_densities_integrate_to_one(levels):
-    """By a plain grid, on the calibration's own levels and on variance-exploding ones between them."""
+    """By a plain grid, on the calibration's own levels and on variance-exploding ones
+    between them."""
     wide = raw(gaussian([0.2, 0.0], 0.5), 1.0, "wide")
     schedule = None if levels == "own" else cp.Schedule.edm(15, 0.02, 20.0)
-    for factor in (cp.calibrate(LEFT_RAW, KEY), cp.calibrate(LEFT_RAW * wide**1.7, KEY)):
+    for factor in (
+        cp.calibrate(LEFT_RAW, KEY),
+        cp.calibrate(LEFT_RAW * wide**1.7, KEY),
+    ):
         density = cp.compile(single, factor, schedule=schedule)
         for level in range(0, density.num_levels, 7):
             noise = density.schedule.at(level)
             width = jnp.sqrt(0.01 * noise.alpha**2 + noise.sigma**2)
             axis = jnp.linspace(-7, 7, 141)
-            points = jnp.stack(jnp.meshgrid(axis, axis), -1).reshape(-1, 2) * width + noise.alpha * jnp.array(LEFT)
-            values = jax.vmap(lambda x, k: density.log_density({"x": x}, k), (0, None))(points, level)
+            points = jnp.stack(jnp.meshgrid(axis, axis), -1).reshape(
+                -1, 2
+            ) * width + noise.alpha * jnp.array(LEFT)
+            values = jax.vmap(lambda x, k: density.log_density({"x": x}, k), (0, None))(
+                points, level
+            )
             mass = jnp.sum(jnp.exp(values)) * (width * (axis[1] - axis[0])) ** 2
             np.testing.assert_allclose(mass, 1.0, atol=5e-3)
 
@@ -149,17 +211,32 @@ def test_a_calibrated_power_in_a_product_is_the_raw_one():
     other = raw(gaussian([0.2, 0.1], 0.5), 1.0, "other")
     x = jax.random.normal(KEY, (5, 2))
     product = cp.calibrate(LEFT_RAW * other, KEY)
-    plain, calibrated = (cp.compile(single, f) for f in ((LEFT_RAW * other) ** 1.5, product**1.5))
+    plain, calibrated = (
+        cp.compile(single, f) for f in ((LEFT_RAW * other) ** 1.5, product**1.5)
+    )
     assert "normalised" not in calibrated.capabilities
     for level in (0, 20, 39):
-        values = [jax.vmap(lambda x, d=d: d.log_density({"x": x}, level))(x) for d in (plain, calibrated)]
-        np.testing.assert_allclose(values[0] - values[1], values[0][0] - values[1][0], rtol=2e-4)
+        values = [
+            jax.vmap(lambda x, d=d: d.log_density({"x": x}, level))(x)
+            for d in (plain, calibrated)
+        ]
+        np.testing.assert_allclose(
+            values[0] - values[1], values[0][0] - values[1][0], rtol=2e-4
+        )
 
 
 def test_calibrated_siblings_share_their_network():
     def energy(x, log_snr, centre):
-        sigma, alpha = jnp.sqrt(jax.nn.sigmoid(-log_snr)), jnp.sqrt(jax.nn.sigmoid(log_snr))
-        return 0.5 * sigma * jnp.sum((x - alpha * centre) ** 2) / (0.04 * alpha**2 + sigma**2)
+        sigma, alpha = (
+            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
+            jnp.sqrt(jax.nn.sigmoid(log_snr)),
+        )
+        return (
+            0.5
+            * sigma
+            * jnp.sum((x - alpha * centre) ** 2)
+            / (0.04 * alpha**2 + sigma**2)
+        )
 
     network = learned(energy, "energy", SCHEDULE, (1,), conditions=("centre",))
     parts = [cp.calibrate(network.given(centre=c), KEY) for c in (-0.5, 0.5)]
@@ -180,7 +257,8 @@ def test_calibrating_again_changes_nothing(pair):
 
 
 def test_parts_with_other_constants_would_be_another_factor():
-    """Those of raw multipliers, and of what has a normaliser as a whole, are not calibrated; others are, once each."""
+    """Those of raw multipliers, and of what has a normaliser as a whole, are not
+    calibrated; others are, once each."""
     mixed = cp.mixture([LEFT_RAW, LEFT_RAW], log_weights=[0.0, 1.0])
     whole = CalibratedExpression(LEFT_RAW * LEFT_RAW, SCHEDULE, {}, 4.0, (2,))
     known = [(LEFT_RAW, stored := cp.Analytic(gaussian(LEFT, 0.1), SCHEDULE))]
@@ -190,8 +268,15 @@ def test_parts_with_other_constants_would_be_another_factor():
 
 
 def test_a_border_where_nothing_lies_ends_the_region():
-    def log_f(cells, step):  # flat, nothing beyond 3, hardly anything below −8; so one neighbour is missing, at 4
-        return np.where(cells[:, 0] > 3, -np.inf, np.where(cells[:, 0] < -8, -100.0, 0.0))
+    def log_f(
+        cells,
+        step,
+        # flat, nothing beyond 3, hardly anything below −8; so one neighbour is missing, at
+        # 4
+    ):
+        return np.where(
+            cells[:, 0] > 3, -np.inf, np.where(cells[:, 0] < -8, -100.0, 0.0)
+        )
 
     grown, values = quadrature._spread(log_f, np.arange(-4, 4)[:, None], 0.1, 0)
     assert {-8, 4} <= set(grown[:, 0].tolist())

@@ -1,4 +1,5 @@
-"""`cp.calibrated`: ranks of a right program are uniform, those of a wrong kernel are not; runs are resumed."""
+"""`cp.calibrated`: ranks of a right program are uniform, those of a wrong kernel are
+not; runs are resumed."""
 
 import dataclasses
 import json
@@ -30,7 +31,12 @@ F = normal(schedule=cp.Schedule.log_snr(12))
 
 
 def ranked(kernel, **options):
-    options = {"num": 40, "num_chains": 32, "key": KEY, "sampler": cp.AnnealedMCMC(kernel, 3)} | options
+    options = {
+        "num": 40,
+        "num_chains": 32,
+        "key": KEY,
+        "sampler": cp.AnnealedMCMC(kernel, 3),
+    } | options
     return cp.calibrated(weigh, F, 0.25, progress=False, **options)
 
 
@@ -42,9 +48,17 @@ def test_right_and_wrong_kernels_and_resumption(tmp_path):
     assert "consistent with uniform" in str(right)
     kept = tmp_path / "ranks.json"
     saved = json.loads(kept.read_text())
-    kept.write_text(json.dumps(saved | {"rows": saved["rows"][:-1]}))  # as if stopped before the last
-    np.testing.assert_array_equal(ranked(cp.MALA(0.3), checkpoint_dir=tmp_path).ranks["x"], right.ranks["x"])
-    refused(lambda: ranked(cp.ULA(0.3), checkpoint_dir=tmp_path), LoadError, "ranks of another call")
+    kept.write_text(
+        json.dumps(saved | {"rows": saved["rows"][:-1]})
+    )  # as if stopped before the last
+    np.testing.assert_array_equal(
+        ranked(cp.MALA(0.3), checkpoint_dir=tmp_path).ranks["x"], right.ranks["x"]
+    )
+    refused(
+        lambda: ranked(cp.ULA(0.3), checkpoint_dir=tmp_path),
+        LoadError,
+        "ranks of another call",
+    )
     wrong = ranked(cp.ULA(0.3))  # without a test the posterior is four times as wide
     assert not wrong.calibrated
     assert "NOT uniform" in str(wrong)
@@ -55,27 +69,46 @@ def test_right_and_wrong_kernels_and_resumption(tmp_path):
 def shifted(f, y):
     """Readings of two numbers behind a shift, with a noise of unknown size."""
     x, m = cp.sample("x", f), cp.sample("m", dist.Normal(0.3, 0.5))
-    cp.observe("y", dist.Normal(x + m, cp.sample("s", dist.LogNormal(-0.5, 0.4))).expand([3, 2]), y)
+    cp.observe(
+        "y",
+        dist.Normal(x + m, cp.sample("s", dist.LogNormal(-0.5, 0.4))).expand([3, 2]),
+        y,
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", [cp.HMC(0.25, num_leapfrog=4), cp.UHMC(0.7, num_leapfrog=1)], ids=["right", "wrong"])
+@pytest.mark.parametrize(
+    "kernel",
+    [cp.HMC(0.25, num_leapfrog=4), cp.UHMC(0.7, num_leapfrog=1)],
+    ids=["right", "wrong"],
+)
 def test_noised_sites_and_latents_in_blocks(kernel):
     factor = normal([0.0, 0.5], [1.0, 0.7], cp.Schedule.log_snr(12, min=-6.0, max=8.0))
     sampler = cp.AnnealedMCMC(cp.Gibbs({"x": kernel, ("m", "s"): kernel}), 4)
-    options = {"num": 100, "num_chains": 31, "key": KEY, "sampler": sampler, "progress": False}
+    options = {
+        "num": 100,
+        "num_chains": 31,
+        "key": KEY,
+        "sampler": sampler,
+        "progress": False,
+    }
     found = cp.calibrated(shifted, factor, jnp.zeros((3, 2)), **options)
     assert found.calibrated == isinstance(kernel, cp.HMC), str(found)
 
 
 def test_copies_of_one_chain_are_ranked_once(monkeypatch):
-    """Where half of the chains weigh nothing, the others are there twice among samples of equal weight."""
+    """Where half of the chains weigh nothing, the others are there twice among samples
+    of equal weight."""
     infer, ranks, ranked_draws = simulated.infer, simulated._ranks, []
 
     def weighed(density, key, *, num_chains, **options):
         result = infer(density, key, num_chains=num_chains, **options)
         log_weights = np.where(np.arange(num_chains) % 2, 0.0, -np.inf)
-        return dataclasses.replace(result, log_weights=log_weights, _families=Families.from_log_weights(log_weights))
+        return dataclasses.replace(
+            result,
+            log_weights=log_weights,
+            _families=Families.from_log_weights(log_weights),
+        )
 
     def recorded(density, truth, drawn, rng):
         ranked_draws.append(drawn["x"])
@@ -97,12 +130,20 @@ def test_uniformity():
 
 
 def test_what_is_refused():
-    refused(lambda: ranked(cp.MALA(0.3), num=5), InvalidValueError, "too few to judge ranks")
-    refused(lambda: cp.calibrated(single, F, key=KEY), CapabilityError, "observes nothing")
+    refused(
+        lambda: ranked(cp.MALA(0.3), num=5), InvalidValueError, "too few to judge ranks"
+    )
+    refused(
+        lambda: cp.calibrated(single, F, key=KEY), CapabilityError, "observes nothing"
+    )
 
     @cp.program
     def moved(f, y):
         x = cp.sample("x", f)
         cp.observe("y", dist.Normal(x, 0.5), 2.0 * y)
 
-    refused(lambda: cp.calibrated(moved, F, jnp.array(0.25), key=KEY), InvalidValueError, "name the argument")
+    refused(
+        lambda: cp.calibrated(moved, F, jnp.array(0.25), key=KEY),
+        InvalidValueError,
+        "name the argument",
+    )

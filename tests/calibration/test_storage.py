@@ -14,10 +14,16 @@ from refusals import refused
 from sampling_cases import run, single
 
 SCHEDULE = cp.Schedule.log_snr(8)
-CALIBRATED = [n for n in cp.zoo() if (model_zoo.models_folder() / n / "calibration.safetensors").exists()]
+CALIBRATED = [
+    n
+    for n in cp.zoo()
+    if (model_zoo.models_folder() / n / "calibration.safetensors").exists()
+]
 
 
-BUMP = cp.Energy(lambda x, level: 3.0 - 0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(1,), label="bump")
+BUMP = cp.Energy(
+    lambda x, level: 3.0 - 0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(1,), label="bump"
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +33,10 @@ def found():
 
 @pytest.fixture
 def files(tmp_path, found):
-    weights, calibration = tmp_path / "weights.safetensors", tmp_path / "calibration.safetensors"
+    weights, calibration = (
+        tmp_path / "weights.safetensors",
+        tmp_path / "calibration.safetensors",
+    )
     weights.write_bytes(b"weights")
     save_calibration(found, calibration, weights=weights)
     return weights, calibration
@@ -39,19 +48,37 @@ def test_round_trip(found, files):
     assert again.tables.keys() == found.tables.keys() == set(TABLES)
     for name, table in found.tables.items():
         np.testing.assert_array_equal(again.tables[name], table)
-    np.testing.assert_allclose(found.log_normaliser, 3.0 + 0.5 * np.log(2 * np.pi), atol=1e-5)
+    np.testing.assert_allclose(
+        found.log_normaliser, 3.0 + 0.5 * np.log(2 * np.pi), atol=1e-5
+    )
 
 
 def test_stale_damaged_and_foreign_files_and_what_has_no_energy(found, files):
-    refused(lambda: calibrate_model("ring2d-score"), cp.errors.CapabilityError, "'ring2d-score' offers only its score")
+    refused(
+        lambda: calibrate_model("ring2d-score"),
+        cp.errors.CapabilityError,
+        "'ring2d-score' offers only its score",
+    )
     weights, calibration = files
-    save_calibration(Calibrated(BUMP, {name: np.zeros((2, 1)) for name in TABLES}), calibration)
-    refused(lambda: load_calibration(BUMP, calibration), cp.errors.LoadError, "does not fit factor 'bump'")
-    refused(lambda: load_calibration(BUMP, weights), cp.errors.LoadError, "cannot be read")
+    save_calibration(
+        Calibrated(BUMP, {name: np.zeros((2, 1)) for name in TABLES}), calibration
+    )
+    refused(
+        lambda: load_calibration(BUMP, calibration),
+        cp.errors.LoadError,
+        "does not fit factor 'bump'",
+    )
+    refused(
+        lambda: load_calibration(BUMP, weights), cp.errors.LoadError, "cannot be read"
+    )
     weights.write_bytes(b"other weights")
     save_calibration(found, calibration, weights=calibration)
     words = "for other weights than.*python tools/calibrate.py bump"
-    refused(lambda: load_calibration(BUMP, calibration, weights=weights), cp.errors.LoadError, words)
+    refused(
+        lambda: load_calibration(BUMP, calibration, weights=weights),
+        cp.errors.LoadError,
+        words,
+    )
 
 
 @pytest.mark.parametrize("name", CALIBRATED)
@@ -64,8 +91,12 @@ def test_models_of_the_zoo_integrate_to_one(name):
     noise = factor.schedule.at(level)
     axis = jnp.linspace(-1, 1, 81) * (1.5 * noise.alpha + 5 * noise.sigma)
     points = jnp.stack(jnp.meshgrid(axis, axis), -1).reshape(-1, 2)
-    log_f = jax.jit(jax.vmap(lambda x: factor.evaluate(x, noise, factor.call_conditions())[0]))(points)
-    np.testing.assert_allclose(jnp.sum(jnp.exp(log_f)) * (axis[1] - axis[0]) ** 2, 1.0, atol=5e-3)
+    log_f = jax.jit(
+        jax.vmap(lambda x: factor.evaluate(x, noise, factor.call_conditions())[0])
+    )(points)
+    np.testing.assert_allclose(
+        jnp.sum(jnp.exp(log_f)) * (axis[1] - axis[0]) ** 2, 1.0, atol=5e-3
+    )
 
 
 def test_ring_and_bar_are_calibrated():
@@ -73,10 +104,14 @@ def test_ring_and_bar_are_calibrated():
     cp.mixture([cp.load("bar2d"), cp.load("ring2d")], weights=[0.2, 0.8])
 
 
-@pytest.mark.skipif(not {"bar2d-left", "bar2d-right"} <= set(CALIBRATED), reason="not calibrated")
+@pytest.mark.skipif(
+    not {"bar2d-left", "bar2d-right"} <= set(CALIBRATED), reason="not calibrated"
+)
 @pytest.mark.slow
 def test_learned_bars_mix_by_shares():
-    mixture = cp.mixture([cp.load("bar2d-left"), cp.load("bar2d-right")], weights=[0.2, 0.8])
+    mixture = cp.mixture(
+        [cp.load("bar2d-left"), cp.load("bar2d-right")], weights=[0.2, 0.8]
+    )
     result = run(cp.compile(single, mixture), 0, 8000, sampler=None)
     centres = [model_zoo.reference(name).mean for name in ("bar2d-left", "bar2d-right")]
     shares = cp.metrics.mode_weights(result["x"], centres, result.log_weights)

@@ -1,4 +1,5 @@
-"""Networks that count how often they are traced and run, a conditional factor in closed form."""
+"""Networks that count how often they are traced and run, a conditional factor in closed
+form."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,23 +22,31 @@ class Energy(eqx.Module):
     weight: jax.Array
     counter: Calls = eqx.field(static=True)
 
-    def __call__(self, x: jax.Array, t: jax.Array, c: jax.Array | float = 0.0) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, t: jax.Array, c: jax.Array | float = 0.0
+    ) -> jax.Array:
         self.counter()
         return 0.5 * jnp.sum((self.weight @ x - c) ** 2)
 
 
 class Gaussian(eqx.Module):
-    """The noised N(c·slope, diag variance) under its one condition c, for α² + σ² = 1; its traces are counted."""
+    """The noised N(c·slope, diag variance) under its one condition c, for α² + σ² = 1;
+    its traces are counted."""
 
     form: str = eqx.field(static=True)
     slope: tuple[float, ...] = eqx.field(static=True)
     variance: tuple[float, ...] = eqx.field(static=True)
     counter: Calls = eqx.field(static=True)
 
-    def __call__(self, x: jax.Array, log_snr: jax.Array, **condition: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, log_snr: jax.Array, **condition: jax.Array
+    ) -> jax.Array:
         self.counter.traced += 1
         (c,) = condition.values()
-        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        alpha, sigma = (
+            jnp.sqrt(jax.nn.sigmoid(log_snr)),
+            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
+        )
         away = x - alpha * c * jnp.array(self.slope)
         variance = alpha**2 * jnp.array(self.variance) + sigma**2
         if self.form == "energy":
@@ -45,16 +54,23 @@ class Gaussian(eqx.Module):
         return -away / variance if self.form == "score" else sigma * away / variance
 
 
-def gaussian(form: str, slope: Any, variance: Any, schedule: Schedule, **options: Any) -> tuple[cp.Diffusion, Calls]:
+def gaussian(
+    form: str, slope: Any, variance: Any, schedule: Schedule, **options: Any
+) -> tuple[cp.Diffusion, Calls]:
     """A factor by such a network, and its counter."""
     counter = Calls()
     network = Gaussian(form, tuple(slope), tuple(variance), counter)
-    options = {"event_shape": (len(slope),), "parameterization": form, "time": "log_snr"} | options
+    options = {
+        "event_shape": (len(slope),),
+        "parameterization": form,
+        "time": "log_snr",
+    } | options
     return cp.Diffusion(network, schedule, **options), counter
 
 
 def score_by_one_trace() -> Any:
-    """The score of any density with one site x, which may be traced once alone: others reuse the compiled code."""
+    """The score of any density with one site x, which may be traced once alone: others
+    reuse the compiled code."""
     traced: list[bool] = []
 
     @eqx.filter_jit
@@ -73,7 +89,8 @@ def agree(found: Any, wanted: Any, rtol: float = 1e-9, atol: float = 1e-9) -> No
 
 
 class Moved(LeafFactor):
-    """N(c + d, 0.5²) of every entry, c and d conditions: normalised, and exact at every level."""
+    """N(c + d, 0.5²) of every entry, c and d conditions: normalised, and exact at every
+    level."""
 
     schedule: Schedule
     event_shape: tuple[int, ...] = eqx.field(static=True)
@@ -81,7 +98,12 @@ class Moved(LeafFactor):
     label: str = eqx.field(static=True)
 
     def __init__(self, schedule):
-        self.schedule, self.event_shape, self.fixed, self.label = schedule, (2,), {}, "moved"
+        self.schedule, self.event_shape, self.fixed, self.label = (
+            schedule,
+            (2,),
+            {},
+            "moved",
+        )
 
     @property
     def traits(self):
@@ -92,7 +114,10 @@ class Moved(LeafFactor):
 
     def evaluate(self, x, noise, conditions):
         def log_density(x):
-            at, scale = noise.alpha * (conditions["c"] + conditions["d"]), jnp.hypot(0.5 * noise.alpha, noise.sigma)
+            at, scale = (
+                noise.alpha * (conditions["c"] + conditions["d"]),
+                jnp.hypot(0.5 * noise.alpha, noise.sigma),
+            )
             return jnp.sum(dist.Normal(at, scale).log_prob(x))
 
         return jax.value_and_grad(log_density)(x)

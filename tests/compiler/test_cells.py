@@ -1,4 +1,5 @@
-"""Windows over any cells of a canvas, and over many sets of them: meaning, rates, cost."""
+"""Windows over any cells of a canvas, and over many sets of them: meaning, rates,
+cost."""
 
 import equinox as eqx
 import jax
@@ -22,12 +23,21 @@ CANVAS = (4, 3)
 GRID = np.arange(12).reshape(CANVAS)
 DIAGONALS = [[0, 4, 8], [3, 7, 11], [2, 4, 6], [9, 7, 5]]
 SETS = np.array([*GRID, *DIAGONALS, [10, 0, 5]])
-"""Rows, diagonals and scattered cells, the last in no order; cells 9 to 11 and others lie in several."""
+"""Rows, diagonals and scattered cells, the last in no order; cells 9 to 11 and others
+lie in several."""
 
 
 def ordered(form="score"):
-    """A score, or an energy, that tells the entries of its event apart, and its counter."""
-    return gaussian(form, (1.0, -0.5, 0.3), (0.2, 0.5, 0.9), SCHEDULE, conditions={"c": 1.0}, label="f")
+    """A score, or an energy, that tells the entries of its event apart, and its
+    counter."""
+    return gaussian(
+        form,
+        (1.0, -0.5, 0.3),
+        (0.2, 0.5, 0.9),
+        SCHEDULE,
+        conditions={"c": 1.0},
+        label="f",
+    )
 
 
 def canvas_prior(shape=CANVAS):
@@ -50,7 +60,8 @@ def several(f, sets=SETS):
 
 
 def test_many_sets_are_the_product_of_windows():
-    """Also under the leaf's conditions, a power, and beside another use of the network, all of which is one batch."""
+    """Also under the leaf's conditions, a power, and beside another use of the network,
+    all of which is one batch."""
     f, counter = ordered()
     over = cp.window(f, CANVAS, over=SETS)
     other = cp.window(f.given(c=0.4), CANVAS, index=[1, 4, 7])
@@ -59,7 +70,12 @@ def test_many_sets_are_the_product_of_windows():
     assert "Π_{i=1}^{9} f(x[cells_i] | c=-0.3)" in str(density)
     assert "f(x[1, 4, 7] | c=0.4)" in str(density)
     assert "10 × f as one" in str(density)
-    few = cp.compile(single, canvas_prior() * cp.window(f, CANVAS, over=SETS[:2]).given(c=-0.3) ** 0.7 * other)
+    few = cp.compile(
+        single,
+        canvas_prior()
+        * cp.window(f, CANVAS, over=SETS[:2]).given(c=-0.3) ** 0.7
+        * other,
+    )
     sizes = []
     for made in (few, density):
         before = counter.traced
@@ -70,29 +86,46 @@ def test_many_sets_are_the_product_of_windows():
 
 
 def test_a_window_of_cells_written_out():
-    """f(x[cells]) by hand, and its rate, (f/g²)·(d' − d) for entries that it does not see."""
+    """f(x[cells]) by hand, and its rate, (f/g²)·(d' − d) for entries that it does not
+    see."""
     f, _ = ordered("energy")
     cells = np.array([7, 2, 10])
     prior = canvas_prior()
-    density, alone = cp.compile(single, prior * cp.window(f, CANVAS, index=cells)), cp.compile(single, f)
+    density, alone = (
+        cp.compile(single, prior * cp.window(f, CANVAS, index=cells)),
+        cp.compile(single, f),
+    )
     noise = cp.compile(single, prior)
     inner = cp.compile(single, f * canvas_prior((3,)))
     seen = {"x": X["x"].ravel()[cells]}
     for level in (0, 11):
-        part, rest, found = (each.evaluate(at, level) for each, at in ((alone, seen), (noise, X), (density, X)))
+        part, rest, found = (
+            each.evaluate(at, level)
+            for each, at in ((alone, seen), (noise, X), (density, X))
+        )
         whole = jnp.zeros(12).at[cells].set(part.score["x"]).reshape(CANVAS)
-        np.testing.assert_allclose(found.log_density, part.log_density + rest.log_density, rtol=1e-9)
+        np.testing.assert_allclose(
+            found.log_density, part.log_density + rest.log_density, rtol=1e-9
+        )
         np.testing.assert_allclose(found.score["x"], whole + rest.score["x"], rtol=1e-9)
-        # The other cells are the prior's alone, so the rate is that of the product over these cells.
-        np.testing.assert_allclose(found.parts.rate, inner.evaluate(seen, level).parts.rate, rtol=1e-8)
+        # The other cells are the prior's alone, so the rate is that of the product over
+        # these cells.
+        np.testing.assert_allclose(
+            found.parts.rate, inner.evaluate(seen, level).parts.rate, rtol=1e-8
+        )
 
 
 def test_boxes_are_a_case_of_cells():
     f = canvas_prior((2, 2))
     offsets = [(i, j) for i in range(3) for j in range(2)]
     sets = [GRID[i : i + 2, j : j + 2] for i, j in offsets]
-    density = alike(cp.window(f, CANVAS, over=sets), cp.product(*[cp.window(f, CANVAS, offset) for offset in offsets]))
-    np.testing.assert_allclose(density.top.power["x"], [[1, 2, 1], [2, 4, 2], [2, 4, 2], [1, 2, 1]])
+    density = alike(
+        cp.window(f, CANVAS, over=sets),
+        cp.product(*[cp.window(f, CANVAS, offset) for offset in offsets]),
+    )
+    np.testing.assert_allclose(
+        density.top.power["x"], [[1, 2, 1], [2, 4, 2], [2, 4, 2], [1, 2, 1]]
+    )
 
 
 def test_windows_inside_windows_plates_and_data():
@@ -104,10 +137,22 @@ def test_windows_inside_windows_plates_and_data():
     found = [
         cp.window(nested, CANVAS, over=[block, block[::-1]]),  # sets of sets
         cp.window(nested, CANVAS, (1, 0)),  # sets in a box
-        cp.window(cut, CANVAS, over=[[0, 1, 2, 3, 4], [11, 9, 7, 5, 3]]),  # boxes in sets
-        cp.product(cp.window(f, CANVAS, over=SETS[:2]), over={"c": values}, block=3),  # each set under each value
-        cp.window(cp.mixture(f, log_weights=[0.0, 0.3], over={"c": values}), CANVAS, over=SETS[2:4]),
-        cp.window(cp.product(f / canvas_prior((3,)), over={"c": values}), CANVAS, index=SETS[5]),
+        cp.window(
+            cut, CANVAS, over=[[0, 1, 2, 3, 4], [11, 9, 7, 5, 3]]
+        ),  # boxes in sets
+        cp.product(
+            cp.window(f, CANVAS, over=SETS[:2]), over={"c": values}, block=3
+        ),  # each set under each value
+        cp.window(
+            cp.mixture(f, log_weights=[0.0, 0.3], over={"c": values}),
+            CANVAS,
+            over=SETS[2:4],
+        ),
+        cp.window(
+            cp.product(f / canvas_prior((3,)), over={"c": values}),
+            CANVAS,
+            index=SETS[5],
+        ),
     ]
     mixed = cp.mixture([f.given(c=c) for c in values], log_weights=[0.0, 0.3])
     wanted = [
@@ -116,17 +161,27 @@ def test_windows_inside_windows_plates_and_data():
         several(f, [[1, 2, 3], [9, 7, 5]]),
         cp.product(*[several(f.given(c=c), SETS[:2]) for c in values]),
         several(mixed, SETS[2:4]),
-        cp.product(*[several(f.given(c=c) / canvas_prior((3,)), SETS[5:6]) for c in values]),
+        cp.product(
+            *[several(f.given(c=c) / canvas_prior((3,)), SETS[5:6]) for c in values]
+        ),
     ]
     powers = [1.0, 0.5, 0.7, 0.3, 1.1, 0.2]
 
     @cp.program
     def copies(parts):
         with numpyro.plate("copies", 2):
-            cp.sample("x", cp.product(canvas_prior(), *[g**w for g, w in zip(parts, powers, strict=True)]))
+            cp.sample(
+                "x",
+                cp.product(
+                    canvas_prior(), *[g**w for g, w in zip(parts, powers, strict=True)]
+                ),
+            )
 
     x = {"x": jax.random.normal(jax.random.key(2), (2, *CANVAS))}
-    agree(*(cp.compile(copies, parts).evaluate(x, 7) for parts in (found, wanted)), atol=0.0)
+    agree(
+        *(cp.compile(copies, parts).evaluate(x, 7) for parts in (found, wanted)),
+        atol=0.0,
+    )
 
 
 def test_a_tapestry_of_sets():
@@ -141,26 +196,47 @@ def test_a_tapestry_of_sets():
     f = model((3,))
     box = cp.window(model((3, 2)), CANVAS, (0, 1))
     each = [cp.window(f, CANVAS, index=cells) for cells in SETS]
-    one = alike(cp.tapestry(cp.window(f, CANVAS, over=SETS), box), cp.tapestry(*each, box))
+    one = alike(
+        cp.tapestry(cp.window(f, CANVAS, over=SETS), box), cp.tapestry(*each, box)
+    )
     np.testing.assert_allclose(one.top.power["x"], 1.0, rtol=1e-6)
 
 
 def test_what_is_known_of_every_entry():
-    """Powers at the top, coverage, exact observations and the tails of quotients see each set by itself."""
+    """Powers at the top, coverage, exact observations and the tails of quotients see
+    each set by itself."""
     f = canvas_prior((3,))
-    part, wide = cp.window(f, CANVAS, over=GRID[:3]), cp.Analytic(dist.Normal(jnp.zeros(CANVAS), 0.5), SCHEDULE)
-    refused(lambda: cp.compile(single, part), ImproperError, r"no window reaches entry \(3, 0\)")
-    quotient = cp.window(f, CANVAS, over=SETS) ** 1.2 / wide  # cell 11 is divided by twice
+    part, wide = (
+        cp.window(f, CANVAS, over=GRID[:3]),
+        cp.Analytic(dist.Normal(jnp.zeros(CANVAS), 0.5), SCHEDULE),
+    )
+    refused(
+        lambda: cp.compile(single, part),
+        ImproperError,
+        r"no window reaches entry \(3, 0\)",
+    )
+    quotient = (
+        cp.window(f, CANVAS, over=SETS) ** 1.2 / wide
+    )  # cell 11 is divided by twice
     refused(lambda: cp.compile(single, quotient), ImproperError, "improper at level")
-    rows = cp.compile(measured, cp.window(f, CANVAS, over=GRID), lambda x: dist.Normal(x[1, 1], 0.3), jnp.array(0.7))
+    rows = cp.compile(
+        measured,
+        cp.window(f, CANVAS, over=GRID),
+        lambda x: dist.Normal(x[1, 1], 0.3),
+        jnp.array(0.7),
+    )
     assert "annealed 'exact'" in str(rows)
     score = rows.evaluate(X, 0).score["x"]
-    np.testing.assert_allclose(score[1, 1], -X["x"][1, 1] / 1.3**2 + (0.7 - X["x"][1, 1]) / 0.3**2, rtol=0.01)
+    np.testing.assert_allclose(
+        score[1, 1], -X["x"][1, 1] / 1.3**2 + (0.7 - X["x"][1, 1]) / 0.3**2, rtol=0.01
+    )
     assert top_of(unrolled(rows.graph.sites[0].root), CANVAS).power.min() == 1.0
 
 
 def test_one_set_is_a_window_of_its_cells():
     f = canvas_prior((3,))
-    assert eqx.tree_equal(cp.window(f, CANVAS, over=[SETS[0]]), cp.window(f, CANVAS, index=SETS[0]))
+    assert eqx.tree_equal(
+        cp.window(f, CANVAS, over=[SETS[0]]), cp.window(f, CANVAS, index=SETS[0])
+    )
     assert cp.window(canvas_prior((12,)), CANVAS, index=GRID.ravel()[::-1]).normalised
     assert not cp.window(f, CANVAS, index=SETS[0]).normalised

@@ -1,4 +1,5 @@
-"""What the compiled density costs: evaluations of each network, traces, and what sits in the executable."""
+"""What the compiled density costs: evaluations of each network, traces, and what sits
+in the executable."""
 
 import dataclasses
 
@@ -24,7 +25,12 @@ SEEN = lambda x: dist.Normal(x[0], 0.1)
 
 def model(schedule=SCHEDULE, size=2, time="level"):
     network = Energy(jnp.eye(size) + 0.1, Calls())
-    options = {"event_shape": (size,), "parameterization": "energy", "time": time, "conditions": {"c": 0.0}}
+    options = {
+        "event_shape": (size,),
+        "parameterization": "energy",
+        "time": time,
+        "conditions": {"c": 0.0},
+    }
     return cp.Diffusion(network, schedule, **options), network.counter
 
 
@@ -41,22 +47,31 @@ EXPRESSIONS = {
     "five conditions": lambda f: cp.product(*[f.given(c=float(i)) for i in range(5)]),
     "guidance": lambda f: cp.guide(f, 3.0, c=1.0),
     "conditions in products and mixtures": lambda f: (
-        f.given(c=1.0) * cp.mixture([f.given(c=2.0), f.given(c=1.0) * f], log_weights=[0.0, 1.0])
+        f.given(c=1.0)
+        * cp.mixture([f.given(c=2.0), f.given(c=1.0) * f], log_weights=[0.0, 1.0])
     ),
-    "windows of one size": lambda f: cp.window(f, (3,), (0,)) * cp.window(f, (3,), (1,)) * cp.window(f, (3,), (1,)),
+    "windows of one size": lambda f: (
+        cp.window(f, (3,), (0,)) * cp.window(f, (3,), (1,)) * cp.window(f, (3,), (1,))
+    ),
 }
 DENSITIES = {
-    **{name: lambda f, make=make: cp.compile(single, make(f)) for name, make in EXPRESSIONS.items()},
+    **{
+        name: lambda f, make=make: cp.compile(single, make(f))
+        for name, make in EXPRESSIONS.items()
+    },
     "plates": lambda f: cp.compile(plates, f),
     "tempered": lambda f: cp.compile(measured, f, SEEN, jnp.array(0.2), "tempered"),
-    "the Tweedie mean": lambda f: cp.compile(measured, f, SEEN, jnp.array(0.2), "denoised"),
+    "the Tweedie mean": lambda f: cp.compile(
+        measured, f, SEEN, jnp.array(0.2), "denoised"
+    ),
     "noised": lambda f: cp.compile(measured, f, SEEN, jnp.array(0.2), "noised"),
 }
 
 
 @pytest.mark.parametrize("name", DENSITIES)
 def test_one_network_is_evaluated_once(name):
-    """Log-density, score and rate of any number of conditions come from ONE batched evaluation."""
+    """Log-density, score and rate of any number of conditions come from ONE batched
+    evaluation."""
     f, counter = model()
     density = DENSITIES[name](f)
     position = {name: jnp.ones(site.shape) for name, site in density.sites.items()}
@@ -65,18 +80,32 @@ def test_one_network_is_evaluated_once(name):
 
 
 def moved(jaxpr):
-    """Shapes of what a traced function transposes, but for weights, which have two axes."""
-    shapes = [e.invars[0].aval.shape for e, _ in equations(jaxpr) if e.primitive.name == "transpose"]
+    """Shapes of what a traced function transposes, but for weights, which have two
+    axes."""
+    shapes = [
+        e.invars[0].aval.shape
+        for e, _ in equations(jaxpr)
+        if e.primitive.name == "transpose"
+    ]
     return [shape for shape in shapes if len(shape) > 2]
 
 
 def test_batched_layers_move_no_numbers_between_conditions_and_chains():
-    """XLA carries such transposes out; where they are left in, half of a shared evaluation is spent on them."""
+    """XLA carries such transposes out; where they are left in, half of a shared
+    evaluation is spent on them."""
     network = eqx.nn.MLP(3, 2, 16, 2, key=jax.random.key(0))
 
     def conditioned(call):
-        f = cp.Diffusion(call, SCHEDULE, event_shape=(2,), parameterization="energy_residual", conditions=("c",))
-        density = cp.compile(single, cp.product(*[f.given(c=float(i)) for i in range(5)]))
+        f = cp.Diffusion(
+            call,
+            SCHEDULE,
+            event_shape=(2,),
+            parameterization="energy_residual",
+            conditions=("c",),
+        )
+        density = cp.compile(
+            single, cp.product(*[f.given(c=float(i)) for i in range(5)])
+        )
         every = jax.vmap(lambda x: density.value_and_score({"x": x}, 3))
         return jax.make_jaxpr(every)(jnp.ones((7, 2))), jax.jit(every)(jnp.ones((7, 2)))
 
@@ -98,16 +127,21 @@ def test_networks_of_their_own_are_evaluated_each():
     density = cp.compile(single, f * g.given(c=1.0))
     assert len(density.graph.groups) == 2
     density.evaluate(X, 0)
-    assert [calls.runs_of(lambda: density.evaluate(X, 3)) for calls in (one, other)] == [1, 1]
+    assert [
+        calls.runs_of(lambda: density.evaluate(X, 3)) for calls in (one, other)
+    ] == [1, 1]
 
 
 def test_new_numbers_reuse_compiled_code():
-    """Weights, conditions, observations, levels, powers, shares: arrays, none of them compiled in."""
+    """Weights, conditions, observations, levels, powers, shares: arrays, none of them
+    compiled in."""
     (f, _), score = model(), score_by_one_trace()
 
     def density(weight, c, y):
         g = eqx.tree_at(lambda f: f.network.weight, f, weight)
-        return cp.compile(measured, cp.guide(g, 2.0, c=c), SEEN, jnp.asarray(y), "denoised")
+        return cp.compile(
+            measured, cp.guide(g, 2.0, c=c), SEEN, jnp.asarray(y), "denoised"
+        )
 
     numbers = [(1.0, 1.0, 0.2), (3.0, 1.0, 0.2), (1.0, 2.0, 0.2), (1.0, 1.0, 0.7)]
     densities = [density(weight * jnp.eye(2), c, y) for weight, c, y in numbers]
@@ -129,34 +163,52 @@ def test_what_is_evaluated_by_hand_is_compiled_once():
     density.log_density(X, 4)
     assert counter.traced == traced
     np.testing.assert_allclose(first, jax.jit(density.score)(X, 2)["x"], rtol=1e-5)
-    np.testing.assert_allclose(again, jax.jit(density.score)({"x": 2 * X["x"]}, 3)["x"], rtol=1e-5)
+    np.testing.assert_allclose(
+        again, jax.jit(density.score)({"x": 2 * X["x"]}, 3)["x"], rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize(("program", "precision"), [("prior", None), ("posterior", None), ("prior", "bfloat16")])
+@pytest.mark.parametrize(
+    ("program", "precision"),
+    [("prior", None), ("posterior", None), ("prior", "bfloat16")],
+)
 def test_no_parameter_is_a_constant_of_the_executable(program, precision):
     size = 300
     f, _ = model(size=size)
     factor = f.given(c=1.0) * f
-    made, data = (single, ()) if program == "prior" else (measured, (SEEN, jnp.array(0.2), "denoised"))
+    made, data = (
+        (single, ())
+        if program == "prior"
+        else (measured, (SEEN, jnp.array(0.2), "denoised"))
+    )
     density = cp.compile(made, factor, *data, precision=precision)
     position = {"x": jnp.ones(size)}
     dynamic, static = eqx.partition(density, eqx.is_array)
-    score = lambda dynamic, position, level: eqx.combine(dynamic, static).score(position, level)
+    score = lambda dynamic, position, level: eqx.combine(dynamic, static).score(
+        position, level
+    )
     jaxpr = jax.make_jaxpr(score)(dynamic, position, 3)
     assert sum(np.size(c) for c in jaxpr.consts) < size
     executable = jax.jit(score).lower(dynamic, position, 3).compile()
     lines = executable.as_text().splitlines()
-    assert not [line for line in lines if " constant(" in line and f"[{size},{size}]" in line]
-    assert [line for line in lines if " parameter(" in line and f"[{size},{size}]" in line]
+    assert not [
+        line for line in lines if " constant(" in line and f"[{size},{size}]" in line
+    ]
+    assert [
+        line for line in lines if " parameter(" in line and f"[{size},{size}]" in line
+    ]
 
 
 def test_arguments_that_shape_the_program_stay_numbers():
-    """A power and mixture weights given as arrays: with an observation the program is run again inside jit."""
+    """A power and mixture weights given as arrays: with an observation the program is
+    run again inside jit."""
     f, _ = model()
 
     @cp.program
     def shaped(f, w, shares, y):
-        x = cp.sample("x", cp.mixture([f, f.given(c=1.0)], log_weights=np.log(shares)) ** w)
+        x = cp.sample(
+            "x", cp.mixture([f, f.given(c=1.0)], log_weights=np.log(shares)) ** w
+        )
         cp.observe("y", dist.Normal(x[0], 0.1), y)
 
     def score(w, shares, y):
@@ -166,8 +218,14 @@ def test_arguments_that_shape_the_program_stay_numbers():
     y, even = jnp.array(0.4), np.array([0.3, 0.7])
     density, found = score(jnp.array(1.5), even, y)
     np.testing.assert_allclose(found, density.score(X, 2)["x"], rtol=1e-4)
-    others = [(0.5, even, y), (1.5, np.array([0.9, 0.1]), y), (1.5, even, jnp.array(0.9))]
-    assert not any(np.allclose(found, score(jnp.array(w), *rest)[1]) for w, *rest in others)
+    others = [
+        (0.5, even, y),
+        (1.5, np.array([0.9, 0.1]), y),
+        (1.5, even, jnp.array(0.9)),
+    ]
+    assert not any(
+        np.allclose(found, score(jnp.array(w), *rest)[1]) for w, *rest in others
+    )
 
 
 def test_a_density_equals_itself_alone_and_hashes_so():
@@ -180,8 +238,13 @@ def test_a_density_equals_itself_alone_and_hashes_so():
 
 
 def test_what_traces_depend_on_is_no_part_of_the_description():
-    """Densities that differ only in whether their factors are normalised do not share an executable."""
-    density = cp.compile(single, cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE) ** 2)
-    other = dataclasses.replace(density, top=dataclasses.replace(density.top, normalised=False))
+    """Densities that differ only in whether their factors are normalised do not share
+    an executable."""
+    density = cp.compile(
+        single, cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE) ** 2
+    )
+    other = dataclasses.replace(
+        density, top=dataclasses.replace(density.top, normalised=False)
+    )
     known = eqx.filter_jit(lambda density: jnp.asarray(density.top.normalised))
     assert (bool(known(density)), bool(known(other))) == (True, False)

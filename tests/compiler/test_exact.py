@@ -1,4 +1,5 @@
-"""Exact annealing: what the compiler finds to be linear and Gaussian, and that the closed form is the integral."""
+"""Exact annealing: what the compiler finds to be linear and Gaussian, and that the
+closed form is the integral."""
 
 import equinox as eqx
 import jax
@@ -23,22 +24,34 @@ COVARIANCE = np.array([[0.3, 0.1, 0.0], [0.1, 0.2, 0.05], [0.0, 0.05, 0.4]])
 def mixture(seed, full=False):
     """Two components in the plane."""
     rng = np.random.default_rng(seed)
-    means, roots = jnp.asarray(0.8 * rng.normal(size=(2, 2))), rng.normal(size=(2, 2, 2)) * 0.3
+    means, roots = (
+        jnp.asarray(0.8 * rng.normal(size=(2, 2))),
+        rng.normal(size=(2, 2, 2)) * 0.3,
+    )
     if not full:
         return modes([0.3, 0.7], means, rng.uniform(0.4, 0.8, (2, 2)))
-    parts = dist.MultivariateNormal(means, jnp.asarray(roots @ roots.swapaxes(1, 2) + 0.2 * np.eye(2)))
+    parts = dist.MultivariateNormal(
+        means, jnp.asarray(roots @ roots.swapaxes(1, 2) + 0.2 * np.eye(2))
+    )
     return dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.3, 0.7])), parts)
 
 
 def independent(seed):
     """Two mixtures, one an entry."""
     rng = np.random.default_rng(seed)
-    parts = dist.Normal(jnp.asarray(rng.normal(size=(2, 3))), jnp.asarray(rng.uniform(0.4, 0.8, (2, 3))))
-    return dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.2, 0.3, 0.5])), parts)
+    parts = dist.Normal(
+        jnp.asarray(rng.normal(size=(2, 3))), jnp.asarray(rng.uniform(0.4, 0.8, (2, 3)))
+    )
+    return dist.MixtureSameFamily(
+        dist.Categorical(probs=jnp.array([0.2, 0.3, 0.5])), parts
+    )
 
 
 def general():
-    parts = [dist.Normal(jnp.zeros(2), 0.5).to_event(1), dist.MultivariateNormal(jnp.ones(2), 0.3 * jnp.eye(2) + 0.1)]
+    parts = [
+        dist.Normal(jnp.zeros(2), 0.5).to_event(1),
+        dist.MultivariateNormal(jnp.ones(2), 0.3 * jnp.eye(2) + 0.1),
+    ]
     mixing = dist.Categorical(probs=jnp.array([0.6, 0.4]))
     return dist.MixtureGeneral(mixing, parts, support=dist.constraints.real_vector)
 
@@ -57,13 +70,18 @@ PRIORS = {  # the factor, and log p(x₀) up to a constant
     "independent": (analytic(H), lambda x: H.log_prob(x).sum(-1)),
     "general": (analytic(general()), general().log_prob),
     "product": (analytic(F) * analytic(G), lambda x: F.log_prob(x) + G.log_prob(x)),
-    "power": (analytic(F) * analytic(WIDE) ** -0.5, lambda x: F.log_prob(x) - 0.5 * WIDE.log_prob(x).sum(-1)),
+    "power": (
+        analytic(F) * analytic(WIDE) ** -0.5,
+        lambda x: F.log_prob(x) - 0.5 * WIDE.log_prob(x).sum(-1),
+    ),
     "shares": (
         cp.mixture([analytic(F), analytic(F) * analytic(G)], log_weights=[0.0, 0.7]),
         lambda x: jnp.logaddexp(F.log_prob(x), 0.7 + F.log_prob(x) + G.log_prob(x)),
     ),
     "windows": (
-        cp.window(analytic(LINE), (2,), (0,)) * cp.window(analytic(LINE), (2,), (1,)) * analytic(F),
+        cp.window(analytic(LINE), (2,), (0,))
+        * cp.window(analytic(LINE), (2,), (1,))
+        * analytic(F),
         lambda x: F.log_prob(x) + LINE.log_prob(x).sum(-1),
     ),
 }
@@ -71,14 +89,20 @@ PRIORS = {  # the factor, and log p(x₀) up to a constant
 
 @cp.program
 def every_prior(factors, y, policy=None):
-    """Three measurements of each site under a latent spread, and of one more that correlated noise disturbs."""
+    """Three measurements of each site under a latent spread, and of one more that
+    correlated noise disturbs."""
     sd = cp.sample("sd", dist.HalfNormal(1.0))
     for name, factor in factors.items():
         x = cp.sample(name, factor)
         mean = jnp.asarray(A) @ x + B
         cp.observe(f"{name} y", dist.Normal(mean, sd).to_event(1), y, anneal=policy)
         if name == "full":
-            cp.observe(f"{name} w", dist.MultivariateNormal(mean, jnp.asarray(COVARIANCE)), y, anneal=policy)
+            cp.observe(
+                f"{name} w",
+                dist.MultivariateNormal(mean, jnp.asarray(COVARIANCE)),
+                y,
+                anneal=policy,
+            )
 
 
 FACTORS = {name: factor for name, (factor, _) in PRIORS.items()}
@@ -93,7 +117,8 @@ POSITION = {**{name: jnp.asarray(X) for name in FACTORS}, "sd": jnp.log(SD)}
 
 
 def by_quadrature(name):
-    """log ∫ L(x₀)·p(x₀ | x_k) dx₀ on a grid, and its slopes in x_k and log sd, from definitions alone."""
+    """log ∫ L(x₀)·p(x₀ | x_k) dx₀ on a grid, and its slopes in x_k and log sd, from
+    definitions alone."""
     log_prior = PRIORS[name][1]
     axis = np.linspace(-4.5, 4.5, 181)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
@@ -101,11 +126,16 @@ def by_quadrature(name):
     second = np.zeros(len(grid))
     if name == "full":
         log_det = np.linalg.slogdet(2 * np.pi * COVARIANCE)[1]
-        second = -0.5 * np.einsum("ni,ij,nj->n", away, np.linalg.inv(COVARIANCE), away) - 0.5 * log_det
+        second = (
+            -0.5 * np.einsum("ni,ij,nj->n", away, np.linalg.inv(COVARIANCE), away)
+            - 0.5 * log_det
+        )
     clean = np.asarray(jax.jit(log_prior)(jnp.asarray(grid)), np.float64)
 
     def at(x, log_sd):
-        first = (-0.5 * (away * np.exp(-log_sd)) ** 2 - log_sd - 0.5 * np.log(2 * np.pi)).sum(1)
+        first = (
+            -0.5 * (away * np.exp(-log_sd)) ** 2 - log_sd - 0.5 * np.log(2 * np.pi)
+        ).sum(1)
         joint = clean - 0.5 * ((x - ALPHA * grid) ** 2).sum(1) / SIGMA**2
         return logsumexp(joint + first + second) - logsumexp(joint)
 
@@ -122,18 +152,35 @@ def priors_alone(factors):
 
 def test_the_closed_form_is_the_integral(density):
     found = density.evaluate(POSITION, LEVEL)
-    bare = cp.compile(priors_alone, FACTORS).evaluate({name: POSITION[name] for name in FACTORS}, LEVEL)
+    bare = cp.compile(priors_alone, FACTORS).evaluate(
+        {name: POSITION[name] for name in FACTORS}, LEVEL
+    )
     exact = {name: by_quadrature(name) for name in PRIORS}
-    np.testing.assert_allclose(found.parts.log_exact, sum(value for value, *_ in exact.values()), rtol=1e-4)
+    np.testing.assert_allclose(
+        found.parts.log_exact, sum(value for value, *_ in exact.values()), rtol=1e-4
+    )
     for name, (_, slope, _) in exact.items():
-        np.testing.assert_allclose(found.parts.drift[name] - bare.parts.drift[name], slope, rtol=2e-3, atol=2e-3)
-        np.testing.assert_allclose(found.score[name], found.parts.drift[name], rtol=1e-5)
+        np.testing.assert_allclose(
+            found.parts.drift[name] - bare.parts.drift[name],
+            slope,
+            rtol=2e-3,
+            atol=2e-3,
+        )
+        np.testing.assert_allclose(
+            found.score[name], found.parts.drift[name], rtol=1e-5
+        )
     of_prior = 1 - SD**2  # of HalfNormal(1), per log sd
-    np.testing.assert_allclose(found.score["sd"], of_prior + sum(s for *_, s in exact.values()), rtol=1e-3)
+    np.testing.assert_allclose(
+        found.score["sd"], of_prior + sum(s for *_, s in exact.values()), rtol=1e-3
+    )
     # Static sites meet the data by and by.
     top = density.evaluate(POSITION, SCHEDULE.num_levels - 1)
-    np.testing.assert_allclose(top.log_density, top.parts.log_marginal + top.parts.log_prior, rtol=1e-4)
-    np.testing.assert_allclose(density.evaluate(POSITION, LEVEL).parts.log_potential, 0.0)
+    np.testing.assert_allclose(
+        top.log_density, top.parts.log_marginal + top.parts.log_prior, rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        density.evaluate(POSITION, LEVEL).parts.log_potential, 0.0
+    )
 
 
 @cp.program
@@ -154,24 +201,42 @@ def test_objects_that_share_no_measurement_stay_apart():
     y, x = jnp.linspace(-1.0, 1.0, 12), jax.random.normal(jax.random.key(0), (12, 2))
     whole = cp.compile(plates, analytic(F), y)
     (stack,) = whole.evaluator.likelihood.exact.stacks
-    assert stack.means.shape == (12, 2, 2)  # twelve mixtures of two components, not one of 2¹²
+    assert stack.means.shape == (
+        12,
+        2,
+        2,
+    )  # twelve mixtures of two components, not one of 2¹²
     found = whole.evaluate({"x": x}, LEVEL).parts.drift["x"]
     for i in (0, 7):
-        alone = cp.compile(measured, analytic(F), of_object, y[i]).evaluate({"x": x[i]}, LEVEL)
+        alone = cp.compile(measured, analytic(F), of_object, y[i]).evaluate(
+            {"x": x[i]}, LEVEL
+        )
         np.testing.assert_allclose(found[i], alone.parts.drift["x"], rtol=1e-4)
     text = str(cp.compile(plates, analytic(F), y, True))
-    assert "y exact; sum tempered, since together its mixtures have 4,096 components" in text
+    assert (
+        "y exact; sum tempered, since together its mixtures have 4,096 components"
+        in text
+    )
 
 
 @cp.program
 def two_sites(f, g, y, mixed):
-    """Scaled sources that are seen together, or under noise that they share, where z is far out: no draw shows it."""
+    """Scaled sources that are seen together, or under noise that they share, where z is
+    far out: no draw shows it."""
     x, w = cp.sample("x", f), cp.sample("w", g)
     z = cp.sample("z", dist.Normal(0.0, 1.0))
     if mixed:
-        cp.observe("mixed", dist.Normal(2.0 * x + jnp.maximum(z - 30.0, 0.0) * w, 0.3), y)
-    root = jnp.eye(2) + jnp.where(z > 30.0, 0.8, 0.0) * jnp.array([[0.0, 0.0], [1.0, 0.0]])
-    cp.observe("both", dist.MultivariateNormal(jnp.stack([x, w]), scale_tril=root), jnp.array([y, y]))
+        cp.observe(
+            "mixed", dist.Normal(2.0 * x + jnp.maximum(z - 30.0, 0.0) * w, 0.3), y
+        )
+    root = jnp.eye(2) + jnp.where(z > 30.0, 0.8, 0.0) * jnp.array(
+        [[0.0, 0.0], [1.0, 0.0]]
+    )
+    cp.observe(
+        "both",
+        dist.MultivariateNormal(jnp.stack([x, w]), scale_tril=root),
+        jnp.array([y, y]),
+    )
 
 
 @pytest.mark.parametrize(("z", "mixed"), [(0.0, True), (31.0, True), (31.0, False)])
@@ -184,21 +249,42 @@ def test_a_measurement_that_looks_elsewhere_than_it_did_is_seen(z, mixed):
     found = density.evaluate(at, LEVEL)
     axis = np.linspace(-3.0, 3.0, 601)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
-    away, covariance = 0.4 - grid, np.array([[1.0, 0.8 * far], [0.8 * far, 1.0 + 0.64 * far]])
-    noise = -0.5 * np.einsum("ni,ij,nj->n", away, np.linalg.inv(covariance), away) - np.log(2 * np.pi)  # |Σ| = 1
-    noise += mixed * (-0.5 * ((0.4 - grid @ [2.0, far]) / 0.3) ** 2 - np.log(0.3) - 0.5 * np.log(2 * np.pi))
+    away, covariance = (
+        0.4 - grid,
+        np.array([[1.0, 0.8 * far], [0.8 * far, 1.0 + 0.64 * far]]),
+    )
+    noise = -0.5 * np.einsum(
+        "ni,ij,nj->n", away, np.linalg.inv(covariance), away
+    ) - np.log(2 * np.pi)  # |Σ| = 1
+    noise += mixed * (
+        -0.5 * ((0.4 - grid @ [2.0, far]) / 0.3) ** 2
+        - np.log(0.3)
+        - 0.5 * np.log(2 * np.pi)
+    )
     prior = np.logaddexp(*(-0.5 * ((grid - m) / 0.3) ** 2 for m in (-1.0, 1.0))).sum(1)
     joint = prior - 0.5 * ((x - ALPHA * grid) ** 2).sum(1) / SIGMA**2
-    np.testing.assert_allclose(found.parts.log_exact, logsumexp(joint + noise) - logsumexp(joint), rtol=1e-4)
-    blind = eqx.tree_at(lambda d: d.evaluator.likelihood.exact.inside, density, np.zeros((2 + mixed, 2), bool))
-    assert np.isnan(blind.evaluate(at, LEVEL).log_density)  # an entry of A that nobody looks at is no silent error
+    np.testing.assert_allclose(
+        found.parts.log_exact, logsumexp(joint + noise) - logsumexp(joint), rtol=1e-4
+    )
+    blind = eqx.tree_at(
+        lambda d: d.evaluator.likelihood.exact.inside,
+        density,
+        np.zeros((2 + mixed, 2), bool),
+    )
+    assert np.isnan(
+        blind.evaluate(at, LEVEL).log_density
+    )  # an entry of A that nobody looks at is no silent error
 
 
 NOT_EXACT = {
     "Poisson, not Normal": lambda x, z: dist.Poisson(jnp.exp(x)),
-    "its mean is not a linear": lambda x, z: dist.Normal(jnp.where(x > 0.5, 2.0, 0.0), 0.7),  # a step has no slope
+    "its mean is not a linear": lambda x, z: dist.Normal(
+        jnp.where(x > 0.5, 2.0, 0.0), 0.7
+    ),  # a step has no slope
     "not a linear function": lambda x, z: dist.Normal(x**2, 1.0).to_event(1),
-    "not a linear function of": lambda x, z: dist.Normal(x - jax.lax.stop_gradient(jnp.sin(x)), 1.0),
+    "not a linear function of": lambda x, z: dist.Normal(
+        x - jax.lax.stop_gradient(jnp.sin(x)), 1.0
+    ),
     "spread of its noise depends": lambda x, z: dist.Normal(x, 1.0 + x**2),
     "derivative of its mean": lambda x, z: dist.Normal(_custom(x), 1.0),
 }
@@ -223,15 +309,24 @@ def test_what_is_not_linear_and_gaussian_is_tempered_and_said_so(why):
     text = str(cp.compile(seen, analytic(F), NOT_EXACT[why]))
     assert "y tempered, since " in text
     assert why in text
-    with pytest.raises(cp.errors.CapabilityError, match=rf"'y' cannot be annealed exactly: .*{why}[\s\S]*test_exact"):
+    with pytest.raises(
+        cp.errors.CapabilityError,
+        match=rf"'y' cannot be annealed exactly: .*{why}[\s\S]*test_exact",
+    ):
         cp.compile(seen, analytic(F), NOT_EXACT[why], "exact")
 
 
 @pytest.mark.parametrize(
     ("prior", "why"),
     [
-        (cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,)), "is a Diffusion, not a cp.Analytic"),
-        (analytic(dist.Uniform(-jnp.ones(2), 1.0)), "is a Uniform, not a mixture of Gaussians"),
+        (
+            cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,)),
+            "is a Diffusion, not a cp.Analytic",
+        ),
+        (
+            analytic(dist.Uniform(-jnp.ones(2), 1.0)),
+            "is a Uniform, not a mixture of Gaussians",
+        ),
         (analytic(F) * analytic(G) ** 2, "a power of a mixture"),
         (analytic(F) * analytic(jnp.zeros((3, 2))), "a product with points"),
         (cp.window(normal([0.0]), (2,), (0,), scale=2) * analytic(F), "sees averages"),
@@ -259,7 +354,9 @@ def test_handlers_keep_their_meaning():
         with numpyro.handlers.scale(scale=2.0):
             cp.observe("y", dist.Normal(x, 1.0), jnp.zeros(2))
 
-    assert "y tempered, since a handler masks or scales it" in str(cp.compile(scaled, analytic(F)))
+    assert "y tempered, since a handler masks or scales it" in str(
+        cp.compile(scaled, analytic(F))
+    )
 
 
 @pytest.mark.parametrize("size", [1, 5, 39])
@@ -267,7 +364,9 @@ def test_the_whitener_is_the_inverse_of_the_cholesky_factor(size):
     root = jax.random.normal(jax.random.key(0), (3, 2, size, size))
     covariance = root @ jnp.swapaxes(root, -1, -2) + jnp.eye(size)
     expected = np.linalg.inv(np.linalg.cholesky(np.asarray(covariance, np.float64)))
-    np.testing.assert_allclose(jax.jit(whitener)(covariance), expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(whitener)(covariance), expected, rtol=1e-3, atol=1e-5
+    )
 
     def differently(c):
         return jnp.linalg.inv(jnp.linalg.cholesky(c))
@@ -281,16 +380,23 @@ def test_the_whitener_is_the_inverse_of_the_cholesky_factor(size):
 @pytest.mark.parametrize(("m", "n"), [(5, 1), (2, 3), (20, 20)])
 @pytest.mark.parametrize("sd", [1.0, 2e-3])
 def test_the_density_of_a_sum_stands_noise_that_is_small_beside_it(m, n, sd):
-    """Against double precision; with one covariance for the sum, rounding took hundreds of nats."""
+    """Against double precision; with one covariance for the sum, rounding took hundreds
+    of nats."""
     rng = np.random.default_rng(0)
-    loadings = rng.normal(size=(m, min(n, 3))) @ rng.normal(size=(min(n, 3), n))  # of rank 3 at most
+    loadings = rng.normal(size=(m, min(n, 3))) @ rng.normal(
+        size=(min(n, 3), n)
+    )  # of rank 3 at most
     residual, noise = rng.normal(size=(4, m)), sd**2 * np.diag(rng.uniform(0.5, 2.0, m))
     whole = noise + loadings @ loadings.T
     solved = np.einsum("ia,ab,ib->i", residual, np.linalg.inv(whole), residual)
     exact = -0.5 * (solved + np.linalg.slogdet(2 * np.pi * whole)[1])
-    found = log_normal_of_sum(jnp.asarray(residual), whitener(jnp.asarray(noise)), jnp.asarray(loadings))
+    found = log_normal_of_sum(
+        jnp.asarray(residual), whitener(jnp.asarray(noise)), jnp.asarray(loadings)
+    )
     singular = sd < 1 and m > 3  # to rounding
-    np.testing.assert_allclose(found, exact, rtol=5e-3 if singular and m <= n else 3e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        found, exact, rtol=5e-3 if singular and m <= n else 3e-5, atol=1e-4
+    )
     naive = log_normal(jnp.asarray(residual), jnp.asarray(whole))
     assert bool(np.all(np.abs(naive - exact) < 1)) is not singular  # a negative control
 
@@ -302,24 +408,46 @@ def spread(f, y):
 
 
 def test_a_tiny_scale_of_the_noise_costs_no_accuracy():
-    """log p(y | x_k, s) of one entry that is seen five times, written out: −10⁵ and −10¹⁷, which no power may leave a
-    rest of where it is 0."""
-    density = cp.compile(spread, analytic(dist.Normal(0.2, 0.6)), jnp.array([1.2, 0.7, 1.9, 1.4, 0.2]))
+    """log p(y | x_k, s) of one entry that is seen five times, written out: −10⁵ and
+    −10¹⁷, which no power may leave a rest of where it is 0."""
+    density = cp.compile(
+        spread, analytic(dist.Normal(0.2, 0.6)), jnp.array([1.2, 0.7, 1.9, 1.4, 0.2])
+    )
     y = np.array([1.2, 0.7, 1.9, 1.4, 0.2])
-    for log_sd, level in ((-6.0, LEVEL), (-6.0, SCHEDULE.num_levels - 1), (-20.0, SCHEDULE.num_levels - 1)):
-        found = density.evaluate({"x": jnp.asarray(0.3), "s": jnp.asarray(log_sd)}, level)
-        alpha, sigma, noise = (float(a) for a in (SCHEDULE.alpha[level], SCHEDULE.sigma[level], np.exp(2 * log_sd)))
+    for log_sd, level in (
+        (-6.0, LEVEL),
+        (-6.0, SCHEDULE.num_levels - 1),
+        (-20.0, SCHEDULE.num_levels - 1),
+    ):
+        found = density.evaluate(
+            {"x": jnp.asarray(0.3), "s": jnp.asarray(log_sd)}, level
+        )
+        alpha, sigma, noise = (
+            float(a)
+            for a in (SCHEDULE.alpha[level], SCHEDULE.sigma[level], np.exp(2 * log_sd))
+        )
         whole = alpha**2 * 0.36 + sigma**2
-        blur, r = sigma**2 * 0.36 / whole, y - 0.2 - alpha * 0.36 / whole * (0.3 - alpha * 0.2)
-        solved = (np.sum((r - r.mean()) ** 2) + 5 * r.mean() ** 2 / (1 + 5 * blur / noise)) / noise
-        exact = -0.5 * (solved + 8 * log_sd + np.log(noise + 5 * blur) + 5 * np.log(2 * np.pi))
+        blur, r = (
+            sigma**2 * 0.36 / whole,
+            y - 0.2 - alpha * 0.36 / whole * (0.3 - alpha * 0.2),
+        )
+        solved = (
+            np.sum((r - r.mean()) ** 2) + 5 * r.mean() ** 2 / (1 + 5 * blur / noise)
+        ) / noise
+        exact = -0.5 * (
+            solved + 8 * log_sd + np.log(noise + 5 * blur) + 5 * np.log(2 * np.pi)
+        )
         np.testing.assert_allclose(found.parts.log_exact, exact, rtol=1e-6)
         if level == SCHEDULE.num_levels - 1:
             assert found.log_density == found.parts.log_marginal + found.parts.log_prior
-            np.testing.assert_allclose(found.score["s"], 1.0, atol=1e-3)  # the prior's, in log s
+            np.testing.assert_allclose(
+                found.score["s"], 1.0, atol=1e-3
+            )  # the prior's, in log s
 
 
 def test_no_routine_of_lapack_is_called_for_a_batch_of_chains(density):
     positions = jax.tree.map(lambda x: jnp.broadcast_to(x, (4, *x.shape)), POSITION)
-    lowered = jax.jit(jax.vmap(lambda p: density.value_and_score(p, LEVEL))).lower(positions)
+    lowered = jax.jit(jax.vmap(lambda p: density.value_and_score(p, LEVEL))).lower(
+        positions
+    )
     assert "trsm" not in lowered.as_text()

@@ -1,4 +1,5 @@
-"""Exponents that grow as noise falls: their formula, where they grow and where not, and what that is good for."""
+"""Exponents that grow as noise falls: their formula, where they grow and where not, and
+what that is good for."""
 
 import functools
 
@@ -30,15 +31,22 @@ def analytic(seed, size=2, wider=1.0):
 
 def network(form="score"):
     """The score of N(0, 1) at every level, or an energy."""
-    function = {"score": lambda x, t: -x, "energy": lambda x, t: 0.5 * jnp.sum(x**2)}[form]
+    function = {"score": lambda x, t: -x, "energy": lambda x, t: 0.5 * jnp.sum(x**2)}[
+        form
+    ]
     return cp.Diffusion(function, SCHEDULE, event_shape=(2,), parameterization=form)
 
 
 @functools.cache
 def log_densities():
     """log f_k(X) of each factor, by level."""
-    densities = {name: cp.compile(single, f) for name, f in {"F": F, "G": G, "H": H}.items()}
-    return {n: {level: d.log_density({"x": X}, level) for level in LEVELS} for n, d in densities.items()}
+    densities = {
+        name: cp.compile(single, f) for name, f in {"F": F, "G": G, "H": H}.items()
+    }
+    return {
+        n: {level: d.log_density({"x": X}, level) for level in LEVELS}
+        for n, d in densities.items()
+    }
 
 
 def power(w):
@@ -58,9 +66,18 @@ GROWING = {
     "power below 1": (F**0.4, {"F": power(0.4)}),
     "guidance": (F**7 / G**6, {"F": power(7), "G": falling(-6, 7)}),
     "negation": (F / G**0.6, {"F": ONE, "G": falling(-0.6, 1)}),
-    "several powers": (F**3 * G**1.5 * H**0.5, {"F": power(3), "G": power(1.5), "H": 0.5 * ONE}),
-    "powers that sum to less than 1": (F**0.2 * G**0.3, {"F": 0.4 - falling(0.2, 0.5), "G": 0.6 - falling(0.3, 0.5)}),
-    "more than Bayes' rule takes": (F**2 * G / H**2, {"F": power(2), "G": ONE, "H": -1 - falling(1, 2)}),
+    "several powers": (
+        F**3 * G**1.5 * H**0.5,
+        {"F": power(3), "G": power(1.5), "H": 0.5 * ONE},
+    ),
+    "powers that sum to less than 1": (
+        F**0.2 * G**0.3,
+        {"F": 0.4 - falling(0.2, 0.5), "G": 0.6 - falling(0.3, 0.5)},
+    ),
+    "more than Bayes' rule takes": (
+        F**2 * G / H**2,
+        {"F": power(2), "G": ONE, "H": -1 - falling(1, 2)},
+    ),
 }
 CONSTANT = {
     "a product": (F * G, {"F": ONE, "G": ONE}),
@@ -71,7 +88,8 @@ CONSTANT = {
 
 @pytest.mark.parametrize("name", [*GROWING, *CONSTANT])
 def test_exponents_are_those_of_the_docs(name):
-    """log F_k = Σ w_k·log f_k, and w_0 = w: the powers that were written, whatever way leads there."""
+    """log F_k = Σ w_k·log f_k, and w_0 = w: the powers that were written, whatever way
+    leads there."""
     factor, exponents = {**GROWING, **CONSTANT}[name]
     density = cp.compile(single, factor)
     for level in LEVELS:
@@ -80,30 +98,46 @@ def test_exponents_are_those_of_the_docs(name):
         np.testing.assert_allclose(found, wanted, rtol=1e-10)
     wanted = sum(w[-1] for w in exponents.values())
     np.testing.assert_allclose(density.top.at(12).power["x"], wanted, rtol=1e-10)
-    np.testing.assert_allclose(density.top.at(0).power["x"], sum(w[0] for w in exponents.values()), rtol=1e-10)
+    np.testing.assert_allclose(
+        density.top.at(0).power["x"], sum(w[0] for w in exponents.values()), rtol=1e-10
+    )
     assert ("exponents grow" in str(density)) == (name in GROWING)
 
 
 def test_the_power_of_a_gaussian_is_followed_exactly():
-    """N(m, 1)^w is N(m, 1/w), and F_k its noised marginal: the score is that one's, and the rate knows no x."""
+    """N(m, 1)^w is N(m, 1/w), and F_k its noised marginal: the score is that one's, and
+    the rate knows no x."""
     w, mean = 5.0, jnp.array([1.0, -0.5])
     clean = float(SCHEDULE.sigma[0] / SCHEDULE.alpha[0]) ** 2
-    density = cp.compile(single, cp.Analytic(dist.Normal(mean, np.sqrt(1 - clean)), SCHEDULE) ** w)
+    density = cp.compile(
+        single, cp.Analytic(dist.Normal(mean, np.sqrt(1 - clean)), SCHEDULE) ** w
+    )
     for level in LEVELS:
         alpha, sigma = float(SCHEDULE.alpha[level]), float(SCHEDULE.sigma[level])
         variance = alpha**2 * (1 / w - clean) + sigma**2
-        points = [{"x": alpha * mean + jnp.sqrt(variance) * z} for z in (X, 2 * X[::-1])]
+        points = [
+            {"x": alpha * mean + jnp.sqrt(variance) * z} for z in (X, 2 * X[::-1])
+        ]
         (score, rate), (_, other) = (density.score_and_rate(x, level) for x in points)
-        np.testing.assert_allclose(score["x"], -(points[0]["x"] - alpha * mean) / variance, rtol=1e-6)
+        np.testing.assert_allclose(
+            score["x"], -(points[0]["x"] - alpha * mean) / variance, rtol=1e-6
+        )
         np.testing.assert_allclose(rate, other, rtol=1e-6)
-    constant = lowered(single, (cp.Analytic(dist.Normal(mean, 1.0), SCHEDULE) ** w,), {}, growing=False)
+    constant = lowered(
+        single, (cp.Analytic(dist.Normal(mean, 1.0), SCHEDULE) ** w,), {}, growing=False
+    )
     rates = [constant.score_and_rate(x, 6)[1] for x in points]
     assert abs(rates[0] - rates[1]) > 1.0  # the negative control
 
 
 @pytest.mark.parametrize(
     "factor",
-    [lambda: network() ** 3, lambda: network("energy") ** 3, lambda: F**3 / network() ** 2, lambda: network() ** 3 / F],
+    [
+        lambda: network() ** 3,
+        lambda: network("energy") ** 3,
+        lambda: F**3 / network() ** 2,
+        lambda: network() ** 3 / F,
+    ],
     ids=["score", "learned energy", "known over score", "score over known"],
 )
 def test_exponents_are_constant_where_a_logdensity_is_not_known(factor):
@@ -114,22 +148,34 @@ def test_exponents_are_constant_where_a_logdensity_is_not_known(factor):
 
 def test_windows_that_do_not_meet_are_on_their_own():
     """Each has the exponents that it would have alone."""
-    halves = [cp.window(F, (4,), (0,)) ** 5 / cp.window(G, (4,), (0,)) ** 4, cp.window(H, (4,), (2,)) ** 0.5]
+    halves = [
+        cp.window(F, (4,), (0,)) ** 5 / cp.window(G, (4,), (0,)) ** 4,
+        cp.window(H, (4,), (2,)) ** 0.5,
+    ]
     density, both = cp.compile(single, halves[0] * halves[1]), jnp.concatenate([X, X])
     alone = [cp.compile(single, factor) for factor in (F**5 / G**4, H**0.5)]
     for level in LEVELS:
         wanted = sum(part.log_density({"x": X}, level) for part in alone)
-        np.testing.assert_allclose(density.log_density({"x": both}, level), wanted, rtol=1e-10)
+        np.testing.assert_allclose(
+            density.log_density({"x": both}, level), wanted, rtol=1e-10
+        )
 
 
 def test_potentials_keep_their_exponents():
-    """A classifier is no density: its power is a part of G, and does not stop others from growing."""
-    judge = cp.Classifier(lambda x, t: jnp.array([x[0], 0.0]), SCHEDULE, event_shape=(2,)).given(label=0)
+    """A classifier is no density: its power is a part of G, and does not stop others
+    from growing."""
+    judge = cp.Classifier(
+        lambda x, t: jnp.array([x[0], 0.0]), SCHEDULE, event_shape=(2,)
+    ).given(label=0)
     both, alone = cp.compile(single, F**2 * judge**4), cp.compile(single, F**2)
     for level in LEVELS:
         found = both.evaluate({"x": X}, level)
-        np.testing.assert_allclose(found.parts.log_marginal, alone.log_density({"x": X}, level), rtol=1e-10)
-        np.testing.assert_allclose(found.parts.log_potential, 4 * jax.nn.log_sigmoid(X[0]), rtol=1e-6)
+        np.testing.assert_allclose(
+            found.parts.log_marginal, alone.log_density({"x": X}, level), rtol=1e-10
+        )
+        np.testing.assert_allclose(
+            found.parts.log_potential, 4 * jax.nn.log_sigmoid(X[0]), rtol=1e-6
+        )
 
 
 def test_what_is_calibrated_keeps_the_path_of_its_normalisers():
@@ -138,7 +184,9 @@ def test_what_is_calibrated_keeps_the_path_of_its_normalisers():
     assert "exponents grow" not in str(density)
     x = np.linspace(-12, 12, 4001)
     for level in (0, 5, 12):
-        f = jax.jit(jax.vmap(lambda x, level=level: density.log_density({"x": x[None]}, level)))(x)
+        f = jax.jit(
+            jax.vmap(lambda x, level=level: density.log_density({"x": x[None]}, level))
+        )(x)
         np.testing.assert_allclose(np.trapezoid(np.exp(f), x), 1.0, rtol=2e-3)
     assert len(leaves(density.graph.sites[0].root)) == 2
 
@@ -147,31 +195,46 @@ def test_what_is_calibrated_keeps_the_path_of_its_normalisers():
     "factor",
     [
         lambda: (
-            cp.mixture([analytic(0) / cp.window(analytic(1, 1) ** 2, (2,), (1,))] * 2, log_weights=[0.0, 0.3])
+            cp.mixture(
+                [analytic(0) / cp.window(analytic(1, 1) ** 2, (2,), (1,))] * 2,
+                log_weights=[0.0, 0.3],
+            )
             * analytic(2) ** 2
         ),
-        lambda: cp.mixture([analytic(0) ** 2, analytic(1) * analytic(2)], log_weights=[0.0, 0.3]),
+        lambda: cp.mixture(
+            [analytic(0) ** 2, analytic(1) * analytic(2)], log_weights=[0.0, 0.3]
+        ),
     ],
     ids=["multiplies and divides", "equal powers at level 0 alone"],
 )
 def test_parts_with_several_powers_have_finite_levels(factor):
     density = cp.compile(single, factor())
     assert "exponents grow" in str(density)
-    assert all(np.isfinite(density.log_density({"x": X}, level)) for level in (0, 5, 12))
+    assert all(
+        np.isfinite(density.log_density({"x": X}, level)) for level in (0, 5, 12)
+    )
 
 
 def test_strong_guidance_by_default():
-    """Two mixtures whose modes pull apart, where constant exponents left chains to a few ancestors: the share and the
-    evidence of guidance 7 within their errors, which are those of 1,000 chains."""
+    """Two mixtures whose modes pull apart, where constant exponents left chains to a
+    few ancestors: the share and the evidence of guidance 7 within their errors, which
+    are those of 1,000 chains."""
     schedule = cp.Schedule.log_snr(60)
-    f, g = modes([0.55, 0.45], [-2.0, 2.0], [0.5, 0.45]), modes([0.5, 0.5], [-1.5, 1.5], [0.9, 0.75])
+    f, g = (
+        modes([0.55, 0.45], [-2.0, 2.0], [0.5, 0.45]),
+        modes([0.5, 0.5], [-1.5, 1.5], [0.9, 0.75]),
+    )
     x = np.linspace(-8, 8, 16001)
     guided = np.exp(np.asarray(7 * f.log_prob(x) - 6 * g.log_prob(x)))
     share, log_z = guided[x > 0].sum() / guided.sum(), np.log(np.trapezoid(guided, x))
     with jax.enable_x64(False):
-        density = cp.compile(single, cp.Analytic(f, schedule) ** 7 / cp.Analytic(g, schedule) ** 6)
+        density = cp.compile(
+            single, cp.Analytic(f, schedule) ** 7 / cp.Analytic(g, schedule) ** 6
+        )
         for key in range(3):
-            result = cp.infer(density, jax.random.key(key), num_chains=1000, progress=False)
+            result = cp.infer(
+                density, jax.random.key(key), num_chains=1000, progress=False
+            )
             found = result.probability(lambda values: values["x"] > 0)
             assert found.error < 0.02
             assert abs(found.value - share) < 4 * found.error

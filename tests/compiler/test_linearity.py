@@ -1,4 +1,5 @@
-"""What is linear in some inputs, and which slopes can be other than zero, read off a function's equations."""
+"""What is linear in some inputs, and which slopes can be other than zero, read off a
+function's equations."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,16 @@ M = jnp.asarray(RNG.normal(size=(SIZE, SIZE)) + 3 * np.eye(SIZE), float)
 T = jnp.tril(M)
 BLOCKS = jnp.kron(jnp.eye(3), jnp.array([[2.0, 1.0], [1.0, 2.0]]))
 SPARSE_T = BCOO.fromdense(T)
-LATENTS = [-40.0, -1.0, 0.3, 1.0, 2.5, 3.5, 5.0, 35.0]  # draws of N(0, 1) show few of these
+LATENTS = [
+    -40.0,
+    -1.0,
+    0.3,
+    1.0,
+    2.5,
+    3.5,
+    5.0,
+    35.0,
+]  # draws of N(0, 1) show few of these
 
 
 @jax.custom_jvp
@@ -34,8 +44,11 @@ twice.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
 
 
 def alternating(x, z):
-    """z₂ − z₁ + z₀ times x₀, in a loop: the same random number in every pass would leave z."""
-    return jax.lax.scan(lambda c, a: (jnp.exp(z * a) * x[0] - c, c), 0.0, jnp.arange(4.0))[0][None]
+    """z₂ − z₁ + z₀ times x₀, in a loop: the same random number in every pass would
+    leave z."""
+    return jax.lax.scan(
+        lambda c, a: (jnp.exp(z * a) * x[0] - c, c), 0.0, jnp.arange(4.0)
+    )[0][None]
 
 
 SPARSE = {  # the pattern is known entry by entry
@@ -43,10 +56,18 @@ SPARSE = {  # the pattern is known entry by entry
     "where latents say of two": lambda x, z: jnp.where(z > 2.4, x[:3], x[3:]),
     "sum far out": lambda x, z: x[:3] + jnp.maximum(z - 30.0, 0.0) * x[3:],
     "cond": lambda x, z: jax.lax.cond(z > 3.0, lambda x: x[:3], lambda x: 2 * x[3:], x),
-    "switch": lambda x, z: jax.lax.switch(z.astype(int), [lambda x: x[:3], lambda x: 0 * x[3:], lambda x: x[::2]], x),
-    "scan": lambda x, z: jax.lax.scan(lambda c, a: (c * z + a, jnp.where(z > 2.0, c, a)), 0.0, x)[1],
-    "scan back": lambda x, z: jax.lax.scan(lambda c, a: (c + a, c * z), 0.0, x, reverse=True)[1],
-    "no passes": lambda x, z: jax.lax.scan(lambda c, a: (c + a, c), x, jnp.zeros((0, SIZE)))[0],
+    "switch": lambda x, z: jax.lax.switch(
+        z.astype(int), [lambda x: x[:3], lambda x: 0 * x[3:], lambda x: x[::2]], x
+    ),
+    "scan": lambda x, z: jax.lax.scan(
+        lambda c, a: (c * z + a, jnp.where(z > 2.0, c, a)), 0.0, x
+    )[1],
+    "scan back": lambda x, z: jax.lax.scan(
+        lambda c, a: (c + a, c * z), 0.0, x, reverse=True
+    )[1],
+    "no passes": lambda x, z: jax.lax.scan(
+        lambda c, a: (c + a, c), x, jnp.zeros((0, SIZE))
+    )[0],
     "alternating": alternating,
     "plate": lambda x, z: jax.vmap(lambda a: a * jnp.exp(z) + 1.0)(x),
     "map": lambda x, z: jax.lax.map(lambda a: a * z, x),
@@ -56,21 +77,33 @@ SPARSE = {  # the pattern is known entry by entry
     "sparse": lambda x, z: SPARSE_T @ (x * z),
     "segments": lambda x, z: jax.ops.segment_sum(x, jnp.array([0, 0, 1, 1, 2, 2]), 3),
     "convolution": lambda x, z: jnp.convolve(x, jnp.stack([1.0, z]), "same"),
-    "averages": lambda x, z: jax.lax.reduce_window(x, 0.0, jax.lax.add, (2,), (1,), "VALID"),
-    "blocks": lambda x, z: jnp.kron(jnp.eye(2), jnp.stack([1.0, z, 0.0, 1.0]).reshape(2, 2)) @ x[:4],
+    "averages": lambda x, z: jax.lax.reduce_window(
+        x, 0.0, jax.lax.add, (2,), (1,), "VALID"
+    ),
+    "blocks": lambda x, z: (
+        jnp.kron(jnp.eye(2), jnp.stack([1.0, z, 0.0, 1.0]).reshape(2, 2)) @ x[:4]
+    ),
     "blocks of a root": lambda x, z: jnp.linalg.cholesky(jnp.exp(z / 9) * BLOCKS) @ x,
-    "triangular": lambda x, z: jax.scipy.linalg.solve_triangular(T * jnp.exp(z), x, lower=True),
+    "triangular": lambda x, z: jax.scipy.linalg.solve_triangular(
+        T * jnp.exp(z), x, lower=True
+    ),
     "resized": lambda x, z: jax.image.resize(x.reshape(2, 3), (4, 6), "linear").ravel(),
     "grid": lambda x, z: jnp.interp(jnp.array([0.3, 2.5]), jnp.arange(6.0), x),
-    "pieces": lambda x, z: jnp.concatenate([jnp.tile(jnp.split(x, 2)[0] * z, 2), jnp.pad(x, 2, "reflect")]),
+    "pieces": lambda x, z: jnp.concatenate(
+        [jnp.tile(jnp.split(x, 2)[0] * z, 2), jnp.pad(x, 2, "reflect")]
+    ),
     "remat": lambda x, z: jax.checkpoint(lambda x: thrice(x) * 2)(x),
 }
 DENSE = {  # more may be said than is true, never less
     "solve": lambda x, z: jnp.linalg.solve(M * jnp.exp(z / 9), x),
     "known solve": lambda x, z: jnp.linalg.solve(M, x),
-    "kernel": lambda x, z: jnp.linalg.cholesky(M @ M.T + jnp.exp(z / 9) * jnp.eye(SIZE)) @ x,
+    "kernel": lambda x, z: (
+        jnp.linalg.cholesky(M @ M.T + jnp.exp(z / 9) * jnp.eye(SIZE)) @ x
+    ),
     "fourier": lambda x, z: jnp.fft.irfft(jnp.fft.rfft(x) * jnp.exp(1j * z)),
-    "while": lambda x, z: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * 2), (0, x))[1],
+    "while": lambda x, z: jax.lax.while_loop(
+        lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * 2), (0, x)
+    )[1],
     "place of a latent": lambda x, z: x[z.astype(int)][None],
     "shift by a latent": lambda x, z: jnp.roll(x, z.astype(int)),
 }
@@ -107,12 +140,15 @@ OTHER = {
 FREE = {
     "of latents": lambda x, z: jnp.floor(z) + jnp.zeros_like(x),
     "like x": lambda x, z: jnp.ones_like(x),
-    "counted": lambda x, z: jax.lax.while_loop(lambda c: c < 3, lambda c: c + 1, 0) * z[None],
+    "counted": lambda x, z: (
+        jax.lax.while_loop(lambda c: c < 3, lambda c: c + 1, 0) * z[None]
+    ),
 }
 
 
 def value(function):
-    """The value of a function of x and a latent, to be looked at under a transformation."""
+    """The value of a function of x and a latent, to be looked at under a
+    transformation."""
     jaxpr = jax.make_jaxpr(function)(jnp.zeros(SIZE), jnp.zeros(()))
     found = Linearity(SIZE, np.random.default_rng(0))
     x, z = jaxpr.in_avals
@@ -127,10 +163,14 @@ def kind(function):
     return found[0]
 
 
-@pytest.mark.parametrize("kinds", [(LINEAR, Kind.LINEAR), (OTHER, Kind.OTHER)], ids=["linear", "other"])
+@pytest.mark.parametrize(
+    "kinds", [(LINEAR, Kind.LINEAR), (OTHER, Kind.OTHER)], ids=["linear", "other"]
+)
 def test_linear_functions_are_told_from_others(kinds):
     functions, expected = kinds
-    assert {name: kind(f) for name, f in functions.items()} == dict.fromkeys(functions, expected)
+    assert {name: kind(f) for name, f in functions.items()} == dict.fromkeys(
+        functions, expected
+    )
 
 
 def test_what_is_free_of_x_is_no_function_of_it():

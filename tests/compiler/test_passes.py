@@ -20,12 +20,19 @@ from sampling_cases import learned, measured, single
 from targets import network_outputs
 
 SCHEDULE = cp.Schedule.log_snr(12, min=-6.0, max=8.0)
-F, G, H = (cp.Analytic(dist.Normal(jnp.full(2, m), 0.7), SCHEDULE, label=n) for m, n in ((0, "f"), (1, "g"), (-1, "h")))
+F, G, H = (
+    cp.Analytic(dist.Normal(jnp.full(2, m), 0.7), SCHEDULE, label=n)
+    for m, n in ((0, "f"), (1, "g"), (-1, "h"))
+)
 
 
 def returning(form):
-    """A network of this parameterization that has learned N(0.5, 0.3·I) where α² + σ² = 1."""
-    noise = lambda log_snr: (jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr)))
+    """A network of this parameterization that has learned N(0.5, 0.3·I) where α² + σ² =
+    1."""
+    noise = lambda log_snr: (
+        jnp.sqrt(jax.nn.sigmoid(log_snr)),
+        jnp.sqrt(jax.nn.sigmoid(-log_snr)),
+    )
     return lambda x, log_snr: network_outputs(x, *noise(log_snr), 0.5, 0.3)[form]
 
 
@@ -44,11 +51,14 @@ def show(node):
     if isinstance(node, Leaf):
         return node.factor.label
     numbers = node.powers if isinstance(node, Product) else np.exp(node.log_weights)
-    inner = " ".join(f"{show(c)}^{n:g}" for c, n in zip(node.children, numbers, strict=True))
+    inner = " ".join(
+        f"{show(c)}^{n:g}" for c, n in zip(node.children, numbers, strict=True)
+    )
     return f"({inner})" if isinstance(node, Product) else f"[{inner}]"
 
 
-# normalise ----------------------------------------------------------------------------------------------------------
+# normalise
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -67,14 +77,20 @@ def show(node):
         (cp.mixture([F, G]) ** 2 * F, "([f^0.5 g^0.5]^2 f^1)"),
         (cp.mixture([F, G], [1, 0]), "[f^1]"),
         (cp.window(F, (2,), (0,)) * F, "(f^2)"),
-        (cp.window(F, (3,), (0,)) * cp.window(F, (3,), (1,)) * cp.window(F, (3,), (0,)), "(f^2 f^1)"),  # other leaves
+        (
+            cp.window(F, (3,), (0,))
+            * cp.window(F, (3,), (1,))
+            * cp.window(F, (3,), (0,)),
+            "(f^2 f^1)",
+        ),  # other leaves
     ],
 )
 def test_normal_forms(factor, normal):
     assert show(root(factor)) == normal
 
 
-# align --------------------------------------------------------------------------------------------------------------
+# align
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["VE", "VP", "other"])
@@ -82,17 +98,23 @@ def test_a_model_with_continuous_time_is_exact_on_any_levels(target):
     schedule = {
         "VE": cp.Schedule.edm(9, sigma_min=0.05, sigma_max=20.0),
         "VP": cp.Schedule.cosine(9),
-        "other": cp.Schedule.from_arrays(np.linspace(0.9, 0.2, 9), np.linspace(0.1, 3.0, 9)),
+        "other": cp.Schedule.from_arrays(
+            np.linspace(0.9, 0.2, 9), np.linspace(0.1, 3.0, 9)
+        ),
     }[target]
     trained = cp.Schedule.log_snr(2, min=-20.0, max=20.0)
     models = (learned(returning(form), form, trained) for form in ("energy", "epsilon"))
     x = {"x": jnp.array([0.4, -1.0])}
-    exact, energy, score = (cp.compile(single, f, schedule=schedule) for f in (EXACT, *models))
+    exact, energy, score = (
+        cp.compile(single, f, schedule=schedule) for f in (EXACT, *models)
+    )
     for level in range(9):
         value, wanted = exact.value_and_score(x, level)
         np.testing.assert_allclose(score.score(x, level)["x"], wanted["x"], rtol=3e-5)
         np.testing.assert_allclose(energy.score(x, level)["x"], wanted["x"], rtol=3e-5)
-        np.testing.assert_allclose(energy.log_density(x, level), value, rtol=1e-4, atol=1e-4)  # with d·log(α/α')
+        np.testing.assert_allclose(
+            energy.log_density(x, level), value, rtol=1e-4, atol=1e-4
+        )  # with d·log(α/α')
 
 
 def discrete(schedule):
@@ -105,24 +127,36 @@ def test_a_discrete_model_finds_its_level_in_another_family():
     graph = align(normalise(built(discrete(own))), scaled)
     (leaf,) = leaves(graph.sites[0].root)
     np.testing.assert_array_equal(leaf.own_noise.index, [0, 2, 5, 9])
-    score = cp.compile(single, discrete(own), schedule=scaled).score({"x": jnp.ones(2)}, 2)["x"]
-    np.testing.assert_allclose(score, -(own.alpha[5] ** 2) * 5 / own.sigma[5] * jnp.ones(2), rtol=1e-5)
+    score = cp.compile(single, discrete(own), schedule=scaled).score(
+        {"x": jnp.ones(2)}, 2
+    )["x"]
+    np.testing.assert_allclose(
+        score, -(own.alpha[5] ** 2) * 5 / own.sigma[5] * jnp.ones(2), rtol=1e-5
+    )
 
 
 def test_a_discrete_model_names_its_nearest_level():
     words = "'f.x.' at site 'x' knows only the 10 levels.*log-SNR 8 of the program's level 0; its nearest is level 0"
-    compiled = lambda: cp.compile(single, discrete(cp.Schedule.cosine(10)), schedule=SCHEDULE)
-    assert "sampling_cases.py:" in str(refused(compiled, AlignmentError, words, "Other levels need a factor that is"))
+    compiled = lambda: cp.compile(
+        single, discrete(cp.Schedule.cosine(10)), schedule=SCHEDULE
+    )
+    assert "sampling_cases.py:" in str(
+        refused(compiled, AlignmentError, words, "Other levels need a factor that is")
+    )
 
 
 @pytest.mark.parametrize("scale", [1, 2])
 def test_outside_the_trained_range_the_fix_can_be_followed(scale):
     trained = cp.Schedule.log_snr(12, min=-4.0037, max=5.996)
-    f = cp.Diffusion(returning("epsilon"), trained, event_shape=(2,), time="log_snr", label="net")
+    f = cp.Diffusion(
+        returning("epsilon"), trained, event_shape=(2,), time="log_snr", label="net"
+    )
     canvas = cp.Analytic(dist.Normal(jnp.zeros(4), 1.0), SCHEDULE)
     factor = f if scale == 1 else cp.window(f, (4,), (0,), scale=2) * canvas
     words = "was trained for log-SNR -4 to 6, but level 0 .* has"
-    raised = refused(lambda: cp.compile(single, factor, schedule=SCHEDULE), AlignmentError, words)
+    raised = refused(
+        lambda: cp.compile(single, factor, schedule=SCHEDULE), AlignmentError, words
+    )
     suggestion = raised.fix.split("schedule=")[1].rsplit(")", 1)[0]
     cp.compile(single, factor, schedule=eval(suggestion))
 
@@ -132,16 +166,23 @@ def test_levels_are_chosen_by_what_is_bound_to_its_own():
     assert cp.compile(single, F * discrete(own)).num_levels == 10
     assert cp.compile(single, F * G).num_levels == 12
     assert cp.compile(single, F, schedule=own).num_levels == 10
-    refused(lambda: cp.compile(single, F, schedule=7), WrongTypeError, r"schedule must be a cp\.Schedule; got int")
+    refused(
+        lambda: cp.compile(single, F, schedule=7),
+        WrongTypeError,
+        r"schedule must be a cp\.Schedule; got int",
+    )
 
 
 def test_equal_levels_need_no_alignment():
-    same = cp.Schedule.from_arrays(np.float32(SCHEDULE.alpha), np.float32(SCHEDULE.sigma))
+    same = cp.Schedule.from_arrays(
+        np.float32(SCHEDULE.alpha), np.float32(SCHEDULE.sigma)
+    )
     (leaf,) = leaves(align(normalise(built(discrete(SCHEDULE))), same).sites[0].root)
     assert leaf.own_noise is None
 
 
-# share --------------------------------------------------------------------------------------------------------------
+# share
+# --------------------------------------------------------------------------------------------------------------
 
 
 def shared(factor):
@@ -150,20 +191,29 @@ def shared(factor):
 
 def conditional(default=0.0):
     network = lambda x, t, c: x * t + c
-    return cp.Diffusion(network, SCHEDULE, event_shape=(2,), conditions={"c": default}, label="net")
+    return cp.Diffusion(
+        network, SCHEDULE, event_shape=(2,), conditions={"c": default}, label="net"
+    )
 
 
 def test_one_group_a_network_one_member_a_condition():
     f = conditional()
     graph = shared(cp.product(f, f.given(c=1.0), f.given(c=2.0), f.given(c=0.0), F))
-    assert [len(group.members) for group in graph.groups] == [3, 1]  # c = 0 is the default
+    assert [len(group.members) for group in graph.groups] == [
+        3,
+        1,
+    ]  # c = 0 is the default
     assert graph.notes[-1] == ("share", "4 evaluations in 2 batches (3 × net as one)")
 
 
 def test_members_with_conditions_of_other_shapes_or_other_noise_make_another_batch():
     f = conditional()
     conditioned = f.given(c=jnp.ones(2)) * f.given(c=jnp.zeros(2)) * f
-    noised = cp.window(F, (4,), (0,)) * cp.window(F, (4,), (2,)) * cp.window(F, (4,), (0,), scale=2)
+    noised = (
+        cp.window(F, (4,), (0,))
+        * cp.window(F, (4,), (2,))
+        * cp.window(F, (4,), (0,), scale=2)
+    )
     for factor in (conditioned, noised):
         assert [len(group.members) for group in shared(factor).groups] == [2, 1]
 
@@ -174,11 +224,22 @@ def test_a_leaf_in_a_product_and_in_a_mixture_is_one_member():
     assert len(leaves(graph.sites[0].root)) == 3
 
 
-# check --------------------------------------------------------------------------------------------------------------
+# check
+# --------------------------------------------------------------------------------------------------------------
 
 ENERGY = cp.Energy(lambda x, k: -jnp.sum(x**2), SCHEDULE, event_shape=(2,))
-LEARNED, SCORED = (learned(returning(form), form, SCHEDULE) for form in ("energy", "epsilon"))
-ALL = {"score", "energy", "conservative", "normalised", "exact_marginals", "mode_depth", "feynman_kac"}
+LEARNED, SCORED = (
+    learned(returning(form), form, SCHEDULE) for form in ("energy", "epsilon")
+)
+ALL = {
+    "score",
+    "energy",
+    "conservative",
+    "normalised",
+    "exact_marginals",
+    "mode_depth",
+    "feynman_kac",
+}
 
 
 @pytest.mark.parametrize(
@@ -191,10 +252,16 @@ ALL = {"score", "energy", "conservative", "normalised", "exact_marginals", "mode
         (LEARNED, {"normalised", "mode_depth"}),
         (LEARNED * F, {"normalised", "exact_marginals", "mode_depth"}),
         (SCORED, {"normalised", "mode_depth", "energy", "conservative"}),
-        (SCORED * F, {"normalised", "exact_marginals", "mode_depth", "energy", "conservative"}),
+        (
+            SCORED * F,
+            {"normalised", "exact_marginals", "mode_depth", "energy", "conservative"},
+        ),
         (ENERGY, {"normalised", "exact_marginals", "feynman_kac"}),
         (ENERGY * F, {"normalised", "exact_marginals"}),
-        (cp.mixture([LEARNED, F], log_weights=[0, 0]), {"normalised", "exact_marginals", "mode_depth", "feynman_kac"}),
+        (
+            cp.mixture([LEARNED, F], log_weights=[0, 0]),
+            {"normalised", "exact_marginals", "mode_depth", "feynman_kac"},
+        ),
         (cp.mixture([F * G, F], log_weights=[0, 0]), {"normalised", "exact_marginals"}),
     ],
 )

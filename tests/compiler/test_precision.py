@@ -1,4 +1,5 @@
-"""`compile(precision="bfloat16")`: every product of a network, forwards and backwards, and nothing else."""
+"""`compile(precision="bfloat16")`: every product of a network, forwards and backwards,
+and nothing else."""
 
 from typing import Any
 
@@ -23,17 +24,30 @@ BFLOAT16, FLOAT32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
 
 
 def factor(network, parameterization="x0", **options):
-    return cp.Diffusion(network, SCHEDULE, event_shape=(SIZE,), parameterization=parameterization, **options)
+    return cp.Diffusion(
+        network,
+        SCHEDULE,
+        event_shape=(SIZE,),
+        parameterization=parameterization,
+        **options,
+    )
 
 
 def product_types(jaxpr: Any) -> list[Any]:
-    """The dtypes of the operands of every matrix product in a traced function, loops and calls included."""
-    products = [e for e, _ in equations(jaxpr) if e.primitive.name in ("dot_general", "conv_general_dilated")]
+    """The dtypes of the operands of every matrix product in a traced function, loops
+    and calls included."""
+    products = [
+        e
+        for e, _ in equations(jaxpr)
+        if e.primitive.name in ("dot_general", "conv_general_dilated")
+    ]
     return [{v.aval.dtype for v in product.invars} for product in products]
 
 
 def of_value_and_score(density: Any, position: Any = X) -> list[Any]:
-    return product_types(jax.make_jaxpr(lambda x: density.evaluate(x, 3).score)(position))
+    return product_types(
+        jax.make_jaxpr(lambda x: density.evaluate(x, 3).score)(position)
+    )
 
 
 class Dense(eqx.Module):
@@ -77,7 +91,9 @@ def linen_pair():
 
 
 NETWORKS = {
-    "Equinox": lambda: Dense(eqx.nn.MLP(SIZE, SIZE, 32, 2, activation=jax.nn.silu, key=jax.random.key(0))),
+    "Equinox": lambda: Dense(
+        eqx.nn.MLP(SIZE, SIZE, 32, 2, activation=jax.nn.silu, key=jax.random.key(0))
+    ),
     "loops": lambda: Loops(jnp.eye(SIZE) + 0.3),
     "NNX convolution": Convolved,
     "Linen attention": linen_pair,
@@ -89,8 +105,13 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_product_is_of_bfloat16(name, parameterization):
     f = factor(NETWORKS[name](), parameterization)
-    plain, rounded = (of_value_and_score(cp.compile(single, f, precision=p)) for p in (None, "bfloat16"))
-    assert len(rounded) == len(plain) > (1 if parameterization == "energy_residual" else 0)
+    plain, rounded = (
+        of_value_and_score(cp.compile(single, f, precision=p))
+        for p in (None, "bfloat16")
+    )
+    assert (
+        len(rounded) == len(plain) > (1 if parameterization == "energy_residual" else 0)
+    )
     assert all(types == {FLOAT32} for types in plain)
     assert all(operands == {BFLOAT16} for operands in rounded)
 
@@ -109,16 +130,22 @@ def test_it_computes_what_rounding_by_hand_computes():
         value, score = compile_(density.value_and_score)(X, 4)
         np.testing.assert_allclose(value, -np.sum(np.exp(h)) / sigma, rtol=1e-5)
         back = rounded(-np.exp(h) / sigma) @ rounded(weight)
-        np.testing.assert_allclose(score["x"], back, rtol=2**-8, atol=2**-8 * np.abs(back).max())
+        np.testing.assert_allclose(
+            score["x"], back, rtol=2**-8, atol=2**-8 * np.abs(back).max()
+        )
     plain = cp.compile(single, f)
     assert not np.allclose(value, plain.log_density(X, 4), rtol=1e-5)
     assert ["bfloat16" in str(each) for each in (density, plain)] == [True, False]
 
 
 def test_sums_too_short_for_a_matrix_unit_stay_as_they_are():
-    wide = jnp.linspace(0.1, 1.0, 2 * 16).reshape(16, 2)  # sums of 16 terms and more are rounded
+    wide = jnp.linspace(0.1, 1.0, 2 * 16).reshape(
+        16, 2
+    )  # sums of 16 terms and more are rounded
     f = cp.Diffusion(lambda x, t: wide.T @ (wide @ x), SCHEDULE, event_shape=(2,))
-    types = of_value_and_score(cp.compile(single, f, precision="bfloat16"), {"x": jnp.ones(2)})
+    types = of_value_and_score(
+        cp.compile(single, f, precision="bfloat16"), {"x": jnp.ones(2)}
+    )
     assert types == [{FLOAT32}, {BFLOAT16}]
 
 
@@ -131,10 +158,16 @@ def test_positions_energies_and_weights_keep_their_type():
         state = kernel.init(key, x, target)
         return kernel.step(key, state, target, kernel.step_size)
 
-    shapes = jax.eval_shape(lambda x: (density.evaluate(x, 3), step(jax.random.key(0), x)), X)
-    for shape in jax.tree.leaves(shapes) + jax.tree.leaves(eqx.filter(density, eqx.is_inexact_array)):
+    shapes = jax.eval_shape(
+        lambda x: (density.evaluate(x, 3), step(jax.random.key(0), x)), X
+    )
+    for shape in jax.tree.leaves(shapes) + jax.tree.leaves(
+        eqx.filter(density, eqx.is_inexact_array)
+    ):
         assert shape.dtype != BFLOAT16
-    assert jax.eval_shape(lambda x: density.evaluate(x, 3).log_density, X).dtype == FLOAT32
+    assert (
+        jax.eval_shape(lambda x: density.evaluate(x, 3).log_density, X).dtype == FLOAT32
+    )
 
 
 @cp.program
@@ -144,20 +177,35 @@ def held(f):
 
 
 def inside_of_others():
-    """Densities of factors in others, under a latent and under conditions, and where they are evaluated."""
+    """Densities of factors in others, under a latent and under conditions, and where
+    they are evaluated."""
     f, counter = factor(NETWORKS["Equinox"](), "energy_residual"), Calls()
-    classifier = cp.Classifier(lambda x, t: jnp.eye(SIZE) @ x, SCHEDULE, event_shape=(SIZE,))
+    classifier = cp.Classifier(
+        lambda x, t: jnp.eye(SIZE) @ x, SCHEDULE, event_shape=(SIZE,)
+    )
     canvas = {"x": jnp.ones(SIZE + 1)}
-    energy = factor(Energy(jnp.eye(SIZE) + 0.1, counter), "energy", conditions={"c": 0.0})
+    energy = factor(
+        Energy(jnp.eye(SIZE) + 0.1, counter), "energy", conditions={"c": 0.0}
+    )
     return {
         "a classifier": (single, cp.condition(f, classifier, 1), X),
-        "a tapestry": (single, cp.tapestry(*[cp.window(f, (SIZE + 1,), (i,)) for i in (0, 1)]), canvas),
+        "a tapestry": (
+            single,
+            cp.tapestry(*[cp.window(f, (SIZE + 1,), (i,)) for i in (0, 1)]),
+            canvas,
+        ),
         "under a latent": (held, energy, {**X, "c": jnp.array(0.3)}),
-        "under conditions": (single, cp.product(*[energy.given(c=float(i)) for i in range(5)]), X),
+        "under conditions": (
+            single,
+            cp.product(*[energy.given(c=float(i)) for i in range(5)]),
+            X,
+        ),
     }, counter
 
 
-@pytest.mark.parametrize("name", ["a classifier", "a tapestry", "under a latent", "under conditions"])
+@pytest.mark.parametrize(
+    "name", ["a classifier", "a tapestry", "under a latent", "under conditions"]
+)
 def test_factors_inside_of_others_are_rounded_too(name):
     cases, counter = inside_of_others()
     program, f, position = cases[name]
@@ -181,11 +229,18 @@ def test_what_has_a_derivative_of_its_own_stays_as_it_is():
 
     times.defjvp(lambda primals, tangents: (times(*primals), weight @ tangents[0]))
     f = factor(lambda x, t: times(x), "energy_residual")
-    plain, rounded = (cp.compile(single, f, precision=p).value_and_score(X, 3) for p in (None, "bfloat16"))
+    plain, rounded = (
+        cp.compile(single, f, precision=p).value_and_score(X, 3)
+        for p in (None, "bfloat16")
+    )
     jax.tree.map(np.testing.assert_array_equal, plain, rounded)
 
 
 @pytest.mark.parametrize("precision", ["float16", "bf16", 16])
 def test_an_unknown_precision_is_refused(precision):
     f, words = factor(NETWORKS["Equinox"]()), "Unknown precision .*use one of: bfloat16"
-    refused(lambda: cp.compile(single, f, precision=precision), cp.errors.InvalidValueError, words)
+    refused(
+        lambda: cp.compile(single, f, precision=precision),
+        cp.errors.InvalidValueError,
+        words,
+    )

@@ -1,4 +1,5 @@
-"""What people see of a program: its text, its Graphviz source, its boxes in a notebook."""
+"""What people see of a program: its text, its Graphviz source, its boxes in a
+notebook."""
 
 import textwrap
 
@@ -16,7 +17,12 @@ SCHEDULE = cp.Schedule.log_snr(20, min=-6.0, max=8.0)
 
 ring = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE)
 bar = cp.Analytic(dist.Normal(jnp.ones(2), 0.5), SCHEDULE)
-cat = learned(lambda x, t, c: 0.5 * jnp.sum((x - 0.1 * c) ** 2), "energy", SCHEDULE, conditions={"c": 0.0})
+cat = learned(
+    lambda x, t, c: 0.5 * jnp.sum((x - 0.1 * c) ** 2),
+    "energy",
+    SCHEDULE,
+    conditions={"c": 0.0},
+)
 WHOLE = cp.Analytic(dist.Normal(jnp.zeros(4), 1.0), SCHEDULE)
 
 
@@ -30,7 +36,9 @@ def scene(prior, y):
 
 @cp.program
 def windows(f, whole):
-    either = cp.mixture([cp.window(f, (4,), (0,)), cp.window(f, (4,), (2,))], log_weights=[0.0, 0.0])
+    either = cp.mixture(
+        [cp.window(f, (4,), (0,)), cp.window(f, (4,), (2,))], log_weights=[0.0, 0.0]
+    )
     cp.sample("canvas", cp.window(f, (4,), (0,), scale=2) * either * whole**0.5)
 
 
@@ -40,7 +48,9 @@ def listed(factors):
 
 
 def labelled(label):
-    return cp.compile(listed, [cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label=label)])
+    return cp.compile(
+        listed, [cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label=label)]
+    )
 
 
 def boxes_of(density, patch):
@@ -79,14 +89,26 @@ def test_a_program_reads_like_its_mathematics():
 
 def test_windows_and_mixtures_show_what_they_see():
     text = str(cp.compile(windows, ring, WHOLE))
-    assert "f(canvas[0:4]↓2)·[1·f(canvas[0:2]) + 1·f(canvas[2:4])]·whole(canvas)^0.5" in text
+    assert (
+        "f(canvas[0:4]↓2)·[1·f(canvas[0:2]) + 1·f(canvas[2:4])]·whole(canvas)^0.5"
+        in text
+    )
     assert "align: f(x) evaluated at matching log-SNR" in text
 
 
 def test_graphviz_source():
     source = compiled().graph.dot()
     assert source.startswith("digraph scene {")
-    for label in ('"ring(x)', '"bar(x)', "prior(x | c=1)", "HalfNormal", "denoised", '"^0.5"', '"^-2"', '"^3"'):
+    for label in (
+        '"ring(x)',
+        '"bar(x)',
+        "prior(x | c=1)",
+        "HalfNormal",
+        "denoised",
+        '"^0.5"',
+        '"^-2"',
+        '"^3"',
+    ):
         assert label in source, label
     assert source.count('"site x" -> "site y"') == 1
     assert '"site x" -> "site z"' not in source
@@ -97,9 +119,17 @@ def test_graphviz_source():
 def test_notebooks_show_a_picture_or_boxes(monkeypatch):
     boxes = boxes_of(compiled(), monkeypatch)
     assert boxes.startswith("<div>")
-    shown = ("ring(x)", "<sup>0.5</sup>", "<b>y</b> observed Normal of s, x", "denoised", "<b>s</b> ∼ HalfNormal")
+    shown = (
+        "ring(x)",
+        "<sup>0.5</sup>",
+        "<b>y</b> observed Normal of s, x",
+        "denoised",
+        "<b>s</b> ∼ HalfNormal",
+    )
     assert all(text in boxes for text in shown), boxes
-    monkeypatch.setattr(graphviz.Digraph, "pipe", lambda self, **arguments: "<svg></svg>")
+    monkeypatch.setattr(
+        graphviz.Digraph, "pipe", lambda self, **arguments: "<svg></svg>"
+    )
     assert drawing.html(compiled().graph) == "<svg></svg>"
 
 
@@ -130,10 +160,15 @@ def test_labels_are_escaped_in_html_and_stay_as_they_are_with_parentheses(monkey
     boxes = boxes_of(labelled("<script>"), monkeypatch)
     assert "<script>" not in boxes
     assert "&lt;script&gt;(position)" in boxes
-    assert all(f"∝ {label}(position)" in str(labelled(label)) for label in ("net(x0)", "my (xyz) net"))
+    assert all(
+        f"∝ {label}(position)" in str(labelled(label))
+        for label in ("net(x0)", "my (xyz) net")
+    )
 
 
-@pytest.mark.parametrize(("weights", "said"), [([2.0, 1.0], "sum to 3"), ([0.4, 0.6], ""), (None, "")])
+@pytest.mark.parametrize(
+    ("weights", "said"), [([2.0, 1.0], "sum to 3"), ([0.4, 0.6], ""), (None, "")]
+)
 def test_weights_that_are_made_shares_are_named(weights, said):
     text = str(cp.compile(single, cp.mixture([ring, bar], weights) * ring))
     notes = [line for line in text.splitlines() if "weights of a mixture" in line]
@@ -141,7 +176,13 @@ def test_weights_that_are_made_shares_are_named(weights, said):
     assert all(said in note and " x " in note for note in notes)
 
 
-observed = learned(lambda x, t, y: x - 0.0 * y, "epsilon", SCHEDULE, conditions=("y",), label="observed")
+observed = learned(
+    lambda x, t, y: x - 0.0 * y,
+    "epsilon",
+    SCHEDULE,
+    conditions=("y",),
+    label="observed",
+)
 
 
 @cp.program
@@ -151,7 +192,9 @@ def tall(f, ys, power):
 
 @cp.program
 def either(f, weights):
-    cp.sample("x", cp.mixture(f, log_weights=weights, over={"c": jnp.arange(len(weights))}))
+    cp.sample(
+        "x", cp.mixture(f, log_weights=weights, over={"c": jnp.arange(len(weights))})
+    )
 
 
 def test_products_and_mixtures_over_data_are_one_line_and_a_plate_of_the_graph():
@@ -164,6 +207,12 @@ def test_products_and_mixtures_over_data_are_one_line_and_a_plate_of_the_graph()
     assert "log w = 0 … 1" in cp.compile(either, cat, [0.0, 1.0]).graph.dot()
     assert "π_k(x) ∝ bar(x)⁻⁸⁹·(Π_{i=1}^{90} f(x | y=y_i))\n" in str(density)
     assert "91 evaluations in 2 batches (90 × f as one)" in str(density)
-    assert "bar(x)^0.1·(Π_{i=1}^{3} f(x | y=y_i)^0.3)\n" in str(cp.compile(tall, observed, jnp.ones((3, 2)), 0.3))
-    assert "π_k(x) ∝ [Σ_{i=1}^{2} 1·f(x | c=c_i)]\n" in str(cp.compile(either, cat, [0.0, 0.0]))
-    assert "π_k(x) ∝ [Σ_{i=1}^{2} w_i·f(x | c=c_i)]\n" in str(cp.compile(either, cat, [0.0, 1.0]))
+    assert "bar(x)^0.1·(Π_{i=1}^{3} f(x | y=y_i)^0.3)\n" in str(
+        cp.compile(tall, observed, jnp.ones((3, 2)), 0.3)
+    )
+    assert "π_k(x) ∝ [Σ_{i=1}^{2} 1·f(x | c=c_i)]\n" in str(
+        cp.compile(either, cat, [0.0, 0.0])
+    )
+    assert "π_k(x) ∝ [Σ_{i=1}^{2} w_i·f(x | c=c_i)]\n" in str(
+        cp.compile(either, cat, [0.0, 1.0])
+    )

@@ -1,10 +1,12 @@
-"""The Feynman–Kac rate is the residual of the Fokker–Planck equation, by automatic differentiation in (x, t).
+"""The Feynman–Kac rate is the residual of the Fokker–Planck equation, by automatic
+differentiation in (x, t).
 
 r is defined by ∂_t F = 𝓛F − g²·r·F with 𝓛F = −f·∇·(xF) + ½g²·ΔF, so
 
     g²·r = −f·(d + ⟨x, S⟩) + ½g²·(‖S‖² + ∇·S) − ∂_t log F,    S = ∇ log F.
 
-The density's levels are replaced by functions α(t), σ(t) of a time that is differentiated.
+The density's levels are replaced by functions α(t), σ(t) of a time that is
+differentiated.
 """
 
 import dataclasses
@@ -22,7 +24,12 @@ import pytest
 
 import composeprob as cp
 from compiler.networks import Moved, gaussian
-from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, CalibratedExpression
+from composeprob.factors.calibrated import (
+    ERROR,
+    KNOTS,
+    LOG_NORMALISER,
+    CalibratedExpression,
+)
 from refusals import refused
 from sampling_cases import measured, modes, single, slow
 
@@ -34,7 +41,8 @@ TIMES = np.linspace(0.05, 2.0, 821)
 
 @dataclass(frozen=True)
 class Diffusion:
-    """A forward diffusion dx = f·x dt + g dW in closed form: α, σ and the coefficients as functions of t."""
+    """A forward diffusion dx = f·x dt + g dW in closed form: α, σ and the coefficients
+    as functions of t."""
 
     name: str
     alpha: object
@@ -46,7 +54,10 @@ class Diffusion:
 
     def squared_noise(self, t):
         """g² = dσ²/dt − 2f·σ²."""
-        return jax.grad(lambda t: self.sigma(t) ** 2)(t) - 2 * self.drift(t) * self.sigma(t) ** 2
+        return (
+            jax.grad(lambda t: self.sigma(t) ** 2)(t)
+            - 2 * self.drift(t) * self.sigma(t) ** 2
+        )
 
     def schedule(self):
         return schedule_of(self)
@@ -54,23 +65,33 @@ class Diffusion:
 
 @functools.cache
 def schedule_of(diffusion):
-    return cp.Schedule.from_arrays(*jax.jit(jax.vmap(lambda t: (diffusion.alpha(t), diffusion.sigma(t))))(TIMES))
+    return cp.Schedule.from_arrays(
+        *jax.jit(jax.vmap(lambda t: (diffusion.alpha(t), diffusion.sigma(t))))(TIMES)
+    )
 
 
 def log_alpha(t):
     return -0.25 * t**2 * 9.0 - 0.5 * t * 0.3
 
 
-VP = Diffusion("VP", lambda t: jnp.exp(log_alpha(t)), lambda t: jnp.sqrt(-jnp.expm1(2 * log_alpha(t))))
+VP = Diffusion(
+    "VP",
+    lambda t: jnp.exp(log_alpha(t)),
+    lambda t: jnp.sqrt(-jnp.expm1(2 * log_alpha(t))),
+)
 VE = Diffusion("VE", lambda t: jnp.ones_like(t), lambda t: 0.05 * jnp.exp(4.0 * t))
-# Neither: its f/g² is not constant, and the schedule knows it only by differences between levels.
+# Neither: its f/g² is not constant, and the schedule knows it only by differences
+# between levels.
 OTHER = Diffusion("other", lambda t: jnp.exp(-0.4 * t), lambda t: 0.1 + 0.9 * t**2)
 DIFFUSIONS = [VP, VE, OTHER]
 
 
 def one_of(which):
-    """The diffusion of that number, which may be traced: what is compiled of one serves all."""
-    pick = lambda name: lambda t: jnp.stack([getattr(d, name)(t) for d in DIFFUSIONS])[which]
+    """The diffusion of that number, which may be traced: what is compiled of one serves
+    all."""
+    pick = lambda name: (
+        lambda t: jnp.stack([getattr(d, name)(t) for d in DIFFUSIONS])[which]
+    )
     return Diffusion("one of all", pick("alpha"), pick("sigma"))
 
 
@@ -79,13 +100,25 @@ def at_time(density, diffusion, t):
     alpha, sigma = diffusion.alpha(t), diffusion.sigma(t)
     levels = jnp.ones(density.num_levels)
     old = density.schedule
-    new = cp.Schedule(alpha * levels, sigma * levels, diffusion.drift(t) / diffusion.squared_noise(t) * levels)
-    density = eqx.tree_at(lambda d: (d.schedule, d.evaluator.schedule), density, (new, new))
+    new = cp.Schedule(
+        alpha * levels,
+        sigma * levels,
+        diffusion.drift(t) / diffusion.squared_noise(t) * levels,
+    )
+    density = eqx.tree_at(
+        lambda d: (d.schedule, d.evaluator.schedule), density, (new, new)
+    )
     for i, batch in enumerate(density.evaluator.batches):
         if batch.own_noise is not None:  # what windows see: noise divided by a constant
             narrower = batch.own_noise.sigma / old.sigma
-            own = eqx.tree_at(lambda n: (n.alpha, n.sigma), batch.own_noise, (alpha * levels, sigma * narrower))
-            density = eqx.tree_at(lambda d, i=i: d.evaluator.batches[i].own_noise, density, own)
+            own = eqx.tree_at(
+                lambda n: (n.alpha, n.sigma),
+                batch.own_noise,
+                (alpha * levels, sigma * narrower),
+            )
+            density = eqx.tree_at(
+                lambda d, i=i: d.evaluator.batches[i].own_noise, density, own
+            )
     return density
 
 
@@ -95,18 +128,35 @@ def residual(density, diffusion, x, t):
 
     def position(x):
         parts = jnp.split(x, np.cumsum([math.prod(s) for s in shapes.values()])[:-1])
-        return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        return {
+            name: part.reshape(shape)
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
 
     def value_and_score(x, t):
         here = at_time(density, diffusion, t)
-        evaluation, (_, rate) = here.evaluate(position(x), 0), here.score_and_rate(position(x), 0)
-        score = jnp.concatenate([evaluation.parts.drift[name].ravel() for name in shapes])
-        return (evaluation.parts.log_marginal + evaluation.parts.log_exact, score), (score, rate, evaluation.parts.rate)
+        evaluation, (_, rate) = (
+            here.evaluate(position(x), 0),
+            here.score_and_rate(position(x), 0),
+        )
+        score = jnp.concatenate(
+            [evaluation.parts.drift[name].ravel() for name in shapes]
+        )
+        return (evaluation.parts.log_marginal + evaluation.parts.log_exact, score), (
+            score,
+            rate,
+            evaluation.parts.rate,
+        )
 
-    # One forward-mode pass gives ∂_t log F and, with the score of the library, the divergence ∇·S.
-    ((_, change), (hessian, _)), (s, rate, own) = jax.jacfwd(value_and_score, argnums=(0, 1), has_aux=True)(x, t)
+    # One forward-mode pass gives ∂_t log F and, with the score of the library, the
+    # divergence ∇·S.
+    ((_, change), (hessian, _)), (s, rate, own) = jax.jacfwd(
+        value_and_score, argnums=(0, 1), has_aux=True
+    )(x, t)
     f, g2 = diffusion.drift(t), diffusion.squared_noise(t)
-    wanted = (-f * (x.size + x @ s) + 0.5 * g2 * (s @ s + jnp.trace(hessian)) - change) / g2
+    wanted = (
+        -f * (x.size + x @ s) + 0.5 * g2 * (s @ s + jnp.trace(hessian)) - change
+    ) / g2
     return wanted, rate, own
 
 
@@ -115,7 +165,9 @@ POINTS = np.array([[0.3, -0.5], [1.0, 0.4], [-0.6, 0.2]])
 
 def gaussians(seed, shape=(2,)):
     rng = np.random.default_rng(seed)
-    return modes([0.3, 0.7], rng.normal(size=(2, *shape)), rng.uniform(0.3, 0.9, (2, *shape)))
+    return modes(
+        [0.3, 0.7], rng.normal(size=(2, *shape)), rng.uniform(0.3, 0.9, (2, *shape))
+    )
 
 
 SCHEDULE = VP  # the factors are exact at any levels; compile chooses them
@@ -132,9 +184,17 @@ def leaf(seed, shape=(2,)):
 def normalised(factor, degree):
     """As `calibrate` makes it, with made-up normalisers: the equation holds for any."""
     knots = np.linspace(-9.0, 7.0, 12)
-    tables = {KNOTS: knots, LOG_NORMALISER: np.sin(knots) - 0.3 * knots, ERROR: np.zeros(12)}
+    tables = {
+        KNOTS: knots,
+        LOG_NORMALISER: np.sin(knots) - 0.3 * knots,
+        ERROR: np.zeros(12),
+    }
     return CalibratedExpression(
-        factor=factor, schedule=SCHEDULE.schedule(), fixed=tables, degree=degree, event_shape=factor.event_shape
+        factor=factor,
+        schedule=SCHEDULE.schedule(),
+        fixed=tables,
+        degree=degree,
+        event_shape=factor.event_shape,
     )
 
 
@@ -144,27 +204,41 @@ def product():
 
 EXPRESSIONS = {
     "leaf": lambda: leaf(0),
-    "box": lambda: cp.Analytic(dist.Uniform(jnp.array([-0.5, 0.0]), jnp.array([0.4, 1.0])), SCHEDULE.schedule()),
+    "box": lambda: cp.Analytic(
+        dist.Uniform(jnp.array([-0.5, 0.0]), jnp.array([0.4, 1.0])), SCHEDULE.schedule()
+    ),
     "quotient": lambda: leaf(0) ** 3 / leaf(1),
-    "mixture of calibrated products": lambda: cp.mixture([normalised(product(), 4.0), leaf(2)], [0.3, 0.7]),
+    "mixture of calibrated products": lambda: cp.mixture(
+        [normalised(product(), 4.0), leaf(2)], [0.3, 0.7]
+    ),
     "window of a calibrated product": lambda: (
-        cp.window(normalised(product(), 4.0), (4,), (0,), scale=2) ** 0.7 * leaf(9, (4,))
+        cp.window(normalised(product(), 4.0), (4,), (0,), scale=2) ** 0.7
+        * leaf(9, (4,))
     ),
     "product over a mixture of products": lambda: (
         leaf(4) * cp.mixture([product(), leaf(2)], log_weights=[0.0, 1.0]) ** 0.8
     ),
     "averaging window": lambda: (
-        cp.window(leaf(0), (4,), (0,), scale=2) ** 0.7 * leaf(9, (4,)) * cp.window(leaf(3), (4,), (1,))
+        cp.window(leaf(0), (4,), (0,), scale=2) ** 0.7
+        * leaf(9, (4,))
+        * cp.window(leaf(3), (4,), (1,))
     ),
-    "mixture over data": lambda: cp.mixture(moved(), over={"c": POINTS}, weights=[1, 2, 1]),
+    "mixture over data": lambda: cp.mixture(
+        moved(), over={"c": POINTS}, weights=[1, 2, 1]
+    ),
     "product over mixtures over data": lambda: cp.product(
-        cp.mixture([moved(), leaf(1)], [0.2, 0.8]) * cp.mixture(moved(), over={"d": POINTS[:2]}), over={"c": POINTS}
+        cp.mixture([moved(), leaf(1)], [0.2, 0.8])
+        * cp.mixture(moved(), over={"d": POINTS[:2]}),
+        over={"c": POINTS},
     ),
     "mixture over products over data": lambda: cp.mixture(
-        cp.product(moved() * leaf(1) ** 0.5, over={"d": POINTS}), over={"c": POINTS[:2]}, log_weights=[0.0, 0.5]
+        cp.product(moved() * leaf(1) ** 0.5, over={"d": POINTS}),
+        over={"c": POINTS[:2]},
+        log_weights=[0.0, 0.5],
     ),
 }
-"""Every rule of the rate is in one of these; what is compiled of one serves all diffusions."""
+"""Every rule of the rate is in one of these; what is compiled of one serves all
+diffusions."""
 WHOLE = "mixture of calibrated products"
 NO_DRIFT_PART = {"leaf", "box", "mixture over data"}
 """Normalised densities of all entries: their rate is 0 without it."""
@@ -173,7 +247,9 @@ NO_DRIFT_PART = {"leaf", "box", "mixture over data"}
 def rates(density, diffusion, seed=0):
     size = sum(math.prod(info.shape) for info in density.sites.values())
     x = jnp.asarray(np.random.default_rng(seed).normal(size=size))
-    return compiled(density, jnp.asarray(DIFFUSIONS.index(diffusion)), x, jnp.asarray(0.6))
+    return compiled(
+        density, jnp.asarray(DIFFUSIONS.index(diffusion)), x, jnp.asarray(0.6)
+    )
 
 
 @eqx.filter_jit
@@ -190,7 +266,9 @@ def test_rate_is_the_residual(diffusion, name):
     np.testing.assert_allclose(rate, wanted, rtol=1e-8, atol=1e-8)
     if name in NO_DRIFT_PART:
         np.testing.assert_allclose(rate, 0.0, atol=1e-8)
-    elif diffusion is VE or name == WHOLE:  # their drift's part is 0, and so is that of whatever counts as one density
+    elif (
+        diffusion is VE or name == WHOLE
+    ):  # their drift's part is 0, and so is that of whatever counts as one density
         np.testing.assert_allclose(without_drift, rate, rtol=1e-12)
     else:  # the negative control: without the drift's part the equation does not hold
         assert abs(without_drift - wanted) > 1e-2
@@ -212,16 +290,20 @@ def test_rates_of_sites_and_plates_add_up():
 MATRIX = jnp.array([[1.0, 0.5], [0.3, -1.0], [0.2, 0.4]])
 
 
-@pytest.mark.parametrize("factor", [EXPRESSIONS["leaf"], slow(product)], ids=["leaf", "product"])
+@pytest.mark.parametrize(
+    "factor", [EXPRESSIONS["leaf"], slow(product)], ids=["leaf", "product"]
+)
 def test_rate_of_what_is_annealed_exactly(factor):
-    """The noised posterior of one factor has the rate 0; times a product of factors it has that of the rule."""
+    """The noised posterior of one factor has the rate 0; times a product of factors it
+    has that of the rule."""
     law, y = lambda x: dist.Normal(MATRIX @ x, 0.6), jnp.array([0.3, -0.2, 0.5])
     density = cp.compile(measured, factor(), law, y, schedule=VP.schedule())
     wanted, rate, _ = rates(density, VP)
     np.testing.assert_allclose(rate, wanted, rtol=1e-8, atol=1e-8)
     if factor is not product:
         np.testing.assert_allclose(rate, 0.0, atol=1e-8)
-    else:  # the negative control: as if the product of noised factors were the noised product
+    # the negative control: as if the product of noised factors were the noised product
+    else:
         wrong = dataclasses.replace(density.evaluator.likelihood.exact, marginal=True)
         wrong = eqx.tree_at(lambda d: d.evaluator.likelihood.exact, density, wrong)
         assert abs(rates(wrong, VP)[1] - wanted) > 1e-2
@@ -230,29 +312,47 @@ def test_rate_of_what_is_annealed_exactly(factor):
 @pytest.mark.parametrize("diffusion", DIFFUSIONS, ids=lambda d: d.name)
 def test_schedules_know_their_drift(diffusion):
     """f/g² from the levels: exact for VP and VE, by differences for others."""
-    exact = jax.jit(jax.vmap(lambda t: diffusion.drift(t) / diffusion.squared_noise(t)))(TIMES)
+    exact = jax.jit(
+        jax.vmap(lambda t: diffusion.drift(t) / diffusion.squared_noise(t))
+    )(TIMES)
     found = diffusion.schedule().drift_ratio
-    np.testing.assert_allclose(found[1:-1], exact[1:-1], rtol=2e-3 if diffusion is OTHER else 1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        found[1:-1], exact[1:-1], rtol=2e-3 if diffusion is OTHER else 1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("diffusion", [VP, VE], ids=lambda d: d.name)
 def test_aligned_models_have_the_rate_of_their_own_density(diffusion):
-    """A score-only model trained on other levels, next to an analytic factor: the rate of the exact product."""
+    """A score-only model trained on other levels, next to an analytic factor: the rate
+    of the exact product."""
     wide = cp.Schedule.log_snr(2, min=-20.0, max=20.0)
-    network, _ = gaussian("epsilon", (0.0, 0.0), (0.25, 0.25), wide, conditions={"c": 0.0})
+    network, _ = gaussian(
+        "epsilon", (0.0, 0.0), (0.25, 0.25), wide, conditions={"c": 0.0}
+    )
     exact = cp.Analytic(dist.Normal(jnp.zeros(2), 0.5), wide)
     schedule = diffusion.schedule()
     x = {"x": jnp.array([0.4, -1.1])}
-    densities = [cp.compile(single, f * leaf(1) ** 0.5, schedule=schedule) for f in (network, exact)]
+    densities = [
+        cp.compile(single, f * leaf(1) ** 0.5, schedule=schedule)
+        for f in (network, exact)
+    ]
     for level in (0, 200, 399):
         one, other = (density.evaluate(x, level) for density in densities)
         np.testing.assert_allclose(one.parts.rate, other.parts.rate, rtol=1e-8)
-        np.testing.assert_allclose(one.parts.drift["x"], other.parts.drift["x"], rtol=1e-8)
+        np.testing.assert_allclose(
+            one.parts.drift["x"], other.parts.drift["x"], rtol=1e-8
+        )
 
 
 def test_mixtures_of_unnormalised_factors_have_no_rate():
     energy = lambda x, t: 0.5 * jnp.sum(x**2)
-    model = cp.Diffusion(energy, VP.schedule(), event_shape=(2,), parameterization="energy")
+    model = cp.Diffusion(
+        energy, VP.schedule(), event_shape=(2,), parameterization="energy"
+    )
     density = cp.compile(single, cp.mixture([model, leaf(0)], log_weights=[0.0, 0.0]))
     assert "feynman_kac" not in density.capabilities
-    refused(lambda: density.score_and_rate({"x": jnp.zeros(2)}, 3), cp.errors.CapabilityError, "no Feynman–Kac rate")
+    refused(
+        lambda: density.score_and_rate({"x": jnp.zeros(2)}, 3),
+        cp.errors.CapabilityError,
+        "no Feynman–Kac rate",
+    )

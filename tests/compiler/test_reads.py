@@ -1,4 +1,5 @@
-"""What programs and functions read beside their arguments: it counts as it is at `cp.compile`, and is never stale."""
+"""What programs and functions read beside their arguments: it counts as it is at
+`cp.compile`, and is never stale."""
 
 import types
 
@@ -34,7 +35,12 @@ def by_helper():
 
 def reads(f):
     """Data of each site from elsewhere, as they are when it runs."""
-    elsewhere = {"global": number, "helper": by_helper(), "attribute": holder.value, "in place": table["y"].sum()}
+    elsewhere = {
+        "global": number,
+        "helper": by_helper(),
+        "attribute": holder.value,
+        "in place": table["y"].sum(),
+    }
     for name, value in elsewhere.items():
         cp.observe(f"y {name}", dist.Normal(cp.sample(name, f), 0.5), value)
     cp.observe("mean", dist.Normal(cp.sample("in a mean", f) - by_helper(), 0.5), 0.0)
@@ -51,7 +57,10 @@ class Tilted(dist.Normal):
 
 
 def reads_in_priors(f):
-    for name, prior in {"of a number": dist.Normal(number, 0.3), "by its density": Tilted(0.0, 0.3)}.items():
+    for name, prior in {
+        "of a number": dist.Normal(number, 0.3),
+        "by its density": Tilted(0.0, 0.3),
+    }.items():
         m = cp.sample(name, prior)
         cp.observe(f"y {name}", dist.Normal(cp.sample(f"x {name}", f), 0.4), m)
 
@@ -83,10 +92,15 @@ def test_priors_read_what_is_there_now():
     for value in (0.0, 2.0):
         put(value)
         density = cp.compile(cp.program(reads_in_priors), NORMAL)
-        position = {name: jnp.float32(0.5 if name.startswith("x") else 0.2) for name in density.sites}
+        position = {
+            name: jnp.float32(0.5 if name.startswith("x") else 0.2)
+            for name in density.sites
+        }
         wanted = -(0.2 - value) / 0.3**2 - (0.2 - 0.5 / ALPHA) / 0.4**2
         found = score(density, position)
-        np.testing.assert_allclose([found["of a number"], found["by its density"]], wanted, rtol=1e-4)
+        np.testing.assert_allclose(
+            [found["of a number"], found["by its density"]], wanted, rtol=1e-4
+        )
 
 
 def test_a_table_that_a_function_of_the_level_reads():
@@ -94,12 +108,18 @@ def test_a_table_that_a_function_of_the_level_reads():
 
     def leveled(f):
         x = cp.sample("x", f)
-        cp.factor("w", lambda level: jnp.where(level == 4, float(weights[4]), 0.0) * x, anneal="noised")
+        cp.factor(
+            "w",
+            lambda level: jnp.where(level == 4, float(weights[4]), 0.0) * x,
+            anneal="noised",
+        )
 
     slope = eqx.filter_jit(lambda density: density.score(X, 4)["x"] + 0.5)
     for value in (1.0, 3.0):
         weights[4] = value
-        np.testing.assert_allclose(slope(cp.compile(cp.program(leveled), NORMAL)), value, rtol=1e-5)
+        np.testing.assert_allclose(
+            slope(cp.compile(cp.program(leveled), NORMAL)), value, rtol=1e-5
+        )
 
 
 def test_a_program_that_reads_something_else_by_now_is_refused():
@@ -120,12 +140,17 @@ def test_a_program_that_reads_something_else_by_now_is_refused():
 
 
 def test_a_program_reads_the_same_on_a_mesh():
-    """Traced there, its own arrays are sharded over no axis of the mesh, which is no other program."""
+    """Traced there, its own arrays are sharded over no axis of the mesh, which is no
+    other program."""
 
     @cp.program
     def scene(f):
         scale = cp.sample("scale", dist.HalfNormal(1.0))
-        cp.observe("y", dist.Normal(jnp.array([1.0, 2.0]) * cp.sample("x", f), scale), jnp.zeros(2))
+        cp.observe(
+            "y",
+            dist.Normal(jnp.array([1.0, 2.0]) * cp.sample("x", f), scale),
+            jnp.zeros(2),
+        )
 
     density = cp.compile(scene, NORMAL)
     at = jax.shard_map(
@@ -144,7 +169,11 @@ def test_a_program_of_random_numbers_is_refused():
     def noisy(f):
         cp.observe("y", dist.Normal(cp.sample("x", f), 0.5), rng.normal())
 
-    refused(lambda: cp.compile(cp.program(noisy), NORMAL).score(X, 0), ProgramError, "random numbers")
+    refused(
+        lambda: cp.compile(cp.program(noisy), NORMAL).score(X, 0),
+        ProgramError,
+        "random numbers",
+    )
 
 
 def energy(x, level):
@@ -169,7 +198,9 @@ def of_score():
 
 def of_conditioned_score():
     network = lambda x, t, c: score(x, t) - c
-    return learned(network, "score", LEVELS, (), "level", conditions=("c",)).given(c=0.0)
+    return learned(network, "score", LEVELS, (), "level", conditions=("c",)).given(
+        c=0.0
+    )
 
 
 def of_classifier():
@@ -180,14 +211,18 @@ FUNCTIONS = {
     "energy": (of_energy, lambda v: -4 * (0.5 - v)),
     "score": (of_score, lambda v: -4 * (0.5 - v)),
     "score with a condition": (of_conditioned_score, lambda v: -4 * (0.5 - v)),
-    "classifier": (of_classifier, lambda v: -4 * (0.5 - v) / (1 + np.exp(-2 * (0.5 - v) ** 2))),
+    "classifier": (
+        of_classifier,
+        lambda v: -4 * (0.5 - v) / (1 + np.exp(-2 * (0.5 - v) ** 2)),
+    ),
 }
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_factor_reads_what_is_there_when_the_program_is_compiled(name):
-    """Arrays that its function reads are leaves: others of that shape reuse compiled code."""
+    """Arrays that its function reads are leaves: others of that shape reuse compiled
+    code."""
     make, of_x = FUNCTIONS[name]
     scored = score_by_one_trace()
     put(jnp.float32(1.0))
@@ -198,14 +233,18 @@ def test_a_factor_reads_what_is_there_when_the_program_is_compiled(name):
         put(jnp.float32(7.0))  # no longer looked at
         found.append(float(scored(density, X, 0)))
         np.testing.assert_allclose(density.score(X, 0)["x"], found[-1], rtol=1e-5)
-    np.testing.assert_allclose(found, [-0.5 + of_x(value) for value in (1.0, -1.0, 1.0)], rtol=1e-5)
+    np.testing.assert_allclose(
+        found, [-0.5 + of_x(value) for value in (1.0, -1.0, 1.0)], rtol=1e-5
+    )
 
 
 def test_levels_of_a_density_whose_functions_read_something_else_by_now():
     put(jnp.float32(1.0))
     density = cp.compile(both, NORMAL, of_energy())
     fewer = LEVELS.every(2)
-    np.testing.assert_allclose(density.on(fewer).score(X, 0)["x"], density.score(X, 0)["x"])
+    np.testing.assert_allclose(
+        density.on(fewer).score(X, 0)["x"], density.score(X, 0)["x"]
+    )
     put(jnp.float32(2.0))
     refused(lambda: density.on(fewer), ProgramError, "changed since")
 
@@ -219,18 +258,36 @@ def closing_over(make):
 
 
 def energy_of(c):
-    return cp.Energy(lambda x, level: -2.0 * (x - c) ** 2, LEVELS, event_shape=(), top_power=0.0, label="e")
+    return cp.Energy(
+        lambda x, level: -2.0 * (x - c) ** 2,
+        LEVELS,
+        event_shape=(),
+        top_power=0.0,
+        label="e",
+    )
 
 
 CLOSING = {
     "energy": energy_of,
-    "score": lambda c: cp.Diffusion(lambda x, t: c - x, LEVELS, event_shape=(), parameterization="score"),
+    "score": lambda c: cp.Diffusion(
+        lambda x, t: c - x, LEVELS, event_shape=(), parameterization="score"
+    ),
     "score under conditions": lambda c: cp.product(
-        cp.Diffusion(lambda x, t, *, d: c - x - d, LEVELS, event_shape=(), parameterization="score", conditions=("d",)),
+        cp.Diffusion(
+            lambda x, t, *, d: c - x - d,
+            LEVELS,
+            event_shape=(),
+            parameterization="score",
+            conditions=("d",),
+        ),
         over={"d": jnp.zeros(3)},
     ),
-    "classifier": lambda c: cp.Classifier(lambda x, t: jnp.stack([x, c]), LEVELS, event_shape=()).given(label=0),
-    "in a mixture": lambda c: cp.mixture([NORMAL, energy_of(c)], log_weights=[0.0, 0.0]),
+    "classifier": lambda c: cp.Classifier(
+        lambda x, t: jnp.stack([x, c]), LEVELS, event_shape=()
+    ).given(label=0),
+    "in a mixture": lambda c: cp.mixture(
+        [NORMAL, energy_of(c)], log_weights=[0.0, 0.0]
+    ),
 }
 
 
@@ -242,14 +299,20 @@ def test_a_function_that_closes_over_a_latent_is_refused(name):
 
 def test_a_function_that_closes_over_data_is_not():
     """New data reuse compiled code there too."""
-    scored, program = score_by_one_trace(), cp.program(lambda f, y: cp.sample("x", f * energy_of(y)))
+    scored, program = (
+        score_by_one_trace(),
+        cp.program(lambda f, y: cp.sample("x", f * energy_of(y))),
+    )
     for y in (1.0, 2.0):
         density = cp.compile(program, NORMAL, jnp.float32(y))
-        np.testing.assert_allclose(scored(density, X, 0), -0.5 - 4 * (0.5 - y), rtol=1e-5)
+        np.testing.assert_allclose(
+            scored(density, X, 0), -0.5 - 4 * (0.5 - y), rtol=1e-5
+        )
 
 
 def test_ancestral_order_follows_what_a_function_closes_over():
-    """Nothing looks at x: c keeps its draw of the prior, and x is drawn given that c."""
+    """Nothing looks at x: c keeps its draw of the prior, and x is drawn given that
+    c."""
 
     def closes(f):
         c = cp.sample("c", dist.Normal(0.0, 1.0))
@@ -259,18 +322,23 @@ def test_ancestral_order_follows_what_a_function_closes_over():
     assert density.sites["c"].kind == "held"
     for c in (0.0, 2.0):
         found = density.score({**X, "c": jnp.float32(c)}, 0)
-        np.testing.assert_allclose([found["x"], found["c"]], [-0.5 - 4 * (0.5 - c), 0.0], rtol=1e-5)
+        np.testing.assert_allclose(
+            [found["x"], found["c"]], [-0.5 - 4 * (0.5 - c), 0.0], rtol=1e-5
+        )
 
 
 def test_functions_that_are_called_back_are_those_of_the_density():
-    """Two energies of the same equations: compiled code holds the function that it calls back."""
+    """Two energies of the same equations: compiled code holds the function that it
+    calls back."""
 
     def calling_back(append):
         def energy(x, level):
             jax.debug.callback(append, x)
             return -2.0 * x**2
 
-        return cp.compile(both, NORMAL, cp.Energy(energy, LEVELS, event_shape=(), top_power=0.0))
+        return cp.compile(
+            both, NORMAL, cp.Energy(energy, LEVELS, event_shape=(), top_power=0.0)
+        )
 
     for found in [], []:
         density = calling_back(found.append)
@@ -288,7 +356,9 @@ def test_a_program_that_makes_its_callback_anew_is_no_other_program():
         cp.observe("y", dist.Normal(x, 0.5), 0.0)
 
     density = cp.compile(cp.program(calls_back), NORMAL)
-    np.testing.assert_allclose(density.score(X, 0)["x"], -0.5 - 2.0 / ALPHA**2, rtol=1e-4)
+    np.testing.assert_allclose(
+        density.score(X, 0)["x"], -0.5 - 2.0 / ALPHA**2, rtol=1e-4
+    )
 
 
 def test_fingerprints_tell_numbers_and_not_objects():
@@ -299,5 +369,11 @@ def test_fingerprints_tell_numbers_and_not_objects():
         return fingerprint(jax.make_jaxpr(jax.checkpoint(step))(jnp.ones(2)))
 
     assert told(jnp.arange(2.0)) == told(np.arange(2.0, dtype=np.float32))
-    others = [told(jnp.arange(2.0)), told(jnp.arange(1.0, 3.0)), told(jnp.arange(2.0), 0.2), told(2.0), told(3.0)]
+    others = [
+        told(jnp.arange(2.0)),
+        told(jnp.arange(1.0, 3.0)),
+        told(jnp.arange(2.0), 0.2),
+        told(2.0),
+        told(3.0),
+    ]
     assert len(set(others)) == len(others)

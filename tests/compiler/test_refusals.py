@@ -1,4 +1,5 @@
-"""What is refused before anything is compiled: improper levels, signal left at the noisiest one, wrong networks."""
+"""What is refused before anything is compiled: improper levels, signal left at the
+noisiest one, wrong networks."""
 
 import equinox as eqx
 import jax
@@ -24,33 +25,55 @@ def normal(scale, mean=0.0, schedule=SCHEDULE):
 
 
 def mvn(*rows):
-    return cp.Analytic(dist.MultivariateNormal(jnp.zeros(len(rows)), jnp.array(rows)), SCHEDULE)
+    return cp.Analytic(
+        dist.MultivariateNormal(jnp.zeros(len(rows)), jnp.array(rows)), SCHEDULE
+    )
 
 
 def mixed(means, scales):
     return cp.Analytic(modes((0.5, 0.5), means, scales), SCHEDULE)
 
 
-# whether a level can be normalised ---------------------------------------------------------------------------------
+# whether a level can be normalised
+# ---------------------------------------------------------------------------------
 
 ALIKE = mvn([1.0, 0.9], [0.9, 1.0])
 IMPROPER = {
     "a wide over a narrow one": lambda: normal(2.0) / normal(1.0) ** 0.5,
-    "the widest component counts": lambda: mixed([-1.0, 1.0], [0.5, 3.0]) / normal(1.0) ** 0.5,
-    "a part of a mixture": lambda: cp.mixture([normal(1.0), normal(2.0)]) / normal(1.1) ** 0.5,
+    "the widest component counts": lambda: (
+        mixed([-1.0, 1.0], [0.5, 3.0]) / normal(1.0) ** 0.5
+    ),
+    "a part of a mixture": lambda: (
+        cp.mixture([normal(1.0), normal(2.0)]) / normal(1.1) ** 0.5
+    ),
     "one direction of two": lambda: ALIKE / mvn([1.0, -0.9], [-0.9, 1.0]) ** 0.3,
-    "over a box": lambda: normal(1.0) / cp.Analytic(dist.Uniform(-1.0, 1.0), SCHEDULE) ** 0.3,
+    "over a box": lambda: (
+        normal(1.0) / cp.Analytic(dist.Uniform(-1.0, 1.0), SCHEDULE) ** 0.3
+    ),
     "over points": lambda: normal(1.0) / cp.Analytic(jnp.zeros((2,)), SCHEDULE) ** 0.3,
-    "a window": lambda: normal(jnp.ones(4)) / cp.window(normal(0.5 * jnp.ones(2)), (4,), (2,)) ** 0.5,
-    "averages": lambda: normal(2 * jnp.ones(4)) / cp.window(normal(0.5 * jnp.ones(2)), (4,), (0,), scale=2) ** 0.9,
+    "a window": lambda: (
+        normal(jnp.ones(4)) / cp.window(normal(0.5 * jnp.ones(2)), (4,), (2,)) ** 0.5
+    ),
+    "averages": lambda: (
+        normal(2 * jnp.ones(4))
+        / cp.window(normal(0.5 * jnp.ones(2)), (4,), (0,), scale=2) ** 0.9
+    ),
 }
 PROPER = {
     "a narrow over a wide one": lambda: normal(2.0) / normal(1.0) ** 0.2,
-    "a mixture over one as wide": lambda: mixed([-1.0, 1.0], [0.5, 1.0]) / normal(1.0) ** 0.5,
-    "over the widest component": lambda: normal(1.0) / mixed([-1.0, 1.0], [0.3, 2.5]) ** 0.9,
+    "a mixture over one as wide": lambda: (
+        mixed([-1.0, 1.0], [0.5, 1.0]) / normal(1.0) ** 0.5
+    ),
+    "over the widest component": lambda: (
+        normal(1.0) / mixed([-1.0, 1.0], [0.3, 2.5]) ** 0.9
+    ),
     "every direction of two": lambda: ALIKE / mvn([2.5, 0.0], [0.0, 2.5]) ** 0.9,
-    "posteriors over a prior": lambda: cp.product(*[normal(0.5, m) for m in (-1.0, 0.0, 1.0)]) / normal(1.0) ** 2,
-    "a window": lambda: normal(jnp.ones(4)) / cp.window(normal(1.5 * jnp.ones(2)), (4,), (2,)) ** 0.5,
+    "posteriors over a prior": lambda: (
+        cp.product(*[normal(0.5, m) for m in (-1.0, 0.0, 1.0)]) / normal(1.0) ** 2
+    ),
+    "a window": lambda: (
+        normal(jnp.ones(4)) / cp.window(normal(1.5 * jnp.ones(2)), (4,), (2,)) ** 0.5
+    ),
 }
 
 
@@ -66,27 +89,42 @@ def test_what_has_one_is_not(name):
 
 
 def test_what_is_as_good_as_improper_is_refused_too_and_data_may_make_a_site_proper():
-    refused(lambda: cp.compile(single, normal(2.0) / normal(1.0) ** 0.25), ImproperError, "almost improper")
-    cp.compile(measured, normal(2.0) / normal(1.0) ** 0.5, lambda x: dist.Normal(x, 0.1), 0.3)
+    refused(
+        lambda: cp.compile(single, normal(2.0) / normal(1.0) ** 0.25),
+        ImproperError,
+        "almost improper",
+    )
+    cp.compile(
+        measured, normal(2.0) / normal(1.0) ** 0.5, lambda x: dist.Normal(x, 0.1), 0.3
+    )
 
 
 def test_the_least_precision_is_found():
     rng = np.random.default_rng(0)
     matrices = [a @ a.T + np.eye(3) for a in rng.standard_normal((3, 3, 3))]
-    graph = cp.compile(single, mvn(*matrices[0]) * mvn(*matrices[1]) / mvn(*(30 * matrices[2])) ** 0.5).graph
+    graph = cp.compile(
+        single, mvn(*matrices[0]) * mvn(*matrices[1]) / mvn(*(30 * matrices[2])) ** 0.5
+    ).graph
     root = graph.sites[0].root
     for level in (0, 6, 11):
         alpha, sigma = SCHEDULE.alpha[level], SCHEDULE.sigma[level]
-        inverse = [np.linalg.inv(alpha**2 * m + sigma**2 * np.eye(3)) for m in (*matrices[:2], 30 * matrices[2])]
+        inverse = [
+            np.linalg.inv(alpha**2 * m + sigma**2 * np.eye(3))
+            for m in (*matrices[:2], 30 * matrices[2])
+        ]
         expected = np.linalg.eigvalsh(inverse[0] + inverse[1] - 0.5 * inverse[2])[0]
-        np.testing.assert_allclose(least(tail_of(root, (3,), SCHEDULE, level), 3), expected, rtol=1e-4)
+        np.testing.assert_allclose(
+            least(tail_of(root, (3,), SCHEDULE, level), 3), expected, rtol=1e-4
+        )
 
 
-# whether the noisiest level is noise -------------------------------------------------------------------------------
+# whether the noisiest level is noise
+# -------------------------------------------------------------------------------
 
 
 def test_what_starting_from_noise_makes_of_a_law():
-    """One Gaussian, where every number is known: x = σ·ε, x₀ = μ + α·v/(α²v + σ²)·(x − α·μ) + the rest."""
+    """One Gaussian, where every number is known: x = σ·ε, x₀ = μ + α·v/(α²v + σ²)·(x −
+    α·μ) + the rest."""
     part = components(dist.Normal(3.0, 0.5))[0]
     alpha, sigma = np.sqrt(0.2), np.sqrt(0.8)
     spread = 0.2 * 0.25 + 0.8
@@ -96,11 +134,20 @@ def test_what_starting_from_noise_makes_of_a_law():
 
 
 def test_what_starting_from_noise_makes_of_shares():
-    """By quadrature: the share of a component is the mean of its responsibility under N(0, σ²)."""
-    law, alpha, sigma = modes((0.8, 0.2), [-3.0, 3.0], [3.0, 3.0]), np.sqrt(0.1), np.sqrt(0.9)
+    """By quadrature: the share of a component is the mean of its responsibility under
+    N(0, σ²)."""
+    law, alpha, sigma = (
+        modes((0.8, 0.2), [-3.0, 3.0], [3.0, 3.0]),
+        np.sqrt(0.1),
+        np.sqrt(0.9),
+    )
     x = np.linspace(-8, 8, 4001)
-    p = np.array([0.8, 0.2])[:, None] * np.exp(-0.5 * (x - alpha * np.array([[-3], [3]])) ** 2 / (0.9 + 0.1 * 9.0))
-    share = np.trapezoid(p[1] / p.sum(0) * np.exp(-0.5 * x**2 / sigma**2), x) / (sigma * np.sqrt(2 * np.pi))
+    p = np.array([0.8, 0.2])[:, None] * np.exp(
+        -0.5 * (x - alpha * np.array([[-3], [3]])) ** 2 / (0.9 + 0.1 * 9.0)
+    )
+    share = np.trapezoid(p[1] / p.sum(0) * np.exp(-0.5 * x**2 / sigma**2), x) / (
+        sigma * np.sqrt(2 * np.pi)
+    )
     assert share > 0.23
     error, _ = bias(components(law)[0], alpha, sigma)
     assert error > 0.9 * abs(share - 0.2) / 0.02
@@ -109,32 +156,50 @@ def test_what_starting_from_noise_makes_of_shares():
 SEPARATED = modes((0.8, 0.2), [-3.0, 3.0], [0.3, 0.3])
 
 
-@pytest.mark.parametrize(("law", "top"), [(SEPARATED, -1.0), (dist.Normal(200.0, 50.0), -9.0), (SEPARATED, -4.0)])
-def test_a_noisiest_level_that_carries_signal_is_refused_and_the_one_that_is_named_is_not(law, top):
+@pytest.mark.parametrize(
+    ("law", "top"),
+    [(SEPARATED, -1.0), (dist.Normal(200.0, 50.0), -9.0), (SEPARATED, -4.0)],
+)
+def test_a_noisiest_level_that_carries_signal_is_refused_and_the_one_that_is_named_is_not(
+    law, top
+):
     f = cp.Analytic(law, cp.Schedule.log_snr(12, min=top))
-    raised = refused(lambda: cp.compile(single, f), ImproperError, "not noise alone for factor")
+    raised = refused(
+        lambda: cp.compile(single, f), ImproperError, "not noise alone for factor"
+    )
     lower = float(raised.fix.split("min=")[1].split(")")[0])
     cp.compile(single, f, schedule=cp.Schedule.log_snr(12, min=lower))
 
 
-@pytest.mark.parametrize(("law", "top"), [(SEPARATED, -9.0), (dist.Normal(1.0, 1.0), -4.0), (jnp.ones((5, 3)), -9.0)])
+@pytest.mark.parametrize(
+    ("law", "top"),
+    [(SEPARATED, -9.0), (dist.Normal(1.0, 1.0), -4.0), (jnp.ones((5, 3)), -9.0)],
+)
 def test_a_noisiest_level_of_noise_is_not_refused(law, top):
     cp.compile(single, cp.Analytic(law, cp.Schedule.log_snr(12, min=top)))
 
 
 def test_levels_that_never_reach_noise_are_refused():
     betas = np.linspace(1e-4, 0.02, 50)
-    f = cp.Diffusion(lambda x, t: x, cp.Schedule.from_arrays(1 - betas, betas), event_shape=(2,))
-    refused(lambda: cp.compile(single, f), InvalidValueError, r"(?s)more signal than noise: log-SNR 7.*alphas_cumprod")
+    f = cp.Diffusion(
+        lambda x, t: x, cp.Schedule.from_arrays(1 - betas, betas), event_shape=(2,)
+    )
+    refused(
+        lambda: cp.compile(single, f),
+        InvalidValueError,
+        r"(?s)more signal than noise: log-SNR 7.*alphas_cumprod",
+    )
 
 
-# networks ----------------------------------------------------------------------------------------------------------
+# networks
+# ----------------------------------------------------------------------------------------------------------
 
 MEAN, VARIANCE = jnp.array([0.4, -0.7, 0.2]), 0.3
 
 
 def returning(what, sign=1.0, schedule=SCHEDULE):
-    """A network that returns the noise, the data, the velocity or the score of N(MEAN, VARIANCE·I)."""
+    """A network that returns the noise, the data, the velocity or the score of N(MEAN,
+    VARIANCE·I)."""
 
     def network(x, t):
         noise = schedule.at(t)
@@ -144,7 +209,10 @@ def returning(what, sign=1.0, schedule=SCHEDULE):
 
 
 def compiled(network, declared, schedule=SCHEDULE):
-    return cp.compile(single, cp.Diffusion(network, schedule, event_shape=(3,), parameterization=declared))
+    return cp.compile(
+        single,
+        cp.Diffusion(network, schedule, event_shape=(3,), parameterization=declared),
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,18 +223,30 @@ def compiled(network, declared, schedule=SCHEDULE):
     ],
 )  # fmt: skip
 def test_another_parameterization_is_named(right, declared):
-    words, fix = f"does not do what parameterization='{declared}' declares", f"parameterization='{right}'"
+    words, fix = (
+        f"does not do what parameterization='{declared}' declares",
+        f"parameterization='{right}'",
+    )
     refused(lambda: compiled(returning(right), declared), NetworkError, words, fix)
 
 
 @pytest.mark.parametrize("declared", ["epsilon", "score", "energy"])
 def test_the_wrong_sign_is_named(declared):
-    refused(lambda: compiled(returning(declared, sign=-1.0), declared), NetworkError, "opposite sign")
+    refused(
+        lambda: compiled(returning(declared, sign=-1.0), declared),
+        NetworkError,
+        "opposite sign",
+    )
 
 
 def test_the_wrong_sign_of_a_flow_is_named():
-    """At the noisiest level any output gives the score of noise, so the output itself is looked at: it is the noise."""
-    refused(lambda: compiled(lambda x, t: -x / SCHEDULE.at(t).sigma, "flow"), NetworkError, "opposite sign")
+    """At the noisiest level any output gives the score of noise, so the output itself
+    is looked at: it is the noise."""
+    refused(
+        lambda: compiled(lambda x, t: -x / SCHEDULE.at(t).sigma, "flow"),
+        NetworkError,
+        "opposite sign",
+    )
 
 
 def test_the_data_of_a_wide_law_are_not_taken_for_noise():
@@ -185,7 +265,9 @@ def test_a_network_that_fits_nothing_is_doubted_in_the_status():
     (doubt,) = density.graph.doubts
     assert "differs by 60% from that of noise" in doubt
     assert f"doubt: {doubt}" in str(density)
-    result = cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.Ancestral(), progress=False)
+    result = cp.infer(
+        density, jax.random.key(0), num_chains=4, sampler=cp.Ancestral(), progress=False
+    )
     assert result.status.has("network_doubted")
     assert doubt in result.status.message
 
@@ -197,10 +279,14 @@ def test_networks_with_unknown_weights_are_not_looked_at():
         def __call__(self, x, t):
             return self.weight * x
 
-    jax.eval_shape(lambda w: compiled(Net(w), "epsilon").score({"x": jnp.ones(3)}, 3), jnp.float32(-1.0))
+    jax.eval_shape(
+        lambda w: compiled(Net(w), "epsilon").score({"x": jnp.ones(3)}, 3),
+        jnp.float32(-1.0),
+    )
 
 
-# networks that draw random numbers ---------------------------------------------------------------------------------
+# networks that draw random numbers
+# ---------------------------------------------------------------------------------
 
 
 class Dropping(eqx.Module):
@@ -239,11 +325,31 @@ def normed():
 @pytest.mark.parametrize(
     ("make", "told", "kind"),
     [
-        (lambda: Dropping(eqx.nn.Dropout(0.5)), r"Dropout layer is in training.*eqx\.nn\.inference_mode", cp.Diffusion),
-        (DroppingNNX, r"(?s)Dropout layer is in training mode.*network\.eval\(\)", cp.Diffusion),
-        (normed, r"(?s)BatchNorm layer is in training mode.*network\.eval\(\)", cp.Diffusion),
-        (lambda: with_key, r"(?s)factor 'with_key' draws random numbers.*deterministic=True", cp.Diffusion),
-        (lambda: lambda x, t: jax.checkpoint(lambda y: with_key(y, t))(x), "draws random numbers", cp.Diffusion),
+        (
+            lambda: Dropping(eqx.nn.Dropout(0.5)),
+            r"Dropout layer is in training.*eqx\.nn\.inference_mode",
+            cp.Diffusion,
+        ),
+        (
+            DroppingNNX,
+            r"(?s)Dropout layer is in training mode.*network\.eval\(\)",
+            cp.Diffusion,
+        ),
+        (
+            normed,
+            r"(?s)BatchNorm layer is in training mode.*network\.eval\(\)",
+            cp.Diffusion,
+        ),
+        (
+            lambda: with_key,
+            r"(?s)factor 'with_key' draws random numbers.*deterministic=True",
+            cp.Diffusion,
+        ),
+        (
+            lambda: lambda x, t: jax.checkpoint(lambda y: with_key(y, t))(x),
+            "draws random numbers",
+            cp.Diffusion,
+        ),
         (lambda: with_key, "draws random numbers", cp.Classifier),
     ],
 )
@@ -255,5 +361,7 @@ def test_a_dropout_that_is_off_passes():
     network = DroppingNNX()
     network.eval()
     cp.Diffusion(network, SCHEDULE, event_shape=(3,))
-    cp.Diffusion(eqx.nn.inference_mode(Dropping(eqx.nn.Dropout(0.5))), SCHEDULE, event_shape=(3,))
+    cp.Diffusion(
+        eqx.nn.inference_mode(Dropping(eqx.nn.Dropout(0.5))), SCHEDULE, event_shape=(3,)
+    )
     cp.Diffusion(Dropping(eqx.nn.Dropout(0.0)), SCHEDULE, event_shape=(3,))

@@ -1,4 +1,5 @@
-"""The powers to which likelihoods are raised above level 0, what they see of x, and what stands in for their zeros."""
+"""The powers to which likelihoods are raised above level 0, what they see of x, and
+what stands in for their zeros."""
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +19,30 @@ AT, Y, SD = 0.7, 1.2, 0.5
 
 
 def tempering(log_weight, sd=1.0, mean=0.0):
-    density = cp.compile(weighed, cp.Analytic(dist.Normal(mean, sd), SCHEDULE), log_weight)
+    density = cp.compile(
+        weighed, cp.Analytic(dist.Normal(mean, sd), SCHEDULE), log_weight
+    )
     return density.evaluator.likelihood.tempering
 
 
-@pytest.mark.parametrize(("s", "power_of"), [(0.3, np.exp(-2.0)), (0.01, 0.01)], ids=["blunt", "sharp"])
+@pytest.mark.parametrize(
+    ("s", "power_of"), [(0.3, np.exp(-2.0)), (0.01, 0.01)], ids=["blunt", "sharp"]
+)
 def test_the_power_is_that_of_an_instrument_as_sharp(s, power_of):
     found = tempering(lambda x: -0.5 * (x / s) ** 2).power
-    np.testing.assert_allclose(found, (power_of**2 + BLUR[0] ** 2) / (power_of**2 + BLUR**2), rtol=0.02)
+    np.testing.assert_allclose(
+        found, (power_of**2 + BLUR[0] ** 2) / (power_of**2 + BLUR**2), rtol=0.02
+    )
     assert found[0] == 1.0
 
 
 def test_the_power_follows_the_slope_where_the_prior_is():
-    """Of y = x² seen with noise s: as sharp as s/(2·mean), and sharper still where noise carries x further out."""
+    """Of y = x² seen with noise s: as sharp as s/(2·mean), and sharper still where
+    noise carries x further out."""
     s, mean = 0.1, 20.0
-    found = np.asarray(tempering(lambda x: dist.Normal(x**2, s).log_prob(mean**2), 0.1, mean).power)
+    found = np.asarray(
+        tempering(lambda x: dist.Normal(x**2, s).log_prob(mean**2), 0.1, mean).power
+    )
     sharp = (s / (2 * mean)) ** 2
     near = BLUR < 1
     expected = (sharp + BLUR[0] ** 2) / (sharp + BLUR**2)
@@ -42,7 +52,9 @@ def test_the_power_follows_the_slope_where_the_prior_is():
 
 
 def test_a_wall_that_divides_a_space_stands_at_every_level():
-    assert np.all(np.isneginf(tempering(lambda x: jnp.where(x > 0, 0.0, -jnp.inf)).stand_in["w"]))
+    assert np.all(
+        np.isneginf(tempering(lambda x: jnp.where(x > 0, 0.0, -jnp.inf)).stand_in["w"])
+    )
 
 
 def test_a_small_hole_opens_where_chains_can_be_in_it():
@@ -51,14 +63,21 @@ def test_a_small_hole_opens_where_chains_can_be_in_it():
     stands = np.isneginf(found.stand_in["w"])
     assert np.all(stands[BLUR < 0.3])
     assert not np.any(stands[BLUR > 5.0])
-    np.testing.assert_allclose(np.asarray(found.stand_in["w"])[~stands], offset)  # the walls are level with the hole
-    outside, inside = (found.log_likelihood("w", jnp.asarray(value), SCHEDULE.at(29)) for value in (-jnp.inf, offset))
+    np.testing.assert_allclose(
+        np.asarray(found.stand_in["w"])[~stands], offset
+    )  # the walls are level with the hole
+    outside, inside = (
+        found.log_likelihood("w", jnp.asarray(value), SCHEDULE.at(29))
+        for value in (-jnp.inf, offset)
+    )
     np.testing.assert_allclose(outside, inside, rtol=1e-6)
 
 
 def test_only_the_look_at_a_program_is_compiled_for_that_program(monkeypatch):
     traces, powers = [], module._powers
-    monkeypatch.setattr(module, "_powers", lambda *given: traces.append(1) or powers(*given))
+    monkeypatch.setattr(
+        module, "_powers", lambda *given: traces.append(1) or powers(*given)
+    )
     tempering(lambda x: -(x**2))
     traces.clear()
     tempering(lambda x: -(x**4))
@@ -67,30 +86,49 @@ def test_only_the_look_at_a_program_is_compiled_for_that_program(monkeypatch):
 
 def test_new_data_reuse_compiled_code():
     f, law = normal(schedule=SCHEDULE), lambda x: dist.StudentT(3.0, x, 0.2)
-    one, two = (jax.tree.structure(cp.compile(measured, f, law, jnp.asarray(y))) for y in (0.1, 3.0))
+    one, two = (
+        jax.tree.structure(cp.compile(measured, f, law, jnp.asarray(y)))
+        for y in (0.1, 3.0)
+    )
     assert one == two
 
 
 def test_what_falls_as_an_exponential_sees_points_near_the_prior():
-    """Poisson counts of mean exp(2x) are exp(−10¹⁸) at x/α = 20, which no power mends."""
+    """Poisson counts of mean exp(2x) are exp(−10¹⁸) at x/α = 20, which no power
+    mends."""
     rate = lambda x: dist.Poisson(jnp.exp(2 * x)).log_prob(7.0)
     found = tempering(rate, sd=0.8, mean=0.3)
     assert found.near is not None
     for blur in (0.0, 1.0, 1e3):
-        expected = 0.3 + 0.64 * (5.0 - 0.3) / (0.64 + blur**2)  # the mean of x₀ under N(0.3, 0.8²), seen with that blur
-        np.testing.assert_allclose(found.near({"x": jnp.asarray(5.0)}, jnp.asarray(blur))["x"], expected, rtol=1e-5)
+        expected = 0.3 + 0.64 * (5.0 - 0.3) / (
+            0.64 + blur**2
+        )  # the mean of x₀ under N(0.3, 0.8²), seen with that blur
+        np.testing.assert_allclose(
+            found.near({"x": jnp.asarray(5.0)}, jnp.asarray(blur))["x"],
+            expected,
+            rtol=1e-5,
+        )
     density = cp.compile(weighed, cp.Analytic(dist.Normal(0.3, 0.8), SCHEDULE), rate)
     assert "drawn towards the prior's mean" in str(density)
     for level in (0, 15, 29):
-        values = jax.vmap(lambda x, k=level: density.log_density({"x": x}, k))(jnp.linspace(-4.0, 4.0, 9))
+        values = jax.vmap(lambda x, k=level: density.log_density({"x": x}, k))(
+            jnp.linspace(-4.0, 4.0, 9)
+        )
         assert np.all(np.asarray(values) > -1e6)
     at = jnp.asarray(0.9)  # level 0 is the posterior at x/α, as ever
     expected = dist.Normal(0.3, 0.8).log_prob(at) + rate(at)
     density = density.on(cp.Schedule.log_snr(30, max=14.0))
-    np.testing.assert_allclose(density.log_density({"x": at * density.schedule.alpha[0]}, 0), expected, atol=1e-3)
+    np.testing.assert_allclose(
+        density.log_density({"x": at * density.schedule.alpha[0]}, 0),
+        expected,
+        atol=1e-3,
+    )
 
 
-NEAR = {f"power {power}": lambda x, power=power: -((x / 0.1) ** power) for power in (2, 4, 6)}
+NEAR = {
+    f"power {power}": lambda x, power=power: -((x / 0.1) ** power)
+    for power in (2, 4, 6)
+}
 NEAR["wall"] = lambda x: jnp.where(x > 0, 0.0, -jnp.inf)
 NEAR["walls"] = lambda x: jnp.where((x > 0) & (x < 1), 0.0, -jnp.inf)
 
@@ -115,9 +153,13 @@ POWER = expit(LAMBDA - 4) / expit(LAMBDA[0] - 4)
 @pytest.mark.parametrize("policy", ["tempered", "denoised"])
 def test_powers_are_those_of_the_docs(policy, latent):
     """Under N(0, 1) the Tweedie mean of x_k is α_k·x."""
-    density = cp.compile(seen, cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE), policy, latent)
+    density = cp.compile(
+        seen, cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE), policy, latent
+    )
     position = {"x": jnp.float32(AT), **({"m": jnp.float32(0.0)} if latent else {})}
-    potential = jax.jit(jax.vmap(lambda k: density.evaluator(position, k).parts.log_potential))
+    potential = jax.jit(
+        jax.vmap(lambda k: density.evaluator(position, k).parts.log_potential)
+    )
     found = np.asarray(potential(jnp.arange(SCHEDULE.num_levels)), float)
     looked_at = ALPHA * AT if policy == "denoised" else AT / ALPHA
     looked_at[0] = AT / ALPHA[0]  # level 0 is the posterior, whichever way led there

@@ -1,4 +1,5 @@
-"""The verifier against graphs that were broken by hand: each rule catches its defect, at the stage that makes it."""
+"""The verifier against graphs that were broken by hand: each rule catches its defect,
+at the stage that makes it."""
 
 import ast
 from dataclasses import replace
@@ -25,7 +26,10 @@ from composeprob.schedule import Noise
 from refusals import refused
 
 SCHEDULE = cp.Schedule.cosine(6)
-F, G = (cp.Analytic(dist.Normal(jnp.full(2, m), 1.0), SCHEDULE, label=n) for m, n in ((0.0, "f"), (1.0, "g")))
+F, G = (
+    cp.Analytic(dist.Normal(jnp.full(2, m), 1.0), SCHEDULE, label=n)
+    for m, n in ((0.0, "f"), (1.0, "g"))
+)
 
 
 @cp.program
@@ -34,12 +38,16 @@ def scene(f):
     cp.sample("y", F)
 
 
-H = cp.Diffusion(lambda x, t, c: c * x, SCHEDULE, event_shape=(2,), conditions=("c",), label="h")
+H = cp.Diffusion(
+    lambda x, t, c: c * x, SCHEDULE, event_shape=(2,), conditions=("c",), label="h"
+)
 
 
 def graph(stage):
     over = cp.product(H, over={"c": np.ones(3)})
-    made, _ = build(scene, (F**2 * cp.mixture([F, G]) * cp.window(G, (2,), (0,)) * over,), {})
+    made, _ = build(
+        scene, (F**2 * cp.mixture([F, G]) * cp.window(G, (2,), (0,)) * over,), {}
+    )
     for name, step in (("normalise", normalise), ("align", align), ("share", share)):
         if STAGES.index(stage) >= STAGES.index(name):
             made = step(made)
@@ -52,7 +60,9 @@ def with_root(made, change):
 
 
 def first_leaf(change):
-    return lambda root: root.with_children((change(root.children[0]), *root.children[1:]))
+    return lambda root: root.with_children(
+        (change(root.children[0]), *root.children[1:])
+    )
 
 
 def region(*numbers):
@@ -60,7 +70,9 @@ def region(*numbers):
 
 
 def last(change):
-    return lambda root: root.with_children((*root.children[:-1], change(root.children[-1])))
+    return lambda root: root.with_children(
+        (*root.children[:-1], change(root.children[-1]))
+    )
 
 
 def nested(root):
@@ -79,18 +91,29 @@ def as_mixture(*log_weights):
     return lambda root: mixture(root.children[:2], log_weights)
 
 
-WIDE, FIVE = cp.Analytic(dist.Normal(jnp.zeros(3), 1.0), SCHEDULE), Noise(np.arange(5), np.ones(5), np.ones(5))
+WIDE, FIVE = (
+    cp.Analytic(dist.Normal(jnp.zeros(3), 1.0), SCHEDULE),
+    Noise(np.arange(5), np.ones(5), np.ones(5)),
+)
 
 F_LEAF = Leaf(factor=F, event_shape=(2,), label="f")
 
 BROKEN = [
     ("build", lambda r: product((), ()), "an empty Product"),
     ("build", lambda r: mixture((), ()), "an empty Mixture"),
-    ("build", lambda r: replace(r, numbers=(1.0,)), "a Product with 1 numbers for its children"),
+    (
+        "build",
+        lambda r: replace(r, numbers=(1.0,)),
+        "a Product with 1 numbers for its children",
+    ),
     ("build", lambda r: replace(r, numbers=(np.nan,) * len(r.powers)), "not finite"),
     ("build", as_mixture(0.0, np.inf), "a Mixture with a number that is not finite"),
     ("build", as_mixture(0.0), "a Mixture with 1 numbers"),
-    ("normalise", first_leaf(lambda leaf: replace(leaf, factor=WIDE)), "have another shape than x"),
+    (
+        "normalise",
+        first_leaf(lambda leaf: replace(leaf, factor=WIDE)),
+        "have another shape than x",
+    ),
     ("normalise", region((1,), (2,), (1,)), "leaves site x"),
     ("normalise", region((-1,), (2,), (1,)), "leaves site x"),
     ("normalise", region((0,), (2,), (0,)), "leaves site x"),
@@ -99,18 +122,62 @@ BROKEN = [
     ("normalise", region((0, 0), (2,), (1,)), "has other axes than site x"),
     ("normalise", region((0,), (2, 1), (1,)), "has other axes than site x"),
     ("normalise", nested, "a product holds a product"),
-    ("normalise", last(lambda over: over.with_children((F_LEAF,))), "a plate that nothing runs over"),
-    ("normalise", last(lambda over: over.with_children(over.children * 2)), "a plate over more than one child"),
-    ("normalise", last(lambda over: replace(over, numbers=(1.0, 2.0, 1.0))), "with different powers"),
-    ("normalise", last(lambda over: replace(over, numbers=(1.0, 1.0))), "a Product with 2 numbers for its children"),
-    ("normalise", lambda r: replace(r, numbers=(0.0,) * len(r.powers)), "a product holds a zero power"),
-    ("normalise", lambda r: product(r.children[:1], (1.0,)), "a single child to the power 1"),
-    ("align", first_leaf(lambda leaf: replace(leaf, own_noise=FIVE)), "not aligned to 6 levels"),
+    (
+        "normalise",
+        last(lambda over: over.with_children((F_LEAF,))),
+        "a plate that nothing runs over",
+    ),
+    (
+        "normalise",
+        last(lambda over: over.with_children(over.children * 2)),
+        "a plate over more than one child",
+    ),
+    (
+        "normalise",
+        last(lambda over: replace(over, numbers=(1.0, 2.0, 1.0))),
+        "with different powers",
+    ),
+    (
+        "normalise",
+        last(lambda over: replace(over, numbers=(1.0, 1.0))),
+        "a Product with 2 numbers for its children",
+    ),
+    (
+        "normalise",
+        lambda r: replace(r, numbers=(0.0,) * len(r.powers)),
+        "a product holds a zero power",
+    ),
+    (
+        "normalise",
+        lambda r: product(r.children[:1], (1.0,)),
+        "a single child to the power 1",
+    ),
+    (
+        "align",
+        first_leaf(lambda leaf: replace(leaf, own_noise=FIVE)),
+        "not aligned to 6 levels",
+    ),
     ("share", first_leaf(lambda leaf: replace(leaf, slot=None)), "has no slot"),
-    ("share", first_leaf(lambda leaf: replace(leaf, slot=(9, 0))), r"slot \(9, 0\) does not exist"),
-    ("share", first_leaf(lambda leaf: replace(leaf, slot=(0, -1))), r"slot \(0, -1\) does not exist"),
-    ("share", first_leaf(lambda leaf: replace(leaf, slot=(0, 1))), "reads another place"),
-    ("share", lambda r: product(r.children[:1], r.powers[:1]), "are evaluated but not used"),
+    (
+        "share",
+        first_leaf(lambda leaf: replace(leaf, slot=(9, 0))),
+        r"slot \(9, 0\) does not exist",
+    ),
+    (
+        "share",
+        first_leaf(lambda leaf: replace(leaf, slot=(0, -1))),
+        r"slot \(0, -1\) does not exist",
+    ),
+    (
+        "share",
+        first_leaf(lambda leaf: replace(leaf, slot=(0, 1))),
+        "reads another place",
+    ),
+    (
+        "share",
+        lambda r: product(r.children[:1], r.powers[:1]),
+        "are evaluated but not used",
+    ),
 ]
 
 
@@ -131,22 +198,36 @@ def test_rules_hold_only_from_their_stage_on():
     assert verify(loose, "build") is loose
     unscheduled = graph("normalise")
     assert verify(unscheduled, "normalise") is unscheduled
-    refused(lambda: verify(unscheduled, "align"), VerificationError, "the graph has no schedule")
+    refused(
+        lambda: verify(unscheduled, "align"),
+        VerificationError,
+        "the graph has no schedule",
+    )
 
 
 def test_names_are_unique_and_strange_nodes_are_named():
     made, strange = graph("build"), type("Strange", (), {"children": ()})()
     twice = replace(made, sites=(made.sites[0], made.sites[0]))
-    refused(lambda: verify(twice, "build"), VerificationError, r"names are not unique: \['x', 'x'\]")
+    refused(
+        lambda: verify(twice, "build"),
+        VerificationError,
+        r"names are not unique: \['x', 'x'\]",
+    )
     broken = with_root(made, lambda root: strange)
-    refused(lambda: verify(broken, "build"), VerificationError, "an unknown node Strange")
+    refused(
+        lambda: verify(broken, "build"), VerificationError, "an unknown node Strange"
+    )
 
 
 def test_the_compiler_verifies_after_every_pass(monkeypatch):
     from composeprob.compiler import pipeline
 
     stages = []
-    monkeypatch.setattr(pipeline, "verify", lambda graph, stage: stages.append(stage) or verify(graph, stage))
+    monkeypatch.setattr(
+        pipeline,
+        "verify",
+        lambda graph, stage: stages.append(stage) or verify(graph, stage),
+    )
     cp.compile(scene, F)
     assert tuple(stages) == STAGES
 
@@ -170,22 +251,48 @@ class Sum(Combination):
 def test_a_node_without_a_rule_is_refused_by_every_pass_and_products_and_mixtures_have_rules():
     node = Sum(factors=(F_LEAF,), numbers=(0.0,), event_shape=(2,))
     for name in ("offers", "top", "lower", "formula"):
-        refused(lambda: PASSES[name].rule_for(node), VerificationError, f"The pass '{name}' has no rule for a Sum")
+        refused(
+            lambda: PASSES[name].rule_for(node),
+            VerificationError,
+            f"The pass '{name}' has no rule for a Sum",
+        )
     alone = Sum(factors=(F,), numbers=(0.0,), event_shape=(2,))
-    refused(lambda: cp.compile(scene, alone), VerificationError, "has no rule for a Sum")
-    nodes = [kind(factors=(F_LEAF,), numbers=(1.0,), event_shape=(2,)) for kind in (Product, Mixture)]
-    assert all(callable(PASSES[name].rule_for(node)) for name in PASSES for node in nodes if name != "weighed")
+    refused(
+        lambda: cp.compile(scene, alone), VerificationError, "has no rule for a Sum"
+    )
+    nodes = [
+        kind(factors=(F_LEAF,), numbers=(1.0,), event_shape=(2,))
+        for kind in (Product, Mixture)
+    ]
+    assert all(
+        callable(PASSES[name].rule_for(node))
+        for name in PASSES
+        for node in nodes
+        if name != "weighed"
+    )
 
 
 def test_few_places_ask_a_node_what_it_is():
-    """What differs from node to node is a rule of a pass, so that a new kind of node needs no edit elsewhere."""
+    """What differs from node to node is a rule of a pass, so that a new kind of node
+    needs no edit elsewhere."""
     package = Path(cp.__file__).parent
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in package.rglob("*.py")]
-    calls = [call for tree in trees for call in ast.walk(tree) if isinstance(call, ast.Call)]
+    trees = [
+        ast.parse(path.read_text(encoding="utf-8")) for path in package.rglob("*.py")
+    ]
+    calls = [
+        call for tree in trees for call in ast.walk(tree) if isinstance(call, ast.Call)
+    ]
     asked = [call.args[1] for call in calls if ast.unparse(call.func) == "isinstance"]
     kinds, pending = {"Factor"}, [Factor]
     while pending:
         pending = [kind for parent in pending for kind in parent.__subclasses__()]
-        kinds |= {kind.__name__ for kind in pending if kind.__module__.startswith("composeprob.")}
-    named = [{name.id for name in ast.walk(kind) if isinstance(name, ast.Name)} & kinds for kind in asked]
+        kinds |= {
+            kind.__name__
+            for kind in pending
+            if kind.__module__.startswith("composeprob.")
+        }
+    named = [
+        {name.id for name in ast.walk(kind) if isinstance(name, ast.Name)} & kinds
+        for kind in asked
+    ]
     assert 0 < sum(map(bool, named)) <= 20

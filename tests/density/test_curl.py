@@ -13,13 +13,18 @@ from sampling_cases import SCHEDULE, both, normal, run, single, unit_energy
 
 
 def scored(network, size=2, schedule=SCHEDULE):
-    return cp.Diffusion(network, schedule, event_shape=(size,), parameterization="score", time="sigma")
+    return cp.Diffusion(
+        network, schedule, event_shape=(size,), parameterization="score", time="sigma"
+    )
 
 
 def linear(matrix):
-    """A factor whose score is a linear map: −x + matrix·x at every level (d = 2 or more)."""
+    """A factor whose score is a linear map: −x + matrix·x at every level (d = 2 or
+    more)."""
     matrix = jnp.asarray(matrix, float)
-    return scored(lambda x, t: (matrix @ x.reshape(-1)).reshape(x.shape) - x, len(matrix))
+    return scored(
+        lambda x, t: (matrix @ x.reshape(-1)).reshape(x.shape) - x, len(matrix)
+    )
 
 
 def rotation(speed):
@@ -42,7 +47,9 @@ def test_against_the_whole_jacobian():
     a = jax.random.normal(jax.random.key(1), (3, 3))
     f = scored(lambda x, t: jnp.tanh(a @ x) * (1 + x[0] ** 2), 3)
     density, x = cp.compile(single, f), points((3,))
-    jacobians = jax.jit(jax.vmap(jax.jacobian(lambda x: density.score({"x": x}, 0)["x"])))(x["x"])
+    jacobians = jax.jit(
+        jax.vmap(jax.jacobian(lambda x: density.score({"x": x}, 0)["x"]))
+    )(x["x"])
     turning = 0.5 * (jacobians - jacobians.transpose(0, 2, 1))
     exact = np.sqrt((turning**2).sum() / (jacobians**2).sum())
     found = curl(density, x, 0, jax.random.key(2), num_probes=200)
@@ -51,21 +58,27 @@ def test_against_the_whole_jacobian():
 
 @pytest.mark.parametrize("speed", [0.01, 0.3, 10.0])
 def test_a_rotation_in_closed_form(speed):
-    found = curl(cp.compile(single, rotation(speed)), points((2,)), 3, jax.random.key(0))
+    found = curl(
+        cp.compile(single, rotation(speed)), points((2,)), 3, jax.random.key(0)
+    )
     assert found["f(x)"] == pytest.approx(speed / np.sqrt(1 + speed**2), rel=0.05)
 
 
 def test_gradients_have_none_and_what_promises_one_is_left_out():
     assert curls(linear([[0.3, 0.7], [0.7, -2.0]]))["f(x)"] < 1e-6
     assert curls(scored(lambda x, t: 100 * jnp.ones(2))) == {"f(x)": 0.0}
-    energy = cp.Diffusion(unit_energy, SCHEDULE, event_shape=(2,), parameterization="energy", time="sigma")
+    energy = cp.Diffusion(
+        unit_energy, SCHEDULE, event_shape=(2,), parameterization="energy", time="sigma"
+    )
     assert curls(energy, normal([0.0, 0.0])) == {}
     assert list(curls(energy, rotation(0.3))) == ["g(x)"]
 
 
 def test_a_factor_that_is_flat_beside_the_others_is_measured_against_the_whole():
     sharp = normal([0.0, 0.0], [0.1, 0.1])
-    flat = linear(np.eye(2) + 0.1 * np.array([[0.0, -1.0], [1.0, 0.0]]))  # J: a slow rotation and nothing else
+    flat = linear(
+        np.eye(2) + 0.1 * np.array([[0.0, -1.0], [1.0, 0.0]])
+    )  # J: a slow rotation and nothing else
     assert curls(flat)["f(x)"] == pytest.approx(1.0, rel=1e-5)
     assert curls(sharp, flat)["g(x)"] < 2e-3
 
@@ -76,17 +89,26 @@ def plate_and_window(f, g):
 
     with numpyro.plate("images", 3):
         cp.sample("x", f)
-    cp.sample("canvas", cp.window(g, (4,), offset=(0,)) * cp.window(g, (4,), offset=(2,)))
+    cp.sample(
+        "canvas", cp.window(g, (4,), offset=(0,)) * cp.window(g, (4,), offset=(2,))
+    )
 
 
 @pytest.mark.slow
 def test_plates_windows_and_sites_of_their_own():
-    density = cp.compile(plate_and_window, rotation(0.3), linear([[0.0, -0.5], [0.5, 0.0]]))
+    density = cp.compile(
+        plate_and_window, rotation(0.3), linear([[0.0, -0.5], [0.5, 0.0]])
+    )
     positions = {"x": points((3, 2))["x"], "canvas": points((4,))["x"]}
     by_factor = density.leaf_scores(jax.tree.map(lambda a: a[0], positions), 0)
-    assert {name: list(scores) for name, scores in by_factor.items()} == {"f(x)": ["x"], "g(x)": ["canvas"]}
+    assert {name: list(scores) for name, scores in by_factor.items()} == {
+        "f(x)": ["x"],
+        "g(x)": ["canvas"],
+    }
     found = curl(density, positions, 0, jax.random.key(0))
-    whole = np.sqrt(6 * (1 + 0.3**2) + 4 * (1 + 0.5**2))  # ‖H‖: three images and two windows, all independent
+    whole = np.sqrt(
+        6 * (1 + 0.3**2) + 4 * (1 + 0.5**2)
+    )  # ‖H‖: three images and two windows, all independent
     assert found["f(x)"] == pytest.approx(0.3 * np.sqrt(6) / whole, rel=0.05)
     assert found["g(x)"] == pytest.approx(0.5 * np.sqrt(4) / whole, rel=0.05)
 
@@ -94,7 +116,9 @@ def test_plates_windows_and_sites_of_their_own():
 def test_positions_that_are_not_finite_do_not_count():
     broken = {"x": points((2,))["x"].at[3].set(jnp.nan)}
     density = cp.compile(single, linear([[0.0, -0.3], [0.3, 0.1]]))
-    assert curl(density, broken, 0, jax.random.key(0))["f(x)"] == pytest.approx(0.3, rel=0.2)
+    assert curl(density, broken, 0, jax.random.key(0))["f(x)"] == pytest.approx(
+        0.3, rel=0.2
+    )
 
 
 def test_other_conditions_are_not_compiled_again():
@@ -106,7 +130,13 @@ def test_other_conditions_are_not_compiled_again():
             traces.append(c)
             return -x + c * jnp.asarray([[0.0, -1.0], [1.0, 0.0]]) @ x
 
-    f = cp.Diffusion(Network(), SCHEDULE, event_shape=(2,), parameterization="score", conditions={"c": 0.0})
+    f = cp.Diffusion(
+        Network(),
+        SCHEDULE,
+        event_shape=(2,),
+        parameterization="score",
+        conditions={"c": 0.0},
+    )
     found, counts = [], []
     for one, other in ((0.3, -0.5), (-0.5, 0.3)):
         density = cp.compile(both, f.given(c=one), f.given(c=other))
@@ -115,7 +145,9 @@ def test_other_conditions_are_not_compiled_again():
         counts.append(len(traces) - before)
     assert counts[0] > 0
     assert counts[1] == 0
-    np.testing.assert_allclose(list(found[0].values()), list(found[1].values())[::-1], rtol=0.05)
+    np.testing.assert_allclose(
+        list(found[0].values()), list(found[1].values())[::-1], rtol=0.05
+    )
 
 
 KERNEL = cp.MALA(log_ratio=cp.LineIntegral(3))
@@ -123,8 +155,12 @@ SAMPLER = cp.AnnealedMCMC(KERNEL, 1)
 
 
 def test_a_run_names_the_factor_that_is_no_gradient():
-    result = run(cp.compile(both, rotation(0.4), linear(np.zeros((2, 2)))), sampler=SAMPLER)
-    assert result.about.curl["f(x)"] == pytest.approx(0.4 / np.sqrt(4 + 0.4**2), rel=0.05)
+    result = run(
+        cp.compile(both, rotation(0.4), linear(np.zeros((2, 2)))), sampler=SAMPLER
+    )
+    assert result.about.curl["f(x)"] == pytest.approx(
+        0.4 / np.sqrt(4 + 0.4**2), rel=0.05
+    )
     assert result.about.curl["g(x)"] < 1e-6
     assert result.status.code == "not_conservative"
     assert "f(x) (relative curl 0.2" in result.status.message
@@ -135,7 +171,13 @@ def test_a_run_names_the_factor_that_is_no_gradient():
 
 def test_only_line_integrals_ask():
     line = cp.HMC(log_ratio=cp.LineIntegral(None))
-    for kernel, asks in ((cp.MALA(), False), (cp.ULA(0.1), False), (cp.HMC(), False), (KERNEL, True), (line, True)):
+    for kernel, asks in (
+        (cp.MALA(), False),
+        (cp.ULA(0.1), False),
+        (cp.HMC(), False),
+        (KERNEL, True),
+        (line, True),
+    ):
         assert integrates_score(kernel) is asks
     assert not integrates_score(cp.SMC().kernel)
     assert not integrates_score(cp.Ancestral().kernel)

@@ -1,4 +1,5 @@
-"""The Fokker–Planck residual of scores: 0 of a noised law, and what it must be of a score that belongs to none."""
+"""The Fokker–Planck residual of scores: 0 of a noised law, and what it must be of a
+score that belongs to none."""
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,15 @@ def scaled(x, t, scale):
 
 
 def network(scale, shape=(2,), schedule=SCHEDULE):
-    options = {"parameterization": "epsilon", "time": "sigma", "conditions": ("scale",), "label": "net"}
-    return cp.Diffusion(scaled, schedule, event_shape=shape, **options).given(scale=jnp.float32(scale))
+    options = {
+        "parameterization": "epsilon",
+        "time": "sigma",
+        "conditions": ("scale",),
+        "label": "net",
+    }
+    return cp.Diffusion(scaled, schedule, event_shape=shape, **options).given(
+        scale=jnp.float32(scale)
+    )
 
 
 def residual(density, clean, level, **options):
@@ -34,23 +42,31 @@ def drawn(shape):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_scaled_score_has_the_residual_that_it_must_have(level):
-    """ρ = 2c(c − 1)·τ³y/(1 + τ²)² beside e = c·τy/(1 + τ²): 2|c − 1|·σ² of it; the right score has none."""
+    """ρ = 2c(c − 1)·τ³y/(1 + τ²)² beside e = c·τy/(1 + τ²): 2|c − 1|·σ² of it; the
+    right score has none."""
     variance = float(SCHEDULE.sigma[level]) ** 2
     for c in (1.0, 0.5, 1.2):
         (found,) = residual(cp.compile(single, network(c)), drawn((2,)), level).values()
         # The noise that is seen counts as a tenth at least.
         seen = max(1.0, 0.1 / (c * np.sqrt(variance) * np.sqrt(2 * np.log(2) / 2)))
-        assert found == pytest.approx(2 * abs(c - 1) * variance / seen, rel=0.2, abs=2e-3)
+        assert found == pytest.approx(
+            2 * abs(c - 1) * variance / seen, rel=0.2, abs=2e-3
+        )
 
 
 def test_a_divergence_of_many_entries_is_estimated_without_bias():
-    """Its gradient is 0 here, and of 20 entries two of random signs would leave noise: but not on average."""
-    (found,) = residual(cp.compile(single, network(0.5, (20,))), drawn((20,)), 30).values()
+    """Its gradient is 0 here, and of 20 entries two of random signs would leave noise:
+    but not on average."""
+    (found,) = residual(
+        cp.compile(single, network(0.5, (20,))), drawn((20,)), 30
+    ).values()
     assert found == pytest.approx(float(SCHEDULE.sigma[30]) ** 2, rel=0.02)
 
 
 def test_each_factor_of_a_product_is_named_by_itself():
-    two = cp.Analytic(modes([0.3, 0.7], [[-0.5, 0.0], [0.5, 0.2]], 0.1), SCHEDULE, label="two")
+    two = cp.Analytic(
+        modes([0.3, 0.7], [[-0.5, 0.0], [0.5, 0.2]], 0.1), SCHEDULE, label="two"
+    )
     clean = jax.random.uniform(jax.random.key(0), (64, 2), minval=-1.0)
     for c, low, high in ((1.0, 0.0, 0.01), (0.5, 0.25, 0.35)):
         density = cp.compile(both, two, network(c))
@@ -60,12 +76,15 @@ def test_each_factor_of_a_product_is_named_by_itself():
 
 
 def test_a_law_that_changes_with_the_level_is_no_noised_law():
-    """N(0, 1) at every level, and N(0, 1 + λ²/100): the right score of each level, of no law that is only noised."""
+    """N(0, 1) at every level, and N(0, 1 + λ²/100): the right score of each level, of
+    no law that is only noised."""
 
     def moving(x, t):
         return x * t * jnp.sqrt(1 + t**2) / (t**2 + 1 + (2 * jnp.log(t)) ** 2 / 100)
 
-    f = cp.Diffusion(moving, SCHEDULE, event_shape=(2,), parameterization="epsilon", time="sigma")
+    f = cp.Diffusion(
+        moving, SCHEDULE, event_shape=(2,), parameterization="epsilon", time="sigma"
+    )
     (found,) = residual(cp.compile(single, f), drawn((2,)), 20).values()
     assert found > 0.05
 

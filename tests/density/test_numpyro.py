@@ -1,4 +1,5 @@
-"""`density.to_numpyro`: what NumPyro's samplers ask for, which for a program of NumPyro's is NumPyro's own."""
+"""`density.to_numpyro`: what NumPyro's samplers ask for, which for a program of
+NumPyro's is NumPyro's own."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,9 @@ def model(f, y):
 
 @pytest.fixture(scope="module")
 def target():
-    return cp.compile(model, cp.Analytic(modes(WEIGHTS, MEANS, SDS), SCHEDULE), jnp.array(Y)).to_numpyro()
+    return cp.compile(
+        model, cp.Analytic(modes(WEIGHTS, MEANS, SDS), SCHEDULE), jnp.array(Y)
+    ).to_numpyro()
 
 
 def test_the_gradient_is_the_score_and_what_is_read_off_are_the_programs_sites(target):
@@ -36,15 +39,23 @@ def test_the_gradient_is_the_score_and_what_is_read_off_are_the_programs_sites(t
     @jax.jit
     def derivatives(position):
         reverse = jax.value_and_grad(target.potential_fn)(position)
-        forward = jax.jacfwd(target.potential_fn)(position)  # NumPyro's forward_mode_differentiation=True
+        forward = jax.jacfwd(target.potential_fn)(
+            position
+        )  # NumPyro's forward_mode_differentiation=True
         return reverse, forward, target.density.value_and_score(position, 0)
 
     (value, gradient), forward, (log_density, score) = derivatives(position)
     np.testing.assert_allclose(value, -log_density, rtol=1e-6)
     for name in score:
-        np.testing.assert_allclose([gradient[name], forward[name]], -score[name], rtol=1e-5)
-    read = {name: float(value) for name, value in target.postprocess_fn(position).items()}
-    assert read == pytest.approx({"x": 0.3, "m": -0.2, "total": 0.3 / float(SCHEDULE.alpha[0]) - 0.2})
+        np.testing.assert_allclose(
+            [gradient[name], forward[name]], -score[name], rtol=1e-5
+        )
+    read = {
+        name: float(value) for name, value in target.postprocess_fn(position).items()
+    }
+    assert read == pytest.approx(
+        {"x": 0.3, "m": -0.2, "total": 0.3 / float(SCHEDULE.alpha[0]) - 0.2}
+    )
 
 
 def test_a_program_of_numpyro_alone_has_numpyros_own_potential():
@@ -63,17 +74,30 @@ def test_a_program_of_numpyro_alone_has_numpyros_own_potential():
     target = cp.compile(cp.program(schools), *data).to_numpyro()
     starts = target.init_params(jax.random.key(2), 5)
     found = jax.jit(jax.vmap(target.potential_fn))(starts)
-    np.testing.assert_allclose(found, jax.jit(jax.vmap(own.potential_fn))(starts), rtol=1e-5)
+    np.testing.assert_allclose(
+        found, jax.jit(jax.vmap(own.potential_fn))(starts), rtol=1e-5
+    )
     assert np.ptp(found) > 1
     one = target.init_params(jax.random.key(2))
-    expected, read = jax.jit(own.postprocess_fn)(one), jax.jit(target.postprocess_fn)(one)
+    expected, read = (
+        jax.jit(own.postprocess_fn)(one),
+        jax.jit(target.postprocess_fn)(one),
+    )
     assert read.keys() == expected.keys() == {"mu", "tau", "theta", "effect"}
     for name, value in expected.items():
         np.testing.assert_allclose(read[name], value, rtol=1e-6)
 
 
 def test_what_numpyro_cannot_sample_and_a_level_that_does_not_exist_are_refused(target):
-    density = cp.compile(single, cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,)))
+    density = cp.compile(
+        single, cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,))
+    )
     refused(density.to_numpyro, CapabilityError, "only its score")
-    refused(lambda: target.density.to_numpyro(level=SCHEDULE.num_levels), LevelError, "")
-    refused(lambda: target.init_params(jax.random.key(0), 0), InvalidValueError, "num_chains")
+    refused(
+        lambda: target.density.to_numpyro(level=SCHEDULE.num_levels), LevelError, ""
+    )
+    refused(
+        lambda: target.init_params(jax.random.key(0), 0),
+        InvalidValueError,
+        "num_chains",
+    )

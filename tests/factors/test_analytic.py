@@ -1,4 +1,5 @@
-"""Noised marginals against brute-force convolutions, near and far, and against exact draws."""
+"""Noised marginals against brute-force convolutions, near and far, and against exact
+draws."""
 
 import functools
 import itertools
@@ -19,8 +20,12 @@ SCHEDULE = cp.Schedule.log_snr(9, min=-8.0, max=11.0)
 
 
 def noises():
-    """From little noise to much; of schedules made anew, in the precision of the test."""
-    vp, ve = cp.Schedule.log_snr(9, min=-8.0, max=11.0), cp.Schedule.edm(9, sigma_min=0.005, sigma_max=10.0)
+    """From little noise to much; of schedules made anew, in the precision of the
+    test."""
+    vp, ve = (
+        cp.Schedule.log_snr(9, min=-8.0, max=11.0),
+        cp.Schedule.edm(9, sigma_min=0.005, sigma_max=10.0),
+    )
     return vp.at(0), vp.at(4), vp.at(8), ve.at(0), ve.at(5)
 
 
@@ -33,7 +38,9 @@ def boxes():
     return dist.MixtureGeneral(mixing(), parts, support=dist.constraints.real)
 
 
-CLOSED = {  # a closed form at every level; and the same law, or the parts of a mixture and their shares
+# a closed form at every level; and the same law, or the parts of a mixture and their
+# shares
+CLOSED = {
     "normal": (lambda: dist.Normal(0.3, 0.4), stats.norm(0.3, 0.4)),
     "uniform": (lambda: dist.Uniform(-0.5, 1.0), stats.uniform(-0.5, 1.5)),
     "thin box": (lambda: dist.Uniform(0.0, 1e-3), stats.uniform(0.0, 1e-3)),
@@ -41,27 +48,52 @@ CLOSED = {  # a closed form at every level; and the same law, or the parts of a 
         lambda: modes([0.3, 0.7], [-1.0, 1.0], [0.2, 0.5]),
         {0.3: stats.norm(-1.0, 0.2), 0.7: stats.norm(1.0, 0.5)},
     ),
-    "mixture of boxes": (boxes, {0.3: stats.uniform(-1.0, 0.2), 0.7: stats.uniform(0.5, 0.4)}),
+    "mixture of boxes": (
+        boxes,
+        {0.3: stats.uniform(-1.0, 0.2), 0.7: stats.uniform(0.5, 0.4)},
+    ),
     "general mixture": (
-        lambda: dist.MixtureGeneral(mixing(), [dist.Normal(0.0, 0.2), dist.Normal(1.0, 0.6)]),
+        lambda: dist.MixtureGeneral(
+            mixing(), [dist.Normal(0.0, 0.2), dist.Normal(1.0, 0.6)]
+        ),
         {0.3: stats.norm(0.0, 0.2), 0.7: stats.norm(1.0, 0.6)},
     ),
 }
 BOUNDED = {  # bounded priors and heavy tails, by quadrature
     "half-normal": (lambda: dist.HalfNormal(0.7), stats.halfnorm(scale=0.7)),
-    "left-truncated": (lambda: dist.TruncatedNormal(0.4, 0.6, low=-0.5), stats.truncnorm(-1.5, np.inf, 0.4, 0.6)),
-    "right-truncated": (lambda: dist.TruncatedNormal(0.4, 0.6, high=-0.2), stats.truncnorm(-np.inf, -1.0, 0.4, 0.6)),
-    "truncated": (lambda: dist.TruncatedNormal(2.0, 0.5, low=-1.0, high=1.0), stats.truncnorm(-6.0, -2.0, 2.0, 0.5)),
-    "log-normal": (lambda: dist.LogNormal(-0.3, 0.8), stats.lognorm(0.8, scale=np.exp(-0.3))),
+    "left-truncated": (
+        lambda: dist.TruncatedNormal(0.4, 0.6, low=-0.5),
+        stats.truncnorm(-1.5, np.inf, 0.4, 0.6),
+    ),
+    "right-truncated": (
+        lambda: dist.TruncatedNormal(0.4, 0.6, high=-0.2),
+        stats.truncnorm(-np.inf, -1.0, 0.4, 0.6),
+    ),
+    "truncated": (
+        lambda: dist.TruncatedNormal(2.0, 0.5, low=-1.0, high=1.0),
+        stats.truncnorm(-6.0, -2.0, 2.0, 0.5),
+    ),
+    "log-normal": (
+        lambda: dist.LogNormal(-0.3, 0.8),
+        stats.lognorm(0.8, scale=np.exp(-0.3)),
+    ),
     "gamma without a top": (lambda: dist.Gamma(0.4, 2.0), stats.gamma(0.4, scale=0.5)),
-    "narrow gamma": (lambda: dist.Gamma(900.0, 700.0), stats.gamma(900.0, scale=1 / 700)),
-    "inverse gamma": (lambda: dist.InverseGamma(3.0, 2.0), stats.invgamma(3.0, scale=2.0)),
+    "narrow gamma": (
+        lambda: dist.Gamma(900.0, 700.0),
+        stats.gamma(900.0, scale=1 / 700),
+    ),
+    "inverse gamma": (
+        lambda: dist.InverseGamma(3.0, 2.0),
+        stats.invgamma(3.0, scale=2.0),
+    ),
     "Weibull": (lambda: dist.Weibull(0.7, 1.6), stats.weibull_min(1.6, scale=0.7)),
     "half-Cauchy": (lambda: dist.HalfCauchy(0.7), stats.halfcauchy(scale=0.7)),
     "Student's t": (lambda: dist.StudentT(3.0, 0.3, 0.4), stats.t(3.0, 0.3, 0.4)),
     "arcsine": (lambda: dist.Beta(0.5, 0.5), stats.beta(0.5, 0.5)),
     "moved beta": (
-        lambda: dist.TransformedDistribution(dist.Beta(2.0, 0.8), dist.transforms.AffineTransform(1.0, -3.0)),
+        lambda: dist.TransformedDistribution(
+            dist.Beta(2.0, 0.8), dist.transforms.AffineTransform(1.0, -3.0)
+        ),
         stats.beta(0.8, 2.0, loc=-2.0, scale=3.0),
     ),
 }
@@ -69,14 +101,23 @@ LAWS = CLOSED | BOUNDED
 
 
 def points(alpha, sigma):
-    """Inside, at a wall, and outside of it by a few and by many standard deviations of the noise."""
-    return np.concatenate([alpha * np.array([0.02, 0.3, 1.4, 4.0, -0.4]), sigma * np.array([-3.0, -12.0, 1.0, 9.0])])
+    """Inside, at a wall, and outside of it by a few and by many standard deviations of
+    the noise."""
+    return np.concatenate(
+        [
+            alpha * np.array([0.02, 0.3, 1.4, 4.0, -0.4]),
+            sigma * np.array([-3.0, -12.0, 1.0, 9.0]),
+        ]
+    )
 
 
 def convolution(law, x, alpha, sigma):
-    """log f and its slope at one x, by 20-point Gauss–Legendre on very many pieces; of a mixture, by its parts."""
+    """log f and its slope at one x, by 20-point Gauss–Legendre on very many pieces; of
+    a mixture, by its parts."""
     if isinstance(law, dict):
-        values, slopes = np.array([convolution(part, x, alpha, sigma) for part in law.values()]).T
+        values, slopes = np.array(
+            [convolution(part, x, alpha, sigma) for part in law.values()]
+        ).T
         logs = np.log(list(law)) + values
         return special.logsumexp(logs), special.softmax(logs) @ slopes
     low, high = law.support()
@@ -89,7 +130,13 @@ def convolution(law, x, alpha, sigma):
     edges += [high - steps] if np.isfinite(high) else []
     edges += [[low + 1e4 * scale]] if not np.isfinite(high) and np.isfinite(low) else []
     reach = scale * (1e4 if law.dist.name == "t" else 60)
-    edges = np.unique(np.clip(np.concatenate(edges), max(low, middle - reach), min(high, middle + 1e4 * scale)))
+    edges = np.unique(
+        np.clip(
+            np.concatenate(edges),
+            max(low, middle - reach),
+            min(high, middle + 1e4 * scale),
+        )
+    )
     z, w = np.polynomial.legendre.leggauss(20)
     half, centre = np.diff(edges)[:, None] / 2, (edges[1:] + edges[:-1])[:, None] / 2
     u, weights = (centre + half * z).ravel(), (half * w).ravel()
@@ -108,16 +155,29 @@ SLOW = ("left-truncated", "right-truncated", "inverse gamma", "Weibull")
 
 @functools.cache
 def evaluator(name):
-    """log f and its slope at many x under one noise; compiled once for all tests of a precision."""
+    """log f and its slope at many x under one noise; compiled once for all tests of a
+    precision."""
     schedule = cp.Schedule.log_snr(2)
-    return jax.jit(jax.vmap(lambda x, noise: cp.Analytic(LAWS[name][0](), schedule).evaluate(x, noise, {}), (0, None)))
+    return jax.jit(
+        jax.vmap(
+            lambda x, noise: cp.Analytic(LAWS[name][0](), schedule).evaluate(
+                x, noise, {}
+            ),
+            (0, None),
+        )
+    )
 
 
-@pytest.mark.parametrize("name", [slow(name) if name in SLOW else name for name in LAWS])
+@pytest.mark.parametrize(
+    "name", [slow(name) if name in SLOW else name for name in LAWS]
+)
 def test_noised_densities_are_convolutions(name, double_alone):
-    """The density and the score, from which the Tweedie mean (x + σ²·score)/α follows."""
+    """The density and the score, from which the Tweedie mean (x + σ²·score)/α
+    follows."""
     evaluate, law = evaluator(name), LAWS[name][1]
-    of_value, of_score = ((1e-7, 1e-7), (1e-5, 5e-8)) if name in CLOSED else ((1e-5, 2e-6), (1e-4, 2e-5))
+    of_value, of_score = (
+        ((1e-7, 1e-7), (1e-5, 5e-8)) if name in CLOSED else ((1e-5, 2e-6), (1e-4, 2e-5))
+    )
     for noise in noises():
         alpha, sigma = float(noise.alpha), float(noise.sigma)
         x = points(alpha, sigma)
@@ -125,55 +185,110 @@ def test_noised_densities_are_convolutions(name, double_alone):
         wanted = np.array([convolution(law, at, alpha, sigma) for at in x]).T
         likely = wanted[0] > -80
         np.testing.assert_allclose(value[likely], wanted[0][likely], *of_value)
-        np.testing.assert_allclose(score[likely] * sigma, wanted[1][likely] * sigma, *of_score)
-        np.testing.assert_array_equal(np.sign(score[~likely]), np.sign(wanted[1][~likely]))  # elsewhere it leads back
+        np.testing.assert_allclose(
+            score[likely] * sigma, wanted[1][likely] * sigma, *of_score
+        )
+        np.testing.assert_array_equal(
+            np.sign(score[~likely]), np.sign(wanted[1][~likely])
+        )  # elsewhere it leads back
 
 
 @pytest.mark.parametrize(
-    "name", ["log-normal", "gamma without a top", "narrow gamma", "half-Cauchy", "Student's t", "arcsine"]
+    "name",
+    [
+        "log-normal",
+        "gamma without a top",
+        "narrow gamma",
+        "half-Cauchy",
+        "Student's t",
+        "arcsine",
+    ],
 )
 def test_single_precision_takes_enough_of_its_fewer_nodes(name):
-    """Where a point is likely, and the noise is not so small that x itself has too few digits."""
+    """Where a point is likely, and the noise is not so small that x itself has too few
+    digits."""
     evaluate, law = evaluator(name), LAWS[name][1]
     for noise in noises()[1:3] + noises()[4:]:
         alpha, sigma = float(noise.alpha), float(noise.sigma)
         x = points(alpha, sigma)
         value, score = evaluate(x, noise)
         assert value.dtype == jnp.float32
-        wanted = np.array([convolution(law, at, alpha, sigma) for at in x.astype(np.float32).astype(float)]).T
+        wanted = np.array(
+            [
+                convolution(law, at, alpha, sigma)
+                for at in x.astype(np.float32).astype(float)
+            ]
+        ).T
         likely = wanted[0] > -15
-        np.testing.assert_allclose(value[likely], wanted[0][likely], rtol=2e-5, atol=5e-5)
-        np.testing.assert_allclose(score[likely] * sigma, wanted[1][likely] * sigma, rtol=2e-4, atol=2e-4)
+        np.testing.assert_allclose(
+            value[likely], wanted[0][likely], rtol=2e-5, atol=5e-5
+        )
+        np.testing.assert_allclose(
+            score[likely] * sigma, wanted[1][likely] * sigma, rtol=2e-4, atol=2e-4
+        )
 
 
 @pytest.mark.parametrize(
-    "name", ["half-normal", "truncated", "log-normal", "gamma without a top", "arcsine", "uniform", "thin box"]
+    "name",
+    [
+        "half-normal",
+        "truncated",
+        "log-normal",
+        "gamma without a top",
+        "arcsine",
+        "uniform",
+        "thin box",
+    ],
 )
 def test_far_away_and_much_noised_nothing_is_nan(name):
-    """In single precision; at 10⁴ standard deviations of the noise a box is narrower than its distance is rounded."""
+    """In single precision; at 10⁴ standard deviations of the noise a box is narrower
+    than its distance is rounded."""
     far = 1e4 if name in BOUNDED else 60.0
     for noise in map(cp.Schedule.log_snr(9, min=-20.0, max=11.0).at, range(9)):
-        away, others = noise.sigma * np.array([-far, far, -60.0]), np.array([50.0, 0.0, 3.0, -5.0, -30.0, 40.0])
+        away, others = (
+            noise.sigma * np.array([-far, far, -60.0]),
+            np.array([50.0, 0.0, 3.0, -5.0, -30.0, 40.0]),
+        )
         for found in evaluator(name)(np.append(away, others), noise):
             assert np.all(np.isfinite(found))
 
 
 def test_a_prior_that_lies_at_its_walls_under_wide_noise(double_alone):
-    """Beta of 0.1 and 0.1, whose density falls by e over ten units of the logit; by 200,000 points of it."""
+    """Beta of 0.1 and 0.1, whose density falls by e over ten units of the logit; by
+    200,000 points of it."""
     z = np.linspace(-500, 500, 200_001)
-    log_q = 0.1 * (special.log_expit(z) + special.log_expit(-z)) - special.betaln(0.1, 0.1)
+    log_q = 0.1 * (special.log_expit(z) + special.log_expit(-z)) - special.betaln(
+        0.1, 0.1
+    )
     noise = SCHEDULE.at(5)
-    x, alpha, sigma = np.array([-50.0, 0.3, 90.0]), float(noise.alpha), float(noise.sigma)
-    log_joint = log_q + stats.norm.logpdf(x[:, None] * sigma / 25, alpha * special.expit(z), sigma)
+    x, alpha, sigma = (
+        np.array([-50.0, 0.3, 90.0]),
+        float(noise.alpha),
+        float(noise.sigma),
+    )
+    log_joint = log_q + stats.norm.logpdf(
+        x[:, None] * sigma / 25, alpha * special.expit(z), sigma
+    )
     wanted = special.logsumexp(log_joint, axis=1) + np.log(z[1] - z[0])
     prior = cp.Analytic(dist.Beta(0.1, 0.1), SCHEDULE).at(noise)
-    np.testing.assert_allclose(jax.jit(jax.vmap(prior.log_prob))(jnp.asarray(x * sigma / 25, float)), wanted, atol=1e-9)
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(prior.log_prob))(jnp.asarray(x * sigma / 25, float)),
+        wanted,
+        atol=1e-9,
+    )
 
 
 @pytest.mark.parametrize("name", ["log-normal", "Student's t", "beta"])
-def test_second_derivatives_of_many_values_keep_no_array_over_nodes(name, double_alone, monkeypatch):
-    """In a prior's two parameters and the value; against differences of the gradient."""
-    laws = {"log-normal": dist.LogNormal, "Student's t": lambda a, b: dist.StudentT(4.0, a, b), "beta": dist.Beta}
+def test_second_derivatives_of_many_values_keep_no_array_over_nodes(
+    name, double_alone, monkeypatch
+):
+    """In a prior's two parameters and the value; against differences of the
+    gradient."""
+    laws = {
+        "log-normal": dist.LogNormal,
+        "Student's t": lambda a, b: dist.StudentT(4.0, a, b),
+        "beta": dist.Beta,
+    }
     schedule, x = SCHEDULE, jnp.linspace(0.1, 1.0, 500)
 
     def log_prob(parameters):
@@ -187,32 +302,43 @@ def test_second_derivatives_of_many_values_keep_no_array_over_nodes(name, double
     differences = [(gradient(at + step) - gradient(at - step)) / 2e-5 for step in steps]
     np.testing.assert_allclose(compiled(at), differences, rtol=1e-6, atol=1e-6 * x.size)
     few, many = tuning.QUADRATURE.nodes
-    monkeypatch.setattr(tuning, "QUADRATURE", tuning.QUADRATURE._replace(nodes=(few, 4 * many)))
+    monkeypatch.setattr(
+        tuning, "QUADRATURE", tuning.QUADRATURE._replace(nodes=(few, 4 * many))
+    )
     more = jax.jit(lambda at: jax.hessian(log_prob)(at)).lower(at).compile()
     sizes = [run.memory_analysis().temp_size_in_bytes for run in (compiled, more)]
     assert sizes[1] - sizes[0] < 3 * many * x.nbytes
 
 
 def test_a_noised_cauchy_distribution_is_voigts(double_alone):
-    noised = lambda x, noise, scale: cp.Analytic(dist.Cauchy(0.3, scale), SCHEDULE).evaluate(x, noise, {})
+    noised = lambda x, noise, scale: cp.Analytic(
+        dist.Cauchy(0.3, scale), SCHEDULE
+    ).evaluate(x, noise, {})
     evaluate = jax.jit(jax.vmap(noised, (0, None, None)))
     for scale, noise in itertools.product((1e-3, 0.1, 5.0), noises()):
         alpha, sigma = float(noise.alpha), float(noise.sigma)
         x = np.array([-900.0, -20.0, -1.0, 0.0, 0.3 * alpha, 2.0, 1e4])
         value, score = evaluate(x, noise, scale)
         away = x - 0.3 * alpha
-        np.testing.assert_allclose(value, np.log(special.voigt_profile(away, sigma, alpha * scale)), rtol=1e-6)
+        np.testing.assert_allclose(
+            value, np.log(special.voigt_profile(away, sigma, alpha * scale)), rtol=1e-6
+        )
         assert np.all(score[away != 0] * away[away != 0] < 0)
 
 
-def test_a_noised_t_distribution_of_many_degrees_of_freedom_is_nearly_normal(double_alone):
+def test_a_noised_t_distribution_of_many_degrees_of_freedom_is_nearly_normal(
+    double_alone,
+):
     """log t = log N + (x⁴ − 2·x² − 1)/(4·ν) + …, less where there is noise."""
 
     @jax.jit
     def both(x, noise, df):
         width = jnp.sqrt((noise.alpha * 0.01) ** 2 + noise.sigma**2)
         laws = (dist.StudentT(df, 0.2, 0.01), dist.Normal(0.2, 0.01))
-        return [cp.Analytic(law, SCHEDULE).at(noise).log_prob(noise.alpha * 0.2 + width * x) for law in laws]
+        return [
+            cp.Analytic(law, SCHEDULE).at(noise).log_prob(noise.alpha * 0.2 + width * x)
+            for law in laws
+        ]
 
     for df, noise in itertools.product((1e4, 1e7), noises()):
         heavy, light = both(jnp.array([-5.0, -0.3, 0.0, 2.0]), noise, df)
@@ -220,7 +346,8 @@ def test_a_noised_t_distribution_of_many_degrees_of_freedom_is_nearly_normal(dou
 
 
 def test_the_posterior_of_ninety_observations_under_a_box_is_finite_everywhere():
-    """Each posterior is a truncated normal; in single precision, at all levels, inside and far outside of the box."""
+    """Each posterior is a truncated normal; in single precision, at all levels, inside
+    and far outside of the box."""
     schedule = cp.Schedule.log_snr(40, min=-12.0, max=12.0)
     means = jnp.linspace(-1.5, 1.5, 90)
     each = cp.Analytic(dist.TruncatedNormal(means, 0.3, low=-1.0, high=1.0), schedule)
@@ -236,7 +363,14 @@ def test_the_posterior_of_ninety_observations_under_a_box_is_finite_everywhere()
         return jax.value_and_grad(log_density)(x)
 
     sigma, alpha = np.asarray(schedule.sigma), np.asarray(schedule.alpha)
-    for x in (0.3 * alpha, -alpha, 40 * sigma, -200 * sigma, alpha + 8 * sigma, np.full(40, 30.0)):
+    for x in (
+        0.3 * alpha,
+        -alpha,
+        40 * sigma,
+        -200 * sigma,
+        alpha + 8 * sigma,
+        np.full(40, 30.0),
+    ):
         for found in composed(x, schedule.levels):
             assert np.all(np.isfinite(found))
 
@@ -247,16 +381,30 @@ POINTS = np.array([[0.0, 0.0], [1.0, -1.0], [0.4, 2.0]])
 
 def bivariate():
     """name → (the law, its components as (weight, mean, covariance))."""
-    mvn = [dist.MultivariateNormal(jnp.array(m), jnp.array(COVARIANCE)) for m in ([0.0, 1.0], [-1.0, 0.0])]
-    batch = dist.MultivariateNormal(jnp.array([[0.0, 1.0], [-1.0, 0.0]]), jnp.array(COVARIANCE))
+    mvn = [
+        dist.MultivariateNormal(jnp.array(m), jnp.array(COVARIANCE))
+        for m in ([0.0, 1.0], [-1.0, 0.0])
+    ]
+    batch = dist.MultivariateNormal(
+        jnp.array([[0.0, 1.0], [-1.0, 0.0]]), jnp.array(COVARIANCE)
+    )
     two = [(0.3, [0.0, 1.0], COVARIANCE), (0.7, [-1.0, 0.0], COVARIANCE)]
     return {
         "mvn": (mvn[0], [(1.0, [0.0, 1.0], COVARIANCE)]),
-        "batched normal": (dist.Normal(jnp.array([0.2, -0.3]), 0.5), [(1.0, [0.2, -0.3], 0.25 * np.eye(2))]),
-        "expanded": (dist.Normal(0.2, 0.5).expand([2]).to_event(1), [(1.0, [0.2, 0.2], 0.25 * np.eye(2))]),
+        "batched normal": (
+            dist.Normal(jnp.array([0.2, -0.3]), 0.5),
+            [(1.0, [0.2, -0.3], 0.25 * np.eye(2))],
+        ),
+        "expanded": (
+            dist.Normal(0.2, 0.5).expand([2]).to_event(1),
+            [(1.0, [0.2, 0.2], 0.25 * np.eye(2))],
+        ),
         "mixture of mvn": (dist.MixtureSameFamily(mixing(), batch), two),
         "general mixture of mvn": (dist.MixtureGeneral(mixing(), mvn), two),
-        "delta": (dist.Delta(jnp.array([0.5, 1.0])), [(1.0, [0.5, 1.0], np.zeros((2, 2)))]),
+        "delta": (
+            dist.Delta(jnp.array([0.5, 1.0])),
+            [(1.0, [0.5, 1.0], np.zeros((2, 2)))],
+        ),
         "points": (POINTS, [(1 / 3, p, np.zeros((2, 2))) for p in POINTS]),
     }
 
@@ -273,25 +421,39 @@ def test_bivariate_marginals(name, double_alone):
     assert f.event_shape == (2,)
     for level in (2, 5, 8):
         alpha, sigma = float(SCHEDULE.alpha[level]), float(SCHEDULE.sigma[level])
-        noised = [(w, alpha * np.asarray(m), alpha**2 * np.asarray(c) + sigma**2 * np.eye(2)) for w, m, c in components]
+        noised = [
+            (w, alpha * np.asarray(m), alpha**2 * np.asarray(c) + sigma**2 * np.eye(2))
+            for w, m, c in components
+        ]
         x = alpha * np.array([0.3, 0.6])
         value, score = value_and_score({"x": x}, level)
         np.testing.assert_allclose(value, np.log(gaussian_pdf(noised, x)), rtol=1e-8)
         h = 1e-5 * sigma
-        slope = [np.log(gaussian_pdf(noised, x + h * e) / gaussian_pdf(noised, x - h * e)) / (2 * h) for e in np.eye(2)]
+        slope = [
+            np.log(gaussian_pdf(noised, x + h * e) / gaussian_pdf(noised, x - h * e))
+            / (2 * h)
+            for e in np.eye(2)
+        ]
         np.testing.assert_allclose(score["x"], slope, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["uniform", "mixture", "truncated", "moved beta", "points", "mixture of mvn"])
+@pytest.mark.parametrize(
+    "name",
+    ["uniform", "mixture", "truncated", "moved beta", "points", "mixture of mvn"],
+)
 def test_draws_have_the_moments_of_noised_data(name, double_alone):
-    """`at(noise)` draws α·X + σ·ε: its mean and variance are α·E X and α²·Var X + σ²."""
+    """`at(noise)` draws α·X + σ·ε: its mean and variance are α·E X and α²·Var X +
+    σ²."""
     if name in LAWS:
         law, clean = LAWS[name][0](), LAWS[name][1]
         parts = clean.items() if isinstance(clean, dict) else [(1.0, clean)]
         parts = [(share, part.mean(), part.var()) for share, part in parts]
     else:
         law, parts = bivariate()[name]
-        parts = [(share, np.asarray(mean), np.diag(covariance)) for share, mean, covariance in parts]
+        parts = [
+            (share, np.asarray(mean), np.diag(covariance))
+            for share, mean, covariance in parts
+        ]
     mean = sum(share * mean for share, mean, _ in parts)
     spread = sum(share * (variance + at**2) for share, at, variance in parts) - mean**2
     n = 40_000
@@ -308,21 +470,30 @@ def test_draws_have_the_moments_of_noised_data(name, double_alone):
 
 @pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
 def test_boxes_keep_their_digits(x64):
-    """log[Φ(b) − Φ(a)] and its gradient for narrow intervals and far tails, where differences would lose them."""
+    """log[Φ(b) − Φ(a)] and its gradient for narrow intervals and far tails, where
+    differences would lose them."""
     with jax.enable_x64(x64):
         digits = 1e-9 if x64 else 3e-5
-        grad = jax.jit(jax.value_and_grad(lambda m, w: log_normal_mass(m - w / 2, m + w / 2, w)))
+        grad = jax.jit(
+            jax.value_and_grad(lambda m, w: log_normal_mass(m - w / 2, m + w / 2, w))
+        )
         for middle in (0.0, 0.7, -3.0, 12.0, -60.0, 300.0):
             for width in (1e-6, 1e-3, 0.05, 0.9, 1.1, 4.0, 40.0):
-                value, slope = grad(jnp.asarray(middle, float), jnp.asarray(width, float))
+                value, slope = grad(
+                    jnp.asarray(middle, float), jnp.asarray(width, float)
+                )
                 mass, mean = tilted(middle, width)
                 np.testing.assert_allclose(value, mass, rtol=digits, atol=digits)
-                # d/dm log mass = −E[z] under the truncated normal, here to the size of z
-                np.testing.assert_allclose(slope, -mean, rtol=digits, atol=digits * max(1.0, abs(middle)))
+                # d/dm log mass = −E[z] under the truncated normal, here to the size of
+                # z
+                np.testing.assert_allclose(
+                    slope, -mean, rtol=digits, atol=digits * max(1.0, abs(middle))
+                )
 
 
 def tilted(middle, width):
-    """log ∫ φ and E[z] over an interval, by quadrature about its most probable point."""
+    """log ∫ φ and E[z] over an interval, by quadrature about its most probable
+    point."""
     low, high = middle - width / 2, middle + width / 2
     top = min(max(0.0, low), high)
     reach = 40.0 / max(1.0, abs(top))
@@ -331,7 +502,9 @@ def tilted(middle, width):
     z, weights = 0.5 * (a + b) + 0.5 * (b - a) * nodes, 0.5 * (b - a) * weights
     density = np.exp(0.5 * (top - z) * (top + z))
     mass = weights @ density
-    return np.log(mass) - 0.5 * top**2 - 0.5 * np.log(2 * np.pi), (weights * density) @ z / mass
+    return np.log(mass) - 0.5 * top**2 - 0.5 * np.log(2 * np.pi), (
+        weights * density
+    ) @ z / mass
 
 
 def test_a_prior_of_several_entries_is_one_event(double_alone):
@@ -340,7 +513,11 @@ def test_a_prior_of_several_entries_is_one_event(double_alone):
     each = [cp.Analytic(dist.Beta(a, 1.5), SCHEDULE) for a in (2.0, 3.0)]
     noise, x = SCHEDULE.at(4), jnp.array([0.3, 0.8])
     assert f.event_shape == (2,)
-    whole, *parts = jax.jit(lambda: [g.at(noise).log_prob(at) for g, at in [(f, x), *zip(each, x, strict=True)]])()
+    whole, *parts = jax.jit(
+        lambda: [
+            g.at(noise).log_prob(at) for g, at in [(f, x), *zip(each, x, strict=True)]
+        ]
+    )()
     np.testing.assert_allclose(whole, sum(parts), rtol=1e-5)
 
 

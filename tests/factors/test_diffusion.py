@@ -1,4 +1,5 @@
-"""Parameterizations, kinds of network, times and conditions of `Diffusion`, against Gaussians whose score is known."""
+"""Parameterizations, kinds of network, times and conditions of `Diffusion`, against
+Gaussians whose score is known."""
 
 import equinox as eqx
 import jax
@@ -8,16 +9,27 @@ import pytest
 from flax import linen, nnx
 
 import composeprob as cp
-from composeprob.errors import AlignmentError, ConditionError, InvalidValueError, NetworkError, WrongTypeError
+from composeprob.errors import (
+    AlignmentError,
+    ConditionError,
+    InvalidValueError,
+    NetworkError,
+    WrongTypeError,
+)
 from composeprob.factors.networks import as_network
 from refusals import refused, rows
 from sampling_cases import single
 from targets import network_outputs
 
 MEAN, VARIANCE = np.array([0.4, -0.7, 0.2]), 0.3
-SCHEDULES = {"VP": cp.Schedule.cosine(20), "VE": cp.Schedule.edm(20, sigma_min=0.05, sigma_max=20.0)}
+SCHEDULES = {
+    "VP": cp.Schedule.cosine(20),
+    "VE": cp.Schedule.edm(20, sigma_min=0.05, sigma_max=20.0),
+}
 # A schedule of neither family: v's convention must hold there too.
-SCHEDULES["other"] = cp.Schedule.from_arrays(np.linspace(0.9, 0.1, 20), np.linspace(0.1, 2.0, 20))
+SCHEDULES["other"] = cp.Schedule.from_arrays(
+    np.linspace(0.9, 0.1, 20), np.linspace(0.1, 2.0, 20)
+)
 COSINE = cp.Schedule.cosine(10)
 
 
@@ -31,7 +43,10 @@ def outputs(x, alpha, sigma):
 
 
 def network_of(parameterization, schedule):
-    alpha, sigma = jnp.asarray(schedule.alpha, float), jnp.asarray(schedule.sigma, float)
+    alpha, sigma = (
+        jnp.asarray(schedule.alpha, float),
+        jnp.asarray(schedule.sigma, float),
+    )
     return lambda x, t: outputs(x, alpha[t], sigma[t])[parameterization]
 
 
@@ -49,7 +64,9 @@ def test_batched_layers_compute_what_they_did(inputs, outputs, bias):
         def __call__(self, x, t):
             return self.layer(x)
 
-    network = Network(eqx.nn.Linear(inputs, outputs, use_bias=bias, key=jax.random.key(0)))
+    network = Network(
+        eqx.nn.Linear(inputs, outputs, use_bias=bias, key=jax.random.key(0))
+    )
     x = jnp.float32(0.7) if inputs == "scalar" else jnp.array([0.3, -0.2, 0.9])
     assert as_network(network) is network  # nothing is rewritten behind anybody's back
     adapted = cp.batched_linear(network)
@@ -67,11 +84,14 @@ def every_form(factors):
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_parameterizations(kind):
-    """Networks that are right are not doubted, and of each form the score is known, and of energies what the
-    log-density changes by from one point to another."""
+    """Networks that are right are not doubted, and of each form the score is known, and
+    of energies what the log-density changes by from one point to another."""
     schedule = SCHEDULES[kind]
     networks = {form: network_of(form, schedule) for form in ENERGIES + SCORES}
-    factors = {form: diffusion(network, schedule, (3,), parameterization=form) for form, network in networks.items()}
+    factors = {
+        form: diffusion(network, schedule, (3,), parameterization=form)
+        for form, network in networks.items()
+    }
     density = cp.compile(every_form, factors)
     energies = cp.compile(every_form, {form: factors[form] for form in ENERGIES})
     assert density.graph.doubts == ()
@@ -82,12 +102,18 @@ def test_parameterizations(kind):
         wanted = [outputs(x, alpha, sigma) for x in (first, second)]
         for x, w in zip((first, second), wanted, strict=True):
             for form, score in density.score(dict.fromkeys(factors, x), level).items():
-                np.testing.assert_allclose(score, w["score"], rtol=2e-4, atol=1e-4 / sigma, err_msg=form)
+                np.testing.assert_allclose(
+                    score, w["score"], rtol=2e-4, atol=1e-4 / sigma, err_msg=form
+                )
         exact = wanted[1]["log_density"] - wanted[0]["log_density"]
         before = dict.fromkeys(ENERGIES, first)
         for form in ENERGIES:
-            change = energies.log_density({**before, form: second}, level) - energies.log_density(before, level)
-            np.testing.assert_allclose(change, exact, rtol=1e-4, atol=1e-4, err_msg=form)
+            change = energies.log_density(
+                {**before, form: second}, level
+            ) - energies.log_density(before, level)
+            np.testing.assert_allclose(
+                change, exact, rtol=1e-4, atol=1e-4, err_msg=form
+            )
     for form, f in factors.items():
         assert ("energy" in f.capabilities) == (form in ENERGIES)
         assert "normalised" not in f.capabilities
@@ -130,7 +156,9 @@ def test_kinds_of_network(kind):
     f = diffusion(NETWORKS[kind](WEIGHT))
     x = jnp.array([0.3, -0.4])
     density = cp.compile(single, f * f.given())
-    np.testing.assert_allclose(density.score({"x": x}, 3)["x"], -2 * WEIGHT @ x / COSINE.sigma[3], rtol=1e-5)
+    np.testing.assert_allclose(
+        density.score({"x": x}, 3)["x"], -2 * WEIGHT @ x / COSINE.sigma[3], rtol=1e-5
+    )
     arrays = [leaf for leaf in jax.tree.leaves(f.network) if eqx.is_inexact_array(leaf)]
     assert len(arrays) == (0 if kind == "function" else 1)
 
@@ -149,7 +177,9 @@ def test_what_the_network_is_told_of_time(kind):
         def told(x, t, whole=time == "level"):
             assert jnp.issubdtype(t.dtype, jnp.integer) == whole
             assert t.shape == ()
-            return jnp.asarray(t, float) - 100 * x  # something of a score, or it would be refused
+            return (
+                jnp.asarray(t, float) - 100 * x
+            )  # something of a score, or it would be refused
 
         f = diffusion(told, schedule, (), parameterization="score", time=time)
         assert (f.traits.levels == "own") == (time == "level")
@@ -159,33 +189,60 @@ def test_what_the_network_is_told_of_time(kind):
 
 
 def test_a_level_between_two():
-    """It is where the log-SNR is: halfway between two levels, halfway between their log-SNR."""
+    """It is where the log-SNR is: halfway between two levels, halfway between their
+    log-SNR."""
     schedule = cp.Schedule.log_snr(11, min=-8.0, max=12.0)
-    f = diffusion(lambda x, t: t - 100 * x, schedule, (), parameterization="score", time="real_level")
-    density = cp.compile(single, f, schedule=cp.Schedule.log_snr(4, min=-7.5, max=11.25))
+    f = diffusion(
+        lambda x, t: t - 100 * x,
+        schedule,
+        (),
+        parameterization="score",
+        time="real_level",
+    )
+    density = cp.compile(
+        single, f, schedule=cp.Schedule.log_snr(4, min=-7.5, max=11.25)
+    )
     found = [density.score({"x": 0.0}, k)["x"] for k in range(4)]
     np.testing.assert_allclose(found, [0.375, 3.5, 6.625, 9.75], rtol=1e-6)
     beyond = cp.Schedule.log_snr(4, min=-9.0, max=5.0)
-    refused(lambda: cp.compile(single, f, schedule=beyond), AlignmentError, "trained for log-SNR -8 to 12")
+    refused(
+        lambda: cp.compile(single, f, schedule=beyond),
+        AlignmentError,
+        "trained for log-SNR -8 to 12",
+    )
 
 
 def test_flow_matching_composes_with_other_schedules():
-    """A flow model times a VP and a VE model of Gaussians: at each log-SNR, in α and σ of the program, the sum of the
-    exact scores."""
+    """A flow model times a VP and a VE model of Gaussians: at each log-SNR, in α and σ
+    of the program, the sum of the exact scores."""
     trained = {
-        "flow": (cp.Schedule.flow(50, shift=3.0), lambda ratio: 1 / (1 + ratio)),  # α of σ/α, as it is in the family
-        "x0": (cp.Schedule.log_snr(60, min=-17.0, max=17.0), lambda ratio: 1 / jnp.sqrt(1 + ratio**2)),
-        "epsilon": (cp.Schedule.edm(50, sigma_min=1e-4, sigma_max=5000.0), lambda ratio: 1.0),
+        "flow": (
+            cp.Schedule.flow(50, shift=3.0),
+            lambda ratio: 1 / (1 + ratio),
+        ),  # α of σ/α, as it is in the family
+        "x0": (
+            cp.Schedule.log_snr(60, min=-17.0, max=17.0),
+            lambda ratio: 1 / jnp.sqrt(1 + ratio**2),
+        ),
+        "epsilon": (
+            cp.Schedule.edm(50, sigma_min=1e-4, sigma_max=5000.0),
+            lambda ratio: 1.0,
+        ),
     }
 
     def factor(form):
         own, alpha = trained[form]
         network = lambda x, ratio: outputs(x, alpha(ratio), alpha(ratio) * ratio)[form]
-        return diffusion(network, own, (3,), parameterization=form, time="sigma", label=form)
+        return diffusion(
+            network, own, (3,), parameterization=form, time="sigma", label=form
+        )
 
     factors = [factor(form) for form in trained]
     x = jnp.array([0.5, -1.0, 2.0])
-    others = cp.Schedule.log_snr(20, min=-12.0, max=10.0), cp.Schedule.edm(20, 0.01, 80.0)
+    others = (
+        cp.Schedule.log_snr(20, min=-12.0, max=10.0),
+        cp.Schedule.edm(20, 0.01, 80.0),
+    )
     for schedule in (cp.Schedule.flow(20, shift=3.0), *others):
         density = cp.compile(single, cp.product(*factors), schedule=schedule)
         score = jax.jit(density.score)
@@ -193,14 +250,21 @@ def test_flow_matching_composes_with_other_schedules():
             sigma = schedule.sigma[k]
             wanted = 3 * outputs(x, schedule.alpha[k], sigma)["score"]
             # x rounded in its seventh digit, over σ²
-            np.testing.assert_allclose(score({"x": x}, k)["x"], wanted, rtol=1e-4, atol=1e-6 / sigma**2)
+            np.testing.assert_allclose(
+                score({"x": x}, k)["x"], wanted, rtol=1e-4, atol=1e-6 / sigma**2
+            )
 
 
-# conditions --------------------------------------------------------------------------------------------------------
+# conditions
+# --------------------------------------------------------------------------------------------------------
 
 
 def conditional(conditions=("c",)):
-    return diffusion(lambda x, t, c=0.0, style=0.0: (x - c) + style, conditions=conditions, label="cat")
+    return diffusion(
+        lambda x, t, c=0.0, style=0.0: (x - c) + style,
+        conditions=conditions,
+        label="cat",
+    )
 
 
 def test_conditions_reach_the_network():
@@ -214,14 +278,22 @@ def test_conditions_reach_the_network():
         (f.given(style=2.0, c=0.5), x["x"] + 1.5),
         (conditional({"c": 3.0, "style": 1.0}), x["x"] - 2.0),
     ]:
-        np.testing.assert_allclose(cp.compile(single, factor).score(x, 4)["x"], -wanted / sigma, rtol=1e-5)
+        np.testing.assert_allclose(
+            cp.compile(single, factor).score(x, 4)["x"], -wanted / sigma, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", ["x", "t"])
 def test_a_condition_may_be_called_as_the_networks_own_arguments_are(name):
     """As in p(θ | x), where what was observed is called x."""
-    network = {"x": lambda theta, level, x: x - theta, "t": lambda theta, level, t: t - theta}[name]
-    factor, noise = diffusion(network, parameterization="score", conditions=(name,)), COSINE.at(3)
+    network = {
+        "x": lambda theta, level, x: x - theta,
+        "t": lambda theta, level, t: t - theta,
+    }[name]
+    factor, noise = (
+        diffusion(network, parameterization="score", conditions=(name,)),
+        COSINE.at(3),
+    )
     for one in (factor, cp.product(factor, over={name: jnp.ones((1, 2))})):
         given = one.given(**{name: jnp.ones(2)}) if one is factor else one
         _, score = given.evaluate(jnp.zeros(2), noise, given.call_conditions())
@@ -288,12 +360,17 @@ def test_a_number_beside_the_output_is_added_to_the_log_density():
     plain = network_of("energy_residual", schedule)
 
     pair = lambda x, t: (plain(x, t), jnp.sum(jnp.cos(x)))
-    without, with_one = (diffusion(n, schedule, (3,), parameterization="energy_residual") for n in (plain, pair))
+    without, with_one = (
+        diffusion(n, schedule, (3,), parameterization="energy_residual")
+        for n in (plain, pair)
+    )
     x, noise = jnp.array([0.3, -0.2, 0.9]), schedule.at(3)
     before, after = (factor.evaluate(x, noise, {}) for factor in (without, with_one))
     np.testing.assert_allclose(after[0] - before[0], jnp.sum(jnp.cos(x)), rtol=1e-4)
     np.testing.assert_allclose(after[1] - before[1], -jnp.sin(x), rtol=1e-3, atol=1e-4)
-    refused(lambda: diffusion(pair, schedule, (3,)), NetworkError, "returned shape tuple")
+    refused(
+        lambda: diffusion(pair, schedule, (3,)), NetworkError, "returned shape tuple"
+    )
 
 
 NONE, PLACES = (-9.0, -9.0), {"left": (0.2, 0.5), "right": (0.8, 0.5)}
@@ -313,20 +390,30 @@ def test_encoders_see_what_is_given():
     def network(x, t, place=NONE):
         return -x
 
-    factor = diffusion(network, conditions={"place": NONE}, encoders={"place": to_place})
-    np.testing.assert_allclose(factor.given(place="left").fixed["place"], PLACES["left"])
+    factor = diffusion(
+        network, conditions={"place": NONE}, encoders={"place": to_place}
+    )
+    np.testing.assert_allclose(
+        factor.given(place="left").fixed["place"], PLACES["left"]
+    )
     assert factor.given(place=NONE).fixed["place"].tolist() == list(NONE)
     jax.jit(lambda x, y: factor.given(place=(x, y)).fixed["place"][0])(7.0, 7.0)
     assert seen == ["left"]
     twice, words = factor * factor, r"too large. \(test_diffusion.py:\d+\)"
-    with pytest.raises(InvalidValueError, match=words):  # the encoder's own, without a fix
+    with pytest.raises(
+        InvalidValueError, match=words
+    ):  # the encoder's own, without a fix
         twice.given(place=(2.0, 0.0))
 
 
 def test_data_are_encoded_one_by_one():
     encoders = {"place": lambda name: np.float32(PLACES[name])}
-    factor = diffusion(lambda x, t, place: -x * place, conditions=("place",), encoders=encoders)
+    factor = diffusion(
+        lambda x, t, place: -x * place, conditions=("place",), encoders=encoders
+    )
     over = cp.product(factor, over={"place": ["left", "right", "left"]})
-    np.testing.assert_array_equal(over.factors[0].fixed["place"], np.float32([(0.2, 0.5), (0.8, 0.5), (0.2, 0.5)]))
+    np.testing.assert_array_equal(
+        over.factors[0].fixed["place"], np.float32([(0.2, 0.5), (0.8, 0.5), (0.2, 0.5)])
+    )
     alone = cp.product(factor, over={"place": ("right",)})
     np.testing.assert_array_equal(alone.fixed["place"], np.float32(PLACES["right"]))

@@ -22,10 +22,14 @@ def evaluate(f, level, **arguments):
 
 
 def test_an_energy_is_a_log_density_of_the_level():
-    f = cp.Energy(lambda x, level: -0.5 * jnp.sum(x**2) * (1 + level), SCHEDULE, event_shape=(2,))
+    f = cp.Energy(
+        lambda x, level: -0.5 * jnp.sum(x**2) * (1 + level), SCHEDULE, event_shape=(2,)
+    )
     for level in (0, 5, 11):
         found = evaluate(f, level)
-        np.testing.assert_allclose(found.log_density, -0.5 * 1.25 * (1 + level), rtol=1e-6)
+        np.testing.assert_allclose(
+            found.log_density, -0.5 * 1.25 * (1 + level), rtol=1e-6
+        )
         np.testing.assert_allclose(found.score["x"], -X * (1 + level), rtol=1e-6)
         np.testing.assert_allclose(found.parts.log_potential, found.log_density)
         np.testing.assert_allclose(found.parts.drift["x"], 0.0)
@@ -44,29 +48,49 @@ def test_an_energy_may_be_a_module_with_arrays():
     assert jax.tree.leaves(f.fn) == [2.0]
     np.testing.assert_allclose(evaluate(f, 3).score["x"], -X / 4)
     broken = Quadratic(jnp.array(jnp.nan))
-    refused(lambda: cp.Energy(broken, SCHEDULE, event_shape=(2,)), InvalidValueError, "holds NaN")
+    refused(
+        lambda: cp.Energy(broken, SCHEDULE, event_shape=(2,)),
+        InvalidValueError,
+        "holds NaN",
+    )
 
 
 def test_a_bounded_energy_multiplies_but_does_not_stand_alone():
-    half = cp.Energy(lambda x, level: -jnp.logaddexp(0.0, -20 * x[1]), SCHEDULE, event_shape=(2,), top_power=0.0)
+    half = cp.Energy(
+        lambda x, level: -jnp.logaddexp(0.0, -20 * x[1]),
+        SCHEDULE,
+        event_shape=(2,),
+        top_power=0.0,
+    )
     both, prior = evaluate(PRIOR * half, 4), evaluate(PRIOR, 4)
-    np.testing.assert_allclose(both.log_density - prior.log_density, -jnp.logaddexp(0.0, 20.0), rtol=1e-5)
+    np.testing.assert_allclose(
+        both.log_density - prior.log_density, -jnp.logaddexp(0.0, 20.0), rtol=1e-5
+    )
     np.testing.assert_allclose(both.parts.drift["x"], prior.score["x"])
     np.testing.assert_allclose(both.parts.rate, 0.0)
     np.testing.assert_allclose(both.parts.log_marginal, prior.log_density)
-    refused(lambda: cp.compile(single, half), ImproperError, "total power of its factors is 0")
+    refused(
+        lambda: cp.compile(single, half),
+        ImproperError,
+        "total power of its factors is 0",
+    )
 
 
 @pytest.mark.parametrize("top_power", [0.0, 1.0, 0.5])
 def test_on_other_levels_an_energy_is_rescaled_as_the_density_that_it_is(top_power):
-    """x' = x·α'/α: a density gains d·log(α/α'), a bounded potential nothing, a power of a density its share."""
+    """x' = x·α'/α: a density gains d·log(α/α'), a bounded potential nothing, a power of
+    a density its share."""
     own = cp.Schedule.edm(12, sigma_min=0.05, sigma_max=20.0)
     energy = lambda x, level: -0.1 * top_power * jnp.sum(x**2)
     f = cp.Energy(energy, own, event_shape=(2,), top_power=top_power)
     alpha = 0.5
-    schedule = cp.Schedule.from_arrays(alpha * own.alpha, alpha * own.sigma)  # the same log-SNR, half the signal
+    schedule = cp.Schedule.from_arrays(
+        alpha * own.alpha, alpha * own.sigma
+    )  # the same log-SNR, half the signal
     found = evaluate(PRIOR * f, 3, schedule=schedule).parts.log_potential
-    np.testing.assert_allclose(found, energy(X / alpha, 3) + top_power * 2 * np.log(1 / alpha), rtol=1e-5)
+    np.testing.assert_allclose(
+        found, energy(X / alpha, 3) + top_power * 2 * np.log(1 / alpha), rtol=1e-5
+    )
 
 
 MATRIX = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 2.0]])
@@ -87,10 +111,19 @@ def test_condition_is_bayes_rule_to_a_power(scale):
     for level in (0, 7):
         prior = evaluate(PRIOR, level)
         for label in range(3):
-            found = evaluate(cp.condition(PRIOR, classifier(), label, scale=scale), level)
-            share, pull = scale * jnp.log(probabilities[label]), scale * (MATRIX[label] - probabilities @ MATRIX)
-            np.testing.assert_allclose(found.log_density, prior.log_density + share, rtol=1e-5)
-            np.testing.assert_allclose(found.score["x"], prior.score["x"] + pull, rtol=1e-5)
+            found = evaluate(
+                cp.condition(PRIOR, classifier(), label, scale=scale), level
+            )
+            share, pull = (
+                scale * jnp.log(probabilities[label]),
+                scale * (MATRIX[label] - probabilities @ MATRIX),
+            )
+            np.testing.assert_allclose(
+                found.log_density, prior.log_density + share, rtol=1e-5
+            )
+            np.testing.assert_allclose(
+                found.score["x"], prior.score["x"] + pull, rtol=1e-5
+            )
             np.testing.assert_allclose(found.parts.drift["x"], prior.parts.drift["x"])
             np.testing.assert_allclose(found.parts.log_potential, share, rtol=1e-5)
 
@@ -98,12 +131,20 @@ def test_condition_is_bayes_rule_to_a_power(scale):
 @pytest.mark.parametrize("time", ["level", "log_snr", "sigma"])
 def test_a_classifier_is_told_the_time(time):
     told = cp.Classifier(lambda x, t: jnp.array([0.0, 1.0]) * t, SCHEDULE, time=time)
-    value = {"level": 7.0, "log_snr": SCHEDULE.log_snr[7], "sigma": SCHEDULE.sigma[7] / SCHEDULE.alpha[7]}[time]
+    value = {
+        "level": 7.0,
+        "log_snr": SCHEDULE.log_snr[7],
+        "sigma": SCHEDULE.sigma[7] / SCHEDULE.alpha[7],
+    }[time]
     found = evaluate(cp.condition(PRIOR, told, 1), 7).parts.log_potential
     np.testing.assert_allclose(found, jax.nn.log_sigmoid(value), rtol=1e-4)
 
 
 def test_on_other_levels_a_classifier_sees_its_own_coordinates():
     schedule = cp.Schedule.from_arrays(0.5 * SCHEDULE.alpha, 0.5 * SCHEDULE.sigma)
-    found = evaluate(cp.condition(PRIOR, classifier(), 1), 6, schedule=schedule).parts.log_potential
-    np.testing.assert_allclose(found, jax.nn.log_softmax(MATRIX @ X / 0.5)[1], rtol=1e-5)
+    found = evaluate(
+        cp.condition(PRIOR, classifier(), 1), 6, schedule=schedule
+    ).parts.log_potential
+    np.testing.assert_allclose(
+        found, jax.nn.log_softmax(MATRIX @ X / 0.5)[1], rtol=1e-5
+    )

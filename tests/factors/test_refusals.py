@@ -1,4 +1,5 @@
-"""What factors and their algebra refuse, each with a sentence that says how to go on."""
+"""What factors and their algebra refuse, each with a sentence that says how to go
+on."""
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,28 @@ SCHEDULE = cp.Schedule.cosine(12)
 F = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0), SCHEDULE, label="f")
 G = cp.Analytic(dist.Normal(jnp.ones(2), 0.5), SCHEDULE, label="g")
 WIDE = cp.Analytic(dist.Normal(jnp.zeros(3), 1.0), SCHEDULE, label="wide")
-LEARNED = learned(lambda x, t: jnp.sum(x**2), "energy", SCHEDULE, time="level", label="learned")
-SCORED = cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,), label="scored")
-CONDITIONAL = learned(lambda x, t, c, d: -c * d * x, "score", SCHEDULE, conditions={"c": 1.0, "d": 1.0}, time="level")
-LEVELLED = learned(
-    lambda x, t, c: c * (x @ x), "energy", SCHEDULE, time="level", conditions={"c": 1.0}, label="levelled"
+LEARNED = learned(
+    lambda x, t: jnp.sum(x**2), "energy", SCHEDULE, time="level", label="learned"
 )
-CALIBRATED = CalibratedExpression(factor=F * LEVELLED, schedule=SCHEDULE, fixed={}, degree=4.0, event_shape=(2,))
+SCORED = cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,), label="scored")
+CONDITIONAL = learned(
+    lambda x, t, c, d: -c * d * x,
+    "score",
+    SCHEDULE,
+    conditions={"c": 1.0, "d": 1.0},
+    time="level",
+)
+LEVELLED = learned(
+    lambda x, t, c: c * (x @ x),
+    "energy",
+    SCHEDULE,
+    time="level",
+    conditions={"c": 1.0},
+    label="levelled",
+)
+CALIBRATED = CalibratedExpression(
+    factor=F * LEVELLED, schedule=SCHEDULE, fixed={}, degree=4.0, event_shape=(2,)
+)
 THREE, KEY = np.ones(3), jax.random.key(0)
 CANVAS, SQUARE = (4, 3), cp.Analytic(dist.Normal(jnp.zeros((2, 2)), 1.0), SCHEDULE)
 SETS, SIXTEEN = np.array([[0, 1, 2], [3, 7, 11]]), np.arange(16).reshape(4, 4)
@@ -181,10 +197,19 @@ def test_refused_when_written(make, error, told):
         (lambda: F / G, "total power of its factors is 0,"),
         (lambda: F / G**2, "total power of its factors is -1,"),
         (lambda: cp.mixture([F / F, G], log_weights=[0, 0]), "cancels to a constant"),
-        (lambda: cp.window(F, (3,), (0,)), r"not covered: no window reaches entry \(2,\)"),
-        (lambda: cp.window(F, (3,), (0,)) / cp.window(F, (3,), (1,)), r"power of its factors is -1 at entry \(2,\)"),
+        (
+            lambda: cp.window(F, (3,), (0,)),
+            r"not covered: no window reaches entry \(2,\)",
+        ),
+        (
+            lambda: cp.window(F, (3,), (0,)) / cp.window(F, (3,), (1,)),
+            r"power of its factors is -1 at entry \(2,\)",
+        ),
         (lambda: cp.window(F, (4,), (0,), scale=2), "total power of its factors is 0,"),
-        (lambda: cp.tapestry(cp.window(SCORED, (4,), (0,))), "not covered: no window reaches entry"),
+        (
+            lambda: cp.tapestry(cp.window(SCORED, (4,), (0,))),
+            "not covered: no window reaches entry",
+        ),
     ],
 )
 def test_refused_by_the_compiler(make, told):

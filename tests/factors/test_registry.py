@@ -1,4 +1,5 @@
-"""Every leaf factor and schedule constructor has a row in tests/registry.py, and every row keeps its promises."""
+"""Every leaf factor and schedule constructor has a row in tests/registry.py, and every
+row keeps its promises."""
 
 import equinox as eqx
 import jax
@@ -16,20 +17,35 @@ from registry import FACTORS, SCHEDULES, concrete
 ROWS = pytest.mark.parametrize("name", FACTORS)
 SCHEDULE = cp.Schedule.cosine(12)
 RESULTS = {"Calibrated", "Weighted"}  # what functions return
-KNOWN = {"score", "energy", "conservative", "normalised", "exact_marginals", "mode_depth"}
+KNOWN = {
+    "score",
+    "energy",
+    "conservative",
+    "normalised",
+    "exact_marginals",
+    "mode_depth",
+}
 X = jnp.array([0.4, -0.9])
 
 
 def test_every_leaf_factor_has_a_row_and_is_public_unless_a_function_returns_it():
     kinds = {name: type(make(SCHEDULE)).__name__ for name, make in FACTORS.items()}
     assert set(kinds.values()) == set(concrete(composeprob.factors, LeafFactor))
-    assert {name for name, kind in kinds.items() if name == kind} == set(kinds) - {"Weighted"}
+    assert {name for name, kind in kinds.items() if name == kind} == set(kinds) - {
+        "Weighted"
+    }
     assert set(FACTORS) - set(cp.__all__) == RESULTS
 
 
 def test_every_schedule_constructor_has_a_row():
-    constructors = {name for name, v in vars(cp.Schedule).items() if isinstance(v, classmethod) and name[0] != "_"}
-    assert set(SCHEDULES) == constructors | {"log_snr"}  # a constructor on the class, an array on instances
+    constructors = {
+        name
+        for name, v in vars(cp.Schedule).items()
+        if isinstance(v, classmethod) and name[0] != "_"
+    }
+    assert set(SCHEDULES) == constructors | {
+        "log_snr"
+    }  # a constructor on the class, an array on instances
     assert all(isinstance(make(), cp.Schedule) for make in SCHEDULES.values())
 
 
@@ -47,11 +63,16 @@ def test_what_a_leaf_offers_it_has(name):
     assert (value is not None) == ("energy" in factor.capabilities)
     assert value.shape == ()
     log_density = lambda x: evaluate(factor, x, 3)[0]
-    np.testing.assert_allclose(score, jax.jit(jax.grad(log_density))(X), rtol=1e-4)  # conservative
+    np.testing.assert_allclose(
+        score, jax.jit(jax.grad(log_density))(X), rtol=1e-4
+    )  # conservative
     if "normalised" in factor.capabilities:
         grid = jnp.linspace(-5.0, 5.0, 121)
         points = jnp.stack(jnp.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
-        mass = jnp.sum(jnp.exp(jax.jit(jax.vmap(log_density))(points))) * (grid[1] - grid[0]) ** 2
+        mass = (
+            jnp.sum(jnp.exp(jax.jit(jax.vmap(log_density))(points)))
+            * (grid[1] - grid[0]) ** 2
+        )
         np.testing.assert_allclose(mass, 1.0, rtol=1e-4)
 
 
@@ -59,14 +80,24 @@ def test_what_a_leaf_offers_it_has(name):
 def test_a_leaf_is_a_pytree_that_maps_and_jits(name):
     factor = FACTORS[name](SCHEDULE)
     xs, levels = jnp.stack([X, -X, 2 * X]), jnp.array([0, 4, 9])
-    run = eqx.filter_jit(lambda f, xs, levels: jax.vmap(lambda x, k: evaluate(f, x, k)[1])(xs, levels))
+    run = eqx.filter_jit(
+        lambda f, xs, levels: jax.vmap(lambda x, k: evaluate(f, x, k)[1])(xs, levels)
+    )
     one = eqx.filter_jit(lambda f, x, k: evaluate(f, x, k)[1])
     expected = [one(factor, x, k) for x, k in zip(xs, levels, strict=True)]
-    np.testing.assert_allclose(run(factor, xs, levels), jnp.stack(expected), rtol=1e-4, atol=1e-5)
-    assert jax.tree.structure(jax.tree.map(lambda a: a, factor)) == jax.tree.structure(factor)
+    np.testing.assert_allclose(
+        run(factor, xs, levels), jnp.stack(expected), rtol=1e-4, atol=1e-5
+    )
+    assert jax.tree.structure(jax.tree.map(lambda a: a, factor)) == jax.tree.structure(
+        factor
+    )
 
 
 @ROWS
 def test_a_leaf_refuses_conditions_that_it_does_not_have(name):
-    refused(lambda: FACTORS[name](SCHEDULE).given(colour=1), ConditionError, "has no condition 'colour'")
+    refused(
+        lambda: FACTORS[name](SCHEDULE).given(colour=1),
+        ConditionError,
+        "has no condition 'colour'",
+    )
     assert FACTORS[name](SCHEDULE).label

@@ -1,4 +1,5 @@
-"""Tapestries: every entry of the canvas counts once, and the energy keeps its gradient."""
+"""Tapestries: every entry of the canvas counts once, and the energy keeps its
+gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,10 @@ def independent(form):
 
 def mixing(x, t, towards=0.0):
     """A network in which entries depend on one another."""
-    return jnp.tanh(x + 0.5 * jnp.roll(x, 1, 0) - 0.3 * jnp.roll(x, 2, 1) + 0.1 * t) + towards
+    return (
+        jnp.tanh(x + 0.5 * jnp.roll(x, 1, 0) - 0.3 * jnp.roll(x, 2, 1) + 0.1 * t)
+        + towards
+    )
 
 
 def model(network, form, shape=(4, 3), **conditions):
@@ -42,26 +46,43 @@ def variance(level):
 @pytest.mark.parametrize("form", ["energy_residual", "epsilon"])
 def test_windows_that_agree_make_the_canvas_that_they_agree_on(form):
     pieces = windows(model(independent(form), form))
-    once, twice = cp.compile(single, cp.tapestry(*pieces)), cp.compile(single, cp.product(*pieces))
+    once, twice = (
+        cp.compile(single, cp.tapestry(*pieces)),
+        cp.compile(single, cp.product(*pieces)),
+    )
     x = jax.random.normal(jax.random.key(0), CANVAS)
     for level in (0, 5, 11):
         expected = -x / variance(level)
-        np.testing.assert_allclose(once.score({"x": x}, level)["x"], expected, rtol=2e-4, atol=1e-5)
-        assert not np.allclose(twice.score({"x": x}, level)["x"], expected, rtol=0.5)  # overlaps count twice
+        np.testing.assert_allclose(
+            once.score({"x": x}, level)["x"], expected, rtol=2e-4, atol=1e-5
+        )
+        assert not np.allclose(
+            twice.score({"x": x}, level)["x"], expected, rtol=0.5
+        )  # overlaps count twice
         if form == "energy_residual":
-            found = once.log_density({"x": x}, level) - once.log_density({"x": jnp.zeros(CANVAS)}, level)
-            np.testing.assert_allclose(found, -0.5 * jnp.sum(x**2) / variance(level), rtol=2e-4)
+            found = once.log_density({"x": x}, level) - once.log_density(
+                {"x": jnp.zeros(CANVAS)}, level
+            )
+            np.testing.assert_allclose(
+                found, -0.5 * jnp.sum(x**2) / variance(level), rtol=2e-4
+            )
 
 
 def test_the_energy_keeps_its_gradient():
     factor = cp.guide(model(mixing, "energy_residual", towards=0.0), 1.5, towards=0.4)
     density = cp.compile(single, cp.tapestry(*windows(factor)))
-    assert density.capabilities == {"score", "energy", "conservative"}  # no rate, by which chains could be weighed
+    assert density.capabilities == {
+        "score",
+        "energy",
+        "conservative",
+    }  # no rate, by which chains could be weighed
     x = {"x": jax.random.normal(jax.random.key(1), CANVAS)}
     by_grad = jax.jit(jax.grad(density.log_density))
     for level in (1, 8):
         by_autodiff = by_grad(x, level)
-        np.testing.assert_allclose(density.score(x, level)["x"], by_autodiff["x"], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            density.score(x, level)["x"], by_autodiff["x"], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_scores_are_averaged():
@@ -70,17 +91,24 @@ def test_scores_are_averaged():
     x, noise = jax.random.normal(jax.random.key(2), (4, 5)), SCHEDULE.at(4)
     a, b = (-mixing(part, noise.log_snr) / noise.sigma for part in (x[:, :3], x[:, 2:]))
     expected = jnp.concatenate([a[:, :2], (a[:, 2:] + b[:, :1]) / 2, b[:, 1:]], axis=1)
-    np.testing.assert_allclose(density.score({"x": x}, level)["x"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        density.score({"x": x}, level)["x"], expected, rtol=1e-4, atol=1e-5
+    )
     assert density.capabilities == {"score"}  # averages of scores are no gradient
 
 
 def test_a_window_that_averages_has_the_mean_weight_of_what_it_averages():
     fine = cp.window(model(mixing, "epsilon"), (8, 6), (0, 0))
     coarse = cp.window(model(mixing, "epsilon"), (8, 6), (0, 0), scale=2)
-    weights = [leaf.fixed["weights of entries"] for leaf in map(_leaf, cp.tapestry(fine, coarse).factors)]
+    weights = [
+        leaf.fixed["weights of entries"]
+        for leaf in map(_leaf, cp.tapestry(fine, coarse).factors)
+    ]
     np.testing.assert_array_equal(weights[0], np.full((4, 3), 0.5))
     half, both = 0.5, 0.75  # columns 0-1 are seen by both, columns 2-3 half so
-    np.testing.assert_array_equal(weights[1], [[half, both, 1], [half, both, 1], [1, 1, 1], [1, 1, 1]])
+    np.testing.assert_array_equal(
+        weights[1], [[half, both, 1], [half, both, 1], [1, 1, 1], [1, 1, 1]]
+    )
 
 
 def _leaf(factor):
@@ -89,9 +117,14 @@ def _leaf(factor):
 
 def test_the_noisiest_level_counts_every_entry_once_and_one_batch_evaluates_all():
     guided = cp.guide(model(mixing, "energy_residual", towards=0.0), 2.0, towards=1.0)
-    once, plain = (cp.compile(single, combine(*windows(guided))) for combine in (cp.tapestry, cp.product))
+    once, plain = (
+        cp.compile(single, combine(*windows(guided)))
+        for combine in (cp.tapestry, cp.product)
+    )
     assert "8 evaluations in 1 batches" in str(once)
-    power, counted = (top_of(density.graph.sites[0].root, CANVAS).power for density in (once, plain))
+    power, counted = (
+        top_of(density.graph.sites[0].root, CANVAS).power for density in (once, plain)
+    )
     np.testing.assert_allclose(power, 1.0, rtol=1e-6)
     assert counted.max() == 4.0
 
@@ -100,11 +133,19 @@ def test_data_and_conditions_may_be_given_within_windows_or_to_all():
     factor, values = model(mixing, "energy_residual", towards=0.0), [0.4, -0.3, 1.0]
     written = cp.product(*[factor.given(towards=value) for value in values])
     pairs = [
-        (cp.tapestry(*windows(cp.product(factor, over={"towards": values}))), cp.tapestry(*windows(written))),
-        (cp.tapestry(*windows(factor)).given(towards=2.0), cp.tapestry(*windows(factor.given(towards=2.0)))),
+        (
+            cp.tapestry(*windows(cp.product(factor, over={"towards": values}))),
+            cp.tapestry(*windows(written)),
+        ),
+        (
+            cp.tapestry(*windows(factor)).given(towards=2.0),
+            cp.tapestry(*windows(factor.given(towards=2.0))),
+        ),
     ]
     x = {"x": jax.random.normal(jax.random.key(3), CANVAS)}
     for pair in pairs:
-        (value, score), (other, wanted) = (cp.compile(single, each).value_and_score(x, 4) for each in pair)
+        (value, score), (other, wanted) = (
+            cp.compile(single, each).value_and_score(x, 4) for each in pair
+        )
         np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(score["x"], wanted["x"], rtol=1e-4, atol=1e-4)

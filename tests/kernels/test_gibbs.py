@@ -1,4 +1,5 @@
-"""Gibbs: the law stays, evaluations are those of the blocks, and a scan is reversed by the opposite order."""
+"""Gibbs: the law stays, evaluations are those of the blocks, and a scan is reversed by
+the opposite order."""
 
 import equinox as eqx
 import jax
@@ -25,7 +26,9 @@ LAW = nested(SITES)  # its sites hang together: two modes on the diagonal
 
 def test_the_target_stays_invariant():
     kernel = Gibbs({("c", "a"): HMC(0.6, num_leapfrog=2), "b": MALA(0.3)})
-    run = from_exact_draws(kernel, LAW, num_chains=5_000, num_transitions=40, num_draws=10)
+    run = from_exact_draws(
+        kernel, LAW, num_chains=5_000, num_transitions=40, num_draws=10
+    )
     assert_agrees(run.scores)
     assert run.moved > 0.3
     assert 0.3 < run.acceptance < 0.97
@@ -35,7 +38,9 @@ def test_one_block_of_all_sites_is_its_kernel():
     target, alone = evaluate(LAW.log_density), HMC(0.4)
     kernel = Gibbs({("a", "b", "c"): alone})
     key = jax.random.key(0)
-    one = lambda k, h: jax.jit(lambda x, h: k.step(jax.random.key(1), k.init(key, x, target), target, h))(SITES, h)
+    one = lambda k, h: jax.jit(
+        lambda x, h: k.step(jax.random.key(1), k.init(key, x, target), target, h)
+    )(SITES, h)
     (moved, info), (expected, own_info) = one(kernel, jnp.array([0.4])), one(alone, 0.4)
     for name, x in expected.position.items():
         np.testing.assert_allclose(moved.position[name], x, rtol=1e-6)
@@ -46,7 +51,9 @@ def test_what_a_block_needs():
     kernel = Gibbs({"a": ULA(0.1), "b": HMC(0.1)})
     assert kernel.requires == {"score", "energy"}
     assert Gibbs({"a": ULA(0.1), "b": UHMC(0.1)}).requires == {"score"}
-    assert integrates_score(Gibbs({"a": MALA(0.1, log_ratio=cp.LineIntegral(3)), "b": ULA(0.1)}))
+    assert integrates_score(
+        Gibbs({"a": MALA(0.1, log_ratio=cp.LineIntegral(3)), "b": ULA(0.1)})
+    )
     assert repr(kernel.reversal).endswith("backwards=True)")
     assert kernel.reversal.reversal.backwards is False
 
@@ -54,15 +61,24 @@ def test_what_a_block_needs():
 def test_sites_of_no_block_stay_where_they_are():
     kernel, target = Gibbs({"a": MALA(0.1)}), evaluate(LAW.log_density)
     state = jax.jit(lambda x: kernel.init(jax.random.key(0), x, target))(SITES)
-    moved, _ = jax.jit(lambda s: kernel.step(jax.random.key(1), s, target, [0.1]))(state)
+    moved, _ = jax.jit(lambda s: kernel.step(jax.random.key(1), s, target, [0.1]))(
+        state
+    )
     assert moved.position["a"] != state.position["a"]
     assert moved.position["b"] == state.position["b"]
-    np.testing.assert_allclose(moved.evaluation.score["b"], target(moved.position).score["b"], rtol=1e-5)
+    np.testing.assert_allclose(
+        moved.evaluation.score["b"], target(moved.position).score["b"], rtol=1e-5
+    )
 
 
-# ── the reversal: what RAISE needs to know of a scan, which is not reversible ────────────────────────────────────────
+# ── the reversal: what RAISE needs to know of a scan, which is not reversible ─────────
 
-PRECISION, SHIFT, H, SD = np.linalg.inv([[1.0, 0.8], [0.8, 1.0]]), np.array([0.5, -0.2]), 0.2, 0.5
+PRECISION, SHIFT, H, SD = (
+    np.linalg.inv([[1.0, 0.8], [0.8, 1.0]]),
+    np.array([0.5, -0.2]),
+    0.2,
+    0.5,
+)
 
 
 def pulled(position):
@@ -72,7 +88,8 @@ def pulled(position):
 
 
 def after_one_scan():
-    """The law of a scan of ULA from N(0, SD²): every move is affine, x first, then z given the new x."""
+    """The law of a scan of ULA from N(0, SD²): every move is affine, x first, then z
+    given the new x."""
     mean, covariance = np.zeros(2), SD**2 * np.eye(2)
     for i in range(2):
         slope = np.eye(2)
@@ -84,18 +101,26 @@ def after_one_scan():
 
 @pytest.mark.parametrize("order", ["opposite", "same"])
 def test_the_opposite_order_undoes_a_scan(order):
-    """The density of what a scan puts out is E[q(x')·exp(log_reversal)] over its reversal; not over the scan itself."""
+    """The density of what a scan puts out is E[q(x')·exp(log_reversal)] over its
+    reversal; not over the scan itself."""
     target, scan = evaluate(pulled), Gibbs({"x": ULA(H), "z": ULA(H)})
     kernel = scan.reversal if order == "opposite" else scan
     points = np.array([[0.3, 0.1], [1.2, -0.4], [-0.5, 0.8]])
-    repeated = {name: jnp.repeat(jnp.asarray(points[:, i]), 20_000) for i, name in enumerate(("x", "z"))}
+    repeated = {
+        name: jnp.repeat(jnp.asarray(points[:, i]), 20_000)
+        for i, name in enumerate(("x", "z"))
+    }
     states = start(kernel, target, jax.random.key(0), repeated)
-    states, info = transitions(kernel, target, jax.random.key(1), states, steps_of(kernel), 1)
+    states, info = transitions(
+        kernel, target, jax.random.key(1), states, steps_of(kernel), 1
+    )
     came_from = stats.norm.logpdf(np.asarray(states.position["x"], float), scale=SD)
     came_from += stats.norm.logpdf(np.asarray(states.position["z"], float), scale=SD)
     logs = (came_from + np.asarray(info.log_reversal[0], float).sum(-1)).reshape(3, -1)
     ratios = np.exp(logs - after_one_scan().logpdf(points)[:, None])
-    scores = z_scores({str(i): ratios[i] for i in range(3)}, {str(i): 1.0 for i in range(3)})
+    scores = z_scores(
+        {str(i): ratios[i] for i in range(3)}, {str(i): 1.0 for i in range(3)}
+    )
     (assert_agrees if order == "opposite" else assert_disagrees)(scores)
 
 
@@ -115,7 +140,11 @@ def test_a_path_is_walked_back_by_the_reversal_and_down_by_the_scan(monkeypatch)
     path = Path.of_sampler(frozen(sampler, density, None), density)
     orders = []
     step = Gibbs.step
-    monkeypatch.setattr(Gibbs, "step", lambda self, *args: (orders.append(self.backwards), step(self, *args))[1])
+    monkeypatch.setattr(
+        Gibbs,
+        "step",
+        lambda self, *args: (orders.append(self.backwards), step(self, *args))[1],
+    )
     end = {"x": jnp.array(0.1), "z": jnp.array(0.2)}
     assert np.isfinite(eqx.filter_jit(reverse_walk)(path, jax.random.key(0), end))
     assert set(orders) == {True}
@@ -129,6 +158,14 @@ def test_adaptive_blocks_can_be_retraced_at_the_steps_of_a_run():
     sampler = cp.AnnealedMCMC(Gibbs({"x": MALA(), "z": ULA(0.05)}), 1)
     steps = np.array([[0.1, 0.05], [np.nan, 0.05], [0.4, 0.05]])
     prepared = frozen(sampler, density, steps)
-    found = np.stack([kernel.step_size for kernel in prepared.moves.kernel.kernels], axis=1)
-    np.testing.assert_allclose(found, [[0.1, 0.05], [0.1, 0.05], [0.4, 0.05]], rtol=1e-6)
-    refused(lambda: frozen(sampler, density, steps[:, 0]), InvalidValueError, r"shape \(3, 2\)")
+    found = np.stack(
+        [kernel.step_size for kernel in prepared.moves.kernel.kernels], axis=1
+    )
+    np.testing.assert_allclose(
+        found, [[0.1, 0.05], [0.1, 0.05], [0.4, 0.05]], rtol=1e-6
+    )
+    refused(
+        lambda: frozen(sampler, density, steps[:, 0]),
+        InvalidValueError,
+        r"shape \(3, 2\)",
+    )

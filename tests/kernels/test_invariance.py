@@ -1,4 +1,5 @@
-"""Kernels leave the target invariant, and their chains move; unadjusted kernels have the bias that they should."""
+"""Kernels leave the target invariant, and their chains move; unadjusted kernels have
+the bias that they should."""
 
 import blackjax
 import jax
@@ -6,16 +7,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, KernelState, LineIntegral
+from composeprob.kernels import (
+    HMC,
+    MALA,
+    UHMC,
+    ULA,
+    BlackJAX,
+    KernelState,
+    LineIntegral,
+)
 from composeprob.kernels.langevin import log_proposal_ratio
 from kernel_chains import from_exact_draws
 from sampling_cases import slow
 from targets import evaluate, gaussian, nested, two_modes
 from zscores import assert_agrees, assert_disagrees, z_scores
 
-LAWS = {"1d": two_modes(1), "2d": two_modes(2), "10d": two_modes(10), "nested": nested()}
+LAWS = {
+    "1d": two_modes(1),
+    "2d": two_modes(2),
+    "10d": two_modes(10),
+    "nested": nested(),
+}
 
-# Steps at which a few proposals in ten are rejected: a kernel that accepts everything would hide a wrong ratio.
+# Steps at which a few proposals in ten are rejected: a kernel that accepts everything
+# would hide a wrong ratio.
 STEPS = {
     "MALA": {"1d": 0.35, "2d": 0.25, "10d": 0.12, "nested": 0.14},
     "HMC": {"1d": 0.7, "2d": 0.65, "10d": 0.5, "nested": 0.5},
@@ -33,9 +48,15 @@ def assert_invariant(kernel, law, moved=0.4, highest=0.95, **options):
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("name", STEPS)
 def test_target_stays_invariant(name, law):
-    """What test_mutants.py has in two dimensions, in quick tests and with the mutants, on every law."""
+    """What test_mutants.py has in two dimensions, in quick tests and with the mutants,
+    on every law."""
     step_size = STEPS[name][law]
-    assert_invariant(MALA(step_size) if name == "MALA" else HMC(step_size, num_leapfrog=3, damping=0.5), law)
+    assert_invariant(
+        MALA(step_size)
+        if name == "MALA"
+        else HMC(step_size, num_leapfrog=3, damping=0.5),
+        law,
+    )
 
 
 @pytest.mark.parametrize("law", ["2d", slow("nested")])
@@ -61,7 +82,10 @@ def test_other_blackjax_algorithms_leave_the_target_invariant(kernel):
     assert run.moved > 0.1
 
 
-FINE = slow(MALA(0.25, log_ratio=LineIntegral(9, "simpson"))), HMC(0.65, log_ratio=LineIntegral(17, "simpson"))
+FINE = (
+    slow(MALA(0.25, log_ratio=LineIntegral(9, "simpson"))),
+    HMC(0.65, log_ratio=LineIntegral(17, "simpson")),
+)
 
 
 @pytest.mark.parametrize("kernel", FINE, ids=repr)
@@ -82,25 +106,38 @@ S2 = 0.7  # variance of the Gaussian that unadjusted kernels are given
     [
         (ULA(0.05), S2 / (1 - 0.05 / (2 * S2))),
         (ULA(0.4), S2 / (1 - 0.4 / (2 * S2))),
-        # On N(0, s²) the leapfrog map conserves v²/2 + (1 − h²/4s²)·x²/2s² exactly, for every number of steps.
+        # On N(0, s²) the leapfrog map conserves v²/2 + (1 − h²/4s²)·x²/2s² exactly, for
+        # every number of steps.
         (UHMC(0.6, num_leapfrog=1, damping=0.9), S2 / (1 - 0.6**2 / (4 * S2))),
         slow(UHMC(0.6, num_leapfrog=3, damping=0.0), S2 / (1 - 0.6**2 / (4 * S2))),
     ],
 )
 def test_unadjusted_kernels_have_their_known_variance(kernel, variance):
     target = gaussian(3, S2)
-    run = from_exact_draws(kernel, target, started_from=gaussian(3, variance), num_transitions=60)
+    run = from_exact_draws(
+        kernel, target, started_from=gaussian(3, variance), num_transitions=60
+    )
     assert_agrees(run.scores)
     assert run.acceptance == 1.0
-    assert_disagrees(z_scores(run.values, target.expected))  # not the target's own variance
+    assert_disagrees(
+        z_scores(run.values, target.expected)
+    )  # not the target's own variance
 
 
 def test_ratio_of_malas_proposals_is_accurate_in_float32_for_small_steps():
     target = evaluate(lambda x: -0.5 * jnp.sum(x**2))
     x = jax.random.normal(jax.random.key(0), (10_000,))
     current = ULA(1e-6).init(jax.random.key(0), x, target)
-    y = ULA(1e-6).propose(jax.random.normal(jax.random.key(1), x.shape), current, jnp.float32(1e-6))
+    y = ULA(1e-6).propose(
+        jax.random.normal(jax.random.key(1), x.shape), current, jnp.float32(1e-6)
+    )
     proposed = KernelState(y, target(y))
-    exact = 0.5 * (np.sum(np.float64(proposed.position) ** 2) - np.sum(np.float64(x) ** 2))
-    exact += 0.25e-6 * (np.sum(np.float64(x) ** 2) - np.sum(np.float64(proposed.position) ** 2))
-    np.testing.assert_allclose(log_proposal_ratio(current, proposed, jnp.float32(1e-6)), exact, atol=1e-4)
+    exact = 0.5 * (
+        np.sum(np.float64(proposed.position) ** 2) - np.sum(np.float64(x) ** 2)
+    )
+    exact += 0.25e-6 * (
+        np.sum(np.float64(x) ** 2) - np.sum(np.float64(proposed.position) ** 2)
+    )
+    np.testing.assert_allclose(
+        log_proposal_ratio(current, proposed, jnp.float32(1e-6)), exact, atol=1e-4
+    )

@@ -1,4 +1,5 @@
-"""Line integrals of the score, in double precision: value, order, symmetry, and the error that they report.
+"""Line integrals of the score, in double precision: value, order, symmetry, and the
+error that they report.
 
 And what MALA and HMC make of densities that offer their score only."""
 
@@ -30,7 +31,8 @@ def state(x, target=TARGET):
 
 
 def straight(line, x, y, target=TARGET):
-    """log π(y) − log π(x) along the straight line, and its error, evaluation by evaluation."""
+    """log π(y) − log π(x) along the straight line, and its error, evaluation by
+    evaluation."""
     start, end = state(x, target), state(y, target)
     path, last = line.begin(start, 1), line.extra_evaluations
 
@@ -44,10 +46,13 @@ def straight(line, x, y, target=TARGET):
 
 
 def along_trajectory(rule, x, v, target, h, num_leapfrog):
-    """The end of a trajectory of HMC whose momentum is ``v``, and the integral along it with its error."""
+    """The end of a trajectory of HMC whose momentum is ``v``, and the integral along it
+    with its error."""
     kernel = HMC(0.1, num_leapfrog, damping=0.0, log_ratio=LineIntegral(None, rule))
     begin = HamiltonianState(x, target(x), v)
-    noise = jnp.append(jax.flatten_util.ravel_pytree(v)[0], jnp.array([-8.0, 0.0]))  # log U = −35: it is accepted
+    noise = jnp.append(
+        jax.flatten_util.ravel_pytree(v)[0], jnp.array([-8.0, 0.0])
+    )  # log U = −35: it is accepted
     end, info = driven(kernel, noise, begin, target, h)
     return end, (-info.log_reversal, info.quadrature_error)
 
@@ -72,7 +77,10 @@ def of_a_trajectory(rule, refine, x, v):
 def test_the_error_has_the_order_of_its_rule(error, rule, expected):
     refinements, errors = np.array([1, 2, 4, 8]), []
     with jax.enable_x64(True):
-        x, v = LAW.draw(jax.random.key(0), 100).astype(float), jax.random.normal(jax.random.key(1), (100, 2))
+        x, v = (
+            LAW.draw(jax.random.key(0), 100).astype(float),
+            jax.random.normal(jax.random.key(1), (100, 2)),
+        )
         for refine in refinements:
             found = jax.jit(jax.vmap(partial(error, rule, int(refine))))(x, v)
             errors.append(float(jnp.sqrt(jnp.mean(found**2))))
@@ -80,12 +88,18 @@ def test_the_error_has_the_order_of_its_rule(error, rule, expected):
     assert abs(order - expected) < 0.1 * expected, errors
 
 
-LENGTHS = [(10, "trapezoid"), (31, "simpson"), slow(9, "trapezoid"), slow(33, "simpson")]
+LENGTHS = [
+    (10, "trapezoid"),
+    (31, "simpson"),
+    slow(9, "trapezoid"),
+    slow(33, "simpson"),
+]
 
 
 @pytest.mark.parametrize(("points", "rule"), LENGTHS)
 def test_the_reported_error_is_the_error(points, rule):
-    """Where moves are small beside the curvature of the target, as those are that get accepted."""
+    """Where moves are small beside the curvature of the target, as those are that get
+    accepted."""
     with jax.enable_x64(True):
         x = LAW.draw(jax.random.key(0), 200).astype(float)
         y = x + 0.3 * jax.random.normal(jax.random.key(1), x.shape)
@@ -98,8 +112,22 @@ def test_the_reported_error_is_the_error(points, rule):
 
 
 def test_the_coarse_rule():
-    assert [coarse_stride("trapezoid", n) for n in (1, 2, 3, 4, 9, 35)] == [None, 2, 3, 2, 3, 5]
-    assert [coarse_stride("simpson", n) for n in (2, 4, 6, 8, 10, 18)] == [None, 2, 3, 2, 5, 3]
+    assert [coarse_stride("trapezoid", n) for n in (1, 2, 3, 4, 9, 35)] == [
+        None,
+        2,
+        3,
+        2,
+        3,
+        5,
+    ]
+    assert [coarse_stride("simpson", n) for n in (2, 4, 6, 8, 10, 18)] == [
+        None,
+        2,
+        3,
+        2,
+        5,
+        3,
+    ]
 
 
 def test_errors_that_cannot_be_estimated():
@@ -119,15 +147,22 @@ def along_a_line(points, rule, x, v):
 
 def along_a_reversed_trajectory(points, rule, x, v):
     end, there = along_trajectory(rule, x, v, TARGET, 0.3, points - 1)
-    return there, along_trajectory(rule, end.position, -end.momentum, TARGET, 0.3, points - 1)[1]
+    return there, along_trajectory(
+        rule, end.position, -end.momentum, TARGET, 0.3, points - 1
+    )[1]
 
 
-@pytest.mark.parametrize(("path", "tolerance"), [(along_a_line, 1e-13), (along_a_reversed_trajectory, 1e-10)])
+@pytest.mark.parametrize(
+    ("path", "tolerance"), [(along_a_line, 1e-13), (along_a_reversed_trajectory, 1e-10)]
+)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("points", [5, slow(3), slow(9)])
 def test_antisymmetric(path, tolerance, points, rule):
     with jax.enable_x64(True):
-        x, v = LAW.draw(jax.random.key(0), 50).astype(float), jax.random.normal(jax.random.key(1), (50, 2))
+        x, v = (
+            LAW.draw(jax.random.key(0), 50).astype(float),
+            jax.random.normal(jax.random.key(1), (50, 2)),
+        )
         there, back = jax.jit(jax.vmap(partial(path, points, rule)))(x, v)
     assert np.abs(there[0]).max() > 1
     np.testing.assert_allclose(there[0], -back[0], atol=tolerance)
@@ -135,18 +170,33 @@ def test_antisymmetric(path, tolerance, points, rule):
 
 
 def test_exact_where_it_must_be():
-    """The trapezoid on linear scores, Simpson's rule on cubic ones, on pytrees, and along bent trajectories."""
-    gaussian = evaluate(lambda p: -0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p)))
-    quartic = evaluate(lambda p: -0.25 * sum(jnp.sum(leaf**4) for leaf in jax.tree.leaves(p)))
+    """The trapezoid on linear scores, Simpson's rule on cubic ones, on pytrees, and
+    along bent trajectories."""
+    gaussian = evaluate(
+        lambda p: -0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p))
+    )
+    quartic = evaluate(
+        lambda p: -0.25 * sum(jnp.sum(leaf**4) for leaf in jax.tree.leaves(p))
+    )
     with jax.enable_x64(True):
-        x, y = (jax.tree.map(lambda a: a[0].astype(float), nested().draw(jax.random.key(k), 1)) for k in (0, 1))
+        x, y = (
+            jax.tree.map(
+                lambda a: a[0].astype(float), nested().draw(jax.random.key(k), 1)
+            )
+            for k in (0, 1)
+        )
 
         @jax.jit
         def found_and_true(x, y):
-            difference = lambda target, end: target(end).log_density - target(x).log_density
+            difference = lambda target, end: (
+                target(end).log_density - target(x).log_density
+            )
             pairs = [
                 (straight(line, x, y, target)[0], difference(target, y))
-                for target, line in ((gaussian, LineIntegral(2)), (quartic, LineIntegral(3, "simpson")))
+                for target, line in (
+                    (gaussian, LineIntegral(2)),
+                    (quartic, LineIntegral(3, "simpson")),
+                )
             ]
             for rule in RULES:
                 end, (found, _) = along_trajectory(rule, x, y, gaussian, 0.4, 4)
@@ -157,7 +207,7 @@ def test_exact_where_it_must_be():
             np.testing.assert_allclose(found, true, rtol=1e-12)
 
 
-# ── accept tests by scores alone ─────────────────────────────────────────────────────────────────────────────────────
+# ── accept tests by scores alone ──────────────────────────────────────────────────────
 
 SCORES = score_only(evaluate(two_modes(2).log_density))
 
@@ -179,44 +229,72 @@ def test_the_reversal_is_the_estimate():
 
 
 def hole(x):
-    """A standard normal whose score breaks inside (0.4, 0.6) and (−0.6, −0.4): NaN there, infinite here."""
-    score = jnp.select([jnp.abs(x - 0.5) < 0.1, jnp.abs(x + 0.5) < 0.1], [jnp.nan, jnp.inf], -x)
+    """A standard normal whose score breaks inside (0.4, 0.6) and (−0.6, −0.4): NaN
+    there, infinite here."""
+    score = jnp.select(
+        [jnp.abs(x - 0.5) < 0.1, jnp.abs(x + 0.5) < 0.1], [jnp.nan, jnp.inf], -x
+    )
     return Evaluation(None, score)
 
 
 def test_a_path_over_a_broken_place_is_not_taken():
-    over = lambda points: jax.jit(lambda a, b: straight(LineIntegral(points), a, b, hole)[0])
+    over = lambda points: jax.jit(
+        lambda a, b: straight(LineIntegral(points), a, b, hole)[0]
+    )
     three, five = over(3), over(5)
     assert np.isnan(five(-1.0, 1.0))  # nodes at ±0.5
     assert np.isfinite(three(-1.0, 1.0))  # a node at 0 only
-    assert np.isnan(three(-1.0, 0.0))  # an infinite score does not make a move infinitely good
+    assert np.isnan(
+        three(-1.0, 0.0)
+    )  # an infinite score does not make a move infinitely good
 
 
 def test_kernels_show_a_line_integral_and_only_that():
     assert repr(MALA(0.1)) == "MALA(step_size=0.1)"
     shown = repr(HMC(0.1, log_ratio=LineIntegral(None)))
-    assert "log_ratio=LineIntegral(num_points=None, rule='trapezoid', tolerance=inf)" in shown
+    assert (
+        "log_ratio=LineIntegral(num_points=None, rule='trapezoid', tolerance=inf)"
+        in shown
+    )
 
 
-SHARE, CENTRES, WIDTHS = np.array([0.6, 0.4]), np.array([-1.0, 2.0]), np.array([1.0, 0.5])
-UNEVEN = score_only(evaluate(lambda x: jax.nn.logsumexp(jnp.log(SHARE / WIDTHS) - 0.5 * ((x - CENTRES) / WIDTHS) ** 2)))
+SHARE, CENTRES, WIDTHS = (
+    np.array([0.6, 0.4]),
+    np.array([-1.0, 2.0]),
+    np.array([1.0, 0.5]),
+)
+UNEVEN = score_only(
+    evaluate(
+        lambda x: jax.nn.logsumexp(
+            jnp.log(SHARE / WIDTHS) - 0.5 * ((x - CENTRES) / WIDTHS) ** 2
+        )
+    )
+)
 
 
 @pytest.mark.parametrize(
     ("line", "keeps"),
-    [(LineIntegral(5, "simpson", tolerance=0.1), True), (LineIntegral(3, "simpson"), False)],
+    [
+        (LineIntegral(5, "simpson", tolerance=0.1), True),
+        (LineIntegral(3, "simpson"), False),
+    ],
     ids=["5 nodes, within 0.1 nats", "3 nodes"],
 )
 def test_steps_from_mode_to_mode(line, keeps):
-    """Exact draws of a wide and a narrow mode, moved 30 times by steps as long as their distance: the share beyond ½
-    stays. Three nodes are too few, the negative control."""
+    """Exact draws of a wide and a narrow mode, moved 30 times by steps as long as their
+    distance: the share beyond ½ stays. Three nodes are too few, the negative
+    control."""
     n, rng = 40_000, np.random.default_rng(0)
     which = rng.choice(2, n, p=SHARE)
-    x = jnp.asarray(CENTRES[which] + WIDTHS[which] * rng.standard_normal(n), jnp.float32)
+    x = jnp.asarray(
+        CENTRES[which] + WIDTHS[which] * rng.standard_normal(n), jnp.float32
+    )
     share = SHARE @ norm.sf((0.5 - CENTRES) / WIDTHS)
     kernel = MALA(1.0, log_ratio=line)
     begun = start(kernel, UNEVEN, jax.random.key(0), x)
-    states, _ = transitions(kernel, UNEVEN, jax.random.key(1), begun, kernel.step_size, 30)
+    states, _ = transitions(
+        kernel, UNEVEN, jax.random.key(1), begun, kernel.step_size, 30
+    )
     found = np.asarray(states.position) > 0.5
     assert np.mean(found != (np.asarray(x) > 0.5)) > 0.3  # they move
     away = abs(found.mean() - share) / np.sqrt(share * (1 - share) / n)
@@ -224,9 +302,13 @@ def test_steps_from_mode_to_mode(line, keeps):
 
 
 def test_a_step_recorded_by_a_run():
-    """The mean over accepted moves at each level, zero for an exact kernel; in the summary where it was used."""
+    """The mean over accepted moves at each level, zero for an exact kernel; in the
+    summary where it was used."""
     density = cp.compile(single, normal([0.0, 0.0], schedule=cp.Schedule.log_snr(12)))
-    for kernel, largest in ((MALA(), 0.0), (MALA(log_ratio=LineIntegral(3)), 1e-5)):  # of a linear score
+    for kernel, largest in (
+        (MALA(), 0.0),
+        (MALA(log_ratio=LineIntegral(3)), 1e-5),
+    ):  # of a linear score
         result = run(density, sampler=cp.AnnealedMCMC(kernel, 1))
         errors = result.levels["quadrature_error"]
         assert np.all((errors >= 0) & (errors <= largest))

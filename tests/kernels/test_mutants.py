@@ -1,4 +1,5 @@
-"""Negative controls: each known defect, planted in the real kernel, must fail the check that the real one passes."""
+"""Negative controls: each known defect, planted in the real kernel, must fail the check
+that the real one passes."""
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +38,16 @@ class NoHastingsMALA(WrongRatioMALA):
 
 
 class WrongVarianceMALA(WrongRatioMALA):
-    """The proposal's variance 2h taken for h² in the ratio: 2·ss² where 4·ss belongs."""
+    """The proposal's variance 2h taken for h² in the ratio: 2·ss² where 4·ss
+    belongs."""
 
     def wrong_ratio(self, state, new, h):
-        x, s, y, t = state.position, state.evaluation.score, new.position, new.evaluation.score
+        x, s, y, t = (
+            state.position,
+            state.evaluation.score,
+            new.position,
+            new.evaluation.score,
+        )
         forth, back = jnp.sum((y - x - h * s) ** 2), jnp.sum((x - y - h * t) ** 2)
         return target_ratio(state, new) + (forth - back) / (2 * h**2)
 
@@ -78,7 +85,9 @@ class DoubledNoiseMALA(MALA):
     """Noise of 2h where √(2h) belongs."""
 
     def propose(self, noise, state, step_size):
-        return state.position + step_size * state.evaluation.score + 2 * step_size * noise
+        return (
+            state.position + step_size * state.evaluation.score + 2 * step_size * noise
+        )
 
 
 class SharedNoiseHMC(HMC):
@@ -107,13 +116,17 @@ LAW = two_modes(2)
 
 
 def check(kernel):
-    """The check of test_invariance.py, shorter: still enough to find every mutant by a wide margin."""
-    return from_exact_draws(kernel, LAW, num_chains=5_000, num_transitions=40, num_draws=10)
+    """The check of test_invariance.py, shorter: still enough to find every mutant by a
+    wide margin."""
+    return from_exact_draws(
+        kernel, LAW, num_chains=5_000, num_transitions=40, num_draws=10
+    )
 
 
 MATRIX = np.array([[1.5, 0.8], [0.8, 0.7]])
 REAL = MALA(0.15), HMC(0.6), MALA(0.2, metric=MATRIX), HMC(0.6, metric=MATRIX)
-"""Like those of test_invariance.py they move, at steps at which some proposals are rejected."""
+"""Like those of test_invariance.py they move, at steps at which some proposals are
+rejected."""
 
 
 @pytest.mark.parametrize("kernel", REAL, ids=repr)
@@ -124,7 +137,13 @@ def test_the_real_kernels_pass(kernel):
     assert 0.3 < found.acceptance < 0.95
 
 
-MALAS = NoHastingsMALA, WrongVarianceMALA, SharedNoiseMALA, DoubledNoiseMALA, UnadjustedMALA
+MALAS = (
+    NoHastingsMALA,
+    WrongVarianceMALA,
+    SharedNoiseMALA,
+    DoubledNoiseMALA,
+    UnadjustedMALA,
+)
 MUTANTS = (
     *(mutant(0.15) for mutant in MALAS),
     *(mutant(0.2, metric=MATRIX) for mutant in (HalfMetricMALA, DriftMetricMALA)),
@@ -139,7 +158,9 @@ def test_mutants_fail(mutant):
 
 def test_hmc_without_kinetic_term_fails(monkeypatch):
     kernel = HMC(0.6)
-    monkeypatch.setattr(hmc_module, "log_joint", lambda state: state.evaluation.log_density)
+    monkeypatch.setattr(
+        hmc_module, "log_joint", lambda state: state.evaluation.log_density
+    )
     assert_disagrees(check(kernel).scores)
 
 
@@ -151,8 +172,12 @@ def test_hmc_without_momentum_flip_fails(monkeypatch):
 
 
 def relevelled(kernel):
-    """z-scores after chains that are exact draws of a level arrive from a wider one and make a few transitions."""
-    wide, narrow = evaluate(two_modes(2, sds=(0.9, 0.8)).log_density), evaluate(LAW.log_density)
+    """z-scores after chains that are exact draws of a level arrive from a wider one and
+    make a few transitions."""
+    wide, narrow = (
+        evaluate(two_modes(2, sds=(0.9, 0.8)).log_density),
+        evaluate(LAW.log_density),
+    )
     key_draw, key_init, key_run = jax.random.split(jax.random.key(5), 3)
     states = start(kernel, wide, key_init, LAW.draw(key_draw, 10_000))
     states = jax.jit(jax.vmap(lambda state: kernel.relevel(state, narrow)))(states)
@@ -160,7 +185,11 @@ def relevelled(kernel):
     return z_scores(jax.jit(jax.vmap(LAW.statistics))(states.position), LAW.expected)
 
 
-@pytest.mark.parametrize(("real", "stale"), [(MALA(0.15), StaleMALA(0.15)), slow(HMC(0.5), StaleHMC(0.5))], ids=repr)
+@pytest.mark.parametrize(
+    ("real", "stale"),
+    [(MALA(0.15), StaleMALA(0.15)), slow(HMC(0.5), StaleHMC(0.5))],
+    ids=repr,
+)
 def test_a_stale_cache_after_a_change_of_level_fails(real, stale):
     assert_agrees(relevelled(real))
     assert_disagrees(relevelled(stale))

@@ -1,4 +1,5 @@
-"""What kernels, step sizes, metrics and line integrals refuse, as they are written or at their first transition."""
+"""What kernels, step sizes, metrics and line integrals refuse, as they are written or
+at their first transition."""
 
 import types
 
@@ -9,7 +10,13 @@ import numpy as np
 import pytest
 
 from composeprob.density.evaluation import Evaluation
-from composeprob.errors import CapabilityError, ConditionError, InvalidValueError, ShapeError, WrongTypeError
+from composeprob.errors import (
+    CapabilityError,
+    ConditionError,
+    InvalidValueError,
+    ShapeError,
+    WrongTypeError,
+)
 from composeprob.kernels import HMC, MALA, UHMC, ULA, Adaptive, BlackJAX, LineIntegral
 from composeprob.kernels.step_size import resolve
 from refusals import refused, rows
@@ -33,7 +40,9 @@ def begun(kernel, size=2, target=SQUARE):
 
 def stepping(kernel, target=SQUARE):
     """One transition from there."""
-    return lambda: kernel.step(jax.random.key(0), begun(kernel, target=target), target, jnp.asarray(0.1))
+    return lambda: kernel.step(
+        jax.random.key(0), begun(kernel, target=target), target, jnp.asarray(0.1)
+    )
 
 
 def by_score(kernel):
@@ -55,7 +64,9 @@ REFUSED = {
         r"ULA\(step_size=\) is 0": lambda: ULA(0.0),
         r"ULA\(step_size=\) is nan": lambda: ULA(float("nan")),
         r"HMC\(step_size=\) is inf": lambda: HMC([0.1, float("inf")]),
-        r"HMC\(num_leapfrog=\) must be at least 1; got 0": lambda: HMC(0.1, num_leapfrog=0),
+        r"HMC\(num_leapfrog=\) must be at least 1; got 0": lambda: HMC(
+            0.1, num_leapfrog=0
+        ),
         r"HMC\(damping=\) is 1": lambda: HMC(0.1, damping=1.0),
         r"UHMC\(damping=\) is -0.1": lambda: UHMC(0.1, damping=-0.1),
         r"HMC\(damping=\) is nan": lambda: HMC(0.1, damping=float("nan")),
@@ -65,15 +76,41 @@ REFUSED = {
         r"gain=\) is -1": lambda: Adaptive(gain=-1),
         r"warmup=\) must be at least 0; got -1": lambda: Adaptive(warmup=-1),
         r"BlackJAX\(step_size=\) is -1": hmc_of_blackjax(step_size=-1.0, **INTEGRATION),
-        r"evaluations=\) must be at least 1": hmc_of_blackjax(evaluations=0, **INTEGRATION),
-        "odd number.*4": (lambda: LineIntegral(4, "simpson"), "odd number.*4", "5 points"),
-        "Unknown rule": (lambda: LineIntegral(3, "midpoint"), "Unknown rule 'midpoint'", "simpson"),
+        r"evaluations=\) must be at least 1": hmc_of_blackjax(
+            evaluations=0, **INTEGRATION
+        ),
+        "odd number.*4": (
+            lambda: LineIntegral(4, "simpson"),
+            "odd number.*4",
+            "5 points",
+        ),
+        "Unknown rule": (
+            lambda: LineIntegral(3, "midpoint"),
+            "Unknown rule 'midpoint'",
+            "simpson",
+        ),
         "at least 2": lambda: LineIntegral(1),
         "accepts no move": lambda: LineIntegral(tolerance=0.0),
-        "two points": (lambda: LineIntegral(2, tolerance=0.1), "no estimate", "3 points"),
-        "one leapfrog": (lambda: HMC(0.1, 1, log_ratio=ALONG), "no estimate", "num_leapfrog=2"),
-        "no trajectory": (lambda: MALA(0.1, log_ratio=LineIntegral(None)), "no trajectory", "num_points=3"),
-        "three": (lambda: HMC(0.1, 3, log_ratio=SIMPSON), "even number of leapfrogs.*3", "num_leapfrog=4"),
+        "two points": (
+            lambda: LineIntegral(2, tolerance=0.1),
+            "no estimate",
+            "3 points",
+        ),
+        "one leapfrog": (
+            lambda: HMC(0.1, 1, log_ratio=ALONG),
+            "no estimate",
+            "num_leapfrog=2",
+        ),
+        "no trajectory": (
+            lambda: MALA(0.1, log_ratio=LineIntegral(None)),
+            "no trajectory",
+            "num_points=3",
+        ),
+        "three": (
+            lambda: HMC(0.1, 3, log_ratio=SIMPSON),
+            "even number of leapfrogs.*3",
+            "num_leapfrog=4",
+        ),
     },
     WrongTypeError: {
         "rule of MALA returned cannot be 'large'": resolving(lambda s: "large"),
@@ -81,7 +118,9 @@ REFUSED = {
         "a step size cannot be True": lambda: HMC(True),
         "a step size cannot be None": lambda: HMC(None),
         "a step size cannot be <class": lambda: HMC(Adaptive),
-        r"UHMC\(num_leapfrog=\) must be a whole number; got 2.5": lambda: UHMC(0.1, num_leapfrog=2.5),
+        r"UHMC\(num_leapfrog=\) must be a whole number; got 2.5": lambda: UHMC(
+            0.1, num_leapfrog=2.5
+        ),
         "damping cannot be 'half'": lambda: HMC(0.1, damping="half"),
         r"warmup=\) must be a whole number; got 1.5": lambda: Adaptive(warmup=1.5),
         "whole number": lambda: LineIntegral(2.5),
@@ -90,8 +129,12 @@ REFUSED = {
     },
     ShapeError: {
         "MALA has 2 step sizes, but the schedule has 4 levels": resolving([0.1, 0.2]),
-        r"rule of MALA returned shape \(2,\) for a schedule of 4 levels": resolving(lambda s: s.sigma[:2]),
-        r"rule of MALA returned shape \(\) for a schedule of 4 levels": resolving(lambda s: 0.1),
+        r"rule of MALA returned shape \(2,\) for a schedule of 4 levels": resolving(
+            lambda s: s.sigma[:2]
+        ),
+        r"rule of MALA returned shape \(\) for a schedule of 4 levels": resolving(
+            lambda s: 0.1
+        ),
         r"shape \(2, 2\)": lambda: HMC(np.ones((2, 2))),
         r"initial=\) has shape \(2,\)": lambda: Adaptive(initial=[1.0, 2.0]),
         r"shape \(2,\) at 'a'": lambda: begun(MALA(0.5, metric={"a": jnp.ones(2)}), 3),
@@ -108,7 +151,9 @@ REFUSED = {
     },
     ConditionError: {
         "hmc of BlackJAX needs num_integration_steps": hmc_of_blackjax(),
-        "nuts of BlackJAX has no parameter 'steps'": lambda: BlackJAX(blackjax.nuts, 0.1, steps=3),
+        "nuts of BlackJAX has no parameter 'steps'": lambda: BlackJAX(
+            blackjax.nuts, 0.1, steps=3
+        ),
         "takes no step_size": lambda: BlackJAX(blackjax.slice_sampling, 0.1),
     },
 }

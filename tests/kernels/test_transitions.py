@@ -1,6 +1,7 @@
 """What every kernel promises besides its law; each has a row in tests/registry.py.
 
-Costs, one trace, `step` as what it does evaluation by evaluation, numbers that are not finite, walls, single chains."""
+Costs, one trace, `step` as what it does evaluation by evaluation, numbers that are not
+finite, walls, single chains."""
 
 import blackjax
 import jax
@@ -11,7 +12,16 @@ import pytest
 import composeprob as cp
 import composeprob.kernels
 from composeprob.density.evaluation import Evaluation, Wall
-from composeprob.kernels import HMC, MALA, UHMC, ULA, BlackJAX, Gibbs, Kernel, LineIntegral
+from composeprob.kernels import (
+    HMC,
+    MALA,
+    UHMC,
+    ULA,
+    BlackJAX,
+    Gibbs,
+    Kernel,
+    LineIntegral,
+)
 from composeprob.kernels.gibbs import parts_of, replaced, with_parts
 from kernel_chains import start, steps_of, transitions
 from registry import KERNELS, concrete
@@ -20,7 +30,9 @@ from targets import NESTED, evaluate, nested, two_modes
 
 QUICK = ("MALA", "HMC, LineIntegral", "BlackJAX", "Gibbs")
 """Rows whose code the others share."""
-ROWS = pytest.mark.parametrize("name", [name if name in QUICK else slow(name) for name in KERNELS])
+ROWS = pytest.mark.parametrize(
+    "name", [name if name in QUICK else slow(name) for name in KERNELS]
+)
 
 
 class Counting(Calls):
@@ -45,18 +57,23 @@ class Counting(Calls):
     ids=repr,
 )  # fmt: skip
 def test_cost_of_a_transition(kernel, cost):
-    """Of blocks the sum, and so of the other kernels too: nothing is evaluated when one hands on to the next, and once
-    at a start or change of level."""
+    """Of blocks the sum, and so of the other kernels too: nothing is evaluated when one
+    hands on to the next, and once at a start or change of level."""
     position, log_density = jnp.zeros(3), two_modes(3).log_density
     if isinstance(kernel, Gibbs):
-        position, log_density = dict(zip("abc", position, strict=True)), lambda x: -sum(x[n] ** 2 for n in "abc")
+        position, log_density = (
+            dict(zip("abc", position, strict=True)),
+            lambda x: -sum(x[n] ** 2 for n in "abc"),
+        )
     first, then, last = targets = [Counting(log_density) for _ in range(3)]
     key = jax.random.key(0)
 
     @jax.jit
     def run(position):
         step = lambda s, k: (kernel.step(k, s, then, steps_of(kernel))[0], None)
-        moved = jax.lax.scan(step, kernel.init(key, position, first), jax.random.split(key, 10))[0]
+        moved = jax.lax.scan(
+            step, kernel.init(key, position, first), jax.random.split(key, 10)
+        )[0]
         return kernel.relevel(moved, last)
 
     jax.block_until_ready(run(position))
@@ -67,22 +84,32 @@ def test_cost_of_a_transition(kernel, cost):
 GROWN = {
     "leapfrogs": lambda n: HMC(0.1, n),
     "points": lambda n: MALA(0.1, log_ratio=LineIntegral(n)),
-    "points of a trajectory": lambda n: HMC(0.1, n - 1, log_ratio=LineIntegral(None, "simpson")),
+    "points of a trajectory": lambda n: HMC(
+        0.1, n - 1, log_ratio=LineIntegral(None, "simpson")
+    ),
 }
 
 
 @pytest.mark.parametrize("make", GROWN.values(), ids=GROWN)
 def test_the_program_does_not_grow(make):
     def lines(kernel):
-        state = jax.eval_shape(lambda x: kernel.init(jax.random.key(0), x, target), jnp.zeros(2))
-        return str(jax.make_jaxpr(lambda s: kernel.step(jax.random.key(0), s, target, 0.1)[0])(state)).count("\n")
+        state = jax.eval_shape(
+            lambda x: kernel.init(jax.random.key(0), x, target), jnp.zeros(2)
+        )
+        return str(
+            jax.make_jaxpr(lambda s: kernel.step(jax.random.key(0), s, target, 0.1)[0])(
+                state
+            )
+        ).count("\n")
 
     target = evaluate(two_modes(2).log_density)
     assert lines(make(13)) == lines(make(97))
 
 
 @ROWS
-def test_state_keeps_its_structure_and_its_cache_and_another_step_size_does_not_compile_again(name):
+def test_state_keeps_its_structure_and_its_cache_and_another_step_size_does_not_compile_again(
+    name,
+):
     kernel, target = KERNELS[name](), Counting(nested().log_density)
 
     @jax.jit
@@ -102,9 +129,19 @@ def test_state_keeps_its_structure_and_its_cache_and_another_step_size_does_not_
     described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
     assert described(after) == described(state)
     assert jax.tree.structure(after) == jax.tree.structure(state)
-    # A cached value comes from inside a compiled loop, a fresh one need not: they agree to rounding.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), after.evaluation, fresh)
-    assert info.acceptance.shape == info.accepted.shape == info.non_finite.shape == steps_of(kernel).shape
+    # A cached value comes from inside a compiled loop, a fresh one need not: they agree
+    # to rounding.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        after.evaluation,
+        fresh,
+    )
+    assert (
+        info.acceptance.shape
+        == info.accepted.shape
+        == info.non_finite.shape
+        == steps_of(kernel).shape
+    )
     assert np.all((info.acceptance >= 0) & (info.acceptance <= 1))
     assert kernel.requires <= {"score", "energy"}
 
@@ -116,16 +153,25 @@ def test_a_step_in_double_precision_does_not_promote_a_float32_chain(name):
     position = {"a": jnp.ones(2, jnp.float32), "b": jnp.ones(1, jnp.float32)}
     with jax.enable_x64(True):
         step_size = jnp.asarray(steps_of(kernel), jnp.float64)
-        step = lambda x, h: kernel.step(jax.random.key(1), kernel.init(jax.random.key(0), x, target), target, h)[0]
+        step = lambda x, h: kernel.step(
+            jax.random.key(1), kernel.init(jax.random.key(0), x, target), target, h
+        )[0]
         after = jax.eval_shape(step, position, step_size)
-    assert {leaf.dtype for leaf in jax.tree.leaves(after.position)} == {jnp.dtype(jnp.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.position)} == {
+        jnp.dtype(jnp.float32)
+    }
     assert jax.tree.leaves(after.evaluation.score)[0].dtype == jnp.float32
 
 
 def broken(position):
-    """A standard normal that breaks beyond |a| = 0.5: NaN or infinite in its value, its score, or both."""
+    """A standard normal that breaks beyond |a| = 0.5: NaN or infinite in its value, its
+    score, or both."""
     x, b = position["a"], position["b"]
-    value = jnp.select([x > 1.2, x > 0.8, x > 0.5, x < -0.8], [jnp.inf, -jnp.inf, jnp.nan, jnp.nan], -0.5 * x**2)
+    value = jnp.select(
+        [x > 1.2, x > 0.8, x > 0.5, x < -0.8],
+        [jnp.inf, -jnp.inf, jnp.nan, jnp.nan],
+        -0.5 * x**2,
+    )
     score = jnp.select([x < -1.2, x < -0.5], [jnp.inf, jnp.nan], -x)
     scores = {"a": score, "b": -b}
     return Evaluation(value - 0.5 * b**2, scores)
@@ -134,13 +180,19 @@ def broken(position):
 @ROWS
 def test_non_finite_proposals_are_rejected_and_flagged(name):
     kernel = KERNELS[name]()
-    states = start(kernel, broken, jax.random.key(0), {"a": jnp.zeros(500), "b": jnp.zeros(500)})
-    states, info = transitions(kernel, broken, jax.random.key(1), states, steps_of(kernel, 2.0), 50)
+    states = start(
+        kernel, broken, jax.random.key(0), {"a": jnp.zeros(500), "b": jnp.zeros(500)}
+    )
+    states, info = transitions(
+        kernel, broken, jax.random.key(1), states, steps_of(kernel, 2.0), 50
+    )
     assert np.all(np.abs(states.position["a"]) <= 0.5)
     assert np.std(states.position["a"]) > 0.1  # the chains still move
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(states))
     assert 0 < np.mean(info.accepted) < 1
-    if name != "BlackJAX":  # BlackJAX rejects inside, and says only that the acceptance was low
+    if (
+        name != "BlackJAX"
+    ):  # BlackJAX rejects inside, and says only that the acceptance was low
         assert 0 < np.mean(info.non_finite) < 1
         assert not np.any(info.accepted & info.non_finite)
         assert np.all(info.acceptance[info.non_finite] == 0)
@@ -148,8 +200,12 @@ def test_non_finite_proposals_are_rejected_and_flagged(name):
 
 @ROWS
 def test_every_chain_decides_for_itself(name):
-    """A chain does the same alone as among many, and chains of a batch differ in what they accept."""
-    kernel, target = KERNELS[name](), evaluate(lambda x: -2 * jnp.sum(x["a"] ** 2) - 2 * jnp.sum(x["b"] ** 2))
+    """A chain does the same alone as among many, and chains of a batch differ in what
+    they accept."""
+    kernel, target = (
+        KERNELS[name](),
+        evaluate(lambda x: -2 * jnp.sum(x["a"] ** 2) - 2 * jnp.sum(x["b"] ** 2)),
+    )
     a, b = jnp.split(jax.random.normal(jax.random.key(0), (256, 4)), 2, axis=1)
     positions = {"a": a, "b": b}
     keys = jax.random.split(jax.random.key(1), 256)
@@ -157,7 +213,9 @@ def test_every_chain_decides_for_itself(name):
     states = start(kernel, target, jax.random.key(2), positions)
     batch, info = jax.vmap(step)(keys, states)
     for i in (0, 100, 255):
-        alone, alone_info = step(keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], states))
+        alone, alone_info = step(
+            keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], states)
+        )
         for site, x in alone.position.items():
             np.testing.assert_allclose(x, batch.position[site][i], rtol=1e-5, atol=1e-6)
         assert np.all(alone_info.accepted == info.accepted[i])
@@ -175,18 +233,23 @@ def test_unadjusted_kernels_need_no_more_than_a_score():
         assert np.any(state.position != 0)
 
 
-# ── evaluation by evaluation ─────────────────────────────────────────────────────────────────────────────────────────
+# ── evaluation by evaluation ──────────────────────────────────────────────────────────
 
 RESUMABLE = {name: make for name, make in KERNELS.items() if make().resumable}
 RESUMABLE |= {
     "MALA, 5 points": lambda: MALA(0.15, log_ratio=LineIntegral(5, "simpson")),
     "HMC, 2 points": lambda: HMC(0.45, num_leapfrog=3, log_ratio=LineIntegral(2)),
-    "HMC, 5 points": lambda: HMC(0.45, num_leapfrog=3, jitter=0.2, log_ratio=LineIntegral(5)),
+    "HMC, 5 points": lambda: HMC(
+        0.45, num_leapfrog=3, jitter=0.2, log_ratio=LineIntegral(5)
+    ),
 }
 FLAT = two_modes(3)
 POSITIONS = {
     "two sites": ({"a": NESTED["a"], "b": NESTED["b"]}, nested(NESTED).log_density),
-    "one flat site": ({"a": jnp.zeros(3)}, lambda position: FLAT.log_density(position["a"])),
+    "one flat site": (
+        {"a": jnp.zeros(3)},
+        lambda position: FLAT.log_density(position["a"]),
+    ),
 }
 
 
@@ -202,7 +265,9 @@ def test_kernels_are_pytrees_of_numbers():
     for make in KERNELS.values():
         kernel = make()
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(kernel))
-        hash(jax.tree.structure(kernel))  # what is static can be compared, so that jit finds its cached program
+        hash(
+            jax.tree.structure(kernel)
+        )  # what is static can be compared, so that jit finds its cached program
 
 
 def test_kernels_that_write_their_own_step_are_not_resumable():
@@ -215,7 +280,14 @@ def test_kernels_that_write_their_own_step_are_not_resumable():
 
 
 QUICK_ROWS = {
-    "two sites": ("ULA", "UHMC", "HMC, jitter", "MALA, 5 points", "HMC, LineIntegral", "HMC, metric"),
+    "two sites": (
+        "ULA",
+        "UHMC",
+        "HMC, jitter",
+        "MALA, 5 points",
+        "HMC, LineIntegral",
+        "HMC, metric",
+    ),
     "one flat site": ("MALA", "HMC, LineIntegral", "HMC, metric"),
 }
 """The other rows are made of parts of these."""
@@ -225,7 +297,8 @@ CASES = [case if case[0] in QUICK_ROWS[case[1]] else slow(*case) for case in CAS
 
 @pytest.mark.parametrize(("name", "sites"), CASES)
 def test_the_protocol_is_the_step(name, sites):
-    """Bit for bit, where every operation is compiled by itself; and shapes and precisions stay on the way."""
+    """Bit for bit, where every operation is compiled by itself; and shapes and
+    precisions stay on the way."""
     kernel, (position, log_density) = RESUMABLE[name](), POSITIONS[sites]
     if sites == "one flat site" and name == "HMC, metric":
         kernel = HMC(0.45, num_leapfrog=3, metric={"a": 1.44})
@@ -247,7 +320,7 @@ def test_the_protocol_is_the_step(name, sites):
     assert described(trajectory) == described(first)
 
 
-# ── a density of 0 beyond a wall ─────────────────────────────────────────────────────────────────────────────────────
+# ── a density of 0 beyond a wall ──────────────────────────────────────────────────────
 
 WALL = 1.0
 
@@ -258,14 +331,22 @@ def walled(position):
     return Evaluation(log_f + log_g, {"a": -x}, Wall(jnp.isneginf(log_g), log_f))
 
 
-@pytest.mark.parametrize("kernel", [cp.MALA(0.3), cp.HMC(0.3, 3), cp.ULA(0.2)], ids=lambda k: type(k).__name__)
+@pytest.mark.parametrize(
+    "kernel",
+    [cp.MALA(0.3), cp.HMC(0.3, 3), cp.ULA(0.2)],
+    ids=lambda k: type(k).__name__,
+)
 def test_chains_outside_come_in_and_stay(kernel):
     states = start(kernel, walled, jax.random.key(0), {"a": jnp.full(200, -3.0)})
-    states, info = transitions(kernel, walled, jax.random.key(1), states, steps_of(kernel), 100)
+    states, info = transitions(
+        kernel, walled, jax.random.key(1), states, steps_of(kernel), 100
+    )
     x = states.position["a"]
     assert np.mean(x > WALL) > 0.5  # without a walk outside none ever comes in
     assert not np.any(info.non_finite)
-    again, _ = transitions(kernel, walled, jax.random.key(2), states, steps_of(kernel), 20)
+    again, _ = transitions(
+        kernel, walled, jax.random.key(2), states, steps_of(kernel), 20
+    )
     assert np.all(again.position["a"][x > WALL] > WALL)
 
 
@@ -274,35 +355,56 @@ def test_the_walk_outside_is_that_of_the_rest():
 
     def never(position):
         e = walled(position)
-        return Evaluation(jnp.asarray(-jnp.inf), e.score, Wall(jnp.asarray(True), e.log_open))
+        return Evaluation(
+            jnp.asarray(-jnp.inf), e.score, Wall(jnp.asarray(True), e.log_open)
+        )
 
     kernel, x = cp.MALA(1.0), jax.random.normal(jax.random.key(3), (4000,))
     states = start(kernel, never, jax.random.key(0), {"a": x})
-    states, info = transitions(kernel, never, jax.random.key(1), states, steps_of(kernel), 20)
+    states, info = transitions(
+        kernel, never, jax.random.key(1), states, steps_of(kernel), 20
+    )
     assert 0.5 < np.mean(info.accepted) < 0.99
-    assert abs(np.var(states.position["a"]) - 1.0) < 0.1  # accepted without a test: variance 2 at this step
+    assert (
+        abs(np.var(states.position["a"]) - 1.0) < 0.1
+    )  # accepted without a test: variance 2 at this step
 
 
-@pytest.mark.parametrize("kernel", [cp.MALA(1.0), cp.HMC(1.0, 3)], ids=lambda k: type(k).__name__)
+@pytest.mark.parametrize(
+    "kernel", [cp.MALA(1.0), cp.HMC(1.0, 3)], ids=lambda k: type(k).__name__
+)
 def test_a_step_far_too_long_is_not_taken_for_a_density_that_is_no_number(kernel):
-    """In log s, where s = 1e-3 is far too small: the kick is of 10¹¹ nats, and e to where it ends overflows."""
+    """In log s, where s = 1e-3 is far too small: the kick is of 10¹¹ nats, and e to
+    where it ends overflows."""
 
     def scale(position):
         def log_density(u):
-            return 5 * u - 5 * u - 0.5 * jnp.exp(-2 * u) - 0.5 * jnp.exp(2 * u) + jnp.where(u > 80.0, jnp.nan, 0.0)
+            return (
+                5 * u
+                - 5 * u
+                - 0.5 * jnp.exp(-2 * u)
+                - 0.5 * jnp.exp(2 * u)
+                + jnp.where(u > 80.0, jnp.nan, 0.0)
+            )
 
         value, slope = jax.value_and_grad(log_density)(position["a"])
         return Evaluation(value, {"a": slope})
 
     def share(u):
         states = start(kernel, scale, jax.random.key(0), {"a": jnp.full(200, u)})
-        states, info = transitions(kernel, scale, jax.random.key(1), states, steps_of(kernel), 1)
+        states, info = transitions(
+            kernel, scale, jax.random.key(1), states, steps_of(kernel), 1
+        )
         return np.mean(info.non_finite), states.position["a"]
 
     found, stayed = share(-7.0)
     assert found == 0
     np.testing.assert_array_equal(stayed, -7.0)
-    beyond = lambda position: Evaluation(jnp.where(jnp.abs(position["a"]) > 0.1, jnp.nan, 0.0), {"a": jnp.zeros(())})
+    beyond = lambda position: Evaluation(
+        jnp.where(jnp.abs(position["a"]) > 0.1, jnp.nan, 0.0), {"a": jnp.zeros(())}
+    )
     states = start(kernel, beyond, jax.random.key(0), {"a": jnp.zeros(200)})
-    _, info = transitions(kernel, beyond, jax.random.key(1), states, steps_of(kernel), 1)
+    _, info = transitions(
+        kernel, beyond, jax.random.key(1), states, steps_of(kernel), 1
+    )
     assert np.mean(info.non_finite) > 0.5  # a negative control: no kick explains these

@@ -1,4 +1,5 @@
-"""Factors that depend on latents: analytic ones, normalised at each level; others in ancestral order, or refused."""
+"""Factors that depend on latents: analytic ones, normalised at each level; others in
+ancestral order, or refused."""
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,14 @@ PRIOR_SD, SCALE = 0.8, (0.3, 0.2)
 
 @cp.program
 def hierarchy(y, schedule):
-    """Objects share a mixture whose place and width are unknown; the data are of the first and of their plain one."""
+    """Objects share a mixture whose place and width are unknown; the data are of the
+    first and of their plain one."""
     m = cp.sample("m", dist.Normal(0.2, PRIOR_SD))
     s = cp.sample("s", dist.LogNormal(*SCALE))
-    left, right = (cp.Analytic(dist.Normal(m + b, s * sd), schedule) for b, sd in zip(SHIFT, SDS, strict=True))
+    left, right = (
+        cp.Analytic(dist.Normal(m + b, s * sd), schedule)
+        for b, sd in zip(SHIFT, SDS, strict=True)
+    )
     x = cp.sample("x", cp.mixture([left, right], weights=WEIGHTS))
     with numpyro.plate("object", 2):
         cp.sample("z", cp.Analytic(dist.Normal(m * jnp.ones(2), 1.0), schedule))
@@ -35,20 +40,29 @@ def density():
 
 
 def exact(position, level, power):
-    """log π_k by NumPyro's distributions alone: priors in unconstrained space, noised marginals, tempered data."""
+    """log π_k by NumPyro's distributions alone: priors in unconstrained space, noised
+    marginals, tempered data."""
     noise = SCHEDULE.at(level)
     x, z, m, log_s = (position[name] for name in ("x", "z", "m", "s"))
     s = jnp.exp(log_s)
     total = dist.Normal(0.2, PRIOR_SD).log_prob(m) + dist.Normal(*SCALE).log_prob(log_s)
     means = noise.alpha * (m + jnp.array(SHIFT))
     spread = jnp.sqrt((noise.alpha * s * jnp.array(SDS)) ** 2 + noise.sigma**2)
-    total += jax.nn.logsumexp(jnp.log(jnp.array(WEIGHTS)) + dist.Normal(means, spread).log_prob(x))
-    total += dist.Normal(noise.alpha * m, jnp.hypot(noise.alpha, noise.sigma)).log_prob(z).sum()
+    total += jax.nn.logsumexp(
+        jnp.log(jnp.array(WEIGHTS)) + dist.Normal(means, spread).log_prob(x)
+    )
+    total += (
+        dist.Normal(noise.alpha * m, jnp.hypot(noise.alpha, noise.sigma))
+        .log_prob(z)
+        .sum()
+    )
     return total + power(level) * dist.Normal(x / noise.alpha, SD).log_prob(Y)
 
 
 def tempering(level):
-    return jax.nn.sigmoid(jnp.asarray(SCHEDULE.log_snr)[level] - 4) / jax.nn.sigmoid(SCHEDULE.log_snr[0] - 4)
+    return jax.nn.sigmoid(jnp.asarray(SCHEDULE.log_snr)[level] - 4) / jax.nn.sigmoid(
+        SCHEDULE.log_snr[0] - 4
+    )
 
 
 EXACT = jax.jit(jax.value_and_grad(exact), static_argnums=2)
@@ -56,16 +70,25 @@ EXACT = jax.jit(jax.value_and_grad(exact), static_argnums=2)
 
 @pytest.mark.parametrize("level", [0, 13, 31])
 def test_density_and_scores_are_the_models(density, level):
-    x, z, m, s = jnp.array(0.7), jnp.array([[0.4, -1.2], [2.0, 0.1]]), jnp.array(-0.6), jnp.array(0.5)
+    x, z, m, s = (
+        jnp.array(0.7),
+        jnp.array([[0.4, -1.2], [2.0, 0.1]]),
+        jnp.array(-0.6),
+        jnp.array(0.5),
+    )
     position = {"x": x, "z": z, "m": m, "s": s}
     evaluation = density.evaluate(position, level)
     value, score = EXACT(position, level, tempering)
     np.testing.assert_allclose(evaluation.log_density, value, rtol=2e-5)
     for name in position:
-        np.testing.assert_allclose(evaluation.score[name], score[name], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            evaluation.score[name], score[name], rtol=1e-4, atol=1e-4
+        )
     alone = EXACT(position, level, lambda level: 0.0)[1]["x"]
     np.testing.assert_allclose(evaluation.parts.drift["x"], alone, rtol=1e-4, atol=1e-4)
-    assert evaluation.parts.rate == 0  # conditional on m and s each is a noised marginal
+    assert (
+        evaluation.parts.rate == 0
+    )  # conditional on m and s each is a noised marginal
     leaves = jax.eval_shape(density.leaf_scores, position, level)
     assert sorted(leaves) == ["Normal(x | m)", "Normal(x | m, s)"]
     assert "0.3·Normal(x | m, s) + 0.7·Normal(x | m, s)" in str(density)
@@ -88,7 +111,9 @@ def chained():
 def test_what_is_not_normalised_whatever_the_latent_is_refused():
     words = r"'x' depends on the unobserved latent 'm'.*\n.*observe 'm'"
     refused(lambda: cp.compile(powered, 2.0, 0.3), DoublyIntractableError, words)
-    refused(lambda: cp.compile(chained), ProgramError, "'x' depends on the noised site 'm'")
+    refused(
+        lambda: cp.compile(chained), ProgramError, "'x' depends on the noised site 'm'"
+    )
 
 
 ALPHA, SIGMA = float(SCHEDULE.alpha[0]), float(SCHEDULE.sigma[0])
@@ -99,7 +124,9 @@ KERNEL, KEY = cp.HMC(num_leapfrog=3), jax.random.key(0)
 def product(y=None, sd=1.0):
     """Z(c) of N(x; c, 1)·N(x; 0, 1) is N(c; 0, 2): not constant, and here known."""
     c = cp.sample("c", dist.Normal(0.0, 1.0))
-    x = cp.sample("x", cp.Analytic(dist.Normal(c, sd), SCHEDULE) * normal(), conditional=True)
+    x = cp.sample(
+        "x", cp.Analytic(dist.Normal(c, sd), SCHEDULE) * normal(), conditional=True
+    )
     if y is not None:
         cp.observe("y", dist.Normal(x, 1.0), y)
 
@@ -110,7 +137,10 @@ def test_c_keeps_its_prior_and_x_has_its_law_given_c():
     result = run(density, 0, 4096, sampler=cp.AnnealedMCMC(KERNEL, 4))
     assert result.status.ok
     c, x = np.asarray(result["c"], float), np.asarray(result["x"], float)
-    away, variance = x - ALPHA * c / 2, (ALPHA**2 + SIGMA**2) / 2  # of the product of two noised factors
+    away, variance = (
+        x - ALPHA * c / 2,
+        (ALPHA**2 + SIGMA**2) / 2,
+    )  # of the product of two noised factors
     values = {"c": c, "c²": c**2, "x": away, "x²": away**2, "cx": c * away}
     expected = {"c": 0.0, "c²": 1.0, "x": 0.0, "x²": variance, "cx": 0.0}
     assert_agrees(z_scores(values, expected))
@@ -136,7 +166,9 @@ def test_what_moves_beside_it_is_not_held():
     gain = 1 / (1 + 1 + 0.5**2)
     c, m = np.asarray(result["c"], float), np.asarray(result["m"], float)
     values = {"c": c, "c²": c**2, "m": m, "m²": (m - gain) ** 2, "cm": c * (m - gain)}
-    assert_agrees(z_scores(values, {"c": 0.0, "c²": 1.0, "m": gain, "m²": 1 - gain, "cm": 0.0}))
+    assert_agrees(
+        z_scores(values, {"c": 0.0, "c²": 1.0, "m": gain, "m²": 1 - gain, "cm": 0.0})
+    )
 
 
 def conditional(counter, parameterization="energy"):
@@ -144,7 +176,10 @@ def conditional(counter, parameterization="energy"):
 
     def network(x, log_snr, c):
         counter()
-        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        alpha, sigma = (
+            jnp.sqrt(jax.nn.sigmoid(log_snr)),
+            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
+        )
         away = x - alpha * c
         return sigma * 0.5 * jnp.sum(away**2) if parameterization == "energy" else -away
 
@@ -167,7 +202,9 @@ def test_networks_get_the_latent_of_the_position():
     alpha = float(SCHEDULE.alpha[5])
     for c in (position["c"], jnp.array([-2.0, 0.3])):
         found = density.evaluate({**position, "c": c}, 5)
-        np.testing.assert_allclose(found.score["x"], alpha * c - 2 * position["x"], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            found.score["x"], alpha * c - 2 * position["x"], rtol=1e-4, atol=1e-4
+        )
         np.testing.assert_array_equal(found.score["c"], 0.0)
         np.testing.assert_array_equal(found.score["a"], 0.0)
         away = jnp.sum((position["x"] - alpha * c) ** 2) + jnp.sum(position["x"] ** 2)
@@ -197,7 +234,13 @@ def test_chains_are_not_weighed_against_one_another():
     density = cp.compile(product)
     words = "weighs chains.*depends on 'c'.*Fix: use cp.AnnealedMCMC"
     for weights in ("feynman_kac", "density"):
-        refused(lambda: cp.infer(density, KEY, num_chains=4, sampler=cp.SMC(weights=weights)), CapabilityError, words)
+        refused(
+            lambda: cp.infer(
+                density, KEY, num_chains=4, sampler=cp.SMC(weights=weights)
+            ),
+            CapabilityError,
+            words,
+        )
     refused(density.to_numpyro, DoublyIntractableError, "would move 'c'")
 
 
@@ -205,7 +248,9 @@ def test_chains_are_not_weighed_against_one_another():
 def told_of(where):
     c = cp.sample("c", dist.Normal(0.0, 1.0))
     b = cp.sample("b", dist.Normal(c, 1.0))
-    cp.sample("x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal(), conditional=True)
+    cp.sample(
+        "x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal(), conditional=True
+    )
     cp.observe("y", dist.Normal({"c": c, "b": b}[where], 1.0), 0.3)
 
 
@@ -213,13 +258,24 @@ def told_of(where):
 def after_a_noised_one():
     w = cp.sample("w", normal())
     c = cp.sample("c", dist.Normal(w, 1.0))
-    cp.sample("x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal(), conditional=True)
+    cp.sample(
+        "x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal(), conditional=True
+    )
 
 
 def test_where_the_prior_draw_would_be_wrong_the_program_is_refused():
     words = r"'x' depends on the unobserved latent 'c'.*'y' depends on 'x'"
-    refused(lambda: cp.compile(product, 0.3), DoublyIntractableError, words, "observe 'c'; or calibrate.*classifier")
+    refused(
+        lambda: cp.compile(product, 0.3),
+        DoublyIntractableError,
+        words,
+        "observe 'c'; or calibrate.*classifier",
+    )
     words = r"'y' depends on 'c'.*test_hierarchy.*ancestral order"
     for where in ("c", "b"):
         refused(lambda: cp.compile(told_of, where), DoublyIntractableError, words)
-    refused(lambda: cp.compile(after_a_noised_one), ProgramError, "depends on the noised site 'w'")
+    refused(
+        lambda: cp.compile(after_a_noised_one),
+        ProgramError,
+        "depends on the noised site 'w'",
+    )

@@ -1,4 +1,5 @@
-"""Observations annealed by the first two moments of x₀ given x_k: closed forms, refusals, and whole posteriors."""
+"""Observations annealed by the first two moments of x₀ given x_k: closed forms,
+refusals, and whole posteriors."""
 
 import equinox as eqx
 import jax
@@ -26,9 +27,14 @@ def gaussian(spread, schedule=SCHEDULE, mean=0.0):
 
     def score(x, level):
         noise = schedule.at(level)
-        return -basis @ ((basis.T @ (x - noise.alpha * mean)) / (noise.alpha**2 * widths + noise.sigma**2))
+        return -basis @ (
+            (basis.T @ (x - noise.alpha * mean))
+            / (noise.alpha**2 * widths + noise.sigma**2)
+        )
 
-    return cp.Diffusion(score, schedule, event_shape=(len(spread),), parameterization="score")
+    return cp.Diffusion(
+        score, schedule, event_shape=(len(spread),), parameterization="score"
+    )
 
 
 PRIOR = gaussian(SPREAD)
@@ -38,7 +44,11 @@ PRIOR = gaussian(SPREAD)
 def linear(f, y, noise, anneal=None, a=A, g=None, b=None):
     mean = a @ cp.sample("x", f)
     mean = mean if g is None else mean + b @ cp.sample("w", g)
-    law = dist.MultivariateNormal(mean, noise) if np.ndim(noise) else dist.Normal(mean, noise).to_event(1)
+    law = (
+        dist.MultivariateNormal(mean, noise)
+        if np.ndim(noise)
+        else dist.Normal(mean, noise).to_event(1)
+    )
     cp.observe("y", law, y, anneal=anneal)
 
 
@@ -47,19 +57,26 @@ def log_likelihood(density, level, position):
 
 
 def log_normal(residual, covariance):
-    return dist.MultivariateNormal(np.zeros(len(residual)), covariance).log_prob(residual)
+    return dist.MultivariateNormal(np.zeros(len(residual)), covariance).log_prob(
+        residual
+    )
 
 
 def moments(spread, x, level, schedule=SCHEDULE):
-    """E and Cov of the x₀/α₀ of level 0 given x_k under N(0, spread), by conditioning of a joint Gaussian."""
+    """E and Cov of the x₀/α₀ of level 0 given x_k under N(0, spread), by conditioning
+    of a joint Gaussian."""
     variance = np.asarray((schedule.sigma / schedule.alpha) ** 2, np.float64)
-    y, first = x / float(schedule.alpha[level]), spread + variance[0] * np.eye(len(spread))
+    y, first = (
+        x / float(schedule.alpha[level]),
+        spread + variance[0] * np.eye(len(spread)),
+    )
     gain = first @ np.linalg.inv(spread + variance[level] * np.eye(len(spread)))
     return gain @ y, trusted(first - gain @ first, level, schedule)
 
 
 def trusted(covariance, level, schedule=SCHEDULE):
-    """The covariance as it is taken: as far as a Jacobian is trusted, and else that of data of unit variance."""
+    """The covariance as it is taken: as far as a Jacobian is trusted, and else that of
+    data of unit variance."""
     variance = np.asarray((schedule.sigma / schedule.alpha) ** 2, np.float64)
     s, first = variance[level], variance[0]
     trust = (1 - tuning.MOMENTS.least) / (1 + (tuning.MOMENTS.error * (1 + s)) ** 2)
@@ -73,26 +90,42 @@ CORRELATED = np.array([[0.2, 0.1], [0.1, 0.3]])
 
 @pytest.mark.parametrize(
     ("level", "noise", "summed"),
-    [*[(level, 0.3, {}) for level in (0, 1, 5, 17, 30, 39)], (12, CORRELATED, {}), (9, 0.3, SUMMED)],
+    [
+        *[(level, 0.3, {}) for level in (0, 1, 5, 17, 30, 39)],
+        (12, CORRELATED, {}),
+        (9, 0.3, SUMMED),
+    ],
 )
 def test_it_is_the_density_of_the_value_under_a_gaussian_prior(level, noise, summed):
-    """Noise may be correlated; covariances of sites that are summed add up, y = A·x + B·w + noise."""
+    """Noise may be correlated; covariances of sites that are summed add up, y = A·x +
+    B·w + noise."""
     (mean, covariance), w = moments(SPREAD, X, level), np.array([0.4])
-    residual, whole = Y - A @ mean, (noise if np.ndim(noise) else noise**2 * np.eye(2)) + A @ covariance @ A.T
+    residual, whole = (
+        Y - A @ mean,
+        (noise if np.ndim(noise) else noise**2 * np.eye(2)) + A @ covariance @ A.T,
+    )
     if summed:
         mean, covariance = moments(np.array([[0.7]]), w, level)
-        residual, whole = residual - summed["b"] @ mean, whole + summed["b"] @ covariance @ summed["b"].T
+        residual, whole = (
+            residual - summed["b"] @ mean,
+            whole + summed["b"] @ covariance @ summed["b"].T,
+        )
     position = {"x": X, **({"w": w} if summed else {})}
-    found = log_likelihood(cp.compile(linear, PRIOR, Y, noise, **summed), level, position)
+    found = log_likelihood(
+        cp.compile(linear, PRIOR, Y, noise, **summed), level, position
+    )
     np.testing.assert_allclose(found, log_normal(residual, whole), rtol=2e-4)
 
 
 def bent(x, level):
-    """The score of a mixture of two Gaussians, whose covariance given x_k depends on x_k."""
+    """The score of a mixture of two Gaussians, whose covariance given x_k depends on
+    x_k."""
     noise = SCHEDULE.at(level)
     centres = noise.alpha * jnp.array([[1.0, 0.5, 0.0], [-1.0, 0.0, 0.3]])
     variance = 0.1 * noise.alpha**2 + noise.sigma**2
-    return jax.grad(lambda x: jax.nn.logsumexp(-0.5 * jnp.sum((x - centres) ** 2, 1) / variance))(x)
+    return jax.grad(
+        lambda x: jax.nn.logsumexp(-0.5 * jnp.sum((x - centres) ** 2, 1) / variance)
+    )(x)
 
 
 BENT = cp.Diffusion(bent, SCHEDULE, event_shape=(3,), parameterization="score")
@@ -100,14 +133,27 @@ BENT = cp.Diffusion(bent, SCHEDULE, event_shape=(3,), parameterization="score")
 
 def test_its_score_treats_the_covariance_as_constant():
     """∇ = (∂m/∂x)ᵀ·Aᵀ·(Σ + A·V·Aᵀ)⁻¹·(y − A·m)."""
-    density, prior, first = cp.compile(linear, BENT, Y, 0.3), cp.compile(single, BENT), SCHEDULE.at(0).variance
+    density, prior, first = (
+        cp.compile(linear, BENT, Y, 0.3),
+        cp.compile(single, BENT),
+        SCHEDULE.at(0).variance,
+    )
     for level in (0, 8, 20):
         noise = SCHEDULE.at(level)
         left = noise.variance - first
-        mean = lambda x, noise=noise, left=left, level=level: x / noise.alpha + left * noise.alpha * bent(x, level)
+        mean = lambda x, noise=noise, left=left, level=level: (
+            x / noise.alpha + left * noise.alpha * bent(x, level)
+        )
         slope = np.asarray(jax.jacobian(mean)(jnp.asarray(X)))
-        covariance = 0.09 * np.eye(2) + A @ trusted(np.asarray(left * noise.alpha) * slope, level) @ A.T
-        expected = slope.T @ A.T @ np.linalg.solve(covariance, Y - A @ np.asarray(mean(jnp.asarray(X))))
+        covariance = (
+            0.09 * np.eye(2)
+            + A @ trusted(np.asarray(left * noise.alpha) * slope, level) @ A.T
+        )
+        expected = (
+            slope.T
+            @ A.T
+            @ np.linalg.solve(covariance, Y - A @ np.asarray(mean(jnp.asarray(X))))
+        )
         found = density.score({"x": X}, level)["x"] - prior.score({"x": X}, level)["x"]
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
 
@@ -122,51 +168,79 @@ def test_latents_get_the_whole_gradient():
         cp.observe("y", dist.Normal((1 + z) * (A @ x), jnp.exp(0.3 * z)).to_event(1), Y)
 
     density = cp.compile(scaled, BENT)
-    at = lambda z: log_likelihood(density, 3, {"x": X, "z": jnp.asarray(z)}) + dist.Normal().log_prob(z)
+    at = lambda z: (
+        log_likelihood(density, 3, {"x": X, "z": jnp.asarray(z)})
+        + dist.Normal().log_prob(z)
+    )
     found = density.score({"x": X, "z": jnp.asarray(0.2)}, 3)["z"]
     np.testing.assert_allclose(found, (at(0.21) - at(0.19)) / 0.02, rtol=5e-3)
 
 
 def test_many_measurements_are_seen_in_a_krylov_space():
-    """Of rank 5 the space has 6 dimensions, so nothing is left out but a determinant, which is one of the level."""
-    rng, spread = np.random.default_rng(5), np.diag(np.linspace(0.5, 2.0, 6))  # in which all directions are different
+    """Of rank 5 the space has 6 dimensions, so nothing is left out but a determinant,
+    which is one of the level."""
+    rng, spread = (
+        np.random.default_rng(5),
+        np.diag(np.linspace(0.5, 2.0, 6)),
+    )  # in which all directions are different
     matrix = rng.standard_normal((40, 5)) @ rng.standard_normal((5, 6)) / 3
     assert len(matrix) > tuning.MOMENTS.directions
     x, y = np.linspace(-1.0, 1.0, 6), np.linspace(-1.0, 2.0, len(matrix))
     f = gaussian(spread)
     density, prior = cp.compile(linear, f, y, 0.5, a=matrix), cp.compile(single, f)
-    by_grad = jax.jit(jax.grad(lambda x, level: log_likelihood(density, level, {"x": x})))
+    by_grad = jax.jit(
+        jax.grad(lambda x, level: log_likelihood(density, level, {"x": x}))
+    )
     for level in (0, 2, 12, 25):
         found, expected = np.zeros(2), np.zeros(2)
         for i, at in enumerate((x, x[::-1] + 0.5)):
             mean, covariance = moments(spread, at, level)
-            expected[i] = log_normal(y - matrix @ mean, 0.25 * np.eye(len(y)) + matrix @ covariance @ matrix.T)
+            expected[i] = log_normal(
+                y - matrix @ mean,
+                0.25 * np.eye(len(y)) + matrix @ covariance @ matrix.T,
+            )
             found[i] = log_likelihood(density, level, {"x": at})
-        np.testing.assert_allclose(np.diff(found), np.diff(expected), rtol=2e-3, atol=2e-3)
-        volume = np.linalg.slogdet(np.eye(len(y)) + 4 * matrix @ covariance @ matrix.T)[1]
+        np.testing.assert_allclose(
+            np.diff(found), np.diff(expected), rtol=2e-3, atol=2e-3
+        )
+        volume = np.linalg.slogdet(np.eye(len(y)) + 4 * matrix @ covariance @ matrix.T)[
+            1
+        ]
         assert abs(found[0] - expected[0]) < 0.5 * volume + 1e-3
         score = density.score({"x": x}, level)["x"] - prior.score({"x": x}, level)["x"]
-        np.testing.assert_allclose(score, by_grad(jnp.asarray(x), level), rtol=0.02, atol=0.02)
+        np.testing.assert_allclose(
+            score, by_grad(jnp.asarray(x), level), rtol=0.02, atol=0.02
+        )
 
 
 @pytest.mark.parametrize("level", [12, 20])
 def test_few_directions_do_however_uneven_the_measurements_are(level, monkeypatch):
-    """Singular values of A from 1 to 1,000, more of them than directions, and data as likely as not: the gradient is
-    that of the whole matrix. Without the eigenvectors of A·Aᵀ, the negative control, it is not."""
+    """Singular values of A from 1 to 1,000, more of them than directions, and data as
+    likely as not: the gradient is that of the whole matrix. Without the eigenvectors of
+    A·Aᵀ, the negative control, it is not."""
     rng = np.random.default_rng(0)
     left, right = (np.linalg.qr(rng.standard_normal((n, 60)))[0] for n in (60, 70))
-    matrix, spread = (left * np.linspace(1.0, 1e3, 60)) @ right.T, np.diag(np.linspace(0.5, 2.0, 70))
+    matrix, spread = (
+        (left * np.linspace(1.0, 1e3, 60)) @ right.T,
+        np.diag(np.linspace(0.5, 2.0, 70)),
+    )
     x = rng.standard_normal(70)
     mean, covariance = moments(spread, x, level)
     covariance = np.eye(60) + matrix @ covariance @ matrix.T
     residual = np.linalg.cholesky(covariance) @ rng.standard_normal(60)
-    slope = np.stack([moments(spread, x + unit, level)[0] for unit in np.eye(70)]) - mean
+    slope = (
+        np.stack([moments(spread, x + unit, level)[0] for unit in np.eye(70)]) - mean
+    )
     expected = slope @ matrix.T @ np.linalg.solve(covariance, residual)
     prior = cp.compile(single, gaussian(spread)).score({"x": x}, level)["x"]
 
     def off():
-        density = cp.compile(linear, gaussian(spread), matrix @ mean + residual, 1.0, a=matrix)
-        return np.linalg.norm(density.score({"x": x}, level)["x"] - prior - expected) / np.linalg.norm(expected)
+        density = cp.compile(
+            linear, gaussian(spread), matrix @ mean + residual, 1.0, a=matrix
+        )
+        return np.linalg.norm(
+            density.score({"x": x}, level)["x"] - prior - expected
+        ) / np.linalg.norm(expected)
 
     assert off() < 0.02
     monkeypatch.setattr(tuning, "MOMENTS", tuning.MOMENTS._replace(most=0))
@@ -180,8 +254,12 @@ def test_the_determinant_of_many_measurements():
     density = cp.compile(linear, gaussian(spread), y, 0.2, a=mask)
     for level in (0, 5, 25):
         mean, covariance = moments(spread, x, level)
-        expected = log_normal(y - mask @ mean, 0.04 * np.eye(20) + mask @ covariance @ mask.T)
-        np.testing.assert_allclose(log_likelihood(density, level, {"x": x}), expected, rtol=1e-3)
+        expected = log_normal(
+            y - mask @ mean, 0.04 * np.eye(20) + mask @ covariance @ mask.T
+        )
+        np.testing.assert_allclose(
+            log_likelihood(density, level, {"x": x}), expected, rtol=1e-3
+        )
 
 
 def test_what_is_no_covariance_gives_numbers():
@@ -191,7 +269,12 @@ def test_what_is_no_covariance_gives_numbers():
         noise = SCHEDULE.at(level)
         return jnp.where(level < 10, -2.0, -1.0) * x / noise.sigma**2
 
-    density = cp.compile(linear, cp.Diffusion(wrong, SCHEDULE, event_shape=(3,), parameterization="score"), Y, 0.01)
+    density = cp.compile(
+        linear,
+        cp.Diffusion(wrong, SCHEDULE, event_shape=(3,), parameterization="score"),
+        Y,
+        0.01,
+    )
     for level in (0, 5, 20):
         evaluation = density.evaluate({"x": X}, level)
         assert np.isfinite(evaluation.parts.log_potential)
@@ -209,7 +292,10 @@ def energy(x, level):
 
 OTHERS = {
     "scores alone": (PRIOR, "moments"),
-    "an energy": (cp.Diffusion(energy, SCHEDULE, event_shape=(3,), parameterization="energy"), "tempered"),
+    "an energy": (
+        cp.Diffusion(energy, SCHEDULE, event_shape=(3,), parameterization="energy"),
+        "tempered",
+    ),
     "a power": (PRIOR**2, "tempered"),
     "guidance": (PRIOR**3 / gaussian(np.eye(3)) ** 2, "moments"),
     "a closed form": (cp.Analytic(dist.Normal(jnp.zeros(3), 1.0), SCHEDULE), "exact"),
@@ -243,7 +329,10 @@ REFUSED = {
     "not linear": (measured(lambda x: dist.Normal(x**2, 0.3)), "not a linear function"),
     "not Gaussian": (measured(lambda x: dist.Cauchy(x, 0.3)), "Cauchy, not Normal"),
     "soft": (lambda x: cp.factor("y", -x, anneal="moments"), "soft evidence"),
-    "stopped": (measured(lambda x: dist.Normal(jax.lax.stop_gradient(x), 0.3)), "not a linear function"),
+    "stopped": (
+        measured(lambda x: dist.Normal(jax.lax.stop_gradient(x), 0.3)),
+        "not a linear function",
+    ),
 }
 
 
@@ -255,18 +344,28 @@ def test_what_has_no_moments_is_refused(make, why):
 
 
 def test_a_network_without_forward_derivatives_is_tempered():
-    f = cp.Diffusion(lambda x, t: backwards(x), SCHEDULE, event_shape=(3,), parameterization="score")
+    f = cp.Diffusion(
+        lambda x, t: backwards(x), SCHEDULE, event_shape=(3,), parameterization="score"
+    )
     density = cp.compile(linear, f, Y, 0.3)
     assert policy(density) == "tempered"
     assert "has no Jacobian–vector product" in str(density)
-    refused(lambda: cp.compile(linear, f, Y, 0.3, anneal="moments"), CapabilityError, "no Jacobian–vector product")
+    refused(
+        lambda: cp.compile(linear, f, Y, 0.3, anneal="moments"),
+        CapabilityError,
+        "no Jacobian–vector product",
+    )
 
 
 def test_its_cost_is_one_evaluation_and_the_products():
-    """The network is evaluated once, and its linearisation once for all products; by differences of the text."""
+    """The network is evaluated once, and its linearisation once for all products; by
+    differences of the text."""
     evaluate = lambda d, x: d.evaluate({"x": x}, 3)
     densities = cp.compile(linear, BENT, Y, 0.3), cp.compile(single, BENT)
-    text, bare = (str(eqx.filter_make_jaxpr(evaluate)(density, jnp.asarray(X))[0]) for density in densities)
+    text, bare = (
+        str(eqx.filter_make_jaxpr(evaluate)(density, jnp.asarray(X))[0])
+        for density in densities
+    )
     assert bare.count(" exp ") <= text.count(" exp ") <= bare.count(" exp ") + 1
 
 
@@ -278,9 +377,15 @@ def posterior(spread, matrix, y, noise):
 
 
 def test_four_numbers_seen_with_noise():
-    """N(0, I), y = 2 with noise 1: mean 1 and variance ½, log-evidence known. A line integral alone tells chains apart,
-    and 500 of 1,000 are left."""
-    density = cp.compile(linear, gaussian(np.eye(4), cp.Schedule.log_snr(60)), np.full(4, 2.0), 1.0, a=np.eye(4))
+    """N(0, I), y = 2 with noise 1: mean 1 and variance ½, log-evidence known. A line
+    integral alone tells chains apart, and 500 of 1,000 are left."""
+    density = cp.compile(
+        linear,
+        gaussian(np.eye(4), cp.Schedule.log_snr(60)),
+        np.full(4, 2.0),
+        1.0,
+        a=np.eye(4),
+    )
     result = run(density, 0, 1000, sampler=None)
     mean, covariance, evidence = posterior(np.eye(4), np.eye(4), np.full(4, 2.0), 1.0)
     assert result.effective_chains > 500

@@ -1,4 +1,5 @@
-"""What statements mean inside a program, how a run of it leaves no trace, and annealing policies as objects."""
+"""What statements mean inside a program, how a run of it leaves no trace, and annealing
+policies as objects."""
 
 import dataclasses
 
@@ -11,7 +12,12 @@ import pytest
 from numpyro.primitives import _PYRO_STACK
 
 import composeprob as cp
-from composeprob.errors import ComposeProbError, InvalidValueError, ProgramError, WrongTypeError
+from composeprob.errors import (
+    ComposeProbError,
+    InvalidValueError,
+    ProgramError,
+    WrongTypeError,
+)
 from composeprob.language.interpret import run
 from composeprob.language.policies import POLICIES, Denoised, Policy
 from refusals import refused
@@ -37,7 +43,9 @@ def every_kind(f, y, mask):
         s = cp.sample("s", dist.Normal(x, 0.5))
     with numpyro.handlers.do(data={"k": 3.0}):
         k = cp.sample("k", dist.Normal(0, 1))
-    with numpyro.handlers.reparam(config={"r": numpyro.infer.reparam.LocScaleReparam(0)}):
+    with numpyro.handlers.reparam(
+        config={"r": numpyro.infer.reparam.LocScaleReparam(0)}
+    ):
         r = cp.sample("r", dist.Normal(3.0, 2.0))
     cp.sample("rate", dist.Gamma(2.0, 1.0))
     cp.sample("shares", dist.Dirichlet(jnp.ones(3)))
@@ -55,9 +63,18 @@ MASK = jnp.array([True, False])
 
 
 def test_kinds():
-    kinds = {name: s.kind for name, s in statements(every_kind, F, 0.7, MASK).items() if name not in ("s", "k", "r")}
+    kinds = {
+        name: s.kind
+        for name, s in statements(every_kind, F, 0.7, MASK).items()
+        if name not in ("s", "k", "r")
+    }
     of_data = dict.fromkeys(("y", "y2", "masked", "soft", "soft2"), "observed")
-    assert kinds == {"x": "noised", **dict.fromkeys(LATENTS, "static"), "sum": "deterministic", **of_data}
+    assert kinds == {
+        "x": "noised",
+        **dict.fromkeys(LATENTS, "static"),
+        "sum": "deterministic",
+        **of_data,
+    }
 
 
 def test_deterministics_are_read_where_every_site_is_noised():
@@ -70,15 +87,18 @@ def test_deterministics_are_read_where_every_site_is_noised():
 
 
 def test_the_density_of_a_program_is_the_product_of_its_statements():
-    """Also of what stands in the place of a latent, as in NumPyro's log-density; the density of a number that moves
-    without constraints has the Jacobian of its bijection."""
+    """Also of what stands in the place of a latent, as in NumPyro's log-density; the
+    density of a number that moves without constraints has the Jacobian of its
+    bijection."""
     density = cp.compile(every_kind, F, 0.7, MASK)
     kinds = {name: site.kind for name, site in density.sites.items()}
     assert kinds == {"x": "noised", "k": "static"} | dict.fromkeys(LATENTS, "static")
     x, z, w, m, v, u = (jnp.array(a) for a in (0.4, -0.2, 0.3, 0.5, 0.6, -1.0))
     simplex = dist.biject_to(dist.constraints.simplex)
     assert density.sites["shares"].shape == (2,)
-    position = dict(zip(("x", *LATENTS), (x, z, w, m, v, u, jnp.zeros(2)), strict=True)) | {"k": jnp.array(0.9)}
+    position = dict(
+        zip(("x", *LATENTS), (x, z, w, m, v, u, jnp.zeros(2)), strict=True)
+    ) | {"k": jnp.array(0.9)}
     clean, shares = x / ALPHA, simplex(jnp.zeros(2))
     expected = (
         dist.Normal(0, jnp.hypot(ALPHA, SIGMA)).log_prob(x)
@@ -87,7 +107,8 @@ def test_the_density_of_a_program_is_the_product_of_its_statements():
         + 3 * dist.Normal(0.0, 1.0).log_prob(m)
         + dist.Normal(clean, 0.5).log_prob(2.0)
         + dist.Normal(0.0, 1.0).log_prob(v)
-        + dist.Normal(0.0, 1.0).log_prob(0.9)  # of k, which is moved although 3 stands in its place
+        # of k, which is moved although 3 stands in its place
+        + dist.Normal(0.0, 1.0).log_prob(0.9)
         + dist.Gamma(2.0, 1.0).log_prob(jnp.exp(u)) + u
         + dist.Dirichlet(jnp.ones(3)).log_prob(shares) + simplex.log_abs_det_jacobian(jnp.zeros(2), shares)
         + dist.Normal(clean + z, 0.3).log_prob(0.7)
@@ -96,10 +117,14 @@ def test_the_density_of_a_program_is_the_product_of_its_statements():
         - 0.1 * clean**2
         - w**2
     )  # fmt: skip
-    assert float(density.log_density(position, 0)) == pytest.approx(float(expected), abs=1e-4)
+    assert float(density.log_density(position, 0)) == pytest.approx(
+        float(expected), abs=1e-4
+    )
     samples = density.to_samples(position)
     named = {"sum": clean + w + 5.0, "s": 2.0, "r": 3 + 2 * v, "rate": jnp.exp(u)}
-    assert {name: float(samples[name]) for name in named} == pytest.approx({n: float(a) for n, a in named.items()})
+    assert {name: float(samples[name]) for name in named} == pytest.approx(
+        {n: float(a) for n, a in named.items()}
+    )
     np.testing.assert_allclose(samples["shares"], shares, rtol=1e-6)
 
 
@@ -119,7 +144,11 @@ def test_handlers_that_a_factor_cannot_follow_are_refused_not_ignored(handler):
         with handler:
             return cp.sample("x", f)
 
-    refused(lambda: cp.compile(model, F), ProgramError, r"factor at site 'x'.*handler[\s\S]*Fix: write f \*\* w")
+    refused(
+        lambda: cp.compile(model, F),
+        ProgramError,
+        r"factor at site 'x'.*handler[\s\S]*Fix: write f \*\* w",
+    )
 
 
 def test_programs_call_programs():
@@ -138,7 +167,11 @@ def test_programs_call_programs():
         single(f)
         single(f)
 
-    refused(lambda: cp.compile(clash, F), ProgramError, r"Two sites are called 'x'[\s\S]*scope")
+    refused(
+        lambda: cp.compile(clash, F),
+        ProgramError,
+        r"Two sites are called 'x'[\s\S]*scope",
+    )
 
 
 def test_policies_nest_and_the_nearest_wins():
@@ -157,7 +190,11 @@ def test_policies_nest_and_the_nearest_wins():
             cp.observe("object", dist.Normal(x, 1.0), 0.0)
         cp.observe("bare", dist.Normal(x, 1.0), 0.0)
 
-    policies = {name: s.anneal and str(s.anneal) for name, s in statements(model, F).items() if s.kind == "observed"}
+    policies = {
+        name: s.anneal and str(s.anneal)
+        for name, s in statements(model, F).items()
+        if s.kind == "observed"
+    }
     assert policies == {
         "outer": "denoised",
         "inner": "noised",
@@ -182,7 +219,9 @@ def test_functions_of_the_level_and_observations_that_see_no_noised_site_which_r
     for level, slope, of_m in ((0, 0.0, 4.0), (5, -5.0, 4.0), (31, -31.0, 0.0)):
         found = density.score({"x": jnp.array(0.2), "m": jnp.array(0.0)}, level)
         alone = bare.score({"x": jnp.array(0.2)}, level)["x"]
-        np.testing.assert_allclose([found["x"] - alone, found["m"]], [slope, of_m], atol=1e-4)
+        np.testing.assert_allclose(
+            [found["x"] - alone, found["m"]], [slope, of_m], atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, ComposeProbError])
@@ -209,7 +248,10 @@ def test_places_are_the_users_lines():
 
     first = model.function.__code__.co_firstlineno
     where = {name: s.where for name, s in statements(model, F).items()}
-    assert where == {"x": f"test_statements.py:{first + 2}", "y": f"test_statements.py:{first + 3}"}
+    assert where == {
+        "x": f"test_statements.py:{first + 2}",
+        "y": f"test_statements.py:{first + 3}",
+    }
     assert all(place in str(cp.compile(model, F)) for place in where.values())
 
 
@@ -223,7 +265,10 @@ def test_a_program_is_still_a_function():
 
 @pytest.mark.parametrize("array", [np.zeros(2), jnp.zeros(2)], ids=["numpy", "jax"])
 def test_an_array_in_the_place_of_a_distribution_is_called_an_array(array):
-    for statement in (lambda: cp.sample("x", array), lambda: cp.observe("x", array, 1.0)):
+    for statement in (
+        lambda: cp.sample("x", array),
+        lambda: cp.observe("x", array, 1.0),
+    ):
         refused(statement, cp.errors.WrongTypeError, r"needs a .*; got an array")
 
 
@@ -235,12 +280,17 @@ SINE = lambda x: dist.Normal(jnp.sin(x), 0.3)
 
 @dataclasses.dataclass(frozen=True)
 class Between(Policy):
-    """Sees a point between x/α and the Tweedie mean; counts as signal does. What it says of level 0 is wrong."""
+    """Sees a point between x/α and the Tweedie mean; counts as signal does. What it
+    says of level 0 is wrong."""
 
     share: float
 
     def seen(self, x, mean, noise):
-        return jnp.where(noise.index == 0, jnp.nan, (1 - self.share) * x / noise.alpha + self.share * mean)
+        return jnp.where(
+            noise.index == 0,
+            jnp.nan,
+            (1 - self.share) * x / noise.alpha + self.share * mean,
+        )
 
     def power(self, schedule, noise):
         return jnp.where(noise.index == 0, 7.0, noise.alpha**2)
@@ -258,17 +308,23 @@ def test_a_policy_of_the_users_is_what_it_says_above_level_0(level):
     mean = (X["x"] + noise.sigma**2 * density.score(X, level)["x"]) / noise.alpha
     seen = 0.75 * X["x"] / noise.alpha + 0.25 * mean
     expected = noise.alpha**2 * dist.Normal(jnp.sin(seen), 0.3).log_prob(0.0).sum()
-    np.testing.assert_allclose(log_likelihood(Between(0.25), level), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        log_likelihood(Between(0.25), level), expected, rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize("anneal", ["tempered", "denoised", Between(0.25), Between(1.0), Denoised()], ids=str)
+@pytest.mark.parametrize(
+    "anneal", ["tempered", "denoised", Between(0.25), Between(1.0), Denoised()], ids=str
+)
 def test_level_0_is_the_posterior_whatever_a_policy_says(anneal):
     expected = dist.Normal(jnp.sin(X["x"] / SCHEDULE.alpha[0]), 0.3).log_prob(0.0).sum()
     np.testing.assert_allclose(log_likelihood(anneal, 0), expected, rtol=1e-6)
     density = cp.compile(measured, PRIOR, SINE, jnp.zeros(2), anneal)
     by_grad = jax.jit(jax.grad(lambda x, level: density.log_density({"x": x}, level)))
     for level in (0, 7):
-        np.testing.assert_allclose(density.score(X, level)["x"], by_grad(X["x"], level), rtol=1e-4)
+        np.testing.assert_allclose(
+            density.score(X, level)["x"], by_grad(X["x"], level), rtol=1e-4
+        )
 
 
 def test_policies_are_printed_with_their_settings_and_equal_ones_reuse_compiled_code():
@@ -276,13 +332,25 @@ def test_policies_are_printed_with_their_settings_and_equal_ones_reuse_compiled_
     made = lambda policy: cp.compile(measured, PRIOR, SINE, jnp.zeros(2), policy)
     one, two, other = map(made, (Between(0.25), Between(0.25), Between(0.5)))
     assert "annealed 'between(share=0.25)'" in str(one)
-    assert jax.tree.structure(one) == jax.tree.structure(two) != jax.tree.structure(other)
+    assert (
+        jax.tree.structure(one) == jax.tree.structure(two) != jax.tree.structure(other)
+    )
     for name in ("tempered", "denoised"):
         assert f"annealed '{name}'" in str(made(name))
-        assert jax.tree.structure(made(name)) == jax.tree.structure(made(POLICIES[name]))
+        assert jax.tree.structure(made(name)) == jax.tree.structure(
+            made(POLICIES[name])
+        )
 
 
 def test_what_is_no_policy_is_refused():
-    refused(lambda: cp.compile(measured, PRIOR, SINE, jnp.zeros(2), 3), InvalidValueError, "policy 3")
+    refused(
+        lambda: cp.compile(measured, PRIOR, SINE, jnp.zeros(2), 3),
+        InvalidValueError,
+        "policy 3",
+    )
     array, words = Between(jnp.ones(2)), "Between|between.*numbers or text"
-    refused(lambda: cp.compile(measured, PRIOR, SINE, jnp.zeros(2), array), WrongTypeError, words)
+    refused(
+        lambda: cp.compile(measured, PRIOR, SINE, jnp.zeros(2), array),
+        WrongTypeError,
+        words,
+    )

@@ -1,4 +1,5 @@
-"""MMD, Wasserstein distance, covariance error, Stein discrepancy and nested R̂ against closed forms and brute force."""
+"""MMD, Wasserstein distance, covariance error, Stein discrepancy and nested R̂ against
+closed forms and brute force."""
 
 from itertools import permutations
 
@@ -11,7 +12,14 @@ import pytest
 import composeprob as cp
 from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError
-from composeprob.metrics import covariance_error, ksd, mmd, mode_weights, nested_rhat, wasserstein
+from composeprob.metrics import (
+    covariance_error,
+    ksd,
+    mmd,
+    mode_weights,
+    nested_rhat,
+    wasserstein,
+)
 from refusals import refused, rows
 from sampling_cases import single
 
@@ -34,7 +42,9 @@ def test_mmd_is_the_u_statistic(monkeypatch, rows):
     monkeypatch.setattr(tuning, "GRAM_ROWS", rows)
     rng = RNG(0)
     x, y = rng.normal(size=(37, 3, 1)), rng.normal(size=(29, 3, 1))
-    assert mmd(x, y, 0.7) == pytest.approx(brute_force_mmd(x[..., 0], y[..., 0], 0.7), abs=1e-12)
+    assert mmd(x, y, 0.7) == pytest.approx(
+        brute_force_mmd(x[..., 0], y[..., 0], 0.7), abs=1e-12
+    )
 
 
 def test_mmd_with_weights_that_repeat_samples():
@@ -52,14 +62,20 @@ def test_mmd_with_weights_that_repeat_samples():
 def test_wasserstein_is_the_best_matching(p):
     x, y = RNG(3).normal(size=(2, 6, 2))
     cost = np.linalg.norm(x[:, None] - y[None], axis=-1) ** p
-    best = min(np.mean([cost[i, j] for i, j in enumerate(order)]) for order in permutations(range(6)))
+    best = min(
+        np.mean([cost[i, j] for i, j in enumerate(order)])
+        for order in permutations(range(6))
+    )
     assert wasserstein(x, y, p) == pytest.approx(best ** (1 / p), rel=1e-12)
 
 
 def test_wasserstein_in_one_dimension_sorts_and_of_a_shift_is_its_length_for_any_number_of_samples():
-    """The normalisation: a shifted copy is ‖shift‖ away, whether there are 10 samples or 500."""
+    """The normalisation: a shifted copy is ‖shift‖ away, whether there are 10 samples
+    or 500."""
     x, y = RNG(4).normal(size=(2, 300, 1))
-    assert wasserstein(x, y) == pytest.approx(np.sqrt(np.mean((np.sort(x, 0) - np.sort(y, 0)) ** 2)), rel=1e-12)
+    assert wasserstein(x, y) == pytest.approx(
+        np.sqrt(np.mean((np.sort(x, 0) - np.sort(y, 0)) ** 2)), rel=1e-12
+    )
     for n in (10, 500):
         x = RNG(5).normal(size=(n, 2))
         assert wasserstein(x, x + np.array([3.0, 4.0])) == pytest.approx(5.0, rel=1e-9)
@@ -67,7 +83,10 @@ def test_wasserstein_in_one_dimension_sorts_and_of_a_shift_is_its_length_for_any
 
 def test_wasserstein_of_weighted_samples_and_of_sets_of_different_size():
     points, log_weights = [[0.0], [1.0], [5.0]], np.log([0.25, 0.75, 1e-300])
-    assert wasserstein(points, [[0.0], [1.0], [1.0], [1.0]], log_weights=log_weights) == 0.0
+    assert (
+        wasserstein(points, [[0.0], [1.0], [1.0], [1.0]], log_weights=log_weights)
+        == 0.0
+    )
     assert wasserstein([[0.0], [1.0]], [[0.0], [0.0], [1.0], [1.0]]) == 0.0
     assert wasserstein([[2.0]], [[0.0], [0.0], [0.0]]) == 2.0
 
@@ -77,29 +96,42 @@ def test_covariance_error_per_mode():
     centers = np.array([[-5.0, 0.0], [5.0, 0.0]])
     factors = np.array([[[1.0, 0.0], [0.5, 0.5]], [[0.3, 0.0], [0.0, 1.2]]])
     which = rng.integers(2, size=n)
-    samples = centers[which] + np.einsum("nij,nj->ni", factors[which], rng.normal(size=(n, 2)))
+    samples = centers[which] + np.einsum(
+        "nij,nj->ni", factors[which], rng.normal(size=(n, 2))
+    )
     truth = factors @ factors.transpose(0, 2, 1)
     assert covariance_error(samples, centers, truth).max() < 0.03
-    assert covariance_error(samples, centers, 2 * truth) == pytest.approx([0.5, 0.5], abs=0.02)
+    assert covariance_error(samples, centers, 2 * truth) == pytest.approx(
+        [0.5, 0.5], abs=0.02
+    )
     assert covariance_error(samples, centers, np.eye(2)).shape == (2,)
 
 
 def test_covariance_error_is_unbiased_and_knows_weights():
     x = RNG(8).normal(size=(7, 3))
     truth = np.cov(x, rowvar=False)
-    assert covariance_error(x, np.zeros((1, 3)), truth) == pytest.approx([0.0], abs=1e-12)
+    assert covariance_error(x, np.zeros((1, 3)), truth) == pytest.approx(
+        [0.0], abs=1e-12
+    )
     log_weights = np.where(np.arange(7) < 5, 0.0, -np.inf)
-    assert covariance_error(x, np.zeros((1, 3)), np.cov(x[:5], rowvar=False), log_weights) == pytest.approx([0.0])
+    assert covariance_error(
+        x, np.zeros((1, 3)), np.cov(x[:5], rowvar=False), log_weights
+    ) == pytest.approx([0.0])
 
 
 def test_covariance_error_without_samples_is_nan():
-    errors = covariance_error([[0.0], [1.0], [np.nan], [9.0]], [[0.0], [10.0]], [[[0.5]], [[1.0]]])
+    errors = covariance_error(
+        [[0.0], [1.0], [np.nan], [9.0]], [[0.0], [10.0]], [[[0.5]], [[1.0]]]
+    )
     assert errors[0] == pytest.approx(0.0)
     assert np.isnan(errors[1])  # one sample has no covariance
-    assert mode_weights([[0.0], [1.0], [np.nan], [9.0]], [[0.0], [10.0]]).tolist() == [0.5, 0.25]
+    assert mode_weights([[0.0], [1.0], [np.nan], [9.0]], [[0.0], [10.0]]).tolist() == [
+        0.5,
+        0.25,
+    ]
 
 
-# ── Stein discrepancy and nested R̂ ──────────────────────────────────────────────────────────────────────────────────
+# ── Stein discrepancy and nested R̂ ───────────────────────────────────────────────────
 
 
 def by_definition(x, score, beta, length, w):
@@ -109,7 +141,12 @@ def by_definition(x, score, beta, length, w):
     def stein_kernel(a, b):
         mixed = jnp.trace(jax.jacfwd(jax.grad(kernel, 1), 0)(a, b))
         s, t = score(a), score(b)
-        return mixed + jax.grad(kernel, 0)(a, b) @ t + jax.grad(kernel, 1)(a, b) @ s + kernel(a, b) * (s @ t)
+        return (
+            mixed
+            + jax.grad(kernel, 0)(a, b) @ t
+            + jax.grad(kernel, 1)(a, b) @ s
+            + kernel(a, b) * (s @ t)
+        )
 
     matrix = jax.jit(jax.vmap(jax.vmap(stein_kernel, (None, 0)), (0, None)))(x, x)
     return float(jnp.sqrt(w @ matrix @ w))
@@ -133,9 +170,16 @@ def test_ksd_is_its_definition(monkeypatch, beta, length):
 
 def test_ksd_of_a_density():
     schedule = cp.Schedule.log_snr(12)
-    density = cp.compile(single, cp.Analytic(dist.Independent(dist.Normal(jnp.zeros(2), jnp.ones(2)), 1), schedule))
+    density = cp.compile(
+        single,
+        cp.Analytic(
+            dist.Independent(dist.Normal(jnp.zeros(2), jnp.ones(2)), 1), schedule
+        ),
+    )
     x = RNG(4).normal(size=(100, 2))
-    assert ksd(x, density) == pytest.approx(ksd(x, lambda x: -x), rel=1e-4)  # variance preserving
+    assert ksd(x, density) == pytest.approx(
+        ksd(x, lambda x: -x), rel=1e-4
+    )  # variance preserving
     assert ksd({"x": x}, density) == pytest.approx(ksd(x, density), rel=1e-6)
 
 
@@ -149,12 +193,18 @@ def test_nested_rhat_is_its_definition():
         for k in range(4):
             chain_means = x[k].mean(1)
             within += np.sum((chain_means - means[k]) ** 2) / 2 / 4
-            within += np.mean([np.sum((x[k, m] - chain_means[m]) ** 2) / 4 for m in range(3)]) / 4
-        assert nested_rhat(draws)[e] == pytest.approx(np.sqrt(1 + between / within), rel=1e-12)
+            within += (
+                np.mean([np.sum((x[k, m] - chain_means[m]) ** 2) / 4 for m in range(3)])
+                / 4
+            )
+        assert nested_rhat(draws)[e] == pytest.approx(
+            np.sqrt(1 + between / within), rel=1e-12
+        )
 
 
 def test_nested_rhat_of_single_draws_tells_mixed_from_stuck():
-    """Mixed chains: E R̂² is about 1 + 1/M. Chains that keep 90 % of their superchain's start are far above."""
+    """Mixed chains: E R̂² is about 1 + 1/M. Chains that keep 90 % of their superchain's
+    start are far above."""
     rng, superchains, chains = RNG(7), 200, 16
     mixed = rng.normal(size=(superchains, chains, 1))
     assert float(nested_rhat(mixed)) == pytest.approx(np.sqrt(1 + 1 / chains), abs=0.02)
@@ -183,7 +233,9 @@ REFUSED = {
         r"shape \(1,\)": lambda: wasserstein(TWO, [[0.0]], log_weights=[0.0]),
         "leading axis": lambda: wasserstein(1.0, [[0.0]]),
         r"shape \(2,\)": lambda: covariance_error([[0.0]], [[0.0]], [1.0, 2.0]),
-        r"centres of shape \(1,\)": lambda: covariance_error([[0.0, 1.0]], [[0.0]], [[1.0]]),
+        r"centres of shape \(1,\)": lambda: covariance_error(
+            [[0.0, 1.0]], [[0.0]], [[1.0]]
+        ),
         r"scores of shape \(2, 2\)": lambda: ksd(TWO, [[0.0, 1.0], [1.0, 0.0]]),
         r"got \(1, 2\)": lambda: nested_rhat([[0.0, 1.0]]),
         r"got \(1, 4, 4\)": lambda: nested_rhat(np.zeros((1, 4, 4))),

@@ -1,4 +1,5 @@
-"""Bounds of log Z: a sandwich on Gaussians and mixtures with known Z, narrower with more levels."""
+"""Bounds of log Z: a sandwich on Gaussians and mixtures with known Z, narrower with
+more levels."""
 
 import dataclasses
 from typing import Any
@@ -23,17 +24,27 @@ def gaussians(dimension: int, levels: int) -> tuple[Any, float, np.ndarray]:
     means = np.stack([np.linspace(-0.5, 0.5, dimension), np.full(dimension, 0.2)])
     sds = np.array([0.6, 0.9])[:, None] * np.ones(dimension)
     factors = [normal(mean, sd, schedule) for mean, sd in zip(means, sds, strict=True)]
-    centre, variance, log_z = product_of_normals(schedule.alpha[0], schedule.sigma[0], means, sds)
-    draws = centre + np.sqrt(variance) * np.random.default_rng(0).normal(size=(400, dimension))
+    centre, variance, log_z = product_of_normals(
+        schedule.alpha[0], schedule.sigma[0], means, sds
+    )
+    draws = centre + np.sqrt(variance) * np.random.default_rng(0).normal(
+        size=(400, dimension)
+    )
     return cp.compile(both, *factors), float(log_z.sum()), draws
 
 
 def mixture(levels: int) -> tuple[Any, float, np.ndarray]:
-    """Two modes of width 0.3 times a Gaussian of width 0.8: the product's components, weights and Z are known."""
+    """Two modes of width 0.3 times a Gaussian of width 0.8: the product's components,
+    weights and Z are known."""
     schedule = cp.Schedule.log_snr(levels, min=-6.0, max=7.0)
-    both_modes, wide = cp.Analytic(modes(SHARES, CENTRES, 0.3), schedule), normal([0.0, 0.0], 0.8, schedule)
+    both_modes, wide = (
+        cp.Analytic(modes(SHARES, CENTRES, 0.3), schedule),
+        normal([0.0, 0.0], 0.8, schedule),
+    )
     means, sds = np.stack([CENTRES, 0 * CENTRES]), np.reshape([0.3, 0.8], (2, 1, 1))
-    centres, variance, log_z = product_of_normals(schedule.alpha[0], schedule.sigma[0], means, sds)
+    centres, variance, log_z = product_of_normals(
+        schedule.alpha[0], schedule.sigma[0], means, sds
+    )
     parts = SHARES * np.exp(log_z.sum(1))
     rng = np.random.default_rng(1)
     which = rng.choice(2, size=400, p=parts / parts.sum())
@@ -41,7 +52,11 @@ def mixture(levels: int) -> tuple[Any, float, np.ndarray]:
     return cp.compile(both, both_modes, wide), float(np.log(parts.sum())), draws
 
 
-CASES = {"2": lambda levels: gaussians(2, levels), "10": lambda levels: gaussians(10, levels), "mixture": mixture}
+CASES = {
+    "2": lambda levels: gaussians(2, levels),
+    "10": lambda levels: gaussians(10, levels),
+    "mixture": mixture,
+}
 
 
 @pytest.mark.slow
@@ -50,11 +65,18 @@ def test_sandwich_closes_as_levels_are_added(case):
     widths = []
     for levels in (16, 64):
         density, log_z, draws = CASES[case](levels)
-        bounds = cp.metrics.evidence_bounds(density, draws, jax.random.key(0), sampler=SAMPLER, num_chains=1)
+        bounds = cp.metrics.evidence_bounds(
+            density, draws, jax.random.key(0), sampler=SAMPLER, num_chains=1
+        )
         assert bounds.contains(log_z, errors=LIMIT)
-        # With one chain each, the gap on either side is a divergence: seen, and not only allowed.
+        # With one chain each, the gap on either side is a divergence: seen, and not
+        # only allowed.
         if levels == 16:
-            assert bounds.lower + LIMIT * bounds.lower_error < log_z < bounds.upper - LIMIT * bounds.upper_error
+            assert (
+                bounds.lower + LIMIT * bounds.lower_error
+                < log_z
+                < bounds.upper - LIMIT * bounds.upper_error
+            )
         widths.append(bounds.width)
     assert 0 < widths[1] < 0.5 * widths[0]
 
@@ -63,7 +85,10 @@ def test_sandwich_closes_as_levels_are_added(case):
 def test_more_chains_close_in_and_the_forward_estimate_is_near():
     density, log_z, draws = gaussians(2, 32)
     bounds = cp.metrics.evidence_bounds
-    one, many = (bounds(density, draws, jax.random.key(0), sampler=SAMPLER, num_chains=n) for n in (1, 16))
+    one, many = (
+        bounds(density, draws, jax.random.key(0), sampler=SAMPLER, num_chains=n)
+        for n in (1, 16)
+    )
     assert many.contains(log_z, errors=LIMIT)
     assert many.width < 0.5 * one.width
     assert abs(many.log_evidence - log_z) < max(LIMIT * many.log_evidence_error, 0.02)
@@ -76,17 +101,25 @@ def test_more_chains_close_in_and_the_forward_estimate_is_near():
 @pytest.mark.parametrize(
     "sampler",
     [
-        cp.AnnealedMCMC(cp.HMC(lambda s: 0.7 * s.sigma, num_leapfrog=2), 1, reverse_step=True),  # every part of a path
+        cp.AnnealedMCMC(
+            cp.HMC(lambda s: 0.7 * s.sigma, num_leapfrog=2), 1, reverse_step=True
+        ),  # every part of a path
         cp.AnnealedMCMC(cp.ULA(lambda s: 0.2 * s.sigma**2), 1),
         cp.Ancestral(),
-        cp.SMC(cp.UHMC(lambda s: 0.5 * s.sigma), 1, step=cp.ReverseStep(order=1, control="none")),
+        cp.SMC(
+            cp.UHMC(lambda s: 0.5 * s.sigma),
+            1,
+            step=cp.ReverseStep(order=1, control="none"),
+        ),
         cp.SMC(cp.MALA(lambda s: 0.5 * s.sigma**2), 1, weights="density"),
     ],
     ids=lambda sampler: sampler.describe()[:40],
 )
 def test_every_sampler_bounds_the_same_number(sampler):
     density, log_z, draws = mixture(32)
-    bounds = cp.metrics.evidence_bounds(density, draws, jax.random.key(2), sampler=sampler, num_chains=4)
+    bounds = cp.metrics.evidence_bounds(
+        density, draws, jax.random.key(2), sampler=sampler, num_chains=4
+    )
     assert bounds.contains(log_z, errors=LIMIT)
     assert bounds.width < 5.0
 
@@ -102,11 +135,18 @@ class Doubling(cp.MALA):
 def test_wrong_reversals_break_the_sandwich():
     density, log_z, draws = gaussians(2, 64)
     wrong = cp.AnnealedMCMC(Doubling(lambda s: 0.3 * s.sigma**2), 2)
-    assert not cp.metrics.evidence_bounds(density, draws, jax.random.key(0), sampler=wrong).contains(log_z, LIMIT)
+    assert not cp.metrics.evidence_bounds(
+        density, draws, jax.random.key(0), sampler=wrong
+    ).contains(log_z, LIMIT)
 
 
 def test_needs_an_energy():
-    density = cp.compile(single, learned(lambda x, t: -x + 0 * t, "score", cp.Schedule.log_snr(6), (1,)))
-    points, options = (np.zeros((3, 1)), jax.random.key(0)), {"sampler": cp.AnnealedMCMC(cp.ULA(0.1), 1)}
+    density = cp.compile(
+        single, learned(lambda x, t: -x + 0 * t, "score", cp.Schedule.log_snr(6), (1,))
+    )
+    points, options = (
+        (np.zeros((3, 1)), jax.random.key(0)),
+        {"sampler": cp.AnnealedMCMC(cp.ULA(0.1), 1)},
+    )
     call = lambda: cp.metrics.evidence_bounds(density, *points, **options)
     refused(call, cp.errors.CapabilityError, "only its score")

@@ -1,4 +1,5 @@
-"""The 3×3 convolution is XLA's, its derivatives of every order too, and none of them is a transposed convolution."""
+"""The 3×3 convolution is XLA's, its derivatives of every order too, and none of them is
+a transposed convolution."""
 
 import functools
 
@@ -18,7 +19,9 @@ W = jax.random.normal(jax.random.key(1), (3, 3, 3, 5))
 
 
 def plain(x, w):
-    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def loss(conv):
@@ -61,13 +64,19 @@ def test_the_kernel_gradient_of_mapped_images_is_one_correlation():
     def total(w):
         return jnp.sum(jax.vmap(lambda x: convolve(x[None], w))(X) ** 2)
 
-    names = [equation.primitive.name for equation in jax.make_jaxpr(jax.grad(total))(W).eqns]
+    names = [
+        equation.primitive.name for equation in jax.make_jaxpr(jax.grad(total))(W).eqns
+    ]
     assert names.count("correlate3x3") == names.count("convolve3x3") == 1
-    same(correlate(X, plain(X, W)), jax.grad(lambda w: 0.5 * jnp.sum(plain(X, w) ** 2))(W))
+    same(
+        correlate(X, plain(X, W)),
+        jax.grad(lambda w: 0.5 * jnp.sum(plain(X, w) ** 2))(W),
+    )
 
 
 def transposed(f, *arguments):
-    """Convolutions in the lowered program whose dimensions are not in the fast kernel's order."""
+    """Convolutions in the lowered program whose dimensions are not in the fast kernel's
+    order."""
     text = jax.jit(f).lower(*arguments).as_text()
     lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
     assert lines
@@ -76,7 +85,9 @@ def transposed(f, *arguments):
 
 
 def test_no_derivative_is_a_transposed_convolution():
-    second = lambda conv: jax.grad(lambda x, w: jnp.sum(jax.grad(loss(conv))(x, w) ** 3), (0, 1))
+    second = lambda conv: jax.grad(
+        lambda x, w: jnp.sum(jax.grad(loss(conv))(x, w) ** 3), (0, 1)
+    )
     assert not transposed(second(convolve), X, W)
     assert transposed(second(plain), X, W)  # what loops on CPUs run slowly
 
@@ -85,8 +96,15 @@ def test_the_layer_is_flax_s():
     bias = jnp.arange(5.0)
 
     def both(x):
-        ours, theirs = Conv3x3(3, 5, rngs=nnx.Rngs(0)), nnx.Conv(3, 5, (3, 3), rngs=nnx.Rngs(1))
-        theirs.kernel[...], theirs.bias[...], ours.bias[...] = ours.kernel[...], bias, bias
+        ours, theirs = (
+            Conv3x3(3, 5, rngs=nnx.Rngs(0)),
+            nnx.Conv(3, 5, (3, 3), rngs=nnx.Rngs(1)),
+        )
+        theirs.kernel[...], theirs.bias[...], ours.bias[...] = (
+            ours.kernel[...],
+            bias,
+            bias,
+        )
         return ours(x), theirs(x), jnp.std(ours.kernel[...]) * 27**0.5
 
     ours, theirs, spread = jax.jit(both)(X[0])
@@ -100,5 +118,9 @@ def test_it_is_rounded_where_a_precision_is_asked_for():
     out = plain(rounded(X), rounded(W))
     np.testing.assert_allclose(jax.jit(conv)(X, 0), out, rtol=2**-8, atol=1e-5)
     gradient = jax.make_jaxpr(jax.grad(lambda x: jnp.sum(jnp.sin(conv(x, 0)))))(X)
-    types = [{v.aval.dtype for v in eqn.invars} for eqn in gradient.eqns if eqn.primitive.name.endswith("3x3")]
+    types = [
+        {v.aval.dtype for v in eqn.invars}
+        for eqn in gradient.eqns
+        if eqn.primitive.name.endswith("3x3")
+    ]
     assert types == [{jnp.dtype("bfloat16")}] * 2

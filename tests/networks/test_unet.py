@@ -1,4 +1,5 @@
-"""The UNet, its block that is told the time by FiLM, and the matcher: shapes, and what they depend on."""
+"""The UNet, its block that is told the time by FiLM, and the matcher: shapes, and what
+they depend on."""
 
 import equinox as eqx
 import jax
@@ -15,14 +16,30 @@ from composeprob.models.scenes import NOWHERE, PositionUNet, noisy_weight
 
 
 def random_weights(build):
-    """A network with every weight random, those that start at zero too; by NumPy, which compiles nothing."""
+    """A network with every weight random, those that start at zero too; by NumPy, which
+    compiles nothing."""
     rng = np.random.default_rng(3)
     shapes = eqx.filter_eval_shape(build)
-    return jax.tree.map(lambda a: (rng.normal(size=a.shape) / np.sqrt(np.prod(a.shape[:-1]))).astype(a.dtype), shapes)
+    return jax.tree.map(
+        lambda a: (rng.normal(size=a.shape) / np.sqrt(np.prod(a.shape[:-1]))).astype(
+            a.dtype
+        ),
+        shapes,
+    )
 
 
 def small():
-    return as_network(UNet(3, spatial=1, vector=4, widths=(8, 8, 16), blocks=1, embedding=16, rngs=nnx.Rngs(0)))
+    return as_network(
+        UNet(
+            3,
+            spatial=1,
+            vector=4,
+            widths=(8, 8, 16),
+            blocks=1,
+            embedding=16,
+            rngs=nnx.Rngs(0),
+        )
+    )
 
 
 def test_patches_are_undone():
@@ -34,8 +51,17 @@ def test_patches_are_undone():
 
 def test_every_input_counts():
     network = random_weights(small)
-    inputs = (jnp.full((16, 24, 3), 0.1), jnp.float32(1.0), jnp.zeros((16, 24, 1)), jnp.zeros(4))
-    changed = [jax.tree.map(lambda a, i=i, j=j: a + 0.5 * (i == j), a) for i in range(4) for j, a in enumerate(inputs)]
+    inputs = (
+        jnp.full((16, 24, 3), 0.1),
+        jnp.float32(1.0),
+        jnp.zeros((16, 24, 1)),
+        jnp.zeros(4),
+    )
+    changed = [
+        jax.tree.map(lambda a, i=i, j=j: a + 0.5 * (i == j), a)
+        for i in range(4)
+        for j, a in enumerate(inputs)
+    ]
 
     @jax.jit
     def run(x, t, spatial, vector):
@@ -49,13 +75,20 @@ def test_every_input_counts():
 
 @pytest.mark.slow
 def test_it_starts_at_zero():
-    output = jax.jit(lambda x: small()(x, jnp.float32(0.0), spatial=jnp.zeros((16, 16, 1)), vector=jnp.ones(4)))
+    output = jax.jit(
+        lambda x: small()(
+            x, jnp.float32(0.0), spatial=jnp.zeros((16, 16, 1)), vector=jnp.ones(4)
+        )
+    )
     np.testing.assert_array_equal(output(jnp.ones((16, 16, 3))), 0.0)
 
 
 def test_it_is_small_enough_for_the_zoo():
     whole = eqx.filter_eval_shape(lambda: as_network(PositionUNet(rngs=nnx.Rngs(0))))
-    assert 4 * sum(leaf.size for leaf in jax.tree.leaves(whole) if hasattr(leaf, "size")) < 7_500_000
+    assert (
+        4 * sum(leaf.size for leaf in jax.tree.leaves(whole) if hasattr(leaf, "size"))
+        < 7_500_000
+    )
 
 
 def test_a_position_is_a_bump_there_and_nowhere_is_none():
@@ -70,24 +103,32 @@ def test_a_position_is_a_bump_there_and_nowhere_is_none():
 def test_the_weight_of_the_loss():
     log_snr = jnp.array([-8.0, 0.0, 8.0])
     alpha2 = 1 / (1 + np.exp(-np.asarray(log_snr)))
-    np.testing.assert_allclose(noisy_weight(log_snr), (1 - alpha2) / (alpha2 + 0.02) + 0.1, rtol=1e-4)
+    np.testing.assert_allclose(
+        noisy_weight(log_snr), (1 - alpha2) / (alpha2 + 0.02) + 0.1, rtol=1e-4
+    )
 
 
-# the block -----------------------------------------------------------------------------------------------------------
+# the block
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_half_is_the_gain_and_the_second_the_shift():
     rngs = nnx.Rngs(0)
-    block = FiLMBlock(lambda: lambda x: x, lambda zero: nnx.Linear(5, 5, rngs=rngs), 5, 3, rngs=rngs)
+    block = FiLMBlock(
+        lambda: lambda x: x, lambda zero: nnx.Linear(5, 5, rngs=rngs), 5, 3, rngs=rngs
+    )
     block.film.kernel[...] = jax.random.normal(jax.random.key(1), (3, 10))
     block.film.bias[...] = jnp.linspace(-1.0, 1.0, 10)
     x, embedding = jnp.linspace(-0.5, 0.8, 5), jnp.array([0.4, -0.3, 0.9])
     both = block.film(embedding)
     modulated = block.enter(nnx.swish(x)) * (1 + both[:5]) + both[5:]
-    np.testing.assert_allclose(block(x, embedding), x + block.leave(nnx.swish(modulated)), rtol=1e-5)
+    np.testing.assert_allclose(
+        block(x, embedding), x + block.leave(nnx.swish(modulated)), rtol=1e-5
+    )
 
 
-# the matcher: the mean over places of exp of a scalar product ------------------------------------------------------
+# the matcher: the mean over places of exp of a scalar product
+# ------------------------------------------------------
 
 
 def small_matcher():
@@ -98,16 +139,34 @@ def test_a_text_fits_as_well_as_its_vector_says():
     network = eqx.filter_jit(random_weights(small_matcher))
     x = jax.random.normal(jax.random.key(0), (16, 8, 3))
     vector = jax.random.normal(jax.random.key(1), (6,))
-    np.testing.assert_allclose(network(x, jnp.float32(0.0), vector=jnp.zeros(6)), 0.0, atol=1e-5)
-    fits = [float(network(x, jnp.float32(0.0), vector=scale * vector)) for scale in (1.0, 40.0, 80.0)]
+    np.testing.assert_allclose(
+        network(x, jnp.float32(0.0), vector=jnp.zeros(6)), 0.0, atol=1e-5
+    )
+    fits = [
+        float(network(x, jnp.float32(0.0), vector=scale * vector))
+        for scale in (1.0, 40.0, 80.0)
+    ]
     assert fits[0] != 0
-    # The best place decides where the vector is long: then the fit grows as the vector does.
-    np.testing.assert_allclose(fits[2] + np.log(32), 2 * (fits[1] + np.log(32)), rtol=0.1)
+    # The best place decides where the vector is long: then the fit grows as the vector
+    # does.
+    np.testing.assert_allclose(
+        fits[2] + np.log(32), 2 * (fits[1] + np.log(32)), rtol=0.1
+    )
 
 
 def test_image_noise_and_place_count():
     network = eqx.filter_jit(random_weights(small_matcher))
-    x = jnp.zeros((48, 48, 3)).at[16:20, 16:20].set(1.0)  # farther from the border than a patch's surroundings reach
-    changed = [(x, 0.0), (x + 0.5, 0.0), (x, 2.0), (jnp.roll(x, 8, axis=1), 0.0), (jnp.roll(x, 8, axis=0), 0.0)]
-    fits = np.array([network(image, jnp.float32(t), vector=jnp.ones(6)) for image, t in changed])
+    x = (
+        jnp.zeros((48, 48, 3)).at[16:20, 16:20].set(1.0)
+    )  # farther from the border than a patch's surroundings reach
+    changed = [
+        (x, 0.0),
+        (x + 0.5, 0.0),
+        (x, 2.0),
+        (jnp.roll(x, 8, axis=1), 0.0),
+        (jnp.roll(x, 8, axis=0), 0.0),
+    ]
+    fits = np.array(
+        [network(image, jnp.float32(t), vector=jnp.ones(6)) for image, t in changed]
+    )
     assert np.all(np.abs(fits[1:] - fits[0]) > 1e-4), fits - fits[0]

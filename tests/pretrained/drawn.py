@@ -1,4 +1,5 @@
-"""Weights of a state dict from the shapes alone: the same wherever they are drawn, so that no file has to hold them."""
+"""Weights of a state dict from the shapes alone: the same wherever they are drawn, so
+that no file has to hold them."""
 
 from collections.abc import Mapping
 
@@ -6,7 +7,8 @@ import numpy as np
 
 
 def weights(shapes: Mapping[str, list[int]], seed: int) -> dict[str, np.ndarray]:
-    """Every array drawn anew, such that no layer is silent and none blows up; norms and biases are no 1 and 0."""
+    """Every array drawn anew, such that no layer is silent and none blows up; norms and
+    biases are no 1 and 0."""
     random = np.random.RandomState(seed)  # whose numbers numpy has promised to keep
     found = {}
     for name, shape in shapes.items():

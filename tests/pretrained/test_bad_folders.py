@@ -1,4 +1,5 @@
-"""Folders that cannot be loaded, options that nobody can mean, and values that a loaded model does not take."""
+"""Folders that cannot be loaded, options that nobody can mean, and values that a loaded
+model does not take."""
 
 import functools
 import json
@@ -45,7 +46,9 @@ def edit(name, **changes):
         file = folder / name
         found = json.loads(file.read_text())
         found |= {key: value for key, value in changes.items() if value is not ...}
-        file.write_text(json.dumps({k: v for k, v in found.items() if changes.get(k) is not ...}))
+        file.write_text(
+            json.dumps({k: v for k, v in found.items() if changes.get(k) is not ...})
+        )
 
     return change
 
@@ -69,7 +72,10 @@ def retensor(**entry):
         file = folder / WEIGHTS
         data = file.read_bytes()
         (length,) = struct.unpack("<Q", data[:8])
-        entries = {k: v if k == "__metadata__" else v | entry for k, v in json.loads(data[8 : 8 + length]).items()}
+        entries = {
+            k: v if k == "__metadata__" else v | entry
+            for k, v in json.loads(data[8 : 8 + length]).items()
+        }
         new = json.dumps(entries).encode()
         file.write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :])
 
@@ -87,8 +93,13 @@ def sharded(*files, **renamed):
 
     def change(folder):
         (folder / WEIGHTS).rename(folder / "unet/moved.safetensors")
-        shutil.copy(folder / "unet/moved.safetensors", folder.parent / "outside.safetensors")
-        names = dict.fromkeys(load_file(folder / "unet/moved.safetensors"), renamed.get("file") or files[0](folder))
+        shutil.copy(
+            folder / "unet/moved.safetensors", folder.parent / "outside.safetensors"
+        )
+        names = dict.fromkeys(
+            load_file(folder / "unet/moved.safetensors"),
+            renamed.get("file") or files[0](folder),
+        )
         index = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
         index.write_text(json.dumps({"weight_map": names}))
 
@@ -107,7 +118,8 @@ def rewrite(change):
 
 
 def wider(folder):
-    """A network of filling in: the first layer takes a mask and an image beside the latents."""
+    """A network of filling in: the first layer takes a mask and an image beside the
+    latents."""
     kernel = lambda a: np.concatenate([a, a, a[:, :1]], axis=1)
     rewrite(lambda a: a.update({"conv_in.weight": kernel(a["conv_in.weight"])}))(folder)
     edit("unet/config.json", in_channels=9)(folder)
@@ -116,16 +128,29 @@ def wider(folder):
 def elsewhere(folder):
     """A network beside the folder, which the index names as a component."""
     shutil.copytree(folder / "unet", folder.parent / "other")
-    edit("model_index.json", unet=..., **{"../other": ["diffusers", "UNet2DConditionModel"]})(folder)
+    edit(
+        "model_index.json",
+        unet=...,
+        **{"../other": ["diffusers", "UNet2DConditionModel"]},
+    )(folder)
 
 
 def block(letter):
     """Weights without one of the blocks."""
-    return rewrite(lambda arrays: [arrays.pop(name) for name in list(arrays) if name.startswith(letter)])
+    return rewrite(
+        lambda arrays: [
+            arrays.pop(name) for name in list(arrays) if name.startswith(letter)
+        ]
+    )
 
 
 unet, vae, scheduler = (
-    functools.partial(edit, name) for name in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+    functools.partial(edit, name)
+    for name in (
+        "unet/config.json",
+        "vae/config.json",
+        "scheduler/scheduler_config.json",
+    )
 )
 FOLDERS = {
     "no index": (remove("model_index.json"), "neither model_index.json nor config.json"),
@@ -225,7 +250,9 @@ def test_folders_that_cannot_be_loaded(case, folder):
         pytest.importorskip("tokenizers")
     change, told = FOLDERS[case]
     change(folder)
-    assert str(folder) in str(refused(lambda: cp.from_diffusers(folder), LoadError, told)), "which file"
+    assert str(folder) in str(
+        refused(lambda: cp.from_diffusers(folder), LoadError, told)
+    ), "which file"
 
 
 def test_weights_that_are_no_numbers(folder):
@@ -238,20 +265,40 @@ def test_weights_that_are_no_numbers(folder):
 
 
 def test_nothing_is_read_before_everything_is_checked(folder, monkeypatch):
-    """A wrong text encoder is refused although the network, whose weights are read first, is right."""
+    """A wrong text encoder is refused although the network, whose weights are read
+    first, is right."""
     edit("text_encoder/config.json", hidden_size=16)(folder)
-    monkeypatch.setattr("composeprob.pretrained.tensors.Stored.read", lambda self: pytest.fail("a weight was read"))
-    refused(lambda: cp.from_diffusers(folder), LoadError, r"text_encoder.* has hidden_size=16, but the weights")
+    monkeypatch.setattr(
+        "composeprob.pretrained.tensors.Stored.read",
+        lambda self: pytest.fail("a weight was read"),
+    )
+    refused(
+        lambda: cp.from_diffusers(folder),
+        LoadError,
+        r"text_encoder.* has hidden_size=16, but the weights",
+    )
 
 
 def test_places_that_hold_no_model(tmp_path, monkeypatch):
-    refused(lambda: cp.from_diffusers(tmp_path / "nothing"), LoadError, r"There is no folder")
-    refused(lambda: cp.from_diffusers(DATA / "sd" / "model_index.json"), LoadError, r"is a file")
+    refused(
+        lambda: cp.from_diffusers(tmp_path / "nothing"),
+        LoadError,
+        r"There is no folder",
+    )
+    refused(
+        lambda: cp.from_diffusers(DATA / "sd" / "model_index.json"),
+        LoadError,
+        r"is a file",
+    )
     (tmp_path / "model.ckpt").write_bytes(b"")
     words = "model.ckpt are a pickle.*model.safetensors"
     refused(lambda: cp.from_diffusers(tmp_path / "model.ckpt"), LoadError, words)
     words = "component=.unet. is given, but .* holds one network"
-    refused(lambda: cp.from_diffusers(DATA / "ddpm" / "unet", component="unet"), InvalidValueError, words)
+    refused(
+        lambda: cp.from_diffusers(DATA / "ddpm" / "unet", component="unet"),
+        InvalidValueError,
+        words,
+    )
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     words = r"package huggingface_hub is missing.*composeprob\[hub\]"
     refused(lambda: cp.from_diffusers("someone/some-model"), LoadError, words)
@@ -268,20 +315,31 @@ def test_names_on_the_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "snapshot_download", download)
     assert cp.from_diffusers("someone/some-model").event_shape == (8, 8, 3)
     assert asked[0][0] == "someone/some-model"
-    assert not any("bin" in pattern or pattern == "*" for pattern in asked[0][1]), "pickles stay where they are"
-    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("offline")))
+    assert not any("bin" in pattern or pattern == "*" for pattern in asked[0][1]), (
+        "pickles stay where they are"
+    )
+    monkeypatch.setattr(
+        hub,
+        "snapshot_download",
+        lambda *_, **__: (_ for _ in ()).throw(OSError("offline")),
+    )
     words = "the hub gives no model of that name: offline.*HF_HUB_OFFLINE"
     refused(lambda: cp.from_diffusers("someone/some-model"), LoadError, words)
 
 
 def test_a_prompt_without_a_tokenizer(folder):
-    """A text is refused; token ids and hidden states are not; without any, the network cannot be called."""
+    """A text is refused; token ids and hidden states are not; without any, the network
+    cannot be called."""
     shutil.rmtree(folder / "tokenizer")
     factor = cp.from_diffusers(folder)
     words = "'a cat' is a text, but the model's folder has no tokenizer.*token ids"
     refused(lambda: factor.given(prompt="a cat"), ConditionError, words)
     assert factor.given(prompt=golden("sd")["ids"][0]).fixed["prompt"].shape == (16, 12)
-    refused(lambda: cp.compile(single, factor), NetworkError, r"cannot be called.*factor.given\(prompt=…\)")
+    refused(
+        lambda: cp.compile(single, factor),
+        NetworkError,
+        r"cannot be called.*factor.given\(prompt=…\)",
+    )
 
 
 stable = functools.partial(cp.from_diffusers, DATA / "sd")
@@ -294,37 +352,106 @@ def prompted(name, prompt):
 @pytest.mark.parametrize(
     ("call", "error", "told"),
     [
-        (lambda: stable(component="vae"), LoadError, "vae/config.json has _class_name='AutoencoderKL'"),
-        (lambda: stable(component="decoder"), InvalidValueError, "no component 'decoder'; it has: .*component='unet'"),
+        (
+            lambda: stable(component="vae"),
+            LoadError,
+            "vae/config.json has _class_name='AutoencoderKL'",
+        ),
+        (
+            lambda: stable(component="decoder"),
+            InvalidValueError,
+            "no component 'decoder'; it has: .*component='unet'",
+        ),
         (lambda: stable(dtype="int8"), InvalidValueError, "Unknown dtype 'int8'"),
         (lambda: stable(dtype=object()), InvalidValueError, "Unknown dtype"),
         (lambda: stable(schedule=60), WrongTypeError, "must be a cp.Schedule; got int"),
-        (prompted("sd", np.arange(99)), InvalidValueError, "takes 1 to 16 tokens; got 99"),
-        (prompted("sd", np.array([3, 10_000])), InvalidValueError, "go from 3 to 10000, but"),
-        (prompted("sd", np.zeros((2, 16), int)), ShapeError, r"ids have shape \(length,\); got \(2, 16\)"),
-        (prompted("sd", np.zeros((16, 7))), ShapeError, r"shape \(length, 12\); got \(16, 7\)"),
-        (prompted("sd1", "a cat"), ConditionError, "a text encoder, and the model's folder has none"),
-        (prompted("sdxl", np.zeros((16, 7))), ShapeError, "last row the pooled vector's 10 numbers"),
+        (
+            prompted("sd", np.arange(99)),
+            InvalidValueError,
+            "takes 1 to 16 tokens; got 99",
+        ),
+        (
+            prompted("sd", np.array([3, 10_000])),
+            InvalidValueError,
+            "go from 3 to 10000, but",
+        ),
+        (
+            prompted("sd", np.zeros((2, 16), int)),
+            ShapeError,
+            r"ids have shape \(length,\); got \(2, 16\)",
+        ),
+        (
+            prompted("sd", np.zeros((16, 7))),
+            ShapeError,
+            r"shape \(length, 12\); got \(16, 7\)",
+        ),
+        (
+            prompted("sd1", "a cat"),
+            ConditionError,
+            "a text encoder, and the model's folder has none",
+        ),
+        (
+            prompted("sdxl", np.zeros((16, 7))),
+            ShapeError,
+            "last row the pooled vector's 10 numbers",
+        ),
         (lambda: model("dit").given(label=7), InvalidValueError, "from 0 to 6; got 7"),
-        (lambda: model("dit").given(label=-1), InvalidValueError, "from 0 to 6; got -1"),
-        (lambda: model("labels").given(label=5), InvalidValueError, "from 0 to 4; got 5"),
-        (lambda: model("labels").given(label=1.5), InvalidValueError, "from 0 to 4; got 1.5"),
-        (prompted("dit", "a cat"), ConditionError, "no condition 'prompt'; its conditions are: 'label'"),
-        (lambda: model("sd").decode(np.zeros((8, 8, 3))), ShapeError, r"Latents .* 4\); got \(8, 8, 3\)"),
+        (
+            lambda: model("dit").given(label=-1),
+            InvalidValueError,
+            "from 0 to 6; got -1",
+        ),
+        (
+            lambda: model("labels").given(label=5),
+            InvalidValueError,
+            "from 0 to 4; got 5",
+        ),
+        (
+            lambda: model("labels").given(label=1.5),
+            InvalidValueError,
+            "from 0 to 4; got 1.5",
+        ),
+        (
+            prompted("dit", "a cat"),
+            ConditionError,
+            "no condition 'prompt'; its conditions are: 'label'",
+        ),
+        (
+            lambda: model("sd").decode(np.zeros((8, 8, 3))),
+            ShapeError,
+            r"Latents .* 4\); got \(8, 8, 3\)",
+        ),
         (lambda: model("sd").decode(np.zeros((8, 4))), ShapeError, "Latents"),
-        (lambda: model("sd").encode(np.zeros((15, 16, 3))), ShapeError, r"sides multiples of 2; got \(15, 16, 3\)"),
-        (lambda: model("sd").encode(np.zeros((3, 16, 16))), ShapeError, "channels come last"),
-        (lambda: model("ddpm").encode(np.zeros((8, 8, 3))), CapabilityError, "has no autoencoder"),
+        (
+            lambda: model("sd").encode(np.zeros((15, 16, 3))),
+            ShapeError,
+            r"sides multiples of 2; got \(15, 16, 3\)",
+        ),
+        (
+            lambda: model("sd").encode(np.zeros((3, 16, 16))),
+            ShapeError,
+            "channels come last",
+        ),
+        (
+            lambda: model("ddpm").encode(np.zeros((8, 8, 3))),
+            CapabilityError,
+            "has no autoencoder",
+        ),
         (lambda: model("ddpm").text_encoder, CapabilityError, "has no text encoder"),
         (lambda: model("sd").text_encoder_2, CapabilityError, "no second text encoder"),
-        (lambda: model("sd").text_encoder(np.zeros(3)), InvalidValueError, "Token ids are whole numbers"),
+        (
+            lambda: model("sd").text_encoder(np.zeros(3)),
+            InvalidValueError,
+            "Token ids are whole numbers",
+        ),
     ],
 )
 def test_arguments_conditions_images_and_latents_that_are_not_taken(call, error, told):
     refused(call, error, told)
 
 
-# every option of every file of a folder, with values that nobody can mean -------------------------------------------
+# every option of every file of a folder, with values that nobody can mean
+# -------------------------------------------
 
 
 VALUES = (None, "x", -1, 0, 2, 1.5, [], [2], {}, True)
@@ -345,7 +472,9 @@ def build(name, config):
         return schedulers.trained(config, "config.json")
     known = NETWORKS | AUTOENCODERS | ENCODERS
     kind = read(name).get("_class_name", "CLIPTextModel")
-    return known[kind](config, tensors.Arrays(tensors.weights(DATA / name), "weights"), "config.json")
+    return known[kind](
+        config, tensors.Arrays(tensors.weights(DATA / name), "weights"), "config.json"
+    )
 
 
 @pytest.fixture
@@ -354,7 +483,12 @@ def traced_once(monkeypatch):
     trace, taken = tensors.Arrays.trace, {}
 
     def once(self, compute, *inputs, **named):
-        key = getattr(compute, "__self__", compute), getattr(compute, "__name__", ""), inputs, tuple(named.items())
+        key = (
+            getattr(compute, "__self__", compute),
+            getattr(compute, "__name__", ""),
+            inputs,
+            tuple(named.items()),
+        )
         if key not in taken:
             taken[key] = trace(self, compute, *inputs, **named), frozenset(self._taken)
         self._taken |= taken[key][1]
@@ -367,7 +501,8 @@ def traced_once(monkeypatch):
 @pytest.mark.filterwarnings("ignore:Casting complex values")
 @pytest.mark.parametrize("name", FILES)
 def test_values_that_nobody_can_mean(name):
-    """Whatever the value, the file is refused in words of this library or the network is built as the file says."""
+    """Whatever the value, the file is refused in words of this library or the network
+    is built as the file says."""
     config = read(name)
     refused = []
     for option in config:
@@ -383,26 +518,111 @@ def test_values_that_nobody_can_mean(name):
 @pytest.mark.parametrize(
     ("name", "option", "value", "told"),
     [
-        ("ddpm/unet", "layers_per_block", "2", r"has layers_per_block='2', but the weights .* layers_per_block=\[1, 1"),
-        ("ddpm/unet", "layers_per_block", 2, r"has layers_per_block=2, but the weights .* layers_per_block=\[1, 1"),
-        ("ddpm/unet", "down_block_types", 3, "has down_block_types=3, which is not supported"),
-        ("ddpm/unet", "norm_num_groups", 3, "has 8 channels, which 3 groups of a norm cannot split"),
-        ("sd/unet", "attention_head_dim", 0, "has attention_head_dim=0, which is not supported"),
-        ("sd/unet", "transformer_layers_per_block", 3, "has transformer_layers_per_block=3, but the weights"),
-        ("dit/transformer", "num_layers", 28, "has num_layers=28, but the weights .* num_layers=2"),
+        (
+            "ddpm/unet",
+            "layers_per_block",
+            "2",
+            r"has layers_per_block='2', but the weights .* layers_per_block=\[1, 1",
+        ),
+        (
+            "ddpm/unet",
+            "layers_per_block",
+            2,
+            r"has layers_per_block=2, but the weights .* layers_per_block=\[1, 1",
+        ),
+        (
+            "ddpm/unet",
+            "down_block_types",
+            3,
+            "has down_block_types=3, which is not supported",
+        ),
+        (
+            "ddpm/unet",
+            "norm_num_groups",
+            3,
+            "has 8 channels, which 3 groups of a norm cannot split",
+        ),
+        (
+            "sd/unet",
+            "attention_head_dim",
+            0,
+            "has attention_head_dim=0, which is not supported",
+        ),
+        (
+            "sd/unet",
+            "transformer_layers_per_block",
+            3,
+            "has transformer_layers_per_block=3, but the weights",
+        ),
+        (
+            "dit/transformer",
+            "num_layers",
+            28,
+            "has num_layers=28, but the weights .* num_layers=2",
+        ),
         ("sd3/transformer", "num_layers", 24, "has num_layers=24, but the weights"),
-        ("sd/vae", "scaling_factor", None, "has scaling_factor=None, which is not supported"),
-        ("sd/text_encoder", "num_hidden_layers", 12, "has num_hidden_layers=12, but the weights"),
-        ("sd/text_encoder", "layer_norm_eps", [], r"has layer_norm_eps=\[\], which is not supported"),
+        (
+            "sd/vae",
+            "scaling_factor",
+            None,
+            "has scaling_factor=None, which is not supported",
+        ),
+        (
+            "sd/text_encoder",
+            "num_hidden_layers",
+            12,
+            "has num_hidden_layers=12, but the weights",
+        ),
+        (
+            "sd/text_encoder",
+            "layer_norm_eps",
+            [],
+            r"has layer_norm_eps=\[\], which is not supported",
+        ),
         ("sd/scheduler", "beta_end", 2.0, "gives β from 0.00085 to 2"),
-        ("sd/scheduler", "trained_betas", [math.nan] * 1000, r"(?s)has trained_betas=\[nan, .*a list, each a number"),
-        ("sd/scheduler", "num_train_timesteps", 0, "num_train_timesteps=0, which is not supported"),
-        ("sd/scheduler", "num_train_timesteps", -5, "num_train_timesteps=-5, which is not supported"),
-        ("sd/scheduler", "num_train_timesteps", 10**15, "num_train_timesteps=1000000000000000, which is not supp"),
-        ("labels/scheduler", "num_train_timesteps", "1000", "num_train_timesteps='1000', which is not supported"),
-        ("edm/scheduler", "sigma_max", math.inf, "has sigma_max=inf, which is not supported"),
+        (
+            "sd/scheduler",
+            "trained_betas",
+            [math.nan] * 1000,
+            r"(?s)has trained_betas=\[nan, .*a list, each a number",
+        ),
+        (
+            "sd/scheduler",
+            "num_train_timesteps",
+            0,
+            "num_train_timesteps=0, which is not supported",
+        ),
+        (
+            "sd/scheduler",
+            "num_train_timesteps",
+            -5,
+            "num_train_timesteps=-5, which is not supported",
+        ),
+        (
+            "sd/scheduler",
+            "num_train_timesteps",
+            10**15,
+            "num_train_timesteps=1000000000000000, which is not supp",
+        ),
+        (
+            "labels/scheduler",
+            "num_train_timesteps",
+            "1000",
+            "num_train_timesteps='1000', which is not supported",
+        ),
+        (
+            "edm/scheduler",
+            "sigma_max",
+            math.inf,
+            "has sigma_max=inf, which is not supported",
+        ),
         ("edm/scheduler", "sigma_max", 0.001, "gives no levels of noise"),
-        ("fourier/scheduler", "sigma_max", -1, "has sigma_max=-1, which is not supported"),
+        (
+            "fourier/scheduler",
+            "sigma_max",
+            -1,
+            "has sigma_max=-1, which is not supported",
+        ),
     ],
 )
 def test_the_option_at_fault_is_named(name, option, value, told):

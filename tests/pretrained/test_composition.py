@@ -1,4 +1,5 @@
-"""Programs over someone else's models: prompts multiply, samplers run, images come out, results are saved."""
+"""Programs over someone else's models: prompts multiply, samplers run, images come out,
+results are saved."""
 
 import equinox as eqx
 import jax
@@ -24,49 +25,75 @@ def scene(cat, dog, anything):
 def density():
     pytest.importorskip("tokenizers")
     factor = model("sd")
-    return cp.compile(scene, factor.given(prompt="a cat"), factor.given(prompt="a dog"), factor, schedule=SCHEDULE)
+    return cp.compile(
+        scene,
+        factor.given(prompt="a cat"),
+        factor.given(prompt="a dog"),
+        factor,
+        schedule=SCHEDULE,
+    )
 
 
 def score_at(density, level):
-    return jax.jit(lambda density, x: density.score({"x": x}, level)["x"])(density, golden("sd")["x"][0])
+    return jax.jit(lambda density, x: density.score({"x": x}, level)["x"])(
+        density, golden("sd")["x"][0]
+    )
 
 
 def alone(level):
     """The score of the model at one of the program's levels, by its prompt."""
     factor, x = model("sd"), golden("sd")["x"][0]
     own = factor.schedule.level_at(np.asarray(SCHEDULE.log_snr[level], np.float64))
-    noise = Noise(np.float32(own), np.float32(SCHEDULE.alpha[level]), np.float32(SCHEDULE.sigma[level]))
+    noise = Noise(
+        np.float32(own),
+        np.float32(SCHEDULE.alpha[level]),
+        np.float32(SCHEDULE.sigma[level]),
+    )
     score = jax.jit(lambda f, prompt: f.evaluate(x, noise, {"prompt": prompt})[1])
     return lambda text: score(factor, factor.given(prompt=text).fixed["prompt"])
 
 
 def test_three_prompts_are_one_evaluation(density):
-    """The sum of the factors' scores; the text says which prompts, and that there is no energy."""
+    """The sum of the factors' scores; the text says which prompts, and that there is no
+    energy."""
     text = str(density)
-    assert "cat(x | prompt='a cat')·cat(x | prompt='a dog')·cat(x)⁻¹" in text, "one network, by its first name"
+    assert "cat(x | prompt='a cat')·cat(x | prompt='a dog')·cat(x)⁻¹" in text, (
+        "one network, by its first name"
+    )
     assert "3 evaluations in 1 batches" in text
-    assert "offers  feynman_kac, score; no log-density: Metropolis tests need cp.LineIntegral" in text
+    assert (
+        "offers  feynman_kac, score; no log-density: Metropolis tests need cp.LineIntegral"
+        in text
+    )
     of = alone(3)
     wanted = of("a cat") + of("a dog") - of("")
     np.testing.assert_allclose(score_at(density, 3), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_prompts_cannot_be_mixed():
-    """OR needs log-densities: refused as soon as it is written, with what to do instead (examples/text_to_image.py)."""
+    """OR needs log-densities: refused as soon as it is written, with what to do instead
+    (examples/text_to_image.py)."""
     factor = model("sd1")
     prompts = [np.float32(np.eye(5, 12)), np.float32(np.eye(5, 12, 3))]
     one, two = (factor.given(prompt=prompt) for prompt in prompts)
     label = {"label": 1}
     for mixed in (
-        lambda: cp.mixture([one.given(**label), two.given(**label)], weights=[0.5, 0.5]),
+        lambda: cp.mixture(
+            [one.given(**label), two.given(**label)], weights=[0.5, 0.5]
+        ),
         lambda: cp.mixture([cp.guide(one, 2.0, **label), two], log_weights=[0.0, 0.0]),
         lambda: cp.mixture(factor, over={"prompt": np.stack(prompts)}),
     ):
-        refused(mixed, cp.errors.CapabilityError, r"(?s)'sd1' offers only its score.*run each of its parts")
+        refused(
+            mixed,
+            cp.errors.CapabilityError,
+            r"(?s)'sd1' offers only its score.*run each of its parts",
+        )
 
 
 def test_reverse_diffusion_and_images(density, tmp_path):
-    """Images of the samples as the autoencoder decodes them; a saved result is the same, bit for bit."""
+    """Images of the samples as the autoencoder decodes them; a saved result is the
+    same, bit for bit."""
     result = run(density, 0, 2, sampler=cp.Ancestral())
     images = result.images()
     assert images.shape == (2, 16, 16, 3)
@@ -76,22 +103,34 @@ def test_reverse_diffusion_and_images(density, tmp_path):
     loaded = cp.Result.load(result.save(tmp_path / "scene"))
     np.testing.assert_array_equal(loaded["x"], result["x"])
     np.testing.assert_array_equal(model("sd").decode(loaded["x"]), decoded)
-    refused(lambda: loaded.images(), cp.errors.CapabilityError, r"(?s)after Result\.load.*model\.decode")
+    refused(
+        lambda: loaded.images(),
+        cp.errors.CapabilityError,
+        r"(?s)after Result\.load.*model\.decode",
+    )
 
 
 @pytest.mark.parametrize(("name", "agree"), [("ddpm", True), ("sd", False)])
-def test_models_of_pixels_agree_on_images_and_autoencoders_that_are_loaded_twice_do_not(name, agree):
+def test_models_of_pixels_agree_on_images_and_autoencoders_that_are_loaded_twice_do_not(
+    name, agree
+):
     one, other = (cp.from_diffusers(DATA / name) for _ in range(2))
     density = cp.compile(cp.program(lambda f, g: cp.sample("x", f * g)), one, other)
     assert ("x" in density.described.pictures) == agree
     if agree:
-        np.testing.assert_array_equal(density.described.pictures["x"](np.array([-1.0, 0.0, 3.0])), [0.0, 0.5, 1.0])
+        np.testing.assert_array_equal(
+            density.described.pictures["x"](np.array([-1.0, 0.0, 3.0])), [0.0, 0.5, 1.0]
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
-    [cp.SMC(), cp.SMC(cp.ULA(0.02)), cp.AnnealedMCMC(cp.MALA(0.02, log_ratio=cp.LineIntegral(2)), steps_per_level=1)],
+    [
+        cp.SMC(),
+        cp.SMC(cp.ULA(0.02)),
+        cp.AnnealedMCMC(cp.MALA(0.02, log_ratio=cp.LineIntegral(2)), steps_per_level=1),
+    ],
     ids=["SMC", "SMC with ULA", "MALA"],
 )
 def test_samplers(density, sampler, tmp_path):
@@ -99,18 +138,31 @@ def test_samplers(density, sampler, tmp_path):
     np.testing.assert_array_equal(runs[0]["x"], runs[1]["x"])
     assert np.isfinite(runs[0]["x"]).all()
     assert runs[0].images().shape == (4, 16, 16, 3)
-    np.testing.assert_array_equal(cp.Result.load(runs[0].save(tmp_path / "run"))["x"], runs[0]["x"])
+    np.testing.assert_array_equal(
+        cp.Result.load(runs[0].save(tmp_path / "run"))["x"], runs[0]["x"]
+    )
 
 
 def test_a_folder_that_says_what_its_output_means_is_believed():
-    """A network that returns next to nothing looks like one of x₀; its scheduler says ε: a doubt, no refusal."""
+    """A network that returns next to nothing looks like one of x₀; its scheduler says
+    ε: a doubt, no refusal."""
     factor, schedule = model("ddpm"), model("ddpm").schedule.every(250)
-    weak = eqx.tree_at(lambda f: f.network.arrays["conv_out.weight"], factor, replace_fn=lambda w: 1e-3 * w)
+    weak = eqx.tree_at(
+        lambda f: f.network.arrays["conv_out.weight"],
+        factor,
+        replace_fn=lambda w: 1e-3 * w,
+    )
     (doubt,) = cp.compile(single, weak, schedule=schedule).graph.doubts
     assert "does not do what parameterization='epsilon' declares" in doubt
-    own = cp.Diffusion(weak.network, factor.schedule, event_shape=factor.event_shape, time="real_level")
+    own = cp.Diffusion(
+        weak.network, factor.schedule, event_shape=factor.event_shape, time="real_level"
+    )
     words = "looks like parameterization='x0'"
-    refused(lambda: cp.compile(single, own, schedule=schedule), cp.errors.NetworkError, words)
+    refused(
+        lambda: cp.compile(single, own, schedule=schedule),
+        cp.errors.NetworkError,
+        words,
+    )
 
 
 ON_DEVICES = """
@@ -152,22 +204,37 @@ same(*[run(cp.SMC(), count, 64, 8) for count in (2, 8)])  # from 64 chains on st
 @pytest.mark.slow
 def test_the_same_bits_on_one_device_and_on_eight_and_after_loading(tmp_path):
     pytest.importorskip("tokenizers")
-    said(ON_DEVICES.replace("FOLDER", str(DATA / "sd")).replace("PLACE", str(tmp_path)), devices=8)
+    said(
+        ON_DEVICES.replace("FOLDER", str(DATA / "sd")).replace("PLACE", str(tmp_path)),
+        devices=8,
+    )
 
 
 @pytest.mark.slow
 def test_prompts_over_one_axis_and_guidance():
-    """One leaf for all prompts, in blocks; guidance by the empty prompt, f(x | c)^s · f(x)^(1−s)."""
+    """One leaf for all prompts, in blocks; guidance by the empty prompt, f(x | c)^s ·
+    f(x)^(1−s)."""
     pytest.importorskip("tokenizers")
     factor, of = model("sd"), alone(3)
-    over = cp.compile(single, cp.product(factor, over={"prompt": ["a cat", "a dog"]}, block=1), schedule=SCHEDULE)
-    np.testing.assert_allclose(score_at(over, 3), of("a cat") + of("a dog"), rtol=1e-4, atol=1e-4)
-    guided = cp.compile(single, cp.guide(factor, 4.0, prompt="a cat"), schedule=SCHEDULE)
-    np.testing.assert_allclose(score_at(guided, 3), 4 * of("a cat") - 3 * of(""), rtol=1e-4, atol=1e-3)
+    over = cp.compile(
+        single,
+        cp.product(factor, over={"prompt": ["a cat", "a dog"]}, block=1),
+        schedule=SCHEDULE,
+    )
+    np.testing.assert_allclose(
+        score_at(over, 3), of("a cat") + of("a dog"), rtol=1e-4, atol=1e-4
+    )
+    guided = cp.compile(
+        single, cp.guide(factor, 4.0, prompt="a cat"), schedule=SCHEDULE
+    )
+    np.testing.assert_allclose(
+        score_at(guided, 3), 4 * of("a cat") - 3 * of(""), rtol=1e-4, atol=1e-3
+    )
 
 
 def test_the_command_line_gives_a_folder_to_the_program(tmp_path):
-    """`--model FOLDER` is the value of the parameter `model`, and nothing for a program without one."""
+    """`--model FOLDER` is the value of the parameter `model`, and nothing for a program
+    without one."""
     from typer.testing import CliRunner
 
     from composeprob.cli import app
@@ -177,9 +244,15 @@ def test_the_command_line_gives_a_folder_to_the_program(tmp_path):
     text += "\n@cp.program\ndef picture(model):\n    return cp.sample('x', model)\n"
     file.write_text(text + "\n@cp.program\ndef other(x=1):\n    return x\n")
     arguments = ["--model", str(DATA / "ddpm"), "--chains", "2", "--no-cache"]
-    done = CliRunner().invoke(app, ["run", f"{file}:picture", *arguments, "--out", str(tmp_path / "out")])
+    done = CliRunner().invoke(
+        app, ["run", f"{file}:picture", *arguments, "--out", str(tmp_path / "out")]
+    )
     assert done.exit_code == 0, done.output
     assert "x: noised (8, 8, 3)" in done.output
-    refused = CliRunner().invoke(app, ["run", f"{file}:other", *arguments, "--out", str(tmp_path / "out")])
+    refused = CliRunner().invoke(
+        app, ["run", f"{file}:other", *arguments, "--out", str(tmp_path / "out")]
+    )
     assert refused.exit_code == 2
-    assert "--model was given, but program 'other' has no parameter" in " ".join(refused.output.split())
+    assert "--model was given, but program 'other' has no parameter" in " ".join(
+        refused.output.split()
+    )

@@ -1,7 +1,8 @@
-"""Other packages' posterior estimators as factors, held against closed forms in their own conventions.
+"""Other packages' posterior estimators as factors, held against closed forms in their
+own conventions.
 
-The stand-ins have the attributes of GenSBI's pipelines and of sbijax's networks, and models that return exactly what
-training would teach.
+The stand-ins have the attributes of GenSBI's pipelines and of sbijax's networks, and
+models that return exactly what training would teach.
 """
 
 import importlib.metadata
@@ -75,15 +76,27 @@ def variance_preserving(low, added, **named):
     """The scheduler whose ∫β from 0 to t is low·t + added·t²/2."""
     integral = lambda t: low * t + 0.5 * added * t**2
     sd = lambda t: jnp.sqrt(-jnp.expm1(-integral(t)))
-    return types.SimpleNamespace(marginal_mean_coeff=lambda t: jnp.exp(-0.5 * integral(t)), marginal_std=sd, **named)
+    return types.SimpleNamespace(
+        marginal_mean_coeff=lambda t: jnp.exp(-0.5 * integral(t)),
+        marginal_std=sd,
+        **named,
+    )
 
 
 def variance_exploding(low, ratio, **named):
-    return types.SimpleNamespace(marginal_mean_coeff=jnp.ones_like, marginal_std=lambda t: low * ratio**t, **named)
+    return types.SimpleNamespace(
+        marginal_mean_coeff=jnp.ones_like,
+        marginal_std=lambda t: low * ratio**t,
+        **named,
+    )
 
 
-VP = variance_preserving(0.1, 19.9, name="SM-VP", T=1.0, e_s=1e-3, beta_min=0.1, beta_d=19.9)
-VE = variance_exploding(1e-3, 90_000.0, name="SM-VE", T=1.0, e_s=0.0, sigma_min=1e-3, sigma_max=90.0)
+VP = variance_preserving(
+    0.1, 19.9, name="SM-VP", T=1.0, e_s=1e-3, beta_min=0.1, beta_d=19.9
+)
+VE = variance_exploding(
+    1e-3, 90_000.0, name="SM-VE", T=1.0, e_s=0.0, sigma_min=1e-3, sigma_max=90.0
+)
 SOURCE = dist.Normal(jnp.zeros((2, 1)), 1.0).to_event(2)
 
 
@@ -100,7 +113,8 @@ def pipeline(method, output, scheduler=None, package="gensbi", source=SOURCE):
 
 
 class Network:
-    """A network of sbijax as Haiku transforms it: run anew each time, by a method's name."""
+    """A network of sbijax as Haiku transforms it: run anew each time, by a method's
+    name."""
 
     def __init__(self, output, **about):
         self.output, self.about = output, about | {"_n_dimension": 2}
@@ -159,14 +173,24 @@ def flow_from(least):
 
 
 def equation(sde, low, high):
-    return {"_sde": sde, "_beta_min": low, "_beta_max": high, "_time_eps": 0.001, "_time_max": 1.0}
+    return {
+        "_sde": sde,
+        "_beta_min": low,
+        "_beta_max": high,
+        "_time_eps": 0.001,
+        "_time_max": 1.0,
+    }
 
 
 JAXED = {
     "sbijax, FMPE": Network(flow_from(0.001), _sigma_min=0.001),
     "sbijax, FMPE of much noise": Network(flow_from(0.2), _sigma_min=0.2),
-    "sbijax, NPSE, VP": Network(score(variance_preserving(0.1, 9.9)), **equation("vp", 0.1, 10.0)),
-    "sbijax, NPSE, VE": Network(score(variance_exploding(0.01, 1000.0)), **equation("ve", 0.01, 10.0)),
+    "sbijax, NPSE, VP": Network(
+        score(variance_preserving(0.1, 9.9)), **equation("vp", 0.1, 10.0)
+    ),
+    "sbijax, NPSE, VE": Network(
+        score(variance_exploding(0.01, 1000.0)), **equation("ve", 0.01, 10.0)
+    ),
 }
 
 KINDS = {
@@ -181,7 +205,9 @@ KINDS = {
 def _versions(monkeypatch):
     known = {"gensbi": "0.5.1", "bayesflow": "2.1.0", "sbijax": "0.4.2.post1"}
     real = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: known.get(name) or real(name))
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: known.get(name) or real(name)
+    )
 
 
 score_of = jax.jit(lambda density, position, level: density.score(position, level))
@@ -194,12 +220,19 @@ def made(kind):
 @pytest.mark.parametrize("kind", [*KINDS, *JAXED])
 def test_the_score_is_that_of_the_noised_posterior(kind):
     posterior = cp.from_estimator(made(kind))
-    if kind in ("flow matching", "sbijax, FMPE"):  # its weights are arguments of compiled code
+    if kind in (
+        "flow matching",
+        "sbijax, FMPE",
+    ):  # its weights are arguments of compiled code
         leaves = jax.tree.leaves(posterior)
-        assert any(leaf is not None and jnp.shape(leaf) == () and leaf == 1 for leaf in leaves)
+        assert any(
+            leaf is not None and jnp.shape(leaf) == () and leaf == 1 for leaf in leaves
+        )
     (x,) = posterior.adapt(X[:1])
     density = cp.compile(single, posterior.given(x=x))
-    exact = cp.Analytic(dist.Normal(X[0] / (1 + NOISE**2), VARIANCE**0.5), posterior.schedule)
+    exact = cp.Analytic(
+        dist.Normal(X[0] / (1 + NOISE**2), VARIANCE**0.5), posterior.schedule
+    )
     known = cp.compile(single, exact)
     for level in (0, 20, 40, posterior.schedule.num_levels - 1):
         position = {"x": jnp.array([0.4, -0.9])}
@@ -218,19 +251,30 @@ def test_many_observations_have_the_posterior_of_all():
     density = cp.compile(tall, posterior, posterior.adapt(X))
     found = score_of(density, {"u": jnp.array([0.3, 0.1])}, 0)["u"]
     total = 1 + 2 / NOISE**2
-    np.testing.assert_allclose(found, X.sum(0) / NOISE**2 - total * jnp.array([0.3, 0.1]), rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(
+        found, X.sum(0) / NOISE**2 - total * jnp.array([0.3, 0.1]), rtol=0.02, atol=0.02
+    )
 
 
 def test_a_network_of_noise_in_the_place_of_a_score_is_found():
     noise = lambda u, t, x: -VP.marginal_std(t) * score(VP)(u, t, x)
     posterior = cp.from_estimator(pipeline("ScoreMatchingMethod", noise, VP))
     density = cp.compile(single, posterior.given(x=posterior.adapt(X)[0]))
-    result = cp.infer(density, jax.random.key(0), num_chains=64, sampler=cp.Ancestral(), progress=False)
+    result = cp.infer(
+        density,
+        jax.random.key(0),
+        num_chains=64,
+        sampler=cp.Ancestral(),
+        progress=False,
+    )
     assert "NETWORK_DOUBTED" in str(result.status)
 
 
 def test_a_range_of_levels_is_that_of_the_training():
-    ends = [0.1 * 0.001 + 0.5 * 9.9 * 0.001**2, 0.1 + 0.5 * 9.9]  # of ∫β, and e to it is 1 + (σ/α)²
+    ends = [
+        0.1 * 0.001 + 0.5 * 9.9 * 0.001**2,
+        0.1 + 0.5 * 9.9,
+    ]  # of ∫β, and e to it is 1 + (σ/α)²
     low, high = cp.from_estimator(made("sbijax, NPSE, VP")).log_snr_range
     assert [high, low] == pytest.approx([-np.log(np.expm1(end)) for end in ends])
     low, high = cp.from_estimator(made("sbijax, FMPE of much noise")).log_snr_range
@@ -243,10 +287,17 @@ def test_observations_go_through_the_summary_network():
     posterior = cp.from_estimator((estimator, PARAMS))
     data = np.arange(6.0).reshape(2, 3)
     np.testing.assert_array_equal(posterior.adapt(data), 2 * data[:, :2])
-    refused(lambda: posterior.adapt(np.arange(3.0)), ShapeError, r"rows, \(n, size\); got an array \(3,\)")
+    refused(
+        lambda: posterior.adapt(np.arange(3.0)),
+        ShapeError,
+        r"rows, \(n, size\); got an array \(3,\)",
+    )
 
 
-FLOW, OTHER_SOURCE = JAXED["sbijax, FMPE"], dist.Normal(jnp.ones((2, 1)), 1.0).to_event(2)
+FLOW, OTHER_SOURCE = (
+    JAXED["sbijax, FMPE"],
+    dist.Normal(jnp.ones((2, 1)), 1.0).to_event(2),
+)
 
 
 def untrained():
@@ -287,39 +338,67 @@ def test_what_cannot_be_read_is_named(make, error, told):
 
 def test_another_version_is_named(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.6.0")
-    refused(lambda: cp.from_estimator(made("EDM")), LoadError, r"gensbi 0\.6\.0; .* for 0\.5")
-    refused(lambda: cp.from_estimator(made("sbijax, FMPE")), LoadError, r"sbijax 0\.6\.0; .* for 0\.4")
+    refused(
+        lambda: cp.from_estimator(made("EDM")),
+        LoadError,
+        r"gensbi 0\.6\.0; .* for 0\.5",
+    )
+    refused(
+        lambda: cp.from_estimator(made("sbijax, FMPE")),
+        LoadError,
+        r"sbijax 0\.6\.0; .* for 0\.4",
+    )
 
 
 def test_parameters_are_in_the_units_of_theta():
     posterior = cp.from_estimator(made("EDM"))
-    np.testing.assert_array_equal(posterior.parameters(jnp.ones((5, 2))), np.ones((5, 2)))
-    refused(lambda: posterior.parameters(jnp.ones((5, 3))), ShapeError, r"shape \(2,\); got an array \(5, 3\)")
+    np.testing.assert_array_equal(
+        posterior.parameters(jnp.ones((5, 2))), np.ones((5, 2))
+    )
+    refused(
+        lambda: posterior.parameters(jnp.ones((5, 3))),
+        ShapeError,
+        r"shape \(2,\); got an array \(5, 3\)",
+    )
 
 
 SBI = Path(__file__).parent / "data" / "sbi"
-"""What tools/export_sbi.py wrote of small networks, and what sbi 0.27 itself computes with them (told.npz)."""
+"""What tools/export_sbi.py wrote of small networks, and what sbi 0.27 itself computes
+with them (told.npz)."""
 
 
 @pytest.mark.parametrize("kind", ["fmpe", "ve", "vp", "subvp"])
 def test_sbi_networks_give_the_scores_that_sbi_computes(kind):
-    """Flow matching with a Gaussian baseline; VE after an embedding net; VP with random Fourier features of time;
-    sub-VP in standardised units."""
-    told = {n.removeprefix(f"{kind}."): a for n, a in np.load(SBI / "told.npz").items() if n.startswith(f"{kind}.")}
+    """Flow matching with a Gaussian baseline; VE after an embedding net; VP with random
+    Fourier features of time; sub-VP in standardised units."""
+    told = {
+        n.removeprefix(f"{kind}."): a
+        for n, a in np.load(SBI / "told.npz").items()
+        if n.startswith(f"{kind}.")
+    }
     posterior = cp.from_estimator(SBI / f"{kind}.npz")
     noise = told["sd"] / told["m"]
     low, high = (np.exp(-0.5 * end) for end in reversed(posterior.log_snr_range))
     assert low < noise[0]
     assert noise[-1] < high
     alpha = 1 / np.sqrt(1 + noise**2)
-    posterior = cp.from_estimator(SBI / f"{kind}.npz", cp.Schedule.from_arrays(alpha, alpha * noise))
+    posterior = cp.from_estimator(
+        SBI / f"{kind}.npz", cp.Schedule.from_arrays(alpha, alpha * noise)
+    )
     for level, x in enumerate(posterior.adapt(told["x"])):
         ratio = alpha[level] / told["m"][level]
         density = cp.compile(single, posterior.given(x=x))
-        found = score_of(density, {"x": jnp.asarray(told["theta"][level] * ratio)}, level)["x"] * ratio
+        found = (
+            score_of(density, {"x": jnp.asarray(told["theta"][level] * ratio)}, level)[
+                "x"
+            ]
+            * ratio
+        )
         # sbi leaves out a factor 1 + .001 of its scores under flow matching.
         np.testing.assert_allclose(found, told["score"][level], rtol=3e-3, atol=3e-3)
-    assert posterior.parameters(np.zeros(2)).tolist() == pytest.approx(posterior.units.location.tolist())
+    assert posterior.parameters(np.zeros(2)).tolist() == pytest.approx(
+        posterior.units.location.tolist()
+    )
     assert (kind == "subvp") == bool(np.any(posterior.units.location))
 
 
@@ -340,15 +419,26 @@ def test_sbi_files_that_cannot_be_read_are_named(tmp_path):
     def read(described, changed):
         described = json.loads(str(arrays["described"])) | described
         kept = {n: a for n, a in (arrays | changed).items() if a is not None}
-        np.savez(tmp_path / "posterior.npz", **kept | {"described": np.array(json.dumps(described))})
+        np.savez(
+            tmp_path / "posterior.npz",
+            **kept | {"described": np.array(json.dumps(described))},
+        )
         return cp.from_estimator(tmp_path / "posterior.npz")
 
     posterior = read({}, {})
     assert posterior.event_shape == (2,)
     data = np.zeros((5, 3))
-    refused(lambda: posterior.adapt(data), ShapeError, r"have shape \(2,\); got an array \(5, 3\)")
+    refused(
+        lambda: posterior.adapt(data),
+        ShapeError,
+        r"have shape \(2,\); got an array \(5, 3\)",
+    )
     for described, changed, kind, words in NOT_READ.values():
         refused(lambda: read(described, changed), kind, words)
     (tmp_path / "pickled.npz").write_bytes(b"\x80\x04]\x94.")
     for name in ("nowhere.npz", "pickled.npz"):
-        refused(lambda: cp.from_estimator(tmp_path / name), LoadError, "no estimator that was exported.*export_sbi.py")
+        refused(
+            lambda: cp.from_estimator(tmp_path / name),
+            LoadError,
+            "no estimator that was exported.*export_sbi.py",
+        )

@@ -1,4 +1,5 @@
-"""Networks of diffusers' classes against what the originals compute, on small folders (tools/diffusers_goldens.py)."""
+"""Networks of diffusers' classes against what the originals compute, on small folders
+(tools/diffusers_goldens.py)."""
 
 import functools
 import json
@@ -17,7 +18,8 @@ DATA = Path(__file__).parent / "data"
 LEVELS = (0, 1, 37, 500, 998, 999)
 """Whose outputs the folders hold."""
 MOST = 1e-5
-"""The greatest error that is let pass, relative to the greatest number of the original."""
+"""The greatest error that is let pass, relative to the greatest number of the
+original."""
 
 
 @functools.cache
@@ -32,19 +34,29 @@ def model(name):
 
 def error(found, wanted):
     assert np.shape(found) == np.shape(wanted)
-    return float(np.abs(np.asarray(found, np.float64) - wanted).max() / np.abs(wanted).max())
+    return float(
+        np.abs(np.asarray(found, np.float64) - wanted).max() / np.abs(wanted).max()
+    )
 
 
 def conditions(name):
-    """The conditions under which the original was evaluated, one for each of its two events."""
+    """The conditions under which the original was evaluated, one for each of its two
+    events."""
     g, found = golden(name), {}
     if "class_labels" in g:
         found["label"] = jnp.asarray(g["class_labels"], jnp.int32)
     if "hidden" in g:
-        hidden = [jnp.asarray(h) for h in (g["hidden"][1:3] if "ids" in g else g["hidden"])]
+        hidden = [
+            jnp.asarray(h) for h in (g["hidden"][1:3] if "ids" in g else g["hidden"])
+        ]
         pooled = g["pooled"][1:3] if name == "sdxl" else g.get("pooled")
         rows = (
-            hidden if pooled is None else [with_pooled(h, jnp.asarray(p)) for h, p in zip(hidden, pooled, strict=True)]
+            hidden
+            if pooled is None
+            else [
+                with_pooled(h, jnp.asarray(p))
+                for h, p in zip(hidden, pooled, strict=True)
+            ]
         )
         found["prompt"] = jnp.stack(rows)
     if "sizes" in g:
@@ -71,7 +83,9 @@ def scores(factor, xs, levels, given):
         values = {**factor.call_conditions(), **given}
         return factor.evaluate(x, factor.schedule.at(level), values)[1]
 
-    return jax.lax.map(lambda level: jax.vmap(one, (0, None, 0))(xs, level, given), levels)
+    return jax.lax.map(
+        lambda level: jax.vmap(one, (0, None, 0))(xs, level, given), levels
+    )
 
 
 @pytest.mark.parametrize("name", ["ddpm", "labels", "sd", "sd1", "sdxl", "dit", "sd3"])
@@ -88,20 +102,28 @@ def test_the_score_at_level_k_is_that_of_timestep_k(name):
             squared = np.float64(g["alphas_cumprod"][k])
             alpha, sigma = np.sqrt(squared), np.sqrt(1 - squared)
         output = g["outputs"][i][..., : xs.shape[-1]]  # the rest is a learned variance
-        wanted = -noise_of(output, g["x"], alpha, sigma, factor.parameterization) / sigma
+        wanted = (
+            -noise_of(output, g["x"], alpha, sigma, factor.parameterization) / sigma
+        )
         assert error(found[i], wanted) < 4 * MOST, f"level {k}"
 
 
 @pytest.mark.parametrize(
-    ("name", "form", "times", "wanted"), [("edm", "x0", "sigmas", "clean"), ("fourier", "score", "times", "outputs")]
+    ("name", "form", "times", "wanted"),
+    [("edm", "x0", "sigmas", "clean"), ("fourier", "score", "times", "outputs")],
 )
-def test_networks_of_variance_exploding_diffusions_are_told_sigma(name, form, times, wanted):
+def test_networks_of_variance_exploding_diffusions_are_told_sigma(
+    name, form, times, wanted
+):
     """Preconditioned ones give the clean image of x·σ."""
     g, factor = golden(name), model(name)
     assert (factor.parameterization, factor.time) == (form, "sigma")
     network = jax.jit(jax.vmap(factor.network, (0, None)))
     for sigma, output in zip(np.float32(g[times]), g[wanted], strict=True):
-        assert error(network(g["x"] * (sigma if name == "edm" else 1), sigma), output) < MOST
+        assert (
+            error(network(g["x"] * (sigma if name == "edm" else 1), sigma), output)
+            < MOST
+        )
 
 
 @pytest.mark.parametrize("name", ["sd", "dit"])
@@ -109,7 +131,11 @@ def test_autoencoders_both_ways(name):
     g, factor = golden(name), model(name)
     assert error(factor.encode(g["images"]), g["encoded"]) < MOST
     assert error(factor.decode(g["latents"]), g["decoded"]) < MOST
-    assert factor.decode(np.zeros((2, 0, *g["latents"].shape[1:]))).shape == (2, 0, *g["images"].shape[1:])
+    assert factor.decode(np.zeros((2, 0, *g["latents"].shape[1:]))).shape == (
+        2,
+        0,
+        *g["images"].shape[1:],
+    )
 
 
 PROMPTS = ("", "a cat on the left", "The  DOG's 2 cats, naïve – 日本", "the " * 30)
@@ -125,16 +151,22 @@ def test_text_encoders_and_tokenizers():
     assert error(factor.given(prompt=PROMPTS[1]).fixed["prompt"], g["hidden"][1]) < MOST
     one = g["ids"][1:2]  # as tokenizers return it
     for prompt in (PROMPTS[1], one):
-        found, wanted = (factor.given(prompt=each).fixed["prompt"] for each in (prompt, one[0]))
+        found, wanted = (
+            factor.given(prompt=each).fixed["prompt"] for each in (prompt, one[0])
+        )
         np.testing.assert_array_equal(found, wanted)
-    assert error(factor.call_conditions()["prompt"], g["hidden"][0]) < MOST, "without a prompt, the empty one"
+    assert error(factor.call_conditions()["prompt"], g["hidden"][0]) < MOST, (
+        "without a prompt, the empty one"
+    )
 
 
 def test_only_the_first_line_of_merges_is_a_note(tmp_path):
     """``# #`` is a pair of signs like any other."""
     pytest.importorskip("tokenizers")
     words = ["<|startoftext|>", "<|endoftext|>", "#", "#</w>", "##</w>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (tmp_path / "vocab.json").write_text(
+        json.dumps({word: i for i, word in enumerate(words)})
+    )
     (tmp_path / "merges.txt").write_text("#version: 0.2\n# #</w>\n")
     np.testing.assert_array_equal(Tokenizer(tmp_path, 6)("## #"), [0, 4, 3, 1, 1, 1])
 

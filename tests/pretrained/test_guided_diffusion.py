@@ -1,4 +1,5 @@
-"""tools/convert_guided_diffusion.py: networks of guided-diffusion against what the originals compute.
+"""tools/convert_guided_diffusion.py: networks of guided-diffusion against what the
+originals compute.
 
 tools/guided_diffusion_goldens.py makes the files again.
 """
@@ -63,51 +64,82 @@ def command(*arguments):
 def outputs(factor, given, xs, times):
     @jax.jit
     def all_times(network, xs, times, given):
-        return jax.lax.map(lambda t: jax.vmap(lambda x, g: network(x, t, **g))(xs, given), times)
+        return jax.lax.map(
+            lambda t: jax.vmap(lambda x, g: network(x, t, **g))(xs, given), times
+        )
 
     return all_times(factor.network, xs, times, given)
 
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_converted_networks_give_the_originals_output(name, place, tmp_path):
-    """Converted by the command and loaded, at every timestep, under labels; the levels are the original's too."""
+    """Converted by the command and loaded, at every timestep, under labels; the levels
+    are the original's too."""
     g = original(name)[0]
     assert command(place(name), tmp_path / name, "--image-size", 8, *FLAGS[name]) == 0
     factor = cp.from_diffusers(tmp_path / name)
     assert factor.event_shape == (8, 8, 3)
-    assert factor.parameterization == ("x0" if "--predict-xstart" in FLAGS[name] else "epsilon")
+    assert factor.parameterization == (
+        "x0" if "--predict-xstart" in FLAGS[name] else "epsilon"
+    )
     given = {"label": jnp.asarray(g["y"])} if "y" in g else {}
     assert set(factor.names) == set(given)
-    found = outputs(factor, given, jnp.asarray(g["x"]), jnp.asarray(g["times"], jnp.float32))
+    found = outputs(
+        factor, given, jnp.asarray(g["x"]), jnp.asarray(g["times"], jnp.float32)
+    )
     assert error(found, g["outputs"][..., :3]) < MOST
     for of in ("alpha", "sigma"):
-        np.testing.assert_allclose(getattr(factor.schedule, of)[g["times"]], g[of], rtol=1e-6)
+        np.testing.assert_allclose(
+            getattr(factor.schedule, of)[g["times"]], g[of], rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("adm", ["--num-head-channels", "16", "--noise-schedule", "cosine"]),  # the old order
+        (
+            "adm",
+            ["--num-head-channels", "16", "--noise-schedule", "cosine"],
+        ),  # the old order
         slow("legacy", ["--num-heads", "2"]),
         slow(
-            "improved", ["--num-heads", "4", "--diffusion-steps", "4000", "--rescale-timesteps"]
+            "improved",
+            ["--num-heads", "4", "--diffusion-steps", "4000", "--rescale-timesteps"],
         ),  # heads on the way up
-        slow("improved", ["--num-heads", "4", "--num-heads-upsample", "2", "--diffusion-steps", "4000"]),
+        slow(
+            "improved",
+            [
+                "--num-heads",
+                "4",
+                "--num-heads-upsample",
+                "2",
+                "--diffusion-steps",
+                "4000",
+            ],
+        ),
     ],
 )
 def test_what_weights_do_not_tell_matters(name, wrong, place, tmp_path):
-    """Every option that has to be said changes the output by far more than the first test lets pass."""
+    """Every option that has to be said changes the output by far more than the first
+    test lets pass."""
     g = original(name)[0]
     assert command(place(name), tmp_path / "out", "--image-size", 8, *wrong) == 0
     given = {"label": jnp.asarray(g["y"])} if "y" in g else {}
     factor = cp.from_diffusers(tmp_path / "out")
-    found = outputs(factor, given, jnp.asarray(g["x"]), jnp.asarray(g["times"], jnp.float32))
+    found = outputs(
+        factor, given, jnp.asarray(g["x"]), jnp.asarray(g["times"], jnp.float32)
+    )
     assert error(found, g["outputs"][..., :3]) > 100 * MOST
 
 
 def test_precisions_of_files_are_kept(tmp_path):
-    """Half precision stays what it is, bfloat16 too, and everything is read back bit for bit."""
-    arrays = {"a": np.arange(3, dtype=np.float16), "b": np.asarray(jnp.ones((2, 5), jnp.bfloat16)), "c": np.float32(7)}
+    """Half precision stays what it is, bfloat16 too, and everything is read back bit
+    for bit."""
+    arrays = {
+        "a": np.arange(3, dtype=np.float16),
+        "b": np.asarray(jnp.ones((2, 5), jnp.bfloat16)),
+        "c": np.float32(7),
+    }
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     write(tmp_path / "some.safetensors", arrays)
     for name, entry in tensors.header(tmp_path / "some.safetensors").items():
@@ -116,7 +148,8 @@ def test_precisions_of_files_are_kept(tmp_path):
 
 
 def change(**changes):
-    """A state dict of the case "legacy" in which some arrays have another name, another shape, or are missing."""
+    """A state dict of the case "legacy" in which some arrays have another name, another
+    shape, or are missing."""
     arrays = dict(original("legacy")[1])
     for name, new in changes.items():
         array = arrays.pop(name)
@@ -172,18 +205,30 @@ def test_state_dicts_that_cannot_be_converted(case, tmp_path):
 
 def test_files_that_cannot_be_converted(place, tmp_path, capsys):
     converted = lambda name: lambda: convert(tmp_path / name, tmp_path / "out", HEADS)
-    refuses(converted("nothing.safetensors"), LoadError, r"There is no .*nothing\.safetensors")
+    refuses(
+        converted("nothing.safetensors"),
+        LoadError,
+        r"There is no .*nothing\.safetensors",
+    )
     (tmp_path / "adm.pt").write_bytes(b"")
     words = r"adm\.pt are a pickle.*torch\.load\('.*adm\.pt', weights_only=True"
     refuses(converted("adm.pt"), LoadError, words)
     save_file(original("legacy")[1], tmp_path / "cut.safetensors")
-    os.truncate(tmp_path / "cut.safetensors", (tmp_path / "cut.safetensors").stat().st_size - 10)
+    os.truncate(
+        tmp_path / "cut.safetensors", (tmp_path / "cut.safetensors").stat().st_size - 10
+    )
     refuses(converted("cut.safetensors"), LoadError, "no whole safetensors file")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     arguments = place("legacy"), tmp_path / "out", "--image-size", 8, "--num-heads", 4
     assert command(*arguments) == 2
     assert "is there already." in (told := capsys.readouterr().err)
-    assert "Fix: write into another folder, or replace what is there with --replace." in told
+    assert (
+        "Fix: write into another folder, or replace what is there with --replace."
+        in told
+    )
     assert command(*arguments, "--replace") == 0
-    assert "attention in the old order, a learned variance, which is not used" in capsys.readouterr().out
+    assert (
+        "attention in the old order, a learned variance, which is not used"
+        in capsys.readouterr().out
+    )

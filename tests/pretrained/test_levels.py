@@ -1,4 +1,5 @@
-"""Schedulers' levels, other schedules by log-SNR, the precision of weights, and networks of known sizes without any."""
+"""Schedulers' levels, other schedules by log-SNR, the precision of weights, and
+networks of known sizes without any."""
 
 import shutil
 
@@ -22,47 +23,76 @@ from sampling_cases import single
 def test_levels_are_the_originals(name):
     """α² of the original's table, in which a last level without signal has a little."""
     alpha = np.asarray(model(name).schedule.alpha, np.float64)
-    np.testing.assert_allclose(alpha**2, golden(name)["alphas_cumprod"], rtol=2e-6, atol=2e-10)
+    np.testing.assert_allclose(
+        alpha**2, golden(name)["alphas_cumprod"], rtol=2e-6, atol=2e-10
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "form"),
     [
         ({"beta_schedule": "sigmoid"}, "epsilon"),
-        ({"trained_betas": np.linspace(1e-3, 0.5, 20).tolist(), "num_train_timesteps": 20}, "epsilon"),
+        (
+            {
+                "trained_betas": np.linspace(1e-3, 0.5, 20).tolist(),
+                "num_train_timesteps": 20,
+            },
+            "epsilon",
+        ),
         ({"predict_epsilon": False}, "x0"),
-        ({"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}, "flow"),
+        (
+            {
+                "prediction_type": "flow_prediction",
+                "use_flow_sigmas": True,
+                "flow_shift": 2.0,
+            },
+            "flow",
+        ),
     ],
 )
 def test_kinds_of_levels(options, form):
-    found = trained({"_class_name": "DDPMScheduler", **options}, "scheduler_config.json")
+    found = trained(
+        {"_class_name": "DDPMScheduler", **options}, "scheduler_config.json"
+    )
     assert found.parameterization == form
     alpha, sigma = found.schedule.alpha, found.schedule.sigma
     if form == "flow":
         t = np.arange(1, 1001) / 1000
         np.testing.assert_allclose(sigma, 2 * t / (1 + t), rtol=1e-12)
     elif "trained_betas" in options:
-        np.testing.assert_allclose(alpha**2, np.cumprod(1 - np.float32(options["trained_betas"])), rtol=1e-5)
+        np.testing.assert_allclose(
+            alpha**2, np.cumprod(1 - np.float32(options["trained_betas"])), rtol=1e-5
+        )
     elif options.get("beta_schedule") == "sigmoid":
         beta = 1e-4 + (0.02 - 1e-4) / (1 + np.exp(-np.linspace(-6, 6, 1000)))
         np.testing.assert_allclose(alpha**2, np.cumprod(1 - beta), rtol=1e-5)
 
 
 def test_levels_without_signal_at_the_end_are_rounded_as_the_originals():
-    """diffusers' DDPMScheduler gives this first σ, which single precision moves from .0100 by 6·10⁻⁴ of it."""
-    config = {"_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True}
-    found = trained({**config, "prediction_type": "v_prediction"}, "scheduler_config.json").schedule
+    """diffusers' DDPMScheduler gives this first σ, which single precision moves from
+    .0100 by 6·10⁻⁴ of it."""
+    config = {
+        "_class_name": "DDPMScheduler",
+        "beta_schedule": "scaled_linear",
+        "rescale_betas_zero_snr": True,
+    }
+    found = trained(
+        {**config, "prediction_type": "v_prediction"}, "scheduler_config.json"
+    ).schedule
     np.testing.assert_allclose(found.sigma[0], 0.009994867915263047, rtol=1e-6)
 
 
 def test_other_levels_lie_between_those_of_the_training():
-    """Halfway in log-SNR between levels 400 and 401 the network is told 400.5; at a level of its own, that level; and a
-    schedule that is given at once is the same as one that the program is compiled with."""
+    """Halfway in log-SNR between levels 400 and 401 the network is told 400.5; at a
+    level of its own, that level; and a schedule that is given at once is the same as
+    one that the program is compiled with."""
     factor = model("ddpm")
     x = jnp.asarray(golden("ddpm")["x"][0])
     own = np.asarray(factor.schedule.log_snr, np.float64)
     log_snr = np.array([own[3], (own[400] + own[401]) / 2, own[999]])
-    schedule = cp.Schedule.from_arrays(1 / np.sqrt(1 + np.exp(-log_snr)), 1 / np.sqrt(1 + np.exp(log_snr)))
+    schedule = cp.Schedule.from_arrays(
+        1 / np.sqrt(1 + np.exp(-log_snr)), 1 / np.sqrt(1 + np.exp(log_snr))
+    )
     score = jax.jit(cp.compile(single, factor, schedule=schedule).score)
     network = jax.jit(lambda x, t: factor.network(x, t))
     given = cp.from_diffusers(DATA / "ddpm", schedule=schedule)
@@ -72,7 +102,9 @@ def test_other_levels_lie_between_those_of_the_training():
         wanted = -network(x, jnp.float32(level)) / schedule.sigma[k]
         assert error(score({"x": x}, k)["x"], np.asarray(wanted)) < 1e-4
         assert error(at_once({"x": x}, k)["x"], np.asarray(wanted)) < 1e-4
-    some = cp.compile(single, factor, schedule=cp.Schedule.log_snr(60, min=-9.0, max=9.0))
+    some = cp.compile(
+        single, factor, schedule=cp.Schedule.log_snr(60, min=-9.0, max=9.0)
+    )
     assert some.num_levels == 60
     assert "score" in some.capabilities
     assert "energy" not in some.capabilities
@@ -80,21 +112,32 @@ def test_other_levels_lie_between_those_of_the_training():
 
 
 def test_a_table_of_times_has_a_row_for_each_level(tmp_path):
-    """With the sinusoids of every level in it, the network is that of sinusoids; their timestep k is its row k."""
+    """With the sinusoids of every level in it, the network is that of sinusoids; their
+    timestep k is its row k."""
     place = shutil.copytree(DATA / "ddpm", tmp_path / "ddpm")
-    file, config = place / "unet" / "diffusion_pytorch_model.fp16.safetensors", place / "unet" / "config.json"
-    rows = jax.vmap(lambda t: sinusoids(t, 8, cosine_first=False, shift=1.0))(jnp.arange(1000.0))
+    file, config = (
+        place / "unet" / "diffusion_pytorch_model.fp16.safetensors",
+        place / "unet" / "config.json",
+    )
+    rows = jax.vmap(lambda t: sinusoids(t, 8, cosine_first=False, shift=1.0))(
+        jnp.arange(1000.0)
+    )
     save_file(load_file(file) | {"time_proj.weight": np.asarray(rows)}, file)
     config.write_text(config.read_text().replace('"positional"', '"learned"'))
     factor, x = cp.from_diffusers(place), jnp.asarray(golden("ddpm")["x"][0])
     assert factor.time == "level"
-    found, wanted = (jax.jit(lambda f: f.evaluate(x, f.schedule.at(37), {})[1])(f) for f in (factor, model("ddpm")))
+    found, wanted = (
+        jax.jit(lambda f: f.evaluate(x, f.schedule.at(37), {})[1])(f)
+        for f in (factor, model("ddpm"))
+    )
     assert error(found, np.asarray(wanted)) < 1e-5
 
 
 def test_a_folder_of_one_network_needs_levels(tmp_path):
     """Those of the training: level k is timestep k."""
-    factor = cp.from_diffusers(DATA / "ddpm" / "unet", schedule=cp.Schedule.linear(1000))
+    factor = cp.from_diffusers(
+        DATA / "ddpm" / "unet", schedule=cp.Schedule.linear(1000)
+    )
     assert factor.time == "real_level"
     assert factor.event_shape == model("ddpm").event_shape
     np.testing.assert_array_equal(factor.schedule.alpha, cp.Schedule.linear(1000).alpha)
@@ -102,39 +145,58 @@ def test_a_folder_of_one_network_needs_levels(tmp_path):
 
 @pytest.mark.parametrize("name", ["ddpm", "sd", "sd3"])
 def test_weights_in_bfloat16(name):
-    """All of them; events and scores stay in float32, and the output is what eight bits leave of it."""
+    """All of them; events and scores stay in float32, and the output is what eight bits
+    leave of it."""
     exact, rounded = model(name), cp.from_diffusers(DATA / name, dtype="bfloat16")
-    kinds = {leaf.dtype for leaf in jax.tree.leaves(rounded.network) if eqx.is_inexact_array(leaf)}
+    kinds = {
+        leaf.dtype
+        for leaf in jax.tree.leaves(rounded.network)
+        if eqx.is_inexact_array(leaf)
+    }
     assert kinds == {jnp.dtype(jnp.bfloat16)}
     if name == "ddpm":
         x = jnp.asarray(golden("ddpm")["x"][0])
-        found, wanted = (jax.jit(lambda n, x: n(x, jnp.float32(500)))(f.network, x) for f in (rounded, exact))
+        found, wanted = (
+            jax.jit(lambda n, x: n(x, jnp.float32(500)))(f.network, x)
+            for f in (rounded, exact)
+        )
         assert found.dtype == jnp.float32
         assert 1e-4 < error(found, np.asarray(wanted)) < 0.05
 
 
 @pytest.mark.slow
 def test_energies_of_score_networks_store_less_with_remat():
-    """⟨x, s⟩ of a loaded network: the same values and gradients, less stored, less memory of the compiled program."""
+    """⟨x, s⟩ of a loaded network: the same values and gradients, less stored, less
+    memory of the compiled program."""
     loaded, x = model("ddpm"), jnp.asarray(golden("ddpm")["x"][0])
 
     def energy(remat):
-        options = {"event_shape": loaded.event_shape, "parameterization": "energy_inner", "time": "real_level"}
+        options = {
+            "event_shape": loaded.event_shape,
+            "parameterization": "energy_inner",
+            "time": "real_level",
+        }
         return cp.Diffusion(loaded.network, loaded.schedule, remat=remat, **options)
 
     def stored(factor):
         noise = factor.schedule.at(500)
-        residuals = jax.eval_shape(lambda x: jax.vjp(lambda x: factor.output(x, noise, {}), x)[1], x)
+        residuals = jax.eval_shape(
+            lambda x: jax.vjp(lambda x: factor.output(x, noise, {}), x)[1], x
+        )
         return sum(leaf.size for leaf in jax.tree.leaves(residuals)) - weights
 
     weights = sum(leaf.size for leaf in jax.tree.leaves(loaded.network))
-    evaluate = jax.jit(jax.vmap(lambda f, x: f.evaluate(x, f.schedule.at(500), {}), (None, 0)))
+    evaluate = jax.jit(
+        jax.vmap(lambda f, x: f.evaluate(x, f.schedule.at(500), {}), (None, 0))
+    )
     factors = [energy(remat) for remat in (False, True)]
     assert stored(factors[1]) < 0.25 * stored(factors[0])
     compiled = [evaluate.lower(f, jnp.stack([x] * 32)).compile() for f in factors]
     sizes = [c.memory_analysis().temp_size_in_bytes for c in compiled]
     assert sizes[1] < 0.9 * sizes[0]
-    plain, less = (c(f, jnp.stack([x] * 32)) for c, f in zip(compiled, factors, strict=True))
+    plain, less = (
+        c(f, jnp.stack([x] * 32)) for c, f in zip(compiled, factors, strict=True)
+    )
     for a, b in zip(plain, less, strict=True):
         assert error(b, np.asarray(a)) < 1e-5
     assert cp.from_diffusers(DATA / "ddpm", remat=True).remat
@@ -146,17 +208,27 @@ def test_weights_are_leaves():
     factor = model("ddpm")
     network, x = factor.network, jnp.asarray(golden("ddpm")["x"][0])
     jaxpr = jax.make_jaxpr(lambda n, x, t: n(x, t))(network, x, jnp.float32(3))
-    assert sum(np.size(c) for c in jaxpr.consts) < 100  # the frequencies of the time's embedding
-    assert len(jax.tree.leaves(network)) == len(jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array)))
+    assert (
+        sum(np.size(c) for c in jaxpr.consts) < 100
+    )  # the frequencies of the time's embedding
+    assert len(jax.tree.leaves(network)) == len(
+        jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))
+    )
 
 
-@pytest.mark.parametrize(("name", "weights"), [("sd15", 859_520_964), ("sdxl", 2_567_463_684)])
+@pytest.mark.parametrize(
+    ("name", "weights"), [("sd15", 859_520_964), ("sdxl", 2_567_463_684)]
+)
 def test_sizes_are_those_of_the_models(name, weights):
-    """The numbers of weights that the models' authors tell; none of them is in memory."""
+    """The numbers of weights that the models' authors tell; none of them is in
+    memory."""
     model, prompt = of_size(name)
     leaves = [leaf for leaf in jax.tree.leaves(model.network) if is_array(leaf)]
     assert sum(int(np.prod(leaf.shape)) for leaf in leaves) == weights
-    assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.dtype == "bfloat16" for leaf in leaves)
+    assert all(
+        isinstance(leaf, jax.ShapeDtypeStruct) and leaf.dtype == "bfloat16"
+        for leaf in leaves
+    )
     assert prompt == {"sd15": (77, 768), "sdxl": (78, 2048)}[name]
 
 

@@ -1,4 +1,5 @@
-"""Step sizes in a run: numbers, one per level, rules, and adaptation that reaches its target at every level."""
+"""Step sizes in a run: numbers, one per level, rules, and adaptation that reaches its
+target at every level."""
 
 import re
 
@@ -12,13 +13,18 @@ from composeprob.results.status import Code
 from sampling_cases import SCHEDULE, run, single
 
 
-@pytest.mark.parametrize("warmup", [0, pytest.param(4, marks=pytest.mark.slow)], ids=["online", "warm-up, then frozen"])
+@pytest.mark.parametrize(
+    "warmup",
+    [0, pytest.param(4, marks=pytest.mark.slow)],
+    ids=["online", "warm-up, then frozen"],
+)
 def test_acceptance_is_on_target_at_every_level(product, warmup):
     for target in (0.574, 0.8):
         kernel = cp.MALA(cp.Adaptive(target_acceptance=target, warmup=warmup))
         result = run(product, chains=512, sampler=cp.AnnealedMCMC(kernel, 4))
-        # The first levels start from `initial`. At the last ones the target keeps its width while σ² falls by half
-        # a level: c must rise as much, and the acceptance that makes it rise is up to 0.12 above the goal.
+        # The first levels start from `initial`. At the last ones the target keeps its
+        # width while σ² falls by half a level: c must rise as much, and the acceptance
+        # that makes it rise is up to 0.12 above the goal.
         assert np.abs(result.acceptance[:-2] - target).max() < 0.15
         assert np.abs(result.acceptance[14:-2].mean() - target) < 0.04
         steps = np.log(result.step_size)
@@ -28,18 +34,35 @@ def test_acceptance_is_on_target_at_every_level(product, warmup):
 
 
 def test_what_fails_at_a_level_is_named_and_leaves_chains_finite(product):
-    """Steps far too large at every level; a density that is NaN beyond a wall inside its bulk; a score that is never
-    finite, which stops reverse diffusion where it is."""
+    """Steps far too large at every level; a density that is NaN beyond a wall inside
+    its bulk; a score that is never finite, which stops reverse diffusion where it
+    is."""
 
     def walled(x, level):
         return jnp.where(x[0] > 0.5, jnp.nan, -0.5 * jnp.sum(x**2))
 
     broken = cp.compile(single, cp.Energy(walled, SCHEDULE, event_shape=(1,)))
-    score = cp.Diffusion(lambda x, t: x * jnp.nan, SCHEDULE, event_shape=(1,), parameterization="score", time="sigma")
+    score = cp.Diffusion(
+        lambda x, t: x * jnp.nan,
+        SCHEDULE,
+        event_shape=(1,),
+        parameterization="score",
+        time="sigma",
+    )
     never = cp.compile(single, score)
     for density, sampler, code, words in (
-        (product, cp.AnnealedMCMC(cp.MALA(50.0), 4), Code.ACCEPTANCE_COLLAPSED, "level.*Adaptive"),
-        (broken, cp.AnnealedMCMC(cp.MALA(0.3), 4), Code.NON_FINITE, "density.log_density"),
+        (
+            product,
+            cp.AnnealedMCMC(cp.MALA(50.0), 4),
+            Code.ACCEPTANCE_COLLAPSED,
+            "level.*Adaptive",
+        ),
+        (
+            broken,
+            cp.AnnealedMCMC(cp.MALA(0.3), 4),
+            Code.NON_FINITE,
+            "density.log_density",
+        ),
         (never, cp.Ancestral(), Code.NON_FINITE, ""),
         (never, cp.SMC(), Code.WEIGHTS_COLLAPSED, ""),
     ):
@@ -58,7 +81,12 @@ def test_a_run_starts_with_the_step_for_its_numbers_and_factors():
         cp.sample("x", f * f)
         cp.sample("z", dist.Normal(0.0, 1.0))
 
-    density = cp.compile(program, cp.Analytic(dist.Normal(jnp.zeros(64), 1.0).to_event(1), SCHEDULE))
+    density = cp.compile(
+        program, cp.Analytic(dist.Normal(jnp.zeros(64), 1.0).to_event(1), SCHEDULE)
+    )
     kernel = cp.Gibbs({"x": cp.MALA(cp.Adaptive()), "z": cp.HMC(cp.Adaptive())})
-    steps = [part.step_size.initial for part in cp.AnnealedMCMC(kernel, 1).prepare(density).moves.kernel.kernels]
+    steps = [
+        part.step_size.initial
+        for part in cp.AnnealedMCMC(kernel, 1).prepare(density).moves.kernel.kernels
+    ]
     np.testing.assert_allclose(steps, [1.17**2 / (2 * 64 ** (1 / 3)), 0.5], rtol=1e-6)

@@ -13,12 +13,19 @@ from sampling_cases import SCHEDULE, learned, measured, normal, run, single, uni
 
 
 def network(form):
-    return learned(unit_energy if form == "energy" else lambda x, t: x, form, SCHEDULE, time="sigma")
+    return learned(
+        unit_energy if form == "energy" else lambda x, t: x,
+        form,
+        SCHEDULE,
+        time="sigma",
+    )
 
 
 FORMS = {
     "closed": lambda: normal([0.0, 0.0]),
-    "user's": lambda: cp.Energy(lambda x, level: -0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(2,)),
+    "user's": lambda: cp.Energy(
+        lambda x, level: -0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(2,)
+    ),
 }
 
 
@@ -40,13 +47,49 @@ CASES = {
     "many chains, a rate and an energy": (single, "energy", MANY, cp.SMC, "tuned MALA"),
     "many chains, scores only": (single, "epsilon", MANY, cp.SMC, "only its score"),
     "some chains, a learned energy": (single, "energy", SOME, cp.SMC, "tuned MALA"),
-    "some chains, a closed form": (single, "closed", 255, cp.AnnealedMCMC, "fewer than 256"),
-    "few chains, a learned energy": (single, "energy", 31, cp.AnnealedMCMC, "fewer than 32"),
-    "few chains, scores only": (single, "epsilon", 12, cp.AnnealedMCMC, "only its score"),
-    "scores only and a latent": (with_latent, "epsilon", SOME, cp.SMC, "latents move with what hangs on them"),
-    "few chains and a latent": (with_latent, "epsilon", 12, cp.AnnealedMCMC, "latents move with what"),
+    "some chains, a closed form": (
+        single,
+        "closed",
+        255,
+        cp.AnnealedMCMC,
+        "fewer than 256",
+    ),
+    "few chains, a learned energy": (
+        single,
+        "energy",
+        31,
+        cp.AnnealedMCMC,
+        "fewer than 32",
+    ),
+    "few chains, scores only": (
+        single,
+        "epsilon",
+        12,
+        cp.AnnealedMCMC,
+        "only its score",
+    ),
+    "scores only and a latent": (
+        with_latent,
+        "epsilon",
+        SOME,
+        cp.SMC,
+        "latents move with what hangs on them",
+    ),
+    "few chains and a latent": (
+        with_latent,
+        "epsilon",
+        12,
+        cp.AnnealedMCMC,
+        "latents move with what",
+    ),
     "many chains, a user's energy": (single, "user's", MANY, cp.SMC, "trusted"),
-    "many chains without factors": (no_diffusion, "closed", MANY, cp.AnnealedMCMC, "one level only"),
+    "many chains without factors": (
+        no_diffusion,
+        "closed",
+        MANY,
+        cp.AnnealedMCMC,
+        "one level only",
+    ),
 }
 
 
@@ -63,47 +106,75 @@ def test_choice_and_reason(case):
 
 @pytest.mark.parametrize("weighed", [True, False], ids=["default", "independent"])
 def test_some_chains_keep_the_shares_of_learned_modes(weighed):
-    """Three modes of a learned energy in the plane and a measurement between them. The means of eight runs of 100
-    chains agree with the exact one as far as they state; chains that nothing weighs, the negative control, do not."""
+    """Three modes of a learned energy in the plane and a measurement between them. The
+    means of eight runs of 100 chains agree with the exact one as far as they state;
+    chains that nothing weighs, the negative control, do not."""
     weights, sds = np.array([0.5, 0.3, 0.2]), np.array([0.5, 0.35, 0.7])
     means = np.array([[-2.0, 0.0], [1.5, 1.5], [2.0, -2.0]])
     row, y, noise, keys = np.array([1.0, 0.5]), 0.7, 0.4, 8
 
     def energy(x, level):
-        alpha, sigma = jnp.asarray(SCHEDULE.alpha)[level], jnp.asarray(SCHEDULE.sigma)[level]
+        alpha, sigma = (
+            jnp.asarray(SCHEDULE.alpha)[level],
+            jnp.asarray(SCHEDULE.sigma)[level],
+        )
         variance = alpha**2 * sds**2 + sigma**2
         square = jnp.sum((x - alpha * means) ** 2, -1)
-        return -sigma * jax.nn.logsumexp(jnp.log(weights / variance) - 0.5 * square / variance)
+        return -sigma * jax.nn.logsumexp(
+            jnp.log(weights / variance) - 0.5 * square / variance
+        )
 
     factor = learned(energy, "energy", SCHEDULE, time="level")
-    density = cp.compile(measured, factor, lambda x: dist.Normal(jnp.dot(row, x), noise), y)
-    seen = sds**2 * (row @ row) + noise**2  # the variance of y, and what it tells of x[0]
-    shares = jax.nn.softmax(np.log(weights) + dist.Normal(means @ row, np.sqrt(seen)).log_prob(y))
+    density = cp.compile(
+        measured, factor, lambda x: dist.Normal(jnp.dot(row, x), noise), y
+    )
+    seen = (
+        sds**2 * (row @ row) + noise**2
+    )  # the variance of y, and what it tells of x[0]
+    shares = jax.nn.softmax(
+        np.log(weights) + dist.Normal(means @ row, np.sqrt(seen)).log_prob(y)
+    )
     exact = float(shares @ (means[:, 0] + sds**2 * row[0] / seen * (y - means @ row)))
     sampler = None if weighed else independent(density, "")[0]
-    found = [run(density, key, 100, sampler=sampler).mean(lambda s: s["x"][0]) for key in range(keys)]
+    found = [
+        run(density, key, 100, sampler=sampler).mean(lambda s: s["x"][0])
+        for key in range(keys)
+    ]
     off = sum(f.value - exact for f in found) / np.sqrt(sum(f.error**2 for f in found))
     assert abs(off) < 3.3 if weighed else abs(off) > 5
 
 
 def test_scores_only_are_corrected_by_a_line_integral():
-    """Five points and three steps: thirteen evaluations a level, and one that corrects the step to it."""
+    """Five points and three steps: thirteen evaluations a level, and one that corrects
+    the step to it."""
     density = cp.compile(single, network("epsilon"))
     sampler, _ = choose(density, 12)
     assert sampler.kernel.log_ratio == cp.LineIntegral(5, "simpson", tolerance=0.1)
-    for chains, draws, tolerance in ((12, 20, 240**-0.5), (10_000, 1, 0.01), (10_000, 4, 0.005)):
+    for chains, draws, tolerance in (
+        (12, 20, 240**-0.5),
+        (10_000, 1, 0.01),
+        (10_000, 4, 0.005),
+    ):
         found = choose(density, chains, draws)[0].kernel.log_ratio.tolerance
-        assert found == pytest.approx(tolerance), "errors of moves are larger than what is left to chance"
+        assert found == pytest.approx(tolerance), (
+            "errors of moves are larger than what is left to chance"
+        )
     assert sampler.prepare(density).evaluations(32) == 32 * 13 + 31
 
 
-@pytest.mark.parametrize(("chains", "kernel"), [(MANY, cp.MALA()), (12, cp.HMC())], ids=["many chains", "few chains"])
+@pytest.mark.parametrize(
+    ("chains", "kernel"),
+    [(MANY, cp.MALA()), (12, cp.HMC())],
+    ids=["many chains", "few chains"],
+)
 def test_latents_get_a_kernel_of_their_own_unless_one_is_named(chains, kernel):
     density = cp.compile(with_latent, normal([0.0, 0.0]))
     sampler = choose(density, chains)[0].prepare(density)
     assert sampler.kernel.sites == (("x",), ("scale",))
     assert [type(part) for part in sampler.kernel.kernels] == [type(kernel)] * 2
-    assert all(isinstance(part.step_size, cp.Adaptive) for part in sampler.moves.kernel.kernels)
+    assert all(
+        isinstance(part.step_size, cp.Adaptive) for part in sampler.moves.kernel.kernels
+    )
     assert all(part.log_ratio == kernel.log_ratio for part in sampler.kernel.kernels)
     assert isinstance(cp.SMC(kernel).prepare(density).kernel, type(kernel))
 
@@ -115,11 +186,14 @@ def unknown_scale(f, y):
 
 
 def test_no_chain_stays_where_a_prior_makes_the_noise_tiny():
-    """The posterior has s < 0.1 with a probability below 10⁻²⁰, the prior with 0.08. With latents that meet the data as
-    u² 5 of the chains stay there, under steps of one size 20, under both 40."""
+    """The posterior has s < 0.1 with a probability below 10⁻²⁰, the prior with 0.08.
+    With latents that meet the data as u² 5 of the chains stay there, under steps of one
+    size 20, under both 40."""
     factor = cp.Analytic(dist.Normal(0.2, 0.6), cp.Schedule.log_snr(30))
     density = cp.compile(unknown_scale, factor, jnp.array([1.2, 0.7, 1.9, 1.4, 0.2]))
     default, _ = independent(density, "few chains")
-    sampler = cp.AnnealedMCMC(default.kernel, default.steps_per_level, reverse_step=True)
+    sampler = cp.AnnealedMCMC(
+        default.kernel, default.steps_per_level, reverse_step=True
+    )
     result = run(density, chains=1000, sampler=sampler)
     assert jnp.sum(result["s"] < 0.1) <= 2

@@ -1,9 +1,12 @@
-"""The same samples, bit for bit, on few devices and on eight, in processes of their own: devices are made at start-up.
+"""The same samples, bit for bit, on few devices and on eight, in processes of their
+own: devices are made at start-up.
 
-On one device too, but for the step that `cp.SMC` fits over all chains, whose last bits differ there.
+On one device too, but for the step that `cp.SMC` fits over all chains, whose last bits
+differ there.
 
-A network with a matrix product is among the factors, since its rounding depends on the size of the batch. The number of
-chains is no multiple of the number of devices, nor of the chunk.
+A network with a matrix product is among the factors, since its rounding depends on the
+size of the batch. The number of chains is no multiple of the number of devices, nor of
+the chunk.
 """
 
 import json
@@ -110,40 +113,64 @@ print(json.dumps(told))
 
 
 def told(haste=False, **task):
-    """What a process with eight devices finds; in haste it goes without LLVM's optimisations, as quick tests do."""
+    """What a process with eight devices finds; in haste it goes without LLVM's
+    optimisations, as quick tests do."""
     task = {"broken": [], "collectives": False, "resumes": False, **task}
-    return json.loads(said(SCRIPT, json.dumps(task), devices=8, JAX_DISABLE_MOST_OPTIMIZATIONS=str(haste))[-1])
+    return json.loads(
+        said(
+            SCRIPT,
+            json.dumps(task),
+            devices=8,
+            JAX_DISABLE_MOST_OPTIMIZATIONS=str(haste),
+        )[-1]
+    )
 
 
-@pytest.mark.parametrize("name", ["SMC, nothing fitted", pytest.param("SMC", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["SMC, nothing fitted", pytest.param("SMC", marks=pytest.mark.slow)]
+)
 def test_eight_devices_give_the_samples_of_two_and_speak_as_little_as_can_be(name):
-    found = told(haste=True, samplers=[name], devices=[2, 8], collectives=True, resumes=True)
+    found = told(
+        haste=True, samplers=[name], devices=[2, 8], collectives=True, resumes=True
+    )
     assert found.pop(name) == {"8": True}
     # A run that was stopped on eight goes on on two, and the other way round.
     assert found.pop("resumed")
     assert found.pop("spread")
     two, eight = found.pop("memory")
     assert eight < 1.02 * two  # 16 chains on each device, which never sees all
-    # Of SMC one all-gather of weights, and one exchange of chains, in which each device's go round all of them. What is
-    # fitted over all chains takes one more, in the one place that fits both ends of a step.
+    # Of SMC one all-gather of weights, and one exchange of chains, in which each
+    # device's go round all of them. What is fitted over all chains takes one more, in
+    # the one place that fits both ends of a step.
     exchange = {"all-gather": 1, "collective-permute": 1}
-    assert found == {"unfitted": {**exchange, "all-reduce": 1}, "fitted": {**exchange, "all-gather": 2}, "chains": {}}
+    assert found == {
+        "unfitted": {**exchange, "all-reduce": 1},
+        "fitted": {**exchange, "all-gather": 2},
+        "chains": {},
+    }
 
 
 @pytest.mark.slow
 def test_samples_do_not_depend_on_the_number_of_devices():
-    """On one without a mesh, on 1, 2, 4 and 8 with one, and on all there are; what is no such run is found out."""
+    """On one without a mesh, on 1, 2, 4 and 8 with one, and on all there are; what is
+    no such run is found out."""
     names = ["Ancestral", "AnnealedMCMC", "SMC, nothing fitted"]
     found = told(samplers=names, devices=[0, 1, 2, 4, 8, None], broken=names[-1:])
-    assert found[names[-1]].pop("broken") == {"map": False, "total": False, "exchange": False}
+    assert found[names[-1]].pop("broken") == {
+        "map": False,
+        "total": False,
+        "exchange": False,
+    }
     counts = ("1", "2", "4", "8", "null")
     assert found == {name: dict.fromkeys(counts, True) for name in names}
 
 
-# ── shares of chains ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── shares of chains ──────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("number", "chunk", "copies"), [(10, 4, 2), (12, 4, 0), (3, 4, 1), (10, None, 0)])
+@pytest.mark.parametrize(
+    ("number", "chunk", "copies"), [(10, 4, 2), (12, 4, 0), (3, 4, 1), (10, None, 0)]
+)
 def test_copies_fill_the_last_chunk_and_count_nowhere(number, chunk, copies):
     spread = Spread.checked(None, chunk, number)
 
@@ -153,9 +180,19 @@ def test_copies_fill_the_last_chunk_and_count_nowhere(number, chunk, copies):
         two = jnp.stack([padded["x"], 0 * padded["x"]], 1)
         cut, gathered = spread.cut(padded)["y"], spread.gather(padded["y"])
         exchanged = spread.exchange(padded, jnp.full(number, number - 1))["x"]
-        return padded["x"], cut, gathered, spread.total(two), exchanged, spread.map(lambda x: 2 * x, padded["x"])
+        return (
+            padded["x"],
+            cut,
+            gathered,
+            spread.total(two),
+            exchanged,
+            spread.map(lambda x: 2 * x, padded["x"]),
+        )
 
-    chains = {"x": jnp.arange(number) + 1, "y": jnp.arange(2.0 * number).reshape(number, 2)}
+    chains = {
+        "x": jnp.arange(number) + 1,
+        "y": jnp.arange(2.0 * number).reshape(number, 2),
+    }
     padded, cut, gathered, total, exchanged, doubled = asked(chains)
     assert spread.copies == copies
     assert len(padded) == number + copies == spread.number_of(padded) + copies
@@ -167,33 +204,46 @@ def test_copies_fill_the_last_chunk_and_count_nowhere(number, chunk, copies):
     np.testing.assert_array_equal(doubled, 2 * padded)
 
 
-# ── every row of the registry ────────────────────────────────────────────────────────────────────────────────────────
+# ── every row of the registry ─────────────────────────────────────────────────────────
 
 RUN = "import json, sys, same_bits; same_bits.main(**json.loads(sys.argv[1]))"
 CLOSED = [name for name in same_bits.EXPRESSIONS if name not in FACTORS]
 
 
 def found(cases, devices, **variables):
-    """Whether each case's samples on the other numbers of devices are those on the first; in a process of its own."""
+    """Whether each case's samples on the other numbers of devices are those on the
+    first; in a process of its own."""
     task = json.dumps({"cases": cases, "devices": devices})
-    return json.loads(said(RUN, task, devices=same_bits.DEVICES, timeout=3600, **variables)[-1])
+    return json.loads(
+        said(RUN, task, devices=same_bits.DEVICES, timeout=3600, **variables)[-1]
+    )
 
 
 def test_weighted_models_and_full_covariances_have_the_same_samples_on_one_device_and_on_eight():
-    """The rows whose last bits depended on the number of devices while XLA merged equal expressions."""
+    """The rows whose last bits depended on the number of devices while XLA merged equal
+    expressions."""
     case = "Ancestral: Weighted + mixture of MultivariateNormal"
     assert found([case], [1, 8], **HASTE) == {case: [True]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [list(FACTORS), CLOSED], ids=["factors", "closed forms"])
+@pytest.mark.parametrize(
+    "rows", [list(FACTORS), CLOSED], ids=["factors", "closed forms"]
+)
 def test_every_factor(rows):
     """By reverse diffusion and MALA, and where the factor has a rate by SMC."""
-    cases = [f"MALA: {row}" for row in rows] + [f"SMC: {row}" for row in rows if same_bits.has_rate(row)]
+    cases = [f"MALA: {row}" for row in rows] + [
+        f"SMC: {row}" for row in rows if same_bits.has_rate(row)
+    ]
     assert found(cases, [2, 8]) == {case: [True] for case in cases}
 
 
 @pytest.mark.slow
 def test_every_kernel_and_what_is_annealed_exactly():
-    cases = [*KERNELS, "observed", "SMC, metric: mixture of Normal", "global moves: mixture of Normal"]
+    cases = [
+        *KERNELS,
+        "observed",
+        "SMC, metric: mixture of Normal",
+        "global moves: mixture of Normal",
+    ]
     assert found(cases, [2, 8]) == {case: [True] for case in cases}

@@ -1,4 +1,5 @@
-"""The driver: one trace, samples that depend on nothing but key and N, and warnings of a run that is under way."""
+"""The driver: one trace, samples that depend on nothing but key and N, and warnings of
+a run that is under way."""
 
 import ast
 import os
@@ -19,14 +20,26 @@ from composeprob.results.status import Code
 from composeprob.runtime import compiled, stages
 from composeprob.runtime.progress import Progress
 from processes import HASTE, said
-from sampling_cases import SAMPLER, Calls, Counted, both, measured, modes, normal, run, single
+from sampling_cases import (
+    SAMPLER,
+    Calls,
+    Counted,
+    both,
+    measured,
+    modes,
+    normal,
+    run,
+    single,
+)
 
 
 def counted(num_levels):
     """N(0, I) in the plane, and the counter of its calls."""
     calls = Calls()
     schedule = cp.Schedule.log_snr(num_levels)
-    return cp.compile(single, cp.Energy(Counted(calls), schedule, event_shape=(2,))), calls
+    return cp.compile(
+        single, cp.Energy(Counted(calls), schedule, event_shape=(2,))
+    ), calls
 
 
 def two_chains(density, step_size=0.01, seed=0):
@@ -41,7 +54,9 @@ def test_one_trace_for_ten_or_a_thousand_levels_and_for_rules_written_again():
         two_chains(density)
         traces.append(calls.traced)
         calls.reset()
-        two_chains(density, 0.02, seed=1)  # other numbers, by a rule too, and another key: the same code
+        two_chains(
+            density, 0.02, seed=1
+        )  # other numbers, by a rule too, and another key: the same code
         assert calls.traced == 0
     assert traces[0] == traces[1] > 0
     result = two_chains(density, lambda schedule: 0.1 * schedule.sigma**2)
@@ -51,7 +66,9 @@ def test_one_trace_for_ten_or_a_thousand_levels_and_for_rules_written_again():
 
 def test_samples_depend_on_key_and_number_of_chains_only(product, monkeypatch):
     reference = run(product)
-    monkeypatch.setattr(Progress, "pause", 1e-9)  # level by level instead of many at once
+    monkeypatch.setattr(
+        Progress, "pause", 1e-9
+    )  # level by level instead of many at once
     assert np.array_equal(run(product)["x"], reference["x"])
     assert np.array_equal(run(product, progress=True)["x"], reference["x"])
     assert not np.array_equal(run(product, seed=1)["x"], reference["x"])
@@ -74,7 +91,9 @@ def test_result_fields_agree(product):
     assert result.about.seconds > 0
     assert result.about.sampler == SAMPLER.describe()
     assert result.reason == "chosen by the user"
-    assert np.array_equal(result.levels["log_snr"], np.asarray(product.schedule.log_snr))
+    assert np.array_equal(
+        result.levels["log_snr"], np.asarray(product.schedule.log_snr)
+    )
 
 
 @pytest.fixture
@@ -89,7 +108,8 @@ def interrupt_after(monkeypatch):
         monkeypatch.setattr(Progress, "update", update)
         monkeypatch.setattr(Progress, "pause", 1e-9)
 
-    # Python's own handler: a process started in the background of a shell inherits that Ctrl-C is ignored.
+    # Python's own handler: a process started in the background of a shell inherits that
+    # Ctrl-C is ignored.
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield after
     signal.signal(signal.SIGINT, previous)
@@ -114,12 +134,21 @@ MOVED = cp.AnnealedMCMC(cp.HMC(0.1), 1, then=(cp.GlobalMoves(5), cp.WarmUp()))
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, None),  # without draws, global moves or a warm-up the run has all that it was to have
+        (
+            {},
+            None,
+            # without draws, global moves or a warm-up the run has all that it was to have
+        ),
         ({"draws": 3}, "after 0 of 3 draws"),
-        ({"draws": 2, "sampler": MOVED}, "before its global moves or its warm-up there had ended"),
+        (
+            {"draws": 2, "sampler": MOVED},
+            "before its global moves or its warm-up there had ended",
+        ),
     ],
 )
-def test_ctrl_c_at_level_0_begins_nothing_more(product, interrupt_after, options, words):
+def test_ctrl_c_at_level_0_begins_nothing_more(
+    product, interrupt_after, options, words
+):
     interrupt_after(product.num_levels)
     result = run(product, **options)
     assert result.status.has(Code.INTERRUPTED) == (words is not None)
@@ -151,7 +180,8 @@ print(first, asked, compiled, sep="\\n")
 
 
 def test_a_first_run_compiles_few_programs_and_leaves_questions_to_who_asks():
-    """A new process compiles what is there for the levels and what reads them, and next to no single operations."""
+    """A new process compiles what is there for the levels and what reads them, and next
+    to no single operations."""
     first, asked, again = map(ast.literal_eval, said(SCRIPT, **HASTE)[-3:])
     assert first == ["jit(start)", "jit(advance)", "jit(read)"]
     assert "jit(_expert_statistics)" not in first
@@ -177,7 +207,9 @@ def test_compiled_code_is_let_go_before_a_process_has_no_memory_maps_left(monkey
     assert len(traced) == 1
     if not os.path.exists("/proc/self/maps"):
         pytest.skip("this system does not say how many there are")
-    monkeypatch.setattr(jax, "clear_caches", double.clear_cache)  # its own alone: other tests go on with theirs
+    monkeypatch.setattr(
+        jax, "clear_caches", double.clear_cache
+    )  # its own alone: other tests go on with theirs
     compiled.make_room(0)
     assert double(2.0) == 4.0
     assert len(traced) == 2
@@ -186,16 +218,21 @@ def test_compiled_code_is_let_go_before_a_process_has_no_memory_maps_left(monkey
     assert asked == [1]
 
 
-# ── a long run warns of factors that agree nowhere; a short one says so at its end ───────────────────────────────────
+# ── a long run warns of factors that agree nowhere; a short one says so at its end ────
 
 CHAINS = 256
-SLOW_SAMPLER = cp.AnnealedMCMC(cp.MALA(lambda schedule: 0.3 * jnp.asarray(schedule.sigma) ** 2), 6)
+SLOW_SAMPLER = cp.AnnealedMCMC(
+    cp.MALA(lambda schedule: 0.3 * jnp.asarray(schedule.sigma) ** 2), 6
+)
 CLOSE = cp.Schedule.log_snr(24)
 
 
 def boxes(apart):
     """Two boxes of width 1: data, so that both products share their code."""
-    f, g = (cp.Analytic(dist.Uniform(a, a + 1.0), CLOSE, label="box") for a in map(jnp.float32, (0.0, apart)))
+    f, g = (
+        cp.Analytic(dist.Uniform(a, a + 1.0), CLOSE, label="box")
+        for a in map(jnp.float32, (0.0, apart))
+    )
     return cp.compile(both, f, g)
 
 
@@ -226,7 +263,10 @@ def test_a_long_run_warns_before_its_end_and_has_the_same_samples(asked, monkeyp
     assert not asked
     assert quiet.status.has("no_overlap")  # said at the end, of its own samples
     every_run_is_long(monkeypatch)
-    with pytest.warns(UserWarning, match=r"The factors agree nowhere: .*The run goes on; Ctrl-C ends it"):
+    with pytest.warns(
+        UserWarning,
+        match=r"The factors agree nowhere: .*The run goes on; Ctrl-C ends it",
+    ):
         warned = sampled(apart)
     assert len(asked) == 1
     assert np.array_equal(warned["x"], quiet["x"])
@@ -242,36 +282,49 @@ def test_factors_that_agree_are_asked_once_and_nothing_is_said(asked, monkeypatc
 
 
 def test_asking_takes_no_more_than_its_share(asked, monkeypatch):
-    """16 chains · (4 steps at each of 24 levels + 8 levels) of 256 chains · 24 levels · 7 evaluations."""
+    """16 chains · (4 steps at each of 24 levels + 8 levels) of 256 chains · 24 levels ·
+    7 evaluations."""
     every_run_is_long(monkeypatch)
     density = boxes(2.0)
     assert check_evaluations(density) == 16 * (4 * 24 + 8) <= 0.05 * CHAINS * 24 * 7
-    monkeypatch.setattr(stages, "check_evaluations", lambda density: int(0.05 * CHAINS * 24 * 7) + 1)
+    monkeypatch.setattr(
+        stages, "check_evaluations", lambda density: int(0.05 * CHAINS * 24 * 7) + 1
+    )
     sampled(density)
     assert not asked
 
 
 def test_how_long_a_run_will_be_is_told_from_its_second_stretch_on(monkeypatch):
-    """The first one compiles: 100 s of that and levels of 1 s make no long run, levels of 4 s do."""
+    """The first one compiles: 100 s of that and levels of 1 s make no long run, levels
+    of 4 s do."""
 
     def at(level):
         visits = SimpleNamespace(made=24 - level, visited=lambda: [level])
         sampler = SimpleNamespace(evaluations=lambda visits: 10**6)
         return SimpleNamespace(**call, sampler=sampler, first=23, visits=visits)
 
-    call = {"density": boxes(2.0), "pace": None, "num_chains": 1, "key": jax.random.key(0)}
+    call = {
+        "density": boxes(2.0),
+        "pace": None,
+        "num_chains": 1,
+        "key": jax.random.key(0),
+    }
     for seconds, long in ((1.0, False), (4.0, True)):
         clock = iter([100.0, 100.0 + 4 * seconds])
         monkeypatch.setattr(stages.time, "monotonic", lambda clock=clock: next(clock))
         asked = []
-        monkeypatch.setattr(stages, "check", lambda *arguments, asked=asked: asked.append(arguments) or ())
+        monkeypatch.setattr(
+            stages,
+            "check",
+            lambda *arguments, asked=asked: asked.append(arguments) or (),
+        )
         pilot_run = stages.PilotRun(at(23))
         for level in (23, 19, 15, 11):
             pilot_run(at(level))
         assert bool(asked) == long
 
 
-# ── settings of JAX with which others look for mistakes in code of their own ─────────────────────────────────────────
+# ── settings of JAX with which others look for mistakes in code of their own ──────────
 
 LEVELS = cp.Schedule.log_snr(12)
 
@@ -285,7 +338,11 @@ def test_a_run_is_the_same_under_settings_that_look_for_mistakes():
     at = {"x": jnp.float32(0.3)}
     density = ranks()
     expected, log_density = run(density)["x"], density.log_density(at, 0)
-    with jax.debug_nans(True), jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+    with (
+        jax.debug_nans(True),
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+    ):
         density = ranks()
         np.testing.assert_array_equal(run(density)["x"], expected)
         assert density.log_density(at, 0) == log_density

@@ -1,4 +1,5 @@
-"""Every sampler on Gaussian targets whose law at level 0 is known, and what SMC estimates."""
+"""Every sampler on Gaussian targets whose law at level 0 is known, and what SMC
+estimates."""
 
 import dataclasses
 
@@ -23,7 +24,8 @@ COVARIANCES = np.array([[[0.5, 0.3], [0.3, 0.4]], [[0.6, -0.2], [-0.2, 0.3]]])
 
 
 def product_law():
-    """Mean and covariance of the normalised product of the factors at level 0, and the log of its normaliser."""
+    """Mean and covariance of the normalised product of the factors at level 0, and the
+    log of its normaliser."""
     alpha, sigma = float(SCHEDULE.alpha[0]), float(SCHEDULE.sigma[0])
     means, covariances = alpha * MEANS, alpha**2 * COVARIANCES + sigma**2 * np.eye(2)
     precisions = np.linalg.inv(covariances)
@@ -41,7 +43,13 @@ def density():
 def statistics(x, mean):
     """Means and second moments about the exact mean, one column a chain."""
     d = x - mean
-    return {"0": x[:, 0], "1": x[:, 1], "00": d[:, 0] ** 2, "11": d[:, 1] ** 2, "01": d[:, 0] * d[:, 1]}
+    return {
+        "0": x[:, 0],
+        "1": x[:, 1],
+        "00": d[:, 0] ** 2,
+        "11": d[:, 1] ** 2,
+        "01": d[:, 0] * d[:, 1],
+    }
 
 
 def expectations(mean, covariance):
@@ -60,7 +68,12 @@ def expectations(mean, covariance):
 def test_adjusted_chains_have_the_law_of_level_0(density, sampler):
     result = run(density, chains=2 * N, sampler=sampler)
     mean, covariance, _ = product_law()
-    assert_agrees(z_scores(statistics(np.asarray(result["x"], float), mean), expectations(mean, covariance)))
+    assert_agrees(
+        z_scores(
+            statistics(np.asarray(result["x"], float), mean),
+            expectations(mean, covariance),
+        )
+    )
     assert result.status.ok
 
 
@@ -73,11 +86,14 @@ SMC = {
 
 @pytest.mark.parametrize("weights", SMC)
 def test_smc_has_the_law_of_level_0_and_its_evidence(density, weights):
-    """Chains that interact are no independent draws: the standard error is that of whole runs."""
+    """Chains that interact are no independent draws: the standard error is that of
+    whole runs."""
     mean, covariance, log_z = product_law()
     runs = [run(density, seed, 512, sampler=SMC[weights]) for seed in range(RUNS)]
     each = [statistics(result["x"], mean) for result in runs]
-    averages = {name: np.array([values[name].mean() for values in each]) for name in each[0]}
+    averages = {
+        name: np.array([values[name].mean() for values in each]) for name in each[0]
+    }
     averages["Z"] = np.exp([result.log_evidence - log_z for result in runs])
     assert averages["Z"].std() < 0.2
     assert_agrees(z_scores(averages, expectations(mean, covariance) | {"Z": 1.0}))
@@ -85,7 +101,9 @@ def test_smc_has_the_law_of_level_0_and_its_evidence(density, weights):
 
 @pytest.mark.slow
 def test_where_levels_say_nothing_but_are_far_apart_smc_starts_below_them():
-    density = cp.compile(both, *(normal(0.0, s, cp.Schedule.cosine(50)) for s in (1.0, 0.5)))
+    density = cp.compile(
+        both, *(normal(0.0, s, cp.Schedule.cosine(50)) for s in (1.0, 0.5))
+    )
     first = SMC["feynman_kac"].first_level(density)
     assert 40 <= first < 49
     result = run(density, chains=256, sampler=SMC["feynman_kac"])
@@ -96,12 +114,22 @@ def test_where_levels_say_nothing_but_are_far_apart_smc_starts_below_them():
 
 def first_weights(density, chains=20_000):
     """Positions of the first draws, and their weights."""
-    sampler, level, layout = cp.SMC(cp.MALA()).prepare(density), density.num_levels - 1, Layout.of_density(density)
+    sampler, level, layout = (
+        cp.SMC(cp.MALA()).prepare(density),
+        density.num_levels - 1,
+        Layout.of_density(density),
+    )
 
     @jax.jit
     def drawn():
-        begun = sampler.start(begin(jax.random.key(0), chains, Visits.every(level, density.num_levels)), density, level)
-        weigh = lambda v: first_weight(layout, density, v, layout.evaluate(density, v, level), level)
+        begun = sampler.start(
+            begin(jax.random.key(0), chains, Visits.every(level, density.num_levels)),
+            density,
+            level,
+        )
+        weigh = lambda v: first_weight(
+            layout, density, v, layout.evaluate(density, v, level), level
+        )
         return sampler.positions(begun, density), jax.vmap(weigh)(begun.chains.position)
 
     position, weights = drawn()
@@ -119,7 +147,9 @@ def test_an_energy_that_promises_a_power_counts_once_at_the_top():
 @cp.program
 def looked_at(f):
     x = cp.sample("x", f)
-    one = dist.Normal(x[..., None], 0.5)  # a mixture of one: no location that its coordinate could be measured from
+    one = dist.Normal(
+        x[..., None], 0.5
+    )  # a mixture of one: no location that its coordinate could be measured from
     cp.sample("z", dist.MixtureSameFamily(dist.Categorical(jnp.ones(1)), one))
 
 
@@ -140,13 +170,22 @@ def test_a_prior_that_looks_at_a_noised_site_is_drawn_and_weighted_where_it_look
     after = layout.position(visit.chains.position[0], schedule.at(level).alpha)
 
     def prior(position, k):
-        return dist.Normal(position["x"] / schedule.alpha[k], 0.5).log_prob(position["z"])
+        return dist.Normal(position["x"] / schedule.alpha[k], 0.5).log_prob(
+            position["z"]
+        )
 
-    # One factor has the rate 0, so that the prior is all there is to weigh, and that the step was twisted towards it.
+    # One factor has the rate 0, so that the prior is all there is to weigh, and that
+    # the step was twisted towards it.
     expected = prior(after, level) - prior(at, level + 1)
     found = layout.evaluate(density, v, level + 1)
-    step, drift = Step.ddpm(*(schedule.at(k).variance for k in (level + 1, level))), found.parts.drift
-    way, shift = (visit.chains.position[0, :1], v[:1], drift), step.shift(drift, found.score[:1], 0.5)
+    step, drift = (
+        Step.ddpm(*(schedule.at(k).variance for k in (level + 1, level))),
+        found.parts.drift,
+    )
+    way, shift = (
+        (visit.chains.position[0, :1], v[:1], drift),
+        step.shift(drift, found.score[:1], 0.5),
+    )
     twisted = step.log_density(*way) - step.log_density(*way, shift)
     assert abs(float(expected)) > 0.01
     assert abs(float(twisted)) > 0.01
@@ -158,7 +197,8 @@ class Remembers(KernelState):
 
 
 class Remembering(cp.ULA):
-    """A kernel that caches something beside the evaluation: the log-density at the current level."""
+    """A kernel that caches something beside the evaluation: the log-density at the
+    current level."""
 
     def init(self, key, position, target):
         evaluation = target(position)
@@ -171,7 +211,9 @@ class Remembering(cp.ULA):
     def finish(self, trajectory, evaluation):
         start = trajectory.start
         plain = KernelState(start.position, start.evaluation)
-        state, info = super().finish(dataclasses.replace(trajectory, start=plain), evaluation)
+        state, info = super().finish(
+            dataclasses.replace(trajectory, start=plain), evaluation
+        )
         return Remembers(state.position, state.evaluation, start.seen), info
 
 
@@ -179,9 +221,16 @@ class Remembering(cp.ULA):
 def test_smc_refreshes_whatever_a_kernel_caches(weights):
     """What it knew when its transition began, which moved it by next to nothing."""
     density = cp.compile(single, normal([0.0], 0.1))
-    sampler = cp.SMC(Remembering(1e-16), weights=weights, resample=Never()).prepare(density)
-    after, layout = visited(sampler, density, jnp.ones((1, 1)), 19).chains, sampler.moves.layout
+    sampler = cp.SMC(Remembering(1e-16), weights=weights, resample=Never()).prepare(
+        density
+    )
+    after, layout = (
+        visited(sampler, density, jnp.ones((1, 1)), 19).chains,
+        sampler.moves.layout,
+    )
     position = layout.position(after.position[0], density.schedule.at(19).alpha)
-    expected, stale = (float(density.log_density(position, level)) for level in (19, 20))
+    expected, stale = (
+        float(density.log_density(position, level)) for level in (19, 20)
+    )
     np.testing.assert_allclose(after.inner[0].seen[0], expected, rtol=1e-5)
     assert abs(stale - expected) > 0.01

@@ -1,4 +1,5 @@
-"""Positions as vectors: there and back, where each site's entries are, and gradients of what is said of them."""
+"""Positions as vectors: there and back, where each site's entries are, and gradients of
+what is said of them."""
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +25,24 @@ def many(f, g):
         cp.sample("t", f)
     s = numpyro.sample("s", dist.HalfNormal(1.0))
     c = numpyro.sample("c", dist.Normal(0.0, 1.0))
-    cp.sample("b", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal(), conditional=True)
+    cp.sample(
+        "b", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal(), conditional=True
+    )
     cp.observe("y", dist.Normal(a[0] + m.sum() + z.sum(), s), 0.7, anneal="tempered")
 
 
 @cp.program
 def latents_alone():
-    cp.observe("y", dist.Normal(0.0, numpyro.sample("scale", dist.HalfNormal(1.0))), 1.0)
+    cp.observe(
+        "y", dist.Normal(0.0, numpyro.sample("scale", dist.HalfNormal(1.0))), 1.0
+    )
 
 
 @pytest.fixture(scope="module")
 def densities():
-    plane = cp.Analytic(dist.Normal(jnp.zeros(3), jnp.array([1.0, 0.5, 2.0])).to_event(1), SCHEDULE)
+    plane = cp.Analytic(
+        dist.Normal(jnp.zeros(3), jnp.array([1.0, 0.5, 2.0])).to_event(1), SCHEDULE
+    )
     return {
         "many": cp.compile(many, plane, plane),
         "noised": cp.compile(single, plane),
@@ -54,22 +61,33 @@ def at(density):
 
 @EVERY
 def test_positions_come_back_from_vectors(densities, name):
-    """Of one chain and of many; noised entries come first and are divided by α, as in y = x/α."""
+    """Of one chain and of many; noised entries come first and are divided by α, as in y
+    = x/α."""
     density = densities[name]
     layout, level, alpha = at(density)
     position = density.initial(jax.random.key(0), level)
     vector = layout.vector(position, alpha)
     shapes = {site: jnp.shape(value) for site, value in position.items()}
-    assert dict(layout.noised + layout.static) == shapes == {n: s.shape for n, s in density.sites.items()}
+    assert (
+        dict(layout.noised + layout.static)
+        == shapes
+        == {n: s.shape for n, s in density.sites.items()}
+    )
     assert vector.shape == (layout.size,)
     for lead in ((), (4, 3)):
         back = layout.position(jnp.broadcast_to(vector, (*lead, layout.size)), alpha)
         for site, value in position.items():
-            np.testing.assert_allclose(back[site], jnp.broadcast_to(value, (*lead, *shapes[site])), rtol=1e-6)
+            np.testing.assert_allclose(
+                back[site], jnp.broadcast_to(value, (*lead, *shapes[site])), rtol=1e-6
+            )
     for site, info in density.sites.items():
         assert (site in dict(layout.noised)) == (info.kind == "noised")
         scale = alpha if info.kind == "noised" else 1.0
-        np.testing.assert_allclose(scale * vector[layout.entries((site,))], position[site].reshape(-1), rtol=1e-6)
+        np.testing.assert_allclose(
+            scale * vector[layout.entries((site,))],
+            position[site].reshape(-1),
+            rtol=1e-6,
+        )
     both = layout.entries(tuple(shapes))
     assert sorted(both.tolist()) == list(range(layout.size))
     assert layout.entries(()).size == 0
@@ -81,33 +99,53 @@ def test_sites_are_in_alphabetical_order_and_held_ones_are_static(densities):
     assert layout.noised == (("a", (3,)), ("b", ()), ("t", (2, 3)), ("z", (3,)))
     assert layout.static == (("c", ()), ("m", (2, 1)), ("s", ()))
     assert layout.entries(("t", "a")).tolist() == [0, 1, 2, *range(4, 10)]
-    np.testing.assert_array_equal(layout.power(densities["many"], 0), [1.0] * 3 + [2.0] + [1.0] * 6 + [3.0] * 3)
+    np.testing.assert_array_equal(
+        layout.power(densities["many"], 0), [1.0] * 3 + [2.0] + [1.0] * 6 + [3.0] * 3
+    )
 
 
 @EVERY
 def test_an_evaluations_score_is_the_gradient_of_its_log_density(densities, name):
-    """With respect to the vector, by `jax.grad`; that of a held site is 0, as nothing may move it."""
+    """With respect to the vector, by `jax.grad`; that of a held site is 0, as nothing
+    may move it."""
     density = densities[name]
     layout, level, alpha = at(density)
     vector = layout.vector(density.initial(jax.random.key(1), level), alpha)
     found = jax.jit(lambda v: layout.evaluate(density, v, level))(vector)
-    value, slope = jax.jit(jax.value_and_grad(lambda v: layout.evaluate(density, v, level).log_density))(vector)
-    held = layout.entries(tuple(site for site, info in density.sites.items() if info.kind == "held"))
-    np.testing.assert_allclose(found.score, slope.at[held].set(0.0), rtol=1e-4, atol=1e-3)
+    value, slope = jax.jit(
+        jax.value_and_grad(lambda v: layout.evaluate(density, v, level).log_density)
+    )(vector)
+    held = layout.entries(
+        tuple(site for site, info in density.sites.items() if info.kind == "held")
+    )
+    np.testing.assert_allclose(
+        found.score, slope.at[held].set(0.0), rtol=1e-4, atol=1e-3
+    )
     assert found.log_density == pytest.approx(float(value))
     assert float(jnp.abs(slope).max()) > 0.1
 
 
 def test_drift_and_rate_are_those_of_y(densities):
-    """In y = x/α the drift is α·∇ log F and the rate α² times that of x; without parts there are none."""
+    """In y = x/α the drift is α·∇ log F and the rate α² times that of x; without parts
+    there are none."""
     density = densities["many"]
     layout, _, alpha = at(density)
     position = density.initial(jax.random.key(1), LEVEL)
-    plain, found = density.evaluate(position, LEVEL), layout.evaluate(density, layout.vector(position, alpha), LEVEL)
-    drift = np.concatenate([alpha * plain.parts.drift[site].reshape(-1) for site, _ in layout.noised])
+    plain, found = (
+        density.evaluate(position, LEVEL),
+        layout.evaluate(density, layout.vector(position, alpha), LEVEL),
+    )
+    drift = np.concatenate(
+        [alpha * plain.parts.drift[site].reshape(-1) for site, _ in layout.noised]
+    )
     np.testing.assert_allclose(found.parts.drift, drift, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.parts.rate, alpha**2 * plain.parts.rate, rtol=1e-3)
-    assert layout.evaluate(density, layout.vector(position, alpha), LEVEL, parts=False).parts is None
+    assert (
+        layout.evaluate(
+            density, layout.vector(position, alpha), LEVEL, parts=False
+        ).parts
+        is None
+    )
     blank = layout.unevaluated(density)
     assert jax.tree.structure(blank) == jax.tree.structure(found)
     for one, other in zip(jax.tree.leaves(blank), jax.tree.leaves(found), strict=True):

@@ -14,7 +14,16 @@ from composeprob.errors import AlignmentError, CapabilityError, InvalidValueErro
 from composeprob.samplers.run import Pace, Records, Visits
 from composeprob.samplers.spread import host
 from refusals import refused
-from sampling_cases import SCHEDULE, both, modes, normal, run, single, stop_after, weighed
+from sampling_cases import (
+    SCHEDULE,
+    both,
+    modes,
+    normal,
+    run,
+    single,
+    stop_after,
+    weighed,
+)
 from targets import product_of_normals
 from zscores import LIMIT
 
@@ -25,8 +34,11 @@ MEANS = np.array([-1.0, 1.0])
 
 @pytest.fixture(scope="module")
 def density():
-    """Two narrow modes times a Gaussian: exact shares and evidence by completing squares."""
-    return cp.compile(both, cp.Analytic(modes(SHARES, MEANS, NARROW), SCHEDULE), normal(0.5, 1.0))
+    """Two narrow modes times a Gaussian: exact shares and evidence by completing
+    squares."""
+    return cp.compile(
+        both, cp.Analytic(modes(SHARES, MEANS, NARROW), SCHEDULE), normal(0.5, 1.0)
+    )
 
 
 def exact():
@@ -37,10 +49,20 @@ def exact():
 
 
 def adaptive(density, **options):
-    return run(density, **{"chains": CHAINS, "sampler": cp.SMC(cp.MALA(cp.Adaptive())), "levels": "adaptive"} | options)
+    return run(
+        density,
+        **{
+            "chains": CHAINS,
+            "sampler": cp.SMC(cp.MALA(cp.Adaptive())),
+            "levels": "adaptive",
+        }
+        | options,
+    )
 
 
-def test_a_run_that_chooses_its_levels_is_right_and_tells_of_the_levels_that_it_visited(density):
+def test_a_run_that_chooses_its_levels_is_right_and_tells_of_the_levels_that_it_visited(
+    density,
+):
     chosen, (log_evidence, share) = adaptive(density), exact()
     assert chosen.status.ok
     found = chosen.mean(lambda s: s["x"] > 0)
@@ -58,13 +80,17 @@ def test_a_run_that_chooses_its_levels_is_right_and_tells_of_the_levels_that_it_
 
 
 @pytest.mark.usefixtures("every_level")
-def test_the_same_key_gives_the_same_levels_and_an_interruption_changes_nothing(density, tmp_path, monkeypatch):
+def test_the_same_key_gives_the_same_levels_and_an_interruption_changes_nothing(
+    density, tmp_path, monkeypatch
+):
     whole = adaptive(density)
     with monkeypatch.context() as patch:
         stop_after(patch, 301)
         part = adaptive(density, checkpoint_dir=tmp_path)
     assert part.status.has("interrupted")
-    assert len(part.levels["log_snr"]) > 1000  # where it would have gone is not known: every level that it may visit
+    assert (
+        len(part.levels["log_snr"]) > 1000
+    )  # where it would have gone is not known: every level that it may visit
     resumed = adaptive(density, checkpoint_dir=cp.Checkpoint(tmp_path, resume=True))
     np.testing.assert_array_equal(resumed["x"], whole["x"])
     np.testing.assert_array_equal(resumed.levels["log_snr"], whole.levels["log_snr"])
@@ -84,15 +110,25 @@ def test_a_network_that_knows_its_own_levels_only_is_run_on_some_of_them():
     """The score of N(0, 1) for variance-preserving levels, trained on 400 of them."""
     own = cp.Schedule.linear(400)
     sigma = jnp.asarray(own.sigma, jnp.float32)
-    f = cp.Diffusion(lambda x, t: sigma[t] * x, own, event_shape=(2,), parameterization="epsilon")
+    f = cp.Diffusion(
+        lambda x, t: sigma[t] * x, own, event_shape=(2,), parameterization="epsilon"
+    )
     density = cp.compile(single, f)
     result = adaptive(density, chains=256, sampler=cp.SMC())
     known = np.asarray(own.log_snr, np.float32)
     assert 5 < len(result.levels["log_snr"]) < 60
-    assert np.all(np.isin(result.levels["log_snr"], np.asarray(density.schedule.log_snr)))
-    assert result.levels["log_snr"][0] == known[0] or np.isclose(result.levels["log_snr"][0], known[0], atol=1e-3)
+    assert np.all(
+        np.isin(result.levels["log_snr"], np.asarray(density.schedule.log_snr))
+    )
+    assert result.levels["log_snr"][0] == known[0] or np.isclose(
+        result.levels["log_snr"][0], known[0], atol=1e-3
+    )
     assert abs(np.var(result["x"]) - 1.0) < 0.25
-    refused(lambda: run(density, levels=[-3.0, 0.1, 4.0]), AlignmentError, "knows only the 400 levels")
+    refused(
+        lambda: run(density, levels=[-3.0, 0.1, 4.0]),
+        AlignmentError,
+        "knows only the 400 levels",
+    )
 
 
 def test_refusals(density):
@@ -105,9 +141,17 @@ def test_refusals(density):
     }.items():
         refused(lambda: run(density, levels=levels), InvalidValueError, words)
     independent = cp.AnnealedMCMC(cp.MALA(0.1), 1)
-    refused(lambda: adaptive(density, sampler=independent), CapabilityError, "AnnealedMCMC has no weights")
+    refused(
+        lambda: adaptive(density, sampler=independent),
+        CapabilityError,
+        "AnnealedMCMC has no weights",
+    )
     copy = eqx.tree_at(lambda d: d.schedule.sigma, density, density.schedule.sigma)
-    refused(lambda: adaptive(copy), CapabilityError, r"Only a density as cp\.compile returned it")
+    refused(
+        lambda: adaptive(copy),
+        CapabilityError,
+        r"Only a density as cp\.compile returned it",
+    )
 
 
 def pace_after(level, above, variance, error, pace=None):
@@ -138,16 +182,25 @@ def test_a_step_is_as_long_as_the_last_one_says(variance, error, ratio):
 
 
 def test_the_first_step_the_longest_and_the_last_and_more_chains_make_shorter_ones():
-    """What a step does wrong grows as its square, and must shrink as 1/√N: 16 times the chains, half the step."""
-    assert pace_after(1000, 1000, 0.0, 0.0)[0] == pytest.approx(tuning.PACE.first, abs=0.021)
-    assert pace_after(500, 545, 0.0, 0.0)[0] == pytest.approx(tuning.PACE.longest, abs=0.021)
+    """What a step does wrong grows as its square, and must shrink as 1/√N: 16 times the
+    chains, half the step."""
+    assert pace_after(1000, 1000, 0.0, 0.0)[0] == pytest.approx(
+        tuning.PACE.first, abs=0.021
+    )
+    assert pace_after(500, 545, 0.0, 0.0)[0] == pytest.approx(
+        tuning.PACE.longest, abs=0.021
+    )
     assert pace_after(500, 501, 1e6, 1e6)[1] == 499  # one level at least
     assert pace_after(10, 60, 0.0, 0.0)[1] == 0
     assert pace_after(0, 1, 0.0, 0.0)[1] == 0
-    few, many = (pace_after(500, 520, 0.04, 0.04, Pace.default(n))[0] for n in (1000, 16_000))
+    few, many = (
+        pace_after(500, 520, 0.04, 0.04, Pace.default(n))[0] for n in (1000, 16_000)
+    )
     assert few == pytest.approx(0.4, abs=0.021)
     assert many == pytest.approx(0.2, abs=0.021)
-    assert pace_after(500, 545, 0.0, 0.0, Pace.default(16_000))[0] == pytest.approx(tuning.PACE.longest / 2, abs=0.021)
+    assert pace_after(500, 545, 0.0, 0.0, Pace.default(16_000))[0] == pytest.approx(
+        tuning.PACE.longest / 2, abs=0.021
+    )
     assert pace_after(500, 520, 0.04, 0.04, Pace.default(10))[0] == few
 
 
@@ -156,14 +209,20 @@ def test_every_other_level_of_a_way_has_its_ends():
         visits = Visits.given(levels, 9)
         return dataclasses.replace(visits, made=jnp.int32(len(levels)))
 
-    for levels, some in {(8, 5, 3, 0): (8, 3, 0), (8, 5, 0): (8, 0), (4, 0): (4, 0), (0,): (0,)}.items():
+    for levels, some in {
+        (8, 5, 3, 0): (8, 3, 0),
+        (8, 5, 0): (8, 0),
+        (4, 0): (4, 0),
+        (0,): (0,),
+    }.items():
         coarser = made(levels).coarser()
         assert tuple(np.asarray(coarser.order)[: len(some)]) == some
         assert int(coarser.made) == 0
 
 
 def test_every_other_level_of_a_chosen_way_is_visited_by_the_code_that_chose_it():
-    """Another structure or type would compile the loop of the run a second time, and a pace would leave the way."""
+    """Another structure or type would compile the loop of the run a second time, and a
+    pace would leave the way."""
     density = cp.compile(single, normal(schedule=cp.Schedule.log_snr(10)))
     chosen = Visits.given([9], 10, Pace.default(8))
     order = jnp.asarray([9, 7, 4, 1, 0, *chosen.order[5:]])
@@ -175,22 +234,38 @@ def test_every_other_level_of_a_chosen_way_is_visited_by_the_code_that_chose_it(
     assert coarser.visited().tolist() == [9, 4, 0]
 
 
-@pytest.mark.parametrize("place", [jax.jit(lambda visits: visits.arrived), lambda visits: host(visits).arrived])
-def test_visits_have_arrived_where_level_0_was_visited_in_compiled_code_and_on_the_host(place):
+@pytest.mark.parametrize(
+    "place",
+    [jax.jit(lambda visits: visits.arrived), lambda visits: host(visits).arrived],
+)
+def test_visits_have_arrived_where_level_0_was_visited_in_compiled_code_and_on_the_host(
+    place,
+):
     levels = (4, 2, 0)
     order = Visits.given(levels, 6).order
-    told = [bool(place(Visits(order, jnp.int32(made), None))) for made in range(len(levels) + 1)]
+    told = [
+        bool(place(Visits(order, jnp.int32(made), None)))
+        for made in range(len(levels) + 1)
+    ]
     assert told == [False, False, False, True]
-    assert [bool(place(Visits(jnp.zeros(1, jnp.int32), jnp.int32(made), None))) for made in range(2)] == [False, True]
+    assert [
+        bool(place(Visits(jnp.zeros(1, jnp.int32), jnp.int32(made), None)))
+        for made in range(2)
+    ] == [False, True]
 
 
 @pytest.mark.parametrize(("width", "steady"), [(0.3, True), (0.01, False)])
 def test_steps_that_are_too_long_for_a_sharp_event_are_named(width, steady):
-    """P(x ≥ 4) of a normal law: softened over .01 the weights rise and fall within single steps, though the effective
-    sample size stays above its floor."""
+    """P(x ≥ 4) of a normal law: softened over .01 the weights rise and fall within
+    single steps, though the effective sample size stays above its floor."""
 
     log_weight = lambda x: jax.scipy.special.log_ndtr((x - 4.0) / width)
-    target = cp.compile(weighed, normal(schedule=cp.Schedule.log_snr(40, max=8.0)), log_weight, "denoised")
+    target = cp.compile(
+        weighed,
+        normal(schedule=cp.Schedule.log_snr(40, max=8.0)),
+        log_weight,
+        "denoised",
+    )
     result = run(target, chains=CHAINS, sampler=cp.SMC())
     assert np.nanmin(result.levels["ess"]) > 0.05
     assert result.status.has("weights_collapsed") != steady

@@ -1,5 +1,5 @@
-"""Scores that are wrong where there is little noise: found by the factor's own draws, and named of runs that follow
-them."""
+"""Scores that are wrong where there is little noise: found by the factor's own draws,
+and named of runs that follow them."""
 
 import equinox as eqx
 import jax
@@ -19,17 +19,23 @@ SD = np.array([1.0, 0.5])
 
 
 class Epsilon(eqx.Module):
-    """The noise in x of N(0, diag(SD²)), with an error where there is little, which does not fall with it."""
+    """The noise in x of N(0, diag(SD²)), with an error where there is little, which
+    does not fall with it."""
 
     error: jax.Array
 
     def __call__(self, x, level):
-        alpha, sigma = jnp.asarray(SCHEDULE.alpha)[level], jnp.asarray(SCHEDULE.sigma)[level]
+        alpha, sigma = (
+            jnp.asarray(SCHEDULE.alpha)[level],
+            jnp.asarray(SCHEDULE.sigma)[level],
+        )
         return sigma * x / (alpha**2 * SD**2 + sigma**2) + self.error * alpha**16 * x
 
 
 def gaussian(error):
-    return learned(Epsilon(jnp.float32(error)), "epsilon", SCHEDULE, time="level")  # data: its code is compiled once
+    return learned(
+        Epsilon(jnp.float32(error)), "epsilon", SCHEDULE, time="level"
+    )  # data: its code is compiled once
 
 
 def asked(density):
@@ -39,19 +45,23 @@ def asked(density):
 
 @pytest.mark.parametrize("error", [0.0, 0.1])
 def test_a_score_is_held_against_its_own_draws(error):
-    """Where the error is ε, the score of N(0, s²) is steeper than it should be by ε·s²/σ at level 0."""
+    """Where the error is ε, the score of N(0, s²) is steeper than it should be by
+    ε·s²/σ at level 0."""
     (found,) = asked(cp.compile(single, gaussian(error))).values()
     assert found.wrong == (error > 0)
     if not error:
         assert found.right_from == 0
         return
-    off = error / SCHEDULE.sigma  # of the wider number, before what its own draws are too narrow by
+    off = (
+        error / SCHEDULE.sigma
+    )  # of the wider number, before what its own draws are too narrow by
     assert 0.3 * off[0] < found.steepness - 1 < off[0]
     assert 0.1 < off[found.right_from] < 1
 
 
 def test_a_run_that_follows_it_says_so():
-    """The Metropolis test makes it N(0, 1/(1 + 0.1/σ)); reverse diffusion, which has no test, is close to N(0, 1)."""
+    """The Metropolis test makes it N(0, 1/(1 + 0.1/σ)); reverse diffusion, which has no
+    test, is close to N(0, 1)."""
     density = cp.compile(single, gaussian(0.1))
     default = {"chains": 1000, "sampler": None}
     result = run(density, **default)
@@ -67,12 +77,16 @@ MEMBER_SD, GROUP_SD = 0.5, 1.0
 
 
 def gaussian_member(wrong):
-    """The score of N(m, 0.5²), wrong by ``wrong(m, x − m)``, in units of 1/0.5, where there is little noise."""
+    """The score of N(m, 0.5²), wrong by ``wrong(m, x − m)``, in units of 1/0.5, where
+    there is little noise."""
 
     def score(x, log_snr, m):
         alpha2, variance = jax.nn.sigmoid(log_snr), jax.nn.sigmoid(-log_snr)
         away = x - jnp.sqrt(alpha2) * m
-        return -away / (alpha2 * MEMBER_SD**2 + variance) + wrong(m, away) / MEMBER_SD * alpha2**100
+        return (
+            -away / (alpha2 * MEMBER_SD**2 + variance)
+            + wrong(m, away) / MEMBER_SD * alpha2**100
+        )
 
     return score
 
@@ -81,8 +95,12 @@ def skewed_member(x, log_snr, m):
     """The score of 0.7·N(m, 0.3²) + 0.3·N(m + 0.8, 0.6²)."""
     alpha2, variance = jax.nn.sigmoid(log_snr), jax.nn.sigmoid(-log_snr)
     places, widths = m + jnp.array([0.0, 0.8]), jnp.array([0.3, 0.6])
-    parts = dist.Normal(jnp.sqrt(alpha2) * places, jnp.sqrt(alpha2 * widths**2 + variance))
-    return jax.grad(lambda x: jax.nn.logsumexp(jnp.log(jnp.array([0.7, 0.3])) + parts.log_prob(x)))(x)
+    parts = dist.Normal(
+        jnp.sqrt(alpha2) * places, jnp.sqrt(alpha2 * widths**2 + variance)
+    )
+    return jax.grad(
+        lambda x: jax.nn.logsumexp(jnp.log(jnp.array([0.7, 0.3])) + parts.log_prob(x))
+    )(x)
 
 
 def study(members, score, mask=True):
@@ -102,7 +120,10 @@ def study(members, score, mask=True):
     return cp.compile(group)
 
 
-@pytest.mark.parametrize(("members", "score"), [(20, gaussian_member(lambda m, away: 0.0)), (500, skewed_member)])
+@pytest.mark.parametrize(
+    ("members", "score"),
+    [(20, gaussian_member(lambda m, away: 0.0)), (500, skewed_member)],
+)
 def test_members_of_a_plate_that_are_right(members, score):
     (found,) = asked(study(members, score)).values()
     assert not found.wrong
@@ -117,14 +138,23 @@ POOLED = GROUP_SD**2 + MEMBER_SD**2
     ("wrong", "led"),
     [
         (lambda m, away: 0.1, 0.1 * MEMBER_SD * (500 / POOLED) ** 0.5),
-        (lambda m, away: 0.1 * (m - 0.3), 2 * 0.1 * MEMBER_SD * GROUP_SD**2 / POOLED * (500 / 2) ** 0.5),
-        (lambda m, away: -0.4 * away / MEMBER_SD, 0.4 * MEMBER_SD**2 / POOLED * (500 / 2) ** 0.5),
+        (
+            lambda m, away: 0.1 * (m - 0.3),
+            2 * 0.1 * MEMBER_SD * GROUP_SD**2 / POOLED * (500 / 2) ** 0.5,
+        ),
+        (
+            lambda m, away: -0.4 * away / MEMBER_SD,
+            0.4 * MEMBER_SD**2 / POOLED * (500 / 2) ** 0.5,
+        ),
     ],
     ids=["the group's mean", "its variance", "its variance, as members are too narrow"],
 )
 def test_small_errors_of_members_add_up_in_their_group(wrong, led):
-    """To each member they are nothing, nor to 20. The mean of J is uncertain by √(P/J), its variance by P·√(2/J)."""
-    few, found = (next(iter(asked(study(j, gaussian_member(wrong))).values())) for j in (20, 500))
+    """To each member they are nothing, nor to 20. The mean of J is uncertain by √(P/J),
+    its variance by P·√(2/J)."""
+    few, found = (
+        next(iter(asked(study(j, gaussian_member(wrong))).values())) for j in (20, 500)
+    )
     assert not few.wrong
     assert found.wrong
     assert 0.7 * led < found.shift < 1.05 * led  # less four errors
@@ -132,13 +162,20 @@ def test_small_errors_of_members_add_up_in_their_group(wrong, led):
 
 
 def test_a_plate_with_a_mask_is_not_asked():
-    assert not asked(study(4, gaussian_member(lambda m, away: 5.0), mask=np.array([True, True, False, True])))
+    assert not asked(
+        study(
+            4,
+            gaussian_member(lambda m, away: 5.0),
+            mask=np.array([True, True, False, True]),
+        )
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [0.0, 0.15])
 def test_a_run_over_a_plate_says_so(error):
-    """Given the group's width its mean is N(0.3, P/J), but for a prior that is vague beside that."""
+    """Given the group's width its mean is N(0.3, P/J), but for a prior that is vague
+    beside that."""
     members = 300
     density = study(members, gaussian_member(lambda m, away: error))
     result = run(density, 2, 300, sampler=None)

@@ -1,4 +1,5 @@
-"""Networks in parts: the samples of whole ones, bit for bit, and arrays that are whole only while they are used.
+"""Networks in parts: the samples of whole ones, bit for bit, and arrays that are whole
+only while they are used.
 
 On eight virtual devices, in processes of their own.
 """
@@ -110,7 +111,9 @@ def test_on_one_device_everything_is_one_part(product, monkeypatch):
     sampler, mesh = cp.AnnealedMCMC(cp.MALA(0.01), 1), jax.make_mesh((1, 1), ("i", "j"))
     one, spread = compiled.partitioned(product, 1, 0), Spread.checked(mesh, None, 4)
     assert any(place != everywhere for place in jax.tree.leaves(compiled.places(one)))
-    assert compiled.in_parts(product, spread, sampler) is product  # a second axis of 1 shares nothing
+    assert (
+        compiled.in_parts(product, spread, sampler) is product
+    )  # a second axis of 1 shares nothing
     runs = []
     for cut in (lambda density, *_: density, lambda *_: one):
         monkeypatch.setattr(compiled, "in_parts", cut)
@@ -127,14 +130,20 @@ def test_samples_are_those_of_whole_networks():
 
 @pytest.mark.slow
 def test_every_sampler_in_parts_and_going_on_with_whole_networks():
-    """With draws, likelihoods that differentiate a network twice, and every array in parts whose length allows it."""
-    runs = [("product", "SMC", ["parts", "all"], {}), ("seen", "HMC", ["parts"], {"draws": 3, "thin": 2})]
+    """With draws, likelihoods that differentiate a network twice, and every array in
+    parts whose length allows it."""
+    runs = [
+        ("product", "SMC", ["parts", "all"], {}),
+        ("seen", "HMC", ["parts"], {"draws": 3, "thin": 2}),
+    ]
     found = told(runs=runs, resumes=True)
     assert found.pop("resumed")
     assert all(same for same, _ in found.values()), found
     assert found["product SMC all"][1].count([[32, 32], [[4, 32]]]) == 2
     assert len(found["product SMC all"][1]) > 2  # (32, 2) too
-    assert found["seen HMC parts"][1] == [SQUARE] * 4  # in the factor, and among the program's arguments
+    assert (
+        found["seen HMC parts"][1] == [SQUARE] * 4
+    )  # in the factor, and among the program's arguments
 
 
 @pytest.mark.slow
@@ -146,7 +155,9 @@ def test_arrays_are_whole_only_while_they_are_used():
     assert outside == {}
     assert none == {}
     assert all_arguments - arguments == 2 * (32 * 32 * 4) * 3 // 4
-    assert found["without barrier"][1] == {"all-gather": 2}  # gathered for the whole run: what the barrier is for
+    assert found["without barrier"][1] == {
+        "all-gather": 2
+    }  # gathered for the whole run: what the barrier is for
 
 
 class AbstractRow:
@@ -158,10 +169,20 @@ class AbstractRow:
 
 def test_refusals(product, monkeypatch):
     mesh = jax.make_mesh((1, 1, 1), tuple("abc"))
-    refused(lambda: run(product, mesh=mesh), cp.errors.WrongTypeError, "one axis or two; got one with the axes")
+    refused(
+        lambda: run(product, mesh=mesh),
+        cp.errors.WrongTypeError,
+        "one axis or two; got one with the axes",
+    )
     table = AbstractRow(2)
     nuts = cp.AnnealedMCMC(cp.BlackJAX(blackjax.nuts, 0.1), 1).prepare(product)
-    assert compiled.in_parts(product, table, nuts) is product  # whose arrays are all small
+    assert (
+        compiled.in_parts(product, table, nuts) is product
+    )  # whose arrays are all small
     monkeypatch.setattr(tuning, "ROOM", tuning.ROOM._replace(parts_bytes=0))
     words = "may evaluate some chains more often"
-    refused(lambda: compiled.in_parts(product, table, nuts), cp.errors.CapabilityError, words)
+    refused(
+        lambda: compiled.in_parts(product, table, nuts),
+        cp.errors.CapabilityError,
+        words,
+    )

@@ -1,4 +1,5 @@
-"""Two processes that run as one give the samples of one process, bit for bit, each writing its own share."""
+"""Two processes that run as one give the samples of one process, bit for bit, each
+writing its own share."""
 
 import json
 import socket
@@ -31,10 +32,22 @@ def product(f, g):
 
 
 def start(folder, name, *options, **variables):
-    command = [sys.executable, "-c", "from composeprob.cli import app; app()", "run", folder / "scene.py", "--no-cache"]
-    command = [str(each) for each in (*command, "--chains", 62, "--out", folder / name, *options)]
+    command = [
+        sys.executable,
+        "-c",
+        "from composeprob.cli import app; app()",
+        "run",
+        folder / "scene.py",
+        "--no-cache",
+    ]
+    command = [
+        str(each)
+        for each in (*command, "--chains", 62, "--out", folder / name, *options)
+    ]
     known = environment(JAX_PLATFORMS="cpu", **variables)
-    return subprocess.Popen(command, env=known, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=known, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def ended(process):
@@ -67,19 +80,26 @@ def together(folder, *options):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     told = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    both = [start(folder, "two", "--distributed", *options, **told, JAX_PROCESS_ID=str(i)) for i in (0, 1)]
+    both = [
+        start(folder, "two", "--distributed", *options, **told, JAX_PROCESS_ID=str(i))
+        for i in (0, 1)
+    ]
     return [ended(process) for process in both]
 
 
 @pytest.mark.slow
 def test_two_processes_hold_a_network_in_parts_and_round_alike(tmp_path):
-    """4 KiB of weights in two halves, a process with each; what networks multiply is rounded to bfloat16."""
+    """4 KiB of weights in two halves, a process with each; what networks multiply is
+    rounded to bfloat16."""
     (tmp_path / "scene.py").write_text(NETWORK + 'precision = "bfloat16"\n')
     together(tmp_path, "--mesh", "1x2")
     ended(start(tmp_path, "one"))
     (tmp_path / "scene.py").write_text(NETWORK)
     ended(start(tmp_path, "exact"))
-    two, one = cp.Result.load(tmp_path / "two" / "samples.zarr"), cp.Result.load(tmp_path / "one/samples.safetensors")
+    two, one = (
+        cp.Result.load(tmp_path / "two" / "samples.zarr"),
+        cp.Result.load(tmp_path / "one/samples.safetensors"),
+    )
     np.testing.assert_array_equal(np.asarray(two["x"]), np.asarray(one["x"]))
     assert two.log_evidence == one.log_evidence
     exact = cp.Result.load(tmp_path / "exact/samples.safetensors")
@@ -94,19 +114,27 @@ def test_two_processes_are_one_run(tmp_path):
     assert "status" in outputs[0]
     assert "status" not in outputs[1]  # one of them speaks
     ended(start(tmp_path, "one"))
-    two, one = cp.Result.load(tmp_path / "two" / "samples.zarr"), cp.Result.load(tmp_path / "one/samples.safetensors")
+    two, one = (
+        cp.Result.load(tmp_path / "two" / "samples.zarr"),
+        cp.Result.load(tmp_path / "one/samples.safetensors"),
+    )
     assert two["x"].shape == (62, 3, 2)
     np.testing.assert_array_equal(np.asarray(two["x"]), np.asarray(one["x"]))
     np.testing.assert_array_equal(two.log_weights, one.log_weights)
     for name in ("acceptance", "step_size", "ess"):
         np.testing.assert_array_equal(two.levels[name], one.levels[name])
     assert two.log_evidence == one.log_evidence
-    written = {p.name for p in (tmp_path / "two" / "samples.zarr" / "samples" / "x" / "c").iterdir()}
+    written = {
+        p.name
+        for p in (tmp_path / "two" / "samples.zarr" / "samples" / "x" / "c").iterdir()
+    }
     assert written == {"0", "1"}  # a file of draws from each process
     assert json.loads((tmp_path / "two" / "results.json").read_text())["draws"] == 3
 
     # And on, in one process, from the checkpoint that two have written.
-    settings = f"draws = cp.Draws(3, thin=2, store={str(tmp_path / 'two/samples.zarr')!r})\n"
+    settings = (
+        f"draws = cp.Draws(3, thin=2, store={str(tmp_path / 'two/samples.zarr')!r})\n"
+    )
     settings += f"checkpoint_dir = cp.Checkpoint({str(tmp_path / 'checkpoints')!r}, resume=True)\n"
     (tmp_path / "scene.py").write_text(PROGRAM + settings)
     more = ended(start(tmp_path, "two"))

@@ -1,4 +1,5 @@
-"""Random numbers by counter: JAX's own hash, normal numbers of the right law, and nothing that repeats."""
+"""Random numbers by counter: JAX's own hash, normal numbers of the right law, and
+nothing that repeats."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,14 @@ from jax.extend.random import threefry_2x32
 from scipy import stats
 
 from composeprob.samplers import random
-from composeprob.samplers.random import Stream, key_of, normals, stream, threefry, words_of
+from composeprob.samplers.random import (
+    Stream,
+    key_of,
+    normals,
+    stream,
+    threefry,
+    words_of,
+)
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 RNG = np.random.default_rng(0)
@@ -19,12 +27,15 @@ SIZE = 101
 
 @pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray], ids=["NumPy", "JAX"])
 def test_the_hash_is_jaxs_bit_for_bit(as_array):
-    """On the host and where it is traced: every counter of a few chains, and numbers from 0 to 2³² − 1."""
+    """On the host and where it is traced: every counter of a few chains, and numbers
+    from 0 to 2³² − 1."""
     numbers = np.r_[0, 1, RNG.integers(0, 2**32, 5), 2**32 - 1].astype(np.uint32)
     for words, number in zip(WORDS, numbers, strict=False):
         with np.errstate(over="ignore"):
             found = threefry(as_array(words), as_array(number), as_array(numbers))
-        expected = threefry_2x32(jnp.asarray(words), jnp.concatenate([jnp.full(8, number), numbers]))
+        expected = threefry_2x32(
+            jnp.asarray(words), jnp.concatenate([jnp.full(8, number), numbers])
+        )
         np.testing.assert_array_equal(np.concatenate(found), expected)
     key = jax.random.wrap_key_data(WORDS[0], impl="threefry2x32")
     folded = jax.random.key_data(jax.random.fold_in(key, 7))
@@ -32,7 +43,8 @@ def test_the_hash_is_jaxs_bit_for_bit(as_array):
 
 
 def test_numbers_are_normal():
-    """Means of z, z², z³, z⁴ and the whole distribution, in single precision and in double."""
+    """Means of z, z², z³, z⁴ and the whole distribution, in single precision and in
+    double."""
     drawn = np.asarray(DRAW(jnp.asarray(WORDS), 3, SIZE))
     assert drawn.dtype == np.float32
     drawn = drawn.astype(float)
@@ -42,7 +54,9 @@ def test_numbers_are_normal():
     assert stats.kstest(drawn.ravel(), stats.norm.cdf).pvalue > two_sided
     assert stats.kstest(1.02 * drawn.ravel(), stats.norm.cdf).pvalue < two_sided
     with jax.enable_x64(True):
-        np.testing.assert_allclose(normals(jnp.asarray(WORDS[0]), 3, SIZE, jnp.float64), drawn[0], atol=1e-5)
+        np.testing.assert_allclose(
+            normals(jnp.asarray(WORDS[0]), 3, SIZE, jnp.float64), drawn[0], atol=1e-5
+        )
 
 
 def test_extreme_words_give_numbers(monkeypatch):
@@ -55,10 +69,15 @@ def test_extreme_words_give_numbers(monkeypatch):
 
 
 def test_neighbouring_numbers_are_not_correlated():
-    """Chains i and i + 1, numbers i and i + 1, entries j and j + 1, and the bits of equal names: no correlation."""
+    """Chains i and i + 1, numbers i and i + 1, entries j and j + 1, and the bits of
+    equal names: no correlation."""
     words, shared = words_of(jax.random.key(0), 1000)
-    drawn, following = (np.asarray(DRAW(jnp.asarray(words), number, SIZE), float) for number in (4, 5))
-    named = np.asarray(DRAW(jax.vmap(stream, (0, None))(jnp.asarray(words), 4), 4, SIZE), float)
+    drawn, following = (
+        np.asarray(DRAW(jnp.asarray(words), number, SIZE), float) for number in (4, 5)
+    )
+    named = np.asarray(
+        DRAW(jax.vmap(stream, (0, None))(jnp.asarray(words), 4), 4, SIZE), float
+    )
     with_first = np.asarray(DRAW(jnp.asarray(shared)[None], 4, SIZE), float)
     pairs = {
         "chains": (drawn[:-1], drawn[1:]),
@@ -68,8 +87,14 @@ def test_neighbouring_numbers_are_not_correlated():
         "shared": (drawn, with_first),
     }
     pairs |= {f"{name}²": (a**2 - 1, b**2 - 1) for name, (a, b) in pairs.items()}
-    assert_agrees(z_scores({name: a * b for name, (a, b) in pairs.items()}, dict.fromkeys(pairs, 0.0)))
-    assert_disagrees(z_scores({"same": drawn * DRAW(jnp.asarray(words), 4, SIZE)}, {"same": 0.0}))
+    assert_agrees(
+        z_scores(
+            {name: a * b for name, (a, b) in pairs.items()}, dict.fromkeys(pairs, 0.0)
+        )
+    )
+    assert_disagrees(
+        z_scores({"same": drawn * DRAW(jnp.asarray(words), 4, SIZE)}, {"same": 0.0})
+    )
 
 
 def test_a_chains_numbers_depend_on_its_own_words_alone():
@@ -81,7 +106,10 @@ def test_a_chains_numbers_depend_on_its_own_words_alone():
     assert len(np.unique(np.concatenate([many[0], many[1][None]]), axis=0)) == 51
     longer = normals(jnp.asarray(few[0][0]), 5, 9)
     np.testing.assert_array_equal(longer[:4], normals(jnp.asarray(few[0][0]), 5, 4))
-    keys = [jax.random.key_data(key_of(jnp.asarray(few[0][0]), number)) for number in (0, 1, Stream.INITIAL)]
+    keys = [
+        jax.random.key_data(key_of(jnp.asarray(few[0][0]), number))
+        for number in (0, 1, Stream.INITIAL)
+    ]
     assert len({tuple(np.asarray(key).tolist()) for key in keys}) == 3
     other = words_of(jax.random.key(7, impl="rbg"), 3)
     assert other[0].shape == (3, 2)

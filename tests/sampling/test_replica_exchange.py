@@ -1,4 +1,5 @@
-"""Replica exchange: swaps leave every level's law what it is, and modes come down in their proportions."""
+"""Replica exchange: swaps leave every level's law what it is, and modes come down in
+their proportions."""
 
 import dataclasses
 
@@ -33,18 +34,22 @@ KERNELS = {
 @pytest.fixture(scope="module")
 def density():
     """N(1.2, 0.3) times N(0, 2): at level k their noised laws' product."""
-    return cp.compile(both, normal(MEAN, np.sqrt(VARIANCE)), normal(0.0, np.sqrt(OTHER)))
+    return cp.compile(
+        both, normal(MEAN, np.sqrt(VARIANCE)), normal(0.0, np.sqrt(OTHER))
+    )
 
 
 def law(level):
     """Mean and variance of π_k."""
     noise = SCHEDULE.at(level)
-    return product_of_normals(noise.alpha, noise.sigma, [MEAN, 0.0], np.sqrt([VARIANCE, OTHER]))[:2]
+    return product_of_normals(
+        noise.alpha, noise.sigma, [MEAN, 0.0], np.sqrt([VARIANCE, OTHER])
+    )[:2]
 
 
 def sweeping(transits=True):
-    """A function to the run after one sweep, or its swaps alone; compiled anew for each: laws in it are replaced by
-    wrong ones."""
+    """A function to the run after one sweep, or its swaps alone; compiled anew for
+    each: laws in it are replaced by wrong ones."""
 
     def swept(sampler, density, run):
         exchange = sampler.way(density, run)
@@ -64,31 +69,50 @@ def standard(run, density):
 
 
 def exact(density, sampler, odd=0, levels=LEVELS):
-    """A run whose replicas are exact draws of the levels, with its next sweep even or odd; its sampler."""
+    """A run whose replicas are exact draws of the levels, with its next sweep even or
+    odd; its sampler."""
     sampler = sampler.prepare(density)
     begun = begin(jax.random.key(1), CHAINS, sampler.visits(density, None))
     run = sampler.start(begun, density, len(SCHEDULE.alpha) - 1)
     means, variances = np.array([law(level) for level in levels]).T
-    x = means + np.sqrt(variances) * np.random.default_rng(2).normal(size=(CHAINS, len(levels)))
-    points, rungs = jnp.asarray(x / np.asarray(SCHEDULE.alpha)[levels])[:, :, None], jnp.asarray(levels)
+    x = means + np.sqrt(variances) * np.random.default_rng(2).normal(
+        size=(CHAINS, len(levels))
+    )
+    points, rungs = (
+        jnp.asarray(x / np.asarray(SCHEDULE.alpha)[levels])[:, :, None],
+        jnp.asarray(levels),
+    )
     layout, parts = Layout.of_density(density), sampler.needs_parts(density)
-    found = jax.jit(jax.vmap(jax.vmap(lambda v, k: layout.evaluate(density, v, k, parts)), (0, None)))(points, rungs)
+    found = jax.jit(
+        jax.vmap(
+            jax.vmap(lambda v, k: layout.evaluate(density, v, k, parts)), (0, None)
+        )
+    )(points, rungs)
     chains = dataclasses.replace(run.chains, position=points, evaluation=found)
-    turns = jnp.int32(run.visits.first_sample + odd)  # after 50 sweeps of the last round
+    turns = jnp.int32(
+        run.visits.first_sample + odd
+    )  # after 50 sweeps of the last round
     visits = dataclasses.replace(run.visits, levels=rungs, previous=rungs, turns=turns)
     return sampler, dataclasses.replace(run, chains=chains, visits=visits)
 
 
 def after_a_swap(density, odd, swap, levels=LEVELS):
-    """`standard` after one swap from exact draws, which replicas swapped, (chains, L), and the chances of swaps."""
-    sampler, run = exact(density, cp.ReplicaExchange(KERNELS["MALA"], len(levels), swap), odd, levels)
+    """`standard` after one swap from exact draws, which replicas swapped, (chains, L),
+    and the chances of swaps."""
+    sampler, run = exact(
+        density, cp.ReplicaExchange(KERNELS["MALA"], len(levels), swap), odd, levels
+    )
     after = sweeping(transits=False)(sampler, density, run)
     swapped = standard(after, density) != standard(run, density)
     return standard(after, density), swapped, np.asarray(after.visits.probability)[:, 0]
 
 
 def moments(z):
-    values = {f"{name} of rung {j}": x**p for j, x in enumerate(z.T) for name, p in (("mean", 1), ("square", 2))}
+    values = {
+        f"{name} of rung {j}": x**p
+        for j, x in enumerate(z.T)
+        for name, p in (("mean", 1), ("square", 2))
+    }
     return z_scores(values, {name: float("square" in name) for name in values})
 
 
@@ -128,7 +152,9 @@ def test_path_weights_of_the_wrong_sign_are_found_out(density, monkeypatch):
 
 @pytest.mark.parametrize("kernel", [slow("MALA"), "HMC", "BlackJAX"])
 def test_sweeps_leave_every_level_what_it_is(density, kernel):
-    sampler, run = exact(density, cp.ReplicaExchange(KERNELS[kernel], len(LEVELS), "energy"))
+    sampler, run = exact(
+        density, cp.ReplicaExchange(KERNELS[kernel], len(LEVELS), "energy")
+    )
     before, sweep = standard(run, density), sweeping()
     for _ in range(3):
         run = sweep(sampler, density, run)
@@ -143,13 +169,23 @@ def test_sweeps_leave_every_level_what_it_is(density, kernel):
 
 
 def test_trips_of_replicas(density):
-    """A replica has come from the top once it is at level 0 and was on the top rung since it last was there."""
-    sampler, run = exact(density, cp.ReplicaExchange(KERNELS["MALA"], len(LEVELS), "energy"))
+    """A replica has come from the top once it is at level 0 and was on the top rung
+    since it last was there."""
+    sampler, run = exact(
+        density, cp.ReplicaExchange(KERNELS["MALA"], len(LEVELS), "energy")
+    )
     flags = jnp.tile(jnp.array([False, True, False, True]), (CHAINS, 1))
-    run = dataclasses.replace(run, chains=dataclasses.replace(run.chains, from_top=flags))
+    run = dataclasses.replace(
+        run, chains=dataclasses.replace(run.chains, from_top=flags)
+    )
     after = sweeping(transits=False)(sampler, density, run)
-    swapped, new = standard(after, density) != standard(run, density), np.asarray(after.chains.from_top)
-    np.testing.assert_array_equal(np.asarray(after.chains.trips), np.outer(swapped[:, 0], [1, 0, 0, 0]))
+    swapped, new = (
+        standard(after, density) != standard(run, density),
+        np.asarray(after.chains.from_top),
+    )
+    np.testing.assert_array_equal(
+        np.asarray(after.chains.trips), np.outer(swapped[:, 0], [1, 0, 0, 0])
+    )
     np.testing.assert_array_equal(new[:, 1], ~swapped[:, 0])
     np.testing.assert_array_equal(new[:, 2], swapped[:, 2])
     assert not np.any(new[:, 0])
@@ -158,16 +194,26 @@ def test_trips_of_replicas(density):
 
 @pytest.mark.parametrize("kernel", ["HMC", "blocks"])
 def test_the_density_is_evaluated_in_one_place(kernel):
-    """Way down, sweeps and kernels are a loop around one evaluation, however many blocks there are."""
-    energy = cp.Energy(lambda x, k: -0.5 * x**2 - 1e-6 * jax.lax.lgamma(x + 9.0), SCHEDULE, event_shape=())
+    """Way down, sweeps and kernels are a loop around one evaluation, however many
+    blocks there are."""
+    energy = cp.Energy(
+        lambda x, k: -0.5 * x**2 - 1e-6 * jax.lax.lgamma(x + 9.0),
+        SCHEDULE,
+        event_shape=(),
+    )
 
     @cp.program
     def pair():
         return cp.sample("x", energy), cp.sample("y", normal())
 
     density = cp.compile(pair)
-    kernels = {**KERNELS, "blocks": cp.Gibbs({"x": KERNELS["HMC"], "y": KERNELS["MALA"]})}
-    sampler = cp.ReplicaExchange(kernels[kernel], 4, "feynman_kac", sweeps=8).prepare(density)
+    kernels = {
+        **KERNELS,
+        "blocks": cp.Gibbs({"x": KERNELS["HMC"], "y": KERNELS["MALA"]}),
+    }
+    sampler = cp.ReplicaExchange(kernels[kernel], 4, "feynman_kac", sweeps=8).prepare(
+        density
+    )
     run = begin(jax.random.key(0), 8, sampler.visits(density, None))
     run = sampler.start(run, density, len(SCHEDULE.alpha) - 1)
     traced = jax.make_jaxpr(lambda run: sampler.advance(run, density, 32))(run)
@@ -176,16 +222,38 @@ def test_the_density_is_evaluated_in_one_place(kernel):
 
 def test_shares_of_modes_and_what_is_recorded():
     """Two narrow modes far apart, times a Gaussian."""
-    target = cp.compile(both, cp.Analytic(modes([0.25, 0.75], [-1.0, 1.0], 0.1), SCHEDULE), normal(0.5, 1.0))
+    target = cp.compile(
+        both,
+        cp.Analytic(modes([0.25, 0.75], [-1.0, 1.0], 0.1), SCHEDULE),
+        normal(0.5, 1.0),
+    )
     sampler = cp.ReplicaExchange(num_levels=8, sweeps=80)
-    result = cp.infer(target, jax.random.key(0), num_chains=64, sampler=sampler, draws=60, progress=False)
-    parts = np.array([0.25, 0.75]) * np.exp(-0.5 * (np.array([-1.0, 1.0]) - 0.5) ** 2 / 1.01)
+    result = cp.infer(
+        target,
+        jax.random.key(0),
+        num_chains=64,
+        sampler=sampler,
+        draws=60,
+        progress=False,
+    )
+    parts = np.array([0.25, 0.75]) * np.exp(
+        -0.5 * (np.array([-1.0, 1.0]) - 0.5) ** 2 / 1.01
+    )
     shares = np.mean(np.asarray(result["x"]) > 0, axis=1)
     assert abs(shares.mean() - parts[1] / parts.sum()) < LIMIT * shares.std(ddof=1) / 8
     assert result.status.ok
     assert result["x"].shape == (64, 60)
-    assert result.levels["log_snr"].shape == result.levels["swaps"].shape == result.acceptance.shape == (8,)
-    np.testing.assert_allclose(result.levels["log_snr"][[0, -1]], np.asarray(SCHEDULE.log_snr)[[0, -1]], atol=1e-4)
+    assert (
+        result.levels["log_snr"].shape
+        == result.levels["swaps"].shape
+        == result.acceptance.shape
+        == (8,)
+    )
+    np.testing.assert_allclose(
+        result.levels["log_snr"][[0, -1]],
+        np.asarray(SCHEDULE.log_snr)[[0, -1]],
+        atol=1e-4,
+    )
     assert np.isnan(result.levels["swaps"][-1])
     assert np.all(result.levels["swaps"][:-1] > 0.1)
     assert result.about.round_trips > 1.0
@@ -194,14 +262,28 @@ def test_shares_of_modes_and_what_is_recorded():
 
 
 def test_ensembles_are_not_asked_whether_chains_crossed():
-    """The points of an ensemble, (L, D), taken for those of a chain, made a run end in an error of shapes."""
+    """The points of an ensemble, (L, D), taken for those of a chain, made a run end in
+    an error of shapes."""
     law = modes([0.5, 0.5], [[-3.0, -3.0], [3.0, 3.0]], [0.3, 0.1])
-    density, sampler = cp.compile(single, cp.Analytic(law, SCHEDULE) ** 2), cp.ReplicaExchange(num_levels=4, sweeps=4)
-    result = cp.infer(density, jax.random.key(0), num_chains=20, sampler=sampler, draws=2, progress=False)
+    density, sampler = (
+        cp.compile(single, cp.Analytic(law, SCHEDULE) ** 2),
+        cp.ReplicaExchange(num_levels=4, sweeps=4),
+    )
+    result = cp.infer(
+        density,
+        jax.random.key(0),
+        num_chains=20,
+        sampler=sampler,
+        draws=2,
+        progress=False,
+    )
     assert not result.status.has("shares_frozen")
 
 
-@pytest.mark.parametrize("seed", [pytest.param(i, marks=pytest.mark.slow if i >= 4 else []) for i in range(20)])
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(i, marks=pytest.mark.slow if i >= 4 else []) for i in range(20)],
+)
 def test_rungs_are_different_levels_with_both_ends_among_them(seed):
     rng = np.random.default_rng(seed)
     count, levels = int(rng.integers(2, 12)), int(rng.integers(12, 40))
@@ -221,12 +303,27 @@ def test_refusals(density):
     }.items():
         refused(lambda: cp.ReplicaExchange(**options), InvalidValueError, words)
     refused(lambda: cp.ReplicaExchange("mala"), WrongTypeError, "needs a kernel")
-    score = cp.Diffusion(lambda x, t: -x, SCHEDULE, event_shape=(), parameterization="score", time="log_snr")
+    score = cp.Diffusion(
+        lambda x, t: -x,
+        SCHEDULE,
+        event_shape=(),
+        parameterization="score",
+        time="log_snr",
+    )
     only = cp.compile(both, score, normal())
     for kind, words, given, options in (
-        (InvalidValueError, "40 rungs do not fit on 32 levels", density, {"num_levels": 40}),
+        (
+            InvalidValueError,
+            "40 rungs do not fit on 32 levels",
+            density,
+            {"num_levels": 40},
+        ),
         (CapabilityError, "needs `energy`", only, {"swap": "energy"}),
         (CapabilityError, "needs a kernel", only, {}),
     ):
         sampler = cp.ReplicaExchange(**options)
-        refused(lambda: cp.infer(given, jax.random.key(0), num_chains=4, sampler=sampler), kind, words)
+        refused(
+            lambda: cp.infer(given, jax.random.key(0), num_chains=4, sampler=sampler),
+            kind,
+            words,
+        )

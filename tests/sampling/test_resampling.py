@@ -1,4 +1,5 @@
-"""Resampling: effective sample size, and indices that are right on average and nearly right always."""
+"""Resampling: effective sample size, and indices that are right on average and nearly
+right always."""
 
 import jax
 import jax.numpy as jnp
@@ -34,16 +35,29 @@ def indices(number, weights):
 
 
 def by_whole_numbers(number, weights):
-    """The same by Python's integers: copies rounded down to multiples of 2⁻³², and a tick at j + u."""
+    """The same by Python's integers: copies rounded down to multiples of 2⁻³², and a
+    tick at j + u."""
     n = len(weights)
     relative = np.asarray(relative_weights(jnp.asarray(weights)), np.float32)
-    halves = [int(float(w) * 2**31) for w in relative]  # so that all digits are behind the point
-    digits = (sum(w >> 21 for w in halves), sum(w >> 10 & 0x7FF for w in halves), sum(w & 0x3FF for w in halves))
+    halves = [
+        int(float(w) * 2**31) for w in relative
+    ]  # so that all digits are behind the point
+    digits = (
+        sum(w >> 21 for w in halves),
+        sum(w >> 10 & 0x7FF for w in halves),
+        sum(w & 0x3FF for w in halves),
+    )
     high, middle, low = map(np.float32, digits)
-    total = 2 * (high * np.float32(2**-11) + middle * np.float32(2**-22) + low * np.float32(2**-32))
+    total = 2 * (
+        high * np.float32(2**-11)
+        + middle * np.float32(2**-22)
+        + low * np.float32(2**-32)
+    )
     copies = [int(float(w) * 2**32) for w in relative * (np.float32(n) / total)]
     sums = np.cumsum(np.asarray(copies, object))
-    below = np.asarray([total // 2**32 + (number < total % 2**32) for total in sums], int)
+    below = np.asarray(
+        [total // 2**32 + (number < total % 2**32) for total in sums], int
+    )
     below[sums == sums[-1]] = n
     return np.searchsorted(below, np.arange(n), side="right"), sums, total
 
@@ -55,7 +69,9 @@ def test_ess_is_the_formula_and_ignores_constants(weights, shift):
     expected = w.sum() ** 2 / (w**2).sum() / SIZE
     assert np.isclose(float(ess(jnp.asarray(weights))), expected, rtol=1e-4)
     assert np.isclose(float(ess(jnp.asarray(weights + shift))), expected, rtol=1e-3)
-    assert np.isclose(float(mean(jnp.asarray(weights))), np.log(np.mean(np.exp(weights))), atol=1e-4)
+    assert np.isclose(
+        float(mean(jnp.asarray(weights))), np.log(np.mean(np.exp(weights))), atol=1e-4
+    )
 
 
 def test_copies_are_unbiased():
@@ -63,11 +79,15 @@ def test_copies_are_unbiased():
     numbers = jax.random.bits(jax.random.key(0), (20_000,), jnp.uint32)
     chosen = jax.jit(jax.vmap(systematic, (0, None)))(numbers, weights)
     copies = {str(i): np.asarray((chosen == i).sum(1), float) for i in range(5)}
-    assert_agrees(z_scores(copies, {str(i): float(5 * jnp.exp(w)) for i, w in enumerate(weights)}))
+    assert_agrees(
+        z_scores(copies, {str(i): float(5 * jnp.exp(w)) for i, w in enumerate(weights)})
+    )
 
 
 @pytest.mark.parametrize("number", [0, 3, 5, 2**31, 2**32 - 1])
-def test_equal_weights_keep_every_chain_and_chains_of_weight_zero_die_but_no_population_of_them(number):
+def test_equal_weights_keep_every_chain_and_chains_of_weight_zero_die_but_no_population_of_them(
+    number,
+):
     assert np.array_equal(indices(number, np.full(SIZE, -7.0)), np.arange(SIZE))
     assert float(ess(jnp.full(SIZE, -7.0))) == 1.0
     for alive in ([0, 1, 2], [9, 10, 11], [4], [0], [SIZE - 1]):
@@ -75,16 +95,20 @@ def test_equal_weights_keep_every_chain_and_chains_of_weight_zero_die_but_no_pop
         assert set(indices(number, some).tolist()) == set(alive)
     none = np.full(SIZE, -np.inf)
     assert np.array_equal(indices(number, none), np.arange(SIZE))
-    assert float(ess(jnp.asarray(none))) == 0.0  # a collapse, which the status reports; NaN would say nothing
+    assert (
+        float(ess(jnp.asarray(none))) == 0.0
+    )  # a collapse, which the status reports; NaN would say nothing
 
 
 @pytest.mark.parametrize("n", [1_000, 100_000, 131_072])
 def test_no_dead_chain_is_copied_however_many_there_are(n):
-    """A cumulative sum of floats, computed in blocks, falls now and then: ticks between such entries copied chains of
-    weight 0 in 95 of 100 resamplings of 131,072."""
+    """A cumulative sum of floats, computed in blocks, falls now and then: ticks between
+    such entries copied chains of weight 0 in 95 of 100 resamplings of 131,072."""
     rng = np.random.default_rng(0)
     for number in rng.integers(0, 2**32, 10):
-        weights = np.where(rng.random(n) < 0.5, rng.normal(size=n), -np.inf).astype(np.float32)
+        weights = np.where(rng.random(n) < 0.5, rng.normal(size=n), -np.inf).astype(
+            np.float32
+        )
         chosen = indices(number, weights)
         copies = np.bincount(chosen, minlength=n)
         shares = np.exp(np.asarray(weights, np.float64))
@@ -97,12 +121,17 @@ def test_no_dead_chain_is_copied_however_many_there_are(n):
         assert np.all(copies <= np.ceil(shares + 2e-2))
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 8.0], ids=["equal", "unequal", "one rules"])
+@pytest.mark.parametrize(
+    "scale", [0.0, 1.0, 8.0], ids=["equal", "unequal", "one rules"]
+)
 @pytest.mark.parametrize("n", [1, 7, 4_000, 100_000])
 def test_sums_are_exact(n, scale):
-    """Survivors are those of the same sums in Python's integers, whatever the size and the order of the chains."""
+    """Survivors are those of the same sums in Python's integers, whatever the size and
+    the order of the chains."""
     rng = np.random.default_rng(n)
-    weights = np.where(rng.random(n) < 0.9, scale * rng.normal(size=n), -np.inf).astype(np.float32)
+    weights = np.where(rng.random(n) < 0.9, scale * rng.normal(size=n), -np.inf).astype(
+        np.float32
+    )
     weights[0] = 0.0
     for number in (0, 2**32 - 1, *map(int, rng.integers(0, 2**32, 3))):
         expected, sums, total = by_whole_numbers(number, weights)
@@ -115,17 +144,23 @@ def test_sums_are_exact(n, scale):
 def met(resample):
     """A run of ten chains that meet in this way."""
     density = cp.compile(both, normal([0.0, 0.0]), normal([1.0, 0.0]))
-    return run(density, chains=10, sampler=cp.SMC(cp.MALA(0.1), resample=resample, check_levels=False))
+    return run(
+        density,
+        chains=10,
+        sampler=cp.SMC(cp.MALA(0.1), resample=resample, check_levels=False),
+    )
 
 
 def test_every_level_draws_its_own_uniform_number():
-    """The mutant that repeats one number at every level moves the same ticks again and again: a bias that averages
-    over levels do not show."""
+    """The mutant that repeats one number at every level moves the same ticks again and
+    again: a bias that averages over levels do not show."""
     used = []
 
     class Watched(Resample):
         def survivors(self, words, log_weights):
-            jax.debug.callback(lambda words: used.append(tuple(np.asarray(words).tolist())), words)
+            jax.debug.callback(
+                lambda words: used.append(tuple(np.asarray(words).tolist())), words
+            )
             return super().survivors(words, log_weights)
 
     met(Watched(1.0))
@@ -134,7 +169,8 @@ def test_every_level_draws_its_own_uniform_number():
 
 
 def test_chains_meet_at_level_0_whatever_a_meeting_says():
-    """Weights that are never passed on would leave samples of unequal weights, and the evidence of the first ones."""
+    """Weights that are never passed on would leave samples of unequal weights, and the
+    evidence of the first ones."""
 
     class Idle(Resample):
         def due(self, ess, level):
@@ -146,7 +182,8 @@ def test_chains_meet_at_level_0_whatever_a_meeting_says():
 
 
 def test_the_variance_of_the_evidence_follows_families():
-    """Four families of weights 0.4, 0.3, 0.2, 0.1 among eight first chains: Σ(W − 1/8)²·8/7."""
+    """Four families of weights 0.4, 0.3, 0.2, 0.1 among eight first chains: Σ(W −
+    1/8)²·8/7."""
     ancestors = jnp.array([0, 0, 3, 3, 5, 5, 6, 6])
     weights = jnp.log(jnp.array([0.2, 0.2, 0.1, 0.2, 0.1, 0.1, 0.1, 0.0]))
     shares = np.array([0.4, 0.3, 0.2, 0.1, 0, 0, 0, 0])
@@ -157,8 +194,12 @@ def test_the_variance_of_the_evidence_follows_families():
 
 
 def test_what_the_evidence_would_be_with_other_weights_and_how_well_that_is_known():
-    """Weights 1, 1, 2 of chains that would weigh 1, 2, 4 times as much: log 11/4, and Σ W²·(growth·4/11 − 1)²."""
-    log_weights, more = jnp.log(jnp.array([1.0, 1.0, 2.0])), jnp.log(jnp.array([1.0, 2.0, 4.0]))
+    """Weights 1, 1, 2 of chains that would weigh 1, 2, 4 times as much: log 11/4, and Σ
+    W²·(growth·4/11 − 1)²."""
+    log_weights, more = (
+        jnp.log(jnp.array([1.0, 1.0, 2.0])),
+        jnp.log(jnp.array([1.0, 2.0, 4.0])),
+    )
     growth, shares = np.array([1, 2, 4]) * 4 / 11 - 1, np.array([1, 1, 2]) / 4
     expected = np.log(11 / 4), np.sum((shares * growth) ** 2)
     np.testing.assert_allclose(off_by_averaging(log_weights, more), expected, rtol=1e-5)
@@ -167,9 +208,15 @@ def test_what_the_evidence_would_be_with_other_weights_and_how_well_that_is_know
 
 def test_a_run_of_which_few_chains_count_says_so_and_is_ok():
     """A step without a control spreads the weights of a power, and nobody resamples."""
-    step, density = cp.ReverseStep(control="none"), cp.compile(squared, normal(0.0, 0.3, cp.Schedule.log_snr(12)))
+    step, density = (
+        cp.ReverseStep(control="none"),
+        cp.compile(squared, normal(0.0, 0.3, cp.Schedule.log_snr(12))),
+    )
     sampler = cp.SMC(cp.ULA(1e-6), resample=1e-6, step=step, check_levels=False)
     result = run(density, sampler=sampler)
     assert result.status.ok
     assert result.effective_chains < 32
-    assert f"Of 64 chains as many count as {result.effective_chains:.0f} independent ones" in str(result.status)
+    assert (
+        f"Of 64 chains as many count as {result.effective_chains:.0f} independent ones"
+        in str(result.status)
+    )

@@ -1,4 +1,5 @@
-"""Interrupted runs go on from their checkpoint and give the very samples of the uninterrupted run."""
+"""Interrupted runs go on from their checkpoint and give the very samples of the
+uninterrupted run."""
 
 import contextlib
 import errno
@@ -20,7 +21,16 @@ from composeprob.results.status import Code
 from composeprob.runtime.progress import Progress
 from processes import environment, said
 from refusals import refused
-from sampling_cases import SCHEDULE, Calls, Counted, both, normal, run, single, stop_after
+from sampling_cases import (
+    SCHEDULE,
+    Calls,
+    Counted,
+    both,
+    normal,
+    run,
+    single,
+    stop_after,
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +72,22 @@ def test_a_resumed_run_gives_the_same_samples(product, whole, tmp_path, stopped)
 
 def test_the_damaged_last_checkpoint_is_passed_over(product, whole, tmp_path, stopped):
     stopped(7, product, checkpoint_dir=tmp_path)
-    steps = sorted((p for p in tmp_path.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    steps = sorted(
+        (p for p in tmp_path.iterdir() if p.name.isdigit()), key=lambda p: int(p.name)
+    )
     assert [p.name for p in steps][-1] == "7"
     assert len(steps) == 2
     truncate(steps[-1])
-    with pytest.warns(UserWarning, match="Checkpoint 7 in .* cannot be read .*; going on from checkpoint"):
+    with pytest.warns(
+        UserWarning,
+        match="Checkpoint 7 in .* cannot be read .*; going on from checkpoint",
+    ):
         same(run(product, checkpoint_dir=tmp_path), whole)
 
 
 def truncate(checkpoint):
-    """Cut every file of the state in half, as a full disk or a crash of the machine may."""
+    """Cut every file of the state in half, as a full disk or a crash of the machine
+    may."""
     for file in (checkpoint / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -80,9 +96,15 @@ def truncate(checkpoint):
 def test_refusals(product, whole, tmp_path):
     """The folder of another run, of none, of a damaged one, and one that cannot be."""
     a = tmp_path / "a"
-    same(run(product, checkpoint_dir=a), whole)  # too short for a checkpoint before its end
-    other = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.5], [0.5, 1.0]))
-    sampler = lambda resample: cp.SMC(cp.MALA(cp.Adaptive()), resample=resample, step=cp.ReverseStep(order=1))
+    same(
+        run(product, checkpoint_dir=a), whole
+    )  # too short for a checkpoint before its end
+    other = cp.compile(
+        both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.5], [0.5, 1.0])
+    )
+    sampler = lambda resample: cp.SMC(
+        cp.MALA(cp.Adaptive()), resample=resample, step=cp.ReverseStep(order=1)
+    )
     for words, change in {
         r"its number of chains is 64, not 32": {"chains": 32},
         r"its random key is .*0\]', not .*1\]'": {"seed": 1},
@@ -91,28 +113,58 @@ def test_refusals(product, whole, tmp_path):
     }.items():
         words = f"belongs to another run: {words}.*\n.*resume=False"
         refused(lambda: run(product, checkpoint_dir=a, **change), LoadError, words)
-    refused(lambda: run(other, checkpoint_dir=a), LoadError, "differs in: the weights or parameters of its factors")
-    alone, absent = cp.compile(single, normal([0.0, 0.0])), cp.Checkpoint(tmp_path / "b", resume=True)
-    refused(lambda: run(alone, checkpoint_dir=a), LoadError, r"its program is .*f\(x\)·g\(x\).*not ")
+    refused(
+        lambda: run(other, checkpoint_dir=a),
+        LoadError,
+        "differs in: the weights or parameters of its factors",
+    )
+    alone, absent = (
+        cp.compile(single, normal([0.0, 0.0])),
+        cp.Checkpoint(tmp_path / "b", resume=True),
+    )
+    refused(
+        lambda: run(alone, checkpoint_dir=a),
+        LoadError,
+        r"its program is .*f\(x\)·g\(x\).*not ",
+    )
     words = r"no checkpoint in .*b to resume from.*\n.*check the folder"
     refused(lambda: run(product, checkpoint_dir=absent), LoadError, words)
     (checkpoint,) = (p for p in a.iterdir() if p.name.isdigit())
     truncate(checkpoint)
-    refused(lambda: run(product, checkpoint_dir=a), LoadError, r"checkpoint 32 in .* cannot be read.*\n.*damaged")
+    refused(
+        lambda: run(product, checkpoint_dir=a),
+        LoadError,
+        r"checkpoint 32 in .* cannot be read.*\n.*damaged",
+    )
     same(run(product, checkpoint_dir=cp.Checkpoint(a, resume=False)), whole)
     file = tmp_path / "file"
     file.write_text("")
     words = r"No checkpoint can be written to .*\n.*may write to"
     refused(lambda: run(product, checkpoint_dir=file / "c"), InvalidValueError, words)
-    refused(lambda: cp.Checkpoint(a, resume="yes"), WrongTypeError, "resume must be True, False or None; got 'yes'")
-    refused(lambda: run(product, checkpoint_dir=3), WrongTypeError, "checkpoint_dir must be a path; got int")
+    refused(
+        lambda: cp.Checkpoint(a, resume="yes"),
+        WrongTypeError,
+        "resume must be True, False or None; got 'yes'",
+    )
+    refused(
+        lambda: run(product, checkpoint_dir=3),
+        WrongTypeError,
+        "checkpoint_dir must be a path; got int",
+    )
 
 
 def test_another_function_with_the_same_numbers_is_another_program(tmp_path):
     def go_on(power, checkpoint_dir=tmp_path):
         network = lambda x, t: x**power
-        factor = cp.Diffusion(network, SCHEDULE, event_shape=(2,), parameterization="epsilon", label="f")
-        run(cp.compile(single, factor), chains=4, sampler=cp.Ancestral(), checkpoint_dir=checkpoint_dir)
+        factor = cp.Diffusion(
+            network, SCHEDULE, event_shape=(2,), parameterization="epsilon", label="f"
+        )
+        run(
+            cp.compile(single, factor),
+            chains=4,
+            sampler=cp.Ancestral(),
+            checkpoint_dir=checkpoint_dir,
+        )
 
     go_on(1)
     go_on(1, cp.Checkpoint(tmp_path, resume=True))  # an equal one
@@ -131,28 +183,35 @@ def test_a_full_disk_stops_nothing(product, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointFolder, "save", full)
         patch.setattr(CheckpointFolder, "writing", False)
-        with pytest.warns(UserWarning, match="No checkpoint could be written: .*No space left .* The run goes") as told:
+        with pytest.warns(
+            UserWarning,
+            match="No checkpoint could be written: .*No space left .* The run goes",
+        ) as told:
             result = run(product, checkpoint_dir=tmp_path)
     assert len(told) == 1
     same(result, whole)
     assert result.status.code is Code.NOT_SAVED
     assert "No space left" in result.status.message
     assert "save them with result.save" in result.status.message
-    same(run(product, checkpoint_dir=cp.Checkpoint(tmp_path, resume=True)), whole)  # with room again, from level 3
+    same(
+        run(product, checkpoint_dir=cp.Checkpoint(tmp_path, resume=True)), whole
+    )  # with room again, from level 3
 
 
 @pytest.mark.filterwarnings("ignore:No checkpoint could be written")
 @pytest.mark.usefixtures("every_level")
 def test_a_folder_that_goes_away_stops_nothing(product, whole, tmp_path, monkeypatch):
-    """Errors of the thread that writes arrive too, by whatever way Orbax chooses; and none is left that the process
-    would wait for at its end."""
+    """Errors of the thread that writes arrive too, by whatever way Orbax chooses; and
+    none is left that the process would wait for at its end."""
     before = set(threading.enumerate())
     folder = tmp_path / "checkpoints"
     update = Progress.update
 
     def pull_the_disk(self, done, **facts):
         update(self, done, **facts)
-        while done == 3 and not folder.is_file():  # the thread may make it anew in between
+        while (
+            done == 3 and not folder.is_file()
+        ):  # the thread may make it anew in between
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):
                 folder.write_text("no folder any more")
@@ -170,7 +229,11 @@ def test_a_folder_that_goes_away_stops_nothing(product, whole, tmp_path, monkeyp
 def test_a_run_that_goes_on_compiles_nothing(tmp_path, stopped):
     calls = Calls()
     density = cp.compile(single, cp.Energy(Counted(calls), SCHEDULE, event_shape=(2,)))
-    options = {"chains": 2, "sampler": cp.AnnealedMCMC(cp.MALA(0.01), 1), "checkpoint_dir": tmp_path}
+    options = {
+        "chains": 2,
+        "sampler": cp.AnnealedMCMC(cp.MALA(0.01), 1),
+        "checkpoint_dir": tmp_path,
+    }
     stopped(7, density, **options)
     calls.reset()
     run(density, **options | {"checkpoint_dir": cp.Checkpoint(tmp_path, resume=True)})
@@ -195,13 +258,17 @@ np.save(sys.argv[2], result["x"])
 
 @pytest.mark.slow
 def test_kill_and_resume(tmp_path):
-    """`kill -9` when some checkpoint is there, at whatever level that is; then the same command again."""
+    """`kill -9` when some checkpoint is there, at whatever level that is; then the same
+    command again."""
     places = tmp_path / "checkpoints", tmp_path / "x.npy"
-    # In a process of its own too: this one may have compiled the same code in haste, which rounds otherwise.
+    # In a process of its own too: this one may have compiled the same code in haste,
+    # which rounds otherwise.
     said(SCRIPT, tmp_path / "whole", tmp_path / "whole.npy", timeout=600)
     command = [sys.executable, "-c", SCRIPT, *map(str, places)]
     process = subprocess.Popen(command, env=environment(PYTHONHASHSEED="1"))
-    level = int(np.random.default_rng(time.time_ns()).integers(1, 25))  # samples may not depend on it
+    level = int(
+        np.random.default_rng(time.time_ns()).integers(1, 25)
+    )  # samples may not depend on it
     while process.poll() is None and newest(tmp_path / "checkpoints") < level:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -209,7 +276,9 @@ def test_kill_and_resume(tmp_path):
     assert not (tmp_path / "x.npy").exists()
     said(SCRIPT, *places, timeout=600, PYTHONHASHSEED="2")
     whole = np.load(tmp_path / "whole.npy")
-    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), whole, err_msg=f"killed at {level}")
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "x.npy"), whole, err_msg=f"killed at {level}"
+    )
 
 
 def newest(folder):

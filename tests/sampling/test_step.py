@@ -1,4 +1,5 @@
-"""The one Gaussian step: DDPM's and DDIM's at order 1, exact for Gaussians where slopes are fitted, and reversed."""
+"""The one Gaussian step: DDPM's and DDIM's at order 1, exact for Gaussians where slopes
+are fitted, and reversed."""
 
 import functools
 
@@ -14,7 +15,18 @@ from composeprob.samplers.layout import Layout
 from composeprob.samplers.run import Visits, begin
 from composeprob.samplers.step import Backward, Fit, Step, fixed_control
 from refusals import refused
-from sampling_cases import N, Never, both, normal, run, single, slow, squared, unit_energy, visited
+from sampling_cases import (
+    N,
+    Never,
+    both,
+    normal,
+    run,
+    single,
+    slow,
+    squared,
+    unit_energy,
+    visited,
+)
 from zscores import assert_agrees, assert_disagrees, z_scores
 
 K = 40
@@ -22,28 +34,38 @@ SCHEDULE = cp.Schedule.cosine(K)
 TURN = np.array([[0.8, -0.6], [0.6, 0.8]])
 
 
-# ── order 1 ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── order 1 ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("level", [1, 17, K - 1])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_it_is_ddpm_and_ddim(double_alone, level, eta):
-    """The law of x' given x is that of Song et al. 2021, equation 12; at η = 1 Ho et al. 2020, equations 7 and 11."""
+    """The law of x' given x is that of Song et al. 2021, equation 12; at η = 1 Ho et
+    al. 2020, equations 7 and 11."""
     x, score = 0.7, -1.3
-    (a, s), (a_next, s_next) = ((float(SCHEDULE.alpha[k]), float(SCHEDULE.sigma[k])) for k in (level, level - 1))
+    (a, s), (a_next, s_next) = (
+        (float(SCHEDULE.alpha[k]), float(SCHEDULE.sigma[k])) for k in (level, level - 1)
+    )
     beta = 1 - (a / a_next) ** 2
     variance = eta**2 * beta * s_next**2 / s**2
     mean = a_next / a * (x + s**2 * score) - np.sqrt(s_next**2 - variance) * s * score
     if eta == 1:
-        np.testing.assert_allclose(mean, (x + beta * score) / np.sqrt(1 - beta), rtol=1e-7)
-    step = Step.ddpm(jnp.asarray((s / a) ** 2), jnp.asarray((s_next / a_next) ** 2), eta)
+        np.testing.assert_allclose(
+            mean, (x + beta * score) / np.sqrt(1 - beta), rtol=1e-7
+        )
+    step = Step.ddpm(
+        jnp.asarray((s / a) ** 2), jnp.asarray((s_next / a_next) ** 2), eta
+    )
     for z in (0.0, 1.0, -2.0):
         moved = step.draw(jnp.array([x / a]), jnp.array([a * score]), jnp.array([z]))
-        np.testing.assert_allclose(a_next * moved, [mean + np.sqrt(variance) * z], rtol=1e-7)
+        np.testing.assert_allclose(
+            a_next * moved, [mean + np.sqrt(variance) * z], rtol=1e-7
+        )
 
 
 def test_the_law_on_a_gaussian_follows_the_recursion():
-    """With an affine score the chain stays Gaussian: its mean and variance obey a recursion, level by level."""
+    """With an affine score the chain stays Gaussian: its mean and variance obey a
+    recursion, level by level."""
     eta = 0.5
 
     def marginal(level):
@@ -54,34 +76,50 @@ def test_the_law_on_a_gaussian_follows_the_recursion():
     result = run(density, chains=8 * N, sampler=cp.Ancestral(eta=eta))
     mean, variance = 0.0, float(SCHEDULE.sigma[K - 1]) ** 2
     for k in range(K - 1, 0, -1):
-        (a, s), (a_next, s_next) = ((float(SCHEDULE.alpha[i]), float(SCHEDULE.sigma[i])) for i in (k, k - 1))
+        (a, s), (a_next, s_next) = (
+            (float(SCHEDULE.alpha[i]), float(SCHEDULE.sigma[i])) for i in (k, k - 1)
+        )
         noise = eta**2 * (1 - (a / a_next) ** 2) * s_next**2 / s**2
         m, v = marginal(k)
         on_score = a_next / a * s**2 - np.sqrt(max(s_next**2 - noise, 0)) * s
         slope, shift = a_next / a - on_score / v, on_score * m / v
         mean, variance = slope * mean + shift, slope**2 * variance + noise
     x = np.asarray(result["x"], float)
-    assert_agrees(z_scores({"mean": x, "variance": (x - mean) ** 2}, {"mean": mean, "variance": variance}))
-    exact_mean, exact_variance = marginal(0)  # and the recursion ends near the factor's own law
+    assert_agrees(
+        z_scores(
+            {"mean": x, "variance": (x - mean) ** 2},
+            {"mean": mean, "variance": variance},
+        )
+    )
+    exact_mean, exact_variance = marginal(
+        0
+    )  # and the recursion ends near the factor's own law
     assert abs(mean - exact_mean) < 0.05
     assert abs(variance / exact_variance - 1) < 0.15
 
 
-@pytest.mark.parametrize("sampler", [cp.Ancestral(), cp.AnnealedMCMC(cp.ULA(1e-12), 1, reverse_step=True), cp.SMC()])
+@pytest.mark.parametrize(
+    "sampler",
+    [cp.Ancestral(), cp.AnnealedMCMC(cp.ULA(1e-12), 1, reverse_step=True), cp.SMC()],
+)
 def test_a_score_that_is_not_finite_leaves_the_chain_where_it_is(sampler):
     """At the same x, beside one that moves."""
     score = lambda x, t: jnp.where(x > 2, jnp.nan, -x + 0 * t)
-    factor = cp.Diffusion(score, SCHEDULE, event_shape=(), parameterization="score", time="log_snr")
+    factor = cp.Diffusion(
+        score, SCHEDULE, event_shape=(), parameterization="score", time="log_snr"
+    )
     density = cp.compile(single, factor)
     visit = visited(sampler.prepare(density), density, [[4.0], [-0.5]], 5)
     after = visit.chains.position[:, 0]
-    np.testing.assert_allclose(after[0] * SCHEDULE.alpha[5], 4.0 * SCHEDULE.alpha[6], rtol=1e-5)
+    np.testing.assert_allclose(
+        after[0] * SCHEDULE.alpha[5], 4.0 * SCHEDULE.alpha[6], rtol=1e-5
+    )
     assert abs(after[1] * SCHEDULE.alpha[5] + 0.5 * SCHEDULE.alpha[6]) > 1e-3
     moves = 0 if sampler.kernel is None else 1  # which find no better
     assert int(visit.records.non_finite[5]) == 1 + moves
 
 
-# ── the twist ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the twist ─────────────────────────────────────────────────────────────────────────
 
 
 @cp.program
@@ -99,7 +137,10 @@ TURN3 = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
 def steps():
     """Steps of all kinds from level 5 to the next."""
     s1, s0 = (SCHEDULE.at(k).variance for k in (5, 4))
-    slopes = [-(TURN3 * jnp.stack([1 / (s + 0.1), 1 / (s + 2.0), 1.5 / s])) @ TURN3.T for s in (s1, s0)]
+    slopes = [
+        -(TURN3 * jnp.stack([1 / (s + 0.1), 1 / (s + 2.0), 1.5 / s])) @ TURN3.T
+        for s in (s1, s0)
+    ]
     power = jnp.array([1.0, 2.0, 3.0])
     return {
         "ddpm": Step.ddpm(s1, s0, 1.0, jnp.ones(3)),
@@ -114,26 +155,46 @@ KINDS = ("ddpm", "ddpm of powers", "fitted", "diagonal")
 
 @jax.jit
 def predicted(step, y, drift, score, z):
-    """Where the step leads without a twist, with one, and with all of it; in units of its noise and its coordinates;
-    log p/q by densities, and as `predict` says it; and the shift and the noise that it says."""
+    """Where the step leads without a twist, with one, and with all of it; in units of
+    its noise and its coordinates; log p/q by densities, and as `predict` says it; and
+    the shift and the noise that it says."""
     moved, twisted, log_ratio = step.predict(y, drift, score, z, 0.5)
     full, _, its_ratio = step.predict(y, drift, score, z, None)
     plain, shift = step.draw(y, drift, z), step.shift(drift, score, 0.5)
-    units = [step._into(there - plain) / step.noise for there in (moved, step.draw(y, score, z))]
-    by_density = step.log_density(moved, y, drift) - step.log_density(moved, y, drift, shift)
+    units = [
+        step._into(there - plain) / step.noise
+        for there in (moved, step.draw(y, score, z))
+    ]
+    by_density = step.log_density(moved, y, drift) - step.log_density(
+        moved, y, drift, shift
+    )
     its_density = step.log_density(full, y, drift) - step.log_density(full, y, score)
     noise = step._into(twisted - z)
-    return moved, plain, *units, shift, noise, (log_ratio, by_density), (its_ratio, its_density)
+    return (
+        moved,
+        plain,
+        *units,
+        shift,
+        noise,
+        (log_ratio, by_density),
+        (its_ratio, its_density),
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("sd", "longest"), [(2.0, False), (0.01, True)], ids=["weak data", "sharp data"])
-def test_a_step_is_twisted_towards_the_data_but_not_too_far(with_data, kind, sd, longest):
+@pytest.mark.parametrize(
+    ("sd", "longest"), [(2.0, False), (0.01, True)], ids=["weak data", "sharp data"]
+)
+def test_a_step_is_twisted_towards_the_data_but_not_too_far(
+    with_data, kind, sd, longest
+):
     """By the whole of G·∇log G, or by half the length √(v·d) of the noise."""
     v, evaluate = with_data
     drift, score = evaluate(sd)
     z = jnp.array([0.5, -1.0, 0.2])
-    _, _, moved, whole, shift, noise, ratios, full = predicted(steps()[kind], v[:3], drift, score[:3], z)
+    _, _, moved, whole, shift, noise, ratios, full = predicted(
+        steps()[kind], v[:3], drift, score[:3], z
+    )
     limit, length = 0.5 * np.sqrt(3), np.linalg.norm(whole)
     expected = whole * min(1.0, limit / length)
     for found in (moved, shift, noise):
@@ -154,12 +215,21 @@ def with_data():
         return found.parts.drift, found.score
 
     v = jnp.array([*(jnp.array([0.4, -0.2, 0.9]) / SCHEDULE.at(5).alpha), 0.3])
-    return v, lambda sd: evaluate(v, cp.compile(pulled, normal([0.3, 0.0, 0.1], 0.5, SCHEDULE), jnp.float32(sd)))
+    return v, lambda sd: evaluate(
+        v, cp.compile(pulled, normal([0.3, 0.0, 0.1], 0.5, SCHEDULE), jnp.float32(sd))
+    )
 
 
 def test_latents_are_for_the_kernel_to_move():
-    density = cp.compile(pulled, normal([0.3, 0.0, 0.1], 0.5, SCHEDULE), jnp.float32(0.5))
-    sampler = cp.SMC(cp.ULA(1e-12), step=cp.ReverseStep(order=1), resample=Never(), check_levels=False)
+    density = cp.compile(
+        pulled, normal([0.3, 0.0, 0.1], 0.5, SCHEDULE), jnp.float32(0.5)
+    )
+    sampler = cp.SMC(
+        cp.ULA(1e-12),
+        step=cp.ReverseStep(order=1),
+        resample=Never(),
+        check_levels=False,
+    )
     points = np.array([[0.4, -0.2, 0.9, 0.3]])
     after = visited(sampler.prepare(density), density, points, 4)
     moved = np.abs(np.asarray(after.chains.position) - points)[0]
@@ -168,10 +238,16 @@ def test_latents_are_for_the_kernel_to_move():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("score", [(0.3, -0.1, 2.0), (np.nan,) * 3, (1e30,) * 3], ids=["none", "NaN", "no square"])
+@pytest.mark.parametrize(
+    "score",
+    [(0.3, -0.1, 2.0), (np.nan,) * 3, (1e30,) * 3],
+    ids=["none", "NaN", "no square"],
+)
 def test_without_data_or_their_finite_gradient_the_step_is_the_plain_one(kind, score):
     drift, z = jnp.array([0.3, -0.1, 2.0]), jnp.array([0.5, -1.0, 0.2])
-    moved, plain, *_, shift, noise, ratios, _ = predicted(steps()[kind], 0 * z, drift, jnp.array(score), z)
+    moved, plain, *_, shift, noise, ratios, _ = predicted(
+        steps()[kind], 0 * z, drift, jnp.array(score), z
+    )
     np.testing.assert_allclose(moved, plain, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(shift, 0.0)
     np.testing.assert_allclose(noise, 0.0, atol=1e-6)
@@ -180,46 +256,79 @@ def test_without_data_or_their_finite_gradient_the_step_is_the_plain_one(kind, s
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_density_of_a_step_is_that_of_its_draws(kind):
-    """N(y + U·G·Uᵀg, U·Q·Uᵀ), by SciPy; and with a shift that of the mean moved by U·√Q·shift."""
-    y, g, shift = np.array([0.2, -0.7, 1.1]), np.array([0.5, 1.0, -2.0]), np.array([0.3, 0.1, -0.6])
+    """N(y + U·G·Uᵀg, U·Q·Uᵀ), by SciPy; and with a shift that of the mean moved by
+    U·√Q·shift."""
+    y, g, shift = (
+        np.array([0.2, -0.7, 1.1]),
+        np.array([0.5, 1.0, -2.0]),
+        np.array([0.3, 0.1, -0.6]),
+    )
     step = jax.tree.map(np.asarray, steps()[kind])
     basis = np.eye(3) if step.basis is None else step.basis
-    mean, covariance = y + basis @ (step.gain * (basis.T @ g)), basis * step.noise**2 @ basis.T
+    mean, covariance = (
+        y + basis @ (step.gain * (basis.T @ g)),
+        basis * step.noise**2 @ basis.T,
+    )
     log_density, draw = jax.jit(Step.log_density), jax.jit(Step.draw)
     np.testing.assert_allclose(draw(step, y, g, np.zeros(3)), mean, rtol=1e-4)
     for twist in (np.zeros(3), shift):
-        law = stats.multivariate_normal(mean + basis @ (step.noise * twist), covariance, allow_singular=True)
+        law = stats.multivariate_normal(
+            mean + basis @ (step.noise * twist), covariance, allow_singular=True
+        )
         for z in np.random.default_rng(0).normal(size=(3, 3)):
             moved = draw(step, y, g, basis @ (twist + z))
-            np.testing.assert_allclose(log_density(step, moved, y, g, twist), law.logpdf(moved), rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(
+                log_density(step, moved, y, g, twist),
+                law.logpdf(moved),
+                rtol=1e-3,
+                atol=1e-3,
+            )
 
 
 @pytest.mark.parametrize("power", [1.0, 4.0])
 def test_a_bridge_down_is_the_reversal_of_the_one_up(double_alone, power):
-    """Of N(0, s/P), with its score −P·y/s: N(y₁)·down(y₀|y₁) = N(y₀)·up(y₁|y₀) everywhere."""
+    """Of N(0, s/P), with its score −P·y/s: N(y₁)·down(y₀|y₁) = N(y₀)·up(y₁|y₀)
+    everywhere."""
     s1, s0 = jnp.asarray(3.0), jnp.asarray(0.5)
-    down, up = Step.bridge(s1, s0, jnp.full(2, power)), Step.bridge(s0, s1, jnp.full(2, power))
+    down, up = (
+        Step.bridge(s1, s0, jnp.full(2, power)),
+        Step.bridge(s0, s1, jnp.full(2, power)),
+    )
     still = Step.bridge(s1, s1, jnp.full(2, power))
     score = lambda y, s: -power * y / s
     for y1, y0 in np.random.default_rng(0).normal(size=(5, 2, 2)):
-        tops = [stats.norm(0, np.sqrt(s / power)).logpdf(y).sum() for y, s in ((y1, s1), (y0, s0))]
+        tops = [
+            stats.norm(0, np.sqrt(s / power)).logpdf(y).sum()
+            for y, s in ((y1, s1), (y0, s0))
+        ]
         there = tops[0] + down.log_density(y0, y1, score(y1, s1))
-        np.testing.assert_allclose(there, tops[1] + up.log_density(y1, y0, score(y0, s0)), rtol=1e-9)
+        np.testing.assert_allclose(
+            there, tops[1] + up.log_density(y1, y0, score(y0, s0)), rtol=1e-9
+        )
         assert np.isfinite(still.log_density(y0, y1, score(y1, s1)))
 
 
-# ── fitted slopes, and order 2 ───────────────────────────────────────────────────────────────────────────────────────
+# ── fitted slopes, and order 2 ────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 90.0])
 @pytest.mark.parametrize("width", [1e-6, 1.0])
-def test_a_fitted_step_takes_a_gaussian_product_from_level_to_level(double_alone, power, width):
-    """K²·V₁ + Q = V₀ for V = (c + s)/P, under the slope −(P + 1)/2(c + s) of score and control."""
+def test_a_fitted_step_takes_a_gaussian_product_from_level_to_level(
+    double_alone, power, width
+):
+    """K²·V₁ + Q = V₀ for V = (c + s)/P, under the slope −(P + 1)/2(c + s) of score and
+    control."""
     s1, s0, powers = jnp.asarray(3.0), jnp.asarray(0.02), power * jnp.ones(1)
     slopes = [-0.5 * (power + 1) / (width + s) * jnp.ones(1) for s in (s1, s0)]
     step = Step.fitted(*slopes, s1, s0, powers, True)
-    np.testing.assert_allclose(step.decay**2 * (width + s1) / power + step.noise**2, (width + s0) / power, rtol=1e-9)
-    guessed = Step.fitted(slopes[0], slopes[0], s1, s0, powers, False)  # of equal Gaussians the end follows
+    np.testing.assert_allclose(
+        step.decay**2 * (width + s1) / power + step.noise**2,
+        (width + s0) / power,
+        rtol=1e-9,
+    )
+    guessed = Step.fitted(
+        slopes[0], slopes[0], s1, s0, powers, False
+    )  # of equal Gaussians the end follows
     np.testing.assert_allclose(guessed.decay, step.decay, rtol=1e-6)
     np.testing.assert_allclose(guessed.gain, (1 - step.decay) / -slopes[0], rtol=1e-6)
     assert step.decay < step.mean < 1
@@ -228,7 +337,12 @@ def test_a_fitted_step_takes_a_gaussian_product_from_level_to_level(double_alone
 def test_one_point_has_ddpms_step(double_alone):
     """n = s: K = s₀/s₁, Q = s₀·(s₁ − s₀)/s₁."""
     s1, s0 = jnp.asarray(3.0), jnp.asarray(0.5)
-    step, ddpm = Step.fitted(-1 / s1 * jnp.ones(2), -1 / s0 * jnp.ones(2), s1, s0, jnp.ones(2), True), Step.ddpm(s1, s0)
+    step, ddpm = (
+        Step.fitted(
+            -1 / s1 * jnp.ones(2), -1 / s0 * jnp.ones(2), s1, s0, jnp.ones(2), True
+        ),
+        Step.ddpm(s1, s0),
+    )
     np.testing.assert_allclose(step.decay, s0 / s1, rtol=1e-12)
     np.testing.assert_allclose(step.noise**2, s0 * (s1 - s0) / s1, rtol=1e-12)
     np.testing.assert_allclose(step.gain, ddpm.gain * jnp.ones(2), rtol=1e-12)
@@ -236,13 +350,18 @@ def test_one_point_has_ddpms_step(double_alone):
 
 
 def test_the_second_order_is_heuns_method(double_alone):
-    """Ever closer levels: the mean of the drifts at both ends and √h·z, whatever the factor and the slopes."""
-    parts = dist.MultivariateNormal(jnp.array([[-1.0, 0.3], [0.8, 0.0]]), jnp.array([[0.3, 0.1], [0.1, 0.2]]))
+    """Ever closer levels: the mean of the drifts at both ends and √h·z, whatever the
+    factor and the slopes."""
+    parts = dist.MultivariateNormal(
+        jnp.array([[-1.0, 0.3], [0.8, 0.0]]), jnp.array([[0.3, 0.1], [0.1, 0.2]])
+    )
     mixture = dist.MixtureSameFamily(dist.Categorical(jnp.array([0.4, 0.6])), parts)
     y, z = jnp.array([0.4, -0.2]), jnp.array([0.7, -1.1])
     for levels, tolerance in ((400, 0.04), (4000, 0.004)):
         schedule = cp.Schedule.log_snr(levels)
-        density = cp.compile(both, cp.Analytic(mixture, schedule), normal([0.2, 0.0], 0.7, schedule))
+        density = cp.compile(
+            both, cp.Analytic(mixture, schedule), normal([0.2, 0.0], 0.7, schedule)
+        )
         layout, k = Layout.of_density(density), levels // 2
         s1, s0 = (schedule.at(i).variance for i in (k, k - 1))
         h = float(s1 - s0)
@@ -255,24 +374,40 @@ def test_the_second_order_is_heuns_method(double_alone):
             there, noise, _ = start.predict(y, began, began, z, 0.5)
             ended = layout.evaluate(density, there, k - 1).parts.drift
             found, error = step.correct(y, began, there, ended, noise)
-            return began, ended, found, error, jnp.mean(step._into(found - there) ** 2 / step.last)
+            return (
+                began,
+                ended,
+                found,
+                error,
+                jnp.mean(step._into(found - there) ** 2 / step.last),
+            )
 
-        for slopes in (jnp.array([-2.0, -1.5]) / s1, -jnp.asarray(TURN * [1.5, 0.5] @ TURN.T) / s1):
+        for slopes in (
+            jnp.array([-2.0, -1.5]) / s1,
+            -jnp.asarray(TURN * [1.5, 0.5] @ TURN.T) / s1,
+        ):
             began, ended, found, *errors = map(np.asarray, twice(slopes))
             expected = y + 0.5 * h * (began + ended) + np.sqrt(h) * z
-            assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(0.5 * h * (ended - began))
+            assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(
+                0.5 * h * (ended - began)
+            )
             np.testing.assert_allclose(*errors, rtol=1e-6)
 
 
 def left_of_a_gaussian(levels, order, slope):
-    """The variance of N(0, 1) at the end, as a recursion: steps are affine in y and in their noise."""
+    """The variance of N(0, 1) at the end, as a recursion: steps are affine in y and in
+    their noise."""
     schedule = cp.Schedule.log_snr(levels)
     s = np.asarray(schedule.sigma, float) ** 2 / np.asarray(schedule.alpha, float) ** 2
     score = lambda y, s: -y / (1 + s)
 
     def through(s1, s0, y, z):
         first, last = slope(s1 + 0 * y), slope(s0 + 0 * y)
-        start = Step.fitted(first, first, s1, s0, jnp.ones(1), False) if order == 2 else Step.ddpm(s1, s0)
+        start = (
+            Step.fitted(first, first, s1, s0, jnp.ones(1), False)
+            if order == 2
+            else Step.ddpm(s1, s0)
+        )
         moved, noise, _ = start.predict(y, score(y, s1), score(y, s1), z, 0.5)
         if order == 1:
             return moved[0]
@@ -281,15 +416,23 @@ def left_of_a_gaussian(levels, order, slope):
 
     of_level = jax.jit(jax.vmap(through, (0, 0, None, None)))
     one, variance = jnp.ones(1), 1 + s[-1]
-    for a, b in zip(*(of_level(s[:0:-1], s[-2::-1], y, one - y) for y in (one, 0 * one)), strict=True):
+    for a, b in zip(
+        *(of_level(s[:0:-1], s[-2::-1], y, one - y) for y in (one, 0 * one)),
+        strict=True,
+    ):
         variance = a**2 * variance + b**2
     return float(variance) / (1 + s[0])
 
 
-@pytest.mark.parametrize(("levels", "first", "unfitted"), [(32, 0.737, 0.9696), (60, 0.848, 0.9910)])
-def test_what_each_order_leaves_of_a_gaussians_variance(double_alone, levels, first, unfitted):
-    """All of it where its slope is fitted, but where that is next to none (`tuning.STEP.least_slope`); where chains are
-    too few for a fit, and n = s stands for it, what is missing falls as the square of the levels' distance."""
+@pytest.mark.parametrize(
+    ("levels", "first", "unfitted"), [(32, 0.737, 0.9696), (60, 0.848, 0.9910)]
+)
+def test_what_each_order_leaves_of_a_gaussians_variance(
+    double_alone, levels, first, unfitted
+):
+    """All of it where its slope is fitted, but where that is next to none
+    (`tuning.STEP.least_slope`); where chains are too few for a fit, and n = s stands
+    for it, what is missing falls as the square of the levels' distance."""
     assert abs(left_of_a_gaussian(levels, 1, lambda s: -1 / s) - first) < 0.001
     assert abs(left_of_a_gaussian(levels, 2, lambda s: -1 / (1 + s)) - 1) < 1e-5
     assert abs(left_of_a_gaussian(levels, 2, lambda s: -1 / s) - unfitted) < 0.0005
@@ -298,20 +441,36 @@ def test_what_each_order_leaves_of_a_gaussians_variance(double_alone, levels, fi
 STILL = cp.ULA(1e-6)
 KEPT = {
     "weighed": (cp.SMC(step=cp.ReverseStep(order=2)), 60 + 59, 1.0),
-    "independent": (cp.AnnealedMCMC(STILL, 1, cp.ReverseStep(control="none")), 2 * 60 + 59, 1.0),
+    "independent": (
+        cp.AnnealedMCMC(STILL, 1, cp.ReverseStep(control="none")),
+        2 * 60 + 59,
+        1.0,
+    ),
     "first order": (cp.AnnealedMCMC(STILL, 1, reverse_step=True), 2 * 60, 0.85),
 }
 
 
 def unit_score(schedule):
     """That of N(0, 1), which levels that preserve the variance leave alone."""
-    return cp.Diffusion(lambda x, t: -x + 0 * t, schedule, event_shape=(), parameterization="score", time="log_snr")
+    return cp.Diffusion(
+        lambda x, t: -x + 0 * t,
+        schedule,
+        event_shape=(),
+        parameterization="score",
+        time="log_snr",
+    )
 
 
 @pytest.mark.parametrize(("sampler", "cost", "variance"), KEPT.values(), ids=KEPT)
-def test_the_second_order_keeps_the_variance_and_the_first_does_not(sampler, cost, variance):
+def test_the_second_order_keeps_the_variance_and_the_first_does_not(
+    sampler, cost, variance
+):
     """Of N(0, 1) over 60 levels; no kernel mends what the step does."""
-    result = run(cp.compile(single, unit_score(cp.Schedule.log_snr(60))), chains=8 * N, sampler=sampler)
+    result = run(
+        cp.compile(single, unit_score(cp.Schedule.log_snr(60))),
+        chains=8 * N,
+        sampler=sampler,
+    )
     x = np.asarray(result["x"], float)
     assert_agrees(z_scores({"x": x, "x²": x**2}, {"x": 0.0, "x²": variance}))
     assert result.evaluations == cost
@@ -319,35 +478,66 @@ def test_the_second_order_keeps_the_variance_and_the_first_does_not(sampler, cos
         assert_disagrees(z_scores({"x²": x**2}, {"x²": 1.0}))
 
 
-@pytest.mark.parametrize("step", [slow(True), cp.ReverseStep(control="none")], ids=["first order", "second order"])
+@pytest.mark.parametrize(
+    "step",
+    [slow(True), cp.ReverseStep(control="none")],
+    ids=["first order", "second order"],
+)
 def test_densities_without_rates_are_stepped_by_their_score(step):
     """A user's energy of N(0, 1) at every level: what has no rate has no parts."""
-    density = cp.compile(single, cp.Energy(lambda x, k: -0.5 * x**2, cp.Schedule.log_snr(60), event_shape=()))
+    density = cp.compile(
+        single,
+        cp.Energy(lambda x, k: -0.5 * x**2, cp.Schedule.log_snr(60), event_shape=()),
+    )
     assert "feynman_kac" not in density.capabilities
-    x = np.asarray(run(density, chains=4 * N, sampler=cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, step))["x"], float)
+    x = np.asarray(
+        run(
+            density,
+            chains=4 * N,
+            sampler=cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, step),
+        )["x"],
+        float,
+    )
     assert_agrees(z_scores({"x": x, "x²": x**2}, {"x": 0.0, "x²": 1.0}))
 
 
 def test_a_likelihood_of_the_path_needs_the_first_order_and_a_step_of_the_users_is_described():
-    density, likelihood = cp.compile(single, unit_score(SCHEDULE)), cp.metrics.raise_log_likelihood
+    density, likelihood = (
+        cp.compile(single, unit_score(SCHEDULE)),
+        cp.metrics.raise_log_likelihood,
+    )
     call = lambda: likelihood(density, np.zeros(2), jax.random.key(0), sampler=cp.SMC())
     refused(call, cp.errors.CapabilityError, "", r"order=1, control='none'")
-    assert "step=ReverseStep(order=1, control='none')" in cp.SMC(step=cp.ReverseStep(1, "none")).describe()
+    assert (
+        "step=ReverseStep(order=1, control='none')"
+        in cp.SMC(step=cp.ReverseStep(1, "none")).describe()
+    )
     assert "step" not in cp.SMC(step=cp.ReverseStep()).describe().replace("steps", "")
 
 
-# ── the control ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the control ───────────────────────────────────────────────────────────────────────
 
 
 def unit(size):
-    """N(0, I) by an energy that knows neither its constants nor its modes' heights: its exponents do not grow."""
+    """N(0, I) by an energy that knows neither its constants nor its modes' heights: its
+    exponents do not grow."""
     schedule = cp.Schedule.log_snr(32)
-    return cp.Diffusion(unit_energy, schedule, event_shape=(size,), parameterization="energy", time="sigma")
+    return cp.Diffusion(
+        unit_energy,
+        schedule,
+        event_shape=(size,),
+        parameterization="energy",
+        time="sigma",
+    )
 
 
 def followed(density, x, level):
-    """What a step of a single chain follows, and its rate, both in x; and the plain evaluation there."""
-    noise, way = density.schedule.at(level), cp.SMC().way(density, begin(jax.random.key(0), 1, Visits.every(9, 32)))
+    """What a step of a single chain follows, and its rate, both in x; and the plain
+    evaluation there."""
+    noise, way = (
+        density.schedule.at(level),
+        cp.SMC().way(density, begin(jax.random.key(0), 1, Visits.every(9, 32))),
+    )
     found = way.layout.evaluate(density, x / noise.alpha, level)
     zero = jnp.zeros((2, x.size))
     fit = Fit(x, x, zero, zero, fixed=way.fixed(noise))
@@ -356,37 +546,47 @@ def followed(density, x, level):
 
 
 def test_the_potential_of_a_power_of_noise_is_a_constant_and_what_is_followed_moves_by_u():
-    """r + ∇·u + ⟨u, S⟩ of f² under N(0, I): the same at every x; without u it is a quadratic function."""
+    """r + ∇·u + ⟨u, S⟩ of f² under N(0, I): the same at every x; without u it is a
+    quadratic function."""
     density = cp.compile(squared, unit(3))
     for level in (0, 12, 31):
-        points = [jnp.asarray(x) for x in ([0.0, 0.0, 0.0], [1.0, -0.5, 0.3], [-2.0, 1.0, 0.1])]
+        points = [
+            jnp.asarray(x)
+            for x in ([0.0, 0.0, 0.0], [1.0, -0.5, 0.3], [-2.0, 1.0, 0.1])
+        ]
         known = [followed(density, x, level) for x in points]
         rates = [float(rate) for _, rate, _ in known]
         np.testing.assert_allclose(rates, rates[0], rtol=1e-3, atol=1e-4)
         assert np.ptp([float(plain.parts.rate) for _, _, plain in known]) > 0.3
         (drift, _, plain), noise = known[1], density.schedule.at(level)
-        expected = plain.parts.drift["x"] + 0.5 * points[1] / (noise.alpha**2 + noise.sigma**2)
+        expected = plain.parts.drift["x"] + 0.5 * points[1] / (
+            noise.alpha**2 + noise.sigma**2
+        )
         np.testing.assert_allclose(drift, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_powers_of_a_gaussian_lose_no_chain_and_have_the_right_evidence():
-    """f² in ten dimensions on 32 levels, −5·log 4π: exact to 1e-3, and no chain is ever copied."""
+    """f² in ten dimensions on 32 levels, −5·log 4π: exact to 1e-3, and no chain is ever
+    copied."""
     density = cp.compile(squared, unit(10))
     result = run(density, chains=64, sampler=cp.SMC(cp.MALA(0.05)))
     np.testing.assert_allclose(result.log_evidence, -5 * np.log(4 * np.pi), atol=2e-3)
     assert result.log_evidence_error < 0.02
     assert np.nanmin(result.ancestors) == 64
-    sampler = cp.SMC(cp.MALA(0.05), step=cp.ReverseStep(control="none"), check_levels=False)
+    sampler = cp.SMC(
+        cp.MALA(0.05), step=cp.ReverseStep(control="none"), check_levels=False
+    )
     assert np.nanmin(run(density, chains=64, sampler=sampler).ancestors) < 32
 
 
-# ── turned round: for Gaussians, whose weights the control makes equal, it is Bayes' rule for the step ───────────────
+# ── turned round: for Gaussians, whose weights the control makes equal, it is Bayes' rule for the step ───
 
 S1, S0 = (cp.Schedule.log_snr(40).at(level).variance for level in (20, 19))
 
 
 def ideal(s, power, covariance, mean):
-    """The fit whose control, with the fixed one, is (P − 1)/2·(c + s)⁻¹·(y − m), for both halves."""
+    """The fit whose control, with the fixed one, is (P − 1)/2·(c + s)⁻¹·(y − m), for
+    both halves."""
     whole = 0.5 * (power - 1) * np.linalg.inv(covariance + float(s) * np.eye(2))
     gain = whole - np.diag(fixed_control(jnp.full(2, power), s))
     both = lambda a: jnp.asarray(np.stack([a, a]), jnp.float32)
@@ -395,36 +595,58 @@ def ideal(s, power, covariance, mean):
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 3.0, 20.0])
 def test_of_powers_of_the_unit_normal(power):
-    law, ratio = Backward.of_step(S1, S0, jnp.full(2, power), None, True), float((1 + S0) / (1 + S1))
-    np.testing.assert_allclose(law.decay, ratio ** ((power - 1) / 2), rtol=0.02 if power > 10 else 1e-4)
+    law, ratio = (
+        Backward.of_step(S1, S0, jnp.full(2, power), None, True),
+        float((1 + S0) / (1 + S1)),
+    )
+    np.testing.assert_allclose(
+        law.decay, ratio ** ((power - 1) / 2), rtol=0.02 if power > 10 else 1e-4
+    )
     variance = (1 + S1) / power * (1 - ratio**power)
-    np.testing.assert_allclose(law.root**2, np.full((2, 2), variance), rtol=5e-3 if power > 10 else 1e-4)
+    np.testing.assert_allclose(
+        law.root**2, np.full((2, 2), variance), rtol=5e-3 if power > 10 else 1e-4
+    )
 
 
 @pytest.mark.parametrize(("power", "width"), [(3.0, 1.0), (3.0, 0.05), (0.5, 3.0)])
 def test_it_is_bayes_rule_for_the_step(power, width):
-    """Cov(y_k, y_k') = V_k·K of the step, and R·V_k' of the step turned round; and V_k = R·V_k'·Rᵀ + C."""
+    """Cov(y_k, y_k') = V_k·K of the step, and R·V_k' of the step turned round; and V_k
+    = R·V_k'·Rᵀ + C."""
     variances, mean = width**2 * np.array([1.0, 0.3]), np.array([0.7, -0.2])
     fits = tuple(ideal(s, power, TURN * variances @ TURN.T, mean) for s in (S1, S0))
     law = Backward.of_step(S1, S0, jnp.full(2, power), fits, True)
     above, below = ((variances + float(s)) / power for s in (S1, S0))
-    slopes = [jnp.asarray(-0.5 * (power + 1) / (variances + float(s))) for s in (S1, S0)]
+    slopes = [
+        jnp.asarray(-0.5 * (power + 1) / (variances + float(s))) for s in (S1, S0)
+    ]
     step = Step.fitted(*slopes, S1, S0, jnp.full(2, power), True)
     np.testing.assert_allclose(step.decay**2 * above + step.noise**2, below, rtol=1e-4)
     for half in (0, 1):
         decay, root = (np.asarray(leaf[half]) for leaf in (law.decay, law.root))
-        np.testing.assert_allclose(TURN.T @ decay @ TURN, np.diag(above * step.decay / below), atol=2e-3)
-        found = TURN.T @ (decay @ (TURN * below @ TURN.T) @ decay.T + root @ root.T) @ TURN
-        np.testing.assert_allclose(found, np.diag(above), rtol=2e-3, atol=2e-3 * above.min())
-        np.testing.assert_allclose(decay @ mean + np.asarray(law.shift[half]), mean, atol=2e-3)
+        np.testing.assert_allclose(
+            TURN.T @ decay @ TURN, np.diag(above * step.decay / below), atol=2e-3
+        )
+        found = (
+            TURN.T @ (decay @ (TURN * below @ TURN.T) @ decay.T + root @ root.T) @ TURN
+        )
+        np.testing.assert_allclose(
+            found, np.diag(above), rtol=2e-3, atol=2e-3 * above.min()
+        )
+        np.testing.assert_allclose(
+            decay @ mean + np.asarray(law.shift[half]), mean, atol=2e-3
+        )
 
 
 def test_without_a_finite_control_it_is_the_noise_that_enters():
     law = Backward.of_step(S1, S0, jnp.full(2, 3.0), None, False)
     y, z = jnp.array([0.3, -1.0]), jnp.array([1.0, -2.0])
     for half in (0, 1):
-        np.testing.assert_allclose(law.draw(y, z, jnp.asarray(half)), y + jnp.sqrt(S1 - S0) * z, rtol=1e-5)
+        np.testing.assert_allclose(
+            law.draw(y, z, jnp.asarray(half)), y + jnp.sqrt(S1 - S0) * z, rtol=1e-5
+        )
     fit = Fit(jnp.zeros(2), None, jnp.full((2, 2, 2), jnp.nan), jnp.zeros((2, 2)))
     law = Backward.of_step(S1, S0, jnp.full(2, 3.0), (fit, fit), True)
-    assert jax.tree.all(jax.tree.map(lambda leaf: bool(jnp.all(jnp.isfinite(leaf))), law))
+    assert jax.tree.all(
+        jax.tree.map(lambda leaf: bool(jnp.all(jnp.isfinite(leaf))), law)
+    )
     np.testing.assert_allclose(law.decay, np.stack([np.eye(2)] * 2))

@@ -1,4 +1,5 @@
-"""Draws at level 0: their law, thinning, where they are kept, and that a stopped run goes on with the same ones."""
+"""Draws at level 0: their law, thinning, where they are kept, and that a stopped run
+goes on with the same ones."""
 
 import errno
 
@@ -9,7 +10,12 @@ import pytest
 
 import composeprob as cp
 from composeprob import tuning
-from composeprob.errors import CapabilityError, InvalidValueError, LoadError, WrongTypeError
+from composeprob.errors import (
+    CapabilityError,
+    InvalidValueError,
+    LoadError,
+    WrongTypeError,
+)
 from composeprob.results.status import Code
 from composeprob.results.store import Store
 from composeprob.runtime.progress import Progress
@@ -23,7 +29,8 @@ CHAINS, DRAWS, THIN = 64, 12, 3
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Five draws a block, so that a run has several and ends within one; at most two of them a call."""
+    """Five draws a block, so that a run has several and ends within one; at most two of
+    them a call."""
     room = tuning.ROOM._replace(block_bytes=5 * CHAINS * 8, draws_bytes=2 * CHAINS * 8)
     monkeypatch.setattr(tuning, "ROOM", room)
 
@@ -31,7 +38,9 @@ def small_blocks(monkeypatch):
 def drawn(density, draws=DRAWS, thin=THIN, store=None, resume=None, **options):
     if resume is not None:
         options["checkpoint_dir"] = cp.Checkpoint(options["checkpoint_dir"], resume)
-    return run(density, **{"chains": CHAINS, "draws": cp.Draws(draws, thin, store)} | options)
+    return run(
+        density, **{"chains": CHAINS, "draws": cp.Draws(draws, thin, store)} | options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,39 +49,56 @@ def whole(product):
 
 
 def test_step_sizes_are_fixed_from_the_first_draw_on(product):
-    """While they adapt to the chains these have no invariant law; down the levels they have come from elsewhere."""
+    """While they adapt to the chains these have no invariant law; down the levels they
+    have come from elsewhere."""
     sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 1).prepare(product)
     first = sampler.first_level(product)
     made = [begin(jax.random.key(0), CHAINS, sampler.visits(product, None))]
-    made[0] = sampler.advance(sampler.start(made[0], product, first), product, jnp.int32(first + 1))
+    made[0] = sampler.advance(
+        sampler.start(made[0], product, first), product, jnp.int32(first + 1)
+    )
     draw = jax.jit(lambda run, i: sampler.draw(run, product, i, jnp.int32(1)))
     for i in range(3):
         made.append(draw(made[-1], jnp.int32(i)))
     scales = [float(run.tuning[0].log_scale) for run in made]
     assert scales[0] != scales[1]
     assert scales[1] == scales[2] == scales[3]
-    assert len({float(run.records.acceptance[0, 0]) for run in made[1:]}) == 3  # there was something to adapt to
+    assert (
+        len({float(run.records.acceptance[0, 0]) for run in made[1:]}) == 3
+    )  # there was something to adapt to
 
 
 def test_draws_are_an_axis_that_arviz_sees(product, whole):
     plain = run(product, chains=CHAINS)
     assert whole["x"].shape == (CHAINS, DRAWS, 2)
-    assert (whole.about.draws, whole.about.thin, plain.about.draws) == (DRAWS, THIN, None)
-    assert whole.evaluations == plain.evaluations + tuning.WARM_UP.settling + DRAWS * THIN
+    assert (whole.about.draws, whole.about.thin, plain.about.draws) == (
+        DRAWS,
+        THIN,
+        None,
+    )
+    assert (
+        whole.evaluations == plain.evaluations + tuning.WARM_UP.settling + DRAWS * THIN
+    )
     assert whole.log_evidence == plain.log_evidence
     np.testing.assert_array_equal(whole.step_size[1:], plain.step_size[1:])
     np.testing.assert_array_equal(whole.acceptance[1:], plain.acceptance[1:])
-    assert plain.acceptance[0] > 0.9  # steps that shrank with the noise are too small at level 0
+    assert (
+        plain.acceptance[0] > 0.9
+    )  # steps that shrank with the noise are too small at level 0
     assert 0.45 < whole.acceptance[0] < 0.7
     assert whole.step_size[0] > 5 * plain.step_size[0]
     assert whole.status.ok
-    assert len(np.unique(np.round(whole["x"][0, :, 0], 6))) > DRAWS / 2  # the chains move
+    assert (
+        len(np.unique(np.round(whole["x"][0, :, 0], 6))) > DRAWS / 2
+    )  # the chains move
     data = whole.to_arviz()
     assert data.posterior["x"].shape == (CHAINS, DRAWS, 2)
     assert data.sample_stats["log_weight"].shape == (CHAINS, DRAWS)
     np.testing.assert_array_equal(whole.unweighted()["x"], whole["x"].reshape(-1, 2))
     assert f"{DRAWS} of each chain, {THIN} transitions apart" in str(whole.summary())
-    np.testing.assert_allclose(whole.summary().rows["x[0]"][0], whole["x"][..., 0].mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        whole.summary().rows["x[0]"][0], whole["x"][..., 0].mean(), rtol=1e-5
+    )
 
 
 def test_every_thin_th_draw_is_kept(product, whole):
@@ -86,24 +112,50 @@ def test_a_store_holds_the_same_and_opens_lazily(product, whole, tmp_path):
     np.testing.assert_array_equal(np.asarray(result["x"]), whole["x"])
     opened = cp.Result.load(tmp_path / "a" / "draws.zarr")
     x = opened["x"]
-    assert (x.shape, x.ndim, x.dtype, len(x)) == ((CHAINS, DRAWS, 2), 3, np.float32, CHAINS)
+    assert (x.shape, x.ndim, x.dtype, len(x)) == (
+        (CHAINS, DRAWS, 2),
+        3,
+        np.float32,
+        CHAINS,
+    )
     s = np.s_
-    for index in (3, -1, s[:, -3:], s[2:9:3, 7], s[::-5, ::4, 1], s[..., 0], s[:, [1, 4]], s[5:5]):
+    for index in (
+        3,
+        -1,
+        s[:, -3:],
+        s[2:9:3, 7],
+        s[::-5, ::4, 1],
+        s[..., 0],
+        s[:, [1, 4]],
+        s[5:5],
+    ):
         np.testing.assert_array_equal(x[index], whole["x"][index])
-    assert str(opened.summary()).split("time")[0] == str(whole.summary()).split("time")[0]
+    assert (
+        str(opened.summary()).split("time")[0] == str(whole.summary()).split("time")[0]
+    )
     assert opened.numbers()["draws"] == DRAWS
     np.testing.assert_array_equal(opened.acceptance, whole.acceptance)
-    np.testing.assert_array_equal(cp.Result.load(opened.save(tmp_path / "all"))["x"], whole["x"])
-    again = drawn(product, seed=1, store=tmp_path / "a" / "draws.zarr")  # in place of the earlier one
+    np.testing.assert_array_equal(
+        cp.Result.load(opened.save(tmp_path / "all"))["x"], whole["x"]
+    )
+    again = drawn(
+        product, seed=1, store=tmp_path / "a" / "draws.zarr"
+    )  # in place of the earlier one
     assert not np.array_equal(np.asarray(again["x"]), whole["x"])
     last = run(product, chains=CHAINS, draws=cp.Draws(None, store=tmp_path / "last"))
     assert last["x"].shape == (CHAINS, 2)
-    np.testing.assert_array_equal(np.asarray(last["x"]), run(product, chains=CHAINS)["x"])
+    np.testing.assert_array_equal(
+        np.asarray(last["x"]), run(product, chains=CHAINS)["x"]
+    )
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_a_stopped_run_goes_on_with_the_same_draws(product, whole, tmp_path, monkeypatch, stored):
-    options = {"checkpoint_dir": tmp_path / "c"} | ({"store": tmp_path / "s"} if stored else {})
+def test_a_stopped_run_goes_on_with_the_same_draws(
+    product, whole, tmp_path, monkeypatch, stored
+):
+    options = {"checkpoint_dir": tmp_path / "c"} | (
+        {"store": tmp_path / "s"} if stored else {}
+    )
     monkeypatch.setattr(Progress, "pause", 1e-9)
     for draws in (3, 8):
         with monkeypatch.context() as patch:
@@ -122,16 +174,26 @@ def test_a_stopped_run_goes_on_with_the_same_draws(product, whole, tmp_path, mon
     np.testing.assert_array_equal(np.asarray(more["x"])[:, :DRAWS], whole["x"])
     assert more["x"].shape == (CHAINS, DRAWS + 4, 2)
     assert isinstance(more["x"], np.ndarray) is not stored
-    np.testing.assert_array_equal(np.asarray(drawn(product, **options, draws=5)["x"]), whole["x"][:, :5])
+    np.testing.assert_array_equal(
+        np.asarray(drawn(product, **options, draws=5)["x"]), whole["x"][:, :5]
+    )
     folder, words = tmp_path / "c", "its number of transitions between draws is 3, not"
     refused(lambda: drawn(product, **options, thin=2), LoadError, f"{words} 2")
-    refused(lambda: run(product, chains=CHAINS, checkpoint_dir=folder), LoadError, f"{words} 'none'")
+    refused(
+        lambda: run(product, chains=CHAINS, checkpoint_dir=folder),
+        LoadError,
+        f"{words} 'none'",
+    )
     if stored:
-        elsewhere = lambda: drawn(product, checkpoint_dir=folder, store=tmp_path / "elsewhere")
+        elsewhere = lambda: drawn(
+            product, checkpoint_dir=folder, store=tmp_path / "elsewhere"
+        )
         refused(elsewhere, LoadError, "but they are not there")
 
 
-def test_a_full_disk_keeps_the_draws_that_are_written(product, whole, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_draws_that_are_written(
+    product, whole, tmp_path, monkeypatch
+):
     put = Store.put
 
     def full(self, name, index, values):
@@ -146,7 +208,9 @@ def test_a_full_disk_keeps_the_draws_that_are_written(product, whole, tmp_path, 
     assert result.status.has(Code.NOT_SAVED)
     assert "No space left" in result.status.message
     np.testing.assert_array_equal(np.asarray(result["x"]), whole["x"][:, :5])
-    np.testing.assert_array_equal(np.asarray(drawn(product, **options)["x"]), whole["x"])  # with room again
+    np.testing.assert_array_equal(
+        np.asarray(drawn(product, **options)["x"]), whole["x"]
+    )  # with room again
 
 
 def test_refusals(product, tmp_path):
@@ -159,9 +223,17 @@ def test_refusals(product, tmp_path):
         ("thin=3 was given, but no draws", InvalidValueError, {"draws": None}),
         ("more than 2147483647", InvalidValueError, {"draws": 2**20, "thin": 2**12}),
         ("store must be a path", WrongTypeError, {"store": 3}),
-        ("Ancestral without a kernel cannot go on", CapabilityError, {"sampler": cp.Ancestral()}),
+        (
+            "Ancestral without a kernel cannot go on",
+            CapabilityError,
+            {"sampler": cp.Ancestral()},
+        ),
         ("is not a stored result", InvalidValueError, {"store": tmp_path / "mine"}),
-        ("Nothing can be written to store", InvalidValueError, {"store": tmp_path / "file" / "s"}),
+        (
+            "Nothing can be written to store",
+            InvalidValueError,
+            {"store": tmp_path / "file" / "s"},
+        ),
     ]:
         refused(lambda: drawn(product, **options), error, words)
     assert (tmp_path / "mine" / "thesis.tex").exists()
@@ -185,7 +257,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_draws(tmp_path):
-    """Ten times the draws, 655 MB instead of 66: peak memory of a process of its own."""
+    """Ten times the draws, 655 MB instead of 66: peak memory of a process of its
+    own."""
     peak = lambda draws: int(said(SCRIPT, draws, tmp_path / "draws.zarr")[-1])
     few, many = peak(1_000), peak(10_000)
     assert many < 1.05 * few, f"{few} KB for 1,000 draws, {many} KB for 10,000"

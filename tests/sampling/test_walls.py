@@ -1,6 +1,8 @@
-"""Densities that are 0, or nearly so, on part of the space: the evidence, the samples, and what the status says.
+"""Densities that are 0, or nearly so, on part of the space: the evidence, the samples,
+and what the status says.
 
-Each program's posterior is that of a normal or a mixture cut off somewhere, so evidence and means are known.
+Each program's posterior is that of a normal or a mixture cut off somewhere, so evidence
+and means are known.
 """
 
 import equinox as eqx
@@ -44,29 +46,44 @@ def in_box(x):
     return allowed(jnp.all((x > 0) & (x < 1)))
 
 
-@pytest.mark.parametrize(("spread", "alike"), [(1.0, True), (20.0, False), (np.inf, False)])
-def test_weights_of_averaged_potentials_are_unbiased_over_which_point_a_step_came_from(spread, alike):
-    """Of M points one is x, in proportion to P: the mean of P(x)/P̄ over all orders of the same points is 1."""
+@pytest.mark.parametrize(
+    ("spread", "alike"), [(1.0, True), (20.0, False), (np.inf, False)]
+)
+def test_weights_of_averaged_potentials_are_unbiased_over_which_point_a_step_came_from(
+    spread, alike
+):
+    """Of M points one is x, in proportion to P: the mean of P(x)/P̄ over all orders of
+    the same points is 1."""
     points = np.linspace(0.0, 1.0, POTENTIAL_POINTS)
 
     def plain(x):
-        return jnp.where(x[0] < 0.4, 0.0 if np.isinf(spread) else spread * jnp.sin(7 * x[0]) ** 2, -spread * x[0])
+        return jnp.where(
+            x[0] < 0.4,
+            0.0 if np.isinf(spread) else spread * jnp.sin(7 * x[0]) ** 2,
+            -spread * x[0],
+        )
 
     def ratio(i, j):
         others = np.delete(points, i)
         others[[0, j]] = others[[j, 0]]
-        gained, same = averaged(plain, jnp.array([points[i]]), jnp.asarray(others)[:, None], jnp.zeros(1))
+        gained, same = averaged(
+            plain, jnp.array([points[i]]), jnp.asarray(others)[:, None], jnp.zeros(1)
+        )
         assert bool(same) is alike
         return np.exp(-float(gained))
 
-    allowed_points = [i for i, x in enumerate(points) if np.isfinite(float(plain(jnp.array([x]))))]
+    allowed_points = [
+        i for i, x in enumerate(points) if np.isfinite(float(plain(jnp.array([x]))))
+    ]
     ratios = [ratio(i, j) for i in allowed_points for j in range(POTENTIAL_POINTS - 1)]
     total = POTENTIAL_POINTS * (POTENTIAL_POINTS - 1)
     np.testing.assert_allclose(np.sum(ratios) / total, 1.0, rtol=1e-4)
 
 
 def walls(edge=0.0):
-    energy = cp.Energy(lambda y, level: allowed(y > 0), SCHEDULE, event_shape=(), top_power=0.0)
+    energy = cp.Energy(
+        lambda y, level: allowed(y > 0), SCHEDULE, event_shape=(), top_power=0.0
+    )
     return cp.compile(walled, UNIT, energy, jnp.asarray(edge))
 
 
@@ -78,7 +95,8 @@ def smc(density, truth, check_levels=False):
 
 
 def test_hard_walls_lose_nothing():
-    """A statement's wall and an energy's: without the mean over M points the log-evidence is off by −10."""
+    """A statement's wall and an energy's: without the mean over M points the
+    log-evidence is off by −10."""
     result = smc(walls(), np.log(0.5**2), check_levels=True)
     for name in "xy":
         assert np.all(result[name] > 0)
@@ -91,13 +109,21 @@ def test_hard_walls_lose_nothing():
 @pytest.mark.parametrize("levels", [40, 160])
 def test_what_walls_lose_does_not_grow_with_the_levels(levels):
     schedule = cp.Schedule.log_snr(levels)
-    density = cp.compile(weighed, cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), schedule), in_box)
-    found = [run(density, seed, chains=4000, sampler=cp.SMC()).log_evidence for seed in range(6)]
+    density = cp.compile(
+        weighed,
+        cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), schedule),
+        in_box,
+    )
+    found = [
+        run(density, seed, chains=4000, sampler=cp.SMC()).log_evidence
+        for seed in range(6)
+    ]
     assert abs(np.mean(found) - BOX) < 0.15
 
 
 def test_a_box_is_found_from_the_noisiest_level():
-    """At the first levels no chain is in it: its wall stands only from where some are."""
+    """At the first levels no chain is in it: its wall stands only from where some
+    are."""
     result = smc(cp.compile(weighed, PLANE, in_box), BOX)
     assert np.all((result["x"] > 0) & (result["x"] < 1))
     assert np.abs(result["x"].mean(0) - stats.truncnorm(0, 1).mean()).max() < 0.06
@@ -105,23 +131,41 @@ def test_a_box_is_found_from_the_noisiest_level():
 
 def test_an_observation_sharper_than_its_function_is_flat():
     density = cp.compile(measured, UNIT, lambda x: dist.Normal(x**2, 0.1), 2.0)
-    result = smc(density, stats.chi2(1).logpdf(2.0))  # of x²; the noise of y is narrow beside it
+    result = smc(
+        density, stats.chi2(1).logpdf(2.0)
+    )  # of x²; the noise of y is narrow beside it
     assert abs((result["x"] ** 2).mean() - 2.0) < 0.05
     assert 0.3 < (result["x"] > 0).mean() < 0.7
 
 
 def test_a_rare_event_at_the_tweedie_mean():
-    means, sds, weights = np.array([-6.0, 4.0]), np.array([0.7, 1.5]), np.array([0.7, 0.3])
+    means, sds, weights = (
+        np.array([-6.0, 4.0]),
+        np.array([0.7, 1.5]),
+        np.array([0.7, 0.3]),
+    )
     truth = np.log(weights @ stats.norm.sf((8.0 - means) / np.hypot(sds, 0.1)))
     event = lambda x: log_ndtr((x - 8.0) / 0.1)
-    smc(cp.compile(weighed, cp.Analytic(modes(weights, means, sds), SCHEDULE), event, "denoised"), truth)
+    smc(
+        cp.compile(
+            weighed,
+            cp.Analytic(modes(weights, means, sds), SCHEDULE),
+            event,
+            "denoised",
+        ),
+        truth,
+    )
 
 
 def independent(density, step=SECOND_ORDER):
-    return run(density, chains=100, sampler=cp.AnnealedMCMC(cp.HMC(), 3, reverse_step=step))
+    return run(
+        density, chains=100, sampler=cp.AnnealedMCMC(cp.HMC(), 3, reverse_step=step)
+    )
 
 
-@pytest.mark.parametrize("step", [slow(True), SECOND_ORDER], ids=["first order", "second order"])
+@pytest.mark.parametrize(
+    "step", [slow(True), SECOND_ORDER], ids=["first order", "second order"]
+)
 def test_independent_chains_come_in_and_stay_in(step):
     result = independent(walls(), step)
     assert np.all(result["x"] > 0)
@@ -147,24 +191,34 @@ def test_chains_that_stay_where_there_is_no_density_are_named():
 
 
 def test_a_network_is_no_plain_potential(monkeypatch):
-    """A program without user functions of x, or with networks only, pays for no further points."""
+    """A program without user functions of x, or with networks only, pays for no further
+    points."""
 
     def never(*_, **__):
         raise AssertionError("evaluated")
 
-    classifier = cp.Classifier(lambda x, t: jnp.stack([x, -x]), SCHEDULE, event_shape=())
+    classifier = cp.Classifier(
+        lambda x, t: jnp.stack([x, -x]), SCHEDULE, event_shape=()
+    )
 
-    guided, alone = (cp.compile(single, f) for f in (cp.condition(UNIT, classifier, 1), UNIT))
+    guided, alone = (
+        cp.compile(single, f) for f in (cp.condition(UNIT, classifier, 1), UNIT)
+    )
     top = SCHEDULE.num_levels - 1
 
     def traced(density):
         """One level of SMC; what it evaluates, it evaluates when it is traced too."""
         sampler = cp.SMC().prepare(density)
         begun = begin(jax.random.key(0), 4, Visits.every(top, SCHEDULE.num_levels))
-        after = lambda begun: sampler.advance(sampler.start(begun, density, top), density, 2).log_weights
+        after = lambda begun: (
+            sampler.advance(sampler.start(begun, density, top), density, 2).log_weights
+        )
         return eqx.filter_eval_shape(after, begun)
 
-    for method, owner in (("plain_potential", type(alone.evaluator)), ("of_step", Backward)):
+    for method, owner in (
+        ("plain_potential", type(alone.evaluator)),
+        ("of_step", Backward),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, method, never)
             assert [traced(density).shape for density in (guided, alone)] == [(4,)] * 2
@@ -179,21 +233,27 @@ def walled_product(f, g, edge):
 
 
 def test_noise_turned_round_has_the_control_in_it():
-    """Points that noise would lead back to without the drift −u lose 0.9 of the log-evidence here, 0.2 if both factors
-    have power 1; with one step of Heun's method for all of the way 0.3."""
+    """Points that noise would lead back to without the drift −u lose 0.9 of the
+    log-evidence here, 0.2 if both factors have power 1; with one step of Heun's method
+    for all of the way 0.3."""
     schedule = cp.Schedule.log_snr(40)
     unit, wide = normal(0.0, 1.0, schedule), normal(1.0, 1.5, schedule)
     density = cp.compile(walled_product, unit, wide, jnp.asarray(0.2))
     result = run(density, chains=4000, sampler=cp.SMC(check_levels=False))
     x = np.linspace(0.2, 12.0, 10_001)
-    truth = np.log(np.trapezoid((stats.norm.pdf(x) * stats.norm.pdf(x, 1.0, 1.5)) ** 2, x))
+    truth = np.log(
+        np.trapezoid((stats.norm.pdf(x) * stats.norm.pdf(x, 1.0, 1.5)) ** 2, x)
+    )
     assert abs(result.log_evidence - truth) < 0.24
     assert 0.05 < result.log_evidence_error < 0.08  # three of which are the bound
 
 
 def test_a_sharp_observation_throws_no_chain_far_off():
-    """One reverse step of an independent chain, which the observation's gradient would take from −2 to 19."""
-    density = cp.compile(measured, UNIT, lambda x: dist.Normal(x, 1e-3), jnp.float32(1.0), "tempered")
+    """One reverse step of an independent chain, which the observation's gradient would
+    take from −2 to 19."""
+    density = cp.compile(
+        measured, UNIT, lambda x: dist.Normal(x, 1e-3), jnp.float32(1.0), "tempered"
+    )
     layout, (start, end) = Layout.of_density(density), (SCHEDULE.at(k) for k in (10, 9))
     v = jnp.array([-2.0]) / start.alpha
     found = jax.jit(lambda v: layout.evaluate(density, v, 10))(v)
@@ -202,6 +262,8 @@ def test_a_sharp_observation_throws_no_chain_far_off():
     sampler = cp.AnnealedMCMC(cp.ULA(1e-12), 1, reverse_step=True).prepare(density)
     led = visited(sampler, density, v[None], 9)
     assert float(end.alpha * thrown[0]) > 15
-    assert abs(float(end.alpha * led.chains.position[0, 0]) + 2) < 4 * float(start.sigma)  # 0.05
+    assert abs(float(end.alpha * led.chains.position[0, 0]) + 2) < 4 * float(
+        start.sigma
+    )  # 0.05
     assert int(led.records.non_finite[9]) == 0
     assert np.isfinite(led.path_weights[0])  # not so of a step that is not made

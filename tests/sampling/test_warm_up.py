@@ -1,4 +1,5 @@
-"""`cp.WarmUp` at level 0, latents that follow a noised site, and SMC that gives way to independent chains."""
+"""`cp.WarmUp` at level 0, latents that follow a noised site, and SMC that gives way to
+independent chains."""
 
 import time
 
@@ -37,18 +38,30 @@ def non_centred(f):
 
 
 def test_centred_and_non_centred_are_one_density():
-    """At every level the same position has the same density: a centred latent is measured from where its prior is."""
-    one, other = cp.compile(centred, normal(0.0, 1.0, SHORT)), cp.compile(non_centred, normal(0.0, 1.0, SHORT))
-    initial, values = jax.jit(other.initial), [jax.jit(density.log_density) for density in (one, other)]
+    """At every level the same position has the same density: a centred latent is
+    measured from where its prior is."""
+    one, other = (
+        cp.compile(centred, normal(0.0, 1.0, SHORT)),
+        cp.compile(non_centred, normal(0.0, 1.0, SHORT)),
+    )
+    initial, values = (
+        jax.jit(other.initial),
+        [jax.jit(density.log_density) for density in (one, other)],
+    )
     for seed, level in ((0, 0), (1, 5), (2, 11)):
         position = initial(jax.random.key(seed), level)
         same = {"x": position["x"], "tau": position["tau"], "theta": position["z"]}
-        np.testing.assert_allclose(values[0](same, level), values[1](position, level), rtol=1e-4)
+        np.testing.assert_allclose(
+            values[0](same, level), values[1](position, level), rtol=1e-4
+        )
         theta = one.to_samples(same)["theta"]
         alpha = float(one.schedule.alpha[0])
         expected = position["x"] / alpha + jnp.exp(position["tau"]) * position["z"]
         np.testing.assert_allclose(theta, expected, rtol=1e-4)
-    assert "theta: static (4,), Normal prior, its coordinate standardised by that" in str(one)
+    assert (
+        "theta: static (4,), Normal prior, its coordinate standardised by that"
+        in str(one)
+    )
     assert "standardised" not in str(other)
     assert "y exact" in str(one)
 
@@ -63,13 +76,18 @@ def test_a_log_normal_that_follows_a_noised_site_is_standardised_too():
     density = cp.compile(program, normal(0.0, 1.0, SHORT))
     position = {"x": jnp.float32(0.4), "scale": jnp.float32(-1.2)}
     alpha = float(density.schedule.alpha[0])
-    np.testing.assert_allclose(density.to_samples(position)["scale"], np.exp(0.4 / alpha - 0.3 * 1.2), rtol=1e-5)
+    np.testing.assert_allclose(
+        density.to_samples(position)["scale"],
+        np.exp(0.4 / alpha - 0.3 * 1.2),
+        rtol=1e-5,
+    )
     density.log_density(position, 3)
 
 
 def test_a_warm_up_moves_a_population_that_is_not_there_yet():
-    """A kernel with steps of nothing leaves chains where the noise of the levels had them; a warm-up in units of what
-    they spread to brings both coordinates to their widths."""
+    """A kernel with steps of nothing leaves chains where the noise of the levels had
+    them; a warm-up in units of what they spread to brings both coordinates to their
+    widths."""
     density = cp.compile(single, normal(jnp.zeros(2), jnp.array([1.0, 5.0]), SHORT))
     sampler = cp.AnnealedMCMC(cp.HMC(1e-4), 1, then=cp.WarmUp())
     result = run(density, chains=200, sampler=sampler)
@@ -83,10 +101,17 @@ def test_a_warm_up_moves_a_population_that_is_not_there_yet():
 
 
 @pytest.mark.parametrize("draws", [None, pytest.param(3, marks=pytest.mark.slow)])
-def test_an_interrupted_warm_up_keeps_what_came_down_and_goes_on_to_the_same_end(monkeypatch, tmp_path, draws):
+def test_an_interrupted_warm_up_keeps_what_came_down_and_goes_on_to_the_same_end(
+    monkeypatch, tmp_path, draws
+):
     density = cp.compile(non_centred, normal(0.0, 1.0, SHORT))
     sampler = cp.AnnealedMCMC(cp.HMC(0.05), 1, then=cp.WarmUp())
-    options = {"chains": 32, "sampler": sampler, "draws": draws, "checkpoint_dir": tmp_path / "stopped"}
+    options = {
+        "chains": 32,
+        "sampler": sampler,
+        "draws": draws,
+        "checkpoint_dir": tmp_path / "stopped",
+    }
 
     def pressed(*_):
         raise KeyboardInterrupt
@@ -97,7 +122,9 @@ def test_an_interrupted_warm_up_keeps_what_came_down_and_goes_on_to_the_same_end
     assert stopped.status.code is Code.INTERRUPTED
     assert "goes on from its checkpoint" in stopped.status.message
     assert np.isfinite(stopped["tau"]).all()
-    assert stopped.mean(lambda s: s["tau"]).error is None or np.isnan(stopped.mean(lambda s: s["tau"]).error)
+    assert stopped.mean(lambda s: s["tau"]).error is None or np.isnan(
+        stopped.mean(lambda s: s["tau"]).error
+    )
     whole = run(density, **options | {"checkpoint_dir": tmp_path / "whole"})
     np.testing.assert_array_equal(run(density, **options)["tau"], whole["tau"])
     assert not whole.status.has(Code.INTERRUPTED)
@@ -107,8 +134,16 @@ def test_what_weights_read_is_not_known_after_a_warm_up(monkeypatch):
     """It belonged to where the chains were before."""
     ended = []
     summarised = stages.summarised
-    monkeypatch.setattr(stages, "summarised", lambda *given: ended.append(given[0]) or summarised(*given))
-    run(cp.compile(non_centred, normal(0.0, 1.0, SHORT)), chains=32, sampler=cp.SMC(cp.MALA(0.05), then=cp.WarmUp()))
+    monkeypatch.setattr(
+        stages,
+        "summarised",
+        lambda *given: ended.append(given[0]) or summarised(*given),
+    )
+    run(
+        cp.compile(non_centred, normal(0.0, 1.0, SHORT)),
+        chains=32,
+        sampler=cp.SMC(cp.MALA(0.05), then=cp.WarmUp()),
+    )
     evaluation = ended[0].run.chains.evaluation
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(evaluation.parts))
     assert np.isfinite(evaluation.log_density).all()
@@ -130,7 +165,8 @@ def sharp(f, noise):
 
 
 def test_independent_chains_come_to_data_that_are_finer_than_level_0():
-    """Half of 16 numbers seen with a quarter of level 0's noise: the step there leaves chains twice as wide as that."""
+    """Half of 16 numbers seen with a quarter of level 0's noise: the step there leaves
+    chains twice as wide as that."""
     f = cp.Diffusion(sharp_score, SHARP, event_shape=(16,), parameterization="score")
     sampler, reason = independent(cp.compile(sharp, f, 0.001), "asked", 128)
     assert sampler.then == (cp.WarmUp(),)
@@ -140,7 +176,10 @@ def test_independent_chains_come_to_data_that_are_finer_than_level_0():
     for then in ((), (cp.WarmUp(),)):
         kept = cp.AnnealedMCMC(sampler.kernel, 3, reverse_step=True, then=then)
         result = run(cp.compile(sharp, f, 0.001), chains=128, sampler=kept)
-        widths[then] = np.mean((result["x"][:, :8] - np.linspace(-1.0, 1.0, 8)) ** 2) ** 0.5 / 0.001
+        widths[then] = (
+            np.mean((result["x"][:, :8] - np.linspace(-1.0, 1.0, 8)) ** 2) ** 0.5
+            / 0.001
+        )
     assert widths[()] > 1.5
     assert abs(widths[cp.WarmUp(),] - 1) < 0.1
     assert not result.status.has("levels_too_few")  # as most of the chains count
@@ -153,13 +192,21 @@ class TestGivingUp:
     coarse = cp.Schedule.log_snr(8)
 
     def density(self):
-        """64 narrow modes under a Gaussian to one side of them: nothing that a fit could even out."""
+        """64 narrow modes under a Gaussian to one side of them: nothing that a fit
+        could even out."""
         bits = dist.MixtureSameFamily(
-            dist.Categorical(jnp.full((6, 2), 0.5)), dist.Normal(jnp.tile(jnp.array([-1.0, 1.0]), (6, 1)), 0.1)
+            dist.Categorical(jnp.full((6, 2), 0.5)),
+            dist.Normal(jnp.tile(jnp.array([-1.0, 1.0]), (6, 1)), 0.1),
         )
-        return cp.compile(both, cp.Analytic(bits, self.coarse), normal(jnp.full(6, 0.5), 0.3, self.coarse))
+        return cp.compile(
+            both,
+            cp.Analytic(bits, self.coarse),
+            normal(jnp.full(6, 0.5), 0.3, self.coarse),
+        )
 
-    def test_independent_chains_take_its_place_on_levels_that_were_asked_for(self, tmp_path, monkeypatch):
+    def test_independent_chains_take_its_place_on_levels_that_were_asked_for(
+        self, tmp_path, monkeypatch
+    ):
         density, words, times = self.density(), [], []
 
         def begun(*given, **more):
@@ -171,31 +218,47 @@ class TestGivingUp:
         monkeypatch.setattr(stages, "begin", begun)
         asked = {"levels": self.coarse.log_snr, "checkpoint_dir": tmp_path}
         result = run(density, chains=256, sampler=None, **asked)
-        assert result.about.seconds > time.monotonic() - times[0]  # that of the run that was given up counts too
+        assert (
+            result.about.seconds > time.monotonic() - times[0]
+        )  # that of the run that was given up counts too
         assert result.about.sampler.startswith("AnnealedMCMC")
         assert "SMC's 256 chains had come to descend from" in result.reason
         assert "worth" in result.reason
         assert len(words) == 2
-        assert not np.isin(*words).any()  # what chance did to the first run it does not do to the second
+        assert not np.isin(
+            *words
+        ).any()  # what chance did to the first run it does not do to the second
         assert result.effective_chains == pytest.approx(256)
         assert not result.status.has(Code.ANCESTORS_COLLAPSED)
-        alone = run(density, chains=256, sampler=independent(density, "", 256)[0], levels=self.coarse.log_snr)
-        assert alone.evaluations < result.evaluations  # which counts those of the run that was given up
+        alone = run(
+            density,
+            chains=256,
+            sampler=independent(density, "", 256)[0],
+            levels=self.coarse.log_snr,
+        )
+        assert (
+            alone.evaluations < result.evaluations
+        )  # which counts those of the run that was given up
         again = run(density, chains=256, sampler=None, **asked)  # from both checkpoints
         np.testing.assert_array_equal(result["x"], again["x"])
         assert again.reason == result.reason
 
     def test_else_closer_levels_do_and_know_the_evidence(self, tmp_path):
-        """Six independent coordinates: a mode at +1 has all but nothing of the other one's mass under N(½, 0.3²)."""
+        """Six independent coordinates: a mode at +1 has all but nothing of the other
+        one's mass under N(½, 0.3²)."""
         result = run(self.density(), chains=256, sampler=None, checkpoint_dir=tmp_path)
         assert "SMC's 256 chains had come to descend from" in result.reason
         assert "300 levels" in result.reason
         assert result.status.ok
         means, sds = [[1.0, -1.0], [0.5, 0.5]], [[0.1, 0.1], [0.3, 0.3]]
-        *_, each = product_of_normals(self.coarse.alpha[0], self.coarse.sigma[0], means, sds)
+        *_, each = product_of_normals(
+            self.coarse.alpha[0], self.coarse.sigma[0], means, sds
+        )
         one = np.logaddexp(*each) - np.log(2)
         assert abs(result.log_evidence - 6 * one) < 4 * result.log_evidence_error < 2
-        again = run(self.density(), chains=256, sampler=None, checkpoint_dir=tmp_path)  # from both checkpoints
+        again = run(
+            self.density(), chains=256, sampler=None, checkpoint_dir=tmp_path
+        )  # from both checkpoints
         np.testing.assert_array_equal(result["x"], again["x"])
         assert again.evaluations == result.evaluations
 
@@ -206,5 +269,10 @@ def test_programs_with_latents_warm_up_by_default():
     assert sampler.then == (cp.WarmUp(),)
     assert choose(hierarchy, 1000)[0].then == (cp.GlobalMoves(8), cp.WarmUp())
     assert reason.startswith("because: independent chains")
-    assert choose(cp.compile(single, normal(jnp.zeros(2), 1.0, SHORT)), 1000)[0].then == (cp.GlobalMoves(8),)
-    assert choose(cp.compile(single, normal(jnp.zeros(21), 1.0, SHORT)), 1000)[0].then == ()
+    assert choose(cp.compile(single, normal(jnp.zeros(2), 1.0, SHORT)), 1000)[
+        0
+    ].then == (cp.GlobalMoves(8),)
+    assert (
+        choose(cp.compile(single, normal(jnp.zeros(21), 1.0, SHORT)), 1000)[0].then
+        == ()
+    )

@@ -1,4 +1,5 @@
-"""Benchmark `modes`: what it takes for exact is, what counts as wrong or named, and that a stopped run goes on."""
+"""Benchmark `modes`: what it takes for exact is, what counts as wrong or named, and
+that a stopped run goes on."""
 
 import itertools
 import math
@@ -29,30 +30,44 @@ def test_a_grid_of_two_numbers_gives_the_square_of_a_mixture(dims):
     variance = (alpha * np.array(mixture.widths)) ** 2 + sigma**2
     logs = [
         np.log(mixture.weights[i] * mixture.weights[j])
-        - 0.5 * alpha**2 * (mixture.centres[i] - mixture.centres[j]) ** 2 / (variance[i] + variance[j])
+        - 0.5
+        * alpha**2
+        * (mixture.centres[i] - mixture.centres[j]) ** 2
+        / (variance[i] + variance[j])
         - 0.5 * dims * np.log(2 * np.pi * (variance[i] + variance[j]))
         for i, j in itertools.product(range(2), repeat=2)
     ]
     found = axis.exact(terms, dims, 0.0)
     assert found.log_evidence == pytest.approx(float(logsumexp(logs)), abs=3e-4)
     if dims == 10:  # the modes are far enough apart that each is on its side of the cut
-        assert found.value == pytest.approx(float(np.exp(logs[0] - logsumexp(logs))), rel=1e-3)
+        assert found.value == pytest.approx(
+            float(np.exp(logs[0] - logsumexp(logs))), rel=1e-3
+        )
 
 
 def test_a_product_of_one_hot_mixtures_has_the_evidence_of_all_its_corners():
-    """3 × 3 permutations: the sum over all 3⁶ choices of corners, each a product of Gaussians."""
+    """3 × 3 permutations: the sum over all 3⁶ choices of corners, each a product of
+    Gaussians."""
     puzzle, (alpha, sigma) = constraints.permutations(3), level_0()
     v, corners = (alpha * constraints.WIDTH) ** 2 + sigma**2, np.eye(3)
     chosen = np.array(list(itertools.product(range(3), repeat=6)))
     rows, columns = corners[chosen[:, :3]], corners[chosen[:, 3:]].transpose(0, 2, 1)
-    apart = alpha**2 * ((rows - columns) ** 2).sum((1, 2))  # ∫ N(x; a, v)·N(x; b, v) dx = N(a; b, 2v), entry by entry
+    apart = alpha**2 * ((rows - columns) ** 2).sum(
+        (1, 2)
+    )  # ∫ N(x; a, v)·N(x; b, v) dx = N(a; b, 2v), entry by entry
     logs = -apart / (4 * v) - 4.5 * np.log(4 * np.pi * v) - 6 * np.log(3)
-    assert puzzle.exact().log_evidence == pytest.approx(float(logsumexp(logs)), abs=1e-5)
+    assert puzzle.exact().log_evidence == pytest.approx(
+        float(logsumexp(logs)), abs=1e-5
+    )
 
 
 def test_solutions_are_counted():
-    """Against numbers that are known: Petersen's graph has 120 colourings, six queens 4 places."""
-    assert [constraints.petersen().solutions, constraints.queens().solutions] == [120, 4]
+    """Against numbers that are known: Petersen's graph has 120 colourings, six queens 4
+    places."""
+    assert [constraints.petersen().solutions, constraints.queens().solutions] == [
+        120,
+        4,
+    ]
     every = jnp.asarray(list(itertools.product((0.0, 1.0), repeat=12)))
     clauses = constraints.satisfiability()
     assert int(jax.vmap(clauses.valid)(every).sum()) == clauses.solutions
@@ -62,12 +77,20 @@ def test_a_hill_on_a_gaussian():
     found = grids.bump_answer(1, gain=4.0, centre=1.5, width=0.05, sd=1.0, reach=0.3)
     x = np.linspace(-8, 8, 1_600_001)
     mass = stats.norm.pdf(x) * (1 + np.exp(4.0 - 0.5 * ((x - 1.5) / 0.05) ** 2))
-    assert found.log_evidence == pytest.approx(np.log(mass.sum() * (x[1] - x[0])), abs=1e-5)
-    assert found.value == pytest.approx(mass[np.abs(x - 1.5) < 0.3].sum() / mass.sum(), abs=1e-5)
+    assert found.log_evidence == pytest.approx(
+        np.log(mass.sum() * (x[1] - x[0])), abs=1e-5
+    )
+    assert found.value == pytest.approx(
+        mass[np.abs(x - 1.5) < 0.3].sum() / mass.sum(), abs=1e-5
+    )
 
 
 def row(value, error, codes=(), exact=0.3, improper=False, withheld=None):
-    numbers = {"exact": [exact, None], "estimates": [value, None], "errors": [error, None]}
+    numbers = {
+        "exact": [exact, None],
+        "estimates": [value, None],
+        "errors": [error, None],
+    }
     numbers["withheld"] = [withheld, None]
     return numbers | {"codes": list(codes), "chains": 1000, "improper": improper}
 
@@ -87,16 +110,29 @@ def row(value, error, codes=(), exact=0.3, improper=False, withheld=None):
         (row(0.3, 0.01, ["samples_diverged"], improper=True), Outcome.NAMED),
         (row(0.3, 0.01, exact=None), Outcome.RIGHT),
         (row(0.3, 0.01, ["shares_frozen"], exact=None), Outcome.FALSE_ALARM),
-        (row(0.3, 0.01) | {"exact": [0.3, 1.0], "estimates": [0.3, 1.5], "errors": [0.01, 0.1]}, Outcome.DEFECT),
+        (
+            row(0.3, 0.01)
+            | {"exact": [0.3, 1.0], "estimates": [0.3, 1.5], "errors": [0.01, 0.1]},
+            Outcome.DEFECT,
+        ),
     ],
 )
 def test_what_a_run_is(run, expected):
     assert measure.outcome(run) is expected
 
 
-def test_a_right_run_is_right_and_the_same_run_against_another_answer_is_not(tmp_path, monkeypatch):
-    """One Gaussian by reverse diffusion alone, which is exact there; then a wrong answer; then the file is enough."""
-    case = axis.along("tiny", "a Gaussian", ((right.gaussian(0.4, 0.7), 1.0),), cut=0.2, sampler=cp.Ancestral)
+def test_a_right_run_is_right_and_the_same_run_against_another_answer_is_not(
+    tmp_path, monkeypatch
+):
+    """One Gaussian by reverse diffusion alone, which is exact there; then a wrong
+    answer; then the file is enough."""
+    case = axis.along(
+        "tiny",
+        "a Gaussian",
+        ((right.gaussian(0.4, 0.7), 1.0),),
+        cut=0.2,
+        sampler=cp.Ancestral,
+    )
     density, answer = case.compile(), case.exact()
     assert answer.value == pytest.approx(stats.norm(0.4, 0.7).cdf(0.2), abs=1e-4)
     wrong = measure.measured(case, lambda: density, Answer(0.9), 0, 64)
@@ -105,20 +141,25 @@ def test_a_right_run_is_right_and_the_same_run_against_another_answer_is_not(tmp
     (first,) = modes.measure([case], {64: 1}, file)
     assert first["outcome"] == Outcome.RIGHT
     assert first["estimates"] == wrong["estimates"]  # of the same key
-    file.write_text('{"program": "a Gau' + file.read_text())  # before it, a write that was interrupted
+    file.write_text(
+        '{"program": "a Gau' + file.read_text()
+    )  # before it, a write that was interrupted
     monkeypatch.setattr(modes, "measured", lambda *_: pytest.fail("made again"))
     assert list(modes.measure([case], {64: 1}, file)) == [first]
 
 
 def test_what_a_status_withholds_is_read():
-    """Of reverse diffusion on modes whose shares it loses: the error is that of as many independent draws."""
+    """Of reverse diffusion on modes whose shares it loses: the error is that of as many
+    independent draws."""
     (case,) = (case for case in axis.common_cases() if case.family == "Ancestral")
     density = case.compile()
     row = measure.measured(case, lambda: density, case.exact(), 0, 1000)
     assert row["codes"] == ["shares_frozen"]
     assert row["errors"] == [None, None]
     share = row["estimates"][0]
-    assert row["withheld"][0] == pytest.approx(math.sqrt(share * (1 - share) / 1000), rel=0.1)
+    assert row["withheld"][0] == pytest.approx(
+        math.sqrt(share * (1 - share) / 1000), rel=0.1
+    )
 
 
 def test_a_program_that_is_refused_is_named():
@@ -132,11 +173,22 @@ def test_a_program_that_is_refused_is_named():
 
 
 def test_a_defect_fails_the_benchmark():
-    fine = {"family": "right: one mode", "program": "p", "z": [1.0, None], "outcome": Outcome.RIGHT}
+    fine = {
+        "family": "right: one mode",
+        "program": "p",
+        "z": [1.0, None],
+        "outcome": Outcome.RIGHT,
+    }
     rows = [row(0.3, 0.01) | fine for _ in range(40)]
     assert all(modes.checks(rows).values())
-    for outcome, codes in ((Outcome.DEFECT, []), (Outcome.FALSE_ALARM, ["shares_frozen"])):
-        bad = [*rows, *({**rows[0], "outcome": outcome, "codes": codes} for _ in range(3))]
+    for outcome, codes in (
+        (Outcome.DEFECT, []),
+        (Outcome.FALSE_ALARM, ["shares_frozen"]),
+    ):
+        bad = [
+            *rows,
+            *({**rows[0], "outcome": outcome, "codes": codes} for _ in range(3)),
+        ]
         assert not all(modes.checks(bad).values())
 
 

@@ -1,4 +1,5 @@
-"""Losses across levels, across conditions, and of classifiers: pairs, optima, and what a network learns from them."""
+"""Losses across levels, across conditions, and of classifiers: pairs, optima, and what
+a network learns from them."""
 
 import functools
 
@@ -15,7 +16,13 @@ from composeprob.models.making import losses_by_log_snr
 from composeprob.models.networks.offset_energy import OffsetEnergy
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.schedule import Noise
-from composeprob.training import Conditions, CrossCondition, CrossLevel, Denoising, train
+from composeprob.training import (
+    Conditions,
+    CrossCondition,
+    CrossLevel,
+    Denoising,
+    train,
+)
 from composeprob.training.run import draw_batch, initial, losses, make_advance
 from refusals import refused
 from sampling_cases import learned, modes, single
@@ -27,7 +34,12 @@ MODES = modes([0.8, 0.2], [[-1.0, 0.0], [1.0, 0.0]], 0.15)
 
 
 def crossed(**changes):
-    return tiny(**({"losses": (Denoising(), CrossLevel()), "parameterization": "energy_norm"} | changes))
+    return tiny(
+        **(
+            {"losses": (Denoising(), CrossLevel()), "parameterization": "energy_norm"}
+            | changes
+        )
+    )
 
 
 def test_events_of_a_pair_exchange_their_levels():
@@ -48,7 +60,8 @@ def test_events_of_a_pair_exchange_their_levels():
 
 
 def assert_least(scores, tilt):
-    """The mean loss has no slope at the exact log f, and away from it one that leads back."""
+    """The mean loss has no slope at the exact log f, and away from it one that leads
+    back."""
     if tilt:
         assert_disagrees(scores)
         assert np.sign(scores["slope"]) == np.sign(tilt)
@@ -58,12 +71,16 @@ def assert_least(scores, tilt):
 
 @functools.cache
 def slope():
-    """Of the loss of every event in a tilt a·λ of log f, as a function of a; compiled once."""
+    """Of the loss of every event in a tilt a·λ of log f, as a function of a; compiled
+    once."""
     exact = cp.Analytic(NORMAL, crossed().schedule)
 
     def slopes(a):
         def energy(x, log_snr):
-            alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+            alpha, sigma = (
+                jnp.sqrt(jax.nn.sigmoid(log_snr)),
+                jnp.sqrt(jax.nn.sigmoid(-log_snr)),
+            )
             noise = Noise(jnp.zeros((), int), alpha, sigma)
             return -sigma * (exact.evaluate(x, noise, {})[0] + a * log_snr)
 
@@ -85,7 +102,16 @@ def test_it_teaches_normaliser_and_depth():
     """Two modes with 0.8 and 0.2 of the mass, far apart at the cleaner levels."""
 
     def network(key):
-        return OffsetEnergy(2, deviation=0.6, finest=0.15, log_snr_min=-6.0, hidden=32, blocks=2, embedding=16, key=key)
+        return OffsetEnergy(
+            2,
+            deviation=0.6,
+            finest=0.15,
+            log_snr_min=-6.0,
+            hidden=32,
+            blocks=2,
+            embedding=16,
+            key=key,
+        )
 
     def trained(*losses):
         recipe = tiny(
@@ -95,7 +121,9 @@ def test_it_teaches_normaliser_and_depth():
         factor = train(recipe, KEY, progress=False).factor
         grid = jnp.linspace(-2.0, 2.0, 161)
         points = jnp.stack(jnp.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2)
-        log_f = jax.vmap(lambda x: factor.evaluate(x, factor.schedule.at(0), {})[0])(points)
+        log_f = jax.vmap(lambda x: factor.evaluate(x, factor.schedule.at(0), {})[0])(
+            points
+        )
         mass = np.exp(np.asarray(log_f, np.float64)) * float(grid[1] - grid[0]) ** 2
         return np.log(mass.sum()), mass[points[:, 0] < 0].sum() / mass.sum()
 
@@ -108,28 +136,44 @@ def test_it_teaches_normaliser_and_depth():
 
 def test_such_a_factor_offers_mode_depth():
     network = untrained(tiny(), KEY)
-    assert "mode_depth" not in tiny(parameterization="energy_norm").factor(network).capabilities
+    assert (
+        "mode_depth"
+        not in tiny(parameterization="energy_norm").factor(network).capabilities
+    )
     factor = crossed().factor(network)
     assert "mode_depth" in factor.capabilities
     assert "mode_depth" in cp.compile(single, factor).capabilities
 
 
-# conditions --------------------------------------------------------------------------------------------------------
+# conditions
+# --------------------------------------------------------------------------------------------------------
 
 SHARES = jnp.array([0.7, 0.3])
-PARTS = dist.Normal(jnp.array([[-0.4, 0.0], [0.5, 0.3]]), jnp.array([[0.5, 0.5], [0.3, 0.8]])).to_event(1)
+PARTS = dist.Normal(
+    jnp.array([[-0.4, 0.0], [0.5, 0.3]]), jnp.array([[0.5, 0.5], [0.3, 0.8]])
+).to_event(1)
 NONE = -1
 
 
-def told_apart(shares=SHARES, others=1, vary=None, weight=1.0, denoising=True, **changes):
+def told_apart(
+    shares=SHARES, others=1, vary=None, weight=1.0, denoising=True, **changes
+):
     def data(key, n):
         part_key, event_key = jax.random.split(key)
         part = dist.Categorical(shares).sample(part_key, (n,))
-        return jnp.take_along_axis(PARTS.sample(event_key, (n,)), part[:, None, None], axis=1)[:, 0], {"part": part}
+        return jnp.take_along_axis(
+            PARTS.sample(event_key, (n,)), part[:, None, None], axis=1
+        )[:, 0], {"part": part}
 
-    settings = {"data": data, "conditions": Conditions({"part": NONE}, dropout=0.3), "parameterization": "energy"}
+    settings = {
+        "data": data,
+        "conditions": Conditions({"part": NONE}, dropout=0.3),
+        "parameterization": "energy",
+    }
     crossed = (CrossCondition(weight, others, vary),) if weight else ()
-    plain = (Denoising(denoising if callable(denoising) else None),) if denoising else ()
+    plain = (
+        (Denoising(denoising if callable(denoising) else None),) if denoising else ()
+    )
     return tiny(**(settings | {"losses": (*plain, *crossed)} | changes))
 
 
@@ -149,17 +193,26 @@ def energy_network(key):
 
 @functools.cache
 def condition_slope(shares=(0.7, 0.3), **changes):
-    """Of the loss of every event in a constant a of one condition's log f, as a function of a; compiled once."""
+    """Of the loss of every event in a constant a of one condition's log f, as a
+    function of a; compiled once."""
     shares = jnp.array(shares)
     recipe = told_apart(shares, **changes)
 
     def slopes(a, tilted):
         def energy(x, log_snr, part):
-            alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+            alpha, sigma = (
+                jnp.sqrt(jax.nn.sigmoid(log_snr)),
+                jnp.sqrt(jax.nn.sigmoid(-log_snr)),
+            )
             spread = jnp.sqrt((alpha * PARTS.base_dist.scale) ** 2 + sigma**2)
-            each = dist.Normal(alpha * PARTS.base_dist.loc, spread).to_event(1).log_prob(x)
+            each = (
+                dist.Normal(alpha * PARTS.base_dist.loc, spread).to_event(1).log_prob(x)
+            )
             any_part = jax.nn.logsumexp(each + jnp.log(shares))
-            return -sigma * (jnp.where(part == NONE, any_part, each[jnp.maximum(part, 0)]) + a * (part == tilted))
+            return -sigma * (
+                jnp.where(part == NONE, any_part, each[jnp.maximum(part, 0)])
+                + a * (part == tilted)
+            )
 
         factor = learned(energy, "energy", recipe.schedule, conditions={"part": 0})
         return losses(factor, draw_batch(recipe, OTHER_KEY, 20_000)).cross_condition
@@ -169,7 +222,9 @@ def condition_slope(shares=(0.7, 0.3), **changes):
 
 def slope_scores(tilted, tilt, **case):
     """Whether the mean loss has a slope there, at the exact log f but for ``tilt``."""
-    of_groups = condition_slope(**case)(jnp.float32(tilt), tilted).reshape(1000, 20)  # neighbours share a condition
+    of_groups = condition_slope(**case)(jnp.float32(tilt), tilted).reshape(
+        1000, 20
+    )  # neighbours share a condition
     return z_scores({"slope": of_groups}, {"slope": 0.0})
 
 
@@ -187,14 +242,20 @@ def test_close_conditions_keep_the_optimum_where_they_lead_to_one_another_equall
     even = {"shares": (0.5, 0.5), "vary": other_part}
     assert_agrees(slope_scores(1, 0.0, **even))
     assert_disagrees(slope_scores(1, 0.2, **even))
-    assert_disagrees(slope_scores(1, 0.0, vary=other_part))  # from 0 to 1 more often than back
+    assert_disagrees(
+        slope_scores(1, 0.0, vary=other_part)
+    )  # from 0 to 1 more often than back
     batch = batch_of(told_apart(vary=other_part), OTHER_KEY, 16)
-    np.testing.assert_array_equal(batch.variant["part"][:, 0], other_part(OTHER_KEY, batch.conditions)["part"])
+    np.testing.assert_array_equal(
+        batch.variant["part"][:, 0], other_part(OTHER_KEY, batch.conditions)["part"]
+    )
 
 
 def test_the_next_event_s_condition_is_the_foreign_one():
     batch = batch_of(told_apart(), OTHER_KEY, 16)
-    np.testing.assert_array_equal(batch.foreign["part"][:, 0], np.roll(batch.conditions["part"], 1))
+    np.testing.assert_array_equal(
+        batch.foreign["part"][:, 0], np.roll(batch.conditions["part"], 1)
+    )
     assert NONE in np.asarray(batch.foreign["part"])
     assert batch_of(told_apart(weight=0.0), OTHER_KEY, 16).foreign is None
 
@@ -222,44 +283,74 @@ def test_without_denoising_the_other_loss_is_the_same_and_all_conditions_are_ask
 def test_training_takes_the_losses_that_the_recipe_names(denoising):
     weigh = (lambda log_snr: 1 + log_snr**2) if denoising else None
     recipe = told_apart(weight=0.5, denoising=weigh, ema=0.0)
-    network = jax.tree.map(lambda a: a + 0.1 if eqx.is_inexact_array(a) else a, energy_network(OTHER_KEY))
+    network = jax.tree.map(
+        lambda a: a + 0.1 if eqx.is_inexact_array(a) else a, energy_network(OTHER_KEY)
+    )
     state = initial(recipe, network)
     after = make_advance(recipe, network, OTHER_KEY)(state, jnp.int32(1))
-    batch = batch_of(recipe, jax.random.fold_in(jax.random.fold_in(OTHER_KEY, 0), 0), recipe.batch.size)
+    batch = batch_of(
+        recipe,
+        jax.random.fold_in(jax.random.fold_in(OTHER_KEY, 0), 0),
+        recipe.batch.size,
+    )
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
 
     def loss(parameters):
         each = losses(recipe.factor(eqx.combine(parameters, static)), batch)
         total = 0.5 * each.cross_condition
-        return jnp.mean(total + (each.denoising * (1 + batch.noise.log_snr**2) if denoising else 0.0)), each
+        return jnp.mean(
+            total
+            + (each.denoising * (1 + batch.noise.log_snr**2) if denoising else 0.0)
+        ), each
 
     gradient, each = jax.jit(jax.grad(loss, has_aux=True))(state.parameters)
     expected = each.denoising if denoising else 0.5 * each.cross_condition
     np.testing.assert_allclose(after.loss[0], jnp.mean(expected), rtol=1e-4)
     # Adam's first step goes by the sign of the gradient.
-    moved = jax.tree.map(lambda a, b: jnp.sign(b - a), state.parameters, after.parameters)
-    for step, slope in zip(jax.tree.leaves(moved), jax.tree.leaves(gradient), strict=True):
+    moved = jax.tree.map(
+        lambda a, b: jnp.sign(b - a), state.parameters, after.parameters
+    )
+    for step, slope in zip(
+        jax.tree.leaves(moved), jax.tree.leaves(gradient), strict=True
+    ):
         clear = np.abs(slope) > 1e-3
         np.testing.assert_array_equal(np.asarray(step)[clear], -np.sign(slope)[clear])
 
 
-SCORE = {"network": lambda x, t: -x, "schedule": tiny().schedule, "event_shape": (2,), "parameterization": "score"}
+SCORE = {
+    "network": lambda x, t: -x,
+    "schedule": tiny().schedule,
+    "event_shape": (2,),
+    "parameterization": "score",
+}
 
 
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: crossed(parameterization="epsilon"), "CrossLevel compares energies, and parameterization='eps"),
+        (
+            lambda: crossed(parameterization="epsilon"),
+            "CrossLevel compares energies, and parameterization='eps",
+        ),
         (lambda: CrossLevel(-1.0), "weight is -1.0"),
         (lambda: crossed(losses=(CrossLevel(gap=11.0),)), "gap is 11.0"),
         (lambda: crossed(size=15), "does not split into pairs of levels"),
         (lambda: crossed(size=18, antithetic=True), "multiples of 4"),
-        (lambda: told_apart(parameterization="epsilon"), "CrossCondition compares energies, and parameterization='eps"),
+        (
+            lambda: told_apart(parameterization="epsilon"),
+            "CrossCondition compares energies, and parameterization='eps",
+        ),
         (lambda: CrossCondition(-1.0), "weight is -1.0"),
-        (lambda: told_apart(conditions={}), "CrossCondition is given without conditions"),
+        (
+            lambda: told_apart(conditions={}),
+            "CrossCondition is given without conditions",
+        ),
         (lambda: told_apart(weight=0.0, denoising=False), r"losses is \(\)"),
         (lambda: told_apart(size=1), "no 1 other conditions to compare"),
-        (lambda: cp.Diffusion(**SCORE, mode_depth=True), "mode_depth=True was given with parameterization 'score'"),
+        (
+            lambda: cp.Diffusion(**SCORE, mode_depth=True),
+            "mode_depth=True was given with parameterization 'score'",
+        ),
         (lambda: classifier(conditions=("style",)), "a classifier has conditions"),
         (lambda: classifier(losses=(CrossLevel(),)), "'classifier' has none"),
     ],
@@ -275,7 +366,9 @@ CENTRES, WIDTH = jnp.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.5]]), 0.5
 def classes(key, n):
     label_key, place_key = jax.random.split(key)
     label = jax.random.randint(label_key, (n,), 0, 3)
-    return CENTRES[label] + WIDTH * jax.random.normal(place_key, (n, 2)), {"label": label}
+    return CENTRES[label] + WIDTH * jax.random.normal(place_key, (n, 2)), {
+        "label": label
+    }
 
 
 def classifier(**changes):
@@ -287,7 +380,10 @@ def classifier(**changes):
 
 def exact_logits(x, log_snr):
     """log p(x | label) of the noised classes."""
-    alpha, variance = jnp.sqrt(jax.nn.sigmoid(log_snr)), jax.nn.sigmoid(-log_snr) + jax.nn.sigmoid(log_snr) * WIDTH**2
+    alpha, variance = (
+        jnp.sqrt(jax.nn.sigmoid(log_snr)),
+        jax.nn.sigmoid(-log_snr) + jax.nn.sigmoid(log_snr) * WIDTH**2,
+    )
     return -0.5 * jnp.sum((x - alpha * CENTRES) ** 2, -1) / variance
 
 
@@ -298,11 +394,21 @@ def test_the_loss_is_the_cross_entropy():
     assert factor.label == "classes"
     batch = batch_of(recipe, CLASSES_KEY, 64)
     loss, *cross = jax.jit(losses)(factor, batch)
-    alpha, sigma = (np.asarray(a, np.float64)[:, None] for a in (batch.noise.alpha, batch.noise.sigma))
+    alpha, sigma = (
+        np.asarray(a, np.float64)[:, None]
+        for a in (batch.noise.alpha, batch.noise.sigma)
+    )
     x = alpha * np.asarray(batch.events) + sigma * np.asarray(batch.epsilon)
-    away = ((x[:, None] - alpha[:, None] * np.asarray(CENTRES)) ** 2).sum(-1) / (sigma**2 + alpha**2 * WIDTH**2)
+    away = ((x[:, None] - alpha[:, None] * np.asarray(CENTRES)) ** 2).sum(-1) / (
+        sigma**2 + alpha**2 * WIDTH**2
+    )
     log_p = -0.5 * away - np.log(np.exp(-0.5 * away).sum(1, keepdims=True))
-    np.testing.assert_allclose(loss, -log_p[np.arange(64), np.asarray(batch.conditions["label"])], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        loss,
+        -log_p[np.arange(64), np.asarray(batch.conditions["label"])],
+        rtol=1e-3,
+        atol=1e-5,
+    )
     np.testing.assert_array_equal(cross, 0)
 
 

@@ -1,4 +1,5 @@
-"""A conditional flow, of known density without noise only: distilled, and as it is by level-0 weights."""
+"""A conditional flow, of known density without noise only: distilled, and as it is by
+level-0 weights."""
 
 from typing import NamedTuple
 
@@ -23,7 +24,8 @@ CLEAR = 1 / (BROAD**-2 + NOISE**-2)
 
 
 class Affine(NamedTuple):
-    """The posterior of u ~ N(0, 2²·I) given x ~ N(u, 0.6²·I) as an affine flow, in flowjax's form."""
+    """The posterior of u ~ N(0, 2²·I) given x ~ N(u, 0.6²·I) as an affine flow, in
+    flowjax's form."""
 
     scale: float = CLEAR**0.5
 
@@ -46,7 +48,10 @@ class Net(eqx.Module):
         self.mlp = eqx.nn.MLP(5, 2, 48, 2, jax.nn.silu, key=key)
 
     def __call__(self, u, log_snr, x):
-        return self.mlp(jnp.concatenate([u, x, jnp.array([log_snr / 5])])) + jnp.sqrt(jax.nn.sigmoid(-log_snr)) * u
+        return (
+            self.mlp(jnp.concatenate([u, x, jnp.array([log_snr / 5])]))
+            + jnp.sqrt(jax.nn.sigmoid(-log_snr)) * u
+        )
 
 
 def simulated(number):
@@ -72,21 +77,38 @@ def test_a_distilled_flow_says_what_it_lost():
     assert "6 conditions held out" in str(found)
     factor, x = found.factor, jnp.array([1.0, -0.5])
     noise, at = LEVELS.at(15), jnp.array([0.4, 0.1])
-    exact = -(at - noise.alpha * CLEAR / NOISE**2 * x) / (noise.alpha**2 * CLEAR + noise.sigma**2)
-    np.testing.assert_allclose(factor.evaluate(at, noise, {"x": x})[1], exact, atol=0.25)
+    exact = -(at - noise.alpha * CLEAR / NOISE**2 * x) / (
+        noise.alpha**2 * CLEAR + noise.sigma**2
+    )
+    np.testing.assert_allclose(
+        factor.evaluate(at, noise, {"x": x})[1], exact, atol=0.25
+    )
 
 
 def test_what_was_not_learned_is_measured():
-    """A network that says nothing but noise draws N(0, 1) whatever x; of a flow a tenth as wide that is 50 nats."""
+    """A network that says nothing but noise draws N(0, 1) whatever x; of a flow a tenth
+    as wide that is 50 nats."""
     found = distilled(Affine(0.1), iterations=1, draws=100, held_out=4)
     assert found.log_density_gap.min() > 20
     assert np.all(found.spread > 3)
 
 
 def test_refusals():
-    refused(lambda: distilled(dist.Normal(0.0, 1.0).log_prob), WrongTypeError, "no sample and no log_prob")
-    refused(lambda: distilled(xs=simulated(16)), InvalidValueError, r"\(16, 2\), of which 16 are held out")
-    refused(lambda: distilled(xs=simulated(40) * np.nan), InvalidValueError, "not all finite")
+    refused(
+        lambda: distilled(dist.Normal(0.0, 1.0).log_prob),
+        WrongTypeError,
+        "no sample and no log_prob",
+    )
+    refused(
+        lambda: distilled(xs=simulated(16)),
+        InvalidValueError,
+        r"\(16, 2\), of which 16 are held out",
+    )
+    refused(
+        lambda: distilled(xs=simulated(40) * np.nan),
+        InvalidValueError,
+        "not all finite",
+    )
 
 
 class TestWithoutDistillation:
@@ -96,7 +118,10 @@ class TestWithoutDistillation:
     FLOW = Affine()
 
     def log_ratio(self, u, x):
-        return self.FLOW.log_prob(u, condition=x) - dist.Normal(0.0, BROAD).log_prob(u).sum()
+        return (
+            self.FLOW.log_prob(u, condition=x)
+            - dist.Normal(0.0, BROAD).log_prob(u).sum()
+        )
 
     def test_in_a_hierarchy(self):
         """Members are NumPyro's latents there, and nothing is noised."""
@@ -112,7 +137,10 @@ class TestWithoutDistillation:
         assert result.status.ok
         self.assert_is_normal(result["mu"], 0.5**2 + NOISE**2)
 
-    @pytest.mark.parametrize("sampler", [pytest.param(None, marks=pytest.mark.slow), cp.SMC(weights="density")])
+    @pytest.mark.parametrize(
+        "sampler",
+        [pytest.param(None, marks=pytest.mark.slow), cp.SMC(weights="density")],
+    )
     def test_beside_a_diffusion_factor(self, sampler):
         """One u under a factor of all levels and several flows."""
 
@@ -130,6 +158,9 @@ class TestWithoutDistillation:
     def assert_is_normal(self, draws, variance):
         """The posterior of the mean of N(·, variance) under N(0, 1), given `XS`."""
         clear = 1 / (1 + len(self.XS) / variance)
-        mean, found = clear * len(self.XS) / variance * self.XS.mean(0), np.asarray(draws, float)
+        mean, found = (
+            clear * len(self.XS) / variance * self.XS.mean(0),
+            np.asarray(draws, float),
+        )
         assert np.abs((found.mean(0) - mean) / clear**0.5).max() < 0.25
         np.testing.assert_allclose(found.std(0), clear**0.5, rtol=0.15)

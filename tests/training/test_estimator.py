@@ -1,4 +1,5 @@
-"""The default recipe of estimators: exact posteriors of Gaussians, walls, sets, units, and what it refuses."""
+"""The default recipe of estimators: exact posteriors of Gaussians, walls, sets, units,
+and what it refuses."""
 
 import signal
 
@@ -19,12 +20,15 @@ from sampling_cases import run as sampled
 from sampling_cases import single
 
 SCALE, NOISE = np.array([0.02, 30.0]), 0.5
-"""Of the prior, and of the data's noise in units of it: parameters a thousand times apart."""
+"""Of the prior, and of the data's noise in units of it: parameters a thousand times
+apart."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    settings = tuning.ESTIMATOR._replace(width=16, blocks=1, batch=64, held_out=100, levels=40)
+    settings = tuning.ESTIMATOR._replace(
+        width=16, blocks=1, batch=64, held_out=100, levels=40
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "ESTIMATOR", settings)
         yield
@@ -38,12 +42,16 @@ def pairs(number=2000, seed=0):
 
 
 def score(factor, theta, level, x):
-    return factor.evaluate(jnp.asarray(theta), factor.schedule.at(level), {"x": jnp.asarray(x)})[1]
+    return factor.evaluate(
+        jnp.asarray(theta), factor.schedule.at(level), {"x": jnp.asarray(x)}
+    )[1]
 
 
 @pytest.fixture(scope="module")
 def run(small):
-    return estimator(*pairs(), jax.random.key(0), iterations=20, progress=False, label="mine")
+    return estimator(
+        *pairs(), jax.random.key(0), iterations=20, progress=False, label="mine"
+    )
 
 
 def test_the_posterior_of_a_gaussian_is_exact_in_the_units_of_theta(run):
@@ -57,11 +65,14 @@ def test_the_posterior_of_a_gaussian_is_exact_in_the_units_of_theta(run):
         noise = run.factor.schedule.at(level)
         total = noise.alpha**2 * variance + noise.sigma**2
         point = noise.alpha * mean + np.sqrt(total)
-        np.testing.assert_allclose(score(run.factor, point, level, x) * np.sqrt(total), -1.0, atol=0.15)
+        np.testing.assert_allclose(
+            score(run.factor, point, level, x) * np.sqrt(total), -1.0, atol=0.15
+        )
 
 
 def test_weights_that_do_worse_on_pairs_held_out_are_not_taken(monkeypatch):
-    """Steps that are far too long lead away from the regression, which is right here: it is what the factor gets."""
+    """Steps that are far too long lead away from the regression, which is right here:
+    it is what the factor gets."""
     monkeypatch.setattr(tuning, "ESTIMATOR", tuning.ESTIMATOR._replace(rate=1.0))
     run = estimator(*pairs(), jax.random.key(0), iterations=20, progress=False)
     assert not run.held_out[1] <= run.held_out[0]  # it may also be NaN
@@ -69,7 +80,9 @@ def test_weights_that_do_worse_on_pairs_held_out_are_not_taken(monkeypatch):
 
 
 def test_an_interrupted_training_gives_the_weights_that_are_best_so_far(monkeypatch):
-    interrupted = lambda *args, **facts: signal.raise_signal(signal.SIGINT)  # Ctrl-C after the first call
+    interrupted = lambda *args, **facts: signal.raise_signal(
+        signal.SIGINT
+    )  # Ctrl-C after the first call
     monkeypatch.setattr(run_module.Progress, "update", interrupted)
     run = estimator(*pairs(200), jax.random.key(0), iterations=600, progress=False)
     assert not run.finished
@@ -79,7 +92,8 @@ def test_an_interrupted_training_gives_the_weights_that_are_best_so_far(monkeypa
 
 
 def test_draws_stay_within_the_walls_of_a_uniform_prior_before_anything_is_learned():
-    """θ ~ U(−1, 1), x = θ + 0.5·ε: a Gaussian cut at the walls, of which a regression knows nothing."""
+    """θ ~ U(−1, 1), x = θ + 0.5·ε: a Gaussian cut at the walls, of which a regression
+    knows nothing."""
     rng = np.random.default_rng(0)
     theta = rng.uniform(-1, 1, (2000, 1)).astype(np.float32)
     x = theta + 0.5 * rng.normal(size=theta.shape).astype(np.float32)
@@ -87,7 +101,10 @@ def test_draws_stay_within_the_walls_of_a_uniform_prior_before_anything_is_learn
     network = PosteriorDenoiser(theta, x, (low, high), jax.random.key(0))
     noise_of = jax.jit(lambda event, log_snr: network(event, log_snr, jnp.full(1, 0.9)))
     for log_snr in (-6.0, 0.0, 8.0):
-        alpha, sigma = np.sqrt(1 / (1 + np.exp(-log_snr))), np.sqrt(1 / (1 + np.exp(log_snr)))
+        alpha, sigma = (
+            np.sqrt(1 / (1 + np.exp(-log_snr))),
+            np.sqrt(1 / (1 + np.exp(log_snr))),
+        )
         for event in (-3.0, 0.2, 1.5):
             denoised = (event - sigma * noise_of(jnp.full(1, event), log_snr)) / alpha
             assert np.all(np.abs(denoised) < 1 + 1e-4 + 1e-6 / alpha)
@@ -97,8 +114,12 @@ def test_a_set_of_observations_has_no_order():
     rng = np.random.default_rng(0)
     theta = rng.normal(size=(500, 2))
     x = theta[:, None] + rng.normal(size=(500, 4, 2))
-    factor = estimator(theta, x, jax.random.key(0), iterations=300, progress=False).factor
-    one, other = (score(factor, np.array([0.3, -0.2]), 10, each) for each in (x[0], x[0][::-1]))
+    factor = estimator(
+        theta, x, jax.random.key(0), iterations=300, progress=False
+    ).factor
+    one, other = (
+        score(factor, np.array([0.3, -0.2]), 10, each) for each in (x[0], x[0][::-1])
+    )
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
     exact = x[0].sum(0) / 5  # 1/(1 + 4) of the sum, at little noise
     last = score(factor, factor.schedule.at(0).alpha * exact, 0, x[0])
@@ -108,7 +129,9 @@ def test_a_set_of_observations_has_no_order():
 def test_a_factor_of_it_is_drawn_from(run):
     density = cp.compile(single, run.factor.given(x=jnp.zeros(2)))
     result = sampled(density, 1, 100, sampler=cp.Ancestral())
-    np.testing.assert_allclose(result["x"].std(0) / SCALE, (NOISE**2 / (1 + NOISE**2)) ** 0.5, rtol=0.3)
+    np.testing.assert_allclose(
+        result["x"].std(0) / SCALE, (NOISE**2 / (1 + NOISE**2)) ** 0.5, rtol=0.3
+    )
 
 
 def test_all_steps_share_one_compilation(monkeypatch):
@@ -120,7 +143,9 @@ def test_all_steps_share_one_compilation(monkeypatch):
 
     monkeypatch.setattr(PosteriorDenoiser, "__call__", counted)
     estimator(*pairs(200), jax.random.key(0), iterations=600, progress=False)
-    assert 0 < len(traced) <= 2  # in the compiled step, and in the loss on pairs held out
+    assert (
+        0 < len(traced) <= 2
+    )  # in the compiled step, and in the loss on pairs held out
 
 
 def _spoilt(value):
@@ -149,7 +174,9 @@ REFUSED = {
 
 
 def call(theta, x, prior=None):
-    return estimator(theta, x, jax.random.key(0), prior=prior, iterations=1, progress=False)
+    return estimator(
+        theta, x, jax.random.key(0), prior=prior, iterations=1, progress=False
+    )
 
 
 @pytest.mark.parametrize(("kind", "wrong", "words", "fix"), rows(REFUSED))

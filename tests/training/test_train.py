@@ -1,4 +1,5 @@
-"""Training: it learns, resumes exactly, averages as it says, and refuses what cannot work."""
+"""Training: it learns, resumes exactly, averages as it says, and refuses what cannot
+work."""
 
 import dataclasses
 import signal
@@ -12,7 +13,12 @@ import pytest
 
 import composeprob as cp
 from composeprob.checkpoint import CheckpointFolder
-from composeprob.errors import InvalidValueError, LoadError, NetworkError, WrongTypeError
+from composeprob.errors import (
+    InvalidValueError,
+    LoadError,
+    NetworkError,
+    WrongTypeError,
+)
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import Conditions, Denoising, LogSNR, score_errors, train
 from composeprob.training import run as run_module
@@ -26,44 +32,77 @@ NO_STYLE = np.zeros(3)
 
 @pytest.mark.slow
 def test_it_learns_the_score_of_a_gaussian():
-    recipe = tiny(parameterization="energy_residual", iterations=400, size=128, ema=0.98, antithetic=True)
+    recipe = tiny(
+        parameterization="energy_residual",
+        iterations=400,
+        size=128,
+        ema=0.98,
+        antithetic=True,
+    )
     result = train(recipe, KEY, progress=False)
     assert result.finished
     assert result.loss.shape == (400,)
     assert result.loss[-100:].mean() < 0.95 * result.loss[:10].mean()
-    rows = [row for row in score_errors(result.factor, NORMAL, KEY, num=500) if -6 <= row["log_snr"] <= 2]
+    rows = [
+        row
+        for row in score_errors(result.factor, NORMAL, KEY, num=500)
+        if -6 <= row["log_snr"] <= 2
+    ]
     assert max(row["error"] for row in rows) < 0.02, rows
-    # By log-SNR: nearly nothing is unknown under much noise, and ε cannot be told from little.
+    # By log-SNR: nearly nothing is unknown under much noise, and ε cannot be told from
+    # little.
     assert result.loss_by_log_snr.shape == (len(result.log_snr_edges) - 1,)
     assert result.loss_by_log_snr[0] < 0.1 < 0.5 < result.loss_by_log_snr[-1]
 
 
-@pytest.mark.parametrize("form", ["energy", "energy_norm", "energy_inner", "x0", "v", "score"])
+@pytest.mark.parametrize(
+    "form", ["energy", "energy_norm", "energy_inner", "x0", "v", "score"]
+)
 def test_the_loss_of_every_parameterization(form):
     outputs = {"outputs": 1} if form == "energy" else {}
     network = ResidualMLP(2, hidden=8, blocks=0, embedding=4, key=KEY, **outputs)
     factor = tiny(parameterization=form).factor(network)
     batch = batch_of(tiny(), KEY, 16)
-    x = batch.noise.alpha[:, None] * batch.events + batch.noise.sigma[:, None] * batch.epsilon
+    x = (
+        batch.noise.alpha[:, None] * batch.events
+        + batch.noise.sigma[:, None] * batch.epsilon
+    )
     score_of = jax.vmap(lambda x, noise: factor.evaluate(x, noise, {})[1])
-    (each, *crossed), score = jax.jit(lambda batch, x: (losses(factor, batch), score_of(x, batch.noise)))(batch, x)
-    expected = jnp.mean((batch.epsilon + batch.noise.sigma[:, None] * score) ** 2, axis=1)
+    (each, *crossed), score = jax.jit(
+        lambda batch, x: (losses(factor, batch), score_of(x, batch.noise))
+    )(batch, x)
+    expected = jnp.mean(
+        (batch.epsilon + batch.noise.sigma[:, None] * score) ** 2, axis=1
+    )
     np.testing.assert_allclose(each, expected, rtol=1e-4)
-    np.testing.assert_array_equal(crossed, np.zeros((2, 16)))  # neither a level nor a condition to tell it from
+    np.testing.assert_array_equal(
+        crossed, np.zeros((2, 16))
+    )  # neither a level nor a condition to tell it from
 
 
 def test_it_starts_from_the_weights_that_are_given():
     trained, other = (untrained(tiny(), jax.random.key(seed)) for seed in (8, 9))
-    result = train(tiny(iterations=1, learning_rate=1e-12), KEY, progress=False, start=lambda network: trained)
+    result = train(
+        tiny(iterations=1, learning_rate=1e-12),
+        KEY,
+        progress=False,
+        start=lambda network: trained,
+    )
     chex.assert_trees_all_close(result.factor.network, trained, rtol=0, atol=1e-6)
-    assert not np.allclose(*(jax.tree.leaves(network)[0] for network in (other, trained)))
+    assert not np.allclose(
+        *(jax.tree.leaves(network)[0] for network in (other, trained))
+    )
 
 
 @pytest.mark.slow
-def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path, monkeypatch):
+def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(
+    tmp_path, monkeypatch
+):
     recipe = tiny(
         parameterization="energy",
-        network=lambda key: ResidualMLP(2, hidden=8, blocks=1, embedding=4, outputs=1, key=key),
+        network=lambda key: ResidualMLP(
+            2, hidden=8, blocks=1, embedding=4, outputs=1, key=key
+        ),
         learning_rate=cosine(3e-3),
         chunk=8,
         losses=(Denoising(lambda log_snr: jax.nn.sigmoid(log_snr)),),
@@ -83,7 +122,9 @@ def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(tmp_path
     assert 0 < len(part.loss) < recipe.iterations
     np.testing.assert_array_equal(part.loss, whole.loss[: len(part.loss)])
 
-    resumed = train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False)
+    resumed = train(
+        recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False
+    )
     assert resumed.finished
     np.testing.assert_array_equal(resumed.loss, whole.loss)
     chex.assert_trees_all_equal(resumed.factor.network, whole.factor.network)
@@ -98,7 +139,11 @@ def test_a_checkpoint_of_another_run_is_refused_unless_cleared(tmp_path):
     state = {"weights": jnp.arange(3.0)}
     CheckpointFolder(tmp_path, {"learning_rate": 3e-3}).save(2, state)
     other = CheckpointFolder(tmp_path, {"learning_rate": 1e-2})
-    refused(lambda: other.restore(state), LoadError, r"its learning_rate is 0.003, not 0.01.*\n.*resume=False")
+    refused(
+        lambda: other.restore(state),
+        LoadError,
+        r"its learning_rate is 0.003, not 0.01.*\n.*resume=False",
+    )
     other.clear()
     assert other.restore(state) is None
 
@@ -115,15 +160,22 @@ def test_data_networks_and_schedules_are_what_a_checkpoint_is_made_of():
     changes = {
         "data": {"data": lambda key, n: 1.01 * NORMAL.sample(key, (n,))},
         "network": {"network": wide},
-        "schedule": {"schedule": cp.Schedule.log_snr(10, min=-6.0, max=3.0), "log_snr": (-6.0, 4.0)},
+        "schedule": {
+            "schedule": cp.Schedule.log_snr(10, min=-6.0, max=3.0),
+            "log_snr": (-6.0, 4.0),
+        },
     }
     assert made_of(data=lambda key, n: NORMAL.sample(key, (n,))) == same
     for name, change in changes.items():
-        assert [key for key, value in made_of(**change).items() if value != same[key]] == [name]
+        assert [
+            key for key, value in made_of(**change).items() if value != same[key]
+        ] == [name]
 
 
 def test_the_average_follows_its_formula_and_one_compilation_serves_all_steps():
-    @chex.assert_max_traces(2)  # once in the compiled step, once for the shape of events
+    @chex.assert_max_traces(
+        2
+    )  # once in the compiled step, once for the shape of events
     def data(key, n):
         return NORMAL.sample(key, (n,))
 
@@ -133,7 +185,9 @@ def test_the_average_follows_its_formula_and_one_compilation_serves_all_steps():
     expected = state.parameters
     for steps in (1, 1, 1):
         state = advance(state, np.int32(steps))
-        expected = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, expected, state.parameters)
+        expected = jax.tree.map(
+            lambda a, p: 0.9 * a + 0.1 * p, expected, state.parameters
+        )
     chex.assert_trees_all_close(state.average, expected, rtol=1e-6, atol=1e-8)
     state = advance(state, np.int32(5))
     assert int(state.step) == 8
@@ -147,13 +201,18 @@ def test_pairs_and_strata():
     log_snr = np.asarray(batch.noise.log_snr)
     assert log_snr.min() > -6.01
     assert log_snr.max() < 4.01
-    assert np.mean(log_snr > 0) == pytest.approx(0.5 + 0.5 * 0.4, abs=0.01)  # half in focus, and its share of the rest
+    assert np.mean(log_snr > 0) == pytest.approx(
+        0.5 + 0.5 * 0.4, abs=0.01
+    )  # half in focus, and its share of the rest
 
 
 def test_conditions_are_dropped_together_at_the_given_rate():
     def data(key, n):
         label = jax.random.randint(key, (n,), 1, 3)
-        return NORMAL.sample(key, (n,)) + label[:, None], {"label": label, "style": jnp.ones((n, 3))}
+        return NORMAL.sample(key, (n,)) + label[:, None], {
+            "label": label,
+            "style": jnp.ones((n, 3)),
+        }
 
     class Net(ResidualMLP):
         def __call__(self, x, t, label=0, style=NO_STYLE):
@@ -164,7 +223,9 @@ def test_conditions_are_dropped_together_at_the_given_rate():
     recipe = tiny(network=network, data=data, conditions=conditions, iterations=3)
     batch = batch_of(recipe, KEY, 2000)
     dropped = np.asarray(batch.conditions["label"] == 0)
-    np.testing.assert_array_equal(dropped, np.asarray(batch.conditions["style"]).sum(1) == 0)
+    np.testing.assert_array_equal(
+        dropped, np.asarray(batch.conditions["style"]).sum(1) == 0
+    )
     assert dropped.mean() == pytest.approx(0.25, abs=0.05)
     factor = recipe.factor(untrained(recipe, KEY))
     assert factor.traits.conditions == ("label", "style")
@@ -175,9 +236,13 @@ def test_levels_of_a_schedule():
     schedule = cp.Schedule.cosine(20)
     recipe = tiny(schedule=schedule, log_snr=None, time="level")
     batch = batch_of(recipe, KEY, 200)
-    np.testing.assert_allclose(batch.noise.alpha, schedule.levels.alpha[batch.noise.index])
+    np.testing.assert_allclose(
+        batch.noise.alpha, schedule.levels.alpha[batch.noise.index]
+    )
     assert sorted(set(np.asarray(batch.noise.index).tolist())) == list(range(20))
-    assert recipe.log_snr_range() == pytest.approx((float(schedule.log_snr[-1]), float(schedule.log_snr[0])))
+    assert recipe.log_snr_range() == pytest.approx(
+        (float(schedule.log_snr[-1]), float(schedule.log_snr[0]))
+    )
 
 
 def test_variance_exploding_range():
@@ -195,7 +260,10 @@ def test_variance_exploding_range():
         (lambda: tiny(chunk=5), "chunk 5 does not divide a batch of 16"),
         (lambda: tiny(size=15, antithetic=True), "a batch of 15 is odd"),
         (lambda: tiny(learning_rate=0.0), "learning_rate is 0.0"),
-        (lambda: tiny(learning_rate=optax.cosine_decay_schedule(1e-3, 24)), "functools.partial"),  # 0 was taken
+        (
+            lambda: tiny(learning_rate=optax.cosine_decay_schedule(1e-3, 24)),
+            "functools.partial",
+        ),  # 0 was taken
         (lambda: tiny(losses=()), r"losses is \(\)"),
         (lambda: tiny(losses=(Denoising(), Denoising())), "each at most once"),
         (lambda: tiny(losses=("denoising",)), "losses is"),
@@ -205,7 +273,10 @@ def test_variance_exploding_range():
         (lambda: tiny(log_snr=(4.0, -6.0)), "log_snr is"),
         (lambda: tiny(time="level"), "knows only the schedule's levels"),
         (lambda: LogSNR(-6.0, 4.0, focus=(-9.0, 0.0)), "focus is"),
-        (lambda: tiny(schedule=cp.Schedule.from_arrays([0.9, 0.5], [0.1, 0.7])), "neither"),
+        (
+            lambda: tiny(schedule=cp.Schedule.from_arrays([0.9, 0.5], [0.1, 0.7])),
+            "neither",
+        ),
     ],
 )
 def test_bad_recipes(make, told):
@@ -216,8 +287,22 @@ def test_a_recipe_has_few_fields_and_its_events_their_shape_from_the_data():
     assert len(dataclasses.fields(cp.training.Recipe)) <= 12
     assert tiny().event_shape == (2,)
     refused(lambda: train(tiny(), 0), WrongTypeError, "typed random key")
-    refused(lambda: train(tiny(parameterization="energy"), KEY), NetworkError, "returned shape")
-    refused(lambda: train(tiny(network=3), KEY), NetworkError, r"network\(key\): TypeError")
-    refused(lambda: train(tiny(data=jnp.zeros((9, 2))), KEY), NetworkError, r"data\(key, n\): TypeError")
+    refused(
+        lambda: train(tiny(parameterization="energy"), KEY),
+        NetworkError,
+        "returned shape",
+    )
+    refused(
+        lambda: train(tiny(network=3), KEY), NetworkError, r"network\(key\): TypeError"
+    )
+    refused(
+        lambda: train(tiny(data=jnp.zeros((9, 2))), KEY),
+        NetworkError,
+        r"data\(key, n\): TypeError",
+    )
     five = lambda key, n: jax.random.normal(key, (5, 2))
-    refused(lambda: train(tiny(data=five), KEY), NetworkError, r"returned \(5, 2\) as data\(key, 2\)")
+    refused(
+        lambda: train(tiny(data=five), KEY),
+        NetworkError,
+        r"returned \(5, 2\) as data\(key, 2\)",
+    )

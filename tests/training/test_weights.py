@@ -1,4 +1,5 @@
-"""What training writes as safetensors, bit for bit, and where: over nothing that is there unless told to."""
+"""What training writes as safetensors, bit for bit, and where: over nothing that is
+there unless told to."""
 
 import dataclasses
 import json
@@ -26,26 +27,40 @@ KEY = jax.random.key(0)
 
 
 def nnx_network(key):
-    return residual_mlp_nnx.ResidualMLP(2, hidden=8, blocks=1, embedding=4, rngs=nnx.Rngs(params=key))
+    return residual_mlp_nnx.ResidualMLP(
+        2, hidden=8, blocks=1, embedding=4, rngs=nnx.Rngs(params=key)
+    )
 
 
 @pytest.mark.parametrize("kind", ["equinox", "nnx"])
 def test_round_trip(tmp_path, kind):
-    recipe = tiny() if kind == "equinox" else dataclasses.replace(tiny(), network=nnx_network)
+    recipe = (
+        tiny()
+        if kind == "equinox"
+        else dataclasses.replace(tiny(), network=nnx_network)
+    )
     network = untrained(recipe, KEY)
     save_weights(network, tmp_path / "w.safetensors")
-    loaded = load_weights(eqx.filter_eval_shape(recipe.untrained, KEY), tmp_path / "w.safetensors")
+    loaded = load_weights(
+        eqx.filter_eval_shape(recipe.untrained, KEY), tmp_path / "w.safetensors"
+    )
     leaves = jax.tree.leaves(eqx.filter(network, eqx.is_array))
-    for one, other in zip(leaves, jax.tree.leaves(eqx.filter(loaded, eqx.is_array)), strict=True):
+    for one, other in zip(
+        leaves, jax.tree.leaves(eqx.filter(loaded, eqx.is_array)), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
     x, t = np.ones(2, np.float32), np.float32(1.0)
     call = eqx.filter_jit(lambda network: network(x, t))
     np.testing.assert_array_equal(call(network), call(loaded))
     save_weights({"scale": np.array(2.0, np.float32)}, tmp_path / "scalar.safetensors")
-    scalar = load_weights({"scale": jax.ShapeDtypeStruct((), np.float32)}, tmp_path / "scalar.safetensors")
+    scalar = load_weights(
+        {"scale": jax.ShapeDtypeStruct((), np.float32)}, tmp_path / "scalar.safetensors"
+    )
     assert scalar["scale"].shape == ()
     names = set(load_file(tmp_path / "w.safetensors"))
-    assert ("blocks.0.enter.weight" if kind == "equinox" else "state.blocks.0.enter.kernel") in names
+    assert (
+        "blocks.0.enter.weight" if kind == "equinox" else "state.blocks.0.enter.kernel"
+    ) in names
 
 
 def test_weights_of_single_precision_load_where_double_is_the_default(tmp_path):
@@ -62,7 +77,10 @@ def test_half_precision_is_read_as_single(tmp_path):
     save_weights(network, path, half=True)
     assert {array.dtype for array in load_file(path).values()} == {np.dtype(np.float16)}
     loaded = load_weights(eqx.filter_eval_shape(tiny().untrained, KEY), path)
-    for one, other in zip(*(jax.tree.leaves(eqx.filter(n, eqx.is_array)) for n in (network, loaded)), strict=True):
+    for one, other in zip(
+        *(jax.tree.leaves(eqx.filter(n, eqx.is_array)) for n in (network, loaded)),
+        strict=True,
+    ):
         assert other.dtype == one.dtype
         np.testing.assert_allclose(one, other, rtol=2.0**-11, atol=1e-7)
     large = eqx.tree_at(lambda n: n.last.bias, network, np.full(2, 1e5, np.float32))
@@ -80,12 +98,22 @@ def test_what_does_not_fit_is_named(tmp_path):
         refused(lambda: load_weights(network, path), LoadError, told)
 
     refuses({k: v for k, v in good.items() if k != "last.bias"}, r"lacks last\.bias")
-    refuses({**good, "extra": np.zeros(3, np.float32)}, "it has extra, which the network has not")
-    refuses({**good, "last.bias": np.zeros(3, np.float32)}, r"'last.bias' in .* is float32\[3\]; .* float32\[2\]")
+    refuses(
+        {**good, "extra": np.zeros(3, np.float32)},
+        "it has extra, which the network has not",
+    )
+    refuses(
+        {**good, "last.bias": np.zeros(3, np.float32)},
+        r"'last.bias' in .* is float32\[3\]; .* float32\[2\]",
+    )
     refuses({**good, "last.bias": np.zeros(2, np.float64)}, r"is float64\[2\]")
     path.write_bytes(b"not safetensors")
     refused(lambda: load_weights(network, path), LoadError, "cannot be read")
-    refused(lambda: load_weights(network, tmp_path / "missing.safetensors"), LoadError, "cannot be read")
+    refused(
+        lambda: load_weights(network, tmp_path / "missing.safetensors"),
+        LoadError,
+        "cannot be read",
+    )
 
 
 WEIGHTS = {0: "weights.safetensors", 2: "weights-2.safetensors"}
@@ -93,9 +121,12 @@ WEIGHTS = {0: "weights.safetensors", 2: "weights-2.safetensors"}
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """Training and measuring that take no time; the folders that were written to, relative to where it was started."""
+    """Training and measuring that take no time; the folders that were written to,
+    relative to where it was started."""
     folders = []
-    network = cp.load("ring2d-sharp-score")  # only a score, so that nothing is calibrated
+    network = cp.load(
+        "ring2d-sharp-score"
+    )  # only a score, so that nothing is calibrated
 
     def write(folder, *_):
         assert folder.is_dir()
@@ -103,7 +134,9 @@ def written(tmp_path, monkeypatch):
         return [folder / WEIGHTS[0]]
 
     def train(*_, **__):
-        return TrainingRun(network, np.zeros(3), np.zeros(2), np.zeros(1), 0.0, finished=True)
+        return TrainingRun(
+            network, np.zeros(3), np.zeros(2), np.zeros(1), 0.0, finished=True
+        )
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(making, "write_model", write)
@@ -116,7 +149,9 @@ def trained(folder, number=0, finished=True):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS[number]).touch()
     row = {"retraining": number, "finished": finished}
-    (folder / "metrics.json").write_text(json.dumps({"retrainings": [row]} if number else {"training": row}))
+    (folder / "metrics.json").write_text(
+        json.dumps({"retrainings": [row]} if number else {"training": row})
+    )
 
 
 def test_by_default_it_writes_beside_and_not_into_the_zoo(written):
@@ -126,7 +161,9 @@ def test_by_default_it_writes_beside_and_not_into_the_zoo(written):
 
 
 @pytest.mark.parametrize("number", WEIGHTS)
-def test_weights_are_replaced_only_where_that_is_asked_for(number, written, monkeypatch):
+def test_weights_are_replaced_only_where_that_is_asked_for(
+    number, written, monkeypatch
+):
     folder = Path("elsewhere")
     trained(folder, number)
 
@@ -136,18 +173,32 @@ def test_weights_are_replaced_only_where_that_is_asked_for(number, written, monk
     with monkeypatch.context() as patch:
         patch.setattr(making, "train", never)
         for options in ({}, {"checkpoint_dir": "checkpoints"}):
-            call = lambda: train_model("ring2d-sharp-score", out=folder, retraining=number, **options)
-            assert "--out" in refused(call, InvalidValueError, f"{WEIGHTS[number]} is there already", "--replace").fix
+            call = lambda: train_model(
+                "ring2d-sharp-score", out=folder, retraining=number, **options
+            )
+            assert (
+                "--out"
+                in refused(
+                    call,
+                    InvalidValueError,
+                    f"{WEIGHTS[number]} is there already",
+                    "--replace",
+                ).fix
+            )
     assert written == []
     train_model("ring2d-sharp-score", out=folder, retraining=number, replace=True)
     other = 2 - number
-    train_model("ring2d-sharp-score", out=folder, retraining=other)  # another retraining replaces nothing
+    train_model(
+        "ring2d-sharp-score", out=folder, retraining=other
+    )  # another retraining replaces nothing
     assert written == [folder, folder]
 
 
 def test_the_zoo_itself_is_kept(written):
     own = model_zoo.models_folder() / "ring2d"
-    refused(lambda: train_model("ring2d", out=own), InvalidValueError, "is there already")
+    refused(
+        lambda: train_model("ring2d", out=own), InvalidValueError, "is there already"
+    )
 
 
 @pytest.mark.parametrize("number", WEIGHTS)
@@ -155,37 +206,62 @@ def test_a_run_that_was_stopped_goes_on(number, written):
     folder = Path("elsewhere")
     trained(folder, number, finished=False)
     again = lambda: train_model("ring2d-sharp-score", out=folder, retraining=number)
-    refused(again, InvalidValueError, "is there already")  # without checkpoints it would start again
-    train_model("ring2d-sharp-score", out=folder, retraining=number, checkpoint_dir="checkpoints")
+    refused(
+        again, InvalidValueError, "is there already"
+    )  # without checkpoints it would start again
+    train_model(
+        "ring2d-sharp-score",
+        out=folder,
+        retraining=number,
+        checkpoint_dir="checkpoints",
+    )
     assert written == [folder]
 
 
 def test_a_calibration_is_kept_too(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(making, "calibrate", lambda factor, *_, **__: calls.append(factor) or cp.load("ring2d"))
+    monkeypatch.setattr(
+        making,
+        "calibrate",
+        lambda factor, *_, **__: calls.append(factor) or cp.load("ring2d"),
+    )
     own = model_zoo.models_folder() / "ring2d"
     shutil.copy(own / "weights.safetensors", tmp_path)
     calibrate_model("ring2d", out=tmp_path)
     assert (tmp_path / "calibration.safetensors").exists()
     words = r"calibration\.safetensors is there already"
-    refused(lambda: calibrate_model("ring2d", out=tmp_path), InvalidValueError, words, "--replace")
+    refused(
+        lambda: calibrate_model("ring2d", out=tmp_path),
+        InvalidValueError,
+        words,
+        "--replace",
+    )
     assert len(calls) == 1
     calibrate_model("ring2d", out=tmp_path, replace=True)
     assert len(calls) == 2
 
 
 def test_a_model_is_loaded_from_where_it_was_written(tmp_path):
-    """The weights of another model of the same network, so that the zoo's own would be noticed."""
+    """The weights of another model of the same network, so that the zoo's own would be
+    noticed."""
     zoo = model_zoo.models_folder()
     shutil.copy(zoo / "bar2d" / "weights.safetensors", tmp_path)
     shutil.copy(zoo / "bar2d" / "calibration.safetensors", tmp_path)
     model = cp.load("ring2d", folder=tmp_path)
     wanted, zoos = cp.load("bar2d"), cp.load("ring2d")
-    arrays, expected, others = (jax.tree.leaves(each.base.network) for each in (model, wanted, zoos))
+    arrays, expected, others = (
+        jax.tree.leaves(each.base.network) for each in (model, wanted, zoos)
+    )
     for array, other in zip(arrays, expected, strict=True):
         np.testing.assert_array_equal(array, other)
-    assert any((array != other).any() for array, other in zip(arrays, others, strict=True))
+    assert any(
+        (array != other).any() for array, other in zip(arrays, others, strict=True)
+    )
     assert model.label == "ring2d"
     np.testing.assert_array_equal(model.log_normaliser, wanted.log_normaliser)
-    caught = refused(lambda: cp.load("ring2d", retraining=1, folder=tmp_path), cp.errors.LoadError, "no retraining 1")
+    caught = refused(
+        lambda: cp.load("ring2d", retraining=1, folder=tmp_path),
+        cp.errors.LoadError,
+        "no retraining 1",
+    )
     assert f"--out {tmp_path} --retraining 1" in caught.fix

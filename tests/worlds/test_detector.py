@@ -1,4 +1,5 @@
-"""The detector finds what is there, on true scenes and on blurred and noisy ones, and nothing else."""
+"""The detector finds what is there, on true scenes and on blurred and noisy ones, and
+nothing else."""
 
 import jax
 import numpy as np
@@ -17,7 +18,9 @@ def some(scenes):
 def rates(images, scenes):
     found = detector.detect(images)
     present = np.arange(shapes.MOST) < scenes.count[:, None]
-    right = detector.matched(found, scenes.centres, scenes.shapes, scenes.colours, present).sum()
+    right = detector.matched(
+        found, scenes.centres, scenes.shapes, scenes.colours, present
+    ).sum()
     return right / scenes.count.sum(), right / found.count.sum()
 
 
@@ -25,7 +28,9 @@ def rates(images, scenes):
 def test_recall_and_precision(some, spoil):
     images = {
         "nothing": lambda: some.images,
-        "noise": lambda: some.images + 0.1 * np.random.default_rng(0).normal(size=some.images.shape),
+        "noise": lambda: (
+            some.images + 0.1 * np.random.default_rng(0).normal(size=some.images.shape)
+        ),
         "blur": lambda: ndimage.gaussian_filter(some.images, (0, 0.6, 0.6, 0)),
         "dim": lambda: 0.85 * some.images,
     }[spoil]()
@@ -37,7 +42,9 @@ def test_recall_and_precision(some, spoil):
 def test_another_scene_is_not_recognised(some):
     recall, _ = rates(np.roll(some.images, 1, axis=0), some)
     assert recall < 0.05
-    recall, _ = rates(some.images[..., ::-1], some)  # red for blue, yellow for cyan: green and magenta stay
+    recall, _ = rates(
+        some.images[..., ::-1], some
+    )  # red for blue, yellow for cyan: green and magenta stay
     assert 0.2 < recall < 0.5
 
 
@@ -52,4 +59,7 @@ def test_what_is_placed(some):
 
 def test_nothing_is_found_where_nothing_is():
     noise = 0.4 * np.random.default_rng(1).normal(size=(5, 32, 32, 3))
-    assert detector.detect(np.concatenate([np.zeros((3, 32, 32, 3)), noise])).count.sum() == 0
+    assert (
+        detector.detect(np.concatenate([np.zeros((3, 32, 32, 3)), noise])).count.sum()
+        == 0
+    )

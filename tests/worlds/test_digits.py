@@ -1,4 +1,5 @@
-"""Digits: a fixed split, images to learn from that are still digits, and a judge that is nearly always right."""
+"""Digits: a fixed split, images to learn from that are still digits, and a judge that
+is nearly always right."""
 
 import jax
 import numpy as np
@@ -17,7 +18,9 @@ def test_the_split_is_fixed_and_without_overlap():
     learned, other = digits.split()
     assert len(learned.labels) == digits.LEARNED
     assert len(learned.labels) + len(other.labels) == 1797
-    ours, theirs = ({image.tobytes() for image in half.images} for half in (learned, other))
+    ours, theirs = (
+        {image.tobytes() for image in half.images} for half in (learned, other)
+    )
     assert not ours & theirs
     assert learned.labels[:10].tolist() == [6, 6, 6, 2, 5, 6, 6, 2, 2, 1]
     assert min(np.bincount(learned.labels).min(), np.bincount(other.labels).min()) > 60
@@ -36,7 +39,8 @@ def test_images_to_learn_from_are_still_digits(drawn):
     assert np.abs(images).max() <= 1 + 0.5 / 8
     assert np.mean(digits.judge(images) == labels) > 0.97
     assert np.bincount(labels, minlength=10).min() > 90
-    # Smoothed: the fraction of a count is uniform where nothing was moved, that is, on bare paper.
+    # Smoothed: the fraction of a count is uniform where nothing was moved, that is, on
+    # bare paper.
     corner = 8 * (images[:, :, 0, 0] + 1)
     bare = corner[np.abs(corner) <= 0.5]
     np.testing.assert_allclose(bare.mean(), 0.0, atol=4 * 12**-0.5 / len(bare) ** 0.5)
@@ -47,7 +51,12 @@ def test_images_held_out_are_the_others(drawn):
     images, labels = jax.jit(lambda key: digits.held_out(key, 400))(jax.random.key(1))
     _, other = digits.split()
     counts = np.rint(digits.to_counts(images))
-    known = {image.tobytes(): label for image, label in zip(other.images, other.labels, strict=True)}
-    assert [known[image.astype(np.float32).tobytes()] for image in counts] == np.asarray(labels).tolist()
+    known = {
+        image.tobytes(): label
+        for image, label in zip(other.images, other.labels, strict=True)
+    }
+    assert [
+        known[image.astype(np.float32).tobytes()] for image in counts
+    ] == np.asarray(labels).tolist()
     moved = np.rint(digits.to_counts(drawn[0])).astype(np.float32)
     assert np.mean([image.tobytes() in known for image in moved]) < 0.01

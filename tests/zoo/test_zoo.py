@@ -1,4 +1,5 @@
-"""The zoo: models by name, from a checkout or an installed wheel, and as good as their cards say."""
+"""The zoo: models by name, from a checkout or an installed wheel, and as good as their
+cards say."""
 
 import json
 import shutil
@@ -21,9 +22,15 @@ from test_one_line import line
 MODELS = Path(__file__).parents[2] / "models"
 NAMES = sorted(path.parent.name for path in MODELS.glob("*/weights.safetensors"))
 QUICK = ("ring2d", "ring2d-score")
-"""Models whose quality is measured again in every run of the tests; each takes a compilation."""
+"""Models whose quality is measured again in every run of the tests; each takes a
+compilation."""
 
-RETRAINED = [(name, number) for name in NAMES for number in zoo.retrainings(MODELS / name) if number]
+RETRAINED = [
+    (name, number)
+    for name in NAMES
+    for number in zoo.retrainings(MODELS / name)
+    if number
+]
 
 TINY = """
 from __future__ import annotations
@@ -46,15 +53,23 @@ RECIPE = cp.training.Recipe(
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
     """A zoo elsewhere, with one tiny model that has not been trained."""
-    shutil.copytree(MODELS / "networks", tmp_path / "networks", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        MODELS / "networks",
+        tmp_path / "networks",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "train.py").write_text(TINY)
     (tmp_path / "tiny" / "card.md").write_text("# tiny\n\nA Gaussian.\n\nMore of it.\n")
-    for name in [name for name in sys.modules if name.startswith("composeprob.models.")]:
+    for name in [
+        name for name in sys.modules if name.startswith("composeprob.models.")
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(models, "__path__", [str(tmp_path)])
     yield tmp_path
-    for name in [name for name in sys.modules if name.startswith("composeprob.models.")]:
+    for name in [
+        name for name in sys.modules if name.startswith("composeprob.models.")
+    ]:
         del sys.modules[name]
 
 
@@ -76,20 +91,28 @@ def test_every_model_loads_and_has_its_card(name):
     metrics = json.loads((card.folder / "metrics.json").read_text())
     assert table(metrics) in card.text  # the card shows what was measured
     if name not in EXACT:
-        assert all(f"({picture.name})" in card.text for picture in card.folder.glob("*.png"))
+        assert all(
+            f"({picture.name})" in card.text for picture in card.folder.glob("*.png")
+        )
         assert (card.folder / "training.png").exists()
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else slow(name) for name in EXACT])
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else slow(name) for name in EXACT]
+)
 def test_every_model_is_as_good_as_its_card_says(name):
     factor, card = zoo.load(name), zoo.zoo(name)
     stated = {row["log_snr"]: row["error"] for row in card.quality["by_log_snr"]}
     rows = score_errors(factor, zoo.reference(name), jax.random.key(11), num=2000)
-    # A few events at an edge, or between a bar and its floor, make most of one log-SNR's error: over keys it varies
-    # by a factor of 2, but the mean over log-SNR by a few tenths.
+    # A few events at an edge, or between a bar and its floor, make most of one
+    # log-SNR's error: over keys it varies by a factor of 2, but the mean over log-SNR
+    # by a few tenths.
     for row in rows:
         assert row["error"] < 3 * stated[row["log_snr"]] + 1e-4, row
-    assert np.mean([row["error"] for row in rows]) < 1.3 * card.quality["score_error"] + 1e-4
+    assert (
+        np.mean([row["error"] for row in rows])
+        < 1.3 * card.quality["score_error"] + 1e-4
+    )
 
 
 @pytest.mark.slow
@@ -97,7 +120,9 @@ def test_every_model_is_as_good_as_its_card_says(name):
 def test_losses_on_data_held_out_are_those_of_the_card(name):
     recipe, card = zoo.recipe(name), zoo.zoo(name)
     factor, _ = zoo.uncalibrated(name)
-    rows = losses_by_log_snr(recipe, factor, zoo.defined(name, "held_out"), jax.random.key(11))
+    rows = losses_by_log_snr(
+        recipe, factor, zoo.defined(name, "held_out"), jax.random.key(11)
+    )
     for stated, row in zip(card.quality["losses"], rows, strict=True):
         for column in ("loss", "held_out"):
             assert row[column] == pytest.approx(stated[column], rel=0.1, abs=0.01)
@@ -109,13 +134,26 @@ def test_every_retraining_is_as_good_as_the_card_says(name, retraining):
     factor, card = zoo.load(name, retraining=retraining), zoo.zoo(name)
     metrics = json.loads((card.folder / "metrics.json").read_text())
     (row,) = (row for row in metrics["retrainings"] if row["retraining"] == retraining)
-    found = np.mean([each["error"] for each in score_errors(factor, zoo.reference(name), jax.random.key(11), num=2000)])
+    found = np.mean(
+        [
+            each["error"]
+            for each in score_errors(
+                factor, zoo.reference(name), jax.random.key(11), num=2000
+            )
+        ]
+    )
     assert found < 1.3 * row["score_error"] + 1e-4
     assert row["added_by_rounding"] < 0.2 * row["score_error"] + 1e-5
 
 
 def test_all_models_are_trained_and_small():
-    assert set(NAMES) >= {"ring2d", "bar2d", "ring2d-score", "bar2d-score", "ring2d-paper"}
+    assert set(NAMES) >= {
+        "ring2d",
+        "bar2d",
+        "ring2d-score",
+        "bar2d-score",
+        "ring2d-paper",
+    }
     kinds = {".py", ".md", ".json", ".safetensors", ".png", ".toml"}
     for file in MODELS.rglob("*"):
         if file.is_file() and "__pycache__" not in file.parts:
@@ -133,8 +171,14 @@ def test_the_table_of_models():
         assert len(cards[name].title) < 120
 
 
-def test_an_unknown_model_an_unknown_retraining_and_no_zoo_at_all(monkeypatch, tmp_path):
-    refused(lambda: zoo.load("ring"), LoadError, "no model 'ring'; it has: .*bar2d.*did you mean 'ring2d'")
+def test_an_unknown_model_an_unknown_retraining_and_no_zoo_at_all(
+    monkeypatch, tmp_path
+):
+    refused(
+        lambda: zoo.load("ring"),
+        LoadError,
+        "no model 'ring'; it has: .*bar2d.*did you mean 'ring2d'",
+    )
     words = r"'ring2d' has no retraining 3; it has: 0\..*train ring2d --out .*ring2d --retraining 3"
     refused(lambda: zoo.load("ring2d", retraining=3), LoadError, words)
     refused(lambda: zoo.load("ring2d", retraining=-1), LoadError, "no retraining -1")
@@ -150,11 +194,16 @@ def test_an_installed_zoo_trains_and_loads(installed, tmp_path):
     result = train_model("tiny", out=installed / "tiny", progress=False)
     names = ["card.md", "metrics.json", "weights.safetensors"]
     assert sorted(file.name for file in result.written) == names
-    assert {file.name for file in (installed / "tiny").iterdir()} >= {"weights.safetensors", "metrics.json"}
+    assert {file.name for file in (installed / "tiny").iterdir()} >= {
+        "weights.safetensors",
+        "metrics.json",
+    }
     factor = zoo.load("tiny")
     assert factor.label == "tiny"
     x, noise = np.ones(2, np.float32), factor.schedule.at(1)
-    np.testing.assert_array_equal(factor.evaluate(x, noise, {})[1], result.factor.evaluate(x, noise, {})[1])
+    np.testing.assert_array_equal(
+        factor.evaluate(x, noise, {})[1], result.factor.evaluate(x, noise, {})[1]
+    )
 
     card = zoo.zoo()["tiny"]
     assert card.title == "A Gaussian."
@@ -164,19 +213,32 @@ def test_an_installed_zoo_trains_and_loads(installed, tmp_path):
     assert "| log-SNR |" in card.text
     # A retraining has another key, lies beside in half precision, and adds a row.
     other = train_model("tiny", retraining=1, out=installed / "tiny", progress=False)
-    assert zoo.retrainings(installed / "tiny") == (0, 1) == zoo.zoo()["tiny"].retrainings
+    assert (
+        zoo.retrainings(installed / "tiny") == (0, 1) == zoo.zoo()["tiny"].retrainings
+    )
     again = zoo.load("tiny", retraining=1)
-    np.testing.assert_allclose(again.network.first.weight, other.factor.network.first.weight, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        again.network.first.weight,
+        other.factor.network.first.weight,
+        rtol=1e-3,
+        atol=1e-4,
+    )
     assert np.abs(again.network.first.weight - factor.network.first.weight).max() > 0.1
     metrics = json.loads((installed / "tiny" / "metrics.json").read_text())
     assert [row["retraining"] for row in metrics["retrainings"]] == [1]
     assert metrics["quality"] == card.quality
     assert table(metrics) in zoo.zoo("tiny").text
-    # Training again, elsewhere: the own folder stays, and the card's measured part is replaced and does not grow.
+    # Training again, elsewhere: the own folder stays, and the card's measured part is
+    # replaced and does not grow.
     before = (installed / "tiny" / "weights.safetensors").read_bytes()
     train_model("tiny", out=tmp_path / "elsewhere", iterations=2, progress=False)
     assert (tmp_path / "elsewhere" / "card.md").read_text().count("| log-SNR |") == 1
-    assert json.loads((tmp_path / "elsewhere" / "metrics.json").read_text())["training"]["iterations"] == 2
+    assert (
+        json.loads((tmp_path / "elsewhere" / "metrics.json").read_text())["training"][
+            "iterations"
+        ]
+        == 2
+    )
     assert (tmp_path / "elsewhere" / "weights.safetensors").read_bytes() != before
     assert (installed / "tiny" / "weights.safetensors").read_bytes() == before
 
@@ -189,9 +251,14 @@ def test_a_broken_model_is_explained(installed):
 
 
 def test_weights_that_are_in_the_other_distribution(installed):
-    """As after ``pip install composeprob``: recipe, card and measurements are there, and the weights are not."""
+    """As after ``pip install composeprob``: recipe, card and measurements are there,
+    and the weights are not."""
     for file in ("metrics.json", "card.md"):
         shutil.copy(MODELS / "box2d" / file, installed / "tiny")
-    refused(lambda: zoo.load("tiny"), LoadError, r"weights of model 'tiny' are not installed.*\n.*composeprob\[zoo\]")
+    refused(
+        lambda: zoo.load("tiny"),
+        LoadError,
+        r"weights of model 'tiny' are not installed.*\n.*composeprob\[zoo\]",
+    )
     assert "not installed" in repr(zoo.zoo("tiny"))
     assert "not installed" in repr(zoo.zoo())

@@ -1,4 +1,5 @@
-"""A small diffusion model of the project's own: its data, its network, and its training."""
+"""A small diffusion model of the project's own: its data, its network, and its
+training."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ WEIGHTS = Path(__file__).with_name("weights.safetensors")
 
 
 def data(key, n):
-    """Draws n points of the plane on two crescents. Put your own data here: an array (n, *event_shape)."""
+    """Draws n points of the plane on two crescents. Put your own data here: an array
+    (n, *event_shape)."""
     side, angle, noise = jax.random.split(key, 3)
     left = jax.random.bernoulli(side, shape=(n,))
     turn = jnp.pi * jax.random.uniform(angle, (n,))
@@ -26,7 +28,8 @@ def data(key, n):
 
 
 class Network(eqx.Module):
-    """Sees ONE noised point and its log-SNR; its energy is ½‖x − s‖², where s is what it returns."""
+    """Sees ONE noised point and its log-SNR; its energy is ½‖x − s‖², where s is what
+    it returns."""
 
     layers: eqx.nn.MLP
 
@@ -53,9 +56,12 @@ RECIPE = cp.training.Recipe(
 
 
 def model():
-    """Returns the trained factor; trains it first where there are no weights yet (under a minute)."""
+    """Returns the trained factor; trains it first where there are no weights yet (under
+    a minute)."""
     if not WEIGHTS.exists():
         trained = cp.training.train(RECIPE, jax.random.key(0)).factor
         cp.training.save_weights(trained.network, WEIGHTS)
     untrained = RECIPE.untrained(jax.random.key(0))
-    return RECIPE.factor(cp.training.load_weights(untrained, WEIGHTS), label="crescents")
+    return RECIPE.factor(
+        cp.training.load_weights(untrained, WEIGHTS), label="crescents"
+    )

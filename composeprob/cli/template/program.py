@@ -13,6 +13,7 @@ model = network.model()
 
 @cp.program
 def posterior(model, height=0.2):
-    """A point x of the model, and a measurement of its height with a standard deviation of 0.1."""
+    """A point x of the model, and a measurement of its height with a standard deviation
+    of 0.1."""
     x = cp.sample("x", model)
     cp.observe("y", dist.Normal(x[1], 0.1), height)

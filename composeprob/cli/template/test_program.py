@@ -1,4 +1,5 @@
-"""What the program promises: samples that look like the data and agree with the measurement.
+"""What the program promises: samples that look like the data and agree with the
+measurement.
 
 python -m pytest
 """

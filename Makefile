@@ -1,7 +1,7 @@
 # composeprob: every target works as the first command after a clone, given Python >= 3.11 (with venv), make and git.
 #   make demo      the main job: ring x bar by three samplers -> out/demo.png, out/results.json
 #   make test      the quick tests            make test-all   every test, the slow ones too
-#   make lint      style, types, layers, size make docs       the site, executed, warnings fatal -> docs/_build/html
+#   make lint      style, types, layers       make docs       the site, executed, warnings fatal -> docs/_build/html
 #   make env       only the environment       make train      retrain a zoo model into out/: make train MODEL=ring2d
 #   make dist      wheels and sdist           make clean      remove what was built, and out/ (not .venv)
 #   make release-check   build, then install and run the wheel in an empty environment of every Python that is here
@@ -77,7 +77,7 @@ lint: env
 	"$(PY)" -m ruff format --check .
 	"$(PY)" -m mypy
 	"$(VENV)/bin/lint-imports"
-	"$(PY)" tools/budget.py
+	"$(PY)" tools/style.py
 
 format: env
 	"$(PY)" -m ruff check --fix .

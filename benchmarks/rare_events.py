@@ -24,7 +24,7 @@ from report import publish
 from scipy.stats import norm
 
 import composeprob as cp
-from composeprob.language.program import Program
+from composeprob.language.decorator import Program
 
 WEIGHTS = np.array([0.10, 0.18, 0.14, 0.22, 0.10, 0.16, 0.10])
 MEANS = np.array(

@@ -35,7 +35,7 @@ import composeprob as cp
 from composeprob.models.networks.film_mlp import FiLMMLP
 from composeprob.models.rates import cosine
 from composeprob.models.worlds import digits as world
-from composeprob.training.weights import load_weights, save_weights
+from composeprob.training.weight_files import load_weights, save_weights
 
 SCHEDULE = cp.Schedule.log_snr(60, -8.0, 9.0)
 """Of the curves: σ is 0.011 at level 0, as the noise of a view is."""

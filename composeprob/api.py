@@ -8,10 +8,10 @@ from composeprob.compiler.pipeline import compile, prior
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.factors.algebra import condition, guide, mixture, power, product
 from composeprob.factors.analytic import Analytic
-from composeprob.factors.base import Factor
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
+from composeprob.factors.factor import Factor
 from composeprob.factors.networks import batched_linear
 from composeprob.factors.window import tapestry, window
 from composeprob.kernels import (
@@ -25,8 +25,8 @@ from composeprob.kernels import (
     Kernel,
     LineIntegral,
 )
+from composeprob.language.decorator import program
 from composeprob.language.policies import Policy
-from composeprob.language.program import program
 from composeprob.language.statements import annealed, factor, observe, sample
 from composeprob.model_zoo import load, zoo
 from composeprob.numpyro_sites import as_distribution
@@ -36,9 +36,9 @@ from composeprob.results.result import Result
 from composeprob.results.status import Status
 from composeprob.runtime.infer import infer
 from composeprob.runtime.writer import Checkpoint, Draws
-from composeprob.samplers.closing import GlobalMoves, WarmUp
-from composeprob.samplers.meet import Meet, Resample
+from composeprob.samplers.finishers import GlobalMoves, WarmUp
 from composeprob.samplers.replica_exchange import ReplicaExchange
+from composeprob.samplers.resampling import Resample, Resampler
 from composeprob.samplers.sampler import SMC, Ancestral, AnnealedMCMC, Sampler
 from composeprob.samplers.step import ReverseStep
 from composeprob.schedule import Schedule
@@ -66,10 +66,10 @@ __all__ = [
     "GlobalMoves",
     "Kernel",
     "LineIntegral",
-    "Meet",
     "Policy",
     "ReplicaExchange",
     "Resample",
+    "Resampler",
     "Result",
     "ReverseStep",
     "Sampler",

@@ -27,15 +27,15 @@ import numpy as np
 from composeprob import models
 from composeprob.calibration.driver import load_calibration
 from composeprob.errors import LoadError
-from composeprob.factors.base import LeafFactor
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
+from composeprob.factors.factor import LeafFactor
 from composeprob.factors.show import clipped, shape
 from composeprob.json_data import JSONObject
 from composeprob.settings import usual
 from composeprob.text import printable
 from composeprob.training.recipe import Recipe
-from composeprob.training.weights import load_weights, weights_file
+from composeprob.training.weight_files import load_weights, weights_file
 
 if TYPE_CHECKING:
     from numpyro.distributions import Distribution

@@ -18,9 +18,9 @@ from composeprob.compiler.pipeline import compile
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, DoublyIntractableError, WrongTypeError
 from composeprob.factors.analytic import Analytic
-from composeprob.factors.base import Factor, is_factor
 from composeprob.factors.distribution import FactorDistribution
-from composeprob.language.program import single
+from composeprob.factors.factor import Factor, is_factor
+from composeprob.language.decorator import single
 from composeprob.runtime.infer import not_a_sampler
 from composeprob.samplers.choose import check_capabilities, choose
 from composeprob.samplers.random import key_of

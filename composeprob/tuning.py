@@ -504,7 +504,7 @@ class _Shares(NamedTuple):
 SHARES = _Shares()
 
 
-class _Scouts(NamedTuple):
+class _Importance(NamedTuple):
     most: int = 2048  # Draws of the program's factors, at most.
     # That are evaluated at once, and the least number; also how many chains and scouts
     # are asked for neighbours.
@@ -521,8 +521,8 @@ class _Scouts(NamedTuple):
     cells: int = 12  # Regions by k-means, whose shares are compared.
 
 
-SCOUTS = (
-    _Scouts()
+IMPORTANCE = (
+    _Importance()
 )  # Draws of the program's factors that are sent where no chain may be.
 
 

@@ -22,10 +22,10 @@ from composeprob.factors.calibrated import Calibrated
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.json_data import JSONObject
+from composeprob.training.loop import TrainingRun, draw_batch, losses, train
 from composeprob.training.quality import sample_quality, score_errors
 from composeprob.training.recipe import Data, Recipe
-from composeprob.training.run import TrainingRun, draw_batch, losses, train
-from composeprob.training.weights import load_weights, save_weights, weights_file
+from composeprob.training.weight_files import load_weights, save_weights, weights_file
 
 if TYPE_CHECKING:
     from numpyro.distributions import Distribution

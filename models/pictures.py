@@ -12,12 +12,12 @@ from jax import Array
 
 from composeprob.compiler.pipeline import lowered
 from composeprob.factors.diffusion import Diffusion
-from composeprob.language.program import single
+from composeprob.language.decorator import single
 from composeprob.results.geometry import is_image
 from composeprob.results.plotting import PALETTE, SIZES, new_figure, plot_images, style
 from composeprob.runtime.infer import infer
 from composeprob.samplers.sampler import Ancestral
-from composeprob.training.run import TrainingRun
+from composeprob.training.loop import TrainingRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,11 +16,11 @@ import numpy as np
 import numpyro.distributions as dist
 
 from composeprob.factors.analytic import Analytic
-from composeprob.factors.base import LeafFactor
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, Calibrated
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import WEIGHTS, Diffusion
 from composeprob.factors.energy import Energy
+from composeprob.factors.factor import LeafFactor
 from composeprob.kernels import (
     HMC,
     MALA,

@@ -15,7 +15,7 @@ import pytest
 import composeprob as cp
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.meet import Meet
+from composeprob.samplers.resampling import Resampler
 from composeprob.samplers.run import Run, Visits, begin
 
 SCHEDULE = cp.Schedule.log_snr(32)  # steps of 0.65 in log-SNR
@@ -144,7 +144,7 @@ def stop_after(patch: Any, number: int, what: str = "") -> None:
     patch.setattr(Progress, "update", stopping)
 
 
-class Never(Meet):
+class Never(Resampler):
     """No chain takes the place of another, so that log-weights stay with the chains
     that gained them."""
 
@@ -178,7 +178,7 @@ def visited(
         level: jax.Array,
         above: jax.Array,
     ) -> Run:
-        layout, parts = Layout.of_density(density), sampler.needs_parts(density)
+        layout, parts = Layout.of_density(density), sampler.needs_terms(density)
         run = begin(
             jax.random.key(seed), len(points), Visits.given([0], density.num_levels)
         )

@@ -13,11 +13,11 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.factors.base import Around, Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
+from composeprob.factors.factor import Around, Factor, LeafFactor
 from composeprob.factors.nodes import Combination
 from composeprob.factors.window import Window
-from composeprob.ir.nodes import Leaf
+from composeprob.ir.leaves import Leaf
 from registry import FACTORS, KERNELS
 from sampling_cases import SCHEDULE
 

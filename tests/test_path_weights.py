@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 
 import composeprob as cp
 from composeprob.results.shares import _most_moved, uneven_paths, weightless
-from composeprob.runtime import record, stages
+from composeprob.runtime import outcome, stages
 from sampling_cases import both, measured, modes, normal, single, weighed
 
 LEVELS = cp.Schedule.log_snr(100)
@@ -163,7 +163,7 @@ def test_chains_caught_where_nothing_is_weigh_nothing(monkeypatch):
     assert abs(square.value - exact) < 4 * square.error < exact
     assert_draws_are_named(density, "there is nothing")
     monkeypatch.setattr(
-        record.shares, "weightless", lambda _, paths: np.zeros(len(paths), bool)
+        outcome.shares, "weightless", lambda _, paths: np.zeros(len(paths), bool)
     )
     kept, _ = ended(monkeypatch, density, BY_SCORES)
     assert kept.status.ok

@@ -11,8 +11,8 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
 from composeprob.results.geometry import components, neighbours
-from composeprob.runtime import record
-from composeprob.runtime.record import alike, effective
+from composeprob.runtime import outcome
+from composeprob.runtime.outcome import alike, effective
 from sampling_cases import both, modes, single, squared
 
 LEVELS = cp.Schedule.log_snr(60)
@@ -76,7 +76,7 @@ def test_weights_that_are_worth_too_few_chains_to_mend_shares_support_none(
     wrong, monkeypatch
 ):
     """7 of 64: more than a tenth, and fewer than what a mended share takes."""
-    monkeypatch.setattr(record, "effective", lambda _: 7.0)
+    monkeypatch.setattr(outcome, "effective", lambda _: 7.0)
     assert run(wrong, INDEPENDENT).status.has("shares_frozen")
 
 

@@ -23,7 +23,7 @@ from composeprob.calibration.driver import load_calibration, save_calibration
 from composeprob.models import two_dimensional
 from composeprob.models.networks.conditioning import OutputScale
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
-from composeprob.training.weights import load_weights, save_weights
+from composeprob.training.weight_files import load_weights, save_weights
 
 from .nine import BOXES, CIRCLES, DEVIATION, GAUSSIANS, LAWS, Named
 

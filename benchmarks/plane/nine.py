@@ -23,7 +23,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 import composeprob as cp
-from composeprob.factors.base import LeafFactor, Traits
+from composeprob.factors.factor import LeafFactor, Traits
 
 Named = Callable[[str], cp.Factor]
 """The factor of each of the laws that compositions are made of, by name."""

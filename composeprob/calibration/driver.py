@@ -29,7 +29,6 @@ from composeprob.errors import (
     ShapeError,
     WrongTypeError,
 )
-from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.calibrated import (
     ERROR,
     KNOTS,
@@ -38,17 +37,18 @@ from composeprob.factors.calibrated import (
     Calibrated,
     CalibratedExpression,
 )
+from composeprob.factors.factor import Factor, LeafFactor, is_factor
 from composeprob.factors.nodes import Combination, Product, leaves, walk
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Window
-from composeprob.ir.nodes import same_factor
+from composeprob.ir.leaves import same_factor
 from composeprob.kernels import HMC, Adaptive
-from composeprob.kernels.base import log_density_of
-from composeprob.language.program import single
+from composeprob.kernels.kernel import log_density_of
+from composeprob.language.decorator import single
 from composeprob.results.store import read_arrays, write_arrays
 from composeprob.runtime.infer import infer
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.meet import log_mean_weight
+from composeprob.samplers.resampling import log_mean_weight
 from composeprob.samplers.run import Run, Visits, begin
 from composeprob.samplers.sampler import SMC, Ancestral, Sampler
 from composeprob.samplers.weights import first_weight

@@ -19,7 +19,7 @@ from composeprob.compiler.pipeline import compile, prior
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError
 from composeprob.json_data import JSON
-from composeprob.language.program import Program
+from composeprob.language.decorator import Program
 from composeprob.results.geometry import entries
 from composeprob.results.record import as_code
 from composeprob.results.store import write_json

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jax import Array
 
     from composeprob.density.annealed import AnnealedDensity
-    from composeprob.factors.base import LeafFactor
+    from composeprob.factors.factor import LeafFactor
     from composeprob.samplers.sampler import Sampler
 
 

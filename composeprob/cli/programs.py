@@ -20,7 +20,7 @@ from composeprob.errors import (
 
 if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
-    from composeprob.language.program import Program
+    from composeprob.language.decorator import Program
 
 
 def compiled(
@@ -43,7 +43,7 @@ def compiled(
 def load_program(target: str) -> tuple[Program, ModuleType]:
     """Loads the program that ``FILE[:PROGRAM]`` names; returns it with the file as a
     module."""
-    from composeprob.language.program import Program
+    from composeprob.language.decorator import Program
 
     file, _, name = target.rpartition(":") if ".py:" in target else (target, "", "")
     path = Path(file)

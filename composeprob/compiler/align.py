@@ -16,7 +16,7 @@ import numpy as np
 from composeprob import tuning
 from composeprob.errors import AlignmentError
 from composeprob.factors.nodes import rewrite_leaves
-from composeprob.ir.nodes import Graph, Leaf, Site, leaves
+from composeprob.ir.leaves import Graph, Leaf, Site, leaves
 from composeprob.schedule import Noise, Schedule, check_schedule, log_snr_of
 
 

@@ -39,7 +39,7 @@ from composeprob.compiler.tempering import Tempering, tempering
 from composeprob.compiler.top import unrolled
 from composeprob.compiler.trace import Shapes, Sites, Traced, not_linear
 from composeprob.errors import CapabilityError
-from composeprob.ir.nodes import Graph, Observation, Site
+from composeprob.ir.leaves import Graph, Observation, Site
 from composeprob.language.interpret import Provide, Redraw, Statement, soft
 from composeprob.language.policies import POLICIES, Policy
 from composeprob.schedule import Noise, Schedule

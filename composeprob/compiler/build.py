@@ -27,8 +27,8 @@ from composeprob.compiler.latents import (
 )
 from composeprob.compiler.trace import Traced, trace
 from composeprob.errors import DoublyIntractableError, InvalidValueError, ProgramError
-from composeprob.factors.base import Factor, LeafFactor
 from composeprob.factors.calibrated import CalibratedExpression
+from composeprob.factors.factor import Factor, LeafFactor
 from composeprob.factors.nodes import (
     SETS,
     Combination,
@@ -40,7 +40,7 @@ from composeprob.factors.nodes import (
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells, Region, Window, listed
-from composeprob.ir.nodes import (
+from composeprob.ir.leaves import (
     Graph,
     Leaf,
     Normaliser,
@@ -51,6 +51,7 @@ from composeprob.ir.nodes import (
 )
 from composeprob.ir.render import index
 from composeprob.language.checks import check_draw
+from composeprob.language.decorator import Program
 from composeprob.language.interpret import (
     PRIOR_LEVELS,
     Provide,
@@ -61,7 +62,6 @@ from composeprob.language.interpret import (
     unwrap,
 )
 from composeprob.language.policies import Policy, Rising
-from composeprob.language.program import Program
 
 
 def build(

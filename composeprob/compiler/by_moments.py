@@ -31,10 +31,10 @@ from composeprob.compiler.exact import measure
 from composeprob.compiler.once import once
 from composeprob.compiler.top import site_top
 from composeprob.compiler.trace import Replay, Shapes, Sites, Traced, whitened
-from composeprob.factors.base import LeafFactor
+from composeprob.factors.factor import LeafFactor
 from composeprob.factors.networks import has_primitive
 from composeprob.factors.whitening import whitener
-from composeprob.ir.nodes import Site, leaves
+from composeprob.ir.leaves import Site, leaves
 from composeprob.language.policies import bridge
 from composeprob.schedule import Noise, Schedule
 

@@ -12,11 +12,11 @@ from composeprob.compiler.plausible import check_plausible
 from composeprob.compiler.proper import check_signal, check_tails
 from composeprob.compiler.top import check_proper
 from composeprob.errors import CapabilityError, ComposeProbError
-from composeprob.factors.base import Factor
+from composeprob.factors.factor import Factor
 from composeprob.factors.networks import closed
 from composeprob.factors.nodes import Mixture, Product, part
 from composeprob.factors.passes import Pass
-from composeprob.ir.nodes import Graph, Leaf, leaves
+from composeprob.ir.leaves import Graph, Leaf, leaves
 
 
 def check(graph: Graph, networks: bool = True) -> Graph:

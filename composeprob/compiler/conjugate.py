@@ -15,11 +15,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from composeprob import tuning
-from composeprob.factors.base import Factor
+from composeprob.factors.factor import Factor
 from composeprob.factors.gaussians import Gaussians, components, joint, product
 from composeprob.factors.nodes import Mixture, Product
 from composeprob.factors.passes import Pass
-from composeprob.ir.nodes import Leaf
+from composeprob.ir.leaves import Leaf
 from composeprob.language.interpret import unwrap
 
 
@@ -70,7 +70,7 @@ def _leaf_prior(leaf: Leaf, _: list[Prior], shape: tuple[int, ...]) -> Prior:
 
 @prior_of.rule(Product)
 def _product_prior(node: Product, priors: list[Prior], shape: tuple[int, ...]) -> Prior:
-    """Parts that share entries multiply to one mixture; the others stay apart."""
+    """DensityTerms that share entries multiply to one mixture; the others stay apart."""
     pending = [
         (part, power) for power, prior in node.each(priors) for part in prior.parts
     ]

@@ -9,9 +9,9 @@ import numpy as np
 
 from composeprob.errors import ProgramError, ShapeError
 from composeprob.factors.algebra import power
-from composeprob.factors.base import Factor, LeafFactor
+from composeprob.factors.factor import Factor, LeafFactor
 from composeprob.factors.nodes import rewrite_leaves
-from composeprob.ir.nodes import first
+from composeprob.ir.leaves import first
 from composeprob.language.interpret import Statement, layers
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from composeprob.compiler.check import node_capabilities
 from composeprob.compiler.expressions import Expression, lower_expression
 from composeprob.density.described import Expert
-from composeprob.factors.base import Factor
+from composeprob.factors.factor import Factor
 from composeprob.factors.nodes import Mixture, Product
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells, Region
-from composeprob.ir.nodes import Graph, Leaf, dimension_of, leaves
+from composeprob.ir.leaves import Graph, Leaf, dimension_of, leaves
 from composeprob.ir.render import formula
 
 Raised = list[tuple[Factor, float]]

@@ -32,7 +32,7 @@ from composeprob.compiler.latents import stays_normalised
 from composeprob.factors.nodes import Combination, Growth, Mixture, Product
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells, Region
-from composeprob.ir.nodes import Group, Leaf, Member, Normaliser, dimension_of, leaves
+from composeprob.ir.leaves import Group, Leaf, Member, Normaliser, dimension_of, leaves
 from composeprob.schedule import Noise
 
 Rows = TypeVar("Rows")
@@ -146,7 +146,7 @@ class LeafExpression(Expression):
         )
 
 
-class Parts(eqx.Module):
+class Operands(eqx.Module):
     """What a product or a mixture combines: its parts, or the one part that stands in a
     plate.
 
@@ -203,16 +203,16 @@ def _stack(values: list[Array | None]) -> Array | None:
     return jnp.stack(known) if len(known) == len(values) else None
 
 
-def parts_of(node: Combination, parts: list[Expression]) -> Parts:
+def parts_of(node: Combination, parts: list[Expression]) -> Operands:
     """What an expression combines, with the slots of what stands in its plate."""
     if node.plate is None:
-        return Parts(tuple(parts), None)
+        return Operands(tuple(parts), None)
     slots = {
         leaf.slot: node.plate in leaf.plates
         for leaf in leaves(node)
         if leaf.slot is not None
     }
-    return Parts(tuple(parts), tuple(slots.items()), node.plate.cells)
+    return Operands(tuple(parts), tuple(slots.items()), node.plate.cells)
 
 
 lower_expression = Pass[Expression]("lower")
@@ -232,7 +232,7 @@ class ProductExpression(Expression):
     """Π_i part_i^{w_i}; the powers, of a plate one for all, are arrays, so other powers
     reuse the compiled code."""
 
-    parts: Parts
+    parts: Operands
     powers: Array | Growth
     size: int = eqx.field(static=True)
 
@@ -296,7 +296,7 @@ def _product(
 class MixtureExpression(Expression):
     """Σ_i exp(l_i)·part_i: score and rate are averages under the responsibilities."""
 
-    parts: Parts
+    parts: Operands
     log_weights: Array
     shares: bool = eqx.field(static=True)
 

@@ -19,10 +19,10 @@ import numpy as np
 
 from composeprob.compiler.check import has_rate, node_capabilities
 from composeprob.compiler.top import site_top
-from composeprob.factors.base import Factor
+from composeprob.factors.factor import Factor
 from composeprob.factors.nodes import Growth, Product, growth_of, walk
 from composeprob.factors.passes import Pass
-from composeprob.ir.nodes import Graph, leaves
+from composeprob.ir.leaves import Graph, leaves
 from composeprob.ir.render import formula
 
 

@@ -27,19 +27,19 @@ from composeprob.compiler.expressions import (
 )
 from composeprob.compiler.trace import Sites
 from composeprob.density.evaluation import (
+    ClosedFormTerm,
+    DensityTerms,
     Evaluation,
     ExpertValue,
     Frame,
-    Known,
-    Parts,
     Wall,
 )
-from composeprob.factors.base import Factor
+from composeprob.factors.factor import Factor
 from composeprob.factors.networks import closed
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.precision import in_precision
 from composeprob.factors.whitening import whitener
-from composeprob.ir.nodes import Graph, Group, leaves, spread
+from composeprob.ir.leaves import Graph, Group, leaves, spread
 from composeprob.language.interpret import unwrap
 from composeprob.schedule import Noise, Schedule
 
@@ -176,7 +176,7 @@ class Evaluator(eqx.Module):
         log_potential = _total([log_likelihood + exact.correction, *potentials])
         log_marginal = _total(v.log_density for v in marginal.values())
         rate = _total([exact.crossed, *(v.rate for v in marginal.values())])
-        parts = Parts(
+        parts = DensityTerms(
             drift=drift,
             rate=_or_nan(rate),
             excess=_sum(v.excess for v in marginal.values()),
@@ -196,7 +196,9 @@ class Evaluator(eqx.Module):
         # integrals need not find again.
         value = _total([log_prior, exact.annealed, log_likelihood, moved, *potentials])
         in_part = (
-            None if log_density is not None or value is None else Known(value, beside)
+            None
+            if log_density is not None or value is None
+            else ClosedFormTerm(value, beside)
         )
         return Evaluation(log_density, score, wall, in_part, parts)
 
@@ -276,7 +278,7 @@ class Evaluator(eqx.Module):
     def knows_latents(self) -> bool:
         return self.networks_see_none and self.likelihood.by_moments is None
 
-    def log_known(self, position: Sites, level: Array | int) -> Array:
+    def log_closed_form(self, position: Sites, level: Array | int) -> Array:
         noise, xs, zs, outputs = self._outputs(position, level)
         priors = [
             latent(outputs, noise).log_density for latent, _ in self.moved.values()
@@ -375,7 +377,7 @@ class Evaluator(eqx.Module):
 
     def importance(self, position: Sites) -> tuple[Array, Array]:
         evaluation, values = self(position, 0), self.expert_values(position, 0)
-        log_q = evaluation.parts.log_prior
+        log_q = evaluation.terms.log_prior
         for name, _ in self.shapes:
             each = jnp.stack([values[i].log_density[0] for i, _ in self._draws(name)])
             log_q = log_q + jax.nn.logsumexp(each) - jnp.log(len(each))

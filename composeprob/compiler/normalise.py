@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from composeprob.errors import ImproperError
-from composeprob.factors.base import Factor
+from composeprob.factors.factor import Factor
 from composeprob.factors.nodes import Mixture, Plate, Product
 from composeprob.factors.passes import Pass
-from composeprob.ir.nodes import Graph, Leaf, Site, leaves, same_leaf
+from composeprob.ir.leaves import Graph, Leaf, Site, leaves, same_leaf
 
 
 def normalise(graph: Graph) -> Graph:

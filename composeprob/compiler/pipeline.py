@@ -30,10 +30,10 @@ from composeprob.factors.equations import fingerprint
 from composeprob.factors.networks import closures
 from composeprob.factors.nodes import at_noise
 from composeprob.factors.precision import check_precision, in_precision
-from composeprob.ir.nodes import Graph, leaves
+from composeprob.ir.leaves import Graph, leaves
 from composeprob.ir.render import describe
 from composeprob.ir.verify import verify
-from composeprob.language.program import Program
+from composeprob.language.decorator import Program
 from composeprob.schedule import Schedule
 from composeprob.settings import usual
 

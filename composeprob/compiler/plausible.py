@@ -23,7 +23,7 @@ from composeprob.compiler.once import once
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors.diffusion import ENERGIES, SCORES, Diffusion, with_number
 from composeprob.factors.precision import Rounded
-from composeprob.ir.nodes import Graph, Site
+from composeprob.ir.leaves import Graph, Site
 from composeprob.schedule import Noise
 
 

@@ -44,7 +44,7 @@ from composeprob.factors.classifier import Classifier
 from composeprob.factors.gaussians import Gaussians
 from composeprob.factors.nodes import Mixture, Product, at_noise, walk
 from composeprob.factors.passes import Pass
-from composeprob.ir.nodes import Graph, Leaf, Site, leaves
+from composeprob.ir.leaves import Graph, Leaf, Site, leaves
 from composeprob.schedule import Schedule
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from composeprob.factors.base import Factor
+from composeprob.factors.factor import Factor
 from composeprob.factors.nodes import Plate, rewrite_leaves
-from composeprob.ir.nodes import (
+from composeprob.ir.leaves import (
     Graph,
     Group,
     Leaf,

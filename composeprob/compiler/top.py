@@ -11,11 +11,11 @@ from typing import cast
 import numpy as np
 
 from composeprob.errors import ImproperError
-from composeprob.factors.base import Factor
+from composeprob.factors.factor import Factor
 from composeprob.factors.nodes import Mixture, Plate, Product, plate_of, rewrite_leaves
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells
-from composeprob.ir.nodes import Leaf, Normaliser, Site, dimension_of, leaves
+from composeprob.ir.leaves import Leaf, Normaliser, Site, dimension_of, leaves
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,6 @@ from numpyro.distributions import Distribution
 from composeprob.compiler.evidence import of_one_member
 from composeprob.compiler.linearity import Kind, Linearity, Value, entries
 from composeprob.errors import ComposeProbError, ProgramError
-from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.concrete import (
     NOT_CONCRETE,
     number_request,
@@ -53,11 +52,13 @@ from composeprob.factors.equations import (
     aval,
     fingerprint,
 )
+from composeprob.factors.factor import Factor, LeafFactor, is_factor
 from composeprob.factors.networks import closed, closures, has_functions
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.nodes import plate_of
 from composeprob.factors.whitening import whitener
-from composeprob.ir.nodes import first
+from composeprob.ir.leaves import first
+from composeprob.language.decorator import Program
 from composeprob.language.interpret import (
     Provide,
     Redraw,
@@ -66,7 +67,6 @@ from composeprob.language.interpret import (
     run,
     unwrap,
 )
-from composeprob.language.program import Program
 from composeprob.settings import once_a_call, usual
 
 Arguments = tuple[tuple[object, ...], dict[str, object]]

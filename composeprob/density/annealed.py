@@ -26,7 +26,7 @@ from composeprob.density.evaluation import (
     at_once,
     over_chains,
 )
-from composeprob.density.overlap import Finding, check
+from composeprob.density.overlap import FactorFinding, check
 from composeprob.errors import (
     MEANT,
     CapabilityError,
@@ -146,9 +146,9 @@ class Evaluates(Protocol):
 
     @property
     def knows_latents(self) -> bool:
-        """Whether there are latents, and `log_known` has all that depends on them."""
+        """Whether there are latents, and `log_closed_form` has all that depends on them."""
 
-    def log_known(self, position: Position, level: Array | int) -> Array:
+    def log_closed_form(self, position: Position, level: Array | int) -> Array:
         """log π_level without the factors that depend on no latent, a scalar; no
         network is called."""
 
@@ -348,7 +348,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
                 fix="use cp.AnnealedMCMC or, where all factors are analytic, cp.SMC(weights='density').",
             )
         parts, drift_ratio = (
-            evaluation.parts,
+            evaluation.terms,
             jnp.asarray(self.schedule.drift_ratio)[level],
         )
         return parts.drift, parts.rate + drift_ratio * parts.excess
@@ -443,7 +443,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
 
     def check(
         self, key: Array, num_chains: int = tuning.PILOT.chains
-    ) -> tuple[Finding, ...]:
+    ) -> tuple[FactorFinding, ...]:
         """Looks, before a run, whether the factors agree anywhere; see
         `composeprob.density.overlap`.
 

@@ -34,7 +34,7 @@ class Wall(eqx.Module):
     log_open: Array | None
 
 
-class Known(eqx.Module):
+class ClosedFormTerm(eqx.Module):
     """What is known of log π where a factor offers only its score.
 
     Attributes:
@@ -46,7 +46,7 @@ class Known(eqx.Module):
     score: Position
 
 
-class Parts(eqx.Module):
+class DensityTerms(eqx.Module):
     """What π_k is made of at one position, for samplers that weigh chains; NaN stands
     for what is not known.
 
@@ -85,16 +85,16 @@ class Evaluation(eqx.Module):
             density offers only its score.
         score: ∇ log π_k, structured like the position.
         wall: where π is 0; None of a density that is positive everywhere.
-        known: of a density without a log-density, the part that has one; None where
+        closed_form: of a density without a log-density, the part that has one; None where
             there is none, or all is known.
-        parts: the `Parts` of a density, which kernels pass on unread, or None.
+        terms: the `DensityTerms` of a density, which kernels pass on unread, or None.
     """
 
     log_density: Array | None
     score: Position
     wall: Wall | None = None
-    known: Known | None = None
-    parts: Any = None
+    closed_form: ClosedFormTerm | None = None
+    terms: Any = None
 
     @property
     def zero(self) -> Array:
@@ -112,20 +112,28 @@ class Evaluation(eqx.Module):
         return self.log_density if self.wall is None else self.wall.log_open
 
     @property
-    def without_parts(self) -> Evaluation:
+    def without_terms(self) -> Evaluation:
         """The same without its parts, for chains that are not weighed."""
-        return dataclasses.replace(self, parts=None)
+        return dataclasses.replace(self, terms=None)
 
     @property
     def gradients(self) -> tuple[Position, ...]:
         """The score, and where a part of log π is known that of the rest."""
-        return (self.score,) if self.known is None else (self.score, self.known.score)
+        return (
+            (self.score,)
+            if self.closed_form is None
+            else (self.score, self.closed_form.score)
+        )
 
     def with_gradients(self, gradients: Iterable[Position]) -> Evaluation:
         """The same with others in the place of `gradients`."""
         score, *unknown = gradients
-        known = None if self.known is None else Known(self.known.value, *unknown)
-        return dataclasses.replace(self, score=score, known=known)
+        known = (
+            None
+            if self.closed_form is None
+            else ClosedFormTerm(self.closed_form.value, *unknown)
+        )
+        return dataclasses.replace(self, score=score, closed_form=known)
 
 
 class ExpertValue(eqx.Module):

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
 
 
-class Finding(NamedTuple):
+class FactorFinding(NamedTuple):
     """What is wrong with which factor, at which level, for which share of samples, and
     what to try; and whether the program divides by that factor."""
 
@@ -63,7 +63,9 @@ class Finding(NamedTuple):
     divides: bool = False
 
 
-def check(density: AnnealedDensity, key: Array, num_chains: int) -> tuple[Finding, ...]:
+def check(
+    density: AnnealedDensity, key: Array, num_chains: int
+) -> tuple[FactorFinding, ...]:
     """See `AnnealedDensity.check`."""
     if not in_question(density):
         return ()
@@ -111,7 +113,7 @@ def agreement(
     positions: Position,
     key: Array,
     num_levels: int = tuning.OVERLAP.levels,
-) -> tuple[Finding, ...]:
+) -> tuple[FactorFinding, ...]:
     """Finds where the factors disagree at samples of level 0, ``{site: (N, …)}``,
     noised to so many levels, each of which costs an evaluation of every sample."""
     experts = density.described.experts
@@ -123,7 +125,7 @@ def agreement(
         _share(expert, measured)
         for expert, measured in zip(experts, statistics, strict=True)
     ]
-    found: dict[str, Finding] = {}  # one of each factor: the first
+    found: dict[str, FactorFinding] = {}  # one of each factor: the first
     for finding in (
         *_disagreements(experts, shares, levels),
         *_empty_negations(density, statistics, levels, positions, key),
@@ -226,7 +228,7 @@ def _pilot(
 
     def drift(position: Position, level: Array) -> Position:
         if expert is None:
-            found = density.evaluator(position, level).parts.drift
+            found = density.evaluator(position, level).terms.drift
             return {name: found[name] for name in sites}
         return {
             expert.site: density.evaluator.expert_values(position, level)[which].total
@@ -282,7 +284,7 @@ def _share(expert: Expert, statistics: ExpertStatistics) -> np.ndarray:
 
 def _disagreements(
     experts: tuple[Expert, ...], found: list[np.ndarray], levels: np.ndarray
-) -> Iterator[Finding]:
+) -> Iterator[FactorFinding]:
     """Factors that are multiplied and have nothing where the samples are."""
     for i, (expert, shares) in enumerate(zip(experts, found, strict=True)):
         others = [
@@ -308,7 +310,7 @@ def _disagreements(
             "other has samples, at the edges of its factors, but they mean nothing. Look at samples of each factor "
             "alone; soften one of them by a power below 1, or use cp.mixture where either is meant."
         )
-        yield Finding(
+        yield FactorFinding(
             "no_overlap", text, expert.name, int(levels[at]), float(shares[at])
         )
 
@@ -319,7 +321,7 @@ def _empty_negations(
     levels: np.ndarray,
     positions: Position,
     key: Array,
-) -> Iterator[Finding]:
+) -> Iterator[FactorFinding]:
     """Factors that are divided by and are flat where the samples are: what they exclude
     is all there is.
 
@@ -366,12 +368,12 @@ def _empty_negations(
             f"level {levels[at]}. What it was to take away is still there. Divide by something that holds less, or "
             "leave it out."
         )
-        yield Finding("no_overlap", text, expert.name, int(levels[at]), 1.0)
+        yield FactorFinding("no_overlap", text, expert.name, int(levels[at]), 1.0)
 
 
 def _untrained_regions(
     experts: tuple[Expert, ...], found: list[np.ndarray], levels: np.ndarray
-) -> Iterator[Finding]:
+) -> Iterator[FactorFinding]:
     """Trained factors that are asked where their own noised draws never are."""
     for expert, shares in zip(experts, found, strict=True):
         if (
@@ -387,14 +389,14 @@ def _untrained_regions(
             "network returns there is a guess. Check observations that contradict it, at powers below 1, and at data "
             "of another scale than those of the training."
         )
-        yield Finding(
+        yield FactorFinding(
             "out_of_training", text, expert.name, int(levels[at]), float(shares[at])
         )
 
 
 def _untrained_divisors(
     density: AnnealedDensity, positions: Position, key: Array
-) -> Iterator[Finding]:
+) -> Iterator[FactorFinding]:
     """Trained factors that are divided by, and asked at level 0 where their draws are
     not."""
     for i, expert in enumerate(density.described.experts):
@@ -419,7 +421,9 @@ def _untrained_divisors(
             "returns there is a guess. Divide by a model that was trained on a floor of points from all over the place "
             "too, as examples/negation.py does, or by a lower power."
         )
-        yield Finding("out_of_training", text, expert.name, 0, share, divides=True)
+        yield FactorFinding(
+            "out_of_training", text, expert.name, 0, share, divides=True
+        )
 
 
 def _far_from_draws(

@@ -24,8 +24,8 @@ from composeprob.errors import (
     ShapeError,
     WrongTypeError,
 )
-from composeprob.factors.base import Factor, LeafFactor, is_factor
 from composeprob.factors.classifier import Classifier
+from composeprob.factors.factor import Factor, LeafFactor, is_factor
 from composeprob.factors.nodes import (
     Mixture,
     Plate,

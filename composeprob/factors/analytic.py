@@ -12,7 +12,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob.errors import ShapeError, WrongTypeError
-from composeprob.factors.base import LeafFactor, Traits, check_leaf
+from composeprob.factors.factor import LeafFactor, Traits, check_leaf
 from composeprob.factors.one_dimension import Noised, log_noised
 from composeprob.factors.values import check_bounds, check_finite
 from composeprob.factors.whitening import log_normal

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from composeprob.errors import ConditionError
 from composeprob.factors import show
-from composeprob.factors.base import (
+from composeprob.factors.factor import (
     Around,
     Factor,
     LeafFactor,

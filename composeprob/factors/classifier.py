@@ -15,9 +15,9 @@ from composeprob.errors import (
     NetworkError,
     ShapeError,
 )
-from composeprob.factors.base import LeafFactor, Traits, check_leaf
 from composeprob.factors.concrete import called
 from composeprob.factors.diffusion import TIMES
+from composeprob.factors.factor import LeafFactor, Traits, check_leaf
 from composeprob.factors.networks import Network, as_network, check_deterministic
 from composeprob.factors.values import as_condition, check_choice, check_finite
 from composeprob.schedule import Noise, Schedule

@@ -21,14 +21,14 @@ from jaxtyping import PyTree
 from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, NetworkError
-from composeprob.factors.base import (
+from composeprob.factors.concrete import called
+from composeprob.factors.factor import (
     LeafFactor,
     Levels,
     Traits,
     abstract_arguments,
     check_leaf,
 )
-from composeprob.factors.concrete import called
 from composeprob.factors.networks import Network, as_network, check_deterministic
 from composeprob.factors.values import as_condition, check_choice, check_finite
 from composeprob.schedule import Noise, Schedule

@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from composeprob.errors import ProgramError
-from composeprob.factors.base import Factor
+from composeprob.factors.factor import Factor
 
 
 class FactorDistribution(dist.Distribution):

@@ -11,8 +11,8 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from composeprob.errors import NetworkError, WrongTypeError
-from composeprob.factors.base import LeafFactor, Traits, check_leaf, is_factor
 from composeprob.factors.concrete import called
+from composeprob.factors.factor import LeafFactor, Traits, check_leaf, is_factor
 from composeprob.factors.networks import as_network
 from composeprob.factors.values import check_finite
 from composeprob.schedule import Noise, Schedule

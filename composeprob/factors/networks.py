@@ -26,8 +26,8 @@ from jax.tree_util import PyTreeDef
 from jaxtyping import PyTree
 
 from composeprob.errors import NetworkError, WrongTypeError
-from composeprob.factors.base import LeafFactor, abstract_arguments, is_factor
 from composeprob.factors.equations import equations, fingerprint
+from composeprob.factors.factor import LeafFactor, abstract_arguments, is_factor
 
 Leaf = TypeVar("Leaf", bound=LeafFactor)
 Module = TypeVar("Module", bound=eqx.Module)

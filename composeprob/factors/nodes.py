@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from composeprob.factors import show
-from composeprob.factors.base import Factor, LeafFactor
+from composeprob.factors.factor import Factor, LeafFactor
 
 Value = TypeVar("Value")
 SETS = "sets of cells"

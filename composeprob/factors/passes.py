@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from composeprob.errors import VerificationError
-from composeprob.factors.base import Factor
+from composeprob.factors.factor import Factor
 
 Value = TypeVar("Value")
 Rule = TypeVar("Rule", bound=Callable[..., object])

@@ -23,9 +23,9 @@ from composeprob.errors import (
 )
 from composeprob.factors import show
 from composeprob.factors.algebra import check_factors, common_shape
-from composeprob.factors.base import Around, Factor, check_shape
 from composeprob.factors.calibrated import Calibrated
 from composeprob.factors.diffusion import WEIGHTS, Diffusion
+from composeprob.factors.factor import Around, Factor, check_shape
 from composeprob.factors.nodes import SETS, Plate, Product, walk
 from composeprob.factors.passes import Pass
 

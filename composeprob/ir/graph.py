@@ -11,7 +11,7 @@ from typing import Any
 import graphviz
 
 from composeprob.factors.nodes import Combination, Plate
-from composeprob.ir.nodes import Graph, Leaf
+from composeprob.ir.leaves import Graph, Leaf
 from composeprob.ir.render import formula
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from composeprob.factors.base import Factor
+from composeprob.factors.factor import Factor
 from composeprob.factors.nodes import Mixture, Product, plate_of
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Region
-from composeprob.ir.nodes import Graph, Leaf, Observation
+from composeprob.ir.leaves import Graph, Leaf, Observation
 
 formula_of = Pass[str]("formula")
 """Rules (node, the children's formulas, site, index of a plate) for an expression in

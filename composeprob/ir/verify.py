@@ -10,7 +10,7 @@ from composeprob.errors import VerificationError
 from composeprob.factors.nodes import Combination, Product, walk
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells
-from composeprob.ir.nodes import Graph, Leaf, Site, leaves
+from composeprob.ir.leaves import Graph, Leaf, Site, leaves
 
 Rule = Callable[[bool, str], None]
 STAGES = ("build", "normalise", "align", "share", "grow", "check", "anneal")

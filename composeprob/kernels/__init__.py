@@ -6,10 +6,10 @@
 see docs/extending.md.
 """
 
-from composeprob.kernels.base import Info, Kernel, KernelState
 from composeprob.kernels.blackjax import BlackJAX
 from composeprob.kernels.gibbs import Gibbs
 from composeprob.kernels.hamiltonian import HMC, UHMC
+from composeprob.kernels.kernel import Info, Kernel, KernelState
 from composeprob.kernels.langevin import MALA, ULA
 from composeprob.kernels.line_integral import LineIntegral
 from composeprob.kernels.step_size import Adaptive, mean_acceptance

@@ -17,7 +17,7 @@ from composeprob import pytree, tuning
 from composeprob.arguments import check_count
 from composeprob.density.evaluation import Position, Target
 from composeprob.errors import CapabilityError, ConditionError, WrongTypeError
-from composeprob.kernels.base import Info, Kernel, KernelState, log_density_of
+from composeprob.kernels.kernel import Info, Kernel, KernelState, log_density_of
 from composeprob.kernels.metric import (
     EUCLIDEAN,
     Estimated,

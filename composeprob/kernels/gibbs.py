@@ -15,7 +15,7 @@ from jax import Array
 
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import InvalidValueError, WrongTypeError
-from composeprob.kernels.base import Info, Kernel, KernelState
+from composeprob.kernels.kernel import Info, Kernel, KernelState
 from composeprob.kernels.line_integral import LineIntegral
 from composeprob.kernels.metric import Estimated
 
@@ -186,7 +186,7 @@ class Gibbs(Kernel[GibbsState]):
         return dataclasses.replace(
             state,
             position=position,
-            evaluation=block.evaluation.parts,
+            evaluation=block.evaluation.terms,
             inner=tuple(inner),
         )
 
@@ -196,7 +196,7 @@ class Gibbs(Kernel[GibbsState]):
         block = whole.with_gradients(
             self.part(b, gradient) for gradient in whole.gradients
         )
-        return dataclasses.replace(block, parts=whole)
+        return dataclasses.replace(block, terms=whole)
 
     def _key(self, key: Array, b: int) -> Array:
         """Block b's key. One block alone does what its kernel does."""

@@ -16,7 +16,7 @@ from composeprob import pytree
 from composeprob.arguments import check_count
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import InvalidValueError
-from composeprob.kernels.base import (
+from composeprob.kernels.kernel import (
     Info,
     Kernel,
     KernelState,

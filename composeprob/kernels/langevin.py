@@ -11,7 +11,7 @@ from jax import Array
 from composeprob import pytree
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import InvalidValueError
-from composeprob.kernels.base import Info, Kernel, KernelState, Trajectory
+from composeprob.kernels.kernel import Info, Kernel, KernelState, Trajectory
 from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
 from composeprob.kernels.metric import (
     EUCLIDEAN,

@@ -17,7 +17,7 @@ from composeprob import pytree, tuning
 from composeprob.arguments import check_count
 from composeprob.density.evaluation import Position
 from composeprob.errors import InvalidValueError, WrongTypeError
-from composeprob.kernels.base import KernelState
+from composeprob.kernels.kernel import KernelState
 
 StateT = TypeVar("StateT", bound=KernelState)
 
@@ -195,10 +195,12 @@ class LineIntegral:
         proposed = point if path.end is None else path.end
         log_ratio, error = self.along(path.positions, path.scores)
         there, here = proposed.evaluation, start.evaluation
-        if there.known is not None and here.known is not None:
+        if there.closed_form is not None and here.closed_form is not None:
             # Where both are beyond a wall, chains move as if there were none.
             log_ratio = log_ratio + jnp.where(
-                there.zero & here.zero, 0.0, there.known.value - here.known.value
+                there.zero & here.zero,
+                0.0,
+                there.closed_form.value - here.closed_form.value,
             )
         return proposed, jnp.where(error > self.tolerance, -jnp.inf, log_ratio), error
 
@@ -295,7 +297,7 @@ nodes."""
 
 def _integrand(state: KernelState) -> Position:
     """∇ of the part of log π whose value is not known."""
-    known = state.evaluation.known
+    known = state.evaluation.closed_form
     return state.evaluation.score if known is None else known.score
 
 

@@ -13,7 +13,7 @@ from jax.scipy.special import erfc
 
 from composeprob import pytree, tuning
 from composeprob.density.evaluation import Position
-from composeprob.kernels.base import Info, KernelState, log_density_of
+from composeprob.kernels.kernel import Info, KernelState, log_density_of
 from composeprob.kernels.metric import Metric
 
 StateT = TypeVar("StateT", bound=KernelState)

@@ -22,7 +22,7 @@ from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.schedule import Schedule
 
 if TYPE_CHECKING:
-    from composeprob.kernels.base import Kernel
+    from composeprob.kernels.kernel import Kernel
 
 
 class Rule(eqx.Module):

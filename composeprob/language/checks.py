@@ -26,7 +26,7 @@ from composeprob.errors import (
     WrongTypeError,
     caller,
 )
-from composeprob.factors.base import is_factor
+from composeprob.factors.factor import is_factor
 from composeprob.factors.values import check_bounds, check_finite
 
 

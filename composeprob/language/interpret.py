@@ -14,8 +14,8 @@ from numpyro.primitives import Messenger
 
 from composeprob.errors import ProgramError, WrongTypeError, caller
 from composeprob.factors.analytic import Analytic
-from composeprob.factors.base import Factor
 from composeprob.factors.distribution import FactorDistribution
+from composeprob.factors.factor import Factor
 from composeprob.language.checks import check_latent, check_observed, explained
 from composeprob.language.policies import Policy, as_policy
 from composeprob.language.statements import LEVEL, Message

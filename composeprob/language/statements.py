@@ -16,9 +16,9 @@ from numpyro.primitives import Messenger, apply_stack
 
 from composeprob.arguments import check_count
 from composeprob.errors import InvalidValueError, ProgramError, WrongTypeError, a_kind
-from composeprob.factors.base import Factor, is_factor
 from composeprob.factors.concrete import NOT_CONCRETE, number_request
 from composeprob.factors.distribution import FactorDistribution
+from composeprob.factors.factor import Factor, is_factor
 from composeprob.factors.values import check_finite
 from composeprob.language.checks import mismatch
 from composeprob.language.policies import POLICIES, Policy, as_policy

@@ -28,8 +28,8 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
 from composeprob.density.points import log_densities
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
-from composeprob.kernels.base import log_density_of
 from composeprob.kernels.gibbs import measures_metric, parts_of, replaced, with_parts
+from composeprob.kernels.kernel import log_density_of
 from composeprob.metrics.distances import as_positions
 from composeprob.runtime.infer import not_a_sampler
 from composeprob.samplers.choose import check_capabilities
@@ -472,14 +472,14 @@ class Path(eqx.Module):
             self.sampler.step,
             self.sampler.moves,
         )
-        parts, mixed = self.sampler.needs_parts(density), moves is not None
+        parts, mixed = self.sampler.needs_terms(density), moves is not None
         twist = move.twist if move is not None and parts else None
         if moves is not None and reverse:
             moves = dataclasses.replace(moves, kernel=moves.kernel.reversal)
         draws = 1 + (0 if moves is None else moves.count)
 
         def drift(chain: Particles) -> Array:
-            return chain.evaluation.parts.drift if parts else chain.evaluation.score
+            return chain.evaluation.terms.drift if parts else chain.evaluation.score
 
         def step(
             level: Array, carry: tuple[Particles, Array]

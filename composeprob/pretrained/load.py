@@ -20,20 +20,20 @@ from numpy.typing import ArrayLike
 
 from composeprob.arguments import check_path
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError, ShapeError
-from composeprob.factors.base import Traits
 from composeprob.factors.diffusion import Diffusion, Encoder
+from composeprob.factors.factor import Traits
 from composeprob.factors.values import as_condition, check_choice
 from composeprob.json_data import JSONObject
 from composeprob.pretrained import schedulers, tensors
 from composeprob.pretrained.autoencoder import autoencoder_kl, autoencoder_tiny
 from composeprob.pretrained.config import check_beside, read_json, unsupported
-from composeprob.pretrained.text import Prompts, TextEncoder, Tokenizer, clip
+from composeprob.pretrained.text_encoders import Prompts, TextEncoder, Tokenizer, clip
 from composeprob.pretrained.transformer import dit, sd3
 from composeprob.pretrained.unet import GUIDED, guided, unet_2d, unet_condition
 from composeprob.schedule import Schedule, check_schedule, log_snr_of
 
 
-class Parts:
+class Components:
     """What lies beside a network in its folder, equal to no other's: an autoencoder,
     which models of pixels have not, and up to two text encoders."""
 
@@ -50,7 +50,7 @@ class Parts:
         )
 
     def __repr__(self) -> str:
-        return f"Parts({self.name})"
+        return f"Components({self.name})"
 
     def pictures(self, latents: object) -> np.ndarray:
         """Images of latents (…, height, width, channels), their values from 0 to 1."""
@@ -149,10 +149,12 @@ class Pretrained(Diffusion):
     is made of: they are no leaves.
     """
 
-    parts: Parts = eqx.field(static=True)
+    parts: Components = eqx.field(static=True)
     declared: ClassVar[bool] = True
 
-    def __init__(self, network: Callable[..., Array], parts: Parts, **options: Any):
+    def __init__(
+        self, network: Callable[..., Array], parts: Components, **options: Any
+    ):
         self.parts = parts
         super().__init__(network, **options)
 
@@ -416,7 +418,9 @@ def from_diffusers(
     # Everything that can be refused is examined before the first weight is read.
     coder, encoders, tokenizers = _beside(place)
     module, coder, encoders = tensors.fill((network.module, coder, encoders), kind)
-    parts = Parts(place.path.name, coder, tuple(map(TextEncoder, encoders, tokenizers)))
+    parts = Components(
+        place.path.name, coder, tuple(map(TextEncoder, encoders, tokenizers))
+    )
     adapted, options = _adapted(module, network, learned, schedule)
     options |= _conditions(network, parts, shape)
     return Pretrained(
@@ -569,7 +573,7 @@ def _adapted(
 
 
 def _conditions(
-    network: tensors.Network, parts: Parts, shape: tuple[int, ...]
+    network: tensors.Network, parts: Components, shape: tuple[int, ...]
 ) -> dict[str, Mapping[str, object]]:
     """The factor's conditions, the value of each that means "none", and what encodes
     them."""

@@ -34,7 +34,7 @@ from composeprob.errors import CapabilityError
 from composeprob.kernels import BlackJAX
 from composeprob.pytree import is_array
 from composeprob.samplers.choose import check_capabilities
-from composeprob.samplers.closing import Closing
+from composeprob.samplers.finishers import Finisher
 from composeprob.samplers.run import NoRecords, Run, begin, placed
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import (
@@ -58,7 +58,7 @@ def make_room(most: int = tuning.ROOM.memory_maps) -> None:
         jax.clear_caches()
 
 
-class Part(eqx.Module):
+class Shard(eqx.Module):
     """Stands for an array that is cut along an axis, of which every device in a row of
     the mesh has a part; inside of `on_devices` it holds this device's part, outside the
     whole, in parts."""
@@ -78,14 +78,14 @@ class Part(eqx.Module):
 
 
 def _is_part(node: object) -> bool:
-    return isinstance(node, Part)
+    return isinstance(node, Shard)
 
 
 def _delegated(name: str) -> Any:
     """What `Evaluates` has of this name: a property, or a method of an evaluator whose
     arrays are gathered for the call."""
 
-    def method(self: InParts, *arguments: PyTree[Array]) -> PyTree[Array]:
+    def method(self: Sharded, *arguments: PyTree[Array]) -> PyTree[Array]:
         after = eqx.filter(arguments, eqx.is_inexact_array)
         gathered = lambda leaf: leaf.gathered(after) if _is_part(leaf) else leaf  # noqa: E731
         # An array that the method makes no use of is not gathered: the compiler drops
@@ -98,8 +98,8 @@ def _delegated(name: str) -> Any:
     return property(lambda self: getattr(self.evaluator, name)) if known else method
 
 
-class InParts(eqx.Module):
-    """An evaluator with a `Part` in the place of each large array, put together for
+class Sharded(eqx.Module):
+    """An evaluator with a `Shard` in the place of each large array, put together for
     each evaluation and forgotten after it. All devices in a row must evaluate equally
     often, as each gives its parts to the others."""
 
@@ -157,14 +157,14 @@ def partitioned(density: AnnealedDensity, number: int, above: int) -> AnnealedDe
             return leaf
         even = [axis for axis, length in enumerate(leaf.shape) if length % number == 0]
         return (
-            Part(leaf, max(even, key=lambda axis: leaf.shape[axis])) if even else leaf
+            Shard(leaf, max(even, key=lambda axis: leaf.shape[axis])) if even else leaf
         )
 
     marked = jax.tree.map(
         shard, density.evaluator, is_leaf=lambda node: isinstance(node, Distribution)
     )
     found = any(map(_is_part, jax.tree.leaves(marked, is_leaf=_is_part)))
-    evaluator: Any = InParts(marked)  # its methods are those of `Evaluates`
+    evaluator: Any = Sharded(marked)  # its methods are those of `Evaluates`
     return dataclasses.replace(density, evaluator=evaluator) if found else density
 
 
@@ -268,7 +268,7 @@ def advance(sampler: Sampler, run: Run, density: AnnealedDensity, end: Array) ->
 
 @executable(out=Run.places())
 def close(
-    closing: Closing,
+    closing: Finisher,
     run: Run,
     density: AnnealedDensity,
     fitted: PyTree[Array],

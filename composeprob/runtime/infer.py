@@ -25,7 +25,7 @@ from composeprob.errors import (
     InvalidValueError,
     WrongTypeError,
 )
-from composeprob.kernels.base import Kernel
+from composeprob.kernels.kernel import Kernel
 from composeprob.results.result import Result
 from composeprob.runtime.stages import FewAncestors, State, carry_out
 from composeprob.runtime.writer import Checkpoint, Draws

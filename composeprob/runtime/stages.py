@@ -30,8 +30,8 @@ from composeprob.errors import CapabilityError
 from composeprob.results.result import Result
 from composeprob.results.status import fewest_families
 from composeprob.runtime import compiled
+from composeprob.runtime.outcome import KeyUse, summarised
 from composeprob.runtime.progress import Progress
-from composeprob.runtime.record import Fold, summarised
 from composeprob.runtime.writer import Checkpoint, Draws, RunCheckpoints, Writer
 from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.run import Pace, Run, Visits, begin, placed
@@ -373,7 +373,7 @@ class PilotRun:
         )
         if not long:
             return
-        key = Fold.PILOT.folded_into(state.key)
+        key = KeyUse.PILOT.folded_into(state.key)
         for finding in check(state.density, key, tuning.PILOT.chains):
             warnings.warn(
                 f"{finding.message} The run goes on; Ctrl-C ends it.", stacklevel=2

@@ -9,7 +9,7 @@ from composeprob.density.points import lost_to_noise
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, Adaptive, Kernel
 from composeprob.kernels.line_integral import bounded
-from composeprob.samplers.closing import Closing, GlobalMoves, WarmUp, fewest_chains
+from composeprob.samplers.finishers import Finisher, GlobalMoves, WarmUp, fewest_chains
 from composeprob.samplers.hierarchy import Interweaving, interweaves
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import by_kind
@@ -88,7 +88,7 @@ def choose(
 
 def closed_by(
     density: AnnealedDensity, num_chains: int, weighed: bool = False
-) -> tuple[tuple[Closing, ...], str]:
+) -> tuple[tuple[Finisher, ...], str]:
     """What closes a default run at level 0, and how its reason says so: global moves
     where so many chains can fit what others accept, fewer of chains that are
     ``weighed`` on the way; a warm-up at the target where there are latents that HMC can
@@ -98,7 +98,7 @@ def closed_by(
         Layout.of_density(density).size,
     )
     comparable = {"energy", "mode_depth"} <= density.capabilities
-    closings: list[Closing] = []
+    closings: list[Finisher] = []
     then = ""
     if (
         comparable

@@ -26,9 +26,9 @@ from composeprob.kernels import Info, mean_acceptance
 from composeprob.kernels.gibbs import measures_metric
 from composeprob.pytree import all_finite, where
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.meet import Meet, num_distinct, statistics
 from composeprob.samplers.moves import Particles, Tally, Transitions
 from composeprob.samplers.random import key_of, normals, stream
+from composeprob.samplers.resampling import Resampler, num_distinct, statistics
 from composeprob.samplers.run import Run
 from composeprob.samplers.spread import Tree, zeros_of
 from composeprob.samplers.step import (
@@ -96,7 +96,7 @@ Carry = tuple[Run, Level]
 def drift_of(found: Evaluation, dims: int) -> Drift:
     """What a step and its fit need of evaluations; of those without parts the score
     stands for all that is known."""
-    score, parts = found.score[..., :dims], found.parts
+    score, parts = found.score[..., :dims], found.terms
     if parts is not None:
         return parts.drift, parts.rate, parts.excess, score - parts.drift
     return (
@@ -115,7 +115,7 @@ class Descent:
     Args:
         density, run: what the chains are of.
         moves, step, weights, meet: of a `Sampler`, each of which may be missing.
-        parts: whether evaluations have theirs.
+        terms: whether evaluations have their density terms.
         leads: to levels, before transitions there. Without, all are made at level 0,
             where chains are, towards draws or in a warm-up: down the levels step sizes
             lag behind, and at level 0 they stop shrinking, so in the first
@@ -128,8 +128,8 @@ class Descent:
     moves: Transitions
     step: ReverseStep | None = None
     weights: str | None = None
-    meet: Meet | None = None
-    parts: bool = False
+    meet: Resampler | None = None
+    terms: bool = False
     leads: bool = True
 
     def __post_init__(self, run: Run) -> None:
@@ -147,10 +147,10 @@ class Descent:
         self.power = self.layout.power(density, density.num_levels - 1)
         self.control = self.step is not None and self.step.control == "affine"
         self.corrects = self.step is not None and self.step.order == 2
-        self.twist = self.step.twist if self.step is not None and self.parts else None
+        self.twist = self.step.twist if self.step is not None and self.terms else None
         self.bends = (
             self.corrects
-            and self.parts
+            and self.terms
             and self.twist != 0
             and density.evaluator.guided
         )
@@ -331,7 +331,7 @@ class Descent:
 
         def evaluate() -> Evaluation:
             point = lambda at, v: self.layout.evaluate(
-                self.density, v, at[1].index, self.parts
+                self.density, v, at[1].index, self.terms
             )  # noqa: E731
             return self.spread.map(self.at_level(run, now, point), level.query)
 
@@ -531,7 +531,7 @@ class Descent:
                 """−∞ where the density is 0; of chains that are weighed NaN where it,
                 or a score, is no number."""
                 _, _, rate = self.followed(v[: self.layout.dims], found, half, now.here)
-                known = lambda chain: chain.evaluation.parts.rate  # noqa: E731
+                known = lambda chain: chain.evaluation.terms.rate  # noqa: E731
                 before, after = (
                     eqx.tree_at(known, start, way.rate),
                     eqx.tree_at(known, moved, rate),
@@ -540,7 +540,7 @@ class Descent:
                     words, half, before, after, now.start, now.end, backward
                 )
                 gain = gain + way.log_ratio
-                usable = all_finite((start.evaluation.parts.drift, found.score)) & (
+                usable = all_finite((start.evaluation.terms.drift, found.score)) & (
                     gain < jnp.inf
                 )
                 return jnp.where(
@@ -548,7 +548,7 @@ class Descent:
                 ), more
 
             gains = none, none
-            if self.parts:  # reverse diffusion by itself weighs nothing where it begins
+            if self.terms:  # reverse diffusion by itself weighs nothing where it begins
                 first = partial(first_weight, self.layout, self.density, v, found, at)
                 gains = jax.lax.cond(
                     now.falls, gained, lambda: (none if self.plain else first(), none)
@@ -667,7 +667,7 @@ class Descent:
             self.at_level(run, now, lambda _, words: key_of(words, counter)), self.words
         )
         step = self.at_level(
-            run, now, partial(self.moves.step, self.density, self.parts)
+            run, now, partial(self.moves.step, self.density, self.terms)
         )
         chains, info = self.spread.map(step, keys, run.chains)
         for b in self.blocks:
@@ -761,7 +761,7 @@ def at_target(
     """The run after transitions first … end − 1 at level 0, whose random numbers are
     those of ``words``, (n, 2), and what they add up to."""
     chains = dataclasses.replace(
-        run.chains, evaluation=run.chains.evaluation.without_parts
+        run.chains, evaluation=run.chains.evaluation.without_terms
     )
     run = dataclasses.replace(run, chains=chains, words=words)
     way = Descent(density, run, moves, leads=False)
@@ -775,9 +775,9 @@ def at_target(
 def moved_to(run: Run, chains: Particles) -> Run:
     """The run with chains elsewhere at level 0. What only weights read belongs to where
     they were, and is unknown."""
-    parts = run.chains.evaluation.parts
+    parts = run.chains.evaluation.terms
     found = dataclasses.replace(
-        chains.evaluation, parts=None if parts is None else unknown(parts)
+        chains.evaluation, terms=None if parts is None else unknown(parts)
     )
     return dataclasses.replace(
         run, chains=dataclasses.replace(chains, evaluation=found)

@@ -25,7 +25,7 @@ from composeprob.samplers.layout import Layout
 from composeprob.schedule import Noise
 
 
-class Known(eqx.Module):
+class ClosedFormDensity(eqx.Module):
     """What of π_k(y, z) has a density in closed form, p; the other factors, U(y), offer
     only their score, and depend on no latent."""
 
@@ -35,7 +35,7 @@ class Known(eqx.Module):
 
     def log_density(self, v: Array) -> Array:
         """log p at the vector of one chain, a scalar."""
-        return self.density.evaluator.log_known(
+        return self.density.evaluator.log_closed_form(
             self.layout.position(v, self.noise.alpha), self.noise.index
         )
 
@@ -153,7 +153,7 @@ class Interweaving(Kernel[KernelState]):
     widths: Array | None = eqx.field(
         default=None, repr=False
     )  # of latents over the population, (m,), if known
-    known: Known | None = eqx.field(default=None, repr=False)
+    known: ClosedFormDensity | None = eqx.field(default=None, repr=False)
 
     optimal_acceptance = 0.574
     scale_exponent = 2
@@ -165,7 +165,7 @@ class Interweaving(Kernel[KernelState]):
 
     def under(self, density: AnnealedDensity, noise: Noise) -> Interweaving:
         return dataclasses.replace(
-            self, known=Known(density, noise, Layout.of_density(density))
+            self, known=ClosedFormDensity(density, noise, Layout.of_density(density))
         )
 
     def step(
@@ -222,7 +222,7 @@ class _Local(eqx.Module):
     basis: Array
 
     @classmethod
-    def at(cls, known: Known, y: Array, z: Array) -> _Local:
+    def at(cls, known: ClosedFormDensity, y: Array, z: Array) -> _Local:
         def log_p(z: Array) -> Array:
             return known.log_density(jnp.concatenate([y, z]))
 
@@ -250,7 +250,9 @@ class _Local(eqx.Module):
         )
 
 
-def _latents(key: Array, known: Known, v: Array, score: Array) -> tuple[Array, Array]:
+def _latents(
+    key: Array, known: ClosedFormDensity, v: Array, score: Array
+) -> tuple[Array, Array]:
     """Step 1: v after moves of φ alone, and the score there."""
     y, z = jnp.split(v, [known.layout.dims])
 
@@ -300,7 +302,7 @@ def _latents(key: Array, known: Known, v: Array, score: Array) -> tuple[Array, A
 def _members(
     key: Array,
     line: LineIntegral,
-    known: Known,
+    known: ClosedFormDensity,
     v: Array,
     score: Array,
     evaluate: Evaluate,
@@ -352,7 +354,7 @@ def _members(
     return after, jnp.concatenate([jnp.where(taken, end, s), gradient]), info
 
 
-def _along(known: Known, v: Array, way: Array) -> tuple[Array, Array]:
+def _along(known: ClosedFormDensity, v: Array, way: Array) -> tuple[Array, Array]:
     """log p at v, and how much it curves along a way: −d²/ds² log p(v + s·way), made
     positive."""
 
@@ -377,7 +379,7 @@ def _log_wider(before: dict[str, Frame], after: dict[str, Frame]) -> Array:
 def _joint_move(
     key: Array,
     line: LineIntegral,
-    known: Known,
+    known: ClosedFormDensity,
     widths: Array | None,
     v: Array,
     score: Array,

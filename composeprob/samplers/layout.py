@@ -98,30 +98,30 @@ class Layout(eqx.Module):
         return jnp.concatenate(powers) if powers else jnp.zeros((0,))
 
     def evaluate(
-        self, density: AnnealedDensity, v: Array, level: Array | int, parts: bool = True
+        self, density: AnnealedDensity, v: Array, level: Array | int, terms: bool = True
     ) -> Evaluation:
         """π_k at the vector of one chain: its ``score`` is that of the vector, (D,),
-        and where ``parts`` are wanted their ``drift`` is S, (d,), and their ``rate``
+        and where ``terms`` are wanted their ``drift`` is S, (d,), and their ``rate``
         that per unit of τ, α² times the one of x."""
         alpha = density.schedule.at(level).alpha
         found = density.evaluator(self.position(v, alpha), level)
         flat = found.with_gradients(
             self.gradient(score, alpha) for score in found.gradients
         )
-        if not parts:
-            return flat.without_parts
-        drift = self.gradient({**found.score, **found.parts.drift}, alpha)[: self.dims]
+        if not terms:
+            return flat.without_terms
+        drift = self.gradient({**found.score, **found.terms.drift}, alpha)[: self.dims]
         known = dataclasses.replace(
-            found.parts, drift=drift, rate=alpha**2 * found.parts.rate
+            found.terms, drift=drift, rate=alpha**2 * found.terms.rate
         )
-        return dataclasses.replace(flat, parts=known)
+        return dataclasses.replace(flat, terms=known)
 
-    def unevaluated(self, density: AnnealedDensity, parts: bool = True) -> Evaluation:
+    def unevaluated(self, density: AnnealedDensity, terms: bool = True) -> Evaluation:
         """An evaluation of one chain that is NaN throughout, for chains that were not
         evaluated yet: so one executable, that of the levels, has the networks in it,
         and not a second one that only starts the chains."""
         return unknown(
             jax.eval_shape(
-                lambda v: self.evaluate(density, v, 0, parts), jnp.zeros((self.size,))
+                lambda v: self.evaluate(density, v, 0, terms), jnp.zeros((self.size,))
             )
         )

@@ -15,7 +15,6 @@ from jaxtyping import PyTree
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
-from composeprob.kernels.base import Info, Kernel, KernelState, Trajectory
 from composeprob.kernels.gibbs import (
     Gibbs,
     GibbsState,
@@ -23,6 +22,7 @@ from composeprob.kernels.gibbs import (
     integrates_score,
     replaced,
 )
+from composeprob.kernels.kernel import Info, Kernel, KernelState, Trajectory
 from composeprob.kernels.metric import EUCLIDEAN, Estimated, Metric, measured
 from composeprob.kernels.step_size import (
     Adaptive,
@@ -373,7 +373,7 @@ class Transitions(eqx.Module):
     def step(
         self,
         density: AnnealedDensity,
-        parts: bool,
+        terms: bool,
         setting: Setting,
         key: Array,
         particle: Particles,
@@ -387,7 +387,7 @@ class Transitions(eqx.Module):
         kernel = replaced(
             tuned, kernels=tuple(part.under(density, noise) for part in tuned.kernels)
         )
-        target = lambda v: self.layout.evaluate(density, v, noise.index, parts)  # noqa: E731
+        target = lambda v: self.layout.evaluate(density, v, noise.index, terms)  # noqa: E731
         return kernel.step(key, particle, target, jnp.stack(steps))
 
     def noise_size(self, b: int) -> int:

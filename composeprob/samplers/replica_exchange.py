@@ -20,8 +20,8 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import MALA, Adaptive, Info, Kernel, mean_acceptance
-from composeprob.kernels.base import log_density_of
 from composeprob.kernels.gibbs import measures_metric, replaced
+from composeprob.kernels.kernel import log_density_of
 from composeprob.kernels.metropolis import accept, log_uniform
 from composeprob.pytree import all_finite, where
 from composeprob.samplers.descent import Carry, Descent, Level, Now
@@ -131,7 +131,7 @@ class Swap(eqx.Module):
         """What the candidate c, made of v, adds to log R, beside energies: on the way
         up a gain is minus that down."""
         if not self.energies:
-            return incremental_log_weight(here.parts, there.parts, start, end)
+            return incremental_log_weight(here.terms, there.terms, start, end)
         (forth, drift), (back, drift_back) = (
             self._bridge(start, end, here),
             self._bridge(end, start, there),
@@ -146,7 +146,7 @@ class Swap(eqx.Module):
         none up."""
         assert self.power is not None
         drift = (
-            found.score[: self.power.shape[1]] if self.energies else found.parts.drift
+            found.score[: self.power.shape[1]] if self.energies else found.terms.drift
         )
         law = Step.bridge(
             start.variance,
@@ -465,7 +465,7 @@ class ReplicaExchange(Sampler):
         swaps = {} if kind is None else {f"ReplicaExchange(swap='{kind}')": NEEDS[kind]}
         return swaps | super().requires
 
-    def needs_parts(self, density: AnnealedDensity) -> bool:
+    def needs_terms(self, density: AnnealedDensity) -> bool:
         return not self.meet.energies
 
     def prepare(self, density: AnnealedDensity) -> Sampler:
@@ -537,7 +537,7 @@ class ReplicaExchange(Sampler):
 
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         layout, moves, count = Layout.of_density(density), self.moves, self.num_levels
-        blank = layout.unevaluated(density, self.needs_parts(density))
+        blank = layout.unevaluated(density, self.needs_terms(density))
 
         def replica(words: Array) -> Particles:
             return self.initial_particle(

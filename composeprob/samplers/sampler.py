@@ -23,12 +23,12 @@ from composeprob.kernels import MALA, Adaptive, Gibbs, Kernel
 from composeprob.kernels.gibbs import parts_of, replaced
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.pytree import where
-from composeprob.samplers.closing import Closing, closings
 from composeprob.samplers.descent import Descent, at_target, moved_to
+from composeprob.samplers.finishers import Finisher, closings
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.meet import Meet, Resample
 from composeprob.samplers.moves import Particles, Transitions, by_kind
 from composeprob.samplers.random import Stream, key_of, normals, stream
+from composeprob.samplers.resampling import Resample, Resampler
 from composeprob.samplers.run import Pace, Run, Visits
 from composeprob.samplers.step import ReverseStep
 from composeprob.samplers.weights import first_evidence
@@ -57,8 +57,8 @@ class Sampler(eqx.Module):
     steps_per_level: int = eqx.field(default=0, static=True)
     step: ReverseStep | None = None
     weights: str | None = eqx.field(default=None, static=True)
-    meet: Meet | None = None
-    then: tuple[Closing, ...] = ()
+    meet: Resampler | None = None
+    then: tuple[Finisher, ...] = ()
     check_levels: bool = eqx.field(default=False, static=True)
     moves: Transitions = None  # type: ignore[assignment]  # nothing reads it before, or where there is no kernel
 
@@ -121,7 +121,7 @@ class Sampler(eqx.Module):
             self.weights == "density" and density.top.normalised
         )
 
-    def needs_parts(self, density: AnnealedDensity) -> bool:
+    def needs_terms(self, density: AnnealedDensity) -> bool:
         """Whether evaluations are to have their parts: of chains that are weighed, or
         whose path weights are kept."""
         noised = any(site.kind == "noised" for site in density.sites.values())
@@ -240,7 +240,7 @@ class Sampler(eqx.Module):
         """Fill in the chains' states (and first weights) at the first level, before any
         transition there."""
         layout, spread = Layout.of_density(density), run.spread
-        blank = layout.unevaluated(density, self.needs_parts(density))
+        blank = layout.unevaluated(density, self.needs_terms(density))
         if layout.dims or self.weights is not None:
             points = spread.map(
                 partial(initial_point, layout, density, level), run.words
@@ -284,7 +284,7 @@ class Sampler(eqx.Module):
             self.step,
             self.weights,
             self.meet,
-            self.needs_parts(density),
+            self.needs_terms(density),
         )
 
     def advance(self, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
@@ -388,7 +388,7 @@ class SMC(Sampler):
         steps_per_level: transitions at each level.
         weights: ``"feynman_kac"`` or ``"density"``.
         resample: a threshold in (0, 1] for ``cp.Resample(threshold)``, resampling where
-            ESS/N falls below it; or another `Meet`.
+            ESS/N falls below it; or another `Resampler`.
         step: how chains go from level to level, a `ReverseStep`; density weights make
             none.
         then: what closes the run at level 0: `WarmUp`, `GlobalMoves`, or several in a
@@ -414,9 +414,9 @@ class SMC(Sampler):
         kernel: Kernel | None = None,
         steps_per_level: int = 1,
         weights: str = "feynman_kac",
-        resample: float | Meet = 0.5,
+        resample: float | Resampler = 0.5,
         step: ReverseStep | None = None,
-        then: Closing | tuple[Closing, ...] = (),
+        then: Finisher | tuple[Finisher, ...] = (),
         check_levels: bool = True,
     ):
         check_kernel(kernel, steps_per_level, optional=True)
@@ -445,7 +445,7 @@ class SMC(Sampler):
                 f"SMC(resample=) is the class {resample.__name__}.",
                 fix=f"write {resample.__name__}().",
             )
-        meet = resample if isinstance(resample, Meet) else Resample(resample)
+        meet = resample if isinstance(resample, Resampler) else Resample(resample)
         checked = bool(check_levels) and weights == "feynman_kac"
         super().__init__(
             kernel, int(steps_per_level), step, weights, meet, closings(then), checked
@@ -524,7 +524,7 @@ class AnnealedMCMC(Sampler):
         kernel: Kernel,
         steps_per_level: int = 10,
         reverse_step: bool | ReverseStep = False,
-        then: Closing | tuple[Closing, ...] = (),
+        then: Finisher | tuple[Finisher, ...] = (),
     ):
         check_kernel(kernel, steps_per_level)
         if not isinstance(reverse_step, (bool, ReverseStep)):
@@ -620,7 +620,7 @@ def likely_start(
     def race(i: Array, best: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         draw_key, race_key = jax.random.split(jax.random.fold_in(key, i))
         position = density.initial(draw_key, level)
-        log_weight = density.evaluator(position, level).parts.log_potential
+        log_weight = density.evaluator(position, level).terms.log_potential
         log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
         rival = layout.vector(position, alpha), log_weight + jax.random.gumbel(race_key)
         v, score = where(rival[1] >= best[1], rival, best[:2])

@@ -31,7 +31,7 @@ from jax import Array
 from composeprob import tuning
 from composeprob.errors import InvalidValueError
 from composeprob.kernels.step_size import as_scalar, check_range, settings
-from composeprob.samplers.meet import shares
+from composeprob.samplers.resampling import shares
 
 
 class ReverseStep(eqx.Module):

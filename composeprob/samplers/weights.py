@@ -13,8 +13,8 @@ from jax import Array
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Evaluation, Parts
-from composeprob.kernels.base import log_density_of
+from composeprob.density.evaluation import DensityTerms, Evaluation
+from composeprob.kernels.kernel import log_density_of
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles
 from composeprob.samplers.random import Stream, normals, stream
@@ -31,7 +31,7 @@ def first_weight(
 ) -> Array:
     """What one chain's draw v, (D,), from the distribution of the first level weighs, a
     scalar, by its evaluation."""
-    parts, noise = found.parts, density.schedule.at(level)
+    parts, noise = found.terms, density.schedule.at(level)
     log_weight = parts.log_potential + parts.log_exact
     if weighs_top(density):
         position = layout.position(v, noise.alpha)
@@ -63,7 +63,7 @@ def weighs_top(density: AnnealedDensity) -> bool:
 
 
 def incremental_log_weight(
-    before: Parts, after: Parts, noise: Noise, end: Noise
+    before: DensityTerms, after: DensityTerms, noise: Noise, end: Noise
 ) -> Array:
     r"""What a chain's log-weight gains under Feynman–Kac weights from a level to a
     cleaner one, a scalar:
@@ -113,7 +113,7 @@ class Weight(NamedTuple):
         if self.kind == "density":
             gain = log_density_of(after) - log_density_of(before)
         else:
-            parts = before.parts
+            parts = before.terms
             if backward is not None and self.most is not None:
                 law, y, static = (
                     Step.ddpm(noise.variance, end.variance),
@@ -144,7 +144,7 @@ class Weight(NamedTuple):
                     parts, log_potential=parts.log_potential + gained
                 )
                 more = jnp.where(calm, gained, 0.0)
-            gain = incremental_log_weight(parts, after.parts, noise, end)
+            gain = incremental_log_weight(parts, after.terms, noise, end)
         # A chain that was at a zero weighs nothing already: it has −∞/−∞ to gain.
         return jnp.where(before.zero, -jnp.inf, gain), more
 

@@ -7,6 +7,7 @@ makes the zoo of this lies in ``models/making.py``. May import everything but `a
 
 from composeprob.training.distil import Distilled, Flow, distil
 from composeprob.training.estimator import estimator
+from composeprob.training.loop import TrainingRun, train
 from composeprob.training.quality import sample_quality, score_errors
 from composeprob.training.recipe import (
     Batches,
@@ -17,8 +18,7 @@ from composeprob.training.recipe import (
     LogSNR,
     Recipe,
 )
-from composeprob.training.run import TrainingRun, train
-from composeprob.training.weights import load_weights, save_weights
+from composeprob.training.weight_files import load_weights, save_weights
 
 __all__ = [
     "Batches",

@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.factors.diffusion import Diffusion
+from composeprob.training.loop import TrainingRun, train
 from composeprob.training.quality import reverse_samples
 from composeprob.training.recipe import Recipe
-from composeprob.training.run import TrainingRun, train
 
 
 class Flow(Protocol):

@@ -25,8 +25,7 @@ from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.factors.gaussians import base_of
 from composeprob.factors.one_dimension import log_normal_mass
 from composeprob.schedule import Schedule
-from composeprob.training.recipe import Batches, Data, LogSNR, Recipe
-from composeprob.training.run import (
+from composeprob.training.loop import (
     TrainingRun,
     draw_batch,
     finish,
@@ -35,6 +34,7 @@ from composeprob.training.run import (
     make_advance,
     stretches,
 )
+from composeprob.training.recipe import Batches, Data, LogSNR, Recipe
 
 Box = tuple[Array, Array]
 

@@ -12,8 +12,8 @@ from jax import Array
 
 from composeprob.compiler.pipeline import lowered
 from composeprob.factors.analytic import Analytic
-from composeprob.factors.base import LeafFactor
-from composeprob.language.program import single
+from composeprob.factors.factor import LeafFactor
+from composeprob.language.decorator import single
 from composeprob.metrics.distances import mode_weights, total_variation
 from composeprob.runtime.infer import infer
 from composeprob.samplers.sampler import Ancestral

@@ -56,7 +56,7 @@ def assert_same(a, b, place):
         one.log_density, other.log_density, rtol=1e-10, atol=1e-10
     )
     np.testing.assert_allclose(one.score["x"], other.score["x"], rtol=1e-9, atol=1e-10)
-    np.testing.assert_allclose(one.parts.rate, other.parts.rate, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(one.terms.rate, other.terms.rate, rtol=1e-7, atol=1e-8)
 
 
 @laws
@@ -113,7 +113,7 @@ def test_windows_on_disjoint_entries_are_independent(place):
         whole.score["x"], np.concatenate([p.score["x"] for p in parts]), rtol=1e-9
     )
     np.testing.assert_allclose(
-        whole.parts.rate, 0.0, atol=1e-8 * float(jnp.sum(whole.score["x"] ** 2))
+        whole.terms.rate, 0.0, atol=1e-8 * float(jnp.sum(whole.score["x"] ** 2))
     )
 
 

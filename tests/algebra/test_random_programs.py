@@ -22,7 +22,7 @@ import pytest
 import composeprob as cp
 import references as ref
 from composeprob.errors import ImproperError
-from composeprob.factors.base import Factor
+from composeprob.factors.factor import Factor
 from sampling_cases import learned, single, slow
 
 pytestmark = pytest.mark.usefixtures("double_precision")

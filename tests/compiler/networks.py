@@ -11,7 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 import composeprob as cp
-from composeprob.factors.base import LeafFactor, Traits
+from composeprob.factors.factor import LeafFactor, Traits
 from composeprob.schedule import Schedule
 from sampling_cases import Calls
 

@@ -111,7 +111,7 @@ def test_a_window_of_cells_written_out():
         # The other cells are the prior's alone, so the rate is that of the product over
         # these cells.
         np.testing.assert_allclose(
-            found.parts.rate, inner.evaluate(seen, level).parts.rate, rtol=1e-8
+            found.terms.rate, inner.evaluate(seen, level).terms.rate, rtol=1e-8
         )
 
 

@@ -157,17 +157,17 @@ def test_the_closed_form_is_the_integral(density):
     )
     exact = {name: by_quadrature(name) for name in PRIORS}
     np.testing.assert_allclose(
-        found.parts.log_exact, sum(value for value, *_ in exact.values()), rtol=1e-4
+        found.terms.log_exact, sum(value for value, *_ in exact.values()), rtol=1e-4
     )
     for name, (_, slope, _) in exact.items():
         np.testing.assert_allclose(
-            found.parts.drift[name] - bare.parts.drift[name],
+            found.terms.drift[name] - bare.terms.drift[name],
             slope,
             rtol=2e-3,
             atol=2e-3,
         )
         np.testing.assert_allclose(
-            found.score[name], found.parts.drift[name], rtol=1e-5
+            found.score[name], found.terms.drift[name], rtol=1e-5
         )
     of_prior = 1 - SD**2  # of HalfNormal(1), per log sd
     np.testing.assert_allclose(
@@ -176,10 +176,10 @@ def test_the_closed_form_is_the_integral(density):
     # Static sites meet the data by and by.
     top = density.evaluate(POSITION, SCHEDULE.num_levels - 1)
     np.testing.assert_allclose(
-        top.log_density, top.parts.log_marginal + top.parts.log_prior, rtol=1e-4
+        top.log_density, top.terms.log_marginal + top.terms.log_prior, rtol=1e-4
     )
     np.testing.assert_allclose(
-        density.evaluate(POSITION, LEVEL).parts.log_potential, 0.0
+        density.evaluate(POSITION, LEVEL).terms.log_potential, 0.0
     )
 
 
@@ -206,12 +206,12 @@ def test_objects_that_share_no_measurement_stay_apart():
         2,
         2,
     )  # twelve mixtures of two components, not one of 2¹²
-    found = whole.evaluate({"x": x}, LEVEL).parts.drift["x"]
+    found = whole.evaluate({"x": x}, LEVEL).terms.drift["x"]
     for i in (0, 7):
         alone = cp.compile(measured, analytic(F), of_object, y[i]).evaluate(
             {"x": x[i]}, LEVEL
         )
-        np.testing.assert_allclose(found[i], alone.parts.drift["x"], rtol=1e-4)
+        np.testing.assert_allclose(found[i], alone.terms.drift["x"], rtol=1e-4)
     text = str(cp.compile(plates, analytic(F), y, True))
     assert (
         "y exact; sum tempered, since together its mixtures have 4,096 components"
@@ -264,7 +264,7 @@ def test_a_measurement_that_looks_elsewhere_than_it_did_is_seen(z, mixed):
     prior = np.logaddexp(*(-0.5 * ((grid - m) / 0.3) ** 2 for m in (-1.0, 1.0))).sum(1)
     joint = prior - 0.5 * ((x - ALPHA * grid) ** 2).sum(1) / SIGMA**2
     np.testing.assert_allclose(
-        found.parts.log_exact, logsumexp(joint + noise) - logsumexp(joint), rtol=1e-4
+        found.terms.log_exact, logsumexp(joint + noise) - logsumexp(joint), rtol=1e-4
     )
     blind = eqx.tree_at(
         lambda d: d.evaluator.likelihood.exact.inside,
@@ -437,9 +437,9 @@ def test_a_tiny_scale_of_the_noise_costs_no_accuracy():
         exact = -0.5 * (
             solved + 8 * log_sd + np.log(noise + 5 * blur) + 5 * np.log(2 * np.pi)
         )
-        np.testing.assert_allclose(found.parts.log_exact, exact, rtol=1e-6)
+        np.testing.assert_allclose(found.terms.log_exact, exact, rtol=1e-6)
         if level == SCHEDULE.num_levels - 1:
-            assert found.log_density == found.parts.log_marginal + found.parts.log_prior
+            assert found.log_density == found.terms.log_marginal + found.terms.log_prior
             np.testing.assert_allclose(
                 found.score["s"], 1.0, atol=1e-3
             )  # the prior's, in log s

@@ -11,7 +11,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.compiler.pipeline import lowered
-from composeprob.ir.nodes import leaves
+from composeprob.ir.leaves import leaves
 from sampling_cases import modes, single
 
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -171,10 +171,10 @@ def test_potentials_keep_their_exponents():
     for level in LEVELS:
         found = both.evaluate({"x": X}, level)
         np.testing.assert_allclose(
-            found.parts.log_marginal, alone.log_density({"x": X}, level), rtol=1e-10
+            found.terms.log_marginal, alone.log_density({"x": X}, level), rtol=1e-10
         )
         np.testing.assert_allclose(
-            found.parts.log_potential, 4 * jax.nn.log_sigmoid(X[0]), rtol=1e-6
+            found.terms.log_potential, 4 * jax.nn.log_sigmoid(X[0]), rtol=1e-6
         )
 
 

@@ -14,7 +14,7 @@ from composeprob.compiler.normalise import normalise
 from composeprob.compiler.share import share
 from composeprob.errors import AlignmentError, WrongTypeError
 from composeprob.factors.nodes import Product
-from composeprob.ir.nodes import Leaf, leaves
+from composeprob.ir.leaves import Leaf, leaves
 from refusals import refused
 from sampling_cases import learned, measured, single
 from targets import network_outputs

@@ -140,12 +140,12 @@ def residual(density, diffusion, x, t):
             here.score_and_rate(position(x), 0),
         )
         score = jnp.concatenate(
-            [evaluation.parts.drift[name].ravel() for name in shapes]
+            [evaluation.terms.drift[name].ravel() for name in shapes]
         )
-        return (evaluation.parts.log_marginal + evaluation.parts.log_exact, score), (
+        return (evaluation.terms.log_marginal + evaluation.terms.log_exact, score), (
             score,
             rate,
-            evaluation.parts.rate,
+            evaluation.terms.rate,
         )
 
     # One forward-mode pass gives ∂_t log F and, with the score of the library, the
@@ -338,9 +338,9 @@ def test_aligned_models_have_the_rate_of_their_own_density(diffusion):
     ]
     for level in (0, 200, 399):
         one, other = (density.evaluate(x, level) for density in densities)
-        np.testing.assert_allclose(one.parts.rate, other.parts.rate, rtol=1e-8)
+        np.testing.assert_allclose(one.terms.rate, other.terms.rate, rtol=1e-8)
         np.testing.assert_allclose(
-            one.parts.drift["x"], other.parts.drift["x"], rtol=1e-8
+            one.terms.drift["x"], other.terms.drift["x"], rtol=1e-8
         )
 
 

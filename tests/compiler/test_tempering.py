@@ -158,7 +158,7 @@ def test_powers_are_those_of_the_docs(policy, latent):
     )
     position = {"x": jnp.float32(AT), **({"m": jnp.float32(0.0)} if latent else {})}
     potential = jax.jit(
-        jax.vmap(lambda k: density.evaluator(position, k).parts.log_potential)
+        jax.vmap(lambda k: density.evaluator(position, k).terms.log_potential)
     )
     found = np.asarray(potential(jnp.arange(SCHEDULE.num_levels)), float)
     looked_at = ALPHA * AT if policy == "denoised" else AT / ALPHA

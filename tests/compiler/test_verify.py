@@ -16,11 +16,11 @@ from composeprob.compiler.build import build
 from composeprob.compiler.normalise import normalise
 from composeprob.compiler.share import share
 from composeprob.errors import VerificationError
-from composeprob.factors.base import Factor
+from composeprob.factors.factor import Factor
 from composeprob.factors.nodes import Combination, Mixture, Product
 from composeprob.factors.passes import PASSES
 from composeprob.factors.window import Region
-from composeprob.ir.nodes import Leaf
+from composeprob.ir.leaves import Leaf
 from composeprob.ir.verify import STAGES, verify
 from composeprob.schedule import Noise
 from refusals import refused

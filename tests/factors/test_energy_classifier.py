@@ -31,8 +31,8 @@ def test_an_energy_is_a_log_density_of_the_level():
             found.log_density, -0.5 * 1.25 * (1 + level), rtol=1e-6
         )
         np.testing.assert_allclose(found.score["x"], -X * (1 + level), rtol=1e-6)
-        np.testing.assert_allclose(found.parts.log_potential, found.log_density)
-        np.testing.assert_allclose(found.parts.drift["x"], 0.0)
+        np.testing.assert_allclose(found.terms.log_potential, found.log_density)
+        np.testing.assert_allclose(found.terms.drift["x"], 0.0)
     assert f.capabilities == {"score", "energy", "conservative", "mode_depth"}
 
 
@@ -66,9 +66,9 @@ def test_a_bounded_energy_multiplies_but_does_not_stand_alone():
     np.testing.assert_allclose(
         both.log_density - prior.log_density, -jnp.logaddexp(0.0, 20.0), rtol=1e-5
     )
-    np.testing.assert_allclose(both.parts.drift["x"], prior.score["x"])
-    np.testing.assert_allclose(both.parts.rate, 0.0)
-    np.testing.assert_allclose(both.parts.log_marginal, prior.log_density)
+    np.testing.assert_allclose(both.terms.drift["x"], prior.score["x"])
+    np.testing.assert_allclose(both.terms.rate, 0.0)
+    np.testing.assert_allclose(both.terms.log_marginal, prior.log_density)
     refused(
         lambda: cp.compile(single, half),
         ImproperError,
@@ -87,7 +87,7 @@ def test_on_other_levels_an_energy_is_rescaled_as_the_density_that_it_is(top_pow
     schedule = cp.Schedule.from_arrays(
         alpha * own.alpha, alpha * own.sigma
     )  # the same log-SNR, half the signal
-    found = evaluate(PRIOR * f, 3, schedule=schedule).parts.log_potential
+    found = evaluate(PRIOR * f, 3, schedule=schedule).terms.log_potential
     np.testing.assert_allclose(
         found, energy(X / alpha, 3) + top_power * 2 * np.log(1 / alpha), rtol=1e-5
     )
@@ -124,8 +124,8 @@ def test_condition_is_bayes_rule_to_a_power(scale):
             np.testing.assert_allclose(
                 found.score["x"], prior.score["x"] + pull, rtol=1e-5
             )
-            np.testing.assert_allclose(found.parts.drift["x"], prior.parts.drift["x"])
-            np.testing.assert_allclose(found.parts.log_potential, share, rtol=1e-5)
+            np.testing.assert_allclose(found.terms.drift["x"], prior.terms.drift["x"])
+            np.testing.assert_allclose(found.terms.log_potential, share, rtol=1e-5)
 
 
 @pytest.mark.parametrize("time", ["level", "log_snr", "sigma"])
@@ -136,7 +136,7 @@ def test_a_classifier_is_told_the_time(time):
         "log_snr": SCHEDULE.log_snr[7],
         "sigma": SCHEDULE.sigma[7] / SCHEDULE.alpha[7],
     }[time]
-    found = evaluate(cp.condition(PRIOR, told, 1), 7).parts.log_potential
+    found = evaluate(cp.condition(PRIOR, told, 1), 7).terms.log_potential
     np.testing.assert_allclose(found, jax.nn.log_sigmoid(value), rtol=1e-4)
 
 
@@ -144,7 +144,7 @@ def test_on_other_levels_a_classifier_sees_its_own_coordinates():
     schedule = cp.Schedule.from_arrays(0.5 * SCHEDULE.alpha, 0.5 * SCHEDULE.sigma)
     found = evaluate(
         cp.condition(PRIOR, classifier(), 1), 6, schedule=schedule
-    ).parts.log_potential
+    ).terms.log_potential
     np.testing.assert_allclose(
         found, jax.nn.log_softmax(MATRIX @ X / 0.5)[1], rtol=1e-5
     )

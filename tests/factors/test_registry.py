@@ -10,7 +10,7 @@ import pytest
 import composeprob as cp
 import composeprob.factors
 from composeprob.errors import ConditionError
-from composeprob.factors.base import LeafFactor
+from composeprob.factors.factor import LeafFactor
 from refusals import refused
 from registry import FACTORS, SCHEDULES, concrete
 

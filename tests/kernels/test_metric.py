@@ -13,7 +13,7 @@ import pytest
 import composeprob as cp
 from composeprob.kernels import HMC, MALA, UHMC, ULA, LineIntegral
 from composeprob.kernels.metric import Estimated, measured
-from composeprob.samplers.meet import shares
+from composeprob.samplers.resampling import shares
 from kernel_chains import from_exact_draws, start, steps_of, transitions
 from sampling_cases import normal, run, single
 from targets import Law, evaluate, two_modes

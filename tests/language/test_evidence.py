@@ -113,7 +113,7 @@ def stepped(density, level, kernel, chains, steps=1):
 
     def chain(v, key):
         particle = transitions.start(
-            jax.random.key_data(key), v, layout.evaluate(density, v, level, parts=False)
+            jax.random.key_data(key), v, layout.evaluate(density, v, level, terms=False)
         )
 
         def step(i, particle):
@@ -211,7 +211,7 @@ class TestDensity:
             np.testing.assert_allclose(
                 score["eta"], expected[2] + jax.grad(log_q)(x), rtol=2e-4, atol=1e-3
             )
-            known = density.evaluator.log_known
+            known = density.evaluator.log_closed_form
             other = {"eta": x, "mu": mu + 0.5, "tau": u - 0.4}
             difference = known(other, level) - known(POSITION, level)
             np.testing.assert_allclose(

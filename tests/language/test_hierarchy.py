@@ -85,9 +85,9 @@ def test_density_and_scores_are_the_models(density, level):
             evaluation.score[name], score[name], rtol=1e-4, atol=1e-4
         )
     alone = EXACT(position, level, lambda level: 0.0)[1]["x"]
-    np.testing.assert_allclose(evaluation.parts.drift["x"], alone, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(evaluation.terms.drift["x"], alone, rtol=1e-4, atol=1e-4)
     assert (
-        evaluation.parts.rate == 0
+        evaluation.terms.rate == 0
     )  # conditional on m and s each is a noised marginal
     leaves = jax.eval_shape(density.leaf_scores, position, level)
     assert sorted(leaves) == ["Normal(x | m)", "Normal(x | m, s)"]
@@ -208,7 +208,7 @@ def test_networks_get_the_latent_of_the_position():
         np.testing.assert_array_equal(found.score["c"], 0.0)
         np.testing.assert_array_equal(found.score["a"], 0.0)
         away = jnp.sum((position["x"] - alpha * c) ** 2) + jnp.sum(position["x"] ** 2)
-        np.testing.assert_allclose(found.parts.log_marginal, -0.5 * away, rtol=1e-4)
+        np.testing.assert_allclose(found.terms.log_marginal, -0.5 * away, rtol=1e-4)
     counter.reset()
     density.evaluate(position, 6)
     assert counter.run == 2  # two leaves, each one batch of three copies

@@ -53,7 +53,7 @@ def linear(f, y, noise, anneal=None, a=A, g=None, b=None):
 
 
 def log_likelihood(density, level, position):
-    return density.evaluate(position, level).parts.log_potential
+    return density.evaluate(position, level).terms.log_potential
 
 
 def log_normal(residual, covariance):
@@ -277,7 +277,7 @@ def test_what_is_no_covariance_gives_numbers():
     )
     for level in (0, 5, 20):
         evaluation = density.evaluate({"x": X}, level)
-        assert np.isfinite(evaluation.parts.log_potential)
+        assert np.isfinite(evaluation.terms.log_potential)
         assert np.all(np.isfinite(evaluation.score["x"]))
 
 

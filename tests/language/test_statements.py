@@ -298,7 +298,7 @@ class Between(Policy):
 
 def log_likelihood(anneal, level):
     density = cp.compile(measured, PRIOR, SINE, jnp.zeros(2), anneal)
-    return density.evaluate(X, level).parts.log_potential
+    return density.evaluate(X, level).terms.log_potential
 
 
 @pytest.mark.parametrize("level", [1, 9, 19])

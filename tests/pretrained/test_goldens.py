@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import composeprob as cp
-from composeprob.pretrained.text import Tokenizer, with_pooled
+from composeprob.pretrained.text_encoders import Tokenizer, with_pooled
 
 DATA = Path(__file__).parent / "data"
 LEVELS = (0, 1, 37, 500, 998, 999)

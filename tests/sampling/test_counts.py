@@ -193,7 +193,7 @@ def test_starting_chains_evaluates_nothing(name):
     assert calls.run == 0
     assert np.isfinite(run.chains.position).all()
     assert np.isnan(run.chains.evaluation.score).all()
-    assert (run.chains.evaluation.parts is None) == (
+    assert (run.chains.evaluation.terms is None) == (
         name == "MALA"
     )  # only those who weigh read it
 

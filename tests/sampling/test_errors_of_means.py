@@ -11,7 +11,7 @@ import pytest
 import composeprob as cp
 from composeprob.results.estimates import Estimate, Families, known_chains
 from composeprob.results.status import Code, few_ancestors, few_levels, not_converged
-from composeprob.runtime.record import error_of_levels
+from composeprob.runtime.outcome import error_of_levels
 from refusals import refused
 from sampling_cases import (
     SCHEDULE,

@@ -98,7 +98,7 @@ def on_the_grid(*seen):
     per_level = lambda k: jax.vmap(
         lambda x: layout.evaluate(density, x[None] / FINE.at(k).alpha, k)
     )(points)
-    found = jax.jit(jax.vmap(per_level))(jnp.arange(FINE.num_levels)).parts
+    found = jax.jit(jax.vmap(per_level))(jnp.arange(FINE.num_levels)).terms
     log_density = np.asarray(found.log_marginal + found.log_exact, np.float64)
     total = np.log(np.exp(log_density).sum(1) * (GRID[1] - GRID[0]))
     weights = jnp.asarray(np.exp(log_density - total[:, None]) * (GRID[1] - GRID[0]))

@@ -272,7 +272,7 @@ def test_the_rate_gains_the_divergence_of_what_the_drift_gains(density):
     layout = descent.Layout.of_density(density)
 
     def one(y):
-        parts = layout.evaluate(density, y, 3).parts
+        parts = layout.evaluate(density, y, 3).terms
         u, drift, rate = known.controlled(y, parts.drift, parts.rate, jnp.asarray(1))
         return drift - parts.drift, u, parts.drift, rate - parts.rate
 

@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 import composeprob as cp
-from composeprob.samplers import closing
+from composeprob.samplers import finishers
 from composeprob.samplers.choose import independent
-from composeprob.samplers.closing import GaussianMixture, finite, renewed
+from composeprob.samplers.finishers import GaussianMixture, finite, renewed
 from refusals import refused
 from sampling_cases import Calls, Counted, both, modes, normal, run, single
 from zscores import LIMIT, assert_agrees, assert_disagrees, z_scores
@@ -84,7 +84,7 @@ def test_chains_that_are_at_no_number_are_not_fitted(monkeypatch):
     assert np.isfinite(
         np.asarray(GaussianMixture.fitted(finite(points), finite(points)).means)
     ).all()
-    monkeypatch.setattr(closing, "finite", lambda points: points[:1])
+    monkeypatch.setattr(finishers, "finite", lambda points: points[:1])
     result, plain = (
         frozen(cp.compile(single, three_modes()), 0, then)
         for then in (cp.GlobalMoves(5), ())

@@ -180,7 +180,7 @@ def test_a_prior_that_looks_at_a_noised_site_is_drawn_and_weighted_where_it_look
     found = layout.evaluate(density, v, level + 1)
     step, drift = (
         Step.ddpm(*(schedule.at(k).variance for k in (level + 1, level))),
-        found.parts.drift,
+        found.terms.drift,
     )
     way, shift = (
         (visit.chains.position[0, :1], v[:1], drift),

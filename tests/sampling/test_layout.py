@@ -136,14 +136,14 @@ def test_drift_and_rate_are_those_of_y(densities):
         layout.evaluate(density, layout.vector(position, alpha), LEVEL),
     )
     drift = np.concatenate(
-        [alpha * plain.parts.drift[site].reshape(-1) for site, _ in layout.noised]
+        [alpha * plain.terms.drift[site].reshape(-1) for site, _ in layout.noised]
     )
-    np.testing.assert_allclose(found.parts.drift, drift, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.parts.rate, alpha**2 * plain.parts.rate, rtol=1e-3)
+    np.testing.assert_allclose(found.terms.drift, drift, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.terms.rate, alpha**2 * plain.terms.rate, rtol=1e-3)
     assert (
         layout.evaluate(
-            density, layout.vector(position, alpha), LEVEL, parts=False
-        ).parts
+            density, layout.vector(position, alpha), LEVEL, terms=False
+        ).terms
         is None
     )
     blank = layout.unevaluated(density)

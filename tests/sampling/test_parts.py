@@ -65,10 +65,10 @@ for density, sampler, hows, options in task["runs"]:
     for how in hows:
         told[f"{density} {sampler} {how}"] = [run(density, sampler, how, **options) == reference, cut()]
 if task["broken"]:
-    whole, compiled.Part.gathered = compiled.Part.gathered, one_device_for_all
+    whole, compiled.Shard.gathered = compiled.Shard.gathered, one_device_for_all
     jax.clear_caches()
     told["broken"] = run("product", "MALA", "parts") == run("product", "MALA", "whole")
-    compiled.Part.gathered = whole
+    compiled.Shard.gathered = whole
     jax.clear_caches()
 if task["resumes"]:
     folder, Progress.pause = tempfile.mkdtemp(), 1e-9

@@ -82,7 +82,7 @@ def exact(density, sampler, odd=0, levels=LEVELS):
         jnp.asarray(x / np.asarray(SCHEDULE.alpha)[levels])[:, :, None],
         jnp.asarray(levels),
     )
-    layout, parts = Layout.of_density(density), sampler.needs_parts(density)
+    layout, parts = Layout.of_density(density), sampler.needs_terms(density)
     found = jax.jit(
         jax.vmap(
             jax.vmap(lambda v, k: layout.evaluate(density, v, k, parts)), (0, None)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import composeprob as cp
-from composeprob.samplers.meet import (
+from composeprob.samplers.resampling import (
     Resample,
     evidence_variance,
     log_mean_weight,

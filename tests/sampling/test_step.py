@@ -212,7 +212,7 @@ def with_data():
     @jax.jit
     def evaluate(v, density):
         found = Layout.of_density(density).evaluate(density, v, 5)
-        return found.parts.drift, found.score
+        return found.terms.drift, found.score
 
     v = jnp.array([*(jnp.array([0.4, -0.2, 0.9]) / SCHEDULE.at(5).alpha), 0.3])
     return v, lambda sd: evaluate(
@@ -368,11 +368,11 @@ def test_the_second_order_is_heuns_method(double_alone):
 
         @jax.jit
         def twice(slopes):
-            began, power = layout.evaluate(density, y, k).parts.drift, 2 * jnp.ones(2)
+            began, power = layout.evaluate(density, y, k).terms.drift, 2 * jnp.ones(2)
             start = Step.fitted(slopes, slopes, s1, s0, power, False)
             step = Step.fitted(slopes, (1 + h) * slopes, s1, s0, power, True)
             there, noise, _ = start.predict(y, began, began, z, 0.5)
-            ended = layout.evaluate(density, there, k - 1).parts.drift
+            ended = layout.evaluate(density, there, k - 1).terms.drift
             found, error = step.correct(y, began, there, ended, noise)
             return (
                 began,
@@ -557,9 +557,9 @@ def test_the_potential_of_a_power_of_noise_is_a_constant_and_what_is_followed_mo
         known = [followed(density, x, level) for x in points]
         rates = [float(rate) for _, rate, _ in known]
         np.testing.assert_allclose(rates, rates[0], rtol=1e-3, atol=1e-4)
-        assert np.ptp([float(plain.parts.rate) for _, _, plain in known]) > 0.3
+        assert np.ptp([float(plain.terms.rate) for _, _, plain in known]) > 0.3
         (drift, _, plain), noise = known[1], density.schedule.at(level)
-        expected = plain.parts.drift["x"] + 0.5 * points[1] / (
+        expected = plain.terms.drift["x"] + 0.5 * points[1] / (
             noise.alpha**2 + noise.sigma**2
         )
         np.testing.assert_allclose(drift, expected, rtol=1e-5, atol=1e-6)

@@ -258,7 +258,7 @@ def test_a_sharp_observation_throws_no_chain_far_off():
     v = jnp.array([-2.0]) / start.alpha
     found = jax.jit(lambda v: layout.evaluate(density, v, 10))(v)
     step = Step.ddpm(start.variance, end.variance)
-    thrown, _, _ = step.predict(v, found.parts.drift, found.score, jnp.ones(1), None)
+    thrown, _, _ = step.predict(v, found.terms.drift, found.score, jnp.ones(1), None)
     sampler = cp.AnnealedMCMC(cp.ULA(1e-12), 1, reverse_step=True).prepare(density)
     led = visited(sampler, density, v[None], 9)
     assert float(end.alpha * thrown[0]) > 15

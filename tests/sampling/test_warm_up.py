@@ -145,7 +145,7 @@ def test_what_weights_read_is_not_known_after_a_warm_up(monkeypatch):
         sampler=cp.SMC(cp.MALA(0.05), then=cp.WarmUp()),
     )
     evaluation = ended[0].run.chains.evaluation
-    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(evaluation.parts))
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(evaluation.terms))
     assert np.isfinite(evaluation.log_density).all()
 
 

@@ -11,7 +11,7 @@ import optax
 import composeprob as cp
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import Batches, Recipe
-from composeprob.training.run import draw_batch
+from composeprob.training.loop import draw_batch
 
 NORMAL = dist.Normal(
     jax.numpy.array([0.3, -0.2]), jax.numpy.array([0.5, 0.8])

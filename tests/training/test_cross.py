@@ -23,7 +23,7 @@ from composeprob.training import (
     Denoising,
     train,
 )
-from composeprob.training.run import draw_batch, initial, losses, make_advance
+from composeprob.training.loop import draw_batch, initial, losses, make_advance
 from refusals import refused
 from sampling_cases import learned, modes, single
 from training.recipes import NORMAL, batch_of, cosine, tiny, untrained

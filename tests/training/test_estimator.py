@@ -13,7 +13,7 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.training import estimator
-from composeprob.training import run as run_module
+from composeprob.training import loop as loop_module
 from composeprob.training.estimator import PosteriorDenoiser
 from refusals import refused, rows
 from sampling_cases import run as sampled
@@ -83,7 +83,7 @@ def test_an_interrupted_training_gives_the_weights_that_are_best_so_far(monkeypa
     interrupted = lambda *args, **facts: signal.raise_signal(
         signal.SIGINT
     )  # Ctrl-C after the first call
-    monkeypatch.setattr(run_module.Progress, "update", interrupted)
+    monkeypatch.setattr(loop_module.Progress, "update", interrupted)
     run = estimator(*pairs(200), jax.random.key(0), iterations=600, progress=False)
     assert not run.finished
     assert len(run.loss) == tuning.TRAINING_STEPS

@@ -21,8 +21,8 @@ from composeprob.errors import (
 )
 from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import Conditions, Denoising, LogSNR, score_errors, train
-from composeprob.training import run as run_module
-from composeprob.training.run import initial, losses, make_advance
+from composeprob.training import loop as loop_module
+from composeprob.training.loop import initial, losses, make_advance
 from refusals import refused
 from training.recipes import NORMAL, batch_of, cosine, tiny, untrained
 
@@ -116,7 +116,7 @@ def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(
         if len(calls) == 2:
             signal.raise_signal(signal.SIGINT)  # Ctrl-C in the middle of training
 
-    monkeypatch.setattr(run_module.Progress, "update", interrupted)
+    monkeypatch.setattr(loop_module.Progress, "update", interrupted)
     part = train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False)
     assert not part.finished
     assert 0 < len(part.loss) < recipe.iterations
@@ -153,7 +153,7 @@ def test_data_networks_and_schedules_are_what_a_checkpoint_is_made_of():
 
     def made_of(**changes):
         recipe = tiny(**changes)
-        return run_module._fingerprint(recipe, untrained(recipe, KEY), KEY)
+        return loop_module._fingerprint(recipe, untrained(recipe, KEY), KEY)
 
     same = made_of()
     wide = lambda key: ResidualMLP(2, hidden=20, blocks=1, embedding=8, key=key)

@@ -14,7 +14,7 @@ from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.samplers.random import threefry
 
 
-class Meet(eqx.Module):
+class Resampler(eqx.Module):
     """How chains that weigh one another exchange places: what `SMC` takes as
     ``resample=``.
 
@@ -45,7 +45,7 @@ class Meet(eqx.Module):
         """
 
 
-class Resample(Meet):
+class Resample(Resampler):
     """Systematic resampling where the relative effective sample size is below a
     threshold, and at level 0.
 

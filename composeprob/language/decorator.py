@@ -11,7 +11,7 @@ import numpyro
 from jax import Array
 
 from composeprob.errors import ProgramError, WrongTypeError, place
-from composeprob.factors.base import Factor, LeafFactor
+from composeprob.factors.factor import Factor, LeafFactor
 from composeprob.language.statements import sample
 
 

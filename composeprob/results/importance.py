@@ -8,7 +8,7 @@ did. Two things are asked of them.
 
 *Is there mass where no chain is?* A scout is apart from the chains if it is farther
 from the nearest one than nine of ten chains are from theirs, and log π₀ falls by more
-than `tuning.SCOUTS.barrier` nats on the way there. Chains may be apart from one another
+than `tuning.IMPORTANCE.barrier` nats on the way there. Chains may be apart from one another
 too, where modes are many or curved: a fresh draw of π₀ would be apart from N chains
 about as often as one of these from the others. So the scouts' share M is held against
 the chains' own, L.
@@ -23,7 +23,7 @@ are the odds of what is apart from the chains against what these have, by the ru
 shares.
 
 *Have regions the shares that scouts say?* Regions are cells of k-means over chains and
-scouts together. That is asked where scouts are worth `tuning.SCOUTS.fewest` draws of
+scouts together. That is asked where scouts are worth `tuning.IMPORTANCE.fewest` draws of
 π₀, and shares must differ by more than U. Pareto k̂ says little: of two sizes of
 weights, by one narrow mode, it was 2.5, and shares were right to 0.003.
 """
@@ -57,21 +57,21 @@ def unreached(
     """The findings `modes_unreached` and `shares_frozen` of chains at level 0, ``{site:
     (N, …)}``, if scouts have cause for them, of whom, and of evaluations in all, there
     may be so many where nothing is wrong."""
-    blocks = int(min(evaluations, tuning.SCOUTS.most) // tuning.SCOUTS.block)
-    if not can_scout(density) or blocks == 0:
+    blocks = int(min(evaluations, tuning.IMPORTANCE.most) // tuning.IMPORTANCE.block)
+    if not can_draw(density) or blocks == 0:
         return []
     chains = _chains(positions, families)
     if chains is None:
         return []
     found = Sample.of_scouts(
-        density, jax.random.split(key, blocks * tuning.SCOUTS.block)
+        density, jax.random.split(key, blocks * tuning.IMPORTANCE.block)
     )
     if found is None:
         return []
     return _apart(density, chains, found) or _other_shares(density, chains, found)
 
 
-def can_scout(density: AnnealedDensity) -> bool:
+def can_draw(density: AnnealedDensity) -> bool:
     """Whether draws of the program's factors can be weighed against one another."""
     return {
         "energy",
@@ -98,7 +98,7 @@ class Sample(NamedTuple):
     @classmethod
     def of_scouts(cls, density: AnnealedDensity, keys: Array) -> Sample | None:
         """Scouts, one for each key; None where none weighs anything."""
-        size = tuning.SCOUTS.block
+        size = tuning.IMPORTANCE.block
         drawn = [
             over_chains(density.evaluator.draw, keys[i : i + size])
             for i in range(0, len(keys), size)
@@ -153,7 +153,7 @@ def _chains(positions: Position, families: Families) -> Sample | None:
     most = int(
         np.clip(
             tuning.SHARES.entries // entries,
-            tuning.SCOUTS.block,
+            tuning.IMPORTANCE.block,
             4 * tuning.SHARES.most,
         )
     )
@@ -180,7 +180,10 @@ def _rows(*samples: Sample) -> tuple[list[np.ndarray], list[int]]:
 
 def _apart(density: AnnealedDensity, chains: Sample, scouts: Sample) -> Findings:
     """The finding that mass lies where no chain is."""
-    few, some = scouts.some(tuning.SCOUTS.block), chains.some(tuning.SCOUTS.block)
+    few, some = (
+        scouts.some(tuning.IMPORTANCE.block),
+        chains.some(tuning.IMPORTANCE.block),
+    )
     (points, others, theirs), _ = _rows(few, some, chains)
     index, distance = (
         each[:, 0]
@@ -188,7 +191,7 @@ def _apart(density: AnnealedDensity, chains: Sample, scouts: Sample) -> Findings
             others, some.families.index, theirs, chains.families.index, 1
         )
     )
-    far = float(np.quantile(distance, tuning.SCOUTS.far))
+    far = float(np.quantile(distance, tuning.IMPORTANCE.far))
 
     def depths(sample: Sample, near: np.ndarray, distance: np.ndarray) -> np.ndarray:
         depth = np.zeros(len(near))
@@ -213,16 +216,18 @@ def _apart(density: AnnealedDensity, chains: Sample, scouts: Sample) -> Findings
             for each in nearest(points, None, theirs, chains.families.index, 1)
         ),
     )
-    inside = depth > tuning.SCOUTS.barrier
+    inside = depth > tuning.IMPORTANCE.barrier
     share = float(few.weights @ inside)
-    if share < tuning.SCOUTS.least:
+    if share < tuning.IMPORTANCE.least:
         return []
     effective = scouts.families.effective
     variance = (share * (1 - share) + 1 / effective) / effective
-    alike, of_chains = some.share(depths(some, index, distance) > tuning.SCOUTS.barrier)
+    alike, of_chains = some.share(
+        depths(some, index, distance) > tuning.IMPORTANCE.barrier
+    )
     odds = (1 - _unknown(density, some, scouts)) * share / max(1 - share, 1 / effective)
     mass, error = odds / (1 + odds), math.sqrt(variance + of_chains)
-    if mass - alike < max(tuning.SCOUTS.errors * error, tuning.SCOUTS.least):
+    if mass - alike < max(tuning.IMPORTANCE.errors * error, tuning.IMPORTANCE.least):
         return []
     example = int(np.argmax(np.where(inside, few.weights, -1)))
     text = (
@@ -247,16 +252,16 @@ def _other_shares(density: AnnealedDensity, chains: Sample, scouts: Sample) -> F
     """The finding that a region has another share of the chains than of the scouts."""
     from scipy.cluster.vq import kmeans2
 
-    if scouts.families.effective < tuning.SCOUTS.fewest:
+    if scouts.families.effective < tuning.IMPORTANCE.fewest:
         return []
-    pooled = chains.some(tuning.SCOUTS.block), scouts.some(tuning.SCOUTS.block)
+    pooled = chains.some(tuning.IMPORTANCE.block), scouts.some(tuning.IMPORTANCE.block)
     parts, sizes = _rows(*pooled, chains, scouts)
     counts = np.cumsum([len(part) for part in parts])[:-1]
     points = scaled(np.concatenate(parts), sizes)
     shown = points[: counts[1]]
     centres, cells = kmeans2(
         shown,
-        min(tuning.SCOUTS.cells, len(np.unique(shown, axis=0))),
+        min(tuning.IMPORTANCE.cells, len(np.unique(shown, axis=0))),
         minit="++",
         seed=0,
     )
@@ -292,13 +297,13 @@ def _most_different(
 ) -> tuple[int, tuple[float, float], tuple[float, float]] | None:
     """The region whose shares of chains and scouts differ by most errors, with both
     shares and their variances; None where none does by enough."""
-    found, most = None, tuning.SCOUTS.errors
+    found, most = None, tuning.IMPORTANCE.errors
     for group in range(int(max(of_chains.max(), of_scouts.max())) + 1):
         right = scouts.share(of_scouts == group)
         share = chains.share(of_chains == group, expected=right[0])
         difference = abs(share[0] - right[0]) - unknown
         errors = difference / math.sqrt(share[1] + right[1])
-        if errors > most and difference > tuning.SCOUTS.least:
+        if errors > most and difference > tuning.IMPORTANCE.least:
             found, most = (group, share, right), errors
     return found
 

@@ -28,6 +28,7 @@ from composeprob.kernels.gibbs import integrates_score
 from composeprob.results import shares, status
 from composeprob.results.estimates import Families, effective_chains, known_chains
 from composeprob.results.geometry import chosen, spaced
+from composeprob.results.importance import can_draw, unreached
 from composeprob.results.record import (
     DIAGNOSTICS,
     About,
@@ -37,7 +38,6 @@ from composeprob.results.record import (
     versions,
 )
 from composeprob.results.result import Result
-from composeprob.results.scouts import can_scout, unreached
 from composeprob.results.status import Code, Findings, Status
 from composeprob.runtime.own_draws import other_laws, own_scores
 from composeprob.samplers.layout import Layout
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from composeprob.runtime.stages import State
 
 
-class Fold(IntEnum):
+class KeyUse(IntEnum):
     """Numbers that are folded into a run's key: for directions of curl, for the noise
     of samples under which factors are asked whether they agree, for the chains of a
     pilot run, for draws of the program's factors, and for those whose scores are
@@ -57,7 +57,7 @@ class Fold(IntEnum):
     CURL = 2**31 - 2
     OVERLAP = 2**31 - 7
     PILOT = 2**31 - 8
-    SCOUTS = 2**31 - 9
+    IMPORTANCE = 2**31 - 9
     OWN_DRAWS = 2**31 - 10
 
     def folded_into(self, key: Array) -> Array:
@@ -213,10 +213,10 @@ def summarised(
             _overlap(state, positions, most),
             _own_scores(state, positions, most),
         ]
-        if can_scout(density):
+        if can_draw(density):
             chains = jax.tree.map(np.copy, positions)
             scouts = lambda: unreached(
-                density, chains, families, Fold.SCOUTS.folded_into(key), most
+                density, chains, families, KeyUse.IMPORTANCE.folded_into(key), most
             )  # noqa: E731
 
     def with_answers(result: Result) -> Status:
@@ -303,7 +303,9 @@ def _overlap(state: State, positions: Position, most: float) -> Question:
         return list
 
     def found() -> Findings:
-        answers = agreement(density, some, Fold.OVERLAP.folded_into(state.key), levels)
+        answers = agreement(
+            density, some, KeyUse.OVERLAP.folded_into(state.key), levels
+        )
         divisors = [finding.factor for finding in answers if finding.divides]
         return [
             (Code(finding.code), finding.message) for finding in answers
@@ -324,7 +326,7 @@ def _own_scores(state: State, positions: Position, most: float) -> Question:
         np.asarray(density.schedule.log_snr),
     )
     return lambda: other_laws(
-        own_scores(density, some, Fold.OWN_DRAWS.folded_into(state.key)), log_snr
+        own_scores(density, some, KeyUse.OWN_DRAWS.folded_into(state.key)), log_snr
     )
 
 
@@ -383,7 +385,7 @@ def _curl(
     """Of each factor whose score a line integral relied on; NaN where a network cannot
     be differentiated, which no run is lost for."""
     try:
-        return curl(density, positions, level, Fold.CURL.folded_into(key))
+        return curl(density, positions, level, KeyUse.CURL.folded_into(key))
     except (
         TypeError,
         ValueError,
@@ -469,7 +471,7 @@ def supported(
             log_weights, shares.frozen_shares(positions, log_density, families)
         )
     note, worth = "", effective(paths)
-    unknown = not sampler.needs_parts(density) and density.num_levels > 1
+    unknown = not sampler.needs_terms(density) and density.num_levels > 1
     if state.given_up:
         note = (
             f"; what modes that are far apart hold rests on the weights of their paths, worth {worth:.3g} of "

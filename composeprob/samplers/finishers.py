@@ -32,7 +32,7 @@ from composeprob.samplers.random import Stream, normals, stream
 from composeprob.samplers.run import Run
 
 
-class Closing(eqx.Module):
+class Finisher(eqx.Module):
     """A kernel for chains at level 0 that adapts to their population: what samplers
     take as ``then=``.
 
@@ -80,7 +80,7 @@ class Closing(eqx.Module):
         """That a round with what was fitted takes of each chain."""
 
 
-class WarmUp(Closing):
+class WarmUp(Finisher):
     """HMC on all sites at the target, MALA by scores, until the population stops
     drifting, for latents or fine data.
 
@@ -199,7 +199,7 @@ class WarmUp(Closing):
         ) * fitted.kernel.evaluations_per_step
 
 
-class GlobalMoves(Closing):
+class GlobalMoves(Finisher):
     r"""Proposals from anywhere, under which modes get their shares whatever the chains
     did before.
 
@@ -292,7 +292,7 @@ class GlobalMoves(Closing):
                     v.dtype
                 )
                 proposed = KernelState(
-                    there, layout.evaluate(density, there, 0, parts=False)
+                    there, layout.evaluate(density, there, 0, terms=False)
                 )
                 log_q_there = log_q(there)
                 ratio = log_density_ratio(proposed, state) + log_q_here - log_q_there
@@ -301,7 +301,7 @@ class GlobalMoves(Closing):
                 return state, log_q_here, total + info.acceptance, moved | info.accepted
 
             start = (
-                KernelState(v, found.without_parts),
+                KernelState(v, found.without_terms),
                 log_q(v),
                 jnp.zeros(()),
                 jnp.asarray(False),
@@ -436,11 +436,11 @@ def _some(points: np.ndarray) -> np.ndarray:
     return points[chosen].astype(np.float64)
 
 
-def closings(then: object) -> tuple[Closing, ...]:
+def closings(then: object) -> tuple[Finisher, ...]:
     """What was passed as ``then=``, as a tuple."""
     found = then if isinstance(then, (tuple, list)) else (then,)
     for each in found:
-        if not isinstance(each, Closing):
+        if not isinstance(each, Finisher):
             shown = (
                 f"the class {each.__name__}" if isinstance(each, type) else repr(each)
             )

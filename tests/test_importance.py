@@ -11,9 +11,9 @@ from scipy.stats import norm
 import composeprob as cp
 from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
-from composeprob.results import scouts
+from composeprob.results import importance
 from composeprob.results.estimates import Families
-from composeprob.results.scouts import can_scout, unreached
+from composeprob.results.importance import can_draw, unreached
 from sampling_cases import modes, normal, run, single
 from test_comparison import drawn as compared
 from zscores import assert_agrees, z_scores
@@ -182,10 +182,10 @@ def many_modes():
 
 
 MUTANTS = {
-    "what draws cannot reach": (spiked, scouts, "_unknown", lambda *_: 0.0),
+    "what draws cannot reach": (spiked, importance, "_unknown", lambda *_: 0.0),
     "modes that few chains cannot all reach": (
         many_modes,
-        scouts.Sample,
+        importance.Sample,
         "share",
         lambda *_, **__: (0.0, 0.0),
     ),
@@ -226,8 +226,8 @@ def test_few_evaluations_ask_nothing():
         cp.compile(single, power()),
         -3 + np.random.default_rng(0).normal(size=200) / 20**0.5,
     )
-    assert found(density, x, evaluations=tuning.SCOUTS.block - 1) == []
-    assert found(density, x, evaluations=tuning.SCOUTS.block) == ["modes_unreached"]
+    assert found(density, x, evaluations=tuning.IMPORTANCE.block - 1) == []
+    assert found(density, x, evaluations=tuning.IMPORTANCE.block) == ["modes_unreached"]
 
 
 def drawn(density, number=4000):
@@ -294,10 +294,10 @@ def test_mixtures_are_drawn_from_and_what_is_learned_is_not():
     parts = [normal(m, 0.5, LEVELS) for m in (-2.0, 2.0)]
     positions, _ = drawn(cp.compile(single, cp.mixture(parts, weights=[0.2, 0.8])))
     assert_agrees(z_scores({"share": np.asarray(positions["x"] > 0)}, {"share": 0.8}))
-    assert can_scout(cp.compile(single, cp.mixture(parts)))
-    assert not can_scout(cp.compile(single, cp.load("ring2d")))
+    assert can_draw(cp.compile(single, cp.mixture(parts)))
+    assert not can_draw(cp.compile(single, cp.load("ring2d")))
     one = cp.Analytic(dist.Normal(jnp.zeros(1), 0.5).to_event(1), LEVELS)
-    assert not can_scout(
+    assert not can_draw(
         cp.compile(single, cp.window(one, (2,), (0,)) * cp.window(one, (2,), (1,)))
     )
 
@@ -323,7 +323,7 @@ def test_a_comparison_reports_what_scouts_of_either_run_find():
     object.__setattr__(
         other,
         "status",
-        other.status.with_findings((scouts.Code.MODES_UNREACHED, "found.")),
+        other.status.with_findings((importance.Code.MODES_UNREACHED, "found.")),
     )
     assert one.compare(other).status.has("modes_unreached")
     assert len(other.compare(other).status.findings) == 1

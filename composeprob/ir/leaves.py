@@ -16,13 +16,13 @@ import numpy as np
 from jax import Array
 from jax.tree_util import PyTreeDef
 
-from composeprob.factors.base import Factor, LeafFactor, Traits
 from composeprob.factors.calibrated import (
     KNOTS,
     LOG_NORMALISER,
     CalibratedExpression,
     interpolate,
 )
+from composeprob.factors.factor import Factor, LeafFactor, Traits
 from composeprob.factors.nodes import Plate, walk
 from composeprob.factors.window import Cells, Region
 from composeprob.language.policies import Policy

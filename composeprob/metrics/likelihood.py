@@ -518,7 +518,7 @@ class Path(eqx.Module):
                     else None
                 )
                 weight = Weight(self.weights, density, layout, twist)
-                ratio, _ = weight.gained(
+                ratio, _ = weight.increment(
                     words, jnp.int32(0), above, below, noise, end, backward
                 )
             if move is not None:

@@ -31,7 +31,7 @@ from jax import Array
 from composeprob import tuning
 from composeprob.errors import InvalidValueError
 from composeprob.kernels.step_size import as_scalar, check_range, settings
-from composeprob.samplers.resampling import shares
+from composeprob.samplers.resampling import normalised_weights
 
 
 class ReverseStep(eqx.Module):
@@ -565,7 +565,7 @@ def fit(rows: Array, log_weights: Array, base: Array, control: bool) -> Fit:
     rows, log_weights = (_thinned(table, dims) for table in (rows, log_weights))
     usable = jnp.all(jnp.isfinite(rows), axis=1) & jnp.isfinite(log_weights)
     rows = jnp.where(usable[:, None], rows, 0.0)
-    weights = shares(jnp.where(usable, log_weights, -jnp.inf))
+    weights = normalised_weights(jnp.where(usable, log_weights, -jnp.inf))
     mean, count = weights @ rows, len(rows)
     y, score, potential = (
         rows[:, :dims] - mean[:dims],

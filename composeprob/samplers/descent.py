@@ -490,7 +490,7 @@ class Descent:
         base = self.layout.power(self.density, noise.index) / noise.variance
         fixed = self.fixed(noise)
         if self.num_chains < tuning.FIT.fewest or self.num_chains * d > tuning.FIT.most:
-            return dataclasses.replace(Fit.none(base, self.bends), fixed=fixed)
+            return dataclasses.replace(Fit.default(base, self.bends), fixed=fixed)
         drift_ratio = jnp.asarray(self.density.schedule.drift_ratio)[noise.index]
         ratio = noise.alpha**2 * drift_ratio
 

@@ -42,7 +42,7 @@ class Resampler(eqx.Module):
 
     @abc.abstractmethod
     def ancestors(
-        self, words: UInt32[Array, 2], log_weights: Float[Array, " chains"]
+        self, words: UInt32[Array, " 2"], log_weights: Float[Array, " chains"]
     ) -> Int[Array, " chains"]:
         """Return the chain that takes the place of each, (N,) of 0 … N − 1.
 
@@ -256,7 +256,7 @@ def num_distinct(ancestors: Int[Array, " chains"]) -> Int[Array, ""]:
 
 def change_without_averaging(
     log_weights: Float[Array, " chains"], averaging: Float[Array, " chains"]
-) -> Float[Array, 2]:
+) -> Float[Array, " 2"]:
     """Return the change of the log-evidence at a level if log-weights were greater by
     ``averaging``, log Σ W·e^averaging, and its variance; zeros where every weight is
     0."""
@@ -303,7 +303,7 @@ class LevelStatistics(NamedTuple):
     ess: Float[Array, ""]  # `relative_ess`
     log_mean: Float[Array, ""]  # `log_mean_weight`
     evidence_variance: Float[Array, ""]
-    averaging: Float[Array, 2]  # `change_without_averaging`
+    averaging: Float[Array, " 2"]  # `change_without_averaging`
     weight_variance: Float[Array, ""]  # of `step_statistics`, as the next one
     step_error: Float[Array, ""]
 

@@ -95,7 +95,7 @@ class Weight(NamedTuple):
 
     def increment(
         self,
-        words: UInt32[Array, 2],
+        words: UInt32[Array, " 2"],
         half: Int[Array, ""],
         start: Particles,
         moved: Particles,
@@ -122,7 +122,7 @@ class Weight(NamedTuple):
         before = start.evaluation
         after = moved.evaluation
         averaging = jnp.zeros(())
-        if self.kind == "density":
+        if self.kind == "density":  # log π'(x)/π(x): the chain has not moved
             gain = log_density_of(after) - log_density_of(before)
         else:
             terms = before.terms
@@ -150,6 +150,7 @@ class Weight(NamedTuple):
         """Return the rise of a chain's log-potential at ``start`` by averaging, as
         `averaged` defines it, and whether its points are alike."""
         d = self.layout.dims
+        # Its gain and noise say how far a step follows a slope: as `Step.shift` does.
         law = Step.ddpm(noise.variance, end.variance)
         y = moved.position[:d]
         static = moved.position[d:]
@@ -163,9 +164,11 @@ class Weight(NamedTuple):
             return backward.draw(y, z, half)
 
         count = tuning.POTENTIAL_POINTS - 1
+        # Random numbers of their own: the step's were used on the way here.
         z = normals(stream(words, Stream.POINTS), noise.index, count * d)
         points = jax.vmap(draw)(z.reshape(-1, d))
         slope = jax.grad(potential)(draw(jnp.zeros_like(y)))
+        assert self.twist_limit is not None
         slope = within(slope, law.gain * slope / law.noise, self.twist_limit)
         # A chain at a zero has no weight to gain or lose; −∞ − (−∞) would make it NaN.
         positive = ~jnp.isneginf(start.evaluation.terms.log_potential)
@@ -184,7 +187,8 @@ def averaged(
 
     In the place of P_k(x) stands
 
-        (1/M)·Σ_j P_k(x^(j))·exp(⟨g, x − x^(j)⟩),    x^(1) = x,    x^(2…M) ~ q(x_k | x'),
+        (1/M)·Σ_j P_k(x^(j))·exp(⟨g, x − x^(j)⟩),
+        x^(1) = x,    x^(2…M) ~ q(x_k | x'),
 
     the mean over the step's `Backward` kernel q, with g, the ``slope``, as much of
     ∇log P_k at its mean as the twist allows. Where no point counts M times as much as

@@ -33,6 +33,15 @@ else:  # a type checker that saw this would believe in every name
             )
             if name in globals():
                 return globals()[name]
+            if name in api.RENAMED:
+                new = api.RENAMED[name]
+                warnings.warn(
+                    f"cp.{name} is called cp.{new} now; the old name works until "
+                    "version 0.3.",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                return globals()[new]
         errors = import_module(f"{__name__}.errors")
         raise errors.unknown_name(__name__, name, globals().get("__all__", ()))
 

@@ -105,6 +105,10 @@ __all__ = [
     "zoo",
 ]
 
+RENAMED = {"Meet": "Resampler"}
+"""Public names before version 0.2, which work until 0.3, and the names that they have
+now."""
+
 for _names, _place in (
     (__all__, globals()),
     (metrics.__all__, vars(metrics)),

@@ -148,10 +148,10 @@ class Never(Resampler):
     """No chain takes the place of another, so that log-weights stay with the chains
     that gained them."""
 
-    def due(self, ess: jax.Array, level: jax.Array) -> jax.Array:
+    def should_resample(self, ess: jax.Array, level: jax.Array) -> jax.Array:
         return jnp.asarray(False)
 
-    def survivors(self, words: jax.Array, log_weights: jax.Array) -> jax.Array:
+    def ancestors(self, words: jax.Array, log_weights: jax.Array) -> jax.Array:
         return jnp.arange(len(log_weights))
 
 

@@ -458,7 +458,7 @@ class Path(eqx.Module):
         noise, schedule = self.density.schedule.at(self.first), self.density.schedule
         alpha = noise.alpha if self.sampler.step is None else schedule.at(0).alpha
         variance = noise.variance / self.layout.power(self.density, self.first)
-        return Step.plain(
+        return Step.diagonal(
             jnp.zeros_like(variance), variance
         ), self.layout.dims * jnp.log(alpha)
 
@@ -518,7 +518,7 @@ class Path(eqx.Module):
                     else None
                 )
                 weight = Weight(self.weights, density, layout, twist)
-                ratio, _ = weight.gained(
+                ratio, _ = weight.increment(
                     words, jnp.int32(0), above, below, noise, end, backward
                 )
             if move is not None:

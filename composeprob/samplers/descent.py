@@ -1,10 +1,10 @@
-"""The way down the levels: step, weigh, meet, move, as phases around ONE place where
-the density is evaluated.
+"""The descent of the levels (step, weight, resample, move) as phases around ONE place
+where the density is evaluated.
 
 A level of the loop is a few phases. Each chooses where every chain is to be evaluated
 next (predict, correct, begin a transition), the density is evaluated there, and another
-says what follows (weigh and resample, advance a trajectory, accept). So networks are in
-the compiled loop once, and random numbers are drawn once a phase.
+function says what follows (weight and resample, advance a trajectory, accept). So
+networks are in the compiled loop once, and random numbers are drawn once a phase.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jaxtyping import PyTree
+from jaxtyping import Bool, Float, Int, PyTree, UInt32
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
@@ -42,68 +44,99 @@ from composeprob.samplers.step import (
 from composeprob.samplers.weights import Weight, first_weight
 from composeprob.schedule import Noise
 
-Drift = tuple[Array, Array, Array, Array]
-"""S, r, the part of r that comes from the schedule's drift, ∇log G: what a step and its
-fit need of an evaluation."""
+# Axes of the arrays below: "chains" are those of this device, "rungs" the replicas of a
+# chain (`ReplicaExchange` alone has any), "dims" the d noised entries of v, and "size"
+# all D of them.
 
 
-class Way(eqx.Module):
-    """A step of every chain."""
+class DriftTerms(NamedTuple):
+    """Parts of an evaluation that a step and its fit need."""
 
-    drift: Array  # S + u where it starts, (n, d)
-    rate: Array  # r under the control there, (n,)
-    noise: Array  # of `Step.predict`, (n, d)
-    log_ratio: Array  # of `Step.predict`, (n,)
-    # whether a chain has no finite score, or met a wall, and stays where it was in x,
-    # (n,)
-    stays: Array
-    error: Array  # how far the correction moved it, (n,)
+    drift: Float[Array, "*chains dims"]  # S
+    rate: Float[Array, "*chains"]  # r, without the part below
+    excess: Float[Array, "*chains"]  # the part of r from the schedule's drift
+    pull: Float[Array, "*chains dims"]  # ∇log G
 
 
-class Level(eqx.Module):
-    """The level in progress."""
+class StepRecord(eqx.Module):
+    """The step of every chain to the level in progress."""
 
-    phase: Array  # which of the table's phases is next
-    turn: Array  # how many transitions have been made
-    query: Array  # where every chain is evaluated next, v, (n, D)
-    way: Way  # the step that leads to the level
-    above: Fit | None  # the fit where the step starts, if it is corrected
-    found: Drift | None  # what was found where `Step.predict` led, if it is corrected
-    trajectory: tuple[
-        PyTree[Array], ...
-    ]  # of the transition that a kernel is making, by block
-    began: (
-        Array | None
-    )  # where each chain's transitions began and its score there, (n, 2D), if a metric is measured
-    tally: Tally  # what the transitions so far add up to
+    drift: Float[Array, "chains dims"]  # S + u where it starts
+    rate: Float[Array, " chains"]  # r under the control there
+    noise: Float[Array, "chains dims"]  # of `Step.predict`
+    log_ratio: Float[Array, " chains"]  # of `Step.predict`
+    # Chains without a finite score, or in front of a wall, stay where they were in x.
+    stays: Bool[Array, " chains"]
+    error: Float[Array, " chains"]  # how far the correction moved the chain
 
 
-class Now(eqx.Module):
-    """What chains share in a phase."""
+class LevelState(eqx.Module):
+    """The state of the level in progress."""
+
+    phase: Int[Array, ""]  # the next row of the table of phases
+    turn: Int[Array, ""]  # transitions made so far
+    query: Float[Array, "chains *rungs size"]  # where chains are evaluated next, v
+    step_record: StepRecord
+    # Of a step that is corrected: the fit where it starts, and the evaluation where
+    # `Step.predict` led.
+    above: Fit | None
+    predicted: DriftTerms | None
+    trajectories: tuple[PyTree[Array], ...]  # transitions under way, by block
+    # Position and score of each chain before its transitions, if a metric is measured.
+    origin: Float[Array, "chains *rungs twice_size"] | None
+    tally: Tally  # sums over the transitions so far
+
+
+class StepFits(NamedTuple):
+    """Fits over the population at both ends of a step, and the law that they give."""
+
+    above: Fit | None = None  # where it starts
+    here: Fit | None = None  # where it ends
+    law: Step | None = None  # of a step of second order
+
+
+class PhaseContext(eqx.Module):
+    """Values that all chains share in a phase."""
 
     start: Noise  # of the level above
-    end: Noise  # of this one
-    falls: Array  # whether there is a step between them
-    normals: Array  # standard normal numbers of every chain, (n, …)
-    above: Fit | None = None  # the population's fit where the step starts
-    here: Fit | None = None  # and where it ends
-    law: Step | None = None  # of a step of second order, by what is known so far
+    end: Noise  # of the level in progress
+    falls: Bool[Array, ""]  # True if a step lies between them
+    normals: Float[Array, "chains *rungs noise"]  # standard normals of every chain
+    fits: StepFits = StepFits()
 
 
-Carry = tuple[Run, Level]
+Carry: TypeAlias = tuple[Run, LevelState]
+Before: TypeAlias = Callable[[Run, LevelState, PhaseContext], LevelState]
+After: TypeAlias = Callable[[Run, LevelState, PhaseContext, Evaluation], Carry]
+
+NO_DRAW = -1
 
 
-def drift_of(found: Evaluation, dims: int) -> Drift:
-    """What a step and its fit need of evaluations; of those without parts the score
-    stands for all that is known."""
-    score, parts = found.score[..., :dims], found.terms
-    if parts is not None:
-        return parts.drift, parts.rate, parts.excess, score - parts.drift
-    return (
-        score,
-        jnp.zeros(score.shape[:-1]),
-        jnp.zeros(score.shape[:-1]),
-        jnp.zeros_like(score),
+class Phase(NamedTuple):
+    """One row of the table of phases."""
+
+    before: Before  # sets where chains are evaluated
+    after: After  # takes the evaluation
+    evaluation: int = 0  # its number within the transition of a block
+    draw: int = NO_DRAW  # its random numbers: 0 the step's, 1 + b those of block b
+
+
+EVALUATION = Phase._fields.index("evaluation")
+"""The column of the table of phases that `Descent.advance` reads."""
+
+
+def drift_of(evaluation: Evaluation, dims: int) -> DriftTerms:
+    """Return the parts of evaluations that steps need; without density terms the score
+    stands for S, and everything else is 0."""
+    score = evaluation.score[..., :dims]
+    terms = evaluation.terms
+    if terms is not None:
+        return DriftTerms(terms.drift, terms.rate, terms.excess, score - terms.drift)
+    return DriftTerms(
+        drift=score,
+        rate=jnp.zeros(score.shape[:-1]),
+        excess=jnp.zeros(score.shape[:-1]),
+        pull=jnp.zeros_like(score),
     )
 
 
@@ -114,13 +147,13 @@ class Descent:
 
     Args:
         density, run: what the chains are of.
-        moves, step, weights, meet: of a `Sampler`, each of which may be missing.
+        moves, step, weights, exchange: of a `Sampler`, each of which may be missing.
         terms: whether evaluations have their density terms.
-        leads: to levels, before transitions there. Without, all are made at level 0,
-            where chains are, towards draws or in a warm-up: down the levels step sizes
-            lag behind, and at level 0 they stop shrinking, so in the first
-            `Transitions.settling` they adapt once more, ever less, and are fixed then;
-            metrics do not change.
+        leads: whether steps lead to levels, before the transitions there. Without, all
+            transitions are made at level 0, where chains are, towards draws or in a
+            warm-up: down the levels step sizes lag behind, and at level 0 they stop
+            shrinking, so in the first `Transitions.settling` they adapt once more, ever
+            less, and are fixed then; metrics do not change.
     """
 
     density: AnnealedDensity
@@ -128,657 +161,861 @@ class Descent:
     moves: Transitions
     step: ReverseStep | None = None
     weights: str | None = None
-    meet: Resampler | None = None
+    exchange: Resampler | None = None
     terms: bool = False
     leads: bool = True
 
     def __post_init__(self, run: Run) -> None:
-        density, moves, weights = self.density, self.moves, self.weights
-        self.spread, self.words, self.num_chains = (
-            run.spread,
-            run.words,
-            len(run.ancestors),
-        )
-        self.layout = Layout.of_density(density)
-        self.step = self.step if self.layout.dims else None
-        self.half = (self.spread.numbers(run.words) >= self.num_chains // 2).astype(
-            jnp.int32
-        )
+        self._set_chains(run)
+        self._set_step()
+        self._set_transitions()
+        self._set_phases()
+
+    def _set_chains(self, run: Run) -> None:
+        """Set sizes, and the half of the population that each chain belongs to."""
+        self.spread = run.spread
+        self.words = run.words
+        self.num_chains = len(run.ancestors)
+        self.layout = Layout.of_density(self.density)
+        # Controls are fitted over one half and used by the other.
+        second_half = self.spread.numbers(run.words) >= self.num_chains // 2
+        self.half = second_half.astype(jnp.int32)
+
+    def _set_step(self) -> None:
+        """Set the parts of a step that this density and this sampler have use for."""
+        density = self.density
+        if not self.layout.dims:
+            self.step = None
+        step = self.step
         self.power = self.layout.power(density, density.num_levels - 1)
-        self.control = self.step is not None and self.step.control == "affine"
-        self.corrects = self.step is not None and self.step.order == 2
-        self.twist = self.step.twist if self.step is not None and self.terms else None
-        self.bends = (
-            self.corrects
-            and self.terms
-            and self.twist != 0
-            and density.evaluator.guided
-        )
-        self.weight = Weight(weights, density, self.layout, self.twist)
-        self.blocks = () if moves is None else tuple(moves.kernel.order)
-        self.plain = not (weights or self.blocks)
+        self.control = step is not None and step.control == "affine"
+        self.corrects = step is not None and step.order == 2
+        self.twist_limit = None
+        if step is not None and self.terms:
+            self.twist_limit = step.twist
+        # Only a density that guides (observations, user energies) has a ∇log G whose
+        # slope a twisted step can make use of.
+        guided = self.corrects and self.terms and self.twist_limit != 0
+        self.bends = guided and density.evaluator.guided
+        self.weight = Weight(self.weights, density, self.layout, self.twist_limit)
+
+    def _set_transitions(self) -> None:
+        """Set the blocks, and the numbers of transitions at a level: `total` in all,
+        the first `adapting` of which are not recorded, as step sizes adapt in them."""
+        moves = self.moves
+        self.blocks: tuple[int, ...] = ()
+        self.total = 0
+        self.adapting = 0
+        if moves is not None:
+            self.blocks = tuple(moves.kernel.order)
+            self.total = moves.total
+            self.adapting = moves.total - moves.count
+        if not self.leads:
+            self.adapting = moves.settling
+        # Reverse diffusion by itself needs no evaluation where it ends.
+        self.steps_only = not (self.weights or self.blocks)
+        # A kernel with a `step` of its own cannot be cut at its evaluations.
         self.opaque = not all(
             self.moves.kernel.kernels[b].resumable for b in self.blocks
         )
-        # Transitions of a visit, and how many of them are not counted, as step sizes
-        # adapt.
-        self.total, self.adapting = (
-            (0, 0) if moves is None else (moves.total, moves.total - moves.count)
-        )
-        if not self.leads:
-            self.adapting = moves.settling
-        sizes = [] if self.opaque else [self.moves.noise_size(b) for b in self.blocks]
-        self.noise_size = max([self.layout.dims, *sizes])
+        sizes = [self.layout.dims]
+        if not self.opaque:
+            sizes += [moves.noise_size(b) for b in self.blocks]
+        self.noise_size = max(sizes)
 
-        # The phases: what is done before and after each evaluation, which one of its
-        # block's transition that is, and which draw of the level's it takes, −1 for
-        # none. The first ones lead to the level, the others are those of one transition
-        # of all blocks, which is repeated.
-        self.lead = 1 + self.corrects if self.leads else 0
-        waiting = lambda run, level, now: (
-            level
-        )  # what is to be evaluated next is known already  # noqa: E731
-        self.before: list[Callable[..., Level]] = [
-            *[self.predict, self.correct][: self.lead],
-            waiting,
+    def _set_phases(self) -> None:
+        """Set the table of phases: those that lead to the level, then those of one
+        transition of all blocks, which is repeated."""
+        leading = self._leading_phases()
+        moving = self._transition_phases()
+        self.phases = [*leading, *moving]
+        self.num_leading = len(leading)
+        # `jax.lax.switch` takes a list of branches and an index.
+        befores = [phase.before for phase in leading]
+        befores += [self.wait, *(phase.before for phase in moving)]
+        self.before: list[Before] = list(dict.fromkeys(befores))
+        self.after: list[After] = list(dict.fromkeys(p.after for p in self.phases))
+        rows = []
+        for phase in self.phases:
+            before = self.before.index(phase.before)
+            after = self.after.index(phase.after)
+            rows.append((before, after, phase.evaluation, phase.draw))
+        self.table: Int[np.ndarray, "phases 4"] = np.array(rows)
+
+    def _leading_phases(self) -> list[Phase]:
+        """Phases of the step: once predicted, and once more corrected if it is of
+        second order."""
+        if not self.leads:
+            return []
+        if not self.corrects:
+            return [Phase(before=self.predict, after=self.arrived, draw=0)]
+        return [
+            Phase(before=self.predict, after=self.predicted, draw=0),
+            Phase(before=self.correct, after=self.arrived),
         ]
-        after: list[Callable[..., Carry]] = [self.predicted, self.arrived]
-        self.after = after[2 - self.lead :]
-        self.phases = [(0, 0, 0, 0), (1, 1, 0, -1)][: self.lead]
-        for b in () if self.opaque else self.blocks:
-            count = self.moves.kernel.kernels[b].evaluations_per_step
-            self.before.append(partial(self.begin, b))
-            self.after += [partial(self.advance, b)] * (count > 1) + [
-                partial(self.finish, b)
-            ]
-            begin, finish = len(self.before) - 1, len(self.after) - 1
-            self.phases.append((begin, finish - (count > 1), 0, 1 + b))
-            self.phases += [
-                (self.lead, finish - (i < count - 1), i, -1) for i in range(1, count)
-            ]
+
+    def _transition_phases(self) -> list[Phase]:
+        """Phases of one transition: of each block as many as its kernel evaluates the
+        density."""
         if self.opaque:
-            self.after.append(self.transition)
-            self.phases.append((self.lead, self.lead, 0, -1))
+            return [Phase(before=self.wait, after=self.transition)]
+        phases = []
+        for b in self.blocks:
+            count = self.moves.kernel.kernels[b].evaluations_per_step
+            advance = partial(self.advance, b)
+            finish = partial(self.finish, b)
+            before: Before = partial(self.begin, b)
+            draw = 1 + b
+            for i in range(count):
+                after = advance if i < count - 1 else finish
+                phases.append(Phase(before, after, evaluation=i, draw=draw))
+                # The next evaluation of this transition is where `advance` leads, and
+                # `begin` drew the random numbers of them all.
+                before = self.wait
+                draw = NO_DRAW
+        return phases
 
     # The loop
 
-    def blank(self, run: Run) -> Level:
-        """No level in progress: chains are about to step to it, or, at the first one,
-        are there."""
-        n, d, points = len(run.words), self.layout.dims, run.chains.position
-        zero = jnp.zeros((n,))
-        way = Way(
-            jnp.zeros((n, d)),
-            zero,
-            jnp.zeros((n, d)),
-            zero,
-            jnp.zeros((n,), bool),
-            zero,
-        )
-        now = self.now(run)
-        phase = jnp.where(now.falls, 0, max(self.lead - 1, 0)).astype(jnp.int32)
-        found, fit, law = drift_of(run.chains.evaluation, d), None, None
-        if self.control or self.corrects:
-            fit = jax.eval_shape(self.fit, run, points, found, now.end)
-            law = (
-                jax.eval_shape(self.law, now, fit, fit, now.falls)
-                if self.corrects
-                else None
-            )
-        self.unfitted = fit, fit, law
-        blocks = () if self.opaque else range(len(self.blocks))
-        trajectories = tuple(
-            zeros_of(jax.eval_shape(partial(self.started, b), run, now)[0])
-            for b in blocks
-        )
-        began = (
-            jnp.zeros((n, 2 * self.layout.size))
-            if self.blocks and measures_metric(self.moves.kernel)
-            else None
-        )
+    def blank(self, run: Run) -> LevelState:
+        """Return a level that has not begun: chains are about to step to it, or, at the
+        first one, are there."""
+        n = len(run.words)
+        points = run.chains.position
+        step_record = blank_record(n, self.layout.dims)
+        context = self.context(run)
+        # Chains at the first level are there already: only the last leading phase,
+        # which weights them, is left.
+        arrival = max(self.num_leading - 1, 0)
+        phase = jnp.where(context.falls, 0, arrival).astype(jnp.int32)
+        drift = drift_of(run.chains.evaluation, self.layout.dims)
+        self.shapes_of_fits = self._shapes_of_fits(run, points, drift, context)
+        trajectories = []
+        for b in () if self.opaque else range(len(self.blocks)):
+            trajectory, _ = jax.eval_shape(partial(self.started, b), run, context)
+            trajectories.append(zeros_of(trajectory))
+        origin = None
+        if self.blocks and measures_metric(self.moves.kernel):
+            origin = jnp.zeros((n, 2 * self.layout.size))
         tally = Tally.blank(points.shape[:-1], max(len(self.blocks), 1))
-        above, found_there = (zeros_of(fit), found) if self.corrects else (None, None)
-        return Level(
-            phase,
-            jnp.zeros_like(phase),
-            points,
-            way,
-            above,
-            found_there,
-            trajectories,
-            began,
-            tally,
+        above = None
+        predicted = None
+        if self.corrects:
+            above = zeros_of(self.shapes_of_fits.above)
+            predicted = drift
+        return LevelState(
+            phase=phase,
+            turn=jnp.zeros_like(phase),
+            query=points,
+            step_record=step_record,
+            above=above,
+            predicted=predicted,
+            trajectories=tuple(trajectories),
+            origin=origin,
+            tally=tally,
         )
+
+    def _shapes_of_fits(
+        self, run: Run, points: Array, drift: DriftTerms, context: PhaseContext
+    ) -> StepFits:
+        """Shapes of what `fitted` returns, for the phases that need no fits."""
+        if not (self.control or self.corrects):
+            return StepFits()
+        fit = jax.eval_shape(self.fit, run, points, drift, context.end)
+        if not self.corrects:
+            return StepFits(fit, fit)
+        law = jax.eval_shape(self.law, context, fit, fit, context.falls)
+        return StepFits(fit, fit, law)
 
     def phase(self, carry: Carry) -> Carry:
-        """One evaluation of every chain, and what leads to it and follows from it."""
-        run, level = carry
-        before, after, _, draw = jnp.asarray(self.phases)[level.phase]
-        now = self.now(run)
-        drawn, fitted = (
-            partial(self.normals, run, level, now, draw),
-            partial(self.fitted, run, level, now),
-        )
-        now = dataclasses.replace(
-            now, normals=jax.lax.cond(draw < 0, lambda: now.normals, drawn)
-        )
+        """Evaluate every chain once, with what leads to it and what follows from it."""
+        run, state = carry
+        before, after, _, draw = jnp.asarray(self.table)[state.phase]
+        context = self.with_normals(run, state, self.context(run), draw)
         if self.control or self.corrects:
-            above, here, law = jax.lax.cond(
-                level.phase < self.lead, fitted, partial(zeros_of, self.unfitted)
-            )
-            now = dataclasses.replace(now, above=above, here=here, law=law)
-            level = dataclasses.replace(level, above=above if self.corrects else None)
-        level = jax.lax.switch(before, self.before, run, level, now)
-        run, level = jax.lax.switch(
-            after, self.after, run, level, now, self.evaluated(run, level, now)
-        )
-        over = level.phase == len(self.phases) - 1
-        phase, turn = jnp.where(over, self.lead, level.phase + 1), level.turn + over
-        level = dataclasses.replace(
-            level, phase=phase.astype(jnp.int32), turn=turn.astype(jnp.int32)
+            context = self.with_fits(run, state, context)
+        if self.corrects:
+            state = dataclasses.replace(state, above=context.fits.above)
+        state = jax.lax.switch(before, self.before, run, state, context)
+        evaluation = self.evaluated(run, state, context)
+        run, state = jax.lax.switch(after, self.after, run, state, context, evaluation)
+        return self.onwards(run, state, context)
+
+    def onwards(self, run: Run, state: LevelState, context: PhaseContext) -> Carry:
+        """Return the run and its level before the next phase, which may be the first
+        one of another level."""
+        transition_over = state.phase == len(self.phases) - 1
+        phase = jnp.where(transition_over, self.num_leading, state.phase + 1)
+        turn = state.turn + transition_over
+        state = dataclasses.replace(
+            state, phase=phase.astype(jnp.int32), turn=turn.astype(jnp.int32)
         )
         if not self.leads:
-            return run, level
+            return run, state
 
         def leave() -> Carry:
-            parts = {"phase": level.phase, "turn": level.turn, "tally": level.tally}
-            return self.leave(run, level, now), dataclasses.replace(
-                level, **jax.tree.map(jnp.zeros_like, parts)
-            )
+            counters = {"phase": state.phase, "turn": state.turn, "tally": state.tally}
+            after = self.leave(run, state, context)
+            zeros = jax.tree.map(jnp.zeros_like, counters)
+            return after, dataclasses.replace(state, **zeros)
 
-        return jax.lax.cond(over & (turn >= self.total), leave, lambda: (run, level))
+        def stay() -> Carry:
+            return run, state
 
-    def now(self, run: Run) -> Now:
-        """What chains share in a phase, without fits and random numbers."""
-        (at, above), schedule = run.visits.now, self.density.schedule
-        start, end = schedule.at(above), schedule.at(at)
-        normals = jnp.zeros(
-            (*run.chains.position.shape[:-1], self.noise_size),
-            run.chains.position.dtype,
+        return jax.lax.cond(transition_over & (turn >= self.total), leave, stay)
+
+    def context(self, run: Run) -> PhaseContext:
+        """Return what chains share in a phase, without fits and random numbers."""
+        level, level_above = run.visits.now
+        schedule = self.density.schedule
+        start = schedule.at(level_above)
+        end = schedule.at(level)
+        points = run.chains.position
+        normals = jnp.zeros((*points.shape[:-1], self.noise_size), points.dtype)
+        falls = jnp.all(level < level_above)
+        return PhaseContext(start, end, falls, normals)
+
+    def with_normals(
+        self, run: Run, state: LevelState, context: PhaseContext, draw: Array
+    ) -> PhaseContext:
+        """Return the context with the random numbers of a draw, if there is one."""
+        drawn = partial(self.normals, run, state, context, draw)
+        numbers = jax.lax.cond(draw < 0, lambda: context.normals, drawn)
+        return dataclasses.replace(context, normals=numbers)
+
+    def with_fits(
+        self, run: Run, state: LevelState, context: PhaseContext
+    ) -> PhaseContext:
+        """Return the context with fits in the phases that lead to a level."""
+        fits = jax.lax.cond(
+            state.phase < self.num_leading,
+            partial(self.fitted, run, state, context),
+            partial(zeros_of, self.shapes_of_fits),
         )
-        return Now(start, end, jnp.all(at < above), normals)
+        return dataclasses.replace(context, fits=fits)
 
-    def number(self, run: Run, level: Level, draw: Array | int) -> Array:
-        """What a draw of the level's counts as among all of a chain's: 0 is the step's,
-        1 + b that of block b in the transition that is being made."""
-        draw, draws = (
-            level.turn * len(self.blocks) + draw,
-            1 + self.total * len(self.blocks),
-        )
-        return run.visits.number.astype(jnp.uint32) * draws + draw.astype(jnp.uint32)
+    def draw_number(self, run: Run, state: LevelState, draw: Array | int) -> Array:
+        """Return the number of a draw among all of a chain's, which its random numbers
+        are counted by: at every level one for the step, and one for each block in each
+        transition."""
+        per_level = 1 + self.total * len(self.blocks)
+        within_level = state.turn * len(self.blocks) + draw
+        before = run.visits.number.astype(jnp.uint32) * per_level
+        return before + within_level.astype(jnp.uint32)
 
-    def normals(self, run: Run, level: Level, now: Now, draw: Array) -> Array:
-        """Standard normal numbers of one of the level's draws, (n, …): as many as any
+    def normals(
+        self, run: Run, state: LevelState, context: PhaseContext, draw: Array
+    ) -> Float[Array, "chains *rungs noise"]:
+        """Standard normal numbers of one of the level's draws: as many as the longest
         of them takes."""
-        number, like = self.number(run, level, draw), now.normals
-        numbers = self.at_level(
-            run,
-            now,
-            lambda _, words: normals(words, number, like.shape[-1], like.dtype),
-        )
-        return self.spread.map(numbers, self.words)
+        number = self.draw_number(run, state, draw)
+        like = context.normals
+
+        def of_chain(_: object, words: Array) -> Array:
+            return normals(words, number, like.shape[-1], like.dtype)
+
+        return self.spread.map(self.at_level(run, context, of_chain), self.words)
 
     def at_level(
-        self, run: Run, now: Now, function: Callable[..., Tree]
+        self, run: Run, context: PhaseContext, function: Callable[..., Tree]
     ) -> Callable[..., Tree]:
-        """``function`` of a chain, given what is tuned and the noise of its level."""
-        return partial(function, (run.tuning, now.end))
+        """Return ``function`` of a chain, given what is tuned and the noise of its
+        level."""
+        return partial(function, (run.tuning, context.end))
 
-    def evaluated(self, run: Run, level: Level, now: Now) -> Evaluation:
-        """Every chain's evaluation where it is to be made: not where kernels call the
-        density themselves, and not where chains that are neither weighed nor moved
-        end."""
+    def evaluated(
+        self, run: Run, state: LevelState, context: PhaseContext
+    ) -> Evaluation:
+        """Evaluate the density at every chain's query, except where nothing needs it.
+
+        Kernels that call the density themselves evaluate in their own transitions, and
+        chains that are neither weighted nor moved need no evaluation where they end.
+        """
 
         def evaluate() -> Evaluation:
-            point = lambda at, v: self.layout.evaluate(
-                self.density, v, at[1].index, self.terms
-            )  # noqa: E731
-            return self.spread.map(self.at_level(run, now, point), level.query)
+            def of_chain(setting: tuple[object, Noise], v: Array) -> Evaluation:
+                _, noise = setting
+                return self.layout.evaluate(self.density, v, noise.index, self.terms)
 
-        if not (self.opaque or self.plain):
+            return self.spread.map(self.at_level(run, context, of_chain), state.query)
+
+        if not (self.opaque or self.steps_only):
             return evaluate()
-        if not self.lead:
+        if not self.num_leading:
             return run.chains.evaluation
-        skipped = level.phase >= self.lead if self.opaque else now.end.index == 0
+        if self.opaque:
+            skipped = state.phase >= self.num_leading
+        else:
+            skipped = context.end.index == 0
         return jax.lax.cond(skipped, lambda: run.chains.evaluation, evaluate)
+
+    def wait(self, run: Run, state: LevelState, context: PhaseContext) -> LevelState:
+        """Return the level as it is: what is evaluated next has been chosen."""
+        return state
 
     # Step
 
-    def fixed(self, noise: Noise) -> Array:
-        """The control that needs no fit, (d,)."""
-        return (
-            fixed_control(self.power, noise.variance)
-            if self.control
-            else jnp.zeros_like(self.power)
-        )
+    def fixed(self, noise: Noise) -> Float[Array, " dims"]:
+        """Slope of the control that needs no fit."""
+        if self.control:
+            return fixed_control(self.power, noise.variance)
+        return jnp.zeros_like(self.power)
 
-    def fitted(self, run: Run, level: Level, now: Now) -> tuple[Fit, Fit, Step | None]:
-        """The fit where a step starts, before that is left, and where it led, once that
-        is evaluated; and its law by what is known so far."""
-        points, found = (
-            run.chains.position,
-            drift_of(run.chains.evaluation, self.layout.dims),
-        )
+    def fitted(self, run: Run, state: LevelState, context: PhaseContext) -> StepFits:
+        """Return the fits at both ends of the step, and its law by what is known so
+        far.
+
+        Before the step the chains are where it starts, after its prediction where that
+        led: one fit a phase, at one place or the other.
+        """
+        points = run.chains.position
+        drift = drift_of(run.chains.evaluation, self.layout.dims)
         if not self.corrects:
-            fit = self.fit(run, points, found, now.start)
-            return fit, dataclasses.replace(fit, fixed=self.fixed(now.end)), None
-        starts, ended = level.phase == 0, (level.query, level.found, now.end)
-        here = self.fit(
-            run,
-            *jax.tree.map(
-                partial(jnp.where, starts), (points, found, now.start), ended
-            ),
-        )
-        assert level.above is not None
-        start: Fit = where(starts, here, level.above)
-        return start, here, self.law(now, start, here, ~starts)
+            above = self.fit(run, points, drift, context.start)
+            here = dataclasses.replace(above, fixed=self.fixed(context.end))
+            return StepFits(above, here)
+        starts = state.phase == 0
+        at_start = points, drift, context.start
+        at_end = state.query, state.predicted, context.end
+        place = jax.tree.map(partial(jnp.where, starts), at_start, at_end)
+        here = self.fit(run, *place)
+        assert state.above is not None
+        above = where(starts, here, state.above)
+        return StepFits(above, here, self.law(context, above, here, ~starts))
 
-    def fit(self, run: Run, points: Array, found: Drift, noise: Noise) -> Fit:
-        """The affine fits of all chains at a level."""
-        base, d = (
-            self.layout.power(self.density, noise.index) / noise.variance,
-            self.layout.dims,
-        )
+    def fit(self, run: Run, points: Array, drift: DriftTerms, noise: Noise) -> Fit:
+        """Fit the affine models of all chains at a level; too few chains, or too many
+        numbers, get the fit that needs none."""
+        d = self.layout.dims
+        base = self.layout.power(self.density, noise.index) / noise.variance
         fixed = self.fixed(noise)
         if self.num_chains < tuning.FIT.fewest or self.num_chains * d > tuning.FIT.most:
-            return dataclasses.replace(Fit.none(base, self.bends), fixed=fixed)
-        ratio = (
-            noise.alpha**2 * jnp.asarray(self.density.schedule.drift_ratio)[noise.index]
-        )
+            return dataclasses.replace(Fit.default(base, self.bends), fixed=fixed)
+        drift_ratio = jnp.asarray(self.density.schedule.drift_ratio)[noise.index]
+        ratio = noise.alpha**2 * drift_ratio
 
-        def row(v: Array, found: Drift, log_weight: Array) -> Array:
-            drift, rate, excess, pull = found
-            rate = rate + jnp.sum(fixed) + (fixed * v[:d]) @ drift
-            pulls = [pull] if self.bends else []
-            return jnp.concatenate(
-                [v[:d], drift, *pulls, jnp.stack([rate + ratio * excess, log_weight])]
-            )
+        def row(v: Array, at_v: DriftTerms, log_weight: Array) -> Array:
+            # r + ∇·u + ⟨u, S⟩ of the fixed control u = fixed·y
+            rate = at_v.rate + jnp.sum(fixed) + (fixed * v[:d]) @ at_v.drift
+            pulls = [at_v.pull] if self.bends else []
+            last = jnp.stack([rate + ratio * at_v.excess, log_weight])
+            return jnp.concatenate([v[:d], at_v.drift, *pulls, last])
 
-        table = self.spread.gather(self.spread.map(row, points, found, run.log_weights))
-        known = self.spread.on_population(
-            lambda t: fit(t[:, :-1], t[:, -1], base, self.control), table
-        )
-        return dataclasses.replace(known, fixed=fixed)
+        def of_table(table: Array) -> Fit:
+            return fit(table[:, :-1], table[:, -1], base, self.control)
 
-    def law(self, now: Now, above: Fit, here: Fit, both: Array) -> Step:
-        """The law of a step that follows from fits: of its start, or of both of its
-        ends."""
-        first, s1, s0 = above.controlled_slope, now.start.variance, now.end.variance
+        rows = self.spread.map(row, points, drift, run.log_weights)
+        fitted = self.spread.on_population(of_table, self.spread.gather(rows))
+        return dataclasses.replace(fitted, fixed=fixed)
+
+    def law(self, context: PhaseContext, above: Fit, here: Fit, both: Array) -> Step:
+        """Return the law of a step that follows from the fit at its start, or from
+        those at ``both`` of its ends."""
+        first = above.controlled_slope
+        s1 = context.start.variance
+        s0 = context.end.variance
         last = where(both, here.controlled_slope, first)
         step = Step.fitted(first, last, s1, s0, self.power, both)
-        return step.bent(above, s1, s0) if self.bends else step
+        if self.bends:
+            return step.bent(above, s1, s0)
+        return step
 
     def followed(
-        self, y: Array, found: Evaluation, half: Array, fit: Fit | None
-    ) -> tuple[Array, Array, Array]:
-        """What one chain's step follows, S + u, (d,), the same with ∇log G, and r under
-        the control."""
-        (drift, rate, *_), score = drift_of(found, y.size), found.score[: y.size]
+        self, y: Array, evaluation: Evaluation, half: Array, fit: Fit | None
+    ) -> tuple[Float[Array, " dims"], Float[Array, " dims"], Float[Array, ""]]:
+        """Return the drift S + u that one chain's step follows, the same with ∇log G,
+        and r under the control."""
+        drift, rate, *_ = drift_of(evaluation, y.size)
+        score = evaluation.score[: y.size]
         if self.control and fit is not None:
             u, drift, rate = fit.controlled(y, drift, rate, half)
             score = score + u
         return drift, score, rate
 
-    def predict(self, run: Run, level: Level, now: Now) -> Level:
-        """Every chain's step from the level above by what is known at its start. Where
-        there is none, chains stay where they are in x; at the first level, where they
-        were drawn."""
-        d, points, grows = (
-            self.layout.dims,
-            run.chains.position,
-            now.start.alpha / now.end.alpha,
-        )
+    def predict(self, run: Run, state: LevelState, context: PhaseContext) -> LevelState:
+        """Step every chain from the level above by what is known at its start. Without
+        a step chains stay where they are in x; at the first level, where they were
+        drawn."""
+        d = self.layout.dims
+        points = run.chains.position
+        growth = context.start.alpha / context.end.alpha  # of y where x stays
         if self.step is None:
-            scale = jnp.where(jnp.arange(self.layout.size) < d, grows, 1.0)
-            return dataclasses.replace(
-                level, query=self.spread.map(lambda v: v * scale, points)
-            )
-        law = now.law or Step.ddpm(now.start.variance, now.end.variance, self.step.eta)
+            scale = jnp.where(jnp.arange(self.layout.size) < d, growth, 1.0)
+            query = self.spread.map(lambda v: v * scale, points)
+            return dataclasses.replace(state, query=query)
+        law = context.fits.law or Step.ddpm(
+            context.start.variance, context.end.variance, self.step.eta
+        )
 
         def chain(
-            v: Array, found: Evaluation, half: Array, z: Array
-        ) -> tuple[Array, Way]:
+            v: Array, evaluation: Evaluation, half: Array, z: Array
+        ) -> tuple[Array, StepRecord]:
             y = v[:d]
-            drift, score, rate = self.followed(y, found, half, now.above)
-            moved, twisted, log_ratio = law.predict(y, drift, score, z, self.twist)
-            # Where a score is no number the chain stays at its x: at its y it would
-            # grow with α.
+            above = context.fits.above
+            drift, score, rate = self.followed(y, evaluation, half, above)
+            moved, noise, log_ratio = law.predict(y, drift, score, z, self.twist_limit)
+            # Where a score is NaN the chain stays at its x: at its y it would grow with
+            # α.
             lost = ~all_finite(moved)
-            stays = lost | (
-                self.walled(jnp.concatenate([moved, v[d:]]), now) & ~found.zero
+            blocked = self.behind_wall(jnp.concatenate([moved, v[d:]]), context)
+            stays = lost | (blocked & ~evaluation.zero)
+            steps = context.falls & ~stays
+            moved = jnp.where(steps, moved, jnp.where(lost, y * growth, y))
+            step_record = StepRecord(
+                drift=drift,
+                rate=rate,
+                noise=noise,
+                log_ratio=jnp.where(stays, 0.0, log_ratio),
+                stays=context.falls & stays,
+                error=jnp.zeros(()),
             )
-            moved = jnp.where(now.falls & ~stays, moved, jnp.where(lost, y * grows, y))
-            log_ratio = jnp.where(stays, 0.0, log_ratio)
-            way = Way(drift, rate, twisted, log_ratio, now.falls & stays, jnp.zeros(()))
-            return jnp.concatenate([moved, v[d:]]), way
+            return jnp.concatenate([moved, v[d:]]), step_record
 
-        query, way = self.spread.map(
-            chain, points, run.chains.evaluation, self.half, now.normals[:, :d]
+        query, step_record = self.spread.map(
+            chain, points, run.chains.evaluation, self.half, context.normals[:, :d]
         )
-        return dataclasses.replace(level, query=query, way=way)
+        return dataclasses.replace(state, query=query, step_record=step_record)
 
-    def walled(self, v: Array, now: Now) -> Array:
-        """Whether a step of one chain, which nothing weighs, would end behind a wall:
-        it is not made."""
+    def behind_wall(
+        self, v: Float[Array, " size"], context: PhaseContext
+    ) -> Bool[Array, ""]:
+        """Return whether a step of one chain would end where a user's potential is −∞:
+        such a step is not made. Weighted chains make it, and lose their weight."""
         if self.weights or not self.density.evaluator.plain:
             return jnp.zeros((), bool)
         potential = self.density.evaluator.plain_potential(
-            self.layout.position(v, now.end.alpha), now.end.index
+            self.layout.position(v, context.end.alpha), context.end.index
         )
         return jnp.isneginf(potential)
 
-    def predicted(self, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
-        """What was found where the step led, for its correction."""
-        return run, dataclasses.replace(level, found=drift_of(found, self.layout.dims))
+    def predicted(
+        self,
+        run: Run,
+        state: LevelState,
+        context: PhaseContext,
+        evaluation: Evaluation,
+    ) -> Carry:
+        """Keep the evaluation where the step led, for its correction."""
+        drift = drift_of(evaluation, self.layout.dims)
+        return run, dataclasses.replace(state, predicted=drift)
 
-    def correct(self, run: Run, level: Level, now: Now) -> Level:
-        """Every chain's step once more, by what is known at both ends; at the first
-        level chains stay."""
-        d, law, falls = self.layout.dims, now.law, now.falls
+    def correct(self, run: Run, state: LevelState, context: PhaseContext) -> LevelState:
+        """Make every chain's step once more, by what is known at both ends; at the
+        first level chains stay."""
+        d = self.layout.dims
+        falls = context.falls
+        _, here, law = context.fits
         assert law is not None
 
         def chain(
-            v: Array, half: Array, way: Way, query: Array, there: Drift
+            v: Array, half: Array, record: StepRecord, query: Array, at_end: DriftTerms
         ) -> tuple[Array, Array]:
-            end_drift, rate, *_ = there
-            if self.control and now.here is not None:
-                _, end_drift, _ = now.here.controlled(query[:d], end_drift, rate, half)
+            end_drift = at_end.drift
+            if self.control and here is not None:
+                _, end_drift, _ = here.controlled(
+                    query[:d], end_drift, at_end.rate, half
+                )
             moved, error = law.correct(
-                v[:d], way.drift, query[:d], end_drift, way.noise
+                v[:d], record.drift, query[:d], end_drift, record.noise
             )
-            fine = all_finite(moved) & ~self.walled(
-                jnp.concatenate([moved, query[d:]]), now
-            )
-            moved = jnp.where(falls & fine, moved, query[:d])
-            return jnp.concatenate([moved, query[d:]]), jnp.where(
-                fine & falls, error, jnp.where(falls, jnp.inf, 0.0)
-            )
+            blocked = self.behind_wall(jnp.concatenate([moved, query[d:]]), context)
+            usable = all_finite(moved) & ~blocked
+            moved = jnp.where(falls & usable, moved, query[:d])
+            corrected = jnp.concatenate([moved, query[d:]])
+            # ∞ marks a correction that could not be made; means leave it out.
+            without = jnp.where(falls, jnp.inf, 0.0)
+            return corrected, jnp.where(usable & falls, error, without)
 
+        points = run.chains.position
         query, error = self.spread.map(
-            chain, run.chains.position, self.half, level.way, level.query, level.found
+            chain, points, self.half, state.step_record, state.query, state.predicted
         )
-        return dataclasses.replace(
-            level, query=query, way=dataclasses.replace(level.way, error=error)
-        )
+        step_record = dataclasses.replace(state.step_record, error=error)
+        return dataclasses.replace(state, query=query, step_record=step_record)
 
-    # Weigh and meet
+    # Weight and resample
 
-    def arrived(self, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
-        """Every chain where its step ended: weighed, resampled, and ready for its
-        transitions."""
-        at, backward, left = now.end.index, None, run.chains.evaluation
-        if self.weights == "feynman_kac" and self.density.evaluator.plain:
-            both = (
-                (now.above, now.here)
-                if now.above is not None and now.here is not None
-                else None
-            )
-            backward = Backward.of_step(
-                now.start.variance, now.end.variance, self.power, both, self.control
-            )
+    def arrived(
+        self,
+        run: Run,
+        state: LevelState,
+        context: PhaseContext,
+        evaluation: Evaluation,
+    ) -> Carry:
+        """Move every chain to where its step ended: weighted, resampled, and ready for
+        its transitions."""
+        level = context.end.index
+        backward = self.backward_kernel(context)
+        evaluation_above = run.chains.evaluation
 
         def chain(
             words: Array,
             half: Array,
             start: Particles,
             v: Array,
-            found: Evaluation,
-            way: Way,
+            evaluation: Evaluation,
+            record: StepRecord,
         ) -> tuple[Particles, tuple[Array, Array]]:
-            moved, none = Particles(v, found, start.inner), jnp.zeros(())
+            moved = Particles(v, evaluation, start.inner)
+            zero = jnp.zeros(())
+            if not self.terms:
+                return moved, (zero, zero)
 
-            def gained() -> tuple[Array, Array]:
-                """−∞ where the density is 0; of chains that are weighed NaN where it,
-                or a score, is no number."""
-                _, _, rate = self.followed(v[: self.layout.dims], found, half, now.here)
-                known = lambda chain: chain.evaluation.terms.rate  # noqa: E731
-                before, after = (
-                    eqx.tree_at(known, start, way.rate),
-                    eqx.tree_at(known, moved, rate),
+            def increment() -> tuple[Array, Array]:
+                """Increment of the step: −∞ where the density is 0; of weighted chains
+                NaN where it, or a score, is NaN."""
+                y = v[: self.layout.dims]
+                _, _, rate = self.followed(y, evaluation, half, context.fits.here)
+                before = eqx.tree_at(rate_of, start, record.rate)
+                after = eqx.tree_at(rate_of, moved, rate)
+                gain, averaging = self.weight.increment(
+                    words, half, before, after, context.start, context.end, backward
                 )
-                gain, more = self.weight.gained(
-                    words, half, before, after, now.start, now.end, backward
-                )
-                gain = gain + way.log_ratio
-                usable = all_finite((start.evaluation.terms.drift, found.score)) & (
-                    gain < jnp.inf
-                )
-                return jnp.where(
-                    usable | start.evaluation.zero | (not self.weights), gain, jnp.nan
-                ), more
+                gain = gain + record.log_ratio
+                scores = start.evaluation.terms.drift, evaluation.score
+                usable = all_finite(scores) & (gain < jnp.inf)
+                usable = usable | start.evaluation.zero | (not self.weights)
+                return jnp.where(usable, gain, jnp.nan), averaging
 
-            gains = none, none
-            if self.terms:  # reverse diffusion by itself weighs nothing where it begins
-                first = partial(first_weight, self.layout, self.density, v, found, at)
-                gains = jax.lax.cond(
-                    now.falls, gained, lambda: (none if self.plain else first(), none)
+            def initial() -> tuple[Array, Array]:
+                """Log-weight of the first draw; reverse diffusion by itself has none
+                where it begins."""
+                if self.steps_only:
+                    return zero, zero
+                log_weight = first_weight(
+                    self.layout, self.density, v, evaluation, level
                 )
-            return moved, gains
+                return log_weight, zero
 
-        batch = run.words, self.half, run.chains, level.query, found, level.way
-        chains, (gain, more) = self.spread.map(chain, *batch)
+            return moved, jax.lax.cond(context.falls, increment, initial)
+
+        chains, (gain, averaging) = self.spread.map(
+            chain,
+            run.words,
+            self.half,
+            run.chains,
+            state.query,
+            evaluation,
+            state.step_record,
+        )
         run = dataclasses.replace(run, chains=chains)
         if self.weights:
-            run = self.met(run, at, gain, more, level.way.error)
+            error = state.step_record.error
+            run = self.reweighted(run, level, gain, averaging, error)
         elif self.step is not None:
-            bad = now.falls & self.spread.map(lambda e: ~all_finite(e.score), left)
-            records = run.records.counting(at, self.spread.total(bad.astype(jnp.int32)))
-            gain = jnp.where(
-                self.step.eta == 1, jnp.where(level.way.stays, jnp.nan, gain), 0.0
-            )
-            run = dataclasses.replace(
-                run, records=records, path_weights=run.path_weights + gain
-            )
-        if level.began is not None:
-            began = jnp.concatenate(
-                [run.chains.position, run.chains.evaluation.score], axis=1
-            )
-            level = dataclasses.replace(level, began=began)
-        return run, level
+            run = self.path_weighted(run, state, context, evaluation_above, gain)
+        if state.origin is not None:
+            state = dataclasses.replace(state, origin=positions_and_scores(run))
+        return run, state
 
-    def met(self, run: Run, at: Array, gain: Array, more: Array, error: Array) -> Run:
-        """The chains after they have been weighed against one another, and resampled
-        where it is time."""
-        meet, spread = self.meet, self.spread
-        assert meet is not None
+    def backward_kernel(self, context: PhaseContext) -> Backward | None:
+        """Return the step's backward kernel, if a user's potential is averaged over
+        it."""
+        if self.weights != "feynman_kac" or not self.density.evaluator.plain:
+            return None
+        above, here, _ = context.fits
+        both = None
+        if above is not None and here is not None:
+            both = above, here
+        s1 = context.start.variance
+        s0 = context.end.variance
+        return Backward.of_step(s1, s0, self.power, both, self.control)
+
+    def path_weighted(
+        self,
+        run: Run,
+        state: LevelState,
+        context: PhaseContext,
+        evaluation_above: Evaluation,
+        gain: Float[Array, " chains"],
+    ) -> Run:
+        """Add a step to the path weights of independent chains, and count those that
+        had no finite score to follow."""
+        lost = self.spread.map(lambda e: ~all_finite(e.score), evaluation_above)
+        lost = context.falls & lost
+        number_lost = self.spread.total(lost.astype(jnp.int32))
+        records = run.records.counting(context.end.index, number_lost)
+        assert self.step is not None
+        # Only DDPM's ancestral step, η = 1, has a path whose weight is known.
+        gain = jnp.where(state.step_record.stays, jnp.nan, gain)
+        gain = jnp.where(self.step.eta == 1, gain, 0.0)
+        path_weights = run.path_weights + gain
+        return dataclasses.replace(run, records=records, path_weights=path_weights)
+
+    def reweighted(
+        self,
+        run: Run,
+        level: Array,
+        gain: Float[Array, " chains"],
+        averaging: Float[Array, " chains"],
+        error: Float[Array, " chains"],
+    ) -> Run:
+        """Add a level's increments to the log-weights, and resample the chains where
+        the rule says so.
+
+        Args:
+            run: chains at this level, with the weights from before it.
+            level: the level's number.
+            gain: increments of the log-weights; NaN of chains that are lost.
+            averaging: increments more if potentials were not averaged.
+            error: how far the step's correction moved each chain.
+        """
+        rule = self.exchange
+        spread = self.spread
+        assert rule is not None
         log_weights = run.log_weights + gain
         log_weights = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
-        table = jnp.stack(
-            [log_weights, ~jnp.isnan(gain), run.log_weights, gain, error, more], axis=1
+        # One gather for everything: collectives cost by their number.
+        columns = [log_weights, ~jnp.isnan(gain), run.log_weights, gain, error]
+        table = spread.gather(jnp.stack([*columns, averaging], axis=1))
+        whole, usable, before, whole_gain, whole_error, whole_averaging = table.T
+        facts = spread.on_population(
+            statistics,
+            whole,
+            run.ancestors,
+            whole_averaging,
+            before,
+            whole_gain,
+            whole_error,
         )
-        gathered, counted, *step, more = spread.gather(table).T
-        found = spread.on_population(statistics, gathered, run.ancestors, more, *step)
-        ess, log_mean, variance, off, spreading, moved = found
-        run = dataclasses.replace(run, averaging=run.averaging + off)
+        run = dataclasses.replace(run, averaging=run.averaging + facts.averaging)
 
-        def exchange() -> Run:
-            chosen = spread.on_population(
-                lambda weights: meet.survivors(stream(run.shared, at), weights),
-                gathered,
-            )
-            chains, ancestors = (
-                spread.exchange(run.chains, chosen),
-                run.ancestors[chosen],
-            )
-            total, equal = run.log_evidence + log_mean, jnp.zeros_like(log_weights)
+        def resampled() -> Run:
+            def choose(log_weights: Array) -> Array:
+                return rule.ancestors(stream(run.shared, level), log_weights)
+
+            chosen = spread.on_population(choose, whole)
             return dataclasses.replace(
                 run,
-                chains=chains,
-                ancestors=ancestors,
-                log_evidence=total,
-                log_weights=equal,
+                chains=spread.exchange(run.chains, chosen),
+                ancestors=run.ancestors[chosen],
+                log_evidence=run.log_evidence + facts.log_mean,
+                log_weights=jnp.zeros_like(log_weights),
             )
 
-        kept = partial(dataclasses.replace, run, log_weights=log_weights)
-        run = jax.lax.cond(meet.due(ess, at) | (at == 0), exchange, kept)
-        records = run.records.counting(at, jnp.sum(counted == 0, dtype=jnp.int32))
-        numbers = num_distinct(run.ancestors).astype(ess.dtype)
+        def kept() -> Run:
+            return dataclasses.replace(run, log_weights=log_weights)
+
+        # Samples must have equal weights, whatever the rule says at level 0.
+        now = rule.should_resample(facts.ess, level) | (level == 0)
+        run = jax.lax.cond(now, resampled, kept)
+        number_lost = jnp.sum(usable == 0, dtype=jnp.int32)
+        records = run.records.counting(level, number_lost)
         records = records.at(
-            at, ess=ess, ancestors=numbers, weight_variance=spreading, step_error=moved
+            level,
+            ess=facts.ess,
+            ancestors=num_distinct(run.ancestors).astype(facts.ess.dtype),
+            weight_variance=facts.weight_variance,
+            step_error=facts.step_error,
         )
+        variance = facts.evidence_variance
         return dataclasses.replace(run, records=records, evidence_variance=variance)
 
     # Move
 
-    def started(self, b: int, run: Run, now: Now) -> tuple[PyTree[Array], Array]:
-        """The transition of block b of every chain, where it has begun: its trajectory,
-        and the first point of it."""
-        begin = self.at_level(run, now, partial(self.moves.begin, b))
-        return self.spread.map(
-            begin, run.chains, now.normals[..., : self.moves.noise_size(b)]
-        )
+    def started(
+        self, b: int, run: Run, context: PhaseContext
+    ) -> tuple[PyTree[Array], Array]:
+        """Return the transition of block b of every chain, where it has begun: its
+        trajectory, and the first point of it."""
+        begin = self.at_level(run, context, partial(self.moves.begin, b))
+        noise = context.normals[..., : self.moves.noise_size(b)]
+        return self.spread.map(begin, run.chains, noise)
 
-    def begin(self, b: int, run: Run, level: Level, now: Now) -> Level:
-        """Block b's transition of every chain, up to its first evaluation."""
-        return self.along(b, level, *self.started(b, run, now))
+    def begin(
+        self, b: int, run: Run, state: LevelState, context: PhaseContext
+    ) -> LevelState:
+        """Begin block b's transition of every chain, up to its first evaluation."""
+        trajectory, query = self.started(b, run, context)
+        return self.along(b, state, trajectory, query)
 
     def along(
-        self, b: int, level: Level, trajectory: PyTree[Array], query: Array
-    ) -> Level:
-        """The level with another trajectory of block b, which leads to ``query``."""
-        trajectories = (*level.trajectory[:b], trajectory, *level.trajectory[b + 1 :])
-        return dataclasses.replace(level, query=query, trajectory=trajectories)
+        self, b: int, state: LevelState, trajectory: PyTree[Array], query: Array
+    ) -> LevelState:
+        """Return the level with another trajectory of block b, which leads to
+        ``query``."""
+        trajectories = list(state.trajectories)
+        trajectories[b] = trajectory
+        return dataclasses.replace(state, query=query, trajectories=tuple(trajectories))
 
     def advance(
-        self, b: int, run: Run, level: Level, now: Now, found: Evaluation
+        self,
+        b: int,
+        run: Run,
+        state: LevelState,
+        context: PhaseContext,
+        evaluation: Evaluation,
     ) -> Carry:
-        """Block b's transition of every chain after an evaluation that was not its
-        last: on to the next one."""
-        i = jnp.asarray(self.phases)[level.phase, 2]
-        on = self.at_level(run, now, partial(self.moves.advance, b, i))
-        return run, self.along(
-            b, level, *self.spread.map(on, run.chains, level.trajectory[b], found)
+        """Advance block b's transition of every chain after an evaluation that was not
+        its last: on to the next one."""
+        i = jnp.asarray(self.table)[state.phase, EVALUATION]
+        advance = self.at_level(run, context, partial(self.moves.advance, b, i))
+        trajectory, query = self.spread.map(
+            advance, run.chains, state.trajectories[b], evaluation
         )
+        return run, self.along(b, state, trajectory, query)
 
     def finish(
-        self, b: int, run: Run, level: Level, now: Now, found: Evaluation
+        self,
+        b: int,
+        run: Run,
+        state: LevelState,
+        context: PhaseContext,
+        evaluation: Evaluation,
     ) -> Carry:
-        """Block b's transition of every chain after its last evaluation: accepted or
-        rejected."""
-        finish = self.at_level(run, now, partial(self.moves.finish, b))
-        chains, info = self.spread.map(finish, run.chains, level.trajectory[b], found)
-        return self.made(b, run, level, now, chains, info)
+        """Accept or reject block b's transition of every chain after its last
+        evaluation."""
+        finish = self.at_level(run, context, partial(self.moves.finish, b))
+        chains, info = self.spread.map(
+            finish, run.chains, state.trajectories[b], evaluation
+        )
+        return self.made(b, run, state, context, chains, info)
 
-    def transition(self, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
-        """A whole transition of kernels that call the density themselves, such as
+    def transition(
+        self,
+        run: Run,
+        state: LevelState,
+        context: PhaseContext,
+        evaluation: Evaluation,
+    ) -> Carry:
+        """Make a whole transition of kernels that call the density themselves, such as
         BlackJAX's."""
-        counter = self.number(run, level, 1)
-        keys = self.spread.map(
-            self.at_level(run, now, lambda _, words: key_of(words, counter)), self.words
+        number = self.draw_number(run, state, 1)
+
+        def key(_: object, words: Array) -> Array:
+            return key_of(words, number)
+
+        keys = self.spread.map(self.at_level(run, context, key), self.words)
+        step = partial(self.moves.step, self.density, self.terms)
+        chains, info = self.spread.map(
+            self.at_level(run, context, step), keys, run.chains
         )
-        step = self.at_level(
-            run, now, partial(self.moves.step, self.density, self.terms)
-        )
-        chains, info = self.spread.map(step, keys, run.chains)
         for b in self.blocks:
-            run, level = self.made(
-                b,
-                run,
-                level,
-                now,
-                chains,
-                jax.tree.map(lambda entries, b=b: entries[..., b], info),
-            )
-        return run, level
+            info_of_block = jax.tree.map(lambda entries, b=b: entries[..., b], info)
+            run, state = self.made(b, run, state, context, chains, info_of_block)
+        return run, state
 
     def made(
-        self, b: int, run: Run, level: Level, now: Now, chains: Particles, info: Info
+        self,
+        b: int,
+        run: Run,
+        state: LevelState,
+        context: PhaseContext,
+        chains: Particles,
+        info: Info,
     ) -> Carry:
-        """The chains after a transition of block b: tallied, and its step size
+        """Return the chains after a transition of block b: tallied, and its step size
         adapted."""
-        moves, tuning, counted = (
-            self.moves,
-            list(run.tuning),
-            level.turn >= self.adapting,
-        )
-        step = moves.steps_in_x(run.tuning, now.end)[..., b]
-        level = dataclasses.replace(
-            level, tally=level.tally.adding(b, info, counted, step)
-        )
+        moves = self.moves
+        counted = state.turn >= self.adapting
+        step = moves.steps_in_x(run.tuning, context.end)[..., b]
+        tally = state.tally.adding(b, info, counted, step)
+        state = dataclasses.replace(state, tally=tally)
         mean = mean_acceptance(info.acceptance, self.spread.total, self.num_chains)
-        tuning[b] = moves.adapted(
-            b, tuning[b], mean, self.num_chains, self.pace(b, level.turn)
-        )
-        return dataclasses.replace(run, chains=chains, tuning=tuple(tuning)), level
+        pace = self.pace(b, state.turn)
+        tuned = list(run.tuning)
+        tuned[b] = moves.adapted(b, tuned[b], mean, self.num_chains, pace)
+        return dataclasses.replace(run, chains=chains, tuning=tuple(tuned)), state
 
     def pace(self, b: int, turn: Array) -> Array | float:
-        """How fast block b's step size adapts: not after a warm-up."""
+        """Return the factor by which block b's step size adapts more slowly: 0 after a
+        warm-up, where it is fixed."""
         if not self.leads:
+            # At full pace for half of the transitions, then ever less.
             return jnp.clip(2 - 2 * turn / max(self.adapting, 1), 0.0, 1.0)
         rule = self.moves.adaptive[b]
-        return (
-            turn < self.adapting
-            if self.adapting and rule is not None and rule.warmup
-            else 1.0
-        )
+        if self.adapting and rule is not None and rule.warmup:
+            return turn < self.adapting
+        return 1.0
 
     # Leave
 
-    def leave(self, run: Run, level: Level, now: Now) -> Run:
-        """The level is done: what its transitions came to is recorded, and metrics
-        follow from them."""
+    def leave(self, run: Run, state: LevelState, context: PhaseContext) -> Run:
+        """Leave a level that is done: record its transitions, and measure metrics from
+        them."""
         if self.blocks:
-            moves, at, spread, tally = (
-                self.moves,
-                now.end.index,
-                self.spread,
-                level.tally,
+            run = self.recorded(run, state, context)
+        if self.blocks and state.origin is not None:
+            change = positions_and_scores(run) - state.origin
+            moved, changed = jnp.split(change, 2, axis=1)
+            tuned = self.moves.measured(
+                self.spread, run.tuning, context.end, moved, changed
             )
-            acceptance, error, bad = tally.means(
-                spread, moves, moves.count, self.num_chains
-            )
-            records = run.records.counting(at, bad)
-            records = records.at(
-                at,
-                acceptance=acceptance,
-                step_size=tally.steps / moves.count,
-                quadrature_error=error,
-            )
-            run = dataclasses.replace(run, records=records)
-            if level.began is not None:
-                change = (
-                    jnp.concatenate(
-                        [run.chains.position, run.chains.evaluation.score], axis=1
-                    )
-                    - level.began
-                )
-                moved, changed = jnp.split(change, 2, axis=1)
-                metrics = moves.measured(spread, run.tuning, now.end, moved, changed)
-                run = dataclasses.replace(run, tuning=metrics)
-        return dataclasses.replace(
-            run, visits=run.visits.onwards(self.density.schedule, run.records)
+            run = dataclasses.replace(run, tuning=tuned)
+        visits = run.visits.onwards(self.density.schedule, run.records)
+        return dataclasses.replace(run, visits=visits)
+
+    def recorded(self, run: Run, state: LevelState, context: PhaseContext) -> Run:
+        """Return the run with what the level's transitions add up to in its records."""
+        moves = self.moves
+        level = context.end.index
+        acceptance, error, number_lost = state.tally.means(
+            self.spread, moves, moves.count, self.num_chains
         )
+        records = run.records.counting(level, number_lost)
+        records = records.at(
+            level,
+            acceptance=acceptance,
+            step_size=state.tally.steps / moves.count,
+            quadrature_error=error,
+        )
+        return dataclasses.replace(run, records=records)
+
+
+def blank_record(num_chains: int, dims: int) -> StepRecord:
+    """Return the record of no step."""
+    zero = jnp.zeros((num_chains,))
+    return StepRecord(
+        drift=jnp.zeros((num_chains, dims)),
+        rate=zero,
+        noise=jnp.zeros((num_chains, dims)),
+        log_ratio=zero,
+        stays=jnp.zeros((num_chains,), bool),
+        error=zero,
+    )
+
+
+def rate_of(chain: Particles) -> Array:
+    """Return the Feynman–Kac rate of one chain."""
+    return chain.evaluation.terms.rate
+
+
+def positions_and_scores(run: Run) -> Float[Array, "chains twice_size"]:
+    """Return v and ∇log π of every chain, side by side."""
+    chains = run.chains
+    return jnp.concatenate([chains.position, chains.evaluation.score], axis=1)
 
 
 def at_target(
     run: Run,
     density: AnnealedDensity,
     moves: Transitions,
-    words: Array,
+    words: UInt32[Array, "chains 2"],
     first: Array | int,
     end: Array | int,
 ) -> tuple[Run, Tally]:
-    """The run after transitions first … end − 1 at level 0, whose random numbers are
-    those of ``words``, (n, 2), and what they add up to."""
-    chains = dataclasses.replace(
-        run.chains, evaluation=run.chains.evaluation.without_terms
-    )
+    """Make the transitions ``first`` … ``end`` − 1 at level 0, whose random numbers are
+    those of ``words``; return the run and what they add up to."""
+    evaluation = run.chains.evaluation.without_terms
+    chains = dataclasses.replace(run.chains, evaluation=evaluation)
     run = dataclasses.replace(run, chains=chains, words=words)
-    way = Descent(density, run, moves, leads=False)
-    level = dataclasses.replace(way.blank(run), turn=jnp.asarray(first, jnp.int32))
-    run, level = jax.lax.while_loop(
-        lambda carry: carry[1].turn < end, way.phase, (run, level)
-    )
-    return run, level.tally
+    descent = Descent(density, run, moves, leads=False)
+    turn = jnp.asarray(first, jnp.int32)
+    state = dataclasses.replace(descent.blank(run), turn=turn)
+
+    def unfinished(carry: Carry) -> Array:
+        return carry[1].turn < end
+
+    run, state = jax.lax.while_loop(unfinished, descent.phase, (run, state))
+    return run, state.tally
 
 
 def moved_to(run: Run, chains: Particles) -> Run:
-    """The run with chains elsewhere at level 0. What only weights read belongs to where
-    they were, and is unknown."""
-    parts = run.chains.evaluation.terms
-    found = dataclasses.replace(
-        chains.evaluation, terms=None if parts is None else unknown(parts)
-    )
-    return dataclasses.replace(
-        run, chains=dataclasses.replace(chains, evaluation=found)
-    )
+    """Return the run with chains elsewhere at level 0. What only weights read belongs
+    to where they were, and is unknown."""
+    terms = run.chains.evaluation.terms
+    if terms is not None:
+        terms = unknown(terms)
+    evaluation = dataclasses.replace(chains.evaluation, terms=terms)
+    moved = dataclasses.replace(chains, evaluation=evaluation)
+    return dataclasses.replace(run, chains=moved)

@@ -24,7 +24,7 @@ from composeprob.kernels.gibbs import measures_metric, replaced
 from composeprob.kernels.kernel import log_density_of
 from composeprob.kernels.metropolis import accept, log_uniform
 from composeprob.pytree import all_finite, where
-from composeprob.samplers.descent import Carry, Descent, Level, Now
+from composeprob.samplers.descent import Carry, Descent, LevelState, PhaseContext
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, by_kind
 from composeprob.samplers.random import threefry
@@ -285,7 +285,7 @@ class Exchange(Descent):
     """A turn of all replicas in the phases of a level: a bridge, to new levels or for a
     swap, and a transition."""
 
-    meet: Swap  # type: ignore[assignment]
+    exchange: Swap  # type: ignore[assignment]
 
     def __post_init__(self, run: Run) -> None:
         super().__post_init__(run)
@@ -297,26 +297,28 @@ class Exchange(Descent):
         self.words = self.spread.map(partial(replica_words, self.count), run.words)
 
     def at_level(
-        self, run: Run, now: Now, function: Callable[..., Tree]
+        self, run: Run, now: PhaseContext, function: Callable[..., Tree]
     ) -> Callable[..., Tree]:
         setting, on_rungs = (run.tuning, now.end), jax.vmap(function)
         return lambda *rows: on_rungs(setting, *rows)
 
-    def predict(self, run: Run, level: Level, now: Now) -> Level:
+    def predict(self, run: Run, level: LevelState, now: PhaseContext) -> LevelState:
         """Where each rung's replica, or that of its partner, leads."""
         partner, d = rungs_of(run).partner, self.layout.dims
         start = jax.tree.map(lambda leaf: leaf[partner], now.start)
 
         def ensemble(points: Array, found: Evaluation, z: Array) -> Array:
             v, here = jax.tree.map(lambda leaf: leaf[partner], (points, found))
-            return jax.vmap(self.meet.propose)(start, now.end, v, here, z)
+            return jax.vmap(self.exchange.propose)(start, now.end, v, here, z)
 
         query = self.spread.map(
             ensemble, run.chains.position, run.chains.evaluation, now.normals[..., :d]
         )
         return dataclasses.replace(level, query=query)
 
-    def arrived(self, run: Run, level: Level, now: Now, found: Evaluation) -> Carry:
+    def arrived(
+        self, run: Run, level: LevelState, now: PhaseContext, found: Evaluation
+    ) -> Carry:
         """Replicas where bridges ended: all that came to new levels, and of swaps those
         that are accepted."""
         rungs, partner, index = (
@@ -329,7 +331,7 @@ class Exchange(Descent):
             old: Replicas, query: Array, found: Evaluation, z: Array
         ) -> tuple[Replicas, Array]:
             here, there = (old.position, old.evaluation), (query, found)
-            log_ratio = self.meet.log_ratios(now.end, partner, *here, *there)
+            log_ratio = self.exchange.log_ratios(now.end, partner, *here, *there)
             log_u = log_uniform(
                 z[jnp.minimum(index, partner)]
             )  # a number for each pair
@@ -353,19 +355,27 @@ class Exchange(Descent):
         return dataclasses.replace(run, chains=chains, visits=rungs), level
 
     def made(
-        self, b: int, run: Run, level: Level, now: Now, chains: Particles, info: Info
+        self,
+        b: int,
+        run: Run,
+        level: LevelState,
+        now: PhaseContext,
+        chains: Particles,
+        info: Info,
     ) -> Carry:
         made, level = super().made(b, run, level, now, chains, info)
         return dataclasses.replace(
             made, tuning=where(rungs_of(run).plan[2], made.tuning, run.tuning)
         ), level
 
-    def leave(self, run: Run, level: Level, now: Now) -> Run:
+    def leave(self, run: Run, level: LevelState, now: PhaseContext) -> Run:
         """The turn is made, and recorded; another one follows."""
         transitions = mean_acceptance(
             level.tally.acceptance, self.spread.total, self.num_chains
         )
-        rungs = rungs_of(run).following(transitions, self.density, self.meet.energies)
+        rungs = rungs_of(run).following(
+            transitions, self.density, self.exchange.energies
+        )
         at, (swaps, acceptance) = rungs.previous, rungs.means
         steps = self.moves.steps_in_x(run.tuning, now.end)
         records = jax.tree.map(

@@ -1,32 +1,39 @@
-"""What chains do together: resampling by exact sums, and errors from their
-genealogy."""
+"""Resampling of weighted chains by exact sums, and errors that follow from the
+genealogy of chains."""
 
 from __future__ import annotations
 
 import abc
-from functools import partial
+import inspect
+import warnings
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int, UInt32
 
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.samplers.random import threefry
 
+RENAMED = {"due": "should_resample", "survivors": "ancestors"}
+"""Methods of a `Resampler` by their names before version 0.2, and their names now."""
+
 
 class Resampler(eqx.Module):
-    """How chains that weigh one another exchange places: what `SMC` takes as
-    ``resample=``.
+    """A rule by which weighted chains are resampled: what `SMC` takes as ``resample=``.
 
-    To write another one, say when it is time (`due`) and which chain takes the place of
-    each (`survivors`): chains that met weigh the same, and each must be chosen in
-    proportion to its weight on average.
+    To write another one, say when to resample (`should_resample`) and which chain takes
+    the place of each (`ancestors`): resampled chains have equal weights, so each must
+    be chosen in proportion to its weight on average.
     """
 
     @abc.abstractmethod
-    def due(self, ess: Array, level: Array) -> Array:
-        """Whether chains meet at this level, a scalar boolean. At level 0 they do in
-        any case, as samples have to weigh the same.
+    def should_resample(self, ess: Float[Array, ""], level: Int[Array, ""]) -> Array:
+        """Return whether chains are resampled at this level, a scalar boolean. At level
+        0 they are in any case, as samples have to have equal weights.
 
         Args:
             ess: relative effective sample size of their weights, in [0, 1].
@@ -34,15 +41,66 @@ class Resampler(eqx.Module):
         """
 
     @abc.abstractmethod
-    def survivors(self, words: Array, log_weights: Array) -> Array:
-        """The chain that takes the place of each, (N,) of 0 … N − 1.
+    def ancestors(
+        self, words: UInt32[Array, " 2"], log_weights: Float[Array, " chains"]
+    ) -> Int[Array, " chains"]:
+        """Return the chain that takes the place of each, (N,) of 0 … N − 1.
 
         Args:
             words: random words of this level, (2,): `samplers.random` makes numbers and
                 keys of them.
-            log_weights: of all chains, (N,): finite or −∞, where nothing is left all of
-                them −∞.
+            log_weights: of all chains, (N,): finite or −∞; all are −∞ where every chain
+                is lost.
         """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for old, new in RENAMED.items():
+            own = vars(cls)
+            if old in own and new not in own:
+                warnings.warn(
+                    f"{cls.__name__}.{old} is called {new} now; the old name works "
+                    f"until version 0.3. Rename the method: def {new}(…).",
+                    DeprecationWarning,
+                    stacklevel=_level_of_class_statement(),
+                )
+                setattr(cls, new, own[old])
+            elif new in own and old not in own:
+                # For super().due(…) in a subclass that still has the old names. Each
+                # class has its own: one on the base class would call the method that
+                # it was called from.
+                setattr(cls, old, _deprecated(own[new], old, new))
+
+
+def _level_of_class_statement() -> int:
+    """Return the stack level, seen from the caller, of the class statement that made a
+    subclass: above the frames of Equinox's metaclass."""
+    level = 1
+    frame = inspect.currentframe()
+    while frame is not None:
+        frame = frame.f_back
+        if frame is None:
+            break
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in ("composeprob", "equinox", "abc"):
+            break
+        level += 1
+    return level
+
+
+def _deprecated(method: Callable[..., Array], old: str, new: str) -> Any:
+    """Return a method that warns that it has another name now."""
+
+    @wraps(method)
+    def call(*args: Any) -> Array:
+        warnings.warn(
+            f"{old} is called {new} now; the old name works until version 0.3.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return method(*args)
+
+    return call
 
 
 class Resample(Resampler):
@@ -57,7 +115,7 @@ class Resample(Resampler):
 
     Example:
         >>> import composeprob as cp
-        >>> cp.SMC(resample=cp.Resample(0.8)).meet
+        >>> cp.Resample(0.8)
         Resample(0.8)
 
     References:
@@ -74,29 +132,62 @@ class Resample(Resampler):
             self.threshold, "Resample(threshold=)", 1.0 + 1e-6, fix="a number in (0, 1]"
         )
 
-    def due(self, ess: Array, level: Array) -> Array:
+    def should_resample(self, ess: Array, level: Array) -> Array:
         return jnp.asarray(ess < self.threshold)
 
-    def survivors(self, words: Array, log_weights: Array) -> Array:
-        return systematic(threefry(words, 0)[0], log_weights)
+    def ancestors(self, words: Array, log_weights: Array) -> Array:
+        bits, _ = threefry(words, 0)
+        return systematic(bits, log_weights)
 
     def __repr__(self) -> str:
         return f"Resample({float(self.threshold):.3g})"
 
 
-def relative_ess(log_weights: Array) -> Array:
-    """(Σ w)²/(N·Σ w²) in [0, 1], a scalar; 0 where every weight is 0 (Kong, Liu and
-    Wong 1994)."""
+# Weights. They are taken relative to the largest one, so that no exponential overflows.
+
+
+def relative_weights(log_weights: Float[Array, " chains"]) -> Float[Array, " chains"]:
+    """Weights in units of the largest one; all 0 where none is positive."""
+    return jnp.exp(log_weights - _largest(log_weights))
+
+
+def _largest(log_weights: Float[Array, " chains"]) -> Float[Array, ""]:
+    """Return the largest log-weight; 0 where that is infinite."""
+    return jnp.nan_to_num(jnp.max(log_weights), posinf=0.0, neginf=0.0)
+
+
+def log_mean_weight(log_weights: Float[Array, " chains"]) -> Float[Array, ""]:
+    """Return the log of the mean weight."""
+    total = jnp.sum(relative_weights(log_weights))
+    return jnp.log(total / log_weights.shape[0]) + _largest(log_weights)
+
+
+def normalised_weights(log_weights: Float[Array, " chains"]) -> Float[Array, " chains"]:
+    """Weights that add up to 1; equal ones where every weight is 0."""
+    weights = relative_weights(log_weights)
+    total = jnp.sum(weights)
+    divisor = jnp.where(total > 0, total, 1.0)
+    return jnp.where(total > 0, weights / divisor, 1.0 / len(weights))
+
+
+def relative_ess(log_weights: Float[Array, " chains"]) -> Float[Array, ""]:
+    """Return the relative effective sample size, (Σ w)²/(N·Σ w²) in [0, 1]; 0 where
+    every weight is 0 (Kong, Liu and Wong 1994)."""
     weights = relative_weights(log_weights)
     total, squares = jnp.sum(jnp.stack([weights, weights**2]), axis=1)
     return total**2 / (jnp.maximum(squares, 1e-30) * log_weights.shape[0])
 
 
-def systematic(bits: Array, log_weights: Array) -> Array:
-    """Indices (N,) of the chains that survive: one uniform number, of 32 random
-    ``bits``, and evenly spaced ticks on the cumulated weights (Carpenter, Clifford and
-    Fearnhead 1999). Chain i appears ⌊N·w_i⌋ or ⌈N·w_i⌉ times, N·w_i on average, and
-    never where w_i = 0. Where every weight is 0 each survives once.
+# Systematic resampling
+
+
+def systematic(
+    bits: UInt32[Array, ""], log_weights: Float[Array, " chains"]
+) -> Int[Array, " chains"]:
+    """Indices of the resampled chains: one uniform number, of 32 random ``bits``, and
+    evenly spaced ticks on the cumulated weights (Carpenter, Clifford and Fearnhead
+    1999). Chain i appears ⌊N·w_i⌋ or ⌈N·w_i⌉ times, N·w_i on average, and never where
+    w_i = 0. Where every weight is 0 each chain appears once.
 
     The expected copies N·w_i are rounded to multiples of 2⁻³² and added up as whole
     numbers. Such sums are exact, so they never fall and are the same on any number of
@@ -106,27 +197,30 @@ def systematic(bits: Array, log_weights: Array) -> Array:
     n = log_weights.shape[0]
     log_weights = jnp.where(jnp.isfinite(jnp.max(log_weights)), log_weights, 0.0)
     weights = relative_weights(log_weights)
+    # The total is a sum of digits, too: exact, whatever the order. Halved weights have
+    # all their digits behind the point.
     sums = jnp.sum(_digits(0.5 * weights), axis=1, dtype=jnp.uint32).astype(jnp.float32)
     total = 2 * (sums[0] + sums[1] * 2.0**-11 + sums[2] * 2.0**-22 + sums[3] * 2.0**-32)
     units, high, middle, low = jnp.cumsum(
         _digits(weights * (n / total)), axis=1, dtype=jnp.uint32
     )
+    # Carries from each group of digits to the one above it.
     middle = middle + (low >> 10)
     high = high + (middle >> 11)
     copies = units + (high >> 11)
-    parts = ((high & 0x7FF) << 21) | ((middle & 0x7FF) << 10) | (low & 0x3FF)
+    fractions = ((high & 0x7FF) << 21) | ((middle & 0x7FF) << 10) | (low & 0x3FF)
     # Tick j stands at j + u: so many of them lie below each cumulated number of copies,
-    # copies + parts/2³².
-    below = (copies + (bits < parts)).astype(jnp.int32)
+    # copies + fractions/2³².
+    below = (copies + (bits < fractions)).astype(jnp.int32)
     # The last chain that has a weight takes the ticks that rounding of the total leaves
     # over.
-    last = (parts == parts[-1]) & (copies == copies[-1])
+    last = (fractions == fractions[-1]) & (copies == copies[-1])
     return jnp.searchsorted(jnp.where(last, n, below), jnp.arange(n), side="right")
 
 
-def _digits(numbers: Array) -> Array:
-    """Numbers ≥ 0 as units and digits of 11, 11 and 10 bits behind the point, (4, N),
-    unsigned: up to 2²¹ of each add up in 32 bits."""
+def _digits(numbers: Float[Array, " n"]) -> UInt32[Array, "4 n"]:
+    """Numbers ≥ 0 as units and digits of 11, 11 and 10 bits behind the point: up to 2²¹
+    of each add up in 32 bits."""
     digits = []
     for bits in (11, 11, 10, 0):
         digits.append(jnp.floor(numbers))
@@ -134,43 +228,40 @@ def _digits(numbers: Array) -> Array:
     return jnp.stack(digits).astype(jnp.uint32)
 
 
-def relative_weights(log_weights: Array) -> Array:
-    """Weights in units of the largest one, (N,); all 0 where none is positive."""
-    return jnp.exp(log_weights - _largest(log_weights))
+# Errors, from the genealogy of the chains
 
 
-def _largest(log_weights: Array) -> Array:
-    """The largest logarithm, a scalar; 0 where it is no number."""
-    return jnp.nan_to_num(jnp.max(log_weights), posinf=0.0, neginf=0.0)
+def evidence_variance(
+    log_weights: Float[Array, " chains"], ancestors: Int[Array, " chains"]
+) -> Float[Array, ""]:
+    """Return the relative variance of the estimated evidence, from one run,
 
+        Σ_e (W_e − 1/N)²·N/(N − 1),
 
-def log_mean_weight(log_weights: Array) -> Array:
-    """log of the mean weight, a scalar."""
-    return jnp.log(
-        jnp.sum(relative_weights(log_weights)) / log_weights.shape[0]
-    ) + _largest(log_weights)
-
-
-def evidence_variance(log_weights: Array, ancestors: Array) -> Array:
-    """The relative variance of the estimated evidence, from one run, a scalar: Σ_e (W_e
-    − 1/N)²·N/(N − 1), with W_e the share of the weight, before the last resampling, of
-    all chains that descend from first chain e, one of the ``ancestors``, (N,) of 0 … N
-    − 1 (Lee and Whiteley 2018, *Variance estimation in the particle filter*)."""
+    with W_e the share of the weight, before the last resampling, of all chains that
+    descend from initial chain e, one of the ``ancestors`` 0 … N − 1 (Lee and Whiteley
+    2018, *Variance estimation in the particle filter*)."""
     n = log_weights.shape[0]
     weights = relative_weights(log_weights)
-    shares = (
-        jnp.zeros((n,))
-        .at[ancestors]
-        .add(weights / jnp.maximum(jnp.sum(weights), 1e-30))
-    )
-    return jnp.sum((shares - 1 / n) ** 2) * (n / max(n - 1, 1))
+    shares = weights / jnp.maximum(jnp.sum(weights), 1e-30)
+    by_ancestor = jnp.zeros((n,)).at[ancestors].add(shares)
+    return jnp.sum((by_ancestor - 1 / n) ** 2) * (n / max(n - 1, 1))
 
 
-def off_by_averaging(log_weights: Array, more: Array) -> Array:
-    """By how much the log-evidence would grow at a level if chains weighed e^more as
-    much, log Σ W·e^more, and the variance of that, (2,); zeros where no chain has a
-    weight."""
-    weights, growth = relative_weights(log_weights), jnp.exp(more)
+def num_distinct(ancestors: Int[Array, " chains"]) -> Int[Array, ""]:
+    """Number of initial chains that have descendants."""
+    n = ancestors.shape[0]
+    return jnp.sum(jnp.zeros((n,), jnp.int32).at[ancestors].max(1))
+
+
+def change_without_averaging(
+    log_weights: Float[Array, " chains"], averaging: Float[Array, " chains"]
+) -> Float[Array, " 2"]:
+    """Return the change of the log-evidence at a level if log-weights were greater by
+    ``averaging``, log Σ W·e^averaging, and its variance; zeros where every weight is
+    0."""
+    weights = relative_weights(log_weights)
+    growth = jnp.exp(averaging)
     total = jnp.sum(weights)
     mean = jnp.sum(weights * growth) / total
     variance = jnp.sum((weights / total * (growth / mean - 1)) ** 2)
@@ -178,64 +269,58 @@ def off_by_averaging(log_weights: Array, more: Array) -> Array:
 
 
 def step_statistics(
-    log_weights: Array, gains: Array, moved: Array
-) -> tuple[Array, Array]:
-    """How a step to a level changed the weights and moved the chains, two scalars: the
-    relative variance of e^gain under the weights before it, Σ W·Σ W·w²/(Σ W·w)² − 1 =
-    1/CESS − 1, infinite where no chain is left; and the weighted mean of how far its
-    correction ``moved`` each chain, (N,), where that is finite."""
-    weights, gains = (
-        relative_weights(log_weights),
-        jnp.where(jnp.isnan(gains), -jnp.inf, gains),
-    )
+    log_weights: Float[Array, " chains"],
+    gains: Float[Array, " chains"],
+    errors: Float[Array, " chains"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return how unequally a step to a level changed the weights, and how far its
+    correction moved the chains.
+
+    The first is the relative variance of e^gain under the weights before the step, Σ
+    W·Σ W·w²/(Σ W·w)² − 1 = 1/CESS − 1 (Zhou, Johansen and Aston 2016), infinite where
+    no chain is left; the second the weighted mean of the finite ``errors``.
+    """
+    weights = relative_weights(log_weights)
+    gains = jnp.where(jnp.isnan(gains), -jnp.inf, gains)
     growth = relative_weights(jnp.where(weights > 0, gains, -jnp.inf))
-    fine = jnp.isfinite(moved)
-    terms = (
+    corrected = jnp.isfinite(errors)
+    columns = [
         weights,
         weights * growth,
         weights * growth**2,
-        weights * fine,
-        jnp.where(fine, weights * moved, 0.0),
-    )
-    total, grown, squares, finite, way = jnp.sum(jnp.stack(terms), axis=1)
+        weights * corrected,
+        jnp.where(corrected, weights * errors, 0.0),
+    ]
+    total, grown, squares, usable, error = jnp.sum(jnp.stack(columns), axis=1)
     variance = total * squares / grown**2 - 1
-    return jnp.where(
-        jnp.isnan(variance), jnp.inf, jnp.maximum(variance, 0.0)
-    ), way / jnp.maximum(finite, 1e-30)
+    variance = jnp.where(jnp.isnan(variance), jnp.inf, jnp.maximum(variance, 0.0))
+    return variance, error / jnp.maximum(usable, 1e-30)
+
+
+class LevelStatistics(NamedTuple):
+    """Statistics that a level reports of its weighted chains."""
+
+    ess: Float[Array, ""]  # `relative_ess`
+    log_mean: Float[Array, ""]  # `log_mean_weight`
+    evidence_variance: Float[Array, ""]
+    averaging: Float[Array, " 2"]  # `change_without_averaging`
+    weight_variance: Float[Array, ""]  # of `step_statistics`, as the next one
+    step_error: Float[Array, ""]
 
 
 def statistics(
-    log_weights: Array,
-    ancestors: Array,
-    more: Array,
-    before: Array,
-    gains: Array,
-    moved: Array,
-) -> tuple[Array, ...]:
-    """All that a level reports of its chains, by their weights, what these were before
-    the step and what they gained: `relative_ess`, `log_mean_weight`,
-    `evidence_variance`, `off_by_averaging`, and both `step_statistics`."""
-    means = (
-        relative_ess(log_weights),
-        log_mean_weight(log_weights),
-        evidence_variance(log_weights, ancestors),
-    )
-    return (
-        *means,
-        off_by_averaging(log_weights, more),
-        *step_statistics(before, gains, moved),
-    )
-
-
-def num_distinct(ancestors: Array) -> Array:
-    """How many different first chains are left, a scalar."""
-    return jnp.sum(jnp.zeros((ancestors.shape[0],), jnp.int32).at[ancestors].max(1))
-
-
-def shares(log_weights: Array) -> Array:
-    """Weights that add up to 1, (N,); equal ones where every weight is 0."""
-    weights = relative_weights(log_weights)
-    total = jnp.sum(weights)
-    return jnp.where(
-        total > 0, weights / jnp.where(total > 0, total, 1.0), 1.0 / len(weights)
-    )
+    log_weights: Float[Array, " chains"],
+    ancestors: Int[Array, " chains"],
+    averaging: Float[Array, " chains"],
+    before: Float[Array, " chains"],
+    gains: Float[Array, " chains"],
+    errors: Float[Array, " chains"],
+) -> LevelStatistics:
+    """Statistics of a level from the log-weights of all chains, those ``before`` the
+    step, and the increments ``gains`` between."""
+    ess = relative_ess(log_weights)
+    log_mean = log_mean_weight(log_weights)
+    variance = evidence_variance(log_weights, ancestors)
+    change = change_without_averaging(log_weights, averaging)
+    weight_variance, step_error = step_statistics(before, gains, errors)
+    return LevelStatistics(ess, log_mean, variance, change, weight_variance, step_error)

@@ -1,4 +1,5 @@
-"""What chains weigh: at the first level, and from one level to the next."""
+"""Importance weights of chains at the first level, and their increments from one level
+to the next."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Int, UInt32
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
@@ -25,48 +27,48 @@ from composeprob.schedule import Noise
 def first_weight(
     layout: Layout,
     density: AnnealedDensity,
-    v: Array,
-    found: Evaluation,
+    v: Float[Array, " size"],
+    evaluation: Evaluation,
     level: Array | int,
-) -> Array:
-    """What one chain's draw v, (D,), from the distribution of the first level weighs, a
-    scalar, by its evaluation."""
-    parts, noise = found.terms, density.schedule.at(level)
-    log_weight = parts.log_potential + parts.log_exact
+) -> Float[Array, ""]:
+    """Return the log-weight of one chain's initial draw v, from the distribution of the
+    first level, by its evaluation:
+
+        log G + log E, and log F − log(top) where `weighs_top`,
+
+    with F, E and G the `DensityTerms`."""
+    terms = evaluation.terms
+    noise = density.schedule.at(level)
+    log_weight = terms.log_potential + terms.log_exact
     if weighs_top(density):
         position = layout.position(v, noise.alpha)
         xs = {name: position[name] for name in density.top.power}
-        log_weight = (
-            log_weight
-            + parts.log_marginal
-            - density.top.at(level).log_density(xs, noise.sigma)
-        )
+        log_top = density.top.at(level).log_density(xs, noise.sigma)
+        log_weight = log_weight + terms.log_marginal - log_top
     return log_weight
 
 
-def first_evidence(density: AnnealedDensity, level: int) -> Array:
-    """The log-evidence that all weights start from, a scalar; 0 where the first weights
+def first_evidence(density: AnnealedDensity, level: int) -> Float[Array, ""]:
+    """Return the log-evidence that all weights start from; 0 where the first weights
     themselves know ∫F."""
     constant = density.top.at(level).log_normaliser(density.schedule.at(level).sigma)
-    return (
-        jnp.zeros_like(constant)
-        if weighs_top(density) and density.top.normalised
-        else constant
-    )
+    if weighs_top(density) and density.top.normalised:
+        return jnp.zeros_like(constant)
+    return constant
 
 
 def weighs_top(density: AnnealedDensity) -> bool:
-    """Whether the first draws are weighed by F over the density that they are drawn
-    from, and not taken for draws of F."""
-    known = bool(density.top.power) and "energy" in density.capabilities
-    return known and (density.top.normalised or not density.top.exact)
+    """Return whether the first draws are weighted by F over the density that they are
+    drawn from, and not taken for draws of F."""
+    has_density = bool(density.top.power) and "energy" in density.capabilities
+    return has_density and (density.top.normalised or not density.top.exact)
 
 
 def incremental_log_weight(
     before: DensityTerms, after: DensityTerms, noise: Noise, end: Noise
-) -> Array:
-    r"""What a chain's log-weight gains under Feynman–Kac weights from a level to a
-    cleaner one, a scalar:
+) -> Float[Array, ""]:
+    r"""Return the Feynman–Kac log-weight increment of a chain from a level to a cleaner
+    one,
 
     $$\int r\,d\tau + \log G'(x') - \log G(x) + \log p(z \mid x') - \log p(z \mid x),$$
 
@@ -76,24 +78,66 @@ def incremental_log_weight(
     """
     rate = 0.5 * (noise.variance * before.rate + end.variance * after.rate)
     excess = 0.5 * (before.excess + after.excess)
-    gain = (end.log_snr - noise.log_snr) * rate + excess * jnp.log(
-        noise.alpha / end.alpha
-    )
+    from_scores = (end.log_snr - noise.log_snr) * rate
+    gain = from_scores + excess * jnp.log(noise.alpha / end.alpha)
     gain = gain + after.log_potential - before.log_potential
-    return (
-        gain + after.log_prior - before.log_prior
-    )  # 0 unless a prior looks at a noised site
+    # 0 unless a prior depends on a noised site
+    return gain + after.log_prior - before.log_prior
 
 
 class Weight(NamedTuple):
-    """How chains of a density are weighed from one level to the next."""
+    """A rule for the log-weight increments of chains between two levels."""
 
-    kind: str | None  # ``"density"``, or else by the Feynman–Kac rate
-    density: AnnealedDensity  # and its layout: what potentials are averaged by
+    kind: str | None  # "density", or else by the Feynman–Kac rate
+    density: AnnealedDensity
     layout: Layout
-    most: float | None  # how far steps may be twisted, in units of their noise
+    twist_limit: float | None  # of steps, in units of their noise
 
-    def gained(
+    def increment(
+        self,
+        words: UInt32[Array, " 2"],
+        half: Int[Array, ""],
+        start: Particles,
+        moved: Particles,
+        noise: Noise,
+        end: Noise,
+        backward: Backward | None,
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Return the log-weight increment of one chain by a step between two levels,
+        and how much greater it would be if potentials were not averaged.
+
+        The log-ratio of the step's twist is not in it. It is −∞ where the density was
+        0.
+
+        Args:
+            words: the chain's random words.
+            half: the half of the population that the chain is in, 0 or 1.
+            start: the chain at the noisier level.
+            moved: the chain at the cleaner one.
+            noise: of the noisier level.
+            end: noise of the cleaner one.
+            backward: the step's backward kernel, over which the user-defined part of
+                the potential is `averaged`; None where nothing is.
+        """
+        before = start.evaluation
+        after = moved.evaluation
+        averaging = jnp.zeros(())
+        if self.kind == "density":  # log π'(x)/π(x): the chain has not moved
+            gain = log_density_of(after) - log_density_of(before)
+        else:
+            terms = before.terms
+            if backward is not None and self.twist_limit is not None:
+                rise, alike = self._averaged_potential(
+                    words, half, start, moved, noise, end, backward
+                )
+                log_potential = terms.log_potential + rise
+                terms = dataclasses.replace(terms, log_potential=log_potential)
+                averaging = jnp.where(alike, rise, 0.0)
+            gain = incremental_log_weight(terms, after.terms, noise, end)
+        # A chain that was at a zero has no weight left: its increment would be −∞/−∞.
+        return jnp.where(before.zero, -jnp.inf, gain), averaging
+
+    def _averaged_potential(
         self,
         words: Array,
         half: Array,
@@ -101,90 +145,81 @@ class Weight(NamedTuple):
         moved: Particles,
         noise: Noise,
         end: Noise,
-        backward: Backward | None,
-    ) -> tuple[Array, Array]:
-        """What the log-weight of one chain of this ``half``, with these random
-        ``words``, gains by a step between two levels, without the log-ratio of its
-        twist: −∞ where the density was 0. The plain part of a potential is `averaged`
-        over the step's ``backward`` kernel where there is one; second, what it would
-        gain more if not."""
-        before, after, d = start.evaluation, moved.evaluation, self.layout.dims
-        more = jnp.zeros(())
-        if self.kind == "density":
-            gain = log_density_of(after) - log_density_of(before)
-        else:
-            parts = before.terms
-            if backward is not None and self.most is not None:
-                law, y, static = (
-                    Step.ddpm(noise.variance, end.variance),
-                    moved.position[:d],
-                    moved.position[d:],
-                )
+        backward: Backward,
+    ) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+        """Return the rise of a chain's log-potential at ``start`` by averaging, as
+        `averaged` defines it, and whether its points are alike."""
+        d = self.layout.dims
+        # Its gain and noise say how far a step follows a slope: as `Step.shift` does.
+        law = Step.ddpm(noise.variance, end.variance)
+        y = moved.position[:d]
+        static = moved.position[d:]
 
-                def plain(y: Array) -> Array:
-                    position = self.layout.position(
-                        jnp.concatenate([y, static]), noise.alpha
-                    )
-                    return self.density.evaluator.plain_potential(position, noise.index)
+        def potential(y: Array) -> Array:
+            v = jnp.concatenate([y, static])
+            position = self.layout.position(v, noise.alpha)
+            return self.density.evaluator.plain_potential(position, noise.index)
 
-                z = normals(
-                    stream(words, Stream.POINTS),
-                    noise.index,
-                    (tuning.POTENTIAL_POINTS - 1) * d,
-                )
-                others = jax.vmap(lambda z: backward.draw(y, z, half))(z.reshape(-1, d))
-                slope = jax.grad(plain)(backward.draw(y, jnp.zeros_like(y), half))
-                slope = within(slope, law.gain * slope / law.noise, self.most)
-                # A chain at a zero has no weight to gain or lose; −∞ − (−∞) would make
-                # it NaN.
-                known = ~jnp.isneginf(parts.log_potential)
-                gained, calm = averaged(plain, start.position[:d], others, slope)
-                gained = jnp.where(known, gained, 0.0)
-                parts = dataclasses.replace(
-                    parts, log_potential=parts.log_potential + gained
-                )
-                more = jnp.where(calm, gained, 0.0)
-            gain = incremental_log_weight(parts, after.terms, noise, end)
-        # A chain that was at a zero weighs nothing already: it has −∞/−∞ to gain.
-        return jnp.where(before.zero, -jnp.inf, gain), more
+        def draw(z: Array) -> Array:
+            return backward.draw(y, z, half)
+
+        count = tuning.POTENTIAL_POINTS - 1
+        # Random numbers of their own: the step's were used on the way here.
+        z = normals(stream(words, Stream.POINTS), noise.index, count * d)
+        points = jax.vmap(draw)(z.reshape(-1, d))
+        slope = jax.grad(potential)(draw(jnp.zeros_like(y)))
+        assert self.twist_limit is not None
+        slope = within(slope, law.gain * slope / law.noise, self.twist_limit)
+        # A chain at a zero has no weight to gain or lose; −∞ − (−∞) would make it NaN.
+        positive = ~jnp.isneginf(start.evaluation.terms.log_potential)
+        rise, alike = averaged(potential, start.position[:d], points, slope)
+        return jnp.where(positive, rise, 0.0), alike
 
 
 def averaged(
-    plain: Callable[[Array], Array], x: Array, others: Array, slope: Array
-) -> tuple[Array, Array]:
-    r"""What log P_k(x), the plain part of a potential, gains by being averaged over
-    where a step may have come from, and whether these points are alike.
+    potential: Callable[[Array], Array],
+    x: Float[Array, " dims"],
+    points: Float[Array, "points dims"],
+    slope: Float[Array, " dims"],
+) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    r"""Return the rise of log P_k(x), the user-defined part of a potential, by
+    averaging over points where a step may have come from, and whether these are alike.
 
     In the place of P_k(x) stands
 
-        (1/M)·Σ_j P_k(x^(j))·exp(⟨g, x − x^(j)⟩),    x^(1) = x,    x^(2…M) ~ q(x_k | x'),
+        (1/M)·Σ_j P_k(x^(j))·exp(⟨g, x − x^(j)⟩),
+        x^(1) = x,    x^(2…M) ~ q(x_k | x'),
 
-    the mean over the step's `Backward` kernel q, with g as much of ∇log P_k at its mean
-    as the twist allows. Where no point counts M times as much as another they are
-    alike, and the first two stand for all.
+    the mean over the step's `Backward` kernel q, with g, the ``slope``, as much of
+    ∇log P_k at its mean as the twist allows. Where no point counts M times as much as
+    another they are alike, and the first two stand for all.
 
-    A weight G_k'(x')/G_k(x) loses, at every level anew, what noise leads from a point
-    that G allows to one that it forbids; where G is nearly 0 it comes back in a few
-    chains of huge weight. With the mean a chain is lost only where all M points are
+    A weight G_k'(x')/G_k(x) loses, at every level anew, the mass that noise leads from
+    a point that G allows to one that it forbids; where G is nearly 0 it comes back in a
+    few chains of huge weight. With the mean a chain is lost only where all M points are
     forbidden, and no weight is more than M times that of the best path. The weights
     stay unbiased: they are those of a process whose backward step draws M points from q
     and picks one of them with probability in proportion to P_k·exp(−⟨g, x^(j)⟩), for
     any g that depends on x' alone (Andrieu, Doucet and Holenstein 2010); of two of them
     just as well, as whether points are alike does not depend on their order. With this
     g the terms are alike where P is smooth and the twist has made up for its slope: the
-    mean adds no noise. But q is the kernel of the exact process: with the levels'
-    distance the reversal of a step departs from it, the less the fewer points are
-    drawn.
+    mean adds no noise. But q is the kernel of the exact process: the reversal of a step
+    departs from it by its discretisation error, the less the fewer points are drawn.
     """
-    first = plain(x)
-    rest = jax.vmap(lambda y: plain(y) + jnp.sum(slope * (x - y)))(others)
-    terms = jnp.concatenate([first[None], rest])
+    first = potential(x)
+
+    def term(point: Array) -> Array:
+        return potential(point) + jnp.sum(slope * (x - point))
+
+    terms = jnp.concatenate([first[None], jax.vmap(term)(points)])
     terms = jnp.where(jnp.isnan(terms), -jnp.inf, terms)
-    alike = jnp.max(terms) - jnp.min(terms) < math.log(
-        len(terms)
-    )  # not where all are −∞
-    every, two = (
-        jax.nn.logsumexp(some) - math.log(len(some)) - first
-        for some in (terms, terms[:2])
-    )
-    return jnp.where(alike, two, every), alike
+    # NaN, and so false, where all are −∞.
+    alike = jnp.max(terms) - jnp.min(terms) < math.log(len(terms))
+    rise_of_all = _log_mean(terms) - first
+    rise_of_two = _log_mean(terms[:2]) - first
+    return jnp.where(alike, rise_of_two, rise_of_all), alike
+
+
+def _log_mean(terms: Float[Array, " points"]) -> Float[Array, ""]:
+    """Return log of the mean of exponentials."""
+    return jax.nn.logsumexp(terms) - math.log(len(terms))

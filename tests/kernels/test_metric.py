@@ -13,7 +13,7 @@ import pytest
 import composeprob as cp
 from composeprob.kernels import HMC, MALA, UHMC, ULA, LineIntegral
 from composeprob.kernels.metric import Estimated, measured
-from composeprob.samplers.resampling import shares
+from composeprob.samplers.resampling import normalised_weights
 from kernel_chains import from_exact_draws, start, steps_of, transitions
 from sampling_cases import normal, run, single
 from targets import Law, evaluate, two_modes
@@ -225,9 +225,9 @@ def test_what_auto_is_and_shares_of_weights_add_up_to_one():
         "full", "diagonal", "none", "diagonal", "none",
     ]  # fmt: skip
     assert kind_of("full", 10, 2) == "full"
-    found = shares(jnp.log(jnp.array([1.0, 3.0, 0.0])))
+    found = normalised_weights(jnp.log(jnp.array([1.0, 3.0, 0.0])))
     np.testing.assert_allclose(found, [0.25, 0.75, 0.0], rtol=1e-6)
-    assert shares(jnp.full(4, -jnp.inf)) == pytest.approx(0.25)
+    assert normalised_weights(jnp.full(4, -jnp.inf)) == pytest.approx(0.25)
 
 
 # ── in a run ──────────────────────────────────────────────────────────────────────────

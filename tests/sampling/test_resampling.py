@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 import composeprob as cp
 from composeprob.samplers.resampling import (
     Resample,
+    change_without_averaging,
     evidence_variance,
     log_mean_weight,
     num_distinct,
-    off_by_averaging,
     relative_ess,
     relative_weights,
     systematic,
@@ -157,11 +157,11 @@ def test_every_level_draws_its_own_uniform_number():
     used = []
 
     class Watched(Resample):
-        def survivors(self, words, log_weights):
+        def ancestors(self, words, log_weights):
             jax.debug.callback(
                 lambda words: used.append(tuple(np.asarray(words).tolist())), words
             )
-            return super().survivors(words, log_weights)
+            return super().ancestors(words, log_weights)
 
     met(Watched(1.0))
     jax.effects_barrier()
@@ -173,7 +173,7 @@ def test_chains_meet_at_level_0_whatever_a_meeting_says():
     evidence of the first ones."""
 
     class Idle(Resample):
-        def due(self, ess, level):
+        def should_resample(self, ess, level):
             return jnp.asarray(False)
 
     found, rare = map(met, (Idle(), Resample(1e-9)))
@@ -202,8 +202,9 @@ def test_what_the_evidence_would_be_with_other_weights_and_how_well_that_is_know
     )
     growth, shares = np.array([1, 2, 4]) * 4 / 11 - 1, np.array([1, 1, 2]) / 4
     expected = np.log(11 / 4), np.sum((shares * growth) ** 2)
-    np.testing.assert_allclose(off_by_averaging(log_weights, more), expected, rtol=1e-5)
-    assert not np.any(off_by_averaging(jnp.full(3, -jnp.inf), more))
+    found = change_without_averaging(log_weights, more)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert not np.any(change_without_averaging(jnp.full(3, -jnp.inf), more))
 
 
 def test_a_run_of_which_few_chains_count_says_so_and_is_ok():
@@ -220,3 +221,44 @@ def test_a_run_of_which_few_chains_count_says_so_and_is_ok():
         f"Of 64 chains as many count as {result.effective_chains:.0f} independent ones"
         in str(result.status)
     )
+
+
+def chosen_by_both_names():
+    """Rules of resampling by the old names of their methods, and by the new ones."""
+
+    class Uneven(Resample):
+        def should_resample(self, ess, level):
+            return level % 2 == 0
+
+        def ancestors(self, words, log_weights):
+            return super().ancestors(words, log_weights)[::-1]
+
+    with pytest.warns(DeprecationWarning) as caught:
+
+        class UnevenBefore(Resample):
+            def due(self, ess, level):
+                return level % 2 == 0
+
+            def survivors(self, words, log_weights):
+                return super().survivors(words, log_weights)[::-1]
+
+    return Uneven, UnevenBefore, caught
+
+
+@pytest.mark.filterwarnings("ignore:survivors is called ancestors:DeprecationWarning")
+def test_subclasses_with_the_old_names_of_methods_work_and_name_the_new_ones():
+    """Methods `due` and `survivors` of a user's subclass, and its call of its base's:
+    the same samples, and a warning at the user's line for each name."""
+    new, old, caught = chosen_by_both_names()
+    assert {warning.filename for warning in caught} == {__file__}
+    messages = " ".join(str(warning.message) for warning in caught)
+    for name in ("due", "should_resample", "survivors", "ancestors"):
+        assert name in messages
+    by_new, by_old = map(met, (new(), old()))
+    np.testing.assert_array_equal(by_new["x"], by_old["x"])
+    assert not np.array_equal(by_new["x"], met(Resample())["x"])
+
+
+def test_the_old_name_of_the_class_names_the_new_one():
+    with pytest.warns(DeprecationWarning, match="cp.Resampler"):
+        assert cp.Meet is cp.Resampler

@@ -162,14 +162,14 @@ def predicted(step, y, drift, score, z):
     full, _, its_ratio = step.predict(y, drift, score, z, None)
     plain, shift = step.draw(y, drift, z), step.shift(drift, score, 0.5)
     units = [
-        step._into(there - plain) / step.noise
+        step._coordinates(there - plain) / step.noise
         for there in (moved, step.draw(y, score, z))
     ]
     by_density = step.log_density(moved, y, drift) - step.log_density(
         moved, y, drift, shift
     )
     its_density = step.log_density(full, y, drift) - step.log_density(full, y, score)
-    noise = step._into(twisted - z)
+    noise = step._coordinates(twisted - z)
     return (
         moved,
         plain,
@@ -331,7 +331,7 @@ def test_a_fitted_step_takes_a_gaussian_product_from_level_to_level(
     )  # of equal Gaussians the end follows
     np.testing.assert_allclose(guessed.decay, step.decay, rtol=1e-6)
     np.testing.assert_allclose(guessed.gain, (1 - step.decay) / -slopes[0], rtol=1e-6)
-    assert step.decay < step.mean < 1
+    assert step.decay < step.mean_decay < 1
 
 
 def test_one_point_has_ddpms_step(double_alone):
@@ -379,7 +379,7 @@ def test_the_second_order_is_heuns_method(double_alone):
                 ended,
                 found,
                 error,
-                jnp.mean(step._into(found - there) ** 2 / step.last),
+                jnp.mean(step._coordinates(found - there) ** 2 / step.end_width),
             )
 
         for slopes in (

@@ -302,7 +302,7 @@ def reflected(latents: dict[str, Statement]) -> Provide:
         support = distribution.support
         while hasattr(support, "base_constraint"):
             support = support.base_constraint
-        loc = 0.0
+        loc: Any = 0.0
         if kind != "noised":
             loc = getattr(unwrap(distribution), "loc", None)
         if loc is None or support is not constraints.real:

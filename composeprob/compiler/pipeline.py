@@ -319,5 +319,15 @@ def _law_at(graph: Graph, variance: float, normalised: bool) -> TopLaw:
         constant += top.constant
         entries += top.entries
         exact = exact and top.exact
-    numbers: Any = [np.asarray(number, dtype) for number in (degree, constant, entries)]
-    return TopLaw(power, *numbers, exact, normalised)
+
+    def number(value: float) -> Any:
+        return np.asarray(value, dtype)
+
+    return TopLaw(
+        power,
+        number(degree),
+        number(constant),
+        number(entries),
+        exact=exact,
+        normalised=normalised,
+    )

@@ -625,12 +625,12 @@ MISTAKES = {
         ),
         "improper": (latent_of(dist.ImproperUniform, REAL, (), ()), "'s' has the prior ImproperUniform"),
         "a prior without end": (latent_of(dist.Uniform, 0.0, jnp.inf), "'s' is not finite"),
-        "a calibration of what rises": (lambda: cp.calibrate(energy(lambda x, k: x @ x), KEY), "rises without bound"),
+        "a calibration of what rises": (lambda: cp.calibrate(energy(lambda x, k: x @ x), KEY), "unbounded or flat"),
         "a calibration of a classifier": (lambda: cp.calibrate(CLASSIFIER.given(label=0), KEY), "improper"),
-        "a log-weight that rises": (weighed(lambda x: x[1] ** 2), "rises without bound"),
-        "a flat energy": (lambda: cp.compile(single, energy(lambda x, k: 0 * x.sum())), "rises without bound"),
+        "a log-weight that rises": (weighed(lambda x: x[1] ** 2), "unbounded or flat"),
+        "a flat energy": (lambda: cp.compile(single, energy(lambda x, k: 0 * x.sum())), "unbounded or flat"),
         "an energy that rises": (
-            lambda: cp.compile(both, F, energy(lambda x, k: 100 * x @ x, top_power=0.0)), "rises without bound"
+            lambda: cp.compile(both, F, energy(lambda x, k: 100 * x @ x, top_power=0.0)), "unbounded or flat"
         ),
     },
     AlignmentError: {

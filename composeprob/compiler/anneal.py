@@ -1,6 +1,6 @@
 """Static priors and observations: the part of a density that NumPyro's statements
 declare, and how each observation is annealed. Linear measurements with Gaussian noise
-are found, and annealed exactly or by moments.
+are recognised, and annealed exactly or by moments.
 
 The program is run again with the position's values in place of its random choices, once
 for each annealing policy in use, because a policy decides what the observations see of
@@ -9,8 +9,8 @@ a noised site.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 from numpyro.distributions import Distribution
 from numpyro.distributions.transforms import Transform
 
@@ -72,54 +73,74 @@ class Likelihood(eqx.Module):
         schedule: Schedule,
         noise: Noise,
         plain: bool = False,
-    ) -> tuple[Array, Array]:
-        """(log p(z) in unconstrained coordinates, Σ_j γ_j·log L_j without what is
-        annealed exactly or by moments, or of what is ``plain`` alone) of the noised
-        sites at this level, their Tweedie means and the static sites, unconstrained."""
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """log p(z) in unconstrained coordinates, and Σ_j γ_j·log L_j.
+
+        The sum leaves out what is annealed exactly or by moments.
+
+        Args:
+            xs: the noised sites at this level.
+            means: their Tweedie means.
+            zs: the static sites, unconstrained.
+            schedule: the levels.
+            noise: this level's noise.
+            plain: sum the observations of ``plain`` policies alone.
+        """
         clean = {name: x / noise.alpha for name, x in xs.items()}
-        clearly, log_jacobian = self.replay(clean, zs, noise.index)
-        log_prior = sum(
-            (s.log_prob() for s in clearly.values() if s.kind == "static"), log_jacobian
-        )
+        of_clean, log_jacobian = self.replay(clean, zs, noise.index)
+        static = [s for s in of_clean.values() if s.kind == "static"]
+        log_prior = sum((s.log_prob() for s in static), log_jacobian)
         total = jnp.zeros((), jnp.result_type(float))
+        # Each policy in use runs the program once, as it decides what statements see.
         for policy in dict.fromkeys(self.policies.values()):
-            if not policy.plain if plain else policy.closed_form or policy.by_moments:
+            counted = not (policy.closed_form or policy.by_moments)
+            if plain:
+                counted = policy.plain
+            if not counted:
                 continue
+            statements = of_clean
             inputs = self._program_inputs(policy, clean, xs, means, noise)
-            statements = (
-                clearly if inputs is None else self.replay(inputs, zs, noise.index)[0]
-            )
-            annealed = jnp.zeros((), jnp.result_type(float))
-            for name in (
-                name for name in statements if self.policies.get(name) == policy
-            ):
-                log_likelihood = statements[name].log_prob()
-                if policy.measured:
-                    assert self.tempering is not None
-                    annealed = annealed + self.tempering.log_likelihood(
-                        name, log_likelihood, noise
-                    )
-                else:
-                    power = jnp.where(
-                        noise.index == 0, 1.0, policy.power(schedule, noise)
-                    )
-                    annealed = annealed + power * log_likelihood
-            total = total + annealed
+            if inputs is not None:
+                statements, _ = self.replay(inputs, zs, noise.index)
+            total = total + self._annealed(policy, statements, schedule, noise)
         return log_prior, total
+
+    def _annealed(
+        self,
+        policy: Policy,
+        statements: dict[str, Statement],
+        schedule: Schedule,
+        noise: Noise,
+    ) -> Float[Array, ""]:
+        """Σ_j γ_j·log L_j of the observations under one policy."""
+        total = jnp.zeros((), jnp.result_type(float))
+        for name, statement in statements.items():
+            if self.policies.get(name) != policy:
+                continue
+            log_likelihood = statement.log_prob()
+            if policy.measured:
+                assert self.tempering is not None
+                tempered = self.tempering.log_likelihood(name, log_likelihood, noise)
+                total = total + tempered
+            else:
+                # Level 0 is the posterior that the program promises: power 1.
+                power = jnp.where(noise.index == 0, 1.0, policy.power(schedule, noise))
+                total = total + power * log_likelihood
+        return total
 
     def _program_inputs(
         self, policy: Policy, clean: Sites, xs: Sites, means: Sites, noise: Noise
     ) -> Sites | None:
         """The noised sites as the program takes them under a policy; None for ``clean``
-        = x/α, as at level 0, where each policy is the posterior that is promised, but
-        for one that takes levels."""
-        if (
-            policy.measured
-            and policy.plain
-            and self.tempering is not None
-            and self.tempering.near is not None
-        ):
-            above = self.tempering.near(clean, noise.sigma / noise.alpha)
+        = x/α.
+
+        At level 0 every policy sees x/α, since level 0 is the posterior that the
+        program promises. A policy that takes levels is the exception: the user's
+        function defines level 0 too.
+        """
+        near = None if self.tempering is None else self.tempering.near
+        if policy.measured and policy.plain and near is not None:
+            above = near(clean, noise.sigma / noise.alpha)
         elif policy.sees_clean:
             return None
         else:
@@ -132,8 +153,8 @@ class Likelihood(eqx.Module):
 
     @property
     def sees_means(self) -> bool:
-        """Whether a policy sees Tweedie means, and its gradient takes one of the
-        score."""
+        """True if a policy sees Tweedie means, so that its gradient differentiates
+        scores."""
         return not all(p.sees_clean for p in self.policies.values())
 
     def replay(
@@ -159,23 +180,27 @@ class Likelihood(eqx.Module):
     def _run(
         self, provide: Provide, level: Array | int = 0, redraw: Redraw | None = None
     ) -> dict[str, Statement]:
-        return {} if self.traced is None else self.traced.run(provide, level, redraw)
+        if self.traced is None:
+            return {}
+        return self.traced.run(provide, level, redraw)
 
     def _bijection(self, name: str, distribution: Distribution) -> Transform:
-        """From a static site's coordinate to its value."""
+        """The bijection from a static site's coordinate to its value."""
         assert self.traced is not None
         return bijection_of(distribution, name in self.traced.standardised)
 
     def places(self, xs: Sites, zs: Sites) -> dict[str, tuple[Array, Array]]:
         """Location and scale of static sites in their coordinate, where other static
         ones give them to the prior."""
-        names = () if self.traced is None else self.traced.placed
-        statements = self.replay(xs, zs, 0)[0] if names else {}
-        return {
-            name: place
-            for name in names
-            if (place := place_of(statements[name].distribution))
-        }
+        if self.traced is None or not self.traced.placed:
+            return {}
+        statements, _ = self.replay(xs, zs, 0)
+        places = {}
+        for name in self.traced.placed:
+            place = place_of(statements[name].distribution)
+            if place is not None:
+                places[name] = place
+        return places
 
     def draw(self, key: Array, xs: Sites) -> Sites:
         """Static sites drawn from their priors given the noised sites in the data's
@@ -203,15 +228,11 @@ class Likelihood(eqx.Module):
             if key is None or soft(distribution):
                 return value
             count += 1
-            batch = jnp.shape(value)[
-                : jnp.ndim(value) - distribution.event_dim
-            ]  # data may repeat one distribution
-            whole = (
-                distribution
-                if distribution.batch_shape == batch
-                else distribution.expand(batch)
-            )
-            return whole.sample(jax.random.fold_in(key, count))
+            # Data may have more axes than the distribution that they share.
+            batch = jnp.shape(value)[: jnp.ndim(value) - distribution.event_dim]
+            if distribution.batch_shape != batch:
+                distribution = distribution.expand(batch)
+            return distribution.sample(jax.random.fold_in(key, count))
 
         return {s.name: s.value for s in self._observed(values, redraw)}
 
@@ -225,13 +246,20 @@ class Likelihood(eqx.Module):
     def _observed(
         self, values: Sites | None, redraw: Redraw | None = None
     ) -> list[Statement]:
-        """The statements with data, which soft evidence has none of."""
-        provide = draw() if values is None else lambda kind, name, _: values[name]
+        """The statements with data. Soft evidence has none, nor has a latent whose
+        value a handler substitutes."""
+
+        def given(kind: str, name: str, distribution: Distribution) -> Array:
+            assert values is not None
+            return values[name]
+
+        provide = draw() if values is None else given
         statements = self._run(provide, 0, redraw)
-        data = [
-            s for s in statements.values() if s.kind == "observed" and not s.substituted
+        return [
+            s
+            for s in statements.values()
+            if s.kind == "observed" and not s.substituted and not soft(s.distribution)
         ]
-        return [s for s in data if not soft(s.distribution)]
 
 
 def anneal(graph: Graph, traced: Traced) -> tuple[Graph, Likelihood]:
@@ -246,29 +274,177 @@ def anneal(graph: Graph, traced: Traced) -> tuple[Graph, Likelihood]:
     numbers.
     """
     if not graph.observations:
-        more = len(graph.dims) > len(graph.sites)  # static sites or deterministics
-        return graph, Likelihood(traced if more else None, {})
+        # Statements beside the noised sites are static latents or deterministics.
+        if len(graph.dims) > len(graph.sites):
+            return graph, Likelihood(traced, {})
+        return graph, Likelihood(None, {})
     priors = {site.name: _prior(site) for site in graph.sites}
     graph, exact, by_moments = _settled(graph, traced, priors)
     policies = {o.name: o.anneal for o in graph.observations if o.anneal is not None}
-    measured, powers = (
-        tuple(name for name, policy in policies.items() if policy.measured),
-        None,
-    )
+    measured = tuple(name for name, policy in policies.items() if policy.measured)
+    powers = None
     if measured:
-        powers = tempering(
-            traced,
-            measured,
-            priors,
-            {site.name: site.shape for site in graph.sites},
-            graph.levels,
-        )
+        shapes = {site.name: site.shape for site in graph.sites}
+        powers = tempering(traced, measured, priors, shapes, graph.levels)
         if powers.near is not None and any(policies[name].plain for name in measured):
-            why = "tempered observations fall faster than any power of x/α"
             graph = graph.noted(
-                "temper", f"{why}, so they see x/α drawn towards the prior's mean"
+                "temper",
+                "tempered observations fall faster than any power of x/α, so they see "
+                "x/α drawn towards the prior's mean",
             )
     return graph, Likelihood(traced, policies, exact, powers, by_moments)
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Observations that may be annealed in closed form, and all that decides on it.
+
+    Attributes:
+        traced: the program.
+        observations: those that left their policy open, or ask for a closed form.
+        sites: every noised site by its name.
+        priors: the prior of each noised site that one of them looks at, or the reason
+            why it is not a mixture of Gaussians.
+        xs: random values of the noised sites, at which derivatives are compared.
+    """
+
+    traced: Traced
+    observations: list[Observation]
+    sites: dict[str, Site]
+    priors: dict[str, Prior | str]
+    xs: dict[str, Any]
+
+    @property
+    def shapes(self) -> Shapes:
+        return tuple(
+            (name, site.shape)
+            for name, site in self.sites.items()
+            if name in self.priors
+        )
+
+    def depend_on_statics(self, names: Iterable[str]) -> bool:
+        """Return whether one of these observations depends on a static site."""
+        return any(
+            o.name in names and o.depends_on - self.sites.keys()
+            for o in self.observations
+        )
+
+    def not_mixture(self) -> dict[str, str]:
+        """The observations that look at a prior which is not a mixture of Gaussians,
+        with the reason."""
+
+        def reason_of(site: str) -> str | None:
+            prior = self.priors[site]
+            return prior if isinstance(prior, str) else None
+
+        reasons = {o.name: _first_reason(o, reason_of) for o in self.observations}
+        return {name: reason for name, reason in reasons.items() if reason}
+
+    def wants_moments(self, o: Observation, not_mixture: dict[str, str]) -> bool:
+        """Return whether moments are asked for, or pay where the policy is open.
+
+        They do where scores alone are known. An observation of latents is better
+        tempered: kernels move latents best by log-densities, which moments lack.
+        """
+        if o.anneal is not None:
+            return o.anneal.by_moments
+        if o.name not in not_mixture or self.depend_on_statics({o.name}):
+            return False
+        return not _first_reason(o, lambda name: no_use(self.sites[name]))
+
+    def not_linear(
+        self, wanted: list[Observation], not_mixture: dict[str, str]
+    ) -> dict[str, str]:
+        """The observations that are not A·x + b plus Gaussian noise, with the reason.
+        Linearity is examined where a closed form would follow from it."""
+        reasons: dict[str, str] = {}
+        for o in self.observations:
+            not_gaussian = self.traced.code.reasons[o.name]
+            if not_gaussian:
+                reasons[o.name] = not_gaussian
+        names = [
+            o.name
+            for o in self.observations
+            if o.name not in reasons and (o.name not in not_mixture or o in wanted)
+        ]
+        if names:
+            reasons |= _not_linear(self.traced, names, self.shapes)
+        # The trace shows the function, and not whether its derivative was stopped or
+        # replaced. For exact annealing `grouped` compares both.
+        linear = tuple(o.name for o in wanted if o.name not in reasons)
+        if linear:
+            off = np.asarray(bent(self.traced, linear, self.shapes, self.xs))
+            for name, wrong in zip(linear, off, strict=True):
+                if wrong:
+                    reasons[name] = not_linear()
+        return reasons
+
+    def no_moments(
+        self, wanted: list[Observation], not_linear: dict[str, str]
+    ) -> dict[str, str]:
+        """The observations among ``wanted`` that moments are impossible for, with the
+        reason."""
+        reasons = {}
+        for o in wanted:
+            reason = not_linear.get(o.name)
+            reason = reason or _first_reason(o, lambda name: no_slope(self.sites[name]))
+            if reason:
+                reasons[o.name] = reason
+        return reasons
+
+    def by_moments(self, names: tuple[str, ...]) -> ByMoments:
+        """These observations, annealed by moments."""
+        if self.depend_on_statics(names):
+            return ByMoments(names, True, None)
+        spectrum = eigendecomposed(self.traced, names, self.shapes, self.xs)
+        return ByMoments(names, False, spectrum)
+
+    def exact(self, names: list[str], reasons: dict[str, str]) -> Exact | None:
+        """These observations in closed form, without those that have a reason against
+        it. ``reasons`` gains those whose closed form turns out to be too large, or
+        whose derivative is not their slope."""
+        while True:
+            linear = tuple(name for name in names if name not in reasons)
+            if not linear:
+                return None
+            bridged = self.depend_on_statics(linear)
+            exact = grouped(
+                self.traced, linear, self.shapes, self.priors, self.xs, bridged, reasons
+            )
+            if exact is not None:
+                return exact
+
+
+def _first_reason(o: Observation, reason_of: Callable[[str], str | None]) -> str | None:
+    """The first reason that a site gives which the observation looks at."""
+    for name in sorted(o.looks_at):
+        reason = reason_of(name)
+        if reason:
+            return reason
+    return None
+
+
+def _candidates(
+    graph: Graph, traced: Traced, priors: dict[str, Prior | str]
+) -> _Candidates:
+    observations = [
+        o
+        for o in graph.observations
+        if o.anneal is None or o.anneal.closed_form or o.anneal.by_moments
+    ]
+    looked_at = {name for o in observations for name in o.looks_at}
+    rng = np.random.default_rng(0)
+    dtype = np.dtype(jnp.result_type(float))
+    return _Candidates(
+        traced,
+        observations,
+        sites={site.name: site for site in graph.sites},
+        priors={name: prior for name, prior in priors.items() if name in looked_at},
+        xs={
+            site.name: rng.standard_normal(site.shape).astype(dtype)
+            for site in graph.sites
+        },
+    )
 
 
 def _settled(
@@ -276,156 +452,106 @@ def _settled(
 ) -> tuple[Graph, Exact | None, ByMoments | None]:
     """The graph with every policy settled, and those of its observations that are
     annealed exactly and by moments."""
-    asking = [
-        o
-        for o in graph.observations
-        if o.anneal is None or o.anneal.closed_form or o.anneal.by_moments
-    ]
-    if not asking:
+    candidates = _candidates(graph, traced, priors)
+    if not candidates.observations:
         return graph, None, None
-    sites = {site.name: site for site in graph.sites}
-    looked_at = {name for o in asking for name in o.looks_at}
-    shapes = tuple(
-        (name, site.shape) for name, site in sites.items() if name in looked_at
-    )
-    priors = {name: prior for name, prior in priors.items() if name in looked_at}
-    rng, float_ = np.random.default_rng(0), np.dtype(jnp.result_type(float))
-    xs: dict[str, Any] = {
-        name: rng.standard_normal(site.shape).astype(float_)
-        for name, site in sites.items()
-    }
-
-    def why(of_site: Callable[[str], str | None], o: Observation) -> str | None:
-        return next(
-            (reason for name in sorted(o.looks_at) if (reason := of_site(name))), None
-        )
-
-    no_mixture = {
-        name: prior if isinstance(prior, str) else None
-        for name, prior in priors.items()
-    }
-    wide = {o.name: reason for o in asking if (reason := why(no_mixture.get, o))}
-
-    of_statics = {o.name for o in asking if o.depends_on - sites.keys()}
-
-    def pays(o: Observation) -> bool:
-        """Latents in it are moved best where what is known of them is in
-        log-densities."""
-        alone = o.name in wide and o.name not in of_statics
-        return alone and not why(lambda name: no_use(sites[name]), o)
-
+    not_mixture = candidates.not_mixture()
     wanted = [
-        o for o in asking if (pays(o) if o.anneal is None else o.anneal.by_moments)
+        o for o in candidates.observations if candidates.wants_moments(o, not_mixture)
     ]
-    reasons = {
-        o.name: reason for o in asking if (reason := traced.code.reasons[o.name])
-    }
-    linear = [
-        o.name
-        for o in asking
-        if o.name not in reasons and (o.name not in wide or o in wanted)
-    ]
-    reasons |= _not_linear(traced, linear, shapes) if linear else {}
-    names = tuple(o.name for o in wanted if o.name not in reasons)
-    off = np.asarray(bent(traced, names, shapes, xs)) if names else np.zeros(0)
-    reasons |= {
-        name: not_linear() for name, here in zip(names, off, strict=True) if here
-    }
-    no_moments = {
-        o.name: reason
-        for o in wanted
-        if (reason := reasons.get(o.name) or why(lambda name: no_slope(sites[name]), o))
-    }
-    reasons |= wide
-    names = tuple(o.name for o in wanted if o.name not in no_moments)
-    by_moments = None
-    if names:
-        bridged = not of_statics.isdisjoint(names)
-        by_moments = ByMoments(
-            names,
-            bridged,
-            None if bridged else eigendecomposed(traced, names, shapes, xs),
-        )
-    exact, others = None, [o.name for o in asking if o.name not in names]
-    while (
-        left := tuple(name for name in others if name not in reasons)
-    ) and exact is None:
-        exact = grouped(
-            traced, left, shapes, priors, xs, not of_statics.isdisjoint(left), reasons
-        )
-    for o in asking:
-        by_name = o.anneal is not None and o.anneal.by_moments
-        refused = (
-            None
-            if o.anneal is None
-            else (no_moments if by_name else reasons).get(o.name)
-        )
-        if refused is not None:
-            raise CapabilityError(
-                f"Observation {o.name!r} cannot be annealed {'by moments' if by_name else 'exactly'}: {refused}.",
-                where=o.where,
-                fix="leave anneal= out, or use anneal='tempered' or 'denoised'.",
-            )
+    not_exact = candidates.not_linear(wanted, not_mixture)
+    no_moments = candidates.no_moments(wanted, not_exact)
+    # The prior's reason is named first: linearity matters under a mixture only.
+    not_exact |= not_mixture
 
-    settled = {
-        o.name: POLICIES[
-            "moments"
-            if o.name in names
-            else "tempered"
-            if o.name in reasons
-            else "exact"
-        ]
-        for o in asking
-    }
-    directions = min(sum(traced.sizes(names)), tuning.MOMENTS.directions)
-    reasons |= no_moments
-    sentences = [
-        f"{o.name} {settled[o.name]}"
-        + (
-            f" ({directions} Jacobian–vector products an evaluation)"
-            if o.name in names
-            else ""
-        )
-        + (f", since {reasons[o.name]}" if o.name in reasons else "")
-        for o in asking
-        if o.anneal is None or o.name in names
-    ]
+    names = tuple(o.name for o in wanted if o.name not in no_moments)
+    by_moments = candidates.by_moments(names) if names else None
+    others = [o.name for o in candidates.observations if o.name not in names]
+    exact = candidates.exact(others, not_exact)
+    for o in candidates.observations:
+        _check_possible(o, not_exact, no_moments)
+
+    settled: dict[str, Policy] = {}
+    for o in candidates.observations:
+        if o.name in names:
+            settled[o.name] = POLICIES["moments"]
+        elif o.name in not_exact:
+            settled[o.name] = POLICIES["tempered"]
+        else:
+            settled[o.name] = POLICIES["exact"]
     observations = tuple(
         replace(o, anneal=settled.get(o.name, o.anneal)) for o in graph.observations
     )
     graph = replace(graph, observations=observations)
-    return (
-        graph.noted("anneal", "; ".join(sentences)) if sentences else graph,
-        exact,
-        by_moments,
-    )
+    sentences = _sentences(candidates, settled, not_exact | no_moments)
+    if sentences:
+        graph = graph.noted("anneal", "; ".join(sentences))
+    return graph, exact, by_moments
+
+
+def _sentences(
+    candidates: _Candidates, settled: dict[str, Policy], reasons: dict[str, str]
+) -> list[str]:
+    """The notes about policies that were left open, or that cost evaluations."""
+    names = tuple(name for name, policy in settled.items() if policy.by_moments)
+    directions = min(sum(candidates.traced.sizes(names)), tuning.MOMENTS.directions)
+    sentences = []
+    for o in candidates.observations:
+        if o.anneal is not None and o.name not in names:
+            continue
+        sentence = f"{o.name} {settled[o.name]}"
+        if o.name in names:
+            sentence += f" ({directions} Jacobian–vector products an evaluation)"
+        if o.name in reasons:
+            sentence += f", since {reasons[o.name]}"
+        sentences.append(sentence)
+    return sentences
+
+
+def _check_possible(
+    o: Observation, not_exact: dict[str, str], no_moments: dict[str, str]
+) -> None:
+    """Refuse an observation that asks for a closed form which it does not have."""
+    if o.anneal is None:
+        return
+    form = "exactly"
+    reason = not_exact.get(o.name)
+    if o.anneal.by_moments:
+        form = "by moments"
+        reason = no_moments.get(o.name)
+    if reason is not None:
+        raise CapabilityError(
+            f"Observation {o.name!r} cannot be annealed {form}: {reason}.",
+            where=o.where,
+            fix="leave anneal= out, or use anneal='tempered' or 'denoised'.",
+        )
 
 
 def _prior(site: Site) -> Prior | str:
-    """The prior of a site as mixtures of Gaussians, or why it is none."""
+    """The prior of a site as mixtures of Gaussians, or the reason why it is not one."""
     marginal, _ = site_parts(site.root)
     try:
         if marginal is None:
             raise NotGaussian("it has no prior with noised marginals")
         prior = prior_of(unrolled(marginal), site.shape)
-        if sum(len(part.entries) for part in prior.parts) < np.prod(
-            site.shape, dtype=int
-        ):
+        covered = sum(len(part.entries) for part in prior.parts)
+        if covered < np.prod(site.shape, dtype=int):
             raise NotGaussian("its prior leaves entries free")
     except NotGaussian as reason:
-        return f"the prior of {site.name!r} is no mixture of Gaussians ({reason})"
+        return f"the prior of {site.name!r} is not a mixture of Gaussians ({reason})"
     return prior
 
 
 def _not_linear(traced: Traced, names: list[str], shapes: Shapes) -> dict[str, str]:
-    """Why measurements are not A·x + b + noise with A, b and the noise free of x, by
-    name."""
-    found: dict[str, tuple[Value, Value]] = jax.eval_shape(
+    """The observations that are not A·x + b + noise with A, b and the noise free of x,
+    with the reason."""
+    # Kinds of functions need no numbers, so nothing is computed.
+    kinds: dict[str, tuple[Value, Value]] = jax.eval_shape(
         lambda: traced.linearity(shapes)
-    )  # kinds need no numbers
+    )
     reasons = {}
     for name in names:
-        mean, noise = found[name]
+        mean, noise = kinds[name]
         if noise.kind > Kind.LATENT:
             reasons[name] = "the spread of its noise depends on what it measures"
         elif mean.why == "custom_vjp_call":

@@ -1,12 +1,12 @@
-"""Trace a program into the IR: run it, see which sites it has, and what depends on
-what."""
+"""Trace a program into the IR: run it, find its sites, and find which latents every
+statement depends on."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -25,31 +25,14 @@ from composeprob.compiler.latents import (
     located,
     place_of,
 )
+from composeprob.compiler.placing import Place, placed
 from composeprob.compiler.trace import Traced, trace
 from composeprob.errors import DoublyIntractableError, InvalidValueError, ProgramError
-from composeprob.factors.calibrated import CalibratedExpression
 from composeprob.factors.factor import Factor, LeafFactor
-from composeprob.factors.nodes import (
-    SETS,
-    Combination,
-    Plate,
-    Product,
-    rewrite_leaves,
-    walk,
-)
+from composeprob.factors.nodes import SETS, Plate, Product, rewrite_leaves, walk
 from composeprob.factors.nodes import leaves as factor_leaves
-from composeprob.factors.passes import Pass
-from composeprob.factors.window import Cells, Region, Window, listed
-from composeprob.ir.leaves import (
-    Graph,
-    Leaf,
-    Normaliser,
-    Observation,
-    Site,
-    Static,
-    same_network,
-)
-from composeprob.ir.render import index
+from composeprob.factors.window import Cells, Region, Window
+from composeprob.ir.leaves import Graph, Leaf, Observation, Site, Static, same_network
 from composeprob.language.checks import check_draw
 from composeprob.language.decorator import Program
 from composeprob.language.interpret import (
@@ -73,7 +56,9 @@ def build(
     that may not be normalised where ancestral order is not the program's
     distribution."""
     statements = run(program.function, args, kwargs, draw())
-    if noised := looked_at(statements):
+    # Sites of NumPyro priors that evidence looks at are noised.
+    noised = looked_at(statements)
+    if noised:
         statements = run(program.function, args, kwargs, draw(), noised=noised)
     latents = {s.name: s for s in statements.values() if s.kind in ("noised", "static")}
     if not latents:
@@ -82,100 +67,205 @@ def build(
             where=program.where,
             fix="give it at least one cp.sample(name, factor_or_distribution).",
         )
-    traced, asks = trace(
-        program, args, kwargs, {name: s.value for name, s in latents.items()}, noised
-    )
-    # Once more, with latents at the other side of their location: a scale that takes
-    # both signs is refused there.
-    generators = _generators()
+    values = {name: s.value for name, s in latents.items()}
+    traced, requests = trace(program, args, kwargs, values, noised)
+    # A second run, with latents at the other side of their location, refuses a scale
+    # that takes both signs.
+    generators = _generator_states()
     mirrored = run(program.function, args, kwargs, reflected(latents), noised=noised)
-    if generators != _generators():
+    if generators != _generator_states():
         raise ProgramError(
-            f"Program '{program.name}' draws random numbers of NumPy or Python, which would be drawn once.",
+            f"Program '{program.name}' draws random numbers of NumPy or Python, which "
+            "would be drawn once.",
             where=program.where,
-            fix="make the random number a site, cp.sample(name, distribution), or pass it as data to compile.",
+            fix="make the random number a site, cp.sample(name, distribution), or pass "
+            "it as data to compile.",
         )
     dependencies, by_leaf = traced.dependencies()
     variables = program.names_of(args, kwargs)
+    builder = _Builder(statements, latents, dependencies, by_leaf, variables)
+    for statement in statements.values():
+        if statement.kind == "observed" and not masked(statement.distribution):
+            _check_weight(statement, mirrored[statement.name])
+        builder.add(statement)
+    _check_observations(builder.observations)
 
-    def named(leaf: Leaf) -> Leaf:
-        """By the author's variable (of the factor before `given`, which makes a new
-        one), else by its own label."""
-        return replace(
-            leaf,
-            label=next(
-                (n for f, n in variables if same_network(f, leaf.factor)), leaf.label
-            ),
+    graph = builder.graph(program)
+    for sentence in requests:
+        graph = graph.noted("build", sentence)
+    for site in builder.sites:
+        for sentence in _normalised_weights(site):
+            graph = graph.noted("build", sentence)
+    if builder.held:
+        by_prior = ", ".join(sorted(builder.held))
+        given = ", ".join(site.name for site in builder.sites if site.ancestral)
+        graph = graph.noted(
+            "build",
+            f"ancestral order: {by_prior} by the prior, then {given} given that",
+        )
+    standardised = frozenset(s.name for s in builder.statics if s.standardised)
+    placed_statics = tuple(builder.placed_by_statics)
+    return graph, replace(traced, standardised=standardised, placed=placed_statics)
+
+
+class _Builder:
+    """Collects the sites and observations of a program, statement by statement.
+
+    Attributes:
+        statements: every statement of the program, as it was run with numbers.
+        latents: the statements of noised and static sites.
+        dependencies: the latents that each statement depends on directly.
+        by_leaf: of noised sites the latents that each leaf of the factor depends on.
+        variables: leaf factors with the names that the program's author gave them.
+        sites, statics, observations: what was collected.
+        held: the static sites that keep draws of their prior.
+        placed_by_statics: the static sites whose location and scale other static sites
+            give.
+    """
+
+    def __init__(
+        self,
+        statements: dict[str, Statement],
+        latents: dict[str, Statement],
+        dependencies: Dependencies,
+        by_leaf: dict[str, list[frozenset[str]]],
+        variables: list[tuple[LeafFactor, str]],
+    ):
+        self.statements = statements
+        self.latents = latents
+        self.dependencies = dependencies
+        self.by_leaf = by_leaf
+        self.variables = variables
+        self.sites: list[Site] = []
+        self.statics: list[Static] = []
+        self.observations: list[Observation] = []
+        self.held: frozenset[str] = frozenset()
+        self.placed_by_statics: list[str] = []
+
+    def add(self, statement: Statement) -> None:
+        """Add what the statement declares, if it is a latent or an observation."""
+        if statement.kind == "noised":
+            self._add_site(statement)
+        elif statement.kind == "static":
+            self._add_static(statement)
+        elif statement.kind == "observed" and self._is_observation(statement):
+            self._add_observation(statement)
+
+    def _is_observation(self, statement: Statement) -> bool:
+        """Return whether an observed value is data, or depends on latents. A value that
+        a handler gives to a site without parents is a constant of the program."""
+        return bool(self.dependencies[statement.name]) or not statement.substituted
+
+    def _add_site(self, statement: Statement) -> None:
+        """A noised site, with the evidence at it."""
+        name = statement.name
+        parents = self.dependencies[name]
+        root = _site_root(statement)
+        held: frozenset[str] = frozenset()
+        if parents:
+            held = held_for(statement, self.statements, self.dependencies)
+            if held and not statement.conditional:
+                _check_product(statement, self.by_leaf[name])
+            root = _from_latents(root, statement, parents)
+        self.held |= held
+        evidence = [
+            s
+            for s in self.statements.values()
+            if s.kind == "evidence" and s.site == name
+        ]
+        root = _with_evidence(root, statement, evidence, self.dependencies)
+        root = rewrite_leaves(root, self._labelled)
+        # Members of plates are independent unless another statement joins them.
+        joined = any(name in others for others in self.dependencies.values())
+        independent_axes = 0
+        if not joined:
+            independent_axes = sum(dim is not None for dim in statement.dims)
+        shape = tuple(statement.distribution.shape())
+        self.sites.append(
+            Site(name, root, shape, statement.where, bool(held), independent_axes)
         )
 
-    # Of what depends on no noised site, while there are some.
-    elsewhere = (
-        Rising() if any(s.kind == "noised" for s in latents.values()) else Policy()
-    )
-    sites, statics, observations, by_others = [], [], [], list[str]()
-    held: frozenset[str] = frozenset()
-    for s in statements.values():
-        if s.kind == "observed" and not masked(s.distribution):
-            _check_weight(s, mirrored[s.name])
-        if s.kind == "noised":
-            root, held_here = _site_root(s), frozenset[str]()
-            if dependencies[s.name]:
-                held_here = held_for(s, statements, dependencies)
-                if held_here and not s.conditional:
-                    _check_product(s, by_leaf[s.name])
-                root = _from_latents(root, s, dependencies[s.name])
-            held |= held_here
-            evidence = [
-                e
-                for e in statements.values()
-                if e.kind == "evidence" and e.site == s.name
-            ]
-            root = rewrite_leaves(
-                _with_evidence(root, s, evidence, dependencies), named
+    def _labelled(self, leaf: Leaf) -> Leaf:
+        """The leaf with the author's variable as its label, else its own. The variable
+        may be of the factor before `given`, which makes a new one."""
+        for factor, name in self.variables:
+            if same_network(factor, leaf.factor):
+                return replace(leaf, label=name)
+        return leaf
+
+    def _add_static(self, statement: Statement) -> None:
+        name = statement.name
+        distribution = statement.distribution
+        follows = any(
+            self.latents[n].kind == "noised" for n in ancestors(name, self.dependencies)
+        )
+        # x/α of a noised site moves far from one level to the next; a coordinate
+        # relative to it moves along.
+        standardised = follows and located(distribution)
+        if self.dependencies[name] and not follows and place_of(distribution):
+            self.placed_by_statics.append(name)
+        inverse = bijection_of(distribution, standardised).inv
+        coordinate = jax.eval_shape(inverse, statement.value).shape
+        self.statics.append(
+            Static(
+                name,
+                jnp.shape(statement.value),
+                coordinate,
+                describe(distribution),
+                statement.where,
+                standardised,
             )
-            alone = not any(s.name in parents for parents in dependencies.values())
-            plates = sum(dim is not None for dim in s.dims) if alone else 0
-            sites.append(
-                Site(
-                    s.name,
-                    root,
-                    tuple(s.distribution.shape()),
-                    s.where,
-                    bool(held_here),
-                    plates,
-                )
-            )
-        elif s.kind == "static":
-            follows = any(
-                latents[n].kind == "noised" for n in ancestors(s.name, dependencies)
-            )
-            standardised = follows and located(s.distribution)
-            if dependencies[s.name] and not follows and place_of(s.distribution):
-                by_others.append(s.name)
-            inverse = bijection_of(s.distribution, standardised).inv
-            coordinate = jax.eval_shape(inverse, s.value).shape
-            kind = describe(s.distribution)
-            statics.append(
-                Static(
-                    s.name, jnp.shape(s.value), coordinate, kind, s.where, standardised
-                )
-            )
-        elif s.kind == "observed" and (dependencies[s.name] or not s.substituted):
-            following = {static.name for static in statics if static.standardised}
-            passed = {
-                n: parents if n in following else frozenset()
-                for n, parents in dependencies.items()
-            }
-            parents = frozenset(
-                ancestors(s.name, {**passed, s.name: dependencies[s.name]})
-            )
-            looks_at = frozenset(n for n in parents if latents[n].kind == "noised")
-            policy, kind = s.anneal if looks_at else elsewhere, describe(s.distribution)
-            observations.append(
-                Observation(
-                    s.name, policy, dependencies[s.name], looks_at, kind, s.where
-                )
-            )
+        )
+
+    def _add_observation(self, statement: Statement) -> None:
+        name = statement.name
+        depends_on = self.dependencies[name]
+        # An observation looks at noised sites directly, and through static sites whose
+        # coordinate follows these.
+        following = {static.name for static in self.statics if static.standardised}
+        passed_on: dict[str, frozenset[str]] = {}
+        for other, parents in self.dependencies.items():
+            passed_on[other] = parents if other in following else frozenset()
+        passed_on[name] = depends_on
+        looks_at = frozenset(
+            n for n in ancestors(name, passed_on) if self.latents[n].kind == "noised"
+        )
+        policy = statement.anneal
+        if not looks_at:
+            policy = self._policy_without_sites()
+        kind = describe(statement.distribution)
+        self.observations.append(
+            Observation(name, policy, depends_on, looks_at, kind, statement.where)
+        )
+
+    def _policy_without_sites(self) -> Policy:
+        """The policy of an observation that looks at no noised site: its power rises
+        while there are such sites, and is 1 without."""
+        if any(s.kind == "noised" for s in self.latents.values()):
+            return Rising()
+        return Policy()
+
+    def graph(self, program: Program) -> Graph:
+        """The program of what was collected."""
+        dims = {
+            s.name: s.dims for s in self.statements.values() if s.kind != "evidence"
+        }
+        return Graph(
+            name=program.name,
+            sites=tuple(self.sites),
+            statics=tuple(self.statics),
+            observations=tuple(self.observations),
+            schedule=None,
+            groups=(),
+            notes=(),
+            where=program.where,
+            dims=dims,
+            held=self.held,
+        )
+
+
+def _check_observations(observations: list[Observation]) -> None:
+    """Refuse an observation that depends on no latent."""
     for o in observations:
         if not o.depends_on:
             raise ProgramError(
@@ -183,41 +273,20 @@ def build(
                 where=o.where,
                 fix="let its distribution use the value that cp.sample returned.",
             )
-    dims = {s.name: s.dims for s in statements.values() if s.kind != "evidence"}
-    graph = Graph(
-        program.name,
-        tuple(sites),
-        tuple(statics),
-        tuple(observations),
-        None,
-        (),
-        (),
-        program.where,
-        dims,
-        held,
-    )
-    for sentence in [*asks, *itertools.chain(*map(_normalised_weights, sites))]:
-        graph = graph.noted("build", sentence)
-    if held:
-        given = ", ".join(site.name for site in sites if site.ancestral)
-        graph = graph.noted(
-            "build",
-            f"ancestral order: {', '.join(sorted(held))} by the prior, then {given} given that",
-        )
-    by_prior = frozenset(s.name for s in statics if s.standardised)
-    return graph, replace(traced, standardised=by_prior, placed=tuple(by_others))
 
 
 def draw() -> Provide:
-    """Noised sites get standard normals, static ones a draw of their prior."""
-    rng, count = np.random.default_rng(0), itertools.count()
+    """Values of latents: standard normals at noised sites, draws of their priors at
+    static ones."""
+    rng = np.random.default_rng(0)
+    count = itertools.count()
 
     def provide(kind: str, name: str, distribution: Distribution) -> Array:
         if kind == "noised":
-            return jnp.asarray(
-                rng.standard_normal(distribution.shape()), jnp.result_type(float)
-            )
-        value = distribution.sample(jax.random.fold_in(jax.random.key(0), next(count)))
+            normals = rng.standard_normal(distribution.shape())
+            return jnp.asarray(normals, jnp.result_type(float))
+        key = jax.random.fold_in(jax.random.key(0), next(count))
+        value = distribution.sample(key)
         check_draw(name, value)
         return value
 
@@ -225,17 +294,20 @@ def draw() -> Provide:
 
 
 def reflected(latents: dict[str, Statement]) -> Provide:
-    """Latents on the real line at the other side of their location, of noised ones 0;
-    others as they were."""
+    """Values of latents on the real line at the other side of their location, of noised
+    ones 0; others as they were."""
 
     def provide(kind: str, name: str, distribution: Distribution) -> Array:
-        value, support = latents[name].value, distribution.support
+        value = latents[name].value
+        support = distribution.support
         while hasattr(support, "base_constraint"):
             support = support.base_constraint
-        loc = 0.0 if kind == "noised" else getattr(unwrap(distribution), "loc", None)
-        return (
-            value if loc is None or support is not constraints.real else 2 * loc - value
-        )
+        loc: Any = 0.0
+        if kind != "noised":
+            loc = getattr(unwrap(distribution), "loc", None)
+        if loc is None or support is not constraints.real:
+            return value
+        return 2 * loc - value
 
     return provide
 
@@ -246,79 +318,87 @@ def describe(distribution: Distribution) -> str:
 
 
 def _normalised_weights(site: Site) -> list[str]:
-    """The note about mixtures whose weights did not sum to 1."""
+    """The notes about mixtures whose weights did not sum to 1."""
     totals = dict.fromkeys(getattr(node, "total", 1.0) for node in walk(site.root))
-    off = [total for total in totals if abs(total - 1.0) > 1e-6]
     return [
-        f"weights of a mixture at {site.name} sum to {total:.6g}; divided by that to be shares"
-        for total in off
+        f"weights of a mixture at {site.name} sum to {total:.6g}; divided by that to "
+        "be shares"
+        for total in totals
+        if abs(total - 1.0) > 1e-6
     ]
 
 
 def _site_root(statement: Statement) -> Factor:
     """The site's expression; inside plates, one independent copy of the factor for each
     index."""
-    factor, shape = statement.factor, tuple(statement.distribution.shape())
+    factor = statement.factor
+    shape = tuple(statement.distribution.shape())
     batch = statement.distribution.batch_shape
     if not batch:
         return placed(factor, Place(shape))
-    ones = (1,) * len(batch)
+    event = factor.event_shape
+    no_offset = (0,) * len(event)
+    extent = (1,) * len(batch) + event
+    block = (1,) * len(shape)
     copies = []
-    for place in np.ndindex(*batch):
-        offset = place + (0,) * len(factor.event_shape)
-        region = Region(
-            offset, ones + factor.event_shape, ones + (1,) * len(factor.event_shape)
-        )
+    for member in np.ndindex(*batch):
+        region = Region(member + no_offset, extent, block)
         copies.append(placed(factor, Place(shape, region)))
-    return Product(
-        factors=tuple(copies), numbers=(1.0,) * len(copies), event_shape=shape
-    )
+    powers = (1.0,) * len(copies)
+    return Product(factors=tuple(copies), numbers=powers, event_shape=shape)
 
 
-def _generators() -> tuple[object, ...]:
-    """Where the random numbers of NumPy and of Python are."""
-    numpys: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - what programs call
+def _generator_states() -> tuple[object, ...]:
+    """The states of the global random number generators of Python and of NumPy."""
+    state: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - what programs call
     return (
         random.getstate(),
-        numpys["state"]["key"].tobytes(),
-        numpys["state"]["pos"],
-        numpys["has_gauss"],
+        state["state"]["key"].tobytes(),
+        state["state"]["pos"],
+        state["has_gauss"],
     )
 
 
-def _check_weight(*made: Statement) -> None:
-    """Refuse a log-weight that is NaN wherever latents are; where it is in places,
-    those have no density."""
-    weights = [unwrap(s.distribution) for s in made]
-    if all(
-        isinstance(weight, Unit) and np.isnan(np.asarray(weight.log_factor)).any()
-        for weight in weights
-    ):
-        raise InvalidValueError(
-            f"The log-weight of {made[0].name!r} is NaN.",
-            where=made[0].where,
-            fix="check the data in it, and mask what is missing (numpyro.handlers.mask). What depends on a site "
-            "must be right for all its values: for impossible ones write jnp.where(possible, …, -jnp.inf).",
-        )
+def _check_weight(statement: Statement, mirrored: Statement) -> None:
+    """Refuse a log-weight that is NaN in both runs. One that is NaN in one of them
+    alone may have no density in places."""
+    for run_of_it in (statement, mirrored):
+        weight = unwrap(run_of_it.distribution)
+        if not isinstance(weight, Unit):
+            return
+        if not np.isnan(np.asarray(weight.log_factor)).any():
+            return
+    raise InvalidValueError(
+        f"The log-weight of {statement.name!r} is NaN.",
+        where=statement.where,
+        fix="check the data in it, and mask what is missing (numpyro.handlers.mask). "
+        "What depends on a site must be right for all its values: for impossible ones "
+        "write jnp.where(possible, …, -jnp.inf).",
+    )
 
 
 def _check_product(site: Statement, by_leaf: list[frozenset[str]]) -> None:
     """Refuse a product of which some factors depend on latents and others do not: it
     may be meant as evidence."""
+    nothing = frozenset[str]()
     leaves = iter(by_leaf)
-    terms = [
-        frozenset[str]().union(*(next(leaves) for _ in factor_leaves(f)))
-        for f, _ in site.factor.split()
-    ]
-    if all(terms):
+    latents_of_terms = []
+    for factor, _ in site.factor.split():
+        of_leaves = [next(leaves) for _ in factor_leaves(factor)]
+        latents_of_terms.append(nothing.union(*of_leaves))
+    if all(latents_of_terms):
         return
-    on = ", ".join(map(repr, sorted(frozenset[str]().union(*terms))))
+    latents = ", ".join(map(repr, sorted(nothing.union(*latents_of_terms))))
     raise ProgramError(
-        f"At site {site.name!r} some factors of a product depend on the latent {on}, and others do not. As evidence "
-        f"the others say something of {on} too; in a conditional, normalised for every {on}, they do not.",
+        f"At site {site.name!r} some factors of a product depend on the latent "
+        f"{latents}, and others do not. As evidence the others are informative of "
+        f"{latents} too; in a conditional, normalised for every {latents}, they are "
+        "not.",
         where=site.where,
-        fix=f"for evidence sample what depends on {on} and add the others: x = cp.sample({site.name!r}, prior), then "
-        f"cp.factor('evidence', others, at=x); for a conditional write cp.sample({site.name!r}, …, conditional=True).",
+        fix=f"for evidence sample what depends on {latents} and add the others: "
+        f"x = cp.sample({site.name!r}, prior), then cp.factor('evidence', others, "
+        f"at=x); for a conditional write cp.sample({site.name!r}, …, "
+        "conditional=True).",
     )
 
 
@@ -328,72 +408,88 @@ def _with_evidence(
     """A site's expression times the factors that look at it."""
     if not evidence:
         return root
-    known = factor_leaves(evidence[0].factor)[0].schedule
-    if (
-        site.kind == "noised"
-        and unwrap(site.distribution).factor.schedule is PRIOR_LEVELS
-    ):
-        root = rewrite_leaves(
-            root, lambda leaf: eqx.tree_at(lambda f: f.factor.schedule, leaf, known)
-        )
+    if site.kind == "noised":
+        root = _at_levels_of(root, site, evidence[0])
     for e in evidence:
         if dependencies[e.name]:
+            latents = ", ".join(map(repr, sorted(dependencies[e.name])))
             raise DoublyIntractableError(
-                f"The factor {e.name!r} at site {site.name!r} depends on the unobserved latent "
-                f"{', '.join(map(repr, sorted(dependencies[e.name])))}: its normaliser, which is not known, would "
-                "depend on it too.",
+                f"The factor {e.name!r} at site {site.name!r} depends on the "
+                f"unobserved latent {latents}: its unknown normaliser would depend on "
+                "it too.",
                 where=e.where,
-                fix="give its conditions data; what depends on a latent is a distribution: cp.sample it.",
+                fix="give its conditions data; what depends on a latent is a "
+                "distribution: cp.sample it.",
             )
-    roots = [_evidence_root(e, site) for e in evidence]
-    parts = [root, *(found for found in roots if found is not None)]
-    return Product(
-        factors=tuple(parts), numbers=(1.0,) * len(parts), event_shape=root.event_shape
+    factors = [root]
+    for e in evidence:
+        factor = _evidence_root(e, site)
+        if factor is not None:
+            factors.append(factor)
+    powers = (1.0,) * len(factors)
+    return Product(factors=tuple(factors), numbers=powers, event_shape=root.event_shape)
+
+
+def _at_levels_of(root: Factor, site: Statement, evidence: Statement) -> Factor:
+    """A NumPyro prior with the evidence's levels, as it has none itself; other factors
+    as they are."""
+    if unwrap(site.distribution).factor.schedule is not PRIOR_LEVELS:
+        return root
+    schedule = factor_leaves(evidence.factor)[0].schedule
+    return rewrite_leaves(
+        root, lambda leaf: eqx.tree_at(lambda f: f.factor.schedule, leaf, schedule)
     )
 
 
 def _evidence_root(evidence: Statement, site: Statement) -> Factor | None:
     """A factor at a site; where plates are about them, a copy at each of their members
     with the conditions that belong to it. None where a mask leaves no member."""
-    shape, factor, keep = tuple(jnp.shape(site.value)), scaled(evidence), mask(evidence)
+    shape = tuple(jnp.shape(site.value))
+    factor = scaled(evidence)
+    keep = mask(evidence)
     about = plates(evidence, site)
-    batch, size = tuple(about.values()), math.prod(factor.event_shape)
-    inner, count = shape[: len(shape) - len(factor.event_shape)], math.prod(batch)
+    batch = tuple(about.values())
     kept = np.flatnonzero(np.broadcast_to(keep, batch))
     if not kept.size:
         return None
     if not batch:
         return placed(factor, Place(shape))
-    running = set[str]()
+    count = math.prod(batch)
+    running: set[str] = set()
+
+    def of_kept(values: Any) -> Any:
+        """The rows of the members that count; one member alone is no plate."""
+        return values[kept] if len(kept) > 1 else values[kept[0]]
 
     def rows(value: Array, lead: int) -> Array:
-        each = jnp.broadcast_to(value, (*batch, *jnp.shape(value)[lead:]))
-        flat = jnp.reshape(each, (count, *jnp.shape(value)[lead:]))
-        return (
-            flat[kept] if len(kept) > 1 else flat[kept[0]]
-        )  # one member alone is no plate
+        """The values of a condition, (members, …), from its ``lead`` plate axes."""
+        event = jnp.shape(value)[lead:]
+        by_member = jnp.broadcast_to(value, (*batch, *event))
+        return of_kept(jnp.reshape(by_member, (count, *event)))
 
-    def members(leaf: LeafFactor) -> LeafFactor:
-        each = {
-            n: rows(leaf.fixed[n], lead)
-            for n, lead in plate_axes(evidence, leaf, about).items()
-            if lead
-        }
-        running.update(each)
-        return leaf.holding({**leaf.fixed, **each}) if each else leaf
+    def of_members(leaf: LeafFactor) -> LeafFactor:
+        """The leaf with its conditions in the plates as rows."""
+        by_member = {}
+        for name, lead in plate_axes(evidence, leaf, about).items():
+            if lead:
+                by_member[name] = rows(leaf.fixed[name], lead)
+        running.update(by_member)
+        if not by_member:
+            return leaf
+        return leaf.holding({**leaf.fixed, **by_member})
 
+    # The cells of the site that belong to each member.
+    size = math.prod(factor.event_shape)
+    inner = shape[: len(shape) - len(factor.event_shape)]
     cells = np.arange(math.prod(inner) * size).reshape(*inner, size)
-    cells = np.broadcast_to(cells, (*batch, size)).reshape(count, size)[kept]
-    region = Cells.from_array(cells if len(kept) > 1 else cells[0])
-    each = rewrite_leaves(factor, members)
-    plate = (
-        Plate((SETS, *sorted(running)), len(kept), evidence.block)
-        if len(kept) > 1
-        else None
-    )
-    return placed(
-        Window(factor=each, event_shape=shape, region=region, plate=plate), Place(shape)
-    )
+    cells = np.broadcast_to(cells, (*batch, size)).reshape(count, size)
+    region = Cells.from_array(of_kept(cells))
+    factor = rewrite_leaves(factor, of_members)
+    plate = None
+    if len(kept) > 1:
+        plate = Plate((SETS, *sorted(running)), len(kept), evidence.block)
+    window = Window(factor=factor, event_shape=shape, region=region, plate=plate)
+    return placed(window, Place(shape))
 
 
 def _from_latents(
@@ -401,138 +497,11 @@ def _from_latents(
 ) -> Factor:
     """The same expression, its leaves numbered as in the statement's factor (anew for
     each copy in a plate)."""
-    count, size = itertools.count(), len(factor_leaves(statement.factor))
+    count = itertools.count()
+    size = len(factor_leaves(statement.factor))
 
     def number(leaf: Leaf) -> Leaf:
-        return replace(
-            leaf,
-            conditions=tuple(sorted(parents)),
-            latent=(statement.name, next(count) % size),
-        )
+        latent = (statement.name, next(count) % size)
+        return replace(leaf, conditions=tuple(sorted(parents)), latent=latent)
 
     return rewrite_leaves(root, number)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a node stands: its site's shape, the region that it sees (None for all of
-    it), the plates that it stands in."""
-
-    shape: tuple[int, ...]
-    region: Region | Cells | None = None
-    plates: tuple[Plate, ...] = ()
-
-
-placed_of = Pass[Factor]("placed")
-"""Rules (node, `Place`) for the node with every leaf at its place."""
-
-
-def placed(node: Factor, at: Place) -> Factor:
-    """A user's expression at its place in a site."""
-    return placed_of.rule_for(node)(node, at)
-
-
-@placed_of.rule(LeafFactor)
-def _leaf(factor: LeafFactor, at: Place) -> Leaf:
-    plates = tuple(
-        plate
-        for plate in at.plates
-        if plate.cells or set(plate.names) & set(factor.traits.conditions)
-    )
-    running = {
-        name: f"{name}_{index(depth)}"
-        for depth, plate in enumerate(at.plates)
-        for name in plate.names
-    }
-    given = tuple(
-        f"{name}={running.get(name, value)}"
-        for name, value in factor.shown_conditions.items()
-    )
-    return Leaf(
-        factor=factor,
-        event_shape=at.shape,
-        region=at.region,
-        label=factor.label,
-        conditions=given,
-        plates=plates,
-    )
-
-
-@placed_of.rule(Combination)
-def _combination(node: Combination, at: Place) -> Factor:
-    inner = replace(at, plates=(*at.plates, node.plate)) if node.plate else at
-    return replace(
-        node,
-        factors=tuple(placed(part, inner) for part in node.factors),
-        event_shape=at.shape,
-    )
-
-
-@placed_of.rule(CalibratedExpression)
-def _calibrated(node: CalibratedExpression, at: Place) -> Product:
-    factors = placed(node.factor, at), placed(Normaliser(node), at)
-    return Product(
-        factors=factors, numbers=(1.0, 1.0), event_shape=at.shape, calibrated=True
-    )
-
-
-@placed_of.rule(Window)
-def _window(node: Window, at: Place) -> Factor:
-    if isinstance(node.region, Region):
-        whole = (
-            node.event_shape == node.factor.event_shape
-        )  # a window over the whole canvas changes nothing
-        return placed(
-            node.factor,
-            at
-            if whole
-            else replace(at, region=_inside(at.region, node.region, node.entries)),
-        )
-    cells, depth = node.entries, sum(plate.cells for plate in at.plates)
-    shown = (
-        listed(cells)
-        if node.plate is None and not depth
-        else f"cells_{index(len(at.plates))}"
-    )
-    outer = at.region
-    if not isinstance(outer, Cells):
-        entries = (
-            np.arange(math.prod(at.shape)) if outer is None else outer.entries(at.shape)
-        )
-        outer = Cells.from_array(entries)
-    inner = replace(at, region=outer.pick(cells, shown))
-    if node.plate is None:
-        return placed(node.factor, inner)
-    plate = replace(
-        node.plate,
-        names=(f"{SETS} {depth + 1}" if depth else SETS, *node.plate.names[1:]),
-    )
-    part = placed(node.factor, replace(inner, plates=(*at.plates, plate)))
-    return Product(
-        factors=(part,), numbers=(1.0,) * plate.count, event_shape=at.shape, plate=plate
-    )
-
-
-def _inside(
-    outer: Region | Cells | None, window: Region, seen: np.ndarray
-) -> Region | Cells:
-    """The region of a window, which sees these entries of what sits in a region itself:
-    offsets and blocks compose."""
-    if outer is None:
-        return window
-    if isinstance(outer, Cells):
-        return outer.pick(seen, outer.shown)
-    lead = len(outer.offset) - len(
-        window.extent
-    )  # axes of plates, in front of the event's
-    offset = outer.offset[:lead] + tuple(
-        o + w * b
-        for o, w, b in zip(
-            outer.offset[lead:], window.offset, outer.block[lead:], strict=True
-        )
-    )
-    scaled = tuple(
-        e * b for e, b in zip(window.extent, outer.block[lead:], strict=True)
-    )
-    block = tuple(w * b for w, b in zip(window.block, outer.block[lead:], strict=True))
-    return Region(offset, outer.extent[:lead] + scaled, outer.block[:lead] + block)

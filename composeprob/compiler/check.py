@@ -1,5 +1,5 @@
-"""Checks capabilities, propriety at the noisiest level, shapes. Nothing is compiled
-before this has passed."""
+"""Check capabilities, propriety and networks. Nothing is compiled before this has
+passed."""
 
 from __future__ import annotations
 
@@ -16,59 +16,69 @@ from composeprob.factors.factor import Factor
 from composeprob.factors.networks import closed
 from composeprob.factors.nodes import Mixture, Product, part
 from composeprob.factors.passes import Pass
-from composeprob.ir.leaves import Graph, Leaf, leaves
+from composeprob.ir.leaves import Graph, Leaf, Site, leaves
 
 
 def check(graph: Graph, networks: bool = True) -> Graph:
-    """Refuse what cannot be sampled: levels that cannot be normalised, a noisiest one
-    that is not noise alone, a mixture over a score-only factor, networks that cannot be
-    called with their conditions or, where ``networks``, whose values are not what their
-    factors declare. Note what the density offers."""
+    """Refuse a program that cannot be sampled, and note what its density offers.
+
+    Refused are levels that cannot be normalised, a noisiest one that is not noise
+    alone, a mixture over a score-only factor, networks that cannot be called with their
+    conditions and, where ``networks``, those whose values are not what their factors
+    declare.
+    """
     for site in graph.sites:
         check_proper(site)
         for leaf in leaves(site.root):
-            try:
-                leaf.first.check_network()
-            except ComposeProbError as error:
-                raise type(error)(
-                    error.found, where=site.where, fix=_shared(leaf) + (error.fix or "")
-                ) from error
+            _check_network(leaf, site)
     check_tails(graph)
     check_signal(graph)
-    # The user's plain functions can be called, and what they read has its values of now
-    # from here on.
+    # The user's functions can be called, so they are closed: values that they read
+    # from outside are those of now from here on.
     groups = [
         replace(group, factor=closed(group.factor, group.first))
         for group in graph.groups
     ]
     graph = replace(graph, groups=tuple(groups))
-    graph = check_plausible(graph) if networks else graph
+    if networks:
+        graph = check_plausible(graph)
     for doubt in graph.doubts:
         graph = graph.noted("doubt", doubt)
     return graph.noted("check", f"offers {', '.join(sorted(capabilities(graph)))}")
 
 
-def _shared(leaf: Leaf) -> str:
-    """How to fix conditions that all members of a plate have in common, where they may
-    have been meant one by one."""
+def _check_network(leaf: Leaf, site: Site) -> None:
+    """Refuse a network that cannot be called with the first of its conditions."""
+    try:
+        leaf.first.check_network()
+    except ComposeProbError as error:
+        fix = _shared_conditions(leaf) + (error.fix or "")
+        raise type(error)(error.found, where=site.where, fix=fix) from error
+
+
+def _shared_conditions(leaf: Leaf) -> str:
+    """The fix for conditions that are arrays and that all members of a plate share, as
+    one for each may have been meant; empty where there are none."""
+    if not leaf.plates:
+        return ""
     running = {name for plate in leaf.plates for name in plate.names}
-    shapes = {
-        name: jnp.shape(value)
-        for name, value in leaf.factor.fixed.items()
-        if name not in running
-    }
-    found = [f"{name!r} of shape {shape}" for name, shape in shapes.items() if shape]
-    if not found or not leaf.plates:
+    shared = []
+    for name, value in leaf.factor.fixed.items():
+        shape = jnp.shape(value)
+        if shape and name not in running:
+            shared.append(f"{name!r} of shape {shape}")
+    if not shared:
         return ""
     return (
-        f"in a plate of {leaf.plates[-1].count} members condition {', '.join(found)} is one value for all of them: for "
-        "one each give it a first axis of that size. Otherwise "
+        f"in a plate of {leaf.plates[-1].count} members condition {', '.join(shared)} "
+        "is one value for all of them: for one each give it a first axis of that size. "
+        "Otherwise "
     )
 
 
 def capabilities(graph: Graph) -> frozenset[str]:
-    """What the program's density offers: what every noised site offers, less what
-    observations take away.
+    """The capabilities of the program's density: those of every noised site, without
+    those that observations take away.
 
     ``feynman_kac`` is there where every site has a marginal part with a rate, and the
     rest, which enters the weights by its values, can be trusted between modes. Where
@@ -77,30 +87,28 @@ def capabilities(graph: Graph) -> frozenset[str]:
     """
     if not graph.sites:
         return frozenset({"score", "energy", "conservative", "mode_depth"})
-    offered = []
+    by_site = []
     for site in graph.sites:
+        offered = node_capabilities(site.root)
         marginal, rest = site_parts(site.root)
-        weighable = marginal is not None and (
-            rest is None or "mode_depth" in node_capabilities(rest)
-        )
-        offered.append(
-            node_capabilities(site.root) | ({"feynman_kac"} if weighable else set())
-        )
-    joined = frozenset.intersection(*offered)
+        trusted = rest is None or "mode_depth" in node_capabilities(rest)
+        if marginal is not None and trusted:
+            offered = offered | {"feynman_kac"}
+        by_site.append(offered)
+    common = frozenset.intersection(*by_site)
     if graph.held:
-        joined -= {"feynman_kac", "mode_depth"}
-    return (
-        joined - {"normalised", "exact_marginals"}
-        if graph.observations or graph.statics
-        else joined
-    )
+        common -= {"feynman_kac", "mode_depth"}
+    # Observations and priors multiply the sites by what has no known normaliser.
+    if graph.observations or graph.statics:
+        common -= {"normalised", "exact_marginals"}
+    return common
 
 
 node_capabilities = Pass[frozenset[str]]("offers")
-"""What an expression offers, from what its leaves offer."""
+"""The capabilities of an expression, from those of its leaves."""
 has_rate = Pass[bool]("rate", lambda *_: False)
-"""Whether the Feynman–Kac rate of an expression follows from its scores, for which
-every leaf must be a noised marginal."""
+"""True of an expression whose Feynman–Kac rate follows from its scores: every leaf must
+be a noised marginal."""
 has_rate.rule(Leaf)(lambda leaf, _: "exact_marginals" in leaf.factor.capabilities)
 has_rate.rule(Product)(lambda node, parts: all(parts))
 
@@ -116,11 +124,10 @@ def _rate_of_mixture(node: Mixture, parts: list[bool]) -> bool:
 
 @node_capabilities.rule(Leaf)
 def _leaf_capabilities(leaf: Leaf, _: list[frozenset[str]]) -> frozenset[str]:
-    return (
-        leaf.factor.capabilities
-        if leaf.averaged == 1
-        else leaf.factor.capabilities - {"normalised"}
-    )
+    # A density of block averages is not one of the site.
+    if leaf.averaged > 1:
+        return leaf.factor.capabilities - {"normalised"}
+    return leaf.factor.capabilities
 
 
 @node_capabilities.rule(Product)
@@ -133,28 +140,32 @@ def _product_capabilities(node: Product, parts: list[frozenset[str]]) -> frozens
 
 @node_capabilities.rule(Mixture)
 def _mixture_capabilities(node: Mixture, parts: list[frozenset[str]]) -> frozenset[str]:
-    """Of normalised parts with shares it keeps everything."""
+    """A mixture of normalised parts with shares keeps all capabilities."""
     common = frozenset.intersection(*parts)
     if "energy" not in common:
+        names = ", ".join(leaf.name for leaf in leaves(node))
         raise CapabilityError(
-            f"A mixture needs the log-density of its parts, but one of {', '.join(leaf.name for leaf in leaves(node))} "
-            "offers only its score.",
+            "A mixture needs the log-density of its parts, but one of "
+            f"{names} offers only its score.",
             fix="use a model trained with an energy parameterization.",
         )
-    return common if "normalised" in common else common - {"exact_marginals"}
+    if "normalised" in common:
+        return common
+    return common - {"exact_marginals"}
 
 
 def site_parts(root: Factor) -> tuple[Factor | None, Factor | None]:
     """Split a site's expression into F, made of noised marginals, and the potential G:
-    everything else. A user's energy or a classifier has no rate, but its values are
-    known: it enters the weights between levels as a ratio instead."""
+    all other factors. A user's energy or a classifier has no rate, but it has values:
+    it enters the weights between levels as a ratio instead."""
     return divided(root, has_rate)
 
 
 def divided(
     node: Factor, holds: Callable[[Factor], bool]
 ) -> tuple[Factor | None, Factor | None]:
-    """The product of those factors of a product that something holds of, and that of
-    the others; None of none."""
+    """The product of a product's factors that satisfy a condition, and that of the
+    others; None where there are none."""
     chosen = [holds(factor) for factor, _ in node.split()]
-    return part(node, chosen), part(node, [not here for here in chosen])
+    others = [not holding for holding in chosen]
+    return part(node, chosen), part(node, others)

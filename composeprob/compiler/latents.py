@@ -1,6 +1,6 @@
-"""Latents: where a factor's normaliser allows that it depends on them, and what must be
-held if it is unknown; the unconstrained coordinates of static sites, by the prior's
-bijection or by its own location and scale."""
+"""Latents: the factors whose normaliser allows that they depend on latents, and the
+latents that are held where it is unknown; the unconstrained coordinates of static
+sites, by the prior's bijection or by its own location and scale."""
 
 from __future__ import annotations
 
@@ -41,26 +41,28 @@ def held_for(
     directly.
     """
     direct = sorted(dependencies[site.name])
-    above, known = ancestors(site.name, dependencies), stays_normalised(site.factor)
-    if not known:
-        _check_ancestral(site, ", ".join(map(repr, direct)), statements, dependencies)
-    noised = [
-        name
-        for name in (direct if known else above)
-        if statements[name].kind == "noised"
-    ]
+    above = ancestors(site.name, dependencies)
+    normalised = stays_normalised(site.factor)
+    if not normalised:
+        others = ", ".join(map(repr, direct))
+        _check_ancestral(site, others, statements, dependencies)
+    # A normalised factor may follow static sites that follow noised ones.
+    parents = direct if normalised else above
+    noised = [name for name in parents if statements[name].kind == "noised"]
     if noised:
         raise ProgramError(
-            f"The factor at site {site.name!r} depends on the noised site {noised[0]!r}: above level 0 its noised "
-            "marginal would be that of another noisy value.",
+            f"The factor at site {site.name!r} depends on the noised site "
+            f"{noised[0]!r}: above level 0 its noised marginal would be that of "
+            "another noisy value.",
             where=site.where,
-            fix=f"put both sites into one factor, or let {noised[0]!r} act through cp.observe or cp.factor.",
+            fix=f"put both sites into one factor, or let {noised[0]!r} act through "
+            "cp.observe or cp.factor.",
         )
-    return frozenset() if known else frozenset(above)
+    return frozenset() if normalised else frozenset(above)
 
 
 stays_normalised = Pass[bool]("stays normalised", lambda factor, parts: False)
-"""Whether a factor is a density whatever its parameters are."""
+"""True of a factor that is a density whatever its parameters are."""
 stays_normalised.rule(Analytic)(lambda factor, parts: True)
 stays_normalised.rule(Mixture)(lambda node, parts: node.calibrated and all(parts))
 
@@ -70,9 +72,9 @@ def _check_ancestral(
 ) -> None:
     """Refuse a factor of unknown normaliser where its parents' priors are not their
     distribution in the program."""
-    found = (
-        f"The factor at site {site.name!r} depends on the unobserved latent {others}: its normaliser, which is not "
-        "known, would depend on it too"
+    sentence = (
+        f"The factor at site {site.name!r} depends on the unobserved latent {others}: "
+        "its unknown normaliser would depend on it too"
     )
     kinds = {
         name: s.kind for name, s in statements.items() if s.kind != "deterministic"
@@ -80,47 +82,51 @@ def _check_ancestral(
     below = [name for name in kinds if site.name in dependencies[name]]
     if below:
         raise DoublyIntractableError(
-            f"{found}, and {below[0]!r} depends on {site.name!r}.",
+            f"{sentence}, and {below[0]!r} depends on {site.name!r}.",
             where=site.where,
-            fix=f"observe {others}; or calibrate over it (a cp.mixture of the factor calibrated under each of its "
-            "values); or let it act through a classifier, cp.observe or cp.factor. Only cp.Analytic factors, and "
-            "mixtures of them with weights=, may depend on latents.",
+            fix=f"observe {others}; or calibrate over it (a cp.mixture of the factor "
+            "calibrated under each of its values); or let it act through a classifier, "
+            "cp.observe or cp.factor. Only cp.Analytic factors, and mixtures of them "
+            "with weights=, may depend on latents.",
         )
-    # Whichever way the arrows point.
-    connected = _reached(
-        [site.name],
-        lambda here: [
-            n for n in kinds if n in dependencies[here] or here in dependencies[n]
-        ],
-    )
+
+    def neighbours(here: str) -> list[str]:
+        """The statements that one depends on, or that depend on it."""
+        return [n for n in kinds if n in dependencies[here] or here in dependencies[n]]
+
+    # Data change the parents' distribution however they are connected to them.
+    connected = _reached([site.name], neighbours)
     data = [
         name for name, kind in kinds.items() if kind == "observed" and name in connected
     ]
     if data:
         raise DoublyIntractableError(
-            f"{found}, and {data[0]!r} depends on {others}.",
+            f"{sentence}, and {data[0]!r} depends on {others}.",
             where=site.where,
-            fix=f"as nothing else depends on {site.name!r}, ancestral order is exact: infer {others} by a program "
-            "without it, then draw it for each value by cp.as_distribution(factor.given(…)).sample(key).",
+            fix=f"as nothing else depends on {site.name!r}, ancestral order is exact: "
+            f"infer {others} by a program without it, then draw it for each value by "
+            "cp.as_distribution(factor.given(…)).sample(key).",
         )
 
 
 def ancestors(name: str, dependencies: Dependencies) -> list[str]:
     """Every latent that a statement depends on, directly or through others."""
-    return _reached(
-        sorted(dependencies[name]), lambda current: sorted(dependencies[current])
-    )
+
+    def parents(latent: str) -> list[str]:
+        return sorted(dependencies[latent])
+
+    return _reached(parents(name), parents)
 
 
 def _reached(pending: list[str], neighbours: Callable[[str], list[str]]) -> list[str]:
-    """All that is connected to these statements, the nearest first."""
-    found: list[str] = []
+    """All statements that are connected to these, the nearest first."""
+    reached: list[str] = []
     while pending:
         current = pending.pop(0)
-        if current not in found:
-            found.append(current)
+        if current not in reached:
+            reached.append(current)
             pending += neighbours(current)
-    return found
+    return reached
 
 
 def bijection_of(distribution: Distribution, standardised: bool) -> Transform:
@@ -142,22 +148,26 @@ def bijection_of(distribution: Distribution, standardised: bool) -> Transform:
 
 
 def located(distribution: Distribution) -> bool:
-    """Whether a prior has a location and a scale, so that `bijection_of` can use
-    them."""
-    return _has_location(_base(distribution)[0])
+    """Return whether a prior has a location and a scale, which `bijection_of` can
+    use."""
+    base, _ = _base(distribution)
+    return _has_location(base)
 
 
 def place_of(distribution: Distribution) -> tuple[Array, Array] | None:
     """Location and scale of a prior in its usual coordinate, which normal and
     log-normal ones have; None of others."""
     base, transforms = _base(distribution)
-    usual = [type(each) for each in transforms] in ([], [ExpTransform])
-    return (base.loc, base.scale) if usual and _has_location(base) else None
+    # In other coordinates the prior is not the base shifted and stretched.
+    usual = [type(transform) for transform in transforms] in ([], [ExpTransform])
+    if usual and _has_location(base):
+        return base.loc, base.scale
+    return None
 
 
 def _has_location(distribution: Distribution) -> bool:
-    """Whether it is one of those on the real line that a location and a scale shift and
-    stretch."""
+    """Return whether it is a distribution on the real line that a location and a scale
+    shift and stretch."""
     kinds = (
         dist.Cauchy,
         dist.Gumbel,
@@ -172,14 +182,12 @@ def _has_location(distribution: Distribution) -> bool:
 def _base(distribution: Distribution) -> tuple[Distribution, list[Transform]]:
     """The distribution inside plates' expansions, masks and transforms, and these
     transforms."""
+    wrappers = (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)
     transforms: list[Transform] = []
     while not _has_location(distribution):
         if isinstance(distribution, dist.TransformedDistribution):
             transforms = [*distribution.transforms, *transforms]
-        elif not isinstance(
-            distribution,
-            (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent),
-        ):
+        elif not isinstance(distribution, wrappers):
             break
         distribution = distribution.base_dist
     return distribution, transforms

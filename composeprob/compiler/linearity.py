@@ -1,14 +1,15 @@
-"""What a traced function is of some of its inputs, x: free of it, linear, or neither;
-and which slopes can be non-zero.
+"""Linearity of a traced function in some of its inputs, x: whether it is free of x,
+linear or neither, and which slopes can be non-zero.
 
 Both are read off the function's equations. Numbers cannot show them: the derivative of
 a step is 0 everywhere, and ``where(z > 3, x, 0)`` depends on x at few draws of z only.
 
-The slopes of a linear function are polynomials, or quotients of such, in values that
-depend on latents. Here each function of latents that is none itself (a comparison, an
-exponential) has random numbers for its values. A slope that is 0 then is 0 whatever the
-latents are, but for a chance of rounding (Schwartz 1980, "Fast probabilistic algorithms
-for verification of polynomial identities"); the converse does not hold.
+The slopes of a linear function are polynomials, or quotients of polynomials, in values
+that depend on latents. A function of latents that is not such a quotient itself (a
+comparison, an exponential) gets random numbers for its values. A slope that is 0 then
+is 0 whatever the latents are, but for a chance of rounding (Schwartz 1980, "Fast
+probabilistic algorithms for verification of polynomial identities"); the converse does
+not hold.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import enum
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -39,8 +41,8 @@ from composeprob.factors.equations import (
 
 
 class Kind(enum.IntEnum):
-    """What a value is, from the simplest on: a function of others is at least what they
-    are."""
+    """The kind of a value, from the simplest on: a function of others is at least of
+    their kind."""
 
     KNOWN = 0
     LATENT = 1
@@ -52,12 +54,13 @@ class Value(eqx.Module):
     """A value in a trace.
 
     Attributes:
-        kind: whether it is the same whatever the latents are, depends on latents alone,
-            is A·x + b with A and b free of x, or is another function of x.
-        array: the value itself; random numbers in its place, None where it is no
-            floating-point number; slopes along a leading axis of the entries of x;
-            None.
-        why: of another function, the name of the primitive that made it one.
+        kind: KNOWN if it is the same whatever the latents are; LATENT if it depends on
+            latents alone; LINEAR if it is A·x + b with A and b free of x; OTHER if it
+            is another function of x.
+        array: of a KNOWN value, itself; of a LATENT one, random numbers in its place,
+            None where it is not a floating-point number; of a LINEAR one, slopes along
+            a leading axis of the entries of x; else None.
+        why: of an OTHER value, the name of the primitive that made it one.
     """
 
     kind: Kind = eqx.field(static=True)
@@ -72,7 +75,6 @@ RATIONAL = {
     "conv_general_dilated",
     "bcoo_dot_general",
     "scatter-mul",
-} | {
     "triangular_solve",
     "tridiagonal_solve",
 }
@@ -90,11 +92,13 @@ class Linearity(Walk[Value]):
         rng: np.random.Generator,
         loops: tuple[tuple[int, Array], ...] = (),
     ):
-        self.size, self.rng, self.loops = size, rng, loops
+        self.size = size
+        self.rng = rng
+        self.loops = loops
 
     def any_latent(self, like: Aval) -> Value:
-        """A function of latents with random numbers for its values, others in every
-        pass of a loop."""
+        """A function of latents with random numbers for its values, different ones in
+        every pass of a loop."""
         if not jnp.issubdtype(like.dtype, jnp.inexact):
             return Value(Kind.LATENT)
         return Value(Kind.LATENT, self._random(like))
@@ -104,41 +108,41 @@ class Linearity(Walk[Value]):
 
     def equation(self, eqn: JaxprEqn, given: list[Value]) -> Sequence[Value]:
         if _kind(given) == Kind.KNOWN:
-            return [
-                Value(Kind.KNOWN, array)
-                for array in rebind(eqn, [v.array for v in given])
-            ]
+            return _values(Kind.KNOWN, rebind(eqn, [v.array for v in given]))
         return super().equation(eqn, given)
 
     def otherwise(self, eqn: JaxprEqn, given: list[Value]) -> list[Value]:
-        kind, avals = _kind(given), list(map(aval, eqn.outvars))
+        """The rule of primitives that have none of their own: they keep a kind that
+        they are linear in, and give random numbers to functions of latents."""
+        kind = _kind(given)
+        avals = [aval(variable) for variable in eqn.outvars]
         if kind == Kind.OTHER:
             return [next(v for v in given if v.kind == kind)] * len(avals)
         places = [i for i, v in enumerate(given) if v.kind == kind]
-        linear = _is_linear(eqn, places) or (
-            kind == Kind.LATENT and eqn.primitive.name in RATIONAL
-        )
-        if not linear:
-            other = Value(Kind.OTHER, why=eqn.primitive.name)
-            return [self.any_latent(a) if kind == Kind.LATENT else other for a in avals]
-        if any(v.array is None for v in given):
-            return [
-                self.any_latent(a) if kind == Kind.LATENT else self._anywhere(given, a)
-                for a in avals
-            ]
         if kind == Kind.LATENT:
-            return [
-                Value(kind, array) for array in rebind(eqn, [v.array for v in given])
-            ]
+            keeps = _is_linear(eqn, places) or eqn.primitive.name in RATIONAL
+            if not keeps or any(v.array is None for v in given):
+                return [self.any_latent(a) for a in avals]
+            return _values(kind, rebind(eqn, [v.array for v in given]))
+        if not _is_linear(eqn, places):
+            return [Value(Kind.OTHER, why=eqn.primitive.name) for _ in avals]
+        if any(v.array is None for v in given):
+            return [self._anywhere(given, a) for a in avals]
 
         def applied(terms: list[Array]) -> list[Array]:
             operands = dict(zip(places, terms, strict=True))
             return rebind(eqn, [operands.get(i, v.array) for i, v in enumerate(given)])
 
+        # Slopes of the result: the derivative along the slopes of the operands, one
+        # entry of x at a time. It is the same at every point, so it is taken at 0.
         slopes = [given[i].array for i in places]
         origin = [jnp.zeros(a.shape[1:], a.dtype) for a in slopes]
-        moved = jax.vmap(lambda along: jax.jvp(applied, (origin,), (along,))[1])(slopes)
-        return [Value(kind, array) for array in moved]
+
+        def derivative(along: list[Array]) -> list[Array]:
+            _, tangent = jax.jvp(applied, (origin,), (along,))
+            return tangent
+
+        return _values(kind, jax.vmap(derivative)(slopes))
 
     def _same(self, eqn: JaxprEqn, given: list[Value]) -> list[Value]:
         return given
@@ -152,13 +156,12 @@ class Linearity(Walk[Value]):
     def _root(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
         if _kind(given) > Kind.LATENT:
             return None
-        return [
-            Value(Kind.LATENT, array)
-            for array in rebind(eqn, [self._any_covariance(given[0].array)])
-        ]
+        # Random numbers have no root: they must make a covariance.
+        covariance = self._any_covariance(given[0].array)
+        return _values(Kind.LATENT, rebind(eqn, [covariance]))
 
     def _solution(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
-        """With random numbers in its matrix it would have none."""
+        """With random numbers in its matrix the equation would have no solution."""
         count = sum(eqn.params["const_lengths"])
         if (_kind(given[:count]), _kind(given[count:])) != (Kind.LATENT, Kind.LINEAR):
             return None
@@ -166,29 +169,30 @@ class Linearity(Walk[Value]):
 
     def _selected(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
         which, *cases = given
-        return (
-            [self._either(cases, aval(eqn.outvars[0]))]
-            if which.kind == Kind.LATENT
-            else None
-        )
+        if which.kind != Kind.LATENT:
+            return None
+        return [self._either(cases, aval(eqn.outvars[0]))]
 
     def _branches(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
         if _kind(given) != Kind.LINEAR:
             return None
-        each = [self.outputs(branch, given[1:]) for branch in eqn.params["branches"]]
+        by_branch = [
+            self.outputs(branch, given[1:]) for branch in eqn.params["branches"]
+        ]
+        by_output = zip(*by_branch, strict=True)
         return [
-            self._either(cases, aval(v))
-            for *cases, v in zip(*each, eqn.outvars, strict=True)
+            self._either(cases, aval(variable))
+            for cases, variable in zip(by_output, eqn.outvars, strict=True)
         ]
 
     def _random(self, like: Aval | Array) -> Array:
+        """Random numbers off 0, of modulus 0.5 to 1.5; different ones in every pass of
+        the loops around."""
         shape = (*(length for length, _ in self.loops), *like.shape)
         drawn = self.rng.uniform(0.5, 1.5, shape) * self.rng.choice([-1.0, 1.0], shape)
-        phase = (
-            np.exp(1j * drawn)
-            if jnp.issubdtype(like.dtype, jnp.complexfloating)
-            else 1.0
-        )
+        phase: Any = 1.0
+        if jnp.issubdtype(like.dtype, jnp.complexfloating):
+            phase = np.exp(1j * drawn)
         array = jnp.asarray(drawn * phase, like.dtype)
         for _, index in self.loops:
             array = array[index]
@@ -197,13 +201,16 @@ class Linearity(Walk[Value]):
     def _any_covariance(self, like: Array) -> Array:
         """A random positive definite matrix whose entries are 0 where those of ``like``
         are."""
-        there = (like != 0) | (jnp.swapaxes(like, -1, -2) != 0)
+        pattern = (like != 0) | (jnp.swapaxes(like, -1, -2) != 0)
         drawn = self._random(like)
-        drawn = jnp.where(there, drawn + jnp.conj(jnp.swapaxes(drawn, -1, -2)), 0.0)
-        return drawn + 4.0 * like.shape[-1] * jnp.eye(like.shape[-1], dtype=like.dtype)
+        symmetric = drawn + jnp.conj(jnp.swapaxes(drawn, -1, -2))
+        # Entries are at most 3, so 4·n on the diagonal outweighs their row.
+        size = like.shape[-1]
+        diagonal = 4.0 * size * jnp.eye(size, dtype=like.dtype)
+        return jnp.where(pattern, symmetric, 0.0) + diagonal
 
     def _either(self, cases: Sequence[Value], like: Aval) -> Value:
-        """One of several values, and it depends on latents which."""
+        """One of several values, chosen by latents."""
         kind = max(v.kind for v in cases)
         if kind == Kind.OTHER:
             return next(v for v in cases if v.kind == kind)
@@ -212,15 +219,16 @@ class Linearity(Walk[Value]):
         arrays = [v.array for v in cases if kind < Kind.LINEAR or v.kind == kind]
         if not jnp.issubdtype(like.dtype, jnp.inexact):
             return Value(Kind.LATENT)
-        return Value(
-            max(kind, Kind.LATENT), sum(self._random(like) * a for a in arrays)
-        )
+        # The pattern of any case may be the one that is chosen.
+        mixed = sum(self._random(like) * array for array in arrays)
+        return Value(max(kind, Kind.LATENT), mixed)
 
     def _anywhere(self, given: Sequence[Value], like: Aval) -> Value:
-        """A linear function of what is given, which may depend on any entry of it."""
+        """A linear function of the operands, which may depend on any entry of them."""
         slopes = [
             v.array for v in given if v.kind == Kind.LINEAR and v.array is not None
         ]
+        # The entries of x that an operand depends on.
         mask = sum(jnp.any(a.reshape(self.size, -1) != 0, 1) for a in slopes)
         mask = jnp.asarray(mask, like.dtype).reshape(self.size, *[1] * len(like.shape))
         return Value(Kind.LINEAR, mask * self._random(like))
@@ -230,10 +238,9 @@ class Linearity(Walk[Value]):
         if value.kind == to.kind:
             return Value(value.kind, value.array, to.why)
         if to.kind == Kind.LATENT:
-            return Value(
-                to.kind,
-                value.array if jnp.issubdtype(like.dtype, jnp.inexact) else None,
-            )
+            if jnp.issubdtype(like.dtype, jnp.inexact):
+                return Value(to.kind, value.array)
+            return Value(to.kind)
         if to.kind == Kind.LINEAR:
             return Value(to.kind, jnp.zeros((self.size, *like.shape), like.dtype))
         return Value(to.kind, why=to.why)
@@ -244,8 +251,8 @@ class Linearity(Walk[Value]):
         carry: Sequence[Value],
         avals: Sequence[Aval],
     ) -> list[Value]:
-        """What a loop carries, of the kinds that it keeps. ``step`` may return more
-        than what is carried."""
+        """The values that a loop carries, of the kinds that its step keeps. ``step``
+        may return more than the carry."""
 
         def raised(kinds: list[Value]) -> list[Value]:
             return [
@@ -253,85 +260,80 @@ class Linearity(Walk[Value]):
                 for v, to, like in zip(carry, kinds, avals, strict=False)
             ]
 
-        def found(kinds: list[Value]) -> list[Value]:
-            return [
-                Value(v.kind, why=v.why) for v in jax.eval_shape(step, raised(kinds))
-            ]
+        def kinds_after(kinds: list[Value]) -> list[Value]:
+            values = jax.eval_shape(step, raised(kinds))
+            return [_without_array(v) for v in values]
 
-        kinds = [Value(v.kind, why=v.why) for v in carry]
-        return raised(
-            fixed_point(
-                found, kinds, lambda a, b: max(a, b, key=lambda each: each.kind)
-            )
-        )
+        def higher(a: Value, b: Value) -> Value:
+            return max(a, b, key=lambda value: value.kind)
+
+        # Kinds only rise, so they settle after a few passes.
+        start = [_without_array(v) for v in carry]
+        return raised(fixed_point(kinds_after, start, higher))
 
     def _scan(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
         if _kind(given) <= Kind.LATENT:
             return None
-        body, length, avals = (
-            eqn.params["jaxpr"],
-            eqn.params["length"],
-            list(map(aval, eqn.outvars)),
-        )
+        body = eqn.params["jaxpr"]
+        length = eqn.params["length"]
+        avals = [aval(variable) for variable in eqn.outvars]
         consts, begin, rows = scanned(eqn, given)
         if length == 0:
-            return [
-                *begin,
-                *(
-                    Value(Kind.KNOWN, jnp.zeros(a.shape, a.dtype))
-                    for a in avals[len(begin) :]
-                ),
-            ]
+            empty = [jnp.zeros(a.shape, a.dtype) for a in avals[len(begin) :]]
+            return [*begin, *_values(Kind.KNOWN, empty)]
 
         def step(carry: list[Value], row: tuple[Array, list[Value]]) -> list[Value]:
-            nested = Linearity(self.size, self.rng, (*self.loops, (length, row[0])))
-            return nested.outputs(body, [*consts, *carry, *row[1]])
+            index, operands = row
+            loops = (*self.loops, (length, index))
+            nested = Linearity(self.size, self.rng, loops)
+            return nested.outputs(body, [*consts, *carry, *operands])
 
-        over = jnp.arange(length), _swapped(rows)
-        carry = self._carried(
-            lambda carry: step(carry, jax.tree.map(lambda a: a[0], over)), begin, avals
-        )
+        over = (jnp.arange(length), _swapped(rows))
+
+        def first_step(carry: list[Value]) -> list[Value]:
+            return step(carry, jax.tree.map(lambda a: a[0], over))
+
+        carry = self._carried(first_step, begin, avals)
 
         def once(
             carry: list[Value], row: tuple[Array, list[Value]]
         ) -> tuple[list[Value], list[Value]]:
-            found = step(carry, row)
+            values = step(carry, row)
             kept = [
                 self._raised(v, to, a)
-                for v, to, a in zip(found, carry, avals, strict=False)
+                for v, to, a in zip(values, carry, avals, strict=False)
             ]
-            return kept, found[len(kept) :]
+            return kept, values[len(kept) :]
 
         last, stacked = jax.lax.scan(once, carry, over, length, eqn.params["reverse"])
         return [*last, *_swapped(stacked)]
 
     def _while(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
-        """The number of passes is not asked for: what is linear may depend on whatever
-        the loop is given."""
+        """The number of passes is unknown, so a linear value may depend on every input
+        of the loop."""
         if _kind(given) <= Kind.LATENT:
             return None
-        first, end = (
-            eqn.params["cond_nconsts"],
-            eqn.params["cond_nconsts"] + eqn.params["body_nconsts"],
-        )
-        avals, body = list(map(aval, eqn.outvars)), eqn.params["body_jaxpr"]
-        carry = self._carried(
-            lambda carry: self.outputs(body, [*given[first:end], *carry]),
-            given[end:],
-            avals,
-        )
+        first = eqn.params["cond_nconsts"]
+        end = first + eqn.params["body_nconsts"]
+        body = eqn.params["body_jaxpr"]
+        avals = [aval(variable) for variable in eqn.outvars]
+
+        def step(carry: list[Value]) -> list[Value]:
+            return self.outputs(body, [*given[first:end], *carry])
+
+        carry = self._carried(step, given[end:], avals)
         (going,) = self.outputs(eqn.params["cond_jaxpr"], [*given[:first], *carry])
         if going.kind > Kind.LATENT:
             return [Value(Kind.OTHER, why="while")] * len(avals)
-        simple = {
-            Kind.KNOWN: self.any_latent,
-            Kind.LATENT: self.any_latent,
-            Kind.LINEAR: lambda a: self._anywhere(given, a),
-        }
-        return [
-            v if v.kind == Kind.OTHER else simple[v.kind](a)
-            for v, a in zip(carry, avals, strict=True)
-        ]
+        values = []
+        for value, like in zip(carry, avals, strict=True):
+            if value.kind == Kind.OTHER:
+                values.append(value)
+            elif value.kind == Kind.LINEAR:
+                values.append(self._anywhere(given, like))
+            else:
+                values.append(self.any_latent(like))
+        return values
 
     rules = {  # noqa: RUF012
         **CALLS,
@@ -360,36 +362,44 @@ def _kind(values: Sequence[Value]) -> Kind:
     return max((v.kind for v in values), default=Kind.KNOWN)
 
 
+def _values(kind: Kind, arrays: Sequence[Array]) -> list[Value]:
+    return [Value(kind, array) for array in arrays]
+
+
+def _without_array(value: Value) -> Value:
+    return Value(value.kind, why=value.why)
+
+
 def _swapped(rows: Sequence[Value]) -> list[Value]:
     """Slopes with the axis of a loop in front of that of x's entries, or back."""
-    return [
-        Value(v.kind, jnp.moveaxis(v.array, 1, 0), v.why)
-        if v.kind == Kind.LINEAR
-        else v
-        for v in rows
-    ]
+    swapped = []
+    for row in rows:
+        if row.kind == Kind.LINEAR:
+            row = Value(row.kind, jnp.moveaxis(row.array, 1, 0), row.why)
+        swapped.append(row)
+    return swapped
 
 
 def _is_linear(eqn: JaxprEqn, places: Sequence[int]) -> bool:
-    """Whether an equation is linear, up to a constant, in these operands together,
-    given the others.
+    """Return whether an equation is linear, up to a constant, in these operands
+    together, given the others.
 
     It is where JAX transposes it with respect to these, and a number comes out as it is
     but for rounding.
     """
-    params = dict(eqn.params)
-    if eqn.primitive.name == "reduce_precision" or not all(
-        _holds(aval(v).dtype) for v in eqn.outvars
-    ):
+    name = eqn.primitive.name
+    if name == "reduce_precision":
         return False
-    if (
-        eqn.primitive.name == "scatter"
-    ):  # it is linear where one place is written twice, too
+    if not all(_holds(aval(variable).dtype) for variable in eqn.outvars):
+        return False
+    params = dict(eqn.params)
+    if name == "scatter":
+        # JAX transposes it for unique indices alone. It is linear for others too.
         params["unique_indices"] = True
     question = (
         eqn.primitive,
         tuple(params.items()),
-        tuple(map(aval, eqn.invars)),
+        tuple(aval(variable) for variable in eqn.invars),
         tuple(places),
     )
     try:
@@ -405,32 +415,31 @@ def _transposes(
     avals: tuple[Aval, ...],
     places: tuple[int, ...],
 ) -> bool:
+    """Return whether JAX transposes a primitive with respect to these operands."""
+
     def transposed(operands: Sequence[Array]) -> Array:
         def applied(*terms: Array) -> list[Array]:
-            each = dict(zip(places, terms, strict=True))
-            return bind(
-                primitive,
-                [each.get(i, operand) for i, operand in enumerate(operands)],
-                dict(params),
-            )
+            by_place = dict(zip(places, terms, strict=True))
+            inputs = [by_place.get(i, operand) for i, operand in enumerate(operands)]
+            return bind(primitive, inputs, dict(params))
 
         shapes = [avals[i] for i in places]
         cotangents = jax.tree.map(
             lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(applied, *shapes)
         )
-        found: Array = jax.linear_transpose(applied, *shapes)(cotangents)
-        return found
+        cotangents_in: Array = jax.linear_transpose(applied, *shapes)(cotangents)
+        return cotangents_in
 
     try:
         jax.eval_shape(transposed, avals)
-    except Exception:  # whatever it is, as each primitive refuses in its own way
+    except Exception:  # each primitive refuses in its own way
         return False
     return True
 
 
 def _holds(dtype: np.dtype) -> bool:
-    """Whether numbers of a type are those of a line but for rounding: no integers, and
-    none of fewer than 16 bits."""
+    """Return whether numbers of a type are those of a line but for rounding: integers
+    are not, nor are types of fewer than 16 bits."""
     return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 16
 
 
@@ -439,9 +448,12 @@ def entries(
 ) -> tuple[int, dict[str, Value]]:
     """The size of x, all entries of these sites one after another, and each site as a
     linear function of it."""
-    size, before, found = sum(math.prod(shape) for _, shape in shapes), 0, {}
+    size = sum(math.prod(shape) for _, shape in shapes)
+    before = 0
+    sites = {}
     for name, shape in shapes:
+        # Ones at the site's own entries of x.
         slopes = jnp.eye(size, math.prod(shape), -before, avals[name].dtype)
-        found[name] = Value(Kind.LINEAR, slopes.reshape(size, *shape))
+        sites[name] = Value(Kind.LINEAR, slopes.reshape(size, *shape))
         before += math.prod(shape)
-    return size, found
+    return size, sites

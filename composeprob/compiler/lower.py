@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from functools import partial
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 from numpyro.distributions import Cauchy, MultivariateNormal, StudentT
 
 from composeprob.compiler.anneal import Likelihood
@@ -43,11 +46,38 @@ from composeprob.ir.leaves import Graph, Group, leaves, spread
 from composeprob.language.interpret import unwrap
 from composeprob.schedule import Noise, Schedule
 
-Sides = tuple[
-    dict[str, NodeValue], dict[str, NodeValue], Array, dict[str, Array | float]
-]
-"""By site the marginals and potentials, log of what latents move, and the scores beside
-that."""
+
+class FactorValues(NamedTuple):
+    """Values of a program's factors at one position and level.
+
+    Attributes:
+        marginal: F of each noised site; the constant 1 where there is none.
+        potential: the site's own part of G, without observations; 1 where there is
+            none.
+        log_moved: the logarithm of all factors of F that latents move, a scalar.
+        unmoved_scores: the score of the other factors of F, of the sites that have such
+            factors.
+    """
+
+    marginal: dict[str, NodeValue]
+    potential: dict[str, NodeValue]
+    log_moved: Float[Array, ""]
+    unmoved_scores: dict[str, Array | float]
+
+
+class StatementValues(NamedTuple):
+    """Values of static priors and observations at one position and level, without what
+    is annealed exactly.
+
+    Attributes:
+        log_prior: log p(z), a scalar.
+        log_likelihood: Σ_j γ_j·log L_j, a scalar.
+        gradient: ∇(log p + Σ_j γ_j·log L_j + log of the factors that latents move).
+    """
+
+    log_prior: Float[Array, ""]
+    log_likelihood: Float[Array, ""]
+    gradient: Sites
 
 
 class Evaluator(eqx.Module):
@@ -58,11 +88,10 @@ class Evaluator(eqx.Module):
         batches: the shared evaluations.
         marginal: F of each site, the part that has a rate; None where there is none.
         potential: what else multiplies the site's density.
-        energies: the part of that which is the user's own energies; None where there is
-            none.
-        moved: of each noised site whose factors give scores to the latents that they
-            depend on, the factors of F that do, and all others; None where there are
-            none.
+        energies: the user's own energies in that potential; None where there are none.
+        moved: for each noised site with factors that give scores to the latents they
+            depend on, these factors of F and all others; None where there are no
+            others.
         likelihood: static priors and observations.
         places: the site, batch and member of every leaf, in the program's order.
         shapes: the noised sites' shapes.
@@ -89,143 +118,158 @@ class Evaluator(eqx.Module):
 
     def __call__(self, position: Sites, level: Array | int) -> Evaluation:
         noise, xs, zs = self._split(position, level)
+        factors, statements = self._evaluate(xs, zs, noise)
+        log_prior, log_likelihood, gradient = statements
+        drift, unmoved_score = _marginal_scores(position, factors)
 
-        def factors(xs: Sites, zs: Sites) -> Sides:
-            outputs = OnDemand(self._batches(zs, noise), xs, noise)
-            sides = []
-            for expressions in (self.marginal, self.potential):
-                values = {
-                    n: None if e is None else e(outputs, noise)
-                    for n, e in expressions.items()
-                }
-                sides.append(
-                    {n: _unit(xs[n]) if v is None else v for n, v in values.items()}
-                )
-            moved = _sum(
-                latent(outputs, noise).log_density for latent, _ in self.moved.values()
-            )
-            others = {
-                n: 0.0 if rest is None else rest(outputs, noise).score
-                for n, (_, rest) in self.moved.items()
-            }
-            return sides[0], sides[1], moved, others
-
-        likelihood = self.likelihood
-        # What is known already has no derivative, which Tweedie means need, and latents
-        # that move factors.
-        again = likelihood.sees_means or self.moved
-        if likelihood.by_moments is None:
-            known = None if again else factors(xs, zs)
-        else:
-
-            def scores_of(xs: Sites) -> tuple[Sites, Sides]:
-                found = factors(xs, zs)
-                return {n: found[0][n].score for n in xs}, found
-
-            scores, slope, known = jax.linearize(scores_of, xs, has_aux=True)
-
-        def annotated(xs: Sites, zs: Sites) -> tuple[Array, tuple[Sides, Array, Array]]:
-            sides = factors(xs, zs) if known is None or again else known
-            marginal, _, moved, _ = sides
-            means = {
-                n: (x + noise.sigma**2 * marginal[n].score) / noise.alpha
-                for n, x in xs.items()
-            }
-            log_prior, log_likelihood = likelihood(xs, means, zs, self.schedule, noise)
-            # What is moved by latents gives them their scores.
-            return log_prior + log_likelihood + moved, (
-                sides,
-                log_prior,
-                log_likelihood,
-            )
-
-        (_, aux), (of_x, of_z) = jax.value_and_grad(
-            annotated, argnums=(0, 1), has_aux=True
-        )(xs, zs)
-        (marginal, potential, moved, beside), log_prior, log_likelihood = aux
-        gradient = {**of_x, **of_z}
-        if likelihood.by_moments is not None:
-            arguments = likelihood.replay, xs, zs, scores, slope, self.schedule, noise
-            found, of_moments = likelihood.by_moments(*arguments)
-            log_likelihood = log_likelihood + found
-            gradient = {n: s + of_moments[n] for n, s in gradient.items()}
-        gradient = {
-            n: jnp.zeros_like(s) if n in self.held else s for n, s in gradient.items()
-        }
-
-        drift = {
-            n: marginal[n].score if n in marginal else jnp.zeros_like(position[n])
-            for n in position
-        }
-        # Without what is in the gradient already.
-        beside = {n: jnp.zeros_like(s) + beside.get(n, s) for n, s in drift.items()}
-        score = {
-            n: beside[n] + gradient[n] + (potential[n].score if n in potential else 0.0)
-            for n in position
-        }
         exact = no_closed_form(xs, zs)
-        if likelihood.exact is not None:
-            exact = likelihood.exact(
-                likelihood.replay, xs, zs, self.schedule, noise, drift
-            )
-        drift = {
-            n: drift[n] + exact.of_exact[n] if n in xs else drift[n] for n in position
-        }
-        score = {n: score[n] + exact.of_annealed[n] for n in position}
-        potentials = [v.log_density for v in potential.values()]
-        log_potential = _total([log_likelihood + exact.correction, *potentials])
-        log_marginal = _total(v.log_density for v in marginal.values())
-        rate = _total([exact.crossed, *(v.rate for v in marginal.values())])
-        parts = DensityTerms(
+        if self.likelihood.exact is not None:
+            replay = self.likelihood.replay
+            exact = self.likelihood.exact(replay, xs, zs, self.schedule, noise, drift)
+        score = {}
+        for name in position:
+            potential_score = factors.potential[name].score if name in xs else 0.0
+            of_program = unmoved_score[name] + gradient[name] + potential_score
+            score[name] = of_program + exact.of_annealed[name]
+        for name in xs:
+            drift[name] = drift[name] + exact.of_exact[name]
+
+        marginal = factors.marginal.values()
+        log_marginal = _total(value.log_density for value in marginal)
+        log_potentials = [value.log_density for value in factors.potential.values()]
+        log_potential = _total([log_likelihood + exact.correction, *log_potentials])
+        rate = _total([exact.crossed, *(value.rate for value in marginal)])
+        terms = DensityTerms(
             drift=drift,
             rate=_or_nan(rate),
-            excess=_sum(v.excess for v in marginal.values()),
+            excess=_sum(value.excess for value in marginal),
             log_potential=_or_nan(log_potential),
             log_prior=log_prior,
             log_marginal=_or_nan(log_marginal),
             log_exact=exact.log_exact,
         )
         wall = Wall(
-            jnp.isneginf(parts.log_potential),
-            _total([log_prior, log_marginal, exact.log_exact]),
+            outside=jnp.isneginf(terms.log_potential),
+            log_open=_total([log_prior, log_marginal, exact.log_exact]),
         )
-        log_density = _total(
-            [log_prior, log_marginal, exact.annealed, log_likelihood, *potentials]
+        # Without log F there is still the logarithm of all else, which line integrals
+        # of scores then leave out.
+        annealed = [exact.annealed, log_likelihood]
+        log_density = _total([log_prior, log_marginal, *annealed, *log_potentials])
+        log_rest = _total([log_prior, *annealed, factors.log_moved, *log_potentials])
+        closed_form = None
+        if log_density is None and log_rest is not None:
+            closed_form = ClosedFormTerm(log_rest, unmoved_score)
+        return Evaluation(log_density, score, wall, closed_form, terms)
+
+    def _evaluate(
+        self, xs: Sites, zs: Sites, noise: Noise
+    ) -> tuple[FactorValues, StatementValues]:
+        """Values of the factors, and values and gradients of the statements."""
+        # Factors that are evaluated beforehand are constants of the gradient below.
+        # Tweedie means need derivatives of scores, and latents those of the factors
+        # that they move, so there factors are evaluated again under the gradient.
+        differentiated = self.likelihood.sees_means or bool(self.moved)
+        by_moments = self.likelihood.by_moments
+        factors: FactorValues | None = None
+        if by_moments is not None:
+            scores, slope, factors = jax.linearize(
+                partial(self._scores, zs=zs, noise=noise), xs, has_aux=True
+            )
+        elif not differentiated:
+            factors = self._factors(xs, zs, noise)
+        constant_factors = None if differentiated else factors
+
+        log_statements = partial(
+            self._log_statements, noise=noise, factors=constant_factors
         )
-        # A part whose value is not known leaves that of the others, which line
-        # integrals need not find again.
-        value = _total([log_prior, exact.annealed, log_likelihood, moved, *potentials])
-        in_part = (
-            None
-            if log_density is not None or value is None
-            else ClosedFormTerm(value, beside)
+        (_, values), (of_x, of_z) = jax.value_and_grad(
+            log_statements, argnums=(0, 1), has_aux=True
+        )(xs, zs)
+        factors, log_prior, log_likelihood = values
+        gradient = {**of_x, **of_z}
+
+        if by_moments is not None:
+            log_moments, of_moments = by_moments(
+                self.likelihood.replay, xs, zs, scores, slope, self.schedule, noise
+            )
+            log_likelihood = log_likelihood + log_moments
+            gradient = {n: s + of_moments[n] for n, s in gradient.items()}
+        for name, of_site in gradient.items():
+            if name in self.held:
+                gradient[name] = jnp.zeros_like(of_site)
+        return factors, StatementValues(log_prior, log_likelihood, gradient)
+
+    def _factors(self, xs: Sites, zs: Sites, noise: Noise) -> FactorValues:
+        outputs = OnDemand(self._batches(zs, noise), xs, noise)
+
+        def values_of(
+            expressions: dict[str, Expression | None],
+        ) -> dict[str, NodeValue]:
+            values = {}
+            for name, expression in expressions.items():
+                if expression is None:
+                    values[name] = _unit(xs[name])
+                else:
+                    values[name] = expression(outputs, noise)
+            return values
+
+        marginal = values_of(self.marginal)
+        potential = values_of(self.potential)
+        log_moved = _sum(
+            latent(outputs, noise).log_density for latent, _ in self.moved.values()
         )
-        return Evaluation(log_density, score, wall, in_part, parts)
+        unmoved_scores: dict[str, Array | float] = {}
+        for name, (_, unmoved) in self.moved.items():
+            if unmoved is None:
+                unmoved_scores[name] = 0.0
+            else:
+                unmoved_scores[name] = unmoved(outputs, noise).score
+        return FactorValues(marginal, potential, log_moved, unmoved_scores)
+
+    def _scores(self, xs: Sites, zs: Sites, noise: Noise) -> tuple[Sites, FactorValues]:
+        """Scores of F, whose slopes give the moments of x₀ given x, and all values."""
+        factors = self._factors(xs, zs, noise)
+        return {name: factors.marginal[name].score for name in xs}, factors
+
+    def _log_statements(
+        self, xs: Sites, zs: Sites, noise: Noise, factors: FactorValues | None
+    ) -> tuple[Array, tuple[FactorValues, Array, Array]]:
+        """Logarithm of all that gives latents their scores: priors, observations and
+        the factors that latents move. Where ``factors`` is None they are evaluated
+        here."""
+        if factors is None:
+            factors = self._factors(xs, zs, noise)
+        # Tweedie: E[x₀ | x] = (x + σ²·∇log F)/α.
+        means = {
+            name: (x + noise.sigma**2 * factors.marginal[name].score) / noise.alpha
+            for name, x in xs.items()
+        }
+        log_prior, log_likelihood = self.likelihood(xs, means, zs, self.schedule, noise)
+        total = log_prior + log_likelihood + factors.log_moved
+        return total, (factors, log_prior, log_likelihood)
 
     def _split(self, position: Sites, level: Array | int) -> tuple[Noise, Sites, Sites]:
         """The level's noise, the noised sites, the static ones."""
+        noise = self.schedule.at(level)
+        xs = {name: position[name] for name in self.marginal}
         zs = {
             name: value for name, value in position.items() if name not in self.marginal
         }
-        return (
-            self.schedule.at(level),
-            {name: position[name] for name in self.marginal},
-            zs,
-        )
+        return noise, xs, zs
 
     def _outputs(
         self, position: Sites, level: Array | int
     ) -> tuple[Noise, Sites, Sites, OnDemand]:
-        """As `_split`, and what the leaves are there."""
+        """As `_split`, and the leaves' values there."""
         noise, xs, zs = self._split(position, level)
         return noise, xs, zs, OnDemand(self._batches(zs, noise), xs, noise)
 
     def _batches(self, zs: Sites, noise: Noise) -> tuple[Group, ...]:
-        """The batches with the factors that the program makes of these latents."""
+        """The batches, with the factors that the program makes of these latents."""
         if all(batch.latent is None for batch in self.batches):
             return self.batches
-        # Such a factor depends on no noised site, so what those are does not matter
-        # here.
+        # Such a factor depends on no noised site, so any values of these will do.
         xs = {name: jnp.zeros(shape) for name, shape in self.shapes}
         statements, _ = self.likelihood.replay(xs, zs, noise.index)
 
@@ -233,95 +277,73 @@ class Evaluator(eqx.Module):
             if batch.latent is None:
                 return batch
             site, index = batch.latent
-            factor = in_precision(
-                factor_leaves(statements[site].factor)[index], self.precision
-            )
+            stated = factor_leaves(statements[site].factor)[index]
+            factor = in_precision(stated, self.precision)
             conditions = tuple(
                 spread(factor.call_conditions(), member.plates)
                 for member in batch.members
             )
             moved = dataclasses.replace(batch, conditions=conditions)
-            return dataclasses.replace(
-                moved, factor=closed(factor, moved.first).holding({})
-            )
+            # The conditions are the batch's own from here on.
+            bare = closed(factor, moved.first).holding({})
+            return dataclasses.replace(moved, factor=bare)
 
         return tuple(map(current, self.batches))
 
     @property
     def plain(self) -> bool:
-        plain = any(policy.plain for policy in self.likelihood.policies.values())
-        return plain or any(energy is not None for energy in self.energies.values())
+        if any(policy.plain for policy in self.likelihood.policies.values()):
+            return True
+        return any(energy is not None for energy in self.energies.values())
 
-    def plain_potential(self, position: Sites, level: Array | int) -> Array:
+    def plain_potential(self, position: Sites, level: Array | int) -> Float[Array, ""]:
         noise, xs, zs, outputs = self._outputs(position, level)
-        terms = [
+        energies = [
             energy(outputs, noise).log_density
             for energy in self.energies.values()
             if energy is not None
         ]
-        return _sum(
-            [*terms, self.likelihood(xs, {}, zs, self.schedule, noise, plain=True)[1]]
+        _, log_likelihood = self.likelihood(
+            xs, {}, zs, self.schedule, noise, plain=True
         )
+        return _sum([*energies, log_likelihood])
 
     @property
     def guided(self) -> bool:
         policies = self.likelihood.policies.values()
-        observed = any(
-            policy.by_moments or not policy.sees_clean for policy in policies
-        )
-        kinds = {
-            jax.tree.structure((part,)) for part in (self.potential, self.energies)
-        }
-        return observed or len(kinds) > 1  # what is no energy is a classifier's
+        if any(policy.by_moments or not policy.sees_clean for policy in policies):
+            return True
+        # A part of the potential that is not an energy is a classifier's.
+        potential: object = jax.tree.structure((self.potential,))
+        energies: object = jax.tree.structure((self.energies,))
+        return potential != energies
 
     @property
     def knows_latents(self) -> bool:
         return self.networks_see_none and self.likelihood.by_moments is None
 
-    def log_closed_form(self, position: Sites, level: Array | int) -> Array:
+    def log_closed_form(self, position: Sites, level: Array | int) -> Float[Array, ""]:
         noise, xs, zs, outputs = self._outputs(position, level)
         priors = [
             latent(outputs, noise).log_density for latent, _ in self.moved.values()
         ]
-        return _sum([*self.likelihood(xs, {}, zs, self.schedule, noise), *priors])
+        statements = self.likelihood(xs, {}, zs, self.schedule, noise)
+        return _sum([*statements, *priors])
 
     def frames(self, position: Sites, level: Array | int) -> dict[str, Frame]:
         noise, xs, zs = self._split(position, level)
-        found = {}
+        shapes = dict(self.shapes)
+        frames = {}
         for batch in self._batches(zs, noise):
-            (site, region, plates), *others = batch.members
-            distribution = getattr(batch.factor, "distribution", None)
-            if (
-                batch.latent is None
-                or others
-                or region is not None
-                or plates
-                or distribution is None
-            ):
-                continue
-            mean, variance = distribution.mean, distribution.variance
-            distribution = unwrap(distribution)
-            if isinstance(
-                distribution, StudentT | Cauchy
-            ):  # whose moments may not exist
-                mean, variance = distribution.loc, jnp.asarray(distribution.scale) ** 2
-            clear = jnp.sqrt(variance + noise.variance)
-            shape, roots = dict(self.shapes)[site], None
-            if isinstance(distribution, MultivariateNormal):
-                covariance = distribution.covariance_matrix + noise.variance * jnp.eye(
-                    shape[-1]
-                )
-                white = whitener(covariance)
-                roots = covariance @ jnp.swapaxes(white, -1, -2), white
-            found[site] = Frame(
-                jnp.broadcast_to(mean, shape), jnp.broadcast_to(clear, shape), roots
-            )
+            if _is_conditional_prior(batch):
+                site = batch.members[0].site
+                frames[site] = _frame(batch, shapes[site], noise)
         for site, (location, scale) in self.likelihood.places(xs, zs).items():
             shape = zs[site].shape
-            found[site] = Frame(
-                jnp.broadcast_to(location, shape), jnp.broadcast_to(scale, shape)
-            )
-        return found
+            centre = jnp.broadcast_to(location, shape)
+            width = jnp.broadcast_to(scale, shape)
+            frames[site] = Frame(centre, width)
+        return frames
 
     def leaf_scores(self, position: Sites, level: Array | int) -> tuple[Sites, ...]:
         _, xs, _, outputs = self._outputs(position, level)
@@ -334,22 +356,17 @@ class Evaluator(eqx.Module):
         self, position: Sites, level: Array | int
     ) -> tuple[ExpertValue, ...]:
         noise, xs, _, outputs = self._outputs(position, level)
-        found = []
+        values = []
         for expert in self.experts:
-            value, x = expert.expression(outputs, noise), xs[expert.site]
-            scores, total = (
-                dense(value.score).reshape(-1, x.size),
-                summed(value.score, x.shape),
-            )
+            value = expert.expression(outputs, noise)
+            x = xs[expert.site]
+            # A row for each of the conditions in plates.
+            scores = dense(value.score).reshape(-1, x.size)
+            total = summed(value.score, x.shape)
             log_density = jnp.nan if value.log_density is None else value.log_density
-            found.append(
-                ExpertValue(
-                    scores,
-                    total.ravel(),
-                    jnp.broadcast_to(jnp.ravel(log_density), scores.shape[:1]),
-                )
-            )
-        return tuple(found)
+            by_row = jnp.broadcast_to(jnp.ravel(log_density), scores.shape[:1])
+            values.append(ExpertValue(scores, total.ravel(), by_row))
+        return tuple(values)
 
     @property
     def drawable(self) -> bool:
@@ -358,34 +375,38 @@ class Evaluator(eqx.Module):
 
     def draw(self, key: Array) -> Sites:
         noise = self.schedule.at(0)
-        of_xs, of_zs = jax.random.split(key)
+        noised_key, static_key = jax.random.split(key)
         xs = {name: jnp.zeros(shape) for name, shape in self.shapes}
-        # What depends on latents follows these, and latents follow noised sites: with
-        # the same numbers anew, in each round what depends on the rounds before alone
-        # is as it will stay.
-        for _ in range(len(xs) if self.moved else 1):
-            zs = self.draw_static(of_zs, self._clean(xs))
+        # Factors that latents move follow latents, and latents follow noised sites, so
+        # sites are drawn in rounds. Each round uses the same random numbers: a site
+        # that depends only on sites of earlier rounds keeps its value. Every round
+        # settles at least one more site.
+        rounds = len(xs) if self.moved else 1
+        for _ in range(rounds):
+            zs = self.draw_static(static_key, self._clean(xs))
             batches = self._batches(zs, noise)
             for i, name in enumerate(xs):
-                choice, rest = jax.random.split(jax.random.fold_in(of_xs, i))
-                draws = self._draws(name)
-                which = jax.random.randint(choice, (), 0, len(draws))
-                xs[name] = drawn(
-                    which, [expression for _, expression in draws], rest, batches, noise
-                )
-        return {**xs, **self.draw_static(of_zs, self._clean(xs))}
+                site_key = jax.random.fold_in(noised_key, i)
+                choice_key, draw_key = jax.random.split(site_key)
+                expressions = [expression for _, expression in self._draws(name)]
+                choice = jax.random.randint(choice_key, (), 0, len(expressions))
+                xs[name] = drawn(choice, expressions, draw_key, batches, noise)
+        return {**xs, **self.draw_static(static_key, self._clean(xs))}
 
-    def importance(self, position: Sites) -> tuple[Array, Array]:
-        evaluation, values = self(position, 0), self.expert_values(position, 0)
+    def importance(self, position: Sites) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        evaluation = self(position, 0)
+        values = self.expert_values(position, 0)
+        # q = p(z | x)·Π_sites (1/n)·Σ_i f_i(x): `draw` takes each of n experts equally
+        # often.
         log_q = evaluation.terms.log_prior
         for name, _ in self.shapes:
-            each = jnp.stack([values[i].log_density[0] for i, _ in self._draws(name)])
-            log_q = log_q + jax.nn.logsumexp(each) - jnp.log(len(each))
+            logs = jnp.stack([values[i].log_density[0] for i, _ in self._draws(name)])
+            log_q = log_q + jax.nn.logsumexp(logs) - jnp.log(len(logs))
         log_density = _or_nan(evaluation.log_density)
         return log_density, log_density - log_q
 
     def _draws(self, name: str) -> list[tuple[int, Expression]]:
-        """The numbers of the site's experts that can be drawn from, with these."""
+        """Indices and expressions of the site's experts that have exact draws."""
         return [
             (i, e.expression)
             for i, e in enumerate(self.experts)
@@ -397,21 +418,19 @@ class Evaluator(eqx.Module):
 
     def read(self, position: Sites) -> Sites:
         noise, xs, zs = self._split(position, 0)
-        statements, _ = self.likelihood.replay(
-            {name: x / noise.alpha for name, x in xs.items()}, zs, noise.index
-        )
-        kinds = ("static", "deterministic")
-        shown = {
-            s.name: jnp.asarray(s.value)
-            for s in statements.values()
-            if s.kind in kinds or s.substituted
-        }
-        return {**xs, **shown}
+        clean = {name: x / noise.alpha for name, x in xs.items()}
+        statements, _ = self.likelihood.replay(clean, zs, noise.index)
+        values = dict(xs)
+        for statement in statements.values():
+            latent = statement.kind in ("static", "deterministic")
+            if latent or statement.substituted:
+                values[statement.name] = jnp.asarray(statement.value)
+        return values
 
     def observed(self, values: Sites | None = None, key: Array | None = None) -> Sites:
-        return self.likelihood.observed(
-            None if values is None else self._clean(values), key
-        )
+        if values is not None:
+            values = self._clean(values)
+        return self.likelihood.observed(values, key)
 
     def log_likelihood(self, values: Sites) -> Sites:
         return self.likelihood.log_likelihood(self._clean(values))
@@ -420,10 +439,61 @@ class Evaluator(eqx.Module):
         """The latents as the program's statements see them at level 0: noised sites at
         x/α."""
         alpha = self.schedule.at(0).alpha
-        return {
-            name: value / alpha if name in self.marginal else value
-            for name, value in values.items()
-        }
+        clean = dict(values)
+        for name in self.marginal:
+            if name in values:
+                clean[name] = values[name] / alpha
+        return clean
+
+
+def _marginal_scores(position: Sites, factors: FactorValues) -> tuple[Sites, Sites]:
+    """∇ log F, zero at static sites, and what of it the statements' gradient lacks: the
+    scores of the factors that no latent moves."""
+    scores = {}
+    unmoved_scores = {}
+    for name, value in position.items():
+        score = jnp.zeros_like(value)
+        if name in factors.marginal:
+            score = factors.marginal[name].score
+        scores[name] = score
+        # The sum gives a 0.0 the site's shape.
+        unmoved = factors.unmoved_scores.get(name, score)
+        unmoved_scores[name] = jnp.zeros_like(score) + unmoved
+    return scores, unmoved_scores
+
+
+def _is_conditional_prior(batch: Group) -> bool:
+    """Return whether a batch is one distribution over a whole site that depends on
+    latents."""
+    (_, region, plates), *others = batch.members
+    whole = not others and region is None and not plates
+    known = getattr(batch.factor, "distribution", None) is not None
+    return batch.latent is not None and whole and known
+
+
+def _frame(batch: Group, shape: tuple[int, ...], noise: Noise) -> Frame:
+    """Mean and spread of x/α under a site's prior given latents."""
+    stated: Any = batch.factor
+    distribution = stated.distribution
+    inner = unwrap(distribution)
+    if isinstance(inner, StudentT | Cauchy):
+        # Their moments may not exist.
+        mean = inner.loc
+        variance = jnp.asarray(inner.scale) ** 2
+    else:
+        mean = distribution.mean
+        variance = distribution.variance
+    roots = None
+    if isinstance(inner, MultivariateNormal):
+        # x/α = x₀ + (σ/α)·ε has the covariance C + (σ/α)²·I = L·Lᵀ.
+        identity = jnp.eye(shape[-1])
+        covariance = inner.covariance_matrix + noise.variance * identity
+        inverse_root = whitener(covariance)
+        root = covariance @ jnp.swapaxes(inverse_root, -1, -2)
+        roots = (root, inverse_root)
+    centre = jnp.broadcast_to(mean, shape)
+    width = jnp.broadcast_to(jnp.sqrt(variance + noise.variance), shape)
+    return Frame(centre, width, roots)
 
 
 def _unit(x: Array) -> NodeValue:
@@ -432,22 +502,26 @@ def _unit(x: Array) -> NodeValue:
     return NodeValue(zero, jnp.zeros_like(x), zero, zero)
 
 
-def _or_nan(value: Array | None) -> Array:
-    """A scalar, NaN where it is not known; of a strong type, as a run's second stretch
-    would be compiled anew else."""
-    return jnp.full((), jnp.nan, jnp.result_type(float)) if value is None else value
+def _or_nan(value: Array | None) -> Float[Array, ""]:
+    """The scalar, or NaN in the place of None.
+
+    NaN has a strong type: a weak one would have the second stretch of a run compiled
+    anew."""
+    if value is None:
+        return jnp.full((), jnp.nan, jnp.result_type(float))
+    return value
 
 
-def _sum(terms: Iterable[Array | None]) -> Array:
-    """The sum of what has a log-density, as energies, likelihoods and what depends on
-    latents have."""
+def _sum(terms: Iterable[Array | None]) -> Float[Array, ""]:
+    """The sum of scalars that all have values, as the log-densities of energies,
+    likelihoods and factors that depend on latents do."""
     total = _total(terms)
     assert total is not None
     return total
 
 
-def _total(terms: Iterable[Array | None]) -> Array | None:
-    """The sum of scalars; None where one of them is not known."""
+def _total(terms: Iterable[Array | None]) -> Float[Array, ""] | None:
+    """The sum of scalars; None where one of them has no value."""
     total = jnp.zeros((), jnp.result_type(float))
     for term in terms:
         if term is None:
@@ -460,73 +534,94 @@ def lower(
     graph: Graph, likelihood: Likelihood, precision: str | None = None
 ) -> Evaluator:
     """The evaluator of a checked graph."""
-    parts = {site.name: site_parts(site.root) for site in graph.sites}
-    ancestral = {site.name for site in graph.sites if site.ancestral}
     shapes = {site.name: site.shape for site in graph.sites}
+    marginals: dict[str, Factor | None] = {}
+    potentials: dict[str, Factor | None] = {}
+    energies: dict[str, Factor | None] = {}
+    for site in graph.sites:
+        marginals[site.name], potential = site_parts(site.root)
+        potentials[site.name] = potential
+        energies[site.name] = None
+        if potential is not None:
+            energies[site.name], _ = divided(potential, _is_energy)
 
-    def lowered(factors: dict[str, Factor | None]) -> dict[str, Expression | None]:
-        return {
-            n: None if f is None else lower_expression(f, shapes[n])
-            for n, f in factors.items()
-        }
-
-    halves = {
-        n: divided(f, _of_latents)
-        for n, (f, _) in parts.items()
-        if f is not None and n not in ancestral
-    }
-    latent, others = (
-        lowered({n: half[i] for n, half in halves.items()}) for i in (0, 1)
-    )
-    places = tuple(
-        (s.name, leaf.slot)
-        for s in graph.sites
-        for leaf in leaves(s.root)
-        if leaf.slot is not None
-    )
+    places = []
+    for site in graph.sites:
+        for leaf in leaves(site.root):
+            if leaf.slot is not None:
+                places.append((site.name, leaf.slot))
+    _, expert_expressions = experts(graph)
     return Evaluator(
-        graph.levels,
-        graph.groups,
-        lowered({n: f for n, (f, _) in parts.items()}),
-        lowered({n: g for n, (_, g) in parts.items()}),
-        lowered(
-            {
-                n: None if g is None else divided(g, _is_energy)[0]
-                for n, (_, g) in parts.items()
-            }
-        ),
-        {
-            n: (expression, others[n])
-            for n, expression in latent.items()
-            if expression is not None
-        },
-        likelihood,
-        experts(graph)[1],
-        places,
-        tuple(shapes.items()),
-        graph.held,
-        _networks_see_none(graph, likelihood),
-        precision,
+        schedule=graph.levels,
+        batches=graph.groups,
+        marginal=_lowered(marginals, shapes),
+        potential=_lowered(potentials, shapes),
+        energies=_lowered(energies, shapes),
+        moved=_moved(graph, marginals),
+        likelihood=likelihood,
+        experts=expert_expressions,
+        places=tuple(places),
+        shapes=tuple(shapes.items()),
+        held=graph.held,
+        networks_see_none=_networks_see_none(graph, likelihood),
+        precision=precision,
     )
+
+
+def _lowered(
+    factors: dict[str, Factor | None], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, Expression | None]:
+    """The executable form of each site's factor."""
+    expressions: dict[str, Expression | None] = {}
+    for name, factor in factors.items():
+        if factor is None:
+            expressions[name] = None
+        else:
+            expressions[name] = lower_expression(factor, shapes[name])
+    return expressions
+
+
+def _moved(
+    graph: Graph, marginals: dict[str, Factor | None]
+) -> dict[str, tuple[Expression, Expression | None]]:
+    """The factors of F that latents move, and the others, of each site that has such.
+    Latents that are held get no scores, so ancestral sites have none."""
+    moved: dict[str, tuple[Expression, Expression | None]] = {}
+    for site in graph.sites:
+        marginal = marginals[site.name]
+        if marginal is None or site.ancestral:
+            continue
+        latent, unmoved = divided(marginal, _of_latents)
+        if latent is None:
+            continue
+        rest = None
+        if unmoved is not None:
+            rest = lower_expression(unmoved, site.shape)
+        moved[site.name] = (lower_expression(latent, site.shape), rest)
+    return moved
 
 
 def _networks_see_none(graph: Graph, likelihood: Likelihood) -> bool:
-    """Whether there are latents, and none of them depends on what takes a network: a
-    factor without a log-density, or a Tweedie mean."""
+    """Return whether there are latents, and none of them depends on what takes a
+    network: a factor without a log-density, or a Tweedie mean."""
     if not graph.statics or graph.held:
         return False
-    terms = [f for site in graph.sites for f, _ in site.root.split() if _of_latents(f)]
-    energies = all(
-        "energy" in node_capabilities(leaf) for f in terms for leaf in leaves(f)
-    )
-    return energies and all(
-        p.sees_clean and not p.closed_form for p in likelihood.policies.values()
-    )
+    for site in graph.sites:
+        for factor, _ in site.root.split():
+            if _of_latents(factor) and not _has_log_density(factor):
+                return False
+    policies = likelihood.policies.values()
+    return all(p.sees_clean and not p.closed_form for p in policies)
 
 
 def _of_latents(factor: Factor) -> bool:
     return any(leaf.latent is not None for leaf in leaves(factor))
 
 
+def _has_log_density(factor: Factor) -> bool:
+    return all("energy" in node_capabilities(leaf) for leaf in leaves(factor))
+
+
 def _is_energy(factor: Factor) -> bool:
+    """Return whether a factor is made of the user's own energies."""
     return all(leaf.factor.traits.plain for leaf in leaves(factor))

@@ -1,5 +1,5 @@
-"""`compile`: run the passes in order, verifying the IR after each; `prior`: what is
-left without observations."""
+"""`compile`: run the passes in order, verifying the IR after each; `prior`: the same
+program without its observations."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def compile(
 ) -> AnnealedDensity:
     """Lower a program to one time-annealed unnormalised density.
 
-    What the program and its factors' functions read beside their arguments (globals,
-    variables around them) counts as it is at this call. After it has changed, compile
-    again: this density keeps to the old values, or is refused.
+    Values that the program and its factors' functions read besides their arguments
+    (globals, variables around them) count as they are at this call. After they have
+    changed, compile again: this density keeps to the old values, or is refused.
 
     Args:
         program: a function decorated with `program`.
@@ -96,8 +96,10 @@ def compile(
             if isinstance(error, ComposeProbError) or not traced:
                 raise
             raise WrongTypeError(
-                "compile got arguments inside of jax.jit, jax.vmap or jax.grad, which have no values there.",
-                fix="compile outside, for each data set: what XLA makes for one serves all of the same shapes.",
+                "compile got arguments inside of jax.jit, jax.vmap or jax.grad, which "
+                "have no values there.",
+                fix="compile outside, for each data set: the code that XLA makes for "
+                "one serves all of the same shapes.",
             ) from error
 
 
@@ -110,13 +112,20 @@ def lowered(
     networks: bool = True,
     growing: bool = True,
 ) -> AnnealedDensity:
-    """`compile`, with what networks return looked at or, as for those that are still
-    being trained, not; and with exponents that grow as noise falls or, as for the
-    normalisers of an expression, constant ones."""
+    """Compile as `compile` does, with switches for its other callers.
+
+    Args:
+        program, args, kwargs, schedule, precision: as for `compile`.
+        networks: whether outputs of networks are examined, which those that are being
+            trained are not ready for.
+        growing: whether exponents may grow as noise falls; the normalisers of an
+            expression need constant ones.
+    """
     if not isinstance(program, Program):
         raise WrongTypeError(
             f"compile takes a program; got {type(program).__name__}.",
-            fix="decorate the function: @cp.program above def scene(…): cp.sample('x', factor).",
+            fix="decorate the function: @cp.program above def scene(…): "
+            "cp.sample('x', factor).",
         )
     program.check_arguments(args, kwargs)
     check_precision(precision)
@@ -125,54 +134,69 @@ def lowered(
     graph = verify(normalise(graph), "normalise")
     graph = verify(align(graph, schedule), "align")
     graph = verify(share(graph), "share")
-    graph = verify(grow(graph) if growing else graph, "grow")
+    if growing:
+        graph = grow(graph)
+    graph = verify(graph, "grow")
     graph = verify(check(graph, networks), "check")
     graph, likelihood = anneal(graph, traced)
     verify(graph, "anneal")
     evaluator = lower(graph, likelihood, precision)
-    sites = {
-        site.name: SiteInfo("noised", site.shape, site.plates) for site in graph.sites
-    }
-    sites |= {
-        s.name: SiteInfo("held" if s.name in graph.held else "static", s.coordinate)
-        for s in graph.statics
-    }
-    offered = capabilities(graph)
-    # For each leaf its name, its site's place and what it offers, so that a sampler can
-    # name what it misses.
-    offers = tuple(
-        (leaf.name, s.where, node_capabilities(leaf))
-        for s in graph.sites
-        for leaf in leaves(s.root)
+
+    described = _described(graph)
+    normalised = all("normalised" in offered for *_, offered in described.offers)
+    density = AnnealedDensity(
+        graph.levels,
+        evaluator,
+        _top_law(graph, normalised),
+        _site_infos(graph),
+        capabilities(graph),
+        described,
     )
-    described = Described(
-        graph,
-        describe(graph, sorted(offered)),
-        graph.where,
-        offers,
-        _pictures(graph),
-        experts(graph)[0],
-    )
-    top = _top_law(
-        graph, all("normalised" in capabilities for *_, capabilities in offers)
-    )
-    density = AnnealedDensity(graph.levels, evaluator, top, sites, offered, described)
-    density = jax.tree.map(
-        lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, density
-    )
+
+    def on_device(leaf: object) -> object:
+        return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+    density = jax.tree.map(on_device, density)
 
     def anew(other: Schedule) -> AnnealedDensity:
         again = lowered(program, args, kwargs, other, precision, networks, growing)
-        if _read(again) != _read(density):
+        if _values_read(again) != _values_read(density):
             raise changed_since(program)
         return again
 
     if networks:
         check_growth(density, graph)
-    object.__setattr__(
-        density, "_anew", anew
-    )  # no field: a copy with other arrays must not have it
+    # Not a field: a copy with other arrays is not what the program says any more, and
+    # must not have it.
+    object.__setattr__(density, "_anew", anew)
     return density
+
+
+def _site_infos(graph: Graph) -> dict[str, SiteInfo]:
+    """The kind and shape of every latent site."""
+    infos = {}
+    for site in graph.sites:
+        infos[site.name] = SiteInfo("noised", site.shape, site.plates)
+    for static in graph.statics:
+        kind = "held" if static.name in graph.held else "static"
+        infos[static.name] = SiteInfo(kind, static.coordinate)
+    return infos
+
+
+def _described(graph: Graph) -> Described:
+    """The program's IR and its text, for messages and print-outs."""
+    # Name, place and capabilities of each leaf: a sampler names the leaf that lacks
+    # what it needs.
+    offers = tuple(
+        (leaf.name, site.where, node_capabilities(leaf))
+        for site in graph.sites
+        for leaf in leaves(site.root)
+    )
+    text = describe(graph, sorted(capabilities(graph)))
+    expert_descriptions, _ = experts(graph)
+    return Described(
+        graph, text, graph.where, offers, _pictures(graph), expert_descriptions
+    )
 
 
 def prior(density: AnnealedDensity) -> AnnealedDensity:
@@ -196,52 +220,55 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
         ...     cp.observe("y", dist.Normal(x, 0.5), y)
         >>> f = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(20))
         >>> density = cp.compile(weighing, f, 3.0)
-        >>> [round(float(d.score({"x": 1.0}, 0)["x"]), 1) for d in (density, cp.prior(density))]
-        [7.0, -1.0]
+        >>> for d in (density, cp.prior(density)):
+        ...     print(round(float(d.score({"x": 1.0}, 0)["x"]), 1))
+        7.0
+        -1.0
     """
     if not isinstance(density, AnnealedDensity):
         raise WrongTypeError(
             f"prior takes a compiled density; got {type(density).__name__}.",
             fix="compile the program first: cp.prior(cp.compile(program, …)).",
         )
-    graph, evaluator = density.graph, density.evaluator
+    graph = density.graph
+    evaluator = density.evaluator
     assert isinstance(graph, Graph)
     assert isinstance(evaluator, Evaluator)
     if not graph.observations:
         return density
-    notes = tuple(
-        note for note in graph.notes if note[0] != "anneal"
-    )  # of observations alone
-    without = dataclasses.replace(graph, observations=(), notes=notes).noted(
-        "prior", "without observations"
-    )
-    silent = dataclasses.replace(
-        evaluator, likelihood=Likelihood(evaluator.likelihood.traced, {})
-    )
-    offered = capabilities(without)
-    described = dataclasses.replace(
-        density.described, graph=without, text=describe(without, sorted(offered))
-    )
+    # The notes of `anneal` are about observations alone.
+    notes = tuple(note for note in graph.notes if note[0] != "anneal")
+    graph = dataclasses.replace(graph, observations=(), notes=notes)
+    graph = graph.noted("prior", "without observations")
+    likelihood = Likelihood(evaluator.likelihood.traced, {})
+    offered = capabilities(graph)
+    text = describe(graph, sorted(offered))
     return dataclasses.replace(
-        density, evaluator=silent, capabilities=offered, described=described
+        density,
+        evaluator=dataclasses.replace(evaluator, likelihood=likelihood),
+        capabilities=offered,
+        described=dataclasses.replace(density.described, graph=graph, text=text),
     )
 
 
-def _read(density: AnnealedDensity) -> set[str]:
-    """What the program and its functions read beside their arguments, as digests."""
+def _values_read(density: AnnealedDensity) -> set[str]:
+    """Digests of the values that the program and its functions read besides their
+    arguments."""
     evaluator = density.evaluator
     assert isinstance(evaluator, Evaluator)
-    found = {
-        fingerprint(each.code.jaxpr, each.constants, objects=False)
-        for each in closures(evaluator)
+    digests = {
+        fingerprint(function.code.jaxpr, function.constants, objects=False)
+        for function in closures(evaluator)
     }
     traced = evaluator.likelihood.traced
-    return found if traced is None else found | {traced.code.fingerprint(objects=False)}
+    if traced is not None:
+        digests.add(traced.code.fingerprint(objects=False))
+    return digests
 
 
 def _rounded(graph: Graph, precision: str | None) -> Graph:
-    """Before the passes, where it is asked for: networks with rounded products take the
-    place of the program's own."""
+    """The graph with networks of rounded products in the place of the program's own,
+    where that is asked for. It is done before the passes, so that these share them."""
     if precision is None:
         return graph
     graph = graph.map_roots(lambda root, site: in_precision(root, precision))
@@ -249,54 +276,58 @@ def _rounded(graph: Graph, precision: str | None) -> Graph:
 
 
 def _pictures(graph: Graph) -> dict[str, Callable[[object], np.ndarray]]:
-    """What makes images of each site whose factors agree on it; a factor that knows of
-    none is left out."""
-    found = {
-        s.name: {
-            p
-            for leaf in leaves(s.root)
-            if (p := leaf.factor.traits.pictures) is not None
-        }
-        for s in graph.sites
-    }
-    return {name: next(iter(ways)) for name, ways in found.items() if len(ways) == 1}
+    """The function that makes images of each site, where its factors agree on one.
+    Factors without such a function do not count."""
+    pictures = {}
+    for site in graph.sites:
+        functions = {leaf.factor.traits.pictures for leaf in leaves(site.root)}
+        functions.discard(None)
+        if len(functions) == 1:
+            (function,) = functions
+            assert function is not None
+            pictures[site.name] = function
+    return pictures
 
 
 def _top_law(graph: Graph, normalised: bool) -> TopLaw:
     """The distribution of the levels that are noise alone; of every level where
     exponents grow from one to the next."""
-    float_ = np.dtype(jnp.result_type(float))
-    noise = (
-        np.asarray(graph.levels.sigma, np.float64)
-        / np.asarray(graph.levels.alpha, np.float64)
-    ) ** 2
-
-    def law(variance: float) -> TopLaw:
-        tops = {
-            s.name: site_top(at_noise(s.root, variance), s.shape) for s in graph.sites
-        }
-        power: Any = {name: np.asarray(top.power, float_) for name, top in tops.items()}
-        each = [(top.degree, top.constant, top.entries) for top in tops.values()]
-        sums: Any = [
-            np.asarray(sum(terms), float_)
-            for terms in zip((0.0, 0.0, 0.0), *each, strict=True)
-        ]
-        degree, constant, entries = sums
-        return TopLaw(
-            power,
-            degree,
-            constant,
-            entries,
-            all(top.exact for top in tops.values()),
-            normalised,
-        )
-
+    sigma = np.asarray(graph.levels.sigma, np.float64)
+    alpha = np.asarray(graph.levels.alpha, np.float64)
+    variances = (sigma / alpha) ** 2
     if not any(grows(site.root) for site in graph.sites):
-        return law(noise[-1])
-    laws = [law(variance) for variance in noise]
-    exact = all(
-        each.exact for each in laws
-    )  # a mixture's parts may have equal powers at level 0 alone
-    laws = [dataclasses.replace(each, exact=exact) for each in laws]
+        return _law_at(graph, variances[-1], normalised)
+    laws = [_law_at(graph, variance, normalised) for variance in variances]
+    # The parts of a mixture may have equal powers at level 0 alone.
+    exact = all(law.exact for law in laws)
+    laws = [dataclasses.replace(law, exact=exact) for law in laws]
     stacked: TopLaw = jax.tree.map(lambda *levels: np.stack(levels), *laws)
     return dataclasses.replace(stacked, stacked=True)
+
+
+def _law_at(graph: Graph, variance: float, normalised: bool) -> TopLaw:
+    """The distribution of F where there is noise alone, with the exponents of the level
+    that has this σ²/α²."""
+    dtype = np.dtype(jnp.result_type(float))
+    power: Any = {}
+    degree = constant = entries = 0.0
+    exact = True
+    for site in graph.sites:
+        top = site_top(at_noise(site.root, variance), site.shape)
+        power[site.name] = np.asarray(top.power, dtype)
+        degree += top.degree
+        constant += top.constant
+        entries += top.entries
+        exact = exact and top.exact
+
+    def number(value: float) -> Any:
+        return np.asarray(value, dtype)
+
+    return TopLaw(
+        power,
+        number(degree),
+        number(constant),
+        number(entries),
+        exact=exact,
+        normalised=normalised,
+    )

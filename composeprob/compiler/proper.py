@@ -1,22 +1,22 @@
-"""Whether a site can be normalised at every level: exactly, where the tails of its
-factors are those of Gaussians.
+"""Propriety: check that a site can be normalised at every level, exactly where the
+tails of its factors are those of Gaussians.
 
 In a direction u and far out a mixture of Gaussians is its widest component there, so
 log f ~ −½·r²·uᵀP(u)u with P(u) that component's precision. A product adds its factors'
 precisions times their powers, a mixture takes the least. The site can be normalised if
-and only if uᵀP(u)u > 0 in every direction u. One where it is not is sought by turns:
-the components that are widest along u, then the u along which the sum of their
-precisions is least. What is refused has been shown to be improper; among mixtures of
-many unequal widths one may be missed.
+and only if uᵀP(u)u > 0 in every direction u. A direction where it is not is sought by
+turns: the components that are widest along u, then the u along which the sum of their
+precisions is least. A site that is refused has been shown to be improper; among
+mixtures of many unequal widths an improper one may be missed.
 
-Of a program with functions of the user's the log-density at level 0 is followed out
-along rays (`check_growth`).
+For a program with functions of the user's, `check_growth` follows the log-density at
+level 0 outwards along rays.
 
-For factors that are mixtures of Gaussians `check_signal` asks whether level 0 is clean,
-and the noisiest level noise alone. Chains start there from N(0, σ²). Were the way down
-exact, they would arrive at ∫ p(x₀ | x)·N(x; 0, σ²) dx, which is the factor's
-distribution only where x does not depend on x₀. How far that is from the distribution
-is known in closed form: the shares of the components, and the mean and variance of
+For factors that are mixtures of Gaussians, `check_signal` checks that level 0 is clean
+and that the noisiest level is noise alone. Chains start there from N(0, σ²). An exact
+sampler would carry them to ∫ p(x₀ | x)·N(x; 0, σ²) dx, which is the factor's
+distribution only where x does not depend on x₀. The difference of both distributions is
+known in closed form: in the shares of the components, and in the mean and variance of
 every entry.
 """
 
@@ -27,10 +27,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from functools import partial, reduce
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Bool, Float
 
 from composeprob import tuning
 from composeprob.compiler.conjugate import NotGaussian, mixtures_of, refuse
@@ -62,16 +64,23 @@ class Tail:
     fixed: bool = False
 
 
-def square(matrix: np.ndarray, u: np.ndarray) -> float:
+def square(matrix: np.ndarray, u: Float[np.ndarray, " d"]) -> float:
     """uᵀMu of a diagonal or a whole matrix."""
-    return float(u @ (matrix * u if matrix.ndim == 1 else matrix @ u))
+    if matrix.ndim == 1:
+        return float(u @ (matrix * u))
+    return float(u @ (matrix @ u))
 
 
 def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The sum of diagonals or whole matrices."""
     if a.ndim == b.ndim:
         return a + b
-    return (np.diag(a) if a.ndim == 1 else a) + (np.diag(b) if b.ndim == 1 else b)
+    return whole_matrix(a) + whole_matrix(b)
+
+
+def whole_matrix(matrix: np.ndarray) -> Float[np.ndarray, "d d"]:
+    """A matrix that may be given by its diagonal."""
+    return np.diag(matrix) if matrix.ndim == 1 else matrix
 
 
 def widest(precisions: Iterable[np.ndarray], u: np.ndarray) -> np.ndarray:
@@ -88,52 +97,63 @@ tail_of = Pass[Tail]("tail", refuse)
 def _leaf_tail(
     leaf: Leaf, _: list[Tail], shape: tuple[int, ...], schedule: Schedule, level: int
 ) -> Tail:
-    parts, size = known_parts(leaf), math.prod(shape)
+    parts = known_parts(leaf)
+    size = math.prod(shape)
     noise = schedule if leaf.own_noise is None else leaf.own_noise
-    alpha, sigma = float(noise.alpha[level]), float(noise.sigma[level])
+    alpha = float(noise.alpha[level])
+    sigma = float(noise.sigma[level])
+    # The leaf sees x on the scale of its own schedule.
     ratio = alpha / float(schedule.alpha[level])
     whole = leaf.averaged > 1 or any(part.covariances.ndim == 3 for part in parts)
-    if whole and size > 1024:  # no matrix over so many entries is made
+    if whole and size > 1024:
+        # A matrix over so many entries would be too large.
         raise NotGaussian("it has too many entries")
-    entries = leaf.entries
-    projection = (
-        np.eye(size)[entries] if whole else None
-    )  # takes the flattened site to the flattened event
-    if leaf.averaged > 1:
-        units: np.ndarray = np.eye(size).reshape(-1, *shape)  # on the host
-        projection = np.stack([project(unit, leaf.region, (-1,)) for unit in units], 1)
-    choices: list[
-        list[np.ndarray]
-    ] = []  # for each part the precisions of its components
+    projection = _projection(leaf, shape) if whole else None
+    # For each part the precisions of its components, over the whole site.
+    choices: list[list[np.ndarray]] = []
     for part in parts:
-        choices.append([])
+        precisions = []
         for covariance in np.unique(part.covariances, axis=0):
             if projection is None:
                 matrix = np.zeros(size)
-                matrix[entries[part.entries]] = ratio**2 / (
-                    alpha**2 * covariance + sigma**2
-                )
+                precision = ratio**2 / (alpha**2 * covariance + sigma**2)
+                matrix[leaf.entries[part.entries]] = precision
             else:
-                full = np.diag(covariance) if covariance.ndim == 1 else covariance
-                precision = ratio**2 * np.linalg.inv(
-                    alpha**2 * full + sigma**2 * np.eye(len(full))
-                )
+                full = whole_matrix(covariance)
+                noised = alpha**2 * full + sigma**2 * np.eye(len(full))
                 rows = projection[part.entries]
-                matrix = rows.T @ precision @ rows
-            choices[-1].append(matrix)
-    nothing = np.zeros((size, size) if whole else size)
-    fixed = all(len(each) == 1 for each in choices)
-    return Tail(
-        lambda u: reduce(add, [widest(each, u) for each in choices], nothing), fixed
-    )
+                matrix = rows.T @ (ratio**2 * np.linalg.inv(noised)) @ rows
+            precisions.append(matrix)
+        choices.append(precisions)
+    nothing = np.zeros((size, size)) if whole else np.zeros(size)
+
+    def along(u: np.ndarray) -> np.ndarray:
+        return reduce(add, [widest(precisions, u) for precisions in choices], nothing)
+
+    fixed = all(len(precisions) == 1 for precisions in choices)
+    return Tail(along, fixed)
+
+
+def _projection(
+    leaf: Leaf, shape: tuple[int, ...]
+) -> Float[np.ndarray, "entries size"]:
+    """The matrix from a flattened site to the leaf's flattened event."""
+    identity: np.ndarray = np.eye(math.prod(shape))
+    if leaf.averaged == 1:
+        return identity[leaf.entries]
+    # Block averages of every unit vector; in NumPy, so that nothing is compiled.
+    units = identity.reshape(-1, *shape)
+    return np.stack([project(unit, leaf.region, (-1,)) for unit in units], 1)
 
 
 @tail_of.rule(Product)
 def _product_tail(node: Product, tails: list[Tail], *_: object) -> Tail:
-    pairs, fixed = node.each(tails), all(tail.fixed for tail in tails)
-    return Tail(
-        lambda u: reduce(add, [power * tail.along(u) for power, tail in pairs]), fixed
-    )
+    pairs = node.each(tails)
+
+    def along(u: np.ndarray) -> np.ndarray:
+        return reduce(add, [power * tail.along(u) for power, tail in pairs])
+
+    return Tail(along, all(tail.fixed for tail in tails))
 
 
 @tail_of.rule(Mixture)
@@ -143,8 +163,8 @@ def _mixture_tail(node: Mixture, tails: list[Tail], *_: object) -> Tail:
 
 def known_parts(leaf: Leaf) -> list[Gaussians]:
     """The mixtures of Gaussians over different entries that a leaf is without noise;
-    `NotGaussian` where it is none, or where its numbers are not known. Logits, which
-    grow no faster than x, have no entries."""
+    `NotGaussian` where it is not such a product, or where its numbers are unknown.
+    Logits, which grow no faster than x, have no entries."""
     if isinstance(leaf.factor, Classifier) and leaf.latent is None:
         return []
     return mixtures_of(leaf, boxes=True)
@@ -152,24 +172,22 @@ def known_parts(leaf: Leaf) -> list[Gaussians]:
 
 def check_tails(graph: Graph) -> None:
     """Refuse a site that cannot be normalised at some level, as far as the tails of its
-    factors are known. Nothing is asked where no power is negative, nor where
-    observations depend on the site and may make it proper."""
+    factors are known. Sites without negative powers pass, and so do sites that
+    observations depend on, as these may make them proper."""
     observed = frozenset[str]().union(*(o.depends_on for o in graph.observations))
     for site in graph.sites:
-        divides = any(
-            isinstance(node, Product) and min(node.powers) < 0
-            for node in walk(site.root)
-        )
+        products = [node for node in walk(site.root) if isinstance(node, Product)]
+        divides = any(min(node.powers) < 0 for node in products)
         if divides and site.name not in observed:
             _check_site(site, graph.levels)
 
 
 def _check_site(site: Site, schedule: Schedule) -> None:
-    root, last, size = (
-        unrolled(site.root),
-        schedule.num_levels - 1,
-        math.prod(site.shape),
-    )
+    """Refuse a site that is improper at one of about nine levels, or almost improper at
+    level 0."""
+    root = unrolled(site.root)
+    last = schedule.num_levels - 1
+    size = math.prod(site.shape)
     for level in np.unique(np.linspace(0, last, 9).round().astype(int)):
         try:
             here = at_noise(root, _variance(schedule, int(level)))
@@ -178,26 +196,30 @@ def _check_site(site: Site, schedule: Schedule) -> None:
             return
         if worst <= 0:
             raise ImproperError(
-                f"Site {site.name!r} is improper at level {level} of {last}: along some direction the precisions of "
-                f"its factors, times their powers, add up to {worst:.3g}, so its density does not fall there.",
+                f"Site {site.name!r} is improper at level {level} of {last}: along "
+                "some direction the precisions of its factors, times their powers, add "
+                f"up to {worst:.3g}, so its density does not fall there.",
                 where=site.where,
-                fix="what divides must be wider than what it divides: N(0, s²) ** v / N(0, t²) ** w needs v/s² > w/t². "
-                "Make the negative powers smaller, or multiply a narrower factor.",
+                fix="what divides must be wider than what it divides: N(0, s²) ** v / "
+                "N(0, t²) ** w needs v/s² > w/t². Make the negative powers smaller, or "
+                "multiply a narrower factor.",
             )
-        power = float(
-            top_of(at_noise(root, _variance(schedule, last)), site.shape).power.min()
-        )
+        top = top_of(at_noise(root, _variance(schedule, last)), site.shape)
+        power = float(top.power.min())
+        # Both in the data's units, x/α.
         sd = float(schedule.alpha[0]) / math.sqrt(worst)
         noise = (
             float(schedule.sigma[last]) / float(schedule.alpha[last]) / math.sqrt(power)
         )
         if level == 0 and sd > 0.5 * noise:
             raise ImproperError(
-                f"Site {site.name!r} is almost improper: its standard deviation is {sd:.3g} along some direction, "
-                f"which the noisiest level, of standard deviation {noise:.3g} in the data's units, does not hide.",
+                f"Site {site.name!r} is almost improper: its standard deviation is "
+                f"{sd:.3g} along some direction, which the noisiest level, of standard "
+                f"deviation {noise:.3g} in the data's units, does not hide.",
                 where=site.where,
-                fix="make the negative powers smaller, or use a schedule with a noisier last level: a lower min= in "
-                "cp.Schedule.log_snr, a larger sigma_max= in cp.Schedule.edm.",
+                fix="make the negative powers smaller, or use a schedule with a "
+                "noisier last level: a lower min= in cp.Schedule.log_snr, a larger "
+                "sigma_max= in cp.Schedule.edm.",
             )
 
 
@@ -206,16 +228,17 @@ def _variance(schedule: Schedule, level: int) -> float:
 
 
 def least(tail: Tail, size: int) -> float:
-    """The least uᵀP(u)u that was found over unit vectors u."""
-    # Where the precision depends on u: directions to start from, and how often each is
-    # improved.
-    tries, turns = (1, 1) if tail.fixed else (6, 4)
-    found = math.inf
-    for u in np.random.default_rng(0).standard_normal((tries, size)):
+    """The least uᵀP(u)u over the unit vectors u that a search visits."""
+    # Where the precision depends on u, the search starts from several directions and
+    # improves each several times.
+    starts = 1 if tail.fixed else 6
+    turns = 1 if tail.fixed else 4
+    smallest = math.inf
+    for u in np.random.default_rng(0).standard_normal((starts, size)):
         for _ in range(turns):
             u = narrowest(tail.along(u))
-            found = min(found, square(tail.along(u), u))
-    return found
+            smallest = min(smallest, square(tail.along(u), u))
+    return smallest
 
 
 def narrowest(precision: np.ndarray) -> np.ndarray:
@@ -227,25 +250,29 @@ def narrowest(precision: np.ndarray) -> np.ndarray:
 
 def check_signal(graph: Graph) -> None:
     """Refuse levels that end in noise, or whose noisiest one still depends on a
-    factor's data, with what would come out wrong."""
+    factor's data, with the statistics that would come out wrong."""
     clean = 2 * math.log(float(graph.levels.alpha[0]) / float(graph.levels.sigma[0]))
     if clean < 0 and len(graph.levels.alpha) > 1:
         raise ImproperError(
-            f"Level 0 is more noise than data: its log-SNR is {clean:.3g}, and samples would be as noisy.",
-            fix="end at a clean level: cp.Schedule.log_snr(60, max=8), or levels=np.linspace(8, -8, 60).",
+            f"Level 0 is more noise than data: its log-SNR is {clean:.3g}, and samples "
+            "would be as noisy.",
+            fix="end at a clean level: cp.Schedule.log_snr(60, max=8), or "
+            "levels=np.linspace(8, -8, 60).",
         )
     for site in graph.sites:
-        for leaf in {
-            leaf.slot: leaf for leaf in leaves(site.root)
-        }.values():  # equal leaves are one
+        # Equal leaves have one slot, and are examined once.
+        by_slot = {leaf.slot: leaf for leaf in leaves(site.root)}
+        for leaf in by_slot.values():
             with contextlib.suppress(NotGaussian):
                 for part in known_parts(leaf):
                     _check_part(part, leaf, site, graph.levels)
 
 
 def _check_part(part: Gaussians, leaf: Leaf, site: Site, schedule: Schedule) -> None:
+    """Refuse a noisiest level that depends on the data of one mixture of a leaf."""
     noise = schedule if leaf.own_noise is None else leaf.own_noise
-    alpha, sigma = float(noise.alpha[-1]), float(noise.sigma[-1])
+    alpha = float(noise.alpha[-1])
+    sigma = float(noise.sigma[-1])
     signal = alpha / sigma * reach(part)
     if signal <= tuning.SIGNAL.hidden:
         return
@@ -253,90 +280,122 @@ def _check_part(part: Gaussians, leaf: Leaf, site: Site, schedule: Schedule) -> 
     if error <= 1:
         return
     log_snr = 2 * math.log(alpha / sigma)
+    # The signal is proportional to the square root of the SNR.
     better = math.floor(log_snr - 2 * math.log(signal / tuning.SIGNAL.hidden))
+    count = len(noise.alpha)
     raise ImproperError(
-        f"The noisiest level is not noise alone for factor '{leaf.name}' at site {site.name!r}: its log-SNR is "
-        f"{log_snr:.3g}, and started from noise even an exact sampler would give {what}.",
+        f"The noisiest level is not noise alone for factor '{leaf.name}' at site "
+        f"{site.name!r}: its log-SNR is {log_snr:.3g}, and started from noise even an "
+        f"exact sampler would give {what}.",
         where=site.where,
-        fix=f"compile with a noisier last level: cp.compile(…, schedule=cp.Schedule.log_snr({len(noise.alpha)}, "
-        f"min={better:g})), or bring the data to a scale of about 1 around 0.",
+        fix="compile with a noisier last level: cp.compile(…, "
+        f"schedule=cp.Schedule.log_snr({count}, min={better:g})), or bring the data to "
+        "a scale of about 1 around 0.",
     )
 
 
 def reach(part: Gaussians) -> float:
-    """The distance of the farthest component's middle from 0, and its greatest standard
-    deviation, together."""
+    """√(‖μ‖² + λ), the most over components of mean μ and greatest variance λ: the
+    distance from 0 up to which there are data."""
     distance = np.sum(part.means**2, 1)
-    widths = (
-        part.covariances.max(1)
-        if part.covariances.ndim == 2
-        else np.linalg.eigvalsh(part.covariances)[:, -1]
-    )
+    if part.covariances.ndim == 2:
+        widths = part.covariances.max(1)
+    else:
+        widths = np.linalg.eigvalsh(part.covariances)[:, -1]
     return float(np.sqrt((distance + widths).max()))
+
+
+class _Posterior(NamedTuple):
+    """The distribution of x₀ given each of several x, as a mixture of Gaussians.
+
+    Attributes:
+        shares: responsibilities of the components.
+        means: their means.
+        variances: their variances, which do not depend on x.
+    """
+
+    shares: Float[np.ndarray, "draws components"]
+    means: Float[np.ndarray, "draws components d"]
+    variances: Float[np.ndarray, "components d"]
+
+
+def _posterior(
+    part: Gaussians, x: Float[np.ndarray, "draws d"], alpha: float, sigma: float
+) -> _Posterior:
+    """p(x₀ | x) of x = α·x₀ + σ·ε.
+
+    Component N(μ, C) has S = α²·C + σ²·I, log p(x) = log N(x; α·μ, S), and given x the
+    mean μ + α·C·S⁻¹·(x − α·μ) and the covariance σ²·C·S⁻¹.
+    """
+    count, n = part.means.shape
+    draws = len(x)
+    log_p = np.empty((draws, count))
+    means = np.empty((draws, count, n))
+    variances = np.empty((count, n))
+    for j, mean in enumerate(part.means):
+        covariance = part.covariances[j]
+        away = x - alpha * mean
+        # In the basis of eigenvectors of C everything is diagonal.
+        widths = covariance
+        basis = None
+        if covariance.ndim == 2:
+            widths, basis = np.linalg.eigh(covariance)
+            away = away @ basis
+        spread = alpha**2 * widths + sigma**2
+        log_p[:, j] = part.log_weights[j] - 0.5 * np.sum(
+            away**2 / spread + np.log(spread), 1
+        )
+        shift = alpha * widths / spread * away
+        left = widths * sigma**2 / spread
+        if basis is not None:
+            shift = shift @ basis.T
+            left = basis**2 @ left
+        means[:, j] = mean + shift
+        variances[j] = left
+    shares = np.exp(log_p - log_p.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    return _Posterior(shares, means, variances)
 
 
 def bias(
     part: Gaussians, alpha: float, sigma: float, num_draws: int = 1024
 ) -> tuple[float, str]:
-    """What is most off where antithetic draws of N(0, σ²) at the noisiest level are
-    taken for draws of α·x₀ + σ·ε, x₀ from ``part``: (how far, in parts of what is
-    tolerated, and what)."""
+    """The greatest error where antithetic draws of N(0, σ²) at the noisiest level are
+    taken for draws of α·x₀ + σ·ε, x₀ from ``part``: its size in units of the tolerated
+    error, and the statistic in words."""
     part = _fewer(part.normalised(), 2**24 // num_draws)
-    weights, (count, n) = np.exp(part.log_weights), part.means.shape
+    weights = np.exp(part.log_weights)
+    n = part.means.shape[1]
     half = np.random.default_rng(0).standard_normal((num_draws // 2, n))
     x = sigma * np.concatenate([half, -half])
-    log_p, means, variances = (
-        np.empty((num_draws, count)),
-        np.empty((num_draws, count, n)),
-        np.empty((count, n)),
-    )
-    for j, (mean, covariance) in enumerate(
-        zip(part.means, part.covariances, strict=True)
-    ):
-        widths, basis = (
-            (covariance, None) if covariance.ndim == 1 else np.linalg.eigh(covariance)
-        )
-        away = x - alpha * mean
-        away = away if basis is None else away @ basis
-        spread = alpha**2 * widths + sigma**2
-        log_p[:, j] = part.log_weights[j] - 0.5 * np.sum(
-            away**2 / spread + np.log(spread), 1
-        )
-        back, left = alpha * widths / spread * away, widths * sigma**2 / spread
-        means[:, j] = mean + (back if basis is None else back @ basis.T)
-        variances[j] = left if basis is None else basis**2 @ left
-    shares = np.exp(log_p - log_p.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
-    first = np.einsum("sj,sjn->n", shares, means) / num_draws
+    shares, means, variances = _posterior(part, x, alpha, sigma)
+    mean = np.einsum("sj,sjn->n", shares, means) / num_draws
     second = np.einsum("sj,sjn->n", shares, means**2 + variances) / num_draws
-    own_first, own_variance = part.moments
+    variance = second - mean**2
     share = shares.mean(0)
+    true_mean, true_variance = part.moments
+    # An entry without variance has infinite errors, and is left out.
     with np.errstate(divide="ignore", invalid="ignore"):
         shifted = np.nan_to_num(
-            np.abs(first - own_first) / np.sqrt(own_variance), posinf=0.0
+            np.abs(mean - true_mean) / np.sqrt(true_variance), posinf=0.0
         )
-        widened = np.nan_to_num(
-            np.abs((second - first**2) / own_variance - 1), posinf=0.0
-        )
-    j, a, b = (
-        int(np.abs(share - weights).argmax()),
-        int(shifted.argmax()),
-        int(widened.argmax()),
-    )
-    variance = second - first**2
-    moved = float(np.abs(share - weights)[j])
+        widened = np.nan_to_num(np.abs(variance / true_variance - 1), posinf=0.0)
+    moved = np.abs(share - weights)
+    j = int(moved.argmax())
+    a = int(shifted.argmax())
+    b = int(widened.argmax())
     return max(
         (
-            moved / tuning.SIGNAL.share,
+            float(moved[j]) / tuning.SIGNAL.share,
             f"component {j} a share of {share[j]:.3g}, not {weights[j]:.3g}",
         ),
         (
             float(shifted[a]) / tuning.SIGNAL.mean,
-            f"a mean of {first[a]:.3g}, not {own_first[a]:.3g}",
+            f"a mean of {mean[a]:.3g}, not {true_mean[a]:.3g}",
         ),
         (
             float(widened[b]) / tuning.SIGNAL.variance,
-            f"a variance of {variance[b]:.3g}, not {own_variance[b]:.3g}",
+            f"a variance of {variance[b]:.3g}, not {true_variance[b]:.3g}",
         ),
     )
 
@@ -359,84 +418,106 @@ def _fewer(part: Gaussians, numbers: int) -> Gaussians:
 
 def check_growth(density: AnnealedDensity, graph: Graph) -> None:
     """Refuse a program whose log-density at level 0 rises without bound, where a
-    function of the user's does, or is flat, where there is nothing else. It is followed
-    out along rays from 0, from a quarter of the noise of the noisiest level, beyond
-    which no data can lie, to four times that. Only where the user's functions rise all
-    the way is anything else evaluated."""
-    plain = [
-        leaf.factor.traits.plain for site in graph.sites for leaf in leaves(site.root)
-    ]
-    if not any(plain) and not any(o.soft for o in graph.observations):
+    function of the user's does, or is flat, where there is nothing else.
+
+    It is followed along rays from 0, from a quarter of the noise of the noisiest level,
+    beyond which no data can lie, to four times that. Networks are evaluated only where
+    the user's functions rise all the way.
+    """
+    factors = [leaf.factor for site in graph.sites for leaf in leaves(site.root)]
+    energies = [factor.traits.plain for factor in factors]
+    soft = any(o.soft for o in graph.observations)
+    if not graph.sites or not (any(energies) or soft):
         return
-    if not graph.sites or any(
-        isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(density)
-    ):
+    arrays = jax.tree.leaves(density)
+    if any(isinstance(array, jax.core.Tracer) for array in arrays):
         return
+    radii = tuning.SIGNAL.radii
     noise = float(density.schedule.sigma[-1] / density.schedule.alpha[-1])
-    entries = sum(math.prod(site.shape) for site in graph.sites)
+    rays = _rays(sum(math.prod(site.shape) for site in graph.sites))
+    shape = (len(radii), len(rays))
+
+    # Values of the user's functions alone, which take no network.
+    potential = partial(
+        over_chains, eqx.Partial(density.evaluator.plain_potential, level=0)
+    )
+    positions = _positions(density, graph, rays, tuple(noise * r for r in radii))
+    potentials = np.asarray(potential(positions), float).reshape(shape)
+    if np.isnan(potentials).all():
+        near = potential(_positions(density, graph, rays, radii))
+        if np.isnan(near).all():
+            raise NetworkError(
+                "The program's functions are NaN at all of "
+                f"{2 * potentials.size} points, near and far.",
+                where=graph.sites[0].where,
+                fix="evaluate each at one event: a logarithm or a root of what is "
+                "negative, 0/0, or data that hold NaN.",
+            )
+    if not _improper(potentials, all(energies)).any():
+        return
+    values = log_densities(density, positions).reshape(shape)
+    improper = _improper(values, all(energies))
+    if not improper.any():
+        return
+    worst = int(np.argmax(np.where(improper, values[-1] - values[0], -np.inf)))
+    site = _site_of(graph, int(np.argmax(np.abs(rays[worst]))))
+    start = noise * radii[0]
+    end = noise * radii[-1]
+    raise ImproperError(
+        f"The log-density is unbounded or flat along a direction in {site.name!r}, so "
+        f"it cannot be normalised: log π at level 0 is {values[0, worst]:.3g} at a "
+        f"distance of {start:.3g}, and {values[-1, worst]:.3g} at {end:.3g}.",
+        where=site.where,
+        fix="an energy is log f: cp.Energy and cp.factor take a function that falls "
+        "far out, such as −½|x|², or rises more slowly than what it is multiplied with "
+        "falls. Look at its sign.",
+    )
+
+
+def _rays(entries: int) -> Float[np.ndarray, "rays entries"]:
+    """Unit vectors: both ways along as many axes as make half of them, then at
+    random."""
     number = tuning.SHARES.block // len(tuning.SIGNAL.radii)
     axes = np.eye(entries)[: number // 4]
     others = np.random.default_rng(0).standard_normal((number - 2 * len(axes), entries))
     others /= np.linalg.norm(others, axis=1, keepdims=True)
-    rays = np.concatenate([axes, -axes, others])
-    ends = np.cumsum([0, *(math.prod(site.shape) for site in graph.sites)])
-    shape = len(tuning.SIGNAL.radii), number
-
-    def along(radii: tuple[float, ...]) -> Position:
-        points = (
-            (np.array(radii)[:, None, None] * rays)
-            .reshape(-1, entries)
-            .astype(np.float32)
-        )
-        positions = {
-            name: np.zeros((len(points), *s.shape), np.float32)
-            for name, s in density.sites.items()
-        }
-        parts = zip(graph.sites, ends[:-1], ends[1:], strict=True)
-        return positions | {
-            site.name: points[:, a:b].reshape(-1, *site.shape) for site, a, b in parts
-        }
-
-    # What the user's functions are worth, without a network.
-    potential = partial(
-        over_chains, eqx.Partial(density.evaluator.plain_potential, level=0)
-    )
-    positions = along(tuple(noise * radius for radius in tuning.SIGNAL.radii))
-    potentials = np.asarray(potential(positions), float).reshape(shape)
-    if (
-        np.isnan(potentials).all()
-        and np.isnan(potential(along(tuning.SIGNAL.radii))).all()
-    ):
-        raise NetworkError(
-            f"The program's functions are NaN at all of {2 * potentials.size} points, near and far.",
-            where=graph.sites[0].where,
-            fix="evaluate each at one event: a logarithm or a root of what is negative, 0/0, or data that hold NaN.",
-        )
-    if not _improper(potentials, all(plain)).any():
-        return
-    values = log_densities(density, positions).reshape(shape)
-    improper = _improper(values, all(plain))
-    if not improper.any():
-        return
-    worst = int(np.argmax(np.where(improper, values[-1] - values[0], -np.inf)))
-    entry = int(np.argmax(np.abs(rays[worst])))
-    site = graph.sites[int(np.searchsorted(ends, entry, side="right")) - 1]
-    near, far = (
-        noise * radius for radius in (tuning.SIGNAL.radii[0], tuning.SIGNAL.radii[-1])
-    )
-    raise ImproperError(
-        f"The density rises without bound, or nowhere falls: on a ray along which {site.name!r} changes most, log π at "
-        f"level 0 is {values[0, worst]:.3g} at a distance of {near:.3g}, and {values[-1, worst]:.3g} at {far:.3g}.",
-        where=site.where,
-        fix="an energy is log f: cp.Energy and cp.factor take a function that falls far out, such as −½|x|², or rises "
-        "more slowly than what it is multiplied with falls. Look at its sign.",
-    )
+    return np.concatenate([axes, -axes, others])
 
 
-def _improper(values: np.ndarray, whole: bool) -> np.ndarray:
-    """Along which rays values, (radii, rays), rise by more than a nat from each radius
-    to the next, (rays,); or are all the same, where they are the ``whole``
-    density's."""
+def _positions(
+    density: AnnealedDensity,
+    graph: Graph,
+    rays: Float[np.ndarray, "rays entries"],
+    radii: tuple[float, ...],
+) -> Position:
+    """The points at these distances from 0 along rays in the noised sites, with static
+    sites at 0; radii vary slowest."""
+    entries = rays.shape[1]
+    points = (np.array(radii)[:, None, None] * rays).reshape(-1, entries)
+    points = points.astype(np.float32)
+    positions = {
+        name: np.zeros((len(points), *site.shape), np.float32)
+        for name, site in density.sites.items()
+    }
+    start = 0
+    for site in graph.sites:
+        end = start + math.prod(site.shape)
+        positions[site.name] = points[:, start:end].reshape(-1, *site.shape)
+        start = end
+    return positions
+
+
+def _site_of(graph: Graph, entry: int) -> Site:
+    """The site of one of all entries, those of the sites one after another."""
+    ends = np.cumsum([math.prod(site.shape) for site in graph.sites])
+    return graph.sites[int(np.searchsorted(ends, entry, side="right"))]
+
+
+def _improper(values: np.ndarray, whole: bool) -> Bool[np.ndarray, " rays"]:
+    """True of rays along which values, (radii, rays), rise by more than a nat from each
+    radius to the next; or are all the same, where they are the ``whole`` density's."""
     with np.errstate(invalid="ignore"):
         steps = np.diff(values, axis=0)
-        return np.all(steps > 1, axis=0) | (whole & np.all(steps == 0, axis=0))
+        rises = np.all(steps > 1, axis=0)
+        flat = np.all(steps == 0, axis=0)
+    return rises | (whole & flat)

@@ -8,9 +8,9 @@ another value compiles anew; Python's own numbers, floats too, are settings and 
 traced.
 
 The run evaluates a program by running its Python function again inside of compiled
-code. What that reads beside its arguments (globals, variables around it) has no place
-among the density's arrays: it is part of what is compiled, and must be what it was when
-the program was compiled.
+code. Whatever that reads besides its arguments (globals, variables around it) has no
+place among the density's arrays: it is compiled in, and must not change after the
+program was compiled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import equinox as eqx
 import jax
@@ -33,6 +33,8 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Var
 from jax.scipy.linalg import block_diag
+from jax.tree_util import PyTreeDef
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 from numpyro.distributions import Distribution
 
@@ -76,10 +78,10 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 Sites = dict[str, Array]
 """Values of sites by their names."""
 Moments = Callable[[Sites], list[tuple[Array, Array]]]
-"""(residual, covariance) of every observation, given the noised sites."""
+"""(residual, covariance) of every observation as a function of the noised sites."""
 Replay = Callable[[Sites, Sites, Array | int], tuple[dict[str, Statement], Array]]
-"""`Likelihood.replay`: a program's statements, and more, given its noised and static
-sites and the level."""
+"""`Likelihood.replay`: (noised sites, static sites, level) → the program's statements
+and the log-Jacobian of its static sites."""
 
 
 class Concrete:
@@ -105,14 +107,15 @@ class Code:
     Attributes:
         program: the program.
         jaxpr: a function of its arrays, the latents and a key.
-        shapes: what that function returns.
+        shapes: the shapes of what that function returns.
         latents: the latents among its inputs, in their order.
-        reasons: why each observation's noise is not Gaussian, as far as its
-            distribution shows, None where it is.
-        fixed: what of the statements are not arrays.
-        again: traces the program anew.
-        settings: JAX's, under which it was traced.
-        identity: its `fingerprint` of then; empty of a trace that is only looked at.
+        reasons: the reason why each observation's noise is not Gaussian, as far as its
+            distribution shows; None where it is Gaussian.
+        fixed: all of the statements that is not a traced array.
+        retrace: traces the program anew.
+        settings: JAX's settings under which it was traced.
+        identity: its `fingerprint` when it was made; empty for a trace that is only
+            examined.
     """
 
     program: Program
@@ -121,7 +124,7 @@ class Code:
     latents: list[str]
     reasons: dict[str, str | None]
     fixed: list[object]
-    again: Callable[[], Code]
+    retrace: Callable[[], Code]
     settings: tuple[object, ...]
     identity: str = ""
 
@@ -130,23 +133,23 @@ class Code:
         """The latents' variables among the trace's inputs, of which the last is a
         key."""
         inputs = self.jaxpr.jaxpr.invars
-        return dict(zip(self.latents, inputs[-1 - len(self.latents) : -1], strict=True))
+        variables = inputs[-1 - len(self.latents) : -1]
+        return dict(zip(self.latents, variables, strict=True))
 
     def fingerprint(self, objects: bool = True) -> str:
-        """A digest of it and of all that was read in it."""
+        """A digest of the trace and of all values that were read in it."""
         return fingerprint(self.jaxpr, self.fixed, objects=objects)
 
     def check(self) -> None:
-        """Refuse to run a program that reads something else by now."""
-        if self.settings != _settings() or not once_a_call(
-            self
-        ):  # another precision traces everything otherwise
+        """Refuse to run a program that reads other values than when it was compiled."""
+        # Under another precision every equation differs, though nothing was changed.
+        if self.settings != _settings() or not once_a_call(self):
             return
         with usual():
-            if self.again().fingerprint(objects=False) != self.fingerprint(
-                objects=False
-            ):
-                raise changed_since(self.program)
+            then = self.fingerprint(objects=False)
+            now = self.retrace().fingerprint(objects=False)
+        if now != then:
+            raise changed_since(self.program)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Code) and self.identity == other.identity
@@ -156,45 +159,51 @@ class Code:
 
 
 def changed_since(program: Program) -> ProgramError:
-    """The error for a program that is not what it was."""
+    """The error for a program that reads other values than when it was compiled."""
     return ProgramError(
-        f"Program '{program.name}' reads something beside its arguments that has changed since cp.compile: a global, a "
-        "variable around it, or random numbers of Python's or NumPy's own.",
+        f"Program '{program.name}' reads something besides its arguments that has "
+        "changed since cp.compile: a global, a variable around it, or random numbers "
+        "of Python's or NumPy's own.",
         where=program.where,
-        fix="compile it again; or pass what changes as an argument of the program, which needs no new compilation.",
+        fix="compile it again; or pass what changes as an argument of the program, "
+        "which needs no new compilation.",
     )
 
 
 def _settings() -> tuple[object, ...]:
-    return jnp.result_type(float), jax.config.jax_disable_jit  # type: ignore[attr-defined]  # one of its settings
+    """JAX's settings that decide on the equations of a trace."""
+    disable_jit = jax.config.jax_disable_jit  # type: ignore[attr-defined]  # it exists
+    return jnp.result_type(float), disable_jit
 
 
 class TracedStatements(eqx.Module):
     """Values of a program's statements at given latents.
 
     Attributes:
-        draws: of each static site a draw of its prior.
-        log_likelihoods: log p of each observation.
+        draws: a draw of each static site's prior.
+        log_likelihoods: log p of each observation, a scalar.
         moments: (residual, covariance) of each observation whose noise is Gaussian.
-        parts: the arrays in each statement's distribution and in an observation's
-            value; of a noised site those in each leaf of its factor first.
+        arrays: the traced arrays in each statement's distribution and in an
+            observation's value; of a noised site first those in each leaf of its
+            factor, one list a leaf.
     """
 
     draws: Sites
     log_likelihoods: Sites
     moments: dict[str, tuple[Array, Array]]
-    parts: dict[str, list[list[Array]]]
+    arrays: dict[str, list[list[Array]]]
 
 
 class Traced(eqx.Module):
-    """A program with its arguments: to be run again, or to be asked by its trace.
+    """A program with its arguments, which can be run again, and its trace, which tells
+    what its values depend on.
 
     Attributes:
         function: the program's function.
         arguments: ``(args, kwargs)``; arrays are leaves but for those wrapped in
             `Concrete`.
-        eager: whether what depends on no data and no latent is computed at once, as the
-            program asks for its value.
+        eager: whether values that depend on no data and no latent are computed while
+            the program is traced, since its Python asks for their numbers.
         noised: the sites of NumPyro priors that evidence looks at.
         known_code: its trace; None while that is being made.
         standardised: the static sites whose coordinate is relative to their prior's
@@ -220,21 +229,22 @@ class Traced(eqx.Module):
     def run(
         self, provide: Provide, level: Array | int = 0, redraw: Redraw | None = None
     ) -> dict[str, Statement]:
-        """Its statements; see `interpret.run`. Refused if it reads something else than
-        when it was compiled."""
+        """Its statements; see `interpret.run`. Refused if the program reads other
+        values than when it was compiled."""
         if self.known_code is not None:
             self.known_code.check()
-        args, kwargs = jax.tree.map(
-            lambda leaf: leaf.array if isinstance(leaf, Concrete) else leaf,
-            self.arguments,
-        )
+
+        def argument(leaf: object) -> object:
+            return leaf.array if isinstance(leaf, Concrete) else leaf
+
+        args, kwargs = jax.tree.map(argument, self.arguments)
         with jax.ensure_compile_time_eval() if self.eager else nullcontext():
             return run(self.function, args, kwargs, provide, level, redraw, self.noised)
 
     def statements_at(self, latents: Sites, key: Array) -> TracedStatements:
         """Values of the statements at these latents: noised sites in the data's units,
-        static ones constrained. Static ones that are left out are draws, as of `draw`
-        with this key."""
+        static ones constrained. Static sites that are left out are drawn as `draw`
+        does with this key."""
         return self._walk(Evaluation(), _arrays(self.arguments), dict(latents), key)
 
     def draw(self, key: Array, xs: Sites) -> Sites:
@@ -244,11 +254,9 @@ class Traced(eqx.Module):
         other latents are, as z = μ + s·u with u from the key alone."""
         latents = dict(xs)
         self._walk(Evaluation(), _arrays(self.arguments), latents, key)
-        return {
-            name: value
-            for name, value in latents.items()
-            if name not in self.standardised
-        }
+        for name in self.standardised:
+            latents.pop(name, None)
+        return latents
 
     def dependencies(
         self,
@@ -257,43 +265,45 @@ class Traced(eqx.Module):
         sites each leaf of their factor."""
         none = frozenset[str]()
         latents = {name: frozenset({name}) for name in self.code.latents}
-        found = self._walk(
-            Influence(), [none] * len(_arrays(self.arguments)), latents, none
-        ).parts
-        by_leaf = {
-            name: [none.union(*part) for part in parts] for name, parts in found.items()
-        }
-        return {name: none.union(*parts) for name, parts in by_leaf.items()}, by_leaf
+        data = [none] * len(_arrays(self.arguments))
+        influences = self._walk(Influence(), data, latents, none).arrays
+        of_statement = {}
+        by_leaf = {}
+        for name, leaves in influences.items():
+            by_leaf[name] = [none.union(*arrays) for arrays in leaves]
+            of_statement[name] = none.union(*by_leaf[name])
+        return of_statement, by_leaf
 
     def sizes(self, names: tuple[str, ...]) -> list[int]:
-        """How many numbers each of these Gaussian observations has."""
+        """The number of entries of each of these Gaussian observations."""
         return [self.code.shapes.moments[name][0].size for name in names]
 
     def moments_at(self, names: tuple[str, ...], xs: Sites, key: Array) -> Moments:
-        """(residual, covariance) of Gaussian observations at noised sites; those left
-        out are as in ``xs``."""
+        """(residual, covariance) of Gaussian observations as a function of noised
+        sites; those that its argument leaves out are as in ``xs``."""
         latents = self.draw(key, xs)
 
         def at_sites(at: Sites) -> list[tuple[Array, Array]]:
-            found = self.statements_at({**latents, **at}, key).moments
-            return [found[name] for name in names]
+            moments = self.statements_at({**latents, **at}, key).moments
+            return [moments[name] for name in names]
 
         return at_sites
 
     def linearity(
         self, shapes: Sequence[tuple[str, tuple[int, ...]]]
     ) -> dict[str, tuple[Value, Value]]:
-        """For each observation whose noise is Gaussian, what its residual and
-        covariance are of the entries of these sites. Static sites whose coordinate is
+        """The residual and covariance of each observation whose noise is Gaussian, as
+        functions of the entries of these sites. Static sites whose coordinate is
         `standardised` keep a fixed coordinate, as in `statements_at`."""
         avals = {name: aval(variable) for name, variable in self.code.places.items()}
         size, coordinates = entries(shapes, avals)
         walk = Linearity(size, np.random.default_rng(0))
-        given = [name for name in avals if name not in self.standardised]
-        latents = {
-            name: coordinates.get(name) or walk.any_latent(avals[name])
-            for name in given
-        }
+        latents = {}
+        for name in avals:
+            if name in self.standardised:
+                continue
+            coordinate = coordinates.get(name)
+            latents[name] = coordinate or walk.any_latent(avals[name])
         data = [Value(Kind.KNOWN, array) for array in _arrays(self.arguments)]
         return self._walk(walk, data, latents, Value(Kind.LATENT)).moments
 
@@ -304,10 +314,11 @@ class Traced(eqx.Module):
         latents: dict[str, Fact],
         key: Fact,
     ) -> Any:
-        """What an analysis knows of the trace's outputs, in the form of
-        `TracedStatements`, from what it knows of the inputs. A latent that is left out
-        is what its draw is, and is put into ``latents``."""
-        code, places = self.code, self.code.places
+        """The facts that an analysis derives of the trace's outputs from those of its
+        inputs, in the form of `TracedStatements`. The fact of a latent that is left out
+        is that of its draw; it is put into ``latents``."""
+        code = self.code
+        places = code.places
         outputs: Any = jax.tree.unflatten(
             jax.tree.structure(code.shapes), code.jaxpr.jaxpr.outvars
         )
@@ -316,11 +327,67 @@ class Traced(eqx.Module):
             for name, variable in outputs.draws.items()
             if name not in latents
         }
+        # The input of such a latent takes the fact of its draw as soon as the walk has
+        # it, since later equations read the input.
         copies = {variable: places[name] for name, variable in drawn.items()}
         inputs = [*data, *map(latents.get, places), key]
-        known = walk.evaluate(code.jaxpr.jaxpr, code.jaxpr.consts, inputs, copies)
-        latents.update({name: known[places[name]] for name in drawn})
-        return jax.tree.map(lambda variable: walk.value_of(known, variable), outputs)
+        facts = walk.evaluate(code.jaxpr.jaxpr, code.jaxpr.consts, inputs, copies)
+        latents.update({name: facts[places[name]] for name in drawn})
+        return jax.tree.map(lambda variable: walk.value_of(facts, variable), outputs)
+
+
+@dataclass(frozen=True)
+class _Leaves:
+    """The leaves of a program's arguments, with their paths in ``(args, kwargs)``.
+
+    Attributes:
+        data: the indices of the leaves that are arrays.
+        outside: the indices of arrays that are not inside of a factor.
+    """
+
+    paths: list[tuple[Any, ...]]
+    values: list[object]
+    structure: PyTreeDef
+    data: list[int]
+    outside: set[int]
+
+    @classmethod
+    def of(cls, args: tuple[object, ...], kwargs: dict[str, object]) -> _Leaves:
+        pairs, structure = jax.tree_util.tree_flatten_with_path((args, kwargs))
+        paths = [path for path, _ in pairs]
+        values = [value for _, value in pairs]
+        data = [i for i, value in enumerate(values) if is_data(value)]
+        nodes = jax.tree.leaves((args, kwargs), is_leaf=is_factor)
+        of_factors = jax.tree.leaves([node for node in nodes if is_factor(node)])
+        inside = {id(array) for array in of_factors}
+        outside = {i for i in data if id(values[i]) not in inside}
+        return cls(paths, values, structure, data, outside)
+
+    def with_concrete(self, concrete: set[int]) -> Arguments:
+        """The arguments, with these leaves wrapped in `Concrete`."""
+        wrapped = list(self.values)
+        for i in concrete:
+            array: Any = self.values[i]
+            wrapped[i] = Concrete(array)
+        arguments: Arguments = jax.tree.unflatten(self.structure, wrapped)
+        return arguments
+
+    def requested(self, error: Exception, concrete: set[int], eager: bool) -> set[int]:
+        """The leaves whose numbers the program asked for, by the error from that."""
+        traced = [i for i in self.data if i not in concrete]
+        requested = {traced[number] for number in _requested_arrays(error)}
+        if requested:
+            return requested
+        # JAX does not name the inputs of a boolean mask, and sometimes none at all.
+        # Where eager evaluation does not help either, all arrays that are not a
+        # factor's become constants.
+        by_mask = any(
+            isinstance(cause, jax.errors.NonConcreteBooleanIndexError)
+            for cause in _causes(error)
+        )
+        if eager or by_mask:
+            return self.outside - concrete or set(traced)
+        return set()
 
 
 def trace(
@@ -330,158 +397,160 @@ def trace(
     latents: Sites,
     noised: frozenset[str] = frozenset(),
 ) -> tuple[Traced, list[str]]:
-    """The trace of a program, and what its Python has asked of its data, as sentences.
-    Every array among the arguments is traced; those whose number the program asks for
-    are not when it is run once more. A program that asks for the number of a latent is
-    refused."""
+    """The trace of a program, and sentences about the data whose numbers its Python
+    asks for.
+
+    Every array among the arguments is traced at first. Arrays whose number the program
+    asks for become constants, and the program is traced again. A program that asks for
+    the number of a latent is refused.
+    """
     function = program.function
-    paths, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs))
-    arrays = [i for i, (_, leaf) in enumerate(paths) if is_data(leaf)]
-    factors = [
-        f for f in jax.tree.leaves((args, kwargs), is_leaf=is_factor) if is_factor(f)
-    ]
-    inside = {id(array) for array in jax.tree.leaves(factors)}
-    outside = {i for i in arrays if id(paths[i][1]) not in inside}
-    concrete, eager, asks = set[int](), False, list[str]()
+    leaves = _Leaves.of(args, kwargs)
+    concrete: set[int] = set()
+    eager = False
+    sentences: list[str] = []
     while True:
-        wrapped = [
-            Concrete(leaf) if i in concrete else leaf
-            for i, (_, leaf) in enumerate(paths)
-        ]
-        traced = Traced(function, jax.tree.unflatten(treedef, wrapped), eager, noised)
+        traced = Traced(function, leaves.with_concrete(concrete), eager, noised)
         try:
             code = _code(program, traced, latents, latents)
-            return replace(
-                traced, known_code=replace(code, identity=code.fingerprint())
-            ), asks
-        # the program has run with numbers: what fails now fails because of a tracer
+            code = replace(code, identity=code.fingerprint())
+            return replace(traced, known_code=code), sentences
+        # The program has run with numbers: what fails now fails because of a tracer.
         except Exception as error:
-            abstract = [i for i in arrays if i not in concrete]
-            named = {abstract[i] for i in _named(error)}
-            by_mask = any(
-                isinstance(e, jax.errors.NonConcreteBooleanIndexError)
-                for e in _chain(error)
-            )
-            if not named and (eager or by_mask):  # JAX does not report which
-                named = outside - concrete or set(abstract)
-            if not named and eager:
+            requested = leaves.requested(error, concrete, eager)
+            if not requested and eager:
                 better = _latent_error(error, program, traced, latents)
                 raise better from (error if better is not error else error.__cause__)
-            concrete, eager = concrete | named, True
-            asks += _asks(
-                error, sorted({_name_of(function, paths[i][0]) for i in named})
-            )
+            concrete = concrete | requested
+            eager = True
+            names = {_name_of(function, leaves.paths[i]) for i in requested}
+            sentences += _request_notes(error, sorted(names))
 
 
 def _code(
-    program: Program, untraced: Traced, latents: Sites, moved: Iterable[str]
+    program: Program, untraced: Traced, latents: Sites, inputs: Iterable[str]
 ) -> Code:
-    """The trace with the latents ``moved`` as inputs."""
+    """The trace with these latents as inputs; the others are constants."""
     reasons: dict[str, str | None] = {}
-    names = sorted(moved)
+    names = sorted(inputs)
     fixed: list[object] = []
 
+    # `_requested_arrays` finds the name ``arrays`` in JAX's errors.
     def call(arrays: list[Array], values: list[Array], key: Array) -> TracedStatements:
-        given = {**latents, **dict(zip(names, values, strict=True))}
+        latents_here = {**latents, **dict(zip(names, values, strict=True))}
         draws: Sites = {}
 
         def provide(kind: str, name: str, distribution: Distribution) -> Array:
             if kind == "static":
                 drawn = distribution.sample(jax.random.fold_in(key, len(draws)))
-                draws[name] = jax.lax.optimization_barrier(
-                    drawn
-                )  # a value of its own, also where that is a constant
-            return given[name]
+                # A variable of its own, also where the draw is a constant.
+                draws[name] = jax.lax.optimization_barrier(drawn)
+            return latents_here[name]
 
-        others = iter(arrays)
-        arguments = jax.tree.map(
-            lambda leaf: next(others) if _is_input(leaf) else leaf, untraced.arguments
-        )
+        remaining = iter(arrays)
+
+        def argument(leaf: object) -> object:
+            return next(remaining) if _is_input(leaf) else leaf
+
+        arguments = jax.tree.map(argument, untraced.arguments)
         statements = replace(untraced, arguments=arguments).run(provide)
         observed = {s.name: s for s in statements.values() if s.kind == "observed"}
-        reasons.update({name: not_gaussian(s) for name, s in observed.items()})
-        parts = {s.name: _parts(s, statements) for s in statements.values()}
-        fixed.extend(
-            _fixed(s, [*itertools.chain(*parts[s.name])]) for s in statements.values()
-        )
+        for name, statement in observed.items():
+            reasons[name] = not_gaussian(statement)
+        components = {s.name: _components(s, statements) for s in statements.values()}
+        for name, statement in statements.items():
+            flat = [*itertools.chain(*components[name])]
+            fixed.append(_fixed(statement, flat))
         return TracedStatements(
             draws,
             {name: s.log_prob() for name, s in observed.items()},
             {name: moments(s) for name, s in observed.items() if reasons[name] is None},
             {
-                name: [list(filter(_is_traced, part)) for part in each]
-                for name, each in parts.items()
+                name: [list(filter(_is_traced, leaf)) for leaf in leaves]
+                for name, leaves in components.items()
             },
         )
 
-    # The key's type alone: a key would be made in whatever code is traced while the
-    # program is checked.
+    # The key's type alone: a key itself would be made in whatever code is being traced
+    # while the program is checked.
     key = jax.eval_shape(jax.random.key, 0)
-    inputs = _arrays(untraced.arguments), [latents[name] for name in names], key
-    jaxpr, shapes = jax.make_jaxpr(call, return_shape=True)(*inputs)
-    bare, values = jax.tree.map(
-        lambda a: jax.typeof(a) if is_data(a) else a, (untraced, latents)
-    )
-    again = partial(_code, program, bare, values, names)
-    return Code(program, jaxpr, shapes, names, reasons, fixed, again, _settings())
+    arrays = _arrays(untraced.arguments)
+    values = [latents[name] for name in names]
+    jaxpr, shapes = jax.make_jaxpr(call, return_shape=True)(arrays, values, key)
+
+    def type_of(leaf: Any) -> Any:
+        return jax.typeof(leaf) if is_data(leaf) else leaf
+
+    # `retrace` holds types, since it lives as long as compiled code.
+    types, types_of_latents = jax.tree.map(type_of, (untraced, latents))
+    retrace = partial(_code, program, types, types_of_latents, names)
+    return Code(program, jaxpr, shapes, names, reasons, fixed, retrace, _settings())
 
 
-def _parts(
+def _components(
     statement: Statement, statements: dict[str, Statement]
 ) -> list[list[object]]:
-    """What each leaf of its factor is made of, with functions closed; then its
-    distribution, an observation's value."""
+    """The leaves of each factor in a statement, with functions closed, then those of
+    its distribution and of an observation's value."""
     if statement.kind == "observed":
         return [jax.tree.leaves((statement.distribution, statement.value))]
     if statement.kind not in ("noised", "evidence"):
         return [jax.tree.leaves(statement.distribution)]
+    site = statements.get(statement.site)
     try:
-        looked_at = statements.get(statement.site)
-        leaves = closed_leaves(
-            statement.factor
-            if looked_at is None
-            else of_one_member(statement, looked_at)
-        )
+        factor = statement.factor
+        if site is not None:
+            factor = of_one_member(statement, site)
+        leaves = closed_leaves(factor)
     except ComposeProbError as error:
-        raise type(error)(
-            error.found, where=error.where or statement.where, fix=error.fix
-        ) from error
+        where = error.where or statement.where
+        raise type(error)(error.found, where=where, fix=error.fix) from error
     codes = [function.code.jaxpr for function in closures(leaves)]
-    return [
-        *map(jax.tree.leaves, leaves),
-        [*jax.tree.leaves(statement.distribution), *codes],
-    ]
+    of_leaves: list[list[object]] = [jax.tree.leaves(leaf) for leaf in leaves]
+    return [*of_leaves, [*jax.tree.leaves(statement.distribution), *codes]]
 
 
-def closed_leaves(node: Factor, runs: tuple[str, ...] = ()) -> list[LeafFactor]:
-    """The leaves of an expression as it was written, with their functions closed;
-    ``runs`` are the conditions that run over data around it. Refuses a function that
-    cannot be called with the conditions that its leaf has."""
+def closed_leaves(node: Factor, running: tuple[str, ...] = ()) -> list[LeafFactor]:
+    """The leaves of an expression as it was written, with their functions closed.
+
+    Refuses a function that cannot be called with the conditions that its leaf has.
+
+    Args:
+        node: the expression.
+        running: the conditions that run over data in plates around it.
+    """
     if node.children:
         plate = plate_of(node)
-        below = runs if plate is None else (*runs, *plate.names)
+        below = running if plate is None else (*running, *plate.names)
         return [leaf for child in node.children for leaf in closed_leaves(child, below)]
     (leaf,) = factor_leaves(node)
     if not has_functions(leaf):
         return [leaf]
-    single = leaf.holding(first(leaf.fixed, Counter(runs)))
+    single = leaf.holding(first(leaf.fixed, Counter(running)))
     try:
         return [closed(single, single.call_conditions())]
     except Exception:
-        single.check_network()  # has the better message
+        single.check_network()  # raises the error with the better message
         raise
 
 
-def _fixed(statement: Statement, parts: list[object]) -> list[object]:
-    """What of a statement shows in no equation of the trace, and yet when the program
-    is run again."""
-    if statement.kind in ("noised", "evidence") and not any(map(_is_traced, parts)):
-        return []  # a factor of no latent is not asked of the program again
+def _fixed(statement: Statement, components: list[object]) -> list[object]:
+    """Values in a statement that no equation of the trace shows, and that running the
+    program again depends on."""
+    if statement.kind in ("noised", "evidence") and not any(
+        map(_is_traced, components)
+    ):
+        # The density keeps a factor of no latent itself, and does not run for it again.
+        return []
     if statement.kind == "static":
-        statement.log_prob()  # now its equations are in the trace
-    return [
-        str(jax.typeof(p)) if _is_traced(p) else p for p in [*parts, statement.value]
-    ]
+        statement.log_prob()  # puts its equations into the trace
+    fixed: list[object] = []
+    for value in [*components, statement.value]:
+        if _is_traced(value):
+            fixed.append(str(jax.typeof(value)))
+        else:
+            fixed.append(value)
+    return fixed
 
 
 def _is_traced(leaf: object) -> TypeGuard[Array]:
@@ -489,36 +558,39 @@ def _is_traced(leaf: object) -> TypeGuard[Array]:
 
 
 def not_gaussian(statement: Statement) -> str | None:
-    """Why an observation's noise is not Gaussian, as far as its distribution shows."""
+    """The reason why an observation's noise is not Gaussian, as far as its distribution
+    shows; None where it is."""
     if masked(statement.distribution) or statement.scale is not None:
         return "a handler masks or scales it"
     inner = unwrap(statement.distribution)
-    if type(inner) not in (dist.Normal, dist.MultivariateNormal):
-        if isinstance(inner, dist.Unit):
-            return "it is soft evidence, not a Gaussian measurement"
-        return f"its distribution is {type(inner).__name__}, not Normal or MultivariateNormal"
-    return None
+    if type(inner) in (dist.Normal, dist.MultivariateNormal):
+        return None
+    if isinstance(inner, dist.Unit):
+        return "it is soft evidence, not a Gaussian measurement"
+    name = type(inner).__name__
+    return f"its distribution is {name}, not Normal or MultivariateNormal"
 
 
 def not_linear(primitive: str = "") -> str:
-    """Why an observation's mean is no linear measurement, and the primitive of JAX's
-    that is not linear."""
-    return "its mean is not a linear function of what it measures" + (
-        f" (JAX's `{primitive}`)" if primitive else ""
-    )
+    """The reason that an observation's mean is not linear, by the primitive of JAX's
+    that makes it so."""
+    reason = "its mean is not a linear function of what it measures"
+    if primitive:
+        reason += f" (JAX's `{primitive}`)"
+    return reason
 
 
-def moments(statement: Statement) -> tuple[Array, Array]:
-    """value − mean, (m,), and covariance, (m, m), of a Gaussian observation."""
+def moments(statement: Statement) -> tuple[Float[Array, " m"], Float[Array, "m m"]]:
+    """value − mean and covariance of a Gaussian observation."""
     residual, noise, diagonal = _residual(statement)
     if diagonal:
         return residual.ravel(), jnp.diag(noise.ravel())
-    return residual.ravel(), block_diag(*noise.reshape(-1, *noise.shape[-2:]))
+    blocks = noise.reshape(-1, *noise.shape[-2:])
+    return residual.ravel(), block_diag(*blocks)
 
 
-def whitened(statement: Statement) -> tuple[Array, Array]:
-    """L⁻¹·(value − mean), (m,), and log det L of a Gaussian observation of covariance
-    L·Lᵀ."""
+def whitened(statement: Statement) -> tuple[Float[Array, " m"], Float[Array, ""]]:
+    """L⁻¹·(value − mean) and log det L of a Gaussian observation of covariance L·Lᵀ."""
     residual, noise, diagonal = _residual(statement)
     if diagonal:
         scale = jnp.sqrt(noise)
@@ -528,35 +600,45 @@ def whitened(statement: Statement) -> tuple[Array, Array]:
     return jnp.einsum("...ij,...j->...i", root, residual).ravel(), log_det
 
 
-def _residual(statement: Statement) -> tuple[Array, Array, bool]:
-    """value − mean, its variances or its covariances (…, n, n), and whether they are
-    variances."""
-    distribution, inner = statement.distribution, unwrap(statement.distribution)
+class _Residual(NamedTuple):
+    """A Gaussian observation's distance from its mean, and its noise.
+
+    Attributes:
+        residual: value − mean.
+        noise: variances, of the residual's shape, or covariances, (…, n, n).
+        diagonal: whether the noise is given by variances.
+    """
+
+    residual: Float[Array, ...]
+    noise: Float[Array, ...]
+    diagonal: bool
+
+
+def _residual(statement: Statement) -> _Residual:
+    distribution = statement.distribution
+    inner = unwrap(distribution)
     residual = jnp.asarray(statement.value, jnp.result_type(float)) - distribution.mean
+    shape = residual.shape
     if type(inner) is dist.Normal:
-        return residual, jnp.broadcast_to(distribution.variance, residual.shape), True
-    return (
-        residual,
-        jnp.broadcast_to(
-            inner.covariance_matrix, (*residual.shape, residual.shape[-1])
-        ),
-        False,
-    )
+        variance = jnp.broadcast_to(distribution.variance, shape)
+        return _Residual(residual, variance, True)
+    covariance = jnp.broadcast_to(inner.covariance_matrix, (*shape, shape[-1]))
+    return _Residual(residual, covariance, False)
 
 
 def is_data(leaf: object) -> bool:
-    """Whether a leaf of the arguments is an array."""
+    """Return whether a leaf of the arguments is an array."""
     return eqx.is_array(leaf) or isinstance(leaf, np.ndarray)
 
 
 def _name_of(function: Callable[..., object], path: tuple[Any, ...]) -> str:
     """The parameter of ``function`` that holds a leaf, by the leaf's path in ``(args,
     kwargs)``."""
-    where, which = path[0].idx, path[1]
-    if where == 1:
-        return str(which.key)
+    half, argument = path[:2]
+    if half.idx == 1:
+        return str(argument.key)
     parameters = list(inspect.signature(function).parameters)
-    return parameters[min(which.idx, len(parameters) - 1)]
+    return parameters[min(argument.idx, len(parameters) - 1)]
 
 
 def _arrays(arguments: Arguments) -> list[Array]:
@@ -564,34 +646,39 @@ def _arrays(arguments: Arguments) -> list[Array]:
 
 
 def _is_input(leaf: object) -> bool:
-    """Whether a leaf of the arguments is traced: an array, or the shape of one."""
+    """Return whether a leaf of the arguments is traced: an array, or the shape of
+    one."""
     return is_data(leaf) or isinstance(leaf, jax.core.ShapedArray)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and those that it was raised from."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
-def _named(error: Exception) -> set[int]:
-    """Which of the traced arrays' numbers were asked for: JAX names the inputs that a
-    value depends on."""
-    found = [e for e in _chain(error) if isinstance(e, NOT_CONCRETE)]
-    return {int(n) for e in found for n in re.findall(r"\barrays\[(\d+)\]", str(e))}
+def _requested_arrays(error: Exception) -> set[int]:
+    """The numbers of the traced arrays that Python asked for the value of: JAX names
+    the inputs that a value depends on."""
+    requested: set[int] = set()
+    for cause in _causes(error):
+        if isinstance(cause, NOT_CONCRETE):
+            numbers = re.findall(r"\barrays\[(\d+)\]", str(cause))
+            requested.update(int(number) for number in numbers)
+    return requested
 
 
-def _asks(error: Exception, names: list[str]) -> list[str]:
-    """The note about a program that asks for numbers of these arguments; nothing where
-    the library asks, as for powers, which are numbers by their nature."""
-    found = next((e for e in _chain(error) if isinstance(e, NOT_CONCRETE)), None)
-    if not names or not isinstance(found, Exception) or requested_by_library(found):
+def _request_notes(error: Exception, names: list[str]) -> list[str]:
+    """The note about a program that asks for the numbers of these arguments; none
+    where the library asks, as for powers, which are numbers by their nature."""
+    requests = (e for e in _causes(error) if isinstance(e, NOT_CONCRETE))
+    request = next(requests, None)
+    if not names or not isinstance(request, Exception) or requested_by_library(request):
         return []
-    does, _, where = number_request(found)
-    return [
-        f"{where} {does} {' and '.join(names)}: what it holds is compiled in as a constant"
-    ]
+    does, _, where = number_request(request)
+    arguments = " and ".join(names)
+    return [f"{where} {does} {arguments}: what it holds is compiled in as a constant"]
 
 
 def _latent_error(
@@ -599,17 +686,18 @@ def _latent_error(
 ) -> Exception:
     """The error for a program that asks for the number of a latent, or the error itself
     where it is another."""
+    # With one latent traced at a time, the one that fails is the one that was asked.
     for name in latents:
         try:
             _code(program, untraced, latents, [name])
-        except NOT_CONCRETE as own:
-            does, fix, where = number_request(own)
+        except NOT_CONCRETE as request:
+            does, fix, where = number_request(request)
             return ProgramError(
-                f"Program '{program.name}' {does} a value that depends on the site {name!r}, which has many values at "
-                "once.",
+                f"Program '{program.name}' {does} a value that depends on the site "
+                f"{name!r}, which has many values at once.",
                 where=where,
                 fix=fix,
             )
-        except Exception as own:
-            return own
+        except Exception as other:
+            return other
     return error

@@ -1,8 +1,9 @@
-"""How often a program is run to be compiled, and what is said of one whose Python asks
-for its data."""
+"""Compilation runs a program a few times, and the density notes that its Python asked
+for the numbers of its data."""
 
 import functools
-from pathlib import Path
+from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -30,7 +31,8 @@ MODEL = cp.Diffusion(
 
 
 def exact(f, y):
-    x, m = cp.sample("x", f), cp.sample("m", dist.Normal(0.0, 1.0))
+    x = cp.sample("x", f)
+    m = cp.sample("m", dist.Normal(0.0, 1.0))
     cp.observe("y", dist.Normal(x[0] + m, 0.1), y)
 
 
@@ -107,70 +109,91 @@ def test_a_program_is_run_three_times(name):
     function, *arguments = PROGRAMS[name]
     program = counted(function)
     density = cp.compile(cp.program(program), *arguments)
-    # Soft evidence is followed out along rays as well, once for each policy.
-    assert program.runs <= (
-        8 if name == "every policy" else 3
-    )  # with numbers, with others for scales, with tracers
+    # Once with numbers, once with others for scales, once with tracers.
+    most = 3
+    if name == "every policy":
+        # Soft evidence is followed along rays as well, once for each policy.
+        most = 8
+    assert program.runs <= most
     position = jax.eval_shape(density.initial, jax.random.key(0))
-    assert {name: site.shape for name, site in density.sites.items()} == {
-        n: x.shape for n, x in position.items()
-    }
+    of_sites = {name: site.shape for name, site in density.sites.items()}
+    assert of_sites == {name: x.shape for name, x in position.items()}
     assert jax.eval_shape(lambda at: density.log_density(at, 0), position).shape == ()
 
 
-def asking(mean, of_y=False):
-    """Data y, or others, whose mean is a function of x and y."""
-    return lambda f, y: cp.observe(
-        "z", dist.Normal(mean(cp.sample("x", f), y), 0.1), y if of_y else 0.2
-    )
+class Request(NamedTuple):
+    """A program whose Python asks for the numbers of its data y.
+
+    Attributes:
+        function: the function that asks; its line is named.
+        program: the program's function.
+        y: the data.
+    """
+
+    function: Callable
+    program: Callable
+    y: jax.Array | np.ndarray
 
 
+def asking(mean, y):
+    """An observation whose mean is a function of x and y."""
+
+    def program(f, y):
+        cp.observe("z", dist.Normal(mean(cp.sample("x", f), y), 0.1), 0.2)
+
+    return Request(mean, program, y)
+
+
+def asking_beside_data(mean, y):
+    """The same, with y as the observed value too."""
+
+    def program(f, y):
+        cp.observe("z", dist.Normal(mean(cp.sample("x", f), y), 0.1), y)
+
+    return Request(mean, program, y)
+
+
+def of_the_site(f, y):
+    factor = f if y > 0 else f**2
+    cp.sample("x", factor)
+
+
+THREE = jnp.array(3.0)
 ASKING = {
-    "if": (asking(lambda x, y: x[0] if y > 0 else x[1], of_y=True), jnp.array(3.0)),
-    "if of a mean": (
-        asking(lambda x, y: x[0] + (0.1 if jnp.mean(y) > 0 else 0.2), of_y=True),
-        np.array([1.0, 2.0]),
+    "if": asking_beside_data(lambda x, y: x[0] if y > 0 else x[1], THREE),
+    "if of a mean": asking_beside_data(
+        lambda x, y: x[0] + (0.1 if jnp.mean(y) > 0 else 0.2), np.array([1.0, 2.0])
     ),
-    "float": (asking(lambda x, y: x[0] + float(y)), jnp.array(3.0)),
-    "numpy": (asking(lambda x, y: x[0] + np.asarray(y)), jnp.array(3.0)),
-    "range": (
-        asking(lambda x, y: sum(x[0] * i for i in range(int(y)))),
-        jnp.array(3.0),
-    ),
-    "mask": (asking(lambda x, y: x[0] + y[y > 0].sum()), jnp.array([1.0, -1.0])),
-    "if without observations": (
-        lambda f, y: cp.sample("x", f if y > 0 else f**2),
-        jnp.array(3.0),
-    ),
+    "float": asking(lambda x, y: x[0] + float(y), THREE),
+    "numpy": asking(lambda x, y: x[0] + np.asarray(y), THREE),
+    "range": asking(lambda x, y: sum(x[0] * i for i in range(int(y))), THREE),
+    "mask": asking(lambda x, y: x[0] + y[y > 0].sum(), jnp.array([1.0, -1.0])),
+    "if without observations": Request(of_the_site, of_the_site, THREE),
 }
 
 
 @pytest.mark.parametrize("name", ASKING)
 def test_data_that_become_constants_are_named_with_their_line(name):
-    function, y = ASKING[name]
-    program = counted(function)
-    density = cp.compile(cp.program(program), NORMAL, y)
+    request = ASKING[name]
+    program = counted(request.program)
+    density = cp.compile(cp.program(program), NORMAL, request.y)
     assert program.runs <= 4
-    (said,) = [text for text in str(density).splitlines() if "constant" in text]
-    lines, row = Path(__file__).read_text(encoding="utf-8").splitlines(), f'"{name}": ('
-    assert (
-        f"test_trace.py:{1 + next(i for i, text in enumerate(lines) if row in text)}"
-        in said
-    )
-    assert " y" in said
+    (note,) = [text for text in str(density).splitlines() if "constant" in text]
+    line = request.function.__code__.co_firstlineno
+    if request.function is of_the_site:
+        line += 1  # below its `def`
+    assert f"test_trace.py:{line}" in note
+    assert " y" in note
 
 
 def settings(f, y, count, weight, flag, power):
-    x = cp.sample("x", f ** (power if flag else 1.0))
+    if flag:
+        f = f**power
+    x = cp.sample("x", f)
     for i in range(count):
         mean = x[0] * weight if weight > 0.5 else x[1]
-        cp.observe(
-            f"y{i}",
-            dist.Normal(
-                mean + y[: len(y) // 2].sum() * y.shape[0] / max(y.ndim, 1), 0.1
-            ),
-            0.2,
-        )
+        of_shapes = y[: len(y) // 2].sum() * y.shape[0] / max(y.ndim, 1)
+        cp.observe(f"y{i}", dist.Normal(mean + of_shapes, 0.1), 0.2)
 
 
 @pytest.mark.parametrize("power", [2.0, np.float32(2.0), jnp.array(2.0)])
@@ -180,13 +203,15 @@ def test_nothing_is_said_of_shapes_and_settings_and_powers(power):
 
 
 def test_only_what_is_asked_for_is_compiled_in():
-    """New data reuse compiled code beside a number that the program has been asked for,
-    and that code has."""
-    traces, position = 0, {"x": jnp.array([0.3, -0.2])}
+    """New data reuse compiled code, beside a number that the program asks for, which is
+    compiled in."""
+    traces = 0
+    position = {"x": jnp.array([0.3, -0.2])}
 
     def scene(f, w, y):
         x = cp.sample("x", f)
-        cp.observe("y", dist.Normal(x[0] if w > 0 else x[1], 0.1), y)
+        mean = x[0] if w > 0 else x[1]
+        cp.observe("y", dist.Normal(mean, 0.1), y)
 
     @eqx.filter_jit
     def score(density, x):
@@ -229,16 +254,9 @@ def test_influences_of_calls_and_loops():
         return first, second, last, rows, chosen, jnp.zeros_like(a), jax.nn.relu(b)
 
     jaxpr = jax.make_jaxpr(function)(1.0, 2.0, 3.0).jaxpr
-    found = Influence().outputs(jaxpr, [frozenset(name) for name in "abc"])
-    assert ["".join(sorted(names)) for names in found] == [
-        "a",
-        "b",
-        "ab",
-        "ab",
-        "c",
-        "",
-        "b",
-    ]
+    influences = Influence().outputs(jaxpr, [frozenset(name) for name in "abc"])
+    names = ["".join(sorted(inputs)) for inputs in influences]
+    assert names == ["a", "b", "ab", "ab", "c", "", "b"]
 
 
 @pytest.mark.parametrize(

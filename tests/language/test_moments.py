@@ -306,7 +306,7 @@ OTHERS = {
 def test_scores_alone_take_it_by_default_and_others_if_they_ask(factor, expected):
     density = cp.compile(linear, factor, Y, 0.3)
     assert policy(density) == expected
-    words = "y moments (2 Jacobian–vector products an evaluation), since the prior of 'x' is no mixture"
+    words = "y moments (2 Jacobian–vector products an evaluation), since the prior of 'x' is not a mixture"
     assert factor is not PRIOR or words in str(density)
     asked = cp.compile(linear, factor, Y, 0.3, anneal="moments")
     assert policy(asked) == "moments"

@@ -222,7 +222,13 @@ class Member(NamedTuple):
 
     @property
     def counts(self) -> tuple[int, ...]:
+        """The number of values of each plate."""
         return tuple(plate.count for plate in self.plates)
+
+    @property
+    def rows(self) -> int:
+        """The number of evaluations that it stands for."""
+        return math.prod(self.counts)
 
 
 class Group(eqx.Module):

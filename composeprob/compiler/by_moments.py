@@ -266,8 +266,8 @@ def _positive(w: Float[Array, "n n"]) -> Float[Array, "n n"]:
 def _log_along_first(
     whole: Float[Array, "n n"], least: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """⟨q, log(D + W)·q⟩ by Lanczos' quadrature, of D + W in the Krylov space of q, where
-    q is the first of the basis and D ≥ ``least``. Its derivative is that of W,
+    """⟨q, log(D + W)·q⟩ by Lanczos' quadrature, of D + W in the Krylov space of q,
+    where q is the first of the basis and D ≥ ``least``. Its derivative is that of W,
     ⟨(D + W)⁻¹·q, dW·q⟩."""
     values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(whole))
     values = jnp.maximum(values, least)

@@ -283,9 +283,9 @@ def _krylov(
     spread: Callable[[Array], Sites],
     image: Callable[[Array, Sites], Array],
 ) -> tuple[Float[Array, "{count} m"], Sites]:
-    """An orthonormal basis of e, K·e, …, K^{n−1}·e with n = ``count`` and K = D + W − I,
-    and V·Bᵀ·q = ``spread(q)`` of each q in it; zeros beyond the last one where the space
-    has fewer dimensions. ``image`` makes K·q of q and that."""
+    """An orthonormal basis of e, K·e, …, K^{n−1}·e, where n = ``count`` and K = D + W −
+    I, and V·Bᵀ·q = ``spread(q)`` of each q in it; zeros beyond the last one where the
+    space has fewer dimensions. ``image`` makes K·q of q and that."""
 
     def extend(
         i: Array, carry: tuple[Array, Array, Sites]

@@ -303,15 +303,15 @@ def stack_of(mixture: Gaussians, rows: np.ndarray) -> Stack:
     dtype = jnp.result_type(float)
     if basis is not None:
         basis = basis.astype(dtype)
-    group = Stack(
-        rows,
-        mixture.entries,
-        mixture.log_weights.astype(dtype),
-        mixture.means.astype(dtype),
-        basis,
-        widths.astype(dtype),
-    )
-    return jax.tree.map(lambda a: a[None], group)
+    fields: dict[str, Any] = {
+        "rows": rows,
+        "columns": mixture.entries,
+        "log_weights": mixture.log_weights.astype(dtype),
+        "means": mixture.means.astype(dtype),
+        "basis": basis,
+        "widths": widths.astype(dtype),
+    }
+    return Stack(**jax.tree.map(lambda a: a[None], fields))
 
 
 def stacked(groups: list[Stack]) -> tuple[Stack, ...]:

@@ -1,11 +1,15 @@
-"""Evidence at a site: which plates are about it, which members of them count, and which
-axes of its conditions are theirs."""
+"""Evidence at a site: the plates about it, the members of them that count, and the axes
+of its conditions that are theirs."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool
 
 from composeprob.errors import ProgramError, ShapeError
 from composeprob.factors.algebra import power
@@ -15,6 +19,16 @@ from composeprob.ir.leaves import first
 from composeprob.language.interpret import Statement, layers
 
 
+class Axis(NamedTuple):
+    """An axis of a batch: its plate, None where there is none, and its size."""
+
+    plate: str | None
+    size: int
+
+
+NO_AXIS = Axis(None, 1)
+
+
 def scaled(evidence: Statement) -> Factor:
     """The factor of a piece of evidence, to the power that ``numpyro.handlers.scale``
     gives it."""
@@ -22,15 +36,18 @@ def scaled(evidence: Statement) -> Factor:
         return evidence.factor
     if isinstance(evidence.scale, jax.core.Tracer) or np.ndim(evidence.scale):
         raise ProgramError(
-            f"The factor {evidence.name!r} is scaled by an array, and a factor has one power.",
+            f"The factor {evidence.name!r} is scaled by an array, and a factor has one "
+            "power.",
             where=evidence.where,
-            fix="scale by one number; what members count differently for is a condition of the factor.",
+            fix="scale by one number; what members count differently for is a "
+            "condition of the factor.",
         )
     return power(evidence.factor, float(evidence.scale))
 
 
-def mask(evidence: Statement) -> np.ndarray:
-    """Which members of its plates count, of a shape that broadcasts to theirs."""
+def mask(evidence: Statement) -> Bool[np.ndarray, "*plates"]:
+    """True for the members of its plates that count, of a shape that broadcasts to
+    theirs."""
     keep = np.ones((), bool)
     for layer in layers(evidence.distribution):
         mask = getattr(layer, "_mask", True)
@@ -47,103 +64,124 @@ def mask(evidence: Statement) -> np.ndarray:
 def plates(evidence: Statement, site: Statement) -> dict[str, int]:
     """The plates about a piece of evidence and its site, outermost axis first, with
     their sizes."""
-    shape, event = tuple(jnp.shape(site.value)), evidence.factor.event_shape
+    shape = tuple(jnp.shape(site.value))
+    event = evidence.factor.event_shape
     inner = shape[: len(shape) - len(event)]
-    # A plate that both stand in runs over members: an event of all of them is none of a
-    # member's.
-    shared = {
-        dim
-        for dim in site.dims[len(inner) :]
-        if dim is not None and dim in evidence.dims
-    }
+    # A plate that both stand in runs over members, so its axis is not part of one
+    # member's event.
+    shared = [dim for dim in site.dims[len(inner) :] if dim and dim in evidence.dims]
     if shape[len(inner) :] != event or not all(site.dims[: len(inner)]) or shared:
+        value = shape[sum(dim is not None for dim in site.dims) :]
         raise ShapeError(
-            f"The factor {evidence.name!r} has events of shape {event}, but one value of site {site.name!r} has the "
-            f"shape {shape[sum(dim is not None for dim in site.dims) :]}.",
+            f"The factor {evidence.name!r} has events of shape {event}, but one value "
+            f"of site {site.name!r} has the shape {value}.",
             where=evidence.where,
-            fix="use a factor over events of that shape, or cp.window for one that sees a part of them; one of all "
-            "members together stands outside of their plate.",
+            fix="use a factor over events of that shape, or cp.window for one that "
+            "sees a part of them; one of all members together stands outside of their "
+            "plate.",
         )
     outer = evidence.distribution.batch_shape
     depth = max(len(inner), len(outer))
-    of_site = [(None, 1)] * (depth - len(inner)) + list(
-        zip(site.dims, inner, strict=False)
+    of_site = _axes(site.dims, inner, depth)
+    of_factor = _axes(evidence.dims, outer, depth)
+    sizes = {}
+    for axis, other in zip(of_site, of_factor, strict=True):
+        name = axis.plate or other.plate
+        clash = bool(axis.plate and other.plate and axis.plate != other.plate)
+        # An axis without a plate is a mask's, which may be 1 for all members.
+        too_long = other.plate is None and other.size > axis.size
+        if name is None or clash or too_long:
+            raise _misplaced(evidence, site, axis, other)
+        sizes[name] = axis.size if axis.plate else other.size
+    return sizes
+
+
+def _axes(dims: Sequence[str | None], shape: tuple[int, ...], depth: int) -> list[Axis]:
+    """The axes of a batch, filled up on the left, as batches broadcast from the
+    right."""
+    axes = [Axis(*pair) for pair in zip(dims, shape, strict=False)]
+    return [NO_AXIS] * (depth - len(shape)) + axes
+
+
+def _misplaced(
+    evidence: Statement, site: Statement, axis: Axis, other: Axis
+) -> ShapeError:
+    """The error for evidence whose ``other`` axis does not fit the site's ``axis``."""
+    stands = f"a mask with an axis of {other.size}"
+    if other.plate:
+        stands = f"plate {other.plate!r}"
+    has = "no plate"
+    if axis.plate:
+        has = f"plate {axis.plate!r}, of size {axis.size}"
+    return ShapeError(
+        f"The factor {evidence.name!r} stands in {stands}, where its site "
+        f"{site.name!r} has {has}.",
+        where=evidence.where,
+        fix="write it within its site's plates, and others inside of these; a mask has "
+        "the axes of the plates.",
     )
-    of_factor = [(None, 1)] * (depth - len(outer)) + list(
-        zip(evidence.dims, outer, strict=True)
-    )
-    about = {}
-    for (name, size), (other, found) in zip(of_site, of_factor, strict=True):
-        if (
-            (name or other) is None
-            or (name and other and name != other)
-            or (other is None and found > size)
-        ):
-            stands = f"plate {other!r}" if other else f"a mask with an axis of {found}"
-            raise ShapeError(
-                f"The factor {evidence.name!r} stands in {stands}, where its site {site.name!r} has "
-                f"{f'plate {name!r}, of size {size}' if name else 'no plate'}.",
-                where=evidence.where,
-                fix="write it within its site's plates, and others inside of these; a mask has the axes of the plates.",
-            )
-        about[name or other or ""] = size if name else found
-    return about
 
 
 def plate_axes(
     evidence: Statement, leaf: LeafFactor, about: dict[str, int]
 ) -> dict[str, int]:
-    """Of each condition of a leaf, how many of its leading axes are those of the
-    plates, as of `plates`."""
-    return {
-        name: _leading(evidence, name, jnp.shape(value), about)
-        for name, value in leaf.fixed.items()
-    }
+    """For each condition of a leaf, the number of its leading axes that are those of
+    the plates ``about`` it, as `plates` gives them."""
+    axes = {}
+    for name, value in leaf.fixed.items():
+        axes[name] = _leading(evidence, name, jnp.shape(value), about)
+    return axes
 
 
 def _leading(
-    evidence: Statement, name: str, shape: tuple[int, ...], plates: dict[str, int]
+    evidence: Statement, name: str, shape: tuple[int, ...], about: dict[str, int]
 ) -> int:
-    """How many leading axes of a condition are those of the innermost plates, 0 where
-    it is the same for all members.
+    """The number of leading axes of a condition that are those of the innermost plates,
+    0 where it is the same for all members.
 
     Axes are matched from the right, as NumPyro's batches are: of plates (sessions,
     subjects) a condition has one value for each pair with the axes (sessions, subjects,
     …), for each subject with (subjects, …) or (1, subjects, …), for each session with
     (sessions, 1, …)."""
-    batch = tuple(plates.values())
+    batch = tuple(about.values())
     if shape[: len(batch)] == batch:
         return len(batch)
-
-    def fits(lead: int) -> bool:
-        pairs = list(zip(shape[:lead], batch[len(batch) - lead :], strict=True))
-        return all(n in (1, size) for n, size in pairs) and (
-            any(n > 1 for n, _ in pairs) or shape[:lead] == batch
-        )
-
-    found = [lead for lead in range(1, min(len(batch), len(shape)) + 1) if fits(lead)]
-    misplaced = not found and bool(shape) and shape[0] > 1 and shape[0] in batch
-    if len(found) > 1 or misplaced:
-        each = ", ".join(f"{plate!r} of {size}" for plate, size in plates.items())
+    numbers = range(1, min(len(batch), len(shape)) + 1)
+    fitting = [number for number in numbers if _fits(shape[:number], batch)]
+    # The first axis looks like one of a plate, though not of the innermost.
+    misplaced = not fitting and bool(shape) and shape[0] > 1 and shape[0] in batch
+    if len(fitting) > 1 or misplaced:
+        each = ", ".join(f"{plate!r} of {size}" for plate, size in about.items())
+        why = "several of them fit."
+        if misplaced:
+            why = "its first axis is not where that plate's is."
         raise ShapeError(
-            f"Condition {name!r} of {evidence.name!r} has the shape {shape}, in the plates {each}: "
-            + (
-                "its first axis is not where that plate's is."
-                if misplaced
-                else "several of them fit."
-            ),
+            f"Condition {name!r} of {evidence.name!r} has the shape {shape}, in the "
+            f"plates {each}: {why}",
             where=evidence.where,
-            fix="give it the axes of all plates, in this order, of size 1 where it does not depend on one: "
-            f"jnp.broadcast_to(…, {batch} + shape of one value) is never ambiguous.",
+            fix="give it the axes of all plates, in this order, of size 1 where it "
+            f"does not depend on one: jnp.broadcast_to(…, {batch} + shape of one "
+            "value) is never ambiguous.",
         )
-    return found[0] if found else 0
+    return fitting[0] if fitting else 0
+
+
+def _fits(leading: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    """Return whether leading axes of a condition broadcast to the innermost plates, and
+    run over one of them."""
+    innermost = batch[len(batch) - len(leading) :]
+    pairs = list(zip(leading, innermost, strict=True))
+    if not all(n in (1, size) for n, size in pairs):
+        return False
+    return any(n > 1 for n, _ in pairs) or leading == batch
 
 
 def of_one_member(evidence: Statement, site: Statement) -> Factor:
     """The factor with the conditions of the first member of its plates: those that one
     evaluation has."""
     about = plates(evidence, site)
-    return rewrite_leaves(
-        evidence.factor,
-        lambda leaf: leaf.holding(first(leaf.fixed, plate_axes(evidence, leaf, about))),
-    )
+
+    def of_first(leaf: LeafFactor) -> LeafFactor:
+        return leaf.holding(first(leaf.fixed, plate_axes(evidence, leaf, about)))
+
+    return rewrite_leaves(evidence.factor, of_first)

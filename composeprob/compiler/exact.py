@@ -4,10 +4,11 @@ of x₀.
 With x = x_k = α·x₀ + σ·ε, S_j = α²·C_j + σ²·I and K_j = C_j·S_j⁻¹, component j states
 of x and of y given x
 
-    N(x; α·μ_j, S_j)    and    N(y; A·m_j + b, Σ + σ²·A·K_j·Aᵀ),    m_j = μ_j + α·K_j·(x − α·μ_j),
+    N(x; α·μ_j, S_j)    and    N(y; A·m_j + b, Σ + σ²·A·K_j·Aᵀ),
+    m_j = μ_j + α·K_j·(x − α·μ_j),
 
-so p(y | x) is the average of the second under the shares that the first gives the
-components. C_j is stored by its eigenvectors U_j and eigenvalues, so nothing of the
+so p(y | x) is the average of the second under the responsibilities that the first gives
+the components. C_j is stored by its eigenvectors U_j and eigenvalues, so nothing of the
 size of x is ever inverted.
 """
 
@@ -26,6 +27,7 @@ import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import block_diag
+from jaxtyping import Bool, Float, Int
 
 from composeprob.compiler.conjugate import (
     NotGaussian,
@@ -50,9 +52,22 @@ from composeprob.factors.whitening import log_normal_of_sum, whitener
 from composeprob.language.policies import bridge
 from composeprob.schedule import Noise, Schedule
 
-Measurement = tuple[Array, Array, Array]
-"""(y − b of shape (M,), A of shape (M, D), Σ of shape (M, M)) with every measurement
-and every noised entry."""
+
+class Measurement(NamedTuple):
+    """Every measurement, to first order in every noised entry."""
+
+    residual: Float[Array, " m"]  # y − b
+    slope: Float[Array, "m d"]  # A
+    covariance: Float[Array, "m m"]  # Σ
+
+
+class LogDensities(NamedTuple):
+    """Places in the (3,) numbers that a group is worth, as one array so that one
+    transposed pass gives the gradient of any of them."""
+
+    exact: Any  # log p(y | x)
+    clean: Any  # log p(y | x₀ = x/α)
+    prior: Any  # log p(x)
 
 
 class Stack(eqx.Module):
@@ -60,97 +75,106 @@ class Stack(eqx.Module):
     evaluated together.
 
     Attributes:
-        rows: the measurements of each group, (B, m).
-        columns: the entries that they depend on, (B, n).
-        log_weights: (B, J).
-        means: μ, (B, J, n).
-        basis: U, (B, J, n, n), or (B, 1, n, n) where components are alike; None where
-            every C is diagonal.
-        widths: eigenvalues of C, (B, J, n) or (B, 1, n).
+        rows: the measurements of each group.
+        columns: the entries that they depend on.
+        log_weights: log w_j.
+        means: μ_j.
+        basis: U_j, with one for all components where these are alike; None where every
+            C is diagonal.
+        widths: eigenvalues of C_j, with one row for all components where these are
+            alike.
     """
 
-    rows: Array
-    columns: Array
-    log_weights: Array
-    means: Array
-    basis: Array | None
-    widths: Array
+    rows: Int[Array, "groups m"]
+    columns: Int[Array, "groups n"]
+    log_weights: Float[Array, "groups components"]
+    means: Float[Array, "groups components n"]
+    basis: Float[Array, "groups components_or_1 n n"] | None
+    widths: Float[Array, "groups components_or_1 n"]
 
-    def __call__(self, x: Array, measured: Measurement, noise: Noise) -> Array:
-        """(log p(y | x), log p(y | x₀ = x/α), log p(x)) of all groups together, shape
-        (3,)."""
+    def __call__(
+        self, x: Float[Array, " d"], measured: Measurement, noise: Noise
+    ) -> Float[Array, " terms"]:
+        """The `LogDensities` of all groups together."""
         y, a, covariance = measured
-        x, y = x[self.columns], y[self.rows]
+        x = x[self.columns]
+        y = y[self.rows]
         a = a[self.rows[:, :, None], self.columns[:, None, :]]
         covariance = covariance[self.rows[:, :, None], self.rows[:, None, :]]
-        alpha, squared = noise.alpha, noise.sigma**2
+        of_group = jax.vmap(partial(_log_densities, noise))
+        return jnp.sum(of_group(self, x, y, a, covariance), 0)
 
-        def log_densities(
-            stack: Stack, x: Array, y: Array, a: Array, covariance: Array
-        ) -> Array:
-            away = x - alpha * stack.means
-            rotated = (
-                away
-                if stack.basis is None
-                else jnp.einsum("...ik,...i->...k", stack.basis, away)
-            )
-            spread = alpha**2 * stack.widths + squared
-            size = x.shape[-1] * math.log(2 * math.pi)
-            of_x = (
-                stack.log_weights
-                - 0.5 * jnp.sum(rotated**2 / spread + jnp.log(spread), -1)
-                - 0.5 * size
-            )
-            gain = stack.widths / spread
-            back = gain * rotated
-            back = (
-                back
-                if stack.basis is None
-                else jnp.einsum("...ik,...k->...i", stack.basis, back)
-            )
-            loadings = a if stack.basis is None else a @ stack.basis
-            instrument = whitener(covariance)
-            blur = noise.sigma * loadings * jnp.sqrt(gain)[..., None, :]
-            of_y = log_normal_of_sum(
-                y - (stack.means + alpha * back) @ a.T, instrument, blur
-            )
-            clean = log_normal_of_sum(
-                y - a @ (x / alpha), instrument, jnp.zeros_like(y)[:, None]
-            )
-            return jnp.stack(
-                [
-                    jax.nn.logsumexp(jax.nn.log_softmax(of_x) + of_y),
-                    clean,
-                    jax.nn.logsumexp(of_x),
-                ]
-            )
 
-        return jnp.sum(jax.vmap(log_densities)(self, x, y, a, covariance), 0)
+def _log_densities(
+    noise: Noise,
+    group: Stack,
+    x: Float[Array, " n"],
+    y: Float[Array, " m"],
+    a: Float[Array, "m n"],
+    covariance: Float[Array, "m m"],
+) -> Float[Array, " terms"]:
+    """The `LogDensities` of one group, a `Stack` without its leading axis."""
+    alpha = noise.alpha
+    squared = noise.sigma**2
+    away = x - alpha * group.means
+    # Uᵀ·(x − α·μ), in which S and K are diagonal.
+    rotated = away
+    if group.basis is not None:
+        rotated = jnp.einsum("...ik,...i->...k", group.basis, away)
+    spread = alpha**2 * group.widths + squared
+    size = x.shape[-1] * math.log(2 * math.pi)
+    of_x = (
+        group.log_weights
+        - 0.5 * jnp.sum(rotated**2 / spread + jnp.log(spread), -1)
+        - 0.5 * size
+    )
+    gain = group.widths / spread
+    step = gain * rotated
+    if group.basis is not None:
+        step = jnp.einsum("...ik,...k->...i", group.basis, step)
+    loadings = a if group.basis is None else a @ group.basis
+    instrument = whitener(covariance)
+    # σ²·A·K·Aᵀ = blur·blurᵀ: kept apart from Σ, which may be far smaller than it, or
+    # rounding would cost hundreds of nats.
+    blur = noise.sigma * loadings * jnp.sqrt(gain)[..., None, :]
+    predicted = (group.means + alpha * step) @ a.T
+    of_y = log_normal_of_sum(y - predicted, instrument, blur)
+    no_blur = jnp.zeros_like(y)[:, None]
+    clean = log_normal_of_sum(y - a @ (x / alpha), instrument, no_blur)
+    exact = jax.nn.logsumexp(jax.nn.log_softmax(of_x) + of_y)
+    return jnp.stack(LogDensities(exact, clean, jax.nn.logsumexp(of_x)))
 
 
 class ClosedForm(NamedTuple):
-    """log E and ∇log E; what the density has of it and the gradient of that, a power of
-    E or, at level 0, the likelihood; and what the rate gains. Where E is tiny that
-    power is no sum of log E and a correction: to rounding they would cancel."""
+    """The closed-form term E = p(y | x_k) at one position.
 
-    log_exact: Array
+    ``annealed`` is not E but a power of it or, at level 0, the likelihood. Where E is
+    tiny that power is no sum of log E and a correction: to rounding they would cancel.
+
+    Attributes:
+        log_exact: log E.
+        of_exact: ∇log E.
+        annealed: the term that the density has in the place of log E.
+        of_annealed: its gradient.
+        crossed: what the rate gains.
+    """
+
+    log_exact: Float[Array, ""]
     of_exact: Sites
-    annealed: Array
+    annealed: Float[Array, ""]
     of_annealed: Sites
-    crossed: Array
+    crossed: Float[Array, ""]
 
     @property
-    def correction(self) -> Array:
-        """The log-potential that makes of E what the density has of it."""
+    def correction(self) -> Float[Array, ""]:
+        """The log-potential that turns E into the density's term."""
         return self.annealed - self.log_exact
 
 
 def no_closed_form(xs: Sites, zs: Sites) -> ClosedForm:
-    """Where no observation is annealed so."""
-    zero, zeros = (
-        jnp.zeros((), jnp.result_type(float)),
-        jax.tree.map(jnp.zeros_like, {**xs, **zs}),
-    )
+    """The constant 1, for programs without exactly annealed observations."""
+    zero = jnp.zeros((), jnp.result_type(float))
+    zeros = jax.tree.map(jnp.zeros_like, {**xs, **zs})
     return ClosedForm(zero, zeros, zero, zeros, zero)
 
 
@@ -159,18 +183,18 @@ class Exact(eqx.Module):
 
     Attributes:
         stacks: the groups.
-        inside: which entries of A the groups read, (M, D); were another one more than
-            rounding, the density is NaN.
+        inside: True for the entries of A that the groups read; were another one more
+            than rounding, the density is NaN.
         names: the observations.
         shapes: the noised sites that they depend on, ``(site, shape)``.
-        marginal: whether the sites' densities are the noised marginals of the prior
+        marginal: True if the sites' densities are the noised marginals of the prior
             that the groups hold.
-        bridged: whether they depend on static sites, which then meet the data level by
+        bridged: True if they depend on static sites, which then meet the data level by
             level.
     """
 
     stacks: tuple[Stack, ...]
-    inside: Array | np.ndarray
+    inside: Bool[Array, "m d"] | Bool[np.ndarray, "m d"]
     names: tuple[str, ...] = eqx.field(static=True)
     shapes: Shapes = eqx.field(static=True)
     marginal: bool = eqx.field(static=True)
@@ -185,63 +209,63 @@ class Exact(eqx.Module):
         noise: Noise,
         drift: Sites,
     ) -> ClosedForm:
-        """What is added at a position, where ``drift`` is ∇log F, with zeros at static
-        sites.
+        """The closed-form term at a position, where ``drift`` is ∇log F, with zeros at
+        static sites.
 
         At level 0 every policy is the posterior that the program promises, seen at x/α;
         E has level 0's noise in it like a marginal, and the correction takes it out. At
         the noisiest levels it takes out a power of E that static sites shall not see
         yet. The rate of F·E is that of F where F is the noised prior q that E is
-        derived from, as E·q is a noised marginal too; elsewhere ⟨∇log F − ∇log q, ∇log
-        E⟩ more, by the rule for the product F·(E·q)·q⁻¹.
+        derived from, as E·q is a noised marginal too; elsewhere it is ⟨∇log F − ∇log q,
+        ∇log E⟩ more, by the rule for the product F·(E·q)·q⁻¹.
         """
-
         terms, pull = jax.vjp(partial(self._log_densities, replay, noise), xs, zs)
+        log_exact, log_clean, _ = terms
 
-        def gradient(*cotangent: float) -> Sites:
-            of_x, of_z = pull(jnp.asarray(cotangent, terms.dtype))
+        def gradient(weights: LogDensities) -> Sites:
+            """The gradient of a sum of the terms with these weights."""
+            of_x, of_z = pull(jnp.asarray(weights, terms.dtype))
             return {**of_x, **of_z}
 
-        of_exact, of_clean = gradient(1.0, 0.0, 0.0), gradient(0.0, 1.0, 0.0)
-        last = noise.index == 0
-        power = bridge(schedule, noise) if self.bridged else jnp.ones_like(terms[0])
-        annealed = jnp.where(last, terms[1], power * terms[0])
+        of_exact = gradient(LogDensities(exact=1.0, clean=0.0, prior=0.0))
+        of_clean = gradient(LogDensities(exact=0.0, clean=1.0, prior=0.0))
+        is_last = noise.index == 0
+        power = bridge(schedule, noise) if self.bridged else jnp.ones_like(log_exact)
+        annealed = jnp.where(is_last, log_clean, power * log_exact)
         of_annealed = {
-            n: jnp.where(last, of_clean[n], power * s) for n, s in of_exact.items()
+            name: jnp.where(is_last, of_clean[name], power * slope)
+            for name, slope in of_exact.items()
         }
         crossed = jnp.zeros((), jnp.result_type(float))
         if not self.marginal:
-            of_prior = gradient(0.0, 0.0, 1.0)
-            crossed = sum(
-                (
-                    jnp.sum((drift[n] - of_prior[n]) * of_exact[n])
-                    for n, _ in self.shapes
-                ),
-                crossed,
-            )
-        return ClosedForm(terms[0], of_exact, annealed, of_annealed, crossed)
+            of_prior = gradient(LogDensities(exact=0.0, clean=0.0, prior=1.0))
+            for name, _ in self.shapes:
+                beside_prior = drift[name] - of_prior[name]
+                crossed = crossed + jnp.sum(beside_prior * of_exact[name])
+        return ClosedForm(log_exact, of_exact, annealed, of_annealed, crossed)
 
     def _log_densities(
         self, replay: Replay, noise: Noise, xs: Sites, zs: Sites
-    ) -> Array:
-        """(log p(y | x), log p(y | x₀ = x/α), log p(x)), shape (3,)."""
+    ) -> Float[Array, " terms"]:
+        """The `LogDensities` of all observations at a position."""
 
         def moments_at(at: Sites) -> list[tuple[Array, Array]]:
             statements, _ = replay(at, zs, noise.index)
             return [moments(statements[name]) for name in self.names]
 
-        measured = measure(
-            self.shapes, moments_at, {n: jnp.zeros_like(x) for n, x in xs.items()}
-        )
-        x, (_, a, _) = (
-            jnp.concatenate([jnp.ravel(xs[name]) for name, _ in self.shapes]),
-            measured,
-        )
-        total = sum((stack(x, measured, noise) for stack in self.stacks), jnp.zeros(3))
-        away = jnp.where(self.inside, 0.0, jnp.abs(a)) > 1e-4 * jnp.max(
-            jnp.abs(a), -1, keepdims=True
-        )
-        return jnp.where(jnp.any(away), jnp.nan, total)
+        # About the origin, where the residual is y − b.
+        origin = {name: jnp.zeros_like(x) for name, x in xs.items()}
+        measured = measure(self.shapes, moments_at, origin)
+        x = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in self.shapes])
+        total = jnp.zeros(3)
+        for stack in self.stacks:
+            total = total + stack(x, measured, noise)
+        # A that depends on latents may come to read entries that it never read where
+        # the groups were formed.
+        sizes = jnp.abs(measured.slope)
+        outside = jnp.where(self.inside, 0.0, sizes)
+        misread = outside > 1e-4 * jnp.max(sizes, -1, keepdims=True)
+        return jnp.where(jnp.any(misread), jnp.nan, total)
 
 
 def measure(
@@ -256,38 +280,51 @@ def measure(
     start, unravel = ravel_pytree([at[name] for name in names])
 
     def residuals(flat: Array) -> tuple[Array, tuple[Array, Array]]:
-        pairs = moments_at({**at, **dict(zip(names, unravel(flat), strict=True))})
-        residual = jnp.concatenate([r for r, _ in pairs])
-        return residual, (residual, block_diag(*[c for _, c in pairs]))
+        values = dict(zip(names, unravel(flat), strict=True))
+        pairs = moments_at({**at, **values})
+        residual = jnp.concatenate([residual for residual, _ in pairs])
+        covariance = block_diag(*[covariance for _, covariance in pairs])
+        return residual, (residual, covariance)
 
     slope, (residual, covariance) = jacobian(residuals, has_aux=True)(start)
-    return residual, -slope, covariance
+    return Measurement(residual, -slope, covariance)
 
 
-def stack_of(part: Gaussians, rows: np.ndarray) -> Stack:
+def stack_of(mixture: Gaussians, rows: np.ndarray) -> Stack:
     """One group: a mixture over entries, and the measurements that depend on them."""
-    covariances = part.covariances[:1] if alike(part) else part.covariances
-    widths, basis = covariances, None
+    covariances = mixture.covariances
+    if alike(mixture):
+        covariances = covariances[:1]
+    basis = None
+    widths = covariances
     if covariances.ndim == 3:
         widths, basis = np.linalg.eigh(covariances)
-        widths = np.maximum(widths, 0.0)
-    float_ = jnp.result_type(float)
-    numbers = (
-        None if a is None else a.astype(float_)
-        for a in (part.log_weights, part.means, basis, widths)
-    )
-    return Stack(*jax.tree.map(lambda a: a[None], [rows, part.entries, *numbers]))
+        widths = np.maximum(widths, 0.0)  # negative ones are rounding
+    dtype = jnp.result_type(float)
+    if basis is not None:
+        basis = basis.astype(dtype)
+    fields: dict[str, Any] = {
+        "rows": rows,
+        "columns": mixture.entries,
+        "log_weights": mixture.log_weights.astype(dtype),
+        "means": mixture.means.astype(dtype),
+        "basis": basis,
+        "widths": widths.astype(dtype),
+    }
+    return Stack(**jax.tree.map(lambda a: a[None], fields))
 
 
 def stacked(groups: list[Stack]) -> tuple[Stack, ...]:
     """Groups whose arrays have the same shapes joined."""
-    kinds: dict[tuple[tuple[int, ...], ...], list[Stack]] = {}
+    by_shapes: dict[tuple[tuple[int, ...], ...], list[Stack]] = {}
     for group in groups:
-        kinds.setdefault(tuple(map(np.shape, jax.tree.leaves(group))), []).append(group)
-    return tuple(
-        jax.tree.map(lambda *arrays: np.concatenate(arrays), *kind)
-        for kind in kinds.values()
-    )
+        shapes = tuple(map(np.shape, jax.tree.leaves(group)))
+        by_shapes.setdefault(shapes, []).append(group)
+    stacks = []
+    for alike_groups in by_shapes.values():
+        stack = jax.tree.map(lambda *arrays: np.concatenate(arrays), *alike_groups)
+        stacks.append(stack)
+    return tuple(stacks)
 
 
 def grouped(
@@ -301,90 +338,94 @@ def grouped(
 ) -> Exact | None:
     """The measurements sorted into groups that share nothing; None after a reason
     against some was added."""
-    depends, correlated, errors = (
-        np.asarray(a) for a in _measurements(traced, names, shapes, xs)
-    )
-    owner = np.repeat(
-        np.arange(len(names)), traced.sizes(names)
-    )  # the observation that each row of the measurement belongs to
-    off = {names[i] for i in owner[np.abs(errors).max(0) > 1e-3]}
-    if off:  # a derivative that was stopped or replaced
-        reasons |= dict.fromkeys(off, not_linear())
+    structure = _structure(traced, names, shapes, xs)
+    depends, correlated, errors = (np.asarray(a) for a in structure)
+    # The observation that each row of the measurement belongs to.
+    owner = np.repeat(np.arange(len(names)), traced.sizes(names))
+    # A derivative was stopped or replaced where A·x + b is not the mean.
+    not_linear_names = {names[i] for i in owner[np.abs(errors).max(0) > 1e-3]}
+    if not_linear_names:
+        reasons |= dict.fromkeys(not_linear_names, not_linear())
         return None
-    offsets = dict(
-        zip(
-            (n for n, _ in shapes),
-            np.cumsum([0] + [int(np.prod(s)) for _, s in shapes[:-1]]),
-            strict=True,
-        )
-    )
-    parts = [
-        replace(part, entries=part.entries + offsets[name])
-        for name, _ in shapes
-        if isinstance(prior := priors[name], Prior)
-        for part in prior.parts
-    ]
+    mixtures = _mixtures(shapes, priors)
     count = len(owner)
-    reads = (
-        np.array([depends[:, part.entries].any(1) for part in parts])
-        .reshape(-1, count)
-        .T
-    )
-    # What a row holds together: itself, the rows that its noise is correlated with, the
-    # parts that it depends on.
+    reads = np.zeros((count, len(mixtures)), bool)
+    for column, mixture in enumerate(mixtures):
+        reads[:, column] = depends[:, mixture.entries].any(1)
+    # A row holds together itself, the rows that its noise is correlated with, and the
+    # mixtures that it depends on.
     holds = np.hstack([correlated | np.eye(count, dtype=bool), reads])
-    inside, groups = np.zeros(depends.shape, bool), list[Stack]()
+    inside = np.zeros(depends.shape, bool)
+    groups: list[Stack] = []
     for rows in connected([np.flatnonzero(row) for row in holds]):
-        chosen = [parts[p] for p in np.flatnonzero(reads[rows].any(0))]
+        read = [mixtures[column] for column in np.flatnonzero(reads[rows].any(0))]
         try:
-            check_size(chosen, len(rows))
-        except (
-            NotGaussian
-        ) as reason:  # without the observation that joins most, the others may do
+            check_size(read, len(rows))
+        except NotGaussian as reason:
+            # Without the observation that joins most, the others may be small enough.
             widest = rows[holds[rows].sum(1).argmax()]
             reasons[names[owner[widest]]] = str(reason)
             return None
-        nothing = Gaussians(
-            np.zeros(0, int), np.zeros(1), np.zeros((1, 0)), np.zeros((1, 0))
-        )
-        whole = joint(chosen) if chosen else nothing
-        inside[np.ix_(rows, whole.entries)] = True
-        groups.append(stack_of(whole, rows))
-    marginal = all(
-        prior.marginal for prior in priors.values() if isinstance(prior, Prior)
-    )
+        mixture = joint(read) if read else _no_entries()
+        inside[np.ix_(rows, mixture.entries)] = True
+        groups.append(stack_of(mixture, rows))
+    marginal = True
+    for prior in priors.values():
+        if isinstance(prior, Prior) and not prior.marginal:
+            marginal = False
     return Exact(stacked(groups), inside, names, shapes, marginal, bridged)
 
 
+def _mixtures(shapes: Shapes, priors: Mapping[str, Prior | str]) -> list[Gaussians]:
+    """The priors' mixtures over different entries of all noised sites side by side."""
+    mixtures = []
+    offset = 0
+    for name, shape in shapes:
+        prior = priors[name]
+        if isinstance(prior, Prior):
+            for mixture in prior.parts:
+                entries = mixture.entries + offset
+                mixtures.append(replace(mixture, entries=entries))
+        offset += int(np.prod(shape))
+    return mixtures
+
+
+def _no_entries() -> Gaussians:
+    """The prior of measurements that read no noised entry."""
+    return Gaussians(np.zeros(0, int), np.zeros(1), np.zeros((1, 0)), np.zeros((1, 0)))
+
+
 @once
-def _measurements(
+def _structure(
     traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites
-) -> tuple[Array, Array, Array]:
-    """Which entries of A, (M, D), and of Σ, (M, M), can be other than zero; for some
-    draws of the static sites the error of A·x + b at x, (4, M)."""
+) -> tuple[Bool[Array, "m d"], Bool[Array, "m m"], Float[Array, "4 m"]]:
+    """True for the entries of A, and for those of Σ, that can be other than zero; and
+    for some draws of the static sites the error of A·x + b at x."""
 
     def at_draw(key: Array) -> tuple[Array, Array, Array]:
         moments_at = traced.moments_at(names, xs, key)
-        y, a, covariance = measure(shapes, moments_at, jax.tree.map(jnp.zeros_like, xs))
-        there, _, _ = measure(shapes, moments_at, xs)
-        flat = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in shapes])
-        return (
-            a,
-            covariance,
-            (y - a @ flat - there) / (1.0 + jnp.abs(y) + jnp.abs(a) @ jnp.abs(flat)),
-        )
+        origin = jax.tree.map(jnp.zeros_like, xs)
+        y, a, covariance = measure(shapes, moments_at, origin)
+        at_x = measure(shapes, moments_at, xs)
+        x = jnp.concatenate([jnp.ravel(xs[name]) for name, _ in shapes])
+        scale = 1.0 + jnp.abs(y) + jnp.abs(a) @ jnp.abs(x)
+        return a, covariance, (y - a @ x - at_x.residual) / scale
 
-    slopes, covariances, errors = jax.vmap(at_draw)(
-        jax.random.split(jax.random.key(0), 4)
-    )
-    found, size = traced.linearity(shapes), slopes.shape[-1]
-    pairs = [found[name] for name in names]
-    slopes_of_means = [
-        m.array.T if m.kind == Kind.LINEAR else jnp.zeros((len(noise.array), size))
-        for m, noise in pairs
-    ]
-    depends = (jnp.concatenate(slopes_of_means) != 0) | jnp.any(slopes != 0, 0)
-    correlated = (block_diag(*[noise.array for _, noise in pairs]) != 0) | jnp.any(
-        covariances != 0, 0
-    )
+    keys = jax.random.split(jax.random.key(0), 4)
+    slopes, covariances, errors = jax.vmap(at_draw)(keys)
+    size = slopes.shape[-1]
+    # By the program's equations, which see what no draw shows, and by draws, which see
+    # the coefficients that the equations leave open.
+    linearity = traced.linearity(shapes)
+    of_means = []
+    of_noise = []
+    for name in names:
+        mean, noise = linearity[name]
+        slope_of_mean = jnp.zeros((len(noise.array), size))
+        if mean.kind == Kind.LINEAR:
+            slope_of_mean = mean.array.T
+        of_means.append(slope_of_mean)
+        of_noise.append(noise.array)
+    depends = (jnp.concatenate(of_means) != 0) | jnp.any(slopes != 0, 0)
+    correlated = (block_diag(*of_noise) != 0) | jnp.any(covariances != 0, 0)
     return depends, correlated, errors

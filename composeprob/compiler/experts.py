@@ -15,19 +15,21 @@ from composeprob.factors.factor import Factor
 from composeprob.factors.nodes import Mixture, Product
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells, Region
-from composeprob.ir.leaves import Graph, Leaf, dimension_of, leaves
+from composeprob.ir.leaves import Graph, Leaf, Site, dimension_of, leaves
 from composeprob.ir.render import formula
 
 Raised = list[tuple[Factor, float]]
 """Nodes that are experts, each with the product of the powers above it."""
 experts_of = Pass[Raised]("experts", lambda *_: [])
-"""The experts of an expression. What a product is made of counts one by one, a mixture
-of experts as one."""
+"""The experts of an expression. The factors of a product count one by one, a mixture of
+experts as one."""
 
 
 def expert(node: Factor) -> Raised:
     """The node itself, where its density at every level is that of its noised draws."""
-    return [(node, 1.0)] if "exact_marginals" in node_capabilities(node) else []
+    if "exact_marginals" not in node_capabilities(node):
+        return []
+    return [(node, 1.0)]
 
 
 @experts_of.rule(Leaf)
@@ -36,31 +38,33 @@ def _leaf(leaf: Leaf, _: list[Raised]) -> Raised:
 
 
 @experts_of.rule(Product)
-def _product(node: Product, parts: list[Raised]) -> Raised:
+def _product(node: Product, operands: list[Raised]) -> Raised:
     """In a plate there is one factor, and the powers of its n uses are equal; mixtures
     in it are not examined."""
-    found = [
-        (child, w * power)
-        for part, w in zip(parts, node.powers, strict=False)
-        for child, power in part
-    ]
-    return [
-        (child, power)
-        for child, power in found
-        if node.plate is None or not child.children
-    ]
+    raised = []
+    for operand, w in zip(operands, node.powers, strict=False):
+        for child, power in operand:
+            if node.plate is None or not child.children:
+                raised.append((child, w * power))
+    return raised
 
 
 @experts_of.rule(Mixture)
-def _mixture(node: Mixture, parts: list[Raised]) -> Raised:
-    """A part that is improbable at a sample is what mixtures are for: they are
-    evaluated as a whole."""
-    return expert(node) if all(parts) else []
+def _mixture(node: Mixture, operands: list[Raised]) -> Raised:
+    """A mixture as a whole: that a component is improbable at a sample is the purpose
+    of a mixture."""
+    return expert(node) if all(operands) else []
 
 
 class ExpertExpression(eqx.Module):
-    """How an expert of a site is evaluated, and whether draws are taken from it: of one
-    that the program divides by, none are."""
+    """The evaluation of an expert of a site.
+
+    Attributes:
+        site: the site's name.
+        expression: the lowered expert.
+        drawn: True if samples are taken from it; of an expert that the program divides
+            by, none are.
+    """
 
     site: str = eqx.field(static=True)
     expression: Expression
@@ -69,43 +73,41 @@ class ExpertExpression(eqx.Module):
 
 def experts(graph: Graph) -> tuple[tuple[Expert, ...], tuple[ExpertExpression, ...]]:
     """Every expert, described and lowered."""
-    known, lowered = [], []
+    described = []
+    lowered = []
     for site in graph.sites:
         for node, power in experts_of(site.root):
-            below = leaves(node)
-            first = below[0]
-            trained = not all(leaf.factor.traits.levels == "any" for leaf in below)
-            rows, averaged = (
-                math.prod(plate.count for plate in first.plates),
-                float(first.averaged),
-            )
-            name, members = (
-                formula(node, site.name),
-                _members(first.region, math.prod(site.shape)),
-            )
-            dimension = dimension_of(first.factor)
-            known.append(
-                Expert(
-                    name, site.name, power, dimension, trained, rows, averaged, members
-                )
-            )
+            described.append(_described(node, power, site))
             expression = lower_expression(node, site.shape)
-            lowered.append(
-                ExpertExpression(
-                    site.name, expression, power > 0 and expression.drawable
-                )
-            )
-    return tuple(known), tuple(lowered)
+            is_drawn = power > 0 and expression.drawable
+            lowered.append(ExpertExpression(site.name, expression, is_drawn))
+    return tuple(described), tuple(lowered)
+
+
+def _described(node: Factor, power: float, site: Site) -> Expert:
+    below = leaves(node)
+    # A mixture's components agree on region and plates, so the first tells them.
+    first = below[0]
+    # A closed form is exact at any level; a factor that knows levels has learned them.
+    trained = not all(leaf.factor.traits.levels == "any" for leaf in below)
+    return Expert(
+        formula(node, site.name),
+        site.name,
+        power,
+        dimension_of(first.factor),
+        trained,
+        math.prod(plate.count for plate in first.plates),
+        float(first.averaged),
+        _members(first.region, math.prod(site.shape)),
+    )
 
 
 def _members(region: Region | Cells | None, size: int) -> int:
-    """The number of sets of cells of which each of the site's entries is in one, as the
-    members of a plate; else 1."""
+    """The number of sets of cells, like members of a plate, where each of the site's
+    entries is in one of them; else 1."""
     if not isinstance(region, Cells):
         return 1
     cells = region.array
-    return (
-        cells.size // cells.shape[-1]
-        if np.array_equal(np.sort(cells, axis=None), np.arange(size))
-        else 1
-    )
+    if not np.array_equal(np.sort(cells, axis=None), np.arange(size)):
+        return 1
+    return cells.size // cells.shape[-1]

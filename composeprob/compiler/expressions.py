@@ -5,10 +5,13 @@ The rate r of a density F along the forward diffusion dx = f·x dt + g dW is def
 ∂_t F = 𝓛F − g²·r·F, with 𝓛 the forward Fokker–Planck operator (Skreta et al. 2025,
 arXiv 2503.02819). On a site of d entries, with S the node's score:
 
-* a noised marginal of all d entries has r = 0; one that sees only d' of them has r = (f/g²)·(d' − d);
-* a constant c that depends on the level alone has r = ∂_λ log c/σ² − (f/g²)·d, with λ the log-SNR;
-* a product with powers w_i has r = Σ w_i·r_i + ½(‖S‖² − Σ w_i·‖S_i‖²) + (f/g²)·d·(Σ w_i − 1); where they depend on
-  s = σ²/α², which grows by g²/α² a unit of time, less Σ (dw_i/ds)·log f_i/α²;
+* a noised marginal of all d entries has r = 0; one that sees only d' of them has
+  r = (f/g²)·(d' − d);
+* a constant c that depends on the level alone has r = ∂_λ log c/σ² − (f/g²)·d, with λ
+  the log-SNR;
+* a product with powers w_i has r = Σ w_i·r_i + ½(‖S‖² − Σ w_i·‖S_i‖²) +
+  (f/g²)·d·(Σ w_i − 1). Powers that depend on s = σ²/α², which grows by g²/α² a unit of
+  time, subtract Σ (dw_i/ds)·log f_i/α²;
 * a mixture has the average of r_i under the responsibilities.
 """
 
@@ -26,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import PyTree
+from jaxtyping import Float, Int, PyTree
 
 from composeprob.compiler.latents import stays_normalised
 from composeprob.factors.nodes import Combination, Growth, Mixture, Product
@@ -40,45 +43,48 @@ Values = TypeVar("Values")
 
 
 class Scattered(eqx.Module):
-    """Scores of factors that see a few cells each of a site, which are not spread over
-    the whole site before they are summed: of n members that would be n² numbers.
+    """Scores of factors that see a few cells each of a site, before they are spread
+    over the site: spread, n members of n cells would be n² numbers.
 
     Attributes:
-        values: with the axes of plates in front, (…, size).
-        cells: what entries of the site these are, (…, size).
+        values: the scores, with the axes of plates in front.
+        cells: the entries of the site that these belong to.
         shape: the site's.
-        ordered: whether the sets are the site's entries one after another.
+        ordered: True if the sets are the site's entries one after another.
     """
 
-    values: Array
-    cells: Array
+    values: Float[Array, "*plates size"]
+    cells: Int[Array, "*plates size"]
     shape: tuple[int, ...] = eqx.field(static=True)
     ordered: bool = eqx.field(static=True)
 
     @property
-    def dense(self) -> Array:
-        """Each as a function of the whole site, (…, *shape)."""
+    def dense(self) -> Float[Array, "*plates *site"]:
+        """Each score as a function of the whole site."""
         rows = math.prod(self.cells.shape[:-1])
-        cells, values = (a.reshape(rows, -1) for a in (self.cells, self.values))
+        cells = self.cells.reshape(rows, -1)
+        values = self.values.reshape(rows, -1)
         zero = jnp.zeros((rows, math.prod(self.shape)), values.dtype)
-        put = jax.vmap(
-            lambda zero, cells, values: zero.at[cells].set(values, unique_indices=True)
-        )
-        return put(zero, cells, values).reshape(self.cells.shape[:-1] + self.shape)
+
+        def put(zero: Array, cells: Array, values: Array) -> Array:
+            return zero.at[cells].set(values, unique_indices=True)
+
+        scores = jax.vmap(put)(zero, cells, values)
+        return scores.reshape(self.cells.shape[:-1] + self.shape)
 
     def total(self, over_sets: bool) -> Array | Scattered:
         """The sum over the leading axis, which runs over sets of cells, or over uses of
         the same ones."""
         if over_sets:
             return self.sum
-        return Scattered(
-            jnp.sum(self.values, axis=0), self.cells[0], self.shape, self.ordered
-        )
+        values = jnp.sum(self.values, axis=0)
+        return Scattered(values, self.cells[0], self.shape, self.ordered)
 
     @property
-    def sum(self) -> Array:
-        """The sum of all of them, of the site's shape."""
+    def sum(self) -> Float[Array, "*site"]:
+        """The sum of all scores."""
         if self.ordered and self.values.ndim == 2:
+            # Each entry is in one set: a scatter would add nothing to zeros.
             return self.values.reshape(self.shape)
         zero = jnp.zeros((math.prod(self.shape),), self.values.dtype)
         return zero.at[self.cells].add(self.values).reshape(self.shape)
@@ -96,10 +102,10 @@ class NodeValue(eqx.Module):
             (f/g²)·excess.
     """
 
-    log_density: Array | None
+    log_density: Float[Array, "*plates"] | None
     score: PyTree[Array]
-    rate: Array | None
-    excess: Array
+    rate: Float[Array, "*plates"] | None
+    excess: Float[Array, "*plates"]
 
 
 Outputs = Mapping[tuple[int, int], NodeValue]
@@ -115,11 +121,13 @@ class Expression(eqx.Module):
 
     @property
     def drawable(self) -> bool:
-        """Whether `draw` draws from it exactly: closed forms over a whole site, and
-        mixtures of them."""
+        """True if `draw` is exact: for closed forms over a whole site, and mixtures of
+        them."""
         return False
 
-    def draw(self, key: Array, batches: tuple[Group, ...], noise: Noise) -> Array:
+    def draw(
+        self, key: Array, batches: tuple[Group, ...], noise: Noise
+    ) -> Float[Array, "*site"]:
         """An event of the site at this noise of the program."""
         raise NotImplementedError
 
@@ -141,23 +149,23 @@ class LeafExpression(Expression):
         batch = batches[self.slot[0]]
         marginal: Any = batch.factor.uncalibrated
         noise_of_leaf = noise_at(batch, noise)
-        return (
-            marginal.at(noise_of_leaf).sample(key) * noise.alpha / noise_of_leaf.alpha
-        )
+        # x'·α/α': the same value of x/α, in the coordinates of the program's levels.
+        event = marginal.at(noise_of_leaf).sample(key)
+        return event * noise.alpha / noise_of_leaf.alpha
 
 
 class Operands(eqx.Module):
-    """What a product or a mixture combines: its parts, or the one part that stands in a
+    """The expressions that a product or a mixture combines, or the one that stands in a
     plate.
 
     Attributes:
-        parts: the parts.
-        plate: of a part in a plate, the slots of the leaves in it, and whether each
-            runs over the plate; else None.
-        over_sets: whether that plate runs over sets of cells.
+        operands: the expressions.
+        plate: for an operand in a plate, the slots of the leaves in it, and whether
+            each runs over the plate; else None.
+        over_sets: True if that plate runs over sets of cells.
     """
 
-    parts: tuple[Expression, ...]
+    operands: tuple[Expression, ...]
     plate: tuple[tuple[tuple[int, int], bool], ...] | None = eqx.field(static=True)
     over_sets: bool = eqx.field(static=True, default=False)
 
@@ -167,15 +175,13 @@ class Operands(eqx.Module):
         noise: Noise,
         term: Callable[[NodeValue, int], NodeValue],
     ) -> NodeValue:
-        """What ``term`` makes of the value and index of every part, along a leading
-        axis; None where one has none."""
+        """The values of ``term``, a function of the value and index of an operand, of
+        all operands along a leading axis; None where one has none."""
         if self.plate is not None:
-            rows = {slot: outputs[slot] for slot, runs in self.plate if runs}
-            others = {slot: outputs[slot] for slot, runs in self.plate if not runs}
-            return jax.vmap(
-                lambda row: term(self.parts[0]({**others, **row}, noise), 0)
-            )(rows)
-        terms = [term(part(outputs, noise), i) for i, part in enumerate(self.parts)]
+            return self._in_plate(outputs, noise, term)
+        terms = []
+        for i, operand in enumerate(self.operands):
+            terms.append(term(operand(outputs, noise), i))
         return NodeValue(
             _stack([t.log_density for t in terms]),
             jnp.stack([dense(t.score) for t in terms]),
@@ -183,36 +189,52 @@ class Operands(eqx.Module):
             jnp.stack([t.excess for t in terms]),
         )
 
+    def _in_plate(
+        self,
+        outputs: Outputs,
+        noise: Noise,
+        term: Callable[[NodeValue, int], NodeValue],
+    ) -> NodeValue:
+        assert self.plate is not None
+        (operand,) = self.operands
+        # Leaves that do not run over the plate have one value, which every row shares.
+        running = {slot: outputs[slot] for slot, runs in self.plate if runs}
+        constant = {slot: outputs[slot] for slot, runs in self.plate if not runs}
 
-def dense(score: Array | Scattered) -> Array:
+        def of_row(row: Outputs) -> NodeValue:
+            return term(operand({**constant, **row}, noise), 0)
+
+        return jax.vmap(of_row)(running)
+
+
+def dense(score: Array | Scattered) -> Float[Array, "*plates *site"]:
     """A score over the whole site."""
     return score.dense if isinstance(score, Scattered) else score
 
 
-def summed(score: Array | Scattered, shape: tuple[int, ...]) -> Array:
+def summed(score: Array | Scattered, shape: tuple[int, ...]) -> Float[Array, "*site"]:
     """The sum of a score over the axes of its plates, of the site's shape."""
-    return (
-        score.sum
-        if isinstance(score, Scattered)
-        else jnp.sum(score.reshape(-1, *shape), axis=0)
-    )
+    if isinstance(score, Scattered):
+        return score.sum
+    return jnp.sum(score.reshape(-1, *shape), axis=0)
 
 
 def _stack(values: list[Array | None]) -> Array | None:
-    known = [value for value in values if value is not None]
-    return jnp.stack(known) if len(known) == len(values) else None
+    """The values along a leading axis; None if one is missing."""
+    arrays = [value for value in values if value is not None]
+    return jnp.stack(arrays) if len(arrays) == len(values) else None
 
 
-def parts_of(node: Combination, parts: list[Expression]) -> Operands:
-    """What an expression combines, with the slots of what stands in its plate."""
+def operands_of(node: Combination, operands: list[Expression]) -> Operands:
+    """The operands of a node, with the slots of the leaves that stand in its plate."""
     if node.plate is None:
-        return Operands(tuple(parts), None)
+        return Operands(tuple(operands), None)
     slots = {
         leaf.slot: node.plate in leaf.plates
         for leaf in leaves(node)
         if leaf.slot is not None
     }
-    return Operands(tuple(parts), tuple(slots.items()), node.plate.cells)
+    return Operands(tuple(operands), tuple(slots.items()), node.plate.cells)
 
 
 lower_expression = Pass[Expression]("lower")
@@ -222,195 +244,207 @@ lower_expression = Pass[Expression]("lower")
 @lower_expression.rule(Leaf)
 def _leaf(leaf: Leaf, _: list[Expression], site_shape: tuple[int, ...]) -> Expression:
     assert leaf.slot is not None
+    # A draw of a part of the site, or of one of many factors, is no draw of the site.
     whole = leaf.region is None and not leaf.plates
-    return LeafExpression(
-        leaf.slot, whole and stays_normalised(leaf.factor.uncalibrated)
-    )
+    closed_form = whole and stays_normalised(leaf.factor.uncalibrated)
+    return LeafExpression(leaf.slot, closed_form)
 
 
 class ProductExpression(Expression):
-    """Π_i part_i^{w_i}; the powers, of a plate one for all, are arrays, so other powers
-    reuse the compiled code."""
+    """Π_i f_i^{w_i}. The powers, of a plate one for all, are arrays, so that other
+    powers reuse the compiled code."""
 
-    parts: Operands
-    powers: Array | Growth
+    operands: Operands
+    powers: Float[Array, " n"] | Growth
     size: int = eqx.field(static=True)
 
     def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
-        powers, slopes = self.powers, dict[int, Array]()
-        if isinstance(powers, Growth):
-            growing, variance = powers.growing, noise.variance
-            powers, slope = jax.jvp(powers, (variance,), (jnp.ones_like(variance),))
-            slopes = {i: slope[i] for i in growing}
+        powers, slopes = self._powers_at(noise)
 
         def term(value: NodeValue, i: int) -> NodeValue:
-            w, squared = powers[i], _squared(value.score)
-            log_density = None if value.log_density is None else w * value.log_density
-            rate = None if value.rate is None else w * (value.rate - 0.5 * squared)
+            w = powers[i]
+            squared = _squared(value.score)
+            # One term each of the sums in the rate of a product; see the module's text.
+            log_density = None
+            if value.log_density is not None:
+                log_density = w * value.log_density
+            rate = None
+            if value.rate is not None:
+                rate = w * (value.rate - 0.5 * squared)
             if rate is not None and i in slopes:
                 assert value.log_density is not None  # no other exponent grows
                 rate = rate - slopes[i] * value.log_density / noise.alpha**2
-            return NodeValue(
-                log_density,
-                _times(w, value.score),
-                rate,
-                w * (value.excess + self.size),
-            )
+            score = _times(w, value.score)
+            return NodeValue(log_density, score, rate, w * (value.excess + self.size))
 
         def total_of(terms: Array | Scattered) -> Array | Scattered:
-            return (
-                terms.total(self.parts.over_sets)
-                if isinstance(terms, Scattered)
-                else jnp.sum(terms, axis=0)
-            )
+            if isinstance(terms, Scattered):
+                return terms.total(self.operands.over_sets)
+            return jnp.sum(terms, axis=0)
 
-        terms = self.parts(outputs, noise, term)
+        terms = self.operands(outputs, noise, term)
         total: NodeValue = jax.tree.map(
             total_of, terms, is_leaf=lambda node: isinstance(node, Scattered)
         )
-        rate = None if total.rate is None else total.rate + 0.5 * _squared(total.score)
+        rate = None
+        if total.rate is not None:
+            rate = total.rate + 0.5 * _squared(total.score)
         return NodeValue(total.log_density, total.score, rate, total.excess - self.size)
 
+    def _powers_at(self, noise: Noise) -> tuple[Any, dict[int, Array]]:
+        """The powers w_i at a level, and dw_i/ds of those that grow, by index."""
+        if not isinstance(self.powers, Growth):
+            return self.powers, {}
+        variance = noise.variance
+        # A tangent of 1 in s gives dw_i/ds.
+        powers, slope = jax.jvp(self.powers, (variance,), (jnp.ones_like(variance),))
+        return powers, {i: slope[i] for i in self.powers.growing}
 
-def _squared(score: Array | Scattered) -> Array:
-    return jnp.sum((score.values if isinstance(score, Scattered) else score) ** 2)
+
+def _squared(score: Array | Scattered) -> Float[Array, ""]:
+    """‖S‖² of one score."""
+    # Cells of one set are distinct, so the norm is that of the values.
+    values = score.values if isinstance(score, Scattered) else score
+    return jnp.sum(values**2)
 
 
 def _times(w: Array, score: Array | Scattered) -> Array | Scattered:
-    return (
-        replace(score, values=w * score.values)
-        if isinstance(score, Scattered)
-        else w * score
-    )
+    if isinstance(score, Scattered):
+        return replace(score, values=w * score.values)
+    return w * score
 
 
 @lower_expression.rule(Product)
 def _product(
-    node: Product, parts: list[Expression], site_shape: tuple[int, ...]
+    node: Product, operands: list[Expression], site_shape: tuple[int, ...]
 ) -> Expression:
-    given = node.growth or np.asarray(node.powers[:1] if node.plate else node.powers)
-    powers = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), given)
-    return ProductExpression(parts_of(node, parts), powers, math.prod(site_shape))
+    constant = node.powers[:1] if node.plate else node.powers
+    exponents = node.growth or np.asarray(constant)
+    powers = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), exponents)
+    return ProductExpression(operands_of(node, operands), powers, math.prod(site_shape))
 
 
 class MixtureExpression(Expression):
-    """Σ_i exp(l_i)·part_i: score and rate are averages under the responsibilities."""
+    """Σ_i exp(l_i)·f_i: score and rate are averages under the responsibilities."""
 
-    parts: Operands
-    log_weights: Array
+    operands: Operands
+    log_weights: Float[Array, " n"]
     shares: bool = eqx.field(static=True)
 
     @property
     def drawable(self) -> bool:
-        return (
-            self.shares
-            and self.parts.plate is None
-            and all(part.drawable for part in self.parts.parts)
-        )
+        if not self.shares or self.operands.plate is not None:
+            return False
+        return all(component.drawable for component in self.operands.operands)
 
     def draw(self, key: Array, batches: tuple[Group, ...], noise: Noise) -> Array:
-        choice, rest = jax.random.split(key)
-        return drawn(
-            jax.random.categorical(choice, self.log_weights),
-            self.parts.parts,
-            rest,
-            batches,
-            noise,
-        )
+        choice_key, event_key = jax.random.split(key)
+        index = jax.random.categorical(choice_key, self.log_weights)
+        return drawn(index, self.operands.operands, event_key, batches, noise)
 
     def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
-        values = self.parts(
-            outputs, noise, lambda value, _: replace(value, score=dense(value.score))
-        )
+        def term(value: NodeValue, _: int) -> NodeValue:
+            return replace(value, score=dense(value.score))
+
+        values = self.operands(outputs, noise, term)
         assert values.log_density is not None
         joint = self.log_weights + values.log_density
         responsibilities = jax.nn.softmax(joint)
 
+        # At the highest precision: accelerators would round the scores' products to
+        # bfloat16.
         def mean(values: Array) -> Array:
             return jnp.tensordot(responsibilities, values, axes=1, precision="highest")
 
         rate = None if values.rate is None else mean(values.rate)
-        return NodeValue(
-            jax.nn.logsumexp(joint), mean(values.score), rate, mean(values.excess)
-        )
+        log_density = jax.nn.logsumexp(joint)
+        return NodeValue(log_density, mean(values.score), rate, mean(values.excess))
 
 
 @lower_expression.rule(Mixture)
 def _mixture(
-    node: Mixture, parts: list[Expression], site_shape: tuple[int, ...]
+    node: Mixture, operands: list[Expression], site_shape: tuple[int, ...]
 ) -> Expression:
     log_weights = jnp.asarray(node.log_weights, jnp.result_type(float))
-    return MixtureExpression(parts_of(node, parts), log_weights, node.calibrated)
+    return MixtureExpression(operands_of(node, operands), log_weights, node.calibrated)
 
 
 def drawn(
-    which: Array,
-    parts: Sequence[Expression],
+    index: Int[Array, ""],
+    expressions: Sequence[Expression],
     key: Array,
     batches: tuple[Group, ...],
     noise: Noise,
-) -> Array:
-    """A draw from one of the parts."""
-    return jnp.stack([part.draw(key, batches, noise) for part in parts])[which]
+) -> Float[Array, "*site"]:
+    """A draw from the expression of this index."""
+    # Each draws, by the same key: the index is known in compiled code alone.
+    draws = [expression.draw(key, batches, noise) for expression in expressions]
+    return jnp.stack(draws)[index]
 
 
 def evaluate(batch: Group, xs: dict[str, Array], noise: Noise) -> list[NodeValue]:
     """The value of every member, with an axis for each of its plates in front."""
-    factor, members, noise_of_leaf = batch.factor, batch.members, noise_at(batch, noise)
-    ratio = noise_of_leaf.alpha / noise.alpha
+    factor = batch.factor
     shape = factor.event_shape
-    events = [ratio * project(xs[site], region, shape) for site, region, _ in members]
-    conditions, sizes = rows_of(batch), [math.prod(member.counts) for member in members]
-    plates = [plate for member in members for plate in member.plates]
-    block = min((plate.block for plate in plates if plate.block), default=None)
-    if sum(sizes) == 1:
-        log_f, score = factor.evaluate(events[0], noise_of_leaf, batch.first)
-        log_f, score = None if log_f is None else log_f[None], score[None]
-    elif (
-        not any(plate.cells for plate in plates)
-        and len({member[:2] for member in members}) == 1
-    ):
-        # One x for all rows: what depends on x alone is computed once.
-        rows = partial(factor.evaluate, events[0], noise_of_leaf)
-        log_f, score = in_blocks(rows, conditions, sum(sizes), block)
-    else:
-        x = jnp.concatenate(
-            [
-                in_rows(e, member, shape)
-                for e, member in zip(events, members, strict=True)
-            ]
-        )
-        log_f, score = in_blocks(
-            lambda row: factor.evaluate(row[0], noise_of_leaf, row[1]),
-            (x, conditions),
-            sum(sizes),
-            block,
-        )
+    noise_of_leaf = noise_at(batch, noise)
+    ratio = noise_of_leaf.alpha / noise.alpha
+    events = [ratio * project(xs[m.site], m.region, shape) for m in batch.members]
+    log_f, scores = _evaluate_rows(batch, events, noise_of_leaf)
     # A density of x is rescaled with x; a bounded potential (top power 0) is a function
     # of x and is not.
     jacobian = factor.traits.top_power * math.prod(shape) * jnp.log(ratio)
-    growth = (
-        cast(Normaliser, factor).growth(noise_of_leaf)
-        if factor.traits.constant
-        else 0.0
-    )
-    rate, marginal = growth / noise.sigma**2, "exact_marginals" in factor.capabilities
-    outputs, start = [], 0
-    for member, size in zip(members, sizes, strict=True):
-        value = (
-            None
-            if log_f is None
-            else in_plates(log_f[start : start + size], member.counts) + jacobian
-        )
-        own_score = ratio * in_plates(score[start : start + size], member.counts)
-        x, rates = xs[member.site], jnp.broadcast_to(rate, member.counts)
+    growth: Array | float = 0.0
+    if factor.traits.constant:
+        growth = cast(Normaliser, factor).growth(noise_of_leaf)
+    rate = growth / noise.sigma**2
+    has_rate = "exact_marginals" in factor.capabilities
+    outputs = []
+    start = 0
+    for member in batch.members:
+        # The batch holds the rows of one member after those of the member before.
+        rows = slice(start, start + member.rows)
+        start += member.rows
+        log_density = None
+        if log_f is not None:
+            log_density = in_plates(log_f[rows], member.counts) + jacobian
+        # The leaf was evaluated at ratio·x, so the chain rule multiplies by the ratio.
+        score_of_event = ratio * in_plates(scores[rows], member.counts)
+        x = xs[member.site]
+        rates = jnp.broadcast_to(rate, member.counts)
         excess = jnp.full(member.counts, dimension_of(factor) - x.size, rates.dtype)
-        whole_score = placed(own_score, member, x.shape)
-        outputs.append(
-            NodeValue(value, whole_score, rates if marginal else None, excess)
-        )
-        start += size
+        score = placed(score_of_event, member, x.shape)
+        rate_of_member = rates if has_rate else None
+        outputs.append(NodeValue(log_density, score, rate_of_member, excess))
     return outputs
+
+
+def _evaluate_rows(
+    batch: Group, events: list[Array], noise: Noise
+) -> tuple[Float[Array, " rows"] | None, Float[Array, "rows ..."]]:
+    """Log-density and score of every row of a batch, by one call of its factor:
+    ``events`` are those of its members, ``noise`` is the factor's own."""
+    factor = batch.factor
+    members = batch.members
+    conditions = rows_of(batch)
+    plates = [plate for member in members for plate in member.plates]
+    block = min((plate.block for plate in plates if plate.block), default=None)
+    if batch.rows == 1:
+        log_f, score = factor.evaluate(events[0], noise, batch.first)
+        return None if log_f is None else log_f[None], score[None]
+    over_sets = any(plate.cells for plate in plates)
+    places = {(member.site, member.region) for member in members}
+    if not over_sets and len(places) == 1:
+        # One x for all rows: what depends on x alone is computed once.
+        of_conditions = partial(factor.evaluate, events[0], noise)
+        return in_blocks(of_conditions, conditions, batch.rows, block)
+
+    def of_row(row: tuple[Array, dict[str, Array]]) -> tuple[Array | None, Array]:
+        x, conditions = row
+        return factor.evaluate(x, noise, conditions)
+
+    pairs = zip(events, members, strict=True)
+    x = jnp.concatenate([in_rows(e, member, factor.event_shape) for e, member in pairs])
+    return in_blocks(of_row, (x, conditions), batch.rows, block)
 
 
 def noise_at(batch: Group, noise: Noise) -> Noise:
@@ -425,33 +459,37 @@ def rows_of(batch: Group) -> dict[str, Array]:
     become one axis."""
 
     def rows(value: Array, member: Member) -> Array:
-        return jnp.reshape(
-            value, (math.prod(member.counts), *jnp.shape(value)[len(member.plates) :])
-        )
+        event = jnp.shape(value)[len(member.plates) :]
+        return jnp.reshape(value, (member.rows, *event))
 
     pairs = list(zip(batch.conditions, batch.members, strict=True))
-    return {
-        name: jnp.concatenate([rows(c[name], member) for c, member in pairs])
-        for name in batch.conditions[0]
-    }
+    conditions = {}
+    for name in batch.conditions[0]:
+        values = [rows(of_member[name], member) for of_member, member in pairs]
+        conditions[name] = jnp.concatenate(values)
+    return conditions
 
 
-def in_plates(rows: Array, counts: tuple[int, ...]) -> Array:
+def in_plates(
+    rows: Float[Array, "rows ..."], counts: tuple[int, ...]
+) -> Float[Array, "*plates *event"]:
     """The rows of one member with an axis for each of its plates in the place of
     theirs. `jax.vmap` moves axes about for a reshape, which is left out where it can
     be."""
-    if len(counts) < 2:
-        return rows if counts else rows[0]
+    if not counts:
+        return rows[0]
+    if len(counts) == 1:
+        return rows
     return rows.reshape(*counts, *rows.shape[1:])
 
 
-def in_rows(events: Array, member: Member, shape: tuple[int, ...]) -> Array:
+def in_rows(
+    events: Float[Array, "*sets"], member: Member, shape: tuple[int, ...]
+) -> Float[Array, "rows ..."]:
     """A row for each value of a member's plates, of its events with an axis for each of
     those over sets of cells."""
-    leading = tuple(plate.count if plate.cells else 1 for plate in member.plates)
-    return jnp.broadcast_to(
-        events.reshape(leading + shape), member.counts + shape
-    ).reshape(-1, *shape)
+    events = events.reshape(_axes_of_sets(member) + shape)
+    return jnp.broadcast_to(events, member.counts + shape).reshape(-1, *shape)
 
 
 def in_blocks(
@@ -461,76 +499,94 @@ def in_blocks(
     block. The last block is filled up with rows that are computed again."""
     if block is None or block >= size:
         return jax.vmap(function, axis_size=size)(rows)
-    number = -(-size // block)
-    width = -(-size // number)
-    blocks = jax.tree.map(lambda a: jnp.resize(a, (number, width, *a.shape[1:])), rows)
-    values = jax.lax.map(jax.vmap(function), blocks)
-    return jax.tree.map(
-        lambda a: a.reshape(number * width, *a.shape[2:])[:size], values
-    )
+    # As few blocks as their limit allows, then of as few rows as cover all.
+    number = math.ceil(size / block)
+    width = math.ceil(size / number)
+
+    def divided(a: Array) -> Array:
+        return jnp.resize(a, (number, width, *a.shape[1:]))
+
+    def joined(a: Array) -> Array:
+        return a.reshape(number * width, *a.shape[2:])[:size]
+
+    values = jax.lax.map(jax.vmap(function), jax.tree.map(divided, rows))
+    return jax.tree.map(joined, values)
 
 
 def project(
-    x: Array, region: Region | Cells | None, event_shape: tuple[int, ...]
-) -> Array:
+    x: Float[Array, "*site"],
+    region: Region | Cells | None,
+    event_shape: tuple[int, ...],
+) -> Float[Array, "*sets"]:
     """P x: the leaf's event; of cells with an axis for each of the plates over their
     sets in front."""
     if region is None:
         return x
     if isinstance(region, Cells):
         cells = region.array
-        seen = x if in_order(cells, x.shape) else x.ravel()[cells]
-        return seen.reshape(cells.shape[:-1] + event_shape)
+        values = x if in_order(cells, x.shape) else x.ravel()[cells]
+        return values.reshape(cells.shape[:-1] + event_shape)
     cut = x[region.slices]
     if region.averaged > 1:
-        pairs = zip(region.extent, region.block, strict=True)
-        cut = cut.reshape([n for e, b in pairs for n in (e // b, b)]).mean(
-            axis=tuple(range(1, 2 * cut.ndim, 2))
-        )
+        # Each axis becomes two, blocks and entries of a block, of which the second is
+        # averaged.
+        split: list[int] = []
+        for extent, size in zip(region.extent, region.block, strict=True):
+            split += [extent // size, size]
+        cut = cut.reshape(split).mean(axis=tuple(range(1, 2 * cut.ndim, 2)))
     return cut.reshape(event_shape)
 
 
-def placed(score: Array, member: Member, shape: tuple[int, ...]) -> Array | Scattered:
+def placed(
+    score: Float[Array, "*plates *event"], member: Member, shape: tuple[int, ...]
+) -> Array | Scattered:
     """Pᵀ s of every value of a member's plates: the leaf's score as a function of the
     whole site."""
-    _, region, plates = member
+    region = member.region
     if not isinstance(region, Cells):
         place = partial(embed, region=region, site_shape=shape)
-        for _ in plates:
+        for _ in member.plates:
             place = jax.vmap(place)
         return place(score)
-    own = (
-        region.array
-    )  # with an axis for each of the plates over sets, as all others have too
-    ones = tuple(plate.count if plate.cells else 1 for plate in plates)
-    cells = jnp.broadcast_to(
-        own.reshape(*ones, own.shape[-1]), (*member.counts, own.shape[-1])
-    )
-    scattered = Scattered(
-        score.reshape(cells.shape), cells, shape, in_order(own, shape)
-    )
-    return scattered if plates else scattered.dense
+    # Cells have an axis for each of the plates over sets, and need one for all others.
+    sets = region.array
+    size = sets.shape[-1]
+    sets_in_plates = sets.reshape(*_axes_of_sets(member), size)
+    cells = jnp.broadcast_to(sets_in_plates, (*member.counts, size))
+    values = score.reshape(cells.shape)
+    scattered = Scattered(values, cells, shape, in_order(sets, shape))
+    return scattered if member.plates else scattered.dense
+
+
+def _axes_of_sets(member: Member) -> tuple[int, ...]:
+    """A member's plates as axes: of their counts for sets of cells, of 1 for data."""
+    axes = [1] * len(member.plates)
+    for i, plate in enumerate(member.plates):
+        if plate.cells:
+            axes[i] = plate.count
+    return tuple(axes)
 
 
 def in_order(cells: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Whether sets of cells, (n, size), are the site's entries one after another."""
-    return cells.ndim == 2 and np.array_equal(
-        cells.reshape(-1), np.arange(math.prod(shape))
-    )
+    """Return whether sets of cells, (n, size), are the site's entries one after
+    another."""
+    if cells.ndim != 2:
+        return False
+    return np.array_equal(cells.reshape(-1), np.arange(math.prod(shape)))
 
 
-def embed(score: Array, region: Region | None, site_shape: tuple[int, ...]) -> Array:
+def embed(
+    score: Float[Array, "*event"], region: Region | None, site_shape: tuple[int, ...]
+) -> Float[Array, "*site"]:
     """Pᵀ s of one member."""
     if region is None:
         return score
-    score = (
-        score.reshape(
-            [e // b for e, b in zip(region.extent, region.block, strict=True)]
-        )
-        / region.averaged
-    )
-    for axis, b in enumerate(region.block):
-        score = jnp.repeat(score, b, axis=axis) if b > 1 else score
+    pairs = zip(region.extent, region.block, strict=True)
+    # The derivative of a mean over a block is shared out evenly among its entries.
+    score = score.reshape([extent // size for extent, size in pairs]) / region.averaged
+    for axis, size in enumerate(region.block):
+        if size > 1:
+            score = jnp.repeat(score, size, axis=axis)
     return jnp.zeros(site_shape, score.dtype).at[region.slices].set(score)
 
 
@@ -540,10 +596,13 @@ class OnDemand(dict[tuple[int, int], NodeValue]):
 
     def __init__(self, batches: tuple[Group, ...], xs: dict[str, Array], noise: Noise):
         super().__init__()
-        self.evaluate = lambda b: evaluate(batches[b], xs, noise)
+        self.batches = batches
+        self.xs = xs
+        self.noise = noise
 
     def __missing__(self, slot: tuple[int, int]) -> NodeValue:
-        self.update(
-            {(slot[0], m): output for m, output in enumerate(self.evaluate(slot[0]))}
-        )
+        index, _ = slot
+        outputs = evaluate(self.batches[index], self.xs, self.noise)
+        for member, output in enumerate(outputs):
+            self[index, member] = output
         return self[slot]

@@ -1,14 +1,14 @@
-"""Lets the exponents of powers and quotients grow as noise falls, where the factors'
-log-densities are known.
+"""Let the exponents of powers and quotients grow as noise falls, where the factors'
+log-densities have closed forms or were trained for it.
 
 Only level 0 is the promise. There f^w sharpens f; but where noise hides the data it is
-a multiple of the noise's own sharpness, and which mode a chain is in is decided by w
-times what little tells modes apart. The power of a Gaussian, noised, is the power w_k
-of the noised one (`Growth`), and it is that path that is followed here: of f^w the one
-that starts as f, of f·(f/g)^γ also, of f/g^v as well. The weights of chains then gain
-(dw/dτ)·log f along their way, so exponents grow only where log f is known with its
-constants and its modes' heights: closed forms, and energies that were trained for both.
-Elsewhere they are constant.
+a multiple of the noise's own sharpness, and the mode that a chain falls into is decided
+by w times the little that tells modes apart. The power of a Gaussian, noised, is the
+power w_k of the noised one (`Growth`), and this path is followed here: for f^w the one
+that starts as f, also for f·(f/g)^γ and for f/g^v. The log-weight increment of a chain
+is then (dw/dτ)·log f along its path, so exponents grow only where log f is given with
+its constants and the heights of its modes: by closed forms, and by energies that were
+trained for both. Elsewhere they are constant.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Float
 
 from composeprob.compiler.check import has_rate, node_capabilities
 from composeprob.compiler.top import site_top
@@ -31,42 +32,46 @@ def grow(graph: Graph) -> Graph:
     each.
 
     The exponents e from which they grow leave the noisiest level the noise of a single
-    factor where they can: of a factor's power at most 1; what divides counts as far as
-    the total stays at 1, so that it is gone in guidance and negations, and there in
-    full in Bayes' rule, f·g/h; powers below 1 are brought up to a total of 1.
+    factor where they can. A factor that multiplies has a power of at most 1 there. A
+    factor that divides counts as far as the total stays at 1, so that it vanishes in
+    guidance and negations, and counts in full in Bayes' rule, f·g/h. Powers below 1 are
+    brought up to a total of 1.
     """
     clean = float(graph.levels.sigma[0] / graph.levels.alpha[0]) ** 2
-    sites = tuple(
-        replace(site, root=_grown(site.root, site.shape, clean)) for site in graph.sites
-    )
-    notes = [
-        f"{formula(node.children[i], site.name)} from {growth.start[i]:.3g} to {growth.power[i]:.3g}"
-        for site in sites
-        for node in walk(site.root)
-        if (growth := growth_of(node)) is not None
-        for i in growth.growing
-    ]
-    graph = replace(graph, sites=sites)
-    return (
-        graph.noted("grow", f"exponents grow as noise falls: {', '.join(notes)}")
-        if notes
-        else graph
-    )
+    grown = graph.map_roots(lambda root, site: _grown(root, site.shape, clean))
+    notes = []
+    for site in grown.sites:
+        for node in walk(site.root):
+            notes += _notes(node, site.name)
+    if not notes:
+        return grown
+    return grown.noted("grow", f"exponents grow as noise falls: {', '.join(notes)}")
+
+
+def _notes(node: Factor, site: str) -> list[str]:
+    """The factors of a node whose exponents grow, with the first and last of each."""
+    growth = growth_of(node)
+    if growth is None:
+        return []
+    notes = []
+    for i in growth.growing:
+        name = formula(node.children[i], site)
+        notes.append(f"{name} from {growth.start[i]:.3g} to {growth.power[i]:.3g}")
+    return notes
 
 
 def grows(node: Factor) -> bool:
-    """Whether an exponent of an expression does."""
+    """Return whether an exponent of an expression grows."""
     return any(growth_of(inner) is not None for inner in walk(node))
 
 
 def _grown(node: Factor, shape: tuple[int, ...], clean: float) -> Factor:
-    """The expression with growing exponents. What was calibrated keeps the path that
-    its normalisers are those of."""
+    """The expression with growing exponents. A calibrated node keeps the path that its
+    normalisers were estimated on."""
     if not node.children or node.normalised:
         return node
-    node = node.with_children(
-        tuple(_grown(child, shape, clean) for child in node.children)
-    )
+    children = [_grown(child, shape, clean) for child in node.children]
+    node = node.with_children(tuple(children))
     return grown_of.rule_for(node)(node, shape, clean)
 
 
@@ -79,51 +84,54 @@ growing exponents, with its own."""
 def _grown_product(node: Product, shape: tuple[int, ...], clean: float) -> Product:
     if node.plate is not None or set(node.powers) == {1.0}:
         return node
-    found = [site_top(child, shape).power for child in node.children]
-    start, sharpness = _start(
-        np.array(node.powers), np.stack([power.ravel() for power in found])
-    )
+    noise_powers = [site_top(child, shape).power.ravel() for child in node.children]
+    powers = np.array(node.powers)
+    start, sharpness = _start(powers, np.stack(noise_powers))
     growing = tuple(np.flatnonzero(start != node.powers).tolist())
-    if not growing or not all(_known(node.factors[i]) for i in growing):
+    if not growing or not all(_is_calibrated(node.factors[i]) for i in growing):
         return node
-    growth = Growth(start, np.array(node.powers), sharpness, np.asarray(clean), growing)
+    growth = Growth(start, powers, sharpness, np.asarray(clean), growing)
     return replace(node, growth=growth)
 
 
-def _known(factor: Factor) -> bool:
-    """Whether log f is known at every level, with its constant and the heights of its
-    modes."""
-    offered = [node_capabilities(leaf) for leaf in leaves(factor)]
-    return has_rate(factor) and all(
-        {"normalised", "mode_depth"} <= each for each in offered
-    )
+def _is_calibrated(factor: Factor) -> bool:
+    """Return whether log f is given at every level, with its constant and the heights
+    of its modes."""
+    if not has_rate(factor):
+        return False
+    required = {"normalised", "mode_depth"}
+    return all(required <= node_capabilities(leaf) for leaf in leaves(factor))
 
 
-def _start(powers: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """e and κ of a product, both (n,), of its powers, (n,), and its factors' powers of
-    noise at each entry, (n, D)."""
+def _start(
+    powers: Float[np.ndarray, " n"], noise_powers: Float[np.ndarray, "n d"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """e and κ of a product, of its powers, and its factors' powers of noise at each
+    entry."""
     # A factor with no power of noise anywhere, such as a classifier or a constant,
     # keeps its exponent.
-    here = found != 0
-    total = powers[:, None] * found
-    multiplies, divides = (total > 0).any(1), (total < 0).any(1)
+    present = noise_powers != 0
+    total = powers[:, None] * noise_powers
+    multiplies = (total > 0).any(1)
+    divides = (total < 0).any(1)
     start = np.where(multiplies, np.minimum(powers, 1.0), powers)
-    most = np.max(np.where(here, start[multiplies] @ found[multiplies], 0.0), axis=1)
-    start = np.where(
-        multiplies & (most < 1),
-        np.minimum(start / np.where(multiplies, most, 1.0), 1.0),
-        start,
-    )
-    left = start[multiplies] @ found[multiplies] - 1
+    # At every entry the multiplying factors' total, of which each has the greatest that
+    # it stands in; where that is below 1 they are raised in proportion.
+    totals = start[multiplies] @ noise_powers[multiplies]
+    most = np.max(np.where(present, totals, 0.0), axis=1)
+    raised = np.minimum(start / np.where(multiplies, most, 1.0), 1.0)
+    start = np.where(multiplies & (most < 1), raised, start)
+    # A divisor takes what is left above a total of 1, at the entry with the least room.
+    left = start[multiplies] @ noise_powers[multiplies] - 1
     taken = -np.sum(total[divides], axis=0)
-    room = np.min(
-        np.where(here & (taken > 0), left / np.where(taken > 0, taken, 1.0), np.inf),
-        axis=1,
-    )
+    is_taken = taken > 0
+    share = np.where(present & is_taken, left / np.where(is_taken, taken, 1.0), np.inf)
+    room = np.min(share, axis=1)
     start = np.where(divides, powers * np.clip(room, 0.0, 1.0), start)
     start = np.where(np.abs(start - powers) < 1e-9, powers, start) + 0.0  # no −0
-    only = (
-        multiplies & ~divides
-    )  # what multiplies at one entry and divides at another has the sharpness of divisors
-    sharpness = np.where(only, powers / np.where(only, start, 1.0), 1.0)
+    # A factor that multiplies at one entry and divides at another has the sharpness of
+    # divisors.
+    only_multiplies = multiplies & ~divides
+    ratio = powers / np.where(only_multiplies, start, 1.0)
+    sharpness = np.where(only_multiplies, ratio, 1.0)
     return start, np.where(divides, max(1.0, sharpness.max()), sharpness)

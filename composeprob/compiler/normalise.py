@@ -1,5 +1,5 @@
-"""Flattens products, pushes powers to the leaves, merges powers of one factor, drops
-zero powers."""
+"""Flatten products, push powers to the leaves, merge powers of one factor, drop zero
+powers."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ def normalise(graph: Graph) -> Graph:
     before = sum(len(leaves(site.root)) for site in graph.sites)
     result = graph.map_roots(_site)
     after = sum(len(leaves(site.root)) for site in result.sites)
-    merged = f", {before - after} merged or dropped" if before > after else ""
-    return result.noted("normalise", f"{after} leaves{merged}")
+    sentence = f"{after} leaves"
+    if before > after:
+        sentence += f", {before - after} merged or dropped"
+    return result.noted("normalise", sentence)
 
 
 def _site(root: Factor, site: Site) -> Factor:
     node = _normal(root)
     if node is None:
         raise ImproperError(
-            f"At site {site.name!r} every factor cancels: the total power is 0 and no density is left.",
+            f"At site {site.name!r} every factor cancels: the total power is 0 and no "
+            "density is left.",
             where=site.where,
             fix="keep at least one factor with a positive power.",
         )
@@ -37,6 +40,7 @@ def _site(root: Factor, site: Site) -> Factor:
 
 
 def _normal(node: Factor) -> Factor | None:
+    """The normal form of a node; None where it is the constant 1."""
     return normal_of.rule_for(node)(node)
 
 
@@ -46,7 +50,7 @@ def _each_normal(node: Any) -> Any:
     if any(child is None for child in children):
         kind = type(node).__name__.lower()
         raise ImproperError(
-            f"A component of a {kind} cancels to a constant, which is no density.",
+            f"A component of a {kind} cancels to a constant, which is not a density.",
             fix=f"drop that component from cp.{kind}.",
         )
     return node.with_children(children)
@@ -54,27 +58,32 @@ def _each_normal(node: Any) -> Any:
 
 def _single(node: Factor, power: float) -> list[tuple[Factor, float]]:
     normal = _normal(node)
-    return [] if normal is None or power == 0.0 else [(normal, power)]
+    if normal is None or power == 0.0:
+        return []
+    return [(normal, power)]
 
 
 normal_of = Pass[Factor | None]("normal", _each_normal)
 """Rules (node) for its normal form; None where it is the constant 1."""
 factors_of = Pass[list[tuple[Factor, float]]]("factors", _single)
-"""Rules (node, power) for the (factor, power) pairs that node^power multiplies, each
-factor in normal form and no product, but for products over data."""
+"""Rules (node, power) for the (factor, power) pairs that node^power multiplies. Each
+factor is in normal form, and not a product, except for products over data."""
 same_of = Pass[bool]("same", lambda node, other: False)
-"""Rules (node, another of its kind) for whether the two are known to be the same
+"""Rules (node, another of its kind); True if the two are certain to be the same
 factor."""
 
 
 def same(a: Factor, b: Factor) -> bool:
-    """Whether two factors are known to be the same: leaves, or products of the same
-    leaf over the same data."""
-    return type(a) is type(b) and same_of.rule_for(a)(a, b)
+    """Return whether two factors are certain to be the same: leaves, or products of the
+    same leaf over the same data."""
+    if type(a) is not type(b):
+        return False
+    return same_of.rule_for(a)(a, b)
 
 
 def runs(node: Factor, plate: Plate) -> bool:
-    """Whether a node has one value for each value of the plate, and not one for all."""
+    """Return whether a node has one value for each value of the plate, and not one for
+    all."""
     return any(plate in leaf.plates for leaf in leaves(node))
 
 
@@ -86,66 +95,68 @@ same_of.rule(Leaf)(same_leaf)
 def _normal_product(node: Product) -> Factor | None:
     if node.powers == (1.0,):
         return _normal(node.factors[0])
-    terms: list[tuple[Factor, float]] = []
+    merged: list[tuple[Factor, float]] = []
     for child, power in factors_of.rule_for(node)(node, 1.0):
-        for i, (known, known_power) in enumerate(terms):
-            if same(child, known):
-                terms[i] = (known, known_power + power)
-                break
-        else:
-            terms.append((child, power))
-    terms = [_raised(child, power) for child, power in terms if abs(power) > 1e-12]
+        _merge(merged, child, power)
+    # Powers that cancel, as in f^0.1·f^0.2/f^0.3, leave what rounding leaves.
+    terms = [_raised(child, power) for child, power in merged if abs(power) > 1e-12]
     if not terms:
         return None
     if len(terms) == 1 and terms[0][1] == 1.0:
         return terms[0][0]
     children, powers = zip(*terms, strict=True)
+    # Data are in the factors' plates from here on.
     return replace(node, factors=children, numbers=powers, plate=None)
 
 
+def _merge(terms: list[tuple[Factor, float]], factor: Factor, power: float) -> None:
+    """Multiply terms by a power of a factor: f^v·f^w = f^{v+w}."""
+    for i, (other, exponent) in enumerate(terms):
+        if same(factor, other):
+            terms[i] = (other, exponent + power)
+            return
+    terms.append((factor, power))
+
+
 def _raised(node: Factor, power: float) -> tuple[Factor, float]:
-    """The power of a product over data is the product over data of powers."""
-    return (
-        (replace(node, numbers=(power,) * len(node.numbers)), 1.0)
-        if isinstance(node, Product)
-        else (node, power)
-    )
+    """A factor and its power, which a product over data takes inside: (Π_i f_i)^w =
+    Π_i f_i^w."""
+    if not isinstance(node, Product):
+        return node, power
+    return replace(node, numbers=(power,) * len(node.numbers)), 1.0
 
 
 @normal_of.rule(Mixture)
 def _normal_mixture(node: Mixture) -> Mixture:
     """A mixture stays where it is, as one factor of a product: to distribute the
-    product over it would multiply the number of leaves and save no evaluation. One over
-    data that does not depend on them is n times the same."""
+    product over it would multiply the number of leaves and save no evaluation. A
+    mixture over data that does not depend on them is n times the same component."""
     node = _each_normal(node)
     if node.plate is None or runs(node.factors[0], node.plate):
         return node
-    return replace(
-        node, numbers=(float(np.logaddexp.reduce(node.log_weights)),), plate=None
-    )
+    log_weight = float(np.logaddexp.reduce(node.log_weights))
+    return replace(node, numbers=(log_weight,), plate=None)
 
 
 @factors_of.rule(Product)
 def _factors_of_product(node: Product, power: float) -> list[tuple[Factor, float]]:
-    """Products over data are taken apart: Π_i f(x | c_i)^v·g(x)^w = (Π_i f(x |
-    c_i))^v·g(x)^{n·w}."""
-    pairs = zip(
-        node.factors, node.powers, strict=False
-    )  # in a plate there is one factor, and equal powers
-    inner = [
-        pair
-        for child, exponent in pairs
-        for pair in factors_of.rule_for(child)(child, power * exponent)
-    ]
-    if (plate := node.plate) is None:
+    """The factors of a product, whose products over data are divided:
+    Π_i f(x | c_i)^v·g(x)^w = (Π_i f(x | c_i))^v·g(x)^{n·w}."""
+    inner: list[tuple[Factor, float]] = []
+    # In a plate there is one factor, and equal powers.
+    for child, exponent in zip(node.factors, node.powers, strict=False):
+        inner += factors_of.rule_for(child)(child, power * exponent)
+    plate = node.plate
+    if plate is None:
         return inner
     bare = replace(node, numbers=(1.0,) * plate.count)
-    return [
-        (bare.with_children((child,)), exponent)
-        if runs(child, plate)
-        else (child, plate.count * exponent)
-        for child, exponent in inner
-    ]
+    divided: list[tuple[Factor, float]] = []
+    for child, exponent in inner:
+        if runs(child, plate):
+            divided.append((bare.with_children((child,)), exponent))
+        else:
+            divided.append((child, plate.count * exponent))
+    return divided
 
 
 @same_of.rule(Product)

@@ -1,4 +1,4 @@
-"""Makes leaves with one network ONE batched evaluation; equal leaves are evaluated
+"""Make leaves with one network ONE batched evaluation; equal leaves are evaluated
 once."""
 
 from __future__ import annotations
@@ -28,24 +28,21 @@ from composeprob.ir.leaves import (
 def share(graph: Graph) -> Graph:
     """Give every leaf a slot (group, member): one group for each network, one member
     for each distinct use of it."""
-    groups, names = list[Group](), list[str]()
+    groups: list[Group] = []
+    labels: list[str] = []  # of each group's first leaf
 
     def slot_of(leaf: Leaf, site: Site) -> tuple[int, int]:
         member = Member(site.name, leaf.region, leaf.plates)
-        conditions = jax.tree.map(
-            jnp.asarray, spread(leaf.factor.call_conditions(), leaf.plates)
-        )
+        spread_out = spread(leaf.factor.call_conditions(), leaf.plates)
+        conditions = jax.tree.map(jnp.asarray, spread_out)
         for g, group in enumerate(groups):
             if not _joins(leaf, conditions, group):
                 continue
-            for m, known in enumerate(
-                zip(group.members, group.conditions, strict=True)
-            ):
-                if member == known[0] and same_conditions(conditions, known[1]):
-                    return g, m
-            more = (*group.members, member), (*group.conditions, conditions)
-            groups[g] = replace(group, members=more[0], conditions=more[1])
-            return g, len(group.members)
+            m = _place_in(group, member, conditions)
+            if m is None:
+                m = len(group.members)
+                groups[g] = _extended(group, member, conditions)
+            return g, m
         groups.append(
             Group(
                 leaf.factor.holding({}),
@@ -55,7 +52,7 @@ def share(graph: Graph) -> Graph:
                 leaf.latent,
             )
         )
-        names.append(leaf.label)
+        labels.append(leaf.label)
         return len(groups) - 1, 0
 
     def rewrite(root: Factor, site: Site) -> Factor:
@@ -64,35 +61,57 @@ def share(graph: Graph) -> Graph:
         )
 
     shared = graph.map_roots(rewrite)
-    counted = [
-        (g.rows, name)
-        for g, name in zip(groups, names, strict=True)
-        if not g.factor.traits.constant
-    ]
-    batches = [f"{rows} × {name}" for rows, name in counted if rows > 1]
-    sentence = (
-        f"{sum(rows for rows, _ in counted)} evaluations in {len(counted)} batches"
-    )
+    evaluations = 0
+    num_batches = 0
+    batches = []  # of more than one row
+    for group, label in zip(groups, labels, strict=True):
+        if group.factor.traits.constant:
+            continue
+        evaluations += group.rows
+        num_batches += 1
+        if group.rows > 1:
+            batches.append(f"{group.rows} × {label}")
+    sentence = f"{evaluations} evaluations in {num_batches} batches"
     if batches:
         sentence += f" ({', '.join(batches)} as one)"
     return replace(shared, groups=tuple(groups)).noted("share", sentence)
 
 
+def _place_in(group: Group, member: Member, conditions: dict[str, Array]) -> int | None:
+    """The member of a group that is this use already; None where there is none."""
+    uses = zip(group.members, group.conditions, strict=True)
+    for m, (other, values) in enumerate(uses):
+        if member == other and same_conditions(conditions, values):
+            return m
+    return None
+
+
+def _extended(group: Group, member: Member, conditions: dict[str, Array]) -> Group:
+    """The group with one more use."""
+    return replace(
+        group,
+        members=(*group.members, member),
+        conditions=(*group.conditions, conditions),
+    )
+
+
 def _joins(leaf: Leaf, conditions: dict[str, Array], group: Group) -> bool:
-    """Whether a use can be one row of the group's batch: one network, one noise,
+    """Return whether a use can be one row of the group's batch: one network, one noise,
     conditions of the same shapes."""
+    first_plates = group.members[0].plates
     return (
         leaf.latent == group.latent
         and same_network(leaf.factor, group.factor)
         and bool(eqx.tree_equal(leaf.own_noise, group.own_noise))
         and _signature(conditions, leaf.plates)
-        == _signature(group.conditions[0], group.members[0].plates)
+        == _signature(group.conditions[0], first_plates)
     )
 
 
 def _signature(
     conditions: dict[str, Array], plates: tuple[Plate, ...]
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of each condition's value in one row."""
     return {
         name: (value.shape[len(plates) :], value.dtype)
         for name, value in conditions.items()

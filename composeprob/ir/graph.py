@@ -14,29 +14,29 @@ from composeprob.factors.nodes import Combination, Plate
 from composeprob.ir.leaves import Graph, Leaf
 from composeprob.ir.render import formula
 
+CLOSE = {"nodesep": "0.2", "ranksep": "0.28"}
+SMALL = {
+    "fontname": "Helvetica",
+    "fontsize": "11",
+    "arrowsize": "0.7",
+    "height": "0.3",
+    "width": "0.3",
+    "margin": "0.08,0.04",
+}
+"""Attributes of the drawing, and of its nodes and edges: notebooks are narrow."""
+
 
 def digraph(graph: Graph) -> graphviz.Digraph:
     """Factors point to the site that they shape, sites to the observations that depend
     on them."""
-    close, small = (
-        {"nodesep": "0.2", "ranksep": "0.28"},
-        {"fontname": "Helvetica", "fontsize": "11"},
-    )
-    small |= {
-        "arrowsize": "0.7",
-        "height": "0.3",
-        "width": "0.3",
-        "margin": "0.08,0.04",
-    }
     drawing = graphviz.Digraph(
-        graph.name, graph_attr=close, node_attr=small, edge_attr=small
+        graph.name, graph_attr=CLOSE, node_attr=SMALL, edge_attr=SMALL
     )
     numbers = itertools.count()
     for site in graph.sites:
         drawing.node(f"site {site.name}", site.name, shape="circle")
-        drawing.edge(
-            _draw(drawing, site.root, graph, numbers), f"site {site.name}", label=""
-        )
+        root = _draw(drawing, site.root, graph, numbers)
+        drawing.edge(root, f"site {site.name}", label="")
     for static in graph.statics:
         drawing.node(
             f"site {static.name}",
@@ -45,9 +45,10 @@ def digraph(graph: Graph) -> graphviz.Digraph:
             style="dashed",
         )
     for o in graph.observations:
-        label = f"{o.name}\n{o.kind if o.soft else o.distribution}" + (
-            f"\n{o.anneal}" if o.looks_at else ""
-        )
+        kind = o.kind if o.soft else o.distribution
+        label = f"{o.name}\n{kind}"
+        if o.looks_at:
+            label += f"\n{o.anneal}"
         drawing.node(
             f"site {o.name}",
             label,
@@ -66,17 +67,16 @@ def _draw(
     """Draw a node and all below it; returns its name."""
     name_of_node = f"n{next(numbers)}"
     if not node.children:
-        drawing.node(
-            name_of_node, node.name + _shared(node, graph), shape="box", style="rounded"
-        )
+        label = node.name + _shared(node, graph)
+        drawing.node(name_of_node, label, shape="box", style="rounded")
         return name_of_node
-    drawing.node(
-        name_of_node, node.sign, shape="square" if node.sign == "×" else "diamond"
-    )
+    shape = "square" if node.sign == "×" else "diamond"
+    drawing.node(name_of_node, node.sign, shape=shape)
     for child, label in zip(node.children, _edges(node), strict=True):
         if node.plate is None:
             name = _draw(drawing, child, graph, numbers)
         else:
+            # Graphviz draws a box about a subgraph of this name alone.
             with drawing.subgraph(name=f"cluster {name_of_node}") as plate:
                 plate.attr(label=_plate(node.plate), labeljust="r", labelloc="b")
                 name = _draw(plate, child, graph, numbers)
@@ -89,64 +89,74 @@ def _plate(plate: Plate) -> str:
 
 
 def _shared(leaf: Leaf, graph: Graph) -> str:
-    """Which row of a batched evaluation the leaf is."""
-    if leaf.slot is None or len(graph.groups[leaf.slot[0]].members) == 1:
+    """The leaf's row of a batched evaluation; empty where it is the only one."""
+    if leaf.slot is None:
         return ""
-    return f"\nrow {leaf.slot[1] + 1} of {len(graph.groups[leaf.slot[0]].members)}, one batch"
+    group, member = leaf.slot
+    rows = len(graph.groups[group].members)
+    if rows == 1:
+        return ""
+    return f"\nrow {member + 1} of {rows}, one batch"
 
 
 def _edges(node: Combination) -> list[str]:
-    """What stands at each edge; once for what stands in a plate."""
-    numbers = sorted(set(node.numbers)) if node.plate else node.numbers
-    if node.plate and len(numbers) > 1:
-        return [f"{node.edge(numbers[0])} … {numbers[-1]:.3g}"]
-    return [node.edge(number) for number in numbers]
+    """The label of each edge; one for all uses of a factor in a plate."""
+    if node.plate is None:
+        return [node.edge(number) for number in node.numbers]
+    least = min(node.numbers)
+    greatest = max(node.numbers)
+    if least == greatest:
+        return [node.edge(least)]
+    return [f"{node.edge(least)} … {greatest:.3g}"]
 
 
 def html(graph: Graph) -> str:
     """An SVG where Graphviz is installed, else nested boxes."""
     try:
         drawing = digraph(graph).pipe(format="svg", encoding="utf-8")
-        return drawing[
-            max(drawing.find("<svg"), 0) :
-        ]  # without the declaration that an SVG file begins with
     except graphviz.ExecutableNotFound:
         return _boxes(graph)
+    # Without the declaration that an SVG file begins with.
+    start = max(drawing.find("<svg"), 0)
+    return drawing[start:]
 
 
 def _boxes(graph: Graph) -> str:
-    rows = [
-        f"<b>{escape(site.name)}</b> ∼ {_box(site.root, site.name, graph)}"
-        for site in graph.sites
-    ]
-    rows += [
-        f"<b>{escape(s.name)}</b> ∼ {escape(s.distribution)}" for s in graph.statics
-    ]
+    """A line for each statement, with a box for each node."""
+    rows = []
+    for site in graph.sites:
+        root = _box(site.root, site.name, graph)
+        rows.append(f"<b>{escape(site.name)}</b> ∼ {root}")
+    for static in graph.statics:
+        rows.append(f"<b>{escape(static.name)}</b> ∼ {escape(static.distribution)}")
     for o in graph.observations:
         policy = f", annealed '{o.anneal}'" if o.looks_at else ""
         parents = escape(", ".join(sorted(o.depends_on)))
         rows.append(
             f"<b>{escape(o.name)}</b> {escape(o.kind)} of {parents}{escape(policy)}"
         )
-    return (
-        "<div>"
-        + "".join(f"<div style='margin:4px'>{row}</div>" for row in rows)
-        + "</div>"
-    )
+    lines = "".join(f"<div style='margin:4px'>{row}</div>" for row in rows)
+    return f"<div>{lines}</div>"
 
 
 def _box(node: Any, site: str, graph: Graph) -> str:
     if not node.children:
         shared = _shared(node, graph).replace("\n", "<br>")
         return _span(f"{escape(formula(node, site))}<small>{shared}</small>")
-    parts = [
-        _box(child, site, graph) + f"<sup>{escape(label.lstrip('^'))}</sup>"
-        for child, label in zip(node.children, _edges(node), strict=True)
-    ]
-    plate = f"<small>{escape(_plate(node.plate))}</small>" if node.plate else ""
-    return _span(f" {node.sign} ".join(parts) + plate)
+    boxes = []
+    for child, label in zip(node.children, _edges(node), strict=True):
+        superscript = escape(label.lstrip("^"))
+        boxes.append(f"{_box(child, site, graph)}<sup>{superscript}</sup>")
+    inside = f" {node.sign} ".join(boxes)
+    if node.plate:
+        inside += f"<small>{escape(_plate(node.plate))}</small>"
+    return _span(inside)
 
 
 def _span(inside: str) -> str:
-    border = "display:inline-block;border:1px solid #999;border-radius:4px"
-    return f"<span style='{border};padding:2px 8px;margin:2px;vertical-align:middle'>{inside}</span>"
+    """A rounded box in a line of text."""
+    style = (
+        "display:inline-block;border:1px solid #999;border-radius:4px;"
+        "padding:2px 8px;margin:2px;vertical-align:middle"
+    )
+    return f"<span style='{style}'>{inside}</span>"

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import PyTreeDef
+from jaxtyping import Float, Int
 
 from composeprob.factors.calibrated import (
     KNOTS,
@@ -36,19 +37,20 @@ class Leaf(Factor):
         factor: the leaf factor, with its conditions; those of a plate have its n values
             along a leading axis.
         event_shape: the site's.
-        region: which part of the site it sees; None for all of it.
-        label: how the factor is called in print-outs.
-        conditions: what is given to it, as print-outs show it: ``label=3``, or the
-            latents that it depends on.
+        region: the part of the site that it sees; None for all of it.
+        label: the factor's name in print-outs.
+        conditions: its conditions, as print-outs show them: ``label=3``, or the latents
+            that it depends on.
         own_noise: the noise of its own schedule at each of the program's levels, fields
             of shape (K,); None where the program's own levels apply. Set by `align`.
         slot: (group, member) of the batched evaluation that computes it. Set by
             `share`.
         latent: where the factor's parameters depend on static latents: the site, and
-            which leaf of the site's factor this is, so that the program can be asked
-            for it under other values.
-        plates: those whose conditions it has, the outermost first: it stands for as
-            many factors as their counts multiply to, and is evaluated as one batch.
+            the index of this leaf in the site's factor, by which the program is
+            evaluated again under other values.
+        plates: the plates whose conditions it has, the outermost first: it stands for
+            as many factors as their counts multiply to, and is evaluated as one
+            batch.
     """
 
     factor: LeafFactor
@@ -63,35 +65,33 @@ class Leaf(Factor):
 
     @property
     def name(self) -> str:
-        """How it is printed: ``digits(x | label=3)``."""
+        """Its print-out: ``digits(x | label=3)``."""
         return self.printed_at("x")
 
     def printed_at(self, place: str) -> str:
-        """How it is printed with this in the place of x."""
-        given = f" | {', '.join(self.conditions)}" if self.conditions else ""
-        return f"{self.label}({place}{given})"
+        """Its print-out with this in the place of x."""
+        if not self.conditions:
+            return f"{self.label}({place})"
+        return f"{self.label}({place} | {', '.join(self.conditions)})"
 
     @property
     def first(self) -> LeafFactor:
         """The factor under the first values of its plates."""
-        return self.factor.holding(
-            first(
-                self.factor.fixed,
-                Counter(n for plate in self.plates for n in plate.names),
-            )
-        )
+        # A condition has a leading axis for each of the plates that name it.
+        axes = Counter(name for plate in self.plates for name in plate.names)
+        return self.factor.holding(first(self.factor.fixed, axes))
 
     @property
     def averaged(self) -> int:
+        """The number of the site's entries that it sees as one, their mean."""
         return 1 if self.region is None else self.region.averaged
 
     @property
-    def entries(self) -> np.ndarray:
-        return (
-            np.arange(math.prod(self.event_shape))
-            if self.region is None
-            else self.region.entries(self.event_shape)
-        )
+    def entries(self) -> Int[np.ndarray, " n"]:
+        """The entries of the flattened site that it sees."""
+        if self.region is None:
+            return np.arange(math.prod(self.event_shape))
+        return self.region.entries(self.event_shape)
 
     def given(self, **conditions: object) -> Leaf:
         return replace(self, factor=self.factor.given(**conditions))
@@ -103,24 +103,27 @@ class Normaliser(LeafFactor):
 
     log c = −log Z(λ) + (G − d)·log α, with log Z in the coordinates x/α. Along dx = f·x
     dt + g dW a function c of the time alone has the rate r = −(f·d + ∂_t log c)/g², and
-    dλ = −g²/σ² dt: of the above, r = −∂_λ log Z/σ² − (f/g²)·G. So it counts as a
-    density of ``dimension`` = d − G entries that grows by `growth` = −∂_λ log Z."""
+    dλ = −g²/σ² dt, so here r = −∂_λ log Z/σ² − (f/g²)·G. Thus it counts as a density of
+    ``dimension`` = d − G entries that grows by `growth` = −∂_λ log Z.
 
-    knots: Array
-    log_normaliser: Array
+    Attributes:
+        knots: log-SNRs λ.
+        log_normaliser: log Z at these.
+        excess: G − d.
+    """
+
+    knots: Float[Array, " knots"]
+    log_normaliser: Float[Array, " knots"]
     excess: float = eqx.field(static=True)
 
     def __init__(self, expression: CalibratedExpression):
-        self.schedule, self.event_shape, self.excess = (
-            expression.schedule,
-            expression.event_shape,
-            expression.excess,
-        )
-        self.knots, self.log_normaliser = (
-            expression.fixed[KNOTS],
-            expression.fixed[LOG_NORMALISER],
-        )
-        self.fixed, self.label = {}, "Z⁻¹"
+        self.schedule = expression.schedule
+        self.event_shape = expression.event_shape
+        self.excess = expression.excess
+        self.knots = expression.fixed[KNOTS]
+        self.log_normaliser = expression.fixed[LOG_NORMALISER]
+        self.fixed = {}
+        self.label = "Z⁻¹"
 
     @property
     def traits(self) -> Traits:
@@ -135,32 +138,37 @@ class Normaliser(LeafFactor):
         width = np.log(2 * np.pi) - float(self.knots[0])  # log 2πσ² where α = 1
         return float(-self.log_normaliser[0] - 0.5 * self.excess * width)
 
-    def growth(self, noise: Noise) -> Array:
+    def growth(self, noise: Noise) -> Float[Array, ""]:
         """∂ log c/∂λ, where α is 1."""
         return jax.grad(self._log_constant)(noise.log_snr)
 
     def evaluate(
         self, x: Array, noise: Noise, conditions: Mapping[str, Array]
     ) -> tuple[Array | None, Array]:
-        return self._log_constant(noise.log_snr) + self.excess * jnp.log(
-            noise.alpha
-        ), jnp.zeros_like(x)
+        of_scale = self.excess * jnp.log(noise.alpha)
+        return self._log_constant(noise.log_snr) + of_scale, jnp.zeros_like(x)
 
-    def _log_constant(self, log_snr: Array) -> Array:
-        dtype = log_snr.dtype
-        return -interpolate(
-            jnp.asarray(self.knots, dtype),
-            jnp.asarray(self.log_normaliser, dtype),
-            log_snr,
-        )
+    def _log_constant(self, log_snr: Float[Array, ""]) -> Float[Array, ""]:
+        """−log Z(λ)."""
+        knots = jnp.asarray(self.knots, log_snr.dtype)
+        log_normaliser = jnp.asarray(self.log_normaliser, log_snr.dtype)
+        return -interpolate(knots, log_normaliser, log_snr)
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A noised site: its expression, the shape of its value, where it stands in the
-    program, whether its factor depends on latents that are held because its normaliser
-    is unknown, and how many leading axes run over members of plates that are
-    independent given the latents."""
+    """A noised site.
+
+    Attributes:
+        name: its name.
+        root: its expression.
+        shape: its value's.
+        where: its place in the program.
+        ancestral: True if its factor depends on latents that are held because its
+            normaliser is unknown.
+        plates: the number of leading axes that run over members of plates, which are
+            independent given the latents.
+    """
 
     name: str
     root: Factor
@@ -175,9 +183,12 @@ class Observation:
     """An observation.
 
     Attributes:
+        name: its name.
         anneal: the policy that anneals it; None until `anneal` has settled it.
         depends_on: the latents in its distribution.
         looks_at: the noised sites that these follow, or are.
+        distribution: its distribution's name.
+        where: its place in the program.
     """
 
     name: str
@@ -189,21 +200,29 @@ class Observation:
 
     @property
     def soft(self) -> bool:
-        """Whether it is soft evidence, a log-weight and no data: `cp.factor` and
+        """True for soft evidence, a log-weight in the place of data: `cp.factor` and
         `numpyro.factor`."""
         return self.distribution == "Unit"
 
     @property
     def kind(self) -> str:
-        """What it is called in print-outs."""
+        """Its kind in print-outs."""
         return "soft evidence" if self.soft else f"observed {self.distribution}"
 
 
 @dataclass(frozen=True, eq=False)
 class Static:
-    """A NumPyro latent: the shapes of its value and of its unconstrained coordinate,
-    the name of its prior, and whether the coordinate is standardised by the prior's
-    location and scale, as these follow a noised site."""
+    """A NumPyro latent.
+
+    Attributes:
+        name: its name.
+        shape: its value's.
+        coordinate: the shape of its unconstrained coordinate.
+        distribution: its prior's name.
+        where: its place in the program.
+        standardised: True if the coordinate is standardised by the prior's location and
+            scale, as these follow a noised site.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -222,7 +241,13 @@ class Member(NamedTuple):
 
     @property
     def counts(self) -> tuple[int, ...]:
+        """The number of values of each plate."""
         return tuple(plate.count for plate in self.plates)
+
+    @property
+    def rows(self) -> int:
+        """The number of evaluations that it stands for."""
+        return math.prod(self.counts)
 
 
 class Group(eqx.Module):
@@ -246,16 +271,15 @@ class Group(eqx.Module):
 
     @property
     def rows(self) -> int:
-        """How many evaluations the batch is made of."""
-        return sum(math.prod(member.counts) for member in self.members)
+        """The number of evaluations in the batch."""
+        return sum(member.rows for member in self.members)
 
     @property
     def first(self) -> dict[str, Array]:
         """The conditions of one evaluation."""
-        return first(
-            self.conditions[0],
-            dict.fromkeys(self.conditions[0], len(self.members[0].plates)),
-        )
+        conditions = self.conditions[0]
+        axes = dict.fromkeys(conditions, len(self.members[0].plates))
+        return first(conditions, axes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,13 +293,13 @@ class Graph:
         observations: the observed sites.
         schedule: the levels in use; set by `align`.
         groups: the batched evaluations; set by `share`.
-        notes: what each pass did, ``(pass, sentence)``.
+        notes: a note of what each pass did, ``(pass, sentence)``.
         where: the place of the program's definition.
         dims: the plates along the axes of each statement's value, None where an axis is
             no plate's.
         held: static sites that keep their prior draws, as the ancestral sites need it.
-        doubts: what `check` found strange but not wrong for certain; a run's status
-            repeats it.
+        doubts: what `check` flags as strange, though not wrong for certain; a run's
+            status repeats it.
     """
 
     name: str
@@ -299,6 +323,7 @@ class Graph:
     @property
     def formula(self) -> str:
         """The density at level k, such as ``π_k(x) ∝ ring(x)·bar(x)``."""
+        # Here, as `render` imports this module.
         from composeprob.ir.render import headline
 
         return headline(self)
@@ -316,12 +341,8 @@ class Graph:
 
     def map_roots(self, rewrite: Callable[[Factor, Site], Factor]) -> Graph:
         """Rewrite the expression of every noised site."""
-        return replace(
-            self,
-            sites=tuple(
-                replace(site, root=rewrite(site.root, site)) for site in self.sites
-            ),
-        )
+        sites = [replace(site, root=rewrite(site.root, site)) for site in self.sites]
+        return replace(self, sites=tuple(sites))
 
     def noted(self, pass_name: str, sentence: str) -> Graph:
         """The same graph, with a note of what a pass did."""
@@ -330,53 +351,57 @@ class Graph:
 
 def leaves(node: Factor) -> list[Leaf]:
     """The leaves below a node, left to right."""
-    return [found for found in walk(node) if isinstance(found, Leaf)]
+    return [inner for inner in walk(node) if isinstance(inner, Leaf)]
 
 
 def dimension_of(factor: LeafFactor) -> float:
-    """How many entries a leaf factor is a density of."""
+    """The number of entries that a leaf factor is a density of."""
     stated = factor.traits.dimension
-    return float(math.prod(factor.event_shape)) if stated is None else stated
+    if stated is not None:
+        return stated
+    return float(math.prod(factor.event_shape))
 
 
 def same_network(a: LeafFactor, b: LeafFactor) -> bool:
-    """Whether two leaves are one factor up to the conditions given to them: same
+    """Return whether two leaves are one factor up to the conditions given to them: same
     structure, the same arrays."""
     return a is b or _identity(a) == _identity(b)
 
 
+# Arrays are compared by identity, without reading them from a device: a network loaded
+# twice counts as two.
 def _identity(factor: LeafFactor) -> tuple[PyTreeDef, tuple[int, ...]]:
     arrays, treedef = jax.tree.flatten(factor.holding({}))
     return treedef, tuple(id(array) for array in arrays)
 
 
 def same_leaf(a: Leaf, b: Leaf) -> bool:
-    """Whether two leaves are the same function of the same site."""
+    """Return whether two leaves are the same function of the same site."""
+    # The latent counts, as conditions that are latents may be equal by chance.
     same_place = (a.region, a.latent, a.plates) == (b.region, b.latent, b.plates)
-    return same_place and same_factor(
-        a.factor, b.factor
-    )  # conditions that are latents may be equal by chance
+    return same_place and same_factor(a.factor, b.factor)
 
 
 def same_factor(a: LeafFactor, b: LeafFactor) -> bool:
-    """Whether two leaf factors are the same function: one network under the same
+    """Return whether two leaf factors are the same function: one network under the same
     conditions."""
-    return same_network(a, b) and same_conditions(
-        a.call_conditions(), b.call_conditions()
-    )
+    if not same_network(a, b):
+        return False
+    return same_conditions(a.call_conditions(), b.call_conditions())
 
 
 def same_conditions(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
-    """Whether conditions have the same names and values."""
+    """Return whether conditions have the same names and values."""
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def first(conditions: Mapping[str, Array], axes: Mapping[str, int]) -> dict[str, Array]:
     """The conditions at the first value along so many leading axes, those of plates."""
-    return {
-        name: value[(0,) * axes[name]] if axes[name] else value
-        for name, value in conditions.items()
-    }
+    firsts = dict(conditions)
+    for name, value in conditions.items():
+        if axes[name]:
+            firsts[name] = value[(0,) * axes[name]]
+    return firsts
 
 
 def spread(
@@ -384,18 +409,22 @@ def spread(
 ) -> dict[str, Array]:
     """The conditions with an axis for every plate in front, also those that do not run
     over it."""
-    counts = tuple(plate.count for plate in plates)
+    if not plates:
+        return dict(conditions)
+    return {name: _broadcast(name, value, plates) for name, value in conditions.items()}
 
-    def broadcast(name: str, value: Array) -> Array:
-        runs = [name in plate.names for plate in plates]
-        event = jnp.shape(value)[sum(runs) :]
-        leading = tuple(
-            count if running else 1 for count, running in zip(counts, runs, strict=True)
-        )
-        return jnp.broadcast_to(jnp.reshape(value, leading + event), counts + event)
 
-    return (
-        {name: broadcast(name, value) for name, value in conditions.items()}
-        if plates
-        else dict(conditions)
-    )
+def _broadcast(name: str, value: Array, plates: tuple[Plate, ...]) -> Array:
+    """One condition with an axis for every plate in front."""
+    counts = []
+    leading = []
+    for plate in plates:
+        counts.append(plate.count)
+        if name in plate.names:
+            leading.append(plate.count)
+        else:
+            leading.append(1)
+    axes = sum(name in plate.names for plate in plates)
+    event = jnp.shape(value)[axes:]
+    in_plates = jnp.reshape(value, (*leading, *event))
+    return jnp.broadcast_to(in_plates, (*counts, *event))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from composeprob.factors.factor import Factor
 from composeprob.factors.nodes import Mixture, Product, plate_of
@@ -10,6 +11,7 @@ from composeprob.factors.passes import Pass
 from composeprob.factors.window import Region
 from composeprob.ir.leaves import Graph, Leaf, Observation
 
+SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 formula_of = Pass[str]("formula")
 """Rules (node, the children's formulas, site, index of a plate) for an expression in
 the usual notation."""
@@ -18,13 +20,9 @@ the usual notation."""
 def formula(node: Factor, site: str, depth: int = 0) -> str:
     """An expression inside of ``depth`` plates in the usual notation, such as
     ``ring(x)·bar(x)^0.5``."""
-    inner = depth + (plate_of(node) is not None)
-    return formula_of.rule_for(node)(
-        node,
-        [formula(child, site, inner) for child in node.children],
-        site,
-        index(depth),
-    )
+    inner = depth if plate_of(node) is None else depth + 1
+    children = [formula(child, site, inner) for child in node.children]
+    return formula_of.rule_for(node)(node, children, site, index(depth))
 
 
 def index(depth: int) -> str:
@@ -45,26 +43,28 @@ def _leaf(leaf: Leaf, _: list[str], site: str, letter: str) -> str:
 
 
 @formula_of.rule(Product)
-def _product(node: Product, parts: list[str], site: str, letter: str) -> str:
-    bracketed = [
-        f"({p})" if isinstance(child, Product) else p
-        for child, p in zip(node.factors, parts, strict=True)
-    ]
-    factors = "·".join(
-        map(raised, bracketed, node.powers)
-    )  # in a plate there is one part
-    return (
-        f"Π_{{{letter}=1}}^{{{node.plate.count}}} {factors}" if node.plate else factors
-    )
+def _product(node: Product, texts: list[str], site: str, letter: str) -> str:
+    powers = []
+    # In a plate there is one factor, and equal powers.
+    for child, text, power in zip(node.factors, texts, node.powers, strict=False):
+        base = f"({text})" if isinstance(child, Product) else text
+        powers.append(raised(base, power))
+    product = "·".join(powers)
+    if node.plate is None:
+        return product
+    return f"Π_{{{letter}=1}}^{{{node.plate.count}}} {product}"
 
 
 @formula_of.rule(Mixture)
-def _mixture(node: Mixture, parts: list[str], site: str, letter: str) -> str:
-    shares = [f"{math.exp(w):.3g}·{part}" for w, part in node.each(parts)]
+def _mixture(node: Mixture, texts: list[str], site: str, letter: str) -> str:
+    terms = [f"{math.exp(w):.3g}·{text}" for w, text in node.each(texts)]
     if node.plate is None:
-        return f"[{' + '.join(shares)}]"
-    share = shares[0] if len(set(node.log_weights)) == 1 else f"w_{letter}·{parts[0]}"
-    return f"[Σ_{{{letter}=1}}^{{{node.plate.count}}} {share}]"
+        return f"[{' + '.join(terms)}]"
+    # One term stands for all, with a number where they have it in common.
+    term = terms[0]
+    if len(set(node.log_weights)) > 1:
+        term = f"w_{letter}·{texts[0]}"
+    return f"[Σ_{{{letter}=1}}^{{{node.plate.count}}} {term}]"
 
 
 def raised(base: str, exponent: float) -> str:
@@ -72,12 +72,10 @@ def raised(base: str, exponent: float) -> str:
     if exponent == 1.0:
         return base
     text = f"{exponent:.3g}"
-    superscript = str.maketrans("0123456789-.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·")
-    return base + (
-        text.translate(superscript)
-        if "e" not in text and "." not in text
-        else f"^{text}"
-    )
+    # Unicode has no superscript for a decimal point.
+    if "e" in text or "." in text:
+        return f"{base}^{text}"
+    return base + text.translate(SUPERSCRIPTS)
 
 
 def headline(graph: Graph) -> str:
@@ -97,32 +95,36 @@ def describe(graph: Graph, capabilities: list[str]) -> str:
         f"  {headline(graph)}",
         "  sites",
     ]
+    lines += [f"    {line}" for line in _statements(graph)]
+    if graph.schedule is not None:
+        lines.append(f"  levels  {graph.schedule!r}")
+    lines.append("  passes")
+    for name, sentence in graph.notes:
+        # The note of `check` lists capabilities, which the last line does.
+        if name != "check":
+            lines.append(f"    {name}: {sentence}")
+    offers = f"  offers  {', '.join(capabilities)}"
+    if "energy" not in capabilities:
+        offers += "; no log-density: Metropolis tests need cp.LineIntegral"
+    lines.append(offers)
+    return "\n".join(lines)
+
+
+def _statements(graph: Graph) -> Iterator[str]:
+    """A line for each site, latent and observation."""
     for site in graph.sites:
         kind = type(site.root).__name__.lower() if site.root.children else "factor"
-        lines.append(f"    {site.name}: noised {site.shape}, a {kind}, at {site.where}")
+        yield f"{site.name}: noised {site.shape}, a {kind}, at {site.where}"
     for s in graph.statics:
-        coordinate = ", its coordinate standardised by that" if s.standardised else ""
-        lines.append(
-            f"    {s.name}: static {s.shape}, {s.distribution} prior{coordinate}, at {s.where}"
-        )
+        prior = f"{s.distribution} prior"
+        if s.standardised:
+            prior += ", its coordinate standardised by that"
+        yield f"{s.name}: static {s.shape}, {prior}, at {s.where}"
     for o in graph.observations:
         policy = f"annealed '{o.anneal}'"
         if not o.looks_at:
             policy = "its power rising to 1" if graph.sites else "not annealed"
-        lines.append(f"    {o.name}: {o.kind}, {policy}, at {o.where}")
-    if graph.schedule is not None:
-        lines.append(f"  levels  {graph.schedule!r}")
-    lines.append("  passes")
-    lines += [
-        f"    {name}: {sentence}" for name, sentence in graph.notes if name != "check"
-    ]
-    note = (
-        ""
-        if "energy" in capabilities
-        else "; no log-density: Metropolis tests need cp.LineIntegral"
-    )
-    lines.append(f"  offers  {', '.join(capabilities)}{note}")
-    return "\n".join(lines)
+        yield f"{o.name}: {o.kind}, {policy}, at {o.where}"
 
 
 def _evidence_term(observation: Observation, annealed: bool) -> str:
@@ -130,8 +132,6 @@ def _evidence_term(observation: Observation, annealed: bool) -> str:
     annealed."""
     level = "_k" if annealed else ""
     given = ", ".join(sorted(observation.depends_on))
-    return (
-        f"exp({observation.name}{level}({given}))"
-        if observation.soft
-        else f"L{level}({observation.name} | {given})"
-    )
+    if observation.soft:
+        return f"exp({observation.name}{level}({given}))"
+    return f"L{level}({observation.name} | {given})"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from composeprob.errors import VerificationError
 from composeprob.factors.nodes import Combination, Product, walk
 from composeprob.factors.passes import Pass
-from composeprob.factors.window import Cells
+from composeprob.factors.window import Cells, Region
 from composeprob.ir.leaves import Graph, Leaf, Site, leaves
 
 Rule = Callable[[bool, str], None]
@@ -30,7 +30,9 @@ def verify(graph: Graph, stage: str) -> Graph:
     region, and each slot is used. From ``grow`` on: exponents that grow are the powers
     at level 0. From ``anneal`` on: every observation has a policy.
     """
-    reached = STAGES.index(stage)
+
+    def reached(name: str) -> bool:
+        return STAGES.index(stage) >= STAGES.index(name)
 
     def rule(holds: bool, message: str) -> None:
         if not holds:
@@ -39,132 +41,155 @@ def verify(graph: Graph, stage: str) -> Graph:
                 fix="please report this as a bug of composeprob.",
             )
 
-    names = (
-        [s.name for s in graph.sites]
-        + [s.name for s in graph.statics]
-        + [o.name for o in graph.observations]
-    )
-    rule(len(set(names)) == len(names), f"names are not unique: {names}")
-    rule(reached < 2 or graph.schedule is not None, "the graph has no schedule")
-    used: set[tuple[int, int]] = set()
+    _names(graph, rule)
+    if reached("align"):
+        rule(graph.schedule is not None, "the graph has no schedule")
     for site in graph.sites:
-        for node in walk(site.root):
-            if isinstance(node, Combination):
-                _combination(node, reached, rule)
-            else:
-                rule(isinstance(node, Leaf), f"an unknown node {type(node).__name__}")
-        for leaf in leaves(site.root):
-            _region(leaf, site, rule)
-            if reached >= 2 and leaf.own_noise is not None:
-                levels = graph.schedule.num_levels if graph.schedule else 0
-                rule(
-                    leaf.own_noise.alpha.shape == (levels,),
-                    f"leaf {leaf.name} is not aligned to {levels} levels",
-                )
-            if reached >= 3:
-                rule(leaf.slot is not None, f"leaf {leaf.name} has no slot")
-                group, member = leaf.slot or (0, 0)
-                exists = 0 <= group < len(graph.groups) and 0 <= member < len(
-                    graph.groups[group].members
-                )
-                rule(exists, f"slot {leaf.slot} does not exist")
-                use = graph.groups[group].members[member]
-                here = use == (site.name, leaf.region, leaf.plates)
-                rule(here, f"slot {leaf.slot} of leaf {leaf.name} reads another place")
-                used.add((group, member))
-    for o in graph.observations:
-        rule(
-            reached < STAGES.index("anneal") or o.anneal is not None,
-            f"observation {o.name} has no policy",
-        )
-    if reached >= 3:
-        slots = {
-            (g, m)
-            for g, group in enumerate(graph.groups)
-            for m in range(len(group.members))
-        }
-        rule(used == slots, f"slots {sorted(slots - used)} are evaluated but not used")
+        _site(site, graph, reached, rule)
+    if reached("anneal"):
+        _policies(graph, rule)
+    if reached("share"):
+        _unused_slots(graph, rule)
     return graph
 
 
-def _region(leaf: Leaf, site: Site, rule: Rule) -> None:
-    region, event = leaf.region, leaf.factor.event_shape
-    if region is None:
-        rule(
-            event == site.shape,
-            f"events of {leaf.name} have another shape than {site.name}",
-        )
+def _names(graph: Graph, rule: Rule) -> None:
+    """The names of a graph's statements are unique."""
+    names = [site.name for site in graph.sites]
+    names += [static.name for static in graph.statics]
+    names += [observation.name for observation in graph.observations]
+    rule(len(set(names)) == len(names), f"names are not unique: {names}")
+
+
+def _site(site: Site, graph: Graph, reached: Callable[[str], bool], rule: Rule) -> None:
+    """The nodes of a site, then its leaves: their rules presume sound nodes."""
+    for node in walk(site.root):
+        if isinstance(node, Combination):
+            _combination(node, reached("normalise"), rule)
+        else:
+            rule(isinstance(node, Leaf), f"an unknown node {type(node).__name__}")
+    for leaf in leaves(site.root):
+        _place(leaf, site, rule)
+        if reached("align"):
+            _levels(leaf, graph, rule)
+        if reached("share"):
+            _slot(leaf, site, graph, rule)
+
+
+def _levels(leaf: Leaf, graph: Graph, rule: Rule) -> None:
+    """A leaf's own noise has an entry for each level."""
+    if leaf.own_noise is None:
         return
-    if isinstance(region, Cells):
-        sets = tuple(plate.count for plate in leaf.plates if plate.cells)
-        cells = region.array
-        rule(
-            cells.shape == (*sets, math.prod(event)),
-            f"the cells of {leaf.name} are no events of its plates",
-        )
-        rule(
-            cells.min() >= 0 and cells.max() < math.prod(site.shape),
-            f"cells of {leaf.name} leave site {site.name}",
-        )
-        return
+    levels = graph.levels.num_levels
+    aligned = leaf.own_noise.alpha.shape == (levels,)
+    rule(aligned, f"leaf {leaf.name} is not aligned to {levels} levels")
+
+
+def _slot(leaf: Leaf, site: Site, graph: Graph, rule: Rule) -> None:
+    """A leaf's slot exists and reads the leaf's place."""
+    rule(leaf.slot is not None, f"leaf {leaf.name} has no slot")
+    rule(leaf.slot in _slots(graph), f"slot {leaf.slot} does not exist")
+    # The rules above have raised where there is no slot.
+    group, member = leaf.slot or (0, 0)
+    use = graph.groups[group].members[member]
+    reads_place = use == (site.name, leaf.region, leaf.plates)
+    rule(reads_place, f"slot {leaf.slot} of leaf {leaf.name} reads another place")
+
+
+def _slots(graph: Graph) -> set[tuple[int, int]]:
+    """The slots (group, member) of all batches."""
+    slots = set()
+    for g, group in enumerate(graph.groups):
+        slots |= {(g, m) for m in range(len(group.members))}
+    return slots
+
+
+def _unused_slots(graph: Graph, rule: Rule) -> None:
+    """Each slot is some leaf's."""
+    used = {leaf.slot for site in graph.sites for leaf in leaves(site.root)}
+    unused = sorted(_slots(graph) - used)
+    rule(not unused, f"slots {unused} are evaluated but not used")
+
+
+def _policies(graph: Graph, rule: Rule) -> None:
+    """Each observation has a policy."""
+    for observation in graph.observations:
+        has_policy = observation.anneal is not None
+        rule(has_policy, f"observation {observation.name} has no policy")
+
+
+def _place(leaf: Leaf, site: Site, rule: Rule) -> None:
+    """A leaf's region lies inside its site and holds one event."""
+    if leaf.region is None:
+        same_shape = leaf.factor.event_shape == site.shape
+        rule(same_shape, f"events of {leaf.name} have another shape than {site.name}")
+    elif isinstance(leaf.region, Cells):
+        _cells(leaf, leaf.region, site, rule)
+    else:
+        _box(leaf, leaf.region, site, rule)
+
+
+def _cells(leaf: Leaf, region: Cells, site: Site, rule: Rule) -> None:
+    sets = tuple(plate.count for plate in leaf.plates if plate.cells)
+    cells = region.array
+    one_event_each = cells.shape == (*sets, math.prod(leaf.factor.event_shape))
+    rule(one_event_each, f"the cells of {leaf.name} are not events of its plates")
+    inside = cells.min() >= 0 and cells.max() < math.prod(site.shape)
+    rule(inside, f"cells of {leaf.name} leave site {site.name}")
+
+
+def _box(leaf: Leaf, region: Region, site: Site, rule: Rule) -> None:
     axes = {len(region.offset), len(region.extent), len(region.block), len(site.shape)}
-    rule(
-        len(axes) == 1,
-        f"the region of {leaf.name} has other axes than site {site.name}",
-    )
-    inside = all(
-        o >= 0 and o + e <= s and b > 0 and e % b == 0
-        for o, e, b, s in zip(
-            region.offset, region.extent, region.block, site.shape, strict=True
-        )
-    )
+    same_axes = len(axes) == 1
+    rule(same_axes, f"the region of {leaf.name} has other axes than site {site.name}")
+    inside = True
+    sides = zip(region.offset, region.extent, region.block, site.shape, strict=True)
+    for offset, extent, block, size in sides:
+        in_site = offset >= 0 and offset + extent <= size
+        whole_blocks = block > 0 and extent % block == 0
+        inside = inside and in_site and whole_blocks
     rule(inside, f"the region of {leaf.name} leaves site {site.name}")
+    event = leaf.factor.event_shape
     holds = math.prod(region.extent) == math.prod(event) * region.averaged
     rule(holds, f"the region of {leaf.name} does not hold one event of shape {event}")
 
 
-def _combination(node: Combination, reached: int, rule: Rule) -> None:
-    numbers, kind = node.numbers, type(node).__name__
-    rule(len(node.children) > 0, f"an empty {kind}")
+def _combination(node: Combination, normal: bool, rule: Rule) -> None:
+    """A number for each of a node's factors, and the rules of its kind."""
+    kind = type(node).__name__
+    counted = len(node.children)
+    rule(counted > 0, f"an empty {kind}")
     if node.plate is not None:
-        rule(len(node.children) == 1, "a plate over more than one child")
-        rule(
-            any(node.plate in leaf.plates for leaf in leaves(node)),
-            "a plate that nothing runs over",
-        )
-    counted = len(node.children) if node.plate is None else node.plate.count
-    rule(
-        len(numbers) == counted,
-        f"a {kind} with {len(numbers)} numbers for its children",
-    )
-    rule(
-        all(math.isfinite(n) for n in numbers),
-        f"a {kind} with a number that is not finite",
-    )
-    rules_of.rule_for(node)(node, reached >= 1, rule)
+        rule(counted == 1, "a plate over more than one child")
+        runs = any(node.plate in leaf.plates for leaf in leaves(node))
+        rule(runs, "a plate that nothing runs over")
+        counted = node.plate.count
+    given = len(node.numbers)
+    rule(given == counted, f"a {kind} with {given} numbers for its children")
+    finite = all(math.isfinite(number) for number in node.numbers)
+    rule(finite, f"a {kind} with a number that is not finite")
+    rules_of.rule_for(node)(node, normal, rule)
 
 
 rules_of = Pass[None]("rules", lambda node, normal, rule: None)
-"""Further rules of a combination (node, whether it is in normal form, how to assert a
-rule)."""
+"""Further rules of a combination (the node; True if it is in normal form; a function
+that asserts a rule)."""
 
 
 @rules_of.rule(Product)
 def _product(node: Product, normal: bool, rule: Rule) -> None:
-    rule(
-        node.plate is None or len(set(node.powers)) == 1,
-        "a product over data with different powers",
-    )
-    if (growth := node.growth) is not None:
-        clean = growth(growth.clean).tolist()
-        rule(
-            node.plate is None and tuple(clean) == node.powers,
-            "exponents grow to others than the powers",
-        )
+    one_power = node.plate is None or len(set(node.powers)) == 1
+    rule(one_power, "a product over data with different powers")
+    if node.growth is not None:
+        growth = node.growth
+        at_level_0 = tuple(growth(growth.clean).tolist())
+        reaches = node.plate is None and at_level_0 == node.powers
+        rule(reaches, "exponents grow to others than the powers")
     if normal:
-        flat = all(
-            term is child for child in node.children for term, _ in child.split()
-        )
-        rule(flat, "a product holds a product that is none over data")
+        flat = True
+        for child in node.children:
+            # A product over data is its own only term, and may stand in a product.
+            flat = flat and all(term is child for term, _ in child.split())
+        rule(flat, "a product holds a product that does not run over data")
         rule(0.0 not in node.powers, "a product holds a zero power")
         rule(node.powers != (1.0,), "a product is a single child to the power 1")

@@ -14,6 +14,9 @@ from composeprob.errors import ProgramError, WrongTypeError, place
 from composeprob.factors.factor import Factor, LeafFactor
 from composeprob.language.statements import sample
 
+PAUSED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+"""Flags of functions that return before their statements run."""
+
 
 class Program:
     """A generative program. `cp.compile` turns it into a density; inside another
@@ -26,43 +29,33 @@ class Program:
     """
 
     def __init__(self, function: Callable[..., object]):
-        code = (
-            function.__code__
-            if inspect.isfunction(function) or inspect.ismethod(function)
-            else None
-        )
-        paused = (
-            inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-        )
-        if code is None or code.co_flags & paused:
-            found = "one with yield or async" if code else type(function).__name__
-            raise WrongTypeError(
-                f"@cp.program decorates a function; got {found}.",
-                fix="write @cp.program above def scene(prior, y): …, with nothing between; jax.jit and random keys are "
-                "for cp.infer, and NumPyro's handlers go into the function: with numpyro.handlers.…:",
-            )
+        if not (inspect.isfunction(function) or inspect.ismethod(function)):
+            raise _not_a_function(type(function).__name__)
+        code = function.__code__
+        if code.co_flags & PAUSED:
+            raise _not_a_function("one with yield or async")
         functools.update_wrapper(self, function)
         self.function = function
         self.name: str = function.__name__
         self.where = place(code.co_filename, code.co_firstlineno)
 
     def __reduce__(self) -> str:
-        return (
-            self.function.__qualname__
-        )  # a program is pickled as a function is, by its name
+        # A program is pickled as a function is, by its name.
+        return self.function.__qualname__
 
     def __call__(self, *args: object, **kwargs: object) -> Any:
         """Run the statements as part of the program that is being compiled.
 
         Raises:
-            ProgramError: none is, nor does one of NumPyro's handlers give the
-                statements their values.
+            ProgramError: no program is being compiled, nor does one of NumPyro's
+                handlers give the statements their values.
         """
         if not numpyro.primitives._PYRO_STACK:
             raise ProgramError(
-                f"Program '{self.name}' was called, but its statements mean something only in a program that is being "
-                "compiled.",
-                fix=f"write cp.compile({self.name}, …), and cp.infer(density, key, num_chains=…) of what it returns.",
+                f"Program '{self.name}' was called, but its statements mean something "
+                "only in a program that is being compiled.",
+                fix=f"write density = cp.compile({self.name}, …), then "
+                "cp.infer(density, key, num_chains=…).",
             )
         return self.function(*args, **kwargs)
 
@@ -70,13 +63,15 @@ class Program:
         self, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
         """Refuse arguments that the function does not take."""
+        signature = inspect.signature(self.function)
         try:
-            inspect.signature(self.function).bind(*args, **kwargs)
+            signature.bind(*args, **kwargs)
         except TypeError as error:
             raise WrongTypeError(
-                f"Program '{self.name}' cannot be called with these arguments: {error}.",
-                fix=f"pass them to compile after the program: cp.compile({self.name}, …); it takes "
-                f"{inspect.signature(self.function)}.",
+                f"Program '{self.name}' cannot be called with these arguments: "
+                f"{error}.",
+                fix="pass them to compile after the program: "
+                f"cp.compile({self.name}, …); it takes {signature}.",
             ) from None
 
     def names_of(
@@ -84,19 +79,29 @@ class Program:
     ) -> list[tuple[LeafFactor, str]]:
         """The leaf factors that the program's author holds in variables, with the
         variables' names."""
-        known = inspect.getclosurevars(self.function)
+        variables = inspect.getclosurevars(self.function)
         bound = inspect.signature(self.function).bind_partial(*args, **kwargs)
         bound.apply_defaults()
-        scopes = (bound.arguments, known.nonlocals, known.globals)
-        return [
-            (value, name)
-            for scope in scopes
-            for name, value in scope.items()
-            if isinstance(value, LeafFactor)
-        ]
+        named: list[tuple[LeafFactor, str]] = []
+        # The innermost scope first, as Python looks names up.
+        for scope in (bound.arguments, variables.nonlocals, variables.globals):
+            for name, value in scope.items():
+                if isinstance(value, LeafFactor):
+                    named.append((value, name))
+        return named
 
     def __repr__(self) -> str:
         return f"<program {self.name} ({self.where})>"
+
+
+def _not_a_function(got: str) -> WrongTypeError:
+    """The error for something that cannot be a program."""
+    return WrongTypeError(
+        f"@cp.program decorates a function; got {got}.",
+        fix="write @cp.program above def scene(prior, y): …, with nothing between; "
+        "jax.jit and random keys are for cp.infer, and NumPyro's handlers go into the "
+        "function: with numpyro.handlers.…:",
+    )
 
 
 def program(function: Callable[..., object]) -> Program:
@@ -113,7 +118,8 @@ def program(function: Callable[..., object]) -> Program:
     Example:
         >>> import composeprob as cp, numpyro.distributions as dist
         >>> schedule = cp.Schedule.log_snr(60)
-        >>> ring, bar = (cp.Analytic(dist.Normal([0.0, 0.0], scale), schedule) for scale in ([1, 1], [0.1, 1]))
+        >>> ring = cp.Analytic(dist.Normal([0.0, 0.0], [1.0, 1.0]), schedule)
+        >>> bar = cp.Analytic(dist.Normal([0.0, 0.0], [0.1, 1.0]), schedule)
         >>> @cp.program
         ... def both(f, g):
         ...     return cp.sample("x", f * g)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 from jax.extend.core import get_opaque_trace_state
+from jaxtyping import Float
 from numpyro.distributions import Distribution
 from numpyro.primitives import Messenger
 
@@ -36,16 +37,16 @@ class Statement:
         anneal: the annealing policy of an observation; None where the program names
             none.
         where: ``"file.py:line"``.
-        scale: what its log-probability is multiplied by (``handlers.scale``, subsampled
+        scale: the multiplier of its log-probability (``handlers.scale``, subsampled
             plates).
         dims: the plate that each axis of the value runs over, None where it is no
-            plate's; of evidence, each axis of its distribution's batch.
-        substituted: whether ``handlers.substitute`` gave the value of an observation,
-            so that it is no data.
-        site: of evidence, the name of the site that it looks at.
-        block: of evidence, how many of its plates' members are evaluated at once; None
-            for all.
-        conditional: whether the user says that a noised site's factor is a normalised
+            plate's; for evidence, that of each axis of its distribution's batch.
+        substituted: True for an observation whose value ``handlers.substitute`` gave,
+            which is not data.
+        site: for evidence, the name of the site that it looks at.
+        block: for evidence, the number of its plates' members that are evaluated at
+            once; None for all.
+        conditional: True if the user declares a noised site's factor to be a normalised
             conditional.
     """
 
@@ -67,8 +68,8 @@ class Statement:
         """The factor of a noised site."""
         return unwrap(self.distribution).factor
 
-    def log_prob(self) -> Array:
-        """Σ log p(value), a scalar."""
+    def log_prob(self) -> Float[Array, ""]:
+        """Σ log p(value)."""
         total = jnp.sum(self.distribution.log_prob(self.value))
         return total if self.scale is None else self.scale * total
 
@@ -79,10 +80,17 @@ those of the evidence."""
 Provide = Callable[[str, str, Distribution], Array]
 """(kind, name, distribution) → the value of a latent site."""
 Redraw = Callable[[str, Distribution, Array], Array]
-"""(name, distribution, value) → what the program sees in place of an observed value."""
+"""(name, distribution, value) → the value that the program gets for an observed one."""
+KIND = "composeprob.kind"
+WHERE = "composeprob.where"
+EVENT_DIM = "composeprob.dims"
+"""Entries that are added to NumPyro's messages: a statement's kind and place, and the
+event dimensions of its distribution before plates and masks."""
 
 
 class _Interpreter(Messenger):
+    """Gives each latent its value and keeps a record of each statement."""
+
     def __init__(
         self,
         provide: Provide,
@@ -90,12 +98,10 @@ class _Interpreter(Messenger):
         redraw: Redraw | None,
         noised: frozenset[str],
     ):
-        self.provide, self.level, self.redraw, self.noised = (
-            provide,
-            level,
-            redraw,
-            noised,
-        )
+        self.provide = provide
+        self.level = level
+        self.redraw = redraw
+        self.noised = noised
         self.statements: dict[str, Statement] = {}
         self.trace = get_opaque_trace_state()
         super().__init__()
@@ -103,118 +109,110 @@ class _Interpreter(Messenger):
     def process_message(self, msg: Message) -> None:
         if msg["type"] == LEVEL:
             msg["value"] = self.level
-        if msg["type"] == "param":
-            raise ProgramError(
-                f"numpyro.param({msg['name']!r}) is an optimised parameter; a program has only random choices.",
-                fix="pass the value as an argument, or give it a prior with cp.sample.",
-            )
-        if msg["type"] == "prng_key":
-            raise ProgramError(
-                "numpyro.prng_key() asks for a random key, and a program has none: it is a density.",
-                fix="make the random number a site: cp.sample(name, distribution).",
-            )
-        inside = (
-            msg["type"] in ("sample", "deterministic")
-            and get_opaque_trace_state() != self.trace
-        )
-        if inside or msg["type"] == "control_flow":
-            found = "NumPyro's scan and cond hide their sites"
-            if inside:
-                found = f"{msg['name']!r} stands inside of jax.vmap, jit, lax.scan, lax.cond or the like, which hide it"
-            raise ProgramError(
-                f"{found} from the program.",
-                fix="write a Python loop over sites with names of their own, or a numpyro.plate; in the place of a "
-                "branch choose a distribution's parameters by jnp.where.",
-            )
-        if (
-            msg["type"] == "plate"
-            and msg["value"] is None
-            and msg["args"][0] != msg["args"][1]
-        ):
-            size, part = msg["args"]
-            raise ProgramError(
-                f"Plate {msg['name']!r} takes {part} of {size} at random, and chains need the same data always.",
-                where=caller(),
-                fix="leave subsample_size out; or pass some of the data to a plate of their own size, in "
-                f"numpyro.handlers.scale(scale={size} / {part}).",
-            )
+        _check_supported(msg)
+        self._check_visible(msg)
+        _check_plate(msg)
         if msg["type"] not in ("sample", "deterministic"):
             return
+        self._check_site(msg)
+        msg[WHERE] = caller() or "unknown place"
+        if msg["type"] == "deterministic":
+            msg[KIND] = "deterministic"
+            msg[EVENT_DIM] = 0
+            return
+        msg[KIND] = self._kind(msg)
+        msg[EVENT_DIM] = msg["fn"].event_dim
+        self._give_value(msg)
+
+    def _give_value(self, msg: Message) -> None:
+        """Put the run's value of a latent or an observation into its message."""
         name = msg["name"]
-        if shape := msg.get("kwargs", {}).get("sample_shape"):
+        if name in self.noised and msg[KIND] == "static":
+            msg["fn"] = _noised_prior(name, msg)
+            msg[KIND] = "noised"
+        if msg[KIND] in ("noised", "static"):
+            msg["value"] = self.provide(msg[KIND], name, msg["fn"])
+        # A value of handlers.substitute has the kind of an observation, but is not one.
+        is_data = msg[KIND] == "observed" and msg["is_observed"]
+        if is_data and self.redraw is not None:
+            msg["value"] = self.redraw(name, msg["fn"], msg["value"])
+
+    def _check_visible(self, msg: Message) -> None:
+        """Refuse a site inside of a transformation of JAX or NumPyro's control flow,
+        where its value would be a tracer of that."""
+        inside = False
+        if msg["type"] in ("sample", "deterministic"):
+            inside = get_opaque_trace_state() != self.trace
+        if not inside and msg["type"] != "control_flow":
+            return
+        hidden = "NumPyro's scan and cond hide their sites"
+        if inside:
+            hidden = (
+                f"{msg['name']!r} stands inside of jax.vmap, jit, lax.scan, lax.cond "
+                "or the like, which hide it"
+            )
+        raise ProgramError(
+            f"{hidden} from the program.",
+            fix="write a Python loop over sites with names of their own, or a "
+            "numpyro.plate; in the place of a branch choose a distribution's "
+            "parameters by jnp.where.",
+        )
+
+    def _check_site(self, msg: Message) -> None:
+        """Refuse a sample_shape, and a name that another site has."""
+        name = msg["name"]
+        shape = msg.get("kwargs", {}).get("sample_shape")
+        if shape:
             raise ProgramError(
-                f"Site {name!r} has sample_shape={shape}, which sites of programs do not take.",
+                f"Site {name!r} has sample_shape={shape}, which sites of programs do "
+                "not take.",
                 where=caller(),
-                fix="give its distribution that shape, dist.Normal(0, 1).expand([3]).to_event(1), or use a plate.",
+                fix="give its distribution that shape, "
+                "dist.Normal(0, 1).expand([3]).to_event(1), or use a plate.",
             )
         if name in self.statements:
             raise ProgramError(
-                f"Two sites are called {name!r}: here and at {self.statements[name].where}.",
-                fix="rename one, or wrap a repeated call in numpyro.handlers.scope(prefix=…).",
+                f"Two sites are called {name!r}: here and at "
+                f"{self.statements[name].where}.",
+                fix="rename one, or wrap a repeated call in "
+                "numpyro.handlers.scope(prefix=…).",
             )
-        msg["composeprob.where"] = caller() or "unknown place"
-        msg["composeprob.kind"] = (
-            "deterministic" if msg["type"] == "deterministic" else self._kind(msg)
-        )
-        msg["composeprob.dims"] = msg["fn"].event_dim if msg["type"] == "sample" else 0
-        if name in self.noised and msg["composeprob.kind"] == "static":
-            msg["composeprob.kind"], msg["fn"] = "noised", _noised_prior(name, msg)
-        if msg["composeprob.kind"] in ("noised", "static"):
-            msg["value"] = self.provide(msg["composeprob.kind"], name, msg["fn"])
-        if (
-            msg["composeprob.kind"] == "observed"
-            and msg["is_observed"]
-            and self.redraw is not None
-        ):
-            msg["value"] = self.redraw(name, msg["fn"], msg["value"])
 
     def _kind(self, msg: Message) -> str:
-        """The kind of a sample statement; what NumPyro's handlers made of it has been
-        done by now."""
-        kind, name = (
-            "noised" if isinstance(unwrap(msg["fn"]), FactorDistribution) else "static",
-            msg["name"],
-        )
+        """The kind of a sample statement, on which all of NumPyro's handlers have
+        acted by now."""
         if "at" in (msg.get("infer") or {}):
             return "evidence"
-        changed = msg.get("scale") is not None or masked(msg["fn"])
-        if kind == "noised" and (changed or msg["value"] is not None):
-            what = "is masked or scaled" if changed else "is given a value"
-            raise ProgramError(
-                f"The factor at site {name!r} {what} by a handler, which factors cannot be.",
-                fix="write f ** w for a scaled factor, leave a masked one out, and let data act through cp.observe.",
-            )
-        if (
-            msg["value"] is not None
-        ):  # data, or what handlers.substitute has put in a latent's place
-            if not masked(msg["fn"]):
-                check_observed(
-                    name,
-                    msg["fn"],
-                    unwrap(msg["fn"]),
-                    msg["value"],
-                    msg.get("cond_indep_stack"),
-                )
+        if isinstance(unwrap(msg["fn"]), FactorDistribution):
+            _check_untouched(msg)
+            return "noised"
+        # Data, or a value that handlers.substitute has put in a latent's place.
+        if msg["value"] is not None:
+            _check_data(msg)
             return "observed"
-        if kind == "static":
-            check_latent(name, msg["fn"], unwrap(msg["fn"]))
-        return kind
+        check_latent(msg["name"], msg["fn"], unwrap(msg["fn"]))
+        return "static"
 
     def postprocess_message(self, msg: Message) -> None:
         if msg["type"] not in ("sample", "deterministic"):
             return
-        kind, infer = msg["composeprob.kind"], msg.get("infer") or {}
+        kind = msg[KIND]
+        infer = msg.get("infer") or {}
+        distribution = None if kind == "deterministic" else msg["fn"]
+        site = ""
+        if kind == "evidence":
+            site = self._site(msg["name"], infer["at"])
         self.statements[msg["name"]] = Statement(
             kind=kind,
             name=msg["name"],
-            distribution=None if kind == "deterministic" else msg["fn"],
+            distribution=distribution,
             value=msg["value"],
             anneal=as_policy(msg["name"], infer.get("anneal")),
-            where=msg["composeprob.where"],
+            where=msg[WHERE],
             scale=msg.get("scale"),
             dims=_dims(msg),
             substituted=kind == "observed" and not msg["is_observed"],
-            site=self._site(msg["name"], infer["at"]) if kind == "evidence" else "",
+            site=site,
             block=infer.get("block"),
             conditional=infer.get("conditional", False),
         )
@@ -222,19 +220,74 @@ class _Interpreter(Messenger):
     def _site(self, name: str, at: object) -> str:
         """The site that evidence looks at, by the value that `sample` returned or by
         its name."""
-        sites = [s for s in self.statements.values() if s.kind in ("noised", "static")]
-        found = [
-            s.name
-            for s in sites
-            if (s.name == at if isinstance(at, str) else s.value is at)
-        ]
-        if not found:
-            raise ProgramError(
-                f"Evidence {name!r} looks at no site: at= is neither the value of one above it nor its name.",
-                fix="pass what cp.sample returned, as it is, or the name: "
-                f"{', '.join(repr(s.name) for s in sites) or 'there is no site yet'}.",
-            )
-        return found[0]
+        sites = _latents(self.statements)
+        for site in sites:
+            is_site = site.name == at if isinstance(at, str) else site.value is at
+            if is_site:
+                return site.name
+        names = ", ".join(repr(site.name) for site in sites)
+        raise ProgramError(
+            f"Evidence {name!r} looks at no site: at= is neither the value of one "
+            "above it nor its name.",
+            fix="pass what cp.sample returned, as it is, or the name: "
+            f"{names or 'there is no site yet'}.",
+        )
+
+
+def _check_supported(msg: Message) -> None:
+    """Refuse NumPyro's statements that have no meaning in a density."""
+    if msg["type"] == "param":
+        raise ProgramError(
+            f"numpyro.param({msg['name']!r}) is an optimised parameter; a program has "
+            "only random choices.",
+            fix="pass the value as an argument, or give it a prior with cp.sample.",
+        )
+    if msg["type"] == "prng_key":
+        raise ProgramError(
+            "numpyro.prng_key() asks for a random key, and a program has none: it is a "
+            "density.",
+            fix="make the random number a site: cp.sample(name, distribution).",
+        )
+
+
+def _check_plate(msg: Message) -> None:
+    """Refuse a plate that takes a random part of its data: each run of the program
+    would be another density."""
+    if msg["type"] != "plate" or msg["value"] is not None:
+        return
+    size, subsample_size = msg["args"][:2]
+    if size == subsample_size:
+        return
+    raise ProgramError(
+        f"Plate {msg['name']!r} takes {subsample_size} of {size} at random, and chains "
+        "need the same data always.",
+        where=caller(),
+        fix="leave subsample_size out; or pass some of the data to a plate of their "
+        f"own size, in numpyro.handlers.scale(scale={size} / {subsample_size}).",
+    )
+
+
+def _check_untouched(msg: Message) -> None:
+    """Refuse a noised site on which one of NumPyro's handlers has acted."""
+    changed = msg.get("scale") is not None or masked(msg["fn"])
+    if not changed and msg["value"] is None:
+        return
+    what = "is masked or scaled" if changed else "is given a value"
+    raise ProgramError(
+        f"The factor at site {msg['name']!r} {what} by a handler, which factors cannot "
+        "be.",
+        fix="write f ** w for a scaled factor, leave a masked one out, and let data "
+        "act through cp.observe.",
+    )
+
+
+def _check_data(msg: Message) -> None:
+    """Refuse data that do not fit their distribution."""
+    # Masked entries may hold anything: their log-probability is 0.
+    if masked(msg["fn"]):
+        return
+    plates = msg.get("cond_indep_stack")
+    check_observed(msg["name"], msg["fn"], unwrap(msg["fn"]), msg["value"], plates)
 
 
 def run(
@@ -246,36 +299,40 @@ def run(
     redraw: Redraw | None = None,
     noised: frozenset[str] = frozenset(),
 ) -> dict[str, Statement]:
-    """Execute the program and return its statements by name, in order. ``provide``
-    gives each latent site its value, ``level`` is the index that functions of the level
-    receive, ``redraw`` puts other values in the place of observed ones, and ``noised``
-    are the sites of NumPyro priors that evidence looks at: see `looked_at`."""
+    """Execute the program and return its statements by name, in order.
+
+    Args:
+        function: the program's function.
+        args, kwargs: its arguments.
+        provide: the function that gives each latent site its value.
+        level: the index that functions of the level receive.
+        redraw: the function that replaces observed values.
+        noised: the sites of NumPyro priors that evidence looks at: see `looked_at`.
+    """
     interpreter = _Interpreter(provide, level, redraw, noised)
-    with (
-        interpreter
-    ):  # a Messenger leaves NumPyro's stack when the block ends, also by an exception
+    # A Messenger leaves NumPyro's stack when the block ends, also by an exception.
+    with interpreter:
         try:
             function(*args, **kwargs)
         except (TypeError, ValueError) as error:
-            latents = {
-                s.name: s.value
-                for s in interpreter.statements.values()
-                if s.kind in ("noised", "static")
-            }
-            if (better := explained(error, latents)) is None:
+            latents = {s.name: s.value for s in _latents(interpreter.statements)}
+            explanation = explained(error, latents)
+            if explanation is None:
                 raise
-            raise better from error
+            raise explanation from error
     return interpreter.statements
+
+
+def _latents(statements: Mapping[str, Statement]) -> list[Statement]:
+    """The noised and static sites among statements."""
+    return [s for s in statements.values() if s.kind in ("noised", "static")]
 
 
 def looked_at(statements: Mapping[str, Statement]) -> frozenset[str]:
     """The sites of NumPyro priors that factors look at, as which a program is run once
     more: they are noised."""
-    return frozenset(
-        s.site
-        for s in statements.values()
-        if s.kind == "evidence" and s.site in statements
-    )
+    evidence = [s for s in statements.values() if s.kind == "evidence"]
+    return frozenset(s.site for s in evidence if s.site in statements)
 
 
 def _noised_prior(name: str, msg: Message) -> FactorDistribution:
@@ -283,7 +340,8 @@ def _noised_prior(name: str, msg: Message) -> FactorDistribution:
     plates and all."""
     if msg.get("scale") is not None or masked(msg["fn"]):
         raise ProgramError(
-            f"The prior of {name!r} is masked or scaled by a handler, and evidence looks at that site.",
+            f"The prior of {name!r} is masked or scaled by a handler, and evidence "
+            "looks at that site.",
             fix="leave the handler out there.",
         )
     try:
@@ -295,29 +353,31 @@ def _noised_prior(name: str, msg: Message) -> FactorDistribution:
 
 
 def _dims(msg: Message) -> tuple[str | None, ...]:
-    """The plate of each axis of a statement's value, of evidence of its distribution's
+    """The plate of each axis of a statement's value, for evidence of its distribution's
     batch."""
-    evidence = msg["composeprob.kind"] == "evidence"  # which has no value
-    shape = msg["fn"].batch_shape if evidence else jnp.shape(msg["value"])
-    event_dim = 0 if evidence else msg["composeprob.dims"]
+    if msg[KIND] == "evidence":  # which has no value
+        shape = msg["fn"].batch_shape
+        event_dim = 0
+    else:
+        shape = jnp.shape(msg["value"])
+        event_dim = msg[EVENT_DIM]
     names: list[str | None] = [None] * len(shape)
     for frame in msg.get("cond_indep_stack") or ():
         axis = len(shape) - event_dim + frame.dim
-        if (
-            axis >= 0 and shape[axis] == frame.size
-        ):  # a deterministic in a plate need not run over it
+        # A deterministic in a plate need not run over it.
+        if axis >= 0 and shape[axis] == frame.size:
             names[axis] = frame.name
     return tuple(names)
+
+
+WRAPPERS = (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)
 
 
 def layers(distribution: Distribution) -> Iterator[Distribution]:
     """A distribution and those inside of it, as plates' expansions and masks wrap one
     another."""
     yield distribution
-    while isinstance(
-        distribution,
-        (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent),
-    ):
+    while isinstance(distribution, WRAPPERS):
         distribution = distribution.base_dist
         yield distribution
 
@@ -329,12 +389,13 @@ def unwrap(distribution: Distribution) -> Distribution:
 
 
 def masked(distribution: Distribution) -> bool:
-    """Whether a mask lies on it, inside or outside of plates' expansions."""
-    return any(
-        isinstance(layer, dist.MaskedDistribution) for layer in layers(distribution)
-    )
+    """Return whether a mask lies on a distribution, inside or outside of plates'
+    expansions."""
+    wrappers = layers(distribution)
+    return any(isinstance(layer, dist.MaskedDistribution) for layer in wrappers)
 
 
 def soft(distribution: Distribution) -> bool:
-    """Whether an observed statement is soft evidence (`factor`) and no data."""
+    """Return whether an observed statement is soft evidence (`factor`) in the place of
+    data."""
     return isinstance(unwrap(distribution), dist.Unit)

@@ -1,4 +1,4 @@
-"""Annealing policies: what observations of a noised site are above level 0."""
+"""Annealing policies: observations of a noised site above level 0."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from composeprob import tuning
 from composeprob.errors import InvalidValueError, WrongTypeError
@@ -15,22 +16,23 @@ from composeprob.schedule import Noise, Schedule
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What an observation sees of a noised site at each level, and the power that its
-    likelihood counts with.
+    """The value that an observation sees of a noised site at each level, and the power
+    of its likelihood.
 
     Derive a frozen dataclass from it, with settings as fields, and pass an object of it
     to `observe`, `factor` or `annealed`. Whatever it returns, level 0 is evaluated at
     x/α and counts in full.
 
     Attributes:
-        measured: the power is the one that the compiler measures, as of ``"tempered"``;
-            `power` is not asked.
-        plain: the program sees x/α, and samplers may evaluate the likelihood at many x,
-            as it takes no network.
-        takes_levels: the user gives a function of the level, which defines level 0 too.
-        closed_form: the density of the value given x_k itself takes the place of the
-            likelihood.
-        by_moments: so does a Gaussian with that density's mean and covariance.
+        measured: True if the power is the one that the compiler measures, as for
+            ``"tempered"``; `power` is not called.
+        plain: True if the program sees x/α, and samplers may evaluate the likelihood at
+            many x, as it takes no network.
+        takes_levels: True if the user gives a function of the level, which defines
+            level 0 too.
+        closed_form: True if the density of the value given x_k itself takes the place
+            of the likelihood.
+        by_moments: True if a Gaussian with that density's mean and covariance does.
     """
 
     measured: ClassVar[bool] = False
@@ -40,7 +42,8 @@ class Policy:
     by_moments: ClassVar[bool] = False
 
     def seen(self, x: Array, mean: Array, noise: Noise) -> Array:
-        """What the program sees of a noised site above level 0; by default x/α.
+        """The value that the program sees of a noised site above level 0; by default
+        x/α.
 
         Args:
             x: the site at this level, x_k = α·x₀ + σ·ε.
@@ -56,25 +59,26 @@ class Policy:
 
     @property
     def sees_clean(self) -> bool:
-        """Whether the program sees x/α at every level."""
+        """True if the program sees x/α at every level."""
         return type(self).seen is Policy.seen
 
     def __str__(self) -> str:
-        settings = ", ".join(
-            f"{field.name}={getattr(self, field.name)!r}"
-            for field in dataclasses.fields(self)
-        )
-        return type(self).__name__.lower() + (f"({settings})" if settings else "")
+        name = type(self).__name__.lower()
+        settings = []
+        for field in dataclasses.fields(self):
+            settings.append(f"{field.name}={getattr(self, field.name)!r}")
+        return f"{name}({', '.join(settings)})" if settings else name
 
 
 class Tempered(Policy):
-    """The program sees x/α, and the power suits how sharp the likelihood is.
+    """The program sees x/α, and the power suits the sharpness of the likelihood.
 
     Where log L falls faster than any power of x/α, the compiler draws x/α towards the
     prior's mean (`tempering.Near`).
     """
 
-    measured = plain = True
+    measured = True
+    plain = True
 
 
 class Denoised(Policy):
@@ -88,7 +92,7 @@ class Denoised(Policy):
 
 class Noised(Policy):
     """The program sees x_k itself, at level 0 too, and the user's function of the level
-    returns how likely that is."""
+    returns its likelihood."""
 
     takes_levels = True
 
@@ -110,8 +114,8 @@ class Moments(Policy):
 
 
 class Rising(Policy):
-    """Of an observation that depends on no noised site, while there are some: its power
-    rises to 1 at level 0."""
+    """The policy of an observation that depends on no noised site, while there are
+    some: its power rises to 1 at level 0."""
 
     def power(self, schedule: Schedule, noise: Noise) -> Array:
         return bridge(schedule, noise)
@@ -123,25 +127,22 @@ POLICIES: dict[str, Policy] = {
 """Policies by their short names."""
 
 
-def bridge(schedule: Schedule, noise: Noise) -> Array:
-    """The power of p(y | x_k, z) where static sites take part: u⁴ with u going from 0
-    at the noisiest level to 1 at log-SNR −2, and 1 from there on.
+def bridge(schedule: Schedule, noise: Noise) -> Float[Array, ""]:
+    """The power of p(y | x_k, z) where static sites take part: u⁴, with u from 0 at the
+    noisiest level to 1 at log-SNR −2, and 1 from there on.
 
-    Where no signal is left p(y | x_k, z) is p(y | z): without a power, static sites
-    would meet all of the data at the first level, far from where their priors put them.
-    It starts as slowly as that so that chains whose scales their priors made tiny,
-    where log p is −10⁵, are led away before it is too steep for their steps.
+    Where no signal is left p(y | x_k, z) is p(y | z): without a power, all of the data
+    would act on static sites at the first level, far from where their priors put them.
+    The power starts slowly because of chains whose scales their priors made tiny: there
+    log p is −10⁵, and they must be led away before it is too steep for their steps.
     """
     top = schedule.log_snr[-1]
-    way = jnp.where(
-        top < tuning.STATIC_FULL_LOG_SNR,
-        (noise.log_snr - top)
-        / jnp.where(
-            top < tuning.STATIC_FULL_LOG_SNR, tuning.STATIC_FULL_LOG_SNR - top, 1.0
-        ),
-        1.0,
-    )
-    return jnp.clip(way, 0.0, 1.0) ** 4
+    full = tuning.STATIC_FULL_LOG_SNR
+    # A schedule without levels below that log-SNR has no bridge, and nothing to divide
+    # by.
+    length = jnp.where(top < full, full - top, 1.0)
+    u = jnp.where(top < full, (noise.log_snr - top) / length, 1.0)
+    return jnp.clip(u, 0.0, 1.0) ** 4
 
 
 def as_policy(name: str, policy: str | Policy | None) -> Policy | None:
@@ -154,8 +155,8 @@ def as_policy(name: str, policy: str | Policy | None) -> Policy | None:
             hash(policy)
         except TypeError as error:
             raise WrongTypeError(
-                f"The settings of the annealing policy {policy} for {name!r} must be numbers or text, as compiled code "
-                "is kept by them.",
+                f"The settings of the annealing policy {policy} for {name!r} must be "
+                "numbers or text, as compiled code is cached by them.",
                 fix="give a tuple in the place of an array or a list.",
             ) from error
         return policy
@@ -163,5 +164,6 @@ def as_policy(name: str, policy: str | Policy | None) -> Policy | None:
         return POLICIES[policy]
     raise InvalidValueError(
         f"Unknown annealing policy {policy!r} for {name!r}.",
-        fix=f"use one of: {', '.join(POLICIES)}; or an object of a class of your own, derived from Policy.",
+        fix=f"use one of: {', '.join(POLICIES)}; or an object of a class of your own, "
+        "derived from Policy.",
     )

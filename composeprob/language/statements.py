@@ -42,13 +42,13 @@ def sample(
         factor_or_distribution: a factor makes a *noised* site, which lives at the
             level's noise; a NumPyro distribution makes a *static* one, as
             ``numpyro.sample`` does.
-        conditional: that a product of factors, of which some depend on a latent and
-            some do not, is a normalised conditional of that latent; without it such a
-            product is refused, as it may be meant as evidence about the latent, which
+        conditional: declares a product of factors, of which some depend on a latent and
+            some do not, to be a normalised conditional of that latent. Without it such
+            a product is refused, as it may be meant as evidence about the latent, which
             is ``cp.factor(name, f, at=site)``.
 
     Returns:
-        The site's value: what the observations below see of it depends on their
+        The site's value. The observations below see it at a noise that depends on their
             annealing policy.
 
     Raises:
@@ -69,16 +69,16 @@ def sample(
     """
     _check_name("sample", name, factor_or_distribution)
     if not isinstance(factor_or_distribution, (Factor, dist.Distribution)):
+        got = a_kind(factor_or_distribution)
         raise WrongTypeError(
-            f"Site {name!r} needs a factor or a NumPyro distribution; got {a_kind(factor_or_distribution)}.",
-            fix=_made_of(factor_or_distribution),
+            f"Site {name!r} needs a factor or a NumPyro distribution; got {got}.",
+            fix=_as_factor(factor_or_distribution),
         )
     _check_place("sample", name)
     if is_factor(factor_or_distribution):
+        distribution = FactorDistribution(factor_or_distribution)
         infer = {"conditional": bool(conditional)}
-        return numpyro.sample(
-            name, FactorDistribution(factor_or_distribution), infer=infer
-        )
+        return numpyro.sample(name, distribution, infer=infer)
     return numpyro.sample(name, factor_or_distribution)
 
 
@@ -93,24 +93,27 @@ def observe(
     An observation that depends on a noised site is annealed. Level 0 is the same exact
     posterior under each policy:
 
-    * ``"exact"`` (default where it is possible): the density of the value given x_k itself, ∫ L(x₀)·p(x₀ | x_k) dx₀,
-      in closed form, so that π_k is the noised posterior. It takes a `Normal` or
+    * ``"exact"`` (default where it is possible): the density of the value given x_k
+      itself, ∫ L(x₀)·p(x₀ | x_k) dx₀, in closed form, so that π_k is the noised
+      posterior. It takes a `Normal` or
       `MultivariateNormal` whose mean is A·x + b, with A, b and the spread free of x
       (they may depend on static sites), and a prior made of `cp.Analytic` mixtures of
       Gaussians; several such observations count together. Static sites meet it level by
       level: below log-SNR −2 it is raised to a power that goes from 0 at the noisiest
       level to 1;
-    * ``"moments"`` (default where factors offer only scores): the same for any score, from the mean and the covariance
-      of x₀ given x_k that follow from the score and its derivative: N(y; A·E[x₀ | x_k]
-      + b, Σ + A·V·Aᵀ), with V = (σ_k²/α_k)·∂E[x₀ | x_k]/∂x_k. It takes at most 16
-      Jacobian–vector products of the score an evaluation;
-    * ``"tempered"`` (default elsewhere): the program sees x/α_k, and the likelihood is raised to a power that is nearly
-      0 at the noisiest levels and 1 at level 0: about s²/(s² + σ_k²/α_k²), where s,
-      0.14 or less, is how sharply the observations determine x, which the compiler
-      measures;
-    * ``"denoised"``: the program sees the Tweedie mean (x + σ_k²·∇log F_k(x))/α_k, and the likelihood is raised to the
-      power of ``"tempered"``;
-    * ``"noised"``: the program sees x itself; ``distribution`` may be a function of the level's index;
+    * ``"moments"`` (default where factors offer only scores): the same for any score,
+      from the mean and the covariance of x₀ given x_k that follow from the score and
+      its derivative: N(y; A·E[x₀ | x_k] + b, Σ + A·V·Aᵀ), with
+      V = (σ_k²/α_k)·∂E[x₀ | x_k]/∂x_k. It takes at most 16 Jacobian–vector products of
+      the score an evaluation;
+    * ``"tempered"`` (default elsewhere): the program sees x/α_k, and the likelihood is
+      raised to a power that is nearly 0 at the noisiest levels and 1 at level 0: about
+      s²/(s² + σ_k²/α_k²), where s, 0.14 or less, is the sharpness with which the
+      observations determine x, as the compiler measures it;
+    * ``"denoised"``: the program sees the Tweedie mean (x + σ_k²·∇log F_k(x))/α_k, and
+      the likelihood is raised to the power of ``"tempered"``;
+    * ``"noised"``: the program sees x itself; ``distribution`` may be a function of the
+      level's index;
     * an object of a class of your own, derived from `Policy`.
 
     An observation that depends on no noised site is never annealed.
@@ -119,7 +122,7 @@ def observe(
         name: the site's name.
         distribution: a NumPyro distribution that depends on the program's sites; under
             ``"noised"`` possibly a function of the level that returns one.
-        value: what was measured.
+        value: the measured value.
         anneal: the policy; left out, that of the enclosing `annealed` block, else
             ``"exact"``, ``"moments"`` or ``"tempered"``, as the printed density reports
             it, with the reason.
@@ -136,23 +139,34 @@ def observe(
         ...     cp.observe("y", dist.Normal(x, 1.0), y)
         >>> f = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(20))
         >>> density = cp.compile(measured, f, 2.0)
-        >>> round(float(density.score({"x": 1.0}, 0)["x"]), 2)  # at the posterior's mean
+        >>> score = density.score({"x": 1.0}, 0)["x"]  # at the posterior's mean
+        >>> round(float(score), 2)
         0.0
     """
     _check_name("observe", name, distribution)
     infer = {"anneal": as_policy(name, anneal)}
-    if callable(distribution) and not isinstance(
-        distribution, (dist.Distribution, Factor, type)
-    ):
+    # Distributions and factors are callable too; of classes, no call is meant.
+    is_value = isinstance(distribution, (dist.Distribution, Factor, type))
+    if callable(distribution) and not is_value:
         distribution = _at_level(name, distribution, anneal)
     if not isinstance(distribution, dist.Distribution):
+        fix = (
+            "for example dist.Normal(prediction, sigma), with numpyro.distributions as "
+            "dist."
+        )
+        if is_factor(distribution):
+            fix = (
+                "a factor is a prior, not a likelihood; write "
+                "dist.Normal(prediction, sigma) of the value that cp.sample returned."
+            )
         raise WrongTypeError(
-            f"Observation {name!r} needs a NumPyro distribution; got {a_kind(distribution)}.",
-            fix="a factor is a prior, no likelihood; write dist.Normal(prediction, sigma) of what cp.sample returned."
-            if is_factor(distribution)
-            else "for example dist.Normal(prediction, sigma), with numpyro.distributions as dist.",
+            f"Observation {name!r} needs a NumPyro distribution; got "
+            f"{a_kind(distribution)}.",
+            fix=fix,
         )
     value = check_finite(_as_array(name, value), f"The observed value of {name!r}")
+    # The value may broadcast the distribution, not the other way round: a datum that
+    # counts for many would be a mistake.
     try:
         fits = jnp.broadcast_shapes(value.shape, distribution.shape()) == value.shape
     except ValueError:
@@ -175,13 +189,13 @@ def factor(
     density.
 
     With ``at`` the program's density is multiplied by f(site), and nothing is
-    normalised again: the site keeps the prior that `sample` gave it, and f says what
-    data say of it. A posterior that was trained under a prior of its own is such
-    evidence, once it is divided by that prior: q(η | x)/p₀(η) is the likelihood of x,
-    up to a constant, so
+    normalised again: the site keeps the prior that `sample` gave it, and f is the
+    likelihood of data about it. A posterior that was trained under a prior of its own
+    is such evidence, once it is divided by that prior: q(η | x)/p₀(η) is the likelihood
+    of x, up to a constant, so
 
-    $$p(\varphi, \eta_1 … \eta_J \mid x) \propto p(\varphi) \prod_j p(\eta_j \mid \varphi)\,
-      q(\eta_j \mid x_j) / p_0(\eta_j).$$
+    $$p(\varphi, \eta_1 … \eta_J \mid x) \propto p(\varphi)
+      \prod_j p(\eta_j \mid \varphi)\, q(\eta_j \mid x_j) / p_0(\eta_j).$$
 
     The site becomes a noised one, of samples x = α·η + σ·ε at level 0; its NumPyro
     prior, whose parameters may be latents, counts with its noised density at every
@@ -201,8 +215,8 @@ def factor(
         anneal: as for `observe`; a factor needs none.
         at: the site that a factor looks at: the value that `sample` returned, or its
             name.
-        block: how many members of plates are evaluated at once, to bound memory; left
-            out, all.
+        block: the number of members of plates that are evaluated at once, to bound
+            memory; left out, all.
 
     Raises:
         DoublyIntractableError: a factor at a site that depends on a latent.
@@ -219,11 +233,12 @@ def factor(
         ...     cp.factor("above", jax.nn.log_sigmoid(10 * x))
         >>> f = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(20))
         >>> density = cp.compile(positive, f)
-        >>> round(float(density.log_density({"x": 1.0}, 0) - density.log_density({"x": -1.0}, 0)), 1)
+        >>> right, left = (density.log_density({"x": x}, 0) for x in (1.0, -1.0))
+        >>> round(float(right - left), 1)
         10.0
     """
     _check_name("factor", name, log_weight)
-    infer = {"anneal": as_policy(name, anneal)}
+    policy = as_policy(name, anneal)
     if is_factor(log_weight) or at is not None:
         evidence = check_evidence(name, log_weight, at, anneal)
         if block is not None:
@@ -238,29 +253,35 @@ def factor(
         return
     if block is not None:
         raise InvalidValueError(
-            f"Evidence {name!r} is a log-weight, and block= bounds how many copies of a factor are evaluated at once.",
+            f"Evidence {name!r} is a log-weight, and block= bounds the copies of a "
+            "factor that are evaluated at once.",
             fix="leave block= out.",
         )
     if isinstance(log_weight, dist.Distribution):
         raise WrongTypeError(
             f"Evidence {name!r} is a distribution.",
-            fix=f"write cp.observe({name!r}, distribution, value) for data, or pass its log_prob(value).",
+            fix=f"write cp.observe({name!r}, distribution, value) for data, or pass "
+            "its log_prob(value).",
         )
     if callable(log_weight):
         log_weight = _at_level(name, log_weight, anneal)
     _check_place("factor", name)
+    law = dist.Unit(_as_log_weight(name, log_weight))
+    numpyro.sample(name, law, obs=jnp.zeros((0,)), infer={"anneal": policy})
+
+
+def _as_log_weight(name: str, log_weight: object) -> Array:
+    """A log-weight as an array of floats; refuses one that is true or false, or
+    complex."""
     weight = _as_array(name, log_weight)
-    if weight.dtype == bool or jnp.iscomplexobj(weight):
+    is_event = weight.dtype == bool
+    if is_event or jnp.iscomplexobj(weight):
+        kind = "true or false" if is_event else "complex"
         raise WrongTypeError(
-            f"The log-weight of {name!r} is {'true or false' if weight.dtype == bool else 'complex'}.",
+            f"The log-weight of {name!r} is {kind}.",
             fix="for an event write jnp.where(event, 0.0, -jnp.inf).",
         )
-    numpyro.sample(
-        name,
-        dist.Unit(weight.astype(jnp.result_type(float, weight))),
-        obs=jnp.zeros((0,)),
-        infer=infer,
-    )
+    return weight.astype(jnp.result_type(float, weight))
 
 
 def check_evidence(name: str, factor: object, at: object, anneal: object) -> Factor:
@@ -268,25 +289,29 @@ def check_evidence(name: str, factor: object, at: object, anneal: object) -> Fac
     which factors do not need."""
     if at is None:
         raise WrongTypeError(
-            f"Evidence {name!r} is a factor, and at= does not say which site it looks at.",
-            fix=f"write cp.factor({name!r}, f, at=x), with x the value that cp.sample returned.",
+            f"Evidence {name!r} is a factor, and at= does not name the site that it "
+            "looks at.",
+            fix=f"write cp.factor({name!r}, f, at=x), with x the value that cp.sample "
+            "returned.",
         )
     if not is_factor(factor):
         raise WrongTypeError(
             f"Evidence {name!r} with at= needs a factor; got {a_kind(factor)}.",
-            fix="leave at= out for a log-weight, or wrap a function of the site in cp.Energy.",
+            fix="leave at= out for a log-weight, or wrap a function of the site in "
+            "cp.Energy.",
         )
     if anneal is not None:
         raise InvalidValueError(
-            f"Evidence {name!r} is a factor, which knows its noised densities, and got anneal={anneal!r}.",
+            f"Evidence {name!r} is a factor, which has noised densities of its own, "
+            f"and got anneal={anneal!r}.",
             fix="leave anneal= out.",
         )
     return factor
 
 
 class annealed(Messenger):
-    """The annealing policy of the observations in a block: ``with
-    cp.annealed("denoised"): ...``.
+    """The annealing policy of the observations in a block:
+    ``with cp.annealed("denoised"): ...``.
 
     An observation's own ``anneal=`` wins over the block's, an inner block over an outer
     one.
@@ -299,7 +324,8 @@ class annealed(Messenger):
         ...     with cp.annealed("denoised"):
         ...         cp.observe("y", dist.Normal(x**2, 1.0), y)
         >>> f = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(20))
-        >>> "y: observed Normal, annealed 'denoised'" in str(cp.compile(measured, f, 2.0))
+        >>> density = cp.compile(measured, f, 2.0)
+        >>> "y: observed Normal, annealed 'denoised'" in str(density)
         True
     """
 
@@ -312,68 +338,83 @@ class annealed(Messenger):
         super().__init__()
 
     def process_message(self, msg: Message) -> None:
-        concerned = msg["type"] == LEVEL or (
-            msg["type"] == "sample" and msg["is_observed"]
-        )
-        if (
-            concerned
-            and "at" not in msg["infer"]
-            and msg["infer"].get("anneal") is None
-        ):
-            msg["infer"] = {**msg["infer"], "anneal": self.policy}
+        is_observation = msg["type"] == "sample" and msg["is_observed"]
+        if msg["type"] != LEVEL and not is_observation:
+            return
+        # A factor at a site needs no policy, and an inner block has set its own.
+        infer = msg["infer"]
+        if "at" not in infer and infer.get("anneal") is None:
+            msg["infer"] = {**infer, "anneal": self.policy}
 
 
 def _check_name(statement: str, name: object, second: object) -> None:
-    """Refuses a statement whose name is none."""
-    if not isinstance(name, str) or not name:
-        fix = f"the name comes first, a string: cp.{statement}('x', …)."
-        found = f"got {name!r}" if isinstance(name, str) else f"got {a_kind(name)}"
-        if isinstance(second, str) and second:
-            fix = f"write cp.{statement}({second!r}, …): the name comes first."
-        raise WrongTypeError(
-            f"The name in cp.{statement} must be a string; {found}.", fix=fix
-        )
+    """Refuse a statement whose name is not a string, or empty."""
+    if isinstance(name, str) and name:
+        return
+    got = repr(name) if isinstance(name, str) else a_kind(name)
+    fix = f"the name comes first, a string: cp.{statement}('x', …)."
+    if isinstance(second, str) and second:
+        fix = f"write cp.{statement}({second!r}, …): the name comes first."
+    raise WrongTypeError(
+        f"The name in cp.{statement} must be a string; got {got}.", fix=fix
+    )
 
 
 def _check_place(statement: str, name: str) -> None:
-    """Refuses a statement that no program and none of NumPyro's handlers runs."""
+    """Refuse a statement that no program and none of NumPyro's handlers runs."""
     if not numpyro.primitives._PYRO_STACK:
         raise ProgramError(
-            f"cp.{statement}({name!r}, …) stands outside of a program, where it means nothing.",
-            fix="write it in a function under @cp.program, and pass that to cp.compile.",
+            f"cp.{statement}({name!r}, …) stands outside of a program, where it means "
+            "nothing.",
+            fix="write it in a function under @cp.program, and pass that to "
+            "cp.compile.",
         )
 
 
-def _made_of(value: object) -> str:
-    """What makes a factor of what was given in the place of one."""
+def _as_factor(value: object) -> str:
+    """The fix for a value in the place of a factor: a way to make a factor of it."""
     if isinstance(value, str):
         return f"cp.load({value!r}) is a factor of the zoo, where cp.zoo() lists it."
     if isinstance(value, type):
         return f"call it: {value.__name__}(…), with its parameters."
     if hasattr(value, "shape"):
-        return "of samples cp.Analytic(points, schedule) makes a factor; data go to cp.observe(name, distribution, value)."
+        return (
+            "of samples cp.Analytic(points, schedule) makes a factor; data go to "
+            "cp.observe(name, distribution, value)."
+        )
+    # A program, which this module cannot import.
     if hasattr(value, "check_arguments"):
-        return "call the program in the place of this statement: its own sites are then part of this one."
-    return "wrap a network in cp.Diffusion, a log-density in cp.Energy, samples or a distribution in cp.Analytic."
+        return (
+            "call the program in the place of this statement: its own sites are then "
+            "part of this one."
+        )
+    return (
+        "wrap a network in cp.Diffusion, a log-density in cp.Energy, samples or a "
+        "distribution in cp.Analytic."
+    )
 
 
 def _as_array(name: str, value: object) -> Array:
+    """The value as a JAX array; refuses one that is not made of numbers, and integers
+    that JAX would wrap around."""
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError, OverflowError) as error:
-        of = (
-            f" of {value.dtype}"
-            if isinstance(value, np.ndarray)
-            else f": {error}".partition("\n")[0].rstrip(".")
-        )
+        if isinstance(value, np.ndarray):
+            detail = f" of {value.dtype}"
+        else:
+            first_line, *_ = str(error).split("\n")
+            detail = f": {first_line}".rstrip(".")
         raise WrongTypeError(
-            f"The value of {name!r} must be a number or an array; got {type(value).__name__}{of}.",
+            f"The value of {name!r} must be a number or an array; got "
+            f"{type(value).__name__}{detail}.",
             fix="pass what was measured (or for cp.factor a log-weight) as numbers.",
         ) from error
     whole = jnp.issubdtype(array.dtype, jnp.integer) and not isinstance(value, Array)
     if whole and np.any(np.asarray(value) != np.asarray(array)):
         raise InvalidValueError(
-            f"The value of {name!r} holds whole numbers that {array.dtype} does not hold.",
+            f"The value of {name!r} holds whole numbers that {array.dtype} does not "
+            "hold.",
             fix="pass floats, count in larger units, or enable jax_enable_x64.",
         )
     return array
@@ -382,7 +423,8 @@ def _as_array(name: str, value: object) -> Array:
 def _at_level(
     name: str, function: Callable[[Array], Weight], anneal: str | Policy | None
 ) -> Weight:
-    """What a function of the level returns; the policy in force must take such."""
+    """The return value of a function of the level; the policy in force must take such
+    functions."""
     message: Message = {
         "type": LEVEL,
         "name": name,
@@ -390,24 +432,24 @@ def _at_level(
         "args": (),
         "kwargs": {},
         "value": None,
+        "infer": {"anneal": as_policy(name, anneal)},
     }
-    message["infer"] = {
-        "anneal": as_policy(name, anneal)
-    }  # an enclosing block fills in its own policy
+    # An enclosing block fills in its policy, and the interpreter the level.
     apply_stack(message)
     policy = message["infer"]["anneal"]
     if policy is None or not policy.takes_levels:
         raise ProgramError(
-            f"{name!r} is a function of the level, which only the policy 'noised' evaluates.",
+            f"{name!r} is a function of the level, which only the policy 'noised' "
+            "evaluates.",
             fix="pass anneal='noised', or the value itself.",
         )
     try:
         return function(message["value"])
     except NOT_CONCRETE as error:
-        found, fix, where = number_request(error)
+        request, fix, where = number_request(error)
         raise ProgramError(
-            f"The function of the level at {name!r} {found} a value that is known only in compiled code: the level, or "
-            "a site.",
+            f"The function of the level at {name!r} {request} a value that is known "
+            "only in compiled code: the level, or a site.",
             where=where,
             fix=fix,
         ) from error

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
-from composeprob.results.estimates import Families
+from composeprob.results.estimates import Genealogy
 from refusals import refused
 from test_result import make
 
@@ -59,14 +59,14 @@ def test_copies_of_one_chain_are_no_mode():
 
     def copied():
         x = np.repeat(drawn(rng, n=60)["x"], 5, axis=0)
-        families = Families.from_ancestors(np.ones(300), np.repeat(np.arange(60), 5))
-        return make({"x": x}, np.zeros(300), _families=families)
+        families = Genealogy.from_ancestors(np.ones(300), np.repeat(np.arange(60), 5))
+        return make({"x": x}, np.zeros(300), _genealogy=families)
 
     assert not any(
         copied().compare(copied()).status.has("modes_missing") for _ in range(KEYS)
     )
     alone = dataclasses.replace(
-        copied(), _families=Families.from_ancestors(np.ones(300), np.arange(300))
+        copied(), _genealogy=Genealogy.from_ancestors(np.ones(300), np.arange(300))
     )
     assert alone.compare(alone).p_value > 0.5
 

@@ -4,7 +4,7 @@ many made-up results."""
 import numpy as np
 import pytest
 
-from composeprob.results.estimates import Families
+from composeprob.results.estimates import Genealogy
 from composeprob.results.record import About, Record
 from composeprob.results.status import Code, Status
 
@@ -26,12 +26,12 @@ class Made(Record):
         )
         n = len(values)
         weights = np.ones(n) if weights is None else weights
-        vars(self)["groups"] = Families.from_ancestors(
+        vars(self)["groups"] = Genealogy.from_ancestors(
             weights, np.arange(n) if ancestors is None else ancestors
         )
 
     @property
-    def _families(self):
+    def _genealogy(self):
         return vars(self)["groups"]
 
 
@@ -132,7 +132,7 @@ def test_where_all_samples_agree_the_error_is_that_of_the_next_one(inside):
     made = Made(np.ones(300) if inside else np.zeros(300), weights=weights)
     found = made.probability(beyond(0.5))
     assert found.value == inside
-    size = made._families.effective
+    size = made._genealogy.effective
     assert found.error == pytest.approx(
         np.sqrt((size + 1) / (size + 2) ** 2 / (size + 2))
     )
@@ -161,6 +161,6 @@ def test_errors_are_withheld_with_their_intervals():
 def test_pareto_k_tells_heavy_weights():
     rng = np.random.default_rng(3)
     light, heavy = rng.exponential(size=1000), rng.pareto(1.0, 1000)
-    assert Families.from_ancestors(light, np.arange(1000)).pareto_k < 0.5
-    assert Families.from_ancestors(heavy, np.arange(1000)).pareto_k > 0.7
-    assert np.isnan(Families.from_ancestors(np.ones(100), np.arange(100)).pareto_k)
+    assert Genealogy.from_ancestors(light, np.arange(1000)).pareto_k < 0.5
+    assert Genealogy.from_ancestors(heavy, np.arange(1000)).pareto_k > 0.7
+    assert np.isnan(Genealogy.from_ancestors(np.ones(100), np.arange(100)).pareto_k)

@@ -12,7 +12,7 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
 from composeprob.results import importance
-from composeprob.results.estimates import Families
+from composeprob.results.estimates import Genealogy
 from composeprob.results.importance import can_draw, unreached
 from sampling_cases import modes, normal, run, single
 from test_comparison import drawn as compared
@@ -83,7 +83,7 @@ def shell(rng, n, d=3):
 
 def found(density, x, key=0, evaluations=ENOUGH):
     positions = {"x": np.asarray(x, np.float32)}
-    families = Families.from_ancestors(np.ones(len(x)), np.arange(len(x)))
+    families = Genealogy.from_ancestors(np.ones(len(x)), np.arange(len(x)))
     return [
         str(code)
         for code, _ in unreached(
@@ -213,7 +213,7 @@ def test_copies_of_one_chain_are_near_for_another_reason():
     )
     args = (
         {"x": x.astype(np.float32)},
-        Families.from_ancestors(np.ones(1000), origin),
+        Genealogy.from_ancestors(np.ones(1000), origin),
         jax.random.key(0),
         ENOUGH,
     )

@@ -124,7 +124,7 @@ def test_latents_alone_are_weighed_by_where_they_began(monkeypatch):
     assert result.status.ok
     assert "mend the shares" in result.reason
     np.testing.assert_allclose(
-        result._families.weights @ (np.asarray(result["b"]) < 0), weighed, rtol=1e-5
+        result._genealogy.weights @ (np.asarray(result["b"]) < 0), weighed, rtol=1e-5
     )
     moved = cp.infer(density, jax.random.key(0), num_chains=1000, progress=False)
     assert moved.status.ok

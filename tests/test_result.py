@@ -75,7 +75,7 @@ def test_unweighted_keeps_equal_weights_and_resamples_others():
     assert abs(counts[N // 2 :].sum() - 0.75 * N) <= 1  # systematic: within one
     assert counts.max() <= 2  # floor or ceiling of N·w
     np.testing.assert_array_equal(
-        result.unweighted()["x"], result._families.index[result._resampled]
+        result.unweighted()["x"], result._genealogy.index[result._resampled]
     )
 
 

@@ -131,8 +131,9 @@ def _estimates(result: Record, summary: Summary) -> str:
         rows.append(_row(label, mean, error, summary.intervals[label], others))
     evidence = result.log_evidence
     if evidence is not None:
-        error = result.log_evidence_error
-        error = math.nan if error is None else error
+        error = math.nan
+        if result.log_evidence_error is not None:
+            error = result.log_evidence_error
         ends = result.log_evidence_interval()
         rows.append(_row("log evidence", evidence, error, ends, []))
     table = (

@@ -144,11 +144,13 @@ def _is_a(value: JSON, kind: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_is_a(value, each) for each in arguments)
     if origin is dict:
-        is_dict = isinstance(value, dict)
-        return is_dict and all(_is_a(each, arguments[1]) for each in value.values())
+        if not isinstance(value, dict):
+            return False
+        return all(_is_a(each, arguments[1]) for each in value.values())
     if origin is tuple:
-        is_list = isinstance(value, list)
-        return is_list and all(_is_a(each, arguments[0]) for each in value)
+        if not isinstance(value, list):
+            return False
+        return all(_is_a(each, arguments[0]) for each in value)
     if isinstance(value, bool):  # which Python takes for an integer
         return False
     if kind is float:

@@ -246,9 +246,10 @@ def _with_chosen_sampler(
 ) -> Result:
     """Run the sampler that suits the density, and a remedy if that run fails.
 
-    ``visited`` is the density on the levels that the first run may visit. SMC whose chains have too few ancestors is aborted on the way, and independent
-    chains replace it. If the outcome does not support the modes or the evidence, and
-    the call ``may_retry``, a last run on closer levels follows.
+    ``visited`` is the density on the levels that the first run may visit. SMC whose
+    chains have too few ancestors is aborted on the way, and independent chains replace
+    it. If the outcome does not support the modes or the evidence, and the call
+    ``may_retry``, a last run on closer levels follows.
     """
     number_of_draws = call.draws.number or 1
     sampler, reason = choose(visited, call.num_chains, number_of_draws)

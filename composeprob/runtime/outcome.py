@@ -359,7 +359,7 @@ def _findings(
     state = ended.state
     density = state.density
     ess = ended.recorded["ess"]
-    spread_of_steps = ended.run.records.weight_variance[ended.levels]
+    spread_of_steps = np.asarray(ended.run.records.weight_variance)[ended.levels]
     if not math.isfinite(evidence.value) and _renewed(ended.run, ess):
         ess = np.full(len(ended.levels), np.nan)
         spread_of_steps = ess

@@ -347,7 +347,7 @@ def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray]) -> np.ndarr
     return values.reshape(*lead, *values.shape[1:])
 
 
-def _check_one_sample(name: str, fn: Any, sample: dict[str, np.ndarray]) -> None:
+def _check_one_sample(name: str, fn: Any, sample: dict[str, Any]) -> None:
     """Refuse a function that fails on one sample or returns no real numbers."""
     try:
         value = fn(sample)

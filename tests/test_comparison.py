@@ -1,5 +1,5 @@
-"""`result.compare`: a mode that one of two runs has missed is named with its share;
-right runs raise no alarm."""
+"""`result.compare`: a finding states the share of a mode that one of two runs has
+missed; right runs raise no alarm."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
-from composeprob.results.estimates import Families
+from composeprob.results.estimates import Genealogy
 from refusals import refused
 from test_result import make
 
@@ -24,19 +24,18 @@ def drawn(rng, n=200, d=2, dropped=None):
 
 
 @pytest.mark.parametrize("d", [2, 32])
-def test_a_dropped_mode_of_a_fifth_is_named(d):
+def test_a_dropped_mode_of_a_fifth_has_the_finding(d):
     rng = np.random.default_rng(0)
-    found = [drawn(rng, d=d).compare(drawn(rng, d=d, dropped=0)) for _ in range(KEYS)]
-    assert all(comparison.status.has("modes_missing") for comparison in found)
-    np.testing.assert_allclose(
-        np.mean([c.missing_there for c in found]), 0.2, atol=0.06
-    )
-    assert max(c.missing_here for c in found) < 0.05
-    assert (
-        "this run's samples lie where the other has next to none"
-        in found[0].status.message
-    )
-    assert found[0].status.withholds
+    comparisons = [
+        drawn(rng, d=d).compare(drawn(rng, d=d, dropped=0)) for _ in range(KEYS)
+    ]
+    assert all(each.status.has("modes_missing") for each in comparisons)
+    missing_there = np.mean([each.missing_there for each in comparisons])
+    np.testing.assert_allclose(missing_there, 0.2, atol=0.06)
+    assert max(each.missing_here for each in comparisons) < 0.05
+    status = comparisons[0].status
+    assert "this run's samples lie where the other has next to none" in status.message
+    assert status.withholds
     turned = drawn(rng, d=d, dropped=0).compare(drawn(rng, d=d))
     assert turned.missing_here > 0.1
     assert "the other run's" in str(turned)
@@ -44,30 +43,28 @@ def test_a_dropped_mode_of_a_fifth_is_named(d):
 
 def test_right_runs_raise_no_alarm():
     rng = np.random.default_rng(1)
-    assert (
-        sum(
-            drawn(rng).compare(drawn(rng)).status.has("modes_missing")
-            for _ in range(3 * KEYS)
-        )
-        <= 1
-    )
+    alarms = 0
+    for _ in range(3 * KEYS):
+        comparison = drawn(rng).compare(drawn(rng))
+        alarms += comparison.status.has("modes_missing")
+    assert alarms <= 1
 
 
-def test_copies_of_one_chain_are_no_mode():
-    """Every chain stands five times in a row, in two runs of one law."""
+def test_copies_of_one_chain_are_not_a_mode():
+    """Every chain stands five times in a row, in two runs of one distribution."""
     rng = np.random.default_rng(2)
 
     def copied():
         x = np.repeat(drawn(rng, n=60)["x"], 5, axis=0)
-        families = Families.from_ancestors(np.ones(300), np.repeat(np.arange(60), 5))
-        return make({"x": x}, np.zeros(300), _families=families)
+        ancestors = np.repeat(np.arange(60), 5)
+        genealogy = Genealogy.from_ancestors(np.ones(300), ancestors)
+        return make({"x": x}, np.zeros(300), _genealogy=genealogy)
 
-    assert not any(
-        copied().compare(copied()).status.has("modes_missing") for _ in range(KEYS)
-    )
-    alone = dataclasses.replace(
-        copied(), _families=Families.from_ancestors(np.ones(300), np.arange(300))
-    )
+    for _ in range(KEYS):
+        comparison = copied().compare(copied())
+        assert not comparison.status.has("modes_missing")
+    independent = Genealogy.from_ancestors(np.ones(300), np.arange(300))
+    alone = dataclasses.replace(copied(), _genealogy=independent)
     assert alone.compare(alone).p_value > 0.5
 
 
@@ -76,15 +73,13 @@ def test_draws_and_weights():
     x = drawn(rng, n=400)["x"]
     chains = make({"x": x.reshape(100, 4, 2)}, np.zeros(100), draws=4)
     assert not chains.compare(chains).status.has("modes_missing")
-    # weights that take the first mode away
+    # Weights that take the first mode away.
     weights = np.where(np.linalg.norm(x - CENTRES[0], axis=1) < 3, -np.inf, 0.0)
-    assert (
-        make({"x": x}, np.zeros(400)).compare(make({"x": x}, weights)).missing_there
-        > 0.1
-    )
+    whole = make({"x": x}, np.zeros(400))
+    assert whole.compare(make({"x": x}, weights)).missing_there > 0.1
 
 
-def test_what_is_refused():
+def test_comparisons_that_are_refused():
     rng = np.random.default_rng(4)
     result = drawn(rng)
     refused(

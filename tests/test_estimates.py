@@ -4,7 +4,8 @@ many made-up results."""
 import numpy as np
 import pytest
 
-from composeprob.results.estimates import Families
+from composeprob.results import estimates
+from composeprob.results.estimates import Genealogy
 from composeprob.results.record import About, Record
 from composeprob.results.status import Code, Status
 
@@ -18,21 +19,19 @@ NARROWEST = 0.85
 class Made(Record):
     """Samples without a run."""
 
-    def __init__(
-        self, values, ancestors=None, draws=None, status=Status(), weights=None
-    ):  # noqa: B008 - immutable
-        vars(self).update(
-            samples={"x": values}, about=About(draws=draws), status=status
-        )
+    def __init__(self, values, ancestors=None, draws=None, status=None, weights=None):
         n = len(values)
-        weights = np.ones(n) if weights is None else weights
-        vars(self)["groups"] = Families.from_ancestors(
-            weights, np.arange(n) if ancestors is None else ancestors
+        if weights is None:
+            weights = np.ones(n)
+        if ancestors is None:
+            ancestors = np.arange(n)
+        # A record is frozen.
+        vars(self).update(
+            samples={"x": values},
+            about=About(draws=draws),
+            status=status or Status(),
+            _genealogy=Genealogy.from_ancestors(weights, ancestors),
         )
-
-    @property
-    def _families(self):
-        return vars(self)["groups"]
 
 
 def x(sample):
@@ -65,18 +64,18 @@ def few_chains(rng):
 
 
 def many_chains(rng):
-    return Made(
-        rng.normal(size=(100, 1)) * 0.7 + rng.normal(size=(100, 5)) * np.sqrt(0.51),
-        draws=5,
-    )
+    of_chain = rng.normal(size=(100, 1)) * 0.7
+    return Made(of_chain + rng.normal(size=(100, 5)) * np.sqrt(0.51), draws=5)
 
 
 @pytest.mark.parametrize("make", [independent, copied, few_chains, many_chains])
 def test_intervals_cover(make, monkeypatch):
+    # Compiles nothing.
     monkeypatch.setattr(
         "composeprob.results.estimates._over_all", lambda fn, whole: fn(whole)
-    )  # compiles nothing
-    rng, covered = np.random.default_rng(5), []
+    )
+    rng = np.random.default_rng(5)
+    covered = []
     truths = (0.0, 0.5, 0.0668, 0.6745)
     for _ in range(REPEATS):
         made = make(rng)
@@ -86,13 +85,9 @@ def test_intervals_cover(make, monkeypatch):
             made.probability(beyond(1.5)),
             made.quantile(x, 0.75),
         )
-        intervals = [e.interval(LEVEL) for e in estimates]
-        covered.append(
-            [
-                low <= truth <= high
-                for truth, (low, high) in zip(truths, intervals, strict=True)
-            ]
-        )
+        intervals = [estimate.interval(LEVEL) for estimate in estimates]
+        pairs = zip(truths, intervals, strict=True)
+        covered.append([low <= truth <= high for truth, (low, high) in pairs])
         assert all(0 <= end <= 1 for end in intervals[2])
     shares = np.mean(covered, axis=0)
     assert (shares >= NARROWEST).all(), shares
@@ -100,16 +95,15 @@ def test_intervals_cover(make, monkeypatch):
     assert shares[2] <= 0.99
 
 
-def test_what_was_never_seen_has_an_interval():
+def test_an_event_that_was_never_seen_has_an_interval():
     never = Made(np.zeros(100)).probability(beyond(0))
     assert never.value == 0
     assert 0 < never.error < 0.02
     low, high = never.interval(0.9)
     assert type(low) is float  # not NumPy's, which would print itself
     assert low == 0
-    assert high == pytest.approx(
-        1.66**2 / (100 + 1.66**2), rel=0.01
-    )  # Wilson: t²/(n + t²)
+    # Wilson: t²/(n + t²)
+    assert high == pytest.approx(1.66**2 / (100 + 1.66**2), rel=0.01)
 
 
 def test_arrays_of_quantiles_and_probabilities():
@@ -127,15 +121,14 @@ def test_arrays_of_quantiles_and_probabilities():
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_where_all_samples_agree_the_error_is_that_of_the_next_one(inside):
-    """Weights add up to 1 but for rounding, which is no error of theirs."""
+    """Weights add up to 1 but for rounding, which is not an error of theirs."""
     weights = np.random.default_rng(3).uniform(0.5, 1.5, 300)
-    made = Made(np.ones(300) if inside else np.zeros(300), weights=weights)
-    found = made.probability(beyond(0.5))
-    assert found.value == inside
-    size = made._families.effective
-    assert found.error == pytest.approx(
-        np.sqrt((size + 1) / (size + 2) ** 2 / (size + 2))
-    )
+    made = Made(np.full(300, float(inside)), weights=weights)
+    estimate = made.probability(beyond(0.5))
+    assert estimate.value == inside
+    size = made._genealogy.effective
+    error = np.sqrt((size + 1) / (size + 2) ** 2 / (size + 2))
+    assert estimate.error == pytest.approx(error)
 
 
 def test_quantiles_are_weighted_and_one_that_too_few_samples_reach_has_no_end():
@@ -160,7 +153,15 @@ def test_errors_are_withheld_with_their_intervals():
 
 def test_pareto_k_tells_heavy_weights():
     rng = np.random.default_rng(3)
-    light, heavy = rng.exponential(size=1000), rng.pareto(1.0, 1000)
-    assert Families.from_ancestors(light, np.arange(1000)).pareto_k < 0.5
-    assert Families.from_ancestors(heavy, np.arange(1000)).pareto_k > 0.7
-    assert np.isnan(Families.from_ancestors(np.ones(100), np.arange(100)).pareto_k)
+    light = rng.exponential(size=1000)
+    heavy = rng.pareto(1.0, 1000)
+    assert Genealogy.from_ancestors(light, np.arange(1000)).pareto_k < 0.5
+    assert Genealogy.from_ancestors(heavy, np.arange(1000)).pareto_k > 0.7
+    assert np.isnan(Genealogy.from_ancestors(np.ones(100), np.arange(100)).pareto_k)
+
+
+def test_families_is_the_former_name_of_genealogy():
+    with pytest.warns(DeprecationWarning, match="Genealogy"):
+        assert estimates.Families is Genealogy
+    with pytest.raises(AttributeError, match="Clans"):
+        _ = estimates.Clans

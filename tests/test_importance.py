@@ -1,5 +1,5 @@
-"""Weighed draws of the factors have the law they are weighed for, find what chains
-lack, and let right ones be."""
+"""Importance samples from the factors: their density, their findings about chains that
+miss a mode, and none about right ones."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
 from composeprob.results import importance
-from composeprob.results.estimates import Families
+from composeprob.results.estimates import Genealogy
 from composeprob.results.importance import can_draw, unreached
 from sampling_cases import modes, normal, run, single
 from test_comparison import drawn as compared
@@ -29,15 +29,16 @@ def mixture(shares, means, sds, schedule=LEVELS):
 
 
 def points(rng, n, shares, means, sds):
-    means, sds = np.asarray(means, float), np.asarray(sds, float)
+    """Draws of a Gaussian mixture."""
+    means = np.asarray(means, float)
+    sds = np.asarray(sds, float)
     which = rng.choice(len(shares), n, p=np.asarray(shares) / np.sum(shares))
-    return means[which] + sds[which].reshape(-1, *[1] * (means.ndim - 1)) * rng.normal(
-        size=means[which].shape
-    )
+    widths = sds[which].reshape(-1, *[1] * (means.ndim - 1))
+    return means[which] + widths * rng.normal(size=means[which].shape)
 
 
 SQUARED = (WIDTHS**-10.0, 1.5 * np.stack([-np.ones(10), np.ones(10)]), WIDTHS / 2**0.5)
-"""Shares, means and deviations of what `squared` is."""
+"""Shares, means and standard deviations of the modes of `squared`."""
 
 
 def squared():
@@ -74,22 +75,17 @@ def on_a_shell():
 
 def shell(rng, n, d=3):
     x = rng.normal(size=(n, d))
-    return (
-        x
-        / np.linalg.norm(x, axis=1, keepdims=True)
-        * (1.5 + 0.05 * rng.normal(size=(n, 1)))
-    )
+    units = x / np.linalg.norm(x, axis=1, keepdims=True)
+    return units * (1.5 + 0.05 * rng.normal(size=(n, 1)))
 
 
-def found(density, x, key=0, evaluations=ENOUGH):
+def codes(density, x, key=0, evaluations=ENOUGH):
+    """Codes of the findings about independent chains at x."""
     positions = {"x": np.asarray(x, np.float32)}
-    families = Families.from_ancestors(np.ones(len(x)), np.arange(len(x)))
-    return [
-        str(code)
-        for code, _ in unreached(
-            density, positions, families, jax.random.key(key), evaluations
-        )
-    ]
+    independent = Genealogy.from_ancestors(np.ones(len(x)), np.arange(len(x)))
+    key = jax.random.key(key)
+    findings = unreached(density, positions, independent, key, evaluations)
+    return [str(code) for code, _ in findings]
 
 
 def corners(rng, n, d, fixed=()):
@@ -97,7 +93,7 @@ def corners(rng, n, d, fixed=()):
     return ones + 0.2 / 2**0.5 * rng.normal(size=(n, d))
 
 
-# by name: a factor, and draws of its law or of a wrong one, with the finding
+# By name: a factor, and draws of its distribution or of a wrong one, with the finding.
 RIGHT = {
     "unimodal in 1": (
         lambda: unimodal(1, 3),
@@ -143,23 +139,24 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_right_chains_are_not_named(name):
+def test_right_chains_have_no_finding(name):
     factor, draw = RIGHT[name]
-    density, rng = cp.compile(single, factor()), np.random.default_rng(0)
-    assert not any(
-        found(density, draw(rng, n), key) for n in (64, 1000) for key in range(5)
-    )
+    density = cp.compile(single, factor())
+    rng = np.random.default_rng(0)
+    for n in (64, 1000):
+        for key in range(5):
+            assert codes(density, draw(rng, n), key) == []
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_chains_are_named(name):
+def test_wrong_chains_have_the_finding(name):
     factor, draw, code = WRONG[name]
-    density, rng = cp.compile(single, factor()), np.random.default_rng(0)
-    assert [found(density, draw(rng, 1000), key) for key in range(5)] == [[code]] * 5
+    density = cp.compile(single, factor())
+    rng = np.random.default_rng(0)
+    assert [codes(density, draw(rng, 1000), key) for key in range(5)] == [[code]] * 5
     if code == "modes_unreached":
-        assert (
-            sum(found(density, draw(rng, 64), key) == [code] for key in range(5)) >= 4
-        )
+        few = [codes(density, draw(rng, 64), key) == [code] for key in range(5)]
+        assert sum(few) >= 4
 
 
 def spiked():
@@ -167,14 +164,11 @@ def spiked():
     about (−.4, −.4)."""
 
     def logs(x):
-        return jnp.logaddexp(
-            17 - 0.5 * jnp.sum((x - 1) ** 2) / 0.003**2,
-            -0.5 * jnp.sum((x + 0.5) ** 2) / 0.25,
-        )
+        spike = 17 - 0.5 * jnp.sum((x - 1) ** 2) / 0.003**2
+        return jnp.logaddexp(spike, -0.5 * jnp.sum((x + 0.5) ** 2) / 0.25)
 
-    return cp.compile(single, energy(logs, 2)), 1 + 0.003 * np.random.default_rng(
-        0
-    ).normal(size=(200, 2))
+    noise = np.random.default_rng(0).normal(size=(200, 2))
+    return cp.compile(single, energy(logs, 2)), 1 + 0.003 * noise
 
 
 def many_modes():
@@ -182,10 +176,15 @@ def many_modes():
 
 
 MUTANTS = {
-    "what draws cannot reach": (spiked, importance, "_unknown", lambda *_: 0.0),
+    "places that importance samples cannot reach": (
+        spiked,
+        importance,
+        "_share_unknown",
+        lambda *_: 0.0,
+    ),
     "modes that few chains cannot all reach": (
         many_modes,
-        importance.Sample,
+        importance.WeightedSample,
         "share",
         lambda *_, **__: (0.0, 0.0),
     ),
@@ -195,54 +194,50 @@ MUTANTS = {
 @pytest.mark.parametrize(
     ("make", "owner", "name", "mutant"), MUTANTS.values(), ids=MUTANTS
 )
-def test_modes_are_taken_for_missing_only_without_what_tells_them(
+def test_modes_are_taken_for_missing_only_without_the_two_corrections(
     make, owner, name, mutant, monkeypatch
 ):
-    """Draws are few, and chains are held against one another."""
+    """Importance samples are few, and chains are compared with one another."""
     density, x = make()
-    assert found(density, x) == []
+    assert codes(density, x) == []
     monkeypatch.setattr(owner, name, mutant)
-    assert found(density, x) == ["modes_unreached"]
+    assert codes(density, x) == ["modes_unreached"]
 
 
 def test_copies_of_one_chain_are_near_for_another_reason():
-    density, rng = cp.compile(single, bits(12)), np.random.default_rng(0)
+    density = cp.compile(single, bits(12))
+    rng = np.random.default_rng(0)
     origin = np.repeat(np.arange(100), 10)
-    x = np.repeat(rng.choice([-1.0, 1.0], (100, 12)), 10, axis=0) + 0.14 * rng.normal(
-        size=(1000, 12)
-    )
-    args = (
-        {"x": x.astype(np.float32)},
-        Families.from_ancestors(np.ones(1000), origin),
-        jax.random.key(0),
-        ENOUGH,
-    )
-    assert unreached(density, *args) == []
-    assert found(density, x) == ["modes_unreached"]  # as if they were independent
+    signs = np.repeat(rng.choice([-1.0, 1.0], (100, 12)), 10, axis=0)
+    x = signs + 0.14 * rng.normal(size=(1000, 12))
+    positions = {"x": x.astype(np.float32)}
+    genealogy = Genealogy.from_ancestors(np.ones(1000), origin)
+    key = jax.random.key(0)
+    assert unreached(density, positions, genealogy, key, ENOUGH) == []
+    assert codes(density, x) == ["modes_unreached"]  # as if they were independent
 
 
-def test_few_evaluations_ask_nothing():
-    density, x = (
-        cp.compile(single, power()),
-        -3 + np.random.default_rng(0).normal(size=200) / 20**0.5,
-    )
-    assert found(density, x, evaluations=tuning.IMPORTANCE.block - 1) == []
-    assert found(density, x, evaluations=tuning.IMPORTANCE.block) == ["modes_unreached"]
+def test_few_evaluations_leave_the_check_out():
+    density = cp.compile(single, power())
+    x = -3 + np.random.default_rng(0).normal(size=200) / 20**0.5
+    block = tuning.IMPORTANCE.block
+    assert codes(density, x, evaluations=block - 1) == []
+    assert codes(density, x, evaluations=block) == ["modes_unreached"]
 
 
 def drawn(density, number=4000):
-    """Draws of π₀'s proposal, and what each is weighed by; in one compilation."""
+    """Draws of π₀'s proposal, with log π₀ and log-weight; in one compilation."""
 
-    def weighed(key):
+    def weighted(key):
         position = density.evaluator.draw(key)
         return position, density.evaluator.importance(position)
 
-    return jax.jit(jax.vmap(weighed))(jax.random.split(jax.random.key(0), number))
+    return jax.jit(jax.vmap(weighted))(jax.random.split(jax.random.key(0), number))
 
 
-def test_draws_have_the_density_that_they_are_weighed_by():
-    """Of f²·g/h: half of the draws from f, half from g; what divides is not drawn
-    from."""
+def test_draws_have_the_density_of_their_weights():
+    """Half of the draws of f²·g/h are from f, half from g, and none from the
+    denominator."""
     f, g, h = (normal(m, s, LEVELS) for m, s in ((-1.0, 0.5), (2.0, 1.0), (0.0, 3.0)))
     density = cp.compile(single, f**2 * g / h)
     positions, (log_density, log_weight) = drawn(density)
@@ -268,7 +263,7 @@ def study(y):
     cp.observe("y", dist.Normal(z, 1.0), y)
 
 
-def test_latents_are_drawn_before_what_follows_them_and_after_what_they_follow():
+def test_latents_are_drawn_in_the_order_of_the_program():
     density = cp.compile(study, jnp.float32(0.3))
     positions, (_, log_weight) = drawn(density)
     values = {
@@ -285,45 +280,44 @@ def test_latents_are_drawn_before_what_follows_them_and_after_what_they_follow()
         "z": (z - x[:, 0]) / 0.1,
     }
     assert_agrees(z_scores(values, {"mu": 1, "log tau": 0, "x": 0, "x²": 1, "z": 0}))
-    # What is left of π₀/q is the likelihood.
+    # The likelihood alone is left of π₀/q.
     left = np.asarray(log_weight) - norm.logpdf(0.3, z, 1.0)
     np.testing.assert_allclose(left - left.mean(), 0.0, atol=1e-3)
 
 
-def test_mixtures_are_drawn_from_and_what_is_learned_is_not():
+def test_mixtures_can_be_drawn_from_and_networks_cannot():
     parts = [normal(m, 0.5, LEVELS) for m in (-2.0, 2.0)]
     positions, _ = drawn(cp.compile(single, cp.mixture(parts, weights=[0.2, 0.8])))
     assert_agrees(z_scores({"share": np.asarray(positions["x"] > 0)}, {"share": 0.8}))
     assert can_draw(cp.compile(single, cp.mixture(parts)))
     assert not can_draw(cp.compile(single, cp.load("ring2d")))
     one = cp.Analytic(dist.Normal(jnp.zeros(1), 0.5).to_event(1), LEVELS)
-    assert not can_draw(
-        cp.compile(single, cp.window(one, (2,), (0,)) * cp.window(one, (2,), (1,)))
-    )
+    windows = cp.window(one, (2,), (0,)) * cp.window(one, (2,), (1,))
+    assert not can_draw(cp.compile(single, windows))
 
 
-def test_runs_that_miss_the_same_mode_are_named_alone_and_in_comparison():
-    """Reverse diffusion of summed scores puts next to nothing where a fifth of a
-    squared mixture is."""
+def test_runs_that_miss_the_same_mode_have_the_finding_alone_and_in_comparison():
+    """Reverse diffusion of summed scores puts next to no chain into a mode that holds a
+    fifth of a squared mixture."""
     factor = mixture([0.95, 0.05], [[-2.0, 0.0], [2.0, 0.0]], [0.5, 0.05])
     density = lowered(single, (factor**2,), {}, growing=False)
     one, other = (run(density, k, 1000, sampler=cp.Ancestral()) for k in range(2))
     assert np.mean(one["x"][:, 0] > 0) < 0.02
-    found = one.compare(other)
-    assert max(found.missing_here, found.missing_there) < tuning.COMPARISON.least
-    assert found.status.has("modes_unreached")
-    assert "x = (2" in found.status.message or "x = (1.9" in found.status.message
+    comparison = one.compare(other)
+    missing = max(comparison.missing_here, comparison.missing_there)
+    assert missing < tuning.COMPARISON.least
+    assert comparison.status.has("modes_unreached")
+    message = comparison.status.message
+    assert "x = (2" in message or "x = (1.9" in message
     assert np.isnan(one.mean(lambda s: s["x"][0]).error)
 
 
-def test_a_comparison_reports_what_scouts_of_either_run_find():
+def test_a_comparison_reports_unreached_modes_of_either_run():
     rng = np.random.default_rng(0)
-    one, other = compared(rng), compared(rng)
+    one = compared(rng)
+    other = compared(rng)
     assert not one.compare(other).status.has("modes_unreached")
-    object.__setattr__(
-        other,
-        "status",
-        other.status.with_findings((importance.Code.MODES_UNREACHED, "found.")),
-    )
+    finding = (importance.Code.MODES_UNREACHED, "A mode was missed.")
+    object.__setattr__(other, "status", other.status.with_findings(finding))
     assert one.compare(other).status.has("modes_unreached")
     assert len(other.compare(other).status.findings) == 1

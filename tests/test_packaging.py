@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 
 import composeprob
 import composeprob as cp
-from composeprob.results.estimates import Families
+from composeprob.results.estimates import Genealogy
 from tools.dependencies import closure, compatible
 from tools.dependencies import main as dependencies
 
@@ -258,7 +258,7 @@ def test_unknown_names():
 
 def test_shapes_of_signatures_are_checked_in_the_tests():
     with pytest.raises(TypeCheckError):
-        Families(np.ones(3), np.zeros(2, int))
+        Genealogy(np.ones(3), np.zeros(2, int))
 
 
 # ── types ─────────────────────────────────────────────────────────────────────────────

@@ -32,11 +32,9 @@ def make(samples=None, log_weights=None, **changes):
         "reason": "every factor has a rate",
     }
     about = {"seconds": 3.2, "sampler": "SMC(MALA(Adaptive()))"}
-    about |= {
-        fact.name: changes.pop(fact.name)
-        for fact in dataclasses.fields(About)
-        if fact.name in changes
-    }
+    for fact in dataclasses.fields(About):
+        if fact.name in changes:
+            about[fact.name] = changes.pop(fact.name)
     levels = {
         "acceptance": np.linspace(0.5, 0.6, K),
         "step_size": np.geomspace(1e-3, 1, K),
@@ -48,18 +46,19 @@ def make(samples=None, log_weights=None, **changes):
 
 
 def test_weighted_statistics_against_repetition():
-    # integer weights are the same as repeating the values
+    # Integer weights are the same as repeating the values.
     rng = np.random.default_rng(1)
-    values, counts = rng.normal(size=200), rng.integers(1, 6, 200)
+    values = rng.normal(size=200)
+    counts = rng.integers(1, 6, 200)
     repeated = np.sort(np.repeat(values, counts))
     mean, sd, low, middle, high = weighted_statistics(values, counts)
     np.testing.assert_allclose(
         [mean, sd], [repeated.mean(), repeated.std()], rtol=1e-10
     )
-    for found, q in ((low, 0.05), (middle, 0.5), (high, 0.95)):
-        assert found == repeated[int(np.ceil(q * len(repeated))) - 1]
+    for quantile, q in ((low, 0.05), (middle, 0.5), (high, 0.95)):
+        assert quantile == repeated[int(np.ceil(q * len(repeated))) - 1]
 
-    # and what is not finite is left out
+    # Values that are not finite are left out.
     assert weighted_statistics(np.array([1.0, np.nan, 3.0]), np.ones(3))[0] == 2.0
     assert np.isnan(weighted_statistics(np.array([np.nan]), np.ones(1))).all()
 
@@ -67,15 +66,15 @@ def test_weighted_statistics_against_repetition():
 def test_unweighted_keeps_equal_weights_and_resamples_others():
     np.testing.assert_array_equal(make().unweighted()["x"], make()["x"])
     values = np.arange(N, dtype=float)
-    result = make(
-        {"x": values}, np.where(values < N / 2, 0.0, np.log(3.0)) - 700.0
-    )  # no overflow far from 0
+    # No overflow far from 0.
+    log_weights = np.where(values < N / 2, 0.0, np.log(3.0)) - 700.0
+    result = make({"x": values}, log_weights)
     counts = np.bincount(result.unweighted()["x"].astype(int), minlength=N)
     assert counts.sum() == N
     assert abs(counts[N // 2 :].sum() - 0.75 * N) <= 1  # systematic: within one
     assert counts.max() <= 2  # floor or ceiling of N·w
     np.testing.assert_array_equal(
-        result.unweighted()["x"], result._families.index[result._resampled]
+        result.unweighted()["x"], result._genealogy.index[result._resampled]
     )
 
 
@@ -99,9 +98,8 @@ def test_summary_weights_the_samples():
 
 def test_summary_names_every_element_of_small_sites_and_pools_large_ones():
     shapes = {"x": (2,), "z": (), "m": (2, 2), "i": (8, 8)}
-    summary = make(
-        {name: np.zeros((N, *shape)) for name, shape in shapes.items()}
-    ).summary()
+    zeros = {name: np.zeros((N, *shape)) for name, shape in shapes.items()}
+    summary = make(zeros).summary()
     assert list(summary.rows) == [
         "x[0]",
         "x[1]",
@@ -114,7 +112,7 @@ def test_summary_names_every_element_of_small_sites_and_pools_large_ones():
     ]
 
 
-def test_summary_tells_problems_and_nothing_that_is_unknown():
+def test_summary_shows_findings_and_leaves_out_missing_diagnostics():
     text = str(make(**UNKNOWN, log_evidence=None).summary())
     assert "acceptance" not in text
     assert "evidence" not in text
@@ -158,9 +156,9 @@ def test_blocks_have_columns_of_their_own(tmp_path):
 def test_sites_by_name_and_one_short_line():
     assert make()["x"].shape == (N, 2)
     refused(lambda: make()["y"], UnknownSiteError, "'x'")
-    assert (
-        repr(make())
-        == "Result(x (400, 2); SMC(MALA(Adaptive())); 120 evaluations per chain; status OK; 3.2 s)"
+    assert repr(make()) == (
+        "Result(x (400, 2); SMC(MALA(Adaptive())); 120 evaluations per chain; "
+        "status OK; 3.2 s)"
     )
 
 
@@ -197,16 +195,12 @@ def test_round_trip_through_a_file(tmp_path):
             a, b = getattr(loaded, field.name), getattr(result, field.name)
             if field.name == "levels":
                 xarray.testing.assert_identical(a, b)
+            elif dataclasses.is_dataclass(b):
+                np.testing.assert_equal(dataclasses.asdict(a), dataclasses.asdict(b))
             else:
-                same = (
-                    dataclasses.asdict
-                    if dataclasses.is_dataclass(b)
-                    else lambda each: each
-                )
-                np.testing.assert_equal(same(a), same(b))
-    assert [p.name for p in path.parent.iterdir()] == [
-        "run.safetensors"
-    ]  # nothing left of the writing
+                np.testing.assert_equal(a, b)
+    # Nothing is left of the writing.
+    assert [file.name for file in path.parent.iterdir()] == ["run.safetensors"]
     assert str(loaded.summary()) == str(result.summary())
     ordinary = tmp_path / "ordinary"
     ordinary.touch()
@@ -228,7 +222,7 @@ def test_arviz_sees_independent_draws_of_equal_weights():
 
 
 class Density:
-    """As much of a compiled density as a plot looks at: one noised site, N(0, I)."""
+    """The members of a compiled density that a plot reads: one noised site, N(0, I)."""
 
     capabilities = frozenset({"score", "energy"})
     sites: ClassVar = {"x": SiteInfo("noised", (2,))}
@@ -268,26 +262,16 @@ def test_plot_of_images_scalars_vectors_and_the_run():
 
 def test_plot_without_acceptance_or_with_few_or_broken_samples():
     assert "run" not in panels(make(**UNKNOWN))
-    panels(
-        make(
-            {
-                "x": np.full((N, 2), np.nan),
-                "z": np.full(N, np.nan),
-                "i": np.full((N, 8, 8), np.nan),
-            }
-        )
-    )
-    panels(
-        make(
-            {"x": np.zeros((1, 2)), "z": np.zeros(1), "i": np.zeros((1, 8, 8))},
-            np.zeros(1),
-        )
-    )
+    shapes = {"x": (2,), "z": (), "i": (8, 8)}
+    broken = {name: np.full((N, *shape), np.nan) for name, shape in shapes.items()}
+    panels(make(broken))
+    single = {name: np.zeros((1, *shape)) for name, shape in shapes.items()}
+    panels(make(single, np.zeros(1)))
 
 
-def test_of_many_draws_only_every_kth_is_read():
-    """Pictures and summaries of long runs: as many numbers as asked for, spread over
-    the run, all of one weight."""
+def test_only_every_kth_of_many_draws_is_read():
+    """Pictures and summaries of long runs: no more numbers than asked for, spread over
+    the run, of equal weight."""
     x = np.arange(N * 30 * 2, dtype=float).reshape(N, 30, 2)
     result = make({"x": x}, draws=30, thin=2)
     np.testing.assert_array_equal(result.drawn("x", most=N * 2 * 10), x[:, ::3])
@@ -295,24 +279,25 @@ def test_of_many_draws_only_every_kth_is_read():
         result.unweighted(most=N * 2 * 10)["x"], x[:, ::3].reshape(-1, 2)
     )
     assert result.drawn("x").shape == (N, 30, 2)
-    assert result.drawn("x", most=1).shape == (
-        N,
-        1,
-        2,
-    )  # one draw of each chain at least
+    # One draw of each chain at least.
+    assert result.drawn("x", most=1).shape == (N, 1, 2)
 
 
-def test_what_is_computed_later_is_computed_once_and_kept(tmp_path):
+def test_values_computed_later_are_computed_once_and_kept(tmp_path):
     calls = []
 
     def status(result):
         calls.append("status")
         return Status(((Code.NOT_CONSERVATIVE, str(result.about.curl["f"])),))
 
-    late = {"curl": lambda result: calls.append("curl") or {"f": 0.3}, "status": status}
-    late["log_evidence_error"] = lambda result: (
-        np.nan if result.status.withholds else 0.1
-    )
+    def curl(about):
+        calls.append("curl")
+        return {"f": 0.3}
+
+    def error(result):
+        return np.nan if result.status.withholds else 0.1
+
+    late = {"curl": curl, "status": status, "log_evidence_error": error}
     result = make(**late)
     assert calls == []
     assert np.isnan(result.log_evidence_error)
@@ -323,12 +308,8 @@ def test_what_is_computed_later_is_computed_once_and_kept(tmp_path):
     assert make(**late).numbers()["curl"] == {"f": 0.3}
     assert Result.load(make(**late).save(tmp_path / "late")).status == result.status
     assert calls == ["status", "curl"] * 3
+    fields = dict(vars(make()))
+    del fields["status"]
     with pytest.raises(TypeError, match="status"):
-        Result(
-            **{
-                name: value
-                for name, value in vars(make()).items()
-                if name not in ("status", "path")
-            }
-        )
+        Result(**fields)
     assert make().about.curl == {}

@@ -1,5 +1,5 @@
-"""Chains in shares that rest on nothing: named where log-densities or barriers say so,
-however bent their valley is."""
+"""Mode proportions that nothing supports: findings by log-densities and by barriers,
+however bent a valley is."""
 
 import re
 
@@ -16,14 +16,14 @@ from composeprob import tuning
 from composeprob.density.points import barrier_depth
 from composeprob.results.shares import (
     _log_density,
-    frozen_shares,
-    parted,
-    seen_barrier,
-    share_apart,
-    where,
+    detectable_barrier,
+    largest_difference,
+    separated,
+    share_separated,
+    unreliable_proportions,
 )
 
-# ── frozen shares ─────────────────────────────────────────────────────────────────────
+# ── unreliable proportions ────────────────────────────────────────────────────────────
 
 KEYS = 20
 RING = 3 * np.stack(
@@ -32,7 +32,7 @@ RING = 3 * np.stack(
 
 
 def drawn(rng, means, sds, held, n):
-    """Points of Gaussians in shares that are held, and the log-density of equal
+    """Points of Gaussians in the shares ``held``, and the log-density of equal
     shares."""
     which = rng.choice(len(means), n, p=held)
     x = means[which] + sds[which, None] * rng.normal(size=(n, means.shape[1]))
@@ -50,11 +50,11 @@ def drawn(rng, means, sds, held, n):
     ],
     ids=["two", "ring", "3-d"],
 )
-def test_right_shares_are_not_named(means, sds, n):
-    rng, equal = np.random.default_rng(0), np.full(len(means), 1 / len(means))
-    assert not any(
-        frozen_shares(*drawn(rng, means, sds, equal, n)) for _ in range(KEYS)
-    )
+def test_right_shares_have_no_finding(means, sds, n):
+    rng = np.random.default_rng(0)
+    equal = np.full(len(means), 1 / len(means))
+    for _ in range(KEYS):
+        assert not unreliable_proportions(*drawn(rng, means, sds, equal, n))
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 6, 10])
@@ -69,49 +69,47 @@ def test_log_z_of_modes_of_any_shape_is_off_by_less_than_the_slack(d):
         "uniform": (rng.uniform, lambda x: 0.0),
     }
     for n in (max(20, 5 * d), 500):
-        found = []
+        log_z = []
         for draw, log_density in laws.values():
             x = draw(size=(n, d))
-            found.append(np.mean(log_density(x) - _log_density(x)))
+            log_z.append(np.mean(log_density(x) - _log_density(x)))
         noise = 4 * np.sqrt(2 * (0.6 + 0.5 * d) / n)
-        assert max(found) - min(found) < tuning.SHARES.slack * d + noise
+        assert max(log_z) - min(log_z) < tuning.SHARES.slack * d + noise
 
 
-def test_one_mode_is_not_named_and_chains_that_stand_still_are_not_judged():
+def test_one_mode_has_no_finding_and_chains_that_stand_still_are_not_judged():
     rng = np.random.default_rng(0)
     for d in (1, 2, 20):
         x = rng.normal(size=(500, d)) ** 3
-        assert not frozen_shares({"x": x, "y": x[:, 0]}, rng.normal(size=500))
+        assert not unreliable_proportions({"x": x, "y": x[:, 0]}, rng.normal(size=500))
     x = np.repeat([[-1.0], [1.0]], 50, axis=0)
-    assert not frozen_shares({"x": x}, x[:, 0])
+    assert not unreliable_proportions({"x": x}, x[:, 0])
 
 
-def test_a_share_that_is_wrong_by_little_is_named_where_chains_are_many():
-    """73 % held by what has half: 1 nat."""
-    rng, means = np.random.default_rng(0), np.array([[-2.0], [2.0]])
+def test_a_share_that_is_wrong_by_little_is_found_where_chains_are_many():
+    """73 % in a mode that should hold half: 1 nat."""
+    rng = np.random.default_rng(0)
+    means = np.array([[-2.0], [2.0]])
+    sds = np.array([0.3, 0.1])
     for _ in range(KEYS):
-        assert frozen_shares(
-            *drawn(rng, means, np.array([0.3, 0.1]), [0.73, 0.27], 1000)
-        )
+        assert unreliable_proportions(*drawn(rng, means, sds, [0.73, 0.27], 1000))
 
 
 @pytest.mark.parametrize("n", [64, 1000])
-def test_wrong_shares_are_named(n):
-    rng, means = np.random.default_rng(0), np.array([[-2.0], [2.0]])
+def test_wrong_shares_are_found(n):
+    rng = np.random.default_rng(0)
+    means = np.array([[-2.0], [2.0]])
+    sds = np.array([0.3, 0.1])
     for _ in range(KEYS):
-        sites, log_density = drawn(rng, means, np.array([0.3, 0.1]), [0.5, 0.5], n)
-        ((code, text),) = frozen_shares(
-            sites, log_density + 4.0 * (sites["x"][:, 0] > 0)
-        )
+        sites, log_density = drawn(rng, means, sds, [0.5, 0.5], n)
+        wrong = log_density + 4.0 * (sites["x"][:, 0] > 0)
+        ((code, text),) = unreliable_proportions(sites, wrong)
         assert code == "shares_frozen"
-        assert (
-            0.93
-            < float(re.search(r"should hold about ([\d.]+)%", text)[1]) / 100
-            < 0.995
-        )  # e⁴ to 1
+        expected = float(re.search(r"should hold about ([\d.]+)%", text)[1]) / 100
+        assert 0.93 < expected < 0.995  # e⁴ to 1
 
 
-def test_a_default_run_that_gives_way_says_so():
+def test_independent_chains_of_wrong_proportions_have_the_finding():
     """x = ±√y, and the prior has e⁷ times as much at the one as at the other:
     independent chains take either."""
     f = cp.Analytic(
@@ -159,7 +157,7 @@ def box(rng, d):
 
 def shell(rng, d, width=0.1):
     """A ring, or a sphere, of radius 1.5: two thirds of the segments between its points
-    go through nowhere."""
+    lead through density 0."""
     u = rng.normal(size=(CHAINS, d))
     u *= (1.5 + width * rng.normal(size=(CHAINS, 1))) / np.linalg.norm(
         u, axis=1, keepdims=True
@@ -214,15 +212,15 @@ def test_chains_of_one_valley_hang_together(shape, d):
     rng = np.random.default_rng(0)
     for _ in range(SEEDS):
         points, log_density = shape(rng, d)
-        assert parted({"x": points}, barriers(log_density)) is None
+        assert separated({"x": points}, barriers(log_density)) is None
 
 
-def test_pairs_on_a_ring_are_apart_though_it_is_one_valley():
-    """So what holds its chains together is the way around, and no test of pairs."""
+def test_pairs_on_a_ring_are_separated_though_it_is_one_valley():
+    """The way around holds its chains together, and no test of pairs shows that."""
     points, log_density = shell(np.random.default_rng(0), 2)
     first, second = np.random.default_rng(1).integers(0, CHAINS, (2, 200))
     depth = barriers(log_density)({"x": points[first]}, {"x": points[second]})
-    assert share_apart(depth, 2) > 0.4
+    assert share_separated(depth, 2) > 0.4
 
 
 @pytest.mark.parametrize("d", [1, 10])
@@ -230,16 +228,15 @@ def test_two_modes_are_two_groups(d):
     rng = np.random.default_rng(0)
     for _ in range(SEEDS):
         points, log_density = modes(rng, d, 0.3)
-        groups = parted({"x": points}, barriers(log_density))
+        groups = separated({"x": points}, barriers(log_density))
         right = points[:, 0] > 6
         assert groups is not None
         assert len(groups.shares) == 2
         assert np.all((groups.index == groups.index[0]) == (right == right[0]))
-        assert groups.apart == pytest.approx(
-            2 * right.mean() * (1 - right.mean()), abs=0.2
-        )
+        of_pairs = 2 * right.mean() * (1 - right.mean())
+        assert groups.separated == pytest.approx(of_pairs, abs=0.2)
         assert groups.depth > 5
-        assert "x[0]" in where({"x": points}, groups.index)
+        assert "x[0]" in largest_difference({"x": points}, groups.index)
 
 
 @pytest.mark.parametrize("d", [40, 64])
@@ -247,39 +244,38 @@ def test_the_noise_of_many_entries_does_not_hide_two_modes(d):
     """On the way from mode to mode it averages out, which lifts log π in the middle by
     d/4 nats."""
     rng = np.random.default_rng(0)
-    named = [
-        parted({"x": points}, barriers(f)) is not None
-        for points, f in (modes(rng, d, 0.3) for _ in range(SEEDS))
-    ]
-    assert sum(named) >= 9
+    number = 0
+    for _ in range(SEEDS):
+        points, log_density = modes(rng, d, 0.3)
+        number += separated({"x": points}, barriers(log_density)) is not None
+    assert number >= 9
 
 
 @pytest.mark.parametrize("d", [1, 16, 64])
-def test_how_deep_a_barrier_is_on_the_way(d):
+def test_the_height_of_a_barrier_between_two_draws(d):
     """Between the centres of the noise of both draws, whose squares are d − 1 each, two
     Gaussians 5 nats apart."""
-    way, t = np.sqrt(40.0), np.linspace(0, 1, 100001)
-    values = -0.5 * np.minimum(t, 1 - t) ** 2 * way**2 - 0.5 * (d - 1) * (
-        t**2 + (1 - t) ** 2
-    )
-    assert seen_barrier(d) == pytest.approx(values.max() - values[50000], rel=1e-3)
-    assert seen_barrier(10_000) == 1
+    distance = np.sqrt(40.0)
+    t = np.linspace(0, 1, 100001)
+    of_modes = -0.5 * np.minimum(t, 1 - t) ** 2 * distance**2
+    values = of_modes - 0.5 * (d - 1) * (t**2 + (1 - t) ** 2)
+    height = values.max() - values[50000]
+    assert detectable_barrier(d) == pytest.approx(height, rel=1e-3)
+    assert detectable_barrier(10_000) == 1
 
 
-def test_a_place_for_every_chain():
+def test_a_mode_for_every_chain():
     """Bits in 40 dimensions: no two chains share a mode."""
     rng = np.random.default_rng(0)
-    points = np.sign(rng.normal(size=(CHAINS, 40))) + 0.1 * rng.normal(
-        size=(CHAINS, 40)
-    )
-    groups = parted(
-        {"x": points}, barriers(lambda x: -50 * ((np.abs(x) - 1) ** 2).sum(1))
-    )
+    signs = np.sign(rng.normal(size=(CHAINS, 40)))
+    points = signs + 0.1 * rng.normal(size=(CHAINS, 40))
+    log_density = barriers(lambda x: -50 * ((np.abs(x) - 1) ** 2).sum(1))
+    groups = separated({"x": points}, log_density)
     assert groups is not None
     assert groups.shares.max() < 0.1
-    assert "places of their own" in str(groups)
+    assert "one chain each" in str(groups)
 
 
-def test_what_is_no_number_is_not_judged():
+def test_chains_at_nan_are_not_judged():
     points = np.array([[0.0], [1.0], [2.0], [np.nan], [4.0]])
-    assert parted({"x": points}, barriers(lambda x: -(x[:, 0] ** 2))) is None
+    assert separated({"x": points}, barriers(lambda x: -(x[:, 0] ** 2))) is None

@@ -1,10 +1,12 @@
-"""`diagnose`: each problem is found, named with its levels, and a healthy run is left
-alone."""
+"""`diagnose`: a finding names each problem with its levels, and a healthy run has
+none."""
 
 import io
 import re
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -48,17 +50,17 @@ def test_a_healthy_run_is_ok_and_a_status_is_a_value():
     assert hash(Status()) == hash(Status())
 
 
-def test_ok_says_where_chains_were_lost():
-    """Weights spread at levels 9 to 12, after which chains were resampled; what is
-    found later takes its place."""
+def test_ok_states_the_levels_where_chains_were_lost():
+    """Weights spread at levels 9 to 12, after which chains were resampled; a later
+    finding replaces the remark."""
     ess = np.ones(K)
     ess[9:13] = [0.25, 0.4, 0.6, 0.8]
     log_snr = np.linspace(9.5, -9.5, K)
-    (found,) = few_chains(20.0, N, ess, log_snr)
-    status = Status().with_findings(found)
+    (remark,) = few_chains(20.0, N, ess, log_snr)
+    status = Status().with_findings(remark)
     assert status.ok
     assert not status.withholds
-    assert "Of 100 chains as many count as 20 independent ones" in str(status)
+    assert re.search("100 chains .* 20 independent", str(status))
     assert "log-SNR -1.4 and 1.3" in status.message
     assert few_chains(50.0, N, ess, log_snr) == []
     assert "log-SNR" not in few_chains(20.0, N, np.ones(K), log_snr)[0][1]
@@ -73,7 +75,7 @@ NOT_VISITED = {
     "acceptance": at(range(15), 0.0, 0.6),
     "ess": at(range(15), 0.0, 0.8),
 }
-"""Levels 0 … 14 were never reached: their zeros are no collapse."""
+"""Levels 0 … 14 were never reached: their zeros are not a collapse."""
 STUCK = {
     "acceptance": np.full((K, 3), [0.6, 0, 0]),
     "adjusted": (True, True, False),
@@ -91,10 +93,8 @@ STUCK = {
         ({"non_finite": at([4], 2, 0)}, False),
         ({"non_finite": at([4], 5, 0), "proposals": 10 * N}, True),  # of all chains
         ({"non_finite": at([4], 50, 0), "proposals": np.full(K, 10 * N)}, False),
-        (
-            {"acceptance": np.zeros(K), "adjusted": False},
-            True,
-        ),  # none that could collapse
+        # Without a Metropolis test there is none that could collapse.
+        ({"acceptance": np.zeros(K), "adjusted": False}, True),
         (FEW | {"ess": at([3], 0.2, 0.8)}, False),  # 1.6 chains
         (FEW | {"ess": at([3], 0.4, 0.8)}, True),
         ({"num_chains": 1, "proposals": 1, "ess": np.ones(K)}, True),
@@ -109,7 +109,7 @@ def test_thresholds_are_the_documented_ones(change, ok):
     [
         ({"completed_levels": 5}, Code.INTERRUPTED, "after 5 of 20 levels"),
         ({"outside": 0.005}, Code.ZERO_DENSITY, "0.50% of the chains .* Try cp.SMC"),
-        ({"non_finite": at([3], 40, 0)}, Code.NON_FINITE, "40.0% .* at level 3;"),
+        ({"non_finite": at([3], 40, 0)}, Code.NON_FINITE, "40.0% .* at level 3"),
         (
             {"acceptance": at([0, 1, 2, 7], 0.01, 0.6)},
             Code.ACCEPTANCE_COLLAPSED,
@@ -130,45 +130,67 @@ def test_each_problem_is_named_alone(change, code, words):
     assert [kind for kind, _ in status.findings] == [code]
     assert status.code is code
     assert re.search(words, status.message), status.message
-    assert any(
-        word in status.message for word in ("Try", "try", "Train", "Run it again")
-    )
+    remedies = ("Try", "try", "Train", "Run it again")
+    assert any(word in status.message for word in remedies)
 
 
 IMPOSSIBLE = np.append(np.linspace(-120.0, 0.0, 99), -130.0)
-FINDINGS = {  # what finds it, its code, words of its text, and where it finds nothing
-    "scores that are not conservative": (
-        not_conservative, ({"f(x)": 0.3, "g(x)": 0.01, "h(x)": 0.11},), Code.NOT_CONSERVATIVE,
-        ["score of f(x) (relative curl 0.3), h(x) (relative curl 0.11); up to 0.1", "Train"],
+
+
+class Finding(NamedTuple):
+    """A function of `status`, arguments for which it finds something, and others."""
+
+    function: Callable[..., list]
+    arguments: tuple
+    code: Code
+    words: list[str]  # of the text
+    without: list[tuple]  # arguments for which it finds nothing
+
+
+FINDINGS = {
+    "scores that are not conservative": Finding(
+        not_conservative,
+        ({"f(x)": 0.3, "g(x)": 0.01, "h(x)": 0.11},),
+        Code.NOT_CONSERVATIVE,
+        ["f(x) (relative curl 0.3), h(x) (relative curl 0.11)", "up to 0.1", "Train"],
         [({"f(x)": 0.09, "g(x)": np.nan},)],  # NaN: could not be measured
     ),
-    "weights that a single step throws about": (
-        erratic_weights, (at([7], 4e3, 2.5),), Code.WEIGHTS_COLLAPSED,
-        ["only 0.00025 of the chains count, at level 7"], [(np.full(K, 2.5),), (np.full(K, np.nan),)],
+    "weight increments of a single step that differ too much": Finding(
+        erratic_weights,
+        (at([7], 4e3, 2.5),),
+        Code.WEIGHTS_COLLAPSED,
+        ["only 0.00025 of the chains count, at level 7"],
+        [(np.full(K, 2.5),), (np.full(K, np.nan),)],
     ),
     # Four numbers of 32 bits tell 64 nats at most, and 128 below the best chain is no
     # place of the posterior.
-    "chains where the data are impossible": (
-        impossible_data, (IMPOSSIBLE, 4), Code.ZERO_DENSITY, ["1.00% of the chains", "130 nats"],
+    "chains where the data are impossible": Finding(
+        impossible_data,
+        (IMPOSSIBLE, 4),
+        Code.ZERO_DENSITY,
+        ["1.00% of the chains", "130 nats"],
         [(IMPOSSIBLE, 5), (IMPOSSIBLE[:-1], 4)],
     ),
     # A quarter of its noise: ½·4² = 8 nats a number, and levels that end at an eighth
     # of it would do.
-    "data that are finer than level 0": (
-        fine_data, (8.0, 11.0, 60), Code.LEVELS_TOO_FEW,
+    "data that are finer than level 0": Finding(
+        fine_data,
+        (8.0, 11.0, 60),
+        Code.LEVELS_TOO_FEW,
         ["noise of its size, 0.0041, takes 8 nats", "cp.Schedule.log_snr(60, max=16)"],
         [(0.5, 11.0, 60), (np.nan, 11.0, 60)],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FINDINGS)
-def test_what_is_found_and_what_is_not(name):
-    find, found, code, words, others = FINDINGS[name]
-    ((kind, text),) = find(*found)
-    assert kind is code
-    assert all(word in text for word in words), text
-    assert all(find(*other) == [] for other in others)
+def test_findings_where_they_hold_and_none_elsewhere(name):
+    finding = FINDINGS[name]
+    ((code, text),) = finding.function(*finding.arguments)
+    assert code is finding.code
+    assert all(word in text for word in finding.words), text
+    for arguments in finding.without:
+        assert finding.function(*arguments) == []
 
 
 def test_several_problems_come_gravest_first():
@@ -199,28 +221,25 @@ def on_a_terminal(total):
     """A bar as on a terminal of 100 columns, and the buffer that it draws into."""
     from rich.console import Console
 
-    bar, buffer = Progress(total, description="sampling"), io.StringIO()
-    bar._console, bar._kind = (
-        Console(file=buffer, force_terminal=True, width=100),
-        "terminal",
-    )
+    bar = Progress(total, description="sampling")
+    buffer = io.StringIO()
+    bar._console = Console(file=buffer, force_terminal=True, width=100)
+    bar._kind = "terminal"
     return bar, buffer
 
 
-def test_progress_shows_levels_facts_and_what_is_compiled_before_the_first_level():
+def test_progress_shows_levels_facts_and_compiling_before_the_first_level():
     bar, buffer = on_a_terminal(10)
     with bar:
         for text in ("compiling a level of SMC with MALA", "compiling HMC at level 0"):
             bar.doing(text)
-            assert (
-                text in buffer.getvalue()
-            )  # not held back until the next refresh is due
+            # It is not held back until the next refresh is due.
+            assert text in buffer.getvalue()
         for i in range(10):
             bar.update(i + 1, acceptance=np.float32(0.5))
     assert "sampling" in buffer.getvalue()
-    assert (
-        "10/10" in buffer.getvalue()
-    )  # the last update is drawn although it came within the refresh interval
+    # The last update is drawn although it came within the refresh interval.
+    assert "10/10" in buffer.getvalue()
     assert "acceptance 0.5" in buffer.getvalue()
 
 
@@ -236,10 +255,8 @@ def test_progress_in_a_notebook_is_one_bar_that_moves(monkeypatch):
     bar._kind = "notebook"
     with bar:
         bar.update(10, acceptance=np.float32(0.5))
-    assert [
-        re.search(r"<progress value='(\d+)' max='10'", page["text/html"])[1]
-        for page in shown[:1]
-    ] == ["0"]
+    first = re.search(r"<progress value='(\d+)' max='10'", shown[0]["text/html"])
+    assert first[1] == "0"
     assert "<progress value='10' max='10'" in shown[-1]["text/html"]
     assert "a &lt; b" in shown[-1]["text/html"]
     assert "10/10 · acceptance 0.5" in shown[-1]["text/html"]
@@ -262,9 +279,8 @@ def test_progress_is_throttled_and_facts_are_lazy():
             bar.update(i + 1, acceptance=Fact())
         seconds = time.perf_counter() - started
     assert Fact.reads <= 2 + seconds / 0.2
-    assert (
-        seconds / updates < 1e-4
-    )  # a level of the quickest run takes a hundred times as long
+    # A level of the quickest run takes a hundred times as long.
+    assert seconds / updates < 1e-4
 
 
 def test_progress_survives_an_exception():
@@ -283,8 +299,10 @@ def test_samples_that_the_noisiest_level_cannot_hide_have_diverged():
     x = np.random.default_rng(0).standard_normal((1000, 4))
     alpha, sigma = 0.01, 1.0  # hides what is smaller than 100
     assert diverged({"x": 20 * x}, alpha, sigma) == []
-    one, some = np.array(x), np.array(x)
-    one[3], some[:20] = 1e5, 150.0
+    one = np.array(x)
+    one[3] = 1e5
+    some = np.array(x)
+    some[:20] = 150.0
     for bad, size in (
         (one, "1e+05"),
         (some, "150"),
@@ -295,5 +313,6 @@ def test_samples_that_the_noisiest_level_cannot_hide_have_diverged():
         assert code == "samples_diverged"
         assert size in text
         assert "hides nothing above 100" in text
-    some[5:20] = 0.0  # five of a thousand that are far may be the tail of a law
+    # Five of a thousand that are far may be the tail of a distribution.
+    some[5:20] = 0.0
     assert diverged({"x": some}, alpha, sigma) == []

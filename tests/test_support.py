@@ -1,5 +1,5 @@
-"""Shares of modes that rest on nothing are named, and those that rest on weights, paths
-or moves are not."""
+"""Support of mode proportions: a finding where there is none, and none where weights,
+paths or moves support them."""
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,8 @@ def narrow():
 
 @pytest.fixture(scope="module")
 def wrong():
-    """By constant exponents chains keep the half that noisy levels give the narrow
-    mode."""
+    """Constant exponents, under which chains keep the half that noisy levels give the
+    narrow mode."""
     return lowered(squared, (narrow(),), {}, growing=False)
 
 
@@ -42,7 +42,7 @@ def frozen(wrong):
 
 
 INDEPENDENT = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, cp.ReverseStep(control="none"))
-"""What a default run of 64 chains begins with."""
+"""The first sampler of a default run of 64 chains."""
 
 
 def run(density, sampler=None, **options):
@@ -64,31 +64,27 @@ def plane(sd=1.0):
     return cp.Analytic(dist.Normal(jnp.zeros(2), sd).to_event(1), LEVELS)
 
 
-def test_chains_apart_in_shares_that_rest_on_nothing_are_named(frozen):
+def test_separated_chains_without_support_have_the_finding(frozen):
     assert 0.2 < on_the_left(frozen) < 0.8  # 0.001 by quadrature
     assert frozen.status.has("shares_frozen")
-    assert "rest on nothing" in frozen.status.message
+    assert "path weights are worth" in frozen.status.message
     assert "2 groups" in frozen.status.message
     assert np.isnan(frozen.mean(lambda s: s["x"][0]).error)
 
 
-def test_weights_that_are_worth_too_few_chains_to_mend_shares_support_none(
-    wrong, monkeypatch
-):
-    """7 of 64: more than a tenth, and fewer than what a mended share takes."""
+def test_weights_that_are_worth_too_few_chains_support_no_share(wrong, monkeypatch):
+    """7 of 64: more than a tenth, and fewer than a corrected share takes."""
     monkeypatch.setattr(outcome, "effective", lambda _: 7.0)
     assert run(wrong, INDEPENDENT).status.has("shares_frozen")
 
 
-def test_modes_of_a_score_alone_are_apart_though_neighbours_connect_them():
+def test_modes_of_a_score_alone_are_separated_though_neighbours_connect_them():
     """Eight modes in six numbers, squared, with some eight of 64 chains each: fewer
-    than neighbours that are asked."""
-    means = jnp.asarray(
-        np.sign(np.random.default_rng(0).normal(size=(8, 6))), jnp.float32
-    )
-    law = cp.Analytic(
-        modes(jnp.full(8, 1 / 8), means, jnp.linspace(0.5, 0.2, 8)), LEVELS
-    )
+    than the neighbours of a chain that are linked."""
+    signs = np.sign(np.random.default_rng(0).normal(size=(8, 6)))
+    means = jnp.asarray(signs, jnp.float32)
+    eight = modes(jnp.full(8, 1 / 8), means, jnp.linspace(0.5, 0.2, 8))
+    law = cp.Analytic(eight, LEVELS)
 
     def score(x, level):
         return law.evaluate(x, LEVELS.at(level), {})[1]
@@ -99,29 +95,24 @@ def test_modes_of_a_score_alone_are_apart_though_neighbours_connect_them():
     kernel = cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral(5, "simpson", 0.1))
     density = lowered(squared, (scored,), {}, growing=False)
     result = run(density, cp.AnnealedMCMC(kernel, 3, reverse_step=True))
-    assert (
-        components(neighbours(np.asarray(result["x"]), tuning.SHARES.linked), 64).max()
-        == 0
-    )
+    pairs = neighbours(np.asarray(result["x"]), tuning.SHARES.linked)
+    assert components(pairs, 64).max() == 0
     assert result.status.has("shares_frozen")
-    assert "Their shares rest on nothing" in result.status.message
+    assert "groups" in result.status.message
 
 
-def test_paths_with_growing_exponents_mend_the_shares():
+def test_paths_with_growing_exponents_correct_the_shares():
     result = run(cp.compile(squared, narrow()))
     assert 0.2 < on_the_left(result) < 0.8
     wide = result.probability(lambda s: s["x"].mean() < 0)
     assert abs(wide.value - 2.0**-10) < min(4 * wide.error, 0.004)
-    assert (
-        wide.error < 0.1
-    )  # where weights are worth 10 chains it is the error of few families
-    assert "mend the shares of modes" in result.reason
+    # Where weights are worth 10 chains it is the error of few ancestors.
+    assert wide.error < 0.1
+    assert "path weights" in result.reason
     assert result.status.ok
 
 
-def test_by_default_chains_that_weigh_one_another_on_close_levels_take_their_place(
-    wrong, frozen
-):
+def test_by_default_weighted_chains_on_closer_levels_replace_them(wrong, frozen):
     result = run(wrong)
     assert result.status.ok
     assert on_the_left(result) < 0.05  # 0.001 by quadrature
@@ -129,19 +120,13 @@ def test_by_default_chains_that_weigh_one_another_on_close_levels_take_their_pla
     squares = [
         -5 * np.log(4 * np.pi * (sd**2 + noise)) + np.log(0.25) for sd in (0.5, 0.25)
     ]
-    assert (
-        abs(result.log_evidence - np.logaddexp(*squares))
-        < 4 * result.log_evidence_error
-        < 1
-    )
-    assert (
-        "independent chains, corrected by HMC; but the chains lay apart"
-        in result.reason
-    )
+    off = abs(result.log_evidence - np.logaddexp(*squares))
+    assert off < 4 * result.log_evidence_error < 1
+    assert "independent chains, corrected by HMC; retried" in result.reason
     assert frozen.evaluations < result.evaluations <= 6.1 * frozen.evaluations
-    assert (
-        result.evaluations - frozen.evaluations == len(result.levels["log_snr"]) * 16
-    )  # 1.3 times as many at most
+    # 1.3 times as many at most.
+    of_second_run = result.evaluations - frozen.evaluations
+    assert of_second_run == len(result.levels["log_snr"]) * 16
 
 
 def test_chains_on_levels_that_the_user_gave_stay_on_them(wrong):
@@ -151,13 +136,13 @@ def test_chains_on_levels_that_the_user_gave_stay_on_them(wrong):
 
 
 def row_and_column(n=7):
-    """One 1 in every row and column: invalid places are 25 nats lower, or more."""
+    """One 1 in every row and column: invalid boards are 25 nats lower, or more."""
     cells = np.arange(n * n).reshape(n, n)
     line = cp.Analytic(modes(jnp.full(n, 1 / n), jnp.eye(n), 0.1), LEVELS)
     return cp.window(line, (n * n,), over=np.concatenate([cells, cells.T]))
 
 
-def test_places_that_break_a_constraint_hold_nothing():
+def test_boards_that_break_a_constraint_have_no_share():
     def valid(x):
         ones = np.asarray(x).reshape(-1, 7, 7) > 0.5
         return np.mean((ones.sum(1) == 1).all(1) & (ones.sum(2) == 1).all(1))
@@ -166,26 +151,25 @@ def test_places_that_break_a_constraint_hold_nothing():
     assert valid(run(density, INDEPENDENT)["x"]) < 0.9
     result = run(density)
     assert valid(result["x"]) == 1.0
-    assert "took its place" in result.reason
+    assert "retried" in result.reason
 
 
-def test_chains_apart_whose_paths_weigh_alike_are_not_named():
-    """A vague second factor weighs the modes anew, by little at any level."""
-    result = run(
-        cp.compile(both, two(2, [0.5, 0.5], [0.2, 0.2]), plane(8.0)), INDEPENDENT
-    )
+def test_separated_chains_of_equal_path_weights_have_no_finding():
+    """A vague second factor reweights the modes, by little at any level."""
+    density = cp.compile(both, two(2, [0.5, 0.5], [0.2, 0.2]), plane(8.0))
+    result = run(density, INDEPENDENT)
     assert 0.3 < on_the_left(result) < 0.7
     assert result.status.ok
 
 
-def test_chains_that_global_moves_lead_across_are_not_named():
+def test_chains_that_global_moves_lead_across_have_no_finding():
     result = run(cp.compile(squared, two(1, [0.5, 0.5], [0.3, 0.1])))
     share = 1 / (1 + 0.3 / 0.1)
     assert abs(on_the_left(result) - share) < 4 * np.sqrt(share * (1 - share) / 64)
     assert result.status.ok
 
 
-def test_what_weights_are_worth():
+def test_the_effective_size_and_the_spread_of_weights():
     rng = np.random.default_rng(0)
     assert effective(np.zeros(10)) == pytest.approx(10)
     assert effective(np.array([0.0, -np.inf, np.nan, -800.0])) == pytest.approx(1)

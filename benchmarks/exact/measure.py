@@ -112,7 +112,7 @@ def read(case: Case, answer: Answer, result: cp.Result) -> dict[str, Any]:
                 default=math.nan,
             )
         ),
-        "ancestors": len(set(result._families.index.tolist())),
+        "ancestors": len(set(result._genealogy.index.tolist())),
         "sampler": result.about.sampler,
         "reason": result.reason,
     }

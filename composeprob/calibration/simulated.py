@@ -178,7 +178,7 @@ def calibrated(
                 [i, *np.asarray(jax.random.key_data(seeds[3])).tolist()]
             )
             chosen = _unrelated(
-                result.unweighted(), result._families.index[result._resampled], rng
+                result.unweighted(), result._genealogy.index[result._resampled], rng
             )
             truth = {
                 name: np.asarray(value)[i : i + 1] for name, value in truths.items()

@@ -1,5 +1,5 @@
-"""What is known after a run: `Result` with its `status`, `estimates` with standard
-errors, table, pictures and files.
+"""The results of runs: `Result` with its `status`, `estimates` with standard errors,
+table, pictures and files.
 
 May import `density`; knows no sampler.
 """

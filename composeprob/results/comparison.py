@@ -1,5 +1,5 @@
-"""Whether two runs found the same modes, each of which alone would not tell that it has
-missed one."""
+"""A comparison of the modes of two runs, as no run alone shows that it has missed
+one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
@@ -18,16 +18,16 @@ from composeprob.results.status import Code, Findings, Status
 
 @dataclass(frozen=True)
 class Comparison:
-    """A `Comparison` says which share of each of two runs' samples the other has
-    nothing near to.
+    """A `Comparison` holds the shares of two runs' samples that have no near sample in
+    the other run.
 
     Args:
-        missing_here: share of the other run's samples that this one has nothing near
-            to.
-        missing_there: share of this run's samples that the other has nothing near to.
-        p_value: how often runs of one law show as much, by permutation.
+        missing_here: share of the other run's samples that have none near in this one.
+        missing_there: share of this run's samples that have none near in the other.
+        p_value: frequency of shares as large between runs of one distribution, by
+            permutation.
         status: the run's status, with the finding `modes_missing` where there is one,
-            and `modes_unreached` of either.
+            and `modes_unreached` of either run.
     """
 
     missing_here: float
@@ -36,18 +36,21 @@ class Comparison:
     status: Status
 
     def __str__(self) -> str:
-        shares = f"missing here {self.missing_here:.1%}, there {self.missing_there:.1%}, p = {self.p_value:.3g}"
-        return f"{shares}\n{self.status}"
+        return (
+            f"missing here {self.missing_here:.1%}, there {self.missing_there:.1%}, "
+            f"p = {self.p_value:.3g}\n{self.status}"
+        )
 
 
 def compare(self: Record, other: Record) -> Comparison:
-    """Compares with a run of the same program under another key: has either missed a
+    """Compare with a run of the same program under another key: has either missed a
     mode that the other found?
 
-    Two that miss the same mode cannot tell by their samples; where factors can be drawn
-    from, such draws can, and `modes_unreached` of either run is reported. A sample
-    whose nearest ones in both runs, its own family left out, are all of its own run is
-    where the other has nothing. Shares of such samples are held against random labels'.
+    Two runs that miss the same mode cannot tell by their samples; importance samples
+    from the factors can, and `modes_unreached` of either run is reported. A sample is
+    isolated if its nearest ones in both runs, those of its own ancestor left out, are
+    all of its own run. Shares of isolated samples are compared with those under random
+    labels.
 
     Returns:
         The shares, with a ``.status`` that has the finding `modes_missing` where one is
@@ -56,106 +59,115 @@ def compare(self: Record, other: Record) -> Comparison:
     Raises:
         WrongTypeError, ShapeError, InvalidValueError: no result, one of another
             program, or too few samples.
+
     References:
         Schilling 1986, *Multivariate two-sample tests based on nearest neighbors*.
     """
     if not hasattr(other, "unweighted"):
         raise WrongTypeError(
             f"compare takes another result; got {type(other).__name__}.",
-            fix="run the program under another key: result.compare(cp.infer(density, jax.random.key(1), …)).",
+            fix="run the program under another key: "
+            "result.compare(cp.infer(density, jax.random.key(1), …)).",
         )
+    limits = tuning.COMPARISON
     rng = np.random.default_rng(0)
-    (points, sizes, families), (others, _, their_families) = (
-        _samples(r, rng) for r in (self, other)
-    )
-    if (
-        points.shape[1:] != others.shape[1:]
-        or self.samples.keys() != other.samples.keys()
-    ):
+    points, sizes, ancestors = _samples(self, rng)
+    others, _, their_ancestors = _samples(other, rng)
+    same_sites = self.samples.keys() == other.samples.keys()
+    if points.shape[1:] != others.shape[1:] or not same_sites:
         raise ShapeError(
-            f"The runs have other sites: {sorted(self.samples)} and {sorted(other.samples)}.",
+            f"The runs have other sites: {sorted(self.samples)} and "
+            f"{sorted(other.samples)}.",
             fix="compare two runs of one program.",
         )
-    n = min(len(points), len(others), tuning.COMPARISON.most)
-    if n < tuning.COMPARISON.fewest:
+    n = min(len(points), len(others), limits.most)
+    if n < limits.fewest:
         raise InvalidValueError(
-            f"A comparison takes {tuning.COMPARISON.fewest} samples or more of either run; there are {n}.",
+            f"A comparison takes {limits.fewest} samples or more of either run; there "
+            f"are {n}.",
             fix="use more chains.",
         )
-    rows_here, rows_there = (
-        rng.permutation(len(each))[:n] for each in (points, others)
-    )
-    families, their_families = families[rows_here], their_families[rows_there]
+    rows_here = rng.permutation(len(points))[:n]
+    rows_there = rng.permutation(len(others))[:n]
+    ancestors = ancestors[rows_here]
+    their_ancestors = their_ancestors[rows_there]
     pooled = np.concatenate([points[rows_here], others[rows_there]])
-    together = np.concatenate([families, their_families + families.max() + 1])
+    together = np.concatenate([ancestors, their_ancestors + ancestors.max() + 1])
     mine = np.arange(2 * n) < n
     pooled = scaled(pooled, sizes)
     k = int(np.clip(n // 20, 8, 25))  # few enough for a small mode
     near, _ = nearest(pooled, together, pooled, together, k)
     there, here = isolated(near, mine)
-    chance = np.array(
-        [
-            max(isolated(near, _shuffled(together, n, rng)))
-            for _ in range(tuning.COMPARISON.permutations)
-        ]
-    )
-    p_value = float(
-        (1 + np.sum(chance >= max(here, there))) / (1 + tuning.COMPARISON.permutations)
-    )
-    found = _findings(here, there, n) if p_value < tuning.COMPARISON.chance else []
+    largest = max(here, there)
+    as_large = 0
+    for _ in range(limits.permutations):
+        as_large += max(isolated(near, _shuffled(together, n, rng))) >= largest
+    p_value = float((1 + as_large) / (1 + limits.permutations))
+    findings = _findings(here, there, n) if p_value < limits.chance else []
     if not self.status.has(Code.MODES_UNREACHED):  # which both may have missed
-        found += [
-            finding
-            for finding in other.status.findings
-            if finding[0] is Code.MODES_UNREACHED
-        ]
-    return Comparison(here, there, p_value, self.status.with_findings(*found))
+        for finding in other.status.findings:
+            if finding[0] is Code.MODES_UNREACHED:
+                findings.append(finding)
+    return Comparison(here, there, p_value, self.status.with_findings(*findings))
 
 
-def isolated(near: Int[np.ndarray, "m k"], mine: np.ndarray) -> tuple[float, float]:
-    """Returns the shares of my samples, and of the others', whose neighbours, all but a
-    twelfth, are of their run."""
-    of_mine = mine[near].sum(1)
+def isolated(
+    near: Int[np.ndarray, "m k"], mine: Bool[np.ndarray, " m"]
+) -> tuple[float, float]:
+    """Return the shares of my samples, and of the others', whose neighbours, all but a
+    twelfth, are of their own run."""
     k = near.shape[1]
-    alone = np.where(mine, of_mine, k - of_mine) >= k - k // 12
+    of_mine = mine[near].sum(1)
+    of_own_run = np.where(mine, of_mine, k - of_mine)
+    alone = of_own_run >= k - k // 12
     return float(alone[mine].mean()), float(alone[~mine].mean())
 
 
 def _samples(
     result: Record, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """Samples of equal weight, all sites in one row, how many numbers each site has,
-    and the family of each sample; draws of a chain are one family."""
+    """Samples of equal weight as rows, the number of entries of each site, and the
+    ancestor of each sample; draws of a chain have one ancestor."""
     draws = result.about.draws
-    points, sizes, _ = rows(
-        {name: result.drawn(name) for name in sorted(result.samples)}, 2
-    )
-    families = np.repeat(result._families.index, draws or 1)
+    drawn = {name: result.drawn(name) for name in sorted(result.samples)}
+    points, sizes, _ = rows(drawn, 2)
+    ancestors = np.repeat(result._genealogy.index, draws or 1)
     if draws is None and np.ptp(result.log_weights) > 0:
-        chosen = rng.choice(len(points), len(points), p=result._families.weights)
-        points, families = points[chosen], families[chosen]
-    return points, sizes, families
+        # With replacement, in proportion to their weights.
+        chosen = rng.choice(len(points), len(points), p=result._genealogy.weights)
+        points = points[chosen]
+        ancestors = ancestors[chosen]
+    return points, sizes, ancestors
 
 
-def _shuffled(families: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Which samples are taken for mine where whole families are dealt out at random,
-    about n."""
-    order = rng.permutation(int(families.max()) + 1)
-    sizes = np.bincount(families, minlength=len(order))
-    dealt = np.zeros(len(order), bool)
-    dealt[order] = np.cumsum(sizes[order]) <= n
-    return dealt[families]
+def _shuffled(
+    ancestors: Int[np.ndarray, " m"], n: int, rng: np.random.Generator
+) -> Bool[np.ndarray, " m"]:
+    """A random relabelling of about n samples as mine, with all descendants of an
+    ancestor under one label."""
+    order = rng.permutation(int(ancestors.max()) + 1)
+    descendants = np.bincount(ancestors, minlength=len(order))
+    mine = np.zeros(len(order), bool)
+    mine[order] = np.cumsum(descendants[order]) <= n
+    return mine[ancestors]
 
 
 def _findings(here: float, there: float, n: int) -> Findings:
-    shares = (here, "the other run's", "this one"), (there, "this run's", "the other")
-    return [
-        (
-            Code.MODES_MISSING,
-            f"{share:.0%} ± {math.sqrt(share * (1 - share) / n):.0%} of {whose} samples lie where {whom} has next to "
-            "none: it has missed a mode, or modes, of about that share. Shares of modes are wrong in at least one of "
-            "them. Try more chains, more levels, cp.SMC, whose weights keep shares right, and compare a third run.",
+    """The findings of isolated samples, of n of each run, that are too many."""
+    findings = []
+    for share, whose, where in (
+        (here, "the other run's", "this one"),
+        (there, "this run's", "the other"),
+    ):
+        if share < tuning.COMPARISON.least:
+            continue
+        error = math.sqrt(share * (1 - share) / n)
+        text = (
+            f"{share:.0%} ± {error:.0%} of {whose} samples lie where {where} has next "
+            "to none: it has missed a mode, or modes, of about that probability. Mode "
+            "proportions are wrong in at least one of them. Try more chains, more "
+            "levels, cp.SMC, whose weights keep proportions right, and compare a third "
+            "run."
         )
-        for share, whose, whom in shares
-        if share >= tuning.COMPARISON.least
-    ]
+        findings.append((Code.MODES_MISSING, text))
+    return findings

@@ -58,8 +58,8 @@ class Estimate:
     )
 
     def interval(self, level: float = 0.9) -> tuple[Any, Any]:
-        """Returns the ends of an interval that holds the true value in a share
-        ``level`` of all runs.
+        """Return the ends of an interval that holds the true value in a share ``level``
+        of all runs.
 
         It is value ± t·error·√((ν − 2)/ν), with t the quantile of Student's t with ν
         degrees of freedom, where `ends` do not give another. Ends have the shape of the
@@ -71,135 +71,124 @@ class Estimate:
         Raises:
             InvalidValueError: a level outside of (0, 1).
         """
-        t, known = student(level, self.degrees), ~np.isnan(self.error)
+        t = student(level, self.degrees)
         if self.ends is not None:
-            low, high = (plain(np.where(known, end, np.nan)) for end in self.ends(t))
+            stated = ~np.isnan(self.error)
+            low, high = self.ends(t)
+            low = as_python(np.where(stated, low, np.nan))
+            high = as_python(np.where(stated, high, np.nan))
             return low, high
-        half = t * np.asarray(self.error)
-        half = half * (
-            1.0
-            if math.isinf(self.degrees)
-            else math.sqrt(max(self.degrees - 2, 0.0) / self.degrees)
-        )
-        return plain(np.asarray(self.value) - half), plain(
-            np.asarray(self.value) + half
-        )
+        # Student's t has the variance ν/(ν − 2); its scale is less than its error.
+        scale = 1.0
+        if not math.isinf(self.degrees):
+            scale = math.sqrt(max(self.degrees - 2, 0.0) / self.degrees)
+        half = t * np.asarray(self.error) * scale
+        value = np.asarray(self.value)
+        return as_python(value - half), as_python(value + half)
 
     def __str__(self) -> str:
         if np.ndim(self.value):
-            return "\n".join(
-                str(Estimate(v, e)) for v, e in zip(self.value, self.error, strict=True)
-            )
+            rows = zip(self.value, self.error, strict=True)
+            return "\n".join(str(Estimate(value, error)) for value, error in rows)
         return printable(with_error(float(self.value), float(self.error)))
 
 
-def plain(value: float | np.ndarray) -> Any:
-    """A number of Python's, which prints as it is, where there is one alone."""
+def as_python(value: float | np.ndarray) -> Any:
+    """A Python number, which prints as it is, for a single one; else the array."""
     return np.asarray(value) if np.ndim(value) else float(value)
 
 
 def student(level: float, degrees: float) -> float:
-    """Returns t such that Student's t with these degrees of freedom is within ±t in a
+    """Return t such that Student's t with these degrees of freedom is within ±t in a
     share ``level`` of all cases."""
     if not (np.ndim(level) == 0 and 0 < level < 1):
         raise InvalidValueError(
             f"A level of confidence lies between 0 and 1; got {level!r}.",
             fix="for 90 % pass 0.9: interval(0.9).",
         )
-    share = 0.5 + level / 2
-    return float(
-        special.ndtri(share) if math.isinf(degrees) else special.stdtrit(degrees, share)
-    )
+    below = 0.5 + level / 2
+    if math.isinf(degrees):
+        return float(special.ndtri(below))
+    return float(special.stdtrit(degrees, below))
 
 
 def with_error(value: float, error: float) -> str:
-    """Formats a number with as many digits as its error has: ``0.312 ± 0.014``."""
+    """Format a number with as many digits as its error has: ``0.312 ± 0.014``."""
     if not (math.isfinite(error) and math.isfinite(value)):
         return f"{value:.4g} (error withheld)"
     if error == 0.0:
         return f"{value:.4g} ± 0"
-    digits = 1 - math.floor(math.log10(error))
-    return (
-        f"{value:.{max(digits, 0)}f} ± {error:.{max(digits, 0)}f}"
-        if digits < 8
-        else f"{value:.4g} ± {error:.1e}"
-    )
+    digits = max(1 - math.floor(math.log10(error)), 0)
+    if digits >= 8:
+        return f"{value:.4g} ± {error:.1e}"
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 @dataclass(frozen=True, eq=False)
-class Families:
-    """`Families` groups chains by the first chain that they descend from; families are
-    independent of each other.
+class Genealogy:
+    """A `Genealogy` holds the ancestor of each chain, the first chain that it descends
+    from (its Eve index), and its weight.
+
+    Chains of different ancestors are independent of each other.
 
     Args:
         weights: normalised, (N,).
-        index: the family of each chain, (N,) of 0 … F − 1.
+        index: the ancestor of each chain, (N,) of 0 … E − 1 for E ancestors that have
+            descendants.
     """
 
     weights: Float[np.ndarray, " n"]
     index: Int[np.ndarray, " n"]
 
     @classmethod
-    def from_ancestors(cls, weights: ArrayLike, ancestors: ArrayLike) -> Families:
-        """Groups chains with these weights and first ancestors, both (N,)."""
+    def from_ancestors(cls, weights: ArrayLike, ancestors: ArrayLike) -> Genealogy:
+        """Number the ancestors of chains with these weights, both (N,)."""
         weights = np.asarray(weights, np.float64)
-        return cls(
-            weights / weights.sum(),
-            np.unique(np.asarray(ancestors), return_inverse=True)[1],
-        )
+        _, index = np.unique(np.asarray(ancestors), return_inverse=True)
+        return cls(weights / weights.sum(), index)
 
     @classmethod
     def from_log_weights(
         cls, log_weights: np.ndarray, ancestors: ArrayLike | None = None
-    ) -> Families:
-        """The same of log-weights up to a constant; without ancestors each chain is a
-        family."""
+    ) -> Genealogy:
+        """The same from log-weights up to a constant; without ancestors each chain is
+        its own."""
         weights = np.exp(log_weights - np.max(log_weights))
-        return cls.from_ancestors(
-            weights, np.arange(len(weights)) if ancestors is None else ancestors
-        )
+        if ancestors is None:
+            ancestors = np.arange(len(weights))
+        return cls.from_ancestors(weights, ancestors)
 
     @property
     def effective(self) -> float:
-        """The effective number of families, 1/Σ W_e², with W_e the weight of family
-        e."""
+        """The effective number of ancestors, 1/Σ W_e², with W_e the weight of all
+        descendants of ancestor e."""
         return 1.0 / float(np.sum(np.bincount(self.index, self.weights) ** 2))
 
     @property
     def pareto_k(self) -> float:
-        """Pareto k̂ of the weights that the first chains have come to have, with those
-        of all their descendants.
+        """Pareto k̂ of the weights of the first chains, each with those of all its
+        descendants.
 
         Above 0.7 a few of them decide, and errors are too small. By ArviZ (Vehtari et
-        al. 2024); NaN where all weigh the same, or too few differ.
+        al. 2024); NaN where all weights are equal, or too few differ.
         """
-        weights = np.bincount(
-            self.index, self.weights, minlength=len(self.weights)
-        )  # 0 of those without descendants
+        # 0 for first chains without descendants
+        weights = np.bincount(self.index, self.weights, minlength=len(self.weights))
         if np.ptp(weights) < 1e-9 * weights.max():
             return math.nan
-        arviz, since_1 = quiet_arviz()
         with np.errstate(divide="ignore"):
-            if not since_1:
-                k = float(arviz.psislw(np.log(weights))[1])
-            else:
-                from arviz_stats.base import array_stats
-
-                try:  # it takes log-likelihoods, whose weights are 1/likelihood
-                    k = float(array_stats.psislw(-np.log(weights))[1])
-                except ValueError:  # "All tail values are the same"
-                    k = math.nan
+            k = _pareto_k(np.log(weights))
         return k if math.isfinite(k) else math.nan
 
     def variance(
         self, values: Shaped[np.ndarray, " n *event"]
     ) -> Float[np.ndarray, "*event"]:
-        r"""Estimates the variance of the weighted mean of values, (N, …) → (…).
+        r"""Estimate the variance of the weighted mean of values, (N, …) → (…).
 
         $$\hat V = \sum_e \Big(\sum_{i \in e} w_i (\varphi_i - \hat\varphi)\Big)^2,$$
 
-        over families e. Members of a family that are alike count as one, and members
-        that transitions have made independent count as their number.
+        over ancestors e. Equal descendants of an ancestor count as one, and those that
+        transitions have made independent count as their number.
 
         References:
             Chan and Lai 2013, *A general theory of particle filters in hidden Markov
@@ -213,10 +202,24 @@ class Families:
         return (total**2).sum(0).reshape(np.shape(values)[1:])
 
 
+def _pareto_k(log_weights: np.ndarray) -> float:
+    """Pareto k̂ by the function that ArviZ's version has for it."""
+    arviz, since_1 = quiet_arviz()
+    if not since_1:
+        return float(arviz.psislw(log_weights)[1])
+    from arviz_stats.base import array_stats
+
+    try:
+        # It takes log-likelihoods, whose importance weights are 1/likelihood.
+        return float(array_stats.psislw(-log_weights)[1])
+    except ValueError:  # "All tail values are the same"
+        return math.nan
+
+
 def quiet_arviz() -> tuple[ModuleType, bool]:
     """ArviZ, and whether it is its version 1.0 (of Python 3.12) or later."""
     with warnings.catch_warnings():
-        # Once a day it tells who imports it that 1.0 differs: whoever asked for a
+        # Once a day it tells its importer that 1.0 differs: a user who asked for a
         # summary cannot act on that.
         warnings.filterwarnings(
             "ignore", r"\s*ArviZ is undergoing a major refactor", FutureWarning
@@ -226,69 +229,73 @@ def quiet_arviz() -> tuple[ModuleType, bool]:
 
 
 def systematic(weights: Float[np.ndarray, " m"], n: int) -> Int[np.ndarray, " {n}"]:
-    """Returns the indices of n samples of equal weight, by systematic resampling with
+    """Return the indices of n samples of equal weight, by systematic resampling with
     offset ½ (no random number)."""
-    return np.minimum(
-        np.searchsorted(np.cumsum(weights), (np.arange(n) + 0.5) / n), len(weights) - 1
-    )
+    quantiles = (np.arange(n) + 0.5) / n
+    index = np.searchsorted(np.cumsum(weights), quantiles)
+    return np.minimum(index, len(weights) - 1)  # sums of weights may round below 1
 
 
 def effective_chains(
-    families: Families, values: list[Shaped[np.ndarray, "n ..."]]
+    genealogy: Genealogy, values: list[Shaped[np.ndarray, "n ..."]]
 ) -> float:
-    """Returns the number of independent chains whose means would have the same errors:
-    the least sd²/V̂ over sites' numbers, (N, …) each; a site of many counts by the mean
-    ratio over them."""
-    n, e = len(families.weights), families.effective
+    """Return the number of independent chains whose means would have the same errors.
+
+    That is the least sd²/V̂ over the entries of a site, (N, …) each, with V̂ the variance
+    of the mean by the genealogy; a site of many entries counts by the mean ratio.
+    """
+    n = len(genealogy.weights)
+    e = genealogy.effective
     if e < 1.0 + 1e-6:
         return 1.0
-    found, correction = (
-        float(n),
-        (n / max(n - 1, 1)) * (e - 1) / e,
-    )  # both variances without bias
+    least = float(n)
+    # n/(n − 1) and e/(e − 1) make the two variances unbiased.
+    correction = (n / max(n - 1, 1)) * (e - 1) / e
     for flat in map(_finite_columns, values):
-        spread = families.weights @ (flat - families.weights @ flat) ** 2
-        moved = spread > 1e-12 * (1e-30 + families.weights @ flat**2)
-        if moved.any():
-            ratios = families.variance(flat[:, moved]) / spread[moved]
-            ratio = float(np.max(ratios) if len(ratios) <= 16 else np.mean(ratios))
-            found = min(found, correction / max(ratio, 1e-30))
+        spread = genealogy.weights @ (flat - genealogy.weights @ flat) ** 2
+        varies = spread > 1e-12 * (1e-30 + genealogy.weights @ flat**2)
+        if varies.any():
+            ratios = genealogy.variance(flat[:, varies]) / spread[varies]
+            # The maximum of many estimated ratios is large by chance.
+            ratio = np.max(ratios) if len(ratios) <= 16 else np.mean(ratios)
+            least = min(least, correction / max(float(ratio), 1e-30))
         elif flat.size:
-            found = min(found, e)  # all values are equal: only the ancestors differ
-    return found
+            least = min(least, e)  # all values are equal: only the ancestors differ
+    return least
 
 
-def known_chains(
-    families: Families, values: list[Shaped[np.ndarray, "n ..."]]
+def effective_chains_bound(
+    genealogy: Genealogy, values: list[Shaped[np.ndarray, "n ..."]]
 ) -> float:
-    """Returns how many independent chains these are worth at least: the effective
-    number e of their families, or more where these are few, but their members have
-    forgotten one another.
+    """Return a lower bound on the number of independent chains that these are worth.
 
-    That is Σσ²/ΣV̂ over a site's entries, the least over sites, less a standard error:
-    V̂ of one entry has e − 1 degrees of freedom, and those of all have (e − 1)·D with D
-    = (tr C)²/tr C², C their covariance.
+    It is the effective number e of ancestors, or more where e is small, but descendants
+    of one ancestor have forgotten one another: Σσ²/ΣV̂ over a site's entries, the least
+    over sites, less a standard error. V̂ of one entry has e − 1 degrees of freedom, and
+    those of all have (e − 1)·D with D = (tr C)²/tr C², C their covariance.
     """
-    n, e = len(families.weights), families.effective
+    n = len(genealogy.weights)
+    e = genealogy.effective
     if not 2.0 < e < tuning.ERRORS.fewest_families:
         return e
-    found = float(n)
+    least = float(n)
     for flat in map(_finite_columns, values):
-        rows = np.sqrt(families.weights)[:, None] * (flat - families.weights @ flat)
-        total, square = (
-            np.sum(rows**2),
-            np.sum((rows @ rows.T if n < rows.shape[1] else rows.T @ rows) ** 2),
-        )
-        if square > 0:
-            sure = max(1 - math.sqrt(2 * square / ((e - 1) * total**2)), 0.0)
-            found = min(
-                found, sure * total * (e - 1) / (e * families.variance(flat).sum())
-            )
-    return max(e, found)
+        centred = flat - genealogy.weights @ flat
+        rows = np.sqrt(genealogy.weights)[:, None] * centred
+        # tr C² is that of the smaller of the two products.
+        product = rows @ rows.T if n < rows.shape[1] else rows.T @ rows
+        trace = np.sum(rows**2)
+        trace_of_square = np.sum(product**2)
+        if trace_of_square > 0:
+            relative_error = math.sqrt(2 * trace_of_square / ((e - 1) * trace**2))
+            less_error = max(1 - relative_error, 0.0)
+            variance = e * genealogy.variance(flat).sum()
+            least = min(least, less_error * trace * (e - 1) / variance)
+    return max(e, least)
 
 
 def _finite_columns(values: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, "n d"]:
-    """The numbers of events that are finite in all chains."""
+    """The entries of events that are finite in all chains."""
     flat = np.asarray(values, np.float64).reshape(len(values), -1)
     return flat[:, np.isfinite(flat).all(0)]
 
@@ -296,27 +303,35 @@ def _finite_columns(values: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, "n
 def wilson(
     share: ArrayLike, size: ArrayLike, t: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns Wilson's interval of a share seen in so many independent samples, ``t``
+    """Return Wilson's interval of a share seen in ``size`` independent samples, ``t``
     standard errors wide."""
-    share, size = np.asarray(share), np.asarray(size)
+    share = np.asarray(share)
+    size = np.asarray(size)
     square = t**2 / size
     middle = (share + square / 2) / (1 + square)
     half = t / (1 + square) * np.sqrt(share * (1 - share) / size + square / (4 * size))
-    return np.asarray(np.clip(middle - half, 0.0, 1.0)), np.asarray(
-        np.clip(middle + half, 0.0, 1.0)
-    )
+    low = np.clip(middle - half, 0.0, 1.0)
+    high = np.clip(middle + half, 0.0, 1.0)
+    return np.asarray(low), np.asarray(high)
 
 
 def quantile(values: np.ndarray, cumulative: np.ndarray, q: float) -> float:
-    """Returns the smallest of sorted values whose cumulative weight reaches q."""
-    return float(
-        values[min(int(np.searchsorted(cumulative, q - 1e-12)), len(values) - 1)]
-    )
+    """Return the smallest of sorted values whose cumulative weight reaches q."""
+    index = int(np.searchsorted(cumulative, q - 1e-12))  # but for rounding
+    return float(values[min(index, len(values) - 1)])
 
 
 def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray]) -> np.ndarray:
-    """``fn`` of every sample, ``{site: (N, draws, …)}`` → (N, draws, …), for the method
-    of this name."""
+    """Return ``fn`` of every sample, ``{site: (N, draws, …)}`` → (N, draws, …).
+
+    Args:
+        name: of the method of `Result` that was called, for errors.
+        fn: the user's function of one sample.
+        samples: of every site.
+
+    Raises:
+        WrongTypeError, InvalidValueError: no function of one sample.
+    """
     if not callable(fn):
         site = fn if isinstance(fn, str) and fn in samples else next(iter(samples))
         raise WrongTypeError(
@@ -324,42 +339,62 @@ def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray]) -> np.ndarr
             fix=f"for example result.{name}(lambda s: s[{site!r}]).",
         )
     lead = next(iter(samples.values())).shape[:2]
-    whole = {
+    pooled = {
         site: value.reshape(-1, *value.shape[2:]) for site, value in samples.items()
     }
-    first = {site: value[0] for site, value in whole.items()}
+    _check_one_sample(name, fn, {site: value[0] for site, value in pooled.items()})
+    values = np.asarray(_over_all(fn, pooled)).astype(np.float64)
+    return values.reshape(*lead, *values.shape[1:])
+
+
+def _check_one_sample(name: str, fn: Any, sample: dict[str, Any]) -> None:
+    """Refuse a function that fails on one sample or returns no real numbers."""
     try:
-        one = np.asarray(value := fn(first))
+        value = fn(sample)
+        array = np.asarray(value)
     except ComposeProbError:
         raise
     except Exception as error:
         raise InvalidValueError(
-            f"The function failed on one sample, a dict of {', '.join(whole)}: {type(error).__name__}: {error}",
-            fix="write it for ONE sample, without an axis of chains: lambda s: s['x'][0] > 0.",
+            f"The function failed on one sample, a dict of {', '.join(sample)}: "
+            f"{type(error).__name__}: {error}",
+            fix="write it for ONE sample, without an axis of chains: "
+            "lambda s: s['x'][0] > 0.",
         ) from error
-    if one.dtype.kind in "OUSc":
+    if array.dtype.kind in "OUSc":
+        site = next(iter(sample))
         raise WrongTypeError(
-            f"The function of {name} must return real numbers; of one sample it returned {a_kind(value)}.",
-            fix=f"return one of them or an array: result.{name}(lambda s: s[{next(iter(whole))!r}]).",
+            f"The function of {name} must return real numbers; "
+            f"of one sample it returned {a_kind(value)}.",
+            fix="return one of them or an array: "
+            f"result.{name}(lambda s: s[{site!r}]).",
         )
-    values = np.asarray(_over_all(fn, whole)).astype(np.float64)
-    return values.reshape(*lead, *values.shape[1:])
 
 
 def _over_all(
     fn: Callable[[dict[str, Array]], ArrayLike], samples: Mapping[str, np.ndarray]
 ) -> ArrayLike:
+    """Map a function over samples, compiled if JAX can trace it."""
     try:
         return jax.jit(jax.vmap(fn))(dict(samples))
-    except (
-        jax.errors.JAXTypeError,
-        TypeError,
-        ValueError,
-    ):  # NumPy or Python's `if` in it: one sample after another
+    # NumPy or Python's `if` in the function: one sample after another.
+    except (jax.errors.JAXTypeError, TypeError, ValueError):
         count = len(next(iter(samples.values())))
-        return np.stack(
-            [
-                np.asarray(fn({name: value[i] for name, value in samples.items()}))
-                for i in range(count)
-            ]
+        values = []
+        for i in range(count):
+            sample = {name: value[i] for name, value in samples.items()}
+            values.append(np.asarray(fn(sample)))
+        return np.stack(values)
+
+
+def __getattr__(name: str) -> Any:
+    """Former names of this module, for one release."""
+    if name == "Families":
+        warnings.warn(
+            "composeprob.results.estimates.Families is now named Genealogy; the former "
+            "name leaves with the next release.",
+            DeprecationWarning,
+            stacklevel=2,
         )
+        return Genealogy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,5 @@
-"""A result as HTML: a file that says what a run sampled, how well, and what to do next,
-and what a notebook shows."""
+"""A result as HTML: a page with the samples of a run, their quality and what to do
+next, and a shorter one for notebooks."""
 
 from __future__ import annotations
 
@@ -28,45 +28,34 @@ from composeprob.results.summary import Summary, cell
 
 
 def html(result: Record) -> str:
-    """Returns the page."""
-    css = (
-        resources.files("composeprob.results")
-        .joinpath("report.css")
-        .read_text(encoding="utf-8")
-    )
-    name, summary = (
-        "a run" if result.density is None else result.density.graph.name,
-        Summary.of_result(result),
-    )
-    # what belongs to single levels is drawn
-    facts = _facts(
-        summary.facts,
-        "chains",
-        "ancestors",
-        "Pareto k̂",
-        "draws",
-        "R̂",
-        "curl",
-        "non-finite",
-    )
+    """Return the page."""
+    style_sheet = resources.files("composeprob.results").joinpath("report.css")
+    css = style_sheet.read_text(encoding="utf-8")
+    name = "a run" if result.density is None else result.density.graph.name
+    summary = Summary.of_result(result)
+    # Facts of single levels are left out: they are drawn.
+    of_samples = ("chains", "ancestors", "Pareto k̂", "draws", "R̂", "curl", "non-finite")
+    estimates = _estimates(result, summary) + _facts(summary.facts, *of_samples)
     sections = [
         _verdict(result),
         _program(result, _facts(summary.facts, "levels", "sampler", "why")),
-        _section("Estimates", _estimates(result, summary) + facts),
+        _section("Estimates", estimates),
         _samples(result),
         _levels(result),
         _cost(result),
     ]
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'><link rel='icon' href='data:,'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        "<link rel='icon' href='data:,'>"
         f"<title>{escape(name)}</title><style>{css}</style></head><body><main>"
-        f"<h1>{len(result.log_weights):,} samples of {escape(name)}</h1>{''.join(sections)}</main></body></html>\n"
+        f"<h1>{len(result.log_weights):,} samples of {escape(name)}</h1>"
+        f"{''.join(sections)}</main></body></html>\n"
     )
 
 
 def display(result: Record) -> str:
-    """Returns what `Result` is displayed as."""
+    """Return the display of a `Result` in a notebook."""
     name = "" if result.density is None else f" of {escape(result.density.graph.name)}"
     summary = Summary.of_result(result)
     parts = [
@@ -76,9 +65,8 @@ def display(result: Record) -> str:
         _estimates(result, summary) + _facts(summary.facts),
     ]
     if result.density is not None:
-        parts.append(
-            f"<details><summary>the program</summary>{result.density._repr_html_()}</details>"
-        )
+        program = result.density._repr_html_()
+        parts.append(f"<details><summary>the program</summary>{program}</details>")
     return f"<div>{''.join(parts)}</div>"
 
 
@@ -97,38 +85,37 @@ def _facts(pairs: dict[str, str], *names: str) -> str:
 
 
 def _verdict(result: Record) -> str:
-    """What was found, and what to try; or how to make the errors smaller."""
+    """The findings with their remedies; or a way to make the errors smaller."""
     if result.status.ok:
         text = (
-            f"<p>{escape(result.status.message)} The errors below are those of sampling; four times the chains halve "
-            "them. What is wrong with a model is not in them, and neither is a mode that no chain has found: compare "
-            "two runs under different keys, <code>result.compare(other)</code>.</p>"
+            f"<p>{escape(result.status.message)} The errors below are those of "
+            "sampling; four times the chains halve them. They do not include errors of "
+            "the model, nor a mode that no chain has found: compare two runs under "
+            "different keys, <code>result.compare(other)</code>.</p>"
         )
         return _section("Status: ok", text, "verdict")
     items = "".join(
         f"<li><b>{code}</b>: {escape(text)}</li>"
         for code, text in result.status.findings
     )
-    withheld = (
-        "Standard errors are withheld: they would mislead."
-        if result.status.withholds
-        else ""
-    )
+    withheld = ""
+    if result.status.withholds:
+        withheld = "Standard errors are withheld: they would mislead."
     count = len(result.status.findings)
     title = f"Status: {count} finding{'s' * (count > 1)}, the gravest first"
     return _section(title, f"<ul>{items}</ul><p>{withheld}</p>", "verdict bad")
 
 
 def _program(result: Record, facts: str) -> str:
+    """The program as text and graph, with facts of how it was sampled."""
+    title = "What was sampled"
     if result.density is None:
-        return _section(
-            "What was sampled", facts + _note("The program is not in the file.")
-        )
+        return _section(title, facts + _note("The program is not in the file."))
     text = (
         f"<div class='scroll'><pre>{escape(result.density.described.text)}</pre></div>"
     )
     graph = f"<div class='scroll graph'>{result.density.graph._repr_html_()}</div>"
-    return _section("What was sampled", text + graph + facts)
+    return _section(title, text + graph + facts)
 
 
 def _note(text: str) -> str:
@@ -136,28 +123,27 @@ def _note(text: str) -> str:
 
 
 def _estimates(result: Record, summary: Summary) -> str:
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in ("", "mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %")
-    )
+    """The table of means with errors and intervals, and of the log-evidence."""
+    titles = ("", "mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %")
+    head = "".join(f"<th>{title}</th>" for title in titles)
     rows = []
     for label, (mean, error, *others) in summary.rows.items():
         rows.append(_row(label, mean, error, summary.intervals[label], others))
-    if result.log_evidence is not None:
-        error = (
-            math.nan if result.log_evidence_error is None else result.log_evidence_error
-        )
-        rows.append(
-            _row(
-                "log evidence",
-                result.log_evidence,
-                error,
-                result.log_evidence_interval(),
-                [],
-            )
-        )
-    table = f"<div class='scroll'><table class='estimates'><tr>{head}</tr>{''.join(rows)}</table></div>"
-    note = "± is the standard error of the mean; the interval holds the exact mean in nine of ten runs. A dash: withheld."
+    evidence = result.log_evidence
+    if evidence is not None:
+        error = math.nan
+        if result.log_evidence_error is not None:
+            error = result.log_evidence_error
+        ends = result.log_evidence_interval()
+        rows.append(_row("log evidence", evidence, error, ends, []))
+    table = (
+        f"<div class='scroll'><table class='estimates'><tr>{head}</tr>"
+        f"{''.join(rows)}</table></div>"
+    )
+    note = (
+        "± is the standard error of the mean; the interval holds the exact mean in "
+        "nine of ten runs. A dash: withheld."
+    )
     return table + _note(note)
 
 
@@ -168,70 +154,65 @@ def _row(
     ends: tuple[float, float],
     others: list[float],
 ) -> str:
+    """One row of the table; ``others`` are the columns after the interval."""
     interval = "–" if math.isnan(ends[0]) else f"{ends[0]:.4g} … {ends[1]:.4g}"
     cells = [cell(mean), cell(error), interval, *map(cell, others)]
-    return (
-        f"<tr><th>{escape(label)}</th>"
-        + "".join(f"<td>{text}</td>" for text in cells)
-        + "</tr>"
-    )
+    columns = "".join(f"<td>{text}</td>" for text in cells)
+    return f"<tr><th>{escape(label)}</th>{columns}</tr>"
 
 
 def _samples(result: Record) -> str:
+    """A panel for each site."""
     panels = []
     for name, values in result.unweighted(most=tuning.SUMMARY.most_numbers).items():
         kind = "pictures" if is_image(values.shape[1:]) else "chart"
+        alt = f"samples of {escape(name)}"
         with style():
             figure = new_figure(4.4, 3.6)
             plot_site(figure.subplots(), name, values, result.density)
-            image = png(
-                figure, f"samples of {escape(name)}", 140, kind, transparent=True
-            )
+            image = png(figure, alt, 140, kind, transparent=True)
         panels.append(f"<figure>{image}</figure>")
     return _section("Samples", f"<div class='panels'>{''.join(panels)}</div>")
 
 
 def _levels(result: Record) -> str:
+    """A panel for each diagnostic; empty without any."""
     if not diagnostics(result):
         return ""
+    alt = "diagnostics by level"
     with style():
-        drawn = png(
-            plot_levels(result),
-            "diagnostics by level",
-            140,
-            "wide chart",
-            transparent=True,
-        )
-    return _section("Diagnostics by level", f"<figure>{drawn}</figure>")
+        image = png(plot_levels(result), alt, 140, "wide chart", transparent=True)
+    return _section("Diagnostics by level", f"<figure>{image}</figure>")
 
 
 def _cost(result: Record) -> str:
-    total = result.evaluations * len(result.log_weights)
+    """Evaluations, time and devices, and the key and versions of a repetition."""
+    of_chain = result.evaluations
+    total = of_chain * len(result.log_weights)
+    versions = ", ".join(
+        f"{name} {version}" for name, version in result.about.versions.items()
+    )
     pairs = {
-        "evaluations": f"{result.evaluations:,} of the composed density per chain, {total:,} in all",
+        "evaluations": f"{of_chain:,} of the composed density per chain, {total:,} in "
+        "all",
         "time": f"{result.about.seconds:.2f} s, compilation included",
         "devices": f"{result.about.devices}",
         "random key": result.about.key or "not recorded",
-        "versions": ", ".join(
-            f"{name} {version}" for name, version in result.about.versions.items()
-        )
-        or "not recorded",
+        "versions": versions or "not recorded",
     }
-    shape = {
-        name: f"samples {np.shape(values)}" for name, values in result.samples.items()
-    }
-    return _section("Cost, and how to repeat it", _facts(pairs | shape))
+    for name, values in result.samples.items():
+        pairs[name] = f"samples {np.shape(values)}"
+    return _section("Cost, and how to repeat it", _facts(pairs))
 
 
 def png(
     figure: Figure, alt: str, dpi: int, kind: str = "", transparent: bool = False
 ) -> str:
-    """Returns a figure as an image inside of the page; closes it."""
+    """Return a figure as an image inside of the page; close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, transparent=transparent)
     plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
-    look = (
-        f"class='{kind}'" if kind else "style='max-width:100%'"
-    )  # of a class the page's own style speaks
+    # The page's style sheet has rules for classes.
+    look = f"class='{kind}'" if kind else "style='max-width:100%'"
     return f"<img {look} alt='{alt}' src='data:image/png;base64,{data}'>"

@@ -1,31 +1,30 @@
-r"""Whether a run has reached all of its target: draws of the program's own factors are
-sent where no chain may be.
+r"""A check that a run has reached all modes of its target, by importance sampling.
 
-A *scout* is a draw from a known density q, made of the factors that exact draws can be
-taken from and of the priors of static sites. It weighs $W_j \propto \pi_0(x_j)/q(x_j)$,
-so that shares of scouts are shares of $\pi_0$ (importance sampling), whatever the run
-did. Two things are asked of them.
+Importance samples are draws from a closed-form density q, made of the factors that can
+be sampled exactly and of the priors of static sites. Their weights are
+$W_j \propto \pi_0(x_j)/q(x_j)$, so that shares of importance samples are shares of
+$\pi_0$, whatever the run did. They answer two questions.
 
-*Is there mass where no chain is?* A scout is apart from the chains if it is farther
-from the nearest one than nine of ten chains are from theirs, and log π₀ falls by more
-than `tuning.IMPORTANCE.barrier` nats on the way there. Chains may be apart from one another
-too, where modes are many or curved: a fresh draw of π₀ would be apart from N chains
-about as often as one of these from the others. So the scouts' share M is held against
-the chains' own, L.
+*Is there mass where no chain is?* A sample is separated from the chains if it is
+farther from the nearest one than nine of ten chains are from theirs, and log π₀ falls
+by more than `tuning.IMPORTANCE.barrier` nats on the way there. Chains may be separated
+from one another too, where modes are many or curved: a fresh draw of π₀ would be
+separated from N chains about as often as one of these from the others. So the samples'
+separated share M is compared with the chains' own, L.
 
-Scouts may lack what chains have, such as a mode that is narrow beside q. Let U be the
-share of chains that would weigh more than any scout does: those places are as good as
-unknown to scouts. Where both have been, the odds are known, and
+Importance samples may miss modes of the chains, such as one that is narrow beside q.
+Let U be the share of chains whose importance weight would exceed that of every sample:
+their places are as good as unknown to the samples. The odds of the rest are
 
-$$\frac{M'}{1 - M'} = (1 - U)\,\frac{M}{1 - M}$$
+$$\frac{M'}{1 - M'} = (1 - U)\,\frac{M}{1 - M},$$
 
-are the odds of what is apart from the chains against what these have, by the run's own
-shares.
+the mass separated from the chains against that of the chains, by the run's own shares.
 
-*Have regions the shares that scouts say?* Regions are cells of k-means over chains and
-scouts together. That is asked where scouts are worth `tuning.IMPORTANCE.fewest` draws of
-π₀, and shares must differ by more than U. Pareto k̂ says little: of two sizes of
-weights, by one narrow mode, it was 2.5, and shares were right to 0.003.
+*Do regions have the shares that importance samples estimate?* Regions are cells of
+k-means over chains and samples together. This is checked where samples are worth
+`tuning.IMPORTANCE.fewest` draws of π₀, and shares must differ by more than U. Pareto k̂
+says little: with two sizes of weights, by one narrow mode, it was 2.5, and shares were
+right to 0.003.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax import Array
-from jaxtyping import PyTree
+from jaxtyping import Bool, Float, Int, PyTree
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position, over_chains
 from composeprob.density.points import barrier_depth, in_blocks
-from composeprob.results.estimates import Families, systematic
+from composeprob.results.estimates import Genealogy, systematic
 from composeprob.results.geometry import chosen, nearest, rows, scaled, spaced, units
 from composeprob.results.status import Code, Findings
 
@@ -50,272 +49,317 @@ from composeprob.results.status import Code, Findings
 def unreached(
     density: AnnealedDensity,
     positions: Position,
-    families: Families,
+    genealogy: Genealogy,
     key: Array,
     evaluations: float,
 ) -> Findings:
-    """The findings `modes_unreached` and `shares_frozen` of chains at level 0, ``{site:
-    (N, …)}``, if scouts have cause for them, of whom, and of evaluations in all, there
-    may be so many where nothing is wrong."""
-    blocks = int(min(evaluations, tuning.IMPORTANCE.most) // tuning.IMPORTANCE.block)
+    """The findings `modes_unreached` and `shares_frozen` by importance samples.
+
+    Args:
+        density: of the run.
+        positions: of its chains at level 0, ``{site: (N, …)}``.
+        genealogy: their ancestors and weights.
+        key: of the samples.
+        evaluations: at most this many density evaluations where nothing is wrong; a
+            suspicion takes more.
+    """
+    block = tuning.IMPORTANCE.block
+    blocks = int(min(evaluations, tuning.IMPORTANCE.most) // block)
     if not can_draw(density) or blocks == 0:
         return []
-    chains = _chains(positions, families)
+    chains = _weighted_chains(positions, genealogy)
     if chains is None:
         return []
-    found = Sample.of_scouts(
-        density, jax.random.split(key, blocks * tuning.IMPORTANCE.block)
-    )
-    if found is None:
+    keys = jax.random.split(key, blocks * block)
+    samples = WeightedSample.by_importance(density, keys)
+    if samples is None:
         return []
-    return _apart(density, chains, found) or _other_shares(density, chains, found)
+    missed = _missed_mass(density, chains, samples)
+    return missed or _different_shares(density, chains, samples)
 
 
 def can_draw(density: AnnealedDensity) -> bool:
-    """Whether draws of the program's factors can be weighed against one another."""
-    return {
-        "energy",
-        "mode_depth",
-    } <= density.capabilities and density.evaluator.drawable
+    """Return whether a program's factors give importance samples whose weights can be
+    compared."""
+    comparable = {"energy", "mode_depth"} <= density.capabilities
+    return comparable and density.evaluator.drawable
 
 
-def importance(density: AnnealedDensity, positions: Position) -> np.ndarray:
-    """log π₀ and log π₀/q of many positions, (2, M)."""
+def importance(
+    density: AnnealedDensity, positions: Position
+) -> Float[np.ndarray, "2 points"]:
+    """log π₀ and log π₀/q of many positions."""
     return in_blocks(
         lambda block: np.stack(over_chains(density.evaluator.importance, block)),
         positions,
     )
 
 
-class Sample(NamedTuple):
-    """Weighted positions, ``{site: (n, …)}``, families of those that are not
-    independent of each other, and of scouts log π₀/q, (n,)."""
+class WeightedSample(NamedTuple):
+    """Weighted positions, ``{site: (n, …)}``, chains or importance samples."""
 
     positions: Position
-    families: Families
-    log_weights: np.ndarray | None = None
+    genealogy: Genealogy  # of chains that are not independent of each other
+    log_weights: Float[np.ndarray, " n"] | None = None  # log π₀/q of importance samples
 
     @classmethod
-    def of_scouts(cls, density: AnnealedDensity, keys: Array) -> Sample | None:
-        """Scouts, one for each key; None where none weighs anything."""
+    def by_importance(
+        cls, density: AnnealedDensity, keys: Array
+    ) -> WeightedSample | None:
+        """Draw one importance sample for each key; None where no weight is finite."""
         size = tuning.IMPORTANCE.block
         drawn = [
             over_chains(density.evaluator.draw, keys[i : i + size])
             for i in range(0, len(keys), size)
         ]
-        positions = jax.tree.map(
-            lambda *leaves: np.concatenate(list(map(np.asarray, leaves))), *drawn
-        )
+
+        def joined(*blocks: Array) -> np.ndarray:
+            return np.concatenate([np.asarray(block) for block in blocks])
+
+        positions = jax.tree.map(joined, *drawn)
         _, log_weights = importance(density, positions)
         log_weights = np.where(np.isfinite(log_weights), log_weights, -np.inf)
         if not np.isfinite(log_weights).any():
             return None
-        return cls(positions, Families.from_log_weights(log_weights), log_weights)
+        return cls(positions, Genealogy.from_log_weights(log_weights), log_weights)
 
     @property
-    def weights(self) -> np.ndarray:
-        """Normalised, (n,)."""
-        return self.families.weights
+    def weights(self) -> Float[np.ndarray, " n"]:
+        """Normalised weights."""
+        return self.genealogy.weights
 
-    def share(
-        self, inside: np.ndarray, expected: float | None = None
+    def share(self, inside: Bool[np.ndarray, " n"]) -> tuple[float, float]:
+        """The weight of those inside and its variance, which the rule of succession
+        keeps above 0."""
+        variance = float(self.genealogy.variance(inside))
+        floor = 1 / self.genealogy.effective**2
+        return float(self.weights @ inside), variance + floor
+
+    def share_if(
+        self, inside: Bool[np.ndarray, " n"], expected: float
     ) -> tuple[float, float]:
-        """The weight of those inside, (n,), and its variance: at least what as many
-        independent draws would have if the share were the expected one; without one by
-        the rule of succession."""
+        """The weight of those inside and its variance: at least that of as many
+        independent draws if the share were the ``expected`` one."""
         share = float(self.weights @ inside)
-        variance, effective = (
-            float(self.families.variance(inside)),
-            self.families.effective,
-        )
-        if expected is None:
-            return share, variance + 1 / effective**2
-        number = 1 / float(np.sum(self.weights**2)) if share > 0 else effective
+        variance = float(self.genealogy.variance(inside))
+        number = self.genealogy.effective
+        if share > 0:
+            number = 1 / float(np.sum(self.weights**2))
         return share, max(variance, expected * (1 - expected) / number)
 
-    def some(self, number: int) -> Sample:
-        """Those that systematic resampling keeps, weighed by how often."""
-        index, count = np.unique(systematic(self.weights, number), return_counts=True)
-        return Sample(
-            chosen(self.positions, index),
-            Families(count / number, self.families.index[index]),
-        )
+    def resampled(self, number: int) -> WeightedSample:
+        """The distinct members of a systematic resampling, weighted by their counts."""
+        drawn = systematic(self.weights, number)
+        index, count = np.unique(drawn, return_counts=True)
+        genealogy = Genealogy(count / number, self.genealogy.index[index])
+        return WeightedSample(chosen(self.positions, index), genealogy)
 
 
-def _chains(positions: Position, families: Families) -> Sample | None:
+def _weighted_chains(
+    positions: Position, genealogy: Genealogy
+) -> WeightedSample | None:
     """The chains that have weight, evenly spaced ones of many; None where too few are
     finite."""
     finite = np.all(
         [np.isfinite(x).reshape(len(x), -1).all(1) for x in positions.values()], axis=0
     )
-    entries = sum(np.size(x) // len(x) for x in positions.values())
-    index = np.flatnonzero(finite & (families.weights > 0))
-    most = int(
-        np.clip(
-            tuning.SHARES.entries // entries,
-            tuning.IMPORTANCE.block,
-            4 * tuning.SHARES.most,
-        )
-    )
+    index = np.flatnonzero(finite & (genealogy.weights > 0))
     if len(index) < tuning.COMPARISON.fewest:
         return None
+    entries = sum(np.size(x) // len(x) for x in positions.values())
+    # Bounds the memory of distances between all pairs.
+    most = tuning.SHARES.entries // entries
+    most = int(np.clip(most, tuning.IMPORTANCE.block, 4 * tuning.SHARES.most))
     index = index[spaced(len(index), most)]
-    return Sample(
+    return WeightedSample(
         chosen(positions, index),
-        Families.from_ancestors(families.weights[index], families.index[index]),
+        Genealogy.from_ancestors(genealogy.weights[index], genealogy.index[index]),
     )
 
 
-def _rows(*samples: Sample) -> tuple[list[np.ndarray], list[int]]:
-    """The positions as rows, (n, d) each, with sites in units of the spread that all
-    have together; how many numbers each site has."""
-    points, all_sizes, _ = zip(
-        *(rows(dict(sorted(sample.positions.items()))) for sample in samples),
-        strict=True,
-    )
-    pairs = zip(samples, points, strict=True)
-    variance = np.mean([s.weights @ (x - s.weights @ x) ** 2 for s, x in pairs], axis=0)
-    return [x / units(variance, all_sizes[0]) for x in points], all_sizes[0]
+def _rows(
+    *samples: WeightedSample,
+) -> tuple[list[Float[np.ndarray, "n dims"]], list[int]]:
+    """The positions as rows, with sites in units of the spread that all samples have
+    together, and the number of entries of each site."""
+    points = []
+    variances = []
+    sizes: list[int] = []
+    for sample in samples:
+        x, sizes, _ = rows(dict(sorted(sample.positions.items())))
+        points.append(x)
+        variances.append(sample.weights @ (x - sample.weights @ x) ** 2)
+    scale = units(np.mean(variances, axis=0), sizes)
+    return [x / scale for x in points], sizes
 
 
-def _apart(density: AnnealedDensity, chains: Sample, scouts: Sample) -> Findings:
+def _missed_mass(
+    density: AnnealedDensity, chains: WeightedSample, samples: WeightedSample
+) -> Findings:
     """The finding that mass lies where no chain is."""
-    few, some = (
-        scouts.some(tuning.IMPORTANCE.block),
-        chains.some(tuning.IMPORTANCE.block),
-    )
-    (points, others, theirs), _ = _rows(few, some, chains)
-    index, distance = (
-        each[:, 0]
-        for each in nearest(
-            others, some.families.index, theirs, chains.families.index, 1
-        )
-    )
-    far = float(np.quantile(distance, tuning.IMPORTANCE.far))
+    limits = tuning.IMPORTANCE
+    few = samples.resampled(limits.block)
+    some = chains.resampled(limits.block)
+    (few_points, some_points, points), _ = _rows(few, some, chains)
+    ancestors = chains.genealogy.index
+    near, distance = nearest(some_points, some.genealogy.index, points, ancestors, 1)
+    near_few, distance_few = nearest(few_points, None, points, ancestors, 1)
+    far = float(np.quantile(distance[:, 0], limits.far))
 
-    def depths(sample: Sample, near: np.ndarray, distance: np.ndarray) -> np.ndarray:
-        depth = np.zeros(len(near))
-        index = np.flatnonzero(distance > far)
-        if len(index):
-            ends = (
-                chosen(sample.positions, index),
-                chosen(chains.positions, near[index]),
-            )
-            between = barrier_depth(
-                lambda points: importance(density, points)[0], *ends
-            )
-            depth[index] = np.where(
-                np.isnan(between), np.inf, between
-            )  # an end where π₀ is 0
-        return depth
+    def separated(
+        sample: WeightedSample, near: np.ndarray, distance: np.ndarray
+    ) -> Float[np.ndarray, " n"]:
+        return _barriers_to(density, sample, chains, near[:, 0], distance[:, 0] > far)
 
-    depth = depths(
-        few,
-        *(
-            each[:, 0]
-            for each in nearest(points, None, theirs, chains.families.index, 1)
-        ),
-    )
-    inside = depth > tuning.IMPORTANCE.barrier
+    depth = separated(few, near_few, distance_few)
+    inside = depth > limits.barrier
     share = float(few.weights @ inside)
-    if share < tuning.IMPORTANCE.least:
+    if share < limits.least:
         return []
-    effective = scouts.families.effective
+    effective = samples.genealogy.effective
+    # The rule of succession keeps the variance of a share near 0 or 1 above 0.
     variance = (share * (1 - share) + 1 / effective) / effective
-    alike, of_chains = some.share(
-        depths(some, index, distance) > tuning.IMPORTANCE.barrier
+    own_share, own_variance = some.share(
+        separated(some, near, distance) > limits.barrier
     )
-    odds = (1 - _unknown(density, some, scouts)) * share / max(1 - share, 1 / effective)
-    mass, error = odds / (1 + odds), math.sqrt(variance + of_chains)
-    if mass - alike < max(tuning.IMPORTANCE.errors * error, tuning.IMPORTANCE.least):
+    unknown = _share_unknown(density, some, samples)
+    odds = (1 - unknown) * share / max(1 - share, 1 / effective)
+    mass = odds / (1 + odds)
+    error = math.sqrt(variance + own_variance)
+    if mass - own_share < max(limits.errors * error, limits.least):
         return []
     example = int(np.argmax(np.where(inside, few.weights, -1)))
     text = (
-        f"Draws of the program's own factors, weighed, find {mass:.0%} ± {error:.0%} of the probability where no chain "
-        f"is, behind barriers of {min(depth[example], 999):.0f} nats or so: for example at "
-        f"{_place(density, few.positions, example)}. The run has missed a mode, or modes. Try more chains, more "
-        "levels, or cp.ReplicaExchange, whose replicas come down again and again; or begin from wider factors."
+        f"Importance samples from the program's own factors find {mass:.0%} ± "
+        f"{error:.0%} of the probability where no chain is, behind barriers of about "
+        f"{min(depth[example], 999):.0f} nats: for example at "
+        f"{_place(density, few.positions, example)}. The run has missed a mode, or "
+        "modes. Try more chains, more levels, or cp.ReplicaExchange, whose replicas "
+        "come down again and again; or begin from wider factors."
     )
     return [(Code.MODES_UNREACHED, text)]
 
 
-def _unknown(density: AnnealedDensity, chains: Sample, scouts: Sample) -> float:
-    """The share of chains that would weigh more than any scout."""
-    assert scouts.log_weights is not None
-    return float(
-        chains.weights
-        @ (importance(density, chains.positions)[1] > scouts.log_weights.max())
-    )
+def _barriers_to(
+    density: AnnealedDensity,
+    sample: WeightedSample,
+    chains: WeightedSample,
+    near: Int[np.ndarray, " n"],
+    is_far: Bool[np.ndarray, " n"],
+) -> Float[np.ndarray, " n"]:
+    """Barrier heights of log π₀ between positions and the chains ``near`` them; 0 for
+    positions that are not far, which take no evaluation."""
+    depth = np.zeros(len(near))
+    index = np.flatnonzero(is_far)
+    if len(index):
+        ends = (chosen(sample.positions, index), chosen(chains.positions, near[index]))
+        heights = barrier_depth(lambda points: importance(density, points)[0], *ends)
+        # NaN where π₀ is 0 at an end.
+        depth[index] = np.where(np.isnan(heights), np.inf, heights)
+    return depth
 
 
-def _other_shares(density: AnnealedDensity, chains: Sample, scouts: Sample) -> Findings:
-    """The finding that a region has another share of the chains than of the scouts."""
-    from scipy.cluster.vq import kmeans2
+def _share_unknown(
+    density: AnnealedDensity, chains: WeightedSample, samples: WeightedSample
+) -> float:
+    """The share of chains whose importance weight exceeds that of every sample."""
+    assert samples.log_weights is not None
+    _, log_weights = importance(density, chains.positions)
+    return float(chains.weights @ (log_weights > samples.log_weights.max()))
 
-    if scouts.families.effective < tuning.IMPORTANCE.fewest:
+
+class _Difference(NamedTuple):
+    """A region, with its shares and their variances by chains and by samples."""
+
+    region: int
+    of_chains: tuple[float, float]
+    of_samples: tuple[float, float]
+
+
+def _different_shares(
+    density: AnnealedDensity, chains: WeightedSample, samples: WeightedSample
+) -> Findings:
+    """The finding that a region has another share of the chains than of importance
+    samples."""
+    if samples.genealogy.effective < tuning.IMPORTANCE.fewest:
         return []
-    pooled = chains.some(tuning.IMPORTANCE.block), scouts.some(tuning.IMPORTANCE.block)
-    parts, sizes = _rows(*pooled, chains, scouts)
-    counts = np.cumsum([len(part) for part in parts])[:-1]
+    some_chains = chains.resampled(tuning.IMPORTANCE.block)
+    some_samples = samples.resampled(tuning.IMPORTANCE.block)
+    parts, sizes = _rows(some_chains, some_samples, chains, samples)
     points = scaled(np.concatenate(parts), sizes)
-    shown = points[: counts[1]]
-    centres, cells = kmeans2(
-        shown,
-        min(tuning.IMPORTANCE.cells, len(np.unique(shown, axis=0))),
-        minit="++",
-        seed=0,
-    )
-    known = np.unique(cells)
-    centres, labels = (
-        centres[known],
-        ((points[:, None] - centres[known]) ** 2).sum(-1).argmin(1),
-    )
-    _, _, of_chains, of_scouts = np.split(labels, counts)
-    different = _most_different(chains, scouts, of_chains, of_scouts)
-    if different is not None:
-        different = _most_different(
-            chains, scouts, of_chains, of_scouts, _unknown(density, pooled[0], scouts)
-        )
+    ends = np.cumsum([len(part) for part in parts])
+    centres, labels = _regions(points, number_fitted=int(ends[1]))
+    labels_of_chains = labels[ends[1] : ends[2]]
+    labels_of_samples = labels[ends[2] :]
+    labelled = (chains, samples, labels_of_chains, labels_of_samples)
+    different = _largest_difference(*labelled)
     if different is None:
         return []
-    group, (share, variance), (right, of_right) = different
-    example = int(np.argmin(((points[counts[2] :] - centres[group]) ** 2).sum(-1)))
+    # Evaluations of the density are spent only on a suspicion.
+    unknown = _share_unknown(density, some_chains, samples)
+    different = _largest_difference(*labelled, unknown)
+    if different is None:
+        return []
+    to_centre = ((points[ends[2] :] - centres[different.region]) ** 2).sum(-1)
+    place = _place(density, samples.positions, int(np.argmin(to_centre)))
+    share, variance = different.of_chains
+    right, variance_of_right = different.of_samples
     text = (
-        f"The region about {_place(density, scouts.positions, example)} holds {share:.1%} ± "
-        f"{math.sqrt(variance):.1%} of the chains; weighed draws of the program's own factors say {right:.1%} ± "
-        f"{math.sqrt(of_right):.1%}. Try more chains, more levels, or cp.ReplicaExchange."
+        f"The region about {place} holds {share:.1%} ± {math.sqrt(variance):.1%} of "
+        "the chains; importance samples from the program's own factors estimate "
+        f"{right:.1%} ± {math.sqrt(variance_of_right):.1%}. Try more chains, more "
+        "levels, or cp.ReplicaExchange."
     )
     return [(Code.SHARES_FROZEN, text)]
 
 
-def _most_different(
-    chains: Sample,
-    scouts: Sample,
-    of_chains: np.ndarray,
-    of_scouts: np.ndarray,
+def _regions(
+    points: Float[np.ndarray, "n dims"], number_fitted: int
+) -> tuple[Float[np.ndarray, "regions dims"], Int[np.ndarray, " n"]]:
+    """Centres of k-means, fitted to the first points, and the region of each point."""
+    from scipy.cluster.vq import kmeans2
+
+    fitted = points[:number_fitted]
+    number = min(tuning.IMPORTANCE.cells, len(np.unique(fitted, axis=0)))
+    centres, cells = kmeans2(fitted, number, minit="++", seed=0)
+    centres = centres[np.unique(cells)]  # without empty cells
+    squares = ((points[:, None] - centres) ** 2).sum(-1)
+    return centres, squares.argmin(1)
+
+
+def _largest_difference(
+    chains: WeightedSample,
+    samples: WeightedSample,
+    labels_of_chains: Int[np.ndarray, " n"],
+    labels_of_samples: Int[np.ndarray, " m"],
     unknown: float = 0.0,
-) -> tuple[int, tuple[float, float], tuple[float, float]] | None:
-    """The region whose shares of chains and scouts differ by most errors, with both
-    shares and their variances; None where none does by enough."""
-    found, most = None, tuning.IMPORTANCE.errors
-    for group in range(int(max(of_chains.max(), of_scouts.max())) + 1):
-        right = scouts.share(of_scouts == group)
-        share = chains.share(of_chains == group, expected=right[0])
-        difference = abs(share[0] - right[0]) - unknown
-        errors = difference / math.sqrt(share[1] + right[1])
-        if errors > most and difference > tuning.IMPORTANCE.least:
-            found, most = (group, share, right), errors
-    return found
+) -> _Difference | None:
+    """The region whose shares of chains and samples differ by most errors; None where
+    none does by enough."""
+    largest = None
+    most_errors = tuning.IMPORTANCE.errors
+    number = int(max(labels_of_chains.max(), labels_of_samples.max())) + 1
+    for region in range(number):
+        of_samples = samples.share(labels_of_samples == region)
+        of_chains = chains.share_if(labels_of_chains == region, expected=of_samples[0])
+        difference = abs(of_chains[0] - of_samples[0]) - unknown
+        errors = difference / math.sqrt(of_chains[1] + of_samples[1])
+        if errors > most_errors and difference > tuning.IMPORTANCE.least:
+            largest = _Difference(region, of_chains, of_samples)
+            most_errors = errors
+    return largest
 
 
 def _place(density: AnnealedDensity, positions: Position, index: int) -> str:
-    """A position as its program's author knows it: ``x = (3.02, -1)``."""
+    """A position in the values of the program's sites: ``x = (3.02, -1)``."""
     values: PyTree[Array] = density.to_samples(chosen(positions, np.array(index)))
     shown = []
     for name in density.sites:
         numbers = np.ravel(np.asarray(values[name]))
-        text = ", ".join(f"{number:.3g}" for number in numbers[:4]) + ", …" * (
-            len(numbers) > 4
-        )
-        shown.append(f"{name} = {text}" if len(numbers) == 1 else f"{name} = ({text})")
+        text = ", ".join(f"{number:.3g}" for number in numbers[:4])
+        if len(numbers) > 4:
+            text += ", …"
+        if len(numbers) > 1:
+            text = f"({text})"
+        shown.append(f"{name} = {text}")
     return "; ".join(shown[:3])

@@ -46,21 +46,22 @@ class Palette(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How much a picture shows, and how large."""
+    """Numbers and sizes of the things that a picture shows."""
 
     points: int = 3000
     images: int = 16
     histograms: int = 6
     aside: float = 0.17  # of a panel's side: the height of the histograms beside it
     panel: float = 3.4  # inches
-    # of a saved picture, by default: on fine screens Matplotlib's 100 are blurred
+    # Of a saved picture, by default: on fine screens Matplotlib's 100 are blurred.
     pixels_an_inch: int = 160
-    # above a figure: the panels need the room, and ``print(density)`` shows all of it
+    # Above a figure: the panels need the room, and ``print(density)`` shows all of it.
     formula_lines: int = 4
     pairs: int = 6  # rows of a figure of pairs
 
 
-PALETTE, SIZES = Palette(), Sizes()
+PALETTE = Palette()
+SIZES = Sizes()
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -80,10 +81,10 @@ TOWARDS = "log-SNR (noisy → clean)"
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Gives figures the look of the library's own: ``with style(): …``.
+    """Give figures the look of the library's own: ``with style(): …``.
 
-    `matplotlib.pyplot.rc_context` would set all settings back at the end. Among them is
-    that a notebook shows figures, which pyplot sets with the first one, here inside.
+    `matplotlib.pyplot.rc_context` would set all settings back at the end, also that a
+    notebook shows figures, which pyplot sets with the first figure.
     """
     before = {name: plt.rcParams[name] for name in STYLE}
     plt.rcParams.update(STYLE)
@@ -102,48 +103,46 @@ class Picture(Figure):
     saved.
 
     A notebook shows a cell's value, and at the cell's end every figure that pyplot
-    holds: a plain figure that a cell makes and returns is shown twice, and one that is
-    kept from pyplot is not shown after ``result.plot();``.
+    holds: a Matplotlib figure that a cell makes and returns is shown twice, and one
+    that is kept from pyplot is not shown after ``result.plot();``.
     """
 
     def savefig(
         self, fname: str | os.PathLike[str] | IO[bytes], **options: Any
     ) -> None:
-        """Saves as any figure does; sharper unless the call or Matplotlib's settings
-        say another resolution."""
-        asked = plt.rcParams["savefig.dpi"]
-        super().savefig(
-            fname,
-            **{"dpi": SIZES.pixels_an_inch if asked == "figure" else asked, **options},
-        )
+        """Save as any figure does; sharper unless the call or Matplotlib's settings
+        state another resolution."""
+        resolution = plt.rcParams["savefig.dpi"]
+        if resolution == "figure":  # Matplotlib's default
+            resolution = SIZES.pixels_an_inch
+        super().savefig(fname, **{"dpi": resolution, **options})
 
     def _repr_mimebundle_(
         self, include: object = None, exclude: object = None
     ) -> dict[str, object]:
         """Called as the notebook is about to show the cell's value, which its own
         formatters then do."""
+        # pyplot forgets the figure, so that it is not shown again.
         if "inline" in plt.get_backend().lower():
-            plt.close(self)  # pyplot forgets it, so that it is not shown again
+            plt.close(self)
         return {}
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Makes a figure of this size in inches, which a notebook shows once, and a script
+    """Make a figure of this size in inches, which a notebook shows once, and a script
     by `matplotlib.pyplot.show`."""
-    return plt.figure(
-        figsize=(width, height), layout="constrained", FigureClass=Picture
-    )
+    size = (width, height)
+    return plt.figure(figsize=size, layout="constrained", FigureClass=Picture)
 
 
 def plot_site(
     ax: Axes, name: str, values: np.ndarray, density: AnnealedDensity | None
 ) -> None:
-    """Draws the panel of one site, as suits the shape of its event."""
+    """Draw the panel of one site, by the shape of its event."""
     shape = values.shape[1:]
     if shape == (2,):
-        plot_points(
-            ax, values, name, log_density=log_density_at(density, name, 0), aside=True
-        )
+        log_density = log_density_at(density, name, 0)
+        plot_points(ax, values, name, log_density=log_density, aside=True)
         ax.set(xlabel=f"{name}[0]", ylabel=f"{name}[1]")
     elif is_image(shape):
         plot_images(ax, values, name)
@@ -159,10 +158,12 @@ def plot_points(
     window: Window | None = None,
     aside: bool = False,
 ) -> None:
-    """Draws points of the plane, (N, 2), over the density that they should follow, in a
-    window that holds 99 % of them unless one is given. ``aside`` are the marginals,
+    """Draw points of the plane, (N, 2), over the density that they should follow.
+
+    The window holds 99 % of them unless one is given. ``aside`` adds the marginals,
     above and to the right: of the points as histograms, of the density, as far as the
-    window shows it, as lines."""
+    window shows it, as lines.
+    """
     points = np.asarray(points, float)
     points = points[np.isfinite(points).all(1)]
     if window is None:
@@ -180,7 +181,8 @@ def plot_points(
         rasterized=True,
     )
     ax.set(xlim=window[:2], ylim=window[2:], aspect="equal")
-    ax.set_title(wrapped(title), y=1.05 + SIZES.aside if aside else None)
+    height = 1.05 + SIZES.aside if aside else None  # above the marginals
+    ax.set_title(wrapped(title), y=height)
     if aside and len(points):
         _plot_marginals(ax, points, relative, window)
 
@@ -188,35 +190,38 @@ def plot_points(
 def _plot_marginals(
     ax: Axes, points: np.ndarray, relative: np.ndarray | None, window: Window
 ) -> None:
-    """Draws the marginals of points, and those of the density on a grid."""
-    above, right = (
-        ax.inset_axes((0, 1.02, 1, SIZES.aside)),
-        ax.inset_axes((1.02, 0, SIZES.aside, 1)),
-    )
-    for axes, j, ends, turned in (
-        (above, 0, window[:2], "vertical"),
-        (right, 1, window[2:], "horizontal"),
-    ):
-        bars = {"color": PALETTE.accent, "alpha": 0.55, "orientation": turned}
-        axes.hist(points[:, j], bins=np.linspace(*ends, 41), density=True, **bars)
-        if relative is not None:
-            grid = np.linspace(*ends, relative.shape[j])
-            marginal = relative.sum(axis=j)  # rows are y
-            marginal = marginal / (marginal.sum() * (grid[1] - grid[0]))
-            axes.plot(
-                *((grid, marginal) if j == 0 else (marginal, grid)),
-                color=PALETTE.second,
-                linewidth=1.1,
-            )
-        axes.set_axis_off()
+    """Draw the marginals of points, and those of the density on a grid (y, x)."""
+    above = ax.inset_axes((0, 1.02, 1, SIZES.aside))
+    right = ax.inset_axes((1.02, 0, SIZES.aside, 1))
+    bars = {"color": PALETTE.accent, "alpha": 0.55, "density": True}
+    x_bins = np.linspace(*window[:2], 41)
+    y_bins = np.linspace(*window[2:], 41)
+    above.hist(points[:, 0], bins=x_bins, orientation="vertical", **bars)
+    right.hist(points[:, 1], bins=y_bins, orientation="horizontal", **bars)
+    if relative is not None:
+        line = {"color": PALETTE.second, "linewidth": 1.1}
+        above.plot(*_marginal(relative.sum(axis=0), window[:2]), **line)
+        y, density = _marginal(relative.sum(axis=1), window[2:])
+        right.plot(density, y, **line)
+    above.set_axis_off()
+    right.set_axis_off()
     above.set_xlim(window[:2])
     right.set_ylim(window[2:])
 
 
+def _marginal(
+    values: np.ndarray, ends: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A grid between two ends, and values on it as a normalised density."""
+    grid = np.linspace(*ends, len(values))
+    return grid, values / (values.sum() * (grid[1] - grid[0]))
+
+
 def plot_density(ax: Axes, log_density: LogDensity, window: Window) -> np.ndarray:
-    """Shades a density over a window of the plane, relative to its highest value there,
-    which it returns (y, x)."""
-    x, y = np.linspace(*window[:2], 140), np.linspace(*window[2:], 140)
+    """Shade a density over a window of the plane, relative to its highest value there,
+    and return these values (y, x)."""
+    x = np.linspace(*window[:2], 140)
+    y = np.linspace(*window[2:], 140)
     grid = np.stack(np.meshgrid(x, y), -1)
     values = np.asarray(log_density(grid.reshape(-1, 2)), float).reshape(grid.shape[:2])
     values = np.where(np.isfinite(values), values, -np.inf)
@@ -249,7 +254,7 @@ def plot_density(ax: Axes, log_density: LogDensity, window: Window) -> np.ndarra
 
 
 def plot_images(ax: Axes, images: np.ndarray, title: str = "") -> None:
-    """Draws the first images as one mosaic; values in [0, 1] or [−1, 1] keep their
+    """Draw the first images as one mosaic; values in [0, 1] or [−1, 1] keep their
     meaning, others are stretched."""
     images = as_images(images[: SIZES.images])
     n, height, width, channels = images.shape
@@ -257,85 +262,86 @@ def plot_images(ax: Axes, images: np.ndarray, title: str = "") -> None:
     rows = -(-n // columns)
     mosaic = np.ones((rows * (height + 1) - 1, columns * (width + 1) - 1, channels))
     for i, image in enumerate(images):
-        top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
+        row, column = divmod(i, columns)
+        top = row * (height + 1)
+        left = column * (width + 1)
         mosaic[top : top + height, left : left + width] = image
-    ax.imshow(
-        mosaic.squeeze(-1) if channels == 1 else mosaic,
-        cmap="gray",
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-    )
+    if channels == 1:
+        mosaic = mosaic.squeeze(-1)
+    ax.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set(title=wrapped(title))
     ax.set_axis_off()
 
 
 def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
-    """Draws the marginal of every number of a site (the first few of many) in one
+    """Draw the marginal of every number of a site (the first few of many) in one
     panel."""
     shape = values.shape[1:]
     flat = np.asarray(values, float).reshape(len(values), -1)
+    number = flat.shape[1]
     finite = flat[np.isfinite(flat)]
-    low, high = np.quantile(finite, [0.001, 0.999]) if finite.size else (0.0, 1.0)
-    bins = np.linspace(low, high if high > low else low + 1, 41)
+    low, high = (0.0, 1.0)
+    if finite.size:
+        low, high = np.quantile(finite, [0.001, 0.999])
+    if not high > low:  # all values are equal
+        high = low + 1
+    bins = np.linspace(low, high, 41)
     for j, label in enumerate(entries("", shape)[: SIZES.histograms]):
         column = flat[np.isfinite(flat[:, j]), j]
         if not column.size:
             continue
-        if flat.shape[1] == 1:
-            ax.hist(column, bins=bins, density=True, color=PALETTE.second, alpha=0.75)
-        else:
+        look: dict[str, Any] = {"color": PALETTE.second, "alpha": 0.75}
+        if number > 1:
             look = {
                 "color": PALETTE.lines[j],
                 "linestyle": PALETTE.dashes[j % len(PALETTE.dashes)],
                 "linewidth": 1.3,
+                "histtype": "step",
+                "label": label,
             }
-            ax.hist(
-                column, bins=bins, density=True, histtype="step", label=label, **look
-            )
-    if flat.shape[1] > 1 and ax.patches:
+        ax.hist(column, bins=bins, density=True, **look)
+    if number > 1 and ax.patches:
         ax.legend(fontsize=8, loc="upper right")
-    more = (
-        f" (first {SIZES.histograms} of {flat.shape[1]})"
-        if flat.shape[1] > SIZES.histograms
-        else ""
-    )
-    ax.set(title=wrapped(title + more), xlabel="value", ylabel="density of samples")
+    if number > SIZES.histograms:
+        title += f" (first {SIZES.histograms} of {number})"
+    ax.set(title=wrapped(title), xlabel="value", ylabel="density of samples")
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def diagnostics(
-    result: Record,
-) -> dict[str, tuple[str, tuple[float, float] | None, str]]:
-    """What the sampler has by level: by titles the name, the limits of the axis and its
-    label."""
+class Diagnostic(NamedTuple):
+    """A diagnostic by level, as a panel shows it."""
+
+    name: str  # in `Result.levels`
+    limits: tuple[float, float] | None  # of the axis
+    label: str  # of the axis
+
+
+def diagnostics(result: Record) -> dict[str, Diagnostic]:
+    """The diagnostics that the sampler has by level, by the titles of their panels."""
     share = (0.0, 1.02)
-    drawn = {
-        "acceptance": ("acceptance", share, "share of moves"),
-        "step size": ("step_size", None, ""),
-        "effective sample size": ("ess", share, "share of chains"),
-        "first chains with descendants": (
-            "ancestors",
-            (0.0, 1.02 * len(result.log_weights)),
-            "chains",
-        ),
-        "swaps with the next level": ("swaps", share, "share accepted"),
-        "proposals that were not finite": ("non_finite", None, "number"),
+    number = (0.0, 1.02 * len(result.log_weights))
+    of_title = {
+        "acceptance": Diagnostic("acceptance", share, "share of moves"),
+        "step size": Diagnostic("step_size", None, ""),
+        "effective sample size": Diagnostic("ess", share, "share of chains"),
+        "distinct ancestors": Diagnostic("ancestors", number, "chains"),
+        "swaps with the next level": Diagnostic("swaps", share, "share accepted"),
     }
-    known = {
-        title: each
-        for title, each in drawn.items()
-        if by_block(result.levels, each[0], title)
+    # A panel of zeros would tell nothing.
+    if result.levels["non_finite"].any():
+        rejected = Diagnostic("non_finite", None, "number")
+        of_title["proposals that were not finite"] = rejected
+    return {
+        title: diagnostic
+        for title, diagnostic in of_title.items()
+        if by_block(result.levels, diagnostic.name, title)
     }
-    if not result.levels["non_finite"].any():
-        known.pop("proposals that were not finite", None)
-    return known
 
 
 def _plot_level_lines(
     ax: Axes, result: Record, name: str, title: str, colours: Sequence[str]
 ) -> None:
-    """A diagnostic over log-SNR, a line for each block."""
+    """Draw a diagnostic over log-SNR, a line for each block."""
     log_snr = result.levels["log_snr"].to_numpy()
     for b, (label, column) in enumerate(by_block(result.levels, name, title).items()):
         look = {
@@ -346,7 +352,7 @@ def _plot_level_lines(
 
 
 def _plot_run(ax: Axes, result: Record) -> None:
-    """Acceptance and effective sample size (left axis), step size (right axis,
+    """Draw acceptance and effective sample size (left axis) and step size (right axis,
     logarithmic) by log-SNR."""
     _plot_level_lines(ax, result, "ess", "effective sample size", [PALETTE.faint])
     _plot_level_lines(ax, result, "acceptance", "acceptance", [PALETTE.accent])
@@ -359,18 +365,16 @@ def _plot_run(ax: Axes, result: Record) -> None:
         right.set_yscale("log")
         right.set_ylabel("step size", color=PALETTE.second)
         right.spines["top"].set_visible(False)
-        more, theirs = right.get_legend_handles_labels()
-        handles, labels = (
-            handles + more,
-            labels + [f"{label} (right)" for label in theirs],
-        )
+        right_handles, right_labels = right.get_legend_handles_labels()
+        handles += right_handles
+        labels += [f"{label} (right)" for label in right_labels]
     if handles:
         ax.legend(handles, labels, fontsize=8, loc="lower left")
 
 
 def wrapped(text: str, width: int = 44, most: int | None = None) -> str:
-    """A line of text in lines of this many characters at most; of more lines than
-    ``most`` the rest is left out."""
+    """Break text into lines of at most ``width`` characters; of each given line at most
+    ``most`` lines stay."""
     fill = functools.partial(
         textwrap.fill, width=width, max_lines=most, placeholder=" …"
     )
@@ -378,36 +382,37 @@ def wrapped(text: str, width: int = 44, most: int | None = None) -> str:
 
 
 def _window(points: np.ndarray) -> Window:
-    """Returns a square around 99 % of the points."""
+    """Return a square around 99 % of the points."""
     if len(points) == 0:
         return (-1.0, 1.0, -1.0, 1.0)
     low, high = np.quantile(points, [0.005, 0.995], axis=0)
-    center, half = (low + high) / 2, 0.5 * float(np.max(high - low)) * 1.25 + 1e-6
+    center = (low + high) / 2
+    half = 0.5 * float(np.max(high - low)) * 1.25 + 1e-6
     return (center[0] - half, center[0] + half, center[1] - half, center[1] + half)
 
 
 def log_density_at(
     density: AnnealedDensity | None, name: str, level: int
 ) -> LogDensity | None:
-    """Returns the log-density at a level as a function of values (M, …) of the only
-    site; None where others exist."""
+    """Return the log-density at a level as a function of values (M, …) of the only
+    site; None where there are others."""
     if density is None or "energy" not in density.capabilities:
         return None
+    # A slice through other sites, or unconstrained coordinates, would not be the
+    # samples' density.
     if set(density.sites) != {name} or density.sites[name].kind != "noised":
-        # a slice through other sites, or unconstrained coordinates, would not be the
-        # samples' density
         return None
-    return lambda points: log_densities(
-        density, {name: np.asarray(points, np.float32)}, level
-    )
+
+    def log_density(points: np.ndarray) -> ArrayLike:
+        positions = {name: np.asarray(points, np.float32)}
+        return log_densities(density, positions, level)
+
+    return log_density
 
 
-# whole figures: what `Result.plot` draws, by kind
-# ------------------------------------------------------------
-
-
+# ── whole figures, by kind ────────────────────────────────────────────────────────────
 def plot_result(result: Record, kind: str) -> Figure:
-    """See `Result.plot`."""
+    """Draw a figure of one kind; see `Result.plot`."""
     if kind not in KINDS:
         raise InvalidValueError(
             f"There is no kind of picture {kind!r}.",
@@ -416,18 +421,16 @@ def plot_result(result: Record, kind: str) -> Figure:
     with style():
         figure = KINDS[kind](result)
         if result.density is not None:
-            clean = result.density.graph.formula.replace(
-                "_k(", "("
-            )  # the samples are those of level 0
-            formula = wrapped(
-                clean, int(14 * figure.get_figwidth()), SIZES.formula_lines
-            )
-            figure.suptitle(formula, x=0.01, ha="left", fontsize=9)
+            # The samples are those of level 0.
+            formula = result.density.graph.formula.replace("_k(", "(")
+            width = int(14 * figure.get_figwidth())
+            title = wrapped(formula, width, SIZES.formula_lines)
+            figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     return figure
 
 
 def grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
-    """A figure of so many panels, in rows."""
+    """Make a figure of ``count`` panels, in rows."""
     columns = min(count, columns)
     rows = -(-count // columns)
     figure = new_figure(SIZES.panel * columns + 0.6, SIZES.panel * rows + 0.2)
@@ -438,12 +441,9 @@ def grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
 
 
 def _sites(result: Record, run: bool = True) -> Figure:
-    """A panel for each site, and one for the run where that is asked for and has
-    diagnostics."""
-    run = run and any(
-        by_block(result.levels, name, name)
-        for name in ("acceptance", "step_size", "ess")
-    )
+    """Draw a panel for each site, and one for the ``run`` if it has diagnostics."""
+    names = ("acceptance", "step_size", "ess")
+    run = run and any(by_block(result.levels, name, name) for name in names)
     draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
     figure, axes = grid(len(draws) + run)
     for ax, (name, values) in zip(axes, draws.items(), strict=False):
@@ -454,7 +454,7 @@ def _sites(result: Record, run: bool = True) -> Figure:
 
 
 def _pairs(result: Record) -> Figure:
-    """Every number against every other, with its own histogram on the diagonal."""
+    """Draw every number against every other, with histograms on the diagonal."""
     draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
     draws = {name: x for name, x in draws.items() if not is_image(x.shape[1:])}
     if not draws:
@@ -471,15 +471,17 @@ def _pairs(result: Record) -> Figure:
     for i in range(count):
         for j in range(count):
             _pair(axes[i, j], numbers, i, j)
-        axes[i, 0].set_ylabel(wrapped(labels[i], 18) if i else "")
-        axes[-1, i].set_xlabel(wrapped(labels[i], 18))
+        label = wrapped(labels[i], 18)
+        axes[-1, i].set_xlabel(label)
+        if i:  # the first row is a histogram
+            axes[i, 0].set_ylabel(label)
     if len(labels) > count:
         figure.supxlabel(f"the first {count} of {len(labels)} numbers", fontsize=8)
     return figure
 
 
 def _pair(ax: Axes, numbers: np.ndarray, i: int, j: int) -> None:
-    """Row i, column j of a figure of pairs."""
+    """Draw row i, column j of a figure of pairs."""
     if j > i:
         ax.set_axis_off()
     elif i == j:
@@ -487,44 +489,40 @@ def _pair(ax: Axes, numbers: np.ndarray, i: int, j: int) -> None:
         ax.set_yticks([])
         ax.spines[["top", "right", "left"]].set_visible(False)
     else:
-        ax.scatter(
-            numbers[:, j],
-            numbers[:, i],
-            s=2.5,
-            c=PALETTE.accent,
-            alpha=0.4,
-            linewidths=0,
-            rasterized=True,
-        )
+        _plot_correlation(ax, numbers[:, j], numbers[:, i])
         if j:
             ax.set_yticklabels([])
-        if min(np.ptp(numbers[:, i]), np.ptp(numbers[:, j])) > 0:
-            correlation = np.corrcoef(numbers[:, i], numbers[:, j])[0, 1]
-            ax.text(
-                0.97,
-                0.97,
-                f"r = {correlation:.2f}",
-                transform=ax.transAxes,
-                ha="right",
-                va="top",
-                fontsize=7,
-            )
+
+
+def _plot_correlation(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    """Draw two numbers of all samples, with their correlation if both vary."""
+    ax.scatter(x, y, s=2.5, c=PALETTE.accent, alpha=0.4, linewidths=0, rasterized=True)
+    if min(np.ptp(x), np.ptp(y)) > 0:
+        ax.text(
+            0.97,
+            0.97,
+            f"r = {np.corrcoef(y, x)[0, 1]:.2f}",
+            transform=ax.transAxes,
+            ha="right",
+            va="top",
+            fontsize=7,
+        )
 
 
 def plot_levels(result: Record) -> Figure:
-    """A panel for each diagnostic."""
-    known = diagnostics(result)
-    if not known:
+    """Draw a panel for each diagnostic."""
+    shown = diagnostics(result)
+    if not shown:
         raise InvalidValueError(
             "This run has no diagnostics by level.", fix="leave kind= out."
         )
-    figure, axes = grid(len(known), columns=2)
-    for ax, (title, (name, ylim, ylabel)) in zip(axes, known.items(), strict=False):
-        _plot_level_lines(ax, result, name, title, PALETTE.lines)
-        ax.set(title=title, xlabel=TOWARDS, ylabel=ylabel)
-        if ylim is not None:
-            ax.set_ylim(ylim)
-        if name == "step_size":
+    figure, axes = grid(len(shown), columns=2)
+    for ax, (title, diagnostic) in zip(axes, shown.items(), strict=False):
+        _plot_level_lines(ax, result, diagnostic.name, title, PALETTE.lines)
+        ax.set(title=title, xlabel=TOWARDS, ylabel=diagnostic.label)
+        if diagnostic.limits is not None:
+            ax.set_ylim(diagnostic.limits)
+        if diagnostic.name == "step_size":
             ax.set_yscale("log")
         ax.spines[["top", "right"]].set_visible(False)
         if len(ax.lines) > 1:

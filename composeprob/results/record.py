@@ -1,5 +1,5 @@
-"""What a run leaves: weighted samples, the facts and diagnostics of the run that made
-them, and what they estimate."""
+"""The record of a run: weighted samples, the facts and diagnostics of the run that made
+them, and estimates from them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import jax
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
@@ -23,11 +24,11 @@ from composeprob.errors import InvalidValueError, UnknownSiteError
 from composeprob.json_data import JSONObject
 from composeprob.results.estimates import (
     Estimate,
-    Families,
+    Genealogy,
+    as_python,
     effective_chains,
+    effective_chains_bound,
     evaluated,
-    known_chains,
-    plain,
     quantile,
     quiet_arviz,
     student,
@@ -55,14 +56,16 @@ class Later:
         self.name = name
 
     def __get__(self, result: object, owner: type) -> object:
-        if result is None:  # as `dataclasses.dataclass` looks for a default
+        # `dataclasses.dataclass` reads the class attribute for a default.
+        if result is None:
             if not self.default:
                 raise AttributeError(self.name)
             return self.default[0]
         value = result.__dict__[self.name]
         if callable(value):
             with usual():
-                value = result.__dict__[self.name] = value(result)
+                value = value(result)
+            result.__dict__[self.name] = value
         return value
 
     def __set__(self, result: object, value: object) -> None:
@@ -75,29 +78,27 @@ def later(function: Callable[..., Value]) -> Value:
 
 
 def as_code(key: Array) -> str:
-    """Returns the call that makes a key: of a seed where it has the form of one."""
-    data, kind = (
-        np.asarray(jax.random.key_data(key)).ravel().tolist(),
-        str(jax.random.key_impl(key)),
-    )
-    usual_kind = kind == "threefry2x32"
-    if usual_kind and data[0] == 0:
+    """Return the call that makes a key: from a seed where it has the form of one."""
+    data = np.asarray(jax.random.key_data(key)).ravel().tolist()
+    kind = str(jax.random.key_impl(key))
+    is_default = kind == "threefry2x32"
+    if is_default and data[0] == 0:
         return f"jax.random.key({data[1]})"
-    impl = "" if usual_kind else f", impl={kind!r}"
+    impl = "" if is_default else f", impl={kind!r}"
     return f"jax.random.wrap_key_data(jax.numpy.array({data}, jax.numpy.uint32){impl})"
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Returns the versions of this library and of what it computes with, of Python, and
+    """Return the versions of Python, this library and those that it computes with, and
     the kind of device."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in ("composeprob", "jax", "numpyro", "equinox", "numpy"):
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:  # run from a folder that is not installed
-            found[name] = "not installed"
-    return found | {"device": jax.devices()[0].device_kind}
+            numbers[name] = "not installed"
+    return numbers | {"device": jax.devices()[0].device_kind}
 
 
 DIAGNOSTICS = (
@@ -109,6 +110,7 @@ DIAGNOSTICS = (
     "quadrature_error",
     "swaps",
 )
+# Of a file; the field of ancestors has kept its first name.
 ARRAYS = ("log_weights", "families", "log_snr", *DIAGNOSTICS)
 FACTS = ("log_evidence", "log_evidence_error", "evaluations", "reason")
 
@@ -120,26 +122,26 @@ class About:
     Args:
         sampler: the sampler and its kernel, as text.
         seconds: wall-clock time, compilation included.
-        draws: number of draws of each chain, None for a run that took none beside its
-            last positions. With draws, all of which weigh the same, samples have shape
-            ``(N, draws, …)``; of a run with a ``store`` they are on disk, and indexing
-            reads what is asked for.
+        draws: number of draws of each chain; None for a run that kept only its last
+            positions. With draws, all of equal weight, samples have shape
+            ``(N, draws, …)``; those of a run with a ``store`` are on disk, and indexing
+            reads no more than it returns.
         thin: transitions between two draws.
-        devices: how many devices the chains were spread over.
+        devices: number of devices that the chains were spread over.
         blocks: the sites of each block of a `Gibbs` kernel, such as ``("x", "mu,
             sigma")``; empty elsewhere.
         dims: the plates along the axes of each statement's value, ``{name: (plate or
             None, …)}``, without N.
-        round_trips: how many replicas came from the noisiest level to level 0 in the
-            draws of one chain, on average; None without replicas.
+        round_trips: number of replicas that came from the noisiest level to level 0 in
+            the draws of one chain, on average; None without replicas.
         global_acceptance: mean probability with which global moves were accepted; None
-            of a run that made none.
+            for a run that made none.
         curl: relative curl at level 0 of every factor that does not promise that its
             score is a gradient, ``{factor: value}`` (see `metrics.curl`); measured
             where a `LineIntegral` relies on it, else empty. NaN where JAX cannot
             differentiate the network.
         key: the random key of the run, as code.
-        versions: of what it ran on, ``{name: version}``.
+        versions: of the software and the device, ``{name: version}``.
     """
 
     sampler: str = ""
@@ -157,47 +159,48 @@ class About:
 
 
 def by_level(
-    log_snr: np.ndarray, blocks: tuple[str, ...] = (), **diagnostics: np.ndarray
+    log_snr: Float[np.ndarray, " levels"],
+    blocks: tuple[str, ...] = (),
+    **diagnostics: np.ndarray,
 ) -> xarray.Dataset:
-    """Labels diagnostics by ``level``, and by ``block`` under a kernel of blocks; those
+    """Label diagnostics by ``level``, and by ``block`` under a kernel of blocks; those
     left out are NaN."""
     import xarray
 
-    unknown = np.full(len(log_snr), np.nan)
-    arrays = {name: np.asarray(diagnostics.get(name, unknown)) for name in DIAGNOSTICS}
+    nan = np.full(len(log_snr), np.nan)
+    variables = {}
+    for name in DIAGNOSTICS:
+        values = np.asarray(diagnostics.get(name, nan))
+        dims = ("level", "block")[: values.ndim]
+        variables[name] = (dims, values)
     labels = {"block": list(blocks)} if blocks else {}
-    return xarray.Dataset(
-        {
-            name: (("level", "block")[: values.ndim], values)
-            for name, values in arrays.items()
-        },
-        {
-            "level": np.arange(len(log_snr)),
-            "log_snr": ("level", np.asarray(log_snr)),
-            **labels,
-        },
-    )
+    coordinates = {
+        "level": np.arange(len(log_snr)),
+        "log_snr": ("level", np.asarray(log_snr)),
+        **labels,
+    }
+    return xarray.Dataset(variables, coordinates)
 
 
 def by_block(levels: xarray.Dataset, name: str, title: str) -> dict[str, np.ndarray]:
-    """One diagnostic's values by level, (K,), by its title, or one for each block;
-    without those that are all NaN."""
+    """Values of one diagnostic by level, (K,), under its title, or under one for each
+    block; without those that are all NaN."""
     values = levels[name]
-    found = {title: values.to_numpy()}
+    columns = {title: values.to_numpy()}
     if "block" in values.dims:
-        found = {
+        columns = {
             f"{title} of {block}": values.sel(block=block).to_numpy()
             for block in levels["block"].to_numpy()
         }
     return {
-        label: column for label, column in found.items() if np.isfinite(column).any()
+        label: column for label, column in columns.items() if np.isfinite(column).any()
     }
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Record:
-    """A `Record` is what every part of a `Result` knows of it; `Result` says what each
-    field is."""
+    """A `Record` holds the fields of a `Result`, which documents them, and estimates
+    from them."""
 
     samples: dict[str, np.ndarray]
     log_weights: np.ndarray
@@ -208,22 +211,24 @@ class Record:
     status: Status = Later()  # type: ignore[assignment]
     log_evidence_error: float | None = Later(None)  # type: ignore[assignment]
     reason: str = ""
-    _families: Families = None  # type: ignore[assignment]  # filled in where it is left out
+    # Filled in where it is left out.
+    _genealogy: Genealogy = None  # type: ignore[assignment]
     density: AnnealedDensity | None = None
 
     def __post_init__(self) -> None:
-        put = object.__setattr__  # the way to normalise a frozen dataclass's fields
-        samples = {
-            name: value if isinstance(value, Stored) else np.asarray(value)
-            for name, value in self.samples.items()
-        }
+        put = object.__setattr__  # a frozen dataclass normalises its fields so
+        samples = {}
+        for name, value in self.samples.items():
+            if not isinstance(value, Stored):
+                value = np.asarray(value)
+            samples[name] = value
         put(self, "samples", samples)
         put(self, "log_weights", np.asarray(self.log_weights))
-        if self._families is None:
-            put(self, "_families", Families.from_log_weights(self.log_weights))
+        if self._genealogy is None:
+            put(self, "_genealogy", Genealogy.from_log_weights(self.log_weights))
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Returns the samples of one site, shape (N, …), or (N, draws, …).
+        """Return the samples of one site, shape (N, …), or (N, draws, …).
 
         Raises:
             UnknownSiteError: the program has no site of that name; a KeyError too.
@@ -247,26 +252,27 @@ class Record:
 
     @property
     def ancestors(self) -> np.ndarray:
-        """How many of the first chains have descendants, after resampling, (K,); NaN
-        without resampling."""
+        """Number of distinct ancestors: first chains that have descendants, after
+        resampling, (K,); NaN without resampling."""
         return np.asarray(self.levels["ancestors"])
 
     def drawn(self, name: str, most: int | None = None) -> np.ndarray:
-        """Returns one site's samples, (N, draws, …), with one draw of each chain where
-        the run took none; ``most`` so many numbers are read, or about so: every k-th
-        draw."""
+        """Return one site's samples, (N, draws, …), with one draw of each chain for a
+        run without draws.
+
+        With ``most``, every k-th draw is read, so that about so many numbers are.
+        """
         values = self[name]
         if self.about.draws is None:
             return np.asarray(values)[:, None]
-        step = (
-            1
-            if most is None
-            else min(max(1, -(-math.prod(values.shape) // most)), self.about.draws)
-        )
+        step = 1
+        if most is not None:
+            step = max(1, -(-math.prod(values.shape) // most))
+            step = min(step, self.about.draws)
         return np.asarray(values[:, ::step])
 
     def unweighted(self, most: int | None = None) -> dict[str, np.ndarray]:
-        """Returns samples of equal weight, ``{name: (M, …)}``.
+        """Return samples of equal weight, ``{name: (M, …)}``.
 
         They are those of the run where the weights are equal, else they are resampled
         systematically (with offset ½, so the answer is always the same). Draws of all
@@ -278,22 +284,21 @@ class Record:
             return {
                 name: np.asarray(value)[chosen] for name, value in self.samples.items()
             }
-        drawn = {name: self.drawn(name, most) for name in self.samples}
-        return {
-            name: values.reshape(-1, *values.shape[2:])
-            for name, values in drawn.items()
-        }
+        pooled = {}
+        for name in self.samples:
+            values = self.drawn(name, most)
+            pooled[name] = values.reshape(-1, *values.shape[2:])
+        return pooled
 
     @property
     def _resampled(self) -> np.ndarray | slice:
-        """The chains whose last positions weigh the same, in the order of
+        """The chains whose last positions have equal weights, in the order of
         `unweighted`."""
-        weights, n = self._families.weights, len(self.log_weights)
-        return (
-            slice(None)
-            if np.allclose(weights * n, 1.0, rtol=1e-5)
-            else systematic(weights, n)
-        )
+        weights = self._genealogy.weights
+        n = len(self.log_weights)
+        if np.allclose(weights * n, 1.0, rtol=1e-5):
+            return slice(None)
+        return systematic(weights, n)
 
     @property
     def effective_chains(self) -> float:
@@ -304,21 +309,21 @@ class Record:
         that the genealogy shows (Lee and Whiteley 2018). N for samplers that never copy
         a chain.
         """
-        return effective_chains(
-            self._families, [self.drawn(name).mean(1) for name in self.samples]
-        )
+        means = [self.drawn(name).mean(1) for name in self.samples]
+        return effective_chains(self._genealogy, means)
 
     def log_evidence_interval(self, level: float = 0.9) -> tuple[float, float]:
-        """Returns the ends of an interval of the log-evidence; see `Estimate.interval`.
+        """Return the ends of an interval of the log-evidence; see `Estimate.interval`.
         NaN where there is no error."""
-        value, error = self.log_evidence, self.log_evidence_error
+        value = self.log_evidence
+        error = self.log_evidence_error
         if value is None or error is None:
             return math.nan, math.nan
         low, high = Estimate(value, error).interval(level)
         return float(low), float(high)
 
     def mean(self, fn: Callable[[dict[str, Array]], ArrayLike]) -> Estimate:
-        """Estimates the mean of a function of one sample, with its standard error.
+        """Estimate the mean of a function of one sample, with its standard error.
 
         Args:
             fn: takes ONE sample, ``{site: value}``, without an axis of chains; returns
@@ -335,10 +340,13 @@ class Record:
             WrongTypeError, InvalidValueError: no function of one sample.
 
         Example:
-            >>> import composeprob as cp, jax, jax.numpy as jnp, numpyro.distributions as dist
-            >>> f = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), cp.Schedule.log_snr(10))
+            >>> import composeprob as cp, jax, jax.numpy as jnp
+            >>> import numpyro.distributions as dist
+            >>> normal = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
+            >>> f = cp.Analytic(normal, cp.Schedule.log_snr(10))
             >>> density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
-            >>> result = cp.infer(density, jax.random.key(0), num_chains=500, progress=False)
+            >>> key = jax.random.key(0)
+            >>> result = cp.infer(density, key, num_chains=500, progress=False)
             >>> right = result.mean(lambda s: s["x"][0] > 0)
             >>> abs(right.value - 0.5) < 4 * right.error
             True
@@ -346,18 +354,19 @@ class Record:
         return self.mean_of(self._values("mean", fn))
 
     def mean_of(self, values: np.ndarray) -> Estimate:
-        """Estimates the mean of values of every sample, ordered as those of `drawn`,
+        """Estimate the mean of values of every sample, ordered as those of `drawn`,
         (N, draws, …)."""
-        mean = np.tensordot(self._families.weights, values.mean(1), 1)
+        mean = np.tensordot(self._genealogy.weights, values.mean(1), 1)
         variance, degrees = self._variance(values)
-        error = np.sqrt(
-            variance * (degrees / (degrees - 2) if 2 < degrees < math.inf else 1.0)
-        )
+        inflation = 1.0
+        if 2 < degrees < math.inf:  # the variance of Student's t
+            inflation = degrees / (degrees - 2)
+        error = np.sqrt(variance * inflation)
         error = np.where(self.status.withholds, np.nan, error)
-        return Estimate(plain(mean), plain(error), degrees)
+        return Estimate(as_python(mean), as_python(error), degrees)
 
     def probability(self, event: Callable[[dict[str, Array]], ArrayLike]) -> Estimate:
-        """Estimates the probability of an event, with its standard error.
+        """Estimate the probability of an event, with its standard error.
 
         Args:
             event: takes ONE sample, ``{site: value}``; returns a truth value, or an
@@ -365,7 +374,7 @@ class Record:
 
         Returns:
             ``.value``, ``.error`` and ``.interval(0.9)``, which is Wilson's: it lies in
-            [0, 1] and says something where no sample, or every one, is in the event.
+            [0, 1] and has a width even where no sample, or every one, is in the event.
             Errors as for `mean`.
 
         Raises:
@@ -380,33 +389,30 @@ class Record:
         if not np.isin(values, (0.0, 1.0)).all():
             raise InvalidValueError(
                 "An event is true or false; this function returns other numbers.",
-                fix="compare with something: result.probability(lambda s: s['x'][0] > 0). The mean of a number is "
+                fix="compare with something: "
+                "result.probability(lambda s: s['x'][0] > 0). The mean of a number is "
                 "result.mean(fn).",
             )
         mean = self.mean_of(values)
-        least, most = values.min((0, 1)), values.max((0, 1))
+        least = values.min((0, 1))
+        most = values.max((0, 1))
         share = np.clip(mean.value, least, most)  # weights add up to 1 but for rounding
         size = self._size(values, share)
         # Where no sample, or every one, is in the event, the spread over chains is 0,
         # and that of few may nearly be: by the rule of succession.
-        seen = (share * size + 1) / (size + 2)
-        rare = ((least == most) | (size < tuning.ERRORS.fewest_families)) & np.isfinite(
-            mean.error
-        )
-        error = np.where(
-            rare,
-            np.maximum(np.sqrt(seen * (1 - seen) / (size + 2)), mean.error),
-            mean.error,
-        )
-        return Estimate(
-            plain(share), plain(error), mean.degrees, partial(wilson, share, size)
-        )
+        succession = (share * size + 1) / (size + 2)
+        least_error = np.sqrt(succession * (1 - succession) / (size + 2))
+        rare = (least == most) | (size < tuning.ERRORS.fewest_families)
+        rare &= np.isfinite(mean.error)
+        error = np.where(rare, np.maximum(least_error, mean.error), mean.error)
+        ends = partial(wilson, share, size)
+        return Estimate(as_python(share), as_python(error), mean.degrees, ends)
 
     def quantile(
         self, fn: Callable[[dict[str, Array]], ArrayLike], q: float
     ) -> Estimate:
-        """Estimates a quantile of a function of one sample: the least value that a
-        share q of samples does not exceed.
+        """Estimate a quantile of a function of one sample: the least value that a share
+        q of samples does not exceed.
 
         Args:
             fn: takes ONE sample, ``{site: value}``; returns a number or an array.
@@ -431,44 +437,46 @@ class Record:
                 fix="write quantile(fn, 0.5) for a median.",
             )
         values = self._values("quantile", fn)
-        weights = np.repeat(self._families.weights, values.shape[1])
-        event, weights = values.shape[2:], weights / weights.sum()
+        weights = np.repeat(self._genealogy.weights, values.shape[1])
+        weights = weights / weights.sum()
+        event = values.shape[2:]
         flat = values.reshape(*values.shape[:2], -1)
-        columns = []  # of each number, sorted, and their cumulative weights
+        columns = []  # sorted values of each entry, and their cumulative weights
         for column in flat.reshape(len(weights), -1).T:
             order = np.argsort(column, kind="stable")
             columns.append((column[order], np.cumsum(weights[order])))
-        found = np.array([quantile(*column, q) for column in columns])
-        below = (flat <= found).astype(float)
-        share, sizes = self.mean_of(below), self._size(below, np.asarray(q))
+        value = np.array([quantile(*column, q) for column in columns])
+        below = (flat <= value).astype(float)
+        share = self.mean_of(below)
+        sizes = self._size(below, np.asarray(q))
 
         def ends(t: float) -> tuple[np.ndarray, np.ndarray]:
-            pairs = []
-            for column, size, low, high in zip(
-                columns, sizes, *wilson(q, sizes, t), strict=True
+            lows = []
+            highs = []
+            intervals = zip(*wilson(q, sizes, t), strict=True)
+            for column, size, (low, high) in zip(
+                columns, sizes, intervals, strict=True
             ):
-                lower = -math.inf if low * size < 0.5 else quantile(*column, low)
-                pairs.append(
-                    (
-                        lower,
-                        math.inf
-                        if (1 - high) * size < 0.5
-                        else quantile(*column, high),
-                    )
-                )
-            lows, highs = (np.reshape(each, event) for each in zip(*pairs, strict=True))
-            return lows, highs
+                lower = quantile(*column, low)
+                upper = quantile(*column, high)
+                # Less than half a sample beyond an end says nothing of where it is.
+                if low * size < 0.5:
+                    lower = -math.inf
+                if (1 - high) * size < 0.5:
+                    upper = math.inf
+                lows.append(lower)
+                highs.append(upper)
+            return np.reshape(lows, event), np.reshape(highs, event)
 
-        made = Estimate(
-            plain(found.reshape(event)),
-            plain(np.reshape(share.error, event)),
+        estimate = Estimate(
+            as_python(value.reshape(event)),
+            as_python(np.reshape(share.error, event)),
             share.degrees,
             ends,
         )
-        low, high = made.interval(0.9)  # wide enough to see a gap between modes
-        return dataclasses.replace(
-            made, error=(high - low) / 2 / student(0.9, share.degrees)
-        )
+        low, high = estimate.interval(0.9)  # wide enough to see a gap between modes
+        error = (high - low) / 2 / student(0.9, share.degrees)
+        return dataclasses.replace(estimate, error=error)
 
     def _values(
         self, method: str, fn: Callable[[dict[str, Array]], ArrayLike]
@@ -477,59 +485,69 @@ class Record:
         return evaluated(method, fn, {name: self.drawn(name) for name in self.samples})
 
     def _size(self, indicators: np.ndarray, share: np.ndarray) -> np.ndarray:
-        """How many independent samples would tell a share as well as these."""
+        """Number of independent samples that would tell a share as well as these."""
         variance, _ = self._variance(indicators)
-        most = float(len(self._families.weights) * (self.about.draws or 1))
+        most = float(len(self._genealogy.weights) * (self.about.draws or 1))
         with np.errstate(divide="ignore", invalid="ignore"):
             size = share * (1 - share) / variance
-        return np.where(
-            np.isfinite(size) & (size > 0),
-            np.minimum(size, most),
-            self._families.effective,
-        )
+        valid = np.isfinite(size) & (size > 0)
+        return np.where(valid, np.minimum(size, most), self._genealogy.effective)
 
     def _variance(self, values: np.ndarray) -> tuple[np.ndarray, float]:
         """The variance of the mean of values of every sample, without bias, and its
-        degrees of freedom."""
-        families = self._families
-        e = families.effective
-        if self.about.draws is None or e >= tuning.ERRORS.fewest_families:
-            of_chains = values.mean(1)
-            known = (
-                e
-                if self.about.draws
-                else known_chains(families, list(self.samples.values()))
-            )
-            if known <= tuning.ERRORS.fewest_ancestors:
-                return np.full(of_chains.shape[1:], np.nan), max(known - 1, 0.5)
-            variance = families.variance(of_chains) * e / (e - 1)
-            if (
-                e < tuning.ERRORS.fewest_families
-            ):  # too few to tell how far one number spreads: all have a say
-                centred = of_chains - np.tensordot(families.weights, of_chains, 1)
-                variance = np.maximum(
-                    variance, np.tensordot(families.weights, centred**2, 1) / known
-                )
-            return variance, known - 1
-        if self.about.draws < tuning.ERRORS.fewest_draws:
-            return np.full(values.shape[2:], np.nan), 1.0
+        degrees of freedom.
+
+        Few chains with draws tell their spread worse than the draws of each do.
+        """
+        enough = self._genealogy.effective >= tuning.ERRORS.fewest_families
+        if self.about.draws is None or enough:
+            return self._variance_over_ancestors(values.mean(1))
+        return self._variance_over_draws(values)
+
+    def _variance_over_ancestors(
+        self, of_chains: np.ndarray
+    ) -> tuple[np.ndarray, float]:
+        """The same of chains' means, (N, …), by their genealogy; NaN where too few
+        ancestors are left."""
+        genealogy = self._genealogy
+        e = genealogy.effective
+        worth = e
+        if not self.about.draws:
+            worth = effective_chains_bound(genealogy, list(self.samples.values()))
+        if worth <= tuning.ERRORS.fewest_ancestors:
+            return np.full(of_chains.shape[1:], np.nan), max(worth - 1, 0.5)
+        variance = genealogy.variance(of_chains) * e / (e - 1)
+        # Few ancestors cannot tell the spread of one number; all chains have a say.
+        if e < tuning.ERRORS.fewest_families:
+            centred = of_chains - np.tensordot(genealogy.weights, of_chains, 1)
+            spread = np.tensordot(genealogy.weights, centred**2, 1)
+            variance = np.maximum(variance, spread / worth)
+        return variance, worth - 1
+
+    def _variance_over_draws(self, values: np.ndarray) -> tuple[np.ndarray, float]:
+        """The same by the autocorrelation of each chain's draws (ArviZ's MCSE); NaN for
+        too few draws."""
+        event = values.shape[2:]
+        if (self.about.draws or 0) < tuning.ERRORS.fewest_draws:
+            return np.full(event, np.nan), 1.0
         arviz, _ = quiet_arviz()
         flat = values.reshape(*values.shape[:2], -1)
-        errors = [
-            0.0 if np.ptp(c) == 0 else float(arviz.mcse(c, method="mean"))
-            for c in np.moveaxis(flat, -1, 0)
-        ]
-        return np.reshape(errors, values.shape[2:]) ** 2, math.inf
+        errors = []
+        for entry in np.moveaxis(flat, -1, 0):
+            error = 0.0
+            if np.ptp(entry) != 0:  # constants have none that ArviZ could estimate
+                error = float(arviz.mcse(entry, method="mean"))
+            errors.append(error)
+        return np.reshape(errors, event) ** 2, math.inf
 
     def predictive(self, key: Array) -> dict[str, np.ndarray]:
-        """Draws data from the program under these samples.
+        """Draw data from the program under these samples.
 
         That is the posterior predictive, or for a result on `prior(density)` the prior
         predictive.
 
         Each of the equally weighted samples of `unweighted` gives one draw of every
-        observed site; of the data themselves nothing is used. See
-        `AnnealedDensity.predict`.
+        observed site; the data themselves are not used. See `AnnealedDensity.predict`.
 
         Args:
             key: a random key.
@@ -545,18 +563,17 @@ class Record:
         if self.density is None:
             raise InvalidValueError(
                 "A result that was loaded from a file has no density to predict with.",
-                fix="compile the program and call density.predict(key, result.unweighted()).",
+                fix="compile the program and call "
+                "density.predict(key, result.unweighted()).",
             )
-        return {
-            name: np.asarray(v)
-            for name, v in self.density.predict(key, self.unweighted()).items()
-        }
+        predicted = self.density.predict(key, self.unweighted())
+        return {name: np.asarray(values) for name, values in predicted.items()}
 
     def parts(self) -> tuple[dict[str, np.ndarray], JSONObject]:
-        """Returns all but the samples and the density, as they are written to disk:
-        arrays, and what JSON can hold."""
+        """Return all but the samples and the density, as they are written to disk:
+        arrays, and facts that JSON can hold."""
         levels = self.levels.reset_coords("log_snr")
-        arrays = {"log_weights": self.log_weights, "families": self._families.index}
+        arrays = {"log_weights": self.log_weights, "families": self._genealogy.index}
         arrays |= {name: levels[name].to_numpy() for name in ("log_snr", *DIAGNOSTICS)}
         facts = {name: getattr(self, name) for name in FACTS} | asdict(self.about)
         facts["sites"] = list(self.samples)  # safetensors sorts by name

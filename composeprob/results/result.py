@@ -1,5 +1,5 @@
-"""The result of `infer`: what it estimates, shows, compares and writes of the run that
-it records."""
+"""The result of `infer`: estimates, pictures, comparisons and files of the run that it
+records."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ class Result(NotPickled, Record):
     that made them, level by level.
 
     Arrays over levels have K entries, entry k belonging to level k; a level that was
-    not visited, or a quantity that the sampler does not have, is NaN. What takes a
-    compilation of its own (``about.curl``, and what ``status`` says of factors that do
-    not agree) is computed when it is first asked for, and kept. Under a `Gibbs` kernel
+    not visited, or a quantity that the sampler does not have, is NaN. Quantities that
+    take a compilation of their own (``about.curl``, and findings of ``status`` on
+    factors that do not agree) are computed on first use, and kept. Under a `Gibbs`
+    kernel
     of B blocks acceptance, step size and quadrature error have shape (K, B), with a
     column for each of ``about.blocks``.
 
@@ -37,36 +38,33 @@ class Result(NotPickled, Record):
         samples: constrained values of every site and deterministic, ``{name: (N, …)}``:
             chains lead, draws follow where there are any.
         log_weights: log of each chain's weight, up to a constant, shape (N,). All equal
-            except after `SMC`, and of independent chains whose shares the weights of
-            their paths mend, or some of which lie apart where by these there is
-            nothing, and weigh 0.
+            except after `SMC`, and for independent chains whose path weights correct
+            the mode proportions, or give separated chains weight 0.
         log_evidence: estimate of log Z of the program, for samplers that give one.
             Where a factor's constant is unknown (a learned energy) it is relative to
             that constant.
         log_evidence_error: its standard error: that of the weights, from the genealogy
-            of the chains; that of the levels' distance, which is what leaving out every
-            other level changes beyond noise (unless ``check_levels=False``), and what
-            averaging potentials does; and what data of unit size leave at the noisiest
-            level, where a run takes noise for all there is. NaN where the status
+            of the chains; the discretisation error, which is the change beyond noise
+            from leaving out every other level (unless ``check_levels=False``), with
+            that of averaging potentials; and the signal of data of unit size at the
+            noisiest level, where a run assumes pure noise. NaN where the status
             withholds it.
-        evaluations: evaluations of the composed density per chain, warm-up and runs
-            that were given up included. One evaluation is one value-and-score of every
-            factor.
-        levels: an `xarray.Dataset` of what is known level by level: ``acceptance``, the
-            mean acceptance probability; ``step_size``, averaged over the level;
-            ``ess``, effective sample size relative to N, before resampling;
-            ``ancestors``, how many of the first chains have descendants, after
-            resampling; ``non_finite``, number of proposals, over all chains, whose
-            density, score or position was not finite; ``quadrature_error``, mean error,
-            as estimated, of the log-ratios of the accepted moves where a `LineIntegral`
-            gives them: compare with 1, and 0 for kernels that need no quadrature;
-            ``swaps``, mean probability of swaps with the next noisier level under
-            `ReplicaExchange`. Its coordinates are ``level``, ``log_snr``, and
-            ``block``.
+        evaluations: evaluations of the composed density per chain, warm-up and aborted
+            runs included. One evaluation is one value-and-score of every factor.
+        levels: an `xarray.Dataset` of diagnostics by level: ``acceptance``, the mean
+            acceptance probability; ``step_size``, averaged over the level; ``ess``,
+            effective sample size relative to N, before resampling; ``ancestors``,
+            number of distinct ancestors, after resampling; ``non_finite``, number of
+            proposals, over all chains, whose density, score or position was not finite;
+            ``quadrature_error``, mean estimated error of the log-ratios of the accepted
+            moves where a `LineIntegral` gives them: compare with 1, and 0 for kernels
+            that need no quadrature; ``swaps``, mean probability of swaps with the next
+            noisier level under `ReplicaExchange`. Its coordinates are ``level``,
+            ``log_snr``, and ``block``.
         reason: why this sampler was chosen.
         about: the facts of the run: sampler, seconds, draws, devices, random key,
             versions.
-        status: what went wrong, at which levels, and what to try.
+        status: findings of what went wrong, at which levels, and what to try.
         density: the compiled density; None after `load`.
     """
 
@@ -77,26 +75,25 @@ class Result(NotPickled, Record):
     if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
 
         def __getattr__(self, name: str) -> NoReturn:
-            known = self.__dict__
-            instead = {
-                fact.name: f"write result.about.{fact.name}." for fact in fields(About)
-            }
-            instead |= {
-                each: f"write result.levels[{each!r}]."
-                for each in known.get("levels", {})
-            }
-            instead |= {
-                site: f"write result[{site!r}]." for site in known.get("samples", ())
-            }
+            # Not `self.levels`: a copy has no fields before it is filled in.
+            levels = self.__dict__.get("levels", {})
+            sites = self.__dict__.get("samples", ())
+            instead = {}
+            for fact in fields(About):
+                instead[fact.name] = f"write result.about.{fact.name}."
+            for diagnostic in levels:
+                instead[diagnostic] = f"write result.levels[{diagnostic!r}]."
+            for site in sites:
+                instead[site] = f"write result[{site!r}]."
             raise unknown_name("Result", name, dir(self), instead)
 
     def summary(self) -> Summary:
-        """Makes a table of weighted means, standard deviations and quantiles, and of
-        how the run went; print it."""
+        """Make a table of weighted means, standard deviations and quantiles, with the
+        outcome of the run; print it."""
         return Summary.of_result(self)
 
     def plot(self, kind: str = "overview") -> Figure:
-        """Draws the result.
+        """Draw the result.
 
         Args:
             kind: ``"overview"``, a panel for each site and one with acceptance and step
@@ -114,7 +111,7 @@ class Result(NotPickled, Record):
         return plot_result(self, kind)
 
     def images(self, site: str | None = None) -> np.ndarray:
-        """Makes images of a site's equally weighted samples (`unweighted`): as its
+        """Make images of a site's equally weighted samples (`unweighted`): as its
         models decode them, or of events that are images themselves, of shape (height,
         width) or (height, width, 1 or 3).
 
@@ -122,51 +119,47 @@ class Result(NotPickled, Record):
         stretched.
 
         Args:
-            site: whose; left out, the only one that has images, or that models decode.
+            site: its name; left out, the only one that has images, or that models
+                decode.
 
         Returns:
             (N, height, width, channels), values from 0 to 1.
 
         Raises:
-            CapabilityError: events are no images, and no model of the program says how
-                these are made, or two say it differently; or it is not clear which site
-                is meant.
+            CapabilityError: events are not images, and no model of the program, or more
+                than one, decodes them; or it is not clear which site is meant.
             UnknownSiteError: no such site.
         """
         if site is not None:
-            self[site]  # refuses what is no site
+            self[site]  # refuses a name that is not a site's
         lead = 1 if self.about.draws is None else 2
         events = {
             name: tuple(np.shape(values)[lead:])
             for name, values in self.samples.items()
         }
-        ways = {} if self.density is None else self.density.described.pictures
+        decoders = {} if self.density is None else self.density.described.pictures
         shown = {
-            name for name, event in events.items() if name in ways or is_image(event)
+            name
+            for name, event in events.items()
+            if name in decoders or is_image(event)
         }
-        some = set(ways) if len(ways) == 1 else shown
-        name = site if site is not None or len(some) != 1 else next(iter(some))
-        if name is None or name not in shown:
-            has = ", ".join(map(repr, sorted(shown)))
-            raise CapabilityError(
-                f"Nothing says how to make images of {name!r}, of shape {events[name]}."
-                if name
-                else "Which site is meant is not clear: not exactly one has images.",
-                fix=f"name one of {has}: result.images(site)."
-                if has
-                else "images have the shape (height, width), (height, width, 1) or (height, width, 3). Latents become "
-                "some by their model: those of cp.from_diffusers do where a site has one autoencoder, as a model has "
-                "that is loaded once; else, and after Result.load, call model.decode(result[site]).",
-            )
-        values = self.unweighted()[name]
-        return ways[name](values) if name in ways else as_images(values)
+        if site is None:
+            candidates = set(decoders) if len(decoders) == 1 else shown
+            if len(candidates) == 1:
+                (site,) = candidates
+        if site is None or site not in shown:
+            raise _no_images(site, events, shown)
+        values = self.unweighted()[site]
+        if site in decoders:
+            return decoders[site](values)
+        return as_images(values)
 
     def report(self, path: str | os.PathLike) -> Path:
-        """Writes one HTML file that says what was sampled, how well, and what to do
+        """Write one HTML file with the samples of a run, their quality, and what to do
         next.
 
         It holds the program, estimates with intervals, samples, diagnostics by level,
-        findings with what to try, the cost, the random key and versions, and needs no
+        findings with remedies, the cost, the random key and versions, and needs no
         network. Returns its path, such as ``"run.html"``.
         """
         from composeprob.results.html_report import html
@@ -188,8 +181,9 @@ class Result(NotPickled, Record):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Result:
-        """Reads what `save` wrote, or opens the folder that was `infer`'s ``store``,
-        whose samples stay on disk until they are indexed; ``density`` is None.
+        """Read a file that `save` wrote, or open the folder that was `infer`'s
+        ``store``, whose samples stay on disk until they are indexed; ``density`` is
+        None.
 
         Raises:
             LoadError: no such file or folder, one written by something else, or by a
@@ -203,6 +197,25 @@ class Result(NotPickled, Record):
             f"{name} {value.shape}" for name, value in self.samples.items()
         )
         return (
-            f"Result({sites}; {self.about.sampler}; {self.evaluations} evaluations per chain; "
-            f"status {self.status.code.name}; {self.about.seconds:.1f} s)"
+            f"Result({sites}; {self.about.sampler}; {self.evaluations} evaluations per "
+            f"chain; status {self.status.code.name}; {self.about.seconds:.1f} s)"
         )
+
+
+def _no_images(
+    site: str | None, events: dict[str, tuple[int, ...]], shown: set[str]
+) -> CapabilityError:
+    """The error for a site without images, or for a site that is not named."""
+    found = "Which site is meant is not clear: not exactly one has images."
+    if site is not None:
+        found = f"Nothing says how to make images of {site!r}, of shape {events[site]}."
+    fix = (
+        "images have the shape (height, width), (height, width, 1) or (height, width, "
+        "3). Latents become images by their model: those of cp.from_diffusers do where "
+        "a site has one autoencoder, as a model has that is loaded once; else, and "
+        "after Result.load, call model.decode(result[site])."
+    )
+    if shown:
+        names = ", ".join(map(repr, sorted(shown)))
+        fix = f"name one of {names}: result.images(site)."
+    return CapabilityError(found, fix=fix)

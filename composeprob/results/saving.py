@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike
 from composeprob.arguments import check_path
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError, a_kind
 from composeprob.json_data import JSON, JSONObject
-from composeprob.results.estimates import Families, quiet_arviz
+from composeprob.results.estimates import Genealogy, quiet_arviz
 from composeprob.results.record import (
     ARRAYS,
     DIAGNOSTICS,
@@ -52,19 +52,19 @@ FORMAT = {"format": "composeprob.results.result", "version": "5"}
 
 
 def save(self: Record, path: str | os.PathLike) -> Path:
-    """Writes everything except ``density`` to one safetensors file; returns its path,
+    """Write everything except ``density`` to one safetensors file; return its path,
     which ends in ``.safetensors`` (added where missing).
 
     Raises:
         WrongTypeError, InvalidValueError: no path, or one that cannot be written to.
     """
     path = _with_suffix(path)
-    arrays, facts = self.parts()
-    arrays = {
+    rest, facts = self.parts()
+    samples = {
         f"samples/{name}": np.asarray(value) for name, value in self.samples.items()
-    } | arrays
+    }
     try:
-        write_arrays(path, arrays, FORMAT | {"facts": json.dumps(facts)})
+        write_arrays(path, samples | rest, FORMAT | {"facts": json.dumps(facts)})
     except OSError as error:
         fix = "choose a folder that you may write to, on a disk with room."
         raise InvalidValueError(
@@ -74,7 +74,7 @@ def save(self: Record, path: str | os.PathLike) -> Path:
 
 
 def load(cls: type[Loaded], path: str | os.PathLike) -> Loaded:
-    """See `Result.load`."""
+    """Read a result from a file or the folder of a store; see `Result.load`."""
     if check_path(path, "The path of a result", "run.safetensors").is_dir():
         return _opened(cls, Store(Path(path)))
     path = _with_suffix(path)
@@ -91,21 +91,24 @@ def load(cls: type[Loaded], path: str | os.PathLike) -> Loaded:
             f"format {metadata.get('format')!r}, version {metadata.get('version')!r}"
         )
         raise LoadError(
-            f"{path} is not a saved result of this version of composeprob ({found}; expected {FORMAT['format']!r}, "
-            f"version {FORMAT['version']!r}).",
-            fix="pass a file written by result.save; weights of a model are read by cp.load.",
+            f"{path} is not a saved result of this version of composeprob ({found}; "
+            f"expected {FORMAT['format']!r}, version {FORMAT['version']!r}).",
+            fix="pass a file written by result.save; weights of a model are read by "
+            "cp.load.",
         )
     return _assembled(cls, path, arrays, _facts(path, metadata.get("facts", "")))
 
 
 def _opened(kind: type[Loaded], store: Store) -> Loaded:
-    about = store.attributes()
-    if "facts" not in about:
+    """Read a result whose samples stay in a store."""
+    attributes = store.attributes()
+    if "facts" not in attributes:
         raise LoadError(
             f"The run whose draws are in {store.path} has not ended.",
-            fix="wait for it, or run it again; with checkpoint_dir= it goes on where it was.",
+            fix="wait for it, or run it again; with checkpoint_dir= it goes on where "
+            "it was.",
         )
-    facts = _facts(store.path, json.dumps(about["facts"]))
+    facts = _facts(store.path, json.dumps(attributes["facts"]))
     store.open(facts["sites"])
     samples: dict[str, Any] = {
         f"samples/{name}": store.stored(name, facts["draws"]) for name in facts["sites"]
@@ -114,16 +117,14 @@ def _opened(kind: type[Loaded], store: Store) -> Loaded:
 
 
 def _facts(path: Path, text: str) -> JSONObject:
-    """What a file says beside its arrays: every fact, of the type that `Result` gives
-    it, and no other."""
+    """Facts in a file beside its arrays: every one, of the type that `Result` gives it,
+    and no other."""
     with _damaged(path):
         facts = json.loads(text)
-        _require(isinstance(facts, dict), "its facts are no dict")
+        _require(isinstance(facts, dict), "its facts are not a dict")
         kinds = get_type_hints(About) | {
             "log_evidence": float | None,
             "log_evidence_error": float | None,
-        }
-        kinds |= {
             "evaluations": int,
             "reason": str,
             "sites": tuple[str, ...],
@@ -131,82 +132,86 @@ def _facts(path: Path, text: str) -> JSONObject:
         }
         for name in sorted(kinds.keys() | facts.keys()):
             _require(name in facts, f"it lacks {name!r}")
-            _require(name in kinds, f"{name!r} is no fact of a result")
+            _require(name in kinds, f"{name!r} is not a fact of a result")
             _require(_is_a(facts[name], kinds[name]), f"{name!r} is {facts[name]!r}")
     return facts
 
 
 def _is_a(value: JSON, kind: Any) -> bool:
-    """Whether a value as JSON reads it is of a type; its lists are tuples."""
-    origin, arguments = get_origin(kind), get_args(kind)
+    """Return whether a value as JSON reads it is of a type; its lists are tuples."""
+    origin = get_origin(kind)
+    arguments = get_args(kind)
     if origin in (Union, UnionType):
         return any(_is_a(value, each) for each in arguments)
     if origin is dict:
-        return isinstance(value, dict) and all(
-            _is_a(each, arguments[1]) for each in value.values()
-        )
+        if not isinstance(value, dict):
+            return False
+        return all(_is_a(each, arguments[1]) for each in value.values())
     if origin is tuple:
-        return isinstance(value, list) and all(
-            _is_a(each, arguments[0]) for each in value
-        )
-    return isinstance(
-        value, (int, float) if kind is float else kind
-    ) and not isinstance(value, bool)
+        if not isinstance(value, list):
+            return False
+        return all(_is_a(each, arguments[0]) for each in value)
+    if isinstance(value, bool):  # which Python takes for an integer
+        return False
+    if kind is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, kind)
 
 
 def _assembled(
     kind: type[Loaded], path: Path, arrays: Mapping[str, np.ndarray], facts: JSONObject
 ) -> Loaded:
+    """Make a result of the arrays and facts of a file; refuse one that is not whole."""
     with _damaged(path):
         samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}
-        _check_arrays(samples, {name: arrays[name] for name in ARRAYS}, facts["draws"])
-        status = Status(
-            tuple((Code(code), message) for code, message in facts.pop("status"))
-        )
-        known = {name: facts.pop(name) for name in FACTS}
+        _check_arrays({name: arrays[name] for name in ARRAYS})
+        _check_samples(samples, arrays["log_weights"], facts["draws"])
+        findings = [(Code(code), message) for code, message in facts.pop("status")]
+        own = {name: facts.pop(name) for name in FACTS}
+        # JSON has lists in the place of tuples.
         facts["dims"] = {name: tuple(dims) for name, dims in facts["dims"].items()}
-        about = About(**(facts | {"blocks": tuple(facts["blocks"])}))
+        facts["blocks"] = tuple(facts["blocks"])
+        about = About(**facts)
         log_weights = arrays["log_weights"]
-        families = Families.from_log_weights(log_weights, arrays["families"])
+        genealogy = Genealogy.from_log_weights(log_weights, arrays["families"])
         diagnostics = {name: arrays[name] for name in DIAGNOSTICS}
-        levels = by_level(
-            arrays["log_snr"], about.blocks, **diagnostics
-        )  # refuses what does not fit together
+        # xarray refuses arrays of levels and blocks that do not fit together.
+        levels = by_level(arrays["log_snr"], about.blocks, **diagnostics)
     return kind(
         samples,
         log_weights,
         levels=levels,
         about=about,
-        status=status,
-        _families=families,
-        **known,
+        status=Status(tuple(findings)),
+        _genealogy=genealogy,
+        **own,
     )
 
 
-def _check_arrays(
-    samples: Mapping[str, np.ndarray],
-    arrays: Mapping[str, np.ndarray],
-    draws: int | None,
-) -> None:
-    """Refuses arrays that are not those of a result."""
+def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse arrays that are not those of a result."""
+    by_block = ("acceptance", "step_size", "quadrature_error")
     for name, array in arrays.items():
-        _require(
-            array.dtype.kind in "fiu", f"{name!r} holds numbers of type {array.dtype}"
-        )
-        axes = (
-            (1, 2) if name in ("acceptance", "step_size", "quadrature_error") else (1,)
-        )
-        _require(
-            array.ndim in axes and array.size > 0, f"{name!r} has shape {array.shape}"
-        )
-    weights, first = arrays["log_weights"], arrays["families"]
-    lead = weights.shape if draws is None else (*weights.shape, draws)
-    _require(
-        not np.isnan(weights).any() and np.isfinite(weights.max()),
-        "its weights are NaN or infinite",
+        numeric = array.dtype.kind in "fiu"
+        _require(numeric, f"{name!r} holds numbers of type {array.dtype}")
+        axes = (1, 2) if name in by_block else (1,)
+        has_shape = array.ndim in axes and array.size > 0
+        _require(has_shape, f"{name!r} has shape {array.shape}")
+    weights = arrays["log_weights"]
+    finite = not np.isnan(weights).any() and np.isfinite(weights.max())
+    _require(finite, "its weights are NaN or infinite")
+    ancestors = arrays["families"]
+    valid = ancestors.shape == weights.shape and np.all(
+        (ancestors >= 0) & (ancestors < len(ancestors))
     )
-    known = first.shape == weights.shape and np.all((first >= 0) & (first < len(first)))
-    _require(known, "its families are not those of its chains")
+    _require(valid, "its ancestors are not those of its chains")
+
+
+def _check_samples(
+    samples: Mapping[str, np.ndarray], log_weights: np.ndarray, draws: int | None
+) -> None:
+    """Refuse samples of another number, or that are not numbers."""
+    lead = log_weights.shape if draws is None else (*log_weights.shape, draws)
     for name, array in samples.items():
         _require(
             array.shape[: len(lead)] == lead,
@@ -218,59 +223,60 @@ def _check_arrays(
         )
 
 
-def _require(holds: object, found: str) -> None:
+def _require(holds: object, defect: str) -> None:
+    """Raise the ValueError that `_damaged` completes, unless a condition ``holds``."""
     if not holds:
-        raise ValueError(found)
+        raise ValueError(defect)
 
 
 @contextmanager
 def _damaged(path: Path) -> Iterator[None]:
-    """Says of which file it is that something is missing, or is not what a result
-    has."""
+    """Name the file, of which an entry is missing or is not that of a result."""
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
+        defect = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise LoadError(
-            f"{path} is no whole result: {f'it lacks {error}' if isinstance(error, KeyError) else error}.",
-            fix="save the result again, or run it again; what was written by hand must fit together.",
+            f"{path} is not a whole result: {defect}.",
+            fix="save the result again, or run it again; entries that were written by "
+            "hand must fit together.",
         ) from error
 
 
 def _with_suffix(path: str | os.PathLike) -> Path:
     path = check_path(path, "The path of a result", "run.safetensors")
-    return (
-        path
-        if path.suffix == ".safetensors"
-        else path.with_name(path.name + ".safetensors")
-    )
+    if path.suffix == ".safetensors":
+        return path
+    return path.with_name(path.name + ".safetensors")
 
 
 def numbers(self: Record) -> JSONObject:
-    """Returns every number of the run but the samples, ready for `json.dump`: what is
-    not finite becomes None."""
-
-    def plain(values: ArrayLike | None) -> JSON:
-        values = np.asarray(values, float)
-        return np.where(np.isfinite(values), values, np.asarray(None)).tolist()
-
-    rows = Summary.of_result(self).rows
+    """Return every number of the run but the samples, ready for `json.dump`: those that
+    are not finite become None."""
     arrays, facts = self.parts()
-    facts["log_evidence_error"] = (
-        None if self.log_evidence is None else plain(self.log_evidence_error)
-    )
+    del facts["sites"], facts["dims"]
+    facts["log_evidence_error"] = None
+    if self.log_evidence is not None:
+        facts["log_evidence_error"] = _as_json(self.log_evidence_error)
+    summary = {}
+    for label, row in Summary.of_result(self).rows.items():
+        summary[label] = dict(zip(COLUMNS, map(_as_json, row), strict=True))
     return {
-        **{name: fact for name, fact in facts.items() if name not in ("sites", "dims")},
+        **facts,
         "num_chains": len(self.log_weights),
-        "effective_chains": plain(self.effective_chains),
-        "pareto_k": plain(self._families.pareto_k),
+        "effective_chains": _as_json(self.effective_chains),
+        "pareto_k": _as_json(self._genealogy.pareto_k),
         "status": self.status.code.value,
         "message": self.status.message,
-        "summary": {
-            label: dict(zip(COLUMNS, map(plain, row), strict=True))
-            for label, row in rows.items()
-        },
-        "levels": {name: plain(arrays[name]) for name in ("log_snr", *DIAGNOSTICS)},
+        "summary": summary,
+        "levels": {name: _as_json(arrays[name]) for name in ("log_snr", *DIAGNOSTICS)},
     }
+
+
+def _as_json(values: ArrayLike | None) -> JSON:
+    """Numbers as JSON has them, None in the place of those that are not finite."""
+    values = np.asarray(values, float)
+    return np.where(np.isfinite(values), values, np.asarray(None)).tolist()
 
 
 def to_arviz(
@@ -280,19 +286,19 @@ def to_arviz(
     coords: Mapping[str, Labels] | None = None,
     predictive: Array | None = None,
 ) -> Any:
-    """Converts to ArviZ's groups of arrays: (chain=1, draw=N, …), or with draws
+    """Convert to ArviZ's groups of arrays: (chain=1, draw=N, …), or with draws
     (chain=N, draw=draws, …).
 
     That is an `arviz.InferenceData`, and with ArviZ 1.0 and later an `xarray.DataTree`.
 
     Without draws the chains of an annealed sampler are one draw each, independent or
     exchangeable, and not N long chains: ArviZ therefore sees one chain of N draws, and
-    its R-hat between chains does not apply. ArviZ knows no weights, so ``posterior``
+    its R-hat between chains does not apply. ArviZ has no weights, so ``posterior``
     holds the equally weighted samples of `unweighted`, and so do the groups that
-    follow; ``sample_stats`` keeps the log-weights that the run ended with, and
-    ``constant_data`` what is known per level. While the density is at hand (not after
-    `load`), ``observed_data`` and the pointwise ``log_likelihood``, of which
-    `arviz.loo` and `arviz.compare` are made, are there too.
+    follow; ``sample_stats`` keeps the final log-weights of the run, and
+    ``constant_data`` its diagnostics by level. While the density is at hand (not after
+    `load`), there are also ``observed_data`` and the pointwise ``log_likelihood``,
+    which `arviz.loo` and `arviz.compare` take.
 
     Args:
         dims: names of a site's axes, N left out, ``{site: (name or None, …)}``; axes
@@ -312,66 +318,37 @@ def to_arviz(
         ...         theta = cp.sample("theta", dist.Normal(0.0, 1.0))
         ...         cp.observe("y", dist.Normal(theta, 1.0), y)
         >>> density = cp.compile(schools, jax.numpy.array([1.0, -1.0]))
-        >>> sampler = cp.AnnealedMCMC(cp.MALA(0.5), 5)
-        >>> result = cp.infer(density, jax.random.key(0), num_chains=8, sampler=sampler, progress=False)
+        >>> options = {"sampler": cp.AnnealedMCMC(cp.MALA(0.5), 5), "progress": False}
+        >>> result = cp.infer(density, jax.random.key(0), num_chains=8, **options)
         >>> data = result.to_arviz(coords={"school": ["A", "B"]})
         >>> data.posterior["theta"].dims, data.log_likelihood["y"].sel(school="B").shape
         (('chain', 'draw', 'school'), (1, 8))
     """
     import xarray
 
-    samples, density = self.unweighted(), self.density
-    data: dict[str, np.ndarray] = {}
-    pointwise: dict[str, np.ndarray] = {}
-    if density is not None and density.observed():
-        data = {name: np.asarray(value) for name, value in density.observed().items()}
-        pointwise = {
-            name: np.asarray(value)
-            for name, value in density.log_likelihood(samples).items()
-        }
-    shapes = {
-        **{name: v.shape[1:] for name, v in samples.items()},
-        **{name: v.shape for name, v in data.items()},
-    }
-    # Plates name axes, but for those that a variable is called as, which xarray does
-    # not allow.
-    plates = {
-        name: axes
-        for name, axes in self.about.dims.items()
-        if name in shapes and any(axes)
-    }
-    named: Dims = {
-        name: [None if axis in shapes else axis for axis in axes]
-        for name, axes in plates.items()
-    }
-    named, coords = named | _as_dict(dims, "dims"), _as_dict(coords, "coords")
-    _check_dims(named, shapes, coords)
-    facts = {name: getattr(self, name) for name in FACTS} | asdict(self.about)
-    attributes = {
-        name: str(fact) if isinstance(fact, dict) else fact
-        for name, fact in facts.items()
-        if fact is not None
-    }
-    attributes |= {"status": str(self.status), "inference_library": "composeprob"}
-    drawn = {
+    samples = self.unweighted()
+    data, pointwise = _of_data(self, samples)
+    shapes = {name: values.shape[1:] for name, values in samples.items()}
+    shapes |= {name: values.shape for name, values in data.items()}
+    named = _plates(self, shapes) | _as_dict(dims, "dims")
+    labels = _as_dict(coords, "coords")
+    _check_dims(named, shapes, labels)
+    predicted = {} if predictive is None else self.predictive(predictive)
+    log_weight = np.repeat(self.log_weights, self.about.draws or 1)
+    by_draw = {
         "posterior": samples,
-        "sample_stats": {
-            "log_weight": np.repeat(self.log_weights, self.about.draws or 1)
-        },
-        "posterior_predictive": {}
-        if predictive is None
-        else self.predictive(predictive),
+        "sample_stats": {"log_weight": log_weight},
+        "posterior_predictive": predicted,
         "log_likelihood": pointwise,
     }
-    lead = ["chain", "draw"]
-    groups = {
-        name: _labelled(_chains(self, each), lead, named, coords)
-        for name, each in drawn.items()
-    }
-    groups["observed_data"] = _labelled(data, [], named, coords)
+    groups = {}
+    for group, values in by_draw.items():
+        of_chains = _chains(self, values)
+        groups[group] = _labelled(of_chains, ["chain", "draw"], named, labels)
+    groups["observed_data"] = _labelled(data, [], named, labels)
     levels = self.levels.reset_coords("log_snr")
     groups["constant_data"] = levels.assign_coords(
-        {axis: coords[axis] for axis in levels.dims if axis in coords}
+        {axis: labels[axis] for axis in levels.dims if axis in labels}
     )
     now = datetime.now(UTC).isoformat()
     groups = {
@@ -379,12 +356,54 @@ def to_arviz(
         for name, group in groups.items()
         if group
     }
+    attributes = _attributes(self)
     arviz, since_1 = quiet_arviz()
-    if since_1:
-        return xarray.DataTree.from_dict(
-            {"/": xarray.Dataset(attrs=attributes), **groups}
-        )
-    return arviz.InferenceData(attrs=attributes, **groups)
+    if not since_1:
+        return arviz.InferenceData(attrs=attributes, **groups)
+    root = xarray.Dataset(attrs=attributes)
+    return xarray.DataTree.from_dict({"/": root, **groups})
+
+
+def _of_data(
+    result: Record, samples: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The data, and their pointwise log-likelihood under samples; empty without a
+    density."""
+    density = result.density
+    if density is None or not density.observed():
+        return {}, {}
+    data = {name: np.asarray(value) for name, value in density.observed().items()}
+    log_likelihood = density.log_likelihood(samples)
+    return data, {name: np.asarray(value) for name, value in log_likelihood.items()}
+
+
+def _plates(result: Record, shapes: Mapping[str, tuple[int, ...]]) -> Dims:
+    """Names of axes by their plates.
+
+    An axis that has the name of a variable stays without, which xarray asks for.
+    """
+
+    def allowed(axis: str | None) -> str | None:
+        return None if axis in shapes else axis
+
+    return {
+        site: list(map(allowed, axes))
+        for site, axes in result.about.dims.items()
+        if site in shapes and any(axes)
+    }
+
+
+def _attributes(result: Record) -> dict[str, Any]:
+    """Facts of a run as attributes of a group; netCDF files hold no dicts and no
+    None."""
+    facts = {name: getattr(result, name) for name in FACTS} | asdict(result.about)
+    attributes = {}
+    for name, fact in facts.items():
+        if fact is not None:
+            attributes[name] = str(fact) if isinstance(fact, dict) else fact
+    attributes["status"] = str(result.status)
+    attributes["inference_library"] = "composeprob"
+    return attributes
 
 
 def _labelled(
@@ -393,25 +412,23 @@ def _labelled(
     named: Dims,
     coords: Mapping[str, Labels],
 ) -> xarray.Dataset:
-    """Arrays with names and labels along their axes, as ArviZ gives them to those that
-    have none; a log-likelihood lacks the axes over which a distribution is one event,
-    the last ones."""
+    """Arrays with names and labels along their axes, by ArviZ's rule where they have
+    none.
+
+    A log-likelihood lacks the last axes, those over which a distribution is one event.
+    """
     import xarray
 
     arrays = {}
     for name, value in values.items():
         axes = named.get(name, [None] * value.ndim)[: value.ndim - len(lead)]
-        arrays[name] = (
-            [*lead, *(axis or f"{name}_dim_{i}" for i, axis in enumerate(axes))],
-            value,
-        )
-    found = xarray.Dataset(arrays)
-    labels: dict[str, Labels] = {
-        str(axis): np.arange(size) for axis, size in found.sizes.items()
-    }
-    return found.assign_coords(
-        labels | {axis: coords[axis] for axis in labels if axis in coords}
-    )
+        names = [axis or f"{name}_dim_{i}" for i, axis in enumerate(axes)]
+        arrays[name] = ([*lead, *names], value)
+    dataset = xarray.Dataset(arrays)
+    labels: dict[str, Labels] = {}
+    for axis, size in dataset.sizes.items():
+        labels[str(axis)] = coords.get(str(axis), np.arange(size))
+    return dataset.assign_coords(labels)
 
 
 def _as_dict(given: Mapping[str, Value] | None, what: str) -> dict[str, Value]:
@@ -425,8 +442,9 @@ def _as_dict(given: Mapping[str, Value] | None, what: str) -> dict[str, Value]:
 
 
 def _chains(result: Record, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """(chain, draw, …) of values (M, …) as `Result.unweighted` orders them."""
-    number, draws = len(result.log_weights), result.about.draws
+    """Values (M, …) in the order of `Result.unweighted` as (chain, draw, …)."""
+    number = len(result.log_weights)
+    draws = result.about.draws
     lead = (1, number) if draws is None else (number, draws)
     return {
         name: value.reshape(*lead, *value.shape[1:]) for name, value in values.items()
@@ -436,6 +454,7 @@ def _chains(result: Record, values: dict[str, np.ndarray]) -> dict[str, np.ndarr
 def _check_dims(
     dims: Dims, shapes: dict[str, tuple[int, ...]], coords: Mapping[str, Labels]
 ) -> None:
+    """Refuse names of axes that do not fit the shapes or the coordinates."""
     for name, axes in dims.items():
         if name not in shapes:
             raise InvalidValueError(
@@ -444,7 +463,8 @@ def _check_dims(
             )
         if isinstance(axes, str) or len(axes) != len(shapes[name]):
             raise InvalidValueError(
-                f"Site {name!r} has {len(shapes[name])} axes beside the draws', but dims names {axes!r}.",
+                f"Site {name!r} has {len(shapes[name])} axes beside the draws', but "
+                f"dims names {axes!r}.",
                 fix="one name (or None) for each, as a tuple.",
             )
     sizes: dict[str, int] = {}
@@ -452,11 +472,14 @@ def _check_dims(
         for axis, size in zip(axes, shapes[name], strict=True):
             if axis is None:
                 continue
-            expected = (
-                len(coords[axis]) if axis in coords else sizes.setdefault(axis, size)
-            )
+            if axis in coords:
+                expected = len(coords[axis])
+            else:
+                expected = sizes.setdefault(axis, size)
             if size != expected:
                 raise InvalidValueError(
-                    f"Axis {axis!r} has {expected} entries, but along it site {name!r} has {size}.",
-                    fix="give one coordinate an entry, and axes of different length different names.",
+                    f"Axis {axis!r} has {expected} entries, but along it site {name!r} "
+                    f"has {size}.",
+                    fix="give one coordinate an entry, and axes of different length "
+                    "different names.",
                 )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def unreadable(path: Path) -> Iterator[None]:
-    """Makes `LoadError` of what TensorStore says of a folder that it cannot read."""
+    """Raise a `LoadError` with TensorStore's reason where it cannot read a folder."""
     try:
         yield
     except ValueError as error:
@@ -35,11 +35,12 @@ def unreadable(path: Path) -> Iterator[None]:
 
 
 class Stored:
-    """An array on disk: indexing reads what is asked for, `numpy.asarray` reads all of
-    it."""
+    """An array on disk: indexing reads no more than the part that it returns,
+    `numpy.asarray` reads all of it."""
 
     def __init__(self, array: TensorStore, path: Path):
-        self._array, self._path = array, path
+        self._array = array
+        self._path = path
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype: np.dtype = array.dtype.numpy_dtype
 
@@ -54,19 +55,24 @@ class Stored:
         """The part that integers and slices name; the axes after them are read whole,
         whatever indexes them."""
         given = index if isinstance(index, tuple) else (index,)
-        read: list[slice] = []
-        rest: list[int | slice] = []
+        read: list[slice] = []  # of the array on disk, forwards and in steps of 1
+        rest: list[int | slice] = []  # of the part that was read
         for entry, size in zip(given, self.shape, strict=False):
             if not isinstance(entry, (int, np.integer, slice)):
                 break
-            chosen = range(size)[entry]
-            whole = chosen if isinstance(chosen, range) else range(chosen, chosen + 1)
-            read.append(slice(min(whole), max(whole) + 1) if whole else slice(0, 0))
-            rest.append(
-                slice(None, None, whole.step) if isinstance(chosen, range) else 0
-            )
-        found = self._read(tuple(read))
-        return found[(*rest, *given[len(read) :])]
+            if isinstance(entry, slice):
+                places = range(size)[entry]
+                rest.append(slice(None, None, places.step))
+            else:
+                place = range(size)[entry]
+                places = range(place, place + 1)
+                rest.append(0)
+            if places:
+                read.append(slice(min(places), max(places) + 1))
+            else:
+                read.append(slice(0, 0))
+        part = self._read(tuple(read))
+        return part[(*rest, *given[len(read) :])]
 
     def __array__(
         self, dtype: DTypeLike | None = None, copy: bool | None = None
@@ -76,10 +82,9 @@ class Stored:
         return np.asarray(self._read(()), dtype)
 
     def _read(self, part: tuple[slice, ...]) -> np.ndarray:
+        array = self._array[part] if part else self._array
         with unreadable(self._path):
-            return np.asarray(
-                (self._array[part] if part else self._array).read().result()
-            )
+            return np.asarray(array.read().result())
 
     def __repr__(self) -> str:
         return f"Stored(shape={self.shape}, dtype={self.dtype})"
@@ -107,11 +112,10 @@ class Store:
         """Make the folder, empty, in place of an earlier result, with room for sites of
         these shapes, dtypes and shapes of blocks, whose second axis may be that of
         draws; by one process."""
-        if self.path.exists() and not (
-            self.path.is_dir() and (self.is_store() or not any(self.path.iterdir()))
-        ):
+        if self.path.exists() and not self._is_replaceable():
             raise InvalidValueError(
-                f"store={str(self.path)!r} exists and is not a stored result, so it is not overwritten.",
+                f"store={str(self.path)!r} exists and is not a stored result, so it is "
+                "not overwritten.",
                 fix="choose another folder; it need not exist.",
             )
         try:
@@ -128,19 +132,25 @@ class Store:
                 self._make(f"samples/{_quoted(name)}", shape, dtype, block, axes)
         except (OSError, ValueError) as error:
             raise InvalidValueError(
-                f"Nothing can be written to store={str(self.path)!r}: {str(error).splitlines()[0]}",
+                f"Nothing can be written to store={str(self.path)!r}: "
+                f"{str(error).splitlines()[0]}",
                 fix="choose a folder that you may write to, on a disk with room.",
             ) from error
+
+    def _is_replaceable(self) -> bool:
+        """Return whether the folder holds an earlier result, or nothing."""
+        if not self.path.is_dir():
+            return False
+        return self.is_store() or not any(self.path.iterdir())
 
     def open(self, names: Iterable[str]) -> None:
         """Open the arrays of these sites."""
         with unreadable(self.path):
-            self.arrays |= {
-                name: self._opened(f"samples/{_quoted(name)}") for name in names
-            }
+            for name in names:
+                self.arrays[name] = self._opened(f"samples/{_quoted(name)}")
 
     def grow(self, draws: int) -> None:
-        """Make room for so many draws."""
+        """Make room for this number of draws."""
         for name, array in self.arrays.items():
             if array.shape[1] < draws:
                 size = [array.shape[0], draws, *array.shape[2:]]
@@ -153,25 +163,23 @@ class Store:
         return self.arrays[name][index].write(values)
 
     def stored(self, name: str, draws: int | None) -> Stored:
-        """A site's array, up to so many draws."""
+        """A site's array, with at most this number of draws."""
         array = self.arrays[name]
-        return Stored(
-            array if draws is None else array[:, : min(draws, array.shape[1])],
-            self.path,
-        )
+        if draws is not None:
+            array = array[:, : min(draws, array.shape[1])]
+        return Stored(array, self.path)
 
     def write_rest(
         self, arrays: Mapping[str, np.ndarray], attributes: JSONObject
     ) -> None:
-        """Write what else belongs to a result; by one process."""
+        """Write all of a result beside its samples; by one process."""
         for name, values in arrays.items():
-            self._make(name, values.shape, values.dtype, values.shape, []).write(
-                values
-            ).result()
+            array = self._make(name, values.shape, values.dtype, values.shape, [])
+            array.write(values).result()
         self.write_attributes(attributes)
 
     def write_attributes(self, attributes: JSONObject) -> None:
-        """Say what the folder holds."""
+        """Describe the contents of the folder."""
         about = {**self.format, **attributes}
         write_json(
             self.path / "zarr.json",
@@ -179,32 +187,34 @@ class Store:
         )
 
     def attributes(self) -> JSONObject:
-        """What `write_attributes` wrote; a `LoadError` where the folder is no result of
-        this version."""
+        """Read the attributes that `write_attributes` wrote.
+
+        Raises:
+            LoadError: the folder is not a result of this version.
+        """
         try:
-            about = json.loads((self.path / "zarr.json").read_text(encoding="utf-8"))[
-                "attributes"
-            ]
+            text = (self.path / "zarr.json").read_text(encoding="utf-8")
+            about = json.loads(text)["attributes"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LoadError(
-                f"{self.path} is no stored result.", fix="check the path."
+                f"{self.path} is not a stored result.", fix="check the path."
             ) from error
         if not isinstance(about, dict) or not self.format.items() <= about.items():
             raise LoadError(
-                f"{self.path} is no stored result of this version of composeprob.",
+                f"{self.path} is not a stored result of this version of composeprob.",
                 fix="pass the folder that was given as store=.",
             )
         return about
 
     def is_store(self) -> bool:
-        """Whether a result of any state is there."""
+        """Return whether a result of any state is there."""
         try:
             return bool(self.attributes())
         except LoadError:
             return False
 
     def rest(self, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """Read what `write_rest` wrote."""
+        """Read the arrays that `write_rest` wrote."""
         with unreadable(self.path):
             return {
                 name: np.asarray(self._opened(name).read().result()) for name in names
@@ -223,6 +233,7 @@ class Store:
         block: Sequence[int],
         axes: list[str],
     ) -> TensorStore:
+        """Make an array in blocks; ``axes`` are names of its first axes."""
         import tensorstore
 
         metadata = {
@@ -239,6 +250,7 @@ class Store:
         return tensorstore.open(spec, create=True, delete_existing=True).result()
 
     def _spec(self, name: str) -> JSONObject:
+        """TensorStore's address of an array; refuses a link that leads elsewhere."""
         folder = self.path / name
         if not folder.resolve().is_relative_to(self.path.resolve()):
             raise LoadError(
@@ -250,9 +262,11 @@ class Store:
 
 def _quoted(name: str) -> str:
     """A site's name as that of one folder."""
-    for found, instead in (("%", "%25"), ("/", "%2F"), ("\\", "%5C")):
-        name = name.replace(found, instead)
-    return "%2E" + name[1:] if name.startswith(".") else name
+    for character, code in (("%", "%25"), ("/", "%2F"), ("\\", "%5C")):
+        name = name.replace(character, code)
+    if name.startswith("."):  # a hidden folder, or the one above
+        return "%2E" + name[1:]
+    return name
 
 
 def write_arrays(
@@ -260,23 +274,28 @@ def write_arrays(
     arrays: Mapping[str, np.ndarray],
     texts: dict[str, str] | None = None,
 ) -> None:
-    """Writes arrays, and texts beside them, as one safetensors file."""
-    # It takes the buffer as it lies in memory; 0-d arrays keep their shape. Files of
-    # its save_file only their owner can read.
-    whole = {
+    """Write arrays, and texts beside them, as one safetensors file."""
+    # safetensors takes the buffer as it lies in memory. `ascontiguousarray` gives 0-d
+    # arrays an axis, hence the reshape. A file of `save_file` only its owner can read.
+    contiguous = {
         name: np.ascontiguousarray(array).reshape(np.shape(array))
         for name, array in arrays.items()
     }
-    write_whole(Path(path), save(whole, metadata=texts))
+    write_whole(Path(path), save(contiguous, metadata=texts))
 
 
 def read_arrays(
     path: str | Path, what: str, fix: str
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads what `write_arrays` wrote; a `LoadError` says ``what`` cannot be read."""
+    """Read the arrays and texts that `write_arrays` wrote.
+
+    Raises:
+        LoadError: says that ``what`` cannot be read, with the ``fix``.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            names = file.keys()
+            arrays = {name: file.get_tensor(name) for name in names}
             return arrays, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise LoadError(
@@ -285,12 +304,12 @@ def read_arrays(
 
 
 def write_json(path: Path, content: JSON) -> None:
-    """Writes a JSON file."""
+    """Write a JSON file."""
     write_whole(path, json.dumps(content, indent=1).encode())
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file, of which a reader never sees half; makes its folder where there is
+    """Write a file, of which a reader never sees half; make its folder where there is
     none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

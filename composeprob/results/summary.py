@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ class Summary:
             per number of each site; the error is NaN where the status withholds it.
         intervals: ``{label: (low, high)}``, of the means, 90 %; NaN where the error is
             withheld.
-        facts: ``{name: text}``, what is printed below the table.
+        facts: ``{name: text}``, the lines printed below the table.
     """
 
     rows: dict[str, tuple[float, ...]]
@@ -35,176 +36,185 @@ class Summary:
 
     @classmethod
     def of_result(cls, result: Record) -> Summary:
-        """Makes the summary of one result."""
+        """Make the summary of one result."""
         rows: dict[str, tuple[float, ...]] = {}
         intervals: dict[str, tuple[float, float]] = {}
+        genealogy = result._genealogy
         for name in result.samples:
             drawn = result.drawn(name, tuning.SUMMARY.most_numbers)
             labels, columns = shown_entries(name, drawn, 2)
-            values = drawn.reshape(
-                *drawn.shape[:2], len(labels), -1
-            )  # of a row, many numbers where it pools them
-            weights = np.repeat(
-                result._families.weights, values.shape[1] * values.shape[3]
-            )
+            # One label stands for many numbers where it pools them.
+            values = drawn.reshape(*drawn.shape[:2], len(labels), -1)
+            of_chain = values.shape[1] * values.shape[3]
+            weights = np.repeat(genealogy.weights, of_chain)
             means = result.mean_of(columns)
-            numbers = zip(labels, means.error, *means.interval(0.9), strict=True)
-            for j, (label, error, low, high) in enumerate(numbers):
+            lows, highs = means.interval(0.9)
+            for j, label in enumerate(labels):
                 mean, *others = weighted_statistics(values[:, :, j].ravel(), weights)
-                rows[label] = (mean, float(error), *others)
-                intervals[label] = float(low), float(high)
-        return cls(rows, intervals, _facts(result))
+                rows[label] = (mean, float(means.error[j]), *others)
+                intervals[label] = (float(lows[j]), float(highs[j]))
+        return cls(rows, intervals, dict(_facts(result)))
 
     def __str__(self) -> str:
         width = max([len(label) for label in self.rows] + [4])
         lines = [" " * width + "".join(f"{column:>12}" for column in COLUMNS)]
-        lines += [
-            f"{label:<{width}}" + "".join(f"{cell(v):>12}" for v in row)
-            for label, row in self.rows.items()
-        ]
-        margin = max(len(name) for name in self.facts) + 2
+        for label, row in self.rows.items():
+            cells = "".join(f"{cell(value):>12}" for value in row)
+            lines.append(f"{label:<{width}}{cells}")
         lines.append("")
+        margin = max(len(name) for name in self.facts) + 2
         for name, text in self.facts.items():
-            lines.append(f"{name:<{margin}}" + text.replace("\n", "\n" + " " * margin))
+            indented = text.replace("\n", "\n" + " " * margin)
+            lines.append(f"{name:<{margin}}{indented}")
         return printable("\n".join(lines))
 
     __repr__ = __str__
 
 
 def cell(value: float) -> str:
-    """Formats a number of the table; what is withheld is a dash."""
+    """Format a number of the table; one that is withheld is a dash."""
     return "–" if np.isnan(value) else f"{value:.4g}"
 
 
 def weighted_statistics(values: np.ndarray, weights: np.ndarray) -> tuple[float, ...]:
-    """Computes mean, standard deviation and the 5, 50 and 95 % quantiles of finite
-    values under weights, both (N,)."""
+    """Return mean, standard deviation and the 5, 50 and 95 % quantiles of finite values
+    under weights, both (N,)."""
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
     if not finite.any():
         return (float("nan"),) * (len(COLUMNS) - 1)
-    values, weights = values[finite], np.asarray(weights, np.float64)[finite]
+    values = values[finite]
+    weights = np.asarray(weights, np.float64)[finite]
     weights = weights / weights.sum()
     mean = float(weights @ values)
     sd = float(np.sqrt(weights @ (values - mean) ** 2))
     order = np.argsort(values)
     cumulative = np.cumsum(weights[order])
-    return (
-        mean,
-        sd,
-        *(quantile(values[order], cumulative, q) for q in (0.05, 0.5, 0.95)),
-    )
+    quantiles = [quantile(values[order], cumulative, q) for q in (0.05, 0.5, 0.95)]
+    return (mean, sd, *quantiles)
 
 
-def _facts(result: Record) -> dict[str, str]:
-    about, levels, number = result.about, result.levels, len(result.log_weights)
-    facts = {"sampler": about.sampler}
+def _facts(result: Record) -> Iterator[tuple[str, str]]:
+    """Name and text of each line below the table."""
+    about = result.about
+    yield "sampler", about.sampler
     if result.reason:
-        facts["why"] = result.reason
-    facts["chains"] = (
-        f"{number:,}, as good as {result.effective_chains:,.0f} independent ones"
-    )
-    if about.devices > 1:
-        facts["devices"] = f"{about.devices}, all of which moved chains"
-    copies = len(np.unique(result._families.index))
-    if copies < number:
-        facts["ancestors"] = (
-            f"{copies:,} of the first chains have descendants ({result._families.effective:,.0f} effective)"
-        )
-    if about.global_acceptance is not None:
-        facts["global moves"] = (
-            f"{about.global_acceptance:.2g} of the proposals accepted"
-        )
-    if about.round_trips is not None:
-        facts["swaps"] = (
-            f"{_range(np.asarray(levels['swaps']))}; {about.round_trips:.3g} round trips of each chain's replicas"
-        )
-    if not math.isnan(k := result._families.pareto_k):
-        largest = tuning.SUMMARY.largest_k
-        doubt = (
-            f", above {largest}: a few chains decide, and errors are too small"
-            if k > largest
-            else ""
-        )
-        facts["Pareto k̂"] = (
-            f"{k:.2f}{doubt}"
-            if k > 0
-            else "below 0: no chain has much more weight than others"
-        )
+        yield "why", result.reason
+    yield from _facts_of_chains(result)
     if about.draws is not None:
-        facts["draws"] = (
-            f"{about.draws:,} of each chain, {about.thin} transitions apart"
+        text = f"{about.draws:,} of each chain, {about.thin} transitions apart"
+        yield "draws", text
+        yield from _facts_of_mixing(result)
+    yield from _facts_of_levels(result)
+    yield from _facts_of_evidence(result)
+    yield "time", f"{about.seconds:.2f} s"
+    yield "status", str(result.status)
+
+
+def _facts_of_chains(result: Record) -> Iterator[tuple[str, str]]:
+    """Number of chains and ancestors, moves between modes, and weights."""
+    about = result.about
+    genealogy = result._genealogy
+    number = len(result.log_weights)
+    worth = result.effective_chains
+    yield "chains", f"{number:,}, as good as {worth:,.0f} independent ones"
+    if about.devices > 1:
+        yield "devices", f"{about.devices}, all of which moved chains"
+    distinct = len(np.unique(genealogy.index))
+    if distinct < number:
+        text = f"{distinct:,} distinct ({genealogy.effective:,.0f} effective)"
+        yield "ancestors", text
+    if about.global_acceptance is not None:
+        text = f"{about.global_acceptance:.2g} of the proposals accepted"
+        yield "global moves", text
+    if about.round_trips is not None:
+        swaps = _range(np.asarray(result.levels["swaps"]))
+        trips = f"{about.round_trips:.3g} round trips of each chain's replicas"
+        yield "swaps", f"{swaps}; {trips}"
+    if not math.isnan(genealogy.pareto_k):
+        yield "Pareto k̂", _text_of_pareto_k(genealogy.pareto_k)
+
+
+def _text_of_pareto_k(k: float) -> str:
+    """Pareto k̂ with its meaning where it is large, or negative."""
+    largest = tuning.SUMMARY.largest_k
+    if not k > 0:
+        return "below 0: no chain has much more weight than others"
+    if k > largest:
+        return (
+            f"{k:.2f}, above {largest}: a few chains decide, and errors are too small"
         )
-        facts |= _mixing(result)
+    return f"{k:.2f}"
+
+
+def _facts_of_levels(result: Record) -> Iterator[tuple[str, str]]:
+    """Levels, evaluations, and diagnostics over the levels."""
+    levels = result.levels
     log_snr = levels["log_snr"].to_numpy()
-    facts["levels"] = f"{len(log_snr)}, log-SNR {log_snr[-1]:.3g} … {log_snr[0]:.3g}"
-    facts["evaluations"] = f"{result.evaluations:,} of the composed density per chain"
-    for name, title in (
-        ("acceptance", "acceptance"),
-        ("step_size", "step size"),
-        ("ess", "ESS"),
-    ):
-        facts |= {
-            label: _range(column)
-            for label, column in by_block(levels, name, title).items()
-        }
+    yield "levels", f"{len(log_snr)}, log-SNR {log_snr[-1]:.3g} … {log_snr[0]:.3g}"
+    yield "evaluations", f"{result.evaluations:,} of the composed density per chain"
+    titles = {"acceptance": "acceptance", "step_size": "step size", "ess": "ESS"}
+    for name, title in titles.items():
+        for label, column in by_block(levels, name, title).items():
+            yield label, _range(column)
     for label, column in by_block(levels, "quadrature_error", "quadrature").items():
         if np.nansum(column) > 0:
-            facts[label] = f"error of log-ratios {_range(column)}"
-    if about.curl:
-        facts["curl"] = ", ".join(
-            f"{name} {value:.2g}" for name, value in about.curl.items()
-        )
-    if (rejected := float(levels["non_finite"].sum())) > 0:
-        facts["non-finite"] = f"{int(rejected):,} proposals, rejected"
-    if result.log_evidence is not None:
-        error = (
-            math.nan if result.log_evidence_error is None else result.log_evidence_error
-        )
-        facts["log evidence"] = with_error(result.log_evidence, error)
-        if math.isfinite(error):
-            low, high = result.log_evidence_interval(0.9)
-            facts["log evidence"] += f" (90 % interval {low:.4g} … {high:.4g})"
-    facts["time"] = f"{about.seconds:.2f} s"
-    facts["status"] = str(result.status)
-    return facts
+            yield label, f"error of log-ratios {_range(column)}"
+    curl = result.about.curl
+    if curl:
+        yield "curl", ", ".join(f"{name} {value:.2g}" for name, value in curl.items())
+    rejected = float(levels["non_finite"].sum())
+    if rejected > 0:
+        yield "non-finite", f"{int(rejected):,} proposals, rejected"
 
 
-def _mixing(result: Record) -> dict[str, str]:
+def _facts_of_evidence(result: Record) -> Iterator[tuple[str, str]]:
+    """The log-evidence, with its error and interval where there are any."""
+    if result.log_evidence is None:
+        return
+    error = result.log_evidence_error
+    if error is None:
+        error = math.nan
+    text = with_error(result.log_evidence, error)
+    if math.isfinite(error):
+        low, high = result.log_evidence_interval(0.9)
+        text += f" (90 % interval {low:.4g} … {high:.4g})"
+    yield "log evidence", text
+
+
+def _facts_of_mixing(result: Record) -> Iterator[tuple[str, str]]:
     """R̂ between the chains of a run with draws, the greatest over all numbers; by
     ArviZ."""
-    if (
-        len(result.log_weights) < 2
-        or (result.about.draws or 0) < tuning.ERRORS.fewest_draws
-    ):
-        return {}
-    (arviz, _), worst, where = quiet_arviz(), -math.inf, ""
+    draws = result.about.draws or 0
+    if len(result.log_weights) < 2 or draws < tuning.ERRORS.fewest_draws:
+        return
+    arviz, _ = quiet_arviz()
+    worst = -math.inf
+    of_site = ""
     for name in result.samples:
-        _, columns = shown_entries(
-            name, result.drawn(name, tuning.SUMMARY.most_numbers), 2
-        )
+        drawn = result.drawn(name, tuning.SUMMARY.most_numbers)
+        _, columns = shown_entries(name, drawn, 2)
         for column in np.moveaxis(columns, -1, 0):
-            found = (
-                float(arviz.rhat(column))
-                if np.isfinite(column).all() and np.ptp(column) > 0
-                else -math.inf
-            )
-            worst, where = max((worst, where), (found, name))
+            if not np.isfinite(column).all() or np.ptp(column) == 0:
+                continue  # it has no R̂
+            r_hat = float(arviz.rhat(column))
+            worst, of_site = max((worst, of_site), (r_hat, name))
     if not math.isfinite(worst):
-        return {}
+        return
+    text = f"at most {worst:.3f} ({of_site})"
     largest = tuning.SUMMARY.largest_rhat
-    doubt = (
-        f", above {largest}: chains remember where they began"
-        if worst > largest
-        else ""
-    )
-    return {"R̂": f"at most {worst:.3f} ({where}){doubt}"}
+    if worst > largest:
+        text += f", above {largest}: chains remember where they began"
+    yield "R̂", text
 
 
 def _range(values: np.ndarray) -> str:
-    """Formats the least and the greatest value over levels, and the levels where they
+    """Format the least and the greatest value over levels, and the levels where they
     are."""
-    low, high = np.nanargmin(values), np.nanargmax(values)
-    if f"{values[low]:.3g}" == f"{values[high]:.3g}":
-        return f"{values[low]:.3g} at every level"
-    return f"{values[low]:.3g} (level {low}) … {values[high]:.3g} (level {high})"
+    low = np.nanargmin(values)
+    high = np.nanargmax(values)
+    least = f"{values[low]:.3g}"
+    greatest = f"{values[high]:.3g}"
+    if least == greatest:
+        return f"{least} at every level"
+    return f"{least} (level {low}) … {greatest} (level {high})"

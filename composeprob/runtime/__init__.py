@@ -1,7 +1,8 @@
-"""What a call of `cp.infer` does around a sampler.
+"""A call of `cp.infer` around its sampler.
 
-`infer` checks the call; `stages` has the run, five stages of one state, with what
-watches it; `progress` shows how far it is, `writer` keeps its draws and checkpoints,
-`record` makes the result. `compiled` has the executables, and networks shared out over
-devices. May import `samplers` and `results`.
+`infer` checks the call and decides on retries; `stages` has the run, five stages of one
+state, with watchers; `progress` shows how far it is, `writer` keeps its draws and
+checkpoints, `outcome` makes the result, and `own_draws` checks scores for it.
+`compiled` has the executables, and networks that are sharded over devices. May import
+`samplers` and `results`.
 """

@@ -1,9 +1,9 @@
 """The compiled pieces of a run: each is one executable, the same on every device,
 whatever the numbers in it.
 
-Large arrays of a density may be kept in parts: every device has a share of each, and
-the whole only while it evaluates. A run can also be compiled ahead, for devices that
-this machine need not have.
+Large arrays of a density may be sharded: every device keeps a shard of each, and
+gathers the whole only while it evaluates. A run can also be compiled ahead, for devices
+that this machine need not have.
 """
 
 from __future__ import annotations
@@ -51,171 +51,186 @@ Output = TypeVar("Output")
 
 
 def make_room(most: int = tuning.ROOM.memory_maps) -> None:
-    """Lets go of all compiled code where this process has more memory maps than
-    ``most``."""
+    """Free all compiled code where this process has more memory maps than ``most``."""
     maps = Path("/proc/self/maps")
     if maps.is_file() and maps.read_bytes().count(b"\n") > most:
         jax.clear_caches()
 
 
 class Shard(eqx.Module):
-    """Stands for an array that is cut along an axis, of which every device in a row of
-    the mesh has a part; inside of `on_devices` it holds this device's part, outside the
-    whole, in parts."""
+    """An array in the place of one that is cut along an axis, of which every device in
+    a row of the mesh has a part: inside of `on_devices` this device's part, outside the
+    whole."""
 
     array: Array
     axis: int = eqx.field(static=True)
 
     def gathered(self, after: PyTree[Array]) -> Array:
-        """The array, from all of its parts: one all-gather, which does not begin before
-        the values ``after`` are there.
+        """The whole array: one all-gather, which does not begin before the values
+        ``after`` are there.
 
-        Else a loop would gather once and for all what does not change in it, and keep
-        it.
+        Without such a dependence a loop would gather once and for all an array that
+        does not change in it, and keep it.
         """
         part, _ = jax.lax.optimization_barrier((self.array, after))
         return jax.lax.all_gather(part, AXES[1], axis=self.axis, tiled=True)
 
 
-def _is_part(node: object) -> bool:
+def _is_shard(node: object) -> bool:
     return isinstance(node, Shard)
 
 
-def _delegated(name: str) -> Any:
-    """What `Evaluates` has of this name: a property, or a method of an evaluator whose
-    arrays are gathered for the call."""
+def _gathering(name: str) -> Any:
+    """A method of `Evaluates` for `Sharded`, which gathers the evaluator's arrays for
+    the call; or a property, which takes none."""
 
     def method(self: Sharded, *arguments: PyTree[Array]) -> PyTree[Array]:
         after = eqx.filter(arguments, eqx.is_inexact_array)
-        gathered = lambda leaf: leaf.gathered(after) if _is_part(leaf) else leaf  # noqa: E731
-        # An array that the method makes no use of is not gathered: the compiler drops
-        # it.
-        return getattr(jax.tree.map(gathered, self.evaluator, is_leaf=_is_part), name)(
-            *arguments
-        )
 
-    known = isinstance(vars(Evaluates)[name], property)
-    return property(lambda self: getattr(self.evaluator, name)) if known else method
+        def gathered(leaf: PyTree[Array]) -> PyTree[Array]:
+            return leaf.gathered(after) if _is_shard(leaf) else leaf
+
+        # The compiler drops the gathering of arrays that the method does not use.
+        whole = jax.tree.map(gathered, self.evaluator, is_leaf=_is_shard)
+        return getattr(whole, name)(*arguments)
+
+    def attribute(self: Sharded) -> Any:
+        return getattr(self.evaluator, name)
+
+    if isinstance(vars(Evaluates)[name], property):
+        return property(attribute)
+    return method
 
 
 class Sharded(eqx.Module):
-    """An evaluator with a `Shard` in the place of each large array, put together for
-    each evaluation and forgotten after it. All devices in a row must evaluate equally
-    often, as each gives its parts to the others."""
+    """An evaluator with a `Shard` in the place of each large array; these are gathered
+    for each evaluation and freed after it.
+
+    All devices in a row must evaluate equally often, as each gives its shards to the
+    others.
+    """
 
     evaluator: Evaluates
-    vars().update(
-        {
-            name: _delegated(name)
-            for name in vars(Evaluates)
-            if name == "__call__" or name[0] != "_"
-        }
-    )
+
+
+# The members of `Evaluates` stand in its definition alone.
+for _name in vars(Evaluates):
+    if _name == "__call__" or not _name.startswith("_"):
+        setattr(Sharded, _name, _gathering(_name))
 
 
 def in_parts(
     density: AnnealedDensity, spread: Spread, sampler: Sampler
 ) -> AnnealedDensity:
-    """The density with its evaluator's large arrays (`tuning.ROOM.parts_bytes`) in
-    parts if a mesh has a second axis; refuses kernels that would leave devices waiting
+    """Return the density with its evaluator's large arrays (`tuning.ROOM.parts_bytes`)
+    sharded if a mesh has a second axis; refuse kernels that would leave devices waiting
     for one another."""
-    number = 1 if spread.mesh is None else spread.mesh.shape[AXES[1]]
-    shared = (
-        density
-        if number == 1
-        else partitioned(density, number, tuning.ROOM.parts_bytes)
-    )
-    kernels = (
-        ()
-        if sampler.moves is None or shared is density
-        else sampler.moves.kernel.kernels
-    )
-    for kernel in kernels:
-        if isinstance(
-            kernel, BlackJAX
-        ):  # a NUTS tree ends where it ends; of other algorithms nothing is known
+    if spread.mesh is None or spread.mesh.shape[AXES[1]] == 1:
+        return density
+    number = spread.mesh.shape[AXES[1]]
+    sharded = partitioned(density, number, tuning.ROOM.parts_bytes)
+    if sampler.moves is None or sharded is density:
+        return sharded
+    for kernel in sampler.moves.kernel.kernels:
+        # A NUTS tree ends where it ends; of other algorithms nothing is known.
+        if isinstance(kernel, BlackJAX):
             raise CapabilityError(
-                f"{kernel!r} may evaluate some chains more often than others, and devices that share networks out must "
-                "evaluate equally often.",
+                f"{kernel!r} may evaluate some chains more often than others, and "
+                "devices that share networks out must evaluate equally often.",
                 fix="use MALA, HMC, ULA or UHMC, or a mesh of one axis.",
             )
-    return shared
+    return sharded
 
 
 def partitioned(density: AnnealedDensity, number: int, above: int) -> AnnealedDensity:
-    """The density with its evaluator's arrays of more than ``above`` bytes in so many
-    parts; itself without any.
+    """Return the density with its evaluator's arrays of more than ``above`` bytes in
+    ``number`` shards each; the density itself if there are none.
 
-    Each is cut along the longest axis that can be cut evenly; one without such stays
-    whole. So do NumPyro's distributions, which list their arrays in another order in
-    every process: these would wait for different ones.
+    Each is cut along the longest axis that can be cut evenly; one without such an axis
+    stays whole. So do NumPyro's distributions, which list their arrays in another order
+    in every process: processes would wait for different ones.
     """
 
     def shard(leaf: PyTree[Array]) -> PyTree[Array]:
-        key = is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        if not is_array(leaf) or key or leaf.size * leaf.dtype.itemsize <= above:
+        if not is_array(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        if leaf.size * leaf.dtype.itemsize <= above:
             return leaf
         even = [axis for axis, length in enumerate(leaf.shape) if length % number == 0]
-        return (
-            Shard(leaf, max(even, key=lambda axis: leaf.shape[axis])) if even else leaf
-        )
+        if not even:
+            return leaf
+        return Shard(leaf, max(even, key=lambda axis: leaf.shape[axis]))
 
     marked = jax.tree.map(
         shard, density.evaluator, is_leaf=lambda node: isinstance(node, Distribution)
     )
-    found = any(map(_is_part, jax.tree.leaves(marked, is_leaf=_is_part)))
+    leaves = jax.tree.leaves(marked, is_leaf=_is_shard)
+    if not any(map(_is_shard, leaves)):
+        return density
     evaluator: Any = Sharded(marked)  # its methods are those of `Evaluates`
-    return dataclasses.replace(density, evaluator=evaluator) if found else density
+    return dataclasses.replace(density, evaluator=evaluator)
 
 
 def places(argument: PyTree[Any]) -> PyTree[PartitionSpec]:
-    """Where the arrays of a run, a density or anything else are, as `jax.shard_map`
-    wants it."""
+    """The placement of the arrays of a run, a density or anything else on the mesh, for
+    `jax.shard_map`."""
     if isinstance(argument, Run):
         return Run.places()
-    row = lambda leaf: (
-        PartitionSpec(*[None] * leaf.axis, AXES[1]) if _is_part(leaf) else everywhere
-    )  # noqa: E731
-    return jax.tree.map(row, eqx.filter(argument, is_array), is_leaf=_is_part)
+
+    def place(leaf: PyTree[Array]) -> PartitionSpec:
+        if _is_shard(leaf):
+            return PartitionSpec(*[None] * leaf.axis, AXES[1])
+        return everywhere
+
+    return jax.tree.map(place, eqx.filter(argument, is_array), is_leaf=_is_shard)
 
 
 def on_mesh(tree: Tree, spread: Spread) -> Tree:
-    """A density, or what has no parts, on the devices of a spread. What it holds twice
-    (a network in a factor, and again among the arguments of a program that is run
-    again) is there once."""
+    """Put a density, or a tree without shards, on the devices of a spread.
+
+    An array that it holds twice (a network in a factor, and again among the arguments
+    of a program that is run again) is there once.
+    """
     if spread.mesh is None:
         return tree
     arrays, static = eqx.partition(tree, eqx.is_array)
-    known: dict[tuple[int, PartitionSpec], Array] = {}
+    placed: dict[tuple[int, PartitionSpec], Array] = {}
 
     def put(place: PartitionSpec, array: Array) -> Array:
-        if (id(array), place) not in known:
-            known[id(array), place] = spread.place(array, place)
-        return known[id(array), place]
+        if (id(array), place) not in placed:
+            placed[id(array), place] = spread.place(array, place)
+        return placed[id(array), place]
 
-    there = jax.tree.map(
-        lambda place, part: jax.tree.map(partial(put, place), part),
-        places(tree),
-        arrays,
-    )
+    def put_all(place: PartitionSpec, part: PyTree[Array]) -> PyTree[Array]:
+        return jax.tree.map(partial(put, place), part)
+
+    there = jax.tree.map(put_all, places(tree), arrays)
     return eqx.combine(there, static)
 
 
 def on_devices(
     function: Callable[Params, Output], out: PyTree[PartitionSpec]
 ) -> Callable[Params, Output]:
-    """The function, whose second argument is a run, on every device that this is spread
-    over: it sees that device's share of the run's chains there, and the whole of
-    everything else. What it returns is where ``out`` says."""
+    """Map a function, whose second argument is a run, over the devices that this is
+    spread over.
+
+    On each device it sees that device's share of the run's chains, and the whole of
+    everything else. The placement of its output is ``out``.
+    """
 
     @functools.wraps(function)
     def mapped(*args: Params.args, **kwargs: Params.kwargs) -> Output:
         arrays, static = eqx.partition(args, eqx.is_array)
-        on_one = lambda arrays: function(*eqx.combine(arrays, static), **kwargs)  # noqa: E731
-        mesh, where = args[1].spread.mesh, tuple(map(places, args))  # type: ignore[attr-defined]
-        return jax.shard_map(
+
+        def on_one(arrays: PyTree[Array]) -> Output:
+            return function(*eqx.combine(arrays, static), **kwargs)
+
+        mesh = args[1].spread.mesh  # type: ignore[attr-defined]
+        where = tuple(map(places, args))
+        on_all = jax.shard_map(
             on_one, mesh=mesh, in_specs=(where,), out_specs=out, check_vma=False
-        )(arrays)
+        )
+        return on_all(arrays)
 
     return mapped
 
@@ -223,14 +238,14 @@ def on_devices(
 def executable(
     out: PyTree[PartitionSpec],
 ) -> Callable[[Callable[Params, Output]], Callable[Params, Output]]:
-    """A decorator: compiles a function of a run for the devices that this is spread
-    over; see `on_devices`.
+    """Make a decorator that compiles a function of a run for the devices that this is
+    spread over; see `on_devices`.
 
     With chains in chunks most programs round on one device as on several: XLA's
     partitioner, which only programs for several devices go through, ends by merging
-    equal expressions, and the simplifier after it does to merged ones what it does not
-    do to equal ones (a·x + a·y becomes a·(x + y)). So they are never merged there,
-    which takes no time. Constants, which the partitioner writes out once for each use,
+    equal expressions, and the simplifier after it rewrites merged expressions (a·x +
+    a·y becomes a·(x + y)), but not equal ones. So they are never merged with chunks,
+    which costs no time. Constants, which the partitioner writes out once for each use,
     can still make last bits on one device differ.
     """
 
@@ -239,14 +254,14 @@ def executable(
         def compiled(meshed: bool, chunked: bool) -> Callable[Params, Output]:
             options = {"xla_disable_hlo_passes": "cse"} if chunked else {}
             body = on_devices(function, out) if meshed else function
-            return eqx.filter_jit(body, compiler_options=options)  # type: ignore[call-overload]  # for jax.jit
+            # Options are passed on to `jax.jit`.
+            return eqx.filter_jit(body, compiler_options=options)  # type: ignore[call-overload]
 
         @functools.wraps(function)
         def call(*args: Params.args, **kwargs: Params.kwargs) -> Output:
             spread: Spread = args[1].spread  # type: ignore[attr-defined]
-            return compiled(spread.mesh is not None, spread.chunk is not None)(
-                *args, **kwargs
-            )
+            executable = compiled(spread.mesh is not None, spread.chunk is not None)
+            return executable(*args, **kwargs)
 
         return call
 
@@ -255,14 +270,14 @@ def executable(
 
 @executable(out=Run.places())
 def start(sampler: Sampler, run: Run, density: AnnealedDensity, first: int) -> Run:
-    """Chains at the first level."""
+    """Return the run with chains at the first level."""
     return sampler.start(run, density, first)
 
 
 @executable(out=Run.places())
 def advance(sampler: Sampler, run: Run, density: AnnealedDensity, end: Array) -> Run:
-    """Chains after their visits until ``end`` are made, an array: every stretch of
-    levels is one executable."""
+    """Return the run after visits until ``end`` are made; an array, so that every
+    stretch of levels is one executable."""
     return sampler.advance(run, density, end)
 
 
@@ -274,7 +289,7 @@ def close(
     fitted: PyTree[Array],
     number: Array,
 ) -> Run:
-    """Chains at level 0 after a round of what closes a run."""
+    """Return the run after a round of a finisher at level 0."""
     return closing.move(run, density, fitted, number)
 
 
@@ -288,9 +303,11 @@ def draw(
     thin: Array,
     most: int,
 ) -> tuple[Run, dict[str, Array]]:
-    """At level 0 ``thin`` transitions of the kernel, which leave π_0 invariant, for
-    each of the draws ``begin`` … ``end`` − 1, as ``{name: (N, most, …)}``, of which the
-    first ``end`` − ``begin`` count."""
+    """Take the draws ``begin`` … ``end`` − 1 at level 0, each after ``thin``
+    transitions of the kernel, which leave π_0 invariant.
+
+    Draws are ``{name: (N, most, …)}``, of which the first ``end`` − ``begin`` count.
+    """
 
     def values(run: Run) -> dict[str, Array]:
         return run.spread.map(density.to_samples, sampler.positions(run, density))
@@ -298,15 +315,17 @@ def draw(
     def take(
         i: Array, carry: tuple[Run, dict[str, Array]]
     ) -> tuple[Run, dict[str, Array]]:
-        run = sampler.draw(carry[0], density, i, thin)
-        return run, jax.tree.map(
-            lambda drawn, new: drawn.at[:, i - begin].set(new), carry[1], values(run)
+        run, drawn = carry
+        run = sampler.draw(run, density, i, thin)
+        drawn = jax.tree.map(
+            lambda draws, new: draws.at[:, i - begin].set(new), drawn, values(run)
         )
+        return run, drawn
 
     shapes = jax.eval_shape(values, run)
     blank = {
-        name: jnp.zeros((s.shape[0], most, *s.shape[1:]), s.dtype)
-        for name, s in shapes.items()
+        name: jnp.zeros((site.shape[0], most, *site.shape[1:]), site.dtype)
+        for name, site in shapes.items()
     }
     return jax.lax.fori_loop(begin, end, take, (run, blank))
 
@@ -315,28 +334,27 @@ def draw(
 def read(
     sampler: Sampler, run: Run, density: AnnealedDensity
 ) -> tuple[dict[str, Array], Position]:
-    """What the chains' positions mean to the program's author, ``{name: (N, …)}``, and
-    the positions."""
+    """Return the values of the program's sites, ``{name: (N, …)}``, and the chains'
+    positions."""
     positions = sampler.positions(run, density)
     return run.spread.map(density.to_samples, positions), positions
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What a compiler reports of a whole run, start and every level, as one program;
-    sizes and costs are a chip's."""
+    """A compiler's report of a whole run, start and every level, as one program; sizes
+    and costs are a chip's."""
 
     arguments: int  # bytes of memory, as the next two
     outputs: int
     temporaries: int
-    # the compiler's own estimates, NaN where it gives none; the body of a loop counts
-    # once
+    # The compiler's own estimates, NaN where it gives none; the body of a loop counts
+    # once.
     flops: float
     bytes_accessed: float
     seconds: float
-    collectives: dict[
-        str, int
-    ]  # how many operations of each kind the compiled program has
+    # Number of operations of each kind in the compiled program.
+    collectives: dict[str, int]
 
 
 def compile_ahead(
@@ -354,64 +372,63 @@ def compile_ahead(
             (`jax.ShapeDtypeStruct`).
         devices: such as ``jax.experimental.topologies.get_topology_desc(…).devices``; a
             table is a mesh of two axes.
-        diagnostics: whether the program also gives what a `Result` reports of each
+        diagnostics: whether the program also computes a `Result`'s diagnostics of each
             level: means over all chains, which take collectives even where the chains
             themselves need none.
     """
     check_capabilities(sampler, density)
     sampler = sampler.prepare(density)
-    first, mesh = sampler.first_level(density), chain_mesh(devices)
+    first = sampler.first_level(density)
+    mesh = chain_mesh(devices)
     spread = Spread.checked(mesh, None, num_chains)
-    here = dataclasses.replace(spread, mesh=None)  # where the devices are not
-    run = placed(
-        begin(jax.random.key(0), num_chains, sampler.visits(density, None)), here
-    )
+    # A run begins on this machine, where the devices need not be.
+    on_host = dataclasses.replace(spread, mesh=None)
+    visits = sampler.visits(density, None)
+    run = placed(begin(jax.random.key(0), num_chains, visits), on_host)
     records = run.records if diagnostics else NoRecords.empty(density.num_levels)
     run = dataclasses.replace(run, records=records, spread=spread)
-    given = sampler, run, in_parts(density, spread, sampler)
+    arguments = (sampler, run, in_parts(density, spread, sampler))
 
     def descent(sampler: Sampler, run: Run, density: AnnealedDensity) -> PyTree[Array]:
         run = sampler.advance(sampler.start(run, density, first), density, first + 1)
-        return (
-            sampler.positions(run, density),
-            run.log_weights,
-            (run.log_evidence, run.records),
-        )
+        positions = sampler.positions(run, density)
+        return positions, run.log_weights, (run.log_evidence, run.records)
 
     def struct(place: PartitionSpec, part: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
         sharding = NamedSharding(mesh, place)
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=sharding
-            ),
-            part,
-        )
 
-    arrays, static = eqx.partition(given, is_array)
-    structs = jax.tree.map(struct, tuple(map(places, given)), arrays)
-    program = on_devices(descent, out=(chains, chains, everywhere))
-    compiled: Any = (
-        jax.jit(lambda arrays: program(*eqx.combine(arrays, static)))
-        .lower(structs)
-        .compile()
+        def of_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(of_leaf, part)
+
+    arrays, static = eqx.partition(arguments, is_array)
+    structs = jax.tree.map(struct, tuple(map(places, arguments)), arrays)
+    mapped = on_devices(descent, out=(chains, chains, everywhere))
+
+    def program(arrays: PyTree[Array]) -> PyTree[Array]:
+        return mapped(*eqx.combine(arrays, static))
+
+    compiled: Any = jax.jit(program).lower(structs).compile()
+    memory = compiled.memory_analysis()
+    cost = compiled.cost_analysis() or {}
+    seconds = cost.get("optimal_seconds", math.nan)
+    if not seconds > 0:  # of large programs it is negative
+        seconds = math.nan
+    return Compiled(
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        flops=cost.get("flops", math.nan),
+        bytes_accessed=cost.get("bytes accessed", math.nan),
+        seconds=seconds,
+        collectives=collectives(compiled.as_text()),
     )
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    sizes = (
-        memory.argument_size_in_bytes,
-        memory.output_size_in_bytes,
-        memory.temp_size_in_bytes,
-    )
-    flops, accessed, seconds = (
-        cost.get(name, math.nan)
-        for name in ("flops", "bytes accessed", "optimal_seconds")
-    )
-    seconds = seconds if seconds > 0 else math.nan  # of large programs it is below 0
-    return Compiled(*sizes, flops, accessed, seconds, collectives(compiled.as_text()))
 
 
 def collectives(text: str) -> dict[str, int]:
-    """The collective operations in the text of a compiled program, by kind; an
-    asynchronous one counts where it starts."""
+    """Number of collective operations of each kind in the text of a compiled program;
+    an asynchronous one counts where it starts."""
     kinds = (
         "all-reduce",
         "all-gather",
@@ -419,5 +436,5 @@ def collectives(text: str) -> dict[str, int]:
         "all-to-all",
         "collective-permute",
     )
-    found = re.findall(rf"\s({'|'.join(kinds)})(?:-start)?\(", text)
-    return dict(sorted(Counter(found).items()))
+    operations = re.findall(rf"\s({'|'.join(kinds)})(?:-start)?\(", text)
+    return dict(sorted(Counter(operations).items()))

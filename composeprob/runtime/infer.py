@@ -1,5 +1,8 @@
-"""The public call: `infer`, what refines its arguments, and what they are checked for
-before anything is compiled."""
+"""The public call `infer`: its checks before anything is compiled, and its runs.
+
+A sampler of the user's choice is run once. Without one, `infer` chooses, and a run that
+turns out not to support its modes or its evidence is followed by another.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec
+from typing import NamedTuple, ParamSpec
 
 import jax
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
@@ -45,7 +50,7 @@ Params = ParamSpec("Params")
 
 
 def _checked(function: Callable[Params, Result]) -> Callable[Params, Result]:
-    """Refuses calls whose arguments do not fit, with an example of one that does."""
+    """Refuse calls whose arguments do not fit, with an example of one that does."""
     call = answered(function)
 
     @functools.wraps(function)
@@ -54,7 +59,8 @@ def _checked(function: Callable[Params, Result]) -> Callable[Params, Result]:
         if not isinstance(density, AnnealedDensity):
             raise WrongTypeError(
                 f"infer takes a compiled density; got {type(density).__name__}.",
-                fix="call cp.compile(program, …) first, with what the program takes, and pass what that returns.",
+                fix="call cp.compile(program, …) first, with the program's "
+                "arguments, and pass the density that it returns.",
             )
         return call(*args, **kwargs)
 
@@ -80,38 +86,39 @@ def infer(
 
     The levels are visited from the noisiest to level 0 inside one compiled loop:
     neither the number of levels nor other numbers in the density or the sampler compile
-    again. Ctrl-C returns what is done so far.
+    again. Ctrl-C returns the samples so far.
 
     Args:
         density: from `compile`.
         key: a typed random key, ``jax.random.key(0)``. Samples depend on it, on
-            ``num_chains`` and on ``chunk`` only; without ``chunk`` those of other
-            numbers of devices may differ by rounding.
+            ``num_chains`` and on ``chunk`` only; without ``chunk`` other numbers of
+            devices may change them by rounding.
         num_chains: N, chains that travel together.
-        sampler: how they travel; left out, chosen by what the density offers and by N:
-            ``result.reason``. Where modes, or the evidence, rest on too little then,
-            and log-densities can be compared between modes, chains on closer levels
-            take its place, for some 4,800 evaluations of each more.
-        mesh: spread the chains over all devices of this mesh, of one axis or two, which
-            may be at most N. Left out, over all of `jax.devices`. Where N is no
-            multiple of their number, the last of them evaluates a few chains twice.
+        sampler: how they travel. Left out, it is chosen by the density's capabilities
+            and N; ``result.reason`` says why. If that run does not support the
+            proportions of its modes, or the evidence, and log-densities can be compared
+            between modes, a run on closer levels replaces it, for some 4,800
+            evaluations of each chain more.
+        mesh: spread the chains over all devices of this mesh, of one axis or two, with
+            at most N devices. Left out, over all of `jax.devices`. Where N is not a
+            multiple of their number, the last device evaluates a few chains twice.
             With a second axis, as in ``Mesh(np.reshape(jax.devices(), (2, 4)),
             ('chains', 'model'))``, arrays of the density (a network's weights) of more
-            than 1 MiB are not on every device whole, but in parts along that axis,
-            wherever a length of theirs divides: for networks that leave no room else.
-            Each evaluation takes one all-gather of each such array that it uses, which
-            is forgotten again after it. The samples are those of whole networks.
+            than 1 MiB are cut into shards along that axis, if it divides one of their
+            lengths: for networks that fit on no device otherwise. Each evaluation takes
+            one all-gather of each such array that it uses, which is freed again after
+            it. The samples are those of whole networks.
         chunk: chains that a device evaluates at once. The same samples, bit for bit,
             then come out on two devices or more of a kind, and with most factors on
             one. Left out, each device evaluates all that it has.
-        levels: where the chains stop on their way down. ``"adaptive"``: wherever the
-            weights' variance and the error of the last step say (`SMC` only), on a grid
-            between the density's levels where its factors know any log-SNR, else on
-            those levels; the same key gives the same ones, and what a `Result` reports
-            by level it reports of them. An array of log-SNR: these, in any order, which
-            every factor must know. Left out, all levels of the density.
-        draws: after the last level go on at level 0 with the sampler's kernel, and keep
-            so many draws of every chain; a `Draws` says where they are kept, too.
+        levels: where the chains stop on their way down. ``"adaptive"``: chosen by the
+            variance of the weights and the error of the last step (`SMC` only), on a
+            grid between the density's levels if its factors can be evaluated at any
+            log-SNR, else on those levels; the same key gives the same levels, and the
+            `Result` reports only these. An array of log-SNR, in any order, at which
+            every factor can be evaluated. Left out, all levels of the density.
+        draws: after the last level, go on at level 0 with the sampler's kernel, and
+            keep this many draws of every chain; a `Draws` also says where to keep them.
         thin: transitions between two draws.
         checkpoint_dir: a folder for checkpoints, from which the same call continues; a
             `Checkpoint` says whether it must, or must not.
@@ -123,11 +130,11 @@ def infer(
     Raises:
         InvalidValueError, WrongTypeError: a bad argument; a folder that cannot be
             written to.
-        CapabilityError: the sampler needs what a factor does not offer, cannot choose
-            its levels, has no kernel to take draws with, or has one (`BlackJAX`) that
-            devices with networks in parts cannot run in step; a call inside of
+        CapabilityError: the sampler needs a capability that a factor lacks, cannot
+            choose its levels, has no kernel to take draws with, or has one (`BlackJAX`)
+            that devices with sharded networks cannot run in step; a call inside of
             `jax.jit`, `jax.vmap` or `jax.grad`.
-        AlignmentError: a factor does not know one of the ``levels``.
+        AlignmentError: a factor cannot be evaluated at one of the ``levels``.
         LoadError: the checkpoint belongs to another run, or is damaged.
 
     Example:
@@ -136,7 +143,9 @@ def infer(
         ... def single(f):
         ...     return cp.sample("x", f)
         >>> f = cp.Analytic(dist.Normal(1.0, 0.5), cp.Schedule.log_snr(20))
-        >>> result = cp.infer(cp.compile(single, f), jax.random.key(0), num_chains=1000, sampler=cp.Ancestral())
+        >>> density = cp.compile(single, f)
+        >>> key = jax.random.key(0)
+        >>> result = cp.infer(density, key, num_chains=1000, sampler=cp.Ancestral())
         >>> result["x"].shape, round(float(result["x"].mean()), 1)
         ((1000,), 1.0)
         >>> print(result.status)
@@ -149,119 +158,215 @@ def infer(
         raise not_a_sampler(sampler)
     if checkpoint_dir is not None and not isinstance(checkpoint_dir, Checkpoint):
         checkpoint_dir = Checkpoint(checkpoint_dir)
-    chosen, pace = on_levels(density, levels, num_chains)
-    spread = Spread.checked(
-        every_device(num_chains, chunk) if mesh is None else mesh, chunk, num_chains
+    visited, pace = on_levels(density, levels, num_chains)
+    if mesh is None:
+        mesh = every_device(num_chains, chunk)
+    call = _Call(
+        key=key,
+        num_chains=num_chains,
+        spread=Spread.checked(mesh, chunk, num_chains),
+        draws=_with_thinning(draws, thin),
+        checkpoint=checkpoint_dir,
+        progress=progress,
+        began=time.monotonic(),
     )
-    if isinstance(draws, Draws) and thin != 1:
+    if sampler is not None:
+        return carry_out(
+            call.state(FIRST, visited, pace, sampler, "chosen by the user")
+        )
+    may_retry = levels is None and can_wait(density)
+    return _with_chosen_sampler(call, density, visited, pace, may_retry)
+
+
+class Attempt(NamedTuple):
+    """One of the runs that a call of `infer` may take.
+
+    A retry uses a fresh random stream: the first stream's outcome is the reason for the
+    retry. For the same reason its checkpoints have a folder of their own.
+    """
+
+    folder: str  # inside of the call's folder
+    series: int  # of random numbers; the next one is that of the check of the evidence
+
+
+FIRST = Attempt(folder="", series=0)
+INDEPENDENT_CHAINS = Attempt(folder="instead", series=2)
+CLOSER_LEVELS = Attempt(folder="closer", series=4)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments that all runs of one call of `infer` share."""
+
+    key: Array
+    num_chains: int
+    spread: Spread
+    draws: Draws
+    checkpoint: Checkpoint | None
+    progress: bool
+    began: float  # by the monotonic clock
+
+    def state(
+        self,
+        attempt: Attempt,
+        density: AnnealedDensity,
+        pace: Pace | None,
+        sampler: Sampler,
+        reason: str,
+        spent: int = 0,
+    ) -> State:
+        """Return the state of one run; ``spent`` counts evaluations of those before."""
+        checkpoint = self.checkpoint
+        if checkpoint is not None:
+            folder = Path(checkpoint.folder) / attempt.folder
+            checkpoint = Checkpoint(folder, checkpoint.resume)
+        return State(
+            density,
+            self.key,
+            self.num_chains,
+            self.spread,
+            pace,
+            self.draws,
+            checkpoint,
+            self.progress,
+            sampler,
+            reason,
+            series=attempt.series,
+            spent=spent,
+            began=self.began,
+        )
+
+
+def _with_chosen_sampler(
+    call: _Call,
+    density: AnnealedDensity,
+    visited: AnnealedDensity,
+    pace: Pace | None,
+    may_retry: bool,
+) -> Result:
+    """Run the sampler that suits the density, and a remedy if that run fails.
+
+    ``visited`` is the density on the levels that the first run may visit. SMC whose
+    chains have too few ancestors is aborted on the way, and independent chains replace
+    it. If the outcome does not support the modes or the evidence, and the call
+    ``may_retry``, a last run on closer levels follows.
+    """
+    number_of_draws = call.draws.number or 1
+    sampler, reason = choose(visited, call.num_chains, number_of_draws)
+    run = call.state(FIRST, visited, pace, sampler, reason)
+    run.may_abort = True
+    aborted = ""
+    try:
+        result = carry_out(run)
+    except FewAncestors as few:
+        aborted = f"after resampling, SMC's {call.num_chains} chains had {few}"
+    if aborted:
+        spent = run.sampler.evaluations(int(run.visits.made))
+        # Uneven weights of factors alone are cured by closer levels; those of data or
+        # latents are not, so chains must do without weights there.
+        if may_retry and without_data(density):
+            return _on_closer_levels(call, density, aborted, spent, None)
+        # A run that chose its levels has made its choice by weights that failed.
+        on_all = visited if pace is None else density
+        sampler, reason = independent(
+            visited, aborted, call.num_chains, number_of_draws
+        )
+        run = call.state(INDEPENDENT_CHAINS, on_all, None, sampler, reason, spent)
+        run.aborted = True
+        result = carry_out(run)
+    # Weights by log-densities give an evidence only from a normalised top level.
+    keeps_evidence = result.log_evidence is None or density.top.normalised
+    if not (run.retry_reason and may_retry and keeps_evidence):
+        return result
+    why = f"{run.reason}; retried because {run.retry_reason}"
+    return _on_closer_levels(call, density, why, result.evaluations, result)
+
+
+def _on_closer_levels(
+    call: _Call,
+    density: AnnealedDensity,
+    why: str,
+    spent: int,
+    before: Result | None,
+) -> Result:
+    """Run patient chains on closer levels; the result ``before`` stands if Ctrl-C
+    comes."""
+    closer = density
+    with contextlib.suppress(CapabilityError):  # of a copy with other arrays
+        places = np.linspace(0, density.num_levels - 1, tuning.PATIENT.levels)
+        closer = _between(density, places)
+    sampler, reason = patient(closer, why, call.num_chains)
+    run = call.state(CLOSER_LEVELS, closer, None, sampler, reason, spent)
+    try:
+        result = carry_out(run)
+    except KeyboardInterrupt:
+        if before is None:
+            raise
+        return before
+    if before is None:
+        return result
+    # Samples above level 0 are worth less than those of the run before. Draws on disk
+    # are overwritten by now, so that only this run's can be returned.
+    if run.interrupted == "descend" and call.draws.store is None:
+        return before
+    return result
+
+
+def _with_thinning(draws: int | Draws | None, thin: int) -> Draws:
+    """Return the draws to keep; refuse a thinning that is given twice."""
+    if not isinstance(draws, Draws):
+        return Draws(draws, thin)
+    if thin != 1:
         raise InvalidValueError(
             f"thin={thin} was given beside {draws}.",
             fix=f"say it once: cp.Draws({draws.number}, thin={thin}).",
         )
-    draws = draws if isinstance(draws, Draws) else Draws(draws, thin)
-    chosen_here, each, began = sampler is None, draws.number or 1, time.monotonic()
-    sampler, reason = (
-        choose(chosen, num_chains, each)
-        if sampler is None
-        else (sampler, "chosen by the user")
-    )
-
-    def state(
-        number: int,
-        on: AnnealedDensity,
-        pace: Pace | None,
-        chosen: tuple[Sampler, str],
-        spent: int = 0,
-    ) -> State:
-        """The run of this number: its checkpoints are in a folder of its own inside of
-        the call's, and its random numbers are others, as what they did to the run whose
-        place it takes is why it is made."""
-        folder = ("", "instead", "closer")[number]
-        kept = checkpoint_dir and Checkpoint(
-            Path(checkpoint_dir.folder) / folder, checkpoint_dir.resume
-        )
-        call = key, num_chains, spread, pace, draws, kept, progress
-        return State(on, *call, *chosen, series=2 * number, spent=spent, began=began)
-
-    run, result = state(0, chosen, pace, (sampler, reason)), None
-    run.gives_up = chosen_here
-    waits = chosen_here and levels is None and can_wait(density)
-    try:
-        result = carry_out(run)
-    except FewAncestors as few:
-        why = f"SMC's {num_chains} chains had come to descend from {few}"
-        spent = run.sampler.evaluations(int(run.visits.made))
-        if not (waits and without_data(density)):
-            other = independent(chosen, why, num_chains, each)
-            run = state(1, density if pace else chosen, None, other, spent)
-            run.given_up = True
-            result = carry_out(run)
-    if result is not None:
-        if not (
-            run.weak
-            and waits
-            and (result.log_evidence is None or density.top.normalised)
-        ):
-            return result
-        why, spent = (
-            f"{run.reason}; but {run.weak}, so that another run took its place",
-            result.evaluations,
-        )
-    closer = density
-    with contextlib.suppress(CapabilityError):  # of a copy with other arrays
-        closer = _between(
-            density, np.linspace(0, density.num_levels - 1, tuning.PATIENT.levels)
-        )
-    run = state(2, closer, None, patient(closer, why, num_chains), spent=spent)
-    try:
-        patiently = carry_out(run)
-    except KeyboardInterrupt:
-        if result is None:
-            raise
-        return result
-    return (
-        result
-        if result and run.interrupted == "descend" and draws.store is None
-        else patiently
-    )
+    return draws
 
 
 def _check_outermost(density: AnnealedDensity, key: Array) -> None:
-    """Refuses a call inside of a transformation of JAX: a run compiles its levels,
-    looks at numbers and is timed."""
-    constant = jax.device_put(
-        np.float32(0.0)
-    )  # traced inside of `jax.jit`; outside nothing is compiled for it
-    if any(
-        isinstance(leaf, jax.core.Tracer)
-        for leaf in jax.tree.leaves((density, key, constant))
-    ):
+    """Refuse a call inside of a transformation of JAX: a run compiles its levels, reads
+    numbers and is timed."""
+    # Traced inside of `jax.jit`, even if no argument is; nothing is compiled for it
+    # outside.
+    constant = jax.device_put(np.float32(0.0))
+    leaves = jax.tree.leaves((density, key, constant))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         raise CapabilityError(
-            "infer was called inside of jax.jit, jax.vmap, jax.grad or another transformation of JAX, where it cannot "
-            "look at what it has computed so far.",
-            fix="call it outside: it compiles what it runs. In place of a vmap over keys use more num_chains, or a "
-            "Python loop, which compiles once.",
+            "infer was called inside of jax.jit, jax.vmap, jax.grad or another "
+            "transformation of JAX, where it cannot read the numbers that it has "
+            "computed so far.",
+            fix="call it outside: it compiles its own loop. In place of a vmap over "
+            "keys use more num_chains, or a Python loop, which compiles once.",
         )
 
 
 def not_a_sampler(given: object) -> WrongTypeError:
-    """The error for what was passed as ``sampler``."""
-    samplers, kind = (
-        "cp.SMC(), cp.AnnealedMCMC(cp.MALA(), steps_per_level=10) or cp.Ancestral()",
-        type(given),
+    """The error for an argument ``sampler`` that is not one."""
+    samplers = (
+        "cp.SMC(), cp.AnnealedMCMC(cp.MALA(), steps_per_level=10) or cp.Ancestral()"
     )
-    found = repr(given) if isinstance(given, str) else kind.__name__
+    kind = given if isinstance(given, type) else type(given)
     if isinstance(given, type):
-        found, kind = f"the class {given.__name__}", given
+        description = f"the class {given.__name__}"
+    elif isinstance(given, str):
+        description = repr(given)
+    else:
+        description = kind.__name__
     if issubclass(kind, Sampler):
         fix = (
             f"make a sampler of it by calling it, with its settings if any: {samplers}"
         )
     elif issubclass(kind, Kernel):
-        fix = "a kernel needs a driver around it: cp.AnnealedMCMC(kernel, steps_per_level=10) or cp.SMC(kernel)"
+        fix = (
+            "a kernel needs a driver around it: "
+            "cp.AnnealedMCMC(kernel, steps_per_level=10) or cp.SMC(kernel)"
+        )
     else:
         fix = f"pass {samplers}, or leave it out, and one is chosen"
-    return WrongTypeError(f"sampler must be a sampler; got {found}.", fix=f"{fix}.")
+    return WrongTypeError(
+        f"sampler must be a sampler; got {description}.", fix=f"{fix}."
+    )
 
 
 def on_levels(
@@ -272,7 +377,7 @@ def on_levels(
 
     Raises:
         InvalidValueError: no such levels.
-        AlignmentError: a factor does not know one of them.
+        AlignmentError: a factor cannot be evaluated at one of them.
     """
     if levels is None:
         return density, None
@@ -282,10 +387,17 @@ def on_levels(
                 f"Unknown levels {levels!r}.",
                 fix="pass 'adaptive', an array of log-SNR, or leave levels out.",
             )
-        steps = -(-tuning.FINE_LEVELS // max(density.num_levels - 1, 1))
-        return _between(
-            density, np.arange((density.num_levels - 1) * steps + 1) / steps
-        ), Pace.default(num_chains)
+        gaps = density.num_levels - 1
+        steps = -(-tuning.FINE_LEVELS // max(gaps, 1))
+        grid = np.arange(gaps * steps + 1) / steps
+        return _between(density, grid), Pace.default(num_chains)
+    log_snr = np.sort(_checked_log_snr(levels))[::-1]
+    schedule = Schedule.from_arrays(*density.schedule.noise_at(log_snr))
+    return density.on(schedule), None
+
+
+def _checked_log_snr(levels: ArrayLike) -> Float[np.ndarray, " levels"]:
+    """Return ``levels`` as one axis of finite log-SNR; refuse anything else."""
     fix = "for example levels=np.linspace(10, -8, 60)."
     try:
         log_snr = np.asarray(levels, np.float64)
@@ -293,22 +405,24 @@ def on_levels(
         raise InvalidValueError(
             f"levels must be numbers, log-SNR; got {levels!r}.", fix=fix
         ) from error
-    finite = np.isfinite(log_snr).all()
-    if log_snr.ndim != 1 or not log_snr.size or not finite:
-        text = f"levels must be one axis of finite log-SNR; got an array of shape {log_snr.shape}"
-        raise InvalidValueError(
-            text + ("." if finite else " with numbers that are not finite."), fix=fix
-        )
-    return density.on(
-        Schedule.from_arrays(*density.schedule.noise_at(np.sort(log_snr)[::-1]))
-    ), None
+    text = (
+        "levels must be one axis of finite log-SNR; "
+        f"got an array of shape {log_snr.shape}"
+    )
+    if not np.isfinite(log_snr).all():
+        raise InvalidValueError(f"{text} with numbers that are not finite.", fix=fix)
+    if log_snr.ndim != 1 or not log_snr.size:
+        raise InvalidValueError(f"{text}.", fix=fix)
+    return log_snr
 
 
-def _between(density: AnnealedDensity, places: np.ndarray) -> AnnealedDensity:
-    """The density on levels at these places among its own, or its own where its factors
-    know no others."""
-    known = np.asarray(density.schedule.log_snr, np.float64)
+def _between(
+    density: AnnealedDensity, places: Float[np.ndarray, " levels"]
+) -> AnnealedDensity:
+    """The density on levels at these places among its own, such as 2.5; the density
+    itself where its factors can be evaluated at no others."""
+    own = np.asarray(density.schedule.log_snr, np.float64)
     with contextlib.suppress(AlignmentError):
-        wanted = np.interp(places, np.arange(len(known)), known)
-        return density.on(Schedule.from_arrays(*density.schedule.noise_at(wanted)))
+        log_snr = np.interp(places, np.arange(len(own)), own)
+        return density.on(Schedule.from_arrays(*density.schedule.noise_at(log_snr)))
     return density

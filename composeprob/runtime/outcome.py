@@ -1,22 +1,23 @@
-"""What is known of a run that has ended: its diagnostics, read once, become the
-`Result` and its status.
+"""From a run that has ended to its `Result` and status: its diagnostics, read once.
 
-What the shares of modes rest on is asked here too: weights, the paths of chains, or
-moves between modes. Where that is nothing the status says so.
+The proportions of modes are checked here too. They are supported by importance weights,
+by the weights of paths, or by moves between modes; where nothing supports them the
+status says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
@@ -26,7 +27,11 @@ from composeprob.density.overlap import agreement, in_question
 from composeprob.density.points import barriers, log_likelihood, lost_to_noise
 from composeprob.kernels.gibbs import integrates_score
 from composeprob.results import shares, status
-from composeprob.results.estimates import Families, effective_chains, known_chains
+from composeprob.results.estimates import (
+    Genealogy,
+    effective_chains,
+    effective_chains_bound,
+)
 from composeprob.results.geometry import chosen, spaced
 from composeprob.results.importance import can_draw, unreached
 from composeprob.results.record import (
@@ -49,10 +54,9 @@ if TYPE_CHECKING:
 
 
 class KeyUse(IntEnum):
-    """Numbers that are folded into a run's key: for directions of curl, for the noise
-    of samples under which factors are asked whether they agree, for the chains of a
-    pilot run, for draws of the program's factors, and for those whose scores are
-    asked."""
+    """Numbers that are folded into a run's key, one for each use: directions of curl,
+    the noise of samples under which factors are compared, the chains of a pilot run,
+    importance samples, and samples of single factors whose scores are checked."""
 
     CURL = 2**31 - 2
     OVERLAP = 2**31 - 7
@@ -61,27 +65,83 @@ class KeyUse(IntEnum):
     OWN_DRAWS = 2**31 - 10
 
     def folded_into(self, key: Array) -> Array:
-        """The key of this use, of a run's."""
+        """The key of this use, from that of a run."""
         return jax.random.fold_in(key, np.uint32(self))
 
 
-Question = Callable[
-    [], Findings
-]  # asked of a run when its status is first looked at, as it takes a compilation
+# A check that takes a compilation, made when the status is first looked at.
+Check = Callable[[], Findings]
 
 
-def error_of_levels(
-    found: tuple[float, float], coarse: tuple[float, float], order: int
-) -> float:
-    """What the levels' distance does to a log-evidence, by the same over every other
-    level; each with its variance.
+def _no_findings() -> Findings:
+    return []
 
-    An error of order p is 1/(2^p − 1) of the difference, but only where levels are
-    close enough; farther apart it falls more slowly. As nothing tells which, what of
-    the difference is not noise counts whole.
-    """
-    difference, noise = abs(coarse[0] - found[0]), coarse[1] + found[1]
-    return math.sqrt(max(difference**2 - noise, (difference / (2**order - 1)) ** 2))
+
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """A run that has ended, read off the devices; all arrays are without copies of
+    chains."""
+
+    state: State
+    run: Run  # on the host, without its chains
+    positions: Position  # of the chains, {site: (N, …)}
+    log_weights: Float[np.ndarray, " chains"]
+    path_weights: Float[np.ndarray, " chains"]  # Feynman–Kac log-weights of paths
+    log_density: Float[np.ndarray, " chains"] | None  # log π₀ where chains are
+    visited: Int[np.ndarray, " visits"]  # levels, from the noisiest
+    levels: Int[np.ndarray, " levels"]  # that are reported, from level 0 on
+    recorded: dict[str, np.ndarray]  # diagnostics of these levels
+
+    @classmethod
+    def of_state(cls, state: State, positions: Position) -> Ended:
+        """Read a run whose chains, copies included, are at ``positions``."""
+        sampler = state.sampler
+        run = host(dataclasses.replace(state.run, chains=None))
+        cut = state.run.spread.cut
+        log_density = host(sampler.log_densities(state.run))
+        positions, log_weights, log_density = cut(
+            (positions, run.log_weights, log_density)
+        )
+        visited = run.visits.visited()
+        # Of a run that chose its levels and arrived, those that it visited are
+        # reported; else all.
+        levels = np.arange(state.density.num_levels)
+        if bool(run.visits.arrived) and len(visited) <= int(visited[0]):
+            levels = visited[::-1]
+        recorded = {name: getattr(run.records, name)[levels] for name in DIAGNOSTICS}
+        # A kernel that moves all sites together has no axis of blocks.
+        if not sampler.blocks:
+            for name, values in recorded.items():
+                recorded[name] = values.reshape(len(levels))
+        return cls(
+            state,
+            run,
+            positions,
+            log_weights,
+            cut(run.path_weights),
+            log_density,
+            visited,
+            levels,
+            recorded,
+        )
+
+    @property
+    def arrived(self) -> bool:
+        """True if the chains are at level 0."""
+        return bool(self.run.visits.arrived)
+
+    @property
+    def completed(self) -> int:
+        """Number of reported levels that the run has completed."""
+        if self.arrived:
+            return len(self.levels)
+        num_levels = self.state.density.num_levels
+        return num_levels - int(min(self.visited, default=num_levels))
+
+    @property
+    def comparable(self) -> bool:
+        """True if log-densities can be compared between modes."""
+        return {"energy", "mode_depth"} <= self.state.density.capabilities
 
 
 def summarised(
@@ -90,288 +150,460 @@ def summarised(
     positions: Position,
     coarse: tuple[float, float] | None,
 ) -> Result:
-    """The result of a run, of its samples, the chains' positions (copies included), and
-    the log-evidence over every other level with its variance. What takes a compilation
-    of its own (curl, whether the factors agree) is left to who asks for it, and so is
-    what depends on that."""
-    sampler, density, key, n = state.sampler, state.density, state.key, state.num_chains
-    run, cut = host(dataclasses.replace(state.run, chains=None)), state.run.spread.cut
-    visited, arrived = run.visits.visited(), bool(run.visits.arrived)
-    positions, log_weights, values = cut(
-        (positions, run.log_weights, host(sampler.log_densities(state.run)))
-    )
-    log_snr = np.asarray(density.schedule.log_snr)
-    # Of a run that chose its levels and arrived, those that it visited are reported;
-    # else all.
-    chose = arrived and len(visited) <= int(visited[0])
-    levels = visited[::-1] if chose else np.arange(density.num_levels)
-    recorded = {name: getattr(run.records, name)[levels] for name in DIAGNOSTICS}
-    if (
-        not sampler.blocks
-    ):  # a kernel that moves all sites together has no axis of blocks
-        recorded = {
-            name: values.reshape(len(levels)) for name, values in recorded.items()
-        }
+    """Return the result of a run.
 
-    cost, moves, settling = sampler.drawing if state.writer.drawn else (0, 0, 0)
-    transitions = state.writer.drawn * int(state.draws.thin) + settling
-    evaluations = state.spent + sampler.evaluations(len(visited)) + transitions * cost
-    evaluations += int(run.spent)
-    proposals = np.full(len(levels), max(sampler.proposals(), 1) * n)
-    proposals[0] += transitions * moves * n
+    Checks that take a compilation of their own (curl, whether the factors agree), and
+    all that depends on them, are left until the result is asked for its status.
 
-    # Before level 0 the evidence is that of a noisier density.
-    evidence = (
-        float(run.log_evidence)
-        if arrived and sampler.estimates_evidence(density)
-        else math.nan
-    )
-    of_levels = 0.0
-    if sampler.check_order is not None and math.isfinite(evidence):
-        own = evidence, float(run.evidence_variance)
-        of_levels = (
-            math.nan
-            if coarse is None
-            else error_of_levels(own, coarse, sampler.check_order)
-        )
-        more, noise = map(float, run.averaging)
-        of_levels = math.hypot(of_levels, math.sqrt(max(more**2 - noise, 0.0)))
-    of_top = density.top.at(state.first).signal(float(log_snr[state.first]))
-    completed = (
-        len(levels)
-        if arrived
-        else density.num_levels - int(min(visited, default=density.num_levels))
-    )
-    outside = (
-        0.0
-        if values is None or not arrived
-        else float(np.mean(np.isneginf(values) | np.isnan(values)))
-    )
-    ess, spreading = recorded["ess"], run.records.weight_variance[levels]
-    if not math.isfinite(evidence) and _renewed(run, ess):
-        ess, spreading = np.full((2, len(levels)), np.nan)
-    health = (
-        recorded["acceptance"],
-        recorded["non_finite"],
-        proposals,
-        ess,
-        n,
-        completed,
-        len(levels),
-    )
-    found = status.diagnose(*health, sampler.adjusted, sampler.blocks, outside)
-    paths = cut(run.path_weights)
-    support = (
-        supported(state, positions, log_weights, paths, values)
-        if arrived
-        else Support(log_weights)
-    )
-    log_weights = support.log_weights
-    families = Families.from_log_weights(log_weights, run.ancestors)
-    worth, squared = (
-        known_chains(families, list(positions.values())),
-        float(run.evidence_variance),
-    )
-    if (
-        worth < tuning.ERRORS.fewest_families
-    ):  # as of means: a variance of few families, and Student's t
-        squared *= worth / max(worth - tuning.ERRORS.fewest_ancestors, 0.1)
-    error = math.hypot(math.sqrt(squared), of_levels, of_top)
-    noised = {
-        name: x for name, x in positions.items() if density.sites[name].kind == "noised"
-    }
-    alpha, sigma = (
-        float(np.asarray(each)[-1])
-        for each in (density.schedule.alpha, density.schedule.sigma)
-    )
-    found = found.with_findings(
-        *(status.diverged(noised, alpha, sigma) if density.num_levels > 1 else []),
-        *((Code.NETWORK_DOUBTED, doubt) for doubt in density.graph.doubts),
-        *(
-            []
-            if found.has(Code.WEIGHTS_COLLAPSED)
-            else status.erratic_weights(spreading)
-        ),
-        *status.few_ancestors(worth, len(np.unique(run.ancestors)), n, arrived),
-        *support.findings,
-        *status.not_converged(float(run.drift)),
-        *status.few_levels(of_levels),
-    )
-    state.weak = _weak(found) if arrived and not state.interrupted else ""
-    # Copies, which keep no other positions alive.
-    found, some = (
-        _ended(found, state, arrived),
-        chosen(positions, np.arange(min(n, tuning.CHECKS.most_chains))),
-    )
-    questions: list[Question] = []
-    scouts: Question = list
-    if arrived:
-        most = tuning.CHECKS.share * n * sampler.evaluations(len(visited))
-        questions = [
-            support.later,
-            _data(state, positions, families, found.withholds),
-            _overlap(state, positions, most),
-            _own_scores(state, positions, most),
-        ]
-        if can_draw(density):
-            chains = jax.tree.map(np.copy, positions)
-            scouts = lambda: unreached(
-                density, chains, families, KeyUse.IMPORTANCE.folded_into(key), most
-            )  # noqa: E731
+    Args:
+        state: of a run that has ended.
+        samples: values of every site and deterministic.
+        positions: of the chains, copies included.
+        coarse: log-evidence over every other level, and its variance; None where it was
+            not estimated.
+    """
+    density = state.density
+    sampler = state.sampler
+    ended = Ended.of_state(state, positions)
+    support = Support(ended.log_weights)
+    if ended.arrived:
+        support = supported(ended)
+    genealogy = Genealogy.from_log_weights(support.log_weights, ended.run.ancestors)
+    evidence = Evidence.of_run(ended, genealogy, coarse)
+    found = _findings(ended, support, genealogy, evidence)
+    state.retry_reason = ""
+    if ended.arrived and not state.interrupted:
+        state.retry_reason = _retry_reason(found)
+    found = _with_ending(found, ended)
+    checks = _checks(ended, support, genealogy, found)
 
-    def with_answers(result: Result) -> Status:
-        suspects = _suspects(density, some) if found.has(Code.NON_FINITE) else []
-        known = found.noted(Code.NON_FINITE, status.no_number(suspects)).with_findings(
-            *status.not_conservative(result.about.curl),
-            *(each for question in questions for each in question()),
-        )
-        known = known.with_findings(
-            *(each for each in scouts() if not known.has(each[0]))
-        )
-        if (
-            not known.ok or result.about.draws is not None
-        ):  # draws may be on disk, and are not read for it
-            return known
-        return Status(
-            tuple(
-                status.few_chains(
-                    result.effective_chains, n, recorded["ess"], log_snr[levels]
-                )
-            )
-        )
+    # `chosen` copies: the result must not keep all positions alive.
+    some = chosen(
+        ended.positions, np.arange(min(state.num_chains, tuning.CHECKS.most_chains))
+    )
+    num_chains = state.num_chains
+    log_snr = np.asarray(density.schedule.log_snr)[ended.levels]
+    ess = ended.recorded["ess"]
 
-    relied_on = dict[str, float]()
-    if len(visited) and integrates_score(sampler.kernel):
-        relied_on = later(lambda _: _curl(density, some, int(visited[-1]), key))
-    known = math.isfinite(evidence)
-    accepted = float(run.global_acceptance)
-    return Result(
-        samples=samples,
-        log_weights=log_weights,
-        log_evidence=evidence if known else None,
-        log_evidence_error=later(
+    def full_status(result: Result) -> Status:
+        suspects = []
+        if found.has(Code.NON_FINITE):
+            suspects = _observations_of_nan(density, some)
+        full = found.noted(Code.NON_FINITE, status.nan_likelihood(suspects))
+        full = full.with_findings(*status.not_conservative(result.about.curl))
+        full = full.with_findings(*checks.answers())
+        # Importance samples may find again what another check has said.
+        again = checks.importance()
+        full = full.with_findings(*(each for each in again if not full.has(each[0])))
+        # Draws may be on disk, and are not read for a remark.
+        if not full.ok or result.about.draws is not None:
+            return full
+        remark = status.few_chains(result.effective_chains, num_chains, ess, log_snr)
+        return Status(tuple(remark))
+
+    log_evidence: float | None = None
+    log_evidence_error: float | None = None
+    if math.isfinite(evidence.value):
+        log_evidence = evidence.value
+        error = evidence.error
+        log_evidence_error = later(
             lambda result: math.nan if result.status.withholds else error
         )
-        if known
-        else None,
-        evaluations=evaluations,
-        levels=by_level(log_snr[levels], sampler.blocks, **recorded),
+    return Result(
+        samples=samples,
+        log_weights=support.log_weights,
+        log_evidence=log_evidence,
+        log_evidence_error=log_evidence_error,
+        evaluations=_evaluations(ended),
+        levels=by_level(log_snr, sampler.blocks, **ended.recorded),
         reason=state.reason + support.note,
-        about=About(
-            sampler=sampler.describe(),
-            seconds=state.seconds,
-            draws=None
-            if state.draws.number is None
-            else max(min(state.writer.drawn, state.draws.number), 1),
-            thin=int(state.draws.thin),
-            devices=state.run.spread.devices,
-            blocks=sampler.blocks,
-            dims=dict(density.graph.dims),
-            round_trips=sampler.round_trips(state.run.without_copies)
-            if arrived
-            else None,
-            global_acceptance=accepted if math.isfinite(accepted) else None,
-            curl=relied_on,
-            key=as_code(key),
-            versions=dict(versions()),
-        ),
-        status=later(with_answers),
-        _families=families,
+        about=_about(ended, some),
+        status=later(full_status),
+        _genealogy=genealogy,
         density=density,
     )
 
 
-def _renewed(run: Run, ess: np.ndarray) -> bool:
-    """Whether global moves made chains independent of one another, of which so many had
-    counted at each level, by its relative ``ess``, that the moves knew the modes:
-    nothing but the evidence rests on weights of levels then."""
-    n = len(run.ancestors)  # without moves they descend from as few as counted
-    independent = (
-        len(np.unique(run.ancestors)) >= (1 - tuning.GLOBAL_MOVES.most_stuck) * n
-    )
-    counted = n * np.min(ess, where=np.isfinite(ess), initial=1.0)
-    return independent and counted >= status.fewest_families(n)
-
-
-def _overlap(state: State, positions: Position, most: float) -> Question:
-    """Asks whether factors agree where the chains are: of some, over the chains, by so
-    many evaluations at most; not where they ended at what is no number."""
-    density, n, checks = state.density, state.num_chains, tuning.CHECKS
-    levels = int(np.clip(most // min(n, checks.most_chains), 2, tuning.OVERLAP.levels))
-    some = chosen(positions, spaced(n, np.clip(most // levels, 1, checks.most_chains)))
-    if not in_question(density) or not all(np.isfinite(x).all() for x in some.values()):
-        return list
-
-    def found() -> Findings:
-        answers = agreement(
-            density, some, KeyUse.OVERLAP.folded_into(state.key), levels
-        )
-        divisors = [finding.factor for finding in answers if finding.divides]
-        return [
-            (Code(finding.code), finding.message) for finding in answers
-        ] + status.untrained_divisors(divisors)
-
-    return found
-
-
-def _own_scores(state: State, positions: Position, most: float) -> Question:
-    """Asks factors whose score a line integral relied on whether it is that of their
-    own draws, by so many evaluations at most."""
-    density, draws = state.density, tuning.FINDINGS.own_draws
-    number = int(min(most / density.num_levels, state.num_chains, draws))
-    if not integrates_score(state.sampler.kernel) or number < draws // 8:
-        return list
-    some, log_snr = (
-        chosen(positions, np.arange(number)),
-        np.asarray(density.schedule.log_snr),
-    )
-    return lambda: other_laws(
-        own_scores(density, some, KeyUse.OWN_DRAWS.folded_into(state.key)), log_snr
-    )
-
-
-def _data(
-    state: State, positions: Position, families: Families, withheld: bool
-) -> Question:
-    """Asks of chains that have no log-density to tell it whether the data can be what
-    they are where these ended, and, if their errors are ``withheld`` or fewer than half
-    of them count, whether the data are finer than level 0 is."""
+def _about(ended: Ended, some: Position) -> About:
+    """The facts of a run; its curl is measured at ``some`` positions when asked for."""
+    state = ended.state
     density = state.density
-    if "energy" in density.capabilities or not all(
-        np.isfinite(x).all() for x in positions.values()
-    ):
-        return list
-    few = (
-        withheld
-        or effective_chains(families, list(positions.values()))
-        < len(families.weights) / 2
+    key = state.key
+    draws = state.draws.number
+    if draws is not None:
+        draws = max(min(state.writer.drawn, draws), 1)
+    round_trips = None
+    if ended.arrived:
+        round_trips = state.sampler.round_trips(state.run.without_copies)
+    accepted = float(ended.run.global_acceptance)
+    global_acceptance = accepted if math.isfinite(accepted) else None
+    relied_on = dict[str, float]()
+    if len(ended.visited) and integrates_score(state.sampler.kernel):
+        level = int(ended.visited[-1])
+        relied_on = later(lambda _: _curl(density, some, level, key))
+    return About(
+        sampler=state.sampler.describe(),
+        seconds=state.seconds,
+        draws=draws,
+        thin=int(state.draws.thin),
+        devices=state.run.spread.devices,
+        blocks=state.sampler.blocks,
+        dims=dict(density.graph.dims),
+        round_trips=round_trips,
+        global_acceptance=global_acceptance,
+        curl=relied_on,
+        key=as_code(key),
+        versions=dict(versions()),
     )
-    counted = np.flatnonzero(
-        families.weights >= families.weights.max() / len(families.weights)
-    )
-    some = chosen(positions, counted[: tuning.SHARES.most])
 
-    def found() -> Findings:
-        seen = sum(np.size(y) for y in density.observed().values())
-        if not seen:
-            return []
-        answers = status.impossible_data(
-            log_likelihood(density, some), min(seen, Layout.of_density(density).size)
-        )
-        if few or answers:
-            lost, log_snr = (
-                lost_to_noise(density, some),
-                np.asarray(density.schedule.log_snr),
+
+# ── costs, evidence and its error ─────────────────────────────────────────────────────
+def _transitions_of_draws(ended: Ended) -> int:
+    """Transitions at level 0 that draws took, with those that adapted step sizes."""
+    state = ended.state
+    if not state.writer.drawn:
+        return 0
+    _, _, settling = state.sampler.drawing
+    return state.writer.drawn * int(state.draws.thin) + settling
+
+
+def _evaluations(ended: Ended) -> int:
+    """Evaluations of each chain: of runs before this one, levels, draws, finishers."""
+    state = ended.state
+    evaluations = state.spent + state.sampler.evaluations(len(ended.visited))
+    if state.writer.drawn:
+        evaluations_per_transition, _, _ = state.sampler.drawing
+        evaluations += _transitions_of_draws(ended) * evaluations_per_transition
+    return evaluations + int(ended.run.spent)
+
+
+def _proposals(ended: Ended) -> Int[np.ndarray, " levels"]:
+    """Proposals of all chains at each level."""
+    state = ended.state
+    n = state.num_chains
+    proposals = np.full(len(ended.levels), max(state.sampler.proposals(), 1) * n)
+    if state.writer.drawn:
+        _, proposals_per_transition, _ = state.sampler.drawing
+        proposals[0] += _transitions_of_draws(ended) * proposals_per_transition * n
+    return proposals
+
+
+def discretisation_error(
+    fine: tuple[float, float], coarse: tuple[float, float], order: int
+) -> float:
+    """Estimate the discretisation error of a log-evidence from that over every other
+    level; each comes with its variance.
+
+    An error of order p is 1/(2^p − 1) of the difference, but only where levels are
+    close enough; farther apart it falls more slowly. Nothing tells the two cases apart,
+    so the whole difference beyond noise counts.
+    """
+    difference = abs(coarse[0] - fine[0])
+    noise = coarse[1] + fine[1]
+    asymptotic = difference / (2**order - 1)
+    return math.sqrt(max(difference**2 - noise, asymptotic**2))
+
+
+class Evidence(NamedTuple):
+    """The log-evidence of a run and its errors."""
+
+    value: float  # NaN where the run gives none
+    discretisation: float  # error by the distance of levels, in nats
+    error: float  # standard error, of everything together
+
+    @classmethod
+    def of_run(
+        cls, ended: Ended, genealogy: Genealogy, coarse: tuple[float, float] | None
+    ) -> Evidence:
+        """Read the evidence of a run, with its value over every other level."""
+        state = ended.state
+        value = math.nan
+        # Before level 0 the evidence is that of a noisier density.
+        if ended.arrived and state.sampler.estimates_evidence(state.density):
+            value = float(ended.run.log_evidence)
+        discretisation = 0.0
+        if state.sampler.check_order is not None and math.isfinite(value):
+            discretisation = _discretisation(
+                ended, value, coarse, state.sampler.check_order
             )
-            answers += status.fine_data(lost, float(log_snr[0]), len(log_snr))
-        return answers
+        variance = float(ended.run.evidence_variance)
+        worth = effective_chains_bound(genealogy, list(ended.positions.values()))
+        # Student's t, as for means: few ancestors tell their own variance badly.
+        if worth < tuning.ERRORS.fewest_families:
+            variance *= worth / max(worth - tuning.ERRORS.fewest_ancestors, 0.1)
+        log_snr = np.asarray(state.density.schedule.log_snr)
+        of_top = state.density.top.at(state.first).signal(float(log_snr[state.first]))
+        error = math.hypot(math.sqrt(variance), discretisation, of_top)
+        return cls(value, discretisation, error)
 
-    return found
+
+def _discretisation(
+    ended: Ended, evidence: float, coarse: tuple[float, float] | None, order: int
+) -> float:
+    """Error of the log-evidence by the distance of levels, and by potentials that are
+    averaged over few points; NaN where it was not estimated."""
+    error = math.nan
+    if coarse is not None:
+        fine = (evidence, float(ended.run.evidence_variance))
+        error = discretisation_error(fine, coarse, order)
+    averaged, noise = map(float, ended.run.averaging)
+    of_averaging = math.sqrt(max(averaged**2 - noise, 0.0))
+    return math.hypot(error, of_averaging)
 
 
-def _suspects(density: AnnealedDensity, positions: Position) -> list[str]:
-    """Where proposals were no numbers: the observations whose likelihood is NaN four
-    times as far from the mean of the chains as these are."""
+# ── the status ────────────────────────────────────────────────────────────────────────
+def _findings(
+    ended: Ended, support: Support, genealogy: Genealogy, evidence: Evidence
+) -> Status:
+    """The status by everything that takes no compilation."""
+    state = ended.state
+    density = state.density
+    ess = ended.recorded["ess"]
+    spread_of_steps = np.asarray(ended.run.records.weight_variance)[ended.levels]
+    if not math.isfinite(evidence.value) and _renewed(ended.run, ess):
+        ess = np.full(len(ended.levels), np.nan)
+        spread_of_steps = ess
+    outside = 0.0
+    if ended.log_density is not None and ended.arrived:
+        forbidden = np.isneginf(ended.log_density) | np.isnan(ended.log_density)
+        outside = float(np.mean(forbidden))
+    found = status.diagnose(
+        ended.recorded["acceptance"],
+        ended.recorded["non_finite"],
+        _proposals(ended),
+        ess,
+        state.num_chains,
+        ended.completed,
+        len(ended.levels),
+        state.sampler.adjusted,
+        state.sampler.blocks,
+        outside,
+    )
+    worth = effective_chains_bound(genealogy, list(ended.positions.values()))
+    distinct = len(np.unique(ended.run.ancestors))
+    findings: Findings = []
+    if density.num_levels > 1:
+        findings += _diverged(ended)
+    findings += [(Code.NETWORK_DOUBTED, doubt) for doubt in density.graph.doubts]
+    # Erratic steps make weights collapse, which is said already then.
+    if not found.has(Code.WEIGHTS_COLLAPSED):
+        findings += status.erratic_weights(spread_of_steps)
+    findings += status.few_ancestors(worth, distinct, state.num_chains, ended.arrived)
+    findings += support.findings
+    findings += status.not_converged(float(ended.run.drift))
+    findings += status.few_levels(evidence.discretisation)
+    return found.with_findings(*findings)
+
+
+def _diverged(ended: Ended) -> Findings:
+    """The finding that samples of noised sites are too large for the noisiest level."""
+    density = ended.state.density
+    noised = {
+        name: values
+        for name, values in ended.positions.items()
+        if density.sites[name].kind == "noised"
+    }
+    alpha = float(np.asarray(density.schedule.alpha)[-1])
+    sigma = float(np.asarray(density.schedule.sigma)[-1])
+    return status.diverged(noised, alpha, sigma)
+
+
+def _renewed(run: Run, ess: Float[np.ndarray, " levels"]) -> bool:
+    """Return whether global moves made the chains independent of one another.
+
+    They could if at every level enough chains had counted, by the relative ``ess``, to
+    fit the modes. The weights of levels then support nothing but the evidence.
+    """
+    n = len(run.ancestors)  # without moves few of them have descendants
+    distinct = len(np.unique(run.ancestors))
+    independent = distinct >= (1 - tuning.GLOBAL_MOVES.most_stuck) * n
+    counted = n * np.min(ess, where=np.isfinite(ess), initial=1.0)
+    return independent and counted >= status.least_effective_ancestors(n)
+
+
+def _with_ending(found: Status, ended: Ended) -> Status:
+    """Add to the findings how the run ended, and how to go on."""
+    state = ended.state
+    total = state.draws.number
+    drawn = state.writer.drawn
+    stopped = state.interrupted in ("descend", "finish")
+    if ended.arrived and stopped and state.sampler.then:
+        text = (
+            "Stopped at level 0 before its global moves or its warm-up there had "
+            "ended. The samples are those of that moment, and latents may not have "
+            "converged."
+        )
+        found = found.with_findings((Code.INTERRUPTED, text))
+    elif ended.arrived and total is not None and drawn < total:
+        text = (
+            f"Stopped after {drawn} of {total} draws; these are of level 0. Run it "
+            "again to the end, or with fewer."
+        )
+        found = found.with_findings((Code.INTERRUPTED, text))
+    if state.checkpoints is None or not state.checkpoints.ended:
+        return found
+    if state.checkpoints.failure is None:
+        text = " The same call goes on from its checkpoint."
+        return found.noted(Code.INTERRUPTED, text)
+    text = (
+        f"The last checkpoint could not be written: {state.checkpoints.failure}. The "
+        "samples are those of a run without it: save them with result.save; make room "
+        "or choose another folder."
+    )
+    return found.with_findings((Code.NOT_SAVED, text))
+
+
+def _retry_reason(found: Status) -> str:
+    """The defect of a run that closer levels may remedy, as the reason of the next run
+    says it; empty where there is none."""
+    reasons = {
+        Code.SHARES_FROZEN: "nothing supported the proportions of separated modes",
+        Code.WEIGHTS_COLLAPSED: "too few chains supported the importance weights",
+        Code.ANCESTORS_COLLAPSED: "the chains had too few distinct ancestors",
+        Code.LEVELS_TOO_FEW: "the levels were too far apart for the log-evidence",
+    }
+    for code, reason in reasons.items():
+        if found.has(code):
+            return reason
+    return ""
+
+
+# ── checks that take a compilation ────────────────────────────────────────────────────
+class Checks(NamedTuple):
+    """Checks that are made when the status is first looked at, in their order."""
+
+    others: Sequence[Check] = ()
+    importance: Check = _no_findings  # after the others, as it costs most
+
+    def answers(self) -> Findings:
+        """Findings of all but the importance samples."""
+        findings: Findings = []
+        for check in self.others:
+            findings += check()
+        return findings
+
+
+def _checks(
+    ended: Ended, support: Support, genealogy: Genealogy, found: Status
+) -> Checks:
+    """The checks of a run at level 0, which take at most a share of its evaluations.
+
+    They are functions that keep few positions, or copies: not those of the run.
+    """
+    if not ended.arrived:
+        return Checks()
+    state = ended.state
+    evaluations = state.sampler.evaluations(len(ended.visited))
+    most = tuning.CHECKS.share * state.num_chains * evaluations
+    others = [
+        support.later,
+        _check_of_data(ended, genealogy, found.withholds),
+        _check_of_overlap(ended, most),
+        _check_of_scores(ended, most),
+    ]
+    if not can_draw(state.density):
+        return Checks(others)
+    return Checks(others, _check_by_importance(ended, genealogy, most))
+
+
+def _check_by_importance(ended: Ended, genealogy: Genealogy, most: float) -> Check:
+    """Return a check for modes that no chain has reached, by importance samples."""
+    density = ended.state.density
+    key = ended.state.key
+    positions = jax.tree.map(np.copy, ended.positions)
+
+    def check() -> Findings:
+        of_samples = KeyUse.IMPORTANCE.folded_into(key)
+        return unreached(density, positions, genealogy, of_samples, most)
+
+    return check
+
+
+def _all_finite(positions: Position) -> bool:
+    return all(np.isfinite(values).all() for values in positions.values())
+
+
+def _check_of_overlap(ended: Ended, most: float) -> Check:
+    """Return a check that factors agree where the chains are.
+
+    It takes ``most`` evaluations, at levels and chains in proportion, and is left out
+    where chains are at numbers that are not finite.
+    """
+    density = ended.state.density
+    key = ended.state.key
+    n = ended.state.num_chains
+    limits = tuning.CHECKS
+    levels = most // min(n, limits.most_chains)
+    levels = int(np.clip(levels, 2, tuning.OVERLAP.levels))
+    number = np.clip(most // levels, 1, limits.most_chains)
+    some = chosen(ended.positions, spaced(n, number))
+    if not in_question(density) or not _all_finite(some):
+        return _no_findings
+
+    def check() -> Findings:
+        of_noise = KeyUse.OVERLAP.folded_into(key)
+        answers = agreement(density, some, of_noise, levels)
+        findings = [(Code(answer.code), answer.message) for answer in answers]
+        divisors = [answer.factor for answer in answers if answer.divides]
+        return findings + status.untrained_divisors(divisors)
+
+    return check
+
+
+def _check_of_scores(ended: Ended, most: float) -> Check:
+    """Return a check of the factors whose score a line integral relied on: it must be
+    the score of the factor's own samples. It takes ``most`` evaluations."""
+    density = ended.state.density
+    key = ended.state.key
+    draws = tuning.FINDINGS.own_draws
+    number = int(min(most / density.num_levels, ended.state.num_chains, draws))
+    # Fewer than an eighth of the samples would leave nothing beyond the errors.
+    if not integrates_score(ended.state.sampler.kernel) or number < draws // 8:
+        return _no_findings
+    some = chosen(ended.positions, np.arange(number))
+    log_snr = np.asarray(density.schedule.log_snr)
+
+    def check() -> Findings:
+        of_samples = KeyUse.OWN_DRAWS.folded_into(key)
+        return other_laws(own_scores(density, some, of_samples), log_snr)
+
+    return check
+
+
+def _check_of_data(ended: Ended, genealogy: Genealogy, withheld: bool) -> Check:
+    """Return a check of the data, for chains whose log-density does not tell it.
+
+    The data may be all but impossible where chains ended; and, if errors are
+    ``withheld`` or fewer than half of the chains count, finer than level 0 is.
+    """
+    density = ended.state.density
+    positions = ended.positions
+    if "energy" in density.capabilities or not _all_finite(positions):
+        return _no_findings
+    weights = genealogy.weights
+    counting = effective_chains(genealogy, list(positions.values()))
+    few = withheld or counting < len(weights) / 2
+    weighted = np.flatnonzero(weights >= weights.max() / len(weights))
+    some = chosen(positions, weighted[: tuning.SHARES.most])
+
+    def check() -> Findings:
+        measured = sum(np.size(values) for values in density.observed().values())
+        if not measured:
+            return []
+        numbers = min(measured, Layout.of_density(density).size)
+        findings = status.impossible_data(log_likelihood(density, some), numbers)
+        if few or findings:
+            lost = lost_to_noise(density, some)
+            log_snr = np.asarray(density.schedule.log_snr)
+            findings += status.fine_data(lost, float(log_snr[0]), len(log_snr))
+        return findings
+
+    return check
+
+
+def _observations_of_nan(density: AnnealedDensity, positions: Position) -> list[str]:
+    """Observations whose likelihood is NaN four times as far from the mean of the
+    chains as these are: where proposals go that have no finite density."""
     if not density.observed():
         return []
     far = jax.tree.map(lambda x: x.mean(0) + 4 * (x - x.mean(0)), positions)
@@ -382,15 +614,12 @@ def _suspects(density: AnnealedDensity, positions: Position) -> list[str]:
 def _curl(
     density: AnnealedDensity, positions: Position, level: int, key: Array
 ) -> dict[str, float]:
-    """Of each factor whose score a line integral relied on; NaN where a network cannot
-    be differentiated, which no run is lost for."""
+    """Relative curl of each factor whose score a line integral relied on; NaN where JAX
+    cannot differentiate a network, for which no run is lost."""
     try:
         return curl(density, positions, level, KeyUse.CURL.folded_into(key))
-    except (
-        TypeError,
-        ValueError,
-        NotImplementedError,
-    ):  # what JAX raises for custom rules and callbacks
+    # JAX raises these for custom rules and callbacks.
+    except (TypeError, ValueError, NotImplementedError):
         return {
             name: np.nan
             for name, _, offered in density.described.offers
@@ -398,197 +627,215 @@ def _curl(
         }
 
 
-def _ended(found: Status, state: State, arrived: bool) -> Status:
-    """What was found, with how the run ended."""
-    number, drawn = state.draws.number, state.writer.drawn
-    if arrived and state.interrupted in ("descend", "finish") and state.sampler.then:
-        text = (
-            "Stopped at level 0, before its global moves or its warm-up there had ended; the samples are as they were "
-            "then, and latents may not have converged."
-        )
-        found = found.with_findings((Code.INTERRUPTED, text))
-    elif arrived and number is not None and drawn < number:
-        text = f"Stopped after {drawn} of {number} draws; these are of level 0. Run it again to the end, or with fewer."
-        found = found.with_findings((Code.INTERRUPTED, text))
-    if state.checkpoints is None or not state.checkpoints.ended:
-        return found
-    if state.checkpoints.failure is None:
-        return found.noted(
-            Code.INTERRUPTED, " The same call goes on from its checkpoint."
-        )
-    text = (
-        f"The last checkpoint could not be written: {state.checkpoints.failure}. The samples are those of a run "
-        "without it: save them with result.save; make room or choose another folder."
-    )
-    return found.with_findings((Code.NOT_SAVED, text))
-
-
-def _weak(found: Status) -> str:
-    """What a run lacks that one on closer levels may have, in the words of that one's
-    reason."""
-    words = {
-        Code.SHARES_FROZEN: "the chains lay apart, and their shares rested on nothing",
-        Code.WEIGHTS_COLLAPSED: "weights had come to rest on too few chains",
-        Code.ANCESTORS_COLLAPSED: "the chains descended from too few ancestors",
-        Code.LEVELS_TOO_FEW: "the levels were too far apart for the log-evidence",
-    }
-    return next((why for code, why in words.items() if found.has(code)), "")
-
-
+# ── support of mode proportions ───────────────────────────────────────────────────────
 @dataclass(frozen=True, eq=False)
 class Support:
-    """What is known of the modes' shares."""
+    """Weights of the chains, and the defects of the mode proportions that they give."""
 
-    # of the chains, (N,): those of the run, or of its paths where these mend the shares
-    log_weights: np.ndarray
-    findings: Findings = field(default_factory=list)  # what is wrong with them
-    later: Question = list  # more of these, which take a compilation
-    note: str = ""  # what is added to the reason of the run
+    # Of the run, or of its paths where these correct the proportions.
+    log_weights: Float[np.ndarray, " chains"]
+    findings: Findings = field(default_factory=list)
+    later: Check = _no_findings  # more findings, which take a compilation
+    note: str = ""  # added to the reason of the run
 
 
-def supported(
-    state: State,
-    positions: Position,
-    log_weights: np.ndarray,
-    paths: np.ndarray,
-    log_density: np.ndarray | None,
-) -> Support:
-    """What the shares of a run that ended at level 0 rest on: of its chains, on the
-    host, with the run's weights, those of the ways that they came, and log π₀ where
-    they ended, (N,), None where it is not known."""
-    run, sampler, density = state.run, state.sampler, state.density
-    number, comparable = (
-        len(log_weights),
-        {"energy", "mode_depth"} <= density.capabilities,
-    )
-    if sampler.round_trips(state.run) is not None:  # replicas, which swap
+def supported(ended: Ended) -> Support:
+    """Return what supports the mode proportions of a run that ended at level 0."""
+    if ended.state.sampler.round_trips(ended.state.run) is not None:
+        return Support(ended.log_weights)  # replicas swap between modes
+    if np.isfinite(np.asarray(ended.run.records.ess)).any():
+        return _support_of_weighted(ended)
+    return _support_of_independent(ended)
+
+
+def _support_of_weighted(ended: Ended) -> Support:
+    """Support of chains with importance weights, which were resampled on the way."""
+    log_weights = ended.log_weights
+    if not ended.comparable or ended.log_density is None or np.ptp(log_weights):
         return Support(log_weights)
-    if np.isfinite(np.asarray(run.records.ess)).any():
-        if not comparable or log_density is None or np.ptp(log_weights):
-            return Support(log_weights)
-        families = Families.from_ancestors(np.ones(number), np.asarray(run.ancestors))
-        return Support(
-            log_weights, shares.frozen_shares(positions, log_density, families)
-        )
-    note, worth = "", effective(paths)
-    unknown = not sampler.needs_terms(density) and density.num_levels > 1
-    if state.given_up:
+    equal = np.ones(len(log_weights))
+    genealogy = Genealogy.from_ancestors(equal, np.asarray(ended.run.ancestors))
+    findings = shares.unreliable_proportions(
+        ended.positions, ended.log_density, genealogy
+    )
+    return Support(log_weights, findings)
+
+
+def _support_of_independent(ended: Ended) -> Support:
+    """Support of chains without importance weights, by the weights of their paths.
+
+    Where path weights contradict the proportions of the chains, or cannot support them,
+    they replace the chains' equal weights if they are worth enough chains. Else the
+    contradiction is a finding, and so are separated modes that nothing supports.
+    """
+    state = ended.state
+    number = len(ended.log_weights)
+    worth = effective(ended.path_weights)
+    cause = _cause(ended, worth)
+    reason = _reason_of_proportions(ended)
+    unmoved = _is_unmoved(ended)
+    lost = shares.weightless(ended.positions, ended.path_weights)
+    kept = np.flatnonzero(~lost)
+    positions = chosen(ended.positions, kept)
+    paths = ended.path_weights[kept]
+    log_density = None if ended.log_density is None else ended.log_density[kept]
+    log_weights = ended.log_weights
+    note = ""
+    if state.aborted:
         note = (
-            f"; what modes that are far apart hold rests on the weights of their paths, worth {worth:.3g} of "
-            f"{number} chains"
+            "; the proportions of separated modes are supported by path weights worth "
+            f"{worth:.3g} of {number} chains"
         )
-    why = shares.Reason.STARTED if density.num_levels == 1 else shares.Reason.FROZEN
-    why = shares.Reason.SUMMED if sampler.kernel is None else why
-    stayed = (
-        sampler.kernel is not None
-        and not state.writer.drawn
-        and np.isnan(float(run.global_acceptance))
-    )
-    lost = shares.weightless(positions, paths)
-    kept, weighed = (
-        np.flatnonzero(~lost),
-        np.where(np.isfinite(paths) & ~lost, paths, -np.inf),
-    )
-    positions, paths = chosen(positions, kept), paths[kept]
-    log_density = None if log_density is None else log_density[kept]
-    uneven = (
-        shares.uneven_paths(positions, paths, log_density, why) if paths.any() else []
-    )
-    if lost.any() and stayed:
+
+    findings: Findings = []
+    if paths.any():
+        findings = shares.path_weight_dependence(positions, paths, log_density, reason)
+    if lost.any() and unmoved:
         log_weights = np.where(lost, -np.inf, log_weights)
-        note += f"; {lost.sum()} of them, which lie apart and whose paths weigh nothing beside the others', weigh 0"
-    elif lost.any() and not uneven:
-        found = f"{lost.mean():.2%} of the chains lie apart, where by what their paths weigh there is nothing. "
-        uneven = [(Code.SHARES_FROZEN, found + why)]
-    cause = f"the weights of their paths are worth {worth:.2g} of {number} chains"
-    if unknown:
-        cause = (
-            "chains do not weigh one another, and what their paths weigh is not known"
+        note += (
+            f"; {lost.sum()} separated chains, whose path weights are negligible, get "
+            "weight 0"
         )
-    if state.given_up:
-        cause = f"SMC was given up, and {cause}"
-    apart, exact = (
-        _later(state, positions, kept, cause, why),
-        "exact_marginals" in density.capabilities,
-    )
+    elif lost.any() and not findings:
+        text = (
+            f"{lost.mean():.2%} of the chains are separated from the others, in places "
+            "of negligible path weight, which hold next to no probability. "
+        )
+        findings = [(Code.SHARES_FROZEN, text + reason)]
+
+    separated = _check_of_separation(ended, positions, kept, cause, reason)
+    exact = "exact_marginals" in state.density.capabilities
     fewest = max(
         tuning.SHARES.support * number, min(tuning.ERRORS.fewest_families, number / 8)
     )
-    if stayed and worth >= fewest:
+    if unmoved and worth >= fewest:
         # Shares are off by √(N/worth − 1) of their standard deviation at most: too
         # little for few chains to show it.
-        hidden = comparable and not exact and worth < tuning.SHARES.even * number
-        if uneven or (hidden and apart()):
-            note = f"; the weights of their paths, worth {worth:.0f} of {number} chains, mend the shares of modes"
-            return Support(weighed - weighed.max(), [], list, note)
-    if not uneven and comparable and log_density is not None:
-        uneven = shares.frozen_shares(positions, log_density)
-    rests = not unknown and (worth >= fewest or alike(paths))
-    if uneven or rests or exact:
-        return Support(log_weights, uneven, list, note)
-    # Where another run can follow it is asked at once.
+        hidden = ended.comparable and not exact and worth < tuning.SHARES.even * number
+        if findings or (hidden and separated()):
+            return _reweighted(ended, lost, worth)
+    if not findings and ended.comparable and log_density is not None:
+        findings = shares.unreliable_proportions(positions, log_density)
+    by_weights = _path_weights_known(ended) and (worth >= fewest or alike(paths))
+    if findings or by_weights or exact:
+        return Support(log_weights, findings, _no_findings, note)
+    # Asked at once where another run can follow, which must know the answer.
+    if ended.comparable:
+        return Support(log_weights, separated(), _no_findings, note)
+    return Support(log_weights, [], separated, note)
+
+
+def _reweighted(ended: Ended, lost: np.ndarray, worth: float) -> Support:
+    """Support by path weights in the place of the chains' own."""
+    paths = ended.path_weights
+    weights = np.where(np.isfinite(paths) & ~lost, paths, -np.inf)
+    note = (
+        f"; path weights, worth {worth:.0f} of {len(paths)} chains, correct the mode "
+        "proportions"
+    )
+    return Support(weights - weights.max(), [], _no_findings, note)
+
+
+def _path_weights_known(ended: Ended) -> bool:
+    """Return whether the run accumulated weights of paths; with one level there are
+    none to accumulate, and all are equal."""
+    density = ended.state.density
+    return ended.state.sampler.needs_terms(density) or density.num_levels == 1
+
+
+def _is_unmoved(ended: Ended) -> bool:
+    """Return whether chains are where their paths led, so that path weights are theirs:
+    neither draws nor global moves followed, nor is the way down without a kernel."""
+    state = ended.state
     return (
-        Support(log_weights, apart(), list, note)
-        if comparable
-        else Support(log_weights, [], apart, note)
+        state.sampler.kernel is not None
+        and not state.writer.drawn
+        and bool(np.isnan(float(ended.run.global_acceptance)))
     )
 
 
-def effective(log_weights: np.ndarray) -> float:
-    """How many independent chains weights are worth; those that are no numbers count as
-    0."""
+def _reason_of_proportions(ended: Ended) -> shares.Reason:
+    """The reason why independent chains may have wrong proportions."""
+    if ended.state.sampler.kernel is None:
+        return shares.Reason.SUMMED
+    if ended.state.density.num_levels == 1:
+        return shares.Reason.STARTED
+    return shares.Reason.FROZEN
+
+
+def _cause(ended: Ended, worth: float) -> str:
+    """The cause for which nothing supports the proportions, as a clause."""
+    number = len(ended.log_weights)
+    cause = f"the path weights are worth {worth:.2g} of {number} chains"
+    if not _path_weights_known(ended):
+        cause = (
+            "independent chains have no importance weights, and the weights of their "
+            "paths are unknown"
+        )
+    if ended.state.aborted:
+        return f"SMC was aborted, and {cause}"
+    return cause
+
+
+def effective(log_weights: Float[np.ndarray, " chains"]) -> float:
+    """Effective sample size of weights; those that are not finite count as 0."""
     finite = log_weights[np.isfinite(log_weights)]
-    return Families.from_log_weights(finite).effective if finite.size else 0.0
+    if not finite.size:
+        return 0.0
+    return Genealogy.from_log_weights(finite).effective
 
 
-def alike(log_weights: np.ndarray) -> bool:
-    """Whether weights differ so little that what they say is known, although chance may
-    leave few of them.
+def alike(log_weights: Float[np.ndarray, " chains"]) -> bool:
+    """Return whether weights differ so little that they support shares, although chance
+    may leave few of them.
 
-    Of log-normal weights whose logarithms have a standard deviation s a share e^(−s²)
-    counts. Few chains tell s far better than the effective sample size.
+    Log-normal weights whose logarithms have standard deviation s have the relative
+    effective size e^(−s²). Few chains tell s far better than their effective size.
     """
     finite = log_weights[np.isfinite(log_weights)]
-    return (
-        len(finite) > 0.95 * len(log_weights)
-        and float(shares.clipped(finite).std()) <= tuning.SHARES.alike
-    )
+    if len(finite) <= 0.95 * len(log_weights):
+        return False
+    return float(shares.clipped(finite).std()) <= tuning.SHARES.alike
 
 
-def _later(
-    state: State, positions: Position, kept: np.ndarray, cause: str, why: str
-) -> Question:
-    """What is asked of chains whose shares no weights support, ``kept`` of all: whether
-    they are in groups that they did not cross between. It says the ``cause`` why
-    nothing supports these, and ``why`` this is so."""
+def _check_of_separation(
+    ended: Ended, positions: Position, kept: np.ndarray, cause: str, reason: str
+) -> Check:
+    """Return a check for separated modes of the ``kept`` chains at these positions.
+
+    Chains that moved at level 0 are fine if they have crossed as many barriers as lie
+    between them. The finding states the ``cause`` for which nothing supports the
+    proportions, and the ``reason`` why they may be wrong.
+    """
+    state = ended.state
     density = state.density
     moved = bool(state.sampler.then) or state.writer.drawn > 0
-    if moved and state.came is None:
-        return list
+    if moved and state.arrival_points is None:
+        return _no_findings
     some = spaced(len(kept), tuning.CHECKS.most_chains)
-    # where they were when they had come down to level 0, if they have moved since
-    came = None
+    final = chosen(positions, some)
+    arrival: Position | None = None
     if moved:
-        at = Layout.of_density(density).position(
-            np.asarray(state.came)[kept[some]], float(density.schedule.alpha[0])
-        )
-        came = jax.tree.map(np.asarray, at)
-    ended = chosen(positions, some)
+        points = np.asarray(state.arrival_points)[kept[some]]
+        alpha = float(density.schedule.alpha[0])
+        at_arrival = Layout.of_density(density).position(points, alpha)
+        arrival = jax.tree.map(np.asarray, at_arrival)
 
-    def apart() -> Findings:
+    def check() -> Findings:
         depths = barriers(density)
-        groups = shares.parted(ended, depths)
+        groups = shares.separated(final, depths)
         if groups is None:
             return []
-        size = Layout.of_density(density).size
-        if (
-            came is not None
-            and shares.share_apart(depths(came, ended), size)
-            >= tuning.SHARES.crossing * groups.apart
-        ):
-            return []
-        places = shares.where(ended, groups.index)
-        text = f"The chains lie in {groups}: {places}. Their shares rest on nothing: {cause}. {why}"
+        if arrival is not None:
+            size = Layout.of_density(density).size
+            crossed = shares.share_separated(depths(arrival, final), size)
+            if crossed >= tuning.SHARES.crossing * groups.separated:
+                return []
+        places = shares.largest_difference(final, groups.index)
+        text = (
+            f"The chains lie in {groups}: {places}. Nothing supports these mode "
+            f"proportions: {cause}. {reason}"
+        )
         return [(Code.SHARES_FROZEN, text)]
 
-    return apart
+    return check

@@ -1,26 +1,27 @@
-r"""Whether the scores of a trained factor are those of the distribution which its own
-reverse diffusion draws.
+r"""A check of trained scores against the samples of their factors, which the factors'
+own reverse diffusion draws.
 
 A distribution with the score s has $E[s] = 0$ and $E[s\,(x - \bar x)^\top] = -I$
 (Stein's identity). The error of a network that predicts noise grows like 1/σ in its
 score. Reverse diffusion, whose steps are of length σ², hardly sees that, but a
-Metropolis test leads chains where such a score leads. Of each number of the site are
-asked, over draws of the factor alone at each level,
+Metropolis test leads chains where such a score leads. For each number of the site, over
+samples of the factor alone at each level,
 
-$$\text{shift}_i = \mathrm{sd}_i\,|E[s_i]|, \qquad \text{steepness}_i = -E[s_i\,(x_i - \bar x_i)],$$
+$$\text{shift}_i = \mathrm{sd}_i\,|E[s_i]|, \qquad
+\text{steepness}_i = -E[s_i\,(x_i - \bar x_i)]$$
 
-0 and 1 where they agree: about by how many standard deviations chains are led away, and
-how many times too narrow, in variance, they become.
+are 0 and 1 where score and samples agree: about by how many standard deviations chains
+are led away, and how many times too narrow, in variance, they become.
 
 Errors that the J members of a plate have in common add up in the group. With $v_j$ the
-variances of a member's draws, $m_j$ their mean, m and P mean and covariance of all
-members' draws together, data of J members tell the group's mean to $\sqrt{P/J}$, which
-errors move by about the mean over members of $v_j\,E[s_j]$, and its covariance to
+variances of a member's samples, $m_j$ their mean, m and P mean and covariance of all
+members' samples together, data of J members tell the group's mean to $\sqrt{P/J}$,
+which errors move by about the mean over members of $v_j\,E[s_j]$, and its covariance to
 $\sqrt{(P_{pp}P_{qq} + P_{pq}^2)/J}$, which they move by that of the symmetric part of
 
 $$2\,v_j\,E[s_j]\,(m_j - m)^\top - v_j\,\big(E[s_j\,(x_j - m_j)^\top] + I\big).$$
 
-Both are asked in these units.
+Both are measured in these units.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
@@ -43,125 +45,141 @@ from composeprob.samplers.step import Step
 
 
 class OwnScore(NamedTuple):
-    """What a factor's score at its own draws of level 0 comes to: of all numbers of its
-    site, and of those of a plate's members together, the one where that is farthest
-    from what it should be, less four standard errors; 0 and 1 where nothing is
-    wrong."""
+    """The worst disagreement of a factor's score with its own samples at level 0.
+
+    It is taken over all numbers of the site, and over those of a plate's members
+    together, less four standard errors; shift 0 and steepness 1 where nothing is wrong.
+    """
 
     shift: float  # of the number, or of an entry of the group's mean or covariance
     steepness: float
-    right_from: (
-        int | None
-    )  # the cleanest level from which on both are about right; None where no level is
+    # The cleanest level from which on both are about right; None where no level is.
+    right_from: int | None
     members: int = 1  # of a plate, J
 
     @property
     def wrong(self) -> bool:
-        """Whether chains are led where the factor's own draws are not; not where
-        nothing is a number."""
-        return max(2 * self.shift, abs(self.steepness - 1)) > tuning.FINDINGS.own_score
+        """True if chains are led away from the factor's own samples; not where nothing
+        is finite."""
+        off = max(2 * self.shift, abs(self.steepness - 1))
+        return off > tuning.FINDINGS.own_score
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.steepness:.2g} times as steep as their spread says, and shifted by "
+            f"{self.shift:.2g} sd"
+        )
+        if self.members > 1:
+            text += (
+                f" (the worst of {self.members} members, or in sd of their group's "
+                "mean or covariance)"
+            )
+        return text
 
 
 def own_scores(
     density: AnnealedDensity, positions: Position, key: Array
 ) -> dict[str, OwnScore]:
-    """Asks every trained factor of a whole noised site for its score at its own draws,
-    one under the conditions of each position, ``{site: (n, …)}``: of a plate of
-    observations its first member, and nothing of a plate in which a mask leaves members
-    out, or of one in another."""
-    found = {}
+    """Compare the score of every trained factor of a whole noised site with its own
+    samples, one under the conditions of each position, ``{site: (n, …)}``.
+
+    Of a plate of observations the first member is checked. Plates in which a mask
+    leaves members out, and plates in plates, are left out.
+    """
+    scores = {}
     for i, expert in enumerate(density.described.experts):
         size = math.prod(density.sites[expert.site].shape)
-        if (
-            not expert.trained
-            or expert.dimension * expert.members != size
-            or expert.averaged != 1
-        ):
+        if not expert.trained or expert.averaged != 1:
+            continue
+        if expert.dimension * expert.members != size:
             continue
         if expert.members not in (1, expert.rows):
             continue
-        # What is divided by is asked where its draws are, not where those of the group
-        # are.
+        # A denominator is compared where its samples are, not where the group's are.
         together = expert.members if expert.power > 0 else 1
-        moments = _own_moments(
-            density, i, positions, jax.random.fold_in(key, i), together
-        )
-        found[expert.name] = _compared(
-            moments, len(positions[expert.site]), expert.members
-        )
-    return found
+        of_expert = jax.random.fold_in(key, i)
+        moments = _own_moments(density, i, positions, of_expert, together)
+        n = len(positions[expert.site])
+        scores[expert.name] = _compared(moments, n, expert.members)
+    return scores
 
 
-def other_laws(found: Mapping[str, OwnScore], log_snr: np.ndarray) -> Findings:
-    """The finding that chains follow scores which belong to other distributions than
-    the factors' own draws, of factors whose score a line integral relied on, with the
-    levels' log-SNR, (K,)."""
-    wrong = {name: own for name, own in found.items() if own.wrong}
+def other_laws(
+    scores: Mapping[str, OwnScore], log_snr: Float[np.ndarray, " levels"]
+) -> Findings:
+    """The finding that chains follow scores of other distributions than the factors'
+    own samples, of factors whose score a line integral relied on."""
+    wrong = {name: score for name, score in scores.items() if score.wrong}
     if not wrong:
         return []
-    told = ", ".join(
-        f"that of {name} is {own.steepness:.2g} times as steep as their spread says, and shifted by {own.shift:.2g} sd"
-        + f" (the worst of {own.members} members, or in sd of their group's mean or covariance)"
-        * (own.members > 1)
-        for name, own in wrong.items()
-    )
-    known = [own.right_from for own in wrong.values() if own.right_from is not None]
-    end = (
-        f"at a log-SNR of {log_snr[max(known)]:.2g} and below"
-        if len(known) == len(wrong)
-        else "at no level"
-    )
+    listed = ", ".join(f"that of {name} is {score}" for name, score in wrong.items())
+    right_from = [score.right_from for score in wrong.values()]
+    levels = [level for level in right_from if level is not None]
+    end = "at no level"
+    if len(levels) == len(right_from):
+        end = f"at a log-SNR of {log_snr[max(levels)]:.2g} and below"
     text = (
-        f"At level 0 scores are not those of the factors' own draws by reverse diffusion: {told}. Errors of a network "
-        "grow as noise falls, and Metropolis tests lead chains where such a score leads, not to what was learned. They "
-        f"are about right {end}: end the levels there (schedule=cp.Schedule.log_snr(60, max=…)), train with more "
-        "weight on little noise, or use cp.Ancestral, for one factor alone."
+        "At level 0 scores do not match the factors' own samples, drawn by reverse "
+        f"diffusion: {listed}. Errors of a network grow as noise falls, and Metropolis "
+        "tests lead chains where such a score leads, not to the learned distribution. "
+        f"The scores are about right {end}: end the levels there "
+        "(schedule=cp.Schedule.log_snr(60, max=…)), train with more weight on little "
+        "noise, or use cp.Ancestral, for one factor alone."
     )
     return [(Code.NETWORK_DOUBTED, text)]
 
 
-Moments = tuple[Array, Array, Array, Array]
-"""Over n draws of a level, mean and standard deviation of each shift, whose mean's
-absolute value counts, and of each steepness − 1."""
+class Moments(NamedTuple):
+    """Moments over n samples of a level, one for each number and entry of the group;
+    arrays have a leading axis of levels once all are visited."""
+
+    shift: Array  # mean, whose absolute value counts
+    shift_sd: Array
+    off: Array  # mean of steepness − 1
+    off_sd: Array
 
 
-def _compared(found: Moments, n: int, members: int) -> OwnScore:
-    """Of moments with an axis of levels, from level 0 on."""
-    shifts, shifts_sd, offs, offs_sd = (np.asarray(leaf, float) for leaf in found)
-
-    def less(errors: float) -> tuple[np.ndarray, np.ndarray]:
-        """Shift and steepness − 1 at each level, of the number where it is farthest off
-        by more than its errors."""
-        shift = np.maximum(abs(shifts) - errors * shifts_sd / math.sqrt(n), 0.0).max(1)
-        off = np.sign(offs) * np.maximum(
-            abs(offs) - errors * offs_sd / math.sqrt(n), 0.0
-        )
-        return shift, np.take_along_axis(off, abs(off).argmax(1)[:, None], 1)[:, 0]
-
-    shift, off = less(
-        2.0 if members == 1 else 4.0
-    )  # of many numbers the farthest is more errors off by chance
+def _compared(moments: Moments, n: int, members: int) -> OwnScore:
+    """The disagreement at level 0 by moments over n samples, from level 0 on."""
+    # Of many numbers the farthest one is more errors off by chance.
+    errors = 2.0 if members == 1 else 4.0
+    shift, off = _beyond_errors(moments, n, errors)
     right = np.maximum(2 * shift, abs(off)) <= tuning.FINDINGS.own_score_right
-    shift, off = less(4.0)
-    right_from = int(np.flatnonzero(~right).max(initial=-1)) + 1
-    return OwnScore(
-        float(shift[0]),
-        1.0 + float(off[0]),
-        right_from if right_from < len(off) else None,
-        members,
-    )
+    right_from: int | None = int(np.flatnonzero(~right).max(initial=-1)) + 1
+    if right_from == len(off):
+        right_from = None
+    shift, off = _beyond_errors(moments, n, 4.0)
+    return OwnScore(float(shift[0]), 1.0 + float(off[0]), right_from, members)
+
+
+def _beyond_errors(
+    moments: Moments, n: int, errors: float
+) -> tuple[Float[np.ndarray, " levels"], Float[np.ndarray, " levels"]]:
+    """Shift and steepness − 1 at each level, of the number where each is off by most
+    beyond so many standard errors."""
+    shifts, shifts_sd, offs, offs_sd = (np.asarray(leaf, float) for leaf in moments)
+    shift = np.maximum(abs(shifts) - errors * shifts_sd / math.sqrt(n), 0.0).max(1)
+    excess = np.maximum(abs(offs) - errors * offs_sd / math.sqrt(n), 0.0)
+    off = np.sign(offs) * excess
+    most = abs(off).argmax(1)[:, None]
+    return shift, np.take_along_axis(off, most, 1)[:, 0]
 
 
 @eqx.filter_jit
 def _own_moments(
     density: AnnealedDensity, which: int, positions: Position, key: Array, together: int
 ) -> Moments:
-    """Moments over draws of one expert alone by its reverse diffusion, at every level,
-    from level 0 on. Steps are those of a Gaussian with the draws' slope, of which steps
-    of any length keep the variance."""
+    """Moments over samples of one expert alone by its reverse diffusion, at every
+    level, from level 0 on.
+
+    Steps are those of a Gaussian with the samples' slope, of which steps of any length
+    keep the variance.
+    """
     expert = density.described.experts[which]
-    site, n = density.sites[expert.site], len(positions[expert.site])
-    size, last = math.prod(site.shape), density.num_levels - 1
+    site = density.sites[expert.site]
+    n = len(positions[expert.site])
+    size = math.prod(site.shape)
+    last = density.num_levels - 1
 
     def scores(x: Array, level: Array) -> Array:
         def score(x: Array, position: Position) -> Array:
@@ -173,55 +191,58 @@ def _own_moments(
 
     def descend(x: Array, at: tuple[Array, Array]) -> tuple[Array, Moments]:
         key, level = at
-        start, end, s = (
-            density.schedule.at(level),
-            density.schedule.at(jnp.maximum(level - 1, 0)),
-            scores(x, level),
-        )
-        variance, off = x.var(0, ddof=1), -s * (x - x.mean(0)) * n / (n - 1) - 1
-        shift = jnp.concatenate(
-            [s * jnp.sqrt(variance), *_of_group(x, s * variance, variance, together)],
-            axis=1,
-        )
-        found = shift.mean(0), shift.std(0), off.mean(0), off.std(0)
-        slope = (
-            -(off.mean(0) + 1) * start.alpha**2 / variance
-        )  # E[∂S/∂y] of a Gaussian is E[S·(y − ȳ)]/Var(y)
+        start = density.schedule.at(level)
+        end = density.schedule.at(jnp.maximum(level - 1, 0))
+        s = scores(x, level)
+        variance = x.var(0, ddof=1)
+        off = -s * (x - x.mean(0)) * n / (n - 1) - 1
+        of_group = _of_group(x, s * variance, variance, together)
+        shift = jnp.concatenate([s * jnp.sqrt(variance), *of_group], axis=1)
+        moments = Moments(shift.mean(0), shift.std(0), off.mean(0), off.std(0))
+        # E[∂S/∂y] of a Gaussian is E[S·(y − ȳ)]/Var(y).
+        slope = -(off.mean(0) + 1) * start.alpha**2 / variance
         step = Step.fitted(
             slope, slope, start.variance, end.variance, jnp.ones(()), both=False
         )
-        y = jax.vmap(step.draw)(
-            x / start.alpha, start.alpha * s, jax.random.normal(key, x.shape)
-        )
-        return (end.alpha * y).astype(x.dtype), found
+        noise = jax.random.normal(key, x.shape)
+        y = jax.vmap(step.draw)(x / start.alpha, start.alpha * s, noise)
+        return (end.alpha * y).astype(x.dtype), moments
 
     first, rest = jax.random.split(key)
-    x = density.schedule.at(last).sigma * jax.random.normal(
-        first, (n, size), jnp.result_type(positions[expert.site])
-    )
+    dtype = jnp.result_type(positions[expert.site])
+    noise = jax.random.normal(first, (n, size), dtype)
+    x = density.schedule.at(last).sigma * noise
     levels = jnp.arange(last, -1, -1)
-    _, found = jax.lax.scan(descend, x, (jax.random.split(rest, len(levels)), levels))
-    return jax.tree.map(lambda leaf: leaf[::-1], found)
+    keys = jax.random.split(rest, len(levels))
+    _, moments = jax.lax.scan(descend, x, (keys, levels))
+    return jax.tree.map(lambda leaf: leaf[::-1], moments)
 
 
-def _of_group(x: Array, moved: Array, variance: Array, members: int) -> list[Array]:
-    """Shifts of the group's mean and covariance, in their standard deviations, (n, …)
-    each, of draws x of all members, of v·s, and of v; nothing outside of a plate."""
+def _of_group(
+    x: Float[Array, "n numbers"],
+    moved: Float[Array, "n numbers"],
+    variance: Float[Array, " numbers"],
+    members: int,
+) -> list[Float[Array, "n entries"]]:
+    """Shifts of the group's mean and covariance, in their standard deviations, of
+    samples x of all members, of v·s, and of v; nothing outside of a plate."""
     if members == 1:
         return []
-    x, moved = (a.reshape(len(x), members, -1) for a in (x, moved))
-    n, of_member, away = len(x), x.mean(0), x - x.mean((0, 1))
+    n = len(x)
+    x = x.reshape(n, members, -1)
+    moved = moved.reshape(n, members, -1)
+    of_group = x.mean((0, 1))
+    of_member = x.mean(0)
+    away = x - of_group
     pooled = jnp.einsum("njp,njq->pq", away, away) / (n * members)
-    found = [jnp.sum(moved, 1) / jnp.sqrt(members * jnp.diag(pooled))]
+    variances = jnp.diag(pooled)
+    shifts = [jnp.sum(moved, 1) / jnp.sqrt(members * variances)]
     if x.shape[2] <= tuning.METRIC.most_numbers:
-        led = jnp.einsum(
-            "njp,njq->npq", moved, 2 * (of_member - x.mean((0, 1))) - (x - of_member)
-        )
-        led -= (1 - 3 / n) * jnp.diag(
-            variance.reshape(members, -1).sum(0)
-        )  # m_j is of the same n draws
-        known = jnp.sqrt(
-            members * (jnp.outer(jnp.diag(pooled), jnp.diag(pooled)) + pooled**2)
-        )
-        found.append(((led + led.mT) / (2 * known)).reshape(len(x), -1))
-    return found
+        # The second formula of the module, of each sample; m_j is a mean of the same n
+        # samples, which 1 − 3/n makes up for.
+        outer = 2 * (of_member - of_group) - (x - of_member)
+        led = jnp.einsum("njp,njq->npq", moved, outer)
+        led -= (1 - 3 / n) * jnp.diag(variance.reshape(members, -1).sum(0))
+        units = jnp.sqrt(members * (jnp.outer(variances, variances) + pooled**2))
+        shifts.append(((led + led.mT) / (2 * units)).reshape(n, -1))
+    return shifts

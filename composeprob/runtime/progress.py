@@ -1,5 +1,5 @@
-"""The progress bar of everything that takes long: a few refreshes a second, silent
-where nobody is looking."""
+"""The progress bar of long tasks: a few refreshes a second, silent where nobody is
+looking."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A bar in a terminal or a notebook, nothing in a pipe, a log file, or where it is
+    """A bar in a terminal or a notebook; nothing in a pipe, a log file, or where it is
     not ``enabled``.
 
     Facts are formatted only when the bar is redrawn, at most every quarter of a second,
@@ -34,16 +34,14 @@ class Progress:
     """
 
     def __init__(self, total: int = 0, enabled: bool = True, description: str = ""):
-        self.total, self.description = total, description
+        self.total = total
+        self.description = description
         self._console = Console(stderr=True)
-        shown = (
-            "notebook"
-            if self._console.is_jupyter
-            else "terminal"
-            if self._console.is_terminal
-            else "off"
-        )
-        self._kind = shown if enabled else "off"
+        self._kind = "off"
+        if enabled and self._console.is_jupyter:
+            self._kind = "notebook"
+        elif enabled and self._console.is_terminal:
+            self._kind = "terminal"
         self._bar: RichProgress | None = None
         self._handle: DisplayHandle | None = None
         self._started = self._drawn = 0.0
@@ -52,28 +50,24 @@ class Progress:
     @property
     def pause(self) -> float:
         """Seconds that may pass between two updates."""
-        return (
-            tuning.REPORTS.unseen_seconds
-            if self._kind == "off"
-            else tuning.REPORTS.shown_seconds
-        )
+        if self._kind == "off":
+            return tuning.REPORTS.unseen_seconds
+        return tuning.REPORTS.shown_seconds
 
     def __enter__(self) -> Progress:
-        self._started, self._drawn, self._last = time.monotonic(), 0.0, None
+        self._started = time.monotonic()
+        self._drawn = 0.0
+        self._last = None
         if self._kind == "terminal":
-            columns = (
+            self._bar = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(20),
                 MofNCompleteColumn(),
-            )
-            facts = (
                 TextColumn("{task.fields[facts]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-            )
-            # No thread of its own: the bar moves when the run does.
-            self._bar = RichProgress(
-                *columns, *facts, console=self._console, auto_refresh=False
+                console=self._console,
+                auto_refresh=False,  # no thread of its own: it moves when the run does
             )
             self._bar.start()
             self._bar.add_task(self.description, total=self.total, facts="")
@@ -92,11 +86,12 @@ class Progress:
         doing: str = "",
         **facts: SupportsFloat | str,
     ) -> None:
-        """Shows how far a run is, or what it is doing next; a new title ends the bar
-        before it."""
+        """Show how much of a run is done, or the work that begins; a new title ends the
+        bar before it."""
         if title != self.description:
             self.close()
-            self.total, self.description = total, title
+            self.total = total
+            self.description = title
             self.__enter__()
         if doing:
             self.doing(doing)
@@ -107,19 +102,20 @@ class Progress:
         """Say that ``done`` of the ``total`` are finished, with numbers worth
         watching."""
         self._last = (done, facts)
-        if (
-            self._kind != "off"
-            and time.monotonic() - self._drawn >= tuning.REPORTS.shown_seconds
-        ):
+        if self._kind == "off":
+            return
+        if time.monotonic() - self._drawn >= tuning.REPORTS.shown_seconds:
             self._draw()
 
-    def doing(self, what: str) -> None:
-        """Say at once what comes before the first update, such as what is compiled."""
-        self._last = (0 if self._last is None else self._last[0], {what: ""})
+    def doing(self, work: str) -> None:
+        """Show at once the ``work`` that comes before the first update, such as
+        compiling."""
+        done = 0 if self._last is None else self._last[0]
+        self._last = (done, {work: ""})
         self._draw()
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Leave the bar as it is."""
         self._draw()  # the last update may have been throttled
         if self._bar is not None:
             self._bar.stop()
@@ -130,29 +126,27 @@ class Progress:
     def _draw(self) -> None:
         if self._kind == "off" or self._last is None:
             return
-        (done, facts), self._drawn = self._last, time.monotonic()
+        done, facts = self._last
+        text = _text(facts)
+        self._drawn = time.monotonic()
         if self._bar is not None:
-            self._bar.update(
-                TaskID(0), completed=done, facts=_text(facts), refresh=True
-            )
+            self._bar.update(TaskID(0), completed=done, facts=text, refresh=True)
         elif self._handle is not None:
-            self._handle.update(self._page(done, _text(facts)), raw=True)
+            self._handle.update(self._page(done, text), raw=True)
 
     def _page(self, done: int, facts: str) -> dict[str, str]:
-        """What a notebook shows: a bar of the browser's, or where there is none a line
-        of text."""
-        words = " · ".join(
-            filter(
-                None,
-                [
-                    f"{done}/{self.total}",
-                    facts,
-                    f"{time.monotonic() - self._started:.1f} s",
-                ],
-            )
+        """The display in a notebook: a bar of the browser's, or a line of text for one
+        without HTML."""
+        seconds = f"{time.monotonic() - self._started:.1f} s"
+        words = " · ".join(filter(None, [f"{done}/{self.total}", facts, seconds]))
+        bar = (
+            f"<progress value='{done}' max='{self.total}' "
+            "style='width:20em;vertical-align:middle'></progress>"
         )
-        bar = f"<progress value='{done}' max='{self.total}' style='width:20em;vertical-align:middle'></progress>"
-        page = f"<div>{escape(self.description)} {bar} <small>{escape(words)}</small></div>"
+        page = (
+            f"<div>{escape(self.description)} {bar} "
+            f"<small>{escape(words)}</small></div>"
+        )
         return {"text/plain": f"{self.description}  {words}", "text/html": page}
 
 

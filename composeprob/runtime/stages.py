@@ -1,9 +1,9 @@
 """A run of one sampler: five stages in a list, each a function of one `State`, with
 watchers that it reports to.
 
-`carry_out` goes through the list. Ctrl-C ends the stage that it comes in, once there
-are chains; what follows is left out, but for `record`. So that it may come at any time
-a stage sets `State.run` only to runs that can be recorded.
+`carry_out` goes through the list. Ctrl-C ends the current stage, once there are chains;
+the stages after it are left out, except `record`. It may come at any time, so a stage
+sets `State.run` only to runs that can be recorded.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import equinox as eqx
 import jax
 import numpy as np
 from jax import Array
+from jaxtyping import Float, PyTree
 from threadpoolctl import threadpool_limits
 
 from composeprob import tuning
@@ -28,12 +29,13 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import check, check_evaluations, in_question
 from composeprob.errors import CapabilityError
 from composeprob.results.result import Result
-from composeprob.results.status import fewest_families
+from composeprob.results.status import least_effective_ancestors
 from composeprob.runtime import compiled
 from composeprob.runtime.outcome import KeyUse, summarised
 from composeprob.runtime.progress import Progress
 from composeprob.runtime.writer import Checkpoint, Draws, RunCheckpoints, Writer
 from composeprob.samplers.choose import check_capabilities
+from composeprob.samplers.finishers import Finisher
 from composeprob.samplers.run import Pace, Run, Visits, begin, placed
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, everywhere, from_first_process, host
@@ -42,40 +44,38 @@ from composeprob.settings import usual
 
 @dataclass
 class State:
-    """A call of `infer`, checked, and where its run is."""
+    """A call of `infer`, checked, and the progress of its run."""
 
     density: AnnealedDensity  # on the levels that may be visited
     key: Array
     num_chains: int
-    spread: Spread  # which chains are where
+    spread: Spread  # of the chains over devices
     pace: Pace | None  # how the run chooses among the levels; None where it visits all
     draws: Draws
     checkpoint: Checkpoint | None
     progress: bool
     sampler: Sampler  # from `prepare` on, prepared for the density
     reason: str  # why it is this one
-    # of the key's random numbers; the next one is that of its check on every other
-    # level
+    # Of the key's random numbers; the next one is that of the check of the evidence on
+    # every other level.
     series: int = 0
-    # raises `FewAncestors` where too few of the first chains have descendants
-    gives_up: bool = False
-    given_up: bool = False  # takes the place of a run that did
-    spent: int = 0  # evaluations of each chain of a run whose place it takes
-    # By the clock, less what it had taken before it was resumed; that of a run whose
-    # place it takes.
+    # Whether the run raises `FewAncestors` when too few first chains have descendants.
+    may_abort: bool = False
+    aborted: bool = False  # whether the run before this one did
+    spent: int = 0  # evaluations of each chain by the runs before this one
+    # By the monotonic clock, at the beginning of the call; earlier by the time that a
+    # resumed run had already taken.
     began: float = field(default_factory=time.monotonic)
-    watchers: list[Callable[[State], None]] = field(
-        default_factory=list, init=False
-    )  # called after each piece of work
-    interrupted: str | None = field(
+    # Called after each piece of work.
+    watchers: list[Callable[[State], None]] = field(default_factory=list, init=False)
+    # The name of the stage that Ctrl-C ended.
+    interrupted: str | None = field(default=None, init=False)
+    # The defect of modes or evidence that another run may remedy.
+    retry_reason: str = field(default="", init=False)
+    # Points on arrival at level 0, (N, D), before finishers or draws move them.
+    arrival_points: Float[np.ndarray, "chains dims"] | None = field(
         default=None, init=False
-    )  # the name of the stage that Ctrl-C ended
-    weak: str = field(
-        default="", init=False
-    )  # what modes or the evidence lack, where another run may have it
-    came: np.ndarray | None = field(
-        default=None, init=False
-    )  # points at level 0, (N, D), before what closes the run
+    )
     checkpoints: RunCheckpoints | None = field(default=None, init=False)
     writer: Writer = field(init=False)
     first: int = field(init=False)  # the level where chains start
@@ -91,7 +91,7 @@ class State:
 
     @property
     def seconds(self) -> float:
-        """That the run has taken."""
+        """Time since the call began, in seconds."""
         return time.monotonic() - self.began
 
     def report(
@@ -102,16 +102,26 @@ class State:
         doing: str = "",
         **facts: SupportsFloat | str,
     ) -> None:
-        """Says that so much is done, which the watchers are told, or what is doing
-        next."""
+        """Show the progress, and call the watchers, or show the work that begins.
+
+        Watchers are not called with ``doing``: the run has not changed since the last
+        report.
+        """
         self.bars.show(title, total, done, doing, **facts)
-        for watch in () if doing else self.watchers:
+        if doing:
+            return
+        for watch in self.watchers:
             watch(self)
 
 
 def carry_out(state: State) -> Result:
-    """The result of a run, stage by stage; `FewAncestors` where it is given up. What is
-    refused is so before anything is compiled."""
+    """Return the result of a run, stage by stage.
+
+    Refusals come before anything is compiled.
+
+    Raises:
+        FewAncestors: the run aborted itself.
+    """
     compiled.make_room()
     state.bars = Progress(enabled=state.progress)
     # LAPACK's matrices are small here: its threads would wait for one another longer
@@ -129,249 +139,284 @@ def carry_out(state: State) -> Result:
 
 
 def prepare(state: State) -> None:
-    """Checks that the sampler can meet the request, opens folders, and puts everything
-    on the devices."""
-    density, spread, where = state.density, state.spread, state.density.described.where
-    check_capabilities(state.sampler, density)
-    if state.pace is not None and state.sampler.weights is None:
-        raise CapabilityError(
-            f"levels='adaptive' goes by the variance of weights, and {type(state.sampler).__name__} has no weights.",
-            where=where,
-            fix="pass sampler=cp.SMC(), or more chains, or an array of log-SNR as levels.",
-        )
+    """Check the sampler's capabilities, open folders, and put everything on the
+    devices."""
+    _check_request(state)
+    density = state.density
     sampler = state.sampler = state.sampler.prepare(density)
-    for closing in sampler.then:
-        closing.check(density, state.num_chains)
+    for finisher in sampler.then:
+        finisher.check(density, state.num_chains)
     if state.draws.number is not None and sampler.moves is None:
         raise CapabilityError(
-            f"{type(sampler).__name__} without a kernel cannot go on drawing at level 0.",
-            where=where,
-            fix="use cp.AnnealedMCMC(kernel, …) or cp.SMC(kernel), or take more chains instead of draws.",
+            f"{type(sampler).__name__} without a kernel cannot go on drawing at level "
+            "0.",
+            where=density.described.where,
+            fix="use cp.AnnealedMCMC(kernel, …) or cp.SMC(kernel), or take more chains "
+            "instead of draws.",
         )
-    shared = compiled.in_parts(density, spread, sampler)
+    sharded = compiled.in_parts(density, state.spread, sampler)
     state.first = sampler.first_level(density)
-    here = dataclasses.replace(spread, mesh=None, copies=0)
+    on_host = dataclasses.replace(state.spread, mesh=None, copies=0)
     run = begin(
         state.key,
         state.num_chains,
         sampler.visits(density, state.pace),
-        here,
+        on_host,
         state.series,
     )
-    started, kept = None, (state.checkpoint, state.draws.number, state.draws.store)
-    if any(each is not None for each in kept):
-        # Compiled, so that all arrays are JAX's.
-        started = eqx.filter_eval_shape(
-            eqx.filter_jit(sampler.start), run, density, state.first
-        )
+    shapes = _shapes_of_start(state, run)
     if state.checkpoint is not None:
-        state.checkpoints = RunCheckpoints(state, state.checkpoint, started)
+        state.checkpoints = RunCheckpoints(state, state.checkpoint, shapes)
         run = state.checkpoints.saved or run
         state.began -= state.checkpoints.seconds
-    state.writer = Writer(state, started)
-    state.run = placed(run, spread)
-    state.placed = compiled.on_mesh((sampler.in_numbers(), shared), spread)
-    watchers = state.checkpoints, give_up if state.gives_up else None, PilotRun(state)
-    state.watchers = [watch for watch in watchers if watch is not None]
-    if state.gives_up:  # a run that goes on may have been given up where it was saved
-        give_up(state)
+    state.writer = Writer(state, shapes)
+    state.run = placed(run, state.spread)
+    state.placed = compiled.on_mesh((sampler.in_numbers(), sharded), state.spread)
+    state.watchers = _watchers(state)
+    # The saved run of a checkpoint may be one that aborted itself.
+    if state.may_abort:
+        abort_if_few_ancestors(state)
+
+
+def _check_request(state: State) -> None:
+    """Refuse a sampler that lacks a capability, or weights to choose its levels by."""
+    check_capabilities(state.sampler, state.density)
+    if state.pace is not None and state.sampler.weights is None:
+        raise CapabilityError(
+            "levels='adaptive' goes by the variance of importance weights, and "
+            f"{type(state.sampler).__name__} has no weights.",
+            where=state.density.described.where,
+            fix="pass sampler=cp.SMC(), or more chains, or an array of log-SNR as "
+            "levels.",
+        )
+
+
+def _shapes_of_start(state: State, run: Run) -> PyTree[Any]:
+    """Shapes of a run's arrays once its chains have started, for files; None where
+    nothing is to be written."""
+    files = (state.checkpoint, state.draws.number, state.draws.store)
+    if all(each is None for each in files):
+        return None
+    # Compiled, so that all arrays are JAX's.
+    start = eqx.filter_jit(state.sampler.start)
+    return eqx.filter_eval_shape(start, run, state.density, state.first)
+
+
+def _watchers(state: State) -> list[Callable[[State], None]]:
+    """Watchers of a run, in the order in which they are called."""
+    watchers: list[Callable[[State], None]] = []
+    if state.checkpoints is not None:
+        watchers.append(state.checkpoints)
+    if state.may_abort:
+        watchers.append(abort_if_few_ancestors)
+    watchers.append(PilotRun(state))
+    return watchers
 
 
 def descend(state: State, title: str = "") -> None:
-    """Visits what is left of the levels, in stretches of one compiled loop."""
+    """Visit the levels that are left, in stretches of one compiled loop."""
     sampler, density = state.placed
-    name, total = type(sampler).__name__, state.first + 1
+    name = type(sampler).__name__
     title = title or name
+    total = state.first + 1
     if state.run.chains is None:
         state.report(title, total, doing="compiling the first draws")
         state.run = compiled.start(sampler, state.run, density, state.first)
-    kernel = (
-        "" if sampler.kernel is None else f" with {type(state.sampler.kernel).__name__}"
-    )
+    kernel = ""
+    if sampler.kernel is not None:
+        kernel = f" with {type(state.sampler.kernel).__name__}"
     state.report(title, total, doing=f"compiling a level of {name}{kernel}")
-    visits, stretch = state.visits, Stretch(state.bars.pause)
+    visits = state.visits
+    stretch = Stretch(state.bars.pause)
     while not visits.arrived:
         made = int(visits.made)
         end = state.run.spread.number(made + stretch.size)
-        state.run = jax.block_until_ready(
-            compiled.advance(sampler, state.run, density, end)
-        )
-        visits, records = state.visits, state.run.records
+        run = compiled.advance(sampler, state.run, density, end)
+        state.run = jax.block_until_ready(run)
+        visits = state.visits
         stretch.adapt(int(visits.made) - made)
         level = int(visits.visited()[-1])
-        facts = {
-            "acceptance": records.acceptance,
-            "ESS": records.ess,
-            "ancestors": records.ancestors,
-        }
-        means = {
-            name: np.mean(np.asarray(values)[level]) for name, values in facts.items()
-        }
-        state.report(
-            title,
-            total,
-            total - level,
-            **{name: mean for name, mean in means.items() if not np.isnan(mean)},
-        )
+        done = total - level
+        state.report(title, total, done, **_facts_of_level(state.run, level))
         if visits.arrived and (state.sampler.then or state.draws.number):
-            state.came = _points(
-                state.run
-            )  # the status asks whether what follows leads from mode to mode
+            # The status needs them to see whether later moves cross between modes.
+            state.arrival_points = _points(state.run)
+
+
+def _facts_of_level(run: Run, level: int) -> dict[str, Any]:
+    """Diagnostics of a level for the progress bar, without those that are NaN."""
+    records = {
+        "acceptance": run.records.acceptance,
+        "ESS": run.records.ess,
+        "ancestors": run.records.ancestors,
+    }
+    facts = {}
+    for name, values in records.items():
+        mean = np.mean(np.asarray(values)[level])
+        if not np.isnan(mean):
+            facts[name] = mean
+    return facts
 
 
 def finish(state: State) -> None:
-    """Moves chains at the target by what closes the sampler's runs. Interrupted, they
-    are as they were before it, and a run that continues from its checkpoint begins it
-    anew."""
+    """Move chains at level 0 by the sampler's finishers.
+
+    Interrupted, the chains are as they were before the finisher, and a run that
+    continues from its checkpoint begins this finisher anew.
+    """
+    for finisher in state.sampler.then[int(state.run.closings) :]:
+        state.run = _finished(state, finisher)
+
+
+def _finished(state: State, finisher: Finisher) -> Run:
+    """Return the run after rounds of one finisher: two at least where it has as many,
+    then until the population drifts no more."""
     density = state.placed[1]
-    for closing in state.sampler.then[int(state.run.closings) :]:
-        run, points, number, drift = state.run, _points(state.run), 0, 1.0
-        start, spent = points, int(run.spent)
-        while number < closing.rounds and (number < 2 or drift > 0):
-            state.report(
-                closing.title,
-                closing.rounds,
-                done=number,
-                doing="fitting the population",
-            )
-            fitted = closing.adapt(points, state.density)
-            if fitted is None:
-                break
-            fitted = run.spread.place(jax.tree.map(np.asarray, fitted), everywhere)
-            state.report(
-                closing.title,
-                closing.rounds,
-                done=number,
-                doing=f"compiling {closing!r}",
-            )
-            run = jax.block_until_ready(
-                compiled.close(closing, run, density, fitted, run.spread.number(number))
-            )
-            before, points, number = points, _points(run), number + 1
-            spent += closing.evaluations(fitted)
-            drift = closing.drift(
-                (start, before, points),
-                state.density,
-                state.sampler.weights is not None,
-            )
-            state.report(closing.title, closing.rounds, done=number, drift=drift)
-        closings, counted = map(run.spread.number, (int(run.closings) + 1, spent))
-        moved = (
-            run.spread.number(drift, np.float32) if closing.rounds > 1 else run.drift
-        )  # else nothing measured it
-        state.run = dataclasses.replace(
-            run, closings=closings, spent=counted, drift=moved
-        )
+    weighted = state.sampler.weights is not None
+    title = finisher.title
+    total = finisher.rounds
+    run = state.run
+    start = points = _points(run)
+    spent = int(run.spent)
+    done = 0
+    drift = 1.0
+    while done < total and (done < 2 or drift > 0):
+        state.report(title, total, done=done, doing="fitting the population")
+        fitted = finisher.adapt(points, state.density)
+        if fitted is None:
+            break
+        fitted = run.spread.place(jax.tree.map(np.asarray, fitted), everywhere)
+        state.report(title, total, done=done, doing=f"compiling {finisher!r}")
+        number = run.spread.number(done)
+        run = compiled.close(finisher, run, density, fitted, number)
+        run = jax.block_until_ready(run)
+        before = points
+        points = _points(run)
+        done += 1
+        spent += finisher.evaluations(fitted)
+        drift = finisher.drift((start, before, points), state.density, weighted)
+        state.report(title, total, done=done, drift=drift)
+    measured = run.drift
+    if total > 1:  # with one round nothing measured the drift
+        measured = run.spread.number(drift, np.float32)
+    return dataclasses.replace(
+        run,
+        closings=run.spread.number(int(run.closings) + 1),
+        spent=run.spread.number(spent),
+        drift=measured,
+    )
 
 
 def draw(state: State) -> None:
-    """Takes draws at level 0, in stretches of one compiled loop."""
+    """Take draws at level 0, in stretches of one compiled loop."""
     sampler, density = state.placed
-    writer, number, stretch = (
-        state.writer,
-        state.draws.number or 0,
-        Stretch(state.bars.pause),
-    )
-    while writer.drawn < number and writer.failure is None:
-        end = min(writer.drawn + min(stretch.size, writer.at_once), writer.boundary)
-        first, last, thin = map(
-            state.run.spread.number, (writer.drawn, end, state.draws.thin)
-        )
+    writer = state.writer
+    total = state.draws.number or 0
+    stretch = Stretch(state.bars.pause)
+    while writer.drawn < total and writer.failure is None:
+        begin = writer.drawn
+        end = min(begin + min(stretch.size, writer.at_once), writer.boundary)
         drawn = compiled.draw(
-            sampler, state.run, density, first, last, thin, writer.at_once
+            sampler,
+            state.run,
+            density,
+            state.run.spread.number(begin),
+            state.run.spread.number(end),
+            state.run.spread.number(state.draws.thin),
+            writer.at_once,
         )
         run, values = jax.block_until_ready(drawn)
         writer.add(end, values)
-        stretch.adapt(end - writer.drawn)
-        state.run, writer.drawn = run, end
+        stretch.adapt(end - begin)
+        state.run = run
+        writer.drawn = end
         if end == writer.boundary:
             writer.flush()
-        state.report(
-            "draws",
-            number,
-            done=writer.drawn,
-            acceptance=np.mean(np.asarray(run.records.acceptance)[0]),
-        )
+        acceptance = np.mean(np.asarray(run.records.acceptance)[0])
+        state.report("draws", total, done=writer.drawn, acceptance=acceptance)
 
 
 def record(state: State) -> None:
-    """Writes what is left to write, estimates what the levels' distance does to the
-    evidence, and sums the run up."""
+    """Write the rest of the draws, estimate the discretisation error of the evidence,
+    and make the result."""
     state.writer.flush()
-    if (
-        state.checkpoints is not None and state.writer.failure is None
-    ):  # else the last is that whose draws are there
+    # After a failed write the last checkpoint stays: it belongs to the draws on disk.
+    if state.checkpoints is not None and state.writer.failure is None:
         state.checkpoints.finish(state)
     coarse = _coarse_evidence(state)
-    values, positions = compiled.read(state.placed[0], state.run, state.placed[1])
-    state.result = state.writer.finish(
-        summarised(state, state.writer.samples(values), host(positions), coarse)
-    )
+    sampler, density = state.placed
+    values, positions = compiled.read(sampler, state.run, density)
+    samples = state.writer.samples(values)
+    result = summarised(state, samples, host(positions), coarse)
+    state.result = state.writer.finish(result)
 
 
 STAGES = [prepare, descend, finish, draw, record]
 
 
 class FewAncestors(Exception):
-    """SMC's chains have become copies of few, at a level where something else can still
-    be done."""
+    """SMC's chains have too few distinct ancestors, at a level where another sampler
+    can still replace it."""
 
 
-def give_up(state: State) -> None:
-    """Raises `FewAncestors`, once the run is saved, where too few of the first chains
+def abort_if_few_ancestors(state: State) -> None:
+    """Raise `FewAncestors`, once the run is saved, where too few of the first chains
     have descendants."""
-    visits, run, n = state.visits, state.run, state.num_chains
+    visits = state.visits
+    n = state.num_chains
     if not int(visits.made):
         return
-    effective = 1.0 / (float(run.evidence_variance) * (n - 1) / n + 1 / n)
-    if effective < fewest_families(n):
-        if state.checkpoints is not None:
-            state.checkpoints.finish(state)
-        level = int(visits.visited()[-1])
-        raise FewAncestors(
-            f"{np.asarray(run.records.ancestors)[level]:.0f} first ones, some so much more than others that they are "
-            f"worth {effective:.1f}, at level {level}"
-        )
+    # The variance of log Z is estimated as N/(N − 1)·(1/e − 1/N) with e the effective
+    # number of ancestors (Lee and Whiteley 2018); solved for e.
+    effective = 1.0 / (float(state.run.evidence_variance) * (n - 1) / n + 1 / n)
+    if not effective < least_effective_ancestors(n):  # nor where it is NaN
+        return
+    if state.checkpoints is not None:
+        state.checkpoints.finish(state)
+    level = int(visits.visited()[-1])
+    distinct = np.asarray(state.run.records.ancestors)[level]
+    raise FewAncestors(
+        f"{distinct:.0f} distinct ancestors (effective number {effective:.1f}) at "
+        f"level {level}"
+    )
 
 
 class PilotRun:
-    """Sends a few chains ahead by `density.check`, once, if the run turns out to be
-    long, and warns of what they find.
+    """A watcher that sends a few chains ahead by `density.check`, once, in a run that
+    turns out to be long, and warns of its findings.
 
     The run's own samples answer the same question better, at its end; a run of seconds
-    waits for them, as compiling the pilot run would take as long. How long a level
-    takes is known after the second stretch, as the first one compiles.
+    waits for them, as compiling the pilot run would take as long. The duration of a
+    level is measured from the second stretch on, as the first one compiles.
     """
 
     def __init__(self, state: State):
-        visits = (
-            state.first + 1
-            if state.pace is None
-            else min(state.first + 1, tuning.CHECKS.fewest_chosen)
-        )
-        most = (
-            tuning.CHECKS.share * state.num_chains * state.sampler.evaluations(visits)
-        )
+        visits = state.first + 1
+        if state.pace is not None:
+            visits = min(visits, tuning.CHECKS.fewest_chosen)
+        evaluations = state.sampler.evaluations(visits)
+        most = tuning.CHECKS.share * state.num_chains * evaluations
         self.due = (
             state.first > 0
             and in_question(state.density)
             and check_evaluations(state.density) <= most
         )
-        self.began: tuple[float, int] | None = None
+        self.began: tuple[float, int] | None = None  # time and level
 
     def __call__(self, state: State) -> None:
         if not self.due:
             return
-        now, level = time.monotonic(), int(state.visits.visited()[-1])
+        now = time.monotonic()
+        level = int(state.visits.visited()[-1])
         if self.began is None or level >= self.began[1]:
-            self.began = now, level
+            self.began = (now, level)
             return
         began, above = self.began
         self.due = False
-        (long,) = from_first_process(
-            int(level * (now - began) / (above - level) >= tuning.CHECKS.long_seconds)
-        )
-        if not long:
+        seconds_left = level * (now - began) / (above - level)
+        # All processes must decide alike: the check is a computation of them all.
+        (is_long,) = from_first_process(int(seconds_left >= tuning.CHECKS.long_seconds))
+        if not is_long:
             return
         key = KeyUse.PILOT.folded_into(state.key)
         for finding in check(state.density, key, tuning.PILOT.chains):
@@ -381,45 +426,45 @@ class PilotRun:
 
 
 class Stretch:
-    """How many levels, or draws, are made in a row: as many as fit in the seconds
-    between two reports."""
+    """Number of levels, or draws, between two reports: as many as fit in the seconds
+    of a pause."""
 
     def __init__(self, pause: float):
-        self.pause, self.size, self.began = pause, 1, time.monotonic()
+        self.pause = pause
+        self.size = 1
+        self.began = time.monotonic()
 
     def adapt(self, made: int) -> None:
-        """So many were made in the time since the last call; at most four times as many
-        follow."""
-        seconds, self.began = max(time.monotonic() - self.began, 1e-6), time.monotonic()
-        (self.size,) = from_first_process(
-            max(1, min(4 * self.size, int(made * self.pause / seconds)))
-        )
+        """Set the next size, at most four times this one, after ``made`` pieces since
+        the last call."""
+        now = time.monotonic()
+        seconds = max(now - self.began, 1e-6)
+        self.began = now
+        size = max(1, min(4 * self.size, int(made * self.pause / seconds)))
+        (self.size,) = from_first_process(size)
 
 
-def _points(run: Run) -> np.ndarray:
+def _points(run: Run) -> Float[np.ndarray, "chains dims"]:
     """The population's points v, (N, D), on the host."""
     return np.asarray(run.spread.cut(host(run.chains.position)))
 
 
 def _coarse_evidence(state: State) -> tuple[float, float] | None:
-    """The log-evidence of the run over every other level, and its variance; None where
-    nobody asks, or the run did not get there."""
-    checked = (
-        state.sampler.check_order is not None
-        and state.sampler.estimates_evidence(state.density)
-    )
-    if not checked or state.interrupted or not state.visits.arrived:
+    """Log-evidence of the run over every other level, and its variance; None where no
+    error is to be estimated, or the run did not arrive."""
+    sampler = state.sampler
+    if sampler.check_order is None or not sampler.estimates_evidence(state.density):
+        return None
+    if state.interrupted or not state.visits.arrived:
         return None
     coarse = copy.copy(state)
-    again = begin(
-        state.key, state.num_chains, state.run.visits.coarser(), series=state.series + 1
-    )
-    coarse.run = placed(again, state.spread)
+    visits = state.run.visits.coarser()
+    run = begin(state.key, state.num_chains, visits, series=state.series + 1)
+    coarse.run = placed(run, state.spread)
     coarse.watchers = []
     try:
         descend(coarse, "error of the evidence")
     except KeyboardInterrupt:
         return None
-    return float(np.asarray(coarse.run.log_evidence)), float(
-        np.asarray(coarse.run.evidence_variance)
-    )
+    evidence = float(np.asarray(coarse.run.log_evidence))
+    return evidence, float(np.asarray(coarse.run.evidence_variance))

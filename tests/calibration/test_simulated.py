@@ -14,7 +14,7 @@ import composeprob as cp
 from composeprob.calibration import simulated
 from composeprob.calibration.simulated import Calibration, uniformity
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError
-from composeprob.results.estimates import Families
+from composeprob.results.estimates import Genealogy
 from refusals import refused
 from sampling_cases import normal, single
 
@@ -107,7 +107,7 @@ def test_copies_of_one_chain_are_ranked_once(monkeypatch):
         return dataclasses.replace(
             result,
             log_weights=log_weights,
-            _families=Families.from_log_weights(log_weights),
+            _genealogy=Genealogy.from_log_weights(log_weights),
         )
 
     def recorded(density, truth, drawn, rng):

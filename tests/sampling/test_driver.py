@@ -79,7 +79,7 @@ def test_result_fields_agree(product):
     levels = product.num_levels
     assert result["x"].shape == (64, 2)
     assert result.log_weights.shape == (64,)
-    assert result._families.weights.sum() == pytest.approx(1)
+    assert result._genealogy.weights.sum() == pytest.approx(1)
     for values in result.levels.variables.values():
         assert values.shape == (levels,)
     assert np.all((result.acceptance > 0) & (result.acceptance <= 1))

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
-from composeprob.results.estimates import Estimate, Families, known_chains
+from composeprob.results.estimates import Estimate, Genealogy, effective_chains_bound
 from composeprob.results.status import Code, few_ancestors, few_levels, not_converged
 from composeprob.runtime.outcome import error_of_levels
 from refusals import refused
@@ -32,7 +32,7 @@ KEYS = 20
 def test_independent_chains_have_the_textbook_error_and_copies_count_as_one(copies):
     """Of ten values, each of twenty copies, the error is that of ten."""
     values = np.random.default_rng(0).normal(size=(200 // copies, 3))
-    families = Families.from_ancestors(
+    families = Genealogy.from_ancestors(
         np.ones(200), np.repeat(np.arange(len(values)), copies)
     )
     np.testing.assert_allclose(
@@ -70,7 +70,7 @@ def test_stated_errors_are_the_spread_over_keys():
     assert np.mean(off > 3) <= 0.05
     assert all(result.effective_chains < 1024 for result in results)
     some = results[0]
-    assert np.nanmin(some.ancestors) == len(np.unique(some._families.index)) < 1024
+    assert np.nanmin(some.ancestors) == len(np.unique(some._genealogy.index)) < 1024
     assert "as good as" in str(some.summary())
     assert "±" in str(some.summary())
 
@@ -129,7 +129,7 @@ def test_copies_of_few_are_reported_and_their_errors_withheld():
     row = str(result.summary()).splitlines()[1]
     assert "–" in row
     assert (
-        f"descend from {len(np.unique(result._families.index))} "
+        f"descend from {len(np.unique(result._genealogy.index))} "
         in result.status.message
     )
 
@@ -139,16 +139,16 @@ def test_few_families_are_worth_more_only_if_siblings_have_forgotten_one_another
     """Sixty-four chains of five families, as their ancestors were or independent of
     them, in 40 entries or in one."""
     rng, index = np.random.default_rng(0), np.arange(64) % 5
-    families = Families(np.full(64, 1 / 64), index)
+    families = Genealogy(np.full(64, 1 / 64), index)
     x = kept * rng.normal(size=(5, 40))[index] + np.sqrt(1 - kept) * rng.normal(
         size=(64, 40)
     )
     assert families.effective == pytest.approx(5, abs=0.05)
-    worth = known_chains(families, [x])
+    worth = effective_chains_bound(families, [x])
     assert worth == families.effective if kept else 20 < worth < 64
-    assert known_chains(families, [x, x[:, :1]]) <= worth
-    assert known_chains(
-        Families(np.full(64, 1 / 64), np.arange(64)), [x]
+    assert effective_chains_bound(families, [x, x[:, :1]]) <= worth
+    assert effective_chains_bound(
+        Genealogy(np.full(64, 1 / 64), np.arange(64)), [x]
     ) == pytest.approx(64)
 
 
@@ -158,7 +158,7 @@ def test_few_families_that_agree_on_an_event_do_not_make_its_error_small(indepen
     index = np.arange(64) % 5
     x = np.where(np.arange(64)[:, None] == 0, 9.0, independent["x"][:5][index])
     few = dataclasses.replace(
-        independent, samples={"x": x}, _families=Families(np.full(64, 1 / 64), index)
+        independent, samples={"x": x}, _genealogy=Genealogy(np.full(64, 1 / 64), index)
     )
     rare = few.probability(lambda s: s["x"][0] > 8)
     assert rare.value == pytest.approx(1 / 64)

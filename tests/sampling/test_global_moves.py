@@ -148,9 +148,9 @@ def test_chains_are_independent_again_only_where_nearly_all_went():
         run(density, 1, chains=400, sampler=sampler(then)) for then in closings
     )
     assert none.about.global_acceptance is None
-    assert len(np.unique(none._families.index)) < 200
+    assert len(np.unique(none._genealogy.index)) < 200
     assert 0.3 < one.about.global_acceptance < 0.9
-    np.testing.assert_array_equal(one._families.index, none._families.index)
+    np.testing.assert_array_equal(one._genealogy.index, none._genealogy.index)
     assert none.effective_chains < 100
     assert many.effective_chains > 380
     assert many.log_evidence == none.log_evidence

@@ -53,7 +53,7 @@ def advance(sampler, run, density, *rest):
 compiled.advance = advance
 
 def cut():
-    found = [p for p in jax.tree.leaves(seen_densities[-1], is_leaf=compiled._is_part) if compiled._is_part(p)]
+    found = [p for p in jax.tree.leaves(seen_densities[-1], is_leaf=compiled._is_shard) if compiled._is_shard(p)]
     return [(list(p.array.shape), sorted({s.data.shape for s in p.array.addressable_shards})) for p in found]
 
 def one_device_for_all(part, after):

@@ -86,6 +86,7 @@ class Likelihood(eqx.Module):
             noise: this level's noise.
             plain: sum the observations of ``plain`` policies alone.
         """
+        # Priors of static sites see x/α at every level.
         clean = {name: x / noise.alpha for name, x in xs.items()}
         of_clean, log_jacobian = self.replay(clean, zs, noise.index)
         static = [s for s in of_clean.values() if s.kind == "static"]
@@ -210,6 +211,7 @@ class Likelihood(eqx.Module):
         def provide(kind: str, name: str, distribution: Distribution) -> Array:
             if kind == "noised":
                 return xs[name]
+            # A key for each site, by its place in the program.
             value = distribution.sample(jax.random.fold_in(key, len(drawn)))
             drawn[name] = self._bijection(name, distribution).inv(value)
             return value
@@ -348,6 +350,7 @@ class _Candidates:
         """
         if o.anneal is not None:
             return o.anneal.by_moments
+        # Under a mixture of Gaussians there is an exact closed form.
         if o.name not in not_mixture or self.depend_on_statics({o.name}):
             return False
         return not _first_reason(o, lambda name: no_use(self.sites[name]))
@@ -396,6 +399,7 @@ class _Candidates:
         """These observations, annealed by moments."""
         if self.depend_on_statics(names):
             return ByMoments(names, True, None)
+        # Without latents A and Σ are constants, and are decomposed once.
         spectrum = eigendecomposed(self.traced, names, self.shapes, self.xs)
         return ByMoments(names, False, spectrum)
 
@@ -403,6 +407,7 @@ class _Candidates:
         """These observations in closed form, without those that have a reason against
         it. ``reasons`` gains those whose closed form turns out to be too large, or
         whose derivative is not their slope."""
+        # Each pass without success has added a reason, so the loop ends.
         while True:
             linear = tuple(name for name in names if name not in reasons)
             if not linear:
@@ -433,6 +438,7 @@ def _candidates(
         if o.anneal is None or o.anneal.closed_form or o.anneal.by_moments
     ]
     looked_at = {name for o in observations for name in o.looks_at}
+    # Any values would do, but for those at which a wrong slope is right by chance.
     rng = np.random.default_rng(0)
     dtype = np.dtype(jnp.result_type(float))
     return _Candidates(
@@ -464,10 +470,13 @@ def _settled(
     # The prior's reason is named first: linearity matters under a mixture only.
     not_exact |= not_mixture
 
+    # Closed forms in order of preference: moments where they are wanted, exact ones for
+    # all others without a reason against it, and tempering for the rest.
     names = tuple(o.name for o in wanted if o.name not in no_moments)
     by_moments = candidates.by_moments(names) if names else None
     others = [o.name for o in candidates.observations if o.name not in names]
     exact = candidates.exact(others, not_exact)
+    # Only now, since the closed form itself may be a reason: it can be too large.
     for o in candidates.observations:
         _check_possible(o, not_exact, no_moments)
 
@@ -534,6 +543,7 @@ def _prior(site: Site) -> Prior | str:
         if marginal is None:
             raise NotGaussian("it has no prior with noised marginals")
         prior = prior_of(unrolled(marginal), site.shape)
+        # p(y | x_k) averages over x₀ under the prior, so it must cover every entry.
         covered = sum(len(part.entries) for part in prior.parts)
         if covered < np.prod(site.shape, dtype=int):
             raise NotGaussian("its prior leaves entries free")
@@ -552,6 +562,7 @@ def _not_linear(traced: Traced, names: list[str], shapes: Shapes) -> dict[str, s
     reasons = {}
     for name in names:
         mean, noise = kinds[name]
+        # Latents may move A, b and the noise; x may not.
         if noise.kind > Kind.LATENT:
             reasons[name] = "the spread of its noise depends on what it measures"
         elif mean.why == "custom_vjp_call":

@@ -68,6 +68,7 @@ def build(
             fix="give it at least one cp.sample(name, factor_or_distribution).",
         )
     values = {name: s.value for name, s in latents.items()}
+    # Its equations tell which latents each statement depends on.
     traced, requests = trace(program, args, kwargs, values, noised)
     # A second run, with latents at the other side of their location, refuses a scale
     # that takes both signs.
@@ -163,6 +164,7 @@ class _Builder:
         root = _site_root(statement)
         held: frozenset[str] = frozenset()
         if parents:
+            # A factor of unknown normaliser holds its parents at draws of their prior.
             held = held_for(statement, self.statements, self.dependencies)
             if held and not statement.conditional:
                 _check_product(statement, self.by_leaf[name])
@@ -181,6 +183,7 @@ class _Builder:
         if not joined:
             independent_axes = sum(dim is not None for dim in statement.dims)
         shape = tuple(statement.distribution.shape())
+        # Evidence multiplies the site; it has no place of its own in the graph.
         self.sites.append(
             Site(name, root, shape, statement.where, bool(held), independent_axes)
         )
@@ -231,6 +234,7 @@ class _Builder:
             n for n in ancestors(name, passed_on) if self.latents[n].kind == "noised"
         )
         policy = statement.anneal
+        # Policies are about noise, and there is none in static sites.
         if not looks_at:
             policy = self._policy_without_sites()
         kind = describe(statement.distribution)
@@ -299,6 +303,7 @@ def reflected(latents: dict[str, Statement]) -> Provide:
 
     def provide(kind: str, name: str, distribution: Distribution) -> Array:
         value = latents[name].value
+        # Event dimensions wrap the constraint of their entries.
         support = distribution.support
         while hasattr(support, "base_constraint"):
             support = support.base_constraint
@@ -341,6 +346,7 @@ def _site_root(statement: Statement) -> Factor:
     extent = (1,) * len(batch) + event
     block = (1,) * len(shape)
     copies = []
+    # Axes of plates come first: each copy sees one entry of them.
     for member in np.ndindex(*batch):
         region = Region(member + no_offset, extent, block)
         copies.append(placed(factor, Place(shape, region)))
@@ -350,6 +356,7 @@ def _site_root(statement: Statement) -> Factor:
 
 def _generator_states() -> tuple[object, ...]:
     """The states of the global random number generators of Python and of NumPy."""
+    # The program's own calls would show in these.
     state: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - what programs call
     return (
         random.getstate(),
@@ -382,6 +389,7 @@ def _check_product(site: Statement, by_leaf: list[frozenset[str]]) -> None:
     may be meant as evidence."""
     nothing = frozenset[str]()
     leaves = iter(by_leaf)
+    # `by_leaf` has the leaves of the whole factor in order, term after term.
     latents_of_terms = []
     for factor, _ in site.factor.split():
         of_leaves = [next(leaves) for _ in factor_leaves(factor)]
@@ -449,6 +457,7 @@ def _evidence_root(evidence: Statement, site: Statement) -> Factor | None:
     keep = mask(evidence)
     about = plates(evidence, site)
     batch = tuple(about.values())
+    # Members that a mask leaves out are not evaluated at all.
     kept = np.flatnonzero(np.broadcast_to(keep, batch))
     if not kept.size:
         return None
@@ -500,6 +509,7 @@ def _from_latents(
     count = itertools.count()
     size = len(factor_leaves(statement.factor))
 
+    # The program is run again for such a factor; the number finds the leaf in it.
     def number(leaf: Leaf) -> Leaf:
         latent = (statement.name, next(count) % size)
         return replace(leaf, conditions=tuple(sorted(parents)), latent=latent)

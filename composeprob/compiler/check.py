@@ -31,6 +31,7 @@ def check(graph: Graph, networks: bool = True) -> Graph:
         check_proper(site)
         for leaf in leaves(site.root):
             _check_network(leaf, site)
+    # Linear algebra comes first, and the evaluation of networks last.
     check_tails(graph)
     check_signal(graph)
     # The user's functions can be called, so they are closed: values that they read
@@ -52,6 +53,7 @@ def _check_network(leaf: Leaf, site: Site) -> None:
     try:
         leaf.first.check_network()
     except ComposeProbError as error:
+        # The site's line says more to the user than the library's.
         fix = _shared_conditions(leaf) + (error.fix or "")
         raise type(error)(error.found, where=site.where, fix=fix) from error
 
@@ -134,6 +136,7 @@ def _leaf_capabilities(leaf: Leaf, _: list[frozenset[str]]) -> frozenset[str]:
 def _product_capabilities(node: Product, parts: list[frozenset[str]]) -> frozenset[str]:
     """Its normaliser is unknown, unless it was calibrated, and its level-k density is
     not a noised marginal."""
+    # The product of noised densities is not the noised product.
     offered = frozenset.intersection(*parts) - {"normalised", "exact_marginals"}
     return offered | {"normalised"} if node.calibrated else offered
 

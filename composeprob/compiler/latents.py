@@ -79,6 +79,7 @@ def _check_ancestral(
     kinds = {
         name: s.kind for name, s in statements.items() if s.kind != "deterministic"
     }
+    # Given a statement below the site, c would not follow its prior.
     below = [name for name in kinds if site.name in dependencies[name]]
     if below:
         raise DoublyIntractableError(
@@ -143,6 +144,7 @@ def bijection_of(distribution: Distribution, standardised: bool) -> Transform:
     """
     if not standardised:
         return biject_to(distribution.support)
+    # z = g(μ + s·u): an affine map, then the prior's own transforms.
     base, transforms = _base(distribution)
     return ComposeTransform([AffineTransform(base.loc, base.scale), *transforms])
 
@@ -183,6 +185,7 @@ def _base(distribution: Distribution) -> tuple[Distribution, list[Transform]]:
     """The distribution inside plates' expansions, masks and transforms, and these
     transforms."""
     wrappers = (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)
+    # The transforms of an inner distribution are applied first.
     transforms: list[Transform] = []
     while not _has_location(distribution):
         if isinstance(distribution, dist.TransformedDistribution):

@@ -107,6 +107,7 @@ class Linearity(Walk[Value]):
         return Value(Kind.KNOWN, jnp.asarray(value, like.dtype))
 
     def equation(self, eqn: JaxprEqn, given: list[Value]) -> Sequence[Value]:
+        # Known operands are computed with, so rules see at least one latent or x.
         if _kind(given) == Kind.KNOWN:
             return _values(Kind.KNOWN, rebind(eqn, [v.array for v in given]))
         return super().equation(eqn, given)
@@ -147,9 +148,11 @@ class Linearity(Walk[Value]):
     def _same(self, eqn: JaxprEqn, given: list[Value]) -> list[Value]:
         return given
 
+    # x¹ is linear, and what JAX makes of ``x ** 1``.
     def _known_power(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
         return given if eqn.params["y"] == 1 else None
 
+    # The derivative of such a function is the user's own, and need not be its slope.
     def _own_derivative(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
         return None if _kind(given) > Kind.LATENT else self.enter(eqn, given)
 
@@ -168,6 +171,7 @@ class Linearity(Walk[Value]):
         return [self._anywhere(given, aval(v)) for v in eqn.outvars]
 
     def _selected(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
+        # Chosen by x it is a step, which the general rule finds not to be linear.
         which, *cases = given
         if which.kind != Kind.LATENT:
             return None
@@ -194,6 +198,7 @@ class Linearity(Walk[Value]):
         if jnp.issubdtype(like.dtype, jnp.complexfloating):
             phase = np.exp(1j * drawn)
         array = jnp.asarray(drawn * phase, like.dtype)
+        # One number for each pass, of which this is the one with the loops' indices.
         for _, index in self.loops:
             array = array[index]
         return array
@@ -241,6 +246,7 @@ class Linearity(Walk[Value]):
             if jnp.issubdtype(like.dtype, jnp.inexact):
                 return Value(to.kind, value.array)
             return Value(to.kind)
+        # A value free of x is linear with slopes of 0.
         if to.kind == Kind.LINEAR:
             return Value(to.kind, jnp.zeros((self.size, *like.shape), like.dtype))
         return Value(to.kind, why=to.why)
@@ -288,6 +294,7 @@ class Linearity(Walk[Value]):
             nested = Linearity(self.size, self.rng, loops)
             return nested.outputs(body, [*consts, *carry, *operands])
 
+        # Rows of slopes: the loop's axis leads in each pass's operands.
         over = (jnp.arange(length), _swapped(rows))
 
         def first_step(carry: list[Value]) -> list[Value]:
@@ -323,6 +330,7 @@ class Linearity(Walk[Value]):
 
         carry = self._carried(step, given[end:], avals)
         (going,) = self.outputs(eqn.params["cond_jaxpr"], [*given[:first], *carry])
+        # A loop that x ends is not linear in it.
         if going.kind > Kind.LATENT:
             return [Value(Kind.OTHER, why="while")] * len(avals)
         values = []

@@ -122,10 +122,12 @@ class Evaluator(eqx.Module):
         log_prior, log_likelihood, gradient = statements
         drift, unmoved_score = _marginal_scores(position, factors)
 
+        # E_k, the observations that are annealed exactly, needs ∇log F for its rate.
         exact = no_closed_form(xs, zs)
         if self.likelihood.exact is not None:
             replay = self.likelihood.replay
             exact = self.likelihood.exact(replay, xs, zs, self.schedule, noise, drift)
+        # ∇log π = ∇log F + ∇log G + ∇(log p(z) + Σ γ·log L), each factor once.
         score = {}
         for name in position:
             potential_score = factors.potential[name].score if name in xs else 0.0
@@ -134,6 +136,7 @@ class Evaluator(eqx.Module):
         for name in xs:
             drift[name] = drift[name] + exact.of_exact[name]
 
+        # The rate of a product of sites is the sum of theirs; E crosses with F.
         marginal = factors.marginal.values()
         log_marginal = _total(value.log_density for value in marginal)
         log_potentials = [value.log_density for value in factors.potential.values()]
@@ -189,18 +192,22 @@ class Evaluator(eqx.Module):
         factors, log_prior, log_likelihood = values
         gradient = {**of_x, **of_z}
 
+        # N(y; A·m + b, Σ + A·V·Aᵀ) with V from the slope of the score, which was taken
+        # above together with the values: networks are called once.
         if by_moments is not None:
             log_moments, of_moments = by_moments(
                 self.likelihood.replay, xs, zs, scores, slope, self.schedule, noise
             )
             log_likelihood = log_likelihood + log_moments
             gradient = {n: s + of_moments[n] for n, s in gradient.items()}
+        # Held sites keep draws of their prior, so no kernel may move them.
         for name, of_site in gradient.items():
             if name in self.held:
                 gradient[name] = jnp.zeros_like(of_site)
         return factors, StatementValues(log_prior, log_likelihood, gradient)
 
     def _factors(self, xs: Sites, zs: Sites, noise: Noise) -> FactorValues:
+        # All expressions read one set of outputs: each network is called once.
         outputs = OnDemand(self._batches(zs, noise), xs, noise)
 
         def values_of(
@@ -334,6 +341,7 @@ class Evaluator(eqx.Module):
         noise, xs, zs = self._split(position, level)
         shapes = dict(self.shapes)
         frames = {}
+        # Noised sites under closed forms, then static ones.
         for batch in self._batches(zs, noise):
             if _is_conditional_prior(batch):
                 site = batch.members[0].site
@@ -360,7 +368,8 @@ class Evaluator(eqx.Module):
         for expert in self.experts:
             value = expert.expression(outputs, noise)
             x = xs[expert.site]
-            # A row for each of the conditions in plates.
+            # One row for each condition in plates; `total` sums over them without
+            # spreading each over the whole site.
             scores = dense(value.score).reshape(-1, x.size)
             total = summed(value.score, x.shape)
             log_density = jnp.nan if value.log_density is None else value.log_density
@@ -539,12 +548,14 @@ def lower(
     potentials: dict[str, Factor | None] = {}
     energies: dict[str, Factor | None] = {}
     for site in graph.sites:
+        # Classifiers and energies have no rate: they are G, not F.
         marginals[site.name], potential = site_parts(site.root)
         potentials[site.name] = potential
         energies[site.name] = None
         if potential is not None:
             energies[site.name], _ = divided(potential, _is_energy)
 
+    # Leaves in the order of `Described.offers`, which names them in messages.
     places = []
     for site in graph.sites:
         for leaf in leaves(site.root):
@@ -610,6 +621,7 @@ def _networks_see_none(graph: Graph, likelihood: Likelihood) -> bool:
         for factor, _ in site.root.split():
             if _of_latents(factor) and not _has_log_density(factor):
                 return False
+    # `log_closed_form` leaves out E, which may depend on latents.
     policies = likelihood.policies.values()
     return all(p.sees_clean and not p.closed_form for p in policies)
 

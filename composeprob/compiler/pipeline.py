@@ -89,6 +89,7 @@ def compile(
     traced = any(
         isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs))
     )
+    # JAX's own error would name a tracer, where the user has written jit around it.
     with usual():
         try:
             return lowered(program, args, kwargs, schedule, precision)
@@ -130,6 +131,7 @@ def lowered(
     program.check_arguments(args, kwargs)
     check_precision(precision)
     graph, traced = build(program, args, kwargs)
+    # Each pass hands on a graph that satisfies the invariants of its stage.
     graph = verify(_rounded(graph, precision), "build")
     graph = verify(normalise(graph), "normalise")
     graph = verify(align(graph, schedule), "align")
@@ -153,12 +155,14 @@ def lowered(
         described,
     )
 
+    # NumPy arrays that the passes left would be constants of compiled code.
     def on_device(leaf: object) -> object:
         return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
     density = jax.tree.map(on_device, density)
 
     def anew(other: Schedule) -> AnnealedDensity:
+        # The program runs again, and must read the values that it read here.
         again = lowered(program, args, kwargs, other, precision, networks, growing)
         if _values_read(again) != _values_read(density):
             raise changed_since(program)
@@ -240,6 +244,7 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
     notes = tuple(note for note in graph.notes if note[0] != "anneal")
     graph = dataclasses.replace(graph, observations=(), notes=notes)
     graph = graph.noted("prior", "without observations")
+    # The program is still run for its static sites, under no policy.
     likelihood = Likelihood(evaluator.likelihood.traced, {})
     offered = capabilities(graph)
     text = describe(graph, sorted(offered))
@@ -309,6 +314,7 @@ def _law_at(graph: Graph, variance: float, normalised: bool) -> TopLaw:
     """The distribution of F where there is noise alone, with the exponents of the level
     that has this σ²/α²."""
     dtype = np.dtype(jnp.result_type(float))
+    # Sites are independent there, so constants and degrees add.
     power: Any = {}
     degree = constant = entries = 0.0
     exact = True

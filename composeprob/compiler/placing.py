@@ -72,6 +72,7 @@ def _combination(node: Combination, at: Place) -> Factor:
 
 @placed_of.rule(CalibratedExpression)
 def _calibrated(node: CalibratedExpression, at: Place) -> Product:
+    # c(λ)·f(x): the constant is a leaf, so that its rate is one too.
     factors = (placed(node.factor, at), placed(Normaliser(node), at))
     return Product(
         factors=factors, numbers=(1.0, 1.0), event_shape=at.shape, calibrated=True

@@ -113,6 +113,7 @@ def _leaf_tail(
     choices: list[list[np.ndarray]] = []
     for part in parts:
         precisions = []
+        # Components of one covariance have one tail, whatever their means are.
         for covariance in np.unique(part.covariances, axis=0):
             if projection is None:
                 matrix = np.zeros(size)
@@ -148,6 +149,7 @@ def _projection(
 
 @tail_of.rule(Product)
 def _product_tail(node: Product, tails: list[Tail], *_: object) -> Tail:
+    # ∏ f_i^w_i falls as exp(−½·r²·Σ w_i·uᵀP_i(u)u).
     pairs = node.each(tails)
 
     def along(u: np.ndarray) -> np.ndarray:
@@ -276,6 +278,7 @@ def _check_part(part: Gaussians, leaf: Leaf, site: Site, schedule: Schedule) -> 
     signal = alpha / sigma * reach(part)
     if signal <= tuning.SIGNAL.hidden:
         return
+    # Data that reach far need not show: only statistics that come out wrong do.
     error, what = bias(part, alpha, sigma)
     if error <= 1:
         return
@@ -366,6 +369,7 @@ def bias(
     part = _fewer(part.normalised(), 2**24 // num_draws)
     weights = np.exp(part.log_weights)
     n = part.means.shape[1]
+    # Antithetic draws have the mean 0 exactly, so that no error of it is theirs.
     half = np.random.default_rng(0).standard_normal((num_draws // 2, n))
     x = sigma * np.concatenate([half, -half])
     shares, means, variances = _posterior(part, x, alpha, sigma)
@@ -437,7 +441,8 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
     rays = _rays(sum(math.prod(site.shape) for site in graph.sites))
     shape = (len(radii), len(rays))
 
-    # Values of the user's functions alone, which take no network.
+    # Values of the user's functions alone, which take no network. Only where these
+    # rise can their product with densities rise.
     potential = partial(
         over_chains, eqx.Partial(density.evaluator.plain_potential, level=0)
     )
@@ -459,6 +464,7 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
     improper = _improper(values, all(energies))
     if not improper.any():
         return
+    # The ray that rises most is named, by the entry that changes most along it.
     worst = int(np.argmax(np.where(improper, values[-1] - values[0], -np.inf)))
     site = _site_of(graph, int(np.argmax(np.abs(rays[worst]))))
     start = noise * radii[0]

@@ -44,6 +44,7 @@ class Near(eqx.Module):
     def __call__(self, clean: Sites, blur: Array) -> Sites:
         """The sites as observations see them, given ``clean`` = x/α and ``blur`` =
         r."""
+        # v/(v + r²), the regression of x₀ on x/α.
         shrink = {name: v / (v + blur**2) for name, v in self.variance.items()}
         return {
             name: self.mean[name] + shrink[name] * (x - self.mean[name])
@@ -110,6 +111,7 @@ def tempering(
     parts: dict[str, list[Gaussians]] = {}
     for name, prior in priors.items():
         parts[name] = prior.parts if isinstance(prior, Prior) else []
+    # x₀; `_measured` adds noise of every scale.
     rng = np.random.default_rng(0)
     dtype = np.dtype(jnp.result_type(float))
     xs: dict[str, Any] = {}
@@ -121,6 +123,8 @@ def tempering(
     noise = _noise(sum(math.prod(shape) for shape in shapes.values()))
     near: Near | None = None
     values, curvatures = _measured(traced, names, xs, scales, noise, near)
+    # Where noise carries x/α too far, everything is measured once more at points near
+    # the prior.
     if _far(values, curvatures, scales):
         near = _near(parts, shapes)
         values, curvatures = _measured(traced, names, xs, scales, noise, near)
@@ -191,6 +195,7 @@ def _powers_and_stand_ins(
     """γ, and the value that replaces −∞ of each observation."""
     blur = schedule.levels.sigma / schedule.levels.alpha
     inside = jnp.mean(~jnp.isneginf(values), axis=1)
+    # A wall may stand under noise that leaves enough draws inside.
     wide = inside >= 0.5 * jnp.max(inside, axis=0)
     # The largest noise under which a wall stands.
     entry = jnp.max(jnp.where(wide, scales[:, None], 0.0), axis=0)
@@ -234,6 +239,7 @@ def _powers(
     """γ, from the curvatures at draws under each scale."""
     sharp = _sharp(curvatures)
     at_level = jnp.exp(jnp.interp(jnp.log(blur), jnp.log(scales), jnp.log(sharp)))
+    # γ_k = min over j ≤ k of (1 + r₀²·H₀)/(1 + r_j²·H_j): never more than below.
     inverse = 1.0 + blur**2 * at_level
     return jax.lax.cummin(inverse[0] / inverse)
 

@@ -90,6 +90,7 @@ class Concrete:
 
     def __init__(self, array: ArrayLike):
         self.array = np.asarray(array)
+        # Compiled code is looked up by the values, as by every static argument.
         self._key = (self.array.shape, self.array.dtype.str, self.array.tobytes())
 
     def __eq__(self, other: object) -> bool:
@@ -145,12 +146,15 @@ class Code:
         # Under another precision every equation differs, though nothing was changed.
         if self.settings != _settings() or not once_a_call(self):
             return
+        # Without the identity of objects: a function that is made anew, with the same
+        # equations, is no change.
         with usual():
             then = self.fingerprint(objects=False)
             now = self.retrace().fingerprint(objects=False)
         if now != then:
             raise changed_since(self.program)
 
+    # Equal by digests, so that programs of the same equations share compiled code.
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Code) and self.identity == other.identity
 
@@ -253,6 +257,7 @@ class Traced(eqx.Module):
         key `statements_at` draws those left out at the same coordinate, whatever the
         other latents are, as z = μ + s·u with u from the key alone."""
         latents = dict(xs)
+        # The walk puts the draws of static sites into its latents.
         self._walk(Evaluation(), _arrays(self.arguments), latents, key)
         for name in self.standardised:
             latents.pop(name, None)
@@ -263,6 +268,7 @@ class Traced(eqx.Module):
     ) -> tuple[dict[str, frozenset[str]], dict[str, list[frozenset[str]]]]:
         """The latents that each statement's distribution depends on, and of noised
         sites each leaf of their factor."""
+        # An influence is a set of latents: data and the key are under none.
         none = frozenset[str]()
         latents = {name: frozenset({name}) for name in self.code.latents}
         data = [none] * len(_arrays(self.arguments))
@@ -357,6 +363,7 @@ class _Leaves:
         paths = [path for path, _ in pairs]
         values = [value for _, value in pairs]
         data = [i for i, value in enumerate(values) if is_data(value)]
+        # The weights of factors are not what a program's own Python asks about.
         nodes = jax.tree.leaves((args, kwargs), is_leaf=is_factor)
         of_factors = jax.tree.leaves([node for node in nodes if is_factor(node)])
         inside = {id(array) for array in of_factors}
@@ -422,6 +429,7 @@ def trace(
                 better = _latent_error(error, program, traced, latents)
                 raise better from (error if better is not error else error.__cause__)
             concrete = concrete | requested
+            # What depends on constants alone is a number from now on.
             eager = True
             names = {_name_of(function, leaves.paths[i]) for i in requested}
             sentences += _request_notes(error, sorted(names))
@@ -505,6 +513,7 @@ def _components(
     except ComposeProbError as error:
         where = error.where or statement.where
         raise type(error)(error.found, where=where, fix=error.fix) from error
+    # A function that closes over a latent depends on it: its equations count too.
     codes = [function.code.jaxpr for function in closures(leaves)]
     of_leaves: list[list[object]] = [jax.tree.leaves(leaf) for leaf in leaves]
     return [*of_leaves, [*jax.tree.leaves(statement.distribution), *codes]]
@@ -526,6 +535,7 @@ def closed_leaves(node: Factor, running: tuple[str, ...] = ()) -> list[LeafFacto
     (leaf,) = factor_leaves(node)
     if not has_functions(leaf):
         return [leaf]
+    # Functions are called with the conditions of one member of their plates.
     single = leaf.holding(first(leaf.fixed, Counter(running)))
     try:
         return [closed(single, single.call_conditions())]
@@ -592,6 +602,7 @@ def moments(statement: Statement) -> tuple[Float[Array, " m"], Float[Array, "m m
 def whitened(statement: Statement) -> tuple[Float[Array, " m"], Float[Array, ""]]:
     """L⁻¹·(value − mean) and log det L of a Gaussian observation of covariance L·Lᵀ."""
     residual, noise, diagonal = _residual(statement)
+    # The whitener of a covariance is L⁻¹, a triangular matrix.
     if diagonal:
         scale = jnp.sqrt(noise)
         return (residual / scale).ravel(), jnp.sum(jnp.log(scale))

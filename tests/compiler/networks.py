@@ -43,15 +43,15 @@ class Gaussian(eqx.Module):
     ) -> jax.Array:
         self.counter.traced += 1
         (c,) = condition.values()
-        alpha, sigma = (
-            jnp.sqrt(jax.nn.sigmoid(log_snr)),
-            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
-        )
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
         away = x - alpha * c * jnp.array(self.slope)
         variance = alpha**2 * jnp.array(self.variance) + sigma**2
         if self.form == "energy":
             return sigma * 0.5 * jnp.sum(away**2 / variance)
-        return -away / variance if self.form == "score" else sigma * away / variance
+        if self.form == "score":
+            return -away / variance
+        return sigma * away / variance
 
 
 def gaussian(
@@ -69,8 +69,8 @@ def gaussian(
 
 
 def score_by_one_trace() -> Any:
-    """The score of any density with one site x, which may be traced once alone: others
-    reuse the compiled code."""
+    """The score of any density with one site x, which may be traced only once: later
+    densities reuse the compiled code."""
     traced: list[bool] = []
 
     @eqx.filter_jit
@@ -82,9 +82,9 @@ def score_by_one_trace() -> Any:
     return score
 
 
-def agree(found: Any, wanted: Any, rtol: float = 1e-9, atol: float = 1e-9) -> None:
-    """Two trees of numbers are the same."""
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+def agree(actual: Any, wanted: Any, rtol: float = 1e-9, atol: float = 1e-9) -> None:
+    """Assert that two trees of numbers are the same."""
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
@@ -98,12 +98,10 @@ class Moved(LeafFactor):
     label: str = eqx.field(static=True)
 
     def __init__(self, schedule):
-        self.schedule, self.event_shape, self.fixed, self.label = (
-            schedule,
-            (2,),
-            {},
-            "moved",
-        )
+        self.schedule = schedule
+        self.event_shape = (2,)
+        self.fixed = {}
+        self.label = "moved"
 
     @property
     def traits(self):
@@ -114,10 +112,8 @@ class Moved(LeafFactor):
 
     def evaluate(self, x, noise, conditions):
         def log_density(x):
-            at, scale = (
-                noise.alpha * (conditions["c"] + conditions["d"]),
-                jnp.hypot(0.5 * noise.alpha, noise.sigma),
-            )
-            return jnp.sum(dist.Normal(at, scale).log_prob(x))
+            mean = noise.alpha * (conditions["c"] + conditions["d"])
+            scale = jnp.hypot(0.5 * noise.alpha, noise.sigma)
+            return jnp.sum(dist.Normal(mean, scale).log_prob(x))
 
         return jax.value_and_grad(log_density)(x)

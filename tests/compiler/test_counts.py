@@ -1,5 +1,5 @@
-"""What the compiled density costs: evaluations of each network, traces, and what sits
-in the executable."""
+"""The cost of a compiled density: evaluations of each network, traces, and constants
+of the executable."""
 
 import dataclasses
 
@@ -20,7 +20,8 @@ SCHEDULE = cp.Schedule.cosine(12)
 X = {"x": jnp.array([0.3, -0.6])}
 
 
-SEEN = lambda x: dist.Normal(x[0], 0.1)
+def first_entry(x):
+    return dist.Normal(x[0], 0.1)
 
 
 def model(schedule=SCHEDULE, size=2, time="level"):
@@ -60,11 +61,13 @@ DENSITIES = {
         for name, make in EXPRESSIONS.items()
     },
     "plates": lambda f: cp.compile(plates, f),
-    "tempered": lambda f: cp.compile(measured, f, SEEN, jnp.array(0.2), "tempered"),
-    "the Tweedie mean": lambda f: cp.compile(
-        measured, f, SEEN, jnp.array(0.2), "denoised"
+    "tempered": lambda f: cp.compile(
+        measured, f, first_entry, jnp.array(0.2), "tempered"
     ),
-    "noised": lambda f: cp.compile(measured, f, SEEN, jnp.array(0.2), "noised"),
+    "the Tweedie mean": lambda f: cp.compile(
+        measured, f, first_entry, jnp.array(0.2), "denoised"
+    ),
+    "noised": lambda f: cp.compile(measured, f, first_entry, jnp.array(0.2), "noised"),
 }
 
 
@@ -79,9 +82,9 @@ def test_one_network_is_evaluated_once(name):
     assert counter.runs_of(lambda: density.evaluate(position, 3)) == 1
 
 
-def moved(jaxpr):
-    """Shapes of what a traced function transposes, but for weights, which have two
-    axes."""
+def transposed(jaxpr):
+    """Shapes of the arrays that a traced function transposes, but for weights, which
+    have two axes."""
     shapes = [
         e.invars[0].aval.shape
         for e, _ in equations(jaxpr)
@@ -106,24 +109,26 @@ def test_batched_layers_move_no_numbers_between_conditions_and_chains():
         density = cp.compile(
             single, cp.product(*[f.given(c=float(i)) for i in range(5)])
         )
-        every = jax.vmap(lambda x: density.value_and_score({"x": x}, 3))
-        return jax.make_jaxpr(every)(jnp.ones((7, 2))), jax.jit(every)(jnp.ones((7, 2)))
+        chains = jax.vmap(lambda x: density.value_and_score({"x": x}, 3))
+        xs = jnp.ones((7, 2))
+        return jax.make_jaxpr(chains)(xs).jaxpr, jax.jit(chains)(xs)
 
-    class Told(eqx.Module):
+    class Conditioned(eqx.Module):
         mlp: eqx.Module
 
         def __call__(self, x, t, c):
             return self.mlp(jnp.append(x, c))
 
-    ours, found = conditioned(Told(cp.batched_linear(network)))
-    plain, expected = conditioned(Told(network))
-    assert moved(ours.jaxpr) == []
-    assert len(moved(plain.jaxpr)) >= 3
-    chex.assert_trees_all_close(found, expected, rtol=1e-5)
+    batched, values = conditioned(Conditioned(cp.batched_linear(network)))
+    unbatched, expected = conditioned(Conditioned(network))
+    assert transposed(batched) == []
+    assert len(transposed(unbatched)) >= 3
+    chex.assert_trees_all_close(values, expected, rtol=1e-5)
 
 
 def test_networks_of_their_own_are_evaluated_each():
-    (f, one), (g, other) = model(), model()
+    f, one = model()
+    g, other = model()
     density = cp.compile(single, f * g.given(c=1.0))
     assert len(density.graph.groups) == 2
     density.evaluate(X, 0)
@@ -135,12 +140,13 @@ def test_networks_of_their_own_are_evaluated_each():
 def test_new_numbers_reuse_compiled_code():
     """Weights, conditions, observations, levels, powers, shares: arrays, none of them
     compiled in."""
-    (f, _), score = model(), score_by_one_trace()
+    f, _ = model()
+    score = score_by_one_trace()
 
     def density(weight, c, y):
         g = eqx.tree_at(lambda f: f.network.weight, f, weight)
         return cp.compile(
-            measured, cp.guide(g, 2.0, c=c), SEEN, jnp.asarray(y), "denoised"
+            measured, cp.guide(g, 2.0, c=c), first_entry, jnp.asarray(y), "denoised"
         )
 
     numbers = [(1.0, 1.0, 0.2), (3.0, 1.0, 0.2), (1.0, 2.0, 0.2), (1.0, 1.0, 0.7)]
@@ -156,7 +162,7 @@ def test_new_numbers_reuse_compiled_code():
 
 def test_what_is_evaluated_by_hand_is_compiled_once():
     f, counter = model()
-    density = cp.compile(measured, f, SEEN, jnp.array(0.2), "denoised")
+    density = cp.compile(measured, f, first_entry, jnp.array(0.2), "denoised")
     first = density.score(X, 2)["x"]
     traced = counter.traced
     again = density.score({"x": 2 * X["x"]}, 3)["x"]
@@ -176,27 +182,24 @@ def test_no_parameter_is_a_constant_of_the_executable(program, precision):
     size = 300
     f, _ = model(size=size)
     factor = f.given(c=1.0) * f
-    made, data = (
-        (single, ())
-        if program == "prior"
-        else (measured, (SEEN, jnp.array(0.2), "denoised"))
-    )
-    density = cp.compile(made, factor, *data, precision=precision)
+    if program == "prior":
+        density = cp.compile(single, factor, precision=precision)
+    else:
+        data = (first_entry, jnp.array(0.2), "denoised")
+        density = cp.compile(measured, factor, *data, precision=precision)
     position = {"x": jnp.ones(size)}
     dynamic, static = eqx.partition(density, eqx.is_array)
-    score = lambda dynamic, position, level: eqx.combine(dynamic, static).score(
-        position, level
-    )
+
+    def score(dynamic, position, level):
+        return eqx.combine(dynamic, static).score(position, level)
+
     jaxpr = jax.make_jaxpr(score)(dynamic, position, 3)
     assert sum(np.size(c) for c in jaxpr.consts) < size
     executable = jax.jit(score).lower(dynamic, position, 3).compile()
     lines = executable.as_text().splitlines()
-    assert not [
-        line for line in lines if " constant(" in line and f"[{size},{size}]" in line
-    ]
-    assert [
-        line for line in lines if " parameter(" in line and f"[{size},{size}]" in line
-    ]
+    of_weights = [line for line in lines if f"[{size},{size}]" in line]
+    assert not [line for line in of_weights if " constant(" in line]
+    assert [line for line in of_weights if " parameter(" in line]
 
 
 def test_arguments_that_shape_the_program_stay_numbers():
@@ -215,22 +218,24 @@ def test_arguments_that_shape_the_program_stay_numbers():
         density = cp.compile(shaped, f, w, shares, y)
         return density, eqx.filter_jit(lambda d, x: d.score(x, 2)["x"])(density, X)
 
-    y, even = jnp.array(0.4), np.array([0.3, 0.7])
-    density, found = score(jnp.array(1.5), even, y)
-    np.testing.assert_allclose(found, density.score(X, 2)["x"], rtol=1e-4)
+    y = jnp.array(0.4)
+    shares = np.array([0.3, 0.7])
+    density, value = score(jnp.array(1.5), shares, y)
+    np.testing.assert_allclose(value, density.score(X, 2)["x"], rtol=1e-4)
     others = [
-        (0.5, even, y),
+        (0.5, shares, y),
         (1.5, np.array([0.9, 0.1]), y),
-        (1.5, even, jnp.array(0.9)),
+        (1.5, shares, jnp.array(0.9)),
     ]
-    assert not any(
-        np.allclose(found, score(jnp.array(w), *rest)[1]) for w, *rest in others
-    )
+    for w, *rest in others:
+        _, other = score(jnp.array(w), *rest)
+        assert not np.allclose(value, other)
 
 
 def test_a_density_equals_itself_alone_and_hashes_so():
     f, _ = model()
-    one, other = cp.compile(single, f), cp.compile(single, f)
+    one = cp.compile(single, f)
+    other = cp.compile(single, f)
     assert one == one
     assert one != other
     assert len({one, other, one}) == 2
@@ -246,5 +251,5 @@ def test_what_traces_depend_on_is_no_part_of_the_description():
     other = dataclasses.replace(
         density, top=dataclasses.replace(density.top, normalised=False)
     )
-    known = eqx.filter_jit(lambda density: jnp.asarray(density.top.normalised))
-    assert (bool(known(density)), bool(known(other))) == (True, False)
+    traced = eqx.filter_jit(lambda density: jnp.asarray(density.top.normalised))
+    assert (bool(traced(density)), bool(traced(other))) == (True, False)

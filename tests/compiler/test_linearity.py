@@ -1,5 +1,5 @@
-"""What is linear in some inputs, and which slopes can be other than zero, read off a
-function's equations."""
+"""Linearity in some inputs, and the pattern of slopes that can be other than zero, read
+off a function's equations."""
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,8 @@ M = jnp.asarray(RNG.normal(size=(SIZE, SIZE)) + 3 * np.eye(SIZE), float)
 T = jnp.tril(M)
 BLOCKS = jnp.kron(jnp.eye(3), jnp.array([[2.0, 1.0], [1.0, 2.0]]))
 SPARSE_T = BCOO.fromdense(T)
-LATENTS = [
-    -40.0,
-    -1.0,
-    0.3,
-    1.0,
-    2.5,
-    3.5,
-    5.0,
-    35.0,
-]  # draws of N(0, 1) show few of these
+LATENTS = [-40.0, -1.0, 0.3, 1.0, 2.5, 3.5, 5.0, 35.0]
+"""Draws of N(0, 1) would show few of these."""
 
 
 @jax.custom_jvp
@@ -108,10 +100,10 @@ DENSE = {  # more may be said than is true, never less
     "shift by a latent": lambda x, z: jnp.roll(x, z.astype(int)),
 }
 LINEAR = SPARSE | DENSE
+NONLINEAR = ("round", "floor", "ceil", "trunc", "sign", "sort", "abs", "sin")
 OTHER = {
     "step": lambda x, z: jnp.where(x > 0.5, 2.0, 0.0),
-    **{name: lambda x, z, name=name: getattr(jnp, name)(x)
-       for name in ("round", "floor", "ceil", "trunc", "sign", "sort", "abs", "sin")},
+    **{name: lambda x, z, name=name: getattr(jnp, name)(x) for name in NONLINEAR},
     "int": lambda x, z: 1.0 * x.astype(int),
     "bool": lambda x, z: 1.0 * (x > 0),
     "few bits": lambda x, z: x.astype(jnp.float8_e4m3fn).astype(float),
@@ -130,13 +122,17 @@ OTHER = {
     "largest": lambda x, z: x.max(keepdims=True),
     "cond": lambda x, z: jax.lax.cond(x[0] > 3, lambda x: x, lambda x: 2 * x, x),
     "while": lambda x, z: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: c * 2, x),
-    "in a loop": lambda x, z: jax.lax.scan(lambda c, a: (c + jnp.sign(a), c), 0.0, x)[0][None],
+    "in a loop": lambda x, z: jax.lax.scan(lambda c, a: (c + jnp.sign(a), c), 0.0, x)[
+        0
+    ][None],
     "carried": lambda x, z: jax.lax.fori_loop(0, 3, lambda i, c: c * x, jnp.ones(SIZE)),
     "of itself": lambda x, z: jnp.outer(x, x).ravel(),
     "under": lambda x, z: 1.0 / x,
     "no derivative": lambda x, z: twice(x),
-    "called back": lambda x, z: jax.pure_callback(np.floor, jax.ShapeDtypeStruct(x.shape, x.dtype), x),
-}  # fmt: skip
+    "called back": lambda x, z: jax.pure_callback(
+        np.floor, jax.ShapeDtypeStruct(x.shape, x.dtype), x
+    ),
+}
 FREE = {
     "of latents": lambda x, z: jnp.floor(z) + jnp.zeros_like(x),
     "like x": lambda x, z: jnp.ones_like(x),
@@ -147,20 +143,21 @@ FREE = {
 
 
 def value(function):
-    """The value of a function of x and a latent, to be looked at under a
+    """The value of a function of x and a latent; to be called under a
     transformation."""
     jaxpr = jax.make_jaxpr(function)(jnp.zeros(SIZE), jnp.zeros(()))
-    found = Linearity(SIZE, np.random.default_rng(0))
+    walk = Linearity(SIZE, np.random.default_rng(0))
     x, z = jaxpr.in_avals
     _, sites = entries([("x", (SIZE,))], {"x": x})
-    known = found.evaluate(jaxpr.jaxpr, jaxpr.consts, [sites["x"], found.any_latent(z)])
-    return found.value_of(known, jaxpr.jaxpr.outvars[0])
+    inputs = [sites["x"], walk.any_latent(z)]
+    facts = walk.evaluate(jaxpr.jaxpr, jaxpr.consts, inputs)
+    return walk.value_of(facts, jaxpr.jaxpr.outvars[0])
 
 
 def kind(function):
-    found = []
-    jax.eval_shape(lambda: found.append(value(function).kind))
-    return found[0]
+    kinds = []
+    jax.eval_shape(lambda: kinds.append(value(function).kind))
+    return kinds[0]
 
 
 @pytest.mark.parametrize(
@@ -168,9 +165,8 @@ def kind(function):
 )
 def test_linear_functions_are_told_from_others(kinds):
     functions, expected = kinds
-    assert {name: kind(f) for name, f in functions.items()} == dict.fromkeys(
-        functions, expected
-    )
+    actual = {name: kind(f) for name, f in functions.items()}
+    assert actual == dict.fromkeys(functions, expected)
 
 
 def test_what_is_free_of_x_is_no_function_of_it():
@@ -178,7 +174,10 @@ def test_what_is_free_of_x_is_no_function_of_it():
 
 
 def test_every_slope_that_some_latent_makes_is_found():
-    found = jax.jit(lambda: {name: value(f).array.T for name, f in LINEAR.items()})()
+    def patterns():
+        return {name: value(f).array.T for name, f in LINEAR.items()}
+
+    found = jax.jit(patterns)()
 
     def slopes(z):
         return {name: jax.jacfwd(f)(jnp.zeros(SIZE), z) for name, f in LINEAR.items()}

@@ -29,11 +29,13 @@ F, G, H = (
 def returning(form):
     """A network of this parameterization that has learned N(0.5, 0.3·I) where α² + σ² =
     1."""
-    noise = lambda log_snr: (
-        jnp.sqrt(jax.nn.sigmoid(log_snr)),
-        jnp.sqrt(jax.nn.sigmoid(-log_snr)),
-    )
-    return lambda x, log_snr: network_outputs(x, *noise(log_snr), 0.5, 0.3)[form]
+
+    def network(x, log_snr):
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        return network_outputs(x, alpha, sigma, 0.5, 0.3)[form]
+
+    return network
 
 
 EXACT = cp.Analytic(dist.Normal(jnp.full(2, 0.5), np.sqrt(0.3)), SCHEDULE)
@@ -58,7 +60,7 @@ def show(node):
 
 
 # normalise
-# ----------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_normal_forms(factor, normal):
 
 
 # align
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["VE", "VP", "other"])
@@ -136,13 +138,17 @@ def test_a_discrete_model_finds_its_level_in_another_family():
 
 
 def test_a_discrete_model_names_its_nearest_level():
-    words = "'f.x.' at site 'x' knows only the 10 levels.*log-SNR 8 of the program's level 0; its nearest is level 0"
-    compiled = lambda: cp.compile(
-        single, discrete(cp.Schedule.cosine(10)), schedule=SCHEDULE
+    words = (
+        "'f.x.' at site 'x' knows only the 10 levels.*log-SNR 8 of the program's "
+        "level 0; its nearest is level 0"
     )
-    assert "sampling_cases.py:" in str(
-        refused(compiled, AlignmentError, words, "Other levels need a factor that is")
-    )
+
+    def compiled():
+        return cp.compile(single, discrete(cp.Schedule.cosine(10)), schedule=SCHEDULE)
+
+    fix = "Other levels need a factor that is"
+    error = refused(compiled, AlignmentError, words, fix)
+    assert "sampling_cases.py:" in str(error)
 
 
 @pytest.mark.parametrize("scale", [1, 2])
@@ -182,7 +188,7 @@ def test_equal_levels_need_no_alignment():
 
 
 # share
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
 
 def shared(factor):
@@ -190,7 +196,9 @@ def shared(factor):
 
 
 def conditional(default=0.0):
-    network = lambda x, t, c: x * t + c
+    def network(x, t, c):
+        return x * t + c
+
     return cp.Diffusion(
         network, SCHEDULE, event_shape=(2,), conditions={"c": default}, label="net"
     )
@@ -199,10 +207,8 @@ def conditional(default=0.0):
 def test_one_group_a_network_one_member_a_condition():
     f = conditional()
     graph = shared(cp.product(f, f.given(c=1.0), f.given(c=2.0), f.given(c=0.0), F))
-    assert [len(group.members) for group in graph.groups] == [
-        3,
-        1,
-    ]  # c = 0 is the default
+    # c = 0 is the default.
+    assert [len(group.members) for group in graph.groups] == [3, 1]
     assert graph.notes[-1] == ("share", "4 evaluations in 2 batches (3 × net as one)")
 
 
@@ -225,7 +231,7 @@ def test_a_leaf_in_a_product_and_in_a_mixture_is_one_member():
 
 
 # check
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
 ENERGY = cp.Energy(lambda x, k: -jnp.sum(x**2), SCHEDULE, event_shape=(2,))
 LEARNED, SCORED = (

@@ -1,5 +1,4 @@
-"""What people see of a program: its text, its Graphviz source, its boxes in a
-notebook."""
+"""Print-outs of a program: its text, its Graphviz source, its boxes in a notebook."""
 
 import textwrap
 
@@ -54,7 +53,7 @@ def labelled(label):
 
 
 def boxes_of(density, patch):
-    """What a notebook shows where Graphviz is not there."""
+    """The boxes that a notebook shows where Graphviz is missing."""
 
     def missing(self, **arguments):
         raise graphviz.ExecutableNotFound(["dot"])
@@ -69,9 +68,13 @@ def compiled():
 
 def test_a_program_reads_like_its_mathematics():
     first = scene.function.__code__.co_firstlineno
+    formula = (
+        "π_k(x, s) ∝ p(s) · ring(x)^0.5·bar(x)·prior(x | c=1)³·prior(x)⁻² · "
+        "L_k(y | s, x) · L_k(z | s)"
+    )
     expected = f"""\
         AnnealedDensity of program 'scene' (test_print.py:{first})
-          π_k(x, s) ∝ p(s) · ring(x)^0.5·bar(x)·prior(x | c=1)³·prior(x)⁻² · L_k(y | s, x) · L_k(z | s)
+          {formula}
           sites
             x: noised (2,), a product, at test_print.py:{first + 2}
             s: static (), HalfNormal prior, at test_print.py:{first + 3}

@@ -1,5 +1,5 @@
-"""What programs and functions read beside their arguments: it counts as it is at
-`cp.compile`, and is never stale."""
+"""Values that programs and functions read besides their arguments: they count as they
+are at `cp.compile`, and are never stale."""
 
 import types
 
@@ -92,10 +92,8 @@ def test_priors_read_what_is_there_now():
     for value in (0.0, 2.0):
         put(value)
         density = cp.compile(cp.program(reads_in_priors), NORMAL)
-        position = {
-            name: jnp.float32(0.5 if name.startswith("x") else 0.2)
-            for name in density.sites
-        }
+        position = dict.fromkeys(density.sites, jnp.float32(0.2))
+        position |= {name: jnp.float32(0.5) for name in position if name[0] == "x"}
         wanted = -(0.2 - value) / 0.3**2 - (0.2 - 0.5 / ALPHA) / 0.4**2
         found = score(density, position)
         np.testing.assert_allclose(
@@ -197,10 +195,11 @@ def of_score():
 
 
 def of_conditioned_score():
-    network = lambda x, t, c: score(x, t) - c
-    return learned(network, "score", LEVELS, (), "level", conditions=("c",)).given(
-        c=0.0
-    )
+    def network(x, t, c):
+        return score(x, t) - c
+
+    f = learned(network, "score", LEVELS, (), "level", conditions=("c",))
+    return f.given(c=0.0)
 
 
 def of_classifier():
@@ -226,16 +225,14 @@ def test_a_factor_reads_what_is_there_when_the_program_is_compiled(name):
     make, of_x = FUNCTIONS[name]
     scored = score_by_one_trace()
     put(jnp.float32(1.0))
-    factor, found = make(), []
+    factor = make()
     for value in (1.0, -1.0, 1.0):
         put(jnp.float32(value))
         density = cp.compile(both, NORMAL, factor)
-        put(jnp.float32(7.0))  # no longer looked at
-        found.append(float(scored(density, X, 0)))
-        np.testing.assert_allclose(density.score(X, 0)["x"], found[-1], rtol=1e-5)
-    np.testing.assert_allclose(
-        found, [-0.5 + of_x(value) for value in (1.0, -1.0, 1.0)], rtol=1e-5
-    )
+        put(jnp.float32(7.0))  # not read any more
+        shared = scored(density, X, 0)
+        np.testing.assert_allclose(shared, -0.5 + of_x(value), rtol=1e-5)
+        np.testing.assert_allclose(density.score(X, 0)["x"], shared, rtol=1e-5)
 
 
 def test_levels_of_a_density_whose_functions_read_something_else_by_now():
@@ -293,16 +290,15 @@ CLOSING = {
 
 @pytest.mark.parametrize("name", CLOSING)
 def test_a_function_that_closes_over_a_latent_is_refused(name):
-    words, program = "depends on the unobserved latent 'c'", closing_over(CLOSING[name])
+    words = "depends on the unobserved latent 'c'"
+    program = closing_over(CLOSING[name])
     refused(lambda: cp.compile(program, NORMAL, 2.0), DoublyIntractableError, words)
 
 
 def test_a_function_that_closes_over_data_is_not():
     """New data reuse compiled code there too."""
-    scored, program = (
-        score_by_one_trace(),
-        cp.program(lambda f, y: cp.sample("x", f * energy_of(y))),
-    )
+    scored = score_by_one_trace()
+    program = cp.program(lambda f, y: cp.sample("x", f * energy_of(y)))
     for y in (1.0, 2.0):
         density = cp.compile(program, NORMAL, jnp.float32(y))
         np.testing.assert_allclose(

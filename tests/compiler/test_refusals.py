@@ -1,5 +1,5 @@
-"""What is refused before anything is compiled: improper levels, signal left at the
-noisiest one, wrong networks."""
+"""Refusals before anything is compiled: improper levels, signal left at the noisiest
+one, wrong networks."""
 
 import equinox as eqx
 import jax
@@ -35,7 +35,7 @@ def mixed(means, scales):
 
 
 # whether a level can be normalised
-# ---------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
 ALIKE = mvn([1.0, 0.9], [0.9, 1.0])
 IMPROPER = {
@@ -119,7 +119,7 @@ def test_the_least_precision_is_found():
 
 
 # whether the noisiest level is noise
-# -------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
 
 def test_what_starting_from_noise_makes_of_a_law():
@@ -134,13 +134,11 @@ def test_what_starting_from_noise_makes_of_a_law():
 
 
 def test_what_starting_from_noise_makes_of_shares():
-    """By quadrature: the share of a component is the mean of its responsibility under
-    N(0, σ²)."""
-    law, alpha, sigma = (
-        modes((0.8, 0.2), [-3.0, 3.0], [3.0, 3.0]),
-        np.sqrt(0.1),
-        np.sqrt(0.9),
-    )
+    """The share of a component is the mean of its responsibility under N(0, σ²), here
+    by quadrature."""
+    law = modes((0.8, 0.2), [-3.0, 3.0], [3.0, 3.0])
+    alpha = np.sqrt(0.1)
+    sigma = np.sqrt(0.9)
     x = np.linspace(-8, 8, 4001)
     p = np.array([0.8, 0.2])[:, None] * np.exp(
         -0.5 * (x - alpha * np.array([[-3], [3]])) ** 2 / (0.9 + 0.1 * 9.0)
@@ -160,7 +158,7 @@ SEPARATED = modes((0.8, 0.2), [-3.0, 3.0], [0.3, 0.3])
     ("law", "top"),
     [(SEPARATED, -1.0), (dist.Normal(200.0, 50.0), -9.0), (SEPARATED, -4.0)],
 )
-def test_a_noisiest_level_that_carries_signal_is_refused_and_the_one_that_is_named_is_not(
+def test_a_noisiest_level_with_signal_is_refused_and_the_one_that_is_named_is_not(
     law, top
 ):
     f = cp.Analytic(law, cp.Schedule.log_snr(12, min=top))
@@ -192,9 +190,10 @@ def test_levels_that_never_reach_noise_are_refused():
 
 
 # networks
-# ----------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
-MEAN, VARIANCE = jnp.array([0.4, -0.7, 0.2]), 0.3
+MEAN = jnp.array([0.4, -0.7, 0.2])
+VARIANCE = 0.3
 
 
 def returning(what, sign=1.0, schedule=SCHEDULE):
@@ -218,15 +217,20 @@ def compiled(network, declared, schedule=SCHEDULE):
 @pytest.mark.parametrize(
     ("right", "declared"),
     [
-        ("x0", "epsilon"), ("v", "epsilon"), ("x0", "score"), ("epsilon", "x0"), ("epsilon", "v"), ("score", "x0"),
-        ("score", "epsilon"), ("epsilon", "score"), ("x0", "energy_norm"),
+        ("x0", "epsilon"),
+        ("v", "epsilon"),
+        ("x0", "score"),
+        ("epsilon", "x0"),
+        ("epsilon", "v"),
+        ("score", "x0"),
+        ("score", "epsilon"),
+        ("epsilon", "score"),
+        ("x0", "energy_norm"),
     ],
-)  # fmt: skip
+)
 def test_another_parameterization_is_named(right, declared):
-    words, fix = (
-        f"does not do what parameterization='{declared}' declares",
-        f"parameterization='{right}'",
-    )
+    words = f"does not do what parameterization='{declared}' declares"
+    fix = f"parameterization='{right}'"
     refused(lambda: compiled(returning(right), declared), NetworkError, words, fix)
 
 
@@ -286,7 +290,7 @@ def test_networks_with_unknown_weights_are_not_looked_at():
 
 
 # networks that draw random numbers
-# ---------------------------------------------------------------------------------
+# ----------------------------------------------------------------------
 
 
 class Dropping(eqx.Module):

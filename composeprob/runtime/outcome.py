@@ -401,7 +401,7 @@ def _curl(
 def _ended(found: Status, state: State, arrived: bool) -> Status:
     """What was found, with how the run ended."""
     number, drawn = state.draws.number, state.writer.drawn
-    if arrived and state.interrupted in ("descend", "finish") and state.sampler.then:
+    if arrived and state.interrupted in ("descend", "finish") and state.sampler.finishers:
         text = (
             "Stopped at level 0, before its global moves or its warm-up there had ended; the samples are as they were "
             "then, and latents may not have converged."
@@ -562,7 +562,7 @@ def _later(
     they are in groups that they did not cross between. It says the ``cause`` why
     nothing supports these, and ``why`` this is so."""
     density = state.density
-    moved = bool(state.sampler.then) or state.writer.drawn > 0
+    moved = bool(state.sampler.finishers) or state.writer.drawn > 0
     if moved and state.came is None:
         return list
     some = spaced(len(kept), tuning.CHECKS.most_chains)

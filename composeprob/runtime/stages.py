@@ -140,7 +140,7 @@ def prepare(state: State) -> None:
             fix="pass sampler=cp.SMC(), or more chains, or an array of log-SNR as levels.",
         )
     sampler = state.sampler = state.sampler.prepare(density)
-    for closing in sampler.then:
+    for closing in sampler.finishers:
         closing.check(density, state.num_chains)
     if state.draws.number is not None and sampler.moves is None:
         raise CapabilityError(
@@ -213,7 +213,7 @@ def descend(state: State, title: str = "") -> None:
             total - level,
             **{name: mean for name, mean in means.items() if not np.isnan(mean)},
         )
-        if visits.arrived and (state.sampler.then or state.draws.number):
+        if visits.arrived and (state.sampler.finishers or state.draws.number):
             state.came = _points(
                 state.run
             )  # the status asks whether what follows leads from mode to mode
@@ -224,7 +224,7 @@ def finish(state: State) -> None:
     are as they were before it, and a run that continues from its checkpoint begins it
     anew."""
     density = state.placed[1]
-    for closing in state.sampler.then[int(state.run.closings) :]:
+    for closing in state.sampler.finishers[int(state.run.closings) :]:
         run, points, number, drift = state.run, _points(state.run), 0, 1.0
         start, spent = points, int(run.spent)
         while number < closing.rounds and (number < 2 or drift > 0):

@@ -57,7 +57,7 @@ class Resample(Resampler):
 
     Example:
         >>> import composeprob as cp
-        >>> cp.SMC(resample=cp.Resample(0.8)).meet
+        >>> cp.SMC(resample=cp.Resample(0.8)).exchange
         Resample(0.8)
 
     References:
@@ -81,7 +81,7 @@ class Resample(Resampler):
         return systematic(threefry(words, 0)[0], log_weights)
 
     def __repr__(self) -> str:
-        return f"Resample({float(self.threshold):.3g})"
+        return f"{type(self).__name__}({float(self.threshold):.3g})"
 
 
 def relative_ess(log_weights: Array) -> Array:

@@ -73,14 +73,14 @@ CASES = {
         "epsilon",
         SOME,
         cp.SMC,
-        "latents move with what hangs on them",
+        "latents and their members move",
     ),
     "few chains and a latent": (
         with_latent,
         "epsilon",
         12,
         cp.AnnealedMCMC,
-        "latents move with what",
+        "latents and their members",
     ),
     "many chains, a user's energy": (single, "user's", MANY, cp.SMC, "trusted"),
     "many chains without factors": (

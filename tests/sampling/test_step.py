@@ -536,7 +536,7 @@ def followed(density, x, level):
     evaluation there."""
     noise, way = (
         density.schedule.at(level),
-        cp.SMC().way(density, begin(jax.random.key(0), 1, Visits.every(9, 32))),
+        cp.SMC().phases(density, begin(jax.random.key(0), 1, Visits.every(9, 32))),
     )
     found = way.layout.evaluate(density, x / noise.alpha, level)
     zero = jnp.zeros((2, x.size))

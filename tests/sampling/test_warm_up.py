@@ -169,9 +169,9 @@ def test_independent_chains_come_to_data_that_are_finer_than_level_0():
     chains twice as wide as that."""
     f = cp.Diffusion(sharp_score, SHARP, event_shape=(16,), parameterization="score")
     sampler, reason = independent(cp.compile(sharp, f, 0.001), "asked", 128)
-    assert sampler.then == (cp.WarmUp(),)
+    assert sampler.finishers == (cp.WarmUp(),)
     assert "as the data are finer than it is" in reason
-    assert independent(cp.compile(sharp, f, 0.01), "asked", 128)[0].then == ()
+    assert independent(cp.compile(sharp, f, 0.01), "asked", 128)[0].finishers == ()
     widths = {}
     for then in ((), (cp.WarmUp(),)):
         kept = cp.AnnealedMCMC(sampler.kernel, 3, reverse_step=True, then=then)
@@ -266,13 +266,13 @@ class TestGivingUp:
 def test_programs_with_latents_warm_up_by_default():
     hierarchy = cp.compile(centred, normal(0.0, 1.0, SHORT))
     sampler, reason = independent(hierarchy, "because")
-    assert sampler.then == (cp.WarmUp(),)
-    assert choose(hierarchy, 1000)[0].then == (cp.GlobalMoves(8), cp.WarmUp())
+    assert sampler.finishers == (cp.WarmUp(),)
+    assert choose(hierarchy, 1000)[0].finishers == (cp.GlobalMoves(8), cp.WarmUp())
     assert reason.startswith("because: independent chains")
     assert choose(cp.compile(single, normal(jnp.zeros(2), 1.0, SHORT)), 1000)[
         0
-    ].then == (cp.GlobalMoves(8),)
+    ].finishers == (cp.GlobalMoves(8),)
     assert (
-        choose(cp.compile(single, normal(jnp.zeros(21), 1.0, SHORT)), 1000)[0].then
+        choose(cp.compile(single, normal(jnp.zeros(21), 1.0, SHORT)), 1000)[0].finishers
         == ()
     )

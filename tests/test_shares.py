@@ -23,6 +23,8 @@ from composeprob.results.shares import (
     where,
 )
 
+FIRST_ORDER = cp.ReverseStep(order=1, control="none")
+
 # ── frozen shares ─────────────────────────────────────────────────────────────────────
 
 KEYS = 20
@@ -124,7 +126,7 @@ def test_a_default_run_that_gives_way_says_so():
         lambda x: dist.Normal(x**2, 0.01),
         jnp.float32(1.29),
     )
-    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)
+    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=FIRST_ORDER)
     result = cp.infer(
         density, jax.random.key(0), num_chains=200, sampler=sampler, progress=False
     )

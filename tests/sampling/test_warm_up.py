@@ -17,6 +17,8 @@ from composeprob.samplers.run import begin
 from sampling_cases import both, normal, run, single
 from targets import product_of_normals
 
+FIRST_ORDER = cp.ReverseStep(order=1, control="none")
+
 SHORT = cp.Schedule.log_snr(12)
 Y = jnp.array([0.9, 1.3, 1.1, 0.8])
 
@@ -174,7 +176,7 @@ def test_independent_chains_come_to_data_that_are_finer_than_level_0():
     assert independent(cp.compile(sharp, f, 0.01), "asked", 128)[0].finishers == ()
     widths = {}
     for then in ((), (cp.WarmUp(),)):
-        kept = cp.AnnealedMCMC(sampler.kernel, 3, reverse_step=True, then=then)
+        kept = cp.AnnealedMCMC(sampler.kernel, 3, reverse_step=FIRST_ORDER, then=then)
         result = run(cp.compile(sharp, f, 0.001), chains=128, sampler=kept)
         widths[then] = (
             np.mean((result["x"][:, :8] - np.linspace(-1.0, 1.0, 8)) ** 2) ** 0.5

@@ -18,7 +18,9 @@ import composeprob as cp
 scenes = cp.load("shapes-caption")
 num_chains = 16
 sampler = cp.AnnealedMCMC(
-    cp.MALA(lambda levels: 0.08 * levels.sigma**2), steps_per_level=1, reverse_step=True
+    cp.MALA(lambda levels: 0.08 * levels.sigma**2),
+    steps_per_level=1,
+    reverse_step=cp.ReverseStep(order=1, control="none"),
 )
 
 

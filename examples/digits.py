@@ -19,7 +19,11 @@ import composeprob as cp
 
 digits, classifier = cp.load("digits"), cp.load("digits-classifier")
 num_chains = 200
-sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), steps_per_level=1, reverse_step=True)
+sampler = cp.AnnealedMCMC(
+    cp.MALA(cp.Adaptive()),
+    steps_per_level=1,
+    reverse_step=cp.ReverseStep(order=1, control="none"),
+)
 
 
 @cp.program

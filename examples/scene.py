@@ -23,7 +23,9 @@ PLACES = (
 scenes = cp.load("shapes-position")
 num_chains = 16
 sampler = cp.AnnealedMCMC(
-    cp.MALA(lambda levels: 0.08 * levels.sigma**2), steps_per_level=1, reverse_step=True
+    cp.MALA(lambda levels: 0.08 * levels.sigma**2),
+    steps_per_level=1,
+    reverse_step=cp.ReverseStep(order=1, control="none"),
 )
 
 

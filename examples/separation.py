@@ -23,7 +23,9 @@ LABELS, NOISE = (3, 7), 0.2
 three, seven = (cp.load("digits", label=label) for label in LABELS)
 num_chains = 200
 sampler = cp.AnnealedMCMC(
-    cp.HMC(cp.Adaptive()), steps_per_level=5, reverse_step=True
+    cp.HMC(cp.Adaptive()),
+    steps_per_level=5,
+    reverse_step=cp.ReverseStep(order=1, control="none"),
 )  # independent chains
 
 images, labels = digits.held_out(jax.random.key(4), 100)  # no model learned from these

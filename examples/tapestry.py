@@ -29,7 +29,7 @@ num_chains = 2
 sampler = cp.AnnealedMCMC(
     cp.MALA(lambda levels: 0.035 * levels.sigma**2),
     steps_per_level=1,
-    reverse_step=True,
+    reverse_step=cp.ReverseStep(order=1, control="none"),
 )
 
 

@@ -35,7 +35,7 @@ num_chains = 1
 sampler = cp.AnnealedMCMC(
     cp.MALA(lambda levels: 0.004 * levels.sigma**2),
     steps_per_level=1,
-    reverse_step=True,
+    reverse_step=cp.ReverseStep(order=1, control="none"),
 )
 
 

@@ -412,7 +412,7 @@ MISTAKES = {
         "text as NumPyro's data": (compiled(numpyro_observed, F, "one"), "got str"),
         "a block by number": (lambda: cp.Gibbs({3: cp.MALA()}), "called 3"),
         "blocks without kernels": (lambda: cp.Gibbs(["x"]), "got list"),
-        "a block without a kernel": (lambda: cp.Gibbs({"x": 0.1}), "'x' has no kernel but 0.1"),
+        "a block without a kernel": (lambda: cp.Gibbs({"x": 0.1}), "'x' has 0.1 in place of a kernel"),
         "blocks in blocks": (lambda: cp.Gibbs({"x": cp.Gibbs({"x": cp.MALA()})}), "'x' is itself moved by a Gibbs"),
         "half a chain": (lambda: ran(num_chains=2.5), "got 2.5"),
         "a boolean of chains": (lambda: ran(num_chains=True), "got True"),

@@ -22,6 +22,8 @@ from composeprob.results.shares import (
 from composeprob.runtime import outcome, stages
 from sampling_cases import both, measured, modes, normal, single, weighed
 
+FIRST_ORDER = cp.ReverseStep(order=1, control="none")
+
 LEVELS = cp.Schedule.log_snr(100)
 CHAINS = 500
 
@@ -56,7 +58,7 @@ def two_modes(shares, means, sds):
 
 THREE_APART = two_modes([0.3, 0.7], [-3.0, 3.0], [0.3, 0.3])
 BY_SCORES = cp.AnnealedMCMC(
-    cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral()), 1, reverse_step=True
+    cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral()), 1, reverse_step=FIRST_ORDER
 )
 """A sampler whose paths have weights without an energy."""
 
@@ -86,7 +88,7 @@ def test_the_mean_weight_is_the_evidence(monkeypatch, kernel):
     density = cp.compile(
         measured, f * g, lambda x: dist.Normal(jnp.sin(x), 0.2), jnp.float32(0.0)
     )
-    sampler = cp.AnnealedMCMC(kernel, 1, reverse_step=True)
+    sampler = cp.AnnealedMCMC(kernel, 1, reverse_step=FIRST_ORDER)
     _, log_weights = ended(monkeypatch, density, sampler, num_chains=2000)
 
     def posterior(x):
@@ -210,7 +212,7 @@ def test_chains_that_forget_have_no_finding(monkeypatch):
     density = cp.compile(
         both, two_modes([0.3, 0.7], [-1.0, 1.0], [0.6, 0.6]), normal(1.0, 2.0, LEVELS)
     )
-    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)
+    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=FIRST_ORDER)
     for key in range(3):
         result, log_weights = ended(monkeypatch, density, sampler, key)
         assert result.status.ok

@@ -122,7 +122,7 @@ def test_independent_chains_of_wrong_proportions_have_the_finding():
         lambda x: dist.Normal(x**2, 0.01),
         jnp.float32(1.29),
     )
-    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=True)
+    sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, reverse_step=FIRST_ORDER)
     result = cp.infer(
         density, jax.random.key(0), num_chains=200, sampler=sampler, progress=False
     )

@@ -15,6 +15,8 @@ from composeprob.runtime import outcome
 from composeprob.runtime.outcome import alike, effective
 from sampling_cases import both, modes, single, squared
 
+FIRST_ORDER = cp.ReverseStep(order=1, control="none")
+
 LEVELS = cp.Schedule.log_snr(60)
 
 

@@ -20,14 +20,16 @@ from composeprob.models.worlds import digits as world
 
 from .cells import Cell, share
 
+FIRST_ORDER = cp.ReverseStep(order=1, control="none")
+
 SHOWN = 8
 SCALES = {"classifier": (1.0, 3.0, 8.0), "classifier-free": (1.0, 2.0, 4.0)}
 PAIRS = ((3, 8), (4, 9), (0, 1))
 SHARE = 0.2
 SAMPLERS = {
     "reverse": cp.Ancestral(),
-    "MALA": cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 2, reverse_step=True),
-    "HMC": cp.AnnealedMCMC(cp.HMC(cp.Adaptive(), 3), 1, reverse_step=True),
+    "MALA": cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 2, reverse_step=FIRST_ORDER),
+    "HMC": cp.AnnealedMCMC(cp.HMC(cp.Adaptive(), 3), 1, reverse_step=FIRST_ORDER),
     "SMC": cp.SMC(cp.MALA(cp.Adaptive())),
 }
 

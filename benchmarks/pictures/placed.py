@@ -18,6 +18,8 @@ from composeprob.schedule import Noise
 from .cells import Cell, share
 from .drawn import draw
 
+FIRST_ORDER = cp.ReverseStep(order=1, control="none")
+
 MODEL = "shapes-position"
 PLACES_KEY = 5
 MOST = 5
@@ -51,7 +53,7 @@ def samplers(form: str) -> dict[str, Any]:
     moves = cp.MALA(langevin) if form == "energy" else None
 
     def annealed(kernel: Any) -> Any:
-        return cp.AnnealedMCMC(kernel, STEPS, reverse_step=True)
+        return cp.AnnealedMCMC(kernel, STEPS, reverse_step=FIRST_ORDER)
 
     tested = {
         "MALA": annealed(cp.MALA(langevin, **test)),

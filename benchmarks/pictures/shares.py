@@ -31,6 +31,8 @@ from composeprob.results.plotting import new_figure, style
 
 from .cells import Cell, share
 
+FIRST_ORDER = cp.ReverseStep(order=1, control="none")
+
 CLASSES = (3, 8)
 WEIGHTS = (0.2, 0.8)
 INK = {"thin": (-0.5, 0.02)}
@@ -69,8 +71,11 @@ SAMPLERS: dict[str, tuple[Any, Any]] = {
     "reverse, likelihood at the mean": (cp.Ancestral(), AtTheMean()),
     "reverse, the same widened": (cp.Ancestral(), "denoised"),
     "reverse, tempered": (cp.Ancestral(), "tempered"),
-    "ULA": (cp.AnnealedMCMC(cp.ULA(langevin), 2, reverse_step=True), "tempered"),
-    "MALA": (cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 2, reverse_step=True), "tempered"),
+    "ULA": (cp.AnnealedMCMC(cp.ULA(langevin), 2, reverse_step=FIRST_ORDER), "tempered"),
+    "MALA": (
+        cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 2, reverse_step=FIRST_ORDER),
+        "tempered",
+    ),
     "SMC": (None, "tempered"),
 }
 """Samplers, and what the measurement sees of a noised image; None leaves the choice to

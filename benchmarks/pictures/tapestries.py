@@ -22,6 +22,8 @@ from .captioned import MODEL, STRENGTH
 from .cells import Cell, share
 from .drawn import draw
 
+FIRST_ORDER = cp.ReverseStep(order=1, control="none")
+
 CANVAS = (96, 96, 3)
 STARTS = (0, 21, 43, 64)
 OFFSETS = tuple((y, x) for y in STARTS for x in STARTS)
@@ -41,8 +43,8 @@ def leapfrog(schedule: Any) -> Any:
 
 SAMPLERS = {
     "reverse": cp.Ancestral(),
-    "MALA": cp.AnnealedMCMC(cp.MALA(langevin), 1, reverse_step=True),
-    "HMC": cp.AnnealedMCMC(cp.HMC(leapfrog, 3), 1, reverse_step=True),
+    "MALA": cp.AnnealedMCMC(cp.MALA(langevin), 1, reverse_step=FIRST_ORDER),
+    "HMC": cp.AnnealedMCMC(cp.HMC(leapfrog, 3), 1, reverse_step=FIRST_ORDER),
 }
 
 

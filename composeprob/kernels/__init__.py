@@ -1,6 +1,6 @@
 """Kernels: Markov transitions that move chains of one level's density.
 
-`base.py` says what a kernel is, `metropolis.py` holds the only accept test,
+`kernel.py` defines kernels, `metropolis.py` holds the only accept test,
 `hamiltonian.py` the only leapfrog. May import `density.evaluation`, `schedule`,
 `pytree` and `errors`: kernels know positions and `Evaluation`s, no factors. To add one,
 see docs/extending.md.

@@ -1,4 +1,4 @@
-"""Any BlackJAX algorithm as a kernel."""
+"""BlackJAX's algorithms as kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import PyTree
+from jaxtyping import Float, Key, PyTree
 
 from composeprob import pytree, tuning
 from composeprob.arguments import check_count
@@ -34,11 +34,10 @@ if TYPE_CHECKING:
 
 
 class BlackJAXState(KernelState):
-    """A chain together with BlackJAX's own state."""
+    """A chain together with BlackJAX's state of it."""
 
-    inner: PyTree[
-        Array
-    ]  # its position, log-density and score are overwritten with ours before each step
+    # Its position, log-density and score are overwritten with ours before each step.
+    inner: PyTree[Array]
 
 
 class BlackJAX(Kernel[BlackJAXState]):
@@ -46,16 +45,15 @@ class BlackJAX(Kernel[BlackJAXState]):
     or ``blackjax.ghmc``.
 
     The algorithm is built inside the transition on the current level's log-density,
-    whose derivative is the density's own score: a value-and-gradient costs one
-    evaluation. Which algorithms: those of `blackjax.mcmc` that take a log-density and
-    keep one position (not elliptical slice sampling, `orbital_hmc`, or the Laplace
-    family).
+    whose derivative is the density's score: a value-and-gradient costs one evaluation.
+    Algorithms that fit are those of `blackjax.mcmc` that take a log-density and keep
+    one position (not elliptical slice sampling, `orbital_hmc`, or the Laplace family).
 
-    Costs: what the algorithm itself evaluates, and one more per transition, since
-    BlackJAX hands back a position, a log-density and its gradient, while samplers also
-    use the rest of an `Evaluation`. NUTS under `vmap` runs until the last chain's tree
-    is complete, so every chain pays for the longest. `MALA` and `HMC` of this library
-    do without the extra evaluation.
+    Costs: the algorithm's evaluations, and one more per transition, since BlackJAX
+    hands back a position, a log-density and its gradient, while samplers also use the
+    rest of an `Evaluation`. NUTS under `vmap` runs until the last chain's tree is
+    complete, so every chain pays for the longest. `MALA` and `HMC` of this library do
+    without the extra evaluation.
 
     Args:
         algorithm: a top-level algorithm of BlackJAX.
@@ -64,9 +62,10 @@ class BlackJAX(Kernel[BlackJAXState]):
             not be given where it has not). h is a squared length for ``blackjax.mala``
             (which makes h_k = c·σ_k²) and a length elsewhere (h_k = c·σ_k). `Adaptive`
             aims for the acceptance 0.8 unless it says another.
-        evaluations: evaluations per transition of the algorithm, for the books; None
-            takes `num_integration_steps` where given, 2^min(4, max_num_doublings) − 1
-            for NUTS (a guess: its trees are random), and 1 elsewhere.
+        evaluations: evaluations per transition of the algorithm, for counts of a run's
+            cost; None takes `num_integration_steps` where given, 2^min(4,
+            max_num_doublings) − 1 for NUTS (a guess: its trees are random), and 1
+            elsewhere.
         metric: as of `HMC`, for algorithms that have the parameter
             `inverse_mass_matrix`, in place of that.
         **parameters: the algorithm's other parameters. Arrays and floats may change
@@ -114,40 +113,27 @@ class BlackJAX(Kernel[BlackJAXState]):
             )
         _check_parameters(algorithm, step_size, parameters)
         self.metric = as_metric(metric)
-        known = "inverse_mass_matrix" in _signature(algorithm)
-        if self.metric is not EUCLIDEAN and (
-            not known or "inverse_mass_matrix" in parameters
-        ):
-            found = (
-                "was given an inverse_mass_matrix too"
-                if known
-                else "takes no inverse_mass_matrix"
-            )
-            raise ConditionError(
-                f"BlackJAX(metric=) was given, but {_name(algorithm)} {found}",
-                fix="leave metric out",
-            )
-        takes_step = "step_size" in _signature(algorithm)
-        default = Adaptive() if takes_step else 1.0  # the number is never used
+        if self.metric is not EUCLIDEAN:
+            _check_takes_metric(algorithm, parameters)
         self.algorithm = algorithm
-        self.step_size = as_step_size(default if step_size is None else step_size)
+        if step_size is None:
+            takes_step = "step_size" in _signature(algorithm)
+            step_size = Adaptive() if takes_step else 1.0  # the number is never used
+        self.step_size = as_step_size(step_size)
         numeric = {k: v for k, v in parameters.items() if _is_numeric(v)}
+        options = [(k, v) for k, v in parameters.items() if k not in numeric]
         self.arrays = jax.tree.map(jnp.asarray, numeric)
-        self.options = tuple(
-            sorted((k, v) for k, v in parameters.items() if k not in numeric)
-        )
-        self.evaluations = (
-            _guess_evaluations(algorithm, parameters)
-            if evaluations is None
-            else evaluations
-        )
+        self.options = tuple(sorted(options))
+        if evaluations is None:
+            evaluations = _guess_evaluations(algorithm, parameters)
+        self.evaluations = evaluations
         check_count(self.evaluations, "BlackJAX(evaluations=)")
 
     def __repr__(self) -> str:
-        parameters = "".join(f", {k}={v!r}" for k, v in self.options) + "".join(
-            f", {k}=…" for k in self.arrays
-        )
-        return f"BlackJAX({_name(self.algorithm)}{parameters})"
+        shown = [_name(self.algorithm)]
+        shown += [f"{name}={value!r}" for name, value in self.options]
+        shown += [f"{name}=…" for name in self.arrays]
+        return f"BlackJAX({', '.join(shown)})"
 
     @property
     def scale_exponent(self) -> int:
@@ -157,7 +143,9 @@ class BlackJAX(Kernel[BlackJAXState]):
     def evaluations_per_step(self) -> int:
         return self.evaluations + 1
 
-    def init(self, key: Array, position: Position, target: Target) -> BlackJAXState:
+    def init(
+        self, key: Key[Array, ""], position: Position, target: Target
+    ) -> BlackJAXState:
         evaluation = target(position)
         # BlackJAX evaluates its log-density at this same position: it may have the
         # value at hand.
@@ -166,47 +154,45 @@ class BlackJAX(Kernel[BlackJAXState]):
         return BlackJAXState(position, evaluation, _refreshed(state))
 
     def step(
-        self, key: Array, state: BlackJAXState, target: Target, step_size: Array
+        self,
+        key: Key[Array, ""],
+        state: BlackJAXState,
+        target: Target,
+        step_size: Float[Array, ""],
     ) -> tuple[BlackJAXState, Info]:
         algorithm = self._build(target, step_size, state.position, self.metric)
-        before, before_evaluation = _refreshed(state), state.evaluation
+        before = _refreshed(state)
         inner, report = algorithm.step(key, before)
         acceptance = getattr(report, "acceptance_rate", None)
         if acceptance is None and isinstance(self.step_size, Adaptive):
             raise CapabilityError(
-                f"{_name(self.algorithm)} reports no acceptance, so its step size cannot be Adaptive",
+                f"{_name(self.algorithm)} reports no acceptance, so its step size "
+                "cannot be Adaptive",
                 fix="give a number, one step per level, or a rule of the schedule",
             )
         inner = jax.tree.map(lambda new, old: new.astype(old.dtype), inner, before)
-        chosen, info = unadjusted(
-            KernelState(inner.position, target(inner.position)),
-            KernelState(state.position, state.evaluation),
-        )
-        state = BlackJAXState(
+        # The algorithm has accepted or rejected; here only what is not finite is.
+        old = KernelState(state.position, state.evaluation)
+        new = KernelState(inner.position, target(inner.position))
+        chosen, info = unadjusted(new, old)
+        moved = BlackJAXState(
             chosen.position,
             chosen.evaluation,
             pytree.where(info.accepted, inner, before),
         )
         if acceptance is None:
-            return state, info
-        probability = jnp.where(
-            jnp.isfinite(acceptance), jnp.clip(acceptance, 0.0, 1.0), 0.0
-        )
-        accepted = info.accepted & getattr(report, "is_accepted", True)
-        non_finite = (
-            info.non_finite
-            | jnp.isnan(acceptance)
-            | getattr(report, "is_divergent", False)
-        )
+            return moved, info
+        finite = jnp.isfinite(acceptance)
+        probability = jnp.where(finite, jnp.clip(acceptance, 0.0, 1.0), 0.0)
+        divergent = getattr(report, "is_divergent", False)
         # With a Metropolis test inside, these algorithms keep detailed balance.
-        log_reversal = log_density_of(before_evaluation) - log_density_of(
-            chosen.evaluation
-        )
-        return state, Info(
-            probability.astype(info.acceptance.dtype),
-            accepted,
-            non_finite,
-            log_reversal,
+        here = log_density_of(state.evaluation)
+        log_reversal = here - log_density_of(chosen.evaluation)
+        return moved, Info(
+            acceptance=probability.astype(info.acceptance.dtype),
+            accepted=info.accepted & getattr(report, "is_accepted", True),
+            non_finite=info.non_finite | jnp.isnan(acceptance) | divergent,
+            log_reversal=log_reversal,
         )
 
     def _build(
@@ -216,28 +202,26 @@ class BlackJAX(Kernel[BlackJAXState]):
         position: Position,
         metric: Metric | Estimated,
     ) -> SamplingAlgorithm:
+        """Return the algorithm for one level's target."""
         takes = _signature(self.algorithm)
 
         def match(leaf: Array) -> Array:
-            return (
-                match_precision(leaf, position)
-                if jnp.issubdtype(leaf.dtype, jnp.floating)
-                else leaf
-            )
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                return match_precision(leaf, position)
+            return leaf
 
         parameters = dict(self.options) | jax.tree.map(match, self.arrays)
         if "step_size" in takes:
             parameters["step_size"] = match_precision(step_size, position)
         if "inverse_mass_matrix" in takes and "inverse_mass_matrix" not in parameters:
-            parameters["inverse_mass_matrix"] = in_force(metric).inverse_mass_matrix(
-                position
-            )
+            matrix = in_force(metric).inverse_mass_matrix(position)
+            parameters["inverse_mass_matrix"] = matrix
         return self.algorithm(_differentiable(target), **parameters)
 
 
 def _differentiable(target: Target) -> Callable[[Position], Array]:
-    """position → log π with the evaluation's own score as derivative: value and
-    gradient cost one evaluation."""
+    """Return log π as a function of the position with the evaluation's score as its
+    derivative: value and gradient cost one evaluation."""
 
     @jax.custom_jvp
     def log_density(position: Position) -> Array:
@@ -255,8 +239,8 @@ def _differentiable(target: Target) -> Callable[[Position], Array]:
 
 
 def _refreshed(state: BlackJAXState) -> PyTree[Array]:
-    """BlackJAX's state with our position, log-density and score in it: right after a
-    change of level, at no cost."""
+    """Return BlackJAX's state with our position, log-density and score in it: right
+    after a change of level, at no cost."""
     ours = {
         "position": state.position,
         "logdensity": state.evaluation.log_density,
@@ -265,31 +249,47 @@ def _refreshed(state: BlackJAXState) -> PyTree[Array]:
     fields = getattr(state.inner, "_fields", ())
     if "position" not in fields or "logdensity" not in fields:
         raise CapabilityError(
-            f"the state {type(state.inner).__name__} of this BlackJAX algorithm has fields {fields}, not one position "
-            "and its log-density",
-            fix="use an algorithm such as blackjax.nuts, blackjax.hmc, blackjax.mala, blackjax.barker or blackjax.ghmc",
+            f"the state {type(state.inner).__name__} of this BlackJAX algorithm has "
+            f"fields {fields}, not one position and its log-density",
+            fix="use an algorithm such as blackjax.nuts, blackjax.hmc, blackjax.mala, "
+            "blackjax.barker or blackjax.ghmc",
         )
-    return state.inner._replace(
-        **{name: value for name, value in ours.items() if name in fields}
-    )
+    known = {name: value for name, value in ours.items() if name in fields}
+    return state.inner._replace(**known)
 
 
 def _signature(
     algorithm: Callable[..., SamplingAlgorithm],
 ) -> dict[str, inspect.Parameter]:
-    """Parameters of the algorithm by name, without the log-density, which comes
+    """Return the algorithm's parameters by name, without the log-density, which comes
     first."""
-    parameters = inspect.signature(
-        getattr(algorithm, "differentiable", algorithm)
-    ).parameters
+    function = getattr(algorithm, "differentiable", algorithm)
+    parameters = inspect.signature(function).parameters
     return dict(list(parameters.items())[1:])
 
 
 def _name(algorithm: Callable[..., SamplingAlgorithm]) -> str:
-    """The algorithm's name in BlackJAX: that of the module which defines it, such as
-    ``nuts``."""
+    """Return the algorithm's name in BlackJAX, that of the module which defines it,
+    such as ``nuts``."""
     function = getattr(algorithm, "differentiable", algorithm)
     return getattr(function, "func", function).__module__.rsplit(".", 1)[-1]
+
+
+def _check_takes_metric(
+    algorithm: Callable[..., SamplingAlgorithm], given: dict[str, object]
+) -> None:
+    """Refuse a metric where the algorithm has no place for it, or a matrix is given
+    too."""
+    if "inverse_mass_matrix" not in _signature(algorithm):
+        problem = "takes no inverse_mass_matrix"
+    elif "inverse_mass_matrix" in given:
+        problem = "was given an inverse_mass_matrix too"
+    else:
+        return
+    raise ConditionError(
+        f"BlackJAX(metric=) was given, but {_name(algorithm)} {problem}",
+        fix="leave metric out",
+    )
 
 
 def _check_parameters(
@@ -297,7 +297,9 @@ def _check_parameters(
     step_size: object,
     given: dict[str, object],
 ) -> None:
-    known, name = _signature(algorithm), _name(algorithm)
+    """Refuse parameters that the algorithm does not have, and missing ones."""
+    known = _signature(algorithm)
+    name = _name(algorithm)
     takes = f"its parameters are {', '.join(known)}"
     if step_size is not None and "step_size" not in known:
         raise ConditionError(f"{name} of BlackJAX takes no step_size", fix=takes)
@@ -308,12 +310,8 @@ def _check_parameters(
             f"{name} of BlackJAX has no parameter {unknown[0]!r}", fix=takes
         )
     supplied = {"step_size", "inverse_mass_matrix", *given}
-    needed = [
-        k
-        for k, p in known.items()
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    missing = [k for k in needed if k not in supplied]
+    required = [k for k, p in known.items() if _is_required(p)]
+    missing = [k for k in required if k not in supplied]
     if missing:
         raise ConditionError(
             f"{name} of BlackJAX needs {', '.join(missing)}",
@@ -321,20 +319,27 @@ def _check_parameters(
         )
 
 
+def _is_required(parameter: inspect.Parameter) -> bool:
+    """Return whether a parameter must be given."""
+    variable = (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and parameter.kind not in variable
+
+
 def _guess_evaluations(
     algorithm: Callable[..., SamplingAlgorithm], parameters: dict[str, Any]
 ) -> int:
+    """Return the evaluations of one transition; for NUTS a guess, as its trees are
+    random."""
     if _name(algorithm) == "nuts":
-        return min(
-            tuning.NUTS_EVALUATIONS, 2 ** parameters.get("max_num_doublings", 10) - 1
-        )
+        longest = 2 ** parameters.get("max_num_doublings", 10) - 1
+        return min(tuning.NUTS_EVALUATIONS, longest)
     steps = parameters.get("num_integration_steps", 1)
     return steps if isinstance(steps, int) else 1
 
 
 def _is_numeric(value: object) -> bool:
-    """Whether a parameter is made of arrays and floats, which may be traced; the rest
-    is part of the program."""
+    """Return whether a parameter is made of arrays and floats, which may be traced;
+    others are part of the program."""
     leaves = jax.tree.leaves(value)
     return bool(leaves) and all(
         isinstance(leaf, float | np.ndarray | Array) for leaf in leaves

@@ -1,4 +1,4 @@
-"""Blocks of sites moved in turn, each by a kernel of its own."""
+"""Gibbs: blocks of sites moved in turn, each by a separate kernel."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Key
 
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import InvalidValueError, WrongTypeError
@@ -24,30 +25,28 @@ Tree = TypeVar("Tree")
 
 
 class GibbsState(KernelState):
-    """A chain with what the blocks' kernels carry."""
+    """A chain with the states of its blocks' kernels."""
 
-    inner: tuple[
-        KernelState, ...
-        # of each block, without position and evaluation: they are parts of the chain's
-    ] = ()
+    # Of each block, without position and evaluation: those are in the chain's.
+    inner: tuple[KernelState, ...] = ()
 
 
 class Gibbs(Kernel[GibbsState]):
-    r"""Blocks of sites in turn, each moved by a kernel of its own given all others.
+    r"""Blocks of sites in turn, each moved by a separate kernel given all others.
 
     One transition is a scan: block b moves $x_b$ under $\pi(x_b \mid x_{-b}) \propto
-    \pi(x_b, x_{-b})$, in the order given, each seeing what those before it did. Where
-    every block's kernel leaves its conditional invariant, π stays. A scan costs the sum
-    of its blocks' evaluations and no more: what one block evaluated last is what the
-    next starts from. Each of them is one evaluation of the whole density. Sites of no
-    block stay where they are.
+    \pi(x_b, x_{-b})$, in the order given, each under the latest values of the others.
+    Where every block's kernel leaves its conditional invariant, the scan leaves π
+    invariant. A scan costs the sum of its blocks' evaluations and no more: each block
+    starts from the last evaluation of the one before it. Each of them is one evaluation
+    of the whole density. Sites of no block stay where they are.
 
-    Steps are the blocks' own: numbers, rules or `Adaptive`, each with its own
-    acceptance to aim for. An adaptive step is h_k = c·σ_k^p for a block with noised
-    sites and h_k = c for one of static sites only, whose width does not follow the
-    noise. A metric that is measured is one for each block. Of several `warmup` the
-    longest counts for all that have one. ``result.acceptance`` and ``result.step_size``
-    have shape (levels, blocks); ``result.about.blocks`` names the columns.
+    Each block has its step size: a number, a rule or `Adaptive`, with an acceptance to
+    aim for. An adaptive step is h_k = c·σ_k^p for a block with noised sites and h_k = c
+    for one of static sites only, whose width does not follow the noise. A metric that
+    is measured is one for each block. Of several `warmup` the longest counts for all
+    that have one. ``result.acceptance`` and ``result.step_size`` have shape (levels,
+    blocks); ``result.about.blocks`` names the columns.
 
     Args:
         blocks: ``{sites: kernel}``, a site's name or a tuple of names each; together
@@ -59,11 +58,13 @@ class Gibbs(Kernel[GibbsState]):
         InvalidValueError: no blocks, a block without sites, or a site in two blocks;
             from `infer`, before anything is compiled, a site that no block moves, or
             one that the program does not have.
-        WrongTypeError: what is no kernel or no name, or a `Gibbs` inside another.
+        WrongTypeError: a value that is not a kernel, a key that is not a name, or a
+            `Gibbs` inside another.
 
     Example:
         >>> import blackjax, composeprob as cp
-        >>> kernel = cp.Gibbs({"x": cp.HMC(0.1, num_leapfrog=3), ("mu", "sigma"): cp.BlackJAX(blackjax.nuts, 0.1)})
+        >>> nuts = cp.BlackJAX(blackjax.nuts, 0.1)
+        >>> kernel = cp.Gibbs({"x": cp.HMC(0.1, num_leapfrog=3), ("mu", "sigma"): nuts})
         >>> kernel.evaluations_per_step
         19
         >>> cp.Gibbs({"x": cp.MALA(0.1), "mu": cp.MALA(0.2)})
@@ -95,11 +96,11 @@ class Gibbs(Kernel[GibbsState]):
         _check(self.sites, self.kernels)
 
     def __repr__(self) -> str:
-        pairs = zip(self.sites, self.kernels, strict=True)
-        named = {
-            names if len(names) > 1 else names[0]: kernel for names, kernel in pairs
-        }
-        return f"Gibbs({named!r}{', backwards=True' if self.backwards else ''})"
+        named: dict[Any, Kernel] = {}
+        for names, kernel in zip(self.sites, self.kernels, strict=True):
+            named[names if len(names) > 1 else names[0]] = kernel
+        backwards = ", backwards=True" if self.backwards else ""
+        return f"Gibbs({named!r}{backwards})"
 
     @property
     def requires(self) -> frozenset[str]:
@@ -111,39 +112,41 @@ class Gibbs(Kernel[GibbsState]):
 
     @property
     def order(self) -> range:
-        """The blocks in the order in which a transition moves them."""
-        return range(len(self.kernels))[:: -1 if self.backwards else 1]
+        """Blocks in the order in which a transition moves them."""
+        blocks = range(len(self.kernels))
+        return blocks[::-1] if self.backwards else blocks
 
     @property
     def reversal(self) -> Self:
-        """The scan that undoes this one, as `Info.log_reversal` weighs it."""
+        """Scan in the opposite order: the reversal of `Info.log_reversal`."""
         return replaced(self, backwards=not self.backwards)
 
-    def init(self, key: Array, position: Position, target: Target) -> GibbsState:
-        whole, inner = target(position), []
+    def init(
+        self, key: Key[Array, ""], position: Position, target: Target
+    ) -> GibbsState:
+        whole = target(position)
+        inner = []
         for b, kernel in enumerate(self.kernels):
             here = _constant(self.block_evaluation(b, whole))
-            inner.append(
-                _stripped(kernel.init(self._key(key, b), self.part(b, position), here))
-            )
+            block = kernel.init(self._key(key, b), self.part(b, position), here)
+            inner.append(_stripped(block))
         return GibbsState(position, whole, tuple(inner))
 
     def relevel(self, state: GibbsState, target: Target) -> GibbsState:
         here = dataclasses.replace(state, evaluation=target(state.position))
-        inner = tuple(
-            _stripped(self.block_state(b, here)) for b in range(len(self.kernels))
-        )
+        blocks = range(len(self.kernels))
+        inner = tuple(_stripped(self.block_state(b, here)) for b in blocks)
         return dataclasses.replace(here, inner=inner)
 
     def step(
         self,
-        key: Array,
+        key: Key[Array, ""],
         state: GibbsState,
         target: Target,
-        step_size: Sequence[Array] | Array,
+        step_size: Sequence[Array] | Float[Array, " blocks"],
     ) -> tuple[GibbsState, Info]:
-        """One scan; `step_size` has one for each block, and so has every entry of the
-        `Info`."""
+        """Make one scan; `step_size` has one entry for each block, and so has every
+        entry of the `Info`."""
         infos: list[Any] = [None] * len(self.kernels)
         for b in self.order:
             conditional = self._conditional(b, target, state.position)
@@ -152,75 +155,74 @@ class Gibbs(Kernel[GibbsState]):
                 self._key(key, b), block, conditional, step_size[b]
             )
             state = self.merged(b, state, block)
-        return state, jax.tree.map(
-            lambda *entries: jnp.stack([jnp.asarray(e) for e in entries]), *infos
-        )
+        return state, jax.tree.map(_stacked, *infos)
 
     def part(self, b: int, position: Position) -> Position:
-        """The sites of block b of a position, or of a gradient."""
+        """Return the sites of block b of a position, or of a gradient."""
         return {name: position[name] for name in self.sites[b]}
 
     def joined(self, b: int, position: Position, part: Position) -> Position:
-        """The position with another `part` of block b."""
+        """Return the position with another `part` of block b."""
         return {**position, **part}
 
     def block_state(self, b: int, state: GibbsState) -> KernelState:
-        """Block b's state where the chain is now. What other blocks did is to it
-        another level: whatever its kernel caches is refreshed, from the chain's
-        evaluation."""
-        block = dataclasses.replace(
-            state.inner[b], position=self.part(b, state.position)
-        )
-        return self.kernels[b].relevel(
-            block, _constant(self.block_evaluation(b, state.evaluation))
-        )
+        """Return block b's state where the chain is now.
+
+        For a block, moves of the others are like another level: whatever its kernel
+        caches is refreshed, from the chain's evaluation.
+        """
+        part = self.part(b, state.position)
+        block = dataclasses.replace(state.inner[b], position=part)
+        here = _constant(self.block_evaluation(b, state.evaluation))
+        return self.kernels[b].relevel(block, here)
 
     def merged(self, b: int, state: GibbsState, block: KernelState) -> GibbsState:
-        """The chain after block b has moved to the state ``block``, whose evaluation is
-        one of `block_evaluation`."""
-        inner, position = (
-            list(state.inner),
-            self.joined(b, state.position, block.position),
-        )
+        """Return the chain after block b has moved to the state ``block``, whose
+        evaluation is one of `block_evaluation`."""
+        inner = list(state.inner)
         inner[b] = _stripped(block)
         return dataclasses.replace(
             state,
-            position=position,
+            position=self.joined(b, state.position, block.position),
             evaluation=block.evaluation.terms,
             inner=tuple(inner),
         )
 
     def block_evaluation(self, b: int, whole: Evaluation) -> Evaluation:
-        """The part of an evaluation that concerns block b; the whole, which the next
-        block needs, travels with it."""
-        block = whole.with_gradients(
-            self.part(b, gradient) for gradient in whole.gradients
-        )
-        return dataclasses.replace(block, terms=whole)
+        """Return block b's part of an evaluation; the whole, which the next block
+        needs, travels as its ``terms``."""
+        gradients = (self.part(b, gradient) for gradient in whole.gradients)
+        return dataclasses.replace(whole.with_gradients(gradients), terms=whole)
 
     def _key(self, key: Array, b: int) -> Array:
-        """Block b's key. One block alone does what its kernel does."""
+        """Return block b's key; a single block's is the key itself, so that it moves as
+        its kernel alone does."""
         return jax.random.fold_in(key, b) if len(self.kernels) > 1 else key
 
     def _conditional(self, b: int, target: Target, position: Position) -> Target:
-        """Block b's position → what `target` gives with the other sites where they
+        """Return the target of block b's position, with the other sites where they
         are."""
-        return lambda block: self.block_evaluation(
-            b, target(self.joined(b, position, block))
-        )
+
+        def conditional(block: Position) -> Evaluation:
+            whole = target(self.joined(b, position, block))
+            return self.block_evaluation(b, whole)
+
+        return conditional
 
 
 def parts_of(kernel: Kernel | None) -> tuple[Kernel, ...]:
-    """The kernels that have a step size: one for each block of a `Gibbs`, or the kernel
-    itself, if there is one."""
+    """Return the kernels that have a step size: one for each block of a `Gibbs`, or the
+    kernel itself, if there is one."""
     if kernel is None:
         return ()
-    return kernel.kernels if isinstance(kernel, Gibbs) else (kernel,)
+    if isinstance(kernel, Gibbs):
+        return kernel.kernels
+    return (kernel,)
 
 
 def integrates_score(kernel: Kernel | None) -> bool:
-    """Whether an accept test integrates the score, which means something only where
-    that is a gradient."""
+    """Return whether an accept test integrates the score, which means something only
+    where that is a gradient."""
     return any(
         isinstance(getattr(part, "log_ratio", None), LineIntegral)
         for part in parts_of(kernel)
@@ -228,7 +230,7 @@ def integrates_score(kernel: Kernel | None) -> bool:
 
 
 def measures_metric(kernel: Kernel | None) -> bool:
-    """Whether a metric is measured from the moves of all chains."""
+    """Return whether a metric is measured from the moves of all chains."""
     return any(
         isinstance(getattr(part, "metric", None), Estimated)
         for part in parts_of(kernel)
@@ -236,48 +238,53 @@ def measures_metric(kernel: Kernel | None) -> bool:
 
 
 def replaced(module: Tree, **fields: object) -> Tree:
-    """A kernel, or another module, with other values of some fields, which are neither
-    converted nor checked again."""
-    found = copy.copy(module)
+    """Return a kernel, or another module, with other values of some fields, which are
+    neither converted nor checked again."""
+    copied = copy.copy(module)
     for name, value in fields.items():
-        object.__setattr__(found, name, value)
-    return found
+        object.__setattr__(copied, name, value)
+    return copied
 
 
 def with_parts(kernel: Kernel, parts: Sequence[Kernel]) -> Kernel:
-    """The same blocks with other kernels, or the one other kernel."""
-    return (
-        replaced(kernel, kernels=tuple(parts))
-        if isinstance(kernel, Gibbs)
-        else parts[0]
-    )
+    """Return the same blocks with other kernels, or the one other kernel."""
+    if isinstance(kernel, Gibbs):
+        return replaced(kernel, kernels=tuple(parts))
+    return parts[0]
 
 
 def in_blocks(kernel: Kernel, names: Iterable[str]) -> Gibbs:
-    """Any kernel as blocks of the sites that are to be moved; one block, unless it is a
-    `Gibbs` already, whose blocks must be of these ``names`` and leave none out."""
+    """Return any kernel as blocks of the sites that are to be moved.
+
+    It is one block, unless the kernel is a `Gibbs` already, whose blocks must be of
+    these ``names`` and leave none out.
+    """
     sites = tuple(names)
     if not isinstance(kernel, Gibbs):
         return Gibbs({sites: kernel})
     listed = [name for block in kernel.sites for name in block]
     for name in listed:
-        if name not in sites:
-            near = get_close_matches(name, sites, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InvalidValueError(
-                f"Gibbs has a block for the site {name!r}, which the program does not have",
-                fix=f"{hint}Its sites are {', '.join(map(repr, sites))}",
-            )
+        if name in sites:
+            continue
+        near = get_close_matches(name, sites, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InvalidValueError(
+            f"Gibbs has a block for the site {name!r}, which the program does not have",
+            fix=f"{hint}Its sites are {', '.join(map(repr, sites))}",
+        )
     missing = [name for name in sites if name not in listed]
     if missing:
+        first = repr(missing[0])
         raise InvalidValueError(
             f"no block of Gibbs moves {', '.join(map(repr, missing))}",
-            fix=f"add a block such as {{{missing[0]!r}: cp.HMC()}}, or put {missing[0]!r} into one of the others",
+            fix=f"add a block such as {{{first}: cp.HMC()}}, or put {first} into one "
+            "of the others",
         )
     return kernel
 
 
 def _names(sites: Any) -> Sites:
+    """Return a block's sites, named by a string or a tuple, as a tuple."""
     names = sites if isinstance(sites, tuple) else (sites,)
     if not all(isinstance(name, str) for name in names):
         raise WrongTypeError(
@@ -293,6 +300,7 @@ def _names(sites: Any) -> Sites:
 
 
 def _check(sites: tuple[Sites, ...], kernels: tuple[object, ...]) -> None:
+    """Refuse values that are not kernels, and sites in more than one block."""
     if not sites:
         raise InvalidValueError(
             "Gibbs has no blocks: {}",
@@ -302,7 +310,7 @@ def _check(sites: tuple[Sites, ...], kernels: tuple[object, ...]) -> None:
         shown = ", ".join(map(repr, block))
         if not isinstance(kernel, Kernel):
             raise WrongTypeError(
-                f"the block of {shown} has no kernel but {kernel!r}",
+                f"the block of {shown} has {kernel!r} in place of a kernel",
                 fix="give it one, as cp.HMC()",
             )
         if isinstance(kernel, Gibbs):
@@ -315,14 +323,21 @@ def _check(sites: tuple[Sites, ...], kernels: tuple[object, ...]) -> None:
         if names.count(name) > 1:
             raise InvalidValueError(
                 f"the site {name!r} is in more than one place of Gibbs",
-                fix="name each site once; to move it more often, take more steps_per_level",
+                fix="name each site once; to move it more often, take more "
+                "steps_per_level",
             )
 
 
 def _constant(evaluation: Evaluation) -> Target:
-    """The target at the one place that has been evaluated."""
+    """Return the target at the one point that has been evaluated."""
     return lambda _: evaluation
 
 
+def _stacked(*entries: Array | float) -> Array:
+    """Return an entry of the blocks' reports as one array."""
+    return jnp.stack([jnp.asarray(entry) for entry in entries])
+
+
 def _stripped(state: KernelState) -> KernelState:
+    """Return the part of a block's state that the chain does not have."""
     return dataclasses.replace(state, position=None, evaluation=None)  # type: ignore[arg-type]

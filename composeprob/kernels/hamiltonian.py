@@ -1,5 +1,5 @@
-"""Hamiltonian kernels: momentum, its partial refreshment and the one leapfrog, and UHMC
-and HMC, which follow it."""
+"""Hamiltonian kernels UHMC and HMC: momentum, its partial refreshment, and the one
+leapfrog that both follow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import ndtr
+from jaxtyping import Float, Key
 
 from composeprob import pytree
 from composeprob.arguments import check_count
@@ -23,7 +24,13 @@ from composeprob.kernels.kernel import (
     Trajectory,
     log_density_of,
 )
-from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
+from composeprob.kernels.line_integral import (
+    LineIntegral,
+    LogRatio,
+    check_log_ratio,
+    extra_evaluations,
+    needed_by,
+)
 from composeprob.kernels.metric import MetricLike, as_metric, in_force
 from composeprob.kernels.metropolis import (
     comparable,
@@ -58,9 +65,8 @@ class HamiltonianTrajectory(Trajectory[HamiltonianState]):
     `position`."""
 
     momentum: Position  # v after the step's first half kick
-    greatest_kick: (
-        Array  # the greatest `kick_energy` of the steps so far, a scalar; NaN is none
-    )
+    # The greatest `kick_energy` of the steps so far; NaNs are left out.
+    greatest_kick: Float[Array, ""]
 
 
 class Hamiltonian(Kernel[HamiltonianState]):
@@ -101,25 +107,26 @@ class Hamiltonian(Kernel[HamiltonianState]):
     def evaluations_per_step(self) -> int:
         return self.num_leapfrog
 
-    def init(self, key: Array, position: Position, target: Target) -> HamiltonianState:
+    def init(
+        self, key: Key[Array, ""], position: Position, target: Target
+    ) -> HamiltonianState:
         evaluation = super().init(key, position, target).evaluation
         return HamiltonianState(position, evaluation, pytree.normal_like(key, position))
 
     def begin(
-        self, noise: Array, state: HamiltonianState, step_size: Array
+        self,
+        noise: Float[Array, " noise_size"],
+        state: HamiltonianState,
+        step_size: Float[Array, ""],
     ) -> tuple[HamiltonianTrajectory, Position]:
-        """v ← γ·v + √(1−γ²)·ξ with γ the damping and ξ ~ N(0, I), which leaves N(0, I)
-        invariant; then the leapfrog."""
-        kept, size = (
-            match_precision(self.damping, state.position),
-            pytree.size(state.position),
-        )
-        fresh = pytree.scale(
-            jnp.sqrt(1 - kept**2), pytree.unravel(noise[:size], state.position)
-        )
-        start = dataclasses.replace(
-            state, momentum=pytree.axpy(kept, state.momentum, fresh)
-        )
+        """Refresh v ← γ·v + √(1−γ²)·ξ with γ the damping and ξ ~ N(0, I), which leaves
+        N(0, I) invariant; then begin the leapfrog."""
+        damping = match_precision(self.damping, state.position)
+        size = pytree.size(state.position)
+        xi = pytree.unravel(noise[:size], state.position)
+        fresh = pytree.scale(jnp.sqrt(1 - damping**2), xi)
+        momentum = pytree.axpy(damping, state.momentum, fresh)
+        start = dataclasses.replace(state, momentum=momentum)
         h = match_precision(step_size, state.position)
         trajectory = HamiltonianTrajectory(
             start,
@@ -140,39 +147,45 @@ class Hamiltonian(Kernel[HamiltonianState]):
     def kick_and_drift(
         self, trajectory: HamiltonianTrajectory, point: HamiltonianState
     ) -> tuple[HamiltonianTrajectory, Position]:
-        """The first half of a leapfrog step from a point, and where it leads."""
-        h, metric, score = (
-            trajectory.step_size,
-            in_force(self.metric),
-            point.evaluation.score,
-        )
+        """Make the first half of a leapfrog step from a point; return the trajectory
+        and the point where it leads."""
+        h = trajectory.step_size
+        metric = in_force(self.metric)
+        score = point.evaluation.score
         momentum = pytree.axpy(h / 2, metric.back(score), point.momentum)
         position = pytree.axpy(h, metric.forth(momentum), point.position)
         kick = jnp.fmax(trajectory.greatest_kick, kick_energy(score, h, metric))
-        return dataclasses.replace(
+        kicked = dataclasses.replace(
             trajectory, position=position, momentum=momentum, greatest_kick=kick
-        ), position
+        )
+        return kicked, position
 
     def second_kick(
         self, trajectory: HamiltonianTrajectory, evaluation: Evaluation
     ) -> HamiltonianState:
-        """The point where a leapfrog step ends: its second half kick, by the score
-        found there."""
+        """Return the point where a leapfrog step ends, after its second half kick by
+        the score there."""
         kick = in_force(self.metric).back(evaluation.score)
         momentum = pytree.axpy(trajectory.step_size / 2, kick, trajectory.momentum)
         return HamiltonianState(trajectory.position, evaluation, momentum)
 
 
 def flip(state: HamiltonianState) -> HamiltonianState:
-    """The same point with the momentum turned round."""
-    return HamiltonianState(
-        state.position, state.evaluation, jax.tree.map(jnp.negative, state.momentum)
-    )
+    """Return the point with its momentum reversed."""
+    reversed_momentum = jax.tree.map(jnp.negative, state.momentum)
+    return HamiltonianState(state.position, state.evaluation, reversed_momentum)
 
 
-def log_joint(state: HamiltonianState) -> Array:
-    """−H(x, v) = log π(x) − ½‖v‖², a scalar."""
+def log_joint(state: HamiltonianState) -> Float[Array, ""]:
+    """Return −H(x, v) = log π(x) − ½‖v‖²."""
     return log_density_of(state.evaluation) - 0.5 * pytree.squared_norm(state.momentum)
+
+
+def kinetic_ratio(start: HamiltonianState, end: HamiltonianState) -> Float[Array, ""]:
+    """Return ½‖v‖² − ½‖v'‖², the log-ratio of the momenta's densities."""
+    old = pytree.squared_norm(start.momentum)
+    new = pytree.squared_norm(end.momentum)
+    return 0.5 * (old - new)
 
 
 class UHMC(Hamiltonian):
@@ -187,7 +200,7 @@ class UHMC(Hamiltonian):
         step_size: h > 0, as of `HMC`, but not `Adaptive`: nothing is rejected, so there
             is nothing to adapt to.
         num_leapfrog: L ≥ 1, evaluations per transition.
-        damping: γ in [0, 1), the part of the momentum that is kept.
+        damping: γ in [0, 1), the fraction of the momentum that is kept.
         metric: the inverse mass matrix, as of `HMC`.
 
     Raises:
@@ -211,20 +224,19 @@ class UHMC(Hamiltonian):
     def finish(
         self, trajectory: HamiltonianTrajectory, evaluation: Evaluation
     ) -> tuple[HamiltonianState, Info]:
-        start, proposed = trajectory.start, self.second_kick(trajectory, evaluation)
+        start = trajectory.start
+        proposed = self.second_kick(trajectory, evaluation)
         # The leapfrog preserves volume and is its own reverse: the directions differ by
         # the law of momenta only.
-        log_reversal = 0.5 * (
-            pytree.squared_norm(start.momentum) - pytree.squared_norm(proposed.momentum)
-        )
-        return unadjusted(proposed, flip(start), log_reversal)
+        return unadjusted(proposed, flip(start), kinetic_ratio(start, proposed))
 
 
 class HMC(Hamiltonian):
     r"""Hamiltonian Monte Carlo: the trajectory of `UHMC`, accepted so that π is left
     exactly invariant.
 
-    $$v \leftarrow \gamma v + \sqrt{1-\gamma^2}\,\xi, \qquad (x', v') = \mathrm{leapfrog}^L_h(x, v), \qquad
+    $$v \leftarrow \gamma v + \sqrt{1-\gamma^2}\,\xi, \qquad
+      (x', v') = \mathrm{leapfrog}^L_h(x, v), \qquad
       a = \min\big(1, e^{H(x,v) - H(x',v')}\big), \qquad H(x, v) = -\log\pi(x) +
       \tfrac12\|v\|^2.$$
 
@@ -238,8 +250,8 @@ class HMC(Hamiltonian):
             ``lambda s: 0.5 * s.sigma``, or `Adaptive` (the default, to an acceptance of
             0.75).
         num_leapfrog: L ≥ 1, evaluations per transition.
-        damping: γ in [0, 1), the part of the momentum that is kept.
-        jitter: j in [0, 1): each transition draws its own step, h·(1 + j·U) with U
+        damping: γ in [0, 1), the fraction of the momentum that is kept.
+        jitter: j in [0, 1): each transition draws a step size h·(1 + j·U) with U
             uniform on (−1, 1). With one length for all of them a trajectory can be a
             whole number of half turns in some direction, and never leave a point there
             but to its mirror image.
@@ -248,7 +260,7 @@ class HMC(Hamiltonian):
         log_ratio: ``"exact"``, from the density's own values, or a `LineIntegral` of
             its score, for densities that offer nothing else: π is then left invariant
             up to the quadrature's error. ``LineIntegral(None)`` integrates along the
-            trajectory itself and needs no evaluation more.
+            trajectory itself and needs no further evaluation.
 
     Raises:
         InvalidValueError: for a step size that is not positive and finite, L < 1, γ or
@@ -286,45 +298,40 @@ class HMC(Hamiltonian):
             closed=True,
             fix="a number in [0, 1); 0 for equal steps",
         )
-        if (
-            not isinstance(self.log_ratio, LineIntegral)
-            or self.log_ratio.num_points is not None
-        ):
+        if not isinstance(self.log_ratio, LineIntegral):
             return
+        if self.log_ratio.num_points is not None:
+            return
+        # The nodes are the leapfrog's own.
         self.log_ratio.check_tolerance(self.num_leapfrog, "use num_leapfrog=2")
         if self.log_ratio.rule == "simpson" and self.num_leapfrog % 2:
             raise InvalidValueError(
-                f"Simpson's rule along the trajectory needs an even number of leapfrogs; got {self.num_leapfrog}",
-                fix=f"use num_leapfrog={self.num_leapfrog + 1}, or LineIntegral(None, rule='trapezoid')",
+                "Simpson's rule along the trajectory needs an even number of "
+                f"leapfrogs; got {self.num_leapfrog}",
+                fix=f"use num_leapfrog={self.num_leapfrog + 1}, or "
+                "LineIntegral(None, rule='trapezoid')",
             )
 
     @property
     def requires(self) -> frozenset[str]:
-        return frozenset(
-            {"score"}
-            if isinstance(self.log_ratio, LineIntegral)
-            else {"energy", "score"}
-        )
+        return needed_by(self.log_ratio)
 
     @property
     def evaluations_per_step(self) -> int:
-        extra = (
-            self.log_ratio.extra_evaluations
-            if isinstance(self.log_ratio, LineIntegral)
-            else 0
-        )
-        return self.num_leapfrog + extra
+        return self.num_leapfrog + extra_evaluations(self.log_ratio)
 
     def noise_size(self, position: Position) -> int:
         return super().noise_size(position) + 2  # for the accept test and the jitter
 
     def begin(
-        self, noise: Array, state: HamiltonianState, step_size: Array
+        self,
+        noise: Float[Array, " noise_size"],
+        state: HamiltonianState,
+        step_size: Float[Array, ""],
     ) -> tuple[HamiltonianTrajectory, Position]:
-        uniform = 2 * ndtr(noise[-1]) - 1
-        jittered = step_size * (
-            1.0 + match_precision(self.jitter, state.position) * uniform
-        )
+        uniform = 2 * ndtr(noise[-1]) - 1  # on (−1, 1)
+        jitter = match_precision(self.jitter, state.position)
+        jittered = step_size * (1.0 + jitter * uniform)
         trajectory, position = super().begin(noise, state, jittered)
         if isinstance(self.log_ratio, LineIntegral):
             path = self.log_ratio.begin(trajectory.start, self.num_leapfrog)
@@ -334,11 +341,9 @@ class HMC(Hamiltonian):
     def advance(
         self, i: Array | int, trajectory: HamiltonianTrajectory, evaluation: Evaluation
     ) -> tuple[HamiltonianTrajectory, Position]:
-        start, point, length = (
-            trajectory.start,
-            self.second_kick(trajectory, evaluation),
-            self.num_leapfrog,
-        )
+        start = trajectory.start
+        length = self.num_leapfrog
+        point = self.second_kick(trajectory, evaluation)
         if trajectory.path is None:
             return self.kick_and_drift(trajectory, point)
         assert isinstance(self.log_ratio, LineIntegral)
@@ -347,14 +352,18 @@ class HMC(Hamiltonian):
         leapfrog = self.kick_and_drift(trajectory, point)
         if not self.log_ratio.extra_evaluations:
             return leapfrog
-        line = trajectory, self.log_ratio.node(i - (length - 1) + 1, path, start)
-        return pytree.where(jnp.asarray(i < length - 1), leapfrog, line)
+        # After the trajectory's end come the inner nodes of the straight line to it.
+        node = self.log_ratio.node(i - (length - 1) + 1, path, start)
+        on_trajectory = jnp.asarray(i < length - 1)
+        return pytree.where(on_trajectory, leapfrog, (trajectory, node))
 
     def finish(
         self, trajectory: HamiltonianTrajectory, evaluation: Evaluation
     ) -> tuple[HamiltonianState, Info]:
-        start, proposed = trajectory.start, self.second_kick(trajectory, evaluation)
-        log_u, kick = log_uniform(trajectory.spare_noise[0]), trajectory.greatest_kick
+        start = trajectory.start
+        proposed = self.second_kick(trajectory, evaluation)
+        log_u = log_uniform(trajectory.spare_noise[0])
+        kick = trajectory.greatest_kick
         if not isinstance(self.log_ratio, LineIntegral):
             there, here = comparable(proposed, start)
             log_ratio = log_joint(there) - log_joint(here)
@@ -364,10 +373,7 @@ class HMC(Hamiltonian):
         proposed, log_target_ratio, error = self.log_ratio.finish(
             self.num_leapfrog, trajectory.path, start, proposed
         )
-        kinetic = 0.5 * (
-            pytree.squared_norm(start.momentum) - pytree.squared_norm(proposed.momentum)
-        )
-        log_ratio = log_target_ratio + kinetic
+        log_ratio = log_target_ratio + kinetic_ratio(start, proposed)
         return metropolis(
             log_u, log_ratio, proposed, flip(start), log_target_ratio, error, kick
         )

@@ -7,12 +7,19 @@ import dataclasses
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from composeprob import pytree
 from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import InvalidValueError
 from composeprob.kernels.kernel import Info, Kernel, KernelState, Trajectory
-from composeprob.kernels.line_integral import LineIntegral, LogRatio, check_log_ratio
+from composeprob.kernels.line_integral import (
+    LineIntegral,
+    LogRatio,
+    check_log_ratio,
+    extra_evaluations,
+    needed_by,
+)
 from composeprob.kernels.metric import (
     EUCLIDEAN,
     Metric,
@@ -47,47 +54,52 @@ class Langevin(Kernel[KernelState]):
     scale_exponent = 2
 
     def begin(
-        self, noise: Array, state: KernelState, step_size: Array
+        self,
+        noise: Float[Array, " noise_size"],
+        state: KernelState,
+        step_size: Float[Array, ""],
     ) -> tuple[Trajectory[KernelState], Position]:
-        h, size = (
-            match_precision(step_size, state.position),
-            pytree.size(state.position),
-        )
-        position = self.propose(pytree.unravel(noise[:size], state.position), state, h)
+        h = match_precision(step_size, state.position)
+        size = pytree.size(state.position)
+        xi = pytree.unravel(noise[:size], state.position)
+        position = self.propose(xi, state, h)
         return Trajectory(state, position, h, noise[size:], path=None), position
 
     def propose(
-        self, noise: Position, state: KernelState, step_size: Array
+        self, noise: Position, state: KernelState, step_size: Float[Array, ""]
     ) -> Position:
-        """x' = x + h·C·∇ log π(x) + √(2h)·L·ξ with C = L·Lᵀ and ξ = noise ~ N(0, I)."""
+        """Return x' = x + h·C·∇ log π(x) + √(2h)·L·ξ with C = L·Lᵀ and ξ = noise ~ N(0,
+        I)."""
         metric = in_force(self.metric)
-        drifted = pytree.axpy(
-            step_size, metric.forth(metric.back(state.evaluation.score)), state.position
-        )
+        drift = metric.forth(metric.back(state.evaluation.score))
+        drifted = pytree.axpy(step_size, drift, state.position)
         return pytree.axpy(jnp.sqrt(2 * step_size), metric.forth(noise), drifted)
 
 
 def log_proposal_ratio(
     current: KernelState,
     proposed: KernelState,
-    step_size: Array,
+    step_size: Float[Array, ""],
     metric: Metric = EUCLIDEAN,
-) -> Array:
-    r"""log q(x|x') − log q(x'|x) of the Langevin proposal q(x'|x) = N(x'; x + h·C·s,
-    2h·C), with s = ∇ log π.
+) -> Float[Array, ""]:
+    r"""Return log q(x|x') − log q(x'|x) of the Langevin proposal q(x'|x) = N(x'; x +
+    h·C·s, 2h·C), with s = ∇ log π.
 
     Written out, the two squares over 4h leave, with C = L·Lᵀ,
 
-    $$-\tfrac12\langle x' - x,\; s + s'\rangle + \tfrac h4\left(\|L^\top s\|^2 - \|L^\top s'\|^2\right),$$
+    $$-\tfrac12\langle x' - x,\; s + s'\rangle
+      + \tfrac h4\left(\|L^\top s\|^2 - \|L^\top s'\|^2\right),$$
 
     a scalar, which does not subtract two large numbers when h is small or the dimension
     is high.
     """
     h = match_precision(step_size, current.position)
-    s, s_new = current.evaluation.score, proposed.evaluation.score
+    s = current.evaluation.score
+    s_new = proposed.evaluation.score
     moved = pytree.axpy(-1.0, current.position, proposed.position)
     along_path = pytree.vdot(moved, pytree.axpy(1.0, s, s_new))
-    here, there = (pytree.squared_norm(metric.back(score)) for score in (s, s_new))
+    here = pytree.squared_norm(metric.back(s))
+    there = pytree.squared_norm(metric.back(s_new))
     return -0.5 * along_path + 0.25 * h * (here - there)
 
 
@@ -125,7 +137,8 @@ class ULA(Langevin):
     def finish(
         self, trajectory: Trajectory[KernelState], evaluation: Evaluation
     ) -> tuple[KernelState, Info]:
-        start, proposed = trajectory.start, KernelState(trajectory.position, evaluation)
+        start = trajectory.start
+        proposed = KernelState(trajectory.position, evaluation)
         log_reversal = log_proposal_ratio(
             start, proposed, trajectory.step_size, in_force(self.metric)
         )
@@ -156,15 +169,15 @@ class MALA(Langevin):
             alphabetical order; or what is measured as chains go down the levels,
             ``"diagonal"``, ``"full"`` or, by the numbers of chains and of coordinates,
             ``"auto"``. A measured metric is a property of all chains, like `Adaptive`
-            steps: what that does to each of them vanishes with many chains, and at
-            level 0 it changes no more. One that is given leaves π as invariant as none
-            does.
+            steps: its dependence on each of them vanishes with many chains, and at
+            level 0 it changes no more. A metric that is given leaves π exactly
+            invariant.
 
     Raises:
         InvalidValueError: for a step size that is not positive and finite, a metric
             that is not positive definite, or a `LineIntegral` without points (this
             kernel has no trajectory).
-        WrongTypeError: for a `log_ratio` that is neither, or a metric that is none.
+        WrongTypeError: for a `log_ratio` that is neither, or a metric of another type.
         ShapeError: for a metric that does not fit the position.
 
     Example:
@@ -190,10 +203,9 @@ class MALA(Langevin):
 
     def __check_init__(self) -> None:
         check_log_ratio(self.log_ratio, "MALA")
-        if (
-            isinstance(self.log_ratio, LineIntegral)
-            and self.log_ratio.num_points is None
-        ):
+        if not isinstance(self.log_ratio, LineIntegral):
+            return
+        if self.log_ratio.num_points is None:
             raise InvalidValueError(
                 "MALA has no trajectory whose points a line integral could use",
                 fix="give their number, such as cp.LineIntegral(num_points=3)",
@@ -201,33 +213,26 @@ class MALA(Langevin):
 
     @property
     def requires(self) -> frozenset[str]:
-        return frozenset(
-            {"score"}
-            if isinstance(self.log_ratio, LineIntegral)
-            else {"energy", "score"}
-        )
+        return needed_by(self.log_ratio)
 
     @property
     def evaluations_per_step(self) -> int:
-        return 1 + (
-            self.log_ratio.extra_evaluations
-            if isinstance(self.log_ratio, LineIntegral)
-            else 0
-        )
+        return 1 + extra_evaluations(self.log_ratio)
 
     def noise_size(self, position: Position) -> int:
         return super().noise_size(position) + 1  # for the accept test
 
     def begin(
-        self, noise: Array, state: KernelState, step_size: Array
+        self,
+        noise: Float[Array, " noise_size"],
+        state: KernelState,
+        step_size: Float[Array, ""],
     ) -> tuple[Trajectory[KernelState], Position]:
         trajectory, position = super().begin(noise, state, step_size)
-        path = (
-            self.log_ratio.begin(state, 1)
-            if isinstance(self.log_ratio, LineIntegral)
-            else None
-        )
-        return dataclasses.replace(trajectory, path=path), position
+        if isinstance(self.log_ratio, LineIntegral):
+            path = self.log_ratio.begin(state, 1)
+            trajectory = dataclasses.replace(trajectory, path=path)
+        return trajectory, position
 
     def advance(
         self,
@@ -238,15 +243,17 @@ class MALA(Langevin):
         assert isinstance(self.log_ratio, LineIntegral)
         point = KernelState(trajectory.position, evaluation)
         path = self.log_ratio.record(i, 1, trajectory.path, trajectory.start, point)
-        return dataclasses.replace(trajectory, path=path), self.log_ratio.node(
-            i + 1, path, trajectory.start
-        )
+        node = self.log_ratio.node(i + 1, path, trajectory.start)
+        return dataclasses.replace(trajectory, path=path), node
 
     def finish(
         self, trajectory: Trajectory[KernelState], evaluation: Evaluation
     ) -> tuple[KernelState, Info]:
-        start, h, metric = trajectory.start, trajectory.step_size, in_force(self.metric)
-        proposed, error = KernelState(trajectory.position, evaluation), jnp.zeros(())
+        start = trajectory.start
+        h = trajectory.step_size
+        metric = in_force(self.metric)
+        proposed = KernelState(trajectory.position, evaluation)
+        error = jnp.zeros(())
         if isinstance(self.log_ratio, LineIntegral):
             proposed, log_target_ratio, error = self.log_ratio.finish(
                 1, trajectory.path, start, proposed
@@ -254,6 +261,7 @@ class MALA(Langevin):
         else:
             log_target_ratio = log_density_ratio(proposed, start)
         log_ratio = log_target_ratio + log_proposal_ratio(start, proposed, h, metric)
+        # Of one leapfrog step as long as the noise of this one.
         kick = kick_energy(start.evaluation.score, jnp.sqrt(2 * h), metric)
         log_u = log_uniform(trajectory.spare_noise[0])
         return metropolis(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from composeprob import pytree, tuning
 from composeprob.arguments import check_count
@@ -23,41 +24,43 @@ StateT = TypeVar("StateT", bound=KernelState)
 
 
 class Path(eqx.Module, Generic[StateT]):
-    """The nodes of a line integral, as far as they have been evaluated, stacked on a
+    """Nodes of a line integral, as far as they have been evaluated, stacked on a
     leading axis of length n."""
 
-    end: (
-        StateT | None
-    )  # x' with its evaluation, once there is one, of a straight line; None of the trajectory itself
+    # Of a straight line, x' with its evaluation once there is one; None for a path
+    # along the trajectory itself.
+    end: StateT | None
     positions: Position  # of the nodes; on the straight line t, from 0 to 1
-    # ∇ log π at each of them; on the straight line their slopes ⟨∇ log π, x' − x⟩
+    # ∇ log π at each of them; on the straight line their slopes ⟨∇ log π, x' − x⟩.
     scores: Position
 
 
 @dataclasses.dataclass(frozen=True)
 class LineIntegral:
-    r"""How MALA and HMC get log π(x') − log π(x) where a density offers only its score.
+    r"""Estimate of log π(x') − log π(x), for MALA and HMC, where a density offers only
+    its score.
 
     A gradient field's integral along a path is the difference of its potential at the
     ends, whatever the path:
 
-    $$\log\pi(x') - \log\pi(x) = \int_0^1 \langle \nabla\log\pi(\gamma(t)),\, \dot\gamma(t)\rangle\,dt .$$
+    $$\log\pi(x') - \log\pi(x)
+      = \int_0^1 \langle \nabla\log\pi(\gamma(t)),\, \dot\gamma(t)\rangle\,dt .$$
 
-    Where only a part of log π is not known, as that of a learned factor beside
-    observations, the integral is over the score of that part, and the other parts give
+    Where only one term of log π is unknown, such as a learned factor beside
+    observations, the integral is over the score of that term, and the other terms give
     their values. It is a quadrature on a few nodes. Both ends' scores are cached, and
     the same nodes serve the way there and the way back: the estimate is antisymmetric
-    in (x, x'), so that no move is favoured over its reversal. What is left invariant is
-    π up to the quadrature's error, which each transition estimates by a coarser rule on
-    a part of the nodes (``result.levels["quadrature_error"]``). A score that is not a
-    gradient has no π: `infer` measures the curl of every factor that does not promise a
-    gradient.
+    in (x, x'), so that no move is favoured over its reversal. The kernel leaves π
+    invariant up to the quadrature's error, which each transition estimates by a coarser
+    rule on a subset of the nodes (``result.levels["quadrature_error"]``). A score that
+    is not a gradient has no π: `infer` measures the curl of every factor that does not
+    promise a gradient.
 
     Args:
         num_points: n equidistant nodes on the straight line from x to x', both ends
-            among them: n − 2 evaluations more a transition. None, for HMC only: the
+            among them: n − 2 further evaluations a transition. None, for HMC only: the
             path is the trajectory itself and its nodes the leapfrog's own, at no
-            evaluation more, and with nodes as far apart as leapfrog steps take the
+            further evaluation, and with nodes as far apart as leapfrog steps take the
             chain.
         rule: ``"trapezoid"``, of second order, or ``"simpson"``, of fourth order, which
             needs an odd number of nodes (for the trajectory an even number of
@@ -65,8 +68,8 @@ class LineIntegral:
             the scale of a step.
         tolerance: the greatest estimated error of log π(x') − log π(x), in nats, of a
             move that is accepted. The way back has the same estimate, so that this
-            favours none; without a bound, moves between modes whose valley no node
-            meets make what is left invariant another density.
+            favours none. Without a bound, moves between modes whose valley contains no
+            node change the invariant density.
 
     Raises:
         InvalidValueError: fewer than 2 nodes, an unknown rule, an even number of nodes
@@ -110,39 +113,40 @@ class LineIntegral:
             )
 
     def check_tolerance(self, intervals: int, fix: str) -> None:
-        """Raises where errors are to be bounded, and a path of so many intervals has
-        none to estimate them by."""
+        """Raise where errors are to be bounded, and a path of so few intervals gives no
+        estimate of them."""
         if self.tolerance < math.inf and intervals < 2:
             raise InvalidValueError(
-                f"LineIntegral(tolerance={self.tolerance!r}) has no estimate of the error between two nodes.",
+                f"LineIntegral(tolerance={self.tolerance!r}) has no estimate of the "
+                "error between two nodes.",
                 fix=f"{fix}, or leave tolerance out.",
             )
 
     @property
-    def shares(self) -> Array:
-        """t at the nodes of the straight line, from 0 to 1."""
+    def shares(self) -> Float[Array, " nodes"]:
+        """Values of t at the nodes of the straight line, from 0 to 1."""
         assert self.num_points is not None
-        return jnp.asarray(
-            np.arange(self.num_points) / (self.num_points - 1), jnp.result_type(float)
-        )
+        t = np.arange(self.num_points) / (self.num_points - 1)
+        return jnp.asarray(t, jnp.result_type(float))
 
     @property
     def extra_evaluations(self) -> int:
-        """Evaluations that one transition needs beside its own."""
+        """Evaluations that one transition needs for the integral alone."""
         return 0 if self.num_points is None else self.num_points - 2
 
     def begin(self, start: StateT, length: int) -> Path[StateT]:
-        """The path of a proposal whose way has ``length`` evaluations, its end the last
-        of them; only x is known."""
+        """Return the path of a proposal that takes ``length`` evaluations, the last one
+        at its end; so far it has x alone."""
         if self.num_points is not None:
             return Path(start, self.shares, jnp.zeros_like(self.shares))
-        nodes = jax.tree.map(
-            lambda x: (
-                jnp.zeros((length + 1, *jnp.shape(x)), jnp.result_type(x)).at[0].set(x)
-            ),
-            (start.position, _integrand(start)),
-        )
-        return Path(None, *nodes)
+
+        def first_node(x: Array) -> Array:
+            nodes = jnp.zeros((length + 1, *jnp.shape(x)), jnp.result_type(x))
+            return nodes.at[0].set(x)
+
+        positions = jax.tree.map(first_node, start.position)
+        scores = jax.tree.map(first_node, _integrand(start))
+        return Path(None, positions, scores)
 
     def record(
         self,
@@ -152,68 +156,85 @@ class LineIntegral:
         start: StateT,
         point: StateT,
     ) -> Path[StateT]:
-        """The path with evaluation i of a transition, which found ``point``. The first
-        ``length`` evaluations lead to x', the others are at the inner nodes of the
-        straight line: of those only the evaluation of ``point`` is read.
+        """Return the path with evaluation i of a transition, at ``point``.
+
+        The first ``length`` evaluations lead to x', the others are at the inner nodes
+        of the straight line: of those only the evaluation of ``point`` is read.
         """
         if path.end is None:
-            nodes = jax.tree.map(
-                lambda stacked, x: stacked.at[i + 1].set(x),
-                (path.positions, path.scores),
-                (point.position, _integrand(point)),
-            )
-            return Path(None, *nodes)
+
+            def set_node(nodes: Array, x: Array) -> Array:
+                return nodes.at[i + 1].set(x)
+
+            positions = jax.tree.map(set_node, path.positions, point.position)
+            scores = jax.tree.map(set_node, path.scores, _integrand(point))
+            return Path(None, positions, scores)
+        # The chord is known once x' is; the slopes that were set along earlier ones are
+        # overwritten.
         inner = i - (length - 1)
         end = pytree.where(jnp.asarray(inner <= 0), point, path.end)
         chord = pytree.axpy(-1.0, start.position, end.position)
         last = len(path.scores) - 1
+        node = jnp.where(inner <= 0, last, inner)
         slopes = path.scores.at[0].set(pytree.vdot(_integrand(start), chord))
-        slopes = slopes.at[jnp.where(inner <= 0, last, inner)].set(
-            pytree.vdot(_integrand(point), chord)
-        )
+        slopes = slopes.at[node].set(pytree.vdot(_integrand(point), chord))
         return Path(end, path.positions, slopes)
 
     def node(self, j: Array | int, path: Path[StateT], start: StateT) -> Position:
-        """Node j of the straight line."""
+        """Return node j of the straight line."""
         assert path.end is not None
         t = path.positions[j]
-        return jax.tree.map(
-            lambda a, b: ((1 - t) * a + t * b).astype(a.dtype),
-            start.position,
-            path.end.position,
-        )
+
+        def between(a: Array, b: Array) -> Array:
+            return ((1 - t) * a + t * b).astype(a.dtype)
+
+        return jax.tree.map(between, start.position, path.end.position)
 
     def finish(
         self, length: int, path: Path[StateT], start: StateT, point: StateT
-    ) -> tuple[StateT, Array, Array]:
-        """The proposal x' with its evaluation, log π(x') − log π(x), −∞ beyond the
-        tolerance, and the estimate of its error, both scalars: of a path with all
-        evaluations but the last, which found ``point``."""
-        path = self.record(
-            length - 1 + self.extra_evaluations, length, path, start, point
-        )
+    ) -> tuple[StateT, Float[Array, ""], Float[Array, ""]]:
+        """Return the end of a path.
+
+        Args:
+            length: evaluations that lead to x'.
+            path: with all evaluations but the last.
+            start: the state at x.
+            point: of the last evaluation.
+
+        Returns:
+            The proposal x' with its evaluation; log π(x') − log π(x), −∞ beyond the
+            tolerance; and the estimate of its error.
+        """
+        last = length - 1 + self.extra_evaluations
+        path = self.record(last, length, path, start, point)
         proposed = point if path.end is None else path.end
         log_ratio, error = self.along(path.positions, path.scores)
-        there, here = proposed.evaluation, start.evaluation
+        there = proposed.evaluation
+        here = start.evaluation
         if there.closed_form is not None and here.closed_form is not None:
+            closed_form = there.closed_form.value - here.closed_form.value
             # Where both are beyond a wall, chains move as if there were none.
-            log_ratio = log_ratio + jnp.where(
-                there.zero & here.zero,
-                0.0,
-                there.closed_form.value - here.closed_form.value,
-            )
+            both = there.zero & here.zero
+            log_ratio = log_ratio + jnp.where(both, 0.0, closed_form)
         return proposed, jnp.where(error > self.tolerance, -jnp.inf, log_ratio), error
 
-    def along(self, positions: Position, scores: Position) -> tuple[Array, Array]:
-        """log π(last) − log π(first) along a path, NaN where a score on the way is not
-        finite, and the estimate of its error, scalars, by nodes at equal distances of
-        the path's parameter, (n + 1, …), and ∇ log π at each of them."""
+    def along(
+        self, positions: Position, scores: Position
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Return log π(last) − log π(first) along a path, and the estimate of its
+        error; NaN where a score on the way is not finite.
+
+        Args:
+            positions: nodes at equal distances of the path's parameter, (n + 1, …).
+            scores: ∇ log π at each of them.
+        """
         intervals = jax.tree.leaves(positions)[0].shape[0] - 1
         integral, order = _RULES[self.rule]
         fine = integral(positions, scores)
         error = jnp.full_like(fine, jnp.nan)
         stride = coarse_stride(self.rule, intervals)
         if stride is not None:
+            # Richardson's estimate, by the same rule on every r-th node.
             coarse = integral(_thinned(positions, stride), _thinned(scores, stride))
             error = jnp.abs(fine - coarse) / (stride**order - 1)
         elif self.rule == "simpson":
@@ -222,23 +243,25 @@ class LineIntegral:
 
 
 def bounded(samples: int = 1) -> LineIntegral:
-    """That of default runs, for densities that offer only their score. What an error of
-    so many nats in every move does to means, in standard deviations, must be no more
-    than is left to chance: 1/√samples of independent ones."""
+    """Return the integral of default runs, for densities that offer only their score.
+
+    An error of so many nats in every move shifts means by as many standard deviations.
+    The tolerance is no more than what is left to chance: 1/√samples of independent
+    ones.
+    """
     tolerance = min(tuning.BY_SCORE.tolerance, 1 / math.sqrt(samples))
     return LineIntegral(tuning.BY_SCORE.nodes, "simpson", tolerance)
 
 
 LogRatio = Literal["exact"] | LineIntegral
-"""How a kernel gets log π(x') − log π(x): from the density's own values, or from its
-scores."""
+"""Source of log π(x') − log π(x): the density's values, or its scores."""
 
 
 def check_log_ratio(log_ratio: object, owner: str) -> None:
-    """Raises unless `log_ratio` is ``"exact"`` or a `LineIntegral`."""
-    if isinstance(log_ratio, LineIntegral) or (
-        isinstance(log_ratio, str) and log_ratio == "exact"
-    ):
+    """Raise unless `log_ratio` is ``"exact"`` or a `LineIntegral`."""
+    if isinstance(log_ratio, LineIntegral):
+        return
+    if isinstance(log_ratio, str) and log_ratio == "exact":
         return
     raise WrongTypeError(
         f"{owner}(log_ratio=) is {log_ratio!r}",
@@ -246,37 +269,57 @@ def check_log_ratio(log_ratio: object, owner: str) -> None:
     )
 
 
+def needed_by(log_ratio: LogRatio) -> frozenset[str]:
+    """Return the capabilities that a density must have for this log-ratio."""
+    if isinstance(log_ratio, LineIntegral):
+        return frozenset({"score"})
+    return frozenset({"energy", "score"})
+
+
+def extra_evaluations(log_ratio: LogRatio) -> int:
+    """Return the evaluations that one transition needs for its log-ratio alone."""
+    if isinstance(log_ratio, LineIntegral):
+        return log_ratio.extra_evaluations
+    return 0
+
+
 def coarse_stride(rule: str, intervals: int) -> int | None:
-    """The smallest r > 1 such that the rule also fits on every r-th node, None where
-    there is none: r divides the number of intervals, and leaves Simpson's rule an even
-    number of them."""
+    """Return the smallest r > 1 such that the rule also fits on every r-th node, None
+    where there is none: r divides the number of intervals, and leaves Simpson's rule an
+    even number of them."""
     unit = 2 if rule == "simpson" else 1
-    return next(
-        (r for r in range(2, intervals + 1) if intervals % (r * unit) == 0), None
-    )
+    for stride in range(2, intervals + 1):
+        if intervals % (stride * unit) == 0:
+            return stride
+    return None
 
 
-def trapezoid(x: Position, s: Position) -> Array:
-    r"""Σᵢ ½⟨sᵢ + sᵢ₊₁, xᵢ₊₁ − xᵢ⟩ over nodes stacked on the leading axis, a scalar."""
-    moved = jax.tree.map(lambda a: a[1:] - a[:-1], x)
-    return 0.5 * pytree.vdot(jax.tree.map(lambda a: a[1:] + a[:-1], s), moved)
+def trapezoid(x: Position, s: Position) -> Float[Array, ""]:
+    r"""Return Σᵢ ½⟨sᵢ + sᵢ₊₁, xᵢ₊₁ − xᵢ⟩ over nodes stacked on the leading axis."""
+    steps = jax.tree.map(lambda a: a[1:] - a[:-1], x)
+    sums = jax.tree.map(lambda a: a[1:] + a[:-1], s)
+    return 0.5 * pytree.vdot(sums, steps)
 
 
-def simpson(x: Position, s: Position) -> Array:
-    r"""Simpson's rule along the parabolas through three nodes each, a scalar.
+def simpson(x: Position, s: Position) -> Float[Array, ""]:
+    r"""Return the integral by Simpson's rule along the parabolas through three nodes
+    each.
 
     On a parabola through $x_0, x_1, x_2$ at t = 0, 1, 2 the velocity at the nodes is
     $\tfrac12(-3x_0+4x_1-x_2)$, $\tfrac12(x_2-x_0)$ and $\tfrac12(x_0-4x_1+3x_2)$, so
     that
 
-    $$\tfrac13\big(\langle s_0, \dot x_0\rangle + 4\langle s_1, \dot x_1\rangle + \langle s_2, \dot x_2\rangle\big)$$
+    $$\tfrac13\big(\langle s_0, \dot x_0\rangle + 4\langle s_1, \dot x_1\rangle
+      + \langle s_2, \dot x_2\rangle\big)$$
 
     is of fourth order along the parabola itself: bent paths lose nothing, unlike with
     chords in place of velocities.
     """
 
     def weighted(a: Array) -> Array:
-        first, middle, last = a[:-1:2], a[1::2], a[2::2]
+        first = a[:-1:2]
+        middle = a[1::2]
+        last = a[2::2]
         velocities = (
             4 * middle - 3 * first - last,
             4 * (last - first),
@@ -296,10 +339,13 @@ nodes."""
 
 
 def _integrand(state: KernelState) -> Position:
-    """∇ of the part of log π whose value is not known."""
-    known = state.evaluation.closed_form
-    return state.evaluation.score if known is None else known.score
+    """Return the gradient of the term of log π that has no closed form."""
+    closed_form = state.evaluation.closed_form
+    if closed_form is None:
+        return state.evaluation.score
+    return closed_form.score
 
 
 def _thinned(nodes: Position, stride: int) -> Position:
+    """Return every ``stride``-th node."""
     return jax.tree.map(lambda a: a[::stride], nodes)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
@@ -41,17 +42,17 @@ class Adaptive(eqx.Module):
 
     $$\log c \leftarrow \log c + \text{gain}\,(\bar a - a^\star).$$
 
-    c, not h, is carried from one level to the next: what is left to learn at a level is
-    only how its geometry differs from its neighbour's, so one transition a level keeps
+    c, not h, is carried from one level to the next: at a level only the difference of
+    its geometry from its neighbour's is left to learn, so one transition a level keeps
     the acceptance at its target.
 
     Args:
         target_acceptance: a*, in (0, 1); None takes the kernel's own (MALA 0.574, HMC
             0.75).
-        initial: c at the first level, > 0, without unit (in units of σ_k^p). Left out,
-            at most 0.5 and what suits a normal law of d numbers that a product of P
-            factors has where noise is all there is, N(0, I·σ²/P): 1.36/(P·d^⅓) where p
-            = 2, 1.6/(√P·d^¼) where p = 1.
+        initial: c at the first level, > 0, in units of σ_k^p. Left out, at most 0.5,
+            and the optimum for the law of a product of P factors under noise alone,
+            N(0, I·σ²/P) over d numbers: 1.36/(P·d^⅓) where p = 2, 1.6/(√P·d^¼) where p
+            = 1.
         gain: > 0. The acceptance of MALA and HMC near its optimum falls by 0.3 to 0.6
             when log h grows by 1, so gains of 1 to 2 remove most of an error in one
             transition and stay stable up to about 3. The average of N chains has an
@@ -76,14 +77,12 @@ class Adaptive(eqx.Module):
 
     target_acceptance: Array | float | None = eqx.field(
         default=None,
-        converter=lambda a: (
-            a if a is None else as_scalar(a, "Adaptive(target_acceptance=)")
-        ),
+        converter=lambda a: _as_optional_scalar(a, "Adaptive(target_acceptance=)"),
         repr=False,
     )
     initial: Array | float | None = eqx.field(
         default=None,
-        converter=lambda c: c if c is None else as_scalar(c, "Adaptive(initial=)"),
+        converter=lambda c: _as_optional_scalar(c, "Adaptive(initial=)"),
         repr=False,
     )
     gain: Array | float = eqx.field(
@@ -108,34 +107,31 @@ class Adaptive(eqx.Module):
         return settings(self)
 
     @property
-    def log_scale(self) -> Array:
-        """log c before any adaptation, a scalar."""
-        return jnp.log(
-            tuning.STEP_SIZE.longest if self.initial is None else self.initial
-        )
+    def log_scale(self) -> Float[Array, ""]:
+        """Logarithm of c before any adaptation."""
+        scale = tuning.STEP_SIZE.longest if self.initial is None else self.initial
+        return jnp.log(scale)
 
     def starting(self, kernel: Kernel, size: int, power: float) -> Adaptive:
-        """The same, with a number for `initial`: the one given, or that for d numbers
-        and P factors; of a kernel with another p nothing is known, and it is
-        `tuning.STEP_SIZE.longest`."""
+        """Return the rule with a number for `initial`: the one given, or the optimum
+        for ``size`` numbers and the ``power`` of the factors.
+
+        Of a kernel with another p than 1 or 2 nothing is known, and it is
+        `tuning.STEP_SIZE.longest`.
+        """
         if self.initial is not None:
             return self
-        length, decay = tuning.STEP_SIZE.lengths.get(
-            kernel.scale_exponent, (math.inf, 0.0)
-        )
-        start = min(
-            tuning.STEP_SIZE.longest,
-            (length * size**-decay / math.sqrt(power)) ** kernel.scale_exponent,
-        )
-        return Adaptive(self.target_acceptance, start, self.gain, self.warmup)
+        exponent = kernel.scale_exponent
+        length, decay = tuning.STEP_SIZE.lengths.get(exponent, (math.inf, 0.0))
+        optimum = (length * size**-decay / math.sqrt(power)) ** exponent
+        initial = min(tuning.STEP_SIZE.longest, optimum)
+        return Adaptive(self.target_acceptance, initial, self.gain, self.warmup)
 
-    def target(self, kernel: Kernel) -> Array:
-        """a*: the acceptance to aim for with this kernel, a scalar."""
-        goal = (
-            kernel.optimal_acceptance
-            if self.target_acceptance is None
-            else self.target_acceptance
-        )
+    def target(self, kernel: Kernel) -> Float[Array, ""]:
+        """Return a*, the acceptance to aim for with this kernel."""
+        goal = self.target_acceptance
+        if goal is None:
+            goal = kernel.optimal_acceptance
         return jnp.asarray(goal, dtype=float)
 
 
@@ -143,11 +139,11 @@ StepSize = Array | Rule | Adaptive
 """A kernel's `step_size` after construction: a scalar or (K,) array, a rule, or
 adaptation."""
 StepSizeLike = StepSize | ArrayLike | Callable[[Schedule], ArrayLike]
-"""What may be given as one."""
+"""Values that may be given as a step size."""
 
 
 def as_step_size(value: object) -> StepSize:
-    """What a user may give as a step size, in one of three forms."""
+    """Return a user's step size in one of three forms."""
     if isinstance(value, Adaptive | Rule):
         return value
     if callable(value) and not isinstance(value, type):
@@ -159,79 +155,97 @@ def as_step_size(value: object) -> StepSize:
     )
 
 
-def resolve(step_size: StepSize, schedule: Schedule, kernel: Kernel) -> Array:
-    """The step size of every level, (K,), before any adaptation: of `kernel.step_size`
-    on the levels of a schedule."""
-    name, num_levels = type(kernel).__name__, schedule.num_levels
+def resolve(
+    step_size: StepSize, schedule: Schedule, kernel: Kernel
+) -> Float[Array, " levels"]:
+    """Return the step size of every level, before any adaptation."""
     if isinstance(step_size, Adaptive):
         return scaled_step(step_size.log_scale, schedule.sigma, kernel)
+    name = type(kernel).__name__
     if isinstance(step_size, Rule):
-        what = f"the step-size rule of {name}"
-        try:
-            given = step_size.function(schedule)
-        except (AttributeError, TypeError) as error:
-            raise WrongTypeError(
-                f"{what} failed: {error}",
-                fix="let it take the levels, which have sigma and alpha, (K,), such as `lambda s: 0.1 * s.sigma**2`",
-            ) from error
-        steps = as_numbers(given, f"what {what} returned", "an array of shape (K,)")
-        if steps.shape != (num_levels,):
-            raise ShapeError(
-                f"{what} returned shape {steps.shape} for a schedule of {num_levels} levels",
-                fix="return one step per level, such as `lambda s: 0.1 * s.sigma**2`",
-            )
-        check_range(
-            steps, what, fix="a rule that gives positive, finite steps at every level"
-        )
-        return steps
+        return _by_rule(step_size, schedule, name)
+    num_levels = schedule.num_levels
     if step_size.ndim == 0:
         return jnp.full((num_levels,), step_size)
     if step_size.shape != (num_levels,):
         raise ShapeError(
-            f"{name} has {step_size.shape[0]} step sizes, but the schedule has {num_levels} levels",
-            fix="give one step per level (index 0 is the cleanest), a single number, or a rule such as "
-            "`lambda s: 0.1 * s.sigma**2`, which fits any schedule",
+            f"{name} has {step_size.shape[0]} step sizes, but the schedule has "
+            f"{num_levels} levels",
+            fix="give one step per level (index 0 is the cleanest), a single number, "
+            "or a rule such as `lambda s: 0.1 * s.sigma**2`, which fits any schedule",
         )
     return step_size
 
 
-def scaled_step(log_scale: Array, sigma: Array, kernel: Kernel) -> Array:
-    """h = c·σ^p with p the kernel's `scale_exponent`; the shape of `sigma`."""
+def _by_rule(rule: Rule, schedule: Schedule, name: str) -> Float[Array, " levels"]:
+    """Return the step sizes by the rule of the kernel of this ``name``."""
+    what = f"the step-size rule of {name}"
+    try:
+        given = rule.function(schedule)
+    except (AttributeError, TypeError) as error:
+        raise WrongTypeError(
+            f"{what} failed: {error}",
+            fix="let it take the levels, which have sigma and alpha, (K,), such as "
+            "`lambda s: 0.1 * s.sigma**2`",
+        ) from error
+    steps = as_numbers(
+        given, f"the value that {what} returned", "an array of shape (K,)"
+    )
+    if steps.shape != (schedule.num_levels,):
+        raise ShapeError(
+            f"{what} returned shape {steps.shape} for a schedule of "
+            f"{schedule.num_levels} levels",
+            fix="return one step per level, such as `lambda s: 0.1 * s.sigma**2`",
+        )
+    check_range(
+        steps, what, fix="a rule that gives positive, finite steps at every level"
+    )
+    return steps
+
+
+def scaled_step(
+    log_scale: Float[Array, ""], sigma: Float[Array, "*levels"], kernel: Kernel
+) -> Float[Array, "*levels"]:
+    """Return h = c·σ^p with p the kernel's `scale_exponent`."""
     return jnp.exp(log_scale) * sigma**kernel.scale_exponent
 
 
 def adapt(
-    log_scale: Array, mean_acceptance: Array, target: Array | float, gain: Array | float
-) -> Array:
-    """log c + gain·(mean acceptance − target): one Robbins–Monro step of constant
-    gain."""
+    log_scale: Float[Array, "*rungs"],
+    mean_acceptance: Float[Array, "*rungs"],
+    target: Array | float,
+    gain: Array | float,
+) -> Float[Array, "*rungs"]:
+    """Return log c + gain·(mean acceptance − target): one Robbins–Monro step of
+    constant gain."""
     return log_scale + gain * (mean_acceptance - target)
 
 
 def mean_acceptance(
-    acceptance: Array,
+    acceptance: Float[Array, "chains ..."],
     total: Callable[[Array], Array] = lambda units: jnp.sum(units, axis=0),
     num_chains: int | None = None,
-) -> Array:
-    """The mean of probabilities over the chains that lead, the same however these are
-    spread over devices: a sum of floats depends on its order, one of integers, to which
-    1024 times each is rounded, does not. Exact for up to two million chains (int32).
+) -> Float[Array, ...]:
+    """Return the mean of probabilities over the chains, the first axis, the same
+    however these are spread over devices.
+
+    A sum of floats depends on its order; a sum of integers, to which 1024 times each is
+    rounded, does not. It is exact for up to two million chains (int32).
 
     Args:
-        acceptance: of the chains that are here, (n, …).
+        acceptance: of the chains that are here.
         total: adds up integers over all chains, those of other devices too.
         num_chains: N over all devices, n if left out.
     """
     unit = tuning.STEP_SIZE.acceptance_units
     units = total(jnp.round(acceptance * unit).astype(jnp.int32))
-    return units.astype(jnp.result_type(float)) / (
-        unit * (num_chains or acceptance.shape[0])
-    )
+    whole = unit * (num_chains or acceptance.shape[0])
+    return units.astype(jnp.result_type(float)) / whole
 
 
 def match_precision(number: Array | float, position: Position) -> Array:
-    """A scalar in the precision of the position, so that a float64 step never promotes
-    a float32 chain."""
+    """Return a scalar in the precision of the position, so that a float64 step never
+    promotes a float32 chain."""
     return jnp.asarray(number, jnp.result_type(*jax.tree.leaves(position)))
 
 
@@ -243,27 +257,38 @@ def check_range(
     fix: str,
     closed: bool = False,
 ) -> None:
-    """Raises unless every number lies in (0, high), or [0, high) if `closed`; traced
+    """Raise unless every number lies in (0, high), or [0, high) if `closed`; traced
     values are not looked at."""
     if value is None or isinstance(value, jax.core.Tracer):
         return
     numbers = np.asarray(value)
-    good = (numbers >= 0 if closed else numbers > 0) & (numbers < high)
+    above = numbers >= 0 if closed else numbers > 0
+    good = above & (numbers < high)
     if not np.all(good):
-        found = numbers if numbers.ndim == 0 else numbers[~good][0]
-        raise InvalidValueError(f"{what} is {found:.6g}", fix=f"give {fix}")
+        # Of a scalar the only one; NaN is not good either.
+        bad = numbers if numbers.ndim == 0 else numbers[~good][0]
+        raise InvalidValueError(f"{what} is {bad:.6g}", fix=f"give {fix}")
 
 
-def as_scalar(value: object, what: str) -> Array:
-    """A number as a scalar array of the default precision; raises for anything else."""
+def as_scalar(value: object, what: str) -> Float[Array, ""]:
+    """Return a number as a scalar array of the default precision; raises for anything
+    else."""
     number = as_numbers(value, what, "a number")
     if number.ndim:
         raise ShapeError(f"{what} has shape {number.shape}", fix="give one number")
     return number
 
 
+def _as_optional_scalar(value: object, what: str) -> Float[Array, ""] | None:
+    """Return a number `as_scalar`, and None as it is."""
+    if value is None:
+        return None
+    return as_scalar(value, what)
+
+
 def describe(value: object) -> str:
-    """A hyper-parameter as short text: numbers as numbers, arrays by their shape."""
+    """Return a hyper-parameter as short text: numbers as numbers, arrays by their
+    shape."""
     if isinstance(value, Rule):
         return getattr(value.function, "__qualname__", repr(value.function))
     if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
@@ -274,27 +299,24 @@ def describe(value: object) -> str:
 
 
 def settings(module: eqx.Module) -> str:
-    """A module with its fields as short text, those of ``repr=False`` where they are
-    not the default."""
-    fields = {f: getattr(module, f.name) for f in dataclasses.fields(module)}
-    shown = {
-        f.name: value
-        for f, value in fields.items()
-        if f.repr or describe(value) != describe(f.default)
-    }
-    return f"{type(module).__name__}({', '.join(f'{name}={describe(value)}' for name, value in shown.items())})"
+    """Return a module with its fields as short text, those of ``repr=False`` where they
+    are not the default."""
+    shown = []
+    for field in dataclasses.fields(module):
+        text = describe(getattr(module, field.name))
+        if field.repr or text != describe(field.default):
+            shown.append(f"{field.name}={text}")
+    return f"{type(module).__name__}({', '.join(shown)})"
 
 
 def as_numbers(value: object, what: str, expected: str) -> Array:
-    """Numbers as an array of the default precision; raises for anything else."""
+    """Return numbers as an array of the default precision; raises for anything else."""
     try:
-        # Of what the user wrote the host makes an array, which compiles nothing.
-        numbers = (
-            jnp.asarray(value) if isinstance(value, jax.Array) else np.asarray(value)
-        )
-        real = jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(
-            numbers.dtype, jnp.integer
-        )
+        # The host makes an array of a user's numbers: that compiles nothing.
+        as_array = jnp.asarray if isinstance(value, jax.Array) else np.asarray
+        numbers = as_array(value)
+        kinds = (jnp.floating, jnp.integer)
+        real = any(jnp.issubdtype(numbers.dtype, kind) for kind in kinds)
     except (TypeError, ValueError):
         real = False
     if not real:

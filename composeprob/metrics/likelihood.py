@@ -655,7 +655,7 @@ def frozen(
     )
     moves, kernel = prepared.moves, prepared.kernel
     refuse(
-        sampler.then,
+        sampler.finishers,
         f"What closes {sampler!r} is fitted to all chains, {chain}",
         "leave then= out.",
     )

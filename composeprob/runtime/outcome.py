@@ -427,7 +427,7 @@ def _with_ending(found: Status, ended: Ended) -> Status:
     total = state.draws.number
     drawn = state.writer.drawn
     stopped = state.interrupted in ("descend", "finish")
-    if ended.arrived and stopped and state.sampler.then:
+    if ended.arrived and stopped and state.sampler.finishers:
         text = (
             "Stopped at level 0 before its global moves or its warm-up there had "
             "ended. The samples are those of that moment, and latents may not have "
@@ -809,7 +809,7 @@ def _check_of_separation(
     """
     state = ended.state
     density = state.density
-    moved = bool(state.sampler.then) or state.writer.drawn > 0
+    moved = bool(state.sampler.finishers) or state.writer.drawn > 0
     if moved and state.arrival_points is None:
         return _no_findings
     some = spaced(len(kept), tuning.CHECKS.most_chains)

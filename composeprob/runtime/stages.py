@@ -144,7 +144,7 @@ def prepare(state: State) -> None:
     _check_request(state)
     density = state.density
     sampler = state.sampler = state.sampler.prepare(density)
-    for finisher in sampler.then:
+    for finisher in sampler.finishers:
         finisher.check(density, state.num_chains)
     if state.draws.number is not None and sampler.moves is None:
         raise CapabilityError(
@@ -238,7 +238,7 @@ def descend(state: State, title: str = "") -> None:
         level = int(visits.visited()[-1])
         done = total - level
         state.report(title, total, done, **_facts_of_level(state.run, level))
-        if visits.arrived and (state.sampler.then or state.draws.number):
+        if visits.arrived and (state.sampler.finishers or state.draws.number):
             # The status needs them to see whether later moves cross between modes.
             state.arrival_points = _points(state.run)
 
@@ -264,7 +264,7 @@ def finish(state: State) -> None:
     Interrupted, the chains are as they were before the finisher, and a run that
     continues from its checkpoint begins this finisher anew.
     """
-    for finisher in state.sampler.then[int(state.run.closings) :]:
+    for finisher in state.sampler.finishers[int(state.run.closings) :]:
         state.run = _finished(state, finisher)
 
 

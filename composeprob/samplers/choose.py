@@ -1,7 +1,9 @@
-"""Which sampler to use when the user names none, and whether a sampler can be used at
-all."""
+"""Default samplers, where the user names none, and the check whether a sampler can be
+used at all."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
@@ -17,118 +19,134 @@ from composeprob.samplers.sampler import SMC, AnnealedMCMC, Sampler
 from composeprob.samplers.step import ReverseStep
 
 ADVICE = {
-    "energy": "use MALA or HMC with log_ratio=cp.LineIntegral() if that score is a gradient field, a kernel without a "
-    "test (cp.ULA, cp.UHMC), or a model with an energy parameterization.",
-    "feynman_kac": "use cp.AnnealedMCMC or, where all factors are analytic, cp.SMC(weights='density').",
-    "mode_depth": "use weights='feynman_kac', which needs scores only: energies learned by score matching do not know "
-    "how high separated modes are.",
+    "energy": "use MALA or HMC with log_ratio=cp.LineIntegral() if that score is a "
+    "gradient field, a kernel without a test (cp.ULA, cp.UHMC), or a model with an "
+    "energy parameterization.",
+    "feynman_kac": "use cp.AnnealedMCMC or, where all factors are analytic, "
+    "cp.SMC(weights='density').",
+    "mode_depth": "use weights='feynman_kac', which needs scores only: energies "
+    "learned by score matching do not know how high separated modes are.",
     "score": "every factor needs a score.",
-    "GlobalMoves": "leave cp.GlobalMoves out, as they compare densities between modes; or make the factor one that can "
-    "be compared: cp.calibrate, or mode_depth=True if it is.",
+    "GlobalMoves": "leave cp.GlobalMoves out, as they compare densities between modes; "
+    "or make the factor one that can be compared: cp.calibrate, or mode_depth=True if "
+    "it is.",
 }
+"""Fixes for a missing capability, or for the part of a sampler that needs it."""
+
+TOGETHER = "latents and their members move together; then a warm-up"
+"""Words of a reason for `Interweaving`."""
+
+COMPARABLE = frozenset({"energy", "mode_depth"})
+"""Capabilities under which log-densities can be compared between modes."""
 
 
-TOGETHER = "latents move with what hangs on them; then a warm-up"
-"""How a reason speaks of `Interweaving`."""
+class Finish(NamedTuple):
+    """Finishers of a default run, and the words for them in its reason."""
+
+    finishers: tuple[Finisher, ...]
+    then: str
 
 
 def by_score(samples: int, metric: str = "none") -> MALA:
-    """A kernel for so many samples of densities that offer only their score."""
+    """Return a kernel for so many samples of densities that offer only their score."""
     return MALA(Adaptive(), log_ratio=bounded(samples), metric=metric)
 
 
 def only_score(moved: str) -> str:
-    """Why they are moved `by_score`."""
+    """Return the reason for a kernel `by_score`."""
     return f"a factor offers only its score: a line integral of it corrects {moved}"
 
 
 def choose(
     density: AnnealedDensity, num_chains: int, draws: int = 1
 ) -> tuple[Sampler, str]:
-    """A sampler for this density, number of chains and of draws of each, and why it was
-    chosen: `SMC` where weights can be trusted and chains are many enough. Where these
-    leave too few of the chains, `infer` goes on to `patient` or `independent` ones.
+    """Return a sampler for this density, number of chains and draws of each, and the
+    reason: `SMC` where weights can be trusted and chains are many enough.
+
+    Where weights leave too few effective chains, `infer` goes on to `patient` or
+    `independent` ones.
     """
-    energy, can = "energy" in density.capabilities, density.capabilities
+    capabilities = density.capabilities
+    energy = "energy" in capabilities
     if energy and density.num_levels == 1:
-        closings, then = closed_by(density, num_chains)
-        sampler = AnnealedMCMC(
-            HMC(Adaptive(warmup=200), num_leapfrog=8), 100, then=closings
-        )
-        return (
-            sampler,
-            f"one level only, so nothing anneals: HMC from the prior, tuned in a warm-up{then}",
-        )
-    comparable = {"energy", "mode_depth"} <= can
-    many = tuning.MANY_CHAINS.compared if comparable else tuning.MANY_CHAINS.weighed
-    if num_chains < many:
-        return independent(density, f"fewer than {many} chains", num_chains, draws)
-    closings, then = closed_by(density, num_chains, weighed=True)
+        return _at_one_level(density, num_chains)
+    comparable = capabilities >= COMPARABLE
+    fewest = tuning.MANY_CHAINS.weighed
+    if comparable:
+        fewest = tuning.MANY_CHAINS.compared
+    if num_chains < fewest:
+        why = f"fewer than {fewest} chains"
+        return independent(density, why, num_chains, draws)
     enough = f"{num_chains} chains are enough to resample"
-    latents, together = (
-        any(site.kind == "static" for site in density.sites.values()),
-        interweaves(density),
-    )
-    if "feynman_kac" in can and (energy or together or not latents):
+    finishers, then = closed_by(density, num_chains, weighed=True)
+    latents = any(site.kind == "static" for site in density.sites.values())
+    together = interweaves(density)
+    if "feynman_kac" in capabilities and (energy or together or not latents):
         why = f"{enough}, which keeps the modes' shares right"
         if energy:
-            return SMC(then=closings), f"{why}; tuned MALA moves{then}"
+            return SMC(then=finishers), f"{why}; tuned MALA moves{then}"
+        samples = num_chains * draws
         if together:
-            return SMC(
-                Interweaving(log_ratio=bounded(num_chains * draws)), then=(WarmUp(),)
-            ), f"{why}; {TOGETHER}"
-        return SMC(
-            by_score(num_chains * draws, metric="auto")
-        ), f"{why}; {only_score('its moves')}"
+            kernel = Interweaving(log_ratio=bounded(samples))
+            return SMC(kernel, then=(WarmUp(),)), f"{why}; {TOGETHER}"
+        sampler = SMC(by_score(samples, metric="auto"))
+        return sampler, f"{why}; {only_score('its moves')}"
     if comparable:
         why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
-        return SMC(weights="density", then=closings), f"{enough}; {why}{then}"
+        return SMC(weights="density", then=finishers), f"{enough}; {why}{then}"
     return independent(density, "no weights can be trusted here", num_chains, draws)
+
+
+def _at_one_level(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
+    """Return chains that start at the prior, where there are no levels to anneal."""
+    finishers, then = closed_by(density, num_chains)
+    kernel = HMC(Adaptive(warmup=200), num_leapfrog=8)
+    why = "one level only, so nothing anneals: HMC from the prior, tuned in a warm-up"
+    return AnnealedMCMC(kernel, 100, then=finishers), why + then
 
 
 def closed_by(
     density: AnnealedDensity, num_chains: int, weighed: bool = False
-) -> tuple[tuple[Finisher, ...], str]:
-    """What closes a default run at level 0, and how its reason says so: global moves
-    where so many chains can fit what others accept, fewer of chains that are
-    ``weighed`` on the way; a warm-up at the target where there are latents that HMC can
-    move."""
-    kinds, size = (
-        {site.kind for site in density.sites.values()},
-        Layout.of_density(density).size,
-    )
-    comparable = {"energy", "mode_depth"} <= density.capabilities
-    closings: list[Finisher] = []
+) -> Finish:
+    """Return the finishers of a default run, and the words for them in its reason.
+
+    Global moves where so many chains can fit what others accept, fewer of chains that
+    are ``weighed`` on the way; a warm-up at the target where there are latents that HMC
+    can move.
+    """
+    kinds = {site.kind for site in density.sites.values()}
+    size = Layout.of_density(density).size
+    finishers: list[Finisher] = []
     then = ""
-    if (
-        comparable
-        and size <= tuning.GLOBAL_MOVES.most_numbers
-        and num_chains >= fewest_chains(size)
-    ):
-        moves = tuning.GLOBAL_MOVES
-        closings.append(GlobalMoves(moves.of_weighed if weighed else moves.number))
+    comparable = density.capabilities >= COMPARABLE
+    small = size <= tuning.GLOBAL_MOVES.most_numbers
+    if comparable and small and num_chains >= fewest_chains(size):
+        number = tuning.GLOBAL_MOVES.number
+        if weighed:
+            number = tuning.GLOBAL_MOVES.of_weighed
+        finishers.append(GlobalMoves(number))
         then = "; then global moves, which give modes their shares"
     if "energy" in density.capabilities and "static" in kinds and "held" not in kinds:
-        closings.append(WarmUp())
+        finishers.append(WarmUp())
         then += "; then a warm-up at level 0, as there are latents"
-    return tuple(closings), then
+    return Finish(tuple(finishers), then)
 
 
 def independent(
     density: AnnealedDensity, why: str, num_chains: int = 1, draws: int = 1
 ) -> tuple[Sampler, str]:
-    """Chains that never weigh one another, and why these were chosen; with global
-    moves, where so many can fit them."""
-    step = ReverseStep(
-        control="none"
-    )  # of first order it leaves 0.85 of a variance, more than moves can mend
+    """Return independent chains, without weights, and the reason; with global moves,
+    where so many chains can fit them."""
+    # Of second order: a step of first order leaves 0.85 of a variance, more than moves
+    # can correct.
+    step = ReverseStep(control="none")
     if interweaves(density):
         together = Interweaving(log_ratio=bounded(num_chains * draws))
         sampler = AnnealedMCMC(together, 3, step, then=(WarmUp(),))
         return sampler, f"{why}: independent chains; {TOGETHER}"
     if "energy" in density.capabilities:
-        closings, then = closed_by(density, num_chains)
-        sampler = AnnealedMCMC(_hmc(density), 5, step, then=closings)
+        finishers, then = closed_by(density, num_chains)
+        sampler = AnnealedMCMC(_hmc(density), 5, step, then=finishers)
         return sampler, f"{why}: independent chains, corrected by HMC{then}"
     # Ring × bar of the zoo's scores, TV of the modes' shares: 0.02 with 3 points, 0.14
     # by five steps of ULA(0.1·σ²). On exact scores 0.02 and 0.10; with 2 points, or
@@ -136,50 +154,47 @@ def independent(
     kernel = by_kind(lambda: by_score(num_chains * draws), density)
     # The step to level 0 leaves chains wider than the data are, and a few transitions
     # there do not narrow them.
-    narrow = (
-        all(site.kind == "noised" for site in density.sites.values())
-        and lost_to_noise(density) > 0.5
-    )
-    then = (
-        "; then a warm-up at level 0, as the data are finer than it is"
-        if narrow
-        else ""
-    )
-    sampler = AnnealedMCMC(kernel, 3, step, then=(WarmUp(),) if narrow else ())
+    noised_only = all(site.kind == "noised" for site in density.sites.values())
+    finishers, then = Finish((), "")
+    if noised_only and lost_to_noise(density) > 0.5:
+        finishers = (WarmUp(),)
+        then = "; then a warm-up at level 0, as the data are finer than it is"
+    sampler = AnnealedMCMC(kernel, 3, step, then=finishers)
     return sampler, f"{why}; {only_score('independent chains')}{then}"
 
 
 def can_wait(density: AnnealedDensity) -> bool:
-    """Whether `patient` chains may do what others cannot: log-densities can be
+    """Return whether `patient` chains may do what others cannot: log-densities can be
     compared, at levels of noise."""
     noised = any(site.kind == "noised" for site in density.sites.values())
-    return (
-        noised
-        and density.num_levels > 1
-        and {"energy", "mode_depth"} <= density.capabilities
-    )
+    comparable = density.capabilities >= COMPARABLE
+    return noised and density.num_levels > 1 and comparable
 
 
 def without_data(density: AnnealedDensity) -> bool:
-    """Whether a program is of factors alone, without observations and latents: where
-    its weights are too uneven for `choose`'s levels, closer ones are the remedy."""
-    return not density.observed() and all(
-        site.kind == "noised" for site in density.sites.values()
-    )
+    """Return whether a program is of factors alone, without observations and latents:
+    where its weights are too uneven for `choose`'s levels, closer ones are the remedy.
+    """
+    noised_only = all(site.kind == "noised" for site in density.sites.values())
+    return not density.observed() and noised_only
 
 
 def patient(density: AnnealedDensity, why: str, num_chains: int) -> tuple[Sampler, str]:
-    """Chains that weigh one another by log-densities that can be compared, on levels as
-    close as these are, with so many transitions in all that they follow what the levels
-    change; and why."""
+    """Return chains weighted by log-densities, on levels as close as these are, and the
+    reason. They make so many transitions in all that they follow what the levels
+    change."""
     count = -(-tuning.PATIENT.transitions // density.num_levels)
-    closings, then = closed_by(density, num_chains, weighed=True)
-    reason = f"{why}: {density.num_levels} levels with {count} transitions of HMC at each, weighed by log-densities"
-    return SMC(_hmc(density), count, weights="density", then=closings), reason + then
+    finishers, then = closed_by(density, num_chains, weighed=True)
+    reason = (
+        f"{why}: {density.num_levels} levels with {count} transitions of HMC at each, "
+        "weighted by log-densities"
+    )
+    sampler = SMC(_hmc(density), count, weights="density", then=finishers)
+    return sampler, reason + then
 
 
 def _hmc(density: AnnealedDensity) -> Kernel:
-    """HMC on all sites."""
+    """Return HMC on all sites."""
     # Step sizes as unequal as that: a chain whose latents lie where the density is
     # steep would never leave, as the step that suits the others is too long for it. Of
     # 1,000 with a half-normal scale 25 stayed; 0 to 2 do now.
@@ -189,35 +204,34 @@ def _hmc(density: AnnealedDensity) -> Kernel:
 
 
 def check_capabilities(sampler: Sampler, density: AnnealedDensity) -> None:
-    """Refuse a sampler that needs what the density does not offer, naming the factor
-    that lacks it, before anything is compiled."""
-    held = ", ".join(
-        repr(name) for name, site in density.sites.items() if site.kind == "held"
-    )
-    for who, needed in sampler.requires.items():
+    """Refuse a sampler that needs a capability that the density lacks, naming the
+    factor that lacks it, before anything is compiled."""
+    for part, needed in sampler.requires.items():
         for capability in sorted(needed - density.capabilities):
-            if held and capability in ("feynman_kac", "mode_depth"):
-                raise CapabilityError(
-                    f"{who} weighs chains against one another, but the normaliser of a factor depends on {held}, so "
-                    "that their weights cannot be compared.",
-                    where=density.described.where,
-                    fix=f"use cp.AnnealedMCMC, whose chains are independent and hold {held} at its prior draw.",
-                )
-            where, found = (
-                density.described.where,
-                f"{who} needs a Feynman–Kac rate, which this program does not have",
-            )
-            if capability != "feynman_kac":
-                lacking = [
-                    o for o in density.described.offers if capability not in o[2]
-                ]
-                name, where, offered = (
-                    lacking[0] if lacking else ("?", where, frozenset())
-                )
-                has = ", ".join(f"`{c}`" for c in sorted(offered & {"score", "energy"}))
-                found = (
-                    f"{who} needs `{capability}`, but factor '{name}' offers only {has}"
-                )
-            raise CapabilityError(
-                f"{found}.", where=where, fix=ADVICE.get(who, ADVICE.get(capability))
-            )
+            raise _missing(part, capability, density)
+
+
+def _missing(part: str, capability: str, density: AnnealedDensity) -> CapabilityError:
+    """Return the error for a part of a sampler that needs a missing capability."""
+    where = density.described.where
+    held = [name for name, site in density.sites.items() if site.kind == "held"]
+    if held and capability in ("feynman_kac", "mode_depth"):
+        names = ", ".join(map(repr, held))
+        return CapabilityError(
+            f"{part} compares chains by importance weights, but the normaliser of a "
+            f"factor depends on {names}, so that their weights cannot be compared.",
+            where=where,
+            fix="use cp.AnnealedMCMC, whose chains are independent and hold "
+            f"{names} at its prior draw.",
+        )
+    problem = f"{part} needs a Feynman–Kac rate, which this program does not have"
+    if capability != "feynman_kac":
+        name = "?"
+        offered: frozenset[str] = frozenset()
+        lacking = [o for o in density.described.offers if capability not in o[2]]
+        if lacking:
+            name, where, offered = lacking[0]
+        has = ", ".join(f"`{c}`" for c in sorted(offered & {"score", "energy"}))
+        problem = f"{part} needs `{capability}`, but factor '{name}' offers only {has}"
+    fix = ADVICE.get(part, ADVICE.get(capability))
+    return CapabilityError(f"{problem}.", where=where, fix=fix)

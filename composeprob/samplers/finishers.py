@@ -1,5 +1,5 @@
-"""What closes a run at level 0, passed as ``then=``: a warm-up at the target, and
-global moves by fitted mixtures."""
+"""Finishers, post-processing moves at level 0, passed as ``then=``: a warm-up at the
+target, and global moves by fitted mixtures."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import PyTree
+from jaxtyping import Bool, Float, Int, PyTree
 
 from composeprob import tuning
 from composeprob.arguments import check_count
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Evaluation
+from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
-from composeprob.kernels import HMC, MALA, Adaptive, KernelState
+from composeprob.kernels import HMC, MALA, Adaptive, Kernel, KernelState
 from composeprob.kernels.line_integral import bounded
 from composeprob.kernels.metropolis import log_density_ratio, log_uniform, metropolis
 from composeprob.samplers.descent import at_target, moved_to
@@ -30,6 +30,9 @@ from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Transitions
 from composeprob.samplers.random import Stream, normals, stream
 from composeprob.samplers.run import Run
+
+Points = Float[np.ndarray, "chains size"]
+"""Points v of a population."""
 
 
 class Finisher(eqx.Module):
@@ -46,38 +49,42 @@ class Finisher(eqx.Module):
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
-        """What the density must offer, by the name of what needs it."""
+        """Capabilities that the density must have, by the name of the part that needs
+        them."""
         return {}
 
     def check(self, density: AnnealedDensity, num_chains: int) -> None:
-        """Raises where it cannot be used with this density, or there are too few chains
+        """Raise where it cannot be used with this density, or there are too few chains
         for it."""
 
     @abc.abstractmethod
-    def adapt(
-        self, points: np.ndarray, density: AnnealedDensity
-    ) -> PyTree[Array] | None:
-        """What is fitted to the population's points v, (N, D); None where nothing can
-        be."""
+    def adapt(self, points: Points, density: AnnealedDensity) -> PyTree[Array] | None:
+        """Fit to the population's points what `move` takes; None where nothing can be
+        fitted."""
 
     @abc.abstractmethod
     def move(
         self, run: Run, density: AnnealedDensity, fitted: PyTree[Array], number: Array
     ) -> Run:
-        """The run whose chains have moved by what was fitted, in the round of this
-        number; traced."""
+        """Return the run whose chains have moved by what was fitted, in the round of
+        this number; traced."""
 
     def drift(
-        self, points: Sequence[np.ndarray], density: AnnealedDensity, weighed: bool
+        self, points: Sequence[Points], density: AnnealedDensity, weighed: bool
     ) -> float:
-        """By how much a round moved a population, weighed on its way or not; 0 where
-        chance may have done it. Its points, (N, D), are those from before the first
-        round, before this one, and after it."""
+        """Return by how much a round moved the population; 0 where chance may have done
+        it.
+
+        Args:
+            points: from before the first round, before this one, and after it.
+            density: its target.
+            weighed: whether the chains had importance weights on the way down.
+        """
         return 0.0
 
     @abc.abstractmethod
     def evaluations(self, fitted: PyTree[Array]) -> int:
-        """That a round with what was fitted takes of each chain."""
+        """Return the evaluations of each chain in a round with what was fitted."""
 
 
 class WarmUp(Finisher):
@@ -92,7 +99,7 @@ class WarmUp(Finisher):
 
     Example:
         >>> import composeprob as cp
-        >>> cp.SMC(then=cp.WarmUp()).then
+        >>> cp.SMC(then=cp.WarmUp()).finishers
         (WarmUp(),)
     """
 
@@ -102,43 +109,37 @@ class WarmUp(Finisher):
         held = [name for name, site in density.sites.items() if site.kind == "held"]
         if held:
             raise CapabilityError(
-                f"cp.WarmUp would move {', '.join(map(repr, held))}, which a factor's unknown normaliser depends on.",
+                f"cp.WarmUp would move {', '.join(map(repr, held))}, which a factor's "
+                "unknown normaliser depends on.",
                 where=density.described.where,
                 fix="leave it out.",
             )
 
-    def adapt(self, points: np.ndarray, density: AnnealedDensity) -> Transitions:
-        """HMC, or MALA by scores alone, whose inverse masses are the population's
-        variances, in units of the noise at noised entries."""
-        layout, deviation = Layout.of_density(density), points.std(0, dtype=np.float64)
+    def adapt(self, points: Points, density: AnnealedDensity) -> Transitions:
+        """Return HMC, or MALA by scores alone, whose inverse masses are the
+        population's variances, in units of the noise at noised entries."""
         if interweaves(density):
-            widths = jnp.asarray(deviation[layout.dims :], jnp.float32)
-            return Transitions.resolved(
-                Interweaving(log_ratio=bounded(len(points)), widths=widths), 1, density
+            deviation = points.std(0, dtype=np.float64)
+            latents = deviation[Layout.of_density(density).dims :]
+            kernel: Kernel = Interweaving(
+                log_ratio=bounded(len(points)),
+                widths=jnp.asarray(latents, jnp.float32),
             )
-        noise = density.schedule.sigma[0] / density.schedule.alpha[0]
-        units = np.where(np.arange(points.shape[1]) < layout.dims, noise, 1.0).astype(
-            np.float32
-        )
-        # Its square is a number; chains that are all in one place, or have diverged,
-        # give no scale.
-        known = (deviation > 0) & (deviation < 1e18)
-        mass = (np.where(known, deviation, units).astype(np.float32) / units) ** 2
-        metric = layout.position(jnp.asarray(mass), 1.0)
-        if "energy" not in density.capabilities:
-            return Transitions.resolved(
-                MALA(Adaptive(), log_ratio=bounded(len(points)), metric=metric),
-                1,
-                density,
+        elif "energy" in density.capabilities:
+            # Full refreshment and jitter, so that no direction is missed.
+            kernel = HMC(
+                Adaptive(initial=0.3),
+                num_leapfrog=tuning.WARM_UP.leapfrogs,
+                damping=0.0,
+                jitter=0.3,
+                metric=_variances(points, density),
             )
-        # Full refreshment and jitter, so that no direction is missed.
-        kernel = HMC(
-            Adaptive(initial=0.3),
-            num_leapfrog=tuning.WARM_UP.leapfrogs,
-            damping=0.0,
-            jitter=0.3,
-            metric=metric,
-        )
+        else:
+            kernel = MALA(
+                Adaptive(),
+                log_ratio=bounded(len(points)),
+                metric=_variances(points, density),
+            )
         return Transitions.resolved(kernel, 1, density)
 
     def move(
@@ -150,9 +151,10 @@ class WarmUp(Finisher):
         words = run.spread.map(
             lambda words: stream(stream(words, Stream.CLOSING), number), run.words
         )
-        chains = run.spread.map(fresh, words, run.chains)
         begun = dataclasses.replace(
-            run, chains=chains, tuning=fitted.untuned(len(run.ancestors))
+            run,
+            chains=run.spread.map(fresh, words, run.chains),
+            tuning=fitted.untuned(len(run.ancestors)),
         )
         end = fitted.settling + tuning.WARM_UP.transitions
         made, _ = at_target(begun, density, fitted, words, 0, end)
@@ -161,42 +163,71 @@ class WarmUp(Finisher):
         return moved_to(run, dataclasses.replace(made.chains, inner=run.chains.inner))
 
     def drift(
-        self, points: Sequence[np.ndarray], density: AnnealedDensity, weighed: bool
+        self, points: Sequence[Points], density: AnnealedDensity, weighed: bool
     ) -> float:
-        """The greatest change of a mean, in standard deviations, or of the logarithm of
-        one; where rounds of `Interweaving` left a latent of most chains near where it
-        began, and these do not weigh one another, their correlation if that is more."""
+        """Return the greatest change of a mean, in standard deviations, or of the
+        logarithm of one.
+
+        Where rounds of `Interweaving` left a latent of most chains near where it began,
+        and these have no weights, it is the correlation with that, if greater.
+        """
         start, before, after = points
-        means, deviations = (
-            [find(x, axis=0, dtype=float) for x in (before, after)]
-            for find in (np.mean, np.std)
-        )
-        wide = np.maximum(np.maximum(*deviations), 1e-30)
-        ratio = np.maximum(deviations[1], 1e-30) / np.maximum(deviations[0], 1e-30)
-        changes = [np.abs(means[1] - means[0]) / wide, np.abs(np.log(ratio))]
-        greatest = float(np.max(np.concatenate(changes), initial=0.0))
-        drifts = (
-            greatest
-            if greatest > tuning.WARM_UP.drift + 4.0 * math.sqrt(2.0 / len(after))
-            else 0.0
-        )
+        change = _greatest_change(before, after)
+        chance = 4.0 * math.sqrt(2.0 / len(after))
+        if change <= tuning.WARM_UP.drift + chance:
+            change = 0.0
         if weighed or not interweaves(density):
-            return drifts
+            return change
         # A population that hardly moves does not drift either: it has to have forgotten
         # where it was.
         latents = Layout.of_density(density).dims
-        apart = [(x - x.mean(0, dtype=float))[:, latents:] for x in (start, after)]
-        sizes = np.maximum(np.std(apart[0], axis=0) * np.std(apart[1], axis=0), 1e-30)
-        kept = float(np.max(np.mean(apart[0] * apart[1], axis=0) / sizes))
-        return max(
-            drifts,
-            kept if kept > tuning.WARM_UP.memory + 2 / math.sqrt(len(after)) else 0.0,
-        )
+        memory = _greatest_correlation(start, after, latents)
+        if memory <= tuning.WARM_UP.memory + 2 / math.sqrt(len(after)):
+            memory = 0.0
+        return max(change, memory)
 
     def evaluations(self, fitted: Transitions) -> int:
-        return (
-            tuning.WARM_UP.settling + tuning.WARM_UP.transitions
-        ) * fitted.kernel.evaluations_per_step
+        transitions = tuning.WARM_UP.settling + tuning.WARM_UP.transitions
+        return transitions * fitted.kernel.evaluations_per_step
+
+
+def _variances(points: Points, density: AnnealedDensity) -> Position:
+    """Return the population's variances as a metric, in units of the noise at noised
+    entries."""
+    layout = Layout.of_density(density)
+    noise = density.schedule.sigma[0] / density.schedule.alpha[0]
+    noised = np.arange(points.shape[1]) < layout.dims
+    units = np.where(noised, noise, 1.0).astype(np.float32)
+    deviation = points.std(0, dtype=np.float64)
+    # Chains that are all in one place, or have diverged, give no scale. Of any other
+    # the square is finite in single precision.
+    usable = (deviation > 0) & (deviation < 1e18)
+    scales = np.where(usable, deviation, units).astype(np.float32)
+    mass = (scales / units) ** 2
+    return layout.position(jnp.asarray(mass), 1.0)
+
+
+def _greatest_change(before: Points, after: Points) -> float:
+    """Return the greatest change of a mean, in standard deviations, or of the logarithm
+    of a standard deviation."""
+    old_mean = np.mean(before, axis=0, dtype=float)
+    new_mean = np.mean(after, axis=0, dtype=float)
+    old_deviation = np.std(before, axis=0, dtype=float)
+    new_deviation = np.std(after, axis=0, dtype=float)
+    wide = np.maximum(np.maximum(old_deviation, new_deviation), 1e-30)
+    shift = np.abs(new_mean - old_mean) / wide
+    ratio = np.maximum(new_deviation, 1e-30) / np.maximum(old_deviation, 1e-30)
+    changes = np.concatenate([shift, np.abs(np.log(ratio))])
+    return float(np.max(changes, initial=0.0))
+
+
+def _greatest_correlation(start: Points, after: Points, first: int) -> float:
+    """Return the greatest correlation of an entry, from ``first`` on, with where chains
+    began."""
+    old = (start - start.mean(0, dtype=float))[:, first:]
+    new = (after - after.mean(0, dtype=float))[:, first:]
+    sizes = np.maximum(np.std(old, axis=0) * np.std(new, axis=0), 1e-30)
+    return float(np.max(np.mean(old * new, axis=0) / sizes))
 
 
 class GlobalMoves(Finisher):
@@ -242,94 +273,89 @@ class GlobalMoves(Finisher):
 
     def check(self, density: AnnealedDensity, num_chains: int) -> None:
         size = Layout.of_density(density).size
-        if num_chains < fewest_chains(size):
+        fewest = fewest_chains(size)
+        if num_chains < fewest:
+            numbers = "number" if size == 1 else "numbers"
             raise InvalidValueError(
-                f"cp.GlobalMoves fits a Gaussian mixture to each half of the chains, and {num_chains} are too few for "
-                f"positions of {size} number{'s' * (size != 1)}.",
-                fix=f"use {fewest_chains(size)} chains or more, or leave it out.",
+                "cp.GlobalMoves fits a Gaussian mixture to each half of the chains, "
+                f"and {num_chains} are too few for positions of {size} {numbers}.",
+                fix=f"use {fewest} chains or more, or leave it out.",
             )
 
     def __repr__(self) -> str:
         return f"GlobalMoves({self.number})"
 
-    def adapt(
-        self, points: np.ndarray, density: AnnealedDensity
-    ) -> GaussianMixture | None:
-        """The mixtures that each half's proposals are drawn from, which are fitted to
-        the other half."""
-        halves = finite(points[: len(points) // 2]), finite(points[len(points) // 2 :])
-        if min(map(len, halves)) < tuning.MIXTURE.fewest_points:
+    def adapt(self, points: Points, density: AnnealedDensity) -> GaussianMixture | None:
+        """Return the mixtures that each half's proposals are drawn from, which are
+        fitted to the other half."""
+        middle = len(points) // 2
+        first = finite_rows(points[:middle])
+        second = finite_rows(points[middle:])
+        if min(len(first), len(second)) < tuning.MIXTURE.fewest_points:
             return None  # the status says why
         return GaussianMixture.beside(
-            GaussianMixture.fitted(*halves[::-1]), GaussianMixture.fitted(*halves)
+            GaussianMixture.fitted(second, first), GaussianMixture.fitted(first, second)
         )
 
     def move(
         self, run: Run, density: AnnealedDensity, fitted: GaussianMixture, number: Array
     ) -> Run:
-        spread, layout, size = (
-            run.spread,
-            Layout.of_density(density),
-            run.chains.position.shape[1],
-        )
-        halves = (spread.numbers(run.words) >= len(run.ancestors) // 2).astype(
-            jnp.int32
-        )
+        spread = run.spread
+        layout = Layout.of_density(density)
+        size = run.chains.position.shape[1]
+        second = spread.numbers(run.words) >= len(run.ancestors) // 2
+        halves = second.astype(jnp.int32)
         Carry = tuple[KernelState, Array, Array, Array]
 
         def chain(
-            words: Array, v: Array, found: Evaluation, half: Array
+            words: Array, v: Array, evaluation: Evaluation, half: Array
         ) -> tuple[Array, Evaluation, Array]:
             words = stream(words, Stream.CLOSING)
 
             def log_q(v: Array) -> Array:
                 return jax.vmap(lambda fit: fit.log_prob(v))(fitted)[half]
 
+            def draw_q(noise: Array) -> Array:
+                return jax.vmap(lambda fit: fit.draw(noise))(fitted)[half]
+
             def propose(i: Array, carry: Carry) -> Carry:
                 state, log_q_here, total, moved = carry
+                # One number for the component, d for the point, one for the test.
                 noise = normals(words, i, size + 2, v.dtype)
-                there = jax.vmap(lambda fit: fit.draw(noise[:-1]))(fitted)[half].astype(
-                    v.dtype
-                )
-                proposed = KernelState(
-                    there, layout.evaluate(density, there, 0, terms=False)
-                )
+                there = draw_q(noise[:-1]).astype(v.dtype)
+                evaluation = layout.evaluate(density, there, 0, terms=False)
+                proposed = KernelState(there, evaluation)
                 log_q_there = log_q(there)
-                ratio = log_density_ratio(proposed, state) + log_q_here - log_q_there
-                state, info = metropolis(log_uniform(noise[-1]), ratio, proposed, state)
+                log_ratio = log_density_ratio(proposed, state)
+                log_ratio = log_ratio + log_q_here - log_q_there
+                log_u = log_uniform(noise[-1])
+                state, info = metropolis(log_u, log_ratio, proposed, state)
                 log_q_here = jnp.where(info.accepted, log_q_there, log_q_here)
                 return state, log_q_here, total + info.acceptance, moved | info.accepted
 
-            start = (
-                KernelState(v, found.without_terms),
-                log_q(v),
-                jnp.zeros(()),
-                jnp.asarray(False),
-            )
-            state, _, total, moved = jax.lax.fori_loop(0, self.number, propose, start)
-            return (
-                state.position,
-                state.evaluation,
-                jnp.stack([moved, total / self.number]),
-            )
+            start = KernelState(v, evaluation.without_terms)
+            carry = (start, log_q(v), jnp.zeros(()), jnp.asarray(False))
+            state, _, total, moved = jax.lax.fori_loop(0, self.number, propose, carry)
+            facts = jnp.stack([moved, total / self.number])
+            return state.position, state.evaluation, facts
 
-        points, found, facts = spread.map(
+        points, evaluations, facts = spread.map(
             chain, run.words, run.chains.position, run.chains.evaluation, halves
         )
 
         def genealogy(facts: Array, ancestors: Array) -> tuple[Array, Array]:
             moved, acceptance = facts.T
+            # Where many chains are stuck, those that moved are no sample either.
             enough = jnp.mean(moved) >= 1 - tuning.GLOBAL_MOVES.most_stuck
-            return jnp.where(
-                enough, renewed(ancestors, moved > 0), ancestors
-            ), jnp.mean(acceptance)
+            renewed = renewed_ancestors(ancestors, moved > 0)
+            return jnp.where(enough, renewed, ancestors), jnp.mean(acceptance)
 
-        moved = Particles(points, found, run.chains.inner)
-        ancestors, mean = spread.on_population(
+        ancestors, acceptance = spread.on_population(
             genealogy, spread.gather(facts), run.ancestors
         )
+        chains = Particles(points, evaluations, run.chains.inner)
         return dataclasses.replace(
-            moved_to(run, moved), ancestors=ancestors, global_acceptance=mean
+            moved_to(run, chains), ancestors=ancestors, global_acceptance=acceptance
         )
 
     def evaluations(self, fitted: GaussianMixture) -> int:
@@ -339,59 +365,69 @@ class GlobalMoves(Finisher):
 class GaussianMixture(eqx.Module):
     """q(y) = Σ_j w_j·N(y; m_j, L_j·L_jᵀ) over flattened positions of d numbers."""
 
-    log_weights: Array  # log w_j, (J,); −∞ of components that only fill up
-    means: Array  # m_j, (J, d)
-    roots: Array  # L_j, (J, d, d)
-    inverses: Array  # L_j⁻¹
+    # log w_j; −∞ of components that only fill up.
+    log_weights: Float[Array, " components"]
+    means: Float[Array, "components d"]  # m_j
+    roots: Float[Array, "components d d"]  # L_j
+    inverses: Float[Array, "components d d"]  # L_j⁻¹
 
-    def draw(self, noise: Array) -> Array:
-        """The draw that d + 1 independent normal numbers make, (d,): the first says
-        which component."""
+    def draw(self, noise: Float[Array, " d+1"]) -> Float[Array, " d"]:
+        """Return the draw that d + 1 independent normal numbers make, of which the
+        first chooses the component."""
         below = jnp.cumsum(jnp.exp(self.log_weights))
-        j = jnp.minimum(
-            jnp.sum(jax.scipy.special.ndtr(noise[0]) > below), len(below) - 1
-        )
+        uniform = jax.scipy.special.ndtr(noise[0])
+        # Weights may add up to a little less than 1.
+        j = jnp.minimum(jnp.sum(uniform > below), len(below) - 1)
         return self.means[j] + self.roots[j] @ noise[1:]
 
-    def log_prob(self, row: Array) -> Array:
-        """log q at one row (d,)."""
+    def log_prob(self, row: Float[Array, " d"]) -> Float[Array, ""]:
+        """Return log q at one row."""
         z = jnp.einsum("jab,jb->ja", self.inverses, row - self.means)
-        heights = self.log_weights + jnp.sum(
-            jnp.log(jnp.diagonal(self.inverses, axis1=1, axis2=2)), axis=1
-        )
-        return jax.nn.logsumexp(heights - 0.5 * jnp.sum(z**2, axis=1)) - 0.5 * len(
-            row
-        ) * jnp.log(2 * jnp.pi)
+        diagonals = jnp.diagonal(self.inverses, axis1=1, axis2=2)
+        heights = self.log_weights + jnp.sum(jnp.log(diagonals), axis=1)
+        log_sum = jax.nn.logsumexp(heights - 0.5 * jnp.sum(z**2, axis=1))
+        return log_sum - 0.5 * len(row) * jnp.log(2 * jnp.pi)
 
     @classmethod
-    def fitted(cls, points: np.ndarray, others: np.ndarray) -> GaussianMixture:
-        """The mixture that maximises the likelihood of points, (M, d), by the EM
+    def fitted(
+        cls, points: Float[np.ndarray, "m d"], others: Float[np.ndarray, "n d"]
+    ) -> GaussianMixture:
+        """Return the mixture that maximises the likelihood of points, by the EM
         algorithm (Dempster, Laird and Rubin 1977), of as many components as give others
-        of the same distribution, (M', d), the highest likelihood."""
-        from sklearn.mixture import (
-            GaussianMixture as Fit,
-        )  # takes a second to import, and most runs never fit one
+        of the same distribution the highest likelihood."""
+        # It takes a second to import, and most runs never fit one.
+        from sklearn.mixture import GaussianMixture as Fit
 
-        points, others = _some(points), _some(others)
-        center, width = points.mean(0), points.std(0)
+        points = _thinned(points)
+        others = _thinned(others)
+        center = points.mean(0)
+        width = points.std(0)
         width = np.where(width > 0, width, 1.0)
-        best, highest, worse, single = None, -np.inf, 0, np.zeros(0)
+        best = None
+        highest = -np.inf
+        worse = 0
+        single = np.zeros(0)
         for count in tuning.MIXTURE.components:
-            if worse == tuning.MIXTURE.patience or (
-                count > 1 and count * (points.shape[1] + 1) > len(points)
-            ):
+            parameters = count * (points.shape[1] + 1)
+            too_many = count > 1 and parameters > len(points)
+            if worse == tuning.MIXTURE.patience or too_many:
                 break
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # a fit that has not converged, or of few distinct points, will do
-                found = Fit(count, random_state=0).fit((points - center) / width)
-            log_densities = found.score_samples((others - center) / width)
-            single = log_densities if count == 1 else single
-            mean = np.mean(np.maximum(log_densities, single - tuning.MIXTURE.most_lost))
+                # A fit that has not converged, or of few distinct points, will do.
+                warnings.simplefilter("ignore")
+                fit = Fit(count, random_state=0).fit((points - center) / width)
+            log_densities = fit.score_samples((others - center) / width)
+            if count == 1:
+                single = log_densities
+            # One point far from all components must not decide alone: it counts as no
+            # worse than some nats below what one Gaussian says.
+            floor = single - tuning.MIXTURE.most_lost
+            mean = np.mean(np.maximum(log_densities, floor))
             worse += 1
             if best is None or mean > highest:
-                best, highest, worse = found, mean, 0
+                best = fit
+                highest = mean
+                worse = 0
         assert best is not None
         roots = width[:, None] * np.linalg.cholesky(best.covariances_)
         arrays = (
@@ -400,71 +436,81 @@ class GaussianMixture(eqx.Module):
             roots,
             np.linalg.inv(roots),
         )
-        return cls(*(jnp.asarray(each, jnp.result_type(float)) for each in arrays))
+        precision = jnp.result_type(float)
+        return cls(*(jnp.asarray(array, precision) for array in arrays))
 
     @classmethod
     def beside(cls, *mixtures: GaussianMixture) -> GaussianMixture:
-        """Several mixtures as one, whose arrays have an axis for them in front; filled
-        up with components of no weight to 8, or the most that are tried, so that two
-        numbers of them are all that is compiled."""
+        """Return several mixtures as one, whose arrays have an axis for them in front.
+
+        They are filled up with components of no weight to 8, or the most that are
+        tried: two numbers of components are then all that is compiled.
+        """
         most = max(len(mixture.means) for mixture in mixtures)
         room = 8 if most <= 8 else tuning.MIXTURE.components[-1]
 
         def filled(array: Array) -> np.ndarray:
             more = np.repeat(np.asarray(array)[:1], room - len(array), axis=0)
-            return np.concatenate(
-                [array, more if array.ndim > 1 else np.full_like(more, -np.inf)]
-            )
+            if more.ndim == 1:  # log-weights
+                more = np.full_like(more, -np.inf)
+            return np.concatenate([array, more])
 
-        return jax.tree.map(
-            lambda *arrays: jnp.stack([jnp.asarray(filled(a)) for a in arrays]),
-            *mixtures,
-        )
+        def stacked(*arrays: Array) -> Array:
+            return jnp.stack([jnp.asarray(filled(array)) for array in arrays])
+
+        return jax.tree.map(stacked, *mixtures)
 
 
-def finite(points: np.ndarray) -> np.ndarray:
-    """The rows that are numbers throughout, as their squares are."""
+def finite_rows(points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m d"]:
+    """Return the rows whose entries, and their squares, are all finite."""
     with np.errstate(over="ignore"):
         return points[np.isfinite(np.square(points, dtype=np.float64)).all(1)]
 
 
-def _some(points: np.ndarray) -> np.ndarray:
-    """At most `tuning.MIXTURE.most_points` of the rows, in double precision."""
-    chosen = np.linspace(
-        0, len(points) - 1, min(len(points), tuning.MIXTURE.most_points)
-    ).astype(int)
+def _thinned(points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m d"]:
+    """Return at most `tuning.MIXTURE.most_points` of the rows, evenly spaced, in double
+    precision."""
+    count = min(len(points), tuning.MIXTURE.most_points)
+    chosen = np.linspace(0, len(points) - 1, count).astype(int)
     return points[chosen].astype(np.float64)
 
 
-def closings(then: object) -> tuple[Finisher, ...]:
-    """What was passed as ``then=``, as a tuple."""
-    found = then if isinstance(then, (tuple, list)) else (then,)
-    for each in found:
-        if not isinstance(each, Finisher):
-            shown = (
-                f"the class {each.__name__}" if isinstance(each, type) else repr(each)
-            )
-            raise WrongTypeError(
-                f"then= takes what closes a run at level 0; got {shown}.",
-                fix="pass cp.WarmUp(), cp.GlobalMoves(20), or both in a tuple.",
-            )
-    return tuple(found)
+def as_finishers(then: object) -> tuple[Finisher, ...]:
+    """Return the argument ``then`` as a tuple."""
+    finishers = then if isinstance(then, (tuple, list)) else (then,)
+    for finisher in finishers:
+        if isinstance(finisher, Finisher):
+            continue
+        shown = repr(finisher)
+        if isinstance(finisher, type):
+            shown = f"the class {finisher.__name__}"
+        raise WrongTypeError(
+            f"then= takes post-processing moves at level 0; got {shown}.",
+            fix="pass cp.WarmUp(), cp.GlobalMoves(20), or both in a tuple.",
+        )
+    return tuple(finishers)
 
 
 def fewest_chains(size: int) -> int:
-    """Chains from which on mixtures over so many numbers are fitted to each half of
-    them."""
+    """Return the number of chains from which on mixtures over ``size`` numbers are
+    fitted to each half of them."""
     return 2 * tuning.MIXTURE.points_per_number * size
 
 
-def renewed(ancestors: Array, moved: Array) -> Array:
-    """Whom chains descend from, (N,) of 0 … N − 1, after those that moved have become
-    their own ancestors. Descendants of others are named after the first of them that is
-    left, a number that none of those has."""
+def renewed_ancestors(
+    ancestors: Int[Array, " chains"], moved: Bool[Array, " chains"]
+) -> Int[Array, " chains"]:
+    """Return the ancestors of chains, 0 … N − 1, after those that moved have become
+    their own.
+
+    Descendants of others are named after the first of them that is left, a number that
+    no chain that moved has.
+    """
     numbers = jnp.arange(len(ancestors), dtype=ancestors.dtype)
+    nobody = len(ancestors)
     names = (
-        jnp.full_like(ancestors, len(ancestors))
+        jnp.full_like(ancestors, nobody)
         .at[ancestors]
-        .min(jnp.where(moved, len(ancestors), numbers))
+        .min(jnp.where(moved, nobody, numbers))
     )
     return jnp.where(moved, numbers, names[ancestors])

@@ -1,17 +1,19 @@
-"""Transitions of latents and of what hangs on them together, for factors that offer
-only their score."""
+"""Transitions of latents together with the members that depend on them, for factors
+that offer only their score."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Self
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int, Key
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
@@ -24,117 +26,125 @@ from composeprob.pytree import where
 from composeprob.samplers.layout import Layout
 from composeprob.schedule import Noise
 
+Point = Float[Array, " size"]
+"""Vector v = (y, z) of one chain: noised entries, then latents."""
+
+Noised = Float[Array, " dims"]
+Latents = Float[Array, " latents"]
+Scalar = Float[Array, ""]
+
+Evaluate = Callable[[Point], tuple[Point, Array]]
+"""The score of π_k at v, and whether π_k is 0 there."""
+
 
 class ClosedFormDensity(eqx.Module):
-    """What of π_k(y, z) has a density in closed form, p; the other factors, U(y), offer
-    only their score, and depend on no latent."""
+    """The part p of π_k(y, z) that has a density in closed form; the other factors,
+    U(y), offer only their score, and depend on no latent."""
 
     density: AnnealedDensity
     noise: Noise
     layout: Layout = eqx.field(static=True)
 
-    def log_density(self, v: Array) -> Array:
-        """log p at the vector of one chain, a scalar."""
-        return self.density.evaluator.log_closed_form(
-            self.layout.position(v, self.noise.alpha), self.noise.index
-        )
+    def log_density(self, v: Point) -> Scalar:
+        """Return log p at the vector of one chain."""
+        position = self.layout.position(v, self.noise.alpha)
+        return self.density.evaluator.log_closed_form(position, self.noise.index)
 
-    def frames(self, z: Array, unknown: float = 1.0) -> dict[str, Frame]:
-        """Where every noised site's prior given latents is; centre 0 and width
-        ``unknown`` where a factor is its prior."""
-        found = self._found(self._position(z))
-        return {
-            n: found.get(n, Frame(jnp.zeros(s), jnp.full(s, unknown)))
-            for n, s in self.layout.noised
-        }
+    def frames(self, z: Latents, unknown: float = 1.0) -> dict[str, Frame]:
+        """Return location and width of every noised site's prior given latents; centre
+        0 and width ``unknown`` where a factor is its prior."""
+        by_latents = self._frames(self._position(z))
+        frames: dict[str, Frame] = {}
+        for name, shape in self.layout.noised:
+            if name in by_latents:
+                frames[name] = by_latents[name]
+            else:
+                frames[name] = Frame(jnp.zeros(shape), jnp.full(shape, unknown))
+        return frames
 
-    def _position(self, z: Array) -> Position:
-        return self.layout.position(
-            jnp.concatenate([jnp.zeros((self.layout.dims,)), z]), 1.0
-        )
+    def _position(self, z: Latents) -> Position:
+        noised = jnp.zeros((self.layout.dims,))
+        return self.layout.position(jnp.concatenate([noised, z]), 1.0)
 
-    def _found(self, position: Position) -> dict[str, Frame]:
+    def _frames(self, position: Position) -> dict[str, Frame]:
         return self.density.evaluator.frames(position, self.noise.index)
 
-    def shifted(self, z: Array, way: Array) -> tuple[Array, Array]:
-        """z + way, with the latents that others place taken along, ξ held, from the
-        first in the program to the last; and log |dz'/dz|."""
-        before, there, after = (
-            self._found(self._position(z)),
-            self._position(z + way),
-            dict[str, Frame](),
-        )
-        for name in (name for name in before if name in dict(self.layout.static)):
-            after[name] = self._found(there)[name]
-            there[name] = after[name].place(before[name].standard(there[name]))
-        return self.layout.vector(there, 1.0)[self.layout.dims :], _log_wider(
-            before, after
-        )
+    def shifted(self, z: Latents, shift: Latents) -> tuple[Latents, Scalar]:
+        """Return z + shift, and log |dz'/dz|.
 
-    def unit_vector(self, key: Array) -> Array:
-        """1 at a number of φ and 0 elsewhere, (m,): every site is as probable, and in
-        it every number."""
+        Latents whose location and scale are other latents move along, with their
+        standard coordinates ξ held, from the first in the program to the last.
+        """
+        before = self._frames(self._position(z))
+        position = self._position(z + shift)
+        static = dict(self.layout.static)
+        after: dict[str, Frame] = {}
+        for name in before:
+            if name not in static:
+                continue
+            # Computed anew each time: latents before this one have moved.
+            after[name] = self._frames(position)[name]
+            xi = before[name].standard(position[name])
+            position[name] = after[name].place(xi)
+        moved = self.layout.vector(position, 1.0)[self.layout.dims :]
+        return moved, _log_volume_change(before, after)
+
+    def unit_vector(self, key: Key[Array, ""]) -> Latents:
+        """Return 1 at a random coordinate of φ and 0 elsewhere: every site is as
+        probable, and in it every coordinate."""
         sizes = np.array([math.prod(shape) for _, shape in self.layout.static])
-        which = jax.random.choice(
-            key, sizes.sum(), p=np.repeat(1 / sizes / len(sizes), sizes)
-        )
-        return jnp.zeros((sizes.sum(),)).at[which].set(1.0)
+        probabilities = np.repeat(1 / sizes / len(sizes), sizes)
+        coordinate = jax.random.choice(key, sizes.sum(), p=probabilities)
+        return jnp.zeros((sizes.sum(),)).at[coordinate].set(1.0)
 
     @property
-    def members(self) -> np.ndarray:
-        """The number of the member of a plate that each noised entry belongs to, (d,):
-        given latents these are independent."""
-        sites = [
-            (shape, self.density.sites[name].plates)
-            for name, shape in self.layout.noised
-        ]
-        sizes = [(int(np.prod(s[:n])), int(np.prod(s[n:]))) for s, n in sites]
-        starts = np.cumsum([0, *(count for count, _ in sizes)])
-        return np.concatenate(
-            [
-                start + np.repeat(np.arange(n), k)
-                for start, (n, k) in zip(starts, sizes, strict=False)
-            ]
-        )
+    def members(self) -> Int[np.ndarray, " dims"]:
+        """Number of the plate's member that each noised entry belongs to: given
+        latents members are independent."""
+        numbers = []
+        first = 0
+        for name, shape in self.layout.noised:
+            plates = self.density.sites[name].plates
+            count = int(np.prod(shape[:plates]))
+            size = int(np.prod(shape[plates:]))
+            numbers.append(first + np.repeat(np.arange(count), size))
+            first += count
+        return np.concatenate(numbers)
 
 
 def interweaves(density: AnnealedDensity) -> bool:
-    """Whether `Interweaving` is what moves this density by default: where factors offer
-    only their score, or plates have members that are independent given latents; and
-    latents are few enough for matrices over them, or nothing else would do."""
-    layout, sites = Layout.of_density(density), density.sites.values()
-    needs, members = (
-        "energy" not in density.capabilities,
-        any(site.plates for site in sites),
-    )
-    if (
-        layout.dims == 0
-        or not (needs or members)
-        or not density.evaluator.knows_latents
-    ):
+    """Return whether `Interweaving` moves this density by default.
+
+    It does where factors offer only their score, or plates have members that are
+    independent given latents; and latents are few enough for matrices over them, or
+    nothing else would do.
+    """
+    layout = Layout.of_density(density)
+    only_score = "energy" not in density.capabilities
+    members = any(site.plates for site in density.sites.values())
+    if layout.dims == 0 or not density.evaluator.knows_latents:
         return False
-    return layout.size - layout.dims <= tuning.LATENTS.most or (needs and members)
-
-
-Evaluate = Callable[[Array], tuple[Array, Array]]
-"""The score of π_k at v, (D,), and whether π_k is 0 there."""
+    if only_score and members:
+        return True
+    few = layout.size - layout.dims <= tuning.LATENTS.most
+    return few and (only_score or members)
 
 
 class Interweaving(Kernel[KernelState]):
-    r"""Latents φ and what hangs on them, η₁ … η_J, where factors that offer only their
-    score look at the η_j alone.
+    r"""Moves of latents φ and of their members, η₁ … η_J, where factors that offer only
+    their score look at the η_j alone.
 
     Of $\log\pi(\varphi, \eta) = \log p(\varphi, \eta) + \sum_j U_j(\eta_j)$ the first
-    term is known. One transition is
+    term has a closed form. One transition is
 
     1. moves of φ given η, where U cancels: exact, and of no evaluation;
-    2. MALA of η given φ, in steps no longer than p(η | φ) is wide, each η_j accepted or rejected by itself, as they are
-       independent given φ;
-    3. moves of one number of φ that take η along, $\eta = m(\varphi) + L(\varphi)\,\xi$ with ξ held and $m$, $LL^\top$
-       the mean and the covariance of the prior: the other half of ancillary–sufficient
-       interweaving (Yu and Meng 2011), which mixes where step 1 does not. The test
-       takes p exactly, with $\log|L|$ for the change of coordinates, and integrates ∇U
-       along the path.
+    2. MALA of η given φ, in steps no longer than p(η | φ) is wide, each η_j accepted or
+       rejected by itself, as they are independent given φ;
+    3. moves of one coordinate of φ that take η along, $\eta = m(\varphi) +
+       L(\varphi)\,\xi$ with ξ held and $m$, $LL^\top$ the mean and the covariance of
+       the prior: the other half of ancillary–sufficient interweaving (Yu and Meng
+       2011), which mixes where step 1 does not. The test takes p exactly, with
+       $\log|L|$ for the change of coordinates, and integrates ∇U along the path.
 
     Latents whose location and scale are other latents (a subject's, above its
     sessions') are taken along too, always in step 3 and half of the time in step 1.
@@ -150,10 +160,9 @@ class Interweaving(Kernel[KernelState]):
     log_ratio: LineIntegral = eqx.field(
         default_factory=bounded, static=True, repr=False
     )
-    widths: Array | None = eqx.field(
-        default=None, repr=False
-    )  # of latents over the population, (m,), if known
-    known: ClosedFormDensity | None = eqx.field(default=None, repr=False)
+    # Standard deviations of latents over the population, (m,); None for unknown.
+    widths: Array | None = eqx.field(default=None, repr=False)
+    closed_form: ClosedFormDensity | None = eqx.field(default=None, repr=False)
 
     optimal_acceptance = 0.574
     scale_exponent = 2
@@ -161,40 +170,44 @@ class Interweaving(Kernel[KernelState]):
 
     @property
     def evaluations_per_step(self) -> int:
-        return 1 + (self.log_ratio.extra_evaluations + 1) * (1 + tuning.LATENTS.joint)
+        # Nodes of a path without its start: of the members, and of each joint move;
+        # and one more at the point where all of it led.
+        nodes = self.log_ratio.extra_evaluations + 1
+        return 1 + nodes * (1 + tuning.LATENTS.joint)
 
     def under(self, density: AnnealedDensity, noise: Noise) -> Interweaving:
-        return dataclasses.replace(
-            self, known=ClosedFormDensity(density, noise, Layout.of_density(density))
-        )
+        layout = Layout.of_density(density)
+        closed_form = ClosedFormDensity(density, noise, layout)
+        return dataclasses.replace(self, closed_form=closed_form)
 
     def step(
         self, key: Array, state: KernelState, target: Target, step_size: Array
     ) -> tuple[KernelState, Info]:
-        assert self.known is not None
-        (name, block), known = next(iter(state.position.items())), self.known
-        order = known.layout.entries(
-            tuple(known.density.sites)
-        )  # of the block: sites by name, not noised ones first
+        assert self.closed_form is not None
+        closed_form = self.closed_form
+        name, block = next(iter(state.position.items()))
+        # The block has sites by name; vectors have noised ones first.
+        order = closed_form.layout.entries(tuple(closed_form.density.sites))
         back = np.argsort(order)
 
         def evaluate(v: Array) -> tuple[Array, Array]:
-            found = target({name: v[order]})
-            return found.score[name][back], found.zero & ~state.evaluation.zero
+            evaluation = target({name: v[order]})
+            beyond_wall = evaluation.zero & ~state.evaluation.zero
+            return evaluation.score[name][back], beyond_wall
 
         first, second, last = jax.random.split(key, 3)
-        v, score = _latents(
-            first, known, block[back], state.evaluation.score[name][back]
-        )
-        v, score, info = _members(
-            second, self.log_ratio, known, v, score, evaluate, step_size
+        v = block[back]
+        score = state.evaluation.score[name][back]
+        v, score = _move_latents(first, closed_form, v, score)
+        v, score, info = _move_members(
+            second, self.log_ratio, closed_form, v, score, evaluate, step_size
         )
 
         def joint(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            return _joint_move(
+            return _move_jointly(
                 jax.random.fold_in(last, i),
                 self.log_ratio,
-                known,
+                closed_form,
                 self.widths,
                 *carry,
                 evaluate,
@@ -208,238 +221,247 @@ class Interweaving(Kernel[KernelState]):
 
 
 def _accept(key: Array, log_ratio: Array) -> tuple[Array, Array]:
-    """`accept` with a uniform number of its own for each ratio."""
+    """Return `accept` with an independent uniform number for each ratio."""
     return accept(log_uniform(jax.random.normal(key, log_ratio.shape)), log_ratio)
 
 
-class _Local(eqx.Module):
-    """log p around φ, as a proposal sees it: its gradient, and the curvature H = −∇²log
-    p, made positive definite."""
+class _LocalGaussian(eqx.Module):
+    """Gaussian approximation of p around φ: gradient of log p and the curvature H =
+    −∇²log p, made positive definite by the absolute values of its eigenvalues."""
 
-    log_p: Array
-    gradient: Array
-    values: Array
-    basis: Array
+    log_p: Scalar
+    gradient: Latents
+    values: Latents
+    basis: Float[Array, "latents latents"]
 
     @classmethod
-    def at(cls, known: ClosedFormDensity, y: Array, z: Array) -> _Local:
+    def at(cls, closed_form: ClosedFormDensity, y: Noised, z: Latents) -> Self:
         def log_p(z: Array) -> Array:
-            return known.log_density(jnp.concatenate([y, z]))
+            return closed_form.log_density(jnp.concatenate([y, z]))
 
+        identity = jnp.eye(z.size)
         (value, gradient), along = jax.linearize(jax.value_and_grad(log_p), z)
-        hessian = jax.vmap(along)(jnp.eye(z.size))[1]
-        values, basis = jnp.linalg.eigh(
-            jnp.where(jnp.isfinite(hessian), -hessian, jnp.eye(z.size))
-        )
-        return cls(
-            value, gradient, jnp.maximum(jnp.abs(values), tuning.LATENTS.flat), basis
-        )
+        _, hessian = jax.vmap(along)(identity)
+        finite = jnp.isfinite(hessian)
+        values, basis = jnp.linalg.eigh(jnp.where(finite, -hessian, identity))
+        values = jnp.maximum(jnp.abs(values), tuning.LATENTS.flat)
+        return cls(value, gradient, values, basis)
 
-    def newton(self) -> Array:
-        """H⁻¹∇log p."""
+    def newton(self) -> Latents:
+        """Return H⁻¹∇log p."""
         return self.basis @ ((self.basis.T @ self.gradient) / self.values)
 
-    def spread(self, noise: Array) -> Array:
-        """√H⁻¹ times a vector."""
+    def spread(self, noise: Latents) -> Latents:
+        """Return √H⁻¹ times a vector."""
         return self.basis @ (self.basis.T @ noise / jnp.sqrt(self.values))
 
-    def log_q(self, away: Array, scale: Array) -> Array:
-        """log N(away; 0, scale²·H⁻¹) less what does not depend on φ."""
-        return 0.5 * jnp.sum(
-            jnp.log(self.values) - self.values * (self.basis.T @ away) ** 2 / scale**2
-        )
+    def log_q(self, difference: Latents, scale: Scalar) -> Scalar:
+        """Return log N(difference; 0, scale²·H⁻¹) up to a term that does not depend on
+        φ."""
+        squares = self.values * (self.basis.T @ difference) ** 2 / scale**2
+        return 0.5 * jnp.sum(jnp.log(self.values) - squares)
 
 
-def _latents(
-    key: Array, known: ClosedFormDensity, v: Array, score: Array
-) -> tuple[Array, Array]:
+def _move_latents(
+    key: Array, closed_form: ClosedFormDensity, v: Point, score: Point
+) -> tuple[Point, Point]:
     """Step 1: v after moves of φ alone, and the score there."""
-    y, z = jnp.split(v, [known.layout.dims])
+    y, z = jnp.split(v, [closed_form.layout.dims])
 
-    def newton(i: Array, now: tuple[Array, _Local]) -> tuple[Array, _Local]:
-        """N(φ + θ·H⁻¹∇log p, θ(2 − θ)·H⁻¹) with a θ of its own each time: of a Gaussian
-        it is never rejected."""
-        z, here = now
+    def newton(
+        i: Array, current: tuple[Array, _LocalGaussian]
+    ) -> tuple[Array, _LocalGaussian]:
+        """Move by N(φ + θ·H⁻¹∇log p, θ(2 − θ)·H⁻¹), with a new θ each time: of a
+        Gaussian it is never rejected."""
+        z, here = current
         draw, length, last = jax.random.split(jax.random.fold_in(key, i), 3)
         theta = jax.random.uniform(length, minval=0.1, maxval=1.0)
         scale = jnp.sqrt(theta * (2 - theta))
-        there_at = (
-            z
-            + theta * here.newton()
-            + scale * here.spread(jax.random.normal(draw, z.shape))
-        )
-        there = _Local.at(known, y, there_at)
-        forth = here.log_q(there_at - z - theta * here.newton(), scale)
-        back = there.log_q(z - there_at - theta * there.newton(), scale)
-        taken, _ = _accept(last, there.log_p - here.log_p + back - forth)
-        return where(taken, (there_at, there), now)
+        noise = scale * here.spread(jax.random.normal(draw, z.shape))
+        proposed = z + theta * here.newton() + noise
+        there = _LocalGaussian.at(closed_form, y, proposed)
+        log_forth = here.log_q(proposed - z - theta * here.newton(), scale)
+        log_back = there.log_q(z - proposed - theta * there.newton(), scale)
+        accepted, _ = _accept(last, there.log_p - here.log_p + log_back - log_forth)
+        return where(accepted, (proposed, there), current)
 
-    def single(i: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        """One coordinate by a step of any order of magnitude, for where the curvature
-        misleads."""
-        z, log_p = now
-        which, along, length, draw, last = jax.random.split(
-            jax.random.fold_in(key, i), 5
-        )
+    def single(i: Array, current: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Move one coordinate by a step of any order of magnitude, for where the
+        curvature misleads."""
+        z, log_p = current
+        keys = jax.random.split(jax.random.fold_in(key, i), 5)
+        coordinate, along, length, draw, last = keys
         low, high = np.log(tuning.LATENTS.lengths)
         size = jnp.exp(jax.random.uniform(length, minval=low, maxval=high))
-        way = known.unit_vector(which) * size * jax.random.normal(draw)
-        there_at, wider = where(
-            jax.random.bernoulli(along), known.shifted(z, way), (z + way, jnp.zeros(()))
-        )
-        there = known.log_density(jnp.concatenate([y, there_at]))
-        taken, _ = _accept(last, there - log_p + wider)
-        return jnp.where(taken, there_at, z), jnp.where(taken, there, log_p)
+        shift = closed_form.unit_vector(coordinate) * size * jax.random.normal(draw)
+        # Half of the time with the latents that depend on it, which changes volumes.
+        alone = (z + shift, jnp.zeros(()))
+        together = closed_form.shifted(z, shift)
+        proposed, log_volume = where(jax.random.bernoulli(along), together, alone)
+        there = closed_form.log_density(jnp.concatenate([y, proposed]))
+        accepted, _ = _accept(last, there - log_p + log_volume)
+        return where(accepted, (proposed, there), current)
 
-    turns, singles = tuning.LATENTS.turns, tuning.LATENTS.singles
-    z, local = jax.lax.fori_loop(0, turns, newton, (z, _Local.at(known, y, z)))
-    z, _ = jax.lax.fori_loop(turns, turns + singles, single, (z, local.log_p))
+    turns = tuning.LATENTS.turns
+    local = _LocalGaussian.at(closed_form, y, z)
+    z, local = jax.lax.fori_loop(0, turns, newton, (z, local))
+    end = turns + tuning.LATENTS.singles
+    z, _ = jax.lax.fori_loop(turns, end, single, (z, local.log_p))
+    # The score of U is unchanged, as η is: only ∇log p is to be computed anew.
     after = jnp.concatenate([y, z])
-    gradient = jax.grad(known.log_density)
+    gradient = jax.grad(closed_form.log_density)
     return after, score + gradient(after) - gradient(v)
 
 
-def _members(
+def _move_members(
     key: Array,
     line: LineIntegral,
-    known: ClosedFormDensity,
-    v: Array,
-    score: Array,
+    closed_form: ClosedFormDensity,
+    v: Point,
+    score: Point,
     evaluate: Evaluate,
-    step_size: Array,
-) -> tuple[Array, Array, Info]:
+    step_size: Scalar,
+) -> tuple[Point, Point, Info]:
     """Step 2: v after MALA of each member by itself, and the score there."""
-    d, members = known.layout.dims, known.members
+    d = closed_form.layout.dims
+    members = closed_form.members
     draw, last = jax.random.split(key)
 
     def total(values: Array) -> Array:
+        """Return sums over each member's entries."""
         return jnp.zeros((members[-1] + 1,)).at[members].add(values)
 
     s = score[:d]
-    width = jnp.concatenate(
-        [frame.width.reshape(-1) for frame in known.frames(v[d:], math.inf).values()]
-    )
-    h = 1 / (
-        1 / step_size + 1 / width**2
-    )  # no longer than the prior given latents is wide
-    way = h * s + jnp.sqrt(2 * h) * jax.random.normal(draw, s.shape)
-    nodes = jax.vmap(lambda share: v.at[:d].add(share * way))(line.shares[1:])
-    found, zero = jax.vmap(evaluate)(nodes)
-    end = found[-1, :d]
-    slopes = jax.vmap(lambda score: total(score * way))(
-        jnp.concatenate([s[None], found[:, :d]])
-    )
-    log_target, off = jax.vmap(line.along, (None, 1))(line.shares, slopes)
-    log_back = total(
-        0.25 * h * (s**2 - end**2) - 0.5 * (s + end) * way
-    )  # log q(η|η') − log q(η'|η)
-    ratio = log_target + log_back
-    usable = jnp.isfinite(ratio) & ~zero[-1] & (off <= line.tolerance)
-    accepted, probability = _accept(last, jnp.where(usable, ratio, jnp.nan))
-    taken = accepted[members]
-    after = jnp.where(taken, nodes[-1, :d], v[:d])
-    after = jnp.concatenate([after, v[d:]])
-    gradient = jax.grad(lambda z: known.log_density(jnp.concatenate([after[:d], z])))(
-        v[d:]
-    )
-    error = jnp.sum(jnp.where(usable, off, 0.0) * probability)
-    error = error / jnp.maximum(jnp.sum(probability), 1e-6)
+    z = v[d:]
+    frames = closed_form.frames(z, unknown=math.inf)
+    width = jnp.concatenate([frame.width.reshape(-1) for frame in frames.values()])
+    # Steps are no longer than the prior given latents is wide.
+    h = 1 / (1 / step_size + 1 / width**2)
+    shift = h * s + jnp.sqrt(2 * h) * jax.random.normal(draw, s.shape)
+
+    nodes = jax.vmap(lambda share: v.at[:d].add(share * shift))(line.shares[1:])
+    scores, zero = jax.vmap(evaluate)(nodes)
+    end = scores[-1, :d]
+    on_line = jnp.concatenate([s[None], scores[:, :d]])
+    slopes = jax.vmap(lambda score: total(score * shift))(on_line)
+    log_target, error = jax.vmap(line.along, (None, 1))(line.shares, slopes)
+    # log q(η|η') − log q(η'|η)
+    log_proposal = total(0.25 * h * (s**2 - end**2) - 0.5 * (s + end) * shift)
+    log_ratio = log_target + log_proposal
+    usable = jnp.isfinite(log_ratio) & ~zero[-1] & (error <= line.tolerance)
+    accepted, probability = _accept(last, jnp.where(usable, log_ratio, jnp.nan))
+
+    moved = accepted[members]
+    y = jnp.where(moved, nodes[-1, :d], v[:d])
+    after = jnp.concatenate([y, z])
+    # ∇log π at latents is that of log p: U does not depend on them.
+    gradient = jax.grad(lambda z: closed_form.log_density(jnp.concatenate([y, z])))(z)
+    mean_error = jnp.sum(jnp.where(usable, error, 0.0) * probability)
+    mean_error = mean_error / jnp.maximum(jnp.sum(probability), 1e-6)
     info = Info(
-        jnp.mean(probability),
-        jnp.any(taken),
-        ~jnp.all(jnp.isfinite(ratio)),
-        jnp.asarray(jnp.nan),
-        error,
+        acceptance=jnp.mean(probability),
+        accepted=jnp.any(moved),
+        non_finite=~jnp.all(jnp.isfinite(log_ratio)),
+        log_reversal=jnp.asarray(jnp.nan),
+        quadrature_error=mean_error,
     )
-    return after, jnp.concatenate([jnp.where(taken, end, s), gradient]), info
+    return after, jnp.concatenate([jnp.where(moved, end, s), gradient]), info
 
 
-def _along(known: ClosedFormDensity, v: Array, way: Array) -> tuple[Array, Array]:
-    """log p at v, and how much it curves along a way: −d²/ds² log p(v + s·way), made
-    positive."""
-
-    def slope(s: Array) -> tuple[Array, Array]:
-        return jax.jvp(
-            lambda s: known.log_density(v + s * way), (s,), (jnp.ones_like(s),)
-        )
-
-    (log_p, _), (_, second) = jax.jvp(slope, (jnp.zeros(()),), (jnp.ones(()),))
-    curvature = jnp.where(jnp.isfinite(second), jnp.abs(second), 1.0)
-    return log_p, jnp.maximum(curvature, tuning.LATENTS.flat)
-
-
-def _log_wider(before: dict[str, Frame], after: dict[str, Frame]) -> Array:
-    """log |dη'/dη| of a move that takes η along, a scalar."""
-    return sum(
-        (frame.log_volume - before[name].log_volume for name, frame in after.items()),
-        jnp.zeros(()),
-    )
-
-
-def _joint_move(
+def _move_jointly(
     key: Array,
     line: LineIntegral,
-    known: ClosedFormDensity,
-    widths: Array | None,
-    v: Array,
-    score: Array,
+    closed_form: ClosedFormDensity,
+    widths: Latents | None,
+    v: Point,
+    score: Point,
     evaluate: Evaluate,
-) -> tuple[Array, Array]:
-    """Step 3: v after a move of φ that takes η along, and the score there; half of the
-    time about as far as the population is wide, where that is known."""
-    d = known.layout.dims
+) -> tuple[Point, Point]:
+    """Step 3: v after a move of φ that takes η along, and the score there.
+
+    Half of the time it is about as far as the population is wide, where that is known;
+    else its length follows the curvature of log p along the move.
+    """
+    d = closed_form.layout.dims
     z = v[d:]
-    draw, far, which, last = jax.random.split(key, 4)
-    one = jnp.concatenate([jnp.zeros((d,)), known.unit_vector(which)])
+    draw, far, coordinate, last = jax.random.split(key, 4)
+    unit = closed_form.unit_vector(coordinate)
+    direction = jnp.concatenate([jnp.zeros((d,)), unit])
     low, high = np.log(tuning.LATENTS.ratios)
     scale = jnp.exp(jax.random.uniform(far, minval=low, maxval=high))
-    here, curvature = _along(known, v, one)
-    length, local = scale / jnp.sqrt(curvature), jnp.ones((), bool)
+    here, curvature = _curvature_along(closed_form, v, direction)
+    length = scale / jnp.sqrt(curvature)
+    local = jnp.ones((), bool)
     if widths is not None:
-        local = jax.random.bernoulli(jax.random.fold_in(which, 1))
-        length = jnp.where(local, length, tuning.LATENTS.reach * (widths @ one[d:]))
+        local = jax.random.bernoulli(jax.random.fold_in(coordinate, 1))
+        length = jnp.where(local, length, tuning.LATENTS.reach * (widths @ unit))
     length *= jax.random.normal(draw)
-    way = length * one[d:]
-    frames, etas = known.frames(z), known.layout.position(v, 1.0)
+    shift = length * unit
+
+    # Along the path φ moves, and η with it: ξ is held.
+    frames = closed_form.frames(z)
+    etas = closed_form.layout.position(v, 1.0)
     xi = {name: frame.standard(etas[name]) for name, frame in frames.items()}
 
-    def along(share: Array) -> Array:
-        there, _ = known.shifted(z, share * way)
-        return jnp.concatenate(
-            [
-                *(
-                    f.place(xi[name]).reshape(-1)
-                    for name, f in known.frames(there).items()
-                ),
-                there,
-            ]
-        )
+    def path(share: Array) -> Array:
+        there, _ = closed_form.shifted(z, share * shift)
+        moved = closed_form.frames(there)
+        etas = [moved[name].place(xi[name]).reshape(-1) for name in moved]
+        return jnp.concatenate([*etas, there])
+
+    def path_and_velocity(share: Array) -> tuple[Array, Array]:
+        return jax.jvp(path, (share,), (jnp.ones(()),))
 
     def log_p(y: Array, z: Array) -> Array:
-        return known.log_density(jnp.concatenate([y, z]))
+        return closed_form.log_density(jnp.concatenate([y, z]))
 
-    nodes, velocity = jax.vmap(lambda share: jax.jvp(along, (share,), (jnp.ones(()),)))(
-        line.shares
-    )
+    nodes, velocity = jax.vmap(path_and_velocity)(line.shares)
     found, zero = jax.vmap(evaluate)(nodes[1:])
     scores = jnp.concatenate([score[None], found])[:, :d]
+    # ∇U is the score less ∇log p; its integral is log U(η') − log U(η).
     of_u = scores - jax.vmap(jax.grad(log_p))(nodes[:, :d], nodes[:, d:])
-    of_moved, off = line.along(line.shares, jnp.sum(of_u * velocity[:, :d], axis=1))
-    there, curvature_there = _along(known, nodes[-1], one)
-    ratio = (
+    slopes = jnp.sum(of_u * velocity[:, :d], axis=1)
+    log_u_ratio, error = line.along(line.shares, slopes)
+    there, curvature_there = _curvature_along(closed_form, nodes[-1], direction)
+    log_ratio = (
         there
         - here
-        + of_moved
-        + _log_wider(frames, known.frames(nodes[-1, d:]))
-        + known.shifted(z, way)[1]
+        + log_u_ratio
+        + _log_volume_change(frames, closed_form.frames(nodes[-1, d:]))
+        + closed_form.shifted(z, shift)[1]
     )
-    back = (
+    # log q(φ|φ') − log q(φ'|φ) where the length follows the curvature.
+    log_proposal = (
         jnp.log(curvature_there / curvature)
         - (curvature_there - curvature) * (length / scale) ** 2
     )
-    ratio += jnp.where(local, 0.5 * back, 0.0)
+    log_ratio += jnp.where(local, 0.5 * log_proposal, 0.0)
     # The nodes are those of the way back too: what is refused for its error is refused
     # both ways.
-    usable = jnp.all(jnp.isfinite(found)) & ~zero[-1] & (off <= line.tolerance)
-    taken, _ = _accept(last, jnp.where(usable, ratio, jnp.nan))
-    return jnp.where(taken, nodes[-1], v), jnp.where(taken, found[-1], score)
+    usable = jnp.all(jnp.isfinite(found)) & ~zero[-1] & (error <= line.tolerance)
+    accepted, _ = _accept(last, jnp.where(usable, log_ratio, jnp.nan))
+    return jnp.where(accepted, nodes[-1], v), jnp.where(accepted, found[-1], score)
+
+
+def _curvature_along(
+    closed_form: ClosedFormDensity, v: Point, direction: Point
+) -> tuple[Scalar, Scalar]:
+    """Return log p at v, and its curvature along a direction, −d²/ds² log p(v +
+    s·direction), made positive."""
+
+    def log_p(s: Array) -> Array:
+        return closed_form.log_density(v + s * direction)
+
+    def slope(s: Array) -> tuple[Array, Array]:
+        return jax.jvp(log_p, (s,), (jnp.ones_like(s),))
+
+    zero_and_one = (jnp.zeros(()),), (jnp.ones(()),)
+    (value, _), (_, second) = jax.jvp(slope, *zero_and_one)
+    curvature = jnp.where(jnp.isfinite(second), jnp.abs(second), 1.0)
+    return value, jnp.maximum(curvature, tuning.LATENTS.flat)
+
+
+def _log_volume_change(before: dict[str, Frame], after: dict[str, Frame]) -> Scalar:
+    """Return log |dη'/dη| of a move that takes η along."""
+    changes = [after[name].log_volume - before[name].log_volume for name in after]
+    return sum(changes, jnp.zeros(()))

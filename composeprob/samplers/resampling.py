@@ -140,7 +140,7 @@ class Resample(Resampler):
         return systematic(bits, log_weights)
 
     def __repr__(self) -> str:
-        return f"Resample({float(self.threshold):.3g})"
+        return f"{type(self).__name__}({float(self.threshold):.3g})"
 
 
 # Weights. They are taken relative to the largest one, so that no exponential overflows.

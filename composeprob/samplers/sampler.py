@@ -1,18 +1,22 @@
-"""The one sampler: N chains go down the levels by a step, weights, a meeting and moves;
-`SMC`, `AnnealedMCMC` and `Ancestral` are made of other parts of these."""
+"""The sampler: N chains go down the levels by steps, weights, resampling and moves.
+
+`SMC`, `AnnealedMCMC` and `Ancestral` are choices of these parts.
+"""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 import math
+import warnings
 from functools import partial
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, UInt32
 
 from composeprob import tuning
 from composeprob.arguments import check_count
@@ -24,7 +28,7 @@ from composeprob.kernels.gibbs import parts_of, replaced
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.pytree import where
 from composeprob.samplers.descent import Descent, at_target, moved_to
-from composeprob.samplers.finishers import Finisher, closings
+from composeprob.samplers.finishers import Finisher, as_finishers
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Transitions, by_kind
 from composeprob.samplers.random import Stream, key_of, normals, stream
@@ -33,23 +37,37 @@ from composeprob.samplers.run import Pace, Run, Visits
 from composeprob.samplers.step import ReverseStep
 from composeprob.samplers.weights import first_evidence
 
+NEEDED_BY_WEIGHTS = {
+    "feynman_kac": frozenset({"score", "feynman_kac"}),
+    "density": frozenset({"score", "energy", "mode_depth"}),
+}
+"""Capabilities that a density must have for each kind of weights."""
+
+
+class DrawCost(NamedTuple):
+    """Costs of one transition of `Sampler.draw`."""
+
+    evaluations: int  # of the composed density, for one chain
+    proposals: int  # moves that can turn out non-finite
+    settling: int  # transitions that are made before the first draw
+
 
 class Sampler(eqx.Module):
-    """How chains travel from the noisiest level to level 0: what `infer` takes as
-    ``sampler=``.
+    """Method by which chains go from the noisiest level to level 0: what `infer` takes
+    as ``sampler=``.
 
     Hyper-parameters only; numbers are leaves, so other numbers reuse compiled code.
 
     Attributes:
-        kernel: what moves chains at a level; None where nothing does.
+        kernel: moves chains at a level; None for no moves.
         steps_per_level: transitions at each level.
-        step: what leads chains from a level to the next; None where they stay.
+        step: leads chains from a level to the next; None where they stay.
         weights: ``"feynman_kac"`` from scores and the compiler's rate, ``"density"``
             from π_{k−1}/π_k, or None.
-        meet: how chains exchange places.
-        then: what closes the run at level 0.
-        check_levels: whether Feynman–Kac weights are computed once more over every
-            other level.
+        exchange: rule by which chains exchange places: a `Resampler` of `SMC`, a swap
+            of `ReplicaExchange`.
+        finishers: post-processing moves at level 0, the argument ``then=``.
+        check_levels: Feynman–Kac weights are computed once more over every other level.
         moves: the transitions, once `prepare` has resolved them.
     """
 
@@ -57,327 +75,329 @@ class Sampler(eqx.Module):
     steps_per_level: int = eqx.field(default=0, static=True)
     step: ReverseStep | None = None
     weights: str | None = eqx.field(default=None, static=True)
-    meet: Resampler | None = None
-    then: tuple[Finisher, ...] = ()
+    exchange: Resampler | None = None
+    finishers: tuple[Finisher, ...] = ()
     check_levels: bool = eqx.field(default=False, static=True)
-    moves: Transitions = None  # type: ignore[assignment]  # nothing reads it before, or where there is no kernel
+    # Nothing reads it before `prepare`, or where there is no kernel.
+    moves: Transitions = None  # type: ignore[assignment]
 
     descent: ClassVar[type[Descent]] = Descent
 
-    # What it needs, and what it is
+    # Names of 0.1.0
+
+    @property
+    def meet(self) -> Resampler | None:
+        """Former name of `exchange`."""
+        _warn_renamed("meet", "exchange")
+        return self.exchange
+
+    @property
+    def then(self) -> tuple[Finisher, ...]:
+        """Former name of `finishers`."""
+        _warn_renamed("then", "finishers")
+        return self.finishers
+
+    # Requirements and properties
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
-        """What the density must offer, by who needs it: ``{"HMC": {"energy",
-        "score"}}``."""
+        """Capabilities that the density must have, by the part that needs them:
+        ``{"HMC": {"energy", "score"}}``."""
         needed: dict[str, frozenset[str]] = {}
         if self.weights is not None:
-            by_weights = (
-                {"feynman_kac"}
-                if self.weights == "feynman_kac"
-                else {"energy", "mode_depth"}
-            )
-            needed[f"SMC(weights='{self.weights}')"] = frozenset({"score", *by_weights})
+            needed[f"SMC(weights='{self.weights}')"] = NEEDED_BY_WEIGHTS[self.weights]
         elif self.kernel is None:
             needed[type(self).__name__] = frozenset({"score"})
-        for closing in self.then:
-            needed |= closing.requires
+        for finisher in self.finishers:
+            needed |= finisher.requires
         for part in parts_of(self.kernel):
-            needed[type(part).__name__] = (
-                needed.get(type(part).__name__, frozenset()) | part.requires
-            )
+            name = type(part).__name__
+            needed[name] = needed.get(name, frozenset()) | part.requires
         return needed
 
     @property
     def adjusted(self) -> tuple[bool, ...]:
-        """Whether a Metropolis test decides, so that acceptance means something, for
-        each of the kernel's blocks."""
-        return tuple(
-            part.optimal_acceptance is not None for part in parts_of(self.kernel)
-        ) or (False,)
+        """True for each block of the kernel that has a Metropolis test, so that its
+        acceptance means something."""
+        parts = parts_of(self.kernel)
+        return tuple(part.optimal_acceptance is not None for part in parts) or (False,)
 
     @property
     def blocks(self) -> tuple[str, ...]:
         """Names of the kernel's blocks, where it has any, such as ``("x", "mu,
         sigma")``."""
-        return (
-            tuple(", ".join(sites) for sites in self.kernel.sites)
-            if isinstance(self.kernel, Gibbs)
-            else ()
-        )
+        if not isinstance(self.kernel, Gibbs):
+            return ()
+        return tuple(", ".join(sites) for sites in self.kernel.sites)
 
     @property
     def check_order(self) -> int | None:
-        """The order p at which the error of `Run.log_evidence` vanishes with the
-        levels' distance, where it is to be estimated; None where it has none, or nobody
-        asks."""
-        return self.step.order if self.step is not None and self.check_levels else None
+        """Order p at which the error of `Run.log_evidence` vanishes with the distance
+        of levels, where that error is to be estimated; else None."""
+        if self.step is None or not self.check_levels:
+            return None
+        return self.step.order
 
     def estimates_evidence(self, density: AnnealedDensity) -> bool:
-        """Whether `Run.log_evidence` estimates log ∫π_0."""
+        """Return whether `Run.log_evidence` estimates log ∫π_0."""
+        if self.weights == "feynman_kac":
+            return True
         # Density weights carry each level's own constant: they give the evidence only
-        # if there is none.
-        return self.weights == "feynman_kac" or (
-            self.weights == "density" and density.top.normalised
-        )
+        # if the noisiest level has none.
+        return self.weights == "density" and density.top.normalised
 
     def needs_terms(self, density: AnnealedDensity) -> bool:
-        """Whether evaluations are to have their parts: of chains that are weighed, or
-        whose path weights are kept."""
+        """Return whether evaluations must have their density terms: for weights, and
+        for path weights of chains without weights."""
+        if self.weights is not None:
+            return True
         noised = any(site.kind == "noised" for site in density.sites.values())
-        return self.weights is not None or (
-            self.step is not None and noised and "feynman_kac" in density.capabilities
-        )
+        has_rate = "feynman_kac" in density.capabilities
+        return self.step is not None and noised and has_rate
 
     def in_numbers(self) -> Self:
-        """The same, once prepared, with the steps that rules gave in the place of the
-        rules: these are functions, and one that is written again, as a notebook's cell
-        does, would be compiled again."""
-        return self if self.moves is None else replaced(self, kernel=self.moves.kernel)
+        """Return the prepared sampler with step sizes in place of their rules.
+
+        A rule is a function, part of what is compiled. A notebook's cell that runs once
+        more defines it anew, and everything would be compiled again.
+        """
+        if self.moves is None:
+            return self
+        return replaced(self, kernel=self.moves.kernel)
 
     def prepare(self, density: AnnealedDensity) -> Sampler:
-        """The same sampler with everything resolved that depends on the density: step
-        sizes per level, defaults. Refused where it cannot be used with this density."""
+        """Return the sampler for one density: step sizes per level and defaults are
+        resolved. Refused where it cannot be used with this density."""
         if self.kernel is not None:
-            return replaced(
-                self,
-                moves=Transitions.resolved(self.kernel, self.steps_per_level, density),
-            )
-        static = [name for name, site in density.sites.items() if site.kind == "static"]
-        if self.then:
+            moves = Transitions.resolved(self.kernel, self.steps_per_level, density)
+            return replaced(self, moves=moves)
+        name = type(self).__name__
+        if self.finishers:
             raise CapabilityError(
-                f"then={self.then[0]!r} moves chains at level 0, but {type(self).__name__} has no kernel here.",
+                f"then={self.finishers[0]!r} moves chains at level 0, but {name} has "
+                "no kernel here.",
                 where=density.described.where,
                 fix="pass a kernel, or leave then out.",
             )
+        static = [name for name, site in density.sites.items() if site.kind == "static"]
         if static:
             raise CapabilityError(
-                f"{type(self).__name__} without a kernel leaves NumPyro's latents where their priors put them: "
-                f"{', '.join(map(repr, static))}.",
+                f"{name} without a kernel leaves NumPyro's latents where their priors "
+                f"put them: {', '.join(map(repr, static))}.",
                 where=density.described.where,
-                fix="use cp.SMC or cp.AnnealedMCMC with a kernel, such as cp.UHMC(step_size=…) for score-only factors.",
+                fix="use cp.SMC or cp.AnnealedMCMC with a kernel, such as "
+                "cp.UHMC(step_size=…) for score-only factors.",
             )
         return self
 
     def with_moves(self, kernel: Kernel, steps_per_level: int) -> Self:
-        """The same sampler, not yet prepared, with other transitions."""
+        """Return the sampler, not yet prepared, with other transitions."""
         return replaced(
             self, kernel=kernel, steps_per_level=steps_per_level, moves=None
         )
 
-    # What it costs
+    # Costs
 
     def first_level(self, density: AnnealedDensity) -> int:
-        """The level where chains start: the noisiest, or a few below it for chains that
-        are weighed, where levels carry no signal but are far from one another (the
-        first ones of cosine schedules): a step between them would only spoil the
-        weights."""
+        """Return the level where chains start: the noisiest, or a few below it.
+
+        The first levels of a cosine schedule carry no signal but are far from one
+        another. A step between them would only spoil weights, so weighted chains start
+        below them.
+        """
         level = density.num_levels - 1
         if self.weights is None:
             return level
         log_snr = density.schedule.log_snr
-        little, far = tuning.START.little_signal, tuning.START.far_apart
         while (
             level > 0
-            and log_snr[level - 1] < little
-            and log_snr[level - 1] - log_snr[level] > far
+            and log_snr[level - 1] < tuning.START.little_signal
+            and log_snr[level - 1] - log_snr[level] > tuning.START.far_apart
         ):
             level -= 1
         return level
 
     def evaluations(self, completed: int) -> int:
-        """Evaluations of the composed density per chain in so many levels."""
+        """Return the evaluations of the composed density, per chain, in ``completed``
+        levels."""
         descents = max(completed - 1, 0)
         if self.weights is None and self.moves is None:
             return descents
-        moves = (
-            self.moves.total * self.moves.kernel.evaluations_per_step
-            if self.moves
-            else 0
-        )
-        starts = (
-            0
-            if self.moves is None or self.moves.layout.dims or self.weights is not None
-            else tuning.START.draws
-        )
-        return (
-            starts
-            + completed * (1 + moves)
-            + (descents if self.step is not None and self.step.order == 2 else 0)
-        )
+        at_start = 0
+        at_level = 1
+        if self.moves is not None:
+            at_level += self.moves.total * self.moves.kernel.evaluations_per_step
+            if self.weights is None and not self.moves.layout.dims:
+                at_start = tuning.START.draws  # see `likely_start`
+        # A step of second order is corrected by the score where it ends.
+        corrected = self.step is not None and self.step.order == 2
+        return at_start + completed * at_level + descents * corrected
 
     def proposals(self) -> int:
-        """Moves of one chain at one level that can turn out non-finite: transitions,
-        adapting ones included, and the reverse step."""
+        """Return the number of moves of one chain at one level that can turn out
+        non-finite: transitions, adapting ones included, and the reverse step."""
         stepped = self.weights is not None or self.step is not None
-        return stepped + (
-            self.moves.total * len(self.moves.blocks) if self.moves else 0
-        )
+        if self.moves is None:
+            return int(stepped)
+        return stepped + self.moves.total * len(self.moves.blocks)
 
     @property
-    def drawing(self) -> tuple[int, int, int]:
-        """Evaluations of one transition of `draw`, the moves in it that can turn out
-        non-finite, and how many of them are made before the first draw."""
-        return (
-            self.moves.kernel.evaluations_per_step,
-            len(self.moves.blocks),
-            self.moves.settling,
+    def drawing(self) -> DrawCost:
+        """Costs of one transition of `draw`."""
+        return DrawCost(
+            evaluations=self.moves.kernel.evaluations_per_step,
+            proposals=len(self.moves.blocks),
+            settling=self.moves.settling,
         )
 
     def visits(self, density: AnnealedDensity, pace: Pace | None) -> Visits:
-        """The levels that it visits: all from the first on, or those that a `Pace`
+        """Return the levels to visit: all from the first on, or those that a `Pace`
         chooses."""
-        first, levels = self.first_level(density), density.num_levels
-        return (
-            Visits.every(first, levels)
-            if pace is None
-            else Visits.given([first], levels, pace)
-        )
+        first = self.first_level(density)
+        if pace is None:
+            return Visits.every(first, density.num_levels)
+        return Visits.given([first], density.num_levels, pace)
 
-    # What it does
+    # The run
 
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
-        """Fill in the chains' states (and first weights) at the first level, before any
+        """Fill in the chains' states, and first weights, at the first level, before any
         transition there."""
-        layout, spread = Layout.of_density(density), run.spread
+        layout = Layout.of_density(density)
+        spread = run.spread
         blank = layout.unevaluated(density, self.needs_terms(density))
         if layout.dims or self.weights is not None:
-            points = spread.map(
-                partial(initial_point, layout, density, level), run.words
-            )
+            initial = partial(initial_point, layout, density, level)
+            points = spread.map(initial, run.words)
         else:
-            points, paths = spread.map(
-                partial(likely_start, layout, density, level), run.words
-            )
-            run = dataclasses.replace(run, path_weights=paths)
-        run = dataclasses.replace(
-            run,
-            chains=spread.map(partial(self.initial_particle, blank), run.words, points),
-        )
+            likely = partial(likely_start, layout, density, level)
+            points, path_weights = spread.map(likely, run.words)
+            run = dataclasses.replace(run, path_weights=path_weights)
+        particle = partial(self.initial_particle, blank)
+        run = dataclasses.replace(run, chains=spread.map(particle, run.words, points))
         if self.moves is not None:
-            records = type(run.records).empty(
-                len(run.records.ess), len(self.moves.blocks)
-            )
-            run = dataclasses.replace(
-                run, tuning=self.moves.untuned(len(run.ancestors)), records=records
-            )
-        return (
-            run
-            if self.weights is None
-            else dataclasses.replace(run, log_evidence=first_evidence(density, level))
-        )
+            num_levels = len(run.records.ess)
+            records = type(run.records).empty(num_levels, len(self.moves.blocks))
+            untuned = self.moves.untuned(len(run.ancestors))
+            run = dataclasses.replace(run, tuning=untuned, records=records)
+        if self.weights is not None:
+            run = dataclasses.replace(run, log_evidence=first_evidence(density, level))
+        return run
 
-    def initial_particle(self, blank: Evaluation, words: Array, v: Array) -> Particles:
-        """One chain at v, (D,), not evaluated yet."""
-        return (
-            Particles(v, blank)
-            if self.moves is None
-            else self.moves.start(words, v, blank)
-        )
+    def initial_particle(
+        self, blank: Evaluation, words: UInt32[Array, " 2"], v: Float[Array, " size"]
+    ) -> Particles:
+        """Return one chain at v, not evaluated yet."""
+        if self.moves is None:
+            return Particles(v, blank)
+        return self.moves.start(words, v, blank)
 
-    def way(self, density: AnnealedDensity, run: Run) -> Descent:
-        """Its phases, while they are traced."""
+    def phases(self, density: AnnealedDensity, run: Run) -> Descent:
+        """Return the phases of a level, while they are traced."""
         return self.descent(
             density,
             run,
             self.moves,
             self.step,
             self.weights,
-            self.meet,
+            self.exchange,
             self.needs_terms(density),
         )
 
     def advance(self, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
-        """Goes on with the run's visits until ``end`` are made, or level 0 is reached;
-        traced once for all levels."""
-        way = self.way(density, run)
-        return jax.lax.while_loop(
-            lambda carry: carry[0].visits.before(end), way.phase, (run, way.blank(run))
-        )[0]
+        """Visit levels until ``end`` visits are made, or level 0 is reached; traced
+        once for all levels."""
+        phases = self.phases(density, run)
+        run, _ = jax.lax.while_loop(
+            lambda carry: carry[0].visits.before(end),
+            phases.phase,
+            (run, phases.blank(run)),
+        )
+        return run
 
     def draw(self, run: Run, density: AnnealedDensity, i: Array, thin: Array) -> Run:
-        """Makes the ``thin`` transitions at level 0 that lead to draw i, before the
-        first one those in which step sizes settle too."""
-        moves, n = self.moves, len(run.ancestors)
+        """Make the ``thin`` transitions at level 0 that lead to draw i; before the
+        first draw also those in which step sizes settle."""
+        moves = self.moves
         words = run.spread.map(lambda words: stream(words, Stream.DRAWS), run.words)
-        first, end = (
-            jnp.where(i == 0, 0, moves.settling + i * thin),
-            moves.settling + (i + 1) * thin,
-        )
+        first = jnp.where(i == 0, 0, moves.settling + i * thin)
+        end = moves.settling + (i + 1) * thin
         made, tally = at_target(run, density, moves, words, first, end)
-        # The records of level 0 are means over all transitions there.
-        share, zero, records = (
-            thin / (moves.count + (i + 1) * thin),
-            jnp.int32(0),
-            run.records,
-        )
-        acceptance, error, bad = tally.means(run.spread, moves, thin, n)
-        old, new = (1 - share) * records.acceptance[0], share * acceptance
-        errors = jnp.where(old > 0, old * records.quadrature_error[0], 0.0) + jnp.where(
-            new > 0, new * error, 0.0
-        )
-        means = {"acceptance": old + new, "quadrature_error": errors / (old + new)}
-        means["step_size"] = (1 - share) * records.step_size[
-            0
-        ] + share * tally.steps / thin
-        records = records.counting(zero, bad).at(zero, **means)
-        return dataclasses.replace(
-            moved_to(run, made.chains), tuning=made.tuning, records=records
+        acceptance, error, bad = tally.means(
+            run.spread, moves, thin, len(run.ancestors)
         )
 
+        # The records of level 0 are means over all transitions there, of which those of
+        # this draw are a share.
+        records = run.records
+        share = thin / (moves.count + (i + 1) * thin)
+        old = (1 - share) * records.acceptance[0]
+        new = share * acceptance
+        # Errors are means over accepted moves: where none is, there is no error.
+        old_error = jnp.where(old > 0, old * records.quadrature_error[0], 0.0)
+        new_error = jnp.where(new > 0, new * error, 0.0)
+        old_step = (1 - share) * records.step_size[0]
+        level = jnp.int32(0)
+        records = records.counting(level, bad).at(
+            level,
+            acceptance=old + new,
+            quadrature_error=(old_error + new_error) / (old + new),
+            step_size=old_step + share * tally.steps / thin,
+        )
+        moved = moved_to(run, made.chains)
+        return dataclasses.replace(moved, tuning=made.tuning, records=records)
+
     def positions(self, run: Run, density: AnnealedDensity) -> Position:
-        """The chains' positions, each leaf of shape (N, …)."""
+        """Return the chains' positions, each leaf of shape (N, …)."""
         alpha = density.schedule.at(run.visits.level).alpha
         return Layout.of_density(density).position(run.chains.position, alpha)
 
-    def log_densities(self, run: Run) -> Array | None:
-        """log π of each chain where it is, (N,), as last evaluated; None where it is
-        not known."""
-        return (
-            None
-            if self.moves is None and self.weights is None
-            else run.chains.evaluation.log_density
-        )
+    def log_densities(self, run: Run) -> Float[Array, " chains"] | None:
+        """Return log π of each chain where it is, as last evaluated; None where it is
+        unknown."""
+        if self.moves is None and self.weights is None:
+            return None
+        return run.chains.evaluation.log_density
 
     def round_trips(self, run: Run) -> float | None:
-        """How many replicas of a chain came from the noisiest level to level 0 in its
-        draws; None without replicas."""
+        """Return how many replicas of a chain came from the noisiest level to level 0
+        in its draws; None without replicas."""
         return None
 
     @abc.abstractmethod
     def describe(self) -> str:
-        """One line: the sampler and its settings."""
+        """Return one line: the sampler and its settings."""
 
     def __repr__(self) -> str:
         return self.describe()
 
 
 class SMC(Sampler):
-    r"""A population of chains, weighted from level to level so that modes keep their
-    shares.
+    r"""Sequential Monte Carlo: a population of chains, weighted from level to level so
+    that modes keep their shares.
 
     From level k + 1 to k, with F the part of π made of diffusion factors and G the rest
     (observations, user energies, classifiers):
 
-    * ``weights="feynman_kac"``: a reverse step, and log w += ∫(r + ∇·u + ⟨u, S⟩) dτ + log G_k(x') − log G_{k+1}(x) +
-      log p(x') − log q(x'), with S = ∇log F and r the Feynman–Kac rate that the
-      compiler derives from the leaves' scores, τ the variance that a step takes away, u
-      the control, p the law of the step along S + u, and q that of the step that is
-      made, which is twisted towards ∇log G. It needs scores of F only, so it is right
-      for learned factors. Tempered observations and user energies are averaged in
-      G_{k+1}, over 8 points that noise leads back to from x', so that walls, where they
-      are 0, lose no mass. That takes 8 evaluations of these functions a level, and none
-      of a network of F;
-    * ``weights="density"``: no move, and log w += log π_k(x) − log π_{k+1}(x). It trusts log-densities *between*
-      modes, which energies learned by score matching do not know: for analytic or
-      calibrated factors only.
+    * ``weights="feynman_kac"``: a reverse step, and log w += ∫(r + ∇·u + ⟨u, S⟩) dτ +
+      log G_k(x') − log G_{k+1}(x) + log p(x') − log q(x'). Here S = ∇log F, r is the
+      Feynman–Kac rate that the compiler derives from the leaves' scores, τ the variance
+      that a step takes away, u the control, p the law of the step along S + u, and q
+      the law of the step that is made, which is twisted towards ∇log G. These weights
+      need scores of F only, so they are right for learned factors. Tempered
+      observations and user energies are averaged in G_{k+1}, over 8 points that noise
+      leads back to from x', so that walls, where they are 0, lose no mass. That takes 8
+      evaluations of these functions a level, and none of a network of F;
+    * ``weights="density"``: no step, and log w += log π_k(x) − log π_{k+1}(x). These
+      weights trust log-densities *between* modes, which energies learned by score
+      matching do not know: use them for analytic or calibrated factors only.
 
     Then the chains are resampled where the relative effective sample size is below the
     threshold, and make ``steps_per_level`` transitions of the kernel, which leave π_k
     invariant. The last level always resamples, so that samples have equal weights.
 
     Where weights differ much, many chains become copies of few: ``result.ancestors``
-    says how many of the first chains have descendants, ``result.effective_chains`` and
+    says how many of the first chains have descendants; ``result.effective_chains`` and
     every standard error follow from that. Below some hundred chains independent ones
     (`AnnealedMCMC`) are better.
 
@@ -389,19 +409,19 @@ class SMC(Sampler):
         weights: ``"feynman_kac"`` or ``"density"``.
         resample: a threshold in (0, 1] for ``cp.Resample(threshold)``, resampling where
             ESS/N falls below it; or another `Resampler`.
-        step: how chains go from level to level, a `ReverseStep`; density weights make
+        step: reverse step from level to level, a `ReverseStep`; density weights make
             none.
-        then: what closes the run at level 0: `WarmUp`, `GlobalMoves`, or several in a
+        then: post-processing moves at level 0: `WarmUp`, `GlobalMoves`, or several in a
             tuple.
         check_levels: whether Feynman–Kac weights are computed once more over every
-            other level, for half the evaluations, as an estimate of what the levels'
-            distance does to the log-evidence.
+            other level, for half the evaluations, to estimate the discretisation error
+            of the log-evidence.
 
     Result:
         ``result.log_evidence`` estimates log ∫π_0, with diffusion factors counted as
-        normalised. Under Feynman–Kac weights it has an error of discretisation, which
+        normalised. Under Feynman–Kac weights it has a discretisation error, which
         vanishes as the square of the levels' distance, or in proportion to it for a
-        step of first order; ``result.log_evidence_error`` has it in it.
+        step of first order; ``result.log_evidence_error`` includes it.
 
     References:
         Skreta et al. 2025, *Feynman–Kac Correctors in Diffusion* (arXiv 2503.02819).
@@ -424,31 +444,18 @@ class SMC(Sampler):
             raise InvalidValueError(
                 f"Unknown weights {weights!r}.", fix="use one of: feynman_kac, density."
             )
-        if step is not None and not isinstance(step, ReverseStep):
-            raise WrongTypeError(
-                f"step must be a cp.ReverseStep; got {step!r}.",
-                fix="pass one, or leave step out.",
-            )
-        if step is not None and weights == "density":
-            raise InvalidValueError(
-                "SMC(weights='density') makes no reverse step.",
-                fix="leave step= out, or weights=, whose default steps from level to level.",
-            )
-        if step is not None and (float(step.eta) != 1.0 or step.twist is None):
-            raise InvalidValueError(
-                f"SMC weighs steps with eta=1 and a twist that is limited; got {step!r}.",
-                fix="leave eta out, and give twist a number such as 0.5.",
-            )
-        step = None if weights == "density" else step or ReverseStep()
-        if isinstance(resample, type):
-            raise WrongTypeError(
-                f"SMC(resample=) is the class {resample.__name__}.",
-                fix=f"write {resample.__name__}().",
-            )
-        meet = resample if isinstance(resample, Resampler) else Resample(resample)
-        checked = bool(check_levels) and weights == "feynman_kac"
+        if step is not None:
+            _check_weighted_step(step, weights)
+        elif weights == "feynman_kac":
+            step = ReverseStep()
         super().__init__(
-            kernel, int(steps_per_level), step, weights, meet, closings(then), checked
+            kernel,
+            int(steps_per_level),
+            step,
+            weights,
+            _as_resampler(resample),
+            as_finishers(then),
+            check_levels=bool(check_levels) and weights == "feynman_kac",
         )
 
     def prepare(self, density: AnnealedDensity) -> Sampler:
@@ -458,25 +465,22 @@ class SMC(Sampler):
         return super().prepare(density)
 
     def describe(self) -> str:
-        kernel = (
-            "no kernel"
-            if self.kernel is None
-            else f"{self.kernel!r}, {self.steps_per_level} steps a level"
-        )
-        threshold = (
-            f"{float(self.meet.threshold):.3g}"
-            if isinstance(self.meet, Resample)
-            else repr(self.meet)
-        )
-        step = (
-            ""
-            if self.step is None or repr(self.step) == "ReverseStep()"
-            else f", step={self.step!r}"
-        )
-        then = "".join(f", then {closing!r}" for closing in self.then)
-        return (
-            f"SMC({kernel}, weights='{self.weights}', resample={threshold}{step}{then})"
-        )
+        settings = ["no kernel"]
+        if self.kernel is not None:
+            settings = [f"{self.kernel!r}", f"{self.steps_per_level} steps a level"]
+        settings += [f"weights='{self.weights}'", f"resample={self._resample}"]
+        if self.step is not None and repr(self.step) != "ReverseStep()":
+            settings.append(f"step={self.step!r}")
+        settings += [f"then {finisher!r}" for finisher in self.finishers]
+        return f"SMC({', '.join(settings)})"
+
+    @property
+    def _resample(self) -> str:
+        """The argument ``resample`` as text: a number for the default rule, which a
+        subclass of it is not."""
+        if type(self.exchange) is Resample:
+            return f"{float(self.exchange.threshold):.3g}"
+        return repr(self.exchange)
 
 
 class AnnealedMCMC(Sampler):
@@ -484,9 +488,9 @@ class AnnealedMCMC(Sampler):
     level, K − 1 to 0.
 
     Cost: one evaluation a level to refresh what the kernel caches, and the kernel's own
-    for each transition. What chains cannot do is cross between modes once these have
-    parted: the share of each mode is frozen at the level where that happens, and no
-    number of chains mends it. `SMC` does. With ``reverse_step=True`` the status says so
+    for each transition. Chains cannot cross between modes once these have parted: the
+    share of each mode is frozen at the level where that happens, whatever the number of
+    chains. `SMC` corrects it. With a reverse step the status says so
     (``shares_frozen``) where the Feynman–Kac weights of the chains' paths tell.
 
     In a program without noised sites nothing leads from the prior to the data in small
@@ -495,18 +499,19 @@ class AnnealedMCMC(Sampler):
 
     Args:
         kernel: a kernel such as ``cp.HMC(0.03, num_leapfrog=3)``.
-        steps_per_level: transitions at each level, ≥ 1; 10 unless it says another
-            number.
-        reverse_step: whether one step of the reverse process takes the chains from each
-            level to the next, as a better start for the kernel: of first order, or
-            ``cp.ReverseStep(control="none")``, of second order for one evaluation more
-            a level. Observations and user energies shift it by at most half the length
-            of its noise, so that a sharp one does not throw chains far off.
-        then: what closes the run at level 0: `WarmUp`, `GlobalMoves`, or several in a
+        steps_per_level: transitions at each level, ≥ 1; 10 unless given.
+        reverse_step: whether a step of the reverse process takes the chains from each
+            level to the next, as a better start for the kernel. True means
+            ``cp.ReverseStep(control="none")``, the step of second order that default
+            runs take, for one evaluation more a level;
+            ``cp.ReverseStep(order=1, control="none")`` saves that evaluation.
+            Observations and user energies shift a step by at most half the length of
+            its noise, so that a sharp one does not throw chains far off.
+        then: post-processing moves at level 0: `WarmUp`, `GlobalMoves`, or several in a
             tuple.
 
     Raises:
-        WrongTypeError: a step that is neither.
+        WrongTypeError: ``reverse_step`` is neither a boolean nor a `ReverseStep`.
         InvalidValueError: a step with a control, which only weights could take into
             account.
 
@@ -515,8 +520,8 @@ class AnnealedMCMC(Sampler):
 
     Example:
         >>> import composeprob as cp
-        >>> cp.AnnealedMCMC(cp.HMC(0.03, num_leapfrog=3), steps_per_level=10).describe()
-        'AnnealedMCMC(HMC(step_size=0.03, num_leapfrog=3, damping=0.5), 10 steps a level)'
+        >>> cp.AnnealedMCMC(cp.MALA(0.03), steps_per_level=10).describe()
+        'AnnealedMCMC(MALA(step_size=0.03), 10 steps a level)'
     """
 
     def __init__(
@@ -529,27 +534,32 @@ class AnnealedMCMC(Sampler):
         check_kernel(kernel, steps_per_level)
         if not isinstance(reverse_step, (bool, ReverseStep)):
             raise WrongTypeError(
-                f"reverse_step must be True, False or a cp.ReverseStep; got {reverse_step!r}.",
+                "reverse_step must be True, False or a cp.ReverseStep; got "
+                f"{reverse_step!r}.",
                 fix="write True.",
             )
-        step = (
-            ReverseStep(order=1, control="none")
-            if reverse_step is True
-            else reverse_step or None
-        )
+        step: ReverseStep | None = None
+        if isinstance(reverse_step, ReverseStep):
+            step = reverse_step
+        elif reverse_step:
+            step = ReverseStep(control="none")
         if step is not None and step.control != "none":
             raise InvalidValueError(
-                f"The reverse step of AnnealedMCMC has control={step.control!r}, which only weights could make up for.",
+                f"The reverse step of AnnealedMCMC has control={step.control!r}, which "
+                "only weights could make up for.",
                 fix='write cp.ReverseStep(control="none"), or use cp.SMC.',
             )
-        super().__init__(kernel, int(steps_per_level), step, then=closings(then))
+        finishers = as_finishers(then)
+        super().__init__(kernel, int(steps_per_level), step, finishers=finishers)
 
     def describe(self) -> str:
-        reverse = ""
-        if self.step is not None:
-            reverse = f", reverse step{' of second order' if self.step.order == 2 else ''} between levels"
-        then = "".join(f", then {closing!r}" for closing in self.then)
-        return f"AnnealedMCMC({self.kernel!r}, {self.steps_per_level} steps a level{reverse}{then})"
+        settings = [f"{self.kernel!r}", f"{self.steps_per_level} steps a level"]
+        if self.step is not None and self.step.order == 2:
+            settings.append("reverse step of second order between levels")
+        elif self.step is not None:
+            settings.append("reverse step between levels")
+        settings += [f"then {finisher!r}" for finisher in self.finishers]
+        return f"AnnealedMCMC({', '.join(settings)})"
 
 
 class Ancestral(Sampler):
@@ -557,8 +567,8 @@ class Ancestral(Sampler):
     products.
 
     The score of the noised product is not the sum of the noised scores, so this samples
-    something else than the program's density; it is the baseline that the other
-    samplers mend (Du et al. 2023, section 3).
+    something else than the program's density. It is the baseline that the other
+    samplers correct (Du et al. 2023, section 3).
 
     Args:
         eta: η in [0, 1]; 1 is DDPM's ancestral sampling, 0 deterministic DDIM.
@@ -580,9 +590,8 @@ class Ancestral(Sampler):
             closed=True,
             fix="a number in [0, 1]: 1 is DDPM, 0 is DDIM",
         )
-        super().__init__(
-            step=ReverseStep(order=1, control="none", twist=None, eta=value)
-        )
+        step = ReverseStep(order=1, control="none", twist=None, eta=value)
+        super().__init__(step=step)
 
     def describe(self) -> str:
         assert self.step is not None
@@ -590,57 +599,108 @@ class Ancestral(Sampler):
 
 
 def initial_point(
-    layout: Layout, density: AnnealedDensity, level: int, words: Array
-) -> Array:
-    """N(0, s/P) at noised entries, the prior at static ones, (D,)."""
-    deviation = jnp.sqrt(
-        density.schedule.at(level).variance / layout.power(density, level)
-    )
-    y = deviation * normals(words, Stream.INITIAL, layout.dims)
+    layout: Layout, density: AnnealedDensity, level: int, words: UInt32[Array, " 2"]
+) -> Float[Array, " size"]:
+    """Draw N(0, s/P) at noised entries and from the prior at static ones."""
+    variance = density.schedule.at(level).variance / layout.power(density, level)
+    y = jnp.sqrt(variance) * normals(words, Stream.INITIAL, layout.dims)
     if layout.size == layout.dims:
         return y
     v = jnp.concatenate([y, jnp.zeros((layout.size - layout.dims,))])
-    xs = {
-        name: layout.position(v, 1.0)[name] for name, _ in layout.noised
-    }  # x/α, as the priors see it
-    return layout.vector(
-        {**xs, **density.evaluator.draw_static(key_of(words, Stream.STATIC), xs)}, 1.0
-    )
+    # Priors of latents that depend on a noised site see it as x/α.
+    xs = {name: layout.position(v, 1.0)[name] for name, _ in layout.noised}
+    latents = density.evaluator.draw_static(key_of(words, Stream.STATIC), xs)
+    return layout.vector({**xs, **latents}, 1.0)
 
 
 def likely_start(
-    layout: Layout, density: AnnealedDensity, level: int, words: Array
-) -> tuple[Array, Array]:
-    """One of `tuning.START.draws` draws of the prior, with probabilities in proportion
-    to their likelihood, and log of the mean of these, under which such draws have the
-    posterior's distribution: a chain that starts far out in a heavy tail would stay
-    there, as the step size that suits the others is too long for it."""
-    alpha, key = density.schedule.at(level).alpha, key_of(words, Stream.INITIAL)
+    layout: Layout, density: AnnealedDensity, level: int, words: UInt32[Array, " 2"]
+) -> tuple[Float[Array, " size"], Float[Array, ""]]:
+    """Choose one of `tuning.START.draws` draws of the prior, with probabilities in
+    proportion to their likelihood.
+
+    A chain that starts far out in a heavy tail would stay there, as the step size that
+    suits the others is too long for it.
+
+    Returns:
+        The draw, and log of the mean likelihood, which as an importance weight gives
+            such draws the posterior's distribution.
+    """
+    alpha = density.schedule.at(level).alpha
+    key = key_of(words, Stream.INITIAL)
 
     def race(i: Array, best: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        # The largest of log-weights plus Gumbel numbers is a draw in proportion to the
+        # weights, which needs no second pass over them.
+        best_point, best_score, log_total = best
         draw_key, race_key = jax.random.split(jax.random.fold_in(key, i))
         position = density.initial(draw_key, level)
         log_weight = density.evaluator(position, level).terms.log_potential
         log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
-        rival = layout.vector(position, alpha), log_weight + jax.random.gumbel(race_key)
-        v, score = where(rival[1] >= best[1], rival, best[:2])
-        return v, score, jnp.logaddexp(best[2], log_weight)
+        point = layout.vector(position, alpha)
+        score = log_weight + jax.random.gumbel(race_key)
+        best_point, best_score = where(
+            score >= best_score, (point, score), (best_point, best_score)
+        )
+        return best_point, best_score, jnp.logaddexp(log_total, log_weight)
 
-    none = jnp.zeros((layout.size,)), jnp.asarray(-jnp.inf), jnp.asarray(-jnp.inf)
-    v, _, total = jax.lax.fori_loop(0, tuning.START.draws, race, none)
-    return v, total - math.log(tuning.START.draws)
+    nobody = jnp.zeros((layout.size,)), jnp.asarray(-jnp.inf), jnp.asarray(-jnp.inf)
+    v, _, log_total = jax.lax.fori_loop(0, tuning.START.draws, race, nobody)
+    return v, log_total - math.log(tuning.START.draws)
 
 
 def check_kernel(
     kernel: object, steps_per_level: object, optional: bool = False
 ) -> None:
-    """Refuse what is no kernel, and a number of transitions below 1."""
+    """Refuse anything but a kernel, and a number of transitions below 1."""
     if not (isinstance(kernel, Kernel) or (optional and kernel is None)):
-        found = (
-            f"the class {kernel.__name__}" if isinstance(kernel, type) else repr(kernel)
-        )
+        shown = repr(kernel)
+        if isinstance(kernel, type):
+            shown = f"the class {kernel.__name__}"
         raise WrongTypeError(
-            f"A sampler needs a kernel; got {found}.",
+            f"A sampler needs a kernel; got {shown}.",
             fix="make one, for example cp.MALA() or cp.HMC(0.03, num_leapfrog=3).",
         )
     check_count(steps_per_level, "steps_per_level")
+
+
+def _check_weighted_step(step: object, weights: str) -> None:
+    """Refuse a step that `SMC` cannot take with these weights."""
+    if not isinstance(step, ReverseStep):
+        raise WrongTypeError(
+            f"step must be a cp.ReverseStep; got {step!r}.",
+            fix="pass one, or leave step out.",
+        )
+    if weights == "density":
+        raise InvalidValueError(
+            "SMC(weights='density') makes no reverse step.",
+            fix="leave step= out, or weights=, whose default steps from level to "
+            "level.",
+        )
+    if float(step.eta) != 1.0 or step.twist is None:
+        raise InvalidValueError(
+            "The Feynman–Kac weights of SMC are those of a step with eta=1 and a "
+            f"limited twist; got {step!r}.",
+            fix="leave eta out, and give twist a number such as 0.5.",
+        )
+
+
+def _as_resampler(resample: object) -> Resampler:
+    """Return the rule that the argument ``resample`` of `SMC` stands for."""
+    if isinstance(resample, type):
+        raise WrongTypeError(
+            f"SMC(resample=) is the class {resample.__name__}.",
+            fix=f"write {resample.__name__}().",
+        )
+    if isinstance(resample, Resampler):
+        return resample
+    return Resample(resample)  # type: ignore[arg-type]  # it refuses what is no number
+
+
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(
+        f"Sampler.{old} is now called Sampler.{new}; the old name goes with the next "
+        "release.",
+        DeprecationWarning,
+        stacklevel=3,
+    )

@@ -199,8 +199,8 @@ def test_starting_chains_evaluates_nothing(name):
 
 
 STATED = {
-    "Ancestral, scores": (0, 1), "ULA, scores": (3, 0), "UHMC, scores": (7, 0), "MALA": (3, 0), "MALA, reverse": (3, 0),
-    "HMC": (7, 0), "HMC, warm-up": (10, 0), "SMC, 2 steps": (3, 1), "SMC, scores": (1, 1),
+    "Ancestral, scores": (0, 1), "ULA, scores": (3, 1), "UHMC, scores": (7, 0), "MALA": (3, 0), "MALA, reverse": (3, 1),
+    "HMC": (7, 1), "HMC, warm-up": (10, 0), "SMC, 2 steps": (3, 1), "SMC, scores": (1, 1),
     "SMC, scores, order 1": (1, 0), "SMC, density": (2, 0),
 }  # fmt: skip
 """Evaluations at a level, and of its own that a step from level to level has."""

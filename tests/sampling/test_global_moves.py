@@ -10,7 +10,7 @@ from scipy import stats
 import composeprob as cp
 from composeprob.samplers import finishers
 from composeprob.samplers.choose import independent
-from composeprob.samplers.finishers import GaussianMixture, finite, renewed
+from composeprob.samplers.finishers import GaussianMixture, finite_rows, renewed_ancestors
 from refusals import refused
 from sampling_cases import Calls, Counted, both, modes, normal, run, single
 from zscores import LIMIT, assert_agrees, assert_disagrees, z_scores
@@ -80,9 +80,9 @@ def test_chains_that_are_at_no_number_are_not_fitted(monkeypatch):
     """Nor is anything where there are no others: the run ends as its levels left it."""
     points = np.random.default_rng(0).standard_normal((60, 2))
     points[::7, 0], points[1, 1], points[2, 0] = np.nan, 1e200, 1e30
-    assert len(finite(points)) == 50
+    assert len(finite_rows(points)) == 50
     assert np.isfinite(
-        np.asarray(GaussianMixture.fitted(finite(points), finite(points)).means)
+        np.asarray(GaussianMixture.fitted(finite_rows(points), finite_rows(points)).means)
     ).all()
     monkeypatch.setattr(finishers, "finite", lambda points: points[:1])
     result, plain = (
@@ -138,9 +138,9 @@ def test_chains_are_independent_again_only_where_nearly_all_went():
         jnp.array([3, 3, 3, 0, 0, 5]),
         jnp.array([True, False, False, True, False, True]),
     )
-    assert renewed(ancestors, went).tolist() == [0, 1, 1, 3, 4, 5]
-    assert renewed(ancestors, jnp.zeros(6, bool)).tolist() == [0, 0, 0, 3, 3, 5]
-    assert renewed(ancestors, jnp.ones(6, bool)).tolist() == list(range(6))
+    assert renewed_ancestors(ancestors, went).tolist() == [0, 1, 1, 3, 4, 5]
+    assert renewed_ancestors(ancestors, jnp.zeros(6, bool)).tolist() == [0, 0, 0, 3, 3, 5]
+    assert renewed_ancestors(ancestors, jnp.ones(6, bool)).tolist() == list(range(6))
     density = cp.compile(single, three_modes())
     sampler = lambda then: cp.SMC(steps_per_level=1, weights="density", then=then)
     closings = (), cp.GlobalMoves(1), cp.GlobalMoves(20)
@@ -257,7 +257,7 @@ def test_a_run_that_goes_on_does_not_make_them_twice(tmp_path):
     "then", [20, None, cp.GlobalMoves, (cp.WarmUp(), "GlobalMoves")]
 )
 def test_only_closings_close_a_run(then):
-    words = r"then= takes what closes a run at level 0"
+    words = r"then= takes post-processing moves at level 0"
     refused(lambda: cp.SMC(then=then), cp.errors.WrongTypeError, words)
     refused(
         lambda: cp.AnnealedMCMC(cp.MALA(), 1, then=then),

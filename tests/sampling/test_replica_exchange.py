@@ -52,7 +52,7 @@ def sweeping(transits=True):
     each: laws in it are replaced by wrong ones."""
 
     def swept(sampler, density, run):
-        exchange = sampler.way(density, run)
+        exchange = sampler.phases(density, run)
         carry = exchange.phase((run, exchange.blank(run)))
         going = lambda carry: transits & (carry[0].visits.turns == run.visits.turns)
         return jax.lax.while_loop(going, exchange.phase, carry)[0]
@@ -144,8 +144,8 @@ def test_swaps_by_path_weights_are_right_where_levels_are_near(density):
 
 
 def test_path_weights_of_the_wrong_sign_are_found_out(density, monkeypatch):
-    half = Swap.half
-    monkeypatch.setattr(Swap, "half", lambda self, *rest: -3 * half(self, *rest))
+    half = Swap.half_log_ratio
+    monkeypatch.setattr(Swap, "half_log_ratio", lambda self, *rest: -3 * half(self, *rest))
     z, *_ = after_a_swap(density, 0, "feynman_kac", np.array([9, 12, 14, 17]))
     assert max(np.abs(z.mean(0)).max(), np.abs(z.var(0) - 1).max()) > 0.12
 

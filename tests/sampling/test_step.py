@@ -29,6 +29,8 @@ from sampling_cases import (
 )
 from zscores import assert_agrees, assert_disagrees, z_scores
 
+FIRST_ORDER = cp.ReverseStep(order=1, control="none")
+
 K = 40
 SCHEDULE = cp.Schedule.cosine(K)
 TURN = np.array([[0.8, -0.6], [0.6, 0.8]])
@@ -100,7 +102,11 @@ def test_the_law_on_a_gaussian_follows_the_recursion():
 
 @pytest.mark.parametrize(
     "sampler",
-    [cp.Ancestral(), cp.AnnealedMCMC(cp.ULA(1e-12), 1, reverse_step=True), cp.SMC()],
+    [
+        cp.Ancestral(),
+        cp.AnnealedMCMC(cp.ULA(1e-12), 1, reverse_step=FIRST_ORDER),
+        cp.SMC(),
+    ],
 )
 def test_a_score_that_is_not_finite_leaves_the_chain_where_it_is(sampler):
     """At the same x, beside one that moves."""
@@ -446,7 +452,7 @@ KEPT = {
         2 * 60 + 59,
         1.0,
     ),
-    "first order": (cp.AnnealedMCMC(STILL, 1, reverse_step=True), 2 * 60, 0.85),
+    "first order": (cp.AnnealedMCMC(STILL, 1, reverse_step=FIRST_ORDER), 2 * 60, 0.85),
 }
 
 
@@ -536,7 +542,7 @@ def followed(density, x, level):
     evaluation there."""
     noise, way = (
         density.schedule.at(level),
-        cp.SMC().way(density, begin(jax.random.key(0), 1, Visits.every(9, 32))),
+        cp.SMC().phases(density, begin(jax.random.key(0), 1, Visits.every(9, 32))),
     )
     found = way.layout.evaluate(density, x / noise.alpha, level)
     zero = jnp.zeros((2, x.size))

@@ -17,6 +17,8 @@ from composeprob.samplers.run import begin
 from sampling_cases import both, normal, run, single
 from targets import product_of_normals
 
+FIRST_ORDER = cp.ReverseStep(order=1, control="none")
+
 SHORT = cp.Schedule.log_snr(12)
 Y = jnp.array([0.9, 1.3, 1.1, 0.8])
 
@@ -169,12 +171,12 @@ def test_independent_chains_come_to_data_that_are_finer_than_level_0():
     chains twice as wide as that."""
     f = cp.Diffusion(sharp_score, SHARP, event_shape=(16,), parameterization="score")
     sampler, reason = independent(cp.compile(sharp, f, 0.001), "asked", 128)
-    assert sampler.then == (cp.WarmUp(),)
+    assert sampler.finishers == (cp.WarmUp(),)
     assert "as the data are finer than it is" in reason
-    assert independent(cp.compile(sharp, f, 0.01), "asked", 128)[0].then == ()
+    assert independent(cp.compile(sharp, f, 0.01), "asked", 128)[0].finishers == ()
     widths = {}
     for then in ((), (cp.WarmUp(),)):
-        kept = cp.AnnealedMCMC(sampler.kernel, 3, reverse_step=True, then=then)
+        kept = cp.AnnealedMCMC(sampler.kernel, 3, reverse_step=FIRST_ORDER, then=then)
         result = run(cp.compile(sharp, f, 0.001), chains=128, sampler=kept)
         widths[then] = (
             np.mean((result["x"][:, :8] - np.linspace(-1.0, 1.0, 8)) ** 2) ** 0.5
@@ -266,13 +268,13 @@ class TestGivingUp:
 def test_programs_with_latents_warm_up_by_default():
     hierarchy = cp.compile(centred, normal(0.0, 1.0, SHORT))
     sampler, reason = independent(hierarchy, "because")
-    assert sampler.then == (cp.WarmUp(),)
-    assert choose(hierarchy, 1000)[0].then == (cp.GlobalMoves(8), cp.WarmUp())
+    assert sampler.finishers == (cp.WarmUp(),)
+    assert choose(hierarchy, 1000)[0].finishers == (cp.GlobalMoves(8), cp.WarmUp())
     assert reason.startswith("because: independent chains")
     assert choose(cp.compile(single, normal(jnp.zeros(2), 1.0, SHORT)), 1000)[
         0
-    ].then == (cp.GlobalMoves(8),)
+    ].finishers == (cp.GlobalMoves(8),)
     assert (
-        choose(cp.compile(single, normal(jnp.zeros(21), 1.0, SHORT)), 1000)[0].then
+        choose(cp.compile(single, normal(jnp.zeros(21), 1.0, SHORT)), 1000)[0].finishers
         == ()
     )

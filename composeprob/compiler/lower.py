@@ -248,11 +248,11 @@ class Evaluator(eqx.Module):
         return tuple(map(current, self.batches))
 
     @property
-    def plain(self) -> bool:
+    def has_user_potential(self) -> bool:
         plain = any(policy.plain for policy in self.likelihood.policies.values())
         return plain or any(energy is not None for energy in self.energies.values())
 
-    def plain_potential(self, position: Sites, level: Array | int) -> Array:
+    def user_potential(self, position: Sites, level: Array | int) -> Array:
         noise, xs, zs, outputs = self._outputs(position, level)
         terms = [
             energy(outputs, noise).log_density
@@ -529,4 +529,4 @@ def _of_latents(factor: Factor) -> bool:
 
 
 def _is_energy(factor: Factor) -> bool:
-    return all(leaf.factor.traits.plain for leaf in leaves(factor))
+    return all(leaf.factor.traits.user_defined for leaf in leaves(factor))

@@ -364,7 +364,9 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
     which no data can lie, to four times that. Only where the user's functions rise all
     the way is anything else evaluated."""
     plain = [
-        leaf.factor.traits.plain for site in graph.sites for leaf in leaves(site.root)
+        leaf.factor.traits.user_defined
+        for site in graph.sites
+        for leaf in leaves(site.root)
     ]
     if not any(plain) and not any(o.soft for o in graph.observations):
         return
@@ -399,7 +401,7 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
 
     # What the user's functions are worth, without a network.
     potential = partial(
-        over_chains, eqx.Partial(density.evaluator.plain_potential, level=0)
+        over_chains, eqx.Partial(density.evaluator.user_potential, level=0)
     )
     positions = along(tuple(noise * radius for radius in tuning.SIGNAL.radii))
     potentials = np.asarray(potential(positions), float).reshape(shape)

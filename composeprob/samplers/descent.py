@@ -460,9 +460,9 @@ class Descent:
     def walled(self, v: Array, now: Now) -> Array:
         """Whether a step of one chain, which nothing weighs, would end behind a wall:
         it is not made."""
-        if self.weights or not self.density.evaluator.plain:
+        if self.weights or not self.density.evaluator.has_user_potential:
             return jnp.zeros((), bool)
-        potential = self.density.evaluator.plain_potential(
+        potential = self.density.evaluator.user_potential(
             self.layout.position(v, now.end.alpha), now.end.index
         )
         return jnp.isneginf(potential)
@@ -507,7 +507,7 @@ class Descent:
         """Every chain where its step ended: weighed, resampled, and ready for its
         transitions."""
         at, backward, left = now.end.index, None, run.chains.evaluation
-        if self.weights == "feynman_kac" and self.density.evaluator.plain:
+        if self.weights == "feynman_kac" and self.density.evaluator.has_user_potential:
             both = (
                 (now.above, now.here)
                 if now.above is not None and now.here is not None

@@ -125,7 +125,7 @@ class Weight(NamedTuple):
                     position = self.layout.position(
                         jnp.concatenate([y, static]), noise.alpha
                     )
-                    return self.density.evaluator.plain_potential(position, noise.index)
+                    return self.density.evaluator.user_potential(position, noise.index)
 
                 z = normals(
                     stream(words, Stream.POINTS),

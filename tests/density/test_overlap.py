@@ -209,7 +209,7 @@ def test_data_far_from_a_trained_prior(far, trained):
     assert [finding.code for finding in named] == (
         [] if trained else ["out_of_training"]
     )
-    assert trained or "asked where it was never trained" in named[0].message
+    assert trained or "evaluated where it was never trained" in named[0].message
     assert not findings(
         EXACT, at, program=measured, data=data
     )  # a closed form is right everywhere

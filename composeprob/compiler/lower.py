@@ -298,12 +298,12 @@ class Evaluator(eqx.Module):
         return tuple(map(current, self.batches))
 
     @property
-    def plain(self) -> bool:
+    def has_user_potential(self) -> bool:
         if any(policy.plain for policy in self.likelihood.policies.values()):
             return True
         return any(energy is not None for energy in self.energies.values())
 
-    def plain_potential(self, position: Sites, level: Array | int) -> Float[Array, ""]:
+    def user_potential(self, position: Sites, level: Array | int) -> Float[Array, ""]:
         noise, xs, zs, outputs = self._outputs(position, level)
         energies = [
             energy(outputs, noise).log_density
@@ -636,4 +636,4 @@ def _has_log_density(factor: Factor) -> bool:
 
 def _is_energy(factor: Factor) -> bool:
     """Return whether a factor is made of the user's own energies."""
-    return all(leaf.factor.traits.plain for leaf in leaves(factor))
+    return all(leaf.factor.traits.user_defined for leaf in leaves(factor))

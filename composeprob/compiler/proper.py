@@ -429,7 +429,7 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
     the user's functions rise all the way.
     """
     factors = [leaf.factor for site in graph.sites for leaf in leaves(site.root)]
-    energies = [factor.traits.plain for factor in factors]
+    energies = [factor.traits.user_defined for factor in factors]
     soft = any(o.soft for o in graph.observations)
     if not graph.sites or not (any(energies) or soft):
         return
@@ -444,7 +444,7 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
     # Values of the user's functions alone, which take no network. Only where these
     # rise can their product with densities rise.
     potential = partial(
-        over_chains, eqx.Partial(density.evaluator.plain_potential, level=0)
+        over_chains, eqx.Partial(density.evaluator.user_potential, level=0)
     )
     positions = _positions(density, graph, rays, tuple(noise * r for r in radii))
     potentials = np.asarray(potential(positions), float).reshape(shape)

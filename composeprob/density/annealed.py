@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
@@ -41,10 +42,15 @@ from composeprob.text import printable
 
 
 class SiteInfo(eqx.Module):
-    """What a latent site holds: ``kind`` is ``"noised"``, ``"static"`` or ``"held"``
-    (static, and kept at its prior draw because a normaliser depends on it), ``shape``
-    that of its entry in a position. Of a noised site ``plates`` leading axes run over
-    members that are independent given the latents."""
+    """Kind and shape of a latent site.
+
+    Attributes:
+        kind: ``"noised"``, ``"static"`` or ``"held"`` (static, and kept at its prior
+            draw because a normaliser depends on it).
+        shape: the shape of its entry in a position.
+        plates: of a noised site, the number of leading axes that run over members that
+            are independent given the latents.
+    """
 
     kind: str = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -52,17 +58,18 @@ class SiteInfo(eqx.Module):
 
 
 class TopLaw(eqx.Module):
-    """The distribution of a level that is noise alone: F =
-    exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²).
+    """Distribution of a level that is noise alone.
+
+    F = exp(constant)·(2πσ²)^{−degree/2}·exp(−½·Σ power·x²/σ²).
 
     Attributes:
         power: total power at each entry, ``{site: array}``.
         degree: powers times dimensions, factors counted as normalised; NaN where a
             constant is unknown.
-        constant: what mixture weights add.
+        constant: the contribution of mixture weights.
         entries: Σ |power|·dimensions over the factors.
-        exact: whether F has this form; where not, kernels and weights move the first
-            draws to it.
+        exact: whether F has this form; where not, kernels and weights move the initial
+            samples to it.
         normalised: whether every factor's log-density is normalised, so that the values
             of F determine ∫F too.
         stacked: whether the arrays have an axis of all K levels in front, as exponents
@@ -71,7 +78,7 @@ class TopLaw(eqx.Module):
     """
 
     power: dict[str, Array]
-    degree: Array
+    degree: Array  # this and the next two: scalars, or (K,) where `stacked`
     constant: Array
     entries: Array
     exact: bool = eqx.field(static=True)
@@ -79,34 +86,34 @@ class TopLaw(eqx.Module):
     stacked: bool = eqx.field(static=True, default=False)
 
     def at(self, level: Array | int) -> TopLaw:
-        """That of one level, which may be traced."""
+        """Return the law of one level, which may be traced."""
         if not self.stacked:
             return self
-        return dataclasses.replace(
-            jax.tree.map(lambda a: a[level], self), stacked=False
-        )
+        law_of_level = jax.tree.map(lambda a: a[level], self)
+        return dataclasses.replace(law_of_level, stacked=False)
 
     def draw(self, key: Array, sigma: Array) -> dict[str, Array]:
-        """One draw of N(0, σ²/power) at each noised site."""
+        """Draw from N(0, σ²/power) at each noised site."""
         noise = normal_like(key, self.power)
         return {
             name: sigma * noise[name] / jnp.sqrt(power)
             for name, power in self.power.items()
         }
 
-    def log_density(self, xs: dict[str, Array], sigma: Array) -> Array:
-        """The log-density that `draw` has, a scalar."""
-        terms = [
-            jnp.sum(
-                0.5 * jnp.log(power / (2 * jnp.pi * sigma**2))
-                - 0.5 * power * (xs[name] / sigma) ** 2
-            )
-            for name, power in self.power.items()
-        ]
+    def log_density(
+        self, xs: dict[str, Array], sigma: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        """Return the log-density of `draw` at ``xs``."""
+        terms = []
+        for name, power in self.power.items():
+            normaliser = 0.5 * jnp.log(power / (2 * jnp.pi * sigma**2))
+            exponent = 0.5 * power * (xs[name] / sigma) ** 2
+            terms.append(jnp.sum(normaliser - exponent))
         return sum(terms, jnp.zeros(()))
 
-    def log_normaliser(self, sigma: Array) -> Array:
+    def log_normaliser(self, sigma: Float[Array, ""]) -> Float[Array, ""]:
         """log ∫F; NaN where a factor's constant is unknown."""
+        # ∫ exp(−½·power·x²/σ²) dx = √(2πσ²/power) for each entry.
         logs = [
             jnp.sum(0.5 * jnp.log(2 * jnp.pi * sigma**2 / power))
             for power in self.power.values()
@@ -118,80 +125,90 @@ class TopLaw(eqx.Module):
         )
 
     def signal(self, log_snr: float) -> float:
-        """About how far ``log_normaliser`` is off, as data of unit size are not quite
-        gone at this log-SNR: each factor N(α·m, σ²) with m of order 1 is taken for N(0,
-        σ²)."""
+        """Estimate the error of ``log_normaliser`` from the signal that remains.
+
+        Each factor N(α·m, σ²), with m of order 1 for data of unit size, is taken for
+        N(0, σ²).
+        """
+        # KL(N(α·m, σ²) ‖ N(0, σ²)) = ½·α²·m²/σ² for each entry.
         return 0.5 * float(np.asarray(self.entries)) * math.exp(log_snr)
 
 
 class Evaluates(Protocol):
-    """What the compiler lowers a program to: an `equinox.Module` with these methods."""
+    """Evaluator of a lowered program: an `equinox.Module` with these methods."""
 
     def __call__(self, position: Position, level: Array | int) -> Evaluation:
-        """Everything known of π_level at the position, each network called once."""
+        """Evaluate π_level at the position, with one call of each network."""
 
     @property
-    def plain(self) -> bool:
-        """Whether G has a part that is the user's own function of x:
-        `plain_potential`."""
+    def has_user_potential(self) -> bool:
+        """True if G has a part that is a user-defined function of x."""
 
-    def plain_potential(self, position: Position, level: Array | int) -> Array:
-        """Its logarithm, a scalar: tempered observations and user energies, without a
-        network of a diffusion or classifier."""
+    def user_potential(
+        self, position: Position, level: Array | int
+    ) -> Float[Array, ""]:
+        """Log of the user-defined part of G: tempered observations and user energies,
+        without a network of a diffusion or classifier."""
 
     @property
     def guided(self) -> bool:
-        """Whether G has another part, which takes networks: classifiers, observations
-        by moments or Tweedie means."""
+        """True if G has a part that calls networks: classifiers, observations by
+        moments or Tweedie means."""
 
     @property
     def knows_latents(self) -> bool:
-        """Whether there are latents, and `log_closed_form` has all that depends on them."""
+        """True if there are latents and `log_closed_form` has all terms that depend on
+        them."""
 
-    def log_closed_form(self, position: Position, level: Array | int) -> Array:
-        """log π_level without the factors that depend on no latent, a scalar; no
-        network is called."""
+    def log_closed_form(
+        self, position: Position, level: Array | int
+    ) -> Float[Array, ""]:
+        """log π_level without the factors that depend on no latent; no network is
+        called."""
 
     def frames(self, position: Position, level: Array | int) -> dict[str, Frame]:
-        """Where x/α is under the priors of noised sites that depend on latents, where
-        known, and static sites under such priors."""
+        """Location and scale of x/α at noised sites whose prior depends on latents,
+        where known, and of static sites under such priors."""
 
     def leaf_scores(
         self, position: Position, level: Array | int
     ) -> tuple[dict[str, Array], ...]:
         """``{site: ∇ log f}`` of every leaf, in the order of `Described.offers`; each
-        network called once."""
+        network is called once."""
 
     def expert_values(
         self, position: Position, level: Array | int
     ) -> tuple[ExpertValue, ...]:
         """Score and log-density of every expert, in the order of `Described.experts`;
-        each network called once."""
+        each network is called once."""
 
     @property
     def drawable(self) -> bool:
-        """Whether every noised site has a factor, not divided by, that exact draws can
-        be taken from."""
+        """True if every noised site has a factor with exact samples, not divided by."""
 
     def draw(self, key: Array) -> Position:
-        """A draw of level 0 from q: each noised site from any of its factors that can
-        be drawn from, all of these being equally probable; static sites from their
-        priors given these."""
+        """Draw a position of level 0 from the proposal q.
 
-    def importance(self, position: Position) -> tuple[Array, Array]:
-        """log π₀ and log π₀/q, scalars."""
+        Each noised site comes from one of its factors with exact samples, chosen
+        uniformly; static sites come from their priors given these.
+        """
+
+    def importance(
+        self, position: Position
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """log π₀ and the log importance weight log π₀/q."""
 
     def draw_static(self, key: Array, xs: dict[str, Array]) -> dict[str, Array]:
-        """The static sites drawn from their priors given x/α of the noised ones,
+        """Draw the static sites from their priors given x/α of the noised ones,
         unconstrained."""
 
     def read(self, position: Position) -> dict[str, Array]:
-        """The position with static sites constrained and deterministics added."""
+        """Constrain the static sites of a position and add the deterministics."""
 
     def observed(
         self, values: dict[str, Array] | None = None, key: Array | None = None
     ) -> dict[str, Array]:
-        """The observed values; or with a ``key`` those sites drawn anew, given the
+        """Return the observed values; with a ``key``, draw those sites anew, given the
         latents' values as `read` shows them."""
 
     def log_likelihood(self, values: dict[str, Array]) -> dict[str, Array]:
@@ -218,25 +235,27 @@ class AnnealedDensity(NotPickled, eqx.Module):
     """
 
     _kept_by: ClassVar[str] = (
-        "pickle its program and factors, and compile them again by cp.compile(program, …)."
+        "pickle its program and factors, and compile them again by "
+        "cp.compile(program, …)."
     )
 
     schedule: Schedule
     evaluator: Evaluates
     top: TopLaw
     sites: dict[str, SiteInfo]
+    # Static, as kernels and samplers branch on them while they are traced.
     capabilities: frozenset[str] = eqx.field(static=True)
     described: Described = eqx.field(static=True)
 
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
-        """Refuses: a density has a level, too."""
+        """Refuse the call: a density has a level, too."""
         raise WrongTypeError(
             "A density is not called like a function.",
             fix=MEANT["AnnealedDensity"]["log_prob"],
         )
 
     def __getitem__(self, name: object) -> NoReturn:
-        """Refuses: samples are a result's."""
+        """Refuse the index: samples belong to a result."""
         raise WrongTypeError(
             f"A density has no samples, of {name!r} or another site.",
             fix=MEANT["AnnealedDensity"]["sample"],
@@ -259,28 +278,31 @@ class AnnealedDensity(NotPickled, eqx.Module):
         return self.schedule.num_levels
 
     def on(self, schedule: Schedule) -> AnnealedDensity:
-        """Returns the same program on other levels, as ``cp.compile(program, …,
+        """Return the same program on other levels, as ``cp.compile(program, …,
         schedule=schedule)`` does.
 
         Raises:
             AlignmentError: a factor does not know one of these levels.
-            CapabilityError: this is not what `cp.compile` returned, but a copy with
-                other arrays.
+            CapabilityError: this density is a copy with other arrays, and not the one
+                that `cp.compile` returned.
         """
-        anew: Callable[[Schedule], AnnealedDensity] | None = getattr(
+        # `cp.compile` sets the attribute on the instance; copies by tree operations,
+        # whose arrays may be others, do not carry it.
+        recompile: Callable[[Schedule], AnnealedDensity] | None = getattr(
             self, "_anew", None
         )
-        if anew is None:
+        if recompile is None:
             raise CapabilityError(
-                "Only a density as cp.compile returned it can go to other levels: the arrays of this copy may differ "
-                "from those of its program.",
+                "Only a density as cp.compile returned it can go to other levels: the "
+                "arrays of this copy may differ from those of its program.",
                 where=self.described.where,
-                fix="compile on these levels: cp.compile(program, …, schedule=cp.Schedule.log_snr(60)).",
+                fix="compile on these levels: cp.compile(program, …, "
+                "schedule=cp.Schedule.log_snr(60)).",
             )
-        return anew(schedule)
+        return recompile(schedule)
 
     def evaluate(self, position: Position, level: Array | int) -> Evaluation:
-        """Everything that one evaluation gives; each network is called once.
+        """Evaluate π_k at a position; each network is called once.
 
         Called by hand, outside of `jax.jit`, `jax.vmap` and `jax.grad`, it is compiled
         at the first call and serves all positions and levels; so are the methods below.
@@ -297,7 +319,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
         self.schedule.check_level(level)
         return at_once(self.evaluator, jax.tree.map(jnp.asarray, position), level)
 
-    def log_density(self, position: Position, level: Array | int) -> Array:
+    def log_density(self, position: Position, level: Array | int) -> Float[Array, ""]:
         """log π_k(position) up to a constant of the level, a scalar.
 
         Raises:
@@ -311,7 +333,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
 
     def value_and_score(
         self, position: Position, level: Array | int
-    ) -> tuple[Array, Position]:
+    ) -> tuple[Float[Array, ""], Position]:
         """(log π_k, ∇ log π_k) from one evaluation.
 
         Raises:
@@ -320,7 +342,8 @@ class AnnealedDensity(NotPickled, eqx.Module):
         evaluation = self.evaluate(position, level)
         if evaluation.log_density is None:
             raise CapabilityError(
-                "This density has no log-density: a factor in it offers only its score.",
+                "This density has no log-density: a factor in it offers only its "
+                "score.",
                 where=self.described.where,
                 fix="use .score, or models trained with an energy parameterization.",
             )
@@ -328,7 +351,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
 
     def score_and_rate(
         self, position: Position, level: Array | int
-    ) -> tuple[Position, Array]:
+    ) -> tuple[Position, Float[Array, ""]]:
         """(∇ log F_k, r_k): the score of the diffusion part and its Feynman–Kac rate,
         from one evaluation.
 
@@ -343,15 +366,15 @@ class AnnealedDensity(NotPickled, eqx.Module):
         evaluation = self.evaluate(position, level)
         if "feynman_kac" not in self.capabilities:
             raise CapabilityError(
-                "This density has no Feynman–Kac rate: it has a part that is not a noised marginal.",
+                "This density has no Feynman–Kac rate: it has a part that is not a "
+                "noised marginal.",
                 where=self.described.where,
-                fix="use cp.AnnealedMCMC or, where all factors are analytic, cp.SMC(weights='density').",
+                fix="use cp.AnnealedMCMC or, where all factors are analytic, "
+                "cp.SMC(weights='density').",
             )
-        parts, drift_ratio = (
-            evaluation.terms,
-            jnp.asarray(self.schedule.drift_ratio)[level],
-        )
-        return parts.drift, parts.rate + drift_ratio * parts.excess
+        terms = evaluation.terms
+        drift_ratio = jnp.asarray(self.schedule.drift_ratio)[level]  # f/g²
+        return terms.drift, terms.rate + drift_ratio * terms.excess
 
     def leaf_scores(
         self, position: Position, level: Array | int
@@ -359,48 +382,47 @@ class AnnealedDensity(NotPickled, eqx.Module):
         """``{factor: {site: ∇ log f}}``, the score of every single factor; summed where
         one name stands for several uses (in a plate, in windows)."""
         self._check(position)
-        found: dict[str, dict[str, Array]] = {}
-        for (name, *_), scores in zip(
-            self.described.offers,
-            self.evaluator.leaf_scores(position, level),
-            strict=True,
-        ):
-            whole = found.setdefault(name, {})
-            whole |= {
-                site: score + whole.get(site, 0.0) for site, score in scores.items()
-            }
-        return found
+        leaf_scores = self.evaluator.leaf_scores(position, level)
+        scores_of_factors: dict[str, dict[str, Array]] = {}
+        for offer, scores in zip(self.described.offers, leaf_scores, strict=True):
+            name, *_ = offer
+            total = scores_of_factors.setdefault(name, {})
+            for site, score in scores.items():
+                total[site] = score + total.get(site, 0.0)
+        return scores_of_factors
 
     def initial(self, key: Array, level: Array | int | None = None) -> Position:
-        """One draw from a noisy level (the noisiest, K−1, if left out): N(0, σ²/power)
-        at noised sites, the prior at static ones. Levels below K−1 are meant only where
-        no signal is left: α ≪ σ."""
+        """Draw a position of a noisy level (the noisiest, K−1, if left out).
+
+        Noised sites are drawn from N(0, σ²/power), static ones from their priors.
+        Levels below K−1 are meant only where no signal is left: α ≪ σ.
+        """
         check_key(key)
         level = self.num_levels - 1 if level is None else level
         return self._from_noise(key, level, self.schedule.at(level).sigma)
 
-    def _from_noise(self, key: Array, level: Array | int, sigma: Array) -> Position:
-        """What `initial` draws, with other noise."""
+    def _from_noise(
+        self, key: Array, level: Array | int, sigma: Float[Array, ""]
+    ) -> Position:
+        """Draw as `initial` does, with noise of another standard deviation."""
         noised_key, static_key = jax.random.split(key)
-        xs, alpha = (
-            self.top.at(level).draw(noised_key, sigma),
-            self.schedule.at(level).alpha,
-        )
+        xs = self.top.at(level).draw(noised_key, sigma)
+        alpha = self.schedule.at(level).alpha
         clean = {name: x / alpha for name, x in xs.items()}  # as the priors see them
         return {**xs, **self.evaluator.draw_static(static_key, clean)}
 
     def to_samples(self, position: Position) -> dict[str, Array]:
-        """What a position means to the program's author: static sites constrained,
+        """Return a position in the program's terms: static sites constrained,
         deterministics computed."""
         return self.evaluator.read(position)
 
     def observed(self) -> dict[str, Array]:
-        """The observed values, ``{site: array}``; soft evidence (`factor`) is none."""
+        """The observed values, ``{site: array}``, without soft evidence (`factor`)."""
         return _observed(self.evaluator)
 
     def predict(self, key: Array, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
-        """Data that the program's statements would give: the observed sites drawn anew
-        for each sample.
+        """Draw data from the posterior predictive: the observed sites anew for each
+        sample.
 
         An observation that later statements depend on is replaced there too.
         Observations are those of level 0; soft evidence (`factor`) is no data and is
@@ -409,7 +431,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
         Args:
             key: a random key.
             samples: values of every latent, ``{site: (N, …)}``, as in
-                ``result.samples``; what else it holds is ignored.
+                ``result.samples``; other entries are ignored.
 
         Returns:
             ``{observed site: (N, …)}``.
@@ -420,10 +442,10 @@ class AnnealedDensity(NotPickled, eqx.Module):
         """
         check_key(key)
         latents = self._latents(samples)
+        # A key for each sample: the evaluator draws for one chain.
         number = len(next(iter(latents.values())))
-        return over_chains(
-            self.evaluator.observed, latents, jax.random.split(key, number)
-        )
+        keys = jax.random.split(key, number)
+        return over_chains(self.evaluator.observed, latents, keys)
 
     def log_likelihood(self, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
         """log p(y | sample) at level 0 for every single observed number y, as
@@ -444,37 +466,41 @@ class AnnealedDensity(NotPickled, eqx.Module):
     def check(
         self, key: Array, num_chains: int = tuning.PILOT.chains
     ) -> tuple[FactorFinding, ...]:
-        """Looks, before a run, whether the factors agree anywhere; see
+        """Check, before a run, that the factors agree somewhere; see
         `composeprob.density.overlap`.
 
         A few chains go down the levels by unadjusted Langevin steps under the diffusion
         factors alone, which takes about 100 evaluations each. They follow neither
-        observations nor your energies: data that lie where a factor was never trained
-        are named by `cp.infer`, which asks the same of its own samples, early in a long
-        run.
+        observations nor your energies. Data that lie where a factor was never trained
+        are found by `cp.infer`, which runs the same checks on its own samples, early in
+        a long run.
 
         Args:
             key: a typed random key.
-            num_chains: how many.
+            num_chains: the number of chains.
 
         Returns:
             Findings, each with ``.code``, ``"no_overlap"`` or ``"out_of_training"``,
-            ``.factor``, ``.level``, ``.share`` and ``.message``; none where nothing was
-            found.
+            ``.factor``, ``.level``, ``.share`` and ``.message``; empty where the
+            factors agree.
 
         Example:
-            >>> import composeprob as cp, jax, jax.numpy as jnp, numpyro.distributions as dist
-            >>> left, right = (cp.Analytic(dist.Uniform(a, a + 0.5), cp.Schedule.log_snr(40)) for a in (-1.0, 0.5))
-            >>> both = cp.compile(cp.program(lambda f, g: cp.sample("x", f * g)), left, right)
-            >>> [(finding.code, finding.factor) for finding in both.check(jax.random.key(0))][:1]
-            [('no_overlap', 'f(x)')]
+            >>> import composeprob as cp, jax, numpyro.distributions as dist
+            >>> schedule = cp.Schedule.log_snr(40)
+            >>> left = cp.Analytic(dist.Uniform(-1.0, -0.5), schedule)
+            >>> right = cp.Analytic(dist.Uniform(0.5, 1.0), schedule)
+            >>> both = cp.program(lambda f, g: cp.sample("x", f * g))
+            >>> density = cp.compile(both, left, right)
+            >>> finding = density.check(jax.random.key(0))[0]
+            >>> finding.code, finding.factor
+            ('no_overlap', 'f(x)')
         """
         check_key(key)
         return check(self, key, num_chains)
 
     def to_numpyro(self, level: int = 0) -> NumPyroPotential:
-        """One level as a target for NumPyro's `HMC` and `NUTS`: a potential, a start,
-        and the way back.
+        """Return one level as a target for NumPyro's `HMC` and `NUTS`: a potential, an
+        initial position, and a map from positions to samples.
 
         Args:
             level: k; the posterior that the program promises is that of level 0.
@@ -493,24 +519,31 @@ class AnnealedDensity(NotPickled, eqx.Module):
             ...     cp.observe("y", dist.Normal(0.0, sd), y)
             >>> target = cp.compile(scale, 0.5).to_numpyro()
             >>> mcmc = MCMC(
-            ...     NUTS(potential_fn=target.potential_fn), num_warmup=50, num_samples=100,
-            ...     postprocess_fn=target.postprocess_fn, progress_bar=False,
+            ...     NUTS(potential_fn=target.potential_fn),
+            ...     num_warmup=50,
+            ...     num_samples=100,
+            ...     postprocess_fn=target.postprocess_fn,
+            ...     progress_bar=False,
             ... )
-            >>> mcmc.run(jax.random.key(0), init_params=target.init_params(jax.random.key(1)))
+            >>> start = target.init_params(jax.random.key(1))
+            >>> mcmc.run(jax.random.key(0), init_params=start)
             >>> bool((mcmc.get_samples()["sd"] > 0).all())
             True
         """
         if "energy" not in self.capabilities:
             raise CapabilityError(
-                "NumPyro's samplers need a log-density, and a factor of this program offers only its score.",
+                "NumPyro's samplers need a log-density, and a factor of this program "
+                "offers only its score.",
                 where=self.described.where,
                 fix="use cp.infer, or models trained with an energy parameterization.",
             )
+        # The normaliser that depends on a held site is not a part of log π, so that
+        # moves of the site would sample another law.
         held = [name for name, site in self.sites.items() if site.kind == "held"]
         if held:
             raise DoublyIntractableError(
-                f"NumPyro's samplers would move {', '.join(map(repr, held))}, which the normaliser of a factor depends "
-                "on.",
+                f"NumPyro's samplers would move {', '.join(map(repr, held))}, which "
+                "the normaliser of a factor depends on.",
                 where=self.described.where,
                 fix="use cp.infer with cp.AnnealedMCMC, which holds it.",
             )
@@ -518,22 +551,27 @@ class AnnealedDensity(NotPickled, eqx.Module):
         return NumPyroPotential(self, level)
 
     def _check(self, position: Position) -> None:
-        if not isinstance(position, dict) or position.keys() != self.sites.keys():
-            found = (
-                sorted(position)
-                if isinstance(position, dict)
-                else type(position).__name__
-            )
-            raise ShapeError(
-                f"A position of this program is a dict with the sites {sorted(self.sites)}; got {found}.",
-                fix=f"pass {{{', '.join(f'{name!r}: array' for name in self.sites)}}}.",
-            )
+        """Refuse a position with other sites, or with sites of another shape."""
+        if not isinstance(position, dict):
+            raise self._not_a_position(type(position).__name__)
+        if position.keys() != self.sites.keys():
+            raise self._not_a_position(str(sorted(position)))
         for name, info in self.sites.items():
-            if np.shape(position[name]) != info.shape:
+            shape = np.shape(position[name])
+            if shape != info.shape:
                 raise ShapeError(
-                    f"Site {name!r} has shape {info.shape}; got {np.shape(position[name])}.",
-                    fix="a position is ONE chain; map over chains with jax.vmap(density.log_density, (0, None)).",
+                    f"Site {name!r} has shape {info.shape}; got {shape}.",
+                    fix="a position is ONE chain; map over chains with "
+                    "jax.vmap(density.log_density, (0, None)).",
                 )
+
+    def _not_a_position(self, got: str) -> ShapeError:
+        entries = ", ".join(f"{name!r}: array" for name in self.sites)
+        return ShapeError(
+            f"A position of this program is a dict with the sites "
+            f"{sorted(self.sites)}; got {got}.",
+            fix=f"pass {{{entries}}}.",
+        )
 
     def _latents(self, samples: Mapping[str, ArrayLike]) -> dict[str, Array]:
         """The latents among samples of a program with data, ``{site: (N, …)}``."""
@@ -545,22 +583,25 @@ class AnnealedDensity(NotPickled, eqx.Module):
             )
         missing = [name for name in self.sites if name not in samples]
         if missing:
+            names = ", ".join(map(repr, missing))
             raise ShapeError(
-                f"Samples of this program hold a value of every latent; {', '.join(map(repr, missing))} is missing.",
-                fix="pass result.samples, or the samples of a NumPyro run on density.to_numpyro().",
+                "Samples of this program hold a value of every latent; "
+                f"{names} is missing.",
+                fix="pass result.samples, or the samples of a NumPyro run on "
+                "density.to_numpyro().",
             )
         latents = {name: jnp.asarray(samples[name]) for name in self.sites}
-        if len({values.shape[:1] for values in latents.values()}) > 1 or () in {
-            v.shape for v in latents.values()
-        }:
+        shapes = [values.shape for values in latents.values()]
+        leading_axes = {shape[:1] for shape in shapes}
+        if len(leading_axes) > 1 or () in leading_axes:
             raise ShapeError(
-                f"All samples must have the same leading axis; got the shapes {[v.shape for v in latents.values()]}.",
+                f"All samples must have the same leading axis; got shapes {shapes}.",
                 fix="of several chains, flatten the first two axes.",
             )
         return latents
 
-    # Equal to itself alone: so jax.jit(density.score) works, with weights as constants.
-    # See also `equinox.tree_equal`.
+    # A density is equal to itself alone: so jax.jit(density.score) works, with weights
+    # as constants. See also `equinox.tree_equal`.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -573,11 +614,11 @@ class AnnealedDensity(NotPickled, eqx.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NumPyroPotential:
-    """What NumPyro's `HMC`, `NUTS` and `MCMC` need for one level of a density, under
-    the names of their arguments.
+    """Arguments of NumPyro's `HMC`, `NUTS` and `MCMC` for one level of a density, under
+    NumPyro's names.
 
     `AnnealedDensity.to_numpyro` makes it. Chains then live at that level alone and
-    nothing is annealed, so they do not find modes that lie apart; `infer` does.
+    nothing is annealed, so they do not find separated modes; `infer` does.
 
     Args:
         density: the compiled program.
@@ -587,7 +628,7 @@ class NumPyroPotential:
     density: AnnealedDensity
     level: int
 
-    def potential_fn(self, position: Position) -> Array:
+    def potential_fn(self, position: Position) -> Float[Array, ""]:
         """−log π_k(position) up to a constant, a scalar; its derivative is −∇log π_k
         from the same evaluation.
 
@@ -595,6 +636,7 @@ class NumPyroPotential:
             position: ``{site: array}``, static sites in unconstrained coordinates.
         """
 
+        # The score is at hand, so that NumPyro need not differentiate the networks.
         @jax.custom_jvp
         def potential(position: Position) -> Array:
             return -self.density.log_density(position, self.level)
@@ -609,7 +651,7 @@ class NumPyroPotential:
         return potential(position)
 
     def init_params(self, key: Array, num_chains: int = 1) -> Position:
-        """Where chains may start: noised sites from N(0, I/power), static ones from
+        """Draw initial positions: noised sites from N(0, I/power), static ones from
         their priors.
 
         Args:
@@ -622,18 +664,17 @@ class NumPyroPotential:
         """
         check_count(num_chains, "num_chains")
 
+        # Unit noise in place of level 0's, which would put all chains at one place.
         @jax.jit
         def start(key: Array) -> Position:
             return self.density._from_noise(key, self.level, jnp.ones(()))
 
-        return (
-            start(key)
-            if num_chains == 1
-            else jax.vmap(start)(jax.random.split(key, num_chains))
-        )
+        if num_chains == 1:
+            return start(key)
+        return jax.vmap(start)(jax.random.split(key, num_chains))
 
     def postprocess_fn(self, position: Position) -> dict[str, Array]:
-        """What one position means to the program's author: static sites constrained,
+        """Return one position in the program's terms: static sites constrained,
         deterministics computed."""
         return self.density.to_samples(position)
 

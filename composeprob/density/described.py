@@ -1,4 +1,4 @@
-"""What people are shown of a compiled program."""
+"""Description of a compiled program for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Diagram(Protocol):
-    """What is shown of a program's IR, and asked of it by those who know no IR."""
+    """View of a program's IR for modules that do not know the IR."""
 
     @property
     def name(self) -> str: ...
@@ -45,8 +45,8 @@ class Expert(NamedTuple):
         trained: whether it was learned; a closed form is right everywhere.
         rows: how many conditions in plates it stands for.
         averaged: how many entries of the site each entry of its event is the mean of.
-        members: in how many sets it sees the entries of the site, each entry in one of
-            them; 1 where in no such sets.
+        members: the number of disjoint sets of entries that it sees; 1 where it sees
+            the site as a whole.
     """
 
     name: str
@@ -61,16 +61,18 @@ class Expert(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Described:
-    """The program's IR, for people. All are equal, so that other numbers share compiled
-    code; no trace may read it.
+    """The program's IR, for people.
+
+    All descriptions are equal, so that programs with other numbers share compiled code;
+    no trace may read one.
 
     Attributes:
         graph: the IR; renders in notebooks.
         text: the program as mathematics, with what each pass did.
         where: the place of the program's definition.
         offers: (name, place, capabilities) of every leaf.
-        pictures: what makes images of a stack of a site's values, by the site's name,
-            where its factors know that.
+        pictures: functions that make images of a stack of a site's values, by the
+            site's name, where its factors know one.
         experts: a description of every expert, in the order of
             `Evaluates.expert_values`.
     """
@@ -83,17 +85,22 @@ class Described:
     experts: tuple[Expert, ...] = ()
 
     def html(self) -> str:
-        """The program for notebooks: its density, its graph, and behind a click what
-        the compiler did."""
+        """Render the program for notebooks: its density, its graph, and behind a click
+        the compiler's report."""
+        name = escape(self.graph.name)
+        place = escape(self.where)
         density = escape(self.graph.formula)
+        # Indices and exponents of the formula as HTML: x_k, f^-0.5.
         density = re.sub(r"_(\w)\b", r"<sub>\1</sub>", density)
         density = re.sub(r"\^(-?[\d.]+(?:e[-+]?\d+)?)", r"<sup>\1</sup>", density)
         return (
-            f"<div><div><b>{escape(self.graph.name)}</b> <small>({escape(self.where)})</small></div>"
-            f"<div style='font-family:serif;font-size:1.2em;margin:6px 0'>{density}</div>"
+            f"<div><div><b>{name}</b> <small>({place})</small></div>"
+            "<div style='font-family:serif;font-size:1.2em;margin:6px 0'>"
+            f"{density}</div>"
             f"<div style='overflow-x:auto'>{self.graph._repr_html_()}</div>"
             "<details><summary>sites, levels, and what the compiler did</summary>"
-            f"<pre style='white-space:pre-wrap'>{escape(self.text)}</pre></details></div>"
+            f"<pre style='white-space:pre-wrap'>{escape(self.text)}</pre>"
+            "</details></div>"
         )
 
     def __eq__(self, other: object) -> bool:

@@ -1,17 +1,17 @@
-"""What one evaluation of a density at one position and level gives: the currency of the
-waist."""
+"""Evaluation of a density at one position and level: the currency of the waist."""
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import PyTree
+from jaxtyping import Bool, Float, PyTree
 
 Position: TypeAlias = PyTree[Array]
 """A pytree of floating arrays for ONE chain: ``{site: array}``, no chain axis."""
@@ -22,41 +22,42 @@ Output = TypeVar("Output")
 
 
 class Wall(eqx.Module):
-    """Where π is 0.
+    """Boundary of the support: the places where π is 0.
 
     Attributes:
-        outside: whether it is 0 here because the potential G is, a scalar bool.
+        outside: True where π is 0 because the potential G is, a scalar.
         log_open: log π without G, a scalar; None where the density offers only its
             score.
     """
 
-    outside: Array
-    log_open: Array | None
+    outside: Bool[Array, ""]
+    log_open: Float[Array, ""] | None
 
 
 class ClosedFormTerm(eqx.Module):
-    """What is known of log π where a factor offers only its score.
+    """Term of log π that has a closed form, where the density offers only its score.
 
     Attributes:
-        value: the logarithm of what multiplies such factors in π, a scalar.
-        score: the gradient of log π without it, structured like the position.
+        value: log of the factors of π that have a log-density, a scalar.
+        score: the gradient of the remaining part of log π, structured like the
+            position.
     """
 
-    value: Array
+    value: Float[Array, ""]
     score: Position
 
 
 class DensityTerms(eqx.Module):
-    """What π_k is made of at one position, for samplers that weigh chains; NaN stands
-    for what is not known.
+    """Terms of log π_k at one position, for samplers that weight chains.
 
     π_k(x, z) ∝ p(z)·F_k(x)·E_k(x, z)·G_k(x, z): the priors of static sites, the algebra
     of diffusion factors at the noised sites, the observations that are annealed
-    exactly, and everything else (likelihoods, user energies, classifiers).
+    exactly, and everything else (likelihoods, user energies, classifiers). A term that
+    the density cannot compute is NaN.
 
     Attributes:
-        drift: ∇ log (F_k·E_k), structured like the position (zero at static sites):
-            what the reverse process follows.
+        drift: ∇ log (F_k·E_k), structured like the position (zero at static sites): the
+            reverse process follows it.
         rate: the part of the Feynman–Kac rate r of F_k·E_k that comes from scores, a
             scalar. Along dx = f·x dt + g dW, r = rate + (f/g²)·excess.
         excess: the part of r that comes from the drift, in units of f/g²: Σ w_i·d_i − d
@@ -69,71 +70,109 @@ class DensityTerms(eqx.Module):
     """
 
     drift: Position
-    rate: Array
-    excess: Array
-    log_potential: Array
-    log_prior: Array
-    log_marginal: Array
-    log_exact: Array
+    rate: Float[Array, ""]
+    excess: Float[Array, ""]
+    log_potential: Float[Array, ""]
+    log_prior: Float[Array, ""]
+    log_marginal: Float[Array, ""]
+    log_exact: Float[Array, ""]
 
 
 class Evaluation(eqx.Module):
-    """What kernels see of π_k at one position x, and what travels with it.
+    """Evaluation of π_k at one position x, as kernels see it.
 
     Attributes:
         log_density: log π_k up to a constant of the level, a scalar; None where the
             density offers only its score.
         score: ∇ log π_k, structured like the position.
-        wall: where π is 0; None of a density that is positive everywhere.
-        closed_form: of a density without a log-density, the part that has one; None where
-            there is none, or all is known.
+        wall: the boundary of π's support; None of a density that is nowhere 0.
+        closed_form: of a density without a log-density, the term that has one; None
+            where no term has, or where log π is known completely.
         terms: the `DensityTerms` of a density, which kernels pass on unread, or None.
     """
 
-    log_density: Array | None
+    log_density: Float[Array, ""] | None
     score: Position
     wall: Wall | None = None
     closed_form: ClosedFormTerm | None = None
     terms: Any = None
 
     @property
-    def zero(self) -> Array:
-        """Whether π is 0 here, as far as is known, a scalar bool."""
-        outside = jnp.asarray(False) if self.wall is None else self.wall.outside
-        return (
-            outside
-            if self.log_density is None
-            else outside | jnp.isneginf(self.log_density)
-        )
+    def zero(self) -> Bool[Array, ""]:
+        """True where π is 0, as far as the density can tell, a scalar."""
+        if self.wall is None:
+            outside = jnp.asarray(False)
+        else:
+            outside = self.wall.outside
+        if self.log_density is None:
+            return outside
+        # A factor of bounded support is 0 outside of it without a wall.
+        return outside | jnp.isneginf(self.log_density)
 
     @property
-    def log_open(self) -> Array | None:
-        """log π without what makes it 0 in places."""
-        return self.log_density if self.wall is None else self.wall.log_open
+    def log_open(self) -> Float[Array, ""] | None:
+        """log π without the potential that makes it 0 in places."""
+        if self.wall is None:
+            return self.log_density
+        return self.wall.log_open
 
     @property
     def without_terms(self) -> Evaluation:
-        """The same without its parts, for chains that are not weighed."""
+        """The evaluation without its terms, for chains that carry no weights."""
         return dataclasses.replace(self, terms=None)
 
     @property
     def gradients(self) -> tuple[Position, ...]:
-        """The score, and where a part of log π is known that of the rest."""
-        return (
-            (self.score,)
-            if self.closed_form is None
-            else (self.score, self.closed_form.score)
-        )
+        """The score, and the score of the part of log π without a closed form."""
+        if self.closed_form is None:
+            return (self.score,)
+        return (self.score, self.closed_form.score)
 
     def with_gradients(self, gradients: Iterable[Position]) -> Evaluation:
-        """The same with others in the place of `gradients`."""
-        score, *unknown = gradients
-        known = (
-            None
-            if self.closed_form is None
-            else ClosedFormTerm(self.closed_form.value, *unknown)
-        )
-        return dataclasses.replace(self, score=score, closed_form=known)
+        """Replace `gradients` by others."""
+        # In the order of `gradients`; the second is there where a closed form is.
+        score, *remaining_scores = gradients
+        closed_form = self.closed_form
+        if closed_form is not None:
+            closed_form = ClosedFormTerm(closed_form.value, *remaining_scores)
+        return dataclasses.replace(self, score=score, closed_form=closed_form)
+
+    @property
+    def parts(self) -> Any:
+        """Deprecated name of `terms`."""
+        warn_renamed("Evaluation.parts", "Evaluation.terms", of_module=True)
+        return self.terms
+
+    @property
+    def known(self) -> ClosedFormTerm | None:
+        """Deprecated name of `closed_form`."""
+        warn_renamed("Evaluation.known", "Evaluation.closed_form", of_module=True)
+        return self.closed_form
+
+
+def warn_renamed(old: str, new: str, of_module: bool = False) -> None:
+    """Warn the caller's caller that it uses an old name; ``of_module`` where the name
+    is a property of an `equinox.Module`."""
+    # Equinox looks attributes up in a function of its own.
+    stacklevel = 4 if of_module else 3
+    warnings.warn(
+        f"{old} is deprecated and will be removed in the next release; use {new}.",
+        DeprecationWarning,
+        stacklevel=stacklevel,
+    )
+
+
+if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
+
+    def __getattr__(name: str) -> type:
+        """Deprecated names of this module's classes."""
+        if name == "Parts":
+            warn_renamed(f"{__name__}.Parts", "DensityTerms")
+            return DensityTerms
+        if name == "Known":
+            warn_renamed(f"{__name__}.Known", "ClosedFormTerm")
+            return ClosedFormTerm
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class ExpertValue(eqx.Module):
@@ -141,65 +180,65 @@ class ExpertValue(eqx.Module):
     its conditions in plates.
 
     Attributes:
-        score: ∇ log f over the entries of its site, (rows, entries).
-        total: the sum of these over the rows, (entries,).
-        log_density: log f, (rows,); NaN of a factor that offers only its score.
+        score: ∇ log f over the entries of its site.
+        total: the sum of these over the rows.
+        log_density: log f of each row; NaN for a factor that offers only its score.
     """
 
-    score: Array
-    total: Array
-    log_density: Array
+    score: Float[Array, "rows entries"]
+    total: Float[Array, " entries"]
+    log_density: Float[Array, " rows"]
 
 
 class Frame(eqx.Module):
-    """x = m + L·ξ with the mean m and the covariance L·Lᵀ of x/α under a noised site's
-    prior given latents, or of a static site's coordinate under one that has a location
-    and a scale.
+    """Affine coordinates x = m + L·ξ, of the mean m and covariance L·Lᵀ of a prior.
+
+    The prior is that of x/α at a noised site given latents, or that of a static site's
+    coordinate where it has a location and a scale.
 
     Attributes:
         centre, width: m, and standard deviations, of the site's shape.
         roots: L and L⁻¹, (…, n, n), of sites whose last n numbers are correlated.
     """
 
-    centre: Array
-    width: Array
-    roots: tuple[Array, Array] | None = None
+    centre: Float[Array, "*site"]
+    width: Float[Array, "*site"]
+    roots: tuple[Float[Array, "... n n"], Float[Array, "... n n"]] | None = None
 
-    def standard(self, x: Array) -> Array:
-        """ξ of x."""
+    def standard(self, x: Float[Array, "*site"]) -> Float[Array, "*site"]:
+        """Return ξ of x."""
         away = x - self.centre
-        return (
-            away / self.width
-            if self.roots is None
-            else jnp.einsum("...ij,...j->...i", self.roots[1], away)
-        )
+        if self.roots is None:
+            return away / self.width
+        return jnp.einsum("...ij,...j->...i", self.roots[1], away)
 
-    def place(self, xi: Array) -> Array:
-        """x of ξ."""
+    def place(self, xi: Float[Array, "*site"]) -> Float[Array, "*site"]:
+        """Return x of ξ."""
         if self.roots is None:
             return self.centre + self.width * xi
         return self.centre + jnp.einsum("...ij,...j->...i", self.roots[0], xi)
 
     @property
-    def log_volume(self) -> Array:
+    def log_volume(self) -> Float[Array, ""]:
         """log |dx/dξ|, a scalar."""
-        diagonal = (
-            self.width
-            if self.roots is None
-            else jnp.diagonal(self.roots[0], axis1=-2, axis2=-1)
-        )
+        if self.roots is None:
+            diagonal = self.width
+        else:
+            # L is triangular, so the diagonal alone determines its determinant.
+            diagonal = jnp.diagonal(self.roots[0], axis1=-2, axis2=-1)
         return jnp.sum(jnp.broadcast_to(jnp.log(diagonal), self.width.shape))
 
 
 def unknown(tree: Tree) -> Tree:
-    """NaN in the place of every number, False of every truth value; of arrays, or of
-    their shapes."""
-    return jax.tree.map(
-        lambda leaf: jnp.full(
-            leaf.shape, False if leaf.dtype == bool else jnp.nan, leaf.dtype
-        ),
-        tree,
-    )
+    """Replace every number by NaN and every truth value by False; leaves may be arrays
+    or their shapes."""
+
+    def placeholder(leaf: Any) -> Array:
+        if leaf.dtype == bool:
+            return jnp.full(leaf.shape, False, leaf.dtype)
+        return jnp.full(leaf.shape, jnp.nan, leaf.dtype)
+
+    return jax.tree.map(placeholder, tree)
 
 
 Target = Callable[[Position], Evaluation]
@@ -211,14 +250,12 @@ def at_once(
     position: Position,
     level: Array | int,
 ) -> Evaluation:
-    """``evaluate(position, level)``; compiled as one where nothing is traced, since
-    else every operation would be compiled and called separately. ``evaluate`` is a
-    pytree."""
-    if any(
-        isinstance(leaf, jax.core.Tracer)
-        for leaf in jax.tree.leaves((evaluate, position, level))
-    ):
+    """Return ``evaluate(position, level)``, compiled as one function where nothing is
+    traced; ``evaluate`` is a pytree."""
+    leaves = jax.tree.leaves((evaluate, position, level))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return evaluate(position, level)
+    # Outside of a trace every operation would be compiled and called separately.
     return _compiled(evaluate, position, jnp.asarray(level))
 
 
@@ -231,7 +268,10 @@ def _compiled(
 
 @eqx.filter_jit
 def over_chains(function: Callable[..., Output], *batch: PyTree[Array]) -> Output:
-    """``function`` of every chain, compiled: their axis leads in each argument and in
-    what it returns. It is a pytree, such as a method of an evaluator, so that other
-    weights and data compile nothing."""
+    """Map ``function`` over chains, compiled: their axis leads in each argument and in
+    each result.
+
+    ``function`` is a pytree, such as a method of an evaluator, so that other weights
+    and data compile nothing.
+    """
     return jax.vmap(function)(*batch)

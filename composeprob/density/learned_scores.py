@@ -1,4 +1,4 @@
-"""Whether learned scores belong to one distribution: their curl, as a gradient has
+"""Consistency of learned scores with one distribution: their curl, as a gradient has
 none, and the residual of the Fokker–Planck equation, which the scores of its levels
 obey."""
 
@@ -6,16 +6,25 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
 from composeprob.pytree import axpy, squared_norm
+
+
+class Stencil(NamedTuple):
+    """Finite difference in log(σ/α) at a level: levels around it, and their weights."""
+
+    levels: Array
+    weights: Array
 
 
 def curl(
@@ -31,14 +40,15 @@ def curl(
 
     With J the Jacobian of a factor's score and H that of the whole density's,
 
-    $$\text{curl} = \frac{\|\tfrac12(J - J^\top)\|_F}{\max(\|J\|_F, \|H\|_F)} \in [0, 1],$$
+    $$\text{curl} =
+    \frac{\|\tfrac12(J - J^\top)\|_F}{\max(\|J\|_F, \|H\|_F)} \in [0, 1],$$
 
     squared norms averaged over positions. A gradient field has 0, as its J is a
-    symmetric Hessian; a pure rotation by itself has 1. H is there because a factor that
-    is flat where the chains are has a J of nothing but noise, and turns them nowhere.
-    Squared norms are estimated without bias by Hutchinson's method, $\|A\|_F^2 =
-    E\|Av\|^2$ with independent signs v: a forward- and a reverse-mode product for each
-    direction, no matrix.
+    symmetric Hessian; a pure rotation by itself has 1. H is in the denominator because
+    a factor that is flat where the chains are has a J of nothing but noise, which does
+    not turn them. Squared norms are estimated without bias by Hutchinson's method,
+    $\|A\|_F^2 = E\|Av\|^2$ with independent signs v: a forward- and a reverse-mode
+    product for each direction, no matrix.
 
     A network that learned a score is no exact gradient. Where its curl is large, a
     `LineIntegral` depends on its path, and no density has that score.
@@ -47,7 +57,7 @@ def curl(
         density: from `compile`.
         positions: ``{site: (N, …)}``, chains lead, static sites unconstrained; a few
             dozen are enough.
-        level: where to look, 0 … K−1.
+        level: the level k, 0 … K−1.
         key: a typed random key, for the directions.
         num_probes: directions at each position.
 
@@ -59,46 +69,49 @@ def curl(
         >>> import composeprob as cp, jax, jax.numpy as jnp
         >>> turn = jnp.array([[0.0, -1.0], [1.0, 0.0]])
         >>> schedule = cp.Schedule.log_snr(20)
-        >>> field = lambda x, level: -x + turn @ x
-        >>> f = cp.Diffusion(field, schedule, event_shape=(2,), parameterization="score")
+        >>> def field(x, level):
+        ...     return -x + turn @ x
+        >>> settings = {"event_shape": (2,), "parameterization": "score"}
+        >>> f = cp.Diffusion(field, schedule, **settings)
         >>> density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
-        >>> found = cp.metrics.curl(density, {"x": jnp.ones((4, 2))}, 0, jax.random.key(0))
-        >>> round(next(iter(found.values())), 3)
+        >>> x = {"x": jnp.ones((4, 2))}
+        >>> curls = cp.metrics.curl(density, x, 0, jax.random.key(0))
+        >>> round(next(iter(curls.values())), 3)
         0.707
 
     References:
         Hutchinson (1990), a stochastic estimator of the trace. Chao et al. (2023), on
         investigating the conservative property of score-based generative models.
     """
-    offers = density.described.offers
-    suspects = tuple(
-        dict.fromkeys(
-            name for name, _, offered in offers if "conservative" not in offered
-        )
-    )
-    if not suspects:
+    leaves_of_suspects: dict[str, list[int]] = {}
+    for name, _, offered in density.described.offers:
+        if "conservative" not in offered:
+            leaves_of_suspects.setdefault(name, [])
+    for i, (name, *_) in enumerate(density.described.offers):
+        if name in leaves_of_suspects:
+            leaves_of_suspects[name].append(i)
+    if not leaves_of_suspects:
         return {}
     # Names, and their order, stay outside of the compiled function: other conditions
     # must not compile again.
-    order = [name for name, *_ in offers]
-    uses = tuple(
-        tuple(i for i, other in enumerate(order) if other == name) for name in suspects
-    )
-    pairs = _squared_curls(
+    uses = tuple(tuple(indices) for indices in leaves_of_suspects.values())
+    *of_factors, of_density = _squared_curls(
         density, uses, positions, jnp.asarray(level), key, num_probes
     )
-    *factors, (_, composed) = [
-        (float(antisymmetric), float(total)) for antisymmetric, total in pairs
-    ]
-    sizes = {
-        name: (part, max(total, composed))
-        for name, (part, total) in zip(suspects, factors, strict=True)
-    }
-    # a constant score is a gradient
-    return {
-        name: 0.0 if total == 0 else math.sqrt(part / total)
-        for name, (part, total) in sizes.items()
-    }
+    curls = {}
+    for name, norms in zip(leaves_of_suspects, of_factors, strict=True):
+        antisymmetric = float(norms.antisymmetric)
+        total = max(float(norms.total), float(of_density.total))
+        # A constant score is a gradient.
+        curls[name] = 0.0 if total == 0 else math.sqrt(antisymmetric / total)
+    return curls
+
+
+class _SquaredNorms(NamedTuple):
+    """‖(J − Jᵀ)/2‖² and ‖J‖² of a field with the Jacobian J."""
+
+    antisymmetric: Array
+    total: Array
 
 
 @eqx.filter_jit
@@ -109,12 +122,15 @@ def _squared_curls(
     level: Array,
     key: Array,
     num_probes: int,
-) -> list[tuple[Array, Array]]:
-    """‖(J − Jᵀ)/2‖² and ‖J‖² of each factor, averaged over finite positions, and last,
-    beside a 0, ‖H‖²."""
+) -> list[_SquaredNorms]:
+    """Squared norms of each factor's field, averaged over finite positions; last those
+    of the whole density's, whose ‖H‖² is its total.
+
+    ``uses`` are the indices of the leaves of each factor.
+    """
     noised = [name for name, site in density.sites.items() if site.kind == "noised"]
 
-    def norms(position: Position, signs: Position) -> list[tuple[Array, Array]]:
+    def norms(position: Position, signs: Position) -> list[_SquaredNorms]:
         xs = {name: position[name] for name in noised}
 
         def fields(xs: Position) -> list[Position]:
@@ -132,28 +148,31 @@ def _squared_curls(
             score = density.evaluator({**position, **xs}, level).score
             return {n: score[n] for n in xs}
 
-        # One forward product gives those of all fields; the reverse ones are one batch,
-        # each of one field's signs. Of the whole score the forward one is enough.
-        (forward, composed) = jax.jvp(
+        # One forward product gives J·v of all fields; the reverse ones, Jᵀ·v, are one
+        # batch, each with the signs in one field alone. Of the composed score the
+        # forward one is enough.
+        _, (forward, composed) = jax.jvp(
             lambda xs: (fields(xs), composed_score(xs)), (xs,), (signs,)
-        )[1]
-        pull, count = jax.vjp(fields, xs)[1], len(uses)
-        each = [
-            jax.tree.map(
-                lambda s, i=i: jnp.zeros((count, *s.shape), s.dtype).at[i].set(s), signs
-            )
-            for i in range(count)
-        ]
-        (backward,) = jax.vmap(pull)(each)
-        found = []
-        for i, product in enumerate(forward):
-            antisymmetric = axpy(
-                -1.0, jax.tree.map(lambda a, i=i: a[i], backward), product
-            )
-            found.append((0.25 * squared_norm(antisymmetric), squared_norm(product)))
-        return [*found, (jnp.zeros(()), squared_norm(composed))]
+        )
+        _, pull_back = jax.vjp(fields, xs)
+        count = len(uses)
 
-    def probe(key: Array) -> list[tuple[Array, Array]]:
+        def signs_in_field(i: int) -> Position:
+            return jax.tree.map(
+                lambda s: jnp.zeros((count, *s.shape), s.dtype).at[i].set(s), signs
+            )
+
+        (backward,) = jax.vmap(pull_back)([signs_in_field(i) for i in range(count)])
+        of_fields = []
+        for i, product in enumerate(forward):
+            transposed_product = jax.tree.map(lambda a, i=i: a[i], backward)
+            difference = axpy(-1.0, transposed_product, product)
+            of_fields.append(
+                _SquaredNorms(0.25 * squared_norm(difference), squared_norm(product))
+            )
+        return [*of_fields, _SquaredNorms(jnp.zeros(()), squared_norm(composed))]
+
+    def probe(key: Array) -> list[_SquaredNorms]:
         xs = {name: positions[name] for name in noised}
         keys = jax.random.split(key, len(xs))
         signs = {
@@ -162,13 +181,15 @@ def _squared_curls(
         }
         return jax.vmap(norms)(positions, signs)
 
-    def mean(antisymmetric: Array, total: Array) -> tuple[Array, Array]:
-        usable = jnp.isfinite(antisymmetric) & jnp.isfinite(total)
-        return jnp.mean(antisymmetric, where=usable), jnp.mean(total, where=usable)
+    def mean(norms: _SquaredNorms) -> _SquaredNorms:
+        usable = jnp.isfinite(norms.antisymmetric) & jnp.isfinite(norms.total)
+        return _SquaredNorms(
+            jnp.mean(norms.antisymmetric, where=usable),
+            jnp.mean(norms.total, where=usable),
+        )
 
-    return [
-        mean(*pair) for pair in jax.lax.map(probe, jax.random.split(key, num_probes))
-    ]
+    of_probes = jax.lax.map(probe, jax.random.split(key, num_probes))
+    return [mean(norms) for norms in of_probes]
 
 
 def fokker_planck(
@@ -186,21 +207,22 @@ def fokker_planck(
     noise that a factor sees in x. The density of $x_0 + \tau\varepsilon$ obeys the heat
     equation, $\partial_\tau p = \tau\Delta p$, whose gradient is
 
-    $$\rho = \frac{\partial e}{\partial\log\tau} - e - \nabla_y\big(\tau^2\,\nabla_y\!\cdot e - \tau\|e\|^2\big) = 0,$$
+    $$\rho = \frac{\partial e}{\partial\log\tau} - e
+    - \nabla_y\big(\tau^2\,\nabla_y\!\cdot e - \tau\|e\|^2\big) = 0,$$
 
     for any distribution of $x_0$. A network that learned each level separately, with an
-    error, has another ρ. Returned is
-    $\sqrt{\mathrm{med}\|\rho\|^2/\mathrm{med}\|e\|^2}$ over positions: which share of
-    the noise prediction changes wrongly while σ/α grows by a factor of e. It is 0 of an
-    exact factor, up to the finite difference that stands for ∂/∂log τ: of 5 levels,
-    about a thousandth where neighbours are 0.2 apart in log τ. It does not find a
-    network that has learned another distribution well.
+    error, has another ρ. The relative residual is
+    $\sqrt{\mathrm{med}\|\rho\|^2/\mathrm{med}\|e\|^2}$ over positions: the share of
+    the noise prediction that changes wrongly while σ/α grows by a factor of e. It is 0
+    for an exact factor, up to the finite difference that stands for ∂/∂log τ: of 5
+    levels, about a thousandth where neighbours are 0.2 apart in log τ. It does not find
+    a network that has learned another distribution well.
 
     Args:
         density: from `compile`.
         positions: ``{site: (N, …)}`` at this level, chains lead, static sites
             unconstrained; a few dozen are enough.
-        level: where to look, 0 … K−1.
+        level: the level k, 0 … K−1.
         key: a typed random key, for random directions in more than 16 dimensions.
         num_probes: pairs of directions at each position, there.
 
@@ -212,12 +234,13 @@ def fokker_planck(
     Example:
         >>> import composeprob as cp, jax, jax.numpy as jnp
         >>> schedule = cp.Schedule.log_snr(60)
-        >>> half = lambda x, t: 0.5 * x * t / jnp.sqrt(1 + t**2)  # of N(0, 1): half of the noise that is there
-        >>> f = cp.Diffusion(half, schedule, event_shape=(1,), parameterization="epsilon", time="sigma", label="half")
+        >>> def half(x, t):  # half of the noise that is there, for N(0, 1)
+        ...     return 0.5 * x * t / jnp.sqrt(1 + t**2)
+        >>> f = cp.Diffusion(half, schedule, event_shape=(1,), time="sigma")
         >>> density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
         >>> x = {"x": jax.random.normal(jax.random.key(0), (64, 1))}
-        >>> found = cp.metrics.fokker_planck(density, x, 30, jax.random.key(1))
-        >>> round(found["f(x)"], 2)  # σ² = 0.30 at this level
+        >>> residuals = cp.metrics.fokker_planck(density, x, 30, jax.random.key(1))
+        >>> round(residuals["f(x)"], 2)  # σ² = 0.30 at this level
         0.3
 
     References:
@@ -225,110 +248,113 @@ def fokker_planck(
         enforcing the underlying score Fokker–Planck equation* (arXiv 2210.04296).
     """
     experts = density.described.experts
-    asked = [i for i, expert in enumerate(experts) if expert.averaged == 1.0]
-    if not asked:
+    checked = [i for i, expert in enumerate(experts) if expert.averaged == 1.0]
+    if not checked:
         return {}
-    if (stencil := _stencil(density, int(level))) is None:
-        return dict.fromkeys((experts[i].name for i in asked), math.nan)
+    stencil = _stencil(density, int(level))
+    if stencil is None:
+        return dict.fromkeys((experts[i].name for i in checked), math.nan)
     # Names stay outside of the compiled function: other conditions must not compile
     # again.
-    sites = tuple((i, experts[i].site) for i in asked)
-    arguments = density, sites, positions, jnp.asarray(level), *stencil, key, num_probes
-    pairs = dict(zip(asked, _squared_residuals(*arguments), strict=True))
-    found: dict[str, float] = {}
-    for i in asked:
-        residual, size = (np.asarray(values, float) for values in pairs[i])
-        least = (
-            0.1**2 * experts[i].dimension
-        )  # a prediction below 0.1 of a standard deviation counts as that
-        worst = float(
-            np.sqrt(np.maximum(residual, 0.0) / np.maximum(size, least)).max()
-        )
-        found[experts[i].name] = max(worst, found.get(experts[i].name, 0.0))
-    return found
+    sites = tuple((i, experts[i].site) for i in checked)
+    squares = _squared_residuals(
+        density, sites, positions, jnp.asarray(level), stencil, key, num_probes
+    )
+    residuals: dict[str, float] = {}
+    for i, (squared_residual, squared_noise) in zip(checked, squares, strict=True):
+        # A prediction below 0.1 of a standard deviation counts as that.
+        least = 0.1**2 * experts[i].dimension
+        residual = np.maximum(np.asarray(squared_residual, float), 0.0)
+        size = np.maximum(np.asarray(squared_noise, float), least)
+        worst = float(np.sqrt(residual / size).max())
+        name = experts[i].name
+        residuals[name] = max(worst, residuals.get(name, 0.0))
+    return residuals
 
 
-def _stencil(density: AnnealedDensity, level: int) -> tuple[Array, Array] | None:
-    """The levels around one, and the weights of the derivative by log(σ/α) of what is
-    interpolated between them; None where there are too few, or neighbours too far
-    apart."""
+def _stencil(density: AnnealedDensity, level: int) -> Stencil | None:
+    """Levels around one, and the weights of the derivative by log(σ/α) of the
+    polynomial through values at them; None where there are too few, or neighbours too
+    far apart."""
     number = 5  # of levels whose noise predictions make one derivative
     first = min(max(level - number // 2, 0), density.num_levels - number)
     if first < 0:
         return None
     levels = np.arange(first, first + number)
-    at = -0.5 * np.asarray(density.schedule.log_snr, np.float64)[levels]
-    if np.diff(at).max() > 0.5:
+    # log(σ/α) is −½ of the log-SNR.
+    log_tau = -0.5 * np.asarray(density.schedule.log_snr, np.float64)[levels]
+    if np.diff(log_tau).max() > 0.5:
         return None
+    # The weights w are exact for powers: Σ_j w_j·offset_j^n = 1 for n = 1, else 0.
     powers = np.arange(number)
-    offsets = at - at[level - first]
+    offsets = log_tau - log_tau[level - first]
     weights = np.linalg.solve(
         offsets[None, :] ** powers[:, None], (powers == 1).astype(float)
     )
-    return jnp.asarray(levels), jnp.asarray(weights, float)
+    return Stencil(jnp.asarray(levels), jnp.asarray(weights, float))
 
 
 @eqx.filter_jit
 def _squared_residuals(
     density: AnnealedDensity,
-    asked: tuple[tuple[int, str], ...],
+    checked: tuple[tuple[int, str], ...],
     positions: Position,
     level: Array,
-    levels: Array,
-    weights: Array,
+    stencil: Stencil,
     key: Array,
     num_probes: int,
-) -> list[tuple[Array, Array]]:
-    """‖ρ‖² and ‖e‖² of each row of every expert that is asked: medians over finite
-    positions."""
+) -> list[tuple[Float[Array, " rows"], Float[Array, " rows"]]]:
+    """‖ρ‖² and ‖e‖² of each row of the checked experts, (index, site): medians over
+    finite positions."""
     noise = density.schedule.at(level)
 
     def squared_norms(
         expert: int, site: str, position: Position, key: Array
-    ) -> tuple[Array, Array]:
-        shape, size = position[site].shape, position[site].size
+    ) -> tuple[Float[Array, " rows"], Float[Array, " rows"]]:
+        shape = position[site].shape
+        size = position[site].size
         x = position[site].ravel()
 
-        def predicted_noise(x: Array, level: Array) -> Array:
-            """e of each row, (rows, entries)."""
-            value = density.evaluator.expert_values(
-                {**position, site: x.reshape(shape)}, level
-            )[expert]
-            return (
-                -density.schedule.at(level).sigma * value.score[:4]
-            )  # at most four conditions of a plate
+        def predicted_noise(x: Array, level: Array) -> Float[Array, "rows entries"]:
+            """Return e of each row."""
+            moved = {**position, site: x.reshape(shape)}
+            value = density.evaluator.expert_values(moved, level)[expert]
+            # At most four conditions of a plate.
+            return -density.schedule.at(level).sigma * value.score[:4]
 
         def predicted_at(level: Array) -> Array:
-            return predicted_noise(
-                density.schedule.at(level).alpha / noise.alpha * x, level
-            )
+            # The same y = x/α at another level.
+            x_at_level = density.schedule.at(level).alpha / noise.alpha * x
+            return predicted_noise(x_at_level, level)
 
-        def potential(x: Array, directions: Array) -> Array:
+        def potential(x: Array, directions: Array) -> Float[Array, " rows"]:
             """τ²∇·e − τ‖e‖² of each row, in units of α: ∇_y is α∇_x."""
             e = predicted_noise(x, level)
-            pulled_back = jax.vmap(
-                lambda v: (
-                    jax.jvp(lambda x: predicted_noise(x, level), (x,), (v,))[1] @ v
-                )
-            )(directions)
-            divergence = jnp.sum(pulled_back, 0) / repeats
+
+            def quadratic_form(v: Array) -> Array:
+                """vᵀ·(∂e/∂x)·v of each row."""
+                _, product = jax.jvp(lambda x: predicted_noise(x, level), (x,), (v,))
+                return product @ v
+
+            forms = jax.vmap(quadratic_form)(directions)
+            divergence = jnp.sum(forms, 0) / repeats
             return noise.sigma**2 * divergence - noise.sigma * jnp.sum(e**2, 1)
 
-        # Two independent estimates of a divergence, whose product has no bias; one
-        # where there is nothing to estimate.
+        # Two independent estimates of a divergence, whose product has no bias; in few
+        # dimensions the exact divergence, over all unit vectors.
         if size > 16:
-            directions, repeats = (
-                jax.random.rademacher(key, (2, num_probes, size), x.dtype),
-                num_probes,
-            )
+            directions = jax.random.rademacher(key, (2, num_probes, size), x.dtype)
+            repeats = num_probes
         else:
-            directions, repeats = jnp.eye(size, dtype=x.dtype)[None], 1
+            directions = jnp.eye(size, dtype=x.dtype)[None]
+            repeats = 1
         e = predicted_noise(x, level)
-        grown = jnp.tensordot(
-            weights.astype(x.dtype), jax.lax.map(predicted_at, levels), 1
+        predictions = jax.lax.map(predicted_at, stencil.levels)
+        growth = jnp.tensordot(stencil.weights.astype(x.dtype), predictions, 1)
+        gradients = jax.lax.map(
+            lambda signs: jax.jacrev(potential)(x, signs), directions
         )
-        pulled = jax.lax.map(lambda signs: jax.jacrev(potential)(x, signs), directions)
-        residuals = grown - e - pulled
+        residuals = growth - e - gradients
         return jnp.sum(residuals[0] * residuals[-1], 1), jnp.sum(e**2, 1)
 
     def median(values: Array) -> Array:
@@ -336,7 +362,8 @@ def _squared_residuals(
 
     number = jax.tree.leaves(positions)[0].shape[0]
     keys = jax.random.split(key, number)
-    return [
-        jax.tree.map(median, jax.vmap(partial(squared_norms, i, site))(positions, keys))
-        for i, site in asked
-    ]
+    medians = []
+    for i, site in checked:
+        squares = jax.vmap(partial(squared_norms, i, site))(positions, keys)
+        medians.append(jax.tree.map(median, squares))
+    return medians

@@ -1,8 +1,8 @@
-r"""Whether the factors of a program agree where its samples are: `no_overlap` and
+r"""Agreement of the factors of a program where its samples are: `no_overlap` and
 `out_of_training`.
 
 The score of a factor's noised marginal is $-E[\varepsilon \mid x]/\sigma$, with ε the
-noise in x. Over the factor's own noised draws $\sigma^2\|s(x)\|^2 \le
+noise in x. Over the factor's own noised samples $\sigma^2\|s(x)\|^2 \le
 E[\|\varepsilon\|^2 \mid x]$, and an event of x that has the probability p holds at most
 as much of $\|\varepsilon\|^2 \sim \chi^2_d$ as its largest p do. So
 $\sigma^2\|s(x)\|^2$ exceeds their mean,
@@ -11,21 +11,21 @@ $$t = d\,P(\chi^2_{d+2} > q)/p, \qquad P(\chi^2_d > q) = p,$$
 
 with a probability of p at most, whatever the factor. No rule for every factor can do
 with less than q: a single point has $\sigma^2\|s\|^2 \sim \chi^2_d$. Samples are noised
-to a few levels, and each factor evaluated there: a sample that is far beyond t is where
-the factor's own noised draws never are. No draws of the factor are needed.
+to a few levels, and each factor is evaluated there: a sample far beyond t lies where
+the factor has next to no mass. No samples of the factor are needed.
 
-* `no_overlap`: that holds for half of the samples, under a factor that is multiplied with others; or a negation has
-  nothing left to take away from: the samples lie where what it divides by is as flat as
-  the inside of a box.
-* `out_of_training`: that holds for a tenth of the samples under a factor that was trained. A closed form is right
-  everywhere, and is not examined.
+* `no_overlap`: half of the samples are beyond t under a factor that is multiplied with
+  others; or a negation has nothing left to take away from: the samples lie where the
+  divisor is as flat as the inside of a box.
+* `out_of_training`: a tenth of the samples are beyond t under a factor that was
+  trained. A closed form is right everywhere, and is not examined.
 
-A trained factor that divides pushes samples to where it was never trained, and what its
-network returns there may be small: the bound sees nothing. Its draws are compared with
-the samples instead. A tenth of these that are farther from all of its draws than any
-draw is from the others, by a half, is `out_of_training` too. Weights and steps take the
-divisor for a noised marginal, which it is nowhere but there, so the errors of such a
-run are withheld.
+A trained factor that divides pushes samples to where it was never trained, and the
+output of its network there may be small, so that the bound does not see it. Its own
+samples are compared with those of the program instead. `out_of_training` is also
+reported where a tenth of the program's samples are farther from all of the factor's
+than any of these is from the others, by a half. Weights and steps take the divisor for
+a noised marginal, which it is not there, so the errors of such a run are withheld.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 from scipy import special
 
 from composeprob import tuning
 from composeprob.density.described import Expert
-from composeprob.density.evaluation import Position
+from composeprob.density.evaluation import Position, warn_renamed
 from composeprob.pytree import normal_like
 
 if TYPE_CHECKING:
@@ -52,8 +53,16 @@ if TYPE_CHECKING:
 
 
 class FactorFinding(NamedTuple):
-    """What is wrong with which factor, at which level, for which share of samples, and
-    what to try; and whether the program divides by that factor."""
+    """Disagreement of a factor with the others, or with its training.
+
+    Attributes:
+        code: ``"no_overlap"`` or ``"out_of_training"``.
+        message: a description of the problem, and how to fix it.
+        factor: the factor's name.
+        level: the level at which it shows.
+        share: the share of samples that it concerns.
+        divides: whether the program divides by the factor.
+    """
 
     code: str
     message: str
@@ -63,26 +72,35 @@ class FactorFinding(NamedTuple):
     divides: bool = False
 
 
+if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
+
+    def __getattr__(name: str) -> type:
+        """Deprecated name of this module's class."""
+        if name == "Finding":
+            warn_renamed(f"{__name__}.Finding", "FactorFinding")
+            return FactorFinding
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def check(
     density: AnnealedDensity, key: Array, num_chains: int
 ) -> tuple[FactorFinding, ...]:
     """See `AnnealedDensity.check`."""
     if not in_question(density):
         return ()
-    first, second = jax.random.split(key)
-    return agreement(
-        density, _pilot(density, jax.random.split(first, num_chains)), second
-    )
+    pilot_key, noise_key = jax.random.split(key)
+    positions = _pilot(density, jax.random.split(pilot_key, num_chains))
+    return agreement(density, positions, noise_key)
 
 
 def check_evaluations(
     density: AnnealedDensity, num_chains: int = tuning.PILOT.chains
 ) -> int:
-    """How often `check` evaluates the factors, over all of its chains."""
+    """Count the evaluations of the factors by `check`, over all of its chains."""
+    # One evaluation a step of the pilot, and one at each level for its samples.
     pilot = tuning.PILOT.steps * len(_spaced_levels(density, tuning.PILOT.levels))
-    return num_chains * (
-        pilot + len(_spaced_levels(density, tuning.OVERLAP.levels, False))
-    )
+    noised_levels = _spaced_levels(density, tuning.OVERLAP.levels, noisiest=False)
+    return num_chains * (pilot + len(noised_levels))
 
 
 def _spaced_levels(
@@ -95,17 +113,20 @@ def _spaced_levels(
 
 
 def in_question(density: AnnealedDensity) -> bool:
-    """Whether there is something to agree on: more than one factor of power 1 that
-    nothing else depends on."""
+    """Return whether there is anything that factors can disagree about.
+
+    There is not where each site has one factor of power 1 and nothing else depends on
+    it.
+    """
     experts = density.described.experts
-    lonely = len({expert.site for expert in experts}) == len(experts) and all(
-        expert.power == 1 and expert.rows == 1 for expert in experts
-    )
-    return (
-        density.num_levels > 1
-        and bool(experts)
-        and not (lonely and not density.graph.observations)
-    )
+    if density.num_levels <= 1 or not experts:
+        return False
+    if density.graph.observations:
+        return True
+    sites = {expert.site for expert in experts}
+    one_factor_a_site = len(sites) == len(experts)
+    unmodified = all(expert.power == 1 and expert.rows == 1 for expert in experts)
+    return not (one_factor_a_site and unmodified)
 
 
 def agreement(
@@ -114,45 +135,51 @@ def agreement(
     key: Array,
     num_levels: int = tuning.OVERLAP.levels,
 ) -> tuple[FactorFinding, ...]:
-    """Finds where the factors disagree at samples of level 0, ``{site: (N, …)}``,
-    noised to so many levels, each of which costs an evaluation of every sample."""
+    """Find factors that disagree at samples of level 0, ``{site: (N, …)}``.
+
+    The samples are noised to ``num_levels`` levels, each of which costs one evaluation
+    of every sample.
+    """
     experts = density.described.experts
+    # At the noisiest level all noised marginals are one, and nothing can disagree.
     levels = _spaced_levels(density, num_levels, noisiest=False)
     statistics = jax.tree.map(
         np.asarray, _expert_statistics(density, positions, jnp.asarray(levels), key)
     )
     shares = [
-        _share(expert, measured)
-        for expert, measured in zip(experts, statistics, strict=True)
+        _share_beyond_bound(expert, statistic)
+        for expert, statistic in zip(experts, statistics, strict=True)
     ]
-    found: dict[str, FactorFinding] = {}  # one of each factor: the first
-    for finding in (
+    candidates = (
         *_disagreements(experts, shares, levels),
         *_empty_negations(density, statistics, levels, positions, key),
         *_untrained_regions(experts, shares, levels),
         *_untrained_divisors(density, positions, key),
-    ):
-        found.setdefault(finding.factor, finding)
-    return tuple(found.values())
+    )
+    findings: dict[str, FactorFinding] = {}  # one for each factor: the first
+    for finding in candidates:
+        findings.setdefault(finding.factor, finding)
+    return tuple(findings.values())
 
 
 @cache
 def bound(dimension: float, p: float = 1e-6) -> float:
-    """Returns t, which σ²‖s‖² of a noised marginal in d dimensions exceeds with a
+    """Return t, which σ²‖s‖² of a noised marginal in d dimensions exceeds with a
     probability of at most p."""
-    return float(
-        dimension * special.chdtrc(dimension + 2, special.chdtri(dimension, p)) / p
-    )
+    quantile = special.chdtri(dimension, p)
+    return float(dimension * special.chdtrc(dimension + 2, quantile) / p)
 
 
 class ExpertStatistics(NamedTuple):
-    """Statistics of an expert at samples of a few levels, each (levels, chains,
-    rows)."""
+    """Statistics of an expert at samples of a few levels.
 
-    energy: (
-        Array  # σ²·‖∇ log f‖²: the squared length of the noise that it predicts there
-    )
-    log_density: Array  # log f; NaN of a factor that offers only its score
+    Attributes:
+        energy: σ²·‖∇ log f‖², the squared length of the noise that it predicts.
+        log_density: log f; NaN for a factor that offers only its score.
+    """
+
+    energy: Float[Array, "levels chains rows"]
+    log_density: Float[Array, "levels chains rows"]
 
 
 @eqx.filter_jit
@@ -167,24 +194,26 @@ def _expert_statistics(
         variance = density.schedule.at(level).sigma ** 2
 
         def chain_statistics(position: Position) -> tuple[ExpertStatistics, ...]:
-            values = density.evaluator.expert_values(position, level)
-            return tuple(
-                ExpertStatistics(variance * jnp.sum(v.score**2, axis=1), v.log_density)
-                for v in values
-            )
+            statistics = []
+            for value in density.evaluator.expert_values(position, level):
+                energy = variance * jnp.sum(value.score**2, axis=1)
+                statistics.append(ExpertStatistics(energy, value.log_density))
+            return tuple(statistics)
 
         return jax.vmap(chain_statistics)(moved)
 
+    # One level after another: all at once would take as many times the memory.
     return jax.lax.map(level_statistics, levels)
 
 
 def noised(
     density: AnnealedDensity, positions: Position, level: Array | int, key: Array
 ) -> Position:
-    """Samples of level 0, chains lead, with the noise that takes them to another
-    level."""
-    clean, noise = density.schedule.at(0), density.schedule.at(level)
+    """Add the noise that takes samples of level 0 to another level; chains lead."""
+    clean = density.schedule.at(0)
+    noise = density.schedule.at(level)
     ratio = noise.alpha / clean.alpha
+    # σ² at the level less the part that level 0's own noise makes of it.
     added = jnp.sqrt(jnp.maximum(noise.sigma**2 - (ratio * clean.sigma) ** 2, 0.0))
     xs = {
         name: positions[name]
@@ -192,10 +221,8 @@ def noised(
         if site.kind == "noised"
     }
     fresh = normal_like(key, xs)
-    return {
-        **positions,
-        **{name: ratio * x + added * fresh[name] for name, x in xs.items()},
-    }
+    moved = {name: ratio * x + added * fresh[name] for name, x in xs.items()}
+    return {**positions, **moved}
 
 
 @eqx.filter_jit
@@ -205,113 +232,121 @@ def _pilot(
     conditions: Position | None = None,
     which: int = 0,
 ) -> Position:
-    """Chains at level 0, moved there by Langevin steps under the factors of all noised
-    sites; or, where there are positions with its ``conditions``, one for each, which
-    stay as they are, under this one expert alone. Steps are unadjusted, of σ²/Σ|w|,
-    which no product of factors makes unstable (the score of a noised marginal falls no
-    faster than x/σ²), tamed where something else does. Along directions in which clean
-    events do not vary such steps double the variance σ²/Σ|w|; the last, with half of
-    the noise, halves it again."""
-    expert = None if conditions is None else density.described.experts[which]
+    """Run chains down to level 0 by unadjusted Langevin steps.
+
+    They move under the factors of all noised sites. Where positions are given as
+    ``conditions``, there is one chain for each, which moves one expert's site under
+    that expert alone and keeps the others as they are.
+
+    Steps are of σ²/Σ|w|, which no product of factors makes unstable (the score of a
+    noised marginal falls no faster than x/σ²), tamed where another term does. Along
+    directions in which clean events do not vary such steps double the variance σ²/Σ|w|;
+    the last, with half of the noise, halves it again.
+    """
     levels = jnp.asarray(_spaced_levels(density, tuning.PILOT.levels)[::-1])
-    sites = (
-        [name for name, site in density.sites.items() if site.kind == "noised"]
-        if expert is None
-        else [expert.site]
-    )
-    size = sum(math.prod(density.sites[name].shape) for name in sites)
-    power = (
-        jnp.maximum(jnp.max(density.top.entries) / size, 1.0)
-        if expert is None
-        else float(expert.rows)
-    )
+    expert = None if conditions is None else density.described.experts[which]
+    power: Array | float
+    if expert is None:
+        sites = [name for name, site in density.sites.items() if site.kind == "noised"]
+        size = sum(math.prod(density.sites[name].shape) for name in sites)
+        # Σ|w| of an entry, on average; `stacked` exponents have one at each level.
+        power = jnp.maximum(jnp.max(density.top.entries) / size, 1.0)
+    else:
+        sites = [expert.site]
+        power = float(expert.rows)
 
     def drift(position: Position, level: Array) -> Position:
         if expert is None:
-            found = density.evaluator(position, level).terms.drift
-            return {name: found[name] for name in sites}
-        return {
-            expert.site: density.evaluator.expert_values(position, level)[which].total
-        }
+            drifts = density.evaluator(position, level).terms.drift
+            return {name: drifts[name] for name in sites}
+        values = density.evaluator.expert_values(position, level)
+        return {expert.site: values[which].total}
 
     def step(
-        position: Position, at: tuple[Array, Array, Array]
+        position: Position, visit: tuple[Array, Array, Array]
     ) -> tuple[Position, None]:
-        key, level, heat = at
+        key, level, heat = visit
         h = density.schedule.at(level).sigma ** 2 / power
-        pulls = drift(position, level)
+        drifts = drift(position, level)
         fresh = normal_like(key, {name: position[name] for name in sites})
 
         def move(name: str, x: Array) -> Array:
-            pull = h * jnp.nan_to_num(pulls[name].reshape(x.shape))
+            pull = h * jnp.nan_to_num(drifts[name].reshape(x.shape))
+            # At most 10·√h, where the noise of the step is √(2h).
             tamed = pull / (1 + jnp.abs(pull) / (10 * jnp.sqrt(h)))
             return x + tamed + jnp.sqrt(heat * h) * fresh[name]
 
-        return {
-            **position,
-            **{name: move(name, position[name]) for name in sites},
-        }, None
+        moved = {name: move(name, position[name]) for name in sites}
+        return {**position, **moved}, None
 
     def chain(key: Array, position: Position | None) -> Position:
-        first, rest = jax.random.split(key)
+        start_key, steps_key = jax.random.split(key)
         if expert is None or position is None:
-            start = density.initial(first)
+            start = density.initial(start_key)
         else:
-            noise = jax.random.normal(first, density.sites[expert.site].shape)
-            start = {
-                **position,
-                expert.site: density.schedule.at(levels[0]).sigma * noise,
-            }
-        visits = jnp.repeat(levels, tuning.PILOT.steps)
-        heat = jnp.full(visits.shape, 2.0).at[-1].set(1.0)
-        return jax.lax.scan(
-            step, start, (jax.random.split(rest, len(visits)), visits, heat)
-        )[0]
+            noise = jax.random.normal(start_key, density.sites[expert.site].shape)
+            top_sigma = density.schedule.at(levels[0]).sigma
+            start = {**position, expert.site: top_sigma * noise}
+        visited_levels = jnp.repeat(levels, tuning.PILOT.steps)
+        # The variance of a step's noise, in units of h.
+        heat = jnp.full(visited_levels.shape, 2.0).at[-1].set(1.0)
+        step_keys = jax.random.split(steps_key, len(visited_levels))
+        end, _ = jax.lax.scan(step, start, (step_keys, visited_levels, heat))
+        return end
 
     return jax.vmap(chain)(keys, conditions)
 
 
-def _share(expert: Expert, statistics: ExpertStatistics) -> np.ndarray:
-    """The share of samples that are beyond the bound, at each level, under whichever of
-    its rows is worst."""
+def _share_beyond_bound(
+    expert: Expert, statistics: ExpertStatistics
+) -> Float[np.ndarray, " levels"]:
+    """Share of samples that are beyond the bound, under the worst of the expert's
+    rows."""
+    finite = np.where(np.isfinite(statistics.energy), statistics.energy, 0.0)
     # The mean of b entries has their noise over √b, but is taken for one with all of
     # it.
-    worst = expert.averaged * np.where(
-        np.isfinite(statistics.energy), statistics.energy, 0.0
-    ).max(-1)
-    return np.asarray((worst > tuning.OVERLAP.slack * bound(expert.dimension)).mean(1))
+    worst = expert.averaged * finite.max(-1)
+    is_far = worst > tuning.OVERLAP.slack * bound(expert.dimension)
+    return np.asarray(is_far.mean(1))
 
 
 def _disagreements(
-    experts: tuple[Expert, ...], found: list[np.ndarray], levels: np.ndarray
+    experts: tuple[Expert, ...], shares: list[np.ndarray], levels: np.ndarray
 ) -> Iterator[FactorFinding]:
-    """Factors that are multiplied and have nothing where the samples are."""
-    for i, (expert, shares) in enumerate(zip(experts, found, strict=True)):
-        others = [
-            e.name for j, e in enumerate(experts) if e.site == expert.site and j != i
-        ]
+    """Factors that are multiplied and have no mass where the samples are."""
+    for i, expert in enumerate(experts):
+        others = []
+        divisor_shares = []
+        for j, other in enumerate(experts):
+            if other.site != expert.site:
+                continue
+            if j != i:
+                others.append(other.name)
+            if other.power < 0:
+                divisor_shares.append(shares[j])
+        # A factor of several conditions may disagree with itself.
         if expert.power <= 0 or not (others or expert.rows > 1):
             continue
-        at = int(shares.argmax())
-        # Of a quotient both parts may be narrow, while the quotient is not.
-        divided = [
-            s[at]
-            for e, s in zip(experts, found, strict=True)
-            if e.site == expert.site and e.power < 0
-        ]
-        if shares[at] < tuning.OVERLAP.empty_share or any(
-            share >= tuning.OVERLAP.empty_share for share in divided
-        ):
+        worst = int(shares[i].argmax())
+        share = shares[i][worst]
+        if share < tuning.OVERLAP.empty_share:
             continue
-        beside = ", ".join(dict.fromkeys(others)) or f"its own {expert.rows} conditions"
-        text = (
-            f"The factors agree nowhere: {shares[at]:.0%} of the samples of {expert.site!r} lie where {expert.name} "
-            f"has next to nothing, at level {levels[at]} (beside {beside}). A product of factors that exclude each "
-            "other has samples, at the edges of its factors, but they mean nothing. Look at samples of each factor "
-            "alone; soften one of them by a power below 1, or use cp.mixture where either is meant."
+        # Both parts of a quotient may be narrow, while the quotient is not.
+        if any(other[worst] >= tuning.OVERLAP.empty_share for other in divisor_shares):
+            continue
+        beside = ", ".join(dict.fromkeys(others))
+        if not beside:
+            beside = f"its own {expert.rows} conditions"
+        message = (
+            f"The factors agree nowhere: {share:.0%} of the samples of "
+            f"{expert.site!r} lie where {expert.name} has next to no mass, at level "
+            f"{levels[worst]} (beside {beside}). A product of factors that exclude "
+            "each other has samples, at the edges of its factors, but they mean "
+            "nothing. Look at samples of each factor alone; soften one of them by a "
+            "power below 1, or use cp.mixture where either is meant."
         )
         yield FactorFinding(
-            "no_overlap", text, expert.name, int(levels[at]), float(shares[at])
+            "no_overlap", message, expert.name, int(levels[worst]), float(share)
         )
 
 
@@ -322,137 +357,141 @@ def _empty_negations(
     positions: Position,
     key: Array,
 ) -> Iterator[FactorFinding]:
-    """Factors that are divided by and are flat where the samples are: what they exclude
-    is all there is.
+    """Factors that are divided by and are flat where the samples are: they exclude all
+    that there is.
 
     Flat over all samples at one level, and at this and every cleaner one within the
-    reach of the noise. Of a distribution that varies a level shows what is coarser than
-    its noise, and a cleaner one the rest; what a learned energy shows at level 0 alone,
+    reach of the noise. A level shows the variation that is coarser than its noise, and
+    a cleaner one the rest; variation that a learned energy shows at level 0 alone,
     where scores are hardest to learn, is its error. Flat is also the floor around a
-    bump, where samples lie that a negation did keep away: so what is flat is drawn
-    from, and samples must be as dense as its draws.
+    bump, where samples lie that a negation did keep away: so the flat factor is sampled
+    from, and the program's samples must be as dense as the factor's own.
 
     Where the powers of a site sum to 1 or more a quotient is read as Bayes' rule or as
     guidance, whose denominator holds everything by design: a wide prior that is divided
     out is right, however flat it is.
     """
-    for i, (expert, measured) in enumerate(
-        zip(density.described.experts, statistics, strict=True)
-    ):
-        total = np.mean(density.top.at(0).power[expert.site])
-        if expert.power >= 0 or measured.energy.shape[1] < 8 or total > 0.99:
+    for i, expert in enumerate(density.described.experts):
+        statistic = statistics[i]
+        total_power = np.mean(density.top.at(0).power[expert.site])
+        num_samples = statistic.energy.shape[1]
+        if expert.power >= 0 or num_samples < 8 or total_power > 0.99:
             continue
-        spread = abs(expert.power) * np.std(measured.log_density, axis=1).max(-1)
-        nearby = np.sqrt(expert.averaged * np.mean(measured.energy, axis=1)).max(-1)
-        flat_so_far = np.logical_and.accumulate(
-            nearby <= tuning.OVERLAP.flat
-        )  # NaN is not flat
-        flat = np.flatnonzero(flat_so_far & (spread <= tuning.OVERLAP.flat))
+        spread = abs(expert.power) * np.std(statistic.log_density, axis=1).max(-1)
+        mean_energy = np.mean(statistic.energy, axis=1)
+        # Change of log f over one standard deviation of the noise.
+        slope = np.sqrt(expert.averaged * mean_energy).max(-1)
+        # Levels run from clean to noisy. NaN is not flat.
+        locally_flat = np.logical_and.accumulate(slope <= tuning.OVERLAP.flat)
+        flat = np.flatnonzero(locally_flat & (spread <= tuning.OVERLAP.flat))
         if not flat.size:
             continue
-        at = int(flat[0])
+        index = int(flat[0])
         keys = jax.random.split(jax.random.fold_in(key, i), len(positions[expert.site]))
-        pilot = _pilot(density, keys, positions, i)
-        own_draws = _expert_statistics(density, pilot, jnp.asarray(levels), key)[
-            i
-        ].log_density
-        if (
-            np.median(own_draws, axis=1)[at].max()
-            - np.median(measured.log_density, axis=1)[at].max()
-            > tuning.OVERLAP.floor
-        ):
-            continue
-        text = (
-            f"The negation leaves nothing: all samples of {expert.site!r} lie inside of {expert.name}, which the "
-            f"program divides by, and there {expert.name}^{abs(expert.power):.3g} varies by {spread[at]:.2g} nats at "
-            f"level {levels[at]}. What it was to take away is still there. Divide by something that holds less, or "
-            "leave it out."
+        # A floor around a bump: the factor's own samples are where it is higher.
+        factor_samples = _pilot(density, keys, positions, i)
+        factor_statistics = _expert_statistics(
+            density, factor_samples, jnp.asarray(levels), key
         )
-        yield FactorFinding("no_overlap", text, expert.name, int(levels[at]), 1.0)
+        factor_height = np.median(factor_statistics[i].log_density, axis=1)[index].max()
+        sample_height = np.median(statistic.log_density, axis=1)[index].max()
+        if factor_height - sample_height > tuning.OVERLAP.floor:
+            continue
+        message = (
+            f"The negation leaves nothing: all samples of {expert.site!r} lie inside "
+            f"of {expert.name}, which the program divides by, and there "
+            f"{expert.name}^{abs(expert.power):.3g} varies by {spread[index]:.2g} nats "
+            f"at level {levels[index]}. The region that it should take away is still "
+            "there. Divide by a factor that holds less, or leave it out."
+        )
+        yield FactorFinding("no_overlap", message, expert.name, int(levels[index]), 1.0)
 
 
 def _untrained_regions(
-    experts: tuple[Expert, ...], found: list[np.ndarray], levels: np.ndarray
+    experts: tuple[Expert, ...], shares: list[np.ndarray], levels: np.ndarray
 ) -> Iterator[FactorFinding]:
-    """Trained factors that are asked where their own noised draws never are."""
-    for expert, shares in zip(experts, found, strict=True):
-        if (
-            expert.power <= 0
-            or not expert.trained
-            or shares.max() < tuning.OVERLAP.untrained_share
-        ):
+    """Trained factors that are evaluated where their own noised samples never are."""
+    for expert, shares_at_levels in zip(experts, shares, strict=True):
+        if expert.power <= 0 or not expert.trained:
             continue
-        at = int(shares.argmax())
-        text = (
-            f"{expert.name} is asked where it was never trained: {shares[at]:.0%} of the samples of {expert.site!r}, "
-            f"noised to level {levels[at]}, lie where its own noised draws are less than once in a million. What a "
-            "network returns there is a guess. Check observations that contradict it, at powers below 1, and at data "
-            "of another scale than those of the training."
+        if shares_at_levels.max() < tuning.OVERLAP.untrained_share:
+            continue
+        worst = int(shares_at_levels.argmax())
+        share = float(shares_at_levels[worst])
+        message = (
+            f"{expert.name} is evaluated where it was never trained: {share:.0%} of "
+            f"the samples of {expert.site!r}, noised to level {levels[worst]}, lie "
+            "where fewer than one in a million of its own noised samples do. The "
+            "output of a network there is a guess. Check for observations that "
+            "contradict it, for powers below 1, and for data of another scale than "
+            "those of the training."
         )
         yield FactorFinding(
-            "out_of_training", text, expert.name, int(levels[at]), float(shares[at])
+            "out_of_training", message, expert.name, int(levels[worst]), share
         )
 
 
 def _untrained_divisors(
     density: AnnealedDensity, positions: Position, key: Array
 ) -> Iterator[FactorFinding]:
-    """Trained factors that are divided by, and asked at level 0 where their draws are
-    not."""
+    """Trained factors that are divided by, and evaluated at level 0 away from their own
+    samples."""
     for i, expert in enumerate(density.described.experts):
         size = math.prod(density.sites[expert.site].shape)
-        if (
-            expert.power >= 0
-            or not expert.trained
-            or (expert.dimension, expert.rows) != (size, 1)
-        ):
+        # Distances between events are those between values of the site.
+        sees_whole_site = expert.dimension == size and expert.rows == 1
+        if expert.power >= 0 or not expert.trained or not sees_whole_site:
             continue
         samples = np.asarray(positions[expert.site]).reshape(-1, size)
         if len(samples) < 8:
             continue
-        share = _far_from_draws(
+        share = _share_far_from_factor(
             density, i, samples, positions, jax.random.fold_in(key, i)
         )
         if share < tuning.OVERLAP.untrained_share:
             continue
-        text = (
-            f"The program divides by {expert.name} where it was never trained: {share:.0%} of the samples of "
-            f"{expert.site!r} are farther from all of its draws than these are from one another. What a network "
-            "returns there is a guess. Divide by a model that was trained on a floor of points from all over the place "
-            "too, as examples/negation.py does, or by a lower power."
+        message = (
+            f"The program divides by {expert.name} where it was never trained: "
+            f"{share:.0%} of the samples of {expert.site!r} are farther from all of "
+            "its own samples than these are from one another. The output of a network "
+            "there is a guess. Divide by a model that was trained on a floor of points "
+            "from all over the place too, as examples/negation.py does, or by a lower "
+            "power."
         )
         yield FactorFinding(
-            "out_of_training", text, expert.name, 0, share, divides=True
+            "out_of_training", message, expert.name, 0, share, divides=True
         )
 
 
-def _far_from_draws(
+def _share_far_from_factor(
     density: AnnealedDensity,
     which: int,
-    samples: np.ndarray,
+    samples: Float[np.ndarray, "n d"],
     positions: Position,
     key: Array,
 ) -> float:
-    """The share of samples, (n, d), that are far from all draws of an expert. A part
-    that holds few of its draws may be all that the program keeps: before it is taken
-    for missing, more are taken."""
+    """Share of ``samples`` that are far from all samples of an expert.
+
+    A region that holds few of the expert's samples may be all that the program keeps:
+    before it is taken for empty, the expert is sampled again.
+    """
     from scipy.spatial.distance import cdist
 
-    draws, share = np.empty((0, samples.shape[1])), 0.0
+    site = density.described.experts[which].site
+    factor_samples = np.empty((0, samples.shape[1]))
+    share = 0.0
     for round_key in jax.random.split(key, tuning.OVERLAP.rounds):
-        fresh = _pilot(
-            density, jax.random.split(round_key, len(samples)), positions, which
-        )
-        fresh = np.asarray(fresh[density.described.experts[which].site]).reshape(
-            samples.shape
-        )
-        draws = np.concatenate([draws, fresh[np.isfinite(fresh).all(1)]])
-        if len(draws) < 8:
+        keys = jax.random.split(round_key, len(samples))
+        pilot = _pilot(density, keys, positions, which)
+        fresh = np.asarray(pilot[site]).reshape(samples.shape)
+        finite = fresh[np.isfinite(fresh).all(1)]
+        factor_samples = np.concatenate([factor_samples, finite])
+        if len(factor_samples) < 8:
             return 0.0
-        between = cdist(draws, draws)
-        np.fill_diagonal(between, math.inf)
+        between = cdist(factor_samples, factor_samples)
+        np.fill_diagonal(between, math.inf)  # a sample is not its own neighbour
         far = tuning.OVERLAP.draws_slack * between.min(1).max()
-        share = float(np.mean(cdist(samples, draws).min(1) > far))
+        share = float(np.mean(cdist(samples, factor_samples).min(1) > far))
         if share < tuning.OVERLAP.untrained_share:
             break
     return share

@@ -511,7 +511,10 @@ class Path(eqx.Module):
             above, below = (moved, chain) if reverse else (chain, moved)
             ratio = jnp.zeros(())
             if self.weights is not None:
-                tempered = density.evaluator.plain and self.weights == "feynman_kac"
+                tempered = (
+                    density.evaluator.has_user_potential
+                    and self.weights == "feynman_kac"
+                )
                 backward = (
                     Backward.of_step(*s, layout.power(density, self.first), None, False)
                     if tempered

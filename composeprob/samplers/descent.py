@@ -581,9 +581,9 @@ class Descent:
     ) -> Bool[Array, ""]:
         """Return whether a step of one chain would end where a user's potential is −∞:
         such a step is not made. Weighted chains make it, and lose their weight."""
-        if self.weights or not self.density.evaluator.plain:
+        if self.weights or not self.density.evaluator.has_user_potential:
             return jnp.zeros((), bool)
-        potential = self.density.evaluator.plain_potential(
+        potential = self.density.evaluator.user_potential(
             self.layout.position(v, context.end.alpha), context.end.index
         )
         return jnp.isneginf(potential)
@@ -711,7 +711,7 @@ class Descent:
     def backward_kernel(self, context: PhaseContext) -> Backward | None:
         """Return the step's backward kernel, if a user's potential is averaged over
         it."""
-        if self.weights != "feynman_kac" or not self.density.evaluator.plain:
+        if self.weights != "feynman_kac" or not self.density.evaluator.has_user_potential:
             return None
         above, here, _ = context.fits
         both = None

@@ -158,7 +158,7 @@ class Weight(NamedTuple):
         def potential(y: Array) -> Array:
             v = jnp.concatenate([y, static])
             position = self.layout.position(v, noise.alpha)
-            return self.density.evaluator.plain_potential(position, noise.index)
+            return self.density.evaluator.user_potential(position, noise.index)
 
         def draw(z: Array) -> Array:
             return backward.draw(y, z, half)

@@ -271,7 +271,7 @@ def test_every_pass_refuses_a_node_without_a_rule_and_knows_the_usual_ones():
         callable(PASSES[name].rule_for(node))
         for name in PASSES
         for node in nodes
-        if name != "weighed"
+        if name != "weighted"
     )
 
 

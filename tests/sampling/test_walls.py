@@ -218,7 +218,7 @@ def test_a_network_is_no_plain_potential(monkeypatch):
         return eqx.filter_eval_shape(after, begun)
 
     for method, owner in (
-        ("plain_potential", type(alone.evaluator)),
+        ("user_potential", type(alone.evaluator)),
         ("of_step", Backward),
     ):
         with monkeypatch.context() as patch:

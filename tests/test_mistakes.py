@@ -719,11 +719,11 @@ def test_arguments_that_fit_reach_the_function_and_its_own_errors_pass():
     def raises(x, y=0):
         raise TypeError("mine")
 
-    from composeprob.arguments import answered
+    from composeprob.arguments import with_call_errors
 
     with pytest.raises(TypeError, match=r"^mine$"):
-        answered(raises)(1)
-    assert answered(lambda x, y=2: x + y)(1) == 3
+        with_call_errors(raises)(1)
+    assert with_call_errors(lambda x, y=2: x + y)(1) == 3
 
 
 # what a network is told of time

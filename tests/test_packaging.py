@@ -253,7 +253,15 @@ def test_unknown_names():
         AttributeError, match=r"(?s)has no 'progam'.*did you mean 'program'"
     ):
         _ = composeprob.progam
-    assert {"SMC", "program", "__version__"} <= set(dir(composeprob))
+
+
+def test_dir_lists_public_names_and_dunders_alone():
+    """Neither the imports of the package's first module nor its submodules."""
+    names = set(dir(composeprob))
+    assert {"SMC", "program", "__version__"} <= names
+    dunders = {name for name in names if name.startswith("__")}
+    assert names - dunders == set(composeprob.__all__)
+    assert all(name.endswith("__") for name in dunders)
 
 
 def test_shapes_of_signatures_are_checked_in_the_tests():

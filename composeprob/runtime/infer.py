@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
-from composeprob.arguments import answered, check_count, check_key
+from composeprob.arguments import check_count, check_key, with_call_errors
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import (
     AlignmentError,
@@ -46,7 +46,7 @@ Params = ParamSpec("Params")
 
 def _checked(function: Callable[Params, Result]) -> Callable[Params, Result]:
     """Refuses calls whose arguments do not fit, with an example of one that does."""
-    call = answered(function)
+    call = with_call_errors(function)
 
     @functools.wraps(function)
     def checked(*args: Params.args, **kwargs: Params.kwargs) -> Result:

@@ -257,10 +257,10 @@ def _cell_of(file: str) -> str | None:
     """Return the label of a notebook's cell, whose file is named by a number."""
     # IPython may be half imported: then it lacks some of its attributes.
     ipython = sys.modules.get("IPython")
-    if not hasattr(ipython, "get_ipython"):
+    if ipython is None or not hasattr(ipython, "get_ipython"):
         return None
     compiler = getattr(ipython.get_ipython(), "compile", None)
-    if not hasattr(compiler, "format_code_name"):
+    if compiler is None or not hasattr(compiler, "format_code_name"):
         return None
     kind_and_label = compiler.format_code_name(file)
     return kind_and_label[1] if kind_and_label else None

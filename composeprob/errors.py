@@ -210,6 +210,7 @@ def unknown_name(
         return AttributeError(f"{kind} has no {name!r}.")
     public = sorted(n for n in known if not n.startswith("_"))
     close = difflib.get_close_matches(name, public, 1)
+    # The name of another library goes before a similar name of this one.
     fix = {**MEANT[kind], **(also or {})}.get(name)
     if not fix and close:
         fix = f"did you mean {close[0]!r}?"

@@ -292,6 +292,7 @@ def zoo(name: str | None = None) -> Card | Zoo:
     cards = Zoo()
     for folder in _folders():
         if (folder / "metrics.json").exists():
+            # A model without metrics has not been trained yet.
             cards[folder.name] = _card(folder)
     return cards
 
@@ -354,6 +355,7 @@ def _folder(name: str) -> Path:
 
 
 def _card(folder: Path) -> Card:
+    # A card of a training that was interrupted may lack some of this.
     try:
         text = (folder / "card.md").read_text(encoding="utf-8")
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -126,6 +126,7 @@ class Schedule(eqx.Module):
         """Make DDPM's schedule (Ho et al. 2020): β linear from 10⁻⁴ to 0.02, times
         1000/K; α_k² = Π_{j≤k}(1−β_j)."""
         count = _count(num_levels)
+        # K levels together add as much noise as DDPM's 1,000.
         beta = np.linspace(1e-4, 0.02, count) * (1000.0 / count)
         return cls._from_beta(np.minimum(beta, 0.999))
 
@@ -148,6 +149,7 @@ class Schedule(eqx.Module):
                 f"got beta_min={beta_min}, beta_max={beta_max}.",
                 fix="for example beta_min=0.1, beta_max=20.",
             )
+        # At t = 0 there is no noise, and no score.
         t = np.linspace(1e-3, 1.0, _count(num_levels))
         log_alpha = -0.25 * t**2 * (beta_max - beta_min) - 0.5 * t * beta_min
         return cls.from_arrays(np.exp(log_alpha), np.sqrt(-np.expm1(2 * log_alpha)))
@@ -168,6 +170,7 @@ class Schedule(eqx.Module):
                 f"got {sigma_min}, {sigma_max}, {rho}.",
                 fix="for example sigma_min=0.002, sigma_max=80, rho=7.",
             )
+        # Evenly spaced in σ^{1/ρ}: most levels have little noise.
         ramp = np.linspace(0.0, 1.0, _count(num_levels))
         first = sigma_min ** (1 / rho)
         last = sigma_max ** (1 / rho)
@@ -357,6 +360,7 @@ def check_schedule(
 
 def log_snr_of(alpha: ArrayLike, sigma: ArrayLike) -> np.ndarray:
     """λ of levels with these α and σ, in double precision."""
+    # A difference of logarithms: a quotient α/σ could overflow, and its square sooner.
     log_alpha = np.log(np.asarray(alpha, np.float64))
     return 2 * (log_alpha - np.log(np.asarray(sigma, np.float64)))
 
@@ -398,6 +402,7 @@ def _drift_ratio(
     if family == "vp":
         return np.full_like(alpha, -0.5)
     if family == "ve":
+        # α is constant.
         return np.full_like(alpha, 0.0)
     return np.gradient(np.log(alpha), log_snr) / -(sigma**2)
 

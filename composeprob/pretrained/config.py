@@ -126,6 +126,7 @@ class Options(SimpleNamespace):
             if not name.startswith("_"):
                 self._given[_OLD_NAMES.get(name, name)] = value
         for name, accepted in rules.items():
+            # The first rule is the default itself.
             value = self._given.get(name, accepted[0])
             if not any(_accepts(rule, value) for rule in accepted):
                 unsupported(where, name, value, accepted)
@@ -147,6 +148,7 @@ class Options(SimpleNamespace):
                     f"those of {name}={size!r}.",
                     fix="take config.json and the weights from one source.",
                 )
+        # An option that is ignored would change the network without a word.
         unknown = sorted(set(self._given) - self._supported - set(sizes) - _HISTORY)
         if unknown and not others:
             noun = "option" if len(unknown) == 1 else "options"

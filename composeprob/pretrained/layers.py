@@ -110,6 +110,7 @@ def linear(
     arrays: Arrays, x: Array, outputs: int | None = None, bias: bool = True
 ) -> Array:
     """x·Wᵀ + b over the last axis; W (out, in)."""
+    # As torch stores it: (out, in).
     weight = arrays.take("weight", outputs, x.shape[-1])
     return _with_bias(arrays, x.astype(weight.dtype) @ weight.T, bias)
 
@@ -250,6 +251,7 @@ def _middle_of_table(arrays: Arrays, rows: int, columns: int, features: int) -> 
         )
     top = (side - rows) // 2
     left = (side - columns) // 2
+    # Trained on the largest images, of which others are the middle.
     square = table.reshape(side, side, features)
     return square[top : top + rows, left : left + columns].reshape(-1, features)
 

@@ -195,6 +195,7 @@ class Pretrained(Diffusion):
 
     @property
     def shown_conditions(self) -> dict[str, str]:
+        # A prompt is shown as its text, not as an array.
         shown = super().shown_conditions
         for name, encoder in self.encoders:
             if isinstance(encoder, Prompts) and name in self.fixed:
@@ -294,6 +295,7 @@ def find(path: str | os.PathLike[str]) -> Folder:
             "config.json in it.",
             fix=f"pass the folder: {place.parent}.",
         )
+    # A folder on this machine goes before one of the same name on the hub.
     if not place.is_dir():
         place = _from_hub(str(path))
     index = place / "model_index.json"
@@ -530,6 +532,7 @@ def _skeleton(
 
 def _training(folder: Folder, schedule: Schedule | None) -> schedulers.Trained:
     """Levels and parameterization of the network's training, by its scheduler."""
+    # One network's folder may have the file itself.
     file = folder.path / "scheduler" / "scheduler_config.json"
     if not folder.classes and not file.exists():
         file = folder.path / "scheduler_config.json"
@@ -557,6 +560,7 @@ def _event_shape(network: tensors.Network, where: str) -> tuple[int, int, int]:
             fix="write the height and width there, multiples of "
             f'{network.multiple}: "sample_size": [64, 64].',
         )
+    # Twice the channels where the network has learned a variance too.
     if network.outputs not in (network.channels, 2 * network.channels):
         raise LoadError(
             f"The network of {where} takes {network.channels} channels and gives "
@@ -619,6 +623,7 @@ def _adapted(
     if schedule is not None and not schedule.same_levels(native):
         options["schedule"] = schedule
         if time == "real_level":
+            # Only here: networks that take σ can be evaluated at any noise.
             # On other levels the network takes a timestep between those of its
             # training, interpolated in log-SNR.
             known = log_snr_of(native.alpha, native.sigma)
@@ -645,6 +650,7 @@ def _conditions(
         prompts = Prompts(text_encoders, width, network.pooled)
         tokenizers = [encoder.tokenizer for encoder in text_encoders]
         values["prompt"] = None
+        # Without a prompt the network gets the empty one, as in its training.
         if tokenizers and None not in tokenizers:
             values["prompt"] = prompts("")
         encoders["prompt"] = prompts
@@ -653,6 +659,8 @@ def _conditions(
         if components.autoencoder is not None:
             scale = components.autoencoder.form.shrinks
         height, width = shape[0] * scale, shape[1] * scale
+        # Size before scaling, top and left of the crop, and target size: an image that
+        # was neither scaled nor cropped.
         values["size"] = np.asarray([height, width, 0, 0, height, width], np.float32)
     if "label" in network.conditions:
         values["label"] = network.null_label

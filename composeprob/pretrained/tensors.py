@@ -175,6 +175,7 @@ def _place(folder: Path) -> Path:
             for place in (index, file):
                 if place.exists():
                     return place
+    # A file of any name is taken where it is the only one.
     others = sorted(folder.glob("*.safetensors"))
     if len(others) == 1:
         return others[0]
@@ -267,7 +268,7 @@ class Arrays:
         """Arrays below ``name.0``, ``name.1`` and so on, up to the first number that is
         missing."""
         below = self / name
-        items = []
+        items: list[Arrays] = []
         while str(len(items)) in below:
             items.append(below / len(items))
         return items
@@ -302,6 +303,7 @@ class Arrays:
         if full not in self._held:
             raise self.foreign(f"it lacks {full}")
         self._taken.add(full)
+        # An empty axis fits no network, and would give empty outputs.
         in_file = _shape_in_file(self._held[full])
         if 0 in in_file or not _fits(in_file, shape):
             raise LoadError(

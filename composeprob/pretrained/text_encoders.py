@@ -72,6 +72,7 @@ class CLIPText:
         x = tokens[ids] + places[: ids.shape[0]]
         states = [x]
         for layer in arrays.items("encoder.layers"):
+            # Norms stand before their layers, so that the sum x is never normed itself.
             normed = layer_norm(layer / "norm1", x, self.eps)
             x = (
                 attention(layer / "attn1", normed, self.heads, bias=True, causal=True)
@@ -268,6 +269,7 @@ def _add_steps_of_clip(tokenizer: Tokenizers, start: str, end: str) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pieces, pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    # Start and end enclose each text, and are never split.
     ids = tokenizer.get_vocab()
     if start in ids and end in ids:
         tokenizer.add_special_tokens([start, end])
@@ -327,6 +329,7 @@ class TextEncoder:
         """Output of a method of the network, for each sequence of token ids."""
         ids = self.network.form.check(token_ids)
         outputs = self.network.mapped(method, jnp.atleast_2d(ids))
+        # `states` has an output for each layer, other methods have one.
         if layer is not None:
             outputs = outputs[layer]
         outputs = outputs.astype(jnp.float32)
@@ -389,6 +392,7 @@ class Prompts:
             return self.encoders[0](ids[0])
         pairs = zip(self.encoders, ids, strict=True)
         states = [encoder.states(tokens, -2) for encoder, tokens in pairs]
+        # Stable Diffusion XL pools the last encoder's end token alone.
         pooled = self.encoders[-1].pooled(ids[-1])
         return with_pooled(jnp.concatenate(states, axis=-1), pooled)
 

@@ -81,6 +81,7 @@ def resnet(
         hidden = resize(hidden)
     hidden = layers.convolve(arrays / "conv1", hidden)
     channels = hidden.shape[-1]
+    # As many numbers as channels are added, twice as many scale and shift.
     projected = _projected(arrays, embedding, channels, style)
     if projected is not None and projected.shape[0] == channels:
         hidden = hidden + projected
@@ -113,6 +114,7 @@ def _projected(
 
 def enlarge(x: Image, size: tuple[int, ...]) -> Image:
     """Enlarge an image to another size by the nearest pixels."""
+    # An odd size of the way down is not twice the next one.
     if size == doubled(x):
         return double(x)
     height, width = x.shape[:2]
@@ -153,6 +155,7 @@ def transformers(
     project: Callable[..., Array] = layers.linear
     if len(arrays.like(".proj_in.weight")) == 4:
         project = partial(layers.convolve, size=1)
+    # The original's ε here, whatever the file's norm_eps.
     normed = layers.group_norm(arrays / "norm", x, style.groups, 1e-6)
     hidden = project(arrays / "proj_in", normed)
     sequence = hidden.reshape(-1, hidden.shape[-1])
@@ -432,6 +435,7 @@ class UNet:
             context = context.astype(weight.dtype)
         image = 2 * x - 1.0 if self.centred else x
         output = self.body(arrays, image, embedding, context).astype(x.dtype)
+        # Networks of Song et al. (2021) compute σ·score up to here.
         if self.takes_sigma:
             return output / t
         return output
@@ -564,6 +568,7 @@ def unet_2d(config: JSONObject, arrays: Arrays, where: str) -> Network:
         norm_eps=(1e-5, positive),
         class_embed_type=(None, "timestep", "identity"),
     )
+    # Names of blocks must agree with the weights: these decide what is computed.
     for way in ("down", "up"):
         check_kinds(o, arrays, way, "*Block2D Attn*Block2D Resnet*sampleBlock2D")
     sizes = _sizes(arrays)
@@ -596,6 +601,7 @@ def unet_2d(config: JSONObject, arrays: Arrays, where: str) -> Network:
         centred=o.center_input_sample,
         takes_sigma=fourier,
     )
+    # Sinusoids of a timestep can be evaluated between the levels of the training.
     times = {"positional": "real_level", "fourier": "sigma", "learned": "level"}
     return Network.traced(
         form,
@@ -679,6 +685,7 @@ def unet_condition(config: JSONObject, arrays: Arrays, where: str) -> Network:
         size_width = o.addition_time_embed_dim
         conditions["pooled"] = (vector - SIZES * size_width,)
         conditions["size"] = (SIZES,)
+    # One option for all transformers of the network.
     # None where there is no transformer, and False for convolutions of one pixel.
     linear = {0: None, 2: True}.get(len(arrays.like(".proj_in.weight")), False)
     o.agree(
@@ -819,6 +826,7 @@ def guided(config: JSONObject, arrays: Arrays, where: str) -> Network:
     style = Style(
         32, 1e-5, "silu", heads=o.num_heads or 1, head_size=o.num_head_channels
     )
+    # The original may have another number of heads on the way up.
     style_up = replace(style, heads=o.num_heads_upsample or style.heads)
     form = UNet(Body((style,) * n, style, (style_up,) * n), scale=float(o.time_scale))
     classes = sizes["num_class_embeds"]

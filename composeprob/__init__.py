@@ -14,23 +14,21 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from composeprob.api import *  # noqa: F403
     from composeprob.api import __all__ as __all__
-else:  # a type checker that saw this would believe in every name
+else:  # a type checker would take `__getattr__` for a promise of every name
 
     def __getattr__(name: str) -> Any:
-        """Loads the public names when the first of them is asked for: ``composeprob
+        """Load the public names at the first access to one of them: ``composeprob
         --help`` starts without JAX."""
         if find_spec(f"{__name__}.{name}") is not None:
             return import_module(f"{__name__}.{name}")
         if name == "__all__" or not name.startswith("__"):
             with warnings.catch_warnings():
-                # In a notebook without ipywidgets NumPyro's bars warn when it is
-                # imported; composeprob needs none.
+                # NumPyro warns at its import in a notebook without ipywidgets, which
+                # its progress bars need; composeprob shows none of them.
                 warnings.filterwarnings("ignore", "IProgress not found")
                 api = import_module(f"{__name__}.api")
-            globals().update(
-                {public: getattr(api, public) for public in api.__all__},
-                __all__=api.__all__,
-            )
+            public = {each: getattr(api, each) for each in api.__all__}
+            globals().update(public, __all__=api.__all__)
             if name in globals():
                 return globals()[name]
             if name in api.RENAMED:
@@ -46,4 +44,6 @@ else:  # a type checker that saw this would believe in every name
         raise errors.unknown_name(__name__, name, globals().get("__all__", ()))
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__getattr__("__all__")})
+        """Public names and dunders; neither this module's imports nor submodules."""
+        dunders = [each for each in globals() if each.startswith("__")]
+        return sorted({*dunders, *__getattr__("__all__")})

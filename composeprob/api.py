@@ -1,8 +1,7 @@
-"""The public names, in one place: the only module where both halves of the hourglass
-meet."""
+"""The public names. This is the only module where both halves of the hourglass meet."""
 
 from composeprob import errors, metrics, training
-from composeprob.arguments import answer, answered
+from composeprob.arguments import add_call_errors, with_call_errors
 from composeprob.calibration import calibrate, calibrated
 from composeprob.compiler.pipeline import compile, prior
 from composeprob.density.annealed import AnnealedDensity
@@ -105,17 +104,16 @@ __all__ = [
     "zoo",
 ]
 
-RENAMED = {"Meet": "Resampler"}
-"""Public names before version 0.2, which work until 0.3, and the names that they have
-now."""
-
-for _names, _place in (
+# Calls with arguments that a public function does not take raise a `WrongTypeError`
+# that shows its arguments.
+for _names, _namespace in (
     (__all__, globals()),
     (metrics.__all__, vars(metrics)),
     (training.__all__, vars(training)),
 ):
     for _name in _names:
-        if isinstance(_public := _place[_name], type):
-            answer(_public)
+        _public = _namespace[_name]
+        if isinstance(_public, type):
+            add_call_errors(_public)
         elif callable(_public):
-            _place[_name] = answered(_public)
+            _namespace[_name] = with_call_errors(_public)

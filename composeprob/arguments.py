@@ -1,5 +1,5 @@
-"""Checks of arguments that many public functions take: their names and number, a random
-key, a whole number."""
+"""Checks of arguments of public functions: names and number, a random key, a whole
+number."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 class NotPickled:
-    """What holds compiled functions, which no pickle can: its error says how to keep
-    it. Copies are as of others."""
+    """Base of classes that hold compiled functions: the error for a pickle says how to
+    save the object instead. Copies work."""
 
     _kept_by: ClassVar[str]
 
@@ -35,43 +35,47 @@ class NotPickled:
         )
 
     def __copy__(self) -> Self:
-        made = object.__new__(type(self))
-        made.__dict__.update(self.__dict__)
-        return made
+        # Without __init__, which would compile again, and without __reduce_ex__.
+        duplicate = object.__new__(type(self))
+        duplicate.__dict__.update(self.__dict__)
+        return duplicate
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        made = object.__new__(type(self))
-        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return made
+        duplicate = object.__new__(type(self))
+        duplicate.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return duplicate
 
 
-def answer(public: type) -> None:
-    """Lets the constructor and the public methods of a class answer calls whose
-    arguments they do not take."""
+def add_call_errors(public: type) -> None:
+    """Wrap the constructor and the public methods of a class by `with_call_errors`."""
     for base in public.__mro__:
         if base.__module__.partition(".")[0] != "composeprob":
             continue
         for name, member in list(vars(base).items()):
-            function = member.__func__ if isinstance(member, classmethod) else member
-            if not inspect.isfunction(function) or (
-                name.startswith("_") and name != "__init__"
-            ):
-                continue
-            if not hasattr(function, "answers"):
-                called = answered(
-                    function,
-                    base.__name__ if name == "__init__" else f"{base.__name__}.{name}",
-                )
-                setattr(
-                    base,
-                    name,
-                    classmethod(called) if isinstance(member, classmethod) else called,
-                )
+            _add_call_error(base, name, member)
 
 
-def answered(function: Function, name: str = "") -> Function:
-    """A public function that answers calls whose arguments it does not take: by a
-    `WrongTypeError`, with those."""
+def _add_call_error(owner: type, name: str, member: object) -> None:
+    """Wrap one attribute of a class, if it is a public function that is not wrapped
+    yet."""
+    of_class = isinstance(member, classmethod)
+    function = member.__func__ if of_class else member  # type: ignore[attr-defined]
+    private = name.startswith("_") and name != "__init__"
+    if private or not inspect.isfunction(function):
+        return
+    # A base of several public classes comes here once for each.
+    if hasattr(function, "has_call_errors"):
+        return
+    shown = owner.__name__ if name == "__init__" else f"{owner.__name__}.{name}"
+    wrapped: object = with_call_errors(function, shown)
+    if of_class:
+        wrapped = classmethod(wrapped)  # type: ignore[arg-type]
+    setattr(owner, name, wrapped)
+
+
+def with_call_errors(function: Function, name: str = "") -> Function:
+    """Return a public function whose calls with arguments that it does not take raise a
+    `WrongTypeError`, which shows those that it takes."""
 
     @functools.wraps(function)
     def call(*args: object, **kwargs: object) -> object:
@@ -83,57 +87,57 @@ def answered(function: Function, name: str = "") -> Function:
             signature = inspect.signature(function)
             try:
                 signature.bind(*args, **kwargs)
-            except TypeError as misfit:
-                raise _misfit(
-                    name or function.__name__, signature, kwargs, misfit
-                ) from None
-            raise  # of a line inside
+            except TypeError as mismatch:
+                shown = name or function.__name__
+                raise _call_error(shown, signature, kwargs, mismatch) from None
+            # The arguments fit: the error is that of a line inside the function.
+            raise
 
-    call.answers = True  # type: ignore[attr-defined]
+    call.has_call_errors = True  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
 
 
-def _misfit(
+def _call_error(
     name: str,
     signature: inspect.Signature,
     kwargs: dict[str, object],
-    misfit: TypeError,
+    mismatch: TypeError,
 ) -> WrongTypeError:
-    known = [
-        parameter
-        for parameter in signature.parameters.values()
-        if parameter.name not in ("self", "cls")
-    ]
-    names = [parameter.name for parameter in known]
-    fix = f"it takes {name}({', '.join(map(_shown, known))})."
+    """Error of a call: Python's own text, and what to write instead."""
+    parameters = dict(signature.parameters)
+    for bound in ("self", "cls"):
+        parameters.pop(bound, None)
+    fix = f"it takes {name}({', '.join(map(_shown, parameters.values()))})."
     if name == "Schedule":
-        fix = "make one of K levels: cp.Schedule.cosine(100), .linear(1000), .log_snr(60), or .from_arrays(alpha, sigma)."
-    unknown = next((given for given in kwargs if given not in names), "")
+        fix = (
+            "make one of K levels: cp.Schedule.cosine(100), .linear(1000), "
+            ".log_snr(60), or .from_arrays(alpha, sigma)."
+        )
+    unknown = next((given for given in kwargs if given not in parameters), "")
+    close = difflib.get_close_matches(unknown, list(parameters), 1)
     if unknown in MEANT["arguments"]:
         fix = MEANT["arguments"][unknown]
-    elif close := difflib.get_close_matches(unknown, names, 1):
+    elif close:
         fix = f"did you mean {close[0]}=? {fix[0].upper()}{fix[1:]}"
     return WrongTypeError(
-        f"{name} cannot be called with these arguments: {misfit}.", fix=fix
+        f"{name} cannot be called with these arguments: {mismatch}.", fix=fix
     )
 
 
 def _shown(parameter: inspect.Parameter) -> str:
-    """A parameter in a message, such as ``steps_per_level=5``; those that must be named
-    are."""
+    """A parameter as messages show it, such as ``steps_per_level=5`` or
+    ``num_chains=…``."""
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         return str(parameter.replace(annotation=parameter.empty))
     if parameter.default is not parameter.empty:
         return f"{parameter.name}={parameter.default!r}"
-    return (
-        f"{parameter.name}=…"
-        if parameter.kind is parameter.KEYWORD_ONLY
-        else parameter.name
-    )
+    if parameter.kind is parameter.KEYWORD_ONLY:
+        return f"{parameter.name}=…"
+    return parameter.name
 
 
 def check_path(path: object, what: str, example: str) -> Path:
-    """Returns a path; refuses what is none."""
+    """Return a path; refuse other values."""
     if not isinstance(path, (str, os.PathLike)):
         raise WrongTypeError(
             f"{what} must be a path; got {a_kind(path)}.",
@@ -143,21 +147,21 @@ def check_path(path: object, what: str, example: str) -> Path:
 
 
 def check_key(key: object) -> None:
-    """Refuses what is not one typed random key."""
-    if (
-        not isinstance(key, jax.Array)
-        or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        or key.ndim
-    ):
-        fix = f"pass jax.random.key({key if isinstance(key, int) else 0}), not PRNGKey, nor several."
-        raise WrongTypeError(
-            f"key must be one typed random key; got {type(key).__name__}.", fix=fix
-        )
+    """Refuse a value that is not one typed random key."""
+    if isinstance(key, jax.Array):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if typed and key.ndim == 0:
+            return
+    seed = key if isinstance(key, int) else 0
+    raise WrongTypeError(
+        f"key must be one typed random key; got {type(key).__name__}.",
+        fix=f"pass jax.random.key({seed}), not PRNGKey, nor several.",
+    )
 
 
 def check_count(value: object, what: str, least: int = 1) -> int:
-    """Returns a number of chains, draws, steps or the like as an int; refuses others,
-    and those below ``least``."""
+    """Return a number of chains, draws, steps or the like as an int; refuse other
+    values, and numbers below ``least``."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
         raise WrongTypeError(
             f"{what} must be a whole number; got {value!r}.",

@@ -1,4 +1,4 @@
-"""Every exception that composeprob raises on purpose.
+"""The exceptions that composeprob raises on purpose.
 
 Each states what was found, where in the user's program, and how to fix it. All derive
 from `ComposeProbError`; each also derives from `ValueError` or `TypeError`, so that
@@ -20,18 +20,22 @@ class ComposeProbError(Exception):
     """Base of every deliberate exception of this library.
 
     Args:
-        found: what is wrong, with the value that was found.
+        found: the mistake, with the value that was found.
         where: the place in the user's program, such as ``"scene.py:14"``; left out, the
             user's line that is being executed.
         fix: what to write instead.
     """
 
     def __init__(self, found: str, *, where: str | None = None, fix: str | None = None):
-        where = where or caller()
-        self.found, self.where, self.fix = found, where, fix
-        place = f" ({where})" if where else ""
-        remedy = f"\n  Fix: {fix}" if fix else ""
-        super().__init__(printable(f"{found}{place}{remedy}"))
+        self.found = found
+        self.where = where or caller()
+        self.fix = fix
+        text = found
+        if self.where:
+            text += f" ({self.where})"
+        if fix:
+            text += f"\n  Fix: {fix}"
+        super().__init__(printable(text))
 
 
 class InvalidValueError(ComposeProbError, ValueError):
@@ -106,44 +110,57 @@ __all__ = sorted(
     if isinstance(value, type) and issubclass(value, ComposeProbError)
 )
 
-_evaluate = (
-    "a factor is evaluated in a compiled program: density = cp.compile(cp.program(lambda f: cp.sample('x', f)), f); "
-    "then density.log_density({'x': point}, 0) or density.score({'x': point}, 0), or draw samples by "
-    "cp.infer(density, key, num_chains=1000)."
+_DISTRIBUTIONS = (
+    "Normal",
+    "MultivariateNormal",
+    "Uniform",
+    "Gamma",
+    "Beta",
+    "HalfNormal",
+    "Poisson",
 )
+_EVALUATE = (
+    "a factor is evaluated in a compiled program: "
+    "density = cp.compile(cp.program(lambda f: cp.sample('x', f)), f); "
+    "then density.log_density({'x': point}, 0) or density.score({'x': point}, 0), or "
+    "draw samples by cp.infer(density, key, num_chains=1000)."
+)
+_MINIBATCH = (
+    "in a program all data count at every step: a minibatch would leave noise in "
+    "importance weights and accept tests; block= of cp.product and cp.factor bounds "
+    "memory. In training it is cp.training.Batches(size=…)."
+)
+
 MEANT: dict[str, dict[str, str]] = {
     "composeprob": {
         "dist": "import numpyro.distributions as dist.",
-        "NUTS": "write cp.HMC(…), or cp.BlackJAX(blackjax.nuts); density.to_numpyro() is for NumPyro's NUTS.",
-        "MCMC": "write cp.AnnealedMCMC(cp.MALA()), a sampler of cp.infer(density, key, num_chains=…, sampler=…).",
+        "NUTS": "write cp.HMC(…), or cp.BlackJAX(blackjax.nuts); "
+        "density.to_numpyro() is for NumPyro's NUTS.",
+        "MCMC": "write cp.AnnealedMCMC(cp.MALA()), a sampler of "
+        "cp.infer(density, key, num_chains=…, sampler=…).",
         "run": "write cp.infer(density, jax.random.key(0), num_chains=1000).",
         "deterministic": "write numpyro.deterministic(name, value).",
         "plate": "write numpyro.plate(name, size).",
         **{
-            name: f"distributions are NumPyro's: import numpyro.distributions as dist, and write dist.{name}(…)."
-            for name in (
-                "Normal",
-                "MultivariateNormal",
-                "Uniform",
-                "Gamma",
-                "Beta",
-                "HalfNormal",
-                "Poisson",
-            )
+            name: "distributions are NumPyro's: import numpyro.distributions as dist, "
+            f"and write dist.{name}(…)."
+            for name in _DISTRIBUTIONS
         },
     },
     "Factor": dict.fromkeys(
         ("log_prob", "log_density", "logpdf", "score", "sample", "draw", "infer"),
-        _evaluate,
+        _EVALUATE,
     ),
     "AnnealedDensity": {
         **dict.fromkeys(
             ("log_prob", "logpdf", "energy", "potential"),
-            "write density.log_density({'x': point}, 0) for one chain's values at level 0, the cleanest.",
+            "write density.log_density({'x': point}, 0) for one chain's values at "
+            "level 0, the cleanest.",
         ),
         **dict.fromkeys(
             ("sample", "samples", "infer", "run", "draw"),
-            "write result = cp.infer(density, jax.random.key(0), num_chains=1000), whose samples are result['x'].",
+            "write result = cp.infer(density, jax.random.key(0), num_chains=1000), "
+            "whose samples are result['x'].",
         ),
         **dict.fromkeys(("grad", "gradient"), "write density.score({'x': point}, 0)."),
     },
@@ -163,80 +180,99 @@ MEANT: dict[str, dict[str, str]] = {
         ),
     },
     "arguments": {
-        "obs": "data are the value of cp.observe(name, distribution, value); cp.sample takes none.",
-        "num_samples": "num_chains= is the number of chains, draws= how many draws of each are kept.",
+        "obs": "data are the value of cp.observe(name, distribution, value); "
+        "cp.sample takes none.",
+        "num_samples": "num_chains= is the number of chains, "
+        "draws= the number of draws that each keeps.",
         "device": "chains go to every device of jax.devices(), or to those of mesh=.",
         "seed": "randomness comes from a key: jax.random.key(0).",
-        **dict.fromkeys(
-            ("minibatch", "batch_size", "subsample_size"),
-            "in a program all data count at every step, as a part of them would leave noise in weights and tests; "
-            "block= of cp.product and cp.factor bounds memory. In training it is cp.training.Batches(size=…).",
-        ),
+        **dict.fromkeys(("minibatch", "batch_size", "subsample_size"), _MINIBATCH),
         "anneal": "an annealing policy belongs to cp.observe and cp.factor.",
     },
 }
-"""What others call what this library has: for a name that it lacks, by the module or
-class that lacks it, or ``"arguments"`` of any public call, what to write instead."""
+"""Fixes for names that other libraries use and this one lacks, by the module or class
+that lacks them; ``"arguments"`` has those of any public call."""
 
 
 def unknown_name(
     kind: str, name: str, known: Iterable[str], also: Mapping[str, str] | None = None
 ) -> AttributeError:
-    """The error for a name that a module, or an object of a class, ``kind`` in `MEANT`,
-    does not have; what to write instead says that table, or ``also``. Names with an
-    underscore in front, for which Python and JAX ask by themselves, get Python's own
-    error."""
+    """Return the error for a name that a module, or an object of a class, lacks.
+
+    Args:
+        kind: the module or class, a key of `MEANT`, which has the fix of some names.
+        name: the name that it lacks. Names with a leading underscore get Python's own
+            error: Python and JAX look them up on their own.
+        known: the names that it has.
+        also: fixes of further names.
+    """
     if name.startswith("_"):
         return AttributeError(f"{kind} has no {name!r}.")
     public = sorted(n for n in known if not n.startswith("_"))
     close = difflib.get_close_matches(name, public, 1)
-    fix = {**MEANT[kind], **(also or {})}.get(name) or (
-        f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(public)}."
-    )
+    # The name of another library goes before a similar name of this one.
+    fix = {**MEANT[kind], **(also or {})}.get(name)
+    if not fix and close:
+        fix = f"did you mean {close[0]!r}?"
+    elif not fix:
+        fix = f"it has: {', '.join(public)}."
     return UnknownNameError(f"{kind} has no {name!r}.", fix=fix)
 
 
 def a_kind(value: object) -> str:
-    """What a value is, in a message: ``an array`` whatever library made it, else the
-    name of its type."""
-    return (
-        "an array"
-        if hasattr(value, "dtype") and hasattr(value, "shape")
-        else type(value).__name__
-    )
+    """Name of a value's type for a message; ``an array``, whatever library made it."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return "an array"
+    return type(value).__name__
+
+
+_LIBRARIES = {
+    "contextlib",
+    "dataclasses",
+    "equinox",
+    "flax",
+    "jax",
+    "jaxlib",
+    "jaxtyping",
+    "numpy",
+    "numpyro",
+    "scipy",
+}
 
 
 def is_library(module: str) -> bool:
-    """Whether a module belongs to a library that programs are written with, other than
-    this one."""
-    known = {
-        "contextlib",
-        "dataclasses",
-        "equinox",
-        "flax",
-        "jax",
-        "jaxlib",
-        "jaxtyping",
-        "numpy",
-        "numpyro",
-        "scipy",
-    }
-    return module.split(".")[0] in known
+    """Return whether a module belongs to a library that programs are written with,
+    other than this one."""
+    return module.split(".")[0] in _LIBRARIES
 
 
 def place(file: str, line: int) -> str:
-    """``"file.py:line"``; of a notebook's cell, whose file has a number for a name,
-    ``"In[3], line 2"``."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    label = getattr(
-        getattr(shell, "compile", None), "format_code_name", lambda name: None
-    )(file)
-    return f"{label[1]}, line {line}" if label else f"{Path(file).name}:{line}"
+    """Return ``"file.py:line"``, or ``"In[3], line 2"`` for a notebook's cell."""
+    cell = _cell_of(file)
+    if cell is None:
+        return f"{Path(file).name}:{line}"
+    return f"{cell}, line {line}"
+
+
+def _cell_of(file: str) -> str | None:
+    """Return the label of a notebook's cell, whose file is named by a number."""
+    # IPython may be half imported: then it lacks some of its attributes.
+    ipython = sys.modules.get("IPython")
+    if ipython is None or not hasattr(ipython, "get_ipython"):
+        return None
+    compiler = getattr(ipython.get_ipython(), "compile", None)
+    if compiler is None or not hasattr(compiler, "format_code_name"):
+        return None
+    kind_and_label = compiler.format_code_name(file)
+    return kind_and_label[1] if kind_and_label else None
 
 
 def caller(inside: FrameType | None = None) -> str | None:
-    """The `place` of the innermost frame outside of libraries, from ``inside`` or the
-    caller on outwards; None where there is only the command line."""
+    """Return the `place` of the innermost frame outside of libraries.
+
+    The search goes outwards from ``inside``, or from the caller. None where there is
+    only the command line.
+    """
     frame = sys._getframe(1) if inside is None else inside
     while frame is not None:
         module = frame.f_globals.get("__name__") or ""

@@ -1,4 +1,4 @@
-"""What JSON files hold, as the type checker sees it."""
+"""Types of the values in JSON files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,5 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 JSON = bool | int | float | str | Sequence[Any] | Mapping[str, Any] | None
-JSONObject = dict[
-    str, Any
-]  # what most files hold; who reads one knows of each name what its value is
+# Most files hold an object; its readers know the type of each name's value.
+JSONObject = dict[str, Any]

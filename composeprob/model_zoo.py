@@ -3,9 +3,9 @@ installed wheel.
 
 A model is a folder with ``train.py`` (its ``RECIPE``, and ``reference()`` where the
 exact distribution is known), ``weights.safetensors``, ``card.md`` and ``metrics.json``;
-retrainings with other random keys lie beside as ``weights-1.safetensors`` and so on.
-Nothing is unpickled: a network is built by its recipe, and filled with plain arrays.
-The distribution composeprob holds the weights of a few models, composeprob-zoo all
+retrainings with other random keys lie beside it as ``weights-1.safetensors`` and so on.
+Nothing is unpickled: a network is built by its recipe, and filled with arrays. The
+package composeprob holds the weights of a few models, composeprob-zoo those of all
 others, which it installs into the same folders.
 """
 
@@ -43,18 +43,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Card:
-    """A `Card` states what one model is, how it was trained and how good it is.
+    """A `Card` describes one model, its training and its quality.
 
     Attributes:
-        name: what `load` takes.
+        name: the name for `load`.
         title: one line.
         text: the whole card, Markdown.
-        event_shape, parameterization, capabilities: as of the factor.
+        event_shape: as of the factor.
+        parameterization: as of the factor.
+        capabilities: as of the factor.
         training: settings and seconds, as recorded when it was trained.
         quality: measured against the exact distribution; empty where that is unknown.
-        folder: where the model lies.
-        retrainings: what `load` takes for ``retraining``: 0, and those with other
-            random keys; empty where the weights are not installed.
+        folder: the folder of the model.
+        retrainings: values of `load`'s ``retraining``: 0, and those with other random
+            keys; empty where the weights are not installed.
     """
 
     name: str
@@ -70,24 +72,45 @@ class Card:
 
     @property
     def trained(self) -> str:
-        """How many times it was trained, or that its weights are not installed."""
+        """Number of trainings in words, or that the weights are not installed."""
         count = len(self.retrainings)
+        if count == 0:
+            return "not installed"
+        if count == 1:
+            return "trained once"
+        return f"trained {count} times"
+
+    @property
+    def _row(self) -> tuple[str, ...]:
+        """Cells of the zoo's table."""
+        error = self.quality.get("score_error")
         return (
-            "not installed"
-            if not count
-            else f"trained {count} times"
-            if count > 1
-            else "trained once"
+            self.name,
+            str(self.event_shape),
+            self.parameterization,
+            str(self.training.get("iterations", "")),
+            self.trained,
+            "" if error is None else f"{error:.2g}",
+            self.title,
         )
 
     def __repr__(self) -> str:
         offers = "energy" if "energy" in self.capabilities else "score"
-        trained = "" if len(self.retrainings) == 1 else f", {self.trained}"
-        return printable(
-            clipped(
-                f"{self.name} ({offers}, {shape(self.event_shape)}{trained}): {self.title}"
-            )
-        )
+        facts = f"{offers}, {shape(self.event_shape)}"
+        if len(self.retrainings) != 1:
+            facts += f", {self.trained}"
+        return printable(clipped(f"{self.name} ({facts}): {self.title}"))
+
+
+_COLUMNS = (
+    "model",
+    "event",
+    "parameterization",
+    "iterations",
+    "weights",
+    "score error",
+    "what it is",
+)
 
 
 class Zoo(dict[str, Card]):
@@ -95,45 +118,21 @@ class Zoo(dict[str, Card]):
 
     @property
     def legend(self) -> str:
-        """What the columns mean."""
+        """Meaning of the table's columns."""
         return (
-            "weights: trained how many times, see load(retraining=); not installed ones are those of composeprob[zoo]. "
+            "weights: number of trainings, see load(retraining=); those that are not "
+            "installed come with composeprob[zoo]. "
             "score error: mean of σ²·|score − exact score|² over events and log-SNR"
         )
 
     def __repr__(self) -> str:
-        rows = [
-            (
-                "model",
-                "event",
-                "parameterization",
-                "iterations",
-                "weights",
-                "score error",
-                "what it is",
-            )
-        ]
-        rows += [
-            (
-                card.name,
-                str(card.event_shape),
-                card.parameterization,
-                str(card.training.get("iterations", "")),
-                card.trained,
-                f"{card.quality['score_error']:.2g}"
-                if "score_error" in card.quality
-                else "",
-                card.title,
-            )
-            for card in self.values()
-        ]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-            ).rstrip()
-            for row in rows
-        ]
+        rows = [_COLUMNS, *(card._row for card in self.values())]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for row in rows:
+            cells = zip(row, widths, strict=True)
+            padded = [cell.ljust(width) for cell, width in cells]
+            lines.append("  ".join(padded).rstrip())
         return printable("\n".join([*lines, self.legend]))
 
 
@@ -144,23 +143,23 @@ def load(
     folder: str | Path | None = None,
     **conditions: object,
 ) -> LeafFactor:
-    """Loads a pretrained model as a factor: a `Diffusion` or a `Classifier`, normalised
-    where that is stored.
+    """Load a pretrained model as a factor: a `Diffusion` or a `Classifier`, normalised
+    where its normaliser is stored.
 
     Args:
         name: one of `zoo`.
-        retraining: which training of it: 0, or for some models another, by the same
-            recipe with another random key, to see how much of a result is the luck of
-            one training. Those are stored in half precision.
-        folder: where its weights lie, such as ``"out/ring2d"``, where ``composeprob
-            train`` writes them; left out, in the zoo.
+        retraining: the number of the training: 0, or for some models another, by the
+            same recipe with another random key, to see how much of a result is the luck
+            of one training. Those are stored in half precision.
+        folder: the folder of its weights, such as ``"out/ring2d"``, where ``composeprob
+            train`` writes them; left out, that of the zoo.
         conditions: conditions to give at once, as ``load(name).given(**conditions)``
             does. The normaliser depends on them: where it is stored for these values,
             ``load("digits", label=3)``, the factor has it.
 
     Raises:
-        LoadError: no such model or retraining, its weights are not installed or do not
-            fit its network; or its calibration is of other weights.
+        LoadError: no such model or retraining, or its weights are not installed or do
+            not fit its network, or its calibration is of other weights.
         ConditionError: the model has no such condition.
 
     Example:
@@ -171,102 +170,102 @@ def load(
     """
     with usual():
         weights = _weights(name, retraining, folder)
-        plain, calibration = (
-            calibration_file(weights),
-            calibration_file(weights, conditions),
-        )
+        unconditional = calibration_file(weights)
         if not conditions:
-            return _load(name, weights, _written(weights), plain, _written(plain))
-        factor = _load(name, weights, _written(weights), plain, 0).given(
-            **conditions
-        )  # the same for all conditions
-        return (
-            load_calibration(factor, calibration, weights=weights)
-            if calibration.exists()
-            else factor
-        )
+            calibrated = _modified(unconditional)
+            return _load(name, weights, _modified(weights), unconditional, calibrated)
+        # One uncalibrated factor for all conditions, so that their networks are shared.
+        shared = _load(name, weights, _modified(weights), unconditional, 0)
+        factor = shared.given(**conditions)
+        calibration = calibration_file(weights, conditions)
+        if not calibration.exists():
+            return factor
+        return load_calibration(factor, calibration, weights=weights)
 
 
 def uncalibrated(
     name: str, retraining: int = 0, folder: str | Path | None = None
 ) -> tuple[Diffusion | Classifier, Path]:
-    """Loads a model as it was trained, as `load` does; returns it with the file of its
+    """Load a model as it was trained, as `load` does; return it with the file of its
     weights."""
-    weights, model = _weights(name, retraining, folder), recipe(name)
-    shapes = eqx.filter_eval_shape(
-        model.untrained, jax.random.key(0)
-    )  # no weight is computed only to be replaced
+    weights = _weights(name, retraining, folder)
+    model = recipe(name)
+    # Shapes only: initial weights would be computed just to be replaced.
+    shapes = eqx.filter_eval_shape(model.untrained, jax.random.key(0))
     return model.factor(load_weights(shapes, weights), label=name), weights
 
 
 def calibration_file(
     weights: Path, conditions: Mapping[str, object] | None = None
 ) -> Path:
-    """Returns the file of a calibration: beside the weights, with their number, named
-    by the conditions' values."""
-    values = "".join(
-        f".{name}-{np.asarray(value).tolist()}"
-        for name, value in sorted((conditions or {}).items())
-    )
+    """Return the file of a calibration: beside the weights, with their number, named by
+    the conditions' values."""
     name = weights.name.replace("weights", "calibration", 1)
-    return weights.with_name(
-        name.removesuffix(".safetensors") + values + ".safetensors"
-    )
+    name = name.removesuffix(".safetensors")
+    for condition, value in sorted((conditions or {}).items()):
+        name += f".{condition}-{np.asarray(value).tolist()}"
+    return weights.with_name(f"{name}.safetensors")
 
 
 def _weights(name: str, retraining: int, folder: str | Path | None) -> Path:
-    recipe(name)  # refuses what is no model
-    installed = models_folder() / name
-    if (
-        folder is None
-        and (installed / "metrics.json").exists()
-        and not retrainings(installed)
-    ):
-        raise LoadError(
-            f"The weights of model '{name}' are not installed: composeprob itself brings those of a few models.",
-            fix="pip install 'composeprob[zoo]' brings them all.",
-        )
-    folder = installed if folder is None else Path(folder)
+    """Return the file of a training's weights; refuse unknown models and trainings, and
+    weights that are not installed."""
+    recipe(name)  # raises for an unknown model
+    if folder is None:
+        folder = models_folder() / name
+        trained = (folder / "metrics.json").exists()
+        if trained and not retrainings(folder):
+            raise LoadError(
+                f"The weights of model '{name}' are not installed: composeprob itself "
+                "brings those of a few models.",
+                fix="pip install 'composeprob[zoo]' brings them all.",
+            )
+    folder = Path(folder)
     weights = folder / weights_file(retraining)
     if retraining != 0 and not weights.exists():
-        has = ", ".join(map(str, retrainings(folder))) or "none"
+        available = ", ".join(map(str, retrainings(folder))) or "none"
+        command = f"composeprob train {name} --out {folder}"
+        if isinstance(retraining, int) and retraining > 0:
+            command += f" --retraining {retraining}"
         raise LoadError(
-            f"Model '{name}' has no retraining {retraining!r}; it has: {has}.",
-            fix=f"use one of these, or train it: composeprob train {name} --out {folder}"
-            + (
-                f" --retraining {retraining}"
-                if isinstance(retraining, int) and retraining > 0
-                else ""
-            ),
+            f"Model '{name}' has no retraining {retraining!r}; it has: {available}.",
+            fix=f"use one of these, or train it: {command}",
         )
     return weights
 
 
-def _written(file: Path) -> int:
+def _modified(file: Path) -> int:
+    """Time of a file's last change in nanoseconds; 0 where it does not exist."""
     return file.stat().st_mtime_ns if file.exists() else 0
 
 
 @functools.lru_cache(maxsize=32)
 def _load(
-    name: str, weights: Path, written: int, calibration: Path, calibrated: int
+    name: str, weights: Path, modified: int, calibration: Path, calibrated: int
 ) -> LeafFactor:
-    """Loads each model once: the same factor every time, so that the compiler shares
-    its evaluations."""
-    factor, _ = uncalibrated(
-        name, int(weights.stem.partition("-")[2] or 0), weights.parent
-    )
-    return (
-        load_calibration(factor, calibration, weights=weights) if calibrated else factor
-    )
+    """Load each model once: the same factor every time, so that the compiler shares its
+    evaluations.
+
+    Times of the files' last changes, ``modified`` and ``calibrated``, are part of the
+    cache's key; a ``calibrated`` of 0 leaves the calibration out.
+    """
+    factor, _ = uncalibrated(name, int(_number(weights)), weights.parent)
+    if not calibrated:
+        return factor
+    return load_calibration(factor, calibration, weights=weights)
 
 
 def retrainings(folder: Path) -> tuple[int, ...]:
-    """Lists the retrainings whose weights lie in a model's folder, in order."""
-    numbers = [
-        file.stem.partition("-")[2] or "0"
-        for file in folder.glob("weights*.safetensors")
-    ]
+    """List the retrainings whose weights lie in a model's folder, in order."""
+    numbers = map(_number, folder.glob("weights*.safetensors"))
+    # The folder may hold other files, such as weights-best.safetensors.
     return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
+
+
+def _number(weights: Path) -> str:
+    """The retraining in the name of a file of weights; ``"0"`` in a name without
+    one."""
+    return weights.stem.partition("-")[2] or "0"
 
 
 @overload
@@ -278,7 +277,7 @@ def zoo(name: None = None) -> Zoo: ...
 
 
 def zoo(name: str | None = None) -> Card | Zoo:
-    """Returns the cards of all models by name, or the card of one.
+    """Return the cards of all models by name, or the card of one.
 
     Raises:
         LoadError: no such model.
@@ -290,43 +289,45 @@ def zoo(name: str | None = None) -> Card | Zoo:
     """
     if name is not None:
         return _card(_folder(name))
-    return Zoo(
-        {
-            folder.name: _card(folder)
-            for folder in _folders()
-            if (folder / "metrics.json").exists()
-        }
-    )
+    cards = Zoo()
+    for folder in _folders():
+        if (folder / "metrics.json").exists():
+            # A model without metrics has not been trained yet.
+            cards[folder.name] = _card(folder)
+    return cards
 
 
 def recipe(name: str) -> Recipe:
-    """Returns the recipe that a model is trained by; a `LoadError` where its train.py
-    defines none."""
-    found = defined(name, "RECIPE")
-    if not isinstance(found, Recipe):
+    """Return the recipe that a model is trained by.
+
+    Raises:
+        LoadError: no such model, or its train.py defines no recipe.
+    """
+    model = defined(name, "RECIPE")
+    if not isinstance(model, Recipe):
         raise LoadError(
             f"{_folder(name) / 'train.py'} defines no RECIPE.",
             fix="assign a cp.training.Recipe to RECIPE there.",
         )
-    return found
+    return model
 
 
 def reference(name: str) -> Distribution | None:
-    """Returns the exact NumPyro distribution that a model learned; None where it is
+    """Return the exact NumPyro distribution that a model learned; None where it is
     unknown."""
     function = defined(name, "reference")
     return None if function is None else function()
 
 
-def defined(name: str, what: str) -> Any:
-    """Returns what a model's train.py defines beside its recipe, such as ``held_out``
-    data; None where it does not."""
+def defined(name: str, attribute: str) -> Any:
+    """Return an attribute of a model's train.py, such as ``held_out`` data; None where
+    it has none of that name."""
     train = importlib.import_module(f"{models.__name__}.{_folder(name).name}.train")
-    return getattr(train, what, None)
+    return getattr(train, attribute, None)
 
 
 def models_folder() -> Path:
-    """Returns the folder of models: inside an installed package, or beside the package
+    """Return the folder of models: inside an installed package, or beside the package
     in a checkout."""
     folder = Path(next(iter(models.__path__)))
     if not folder.is_dir():
@@ -342,35 +343,32 @@ def _folders() -> list[Path]:
 
 
 def _folder(name: str) -> Path:
+    """Folder of a model; refuses a name that the zoo does not have."""
     names = [folder.name for folder in _folders()]
-    if name not in names:
-        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-        raise LoadError(
-            f"The zoo has no model {name!r}; it has: {', '.join(names)}.",
-            fix=f"did you mean {near[0]!r}?" if near else "use one of these names.",
-        )
-    return models_folder() / name
+    if name in names:
+        return models_folder() / name
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    fix = f"did you mean {close[0]!r}?" if close else "use one of these names."
+    raise LoadError(
+        f"The zoo has no model {name!r}; it has: {', '.join(names)}.", fix=fix
+    )
 
 
 def _card(folder: Path) -> Card:
+    # A card of a training that was interrupted may lack some of this.
     try:
         text = (folder / "card.md").read_text(encoding="utf-8")
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        calibrated = calibration_file(folder / weights_file(0)).exists()
-        below = (
-            line.strip()
-            for line in text.splitlines()
-            if not line.strip().startswith("#")
-        )  # the heading
+        capabilities = set(metrics["capabilities"])
+        if calibration_file(folder / weights_file(0)).exists():
+            capabilities.add("normalised")
         return Card(
             name=folder.name,
-            title=next(filter(None, below), ""),
+            title=_title(text),
             text=text,
             event_shape=tuple(metrics["event_shape"]),
             parameterization=metrics["parameterization"],
-            capabilities=frozenset(
-                (*metrics["capabilities"], *(["normalised"] if calibrated else []))
-            ),
+            capabilities=frozenset(capabilities),
             training=metrics["training"],
             quality=metrics["quality"],
             folder=folder,
@@ -378,6 +376,15 @@ def _card(folder: Path) -> Card:
         )
     except (OSError, ValueError, KeyError) as error:
         raise LoadError(
-            f"The card of model '{folder.name}' cannot be read: {type(error).__name__}: {error}",
+            f"The card of model '{folder.name}' cannot be read: "
+            f"{type(error).__name__}: {error}",
             fix=f"train it: composeprob train {folder.name} --out {folder} --replace",
         ) from error
+
+
+def _title(card: str) -> str:
+    """First line of a card's text below its heading; empty where it has none."""
+    for line in map(str.strip, card.splitlines()):
+        if line and not line.startswith("#"):
+            return line
+    return ""

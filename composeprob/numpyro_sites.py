@@ -1,4 +1,4 @@
-"""Factors as sites of ordinary NumPyro models: a log-density from the compiler, draws
+"""Factors as sites of ordinary NumPyro models: log-densities from the compiler, draws
 from a sampler."""
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpyro
 from jax import Array
 from jax.custom_batching import custom_vmap
+from jaxtyping import Float, Key
 
 from composeprob.arguments import check_count
 from composeprob.compiler.pipeline import compile
@@ -28,7 +29,8 @@ from composeprob.samplers.run import begin
 from composeprob.samplers.sampler import Sampler
 from composeprob.schedule import Schedule
 
-ORDER = 2**32 - 100  # of the first chain's random numbers: for the order of draws
+ORDER = 2**32 - 100
+"""Series of the first chain's random numbers that shuffles the draws."""
 
 
 def as_distribution(
@@ -38,26 +40,25 @@ def as_distribution(
     sampler: Sampler | None = None,
     num_chains: int = 1,
 ) -> FactorDistribution:
-    r"""Makes a NumPyro distribution of a factor, for ``numpyro.sample`` in an ordinary
+    r"""Make a NumPyro distribution of a factor, for ``numpyro.sample`` in an ordinary
     NumPyro model.
 
-    ``log_prob(x)`` is log f(x) at level 0, what ``result["x"]`` of `infer` is a sample
-    of. It is **unnormalised** unless the factor is `Analytic` or calibrated: posteriors
-    do not depend on the constant, but evidences, ``log_prob`` as a number, and models
-    that compare several factors are not. For the same reason a factor that is not
+    ``log_prob(x)`` is log f(x) at level 0, the distribution of the samples that `infer`
+    returns. It is **unnormalised** unless the factor is `Analytic` or calibrated:
+    posteriors do not depend on the constant, but evidences, ``log_prob`` as a number,
+    and comparisons between several factors do. For the same reason a factor that is not
     `Analytic` may not depend on a latent of the model.
 
-    ``sample`` runs the sampler, and all draws that are asked for at once travel as
-    chains of one run, also under ``numpyro.infer.Predictive(parallel=True)``,
-    `jax.vmap` and plates. An `Analytic` factor is drawn from directly. Make the
-    distribution outside of the model, so that it is compiled once.
+    ``sample`` runs the sampler. All draws of one call travel as chains of one run, also
+    under ``numpyro.infer.Predictive(parallel=True)``, `jax.vmap` and plates. An
+    `Analytic` factor is drawn from directly. Make the distribution outside of the
+    model, so that it is compiled once.
 
     Args:
         factor: the factor; events have its shape.
         schedule: the levels to sample along; left out, those of the factor.
-        sampler: how chains travel; left out, chosen by the number of draws, as in
-            `infer`.
-        num_chains: run at least this many chains, of which the draws are a random part:
+        sampler: the sampler; left out, chosen by the number of draws, as in `infer`.
+        num_chains: the least number of chains, of which the draws are a random subset:
             for a sampler that needs a population, such as `SMC`.
 
     Returns:
@@ -69,7 +70,8 @@ def as_distribution(
             `Analytic`.
         CapabilityError: from ``log_prob``: the factor offers only its score (draws need
             no more).
-        ConditionError, NetworkError: the factor cannot be evaluated.
+        ConditionError: the factor lacks a condition.
+        NetworkError: the factor's network cannot be evaluated.
 
     Example:
         >>> import composeprob as cp, jax, numpyro, numpyro.distributions as dist
@@ -87,7 +89,8 @@ def as_distribution(
     if not is_factor(factor):
         raise WrongTypeError(
             f"as_distribution takes a factor; got {type(factor).__name__}.",
-            fix="wrap a network in cp.Diffusion, a log-density in cp.Energy; NumPyro's own distributions need nothing.",
+            fix="wrap a network in cp.Diffusion, a log-density in cp.Energy; "
+            "NumPyro's own distributions need nothing.",
         )
     if sampler is not None and not isinstance(sampler, Sampler):
         raise not_a_sampler(sampler)
@@ -96,19 +99,20 @@ def as_distribution(
         return ClosedFactor(factor, schedule or factor.schedule)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(factor)):
         raise DoublyIntractableError(
-            "The factor depends on a latent of the model (or on an argument of a compiled function): its normaliser, "
-            "which is not known, would depend on it too.",
-            fix="make the distribution outside of the model; only cp.Analytic factors may depend on latents.",
+            "The factor depends on a latent of the model (or on an argument of a "
+            "compiled function): its unknown normaliser would depend on it too.",
+            fix="make the distribution outside of the model; "
+            "only cp.Analytic factors may depend on latents.",
         )
-    # Neither the handlers of an enclosing model nor its tracing have a part in this.
+    # Compilation adds no sites to an enclosing model, and stays out of its trace.
     with numpyro.handlers.block(), jax.ensure_compile_time_eval():
         density = compile(single, factor, schedule=schedule)
     return SampledFactor(factor, density, sampler, num_chains)
 
 
 class ClosedFactor(FactorDistribution):
-    """An `Analytic` factor: its exact distribution at level 0, which its parameters may
-    move."""
+    """An `Analytic` factor: its exact distribution at level 0, whose parameters may be
+    latents."""
 
     pytree_data_fields = ("exact",)
 
@@ -124,7 +128,7 @@ class ClosedFactor(FactorDistribution):
 
 
 class SampledFactor(FactorDistribution):
-    """Any other factor: its compiled density and a sampler."""
+    """A factor without a closed form: its compiled density and a sampler."""
 
     pytree_data_fields = ("density", "sampler")
     pytree_aux_fields = ("num_chains",)
@@ -137,7 +141,9 @@ class SampledFactor(FactorDistribution):
         num_chains: int,
     ):
         super().__init__(factor)
-        self.density, self.sampler, self.num_chains = density, sampler, num_chains
+        self.density = density
+        self.sampler = sampler
+        self.num_chains = num_chains
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -146,30 +152,34 @@ class SampledFactor(FactorDistribution):
         if size == 0:
             return jnp.zeros((*sample_shape, *self.event_shape))
 
+        # Under vmap all keys of the batch become chains of one run: a population for
+        # each key would be a run of one chain.
         draws = custom_vmap(self._draws)
 
         @draws.def_vmap
         def batched_draws(
-            size: int, batched: list[bool], keys: Array
+            size: int, batched: list[bool], keys: Key[Array, "batch n"]
         ) -> tuple[Array, bool]:
-            found = draws(keys.reshape(-1))
-            return found.reshape(*keys.shape, *self.event_shape), True
+            events = draws(keys.reshape(-1))
+            return events.reshape(*keys.shape, *self.event_shape), True
 
-        return draws(jax.random.split(key, size)).reshape(
-            *sample_shape, *self.event_shape
-        )
+        events = draws(jax.random.split(key, size))
+        return events.reshape(*sample_shape, *self.event_shape)
 
-    def _draws(self, keys: Array) -> Array:
-        """One draw for each of n keys, (n, …), of chains that travel together; may be
-        traced and mapped, as `infer` may not. Their order is random: resampling leaves
-        copies of one chain side by side."""
-        density, num_chains = self.density, max(len(keys), self.num_chains)
-        with (
-            jax.ensure_compile_time_eval()
-        ):  # what is decided by the density's numbers is decided now
-            sampler = (
-                choose(density, num_chains)[0] if self.sampler is None else self.sampler
-            )
+    def _draws(self, keys: Key[Array, " n"]) -> Float[Array, "n ..."]:
+        """One draw for each key, by chains of one run.
+
+        May be traced and mapped, unlike `infer`. The order of the draws is random:
+        resampling leaves copies of one chain side by side.
+        """
+        density = self.density
+        num_chains = max(len(keys), self.num_chains)
+        # The sampler depends on the density's numbers, which are concrete under a trace
+        # too.
+        with jax.ensure_compile_time_eval():
+            sampler = self.sampler
+            if sampler is None:
+                sampler = choose(density, num_chains)[0]
             check_capabilities(sampler, density)
             sampler = sampler.prepare(density).in_numbers()
             first = sampler.first_level(density)
@@ -178,26 +188,39 @@ class SampledFactor(FactorDistribution):
     def log_prob(self, value: Array) -> Array:
         if "energy" not in self.density.capabilities:
             raise CapabilityError(
-                "A NumPyro model needs log_prob, and this factor offers only its score.",
-                fix="use a model trained with an energy parameterization, or write a cp.program for cp.infer.",
+                "A NumPyro model needs log_prob, and this factor offers only its "
+                "score.",
+                fix="use a model trained with an energy parameterization, "
+                "or write a cp.program for cp.infer.",
             )
         value = jnp.asarray(value)
-        log_density = lambda x: self.density.log_density({"x": x}, 0)  # noqa: E731
+
+        def log_density(x: Array) -> Array:
+            return self.density.log_density({"x": x}, 0)
+
+        batched = log_density
         for _ in range(value.ndim - self.event_dim):
-            log_density = jax.vmap(log_density)
-        return log_density(value)
+            batched = jax.vmap(batched)
+        return batched(value)
 
 
 @eqx.filter_jit
 def _draw(
-    density: AnnealedDensity, sampler: Sampler, keys: Array, num_chains: int, first: int
+    density: AnnealedDensity,
+    sampler: Sampler,
+    keys: Key[Array, " n"],
+    num_chains: int,
+    first: int,
 ) -> dict[str, Array]:
+    """Run ``num_chains`` chains from level ``first`` to 0; return n of their samples at
+    random."""
     n = keys.shape[0]
     words = jax.random.key_data(keys).reshape(n, -1)[:, -2:]
     run = begin(keys[0], num_chains, sampler.visits(density, None))
+    # The first n chains take their random numbers from the keys of the draws.
     run = dataclasses.replace(run, words=jnp.concatenate([words, run.words[n:]]))
     run = sampler.start(run, density, first)
     run = sampler.advance(run, density, density.num_levels)
     chosen = jax.random.permutation(key_of(words[0], ORDER), num_chains)[:n]
-    drawn = jax.vmap(density.to_samples)(sampler.positions(run, density))
-    return jax.tree.map(lambda values: values[chosen], drawn)
+    samples = jax.vmap(density.to_samples)(sampler.positions(run, density))
+    return jax.tree.map(lambda values: values[chosen], samples)

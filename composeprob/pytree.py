@@ -4,14 +4,13 @@ pytree."""
 from __future__ import annotations
 
 import math
-from itertools import accumulate
 from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import PyTree
+from jaxtyping import Bool, PyTree, Shaped
 
 Tree = TypeVar("Tree")
 
@@ -23,12 +22,8 @@ def normal_like(key: Array, tree: Tree) -> Tree:
     most densities do.
     """
     leaves = jax.tree.leaves(tree)
-    return unravel(
-        jax.random.normal(
-            key, (size(tree),), jnp.result_type(float, *leaves) if leaves else None
-        ),
-        tree,
-    )
+    dtype = jnp.result_type(float, *leaves) if leaves else None
+    return unravel(jax.random.normal(key, (size(tree),), dtype), tree)
 
 
 def size(tree: PyTree[Array]) -> int:
@@ -36,21 +31,21 @@ def size(tree: PyTree[Array]) -> int:
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
-def unravel(flat: Array, like: Tree) -> Tree:
-    """Numbers, (d,), in the structure, the shapes and the precision of ``like``."""
+def unravel(flat: Shaped[Array, " d"], like: Tree) -> Tree:
+    """Numbers in the structure, the shapes and the precision of ``like``."""
     leaves, treedef = jax.tree.flatten(like)
-    ends = accumulate(jnp.size(leaf) for leaf in leaves)
-    pieces = [
-        flat[end - jnp.size(leaf) : end]
-        .reshape(jnp.shape(leaf))
-        .astype(jnp.result_type(leaf))
-        for leaf, end in zip(leaves, ends, strict=True)
-    ]
+    pieces = []
+    start = 0
+    for leaf in leaves:
+        end = start + jnp.size(leaf)
+        piece = flat[start:end].reshape(jnp.shape(leaf))
+        pieces.append(piece.astype(jnp.result_type(leaf)))
+        start = end
     return jax.tree.unflatten(treedef, pieces)
 
 
 def is_array(leaf: object) -> bool:
-    """Whether a leaf is an array, or the shape of one that is not there."""
+    """Return whether a leaf is an array, or stands for one by its shape and dtype."""
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 
@@ -64,24 +59,26 @@ def scale(a: Array | float, x: Tree) -> Tree:
     return jax.tree.map(lambda xi: a * xi, x)
 
 
-def vdot(x: PyTree[Array], y: PyTree[Array]) -> Array:
-    """The inner product ⟨x, y⟩ over all leaves, a scalar."""
+def vdot(x: PyTree[Array], y: PyTree[Array]) -> Shaped[Array, ""]:
+    """Inner product ⟨x, y⟩ over all leaves."""
     products = jax.tree.map(lambda xi, yi: jnp.sum(xi * yi), x, y)
     return jax.tree.reduce(jnp.add, products, jnp.zeros(()))
 
 
-def squared_norm(x: PyTree[Array]) -> Array:
-    """‖x‖² over all leaves, a scalar."""
+def squared_norm(x: PyTree[Array]) -> Shaped[Array, ""]:
+    """‖x‖² over all leaves."""
     return vdot(x, x)
 
 
-def where(condition: Array, x: Tree, y: Tree) -> Tree:
-    """x where the scalar condition holds, else y: a selection, so a NaN in the branch
-    not taken is harmless."""
+def where(condition: Bool[Array, ""], x: Tree, y: Tree) -> Tree:
+    """x where the condition holds, else y: a selection, so that a NaN in the branch not
+    taken is harmless."""
     return jax.tree.map(lambda xi, yi: jnp.where(condition, xi, yi), x, y)
 
 
-def all_finite(tree: PyTree[Array]) -> Array:
-    """Whether every element of every leaf is finite, a scalar bool."""
+def all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
+    """True if every element of every leaf is finite."""
     flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(flags)) if flags else jnp.array(True)
+    if not flags:
+        return jnp.array(True)
+    return jnp.all(jnp.stack(flags))

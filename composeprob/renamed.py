@@ -22,6 +22,9 @@ MODULES = {
 }
 """Former names of modules, with the names that they have now."""
 
+PUBLIC = {"Meet": "Resampler"}
+"""Former public names, with those that they have now."""
+
 
 def warn_renamed(old: str, new: str, stacklevel: int = 2) -> None:
     """Warn that a name has changed, at the line that uses the former one."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, LevelError, ShapeError, WrongTypeError
@@ -32,16 +33,16 @@ class Noise(eqx.Module):
     """
 
     index: Array
-    alpha: Array
-    sigma: Array
+    alpha: Float[Array, "*levels"]
+    sigma: Float[Array, "*levels"]
 
     @property
-    def log_snr(self) -> Array:
+    def log_snr(self) -> Float[Array, "*levels"]:
         """λ = log(α²/σ²)."""
         return 2.0 * (jnp.log(self.alpha) - jnp.log(self.sigma))
 
     @property
-    def variance(self) -> Array:
+    def variance(self) -> Float[Array, "*levels"]:
         """s = σ²/α², the variance of the noise in y = x/α."""
         return (self.sigma / self.alpha) ** 2
 
@@ -54,17 +55,17 @@ class _LogSNR:
         if instance is not None:
             if isinstance(instance.alpha, jax.core.Tracer):
                 return instance.levels.log_snr
-            # On the host, as each operation on a device would be compiled for it.
-            return log_snr_of(instance.alpha, instance.sigma).astype(
-                jnp.result_type(float)
-            )
+            # On the host: each operation on a device would be compiled separately.
+            log_snr = log_snr_of(instance.alpha, instance.sigma)
+            return log_snr.astype(jnp.result_type(float))
 
         def evenly_spaced(
             num_levels: int, min: float = -9.0, max: float = 11.0
         ) -> Schedule:
-            """Makes a variance-preserving schedule, log-SNR evenly spaced from ``max``
+            """Make a variance-preserving schedule, log-SNR evenly spaced from ``max``
             (level 0) to ``min``."""
-            return owner.from_arrays(*_vp(np.linspace(max, min, _count(num_levels))))
+            log_snr = np.linspace(max, min, _count(num_levels))
+            return owner.from_arrays(*_vp(log_snr))
 
         return evenly_spaced
 
@@ -92,67 +93,46 @@ class Schedule(eqx.Module):
         0.0041
     """
 
-    alpha: Array
-    sigma: Array
-    drift_ratio: Array
+    alpha: Float[Array, " levels"]
+    sigma: Float[Array, " levels"]
+    drift_ratio: Float[Array, " levels"]
 
     @classmethod
     def from_arrays(cls, alpha: ArrayLike, sigma: ArrayLike) -> Schedule:
-        """Makes a schedule of given α and σ, both of shape (K,), from the cleanest
-        level to the noisiest."""
+        """Make a schedule of given α and σ, both of shape (K,), from the cleanest level
+        to the noisiest."""
         alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
         if alpha.ndim != 1 or alpha.shape != sigma.shape or alpha.size == 0:
             raise ShapeError(
-                f"A schedule needs α and σ of one shape (K,), K ≥ 1; got {alpha.shape} and {sigma.shape}.",
+                "A schedule needs α and σ of one shape (K,), K ≥ 1; "
+                f"got {alpha.shape} and {sigma.shape}.",
                 fix="pass two arrays with one entry per level.",
             )
-        if not (
-            np.all(np.isfinite(alpha))
-            and np.all(np.isfinite(sigma))
-            and np.all(alpha > 0)
-            and np.all(sigma > 0)
-        ):
+        if not (_finite_and_positive(alpha) and _finite_and_positive(sigma)):
             raise InvalidValueError(
                 "A schedule's α and σ must be finite and positive at every level.",
-                fix="start level 0 at a small positive σ; a level without noise has no score.",
+                fix="start level 0 at a small positive σ; "
+                "a level without noise has no score.",
             )
         log_snr = log_snr_of(alpha, sigma)
-        if np.any(np.diff(log_snr) >= 0):
-            k = int(np.argmax(np.diff(log_snr) >= 0))
-            raise InvalidValueError(
-                f"Levels must go from clean to noisy, but log-SNR goes from {log_snr[k]:.4g} at level {k} to "
-                f"{log_snr[k + 1]:.4g} at level {k + 1}.",
-                fix="sort the levels by decreasing α/σ and drop repeated ones.",
-            )
-        size = np.sqrt(alpha**2 + sigma**2)
-        # Variance preserving levels keep √(α² + σ²), straight ones lose a third on
-        # their way.
-        if size.min() < 0.25 * size[0]:
-            k = int(size.argmin())
-            raise InvalidValueError(
-                f"√(α² + σ²) falls from {size[0]:.3g} at level 0 to {size[k]:.3g} at level {k}: signal would go "
-                "without noise in its place.",
-                fix="of DDPM's betas and alphas_cumprod = cumprod(1 − betas), α is sqrt(alphas_cumprod) and σ is "
-                "sqrt(1 − alphas_cumprod).",
-            )
-        host: Any = (
-            alpha,
-            sigma,
-            _drift_ratio(alpha, sigma, log_snr),
-        )  # on the host until it is traced
+        _check_order(log_snr)
+        _check_size(np.sqrt(alpha**2 + sigma**2))
+        # NumPy arrays stay on the host until the schedule is traced.
+        host: Any = (alpha, sigma, _drift_ratio(alpha, sigma, log_snr))
         return cls(*host)
 
     @classmethod
     def linear(cls, num_levels: int) -> Schedule:
-        """Makes DDPM's schedule (Ho et al. 2020): β linear from 10⁻⁴ to 0.02, times
+        """Make DDPM's schedule (Ho et al. 2020): β linear from 10⁻⁴ to 0.02, times
         1000/K; α_k² = Π_{j≤k}(1−β_j)."""
-        k = _count(num_levels)
-        beta = np.minimum(np.linspace(1e-4, 0.02, k) * (1000.0 / k), 0.999)
-        return cls._from_beta(beta)
+        count = _count(num_levels)
+        # K levels together add as much noise as DDPM's 1,000.
+        beta = np.linspace(1e-4, 0.02, count) * (1000.0 / count)
+        return cls._from_beta(np.minimum(beta, 0.999))
 
     @classmethod
     def cosine(cls, num_levels: int) -> Schedule:
-        """Makes the cosine schedule (Nichol & Dhariwal 2021): ᾱ(t) ∝
+        """Make the cosine schedule (Nichol & Dhariwal 2021): ᾱ(t) ∝
         cos²(π/2·(t+0.008)/1.008), β at most 0.999."""
         return cls._from_beta(cosine_betas(_count(num_levels)))
 
@@ -160,13 +140,16 @@ class Schedule(eqx.Module):
     def vp(
         cls, num_levels: int, beta_min: float = 0.1, beta_max: float = 20.0
     ) -> Schedule:
-        """Makes levels of the VP-SDE (Song et al. 2021): log α(t) = −¼t²(β_max−β_min) −
+        """Make levels of the VP-SDE (Song et al. 2021): log α(t) = −¼t²(β_max−β_min) −
         ½tβ_min, K times 10⁻³ … 1."""
-        if not beta_min + 1e-3 * (beta_max - beta_min) > 0 or not beta_max > 0:
+        beta_first = beta_min + 1e-3 * (beta_max - beta_min)
+        if not beta_first > 0 or not beta_max > 0:
             raise InvalidValueError(
-                f"β must be positive throughout; got beta_min={beta_min}, beta_max={beta_max}.",
+                "β must be positive throughout; "
+                f"got beta_min={beta_min}, beta_max={beta_max}.",
                 fix="for example beta_min=0.1, beta_max=20.",
             )
+        # At t = 0 there is no noise, and no score.
         t = np.linspace(1e-3, 1.0, _count(num_levels))
         log_alpha = -0.25 * t**2 * (beta_max - beta_min) - 0.5 * t * beta_min
         return cls.from_arrays(np.exp(log_alpha), np.sqrt(-np.expm1(2 * log_alpha)))
@@ -179,28 +162,29 @@ class Schedule(eqx.Module):
         sigma_max: float = 80.0,
         rho: float = 7.0,
     ) -> Schedule:
-        """Makes a variance-exploding schedule (Karras et al. 2022): α = 1, σ^{1/ρ}
+        """Make a variance-exploding schedule (Karras et al. 2022): α = 1, σ^{1/ρ}
         evenly spaced, σ_min to σ_max."""
         if not (0 < sigma_min < sigma_max and rho > 0):
             raise InvalidValueError(
-                f"Karras's levels need 0 < sigma_min < sigma_max and rho > 0; got {sigma_min}, {sigma_max}, {rho}.",
+                "Karras's levels need 0 < sigma_min < sigma_max and rho > 0; "
+                f"got {sigma_min}, {sigma_max}, {rho}.",
                 fix="for example sigma_min=0.002, sigma_max=80, rho=7.",
             )
+        # Evenly spaced in σ^{1/ρ}: most levels have little noise.
         ramp = np.linspace(0.0, 1.0, _count(num_levels))
-        sigma = (
-            sigma_min ** (1 / rho)
-            + ramp * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho))
-        ) ** rho
+        first = sigma_min ** (1 / rho)
+        last = sigma_max ** (1 / rho)
+        sigma = (first + ramp * (last - first)) ** rho
         return cls.from_arrays(np.ones_like(sigma), sigma)
 
     @classmethod
     def flow(cls, num_levels: int, shift: float = 1.0) -> Schedule:
-        """Makes the straight levels of flow matching, α = 1 − t and σ = t, at t =
+        """Make the straight levels of flow matching, α = 1 − t and σ = t, at t =
         s·u/(1 + (s−1)·u).
 
         u is evenly spaced from 10⁻³ to 1 − 10⁻³: at t = 0 there is no noise, at t = 1
         no signal. A shift s above 1 puts more levels where noise is strong, as models
-        of large images want it.
+        of large images need.
 
         References:
             Lipman et al. 2023, *Flow matching*; Esser et al. 2024, *Scaling rectified
@@ -213,9 +197,8 @@ class Schedule(eqx.Module):
             )
         u = np.linspace(1e-3, 1 - 1e-3, _count(num_levels))
         scale = 1 + (shift - 1) * u
-        return cls.from_arrays(
-            (1 - u) / scale, shift * u / scale
-        )  # 1 − t without a difference of nearly equal numbers
+        # (1 − u)/scale is 1 − t without a difference of nearly equal numbers.
+        return cls.from_arrays((1 - u) / scale, shift * u / scale)
 
     log_snr: ClassVar[Any] = _LogSNR()
     """On a schedule, λ_k of every level, shape (K,). On the class, the constructor
@@ -223,11 +206,10 @@ class Schedule(eqx.Module):
     spaced from ``max`` at level 0 down to ``min`` at level K−1."""
 
     def every(self, step: int) -> Schedule:
-        """Keeps every ``step``-th of these levels, level 0 and the noisiest always
-        among them.
+        """Keep every ``step``-th of these levels, and always level 0 and the noisiest.
 
-        A model with a discrete time embedding knows only the levels that it was trained
-        on, often 1,000: run it on some of them, ``cp.compile(program, …,
+        A model with a discrete time embedding can be evaluated only at the levels that
+        it was trained on, often 1,000: run it on some of them, ``cp.compile(program, …,
         schedule=factor.schedule.every(20))``.
 
         Args:
@@ -235,7 +217,7 @@ class Schedule(eqx.Module):
                 they are.
 
         Raises:
-            InvalidValueError: no whole number from 1 to K−1.
+            InvalidValueError: step is not a whole number from 1 to K−1.
 
         Example:
             >>> import composeprob as cp
@@ -245,8 +227,8 @@ class Schedule(eqx.Module):
         whole = isinstance(step, (int, np.integer)) and not isinstance(step, bool)
         if not whole or not 1 <= step < self.num_levels:
             raise InvalidValueError(
-                f"A schedule of {self.num_levels} levels is thinned by a whole number from 1 to {self.num_levels - 1}; "
-                f"got {step!r}.",
+                f"A schedule of {self.num_levels} levels is thinned by a whole number "
+                f"from 1 to {self.num_levels - 1}; got {step!r}.",
                 fix="every(20) keeps level 0, every 20th after it, and the noisiest.",
             )
         last = self.num_levels - 1
@@ -255,10 +237,10 @@ class Schedule(eqx.Module):
 
     @classmethod
     def _from_beta(cls, beta: np.ndarray) -> Schedule:
+        # α² = Π (1 − β) in logarithms, so that σ² = 1 − α² is exact where α is near 1.
         log_alpha_squared = np.cumsum(np.log1p(-beta))
-        return cls.from_arrays(
-            np.exp(0.5 * log_alpha_squared), np.sqrt(-np.expm1(log_alpha_squared))
-        )
+        sigma = np.sqrt(-np.expm1(log_alpha_squared))
+        return cls.from_arrays(np.exp(0.5 * log_alpha_squared), sigma)
 
     @property
     def num_levels(self) -> int:
@@ -275,22 +257,21 @@ class Schedule(eqx.Module):
         )
 
     @property
-    def beta(self) -> Array:
+    def beta(self) -> Float[Array, " levels"]:
         """The noise that enters between level k−1 and k, shape (K,): σ_k²·(1 −
         e^{λ_k−λ_{k−1}}).
 
         For variance-preserving schedules this is DDPM's β_k = 1 − (α_k/α_{k−1})²; at
         level 0, σ_0².
         """
-        sigma, log_snr = jnp.asarray(self.sigma), self.levels.log_snr
+        sigma = jnp.asarray(self.sigma)
         # -expm1 instead of a difference of squares: exact where α is within rounding of
         # 1.
-        return sigma**2 * jnp.concatenate(
-            [jnp.ones((1,), sigma.dtype), -jnp.expm1(jnp.diff(log_snr))]
-        )
+        entering = -jnp.expm1(jnp.diff(self.levels.log_snr))
+        return sigma**2 * jnp.concatenate([jnp.ones((1,), sigma.dtype), entering])
 
-    def at(self, level: Array | int) -> Noise:
-        """Returns the noise of one level; the level may be traced.
+    def at(self, level: Int[Array, ""] | int) -> Noise:
+        """Return the noise of one level; the level may be traced.
 
         Raises:
             LevelError: a concrete level outside 0 … K−1.
@@ -299,66 +280,70 @@ class Schedule(eqx.Module):
         index = jnp.asarray(level)
         return jax.tree.map(lambda a: a[index], self.levels)
 
-    def check_level(self, level: Array | int) -> None:
-        """Refuses a concrete level that does not exist, or is no integer."""
+    def check_level(self, level: Int[Array, ""] | int) -> None:
+        """Refuse a concrete level that does not exist, or is not an integer."""
         if isinstance(level, jax.core.Tracer):
             return
-        if (
-            not np.issubdtype(np.asarray(level).dtype, np.integer)
-            or np.ndim(level) != 0
-        ):
+        integer = np.issubdtype(np.asarray(level).dtype, np.integer)
+        if not integer or np.ndim(level) != 0:
             raise LevelError(
                 f"A level is one integer; got {level!r}.",
                 fix="pass an int, or vmap over levels.",
             )
         if not 0 <= int(level) < self.num_levels:
             raise LevelError(
-                f"Level {int(level)} does not exist: this schedule has levels 0 (cleanest) to {self.num_levels - 1}.",
+                f"Level {int(level)} does not exist: this schedule has levels "
+                f"0 (cleanest) to {self.num_levels - 1}.",
                 fix="use 0 for the distribution that the program promises.",
             )
 
     def same_levels(self, other: Schedule) -> bool:
-        """Returns whether both schedules have the same α and σ at every level (host
-        arrays only)."""
-        pairs = (self.alpha, other.alpha), (self.sigma, other.sigma)
-        return self.num_levels == other.num_levels and all(
-            np.allclose(a, b, rtol=1e-6, atol=0) for a, b in pairs
-        )
+        """Return whether both schedules have the same α and σ at every level.
 
-    def noise_at(self, log_snr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns α and σ of its family at any log-SNR, exact for VP, VE and flow, else
-        by interpolation in log α."""
-        alpha, sigma = (
-            np.asarray(self.alpha, np.float64),
-            np.asarray(self.sigma, np.float64),
-        )
+        Host arrays only.
+        """
+        if self.num_levels != other.num_levels:
+            return False
+        same_alpha = np.allclose(self.alpha, other.alpha, rtol=1e-6, atol=0)
+        return same_alpha and np.allclose(self.sigma, other.sigma, rtol=1e-6, atol=0)
+
+    def noise_at(
+        self, log_snr: Float[np.ndarray, "*n"]
+    ) -> tuple[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]]:
+        """Return α and σ of the schedule's family at any log-SNR.
+
+        Exact for VP, VE and flow; for others by interpolation in log α.
+        """
+        alpha = np.asarray(self.alpha, np.float64)
+        sigma = np.asarray(self.sigma, np.float64)
         family = _family(alpha, sigma)
         if family == "vp":
             return _vp(log_snr)
         if family == "ve":
-            at = np.full_like(log_snr, alpha[0])
+            signal = np.full_like(log_snr, alpha[0])
         elif family == "flow":
-            at = 1 / (1 + np.exp(-np.asarray(log_snr) / 2))
+            # α = 1 − t and σ = t, so λ = 2·log(α/(1 − α)).
+            signal = 1 / (1 + np.exp(-np.asarray(log_snr) / 2))
         else:
-            at = np.exp(
-                np.interp(log_snr, log_snr_of(alpha, sigma)[::-1], np.log(alpha)[::-1])
-            )
-        return at, at * np.exp(-np.asarray(log_snr) / 2)
+            knots = log_snr_of(alpha, sigma)
+            # np.interp needs rising knots, and log-SNR falls.
+            signal = np.exp(np.interp(log_snr, knots[::-1], np.log(alpha)[::-1]))
+        return signal, signal * np.exp(-np.asarray(log_snr) / 2)
 
-    def level_at(self, log_snr: np.ndarray) -> np.ndarray:
-        """Returns the level at any log-SNR as a real number, interpolated between those
-        of the schedule in log-SNR."""
+    def level_at(self, log_snr: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+        """Return the level at any log-SNR as a real number, interpolated between the
+        schedule's levels in log-SNR."""
         knots = log_snr_of(self.alpha, self.sigma)
-        return np.interp(
-            log_snr, knots[::-1], np.arange(self.num_levels, dtype=np.float64)[::-1]
-        )
+        levels = np.arange(self.num_levels, dtype=np.float64)
+        return np.interp(log_snr, knots[::-1], levels[::-1])
 
     def __repr__(self) -> str:
         if isinstance(self.alpha, jax.core.Tracer):
             return "Schedule(traced)"
         log_snr = log_snr_of(self.alpha, self.sigma)
         return printable(
-            f"Schedule({self.num_levels} levels, log-SNR {log_snr[0]:.3g} … {log_snr[-1]:.3g}, "
+            f"Schedule({self.num_levels} levels, "
+            f"log-SNR {log_snr[0]:.3g} … {log_snr[-1]:.3g}, "
             f"σ {float(self.sigma[0]):.3g} … {float(self.sigma[-1]):.3g})"
         )
 
@@ -366,7 +351,7 @@ class Schedule(eqx.Module):
 def check_schedule(
     schedule: object, fix: str = "for example cp.Schedule.cosine(100)."
 ) -> None:
-    """Refuses what is no schedule."""
+    """Refuse a value that is not a schedule."""
     if not isinstance(schedule, Schedule):
         raise WrongTypeError(
             f"schedule must be a cp.Schedule; got {type(schedule).__name__}.", fix=fix
@@ -375,12 +360,12 @@ def check_schedule(
 
 def log_snr_of(alpha: ArrayLike, sigma: ArrayLike) -> np.ndarray:
     """λ of levels with these α and σ, in double precision."""
-    return 2 * (
-        np.log(np.asarray(alpha, np.float64)) - np.log(np.asarray(sigma, np.float64))
-    )
+    # A difference of logarithms: a quotient α/σ could overflow, and its square sooner.
+    log_alpha = np.log(np.asarray(alpha, np.float64))
+    return 2 * (log_alpha - np.log(np.asarray(sigma, np.float64)))
 
 
-def cosine_betas(num_levels: int) -> np.ndarray:
+def cosine_betas(num_levels: int) -> Float[np.ndarray, " {num_levels}"]:
     """β of `Schedule.cosine`."""
     t = np.arange(num_levels + 1) / num_levels
     alpha_bar = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -389,19 +374,21 @@ def cosine_betas(num_levels: int) -> np.ndarray:
 
 def _vp(log_snr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """α and σ of the variance-preserving family: α² = sigmoid(λ), σ² = sigmoid(−λ)."""
-    return np.exp(-0.5 * np.logaddexp(0, -log_snr)), np.exp(
-        -0.5 * np.logaddexp(0, log_snr)
-    )
+    # In logarithms: neither underflows where the other is within rounding of 1.
+    alpha = np.exp(-0.5 * np.logaddexp(0, -log_snr))
+    return alpha, np.exp(-0.5 * np.logaddexp(0, log_snr))
 
 
 def _family(alpha: np.ndarray, sigma: np.ndarray) -> str:
-    """Which closed forms hold of a schedule: those of ``"vp"``, ``"ve"`` or ``"flow"``,
-    or none, ``""``."""
+    """Name of the schedule's family, ``"vp"``, ``"ve"`` or ``"flow"``; ``""`` without a
+    closed form."""
     if np.allclose(alpha**2 + sigma**2, 1.0, rtol=1e-6, atol=0):
         return "vp"
     if np.allclose(alpha, alpha[0], rtol=1e-9, atol=0):
         return "ve"
-    return "flow" if np.allclose(alpha + sigma, 1.0, rtol=1e-6, atol=0) else ""
+    if np.allclose(alpha + sigma, 1.0, rtol=1e-6, atol=0):
+        return "flow"
+    return ""
 
 
 def _drift_ratio(
@@ -412,17 +399,52 @@ def _drift_ratio(
     family = _family(alpha, sigma)
     if family == "flow":
         return -0.5 / sigma  # λ = 2·log((1−t)/t), so d log α/dλ = t/2
-    if family:
-        return np.full_like(alpha, -0.5 if family == "vp" else 0.0)
+    if family == "vp":
+        return np.full_like(alpha, -0.5)
+    if family == "ve":
+        # α is constant.
+        return np.full_like(alpha, 0.0)
     return np.gradient(np.log(alpha), log_snr) / -(sigma**2)
 
 
+def _finite_and_positive(values: np.ndarray) -> bool:
+    return bool(np.all(np.isfinite(values)) and np.all(values > 0))
+
+
+def _check_order(log_snr: np.ndarray) -> None:
+    """Refuse levels whose log-SNR does not fall strictly."""
+    rising = np.diff(log_snr) >= 0
+    if not np.any(rising):
+        return
+    k = int(np.argmax(rising))
+    raise InvalidValueError(
+        "Levels must go from clean to noisy, "
+        f"but log-SNR goes from {log_snr[k]:.4g} at level {k} to "
+        f"{log_snr[k + 1]:.4g} at level {k + 1}.",
+        fix="sort the levels by decreasing α/σ and drop repeated ones.",
+    )
+
+
+def _check_size(size: np.ndarray) -> None:
+    """Refuse levels whose √(α² + σ²) falls so far that α and σ are of two kinds.
+
+    Variance-preserving levels keep it, straight ones lose a third at t = ½.
+    """
+    if size.min() >= 0.25 * size[0]:
+        return
+    k = int(size.argmin())
+    raise InvalidValueError(
+        f"√(α² + σ²) falls from {size[0]:.3g} at level 0 to {size[k]:.3g} at level "
+        f"{k}: the signal falls, and no noise replaces it.",
+        fix="of DDPM's betas and alphas_cumprod = cumprod(1 − betas), α is "
+        "sqrt(alphas_cumprod) and σ is sqrt(1 − alphas_cumprod).",
+    )
+
+
 def _count(num_levels: int) -> int:
-    if (
-        not isinstance(num_levels, (int, np.integer))
-        or isinstance(num_levels, bool)
-        or num_levels < 2
-    ):
+    """Return the number of levels as an int; refuse others, and those below 2."""
+    whole = isinstance(num_levels, (int, np.integer))
+    if not whole or isinstance(num_levels, bool) or num_levels < 2:
         raise InvalidValueError(
             f"A schedule needs at least 2 levels; got {num_levels!r}.",
             fix="pass num_levels as an int ≥ 2.",

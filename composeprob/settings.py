@@ -1,6 +1,8 @@
-"""JAX's settings: those that the library's own code needs, and the folder where `cache`
-keeps what XLA compiles for the next process, which must then trace the same
-programs."""
+"""JAX's settings: those that the library's code needs, and the folder where `cache`
+keeps compiled code for the next process.
+
+Compiled code is found again only if that process traces the same programs.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +19,29 @@ from numpyro.distributions import Distribution
 from composeprob.errors import InvalidValueError
 
 _fields = Distribution.gather_pytree_data_fields.__func__
-# NumPyro flattens a distribution in the order of a set of strings, which each process
-# hashes anew: compiled code would be found in half of them, and processes of one run
-# would not hold the same program.
+# NumPyro flattens a distribution in the order of a set of strings, whose hashes differ
+# from process to process: compiled code would be found again in half of them, and the
+# processes of one run would not hold the same program.
 Distribution.gather_pytree_data_fields = classmethod(
     lambda cls: tuple(sorted(_fields(cls)))
 )
 
-_warned: ContextVar[set[object] | None] = ContextVar("seen", default=None)
+_reported: ContextVar[set[object] | None] = ContextVar("reported", default=None)
+"""Warnings that this call has reported; None outside of `usual`."""
 
 
 @contextmanager
 def usual() -> Iterator[None]:
-    """Types and ranks are promoted, and neither NaN, here for what is not known, nor
-    infinity, here for log 0, raises.
+    """Run the library's code under JAX's defaults: types and ranks are promoted, and
+    neither NaN (an unknown value) nor infinity (log 0) raises.
 
     With ``jax_debug_nans``, ``jax_numpy_rank_promotion="raise"`` or
-    ``jax_numpy_dtype_promotion="strict"`` users look for mistakes in code of their own;
-    where a network gives a NaN in a run, `Result.status` reports it.
+    ``jax_numpy_dtype_promotion="strict"`` users look for mistakes in their own code.
+    Where a network gives a NaN in a run, `Result.status` reports it.
     """
-    warned = _warned.set(set()) if _warned.get() is None else None
+    token = None
+    if _reported.get() is None:
+        token = _reported.set(set())
     with (
         jax.numpy_rank_promotion("allow"),
         jax.numpy_dtype_promotion("standard"),
@@ -46,34 +51,36 @@ def usual() -> Iterator[None]:
         try:
             yield
         finally:
-            if warned is not None:
-                _warned.reset(warned)
+            if token is not None:
+                _reported.reset(token)
 
 
 def once_a_call(thing: object) -> bool:
-    """Whether it is the first time that this is asked of a thing within one `usual`;
-    outside of it always."""
-    warned = _warned.get()
-    if warned is None:
+    """Return whether a thing has not been reported within this `usual`, and note it.
+
+    Outside of a `usual` always true.
+    """
+    reported = _reported.get()
+    if reported is None:
         return True
-    known = thing in warned
-    warned.add(thing)
-    return not known
+    first = thing not in reported
+    reported.add(thing)
+    return first
 
 
 def cache(folder: str | Path | None = None) -> Path:
-    """Keeps compiled code in a folder of this user's, where the next process with the
+    """Keep compiled code in a folder of this user's, where the next process with the
     same program finds it.
 
-    Most of what a short run takes is compilation. The library keeps nothing unless this
-    is called, before the first run; the programs of the command line call it unless
-    ``--no-cache`` is given. Each call cuts what is there to 1 GiB: the oldest goes
-    first. Code that another user could write would be run as yours: a folder that
+    Most of a short run's time is compilation. The library keeps nothing unless this
+    function is called, before the first run; the programs of the command line call it
+    unless ``--no-cache`` is given. Each call cuts the folder to 1 GiB: the oldest files
+    go first. Code that another user could write would be run as yours: a folder that
     others may write into, or that belongs to someone else, is refused. Many processes
-    may share one, on a disk that all of them see.
+    may share one folder, on a disk that all of them can read.
 
     Args:
-        folder: made where it is missing, for this user alone; left out,
+        folder: created where it is missing, for this user alone; left out,
             ``JAX_COMPILATION_CACHE_DIR`` where that is set, with JAX's own settings,
             else ``composeprob`` in the user's cache: ``$XDG_CACHE_HOME`` or
             ``~/.cache``, ``~/Library/Caches`` on macOS, ``%LOCALAPPDATA%`` on Windows.
@@ -82,47 +89,57 @@ def cache(folder: str | Path | None = None) -> Path:
         The folder.
 
     Raises:
-        InvalidValueError: it cannot be made, or others may write into it.
+        InvalidValueError: it cannot be created, or others may write into it.
 
     Example:
         >>> import composeprob as cp
         >>> cp.cache("out/compiled").name
         'compiled'
     """
-    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if folder is None and given:
-        return Path(given)
-    place = default_cache() if folder is None else Path(folder).expanduser().absolute()
+    if folder is None:
+        by_environment = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        if by_environment:
+            return Path(by_environment)
+        place = default_cache()
+    else:
+        place = Path(folder).expanduser().absolute()
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = place.stat()
+        status = place.stat()
     except OSError as error:
         raise InvalidValueError(
             f"Compiled code cannot be kept in {place}: {error}.",
             fix="give another folder: cp.cache(folder).",
         ) from error
-    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
+    if _others_may_write(status):
         raise InvalidValueError(
-            f"Others may write into {place}, and what is compiled there would be run as yours.",
+            f"Others may write into {place}, "
+            "and the code that is compiled there would be run as yours.",
             fix=f"chmod go-w {place}, or give a folder of your own: cp.cache(folder).",
         )
     jax.config.update("jax_compilation_cache_dir", str(place))
     _cut(place, 2**30)
-    jax.config.update(
-        "jax_persistent_cache_min_compile_time_secs", 0.1
-    )  # short ones too: a run has many
+    # A run compiles many short programs, which JAX would not keep by default.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return place
 
 
+def _others_may_write(status: os.stat_result) -> bool:
+    """Return whether a folder is another user's, or writable by group or others."""
+    if not hasattr(os, "getuid"):  # Windows: its cache lies in the user's profile
+        return False
+    return status.st_uid != os.getuid() or bool(status.st_mode & 0o022)
+
+
 def _cut(folder: Path, most: int) -> None:
-    """Removes the oldest files until ``most`` bytes are left; another process may do
-    the same."""
-    sizes = []
+    """Remove the oldest files until ``most`` bytes are left."""
+    by_age = []
     for file in folder.glob("*-cache"):
-        with suppress(OSError):  # gone meanwhile
-            sizes.append((file.stat().st_mtime, file.stat().st_size, file))
+        with suppress(OSError):  # another process has removed it meanwhile
+            status = file.stat()
+            by_age.append((status.st_mtime, status.st_size, file))
     kept = 0
-    for _, size, file in sorted(sizes, reverse=True):
+    for _, size, file in sorted(by_age, reverse=True):
         kept += size
         if kept > most:
             with suppress(OSError):
@@ -130,7 +147,7 @@ def _cut(folder: Path, most: int) -> None:
 
 
 def default_cache() -> Path:
-    """The folder of compiled code in this user's cache, made or not."""
+    """Return the folder of compiled code in this user's cache; it may not exist yet."""
     home = Path.home()
     if sys.platform == "darwin":
         base = home / "Library" / "Caches"

@@ -1,5 +1,5 @@
 """Text for terminals that lack some characters: π is spelled pi where standard output
-takes no other than ASCII."""
+is ASCII only."""
 
 from __future__ import annotations
 
@@ -37,41 +37,45 @@ _ASCII = {
 
 
 def printable(text: str) -> str:
-    """The text as standard output can show it."""
-    return spelled(text, getattr(sys.stdout, "encoding", None) or "utf-8")
+    """Return the text with characters that standard output lacks spelled out."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return spelled(text, encoding)
 
 
 def spelled(text: str, encoding: str) -> str:
-    """The text with the characters that an encoding lacks spelled out."""
+    """Return the text with characters that an encoding lacks spelled out."""
+    # The error handler that this module registers has the module's name.
     return text.encode(encoding, __name__).decode(encoding)
 
 
 def spell_out(*streams: object) -> None:
-    """Lets text streams spell out what their encodings lack."""
+    """Make text streams spell out characters that their encodings lack."""
     for stream in streams:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=__name__)
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
+    """Handle an encoding error: the replacement, and the position to go on from."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(map(_spelled, error.object[error.start : error.end])), error.end
+    missing = error.object[error.start : error.end]
+    return "".join(map(_spelled, missing)), error.end
 
 
 def _spelled(character: str) -> str:
     """One character in ASCII: by the table, without accents, or a Greek letter by its
     name."""
-    plain = "".join(
-        _ASCII.get(c, c)
-        for c in unicodedata.normalize("NFKD", _ASCII.get(character, character))
-    )
-    if (shown := plain.encode("ascii", "ignore").decode()) or unicodedata.combining(
-        character
-    ):
-        return shown
+    decomposed = unicodedata.normalize("NFKD", _ASCII.get(character, character))
+    # Characters of a decomposition may be in the table too, as the slash of ½.
+    in_table = "".join(_ASCII.get(c, c) for c in decomposed)
+    ascii_only = in_table.encode("ascii", "ignore").decode()
+    if ascii_only or unicodedata.combining(character):
+        return ascii_only
     name = unicodedata.name(character, "").split()
-    return name[-1].lower() if name[:1] == ["GREEK"] else "?"
+    if name[:1] == ["GREEK"]:
+        return name[-1].lower()
+    return "?"
 
 
 codecs.register_error(__name__, _spell)

@@ -1,5 +1,5 @@
-"""What keeps one process that runs many tests alive and cheap, and checks of shapes
-that signatures promise."""
+"""Settings that keep one process of many tests alive and cheap, and checks of the
+shapes in signatures."""
 
 import gc
 import os
@@ -13,44 +13,44 @@ SHAPES = ("composeprob.results.estimates", "composeprob.metrics.distances")
 install_import_hook(SHAPES, "typechecked.typechecked")
 
 MAPS = 40_000
-"""Memory maps from which on compiled code is let go: tests compile outside of
-`cp.infer` too, which sees to that."""
+"""Memory maps from which on compiled code is released: `cp.infer` does so, and tests
+also compile outside of it."""
 
 HASTE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-"""XLA compiles for a processor in half the time so, by LLVM directly instead of MLIR
-first, in one piece."""
+"""With these flags XLA compiles for a processor in half the time: by LLVM directly
+instead of MLIR first, in one piece."""
 
-jax.config.update(
-    "jax_disable_most_optimizations", True
-)  # for fixtures of modules, which come before the next one
-jax.config.update(
-    "jax_traceback_in_locations_limit", 0
-)  # writing down where operations stand is a fifth of all
+# For fixtures of modules, which run before `_compile_in_haste`.
+jax.config.update("jax_disable_most_optimizations", True)
+# A fifth of the time would go into writing down the places of operations.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where only quick tests run, XLA compiles in haste in this process and in those
-    that tests start; `make test-all` runs the same tests with the code that users
-    get."""
+    """Let XLA compile in haste where only quick tests run, in this process and in those
+    that tests start.
+
+    `make test-all` runs the same tests with the code that users get.
+    """
     if config.option.markexpr == "not slow":
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {HASTE}"
 
 
 def pytest_collection_finish() -> None:
-    """What modules hold is there to stay: garbage is not looked for in it each time
-    anew."""
+    """Exclude the objects of imported modules from garbage collection: they stay."""
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _compile_in_haste(request: pytest.FixtureRequest):
-    """Quick tests compile more than they compute: they go without LLVM's optimisations,
-    which slow tests, examples and subprocesses have. XLA's passes over the program as a
-    whole are the same."""
-    jax.config.update(
-        "jax_disable_most_optimizations",
-        request.node.get_closest_marker("slow") is None,
-    )
+    """Compile quick tests without LLVM's optimisations, as they compile more than they
+    compute.
+
+    Slow tests, examples and subprocesses have them. XLA's passes over the program as a
+    whole are the same.
+    """
+    quick = request.node.get_closest_marker("slow") is None
+    jax.config.update("jax_disable_most_optimizations", quick)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
-"""Python in a process of its own: devices are made when JAX starts, and what is
-imported or compiled is new there."""
+"""Python in a process of its own: devices are made when JAX starts, and imports and
+compiled code are new there."""
 
 import os
 import subprocess
@@ -11,16 +11,17 @@ TESTS = Path(__file__).resolve().parent
 
 
 def environment(devices: int | None = None, **variables: str) -> dict[str, str]:
-    """This process's, with the tests on Python's path, and for JAX this number of
-    virtual devices."""
-    path = os.pathsep.join(
-        [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
-    )
-    known = {**os.environ, "PYTHONPATH": path}
+    """Variables of this process, with the tests on Python's path, and for JAX this
+    number of virtual devices."""
+    places = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    inherited = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     if devices:
-        flags = f"{known.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-        known |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    return known | variables
+        flags = inherited.get("XLA_FLAGS", "")
+        inherited["XLA_FLAGS"] = (
+            f"{flags} --xla_force_host_platform_device_count={devices}"
+        )
+        inherited["JAX_PLATFORMS"] = "cpu"
+    return inherited | variables
 
 
 HASTE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}
@@ -34,11 +35,14 @@ def said(
     timeout: int = 1800,
     **variables: str,
 ) -> list[str]:
-    """The lines that a script prints, which must end without an error."""
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    known = environment(devices, **variables)
+    """Lines that a script prints; it must end without an error."""
     run = subprocess.run(
-        command, env=known, capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env=environment(devices, **variables),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()

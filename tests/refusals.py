@@ -12,28 +12,23 @@ Rows = Mapping[type[ComposeProbError], Mapping[str, Any]]
 
 
 def rows(table: Rows) -> list[Any]:
-    """Parameters (kind, call, words, fix) of a table by the kind of error; a row may
-    end before its fix, and a call alone has its words for a name."""
-    named = [
-        (kind, name, row)
-        for kind, cases in table.items()
-        for name, row in cases.items()
-    ]
-    full = [
-        (kind, name, row if isinstance(row, tuple) else (row, name))
-        for kind, name, row in named
-    ]
-    return [
-        pytest.param(kind, call, words, "".join(fix), id=name)
-        for kind, name, (call, words, *fix) in full
-    ]
+    """Parameters (kind, call, words, fix) of a table by the kind of error.
+
+    A row may end before its fix; the name of a row with a call alone is its words.
+    """
+    parameters = []
+    for kind, cases in table.items():
+        for name, row in cases.items():
+            call, words, *fix = row if isinstance(row, tuple) else (row, name)
+            parameters.append(pytest.param(kind, call, words, "".join(fix), id=name))
+    return parameters
 
 
 def refused(
     call: Callable[[], Any], kind: type[ComposeProbError], words: str, fix: str = ""
 ) -> ComposeProbError:
-    """The error of a call: of this kind, in these words, with the line of a test, and a
-    way out in these words."""
+    """Return the error of a call: of this kind, with these words, the line of a test,
+    and a fix with these words."""
     with pytest.raises(ComposeProbError) as caught:
         call()
     error = caught.value
@@ -42,9 +37,8 @@ def refused(
     assert re.search(words, str(error), re.DOTALL), error
     assert error.fix, error
     assert re.search(fix, error.fix, re.DOTALL), error
-    assert re.fullmatch(
-        r"(test_\w+|sampling_cases|recipes)\.py:\d+", error.where or ""
-    ), error
+    place = r"(test_\w+|sampling_cases|recipes)\.py:\d+"
+    assert re.fullmatch(place, error.where or ""), error
     assert error.where in str(error)
     assert error.fix in str(error)
     return error

@@ -1,5 +1,5 @@
-"""What a user gets: the wheel holds the zoo, imports load little, and a type checker
-says something true."""
+"""The package of a user: its wheel holds the zoo, imports load little, and a type
+checker says something true."""
 
 import ast
 import os
@@ -41,64 +41,57 @@ def built(project: Path, folder: Path) -> tuple[Path, set[str]]:
     return wheel, set(zipfile.ZipFile(wheel).namelist())
 
 
+def weights_in(names: set[str]) -> set[str]:
+    """Files of weights in a wheel, by their names in models/."""
+    weights = {name for name in names if re.search("/weights.*safetensors$", name)}
+    return {name.removeprefix("composeprob/models/") for name in weights}
+
+
 def test_the_wheels_hold_every_model_and_nothing_else(tmp_path):
     wheel, names = built(ROOT, tmp_path / "library")
     _, zoo = built(ROOT / "models", tmp_path / "zoo")
     models = ROOT / "models"
-    weights = {
-        file.relative_to(models).as_posix()
-        for file in models.glob("*/weights*.safetensors")
-    }
-    of = lambda files: {
-        n.removeprefix("composeprob/models/")
-        for n in files
-        if re.search("/weights.*safetensors$", n)
-    }
-    assert of(names) | of(zoo) == weights
-    assert not names & zoo  # both are installed into one folder
-    assert {"ring2d/weights.safetensors", "bar2d/weights.safetensors"} <= of(
-        names
-    )  # README's program
+    files = {file.relative_to(models).as_posix() for file in models.glob("*/*.*")}
+    weights = {file for file in files if re.search("/weights.*safetensors$", file)}
+    assert weights_in(names) | weights_in(zoo) == weights
+    # Both are installed into one folder.
+    assert not names & zoo
+    # README's program needs these.
+    of_readme = {"ring2d/weights.safetensors", "bar2d/weights.safetensors"}
+    assert of_readme <= weights_in(names)
     assert wheel.stat().st_size <= 25_000_000
     assert {name.split("/")[0] for name in names} == {
         "composeprob",
         f"composeprob-{version('composeprob')}.dist-info",
     }
-    others = {
-        file.relative_to(models).as_posix() for file in models.glob("*/*.*")
-    } - weights
-    assert {
-        f"composeprob/models/{file}" for file in others
-    } <= names  # cards, recipes, calibrations
+    # Cards, recipes, calibrations.
+    assert {f"composeprob/models/{file}" for file in files - weights} <= names
     assert {"composeprob/py.typed", "composeprob/cli/template/program.py"} <= names
-    assert not [
-        name for name in names if re.search(r"checkpoints|__pycache__|pyproject", name)
-    ]
-    beside = {
-        name for name in zoo if "/weights" not in name and ".dist-info/" not in name
-    }
+    unwanted = re.compile(r"checkpoints|__pycache__|pyproject")
+    assert not [name for name in names if unwanted.search(name)]
+    in_zoo = {name for name in zoo if ".dist-info/" not in name}
+    beside = {name for name in in_zoo if "/weights" not in name}
     assert beside == {"composeprob/models/LICENSE"}
-    (told,) = [name for name in names if name.endswith("dist-info/METADATA")]
-    shown = zipfile.ZipFile(wheel).read(told).decode()
+    (metadata,) = [name for name in names if name.endswith("dist-info/METADATA")]
+    shown = zipfile.ZipFile(wheel).read(metadata).decode()
     assert "pip install composeprob" in shown
     assert "_static" not in shown  # the picture, which is nowhere but in the repository
     assert not re.search(r"\]\((?!https?:)", shown)
 
 
 def test_everything_is_of_one_version():
-    own = version("composeprob")
-    assert f"version: {own}\n" in (ROOT / "CITATION.cff").read_text()
-    assert f"## [{own}]" in (ROOT / "CHANGELOG.md").read_text()
+    current = version("composeprob")
+    assert f"version: {current}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{current}]" in (ROOT / "CHANGELOG.md").read_text()
     for project, other in ((ROOT, "composeprob-zoo"), (ROOT / "models", "composeprob")):
-        bounds = re.search(
-            rf'"{other}([<>=.,0-9]+)"', (project / "pyproject.toml").read_text()
-        )[1]
-        assert own in SpecifierSet(bounds)
+        text = (project / "pyproject.toml").read_text()
+        bounds = re.search(rf'"{other}([<>=.,0-9]+)"', text)[1]
+        assert current in SpecifierSet(bounds)
 
 
 def test_what_comes_along_is_named_and_free():
-    """`pip install composeprob` brings nothing that docs/dependencies.md gives no
-    reason for."""
+    """docs/dependencies.md gives a reason for everything that `pip install composeprob`
+    brings."""
     assert {"jaxlib", "numpyro", "xarray"} <= set(closure("composeprob"))
     assert dependencies("composeprob") == 0
     for licence in ("GPL-3.0-only", "MIT AND LGPL-2.1", "not stated", "Proprietary"):
@@ -130,15 +123,13 @@ def test_make_names_the_python_it_cannot_use(tmp_path):
 
 
 def test_constraints_are_versions_only():
-    lines = [
-        line
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if not line.startswith("#")
-    ]
+    text = (ROOT / "constraints.txt").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert lines
-    assert all(
-        line.count("==") == 1 and "/" not in line and " " not in line for line in lines
-    )
+    for line in lines:
+        assert line.count("==") == 1
+        assert "/" not in line
+        assert " " not in line
 
 
 @pytest.mark.parametrize(
@@ -148,47 +139,45 @@ def test_every_import_is_a_declared_dependency(folder, extras):
     """A package that only the development environment brings would be missing for
     someone who installs the wheel.
 
-    What only the training of a model needs, an extra brings.
+    An extra brings packages that only the training of a model needs.
     """
-    files = [
-        file for file in (ROOT / folder).rglob("*.py") if file.parent.name != "template"
-    ]  # of a project by itself
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
-    modules = {
-        alias.name
-        for node in nodes
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    }
-    modules |= {
-        node.module
-        for node in nodes
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module
-    }
-    others = {
-        "composeprob",
-        "IPython",
-        "arviz_stats",
-    }  # only inside a notebook; a part of ArviZ 1.0
-    imported = (
-        {module.split(".")[0] for module in modules} - sys.stdlib_module_names - others
-    )
-    required = [
-        line
-        for line in requires("composeprob") or []
-        if "extra ==" not in line
-        or any(re.search(rf"extra == .{extra}.$", line) for extra in extras)
-    ]
-    declared = {re.split(r"[^\w-]", line)[0].replace("_", "-") for line in required}
+    # IPython is imported inside of a notebook only; arviz_stats is a part of ArviZ 1.0.
+    others = {"composeprob", "IPython", "arviz_stats"}
+    imported = imported_packages(ROOT / folder) - sys.stdlib_module_names - others
+    declared = declared_packages(extras)
     providers = packages_distributions()
-    by = lambda name: {
-        provider.replace("_", "-") for provider in providers.get(name, [])
-    }
-    undeclared = {name for name in imported if not declared & by(name)}
+    undeclared = []
+    for name in imported:
+        distributions = {each.replace("_", "-") for each in providers.get(name, [])}
+        if not declared & distributions:
+            undeclared.append(name)
     assert not undeclared, (
         "declare these in pyproject.toml, and say why in docs/dependencies.md"
     )
+
+
+def imported_packages(folder: Path) -> set[str]:
+    """Top-level packages that the modules of a folder import anywhere."""
+    packages = set()
+    for file in folder.rglob("*.py"):
+        if file.parent.name == "template":  # a project by itself
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                packages |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                packages.add(node.module.split(".")[0])
+    return packages
+
+
+def declared_packages(extras: tuple[str, ...]) -> set[str]:
+    """Distributions that composeprob requires, alone and with some extras."""
+    packages = set()
+    for line in requires("composeprob") or []:
+        of_extras = [re.search(rf"extra == .{extra}.$", line) for extra in extras]
+        if "extra ==" not in line or any(of_extras):
+            packages.add(re.split(r"[^\w-]", line)[0].replace("_", "-"))
+    return packages
 
 
 # ── imports ───────────────────────────────────────────────────────────────────────────
@@ -196,7 +185,8 @@ def test_every_import_is_a_declared_dependency(folder, extras):
 USED = "import composeprob; composeprob.program"
 KERNEL = """import sys, types
 shell = types.SimpleNamespace(config={'IPKernelApp': 1})
-sys.modules.update({'ipywidgets': None, 'ipykernel.zmqshell': types.ModuleType('zmqshell')})
+sys.modules['ipywidgets'] = None
+sys.modules['ipykernel.zmqshell'] = types.ModuleType('zmqshell')
 sys.modules['IPython'] = types.SimpleNamespace(get_ipython=lambda: shell)"""
 HEAVY = [
     "arviz",
@@ -212,7 +202,7 @@ HEAVY = [
 
 
 def warned(code, **variables):
-    """What a process that shows every warning prints."""
+    """A process that shows every warning, with its output."""
     command = [sys.executable, "-W", "default", "-c", code]
     return subprocess.run(
         command,
@@ -234,16 +224,15 @@ def warned(code, **variables):
 def test_what_is_not_loaded_and_what_a_notebook_without_widgets_does_not_hear(
     statement, unwanted, heard
 ):
-    done = warned(
-        f"{KERNEL}; {statement}; print([name for name in {unwanted} if name in sys.modules])"
-    )
+    loaded = f"[name for name in {unwanted} if name in sys.modules]"
+    done = warned(f"{KERNEL}; {statement}; print({loaded})")
     assert done.stdout.strip() == "[]"
     assert ("IProgress not found" in done.stderr) == heard
 
 
 def test_arviz_has_no_word_of_its_own_in_a_first_run(tmp_path):
-    """It keeps the day that it last spoke in the user's cache, which a stranger's does
-    not have."""
+    """It keeps the day of its last message in the user's cache, which is empty
+    here."""
     code = "from composeprob.results.estimates import quiet_arviz; quiet_arviz()"
     assert "ArviZ" not in warned(code, XDG_CACHE_HOME=str(tmp_path)).stderr
 
@@ -253,7 +242,15 @@ def test_unknown_names():
         AttributeError, match=r"(?s)has no 'progam'.*did you mean 'program'"
     ):
         _ = composeprob.progam
-    assert {"SMC", "program", "__version__"} <= set(dir(composeprob))
+
+
+def test_dir_lists_public_names_and_dunders_alone():
+    """Neither the imports of the package's first module nor its submodules."""
+    names = set(dir(composeprob))
+    assert {"SMC", "program", "__version__"} <= names
+    dunders = {name for name in names if name.startswith("__")}
+    assert names - dunders == set(composeprob.__all__)
+    assert all(name.endswith("__") for name in dunders)
 
 
 def test_shapes_of_signatures_are_checked_in_the_tests():
@@ -279,16 +276,18 @@ def program(ring: cp.Factor, bar: cp.Factor, y: float = 0.3) -> None:
 
 
 density = cp.compile(program, ring, bar, y=0.2)
-result = cp.infer(density, jax.random.key(0), num_chains=100, sampler=cp.SMC(cp.MALA(cp.Adaptive()), steps_per_level=2))
+sampler = cp.SMC(cp.MALA(cp.Adaptive()), steps_per_level=2)
+result = cp.infer(density, jax.random.key(0), num_chains=100, sampler=sampler)
 if result.status.ok:
     print(result.summary(), result.mean(lambda sample: sample["x"]).interval(0.9))
 result.plot().savefig("samples.png")
-kernels = [cp.MALA(0.1), cp.ULA(lambda levels: 0.1 * levels.sigma**2), cp.HMC(metric={"x": 0.1})]
+ula = cp.ULA(lambda levels: 0.1 * levels.sigma**2)
+kernels = [cp.MALA(0.1), ula, cp.HMC(metric={"x": 0.1})]
 """
 WRONG = {
     'cp.infer(density, jax.random.key(0), num_chains="many")': "arg-type",
     "cp.infer(density, jax.random.key(0))": "call-arg",
-    "cp.infer(density, jax.random.key(0), num_chains=100, sampler=cp.MALA())": "arg-type",
+    "cp.infer(density, jax.random.key(0), num_chains=9, sampler=cp.MALA())": "arg-type",
     "cp.smc()": "attr-defined",
     "result.plott()": "attr-defined",
     'cp.Schedule.cosine("100")': "arg-type",
@@ -301,15 +300,12 @@ ANY = 85
 
 def test_few_lines_say_any():
     """`Any` tells neither a reader nor a type checker anything."""
-    found = set()
+    lines = set()
     for path in Path(cp.__file__).parent.rglob("*.py"):
-        names = (
-            node
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.Name)
-        )
-        found |= {(path, name.lineno) for name in names if name.id == "Any"}
-    assert 0 < len(found) <= ANY
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Name) and node.id == "Any":
+                lines.add((path, node.lineno))
+    assert 0 < len(lines) <= ANY
 
 
 @pytest.mark.slow
@@ -322,21 +318,18 @@ def test_a_users_program_is_checked(tmp_path):
         "--ignore-missing-imports",
         "--follow-imports=silent",
     ]
-    command = [sys.executable, "-m", "mypy", *options, str(right), str(wrong)]
-    environment = {**os.environ, "MYPYPATH": str(ROOT)}
     run = subprocess.run(
-        command,
+        [sys.executable, "-m", "mypy", *options, str(right), str(wrong)],
         cwd=tmp_path,
-        env=environment,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
-    said = [line for line in run.stdout.splitlines() if "error:" in line]
+    errors = [line for line in run.stdout.splitlines() if "error:" in line]
     first = len(PROGRAM.splitlines()) + 1
     for line, (statement, code) in enumerate(WRONG.items(), first):
-        assert any(
-            error.startswith(f"wrong.py:{line}:") and f"[{code}]" in error
-            for error in said
-        ), statement
-    assert len(said) == len(WRONG), said  # and nothing of the program, which is right
+        of_line = [error for error in errors if error.startswith(f"wrong.py:{line}:")]
+        assert any(f"[{code}]" in error for error in of_line), statement
+    # And no error of the program, which is right.
+    assert len(errors) == len(WRONG), errors

@@ -14,7 +14,7 @@ from registry import SCHEDULES
 
 @pytest.fixture(params=SCHEDULES)
 def schedule(request):
-    """Every constructor's."""
+    """A schedule of every constructor."""
     return SCHEDULES[request.param]()
 
 
@@ -47,10 +47,9 @@ def test_a_level_is_one_entry_also_traced(schedule):
 
 def test_beta_takes_one_level_to_the_next(schedule):
     """x_k = (α_k/α_{k−1})·x_{k−1} + √β_k·ε: σ_k² = (α_k/α_{k−1})²·σ_{k−1}² + β_k."""
-    alpha, sigma, beta = (
-        np.asarray(a, np.float64)
-        for a in (schedule.alpha, schedule.sigma, schedule.beta)
-    )
+    alpha = np.asarray(schedule.alpha, np.float64)
+    sigma = np.asarray(schedule.sigma, np.float64)
+    beta = np.asarray(schedule.beta, np.float64)
     ratio = alpha[1:] / alpha[:-1]
     np.testing.assert_allclose(
         beta[1:], sigma[1:] ** 2 - (ratio * sigma[:-1]) ** 2, rtol=2e-3
@@ -85,21 +84,20 @@ def test_linear_is_ddpm():
 
 
 def test_cosine_is_nichol_and_dhariwal():
+    def alpha_bar(t):
+        return np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+
     schedule = cp.Schedule.cosine(50)
-    bar = lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
-    k = np.arange(1, 50)
-    np.testing.assert_allclose(
-        schedule.alpha[:-1] ** 2, bar(k / 50) / bar(0.0), rtol=1e-10
-    )
+    expected = alpha_bar(np.arange(1, 50) / 50) / alpha_bar(0.0)
+    np.testing.assert_allclose(schedule.alpha[:-1] ** 2, expected, rtol=1e-10)
     np.testing.assert_allclose(schedule.beta[-1], 0.999, rtol=1e-5)
 
 
 def test_vp_is_the_sde():
     schedule = cp.Schedule.vp(2, beta_min=0.2, beta_max=10.0)
-    integral = lambda t: 0.2 * t + 0.5 * t**2 * 9.8
-    np.testing.assert_allclose(
-        schedule.alpha, np.exp(-0.5 * integral(np.array([1e-3, 1.0]))), rtol=1e-12
-    )
+    t = np.array([1e-3, 1.0])
+    integral = 0.2 * t + 0.5 * t**2 * 9.8
+    np.testing.assert_allclose(schedule.alpha, np.exp(-0.5 * integral), rtol=1e-12)
 
 
 def test_edm_is_karras():
@@ -113,11 +111,12 @@ def test_edm_is_karras():
 def test_flow_is_a_straight_line():
     """α = 1 − t, σ = t; the shift is t ↦ s·t/(1 + (s−1)·t); f/g² is d log α/dt /
     (dσ²/dt − 2σ²·d log α/dt)."""
-    plain, shifted = cp.Schedule.flow(41), cp.Schedule.flow(41, shift=3.0)
+    unshifted = cp.Schedule.flow(41)
+    shifted = cp.Schedule.flow(41, shift=3.0)
     t = np.linspace(1e-3, 0.999, 41)
-    np.testing.assert_allclose(plain.sigma, t, rtol=1e-12)
+    np.testing.assert_allclose(unshifted.sigma, t, rtol=1e-12)
     np.testing.assert_allclose(shifted.sigma, 3 * t / (1 + 2 * t), rtol=1e-12)
-    for schedule in (plain, shifted):
+    for schedule in (unshifted, shifted):
         np.testing.assert_allclose(schedule.alpha + schedule.sigma, 1.0, rtol=1e-12)
         s = schedule.sigma
         np.testing.assert_allclose(
@@ -125,8 +124,8 @@ def test_flow_is_a_straight_line():
             (-1 / (1 - s)) / (2 * s + 2 * s**2 / (1 - s)),
             rtol=1e-10,
         )
-    found, _ = plain.noise_at(np.array([-3.0, 0.0, 5.0]))
-    np.testing.assert_allclose(found, 1 / (1 + np.exp([1.5, 0.0, -2.5])), rtol=1e-12)
+    alpha, _ = unshifted.noise_at(np.array([-3.0, 0.0, 5.0]))
+    np.testing.assert_allclose(alpha, 1 / (1 + np.exp([1.5, 0.0, -2.5])), rtol=1e-12)
 
 
 def test_log_snr_is_evenly_spaced_and_an_array_on_instances():
@@ -137,7 +136,7 @@ def test_log_snr_is_evenly_spaced_and_an_array_on_instances():
 
 
 def test_nothing_is_lost_where_alpha_is_almost_one():
-    """σ = 10⁻⁵: in single precision α is 1, and log-SNR still what was asked for."""
+    """σ = 10⁻⁵: in single precision α is 1, and log-SNR is still the given one."""
     schedule = cp.Schedule.log_snr(2, min=-5.0, max=23.0)
     np.testing.assert_allclose(schedule.at(0).log_snr, 23.0, rtol=1e-5)
     np.testing.assert_allclose(schedule.at(0).sigma, np.exp(-11.5), rtol=1e-5)
@@ -186,7 +185,7 @@ def test_some_of_the_levels(schedule, step, kept):
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "told"),
+    ("make", "error", "message"),
     [
         (lambda: cp.Schedule.cosine(1), InvalidValueError, "at least 2 levels; got 1"),
         (
@@ -278,5 +277,5 @@ def test_some_of_the_levels(schedule, step, kept):
         (lambda: cp.Schedule.cosine(10).at([1]), LevelError, "one int"),
     ],
 )
-def test_bad_arguments(make, error, told):
-    refused(make, error, told)
+def test_bad_arguments(make, error, message):
+    refused(make, error, message)

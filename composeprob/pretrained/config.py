@@ -1,5 +1,5 @@
-"""The options of a network or scheduler, from its JSON file: every one is known, or
-refused by name."""
+"""Options of a network or scheduler, from its JSON file: each is supported, or refused
+by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from composeprob.json_data import JSON, JSONObject
 
 @dataclass(frozen=True)
 class Kind:
-    """The values that an option may have, in words and as a test."""
+    """Values that an option may have, in words and as a test."""
 
     text: str
     accepts: Callable[..., bool]
@@ -28,21 +28,23 @@ class Kind:
 
     @property
     def each(self) -> Kind:
-        """Such a value for all blocks, or a list of one for each."""
+        """One value for all blocks, or a list of one for each."""
+        listed = self.listed
         return Kind(
-            f"{self.text}, or {self.listed.text}",
-            lambda v: self.accepts(v) or self.listed.accepts(v),
+            f"{self.text}, or {listed.text}",
+            lambda v: self.accepts(v) or listed.accepts(v),
         )
 
     @property
     def listed(self) -> Kind:
-        """A list of such values."""
+        """A list of values of this kind, not empty."""
         return Kind(
             f"a list, each {self.text}",
             lambda v: isinstance(v, list) and v != [] and all(map(self.accepts, v)),
         )
 
 
+# `type(v) is int`, as True and False are instances of int too.
 whole = Kind(
     "a whole number from 1 to 10,000,000",
     lambda v: type(v) is int and 1 <= v <= 10_000_000,
@@ -59,129 +61,146 @@ flag = Kind("true or false", lambda v: isinstance(v, bool))
 
 
 def read_json(path: Path) -> JSONObject:
-    """The object that a JSON file holds."""
+    """Return the object that a JSON file holds."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        fix = "give a folder as diffusers' save_pretrained writes it, with all of its files."
-        raise LoadError(f"There is no {path}.", fix=fix) from error
+        raise LoadError(
+            f"There is no {path}.",
+            fix="give a folder as diffusers' save_pretrained writes it, "
+            "with all of its files.",
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         fix = "fetch the file again: it is damaged or cut short."
         raise LoadError(f"{path} cannot be read as JSON: {error}", fix=fix) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         fix = "fetch the file again: it is another one."
         raise LoadError(
-            f"{path} holds {type(found).__name__} and not an object.", fix=fix
+            f"{path} holds {type(content).__name__} and not an object.", fix=fix
         )
-    return found
+    return content
 
 
-def check_beside(names: Iterable[str], file: Path, what: str) -> None:
-    """Refuses files or folders that a file names but that do not lie right beside
-    it."""
+def check_beside(names: Iterable[str], file: Path, noun: str) -> None:
+    """Refuse files or folders that a file names but that do not lie right beside it.
+
+    ``noun`` is ``"file"`` or the like, for the message.
+    """
     for name in names:
         if Path(name).name != name or "\\" in name or name in ("", ".."):
             raise LoadError(
-                f"{file} names the {what} {name!r}, which does not lie beside it; nothing outside of a model's folder "
-                "is read.",
-                fix=f"move the {what} beside {file.name} and write its name alone; if you do not know why it is so, "
-                "delete the folder.",
+                f"{file} names the {noun} {name!r}, which does not lie beside it; "
+                "nothing outside of a model's folder is read.",
+                fix=f"move the {noun} beside {file.name} and write its name alone; if "
+                "you do not know why it is so, delete the folder.",
             )
 
 
-class Options(SimpleNamespace):
-    """The options of a file that a network's shapes do not contain, as attributes.
+_OLD_NAMES = {"num_train_steps": "num_train_timesteps"}
+_HISTORY = {
+    "architectures",
+    "dtype",
+    "model_type",
+    "name_or_path",
+    "torch_dtype",
+    "transformers_version",
+}
+"""Options that say how a file came about, and nothing about its network."""
 
-    ``rules`` give of every option its default, as in the original, and the values or
-    kinds of values that it may have beside; names in the file that begin with an
-    underscore are notes.
+
+class Options(SimpleNamespace):
+    """Options of a file that a network's shapes do not contain, as attributes.
+
+    Each rule gives an option's default, as in the original, and the other values or
+    kinds of values that it may have. Names in the file that begin with an underscore
+    are notes.
     """
 
     def __init__(
         self, config: JSONObject, where: str, **rules: tuple[JSON | Kind, ...]
     ):
-        old_names = {"num_train_steps": "num_train_timesteps"}
-        self.where, self._known = where, set(rules)
-        self._given = {
-            old_names.get(name, name): value
-            for name, value in config.items()
-            if name[:1] != "_"
-        }
-        for name, (default, *others) in rules.items():
-            value = self._given.get(name, default)
-            if not any(_accepts(rule, value) for rule in (default, *others)):
-                unsupported(where, name, value, (default, *others))
+        self.where = where
+        self._supported = set(rules)
+        self._given: JSONObject = {}
+        for name, value in config.items():
+            if not name.startswith("_"):
+                self._given[_OLD_NAMES.get(name, name)] = value
+        for name, accepted in rules.items():
+            # The first rule is the default itself.
+            value = self._given.get(name, accepted[0])
+            if not any(_accepts(rule, value) for rule in accepted):
+                unsupported(where, name, value, accepted)
             setattr(self, name, value)
 
     def agree(self, others: bool = False, **sizes: object) -> None:
-        """Refuses a file whose sizes are not those of the weights, or that has options
-        nobody knows.
+        """Refuse a file whose sizes are not those of the weights, or that has options
+        which are not supported.
 
-        ``sizes`` are what the arrays' shapes give: a list has a value for each block,
+        ``sizes`` are those of the arrays' shapes: a list has a value for each block,
         for all of which the file may give one, and None stands for anything. With
-        ``others`` the file may have options of something else beside.
+        ``others`` the file may have further options, which do not concern the network.
         """
         for name, size in sizes.items():
             value = self._given.get(name)
             if value is not None and not _same(value, size):
                 raise LoadError(
-                    f"{self.where} has {name}={value!r}, but the weights beside it are those of {name}={size!r}.",
+                    f"{self.where} has {name}={value!r}, but the weights beside it are "
+                    f"those of {name}={size!r}.",
                     fix="take config.json and the weights from one source.",
                 )
-        history = {
-            "architectures",
-            "dtype",
-            "model_type",
-            "name_or_path",
-            "torch_dtype",
-            "transformers_version",
-        }
-        unknown = sorted(set(self._given) - self._known - set(sizes) - history)
+        # An option that is ignored would change the network without a word.
+        unknown = sorted(set(self._given) - self._supported - set(sizes) - _HISTORY)
         if unknown and not others:
+            noun = "option" if len(unknown) == 1 else "options"
             raise LoadError(
-                f"{self.where} has the option{'s' * (len(unknown) > 1)} {', '.join(unknown)}, which this network is "
-                "not known to have: it would compute something else than was trained.",
-                fix="load a model without it; if the option does not concern the network, delete it from the file.",
+                f"{self.where} has the {noun} {', '.join(unknown)}, which this network "
+                "is not known to have: it would compute something else than was "
+                "trained.",
+                fix="load a model without it; if the option does not concern the "
+                "network, delete it from the file.",
             )
 
     def per_block(self, name: str, count: int) -> list[Any]:
-        """An option that is given once, or once for each block, as a list of one value
-        a block."""
+        """Values for each block of an option that is given once, or once for each."""
         value = getattr(self, name)
         if not isinstance(value, list | tuple):
             return [value] * count
         if len(value) != count:
-            fix = "give one value for all blocks, or one for each; take config.json and the weights from one source."
             raise LoadError(
                 f"{self.where} has {len(value)} values of {name} for {count} blocks.",
-                fix=fix,
+                fix="give one value for all blocks, or one for each; take config.json "
+                "and the weights from one source.",
             )
         return list(value)
 
 
 def _same(value: JSON, size: object) -> bool:
-    """Whether a file's value is what the weights have."""
+    """Return whether a file's value is that of the weights."""
     if isinstance(size, tuple):
         return isinstance(value, list | tuple) and list(value) == list(size)
     if isinstance(size, list):
         values = value if isinstance(value, list) else [value] * len(size)
         return len(values) == len(size) and all(map(_same, values, size))
-    return size is None or (type(value) is type(size) and value == size)
+    return size is None or _equal(value, size)
 
 
 def _accepts(rule: JSON | Kind, value: JSON) -> bool:
-    return (
-        rule.accepts(value)
-        if isinstance(rule, Kind)
-        else type(value) is type(rule) and value == rule
-    )
+    if isinstance(rule, Kind):
+        return rule.accepts(value)
+    return _equal(value, rule)
+
+
+def _equal(value: object, other: object) -> bool:
+    """Return whether two values are equal and of one type: True is not 1."""
+    return type(value) is type(other) and value == other
 
 
 def unsupported(
     where: str, name: str, value: object, supported: tuple[JSON | Kind, ...]
 ) -> NoReturn:
-    """Refuses an option's value."""
-    fix = f"{name} may be {', '.join(map(repr, supported))}; wrap another network yourself: cp.Diffusion(…)."
+    """Refuse an option's value."""
     raise LoadError(
-        f"{where} has {name}={reprlib.repr(value)}, which is not supported.", fix=fix
+        f"{where} has {name}={reprlib.repr(value)}, which is not supported.",
+        fix=f"{name} may be {', '.join(map(repr, supported))}; "
+        "wrap another network yourself: cp.Diffusion(…).",
     )

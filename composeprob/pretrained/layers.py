@@ -1,20 +1,22 @@
 """Layers of other people's networks: images are (height, width, channels), sequences
 (length, channels), no batch axis.
 
-A layer takes its arrays from `tensors.Arrays`, by their names in the files, and with
-them its sizes; the arrays are checked against what goes in whenever it is traced, the
-first time before any of them is read.
+A layer takes its arrays from `tensors.Arrays`, by their names in the files, and its
+sizes from the arrays. Each trace checks the arrays against the layer's inputs, the
+first time before any array is read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Shaped
 
 from composeprob.pretrained.tensors import Arrays
 
@@ -29,12 +31,18 @@ def convolve(
     padding: int | tuple[int, int] | None = None,
     bias: bool = True,
 ) -> Array:
-    """A convolution with channels last, zero outside of the image; kernel (height,
-    width, in, out).
+    """Convolution with channels last, zero outside of the image; kernel (height, width,
+    in, out).
 
-    A ``size`` of the kernel or ``outputs`` of None is any, a ``stride`` of None the
-    kernel's size. The padding is that at each side, or at the near and the far ones;
-    None keeps the image's size.
+    Args:
+        arrays: ``weight`` and ``bias``.
+        x: the image, (height, width, in).
+        size: rows and columns of the kernel; None for any number.
+        outputs: output channels; None for any number.
+        stride: None for the kernel's size.
+        padding: at each side, or at the near and the far sides; None keeps the image's
+            size.
+        bias: true if the layer has one.
     """
     kernel = arrays.take("weight", outputs, x.shape[-1], size, size)
     rows, columns = kernel.shape[:2]
@@ -44,23 +52,27 @@ def convolve(
         )
     x = x.astype(kernel.dtype)
     if rows == stride == 1:
+        # A product of matrices, of which no convolution needs to be made.
         return _with_bias(arrays, x @ kernel[0, 0], bias)
-    pad = (rows - 1) // 2 if padding is None else padding
-    sides = (pad, pad) if isinstance(pad, int) else pad
-    return _with_bias(
-        arrays,
-        _convolved(x, kernel, rows if stride is None else stride, (sides, sides)),
-        bias,
-    )
+    if padding is None:
+        padding = (rows - 1) // 2
+    if isinstance(padding, int):
+        padding = (padding, padding)
+    if stride is None:
+        stride = rows
+    return _with_bias(arrays, _convolved(x, kernel, stride, (padding, padding)), bias)
 
 
-def convolve_enlarged(arrays: Arrays, x: Array) -> Array:
-    """The convolution, of 3×3, of the image with every pixel repeated 2×2.
+def convolve_enlarged(
+    arrays: Arrays, x: Float[Array, "height width channels"]
+) -> Float[Array, "2*height 2*width outputs"]:
+    """Convolution by a 3×3 kernel of the image with every pixel repeated 2×2.
 
-    Of three neighbouring pixels two are the same, so that four convolutions of 2×2, one
-    for each place in a block of 2×2, give it with 4/9 of the products.
+    Of three neighbouring pixels two are the same, so that four convolutions by 2×2
+    kernels, one for each place in a block of 2×2, give it with 4/9 of the products.
     """
     first, middle, last = arrays.take("weight", None, x.shape[-1], 3, 3)
+    # The upper row of a block sees its own pixel twice below, the lower row above.
     rows = [jnp.stack([first, middle + last]), jnp.stack([first + middle, last])]
     blocks = []
     for a, kernel in enumerate(rows):
@@ -69,12 +81,11 @@ def convolve_enlarged(arrays: Arrays, x: Array) -> Array:
             jnp.stack([left, centre + right], 1),
             jnp.stack([left + centre, right], 1),
         ]
-        blocks.append(
-            [
-                _convolved(x, k, 1, [(1 - a, a), (1 - b, b)])
-                for b, k in enumerate(columns)
-            ]
-        )
+        row = []
+        for b, corner in enumerate(columns):
+            row.append(_convolved(x, corner, 1, [(1 - a, a), (1 - b, b)]))
+        blocks.append(row)
+    # (height, 2, width, 2, outputs): places within blocks beside the blocks.
     y = jnp.stack([jnp.stack(row, 2) for row in blocks], 1)
     return _with_bias(arrays, y.reshape(2 * x.shape[0], 2 * x.shape[1], -1), True)
 
@@ -83,70 +94,76 @@ def _convolved(
     x: Array, kernel: Array, stride: int, padding: Sequence[tuple[int, int]]
 ) -> Array:
     layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
+    images = jax.lax.conv_general_dilated(
         x[None], kernel, (stride, stride), padding, dimension_numbers=layout
-    )[0]
+    )
+    return images[0]
 
 
 def _with_bias(arrays: Arrays, y: Array, bias: bool) -> Array:
-    return y + arrays.take("bias", y.shape[-1]) if bias else y
+    if not bias:
+        return y
+    return y + arrays.take("bias", y.shape[-1])
 
 
 def linear(
     arrays: Arrays, x: Array, outputs: int | None = None, bias: bool = True
 ) -> Array:
     """x·Wᵀ + b over the last axis; W (out, in)."""
+    # As torch stores it: (out, in).
     weight = arrays.take("weight", outputs, x.shape[-1])
     return _with_bias(arrays, x.astype(weight.dtype) @ weight.T, bias)
 
 
 def group_norm(arrays: Arrays, x: Array, groups: int, eps: float) -> Array:
-    """Normalises each group of channels over the whole image, in float32."""
+    """Normalise each group of channels over the whole image, in float32."""
     channels = x.shape[-1]
     check_split(arrays, channels, groups, "groups of a norm")
-    weight, bias = arrays.take("weight", channels), arrays.take("bias", channels)
+    weight = arrays.take("weight", channels)
+    bias = arrays.take("bias", channels)
 
-    def group_means(each: Array) -> Array:
-        return jnp.repeat(each.reshape(groups, -1).mean(-1), channels // groups)
+    def group_means(of_channels: Array) -> Array:
+        means = of_channels.reshape(groups, -1).mean(-1)
+        return jnp.repeat(means, channels // groups)
 
-    # Sums over places first, channel by channel: along the channels, groups of few are
-    # slow on every processor.
+    # Sums over places first, channel by channel: sums along the channels are slow on
+    # every processor, as a group has few.
     pixels = x.astype(jnp.float32).reshape(-1, channels)
     mean = group_means(pixels.mean(0))
-    scale = weight * jax.lax.rsqrt(group_means(jnp.mean((pixels - mean) ** 2, 0)) + eps)
+    variance = group_means(jnp.mean((pixels - mean) ** 2, 0))
+    scale = weight * jax.lax.rsqrt(variance + eps)
     return (pixels * scale + (bias - mean * scale)).reshape(x.shape).astype(x.dtype)
 
 
 def normalised(x: Array, eps: float) -> Array:
-    """A layer norm without weights, in float32."""
+    """Layer norm without weights, in float32."""
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
-    return (
-        centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
-    ).astype(x.dtype)
+    variance = jnp.mean(centred**2, -1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
 
 
 def layer_norm(arrays: Arrays, x: Array, eps: float = 1e-5) -> Array:
-    """Normalises the last axis, in float32."""
+    """Normalise the last axis, in float32."""
     width = x.shape[-1]
     y = normalised(x.astype(jnp.float32), eps)
-    return (y * arrays.take("weight", width) + arrays.take("bias", width)).astype(
-        x.dtype
-    )
+    y = y * arrays.take("weight", width) + arrays.take("bias", width)
+    return y.astype(x.dtype)
 
 
 def rms_norm(arrays: Arrays, x: Array, eps: float) -> Array:
-    """Divides by the root mean square of the last axis, in float32."""
+    """Divide by the root mean square of the last axis, in float32."""
     wide = x.astype(jnp.float32)
     y = wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + eps)
     return (y * arrays.take("weight", x.shape[-1])).astype(x.dtype)
 
 
-def check_split(arrays: Arrays, channels: int, count: int, what: str) -> None:
-    """Refuses channels that cannot be split into equal parts."""
+def check_split(arrays: Arrays, channels: int, count: int, noun: str) -> None:
+    """Refuse channels that cannot be split into equal groups."""
     if channels % count:
         raise arrays.foreign(
-            f"{arrays.prefix[:-1]} has {channels} channels, which {count} {what} cannot split"
+            f"{arrays.prefix[:-1]} has {channels} channels, "
+            f"which {count} {noun} cannot split"
         )
 
 
@@ -162,80 +179,86 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
-"""By the names that config files use."""
+"""Activations by their names in config files."""
 
 
 def sinusoids(
-    t: Array,
+    t: Shaped[Array, ""],
     width: int,
     cosine_first: bool = True,
     shift: float = 0.0,
     scale: float = 1.0,
-) -> Array:
-    """sin(ω_i·s·t) and cos(ω_i·s·t) of one number, ω_i = 10000^(−i/(w/2 − shift)); w
-    the width, s the scale; (w,)."""
+) -> Float[Array, " {width}"]:
+    """sin(ω_i·s·t) and cos(ω_i·s·t), ω_i = 10000^(−i/(w/2 − shift)); w the width, s the
+    scale."""
     half = width // 2
     if half == shift:
         raise ValueError(f"no frequencies for {width} numbers with the shift {shift}")
-    # In single precision as the networks were trained with: at t = 999 the seventh
+    # In single precision, in which the networks were trained: at t = 999 the seventh
     # digit of ω shows in the sine.
-    exponent = (
-        np.float32(-math.log(10000))
-        * np.arange(half, dtype=np.float32)
-        / np.float32(half - shift)
-    )
-    angle = (
-        jnp.asarray(t, jnp.float32)
-        * np.float32(scale)
-        * np.exp(exponent, dtype=np.float32)
-    )
+    log_base = np.float32(-math.log(10000))
+    steps = np.arange(half, dtype=np.float32)
+    omega = np.exp(log_base * steps / np.float32(half - shift), dtype=np.float32)
+    angle = jnp.asarray(t, jnp.float32) * np.float32(scale) * omega
     return jnp.pad(waves(angle, cosine_first), (0, width % 2))
 
 
-def waves(angle: Array, cosine_first: bool) -> Array:
+def waves(angle: Float[Array, " n"], cosine_first: bool) -> Float[Array, " 2*n"]:
     """Sines and cosines, or the cosines first."""
-    parts = [jnp.sin(angle), jnp.cos(angle)]
-    return jnp.concatenate(parts[::-1] if cosine_first else parts)
+    sine = jnp.sin(angle)
+    cosine = jnp.cos(angle)
+    if cosine_first:
+        return jnp.concatenate([cosine, sine])
+    return jnp.concatenate([sine, cosine])
 
 
 def mlp(
     arrays: Arrays, x: Array, outputs: int | None = None, activation: str = "silu"
 ) -> Array:
     """Two linear layers with an activation between them."""
-    return linear(
-        arrays / "linear_2",
-        ACTIVATIONS[activation](linear(arrays / "linear_1", x)),
-        outputs,
-    )
+    hidden = ACTIVATIONS[activation](linear(arrays / "linear_1", x))
+    return linear(arrays / "linear_2", hidden, outputs)
 
 
-def patches(arrays: Arrays, x: Array, sample_size: int | None = None) -> Array:
-    """Patches of an image as a sequence, the embeddings of their places added.
+def patches(
+    arrays: Arrays,
+    x: Float[Array, "height width channels"],
+    sample_size: int | None = None,
+) -> Float[Array, "length features"]:
+    """Patches of an image as a sequence, with embeddings of their places added.
 
-    Those are the middle of the table ``pos_embed`` (1, places², width), or sinusoids,
-    scaled to the rows of the images of the training, ``sample_size``.
+    The embeddings are the middle of the table ``pos_embed`` (1, places², features), or
+    sinusoids, scaled to the rows of the images of the training, ``sample_size``.
     """
     hidden = convolve(arrays / "proj", x, None, stride=None, padding=0)
-    rows, columns, width = hidden.shape
-    if sample_size is not None:
-        places = jnp.asarray(
-            grid_sinusoids(width, rows, columns, sample_size * rows // x.shape[0])
-        )
+    rows, columns, features = hidden.shape
+    if sample_size is None:
+        places = _middle_of_table(arrays, rows, columns, features)
     else:
-        table = arrays.take("pos_embed", 1, None, width)
-        side = math.isqrt(table.shape[1])
-        if side**2 != table.shape[1] or side < max(rows, columns):
-            raise arrays.foreign(
-                f"its {table.shape[1]} embeddings of places are those of no square of {rows}×{columns} patches or more"
-            )
-        top, left = (side - rows) // 2, (side - columns) // 2
-        places = table.reshape(side, side, width)[
-            top : top + rows, left : left + columns
-        ].reshape(-1, width)
-    return hidden.reshape(-1, width) + places.astype(hidden.dtype)
+        base = sample_size * rows // x.shape[0]
+        places = jnp.asarray(grid_sinusoids(features, rows, columns, base))
+    return hidden.reshape(-1, features) + places.astype(hidden.dtype)
 
 
-def image_of(sequence: Array, height: int, width: int) -> Array:
+def _middle_of_table(arrays: Arrays, rows: int, columns: int, features: int) -> Array:
+    """Embeddings of a grid's places from the middle of a table for a larger square."""
+    table = arrays.take("pos_embed", 1, None, features)
+    side = math.isqrt(table.shape[1])
+    if side**2 != table.shape[1] or side < max(rows, columns):
+        raise arrays.foreign(
+            f"its {table.shape[1]} embeddings of places are those of no square of "
+            f"{rows}×{columns} patches or more"
+        )
+    top = (side - rows) // 2
+    left = (side - columns) // 2
+    # Trained on the largest images, of which others are the middle.
+    square = table.reshape(side, side, features)
+    return square[top : top + rows, left : left + columns].reshape(-1, features)
+
+
+def image_of(
+    sequence: Float[Array, "length features"], height: int, width: int
+) -> Float[Array, "{height} {width} channels"]:
     """The image of a sequence of square patches, each (size, size, channels) in a
     row."""
     size = math.isqrt(height * width // sequence.shape[0])
@@ -243,95 +266,139 @@ def image_of(sequence: Array, height: int, width: int) -> Array:
     return split.transpose(0, 2, 1, 3, 4).reshape(height, width, -1)
 
 
-def grid_sinusoids(width: int, rows: int, columns: int, base: float) -> np.ndarray:
-    """Embeddings of a grid's places, which run from 0 to ``base``, (rows·columns,
-    width): half column, half row."""
+def grid_sinusoids(
+    width: int, rows: int, columns: int, base: float
+) -> Float[np.ndarray, "{rows}*{columns} {width}"]:
+    """Embeddings of a grid's places, which run from 0 to ``base``: half of the width
+    for the column, half for the row."""
     omega = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4))
-    row, column = (
-        np.arange(n, dtype=np.float32) / np.float32(n / base) for n in (rows, columns)
-    )
-    angles = [places.reshape(-1, 1) * omega for places in np.meshgrid(column, row)]
-    return np.concatenate(
-        [wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1
-    ).astype(np.float32)
+    row = np.arange(rows, dtype=np.float32) / np.float32(rows / base)
+    column = np.arange(columns, dtype=np.float32) / np.float32(columns / base)
+    halves = []
+    for places in np.meshgrid(column, row):
+        angles = places.reshape(-1, 1) * omega
+        halves += [np.sin(angles), np.cos(angles)]
+    return np.concatenate(halves, axis=1).astype(np.float32)
 
 
-def attend(query: Array, key: Array, value: Array, *, causal: bool = False) -> Array:
-    """softmax(q·kᵀ/√d)·v of sequences (length, heads, d), each head separately;
-    (query's length, heads·d).
+def attend(
+    query: Float[Array, "i heads d"],
+    key: Float[Array, "j heads d"],
+    value: Float[Array, "j heads d"],
+    *,
+    causal: bool = False,
+) -> Float[Array, "i heads*d"]:
+    """softmax(q·kᵀ/√d)·v, each head separately.
 
     Two products of matrices for each head: `jax.nn.dot_product_attention` is the same
     in another layout, in which processors take up to three times as long.
     """
+    # Sums in single precision also where the weights are of half precision.
     exact = {"preferred_element_type": jnp.float32}
-    logits = jnp.einsum("ihd,jhd->hij", query * query.shape[-1] ** -0.5, key, **exact)
+    scaled = query * query.shape[-1] ** -0.5
+    logits = jnp.einsum("ihd,jhd->hij", scaled, key, **exact)
     if causal:
-        logits = jnp.where(
-            jnp.tri(query.shape[0], key.shape[0], dtype=bool), logits, -jnp.inf
-        )
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    found = jnp.einsum("hij,jhd->hid", weights.astype(value.dtype), value, **exact)
-    found = jnp.swapaxes(found / weights.sum(-1, keepdims=True), 0, 1).astype(
-        value.dtype
-    )
-    return found.reshape(query.shape[0], -1)
+        earlier = jnp.tri(query.shape[0], key.shape[0], dtype=bool)
+        logits = jnp.where(earlier, logits, -jnp.inf)
+    # The maximum cancels in the quotient, and so does its gradient.
+    maximum = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    weights = jnp.exp(logits - maximum)
+    summed = jnp.einsum("hij,jhd->hid", weights.astype(value.dtype), value, **exact)
+    mean = jnp.swapaxes(summed / weights.sum(-1, keepdims=True), 0, 1)
+    return mean.astype(value.dtype).reshape(query.shape[0], -1)
+
+
+class Projections(NamedTuple):
+    """Queries, keys and values of attention."""
+
+    query: Float[Array, "i heads d"]
+    key: Float[Array, "j heads d"]
+    value: Float[Array, "j heads d"]
 
 
 def projections(
     arrays: Arrays,
-    x: Array,
+    x: Float[Array, "i channels"],
     heads: int,
-    context: Array | None = None,
+    context: Float[Array, "j features"] | None = None,
     *,
     bias: bool,
     added: bool = False,
-) -> list[Array]:
-    """Queries of a sequence (length, channels), and keys and values of it or of a
-    context, (length, heads, d) each. They are normed where there are norms; ``added``
-    ones have the names of a second sequence's."""
-    name, norm = ("add_{}_proj", "norm_added_{}") if added else ("to_{}", "norm_{}")
-    found: list[Array] = []
-    for letter, sequence in zip(
-        "qkv", (x, *[x if context is None else context] * 2), strict=True
-    ):
-        inner = found[0].shape[1] * found[0].shape[2] if found else None
-        y = linear(arrays / name.format(letter), sequence, inner, bias)
-        check_split(arrays, y.shape[1], heads, "heads of attention")
-        y, normed = y.reshape(y.shape[0], heads, -1), norm.format(letter)
-        found.append(rms_norm(arrays / normed, y, 1e-6) if normed in arrays else y)
-    return found
+) -> Projections:
+    """Queries of a sequence, and keys and values of it or of a context.
+
+    They are normed where the file has norms. ``added`` projections have the names of a
+    second sequence's.
+    """
+    if context is None:
+        context = x
+    query = _projection(arrays, "q", x, heads, None, bias, added)
+    width = query.shape[1] * query.shape[2]
+    key = _projection(arrays, "k", context, heads, width, bias, added)
+    value = _projection(arrays, "v", context, heads, width, bias, added)
+    return Projections(query, key, value)
+
+
+def _projection(
+    arrays: Arrays,
+    letter: str,
+    x: Array,
+    heads: int,
+    width: int | None,
+    bias: bool,
+    added: bool,
+) -> Array:
+    """One linear projection, split into heads and normed if it has a norm."""
+    name = f"add_{letter}_proj" if added else f"to_{letter}"
+    norm = f"norm_added_{letter}" if added else f"norm_{letter}"
+    y = linear(arrays / name, x, width, bias)
+    check_split(arrays, y.shape[1], heads, "heads of attention")
+    y = y.reshape(y.shape[0], heads, -1)
+    if norm in arrays:
+        y = rms_norm(arrays / norm, y, 1e-6)
+    return y
 
 
 def attention(
     arrays: Arrays,
-    x: Array,
+    x: Float[Array, "i channels"],
     heads: int,
-    context: Array | None = None,
+    context: Float[Array, "j features"] | None = None,
     *,
     bias: bool = False,
     causal: bool = False,
-) -> Array:
-    """Attention of a sequence to itself or to a context; ``causal`` where a place sees
-    only those before it."""
-    found = attend(*projections(arrays, x, heads, context, bias=bias), causal=causal)
-    return linear(arrays / "to_out" / 0, found, x.shape[-1])
+) -> Float[Array, "i channels"]:
+    """Attention of a sequence to itself or to a context.
+
+    With ``causal`` each place attends only to itself and those before it.
+    """
+    qkv = projections(arrays, x, heads, context, bias=bias)
+    attended = attend(*qkv, causal=causal)
+    return linear(arrays / "to_out" / 0, attended, x.shape[-1])
 
 
 def joint_attention(
-    arrays: Arrays, x: Array, context: Array, heads: int, *, last: bool
-) -> tuple[Array, Array]:
-    """Attention of two sequences, each to both; of the second, in the last block, what
-    goes into its output."""
-    own = projections(arrays, x, heads, bias=True)
-    added = projections(arrays, context, heads, bias=True, added=True)
-    found, length = (
-        attend(*map(jnp.concatenate, zip(own, added, strict=True))),
-        x.shape[0],
-    )
-    beside = found[length:]
+    arrays: Arrays,
+    x: Float[Array, "i channels"],
+    context: Float[Array, "j features"],
+    heads: int,
+    *,
+    last: bool,
+) -> tuple[Float[Array, "i channels"], Float[Array, "j features"]]:
+    """Attention of two sequences, each to both.
+
+    The last block of a network has no output layer for the second sequence, which it
+    returns without.
+    """
+    of_x = projections(arrays, x, heads, bias=True)
+    of_context = projections(arrays, context, heads, bias=True, added=True)
+    joint = Projections(*map(jnp.concatenate, zip(of_x, of_context, strict=True)))
+    attended = attend(*joint)
+    length = x.shape[0]
+    second = attended[length:]
     if not last:
-        beside = linear(arrays / "to_add_out", beside, context.shape[-1])
-    return linear(arrays / "to_out" / 0, found[:length], x.shape[-1]), beside
+        second = linear(arrays / "to_add_out", second, context.shape[-1])
+    return linear(arrays / "to_out" / 0, attended[:length], x.shape[-1]), second
 
 
 FEED_FORWARD = {
@@ -342,16 +409,18 @@ FEED_FORWARD = {
     "linear-silu": ACTIVATIONS["silu"],
     "swiglu": ACTIVATIONS["silu"],
 }
-"""By the names that config files use."""
+"""Activations of feed-forward layers by their names in config files."""
 
 
-def feed_forward(arrays: Arrays, x: Array, kind: str) -> Array:
-    """Two layers, a(x·W + b) or h·a(g) with (h, g) the halves of that, and a linear
-    one; ``net.1`` is dropout."""
-    y, activation = (
-        linear(arrays / "net" / 0 / "proj", x),
-        (ACTIVATIONS | FEED_FORWARD)[kind],
-    )
+def feed_forward(
+    arrays: Arrays, x: Float[Array, "length channels"], kind: str
+) -> Float[Array, "length channels"]:
+    """a(x·W + b), or h·a(g) with (h, g) the halves of x·W + b, and a linear layer.
+
+    ``net.1`` of the files is dropout, which has no weights.
+    """
+    activation = (ACTIVATIONS | FEED_FORWARD)[kind]
+    y = linear(arrays / "net" / 0 / "proj", x)
     if kind in ("geglu", "swiglu"):
         hidden, gate = jnp.split(y, 2, axis=-1)
         y = hidden * activation(gate)

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from composeprob.json_data import JSONObject
 from composeprob.pretrained import layers
@@ -16,23 +18,50 @@ from composeprob.pretrained.config import Options, anything, positive, whole
 from composeprob.pretrained.tensors import Arrays, Network
 
 
-def embed_time(arrays: Arrays, t: Array, shift: float = 0.0) -> Array:
-    """The embedding of a time; the shift is that of its frequencies."""
+class Modulation(NamedTuple):
+    """Shift and scale of a normalised sequence, and the gate of the layer after it."""
+
+    shift: Float[Array, " channels"]
+    scale: Float[Array, " channels"]
+    gate: Float[Array, " channels"]
+
+    def apply(
+        self, x: Float[Array, "length channels"]
+    ) -> Float[Array, "length channels"]:
+        """The sequence, normalised without weights, scaled and shifted."""
+        return modulate(x, self.scale, self.shift)
+
+
+def embed_time(
+    arrays: Arrays, t: Float[Array, ""], shift: float = 0.0
+) -> Float[Array, " embedding"]:
+    """Embedding of a time; the shift is that of its frequencies."""
     inputs = arrays.shape("timestep_embedder.linear_1.weight", 2)[1]
-    return layers.mlp(
-        arrays / "timestep_embedder", layers.sinusoids(t, inputs, shift=shift)
-    )
+    sinusoids = layers.sinusoids(t, inputs, shift=shift)
+    return layers.mlp(arrays / "timestep_embedder", sinusoids)
 
 
-def adaptive(arrays: Arrays, embedding: Array, width: int, count: int) -> list[Array]:
-    """The scales, shifts and gates of a layer norm that are made of an embedding,
-    (width,) each."""
-    return jnp.split(
-        layers.linear(arrays, jax.nn.silu(embedding), count * width), count
-    )
+def adaptive(
+    arrays: Arrays, embedding: Float[Array, " embedding"], width: int, count: int
+) -> list[Float[Array, " {width}"]]:
+    """Scales, shifts and gates of a layer norm, a linear function of an embedding."""
+    numbers = layers.linear(arrays, jax.nn.silu(embedding), count * width)
+    return jnp.split(numbers, count)
 
 
-def modulate(x: Array, scale: Array, shift: Array) -> Array:
+def modulations(
+    arrays: Arrays, embedding: Float[Array, " embedding"], width: int, count: int
+) -> list[Modulation]:
+    """Modulations of ``count`` sublayers of a block by an embedding."""
+    numbers = adaptive(arrays, embedding, width, 3 * count)
+    return [Modulation(*numbers[3 * i : 3 * i + 3]) for i in range(count)]
+
+
+def modulate(
+    x: Float[Array, "length channels"],
+    scale: Float[Array, " channels"],
+    shift: Float[Array, " channels"],
+) -> Float[Array, "length channels"]:
     """The sequence, normalised without weights, scaled and shifted."""
     return layers.normalised(x, 1e-6) * (1 + scale) + shift
 
@@ -45,7 +74,7 @@ class DiT:
     bias: bool  # of attention
     activation: str  # of the feed-forward layers
     eps: float  # of the norms before them
-    affine: bool  # whether these have weights
+    affine: bool  # true if these norms have weights
     sample_size: int  # rows of the latents of the training
 
     def __call__(self, arrays: Arrays, x: Array, t: Array, label: Array) -> Array:
@@ -54,34 +83,36 @@ class DiT:
         hidden = layers.patches(arrays / "pos_embed", x, self.sample_size)
         embeddings = []
         for block in arrays.items("transformer_blocks"):
-            below = block / "norm1" / "emb"
-            time = embed_time(below, t, shift=1.0)
-            table = below.take(
-                "class_embedder.embedding_table.weight", None, time.shape[0]
-            )
-            embeddings.append(time + table[label])
-            hidden = self._block(block, hidden, embeddings[-1])
-        shift, scale = adaptive(
-            arrays / "proj_out_1", embeddings[0], hidden.shape[-1], 2
-        )
+            # Each block embeds time and label anew; the output takes the first one's.
+            embedding = self._embedding(block / "norm1" / "emb", t, label)
+            embeddings.append(embedding)
+            hidden = self._block(block, hidden, embedding)
+        width = hidden.shape[-1]
+        shift, scale = adaptive(arrays / "proj_out_1", embeddings[0], width, 2)
         output = layers.linear(arrays / "proj_out_2", modulate(hidden, scale, shift))
         return layers.image_of(output, *x.shape[:2]).astype(x.dtype)
+
+    def _embedding(self, arrays: Arrays, t: Array, label: Array) -> Array:
+        time = embed_time(arrays, t, shift=1.0)
+        name = "class_embedder.embedding_table.weight"
+        return time + arrays.take(name, None, time.shape[0])[label]
 
     def _block(self, arrays: Arrays, x: Array, embedding: Array) -> Array:
         """Attention and a feed-forward layer, each scaled, shifted and gated by time
         and label."""
-        parts = adaptive(arrays / "norm1" / "linear", embedding, x.shape[-1], 6)
-        shift, scale, gate, shift_ff, scale_ff, gate_ff = parts
-        x = x + gate * layers.attention(
-            arrays / "attn1", modulate(x, scale, shift), self.heads, bias=self.bias
+        to_modulation = arrays / "norm1" / "linear"
+        attention, feed_forward = modulations(to_modulation, embedding, x.shape[-1], 2)
+        x = x + attention.gate * layers.attention(
+            arrays / "attn1", attention.apply(x), self.heads, bias=self.bias
         )
-        normed = (
-            layers.layer_norm(arrays / "norm3", x, self.eps)
-            if self.affine
-            else layers.normalised(x, self.eps)
-        )
-        return x + gate_ff * layers.feed_forward(
-            arrays / "ff", normed * (1 + scale_ff) + shift_ff, self.activation
+        # Not `Modulation.apply`: this norm has an ε of its own, and may have weights.
+        if self.affine:
+            normed = layers.layer_norm(arrays / "norm3", x, self.eps)
+        else:
+            normed = layers.normalised(x, self.eps)
+        modulated = normed * (1 + feed_forward.scale) + feed_forward.shift
+        return x + feed_forward.gate * layers.feed_forward(
+            arrays / "ff", modulated, self.activation
         )
 
 
@@ -112,78 +143,94 @@ class SD3:
     def _block(
         self, arrays: Arrays, x: Array, context: Array, embedding: Array
     ) -> tuple[Array, Array]:
-        """One layer over patches and prompt, each scaled, shifted and gated; the last
-        one returns no new prompt."""
-        width, kind = x.shape[-1], "gelu-approximate"
-        last, second = "ff_context" not in arrays, "attn2" in arrays
-        parts = adaptive(
-            arrays / "norm1" / "linear", embedding, width, 9 if second else 6
+        """One layer over patches and prompt, each scaled, shifted and gated.
+
+        The last layer returns the prompt unchanged: nothing reads it any more.
+        """
+        width = x.shape[-1]
+        last = "ff_context" not in arrays
+        # Of some layers the patches also attend to themselves alone, beside the joint
+        # attention.
+        dual = "attn2" in arrays
+        count = 3 if dual else 2
+        to_patches = arrays / "norm1" / "linear"
+        joint, feed_forward, *others = modulations(to_patches, embedding, width, count)
+        to_prompt = arrays / "norm1_context" / "linear"
+        if last:
+            # Without gates, and with the scale first.
+            scale, shift = adaptive(to_prompt, embedding, width, 2)
+            normed_context = modulate(context, scale, shift)
+        else:
+            joint_c, feed_forward_c = modulations(to_prompt, embedding, width, 2)
+            normed_context = joint_c.apply(context)
+        attended, attended_context = layers.joint_attention(
+            arrays / "attn", joint.apply(x), normed_context, self.heads, last=last
         )
-        shift, scale, gate, shift_ff, scale_ff, gate_ff, *of_second = parts
-        parts = adaptive(
-            arrays / "norm1_context" / "linear", embedding, width, 2 if last else 6
-        )
-        shift_c, scale_c, *of_context = (
-            parts[::-1] if last else parts
-        )  # the last one has the scale first
-        normed, normed_c = (
-            modulate(x, scale, shift),
-            modulate(context, scale_c, shift_c),
-        )
-        found, beside = layers.joint_attention(
-            arrays / "attn", normed, normed_c, self.heads, last=last
-        )
-        before, x = x, x + gate * found
-        if second:
-            shift_2, scale_2, gate_2 = of_second
-            normed = modulate(before, scale_2, shift_2)
-            x = x + gate_2 * layers.attention(
-                arrays / "attn2", normed, self.heads, bias=True
+        hidden = x + joint.gate * attended
+        if dual:
+            alone = others[0]
+            hidden = hidden + alone.gate * layers.attention(
+                arrays / "attn2", alone.apply(x), self.heads, bias=True
             )
-        x = x + gate_ff * layers.feed_forward(
-            arrays / "ff", modulate(x, scale_ff, shift_ff), kind
+        hidden = hidden + feed_forward.gate * layers.feed_forward(
+            arrays / "ff", feed_forward.apply(hidden), "gelu-approximate"
         )
         if last:
-            return x, context
-        gate_c, shift_cf, scale_cf, gate_cf = of_context
-        context = context + gate_c * beside
-        changed = layers.feed_forward(
-            arrays / "ff_context", modulate(context, scale_cf, shift_cf), kind
+            return hidden, context
+        context = context + joint_c.gate * attended_context
+        change = layers.feed_forward(
+            arrays / "ff_context", feed_forward_c.apply(context), "gelu-approximate"
         )
-        return x, context + gate_cf * changed
+        return hidden, context + feed_forward_c.gate * change
 
 
 def dit(config: JSONObject, arrays: Arrays, where: str) -> Network:
     """A `DiTTransformer2DModel`: class-conditional latents."""
     o = Options(
-        config, where, num_attention_heads=(16, whole), dropout=(0.0, anything),
-        norm_num_groups=(32, anything),  # the original has no group norm here either
-        attention_bias=(True, False), sample_size=(32, whole), activation_fn=("gelu-approximate", *layers.FEED_FORWARD),
-        upcast_attention=(False, True), norm_type=("ada_norm_zero",), norm_elementwise_affine=(False, True),
+        config,
+        where,
+        num_attention_heads=(16, whole),
+        dropout=(0.0, anything),
+        # The original has no group norm here either.
+        norm_num_groups=(32, anything),
+        attention_bias=(True, False),
+        sample_size=(32, whole),
+        activation_fn=("gelu-approximate", *layers.FEED_FORWARD),
+        upcast_attention=(False, True),
+        norm_type=("ada_norm_zero",),
+        norm_elementwise_affine=(False, True),
         norm_eps=(1e-5, positive),
-    )  # fmt: skip
+    )
     width, channels, size, _ = arrays.shape("pos_embed.proj.weight", 4)
-    block = "transformer_blocks.0.norm1.emb"
-    classes = (
-        arrays.shape(f"{block}.class_embedder.embedding_table.weight", 2)[0] - 1
-    )  # the last is for no label
+    embedder = "transformer_blocks.0.norm1.emb.class_embedder"
+    # The last row of the table stands for "no label".
+    classes = arrays.shape(f"{embedder}.embedding_table.weight", 2)[0] - 1
     o.agree(
-        in_channels=channels, out_channels=arrays.shape("proj_out_2.weight", 2)[0] // size**2, patch_size=size,
-        num_layers=len(arrays.items("transformer_blocks")), attention_head_dim=width // o.num_attention_heads,
+        in_channels=channels,
+        out_channels=arrays.shape("proj_out_2.weight", 2)[0] // size**2,
+        patch_size=size,
+        num_layers=len(arrays.items("transformer_blocks")),
+        attention_head_dim=width // o.num_attention_heads,
         num_embeds_ada_norm=classes,
-    )  # fmt: skip
+    )
     form = DiT(
-        o.num_attention_heads,
-        o.attention_bias,
-        o.activation_fn,
-        o.norm_eps,
-        o.norm_elementwise_affine,
-        o.sample_size,
+        heads=o.num_attention_heads,
+        bias=o.attention_bias,
+        activation=o.activation_fn,
+        eps=o.norm_eps,
+        affine=o.norm_elementwise_affine,
+        sample_size=o.sample_size,
     )
     return Network.traced(
-        form, arrays, sample_size=o.sample_size, channels=channels, multiple=size, conditions={"label": ()},
-        classes=classes, null_label=classes,
-    )  # fmt: skip
+        form,
+        arrays,
+        sample_size=o.sample_size,
+        channels=channels,
+        multiple=size,
+        conditions={"label": ()},
+        classes=classes,
+        null_label=classes,
+    )
 
 
 def sd3(config: JSONObject, arrays: Arrays, where: str) -> Network:
@@ -198,15 +245,26 @@ def sd3(config: JSONObject, arrays: Arrays, where: str) -> Network:
     blocks = arrays.items("transformer_blocks")
     if not blocks:
         raise arrays.foreign("it lacks transformer_blocks")
+    dual = tuple(i for i, block in enumerate(blocks) if "attn2" in block)
+    qk_norm = "rms_norm" if "attn.norm_q" in blocks[0] else None
     o.agree(
-        patch_size=size, in_channels=channels, out_channels=arrays.shape("proj_out.weight", 2)[0] // size**2,
-        num_layers=len(blocks), attention_head_dim=width // o.num_attention_heads, joint_attention_dim=context,
-        caption_projection_dim=width, pooled_projection_dim=pooled,
+        patch_size=size,
+        in_channels=channels,
+        out_channels=arrays.shape("proj_out.weight", 2)[0] // size**2,
+        num_layers=len(blocks),
+        attention_head_dim=width // o.num_attention_heads,
+        joint_attention_dim=context,
+        caption_projection_dim=width,
+        pooled_projection_dim=pooled,
         pos_embed_max_size=math.isqrt(arrays.shape("pos_embed.pos_embed", 3)[1]),
-        dual_attention_layers=tuple(i for i, block in enumerate(blocks) if "attn2" in block),
-        qk_norm="rms_norm" if "attn.norm_q" in blocks[0] else None,
-    )  # fmt: skip
+        dual_attention_layers=dual,
+        qk_norm=qk_norm,
+    )
     return Network.traced(
-        SD3(o.num_attention_heads), arrays, sample_size=o.sample_size, channels=channels, multiple=size,
+        SD3(o.num_attention_heads),
+        arrays,
+        sample_size=o.sample_size,
+        channels=channels,
+        multiple=size,
         conditions={"prompt": (0, context), "pooled": (pooled,)},
-    )  # fmt: skip
+    )

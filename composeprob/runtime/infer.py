@@ -22,7 +22,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
-from composeprob.arguments import answered, check_count, check_key
+from composeprob.arguments import check_count, check_key, with_call_errors
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import (
     AlignmentError,
@@ -51,7 +51,7 @@ Params = ParamSpec("Params")
 
 def _checked(function: Callable[Params, Result]) -> Callable[Params, Result]:
     """Refuse calls whose arguments do not fit, with an example of one that does."""
-    call = answered(function)
+    call = with_call_errors(function)
 
     @functools.wraps(function)
     def checked(*args: Params.args, **kwargs: Params.kwargs) -> Result:

@@ -1,5 +1,5 @@
-"""Weights of a state dict from the shapes alone: the same wherever they are drawn, so
-that no file has to hold them."""
+"""Weights of a state dict drawn for its shapes: the same on every machine, so that no
+file has to hold them."""
 
 from collections.abc import Mapping
 
@@ -7,10 +7,10 @@ import numpy as np
 
 
 def weights(shapes: Mapping[str, list[int]], seed: int) -> dict[str, np.ndarray]:
-    """Every array drawn anew, such that no layer is silent and none blows up; norms and
-    biases are no 1 and 0."""
+    """Draw every array such that no layer is silent and none blows up, and such that
+    norms and biases are not 1 and 0."""
     random = np.random.RandomState(seed)  # whose numbers numpy has promised to keep
-    found = {}
+    drawn = {}
     for name, shape in shapes.items():
         noise = random.standard_normal(shape)
         if len(shape) > 1 and "label" not in name:
@@ -19,5 +19,5 @@ def weights(shapes: Mapping[str, list[int]], seed: int) -> dict[str, np.ndarray]
             noise = 1 + 0.2 * noise
         else:
             noise *= 0.3
-        found[name] = noise.astype(np.float32)
-    return found
+        drawn[name] = noise.astype(np.float32)
+    return drawn

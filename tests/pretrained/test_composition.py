@@ -1,5 +1,5 @@
-"""Programs over someone else's models: prompts multiply, samplers run, images come out,
-results are saved."""
+"""Programs over other people's models: products of prompts, samplers, images, saved
+results."""
 
 import equinox as eqx
 import jax
@@ -40,12 +40,14 @@ def score_at(density, level):
     )
 
 
-def alone(level):
-    """The score of the model at one of the program's levels, by its prompt."""
-    factor, x = model("sd"), golden("sd")["x"][0]
-    own = factor.schedule.level_at(np.asarray(SCHEDULE.log_snr[level], np.float64))
+def score_of_model(level):
+    """The score of the model at one of the program's levels, as a function of its
+    prompt."""
+    factor = model("sd")
+    x = golden("sd")["x"][0]
+    log_snr = np.asarray(SCHEDULE.log_snr[level], np.float64)
     noise = Noise(
-        np.float32(own),
+        np.float32(factor.schedule.level_at(log_snr)),
         np.float32(SCHEDULE.alpha[level]),
         np.float32(SCHEDULE.sigma[level]),
     )
@@ -54,20 +56,18 @@ def alone(level):
 
 
 def test_three_prompts_are_one_evaluation(density):
-    """The sum of the factors' scores; the text says which prompts, and that there is no
-    energy."""
+    """The sum of the factors' scores; the text names the prompts, and says that there
+    is no energy."""
     text = str(density)
     assert "cat(x | prompt='a cat')·cat(x | prompt='a dog')·cat(x)⁻¹" in text, (
         "one network, by its first name"
     )
     assert "3 evaluations in 1 batches" in text
-    assert (
-        "offers  feynman_kac, score; no log-density: Metropolis tests need cp.LineIntegral"
-        in text
-    )
-    of = alone(3)
-    wanted = of("a cat") + of("a dog") - of("")
-    np.testing.assert_allclose(score_at(density, 3), wanted, rtol=1e-4, atol=1e-4)
+    offers = "offers  feynman_kac, score; no log-density: Metropolis tests need"
+    assert f"{offers} cp.LineIntegral" in text
+    score = score_of_model(3)
+    expected = score("a cat") + score("a dog") - score("")
+    np.testing.assert_allclose(score_at(density, 3), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_prompts_cannot_be_mixed():
@@ -114,7 +114,8 @@ def test_reverse_diffusion_and_images(density, tmp_path):
 def test_models_of_pixels_agree_on_images_and_autoencoders_that_are_loaded_twice_do_not(
     name, agree
 ):
-    one, other = (cp.from_diffusers(DATA / name) for _ in range(2))
+    one = cp.from_diffusers(DATA / name)
+    other = cp.from_diffusers(DATA / name)
     density = cp.compile(cp.program(lambda f, g: cp.sample("x", f * g)), one, other)
     assert ("x" in density.described.pictures) == agree
     if agree:
@@ -146,7 +147,8 @@ def test_samplers(density, sampler, tmp_path):
 def test_a_folder_that_says_what_its_output_means_is_believed():
     """A network that returns next to nothing looks like one of x₀; its scheduler says
     ε: a doubt, no refusal."""
-    factor, schedule = model("ddpm"), model("ddpm").schedule.every(250)
+    factor = model("ddpm")
+    schedule = factor.schedule.every(250)
     weak = eqx.tree_at(
         lambda f: f.network.arrays["conv_out.weight"],
         factor,
@@ -172,14 +174,19 @@ model = cp.from_diffusers("FOLDER")
 ids = np.arange(16)
 one, two = model.given(prompt=ids), model.given(prompt=ids[::-1].copy())
 program = cp.program(lambda model: cp.sample("x", one * two / model))
-density = cp.compile(program, model, schedule=cp.Schedule.log_snr(4, min=-12.0, max=6.0))
+schedule = cp.Schedule.log_snr(4, min=-12.0, max=6.0)
+density = cp.compile(program, model, schedule=schedule)
 mala = cp.MALA(0.02, log_ratio=cp.LineIntegral(2))
-samplers = {"reverse": cp.Ancestral(), "SMC": cp.SMC(), "MALA": cp.AnnealedMCMC(mala, steps_per_level=1)}
+samplers = {
+    "reverse": cp.Ancestral(),
+    "SMC": cp.SMC(),
+    "MALA": cp.AnnealedMCMC(mala, steps_per_level=1),
+}
 
 def run(sampler, count, chains, chunk):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("chains",))
-    how = dict(num_chains=chains, sampler=sampler, mesh=mesh, chunk=chunk, progress=False)
-    result = cp.infer(density, jax.random.key(0), **how)
+    settings = dict(num_chains=chains, mesh=mesh, chunk=chunk, progress=False)
+    result = cp.infer(density, jax.random.key(0), sampler=sampler, **settings)
     assert result.about.devices == count
     return result
 
@@ -197,7 +204,8 @@ for name, sampler in samplers.items():
     loaded = cp.Result.load(runs[0].save(pathlib.Path("PLACE", name)))
     same(runs[2], loaded)
     np.testing.assert_array_equal(model.decode(loaded["x"]), model.decode(runs[2]["x"]))
-same(*[run(cp.SMC(), count, 64, 8) for count in (2, 8)])  # from 64 chains on steps are fitted over them: not so on one
+# From 64 chains on steps are fitted over the chains of all devices.
+same(*[run(cp.SMC(), count, 64, 8) for count in (2, 8)])
 """
 
 
@@ -215,21 +223,32 @@ def test_prompts_over_one_axis_and_guidance():
     """One leaf for all prompts, in blocks; guidance by the empty prompt, f(x | c)^s ·
     f(x)^(1−s)."""
     pytest.importorskip("tokenizers")
-    factor, of = model("sd"), alone(3)
-    over = cp.compile(
-        single,
-        cp.product(factor, over={"prompt": ["a cat", "a dog"]}, block=1),
-        schedule=SCHEDULE,
-    )
+    factor = model("sd")
+    score = score_of_model(3)
+    product = cp.product(factor, over={"prompt": ["a cat", "a dog"]}, block=1)
+    over = cp.compile(single, product, schedule=SCHEDULE)
     np.testing.assert_allclose(
-        score_at(over, 3), of("a cat") + of("a dog"), rtol=1e-4, atol=1e-4
+        score_at(over, 3), score("a cat") + score("a dog"), rtol=1e-4, atol=1e-4
     )
-    guided = cp.compile(
-        single, cp.guide(factor, 4.0, prompt="a cat"), schedule=SCHEDULE
-    )
+    guidance = cp.guide(factor, 4.0, prompt="a cat")
+    guided = cp.compile(single, guidance, schedule=SCHEDULE)
     np.testing.assert_allclose(
-        score_at(guided, 3), 4 * of("a cat") - 3 * of(""), rtol=1e-4, atol=1e-3
+        score_at(guided, 3), 4 * score("a cat") - 3 * score(""), rtol=1e-4, atol=1e-3
     )
+
+
+PICTURES = """import composeprob as cp
+
+sampler, levels = cp.Ancestral(), [5.0, 0.0, -9.0]
+
+@cp.program
+def picture(model):
+    return cp.sample('x', model)
+
+@cp.program
+def other(x=1):
+    return x
+"""
 
 
 def test_the_command_line_gives_a_folder_to_the_program(tmp_path):
@@ -240,19 +259,13 @@ def test_the_command_line_gives_a_folder_to_the_program(tmp_path):
     from composeprob.cli import app
 
     file = tmp_path / "pictures.py"
-    text = "import composeprob as cp\n\nsampler, levels = cp.Ancestral(), [5.0, 0.0, -9.0]\n"
-    text += "\n@cp.program\ndef picture(model):\n    return cp.sample('x', model)\n"
-    file.write_text(text + "\n@cp.program\ndef other(x=1):\n    return x\n")
+    file.write_text(PICTURES)
     arguments = ["--model", str(DATA / "ddpm"), "--chains", "2", "--no-cache"]
-    done = CliRunner().invoke(
-        app, ["run", f"{file}:picture", *arguments, "--out", str(tmp_path / "out")]
-    )
+    arguments += ["--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, ["run", f"{file}:picture", *arguments])
     assert done.exit_code == 0, done.output
     assert "x: noised (8, 8, 3)" in done.output
-    refused = CliRunner().invoke(
-        app, ["run", f"{file}:other", *arguments, "--out", str(tmp_path / "out")]
-    )
+    refused = CliRunner().invoke(app, ["run", f"{file}:other", *arguments])
     assert refused.exit_code == 2
-    assert "--model was given, but program 'other' has no parameter" in " ".join(
-        refused.output.split()
-    )
+    words = "--model was given, but program 'other' has no parameter"
+    assert words in " ".join(refused.output.split())

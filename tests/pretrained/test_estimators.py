@@ -1,8 +1,8 @@
-"""Other packages' posterior estimators as factors, held against closed forms in their
-own conventions.
+"""Other packages' posterior estimators as factors, compared with closed forms in the
+packages' conventions.
 
 The stand-ins have the attributes of GenSBI's pipelines and of sbijax's networks, and
-models that return exactly what training would teach.
+models whose output is exactly the optimum of their training.
 """
 
 import importlib.metadata
@@ -23,7 +23,8 @@ from composeprob.errors import InvalidValueError, LoadError, ShapeError, WrongTy
 from refusals import refused
 from sampling_cases import single
 
-NOISE, X = 0.8, jnp.array([[1.0, -0.5], [0.2, 0.4]])
+NOISE = 0.8
+X = jnp.array([[1.0, -0.5], [0.2, 0.4]])
 VARIANCE = NOISE**2 / (1 + NOISE**2)
 
 
@@ -34,10 +35,12 @@ def clean(y, s, x):
 
 
 class Model(nnx.Module):
-    """What a network returns that has learned all, by its package's convention."""
+    """A network that has learned the optimum, ``output`` in its package's
+    convention."""
 
     def __init__(self, output):
-        self.output, self.one = output, nnx.Param(jnp.ones(()))
+        self.output = output
+        self.one = nnx.Param(jnp.ones(()))
 
     def __call__(self, t, obs, obs_ids, cond, cond_ids):
         return self.one[...] * self.output(obs, t, cond)
@@ -74,11 +77,13 @@ EDM = types.SimpleNamespace(
 
 def variance_preserving(low, added, **named):
     """The scheduler whose ∫β from 0 to t is low·t + added·t²/2."""
-    integral = lambda t: low * t + 0.5 * added * t**2
-    sd = lambda t: jnp.sqrt(-jnp.expm1(-integral(t)))
+
+    def integral(t):
+        return low * t + 0.5 * added * t**2
+
     return types.SimpleNamespace(
         marginal_mean_coeff=lambda t: jnp.exp(-0.5 * integral(t)),
-        marginal_std=sd,
+        marginal_std=lambda t: jnp.sqrt(-jnp.expm1(-integral(t))),
         **named,
     )
 
@@ -117,7 +122,8 @@ class Network:
     name."""
 
     def __init__(self, output, **about):
-        self.output, self.about = output, about | {"_n_dimension": 2}
+        self.output = output
+        self.about = about | {"_n_dimension": 2}
 
     def apply(self, params, rng, method, **given):
         root = type("Root", (), {})()
@@ -162,7 +168,7 @@ PARAMS = {"one": jnp.ones(())}
 
 
 def flow_from(least):
-    """What learns θ − (1 − least)·ε of t·θ + (1 − (1 − least)·t)·ε."""
+    """The mean of θ − (1 − least)·ε given t·θ + (1 − (1 − least)·t)·ε."""
 
     def output(u, t, x):
         sd = 1 - (1 - least) * t
@@ -220,24 +226,21 @@ def made(kind):
 @pytest.mark.parametrize("kind", [*KINDS, *JAXED])
 def test_the_score_is_that_of_the_noised_posterior(kind):
     posterior = cp.from_estimator(made(kind))
-    if kind in (
-        "flow matching",
-        "sbijax, FMPE",
-    ):  # its weights are arguments of compiled code
-        leaves = jax.tree.leaves(posterior)
-        assert any(
-            leaf is not None and jnp.shape(leaf) == () and leaf == 1 for leaf in leaves
-        )
+    if kind in ("flow matching", "sbijax, FMPE"):
+        # The weight, 1, is an argument of compiled code.
+        scalars = [x for x in jax.tree.leaves(posterior) if jnp.shape(x) == ()]
+        assert 1 in scalars
     (x,) = posterior.adapt(X[:1])
     density = cp.compile(single, posterior.given(x=x))
-    exact = cp.Analytic(
+    closed_form = cp.Analytic(
         dist.Normal(X[0] / (1 + NOISE**2), VARIANCE**0.5), posterior.schedule
     )
-    known = cp.compile(single, exact)
+    exact = cp.compile(single, closed_form)
+    position = {"x": jnp.array([0.4, -0.9])}
     for level in (0, 20, 40, posterior.schedule.num_levels - 1):
-        position = {"x": jnp.array([0.4, -0.9])}
-        found, wanted = (score_of(d, position, level)["x"] for d in (density, known))
-        np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3)
+        actual = score_of(density, position, level)["x"]
+        expected = score_of(exact, position, level)["x"]
+        np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=2e-3)
 
 
 def test_many_observations_have_the_posterior_of_all():
@@ -249,15 +252,17 @@ def test_many_observations_have_the_posterior_of_all():
         cp.sample("u", prior * cp.product(posterior / prior, over={"x": xs}))
 
     density = cp.compile(tall, posterior, posterior.adapt(X))
-    found = score_of(density, {"u": jnp.array([0.3, 0.1])}, 0)["u"]
-    total = 1 + 2 / NOISE**2
-    np.testing.assert_allclose(
-        found, X.sum(0) / NOISE**2 - total * jnp.array([0.3, 0.1]), rtol=0.02, atol=0.02
-    )
+    u = jnp.array([0.3, 0.1])
+    actual = score_of(density, {"u": u}, 0)["u"]
+    precision = 1 + 2 / NOISE**2
+    expected = X.sum(0) / NOISE**2 - precision * u
+    np.testing.assert_allclose(actual, expected, rtol=0.02, atol=0.02)
 
 
 def test_a_network_of_noise_in_the_place_of_a_score_is_found():
-    noise = lambda u, t, x: -VP.marginal_std(t) * score(VP)(u, t, x)
+    def noise(u, t, x):
+        return -VP.marginal_std(t) * score(VP)(u, t, x)
+
     posterior = cp.from_estimator(pipeline("ScoreMatchingMethod", noise, VP))
     density = cp.compile(single, posterior.given(x=posterior.adapt(X)[0]))
     result = cp.infer(
@@ -271,10 +276,8 @@ def test_a_network_of_noise_in_the_place_of_a_score_is_found():
 
 
 def test_a_range_of_levels_is_that_of_the_training():
-    ends = [
-        0.1 * 0.001 + 0.5 * 9.9 * 0.001**2,
-        0.1 + 0.5 * 9.9,
-    ]  # of ∫β, and e to it is 1 + (σ/α)²
+    # ∫β at both ends: e to its power is 1 + (σ/α)².
+    ends = [0.1 * 0.001 + 0.5 * 9.9 * 0.001**2, 0.1 + 0.5 * 9.9]
     low, high = cp.from_estimator(made("sbijax, NPSE, VP")).log_snr_range
     assert [high, low] == pytest.approx([-np.log(np.expm1(end)) for end in ends])
     low, high = cp.from_estimator(made("sbijax, FMPE of much noise")).log_snr_range
@@ -294,10 +297,8 @@ def test_observations_go_through_the_summary_network():
     )
 
 
-FLOW, OTHER_SOURCE = (
-    JAXED["sbijax, FMPE"],
-    dist.Normal(jnp.ones((2, 1)), 1.0).to_event(2),
-)
+FLOW = JAXED["sbijax, FMPE"]
+OTHER_SOURCE = dist.Normal(jnp.ones((2, 1)), 1.0).to_event(2)
 
 
 def untrained():
@@ -307,33 +308,69 @@ def untrained():
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "told"),
+    ("make", "error", "message"),
     [
         (
-            lambda: pipeline(*KINDS["EDM"], package="elsewhere"), WrongTypeError,
-            r"reads estimators of gensbi, bayesflow, sbi, sbijax; got elsewhere\.recipes",
+            lambda: pipeline(*KINDS["EDM"], package="elsewhere"),
+            WrongTypeError,
+            r"reads estimators of gensbi, bayesflow, sbi, sbijax; "
+            r"got elsewhere\.recipes",
         ),
-        (lambda: (Network(flow), PARAMS), WrongTypeError, r"got [\w.]*test_estimators\.Network"),
+        (
+            lambda: (Network(flow), PARAMS),
+            WrongTypeError,
+            r"got [\w.]*test_estimators\.Network",
+        ),
         (lambda: (), WrongTypeError, r"got builtins\.tuple"),
         (
-            lambda: fmpe(FLOW), InvalidValueError,
+            lambda: fmpe(FLOW),
+            InvalidValueError,
             r"without its parameters[\s\S]*cp.from_estimator\(\(estimator, params\)\)",
         ),
-        (lambda: (cmpe(FLOW), PARAMS), InvalidValueError, "but cmpe, which learns no score"),
-        (lambda: (summarized_estimator(cmpe(None), None, None), PARAMS), InvalidValueError, "but cmpe, which"),
-        (lambda: (fmpe(Network(flow, _t_max=200.0)), PARAMS), InvalidValueError, "neither a CNF nor a ScoreModel"),
-        (lambda: pipeline("NormalizingFlowMethod", flow), InvalidValueError, "is trained by NormalizingFlowMethod"),
-        (lambda: pipeline("FlowMatchingMethod", flow, source=OTHER_SOURCE), InvalidValueError, "source that is not N"),
-        (lambda: type("Flow", (), {"__module__": "gensbi.x"})(), InvalidValueError, "no pipeline with conditions"),
+        (
+            lambda: (cmpe(FLOW), PARAMS),
+            InvalidValueError,
+            "but cmpe, which learns no score",
+        ),
+        (
+            lambda: (summarized_estimator(cmpe(None), None, None), PARAMS),
+            InvalidValueError,
+            "but cmpe, which",
+        ),
+        (
+            lambda: (fmpe(Network(flow, _t_max=200.0)), PARAMS),
+            InvalidValueError,
+            "neither a CNF nor a ScoreModel",
+        ),
+        (
+            lambda: pipeline("NormalizingFlowMethod", flow),
+            InvalidValueError,
+            "is trained by NormalizingFlowMethod",
+        ),
+        (
+            lambda: pipeline("FlowMatchingMethod", flow, source=OTHER_SOURCE),
+            InvalidValueError,
+            "source that is not N",
+        ),
+        (
+            lambda: type("Flow", (), {"__module__": "gensbi.x"})(),
+            InvalidValueError,
+            "no pipeline with conditions",
+        ),
         (untrained, InvalidValueError, "no averaged model yet"),
         (
-            lambda: type("VPScoreEstimator", (), {"__module__": "sbi.neural_nets.estimators.score_estimator"})(),
-            WrongTypeError, r"network of torch[\s\S]*export_sbi.py",
+            lambda: type(
+                "VPScoreEstimator",
+                (),
+                {"__module__": "sbi.neural_nets.estimators.score_estimator"},
+            )(),
+            WrongTypeError,
+            r"network of torch[\s\S]*export_sbi.py",
         ),
     ],
-)  # fmt: skip
-def test_what_cannot_be_read_is_named(make, error, told):
-    refused(lambda: cp.from_estimator(make()), error, told)
+)
+def test_what_cannot_be_read_is_named(make, error, message):
+    refused(lambda: cp.from_estimator(make()), error, message)
 
 
 def test_another_version_is_named(monkeypatch):
@@ -363,39 +400,35 @@ def test_parameters_are_in_the_units_of_theta():
 
 
 SBI = Path(__file__).parent / "data" / "sbi"
-"""What tools/export_sbi.py wrote of small networks, and what sbi 0.27 itself computes
-with them (told.npz)."""
+"""Files of small networks by tools/export_sbi.py, and the outputs of sbi 0.27 itself
+(told.npz)."""
 
 
 @pytest.mark.parametrize("kind", ["fmpe", "ve", "vp", "subvp"])
 def test_sbi_networks_give_the_scores_that_sbi_computes(kind):
     """Flow matching with a Gaussian baseline; VE after an embedding net; VP with random
     Fourier features of time; sub-VP in standardised units."""
-    told = {
-        n.removeprefix(f"{kind}."): a
-        for n, a in np.load(SBI / "told.npz").items()
-        if n.startswith(f"{kind}.")
-    }
+    golden = {}
+    for name, array in np.load(SBI / "told.npz").items():
+        prefix, _, field = name.partition(".")
+        if prefix == kind:
+            golden[field] = array
     posterior = cp.from_estimator(SBI / f"{kind}.npz")
-    noise = told["sd"] / told["m"]
-    low, high = (np.exp(-0.5 * end) for end in reversed(posterior.log_snr_range))
-    assert low < noise[0]
-    assert noise[-1] < high
+    noise = golden["sd"] / golden["m"]
+    lowest, highest = posterior.log_snr_range
+    assert np.exp(-0.5 * highest) < noise[0]
+    assert noise[-1] < np.exp(-0.5 * lowest)
     alpha = 1 / np.sqrt(1 + noise**2)
-    posterior = cp.from_estimator(
-        SBI / f"{kind}.npz", cp.Schedule.from_arrays(alpha, alpha * noise)
-    )
-    for level, x in enumerate(posterior.adapt(told["x"])):
-        ratio = alpha[level] / told["m"][level]
+    schedule = cp.Schedule.from_arrays(alpha, alpha * noise)
+    posterior = cp.from_estimator(SBI / f"{kind}.npz", schedule)
+    for level, x in enumerate(posterior.adapt(golden["x"])):
+        # sbi's noised θ has the signal m, this schedule's α.
+        ratio = alpha[level] / golden["m"][level]
+        theta = jnp.asarray(golden["theta"][level] * ratio)
         density = cp.compile(single, posterior.given(x=x))
-        found = (
-            score_of(density, {"x": jnp.asarray(told["theta"][level] * ratio)}, level)[
-                "x"
-            ]
-            * ratio
-        )
+        actual = score_of(density, {"x": theta}, level)["x"] * ratio
         # sbi leaves out a factor 1 + .001 of its scores under flow matching.
-        np.testing.assert_allclose(found, told["score"][level], rtol=3e-3, atol=3e-3)
+        np.testing.assert_allclose(actual, golden["score"][level], rtol=3e-3, atol=3e-3)
     assert posterior.parameters(np.zeros(2)).tolist() == pytest.approx(
         posterior.units.location.tolist()
     )
@@ -403,13 +436,31 @@ def test_sbi_networks_give_the_scores_that_sbi_computes(kind):
 
 
 NOT_READ = {
-    "another version": ({"version": "0.28.1"}, {}, LoadError, r"This is sbi 0\.28\.1; .* for 0\.27"),
-    "another kind": ({"kind": "MixedDensityEstimator"}, {}, InvalidValueError, "holds a MixedDensityEstimator"),
-    "an activation": ({"activation": "Softplus"}, {}, InvalidValueError, "activation of the network is Softplus"),
-    "a weight less": (
-        {}, {"net.input_layer.weight": None}, LoadError, "lacks 'net.input_layer.weight' for a VPScoreEstimator"
+    "another version": (
+        {"version": "0.28.1"},
+        {},
+        LoadError,
+        r"This is sbi 0\.28\.1; .* for 0\.27",
     ),
-}  # fmt: skip
+    "another kind": (
+        {"kind": "MixedDensityEstimator"},
+        {},
+        InvalidValueError,
+        "holds a MixedDensityEstimator",
+    ),
+    "an activation": (
+        {"activation": "Softplus"},
+        {},
+        InvalidValueError,
+        "activation of the network is Softplus",
+    ),
+    "a weight less": (
+        {},
+        {"net.input_layer.weight": None},
+        LoadError,
+        "lacks 'net.input_layer.weight' for a VPScoreEstimator",
+    ),
+}
 
 
 def test_sbi_files_that_cannot_be_read_are_named(tmp_path):
@@ -417,12 +468,11 @@ def test_sbi_files_that_cannot_be_read_are_named(tmp_path):
         arrays = dict(file)
 
     def read(described, changed):
+        """Change the description and the arrays; None removes an array."""
         described = json.loads(str(arrays["described"])) | described
         kept = {n: a for n, a in (arrays | changed).items() if a is not None}
-        np.savez(
-            tmp_path / "posterior.npz",
-            **kept | {"described": np.array(json.dumps(described))},
-        )
+        kept["described"] = np.array(json.dumps(described))
+        np.savez(tmp_path / "posterior.npz", **kept)
         return cp.from_estimator(tmp_path / "posterior.npz")
 
     posterior = read({}, {})

@@ -1,4 +1,4 @@
-"""Networks of diffusers' classes against what the originals compute, on small folders
+"""Networks of diffusers' classes against the originals' outputs, on small folders
 (tools/diffusers_goldens.py)."""
 
 import functools
@@ -16,10 +16,9 @@ from composeprob.pretrained.text_encoders import Tokenizer, with_pooled
 
 DATA = Path(__file__).parent / "data"
 LEVELS = (0, 1, 37, 500, 998, 999)
-"""Whose outputs the folders hold."""
+"""Levels of the outputs in the folders."""
 MOST = 1e-5
-"""The greatest error that is let pass, relative to the greatest number of the
-original."""
+"""Tolerance, relative to the greatest number of the original."""
 
 
 @functools.cache
@@ -32,52 +31,49 @@ def model(name):
     return cp.from_diffusers(DATA / name)
 
 
-def error(found, wanted):
-    assert np.shape(found) == np.shape(wanted)
-    return float(
-        np.abs(np.asarray(found, np.float64) - wanted).max() / np.abs(wanted).max()
-    )
+def error(actual, expected):
+    assert np.shape(actual) == np.shape(expected)
+    difference = np.abs(np.asarray(actual, np.float64) - expected)
+    return float(difference.max() / np.abs(expected).max())
 
 
 def conditions(name):
     """The conditions under which the original was evaluated, one for each of its two
     events."""
-    g, found = golden(name), {}
+    g = golden(name)
+    values = {}
     if "class_labels" in g:
-        found["label"] = jnp.asarray(g["class_labels"], jnp.int32)
+        values["label"] = jnp.asarray(g["class_labels"], jnp.int32)
     if "hidden" in g:
-        hidden = [
-            jnp.asarray(h) for h in (g["hidden"][1:3] if "ids" in g else g["hidden"])
-        ]
+        # Where the file has token ids, its hidden states are those of all PROMPTS.
+        rows = g["hidden"][1:3] if "ids" in g else g["hidden"]
+        rows = [jnp.asarray(hidden) for hidden in rows]
         pooled = g["pooled"][1:3] if name == "sdxl" else g.get("pooled")
-        rows = (
-            hidden
-            if pooled is None
-            else [
-                with_pooled(h, jnp.asarray(p))
-                for h, p in zip(hidden, pooled, strict=True)
-            ]
-        )
-        found["prompt"] = jnp.stack(rows)
+        if pooled is not None:
+            rows = list(map(with_pooled, rows, map(jnp.asarray, pooled)))
+        values["prompt"] = jnp.stack(rows)
     if "sizes" in g:
-        found["size"] = jnp.asarray(g["sizes"])
-    return found
+        values["size"] = jnp.asarray(g["sizes"])
+    return values
 
 
-def noise_of(network_output, x, alpha, sigma, kind):
-    """ε̂ of what the original returned, in double precision."""
-    output, x = np.float64(network_output), np.float64(x)
-    return {
-        "epsilon": lambda: output,
-        "x0": lambda: (x - alpha * output) / sigma,
-        "v": lambda: alpha * output + sigma * x,
-        "flow": lambda: x + alpha * output,
-    }[kind]()
+def noise_of(network_output, x, alpha, sigma, parameterization):
+    """ε̂ of the original's output, in double precision."""
+    output = np.float64(network_output)
+    x = np.float64(x)
+    if parameterization == "epsilon":
+        return output
+    if parameterization == "x0":
+        return (x - alpha * output) / sigma
+    if parameterization == "v":
+        return alpha * output + sigma * x
+    assert parameterization == "flow"
+    return x + alpha * output
 
 
 @jax.jit
 def scores(factor, xs, levels, given):
-    """The factor's score of every event at every one of its own levels."""
+    """The factor's score of every event at every one of its levels."""
 
     def one(x, level, given):
         values = {**factor.call_conditions(), **given}
@@ -94,36 +90,34 @@ def test_the_score_at_level_k_is_that_of_timestep_k(name):
     g, factor = golden(name), model(name)
     assert factor.schedule.num_levels == 1000
     xs = jnp.asarray(g["x"])
-    found = scores(factor, xs, jnp.asarray(LEVELS), conditions(name))
+    actual = scores(factor, xs, jnp.asarray(LEVELS), conditions(name))
     for i, k in enumerate(LEVELS):
         if "sigmas" in g:
-            alpha, sigma = 1 - np.float64(g["sigmas"][k]), np.float64(g["sigmas"][k])
+            sigma = np.float64(g["sigmas"][k])
+            alpha = 1 - sigma
         else:
             squared = np.float64(g["alphas_cumprod"][k])
-            alpha, sigma = np.sqrt(squared), np.sqrt(1 - squared)
+            alpha = np.sqrt(squared)
+            sigma = np.sqrt(1 - squared)
         output = g["outputs"][i][..., : xs.shape[-1]]  # the rest is a learned variance
-        wanted = (
-            -noise_of(output, g["x"], alpha, sigma, factor.parameterization) / sigma
-        )
-        assert error(found[i], wanted) < 4 * MOST, f"level {k}"
+        noise = noise_of(output, g["x"], alpha, sigma, factor.parameterization)
+        assert error(actual[i], -noise / sigma) < 4 * MOST, f"level {k}"
 
 
 @pytest.mark.parametrize(
-    ("name", "form", "times", "wanted"),
+    ("name", "parameterization", "times", "expected"),
     [("edm", "x0", "sigmas", "clean"), ("fourier", "score", "times", "outputs")],
 )
 def test_networks_of_variance_exploding_diffusions_are_told_sigma(
-    name, form, times, wanted
+    name, parameterization, times, expected
 ):
     """Preconditioned ones give the clean image of x·σ."""
     g, factor = golden(name), model(name)
-    assert (factor.parameterization, factor.time) == (form, "sigma")
+    assert (factor.parameterization, factor.time) == (parameterization, "sigma")
     network = jax.jit(jax.vmap(factor.network, (0, None)))
-    for sigma, output in zip(np.float32(g[times]), g[wanted], strict=True):
-        assert (
-            error(network(g["x"] * (sigma if name == "edm" else 1), sigma), output)
-            < MOST
-        )
+    for sigma, output in zip(np.float32(g[times]), g[expected], strict=True):
+        x = g["x"] * sigma if name == "edm" else g["x"]
+        assert error(network(x, sigma), output) < MOST
 
 
 @pytest.mark.parametrize("name", ["sd", "dit"])
@@ -131,11 +125,8 @@ def test_autoencoders_both_ways(name):
     g, factor = golden(name), model(name)
     assert error(factor.encode(g["images"]), g["encoded"]) < MOST
     assert error(factor.decode(g["latents"]), g["decoded"]) < MOST
-    assert factor.decode(np.zeros((2, 0, *g["latents"].shape[1:]))).shape == (
-        2,
-        0,
-        *g["images"].shape[1:],
-    )
+    none = factor.decode(np.zeros((2, 0, *g["latents"].shape[1:])))
+    assert none.shape == (2, 0, *g["images"].shape[1:])
 
 
 PROMPTS = ("", "a cat on the left", "The  DOG's 2 cats, naïve – 日本", "the " * 30)
@@ -150,11 +141,10 @@ def test_text_encoders_and_tokenizers():
         np.testing.assert_array_equal(factor.text_encoder.tokens(text), ids)
     assert error(factor.given(prompt=PROMPTS[1]).fixed["prompt"], g["hidden"][1]) < MOST
     one = g["ids"][1:2]  # as tokenizers return it
+    by_ids = factor.given(prompt=one[0]).fixed["prompt"]
     for prompt in (PROMPTS[1], one):
-        found, wanted = (
-            factor.given(prompt=each).fixed["prompt"] for each in (prompt, one[0])
-        )
-        np.testing.assert_array_equal(found, wanted)
+        encoded = factor.given(prompt=prompt).fixed["prompt"]
+        np.testing.assert_array_equal(encoded, by_ids)
     assert error(factor.call_conditions()["prompt"], g["hidden"][0]) < MOST, (
         "without a prompt, the empty one"
     )

@@ -1,5 +1,5 @@
-"""tools/convert_guided_diffusion.py: networks of guided-diffusion against what the
-originals compute.
+"""tools/convert_guided_diffusion.py: networks of guided-diffusion against the
+originals' outputs.
 
 tools/guided_diffusion_goldens.py makes the files again.
 """
@@ -24,29 +24,43 @@ from sampling_cases import slow
 from tools.convert_guided_diffusion import Supplied, convert, main, write
 
 FLAGS = {
-    "adm": ["--num-head-channels", "16", "--use-new-attention-order", "--noise-schedule", "cosine"],
+    "adm": [
+        "--num-head-channels",
+        "16",
+        "--use-new-attention-order",
+        "--noise-schedule",
+        "cosine",
+    ],
     "legacy": ["--num-heads", "4"],
     "improved": [
-        "--num-heads", "4", "--num-heads-upsample", "2", "--diffusion-steps", "4000", "--rescale-timesteps",
-        "--predict-xstart", "--noise-schedule", "cosine",
+        "--num-heads",
+        "4",
+        "--num-heads-upsample",
+        "2",
+        "--diffusion-steps",
+        "4000",
+        "--rescale-timesteps",
+        "--predict-xstart",
+        "--noise-schedule",
+        "cosine",
     ],
     "wide": ["--num-head-channels", "32"],
-}  # fmt: skip
+}
 MOST = 1e-5
 
 
 @functools.cache
 def original(name):
-    """What the original computed, and its state dict."""
+    """Outputs of the original, and its state dict."""
     with safe_open(DATA / "guided_diffusion" / f"{name}.safetensors", "numpy") as file:
         arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        told = file.metadata()
-    return arrays, weights(json.loads(told["shapes"]), int(told["seed"]))
+        notes = file.metadata()
+    return arrays, weights(json.loads(notes["shapes"]), int(notes["seed"]))
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Where the state dict of a case lies."""
+    """The file of a case's state dict."""
 
     @functools.cache
     def write(name):
@@ -64,9 +78,10 @@ def command(*arguments):
 def outputs(factor, given, xs, times):
     @jax.jit
     def all_times(network, xs, times, given):
-        return jax.lax.map(
-            lambda t: jax.vmap(lambda x, g: network(x, t, **g))(xs, given), times
-        )
+        def at_time(t):
+            return jax.vmap(lambda x, g: network(x, t, **g))(xs, given)
+
+        return jax.lax.map(at_time, times)
 
     return all_times(factor.network, xs, times, given)
 
@@ -79,19 +94,16 @@ def test_converted_networks_give_the_originals_output(name, place, tmp_path):
     assert command(place(name), tmp_path / name, "--image-size", 8, *FLAGS[name]) == 0
     factor = cp.from_diffusers(tmp_path / name)
     assert factor.event_shape == (8, 8, 3)
-    assert factor.parameterization == (
-        "x0" if "--predict-xstart" in FLAGS[name] else "epsilon"
-    )
+    parameterization = "x0" if "--predict-xstart" in FLAGS[name] else "epsilon"
+    assert factor.parameterization == parameterization
     given = {"label": jnp.asarray(g["y"])} if "y" in g else {}
     assert set(factor.names) == set(given)
-    found = outputs(
-        factor, given, jnp.asarray(g["x"]), jnp.asarray(g["times"], jnp.float32)
-    )
-    assert error(found, g["outputs"][..., :3]) < MOST
-    for of in ("alpha", "sigma"):
-        np.testing.assert_allclose(
-            getattr(factor.schedule, of)[g["times"]], g[of], rtol=1e-6
-        )
+    times = jnp.asarray(g["times"], jnp.float32)
+    actual = outputs(factor, given, jnp.asarray(g["x"]), times)
+    assert error(actual, g["outputs"][..., :3]) < MOST
+    schedule = factor.schedule
+    np.testing.assert_allclose(schedule.alpha[g["times"]], g["alpha"], rtol=1e-6)
+    np.testing.assert_allclose(schedule.sigma[g["times"]], g["sigma"], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -120,16 +132,15 @@ def test_converted_networks_give_the_originals_output(name, place, tmp_path):
     ],
 )
 def test_what_weights_do_not_tell_matters(name, wrong, place, tmp_path):
-    """Every option that has to be said changes the output by far more than the first
-    test lets pass."""
+    """Every option that has to be given changes the output by far more than the first
+    test's tolerance."""
     g = original(name)[0]
     assert command(place(name), tmp_path / "out", "--image-size", 8, *wrong) == 0
     given = {"label": jnp.asarray(g["y"])} if "y" in g else {}
     factor = cp.from_diffusers(tmp_path / "out")
-    found = outputs(
-        factor, given, jnp.asarray(g["x"]), jnp.asarray(g["times"], jnp.float32)
-    )
-    assert error(found, g["outputs"][..., :3]) > 100 * MOST
+    times = jnp.asarray(g["times"], jnp.float32)
+    actual = outputs(factor, given, jnp.asarray(g["x"]), times)
+    assert error(actual, g["outputs"][..., :3]) > 100 * MOST
 
 
 def test_precisions_of_files_are_kept(tmp_path):
@@ -167,68 +178,126 @@ def refuses(call, kind, match):
 
 
 HEADS = Supplied(8, 4)
-
+TRANSFORMER = "middle_block.1.transformer_blocks.0.norm1.bias"
 
 REFUSED = {
-    "no heads": ({}, Supplied(8), LoadError, r"attention over 32 channels.*num_heads=None.*weights do not contain"),
-    "heads that do not fit": ({}, Supplied(8, 5), LoadError, "num_heads=5 cannot split"),
-    "channels that do not fit": ({}, Supplied(8, None, 48), LoadError, "num_head_channels=48 cannot split"),
-    "size": ({}, Supplied(10, 4), InvalidValueError, "image_size=10 cannot be halved .* no multiple of 4"),
+    "no heads": (
+        {},
+        Supplied(8),
+        LoadError,
+        r"attention over 32 channels.*num_heads=None.*weights do not contain",
+    ),
+    "heads that do not fit": (
+        {},
+        Supplied(8, 5),
+        LoadError,
+        "num_heads=5 cannot split",
+    ),
+    "channels that do not fit": (
+        {},
+        Supplied(8, None, 48),
+        LoadError,
+        "num_head_channels=48 cannot split",
+    ),
+    "size": (
+        {},
+        Supplied(10, 4),
+        InvalidValueError,
+        "image_size=10 cannot be halved .* no multiple of 4",
+    ),
     "no size": ({}, Supplied(0, 4), InvalidValueError, "image_size=0"),
-    "steps": ({}, Supplied(8, 4, diffusion_steps=1), LoadError, "diffusion_steps=1, which is not supported"),
-    "steps of a linear schedule": ({}, Supplied(8, 4, diffusion_steps=20), LoadError, "from 21 with noise_schedule"),
-    "another layout": ({"time_embed.0.weight": "time_embedding.linear_1.weight"}, HEADS, LoadError, "no time_emb"),
-    "a part": ({"middle_block.2.in_layers.2.bias": None}, HEADS, LoadError, "mid_block.resnets.1.conv1.bias"),
+    "steps": (
+        {},
+        Supplied(8, 4, diffusion_steps=1),
+        LoadError,
+        "diffusion_steps=1, which is not supported",
+    ),
+    "steps of a linear schedule": (
+        {},
+        Supplied(8, 4, diffusion_steps=20),
+        LoadError,
+        "from 21 with noise_schedule",
+    ),
+    "another layout": (
+        {"time_embed.0.weight": "time_embedding.linear_1.weight"},
+        HEADS,
+        LoadError,
+        "no time_emb",
+    ),
+    "a part": (
+        {"middle_block.2.in_layers.2.bias": None},
+        HEADS,
+        LoadError,
+        "mid_block.resnets.1.conv1.bias",
+    ),
     "Stable Diffusion": (
-        {"middle_block.1.proj_out.bias": "middle_block.1.transformer_blocks.0.norm1.bias"}, HEADS, LoadError,
-        "has middle_block.1.transformer_blocks.0.norm1.bias, which",
+        {"middle_block.1.proj_out.bias": TRANSFORMER},
+        HEADS,
+        LoadError,
+        f"has {TRANSFORMER}, which",
     ),
-    "another shape": ({"input_blocks.1.0.in_layers.2.weight": (32, 32, 1, 1)}, HEADS, LoadError, "should be"),
-    "super-resolution": ({"input_blocks.0.0.weight": (32, 6, 3, 3)}, HEADS, LoadError, "takes 6 channels"),
-    "classifier": ({"out.2.weight": (1000, 32, 1, 1)}, HEADS, LoadError, "takes 3 channels and gives 1000"),
+    "another shape": (
+        {"input_blocks.1.0.in_layers.2.weight": (32, 32, 1, 1)},
+        HEADS,
+        LoadError,
+        "should be",
+    ),
+    "super-resolution": (
+        {"input_blocks.0.0.weight": (32, 6, 3, 3)},
+        HEADS,
+        LoadError,
+        "takes 6 channels",
+    ),
+    "classifier": (
+        {"out.2.weight": (1000, 32, 1, 1)},
+        HEADS,
+        LoadError,
+        "takes 3 channels and gives 1000",
+    ),
     "blocks": (
-        {f"output_blocks.1.1.in_layers.{i}.{part}": None for i in (0, 2) for part in ("weight", "bias")}, HEADS,
-        LoadError, "output_blocks of .* are not those",
+        {
+            f"output_blocks.1.1.in_layers.{i}.{part}": None
+            for i in (0, 2)
+            for part in ("weight", "bias")
+        },
+        HEADS,
+        LoadError,
+        "output_blocks of .* are not those",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_state_dicts_that_cannot_be_converted(case, tmp_path):
     """Refused before anything is written."""
-    changes, told, kind, match = REFUSED[case]
+    changes, supplied, kind, match = REFUSED[case]
     file = tmp_path / "weights.safetensors"
     save_file(change(**changes), file)
-    refuses(lambda: convert(file, tmp_path / "out", told), kind, match)
+    refuses(lambda: convert(file, tmp_path / "out", supplied), kind, match)
     assert not (tmp_path / "out").exists()
 
 
 def test_files_that_cannot_be_converted(place, tmp_path, capsys):
-    converted = lambda name: lambda: convert(tmp_path / name, tmp_path / "out", HEADS)
-    refuses(
-        converted("nothing.safetensors"),
-        LoadError,
-        r"There is no .*nothing\.safetensors",
-    )
+    def check(name, words):
+        file = tmp_path / name
+        refuses(lambda: convert(file, tmp_path / "out", HEADS), LoadError, words)
+
+    check("nothing.safetensors", r"There is no .*nothing\.safetensors")
     (tmp_path / "adm.pt").write_bytes(b"")
     words = r"adm\.pt are a pickle.*torch\.load\('.*adm\.pt', weights_only=True"
-    refuses(converted("adm.pt"), LoadError, words)
-    save_file(original("legacy")[1], tmp_path / "cut.safetensors")
-    os.truncate(
-        tmp_path / "cut.safetensors", (tmp_path / "cut.safetensors").stat().st_size - 10
-    )
-    refuses(converted("cut.safetensors"), LoadError, "no whole safetensors file")
+    check("adm.pt", words)
+    cut = tmp_path / "cut.safetensors"
+    save_file(original("legacy")[1], cut)
+    os.truncate(cut, cut.stat().st_size - 10)
+    check("cut.safetensors", "no whole safetensors file")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     arguments = place("legacy"), tmp_path / "out", "--image-size", 8, "--num-heads", 4
     assert command(*arguments) == 2
-    assert "is there already." in (told := capsys.readouterr().err)
-    assert (
-        "Fix: write into another folder, or replace what is there with --replace."
-        in told
-    )
+    refusal = capsys.readouterr().err
+    assert "is there already." in refusal
+    fix = "Fix: write into another folder, or replace what is there with --replace."
+    assert fix in refusal
     assert command(*arguments, "--replace") == 0
-    assert (
-        "attention in the old order, a learned variance, which is not used"
-        in capsys.readouterr().out
-    )
+    words = "attention in the old order, a learned variance, which is not used"
+    assert words in capsys.readouterr().out

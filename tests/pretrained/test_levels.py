@@ -1,5 +1,5 @@
 """Schedulers' levels, other schedules by log-SNR, the precision of weights, and
-networks of known sizes without any."""
+networks of published sizes without weights."""
 
 import shutil
 
@@ -29,7 +29,7 @@ def test_levels_are_the_originals(name):
 
 
 @pytest.mark.parametrize(
-    ("options", "form"),
+    ("options", "parameterization"),
     [
         ({"beta_schedule": "sigmoid"}, "epsilon"),
         (
@@ -50,13 +50,12 @@ def test_levels_are_the_originals(name):
         ),
     ],
 )
-def test_kinds_of_levels(options, form):
-    found = trained(
-        {"_class_name": "DDPMScheduler", **options}, "scheduler_config.json"
-    )
-    assert found.parameterization == form
-    alpha, sigma = found.schedule.alpha, found.schedule.sigma
-    if form == "flow":
+def test_kinds_of_levels(options, parameterization):
+    config = {"_class_name": "DDPMScheduler", **options}
+    training = trained(config, "scheduler_config.json")
+    assert training.parameterization == parameterization
+    alpha, sigma = training.schedule.alpha, training.schedule.sigma
+    if parameterization == "flow":
         t = np.arange(1, 1001) / 1000
         np.testing.assert_allclose(sigma, 2 * t / (1 + t), rtol=1e-12)
     elif "trained_betas" in options:
@@ -75,11 +74,10 @@ def test_levels_without_signal_at_the_end_are_rounded_as_the_originals():
         "_class_name": "DDPMScheduler",
         "beta_schedule": "scaled_linear",
         "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
     }
-    found = trained(
-        {**config, "prediction_type": "v_prediction"}, "scheduler_config.json"
-    ).schedule
-    np.testing.assert_allclose(found.sigma[0], 0.009994867915263047, rtol=1e-6)
+    schedule = trained(config, "scheduler_config.json").schedule
+    np.testing.assert_allclose(schedule.sigma[0], 0.009994867915263047, rtol=1e-6)
 
 
 def test_other_levels_lie_between_those_of_the_training():
@@ -99,9 +97,9 @@ def test_other_levels_lie_between_those_of_the_training():
     assert given.schedule.same_levels(schedule)
     at_once = jax.jit(cp.compile(single, given).score)
     for k, level in enumerate((3.0, 400.5, 999.0)):
-        wanted = -network(x, jnp.float32(level)) / schedule.sigma[k]
-        assert error(score({"x": x}, k)["x"], np.asarray(wanted)) < 1e-4
-        assert error(at_once({"x": x}, k)["x"], np.asarray(wanted)) < 1e-4
+        expected = -network(x, jnp.float32(level)) / schedule.sigma[k]
+        assert error(score({"x": x}, k)["x"], np.asarray(expected)) < 1e-4
+        assert error(at_once({"x": x}, k)["x"], np.asarray(expected)) < 1e-4
     some = cp.compile(
         single, factor, schedule=cp.Schedule.log_snr(60, min=-9.0, max=9.0)
     )
@@ -115,26 +113,21 @@ def test_a_table_of_times_has_a_row_for_each_level(tmp_path):
     """With the sinusoids of every level in it, the network is that of sinusoids; their
     timestep k is its row k."""
     place = shutil.copytree(DATA / "ddpm", tmp_path / "ddpm")
-    file, config = (
-        place / "unet" / "diffusion_pytorch_model.fp16.safetensors",
-        place / "unet" / "config.json",
-    )
-    rows = jax.vmap(lambda t: sinusoids(t, 8, cosine_first=False, shift=1.0))(
-        jnp.arange(1000.0)
-    )
-    save_file(load_file(file) | {"time_proj.weight": np.asarray(rows)}, file)
+    file = place / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    config = place / "unet" / "config.json"
+    row = jax.vmap(lambda t: sinusoids(t, 8, cosine_first=False, shift=1.0))
+    rows = np.asarray(row(jnp.arange(1000.0)))
+    save_file(load_file(file) | {"time_proj.weight": rows}, file)
     config.write_text(config.read_text().replace('"positional"', '"learned"'))
-    factor, x = cp.from_diffusers(place), jnp.asarray(golden("ddpm")["x"][0])
+    factor = cp.from_diffusers(place)
     assert factor.time == "level"
-    found, wanted = (
-        jax.jit(lambda f: f.evaluate(x, f.schedule.at(37), {})[1])(f)
-        for f in (factor, model("ddpm"))
-    )
-    assert error(found, np.asarray(wanted)) < 1e-5
+    x = jnp.asarray(golden("ddpm")["x"][0])
+    score = jax.jit(lambda f: f.evaluate(x, f.schedule.at(37), {})[1])
+    assert error(score(factor), np.asarray(score(model("ddpm")))) < 1e-5
 
 
 def test_a_folder_of_one_network_needs_levels(tmp_path):
-    """Those of the training: level k is timestep k."""
+    """Its levels are those of the training: level k is timestep k."""
     factor = cp.from_diffusers(
         DATA / "ddpm" / "unet", schedule=cp.Schedule.linear(1000)
     )
@@ -145,9 +138,10 @@ def test_a_folder_of_one_network_needs_levels(tmp_path):
 
 @pytest.mark.parametrize("name", ["ddpm", "sd", "sd3"])
 def test_weights_in_bfloat16(name):
-    """All of them; events and scores stay in float32, and the output is what eight bits
-    leave of it."""
-    exact, rounded = model(name), cp.from_diffusers(DATA / name, dtype="bfloat16")
+    """All weights; events and scores stay in float32, and the output has the error of
+    eight bits."""
+    exact = model(name)
+    rounded = cp.from_diffusers(DATA / name, dtype="bfloat16")
     kinds = {
         leaf.dtype
         for leaf in jax.tree.leaves(rounded.network)
@@ -156,19 +150,19 @@ def test_weights_in_bfloat16(name):
     assert kinds == {jnp.dtype(jnp.bfloat16)}
     if name == "ddpm":
         x = jnp.asarray(golden("ddpm")["x"][0])
-        found, wanted = (
-            jax.jit(lambda n, x: n(x, jnp.float32(500)))(f.network, x)
-            for f in (rounded, exact)
-        )
-        assert found.dtype == jnp.float32
-        assert 1e-4 < error(found, np.asarray(wanted)) < 0.05
+        output = jax.jit(lambda n, x: n(x, jnp.float32(500)))
+        actual = output(rounded.network, x)
+        expected = np.asarray(output(exact.network, x))
+        assert actual.dtype == jnp.float32
+        assert 1e-4 < error(actual, expected) < 0.05
 
 
 @pytest.mark.slow
 def test_energies_of_score_networks_store_less_with_remat():
     """⟨x, s⟩ of a loaded network: the same values and gradients, less stored, less
     memory of the compiled program."""
-    loaded, x = model("ddpm"), jnp.asarray(golden("ddpm")["x"][0])
+    loaded = model("ddpm")
+    x = jnp.asarray(golden("ddpm")["x"][0])
 
     def energy(remat):
         options = {
@@ -189,15 +183,16 @@ def test_energies_of_score_networks_store_less_with_remat():
     evaluate = jax.jit(
         jax.vmap(lambda f, x: f.evaluate(x, f.schedule.at(500), {}), (None, 0))
     )
-    factors = [energy(remat) for remat in (False, True)]
-    assert stored(factors[1]) < 0.25 * stored(factors[0])
-    compiled = [evaluate.lower(f, jnp.stack([x] * 32)).compile() for f in factors]
-    sizes = [c.memory_analysis().temp_size_in_bytes for c in compiled]
-    assert sizes[1] < 0.9 * sizes[0]
-    plain, less = (
-        c(f, jnp.stack([x] * 32)) for c, f in zip(compiled, factors, strict=True)
-    )
-    for a, b in zip(plain, less, strict=True):
+    xs = jnp.stack([x] * 32)
+    factor, with_remat = energy(False), energy(True)
+    assert stored(with_remat) < 0.25 * stored(factor)
+    compiled = evaluate.lower(factor, xs).compile()
+    compiled_with_remat = evaluate.lower(with_remat, xs).compile()
+    size = compiled.memory_analysis().temp_size_in_bytes
+    assert compiled_with_remat.memory_analysis().temp_size_in_bytes < 0.9 * size
+    outputs = compiled(factor, xs)
+    outputs_with_remat = compiled_with_remat(with_remat, xs)
+    for a, b in zip(outputs, outputs_with_remat, strict=True):
         assert error(b, np.asarray(a)) < 1e-5
     assert cp.from_diffusers(DATA / "ddpm", remat=True).remat
     assert not loaded.remat
@@ -205,22 +200,20 @@ def test_energies_of_score_networks_store_less_with_remat():
 
 def test_weights_are_leaves():
     """Other weights reuse compiled code; nothing of the network is a constant."""
-    factor = model("ddpm")
-    network, x = factor.network, jnp.asarray(golden("ddpm")["x"][0])
+    network = model("ddpm").network
+    x = jnp.asarray(golden("ddpm")["x"][0])
     jaxpr = jax.make_jaxpr(lambda n, x, t: n(x, t))(network, x, jnp.float32(3))
-    assert (
-        sum(np.size(c) for c in jaxpr.consts) < 100
-    )  # the frequencies of the time's embedding
-    assert len(jax.tree.leaves(network)) == len(
-        jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))
-    )
+    # The frequencies of the time's embedding.
+    assert sum(np.size(c) for c in jaxpr.consts) < 100
+    weights = eqx.filter(network, eqx.is_inexact_array)
+    assert len(jax.tree.leaves(network)) == len(jax.tree.leaves(weights))
 
 
 @pytest.mark.parametrize(
     ("name", "weights"), [("sd15", 859_520_964), ("sdxl", 2_567_463_684)]
 )
 def test_sizes_are_those_of_the_models(name, weights):
-    """The numbers of weights that the models' authors tell; none of them is in
+    """The numbers of weights that the models' authors report; none of them is in
     memory."""
     model, prompt = of_size(name)
     leaves = [leaf for leaf in jax.tree.leaves(model.network) if is_array(leaf)]

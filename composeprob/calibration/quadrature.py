@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +83,7 @@ class _Reach:
     def __init__(self, draws: Float[np.ndarray, "n dims"]):
         from scipy.spatial import cKDTree
 
-        self.tree: Any = cKDTree(draws)
+        self.tree = cKDTree(draws)
         # Draws are finitely many: half of their standard deviation is added.
         self.margin = 0.5 * float(np.sqrt(draws.var(0).mean()))
 

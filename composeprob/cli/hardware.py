@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
@@ -61,14 +61,12 @@ def join() -> None:
     """
     import jax
 
-    numbers: dict[str, Any] = {}
     try:
-        for name in ("num_processes", "process_id"):
-            value = os.environ.get(f"JAX_{name.upper()}")
-            if value:
-                numbers[name] = int(value)
-        local = slurm_devices(os.environ)
-        jax.distributed.initialize(**numbers, local_device_ids=local)
+        jax.distributed.initialize(
+            num_processes=_number("JAX_NUM_PROCESSES"),
+            process_id=_number("JAX_PROCESS_ID"),
+            local_device_ids=slurm_devices(os.environ),
+        )
     except (ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InvalidValueError(
@@ -77,6 +75,12 @@ def join() -> None:
             "JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and, in each "
             "process, JAX_PROCESS_ID=0, 1, ….",
         ) from error
+
+
+def _number(variable: str) -> int | None:
+    """Return the number in an environment variable; None where JAX has to find it."""
+    value = os.environ.get(variable)
+    return int(value) if value else None
 
 
 def slurm_devices(environment: Mapping[str, str]) -> list[int] | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -234,7 +234,7 @@ def reference_draws(
     return {sites[0]: np.asarray(given)}
 
 
-def _load_draws(file: Path) -> Any:
+def _load_draws(file: Path) -> np.ndarray | dict[str, np.ndarray]:
     """Return the array of a .npy file, or the arrays of a .npz file by their names."""
     try:
         loaded = np.load(file)

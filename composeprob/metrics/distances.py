@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -495,14 +494,14 @@ def as_rows(samples: ArrayLike, name: str) -> Float64[np.ndarray, "n d"]:
     return points
 
 
-def as_positions(points: object, density: AnnealedDensity) -> dict[str, Array]:
+def as_positions(points: Sites, density: AnnealedDensity) -> dict[str, Array]:
     """Return points as ``{site: (n, …)}`` of a density's sites; refuse other shapes.
 
     An array alone is of the density's only site. Points that are not finite are refused
     too.
     """
     sites = density.sites
-    given: Mapping[str, Any] = {}
+    given: Mapping[str, ArrayLike] = {}
     if isinstance(points, Mapping):
         given = points
     elif len(sites) == 1:

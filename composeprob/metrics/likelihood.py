@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -41,6 +41,7 @@ from composeprob.samplers.run import Run, Visits, begin
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.step import Backward, ReverseStep, Step
 from composeprob.samplers.weights import Weight, first_evidence, first_weight
+from composeprob.schedule import Noise
 from composeprob.text import printable
 
 
@@ -475,11 +476,14 @@ def _standard_error(values: Float[np.ndarray, " n"]) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-class Ends(NamedTuple):
+End = TypeVar("End")
+
+
+class Ends(NamedTuple, Generic[End]):
     """Two neighbours on a path, the noisier one above: chains, or noises of levels."""
 
-    above: Any
-    below: Any
+    above: End
+    below: End
 
 
 class Path(eqx.Module):
@@ -603,7 +607,7 @@ class Path(eqx.Module):
         log_ratio = self._log_ratio(words, Ends(chain, moved), noises, down, up)
         return moved, total - log_ratio
 
-    def _laws(self, noises: Ends) -> tuple[Step, Step]:
+    def _laws(self, noises: Ends[Noise]) -> tuple[Step, Step]:
         """Return DDPM's step between two levels, and RAISE's step back up."""
         variances = noises.above.variance, noises.below.variance
         power = self.layout.power(self.density, noises.above.index)
@@ -617,7 +621,12 @@ class Path(eqx.Module):
         return evaluation.terms.drift if self.terms else evaluation.score
 
     def _log_ratio(
-        self, words: Array, chains: Ends, noises: Ends, down: Step, up: Step
+        self,
+        words: Array,
+        chains: Ends[Particles],
+        noises: Ends[Noise],
+        down: Step,
+        up: Step,
     ) -> Float[Array, ""]:
         """Return log of the weighted law of the step down over that of the step up."""
         above, below = chains
@@ -642,7 +651,7 @@ class Path(eqx.Module):
             above.position, below.position, self._drift(below)
         )
 
-    def _backward(self, noises: Ends) -> Backward | None:
+    def _backward(self, noises: Ends[Noise]) -> Backward | None:
         """Return the backward law of Feynman–Kac weights that are tempered."""
         if self.weights != "feynman_kac" or not self.density.evaluator.plain:
             return None

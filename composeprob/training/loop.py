@@ -217,7 +217,7 @@ def losses(
     def event_losses(event: Batch) -> Losses:
         x = event.noised
 
-        def evaluate(conditions: dict[str, Array]) -> tuple[Any, Array]:
+        def evaluate(conditions: dict[str, Array]) -> tuple[Array | None, Array]:
             return factor.evaluate(x, event.noise, conditions)
 
         rival_groups = (event.foreign, event.variant)
@@ -250,7 +250,8 @@ def losses(
 
 
 def _log_densities(
-    evaluate: Callable[..., tuple[Any, Array]], groups: Sequence[dict[str, Array]]
+    evaluate: Callable[[dict[str, Array]], tuple[Array | None, Array]],
+    groups: Sequence[dict[str, Array]],
 ) -> list[Float[Array, " conditions"]]:
     """Return log f given each condition of each group, one array a group.
 
@@ -260,13 +261,18 @@ def _log_densities(
         return []
     joined = jax.tree.map(lambda *groups: jnp.concatenate(groups), *groups)
     ends = np.cumsum([len(jax.tree.leaves(group)[0]) for group in groups])
-    log_f = jax.vmap(lambda conditions: evaluate(conditions)[0])(joined)
-    return jnp.split(log_f, ends[:-1])
+
+    def log_density(conditions: dict[str, Array]) -> Array:
+        log_f, _ = evaluate(conditions)
+        # Recipes with such a loss are refused unless their factor has an energy.
+        assert log_f is not None
+        return log_f
+
+    return jnp.split(jax.vmap(log_density)(joined), ends[:-1])
 
 
 def _contrast(true: Array | None, others: Array | None) -> Float[Array, ""]:
     """Return −log(eᵗ/(eᵗ + Σⱼ e^oⱼ)) for the true log-density t and others oⱼ."""
-    # Recipes with such a loss are refused unless their factor has an energy.
     assert true is not None
     assert others is not None
     return jax.nn.logsumexp(jnp.append(others, true)) - true

@@ -173,7 +173,7 @@ REFUSED = {
     "no heads": ({}, Supplied(8), LoadError, r"attention over 32 channels.*num_heads=None.*weights do not contain"),
     "heads that do not fit": ({}, Supplied(8, 5), LoadError, "num_heads=5 cannot split"),
     "channels that do not fit": ({}, Supplied(8, None, 48), LoadError, "num_head_channels=48 cannot split"),
-    "size": ({}, Supplied(10, 4), InvalidValueError, "image_size=10 cannot be halved .* no multiple of 4"),
+    "size": ({}, Supplied(10, 4), InvalidValueError, "image_size=10 cannot be halved .* not a multiple of 4"),
     "no size": ({}, Supplied(0, 4), InvalidValueError, "image_size=0"),
     "steps": ({}, Supplied(8, 4, diffusion_steps=1), LoadError, "diffusion_steps=1, which is not supported"),
     "steps of a linear schedule": ({}, Supplied(8, 4, diffusion_steps=20), LoadError, "from 21 with noise_schedule"),

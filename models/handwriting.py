@@ -1,5 +1,4 @@
-"""Models of handwritten digits: a diffusion given the class, and a classifier of noised
-images."""
+"""Models of handwritten digits: a diffusion given the class, and a classifier."""
 
 from __future__ import annotations
 
@@ -25,29 +24,30 @@ SETTINGS: dict[str, Any] = {
     "batches": 128,
     "learning_rate": cosine(1e-3),
 }
-"""What both share: σ is 0.05 at level 0, less than half a count of ink."""
+"""Settings of both recipes: σ is 0.05 at level 0, less than half a count of ink."""
 
 
 class LabelledImage(nnx.Module):
-    """An image from an image, given a class as a one-hot vector; `ANY` is none."""
+    """Network of an image given its class, as a one-hot vector; `ANY` is no class."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.network = FiLMMLP(PIXELS, PIXELS, vector=digits.CLASSES, rngs=rngs)
 
     def __call__(self, x: Array, t: Array, label: Array) -> Array:
-        """The output for one image x at log-SNR t; ``label`` is from 0 to 9, or
-        `ANY`."""
-        return self.network(x, t, jax.nn.one_hot(label, digits.CLASSES)).reshape(
-            x.shape
-        )
+        """Return the output for one image x at log-SNR t.
+
+        ``label`` is from 0 to 9, or `ANY`, whose one-hot vector is zero.
+        """
+        one_hot = jax.nn.one_hot(label, digits.CLASSES)
+        return self.network(x, t, one_hot).reshape(x.shape)
 
 
 def images(parameterization: str, **settings: Any) -> cp.training.Recipe:
-    """A model of digits given their class, or given nothing.
+    """Return the recipe of digits given their class, or given nothing.
 
     Args:
-        parameterization: as of `Diffusion`.
-        settings: what the recipe changes of `SETTINGS`.
+        parameterization: as in `Diffusion`.
+        settings: settings of the recipe in place of `SETTINGS`.
     """
 
     def network(key: Array) -> Any:
@@ -62,20 +62,18 @@ def images(parameterization: str, **settings: Any) -> cp.training.Recipe:
 
 
 def to_label(value: Any) -> np.ndarray:
-    """A class of digits as an array.
+    """Return a class of digits as an array.
 
     Raises:
         InvalidValueError: it is not one whole number from 0 to 9.
     """
     label = np.asarray(value)
-    if (
-        label.shape != ()
-        or label.dtype.kind not in "iu"
-        or not 0 <= label < digits.CLASSES
-    ):
+    is_integer = label.shape == () and label.dtype.kind in "iu"
+    if not is_integer or not 0 <= label < digits.CLASSES:
         raise cp.errors.InvalidValueError(
             f"There is no digit {label.tolist()!r}.",
-            fix=f"pass label=0 to label={digits.CLASSES - 1}, or label={ANY} for any of them.",
+            fix=f"pass label=0 to label={digits.CLASSES - 1}, or label={ANY} for any "
+            "of them.",
         )
     return label
 
@@ -87,15 +85,15 @@ class LabelLogits(nnx.Module):
         self.network = FiLMMLP(PIXELS, digits.CLASSES, blocks=2, rngs=rngs)
 
     def __call__(self, x: Array, t: Array) -> Array:
-        """Ten logits for one image x at log-SNR t."""
+        """Return ten logits for one image x at log-SNR t."""
         return self.network(x, t)
 
 
 def classifier(**settings: Any) -> cp.training.Recipe:
-    """A classifier of noised digits.
+    """Return the recipe of a classifier of noised digits.
 
     Args:
-        settings: what the recipe changes of `SETTINGS`.
+        settings: settings of the recipe in place of `SETTINGS`.
     """
 
     def network(key: Array) -> Any:
@@ -105,20 +103,19 @@ def classifier(**settings: Any) -> cp.training.Recipe:
 
 
 def _recipe(network: Any, **settings: Any) -> cp.training.Recipe:
-    return cp.training.Recipe(
-        network=network, data=_labelled(digits.draw), **(SETTINGS | settings)
-    )
+    data = _labelled(digits.draw)
+    return cp.training.Recipe(network=network, data=data, **(SETTINGS | settings))
 
 
 def _labelled(draw: Any) -> Any:
-    """Images with their class as the condition ``label``, as a recipe's data."""
+    """Return a recipe's data: images, with their class as the condition ``label``."""
 
     def data(key: Array, n: int) -> tuple[Array, dict[str, Array]]:
-        drawn, labels = draw(key, n)
-        return drawn, {"label": labels}
+        events, labels = draw(key, n)
+        return events, {"label": labels}
 
     return data
 
 
 held_out = _labelled(digits.held_out)
-"""Images that no model is trained on, with their classes."""
+"""Data of images that no model is trained on, with their classes."""

@@ -1,5 +1,4 @@
-"""Pictures for a trained model's card: the loss of every step, and images that it
-makes."""
+"""Pictures of a trained model's card: the loss of every step, and its samples."""
 
 from __future__ import annotations
 
@@ -24,54 +23,46 @@ if TYPE_CHECKING:
 
 
 def write_pictures(folder: Path, run: TrainingRun, key: Array) -> list[Path]:
-    """Writes ``training.png`` and, for a diffusion of images, ``samples.png``, by
-    reverse diffusion of the model alone.
+    """Write ``training.png`` and, for a diffusion of images, ``samples.png``.
 
-    Returns:
-        The files.
+    Samples are of reverse diffusion of the model alone. Returns the files.
     """
-    written = [folder / "training.png"]
+    training = folder / "training.png"
     with style():
         figure = new_figure(4.2, 2.4)
-        ax = figure.subplots()
-        parts = np.array_split(run.loss, min(150, len(run.loss)))
-        ends = np.cumsum([len(part) for part in parts])
-        ax.plot(
-            np.arange(1, len(run.loss) + 1),
-            run.loss,
-            color=PALETTE.faint,
-            linewidth=0.3,
-        )
-        ax.plot(
-            ends, [part.mean() for part in parts], color=PALETTE.accent, linewidth=1.2
-        )
-        ax.set(xlabel="step", ylabel="loss", yscale="log", title="training")
-        ax.spines[["top", "right"]].set_visible(False)
-    _save(figure, written[0])
+        _plot_loss(figure, run.loss)
+    _save(figure, training)
     factor = run.factor
-    if (
-        isinstance(factor, Diffusion)
-        and is_image(factor.event_shape)
-        and _complete(factor)
-    ):
-        drawn = infer(
-            lowered(single, (factor,), {}, networks=False),
-            key,
-            num_chains=SIZES.images,
-            sampler=Ancestral(),
-            progress=False,
-        )
-        with style():
-            figure = new_figure(3.4, 3.4)
-            plot_images(figure.subplots(), drawn["x"])
-        written.append(folder / "samples.png")
-        _save(figure, written[-1])
-    return written
+    if not isinstance(factor, Diffusion) or not is_image(factor.event_shape):
+        return [training]
+    if not set(factor.traits.conditions) <= set(factor.call_conditions()):
+        return [training]  # Without its conditions such a model has no samples.
+    images = infer(
+        lowered(single, (factor,), {}, networks=False),
+        key,
+        num_chains=SIZES.images,
+        sampler=Ancestral(),
+        progress=False,
+    )["x"]
+    with style():
+        figure = new_figure(3.4, 3.4)
+        plot_images(figure.subplots(), images)
+    samples = folder / "samples.png"
+    _save(figure, samples)
+    return [training, samples]
 
 
-def _complete(factor: Diffusion) -> bool:
-    """Whether the model can be sampled without conditions."""
-    return set(factor.traits.conditions) <= set(factor.call_conditions())
+def _plot_loss(figure: Figure, loss: np.ndarray) -> None:
+    """Plot the loss of each step, and its means over 150 parts of the training."""
+    ax = figure.subplots()
+    parts = np.array_split(loss, min(150, len(loss)))
+    ends = np.cumsum([len(part) for part in parts])
+    means = [part.mean() for part in parts]
+    steps = np.arange(1, len(loss) + 1)
+    ax.plot(steps, loss, color=PALETTE.faint, linewidth=0.3)
+    ax.plot(ends, means, color=PALETTE.accent, linewidth=1.2)
+    ax.set(xlabel="step", ylabel="loss", yscale="log", title="training")
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _save(figure: Figure, path: Path) -> None:

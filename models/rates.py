@@ -1,5 +1,7 @@
-"""Learning rates of the zoo's recipes. Optax is imported when a model is trained, and
-not when it is loaded."""
+"""Learning rates of the zoo's recipes.
+
+Optax is imported when a model is trained, and not when it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from typing import Any
 
 
 def cosine(rate: float) -> Callable[[int], Any]:
-    """`optax.cosine_decay_schedule` from ``rate`` to 0 at the last step."""
+    """Return `optax.cosine_decay_schedule` from ``rate`` to 0 at the last step."""
 
     def cosine(steps: int) -> Any:
         import optax

@@ -1,5 +1,4 @@
-"""Models of scenes of shapes: their data with conditions, their networks, and how they
-are trained."""
+"""Models of scenes of shapes: data with conditions, networks, and recipes."""
 
 from __future__ import annotations
 
@@ -21,16 +20,16 @@ from .rates import cosine
 from .worlds import captions, shapes
 
 NOWHERE = (-9.0, -9.0)
-"""The position that means "no position": its heat map is zero."""
+"""The position for "no position": its heat map is zero."""
 VECTOR = 128
-"""Length of the vector that stands for a caption."""
+"""Length of the vector that encodes a caption."""
 SETTINGS: dict[str, Any] = {
     "schedule": cp.Schedule.log_snr(60, -7.0, 7.0),
     "log_snr": (-8.0, 8.0),
     "batches": cp.training.Batches(32, chunk=8),
     "learning_rate": cosine(8e-4),
 }
-"""What all of them share: σ is 0.03 at level 0, a hundredth of an object's contrast in
+"""Settings of all recipes: σ is 0.03 at level 0, a hundredth of an object's contrast in
 each pixel's variance."""
 
 
@@ -41,22 +40,23 @@ class PositionUNet(nnx.Module):
         self.unet = UNet(3, spatial=1, rngs=rngs)
 
     def __call__(self, x: Array, t: Array, position: Array) -> Array:
-        """The output for one image x at log-SNR t; ``position`` is (x, y) in image
-        widths."""
+        """Return the output for one image x at log-SNR t.
+
+        ``position`` is (x, y) in image widths.
+        """
         return self.unet(x, t, spatial=heat_map(position, x.shape[:2]))
 
 
 class CaptionedScenes(nnx.Module):
-    """Scenes as `PositionUNet` knows them without a position, and how well a text fits:
-    the pair (s, b) of which log f(x | text) = −½‖x − s‖²/σ + b is made. Only what makes
-    b is trained.
+    """Network (s, b) of scenes given a text, with log f(x | text) = −½‖x − s‖²/σ + b.
 
-    b estimates log p(text | x)/p(text), or log p(x | text)/p(x), which is the same;
-    without a text it is 0.
+    s is of `PositionUNet` without a position, and stays as it is; b is trained. b
+    estimates log p(text | x)/p(text), which equals log p(x | text)/p(x); without a text
+    it is 0.
 
     Args:
-        encoder: from the condition ``caption`` to a vector of length ``vector``: a
-            `TextEncoder` of tokens, or anything else that is called so, such as the
+        encoder: function from the condition ``caption`` to a vector of length
+            ``vector``: a `TextEncoder` of tokens, or another with its call, such as the
             identity for embeddings made elsewhere. Zeros are no text.
     """
 
@@ -66,53 +66,52 @@ class CaptionedScenes(nnx.Module):
         self.matcher = Matcher(3, vector, rngs=rngs)
 
     def __call__(self, x: Array, t: Array, caption: Array) -> tuple[Array, Array]:
-        """The pair (s, b) for one image x at log-SNR t."""
+        """Return the pair (s, b) for one image x at log-SNR t."""
         graph, state = nnx.split(self.scenes)
         scenes = nnx.merge(graph, jax.lax.stop_gradient(state))
         fit = self.matcher(x, t, self.encoder(caption))
-        return scenes(x, t, jnp.asarray(NOWHERE)), jnp.where(
-            jnp.any(caption != 0), fit, 0.0
-        )
+        s = scenes(x, t, jnp.asarray(NOWHERE))
+        return s, jnp.where(jnp.any(caption != 0), fit, 0.0)
 
 
 def caption(**settings: Any) -> cp.training.Recipe:
-    """A model of scenes given a caption that is true of one of their objects, or given
-    nothing: an energy.
+    """Return the recipe of an energy of scenes given a caption, or given nothing.
 
-    A caption changes the denoising loss by a percent or less, since it leaves open
-    where most of the image's objects are; it is learned by telling apart the captions
-    of different scenes, and shapes that are alike from one another where there is
-    little noise: with more, a circle and a square are so close that they come to mean
-    the same.
+    The caption is true of one of the scene's objects. It changes the denoising loss by
+    a percent or less, since it leaves most of the image's objects open; it is learned
+    by classifying the captions of different scenes, and similar shapes. The focus is
+    where there is little noise: with more, a circle and a square are so close that
+    their words would get one meaning.
 
     Args:
-        settings: what the recipe changes of its own.
+        settings: settings of the recipe in place of its defaults.
     """
 
     def network(key: Array) -> Any:
         rngs = nnx.Rngs(params=key)
-        return CaptionedScenes(
-            TextEncoder(len(captions.WORDS), captions.LENGTH, VECTOR, rngs=rngs),
-            VECTOR,
-            rngs=rngs,
-        )
+        words = len(captions.WORDS)
+        encoder = TextEncoder(words, captions.LENGTH, VECTOR, rngs=rngs)
+        return CaptionedScenes(encoder, VECTOR, rngs=rngs)
 
     def data(key: Array, n: int) -> tuple[Array, dict[str, Array]]:
         scene_key, caption_key = jax.random.split(key)
         scenes = shapes.draw(scene_key, n)
         return scenes.images, {"caption": captions.describe(caption_key, scenes)}
 
-    close = lambda key, given: {"caption": captions.reshaped(key, given["caption"])}  # noqa: E731
+    def similar(key: Array, conditions: dict[str, Array]) -> dict[str, Array]:
+        return {"caption": captions.reshaped(key, conditions["caption"])}
+
+    conditions = cp.training.Conditions(
+        {"caption": captions.EMPTY},
+        dropout=0.1,
+        encoders={"caption": captions.tokens},
+    )
     chosen = SETTINGS | {
-        "conditions": cp.training.Conditions(
-            {"caption": captions.EMPTY},
-            dropout=0.1,
-            encoders={"caption": captions.tokens},
-        ),
+        "conditions": conditions,
         "batches": cp.training.Batches(32, chunk=32),
         "learning_rate": cosine(2.5e-3),
         "log_snr": cp.training.LogSNR(-8.0, 8.0, focus=(-1.0, 5.0)),
-        "losses": (cp.training.CrossCondition(others=31, vary=close),),
+        "losses": (cp.training.CrossCondition(others=31, vary=similar),),
     }
     return cp.training.Recipe(
         network=network,
@@ -123,7 +122,7 @@ def caption(**settings: Any) -> cp.training.Recipe:
 
 
 def from_positions(network: Any) -> Any:
-    """An untrained model of captions with the scenes of `shapes-position`.
+    """Return an untrained model of captions with the scenes of `shapes-position`.
 
     Args:
         network: a `CaptionedScenes`, as a factor has adapted it.
@@ -133,14 +132,14 @@ def from_positions(network: Any) -> Any:
 
 
 def position(parameterization: str, **settings: Any) -> cp.training.Recipe:
-    """A model of scenes given the centre of one of their objects, or given nothing.
+    """Return the recipe of scenes given the centre of one of their objects, or nothing.
 
-    The loss has weight σ²/(α² + 0.02) + 0.1: where things are is decided at the
-    noisiest levels, where the plain loss hardly depends on it.
+    The loss has weight σ²/(α² + 0.02) + 0.1: positions of objects are decided at the
+    noisiest levels, where the unweighted loss hardly depends on them.
 
     Args:
-        parameterization: as of `Diffusion`.
-        settings: what the recipe changes of `SETTINGS`.
+        parameterization: as in `Diffusion`.
+        settings: settings of the recipe in place of `SETTINGS`.
     """
 
     def network(key: Array) -> Any:
@@ -149,8 +148,8 @@ def position(parameterization: str, **settings: Any) -> cp.training.Recipe:
     def data(key: Array, n: int) -> tuple[Array, dict[str, Array]]:
         scene_key, choice_key = jax.random.split(key)
         scenes = shapes.draw(scene_key, n)
-        named = jax.random.randint(choice_key, (n,), 0, scenes.count)
-        return scenes.images, {"position": scenes.centres[jnp.arange(n), named]}
+        chosen = jax.random.randint(choice_key, (n,), 0, scenes.count)
+        return scenes.images, {"position": scenes.centres[jnp.arange(n), chosen]}
 
     conditions = cp.training.Conditions(
         {"position": NOWHERE}, dropout=0.2, encoders={"position": to_position}
@@ -168,7 +167,7 @@ def position(parameterization: str, **settings: Any) -> cp.training.Recipe:
 
 
 def to_position(value: Any) -> np.ndarray:
-    """A position in the image as an array.
+    """Return a position in the image as an array.
 
     Raises:
         ShapeError: it is not a pair of numbers.
@@ -184,13 +183,15 @@ def to_position(value: Any) -> np.ndarray:
         x, y = position.tolist()
         raise cp.errors.InvalidValueError(
             f"Position ({x:g}, {y:g}) lies outside of the image.",
-            fix=f"positions are (x, y) in image widths: (0, 0) is the upper left corner, (1, 1) the lower right one. "
-            f"Whole objects fit between {shapes.MARGIN:g} and {1 - shapes.MARGIN:g}.",
+            fix="positions are (x, y) in image widths: (0, 0) is the upper left "
+            "corner, (1, 1) the lower right one. Whole objects fit between "
+            f"{shapes.MARGIN:g} and {1 - shapes.MARGIN:g}.",
         )
     return position
 
 
 def noisy_weight(log_snr: Array) -> Array:
-    """σ²/(α² + 0.02) + 0.1 at a log-SNR, on a variance-preserving schedule."""
-    alpha2, sigma2 = jax.nn.sigmoid(log_snr), jax.nn.sigmoid(-log_snr)
+    """Return σ²/(α² + 0.02) + 0.1, on a variance-preserving schedule."""
+    alpha2 = jax.nn.sigmoid(log_snr)
+    sigma2 = jax.nn.sigmoid(-log_snr)
     return sigma2 / (alpha2 + 0.02) + 0.1

@@ -1,5 +1,4 @@
-"""Posteriors of simulators, learned from pairs (θ, x) that are drawn anew for each
-step."""
+"""Posteriors of simulators, learned from pairs (θ, x) drawn afresh for each step."""
 
 from __future__ import annotations
 
@@ -21,9 +20,8 @@ from .worlds import drift_diffusion, slcp, two_moons
 SETTINGS: dict[str, Any] = {
     "parameterization": "epsilon",
     "conditions": ("x",),
-    "log_snr": cp.training.LogSNR(
-        -12.0, 12.0, focus=(-3.0, 10.0)
-    ),  # where posteriors take shape
+    # The focus is where posteriors take shape.
+    "log_snr": cp.training.LogSNR(-12.0, 12.0, focus=(-3.0, 10.0)),
     "batches": cp.training.Batches(256, antithetic=True),
     "learning_rate": cosine(1e-3),
     "schedule": cp.Schedule.log_snr(80, -9.0, 11.0),
@@ -31,11 +29,11 @@ SETTINGS: dict[str, Any] = {
 
 
 def even(log_snr: Array) -> Array:
-    """A weight of the loss, 1/√(σ² + 0.001), by which small errors of the score count
-    where there is little noise.
+    """Return a weight of the loss, 1/√(σ² + 0.001).
 
-    The loss of the noise itself hardly sees them there, as σ·error is small beside it.
-    In a product over n observations they add up to n times as much.
+    It gives importance to errors of the score where there is little noise: the loss of
+    the noise itself hardly depends on them there, as it contains σ·error. In a product
+    over n observations they add up to n times as much.
     """
     return 1 / jnp.sqrt(jax.nn.sigmoid(-log_snr) + 1e-3)
 
@@ -43,13 +41,13 @@ def even(log_snr: Array) -> Array:
 def posterior(
     simulator: ModuleType, network: Any, **settings: Any
 ) -> cp.training.Recipe:
-    """The recipe of p(θ | x) for one observation x.
+    """Return the recipe of p(θ | x) for one observation x.
 
     Args:
-        simulator: with ``prior()`` and ``simulate(key, θ)``.
-        network: ``network(key)`` gives the untrained network, called as ``network(θ, λ,
+        simulator: a module with ``prior()`` and ``simulate(key, θ)``.
+        network: ``network(key)`` makes the untrained network, called as ``network(θ, λ,
             x=x)``.
-        settings: what the recipe changes of `SETTINGS`.
+        settings: settings of the recipe in place of `SETTINGS`.
     """
     prior = simulator.prior()
 
@@ -62,8 +60,11 @@ def posterior(
 
 
 def slcp_network(key: Array) -> BoundedPosterior:
-    """It sees the data by the mean, standard deviations and correlation of its four
-    points, which tell all of them."""
+    """Make the network of SLCP.
+
+    It takes the data as mean, standard deviations and correlation of the four points,
+    which are sufficient.
+    """
     return BoundedPosterior(
         slcp.SIZE,
         slcp.BOUND,
@@ -78,59 +79,59 @@ def slcp_network(key: Array) -> BoundedPosterior:
 
 
 def _moments(x: Array) -> Array:
-    """Five numbers of moderate size that hold all that four points of a Gaussian tell
-    of it."""
+    """Return sufficient statistics of four points of a Gaussian, of moderate size."""
     mean, deviation, correlation = _sample(x)
     bounded = jnp.clip(correlation, -0.9999, 0.9999)
-    return jnp.concatenate(
-        [mean / slcp.BOUND, 0.5 * jnp.log(deviation), 0.5 * jnp.arctanh(bounded)[None]]
-    )
+    angle = 0.5 * jnp.arctanh(bounded)[None]
+    return jnp.concatenate([mean / slcp.BOUND, 0.5 * jnp.log(deviation), angle])
 
 
 def _residuals(theta: Array, x: Array, width: Array) -> tuple[Array, Array]:
-    """How far θ is from estimates by moments, in units of the estimates' errors, and
-    these."""
+    """Return θ relative to its estimates by moments, in their errors, and these."""
     mean, deviation, correlation = _sample(x)
     error = 0.5 * deviation  # of a mean of four
     root = jnp.sqrt(deviation)
-    root_error = 0.2 * root  # of √s, where s is told to about 40 %
+    root_error = 0.2 * root  # of √s, as s is estimated to about 40 %
     away = theta[:2] - mean
     place = away / jnp.sqrt(error**2 + width**2)
-    # Where the points lie along a line, one coordinate of their mean tells of the
-    # other.
+    # Where the points lie along a line, the errors of the two coordinates of their mean
+    # are correlated.
     slope = correlation * deviation / deviation[::-1]
     rest = error**2 * (1 - correlation**2) + width**2 * (1 + slope**2)
     across = (away - slope * away[::-1]) / jnp.sqrt(rest)
     deviations = theta[2:4]
-    below, above = (
-        (deviations - sign * root) / jnp.sqrt(root_error**2 + width**2)
-        for sign in (-1.0, 1.0)
-    )
-    # Far away their logarithm is enough.
+    # The deviations are θ₃² and θ₄²: either sign of a root is possible.
+    root_spread = jnp.sqrt(root_error**2 + width**2)
+    below = (deviations + root) / root_spread
+    above = (deviations - root) / root_spread
+    # Far away the logarithm of a distance is enough.
     features = jnp.arcsinh(jnp.concatenate([place, across, below, above]))
     scale = jnp.concatenate([error, root_error, jnp.ones(1)])
     return features, jnp.minimum(scale, slcp.BOUND / jnp.sqrt(3.0))
 
 
 def _sample(x: Array) -> tuple[Array, Array, Array]:
+    """Return mean, standard deviations and correlation of the points of x."""
     points = x.reshape(slcp.POINTS, 2)
     mean = points.mean(0)
     centred = points - mean
     variance = jnp.sum(centred**2, axis=0) / (slcp.POINTS - 1) + 1e-8
     covariance = jnp.sum(centred[:, 0] * centred[:, 1]) / (slcp.POINTS - 1)
-    return mean, jnp.sqrt(variance), covariance / jnp.sqrt(variance[0] * variance[1])
+    correlation = covariance / jnp.sqrt(variance[0] * variance[1])
+    return mean, jnp.sqrt(variance), correlation
 
 
 def two_moons_network(key: Array) -> BoundedPosterior:
-    """It sees θ and x at two scales each."""
+    """Make the network of two moons, which takes θ and x at two scales each."""
 
     def inputs(theta: Array, x: Array, width: Array) -> tuple[Array, Array]:
-        total, difference = theta[0] + theta[1], theta[1] - theta[0]
+        # x lies near (−|θ₁ + θ₂|, θ₂ − θ₁)/√2: both signs of the sum are features.
+        total = theta[0] + theta[1]
+        difference = theta[1] - theta[0]
         turned = jnp.stack([total, -total, difference]) / jnp.sqrt(2.0)
         near = (turned + jnp.stack([x[0], x[0], -x[1]])) / jnp.sqrt(0.2**2 + width**2)
-        return jnp.concatenate([near, jnp.arcsinh(10 * near)]), jnp.full(
-            two_moons.SIZE, two_moons.WIDTH
-        )
+        features = jnp.concatenate([near, jnp.arcsinh(10 * near)])
+        return features, jnp.full(two_moons.SIZE, two_moons.WIDTH)
 
     return BoundedPosterior(
         two_moons.SIZE,
@@ -145,12 +146,13 @@ def two_moons_network(key: Array) -> BoundedPosterior:
 
 
 def drift_diffusion_network(key: Array) -> GaussianPosterior:
-    """It sees a subject by the summaries of its trials."""
+    """Make the network of drift diffusion, which takes the summaries of a subject."""
     params, theta_key, data_key = jax.random.split(key, 3)
     world = drift_diffusion
+    theta = world.prior().sample(theta_key, (2000,))
     return GaussianPosterior(
         world.SIZE,
-        world.simulate(data_key, world.prior().sample(theta_key, (2000,))),
+        world.simulate(data_key, theta),
         centre=world.LOCATION,
         scale=world.SCALE,
         width=64,

@@ -1,5 +1,4 @@
-"""The 2D models of Du et al. 2023: their data, and the settings that they are trained
-with."""
+"""The 2D models of Du et al. 2023: their data, and their settings of training."""
 
 from __future__ import annotations
 
@@ -28,15 +27,14 @@ CONTINUOUS: dict[str, Any] = {
     "batches": cp.training.Batches(500, chunk=250, antithetic=True),
     "learning_rate": cosine(1e-3),
 }
-"""What the models that are continuous in log-SNR add to the paper's settings."""
-
+"""Settings of models continuous in log-SNR, in addition to the paper's."""
 
 SHARP: dict[str, Any] = CONTINUOUS | {
     "log_snr": cp.training.LogSNR(-16.0, 12.0, focus=(0.0, 11.5)),
     "schedule": cp.Schedule.log_snr(60, -9.0, 11.0),
-    "iterations": 8000,  # each of these is trained five times over
+    "iterations": 8000,  # each of these models is trained five times
 }
-"""What changes for data of a finer scale: σ is 0.0041 at level 0, far below the sharp
+"""Settings for data of a finer scale: σ is 0.0041 at level 0, far below the sharp
 ring's 0.03."""
 
 DEPTH: dict[str, Any] = {
@@ -46,12 +44,11 @@ DEPTH: dict[str, Any] = {
     # twice.
     "batches": cp.training.Batches(504, chunk=252, antithetic=True),
 }
-"""What energies that know mode depth change."""
+"""Settings of energies that learn the depth of modes."""
 
 
 def ring(deviation: float = 0.075) -> Any:
-    """Eight Gaussians of a standard deviation on a circle of radius 0.5, equally
-    likely."""
+    """Return eight equally likely Gaussians on a circle of radius 0.5."""
     angle = jnp.arange(8) * (2 * jnp.pi / 8)
     centres = 0.5 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
     modes = dist.Normal(centres, deviation).to_event(1)
@@ -59,65 +56,62 @@ def ring(deviation: float = 0.075) -> Any:
 
 
 def bar(centre: float = 0.0) -> Any:
-    """Uniform on the box |x₁ − centre| < 0.2, |x₂| < 1."""
-    return dist.Uniform(
-        jnp.array([centre - 0.2, -1.0]), jnp.array([centre + 0.2, 1.0])
-    ).to_event(1)
+    """Return the uniform distribution on the box |x₁ − centre| < 0.2, |x₂| < 1."""
+    low = jnp.array([centre - 0.2, -1.0])
+    high = jnp.array([centre + 0.2, 1.0])
+    return dist.Uniform(low, high).to_event(1)
 
 
 def box(half_width: float) -> Any:
-    """Uniform on the square |x₁|, |x₂| < half_width."""
+    """Return the uniform distribution on the square |x₁|, |x₂| < half_width."""
     return dist.Uniform(jnp.full(2, -half_width), jnp.full(2, half_width)).to_event(1)
 
 
 def soft(half_widths: tuple[float, float], inside: float, outer: float = 1.1) -> Any:
-    """A box |x₁| < w₁, |x₂| < w₂ with a floor.
+    """Return a box |x₁| < w₁, |x₂| < w₂ with a floor.
 
-    Uniform in the box, or with probability 1 − inside on the square |x₁|, |x₂| < outer.
-    The floor keeps products and quotients with it proper: no point of the outer square
-    is impossible.
+    It is uniform in the box, or with probability 1 − inside on the square |x₁|, |x₂| <
+    outer. The floor keeps products and quotients with it proper: no point of the outer
+    square is impossible.
     """
-    parts = [
-        dist.Uniform(-jnp.array(w), jnp.array(w)).to_event(1)
-        for w in (half_widths, (outer, outer))
-    ]
+    boxes = []
+    for widths in (half_widths, (outer, outer)):
+        half = jnp.array(widths)
+        boxes.append(dist.Uniform(-half, half).to_event(1))
     weights = dist.Categorical(probs=jnp.array([inside, 1 - inside]))
-    return dist.MixtureGeneral(weights, parts, support=dist.constraints.real_vector)
+    return dist.MixtureGeneral(weights, boxes, support=dist.constraints.real_vector)
 
 
 def energy(
     distribution: Any, *, deviation: float, finest: float, **settings: Any
 ) -> cp.training.Recipe:
-    """An energy model of a 2D distribution, log f = −½‖s‖²/σ, over the residual MLP in
-    Equinox.
+    """Return the recipe of an energy log f = −½‖s‖²/σ, s a residual MLP in Equinox.
 
     Args:
         distribution: a NumPyro distribution over vectors of length 2.
         deviation, finest: see `OutputScale`.
-        settings: what the recipe changes of `CONTINUOUS`.
+        settings: settings of the recipe in place of `CONTINUOUS`.
     """
     scale = OutputScale("energy_norm", deviation, finest)
 
     def network(key: Array) -> Any:
         return residual_mlp_eqx.ResidualMLP(2, output_scale=scale, key=key)
 
-    return _recipe(
-        distribution,
-        network,
-        **(CONTINUOUS | {"parameterization": "energy_norm"} | settings),
-    )
+    chosen = CONTINUOUS | {"parameterization": "energy_norm"} | settings
+    return _recipe(distribution, network, **chosen)
 
 
 def depth(
     distribution: Any, *, deviation: float, finest: float, **settings: Any
 ) -> cp.training.Recipe:
-    """An energy model that also learns the depth of separated modes: log f = −½‖s‖²/σ +
-    b(λ), and a cross-level loss.
+    """Return the recipe of an energy that also learns the depth of separated modes.
+
+    It is log f = −½‖s‖²/σ + b(λ), with a cross-level loss.
 
     Args:
         distribution: a NumPyro distribution over vectors of length 2.
         deviation, finest: see `OutputScale`.
-        settings: what the recipe changes of `CONTINUOUS` and `DEPTH`.
+        settings: settings of the recipe in place of `CONTINUOUS` and `DEPTH`.
     """
     chosen = CONTINUOUS | DEPTH | settings
     log_snr_min = chosen["log_snr"].low
@@ -133,31 +127,30 @@ def depth(
 def score(
     distribution: Any, *, deviation: float, finest: float, **settings: Any
 ) -> cp.training.Recipe:
-    """A score-only model of a 2D distribution that predicts the noise, over the
-    residual MLP in Flax NNX.
+    """Return the recipe of a score-only model, a residual MLP in Flax NNX.
+
+    The network predicts the noise.
 
     Args:
         distribution: a NumPyro distribution over vectors of length 2.
         deviation, finest: see `OutputScale`.
-        settings: what the recipe changes of `CONTINUOUS`.
+        settings: settings of the recipe in place of `CONTINUOUS`.
     """
     scale = OutputScale("epsilon", deviation, finest)
 
     def network(key: Array) -> Any:
-        return residual_mlp_nnx.ResidualMLP(
-            2, output_scale=scale, rngs=nnx.Rngs(params=key)
-        )
+        rngs = nnx.Rngs(params=key)
+        return residual_mlp_nnx.ResidualMLP(2, output_scale=scale, rngs=rngs)
 
-    return _recipe(
-        distribution,
-        network,
-        **(CONTINUOUS | {"parameterization": "epsilon"} | settings),
-    )
+    chosen = CONTINUOUS | {"parameterization": "epsilon"} | settings
+    return _recipe(distribution, network, **chosen)
 
 
 def paper(distribution: Any) -> cp.training.Recipe:
-    """The paper's own model: E = ½‖x − s‖² on 100 discrete levels, a learned table of
-    levels, a constant rate."""
+    """Return the recipe of the paper's model: E = ½‖x − s‖² on 100 discrete levels.
+
+    It has a learned table of levels, and a constant learning rate.
+    """
 
     def network(key: Array) -> Any:
         return residual_mlp_eqx.ResidualMLP(2, num_levels=100, key=key)

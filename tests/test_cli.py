@@ -267,7 +267,7 @@ REFUSED = [
     ),
     (NORMAL, " --chains 0", "at least 1"),
     (NORMAL, " --distributed", "start it with srun"),
-    (NORMAL, " --mesh 8", "'8' is no mesh of ROWSxCOLUMNS devices"),
+    (NORMAL, " --mesh 8", "'8' is not a mesh of ROWSxCOLUMNS devices"),
     (NORMAL, " --mesh 9x100", "A mesh of 9x100 needs 900 devices"),
     (
         NORMAL + "sampler = 3",

@@ -1,15 +1,14 @@
-"""Checks a release: builds it, and installs and runs it in an empty environment of
-every Python that is found here.
+"""Check a release: build it, and run it in an empty environment of every Python.
 
-    make release-check                                        # or: python tools/check_release.py
+    make release-check                               # or: python tools/check_release.py
     python tools/check_release.py --python PATH --only 3.14 --only lowest
 
-For each Python of `PYTHONS` it installs the wheel and runs `inside` (README's program,
-the command line, a project of `composeprob new`, what an absent model says), then the
-zoo's wheel and one of its models, and lists what was pulled in (tools/dependencies.py).
-The oldest Python found is done once more with the lowest versions that pyproject.toml
-allows. The wheel that the sdist gives must hold the same files. A Python that is not
-here is named, and fails nothing.
+For each Python of `PYTHONS` on this machine it installs the wheel and runs the first
+steps of a user: README's program, the command line, a project of `composeprob new`, the
+error of an absent model. Then it installs the zoo's wheel, loads one of its models, and
+lists the dependencies (tools/dependencies.py). The oldest Python is checked once more
+with the lowest versions that pyproject.toml allows. The wheel made from the sdist must
+hold the same files. A Python that is not installed is named, and fails nothing.
 """
 
 from __future__ import annotations
@@ -29,23 +28,22 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 LARGEST = 25_000_000
-"""Bytes of composeprob's own wheel."""
+"""Greatest size of composeprob's own wheel, in bytes."""
 EXTRAS = "zoo,digits,text,hub"
 """Extras that any machine can install; those for accelerators are resolved only."""
 ACCELERATORS = ("cuda12", "cuda13", "tpu")
 
 
 def command(*parts: str | Path, cwd: Path | None = None) -> str:
-    """Runs a command; returns what it printed.
+    """Run a command, and return its output.
 
     Raises:
-        RuntimeError: it failed, with the end of what it said.
+        RuntimeError: it failed, with the end of its output.
     """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("PYTHONPATH", "VIRTUAL_ENV")
-    }
+    # With these the command would find this checkout, or this environment.
+    environment = dict(os.environ)
+    for name in ("PYTHONPATH", "VIRTUAL_ENV"):
+        environment.pop(name, None)
     run = subprocess.run(
         [str(part) for part in parts],
         cwd=cwd,
@@ -61,7 +59,7 @@ def command(*parts: str | Path, cwd: Path | None = None) -> str:
 
 
 def built(folder: Path) -> tuple[Path, Path]:
-    """Builds everything; returns composeprob's wheel and the zoo's.
+    """Build everything, and return composeprob's wheel and the zoo's.
 
     Raises:
         RuntimeError: the wheel is too large, or that of the sdist holds other files.
@@ -71,18 +69,13 @@ def built(folder: Path) -> tuple[Path, Path]:
     command(*build, "--wheel", "--outdir", folder, ROOT / "models")
     direct = folder / "direct"
     command(*build, "--wheel", "--outdir", direct, ROOT)
-    wheel, zoo = (
-        next(folder.glob("composeprob-*.whl")),
-        next(folder.glob("composeprob_zoo-*.whl")),
-    )
-    files, own = (
-        set(zipfile.ZipFile(each).namelist())
-        for each in (wheel, next(direct.glob("*.whl")))
-    )
-    if files != own:
-        raise RuntimeError(
-            f"sdist and checkout give other wheels: {sorted(files ^ own)[:5]}"
-        )
+    wheel = next(folder.glob("composeprob-*.whl"))
+    zoo = next(folder.glob("composeprob_zoo-*.whl"))
+    files = set(zipfile.ZipFile(wheel).namelist())
+    direct_files = set(zipfile.ZipFile(next(direct.glob("*.whl"))).namelist())
+    if files != direct_files:
+        differing = sorted(files ^ direct_files)[:5]
+        raise RuntimeError(f"sdist and checkout give other wheels: {differing}")
     if wheel.stat().st_size > LARGEST:
         raise RuntimeError(
             f"{wheel.name} has {wheel.stat().st_size:,} bytes, more than {LARGEST:,}"
@@ -92,48 +85,42 @@ def built(folder: Path) -> tuple[Path, Path]:
     return wheel, zoo
 
 
-def found(version: str, named: list[Path]) -> Path | None:
-    """Finds a Python of this version: among those named, on the path, or where uv and
-    pyenv keep theirs."""
-    pyenv = sorted(
-        Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(
-            f"versions/{version}.*/bin/python"
-        )
-    )
-    candidates = [
-        *named,
-        *filter(None, [shutil.which(f"python{version}")]),
-        *reversed(pyenv),
-    ]
+def find_python(version: str, named: list[Path]) -> Path | None:
+    """Return a Python of this version, or None.
+
+    It is one of those named, on the path, or installed by pyenv or uv.
+    """
+    candidates: list[str | Path] = list(named)
+    on_path = shutil.which(f"python{version}")
+    if on_path is not None:
+        candidates.append(on_path)
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    installed = sorted(pyenv.glob(f"versions/{version}.*/bin/python"))
+    candidates += reversed(installed)
     with contextlib.suppress(RuntimeError):
-        candidates.append(
-            command("uv", "python", "find", "--no-python-downloads", version).strip()
-        )
+        by_uv = command("uv", "python", "find", "--no-python-downloads", version)
+        candidates.append(by_uv.strip())
+    show_version = "import sys; print('%d.%d' % sys.version_info[:2])"
     for candidate in candidates:
         try:
-            says = command(
-                candidate, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"
-            )
+            shown = command(candidate, "-c", show_version)
         except (RuntimeError, OSError):
             continue  # a shim, or another machine's
-        if says.strip() == version:
+        if shown.strip() == version:
             return Path(candidate)
     return None
 
 
-def inside(python: Path, folder: Path) -> None:
-    """What a user does first, in an environment with nothing but the wheel, away from
-    the checkout."""
-    program = re.findall(
-        r"```python\n(.*?)```",
-        (ROOT / "README.md").read_text(encoding="utf-8"),
-        re.DOTALL,
-    )[0]
+def first_steps(python: Path, folder: Path) -> None:
+    """Do the first steps of a user, away from the checkout.
+
+    The environment has nothing but the wheel.
+    """
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    program = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0]
+    program += "\nresult.plot().savefig('readme.png')\nresult.to_arviz()\n"
     file = folder / "readme.py"
-    file.write_text(
-        program + "\nresult.plot().savefig('readme.png')\nresult.to_arviz()\n",
-        encoding="utf-8",
-    )
+    file.write_text(program, encoding="utf-8")
     command(python, "-I", file, cwd=folder)
     composeprob = python.with_name("composeprob")
     command(composeprob, "--version")
@@ -143,14 +130,34 @@ def inside(python: Path, folder: Path) -> None:
     absent = (
         "import composeprob as cp\n"
         "try: cp.load('box2d')\n"
-        "except cp.errors.LoadError as error: assert 'composeprob[zoo]' in str(error), error\n"
+        "except cp.errors.LoadError as error:\n"
+        "    assert 'composeprob[zoo]' in str(error), error\n"
         "else: raise SystemExit('box2d is in the wheel')"
     )
     command(python, "-I", "-c", absent)
 
 
+def lowest_versions(python: Path, folder: Path) -> Path:
+    """Write the lowest versions of the direct dependencies; return the file."""
+    resolution = ("--resolution", "lowest-direct", "--only-binary", ":all:")
+    names = command(
+        "uv",
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-header",
+        *resolution,
+        "--python",
+        python,
+        ROOT / "pyproject.toml",
+    )
+    pins = folder / "lowest.txt"
+    pins.write_text(names, encoding="utf-8")
+    return pins
+
+
 def check(python: Path, wheel: Path, zoo: Path, folder: Path, lowest: bool) -> None:
-    """Installs and runs the release with one Python.
+    """Install and run the release with one Python.
 
     Raises:
         RuntimeError: something failed.
@@ -158,52 +165,28 @@ def check(python: Path, wheel: Path, zoo: Path, folder: Path, lowest: bool) -> N
     command("uv", "venv", "--quiet", "--python", python, folder)
     own = folder / "bin" / "python"
     install = ["uv", "pip", "install", "--quiet", "--python", own]
-    resolution = (
-        ["--resolution", "lowest-direct", "--only-binary", ":all:"] if lowest else []
-    )
-    if lowest:  # the lowest of what the wheel asks for, which is what it names itself
-        names = command(
-            "uv",
-            "pip",
-            "compile",
-            "--quiet",
-            "--no-header",
-            *resolution,
-            "--python",
-            own,
-            ROOT / "pyproject.toml",
-        )
-        pins = folder / "lowest.txt"
-        pins.write_text(names, encoding="utf-8")
-        install += ["--constraint", pins]
+    if lowest:
+        install += ["--constraint", lowest_versions(own, folder)]
     command(*install, wheel)
     command("uv", "pip", "check", "--python", own)
     work = folder / "work"
     work.mkdir()
-    inside(own, work)
+    first_steps(own, work)
     print(command(own, ROOT / "tools" / "dependencies.py"))
     if lowest:
         return
     command(*install, zoo)
-    command(
-        own,
-        "-I",
-        "-c",
-        "import composeprob as cp; print(cp.load('box2d'), cp.zoo('box2d'))",
-    )
-    command(
-        *install,
-        "--find-links",
-        zoo.parent,
-        f"composeprob[{EXTRAS}] @ {wheel.as_uri()}",
-    )
+    load = "import composeprob as cp; print(cp.load('box2d'), cp.zoo('box2d'))"
+    command(own, "-I", "-c", load)
+    with_extras = f"composeprob[{EXTRAS}] @ {wheel.as_uri()}"
+    command(*install, "--find-links", zoo.parent, with_extras)
     command(own, ROOT / "tools" / "dependencies.py", f"composeprob[{EXTRAS}]")
     for extra in ACCELERATORS:
         command(*install, "--dry-run", f"composeprob[{extra}] @ {wheel.as_uri()}")
 
 
 def main() -> int:
-    """Runs all; returns the exit status."""
+    """Check every Python, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--python",
@@ -219,29 +202,33 @@ def main() -> int:
         help="3.11 … 3.14 or lowest; once for each",
     )
     options = parser.parse_args()
-    known = {version: found(version, options.python) for version in PYTHONS}
-    here = {version: python for version, python in known.items() if python is not None}
+    here = {}
+    for version in PYTHONS:
+        python = find_python(version, options.python)
+        if python is not None:
+            here[version] = python
     failed = []
     with tempfile.TemporaryDirectory(prefix="composeprob-release-") as folder:
         wheel, zoo = built(Path(folder) / "dist")
-        cases = {**here, **({"lowest": next(iter(here.values()))} if here else {})}
+        cases = dict(here)
+        if here:
+            cases["lowest"] = next(iter(here.values()))
         for case, python in cases.items():
             if options.only and case not in options.only:
                 continue
             began = time.monotonic()
             try:
                 check(python, wheel, zoo, Path(folder) / case, case == "lowest")
-                print(
-                    f"ok      {case} ({python}), {time.monotonic() - began:.0f} s",
-                    flush=True,
-                )
+                seconds = time.monotonic() - began
+                print(f"ok      {case} ({python}), {seconds:.0f} s", flush=True)
             except RuntimeError as error:
                 failed.append(case)
                 print(f"FAILED  {case} ({python}): {error}", flush=True)
     for version in PYTHONS:
         if version not in here:
             print(
-                f"absent  {version}: no Python of this version is here; name one by --python PATH"
+                f"absent  {version}: no Python of this version is here; name one by "
+                "--python PATH"
             )
     return int(bool(failed))
 

@@ -1,10 +1,11 @@
-"""What an installed distribution pulls in: every package with who asks for it, and its
-licence.
+"""List the dependencies of an installed distribution, with their licences.
 
-    python tools/dependencies.py                      # of composeprob, in this environment
+Each package is shown with those that require it.
+
+    python tools/dependencies.py                      # of composeprob, as installed
     python tools/dependencies.py 'composeprob[text]'  # and of an extra
 
-Exits with 1 where a licence is not compatible with ours (Apache-2.0), or where
+Exits with 1 if a licence is not compatible with ours (Apache-2.0), or if
 docs/dependencies.md does not name a package. `make release-check` runs it in a fresh
 environment of every Python.
 """
@@ -37,20 +38,23 @@ changes its own files."""
 
 
 def closure(root: str) -> dict[str, set[str]]:
-    """Follows what is required, here and now (by the markers of this Python and
-    system).
+    """Return all packages that a requirement needs, directly or not.
+
+    Markers are evaluated for this Python and system.
 
     Args:
         root: a requirement such as ``"composeprob[text]"``.
 
     Returns:
-        ``{package: the packages that ask for it}``, without the root and what is not
-            installed.
+        ``{package: the packages that require it}``, without the root and packages that
+            are not installed.
     """
     found: dict[str, set[str]] = {}
     start = Requirement(root)
-    todo, seen = [(canonicalize_name(start.name), "")], set()
-    todo += [(canonicalize_name(start.name), extra) for extra in start.extras]
+    start_name = canonicalize_name(start.name)
+    todo = [(start_name, "")]
+    todo += [(start_name, extra) for extra in start.extras]
+    seen = set()
     while todo:
         name, extra = todo.pop()
         if (name, extra) in seen:
@@ -58,69 +62,72 @@ def closure(root: str) -> dict[str, set[str]]:
         seen.add((name, extra))
         for line in requires(name) or []:
             needed = Requirement(line)
-            if needed.marker is not None and not needed.marker.evaluate(
-                {"extra": extra}
-            ):
+            marker = needed.marker
+            if marker is not None and not marker.evaluate({"extra": extra}):
                 continue
             child = canonicalize_name(needed.name)
             try:
                 metadata(child)
             except PackageNotFoundError:
                 continue  # an extra that is not installed
-            if child != canonicalize_name(start.name):
+            if child != start_name:
                 found.setdefault(child, set()).add(name)
-            todo += [(child, ""), *((child, each) for each in needed.extras)]
+            todo.append((child, ""))
+            todo += [(child, child_extra) for child_extra in needed.extras]
     return found
 
 
 def licence(package: str) -> str:
-    """Returns a package's licence by its metadata: the expression, else the
-    classifiers, else the text's first line."""
-    of = metadata(package)
-    if of.get("License-Expression"):
-        return of["License-Expression"]
-    classified = [
-        line.rpartition(" :: ")[2]
-        for line in of.get_all("Classifier") or []
-        if line.startswith("License ::")
-    ]
-    text = (of.get("License") or "").strip()
-    return " AND ".join(classified) or (text.splitlines()[0] if text else "not stated")
+    """Return a package's licence from its metadata.
+
+    It is the expression, else the classifiers, else the first line of the text.
+    """
+    fields = metadata(package)
+    if fields.get("License-Expression"):
+        return fields["License-Expression"]
+    classified = []
+    for line in fields.get_all("Classifier") or []:
+        if line.startswith("License ::"):
+            classified.append(line.rpartition(" :: ")[2])
+    if classified:
+        return " AND ".join(classified)
+    text = (fields.get("License") or "").strip()
+    return text.splitlines()[0] if text else "not stated"
 
 
 def compatible(expression: str) -> bool:
-    """Says whether every part of a licence, or one of its alternatives, may be depended
-    on."""
+    """Return whether Apache-2.0 code may depend on code under a licence.
 
-    def known(part: str) -> bool:
-        return "gpl" not in part and any(
-            re.search(rf"\b0?{word}\b", part) for word in COMPATIBLE
-        )
+    Of the alternatives of each of its terms, one must be compatible.
+    """
 
-    parts = re.split(r"\s+and\s+", re.sub("[()]", " ", expression.lower()))
-    return all(any(map(known, re.split(r"\s+or\s+", part))) for part in parts)
+    def is_compatible(alternative: str) -> bool:
+        if "gpl" in alternative:
+            return False
+        return any(re.search(rf"\b0?{word}\b", alternative) for word in COMPATIBLE)
+
+    terms = re.split(r"\s+and\s+", re.sub("[()]", " ", expression.lower()))
+    return all(any(map(is_compatible, re.split(r"\s+or\s+", term))) for term in terms)
 
 
 def main(root: str = "composeprob") -> int:
-    """Prints the list; returns the exit status."""
-    named = {
-        canonicalize_name(name)
-        for name in re.findall(r"`([\w.-]+)`", DOCS.read_text(encoding="utf-8"))
-    }
-    wrong = []
-    for package, askers in sorted(closure(root).items()):
-        under = licence(package)
+    """Print the list, and return the exit status."""
+    names = re.findall(r"`([\w.-]+)`", DOCS.read_text(encoding="utf-8"))
+    documented = {canonicalize_name(name) for name in names}
+    problems = []
+    for package, required_by in sorted(closure(root).items()):
+        package_licence = licence(package)
+        version = metadata(package)["Version"]
         print(
-            f"{package:<24}{metadata(package)['Version']:<16}{under[:40]:<42}{', '.join(sorted(askers))}"
+            f"{package:<24}{version:<16}{package_licence[:40]:<42}"
+            f"{', '.join(sorted(required_by))}"
         )
-        wrong += (
-            [f"{package}: its licence is {under!r}"] if not compatible(under) else []
-        )
-        wrong += (
-            [f"{package}: {DOCS.name} does not name it"] if package not in named else []
-        )
-    print(*wrong, sep="\n")
-    return int(bool(wrong))
+        if not compatible(package_licence):
+            problems.append(f"{package}: its licence is {package_licence!r}")
+        if package not in documented:
+            problems.append(f"{package}: {DOCS.name} does not name it")
+    print(*problems, sep="\n")
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

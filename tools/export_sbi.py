@@ -1,5 +1,6 @@
-"""Writes a posterior estimator that sbi has trained (NPSE or FMPE) as one file that
-`cp.from_estimator` reads.
+"""Write a posterior estimator that sbi has trained (NPSE or FMPE) as one file.
+
+`cp.from_estimator` reads it.
 
 Runs beside torch and sbi 0.27, and needs nothing of composeprob; copy it there:
 
@@ -8,14 +9,14 @@ Runs beside torch and sbi 0.27, and needs nothing of composeprob; copy it there:
     estimator = NPSE(prior).append_simulations(theta, x).train()      # or FMPE(prior)
     export(estimator, "posterior.npz")
 
-or ``python export_sbi.py estimator.pt posterior.npz`` of what ``torch.save(estimator,
-"estimator.pt")`` wrote. Such a file is a pickle, which runs code when it is opened:
-open your own only. What is written holds arrays and JSON alone.
+or ``python export_sbi.py estimator.pt posterior.npz`` with a file of
+``torch.save(estimator, "estimator.pt")``. Such a file is a pickle, which runs code when
+it is opened: open your own only. The file that is written has arrays and JSON alone.
 
-Read are vector fields of the network "mlp", which is sbi's default. Data may be
-standardised and go through an embedding of linear layers and activations; any other
-embedding is left out by ``embedded=True``, and conditions are then what
-``estimator.embedding_net`` makes of data.
+Estimators need vector fields of the network "mlp", which is sbi's default. Data may be
+standardised and go through an embedding of linear layers and activations. Any other
+embedding is left out by ``embedded=True``; conditions are then the outputs of
+``estimator.embedding_net``.
 """
 
 from __future__ import annotations
@@ -52,13 +53,12 @@ NUMBERS = (
 
 
 def export(estimator: Any, path: str, embedded: bool = False) -> None:
-    """Writes the file.
+    """Write the file.
 
     Args:
-        estimator: what ``train()`` returned.
-        path: of the file, ending in .npz.
-        embedded: whether conditions are given as the embedding net makes them of data,
-            which is then not written.
+        estimator: the estimator that ``train()`` returned.
+        path: path of the file, ending in .npz.
+        embedded: leave the embedding net out; conditions are then its outputs.
 
     Raises:
         TypeError: an estimator, network or embedding that cannot be written.
@@ -66,25 +66,26 @@ def export(estimator: Any, path: str, embedded: bool = False) -> None:
     network = getattr(estimator, "net", None)
     if type(network).__name__ != "VectorFieldMLP":
         raise TypeError(
-            f"{type(estimator).__name__} has the network {type(network).__name__}; only VectorFieldMLP is written: "
-            'train NPSE or FMPE with the network "mlp".'
+            f"{type(estimator).__name__} has the network {type(network).__name__}; "
+            'only VectorFieldMLP is written: train NPSE or FMPE with the network "mlp".'
         )
     arrays: dict[str, torch.Tensor] = {
         f"net.{name}": array for name, array in network.state_dict().items()
     }
     arrays |= {"mean_0": estimator.mean_0, "std_0": estimator.std_0}
     arrays |= {"shift": estimator._theta_shift, "scale": estimator._theta_scale}
+    layers = [] if embedded else flat(estimator.embedding_net)
     embedding = []
-    for i, layer in enumerate([] if embedded else flat(estimator.embedding_net)):
+    for i, layer in enumerate(layers):
         kind = type(layer).__name__
         if kind not in LAYERS or (kind == "GELU" and layer.approximate != "none"):
             raise TypeError(
-                f"The embedding has a layer {kind}; pass embedded=True, and conditions as it makes them."
+                f"The embedding has a layer {kind}; pass embedded=True, and its "
+                "outputs as conditions."
             )
         embedding.append(kind)
-        arrays |= {
-            f"embedding.{i}.{name}": array for name, array in layer.state_dict().items()
-        }
+        for name, array in layer.state_dict().items():
+            arrays[f"embedding.{i}.{name}"] = array
     described = {
         "package": "sbi",
         "version": importlib.metadata.version("sbi"),
@@ -94,11 +95,9 @@ def export(estimator: Any, path: str, embedded: bool = False) -> None:
         "condition_shape": None if embedded else list(estimator.condition_shape),
         "embedding": embedding,
     }
-    described |= {
-        name: float(getattr(estimator, name))
-        for name in NUMBERS
-        if hasattr(estimator, name)
-    }
+    for name in NUMBERS:
+        if hasattr(estimator, name):
+            described[name] = float(getattr(estimator, name))
     numbers = {
         name: array.detach().cpu().float().numpy() for name, array in arrays.items()
     }
@@ -106,12 +105,14 @@ def export(estimator: Any, path: str, embedded: bool = False) -> None:
 
 
 def flat(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """The layers of a chain, one after another."""
+    """Return the layers of a chain, one after another."""
     if isinstance(module, torch.nn.Identity):
         return []
     if isinstance(module, torch.nn.Sequential):
-        return [layer for part in module for layer in flat(part)]
-    return flat(module.net) if type(module).__name__ == "FCEmbedding" else [module]
+        return [layer for member in module for layer in flat(member)]
+    if type(module).__name__ == "FCEmbedding":
+        return flat(module.net)
+    return [module]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Calibration: log-normalisers of factors, and of whole programs against data that they
-draw themselves.
+"""Calibration of factors by their log-normalisers, and of whole programs by ranks.
 
-`calibrate` finds the former by quadrature in one or two dimensions, by sequential Monte
-Carlo elsewhere; `calibrated` ranks true values among posterior draws. May import
+`calibrate` finds log-normalisers by quadrature in one or two dimensions, by sequential
+Monte Carlo elsewhere; `calibrated` ranks true values among posterior draws. May import
 everything but `api` and `cli`.
 """
 

@@ -1,7 +1,7 @@
 """The command `composeprob`, which runs programs, lists the zoo and trains models.
 
 `app` has the application and its commands, `template` the files of a new project.
-`programs` finds a program in a file and how the file says it is sampled. It may import
+`programs` finds a program in a file and the file's settings of its run. It may import
 everything, and nothing imports it.
 """
 

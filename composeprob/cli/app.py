@@ -1,5 +1,4 @@
-"""The application and its commands: `run`, `trust`, `new`, `zoo`, `train` and
-`devices`."""
+"""The application's commands: `run`, `trust`, `new`, `zoo`, `train` and `devices`."""
 
 from __future__ import annotations
 
@@ -27,16 +26,17 @@ if TYPE_CHECKING:
     from jax import Array
 
     from composeprob.density.annealed import AnnealedDensity
+    from composeprob.model_zoo import Card
     from composeprob.results.result import Result
     from composeprob.samplers.sampler import Sampler
 
-# jax and the rest of the library are imported inside the commands: `composeprob --help`
-# answers at once.
+# jax and the rest of the library are imported inside the commands, so that `composeprob
+# --help` answers at once.
 app = typer.Typer(
     name="composeprob",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    # an exception in the user's own file keeps Python's plain traceback
+    # An exception in the user's own file keeps Python's traceback.
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -45,14 +45,15 @@ Target = Annotated[
     str,
     typer.Argument(
         metavar="FILE[:PROGRAM]",
-        help="A Python file, and which of its programs if it has several.",
+        help="Python file, and the name of a program if it has several.",
     ),
 ]
 NoCache = Annotated[
     bool,
     typer.Option(
         "--no-cache",
-        help="Keep no compiled code. Else it is in a private folder under the user's cache.",
+        help="Keep no compiled code. By default it is kept in a private folder under "
+        "the user's cache.",
     ),
 ]
 Seed = Annotated[
@@ -64,7 +65,7 @@ Seed = Annotated[
 CheckpointFolder = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of checkpoints: the same command goes on where it was stopped.",
+        help="Folder of checkpoints: the same command resumes an interrupted run.",
         file_okay=False,
     ),
 ]
@@ -95,8 +96,10 @@ def options(
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Makes a function a command that prints the library's deliberate errors without a
-    traceback, and exits with 2."""
+    """Make a function a command of the application.
+
+    The library's own errors are printed without a traceback, and exit with 2.
+    """
 
     @app.command()
     @functools.wraps(function)
@@ -104,7 +107,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except ComposeProbError as error:
-            # an argument of `infer` is an option here
+            # An argument of `infer` is an option of the command.
             text = f"{type(error).__name__}: {error}".replace(
                 "choose another checkpoint_dir, or start again:",
                 "choose another --checkpoint-dir, or in the file",
@@ -116,8 +119,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def keep_compiled(no_cache: bool) -> None:
-    """Keeps what this process compiles for the next one, unless told not to; the first
-    time it says where."""
+    """Keep compiled code for later processes, and print its folder the first time."""
     from composeprob.settings import cache, default_cache
 
     if no_cache:
@@ -125,7 +127,10 @@ def keep_compiled(no_cache: bool) -> None:
     first = not default_cache().exists()
     folder = cache()
     if first and folder == default_cache():
-        text = f"Compiled code is kept in {folder}, up to 1 GiB, for the next run; --no-cache keeps none."
+        text = (
+            f"Compiled code is kept in {folder}, up to 1 GiB, for the next run; "
+            "--no-cache keeps none."
+        )
         Console(stderr=True, soft_wrap=True).print(text, highlight=False)
 
 
@@ -136,21 +141,24 @@ def run(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="A diffusers folder, or owner/name on the hub: the value of the program's parameter [b]model[/b].",
+            help="A diffusers folder, or owner/name on the hub. It becomes the value "
+            "of the program's parameter [b]model[/b].",
             show_default=False,
         ),
     ] = None,
     chains: Annotated[
         int | None,
         typer.Option(
-            help="Number of chains, that is, of samples; left out, FILE's num_chains, or 1000."
+            help="Number of chains, that is, of samples; by default FILE's num_chains, "
+            "or 1000."
         ),
     ] = None,
     seed: Seed = 0,
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder for samples.safetensors, samples.png, summary.txt and results.json.",
+            help="Folder for samples.safetensors, samples.png, summary.txt and "
+            "results.json.",
             file_okay=False,
         ),
     ] = Path("out"),
@@ -159,27 +167,29 @@ def run(
         str | None,
         typer.Option(
             metavar="ROWSxCOLUMNS",
-            help="Run on so many devices; left out, on as many as the chains can be spread over. With COLUMNS above 1 "
-            "arrays of the networks of more than 1 MiB are in parts, one on each device of a row, gathered for each "
-            "evaluation: for networks that leave no room else.",
+            help="Grid of devices to run on; by default as many devices as the chains "
+            "can be spread over. With COLUMNS above 1, network arrays of more than "
+            "1 MiB are split over the devices of a row and gathered for each "
+            "evaluation: for networks that do not fit on one device.",
         ),
     ] = None,
     distributed: Annotated[
         bool,
         typer.Option(
             "--distributed",
-            help="Run on every device of all processes that are started with this command: found as JAX finds them "
-            "(SLURM, Kubernetes, Open MPI, TPU pods), or given by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
-            "JAX_PROCESS_ID. The folders must be the same for all; samples go to OUT/samples.zarr, or where "
-            "FILE's draws say.",
+            help="Run on the devices of all processes that are started with this "
+            "command. JAX finds the processes itself under SLURM, Kubernetes, Open MPI "
+            "and on TPU pods; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+            "and JAX_PROCESS_ID. All processes must share the folders; samples go to "
+            "OUT/samples.zarr, or to the store of FILE's draws.",
         ),
     ] = False,
     no_cache: NoCache = False,
 ) -> None:
-    """Sample a program that is written in a Python file.
+    """Sample a program from a Python file.
 
-    FILE holds a function decorated with [b]@cp.program[/b]. A parameter of it gets its
-    default value, or else the variable of the same name in FILE:
+    FILE holds a function decorated with [b]@cp.program[/b]. Each of its parameters gets
+    its default value, or the value of the variable of the same name in FILE:
 
         ring, bar = cp.load("ring2d"), cp.load("bar2d")
 
@@ -187,8 +197,8 @@ def run(
         def product(ring, bar):
             return cp.sample("x", ring * bar)
 
-    Other variables of FILE say how it is sampled, as arguments of cp.infer and
-    cp.compile:
+    Other variables of FILE set how the program is sampled. They are passed to cp.infer
+    and cp.compile:
 
         sampler = cp.SMC(cp.HMC(cp.Adaptive()), steps_per_level=3)
 
@@ -221,7 +231,8 @@ def run(
 
     keep_compiled(no_cache)
     if distributed:
-        join()  # before anything looks for devices
+        # JAX starts its devices once: processes join before anything looks for them.
+        join()
     leads = jax.process_index() == 0
     devices = arranged_devices(jax.devices(), mesh)
     given = {} if model is None else {"model": lambda: api.from_diffusers(model)}
@@ -231,10 +242,11 @@ def run(
     if checkpoint_dir is not None:
         settings["checkpoint_dir"] = checkpoint_dir
     draws = settings.pop("draws", None)
-    draws = draws if isinstance(draws, api.Draws) else api.Draws(draws)
+    if not isinstance(draws, api.Draws):
+        draws = api.Draws(draws)
+    # Samples of several processes are written by all of them, which needs a store.
     if distributed and draws.store is None:
         draws = replace(draws, store=out / "samples.zarr")
-    store = None if draws.store is None else Path(draws.store)
     if leads:
         print(density)
     grid = None if devices is None else jax.sharding.Mesh(devices, ("chains", "model"))
@@ -246,56 +258,67 @@ def run(
         draws=draws,
         **settings,
     )
-    if not leads:
-        return
-    summary = str(result.summary())
-    print(f"\n{summary}\n")
-    about = {
-        "program": density.graph.name,
-        "file": target.rpartition(":")[0] or target,
-        "seed": seed,
-    }
-    try:
-        written = write(result, out, about, store)
-    except (OSError, InvalidValueError) as error:  # a full disk loses no samples
-        spare = result.save(
-            Path(tempfile.mkdtemp(prefix="composeprob-")) / "samples.safetensors"
-        )
-        Console(stderr=True).print(
-            f"{out} cannot be written: {error}. The samples are in {spare}.",
-            style="red",
-        )
-        raise typer.Exit(1) from None
-    for path in written:
+    if leads:
+        about = {
+            "program": density.graph.name,
+            "file": target.rpartition(":")[0] or target,
+            "seed": seed,
+        }
+        report(result, out, about, draws.store)
+
+
+def report(
+    result: Result, folder: Path, about: JSONObject, store: str | Path | None
+) -> None:
+    """Print a result's summary, write its files, and exit with 130 if it is partial."""
+    print(f"\n{result.summary()}\n")
+    samples = None if store is None else Path(store)
+    for path in write_or_rescue(result, folder, about, samples):
         print(f"wrote {path}")
     if not result.status.ok:
-        Console(stderr=True).print(
-            "The run has problems; see its status above.", style="yellow"
-        )
+        message = "The run has problems; see its status above."
+        Console(stderr=True).print(message, style="yellow")
     if result.status.code.value == "interrupted":
         raise typer.Exit(130)
+
+
+def write_or_rescue(
+    result: Result, folder: Path, about: JSONObject, store: Path | None
+) -> list[Path]:
+    """Write a result into ``folder``, or exit with its samples in a spare folder.
+
+    A full disk, or a folder that cannot be written, thus loses no samples.
+    """
+    try:
+        return write(result, folder, about, store)
+    except (OSError, InvalidValueError) as error:
+        temporary = Path(tempfile.mkdtemp(prefix="composeprob-"))
+        spare = result.save(temporary / "samples.safetensors")
+        message = f"{folder} cannot be written: {error}. The samples are in {spare}."
+        Console(stderr=True).print(message, style="red")
+        raise typer.Exit(1) from None
 
 
 def write(
     result: Result, folder: Path, about: JSONObject, store: Path | None = None
 ) -> list[Path]:
-    """Writes samples (unless they are in a ``store``), picture, summary and numbers of
-    a result into ``folder``; returns the files."""
+    """Write samples, picture, summary and numbers of a result; return the files.
+
+    Samples that are in a ``store`` are not written again.
+    """
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    samples, picture = (
-        store or result.save(folder / "samples.safetensors"),
-        folder / "samples.png",
-    )
+    samples = store or result.save(folder / "samples.safetensors")
+    picture = folder / "samples.png"
     figure = result.plot()
     figure.savefig(picture)
     plt.close(figure)
-    summary, numbers = folder / "summary.txt", folder / "results.json"
+    summary = folder / "summary.txt"
     summary.write_text(f"{result.summary()}\n", encoding="utf-8")
-    numbers.write_text(
-        json.dumps({**about, **result.numbers()}, indent=1) + "\n", encoding="utf-8"
-    )
+    numbers = folder / "results.json"
+    text = json.dumps({**about, **result.numbers()}, indent=1)
+    numbers.write_text(text + "\n", encoding="utf-8")
     return [samples, picture, summary, numbers]
 
 
@@ -305,15 +328,16 @@ def trust(
     chains: Annotated[
         int | None,
         typer.Option(
-            help="Number of chains of each run; left out, FILE's num_chains, or 1000."
+            help="Number of chains of each run; by default FILE's num_chains, or 1000."
         ),
     ] = None,
     seed: Seed = 0,
     reference: Annotated[
         Path | None,
         typer.Option(
-            help="Draws of what the samples should be, .npy of the only site or .npz of several: held-out data. Left "
-            "out, FILE's function reference(key, num), if it has one.",
+            help="Reference draws, such as held-out data: .npy of the only site, or "
+            ".npz of several sites. By default FILE's function reference(key, num), if "
+            "there is one.",
             dir_okay=False,
             exists=True,
         ),
@@ -326,17 +350,17 @@ def trust(
     ] = None,
     no_cache: NoCache = False,
 ) -> None:
-    """Say how far to trust the samples of a program, and whose error it is.
+    """Measure the errors of a program's samples, and attribute them.
 
     Runs the program several times: as `composeprob run` does, under another key, with
-    twice the levels, with twice the transitions at each level, and, where the kernel's
-    distribution depends on its step, with half of it. What changes by more than chance
-    with levels, transitions or steps is the sampler's error; what another key changes
-    by more than chance is an error that the standard errors do not know of. Curl of
-    scores, their Fokker-Planck residual, and factors that are asked where they were
-    never trained, are the model's. Where there are draws of what the samples should be,
-    the error is split: up to the finest run it is the sampler's, from there on the
-    model's. Exits with 1 if anything was found.
+    twice the levels, with twice the transitions at each level, and with half the step
+    of kernels whose distribution depends on it. A significant change with levels,
+    transitions or steps is an error of the sampler. A significant change with the key
+    is an error that the standard errors do not include. Curl of scores, their
+    Fokker-Planck residual, and factors evaluated outside of their training data are
+    errors of the model. With reference draws the error is split: the part up to the
+    finest run is the sampler's, the rest the model's. Exits with 1 if it finds an
+    error.
 
     [b]Examples[/b]
 
@@ -347,84 +371,73 @@ def trust(
     """
     import jax
 
-    from composeprob import api, tuning
+    from composeprob import api
     from composeprob.cli import whose_error
-    from composeprob.cli.whose_error import Refinement, moments
     from composeprob.samplers.choose import choose
 
     keep_compiled(no_cache)
     density, module, settings = compiled(target)
     number = settings["num_chains"] if chains is None else chains
-    chosen = (
-        settings["sampler"] if "sampler" in settings else choose(density, number)[0]
-    )
-    key, other = jax.random.split(jax.random.key(seed))
+    sampler = settings.get("sampler")
+    if sampler is None:
+        sampler, _ = choose(density, number)
+    key, other_key = jax.random.split(jax.random.key(seed))
 
-    def run(density: AnnealedDensity, sampler: Sampler, key: Array = other) -> Result:
+    def run(
+        density: AnnealedDensity, sampler: Sampler, key: Array = other_key
+    ) -> Result:
         return api.infer(density, key, num_chains=number, sampler=sampler)
 
-    first = run(density, chosen, key)
+    first = run(density, sampler, key)
+    reference_key = jax.random.fold_in(key, 1)
     draws = whose_error.reference_draws(
-        module, reference, jax.random.fold_in(key, 1), number, list(first.samples)
+        module, reference, reference_key, number, list(first.samples)
     )
-    expected = (
-        None if draws is None else whose_error.draws_moments(first, draws)
-    )  # refuses misfits before other runs
-    name, relevelled = whose_error.twice_the_levels(density)
-    fits = whose_error.fits(relevelled, chosen)
-    if not fits:
+    # A reference that does not fit is refused here, before the other runs.
+    expected = None if draws is None else whose_error.draws_moments(first, draws)
+    relevelled = whose_error.twice_the_levels(density)
+    if not whose_error.fits(relevelled.density, sampler):
         console.print(
-            "The sampler has one step for each level: no other number of levels was tried."
+            "The sampler has one step for each level: no other number of levels was "
+            "tried."
         )
-    refined = {
-        "another key": (density, chosen),
-        name: (relevelled, chosen if fits else None),
-        Refinement.TRANSITIONS: (density, whose_error.longer(density, chosen)),
-        Refinement.STEP: (density, whose_error.shorter_steps(density, chosen, first)),
+    variants = whose_error.variants(density, sampler, first, relevelled)
+    runs = {
+        label: run(variant_density, variant_sampler)
+        for label, (variant_density, variant_sampler) in variants.items()
     }
-    again = {
-        label: run(program, sampler)
-        for label, (program, sampler) in refined.items()
-        if sampler is not None
-    }
-    rows = {label: moments(result) for label, result in again.items()}
-    table, largest = whose_error.compared(moments(first), rows)
+    table, differences = whose_error.run_differences(first, runs, sampler)
     console.print(table)
-    if (
-        Refinement.COARSER in largest
-    ):  # an error of order p is 1/(2^p − 1) of what half the levels change
-        largest[Refinement.COARSER] /= 2 ** (chosen.check_order or 1) - 1
-    sizes = {f"{name}: a difference of": size for name, size in largest.items()}
     if expected is not None:
-        best = whose_error.finest(run, chosen, again, name, relevelled)
-        table, whose = whose_error.split(moments(first), moments(best), expected)
+        best = whose_error.finest(run, sampler, runs, relevelled)
+        table, errors = whose_error.split(
+            whose_error.moments(first), whose_error.moments(best), expected
+        )
         console.print(table)
-        sizes |= {f"The {who}'s error:": size for who, size in whose.items()}
-    found = [
-        f"{what} {size:.1f} standard errors"
-        for what, size in sizes.items()
-        if size > tuning.REFINED_ERRORS
-    ]
-    compared_runs = (
-        first.compare(again["another key"]).status if number >= 16 else first.status
-    )
-    found += [f"{code}: {text}" for code, text in compared_runs.findings]
+        differences |= {f"The {who}'s error:": size for who, size in errors.items()}
+    findings = whose_error.significant(differences)
+    status = first.status
+    if number >= 16:  # as many chains as a comparison of two runs needs
+        status = first.compare(runs["another key"]).status
+    findings += [f"{code}: {text}" for code, text in status.findings]
+    for text in whose_error.score_checks(density, first, key):
+        console.print(text, highlight=False)
     nothing = ["Nothing was found: the runs agree within their errors."]
-    for text in [*whose_error.score_checks(density, first, key), *(found or nothing)]:
+    for text in findings or nothing:
         console.print(text, highlight=False)
     if out is not None:
         print(f"wrote {first.report(out)}")
-    raise typer.Exit(int(bool(found)))
+    raise typer.Exit(int(bool(findings)))
 
 
 @command
 def new(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="NAME", help="The project's folder, which is made."),
+        typer.Argument(metavar="NAME", help="The project's folder, to be made."),
     ],
 ) -> None:
-    """Make a small project: a program, a network of its own that it trains, and a test.
+    """Make a small project: a program, a network that it trains, and a test.
 
     [b]Examples[/b]
 
@@ -437,13 +450,14 @@ def new(
             f"{folder} exists and is not an empty folder.", fix="choose another name."
         )
     folder.mkdir(parents=True, exist_ok=True)
+    title = f"# {folder.resolve().name}\n"
     for file in resources.files("composeprob.cli").joinpath("template").iterdir():
-        if file.is_file():
-            text = file.read_text(encoding="utf-8").replace(
-                "# NAME\n", f"# {folder.resolve().name}\n"
-            )
-            (folder / file.name).write_text(text, encoding="utf-8")
-            print(f"wrote {folder / file.name}")
+        if not file.is_file():
+            continue
+        text = file.read_text(encoding="utf-8").replace("# NAME\n", title)
+        written = folder / file.name
+        written.write_text(text, encoding="utf-8")
+        print(f"wrote {written}")
     print(f"Run it: cd {folder} && composeprob run program.py")
 
 
@@ -464,41 +478,42 @@ def zoo(
     """
     from composeprob import api
 
-    if name is None:
-        zoo = api.zoo()
-        rows = [("model", "offers", "weights", "error", "what it is")]
-        for card in zoo.values():
-            offers = "energy" if "energy" in card.capabilities else "score"
-            error = (
-                f"{card.quality['score_error']:.2g}"
-                if "score_error" in card.quality
-                else ""
-            )
-            rows.append(
-                (
-                    card.name,
-                    offers,
-                    card.trained.removeprefix("trained "),
-                    error,
-                    card.title,
-                )
-            )
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-        table = Table(box=None, pad_edge=False)
-        for title, width in zip(rows[0], [*widths, None], strict=True):
-            table.add_column(
-                title, no_wrap=True, min_width=width
-            )  # a line a model: its card has what does not fit
-        for row in rows[1:]:
-            table.add_row(*row)
-        console.print(table)
-        console.print(
-            '\ncomposeprob zoo NAME shows one; cp.load("NAME") loads it.',
-            highlight=False,
-        )
-        console.print(zoo.legend, highlight=False, markup=False)
+    if name is not None:
+        console.print(Markdown(api.zoo(name).text))
         return
-    console.print(Markdown(api.zoo(name).text))
+    zoo = api.zoo()
+    console.print(_zoo_table(list(zoo.values())))
+    console.print(
+        '\ncomposeprob zoo NAME shows one; cp.load("NAME") loads it.',
+        highlight=False,
+    )
+    console.print(zoo.legend, highlight=False, markup=False)
+
+
+def _zoo_table(cards: list[Card]) -> Table:
+    """Return a table with a line for each model of the zoo."""
+    rows = [_zoo_row(card) for card in cards]
+    titles = ("model", "offers", "weights", "error", "what it is")
+    columns = zip(titles, *rows, strict=True)
+    widths: list[int | None] = [max(map(len, column)) for column in columns]
+    # The last column takes the room that is left, and is cut there: a model has one
+    # line, and a card for more.
+    widths[-1] = None
+    table = Table(box=None, pad_edge=False)
+    for title, width in zip(titles, widths, strict=True):
+        table.add_column(title, no_wrap=True, min_width=width)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _zoo_row(card: Card) -> tuple[str, ...]:
+    offers = "energy" if "energy" in card.capabilities else "score"
+    error = ""
+    if "score_error" in card.quality:
+        error = f"{card.quality['score_error']:.2g}"
+    weights = card.trained.removeprefix("trained ")
+    return card.name, offers, weights, error, card.title
 
 
 @command
@@ -523,16 +538,16 @@ def train(
         int,
         typer.Option(
             min=0,
-            help="Train the same recipe with another random key, into weights-N.safetensors.",
+            help="Train the same recipe with another random key, into "
+            "weights-N.safetensors.",
         ),
     ] = 0,
     no_cache: NoCache = False,
 ) -> None:
-    """Train a model of the zoo by its recipe, and write its weights, measurements and
-    card into a folder of its own.
+    """Train a model of the zoo by its recipe, and write it into a folder.
 
-    cp.load(NAME, folder="out/NAME") loads them. To bring the zoo of a checkout up to
-    date, write into models/NAME with --replace.
+    The folder gets weights, measurements and card; cp.load(NAME, folder="out/NAME")
+    loads them. To update the zoo of a checkout, write into models/NAME with --replace.
 
     [b]Examples[/b]
 
@@ -555,11 +570,9 @@ def train(
         replace=replace,
     )
     if not done.finished:
-        again = (
-            "the same command goes on"
-            if checkpoint_dir
-            else "with --checkpoint-dir it could go on"
-        )
+        again = "with --checkpoint-dir it could go on"
+        if checkpoint_dir:
+            again = "the same command goes on"
         print(f"stopped after {len(done.loss):,} steps; {again}")
     folder = done.written[0].parent
     print(f"wrote {', '.join(file.name for file in done.written)} into {folder}")
@@ -573,7 +586,7 @@ def devices(
         str | None,
         typer.Argument(
             metavar="[FILE[:PROGRAM]]",
-            help="What to compile; left out, the demo's ring × bar from the zoo.",
+            help="Program to compile; by default the demo's ring × bar from the zoo.",
         ),
     ] = None,
     compile_for: Annotated[
@@ -590,20 +603,21 @@ def devices(
     diagnostics: Annotated[
         bool,
         typer.Option(
-            help="Include the means over all chains that a result reports of each level."
+            help="Include the means over all chains that a result reports at each "
+            "level."
         ),
     ] = True,
     mesh: Annotated[
         str | None, typer.Option(metavar="ROWSxCOLUMNS", help="As for run.")
     ] = None,
 ) -> None:
-    """Show what programs would run on here; with --compile, what a run would take on
-    TPUs that are not here.
+    """Show the devices of this machine, or compile a program for TPUs elsewhere.
 
-    The real TPU compiler (pip install 'composeprob\\[tpu]') compiles a whole run,
-    chains spread over the chips, for topologies of v4, v5e, v5p and v6e. Variables
-    sampler and precision of FILE count, as for run. It runs nothing. Costs are its own
-    estimates, and count the body of a loop once.
+    With --compile the TPU compiler (pip install 'composeprob\\[tpu]') compiles a whole
+    run, chains spread over the chips, for topologies of v4, v5e, v5p and v6e, and
+    reports its memory and cost. Nothing is run, and no TPU is needed. Variables sampler
+    and precision of FILE count, as for run. Costs are the compiler's own estimates,
+    which count the body of a loop once.
 
     [b]Examples[/b]
 
@@ -628,8 +642,7 @@ def devices(
         return
     hardware.prepare_tpu_compiler()
     density, sampler = hardware.program(target)
-    console.print(
-        hardware.ahead(
-            compile_for, density, chains_per_chip, sampler, diagnostics, mesh
-        )
+    table = hardware.ahead(
+        compile_for, density, chains_per_chip, sampler, diagnostics, mesh
     )
+    console.print(table)

@@ -1,5 +1,4 @@
-"""Programs in Python files: finding one, values for its parameters, and how the file
-says that it is sampled."""
+"""Programs in Python files, with values of parameters and settings of runs."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from composeprob.errors import (
     InvalidValueError,
@@ -23,103 +22,139 @@ if TYPE_CHECKING:
     from composeprob.language.decorator import Program
 
 
+class Compiled(NamedTuple):
+    """A compiled program, its file as a module, and the file's settings of `infer`."""
+
+    density: AnnealedDensity
+    module: ModuleType
+    settings: dict[str, Any]
+
+
 def compiled(
     target: str, given: Mapping[str, Callable[[], object]] | None = None
-) -> tuple[AnnealedDensity, ModuleType, dict[str, Any]]:
-    """What ``FILE[:PROGRAM]`` names, compiled with what makes the values of
-    `arguments`; the file as a module, and how it says that it is sampled, by arguments
-    of `infer`."""
+) -> Compiled:
+    """Compile the program of ``FILE[:PROGRAM]``.
+
+    ``given`` has functions that make the values of parameters, as `arguments` takes
+    them.
+    """
     from composeprob import api
 
     program, module = load_program(target)
-    args, settings = arguments(program, module, given or {}), presets(module)
-    return (
-        api.compile(program, **args, precision=settings.pop("precision", None)),
-        module,
-        settings,
-    )
+    values = arguments(program, module, given or {})
+    settings = presets(module)
+    precision = settings.pop("precision", None)
+    density = api.compile(program, **values, precision=precision)
+    return Compiled(density, module, settings)
 
 
 def load_program(target: str) -> tuple[Program, ModuleType]:
-    """Loads the program that ``FILE[:PROGRAM]`` names; returns it with the file as a
-    module."""
-    from composeprob.language.decorator import Program
+    """Load the program of ``FILE[:PROGRAM]``; return it with its file as a module."""
+    file = target
+    name = ""
+    if ".py:" in target:
+        file, _, name = target.rpartition(":")
+    module = _load_module(file)
+    return _chosen_program(module, file, name), module
 
-    file, _, name = target.rpartition(":") if ".py:" in target else (target, "", "")
+
+def _load_module(file: str) -> ModuleType:
+    """Execute a Python file as a module."""
     path = Path(file)
     if not path.is_file():
-        fix = "pass the path of a Python file: composeprob run FILE[:PROGRAM]."
-        raise LoadError(f"There is no file {file!r}.", fix=fix)
+        raise LoadError(
+            f"There is no file {file!r}.",
+            fix="pass the path of a Python file: composeprob run FILE[:PROGRAM].",
+        )
     spec = importlib.util.spec_from_file_location(f"composeprob_run_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise LoadError(
             f"{file!r} is not a Python file.", fix="its name must end in .py."
         )
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = (
-        module  # dataclasses and pickled functions look their module up by name
-    )
-    sys.path.insert(
-        0, str(path.resolve().parent)
-    )  # the file may import its neighbours, as `python FILE` lets it
+    # Dataclasses and pickled functions look their module up by name.
+    sys.modules[spec.name] = module
+    # The file may import its neighbours, as under `python FILE`.
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
     finally:
-        sys.path.remove(str(path.resolve().parent))
+        sys.path.remove(folder)
+    return module
+
+
+def _chosen_program(module: ModuleType, file: str, name: str) -> Program:
+    """Return the program of this name, or the only one that the file defines.
+
+    Programs that the file imports count only where it defines none.
+    """
+    from composeprob.language.decorator import Program
+
     programs = {
         key: value for key, value in vars(module).items() if isinstance(value, Program)
     }
-    defined = {
-        key: p
-        for key, p in programs.items()
-        if getattr(p.function, "__module__", None) == spec.name
-    }
     if name:
         if name not in programs:
-            has = ", ".join(programs) or "none"
+            names = ", ".join(programs) or "none"
             raise ProgramError(
-                f"{file} has no program {name!r}.", fix=f"its programs are: {has}."
+                f"{file} has no program {name!r}.", fix=f"its programs are: {names}."
             )
-        return programs[name], module
+        return programs[name]
     if not programs:
-        fix = "decorate a function with @cp.program, at the top level of the file."
-        raise ProgramError(f"{file} has no program.", fix=fix)
-    candidates = defined or programs
-    if len(candidates) > 1:
-        fix = f"name one: composeprob run {file}:{next(iter(candidates))}"
         raise ProgramError(
-            f"{file} has {len(candidates)} programs: {', '.join(candidates)}.", fix=fix
+            f"{file} has no program.",
+            fix="decorate a function with @cp.program, at the top level of the file.",
         )
-    return next(iter(candidates.values())), module
+    defined = {}
+    for key, program in programs.items():
+        if getattr(program.function, "__module__", None) == module.__name__:
+            defined[key] = program
+    candidates = defined or programs
+    first = next(iter(candidates))
+    if len(candidates) > 1:
+        raise ProgramError(
+            f"{file} has {len(candidates)} programs: {', '.join(candidates)}.",
+            fix=f"name one: composeprob run {file}:{first}",
+        )
+    return candidates[first]
 
 
 def arguments(
     program: Program, module: ModuleType, given: Mapping[str, Callable[[], object]]
 ) -> dict[str, Any]:
-    """Finds values for the parameters without a default: what the command gives, made
-    by ``given``, or else the file's variables of the same names."""
+    """Return values for a program's parameters without a default.
+
+    They are made by the functions in ``given``, which options of the command fill, or
+    else are the file's variables of the same names.
+    """
     parameters = inspect.signature(program.function).parameters
     for name in given:
         if name not in parameters:
             raise InvalidValueError(
-                f"--{name} was given, but program '{program.name}' has no parameter {name!r}.",
+                f"--{name} was given, but program '{program.name}' has no parameter "
+                f"{name!r}.",
                 where=program.where,
-                fix=f"name the parameter that it should be {name}, or leave --{name} out.",
+                fix=f"name the parameter that it should be {name}, or leave --{name} "
+                "out.",
             )
     values = {name: make() for name, make in given.items()}
     for name, parameter in parameters.items():
-        several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if name in given or several or parameter.default is not parameter.empty:
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        has_default = parameter.default is not parameter.empty
+        if name in given or variadic or has_default:
             continue
         if not hasattr(module, name):
             raise ProgramError(
                 f"Program '{program.name}' needs a value for its parameter {name!r}.",
                 where=program.where,
-                fix=f"give it a default, or define a variable {name} at the top level of the file.",
+                fix=f"give it a default, or define a variable {name} at the top level "
+                "of the file.",
             )
         if name in ("schedule", "precision"):
             raise ProgramError(
-                f"Program '{program.name}' has a parameter {name!r}, which is what cp.compile calls one of its own.",
+                f"Program '{program.name}' has a parameter {name!r}, and so has "
+                "cp.compile itself.",
                 where=program.where,
                 fix="rename the parameter.",
             )
@@ -128,15 +163,16 @@ def arguments(
 
 
 def presets(module: ModuleType) -> dict[str, Any]:
-    """Finds how a module says that it is sampled: its variables by the names of
-    arguments of `infer`, and of `compile` the precision; ``num_chains`` is 1000 where
-    it has none."""
+    """Return a module's settings of its run: arguments of `infer`, and the precision.
+
+    They are its variables of the arguments' names; ``num_chains`` is 1000 by default.
+    """
     import numpy as np
 
     from composeprob.runtime.writer import Checkpoint, Draws
     from composeprob.samplers.sampler import Sampler
 
-    # What each may be; that its values are right, `infer` and `compile` see to.
+    # Only types are checked here: `infer` and `compile` check the values.
     kinds: dict[str, tuple[tuple[type, ...], str]] = {
         "sampler": ((Sampler,), "a sampler such as cp.SMC()"),
         "num_chains": ((int,), "a whole number"),
@@ -149,17 +185,18 @@ def presets(module: ModuleType) -> dict[str, Any]:
         "chunk": ((int,), "a whole number"),
         "precision": ((str,), '"bfloat16"'),
     }
-    found = {"num_chains": 1000}
-    for name, (types, what) in kinds.items():
+    settings: dict[str, Any] = {"num_chains": 1000}
+    for name, (types, expected) in kinds.items():
         value = getattr(module, name, None)
         if value is None:
             continue
-        if not isinstance(value, types) and not (
-            name == "levels" and hasattr(value, "shape")
-        ):
+        # Levels may be an array of JAX, which is not imported for this.
+        is_array = name == "levels" and hasattr(value, "shape")
+        if not isinstance(value, types) and not is_array:
             raise WrongTypeError(
-                f"The file's variable {name}, which composeprob run uses, is of type {type(value).__name__}.",
-                fix=f"make it {what}, or rename it.",
+                f"The file's variable {name}, which composeprob run uses, is of type "
+                f"{type(value).__name__}.",
+                fix=f"make it {expected}, or rename it.",
             )
-        found[name] = value
-    return found
+        settings[name] = value
+    return settings

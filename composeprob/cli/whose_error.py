@@ -1,5 +1,7 @@
-"""Whose error it is: a run beside finer ones, and beside a reference, in their standard
-errors."""
+"""Errors of a run by their source: the sampler, the model, or too small an error bar.
+
+A run is compared with refined runs, and with a reference, in units of standard errors.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
 from rich.table import Column, Table
 
-from composeprob import metrics
+from composeprob import metrics, tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import noised
 from composeprob.errors import AlignmentError, LoadError, ShapeError, WrongTypeError
@@ -26,56 +29,73 @@ from composeprob.runtime.infer import on_levels
 from composeprob.runtime.own_draws import own_scores
 from composeprob.samplers.sampler import Sampler
 
-Moments = dict[
-    str, tuple[float, float]
-]  # {label: (mean, its standard error)}; NaN where the error is withheld
+
+class Estimate(NamedTuple):
+    """A mean and its standard error, which is NaN where it is withheld."""
+
+    mean: float
+    error: float
+
+
+Moments = dict[str, Estimate]
+"""Label of a number → its estimate."""
 
 
 def moments(result: Result) -> Moments:
-    """Means of all numbers of a result and of their squares, and the log-evidence;
-    large sites have two rows."""
+    """Return the means of all numbers of a result, of their squares, and log Z.
+
+    Of a large site they are two rows.
+    """
     rows: Moments = {}
     for name in result.samples:
-        for labels, columns in _columns(
-            name, np.asarray(result.drawn(name), np.float64), 2
-        ):
-            found = result.mean_of(columns)
-            rows |= dict(
-                zip(labels, zip(found.value, found.error, strict=True), strict=True)
-            )
+        values = np.asarray(result.drawn(name), np.float64)
+        for labels, columns in _columns(name, values, 2):
+            means = result.mean_of(columns)
+            rows |= _estimates(labels, means.value, means.error)
     if result.log_evidence is not None and result.log_evidence_error is not None:
-        rows["log evidence"] = result.log_evidence, result.log_evidence_error
+        rows["log evidence"] = Estimate(result.log_evidence, result.log_evidence_error)
     return rows
 
 
 def draws_moments(result: Result, draws: dict[str, np.ndarray]) -> Moments:
-    """The same of independent draws, ``{site: (M, …)}``."""
-    lead = 1 if result.about.draws is None else 2
+    """Return the same means of independent draws, ``{site: (M, …)}``.
+
+    Draws that do not fit the result's sites are refused.
+    """
     rows: Moments = {}
     for name, values in draws.items():
-        shape = (
-            np.shape(result.samples[name])[lead:] if name in result.samples else None
-        )
-        if shape is None or np.shape(values)[1:] != shape or len(values) < 2:
-            known = ", ".join(
-                f"{n!r} {np.shape(x)[lead:]}" for n, x in result.samples.items()
-            )
-            raise ShapeError(
-                f"The reference has draws of {name!r} of shape {np.shape(values)}; the program's sites are {known}.",
-                fix="give it two draws or more, along the first axis, of one of these sites.",
-            )
+        _check_draws(result, name, values)
         for labels, columns in _columns(name, np.asarray(values, np.float64), 1):
             errors = columns.std(0, ddof=1) / math.sqrt(len(columns))
-            rows |= dict(
-                zip(labels, zip(columns.mean(0), errors, strict=True), strict=True)
-            )
+            rows |= _estimates(labels, columns.mean(0), errors)
     return rows
+
+
+def _estimates(labels: list[str], means: np.ndarray, errors: np.ndarray) -> Moments:
+    rows = zip(labels, means, errors, strict=True)
+    return {label: Estimate(mean, error) for label, mean, error in rows}
+
+
+def _check_draws(result: Result, name: str, values: np.ndarray) -> None:
+    """Refuse draws of an unknown site, of another shape, or a single one."""
+    # Samples of a result have an axis of chains, and one of draws where it took some.
+    lead = 1 if result.about.draws is None else 2
+    shapes = {site: np.shape(x)[lead:] for site, x in result.samples.items()}
+    fitting = name in shapes and np.shape(values)[1:] == shapes[name]
+    if not fitting or len(values) < 2:
+        sites = ", ".join(f"{site!r} {shape}" for site, shape in shapes.items())
+        raise ShapeError(
+            f"The reference has draws of {name!r} of shape {np.shape(values)}; the "
+            f"program's sites are {sites}.",
+            fix="give it two draws or more, along the first axis, of one of these "
+            "sites.",
+        )
 
 
 def _columns(
     name: str, values: np.ndarray, lead: int
 ) -> list[tuple[list[str], np.ndarray]]:
-    """Labels and columns of a site's numbers, and of their squares."""
+    """Return labels and columns of a site's numbers, and of their squares."""
     labels, squares = shown_entries(name, values**2, lead)
     return [
         shown_entries(name, values, lead),
@@ -83,26 +103,55 @@ def _columns(
     ]
 
 
+def run_differences(
+    first: Result, runs: dict[str, Result], sampler: Sampler
+) -> tuple[Table, dict[str, float]]:
+    """Compare runs with the first: a table, and each run's largest difference.
+
+    The difference is in standard errors, under a text that introduces it.
+    """
+    rows = {label: moments(result) for label, result in runs.items()}
+    table, largest = compared(moments(first), rows)
+    if Refinement.COARSER in largest:
+        # Richardson: an error of order p is 1/(2^p − 1) of its change with half the
+        # levels.
+        largest[Refinement.COARSER] /= 2 ** (sampler.check_order or 1) - 1
+    return table, {f"{run}: a difference of": size for run, size in largest.items()}
+
+
+def significant(differences: dict[str, float]) -> list[str]:
+    """Return the differences above the threshold of significance, as text."""
+    return [
+        f"{difference} {size:.1f} standard errors"
+        for difference, size in differences.items()
+        if size > tuning.REFINED_ERRORS
+    ]
+
+
 def compared(
     first: Moments, again: dict[str, Moments]
 ) -> tuple[Table, dict[str, float]]:
-    """A table of differences in their standard errors, and the largest of each run, for
-    how many there are."""
-    cells = {
-        label: (f"{mean:.4g}", "–" if math.isnan(e) else f"{e:.2g}")
-        for label, (mean, e) in first.items()
-    }
-    return _differences(
-        ("mean", "±"), cells, {name: (rows, first) for name, rows in again.items()}
-    )
+    """Return a table of runs' differences from the first, and the largest of each run.
+
+    Differences are in standard errors. The largest is corrected for the number of rows.
+    """
+    cells = {}
+    for label, (mean, error) in first.items():
+        error_text = "–" if math.isnan(error) else f"{error:.2g}"
+        cells[label] = (f"{mean:.4g}", error_text)
+    pairs = {name: (rows, first) for name, rows in again.items()}
+    return _differences(("mean", "±"), cells, pairs)
 
 
 def split(
     first: Moments, finest: Moments, reference: Moments
 ) -> tuple[Table, dict[str, float]]:
-    """A table of a run's errors, split at the finest run: up to it the sampler's, from
-    there on the model's; and the largest of either in standard errors, for how many
-    there are."""
+    """Return a table of a run's errors, split at the finest run.
+
+    The error of the run relative to the finest run is the sampler's, that of the finest
+    run relative to the reference the model's. The largest of either, in standard
+    errors, is returned too, corrected for the number of rows.
+    """
     cells = {label: (f"{mean:.4g}",) for label, (mean, _) in reference.items()}
     pairs = {
         "off by": (first, reference),
@@ -118,133 +167,180 @@ def _differences(
     cells: Mapping[str, tuple[str, ...]],
     pairs: dict[str, tuple[Moments, Moments]],
 ) -> tuple[Table, dict[str, float]]:
-    """A table with a row for each label, of these cells and a pair's difference in each
-    column; and by how much each column's largest exceeds what about arises by chance
-    among so many."""
+    """Return a table of cells and each pair's differences, and the largest of a pair.
+
+    The table has a row for each label, and a column for each pair. From the largest
+    difference the expected maximum of as many normal numbers, √(2·log n), is
+    subtracted.
+    """
+    by_chance = math.sqrt(2 * math.log(max(len(cells), 1)))
     table = Table("", *titles, *(Column(name, justify="right") for name in pairs))
-    largest, allowed = (
-        dict.fromkeys(pairs, 0.0),
-        math.sqrt(2 * math.log(max(len(cells), 1))),
-    )
+    largest = dict.fromkeys(pairs, 0.0)
     for label, lead in cells.items():
-        found = {
-            name: _difference(rows.get(label), others[label])
-            for name, (rows, others) in pairs.items()
-        }
-        largest = {
-            name: max(largest[name], size - allowed)
-            for name, (size, _) in found.items()
-        }
-        table.add_row(label, *lead, *(text for _, text in found.values()))
+        texts = []
+        for name, (rows, others) in pairs.items():
+            size, text = _difference(rows.get(label), others[label])
+            largest[name] = max(largest[name], size - by_chance)
+            texts.append(text)
+        table.add_row(label, *lead, *texts)
     return table, largest
 
 
-def _difference(
-    first: tuple[float, float] | None, second: tuple[float, float]
-) -> tuple[float, str]:
-    """one − other in standard errors, 0 where these are not known, and as text."""
+def _difference(first: Estimate | None, second: Estimate) -> tuple[float, str]:
+    """Return first − second in standard errors, and as text; 0 without an error."""
     if first is None:
         return 0.0, "–"
-    error = math.hypot(first[1], second[1])
-    if not error > 0 or not math.isfinite(first[0] - second[0]):
+    first_mean, first_error = first
+    second_mean, second_error = second
+    error = math.hypot(first_error, second_error)
+    difference = first_mean - second_mean
+    if not error > 0 or not math.isfinite(difference):
         return 0.0, "–"
-    size = abs(first[0] - second[0]) / error
-    return size, f"{first[0] - second[0]:+.3g} ({size:.1f} ±)"
+    size = abs(difference) / error
+    return size, f"{difference:+.3g} ({size:.1f} ±)"
 
 
 def reference_draws(
     module: ModuleType, file: Path | None, key: Array, num: int, sites: list[str]
 ) -> dict[str, np.ndarray] | None:
-    """Draws of what a program's samples should be, ``{site: (M, …)}``, from a file or
-    the module's ``reference(key, num)``; an array is of the only site. None without
-    either."""
+    """Return reference draws of a program's samples, ``{site: (M, …)}``.
+
+    They come from a file or from the module's ``reference(key, num)``; None without
+    either. A single array is of the only site.
+    """
     make = getattr(module, "reference", None)
     if file is not None:
-        try:
-            given = np.load(file)
-            given = dict(given) if hasattr(given, "keys") else given
-        except (OSError, ValueError) as error:
-            fix = "write it by np.save, or by np.savez for several sites."
-            raise LoadError(f"{str(file)!r} has no arrays: {error}", fix=fix) from error
+        given = _load_draws(file)
     elif make is None:
         return None
     elif callable(make):
         given = make(key, num)
     else:
         raise WrongTypeError(
-            f"The file's variable reference, which composeprob trust uses, is of type {type(make).__name__}.",
-            fix="make it a function reference(key, num) that returns draws, or rename it.",
+            "The file's variable reference, which composeprob trust uses, is of type "
+            f"{type(make).__name__}.",
+            fix="make it a function reference(key, num) that returns draws, or rename "
+            "it.",
         )
     if hasattr(given, "keys"):
         return {name: np.asarray(given[name]) for name in given}
     if len(sites) != 1:
-        fix = "name them: np.savez('reference.npz', x=…, z=…), or return a dictionary."
         raise ShapeError(
-            f"The reference is one array, but the program has the sites {', '.join(sites)}.",
-            fix=fix,
+            "The reference is one array, but the program has the sites "
+            f"{', '.join(sites)}.",
+            fix="name them: np.savez('reference.npz', x=…, z=…), or return a "
+            "dictionary.",
         )
     return {sites[0]: np.asarray(given)}
 
 
-class Refinement(StrEnum):
-    """What is finer, or coarser, in a run that is compared with the first."""
+def _load_draws(file: Path) -> np.ndarray | dict[str, np.ndarray]:
+    """Return the array of a .npy file, or the arrays of a .npz file by their names."""
+    try:
+        loaded = np.load(file)
+        # Arrays of a .npz file are read when they are taken out: here, not later.
+        return dict(loaded) if hasattr(loaded, "keys") else loaded
+    except (OSError, ValueError) as error:
+        raise LoadError(
+            f"{str(file)!r} has no arrays: {error}",
+            fix="write it by np.save, or by np.savez for several sites.",
+        ) from error
 
-    LEVELS, COARSER = "2 × levels", "½ × levels"
-    TRANSITIONS, STEP = "2 × transitions", "½ step, 2 × transitions"
+
+class Refinement(StrEnum):
+    """Refinement of a run that is compared with the first, or its coarsening."""
+
+    LEVELS = "2 × levels"
+    COARSER = "½ × levels"
+    TRANSITIONS = "2 × transitions"
+    STEP = "½ step, 2 × transitions"
+
+
+class Relevelled(NamedTuple):
+    """A program on other levels, and the label of a run of it."""
+
+    label: str
+    density: AnnealedDensity
+
+
+def variants(
+    density: AnnealedDensity, sampler: Sampler, first: Result, relevelled: Relevelled
+) -> dict[str, tuple[AnnealedDensity, Sampler]]:
+    """Return the runs to compare with the first, each a density and a sampler.
+
+    Refinements that the sampler does not admit are left out.
+    """
+    runs = {"another key": (density, sampler)}
+    if fits(relevelled.density, sampler):
+        runs[relevelled.label] = (relevelled.density, sampler)
+    more_transitions = longer(density, sampler)
+    if more_transitions is not None:
+        runs[Refinement.TRANSITIONS] = (density, more_transitions)
+    halved = shorter_steps(density, sampler, first)
+    if halved is not None:
+        runs[Refinement.STEP] = (density, halved)
+    return runs
 
 
 def longer(density: AnnealedDensity, sampler: Sampler) -> Sampler | None:
-    """The same sampler with twice the transitions at each level; None where it makes
-    none."""
+    """Return the sampler with twice the transitions at each level; None without any."""
     moves = sampler.prepare(density).moves
-    return (
-        None
-        if moves is None
-        else sampler.with_moves(sampler.kernel or moves.kernel, 2 * moves.count)
-    )
+    if moves is None:
+        return None
+    return sampler.with_moves(sampler.kernel or moves.kernel, 2 * moves.count)
 
 
 def shorter_steps(
     density: AnnealedDensity, sampler: Sampler, first: Result
 ) -> Sampler | None:
-    """The same sampler with half the steps that the first run adapted, and twice as
-    many of them. Only of kernels whose distribution depends on the step, those without
-    a Metropolis test and those whose test is a quadrature; others keep theirs. None
-    where there is no such kernel."""
+    """Return the sampler with half the steps of the first run, and twice as many.
+
+    Steps are halved of kernels whose distribution depends on the step: those without a
+    Metropolis test, and those whose test is a quadrature. Other kernels keep theirs.
+    None without any such kernel.
+    """
     prepared = sampler.prepare(density)
-    if (moves := prepared.moves) is None:
+    moves = prepared.moves
+    if moves is None:
         return None
     kernel = sampler.kernel or moves.kernel
-    parts = parts_of(kernel)
+    block_kernels = parts_of(kernel)
     biased = [
-        part.optimal_acceptance is None or integrates_score(part) for part in parts
+        block.optimal_acceptance is None or integrates_score(block)
+        for block in block_kernels
     ]
     if not any(biased):
         return None
     steps = filled(first.step_size, density.num_levels, prepared)
-    halved = [
-        replaced(part, step_size=0.5 * steps_of_part) if wrong else part
-        for part, steps_of_part, wrong in zip(parts, steps.T, biased, strict=True)
-    ]
+    halved = []
+    for block, sizes, is_biased in zip(block_kernels, steps.T, biased, strict=True):
+        if is_biased:
+            block = replaced(block, step_size=0.5 * sizes)
+        halved.append(block)
     return sampler.with_moves(with_parts(kernel, halved), 2 * moves.count)
 
 
-def twice_the_levels(density: AnnealedDensity) -> tuple[str, AnnealedDensity]:
-    """The program with a level between any two; with every other level where a factor
-    knows only its own."""
+def twice_the_levels(density: AnnealedDensity) -> Relevelled:
+    """Return the program with a level between any two.
+
+    Where a factor is defined at its levels only, the program gets every other level.
+    """
     log_snr = np.asarray(density.schedule.log_snr, np.float64)
-    finer = np.interp(
-        np.arange(2 * len(log_snr) - 1) / 2, np.arange(len(log_snr)), log_snr
-    )
+    index = np.arange(len(log_snr))
+    finer = np.interp(np.arange(2 * len(log_snr) - 1) / 2, index, log_snr)
     try:
-        return Refinement.LEVELS, on_levels(density, finer, 1)[0]
+        refined, _ = on_levels(density, finer, 1)
     except AlignmentError:
-        return Refinement.COARSER, density.on(density.schedule.every(2))
+        coarser = density.on(density.schedule.every(2))
+        return Relevelled(Refinement.COARSER, coarser)
+    return Relevelled(Refinement.LEVELS, refined)
 
 
 def fits(density: AnnealedDensity, sampler: Sampler) -> bool:
-    """Whether the sampler can be used on this number of levels; one step for each level
-    fits no other number."""
+    """Return whether the sampler can be used on the density's levels.
+
+    One with a step size for each level fits no other number of levels.
+    """
     try:
         sampler.prepare(density)
     except ShapeError:
@@ -254,66 +350,69 @@ def fits(density: AnnealedDensity, sampler: Sampler) -> bool:
 
 def finest(
     run: Callable[..., Result],
-    chosen: Sampler,
-    again: dict[str, Result],
-    name: str,
-    relevelled: AnnealedDensity,
+    sampler: Sampler,
+    runs: dict[str, Result],
+    relevelled: Relevelled,
 ) -> Result:
-    """The finest run: twice the levels, twice the transitions, half the step, as far as
-    each is possible."""
-    if name != Refinement.LEVELS or name not in again:
+    """Return the finest run: twice the levels, twice the transitions, half the step.
+
+    Refinements that are impossible are left out.
+    """
+    label, density = relevelled
+    if label != Refinement.LEVELS or label not in runs:
         order = (Refinement.STEP, Refinement.TRANSITIONS, "another key")
-        return next(again[label] for label in order if label in again)
-    sampler = shorter_steps(relevelled, chosen, again[name]) or longer(
-        relevelled, chosen
-    )
-    return again[name] if sampler is None else run(relevelled, sampler)
+        return next(runs[candidate] for candidate in order if candidate in runs)
+    refined = shorter_steps(density, sampler, runs[label]) or longer(density, sampler)
+    if refined is None:
+        return runs[label]
+    return run(density, refined)
 
 
 def score_checks(density: AnnealedDensity, result: Result, key: Array) -> list[str]:
-    """Checks of the model by scores at the samples, where the program's latents are all
-    noised sites."""
+    """Check the model by scores at the samples, and return a line for each check.
+
+    There are none where the program has latents other than noised sites.
+    """
     if any(site.kind != "noised" for site in density.sites.values()):
         return []
-    positions = {
-        name: jax.numpy.asarray(result.unweighted()[name][:64])
-        for name in density.sites
-    }
-    curls = metrics.curl(density, positions, 0, key)
-    lines = [
-        f"curl of {name}: {value:.2g} (a gradient has 0)"
-        for name, value in curls.items()
-    ]
-    lines += [
-        f"score of {name} at its own draws: {own.steepness:.2g} times as steep as their spread says, shifted by "
-        f"{own.shift:.2g} sd (1 and 0 are right)"
-        for name, own in own_scores(density, positions, key).items()
-    ]
+    samples = result.unweighted()
+    positions = {name: jax.numpy.asarray(samples[name][:64]) for name in density.sites}
+    lines = []
+    for name, curl in metrics.curl(density, positions, 0, key).items():
+        lines.append(f"curl of {name}: {curl:.2g} (a gradient has 0)")
+    for name, scores in own_scores(density, positions, key).items():
+        lines.append(
+            f"score of {name} at its own draws: {scores.steepness:.2g} times as steep "
+            f"as their spread says, shifted by {scores.shift:.2g} sd (1 and 0 are "
+            "right)"
+        )
+    return lines + _residual_checks(density, positions, key)
+
+
+def _residual_checks(
+    density: AnnealedDensity, positions: dict[str, Array], key: Array
+) -> list[str]:
+    """Return the greatest Fokker–Planck residual of each learned factor, as text."""
     learned = {expert.name for expert in density.described.experts if expert.trained}
+    if not learned:
+        return []
+    five = np.linspace(0, density.num_levels - 1, 5)
     worst: dict[str, tuple[float, int]] = {}
-    for level in (
-        np.unique(np.linspace(0, density.num_levels - 1, 5).round().astype(int))
-        if learned
-        else ()
-    ):
-        at = noised(density, positions, int(level), jax.random.fold_in(key, int(level)))
+    for level in np.unique(five.round().astype(int)).tolist():
+        points = noised(density, positions, level, jax.random.fold_in(key, level))
+        # JAX raises these for custom rules and callbacks, which have no derivative.
         try:
-            residuals = metrics.fokker_planck(density, at, int(level), key)
-        except (
-            TypeError,
-            ValueError,
-            NotImplementedError,
-        ):  # what JAX raises for custom rules and callbacks
+            residuals = metrics.fokker_planck(density, points, level, key)
+        except (TypeError, ValueError, NotImplementedError):
             return [
-                *lines,
-                "Fokker–Planck residual: a network cannot be differentiated so often.",
+                "Fokker–Planck residual: a network cannot be differentiated so often."
             ]
         for name in learned & residuals.keys():
-            if not math.isnan(residuals[name]):
-                worst[name] = max(
-                    worst.get(name, (0.0, 0)), (residuals[name], int(level))
-                )
-    return lines + [
-        f"Fokker–Planck residual of {name}: at most {value:.2g}, at level {level} (a noised distribution has 0)"
+            candidate = (residuals[name], level)
+            if not math.isnan(candidate[0]):
+                worst[name] = max(worst.get(name, (0.0, 0)), candidate)
+    return [
+        f"Fokker–Planck residual of {name}: at most {value:.2g}, at level {level} "
+        "(a noised distribution has 0)"
         for name, (value, level) in worst.items()
     ]

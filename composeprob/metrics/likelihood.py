@@ -1,10 +1,9 @@
-"""RAISE, the log-likelihood of held-out points under a sampler's output, and bounds of
-log Z by the same paths.
+"""Likelihoods under a sampler's output (RAISE), and bounds of log Z by the same paths.
 
-`Path` is what a chain of a sampler goes, in either direction, with its log-probability
-ratio: `reverse_walk` goes it from a point at level 0 up, by the reversals of steps and
-transitions; `forward_walk` goes down. Both return a log-weight whose exponential has a
-known expectation: the sampler's output density at the point, and ∫f₀.
+A `Path` is the path of one chain of a sampler, with its log-probability ratio.
+`reverse_walk` follows it from a point at level 0 up, by the reversals of steps and
+transitions; `forward_walk` follows it down. Both return a log-weight whose exponential
+has a known expectation: the sampler's output density at the point, and ∫f₀.
 """
 
 from __future__ import annotations
@@ -14,12 +13,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Generic, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
@@ -34,34 +35,36 @@ from composeprob.metrics.distances import as_positions
 from composeprob.runtime.infer import not_a_sampler
 from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.moves import Particles
+from composeprob.samplers.moves import Particles, Transitions
 from composeprob.samplers.random import Stream, key_of, normals
 from composeprob.samplers.run import Run, Visits, begin
 from composeprob.samplers.sampler import Sampler
-from composeprob.samplers.step import Backward, Step
+from composeprob.samplers.step import Backward, ReverseStep, Step
 from composeprob.samplers.weights import Weight, first_evidence, first_weight
+from composeprob.schedule import Noise
 from composeprob.text import printable
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class LogLikelihood:
-    """`LogLikelihood` holds what `raise_log_likelihood` found; ``print`` it.
+    """`LogLikelihood` holds the result of `raise_log_likelihood`; ``print`` it.
 
     Attributes:
-        values: log p̂ of each point, (n,): expected to lie below log p, by about half
-            the square of its error.
+        values: log p̂ of each point, (n,). Its expectation lies below log p, by about
+            half the square of its error.
         errors: Monte-Carlo standard error of each value, (n,); NaN with one chain a
             point.
-        ess: effective number of chains of each point relative to their number, (n,):
-            near 1/num_chains, one chain decides.
+        ess: effective number of chains of each point relative to their number, (n,);
+            near 1/num_chains a single chain dominates.
         num_chains: chains a point.
-        log_evidence: what was subtracted for `SMC`'s weights; None for other samplers.
+        log_evidence: the log-evidence that was subtracted for `SMC`'s weights; None for
+            other samplers.
         log_evidence_error: its standard error; NaN where it was given, or is None.
     """
 
-    values: np.ndarray
-    errors: np.ndarray
-    ess: np.ndarray
+    values: Float[np.ndarray, " n"]
+    errors: Float[np.ndarray, " n"]
+    ess: Float[np.ndarray, " n"]
     num_chains: int
     log_evidence: float | None = None
     log_evidence_error: float = math.nan
@@ -73,27 +76,31 @@ class LogLikelihood:
 
     @property
     def standard_error(self) -> float:
-        """The standard error of the mean over points, their Monte-Carlo error
-        included."""
-        return _error(self.values)
+        """The standard error of the mean over points, Monte-Carlo error included."""
+        return _standard_error(self.values)
 
     @property
     def monte_carlo_error(self) -> float:
         """The part of the mean's standard error that more chains would remove."""
-        shared = 0.0 if math.isnan(self.log_evidence_error) else self.log_evidence_error
-        return float(
-            np.sqrt(np.sum(self.errors**2) / len(self.values) ** 2 + shared**2)
-        )
+        shared = self.log_evidence_error
+        if math.isnan(shared):
+            shared = 0.0
+        # Errors of points are independent; that of the evidence is common to all.
+        independent = np.sum(self.errors**2) / len(self.values) ** 2
+        return float(np.sqrt(independent + shared**2))
 
     def __repr__(self) -> str:
-        lost = int(np.sum(~np.isfinite(self.values)))
         text = (
-            f"LogLikelihood({self.mean:.3f} ± {self.standard_error:.3f} nats over {len(self.values)} points, "
-            f"± {self.monte_carlo_error:.3f} of it from {self.num_chains} chains a point"
+            f"LogLikelihood({self.mean:.3f} ± {self.standard_error:.3f} nats over "
+            f"{len(self.values)} points, ± {self.monte_carlo_error:.3f} of it from "
+            f"{self.num_chains} chains a point"
         )
         if self.log_evidence is not None:
             text += f"; log-evidence {self.log_evidence:.3f} taken off"
-        return printable(text + (f"; {lost} points are not finite)" if lost else ")"))
+        not_finite = int(np.sum(~np.isfinite(self.values)))
+        if not_finite:
+            text += f"; {not_finite} points are not finite"
+        return printable(text + ")")
 
 
 def raise_log_likelihood(
@@ -107,23 +114,23 @@ def raise_log_likelihood(
     step_size: ArrayLike | None = None,
     chunk: int | None = None,
 ) -> LogLikelihood:
-    r"""Estimates the log-likelihood of held-out points under the distribution of a
-    sampler's output (RAISE).
+    r"""Estimate the log-likelihood of held-out points under a sampler's output (RAISE).
 
-    From each point $x_0$ chains walk the sampler's path backwards, level 0 to the top,
-    and
+    From each point $x_0$ chains walk the sampler's path backwards, from level 0 to the
+    top, and
 
-    $$\hat p(x_0) = \mathrm{top}(x_\top) \prod_{\text{transitions}} \frac{T(x' \to x)}{T(x \to x')}
+    $$\hat p(x_0) = \mathrm{top}(x_\top)
+      \prod_{\text{transitions}} \frac{T(x' \to x)}{T(x \to x')}
       \prod_k \frac{N(x_k;\, \mu(x_{k+1}), v_k)}{q(x_{k+1} \mid x_k)}$$
 
-    has as its expectation exactly the density that the sampler's chains have at $x_0$,
-    for adjusted and unadjusted kernels: what a histogram of infinitely many of them
-    would show, biases included. log p̂, averaged over num_chains inside the logarithm,
-    is therefore expected to lie below the truth and grows towards it with num_chains.
+    has as its expectation exactly the density of the sampler's chains at $x_0$, for
+    adjusted and unadjusted kernels: that of a histogram of infinitely many chains,
+    biases included. log p̂, averaged over num_chains inside the logarithm, therefore
+    lies below the truth on average, and grows towards it with num_chains.
 
     Under `SMC` the distribution is that of its weighted path, ∏G/Z: its output for
-    infinitely many chains, so what resampling does to a finite population is not seen.
-    With ``weights="density"`` and adjusted kernels that is π₀/Z itself.
+    infinitely many chains, without the effects of resampling a finite population. With
+    ``weights="density"`` and adjusted kernels that is π₀/Z itself.
 
     Points belong to level 0: they should carry its noise, as samples do.
 
@@ -132,14 +139,14 @@ def raise_log_likelihood(
         points: ``{site: (n, …)}``, or (n, …) alone where there is one site.
         key: typed random key.
         sampler: `Ancestral` (η = 1), `AnnealedMCMC` or `SMC` with any kernel that
-            reports how its moves are reversed.
+            reports the probability of its reversed moves.
         num_chains: reversals of each point.
-        log_evidence: of `SMC`'s run, ``result.log_evidence``; left out, four runs of
-            1024 chains estimate it.
+        log_evidence: the ``result.log_evidence`` of an `SMC` run; by default four runs
+            of 1024 chains estimate it.
         step_size: ``result.step_size`` of a run; needed where the kernel's is
-            `Adaptive`. The likelihood then is that of the sampler with those steps.
-        chunk: reversals evaluated at once; left out, as many as suit the positions'
-            size.
+            `Adaptive`. The likelihood is that of the sampler with those steps.
+        chunk: reversals evaluated at once; chosen from the size of positions by
+            default.
 
     Returns:
         A value for each point, the mean, and its standard errors. The cost is that of
@@ -147,7 +154,7 @@ def raise_log_likelihood(
 
     Raises:
         CapabilityError: static sites; an adaptive step size without ``step_size``; a
-            kernel that does not know how its moves are reversed.
+            kernel that does not report the probability of its reversed moves.
         ShapeError, InvalidValueError, WrongTypeError: a bad argument.
 
     Example:
@@ -155,10 +162,13 @@ def raise_log_likelihood(
         >>> @cp.program
         ... def single(f):
         ...     return cp.sample("x", f)
-        >>> density = cp.compile(single, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(40)))
+        >>> factor = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(40))
+        >>> density = cp.compile(single, factor)
         >>> points = jax.random.normal(jax.random.key(0), (200,))
-        >>> found = cp.metrics.raise_log_likelihood(density, points, jax.random.key(1), sampler=cp.Ancestral())
-        >>> abs(found.mean + 1.42) < 0.2  # −½·log(2πe)
+        >>> likelihood = cp.metrics.raise_log_likelihood(
+        ...     density, points, jax.random.key(1), sampler=cp.Ancestral()
+        ... )
+        >>> abs(likelihood.mean + 1.42) < 0.2  # −½·log(2πe)
         True
 
     References:
@@ -169,82 +179,106 @@ def raise_log_likelihood(
     check_key(key)
     count = check_count(num_chains, "num_chains")
     sampler = frozen(sampler, density, step_size)
-    placed = as_positions(points, density)
+    positions = as_positions(points, density)
     path = Path.of_sampler(sampler, density)
-    evidence, error = None, math.nan
+    evidence: float | None = None
+    evidence_error = math.nan
     if path.weights is not None:
         key, evidence_key = jax.random.split(key)
         evidence = log_evidence
         if evidence is None:
-            evidence, error = estimate_evidence(sampler, density, evidence_key)
+            evidence, evidence_error = estimate_evidence(sampler, density, evidence_key)
         if not np.isfinite(evidence):
             raise InvalidValueError(
                 f"The log-evidence is {evidence}.",
                 fix="look at result.status of an SMC run.",
             )
-    logs = reverse_walks(path, key, placed, count, chains_at_once(density, chunk))
-    values, errors, ess = reduced(
-        np.asarray(logs, np.float64).reshape(-1, count), sampler
-    )
+    at_once = chains_at_once(density, chunk)
+    logs = reverse_walks(path, key, positions, count, at_once)
+    means = log_means(np.asarray(logs, np.float64).reshape(-1, count), sampler)
     return LogLikelihood(
-        values - float(evidence or 0.0), errors, ess, count, evidence, error
+        values=means.values - float(evidence or 0.0),
+        errors=means.errors,
+        ess=means.ess,
+        num_chains=count,
+        log_evidence=evidence,
+        log_evidence_error=evidence_error,
     )
 
 
-def reduced(
-    logs: np.ndarray, sampler: Sampler
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of log-weights (n, c): the log of each row's mean, its standard error, the
-    relative effective sample size."""
+class LogMeans(NamedTuple):
+    """Logs of means of weights, each of shape (n,).
+
+    ``errors`` are their standard errors, ``ess`` the effective number of weights in a
+    mean relative to their number.
+    """
+
+    values: Float[np.ndarray, " n"]
+    errors: Float[np.ndarray, " n"]
+    ess: Float[np.ndarray, " n"]
+
+
+def log_means(logs: Float[np.ndarray, "n c"], sampler: Sampler) -> LogMeans:
+    """Return the log of each row's mean of weights, given their logs.
+
+    Refuses log-weights of which not one is finite; the sampler is for the message.
+    """
     from scipy.special import logsumexp, softmax
 
     if not np.isfinite(logs).any():
-        who = "the sampler" if sampler.kernel is None else f"{sampler.kernel!r}"
+        culprit = "the sampler" if sampler.kernel is None else repr(sampler.kernel)
         raise CapabilityError(
-            f"No reversal has a finite probability: the points lie outside the support, or {who} does not report how "
-            "likely its moves are reversed (`Info.log_reversal` is NaN for BlackJAX's unadjusted algorithms).",
+            "No reversal has a finite probability: the points lie outside the support, "
+            f"or {culprit} does not report how likely its moves are reversed "
+            "(`Info.log_reversal` is NaN for BlackJAX's unadjusted algorithms).",
             fix="check density.log_density at a point; use ULA, UHMC, MALA or HMC.",
         )
     count = logs.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
         values = logsumexp(logs, axis=1) - math.log(count)
         ess = 1 / (softmax(logs, axis=1) ** 2).sum(1) / count
-        errors = (
-            np.sqrt((1 / ess - 1) / (count - 1))
-            if count > 1
-            else np.full(len(logs), np.nan)
-        )
-    return values, errors, ess
+        if count == 1:
+            return LogMeans(values, np.full(len(logs), np.nan), ess)
+        # The delta method: the relative variance of the weights is 1/ess − 1.
+        errors = np.sqrt((1 / ess - 1) / (count - 1))
+    return LogMeans(values, errors, ess)
 
 
 @eqx.filter_jit
 def reverse_walks(
     path: Path, key: Array, points: dict[str, Array], count: int, at_once: int
 ) -> Array:
-    """log p̂ of ``count`` reversals of each of n points, (n·count,)."""
+    """Return log p̂ of ``count`` reversals of each of n points, (n·count,)."""
+    number = jax.tree.leaves(points)[0].shape[0] * count
 
     def walk(i: Array) -> Array:
-        return reverse_walk(
-            path,
-            jax.random.fold_in(key, i),
-            jax.tree.map(lambda x: x[i // count], points),
-        )
+        point = jax.tree.map(lambda x: x[i // count], points)
+        return reverse_walk(path, jax.random.fold_in(key, i), point)
 
-    return in_batches(walk, jax.tree.leaves(points)[0].shape[0] * count, at_once)
+    return in_batches(walk, number, at_once)
 
 
 @eqx.filter_jit
-def forward_walks(path: Path, key: Array, number: int, at_once: int) -> Array:
-    """log w of so many chains, (number,)."""
-    return in_batches(
-        lambda i: forward_walk(path, jax.random.fold_in(key, i)), number, at_once
-    )
+def forward_walks(
+    path: Path, key: Array, number: int, at_once: int
+) -> Float[Array, " number"]:
+    """Return log w of ``number`` chains."""
+
+    def walk(i: Array) -> Array:
+        return forward_walk(path, jax.random.fold_in(key, i))
+
+    return in_batches(walk, number, at_once)
 
 
-def in_batches(function: Callable[[Array], Array], total: int, at_once: int) -> Array:
-    """function(0), …, function(total − 1), ``at_once`` at a time; traced once."""
+def in_batches(
+    function: Callable[[Array], Array], total: int, at_once: int
+) -> Float[Array, " total"]:
+    """Return function(0), …, function(total − 1), ``at_once`` at a time.
+
+    The function is traced once: the last batch is filled up with its last index.
+    """
     size = min(total, at_once)
-    batches = -(-total // size)
+    batches = math.ceil(total / size)
     index = jnp.minimum(jnp.arange(batches * size), total - 1).reshape(batches, size)
     return jax.lax.map(jax.vmap(function), index).reshape(-1)[:total]
 
@@ -252,45 +286,42 @@ def in_batches(function: Callable[[Array], Array], total: int, at_once: int) -> 
 def estimate_evidence(
     sampler: Sampler, density: AnnealedDensity, key: Array
 ) -> tuple[float, float]:
-    """The log-evidence of `SMC`'s path and its standard error, from independent
-    runs."""
-    sampler, first = sampler.in_numbers(), sampler.first_level(density)
-    visits, keys = (
-        Visits.every(first, density.num_levels),
-        jax.random.split(key, tuning.EVIDENCE_RUNS),
-    )
-    logs = np.array(
-        [
-            float(
-                _evidence(
-                    sampler, density, begin(k, tuning.EVIDENCE_CHAINS, visits), first
-                )
-            )
-            for k in keys
-        ]
-    )
-    relative = np.exp(logs - logs.max())
+    """Return the log-evidence of `SMC`'s path and its standard error.
+
+    Both are of independent runs.
+    """
+    sampler = sampler.in_numbers()
+    first = sampler.first_level(density)
+    visits = Visits.every(first, density.num_levels)
+    logs = []
+    for run_key in jax.random.split(key, tuning.EVIDENCE_RUNS):
+        run = begin(run_key, tuning.EVIDENCE_CHAINS, visits)
+        logs.append(float(_evidence(sampler, density, run, first)))
+    greatest = max(logs)
+    relative = np.exp(np.array(logs) - greatest)
     error = relative.std(ddof=1) / relative.mean() / np.sqrt(len(logs))
-    return float(logs.max() + np.log(relative.mean())), float(error)
+    return float(greatest + np.log(relative.mean())), float(error)
 
 
 @eqx.filter_jit
 def _evidence(
     sampler: Sampler, density: AnnealedDensity, run: Run, first: int
-) -> Array:
+) -> Float[Array, ""]:
+    """Return the log-evidence of one run down to level 0."""
     run = sampler.start(run, density, first)
-    run = eqx.tree_at(lambda r: r.log_evidence, run, start_constant(run.log_evidence))
+    constant = start_constant(run.log_evidence)
+    run = eqx.tree_at(lambda r: r.log_evidence, run, constant)
     return sampler.advance(run, density, first + 1).log_evidence
 
 
 def chains_at_once(density: AnnealedDensity, chunk: object) -> int:
-    """How many chains are evaluated at once."""
+    """Return the number of chains that are evaluated at once."""
     if chunk is not None:
         return check_count(chunk, "chunk")
     size = sum(math.prod(site.shape) for site in density.sites.values())
-    return min(
-        8192, max(1, 2**20 // max(size, 1))
-    )  # a million numbers in their positions at most
+    # A million numbers in the positions at most.
+    fitting = max(1, 2**20 // max(size, 1))
+    return min(8192, fitting)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -298,15 +329,15 @@ class EvidenceBounds:
     """`EvidenceBounds` holds a stochastic lower and upper bound of log Z; ``print`` it.
 
     Attributes:
-        lower: mean of log ŵ over forward runs: its expectation is at most log Z.
-        lower_error: its standard error.
-        upper: mean of log f₀ − log p̂ over exact points: its expectation is at least
+        lower: mean of log ŵ over forward runs, whose expectation is at most log Z.
+        lower_error: standard error of ``lower``.
+        upper: mean of log f₀ − log p̂ over exact points, whose expectation is at least
             log Z.
-        upper_error: its standard error.
+        upper_error: standard error of ``upper``.
         log_evidence: log of the mean of the same ŵ, which estimates log Z itself and
             lies above ``lower``.
-        log_evidence_error: its standard error, by the delta method; not to be trusted
-            where it exceeds 0.3.
+        log_evidence_error: standard error of ``log_evidence`` by the delta method,
+            unreliable above 0.3.
         lower_values: log ŵ of each forward run, (n,).
         upper_values: log f₀ − log p̂ of each point, (n,).
     """
@@ -317,28 +348,31 @@ class EvidenceBounds:
     upper_error: float
     log_evidence: float
     log_evidence_error: float
-    lower_values: np.ndarray
-    upper_values: np.ndarray
+    lower_values: Float[np.ndarray, " n"]
+    upper_values: Float[np.ndarray, " n"]
 
     @property
     def width(self) -> float:
-        """The gap upper − lower, in nats: how far the sampler's path is from exact
-        annealing, at least 0 on average."""
+        """The gap upper − lower, in nats, at least 0 on average.
+
+        It measures the distance of the sampler's path from exact annealing.
+        """
         return self.upper - self.lower
 
     def contains(self, log_z: float, errors: float = 4.0) -> bool:
-        """Returns whether log Z lies between the bounds, each widened by this many
-        standard errors."""
-        return bool(
-            self.lower - errors * self.lower_error
-            <= log_z
-            <= self.upper + errors * self.upper_error
-        )
+        """Return whether log Z lies between the bounds.
+
+        Each bound is widened by ``errors`` of its standard errors.
+        """
+        least = self.lower - errors * self.lower_error
+        greatest = self.upper + errors * self.upper_error
+        return bool(least <= log_z <= greatest)
 
     def __repr__(self) -> str:
         return printable(
-            f"EvidenceBounds({self.lower:.3f} ± {self.lower_error:.3f} ≤ log Z ≤ {self.upper:.3f} ± "
-            f"{self.upper_error:.3f}; forward estimate {self.log_evidence:.3f} ± {self.log_evidence_error:.3f})"
+            f"EvidenceBounds({self.lower:.3f} ± {self.lower_error:.3f} ≤ log Z ≤ "
+            f"{self.upper:.3f} ± {self.upper_error:.3f}; forward estimate "
+            f"{self.log_evidence:.3f} ± {self.log_evidence_error:.3f})"
         )
 
 
@@ -352,31 +386,32 @@ def evidence_bounds(
     step_size: ArrayLike | None = None,
     chunk: int | None = None,
 ) -> EvidenceBounds:
-    r"""Bounds log Z = log ∫f₀, with f₀ = exp(density.log_density(·, 0)), from below and
-    from above.
+    r"""Bound log Z = log ∫f₀ from below and above, f₀ = exp(density.log_density(·, 0)).
 
     Annealed importance sampling down the sampler's path has weights w with E w = Z, so
     that E log ŵ ≤ log Z for ŵ the mean of num_chains of them. The reversed path from an
     *exact* draw of π₀ has E p̂(x) the sampler's density (`raise_log_likelihood`), so
-    that E[log f₀(x) − log p̂(x)] ≥ log Z. The two meet where the path is exact.
+    that E[log f₀(x) − log p̂(x)] ≥ log Z. The bounds are equal where the path is exact.
 
     `SMC`'s moves are taken without its weights and resampling.
 
     Args:
         density: with an energy; without static sites.
-        exact_points: independent draws of π₀, ``{site: (n, …)}`` or (n, …). From
-            another distribution the upper bound is none.
+        exact_points: independent draws of π₀, ``{site: (n, …)}`` or (n, …). With draws
+            of another distribution the upper value bounds nothing.
         key: typed random key.
-        sampler: whose path to take: `AnnealedMCMC`, `SMC`, or `Ancestral` (η = 1).
+        sampler: the sampler whose path is taken: `AnnealedMCMC`, `SMC`, or `Ancestral`
+            (η = 1).
         num_chains: chains that each of the n forward runs, and each point, averages
-            over; more close in from both sides.
+            over; more of them narrow the bounds from both sides.
         step_size: ``result.step_size`` of a run; needed where the kernel's is
             `Adaptive`.
-        chunk: chains evaluated at once; left out, as many as suit the positions' size.
+        chunk: chains evaluated at once; chosen from the size of positions by default.
 
     Raises:
         CapabilityError: no energy, static sites, an adaptive step size without
-            ``step_size``, or a kernel that does not know how its moves are reversed.
+            ``step_size``, or a kernel that does not report the probability of its
+            reversed moves.
         ShapeError, InvalidValueError, WrongTypeError: a bad argument.
 
     Example:
@@ -384,10 +419,15 @@ def evidence_bounds(
         >>> @cp.program
         ... def single(f):
         ...     return cp.sample("x", f)
-        >>> density = cp.compile(single, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(40)))
+        >>> factor = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(40))
+        >>> density = cp.compile(single, factor)
         >>> points = jax.random.normal(jax.random.key(0), (500,))
-        >>> sampler = cp.AnnealedMCMC(cp.MALA(lambda s: 0.5 * s.sigma**2), steps_per_level=2)
-        >>> cp.metrics.evidence_bounds(density, points, jax.random.key(1), sampler=sampler).contains(0.0)
+        >>> kernel = cp.MALA(lambda s: 0.5 * s.sigma**2)
+        >>> sampler = cp.AnnealedMCMC(kernel, steps_per_level=2)
+        >>> bounds = cp.metrics.evidence_bounds(
+        ...     density, points, jax.random.key(1), sampler=sampler
+        ... )
+        >>> bounds.contains(0.0)
         True
 
     References:
@@ -399,38 +439,59 @@ def evidence_bounds(
     sampler = frozen(sampler, density, step_size)
     if "energy" not in density.capabilities:
         raise CapabilityError(
-            "Evidence is the integral of a log-density, but a factor here offers only its score.",
+            "Evidence is the integral of a log-density, but a factor here offers only "
+            "its score.",
             where=density.described.where,
-            fix="use raise_log_likelihood, which needs scores only, or models with an energy.",
+            fix="use raise_log_likelihood, which needs scores only, or models with an "
+            "energy.",
         )
     points = as_positions(exact_points, density)
     path = Path.of_sampler(sampler, density, weighted=False)
-    (down_key, up_key), at_once = jax.random.split(key), chains_at_once(density, chunk)
+    down_key, up_key = jax.random.split(key)
+    at_once = chains_at_once(density, chunk)
     number = count * len(jax.tree.leaves(points)[0])
     down = np.asarray(forward_walks(path, down_key, number, at_once), np.float64)
     up = np.asarray(reverse_walks(path, up_key, points, count, at_once), np.float64)
-    lower, _, _ = reduced(down.reshape(-1, count), sampler)
-    below, _, _ = reduced(up.reshape(-1, count), sampler)
-    upper = np.asarray(log_densities(density, points), np.float64) - below
-    pooled, pooled_error, _ = reduced(down[None], sampler)
+
+    lower = log_means(down.reshape(-1, count), sampler).values
+    log_p = log_means(up.reshape(-1, count), sampler).values
+    upper = np.asarray(log_densities(density, points), np.float64) - log_p
+    pooled = log_means(down[None], sampler)
     return EvidenceBounds(
-        lower=float(lower.mean()), lower_error=_error(lower), upper=float(upper.mean()), upper_error=_error(upper),
-        log_evidence=float(pooled[0]), log_evidence_error=float(pooled_error[0]), lower_values=lower,
+        lower=float(lower.mean()),
+        lower_error=_standard_error(lower),
+        upper=float(upper.mean()),
+        upper_error=_standard_error(upper),
+        log_evidence=float(pooled.values[0]),
+        log_evidence_error=float(pooled.errors[0]),
+        lower_values=lower,
         upper_values=upper,
-    )  # fmt: skip
-
-
-def _error(values: np.ndarray) -> float:
-    return (
-        float(values.std(ddof=1) / np.sqrt(len(values)))
-        if len(values) > 1
-        else math.nan
     )
 
 
+def _standard_error(values: Float[np.ndarray, " n"]) -> float:
+    """Return the standard error of a mean; NaN of a single value."""
+    if len(values) == 1:
+        return math.nan
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+End = TypeVar("End")
+
+
+class Ends(NamedTuple, Generic[End]):
+    """Two neighbours on a path, the noisier one above: chains, or noises of levels."""
+
+    above: End
+    below: End
+
+
 class Path(eqx.Module):
-    """What one chain of a sampler, as `frozen` prepares it, does from the level
-    ``first`` on, with its ``weights``."""
+    """Path of one chain of a sampler, from its first level to level 0 or in reverse.
+
+    The sampler is one that `frozen` returned. With ``weights`` the path's probability
+    is that of the weighted path.
+    """
 
     sampler: Sampler
     density: AnnealedDensity
@@ -442,261 +503,355 @@ class Path(eqx.Module):
     def of_sampler(
         cls, sampler: Sampler, density: AnnealedDensity, weighted: bool = True
     ) -> Path:
-        """The path of a sampler that `frozen` returned, with or without its weights."""
-        layout, first = Layout.of_density(density), sampler.first_level(density)
+        """Return the path of a sampler that `frozen` returned."""
+        weights = sampler.weights if weighted else None
         return cls(
-            sampler.in_numbers(),
-            density,
-            layout,
-            first,
-            sampler.weights if weighted else None,
+            sampler=sampler.in_numbers(),
+            density=density,
+            layout=Layout.of_density(density),
+            first=sampler.first_level(density),
+            weights=weights,
         )
+
+    @property
+    def terms(self) -> bool:
+        """True if steps need the terms of the density, not its score alone."""
+        return self.sampler.needs_terms(self.density)
+
+    @property
+    def twist(self) -> float | None:
+        """Greatest shift of a step towards data, in units of its noise, if there is."""
+        step = self.sampler.step
+        return step.twist if step is not None and self.terms else None
+
+    @property
+    def draws(self) -> int:
+        """Number of random streams of a level: of the step and of each transition."""
+        moves = self.sampler.moves
+        return 1 if moves is None else 1 + moves.count
 
     def top(self) -> tuple[Step, Array]:
-        """N(0, s/P), which first draws have, as a step from 0; and log |dx/dy| of the y
-        that stands for x₀."""
-        noise, schedule = self.density.schedule.at(self.first), self.density.schedule
+        """Return the law of first draws, N(0, s/P), and log |dx/dy| at level 0.
+
+        The law is a step from 0; y is the coordinate that stands for x₀.
+        """
+        schedule = self.density.schedule
+        noise = schedule.at(self.first)
+        # Without reverse steps chains keep their x, not their y, from level to level.
         alpha = noise.alpha if self.sampler.step is None else schedule.at(0).alpha
         variance = noise.variance / self.layout.power(self.density, self.first)
-        return Step.diagonal(
-            jnp.zeros_like(variance), variance
-        ), self.layout.dims * jnp.log(alpha)
+        law = Step.diagonal(jnp.zeros_like(variance), variance)
+        return law, self.layout.dims * jnp.log(alpha)
 
-    def walk(self, words: Array, y: Array, reverse: bool) -> tuple[Particles, Array]:
-        """One chain from y at the first level to level 0, or in reverse, and Σ log of
-        the probability of each way back over that of the way there; in reverse with
-        what the way back gains in weight."""
-        density, layout, move, moves = (
-            self.density,
-            self.layout,
-            self.sampler.step,
-            self.sampler.moves,
-        )
-        parts, mixed = self.sampler.needs_terms(density), moves is not None
-        twist = move.twist if move is not None and parts else None
+    def walk(
+        self, words: Array, y: Float[Array, " dims"], reverse: bool
+    ) -> tuple[Particles, Float[Array, ""]]:
+        """Take one chain from y at the first level to level 0, or in reverse.
+
+        Returns the chain and the sum of log-ratios of its moves: the probability of
+        each move back over that of the move itself. In reverse the log-weight
+        increments of the moves back are included.
+        """
+        moves = self.sampler.moves
         if moves is not None and reverse:
             moves = dataclasses.replace(moves, kernel=moves.kernel.reversal)
-        draws = 1 + (0 if moves is None else moves.count)
-
-        def drift(chain: Particles) -> Array:
-            return chain.evaluation.terms.drift if parts else chain.evaluation.score
-
-        def step(
-            level: Array, carry: tuple[Particles, Array]
-        ) -> tuple[Particles, Array]:
-            chain, total = carry
-            noise, end = (
-                density.schedule.at(k + (0 if reverse else 1))
-                for k in (level, level - 1)
-            )
-            s = noise.variance, end.variance
-            down, up = (
-                Step.ddpm(*s),
-                Step.upward(
-                    *s, layout.power(density, noise.index), mixed, self.weights
-                ),
-            )
-            z = normals(words, level * draws, layout.dims)
-            if move is None:
-                y = chain.position * (
-                    end.alpha / noise.alpha if reverse else noise.alpha / end.alpha
-                )
-            elif reverse:
-                y = up.draw(chain.position, drift(chain), z)
-            else:
-                y, _, _ = down.predict(
-                    chain.position, drift(chain), chain.evaluation.score, z, twist
-                )
-            moved = Particles(y, layout.evaluate(density, y, level, parts), chain.inner)
-            above, below = (moved, chain) if reverse else (chain, moved)
-            ratio = jnp.zeros(())
-            if self.weights is not None:
-                tempered = (
-                    density.evaluator.has_user_potential
-                    and self.weights == "feynman_kac"
-                )
-                backward = (
-                    Backward.of_step(*s, layout.power(density, self.first), None, False)
-                    if tempered
-                    else None
-                )
-                weight = Weight(self.weights, density, layout, twist)
-                ratio, _ = weight.increment(
-                    words, jnp.int32(0), above, below, noise, end, backward
-                )
-            if move is not None:
-                # Weights have p/q of the twist in them: of the two nothing is left.
-                shift = (
-                    0.0
-                    if self.weights
-                    else down.shift(drift(above), above.evaluation.score, twist)
-                )
-                ratio = ratio + down.log_density(
-                    below.position, above.position, drift(above), shift
-                )
-                ratio = ratio - up.log_density(
-                    above.position, below.position, drift(below)
-                )
-            return moved, total + (ratio if reverse else -ratio)
+        start = 0 if reverse else self.first
+        evaluation = self.layout.evaluate(self.density, y, start, self.terms)
+        if moves is None:
+            chain = Particles(y, evaluation)
+        else:
+            chain = moves.start(words, y, evaluation)
 
         def visit(i: Array, carry: tuple[Particles, Array]) -> tuple[Particles, Array]:
             level = i if reverse else self.first - i
-            carry = jax.lax.cond(
-                i > 0, partial(step, level), lambda carry: carry, carry
-            )
+            step = partial(self._step, words, reverse, level)
+            carry = jax.lax.cond(i > 0, step, lambda carry: carry, carry)
             if moves is None:
                 return carry
-            place = density, parts, (moves.untuned(1), density.schedule.at(level))
+            return self._transitions(moves, words, level, carry)
 
-            def transition(
-                j: Array, carry: tuple[Particles, Array]
-            ) -> tuple[Particles, Array]:
-                chain, info = moves.step(
-                    *place, key_of(words, level * draws + 1 + j), carry[0]
-                )
-                return chain, carry[1] + jnp.sum(info.log_reversal)
-
-            return jax.lax.fori_loop(0, moves.count, transition, carry)
-
-        found = layout.evaluate(density, y, 0 if reverse else self.first, parts)
-        chain = Particles(y, found) if moves is None else moves.start(words, y, found)
         return jax.lax.fori_loop(0, self.first + 1, visit, (chain, jnp.zeros(())))
 
+    def _step(
+        self,
+        words: Array,
+        reverse: bool,
+        level: Array,
+        carry: tuple[Particles, Array],
+    ) -> tuple[Particles, Array]:
+        """Step to ``level`` from the one above, or in reverse from the one below."""
+        chain, total = carry
+        above = level if reverse else level + 1
+        below = level - 1 if reverse else level
+        noises = Ends(self.density.schedule.at(above), self.density.schedule.at(below))
+        down, up = self._laws(noises)
+        z = normals(words, level * self.draws, self.layout.dims)
+        if self.sampler.step is None:
+            # Chains keep their x = α·y.
+            scale = noises.above.alpha / noises.below.alpha
+            if reverse:
+                scale = noises.below.alpha / noises.above.alpha
+            y = chain.position * scale
+        elif reverse:
+            y = up.draw(chain.position, self._drift(chain), z)
+        else:
+            score = chain.evaluation.score
+            y, _, _ = down.predict(
+                chain.position, self._drift(chain), score, z, self.twist
+            )
+        evaluation = self.layout.evaluate(self.density, y, level, self.terms)
+        moved = Particles(y, evaluation, chain.inner)
+        if reverse:
+            log_ratio = self._log_ratio(words, Ends(moved, chain), noises, down, up)
+            return moved, total + log_ratio
+        log_ratio = self._log_ratio(words, Ends(chain, moved), noises, down, up)
+        return moved, total - log_ratio
 
-def reverse_walk(path: Path, key: Array, position: Position) -> Array:
-    """One reversal from a point at level 0 to the first level: log p̂, as
-    `raise_log_likelihood` has it, with E p̂(x₀) the sampler's output density.
+    def _laws(self, noises: Ends[Noise]) -> tuple[Step, Step]:
+        """Return DDPM's step between two levels, and RAISE's step back up."""
+        variances = noises.above.variance, noises.below.variance
+        power = self.layout.power(self.density, noises.above.index)
+        has_moves = self.sampler.moves is not None
+        up = Step.upward(*variances, power, has_moves, self.weights)
+        return Step.ddpm(*variances), up
 
-    Momenta start afresh: their terms cancel, as every refreshment leaves N(0, I) alone.
+    def _drift(self, chain: Particles) -> Float[Array, " dims"]:
+        """Return the drift that a chain's step follows."""
+        evaluation = chain.evaluation
+        return evaluation.terms.drift if self.terms else evaluation.score
+
+    def _log_ratio(
+        self,
+        words: Array,
+        chains: Ends[Particles],
+        noises: Ends[Noise],
+        down: Step,
+        up: Step,
+    ) -> Float[Array, ""]:
+        """Return log of the weighted law of the step down over that of the step up."""
+        above, below = chains
+        log_ratio = jnp.zeros(())
+        if self.weights is not None:
+            weight = Weight(self.weights, self.density, self.layout, self.twist)
+            gained, _ = weight.gained(
+                words, jnp.int32(0), above, below, *noises, self._backward(noises)
+            )
+            log_ratio = gained
+        if self.sampler.step is None:
+            return log_ratio
+        drift = self._drift(above)
+        # Weights include p/q of the twist, so that the law down is the untwisted one.
+        shift: Array | float = 0.0
+        if not self.weights:
+            shift = down.shift(drift, above.evaluation.score, self.twist)
+        log_ratio = log_ratio + down.log_density(
+            below.position, above.position, drift, shift
+        )
+        return log_ratio - up.log_density(
+            above.position, below.position, self._drift(below)
+        )
+
+    def _backward(self, noises: Ends[Noise]) -> Backward | None:
+        """Return the backward law of Feynman–Kac weights that are tempered."""
+        if self.weights != "feynman_kac" or not self.density.evaluator.has_user_potential:
+            return None
+        power = self.layout.power(self.density, self.first)
+        above, below = noises
+        return Backward.of_step(above.variance, below.variance, power, None, False)
+
+    def _transitions(
+        self,
+        moves: Transitions,
+        words: Array,
+        level: Array,
+        carry: tuple[Particles, Array],
+    ) -> tuple[Particles, Array]:
+        """Make the MCMC transitions of a level, which add their own log-ratios."""
+        setting = (moves.untuned(1), self.density.schedule.at(level))
+        terms = self.terms
+
+        def transition(
+            j: Array, carry: tuple[Particles, Array]
+        ) -> tuple[Particles, Array]:
+            chain, total = carry
+            key = key_of(words, level * self.draws + 1 + j)
+            chain, info = moves.step(self.density, terms, setting, key, chain)
+            return chain, total + jnp.sum(info.log_reversal)
+
+        return jax.lax.fori_loop(0, moves.count, transition, carry)
+
+
+def reverse_walk(path: Path, key: Array, position: Position) -> Float[Array, ""]:
+    """Return log p̂ of one reversal from a point at level 0 to the first level.
+
+    As `raise_log_likelihood` has it, E p̂(x₀) is the sampler's output density. Momenta
+    start afresh: their terms cancel, as every refreshment leaves N(0, I) invariant.
     With `SMC`'s weights the target is the weighted path, times ∫ over all paths:
-    subtract its log-evidence. Steps that a wall kept where they were are left out.
+    subtract its log-evidence. Steps that a wall rejected are left out.
     """
-    words, layout, (top, volume) = (
-        jax.random.bits(key, (2,), jnp.uint32),
-        path.layout,
-        path.top(),
-    )
-    y = layout.vector(position, path.density.schedule.at(0).alpha)
+    words = jax.random.bits(key, (2,), jnp.uint32)
+    top, volume = path.top()
+    y = path.layout.vector(position, path.density.schedule.at(0).alpha)
     chain, total = path.walk(words, y, reverse=True)
-    total = (
-        total
-        + top.log_density(chain.position, jnp.zeros_like(y), jnp.zeros_like(y))
-        - volume
-    )
+    zero = jnp.zeros_like(y)
+    total = total + top.log_density(chain.position, zero, zero) - volume
     if path.weights is not None:
         total = total + first_weight(
-            layout, path.density, chain.position, chain.evaluation, path.first
+            path.layout, path.density, chain.position, chain.evaluation, path.first
         )
         total = total + start_constant(first_evidence(path.density, path.first))
     return jnp.where(jnp.isfinite(total), total, -jnp.inf)
 
 
-def forward_walk(path: Path, key: Array) -> Array:
-    """One chain of the sampler, without weights: log w with E w = ∫f₀ (annealed
-    importance sampling).
+def forward_walk(path: Path, key: Array) -> Float[Array, ""]:
+    """Return log w of one chain without weights, with E w = ∫f₀.
 
-    log w = log f₀(x₀) − log top(x_top) + Σ log T(x'→x)/T(x→x') + Σ log
-    q(x_{k+1}|x_k)/N(x_k; reverse step).
+    It is annealed importance sampling: log w = log f₀(x₀) − log top(x_top) + Σ log
+    T(x'→x)/T(x→x') + Σ log q(x_{k+1}|x_k)/N(x_k; reverse step).
     """
-    words, zero, (top, volume) = (
-        jax.random.bits(key, (2,), jnp.uint32),
-        jnp.zeros((path.layout.dims,)),
-        path.top(),
-    )
+    words = jax.random.bits(key, (2,), jnp.uint32)
+    zero = jnp.zeros((path.layout.dims,))
+    top, volume = path.top()
     y = top.draw(zero, zero, normals(words, Stream.INITIAL, zero.size))
     chain, total = path.walk(words, y, reverse=False)
-    total = (
-        total
-        + log_density_of(chain.evaluation)
-        + volume
-        - top.log_density(y, zero, zero)
-    )
+    total = total + log_density_of(chain.evaluation) + volume
+    total = total - top.log_density(y, zero, zero)
     return jnp.where(jnp.isfinite(total), total, -jnp.inf)
 
 
-def start_constant(log_evidence: Array) -> Array:
-    """The log-evidence that weights start from; an unknown one is dropped, here and
-    where the evidence is estimated."""
+def start_constant(log_evidence: Float[Array, ""]) -> Float[Array, ""]:
+    """Return the log-evidence that weights start from, or 0 where it is unknown.
+
+    The same constant is dropped where the evidence is estimated.
+    """
     return jnp.where(jnp.isfinite(log_evidence), log_evidence, 0.0)
 
 
 def frozen(
     sampler: Sampler, density: AnnealedDensity, step_size: ArrayLike | None
 ) -> Sampler:
-    """The sampler, prepared for the density, with adaptive step sizes replaced by those
-    that a run came to, (K,) or (K, B); refused where its path has no reversal."""
+    """Return a sampler with fixed step sizes, prepared for the density.
+
+    Adaptive step sizes are replaced by those of a run, (K,) or (K, B). A sampler whose
+    path has no known reversal is refused.
+    """
     if not isinstance(density, AnnealedDensity):
-        fix = "call cp.compile first."
         raise WrongTypeError(
-            f"A likelihood belongs to a compiled density; got {type(density).__name__}.",
-            fix=fix,
+            "A likelihood belongs to a compiled density; got "
+            f"{type(density).__name__}.",
+            fix="call cp.compile first.",
         )
     if not isinstance(sampler, Sampler):
         raise not_a_sampler(sampler)
-
-    def refuse(when: object, found: str, fix: str) -> None:
-        if when:
-            raise CapabilityError(found, where=density.described.where, fix=fix)
-
-    kind, step = type(sampler), sampler.step
-    refuse(kind.start is not Sampler.start or kind.descent is not Sampler.descent,
-           f"The likelihood of {kind.__name__} is not known: its path cannot be reversed.",
-           "use cp.Ancestral(), cp.AnnealedMCMC(kernel, steps_per_level) or cp.SMC(kernel).")  # fmt: skip
-    refuse(step is not None and (step.order != 1 or step.control != "none" or float(step.eta) != 1.0),
-           f"The likelihood of {sampler!r} is known only where its reverse steps are DDPM's: of first order, without "
-           "control, with eta=1.",
-           "use cp.SMC(..., step=cp.ReverseStep(order=1, control='none')) or cp.Ancestral(eta=1.0).")  # fmt: skip
-    static = ", ".join(
-        repr(name) for name, site in density.sites.items() if site.kind != "noised"
-    )
-    refuse(static, f"{static} is a NumPyro latent: only densities of noised sites have this likelihood.",
-           "condition on it, or compile a program without static sites.")  # fmt: skip
+    _check_steps(sampler, density)
     check_capabilities(sampler, density)
-    prepared, chain = (
-        sampler.prepare(density),
-        "so the likelihood of a single chain's path is not known.",
-    )
-    moves, kernel = prepared.moves, prepared.kernel
-    refuse(
-        sampler.finishers,
-        f"What closes {sampler!r} is fitted to all chains, {chain}",
-        "leave then= out.",
-    )
-    refuse(measures_metric(kernel), f"The kernel's metric is measured from all chains, {chain}",
-           'give it a kernel with a fixed metric, such as cp.MALA(cp.Adaptive(), metric="none").')  # fmt: skip
+    prepared = sampler.prepare(density)
+    _check_single_chain(sampler, prepared, density)
+    moves = prepared.moves
+    kernel = prepared.kernel
     if moves is None or kernel is None or not any(moves.adaptive):
         return prepared
-    refuse(step_size is None, f"An Adaptive step size depends on all chains, {chain}",
-           "take the steps that a run came to: step_size=result.step_size.")  # fmt: skip
-    assert step_size is not None
+    if step_size is None:
+        raise CapabilityError(
+            f"An Adaptive step size depends on all chains, {SINGLE_CHAIN}",
+            where=density.described.where,
+            fix="use the steps of a run: step_size=result.step_size.",
+        )
     steps = filled(step_size, density.num_levels, prepared)
     kernels = [
-        replaced(part, step_size=h)
-        for part, h in zip(parts_of(kernel), steps.T, strict=True)
+        replaced(block_kernel, step_size=sizes)
+        for block_kernel, sizes in zip(parts_of(kernel), steps.T, strict=True)
     ]
     # Transitions that adapted moved the chains too.
     return sampler.with_moves(with_parts(kernel, kernels), moves.total).prepare(density)
 
 
-def filled(step_size: ArrayLike, num_levels: int, prepared: Sampler) -> Array:
-    """Steps of a run of a sampler, (K,) or (K, B), as (K, B); of a level that it
-    skipped, where they are NaN, those of the nearest level."""
+SINGLE_CHAIN = "so the likelihood of a single chain's path is not known."
+
+
+def _check_steps(sampler: Sampler, density: AnnealedDensity) -> None:
+    """Refuse a sampler whose steps from level to level have no known reversal."""
+    where = density.described.where
+    kind = type(sampler)
+    if kind.start is not Sampler.start or kind.descent is not Sampler.descent:
+        raise CapabilityError(
+            f"The likelihood of {kind.__name__} is not known: its path cannot be "
+            "reversed.",
+            where=where,
+            fix="use cp.Ancestral(), cp.AnnealedMCMC(kernel, steps_per_level) or "
+            "cp.SMC(kernel).",
+        )
+    step = sampler.step
+    if step is not None and not _is_ddpm(step):
+        raise CapabilityError(
+            f"The likelihood of {sampler!r} is known only where its reverse steps are "
+            "DDPM's: of first order, without control, with eta=1.",
+            where=where,
+            fix="use cp.SMC(..., step=cp.ReverseStep(order=1, control='none')) or "
+            "cp.Ancestral(eta=1.0).",
+        )
+    static = [
+        repr(name) for name, site in density.sites.items() if site.kind != "noised"
+    ]
+    if static:
+        raise CapabilityError(
+            f"{', '.join(static)} is a NumPyro latent: only densities of noised sites "
+            "have this likelihood.",
+            where=where,
+            fix="condition on it, or compile a program without static sites.",
+        )
+
+
+def _is_ddpm(step: ReverseStep) -> bool:
+    """Return whether a reverse step is DDPM's, of first order and without control."""
+    return step.order == 1 and step.control == "none" and float(step.eta) == 1.0
+
+
+def _check_single_chain(
+    sampler: Sampler, prepared: Sampler, density: AnnealedDensity
+) -> None:
+    """Refuse a sampler whose moves are fitted to all of its chains."""
+    where = density.described.where
+    if sampler.then:
+        raise CapabilityError(
+            f"The post-processing of {sampler!r} is fitted to all chains, "
+            f"{SINGLE_CHAIN}",
+            where=where,
+            fix="leave then= out.",
+        )
+    if measures_metric(prepared.kernel):
+        raise CapabilityError(
+            f"The kernel's metric is measured from all chains, {SINGLE_CHAIN}",
+            where=where,
+            fix="give it a kernel with a fixed metric, such as "
+            'cp.MALA(cp.Adaptive(), metric="none").',
+        )
+
+
+def filled(
+    step_size: ArrayLike, num_levels: int, prepared: Sampler
+) -> Float[Array, "levels blocks"]:
+    """Return the step sizes of a run, (K,) or (K, B), with no level left out.
+
+    A level that the run skipped has NaN, and gets those of the nearest level.
+    """
     steps = np.asarray(step_size, float)
-    shape = (num_levels, len(prepared.blocks)) if prepared.blocks else (num_levels,)
-    finite = (
-        np.isfinite(steps).reshape(len(steps), -1).all(1)
-        if steps.shape == shape
-        else np.zeros(0, bool)
-    )
-    known = np.flatnonzero(finite)
-    if not len(known):
+    blocks = prepared.blocks
+    shape = (num_levels, len(blocks)) if blocks else (num_levels,)
+    visited = np.zeros(0, int)
+    if steps.shape == shape:
+        finite = np.isfinite(steps).reshape(len(steps), -1).all(1)
+        visited = np.flatnonzero(finite)
+    if not len(visited):
         raise InvalidValueError(
-            f"step_size must have one for each of the {num_levels} levels, shape {shape}; got shape {steps.shape}.",
+            f"step_size must have one for each of the {num_levels} levels, shape "
+            f"{shape}; got shape {steps.shape}.",
             fix="pass result.step_size of a run of this sampler on this density.",
         )
-    if np.any(steps[known] <= 0):
+    if np.any(steps[visited] <= 0):
         raise InvalidValueError(
             "Some step sizes are not positive.", fix="pass result.step_size of a run."
         )
-    nearest = known[np.abs(np.arange(num_levels)[:, None] - known).argmin(1)]
+    distance = np.abs(np.arange(num_levels)[:, None] - visited)
+    nearest = visited[distance.argmin(1)]
     return jnp.asarray(steps[nearest]).reshape(num_levels, -1)

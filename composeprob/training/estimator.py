@@ -1,7 +1,6 @@
-"""The default recipe of estimators: the posterior of a simulator as a factor, from
-pairs that are there already.
+"""Default recipe of estimators: the posterior of a simulator, from given pairs.
 
-Its network corrects a linear regression, and sees sets of observations.
+The network corrects a linear regression, and takes sets of observations.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
@@ -32,11 +32,12 @@ from composeprob.training.loop import (
     initial,
     losses,
     make_advance,
-    stretches,
+    segments,
 )
 from composeprob.training.recipe import Batches, Data, LogSNR, Recipe
 
-Box = tuple[Array, Array]
+Box = tuple[Float[Array, " size"], Float[Array, " size"]]
+"""Bounds (low, high) of θ."""
 
 
 def estimator(
@@ -49,37 +50,37 @@ def estimator(
     progress: bool = True,
     label: str = "posterior",
 ) -> TrainingRun:
-    r"""Trains the posterior p(θ | x) of a simulator on pairs (θ, x) that are there
-    already, by the default recipe.
+    r"""Train the posterior p(θ | x) of a simulator on given pairs (θ, x).
 
-    The factor is in the units of θ and takes x in its own as the condition ``x``; both
-    are standardised inside of the network. A tenth of the pairs, at most 2,000, is held
-    out: of the averaged weights along the way the factor gets those whose denoising
-    loss on these is least, so that few pairs are not learned by heart.
+    The factor is in the units of θ and takes x in the units of the data, as the
+    condition ``x``; the network standardises both. A tenth of the pairs, at most 2,000,
+    is held out. The factor gets the averaged weights of the step whose denoising loss
+    on these pairs is least, so that a small set of pairs is not overfitted.
 
     Args:
         theta: parameters, (N, size), drawn from the prior.
-        x: what the simulator returned for each: (N, d); or (N, m, d) for m observations
-            that are exchangeable given θ, which the network then takes as a set.
+        x: outputs of the simulator, one for each θ: (N, d); or (N, m, d) for m
+            observations that are exchangeable given θ, which the network takes as a
+            set.
         key: a typed random key.
-        prior: of θ. If it is uniform in a box, draws stay within it and its walls need
-            not be learned; a prior on all of ℝ changes nothing, and any other is
-            refused.
+        prior: the prior of θ. If it is uniform in a box, draws stay within the box, and
+            its walls need not be learned; a prior on all of ℝ changes nothing, and any
+            other is refused.
         iterations: optimiser steps.
         progress: show a progress bar with the loss.
         label: the factor's name.
 
     Returns:
-        A `TrainingRun`, whose ``held_out`` is the loss on pairs held out, before
-        training and each 256 steps. Ctrl-C ends training early, with the weights that
-        are best so far.
+        A `TrainingRun`, whose ``held_out`` is the loss on the pairs held out, before
+        training and after every 256 steps. Ctrl-C ends training early, with the best
+        weights so far.
 
     Raises:
         ShapeError: arrays of other shapes, or of different lengths.
-        InvalidValueError: fewer than 100 pairs, numbers that are not finite, an entry
-            of θ that never varies, θ outside of its prior, or a prior of positive
-            parameters and the like.
-        WrongTypeError: no key, or a prior that is no NumPyro distribution.
+        InvalidValueError: fewer than 100 pairs, numbers that are not finite, a constant
+            entry of θ, θ outside of its prior, or a prior with other bounds, such as
+            one of positive parameters.
+        WrongTypeError: a key or a prior of another type.
 
     References:
         Denoising by a network of order 1 at every level: Karras et al. 2022,
@@ -89,15 +90,15 @@ def estimator(
     Example:
         With parameters ``theta`` (N, size) and simulations ``x`` (N, d)::
 
-            posterior = cp.training.estimator(theta, x, jax.random.key(0),
-            prior=prior).factor
+            key = jax.random.key(0)
+            posterior = cp.training.estimator(theta, x, key, prior=prior).factor
 
             @cp.program
             def answer(posterior, x):
                 return cp.sample("theta", posterior.given(x=x))
 
-            result = cp.infer(cp.compile(answer, posterior, observed),
-            jax.random.key(1))
+            density = cp.compile(answer, posterior, observed)
+            result = cp.infer(density, jax.random.key(1))
     """
     settings = tuning.ESTIMATOR
     check_key(key)
@@ -107,74 +108,95 @@ def estimator(
     order_key, network_key, train_key, noise_key = jax.random.split(key, 4)
     order = np.asarray(jax.random.permutation(order_key, len(thetas)))
     count = min(len(thetas) // 10, settings.held_out)
-    held_out, (train_theta, train_x) = (
-        (thetas[index], xs[index]) for index in np.split(order, [count])
-    )
+    held_out = order[:count]
+    training = order[count:]
+    train_theta = thetas[training]
+    train_x = xs[training]
     network = PosteriorDenoiser(train_theta, train_x, box, network_key)
-    recipe = _recipe(
-        network, _pairs(train_theta, train_x), train_theta.std(0), iterations
+    data = _pairs(train_theta, train_x)
+    recipe = _recipe(network, data, train_theta.std(0), iterations)
+
+    loss_held_out = _held_out_loss(
+        recipe, network, _pairs(thetas[held_out], xs[held_out]), count, noise_key
     )
-    test = dataclasses.replace(recipe, data=_pairs(*held_out))
-    batch = draw_batch(
-        test, noise_key, 2 * settings.noises * count
-    )  # the same noise each time
+    first = initial(recipe, network)
+    advance = make_advance(recipe, network, train_key)
+    state = first
+    best = first.average
+    history = [float(loss_held_out(best))]
+    for state in segments(recipe, first, advance, progress, tuning.TRAINING_STEPS):
+        history.append(float(loss_held_out(state.average)))
+        if history[-1] == min(history):
+            best = state.average
+    run = finish(recipe, network, state._replace(average=best), label)
+    return dataclasses.replace(run, held_out=np.array(history))
+
+
+def _held_out_loss(
+    recipe: Recipe, network: PosteriorDenoiser, data: Data, count: int, key: Array
+) -> Callable[[PyTree[Array]], Float[Array, ""]]:
+    """Compile the denoising loss of weights, on pairs that are not trained on.
+
+    Pairs and noise are drawn once: losses of different weights then differ by the
+    weights alone.
+    """
+    noises = 2 * tuning.ESTIMATOR.noises
+    recipe_held_out = dataclasses.replace(recipe, data=data)
+    batch = draw_batch(recipe_held_out, key, noises * count)
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
 
     @jax.jit
-    def loss_held_out(parameters: PyTree[Array]) -> Array:
+    def loss(parameters: PyTree[Array]) -> Float[Array, ""]:
         factor = recipe.factor(eqx.combine(parameters, static))
-        events = jax.tree.map(
-            lambda a: a.reshape(-1, 2 * settings.noises, *a.shape[1:]), batch
+        events = jax.tree.map(lambda a: a.reshape(-1, noises, *a.shape[1:]), batch)
+        denoising = jax.lax.map(
+            lambda chunk: losses(factor, chunk).denoising, events, batch_size=32
         )
-        return jnp.mean(
-            jax.lax.map(
-                lambda part: losses(factor, part).denoising, events, batch_size=32
-            )
-        )
+        return jnp.mean(denoising)
 
-    first, advance = initial(recipe, network), make_advance(recipe, network, train_key)
-    now, best = first, first.average
-    found = [float(loss_held_out(best))]
-    for now in stretches(recipe, first, advance, progress, tuning.TRAINING_STEPS):
-        found.append(float(loss_held_out(now.average)))
-        if found[-1] == min(found):
-            best = now.average
-    run = finish(recipe, network, now._replace(average=best), label)
-    return dataclasses.replace(run, held_out=np.array(found))
+    return loss
 
 
 def _checked(theta: ArrayLike, x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    thetas, xs = (np.asarray(a, np.float32) for a in (theta, x))
-    if (
-        thetas.ndim != 2
-        or xs.ndim not in (2, 3)
-        or len(thetas) != len(xs)
-        or not (thetas.size and xs.size)
-    ):
-        fix = "give N parameters (N, size) and their N simulations, (N, d), or (N, m, d) for sets of m observations."
+    """Return parameters and data in single precision; refuse unusable ones."""
+    thetas = np.asarray(theta, np.float32)
+    xs = np.asarray(x, np.float32)
+    shaped = thetas.ndim == 2 and xs.ndim in (2, 3) and len(thetas) == len(xs)
+    if not (shaped and thetas.size and xs.size):
         raise ShapeError(
             f"estimator got theta of shape {thetas.shape} and x of shape {xs.shape}.",
-            fix=fix,
+            fix="give N parameters (N, size) and their N simulations, (N, d), or "
+            "(N, m, d) for sets of m observations.",
         )
     if len(thetas) < tuning.ESTIMATOR.fewest:
-        fix = f"simulate more: {tuning.ESTIMATOR.fewest} at the very least."
-        raise InvalidValueError(f"estimator got {len(thetas)} pairs.", fix=fix)
-    for name, values in (("theta", thetas), ("x", xs)):
-        if bad := int((~np.isfinite(values)).reshape(len(values), -1).any(1).sum()):
-            raise InvalidValueError(
-                f"{bad} of the {len(values)} rows of {name} hold numbers that are not finite.",
-                fix="leave these pairs out, or give failed simulations a finite value that says so.",
-            )
-    if (constant := np.flatnonzero(thetas.std(0) == 0)).size:
-        fix = "leave it out: there is nothing to learn."
         raise InvalidValueError(
-            f"Entry {constant[0]} of theta is the same in all pairs.", fix=fix
+            f"estimator got {len(thetas)} pairs.",
+            fix=f"simulate more: {tuning.ESTIMATOR.fewest} at the very least.",
+        )
+    _check_finite("theta", thetas)
+    _check_finite("x", xs)
+    constant = np.flatnonzero(thetas.std(0) == 0)
+    if constant.size:
+        raise InvalidValueError(
+            f"Entry {constant[0]} of theta is the same in all pairs.",
+            fix="leave it out: there is nothing to learn.",
         )
     return thetas, xs
 
 
+def _check_finite(name: str, values: np.ndarray) -> None:
+    rows = (~np.isfinite(values)).reshape(len(values), -1).any(1)
+    if rows.any():
+        raise InvalidValueError(
+            f"{rows.sum()} of the {len(values)} rows of {name} hold numbers that are "
+            "not finite.",
+            fix="leave these pairs out, or give failed simulations a finite value that "
+            "says so.",
+        )
+
+
 def _box(prior: dist.Distribution | None, thetas: np.ndarray) -> Box | None:
-    """Bounds (low, high) of a uniform prior; None for one on all of ℝ."""
+    """Return the bounds of a uniform prior; None for a prior on all of ℝ."""
     if prior is None:
         return None
     if not isinstance(prior, dist.Distribution):
@@ -184,27 +206,29 @@ def _box(prior: dist.Distribution | None, thetas: np.ndarray) -> Box | None:
         )
     base = base_of(prior)
     if isinstance(base, dist.Uniform):
-        low, high = (
-            jnp.broadcast_to(jnp.asarray(a, jnp.float32), thetas.shape[1:])
-            for a in (base.low, base.high)
-        )
+        shape = thetas.shape[1:]
+        low = jnp.broadcast_to(jnp.asarray(base.low, jnp.float32), shape)
+        high = jnp.broadcast_to(jnp.asarray(base.high, jnp.float32), shape)
         if np.any((thetas < low) | (thetas > high)):
-            fix = "give the prior that they were drawn from."
             raise InvalidValueError(
-                "Some theta lie outside of their prior's box.", fix=fix
+                "Some theta lie outside of their prior's box.",
+                fix="give the prior that they were drawn from.",
             )
         return low, high
     if base.support in (dist.constraints.real, dist.constraints.real_vector):
         return None
     raise InvalidValueError(
-        f"estimator knows no prior like {type(base).__name__}, which has bounds.",
-        fix="train on parameters without bounds, such as log(theta) of positive ones, and transform the draws back; "
-        "or leave prior out: the bounds are then learned.",
+        f"estimator has no rule for the bounds of a prior like {type(base).__name__}.",
+        fix="train on parameters without bounds, such as log(theta) of positive ones, "
+        "and transform the draws back; or leave prior out: the bounds are then "
+        "learned.",
     )
 
 
 def _pairs(theta: np.ndarray, x: np.ndarray) -> Data:
-    events, conditions = jnp.asarray(theta), jnp.asarray(x)
+    """Return a sampler of pairs, with replacement."""
+    events = jnp.asarray(theta)
+    conditions = jnp.asarray(x)
 
     def data(key: Array, n: int) -> tuple[Array, dict[str, Array]]:
         index = jax.random.randint(key, (n,), 0, len(events))
@@ -216,29 +240,36 @@ def _pairs(theta: np.ndarray, x: np.ndarray) -> Data:
 def _recipe(
     network: PosteriorDenoiser, data: Data, scale: np.ndarray, iterations: int
 ) -> Recipe:
-    """Levels from where nothing is left of θ to a hundredth of the narrowest width that
-    a linear regression leaves."""
+    """Return the recipe, with levels from pure noise to nearly clean θ.
+
+    The noise at the cleanest level is a hundredth of the narrowest width that a linear
+    regression leaves.
+    """
     import optax
 
     settings = tuning.ESTIMATOR
-    low, high = (
-        settings.low - 2 * math.log(scale.max()),
-        settings.high - 2 * math.log(scale.min()),
-    )
-    high = max(
-        high, settings.residual - 2 * math.log(float(network.known["deviation"].min()))
-    )
+    narrowest = float(network.known["deviation"].min())
+    low = settings.low - 2 * math.log(scale.max())
+    high = settings.high - 2 * math.log(scale.min())
+    high = max(high, settings.residual - 2 * math.log(narrowest))
+    focus = (low + settings.focus[0], high - settings.focus[1])
     return Recipe(
-        network=lambda key: network, data=data, schedule=Schedule.log_snr(settings.levels, low, high),
-        log_snr=LogSNR(low, high, focus=(low + settings.focus[0], high - settings.focus[1])), conditions=("x",),
-        iterations=iterations, batches=Batches(settings.batch, antithetic=True),
+        network=lambda key: network,
+        data=data,
+        schedule=Schedule.log_snr(settings.levels, low, high),
+        log_snr=LogSNR(low, high, focus=focus),
+        conditions=("x",),
+        iterations=iterations,
+        batches=Batches(settings.batch, antithetic=True),
         learning_rate=functools.partial(optax.cosine_decay_schedule, settings.rate),
-    )  # fmt: skip
+    )
 
 
 class _Block(eqx.Module):
-    """h + W₂·swish(FiLM(norm(W₁·swish(norm h)))), with W₂ and FiLM zero at first (Perez
-    et al. 2018)."""
+    """Residual block h + W₂·swish(FiLM(norm(W₁·swish(norm h)))).
+
+    W₂ and FiLM (Perez et al. 2018) start at zero, so that the block is the identity.
+    """
 
     enter: eqx.nn.Linear
     leave: eqx.nn.Linear
@@ -259,11 +290,11 @@ class _Block(eqx.Module):
 
 
 class PosteriorDenoiser(eqx.Module):
-    r"""The noise in α·θ + σ·ε on a variance-preserving schedule, beginning as what a
-    linear regression says of it.
+    r"""Network of ε̂, the noise in α·θ + σ·ε, that starts as a linear regression.
 
-    Were θ given x Gaussian with mean c(x) and variances v(x) along axes U, then ε̂ =
-    U·σ·r/m with r = Uᵀ·(θ_k − α·c)/m and m² = α²·v + σ². Here
+    The schedule is variance preserving. Were θ given x Gaussian with mean c(x) and
+    variances v(x) along axes U, then ε̂ = U·σ·r/m with r = Uᵀ·(θ_k − α·c)/m and m² =
+    α²·v + σ². Here
 
         ε̂ = σ·U·(r + α·√v·F/d)/m,   d² = α²·w² + σ²,
 
@@ -275,12 +306,13 @@ class PosteriorDenoiser(eqx.Module):
     U²·(σ²·v/m²) entry by entry: where walls only cut, F has nothing to learn.
 
     Args:
-        theta: parameters (N, size), as all that follows in their own units.
+        theta: parameters (N, size), in their own units, as are all arrays below.
         x: data (N, d), or sets of them (N, m, d).
         box: bounds (low, high) of θ, each (size,); None without.
         key: for the initial weights.
     """
 
+    # Names of fields are names of tensors in files of weights: keep them.
     known: dict[str, Array]
     box: Box | None
     item: eqx.nn.MLP | None
@@ -293,118 +325,159 @@ class PosteriorDenoiser(eqx.Module):
     last: eqx.nn.Linear
     gate: eqx.nn.Linear
 
-    def __init__(self, theta: np.ndarray, x: np.ndarray, box: Box | None, key: Array):
-        width, waves, depth = (
-            tuning.ESTIMATOR.width,
-            tuning.ESTIMATOR.waves,
-            tuning.ESTIMATOR.blocks,
-        )
-        size, keys = theta.shape[1], iter(jax.random.split(key, 8 + depth))
-        every = tuple(range(x.ndim - 1))
-        self.box, self.known = box, {}
-        self._know(
+    def __init__(
+        self,
+        theta: Float[np.ndarray, "N size"],
+        x: Float[np.ndarray, "N ..."],
+        box: Box | None,
+        key: Array,
+    ):
+        settings = tuning.ESTIMATOR
+        width = settings.width
+        size = theta.shape[1]
+        all_but_last = tuple(range(x.ndim - 1))
+        self.box = box
+        self.known = {}
+        self._store(
             centre=theta.mean(0),
             scale=theta.std(0),
-            x_centre=x.mean(every),
-            x_scale=x.std(every) + 1e-12,
+            x_centre=x.mean(all_but_last),
+            x_scale=x.std(all_but_last) + 1e-12,
         )
         features = np.asarray(jax.vmap(self._features)(jnp.asarray(x)), float)
         slope = np.linalg.lstsq(features, theta.astype(float), rcond=None)[0]
         residual = theta - features @ slope
         variance, axes = np.linalg.eigh(residual.T @ residual / len(x))
-        self._know(
-            slope=slope.T,
-            axes=axes,
-            deviation=np.sqrt(np.maximum(variance, 1e-8 * variance.max())),
-        )
-        linear = lambda enter, leave: eqx.nn.Linear(enter, leave, key=next(keys))  # noqa: E731
-        mlp = functools.partial(
-            eqx.nn.MLP, out_size=width, width_size=width, activation=jax.nn.swish
-        )
-        self.item = (
-            mlp(2 * x.shape[-1], depth=1, key=next(keys)) if x.ndim == 3 else None
-        )
-        self.enter = mlp(
-            features.shape[1] + (width if self.item else 0), depth=2, key=next(keys)
-        )
+        # A direction that the regression explains exactly keeps a little variance.
+        floor = 1e-8 * variance.max()
+        deviation = np.sqrt(np.maximum(variance, floor))
+        self._store(slope=slope.T, axes=axes, deviation=deviation)
+
+        keys = iter(jax.random.split(key, 8 + settings.blocks))
+
+        def linear(inputs: int, outputs: int) -> eqx.nn.Linear:
+            return eqx.nn.Linear(inputs, outputs, key=next(keys))
+
+        def mlp(inputs: int, depth: int) -> eqx.nn.MLP:
+            return eqx.nn.MLP(inputs, width, width, depth, jax.nn.swish, key=next(keys))
+
+        num_inputs = features.shape[1]
+        self.item = None
+        if x.ndim == 3:
+            self.item = mlp(2 * x.shape[-1], depth=1)
+            num_inputs += width
+        self.enter = mlp(num_inputs, depth=2)
         self.gaussian = _zero(linear(width, 3 * size))
-        self.time, self.mix = linear(waves, width), linear(width, width)
+        self.time = linear(settings.waves, width)
+        self.mix = linear(width, width)
         self.first = linear(2 * size + features.shape[1], width)
-        self.blocks = [_Block(width, next(keys)) for _ in range(depth)]
-        self.last, self.gate = _zero(linear(width, size)), _zero(linear(width, width))
+        self.blocks = [_Block(width, next(keys)) for _ in range(settings.blocks)]
+        self.last = _zero(linear(width, size))
+        self.gate = _zero(linear(width, width))
 
-    def _know(self, **arrays: np.ndarray) -> None:
-        self.known |= {
-            name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()
-        }
+    def _store(self, **arrays: np.ndarray) -> None:
+        """Keep constants of the regression in single precision."""
+        for name, array in arrays.items():
+            self.known[name] = jnp.asarray(array, jnp.float32)
 
-    def _features(self, x: Array) -> Array:
-        """What the regression is on: x in its units, also with its tails drawn in; of a
-        set means, and deviations."""
-        units = (x - self.known["x_centre"]) / self.known["x_scale"]
-        parts = [units, jnp.arcsinh(units)]
+    def _features(self, x: Float[Array, "*m d"]) -> Float[Array, " features"]:
+        """Return the regressors of θ: standardised x, and x with its tails drawn in.
+
+        Of a set they are means over its members, and log-deviations of x.
+        """
+        standard = (x - self.known["x_centre"]) / self.known["x_scale"]
+        features = [standard, jnp.arcsinh(standard)]
         if x.ndim == 2:
-            parts = [part.mean(0) for part in parts] + [jnp.log(units.std(0) + 1e-4)]
-        return jnp.concatenate([*parts, jnp.ones(1)])
+            features = [feature.mean(0) for feature in features]
+            features.append(jnp.log(standard.std(0) + 1e-4))
+        return jnp.concatenate([*features, jnp.ones(1)])
 
-    def __call__(self, event: Array, t: Array, x: Array) -> Array:
-        """ε̂, shape (size,), for one event at log-SNR t and one x."""
-        known, box = jax.lax.stop_gradient((self.known, self.box))  # given, not learned
+    def __call__(
+        self, event: Float[Array, " size"], t: Float[Array, ""], x: Array
+    ) -> Float[Array, " size"]:
+        """Return ε̂ for one event at log-SNR t, given one x."""
+        # Constants of the data, which training must not change.
+        known, box = jax.lax.stop_gradient((self.known, self.box))
         features = jax.lax.stop_gradient(self._features(x))
-        inputs, size = features, len(event)
-        if self.item is not None:
-            within = (x - x.mean(0)) / (x.std(0) + 1e-6)
-            items = jnp.concatenate(
-                [within, jnp.arcsinh((x - known["x_centre"]) / known["x_scale"])],
-                axis=1,
-            )
-            inputs = jnp.append(features, jax.vmap(self.item)(items).mean(0))
-        context = self.enter(inputs)
+        size = len(event)
+
+        # c, √v and w of the class's formula, as the network of x corrects them.
+        context = self.enter(self._inputs(x, features, known))
         change = self.gaussian(jax.nn.swish(context))
-        axes, mean = known["axes"], known["slope"] @ features
+        axes = known["axes"]
+        mean = known["slope"] @ features
         mean = mean + axes @ (known["deviation"] * change[:size])
         deviation = known["deviation"] * jnp.exp(change[size : 2 * size])
         finest = tuning.ESTIMATOR.finest * deviation * jnp.exp(change[2 * size :])
-        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(t)), jnp.sqrt(jax.nn.sigmoid(-t))
-        spread = jnp.sqrt((alpha * deviation) ** 2 + sigma**2)
+
+        alpha = jnp.sqrt(jax.nn.sigmoid(t))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-t))
+        spread = jnp.sqrt((alpha * deviation) ** 2 + sigma**2)  # m
         r = (event - alpha * mean) @ axes / spread
-        level = t + 2 * jnp.mean(
-            jnp.log(known["scale"])
-        )  # log-SNR where θ has unit variance
-        angle = (
-            2
-            * jnp.pi
-            * level
-            / jnp.geomspace(*tuning.ESTIMATOR.periods, tuning.ESTIMATOR.waves // 2)
-        )
-        context = self.time(jnp.concatenate([jnp.sin(angle), jnp.cos(angle)])) + context
-        embedding = jax.nn.swish(self.mix(jax.nn.swish(context)))
-        wide = (event - alpha * known["centre"]) / jnp.sqrt(
-            (alpha * known["scale"]) ** 2 + sigma**2
-        )
-        h = self.first(jnp.concatenate([r, wide, features]))
+
+        # F, in the residual r and in θ_k standardised by its marginal.
+        embedding = self._embedding(t, context, known["scale"])
+        marginal = jnp.sqrt((alpha * known["scale"]) ** 2 + sigma**2)
+        standard = (event - alpha * known["centre"]) / marginal
+        h = self.first(jnp.concatenate([r, standard, features]))
         for block in self.blocks:
             h = block(h, embedding)
         corrected = self.last(jax.nn.swish(h) * (1 + self.gate(embedding)))
-        fine = jnp.sqrt((alpha * finest) ** 2 + sigma**2)
+
+        fine = jnp.sqrt((alpha * finest) ** 2 + sigma**2)  # d
         noise = sigma * (axes @ ((r + alpha * deviation * corrected / fine) / spread))
         if box is None:
             return noise
-        low, high = box
         s = jnp.sqrt(axes**2 @ (sigma * deviation / spread) ** 2)
-        mean = (event - sigma * noise) / alpha
-        near = jnp.clip(
-            mean, low - 30 * s, high + 30 * s
-        )  # from farther away exp(−l²/2) has no digits left
-        lower, upper = (low - near) / s, (high - near) / s
-        log_mass = log_normal_mass(lower, upper, upper - lower) + 0.5 * math.log(
-            2 * math.pi
-        )
-        pull = jnp.exp(-0.5 * lower**2 - log_mass) - jnp.exp(
-            -0.5 * upper**2 - log_mass
-        )  # (φ(l) − φ(u))/(Φ(u) − Φ(l))
-        return noise - alpha / sigma * (near - mean + s * pull)
+        clean = (event - sigma * noise) / alpha
+        return noise - alpha / sigma * _shift_into(box, clean, s)
+
+    def _inputs(
+        self, x: Array, features: Float[Array, " features"], known: dict[str, Array]
+    ) -> Float[Array, " inputs"]:
+        """Return the features, with a learned mean over the members of a set."""
+        if self.item is None:
+            return features
+        # Members relative to their set, and in the units of all data.
+        within = (x - x.mean(0)) / (x.std(0) + 1e-6)
+        overall = jnp.arcsinh((x - known["x_centre"]) / known["x_scale"])
+        items = jnp.concatenate([within, overall], axis=1)
+        return jnp.append(features, jax.vmap(self.item)(items).mean(0))
+
+    def _embedding(
+        self, t: Float[Array, ""], context: Array, scale: Float[Array, " size"]
+    ) -> Float[Array, " width"]:
+        """Return the embedding of log-SNR and context that modulates the blocks."""
+        settings = tuning.ESTIMATOR
+        # Log-SNR in units in which θ has variance 1.
+        level = t + 2 * jnp.mean(jnp.log(scale))
+        periods = jnp.geomspace(*settings.periods, settings.waves // 2)
+        angle = 2 * jnp.pi * level / periods
+        waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)])
+        context = self.time(waves) + context
+        return jax.nn.swish(self.mix(jax.nn.swish(context)))
+
+
+def _shift_into(
+    box: Box, mean: Float[Array, " size"], s: Float[Array, " size"]
+) -> Float[Array, " size"]:
+    """Return by how much the mean of N(mean, s²) moves when the box cuts it.
+
+    With l, u = (low − mean)/s, (high − mean)/s it moves by s·(φ(l) − φ(u))/(Φ(u) −
+    Φ(l)).
+    """
+    low, high = box
+    # exp(−l²/2) underflows farther outside than 30 s: such a mean first moves there.
+    near = jnp.clip(mean, low - 30 * s, high + 30 * s)
+    lower = (low - near) / s
+    upper = (high - near) / s
+    log_mass = log_normal_mass(lower, upper, upper - lower)
+    log_mass = log_mass + 0.5 * math.log(2 * math.pi)
+    at_lower = jnp.exp(-0.5 * lower**2 - log_mass)
+    at_upper = jnp.exp(-0.5 * upper**2 - log_mass)
+    return near - mean + s * (at_lower - at_upper)
 
 
 def _zero(layer: eqx.nn.Linear) -> eqx.nn.Linear:
+    """Return a layer with weights and biases of zero."""
     return jax.tree.map(jnp.zeros_like, layer)

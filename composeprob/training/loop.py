@@ -1,13 +1,13 @@
-"""`train` makes a factor with averaged weights from a recipe, by one compiled loop over
-as many steps as asked.
+"""Training loop of a recipe: one compiled loop over as many steps as asked for.
 
-Its losses are the denoising loss ‖ε + σ·∇log f(α·x₀ + σ·ε)‖², the same for every
-parameterization; those that compare levels or conditions; and the cross-entropy of
-classifiers.
+`train` returns the factor with averaged weights. Its losses are the denoising loss
+‖ε + σ·∇log f(α·x₀ + σ·ε)‖², the same for every parameterization; losses that compare
+levels or conditions; and the cross-entropy of classifiers.
 """
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import PyTree
+from jaxtyping import Float, Int, PyTree
 
 from composeprob import tuning
 from composeprob.arguments import check_key
@@ -30,7 +30,7 @@ from composeprob.checkpoint import CheckpointFolder
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.networks import Network
-from composeprob.json_data import JSONObject
+from composeprob.json_data import JSON, JSONObject
 from composeprob.runtime.progress import Progress
 from composeprob.schedule import Noise
 from composeprob.training.recipe import (
@@ -38,33 +38,33 @@ from composeprob.training.recipe import (
     CrossLevel,
     Denoising,
     LogSNR,
+    Loss,
     Recipe,
 )
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A `TrainingRun` holds the trained factor, and its loss step by step.
+    """A `TrainingRun` holds the trained factor and the loss of each step.
 
     Attributes:
         factor: the factor with the averaged (EMA) weights.
-        loss: mean loss of every step done, shape (steps,).
+        loss: mean loss of each finished step, shape (steps,).
         log_snr_edges: edges of bins of log-SNR, shape (bins + 1,).
-        loss_by_log_snr: mean loss in each bin over the last tenth of the steps, or over
-            as many as there are, shape (bins,); NaN in a bin that no event fell into.
+        loss_by_log_snr: mean loss in each bin over about the last tenth of the steps,
+            shape (bins,); NaN in a bin without events.
         seconds: time spent, over every session of a resumed run.
-        finished: False where Ctrl-C came first; a run with a checkpoint directory can
-            then be resumed.
-        written: the files of a model of the zoo that `train_model` wrote; empty from
-            `train`.
-        held_out: of `estimator`, the loss on pairs held out, before training and each
-            256 steps; empty from `train`.
+        finished: False after Ctrl-C; a run with a checkpoint directory can then be
+            resumed.
+        written: files of a zoo model that `train_model` wrote; empty from `train`.
+        held_out: loss on the pairs that `estimator` holds out, before training and
+            after every 256 steps; empty from `train`.
     """
 
     factor: Diffusion | Classifier
-    loss: np.ndarray
-    log_snr_edges: np.ndarray
-    loss_by_log_snr: np.ndarray
+    loss: Float[np.ndarray, " steps"]
+    log_snr_edges: Float[np.ndarray, " edges"]
+    loss_by_log_snr: Float[np.ndarray, " bins"]
     seconds: float
     finished: bool
     written: tuple[Path, ...] = ()
@@ -72,98 +72,138 @@ class TrainingRun:
 
 
 class Batch(NamedTuple):
-    """Events with their noise, every leaf with a leading batch axis; None where no loss
-    compares with it."""
+    """Events with their noise; every leaf has a leading batch axis.
 
-    events: Array  # clean events x₀, (n, *event_shape)
-    epsilon: Array  # standard normal
+    Attributes:
+        events: clean events x₀, (n, *event_shape).
+        epsilon: standard normal draws, like ``events``.
+        noise: the noise of each event.
+        other: another noise for each event, which the cross-level loss compares with
+            the event's own; None without this loss.
+        conditions: ``{name: (n, …)}``.
+        foreign: conditions of m other events, ``{name: (n, m, …)}``, for the
+            cross-condition loss; None without this loss.
+        variant: one more condition to compare with, ``{name: (n, 1, …)}``, or None.
+    """
+
+    events: Float[Array, "n ..."]
+    epsilon: Float[Array, "n ..."]
     noise: Noise
-    other: (
-        Noise | None
-    )  # of another level, which the cross-level loss compares with the event's own
-    conditions: dict[str, Array]  # {name: (n, …)}
-    foreign: dict[str, Array] | None = (
-        None  # of m other events, {name: (n, m, …)}, for the cross-condition loss
-    )
-    variant: dict[str, Array] | None = (
-        None  # one more condition to compare with, {name: (n, 1, …)}
-    )
+    other: Noise | None
+    conditions: dict[str, Array]
+    foreign: dict[str, Array] | None = None
+    variant: dict[str, Array] | None = None
 
     @property
-    def noised(self) -> Array:
-        """Of one event, α·x₀ + σ·ε."""
+    def noised(self) -> Float[Array, " ..."]:
+        """Noised event α·x₀ + σ·ε, for a batch that holds a single event."""
         return self.noise.alpha * self.events + self.noise.sigma * self.epsilon
 
 
 class Losses(NamedTuple):
-    """The losses of every event, each of shape (n,); zero where a recipe has no such
-    loss."""
+    """Losses of every event, each of shape (n,); zero where a recipe lacks the loss."""
 
-    denoising: Array
-    cross_level: Array
-    cross_condition: Array
+    denoising: Float[Array, " n"]
+    cross_level: Float[Array, " n"]
+    cross_condition: Float[Array, " n"]
 
 
 def draw_batch(recipe: Recipe, key: Array, size: int) -> Batch:
-    """Draws ``size`` events of a recipe: data, conditions (some dropped), log-SNR and
-    noise."""
+    """Draw ``size`` events of a recipe with their conditions, log-SNR and noise.
+
+    Conditions are replaced by "no condition" at the recipe's rate of dropout.
+    """
     data_key, noise_key, normal_key, drop_key = jax.random.split(key, 4)
-    level, condition = recipe.loss(CrossLevel), recipe.loss(CrossCondition)
-    n = size // 2 if recipe.batch.antithetic else size
-    drawn: Any = recipe.data(data_key, n)
-    events, conditions = drawn if isinstance(drawn, tuple) else (drawn, {})
-    noise, other = (
-        (recipe.noise(noise_key, n), None)
-        if level is None
-        else recipe.noise_pairs(noise_key, n, level.gap)
-    )
+    antithetic = recipe.batch.antithetic
+    n = size // 2 if antithetic else size
+
+    events, conditions = _draw_data(recipe, data_key, n)
+    cross_level = recipe.loss(CrossLevel)
+    other: Noise | None = None
+    if cross_level is None:
+        noise = recipe.noise(noise_key, n)
+    else:
+        noise, other = recipe.noise_pairs(noise_key, n, cross_level.gap)
     epsilon = jax.random.normal(normal_key, events.shape, events.dtype)
     if recipe.condition.dropout:
-        absent: Any = recipe.condition.values
-        drop = jax.random.bernoulli(drop_key, recipe.condition.dropout, (n,))
-        replace = jax.vmap(jnp.where, in_axes=(0, None, 0))
-        conditions = {
-            name: replace(drop, jnp.asarray(absent[name]), value)
-            for name, value in conditions.items()
-        }
-    if recipe.batch.antithetic:
-        twice = (events, noise, other, dict(conditions))
-        events, noise, other, conditions = jax.tree.map(
-            lambda a: jnp.concatenate([a, a]), twice
-        )
+        conditions = _with_dropout(recipe, conditions, drop_key, n)
+
+    if antithetic:
+        halves = (events, noise, other, dict(conditions))
+        events, noise, other, conditions = jax.tree.map(_twice, halves)
         epsilon = jnp.concatenate([epsilon, -epsilon])
-    foreign = variant = None
-    if (
-        condition is not None
-        # events are independent, so the next ones' conditions are as good as any others'
-    ):
-        others = range(1, condition.others + 1)
-        foreign = jax.tree.map(
-            lambda a: jnp.stack([jnp.roll(a, k, axis=0) for k in others], axis=1),
-            conditions,
-        )
-        if condition.vary is not None:
-            drawn = condition.vary(jax.random.fold_in(drop_key, 1), dict(conditions))
-            variant = jax.tree.map(lambda a: a[:, None], drawn)
-    return Batch(events, epsilon, noise, other, dict(conditions), foreign, variant)
+
+    batch = Batch(events, epsilon, noise, other, dict(conditions))
+    cross_condition = recipe.loss(CrossCondition)
+    if cross_condition is None:
+        return batch
+    vary_key = jax.random.fold_in(drop_key, 1)
+    return _with_rivals(batch, cross_condition, vary_key)
+
+
+def _draw_data(
+    recipe: Recipe, key: Array, n: int
+) -> tuple[Float[Array, "n ..."], dict[str, Array]]:
+    """Draw n events and their conditions, which are empty where data have none."""
+    drawn: Any = recipe.data(key, n)
+    if isinstance(drawn, tuple):
+        return drawn
+    return drawn, {}
+
+
+def _with_dropout(
+    recipe: Recipe, conditions: dict[str, Array], key: Array, n: int
+) -> dict[str, Array]:
+    """Return conditions in which some events have all of theirs replaced."""
+    absent: Any = recipe.condition.values
+    # One decision an event, not one a condition: guidance needs the network without
+    # any condition.
+    drop = jax.random.bernoulli(key, recipe.condition.dropout, (n,))
+    replace = jax.vmap(jnp.where, in_axes=(0, None, 0))
+    return {
+        name: replace(drop, jnp.asarray(absent[name]), value)
+        for name, value in conditions.items()
+    }
+
+
+def _twice(values: Array) -> Array:
+    return jnp.concatenate([values, values])
+
+
+def _with_rivals(batch: Batch, loss: CrossCondition, vary_key: Array) -> Batch:
+    """Return the batch with the conditions that each event's own is compared with."""
+    # Events are independent, so the conditions of the next ones serve as well as those
+    # of any others.
+    shifts = range(1, loss.others + 1)
+
+    def conditions_of_the_next(values: Array) -> Array:
+        return jnp.stack([jnp.roll(values, k, axis=0) for k in shifts], axis=1)
+
+    foreign = jax.tree.map(conditions_of_the_next, batch.conditions)
+    if loss.vary is None:
+        return batch._replace(foreign=foreign)
+    varied = loss.vary(vary_key, dict(batch.conditions))
+    variant = jax.tree.map(lambda values: values[:, None], varied)
+    return batch._replace(foreign=foreign, variant=variant)
 
 
 def losses(
     factor: Diffusion | Classifier, batch: Batch, denoising: bool = True
 ) -> Losses:
-    """Computes every event's losses; a classifier has its cross-entropy in the place of
-    the first, and no other.
+    """Compute every event's losses.
 
-    Without ``denoising`` no score is asked for, and the first loss is zero. It is the
-    mean over the event's elements, for a score-only form the error of ε̂; for the
-    energy forms it matches ∇ₓE to ε, as both have −σ·∇log f in the place of ε̂. A model
-    that predicts no noise at all has loss 1.
+    A classifier has its cross-entropy in the place of the denoising loss, and no other
+    loss. Without ``denoising`` no score is computed, and the first loss is zero.
+
+    The denoising loss is the mean of (ε + σ·∇log f)² over the event's elements: for a
+    score-only form the error of ε̂, for the energy forms that of ∇ₓE, as both have
+    −σ·∇log f in the place of ε̂. A model that predicts zero noise has loss 1.
 
     The cross-level loss is −log sigmoid(log f(x, λ) − log f(x, λ′)), x being of level
     λ. Batches hold as many events of λ as of λ′, so that it is least where log f(x, λ)
     − log f(x, λ′) = log p_λ(x) − log p_λ′(x), constants included. A score fixes log f
     on each connected region only; this ties each to the same region at a noisier level,
-    and so on to where all regions are one.
+    and so on up to a level where all regions are one.
 
     The cross-condition loss is −log(f(x|c, λ)/Σ_j f(x|c_j, λ)), c_j being c and the
     conditions of m other events. It is least where log f(x|c) − log f(x|c′) = log
@@ -176,79 +216,88 @@ def losses(
 
     def event_losses(event: Batch) -> Losses:
         x = event.noised
-        at = lambda given: factor.evaluate(x, event.noise, given)  # noqa: E731
-        rivals = [
-            conditions
-            for conditions in (event.foreign, event.variant)
-            if conditions is not None
-        ]
+
+        def evaluate(conditions: dict[str, Array]) -> tuple[Array | None, Array]:
+            return factor.evaluate(x, event.noise, conditions)
+
+        rival_groups = (event.foreign, event.variant)
+        rivals = [group for group in rival_groups if group is not None]
+        error = zero
         if denoising or not rivals:
-            log_density, score = at(event.conditions)
+            log_density, score = evaluate(event.conditions)
             if isinstance(factor, Classifier):
                 assert log_density is not None
                 return Losses(-log_density, zero, zero)
-            error = (
-                jnp.mean((event.epsilon + event.noise.sigma * score) ** 2)
-                if denoising
-                else zero
-            )
-            others = _log_densities(at, rivals)
+            if denoising:
+                error = jnp.mean((event.epsilon + event.noise.sigma * score) ** 2)
+            rival_densities = _log_densities(evaluate, rivals)
         else:
-            true = jax.tree.map(lambda a: a[None], event.conditions)
-            (log_density,), *others = _log_densities(at, [true, *rivals])
-            error = zero
+            # No score is needed, so log f(x|c) joins the one batch of its rivals.
+            true = jax.tree.map(lambda value: value[None], event.conditions)
+            groups = [true, *rivals]
+            (log_density,), *rival_densities = _log_densities(evaluate, groups)
+
         level = zero
         if event.other is not None:
-            level = _contrast(
-                log_density, factor.evaluate(x, event.other, event.conditions)[0]
-            )
-        condition = sum((_contrast(log_density, values) for values in others), zero)
+            elsewhere, _ = factor.evaluate(x, event.other, event.conditions)
+            level = _contrast(log_density, elsewhere)
+        condition = zero
+        for values in rival_densities:
+            condition = condition + _contrast(log_density, values)
         return Losses(error, level, condition)
 
     return jax.vmap(event_losses)(batch)
 
 
 def _log_densities(
-    at: Callable[..., tuple[Any, Array]], groups: Sequence[dict[str, Array]]
-) -> list[Array]:
-    """log f given each of a group's conditions, one array a group. All are asked for in
-    one batch, so that what depends on x alone is computed once."""
+    evaluate: Callable[[dict[str, Array]], tuple[Array | None, Array]],
+    groups: Sequence[dict[str, Array]],
+) -> list[Float[Array, " conditions"]]:
+    """Return log f given each condition of each group, one array a group.
+
+    All are evaluated in one batch, so that terms of x alone are computed once.
+    """
     if not groups:
         return []
-    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *groups)
+    joined = jax.tree.map(lambda *groups: jnp.concatenate(groups), *groups)
     ends = np.cumsum([len(jax.tree.leaves(group)[0]) for group in groups])
-    return jnp.split(jax.vmap(lambda given: at(given)[0])(joined), ends[:-1])
+
+    def log_density(conditions: dict[str, Array]) -> Array:
+        log_f, _ = evaluate(conditions)
+        # Recipes with such a loss are refused unless their factor has an energy.
+        assert log_f is not None
+        return log_f
+
+    return jnp.split(jax.vmap(log_density)(joined), ends[:-1])
 
 
-def _contrast(true: Array | None, others: Array | None) -> Array:
-    """−log(e^own/(e^own + Σ e^others)) of log-densities; a recipe with such a loss has
-    an energy."""
+def _contrast(true: Array | None, others: Array | None) -> Float[Array, ""]:
+    """Return −log(eᵗ/(eᵗ + Σⱼ e^oⱼ)) for the true log-density t and others oⱼ."""
     assert true is not None
     assert others is not None
     return jax.nn.logsumexp(jnp.append(others, true)) - true
 
 
 class State(NamedTuple):
-    """What the next step needs, and what all steps so far report: losses of steps yet
-    to come are 0.
+    """State of training: all that the next step needs, and the record of past ones.
 
     Attributes:
-        step: the number of steps done.
+        step: number of finished steps.
         parameters, average, optimiser: the weights, their moving average, and Optax's
             state.
-        loss: mean loss of each step, (iterations,).
+        loss: mean loss of each step, (iterations,); 0 for steps yet to come.
         bin_sum, bin_count: sums and counts of losses by bin of log-SNR, a row for each
             `TRAINING_STEPS` steps.
         seconds: time spent.
     """
 
-    step: Array
+    step: Int[Array, ""]
     parameters: PyTree[Array]
     average: PyTree[Array]
     optimiser: PyTree[Array]
-    loss: Array
-    bin_sum: Array
-    bin_count: Array
+    loss: Float[Array, " iterations"]
+    bin_sum: Float[Array, "rows bins"]
+    bin_count: Int[Array, "rows bins"]
     seconds: Array | np.ndarray
 
 
@@ -256,95 +305,72 @@ Advance = Callable[[State, np.int32], State]
 """(state, n) → the state n steps later."""
 
 
-def bin_edges(recipe: Recipe) -> np.ndarray:
-    """Returns the edges of the bins of log-SNR, shape (bins + 1,)."""
+def bin_edges(recipe: Recipe) -> Float[np.ndarray, " edges"]:
+    """Return the edges of the bins of log-SNR, shape (bins + 1,)."""
     return np.linspace(*recipe.log_snr_range(), tuning.TRAINING_BINS + 1)
 
 
 def initial(recipe: Recipe, network: Network) -> State:
-    """Makes the state before the first step; the average starts at the initial
-    weights."""
+    """Return the state before the first step.
+
+    The moving average starts at the initial weights.
+    """
     parameters = eqx.filter(network, eqx.is_inexact_array)
-    copy = jax.tree.map(jnp.copy, parameters)
-    steps, shape = (
-        recipe.iterations,
-        (-(-recipe.iterations // tuning.TRAINING_STEPS), tuning.TRAINING_BINS),
-    )
-    history = jnp.zeros(steps), jnp.zeros(shape), jnp.zeros(shape, jnp.int32)
+    steps = recipe.iterations
+    rows = math.ceil(steps / tuning.TRAINING_STEPS)
+    shape = (rows, tuning.TRAINING_BINS)
     return State(
-        jnp.zeros((), jnp.int32),
-        parameters,
-        copy,
-        recipe.optimiser().init(parameters),
-        *history,
-        np.zeros(()),
+        step=jnp.zeros((), jnp.int32),
+        parameters=parameters,
+        average=jax.tree.map(jnp.copy, parameters),
+        optimiser=recipe.optimiser().init(parameters),
+        loss=jnp.zeros(steps),
+        bin_sum=jnp.zeros(shape),
+        bin_count=jnp.zeros(shape, jnp.int32),
+        seconds=np.zeros(()),
     )
 
 
 def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
-    """Compiles ``advance(state, n)``, of n steps; n is traced, so one compilation
-    serves all.
+    """Compile ``advance(state, n)``, of n steps; n is traced: one compilation for all.
 
-    The randomness of step i comes from ``fold_in(key, i)`` alone: how steps are divided
-    among calls, or resumed, changes nothing.
+    The randomness of step i comes from ``fold_in(key, i)`` alone, so the result does
+    not depend on how steps are divided among calls and sessions.
     """
     factor = recipe.factor(network)
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
     optimiser = recipe.optimiser()
-    edges, bins = jnp.asarray(bin_edges(recipe)), tuning.TRAINING_BINS
-    denoising, level, condition = (
-        recipe.loss(Denoising),
-        recipe.loss(CrossLevel),
-        recipe.loss(CrossCondition),
-    )
+    edges = jnp.asarray(bin_edges(recipe))
 
     def mean_loss(parameters: PyTree[Array], batch: Batch) -> tuple[Array, Array]:
-        trained = eqx.tree_at(
-            lambda f: f.network, factor, eqx.combine(parameters, static)
-        )
-        each = losses(trained, batch, denoising is not None)
-        total = jnp.zeros(())
-        if denoising is not None:
-            weight = (
-                1.0
-                if denoising.weight is None
-                else jax.vmap(denoising.weight)(batch.noise.log_snr)
-            )
-            total = weight * each.denoising
-        pairs = (level, each.cross_level), (condition, each.cross_condition)
-        crossed = sum(
-            (loss.weight * values for loss, values in pairs if loss), jnp.zeros(())
-        )
-        return jnp.mean(
-            total + crossed
-        ), crossed if denoising is None else each.denoising
+        """The objective, and every event's loss as it is reported."""
+        trained_network = eqx.combine(parameters, static)
+        trained = eqx.tree_at(lambda f: f.network, factor, trained_network)
+        return _objective(recipe, trained, batch)
 
     def gradient(
         parameters: PyTree[Array], step_key: Array
     ) -> tuple[PyTree[Array], Array, Array]:
-        """The mean gradient over the batch's chunks, and every event's loss and
-        log-SNR."""
+        """The mean gradient over the batch's chunks; losses and log-SNR of events."""
         size = recipe.batch.part
-        parts = recipe.batch.size // size
+        chunks = recipe.batch.size // size
 
         def accumulate(
-            total: PyTree[Array], part: Array
+            total: PyTree[Array], chunk: Array
         ) -> tuple[PyTree[Array], tuple[Array, Array]]:
-            batch = draw_batch(recipe, jax.random.fold_in(step_key, part), size)
+            batch = draw_batch(recipe, jax.random.fold_in(step_key, chunk), size)
             grad, each = jax.grad(mean_loss, has_aux=True)(parameters, batch)
-            return jax.tree.map(lambda t, g: t + g / parts, total, grad), (
-                each,
-                batch.noise.log_snr,
-            )
+            total = jax.tree.map(lambda t, g: t + g / chunks, total, grad)
+            return total, (each, batch.noise.log_snr)
 
         zero = jax.tree.map(jnp.zeros_like, parameters)
-        grad, (each, log_snr) = jax.lax.scan(accumulate, zero, jnp.arange(parts))
+        grad, (each, log_snr) = jax.lax.scan(accumulate, zero, jnp.arange(chunks))
         return grad, each.ravel(), log_snr.ravel()
 
     def step(_: Array, state: State) -> State:
-        grad, each, log_snr = gradient(
-            state.parameters, jax.random.fold_in(key, state.step)
-        )
+        step_key = jax.random.fold_in(key, state.step)
+        # Gradients of the weights; ``each`` holds the loss of every event.
+        grad, each, log_snr = gradient(state.parameters, step_key)
         updates, optimiser_state = optimiser.update(
             grad, state.optimiser, state.parameters
         )
@@ -354,26 +380,51 @@ def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
             state.average,
             parameters,
         )
-        bin_of_each = jnp.clip(
-            jnp.searchsorted(edges, log_snr, side="right") - 1, 0, bins - 1
-        )
-        place = state.step // tuning.TRAINING_STEPS, bin_of_each
-        history = (
-            state.loss.at[state.step].set(jnp.mean(each)),
-            state.bin_sum.at[place].add(each),
-        )
-        counts = state.bin_count.at[place].add(1)
+        # Loss by log-SNR is kept for each TRAINING_STEPS steps, so that `finish` can
+        # report the last tenth of a run that Ctrl-C ended anywhere.
+        bins = jnp.searchsorted(edges, log_snr, side="right") - 1
+        bins = jnp.clip(bins, 0, tuning.TRAINING_BINS - 1)
+        row = state.step // tuning.TRAINING_STEPS
         return State(
-            state.step + 1,
-            parameters,
-            average,
-            optimiser_state,
-            *history,
-            counts,
-            state.seconds,
+            step=state.step + 1,
+            parameters=parameters,
+            average=average,
+            optimiser=optimiser_state,
+            loss=state.loss.at[state.step].set(jnp.mean(each)),
+            bin_sum=state.bin_sum.at[row, bins].add(each),
+            bin_count=state.bin_count.at[row, bins].add(1),
+            seconds=state.seconds,
         )
 
     return jax.jit(lambda state, steps: jax.lax.fori_loop(0, steps, step, state))
+
+
+def _objective(
+    recipe: Recipe, factor: Diffusion | Classifier, batch: Batch
+) -> tuple[Float[Array, ""], Float[Array, " n"]]:
+    """Return the weighted mean of a batch's losses, and every event's reported loss.
+
+    The reported loss is the unweighted denoising loss, or the sum of the others where
+    a recipe has none.
+    """
+    denoising = recipe.loss(Denoising)
+    cross_level = recipe.loss(CrossLevel)
+    cross_condition = recipe.loss(CrossCondition)
+    each = losses(factor, batch, denoising is not None)
+
+    total = jnp.zeros(())
+    if denoising is not None and denoising.weight is None:
+        total = 1.0 * each.denoising
+    elif denoising is not None and denoising.weight is not None:
+        total = jax.vmap(denoising.weight)(batch.noise.log_snr) * each.denoising
+    crossed = jnp.zeros(())
+    if cross_level is not None:
+        crossed = crossed + cross_level.weight * each.cross_level
+    if cross_condition is not None:
+        crossed = crossed + cross_condition.weight * each.cross_condition
+
+    reported = crossed if denoising is None else each.denoising
+    return jnp.mean(total + crossed), reported
 
 
 def train(
@@ -387,24 +438,22 @@ def train(
     label: str = "",
     start: Callable[[Network], Network] | None = None,
 ) -> TrainingRun:
-    """Trains a diffusion factor, or a classifier of noised events.
+    """Train a diffusion factor, or a classifier of noised events.
 
-    Minimises with Adam the mean over events, levels and ε ~ N(0, I) of ‖ε + σ·∇log
-    f(α·x₀ + σ·ε)‖², or for a classifier of −log p(label | α·x₀ + σ·ε), and averages the
-    weights. All steps share one compilation. The result depends on the recipe and the
-    key alone: a run that was interrupted and resumed gives the same weights, bit for
-    bit, as one that was not.
+    Adam minimises the mean over events, levels and ε ~ N(0, I) of ‖ε + σ·∇log
+    f(α·x₀ + σ·ε)‖², or for a classifier of −log p(label | α·x₀ + σ·ε); the factor gets
+    a moving average of the weights. All steps share one compilation. The result depends
+    on the recipe and the key alone: a run that was interrupted and resumed gives the
+    same weights, bit for bit, as one that was not.
 
     Args:
         recipe: what to train.
-        key: a typed random key, for the initial weights and everything drawn in
-            training.
-        checkpoint_dir: where to keep checkpoints (the last two); none are written by
-            default.
+        key: a typed random key, for the initial weights and all draws of training.
+        checkpoint_dir: folder of the last two checkpoints; none are written by default.
         resume: go on from the last checkpoint there, if any; otherwise start again.
         progress: show a progress bar with the loss.
-        seconds_between_checkpoints: how often to write one; the last state is always
-            written.
+        seconds_between_checkpoints: time between two checkpoints; the last state is
+            always written.
         label: the factor's name.
         start: ``start(network)`` gives the weights to start from, for the untrained
             network as an Equinox module: a network trained before, or parts of it. By
@@ -420,146 +469,152 @@ def train(
             not fit the parameterization.
     """
     check_key(key)
-    _ = recipe.event_shape  # refuses data of another form before anything is compiled
+    # Data of another form are refused here, before anything is compiled.
+    _ = recipe.event_shape
     network_key, run_key = jax.random.split(key)
-    network = eqx.filter_jit(recipe.untrained)(
-        network_key
-    )  # one compilation instead of one for every layer
-    network = network if start is None else start(network)
+    # Compiled as a whole: outside of jit every layer would be a compilation.
+    network = eqx.filter_jit(recipe.untrained)(network_key)
+    if start is not None:
+        network = start(network)
     advance = make_advance(recipe, network, run_key)
     first = initial(recipe, network)
     checkpoints = None
     if checkpoint_dir is not None:
-        checkpoints = CheckpointFolder(
-            checkpoint_dir, _fingerprint(recipe, network, key)
-        )
+        fingerprint = _fingerprint(recipe, network, key)
+        checkpoints = CheckpointFolder(checkpoint_dir, fingerprint)
         if not resume:
             checkpoints.clear()
         first = checkpoints.restore(first) or first
 
-    now, saved = first, time.monotonic()
-    for now in stretches(recipe, first, advance, progress):
-        if (
-            checkpoints is not None
-            and time.monotonic() - saved > seconds_between_checkpoints
-        ):
-            checkpoints.save(int(now.step), now)
-            saved = time.monotonic()
+    last = first
+    saved_at = time.monotonic()
+    for last in segments(recipe, first, advance, progress):
+        elapsed = time.monotonic() - saved_at
+        if checkpoints is not None and elapsed > seconds_between_checkpoints:
+            checkpoints.save(int(last.step), last)
+            saved_at = time.monotonic()
     if checkpoints is not None:
-        checkpoints.save(int(now.step), now)
+        checkpoints.save(int(last.step), last)
         checkpoints.close()
-    return finish(recipe, network, now, label)
+    return finish(recipe, network, last, label)
 
 
-def stretches(
+def segments(
     recipe: Recipe,
-    now: State,
+    state: State,
     advance: Advance,
     progress: bool,
     steps: int | None = None,
 ) -> Iterator[State]:
-    """Trains to the end, or to Ctrl-C, and yields what there is after each call of
-    ``advance``: of so many steps, or else of about a second, so that the bar moves and
-    Ctrl-C is heard."""
-    before, began, pace = float(now.seconds), time.monotonic(), steps or 1
+    """Train to the end, or to Ctrl-C, and yield the state after each segment.
+
+    A segment is one call of ``advance``, of ``steps`` steps. By default it takes about
+    a second, so that the progress bar moves and Ctrl-C takes effect.
+    """
+    seconds_before = float(state.seconds)
+    began = time.monotonic()
+    pace = steps or 1
+    done = int(state.step)
     with (
         _interruptible() as interrupted,
         Progress(recipe.iterations, progress, "training") as bar,
     ):
-        while (done := int(now.step)) < recipe.iterations and not interrupted.is_set():
+        while done < recipe.iterations and not interrupted.is_set():
             count = min(pace, recipe.iterations - done, tuning.TRAINING_STEPS)
             tick = time.monotonic()
-            now = jax.block_until_ready(advance(now, np.int32(count)))
+            state = jax.block_until_ready(advance(state, np.int32(count)))
             if steps is None:
-                compiled = (
-                    done == 0 and pace == 1
-                )  # in the first call, which was mostly that
-                pace = 2 if compiled else max(1, int(count / (time.monotonic() - tick)))
-            now = now._replace(seconds=np.asarray(before + time.monotonic() - began))
+                # The first call is mostly compilation, so its time says nothing of the
+                # pace.
+                compiled = done == 0 and pace == 1
+                elapsed = time.monotonic() - tick
+                pace = 2 if compiled else max(1, int(count / elapsed))
+            seconds = seconds_before + time.monotonic() - began
+            state = state._replace(seconds=np.asarray(seconds))
             done += count
-            bar.update(
-                done, loss=np.asarray(now.loss)[max(0, done - 100) : done].mean()
-            )
-            yield now
+            recent = np.asarray(state.loss)[max(0, done - 100) : done]
+            bar.update(done, loss=recent.mean())
+            yield state
 
 
-def finish(recipe: Recipe, network: Network, now: State, label: str) -> TrainingRun:
-    """Makes the factor of the averaged weights, and what is told of the run."""
-    done = int(now.step)
-    factor = recipe.factor(eqx.combine(now.average, network), label)
-    since = int(0.9 * done) // tuning.TRAINING_STEPS
-    total, count = (
-        np.asarray(table)[since:].sum(0) for table in (now.bin_sum, now.bin_count)
-    )
-    by_bin = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    seconds, finished = float(now.seconds), done >= recipe.iterations
+def finish(recipe: Recipe, network: Network, state: State, label: str) -> TrainingRun:
+    """Return the factor of the averaged weights, with the record of the run."""
+    done = int(state.step)
+    last_tenth = int(0.9 * done) // tuning.TRAINING_STEPS
+    total = np.asarray(state.bin_sum)[last_tenth:].sum(0)
+    count = np.asarray(state.bin_count)[last_tenth:].sum(0)
     return TrainingRun(
-        factor,
-        np.asarray(now.loss)[:done],
-        bin_edges(recipe),
-        by_bin,
-        seconds,
-        finished,
+        factor=recipe.factor(eqx.combine(state.average, network), label),
+        loss=np.asarray(state.loss)[:done],
+        log_snr_edges=bin_edges(recipe),
+        loss_by_log_snr=np.where(count > 0, total / np.maximum(count, 1), np.nan),
+        seconds=float(state.seconds),
+        finished=done >= recipe.iterations,
     )
 
 
 def _fingerprint(recipe: Recipe, network: Network, key: Array) -> JSONObject:
-    """What a checkpoint must have been made of to be continued; of data what some draws
-    come to, to three digits."""
-    made_of: JSONObject = {
-        name: getattr(recipe, name)
-        for name in ("parameterization", "time", "iterations", "ema")
-    }
-    made_of["log_snr"] = [float(end) for end in recipe.log_snr_range()]
+    """Return the values that a checkpoint must agree in to be resumed.
+
+    Functions cannot be compared: data are represented by the mean and deviation of
+    some draws, to three digits, and the learning rate by three of its values.
+    """
     focus = recipe.log_snr.focus if isinstance(recipe.log_snr, LogSNR) else None
-    made_of["focus"] = None if focus is None else [float(end) for end in focus]
-    made_of["batches"] = [
-        recipe.batch.size,
-        recipe.batch.chunk,
-        recipe.batch.antithetic,
-    ]
-    made_of["learning_rate"] = [
-        recipe.rate(step) for step in (0, recipe.iterations // 2, recipe.iterations)
-    ]
-    made_of["dropout"] = recipe.condition.dropout
-    made_of["schedule"] = [
-        float(f"{x:.4g}") for x in np.asarray(recipe.schedule.log_snr)[[0, -1]]
-    ]
-    made_of["network"] = [
-        list(x.shape)
-        for x in jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))
-    ]
-    drawn = jax.tree.leaves(
-        jax.jit(lambda key: recipe.data(key, 64))(jax.random.key(0))
-    )
-    made_of["data"] = [
-        float(f"{stat(x):.3g}")
-        for x in map(np.asarray, drawn)
-        for stat in (np.mean, np.std)
-    ]
-    numbers = lambda loss: [
-        value for value in vars(loss).values() if isinstance(value, int | float)
-    ]  # noqa: E731
-    made_of["losses"] = {type(loss).__name__: numbers(loss) for loss in recipe.losses}
-    made_of["key"] = np.asarray(jax.random.key_data(key)).tolist()
-    return made_of
+    steps = (0, recipe.iterations // 2, recipe.iterations)
+    ends = np.asarray(recipe.schedule.log_snr)[[0, -1]]
+    weights = jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))
+    return {
+        "parameterization": recipe.parameterization,
+        "time": recipe.time,
+        "iterations": recipe.iterations,
+        "ema": recipe.ema,
+        "log_snr": [float(end) for end in recipe.log_snr_range()],
+        "focus": None if focus is None else [float(end) for end in focus],
+        "batches": [recipe.batch.size, recipe.batch.chunk, recipe.batch.antithetic],
+        "learning_rate": [recipe.rate(step) for step in steps],
+        "dropout": recipe.condition.dropout,
+        "schedule": [float(f"{log_snr:.4g}") for log_snr in ends],
+        "network": [list(array.shape) for array in weights],
+        "data": _data_statistics(recipe),
+        "losses": {type(loss).__name__: _numbers(loss) for loss in recipe.losses},
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+    }
+
+
+def _data_statistics(recipe: Recipe) -> list[JSON]:
+    """Return mean and standard deviation of 64 draws of each array of the data."""
+    drawn = jax.jit(lambda key: recipe.data(key, 64))(jax.random.key(0))
+    statistics: list[JSON] = []
+    for leaf in jax.tree.leaves(drawn):
+        values = np.asarray(leaf)
+        statistics.append(float(f"{np.mean(values):.3g}"))
+        statistics.append(float(f"{np.std(values):.3g}"))
+    return statistics
+
+
+def _numbers(loss: Loss) -> list[JSON]:
+    """Return the settings of a loss that are numbers."""
+    return [value for value in vars(loss).values() if isinstance(value, int | float)]
 
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets instead of raising, so that no step is lost; a second
-    Ctrl-C raises."""
+    """Event that Ctrl-C sets instead of raising, so that no step is lost.
+
+    A second Ctrl-C raises.
+    """
     event = threading.Event()
+    # Only the main thread receives signals, and only it may install a handler.
     if threading.current_thread() is not threading.main_thread():
-        yield event  # signals reach the main thread only
+        yield event
         return
 
-    def heard(*_: object) -> None:
+    def on_interrupt(*_: object) -> None:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()
 
-    previous = signal.signal(signal.SIGINT, heard)
+    previous = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield event
     finally:

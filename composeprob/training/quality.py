@@ -1,5 +1,4 @@
-"""The quality of a trained factor, against the exact distribution where that is
-known."""
+"""Quality of a trained factor, against the exact distribution in closed form."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
+from jaxtyping import Float
 
 from composeprob.compiler.pipeline import lowered
 from composeprob.factors.analytic import Analytic
@@ -19,27 +19,32 @@ from composeprob.runtime.infer import infer
 from composeprob.samplers.sampler import Ancestral
 from composeprob.schedule import Noise
 
+# Closer where the score of a usual model takes shape, at the cleaner end.
+LOG_SNR = np.array(
+    [-12.0, -8.0, -4.0, -2.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 9.5]
+)
+
 
 def score_errors(
     factor: LeafFactor, reference: dist.Distribution, key: Array, *, num: int = 8000
 ) -> list[dict[str, float]]:
-    """Measures the score's error at several log-SNR, against the exact score of the
-    noised reference.
+    """Measure the score's error at several log-SNR, against the exact score.
 
     With x drawn from the noised reference, s its exact score and ŝ the factor's,
-    ``error`` is σ²·E‖ŝ − s‖²/d: the excess of the training loss over its least possible
-    value. ``relative`` is E‖ŝ − s‖²/E‖s‖².
+    ``error`` is σ²·E‖ŝ − s‖²/d: the excess of the training loss over its minimum.
+    ``relative`` is E‖ŝ − s‖²/E‖s‖².
 
     Args:
         factor: a trained factor.
-        reference: its exact distribution, which `Analytic` must know how to noise.
+        reference: its exact distribution, of a kind that `Analytic` can noise.
         key: for the draws.
         num: number of draws for each log-SNR.
     """
     exact = Analytic(reference, factor.schedule)
     rows = []
     for i, noise in enumerate(_noises(factor)):
-        error, size = _compare(factor, exact, noise, jax.random.fold_in(key, i), num)
+        noise_key = jax.random.fold_in(key, i)
+        error, size = _compare(factor, exact, noise, noise_key, num)
         sigma2 = float(noise.sigma) ** 2
         row = {
             "log_snr": float(noise.log_snr),
@@ -51,49 +56,49 @@ def score_errors(
 
 
 def _rounded(row: dict[str, float]) -> dict[str, float]:
-    """Its numbers to four digits."""
+    """Return a row's numbers to four digits."""
     return {name: float(f"{value:.4g}") for name, value in row.items()}
 
 
 @eqx.filter_jit
 def _compare(
     factor: LeafFactor, exact: Analytic, noise: Noise, key: Array, num: int
-) -> tuple[Array, Array]:
-    def squared_errors(point: Array) -> tuple[Array, Array]:
-        given, true = (
-            factor.evaluate(point, noise, factor.call_conditions())[1],
-            exact.evaluate(point, noise, {})[1],
-        )
-        return jnp.mean((given - true) ** 2), jnp.mean(true**2)
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return E‖ŝ − s‖²/d and E‖s‖²/d over draws of the exact distribution."""
 
-    error, size = jax.vmap(squared_errors)(exact.at(noise).sample(key, (num,)))
+    def squared_errors(x: Array) -> tuple[Array, Array]:
+        _, score = factor.evaluate(x, noise, factor.call_conditions())
+        _, exact_score = exact.evaluate(x, noise, {})
+        return jnp.mean((score - exact_score) ** 2), jnp.mean(exact_score**2)
+
+    draws = exact.at(noise).sample(key, (num,))
+    error, size = jax.vmap(squared_errors)(draws)
     return jnp.mean(error), jnp.mean(size)
 
 
 def _noises(factor: LeafFactor) -> list[Noise]:
-    """The noises to look at: fixed log-SNR, or the levels nearest to them for a factor
-    that knows only levels."""
-    wanted = np.array(
-        [-12.0, -8.0, -4.0, -2.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 9.5]
-    )
+    """Return the noises to compare at, by increasing log-SNR.
+
+    A factor that is defined at its levels only is compared at the nearest levels, by
+    decreasing index.
+    """
     if factor.traits.levels == "own":
-        known = np.asarray(factor.schedule.levels.log_snr)
-        nearest = sorted(
-            {int(np.abs(known - value).argmin()) for value in wanted}, reverse=True
-        )
-        return [factor.schedule.at(k) for k in nearest]
-    pairs = zip(*factor.schedule.noise_at(wanted), strict=True)
+        log_snr = np.asarray(factor.schedule.levels.log_snr)
+        nearest = {int(np.abs(log_snr - value).argmin()) for value in LOG_SNR}
+        return [factor.schedule.at(k) for k in sorted(nearest, reverse=True)]
+    alphas, sigmas = factor.schedule.noise_at(LOG_SNR)
+    # Such a factor is evaluated by its noise: the index of a level stands for nothing.
+    no_level = jnp.zeros((), int)
     return [
-        Noise(jnp.zeros((), int), jnp.float32(alpha), jnp.float32(sigma))
-        for alpha, sigma in pairs
+        Noise(no_level, jnp.float32(alpha), jnp.float32(sigma))
+        for alpha, sigma in zip(alphas, sigmas, strict=True)
     ]
 
 
 def sample_quality(
     factor: LeafFactor, reference: dist.Distribution, key: Array, *, num: int = 10_000
 ) -> dict[str, float]:
-    """Measures samples that `Ancestral` draws from the factor alone, over its own
-    levels.
+    """Measure samples that `Ancestral` draws from the factor alone, over its levels.
 
     Returns:
         ``log_density_gap``: mean log-density of exact draws minus that of the samples,
@@ -108,36 +113,40 @@ def sample_quality(
     draws = clean.sample(draw_key, (num,))
     samples = reverse_samples(factor, sample_key, num)
     gap = jnp.mean(clean.log_prob(draws)) - jnp.mean(clean.log_prob(samples))
-    found = {"log_density_gap": float(gap)}
-    if (modes := _modes(reference)) is not None:
-        truth, centres = modes
-        found["mode_weights_tv"] = total_variation(
-            mode_weights(samples, centres), truth
-        )
-        found["mode_weights_tv_exact"] = total_variation(
-            mode_weights(draws, centres), truth
-        )
-    return _rounded(found)
+    quality = {"log_density_gap": float(gap)}
+    modes = _modes(reference)
+    if modes is not None:
+        weights, centres = modes
+        sampled = mode_weights(samples, centres)
+        drawn = mode_weights(draws, centres)
+        quality["mode_weights_tv"] = total_variation(sampled, weights)
+        quality["mode_weights_tv_exact"] = total_variation(drawn, weights)
+    return _rounded(quality)
 
 
-def reverse_samples(factor: LeafFactor, key: Array, num: int) -> np.ndarray:
-    """Samples of level 0 that `Ancestral` draws from the factor alone, over its own
-    levels, (num, *event_shape)."""
+def reverse_samples(
+    factor: LeafFactor, key: Array, num: int
+) -> Float[np.ndarray, "num ..."]:
+    """Draw samples of level 0 from the factor alone, by `Ancestral` over its levels."""
     density = lowered(single, (factor,), {}, networks=False)
     return infer(density, key, num_chains=num, sampler=Ancestral(), progress=False)["x"]
 
 
-def _modes(reference: dist.Distribution) -> tuple[Array, Array] | None:
-    """Weights (M,) and means of a mixture's components; None where two means agree, as
-    those of a bar with a floor."""
+def _modes(
+    reference: dist.Distribution,
+) -> tuple[Float[Array, " modes"], Float[Array, "modes ..."]] | None:
+    """Return weights and means of a mixture's components.
+
+    None for other distributions, and where two means agree, as those of a bar with a
+    floor: samples could not be assigned to such components.
+    """
     if not isinstance(reference, dist.MixtureSameFamily):
         return None
-    weights, means = (
-        reference.mixing_distribution.probs,
-        reference.component_distribution.mean,
-    )
+    weights = reference.mixing_distribution.probs
+    means = reference.component_distribution.mean
     flat = np.asarray(means).reshape(len(weights), -1)
-    distances = np.linalg.norm(flat[:, None] - flat, axis=-1) + np.diag(
-        np.full(len(flat), np.inf)
-    )
-    return (weights, means) if distances.min() > 1e-6 else None
+    distances = np.linalg.norm(flat[:, None] - flat, axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    if distances.min() <= 1e-6:
+        return None
+    return weights, means

@@ -1,4 +1,4 @@
-"""What to train: a network, a sampler of data, noise levels, and how."""
+"""Recipes of training: network, sampler of data, noise levels, losses and optimiser."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from composeprob.errors import InvalidValueError, NetworkError
 from composeprob.factors.classifier import Classifier
@@ -26,7 +27,8 @@ Data = Callable[[Array, int], Array | tuple[Array, Mapping[str, Array]]]
 values (n, …)})."""
 
 
-def _check(holds: bool, found: str, fix: str) -> None:
+def _require(holds: bool, found: str, fix: str) -> None:
+    """Refuse a recipe unless a condition holds."""
     if not holds:
         raise InvalidValueError(f"In a training recipe, {found}.", fix=fix)
 
@@ -36,10 +38,10 @@ class LogSNR:
     """`LogSNR` is a range of log-SNR to train on.
 
     Args:
-        low, high: its ends.
-        focus: a range within, where half of the events are drawn, besides the half that
-            is spread over all of it: where the distribution takes shape is where there
-            is most to learn.
+        low, high: the ends of the range.
+        focus: a range within the first. Half of the events are drawn there, the others
+            uniformly over the whole range. Choose the range in which the distribution
+            takes shape, as most is to be learned there.
 
     Raises:
         InvalidValueError: an empty range, or a focus outside of it.
@@ -50,15 +52,14 @@ class LogSNR:
     focus: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        _check(
+        _require(
             self.low < self.high,
             f"log_snr is {(self.low, self.high)}",
             "give (min, max) with min < max.",
         )
         first, last = self.focus or (self.low, self.high)
-        inside = self.low <= first < last <= self.high
-        _check(
-            inside,
+        _require(
+            self.low <= first < last <= self.high,
             f"focus is {self.focus}",
             f"give a range within {(self.low, self.high)}.",
         )
@@ -66,19 +67,19 @@ class LogSNR:
 
 @dataclass(frozen=True)
 class Batches:
-    """`Batches` says how many events a step of training takes.
+    """`Batches` sets the number of events of a training step.
 
     Args:
         size: events of each optimiser step.
         chunk: events evaluated at once; a batch's gradient is the average over its
-            chunks. Bounds memory, and on CPUs keeps activations in cache. By default
-            the whole batch.
+            chunks. Smaller chunks bound memory, and on CPUs keep activations in cache.
+            By default the whole batch.
         antithetic: draw noises in pairs ±ε on the same event. At high log-SNR most of
             the gradient's variance is linear in ε, and cancels.
 
     Raises:
-        InvalidValueError: numbers below 1, a chunk that does not divide the batch,
-            pairs in odd ones.
+        InvalidValueError: numbers below 1, a chunk that does not divide the batch, or
+            antithetic pairs in a batch or chunk of odd size.
     """
 
     size: int = 1000
@@ -86,19 +87,21 @@ class Batches:
     antithetic: bool = False
 
     def __post_init__(self) -> None:
-        _check(
+        _require(
             self.size >= 1,
             f"the batch has {self.size} events",
             "use at least one event a step.",
         )
-        splits = self.part >= 1 and self.size % self.part == 0
-        _check(
-            splits,
+        _require(
+            self.part >= 1 and self.size % self.part == 0,
             f"chunk {self.part} does not divide a batch of {self.size}",
             "use a divisor of it.",
         )
-        _check(not (self.antithetic and self.part % 2), f"a batch of {self.part} is odd, but antithetic noises come in "
-               "pairs", "use an even size and chunk.")  # fmt: skip
+        _require(
+            not (self.antithetic and self.part % 2),
+            f"a batch of {self.part} is odd, but antithetic noises come in pairs",
+            "use an even size and chunk.",
+        )
 
     @property
     def part(self) -> int:
@@ -108,16 +111,17 @@ class Batches:
 
 @dataclass(frozen=True)
 class Conditions:
-    """`Conditions` of events, which classifier-free guidance drops now and then.
+    """`Conditions` of events, with their dropout for classifier-free guidance.
 
     Args:
         values: ``{name: value that means "no condition"}``, or names alone.
         dropout: probability that an event's conditions are all replaced by those
             values.
-        encoders: as in `Diffusion`; data give what they return.
+        encoders: as in `Diffusion`; the conditions of the data are encoded already.
 
     Raises:
-        InvalidValueError: no probability, or dropout without values to put in place.
+        InvalidValueError: a dropout outside of [0, 1), or dropout without values to put
+            in place.
     """
 
     values: tuple[str, ...] | Mapping[str, object] = ()
@@ -125,20 +129,24 @@ class Conditions:
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(
+        _require(
             0 <= self.dropout < 1,
             f"the conditions' dropout is {self.dropout}",
             "use a probability.",
         )
-        named = isinstance(self.values, Mapping) and self.values
-        _check(not self.dropout or bool(named), "dropout has no value to put in place",
-               "give conditions as {name: value that means no condition}.")  # fmt: skip
+        has_values = isinstance(self.values, Mapping) and bool(self.values)
+        _require(
+            not self.dropout or has_values,
+            "dropout has no value to put in place",
+            "give conditions as {name: value that means no condition}.",
+        )
 
 
 @dataclass(frozen=True)
 class Denoising:
-    """`Denoising` is the loss E‖ε + σ·∇log f(α·x₀ + σ·ε)‖²/d, or of a classifier its
-    cross-entropy.
+    """`Denoising` is the loss E‖ε + σ·∇log f(α·x₀ + σ·ε)‖²/d.
+
+    For a classifier it is the cross-entropy.
 
     Args:
         weight: ``weight(log_snr)`` multiplies an event's loss; by default 1, which is
@@ -150,17 +158,15 @@ class Denoising:
 
 @dataclass(frozen=True)
 class CrossLevel:
-    """`CrossLevel` is the loss that asks which of two levels an event came from, for
-    energies.
+    """`CrossLevel` is the loss of classifying an event's level, for energies.
 
     It teaches log f the relative depth of separated modes, and the normaliser of each
     level up to one constant; the factor then offers ``mode_depth``. The network needs a
     free constant at each level.
 
     Args:
-        weight: of this loss beside the others.
-        gap: the two levels that are compared are at most this far from each other in
-            log-SNR.
+        weight: factor of this loss in the sum of losses.
+        gap: greatest distance of the two levels that are compared, in log-SNR.
 
     References:
         Binary classification between levels, whose optimum is the log-ratio of their
@@ -172,7 +178,7 @@ class CrossLevel:
     gap: float = 4.0
 
     def __post_init__(self) -> None:
-        _check(
+        _require(
             self.weight > 0,
             f"CrossLevel's weight is {self.weight}",
             "use a positive number, or leave it out.",
@@ -181,23 +187,21 @@ class CrossLevel:
 
 @dataclass(frozen=True)
 class CrossCondition:
-    """`CrossCondition` is the loss that asks which condition an event came with, for
-    energies.
+    """`CrossCondition` is the loss of classifying an event's condition, for energies.
 
-    It teaches how vague conditions depend on an event (captions), which the denoising
-    loss hardly depends on, and how high log f(x|c) and log f(x|c′) are above one
-    another: a mixture of conditions of one model then has the shares that its
-    ``log_weights`` give.
+    It teaches the dependence of vague conditions (captions) on an event, to which the
+    denoising loss is almost blind, and the difference of log f(x|c) and log f(x|c′): a
+    mixture of conditions of one model then has the shares that its ``log_weights``
+    give.
 
     Args:
-        weight: of this loss beside the others.
-        others: how many other events of the chunk lend an event their conditions to
-            compare with.
-        vary: ``vary(key, conditions)`` gives for each of n conditions ``{name: (n,
-            …)}`` one that is easily taken for it, to be compared as well. It must draw
-            c′ from c as often as c from c′, weighed by how often data have them: to
-            replace a word by another at random, for example, where data have both
-            equally often.
+        weight: factor of this loss in the sum of losses.
+        others: number of other events of the chunk whose conditions an event's own is
+            compared with.
+        vary: ``vary(key, conditions)`` draws, for each of n conditions ``{name: (n,
+            …)}``, a similar one to compare with as well. It must be symmetric under the
+            data: p(c)·p(c′ | c) = p(c′)·p(c | c′). Replacing a word by another at
+            random is, for example, where both are equally frequent in the data.
 
     References:
         van den Oord et al. 2018, *Contrastive predictive coding*.
@@ -208,7 +212,7 @@ class CrossCondition:
     vary: Callable[[Array, dict[str, Array]], dict[str, Array]] | None = None
 
     def __post_init__(self) -> None:
-        _check(
+        _require(
             self.weight > 0,
             f"CrossCondition's weight is {self.weight}",
             "use a positive number, or leave it out.",
@@ -221,17 +225,17 @@ Kind = TypeVar("Kind", Denoising, CrossLevel, CrossCondition)
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A `Recipe` holds everything that determines a trained factor, but the random key.
+    """A `Recipe` determines a trained factor, up to the random key.
 
     Args:
-        network: ``network(key)`` gives the network to start from, in any form that
+        network: ``network(key)`` makes the untrained network, in any form that
             `Diffusion` takes.
-        data: ``data(key, n)`` gives n events, shape (n, \\*event_shape); or a pair of
-            them and a mapping of conditions, each with n values. It is traced by
-            ``jax.jit``: a set of images is indexed with random integers.
+        data: ``data(key, n)`` draws n events, shape (n, \\*event_shape); or a pair of
+            events and a mapping of conditions, each with n values. It is traced by
+            ``jax.jit``: index a set of images with random integers.
         schedule: the levels that the trained factor offers.
         log_snr: `LogSNR`, or a pair (min, max): the range to train on, at the
-            schedule's own relation of α and σ, which must be variance preserving or
+            schedule's relation of α and σ, which must be variance preserving or
             exploding; None trains on the schedule's levels alone.
         parameterization, time: as in `Diffusion`; or parameterization ``"classifier"``
             for a noise-conditioned `Classifier`, whose network returns logits and whose
@@ -243,8 +247,8 @@ class Recipe:
             most once.
         iterations: number of optimiser steps.
         batches: `Batches`, or the number of events of each step.
-        learning_rate: Adam's step size; or a function of the number of steps that gives
-            one of Optax's schedules, such as
+        learning_rate: Adam's step size; or a function of the number of steps that
+            returns one of Optax's schedules, such as
             ``functools.partial(optax.cosine_decay_schedule, 1e-3)``.
         ema: decay m of the averaged weights, θ̄ ← m·θ̄ + (1−m)·θ after each step; the
             factor gets θ̄.
@@ -268,93 +272,137 @@ class Recipe:
     ema: float = 0.999
 
     def __post_init__(self) -> None:
-        for name, made in (("conditions", Conditions), ("batches", Batches)):
-            if not isinstance(getattr(self, name), made):
-                object.__setattr__(self, name, made(getattr(self, name)))
+        if not isinstance(self.conditions, Conditions):
+            object.__setattr__(self, "conditions", Conditions(self.conditions))
+        if not isinstance(self.batches, Batches):
+            object.__setattr__(self, "batches", Batches(self.batches))
         if isinstance(self.log_snr, tuple):
             object.__setattr__(self, "log_snr", LogSNR(*self.log_snr))
-        _check(
+        self._check_optimiser()
+        self._check_losses()
+        self._check_cross_level()
+        self._check_cross_condition()
+        if self.log_snr is not None:
+            _require(
+                self.time != "level",
+                "log_snr is a range, but time='level' is defined at the schedule's "
+                "levels only",
+                "leave log_snr out, or use time='log_snr'.",
+            )
+            # Refuses a schedule whose α and σ are not a function of log-SNR.
+            self.noise_at(jnp.asarray(self.log_snr_range()[0]))
+
+    def _check_optimiser(self) -> None:
+        _require(
             self.iterations >= 1,
             f"iterations is {self.iterations}",
             "train for at least one step.",
         )
         rate = self.learning_rate
-        _check(
+        _require(
             callable(rate) or rate > 0,
             f"learning_rate is {rate}",
             "use a positive number, such as 1e-3.",
         )
-        _check(not callable(rate) or callable(rate(self.iterations)),
-               "learning_rate is no function of the number of iterations that makes a schedule",
-               "write functools.partial(optax.cosine_decay_schedule, 1e-3).")  # fmt: skip
-        _check(
+        _require(
+            not callable(rate) or callable(rate(self.iterations)),
+            "learning_rate is not a function from the number of iterations to a "
+            "schedule",
+            "write functools.partial(optax.cosine_decay_schedule, 1e-3).",
+        )
+        _require(
             0 <= self.ema < 1,
             f"ema is {self.ema}",
             "use a number in [0, 1); 0 keeps the last weights.",
         )
-        kinds = [type(loss) for loss in self.losses]
-        known = all(isinstance(loss, Loss) for loss in self.losses)
-        _check(known and len(set(kinds)) == len(kinds) > 0, f"losses is {self.losses}",
-               "give cp.training.Denoising(), CrossLevel() or CrossCondition(), each at most once.")  # fmt: skip
-        _check(self.parameterization != "classifier" or not self.condition.values, "a classifier has conditions",
-               "leave conditions out: its one condition is the label.")  # fmt: skip
-        for crossed in kinds:
-            _check(crossed is Denoising or self.parameterization in ENERGIES,
-                   f"{crossed.__name__} compares energies, and parameterization={self.parameterization!r} has none",
-                   f"use one of {', '.join(ENERGIES)}, or leave {crossed.__name__} out.")  # fmt: skip
-        self._check_crossed()
-        if self.log_snr is not None:
-            _check(self.time != "level", "log_snr is a range, but time='level' knows only the schedule's levels",
-                   "leave log_snr out, or use time='log_snr'.")  # fmt: skip
-            self.noise_at(jnp.asarray(self.log_snr_range()[0]))
 
-    def _check_crossed(self) -> None:
-        part, level, condition = (
-            self.batch.part,
-            self.loss(CrossLevel),
-            self.loss(CrossCondition),
+    def _check_losses(self) -> None:
+        kinds = [type(loss) for loss in self.losses]
+        are_losses = all(isinstance(loss, Loss) for loss in self.losses)
+        _require(
+            are_losses and len(set(kinds)) == len(kinds) > 0,
+            f"losses is {self.losses}",
+            "give cp.training.Denoising(), CrossLevel() or CrossCondition(), each at "
+            "most once.",
         )
-        if level is not None:
-            low, high = self.log_snr_range()
-            _check(0 < level.gap <= high - low, f"CrossLevel's gap is {level.gap}",
-                   f"use a positive number, at most the range of log-SNR, {high - low:.3g}.")  # fmt: skip
-            step = 4 if self.batch.antithetic else 2
-            _check(part % step == 0, f"a batch of {part} does not split into pairs of levels",
-                   f"use a size and chunk of Batches that are multiples of {step}.")  # fmt: skip
-        if condition is not None:
-            named = bool(self.condition.values)
-            _check(
-                named,
-                "CrossCondition is given without conditions",
-                "name the data's conditions.",
+        _require(
+            self.parameterization != "classifier" or not self.condition.values,
+            "a classifier has conditions",
+            "leave conditions out: its one condition is the label.",
+        )
+        for kind in kinds:
+            name = kind.__name__
+            _require(
+                kind is Denoising or self.parameterization in ENERGIES,
+                f"{name} compares energies, and "
+                f"parameterization={self.parameterization!r} has none",
+                f"use one of {', '.join(ENERGIES)}, or leave {name} out.",
             )
-            _check(1 <= condition.others < part, f"a batch of {part} has no {condition.others} other conditions to "
-                   "compare", "use a larger chunk, or a smaller number of others ≥ 1.")  # fmt: skip
+
+    def _check_cross_level(self) -> None:
+        loss = self.loss(CrossLevel)
+        if loss is None:
+            return
+        low, high = self.log_snr_range()
+        _require(
+            0 < loss.gap <= high - low,
+            f"CrossLevel's gap is {loss.gap}",
+            f"use a positive number, at most the range of log-SNR, {high - low:.3g}.",
+        )
+        # Events pair up in levels, and antithetic events share their level.
+        multiple = 4 if self.batch.antithetic else 2
+        _require(
+            self.batch.part % multiple == 0,
+            f"a batch of {self.batch.part} does not split into pairs of levels",
+            f"use a size and chunk of Batches that are multiples of {multiple}.",
+        )
+
+    def _check_cross_condition(self) -> None:
+        loss = self.loss(CrossCondition)
+        if loss is None:
+            return
+        _require(
+            bool(self.condition.values),
+            "CrossCondition is given without conditions",
+            "name the data's conditions.",
+        )
+        _require(
+            1 <= loss.others < self.batch.part,
+            f"a batch of {self.batch.part} has no {loss.others} other conditions to "
+            "compare",
+            "use a larger chunk, or a smaller number of others ≥ 1.",
+        )
 
     @property
     def batch(self) -> Batches:
-        """The batches, also where a number was given."""
+        """The batches, made of a number where the recipe has one."""
         assert isinstance(self.batches, Batches)
         return self.batches
 
     @property
     def condition(self) -> Conditions:
-        """The conditions, also where names or values were given."""
+        """The conditions, made of names or values where the recipe has those."""
         assert isinstance(self.conditions, Conditions)
         return self.conditions
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one event, as the data have it.
+        """Shape of one event of the data.
 
         Raises:
-            NetworkError: data that are no function of a key and a number, or give
+            NetworkError: data that are not a function of a key and a number, or return
                 another number of events.
         """
-        fix = "write a function: data=lambda key, n: images[jax.random.randint(key, (n,), 0, len(images))]."
-        drawn = lambda: jax.eval_shape(lambda key: self.data(key, 2), jax.random.key(0))  # noqa: E731
+        fix = (
+            "write a function: data=lambda key, n: "
+            "images[jax.random.randint(key, (n,), 0, len(images))]."
+        )
+
+        def drawn() -> object:
+            return jax.eval_shape(lambda key: self.data(key, 2), jax.random.key(0))
+
         made = called("The data of a training recipe", "data(key, n)", drawn, fix)
-        shapes = [tuple(getattr(part, "shape", ())) for part in jax.tree.leaves(made)]
+        shapes = [tuple(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves(made)]
         if not shapes or any(shape[:1] != (2,) for shape in shapes):
             found = ", ".join(map(str, shapes)) or "nothing"
             raise NetworkError(
@@ -364,16 +412,18 @@ class Recipe:
         return shapes[0][1:]
 
     def loss(self, kind: type[Kind]) -> Kind | None:
-        """The loss of a kind; None where the recipe has none."""
+        """Return the loss of a kind; None where the recipe has none."""
         return next((loss for loss in self.losses if isinstance(loss, kind)), None)
 
     def rate(self, step: int) -> float:
-        """The learning rate at a step."""
-        made = self.learning_rate
-        return float(made(self.iterations)(step) if callable(made) else made)
+        """Return the learning rate at a step."""
+        rate = self.learning_rate
+        if callable(rate):
+            return float(rate(self.iterations)(step))
+        return float(rate)
 
     def factor(self, network: object, label: str = "") -> Diffusion | Classifier:
-        """Makes the factor of this recipe with a given network."""
+        """Make the factor of this recipe with a given network."""
         if self.parameterization == "classifier":
             return Classifier(
                 network,
@@ -382,45 +432,55 @@ class Recipe:
                 time=self.time,
                 label=label,
             )
-        known = (
-            None
-            if self.time == "level" or self.log_snr is None
-            else self.log_snr_range()
-        )
+        # Outside of the range that training visits the network has learned nothing.
+        trained_range = None
+        if self.time != "level" and self.log_snr is not None:
+            trained_range = self.log_snr_range()
         return Diffusion(
-            network, self.schedule, event_shape=self.event_shape, parameterization=self.parameterization,
-            time=self.time, conditions=self.condition.values, encoders=self.condition.encoders, log_snr_range=known,
-            mode_depth=self.loss(CrossLevel) is not None, label=label,
-        )  # fmt: skip
+            network,
+            self.schedule,
+            event_shape=self.event_shape,
+            parameterization=self.parameterization,
+            time=self.time,
+            conditions=self.condition.values,
+            encoders=self.condition.encoders,
+            log_snr_range=trained_range,
+            mode_depth=self.loss(CrossLevel) is not None,
+            label=label,
+        )
 
     def untrained(self, key: Array) -> Network:
-        """Makes the network before training, as an Equinox module."""
-        fix = "give a function of a random key that makes the untrained network: network=lambda key: MLP(…, key=key)."
-        made = called(
-            "The network of a training recipe",
-            "network(key)",
-            lambda: self.network(key),
-            fix,
+        """Make the network before training, as an Equinox module."""
+        fix = (
+            "give a function of a random key that makes the untrained network: "
+            "network=lambda key: MLP(…, key=key)."
         )
+        subject = "The network of a training recipe"
+        made = called(subject, "network(key)", lambda: self.network(key), fix)
         return as_network(made)
 
     def optimiser(self) -> optax.GradientTransformation:
-        """Makes the optimiser: Adam with the recipe's learning rate."""
+        """Make the optimiser: Adam with the recipe's learning rate."""
         import optax
 
-        made = self.learning_rate
-        return optax.adam(made(self.iterations) if callable(made) else made)
+        rate = self.learning_rate
+        if callable(rate):
+            return optax.adam(rate(self.iterations))
+        return optax.adam(rate)
 
     def log_snr_range(self) -> tuple[float, float]:
-        """Returns the least and greatest log-SNR that training visits."""
+        """Return the least and greatest log-SNR that training visits."""
         if isinstance(self.log_snr, LogSNR):
             return self.log_snr.low, self.log_snr.high
         levels = self.schedule.levels.log_snr
         return float(levels[-1]), float(levels[0])
 
     def noise(self, key: Array, n: int) -> Noise:
-        """Draws the noise of n events, stratified: one in each n-th of the log-SNR
-        range, or levels drawn uniformly."""
+        """Draw the noise of n events, stratified in log-SNR.
+
+        Event i has its log-SNR in the i-th of n equal parts of the range; without a
+        range levels are drawn uniformly.
+        """
         if not isinstance(self.log_snr, LogSNR):
             index = jax.random.randint(key, (n,), 0, self.schedule.num_levels)
             return jax.tree.map(lambda a: a[index], self.schedule.levels)
@@ -428,65 +488,63 @@ class Recipe:
         uniform = (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
         if self.log_snr.focus is None:
             return self.noise_at(low + (high - low) * uniform)
+        # The lower half of the uniform numbers, stretched to [0, 1), covers the whole
+        # range, the upper half the focus.
         first, last = self.log_snr.focus
-        anywhere, focused = (
-            low + (high - low) * 2 * uniform,
-            first + (last - first) * (2 * uniform - 1),
-        )
+        anywhere = low + (high - low) * 2 * uniform
+        focused = first + (last - first) * (2 * uniform - 1)
         return self.noise_at(jnp.where(uniform < 0.5, anywhere, focused))
 
     def noise_pairs(self, key: Array, n: int, gap: float) -> tuple[Noise, Noise]:
-        """Draws the noise of n events, n even, and for each the other noise that the
-        cross-level loss compares.
+        """Draw for each of n events, n even, its noise and the one to compare with.
 
         Events i and i + n/2 exchange theirs, so that either of a pair of levels has as
-        many events as the other, whatever the distribution of the pairs: a classifier
-        of the two owes nothing to their prior odds.
+        many events as the other, whatever the distribution of the pairs: the optimal
+        classifier of the two then has no term of prior odds.
         """
         first_key, gap_key = jax.random.split(key)
         first = self.noise(first_key, n // 2)
-        away = gap * jax.random.uniform(gap_key, (n // 2,), minval=-1.0)
+        offset = gap * jax.random.uniform(gap_key, (n // 2,), minval=-1.0)
         low, high = self.log_snr_range()
-        reflected = (
-            jnp.abs(first.log_snr + away - low) + low
-        )  # back into the range at either end
-        log_snr = high - jnp.abs(high - reflected)
-        if self.log_snr is None:  # the nearest levels
+        # A log-SNR outside of the range is reflected at the end that it passed.
+        above_low = jnp.abs(first.log_snr + offset - low) + low
+        log_snr = high - jnp.abs(high - above_low)
+        if self.log_snr is None:
             levels = self.schedule.levels
-            index = jnp.argmin(jnp.abs(levels.log_snr[:, None] - log_snr), axis=0)
-            second = jax.tree.map(lambda a: a[index], levels)
+            nearest = jnp.argmin(jnp.abs(levels.log_snr[:, None] - log_snr), axis=0)
+            second = jax.tree.map(lambda a: a[nearest], levels)
         else:
             second = self.noise_at(log_snr)
-        both = (first, second), (second, first)
-        noise, other = (
-            jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *pair) for pair in both
-        )
-        return noise, other
+        return _joined(first, second), _joined(second, first)
 
-    def noise_at(self, log_snr: Array) -> Noise:
-        """Returns the noise of a log-SNR, at the schedule's relation of α and σ
-        (traceable).
+    def noise_at(self, log_snr: Float[Array, " *n"]) -> Noise:
+        """Return the noise of a log-SNR, at the schedule's relation of α and σ.
+
+        JAX can trace it.
 
         Raises:
             InvalidValueError: a schedule that is neither variance preserving nor
                 exploding.
         """
-        at_zero, at_one = self.schedule.noise_at(np.array([0.0, 1.0]))[
-            0
-        ].tolist()  # α shows which kind
+        # α at two log-SNR shows the kind: √sigmoid(log-SNR) where variance is
+        # preserved, constant where it explodes.
+        alphas, _ = self.schedule.noise_at(np.array([0.0, 1.0]))
+        at_zero, at_one = alphas.tolist()
+        preserving = [0.5, 1 / (1 + np.exp(-1.0))]
         index = jnp.zeros(jnp.shape(log_snr), int)
-        if np.allclose(
-            [at_zero**2, at_one**2], [0.5, 1 / (1 + np.exp(-1.0))], rtol=1e-5
-        ):
-            return Noise(
-                index,
-                jnp.sqrt(jax.nn.sigmoid(log_snr)),
-                jnp.sqrt(jax.nn.sigmoid(-log_snr)),
-            )
+        if np.allclose([at_zero**2, at_one**2], preserving, rtol=1e-5):
+            alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+            return Noise(index, alpha, jnp.sqrt(jax.nn.sigmoid(-log_snr)))
         if at_zero == at_one:
             alpha = jnp.full(jnp.shape(log_snr), at_zero)
             return Noise(index, alpha, alpha * jnp.exp(-0.5 * log_snr))
         raise InvalidValueError(
-            "A range of log-SNR needs a schedule that is variance preserving or exploding; this one is neither.",
+            "A range of log-SNR needs a schedule that is variance preserving or "
+            "exploding; this one is neither.",
             fix="leave log_snr out: training then visits the schedule's own levels.",
         )
+
+
+def _joined(first: Noise, second: Noise) -> Noise:
+    """Return two noises of n/2 events as one of n."""
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)

@@ -1,8 +1,11 @@
-"""Files of weights: safetensors, plain arrays under the names of their place in the
-network."""
+"""Weight files: safetensors of the arrays of a network.
+
+An array is named by its place in the network, such as ``blocks.0.enter.weight``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,24 +21,26 @@ from composeprob.results.store import read_arrays, write_arrays
 
 Tree = TypeVar("Tree")
 
+CHANGED = (
+    "the network's definition changed since it was trained: restore it, or train again."
+)
+
 
 def weights_file(retraining: int) -> str:
-    """Returns the name of the file with a retraining's weights."""
+    """Return the name of the file with a retraining's weights."""
     return f"weights-{retraining}.safetensors" if retraining else "weights.safetensors"
 
 
 def save_weights(
     network: PyTree[Array], path: str | Path, *, half: bool = False
 ) -> None:
-    """Writes the arrays of ``network`` (as adapted by a factor, ``factor.network``) to
-    ``path``.
+    """Write the arrays of a network to ``path``.
 
     Args:
-        network: whose arrays to write.
+        network: the network as a factor holds it, ``factor.network``.
         path: the file, replaced where it exists.
         half: write single-precision numbers in half precision (float16), at half the
-            size; `load_weights` brings them back as single precision, rounded to 11
-            bits.
+            size; `load_weights` returns them in single precision, rounded to 11 bits.
 
     Raises:
         InvalidValueError: a number is too large for half precision.
@@ -47,73 +52,86 @@ def save_weights(
 
 
 def load_weights(network: Tree, path: str | Path) -> Tree:
-    """Reads the arrays of ``network`` from ``path``; of its own only shapes and dtypes
-    are used.
+    """Read the arrays of ``network`` from ``path``.
 
-    Half precision is read as single precision where the network is in that.
+    Of the network that is passed, only shapes and dtypes are used. Half precision is
+    read as single precision where the network is in single precision.
 
     Raises:
         LoadError: the file is missing or damaged, or a tensor is missing, unknown, or
             of another shape or dtype.
     """
-    stored, _ = read_arrays(
-        path, f"The weights {path}", "train the model, or restore the file."
-    )
-    wanted = dict(_named(network))
-    missing, unknown = (
-        sorted(set(wanted) - set(stored)),
-        sorted(set(stored) - set(wanted)),
-    )
-    changed = "the network's definition changed since it was trained: restore it, or train again."
-    if missing or unknown:
-        differences = [f"it lacks {first_three(missing)}"] if missing else []
-        differences += (
-            [f"it has {first_three(unknown)}, which the network has not"]
-            if unknown
-            else []
-        )
+    retrain = "train the model, or restore the file."
+    stored, _ = read_arrays(path, f"The weights {path}", retrain)
+    expected = dict(_named(network))
+    _check_names(stored, expected, path)
+    loaded = {
+        name: _converted(name, stored[name], array, path)
+        for name, array in expected.items()
+    }
+    names = iter(expected)
+
+    def replacement(leaf: object) -> object:
+        return jax.numpy.asarray(loaded[next(names)]) if is_array(leaf) else leaf
+
+    return jax.tree.map(replacement, network)
+
+
+def _check_names(
+    stored: Mapping[str, np.ndarray], expected: Mapping[str, Array], path: str | Path
+) -> None:
+    """Refuse a file whose tensors are not those of the network."""
+    missing = sorted(set(expected) - set(stored))
+    unknown = sorted(set(stored) - set(expected))
+    differences = []
+    if missing:
+        differences.append(f"it lacks {first_three(missing)}")
+    if unknown:
+        differences.append(f"it has {first_three(unknown)}, which the network lacks")
+    if differences:
         raise LoadError(
             f"The weights {path} are of another network: {'; '.join(differences)}.",
-            fix=changed,
+            fix=CHANGED,
         )
-    for name, array in wanted.items():
-        found = stored[name]
-        if found.dtype == np.float16 and array.dtype in (np.float32, np.float64):
-            found = stored[name] = found.astype(np.float32)
-        # With jax_enable_x64 a recipe builds its network in double precision; it was
-        # trained in single.
-        same = found.dtype == array.dtype or (
-            found.dtype == np.float32 and array.dtype == np.float64
+
+
+def _converted(
+    name: str, stored: np.ndarray, expected: Array, path: str | Path
+) -> np.ndarray:
+    """Return a stored tensor as it is loaded; refuse another shape or dtype."""
+    if stored.dtype == np.float16 and expected.dtype in (np.float32, np.float64):
+        stored = stored.astype(np.float32)
+    # With jax_enable_x64 a recipe builds its network in double precision, while the
+    # file holds the single precision that it was trained in.
+    widened = stored.dtype == np.float32 and expected.dtype == np.float64
+    same_dtype = stored.dtype == expected.dtype or widened
+    if stored.shape != expected.shape or not same_dtype:
+        raise LoadError(
+            f"Tensor {name!r} in {path} is {stored.dtype}{list(stored.shape)}; the "
+            f"network needs {expected.dtype}{list(expected.shape)}.",
+            fix=CHANGED,
         )
-        if found.shape != array.shape or not same:
-            raise LoadError(
-                f"Tensor {name!r} in {path} is {found.dtype}{list(found.shape)}; the network needs "
-                f"{array.dtype}{list(array.shape)}.",
-                fix=changed,
-            )
-    names = iter(wanted)
-    return jax.tree.map(
-        lambda leaf: jax.numpy.asarray(stored[next(names)]) if is_array(leaf) else leaf,
-        network,
-    )
+    return stored
 
 
 def _halved(name: str, array: np.ndarray) -> np.ndarray:
-    """A float32 array as float16; any other array as it is."""
+    """Return a float32 array as float16, and any other array unchanged."""
     if array.dtype != np.float32:
         return array
-    if np.abs(array).max(initial=0.0) > np.finfo(np.float16).max:
+    greatest = np.abs(array).max(initial=0.0)
+    if greatest > np.finfo(np.float16).max:
         raise InvalidValueError(
-            f"Tensor {name!r} holds {np.abs(array).max():.4g}, too large for half precision.",
+            f"Tensor {name!r} holds {greatest:.4g}, too large for half precision.",
             fix="write it in full: half=False.",
         )
     return array.astype(np.float16)
 
 
 def _named(network: PyTree[Array]) -> list[tuple[str, Array]]:
-    leaves = jax.tree_util.tree_leaves_with_path(network)
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-        for path, leaf in leaves
-        if is_array(leaf)
-    ]
+    """Return the arrays of a network with their names in the file."""
+    named = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(network):
+        if is_array(leaf):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            named.append((name, leaf))
+    return named

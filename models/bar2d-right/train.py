@@ -8,7 +8,7 @@ from .. import two_dimensional
 
 
 def reference() -> Any:
-    """The exact distribution."""
+    """Return the exact distribution."""
     return two_dimensional.bar(0.5)
 
 

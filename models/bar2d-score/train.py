@@ -10,5 +10,5 @@ RECIPE = two_dimensional.score(two_dimensional.bar(), deviation=0.42, finest=0.0
 
 
 def reference() -> Any:
-    """The exact distribution."""
+    """Return the exact distribution."""
     return two_dimensional.bar()

@@ -1,5 +1,4 @@
-"""The score of a posterior under a uniform prior: the noised prior's own score, and
-what a network adds to it."""
+"""Scores of posteriors under a uniform prior: the noised prior's own, corrected."""
 
 from __future__ import annotations
 
@@ -17,27 +16,30 @@ from composeprob.factors.one_dimension import Noised
 from .film_mlp import FiLMMLP
 
 Inputs = Callable[[Array, Array, Array], tuple[Array, Array]]
-"""``inputs(event, x, width)`` gives features of both, shape (f,), and the scale of the
-posterior for each entry of the event; ``width`` is σ/α."""
+"""Function ``inputs(event, x, width)``, with ``width`` σ/α.
+
+It returns features of event and x, shape (f,), and the scale of the posterior for each
+entry of the event.
+"""
 
 
 class BoundedPosterior(nnx.Module):
-    """The noise in α·θ + σ·ε, on a variance-preserving schedule, where θ is uniform in
-    a box before data x are known.
+    """Network of the noise in α·θ + σ·ε, for θ with a uniform prior in a box.
+
+    The schedule is variance preserving.
 
         ε̂ = σ·(F/d − ∇ log q_k),   so that  ∇ log p_k(θ_k | x) = ∇ log q_k(θ_k) − F/d,
 
     with q_k the noised prior, in closed form, F the network's output, and d² = α²·s² +
-    σ² for a scale s of the posterior that is told from x. The network does not have to
-    learn the walls of the box, and in Π_i p(θ|x_i)/p(θ) they cancel.
+    σ² for a scale s of the posterior that is estimated from x. The network does not
+    have to learn the walls of the box, and in Π_i p(θ|x_i)/p(θ) they cancel.
 
     Args:
         size: length of θ.
         bound: the prior is uniform on [−bound, bound] in each entry.
-        data: ``data(x)`` gives features of the data, shape (g,), of which there are
-            ``data_size``.
+        data: ``data(x)`` returns ``data_size`` features of the data.
         inputs: see `Inputs`; there are ``input_size`` features.
-        width, blocks, embedding: as of `FiLMMLP`.
+        width, blocks, embedding: as in `FiLMMLP`.
         rngs: for the initial weights.
     """
 
@@ -55,7 +57,9 @@ class BoundedPosterior(nnx.Module):
         embedding: int = 128,
         rngs: nnx.Rngs,
     ):
-        self.bound, self.data, self.inputs = bound, data, inputs
+        self.bound = bound
+        self.data = data
+        self.inputs = inputs
         self.body = FiLMMLP(
             size + input_size,
             size,
@@ -67,15 +71,15 @@ class BoundedPosterior(nnx.Module):
         )
 
     def __call__(self, event: Array, t: Array, x: Array) -> Array:
-        """ε̂, shape (size,), for one event at log-SNR t and one observation x."""
-        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(t)), jnp.sqrt(jax.nn.sigmoid(-t))
+        """Return ε̂, shape (size,), for one event at log-SNR t and one observation x."""
+        alpha = jnp.sqrt(jax.nn.sigmoid(t))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-t))
         prior: Any = Noised(dist.Uniform(-self.bound, self.bound), alpha, sigma)
         prior_score = jax.vmap(jax.grad(prior.log_prob))(event)
         features, scale = self.inputs(event / alpha, x, sigma / alpha)
+        # Standard deviation of the noised prior.
         spread = jnp.sqrt(alpha**2 * self.bound**2 / 3 + sigma**2)
-        correction = self.body(
-            jnp.concatenate([event / spread, features]), t, self.data(x)
-        )
-        return sigma * (
-            correction / jnp.sqrt(alpha**2 * scale**2 + sigma**2) - prior_score
-        )
+        inputs = jnp.concatenate([event / spread, features])
+        correction = self.body(inputs, t, self.data(x))
+        d = jnp.sqrt(alpha**2 * scale**2 + sigma**2)
+        return sigma * (correction / d - prior_score)

@@ -1,5 +1,4 @@
-"""What networks that are told the time by FiLM share: the embedding of time and vector,
-and the residual block."""
+"""Embedding of time and vector, and residual block, of networks with FiLM."""
 
 from __future__ import annotations
 
@@ -13,12 +12,14 @@ from jax import Array
 from .conditioning import log_snr_features
 
 FEATURES = 32
-"""Sines and cosines of the log-SNR."""
+"""Number of sines and cosines of the log-SNR."""
 
 
 class Embedded(nnx.Module):
-    """A network with an embedding of the log-SNR and, where ``vector`` > 0, of a vector
-    of that length."""
+    """A network with an embedding of the log-SNR, and of a vector.
+
+    ``vector`` is the length of the vector, or 0 without one.
+    """
 
     def __init__(self, vector: int, embedding: int, *, rngs: nnx.Rngs):
         self.time = nnx.Linear(FEATURES, embedding, rngs=rngs)
@@ -26,7 +27,7 @@ class Embedded(nnx.Module):
         self.mix = nnx.Linear(embedding, embedding, rngs=rngs)
 
     def embed(self, t: Array, vector: Array | None) -> Array:
-        """The embedding of log-SNR t and of ``vector``."""
+        """Return the embedding of log-SNR t and of ``vector``."""
         h = self.time(log_snr_features(t, FEATURES))
         if self.vector is not None:
             h = h + self.vector(vector)
@@ -39,10 +40,10 @@ class FiLMBlock(nnx.Module):
     FiLM is h·(1 + a) + b with (a, b) a linear function of the embedding.
 
     Args:
-        norm: makes a normalisation.
-        layer: makes W, ``layer(zero)``.
-        width: of x and h.
-        embedding: its length.
+        norm: ``norm()`` makes a normalisation.
+        layer: ``layer(zero)`` makes W.
+        width: length of x and h, or their channels.
+        embedding: length of the embedding.
         rngs: for the initial weights of FiLM.
 
     References:
@@ -58,7 +59,9 @@ class FiLMBlock(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        self.norm, self.enter, self.inner_norm = norm(), layer(False), norm()
+        self.norm = norm()
+        self.enter = layer(False)
+        self.inner_norm = norm()
         self.film = nnx.Linear(
             embedding, 2 * width, kernel_init=nnx.initializers.zeros, rngs=rngs
         )
@@ -67,12 +70,9 @@ class FiLMBlock(nnx.Module):
     def __call__(self, x: Array, embedding: Array) -> Array:
         # Two products: where halves of one are cut out, XLA's CPU backend does not
         # vectorise the activation after them.
-        kernel, bias = self.film.kernel[...], self.film.bias[...]
-        gain, shift = (
-            embedding @ k + b
-            for k, b in zip(
-                jnp.split(kernel, 2, axis=1), jnp.split(bias, 2), strict=True
-            )
-        )
+        gain_kernel, shift_kernel = jnp.split(self.film.kernel[...], 2, axis=1)
+        gain_bias, shift_bias = jnp.split(self.film.bias[...], 2)
+        gain = embedding @ gain_kernel + gain_bias
+        shift = embedding @ shift_kernel + shift_bias
         h = self.inner_norm(self.enter(nnx.swish(self.norm(x))))
         return x + self.leave(nnx.swish(h * (1 + gain) + shift))

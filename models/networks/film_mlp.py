@@ -1,5 +1,7 @@
-"""A residual MLP for small images, in Flax NNX: every pixel an input, time and a class
-by FiLM."""
+"""A residual MLP of small images, in Flax NNX, with time and a class by FiLM.
+
+Every pixel is an input.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +12,27 @@ from .film import Embedded, FiLMBlock
 
 
 def block(width: int, embedding: int, rngs: nnx.Rngs) -> FiLMBlock:
-    """With LayerNorm and dense layers."""
+    """Return a block with LayerNorm and dense layers."""
 
     def layer(zero: bool) -> nnx.Linear:
         start = {"kernel_init": nnx.initializers.zeros} if zero else {}
         return nnx.Linear(width, width, **start, rngs=rngs)
 
-    return FiLMBlock(
-        lambda: nnx.LayerNorm(width, rngs=rngs), layer, width, embedding, rngs=rngs
-    )
+    def norm() -> nnx.LayerNorm:
+        return nnx.LayerNorm(width, rngs=rngs)
+
+    return FiLMBlock(norm, layer, width, embedding, rngs=rngs)
 
 
 class FiLMMLP(Embedded):
-    """From an event of n numbers, whatever its shape, to a vector, zero at first.
+    """Network from an event of n numbers, of any shape, to a vector, zero at first.
 
     Args:
         size: n.
         outputs: length of the result.
         vector: length of a vector that joins the time in the embedding; 0 without one.
-        width, blocks, embedding: of the residual blocks, and of the embedding of time
-            and vector.
+        width, blocks: width and number of the residual blocks.
+        embedding: length of the embedding of time and vector.
         rngs: for the initial weights.
     """
 
@@ -53,7 +56,7 @@ class FiLMMLP(Embedded):
         )
 
     def __call__(self, x: Array, t: Array, vector: Array | None = None) -> Array:
-        """The result (outputs,) for one event x at log-SNR t, with ``vector`` (v,)."""
+        """Return (outputs,) for one event x at log-SNR t, with ``vector`` (v,)."""
         embedding = self.embed(t, vector)
         h = self.first(x.reshape(-1))
         for residual in self.blocks:

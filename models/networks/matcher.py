@@ -1,4 +1,4 @@
-"""How well a text fits what is somewhere in an image, in Flax NNX."""
+"""Fit of a text to a place in an image, in Flax NNX."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from .unet import block, coordinates, group_norm, to_patches
 
 
 class Matcher(Embedded):
-    """log mean_p exp⟨u_p(x, t), v⟩: whether any place p of the image x fits the text's
-    vector v.
+    """Fit of a text to an image, log mean_p exp⟨u_p(x, t), v⟩ over its places p.
 
-    Features u_p are of patches of 2×2 pixels, from residual blocks that see some 26
-    pixels around each and are told where they are.
+    v is the text's vector. Features u_p are of patches of 2×2 pixels, from residual
+    blocks with a receptive field of about 26 pixels and coordinates as inputs.
 
     Args:
-        channels: of the image.
+        channels: channels of the image.
         vector: length of v.
         width: channels of the blocks.
-        blocks: how many.
+        blocks: number of blocks.
         embedding: length of the embedding of the log-SNR.
         rngs: for the initial weights.
     """
@@ -45,11 +44,10 @@ class Matcher(Embedded):
         self.leave = nnx.Linear(width, vector, rngs=rngs)
 
     def __call__(self, x: Array, t: Array, vector: Array) -> Array:
-        """The fit of one image x at log-SNR t with one vector, a scalar."""
+        """Return the fit of one image x at log-SNR t with one vector, a scalar."""
         embedding = self.embed(t, None)
-        h = self.stem(
-            to_patches(jnp.concatenate([x, coordinates(x.shape[:2])], axis=-1))
-        )
+        located = jnp.concatenate([x, coordinates(x.shape[:2])], axis=-1)
+        h = self.stem(to_patches(located))
         for residual in self.blocks:
             h = residual(h, embedding)
         features = self.leave(nnx.swish(self.norm(h)))

@@ -1,5 +1,7 @@
-"""An energy with a learned constant at each log-SNR, so that log f can be normalised at
-every level."""
+"""An energy with a learned constant at each log-SNR.
+
+With it log f can be normalised at every level.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,15 @@ from .residual_mlp_eqx import ResidualMLP
 
 
 class OffsetEnergy(eqx.Module):
-    """The energy E = ½‖s‖² − σ·b(λ), that is, log f = −½‖s‖²/σ + b(λ), on a
-    variance-preserving schedule.
+    """The energy E = ½‖s‖² − σ·b(λ), that is, log f = −½‖s‖²/σ + b(λ).
 
-    A loss on scores alone leaves b where it is; a cross-level loss teaches it.
+    The schedule is variance preserving. A loss on scores alone does not change b; a
+    cross-level loss teaches it.
 
-        b(λ) = −½d·log(2π·c²) + g(λ) − g(λ_min),   g = w·(sines and cosines of λ), w = 0 at first,
+        b(λ) = −½d·log(2π·c²) + g(λ) − g(λ_min),   g = w·(sines and cosines of λ),
 
-    with c² the variance of the noised data (`OutputScale`). At λ_min the noised data
+    with w = 0 at first and c² the variance of the noised data (`OutputScale`). At λ_min
+    the noised data
     are N(0, c²I) but for rounding, and log f is its normalised log-density there,
     whatever w: that anchors all other levels.
 
@@ -53,20 +56,19 @@ class OffsetEnergy(eqx.Module):
         self.scale = OutputScale("energy_norm", deviation, finest)
         self.network = ResidualMLP(size, output_scale=self.scale, key=key, **settings)
         self.offset = jnp.zeros(self.network.embedding)
-        self.size, self.log_snr_min = size, log_snr_min
+        self.size = size
+        self.log_snr_min = log_snr_min
 
     def __call__(self, x: Array, t: Array) -> Array:
-        """E for one event x of shape (d,) at log-SNR t: a scalar."""
+        """Return E for one event x of shape (d,) at log-SNR t: a scalar."""
         sigma, _, _ = self.scale.scales(t)
         return 0.5 * jnp.sum(self.network(x, t) ** 2) - sigma * self.constant(t)
 
     def constant(self, t: Array) -> Array:
-        """b(λ): a scalar."""
+        """Return b(λ): a scalar."""
         _, c, _ = self.scale.scales(t)
-        here, top = (
-            log_snr_features(value, self.network.embedding)
-            for value in (t, jnp.asarray(self.log_snr_min))
-        )
-        return -0.5 * self.size * jnp.log(2 * math.pi * c**2) + jnp.dot(
-            self.offset, here - top
-        )
+        features = log_snr_features(t, self.network.embedding)
+        top = jnp.asarray(self.log_snr_min)
+        top_features = log_snr_features(top, self.network.embedding)
+        gaussian = -0.5 * self.size * jnp.log(2 * math.pi * c**2)
+        return gaussian + jnp.dot(self.offset, features - top_features)

@@ -15,8 +15,10 @@ from .conditioning import OutputScale, log_snr_features
 
 
 class Block(eqx.Module):
-    """x + W₃·swish(W₂·swish(W₁·swish(LayerNorm(x)) + V·e)), with W₃ = 0 at first; e is
-    the time embedding."""
+    """Residual block x + W₃·swish(W₂·swish(W₁·swish(LayerNorm(x)) + V·e)).
+
+    e is the embedding of time; W₃ = 0 at first.
+    """
 
     norm: eqx.nn.LayerNorm
     enter: eqx.nn.Linear
@@ -39,13 +41,15 @@ class Block(eqx.Module):
 
 
 class ResidualMLP(eqx.Module):
-    """Linear, residual blocks with the time embedding added in each, Linear (zero at
-    first).
+    """Linear layer, residual blocks with the embedding of time, linear layer.
+
+    The last layer is zero at first.
 
     Args:
         size: length d of one event.
-        num_levels: with an integer, t is a level and its embedding a learned table (the
-            paper's); with None, t is a log-SNR, embedded by sines and cosines.
+        num_levels: number of levels, where t is a level and its embedding a learned
+            table (the paper's); None where t is a log-SNR, embedded by sines and
+            cosines.
         hidden, widen, blocks, embedding: widths and depth; the paper's by default.
         outputs: d by default; 1 for a scalar energy.
         output_scale: see `OutputScale`; needs t to be a log-SNR.
@@ -73,30 +77,28 @@ class ResidualMLP(eqx.Module):
         key: Array,
     ):
         keys = jax.random.split(key, blocks + 3)
-        self.table = (
-            None
-            if num_levels is None
-            else eqx.nn.Embedding(num_levels, embedding, key=keys[0])
-        )
+        self.table = None
+        if num_levels is not None:
+            self.table = eqx.nn.Embedding(num_levels, embedding, key=keys[0])
         self.first = linear(size, hidden, keys[1])
         self.blocks = tuple(Block(hidden, widen, embedding, key=k) for k in keys[3:])
-        self.last = linear(
-            hidden, size if outputs is None else outputs, keys[2], zero=True
-        )
-        self.embedding, self.output_scale = embedding, output_scale
+        outputs = size if outputs is None else outputs
+        self.last = linear(hidden, outputs, keys[2], zero=True)
+        self.embedding = embedding
+        self.output_scale = output_scale
 
     def __call__(self, x: Array, t: Array) -> Array:
-        """The output, shape (outputs,), for one event x of shape (d,) at time t, a
-        scalar."""
+        """Return (outputs,) for one event x of shape (d,) at time t, a scalar."""
         if self.output_scale is None:
-            return self.plain(x, t)
-        return self.output_scale.apply(self.plain, x, t)
+            return self.unscaled(x, t)
+        return self.output_scale.apply(self.unscaled, x, t)
 
-    def plain(self, x: Array, t: Array) -> Array:
-        """F(x, t): the network without its output scale."""
-        embedding = (
-            log_snr_features(t, self.embedding) if self.table is None else self.table(t)
-        )
+    def unscaled(self, x: Array, t: Array) -> Array:
+        """Return F(x, t), the output without its scale."""
+        if self.table is None:
+            embedding = log_snr_features(t, self.embedding)
+        else:
+            embedding = self.table(t)
         h = self.first(x)
         for block in self.blocks:
             h = block(h, embedding)
@@ -104,14 +106,13 @@ class ResidualMLP(eqx.Module):
 
 
 def linear(inputs: int, outputs: int, key: Array, *, zero: bool = False) -> Any:
-    """A Linear layer with LeCun-normal weights (or zero) and zero bias."""
+    """Return a linear layer with LeCun-normal weights, or zero ones, and zero bias."""
     layer = cp.batched_linear(eqx.nn.Linear(inputs, outputs, key=key))
     shape = (outputs, inputs)
-    weight = (
-        jnp.zeros(shape)
-        if zero
-        else jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0)(key, shape)
-    )
-    return eqx.tree_at(
-        lambda layer: (layer.weight, layer.bias), layer, (weight, jnp.zeros(outputs))
-    )
+    if zero:
+        weight = jnp.zeros(shape)
+    else:
+        initializer = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=0)
+        weight = initializer(key, shape)
+    weights = (weight, jnp.zeros(outputs))
+    return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, weights)

@@ -1,5 +1,7 @@
-"""The residual MLP of Du et al. 2023 (their 2D experiments) in Flax NNX: the same maths
-as `residual_mlp_eqx`."""
+"""The residual MLP of Du et al. 2023 (their 2D experiments) in Flax NNX.
+
+Its maths are those of `residual_mlp_eqx`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ from .conditioning import OutputScale, log_snr_features
 
 
 class Block(nnx.Module):
-    """x + W₃·swish(W₂·swish(W₁·swish(LayerNorm(x)) + V·e)), with W₃ = 0 at first; e is
-    the time embedding."""
+    """Residual block x + W₃·swish(W₂·swish(W₁·swish(LayerNorm(x)) + V·e)).
+
+    e is the embedding of time; W₃ = 0 at first.
+    """
 
     def __init__(self, hidden: int, widen: int, embedding: int, *, rngs: nnx.Rngs):
         wide = hidden * widen
@@ -33,13 +37,15 @@ class Block(nnx.Module):
 
 
 class ResidualMLP(nnx.Module):
-    """Linear, residual blocks with the time embedding added in each, Linear (zero at
-    first).
+    """Linear layer, residual blocks with the embedding of time, linear layer.
+
+    The last layer is zero at first.
 
     Args:
         size: length d of one event.
-        num_levels: with an integer, t is a level and its embedding a learned table (the
-            paper's); with None, t is a log-SNR, embedded by sines and cosines.
+        num_levels: number of levels, where t is a level and its embedding a learned
+            table (the paper's); None where t is a log-SNR, embedded by sines and
+            cosines.
         hidden, widen, blocks, embedding: widths and depth; the paper's by default.
         outputs: d by default; 1 for a scalar energy.
         output_scale: see `OutputScale`; needs t to be a log-SNR.
@@ -60,9 +66,9 @@ class ResidualMLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         outputs = size if outputs is None else outputs
-        self.table: Any = (
-            None if num_levels is None else nnx.Embed(num_levels, embedding, rngs=rngs)
-        )
+        self.table: Any = None
+        if num_levels is not None:
+            self.table = nnx.Embed(num_levels, embedding, rngs=rngs)
         self.first = nnx.Linear(size, hidden, rngs=rngs)
         self.blocks = nnx.List(
             Block(hidden, widen, embedding, rngs=rngs) for _ in range(blocks)
@@ -70,20 +76,21 @@ class ResidualMLP(nnx.Module):
         self.last = nnx.Linear(
             hidden, outputs, kernel_init=nnx.initializers.zeros, rngs=rngs
         )
-        self.embedding, self.output_scale = embedding, output_scale
+        self.embedding = embedding
+        self.output_scale = output_scale
 
     def __call__(self, x: Array, t: Array) -> Array:
-        """The output, shape (outputs,), for one event x of shape (d,) at time t, a
-        scalar."""
+        """Return (outputs,) for one event x of shape (d,) at time t, a scalar."""
         if self.output_scale is None:
-            return self.plain(x, t)
-        return self.output_scale.apply(self.plain, x, t)
+            return self.unscaled(x, t)
+        return self.output_scale.apply(self.unscaled, x, t)
 
-    def plain(self, x: Array, t: Array) -> Array:
-        """F(x, t): the network without its output scale."""
-        embedding = (
-            log_snr_features(t, self.embedding) if self.table is None else self.table(t)
-        )
+    def unscaled(self, x: Array, t: Array) -> Array:
+        """Return F(x, t), the output without its scale."""
+        if self.table is None:
+            embedding = log_snr_features(t, self.embedding)
+        else:
+            embedding = self.table(t)
         h = self.first(x)
         for block in self.blocks:
             h = block(h, embedding)

@@ -1,5 +1,7 @@
-"""A small encoder of captions, in Flax NNX. A network that takes its vector takes any
-other embedding of text too."""
+"""A small encoder of captions, in Flax NNX.
+
+A network that takes its vector can take any other embedding of text.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,10 @@ from jax import Array
 
 
 class TextEncoder(nnx.Module):
-    """From tokens (length,) to a vector (size,): W₂·swish(W₁·(the words' embeddings,
-    side by side)).
+    """Encoder W₂·swish(W₁·e) of tokens, e the embeddings of the words side by side.
 
-    Token 0 is no word. Where words stand matters, as every place has its own columns of
-    W₁.
+    Token 0 is no word. The order of words matters, as every place has its own columns
+    of W₁. Tokens have shape (length,), the vector (size,).
 
     Args:
         vocabulary: number of tokens, 0 included.
@@ -36,5 +37,6 @@ class TextEncoder(nnx.Module):
         self.leave = nnx.Linear(size, size, rngs=rngs)
 
     def __call__(self, tokens: Array) -> Array:
-        """The vector of one text."""
-        return self.leave(nnx.swish(self.enter(self.table(tokens).reshape(-1))))
+        """Return the vector of one text."""
+        embeddings = self.table(tokens).reshape(-1)
+        return self.leave(nnx.swish(self.enter(embeddings)))

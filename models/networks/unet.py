@@ -1,5 +1,7 @@
-"""A small UNet for images, in Flax NNX: patches of 2×2 pixels, three resolutions,
-conditions by FiLM or as channels."""
+"""A small UNet of images, in Flax NNX.
+
+It has patches of 2×2 pixels, three resolutions, and conditions by FiLM or as channels.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,24 @@ from .film import Embedded, FiLMBlock
 
 
 def block(width: int, embedding: int, rngs: nnx.Rngs) -> FiLMBlock:
-    """With GroupNorm of rows and convolutions of 3×3."""
-    layer = lambda zero: Conv3x3(width, width, zero=zero, rngs=rngs)  # noqa: E731
-    return FiLMBlock(
-        lambda: group_norm(width, rngs), layer, width, embedding, rngs=rngs
-    )
+    """Return a block with GroupNorm of rows and convolutions of 3×3."""
+
+    def norm() -> nnx.GroupNorm:
+        return group_norm(width, rngs)
+
+    def layer(zero: bool) -> Conv3x3:
+        return Conv3x3(width, width, zero=zero, rngs=rngs)
+
+    return FiLMBlock(norm, layer, width, embedding, rngs=rngs)
 
 
 class UNet(Embedded):
-    """From an image (h, w, channels) with sides divisible by 8 to an array of the same
-    shape, zero at first.
+    """Network from an image to an array of the same shape, zero at first.
+
+    Images are (h, w, channels), with sides divisible by 8.
 
     Args:
-        channels: of the image.
+        channels: channels of the image.
         spatial: further channels of input, of the image's height and width.
         vector: length of a vector that joins the time in the embedding; 0 without one.
         widths: channels at each resolution, from half the image's down to an eighth.
@@ -75,12 +82,15 @@ class UNet(Embedded):
         spatial: Array | None = None,
         vector: Array | None = None,
     ) -> Array:
-        """The output for one image x at log-SNR t, with ``spatial`` (h, w, s) and
-        ``vector`` (v,)."""
+        """Return the output for one image x at log-SNR t.
+
+        ``spatial`` is (h, w, s), and ``vector`` (v,).
+        """
         embedding = self.embed(t, vector)
-        h = self.stem(
-            to_patches(x if spatial is None else jnp.concatenate([x, spatial], axis=-1))
-        )
+        inputs = x
+        if spatial is not None:
+            inputs = jnp.concatenate([x, spatial], axis=-1)
+        h = self.stem(to_patches(inputs))
         skips = []
         for i, stage in enumerate(self.down):
             if i:
@@ -96,40 +106,43 @@ class UNet(Embedded):
 
 
 def to_patches(x: Array) -> Array:
-    """(h, w, c) to (h/2, w/2, 4c): every 2×2 pixels as one."""
+    """Return (h, w, c) as (h/2, w/2, 4c): every 2×2 pixels as one."""
     height, width, channels = x.shape
-    blocks = x.reshape(height // 2, 2, width // 2, 2, channels)
-    return blocks.transpose(0, 2, 1, 3, 4).reshape(
-        height // 2, width // 2, 4 * channels
-    )
+    rows = height // 2
+    columns = width // 2
+    blocks = x.reshape(rows, 2, columns, 2, channels)
+    return blocks.transpose(0, 2, 1, 3, 4).reshape(rows, columns, 4 * channels)
 
 
 def from_patches(x: Array) -> Array:
-    """(h, w, 4c) to (2h, 2w, c): the inverse of `to_patches`."""
+    """Return (h, w, 4c) as (2h, 2w, c): the inverse of `to_patches`."""
     height, width, channels = x.shape
     blocks = x.reshape(height, width, 2, 2, channels // 4)
     return blocks.transpose(0, 2, 1, 3, 4).reshape(2 * height, 2 * width, channels // 4)
 
 
 def heat_map(position: Array, shape: tuple[int, int], width: float = 0.06) -> Array:
-    """A bump exp(−‖p − position‖²/2·width²) over the image's points p, shape (h, w, 1).
+    """Return a bump exp(−‖p − position‖²/2·width²) over an image's points p, (h, w, 1).
 
-    Positions are (x, y) in image widths; one far outside gives zeros, which is how "no
-    position" is said.
+    Positions are (x, y) in image widths. One far outside gives zeros, the encoding of
+    "no position".
     """
-    height, columns = shape
-    y, x = ((jnp.arange(size) + 0.5) / columns for size in (height, columns))
+    rows, columns = shape
+    y = (jnp.arange(rows) + 0.5) / columns
+    x = (jnp.arange(columns) + 0.5) / columns
     squared = (y - position[1])[:, None] ** 2 + (x - position[0])[None, :] ** 2
     return jnp.exp(-squared / (2 * width**2))[..., None]
 
 
 def coordinates(shape: tuple[int, int]) -> Array:
-    """Every pixel's (x, y) from −1 to 1, shape (h, w, 2)."""
+    """Return every pixel's (x, y) from −1 to 1, shape (h, w, 2)."""
     y, x = (2 * (jnp.arange(size) + 0.5) / size - 1 for size in shape)
     return jnp.stack(jnp.meshgrid(x, y), axis=-1)
 
 
 def group_norm(width: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """GroupNorm over 8 groups, of each row of an image (h, w, channels) by itself: Flax
-    takes the first axis for a batch's. The zoo's weights were trained with it."""
+    """Return GroupNorm over 8 groups, of each row of an image (h, w, channels) alone.
+
+    Flax takes the first axis for a batch's. The zoo's weights were trained with it.
+    """
     return nnx.GroupNorm(width, num_groups=8, rngs=rngs)

@@ -10,5 +10,5 @@ RECIPE = two_dimensional.paper(two_dimensional.ring())
 
 
 def reference() -> Any:
-    """The exact distribution."""
+    """Return the exact distribution."""
     return two_dimensional.ring()

@@ -10,5 +10,5 @@ RECIPE = two_dimensional.energy(two_dimensional.ring(), deviation=0.36, finest=0
 
 
 def reference() -> Any:
-    """The exact distribution."""
+    """Return the exact distribution."""
     return two_dimensional.ring()

@@ -13,17 +13,17 @@ from ..worlds import rooms
 
 
 def data(key: Array, n: int) -> tuple[Array, dict[str, Array]]:
-    """Walks, each in rooms of its own."""
+    """Draw n walks, each in rooms of its own."""
     doors_key, walk_key = jax.random.split(key)
     doors = jax.vmap(rooms.doors)(jax.random.split(doors_key, n))
-    return jax.vmap(rooms.walk)(jax.random.split(walk_key, n), doors), {"doors": doors}
+    walks = jax.vmap(rooms.walk)(jax.random.split(walk_key, n), doors)
+    return walks, {"doors": doors}
 
 
 def network(key: Array) -> Walker:
-    """The covariance that it starts from is that of 20,000 walks."""
-    return Walker(
-        rooms.POINTS, data(jax.random.key(0), 20_000)[0], hidden=128, blocks=3, key=key
-    )
+    """Make the network, with the covariance of 20,000 walks."""
+    walks, _ = data(jax.random.key(0), 20_000)
+    return Walker(rooms.POINTS, walks, hidden=128, blocks=3, key=key)
 
 
 RECIPE = cp.training.Recipe(
@@ -31,9 +31,8 @@ RECIPE = cp.training.Recipe(
     data=data,
     parameterization="epsilon",
     conditions=("doors",),
-    schedule=cp.Schedule.log_snr(
-        100, -9.0, 10.5
-    ),  # σ is 0.005 at level 0, a hundredth of a door
+    # σ is 0.005 at level 0, a hundredth of a door.
+    schedule=cp.Schedule.log_snr(100, -9.0, 10.5),
     log_snr=cp.training.LogSNR(-12.0, 12.0, focus=(-3.0, 9.0)),
     batches=cp.training.Batches(256, antithetic=True),
     learning_rate=cosine(1e-3),

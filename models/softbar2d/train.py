@@ -8,7 +8,7 @@ from .. import two_dimensional
 
 
 def reference() -> Any:
-    """The exact distribution."""
+    """Return the exact distribution."""
     return two_dimensional.soft((0.2, 1.0), inside=0.99)
 
 

@@ -8,7 +8,7 @@ from .. import two_dimensional
 
 
 def reference() -> Any:
-    """The exact distribution."""
+    """Return the exact distribution."""
     return two_dimensional.soft((0.3, 0.3), inside=0.95)
 
 

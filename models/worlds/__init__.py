@@ -1,6 +1,5 @@
-"""Worlds that models learn: scenes of shapes with their exact ground truth, captions,
-digits; simulators.
+"""Worlds that models learn: scenes of shapes, captions, digits, rooms, simulators.
 
-Each draws with JAX, so that a recipe's ``data`` can be traced, and imports nothing of
-composeprob.
+Scenes come with their exact ground truth. Each world draws with JAX, so that a recipe's
+``data`` can be traced, and imports nothing of composeprob but its errors.
 """

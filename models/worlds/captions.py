@@ -1,11 +1,10 @@
-"""What is said of one object of a scene, in words of a closed vocabulary, and whether
-it is true of a scene.
+"""Captions of one object of a scene, in a closed vocabulary, and their truth.
 
 A caption is such as "a red circle on the left", "a red object", "a circle at the top"
 or "an object in the middle": colour, shape and place may each be left out. It is true
-of a scene that has at least one such object; of others it says nothing. Left is where x
-< 0.4, right x > 0.6, top y < 0.4, bottom y > 0.6, and the middle where |x − 0.5| and |y
-− 0.5| are at most 0.2.
+of a scene that has at least one such object; of other objects it says nothing. Left is
+x < 0.4, right x > 0.6, top y < 0.4, bottom y > 0.6, and the middle |x − 0.5| and |y −
+0.5| of at most 0.2.
 """
 
 from __future__ import annotations
@@ -35,17 +34,19 @@ WORDS = (
 )
 """The vocabulary; a word's token is its index, and 0 is no word."""
 LENGTH = 6
-"""Words that a caption has at most."""
+"""Greatest number of words of a caption."""
 EMPTY = (0,) * LENGTH
 """The tokens of no caption."""
-_SAID = 0.75
-"""How often colour, shape and place are each said."""
+_MENTIONED = 0.75
+"""Probability that colour, shape or place is mentioned."""
 _TOKENS = {word: i for i, word in enumerate(WORDS)}
 
 
 class Meaning(NamedTuple):
-    """What a caption says: indices into `COLOURS`, `SHAPES` and `PLACES`; None for what
-    it leaves open."""
+    """Meaning of a caption: indices into `COLOURS`, `SHAPES` and `PLACES`.
+
+    None stands for a property that the caption leaves open.
+    """
 
     colour: int | None
     shape: int | None
@@ -53,8 +54,9 @@ class Meaning(NamedTuple):
 
 
 def tokens(caption: Any) -> np.ndarray:
-    """The tokens of a caption, shape (6,), with 0 after the last word; tokens are
-    returned as they are.
+    """Return the tokens of a caption, shape (6,), with 0 after the last word.
+
+    Tokens are returned unchanged.
 
     Raises:
         InvalidValueError: a word that is not in the vocabulary, or too many words.
@@ -84,34 +86,37 @@ def tokens(caption: Any) -> np.ndarray:
     if len(words) > LENGTH:
         raise InvalidValueError(
             f"The caption {caption!r} has {len(words)} words; models read {LENGTH}.",
-            fix="say one thing, and multiply or divide factors for several: f.given(caption=…) * g.given(caption=…).",
+            fix="say one thing, and multiply or divide factors for several: "
+            "f.given(caption=…) * g.given(caption=…).",
         )
-    return np.asarray(
-        [_TOKENS[word] for word in words] + [0] * (LENGTH - len(words)), np.int32
-    )
+    padding = [0] * (LENGTH - len(words))
+    return np.asarray([_TOKENS[word] for word in words] + padding, np.int32)
 
 
 def text(given: Any) -> str:
-    """The words of tokens (6,)."""
+    """Return the words of tokens (6,)."""
     return " ".join(WORDS[token] for token in np.asarray(given) if token)
 
 
 def meaning(caption: str) -> Meaning:
-    """What a caption says.
+    """Return the meaning of a caption.
 
     Raises:
         InvalidValueError: a word that is not in the vocabulary.
     """
     words = text(tokens(caption))
 
-    def said(options: tuple[str, ...]) -> int | None:
-        return next((i for i, option in enumerate(options) if option in words), None)
+    def mentioned(options: tuple[str, ...]) -> int | None:
+        for i, option in enumerate(options):
+            if option in words:
+                return i
+        return None
 
-    return Meaning(said(COLOURS), said(SHAPES), said(PLACES))
+    return Meaning(mentioned(COLOURS), mentioned(SHAPES), mentioned(PLACES))
 
 
 def true_of(caption: str, found: Found) -> np.ndarray:
-    """Whether a caption is true of what was found in n images, shape (n,)."""
+    """Return whether a caption is true of some object, for each of n images, (n,)."""
     colour, shape, place = meaning(caption)
     fits = found.present.copy()
     if colour is not None:
@@ -124,55 +129,59 @@ def true_of(caption: str, found: Found) -> np.ndarray:
 
 
 def places(centres: Any) -> tuple[Any, ...]:
-    """Which of the centres (…, 2), of NumPy or JAX, lie in each of `PLACES`: five
-    arrays (…)."""
-    x, y = centres[..., 0], centres[..., 1]
-    return (
-        x < 0.4,
-        x > 0.6,
-        y < 0.4,
-        y > 0.6,
-        (abs(x - 0.5) <= 0.2) & (abs(y - 0.5) <= 0.2),
-    )
+    """Return for each of `PLACES` whether centres (…, 2) lie in it: five arrays (…).
+
+    Centres are of NumPy or JAX.
+    """
+    x = centres[..., 0]
+    y = centres[..., 1]
+    middle = (abs(x - 0.5) <= 0.2) & (abs(y - 0.5) <= 0.2)
+    return x < 0.4, x > 0.6, y < 0.4, y > 0.6, middle
 
 
 def describe(key: Array, scenes: Scenes) -> Array:
-    """Tokens (n, 6) of a caption of each of n scenes, true of it: of one of its
-    objects, drawn uniformly, with colour, shape and place each said three times in
-    four. Traceable."""
+    """Draw a true caption of each of n scenes; return its tokens (n, 6).
+
+    It describes one object, drawn uniformly, and mentions colour, shape and place with
+    probability ¾ each. JAX can trace it.
+    """
     return jax.vmap(_describe)(jax.random.split(key, len(scenes.count)), scenes)
 
 
 def reshaped(key: Array, given: Array) -> Array:
-    """Captions (n, 6) with another shape, mostly one that is easily taken for it:
+    """Return captions (n, 6) with another shape, mostly a similar one.
+
     "circle" and "square" become each other with probability 0.8, and every other pair
-    of shapes with 0.2; a caption without a shape stays. Traceable."""
+    of shapes with 0.2; a caption without a shape is unchanged. JAX can trace it.
+    """
     first = _TOKENS[SHAPES[0]]
-    odds = jnp.array(
-        [[0.0, 0.8, 0.2], [0.8, 0.0, 0.2], [0.2, 0.2, 0.6]]
-    )  # symmetric, as `Recipe` asks of `vary`
+    # Symmetric, as `CrossCondition` requires of `vary`.
+    odds = jnp.array([[0.0, 0.8, 0.2], [0.8, 0.0, 0.2], [0.2, 0.2, 0.6]])
     shape = jnp.clip(given - first, 0, len(SHAPES) - 1)
     other = first + jax.random.categorical(key, jnp.log(odds)[shape])
     return jnp.where((given >= first) & (given < first + len(SHAPES)), other, given)
 
 
 def _describe(key: Array, scene: Scenes) -> Array:
-    which_key, said_key, place_key = jax.random.split(key, 3)
-    which = jax.random.randint(which_key, (), 0, scene.count)
-    colour_said, shape_said, place_said = jax.random.bernoulli(said_key, _SAID, (3,))
-    holds = jnp.where(jnp.stack(places(scene.centres[which])), 0.0, -jnp.inf)
-    place = jax.random.categorical(
-        place_key, holds
-    )  # at least one place holds every centre
-    colour = jnp.where(colour_said, _TOKENS[COLOURS[0]] + scene.colours[which], 0)
-    shape = jnp.where(
-        shape_said, _TOKENS[SHAPES[0]] + scene.shapes[which], _TOKENS["object"]
+    """Draw a true caption of one scene."""
+    object_key, mentioned_key, place_key = jax.random.split(key, 3)
+    index = jax.random.randint(object_key, (), 0, scene.count)
+    has_colour, has_shape, has_place = jax.random.bernoulli(
+        mentioned_key, _MENTIONED, (3,)
     )
-    article = jnp.where(colour_said | shape_said, _TOKENS["a"], _TOKENS["an"])
+    # At least one place contains each centre.
+    contains = jnp.stack(places(scene.centres[index]))
+    logits = jnp.where(contains, 0.0, -jnp.inf)
+    place = jax.random.categorical(place_key, logits)
+    colour = jnp.where(has_colour, _TOKENS[COLOURS[0]] + scene.colours[index], 0)
+    named_shape = _TOKENS[SHAPES[0]] + scene.shapes[index]
+    shape = jnp.where(has_shape, named_shape, _TOKENS["object"])
+    # Only "object" alone begins with a vowel.
+    article = jnp.where(has_colour | has_shape, _TOKENS["a"], _TOKENS["an"])
     phrases = jnp.asarray(
         [[_TOKENS[word] for word in phrase.split()] for phrase in PLACES]
     )
-    all_words = jnp.concatenate(
-        [jnp.stack([article, colour, shape]), jnp.where(place_said, phrases[place], 0)]
-    )
-    return all_words[jnp.argsort(all_words == 0, stable=True)].astype(jnp.int32)
+    place_words = jnp.where(has_place, phrases[place], 0)
+    words = jnp.concatenate([jnp.stack([article, colour, shape]), place_words])
+    # Words that are left out go behind the others.
+    return words[jnp.argsort(words == 0, stable=True)].astype(jnp.int32)

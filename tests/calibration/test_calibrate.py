@@ -270,16 +270,12 @@ def test_parts_with_other_constants_would_be_another_factor():
 
 
 def test_a_border_where_nothing_lies_ends_the_region():
-    def log_f(
-        cells,
-        step,
-        # flat, nothing beyond 3, hardly anything below −8; so one neighbour is missing, at
-        # 4
-    ):
-        return np.where(
-            cells[:, 0] > 3, -np.inf, np.where(cells[:, 0] < -8, -100.0, 0.0)
-        )
+    # Flat, nothing beyond 3, hardly anything below −8: one neighbour, 4, is missing.
+    def log_f(grid):
+        cells = grid.cells[:, 0]
+        return np.where(cells > 3, -np.inf, np.where(cells < -8, -100.0, 0.0))
 
-    grown, values = quadrature._spread(log_f, np.arange(-4, 4)[:, None], 0.1, 0)
-    assert {-8, 4} <= set(grown[:, 0].tolist())
+    start = quadrature.Grid(np.arange(-4, 4)[:, None], 0.1)
+    grown, values = quadrature._spread(log_f, start, 0)
+    assert {-8, 4} <= set(grown.cells[:, 0].tolist())
     assert np.sum(np.exp(values)) == pytest.approx(12)

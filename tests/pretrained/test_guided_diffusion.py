@@ -203,7 +203,7 @@ REFUSED = {
         {},
         Supplied(10, 4),
         InvalidValueError,
-        "image_size=10 cannot be halved .* no multiple of 4",
+        "image_size=10 cannot be halved .* not a multiple of 4",
     ),
     "no size": ({}, Supplied(0, 4), InvalidValueError, "image_size=0"),
     "steps": (

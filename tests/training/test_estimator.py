@@ -167,7 +167,7 @@ REFUSED = {
         "infinite": (lambda: call(*_spoilt(np.inf)), "1 of the 200 rows of x"),
         "a constant": (lambda: call(np.ones_like(THETA), X), "Entry 0 of theta is the same", "leave it out"),
         "outside of the box": (lambda: call(THETA, X, dist.Uniform(0, 1).expand([2]).to_event(1)), "outside of"),
-        "positive": (lambda: call(np.exp(X / 100), X, dist.LogNormal(0, 1)), "no prior like LogNormal", "log"),
+        "positive": (lambda: call(np.exp(X / 100), X, dist.LogNormal(0, 1)), "a prior like LogNormal", "log"),
     },
     WrongTypeError: {"no prior": (lambda: call(THETA, X, (0, 1)), "prior is a tuple", "NumPyro")},
 }  # fmt: skip

@@ -271,7 +271,7 @@ def test_variance_exploding_range():
         (lambda: Conditions(("label",), dropout=0.1), "no value to put in place"),
         (lambda: Conditions({"label": 0}, dropout=1.5), "dropout is 1.5"),
         (lambda: tiny(log_snr=(4.0, -6.0)), "log_snr is"),
-        (lambda: tiny(time="level"), "knows only the schedule's levels"),
+        (lambda: tiny(time="level"), "defined at the schedule's levels only"),
         (lambda: LogSNR(-6.0, 4.0, focus=(-9.0, 0.0)), "focus is"),
         (
             lambda: tiny(schedule=cp.Schedule.from_arrays([0.9, 0.5], [0.1, 0.7])),

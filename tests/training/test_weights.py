@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     refuses({k: v for k, v in good.items() if k != "last.bias"}, r"lacks last\.bias")
     refuses(
         {**good, "extra": np.zeros(3, np.float32)},
-        "it has extra, which the network has not",
+        "it has extra, which the network lacks",
     )
     refuses(
         {**good, "last.bias": np.zeros(3, np.float32)},

@@ -1,5 +1,4 @@
-"""A small diffusion model of the project's own: its data, its network, and its
-training."""
+"""A small diffusion model of this project: its data, network and training."""
 
 from __future__ import annotations
 
@@ -17,8 +16,10 @@ WEIGHTS = Path(__file__).with_name("weights.safetensors")
 
 
 def data(key, n):
-    """Draws n points of the plane on two crescents. Put your own data here: an array
-    (n, *event_shape)."""
+    """Draw n points of the plane on two crescents.
+
+    Put your own data here: an array (n, *event_shape).
+    """
     side, angle, noise = jax.random.split(key, 3)
     left = jax.random.bernoulli(side, shape=(n,))
     turn = jnp.pi * jax.random.uniform(angle, (n,))
@@ -28,8 +29,7 @@ def data(key, n):
 
 
 class Network(eqx.Module):
-    """Sees ONE noised point and its log-SNR; its energy is ½‖x − s‖², where s is what
-    it returns."""
+    """Network s(x, log-SNR) of ONE noised point; the energy is ½‖x − s‖²."""
 
     layers: eqx.nn.MLP
 
@@ -37,7 +37,7 @@ class Network(eqx.Module):
         self.layers = eqx.nn.MLP(2 + 2 * 4, 2, 128, 3, jax.nn.silu, key=key)
 
     def __call__(self, x, log_snr):
-        """Returns s, shape (2,)."""
+        """Return s, shape (2,)."""
         waves = 0.25 * 2.0 ** jnp.arange(4) * log_snr
         return self.layers(jnp.concatenate([x, jnp.sin(waves), jnp.cos(waves)]))
 
@@ -56,12 +56,13 @@ RECIPE = cp.training.Recipe(
 
 
 def model():
-    """Returns the trained factor; trains it first where there are no weights yet (under
-    a minute)."""
+    """Return the trained factor.
+
+    Without a file of weights it is trained first, which takes less than a minute.
+    """
     if not WEIGHTS.exists():
         trained = cp.training.train(RECIPE, jax.random.key(0)).factor
         cp.training.save_weights(trained.network, WEIGHTS)
     untrained = RECIPE.untrained(jax.random.key(0))
-    return RECIPE.factor(
-        cp.training.load_weights(untrained, WEIGHTS), label="crescents"
-    )
+    network = cp.training.load_weights(untrained, WEIGHTS)
+    return RECIPE.factor(network, label="crescents")

@@ -1,4 +1,4 @@
-"""Which points of the crescents have the height that was measured?
+"""Points of two crescents, given a measurement of their height.
 
 composeprob run program.py
 """
@@ -13,7 +13,6 @@ model = network.model()
 
 @cp.program
 def posterior(model, height=0.2):
-    """A point x of the model, and a measurement of its height with a standard deviation
-    of 0.1."""
+    """A point x of the model, its height measured with a deviation of 0.1."""
     x = cp.sample("x", model)
     cp.observe("y", dist.Normal(x[1], 0.1), height)

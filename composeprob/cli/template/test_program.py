@@ -1,5 +1,4 @@
-"""What the program promises: samples that look like the data and agree with the
-measurement.
+"""Tests that samples look like the data and agree with the measurement.
 
 python -m pytest
 """
@@ -13,7 +12,7 @@ import composeprob as cp
 
 
 def test_samples_have_the_measured_height_and_lie_on_the_crescents():
-    """By 500 chains, under one key."""
+    """Compare 500 chains with the measurement and with draws of the data."""
     density = cp.compile(program.posterior, program.model, height=0.2)
     result = cp.infer(density, jax.random.key(0), num_chains=500, progress=False)
     print(result.summary())

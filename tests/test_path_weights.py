@@ -334,7 +334,7 @@ def test_a_step_through_a_wall_has_no_weight(monkeypatch):
     density = cp.compile(
         weighed, normal(schedule=LEVELS), lambda x: jnp.where(x > 0.2, 0.0, -jnp.inf)
     )
-    sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 2, reverse_step=True)
+    sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 2, reverse_step=FIRST_ORDER)
     result, log_weights = ended(monkeypatch, density, sampler)
     assert np.isnan(log_weights).mean() > 0.05
     assert result.status.ok

@@ -23,6 +23,8 @@ from composeprob.results.shares import (
     unreliable_proportions,
 )
 
+FIRST_ORDER = cp.ReverseStep(order=1, control="none")
+
 # ── unreliable proportions ────────────────────────────────────────────────────────────
 
 KEYS = 20

@@ -96,7 +96,7 @@ def test_modes_of_a_score_alone_are_separated_though_neighbours_connect_them():
     )
     kernel = cp.MALA(cp.Adaptive(), log_ratio=cp.LineIntegral(5, "simpson", 0.1))
     density = lowered(squared, (scored,), {}, growing=False)
-    result = run(density, cp.AnnealedMCMC(kernel, 3, reverse_step=True))
+    result = run(density, cp.AnnealedMCMC(kernel, 3, reverse_step=FIRST_ORDER))
     pairs = neighbours(np.asarray(result["x"]), tuning.SHARES.linked)
     assert components(pairs, 64).max() == 0
     assert result.status.has("shares_frozen")

@@ -633,7 +633,7 @@ class Path(eqx.Module):
         log_ratio = jnp.zeros(())
         if self.weights is not None:
             weight = Weight(self.weights, self.density, self.layout, self.twist)
-            gained, _ = weight.gained(
+            gained, _ = weight.increment(
                 words, jnp.int32(0), above, below, *noises, self._backward(noises)
             )
             log_ratio = gained

@@ -10,7 +10,11 @@ from scipy import stats
 import composeprob as cp
 from composeprob.samplers import finishers
 from composeprob.samplers.choose import independent
-from composeprob.samplers.finishers import GaussianMixture, finite_rows, renewed_ancestors
+from composeprob.samplers.finishers import (
+    GaussianMixture,
+    finite_rows,
+    renewed_ancestors,
+)
 from refusals import refused
 from sampling_cases import Calls, Counted, both, modes, normal, run, single
 from zscores import LIMIT, assert_agrees, assert_disagrees, z_scores

@@ -9,7 +9,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from composeprob import renamed
+
 __version__ = "0.1.0"
+
+renamed.install()
 
 if TYPE_CHECKING:
     from composeprob.api import *  # noqa: F403
@@ -31,14 +35,9 @@ else:  # a type checker would take `__getattr__` for a promise of every name
             globals().update(public, __all__=api.__all__)
             if name in globals():
                 return globals()[name]
-            if name in api.RENAMED:
-                new = api.RENAMED[name]
-                warnings.warn(
-                    f"cp.{name} is called cp.{new} now; the old name works until "
-                    "version 0.3.",
-                    DeprecationWarning,
-                    stacklevel=2,
-                )
+            if name in renamed.PUBLIC:
+                new = renamed.PUBLIC[name]
+                renamed.warn_renamed(f"composeprob.{name}", f"composeprob.{new}")
                 return globals()[new]
         errors = import_module(f"{__name__}.errors")
         raise errors.unknown_name(__name__, name, globals().get("__all__", ()))

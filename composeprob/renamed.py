@@ -1,4 +1,4 @@
-"""Former names of modules and classes, which work for one release and warn."""
+"""Former names, which work for one release and warn at the line that uses them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+PUBLIC = {"Meet": "Resampler"}
+"""Former public names, with those that they have now."""
+
 MODULES = {
     "composeprob.factors.base": "composeprob.factors.factor",
     "composeprob.kernels.base": "composeprob.kernels.kernel",
@@ -20,19 +23,34 @@ MODULES = {
     "composeprob.training.run": "composeprob.training.loop",
     "composeprob.training.weights": "composeprob.training.weight_files",
 }
-"""Former names of modules, with the names that they have now."""
+"""Former names of modules, with those that they have now."""
 
-PUBLIC = {"Meet": "Resampler"}
-"""Former public names, with those that they have now."""
+_BETWEEN = {"composeprob", "equinox", "abc", "importlib"}
+"""Packages whose frames stand between a user's line and the warning."""
 
 
-def warn_renamed(old: str, new: str, stacklevel: int = 2) -> None:
-    """Warn that a name has changed, at the line that uses the former one."""
+def warn_renamed(old: str, new: str) -> None:
+    """Warn, at the user's line, that a name has changed."""
     warnings.warn(
-        f"{old} is now {new}; the former name goes with the next release.",
+        f"{old} is now called {new}; the former name goes with the next release.",
         DeprecationWarning,
-        stacklevel=stacklevel + 1,
+        stacklevel=_users_level(),
     )
+
+
+def _users_level() -> int:
+    """Return the stack level, seen from the caller, of the first frame of a user's."""
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in _BETWEEN:
+            break
+        frame = frame.f_back
+        # `warnings` counts no frames of the import system.
+        if "importlib._bootstrap" not in frame.f_code.co_filename:
+            level += 1
+    return level
 
 
 def former_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:

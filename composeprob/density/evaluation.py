@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -12,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, PyTree
+
+from composeprob.renamed import former_names, warn_renamed
 
 Position: TypeAlias = PyTree[Array]
 """A pytree of floating arrays for ONE chain: ``{site: array}``, no chain axis."""
@@ -140,39 +141,20 @@ class Evaluation(eqx.Module):
     @property
     def parts(self) -> Any:
         """Deprecated name of `terms`."""
-        warn_renamed("Evaluation.parts", "Evaluation.terms", of_module=True)
+        warn_renamed("Evaluation.parts", "Evaluation.terms")
         return self.terms
 
     @property
     def known(self) -> ClosedFormTerm | None:
         """Deprecated name of `closed_form`."""
-        warn_renamed("Evaluation.known", "Evaluation.closed_form", of_module=True)
+        warn_renamed("Evaluation.known", "Evaluation.closed_form")
         return self.closed_form
 
 
-def warn_renamed(old: str, new: str, of_module: bool = False) -> None:
-    """Warn the caller's caller that it uses an old name; ``of_module`` where the name
-    is a property of an `equinox.Module`."""
-    # Equinox looks attributes up in a function of its own.
-    stacklevel = 4 if of_module else 3
-    warnings.warn(
-        f"{old} is deprecated and will be removed in the next release; use {new}.",
-        DeprecationWarning,
-        stacklevel=stacklevel,
+if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
+    __getattr__ = former_names(
+        __name__, {"Parts": "DensityTerms", "Known": "ClosedFormTerm"}
     )
-
-
-if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
-
-    def __getattr__(name: str) -> type:
-        """Deprecated names of this module's classes."""
-        if name == "Parts":
-            warn_renamed(f"{__name__}.Parts", "DensityTerms")
-            return DensityTerms
-        if name == "Known":
-            warn_renamed(f"{__name__}.Known", "ClosedFormTerm")
-            return ClosedFormTerm
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class ExpertValue(eqx.Module):

@@ -45,8 +45,9 @@ from scipy import special
 
 from composeprob import tuning
 from composeprob.density.described import Expert
-from composeprob.density.evaluation import Position, warn_renamed
+from composeprob.density.evaluation import Position
 from composeprob.pytree import normal_like
+from composeprob.renamed import former_names
 
 if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
@@ -72,14 +73,8 @@ class FactorFinding(NamedTuple):
     divides: bool = False
 
 
-if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
-
-    def __getattr__(name: str) -> type:
-        """Deprecated name of this module's class."""
-        if name == "Finding":
-            warn_renamed(f"{__name__}.Finding", "FactorFinding")
-            return FactorFinding
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
+    __getattr__ = former_names(__name__, {"Finding": "FactorFinding"})
 
 
 def check(

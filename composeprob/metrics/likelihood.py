@@ -653,7 +653,10 @@ class Path(eqx.Module):
 
     def _backward(self, noises: Ends[Noise]) -> Backward | None:
         """Return the backward law of Feynman–Kac weights that are tempered."""
-        if self.weights != "feynman_kac" or not self.density.evaluator.has_user_potential:
+        if (
+            self.weights != "feynman_kac"
+            or not self.density.evaluator.has_user_potential
+        ):
             return None
         power = self.layout.power(self.density, self.first)
         above, below = noises

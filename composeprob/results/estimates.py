@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from composeprob.errors import (
     WrongTypeError,
     a_kind,
 )
+from composeprob.renamed import former_names
 from composeprob.text import printable
 
 
@@ -387,14 +388,5 @@ def _over_all(
         return np.stack(values)
 
 
-def __getattr__(name: str) -> Any:
-    """Former names of this module, for one release."""
-    if name == "Families":
-        warnings.warn(
-            "composeprob.results.estimates.Families is now named Genealogy; the former "
-            "name leaves with the next release.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return Genealogy
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
+    __getattr__ = former_names(__name__, {"Families": "Genealogy"})

@@ -711,7 +711,10 @@ class Descent:
     def backward_kernel(self, context: PhaseContext) -> Backward | None:
         """Return the step's backward kernel, if a user's potential is averaged over
         it."""
-        if self.weights != "feynman_kac" or not self.density.evaluator.has_user_potential:
+        if (
+            self.weights != "feynman_kac"
+            or not self.density.evaluator.has_user_potential
+        ):
             return None
         above, here, _ = context.fits
         both = None

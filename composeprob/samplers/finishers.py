@@ -8,6 +8,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -24,6 +25,7 @@ from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeErro
 from composeprob.kernels import HMC, MALA, Adaptive, Kernel, KernelState
 from composeprob.kernels.line_integral import bounded
 from composeprob.kernels.metropolis import log_density_ratio, log_uniform, metropolis
+from composeprob.renamed import former_names
 from composeprob.samplers.descent import at_target, moved_to
 from composeprob.samplers.hierarchy import Interweaving, interweaves
 from composeprob.samplers.layout import Layout
@@ -514,3 +516,7 @@ def renewed_ancestors(
         .min(jnp.where(moved, nobody, numbers))
     )
     return jnp.where(moved, numbers, names[ancestors])
+
+
+if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
+    __getattr__ = former_names(__name__, {"Closing": "Finisher"})

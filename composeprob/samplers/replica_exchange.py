@@ -427,7 +427,9 @@ class ReplicaDescent(Descent):
         transitions = mean_acceptance(
             level.tally.acceptance, self.spread.total, self.num_chains
         )
-        rungs = rungs_of(run).following(transitions, self.density, self.exchange.energies)
+        rungs = rungs_of(run).following(
+            transitions, self.density, self.exchange.energies
+        )
         at = rungs.previous
         means = rungs.means
 

@@ -4,11 +4,9 @@ genealogy of chains."""
 from __future__ import annotations
 
 import abc
-import inspect
-import warnings
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -16,10 +14,11 @@ from jax import Array
 from jaxtyping import Float, Int, UInt32
 
 from composeprob.kernels.step_size import as_scalar, check_range
+from composeprob.renamed import former_names, warn_renamed
 from composeprob.samplers.random import threefry
 
-RENAMED = {"due": "should_resample", "survivors": "ancestors"}
-"""Methods of a `Resampler` by their names before version 0.2, and their names now."""
+FORMER_METHODS = {"due": "should_resample", "survivors": "ancestors"}
+"""Former names of a `Resampler`'s methods, with those that they have now."""
 
 
 class Resampler(eqx.Module):
@@ -55,15 +54,10 @@ class Resampler(eqx.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for old, new in RENAMED.items():
+        for old, new in FORMER_METHODS.items():
             own = vars(cls)
             if old in own and new not in own:
-                warnings.warn(
-                    f"{cls.__name__}.{old} is called {new} now; the old name works "
-                    f"until version 0.3. Rename the method: def {new}(…).",
-                    DeprecationWarning,
-                    stacklevel=_level_of_class_statement(),
-                )
+                warn_renamed(f"{cls.__name__}.{old}", new)
                 setattr(cls, new, own[old])
             elif new in own and old not in own:
                 # For super().due(…) in a subclass that still has the old names. Each
@@ -72,32 +66,12 @@ class Resampler(eqx.Module):
                 setattr(cls, old, _deprecated(own[new], old, new))
 
 
-def _level_of_class_statement() -> int:
-    """Return the stack level, seen from the caller, of the class statement that made a
-    subclass: above the frames of Equinox's metaclass."""
-    level = 1
-    frame = inspect.currentframe()
-    while frame is not None:
-        frame = frame.f_back
-        if frame is None:
-            break
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package not in ("composeprob", "equinox", "abc"):
-            break
-        level += 1
-    return level
-
-
 def _deprecated(method: Callable[..., Array], old: str, new: str) -> Any:
     """Return a method that warns that it has another name now."""
 
     @wraps(method)
     def call(*args: Any) -> Array:
-        warnings.warn(
-            f"{old} is called {new} now; the old name works until version 0.3.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_renamed(old, new)
         return method(*args)
 
     return call
@@ -324,3 +298,7 @@ def statistics(
     change = change_without_averaging(log_weights, averaging)
     weight_variance, step_error = step_statistics(before, gains, errors)
     return LevelStatistics(ess, log_mean, variance, change, weight_variance, step_error)
+
+
+if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
+    __getattr__ = former_names(__name__, {"Meet": "Resampler"})

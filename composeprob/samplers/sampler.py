@@ -8,7 +8,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-import warnings
 from functools import partial
 from typing import ClassVar, NamedTuple, Self
 
@@ -27,6 +26,7 @@ from composeprob.kernels import MALA, Adaptive, Gibbs, Kernel
 from composeprob.kernels.gibbs import parts_of, replaced
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.pytree import where
+from composeprob.renamed import warn_renamed
 from composeprob.samplers.descent import Descent, at_target, moved_to
 from composeprob.samplers.finishers import Finisher, as_finishers
 from composeprob.samplers.layout import Layout
@@ -88,13 +88,13 @@ class Sampler(eqx.Module):
     @property
     def meet(self) -> Resampler | None:
         """Former name of `exchange`."""
-        _warn_renamed("meet", "exchange")
+        warn_renamed("Sampler.meet", "Sampler.exchange")
         return self.exchange
 
     @property
     def then(self) -> tuple[Finisher, ...]:
         """Former name of `finishers`."""
-        _warn_renamed("then", "finishers")
+        warn_renamed("Sampler.then", "Sampler.finishers")
         return self.finishers
 
     # Requirements and properties
@@ -695,12 +695,3 @@ def _as_resampler(resample: object) -> Resampler:
     if isinstance(resample, Resampler):
         return resample
     return Resample(resample)  # type: ignore[arg-type]  # it refuses what is no number
-
-
-def _warn_renamed(old: str, new: str) -> None:
-    warnings.warn(
-        f"Sampler.{old} is now called Sampler.{new}; the old name goes with the next "
-        "release.",
-        DeprecationWarning,
-        stacklevel=3,
-    )

@@ -245,7 +245,7 @@ def chosen_by_both_names():
     return Uneven, UnevenBefore, caught
 
 
-@pytest.mark.filterwarnings("ignore:survivors is called ancestors:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:survivors is now called ancestors:DeprecationWarning")
 def test_subclasses_with_the_old_names_of_methods_work_and_name_the_new_ones():
     """Methods `due` and `survivors` of a user's subclass, and its call of its base's:
     the same samples, and a warning at the user's line for each name."""
@@ -260,5 +260,5 @@ def test_subclasses_with_the_old_names_of_methods_work_and_name_the_new_ones():
 
 
 def test_the_old_name_of_the_class_names_the_new_one():
-    with pytest.warns(DeprecationWarning, match="cp.Resampler"):
+    with pytest.warns(DeprecationWarning, match="composeprob.Resampler"):
         assert cp.Meet is cp.Resampler

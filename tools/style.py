@@ -76,7 +76,10 @@ class Figures:
         yield "comments, 100 code lines", f"{self.comments / hundred:.1f}"
         yield "conditional expressions, same", f"{self.conditionals / hundred:.1f}"
         yield "comprehensions, same", f"{self.comprehensions / hundred:.1f}"
-        yield "parallel assignments, 1,000 statements", f"{self.parallel / thousand:.1f}"
+        yield (
+            "parallel assignments, 1,000 statements",
+            f"{self.parallel / thousand:.1f}",
+        )
         heads = f"{len(self.relative)} of {self.docstrings}"
         yield "docstrings that begin with a clause", heads
 
@@ -94,7 +97,8 @@ def is_related(node: ast.Assign) -> bool:
     """Return whether the values of a parallel assignment belong together.
 
     They do where names are exchanged (``a, b = b, a``), where all are literals, and
-    where they differ in names and constants alone, as ``x, y = points[0], points[1]``.
+    where they differ in names and constants alone, as ``x, y = points[0], points[1]``
+    and ``n, m = len(rows), len(columns)``.
     """
     assert isinstance(node.value, ast.Tuple)
     assert isinstance(node.targets[0], ast.Tuple)
@@ -119,9 +123,12 @@ def _is_literal(node: ast.expr) -> bool:
 
 
 def _shape(node: ast.expr) -> str:
-    """An expression with every name, attribute and constant left out."""
+    """An expression without names, attributes and constants, but for functions called."""
     copy = ast.parse(ast.unparse(node), mode="eval")
+    called = [each.func for each in ast.walk(copy) if isinstance(each, ast.Call)]
     for each in ast.walk(copy):
+        if each in called:
+            continue
         if isinstance(each, ast.Name):
             each.id = "_"
         elif isinstance(each, ast.Attribute):
@@ -144,6 +151,15 @@ def broken_rules(node: ast.AST) -> Iterator[tuple[int, str]]:
         yield node.lineno, "parallel-assignment"
     if isinstance(node, ast.Assign | ast.AnnAssign) and is_named_lambda(node):
         yield node.lineno, "named-lambda"
+    yield from misplaced_conditionals(node)
+    if isinstance(node, ast.ClassDef):
+        for statement in node.body:
+            if updates_namespace(statement):
+                yield statement.lineno, "vars-update"
+
+
+def misplaced_conditionals(node: ast.AST) -> Iterator[tuple[int, str]]:
+    """Conditional expressions in a place that hides them, each with its rule."""
     if isinstance(node, ast.IfExp):
         for inner in conditionals_within(node):
             yield inner.lineno, "nested-conditional"
@@ -151,14 +167,10 @@ def broken_rules(node: ast.AST) -> Iterator[tuple[int, str]]:
         for inner in conditionals_within(node):
             yield inner.lineno, "conditional-comprehension"
     if isinstance(node, ast.Call):
-        arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
-        for argument in arguments:
+        keywords = [keyword.value for keyword in node.keywords]
+        for argument in [*node.args, *keywords]:
             if isinstance(argument, ast.IfExp):
                 yield argument.lineno, "conditional-argument"
-    if isinstance(node, ast.ClassDef):
-        for statement in node.body:
-            if updates_namespace(statement):
-                yield statement.lineno, "vars-update"
 
 
 def is_named_lambda(node: ast.Assign | ast.AnnAssign) -> bool:

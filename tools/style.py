@@ -123,7 +123,7 @@ def _is_literal(node: ast.expr) -> bool:
 
 
 def _shape(node: ast.expr) -> str:
-    """An expression without names, attributes and constants, but for functions called."""
+    """An expression without names and constants, but for the functions it calls."""
     copy = ast.parse(ast.unparse(node), mode="eval")
     called = [each.func for each in ast.walk(copy) if isinstance(each, ast.Call)]
     for each in ast.walk(copy):

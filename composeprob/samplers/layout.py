@@ -58,6 +58,7 @@ class Layout(eqx.Module):
     def entries(self, names: tuple[str, ...]) -> Int[np.ndarray, " entries"]:
         """Indices of the entries of some sites, the sites in alphabetical order, as
         matrices over them have them."""
+        # Places are known while traced, so indices are NumPy's.
         places = {}
         begin = 0
         for name, shape in (*self.noised, *self.static):
@@ -102,6 +103,7 @@ class Layout(eqx.Module):
         self, density: AnnealedDensity, level: Array | int
     ) -> Float[Array, " dims"]:
         """P, the total power of the factors at each noised entry."""
+        # Arrays that broadcast to the shapes of their sites
         of_sites = density.top.at(level).power
         powers = []
         for name, shape in self.noised:

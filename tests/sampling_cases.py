@@ -120,13 +120,14 @@ class Layers(eqx.Module):
         return unit_energy(x, t) + 0.1 * jnp.sum(h) * t / jnp.sqrt(1 + t**2)
 
 
+# Of first order it compiles in half the time.
 SAMPLER = cp.SMC(
     cp.MALA(cp.Adaptive()), check_levels=False, step=cp.ReverseStep(order=1)
-)  # compiles in half the time
+)
 
 
 def run(density: Any, seed: int = 0, chains: int = 64, **options: Any) -> cp.Result:
-    """A small run, by `SAMPLER` unless told otherwise."""
+    """A small run, by `SAMPLER` unless the options name another."""
     options = {"sampler": SAMPLER, "progress": False} | options
     return cp.infer(density, jax.random.key(seed), num_chains=chains, **options)
 
@@ -166,8 +167,8 @@ def visited(
     """The run of chains at these points v of the level above, (n, D), after their visit
     of a level; traceable.
 
-    They are evaluated there, and weigh the same; what their log-weights are afterwards
-    is what they gained.
+    They are evaluated there, with equal weights; their log-weights afterwards are the
+    increments.
     """
 
     @eqx.filter_jit  # traced anew each time, so that mutants are seen
@@ -178,33 +179,30 @@ def visited(
         level: jax.Array,
         above: jax.Array,
     ) -> Run:
-        layout, parts = Layout.of_density(density), sampler.needs_terms(density)
-        run = begin(
-            jax.random.key(seed), len(points), Visits.given([0], density.num_levels)
-        )
+        layout = Layout.of_density(density)
+        terms = sampler.needs_terms(density)
+        visits = Visits.given([0], density.num_levels)
+        run = begin(jax.random.key(seed), len(points), visits)
         run = sampler.start(run, density, density.num_levels - 1)
 
         def particle(words: jax.Array, v: jax.Array) -> Any:
-            return sampler.initial_particle(
-                layout.evaluate(density, v, above, parts), words, v
-            )
+            evaluation = layout.evaluate(density, v, above, terms)
+            return sampler.initial_particle(evaluation, words, v)
 
+        # As if the level above had been visited last.
         order = run.visits.order.at[0].set(above).at[1].set(level)
-        chains, zero = (
-            jax.vmap(particle)(run.words, points),
-            jnp.zeros(len(points), points.dtype),
-        )
+        zero = jnp.zeros(len(points), points.dtype)
         run = dataclasses.replace(
             run,
-            chains=chains,
+            chains=jax.vmap(particle)(run.words, points),
             visits=Visits(order, jnp.int32(1), None),
             log_weights=zero,
+            path_weights=zero,
         )
-        return sampler.advance(
-            dataclasses.replace(run, path_weights=zero), density, jnp.int32(2)
-        )
+        return sampler.advance(run, density, jnp.int32(2))
 
-    above = level + 1 if above is None else above
+    if above is None:
+        above = level + 1
     return visit(
         sampler, density, jnp.asarray(points), jnp.asarray(level), jnp.asarray(above)
     )
@@ -235,7 +233,7 @@ class Calls:
         self.traced = 0
 
     def runs_of(self, thunk: Callable[[], Any]) -> int:
-        """How often it is called in `thunk`."""
+        """Number of calls in `thunk`."""
         before = self.run
         jax.block_until_ready(thunk())
         return self.run - before
@@ -255,14 +253,16 @@ class Counted(eqx.Module):
 def equations(jaxpr: Any, loops: int = 0) -> Iterator[tuple[Any, int]]:
     """Every equation of a traced function, those inside of others too, with the number
     of loops that it is in."""
-    is_jaxpr = lambda node: hasattr(node, "eqns")
+
+    def is_jaxpr(node: Any) -> bool:
+        return hasattr(node, "eqns")
+
     for equation in jaxpr.eqns:
         yield equation, loops
         inner = jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr)
-        for each in filter(is_jaxpr, inner):
-            yield from equations(
-                each, loops + (equation.primitive.name in ("while", "scan"))
-            )
+        is_loop = equation.primitive.name in ("while", "scan")
+        for inner_jaxpr in filter(is_jaxpr, inner):
+            yield from equations(inner_jaxpr, loops + is_loop)
 
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

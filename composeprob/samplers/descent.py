@@ -146,7 +146,8 @@ class Descent:
     loop is `phase`, around a run and its level in progress, from `blank` on.
 
     Args:
-        density, run: what the chains are of.
+        density: of all levels.
+        run: the chains, of which sizes, words and spread are read.
         moves, step, weights, exchange: of a `Sampler`, each of which may be missing.
         terms: whether evaluations have their density terms.
         leads: whether steps lead to levels, before the transitions there. Without, all
@@ -337,6 +338,8 @@ class Descent:
         if self.corrects:
             state = dataclasses.replace(state, above=context.fits.above)
         state = jax.lax.switch(before, self.before, run, state, context)
+        # The only place where the loop evaluates the density: outside of the branches,
+        # which would each have its networks.
         evaluation = self.evaluated(run, state, context)
         run, state = jax.lax.switch(after, self.after, run, state, context, evaluation)
         return self.onwards(run, state, context)
@@ -768,7 +771,7 @@ class Descent:
         assert rule is not None
         log_weights = run.log_weights + gain
         log_weights = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
-        # One gather for everything: collectives cost by their number.
+        # One gather for everything: each collective has a cost of its own.
         columns = [log_weights, ~jnp.isnan(gain), run.log_weights, gain, error]
         table = spread.gather(jnp.stack([*columns, averaging], axis=1))
         whole, usable, before, whole_gain, whole_error, whole_averaging = table.T

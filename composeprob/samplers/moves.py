@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import PyTree
+from jaxtyping import Bool, Float, Int, Key, PyTree, UInt32
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
@@ -39,49 +40,45 @@ from composeprob.schedule import Noise
 
 Particles = GibbsState
 """N chains at one level: ``position`` is v = (y, z) of each, (N, D), ``evaluation`` is
-that of the level's density, as `Layout.evaluate` makes it, and ``inner`` what the
-kernel of each block carries (momentum, say)."""
+that of the level's density, as `Layout.evaluate` makes it, and ``inner`` the states of
+the blocks' kernels (momenta, say)."""
 
 
 class Block(eqx.Module):
     """Entries of a chain that one kernel moves."""
 
     name: str = eqx.field(static=True)  # of its sites
-    entries: range | tuple[int, ...] = eqx.field(
-        static=True
-    )  # their indices, a `range` where they are in a row
-    # Whether its adaptive step shrinks with the level's noise: whether any of its sites
-    # is noised.
-    follows: bool = eqx.field(static=True)
-    static: (
-        Array | None
-    )  # which of its entries are static, where others are not, (n,) of booleans; None else
-    # Whether static entries among noised ones are measured in units of the noise: not
+    # Their indices, a `range` where they are in a row
+    entries: range | tuple[int, ...] = eqx.field(static=True)
+    # True if any of its sites is noised: its adaptive step shrinks with the noise.
+    follows_noise: bool = eqx.field(static=True)
+    # Marks its static entries, where others are not; None else
+    static: Bool[Array, " entries"] | None
+    # True if static entries among noised ones are measured in units of the noise: not
     # where the user gave both step size and metric.
     in_noise: bool = eqx.field(static=True)
 
     @property
     def index(self) -> slice | np.ndarray:
-        """What picks them out of a vector."""
-        entries = self.entries
-        return (
-            slice(entries.start, entries.stop)
-            if isinstance(entries, range)
-            else np.asarray(entries)
-        )
+        """Index of the entries in a vector."""
+        if isinstance(self.entries, range):
+            # A slice compiles to less than a gather.
+            return slice(self.entries.start, self.entries.stop)
+        return np.asarray(self.entries)
 
     def length(self, noise: Noise) -> Array:
-        """The length, in y, that an adaptive step follows."""
-        return noise.sigma / noise.alpha if self.follows else jnp.ones_like(noise.sigma)
+        """Length, in y, that an adaptive step follows."""
+        if self.follows_noise:
+            return noise.sigma / noise.alpha
+        return jnp.ones_like(noise.sigma)
 
-    def unit(self, noise: Noise) -> Array | None:
-        """What the entries of its static sites are measured in while a step suits its
-        noised ones, (n,)."""
+    def unit(self, noise: Noise) -> Float[Array, " entries"] | None:
+        """Units in which a step that suits the noised entries suits the static ones
+        too; None for a block of one kind."""
         if self.static is None:
             return None
-        return jnp.where(
-            self.static, noise.alpha / (noise.sigma if self.in_noise else 1.0), 1.0
-        )
+        sigma = noise.sigma if self.in_noise else 1.0
+        return jnp.where(self.static, noise.alpha / sigma, 1.0)
 
 
 class FlatGibbs(Gibbs):
@@ -96,103 +93,103 @@ class FlatGibbs(Gibbs):
         blocks: Sequence[Block],
         backwards: bool = False,
     ):
-        super().__init__(
-            {block.name: part for block, part in zip(blocks, kernels, strict=True)},
-            backwards,
-        )
+        names = [block.name for block in blocks]
+        super().__init__(dict(zip(names, kernels, strict=True)), backwards)
         self.blocks = tuple(blocks)
 
-    def part(self, b: int, v: Array) -> Position:
-        return {self.blocks[b].name: v[self.blocks[b].index]}
+    def part(self, b: int, v: Float[Array, " size"]) -> Position:
+        block = self.blocks[b]
+        return {block.name: v[block.index]}
 
-    def joined(self, b: int, v: Array, part: Position) -> Array:
+    def joined(
+        self, b: int, v: Float[Array, " size"], part: Position
+    ) -> Float[Array, " size"]:
         block = self.blocks[b]
         entries = part[block.name].astype(v.dtype)
-        return (
-            entries
-            if block.entries == range(len(v))
-            else v.at[block.index].set(entries)
-        )
+        if block.entries == range(len(v)):
+            return entries
+        return v.at[block.index].set(entries)
 
 
 class Tuning(eqx.Module):
-    """What adapts of one block: log c of its step size, and its metric, None where none
-    is measured."""
+    """Adapted quantities of one block."""
 
-    log_scale: Array
-    metric: Metric | None
+    log_scale: Array  # log c of its step size
+    metric: Metric | None  # None where none is measured
 
 
-Setting = tuple[tuple[Tuning, ...], Noise]
-"""What is tuned, and the noise of the level."""
+Setting: TypeAlias = tuple[tuple[Tuning, ...], Noise]
+"""Tuned quantities of all blocks, and the noise of the level."""
 
 
 class Tally(eqx.Module):
-    """What the transitions of each chain at a level add up to, (n, B) for the B blocks
-    of a kernel: of acceptance probabilities, of acceptance × quadrature ``error`` (the
-    error over accepted moves, without the noise of which were accepted), of
-    ``non_finite`` moves, (n,), and of the step sizes in force, (B,)."""
+    """Sums over the transitions of each chain at a level, for the B blocks of a
+    kernel."""
 
-    acceptance: Array
-    error: Array
-    non_finite: Array
-    steps: Array
+    acceptance: Float[Array, "chains *rungs blocks"]  # of acceptance probabilities
+    # of acceptance × quadrature error: the error over accepted moves, without the noise
+    # of which were accepted
+    error: Float[Array, "chains *rungs blocks"]
+    non_finite: Int[Array, " chains"]  # of moves
+    steps: Float[Array, "*rungs blocks"]  # of the step sizes in force
 
     @classmethod
     def blank(cls, chains: tuple[int, ...], blocks: int) -> Tally:
+        """Return zeros; ``chains`` is (N,), or (N, L) with replicas."""
         zero = jnp.zeros((*chains, blocks))
         return cls(
-            zero,
-            zero,
-            jnp.zeros(chains[0], jnp.int32),
-            jnp.zeros((*chains[1:], blocks)),
+            acceptance=zero,
+            error=zero,
+            non_finite=jnp.zeros(chains[0], jnp.int32),
+            steps=jnp.zeros((*chains[1:], blocks)),
         )
 
     def adding(self, b: int, info: Info, counted: Array, step: Array) -> Tally:
-        """After one more transition of block b; one that is not ``counted`` can only be
+        """Add one more transition of block b; one that is not ``counted`` can only be
         non-finite."""
-        error = jnp.where(
-            info.acceptance > 0, info.acceptance * info.quadrature_error, 0.0
-        )
-        bad = info.non_finite.astype(jnp.int32).reshape(len(self.non_finite), -1)
+        # The error of a move that is never accepted may be NaN.
+        error = info.acceptance * info.quadrature_error
+        error = jnp.where(info.acceptance > 0, error, 0.0)
+        non_finite = info.non_finite.astype(jnp.int32)
+        non_finite = non_finite.reshape(len(self.non_finite), -1)
+        acceptance = jnp.where(counted, info.acceptance, 0.0)
         return Tally(
-            self.acceptance.at[..., b].add(jnp.where(counted, info.acceptance, 0.0)),
-            self.error.at[..., b].add(jnp.where(counted, error, 0.0)),
-            self.non_finite + jnp.sum(bad, axis=1, dtype=jnp.int32),
-            self.steps.at[..., b].add(jnp.where(counted, step, 0.0)),
+            acceptance=self.acceptance.at[..., b].add(acceptance),
+            error=self.error.at[..., b].add(jnp.where(counted, error, 0.0)),
+            non_finite=self.non_finite + jnp.sum(non_finite, axis=1, dtype=jnp.int32),
+            steps=self.steps.at[..., b].add(jnp.where(counted, step, 0.0)),
         )
 
     def means(
         self, spread: Spread, moves: Transitions, count: Array | int, num_chains: int
     ) -> tuple[Array, Array, Array]:
-        """Over all chains and ``count`` of the ``moves``: mean acceptance, mean error
-        of accepted moves (0 unless they integrate a score), number of non-finite
-        moves."""
+        """Return means over all chains and ``count`` of the ``moves``.
+
+        Returns:
+            Mean acceptance; mean error of accepted moves, 0 unless they integrate a
+                score; and the number of non-finite moves.
+        """
         acceptance = mean_acceptance(self.acceptance / count, spread.total, num_chains)
-        errors = integrates_score(moves.kernel)
-        error = (
-            jnp.mean(spread.gather(self.error), axis=0) / count
-            if errors
-            else jnp.zeros_like(acceptance)
-        )
+        error = jnp.zeros_like(acceptance)
+        if integrates_score(moves.kernel):
+            error = jnp.mean(spread.gather(self.error), axis=0) / count
         return acceptance, error / acceptance, spread.total(self.non_finite)
 
 
 class Transitions(eqx.Module):
     """A kernel with its number of transitions a level, resolved for one density.
 
-    In y = x/α a step of length h in x has length h/α, so what a user says of x is
-    divided by α^p, p the kernel's `scale_exponent`; an adaptive step is c·s^{p/2},
-    which is c·σ^p in x.
+    In y = x/α a step of length h in x has length h/α, so numbers that a user gives for
+    x are divided by α^p, p the kernel's `scale_exponent`; an adaptive step is
+    c·s^{p/2}, which is c·σ^p in x.
     """
 
     # Blocks with a kernel each, whose step size is an array (K,), of x, or `Adaptive`;
     # one block of all sites unless the user gave a `Gibbs`. Entries that must be held
     # are in no block.
     kernel: FlatGibbs
-    count: int = eqx.field(
-        static=True
-    )  # transitions a level whose acceptance is recorded
+    # Transitions a level whose acceptance is recorded
+    count: int = eqx.field(static=True)
     layout: Layout = eqx.field(static=True)  # of the density
 
     @classmethod
@@ -201,65 +198,38 @@ class Transitions(eqx.Module):
     ) -> Transitions:
         """Check the sites, metrics and step sizes against the density, before anything
         is compiled."""
-        layout, sites = Layout.of_density(density), density.sites
-        blocks = in_blocks(
-            kernel, [name for name, site in sites.items() if site.kind != "held"]
-        )
-        parts, places = [], []
-        for part, names in zip(blocks.kernels, blocks.sites, strict=True):
-            rule, metric, where = (
-                as_step_size(part.step_size),
-                getattr(part, "metric", None),
-                layout.entries(names),
-            )
-            adaptive, kinds, name = (
-                isinstance(rule, Adaptive),
-                {sites[site].kind for site in names},
-                ", ".join(names),
-            )
-            powers = [
-                np.asarray(density.top.power[site]).max()
-                for site in names
-                if site in density.top.power
-            ]
-            steps = (
-                rule.starting(
-                    part,
-                    max(len(where), 1),
-                    float(max(1.0, *powers)) if powers else 1.0,
-                )
-                if isinstance(rule, Adaptive)
-                else resolve(rule, density.schedule, part)
-            )
-            begin = int(where[0]) if len(where) else 0
-            row = range(begin, begin + len(where))
-            entries = row if np.array_equal(where, row) else tuple(map(int, where))
-            still = None if len(kinds) < 2 else jnp.asarray(where >= layout.dims)
-            in_noise = adaptive or isinstance(metric, Estimated)
-            places.append(Block(name, entries, kinds != {"static"}, still, in_noise))
-            part = replaced(part, step_size=steps)
-            if isinstance(metric, Metric) and metric is not EUCLIDEAN:
-                part = replaced(
-                    part, metric=_flat_metric(metric, part, names, name, density)
-                )
-            parts.append(part)
-        return cls(FlatGibbs(parts, places, blocks.backwards), count, layout)
+        layout = Layout.of_density(density)
+        movable = [name for name, site in density.sites.items() if site.kind != "held"]
+        by_sites = in_blocks(kernel, movable)
+        kernels = []
+        blocks = []
+        for part, sites in zip(by_sites.kernels, by_sites.sites, strict=True):
+            block = _block_of(part, sites, layout, density)
+            blocks.append(block)
+            kernels.append(_resolved_kernel(part, block, sites, layout, density))
+        return cls(FlatGibbs(kernels, blocks, by_sites.backwards), count, layout)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """What each kernel moves."""
+        """Entries that each kernel moves."""
         return self.kernel.blocks
 
     @property
     def adaptive(self) -> tuple[Adaptive | None, ...]:
-        """For each block how its step size adapts; None where it is given."""
-        rules = (part.step_size for part in self.kernel.kernels)
-        return tuple(rule if isinstance(rule, Adaptive) else None for rule in rules)
+        """Rule by which each block's step size adapts; None where it is given."""
+        rules: list[Adaptive | None] = []
+        for kernel in self.kernel.kernels:
+            if isinstance(kernel.step_size, Adaptive):
+                rules.append(kernel.step_size)
+            else:
+                rules.append(None)
+        return tuple(rules)
 
     @property
     def total(self) -> int:
         """Transitions a level, adapting ones included."""
-        return self.count + max(rule.warmup if rule else 0 for rule in self.adaptive)
+        warmups = [rule.warmup for rule in self.adaptive if rule]
+        return self.count + max(warmups, default=0)
 
     @property
     def settling(self) -> int:
@@ -267,106 +237,84 @@ class Transitions(eqx.Module):
         return tuning.WARM_UP.settling if any(self.adaptive) else 0
 
     def untuned(self, num_chains: int) -> tuple[Tuning, ...]:
-        """log c where it starts, and no metric known, for N chains."""
-
-        def start(part: Kernel, rule: Adaptive | None, block: Block) -> Tuning:
-            metric, given = None, getattr(part, "metric", None)
+        """Return log c where it starts, and metrics that are not known yet, for N
+        chains."""
+        tuned = []
+        for kernel, rule, block in zip(
+            self.kernel.kernels, self.adaptive, self.blocks, strict=True
+        ):
+            metric = None
+            given = getattr(kernel, "metric", None)
             if isinstance(given, Estimated):
-                metric = given.unmeasured(
-                    {block.name: jnp.zeros((len(block.entries),))}, num_chains
-                )
-            return Tuning(rule.log_scale if rule else jnp.zeros(()), metric)
-
-        return tuple(map(start, self.kernel.kernels, self.adaptive, self.blocks))
+                entries = {block.name: jnp.zeros((len(block.entries),))}
+                metric = given.unmeasured(entries, num_chains)
+            log_scale = rule.log_scale if rule else jnp.zeros(())
+            tuned.append(Tuning(log_scale, metric))
+        return tuple(tuned)
 
     def tuned(self, setting: Setting) -> FlatGibbs:
-        """The kernel in the metrics that are in force."""
-        tuning, noise = setting
-
-        def in_force(part: Kernel, known: Tuning, block: Block) -> Kernel:
-            given, unit = getattr(part, "metric", None), block.unit(noise)
-            if given is None or (isinstance(given, Metric) and unit is None):
-                return part
-            metric = given if isinstance(given, Metric) else known.metric or EUCLIDEAN
-            return replaced(
-                part,
-                metric=metric if unit is None else metric.scaled({block.name: unit}),
-            )
-
-        return replaced(
-            self.kernel,
-            kernels=tuple(map(in_force, self.kernel.kernels, tuning, self.blocks)),
-        )
+        """Return the kernel in the metrics that are in force."""
+        tunings, noise = setting
+        kernels = []
+        for kernel, tuned, block in zip(
+            self.kernel.kernels, tunings, self.blocks, strict=True
+        ):
+            kernels.append(_in_force(kernel, tuned, block, noise))
+        return replaced(self.kernel, kernels=tuple(kernels))
 
     def step_size(self, b: int, log_scale: Array, noise: Noise) -> Array:
-        """The step size in force of block b, in y."""
-        part, block = self.kernel.kernels[b], self.blocks[b]
-        if isinstance(part.step_size, Adaptive):
-            return scaled_step(log_scale, block.length(noise), part)
-        assert isinstance(part.step_size, Array)
-        return part.step_size[noise.index] * self.per_unit(b, noise)
+        """Step size in force of block b, in y."""
+        kernel = self.kernel.kernels[b]
+        if isinstance(kernel.step_size, Adaptive):
+            return scaled_step(log_scale, self.blocks[b].length(noise), kernel)
+        assert isinstance(kernel.step_size, Array)
+        return kernel.step_size[noise.index] * self.per_unit(b, noise)
 
     def per_unit(self, b: int, noise: Noise) -> Array:
-        """What a step of block b in y is of the same step in x, α^−p."""
-        return (
-            noise.alpha ** -self.kernel.kernels[b].scale_exponent
-            if self.blocks[b].follows
-            else jnp.ones(())
-        )
+        """α^−p: a step of block b in y over the same step in x."""
+        if self.blocks[b].follows_noise:
+            return noise.alpha ** -self.kernel.kernels[b].scale_exponent
+        return jnp.ones(())
 
-    def steps_in_x(self, tuning: tuple[Tuning, ...], noise: Noise) -> Array:
-        """Those of all blocks, in x, (…, B) where what is tuned and the noise are
-        (…)."""
-        sizes = [
-            self.step_size(b, known.log_scale, noise) / self.per_unit(b, noise)
-            for b, known in enumerate(tuning)
-        ]
+    def steps_in_x(
+        self, tuning: tuple[Tuning, ...], noise: Noise
+    ) -> Float[Array, "*rungs blocks"]:
+        """Step sizes in force of all blocks, in x."""
+        sizes = []
+        for b, tuned in enumerate(tuning):
+            in_y = self.step_size(b, tuned.log_scale, noise)
+            sizes.append(in_y / self.per_unit(b, noise))
         return jnp.stack(sizes, axis=-1)
 
     def adapted(
-        self, b: int, known: Tuning, mean: Array, num_chains: int, pace: Array | float
+        self, b: int, tuned: Tuning, mean: Array, num_chains: int, pace: Array | float
     ) -> Tuning:
-        """Block b's step size after a transition of N chains with this mean acceptance,
+        """Adapt block b's step size to the mean acceptance of a transition of N chains,
         at a ``pace`` from 0 to 1."""
-        part = self.kernel.kernels[b]
-        if not isinstance(rule := part.step_size, Adaptive):
-            return known
+        kernel = self.kernel.kernels[b]
+        rule = kernel.step_size
+        if not isinstance(rule, Adaptive):
+            return tuned
         # The mean of few chains is mostly noise.
-        gain = (
-            pace * rule.gain * num_chains / (num_chains + tuning.STEP_SIZE.few_chains)
-        )
-        moved = adapt(known.log_scale, mean, rule.target(part), gain)
-        return Tuning(jnp.where(pace > 0, moved, known.log_scale), known.metric)
+        few = tuning.STEP_SIZE.few_chains
+        gain = pace * rule.gain * num_chains / (num_chains + few)
+        adapted = adapt(tuned.log_scale, mean, rule.target(kernel), gain)
+        return Tuning(jnp.where(pace > 0, adapted, tuned.log_scale), tuned.metric)
 
     def measured(
         self,
         spread: Spread,
         tuning: tuple[Tuning, ...],
         noise: Noise,
-        moved: Array,
-        changed: Array,
+        moved: Float[Array, "chains size"],
+        changed: Float[Array, "chains size"],
     ) -> tuple[Tuning, ...]:
-        """The metrics, for the transitions that follow, from how far each chain went at
-        a level and how much its score changed, (n, D)."""
-
-        def update(block: Block, known: Tuning) -> Tuning:
-            if (before := known.metric) is None:
-                return known
-            units = jnp.full((len(block.entries),), block.length(noise))
-            scale = {
-                block.name: units
-                if block.static is None
-                else jnp.where(block.static, 1.0, units)
-            }
-            rows = spread.gather(
-                jnp.concatenate(
-                    [moved[:, block.index], changed[:, block.index]], axis=1
-                )
-            )
-            solve = lambda rows: measured(before, scale, *jnp.split(rows, 2, axis=1))  # noqa: E731
-            return dataclasses.replace(known, metric=spread.on_population(solve, rows))
-
-        return tuple(map(update, self.blocks, tuning))
+        """Measure the metrics, for the transitions that follow, from how far each chain
+        ``moved`` at a level and how much its score ``changed``."""
+        metrics = []
+        for block, tuned in zip(self.blocks, tuning, strict=True):
+            metrics.append(_measured(spread, block, tuned, noise, moved, changed))
+        return tuple(metrics)
 
     # A single chain
 
@@ -375,58 +323,60 @@ class Transitions(eqx.Module):
         density: AnnealedDensity,
         terms: bool,
         setting: Setting,
-        key: Array,
+        key: Key[Array, ""],
         particle: Particles,
     ) -> tuple[Particles, Info]:
-        """One transition, whose kernels evaluate the density themselves; the `Info` has
-        B entries."""
-        (tuning, noise), tuned = setting, self.tuned(setting)
-        steps = [
-            self.step_size(b, known.log_scale, noise) for b, known in enumerate(tuning)
-        ]
-        kernel = replaced(
-            tuned, kernels=tuple(part.under(density, noise) for part in tuned.kernels)
-        )
-        target = lambda v: self.layout.evaluate(density, v, noise.index, terms)  # noqa: E731
+        """Make one transition, whose kernels evaluate the density themselves; the
+        `Info` has B entries."""
+        tunings, noise = setting
+        tuned = self.tuned(setting)
+        steps = []
+        kernels = []
+        for b, kernel in enumerate(tuned.kernels):
+            steps.append(self.step_size(b, tunings[b].log_scale, noise))
+            kernels.append(kernel.under(density, noise))
+
+        def target(v: Array) -> Evaluation:
+            return self.layout.evaluate(density, v, noise.index, terms)
+
+        kernel = replaced(tuned, kernels=tuple(kernels))
         return kernel.step(key, particle, target, jnp.stack(steps))
 
     def noise_size(self, b: int) -> int:
-        """How many standard normals a transition of block b takes."""
+        """Number of standard normals that a transition of block b takes."""
         block = self.blocks[b]
-        return self.kernel.kernels[b].noise_size(
-            {block.name: jnp.zeros((len(block.entries),))}
-        )
+        entries = {block.name: jnp.zeros((len(block.entries),))}
+        return self.kernel.kernels[b].noise_size(entries)
 
     def begin(
         self, b: int, setting: Setting, particle: Particles, normals: Array
-    ) -> tuple[PyTree[Array], Array]:
-        """Block b's transition begins: its trajectory, and v where the first evaluation
-        is wanted, (D,)."""
-        gibbs, step = (
-            self.tuned(setting),
-            self.step_size(b, setting[0][b].log_scale, setting[1]),
-        )
-        trajectory, part = gibbs.kernels[b].begin(
-            normals, gibbs.block_state(b, particle), step
-        )
-        return _starting(trajectory, None), gibbs.joined(b, particle.position, part)
+    ) -> tuple[PyTree[Array], Float[Array, " size"]]:
+        """Begin block b's transition; return its trajectory, and v where the first
+        evaluation is wanted."""
+        tunings, noise = setting
+        gibbs = self.tuned(setting)
+        step = self.step_size(b, tunings[b].log_scale, noise)
+        start = gibbs.block_state(b, particle)
+        trajectory, part = gibbs.kernels[b].begin(normals, start, step)
+        return _without_start(trajectory), gibbs.joined(b, particle.position, part)
 
     def advance(
         self,
         b: int,
-        i: Array,
+        i: Int[Array, ""],
         setting: Setting,
         particle: Particles,
         trajectory: PyTree[Array],
-        found: Evaluation,
-    ) -> tuple[PyTree[Array], Array]:
-        """It goes on after its evaluation i, which was not the last: as `begin`."""
+        evaluation: Evaluation,
+    ) -> tuple[PyTree[Array], Float[Array, " size"]]:
+        """Go on after the transition's evaluation i, which was not the last; return the
+        same as `begin`."""
         gibbs = self.tuned(setting)
-        trajectory = _starting(trajectory, gibbs.block_state(b, particle))
+        trajectory = _with_start(trajectory, gibbs.block_state(b, particle))
         trajectory, part = gibbs.kernels[b].advance(
-            i, trajectory, gibbs.block_evaluation(b, found)
+            i, trajectory, gibbs.block_evaluation(b, evaluation)
         )
-        return _starting(trajectory, None), gibbs.joined(b, particle.position, part)
+        return _without_start(trajectory), gibbs.joined(b, particle.position, part)
 
     def finish(
         self,
@@ -434,54 +384,156 @@ class Transitions(eqx.Module):
         setting: Setting,
         particle: Particles,
         trajectory: PyTree[Array],
-        found: Evaluation,
+        evaluation: Evaluation,
     ) -> tuple[Particles, Info]:
-        """It is accepted, or not, after its last evaluation."""
+        """Accept or reject after the transition's last evaluation."""
         gibbs = self.tuned(setting)
-        trajectory = _starting(trajectory, gibbs.block_state(b, particle))
+        trajectory = _with_start(trajectory, gibbs.block_state(b, particle))
         state, info = gibbs.kernels[b].finish(
-            trajectory, gibbs.block_evaluation(b, found)
+            trajectory, gibbs.block_evaluation(b, evaluation)
         )
         return gibbs.merged(b, particle, state), info
 
-    def start(self, words: Array, v: Array, found: Evaluation) -> Particles:
-        """A chain at its first level, where it was evaluated."""
-        return self.kernel.init(key_of(words, Stream.STATES), v, lambda _: found)
+    def start(
+        self,
+        words: UInt32[Array, " 2"],
+        v: Float[Array, " size"],
+        evaluation: Evaluation,
+    ) -> Particles:
+        """Return a chain at its first level, where it was evaluated."""
+        key = key_of(words, Stream.STATES)
+        return self.kernel.init(key, v, lambda _: evaluation)
 
 
-def _starting(trajectory: PyTree[Array], state: KernelState | None) -> PyTree[Array]:
-    """The trajectory from the state that it began with; None for none, as the chain has
-    its position and evaluation."""
+# Between its evaluations a transition is carried by the loop over levels. The position
+# and the evaluation that it began with are those of the chain: kept in both places they
+# would take memory twice.
+
+
+def _without_start(trajectory: PyTree[Array]) -> PyTree[Array]:
+    """Return the trajectory without the position and evaluation of its start."""
     if not isinstance(trajectory, Trajectory):
         return trajectory
-    position, evaluation = (
-        (None, None) if state is None else (state.position, state.evaluation)
-    )
+    start = dataclasses.replace(trajectory.start, position=None, evaluation=None)
+    return dataclasses.replace(trajectory, start=start)
+
+
+def _with_start(trajectory: PyTree[Array], state: KernelState) -> PyTree[Array]:
+    """Return the trajectory with those of the ``state`` that it began with."""
+    if not isinstance(trajectory, Trajectory):
+        return trajectory
     start = dataclasses.replace(
-        trajectory.start, position=position, evaluation=evaluation
+        trajectory.start, position=state.position, evaluation=state.evaluation
     )
     return dataclasses.replace(trajectory, start=start)
+
+
+def _block_of(
+    kernel: Kernel, sites: tuple[str, ...], layout: Layout, density: AnnealedDensity
+) -> Block:
+    """Return the block of entries of these sites, which the kernel moves."""
+    indices = layout.entries(sites)
+    first = int(indices[0]) if len(indices) else 0
+    in_a_row = range(first, first + len(indices))
+    entries: range | tuple[int, ...] = in_a_row
+    if not np.array_equal(indices, in_a_row):
+        entries = tuple(map(int, indices))
+    kinds = {density.sites[site].kind for site in sites}
+    static = None
+    if len(kinds) > 1:
+        static = jnp.asarray(indices >= layout.dims)
+    adaptive = isinstance(as_step_size(kernel.step_size), Adaptive)
+    metric = getattr(kernel, "metric", None)
+    return Block(
+        name=", ".join(sites),
+        entries=entries,
+        follows_noise=kinds != {"static"},
+        static=static,
+        in_noise=adaptive or isinstance(metric, Estimated),
+    )
+
+
+def _resolved_kernel(
+    kernel: Kernel,
+    block: Block,
+    sites: tuple[str, ...],
+    layout: Layout,
+    density: AnnealedDensity,
+) -> Kernel:
+    """Return a block's kernel with its step sizes and its metric for this density."""
+    rule = as_step_size(kernel.step_size)
+    step: Adaptive | Array
+    if isinstance(rule, Adaptive):
+        # A product of P factors is narrower than each of them.
+        powers = density.top.power
+        greatest = [np.asarray(powers[site]).max() for site in sites if site in powers]
+        power = float(max([1.0, *greatest]))
+        step = rule.starting(kernel, max(len(block.entries), 1), power)
+    else:
+        step = resolve(rule, density.schedule, kernel)
+    kernel = replaced(kernel, step_size=step)
+    metric = getattr(kernel, "metric", None)
+    if isinstance(metric, Metric) and metric is not EUCLIDEAN:
+        flat = _flat_metric(metric, kernel, sites, block.name, density)
+        return replaced(kernel, metric=flat)
+    return kernel
+
+
+def _in_force(kernel: Kernel, tuned: Tuning, block: Block, noise: Noise) -> Kernel:
+    """Return a block's kernel in the metric that is in force at a level."""
+    metric = getattr(kernel, "metric", None)
+    unit = block.unit(noise)
+    if metric is None or (isinstance(metric, Metric) and unit is None):
+        return kernel
+    if not isinstance(metric, Metric):
+        metric = tuned.metric or EUCLIDEAN
+    if unit is not None:
+        metric = metric.scaled({block.name: unit})
+    return replaced(kernel, metric=metric)
+
+
+def _measured(
+    spread: Spread,
+    block: Block,
+    tuned: Tuning,
+    noise: Noise,
+    moved: Float[Array, "chains size"],
+    changed: Float[Array, "chains size"],
+) -> Tuning:
+    """Return a block's tuning with its metric measured once more, if it is measured."""
+    before = tuned.metric
+    if before is None:
+        return tuned
+    units = jnp.full((len(block.entries),), block.length(noise))
+    if block.static is not None:
+        units = jnp.where(block.static, 1.0, units)
+    scale = {block.name: units}
+
+    def solve(rows: Array) -> Metric:
+        return measured(before, scale, *jnp.split(rows, 2, axis=1))
+
+    of_block = [moved[:, block.index], changed[:, block.index]]
+    rows = spread.gather(jnp.concatenate(of_block, axis=1))
+    return dataclasses.replace(tuned, metric=spread.on_population(solve, rows))
 
 
 def _flat_metric(
     metric: Metric,
     kernel: Kernel,
-    names: tuple[str, ...],
+    sites: tuple[str, ...],
     block: str,
     density: AnnealedDensity,
 ) -> Metric:
-    """A metric over sites as one over a block's entries."""
-    shapes = {name: density.sites[name].shape for name in sorted(names)}
-    metric.check(
-        {name: jnp.zeros(shape) for name, shape in shapes.items()},
-        type(kernel).__name__,
-    )
+    """Return a metric over sites as one over a block's entries."""
+    shapes = {name: density.sites[name].shape for name in sorted(sites)}
+    position = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    metric.check(position, type(kernel).__name__)
     if not metric.unit:
         return metric
-    units = [
-        jnp.broadcast_to(metric.unit.get(name, jnp.ones(())), shape).reshape(-1)
-        for name, shape in shapes.items()
-    ]
+    units = []
+    for name, shape in shapes.items():
+        unit = metric.unit.get(name, jnp.ones(()))
+        units.append(jnp.broadcast_to(unit, shape).reshape(-1))
     return dataclasses.replace(metric, unit={block: jnp.concatenate(units)})
 
 
@@ -490,16 +542,12 @@ def by_kind(
     density: AnnealedDensity,
     static: Callable[[], Kernel] | None = None,
 ) -> Kernel:
-    """One kernel, or `Gibbs` with one for the noised sites and one, ``static``, for the
-    static ones where there are both: step sizes of noised sites follow the level's
-    noise, and under one for all the shortest length sets the pace.
-    """
-    noised, latent = (
-        tuple(name for name, site in density.sites.items() if site.kind == kind)
-        for kind in ("noised", "static")
-    )
-    return (
-        Gibbs({noised: make(), latent: (static or make)()})
-        if noised and latent
-        else make()
-    )
+    """Return one kernel, or `Gibbs` with one for the noised sites and one, ``static``,
+    for the static ones where there are both: step sizes of noised sites follow the
+    level's noise, and under one for all the shortest length sets the pace."""
+    kinds = {name: site.kind for name, site in density.sites.items()}
+    noised = tuple(name for name, kind in kinds.items() if kind == "noised")
+    latent = tuple(name for name, kind in kinds.items() if kind == "static")
+    if noised and latent:
+        return Gibbs({noised: make(), latent: (static or make)()})
+    return make()

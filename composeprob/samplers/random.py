@@ -15,72 +15,102 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Key, UInt32
 
 
 class Stream(IntEnum):
-    """Numbers of a chain that are reserved, from 2³² − 1 down, as its levels count up
-    from 0: of its first draw, of the prior's draws, of its kernel's states; and the
-    streams of draws at level 0, of what closes a run, and of an averaged potential's
-    points."""
+    """Reserved numbers of a chain, from 2³² − 1 down, as its levels count up from 0."""
 
-    INITIAL, STATIC, STATES, DRAWS, CLOSING, POINTS = range(2**32 - 1, 2**32 - 7, -1)
+    INITIAL = 2**32 - 1  # its initial draw
+    STATIC = 2**32 - 2  # draws of the prior
+    STATES = 2**32 - 3  # states of its kernel
+    DRAWS = 2**32 - 4  # the stream of draws at level 0
+    CLOSING = 2**32 - 5  # the stream of finishers
+    POINTS = 2**32 - 6  # the stream of an averaged potential's points
+
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+"""Threefry-2x32's, of even and of odd rounds."""
+PARITY = 0x1BD11BDA
+"""Threefry's constant, with which the third word of a key is made."""
 
 
 def threefry(
     words: Array, number: Array | int, counter: Array | int = 0
 ) -> tuple[Array, Array]:
-    """Two words of 32 random bits, in the shape that the arguments broadcast to: of the
-    words of a key or a chain, (…, 2), NumPy's or JAX's, and of what is counted,
-    unsigned of 32 bits (Salmon et al. 2011, *Parallel random numbers: as easy as 1, 2,
-    3*)."""
+    """Return two words of 32 random bits, in the shape that the arguments broadcast to
+    (Salmon et al. 2011, *Parallel random numbers: as easy as 1, 2, 3*).
+
+    Args:
+        words: of a key or a chain, (…, 2), NumPy's or JAX's.
+        number: the first word that is hashed, unsigned of 32 bits.
+        counter: the second one.
+    """
     xp: ModuleType = np if isinstance(words, np.ndarray) else jnp
-    u32 = lambda value: xp.asarray(value, xp.uint32)  # noqa: E731
-    first, second = words[..., 0], words[..., 1]
-    rotations = (13, 15, 26, 6), (17, 29, 16, 24)
-    keys = (first, second, first ^ second ^ u32(0x1BD11BDA))
-    x, y = u32(number) + keys[0], u32(counter) + keys[1]
+
+    def u32(value: object) -> Array:
+        return xp.asarray(value, xp.uint32)
+
+    first = words[..., 0]
+    second = words[..., 1]
+    keys = (first, second, first ^ second ^ u32(PARITY))
+    x = u32(number) + keys[0]
+    y = u32(counter) + keys[1]
     for i in range(5):
-        for distance in rotations[i % 2]:
+        for distance in ROTATIONS[i % 2]:
             x = x + y
             y = x ^ ((y << u32(distance)) | (y >> u32(32 - distance)))
-        x, y = x + keys[(i + 1) % 3], y + keys[(i + 2) % 3] + u32(i + 1)
+        x = x + keys[(i + 1) % 3]
+        y = y + keys[(i + 2) % 3] + u32(i + 1)
     return x, y
 
 
 def normals(
-    words: Array, number: Array | int, size: int, dtype: jnp.dtype = jnp.float32
-) -> Array:
-    """Independent standard normal numbers of one chain, (size,), by Box and Muller's
+    words: UInt32[Array, " 2"],
+    number: Array | int,
+    size: int,
+    dtype: jnp.dtype = jnp.float32,
+) -> Float[Array, " {size}"]:
+    """Independent standard normal numbers of one chain, by Box and Muller's
     transform."""
     x, y = threefry(words, number, jnp.arange(size, dtype=jnp.uint32))
-    u = (x.astype(dtype) + 0.5) * 2.0**-32
-    return jnp.sqrt(-2.0 * jnp.log(u)) * jnp.cos(
-        (2 * np.pi * 2.0**-32) * y.astype(dtype)
-    )
+    u = (x.astype(dtype) + 0.5) * 2.0**-32  # in (0, 1): never 0
+    angle = (2 * np.pi * 2.0**-32) * y.astype(dtype)
+    return jnp.sqrt(-2.0 * jnp.log(u)) * jnp.cos(angle)
 
 
-def stream(words: Array, name: Array | int) -> Array:
-    """Words of a stream of numbers of its own, (2,), for one chain."""
+def stream(words: UInt32[Array, " 2"], name: Array | int) -> UInt32[Array, " 2"]:
+    """Words of a separate stream of numbers for one chain."""
     return jnp.stack(threefry(words, name))
 
 
-def key_of(words: Array, number: Array | int) -> Array:
-    """A typed key of one chain, for code that takes keys."""
+def key_of(words: UInt32[Array, " 2"], number: Array | int) -> Key[Array, ""]:
+    """Return a typed key of one chain, for code that takes keys."""
     return jax.random.wrap_key_data(
         jnp.stack(threefry(words, number)), impl="threefry2x32"
     )
 
 
-def words_of(key: Array, count: int, series: int = 0) -> tuple[Array, Array]:
-    """The words of N chains, (N, 2), and those that they share, (2,), from a random key
-    of any kind, others for another ``series`` of it; computed on the host where the key
-    is there."""
+def words_of(
+    key: Key[Array, ""], count: int, series: int = 0
+) -> tuple[UInt32[Array, "{count} 2"], UInt32[Array, " 2"]]:
+    """Return the words of N chains, and those that they share.
+
+    They are computed on the host where the key is there.
+
+    Args:
+        key: a random key of any kind.
+        count: N.
+        series: of the key's words; each has others.
+    """
     data = jax.random.key_data(key)
     xp: ModuleType = jnp if isinstance(data, jax.core.Tracer) else np
     data = xp.asarray(data).astype(xp.uint32).reshape(-1, 2)
-    seed = data[0] if len(data) == 1 else data[0] ^ data[1]
+    # Kinds of keys have two words or four.
+    seed = data[0]
+    if len(data) > 1:
+        seed = data[0] ^ data[1]
+    numbers = xp.arange(count + 1, dtype=xp.uint32)
     with np.errstate(over="ignore"):
-        words = xp.stack(
-            threefry(seed[None], xp.arange(count + 1, dtype=xp.uint32), series), axis=1
-        )
+        words = xp.stack(threefry(seed[None], numbers, series), axis=1)
     return words[1:], words[0]

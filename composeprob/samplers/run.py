@@ -1,18 +1,18 @@
-"""What a run has at a level: its chains, their weights, what adapts, what is recorded,
-and which levels it visits."""
+"""The state of a run at a level: its chains and their weights, adapted quantities,
+records, and the levels that it visits."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import PyTree
+from jaxtyping import Bool, Float, Int, PyTree, UInt32
 
 from composeprob import tuning
 from composeprob.samplers.random import words_of
@@ -21,54 +21,55 @@ from composeprob.schedule import Schedule
 
 
 class Records(eqx.Module):
-    """What is recorded of each level, every field of shape (K,), or (K, B) for the B
-    blocks of a kernel; NaN where a level has no such number."""
+    """Records of every level, for the B blocks of a kernel; NaN where a level has no
+    such number."""
 
-    acceptance: Array  # (K, B)
-    step_size: Array  # (K, B)
-    ess: Array  # before resampling
-    ancestors: Array  # the number of first chains that have descendants, after it
-    non_finite: Array
-    quadrature_error: Array  # the mean over accepted moves, (K, B)
-    # the relative variance of the incremental weights of the step to this level
-    weight_variance: Array
-    step_error: Array  # how far its correction moved chains, in units of the noise
-    swaps: Array  # the mean probability of swaps with the next noisier rung
+    acceptance: Float[Array, "levels blocks"]
+    step_size: Float[Array, "levels blocks"]
+    ess: Float[Array, " levels"]  # before resampling
+    # Number of initial chains that have descendants, after resampling
+    ancestors: Float[Array, " levels"]
+    non_finite: Int[Array, " levels"]
+    quadrature_error: Float[Array, "levels blocks"]  # mean over accepted moves
+    # Relative variance of the incremental weights of the step to this level
+    weight_variance: Float[Array, " levels"]
+    # How far its correction moved chains, in units of the noise
+    step_error: Float[Array, " levels"]
+    # Mean probability of swaps with the next noisier rung
+    swaps: Float[Array, " levels"]
 
     @classmethod
     def empty(cls, num_levels: int, num_blocks: int = 1) -> Records:
+        """Return records without a number yet, made on the host."""
         # Not weakly typed, as nothing is that comes from a checkpoint: a run that goes
         # on would be compiled again.
         precision = jnp.result_type(float)
-        by_level, by_block = (
-            np.full(shape, np.nan, precision)
-            for shape in ((num_levels,), (num_levels, num_blocks))
-        )
-        counts = np.zeros((num_levels,), np.int32)
+        by_level: Any = np.full((num_levels,), np.nan, precision)
+        by_block: Any = np.full((num_levels, num_blocks), np.nan, precision)
+        counts: Any = np.zeros((num_levels,), np.int32)
         return cls(
-            by_block,
-            by_block,
-            by_level,
-            by_level,
-            counts,
-            by_block,
-            by_level,
-            by_level,
-            by_level,
-        )  # type: ignore[arg-type]
+            acceptance=by_block,
+            step_size=by_block,
+            ess=by_level,
+            ancestors=by_level,
+            non_finite=counts,
+            quadrature_error=by_block,
+            weight_variance=by_level,
+            step_error=by_level,
+            swaps=by_level,
+        )
 
-    def at(self, level: Array, **values: Array) -> Self:
-        """The same with other values at a level."""
-        new = {
-            name: getattr(self, name).at[level].set(value)
-            for name, value in values.items()
-        }
+    def at(self, level: Int[Array, " ..."], **values: Array) -> Self:
+        """Return the same with other values at a level."""
+        new = {}
+        for name, value in values.items():
+            new[name] = getattr(self, name).at[level].set(value)
         return dataclasses.replace(self, **new)
 
-    def counting(self, level: Array, bad: Array) -> Self:
-        """The same with more moves of a level, over all chains, counted as
+    def counting(self, level: Int[Array, ""], number: Int[Array, ""]) -> Self:
+        """Return the same with more moves of a level, over all chains, counted as
         non-finite."""
-        return self.at(level, non_finite=self.non_finite[level] + bad)
+        return self.at(level, non_finite=self.non_finite[level] + number)
 
 
 class NoRecords(Records):
@@ -80,8 +81,8 @@ class NoRecords(Records):
 
 
 class Pace(eqx.Module):
-    """How long the steps of a run are that chooses its levels: as long as the last one
-    says that they may be.
+    """The rule by which a run chooses its levels: each step is as long as the last one
+    allows.
 
     A step of Δλ in log-SNR had weights of relative variance v = 1/CESS − 1 (Zhou,
     Johansen and Aston 2016), which grows as Δλ², and was moved, in units of the
@@ -91,42 +92,47 @@ class Pace(eqx.Module):
     steps (Hairer, Nørsett and Wanner 1993, II.4).
     """
 
-    variance: Array
-    error: Array
-    longest: Array
+    variance: Float[Array, ""]
+    error: Float[Array, ""]
+    longest: Float[Array, ""]
 
     @classmethod
     def default(cls, num_chains: int) -> Pace:
-        """The one of ``levels="adaptive"``: what steps do wrong grows as Δλ², and
-        shrinks with the ± of N chains."""
+        """Return the rule of ``levels="adaptive"``: the error of a step grows as Δλ²,
+        and shrinks with the standard error of N chains."""
         pace = tuning.PACE
         share = min(1.0, pace.few_chains / num_chains)
-        rules = (
-            pace.tolerance * share**0.5,
-            pace.tolerance * share,
-            pace.longest * share**0.25,
+        return cls(
+            variance=jnp.float32(pace.tolerance * share**0.5),
+            error=jnp.float32(pace.tolerance * share),
+            longest=jnp.float32(pace.longest * share**0.25),
         )
-        return cls(*map(jnp.float32, rules))
 
     def after(
-        self, schedule: Schedule, records: Records, level: Array, above: Array
-    ) -> Array:
-        """The level that follows, at least one below, and no cleaner than the step's
-        length allows."""
-        log_snr, pace = jnp.asarray(schedule.log_snr), tuning.PACE
-        by_weight = jnp.sqrt(
-            self.variance / jnp.maximum(records.weight_variance[level], 1e-12)
-        )
-        by_error = (self.error / jnp.maximum(records.step_error[level], 1e-12)) ** 0.25
+        self,
+        schedule: Schedule,
+        records: Records,
+        level: Int[Array, ""],
+        above: Int[Array, ""],
+    ) -> Int[Array, ""]:
+        """Return the level that follows, at least one below, and no cleaner than the
+        step's length allows."""
+        log_snr = jnp.asarray(schedule.log_snr)
+        pace = tuning.PACE
+        variance = jnp.maximum(records.weight_variance[level], 1e-12)
+        error = jnp.maximum(records.step_error[level], 1e-12)
+        by_weight = jnp.sqrt(self.variance / variance)
+        by_error = (self.error / error) ** 0.25
         ratio = jnp.minimum(by_weight, by_error)
-        ratio = jnp.clip(
-            jnp.where(jnp.isnan(ratio), pace.slower, ratio), pace.slower, pace.faster
-        )
-        step = jnp.minimum((log_snr[level] - log_snr[above]) * ratio, self.longest)
+        # Where nothing was measured the next step is shorter.
+        ratio = jnp.where(jnp.isnan(ratio), pace.slower, ratio)
+        ratio = jnp.clip(ratio, pace.slower, pace.faster)
+        last_step = log_snr[level] - log_snr[above]
+        step = jnp.minimum(last_step * ratio, self.longest)
         goal = log_snr[level] + jnp.where(level == above, pace.first, step)
-        return jnp.clip(
-            jnp.sum(log_snr > goal + 1e-6), 0, jnp.maximum(level - 1, 0)
-        ).astype(jnp.int32)
+        # Levels are numbered from the cleanest: those cleaner than the goal are below.
+        following = jnp.sum(log_snr > goal + 1e-6)
+        return jnp.clip(following, 0, jnp.maximum(level - 1, 0)).astype(jnp.int32)
 
 
 class Visits(eqx.Module):
@@ -134,10 +140,10 @@ class Visits(eqx.Module):
 
     OPEN = -1
 
-    # from the first level down to 0, (K,); 0 behind that, and `OPEN` where the pace has
-    # yet to choose
-    order: Array
-    made: Array  # how many of them have been visited, a scalar
+    # From the first level down to 0; 0 behind that, and `OPEN` where the pace has yet
+    # to choose
+    order: Int[Array, " levels"]
+    made: Int[Array, ""]  # number of levels that have been visited
     pace: Pace | None
 
     @classmethod
@@ -147,26 +153,26 @@ class Visits(eqx.Module):
         num_levels: int,
         pace: Pace | None = None,
     ) -> Visits:
-        """Visits of these levels, the noisiest first, of which the last is 0, or after
-        which the ``pace`` chooses."""
-        order = np.full(num_levels, 0 if pace is None else cls.OPEN, np.int32)
+        """Return visits of these levels, the noisiest first, of which the last is 0, or
+        after which the ``pace`` chooses."""
+        behind = 0 if pace is None else cls.OPEN
+        order = np.full(num_levels, behind, np.int32)
         order[: len(levels)] = levels
         return cls(jax.device_put(order), jax.device_put(np.int32(0)), pace)
 
     @classmethod
     def every(cls, first: int, num_levels: int) -> Visits:
-        """Visits of every level from the first one down."""
+        """Return visits of every level from the first one down."""
         return cls.given(np.arange(first, -1, -1), num_levels)
 
     @property
-    def arrived(self) -> Array:
-        """Whether level 0 was visited, a boolean; NumPy's of visits that are on the
-        host."""
+    def arrived(self) -> Bool[Array, ""]:
+        """True if level 0 was visited; NumPy's of visits that are on the host."""
         return (self.made > 0) & (self.order[self.made - 1] == 0)
 
-    def before(self, end: Array | int) -> Array:
-        """Whether fewer than ``end`` visits were made, and level 0 is not among them, a
-        boolean."""
+    def before(self, end: Array | int) -> Bool[Array, ""]:
+        """Return whether fewer than ``end`` visits were made, and level 0 is not among
+        them."""
         return (self.made < end) & ~self.arrived
 
     @property
@@ -183,29 +189,27 @@ class Visits(eqx.Module):
 
     @property
     def number(self) -> Array:
-        """What random numbers of the next visit are counted by."""
+        """The number by which random numbers of the next visit are counted."""
         return self.order[self.made]
 
     def onwards(self, schedule: Schedule, records: Records) -> Visits:
-        """One visit more was made, and is recorded."""
+        """Return the visits after one more was made, and is recorded."""
         order = self.order
         if self.pace is not None:
             given = order.at[self.made + 1].get(mode="fill", fill_value=0)
-            following = jnp.where(
-                given == self.OPEN, self.pace.after(schedule, records, *self.now), given
-            )
-            order = order.at[self.made + 1].set(
-                following
-            )  # beyond the end nothing is written
+            chosen = self.pace.after(schedule, records, *self.now)
+            following = jnp.where(given == self.OPEN, chosen, given)
+            # Beyond the end nothing is written.
+            order = order.at[self.made + 1].set(following)
         return Visits(order, self.made + 1, self.pace)
 
-    def visited(self) -> np.ndarray:
-        """The levels that were visited, in order."""
+    def visited(self) -> Int[np.ndarray, " visited"]:
+        """Return the levels that were visited, in order."""
         return np.asarray(self.order)[: int(self.made)]
 
     def coarser(self) -> Visits:
-        """Every other one of the levels that were visited, the first and level 0 among
-        them; nothing is visited yet."""
+        """Return every other one of the levels that were visited, the first and level 0
+        among them; nothing is visited yet."""
         levels = self.visited()
         given = Visits.given(np.append(levels[:-1:2], levels[-1]), len(self.order))
         # The pace is of no use, but without it the same loop would be compiled a second
@@ -217,45 +221,48 @@ class Run(eqx.Module):
     """N chains at one level: everything that the next level needs.
 
     `Sampler.start` and `Sampler.advance` run on every device, and see there the part of
-    that device of what is by chain (`BY_CHAIN`); all else is the same everywhere.
+    that device of the arrays with a chains' axis (`BY_CHAIN`); all else is the same
+    everywhere.
     """
 
-    chains: PyTree[
-        Array
-    ]  # the sampler's own state of every chain, each leaf of shape (N, …)
-    # random words of every chain, (N, 2): chain i's noise depends on nothing but these
-    # and the level
-    words: Array
-    shared: Array  # words for what chains decide together (resampling), (2,)
-    log_weights: Array  # (N,)
-    # What independent chains would weigh by their paths, (N,), in logarithms and up to
-    # a constant: the check of modes' shares reads them, and takes them for the run's
-    # weights where they mend shares.
-    path_weights: Array
-    log_evidence: Array  # log of the estimated ∫π, a scalar
-    evidence_variance: Array  # its relative variance
-    # what it would be more if potentials were not averaged, and the variance of that,
-    # (2,)
-    averaging: Array
-    ancestors: Array  # the first chain that each chain descends from, (N,) of 0 … N − 1
-    tuning: tuple[PyTree[Array], ...]  # what adapts of each block of the kernel
-    records: Records  # what happened at each level
-    closings: Array  # how many of what closes the run have
-    spent: Array  # evaluations of each chain that these took
-    # by how much the last block of a warm-up at the target moved the population
-    drift: Array
-    # mean probability with which global moves were accepted; NaN before there were any
-    global_acceptance: Array
-    visits: Visits  # the levels that it visits, and how many it has visited
-    spread: Spread = (
-        Spread()
-    )  # which chains are where, and how many are evaluated at once
+    # A checkpoint names its arrays after these fields.
+
+    # The sampler's state of every chain, each leaf of shape (N, …)
+    chains: PyTree[Array]
+    # Random words of every chain: chain i's noise depends on nothing but these and the
+    # level
+    words: UInt32[Array, "chains 2"]
+    shared: UInt32[Array, " 2"]  # words for common decisions (resampling)
+    log_weights: Float[Array, " chains"]
+    # Log-weights of independent chains by their paths, up to a constant: the check of
+    # modes' proportions reads them, and takes them for the run's weights where they
+    # correct these.
+    path_weights: Float[Array, " chains"]
+    log_evidence: Float[Array, ""]  # log of the estimated ∫π
+    evidence_variance: Float[Array, ""]  # its relative variance
+    # Its increase if potentials were not averaged, and the variance of that
+    averaging: Float[Array, " 2"]
+    # The initial chain that each chain descends from, of 0 … N − 1
+    ancestors: Int[Array, " all_chains"]
+    tuning: tuple[PyTree[Array], ...]  # adapted quantities of each block of the kernel
+    records: Records
+    closings: Int[Array, ""]  # number of finishers that are done
+    spent: Int[Array, ""]  # evaluations of each chain that these took
+    # How much the last block of a warm-up at the target moved the population
+    drift: Float[Array, ""]
+    # Mean probability with which global moves were accepted; NaN before there were any
+    global_acceptance: Float[Array, ""]
+    visits: Visits
+    # Places of the chains, and how many are evaluated at once
+    spread: Spread = Spread()
 
     @classmethod
     def places(cls) -> Run:
-        """Where each part of a run is, as `jax.shard_map` wants it."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(*(chains if name in BY_CHAIN else everywhere for name in names))  # type: ignore[arg-type]
+        """Return the place of each part of a run, as `jax.shard_map` takes it."""
+        places: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            places[field.name] = chains if field.name in BY_CHAIN else everywhere
+        return cls(**places)
 
     @property
     def without_copies(self) -> Run:
@@ -275,47 +282,46 @@ def begin(
     spread: Spread | None = None,
     series: int = 0,
 ) -> Run:
-    """A run without chains: random words, others for another ``series`` of the same
-    key, equal weights, empty records; made on the host, so that nothing is compiled."""
+    """Return a run without chains, made on the host, so that nothing is compiled.
+
+    It has random words, others for another ``series`` of the same key, equal weights
+    and empty records.
+    """
     words, shared = words_of(key, num_chains, series)
     precision = jnp.result_type(float)
-    zero, equal, none = (
-        np.zeros((), precision),
-        np.zeros((num_chains,), precision),
-        np.zeros((), np.int32),
+    zero: Any = np.zeros((), precision)
+    no_weights: Any = np.zeros((num_chains,), precision)
+    none: Any = np.zeros((), np.int32)
+    unmeasured: Any = np.full((), np.nan, precision)
+    averaging: Any = np.zeros(2, precision)
+    ancestors: Any = np.arange(num_chains, dtype=np.int32)
+    run = Run(
+        chains=None,
+        words=words,
+        shared=shared,
+        log_weights=no_weights,
+        path_weights=no_weights,
+        log_evidence=zero,
+        evidence_variance=zero,
+        averaging=averaging,
+        ancestors=ancestors,
+        tuning=(),
+        records=Records.empty(len(visits.order)),
+        closings=none,
+        spent=none,
+        drift=zero,
+        global_acceptance=unmeasured,
+        visits=visits,
+        spread=spread or Spread(),
     )
-    unknown, ancestors = (
-        np.full((), np.nan, precision),
-        np.arange(num_chains, dtype=np.int32),
-    )
-    records = Records.empty(len(visits.order))
-    weights: PyTree[Array] = (
-        equal,
-        equal,
-        zero,
-        zero,
-        np.zeros(2, precision),
-        ancestors,
-    )
-    rest: PyTree[Array] = (
-        (),
-        records,
-        none,
-        none,
-        zero,
-        unknown,
-        visits,
-        spread or Spread(),
-    )
-    return jax.tree.map(jax.device_put, Run(None, words, shared, *weights, *rest))
+    return jax.tree.map(jax.device_put, run)
 
 
 def placed(run: Run, spread: Spread) -> Run:
-    """The same run of N chains, spread so."""
-    parts = {
-        field.name: getattr(run, field.name) for field in dataclasses.fields(run)
-    } | {"spread": spread}
-    by_chain = spread.place(
-        spread.padded({name: parts.pop(name) for name in BY_CHAIN}), chains
-    )
-    return Run(**by_chain, **spread.place(parts, everywhere))
+    """Return the same run of N chains, spread over devices."""
+    fields = [field.name for field in dataclasses.fields(run) if field.name != "spread"]
+    parts = {name: getattr(run, name) for name in fields}
+    by_chain = {name: parts.pop(name) for name in BY_CHAIN}
+    by_chain = spread.place(spread.padded(by_chain), chains)
+    common = spread.place(parts, everywhere)
+    return Run(**by_chain, **common, spread=spread.place(spread, everywhere))

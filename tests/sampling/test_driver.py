@@ -136,8 +136,8 @@ MOVED = cp.AnnealedMCMC(cp.HMC(0.1), 1, then=(cp.GlobalMoves(5), cp.WarmUp()))
     [
         (
             {},
+            # Without draws, global moves or a warm-up the run is complete.
             None,
-            # without draws, global moves or a warm-up the run has all that it was to have
         ),
         ({"draws": 3}, "after 0 of 3 draws"),
         (
@@ -229,11 +229,12 @@ CLOSE = cp.Schedule.log_snr(24)
 
 def boxes(apart):
     """Two boxes of width 1: data, so that both products share their code."""
-    f, g = (
-        cp.Analytic(dist.Uniform(a, a + 1.0), CLOSE, label="box")
-        for a in map(jnp.float32, (0.0, apart))
-    )
-    return cp.compile(both, f, g)
+
+    def box(left):
+        left = jnp.float32(left)
+        return cp.Analytic(dist.Uniform(left, left + 1.0), CLOSE, label="box")
+
+    return cp.compile(both, box(0.0), box(apart))
 
 
 def sampled(density):
@@ -246,7 +247,7 @@ def every_run_is_long(monkeypatch):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """How often chains were sent ahead."""
+    """Calls that sent chains ahead."""
     calls = []
 
     def counted(*arguments, check=stages.check):
@@ -337,7 +338,8 @@ def ranks():
 def test_a_run_is_the_same_under_settings_that_look_for_mistakes():
     at = {"x": jnp.float32(0.3)}
     density = ranks()
-    expected, log_density = run(density)["x"], density.log_density(at, 0)
+    expected = run(density)["x"]
+    log_density = density.log_density(at, 0)
     with (
         jax.debug_nans(True),
         jax.numpy_rank_promotion("raise"),

@@ -1,5 +1,5 @@
-"""Every sampler on Gaussian targets whose law at level 0 is known, and what SMC
-estimates."""
+"""Every sampler on Gaussian targets whose law at level 0 is known, and the evidence
+that SMC estimates."""
 
 import dataclasses
 
@@ -27,7 +27,8 @@ def product_law():
     """Mean and covariance of the normalised product of the factors at level 0, and the
     log of its normaliser."""
     alpha, sigma = float(SCHEDULE.alpha[0]), float(SCHEDULE.sigma[0])
-    means, covariances = alpha * MEANS, alpha**2 * COVARIANCES + sigma**2 * np.eye(2)
+    means = alpha * MEANS
+    covariances = alpha**2 * COVARIANCES + sigma**2 * np.eye(2)
     precisions = np.linalg.inv(covariances)
     covariance = np.linalg.inv(precisions.sum(0))
     log_z = stats.multivariate_normal(means[0], covariances.sum(0)).logpdf(means[1])
@@ -68,12 +69,8 @@ def expectations(mean, covariance):
 def test_adjusted_chains_have_the_law_of_level_0(density, sampler):
     result = run(density, chains=2 * N, sampler=sampler)
     mean, covariance, _ = product_law()
-    assert_agrees(
-        z_scores(
-            statistics(np.asarray(result["x"], float), mean),
-            expectations(mean, covariance),
-        )
-    )
+    samples = statistics(np.asarray(result["x"], float), mean)
+    assert_agrees(z_scores(samples, expectations(mean, covariance)))
     assert result.status.ok
 
 
@@ -86,24 +83,23 @@ SMC = {
 
 @pytest.mark.parametrize("weights", SMC)
 def test_smc_has_the_law_of_level_0_and_its_evidence(density, weights):
-    """Chains that interact are no independent draws: the standard error is that of
+    """Chains that interact are not independent draws: the standard error is that of
     whole runs."""
     mean, covariance, log_z = product_law()
     runs = [run(density, seed, 512, sampler=SMC[weights]) for seed in range(RUNS)]
-    each = [statistics(result["x"], mean) for result in runs]
-    averages = {
-        name: np.array([values[name].mean() for values in each]) for name in each[0]
-    }
+    of_runs = [statistics(result["x"], mean) for result in runs]
+    averages = {}
+    for name in of_runs[0]:
+        averages[name] = np.array([values[name].mean() for values in of_runs])
     averages["Z"] = np.exp([result.log_evidence - log_z for result in runs])
     assert averages["Z"].std() < 0.2
     assert_agrees(z_scores(averages, expectations(mean, covariance) | {"Z": 1.0}))
 
 
 @pytest.mark.slow
-def test_where_levels_say_nothing_but_are_far_apart_smc_starts_below_them():
-    density = cp.compile(
-        both, *(normal(0.0, s, cp.Schedule.cosine(50)) for s in (1.0, 0.5))
-    )
+def test_where_levels_have_no_signal_but_are_far_apart_smc_starts_below_them():
+    schedule = cp.Schedule.cosine(50)
+    density = cp.compile(both, normal(0.0, 1.0, schedule), normal(0.0, 0.5, schedule))
     first = SMC["feynman_kac"].first_level(density)
     assert 40 <= first < 49
     result = run(density, chains=256, sampler=SMC["feynman_kac"])
@@ -114,23 +110,21 @@ def test_where_levels_say_nothing_but_are_far_apart_smc_starts_below_them():
 
 def first_weights(density, chains=20_000):
     """Positions of the first draws, and their weights."""
-    sampler, level, layout = (
-        cp.SMC(cp.MALA()).prepare(density),
-        density.num_levels - 1,
-        Layout.of_density(density),
-    )
+    sampler = cp.SMC(cp.MALA()).prepare(density)
+    level = density.num_levels - 1
+    layout = Layout.of_density(density)
+
+    def log_weight(v):
+        evaluation = layout.evaluate(density, v, level)
+        return first_weight(layout, density, v, evaluation, level)
 
     @jax.jit
     def drawn():
-        begun = sampler.start(
-            begin(jax.random.key(0), chains, Visits.every(level, density.num_levels)),
-            density,
-            level,
-        )
-        weigh = lambda v: first_weight(
-            layout, density, v, layout.evaluate(density, v, level), level
-        )
-        return sampler.positions(begun, density), jax.vmap(weigh)(begun.chains.position)
+        visits = Visits.every(level, density.num_levels)
+        run = begin(jax.random.key(0), chains, visits)
+        run = sampler.start(run, density, level)
+        log_weights = jax.vmap(log_weight)(run.chains.position)
+        return sampler.positions(run, density), log_weights
 
     position, weights = drawn()
     return position, np.asarray(jax.nn.softmax(weights), np.float64)
@@ -138,58 +132,55 @@ def first_weights(density, chains=20_000):
 
 @pytest.mark.slow
 def test_an_energy_that_promises_a_power_counts_once_at_the_top():
-    """N(0, 1) times the same again: of second moment ½, whether drawn or weighted."""
+    """N(0, 1) times the same again has second moment ½, whether drawn or weighted."""
     again = cp.Energy(lambda x, level: -0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(1,))
     position, weights = first_weights(cp.compile(both, normal([0.0]), again))
     assert abs(weights @ np.asarray(position["x"][:, 0]) ** 2 - 0.5) < 0.02
 
 
 @cp.program
-def looked_at(f):
+def depends_on_noised(f):
     x = cp.sample("x", f)
-    one = dist.Normal(
-        x[..., None], 0.5
-    )  # a mixture of one: no location that its coordinate could be measured from
+    # A mixture of one component has no location that its coordinate could be measured
+    # from.
+    one = dist.Normal(x[..., None], 0.5)
     cp.sample("z", dist.MixtureSameFamily(dist.Categorical(jnp.ones(1)), one))
 
 
 @pytest.mark.slow
-def test_a_prior_that_looks_at_a_noised_site_is_drawn_and_weighted_where_it_looks():
-    density = cp.compile(looked_at, normal())
+def test_a_prior_that_depends_on_a_noised_site_is_drawn_and_weighted_there():
+    density = cp.compile(depends_on_noised, normal())
     position, weights = first_weights(density, 2000)
     top = density.schedule.at(density.num_levels - 1)
-    apart = np.asarray(position["z"] - position["x"] / top.alpha)
-    assert abs(apart.std() - 0.5) < 0.05
+    away = np.asarray(position["z"] - position["x"] / top.alpha)
+    assert abs(away.std() - 0.5) < 0.05
     np.testing.assert_allclose(weights, weights.mean(), rtol=1e-3)
 
-    level, layout = 3, Layout.of_density(density)
+    level = 3
+    layout = Layout.of_density(density)
+    schedule = density.schedule
     sampler = cp.SMC(step=cp.ReverseStep(order=1), resample=Never())
-    schedule, at = density.schedule, {"x": jnp.asarray(0.3), "z": jnp.asarray(2.5)}
+    at = {"x": jnp.asarray(0.3), "z": jnp.asarray(2.5)}
     v = layout.vector(at, schedule.at(level + 1).alpha)
     visit = visited(sampler, density, v[None], level)
     after = layout.position(visit.chains.position[0], schedule.at(level).alpha)
 
-    def prior(position, k):
-        return dist.Normal(position["x"] / schedule.alpha[k], 0.5).log_prob(
-            position["z"]
-        )
+    def log_prior(position, k):
+        law = dist.Normal(position["x"] / schedule.alpha[k], 0.5)
+        return law.log_prob(position["z"])
 
-    # One factor has the rate 0, so that the prior is all there is to weigh, and that
-    # the step was twisted towards it.
-    expected = prior(after, level) - prior(at, level + 1)
-    found = layout.evaluate(density, v, level + 1)
-    step, drift = (
-        Step.ddpm(*(schedule.at(k).variance for k in (level + 1, level))),
-        found.terms.drift,
-    )
-    way, shift = (
-        (visit.chains.position[0, :1], v[:1], drift),
-        step.shift(drift, found.score[:1], 0.5),
-    )
-    twisted = step.log_density(*way) - step.log_density(*way, shift)
-    assert abs(float(expected)) > 0.01
-    assert abs(float(twisted)) > 0.01
-    np.testing.assert_allclose(visit.log_weights[0], expected + twisted, rtol=1e-3)
+    # One factor has the rate 0, so that the increment has two terms: the prior's, and
+    # the log-ratio of the step, which was twisted towards it.
+    of_prior = log_prior(after, level) - log_prior(at, level + 1)
+    evaluation = layout.evaluate(density, v, level + 1)
+    drift = evaluation.terms.drift
+    step = Step.ddpm(schedule.at(level + 1).variance, schedule.at(level).variance)
+    shift = step.shift(drift, evaluation.score[:1], 0.5)
+    made = visit.chains.position[0, :1], v[:1], drift
+    of_twist = step.log_density(*made) - step.log_density(*made, shift)
+    assert abs(float(of_prior)) > 0.01
+    assert abs(float(of_twist)) > 0.01
+    np.testing.assert_allclose(visit.log_weights[0], of_prior + of_twist, rtol=1e-3)
 
 
 class Remembers(KernelState):
@@ -210,27 +201,22 @@ class Remembering(cp.ULA):
 
     def finish(self, trajectory, evaluation):
         start = trajectory.start
-        plain = KernelState(start.position, start.evaluation)
-        state, info = super().finish(
-            dataclasses.replace(trajectory, start=plain), evaluation
-        )
+        without_cache = KernelState(start.position, start.evaluation)
+        trajectory = dataclasses.replace(trajectory, start=without_cache)
+        state, info = super().finish(trajectory, evaluation)
         return Remembers(state.position, state.evaluation, start.seen), info
 
 
 @pytest.mark.parametrize("weights", SMC)
 def test_smc_refreshes_whatever_a_kernel_caches(weights):
-    """What it knew when its transition began, which moved it by next to nothing."""
+    """The cache when the transition began, which moved the chain by next to nothing."""
     density = cp.compile(single, normal([0.0], 0.1))
-    sampler = cp.SMC(Remembering(1e-16), weights=weights, resample=Never()).prepare(
-        density
-    )
-    after, layout = (
-        visited(sampler, density, jnp.ones((1, 1)), 19).chains,
-        sampler.moves.layout,
-    )
+    sampler = cp.SMC(Remembering(1e-16), weights=weights, resample=Never())
+    sampler = sampler.prepare(density)
+    after = visited(sampler, density, jnp.ones((1, 1)), 19).chains
+    layout = sampler.moves.layout
     position = layout.position(after.position[0], density.schedule.at(19).alpha)
-    expected, stale = (
-        float(density.log_density(position, level)) for level in (19, 20)
-    )
+    expected = float(density.log_density(position, 19))
+    stale = float(density.log_density(position, 20))
     np.testing.assert_allclose(after.inner[0].seen[0], expected, rtol=1e-5)
     assert abs(stale - expected) > 0.01

@@ -25,24 +25,21 @@ def many(f, g):
         cp.sample("t", f)
     s = numpyro.sample("s", dist.HalfNormal(1.0))
     c = numpyro.sample("c", dist.Normal(0.0, 1.0))
-    cp.sample(
-        "b", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal(), conditional=True
-    )
+    of_latent = cp.Analytic(dist.Normal(c, 1.0), SCHEDULE)
+    cp.sample("b", of_latent * normal(), conditional=True)
     cp.observe("y", dist.Normal(a[0] + m.sum() + z.sum(), s), 0.7, anneal="tempered")
 
 
 @cp.program
 def latents_alone():
-    cp.observe(
-        "y", dist.Normal(0.0, numpyro.sample("scale", dist.HalfNormal(1.0))), 1.0
-    )
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    cp.observe("y", dist.Normal(0.0, scale), 1.0)
 
 
 @pytest.fixture(scope="module")
 def densities():
-    plane = cp.Analytic(
-        dist.Normal(jnp.zeros(3), jnp.array([1.0, 0.5, 2.0])).to_event(1), SCHEDULE
-    )
+    law = dist.Normal(jnp.zeros(3), jnp.array([1.0, 0.5, 2.0])).to_event(1)
+    plane = cp.Analytic(law, SCHEDULE)
     return {
         "many": cp.compile(many, plane, plane),
         "noised": cp.compile(single, plane),
@@ -54,42 +51,35 @@ EVERY = pytest.mark.parametrize("name", ["many", "noised", "static"])
 
 
 def at(density):
-    """Its layout, a level, and its α."""
+    """A density's layout, a level, and its α."""
     level = min(LEVEL, density.num_levels - 1)
     return Layout.of_density(density), level, density.schedule.at(level).alpha
 
 
 @EVERY
 def test_positions_come_back_from_vectors(densities, name):
-    """Of one chain and of many; noised entries come first and are divided by α, as in y
-    = x/α."""
+    """Positions of one chain and of many; noised entries come first and are divided by
+    α, as in y = x/α."""
     density = densities[name]
     layout, level, alpha = at(density)
     position = density.initial(jax.random.key(0), level)
     vector = layout.vector(position, alpha)
     shapes = {site: jnp.shape(value) for site, value in position.items()}
-    assert (
-        dict(layout.noised + layout.static)
-        == shapes
-        == {n: s.shape for n, s in density.sites.items()}
-    )
+    assert dict(layout.noised + layout.static) == shapes
+    assert shapes == {name: site.shape for name, site in density.sites.items()}
     assert vector.shape == (layout.size,)
     for lead in ((), (4, 3)):
         back = layout.position(jnp.broadcast_to(vector, (*lead, layout.size)), alpha)
         for site, value in position.items():
-            np.testing.assert_allclose(
-                back[site], jnp.broadcast_to(value, (*lead, *shapes[site])), rtol=1e-6
-            )
+            expected = jnp.broadcast_to(value, (*lead, *shapes[site]))
+            np.testing.assert_allclose(back[site], expected, rtol=1e-6)
     for site, info in density.sites.items():
         assert (site in dict(layout.noised)) == (info.kind == "noised")
         scale = alpha if info.kind == "noised" else 1.0
-        np.testing.assert_allclose(
-            scale * vector[layout.entries((site,))],
-            position[site].reshape(-1),
-            rtol=1e-6,
-        )
-    both = layout.entries(tuple(shapes))
-    assert sorted(both.tolist()) == list(range(layout.size))
+        entries = scale * vector[layout.entries((site,))]
+        np.testing.assert_allclose(entries, position[site].reshape(-1), rtol=1e-6)
+    all_entries = layout.entries(tuple(shapes))
+    assert sorted(all_entries.tolist()) == list(range(layout.size))
     assert layout.entries(()).size == 0
     assert layout.dims == sum(np.prod(shape, dtype=int) for _, shape in layout.noised)
 
@@ -99,55 +89,48 @@ def test_sites_are_in_alphabetical_order_and_held_ones_are_static(densities):
     assert layout.noised == (("a", (3,)), ("b", ()), ("t", (2, 3)), ("z", (3,)))
     assert layout.static == (("c", ()), ("m", (2, 1)), ("s", ()))
     assert layout.entries(("t", "a")).tolist() == [0, 1, 2, *range(4, 10)]
-    np.testing.assert_array_equal(
-        layout.power(densities["many"], 0), [1.0] * 3 + [2.0] + [1.0] * 6 + [3.0] * 3
-    )
+    power = [1.0] * 3 + [2.0] + [1.0] * 6 + [3.0] * 3
+    np.testing.assert_array_equal(layout.power(densities["many"], 0), power)
 
 
 @EVERY
 def test_an_evaluations_score_is_the_gradient_of_its_log_density(densities, name):
-    """With respect to the vector, by `jax.grad`; that of a held site is 0, as nothing
-    may move it."""
+    """The gradient with respect to the vector, by `jax.grad`; that of a held site is 0,
+    as nothing may move it."""
     density = densities[name]
     layout, level, alpha = at(density)
     vector = layout.vector(density.initial(jax.random.key(1), level), alpha)
-    found = jax.jit(lambda v: layout.evaluate(density, v, level))(vector)
-    value, slope = jax.jit(
-        jax.value_and_grad(lambda v: layout.evaluate(density, v, level).log_density)
-    )(vector)
-    held = layout.entries(
-        tuple(site for site, info in density.sites.items() if info.kind == "held")
-    )
-    np.testing.assert_allclose(
-        found.score, slope.at[held].set(0.0), rtol=1e-4, atol=1e-3
-    )
-    assert found.log_density == pytest.approx(float(value))
+
+    def log_density(v):
+        return layout.evaluate(density, v, level).log_density
+
+    evaluation = jax.jit(lambda v: layout.evaluate(density, v, level))(vector)
+    value, slope = jax.jit(jax.value_and_grad(log_density))(vector)
+    held = [site for site, info in density.sites.items() if info.kind == "held"]
+    expected = slope.at[layout.entries(tuple(held))].set(0.0)
+    np.testing.assert_allclose(evaluation.score, expected, rtol=1e-4, atol=1e-3)
+    assert evaluation.log_density == pytest.approx(float(value))
     assert float(jnp.abs(slope).max()) > 0.1
 
 
 def test_drift_and_rate_are_those_of_y(densities):
-    """In y = x/α the drift is α·∇ log F and the rate α² times that of x; without parts
+    """In y = x/α the drift is α·∇ log F and the rate α² times that of x; without terms
     there are none."""
     density = densities["many"]
     layout, _, alpha = at(density)
     position = density.initial(jax.random.key(1), LEVEL)
-    plain, found = (
-        density.evaluate(position, LEVEL),
-        layout.evaluate(density, layout.vector(position, alpha), LEVEL),
-    )
-    drift = np.concatenate(
-        [alpha * plain.terms.drift[site].reshape(-1) for site, _ in layout.noised]
-    )
-    np.testing.assert_allclose(found.terms.drift, drift, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.terms.rate, alpha**2 * plain.terms.rate, rtol=1e-3)
-    assert (
-        layout.evaluate(
-            density, layout.vector(position, alpha), LEVEL, terms=False
-        ).terms
-        is None
-    )
+    vector = layout.vector(position, alpha)
+    in_x = density.evaluate(position, LEVEL).terms
+    evaluation = layout.evaluate(density, vector, LEVEL)
+    in_y = evaluation.terms
+    drifts = [alpha * in_x.drift[site].reshape(-1) for site, _ in layout.noised]
+    np.testing.assert_allclose(in_y.drift, np.concatenate(drifts), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(in_y.rate, alpha**2 * in_x.rate, rtol=1e-3)
+    assert layout.evaluate(density, vector, LEVEL, terms=False).terms is None
     blank = layout.unevaluated(density)
-    assert jax.tree.structure(blank) == jax.tree.structure(found)
-    for one, other in zip(jax.tree.leaves(blank), jax.tree.leaves(found), strict=True):
-        assert (one.shape, one.dtype) == (other.shape, other.dtype)
-        assert one.dtype == bool or bool(jnp.all(jnp.isnan(one)))
+    assert jax.tree.structure(blank) == jax.tree.structure(evaluation)
+    leaves = zip(jax.tree.leaves(blank), jax.tree.leaves(evaluation), strict=True)
+    for of_blank, of_evaluation in leaves:
+        assert of_blank.shape == of_evaluation.shape
+        assert of_blank.dtype == of_evaluation.dtype
+        assert of_blank.dtype == bool or bool(jnp.all(jnp.isnan(of_blank)))

@@ -49,28 +49,28 @@ def exact():
 
 
 def adaptive(density, **options):
-    return run(
-        density,
-        **{
-            "chains": CHAINS,
-            "sampler": cp.SMC(cp.MALA(cp.Adaptive())),
-            "levels": "adaptive",
-        }
-        | options,
-    )
+    """A run that chooses its levels."""
+    defaults = {
+        "chains": CHAINS,
+        "sampler": cp.SMC(cp.MALA(cp.Adaptive())),
+        "levels": "adaptive",
+    }
+    return run(density, **(defaults | options))
 
 
-def test_a_run_that_chooses_its_levels_is_right_and_tells_of_the_levels_that_it_visited(
+def test_a_run_that_chooses_its_levels_is_right_and_reports_the_levels_that_it_visited(
     density,
 ):
-    chosen, (log_evidence, share) = adaptive(density), exact()
+    log_evidence, share = exact()
+    chosen = adaptive(density)
     assert chosen.status.ok
-    found = chosen.mean(lambda s: s["x"] > 0)
-    assert abs(found.value - share) < LIMIT * found.error
+    estimate = chosen.mean(lambda s: s["x"] > 0)
+    assert abs(estimate.value - share) < LIMIT * estimate.error
     assert abs(chosen.log_evidence - log_evidence) < LIMIT * chosen.log_evidence_error
-    log_snr, own = chosen.levels["log_snr"], np.asarray(density.schedule.log_snr)
+    log_snr = chosen.levels["log_snr"]
+    all_levels = np.asarray(density.schedule.log_snr)
     assert len(log_snr) < 45  # of the 1,024 steps that it may make
-    np.testing.assert_allclose(log_snr[[0, -1]], own[[0, -1]], atol=1e-4)
+    np.testing.assert_allclose(log_snr[[0, -1]], all_levels[[0, -1]], atol=1e-4)
     steps = -np.diff(log_snr)
     assert np.all(steps > 0)
     assert steps.max() < tuning.PACE.longest + 1e-3
@@ -88,9 +88,8 @@ def test_the_same_key_gives_the_same_levels_and_an_interruption_changes_nothing(
         stop_after(patch, 301)
         part = adaptive(density, checkpoint_dir=tmp_path)
     assert part.status.has("interrupted")
-    assert (
-        len(part.levels["log_snr"]) > 1000
-    )  # where it would have gone is not known: every level that it may visit
+    # The levels that it would have visited are not known: all are listed.
+    assert len(part.levels["log_snr"]) > 1000
     resumed = adaptive(density, checkpoint_dir=cp.Checkpoint(tmp_path, resume=True))
     np.testing.assert_array_equal(resumed["x"], whole["x"])
     np.testing.assert_array_equal(resumed.levels["log_snr"], whole.levels["log_snr"])
@@ -100,10 +99,11 @@ def test_the_same_key_gives_the_same_levels_and_an_interruption_changes_nothing(
 def test_levels_that_are_given_are_those_of_a_program_compiled_on_them(density):
     wanted = np.linspace(-6.0, 8.0, 12)
     sampler = cp.SMC(cp.MALA(0.05), check_levels=False)
-    there = run(density, levels=wanted, sampler=sampler)
-    np.testing.assert_allclose(there.levels["log_snr"], wanted[::-1], atol=1e-4)
-    other = run(density.on(cp.Schedule.log_snr(12, min=-6.0, max=8.0)), sampler=sampler)
-    np.testing.assert_array_equal(there["x"], other["x"])
+    given = run(density, levels=wanted, sampler=sampler)
+    np.testing.assert_allclose(given.levels["log_snr"], wanted[::-1], atol=1e-4)
+    schedule = cp.Schedule.log_snr(12, min=-6.0, max=8.0)
+    compiled = run(density.on(schedule), sampler=sampler)
+    np.testing.assert_array_equal(given["x"], compiled["x"])
 
 
 def test_a_network_that_knows_its_own_levels_only_is_run_on_some_of_them():
@@ -182,7 +182,7 @@ def test_a_step_is_as_long_as_the_last_one_says(variance, error, ratio):
 
 
 def test_the_first_step_the_longest_and_the_last_and_more_chains_make_shorter_ones():
-    """What a step does wrong grows as its square, and must shrink as 1/√N: 16 times the
+    """The error of a step grows as its square, and must shrink as 1/√N: 16 times the
     chains, half the step."""
     assert pace_after(1000, 1000, 0.0, 0.0)[0] == pytest.approx(
         tuning.PACE.first, abs=0.021
@@ -241,17 +241,13 @@ def test_every_other_level_of_a_chosen_way_is_visited_by_the_code_that_chose_it(
 def test_visits_have_arrived_where_level_0_was_visited_in_compiled_code_and_on_the_host(
     place,
 ):
-    levels = (4, 2, 0)
-    order = Visits.given(levels, 6).order
-    told = [
-        bool(place(Visits(order, jnp.int32(made), None)))
-        for made in range(len(levels) + 1)
-    ]
-    assert told == [False, False, False, True]
-    assert [
-        bool(place(Visits(jnp.zeros(1, jnp.int32), jnp.int32(made), None)))
-        for made in range(2)
-    ] == [False, True]
+    def arrived(order, made):
+        return bool(place(Visits(order, jnp.int32(made), None)))
+
+    order = Visits.given((4, 2, 0), 6).order
+    assert [arrived(order, made) for made in range(4)] == [False, False, False, True]
+    one_level = jnp.zeros(1, jnp.int32)
+    assert [arrived(one_level, made) for made in range(2)] == [False, True]
 
 
 @pytest.mark.parametrize(("width", "steady"), [(0.3, True), (0.01, False)])
@@ -259,13 +255,11 @@ def test_steps_that_are_too_long_for_a_sharp_event_are_named(width, steady):
     """P(x ≥ 4) of a normal law: softened over .01 the weights rise and fall within
     single steps, though the effective sample size stays above its floor."""
 
-    log_weight = lambda x: jax.scipy.special.log_ndtr((x - 4.0) / width)
-    target = cp.compile(
-        weighed,
-        normal(schedule=cp.Schedule.log_snr(40, max=8.0)),
-        log_weight,
-        "denoised",
-    )
+    def log_weight(x):
+        return jax.scipy.special.log_ndtr((x - 4.0) / width)
+
+    prior = normal(schedule=cp.Schedule.log_snr(40, max=8.0))
+    target = cp.compile(weighed, prior, log_weight, "denoised")
     result = run(target, chains=CHAINS, sampler=cp.SMC())
     assert np.nanmin(result.levels["ess"]) > 0.05
     assert result.status.has("weights_collapsed") != steady

@@ -32,11 +32,10 @@ def test_the_hash_is_jaxs_bit_for_bit(as_array):
     numbers = np.r_[0, 1, RNG.integers(0, 2**32, 5), 2**32 - 1].astype(np.uint32)
     for words, number in zip(WORDS, numbers, strict=False):
         with np.errstate(over="ignore"):
-            found = threefry(as_array(words), as_array(number), as_array(numbers))
-        expected = threefry_2x32(
-            jnp.asarray(words), jnp.concatenate([jnp.full(8, number), numbers])
-        )
-        np.testing.assert_array_equal(np.concatenate(found), expected)
+            hashed = threefry(as_array(words), as_array(number), as_array(numbers))
+        counts = jnp.concatenate([jnp.full(8, number), numbers])
+        expected = threefry_2x32(jnp.asarray(words), counts)
+        np.testing.assert_array_equal(np.concatenate(hashed), expected)
     key = jax.random.wrap_key_data(WORDS[0], impl="threefry2x32")
     folded = jax.random.key_data(jax.random.fold_in(key, 7))
     np.testing.assert_array_equal(threefry(jnp.asarray(WORDS[0]), 0, 7), folded)
@@ -54,9 +53,8 @@ def test_numbers_are_normal():
     assert stats.kstest(drawn.ravel(), stats.norm.cdf).pvalue > two_sided
     assert stats.kstest(1.02 * drawn.ravel(), stats.norm.cdf).pvalue < two_sided
     with jax.enable_x64(True):
-        np.testing.assert_allclose(
-            normals(jnp.asarray(WORDS[0]), 3, SIZE, jnp.float64), drawn[0], atol=1e-5
-        )
+        double = normals(jnp.asarray(WORDS[0]), 3, SIZE, jnp.float64)
+        np.testing.assert_allclose(double, drawn[0], atol=1e-5)
 
 
 def test_extreme_words_give_numbers(monkeypatch):
@@ -72,45 +70,43 @@ def test_neighbouring_numbers_are_not_correlated():
     """Chains i and i + 1, numbers i and i + 1, entries j and j + 1, and the bits of
     equal names: no correlation."""
     words, shared = words_of(jax.random.key(0), 1000)
-    drawn, following = (
-        np.asarray(DRAW(jnp.asarray(words), number, SIZE), float) for number in (4, 5)
-    )
-    named = np.asarray(
-        DRAW(jax.vmap(stream, (0, None))(jnp.asarray(words), 4), 4, SIZE), float
-    )
-    with_first = np.asarray(DRAW(jnp.asarray(shared)[None], 4, SIZE), float)
+
+    def drawn_by(words, number):
+        return np.asarray(DRAW(jnp.asarray(words), number, SIZE), float)
+
+    drawn = drawn_by(words, 4)
+    of_stream = jax.vmap(stream, (0, None))(jnp.asarray(words), 4)
     pairs = {
         "chains": (drawn[:-1], drawn[1:]),
-        "numbers": (drawn, following),
+        "numbers": (drawn, drawn_by(words, 5)),
         "entries": (drawn[:, :-1], drawn[:, 1:]),
-        "streams": (drawn, named),
-        "shared": (drawn, with_first),
+        "streams": (drawn, drawn_by(of_stream, 4)),
+        "shared": (drawn, drawn_by(shared[None], 4)),
     }
-    pairs |= {f"{name}²": (a**2 - 1, b**2 - 1) for name, (a, b) in pairs.items()}
-    assert_agrees(
-        z_scores(
-            {name: a * b for name, (a, b) in pairs.items()}, dict.fromkeys(pairs, 0.0)
-        )
-    )
-    assert_disagrees(
-        z_scores({"same": drawn * DRAW(jnp.asarray(words), 4, SIZE)}, {"same": 0.0})
-    )
+    products = {}
+    for name, (a, b) in pairs.items():
+        products[name] = a * b
+        products[f"{name}²"] = (a**2 - 1) * (b**2 - 1)
+    assert_agrees(z_scores(products, dict.fromkeys(products, 0.0)))
+    assert_disagrees(z_scores({"same": drawn * drawn_by(words, 4)}, {"same": 0.0}))
 
 
 def test_a_chains_numbers_depend_on_its_own_words_alone():
-    few, many = (words_of(jax.random.key(7), count) for count in (3, 50))
+    few = words_of(jax.random.key(7), 3)
+    many = words_of(jax.random.key(7), 50)
     np.testing.assert_array_equal(few[0], many[0][:3])
     np.testing.assert_array_equal(few[1], many[1])
     traced = jax.jit(lambda key: words_of(key, 3))(jax.random.key(7))
     np.testing.assert_array_equal(few[0], traced[0])
     assert len(np.unique(np.concatenate([many[0], many[1][None]]), axis=0)) == 51
-    longer = normals(jnp.asarray(few[0][0]), 5, 9)
-    np.testing.assert_array_equal(longer[:4], normals(jnp.asarray(few[0][0]), 5, 4))
-    keys = [
-        jax.random.key_data(key_of(jnp.asarray(few[0][0]), number))
-        for number in (0, 1, Stream.INITIAL)
-    ]
-    assert len({tuple(np.asarray(key).tolist()) for key in keys}) == 3
+    words = jnp.asarray(few[0][0])
+    longer = normals(words, 5, 9)
+    np.testing.assert_array_equal(longer[:4], normals(words, 5, 4))
+    keys = set()
+    for number in (0, 1, Stream.INITIAL):
+        data = jax.random.key_data(key_of(words, number))
+        keys.add(tuple(np.asarray(data).tolist()))
+    assert len(keys) == 3
     other = words_of(jax.random.key(7, impl="rbg"), 3)
     assert other[0].shape == (3, 2)
     assert len({int(number) for number in Stream}) == len(Stream) == 6

@@ -30,7 +30,7 @@ chosen_by = jax.jit(systematic)
 
 
 def indices(number, weights):
-    """The survivors by these 32 bits."""
+    """Resampled ancestors by these 32 bits."""
     return np.asarray(chosen_by(jnp.uint32(number), jnp.asarray(weights)))
 
 
@@ -39,20 +39,17 @@ def by_whole_numbers(number, weights):
     tick at j + u."""
     n = len(weights)
     relative = np.asarray(relative_weights(jnp.asarray(weights)), np.float32)
-    halves = [
-        int(float(w) * 2**31) for w in relative
-    ]  # so that all digits are behind the point
+    # Half of each, so that all digits are behind the point.
+    halves = [int(float(w) * 2**31) for w in relative]
     digits = (
         sum(w >> 21 for w in halves),
         sum(w >> 10 & 0x7FF for w in halves),
         sum(w & 0x3FF for w in halves),
     )
     high, middle, low = map(np.float32, digits)
-    total = 2 * (
-        high * np.float32(2**-11)
-        + middle * np.float32(2**-22)
-        + low * np.float32(2**-32)
-    )
+    total = high * np.float32(2**-11)
+    total = total + middle * np.float32(2**-22) + low * np.float32(2**-32)
+    total = 2 * total
     copies = [int(float(w) * 2**32) for w in relative * (np.float32(n) / total)]
     sums = np.cumsum(np.asarray(copies, object))
     below = np.asarray(
@@ -85,9 +82,7 @@ def test_copies_are_unbiased():
 
 
 @pytest.mark.parametrize("number", [0, 3, 5, 2**31, 2**32 - 1])
-def test_equal_weights_keep_every_chain_and_chains_of_weight_zero_die_but_no_population_of_them(
-    number,
-):
+def test_equal_weights_keep_every_chain_and_no_chain_of_weight_zero_is_copied(number):
     assert np.array_equal(indices(number, np.full(SIZE, -7.0)), np.arange(SIZE))
     assert float(ess(jnp.full(SIZE, -7.0))) == 1.0
     for alive in ([0, 1, 2], [9, 10, 11], [4], [0], [SIZE - 1]):
@@ -95,9 +90,8 @@ def test_equal_weights_keep_every_chain_and_chains_of_weight_zero_die_but_no_pop
         assert set(indices(number, some).tolist()) == set(alive)
     none = np.full(SIZE, -np.inf)
     assert np.array_equal(indices(number, none), np.arange(SIZE))
-    assert (
-        float(ess(jnp.asarray(none))) == 0.0
-    )  # a collapse, which the status reports; NaN would say nothing
+    # A collapse, which the status reports; NaN would not be reported.
+    assert float(ess(jnp.asarray(none))) == 0.0
 
 
 @pytest.mark.parametrize("n", [1_000, 100_000, 131_072])
@@ -126,8 +120,8 @@ def test_no_dead_chain_is_copied_however_many_there_are(n):
 )
 @pytest.mark.parametrize("n", [1, 7, 4_000, 100_000])
 def test_sums_are_exact(n, scale):
-    """Survivors are those of the same sums in Python's integers, whatever the size and
-    the order of the chains."""
+    """The ancestors are those of the same sums in Python's integers, whatever the size
+    and the order of the chains."""
     rng = np.random.default_rng(n)
     weights = np.where(rng.random(n) < 0.9, scale * rng.normal(size=n), -np.inf).astype(
         np.float32
@@ -141,8 +135,8 @@ def test_sums_are_exact(n, scale):
         np.testing.assert_array_equal(indices(number, weights), expected)
 
 
-def met(resample):
-    """A run of ten chains that meet in this way."""
+def resampled_by(resample):
+    """A run of ten chains that are resampled by this rule."""
     density = cp.compile(both, normal([0.0, 0.0]), normal([1.0, 0.0]))
     return run(
         density,
@@ -163,44 +157,45 @@ def test_every_level_draws_its_own_uniform_number():
             )
             return super().ancestors(words, log_weights)
 
-    met(Watched(1.0))
+    resampled_by(Watched(1.0))
     jax.effects_barrier()
     assert len(set(used)) == len(used) > 10
 
 
-def test_chains_meet_at_level_0_whatever_a_meeting_says():
+def test_chains_are_resampled_at_level_0_whatever_the_rule_says():
     """Weights that are never passed on would leave samples of unequal weights, and the
-    evidence of the first ones."""
+    evidence of the initial weights."""
 
     class Idle(Resample):
         def should_resample(self, ess, level):
             return jnp.asarray(False)
 
-    found, rare = map(met, (Idle(), Resample(1e-9)))
-    assert float(found.log_evidence) == float(rare.log_evidence) != 0.0
-    np.testing.assert_array_equal(found["x"], rare["x"])
+    never = resampled_by(Idle())
+    rarely = resampled_by(Resample(1e-9))
+    assert float(never.log_evidence) == float(rarely.log_evidence) != 0.0
+    np.testing.assert_array_equal(never["x"], rarely["x"])
 
 
-def test_the_variance_of_the_evidence_follows_families():
-    """Four families of weights 0.4, 0.3, 0.2, 0.1 among eight first chains: Σ(W −
-    1/8)²·8/7."""
+def test_the_variance_of_the_evidence_follows_the_genealogy():
+    """Descendants of four of eight initial chains, of weights 0.4, 0.3, 0.2 and 0.1:
+    Σ(W − 1/8)²·8/7."""
     ancestors = jnp.array([0, 0, 3, 3, 5, 5, 6, 6])
     weights = jnp.log(jnp.array([0.2, 0.2, 0.1, 0.2, 0.1, 0.1, 0.1, 0.0]))
     shares = np.array([0.4, 0.3, 0.2, 0.1, 0, 0, 0, 0])
-    found = float(evidence_variance(weights, ancestors))
-    np.testing.assert_allclose(found, np.sum((shares - 1 / 8) ** 2) * 8 / 7, rtol=1e-5)
+    variance = float(evidence_variance(weights, ancestors))
+    expected = np.sum((shares - 1 / 8) ** 2) * 8 / 7
+    np.testing.assert_allclose(variance, expected, rtol=1e-5)
     assert float(evidence_variance(jnp.zeros(8), jnp.arange(8))) == 0.0
     assert int(num_distinct(ancestors)) == 4
 
 
-def test_what_the_evidence_would_be_with_other_weights_and_how_well_that_is_known():
-    """Weights 1, 1, 2 of chains that would weigh 1, 2, 4 times as much: log 11/4, and Σ
+def test_the_change_of_the_evidence_by_other_weights_and_its_variance():
+    """Weights 1, 1, 2 that would be 1, 2, 4 times as large: log 11/4, and Σ
     W²·(growth·4/11 − 1)²."""
-    log_weights, more = (
-        jnp.log(jnp.array([1.0, 1.0, 2.0])),
-        jnp.log(jnp.array([1.0, 2.0, 4.0])),
-    )
-    growth, shares = np.array([1, 2, 4]) * 4 / 11 - 1, np.array([1, 1, 2]) / 4
+    log_weights = jnp.log(jnp.array([1.0, 1.0, 2.0]))
+    more = jnp.log(jnp.array([1.0, 2.0, 4.0]))
+    growth = np.array([1, 2, 4]) * 4 / 11 - 1
+    shares = np.array([1, 1, 2]) / 4
     expected = np.log(11 / 4), np.sum((shares * growth) ** 2)
     found = change_without_averaging(log_weights, more)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -209,10 +204,8 @@ def test_what_the_evidence_would_be_with_other_weights_and_how_well_that_is_know
 
 def test_a_run_of_which_few_chains_count_says_so_and_is_ok():
     """A step without a control spreads the weights of a power, and nobody resamples."""
-    step, density = (
-        cp.ReverseStep(control="none"),
-        cp.compile(squared, normal(0.0, 0.3, cp.Schedule.log_snr(12))),
-    )
+    step = cp.ReverseStep(control="none")
+    density = cp.compile(squared, normal(0.0, 0.3, cp.Schedule.log_snr(12)))
     sampler = cp.SMC(cp.ULA(1e-6), resample=1e-6, step=step, check_levels=False)
     result = run(density, sampler=sampler)
     assert result.status.ok
@@ -223,8 +216,9 @@ def test_a_run_of_which_few_chains_count_says_so_and_is_ok():
     )
 
 
-def chosen_by_both_names():
-    """Rules of resampling by the old names of their methods, and by the new ones."""
+def rules_by_both_names():
+    """Rules of resampling by the new names of their methods, and by the old ones; and
+    the warnings of these."""
 
     class Uneven(Resample):
         def should_resample(self, ess, level):
@@ -233,7 +227,7 @@ def chosen_by_both_names():
         def ancestors(self, words, log_weights):
             return super().ancestors(words, log_weights)[::-1]
 
-    with pytest.warns(DeprecationWarning) as caught:
+    with pytest.warns(DeprecationWarning, match="should_resample|ancestors") as caught:
 
         class UnevenBefore(Resample):
             def due(self, ess, level):
@@ -249,14 +243,15 @@ def chosen_by_both_names():
 def test_subclasses_with_the_old_names_of_methods_work_and_name_the_new_ones():
     """Methods `due` and `survivors` of a user's subclass, and its call of its base's:
     the same samples, and a warning at the user's line for each name."""
-    new, old, caught = chosen_by_both_names()
+    new, old, caught = rules_by_both_names()
     assert {warning.filename for warning in caught} == {__file__}
     messages = " ".join(str(warning.message) for warning in caught)
     for name in ("due", "should_resample", "survivors", "ancestors"):
         assert name in messages
-    by_new, by_old = map(met, (new(), old()))
+    by_new = resampled_by(new())
+    by_old = resampled_by(old())
     np.testing.assert_array_equal(by_new["x"], by_old["x"])
-    assert not np.array_equal(by_new["x"], met(Resample())["x"])
+    assert not np.array_equal(by_new["x"], resampled_by(Resample())["x"])
 
 
 def test_the_old_name_of_the_class_names_the_new_one():

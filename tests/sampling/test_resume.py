@@ -96,15 +96,16 @@ def truncate(checkpoint):
 def test_refusals(product, whole, tmp_path):
     """The folder of another run, of none, of a damaged one, and one that cannot be."""
     a = tmp_path / "a"
-    same(
-        run(product, checkpoint_dir=a), whole
-    )  # too short for a checkpoint before its end
+    # Too short for a checkpoint before its end
+    same(run(product, checkpoint_dir=a), whole)
     other = cp.compile(
         both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.5], [0.5, 1.0])
     )
-    sampler = lambda resample: cp.SMC(
-        cp.MALA(cp.Adaptive()), resample=resample, step=cp.ReverseStep(order=1)
-    )
+
+    def sampler(resample):
+        step = cp.ReverseStep(order=1)
+        return cp.SMC(cp.MALA(cp.Adaptive()), resample=resample, step=step)
+
     for words, change in {
         r"its number of chains is 64, not 32": {"chains": 32},
         r"its random key is .*0\]', not .*1\]'": {"seed": 1},
@@ -118,10 +119,8 @@ def test_refusals(product, whole, tmp_path):
         LoadError,
         "differs in: the weights or parameters of its factors",
     )
-    alone, absent = (
-        cp.compile(single, normal([0.0, 0.0])),
-        cp.Checkpoint(tmp_path / "b", resume=True),
-    )
+    alone = cp.compile(single, normal([0.0, 0.0]))
+    absent = cp.Checkpoint(tmp_path / "b", resume=True)
     refused(
         lambda: run(alone, checkpoint_dir=a),
         LoadError,
@@ -155,7 +154,9 @@ def test_refusals(product, whole, tmp_path):
 
 def test_another_function_with_the_same_numbers_is_another_program(tmp_path):
     def go_on(power, checkpoint_dir=tmp_path):
-        network = lambda x, t: x**power
+        def network(x, t):
+            return x**power
+
         factor = cp.Diffusion(
             network, SCHEDULE, event_shape=(2,), parameterization="epsilon", label="f"
         )
@@ -247,11 +248,19 @@ import jax, numpy as np, composeprob as cp
 from composeprob.runtime.progress import Progress
 from composeprob import tuning
 from sampling_cases import SAMPLER, both, normal
-Progress.pause, tuning.CHECKPOINTS = 1e-9, tuning.CHECKPOINTS._replace(seconds=0.0, share=1e9)
-density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+Progress.pause = 1e-9
+tuning.CHECKPOINTS = tuning.CHECKPOINTS._replace(seconds=0.0, share=1e9)
+factors = normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0])
+density = cp.compile(both, *factors)
 print("ready", flush=True)
-result = cp.infer(density, jax.random.key(0), num_chains=64, sampler=SAMPLER, progress=False,
-                  checkpoint_dir=sys.argv[1])
+result = cp.infer(
+    density,
+    jax.random.key(0),
+    num_chains=64,
+    sampler=SAMPLER,
+    progress=False,
+    checkpoint_dir=sys.argv[1],
+)
 np.save(sys.argv[2], result["x"])
 """
 

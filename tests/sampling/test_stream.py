@@ -38,9 +38,8 @@ def small_blocks(monkeypatch):
 def drawn(density, draws=DRAWS, thin=THIN, store=None, resume=None, **options):
     if resume is not None:
         options["checkpoint_dir"] = cp.Checkpoint(options["checkpoint_dir"], resume)
-    return run(
-        density, **{"chains": CHAINS, "draws": cp.Draws(draws, thin, store)} | options
-    )
+    defaults = {"chains": CHAINS, "draws": cp.Draws(draws, thin, store)}
+    return run(density, **(defaults | options))
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +52,17 @@ def test_step_sizes_are_fixed_from_the_first_draw_on(product):
     have come from elsewhere."""
     sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 1).prepare(product)
     first = sampler.first_level(product)
-    made = [begin(jax.random.key(0), CHAINS, sampler.visits(product, None))]
-    made[0] = sampler.advance(
-        sampler.start(made[0], product, first), product, jnp.int32(first + 1)
-    )
+    begun = begin(jax.random.key(0), CHAINS, sampler.visits(product, None))
+    begun = sampler.start(begun, product, first)
+    runs = [sampler.advance(begun, product, jnp.int32(first + 1))]
     draw = jax.jit(lambda run, i: sampler.draw(run, product, i, jnp.int32(1)))
     for i in range(3):
-        made.append(draw(made[-1], jnp.int32(i)))
-    scales = [float(run.tuning[0].log_scale) for run in made]
+        runs.append(draw(runs[-1], jnp.int32(i)))
+    scales = [float(run.tuning[0].log_scale) for run in runs]
     assert scales[0] != scales[1]
     assert scales[1] == scales[2] == scales[3]
-    assert (
-        len({float(run.records.acceptance[0, 0]) for run in made[1:]}) == 3
-    )  # there was something to adapt to
+    # There was something to adapt to.
+    assert len({float(run.records.acceptance[0, 0]) for run in runs[1:]}) == 3
 
 
 def test_draws_are_an_axis_that_arviz_sees(product, whole):
@@ -153,9 +150,10 @@ def test_a_store_holds_the_same_and_opens_lazily(product, whole, tmp_path):
 def test_a_stopped_run_goes_on_with_the_same_draws(
     product, whole, tmp_path, monkeypatch, stored
 ):
-    options = {"checkpoint_dir": tmp_path / "c"} | (
-        {"store": tmp_path / "s"} if stored else {}
-    )
+    folder = tmp_path / "c"
+    options = {"checkpoint_dir": folder}
+    if stored:
+        options["store"] = tmp_path / "s"
     monkeypatch.setattr(Progress, "pause", 1e-9)
     for draws in (3, 8):
         with monkeypatch.context() as patch:
@@ -174,10 +172,9 @@ def test_a_stopped_run_goes_on_with_the_same_draws(
     np.testing.assert_array_equal(np.asarray(more["x"])[:, :DRAWS], whole["x"])
     assert more["x"].shape == (CHAINS, DRAWS + 4, 2)
     assert isinstance(more["x"], np.ndarray) is not stored
-    np.testing.assert_array_equal(
-        np.asarray(drawn(product, **options, draws=5)["x"]), whole["x"][:, :5]
-    )
-    folder, words = tmp_path / "c", "its number of transitions between draws is 3, not"
+    fewer = drawn(product, **options, draws=5)
+    np.testing.assert_array_equal(np.asarray(fewer["x"]), whole["x"][:, :5])
+    words = "its number of transitions between draws is 3, not"
     refused(lambda: drawn(product, **options, thin=2), LoadError, f"{words} 2")
     refused(
         lambda: run(product, chains=CHAINS, checkpoint_dir=folder),
@@ -185,9 +182,10 @@ def test_a_stopped_run_goes_on_with_the_same_draws(
         f"{words} 'none'",
     )
     if stored:
-        elsewhere = lambda: drawn(
-            product, checkpoint_dir=folder, store=tmp_path / "elsewhere"
-        )
+
+        def elsewhere():
+            drawn(product, checkpoint_dir=folder, store=tmp_path / "elsewhere")
+
         refused(elsewhere, LoadError, "but they are not there")
 
 
@@ -208,9 +206,8 @@ def test_a_full_disk_keeps_the_draws_that_are_written(
     assert result.status.has(Code.NOT_SAVED)
     assert "No space left" in result.status.message
     np.testing.assert_array_equal(np.asarray(result["x"]), whole["x"][:, :5])
-    np.testing.assert_array_equal(
-        np.asarray(drawn(product, **options)["x"]), whole["x"]
-    )  # with room again
+    with_room_again = drawn(product, **options)
+    np.testing.assert_array_equal(np.asarray(with_room_again["x"]), whole["x"])
 
 
 def test_refusals(product, tmp_path):
@@ -247,9 +244,16 @@ from sampling_cases import both, normal
 density = cp.compile(both, normal([0.0] * 64, 1.0), normal([1.0] * 64, 0.5))
 sampler = cp.AnnealedMCMC(cp.ULA(0.01), 1)
 def run(draws):
-    result = cp.infer(density, jax.random.key(0), num_chains=256, sampler=sampler, progress=False,
-                      draws=cp.Draws(draws, thin=2, store=sys.argv[2]))
-    assert result["x"].shape == (256, draws, 64) and result["x"][0, -1].std() > 0
+    result = cp.infer(
+        density,
+        jax.random.key(0),
+        num_chains=256,
+        sampler=sampler,
+        progress=False,
+        draws=cp.Draws(draws, thin=2, store=sys.argv[2]),
+    )
+    assert result["x"].shape == (256, draws, 64)
+    assert result["x"][0, -1].std() > 0
 run(int(sys.argv[1]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -257,8 +261,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_draws(tmp_path):
-    """Ten times the draws, 655 MB instead of 66: peak memory of a process of its
-    own."""
-    peak = lambda draws: int(said(SCRIPT, draws, tmp_path / "draws.zarr")[-1])
-    few, many = peak(1_000), peak(10_000)
+    """Ten times the draws, 655 MB instead of 66: peak memory of a separate process."""
+
+    def peak(draws):
+        return int(said(SCRIPT, draws, tmp_path / "draws.zarr")[-1])
+
+    few = peak(1_000)
+    many = peak(10_000)
     assert many < 1.05 * few, f"{few} KB for 1,000 draws, {many} KB for 10,000"

@@ -54,38 +54,40 @@ def in_box(x):
 def test_weights_of_averaged_potentials_are_unbiased_over_which_point_a_step_came_from(
     spread, alike
 ):
-    """Of M points one is x, in proportion to P: the mean of P(x)/P̄ over all orders of
+    """One of M points is x, in proportion to P: the mean of P(x)/P̄ over all orders of
     the same points is 1."""
     points = np.linspace(0.0, 1.0, POTENTIAL_POINTS)
 
-    def plain(x):
-        return jnp.where(
-            x[0] < 0.4,
-            0.0 if np.isinf(spread) else spread * jnp.sin(7 * x[0]) ** 2,
-            -spread * x[0],
-        )
+    def potential(x):
+        left = spread * jnp.sin(7 * x[0]) ** 2
+        if np.isinf(spread):
+            left = 0.0
+        return jnp.where(x[0] < 0.4, left, -spread * x[0])
 
     def ratio(i, j):
         others = np.delete(points, i)
         others[[0, j]] = others[[j, 0]]
-        gained, same = averaged(
-            plain, jnp.array([points[i]]), jnp.asarray(others)[:, None], jnp.zeros(1)
+        rise, same = averaged(
+            potential,
+            jnp.array([points[i]]),
+            jnp.asarray(others)[:, None],
+            jnp.zeros(1),
         )
         assert bool(same) is alike
-        return np.exp(-float(gained))
+        return np.exp(-float(rise))
 
-    allowed_points = [
-        i for i, x in enumerate(points) if np.isfinite(float(plain(jnp.array([x]))))
-    ]
+    values = [float(potential(jnp.array([x]))) for x in points]
+    allowed_points = np.flatnonzero(np.isfinite(values))
     ratios = [ratio(i, j) for i in allowed_points for j in range(POTENTIAL_POINTS - 1)]
     total = POTENTIAL_POINTS * (POTENTIAL_POINTS - 1)
     np.testing.assert_allclose(np.sum(ratios) / total, 1.0, rtol=1e-4)
 
 
 def walls(edge=0.0):
-    energy = cp.Energy(
-        lambda y, level: allowed(y > 0), SCHEDULE, event_shape=(), top_power=0.0
-    )
+    def log_wall(y, level):
+        return allowed(y > 0)
+
+    energy = cp.Energy(log_wall, SCHEDULE, event_shape=(), top_power=0.0)
     return cp.compile(walled, UNIT, energy, jnp.asarray(edge))
 
 
@@ -103,24 +105,21 @@ def test_hard_walls_lose_nothing():
     for name in "xy":
         assert np.all(result[name] > 0)
         assert abs(result[name].mean() - np.sqrt(2 / np.pi)) < 0.12
-    assert not result.status.has(Code.NON_FINITE)  # a zero is no failure
+    assert not result.status.has(Code.NON_FINITE)  # a zero is not a failure
     assert not result.status.has(Code.ZERO_DENSITY)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("levels", [40, 160])
-def test_what_walls_lose_does_not_grow_with_the_levels(levels):
+def test_the_loss_at_walls_does_not_grow_with_the_levels(levels):
     schedule = cp.Schedule.log_snr(levels)
-    density = cp.compile(
-        weighed,
-        cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), schedule),
-        in_box,
-    )
-    found = [
-        run(density, seed, chains=4000, sampler=cp.SMC()).log_evidence
-        for seed in range(6)
-    ]
-    assert abs(np.mean(found) - BOX) < 0.15
+    prior = cp.Analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1), schedule)
+    density = cp.compile(weighed, prior, in_box)
+    log_evidences = []
+    for seed in range(6):
+        result = run(density, seed, chains=4000, sampler=cp.SMC())
+        log_evidences.append(result.log_evidence)
+    assert abs(np.mean(log_evidences) - BOX) < 0.15
 
 
 def test_a_box_is_found_from_the_noisiest_level():
@@ -133,36 +132,28 @@ def test_a_box_is_found_from_the_noisiest_level():
 
 def test_an_observation_sharper_than_its_function_is_flat():
     density = cp.compile(measured, UNIT, lambda x: dist.Normal(x**2, 0.1), 2.0)
-    result = smc(
-        density, stats.chi2(1).logpdf(2.0)
-    )  # of x²; the noise of y is narrow beside it
+    # The density of x²; the noise of y is narrow beside it.
+    result = smc(density, stats.chi2(1).logpdf(2.0))
     assert abs((result["x"] ** 2).mean() - 2.0) < 0.05
     assert 0.3 < (result["x"] > 0).mean() < 0.7
 
 
 def test_a_rare_event_at_the_tweedie_mean():
-    means, sds, weights = (
-        np.array([-6.0, 4.0]),
-        np.array([0.7, 1.5]),
-        np.array([0.7, 0.3]),
-    )
+    means = np.array([-6.0, 4.0])
+    sds = np.array([0.7, 1.5])
+    weights = np.array([0.7, 0.3])
     truth = np.log(weights @ stats.norm.sf((8.0 - means) / np.hypot(sds, 0.1)))
-    event = lambda x: log_ndtr((x - 8.0) / 0.1)
-    smc(
-        cp.compile(
-            weighed,
-            cp.Analytic(modes(weights, means, sds), SCHEDULE),
-            event,
-            "denoised",
-        ),
-        truth,
-    )
+
+    def event(x):
+        return log_ndtr((x - 8.0) / 0.1)
+
+    prior = cp.Analytic(modes(weights, means, sds), SCHEDULE)
+    smc(cp.compile(weighed, prior, event, "denoised"), truth)
 
 
 def independent(density, step=SECOND_ORDER):
-    return run(
-        density, chains=100, sampler=cp.AnnealedMCMC(cp.HMC(), 3, reverse_step=step)
-    )
+    sampler = cp.AnnealedMCMC(cp.HMC(), 3, reverse_step=step)
+    return run(density, chains=100, sampler=sampler)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +183,7 @@ def test_chains_that_stay_where_there_is_no_density_are_named():
     assert np.isnan(result.mean(lambda s: s["x"]).error)
 
 
-def test_a_network_is_no_plain_potential(monkeypatch):
+def test_a_network_is_not_a_user_defined_potential(monkeypatch):
     """A program without user functions of x, or with networks only, pays for no further
     points."""
 
@@ -203,19 +194,21 @@ def test_a_network_is_no_plain_potential(monkeypatch):
         lambda x, t: jnp.stack([x, -x]), SCHEDULE, event_shape=()
     )
 
-    guided, alone = (
-        cp.compile(single, f) for f in (cp.condition(UNIT, classifier, 1), UNIT)
-    )
+    guided = cp.compile(single, cp.condition(UNIT, classifier, 1))
+    alone = cp.compile(single, UNIT)
     top = SCHEDULE.num_levels - 1
 
     def traced(density):
-        """One level of SMC; what it evaluates, it evaluates when it is traced too."""
+        """Log-weights after one level of SMC, traced: tracing evaluates whatever a run
+        does."""
         sampler = cp.SMC().prepare(density)
-        begun = begin(jax.random.key(0), 4, Visits.every(top, SCHEDULE.num_levels))
-        after = lambda begun: (
-            sampler.advance(sampler.start(begun, density, top), density, 2).log_weights
-        )
-        return eqx.filter_eval_shape(after, begun)
+
+        def log_weights(run):
+            run = sampler.start(run, density, top)
+            return sampler.advance(run, density, 2).log_weights
+
+        run = begin(jax.random.key(0), 4, Visits.every(top, SCHEDULE.num_levels))
+        return eqx.filter_eval_shape(log_weights, run)
 
     for method, owner in (
         ("user_potential", type(alone.evaluator)),
@@ -234,7 +227,7 @@ def walled_product(f, g, edge):
     cp.factor("wall", allowed(x > edge))
 
 
-def test_noise_turned_round_has_the_control_in_it():
+def test_the_backward_kernel_has_the_control_in_it():
     """Points that noise would lead back to without the drift −u lose 0.9 of the
     log-evidence here, 0.2 if both factors have power 1; with one step of Heun's method
     for all of the way 0.3."""
@@ -243,9 +236,8 @@ def test_noise_turned_round_has_the_control_in_it():
     density = cp.compile(walled_product, unit, wide, jnp.asarray(0.2))
     result = run(density, chains=4000, sampler=cp.SMC(check_levels=False))
     x = np.linspace(0.2, 12.0, 10_001)
-    truth = np.log(
-        np.trapezoid((stats.norm.pdf(x) * stats.norm.pdf(x, 1.0, 1.5)) ** 2, x)
-    )
+    density_of_x = (stats.norm.pdf(x) * stats.norm.pdf(x, 1.0, 1.5)) ** 2
+    truth = np.log(np.trapezoid(density_of_x, x))
     assert abs(result.log_evidence - truth) < 0.24
     assert 0.05 < result.log_evidence_error < 0.08  # three of which are the bound
 
@@ -253,21 +245,24 @@ def test_noise_turned_round_has_the_control_in_it():
 def test_a_sharp_observation_throws_no_chain_far_off():
     """One reverse step of an independent chain, which the observation's gradient would
     take from −2 to 19."""
-    density = cp.compile(
-        measured, UNIT, lambda x: dist.Normal(x, 1e-3), jnp.float32(1.0), "tempered"
-    )
-    layout, (start, end) = Layout.of_density(density), (SCHEDULE.at(k) for k in (10, 9))
+
+    def law(x):
+        return dist.Normal(x, 1e-3)
+
+    density = cp.compile(measured, UNIT, law, jnp.float32(1.0), "tempered")
+    layout = Layout.of_density(density)
+    start = SCHEDULE.at(10)
+    end = SCHEDULE.at(9)
     v = jnp.array([-2.0]) / start.alpha
-    found = jax.jit(lambda v: layout.evaluate(density, v, 10))(v)
+    evaluation = jax.jit(lambda v: layout.evaluate(density, v, 10))(v)
     step = Step.ddpm(start.variance, end.variance)
-    thrown, _, _ = step.predict(v, found.terms.drift, found.score, jnp.ones(1), None)
-    sampler = cp.AnnealedMCMC(cp.ULA(1e-12), 1, reverse_step=FIRST_ORDER).prepare(
-        density
+    thrown, _, _ = step.predict(
+        v, evaluation.terms.drift, evaluation.score, jnp.ones(1), None
     )
-    led = visited(sampler, density, v[None], 9)
+    sampler = cp.AnnealedMCMC(cp.ULA(1e-12), 1, reverse_step=True).prepare(density)
+    after = visited(sampler, density, v[None], 9)
     assert float(end.alpha * thrown[0]) > 15
-    assert abs(float(end.alpha * led.chains.position[0, 0]) + 2) < 4 * float(
-        start.sigma
-    )  # 0.05
-    assert int(led.records.non_finite[9]) == 0
-    assert np.isfinite(led.path_weights[0])  # not so of a step that is not made
+    moved = float(end.alpha * after.chains.position[0, 0])
+    assert abs(moved + 2) < 4 * float(start.sigma)  # σ = 0.05
+    assert int(after.records.non_finite[9]) == 0
+    assert np.isfinite(after.path_weights[0])  # not so of a step that is not made

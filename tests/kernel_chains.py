@@ -1,4 +1,4 @@
-"""Runs many chains of a kernel at one level, for the tests of kernels."""
+"""Runs of many chains of a kernel at one level, for the tests of kernels."""
 
 import dataclasses
 import functools
@@ -20,11 +20,11 @@ from zscores import z_scores
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What became of chains started from exact draws: z-scores, acceptance, and how far
-    they went."""
+    """Outcome of chains that started from exact draws: z-scores, acceptance, and how
+    far they went."""
 
     values: dict[str, np.ndarray]
-    """The law's statistics, (chains, draws) each."""
+    """Statistics of the law, (chains, draws) each."""
     scores: dict[str, float]
     acceptance: float
     moved: float
@@ -32,8 +32,8 @@ class Run:
 
 
 def steps_of(kernel: Kernel, factor: float = 1.0) -> Array:
-    """What `step` takes as its step size: the kernel's own times a factor, one for each
-    block where it has any."""
+    """Return the argument ``step_size`` of `step`: the kernel's times a factor, one for
+    each block where it has any."""
     sizes = [factor * part.step_size for part in parts_of(kernel)]
     return jnp.stack(sizes) if isinstance(kernel, Gibbs) else sizes[0]
 
@@ -46,13 +46,17 @@ def driven(
     step_size: Array | float,
     evaluations: Array | int | None = None,
 ) -> tuple[KernelState, Info]:
-    """One transition of given noise, evaluation by evaluation: as many as the kernel
-    has, or ``evaluations``."""
-    last = (kernel.evaluations_per_step if evaluations is None else evaluations) - 1
-    onward = lambda i, way: kernel.advance(i, way[0], target(way[1]))
-    trajectory, position = jax.lax.fori_loop(
-        0, last, onward, kernel.begin(noise, state, step_size)
-    )
+    """Make one transition of given noise, evaluation by evaluation: as many as the
+    kernel has, or ``evaluations``."""
+    if evaluations is None:
+        evaluations = kernel.evaluations_per_step
+
+    def onward(i: Array, progress: tuple[Any, Any]) -> tuple[Any, Any]:
+        trajectory, position = progress
+        return kernel.advance(i, trajectory, target(position))
+
+    begun = kernel.begin(noise, state, step_size)
+    trajectory, position = jax.lax.fori_loop(0, evaluations - 1, onward, begun)
     return kernel.finish(trajectory, target(position))
 
 
@@ -65,8 +69,8 @@ def transitions(
     step_size: Array,
     count: int,
 ) -> tuple[KernelState, Info]:
-    """`count` transitions of chains stacked on the leading axis; Info gets the axes
-    (count, chains)."""
+    """Make `count` transitions of chains stacked on the leading axis; Info gets the
+    axes (count, chains)."""
     num_chains = jax.tree.leaves(states.position)[0].shape[0]
 
     def one(states: KernelState, key: Array) -> tuple[KernelState, Info]:
@@ -78,16 +82,15 @@ def transitions(
 
 @partial(jax.jit, static_argnums=1)
 def start(kernel: Kernel, target: Target, key: Array, positions: Any) -> KernelState:
-    """States of chains at `positions`."""
+    """Return the states of chains at `positions`."""
     num_chains = jax.tree.leaves(positions)[0].shape[0]
-    return jax.vmap(lambda k, x: kernel.init(k, x, target))(
-        jax.random.split(key, num_chains), positions
-    )
+    keys = jax.random.split(key, num_chains)
+    return jax.vmap(lambda k, x: kernel.init(k, x, target))(keys, positions)
 
 
 @functools.cache
 def _drawing(draw: Callable[[Array, int], Any]) -> Callable[[Array, int], Any]:
-    """Draws of a law, compiled once for all kernels that are tried on it."""
+    """Return a law's draws, compiled once for all kernels that are tried on it."""
     return jax.jit(draw, static_argnums=1)
 
 
@@ -95,7 +98,7 @@ def _drawing(draw: Callable[[Array, int], Any]) -> Callable[[Array, int], Any]:
 def _measuring(
     statistics: Callable[[Any], dict[str, Array]],
 ) -> Callable[[Any], dict[str, Array]]:
-    """A law's statistics of every chain, likewise."""
+    """Return a law's statistics of every chain, likewise."""
     return jax.jit(jax.vmap(statistics))
 
 
@@ -109,14 +112,14 @@ def from_exact_draws(
     num_transitions: int = 300,
     num_draws: int = 20,
 ) -> Run:
-    """Chains from exact draws of a law, looked at `num_draws` times over: does the law
-    stay, do the chains move?
+    """Return the outcome of chains from exact draws of a law, measured `num_draws`
+    times: does the law stay, do the chains move?
 
     Args:
         kernel: with a single number as its step size.
         law: the target, whose statistics are checked.
-        started_from: the law drawn from and expected, where it is not the target (a
-            known bias).
+        started_from: the stationary law, drawn from and expected, where it is not the
+            target (a known bias).
         seed: of every random number.
         num_chains, num_transitions, num_draws: num_chains·num_draws values enter each
             average.
@@ -127,24 +130,23 @@ def from_exact_draws(
     origin = _drawing(stationary.draw)(key_draw, num_chains)
     states = start(kernel, target, key_init, origin)
     measure = _measuring(law.statistics)
-    values, acceptance = [], []
+    values = []
+    acceptance = []
     for key in jax.random.split(key_run, num_draws):
         states, info = transitions(
             kernel, target, key, states, steps_of(kernel), num_transitions // num_draws
         )
         values.append(measure(states.position))
         acceptance.append(info.acceptance.mean())
-    stacked = {
-        name: np.stack([np.asarray(v[name]) for v in values], axis=1)
-        for name in values[0]
-    }
-    jumps = jax.tree.map(
-        lambda a, b: jnp.sum((a - b) ** 2) / num_chains, states.position, origin
-    )
-    moved = float(sum(jax.tree.leaves(jumps))) / (2 * stationary.spread)
+    stacked = {name: np.stack([v[name] for v in values], axis=1) for name in values[0]}
+
+    def squared_jump(a: Array, b: Array) -> Array:
+        return jnp.sum((a - b) ** 2) / num_chains
+
+    jumps = jax.tree.map(squared_jump, states.position, origin)
     return Run(
-        stacked,
-        z_scores(stacked, stationary.expected),
-        float(np.mean(acceptance)),
-        moved,
+        values=stacked,
+        scores=z_scores(stacked, stationary.expected),
+        acceptance=float(np.mean(acceptance)),
+        moved=float(sum(jax.tree.leaves(jumps))) / (2 * stationary.spread),
     )

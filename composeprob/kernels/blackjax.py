@@ -120,6 +120,8 @@ class BlackJAX(Kernel[BlackJAXState]):
             takes_step = "step_size" in _signature(algorithm)
             step_size = Adaptive() if takes_step else 1.0  # the number is never used
         self.step_size = as_step_size(step_size)
+        # Arrays and floats are leaves, so that other ones reuse compiled code; all else
+        # is part of the program.
         numeric = {k: v for k, v in parameters.items() if _is_numeric(v)}
         options = [(k, v) for k, v in parameters.items() if k not in numeric]
         self.arrays = jax.tree.map(jnp.asarray, numeric)
@@ -161,6 +163,8 @@ class BlackJAX(Kernel[BlackJAXState]):
         step_size: Float[Array, ""],
     ) -> tuple[BlackJAXState, Info]:
         algorithm = self._build(target, step_size, state.position, self.metric)
+        # A change of level, or another block of a `Gibbs`, leaves BlackJAX's cached
+        # values behind.
         before = _refreshed(state)
         inner, report = algorithm.step(key, before)
         acceptance = getattr(report, "acceptance_rate", None)
@@ -170,6 +174,7 @@ class BlackJAX(Kernel[BlackJAXState]):
                 "cannot be Adaptive",
                 fix="give a number, one step per level, or a rule of the schedule",
             )
+        # Some algorithms promote a float32 chain on the way.
         inner = jax.tree.map(lambda new, old: new.astype(old.dtype), inner, before)
         # The algorithm has accepted or rejected; here only what is not finite is.
         old = KernelState(state.position, state.evaluation)
@@ -303,6 +308,7 @@ def _check_parameters(
     takes = f"its parameters are {', '.join(known)}"
     if step_size is not None and "step_size" not in known:
         raise ConditionError(f"{name} of BlackJAX takes no step_size", fix=takes)
+    # Algorithms with **kwargs take names that their signature does not have.
     open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
     unknown = [k for k in given if k not in known]
     if unknown and not open_ended:

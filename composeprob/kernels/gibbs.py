@@ -147,6 +147,7 @@ class Gibbs(Kernel[GibbsState]):
     ) -> tuple[GibbsState, Info]:
         """Make one scan; `step_size` has one entry for each block, and so has every
         entry of the `Info`."""
+        # Reports stand in the order of the blocks, in whichever order these move.
         infos: list[Any] = [None] * len(self.kernels)
         for b in self.order:
             conditional = self._conditional(b, target, state.position)
@@ -240,6 +241,8 @@ def measures_metric(kernel: Kernel | None) -> bool:
 def replaced(module: Tree, **fields: object) -> Tree:
     """Return a kernel, or another module, with other values of some fields, which are
     neither converted nor checked again."""
+    # `dataclasses.replace` would call a kernel's __init__, whose arguments are not its
+    # fields.
     copied = copy.copy(module)
     for name, value in fields.items():
         object.__setattr__(copied, name, value)

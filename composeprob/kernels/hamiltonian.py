@@ -122,6 +122,7 @@ class Hamiltonian(Kernel[HamiltonianState]):
         """Refresh v ← γ·v + √(1−γ²)·ξ with γ the damping and ξ ~ N(0, I), which leaves
         N(0, I) invariant; then begin the leapfrog."""
         damping = match_precision(self.damping, state.position)
+        # The normals that follow ξ are for the accept test and the jitter of HMC.
         size = pytree.size(state.position)
         xi = pytree.unravel(noise[:size], state.position)
         fresh = pytree.scale(jnp.sqrt(1 - damping**2), xi)
@@ -149,11 +150,14 @@ class Hamiltonian(Kernel[HamiltonianState]):
     ) -> tuple[HamiltonianTrajectory, Position]:
         """Make the first half of a leapfrog step from a point; return the trajectory
         and the point where it leads."""
+        # v ← v + h/2·Lᵀ∇log π(x), x ← x + h·L·v; the second half kick needs the score
+        # at the new x.
         h = trajectory.step_size
         metric = in_force(self.metric)
         score = point.evaluation.score
         momentum = pytree.axpy(h / 2, metric.back(score), point.momentum)
         position = pytree.axpy(h, metric.forth(momentum), point.position)
+        # fmax passes over NaN: the kick before a step broke down is what explains it.
         kick = jnp.fmax(trajectory.greatest_kick, kick_energy(score, h, metric))
         kicked = dataclasses.replace(
             trajectory, position=position, momentum=momentum, greatest_kick=kick
@@ -347,6 +351,8 @@ class HMC(Hamiltonian):
         if trajectory.path is None:
             return self.kick_and_drift(trajectory, point)
         assert isinstance(self.log_ratio, LineIntegral)
+        # Evaluations 0 … L − 1 are the leapfrog's, those that follow are at inner nodes
+        # of the straight line.
         path = self.log_ratio.record(i, length, trajectory.path, start, point)
         trajectory = dataclasses.replace(trajectory, path=path)
         leapfrog = self.kick_and_drift(trajectory, point)
@@ -365,6 +371,7 @@ class HMC(Hamiltonian):
         log_u = log_uniform(trajectory.spare_noise[0])
         kick = trajectory.greatest_kick
         if not isinstance(self.log_ratio, LineIntegral):
+            # The leapfrog preserves volume: the ratio is that of e^−H at both ends.
             there, here = comparable(proposed, start)
             log_ratio = log_joint(there) - log_joint(here)
             return metropolis(

@@ -278,6 +278,7 @@ class Kernel(eqx.Module, Generic[State]):
         Returns:
             The next state and its `Info`.
         """
+        # All of a transition's randomness, in at least single precision.
         precision = jnp.result_type(jnp.float32, *jax.tree.leaves(state.position))
         noise = jax.random.normal(key, (self.noise_size(state.position),), precision)
         trajectory, position = self.begin(noise, state, step_size)

@@ -60,6 +60,7 @@ class Langevin(Kernel[KernelState]):
         step_size: Float[Array, ""],
     ) -> tuple[Trajectory[KernelState], Position]:
         h = match_precision(step_size, state.position)
+        # The normals that follow ξ are for the accept test of MALA.
         size = pytree.size(state.position)
         xi = pytree.unravel(noise[:size], state.position)
         position = self.propose(xi, state, h)
@@ -94,6 +95,7 @@ def log_proposal_ratio(
     is high.
     """
     h = match_precision(step_size, current.position)
+    # C⁻¹·C = I: the metric cancels in the inner product, and is left in the norms as L.
     s = current.evaluation.score
     s_new = proposed.evaluation.score
     moved = pytree.axpy(-1.0, current.position, proposed.position)
@@ -241,6 +243,8 @@ class MALA(Langevin):
         evaluation: Evaluation,
     ) -> tuple[Trajectory[KernelState], Position]:
         assert isinstance(self.log_ratio, LineIntegral)
+        # Only a line integral has evaluations after the proposal's: at inner nodes, of
+        # which `record` reads the evaluation alone.
         point = KernelState(trajectory.position, evaluation)
         path = self.log_ratio.record(i, 1, trajectory.path, trajectory.start, point)
         node = self.log_ratio.node(i + 1, path, trajectory.start)
@@ -254,6 +258,7 @@ class MALA(Langevin):
         metric = in_force(self.metric)
         proposed = KernelState(trajectory.position, evaluation)
         error = jnp.zeros(())
+        # The ratio of the targets by values, or by the integral of the score.
         if isinstance(self.log_ratio, LineIntegral):
             proposed, log_target_ratio, error = self.log_ratio.finish(
                 1, trajectory.path, start, proposed

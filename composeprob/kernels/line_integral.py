@@ -138,6 +138,7 @@ class LineIntegral:
         """Return the path of a proposal that takes ``length`` evaluations, the last one
         at its end; so far it has x alone."""
         if self.num_points is not None:
+            # x stands for x' until that is known: arrays keep their shapes.
             return Path(start, self.shares, jnp.zeros_like(self.shares))
 
         def first_node(x: Array) -> Array:
@@ -207,8 +208,11 @@ class LineIntegral:
         """
         last = length - 1 + self.extra_evaluations
         path = self.record(last, length, path, start, point)
+        # The last evaluation is at x' along a trajectory, but at an inner node of a
+        # straight line, whose end was kept.
         proposed = point if path.end is None else path.end
         log_ratio, error = self.along(path.positions, path.scores)
+        # The integral is over the score of unknown terms; the others have values.
         there = proposed.evaluation
         here = start.evaluation
         if there.closed_form is not None and here.closed_form is not None:
@@ -238,6 +242,7 @@ class LineIntegral:
             coarse = integral(_thinned(positions, stride), _thinned(scores, stride))
             error = jnp.abs(fine - coarse) / (stride**order - 1)
         elif self.rule == "simpson":
+            # Two intervals are too few for a coarser Simpson's rule.
             error = jnp.abs(fine - trapezoid(positions, scores))
         return jnp.where(jnp.isfinite(fine), fine, jnp.nan), error
 

@@ -121,6 +121,8 @@ class Adaptive(eqx.Module):
         """
         if self.initial is not None:
             return self
+        # Optimal scaling in units of the width σ/√P: a length ℓ·d^−(1/6) for Langevin,
+        # whose step is its square, and ℓ·d^−(1/4) for HMC.
         exponent = kernel.scale_exponent
         length, decay = tuning.STEP_SIZE.lengths.get(exponent, (math.inf, 0.0))
         optimum = (length * size**-decay / math.sqrt(power)) ** exponent
@@ -146,6 +148,8 @@ def as_step_size(value: object) -> StepSize:
     """Return a user's step size in one of three forms."""
     if isinstance(value, Adaptive | Rule):
         return value
+    # A class, such as `Adaptive` without its parentheses, is callable too: refused
+    # below.
     if callable(value) and not isinstance(value, type):
         return Rule(value)
     return as_numbers(
@@ -181,6 +185,7 @@ def _by_rule(rule: Rule, schedule: Schedule, name: str) -> Float[Array, " levels
     """Return the step sizes by the rule of the kernel of this ``name``."""
     what = f"the step-size rule of {name}"
     try:
+        # A user's code: an error in it is reported as one of the rule.
         given = rule.function(schedule)
     except (AttributeError, TypeError) as error:
         raise WrongTypeError(
@@ -237,6 +242,7 @@ def mean_acceptance(
         total: adds up integers over all chains, those of other devices too.
         num_chains: N over all devices, n if left out.
     """
+    # Sums of integers are exact, so that any number of devices has the same bits.
     unit = tuning.STEP_SIZE.acceptance_units
     units = total(jnp.round(acceptance * unit).astype(jnp.int32))
     whole = unit * (num_chains or acceptance.shape[0])

@@ -1,7 +1,7 @@
 """Line integrals of the score, in double precision: value, order, symmetry, and the
 error that they report.
 
-And what MALA and HMC make of densities that offer their score only."""
+And accept tests of MALA and HMC for densities that offer only their score."""
 
 from functools import partial
 
@@ -31,28 +31,29 @@ def state(x, target=TARGET):
 
 
 def straight(line, x, y, target=TARGET):
-    """log π(y) − log π(x) along the straight line, and its error, evaluation by
+    """Return log π(y) − log π(x) along the straight line, and its error, evaluation by
     evaluation."""
-    start, end = state(x, target), state(y, target)
-    path, last = line.begin(start, 1), line.extra_evaluations
+    start = state(x, target)
+    end = state(y, target)
+    last = line.extra_evaluations
 
     def onward(i, carry):
         path, point = carry
         path = line.record(i, 1, path, start, point)
         return path, state(line.node(i + 1, path, start), target)
 
-    path, point = jax.lax.fori_loop(0, last, onward, (path, end))
+    path, point = jax.lax.fori_loop(0, last, onward, (line.begin(start, 1), end))
     return line.finish(1, path, start, point)[1:]
 
 
 def along_trajectory(rule, x, v, target, h, num_leapfrog):
-    """The end of a trajectory of HMC whose momentum is ``v``, and the integral along it
-    with its error."""
+    """Return the end of a trajectory of HMC whose momentum is ``v``, and the integral
+    along it with its error."""
     kernel = HMC(0.1, num_leapfrog, damping=0.0, log_ratio=LineIntegral(None, rule))
     begin = HamiltonianState(x, target(x), v)
-    noise = jnp.append(
-        jax.flatten_util.ravel_pytree(v)[0], jnp.array([-8.0, 0.0])
-    )  # log U = −35: it is accepted
+    momentum = jax.flatten_util.ravel_pytree(v)[0]
+    # log U = −35: it is accepted.
+    noise = jnp.append(momentum, jnp.array([-8.0, 0.0]))
     end, info = driven(kernel, noise, begin, target, h)
     return end, (-info.log_reversal, info.quadrature_error)
 
@@ -68,22 +69,26 @@ def of_a_line(rule, refine, x, v):
 
 
 def of_a_trajectory(rule, refine, x, v):
-    end, (found, _) = along_trajectory(rule, x, v, TARGET, 0.2 / refine, 6 * refine)
-    return found - true_ratio(x, end.position)
+    end, (log_ratio, _) = along_trajectory(rule, x, v, TARGET, 0.2 / refine, 6 * refine)
+    return log_ratio - true_ratio(x, end.position)
+
+
+def points_and_momenta(count):
+    """Return draws of the law and of momenta, in double precision if that is on."""
+    x = LAW.draw(jax.random.key(0), count).astype(float)
+    return x, jax.random.normal(jax.random.key(1), x.shape)
 
 
 @pytest.mark.parametrize("error", [of_a_line, of_a_trajectory])
 @pytest.mark.parametrize(("rule", "expected"), [("trapezoid", 2), ("simpson", 4)])
 def test_the_error_has_the_order_of_its_rule(error, rule, expected):
-    refinements, errors = np.array([1, 2, 4, 8]), []
+    refinements = np.array([1, 2, 4, 8])
+    errors = []
     with jax.enable_x64(True):
-        x, v = (
-            LAW.draw(jax.random.key(0), 100).astype(float),
-            jax.random.normal(jax.random.key(1), (100, 2)),
-        )
+        x, v = points_and_momenta(100)
         for refine in refinements:
-            found = jax.jit(jax.vmap(partial(error, rule, int(refine))))(x, v)
-            errors.append(float(jnp.sqrt(jnp.mean(found**2))))
+            differences = jax.jit(jax.vmap(partial(error, rule, int(refine))))(x, v)
+            errors.append(float(jnp.sqrt(jnp.mean(differences**2))))
     order = -np.polyfit(np.log(refinements), np.log(errors), 1)[0]
     assert abs(order - expected) < 0.1 * expected, errors
 
@@ -98,58 +103,47 @@ LENGTHS = [
 
 @pytest.mark.parametrize(("points", "rule"), LENGTHS)
 def test_the_reported_error_is_the_error(points, rule):
-    """Where moves are small beside the curvature of the target, as those are that get
-    accepted."""
+    """Moves are small beside the curvature of the target, as accepted ones are."""
     with jax.enable_x64(True):
-        x = LAW.draw(jax.random.key(0), 200).astype(float)
-        y = x + 0.3 * jax.random.normal(jax.random.key(1), x.shape)
+        x, v = points_and_momenta(200)
+        y = x + 0.3 * v
         line = LineIntegral(points, rule)
-        found, estimate = jax.jit(jax.vmap(partial(straight, line)))(x, y)
-        error = np.abs(found - jax.vmap(true_ratio)(x, y))
-        found, estimate = np.asarray(found), np.asarray(estimate)
+        log_ratio, estimate = jax.jit(jax.vmap(partial(straight, line)))(x, y)
+        error = np.abs(log_ratio - jax.vmap(true_ratio)(x, y))
+        estimate = np.asarray(estimate)
     assert np.median(estimate) == pytest.approx(np.median(error), rel=0.15)
     assert np.mean(estimate) == pytest.approx(np.mean(error), rel=0.15)
 
 
 def test_the_coarse_rule():
-    assert [coarse_stride("trapezoid", n) for n in (1, 2, 3, 4, 9, 35)] == [
-        None,
-        2,
-        3,
-        2,
-        3,
-        5,
-    ]
-    assert [coarse_stride("simpson", n) for n in (2, 4, 6, 8, 10, 18)] == [
-        None,
-        2,
-        3,
-        2,
-        5,
-        3,
-    ]
+    trapezoid = {1: None, 2: 2, 3: 3, 4: 2, 9: 3, 35: 5}
+    assert {n: coarse_stride("trapezoid", n) for n in trapezoid} == trapezoid
+    simpson = {2: None, 4: 2, 6: 3, 8: 2, 10: 5, 18: 3}
+    assert {n: coarse_stride("simpson", n) for n in simpson} == simpson
 
 
 def test_errors_that_cannot_be_estimated():
     with jax.enable_x64(True):
         x, y = LAW.draw(jax.random.key(0), 2).astype(float)
         lines = LineIntegral(2), LineIntegral(3, "simpson"), LineIntegral(3)
-        each = jax.jit(lambda a, b: [straight(line, a, b) for line in lines])
-        (_, none), (found, estimate), (trapezoid, _) = each(x, y)
+        integrals = jax.jit(lambda a, b: [straight(line, a, b) for line in lines])
+        (_, none), (simpson, estimate), (trapezoid, _) = integrals(x, y)
         assert np.isnan(none)
-        np.testing.assert_allclose(estimate, abs(found - trapezoid), rtol=1e-10)
+        np.testing.assert_allclose(estimate, abs(simpson - trapezoid), rtol=1e-10)
 
 
 def along_a_line(points, rule, x, v):
-    line, y = LineIntegral(points, rule), x + 0.5 * v
+    line = LineIntegral(points, rule)
+    y = x + 0.5 * v
     return straight(line, x, y), straight(line, y, x)
 
 
 def along_a_reversed_trajectory(points, rule, x, v):
     end, there = along_trajectory(rule, x, v, TARGET, 0.3, points - 1)
-    return there, along_trajectory(
+    _, back = along_trajectory(
         rule, end.position, -end.momentum, TARGET, 0.3, points - 1
-    )[1]
+    )
+    return there, back
 
 
 @pytest.mark.parametrize(
@@ -159,52 +153,53 @@ def along_a_reversed_trajectory(points, rule, x, v):
 @pytest.mark.parametrize("points", [5, slow(3), slow(9)])
 def test_antisymmetric(path, tolerance, points, rule):
     with jax.enable_x64(True):
-        x, v = (
-            LAW.draw(jax.random.key(0), 50).astype(float),
-            jax.random.normal(jax.random.key(1), (50, 2)),
-        )
+        x, v = points_and_momenta(50)
         there, back = jax.jit(jax.vmap(partial(path, points, rule)))(x, v)
     assert np.abs(there[0]).max() > 1
     np.testing.assert_allclose(there[0], -back[0], atol=tolerance)
     np.testing.assert_allclose(there[1], back[1], atol=tolerance)
 
 
+def power(exponent):
+    """Return a target whose log-density is −Σ xᵖ/p over the leaves of a pytree."""
+
+    def log_density(position):
+        sums = [jnp.sum(leaf**exponent) for leaf in jax.tree.leaves(position)]
+        return -sum(sums) / exponent
+
+    return evaluate(log_density)
+
+
 def test_exact_where_it_must_be():
     """The trapezoid on linear scores, Simpson's rule on cubic ones, on pytrees, and
     along bent trajectories."""
-    gaussian = evaluate(
-        lambda p: -0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p))
-    )
-    quartic = evaluate(
-        lambda p: -0.25 * sum(jnp.sum(leaf**4) for leaf in jax.tree.leaves(p))
-    )
+    gaussian = power(2)
+    quartic = power(4)
+
+    def position(seed):
+        draws = nested().draw(jax.random.key(seed), 1)
+        return jax.tree.map(lambda leaf: leaf[0].astype(float), draws)
+
+    @jax.jit
+    def estimates_and_truths(x, y):
+        def difference(target, end):
+            return target(end).log_density - target(x).log_density
+
+        pairs = []
+        for target, line in (
+            (gaussian, LineIntegral(2)),
+            (quartic, LineIntegral(3, "simpson")),
+        ):
+            log_ratio, _ = straight(line, x, y, target)
+            pairs.append((log_ratio, difference(target, y)))
+        for rule in RULES:
+            end, (log_ratio, _) = along_trajectory(rule, x, y, gaussian, 0.4, 4)
+            pairs.append((log_ratio, difference(gaussian, end.position)))
+        return pairs
+
     with jax.enable_x64(True):
-        x, y = (
-            jax.tree.map(
-                lambda a: a[0].astype(float), nested().draw(jax.random.key(k), 1)
-            )
-            for k in (0, 1)
-        )
-
-        @jax.jit
-        def found_and_true(x, y):
-            difference = lambda target, end: (
-                target(end).log_density - target(x).log_density
-            )
-            pairs = [
-                (straight(line, x, y, target)[0], difference(target, y))
-                for target, line in (
-                    (gaussian, LineIntegral(2)),
-                    (quartic, LineIntegral(3, "simpson")),
-                )
-            ]
-            for rule in RULES:
-                end, (found, _) = along_trajectory(rule, x, y, gaussian, 0.4, 4)
-                pairs.append((found, difference(gaussian, end.position)))
-            return pairs
-
-        for found, true in found_and_true(x, y):
-            np.testing.assert_allclose(found, true, rtol=1e-12)
+        for estimate, true in estimates_and_truths(position(0), position(1)):
+            np.testing.assert_allclose(estimate, true, rtol=1e-12)
 
 
 # ── accept tests by scores alone ──────────────────────────────────────────────────────
@@ -229,8 +224,8 @@ def test_the_reversal_is_the_estimate():
 
 
 def hole(x):
-    """A standard normal whose score breaks inside (0.4, 0.6) and (−0.6, −0.4): NaN
-    there, infinite here."""
+    """Return the evaluation of a standard normal whose score is NaN inside (0.4, 0.6)
+    and infinite inside (−0.6, −0.4)."""
     score = jnp.select(
         [jnp.abs(x - 0.5) < 0.1, jnp.abs(x + 0.5) < 0.1], [jnp.nan, jnp.inf], -x
     )
@@ -238,38 +233,36 @@ def hole(x):
 
 
 def test_a_path_over_a_broken_place_is_not_taken():
-    over = lambda points: jax.jit(
-        lambda a, b: straight(LineIntegral(points), a, b, hole)[0]
-    )
-    three, five = over(3), over(5)
+    def log_ratio(points):
+        line = LineIntegral(points)
+        return jax.jit(lambda a, b: straight(line, a, b, hole)[0])
+
+    three = log_ratio(3)
+    five = log_ratio(5)
     assert np.isnan(five(-1.0, 1.0))  # nodes at ±0.5
     assert np.isfinite(three(-1.0, 1.0))  # a node at 0 only
-    assert np.isnan(
-        three(-1.0, 0.0)
-    )  # an infinite score does not make a move infinitely good
+    # An infinite score does not make a move infinitely good.
+    assert np.isnan(three(-1.0, 0.0))
 
 
 def test_kernels_show_a_line_integral_and_only_that():
     assert repr(MALA(0.1)) == "MALA(step_size=0.1)"
-    shown = repr(HMC(0.1, log_ratio=LineIntegral(None)))
-    assert (
-        "log_ratio=LineIntegral(num_points=None, rule='trapezoid', tolerance=inf)"
-        in shown
-    )
+    line = "LineIntegral(num_points=None, rule='trapezoid', tolerance=inf)"
+    assert f"log_ratio={line}" in repr(HMC(0.1, log_ratio=LineIntegral(None)))
 
 
-SHARE, CENTRES, WIDTHS = (
-    np.array([0.6, 0.4]),
-    np.array([-1.0, 2.0]),
-    np.array([1.0, 0.5]),
-)
-UNEVEN = score_only(
-    evaluate(
-        lambda x: jax.nn.logsumexp(
-            jnp.log(SHARE / WIDTHS) - 0.5 * ((x - CENTRES) / WIDTHS) ** 2
-        )
-    )
-)
+SHARE = np.array([0.6, 0.4])
+CENTRES = np.array([-1.0, 2.0])
+WIDTHS = np.array([1.0, 0.5])
+
+
+def uneven(x):
+    """Return the log-density of a wide and a narrow mode, up to a constant."""
+    squares = ((x - CENTRES) / WIDTHS) ** 2
+    return jax.nn.logsumexp(jnp.log(SHARE / WIDTHS) - 0.5 * squares)
+
+
+UNEVEN = score_only(evaluate(uneven))
 
 
 @pytest.mark.parametrize(
@@ -284,31 +277,29 @@ def test_steps_from_mode_to_mode(line, keeps):
     """Exact draws of a wide and a narrow mode, moved 30 times by steps as long as their
     distance: the share beyond ½ stays. Three nodes are too few, the negative
     control."""
-    n, rng = 40_000, np.random.default_rng(0)
-    which = rng.choice(2, n, p=SHARE)
-    x = jnp.asarray(
-        CENTRES[which] + WIDTHS[which] * rng.standard_normal(n), jnp.float32
-    )
+    n = 40_000
+    rng = np.random.default_rng(0)
+    mode = rng.choice(2, n, p=SHARE)
+    draws = CENTRES[mode] + WIDTHS[mode] * rng.standard_normal(n)
+    x = jnp.asarray(draws, jnp.float32)
     share = SHARE @ norm.sf((0.5 - CENTRES) / WIDTHS)
     kernel = MALA(1.0, log_ratio=line)
     begun = start(kernel, UNEVEN, jax.random.key(0), x)
     states, _ = transitions(
         kernel, UNEVEN, jax.random.key(1), begun, kernel.step_size, 30
     )
-    found = np.asarray(states.position) > 0.5
-    assert np.mean(found != (np.asarray(x) > 0.5)) > 0.3  # they move
-    away = abs(found.mean() - share) / np.sqrt(share * (1 - share) / n)
-    assert away < 4 if keeps else away > 10
+    beyond = np.asarray(states.position) > 0.5
+    assert np.mean(beyond != (np.asarray(x) > 0.5)) > 0.3  # they move
+    z = abs(beyond.mean() - share) / np.sqrt(share * (1 - share) / n)
+    assert z < 4 if keeps else z > 10
 
 
 def test_a_step_recorded_by_a_run():
     """The mean over accepted moves at each level, zero for an exact kernel; in the
     summary where it was used."""
     density = cp.compile(single, normal([0.0, 0.0], schedule=cp.Schedule.log_snr(12)))
-    for kernel, largest in (
-        (MALA(), 0.0),
-        (MALA(log_ratio=LineIntegral(3)), 1e-5),
-    ):  # of a linear score
+    by_score = MALA(log_ratio=LineIntegral(3))  # of a linear score: exact but rounding
+    for kernel, largest in ((MALA(), 0.0), (by_score, 1e-5)):
         result = run(density, sampler=cp.AnnealedMCMC(kernel, 1))
         errors = result.levels["quadrature_error"]
         assert np.all((errors >= 0) & (errors <= largest))

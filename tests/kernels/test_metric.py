@@ -1,5 +1,5 @@
-"""Metrics: the same chain in other coordinates, and what is estimated of a cloud of
-chains."""
+"""Metrics: the same chain in other coordinates, and metrics measured from the moves of
+many chains."""
 
 import dataclasses
 
@@ -24,28 +24,38 @@ VARIANCES = {name: sd**2 for name, sd in SDS.items()}
 
 
 def log_density(position):
-    return sum(
-        jnp.sum(jax.scipy.stats.norm.logpdf(position[name], scale=sd))
+    logs = {
+        name: jax.scipy.stats.norm.logpdf(position[name], scale=sd)
         for name, sd in SDS.items()
-    )
+    }
+    return jnp.sum(logs["thin"]) + jnp.sum(logs["wide"])
+
+
+def draws(key, n):
+    thin, wide = jax.random.split(key)
+    return {
+        "thin": SDS["thin"] * jax.random.normal(thin, (n, 3)),
+        "wide": SDS["wide"] * jax.random.normal(wide, (n, 3)),
+    }
 
 
 def statistics(position):
-    units = {name: position[name] / sd for name, sd in SDS.items()}
-    values = {name: jnp.mean(u) for name, u in units.items()} | {
-        f"{n}²": jnp.mean(u**2) for n, u in units.items()
+    thin = position["thin"] / SDS["thin"]
+    wide = position["wide"] / SDS["wide"]
+    return {
+        "thin": jnp.mean(thin),
+        "wide": jnp.mean(wide),
+        "thin²": jnp.mean(thin**2),
+        "wide²": jnp.mean(wide**2),
+        "both": jnp.mean(thin * wide),
     }
-    return values | {"both": jnp.mean(units["thin"] * units["wide"])}
 
 
 EXPECTED = {"thin": 0.0, "wide": 0.0, "thin²": 1.0, "wide²": 1.0, "both": 0.0}
 LAW = Law(
     "two widths",
     log_density,
-    lambda key, n: {
-        name: sd * jax.random.normal(k, (n, 3))
-        for k, (name, sd) in zip(jax.random.split(key), SDS.items(), strict=True)
-    },
+    draws,
     statistics,
     EXPECTED,
     3 * sum(sd**2 for sd in SDS.values()),
@@ -70,15 +80,9 @@ def test_widths_of_a_hundredth_and_a_hundred(kernel):
 def test_without_a_metric_the_thin_site_holds_up_the_wide_one():
     """The negative control: one step for both either hardly moves the wide site or is
     always rejected."""
-    for h, check in (
-        (0.5 * 0.01**2, lambda run: run.moved < 1e-4),
-        (0.5, lambda run: run.acceptance < 1e-3),
-    ):
-        assert check(
-            from_exact_draws(
-                MALA(h), LAW, num_chains=500, num_transitions=20, num_draws=2
-            )
-        )
+    quick = {"num_chains": 500, "num_transitions": 20, "num_draws": 2}
+    assert from_exact_draws(MALA(0.5 * 0.01**2), LAW, **quick).moved < 1e-4
+    assert from_exact_draws(MALA(0.5), LAW, **quick).acceptance < 1e-3
 
 
 MIXED = np.array([[1.0, 0.7, 0.2], [0.7, 0.8, -0.1], [0.2, -0.1, 0.5]])
@@ -99,60 +103,54 @@ BY_SITE = {"a": jnp.array([0.25, 4.0]), "b": 9.0}
 )
 @pytest.mark.parametrize("metric", [MIXED, BY_SITE], ids=["matrix", "by site"])
 def test_it_is_the_kernel_on_the_density_of_other_coordinates(kernel, metric):
-    """Number for number: acceptance, moves, and how likely they are reversed."""
-    plain = kernel
+    """Number for number: acceptance, moves, and log-ratios of their reversals."""
+    euclidean = kernel
     kernel = dataclasses.replace(kernel, metric=metric)
-    names = {"a": jnp.zeros(2), "b": jnp.zeros(())}
-    units = [
-        {"a": jnp.asarray(e[:2]), "b": jnp.asarray(e[2])}
-        for e in np.eye(3, dtype=np.float32)
-    ]
-    root = np.stack(
-        [
-            np.concatenate([e["a"], e["b"][None]])
-            for e in map(kernel.metric.forth, units)
-        ],
-        axis=1,
-    )
-    found = kernel.metric.inverse_mass_matrix(names)
-    assert (found if found.ndim == 2 else jnp.diag(found)) == pytest.approx(
-        root @ root.T, rel=1e-5, abs=1e-6
-    )
+    root = root_of(kernel.metric)
+    matrix = kernel.metric.inverse_mass_matrix({"a": jnp.zeros(2), "b": jnp.zeros(())})
+    if matrix.ndim == 1:
+        matrix = jnp.diag(matrix)
+    assert matrix == pytest.approx(root @ root.T, rel=1e-5, abs=1e-6)
+
+    # The density of u = L⁻¹x, and that of x.
     law = two_modes(3, sds=(0.8, 0.7))
+    inverse = jnp.asarray(np.linalg.inv(root))
 
     def of_x(position):
-        return law.log_density(
-            jnp.asarray(np.linalg.inv(root)) @ jnp.append(position["a"], position["b"])
-        )
+        return law.log_density(inverse @ jnp.append(position["a"], position["b"]))
 
     u = law.draw(jax.random.key(0), 500)
     x = u @ root.T
-    ends = []
-    for k, log_density, positions in (
-        (plain, law.log_density, u),
-        (kernel, of_x, {"a": x[:, :2], "b": x[:, 2]}),
-    ):
-        target = evaluate(log_density)
-        states = start(k, target, jax.random.key(1), positions)
-        ends.append(transitions(k, target, jax.random.key(2), states, steps_of(k), 10))
-    (states, info), (others, other_info) = ends
-    found = np.concatenate(
-        [others.position["a"], others.position["b"][:, None]], axis=1
-    )
-    close = np.isclose(found, states.position @ root.T, rtol=1e-3, atol=1e-3).all(1)
+    states, info = ten_transitions(euclidean, law.log_density, u)
+    others, other_info = ten_transitions(kernel, of_x, {"a": x[:, :2], "b": x[:, 2]})
+    moved = np.concatenate([others.position["a"], others.position["b"][:, None]], 1)
+    close = np.isclose(moved, states.position @ root.T, rtol=1e-3, atol=1e-3).all(1)
     assert close.mean() > 0.99  # rounding turns an accept test now and then
     np.testing.assert_allclose(other_info.acceptance[0], info.acceptance[0], atol=2e-3)
     np.testing.assert_allclose(
         other_info.log_reversal[0][close], info.log_reversal[0][close], atol=5e-3
     )
-    assert kernel.evaluations_per_step == plain.evaluations_per_step
+    assert kernel.evaluations_per_step == euclidean.evaluations_per_step
+
+
+def root_of(metric):
+    """Return L of a metric over the sites a, (2,), and b, (), as a matrix."""
+    columns = []
+    for unit in np.eye(3, dtype=np.float32):
+        image = metric.forth({"a": jnp.asarray(unit[:2]), "b": jnp.asarray(unit[2])})
+        columns.append(np.append(image["a"], image["b"]))
+    return np.stack(columns, axis=1)
+
+
+def ten_transitions(kernel, log_density, positions):
+    target = evaluate(log_density)
+    states = start(kernel, target, jax.random.key(1), positions)
+    return transitions(kernel, target, jax.random.key(2), states, steps_of(kernel), 10)
 
 
 def test_a_kernel_shows_its_metric_and_only_that():
-    assert (
-        repr(MALA(0.5, metric={"a": jnp.array([0.01, 100.0])}))
-        == "MALA(step_size=0.5, metric={'a': array(2,)})"
-    )
+    shown = repr(MALA(0.5, metric={"a": jnp.array([0.01, 100.0])}))
+    assert shown == "MALA(step_size=0.5, metric={'a': array(2,)})"
     assert repr(MALA(0.5)) == "MALA(step_size=0.5)"
 
 
@@ -166,26 +164,28 @@ PRECISION = jnp.asarray(np.linalg.inv(COVARIANCE))
 
 @jax.jit
 def measured_again(metric, noise, slope):
-    """The metric after moves along ``noise``, which had the scores x·``slope``."""
+    """Return the metric after moves along ``noise`` with the scores x·``slope``."""
     scale = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), LIKE)
-    unflatten = jax.flatten_util.ravel_pytree(LIKE)[1]
-    moved = jax.vmap(
-        lambda row: jax.flatten_util.ravel_pytree(metric.forth(unflatten(row)))[0]
-    )(noise)
+    _, unflatten = jax.flatten_util.ravel_pytree(LIKE)
+
+    def move(row):
+        return jax.flatten_util.ravel_pytree(metric.forth(unflatten(row)))[0]
+
+    moved = jax.vmap(move)(noise)
     return measured(metric, scale, moved, moved @ slope)
 
 
-def widths_found(kind, noise, slope, covariance, times=1):
-    """Eigenvalues of s²·C·Σ⁻¹, all 1 where C is the covariance, after so many moves of
-    all chains."""
+def relative_widths(kind, noise, slope, covariance, times=1):
+    """Return the eigenvalues of s²·C·Σ⁻¹, all 1 where C is the covariance, after so
+    many moves of all chains."""
     metric = Estimated(kind).unmeasured(LIKE, 200)
     for _ in range(times):
         metric = measured_again(metric, noise, slope)
     matrix = 0.1**2 * np.asarray(metric.inverse_mass_matrix(LIKE), float)
+    if matrix.ndim == 1:
+        matrix = np.diag(matrix)
     whiten = np.linalg.inv(np.linalg.cholesky(covariance))
-    return np.linalg.eigvalsh(
-        whiten @ (matrix if matrix.ndim == 2 else np.diag(matrix)) @ whiten.T
-    )
+    return np.linalg.eigvalsh(whiten @ matrix @ whiten.T)
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "full"])
@@ -193,11 +193,11 @@ def test_moves_tell_the_covariance_of_a_gaussian_wherever_they_start(kind):
     """Moves of any length, some of them not made and one not finite."""
     moved = 0.01 * jax.random.normal(jax.random.key(0), (200, 10))
     moved = jnp.where(jnp.arange(200)[:, None] % 3 == 0, 0.0, moved).at[1].set(jnp.nan)
-    found = widths_found(kind, moved, -PRECISION, COVARIANCE, times=5)
-    if kind == "diagonal":  # does not see how coordinates hang together
-        assert found[-1] / found[0] > 300
+    widths = relative_widths(kind, moved, -PRECISION, COVARIANCE, times=5)
+    if kind == "diagonal":  # does not see correlations
+        assert widths[-1] / widths[0] > 300
     else:
-        np.testing.assert_allclose(found, 1.0, atol=0.35)
+        np.testing.assert_allclose(widths, 1.0, atol=0.35)
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "full"])
@@ -207,23 +207,27 @@ def test_few_moves_and_none_give_a_metric_all_the_same(kind):
     one_still = moved.at[:, 0].set(0.0)
     for steps in (of_three, one_still, 0 * moved):
         for slope in (-PRECISION, 0 * PRECISION, PRECISION):
-            values = widths_found(kind, steps, slope, COVARIANCE)
-            assert np.all(np.isfinite(values))
-            assert np.all(values > 0)
-    known = widths_found(kind, 0 * moved, jnp.eye(10), 0.01 * np.eye(10))
-    np.testing.assert_allclose(known, 1.0, rtol=1e-5)
+            widths = relative_widths(kind, steps, slope, COVARIANCE)
+            assert np.all(np.isfinite(widths))
+            assert np.all(widths > 0)
+    widths = relative_widths(kind, 0 * moved, jnp.eye(10), 0.01 * np.eye(10))
+    np.testing.assert_allclose(widths, 1.0, rtol=1e-5)
 
 
-def test_what_auto_is_and_shares_of_weights_add_up_to_one():
-    def kind_of(word, size, num_chains):
-        metric = Estimated(word).unmeasured({"x": jnp.zeros(size)}, num_chains)
-        return (
-            "none" if metric is None else "diagonal" if metric.dense is None else "full"
-        )
+def kind_of(word, size, num_chains):
+    """Return the kind of metric that is measured of so many numbers and chains."""
+    metric = Estimated(word).unmeasured({"x": jnp.zeros(size)}, num_chains)
+    if metric is None:
+        return "none"
+    return "diagonal" if metric.dense is None else "full"
 
-    assert [kind_of("auto", *case) for case in ((10, 100), (10, 99), (10, 49), (65, 10**4), (10**6, 100))] == [
-        "full", "diagonal", "none", "diagonal", "none",
-    ]  # fmt: skip
+
+def test_the_automatic_kind_and_shares_of_weights_add_up_to_one():
+    assert kind_of("auto", 10, 100) == "full"
+    assert kind_of("auto", 10, 99) == "diagonal"
+    assert kind_of("auto", 10, 49) == "none"
+    assert kind_of("auto", 65, 10**4) == "diagonal"
+    assert kind_of("auto", 10**6, 100) == "none"
     assert kind_of("full", 10, 2) == "full"
     found = normalised_weights(jnp.log(jnp.array([1.0, 3.0, 0.0])))
     np.testing.assert_allclose(found, [0.25, 0.75, 0.0], rtol=1e-6)
@@ -255,14 +259,20 @@ def test_one_kernel_moves_latents_and_noised_sites_of_other_widths(kernel):
         "w": result["wide"][:, -1],
     }
     law = np.array([[0.05**2, 0.0], [0.0, 900.0]])
-    gain = law.sum(1) / (law.sum() + 0.25)
-    mean, covariance = gain * 1.0, law - np.outer(gain, law.sum(0))
-    values = last | {f"{name}²": v**2 for name, v in last.items()}
-    expected = {"x0": mean[0] / 0.05, "x1": 0.0, "w": mean[1], "x0²": (covariance[0, 0] + mean[0] ** 2) / 0.05**2,
-                "x1²": 1.0, "w²": covariance[1, 1] + mean[1] ** 2}  # fmt: skip
-    assert_agrees(
-        z_scores({name: np.asarray(v) for name, v in values.items()}, expected)
-    )
+    # Kalman's update by the sum, measured as 1.
+    mean = law.sum(1) / (law.sum() + 0.25)
+    covariance = law - np.outer(mean, law.sum(0))
+    values = {name: np.asarray(v) for name, v in last.items()}
+    values |= {f"{name}²": v**2 for name, v in values.items()}
+    expected = {
+        "x0": mean[0] / 0.05,
+        "x1": 0.0,
+        "w": mean[1],
+        "x0²": (covariance[0, 0] + mean[0] ** 2) / 0.05**2,
+        "x1²": 1.0,
+        "w²": covariance[1, 1] + mean[1] ** 2,
+    }
+    assert_agrees(z_scores(values, expected))
     assert abs(result.acceptance[0] - kernel.optimal_acceptance) < 0.1
 
 
@@ -280,9 +290,9 @@ def test_smc_measures_its_metric():
 @pytest.mark.slow
 def test_smc_measures_no_metric_where_chains_are_few():
     density = cp.compile(single, normal(jnp.zeros(2), jnp.array([1.0, 0.02]), SHORT))
-    samplers = (
-        cp.SMC(cp.MALA(metric=name), check_levels=False) for name in ("auto", "none")
-    )
-    np.testing.assert_array_equal(
-        *(run(density, chains=16, sampler=sampler)["x"] for sampler in samplers)
-    )
+
+    def samples(metric):
+        sampler = cp.SMC(cp.MALA(metric=metric), check_levels=False)
+        return run(density, chains=16, sampler=sampler)["x"]
+
+    np.testing.assert_array_equal(samples("auto"), samples("none"))

@@ -21,7 +21,8 @@ class WrongRatioMALA(MALA):
     """Accepts by the ratio that a mutant states."""
 
     def finish(self, trajectory, evaluation):
-        state, new = trajectory.start, KernelState(trajectory.position, evaluation)
+        state = trajectory.start
+        new = KernelState(trajectory.position, evaluation)
         log_ratio = self.wrong_ratio(state, new, trajectory.step_size)
         return metropolis(log_ndtr(trajectory.spare_noise[0]), log_ratio, new, state)
 
@@ -38,17 +39,14 @@ class NoHastingsMALA(WrongRatioMALA):
 
 
 class WrongVarianceMALA(WrongRatioMALA):
-    """The proposal's variance 2h taken for h² in the ratio: 2·ss² where 4·ss
+    """The proposal's variance 2h taken for h² in the ratio: squares over 2·h² where 4·h
     belongs."""
 
     def wrong_ratio(self, state, new, h):
-        x, s, y, t = (
-            state.position,
-            state.evaluation.score,
-            new.position,
-            new.evaluation.score,
-        )
-        forth, back = jnp.sum((y - x - h * s) ** 2), jnp.sum((x - y - h * t) ** 2)
+        x = state.position
+        y = new.position
+        forth = jnp.sum((y - x - h * state.evaluation.score) ** 2)
+        back = jnp.sum((x - y - h * new.evaluation.score) ** 2)
         return target_ratio(state, new) + (forth - back) / (2 * h**2)
 
 
@@ -85,9 +83,8 @@ class DoubledNoiseMALA(MALA):
     """Noise of 2h where √(2h) belongs."""
 
     def propose(self, noise, state, step_size):
-        return (
-            state.position + step_size * state.evaluation.score + 2 * step_size * noise
-        )
+        drift = step_size * state.evaluation.score
+        return state.position + drift + 2 * step_size * noise
 
 
 class SharedNoiseHMC(HMC):
@@ -116,8 +113,8 @@ LAW = two_modes(2)
 
 
 def check(kernel):
-    """The check of test_invariance.py, shorter: still enough to find every mutant by a
-    wide margin."""
+    """Make the check of test_invariance.py, shorter: still enough to find every mutant
+    by a wide margin."""
     return from_exact_draws(
         kernel, LAW, num_chains=5_000, num_transitions=40, num_draws=10
     )
@@ -131,10 +128,10 @@ rejected."""
 
 @pytest.mark.parametrize("kernel", REAL, ids=repr)
 def test_the_real_kernels_pass(kernel):
-    found = check(kernel)
-    assert_agrees(found.scores)
-    assert found.moved > 0.3
-    assert 0.3 < found.acceptance < 0.95
+    run = check(kernel)
+    assert_agrees(run.scores)
+    assert run.moved > 0.3
+    assert 0.3 < run.acceptance < 0.95
 
 
 MALAS = (
@@ -172,12 +169,10 @@ def test_hmc_without_momentum_flip_fails(monkeypatch):
 
 
 def relevelled(kernel):
-    """z-scores after chains that are exact draws of a level arrive from a wider one and
-    make a few transitions."""
-    wide, narrow = (
-        evaluate(two_modes(2, sds=(0.9, 0.8)).log_density),
-        evaluate(LAW.log_density),
-    )
+    """Return z-scores after chains that are exact draws of a level arrive from a wider
+    one and make a few transitions."""
+    wide = evaluate(two_modes(2, sds=(0.9, 0.8)).log_density)
+    narrow = evaluate(LAW.log_density)
     key_draw, key_init, key_run = jax.random.split(jax.random.key(5), 3)
     states = start(kernel, wide, key_init, LAW.draw(key_draw, 10_000))
     states = jax.jit(jax.vmap(lambda state: kernel.relevel(state, narrow)))(states)

@@ -1,4 +1,4 @@
-"""What kernels, step sizes, metrics and line integrals refuse, as they are written or
+"""Refusals of kernels, step sizes, metrics and line integrals, as they are written or
 at their first transition."""
 
 import types
@@ -24,29 +24,33 @@ from targets import evaluate
 
 LEVELS = types.SimpleNamespace(num_levels=4, sigma=jnp.array([0.1, 0.2, 0.4, 0.8]))
 SQUARE = evaluate(lambda x: -jnp.sum(x["a"] ** 2))
-ALONG, SIMPSON = LineIntegral(None, tolerance=0.1), LineIntegral(None, "simpson")
+ALONG = LineIntegral(None, tolerance=0.1)
+SIMPSON = LineIntegral(None, "simpson")
 
 
 def resolving(step_size):
-    """The step sizes of four levels."""
+    """Return a call that resolves a step size on four levels."""
     kernel = MALA(step_size)
     return lambda: resolve(kernel.step_size, LEVELS, kernel)
 
 
 def begun(kernel, size=2, target=SQUARE):
-    """The state of a chain at the origin."""
+    """Return the state of a chain at the origin."""
     return kernel.init(jax.random.key(0), {"a": jnp.zeros(size)}, target)
 
 
 def stepping(kernel, target=SQUARE):
-    """One transition from there."""
-    return lambda: kernel.step(
-        jax.random.key(0), begun(kernel, target=target), target, jnp.asarray(0.1)
-    )
+    """Return a call that makes one transition from there."""
+
+    def step():
+        state = begun(kernel, target=target)
+        return kernel.step(jax.random.key(0), state, target, jnp.asarray(0.1))
+
+    return step
 
 
 def by_score(kernel):
-    """One transition where the density offers its score only."""
+    """Return a call that makes one transition by a density's score alone."""
     return stepping(kernel, lambda x: Evaluation(None, x))
 
 

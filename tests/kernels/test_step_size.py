@@ -1,4 +1,4 @@
-"""Step sizes: what may be given, and how adaptation behaves."""
+"""Step sizes: their forms, and adaptation."""
 
 import types
 
@@ -58,29 +58,25 @@ def test_mean_acceptance_does_not_depend_on_the_order_of_chains():
 def test_the_first_step_suits_a_normal_law_of_any_size_and_power(kernel, size, power):
     target = evaluate(lambda x: -0.5 * power * jnp.sum(x**2))
     adaptive = Adaptive().starting(kernel, size, power)
-    states = start(
-        kernel,
-        target,
-        jax.random.key(0),
-        jax.random.normal(jax.random.key(1), (200, size)) / power**0.5,
-    )
+    exact = jax.random.normal(jax.random.key(1), (200, size)) / power**0.5
+    states = start(kernel, target, jax.random.key(0), exact)
     _, info = transitions(
         kernel, target, jax.random.key(2), states, jnp.exp(adaptive.log_scale), 4
     )
-    assert info.acceptance.mean() == pytest.approx(
-        float(adaptive.target(kernel)), abs=0.12
-    )
+    target_acceptance = float(adaptive.target(kernel))
+    assert info.acceptance.mean() == pytest.approx(target_acceptance, abs=0.12)
 
 
-def test_targets_and_a_first_step_that_is_given_stays_and_one_of_few_numbers_is_a_half():
+def test_target_acceptances():
     assert float(Adaptive().target(MALA())) == pytest.approx(0.574)
     assert float(Adaptive().target(HMC())) == pytest.approx(0.75)
     assert float(Adaptive(target_acceptance=0.6).target(HMC())) == pytest.approx(0.6)
+
+
+def test_a_first_step_that_is_given_stays_and_one_of_few_numbers_is_a_half():
     assert Adaptive(initial=2.0).starting(MALA(), 64, 3.0).initial == 2
-    assert (
-        Adaptive().starting(MALA(), 2, 2.0).initial
-        == Adaptive().starting(HMC(), 2, 1.0).initial
-    )
+    assert Adaptive().starting(MALA(), 2, 2.0).initial == 0.5
+    assert Adaptive().starting(HMC(), 2, 1.0).initial == 0.5
     assert jnp.exp(Adaptive().log_scale) == 0.5
-    cubed = types.SimpleNamespace(scale_exponent=3)  # a kernel of somebody's own
+    cubed = types.SimpleNamespace(scale_exponent=3)  # a user's kernel
     assert Adaptive().starting(cubed, 64, 3.0).initial == 0.5

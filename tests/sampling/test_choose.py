@@ -1,4 +1,4 @@
-"""`sampler=None`: what is chosen for which density and number of chains, and why."""
+"""`sampler=None`: the choice by density and number of chains, and its reason."""
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,19 @@ from sampling_cases import SCHEDULE, learned, measured, normal, run, single, uni
 FIRST_ORDER = cp.ReverseStep(order=1, control="none")
 
 
-def network(form):
-    return learned(
-        unit_energy if form == "energy" else lambda x, t: x,
-        form,
-        SCHEDULE,
-        time="sigma",
-    )
+def unit_noise(x, t):
+    return x
 
 
-FORMS = {
+def user_energy(x, level):
+    return -0.5 * jnp.sum(x**2)
+
+
+FACTORS = {
     "closed": lambda: normal([0.0, 0.0]),
-    "user's": lambda: cp.Energy(
-        lambda x, level: -0.5 * jnp.sum(x**2), SCHEDULE, event_shape=(2,)
-    ),
+    "user's": lambda: cp.Energy(user_energy, SCHEDULE, event_shape=(2,)),
+    "energy": lambda: learned(unit_energy, "energy", SCHEDULE, time="sigma"),
+    "epsilon": lambda: learned(unit_noise, "epsilon", SCHEDULE, time="sigma"),
 }
 
 
@@ -44,7 +43,8 @@ def no_diffusion(f):
     cp.observe("y", dist.Normal(m, 0.5), 1.0)
 
 
-MANY, SOME = tuning.MANY_CHAINS.compared, tuning.MANY_CHAINS.weighed
+MANY = tuning.MANY_CHAINS.compared
+SOME = tuning.MANY_CHAINS.weighed
 CASES = {
     "many chains, a rate and an energy": (single, "energy", MANY, cp.SMC, "tuned MALA"),
     "many chains, scores only": (single, "epsilon", MANY, cp.SMC, "only its score"),
@@ -98,7 +98,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_choice_and_reason(case):
     program, form, chains, kind, why = CASES[case]
-    density = cp.compile(program, FORMS[form]() if form in FORMS else network(form))
+    density = cp.compile(program, FACTORS[form]())
     sampler, reason = choose(density, chains)
     assert type(sampler) is kind
     assert why in reason
@@ -109,47 +109,48 @@ def test_choice_and_reason(case):
 @pytest.mark.parametrize("weighed", [True, False], ids=["default", "independent"])
 def test_some_chains_keep_the_shares_of_learned_modes(weighed):
     """Three modes of a learned energy in the plane and a measurement between them. The
-    means of eight runs of 100 chains agree with the exact one as far as they state;
-    chains that nothing weighs, the negative control, do not."""
-    weights, sds = np.array([0.5, 0.3, 0.2]), np.array([0.5, 0.35, 0.7])
+    means of eight runs of 100 chains agree with the exact one within their stated
+    errors; chains without weights, the negative control, do not."""
+    weights = np.array([0.5, 0.3, 0.2])
+    sds = np.array([0.5, 0.35, 0.7])
     means = np.array([[-2.0, 0.0], [1.5, 1.5], [2.0, -2.0]])
-    row, y, noise, keys = np.array([1.0, 0.5]), 0.7, 0.4, 8
+    row = np.array([1.0, 0.5])
+    y = 0.7
+    noise = 0.4
 
     def energy(x, level):
-        alpha, sigma = (
-            jnp.asarray(SCHEDULE.alpha)[level],
-            jnp.asarray(SCHEDULE.sigma)[level],
-        )
+        alpha = jnp.asarray(SCHEDULE.alpha)[level]
+        sigma = jnp.asarray(SCHEDULE.sigma)[level]
         variance = alpha**2 * sds**2 + sigma**2
         square = jnp.sum((x - alpha * means) ** 2, -1)
-        return -sigma * jax.nn.logsumexp(
-            jnp.log(weights / variance) - 0.5 * square / variance
-        )
+        logs = jnp.log(weights / variance) - 0.5 * square / variance
+        return -sigma * jax.nn.logsumexp(logs)
 
     factor = learned(energy, "energy", SCHEDULE, time="level")
     density = cp.compile(
         measured, factor, lambda x: dist.Normal(jnp.dot(row, x), noise), y
     )
-    seen = (
-        sds**2 * (row @ row) + noise**2
-    )  # the variance of y, and what it tells of x[0]
-    shares = jax.nn.softmax(
-        np.log(weights) + dist.Normal(means @ row, np.sqrt(seen)).log_prob(y)
-    )
-    exact = float(shares @ (means[:, 0] + sds**2 * row[0] / seen * (y - means @ row)))
+    # Bayes' rule by modes: the variance of y, their shares given it, and the mean of
+    # x[0] in each.
+    variance = sds**2 * (row @ row) + noise**2
+    log_likelihood = dist.Normal(means @ row, np.sqrt(variance)).log_prob(y)
+    shares = jax.nn.softmax(np.log(weights) + log_likelihood)
+    by_mode = means[:, 0] + sds**2 * row[0] / variance * (y - means @ row)
+    exact = float(shares @ by_mode)
     sampler = None if weighed else independent(density, "")[0]
-    found = [
-        run(density, key, 100, sampler=sampler).mean(lambda s: s["x"][0])
-        for key in range(keys)
-    ]
-    off = sum(f.value - exact for f in found) / np.sqrt(sum(f.error**2 for f in found))
-    assert abs(off) < 3.3 if weighed else abs(off) > 5
+    estimates = []
+    for key in range(8):
+        result = run(density, key, 100, sampler=sampler)
+        estimates.append(result.mean(lambda s: s["x"][0]))
+    away = sum(estimate.value - exact for estimate in estimates)
+    z = away / np.sqrt(sum(estimate.error**2 for estimate in estimates))
+    assert abs(z) < 3.3 if weighed else abs(z) > 5
 
 
 def test_scores_only_are_corrected_by_a_line_integral():
     """Five points and three steps: thirteen evaluations a level, and one that corrects
     the step to it."""
-    density = cp.compile(single, network("epsilon"))
+    density = cp.compile(single, FACTORS["epsilon"]())
     sampler, _ = choose(density, 12)
     assert sampler.kernel.log_ratio == cp.LineIntegral(5, "simpson", tolerance=0.1)
     for chains, draws, tolerance in (
@@ -157,10 +158,9 @@ def test_scores_only_are_corrected_by_a_line_integral():
         (10_000, 1, 0.01),
         (10_000, 4, 0.005),
     ):
-        found = choose(density, chains, draws)[0].kernel.log_ratio.tolerance
-        assert found == pytest.approx(tolerance), (
-            "errors of moves are larger than what is left to chance"
-        )
+        # Errors of moves are no larger than what is left to chance.
+        chosen, _ = choose(density, chains, draws)
+        assert chosen.kernel.log_ratio.tolerance == pytest.approx(tolerance)
     assert sampler.prepare(density).evaluations(32) == 32 * 13 + 31
 
 
@@ -169,7 +169,7 @@ def test_scores_only_are_corrected_by_a_line_integral():
     [(MANY, cp.MALA()), (12, cp.HMC())],
     ids=["many chains", "few chains"],
 )
-def test_latents_get_a_kernel_of_their_own_unless_one_is_named(chains, kernel):
+def test_latents_get_a_separate_kernel_unless_one_is_named(chains, kernel):
     density = cp.compile(with_latent, normal([0.0, 0.0]))
     sampler = choose(density, chains)[0].prepare(density)
     assert sampler.kernel.sites == (("x",), ("scale",))
@@ -183,7 +183,8 @@ def test_latents_get_a_kernel_of_their_own_unless_one_is_named(chains, kernel):
 
 @cp.program
 def unknown_scale(f, y):
-    x, s = cp.sample("x", f), cp.sample("s", dist.HalfNormal(1.0))
+    x = cp.sample("x", f)
+    s = cp.sample("s", dist.HalfNormal(1.0))
     cp.observe("y", dist.Normal(x, s).expand([5]).to_event(1), y)
 
 

@@ -83,7 +83,7 @@ OPAQUE = {
 
 
 def counted(name):
-    """A sampler, a density, and the counter of its network's calls."""
+    """Return a sampler, a density, and the counter of its network's calls."""
     calls = Calls()
 
     def network(x, t):
@@ -95,22 +95,17 @@ def counted(name):
     if name == "SMC, density":
         factor = cp.Energy(Counted(calls), SCHEDULE, event_shape=(2,))
     sampler = {**ENERGIES, **SCORES, **BLOCKS, **OPAQUE}[name]
-    policy = (
-        name.removeprefix("SMC, ")
-        if name in ("SMC, tempered", "SMC, denoised")
-        else None
-    )
-    return (
-        sampler,
-        cp.compile(with_latents, factor, policy)
-        if name in BLOCKS
-        else cp.compile(single, factor),
-        calls,
-    )
+    if name not in BLOCKS:
+        return sampler, cp.compile(single, factor), calls
+    policy = None
+    if name in ("SMC, tempered", "SMC, denoised"):
+        policy = name.removeprefix("SMC, ")
+    return sampler, cp.compile(with_latents, factor, policy), calls
 
 
 def places(jaxpr):
-    """Of every call of the counter in a traced function: in how many loops it is."""
+    """Return the number of loops around every call of the counter in a traced
+    function."""
     return [
         loops
         for equation, loops in equations(jaxpr)
@@ -118,22 +113,34 @@ def places(jaxpr):
     ]
 
 
-PLACES = ("SMC", "SMC, density", "MALA, reverse", "Ancestral", "line integral", "HMC, warm-up", "replicas, feynman_kac",
-          "SMC, scores", "SMC, latents", "Gibbs", "BlackJAX", slow("SMC, order 1", None), slow("HMC", None),
-          slow("replicas", None))  # fmt: skip
-"""Samplers whose loops differ by more than a number, or the kernel's own loop; parts of
-the others are slow."""
+PLACES = [
+    "SMC",
+    "SMC, density",
+    "MALA, reverse",
+    "Ancestral",
+    "line integral",
+    "HMC, warm-up",
+    "replicas, feynman_kac",
+    "SMC, scores",
+    "SMC, latents",
+    "Gibbs",
+    "BlackJAX",
+]
+"""Samplers whose loops differ by more than a number, or the kernel's loop."""
+SLOW_PLACES = ["SMC, order 1", "HMC", "replicas"]
 
 
 def types(run):
-    """Of every array in it, weakness included."""
+    """Return the type of every array in it, weakness included."""
     return jax.tree.map(lambda a: (a.shape, a.dtype, a.weak_type), run)
 
 
 def traced(name, pace=None):
-    """In how many loops each place is where a network is evaluated: at the start, on
-    the way down, and for a draw, of samplers that move. Every array is of one type
-    before and after, so that a stretch is compiled once."""
+    """Return the number of loops around each place where a network is evaluated: at the
+    start, on the way down, and for a draw, of samplers that move.
+
+    Every array is of one type before and after, so that a stretch is compiled once.
+    """
     sampler, density, _ = counted(name)
     sampler = sampler.prepare(density)
     first = sampler.first_level(density)
@@ -141,37 +148,46 @@ def traced(name, pace=None):
         begin(jax.random.key(0), 4, sampler.visits(density, pace)),
         Spread.checked(None, None, 4),
     )
-    ways = [lambda run: sampler.advance(run, density, jnp.int32(2))]
-    if sampler.moves is not None:
-        ways.append(lambda run: sampler.draw(run, density, jnp.int32(0), jnp.int32(1)))
-    start, run = jax.make_jaxpr(
-        lambda run: sampler.start(run, density, first), return_shape=True
-    )(blank)
-    found = [places(start.jaxpr)]
-    for way in ways:
-        jaxpr, after = jax.make_jaxpr(way, return_shape=True)(run)
-        found.append(places(jaxpr.jaxpr))
+
+    def start(run):
+        return sampler.start(run, density, first)
+
+    def advance(run):
+        return sampler.advance(run, density, jnp.int32(2))
+
+    def draw(run):
+        return sampler.draw(run, density, jnp.int32(0), jnp.int32(1))
+
+    jaxpr, run = jax.make_jaxpr(start, return_shape=True)(blank)
+    loops = [places(jaxpr.jaxpr)]
+    stretches = [advance] if sampler.moves is None else [advance, draw]
+    for stretch in stretches:
+        jaxpr, after = jax.make_jaxpr(stretch, return_shape=True)(run)
+        loops.append(places(jaxpr.jaxpr))
         assert types(after) == types(run)
-    return found
+    return loops
 
 
 @pytest.mark.parametrize(
     ("name", "pace"),
     [
-        *((row, None) if isinstance(row, str) else row for row in PLACES),
-        *((name, Pace.default(8)) for name in ("SMC", "SMC, scores")),
+        *((name, None) for name in PLACES),
+        *(slow(name, None) for name in SLOW_PLACES),
+        ("SMC", Pace.default(8)),
+        ("SMC, scores", Pace.default(8)),
     ],
 )
 def test_a_loop_has_the_network_once(name, pace):
-    """Whatever steps to a level, corrects the step and moves there: what compiling
-    takes grows with every copy. A kernel that calls the density itself has places of
-    its own, which shows that places are counted."""
-    start, *ways = traced(name, pace)
+    """It serves the step to a level, its correction and the moves there: compile time
+    grows with every copy. A kernel that calls the density itself has further places,
+    which shows that places are counted."""
+    start, *stretches = traced(name, pace)
     assert start == []
     if name in OPAQUE:
-        assert len(ways[0]) == 1 + len(ways[1]) > 1
+        down, draw = stretches
+        assert len(down) == 1 + len(draw) > 1
     else:
-        assert all(len(way) == 1 and way[0] >= 1 for way in ways)
+        assert all(len(loops) == 1 and loops[0] >= 1 for loops in stretches)
 
 
 @pytest.mark.parametrize("name", [slow("SMC, tempered"), "SMC, denoised"])
@@ -186,32 +202,35 @@ def test_starting_chains_evaluates_nothing(name):
     sampler, density, calls = counted(name)
     sampler = sampler.prepare(density)
     blank = begin(jax.random.key(0), 2, sampler.visits(density, None))
+    first = sampler.first_level(density)
     calls.reset()
-    run = jax.jit(
-        lambda run: sampler.start(run, density, sampler.first_level(density))
-    )(blank)
+    run = jax.jit(lambda run: sampler.start(run, density, first))(blank)
     assert calls.run == 0
     assert np.isfinite(run.chains.position).all()
     assert np.isnan(run.chains.evaluation.score).all()
-    assert (run.chains.evaluation.terms is None) == (
-        name == "MALA"
-    )  # only those who weigh read it
+    # Only weights read the density terms.
+    assert (run.chains.evaluation.terms is None) == (name == "MALA")
 
 
 STATED = {
-    "Ancestral, scores": (0, 1), "ULA, scores": (3, 1), "UHMC, scores": (7, 0), "MALA": (3, 0), "MALA, reverse": (3, 1),
-    "HMC": (7, 1), "HMC, warm-up": (10, 0), "SMC, 2 steps": (3, 1), "SMC, scores": (1, 1),
-    "SMC, scores, order 1": (1, 0), "SMC, density": (2, 0),
-}  # fmt: skip
-"""Evaluations at a level, and of its own that a step from level to level has."""
+    "Ancestral, scores": (0, 1),
+    "ULA, scores": (3, 1),
+    "UHMC, scores": (7, 0),
+    "MALA": (3, 0),
+    "MALA, reverse": (3, 1),
+    "HMC": (7, 1),
+    "HMC, warm-up": (10, 0),
+    "SMC, 2 steps": (3, 1),
+    "SMC, scores": (1, 1),
+    "SMC, scores, order 1": (1, 0),
+    "SMC, density": (2, 0),
+}
+"""Evaluations at a level, and further ones of a step from level to level."""
 QUICK = ("SMC", "replicas", "Gibbs", "BlackJAX", "HMC, warm-up", "SMC, density")
-"""Rows that count in ways of their own: a line integral's cost is held in
-kernels/test_transitions.py."""
-SLOW = [
-    slow(name)
-    for name in (*STATED, "line integral", "replicas, feynman_kac", "SMC, latents")
-    if name not in QUICK
-]
+"""Rows whose counts differ in kind: kernels/test_transitions.py has the cost of a line
+integral."""
+OTHERS = (*STATED, "line integral", "replicas, feynman_kac", "SMC, latents")
+SLOW = [slow(name) for name in OTHERS if name not in QUICK]
 
 
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
@@ -222,12 +241,12 @@ def test_evaluations_are_what_the_result_says(name):
         density, jax.random.key(0), num_chains=4, sampler=sampler, progress=False
     )
     replicas = sampler.num_levels if isinstance(sampler, cp.ReplicaExchange) else 1
-    assert (
-        replicas * calls.run == result.evaluations > 0
-    )  # a call serves all chains at once, and all of their replicas
+    # A call serves all chains at once, and all of their replicas.
+    assert replicas * calls.run == result.evaluations > 0
     assert result.about.blocks == (("x", "m") if name in BLOCKS else ())
     if name in STATED:
-        (at, between), levels = STATED[name], sampler.first_level(density) + 1
+        at, between = STATED[name]
+        levels = sampler.first_level(density) + 1
         assert result.evaluations == at * levels + between * (levels - 1)
 
 
@@ -237,21 +256,17 @@ stacks: dict[str, list[tuple[str, str]]] = {}
 
 
 class Traced(Exception):
-    """All is noted: what would be compiled and run is not asked for."""
+    """All is noted: compiling and running are not needed."""
 
 
 def noted(name: str) -> None:
-    """Keeps the library's frames of where it is first called from inside of the loop
-    over levels."""
-    frames = [
-        (frame.filename.split("/composeprob/")[-1], frame.name)
-        for frame in traceback.extract_stack()[:-2]
-    ]
-    frames = [
-        frame
-        for frame in frames
-        if frame[0].startswith(("runtime/", "samplers/", "kernels/"))
-    ]
+    """Keep the library's frames of a function's first call inside of the loop over
+    levels."""
+    frames = []
+    for frame in traceback.extract_stack()[:-2]:
+        file = frame.filename.split("/composeprob/")[-1]
+        if file.startswith(("runtime/", "samplers/", "kernels/")):
+            frames.append((file, frame.name))
     if ("samplers/descent.py", "phase") in frames:
         stacks.setdefault(name, frames)
     if len(stacks) == 3:
@@ -264,9 +279,7 @@ class Bowl(eqx.Module):
         return 0.5 * jnp.sum(x**2)
 
 
-def test_few_frames_lie_between_a_call_and_its_accept_test_and_between_a_score_and_its_weight(
-    monkeypatch,
-):
+def test_few_frames_lie_between_a_call_and_its_accept_test_or_weight(monkeypatch):
     def watched(module, name, label):
         function = getattr(module, name)
 
@@ -285,10 +298,13 @@ def test_few_frames_lie_between_a_call_and_its_accept_test_and_between_a_score_a
     begin = stacks["accept"].index(("runtime/infer.py", "infer")) + 1
     accept = [*stacks["accept"][begin:], ("kernels/metropolis.py", "metropolis")]
     assert len(accept) <= 11, accept
-    ways = [
-        stacks[name][stacks[name].index(("samplers/descent.py", "phase")) :]
-        for name in ("score", "weight")
-    ]
-    way = [*ways[0][1:], *ways[1], ("samplers/weights.py", "incremental_log_weight")]
-    assert len(way) <= 14, way
-    assert len({file for file, _ in way}) <= 7, sorted({file for file, _ in way})
+
+    def from_phase(name):
+        phase = stacks[name].index(("samplers/descent.py", "phase"))
+        return stacks[name][phase:]
+
+    weight = [*from_phase("weight"), ("samplers/weights.py", "incremental_log_weight")]
+    path = [*from_phase("score")[1:], *weight]
+    files = {file for file, _ in path}
+    assert len(path) <= 14, path
+    assert len(files) <= 7, sorted(files)

@@ -40,65 +40,76 @@ def density():
 
 
 def law(level):
-    """Mean and variance of π_k."""
+    """Return mean and variance of π_k."""
     noise = SCHEDULE.at(level)
-    return product_of_normals(
+    mean, variance, _ = product_of_normals(
         noise.alpha, noise.sigma, [MEAN, 0.0], np.sqrt([VARIANCE, OTHER])
-    )[:2]
+    )
+    return mean, variance
+
+
+def laws(levels):
+    """Return means and variances at all of these levels, (L,) each."""
+    return np.array([law(level) for level in levels]).T
 
 
 def sweeping(transits=True):
-    """A function to the run after one sweep, or its swaps alone; compiled anew for
-    each: laws in it are replaced by wrong ones."""
+    """Return a function to the run after one sweep, or after its swaps alone; compiled
+    anew for each test, as laws in it are replaced by wrong ones."""
 
     def swept(sampler, density, run):
-        exchange = sampler.phases(density, run)
-        carry = exchange.phase((run, exchange.blank(run)))
-        going = lambda carry: transits & (carry[0].visits.turns == run.visits.turns)
-        return jax.lax.while_loop(going, exchange.phase, carry)[0]
+        phases = sampler.phases(density, run)
+        carry = phases.phase((run, phases.blank(run)))
+
+        def same_turn(carry):
+            return transits & (carry[0].visits.turns == run.visits.turns)
+
+        run, _ = jax.lax.while_loop(same_turn, phases.phase, carry)
+        return run
 
     return eqx.filter_jit(swept)
 
 
 def standard(run, density):
-    """x/sd of every rung's replica, (chains, L)."""
+    """Return standardised positions of every rung's replica, (chains, L)."""
     levels = np.asarray(run.visits.levels)
-    means, variances = np.array([law(level) for level in levels]).T
+    means, variances = laws(levels)
     x = np.asarray(run.chains.position)[:, :, 0] * np.asarray(SCHEDULE.alpha)[levels]
     return (x - means) / np.sqrt(variances)
 
 
 def exact(density, sampler, odd=0, levels=LEVELS):
-    """A run whose replicas are exact draws of the levels, with its next sweep even or
-    odd; its sampler."""
+    """Return a sampler, and a run of it whose replicas are exact draws of the levels,
+    with its next sweep even or odd."""
     sampler = sampler.prepare(density)
     begun = begin(jax.random.key(1), CHAINS, sampler.visits(density, None))
     run = sampler.start(begun, density, len(SCHEDULE.alpha) - 1)
-    means, variances = np.array([law(level) for level in levels]).T
-    x = means + np.sqrt(variances) * np.random.default_rng(2).normal(
-        size=(CHAINS, len(levels))
+    means, variances = laws(levels)
+    noise = np.random.default_rng(2).normal(size=(CHAINS, len(levels)))
+    x = means + np.sqrt(variances) * noise
+    points = jnp.asarray(x / np.asarray(SCHEDULE.alpha)[levels])[:, :, None]
+    rungs = jnp.asarray(levels)
+    layout = Layout.of_density(density)
+    terms = sampler.needs_terms(density)
+
+    @jax.jit
+    @jax.vmap
+    def evaluate(ensemble):
+        at_level = jax.vmap(lambda v, k: layout.evaluate(density, v, k, terms))
+        return at_level(ensemble, rungs)
+
+    chains = dataclasses.replace(
+        run.chains, position=points, evaluation=evaluate(points)
     )
-    points, rungs = (
-        jnp.asarray(x / np.asarray(SCHEDULE.alpha)[levels])[:, :, None],
-        jnp.asarray(levels),
-    )
-    layout, parts = Layout.of_density(density), sampler.needs_terms(density)
-    found = jax.jit(
-        jax.vmap(
-            jax.vmap(lambda v, k: layout.evaluate(density, v, k, parts)), (0, None)
-        )
-    )(points, rungs)
-    chains = dataclasses.replace(run.chains, position=points, evaluation=found)
-    turns = jnp.int32(
-        run.visits.first_sample + odd
-    )  # after 50 sweeps of the last round
+    # After 50 sweeps of the last round.
+    turns = jnp.int32(run.visits.first_sample + odd)
     visits = dataclasses.replace(run.visits, levels=rungs, previous=rungs, turns=turns)
     return sampler, dataclasses.replace(run, chains=chains, visits=visits)
 
 
 def after_a_swap(density, odd, swap, levels=LEVELS):
-    """`standard` after one swap from exact draws, which replicas swapped, (chains, L),
-    and the chances of swaps."""
+    """Return `standard` after one swap from exact draws, a flag for each replica that
+    swapped, (chains, L), and the probabilities of swaps."""
     sampler, run = exact(
         density, cp.ReplicaExchange(KERNELS["MALA"], len(levels), swap), odd, levels
     )
@@ -108,25 +119,26 @@ def after_a_swap(density, odd, swap, levels=LEVELS):
 
 
 def moments(z):
-    values = {
-        f"{name} of rung {j}": x**p
-        for j, x in enumerate(z.T)
-        for name, p in (("mean", 1), ("square", 2))
-    }
-    return z_scores(values, {name: float("square" in name) for name in values})
+    """Return z-scores of the means and squares of every rung."""
+    values = {}
+    expected = {}
+    for j, x in enumerate(z.T):
+        values |= {f"mean of rung {j}": x, f"square of rung {j}": x**2}
+        expected |= {f"mean of rung {j}": 0.0, f"square of rung {j}": 1.0}
+    return z_scores(values, expected)
 
 
 @pytest.mark.parametrize("odd", [0, 1])
 def test_swaps_by_energies_leave_every_level_what_it_is(density, odd):
-    z, swapped, chance = after_a_swap(density, odd, "energy")
+    z, swapped, probability = after_a_swap(density, odd, "energy")
     assert_agrees(moments(z))
-    pairs = [(0, 1), (2, 3)] if odd == 0 else [(1, 2)]
-    for low, high in pairs:
-        assert np.all(swapped[:, low] == swapped[:, high])
-        assert np.mean(swapped[:, low]) == pytest.approx(chance[low], abs=0.05)
-        assert chance[low] > 0.1
-    others = [j for j in range(4) if (j, j + 1) not in pairs]
-    assert np.all(chance[others] == 0)
+    lower = [1] if odd else [0, 2]
+    for low in lower:
+        assert np.all(swapped[:, low] == swapped[:, low + 1])
+        assert np.mean(swapped[:, low]) == pytest.approx(probability[low], abs=0.05)
+        assert probability[low] > 0.1
+    others = [j for j in range(4) if j not in lower]
+    assert np.all(probability[others] == 0)
     if odd:
         assert not np.any(swapped[:, [0, 3]])
 
@@ -137,15 +149,20 @@ def test_without_the_law_of_the_bridge_a_swap_is_wrong(density, monkeypatch):
 
 
 def test_swaps_by_path_weights_are_right_where_levels_are_near(density):
-    z, _, chance = after_a_swap(density, 0, "feynman_kac", np.array([9, 10, 11, 12]))
+    near = np.array([9, 10, 11, 12])
+    z, _, probability = after_a_swap(density, 0, "feynman_kac", near)
     assert np.abs(z.mean(0)).max() < 0.08
     assert np.abs(z.var(0) - 1).max() < 0.12
-    assert np.mean(chance[[0, 2]]) > 0.8
+    assert np.mean(probability[[0, 2]]) > 0.8
 
 
 def test_path_weights_of_the_wrong_sign_are_found_out(density, monkeypatch):
     half = Swap.half_log_ratio
-    monkeypatch.setattr(Swap, "half_log_ratio", lambda self, *rest: -3 * half(self, *rest))
+
+    def wrong(self, *arguments):
+        return -3 * half(self, *arguments)
+
+    monkeypatch.setattr(Swap, "half_log_ratio", wrong)
     z, *_ = after_a_swap(density, 0, "feynman_kac", np.array([9, 12, 14, 17]))
     assert max(np.abs(z.mean(0)).max(), np.abs(z.var(0) - 1).max()) > 0.12
 
@@ -155,17 +172,21 @@ def test_sweeps_leave_every_level_what_it_is(density, kernel):
     sampler, run = exact(
         density, cp.ReplicaExchange(KERNELS[kernel], len(LEVELS), "energy")
     )
-    before, sweep = standard(run, density), sweeping()
+    before = standard(run, density)
+    sweep = sweeping()
     for _ in range(3):
         run = sweep(sampler, density, run)
     z = standard(run, density)
     assert_agrees(moments(z))
     assert np.all(np.mean(z != before, axis=0) > 0.5)
     assert np.all(np.asarray(run.visits.probability[:, 1:]) > 3 * 0.3)
-    found, rungs = run.chains.evaluation.log_density, run.visits.levels
+    # Replicas carry the evaluation of their rung's density.
+    rungs = run.visits.levels
     positions = {"x": run.chains.position[..., 0] * SCHEDULE.alpha[rungs]}
-    want = jax.vmap(jax.vmap(density.log_density), (0, None))(positions, rungs)
-    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-3)
+    expected = jax.vmap(jax.vmap(density.log_density), (0, None))(positions, rungs)
+    np.testing.assert_allclose(
+        run.chains.evaluation.log_density, expected, rtol=1e-4, atol=1e-3
+    )
 
 
 def test_trips_of_replicas(density):
@@ -175,14 +196,11 @@ def test_trips_of_replicas(density):
         density, cp.ReplicaExchange(KERNELS["MALA"], len(LEVELS), "energy")
     )
     flags = jnp.tile(jnp.array([False, True, False, True]), (CHAINS, 1))
-    run = dataclasses.replace(
-        run, chains=dataclasses.replace(run.chains, from_top=flags)
-    )
+    flagged = dataclasses.replace(run.chains, from_top=flags)
+    run = dataclasses.replace(run, chains=flagged)
     after = sweeping(transits=False)(sampler, density, run)
-    swapped, new = (
-        standard(after, density) != standard(run, density),
-        np.asarray(after.chains.from_top),
-    )
+    swapped = standard(after, density) != standard(run, density)
+    new = np.asarray(after.chains.from_top)
     np.testing.assert_array_equal(
         np.asarray(after.chains.trips), np.outer(swapped[:, 0], [1, 0, 0, 0])
     )
@@ -211,9 +229,8 @@ def test_the_density_is_evaluated_in_one_place(kernel):
         **KERNELS,
         "blocks": cp.Gibbs({"x": KERNELS["HMC"], "y": KERNELS["MALA"]}),
     }
-    sampler = cp.ReplicaExchange(kernels[kernel], 4, "feynman_kac", sweeps=8).prepare(
-        density
-    )
+    sampler = cp.ReplicaExchange(kernels[kernel], 4, "feynman_kac", sweeps=8)
+    sampler = sampler.prepare(density)
     run = begin(jax.random.key(0), 8, sampler.visits(density, None))
     run = sampler.start(run, density, len(SCHEDULE.alpha) - 1)
     traced = jax.make_jaxpr(lambda run: sampler.advance(run, density, 32))(run)
@@ -236,19 +253,16 @@ def test_shares_of_modes_and_what_is_recorded():
         draws=60,
         progress=False,
     )
-    parts = np.array([0.25, 0.75]) * np.exp(
-        -0.5 * (np.array([-1.0, 1.0]) - 0.5) ** 2 / 1.01
-    )
+    means = np.array([-1.0, 1.0])
+    masses = np.array([0.25, 0.75]) * np.exp(-0.5 * (means - 0.5) ** 2 / 1.01)
+    exact = masses[1] / masses.sum()
     shares = np.mean(np.asarray(result["x"]) > 0, axis=1)
-    assert abs(shares.mean() - parts[1] / parts.sum()) < LIMIT * shares.std(ddof=1) / 8
+    assert abs(shares.mean() - exact) < LIMIT * shares.std(ddof=1) / 8
     assert result.status.ok
     assert result["x"].shape == (64, 60)
-    assert (
-        result.levels["log_snr"].shape
-        == result.levels["swaps"].shape
-        == result.acceptance.shape
-        == (8,)
-    )
+    assert result.levels["log_snr"].shape == (8,)
+    assert result.levels["swaps"].shape == (8,)
+    assert result.acceptance.shape == (8,)
     np.testing.assert_allclose(
         result.levels["log_snr"][[0, -1]],
         np.asarray(SCHEDULE.log_snr)[[0, -1]],
@@ -261,14 +275,12 @@ def test_shares_of_modes_and_what_is_recorded():
     assert "round trips of each chain's replicas" in str(result.summary())
 
 
-def test_ensembles_are_not_asked_whether_chains_crossed():
+def test_ensembles_are_not_checked_for_chains_that_crossed():
     """The points of an ensemble, (L, D), taken for those of a chain, made a run end in
     an error of shapes."""
     law = modes([0.5, 0.5], [[-3.0, -3.0], [3.0, 3.0]], [0.3, 0.1])
-    density, sampler = (
-        cp.compile(single, cp.Analytic(law, SCHEDULE) ** 2),
-        cp.ReplicaExchange(num_levels=4, sweeps=4),
-    )
+    density = cp.compile(single, cp.Analytic(law, SCHEDULE) ** 2)
+    sampler = cp.ReplicaExchange(num_levels=4, sweeps=4)
     result = cp.infer(
         density,
         jax.random.key(0),
@@ -280,18 +292,16 @@ def test_ensembles_are_not_asked_whether_chains_crossed():
     assert not result.status.has("shares_frozen")
 
 
-@pytest.mark.parametrize(
-    "seed",
-    [pytest.param(i, marks=pytest.mark.slow if i >= 4 else []) for i in range(20)],
-)
+@pytest.mark.parametrize("seed", [*range(4), *(slow(i) for i in range(4, 20))])
 def test_rungs_are_different_levels_with_both_ends_among_them(seed):
     rng = np.random.default_rng(seed)
-    count, levels = int(rng.integers(2, 12)), int(rng.integers(12, 40))
+    count = int(rng.integers(2, 12))
+    levels = int(rng.integers(12, 40))
     wanted = np.sort(rng.integers(0, levels, count))
-    found = np.asarray(distinct_levels(jnp.asarray(wanted, jnp.int32), levels))
-    assert found[0] == 0
-    assert found[-1] == levels - 1
-    assert np.all(np.diff(found) > 0)
+    distinct = np.asarray(distinct_levels(jnp.asarray(wanted, jnp.int32), levels))
+    assert distinct[0] == 0
+    assert distinct[-1] == levels - 1
+    assert np.all(np.diff(distinct) > 0)
 
 
 def test_refusals(density):
@@ -310,20 +320,17 @@ def test_refusals(density):
         parameterization="score",
         time="log_snr",
     )
-    only = cp.compile(both, score, normal())
-    for kind, words, given, options in (
-        (
-            InvalidValueError,
-            "40 rungs do not fit on 32 levels",
-            density,
-            {"num_levels": 40},
-        ),
-        (CapabilityError, "needs `energy`", only, {"swap": "energy"}),
-        (CapabilityError, "needs a kernel", only, {}),
-    ):
+    score_only = cp.compile(both, score, normal())
+
+    def running(density, **options):
         sampler = cp.ReplicaExchange(**options)
-        refused(
-            lambda: cp.infer(given, jax.random.key(0), num_chains=4, sampler=sampler),
-            kind,
-            words,
-        )
+        key = jax.random.key(0)
+        return lambda: cp.infer(density, key, num_chains=4, sampler=sampler)
+
+    refused(
+        running(density, num_levels=40),
+        InvalidValueError,
+        "40 rungs do not fit on 32 levels",
+    )
+    refused(running(score_only, swap="energy"), CapabilityError, "needs `energy`")
+    refused(running(score_only), CapabilityError, "needs a kernel")

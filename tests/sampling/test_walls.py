@@ -259,7 +259,8 @@ def test_a_sharp_observation_throws_no_chain_far_off():
     thrown, _, _ = step.predict(
         v, evaluation.terms.drift, evaluation.score, jnp.ones(1), None
     )
-    sampler = cp.AnnealedMCMC(cp.ULA(1e-12), 1, reverse_step=True).prepare(density)
+    sampler = cp.AnnealedMCMC(cp.ULA(1e-12), 1, reverse_step=FIRST_ORDER)
+    sampler = sampler.prepare(density)
     after = visited(sampler, density, v[None], 9)
     assert float(end.alpha * thrown[0]) > 15
     moved = float(end.alpha * after.chains.position[0, 0])

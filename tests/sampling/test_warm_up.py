@@ -42,28 +42,23 @@ def non_centred(f):
 def test_centred_and_non_centred_are_one_density():
     """At every level the same position has the same density: a centred latent is
     measured from where its prior is."""
-    one, other = (
-        cp.compile(centred, normal(0.0, 1.0, SHORT)),
-        cp.compile(non_centred, normal(0.0, 1.0, SHORT)),
-    )
-    initial, values = (
-        jax.jit(other.initial),
-        [jax.jit(density.log_density) for density in (one, other)],
-    )
+    one = cp.compile(centred, normal(0.0, 1.0, SHORT))
+    other = cp.compile(non_centred, normal(0.0, 1.0, SHORT))
+    initial = jax.jit(other.initial)
+    log_density = jax.jit(one.log_density)
+    other_log_density = jax.jit(other.log_density)
+    alpha = float(one.schedule.alpha[0])
     for seed, level in ((0, 0), (1, 5), (2, 11)):
         position = initial(jax.random.key(seed), level)
         same = {"x": position["x"], "tau": position["tau"], "theta": position["z"]}
         np.testing.assert_allclose(
-            values[0](same, level), values[1](position, level), rtol=1e-4
+            log_density(same, level), other_log_density(position, level), rtol=1e-4
         )
         theta = one.to_samples(same)["theta"]
-        alpha = float(one.schedule.alpha[0])
         expected = position["x"] / alpha + jnp.exp(position["tau"]) * position["z"]
         np.testing.assert_allclose(theta, expected, rtol=1e-4)
-    assert (
-        "theta: static (4,), Normal prior, its coordinate standardised by that"
-        in str(one)
-    )
+    described = "theta: static (4,), Normal prior, its coordinate standardised by that"
+    assert described in str(one)
     assert "standardised" not in str(other)
     assert "y exact" in str(one)
 
@@ -87,9 +82,8 @@ def test_a_log_normal_that_follows_a_noised_site_is_standardised_too():
 
 
 def test_a_warm_up_moves_a_population_that_is_not_there_yet():
-    """A kernel with steps of nothing leaves chains where the noise of the levels had
-    them; a warm-up in units of what they spread to brings both coordinates to their
-    widths."""
+    """A kernel with tiny steps leaves chains where the noise of the levels had them; a
+    warm-up in units of the population's widths brings both coordinates to theirs."""
     density = cp.compile(single, normal(jnp.zeros(2), jnp.array([1.0, 5.0]), SHORT))
     sampler = cp.AnnealedMCMC(cp.HMC(1e-4), 1, then=cp.WarmUp())
     result = run(density, chains=200, sampler=sampler)
@@ -124,35 +118,32 @@ def test_an_interrupted_warm_up_keeps_what_came_down_and_goes_on_to_the_same_end
     assert stopped.status.code is Code.INTERRUPTED
     assert "goes on from its checkpoint" in stopped.status.message
     assert np.isfinite(stopped["tau"]).all()
-    assert stopped.mean(lambda s: s["tau"]).error is None or np.isnan(
-        stopped.mean(lambda s: s["tau"]).error
-    )
+    error = stopped.mean(lambda s: s["tau"]).error
+    assert error is None or np.isnan(error)
     whole = run(density, **options | {"checkpoint_dir": tmp_path / "whole"})
     np.testing.assert_array_equal(run(density, **options)["tau"], whole["tau"])
     assert not whole.status.has(Code.INTERRUPTED)
 
 
-def test_what_weights_read_is_not_known_after_a_warm_up(monkeypatch):
-    """It belonged to where the chains were before."""
+def test_density_terms_are_unknown_after_a_warm_up(monkeypatch):
+    """They belonged to where the chains were before."""
     ended = []
     summarised = stages.summarised
-    monkeypatch.setattr(
-        stages,
-        "summarised",
-        lambda *given: ended.append(given[0]) or summarised(*given),
-    )
-    run(
-        cp.compile(non_centred, normal(0.0, 1.0, SHORT)),
-        chains=32,
-        sampler=cp.SMC(cp.MALA(0.05), then=cp.WarmUp()),
-    )
+
+    def noting(state, *rest):
+        ended.append(state)
+        return summarised(state, *rest)
+
+    monkeypatch.setattr(stages, "summarised", noting)
+    density = cp.compile(non_centred, normal(0.0, 1.0, SHORT))
+    run(density, chains=32, sampler=cp.SMC(cp.MALA(0.05), then=cp.WarmUp()))
     evaluation = ended[0].run.chains.evaluation
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(evaluation.terms))
     assert np.isfinite(evaluation.log_density).all()
 
 
 def sharp_score(x, level):
-    """Of N(0, I)."""
+    """Return the score of N(0, I), noised."""
     noise = SHARP.at(level)
     return -x / (noise.alpha**2 + noise.sigma**2)
 
@@ -170,20 +161,24 @@ def test_independent_chains_come_to_data_that_are_finer_than_level_0():
     """Half of 16 numbers seen with a quarter of level 0's noise: the step there leaves
     chains twice as wide as that."""
     f = cp.Diffusion(sharp_score, SHARP, event_shape=(16,), parameterization="score")
-    sampler, reason = independent(cp.compile(sharp, f, 0.001), "asked", 128)
+    density = cp.compile(sharp, f, 0.001)
+    sampler, reason = independent(density, "asked", 128)
     assert sampler.finishers == (cp.WarmUp(),)
     assert "as the data are finer than it is" in reason
-    assert independent(cp.compile(sharp, f, 0.01), "asked", 128)[0].finishers == ()
-    widths = {}
-    for then in ((), (cp.WarmUp(),)):
+    coarser, _ = independent(cp.compile(sharp, f, 0.01), "asked", 128)
+    assert coarser.finishers == ()
+
+    def finished(then):
         kept = cp.AnnealedMCMC(sampler.kernel, 3, reverse_step=FIRST_ORDER, then=then)
-        result = run(cp.compile(sharp, f, 0.001), chains=128, sampler=kept)
-        widths[then] = (
-            np.mean((result["x"][:, :8] - np.linspace(-1.0, 1.0, 8)) ** 2) ** 0.5
-            / 0.001
-        )
-    assert widths[()] > 1.5
-    assert abs(widths[cp.WarmUp(),] - 1) < 0.1
+        return run(density, chains=128, sampler=kept)
+
+    def relative_width(result):
+        away = result["x"][:, :8] - np.linspace(-1.0, 1.0, 8)
+        return np.mean(away**2) ** 0.5 / 0.001
+
+    assert relative_width(finished(())) > 1.5
+    result = finished((cp.WarmUp(),))
+    assert abs(relative_width(result) - 1) < 0.1
     assert not result.status.has("levels_too_few")  # as most of the chains count
     np.testing.assert_allclose(result["x"][:, 8:].std(0), 1.0, atol=0.3)
 
@@ -194,8 +189,8 @@ class TestGivingUp:
     coarse = cp.Schedule.log_snr(8)
 
     def density(self):
-        """64 narrow modes under a Gaussian to one side of them: nothing that a fit
-        could even out."""
+        """64 narrow modes under a Gaussian to one side of them: no fit could make their
+        weights even."""
         bits = dist.MixtureSameFamily(
             dist.Categorical(jnp.full((6, 2), 0.5)),
             dist.Normal(jnp.tile(jnp.array([-1.0, 1.0]), (6, 1)), 0.1),
@@ -209,7 +204,9 @@ class TestGivingUp:
     def test_independent_chains_take_its_place_on_levels_that_were_asked_for(
         self, tmp_path, monkeypatch
     ):
-        density, words, times = self.density(), [], []
+        density = self.density()
+        words = []
+        times = []
 
         def begun(*given, **more):
             made = begin(*given, **more)
@@ -220,27 +217,21 @@ class TestGivingUp:
         monkeypatch.setattr(stages, "begin", begun)
         asked = {"levels": self.coarse.log_snr, "checkpoint_dir": tmp_path}
         result = run(density, chains=256, sampler=None, **asked)
-        assert (
-            result.about.seconds > time.monotonic() - times[0]
-        )  # that of the run that was given up counts too
+        # The time of the run that was given up counts too.
+        assert result.about.seconds > time.monotonic() - times[0]
         assert result.about.sampler.startswith("AnnealedMCMC")
         assert "SMC's 256 chains had come to descend from" in result.reason
         assert "worth" in result.reason
+        # The second run uses a fresh random stream: the first one's outcome is the
+        # reason for it.
         assert len(words) == 2
-        assert not np.isin(
-            *words
-        ).any()  # what chance did to the first run it does not do to the second
+        assert not np.isin(*words).any()
         assert result.effective_chains == pytest.approx(256)
         assert not result.status.has(Code.ANCESTORS_COLLAPSED)
-        alone = run(
-            density,
-            chains=256,
-            sampler=independent(density, "", 256)[0],
-            levels=self.coarse.log_snr,
-        )
-        assert (
-            alone.evaluations < result.evaluations
-        )  # which counts those of the run that was given up
+        sampler, _ = independent(density, "", 256)
+        alone = run(density, chains=256, sampler=sampler, levels=self.coarse.log_snr)
+        # The result counts the evaluations of the run that was given up.
+        assert alone.evaluations < result.evaluations
         again = run(density, chains=256, sampler=None, **asked)  # from both checkpoints
         np.testing.assert_array_equal(result["x"], again["x"])
         assert again.reason == result.reason
@@ -252,15 +243,16 @@ class TestGivingUp:
         assert "SMC's 256 chains had come to descend from" in result.reason
         assert "300 levels" in result.reason
         assert result.status.ok
-        means, sds = [[1.0, -1.0], [0.5, 0.5]], [[0.1, 0.1], [0.3, 0.3]]
-        *_, each = product_of_normals(
-            self.coarse.alpha[0], self.coarse.sigma[0], means, sds
+        *_, by_mode = product_of_normals(
+            self.coarse.alpha[0],
+            self.coarse.sigma[0],
+            means=[[1.0, -1.0], [0.5, 0.5]],
+            sds=[[0.1, 0.1], [0.3, 0.3]],
         )
-        one = np.logaddexp(*each) - np.log(2)
+        one = np.logaddexp(*by_mode) - np.log(2)
         assert abs(result.log_evidence - 6 * one) < 4 * result.log_evidence_error < 2
-        again = run(
-            self.density(), chains=256, sampler=None, checkpoint_dir=tmp_path
-        )  # from both checkpoints
+        # From both checkpoints.
+        again = run(self.density(), chains=256, sampler=None, checkpoint_dir=tmp_path)
         np.testing.assert_array_equal(result["x"], again["x"])
         assert again.evaluations == result.evaluations
 
@@ -269,12 +261,14 @@ def test_programs_with_latents_warm_up_by_default():
     hierarchy = cp.compile(centred, normal(0.0, 1.0, SHORT))
     sampler, reason = independent(hierarchy, "because")
     assert sampler.finishers == (cp.WarmUp(),)
-    assert choose(hierarchy, 1000)[0].finishers == (cp.GlobalMoves(8), cp.WarmUp())
     assert reason.startswith("because: independent chains")
-    assert choose(cp.compile(single, normal(jnp.zeros(2), 1.0, SHORT)), 1000)[
-        0
-    ].finishers == (cp.GlobalMoves(8),)
-    assert (
-        choose(cp.compile(single, normal(jnp.zeros(21), 1.0, SHORT)), 1000)[0].finishers
-        == ()
-    )
+
+    def finishers(density):
+        sampler, _ = choose(density, 1000)
+        return sampler.finishers
+
+    few_numbers = cp.compile(single, normal(jnp.zeros(2), 1.0, SHORT))
+    many_numbers = cp.compile(single, normal(jnp.zeros(21), 1.0, SHORT))
+    assert finishers(hierarchy) == (cp.GlobalMoves(8), cp.WarmUp())
+    assert finishers(few_numbers) == (cp.GlobalMoves(8),)
+    assert finishers(many_numbers) == ()

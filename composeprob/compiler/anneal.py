@@ -76,7 +76,7 @@ class Likelihood(eqx.Module):
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """log p(z) in unconstrained coordinates, and Σ_j γ_j·log L_j.
 
-        The sum leaves out what is annealed exactly or by moments.
+        The sum leaves out observations that are annealed exactly or by moments.
 
         Args:
             xs: the noised sites at this level.
@@ -267,7 +267,7 @@ class Likelihood(eqx.Module):
 def anneal(graph: Graph, traced: Traced) -> tuple[Graph, Likelihood]:
     """Settle the policy of every observation that left it open: ``exact`` where that is
     possible, else ``moments`` where that is possible and pays, else ``tempered``. One
-    that asks for what is not possible is refused.
+    that asks for an impossible policy is refused.
 
     Both take y = A·x + b + noise, A, b and the noise's covariance constant or functions
     of static sites; ``exact`` under a prior that is a mixture of Gaussians, ``moments``

@@ -118,7 +118,7 @@ class _Builder:
         dependencies: the latents that each statement depends on directly.
         by_leaf: of noised sites the latents that each leaf of the factor depends on.
         variables: leaf factors with the names that the program's author gave them.
-        sites, statics, observations: what was collected.
+        sites, statics, observations: those that were collected so far.
         held: the static sites that keep draws of their prior.
         placed_by_statics: the static sites whose location and scale other static sites
             give.
@@ -144,7 +144,7 @@ class _Builder:
         self.placed_by_statics: list[str] = []
 
     def add(self, statement: Statement) -> None:
-        """Add what the statement declares, if it is a latent or an observation."""
+        """Add the latent or the observation that the statement declares."""
         if statement.kind == "noised":
             self._add_site(statement)
         elif statement.kind == "static":
@@ -250,7 +250,7 @@ class _Builder:
         return Policy()
 
     def graph(self, program: Program) -> Graph:
-        """The program of what was collected."""
+        """The graph of the sites and observations that were collected."""
         dims = {
             s.name: s.dims for s in self.statements.values() if s.kind != "evidence"
         }
@@ -379,7 +379,7 @@ def _check_weight(statement: Statement, mirrored: Statement) -> None:
         f"The log-weight of {statement.name!r} is NaN.",
         where=statement.where,
         fix="check the data in it, and mask what is missing (numpyro.handlers.mask). "
-        "What depends on a site must be right for all its values: for impossible ones "
+        "A log-weight must be right for all values of its sites: for impossible ones "
         "write jnp.where(possible, …, -jnp.inf).",
     )
 
@@ -403,7 +403,7 @@ def _check_product(site: Statement, by_leaf: list[frozenset[str]]) -> None:
         f"{latents} too; in a conditional, normalised for every {latents}, they are "
         "not.",
         where=site.where,
-        fix=f"for evidence sample what depends on {latents} and add the others: "
+        fix=f"for evidence sample the factors of {latents} and add the others: "
         f"x = cp.sample({site.name!r}, prior), then cp.factor('evidence', others, "
         f"at=x); for a conditional write cp.sample({site.name!r}, …, "
         "conditional=True).",
@@ -426,7 +426,7 @@ def _with_evidence(
                 f"unobserved latent {latents}: its unknown normaliser would depend on "
                 "it too.",
                 where=e.where,
-                fix="give its conditions data; what depends on a latent is a "
+                fix="give its conditions data; a factor of a latent is a "
                 "distribution: cp.sample it.",
             )
     factors = [root]

@@ -66,8 +66,8 @@ class FactorValues(NamedTuple):
 
 
 class StatementValues(NamedTuple):
-    """Values of static priors and observations at one position and level, without what
-    is annealed exactly.
+    """Values of static priors and observations at one position and level, without the
+    observations that are annealed exactly.
 
     Attributes:
         log_prior: log p(z), a scalar.
@@ -87,7 +87,7 @@ class Evaluator(eqx.Module):
         schedule: the levels.
         batches: the shared evaluations.
         marginal: F of each site, the part that has a rate; None where there is none.
-        potential: what else multiplies the site's density.
+        potential: the other factors of the site's density.
         energies: the user's own energies in that potential; None where there are none.
         moved: for each noised site with factors that give scores to the latents they
             depend on, these factors of F and all others; None where there are no
@@ -96,8 +96,8 @@ class Evaluator(eqx.Module):
         places: the site, batch and member of every leaf, in the program's order.
         shapes: the noised sites' shapes.
         held: the static sites that are held; their scores are 0.
-        networks_see_none: whether there are latents, and none of them depends on what
-            takes a network.
+        networks_see_none: whether there are latents, and no factor of theirs takes a
+            network.
         experts: every expert.
         precision: of the networks, also of those that the program makes of latents.
     """
@@ -456,8 +456,8 @@ class Evaluator(eqx.Module):
 
 
 def _marginal_scores(position: Sites, factors: FactorValues) -> tuple[Sites, Sites]:
-    """∇ log F, zero at static sites, and what of it the statements' gradient lacks: the
-    scores of the factors that no latent moves."""
+    """∇ log F, zero at static sites, and its part that the statements' gradient lacks:
+    the scores of the factors that no latent moves."""
     scores = {}
     unmoved_scores = {}
     for name, value in position.items():
@@ -613,8 +613,8 @@ def _moved(
 
 
 def _networks_see_none(graph: Graph, likelihood: Likelihood) -> bool:
-    """Return whether there are latents, and none of them depends on what takes a
-    network: a factor without a log-density, or a Tweedie mean."""
+    """Return whether there are latents, and no factor of theirs takes a network: none
+    is without a log-density, or sees a Tweedie mean."""
     if not graph.statics or graph.held:
         return False
     for site in graph.sites:

@@ -170,7 +170,7 @@ def lowered(
 
     if networks:
         check_growth(density, graph)
-    # Not a field: a copy with other arrays is not what the program says any more, and
+    # Not a field: a copy with other arrays is not the program's density any more, and
     # must not have it.
     object.__setattr__(density, "_anew", anew)
     return density

@@ -202,9 +202,9 @@ def _check_site(site: Site, schedule: Schedule) -> None:
                 "some direction the precisions of its factors, times their powers, add "
                 f"up to {worst:.3g}, so its density does not fall there.",
                 where=site.where,
-                fix="what divides must be wider than what it divides: N(0, s²) ** v / "
-                "N(0, t²) ** w needs v/s² > w/t². Make the negative powers smaller, or "
-                "multiply a narrower factor.",
+                fix="a factor that divides must be wider than the one it divides: "
+                "N(0, s²) ** v / N(0, t²) ** w needs v/s² > w/t². Make the negative "
+                "powers smaller, or multiply a narrower factor.",
             )
         top = top_of(at_noise(root, _variance(schedule, last)), site.shape)
         power = float(top.power.min())
@@ -455,8 +455,8 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
                 "The program's functions are NaN at all of "
                 f"{2 * potentials.size} points, near and far.",
                 where=graph.sites[0].where,
-                fix="evaluate each at one event: a logarithm or a root of what is "
-                "negative, 0/0, or data that hold NaN.",
+                fix="evaluate each at one event, and look for logarithms or roots of "
+                "negative numbers, for 0/0, and for NaN in the data.",
             )
     if not _improper(potentials, all(energies)).any():
         return
@@ -474,9 +474,8 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
         f"it cannot be normalised: log π at level 0 is {values[0, worst]:.3g} at a "
         f"distance of {start:.3g}, and {values[-1, worst]:.3g} at {end:.3g}.",
         where=site.where,
-        fix="an energy is log f: cp.Energy and cp.factor take a function that falls "
-        "far out, such as −½|x|², or rises more slowly than what it is multiplied with "
-        "falls. Look at its sign.",
+        fix="check the sign: cp.Energy and cp.factor take log f, which falls far out, "
+        "such as −½|x|², or rises more slowly than the other factors fall.",
     )
 
 

@@ -169,8 +169,8 @@ def changed_since(program: Program) -> ProgramError:
         "changed since cp.compile: a global, a variable around it, or random numbers "
         "of Python's or NumPy's own.",
         where=program.where,
-        fix="compile it again; or pass what changes as an argument of the program, "
-        "which needs no new compilation.",
+        fix="compile it again; or pass the changing value as an argument of the "
+        "program, which needs no new compilation.",
     )
 
 
@@ -199,8 +199,8 @@ class TracedStatements(eqx.Module):
 
 
 class Traced(eqx.Module):
-    """A program with its arguments, which can be run again, and its trace, which tells
-    what its values depend on.
+    """A program with its arguments, which can be run again, and its trace, from which
+    dependencies and linearity are read.
 
     Attributes:
         function: the program's function.
@@ -363,7 +363,7 @@ class _Leaves:
         paths = [path for path, _ in pairs]
         values = [value for _, value in pairs]
         data = [i for i, value in enumerate(values) if is_data(value)]
-        # The weights of factors are not what a program's own Python asks about.
+        # A program's own Python does not read the weights of its factors.
         nodes = jax.tree.leaves((args, kwargs), is_leaf=is_factor)
         of_factors = jax.tree.leaves([node for node in nodes if is_factor(node)])
         inside = {id(array) for array in of_factors}
@@ -429,7 +429,7 @@ def trace(
                 better = _latent_error(error, program, traced, latents)
                 raise better from (error if better is not error else error.__cause__)
             concrete = concrete | requested
-            # What depends on constants alone is a number from now on.
+            # A value that depends on constants alone is a number from now on.
             eager = True
             names = {_name_of(function, leaves.paths[i]) for i in requested}
             sentences += _request_notes(error, sorted(names))
@@ -689,7 +689,7 @@ def _request_notes(error: Exception, names: list[str]) -> list[str]:
         return []
     does, _, where = number_request(request)
     arguments = " and ".join(names)
-    return [f"{where} {does} {arguments}: what it holds is compiled in as a constant"]
+    return [f"{where} {does} {arguments}, whose value is compiled in as a constant"]
 
 
 def _latent_error(

@@ -79,7 +79,7 @@ PROPER = {
 
 @pytest.mark.parametrize("name", IMPROPER)
 def test_what_has_no_integral_at_level_0_is_refused(name):
-    words, fix = "is improper at level 0 of 11", "what divides must be wider"
+    words, fix = "is improper at level 0 of 11", "factor that divides must be wider"
     refused(lambda: cp.compile(single, IMPROPER[name]()), ImproperError, words, fix)
 
 

@@ -701,7 +701,7 @@ def test_a_scale_that_becomes_negative_in_a_run_is_named(scale, named):
     )
     assert result.status.has("non_finite") == named
     assert (
-        "The likelihood of 'y' is no number near the chains" in result.status.message
+        "The likelihood of 'y' is NaN near the chains" in result.status.message
     ) == named
 
 

@@ -216,7 +216,5 @@ def test_a_run_of_which_few_chains_count_says_so_and_is_ok():
     result = run(density, sampler=sampler)
     assert result.status.ok
     assert result.effective_chains < 32
-    assert (
-        f"Of 64 chains as many count as {result.effective_chains:.0f} independent ones"
-        in str(result.status)
-    )
+    worth = f"{result.effective_chains:.0f} independent"
+    assert worth in str(result.status)

@@ -222,7 +222,7 @@ class TestGivingUp:
             result.about.seconds > time.monotonic() - times[0]
         )  # that of the run that was given up counts too
         assert result.about.sampler.startswith("AnnealedMCMC")
-        assert "SMC's 256 chains had come to descend from" in result.reason
+        assert "SMC's 256 chains had" in result.reason
         assert "worth" in result.reason
         assert len(words) == 2
         assert not np.isin(
@@ -247,7 +247,7 @@ class TestGivingUp:
         """Six independent coordinates: a mode at +1 has all but nothing of the other
         one's mass under N(½, 0.3²)."""
         result = run(self.density(), chains=256, sampler=None, checkpoint_dir=tmp_path)
-        assert "SMC's 256 chains had come to descend from" in result.reason
+        assert "SMC's 256 chains had" in result.reason
         assert "300 levels" in result.reason
         assert result.status.ok
         means, sds = [[1.0, -1.0], [0.5, 0.5]], [[0.1, 0.1], [0.3, 0.3]]

@@ -1,4 +1,4 @@
-"""Files and folders that are no result, or not a whole one: each is refused by its
+"""Files and folders that are not a result, or not a whole one: each is refused by its
 name, and nothing else is read."""
 
 import json
@@ -28,14 +28,13 @@ RUN = {"num_chains": 8, "sampler": cp.AnnealedMCMC(cp.ULA(0.1), 1), "progress": 
 
 
 class Good:
-    """A saved result, a stored one and a checkpoint, of which bad ones are made."""
+    """A saved result, a stored one and a checkpoint, with methods that damage them."""
 
     def __init__(self, folder):
         self.folder = folder
-        draws, checkpoint = cp.Draws(3, store=folder / "store"), folder / "checkpoint"
-        self.result = cp.infer(
-            DENSITY, KEY, draws=draws, checkpoint_dir=checkpoint, **RUN
-        )
+        draws = cp.Draws(3, store=folder / "store")
+        options = {"draws": draws, "checkpoint_dir": folder / "checkpoint"}
+        self.result = cp.infer(DENSITY, KEY, **options, **RUN)
         self.path = self.result.save(folder / "good")
         with safe_open(self.path, "numpy") as file:
             self.metadata = file.metadata()
@@ -48,22 +47,14 @@ class Good:
         return path
 
     def file(self, *, without=(), metadata=None, no_fact=None, arrays=None, **facts):
-        kept = {
-            name: value
-            for name, value in (self.arrays | (arrays or {})).items()
-            if name not in without
-        }
-        facts = {
-            name: value
-            for name, value in (self.facts | facts).items()
-            if name != no_fact
-        }
-        about = (
-            self.metadata | {"facts": json.dumps(facts)}
-            if metadata is None
-            else metadata
-        )
-        return self.raw(save(kept, metadata=about))
+        kept = self.arrays | (arrays or {})
+        for name in without:
+            del kept[name]
+        facts = self.facts | facts
+        facts.pop(no_fact, None)
+        if metadata is None:
+            metadata = self.metadata | {"facts": json.dumps(facts)}
+        return self.raw(save(kept, metadata=metadata))
 
     def store(self, edit):
         shutil.copytree(self.folder / "store", self.folder / "bad")
@@ -79,14 +70,9 @@ class Good:
         return self.store(edit)
 
     def store_about(self, attributes=(), **about):
-        attributes = (
-            list(attributes) or {"format": "composeprob.draws", "version": 1} | about
-        )
-        return self.store(
-            lambda folder: (folder / "zarr.json").write_text(
-                json.dumps({"attributes": attributes})
-            )
-        )
+        whole = {"format": "composeprob.draws", "version": 1} | about
+        text = json.dumps({"attributes": list(attributes) or whole})
+        return self.store(lambda folder: (folder / "zarr.json").write_text(text))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +106,8 @@ def truncate(folder):
 
 
 NAN = {"log_weights": np.full(8, np.nan)}
-# what is loaded: (makes it of a good one, words of the message)
+# By name: a function that makes the file or folder of a good one, and words of the
+# error.
 CASES = {
     "nothing": (lambda g: g.folder / "nothing", "no saved result at"),
     "an empty file": (lambda g: g.raw(b""), "cannot be read as safetensors"),
@@ -156,22 +143,22 @@ CASES = {
         lambda g: g.file(
             metadata={n: v for n, v in g.metadata.items() if n != "facts"}
         ),
-        "no whole result",
+        "not a whole result",
     ),
-    "facts that are no JSON": (
+    "facts that are not JSON": (
         lambda g: g.file(metadata=g.metadata | {"facts": "{"}),
-        "no whole result",
+        "not a whole result",
     ),
     "facts that are a list": (
         lambda g: g.file(metadata=g.metadata | {"facts": "[]"}),
-        "facts are no dict",
+        "facts are not a dict",
     ),
     "a fact that lacks": (
         lambda g: g.file(no_fact="evaluations"),
         "lacks 'evaluations'",
     ),
     "no list of sites": (lambda g: g.file(no_fact="sites"), "lacks 'sites'"),
-    "a fact too many": (lambda g: g.file(more=3), "'more' is no fact"),
+    "a fact too many": (lambda g: g.file(more=3), "'more' is not a fact"),
     "draws in words": (lambda g: g.file(draws="many"), "'draws' is 'many'"),
     "evaluations that are true": (
         lambda g: g.file(evaluations=True),
@@ -193,15 +180,15 @@ CASES = {
     "weights that are NaN": (lambda g: g.file(arrays=NAN), "weights are NaN"),
     "weights of another number": (
         lambda g: g.file(arrays={"log_weights": np.zeros(9)}),
-        "families",
+        "ancestors",
     ),
     "weights that are true": (
         lambda g: g.file(arrays={"log_weights": np.ones(8, bool)}),
         "numbers of type bool",
     ),
-    "families out of range": (
+    "ancestors out of range": (
         lambda g: g.file(arrays={"families": np.full(8, 99)}),
-        "families",
+        "ancestors",
     ),
     "samples of other chains": (
         lambda g: g.file(arrays={"samples/x": np.zeros((5, 3, 2))}),
@@ -220,23 +207,23 @@ CASES = {
         lambda g: g.file(arrays={"log_snr": np.zeros(0)}),
         "'log_snr' has shape",
     ),
-    "an empty folder": (empty_folder, "no stored result"),
-    "a checkpoint": (lambda g: g.folder / "checkpoint", "no stored result"),
+    "an empty folder": (empty_folder, "not a stored result"),
+    "a checkpoint": (lambda g: g.folder / "checkpoint", "not a stored result"),
     "a store of no zarr.json": (
         lambda g: g.store(lambda f: (f / "zarr.json").unlink()),
-        "no stored result",
+        "not a stored result",
     ),
     "a store of half a zarr.json": (
         lambda g: g.store(lambda f: (f / "zarr.json").write_text("{")),
-        "no stored result",
+        "not a stored result",
     ),
     "a store of a list": (
         lambda g: g.store(lambda f: (f / "zarr.json").write_text("[]")),
-        "no stored result",
+        "not a stored result",
     ),
     "a store of no attributes": (
         lambda g: g.store_about([1]),
-        "no stored result of this version",
+        "not a stored result of this version",
     ),
     "a store of another version": (lambda g: g.store_about(version=0), "this version"),
     "a store that has not ended": (lambda g: g.store_about(), "not ended"),
@@ -277,15 +264,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("what", CASES)
-def test_is_refused_by_its_name(good, what):
-    make, words = CASES[what]
+@pytest.mark.parametrize("case", CASES)
+def test_is_refused_by_its_name(good, case):
+    make, words = CASES[case]
     path = make(good)
     error = refused(lambda: np.asarray(cp.Result.load(path)["x"]), LoadError, words)
     assert path.name in error.found
 
 
-def test_what_these_are_made_of_loads(good):
+def test_the_good_ones_load(good):
     for path in (
         good.path,
         good.file(),
@@ -306,18 +293,18 @@ def test_a_path_is_a_path(good):
         refused(lambda: good.result.save(path), InvalidValueError, "cannot be written")
 
 
-@pytest.mark.parametrize("what", ["of another program", "a file", "damaged"])
-def test_a_checkpoint_that_is_none_of_this_run_is_refused(good, what, tmp_path):
-    folder = (
-        good.path
-        if what == "a file"
-        else shutil.copytree(good.folder / "checkpoint", tmp_path / "checkpoint")
-    )
-    if what == "damaged":
+@pytest.mark.parametrize("kind", ["of another program", "a file", "damaged"])
+def test_a_checkpoint_of_another_run_is_refused(good, kind, tmp_path):
+    density = cp.compile(single, normal(jnp.zeros(3)))
+    if kind == "a file":
+        folder = good.path
+    else:
+        folder = shutil.copytree(good.folder / "checkpoint", tmp_path / "checkpoint")
+    if kind == "damaged":
+        density = DENSITY
         for path in folder.rglob("*"):
             if path.is_file():
                 path.write_bytes(b"damaged")
-    density = DENSITY if what == "damaged" else cp.compile(single, normal(jnp.zeros(3)))
     with pytest.raises(ComposeProbError) as caught:
         cp.infer(density, KEY, draws=3, checkpoint_dir=folder, **RUN)
     assert folder.name in caught.value.found

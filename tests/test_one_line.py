@@ -1,7 +1,7 @@
 """Everything of the algebra and every kernel and sampler prints as one short line,
 without arrays.
 
-tests/zoo/test_zoo.py asks it of the models of the zoo.
+tests/zoo/test_zoo.py tests the models of the zoo in the same way.
 """
 
 import math
@@ -32,7 +32,7 @@ def image(label, **options):
 
 
 def line(thing):
-    """How it prints, by `str` and `repr` alike."""
+    """The line that it prints as, by `str` and `repr` alike."""
     text = str(thing)
     assert repr(thing) == text
     assert "\n" not in text
@@ -58,13 +58,13 @@ def test_factors(name):
 
 
 def algebra():
-    """By how it prints, one of everything."""
+    """One expression of every kind, by the line that it prints as."""
     a, b, c = (analytic(label) for label in "abc")
-    digits, wide = image("digits"), analytic("wide", shape=(28, 28, 1))
-    energy, three = (
-        image("energy", parameterization="energy_norm"),
-        {"digit": [1, 2, 3]},
-    )
+    digits = image("digits")
+    wide = analytic("wide", shape=(28, 28, 1))
+    energy = image("energy", parameterization="energy_norm")
+    three = {"digit": [1, 2, 3]}
+    seven = cp.mixture([a] * 7, [1, 1, 1, 1, 1, 1, 1.0001])
     return {
         "a * b ** 2": a * b**2,
         "a * b / c": a * b / c,
@@ -96,22 +96,23 @@ def algebra():
         ),
         "window(a; 2×2, 2 sets of cells)": cp.window(a, (2, 2), over=[[0, 1], [2, 3]]),
         "a * a * a * a * a * a … (40 factors)": math.prod([a] * 39, start=a),
-        "mixture(a, a, a, a, a, a … (7 parts); weights 0.143, 0.143, 0.143, 0.143, 0.143, 0.143, …)": cp.mixture(
-            [a] * 7, [1, 1, 1, 1, 1, 1, 1.0001]
-        ),
+        "mixture(a, a, a, a, a, a … (7 parts); "
+        "weights 0.143, 0.143, 0.143, 0.143, 0.143, 0.143, …)": seven,
     }
 
 
 def test_words_of_the_algebra_which_holds_every_kind_of_factor():
-    """A new subclass of the algebra must say how it prints."""
-    known = algebra()
-    assert [line(factor) for factor in known.values()] == list(known)
-    here = {type(factor) for factor in known.values()} | {CalibratedExpression, Window}
-    kinds = [
-        kind for base in (Factor, Combination, Around) for kind in base.__subclasses__()
-    ]
-    own = {kind for kind in kinds if kind.__module__.startswith("composeprob.")}
-    assert own - {LeafFactor, Combination, Around, Leaf} == here
+    """A new subclass of the algebra must have a line here."""
+    expressions = algebra()
+    assert [line(factor) for factor in expressions.values()] == list(expressions)
+    tested = {type(factor) for factor in expressions.values()}
+    tested |= {CalibratedExpression, Window}
+    kinds = set()
+    for base in (Factor, Combination, Around):
+        for kind in base.__subclasses__():
+            if kind.__module__.startswith("composeprob."):
+                kinds.add(kind)
+    assert kinds - {LeafFactor, Combination, Around, Leaf} == tested
 
 
 def test_labels_and_conditions_of_any_length():
@@ -121,26 +122,23 @@ def test_labels_and_conditions_of_any_length():
     line(long * long * long)
     given = image("digits").given(digit=jnp.ones(5000))
     assert line(given) == "digits(digit=array[5000]) (score, 28×28×1)"
-    assert (
-        line(cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE))
-        == "Normal (energy, a number)"
-    )
+    number = cp.Analytic(dist.Normal(0.0, 1.0), SCHEDULE)
+    assert line(number) == "Normal (energy, a number)"
 
 
 def test_a_calibrated_expression():
-    tables = {
-        name: np.zeros(SCHEDULE.num_levels) for name in ("log Z", "error", "offset")
-    }
+    zeros = np.zeros(SCHEDULE.num_levels)
+    tables = dict.fromkeys(("log Z", "error", "offset"), zeros)
     tables["log-SNR"] = np.asarray(SCHEDULE.log_snr)[::-1]
     fixed = {f"calibration {name}": table for name, table in tables.items()}
     product = analytic("a") * analytic("b")
-    found = CalibratedExpression(
+    calibrated = CalibratedExpression(
         factor=product, schedule=SCHEDULE, fixed=fixed, degree=4.0, event_shape=(2,)
     )
-    assert line(found).startswith("calibrated(a * b; log Z ")
-    seen = []
-    jax.eval_shape(lambda factor: seen.append(line(factor)), found)
-    assert seen == ["calibrated(a * b; log Z traced)"]
+    assert line(calibrated).startswith("calibrated(a * b; log Z ")
+    lines = []
+    jax.eval_shape(lambda factor: lines.append(line(factor)), calibrated)
+    assert lines == ["calibrated(a * b; log Z traced)"]
 
 
 @pytest.mark.parametrize(

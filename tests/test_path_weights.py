@@ -290,7 +290,8 @@ def test_summed_scores_have_the_finding(monkeypatch):
     """Two Gaussians, of which reverse diffusion gives a mean that is off by a third of
     a spread, and the weights of its paths say so; their mean is the evidence over the
     product of two N(0, 1), where paths begin."""
-    f, g = normal(1.0, 0.5, LEVELS), normal(-1.0, 1.0, LEVELS)
+    f = normal(1.0, 0.5, LEVELS)
+    g = normal(-1.0, 1.0, LEVELS)
     result, log_weights = ended(
         monkeypatch, cp.compile(both, f, g), cp.Ancestral(), num_chains=100_000
     )

@@ -1,4 +1,4 @@
-"""Figures of a result by kind, what a notebook displays of it, and its report in one
+"""Figures of a result by kind, its display in a notebook, and its report in one
 file."""
 
 import dataclasses
@@ -33,23 +33,19 @@ def no_figure_is_left():
 def texts(figure):
     """Every text of a figure that is drawn."""
     figure.canvas.draw()
-    return [
-        text.get_text()
-        for text in figure.findobj(plt.Text)
-        if text.get_text() and text.get_visible()
-    ]
+    visible = [text for text in figure.findobj(plt.Text) if text.get_visible()]
+    return [text.get_text() for text in visible if text.get_text()]
 
 
 @pytest.fixture
 def moved():
     rng = np.random.default_rng(0)
-    return make(
-        {
-            "x": rng.normal(size=(N, 2)),
-            "image": rng.uniform(size=(N, 8, 8)),
-            "z": rng.normal(size=N),
-        }
-    )
+    samples = {
+        "x": rng.normal(size=(N, 2)),
+        "image": rng.uniform(size=(N, 8, 8)),
+        "z": rng.normal(size=N),
+    }
+    return make(samples)
 
 
 @pytest.mark.parametrize("kind", ["overview", "samples", "pairs", "levels"])
@@ -79,8 +75,8 @@ def test_a_saved_picture_is_sharp_unless_something_else_is_asked_for(moved, tmp_
 
 
 def test_kinds_that_cannot_be_drawn_say_why(moved):
-    known = r"no kind of picture 'corner'.*\n.*overview, samples, pairs"
-    refused(lambda: moved.plot("corner"), InvalidValueError, known)
+    words = r"no kind of picture 'corner'.*\n.*overview, samples, pairs"
+    refused(lambda: moved.plot("corner"), InvalidValueError, words)
     refused(
         lambda: make({"x": np.zeros((N, 8, 8))}).plot("pairs"),
         InvalidValueError,
@@ -98,20 +94,18 @@ def test_points_are_drawn_with_their_marginals_and_those_of_the_density():
     above, right = ax.child_axes
     (line,) = above.lines
     x, density = line.get_data()
-    np.testing.assert_allclose(
-        density, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), atol=0.02
-    )
+    exact = np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(density, exact, atol=0.02)
     assert len(right.lines) == 1
-    assert sum(
-        patch.get_height() * patch.get_width() for patch in above.patches
-    ) == pytest.approx(1)
+    areas = [patch.get_height() * patch.get_width() for patch in above.patches]
+    assert sum(areas) == pytest.approx(1)
     assert len(ax.images) == 1
 
     class ScoreOnly(Density):
         capabilities = frozenset({"score"})
 
-    for unknown in (ScoreOnly(), None):
-        assert not make(density=unknown).plot("samples").axes[0].images
+    for without_energy in (ScoreOnly(), None):
+        assert not make(density=without_energy).plot("samples").axes[0].images
 
 
 def test_the_program_stands_above_in_lines_that_fit():
@@ -128,16 +122,15 @@ def test_the_program_stands_above_in_lines_that_fit():
     assert title.endswith(" …")
     figure.canvas.draw()
     assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
-    assert (
-        figure.axes[0].get_window_extent().height > 0.4 * figure.bbox.height
-    )  # the panels keep their room
+    # The panels keep their room.
+    assert figure.axes[0].get_window_extent().height > 0.4 * figure.bbox.height
     assert wrapped("a b", 1) == "a\nb"
 
 
 def test_colours_differ_for_the_colour_blind():
-    """Vienot, Brettel and Mollon 1999: linear light as protanopes and deuteranopes see
-    it."""
-    sees = {
+    """Colours under linear models of protanopes' and deuteranopes' vision (Vienot,
+    Brettel and Mollon 1999)."""
+    visions = {
         "protan": [
             [0.11238, 0.88762, 0.0],
             [0.11238, 0.88762, 0.0],
@@ -151,12 +144,11 @@ def test_colours_differ_for_the_colour_blind():
     }
     for palette in (PALETTE.lines, (PALETTE.accent, PALETTE.second)):
         light = np.array([to_rgb(colour) for colour in palette]) ** 2.2
-        for matrix in sees.values():
-            seen = np.clip(light @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
-            apart = np.linalg.norm(seen[:, None] - seen, axis=-1)[
-                np.triu_indices(len(seen), 1)
-            ]
-            assert apart.min() > 0.1
+        for matrix in visions.values():
+            visible = np.clip(light @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
+            distances = np.linalg.norm(visible[:, None] - visible, axis=-1)
+            pairs = np.triu_indices(len(visible), 1)
+            assert distances[pairs].min() > 0.1
 
 
 def test_notebooks_show_findings_picture_numbers_and_program():
@@ -175,9 +167,10 @@ def test_a_site_that_is_an_image_has_images(shape, low, high, tmp_path):
     values = np.random.default_rng(0).uniform(low, high, size=(N, *shape))
     result = make({"x": np.zeros((N, 2)), "image": values})
     expected = (values - values.min()) / np.ptp(values)
+    channels = shape[2] if len(shape) == 3 else 1
     for each in (result, cp.Result.load(result.save(tmp_path / "run"))):
         images = each.images()
-        assert images.shape == (N, *shape[:2], shape[2] if len(shape) == 3 else 1)
+        assert images.shape == (N, *shape[:2], channels)
         assert 0 <= images.min() < images.max() <= 1
         np.testing.assert_allclose(images.reshape(values.shape), expected, atol=0.01)
         np.testing.assert_array_equal(each.images("image"), images)
@@ -209,11 +202,12 @@ def test_images_of_draws_are_those_of_all_chains():
 
 # ── the report ────────────────────────────────────────────────────────────────────────
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-    None,
+BROWSERS = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+BROWSER = next(filter(None, BROWSERS), None)
+MEASURE = (
+    "<script>parent.document.title = document.documentElement.scrollWidth "
+    "+ ' of ' + window.innerWidth</script>"
 )
-MEASURE = "<script>parent.document.title = document.documentElement.scrollWidth + ' of ' + window.innerWidth</script>"
 
 
 @pytest.fixture(scope="module")
@@ -226,9 +220,7 @@ def page(result, tmp_path_factory):
     return result.report(tmp_path_factory.mktemp("report") / "new" / "run.html")
 
 
-def test_it_says_what_was_sampled_how_well_and_what_it_cost_and_a_notebook_the_program(
-    result, page
-):
+def test_the_report_has_program_samples_quality_and_cost(result, page):
     assert re.search(r"π<sub>k</sub>\(x\) ∝ f\(x\)·g\(x\)", result._repr_html_())
     text = page.read_text()
     for part in (
@@ -241,28 +233,19 @@ def test_it_says_what_was_sampled_how_well_and_what_it_cost_and_a_notebook_the_p
     ):
         assert part in text
     assert f"{result.evaluations * 64:,} in all" in text
-    assert (
-        text.count("data:image/png;base64,") == 2
-    )  # the site, and the diagnostics by level
-    assert [name for name, *_ in diagnostics(result).values()] == [
-        "acceptance",
-        "step_size",
-        "ess",
-        "ancestors",
-    ]
+    # The site, and the diagnostics by level.
+    assert text.count("data:image/png;base64,") == 2
+    names = [diagnostic.name for diagnostic in diagnostics(result).values()]
+    assert names == ["acceptance", "step_size", "ess", "ancestors"]
     assert not re.search(r"(src|href)=['\"](?!data:)", text)  # needs no network
     assert "prefers-color-scheme: dark" in text
 
 
-def test_findings_come_with_what_to_try_and_errors_are_withheld(result, tmp_path):
-    status = result.status.with_findings(
-        (cp.results.status.Code.UNSETTLED, "It drifts <b>. Go on with draws=.")
-    )
-    text = (
-        dataclasses.replace(result, status=status)
-        .report(tmp_path / "run.html")
-        .read_text()
-    )
+def test_findings_come_with_remedies_and_errors_are_withheld(result, tmp_path):
+    finding = (Code.UNSETTLED, "It drifts <b>. Go on with draws=.")
+    status = result.status.with_findings(finding)
+    doubtful = dataclasses.replace(result, status=status)
+    text = doubtful.report(tmp_path / "run.html").read_text()
     assert "Status: 1 finding, the gravest first" in text
     assert "It drifts &lt;b&gt;. Go on with draws=." in text
     assert "Standard errors are withheld" in text
@@ -270,7 +253,7 @@ def test_findings_come_with_what_to_try_and_errors_are_withheld(result, tmp_path
 
 
 def test_intervals_of_a_report_are_those_of_means(tmp_path):
-    """Also of two chains, whose draws know their error."""
+    """Also of two chains, whose error is that of their draws."""
     z = np.random.default_rng(0).normal(size=(2, 500))
     two = make({"z": z}, np.zeros(2), draws=500)
     low, high = two.mean(lambda sample: sample["z"]).interval(0.9)
@@ -282,10 +265,8 @@ def test_a_result_from_a_file_has_a_report_without_its_program(result, tmp_path)
     loaded = cp.Result.load(result.save(tmp_path / "saved"))
     assert loaded.about.key == "jax.random.key(7)"
     assert loaded.about.versions == result.about.versions
-    assert (
-        "The program is not in the file."
-        in loaded.report(tmp_path / "run.html").read_text()
-    )
+    text = loaded.report(tmp_path / "run.html").read_text()
+    assert "The program is not in the file." in text
 
 
 @pytest.mark.skipif(
@@ -296,12 +277,14 @@ def test_a_result_from_a_file_has_a_report_without_its_program(result, tmp_path)
 def test_a_browser_shows_it_without_an_error(page, tmp_path, width, scheme):
     outer = tmp_path / "outer.html"  # Chromium's own window is never narrower than 500
     inner = html.escape(page.read_text().replace("</main>", f"</main>{MEASURE}"))
-    outer.write_text(
-        f"<title>0 of 0</title><iframe srcdoc='{inner}' width={width} height=900></iframe>"
-    )
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    flags += [f"--user-data-dir={tmp_path}/own"]
-    flags += [
+    frame = f"<iframe srcdoc='{inner}' width={width} height=900></iframe>"
+    outer.write_text(f"<title>0 of 0</title>{frame}")
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path}/own",
         f"--blink-settings=preferredColorScheme={scheme}",
         "--window-size=1400,1000",
         "--dump-dom",
@@ -314,11 +297,10 @@ def test_a_browser_shows_it_without_an_error(page, tmp_path, width, scheme):
         check=True,
     )
     assert "CONSOLE" not in shown.stderr
-    needed, had = map(
-        int, re.search(r"<title>(\d+) of (\d+)</title>", shown.stdout).groups()
-    )
-    assert had == width
-    assert needed <= had  # nothing is cut off on the right
+    title = re.search(r"<title>(\d+) of (\d+)</title>", shown.stdout)
+    needed, available = map(int, title.groups())
+    assert available == width
+    assert needed <= available  # nothing is cut off on the right
 
 
 def test_images_are_not_inverted_in_the_dark(tmp_path):

@@ -1,5 +1,5 @@
 """Data from a program: posterior and prior predictive, pointwise log-likelihoods, and
-what ArviZ makes of them.
+their groups in ArviZ.
 
 No sampler runs: posterior samples are drawn from closed forms.
 """
@@ -22,7 +22,8 @@ from zscores import assert_agrees, assert_disagrees, z_scores
 
 N = 4000
 SD, LAG, CORRELATION = 0.5, 0.7, 0.6
-Y, PAIR = np.array([0.4, 1.1, -0.3]), np.array([0.2, 0.6])
+Y = np.array([0.4, 1.1, -0.3])
+PAIR = np.array([0.2, 0.6])
 ALPHA = float(SCHEDULE.alpha[0])
 
 
@@ -57,15 +58,14 @@ def test_predictions_have_the_programs_law(density, samples):
     """x/α ~ N(0.8, 0.6²)/α; a later statement sees the prediction of an earlier one,
     not its datum."""
     predicted = density.predict(jax.random.key(1), samples)
-    assert {name: v.shape for name, v in predicted.items()} == {
-        "first": (N, 3), "second": (N, 3), "pair": (N, 2), "repeated": (N, 3),
-    }  # fmt: skip
-    mean, variance = 0.8 / ALPHA, 0.36 / ALPHA**2
-    first, second, pair, repeated = (
-        np.asarray(predicted[name]) for name in ("first", "second", "pair", "repeated")
-    )
+    shapes = {"first": (N, 3), "second": (N, 3), "pair": (N, 2), "repeated": (N, 3)}
+    assert {name: values.shape for name, values in predicted.items()} == shapes
+    mean = 0.8 / ALPHA
+    variance = 0.36 / ALPHA**2
+    first, second, pair, repeated = (np.asarray(predicted[name]) for name in shapes)
     x = samples["x"][:, None] / ALPHA
     innovation = second - x - LAG * first
+    # By name: values whose mean is tested, and the exact mean.
     pairs = {
         "first": (first, mean),
         "first²": ((first - mean) ** 2, variance + SD**2),
@@ -74,30 +74,27 @@ def test_predictions_have_the_programs_law(density, samples):
         "pair": (pair, mean),
         "within": ((pair[:, 0] - x[:, 0]) * (pair[:, 1] - x[:, 0]), CORRELATION),
         "shared": ((first - mean) * (x - mean), variance),
-        "apart": ((first[:, 0] - x[:, 0]) * (first[:, 1] - x[:, 0]), 0.0),
+        "uncorrelated": ((first[:, 0] - x[:, 0]) * (first[:, 1] - x[:, 0]), 0.0),
         "repeated²": (repeated**2, 4.0),
-        "repeated apart": (repeated[:, 0] * repeated[:, 1], 0.0),
+        "repeated uncorrelated": (repeated[:, 0] * repeated[:, 1], 0.0),
     }
-    assert_agrees(
-        z_scores(*({name: pair[i] for name, pair in pairs.items()} for i in range(2)))
-    )
-    assert_disagrees(
-        z_scores({"data": second - x - LAG * Y}, {"data": 0.0})
-    )  # as if the data were seen
+    values = {name: values for name, (values, _) in pairs.items()}
+    exact = {name: exact for name, (_, exact) in pairs.items()}
+    assert_agrees(z_scores(values, exact))
+    # As if the data were used.
+    assert_disagrees(z_scores({"data": second - x - LAG * Y}, {"data": 0.0}))
 
 
 def test_log_likelihood_is_that_of_each_number(density, samples):
-    found = density.log_likelihood(samples)
+    log_likelihood = density.log_likelihood(samples)
     x = samples["x"] / ALPHA
-    one, other = (
-        dist.Normal(x[:, None], SD).log_prob(Y),
-        dist.Normal(x[:, None] + LAG * Y, 0.1).log_prob(Y),
-    )
-    np.testing.assert_allclose(found["first"], one, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found["second"], other, rtol=1e-4, atol=0.01)
-    assert found["pair"].shape == (N,)
-    assert found["repeated"].shape == (N, 3)
-    assert "soft" not in found
+    first = dist.Normal(x[:, None], SD).log_prob(Y)
+    second = dist.Normal(x[:, None] + LAG * Y, 0.1).log_prob(Y)
+    np.testing.assert_allclose(log_likelihood["first"], first, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(log_likelihood["second"], second, rtol=1e-4, atol=0.01)
+    assert log_likelihood["pair"].shape == (N,)
+    assert log_likelihood["repeated"].shape == (N, 3)
+    assert "soft" not in log_likelihood
     np.testing.assert_array_equal(density.observed()["first"], np.float32(Y))
 
 
@@ -107,17 +104,14 @@ def test_the_prior_is_the_program_without_its_observations(density):
     log_density = jax.jit(lambda d, x, k: d.log_density(x, k))
     for level in (0, 20):
         sd = jnp.sqrt(SCHEDULE.alpha[level] ** 2 + SCHEDULE.sigma[level] ** 2)
-        expected = dist.Normal(0.0, sd).log_prob(0.7) + dist.Normal(0.0, 0.3).log_prob(
-            0.2
-        )
-        np.testing.assert_allclose(
-            log_density(prior, position, level), expected, rtol=1e-5
-        )
+        of_x = dist.Normal(0.0, sd).log_prob(0.7)
+        expected = of_x + dist.Normal(0.0, 0.3).log_prob(0.2)
+        of_prior = log_density(prior, position, level)
+        np.testing.assert_allclose(of_prior, expected, rtol=1e-5)
         assert abs(log_density(density, position, level) - expected) > 0.1
     assert "first" not in str(prior)
-    predicted = prior.predict(
-        jax.random.key(0), {"x": jnp.zeros(5), "scale": jnp.ones(5)}
-    )
+    latents = {"x": jnp.zeros(5), "scale": jnp.ones(5)}
+    predicted = prior.predict(jax.random.key(0), latents)
     assert predicted["first"].shape == (5, 3)
     alone = cp.compile(single, normal())
     assert cp.prior(alone) is alone
@@ -144,21 +138,21 @@ def test_numpyros_predictive_agrees():
         name: jnp.asarray(value, jnp.float32) for name, value in posterior.items()
     }
     density = cp.compile(cp.program(schools), jnp.array(Y))
-    found = np.asarray(density.predict(jax.random.key(0), posterior)["y"])
+    ours = np.asarray(density.predict(jax.random.key(0), posterior)["y"])
     theirs = np.asarray(Predictive(schools, posterior)(jax.random.key(1))["y"])
-    values = {f"y{j}": found[:, j] - theirs[:, j] for j in range(3)}
-    values |= {
-        f"|y{j}|": np.abs(found[:, j] - j) - np.abs(theirs[:, j] - j) for j in range(3)
-    }
+    values = {}
+    for j in range(3):
+        values[f"y{j}"] = ours[:, j] - theirs[:, j]
+        values[f"|y{j}|"] = np.abs(ours[:, j] - j) - np.abs(theirs[:, j] - j)
     assert_agrees(z_scores(values, dict.fromkeys(values, 0.0)))
-    own = density.log_likelihood(posterior)["y"]
-    np.testing.assert_allclose(
-        own, numpyro_log_likelihood(schools, posterior, y=jnp.array(Y))["y"], rtol=1e-5
-    )
+    ours = density.log_likelihood(posterior)["y"]
+    theirs = numpyro_log_likelihood(schools, posterior, y=jnp.array(Y))["y"]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
-def test_what_cannot_be_predicted_is_refused(density, samples):
-    key, alone = jax.random.key(0), cp.compile(single, normal())
+def test_predictions_that_are_refused(density, samples):
+    key = jax.random.key(0)
+    alone = cp.compile(single, normal())
     refused(
         lambda: alone.predict(key, {"x": jnp.zeros(4)}),
         CapabilityError,
@@ -187,7 +181,7 @@ def result_of(density, samples, **changes):
 
 
 def test_weighted_samples_count_by_their_weights(density):
-    """Half of the samples lie at 3 and weigh nothing."""
+    """Half of the samples lie at 3 and have no weight."""
     low = np.arange(400) % 2 == 0
     samples = {
         "x": np.where(low, 0.0, 3.0).astype(np.float32),
@@ -213,20 +207,16 @@ def test_arviz_has_plates_as_axes_and_every_group(density, samples):
     assert data.log_likelihood["pair"].dims == ("chain", "draw")  # one event
     assert data.posterior_predictive["pair"].dims == ("chain", "draw", "sensor")
     assert data.log_likelihood["second"].sel(visit="b").shape == (1, N)
-    np.testing.assert_array_equal(
-        data.posterior_predictive["first"][0],
-        result.predictive(jax.random.key(0))["first"],
-    )
+    predicted = result.predictive(jax.random.key(0))["first"]
+    np.testing.assert_array_equal(data.posterior_predictive["first"][0], predicted)
     assert arviz.summary(data, kind="stats").shape[0] == 2
     loo = arviz.loo(data, var_name="first", pointwise=True)
-    assert (loo.loo_i if hasattr(loo, "loo_i") else loo.elpd_i).dims == (
-        "visit",
-    )  # as ArviZ 1.0 calls it
+    # ArviZ 1.0 has another name for it.
+    of_visits = loo.loo_i if hasattr(loo, "loo_i") else loo.elpd_i
+    assert of_visits.dims == ("visit",)
     other = result_of(density, {**samples, "x": samples["x"] + 3.0}).to_arviz()
-    assert (
-        arviz.compare({"right": data, "wrong": other}, var_name="first").index[0]
-        == "right"
-    )
+    table = arviz.compare({"right": data, "wrong": other}, var_name="first")
+    assert table.index[0] == "right"
 
 
 def test_arviz_without_a_density_has_the_samples(density, samples, tmp_path):

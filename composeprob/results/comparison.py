@@ -98,6 +98,7 @@ def compare(self: Record, other: Record) -> Comparison:
     k = int(np.clip(n // 20, 8, 25))  # few enough for a small mode
     near, _ = nearest(pooled, together, pooled, together, k)
     there, here = isolated(near, mine)
+    # Permutation test: whole ancestors are relabelled, as copies are not independent.
     largest = max(here, there)
     as_large = 0
     for _ in range(limits.permutations):

@@ -146,6 +146,7 @@ def components(pairs: Int[np.ndarray, "pairs 2"], n: int) -> Int[np.ndarray, " {
 
     graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
     labels = np.asarray(connected_components(graph, directed=False)[1])
+    # Stable, so that groups of one size keep their order.
     by_size = np.argsort(-np.bincount(labels), kind="stable")
     rank = np.argsort(by_size)
     return rank[labels]

@@ -167,6 +167,7 @@ def _samples(result: Record) -> str:
     for name, values in result.unweighted(most=tuning.SUMMARY.most_numbers).items():
         kind = "pictures" if is_image(values.shape[1:]) else "chart"
         alt = f"samples of {escape(name)}"
+        # Transparent, as the page may be dark; a white image would glare.
         with style():
             figure = new_figure(4.4, 3.6)
             plot_site(figure.subplots(), name, values, result.density)

@@ -64,6 +64,7 @@ def unreached(
             suspicion takes more.
     """
     block = tuning.IMPORTANCE.block
+    # Whole blocks, so that all calls run the same compiled code.
     blocks = int(min(evaluations, tuning.IMPORTANCE.most) // block)
     if not can_draw(density) or blocks == 0:
         return []
@@ -74,6 +75,7 @@ def unreached(
     samples = WeightedSample.by_importance(density, keys)
     if samples is None:
         return []
+    # A missed mode explains wrong shares, which then need no finding of their own.
     missed = _missed_mass(density, chains, samples)
     return missed or _different_shares(density, chains, samples)
 
@@ -118,6 +120,7 @@ class WeightedSample(NamedTuple):
 
         positions = jax.tree.map(joined, *drawn)
         _, log_weights = importance(density, positions)
+        # Where π₀ is NaN, or q overflows, a sample tells nothing.
         log_weights = np.where(np.isfinite(log_weights), log_weights, -np.inf)
         if not np.isfinite(log_weights).any():
             return None
@@ -202,6 +205,7 @@ def _missed_mass(
     some = chains.resampled(limits.block)
     (few_points, some_points, points), _ = _rows(few, some, chains)
     ancestors = chains.genealogy.index
+    # Copies of a chain would make its nearest neighbour too near.
     near, distance = nearest(some_points, some.genealogy.index, points, ancestors, 1)
     near_few, distance_few = nearest(few_points, None, points, ancestors, 1)
     far = float(np.quantile(distance[:, 0], limits.far))
@@ -222,6 +226,7 @@ def _missed_mass(
     own_share, own_variance = some.share(
         separated(some, near, distance) > limits.barrier
     )
+    # The odds of the module's formula, M'/(1 − M').
     unknown = _share_unknown(density, some, samples)
     odds = (1 - unknown) * share / max(1 - share, 1 / effective)
     mass = odds / (1 + odds)
@@ -285,6 +290,7 @@ def _different_shares(
         return []
     some_chains = chains.resampled(tuning.IMPORTANCE.block)
     some_samples = samples.resampled(tuning.IMPORTANCE.block)
+    # Regions are fitted to as many chains as samples, and then tell all of both apart.
     parts, sizes = _rows(some_chains, some_samples, chains, samples)
     points = scaled(np.concatenate(parts), sizes)
     ends = np.cumsum([len(part) for part in parts])
@@ -342,6 +348,7 @@ def _largest_difference(
     for region in range(number):
         of_samples = samples.share(labels_of_samples == region)
         of_chains = chains.share_if(labels_of_chains == region, expected=of_samples[0])
+        # Samples may lack the share of chains that is unknown to them.
         difference = abs(of_chains[0] - of_samples[0]) - unknown
         errors = difference / math.sqrt(of_chains[1] + of_samples[1])
         if errors > most_errors and difference > tuning.IMPORTANCE.least:

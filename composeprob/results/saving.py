@@ -60,11 +60,12 @@ def save(self: Record, path: str | os.PathLike) -> Path:
     """
     path = _with_suffix(path)
     rest, facts = self.parts()
-    samples = {
-        f"samples/{name}": np.asarray(value) for name, value in self.samples.items()
-    }
+    # Names of sites are the user's: a prefix keeps them apart from the other arrays.
+    arrays = {}
+    for name, value in self.samples.items():
+        arrays[f"samples/{name}"] = np.asarray(value)
     try:
-        write_arrays(path, samples | rest, FORMAT | {"facts": json.dumps(facts)})
+        write_arrays(path, arrays | rest, FORMAT | {"facts": json.dumps(facts)})
     except OSError as error:
         fix = "choose a folder that you may write to, on a disk with room."
         raise InvalidValueError(
@@ -110,9 +111,9 @@ def _opened(kind: type[Loaded], store: Store) -> Loaded:
         )
     facts = _facts(store.path, json.dumps(attributes["facts"]))
     store.open(facts["sites"])
-    samples: dict[str, Any] = {
-        f"samples/{name}": store.stored(name, facts["draws"]) for name in facts["sites"]
-    }
+    samples: dict[str, Any] = {}
+    for name in facts["sites"]:
+        samples[f"samples/{name}"] = store.stored(name, facts["draws"])
     return _assembled(kind, store.path, samples | store.rest(ARRAYS), facts)
 
 
@@ -163,6 +164,7 @@ def _assembled(
 ) -> Loaded:
     """Make a result of the arrays and facts of a file; refuse one that is not whole."""
     with _damaged(path):
+        # The order of sites is that of the facts: safetensors sorts arrays by name.
         samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}
         _check_arrays({name: arrays[name] for name in ARRAYS})
         _check_samples(samples, arrays["log_weights"], facts["draws"])
@@ -190,6 +192,7 @@ def _assembled(
 
 def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     """Refuse arrays that are not those of a result."""
+    # A file may have been written by hand: types and shapes are not taken on trust.
     by_block = ("acceptance", "step_size", "quadrature_error")
     for name, array in arrays.items():
         numeric = array.dtype.kind in "fiu"
@@ -201,6 +204,7 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     finite = not np.isnan(weights).any() and np.isfinite(weights.max())
     _require(finite, "its weights are NaN or infinite")
     ancestors = arrays["families"]
+    # Each is the index of one of the first chains.
     valid = ancestors.shape == weights.shape and np.all(
         (ancestors >= 0) & (ancestors < len(ancestors))
     )
@@ -254,6 +258,7 @@ def numbers(self: Record) -> JSONObject:
     """Return every number of the run but the samples, ready for `json.dump`: those that
     are not finite become None."""
     arrays, facts = self.parts()
+    # Both describe arrays that are not among the numbers.
     del facts["sites"], facts["dims"]
     facts["log_evidence_error"] = None
     if self.log_evidence is not None:
@@ -328,6 +333,7 @@ def to_arviz(
 
     samples = self.unweighted()
     data, pointwise = _of_data(self, samples)
+    # Samples have a leading axis, which the data lack.
     shapes = {name: values.shape[1:] for name, values in samples.items()}
     shapes |= {name: values.shape for name, values in data.items()}
     named = _plates(self, shapes) | _as_dict(dims, "dims")
@@ -347,15 +353,17 @@ def to_arviz(
         groups[group] = _labelled(of_chains, ["chain", "draw"], named, labels)
     groups["observed_data"] = _labelled(data, [], named, labels)
     levels = self.levels.reset_coords("log_snr")
-    groups["constant_data"] = levels.assign_coords(
-        {axis: labels[axis] for axis in levels.dims if axis in labels}
-    )
+    for axis in levels.dims:
+        if axis in labels:
+            levels = levels.assign_coords({axis: labels[axis]})
+    groups["constant_data"] = levels
+    # ArviZ's own groups have this attribute; empty groups are left out.
     now = datetime.now(UTC).isoformat()
-    groups = {
-        name: group.assign_attrs(created_at=now)
-        for name, group in groups.items()
-        if group
-    }
+    for name, group in list(groups.items()):
+        if group:
+            groups[name] = group.assign_attrs(created_at=now)
+        else:
+            del groups[name]
     attributes = _attributes(self)
     arviz, since_1 = quiet_arviz()
     if not since_1:
@@ -446,9 +454,10 @@ def _chains(result: Record, values: dict[str, np.ndarray]) -> dict[str, np.ndarr
     number = len(result.log_weights)
     draws = result.about.draws
     lead = (1, number) if draws is None else (number, draws)
-    return {
-        name: value.reshape(*lead, *value.shape[1:]) for name, value in values.items()
-    }
+    by_chain = {}
+    for name, value in values.items():
+        by_chain[name] = value.reshape(*lead, *value.shape[1:])
+    return by_chain
 
 
 def _check_dims(
@@ -472,6 +481,7 @@ def _check_dims(
         for axis, size in zip(axes, shapes[name], strict=True):
             if axis is None:
                 continue
+            # Without labels the first site with this axis tells its length.
             if axis in coords:
                 expected = len(coords[axis])
             else:

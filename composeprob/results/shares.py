@@ -200,6 +200,7 @@ def weightless(
     low, middle, high = np.quantile(path_weights[finite], [0.1, 0.5, 0.9])
     below_width = middle - tuning.SHARES.lost * (high - low) / 2.56
     least = below_width + np.log(np.finfo(np.float32).eps)
+    # Compared with the other chains, as suspects may lie close to one another.
     suspects = finite[path_weights[finite] < least]
     if len(suspects):
         points = scaled(points, sizes)
@@ -234,6 +235,7 @@ def path_weight_dependence(
     if len(finite) < 0.95 * len(path_weights) or len(finite) < 40:
         return []
     limits = tuning.SHARES
+    # Bounds the time of the singular values of all columns.
     numbers = sum(np.size(x) // len(path_weights) for x in sites.values())
     most = min(4 * limits.most, max(limits.entries // numbers, limits.most // 4))
     sample = finite[spaced(len(finite), most)]
@@ -388,6 +390,7 @@ def unreliable_proportions(
         return []
     log_z = np.array([mode.log_z for mode in modes])
     shares = np.array([mode.share for mode in modes])
+    # 0 for all modes, up to a constant, where shares are those of the densities.
     off = log_z - np.log(shares)
     low = int(np.argmin(off))
     high = int(np.argmax(off))

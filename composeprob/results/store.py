@@ -122,6 +122,8 @@ class Store:
             if self.path.exists():
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True)
+            # First of all, so that an interrupted call leaves a folder that the next
+            # one may replace.
             self.write_attributes({})
             write_json(
                 self.path / "samples" / "zarr.json",
@@ -151,6 +153,7 @@ class Store:
 
     def grow(self, draws: int) -> None:
         """Make room for this number of draws."""
+        # A run that continues for more draws finds an array of fewer.
         for name, array in self.arrays.items():
             if array.shape[1] < draws:
                 size = [array.shape[0], draws, *array.shape[2:]]
@@ -251,6 +254,7 @@ class Store:
 
     def _spec(self, name: str) -> JSONObject:
         """TensorStore's address of an array; refuses a link that leads elsewhere."""
+        # Names come from files that may be another's.
         folder = self.path / name
         if not folder.resolve().is_relative_to(self.path.resolve()):
             raise LoadError(

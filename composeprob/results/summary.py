@@ -45,6 +45,7 @@ class Summary:
             labels, columns = shown_entries(name, drawn, 2)
             # One label stands for many numbers where it pools them.
             values = drawn.reshape(*drawn.shape[:2], len(labels), -1)
+            # Draws of one chain share its weight.
             of_chain = values.shape[1] * values.shape[3]
             weights = np.repeat(genealogy.weights, of_chain)
             means = result.mean_of(columns)
@@ -88,6 +89,7 @@ def weighted_statistics(values: np.ndarray, weights: np.ndarray) -> tuple[float,
     weights = weights / weights.sum()
     mean = float(weights @ values)
     sd = float(np.sqrt(weights @ (values - mean) ** 2))
+    # Weighted quantiles: the first value at which the cumulative weight reaches q.
     order = np.argsort(values)
     cumulative = np.cumsum(weights[order])
     quantiles = [quantile(values[order], cumulative, q) for q in (0.05, 0.5, 0.95)]
@@ -158,6 +160,7 @@ def _facts_of_levels(result: Record) -> Iterator[tuple[str, str]]:
         for label, column in by_block(levels, name, title).items():
             yield label, _range(column)
     for label, column in by_block(levels, "quadrature_error", "quadrature").items():
+        # 0 at every level without a quadrature, which needs no line.
         if np.nansum(column) > 0:
             yield label, f"error of log-ratios {_range(column)}"
     curl = result.about.curl
@@ -197,6 +200,7 @@ def _facts_of_mixing(result: Record) -> Iterator[tuple[str, str]]:
         for column in np.moveaxis(columns, -1, 0):
             if not np.isfinite(column).all() or np.ptp(column) == 0:
                 continue  # it has no R̂
+            # R̂ compares the variance between chains, (N, draws), with that within.
             r_hat = float(arviz.rhat(column))
             worst, of_site = max((worst, of_site), (r_hat, name))
     if not math.isfinite(worst):

@@ -171,11 +171,17 @@ def infer(
         began=time.monotonic(),
     )
     if sampler is not None:
-        return carry_out(
-            call.state(FIRST, visited, pace, sampler, "chosen by the user")
-        )
+        reason = "chosen by the user"
+        return carry_out(call.state(FIRST, visited, pace, sampler, reason))
+    sampler, reason = choose(visited, num_chains, call.draws.number or 1)
+    run = call.state(FIRST, visited, pace, sampler, reason)
+    run.may_abort = True
     may_retry = levels is None and can_wait(density)
-    return _with_chosen_sampler(call, density, visited, pace, may_retry)
+    try:
+        result = carry_out(run)
+    except FewAncestors as few:
+        return _after_abort(call, density, run, few, may_retry)
+    return _retried_if_weak(call, density, run, result, may_retry)
 
 
 class Attempt(NamedTuple):
@@ -237,43 +243,37 @@ class _Call:
         )
 
 
-def _with_chosen_sampler(
+def _after_abort(
     call: _Call,
     density: AnnealedDensity,
-    visited: AnnealedDensity,
-    pace: Pace | None,
+    aborted: State,
+    few: FewAncestors,
     may_retry: bool,
 ) -> Result:
-    """Run the sampler that suits the density, and a remedy if that run fails.
-
-    ``visited`` is the density on the levels that the first run may visit. SMC whose
-    chains have too few ancestors is aborted on the way, and independent chains replace
-    it. If the outcome does not support the modes or the evidence, and the call
-    ``may_retry``, a last run on closer levels follows.
-    """
+    """Replace SMC whose chains have too few ancestors: by closer levels if these are a
+    remedy, else by independent chains."""
+    why = f"after resampling, SMC's {call.num_chains} chains had {few}"
+    spent = aborted.sampler.evaluations(int(aborted.visits.made))
+    # Uneven weights of factors alone are cured by closer levels; those of data or
+    # latents are not, so chains must do without weights there.
+    if may_retry and without_data(density):
+        return _on_closer_levels(call, density, why, spent, None)
+    # A run that chose its levels has made its choice by weights that failed.
+    on_all = aborted.density if aborted.pace is None else density
     number_of_draws = call.draws.number or 1
-    sampler, reason = choose(visited, call.num_chains, number_of_draws)
-    run = call.state(FIRST, visited, pace, sampler, reason)
-    run.may_abort = True
-    aborted = ""
-    try:
-        result = carry_out(run)
-    except FewAncestors as few:
-        aborted = f"after resampling, SMC's {call.num_chains} chains had {few}"
-    if aborted:
-        spent = run.sampler.evaluations(int(run.visits.made))
-        # Uneven weights of factors alone are cured by closer levels; those of data or
-        # latents are not, so chains must do without weights there.
-        if may_retry and without_data(density):
-            return _on_closer_levels(call, density, aborted, spent, None)
-        # A run that chose its levels has made its choice by weights that failed.
-        on_all = visited if pace is None else density
-        sampler, reason = independent(
-            visited, aborted, call.num_chains, number_of_draws
-        )
-        run = call.state(INDEPENDENT_CHAINS, on_all, None, sampler, reason, spent)
-        run.aborted = True
-        result = carry_out(run)
+    sampler, reason = independent(
+        aborted.density, why, call.num_chains, number_of_draws
+    )
+    run = call.state(INDEPENDENT_CHAINS, on_all, None, sampler, reason, spent)
+    run.aborted = True
+    return _retried_if_weak(call, density, run, carry_out(run), may_retry)
+
+
+def _retried_if_weak(
+    call: _Call, density: AnnealedDensity, run: State, result: Result, may_retry: bool
+) -> Result:
+    """Return a result, or that of a run on closer levels if these may support its modes
+    or its evidence."""
     # Weights by log-densities give an evidence only from a normalised top level.
     keeps_evidence = result.log_evidence is None or density.top.normalised
     if not (run.retry_reason and may_retry and keeps_evidence):

@@ -557,7 +557,7 @@ def _check_of_scores(ended: Ended, most: float) -> Check:
     key = ended.state.key
     draws = tuning.FINDINGS.own_draws
     number = int(min(most / density.num_levels, ended.state.num_chains, draws))
-    # Fewer than an eighth of the samples would leave nothing beyond the errors.
+    # Fewer samples would tell too little beyond their errors.
     if not integrates_score(ended.state.sampler.kernel) or number < draws // 8:
         return _no_findings
     some = chosen(ended.positions, np.arange(number))

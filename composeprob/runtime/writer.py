@@ -182,7 +182,7 @@ class Writer:
         block = max(1, room.block_bytes * jax.process_count() // bytes_a_draw)
         on_devices = room.draws_bytes * self.spread.devices // bytes_a_draw
         self.at_once = max(1, min(block, on_devices))
-        # In memory there is only one block.
+        # A block on disk is one file of each device; in memory there is only one block.
         self.block = block if self.store is not None else max(self.total, 1)
         if self.store is not None:
             self._open(self.store, sites, rows // self.spread.devices)
@@ -202,6 +202,7 @@ class Writer:
                 fix="pass the store that the run began with, or start again: "
                 "cp.Checkpoint(folder, resume=False).",
             )
+        # Other processes open the arrays once the first has made them.
         barrier("store")
         store.open(self.names)
         self._check_layout(store, rows)
@@ -271,6 +272,7 @@ class Writer:
         if self._write(self.store, block, slice(self.flushed, self.drawn)):
             self.flushed = self.drawn
         else:
+            # The result then has the draws that are on disk, and no others.
             self.drawn = self.flushed
 
     def _write(
@@ -286,6 +288,7 @@ class Writer:
                 kept = rows[: self.number - first]
                 place = (slice(first, first + len(kept)), *draws)
                 futures.append(store.put(name, place, kept))
+            # All sites are written at the same time.
             for writing in futures:
                 writing.result()
         except (ValueError, OSError, RuntimeError) as error:
@@ -393,6 +396,7 @@ class RunCheckpoints:
         arrays, static = eqx.partition(
             dataclasses.replace(blank, spread=Spread()), eqx.is_array
         )
+        # The template's arrays are replaced; its static part is this process's.
         restored = self.folder.restore((arrays, np.asarray(0), np.asarray(0.0)))
         if restored is None and checkpoint.resume:
             raise LoadError(
@@ -506,6 +510,7 @@ def lowered(state: State, blank: Run) -> str:
     """The program of one level before it is compiled, which has everything in it that
     is not an array (functions, say)."""
     arrays, static = eqx.partition((state.sampler, blank, state.density), eqx.is_array)
+    # Arguments by name, as their order may be another one in every process.
     named = dict(named_leaves(arrays))
 
     def visit(leaves: dict[str, Array], end: Array) -> PyTree[Array]:
@@ -524,6 +529,7 @@ def digest(tree: PyTree[Array] | str) -> str:
     text = tree if isinstance(tree, str) else ""
     sha = hashlib.sha256(text.encode())
     leaves = named_leaves(eqx.filter(tree, eqx.is_array))
+    # Sorted, as distributions list their arrays in another order in every process.
     for name, leaf in sorted(leaves, key=lambda pair: pair[0]):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)

@@ -1,5 +1,5 @@
-"""Step sizes in a run: numbers, one per level, rules, and adaptation that reaches its
-target at every level."""
+"""Adaptive step sizes in a run: acceptance on target at every level, failures, and the
+first step size."""
 
 import re
 
@@ -33,10 +33,9 @@ def test_acceptance_is_on_target_at_every_level(product, warmup):
     assert np.argmin(steps) < 14  # smaller where there is less noise
 
 
-def test_what_fails_at_a_level_is_named_and_leaves_chains_finite(product):
+def test_failures_at_a_level_are_findings_and_leave_chains_finite(product):
     """Steps far too large at every level; a density that is NaN beyond a wall inside
-    its bulk; a score that is never finite, which stops reverse diffusion where it
-    is."""
+    its bulk; a score that is never finite, which stops reverse diffusion at once."""
 
     def walled(x, level):
         return jnp.where(x[0] > 0.5, jnp.nan, -0.5 * jnp.sum(x**2))
@@ -50,19 +49,11 @@ def test_what_fails_at_a_level_is_named_and_leaves_chains_finite(product):
         time="sigma",
     )
     never = cp.compile(single, score)
+    too_large = cp.AnnealedMCMC(cp.MALA(50.0), 4)
+    usual = cp.AnnealedMCMC(cp.MALA(0.3), 4)
     for density, sampler, code, words in (
-        (
-            product,
-            cp.AnnealedMCMC(cp.MALA(50.0), 4),
-            Code.ACCEPTANCE_COLLAPSED,
-            "level.*Adaptive",
-        ),
-        (
-            broken,
-            cp.AnnealedMCMC(cp.MALA(0.3), 4),
-            Code.NON_FINITE,
-            "density.log_density",
-        ),
+        (product, too_large, Code.ACCEPTANCE_COLLAPSED, "level.*Adaptive"),
+        (broken, usual, Code.NON_FINITE, "density.log_density"),
         (never, cp.Ancestral(), Code.NON_FINITE, ""),
         (never, cp.SMC(), Code.WEIGHTS_COLLAPSED, ""),
     ):
@@ -74,19 +65,16 @@ def test_what_fails_at_a_level_is_named_and_leaves_chains_finite(product):
 
 
 def test_a_run_starts_with_the_step_for_its_numbers_and_factors():
-    """Of each block: 64 numbers under two factors, and a latent, which is in none."""
+    """Two blocks: 64 numbers under two factors, and a latent, which is in none."""
 
     @cp.program
     def program(f):
         cp.sample("x", f * f)
         cp.sample("z", dist.Normal(0.0, 1.0))
 
-    density = cp.compile(
-        program, cp.Analytic(dist.Normal(jnp.zeros(64), 1.0).to_event(1), SCHEDULE)
-    )
+    f = cp.Analytic(dist.Normal(jnp.zeros(64), 1.0).to_event(1), SCHEDULE)
+    density = cp.compile(program, f)
     kernel = cp.Gibbs({"x": cp.MALA(cp.Adaptive()), "z": cp.HMC(cp.Adaptive())})
-    steps = [
-        part.step_size.initial
-        for part in cp.AnnealedMCMC(kernel, 1).prepare(density).moves.kernel.kernels
-    ]
+    prepared = cp.AnnealedMCMC(kernel, 1).prepare(density)
+    steps = [block.step_size.initial for block in prepared.moves.kernel.kernels]
     np.testing.assert_allclose(steps, [1.17**2 / (2 * 64 ** (1 / 3)), 0.5], rtol=1e-6)

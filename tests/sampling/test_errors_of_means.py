@@ -1,5 +1,5 @@
-"""Standard errors: from families of chains, against the spread over keys, and withheld
-where they would mislead."""
+"""Standard errors: from the genealogy of chains, against the spread over keys, and
+withheld where they would mislead."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ import pytest
 import composeprob as cp
 from composeprob.results.estimates import Estimate, Genealogy, effective_chains_bound
 from composeprob.results.status import Code, few_ancestors, few_levels, not_converged
-from composeprob.runtime.outcome import error_of_levels
+from composeprob.runtime.outcome import discretisation_error
 from refusals import refused
 from sampling_cases import (
     SCHEDULE,
@@ -30,22 +30,19 @@ KEYS = 20
 
 @pytest.mark.parametrize("copies", [1, 20])
 def test_independent_chains_have_the_textbook_error_and_copies_count_as_one(copies):
-    """Of ten values, each of twenty copies, the error is that of ten."""
+    """The error of ten values, each of twenty copies, is that of ten."""
     values = np.random.default_rng(0).normal(size=(200 // copies, 3))
-    families = Genealogy.from_ancestors(
-        np.ones(200), np.repeat(np.arange(len(values)), copies)
-    )
-    np.testing.assert_allclose(
-        families.variance(np.repeat(values, copies, 0)), values.var(0) / len(values)
-    )
-    assert families.effective == pytest.approx(len(values))
+    ancestors = np.repeat(np.arange(len(values)), copies)
+    genealogy = Genealogy.from_ancestors(np.ones(200), ancestors)
+    variance = genealogy.variance(np.repeat(values, copies, 0))
+    np.testing.assert_allclose(variance, values.var(0) / len(values))
+    assert genealogy.effective == pytest.approx(len(values))
 
 
 def test_stated_errors_are_the_spread_over_keys():
     """A narrow factor under a wide one, far from its middle: under a step of first
     order weights differ, and chains are copied. 20 keys tell a standard deviation to 16
-    %; the copies themselves, taken for independent chains, promise half of what is
-    there."""
+    %; the copies, taken for independent chains, promise half of it."""
     fine = cp.Schedule.log_snr(60)
     density = cp.compile(
         both, normal([0.0, 0.0], 1.0, fine), normal([1.0, 0.0], 0.4, fine)
@@ -58,15 +55,11 @@ def test_stated_errors_are_the_spread_over_keys():
     assert np.all(spread < 1.5 * stated)
     assert np.all(stated < 1.7 * spread)
     evidence = np.array([result.log_evidence for result in results])
-    sampling = np.sqrt(
-        np.mean([float(result.log_evidence_error) ** 2 for result in results])
-    )
-    assert evidence.std(ddof=1) < 1.3 * sampling
-    both_ways = dist.Normal(0.0, (1 + 0.4**2) ** 0.5)
-    exact = both_ways.log_prob(1.0) + both_ways.log_prob(0.0)
-    off = np.abs(evidence - float(exact)) / [
-        result.log_evidence_error for result in results
-    ]
+    errors = np.array([float(result.log_evidence_error) for result in results])
+    assert evidence.std(ddof=1) < 1.3 * np.sqrt(np.mean(errors**2))
+    of_distance = dist.Normal(0.0, (1 + 0.4**2) ** 0.5)
+    exact = of_distance.log_prob(1.0) + of_distance.log_prob(0.0)
+    off = np.abs(evidence - float(exact)) / errors
     assert np.mean(off > 3) <= 0.05
     assert all(result.effective_chains < 1024 for result in results)
     some = results[0]
@@ -78,15 +71,11 @@ def test_stated_errors_are_the_spread_over_keys():
 @pytest.fixture(scope="module")
 def independent():
     """A run of 64 independent chains of 30 numbers."""
-    return run(
-        cp.compile(single, normal(jnp.zeros(30))),
-        sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1),
-    )
+    density = cp.compile(single, normal(jnp.zeros(30)))
+    return run(density, sampler=cp.AnnealedMCMC(cp.MALA(0.1), 1))
 
 
-def test_independent_chains_are_as_good_as_they_are_many_and_what_a_mean_takes_and_gives(
-    independent,
-):
+def test_independent_chains_and_the_functions_and_estimates_of_a_mean(independent):
     result = independent
     assert result.effective_chains == pytest.approx(64)
     assert np.isnan(result.ancestors).all()
@@ -96,70 +85,66 @@ def test_independent_chains_are_as_good_as_they_are_many_and_what_a_mean_takes_a
     assert whole.error.shape == (30,)
     share = result.mean(lambda s: s["x"][0] > 0)
     assert share.value == pytest.approx(np.mean(x[:, 0] > 0))
-    by_python = result.mean(
-        lambda s: 1.0 if s["x"][0] > 0 else 0.0
-    )  # not even NumPy: `if`
-    assert by_python.value == share.value
-    refused(
-        lambda: result.mean("x"), cp.errors.WrongTypeError, "function of one sample"
-    )
-    refused(
-        lambda: result.mean(lambda s: s["x"][:, 0]),
-        cp.errors.InvalidValueError,
-        "ONE sample",
-    )
+
+    def by_python(s):  # not even NumPy: `if`
+        return 1.0 if s["x"][0] > 0 else 0.0
+
+    def of_all_chains(s):
+        return s["x"][:, 0]
+
+    assert result.mean(by_python).value == share.value
+    errors = cp.errors
+    refused(lambda: result.mean("x"), errors.WrongTypeError, "function of one sample")
+    refused(lambda: result.mean(of_all_chains), errors.InvalidValueError, "ONE sample")
     assert str(Estimate(0.31234, 0.0141)) == "0.312 ± 0.014"
     assert "withheld" in str(Estimate(0.3, np.nan))
 
 
 def test_copies_of_few_are_reported_and_their_errors_withheld():
-    """A factor so narrow, on so few levels, that one chain becomes all of them; SMC was
-    asked for, and stays."""
+    """A factor so narrow, on so few levels, that one chain becomes all of them; SMC is
+    the user's choice, and stays."""
     coarse = cp.Schedule.log_snr(5)
-    f, g = normal(jnp.zeros(8), 1.0, coarse), normal(2 * jnp.ones(8), 0.1, coarse)
-    result = run(
-        cp.compile(both, f, g),
-        chains=32,
-        sampler=cp.SMC(cp.MALA(0.1), check_levels=False),
-    )
+    f = normal(jnp.zeros(8), 1.0, coarse)
+    g = normal(2 * jnp.ones(8), 0.1, coarse)
+    sampler = cp.SMC(cp.MALA(0.1), check_levels=False)
+    result = run(cp.compile(both, f, g), chains=32, sampler=sampler)
     assert result.status.has("ancestors_collapsed")
     assert result.about.sampler.startswith("SMC")
     assert np.isnan(result.mean(lambda s: s["x"]).error).all()
     assert np.isnan(result.log_evidence_error)
     row = str(result.summary()).splitlines()[1]
     assert "–" in row
-    assert (
-        f"descend from {len(np.unique(result._genealogy.index))} "
-        in result.status.message
-    )
+    distinct = len(np.unique(result._genealogy.index))
+    assert f" {distinct} distinct ancestors" in result.status.message
+
+
+EQUAL = np.full(64, 1 / 64)
 
 
 @pytest.mark.parametrize("kept", [0.0, 1.0])
-def test_few_families_are_worth_more_only_if_siblings_have_forgotten_one_another(kept):
-    """Sixty-four chains of five families, as their ancestors were or independent of
+def test_few_ancestors_are_worth_more_only_if_descendants_have_forgotten_them(kept):
+    """Sixty-four chains of five ancestors, at the values of these or independent of
     them, in 40 entries or in one."""
-    rng, index = np.random.default_rng(0), np.arange(64) % 5
-    families = Genealogy(np.full(64, 1 / 64), index)
-    x = kept * rng.normal(size=(5, 40))[index] + np.sqrt(1 - kept) * rng.normal(
-        size=(64, 40)
-    )
-    assert families.effective == pytest.approx(5, abs=0.05)
-    worth = effective_chains_bound(families, [x])
-    assert worth == families.effective if kept else 20 < worth < 64
-    assert effective_chains_bound(families, [x, x[:, :1]]) <= worth
-    assert effective_chains_bound(
-        Genealogy(np.full(64, 1 / 64), np.arange(64)), [x]
-    ) == pytest.approx(64)
+    rng = np.random.default_rng(0)
+    index = np.arange(64) % 5
+    genealogy = Genealogy(EQUAL, index)
+    inherited = rng.normal(size=(5, 40))[index]
+    x = kept * inherited + np.sqrt(1 - kept) * rng.normal(size=(64, 40))
+    assert genealogy.effective == pytest.approx(5, abs=0.05)
+    worth = effective_chains_bound(genealogy, [x])
+    assert worth == genealogy.effective if kept else 20 < worth < 64
+    assert effective_chains_bound(genealogy, [x, x[:, :1]]) <= worth
+    independent = Genealogy(EQUAL, np.arange(64))
+    assert effective_chains_bound(independent, [x]) == pytest.approx(64)
 
 
-def test_few_families_that_agree_on_an_event_do_not_make_its_error_small(independent):
+def test_few_ancestors_that_agree_on_an_event_do_not_make_its_error_small(independent):
     """A single copy of one of five first chains is elsewhere, in 30 entries that chains
     keep."""
     index = np.arange(64) % 5
     x = np.where(np.arange(64)[:, None] == 0, 9.0, independent["x"][:5][index])
-    few = dataclasses.replace(
-        independent, samples={"x": x}, _genealogy=Genealogy(np.full(64, 1 / 64), index)
-    )
+    genealogy = Genealogy(EQUAL, index)
+    few = dataclasses.replace(independent, samples={"x": x}, _genealogy=genealogy)
     rare = few.probability(lambda s: s["x"][0] > 8)
     assert rare.value == pytest.approx(1 / 64)
     assert 0.1 < rare.error < 0.25
@@ -167,49 +152,46 @@ def test_few_families_that_agree_on_an_event_do_not_make_its_error_small(indepen
 
 
 def test_findings_fire_and_not_without_reason():
-    findings = few_ancestors(3.0, 5, 1000, True), not_converged(0.4), few_levels(4.0)
-    for found, code in zip(
-        findings,
-        (Code.ANCESTORS_COLLAPSED, Code.UNSETTLED, Code.LEVELS_TOO_FEW),
-        strict=True,
+    for findings, expected, number in (
+        (few_ancestors(3.0, 5, 1000, True), Code.ANCESTORS_COLLAPSED, "3.0"),
+        (not_converged(0.4), Code.UNSETTLED, "0.4"),
+        (few_levels(4.0), Code.LEVELS_TOO_FEW, "4"),
     ):
-        ((kind, text),) = found
-        assert kind is code
+        ((code, text),) = findings
+        assert code is expected
+        assert number in text
         assert len(text) > 60
-    for given in (
+    for arguments in (
         (200.0, 300, 1000, True),
         (3.0, 5, 1000, False),
         (8.0, 8, 8, True),
         (4.5, 9, 64, True),
     ):
-        assert not few_ancestors(*given)
+        assert not few_ancestors(*arguments)
     assert few_ancestors(3.5, 9, 64, True)
     assert not not_converged(0.0)
     assert not few_levels(0.3)
     assert not few_levels(np.nan)
 
 
-def test_what_levels_do_to_the_evidence_counts_whole_where_it_is_no_noise():
-    exact, noisy = 1e-8, 0.02**2
-    np.testing.assert_allclose(
-        error_of_levels((-1.2507, exact), (-1.2390, exact), 2), 0.0117, rtol=0.01
-    )
-    np.testing.assert_allclose(
-        error_of_levels((-1.2507, noisy), (-1.2390, noisy), 2), 0.0117 / 3, rtol=0.01
-    )
+def test_a_discretisation_error_counts_whole_where_it_is_not_noise():
+    exact = 1e-8
+    noisy = 0.02**2
+    error = discretisation_error((-1.2507, exact), (-1.2390, exact), 2)
+    np.testing.assert_allclose(error, 0.0117, rtol=0.01)
+    error = discretisation_error((-1.2507, noisy), (-1.2390, noisy), 2)
+    np.testing.assert_allclose(error, 0.0117 / 3, rtol=0.01)
 
 
-def test_what_averaged_potentials_are_off_by_shows_in_the_error_of_the_evidence():
+def test_the_error_of_averaged_potentials_shows_in_the_error_of_the_evidence():
     """Steps of first order, whose reversal departs from the exact kernel most: log ∫
     f(x)·N(1.3; x², ½²) dx = −1.2801 by quadrature. Over every other level the evidence
     is off by nearly as much: their difference tells little."""
-    prior = cp.Analytic(
-        modes([0.3, 0.7], [-1.5, 1.2], [0.4, 0.6]), cp.Schedule.log_snr(20)
-    )
+    two = modes([0.3, 0.7], [-1.5, 1.2], [0.4, 0.6])
+    prior = cp.Analytic(two, cp.Schedule.log_snr(20))
     density = cp.compile(measured, prior, lambda x: dist.Normal(x**2, 0.5), 1.3)
-    result = run(
-        density, seed=2, chains=1024, sampler=cp.SMC(step=cp.ReverseStep(order=1))
-    )
+    sampler = cp.SMC(step=cp.ReverseStep(order=1))
+    result = run(density, seed=2, chains=1024, sampler=sampler)
     assert 0.1 < abs(result.log_evidence + 1.2801) < 3 * result.log_evidence_error
 
 
@@ -221,18 +203,13 @@ def test_too_few_levels_show_in_the_error_of_the_evidence():
         unit_energy, SCHEDULE, event_shape=(2,), parameterization="energy", time="sigma"
     )
     density = cp.compile(squared, unit)
+    kernel = cp.MALA(cp.Adaptive())
     step = cp.ReverseStep(control="none")  # the control would leave no error at all
-    samplers = (
-        cp.SMC(cp.MALA(cp.Adaptive()), step=step, check_levels=check)
-        for check in (True, False)
-    )
-    result, unchecked = (
-        run(density, chains=1024, sampler=sampler) for sampler in samplers
-    )
-    assert (
-        0.2
-        < abs(result.log_evidence + np.log(4 * np.pi))
-        < 3 * result.log_evidence_error
-    )
+    sampler = cp.SMC(kernel, step=step)
+    result = run(density, chains=1024, sampler=sampler)
+    without_check = cp.SMC(kernel, step=step, check_levels=False)
+    unchecked = run(density, chains=1024, sampler=without_check)
+    off = abs(result.log_evidence + np.log(4 * np.pi))
+    assert 0.2 < off < 3 * result.log_evidence_error
     assert unchecked.log_evidence == result.log_evidence
     assert unchecked.log_evidence_error < 0.5 * result.log_evidence_error

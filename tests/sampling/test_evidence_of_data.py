@@ -4,16 +4,16 @@ each policy.
 One program holds a conjugate model for each policy, so its evidence is the product of
 theirs.
 
-The evidence that Feynman–Kac weights add up to, with every expectation integrated on a
-grid instead of drawn.
-
-d log ∫F_τ/dτ is the expectation of g²·r under F_τ. Weights are an affine function of
-the rates, so that their expectation is the weight of the expected rates; summed over
-the levels it is log ∫F_0 − log ∫F_{K−1}, but for the error of the trapezoid rule, which
-falls to a quarter on twice the levels. That of a wrong term or another rule does not.
+The sum of Feynman–Kac weights is also tested with every expectation integrated on a
+grid instead of drawn. d log ∫F_τ/dτ is the expectation of g²·r under F_τ. Weights are
+an affine function of the rates, so that their expectation is the weight of the expected
+rates; summed over the levels it is log ∫F_0 − log ∫F_{K−1}, up to the error of the
+trapezoid rule, which falls to a quarter on twice the levels. That of a wrong term or
+another rule does not.
 """
 
 import dataclasses
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -28,22 +28,23 @@ from composeprob.samplers.weights import incremental_log_weight
 from sampling_cases import measured, normal, run, single
 from zscores import assert_agrees, assert_disagrees, z_scores
 
-POLICIES, SD, Y, RUNS = ("exact", "tempered", "denoised", "noised"), 0.5, 1.2, 20
+POLICIES = ("exact", "tempered", "denoised", "noised")
+SD, Y, RUNS = 0.5, 1.2, 20
 
 
 def likelihood(policy, x, m, schedule):
-    """N(y; x₀ + m, SD²), or under "noised" what is known of y from x_k: its spread
+    """N(y; x₀ + m, SD²), or under "noised" the distribution of y given x_k: its spread
     grows by that of x_k/α_k."""
-    variance, alpha = (
-        jnp.asarray(schedule.sigma / schedule.alpha) ** 2,
-        jnp.asarray(schedule.alpha),
-    )
-    spread = lambda k: jnp.sqrt(SD**2 + jnp.where(k == 0, 0.0, variance[k]))
-    return (
-        dist.Normal(x + m, SD)
-        if policy != "noised"
-        else lambda k: dist.Normal(x / alpha[k] + m, spread(k))
-    )
+    if policy != "noised":
+        return dist.Normal(x + m, SD)
+    alpha = jnp.asarray(schedule.alpha)
+    variance = jnp.asarray(schedule.sigma / schedule.alpha) ** 2
+
+    def of_level(k):
+        spread = jnp.sqrt(SD**2 + jnp.where(k == 0, 0.0, variance[k]))
+        return dist.Normal(x / alpha[k] + m, spread)
+
+    return of_level
 
 
 @cp.program
@@ -57,12 +58,10 @@ def data(f, y, latent):
 
 def evidence(latent, schedule, sd=SD):
     """Π N(y; 0.5, Var x/α + Var m + sd²)."""
-    variance = (
-        1 + float(schedule.sigma[0] / schedule.alpha[0]) ** 2 + latent * 0.8**2 + sd**2
-    )
-    return (
-        np.exp(-0.5 * (Y - 0.5) ** 2 / variance) / np.sqrt(2 * np.pi * variance)
-    ) ** len(POLICIES)
+    of_x = 1 + float(schedule.sigma[0] / schedule.alpha[0]) ** 2
+    variance = of_x + latent * 0.8**2 + sd**2
+    density = np.exp(-0.5 * (Y - 0.5) ** 2 / variance) / np.sqrt(2 * np.pi * variance)
+    return density ** len(POLICIES)
 
 
 def estimates(sampler, latent, schedule):
@@ -78,9 +77,9 @@ def estimates(sampler, latent, schedule):
 @pytest.mark.parametrize(("weights", "levels"), [("density", 32), ("feynman_kac", 128)])
 def test_the_evidence_is_that_of_the_data(weights, levels, latent):
     schedule = cp.Schedule.log_snr(levels)
-    found = estimates(cp.SMC(cp.MALA(), 2, weights=weights), latent, schedule)
-    assert_agrees(z_scores(found, {"Z": evidence(latent, schedule)}))
-    assert_disagrees(z_scores(found, {"Z": evidence(latent, schedule, sd=2 * SD)}))
+    values = estimates(cp.SMC(cp.MALA(), 2, weights=weights), latent, schedule)
+    assert_agrees(z_scores(values, {"Z": evidence(latent, schedule)}))
+    assert_disagrees(z_scores(values, {"Z": evidence(latent, schedule, sd=2 * SD)}))
 
 
 # ── every expectation integrated on a grid ────────────────────────────────────────────
@@ -89,55 +88,66 @@ FINE = cp.Schedule.log_snr(33, min=-5.0, max=5.0)
 GRID = np.linspace(-8.0, 8.0, 801)
 
 
-def on_the_grid(*seen):
-    """log ∫ of F·E over x at every level, and its parts in y with the rate and excess
+def on_the_grid(*measurement):
+    """log ∫ of F·E over x at every level, and its terms in y with the rate and excess
     that are their means under F·E, and neither potential nor prior."""
-    f, g = normal(-0.6, 0.8, FINE), normal(0.7, 0.5, FINE)
-    density = cp.compile(measured if seen else single, f * g, *seen)
-    layout, points = Layout.of_density(density), jnp.asarray(GRID)
-    per_level = lambda k: jax.vmap(
-        lambda x: layout.evaluate(density, x[None] / FINE.at(k).alpha, k)
-    )(points)
-    found = jax.jit(jax.vmap(per_level))(jnp.arange(FINE.num_levels)).terms
-    log_density = np.asarray(found.log_marginal + found.log_exact, np.float64)
-    total = np.log(np.exp(log_density).sum(1) * (GRID[1] - GRID[0]))
-    weights = jnp.asarray(np.exp(log_density - total[:, None]) * (GRID[1] - GRID[0]))
-    mean, zero = lambda values: jnp.sum(weights * values, 1), jnp.zeros(FINE.num_levels)
+    f = normal(-0.6, 0.8, FINE)
+    g = normal(0.7, 0.5, FINE)
+    program = measured if measurement else single
+    density = cp.compile(program, f * g, *measurement)
+    layout = Layout.of_density(density)
+    points = jnp.asarray(GRID)
+
+    def at_level(k):
+        def at_point(x):
+            return layout.evaluate(density, x[None] / FINE.at(k).alpha, k)
+
+        return jax.vmap(at_point)(points)
+
+    terms = jax.jit(jax.vmap(at_level))(jnp.arange(FINE.num_levels)).terms
+    log_density = np.asarray(terms.log_marginal + terms.log_exact, np.float64)
+    spacing = GRID[1] - GRID[0]
+    total = np.log(np.exp(log_density).sum(1) * spacing)
+    weights = jnp.asarray(np.exp(log_density - total[:, None]) * spacing)
+    zero = jnp.zeros(FINE.num_levels)
     means = {
-        "rate": mean(found.rate),
-        "excess": mean(found.excess),
+        "rate": jnp.sum(weights * terms.rate, 1),
+        "excess": jnp.sum(weights * terms.excess, 1),
         "log_potential": zero,
         "log_prior": zero,
     }
-    return total, dataclasses.replace(found, **means)
+    return total, dataclasses.replace(terms, **means)
 
 
 def gained(means, step):
-    """Σ of the expected weights over every ``step``-th level."""
+    """Σ of the expected log-weight increments over every ``step``-th level."""
     names = ("rate", "excess", "log_potential", "log_prior")
 
     def at(k):
-        return dataclasses.replace(
-            means, **{name: getattr(means, name)[k] for name in names}
-        ), FINE.at(k)
+        of_level = {name: getattr(means, name)[k] for name in names}
+        return dataclasses.replace(means, **of_level)
 
-    known = [at(k) for k in range(0, FINE.num_levels, step)]
-    pairs = zip(known[1:], known[:-1], strict=True)
-    return sum(
-        float(incremental_log_weight(before, after, n, end))
-        for (before, n), (after, end) in pairs
-    )
+    levels = range(0, FINE.num_levels, step)
+    total = 0.0
+    for end, start in pairwise(levels):
+        increment = incremental_log_weight(
+            at(start), at(end), FINE.at(start), FINE.at(end)
+        )
+        total += float(increment)
+    return total
 
 
 @pytest.mark.parametrize(
-    "seen",
+    "measurement",
     [(), (lambda x: dist.Normal(x, 0.4), 0.9, "exact")],
     ids=["product", "measured"],
 )
-def test_weights_add_up_to_the_evidence_by_a_rule_of_second_order(seen):
-    """Of a product, and with a measurement that is annealed exactly: its rate has a
-    term of both together."""
-    total, means = on_the_grid(*seen)
-    fine, coarse = (gained(means, step) - (total[0] - total[-1]) for step in (1, 2))
+def test_weights_add_up_to_the_evidence_by_a_rule_of_second_order(measurement):
+    """A product, without and with a measurement that is annealed exactly: its rate has
+    a term of both together."""
+    total, means = on_the_grid(*measurement)
+    exact = total[0] - total[-1]
+    fine = gained(means, 1) - exact
+    coarse = gained(means, 2) - exact
     assert abs(fine) < 5e-4
     assert 3.2 < coarse / fine < 4.8

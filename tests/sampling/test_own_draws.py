@@ -1,5 +1,5 @@
-"""Scores that are wrong where there is little noise: found by the factor's own draws,
-and named of runs that follow them."""
+"""Scores that are wrong where there is little noise: a comparison with the factor's own
+samples, and a finding about runs that follow them."""
 
 import equinox as eqx
 import jax
@@ -19,47 +19,45 @@ SD = np.array([1.0, 0.5])
 
 
 class Epsilon(eqx.Module):
-    """The noise in x of N(0, diag(SD²)), with an error where there is little, which
-    does not fall with it."""
+    """The noise in x of N(0, diag(SD²)), with an error where there is little noise,
+    which does not fall with the noise."""
 
     error: jax.Array
 
     def __call__(self, x, level):
-        alpha, sigma = (
-            jnp.asarray(SCHEDULE.alpha)[level],
-            jnp.asarray(SCHEDULE.sigma)[level],
-        )
-        return sigma * x / (alpha**2 * SD**2 + sigma**2) + self.error * alpha**16 * x
+        alpha = jnp.asarray(SCHEDULE.alpha)[level]
+        sigma = jnp.asarray(SCHEDULE.sigma)[level]
+        noise = sigma * x / (alpha**2 * SD**2 + sigma**2)
+        return noise + self.error * alpha**16 * x
 
 
 def gaussian(error):
-    return learned(
-        Epsilon(jnp.float32(error)), "epsilon", SCHEDULE, time="level"
-    )  # data: its code is compiled once
+    # The error is an array, so that the code is compiled once.
+    network = Epsilon(jnp.float32(error))
+    return learned(network, "epsilon", SCHEDULE, time="level")
 
 
-def asked(density):
+def compared(density):
+    """The comparison of each factor's score with its samples, by name."""
     positions = jax.vmap(density.initial)(jax.random.split(jax.random.key(0), 256))
     return own_scores(density, positions, jax.random.key(1))
 
 
 @pytest.mark.parametrize("error", [0.0, 0.1])
-def test_a_score_is_held_against_its_own_draws(error):
-    """Where the error is ε, the score of N(0, s²) is steeper than it should be by
-    ε·s²/σ at level 0."""
-    (found,) = asked(cp.compile(single, gaussian(error))).values()
-    assert found.wrong == (error > 0)
+def test_a_score_is_compared_with_its_own_samples(error):
+    """With an error ε the score of N(0, s²) is too steep by ε·s²/σ at level 0."""
+    (score,) = compared(cp.compile(single, gaussian(error))).values()
+    assert score.wrong == (error > 0)
     if not error:
-        assert found.right_from == 0
+        assert score.right_from == 0
         return
-    off = (
-        error / SCHEDULE.sigma
-    )  # of the wider number, before what its own draws are too narrow by
-    assert 0.3 * off[0] < found.steepness - 1 < off[0]
-    assert 0.1 < off[found.right_from] < 1
+    # Of the wider number; its own samples are too narrow, which makes it less.
+    off = error / SCHEDULE.sigma
+    assert 0.3 * off[0] < score.steepness - 1 < off[0]
+    assert 0.1 < off[score.right_from] < 1
 
 
-def test_a_run_that_follows_it_says_so():
+def test_a_run_that_follows_a_wrong_score_has_the_finding():
     """The Metropolis test makes it N(0, 1/(1 + 0.1/σ)); reverse diffusion, which has no
     test, is close to N(0, 1)."""
     density = cp.compile(single, gaussian(0.1))
@@ -81,26 +79,29 @@ def gaussian_member(wrong):
     there is little noise."""
 
     def score(x, log_snr, m):
-        alpha2, variance = jax.nn.sigmoid(log_snr), jax.nn.sigmoid(-log_snr)
+        alpha2 = jax.nn.sigmoid(log_snr)
+        variance = jax.nn.sigmoid(-log_snr)
         away = x - jnp.sqrt(alpha2) * m
-        return (
-            -away / (alpha2 * MEMBER_SD**2 + variance)
-            + wrong(m, away) / MEMBER_SD * alpha2**100
-        )
+        right = -away / (alpha2 * MEMBER_SD**2 + variance)
+        return right + wrong(m, away) / MEMBER_SD * alpha2**100
 
     return score
 
 
 def skewed_member(x, log_snr, m):
     """The score of 0.7·N(m, 0.3²) + 0.3·N(m + 0.8, 0.6²)."""
-    alpha2, variance = jax.nn.sigmoid(log_snr), jax.nn.sigmoid(-log_snr)
-    places, widths = m + jnp.array([0.0, 0.8]), jnp.array([0.3, 0.6])
-    parts = dist.Normal(
-        jnp.sqrt(alpha2) * places, jnp.sqrt(alpha2 * widths**2 + variance)
-    )
-    return jax.grad(
-        lambda x: jax.nn.logsumexp(jnp.log(jnp.array([0.7, 0.3])) + parts.log_prob(x))
-    )(x)
+    alpha2 = jax.nn.sigmoid(log_snr)
+    variance = jax.nn.sigmoid(-log_snr)
+    means = m + jnp.array([0.0, 0.8])
+    widths = jnp.array([0.3, 0.6])
+    spreads = jnp.sqrt(alpha2 * widths**2 + variance)
+    components = dist.Normal(jnp.sqrt(alpha2) * means, spreads)
+
+    def log_density(x):
+        log_weights = jnp.log(jnp.array([0.7, 0.3]))
+        return jax.nn.logsumexp(log_weights + components.log_prob(x))
+
+    return jax.grad(log_density)(x)
 
 
 def study(members, score, mask=True):
@@ -125,10 +126,10 @@ def study(members, score, mask=True):
     [(20, gaussian_member(lambda m, away: 0.0)), (500, skewed_member)],
 )
 def test_members_of_a_plate_that_are_right(members, score):
-    (found,) = asked(study(members, score)).values()
-    assert not found.wrong
-    assert found.members == members
-    assert found.right_from == 0
+    (score,) = compared(study(members, score)).values()
+    assert not score.wrong
+    assert score.members == members
+    assert score.right_from == 0
 
 
 POOLED = GROUP_SD**2 + MEMBER_SD**2
@@ -150,31 +151,27 @@ POOLED = GROUP_SD**2 + MEMBER_SD**2
     ids=["the group's mean", "its variance", "its variance, as members are too narrow"],
 )
 def test_small_errors_of_members_add_up_in_their_group(wrong, led):
-    """To each member they are nothing, nor to 20. The mean of J is uncertain by √(P/J),
-    its variance by P·√(2/J)."""
-    few, found = (
-        next(iter(asked(study(j, gaussian_member(wrong))).values())) for j in (20, 500)
-    )
+    """They do not matter for each member, nor for 20. The mean of J is uncertain by
+    √(P/J), its variance by P·√(2/J)."""
+    member = gaussian_member(wrong)
+    (few,) = compared(study(20, member)).values()
+    (many,) = compared(study(500, member)).values()
     assert not few.wrong
-    assert found.wrong
-    assert 0.7 * led < found.shift < 1.05 * led  # less four errors
-    assert 0 < found.right_from < 20
+    assert many.wrong
+    assert 0.7 * led < many.shift < 1.05 * led  # less four errors
+    assert 0 < many.right_from < 20
 
 
-def test_a_plate_with_a_mask_is_not_asked():
-    assert not asked(
-        study(
-            4,
-            gaussian_member(lambda m, away: 5.0),
-            mask=np.array([True, True, False, True]),
-        )
-    )
+def test_a_plate_with_a_mask_is_left_out():
+    member = gaussian_member(lambda m, away: 5.0)
+    mask = np.array([True, True, False, True])
+    assert not compared(study(4, member, mask))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [0.0, 0.15])
-def test_a_run_over_a_plate_says_so(error):
-    """Given the group's width its mean is N(0.3, P/J), but for a prior that is vague
+def test_a_run_over_a_plate_has_the_finding(error):
+    """Given the group's width its mean is N(0.3, P/J), up to a prior that is vague
     beside that."""
     members = 300
     density = study(members, gaussian_member(lambda m, away: error))

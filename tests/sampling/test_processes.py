@@ -32,25 +32,21 @@ def product(f, g):
 
 
 def start(folder, name, *options, **variables):
-    command = [
-        sys.executable,
-        "-c",
-        "from composeprob.cli import app; app()",
-        "run",
-        folder / "scene.py",
-        "--no-cache",
-    ]
-    command = [
-        str(each)
-        for each in (*command, "--chains", 62, "--out", folder / name, *options)
-    ]
-    known = environment(JAX_PLATFORMS="cpu", **variables)
+    """Start a process that runs the scene of a folder."""
+    python = (sys.executable, "-c", "from composeprob.cli import app; app()")
+    scene = ("run", folder / "scene.py", "--no-cache", "--chains", 62)
+    command = (*python, *scene, "--out", folder / name, *options)
     return subprocess.Popen(
-        command, env=known, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [str(word) for word in command],
+        env=environment(JAX_PLATFORMS="cpu", **variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
 def ended(process):
+    """The output of a process that must succeed."""
     output, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, output
     return output
@@ -75,31 +71,29 @@ def squared(f):
 
 
 def together(folder, *options):
-    """What two processes print that work as one."""
+    """Outputs of two processes that work as one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    told = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    both = [
-        start(folder, "two", "--distributed", *options, **told, JAX_PROCESS_ID=str(i))
-        for i in (0, 1)
-    ]
-    return [ended(process) for process in both]
+    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    processes = []
+    for i in range(2):
+        variables["JAX_PROCESS_ID"] = str(i)
+        processes.append(start(folder, "two", "--distributed", *options, **variables))
+    return [ended(process) for process in processes]
 
 
 @pytest.mark.slow
-def test_two_processes_hold_a_network_in_parts_and_round_alike(tmp_path):
-    """4 KiB of weights in two halves, a process with each; what networks multiply is
+def test_two_processes_hold_a_sharded_network_and_round_alike(tmp_path):
+    """4 KiB of weights in two halves, a process with each; products of matrices are
     rounded to bfloat16."""
     (tmp_path / "scene.py").write_text(NETWORK + 'precision = "bfloat16"\n')
     together(tmp_path, "--mesh", "1x2")
     ended(start(tmp_path, "one"))
     (tmp_path / "scene.py").write_text(NETWORK)
     ended(start(tmp_path, "exact"))
-    two, one = (
-        cp.Result.load(tmp_path / "two" / "samples.zarr"),
-        cp.Result.load(tmp_path / "one/samples.safetensors"),
-    )
+    two = cp.Result.load(tmp_path / "two" / "samples.zarr")
+    one = cp.Result.load(tmp_path / "one/samples.safetensors")
     np.testing.assert_array_equal(np.asarray(two["x"]), np.asarray(one["x"]))
     assert two.log_evidence == one.log_evidence
     exact = cp.Result.load(tmp_path / "exact/samples.safetensors")
@@ -112,30 +106,28 @@ def test_two_processes_are_one_run(tmp_path):
     options = ("--checkpoint-dir", tmp_path / "checkpoints")
     outputs = together(tmp_path, *options)
     assert "status" in outputs[0]
-    assert "status" not in outputs[1]  # one of them speaks
+    assert "status" not in outputs[1]  # one of them prints
     ended(start(tmp_path, "one"))
-    two, one = (
-        cp.Result.load(tmp_path / "two" / "samples.zarr"),
-        cp.Result.load(tmp_path / "one/samples.safetensors"),
-    )
+    two = cp.Result.load(tmp_path / "two" / "samples.zarr")
+    one = cp.Result.load(tmp_path / "one/samples.safetensors")
     assert two["x"].shape == (62, 3, 2)
     np.testing.assert_array_equal(np.asarray(two["x"]), np.asarray(one["x"]))
     np.testing.assert_array_equal(two.log_weights, one.log_weights)
     for name in ("acceptance", "step_size", "ess"):
         np.testing.assert_array_equal(two.levels[name], one.levels[name])
     assert two.log_evidence == one.log_evidence
-    written = {
-        p.name
-        for p in (tmp_path / "two" / "samples.zarr" / "samples" / "x" / "c").iterdir()
-    }
+    draws = tmp_path / "two" / "samples.zarr" / "samples" / "x" / "c"
+    written = {path.name for path in draws.iterdir()}
     assert written == {"0", "1"}  # a file of draws from each process
     assert json.loads((tmp_path / "two" / "results.json").read_text())["draws"] == 3
 
     # And on, in one process, from the checkpoint that two have written.
+    store = str(tmp_path / "two/samples.zarr")
+    checkpoints = str(tmp_path / "checkpoints")
     settings = (
-        f"draws = cp.Draws(3, thin=2, store={str(tmp_path / 'two/samples.zarr')!r})\n"
+        f"draws = cp.Draws(3, thin=2, store={store!r})\n"
+        f"checkpoint_dir = cp.Checkpoint({checkpoints!r}, resume=True)\n"
     )
-    settings += f"checkpoint_dir = cp.Checkpoint({str(tmp_path / 'checkpoints')!r}, resume=True)\n"
     (tmp_path / "scene.py").write_text(PROGRAM + settings)
     more = ended(start(tmp_path, "two"))
     assert "status" in more

@@ -210,10 +210,8 @@ def test_a_run_of_which_few_chains_count_says_so_and_is_ok():
     result = run(density, sampler=sampler)
     assert result.status.ok
     assert result.effective_chains < 32
-    assert (
-        f"Of 64 chains as many count as {result.effective_chains:.0f} independent ones"
-        in str(result.status)
-    )
+    worth = f"{result.effective_chains:.0f} independent"
+    assert worth in str(result.status)
 
 
 def rules_by_both_names():
@@ -239,7 +237,7 @@ def rules_by_both_names():
     return Uneven, UnevenBefore, caught
 
 
-@pytest.mark.filterwarnings("ignore:survivors is now called ancestors:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:survivors is now called:DeprecationWarning")
 def test_subclasses_with_the_old_names_of_methods_work_and_name_the_new_ones():
     """Methods `due` and `survivors` of a user's subclass, and its call of its base's:
     the same samples, and a warning at the user's line for each name."""

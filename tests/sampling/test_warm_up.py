@@ -220,7 +220,7 @@ class TestGivingUp:
         # The time of the run that was given up counts too.
         assert result.about.seconds > time.monotonic() - times[0]
         assert result.about.sampler.startswith("AnnealedMCMC")
-        assert "SMC's 256 chains had come to descend from" in result.reason
+        assert "SMC's 256 chains had" in result.reason
         assert "worth" in result.reason
         # The second run uses a fresh random stream: the first one's outcome is the
         # reason for it.
@@ -240,7 +240,7 @@ class TestGivingUp:
         """Six independent coordinates: a mode at +1 has all but nothing of the other
         one's mass under N(½, 0.3²)."""
         result = run(self.density(), chains=256, sampler=None, checkpoint_dir=tmp_path)
-        assert "SMC's 256 chains had come to descend from" in result.reason
+        assert "SMC's 256 chains had" in result.reason
         assert "300 levels" in result.reason
         assert result.status.ok
         *_, by_mode = product_of_normals(

@@ -359,9 +359,9 @@ def to_arviz(
     groups["constant_data"] = levels
     # ArviZ's own groups have this attribute; empty groups are left out.
     now = datetime.now(UTC).isoformat()
-    for name, group in list(groups.items()):
-        if group:
-            groups[name] = group.assign_attrs(created_at=now)
+    for name, dataset in list(groups.items()):
+        if dataset:
+            groups[name] = dataset.assign_attrs(created_at=now)
         else:
             del groups[name]
     attributes = _attributes(self)

@@ -66,8 +66,10 @@ class ResidualMLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         outputs = size if outputs is None else outputs
-        self.table: Any = None
-        if num_levels is not None:
+        # Flax takes an attribute that is first None for a static one, for good.
+        if num_levels is None:
+            self.table: Any = None
+        else:
             self.table = nnx.Embed(num_levels, embedding, rngs=rngs)
         self.first = nnx.Linear(size, hidden, rngs=rngs)
         self.blocks = nnx.List(

@@ -1,7 +1,8 @@
-"""Log-normalisers against closed forms, and mixtures whose shares mean what they say.
+"""Log-normalisers against closed forms, and mixtures with the shares of their weights.
 
 The normaliser of an energy is known at every level: exact noised marginals times a
-constant of the level. What cannot be calibrated is in rows of tests/test_mistakes.py.
+constant of the level. Factors that cannot be calibrated are rows of
+tests/test_mistakes.py.
 """
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.calibration import driver, quadrature
+from composeprob.density.points import log_densities
 from composeprob.factors.calibrated import (
     KNOTS,
     LOG_NORMALISER,
@@ -36,15 +38,12 @@ def log_constant(log_snr, nats):
 
 
 def raw(distribution, nats, label="raw"):
-    """exp(log_constant)·(the noised distribution) as a network's energy, continuous in
-    log-SNR."""
+    """exp(log_constant)·(the noised distribution), as a network's energy."""
     exact = cp.Analytic(distribution, SCHEDULE)
 
     def energy(x, log_snr):
-        alpha, sigma = (
-            jnp.sqrt(jax.nn.sigmoid(log_snr)),
-            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
-        )
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
         marginal = exact.at(Noise(jnp.zeros((), int), alpha, sigma))
         return -sigma * (marginal.log_prob(x) + log_constant(log_snr, nats))
 
@@ -63,20 +62,20 @@ def gaussian(mean, deviation):
 
 
 curve = jax.jit(jax.vmap(interpolate, (None, None, 0)))
-LEFT, RIGHT = [-0.6, 0.0], [0.6, 0.0]
+LEFT = [-0.6, 0.0]
+RIGHT = [0.6, 0.0]
 TWO_MODES = modes([0.3, 0.7], [[0.6, 0.1], [-0.6, -0.1]], 0.05)
 LEFT_RAW = raw(gaussian(LEFT, 0.1), 5.0, "left")
 
 
 @pytest.fixture(scope="module")
 def pair():
-    return cp.calibrate(LEFT_RAW, KEY), cp.calibrate(
-        raw(gaussian(RIGHT, 0.2), 0.0, "right"), KEY
-    )
+    right_raw = raw(gaussian(RIGHT, 0.2), 0.0, "right")
+    return cp.calibrate(LEFT_RAW, KEY), cp.calibrate(right_raw, KEY)
 
 
-def normalised_leaves(factor, known):
-    return driver._normalised_leaves(factor, known, KEY, 8, 1)
+def normalised_leaves(factor, done):
+    return driver._normalised_leaves(factor, done, KEY, 8, 1)
 
 
 def shares(factor, sampler=None, schedule=None, chains=8000):
@@ -96,20 +95,17 @@ def shares(factor, sampler=None, schedule=None, chains=8000):
 )
 def test_quadrature_is_exact(distribution):
     factor = raw(distribution, 5.0)
-    found = cp.calibrate(factor, KEY)
-    np.testing.assert_allclose(
-        found.log_normaliser, log_constant(LOG_SNR, 5.0), atol=2e-4
-    )
-    assert found.standard_error.max() < 1e-4
-    knots, values = (jnp.asarray(found.fixed[name]) for name in (KNOTS, LOG_NORMALISER))
-    assert (float(knots[0]), float(knots[-1])) == (
-        -12.0,
-        11.0,
-    )  # as far as the network was trained
+    calibrated = cp.calibrate(factor, KEY)
+    exact = log_constant(LOG_SNR, 5.0)
+    np.testing.assert_allclose(calibrated.log_normaliser, exact, atol=2e-4)
+    assert calibrated.standard_error.max() < 1e-4
+    knots = jnp.asarray(calibrated.fixed[KNOTS])
+    values = jnp.asarray(calibrated.fixed[LOG_NORMALISER])
+    # They cover the range in which the network was trained.
+    assert (float(knots[0]), float(knots[-1])) == (-12.0, 11.0)
     between = jnp.linspace(-12.0, 11.0, 301)
-    np.testing.assert_allclose(
-        curve(knots, values, between), log_constant(between, 5.0), atol=5e-3
-    )
+    exact = log_constant(between, 5.0)
+    np.testing.assert_allclose(curve(knots, values, between), exact, atol=5e-3)
 
 
 def test_places_that_the_diffusion_never_visits_do_not_count():
@@ -117,93 +113,79 @@ def test_places_that_the_diffusion_never_visits_do_not_count():
     good = raw(gaussian([0.3, 0.0], 0.1), 2.0)
 
     def energy(x, log_snr):
-        alpha, sigma = (
-            jnp.sqrt(jax.nn.sigmoid(log_snr)),
-            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
-        )
-        spurious = (
-            4.0
-            - 20 * jnp.sum((x / alpha - 3.0) ** 2)
-            - 50 * jax.nn.sigmoid(-5 * (log_snr - 4.0))
-        )
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        # A bump far from the data, at high log-SNR only.
+        bump = 4.0 - 20 * jnp.sum((x / alpha - 3.0) ** 2)
+        spurious = bump - 50 * jax.nn.sigmoid(-5 * (log_snr - 4.0))
         return -sigma * jnp.logaddexp(-good.network(x, log_snr) / sigma, spurious)
 
-    found = cp.calibrate(learned(energy, "energy", SCHEDULE), KEY)
-    np.testing.assert_allclose(
-        found.log_normaliser, log_constant(LOG_SNR, 2.0), atol=1e-3
-    )
+    calibrated = cp.calibrate(learned(energy, "energy", SCHEDULE), KEY)
+    exact = log_constant(LOG_SNR, 2.0)
+    np.testing.assert_allclose(calibrated.log_normaliser, exact, atol=1e-3)
 
 
 def test_interpolation_is_exact_on_parabolas_and_straight_outside():
+    def parabola(x):
+        return 2 + 3 * x - 0.5 * x**2
+
+    def line(x):
+        return 1 - 2 * x
+
     knots = jnp.array([-3.0, -1.0, 0.0, 2.5, 4.0])
-    parabola, line = lambda x: 2 + 3 * x - 0.5 * x**2, lambda x: 1 - 2 * x
     inside = jnp.array([-0.7, 0.4, 2.2])  # intervals whose slopes come from three knots
-    np.testing.assert_allclose(
-        curve(knots, parabola(knots), inside), parabola(inside), rtol=1e-5
-    )
+    interpolated = curve(knots, parabola(knots), inside)
+    np.testing.assert_allclose(interpolated, parabola(inside), rtol=1e-5)
     outside = jnp.array([-9.0, -3.0, 4.0, 30.0])
-    np.testing.assert_allclose(
-        curve(knots, line(knots), outside), line(outside), rtol=1e-5
-    )
+    extrapolated = curve(knots, line(knots), outside)
+    np.testing.assert_allclose(extrapolated, line(outside), rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_ten_dimensions():
-    found = cp.calibrate(
-        raw(gaussian(np.linspace(-0.6, 0.6, 10), 0.3), 5.0), KEY, num_chains=500
-    )
-    error = found.log_normaliser - np.asarray(log_constant(LOG_SNR, 5.0))
+    factor = raw(gaussian(np.linspace(-0.6, 0.6, 10), 0.3), 5.0)
+    calibrated = cp.calibrate(factor, KEY, num_chains=500)
+    error = calibrated.log_normaliser - np.asarray(log_constant(LOG_SNR, 5.0))
     assert np.abs(error).max() <= 0.1
-    # eight repeats tell their own error: Student's t with 7 degrees of freedom has
-    # heavier tails than z
-    assert abs(error[0]) <= 2 * LIMIT * found.standard_error[0]
+    # The standard error is of eight repeats: Student's t with 7 degrees of freedom has
+    # heavier tails than z.
+    assert abs(error[0]) <= 2 * LIMIT * calibrated.standard_error[0]
 
 
 def test_mixture_has_the_shares_asked_for(pair):
     mixture = cp.mixture(list(pair), weights=[0.2, 0.8])
-    assert {"normalised", "exact_marginals", "feynman_kac"} <= cp.compile(
-        single, mixture
-    ).capabilities
+    capabilities = cp.compile(single, mixture).capabilities
+    assert {"normalised", "exact_marginals", "feynman_kac"} <= capabilities
     assert cp.metrics.total_variation(shares(mixture), [0.2, 0.8]) <= 0.02
 
 
 @pytest.mark.slow
 def test_without_calibration_the_shares_are_wrong(pair):
-    uncalibrated = cp.mixture(
-        [part.uncalibrated for part in pair], log_weights=np.log([0.2, 0.8])
-    )
+    factors = [factor.uncalibrated for factor in pair]
+    uncalibrated = cp.mixture(factors, log_weights=np.log([0.2, 0.8]))
     sampler = cp.AnnealedMCMC(cp.MALA(cp.Adaptive()), 2, reverse_step=FIRST_ORDER)
-    assert (
-        cp.metrics.total_variation(
-            shares(uncalibrated, sampler, chains=500), [0.2, 0.8]
-        )
-        > 0.5
-    )
+    sampled = shares(uncalibrated, sampler, chains=500)
+    assert cp.metrics.total_variation(sampled, [0.2, 0.8]) > 0.5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("levels", ["own", "other"])
 def test_calibrated_densities_integrate_to_one(levels):
-    """By a plain grid, on the calibration's own levels and on variance-exploding ones
-    between them."""
+    """A regular grid, at the calibration's levels and at variance-exploding ones."""
     wide = raw(gaussian([0.2, 0.0], 0.5), 1.0, "wide")
     schedule = None if levels == "own" else cp.Schedule.edm(15, 0.02, 20.0)
-    for factor in (
-        cp.calibrate(LEFT_RAW, KEY),
-        cp.calibrate(LEFT_RAW * wide**1.7, KEY),
-    ):
+    for raw_factor in (LEFT_RAW, LEFT_RAW * wide**1.7):
+        factor = cp.calibrate(raw_factor, KEY)
         density = cp.compile(single, factor, schedule=schedule)
         for level in range(0, density.num_levels, 7):
             noise = density.schedule.at(level)
             width = jnp.sqrt(0.01 * noise.alpha**2 + noise.sigma**2)
             axis = jnp.linspace(-7, 7, 141)
-            points = jnp.stack(jnp.meshgrid(axis, axis), -1).reshape(
-                -1, 2
-            ) * width + noise.alpha * jnp.array(LEFT)
-            values = jax.vmap(lambda x, k: density.log_density({"x": x}, k), (0, None))(
-                points, level
-            )
-            mass = jnp.sum(jnp.exp(values)) * (width * (axis[1] - axis[0])) ** 2
+            grid = jnp.stack(jnp.meshgrid(axis, axis), -1).reshape(-1, 2)
+            points = grid * width + noise.alpha * jnp.array(LEFT)
+            values = log_densities(density, {"x": points}, level)
+            cell = (width * (axis[1] - axis[0])) ** 2
+            mass = jnp.sum(jnp.exp(values)) * cell
             np.testing.assert_allclose(mass, 1.0, atol=5e-3)
 
 
@@ -213,41 +195,33 @@ def test_a_calibrated_power_in_a_product_is_the_raw_one():
     other = raw(gaussian([0.2, 0.1], 0.5), 1.0, "other")
     x = jax.random.normal(KEY, (5, 2))
     product = cp.calibrate(LEFT_RAW * other, KEY)
-    plain, calibrated = (
-        cp.compile(single, f) for f in ((LEFT_RAW * other) ** 1.5, product**1.5)
-    )
+    uncalibrated = cp.compile(single, (LEFT_RAW * other) ** 1.5)
+    calibrated = cp.compile(single, product**1.5)
     assert "normalised" not in calibrated.capabilities
     for level in (0, 20, 39):
-        values = [
-            jax.vmap(lambda x, d=d: d.log_density({"x": x}, level))(x)
-            for d in (plain, calibrated)
-        ]
-        np.testing.assert_allclose(
-            values[0] - values[1], values[0][0] - values[1][0], rtol=2e-4
-        )
+        log_raw = log_densities(uncalibrated, {"x": x}, level)
+        log_calibrated = log_densities(calibrated, {"x": x}, level)
+        difference = log_raw - log_calibrated
+        np.testing.assert_allclose(difference, difference[0], rtol=2e-4)
 
 
 def test_calibrated_siblings_share_their_network():
     def energy(x, log_snr, centre):
-        sigma, alpha = (
-            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
-            jnp.sqrt(jax.nn.sigmoid(log_snr)),
-        )
-        return (
-            0.5
-            * sigma
-            * jnp.sum((x - alpha * centre) ** 2)
-            / (0.04 * alpha**2 + sigma**2)
-        )
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        variance = 0.04 * alpha**2 + sigma**2
+        return 0.5 * sigma * jnp.sum((x - alpha * centre) ** 2) / variance
 
     network = learned(energy, "energy", SCHEDULE, (1,), conditions=("centre",))
-    parts = [cp.calibrate(network.given(centre=c), KEY) for c in (-0.5, 0.5)]
-    text = str(cp.compile(single, cp.mixture(parts, weights=[0.5, 0.5])))
+    factors = [cp.calibrate(network.given(centre=c), KEY) for c in (-0.5, 0.5)]
+    text = str(cp.compile(single, cp.mixture(factors, weights=[0.5, 0.5])))
     assert "2 evaluations in 1 batches" in text
     assert "centre=-0.5" in text
     words = r"leaves 'centre' open.*given\(centre=…\)"
     refused(lambda: cp.calibrate(network, KEY), cp.errors.ConditionError, words)
-    refused(lambda: parts[0].given(centre=1.0), cp.errors.ConditionError, "given twice")
+    refused(
+        lambda: factors[0].given(centre=1.0), cp.errors.ConditionError, "given twice"
+    )
 
 
 def test_calibrating_again_changes_nothing(pair):
@@ -259,14 +233,17 @@ def test_calibrating_again_changes_nothing(pair):
 
 
 def test_parts_with_other_constants_would_be_another_factor():
-    """Those of raw multipliers, and of what has a normaliser as a whole, are not
-    calibrated; others are, once each."""
+    """Operands of raw multipliers, or of a calibrated expression, stay as they are.
+
+    Others are calibrated, once each.
+    """
     mixed = cp.mixture([LEFT_RAW, LEFT_RAW], log_weights=[0.0, 1.0])
     whole = CalibratedExpression(LEFT_RAW * LEFT_RAW, SCHEDULE, {}, 4.0, (2,))
-    known = [(LEFT_RAW, stored := cp.Analytic(gaussian(LEFT, 0.1), SCHEDULE))]
-    assert normalised_leaves(mixed, known) is mixed
-    assert normalised_leaves(whole, known) is whole
-    assert normalised_leaves(LEFT_RAW * LEFT_RAW, known).children == (stored, stored)
+    stored = cp.Analytic(gaussian(LEFT, 0.1), SCHEDULE)
+    done = [(LEFT_RAW, stored)]
+    assert normalised_leaves(mixed, done) is mixed
+    assert normalised_leaves(whole, done) is whole
+    assert normalised_leaves(LEFT_RAW * LEFT_RAW, done).children == (stored, stored)
 
 
 def test_a_border_where_nothing_lies_ends_the_region():

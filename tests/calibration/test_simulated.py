@@ -1,5 +1,7 @@
-"""`cp.calibrated`: ranks of a right program are uniform, those of a wrong kernel are
-not; runs are resumed."""
+"""`cp.calibrated`: ranks of a right program are uniform, those of a wrong kernel not.
+
+Interrupted runs are resumed.
+"""
 
 import dataclasses
 import json
@@ -22,7 +24,7 @@ KEY = jax.random.key(0)
 
 
 @cp.program
-def weigh(f, y):
+def measurement(f, y):
     x = cp.sample("x", f)
     cp.observe("y", dist.Normal(x, 0.5), y)
 
@@ -31,13 +33,15 @@ F = normal(schedule=cp.Schedule.log_snr(12))
 
 
 def ranked(kernel, **options):
-    options = {
+    """Ranks of the measurement under a kernel."""
+    defaults = {
         "num": 40,
         "num_chains": 32,
         "key": KEY,
         "sampler": cp.AnnealedMCMC(kernel, 3),
-    } | options
-    return cp.calibrated(weigh, F, 0.25, progress=False, **options)
+    }
+    options = defaults | options
+    return cp.calibrated(measurement, F, 0.25, progress=False, **options)
 
 
 @pytest.mark.slow
@@ -46,14 +50,13 @@ def test_right_and_wrong_kernels_and_resumption(tmp_path):
     assert right.calibrated, str(right)
     assert set(right.ranks) == {"x", "log-likelihood"}
     assert "consistent with uniform" in str(right)
-    kept = tmp_path / "ranks.json"
-    saved = json.loads(kept.read_text())
-    kept.write_text(
-        json.dumps(saved | {"rows": saved["rows"][:-1]})
-    )  # as if stopped before the last
-    np.testing.assert_array_equal(
-        ranked(cp.MALA(0.3), checkpoint_dir=tmp_path).ranks["x"], right.ranks["x"]
-    )
+    # As if it had stopped before the last data set.
+    checkpoint = tmp_path / "ranks.json"
+    saved = json.loads(checkpoint.read_text())
+    partial = saved | {"rows": saved["rows"][:-1]}
+    checkpoint.write_text(json.dumps(partial))
+    resumed = ranked(cp.MALA(0.3), checkpoint_dir=tmp_path)
+    np.testing.assert_array_equal(resumed.ranks["x"], right.ranks["x"])
     refused(
         lambda: ranked(cp.ULA(0.3), checkpoint_dir=tmp_path),
         LoadError,
@@ -68,12 +71,10 @@ def test_right_and_wrong_kernels_and_resumption(tmp_path):
 @cp.program
 def shifted(f, y):
     """Readings of two numbers behind a shift, with a noise of unknown size."""
-    x, m = cp.sample("x", f), cp.sample("m", dist.Normal(0.3, 0.5))
-    cp.observe(
-        "y",
-        dist.Normal(x + m, cp.sample("s", dist.LogNormal(-0.5, 0.4))).expand([3, 2]),
-        y,
-    )
+    x = cp.sample("x", f)
+    m = cp.sample("m", dist.Normal(0.3, 0.5))
+    s = cp.sample("s", dist.LogNormal(-0.5, 0.4))
+    cp.observe("y", dist.Normal(x + m, s).expand([3, 2]), y)
 
 
 @pytest.mark.slow
@@ -97,11 +98,12 @@ def test_noised_sites_and_latents_in_blocks(kernel):
 
 
 def test_copies_of_one_chain_are_ranked_once(monkeypatch):
-    """Where half of the chains weigh nothing, the others are there twice among samples
-    of equal weight."""
-    infer, ranks, ranked_draws = simulated.infer, simulated._ranks, []
+    """With half of the weights 0, the other chains are twice among resampled ones."""
+    infer = simulated.infer
+    ranks = simulated._ranks
+    ranked_draws = []
 
-    def weighed(density, key, *, num_chains, **options):
+    def weighted(density, key, *, num_chains, **options):
         result = infer(density, key, num_chains=num_chains, **options)
         log_weights = np.where(np.arange(num_chains) % 2, 0.0, -np.inf)
         return dataclasses.replace(
@@ -114,7 +116,7 @@ def test_copies_of_one_chain_are_ranked_once(monkeypatch):
         ranked_draws.append(drawn["x"])
         return ranks(density, truth, drawn, rng)
 
-    monkeypatch.setattr(simulated, "infer", weighed)
+    monkeypatch.setattr(simulated, "infer", weighted)
     monkeypatch.setattr(simulated, "_ranks", recorded)
     ranked(cp.MALA(0.3), num=20)
     assert len(ranked_draws) == 20

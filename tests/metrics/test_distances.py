@@ -1,5 +1,4 @@
-"""MMD, Wasserstein distance, covariance error, Stein discrepancy and nested R̂ against
-closed forms and brute force."""
+"""Distances and diagnostics of samples, against closed forms and brute force."""
 
 from itertools import permutations
 
@@ -31,26 +30,31 @@ def gram(x, y, h):
 
 
 def brute_force_mmd(x, y, h):
-    n, m = len(x), len(y)
-    own = [(gram(z, z, h).sum() - len(z)) / (len(z) * (len(z) - 1)) for z in (x, y)]
-    return own[0] + own[1] - 2 * gram(x, y, h).sum() / (n * m)
+    def within(z):
+        n = len(z)
+        return (gram(z, z, h).sum() - n) / (n * (n - 1))
+
+    between = gram(x, y, h).sum() / (len(x) * len(y))
+    return within(x) + within(y) - 2 * between
 
 
 @pytest.mark.parametrize("rows", [tuning.GRAM_ROWS, 7])
 def test_mmd_is_the_u_statistic(monkeypatch, rows):
-    """Of arrays of any shape, in one block or in several."""
+    """Arrays may have any shape, and blocks of rows any size."""
     monkeypatch.setattr(tuning, "GRAM_ROWS", rows)
     rng = RNG(0)
-    x, y = rng.normal(size=(37, 3, 1)), rng.normal(size=(29, 3, 1))
-    assert mmd(x, y, 0.7) == pytest.approx(
-        brute_force_mmd(x[..., 0], y[..., 0], 0.7), abs=1e-12
-    )
+    x = rng.normal(size=(37, 3, 1))
+    y = rng.normal(size=(29, 3, 1))
+    expected = brute_force_mmd(x[..., 0], y[..., 0], 0.7)
+    assert mmd(x, y, 0.7) == pytest.approx(expected, abs=1e-12)
 
 
 def test_mmd_with_weights_that_repeat_samples():
-    """Weights of an importance sampler: N(0, 1) seen through draws of N(0, 4)."""
-    rng, h = RNG(2), 0.8
-    wide, y = 2 * rng.normal(size=(3000, 1)), rng.normal(size=(3000, 1))
+    """Draws of N(0, 4) with importance weights for N(0, 1)."""
+    rng = RNG(2)
+    h = 0.8
+    wide = 2 * rng.normal(size=(3000, 1))
+    y = rng.normal(size=(3000, 1))
     log_weights = -0.5 * (wide**2 - wide**2 / 4)[:, 0]
     assert abs(mmd(wide, y, h, log_weights)) < 0.002
     assert mmd(wide, y, h) > 0.05
@@ -62,91 +66,83 @@ def test_mmd_with_weights_that_repeat_samples():
 def test_wasserstein_is_the_best_matching(p):
     x, y = RNG(3).normal(size=(2, 6, 2))
     cost = np.linalg.norm(x[:, None] - y[None], axis=-1) ** p
-    best = min(
-        np.mean([cost[i, j] for i, j in enumerate(order)])
-        for order in permutations(range(6))
-    )
+    rows = np.arange(6)
+    best = min(cost[rows, list(order)].mean() for order in permutations(range(6)))
     assert wasserstein(x, y, p) == pytest.approx(best ** (1 / p), rel=1e-12)
 
 
-def test_wasserstein_in_one_dimension_sorts_and_of_a_shift_is_its_length_for_any_number_of_samples():
-    """The normalisation: a shifted copy is ‖shift‖ away, whether there are 10 samples
-    or 500."""
+def test_wasserstein_in_one_dimension_matches_sorted_samples():
     x, y = RNG(4).normal(size=(2, 300, 1))
-    assert wasserstein(x, y) == pytest.approx(
-        np.sqrt(np.mean((np.sort(x, 0) - np.sort(y, 0)) ** 2)), rel=1e-12
-    )
+    expected = np.sqrt(np.mean((np.sort(x, 0) - np.sort(y, 0)) ** 2))
+    assert wasserstein(x, y) == pytest.approx(expected, rel=1e-12)
+
+
+def test_wasserstein_distance_of_a_shift_is_its_length():
+    """The normalisation: it is the same for any number of samples."""
     for n in (10, 500):
         x = RNG(5).normal(size=(n, 2))
         assert wasserstein(x, x + np.array([3.0, 4.0])) == pytest.approx(5.0, rel=1e-9)
 
 
 def test_wasserstein_of_weighted_samples_and_of_sets_of_different_size():
-    points, log_weights = [[0.0], [1.0], [5.0]], np.log([0.25, 0.75, 1e-300])
-    assert (
-        wasserstein(points, [[0.0], [1.0], [1.0], [1.0]], log_weights=log_weights)
-        == 0.0
-    )
+    points = [[0.0], [1.0], [5.0]]
+    log_weights = np.log([0.25, 0.75, 1e-300])
+    equal = [[0.0], [1.0], [1.0], [1.0]]
+    assert wasserstein(points, equal, log_weights=log_weights) == 0.0
     assert wasserstein([[0.0], [1.0]], [[0.0], [0.0], [1.0], [1.0]]) == 0.0
     assert wasserstein([[2.0]], [[0.0], [0.0], [0.0]]) == 2.0
 
 
 def test_covariance_error_per_mode():
-    rng, n = RNG(7), 40_000
+    rng = RNG(7)
+    n = 40_000
     centers = np.array([[-5.0, 0.0], [5.0, 0.0]])
     factors = np.array([[[1.0, 0.0], [0.5, 0.5]], [[0.3, 0.0], [0.0, 1.2]]])
-    which = rng.integers(2, size=n)
-    samples = centers[which] + np.einsum(
-        "nij,nj->ni", factors[which], rng.normal(size=(n, 2))
-    )
+    mode = rng.integers(2, size=n)
+    normal = rng.normal(size=(n, 2))
+    samples = centers[mode] + np.einsum("nij,nj->ni", factors[mode], normal)
     truth = factors @ factors.transpose(0, 2, 1)
     assert covariance_error(samples, centers, truth).max() < 0.03
-    assert covariance_error(samples, centers, 2 * truth) == pytest.approx(
-        [0.5, 0.5], abs=0.02
-    )
+    errors = covariance_error(samples, centers, 2 * truth)
+    assert errors == pytest.approx([0.5, 0.5], abs=0.02)
     assert covariance_error(samples, centers, np.eye(2)).shape == (2,)
 
 
-def test_covariance_error_is_unbiased_and_knows_weights():
+def test_covariance_error_is_unbiased_and_takes_weights():
     x = RNG(8).normal(size=(7, 3))
+    centers = np.zeros((1, 3))
     truth = np.cov(x, rowvar=False)
-    assert covariance_error(x, np.zeros((1, 3)), truth) == pytest.approx(
-        [0.0], abs=1e-12
-    )
+    assert covariance_error(x, centers, truth) == pytest.approx([0.0], abs=1e-12)
     log_weights = np.where(np.arange(7) < 5, 0.0, -np.inf)
-    assert covariance_error(
-        x, np.zeros((1, 3)), np.cov(x[:5], rowvar=False), log_weights
-    ) == pytest.approx([0.0])
+    truth = np.cov(x[:5], rowvar=False)
+    assert covariance_error(x, centers, truth, log_weights) == pytest.approx([0.0])
 
 
 def test_covariance_error_without_samples_is_nan():
-    errors = covariance_error(
-        [[0.0], [1.0], [np.nan], [9.0]], [[0.0], [10.0]], [[[0.5]], [[1.0]]]
-    )
+    x = [[0.0], [1.0], [np.nan], [9.0]]
+    centers = [[0.0], [10.0]]
+    errors = covariance_error(x, centers, [[[0.5]], [[1.0]]])
     assert errors[0] == pytest.approx(0.0)
     assert np.isnan(errors[1])  # one sample has no covariance
-    assert mode_weights([[0.0], [1.0], [np.nan], [9.0]], [[0.0], [10.0]]).tolist() == [
-        0.5,
-        0.25,
-    ]
+    assert mode_weights(x, centers).tolist() == [0.5, 0.25]
 
 
 # ── Stein discrepancy and nested R̂ ───────────────────────────────────────────────────
 
 
 def by_definition(x, score, beta, length, w):
+    """KSD by derivatives of its kernel."""
+
     def kernel(a, b):
         return (length**2 + jnp.sum((a - b) ** 2)) ** beta
 
     def stein_kernel(a, b):
         mixed = jnp.trace(jax.jacfwd(jax.grad(kernel, 1), 0)(a, b))
-        s, t = score(a), score(b)
-        return (
-            mixed
-            + jax.grad(kernel, 0)(a, b) @ t
-            + jax.grad(kernel, 1)(a, b) @ s
-            + kernel(a, b) * (s @ t)
-        )
+        s = score(a)
+        t = score(b)
+        first = jax.grad(kernel, 0)(a, b) @ t
+        second = jax.grad(kernel, 1)(a, b) @ s
+        return mixed + first + second + kernel(a, b) * (s @ t)
 
     matrix = jax.jit(jax.vmap(jax.vmap(stein_kernel, (None, 0)), (0, None)))(x, x)
     return float(jnp.sqrt(w @ matrix @ w))
@@ -162,24 +158,19 @@ def test_ksd_is_its_definition(monkeypatch, beta, length):
     monkeypatch.setattr(tuning, "GRAM_ROWS", 5)
     log_weights = RNG(1).normal(size=12)
     w = jnp.asarray(np.exp(log_weights) / np.exp(log_weights).sum())
-    found = ksd(x, score, beta, length, log_weights)
-    assert found == pytest.approx(by_definition(x, score, beta, length, w), rel=1e-4)
+    exact = by_definition(x, score, beta, length, w)
+    assert ksd(x, score, beta, length, log_weights) == pytest.approx(exact, rel=1e-4)
     exact = by_definition(x, score, beta, length, jnp.full(12, 1 / 12))
     assert ksd(x, jax.vmap(score)(x), beta, length) == pytest.approx(exact, rel=1e-4)
 
 
 def test_ksd_of_a_density():
     schedule = cp.Schedule.log_snr(12)
-    density = cp.compile(
-        single,
-        cp.Analytic(
-            dist.Independent(dist.Normal(jnp.zeros(2), jnp.ones(2)), 1), schedule
-        ),
-    )
+    normal = dist.Normal(jnp.zeros(2), jnp.ones(2)).to_event(1)
+    density = cp.compile(single, cp.Analytic(normal, schedule))
     x = RNG(4).normal(size=(100, 2))
-    assert ksd(x, density) == pytest.approx(
-        ksd(x, lambda x: -x), rel=1e-4
-    )  # variance preserving
+    # The schedule is variance preserving: N(0, I) at every level.
+    assert ksd(x, density) == pytest.approx(ksd(x, lambda x: -x), rel=1e-4)
     assert ksd({"x": x}, density) == pytest.approx(ksd(x, density), rel=1e-6)
 
 
@@ -192,20 +183,20 @@ def test_nested_rhat_is_its_definition():
         within = 0.0
         for k in range(4):
             chain_means = x[k].mean(1)
-            within += np.sum((chain_means - means[k]) ** 2) / 2 / 4
-            within += (
-                np.mean([np.sum((x[k, m] - chain_means[m]) ** 2) / 4 for m in range(3)])
-                / 4
-            )
-        assert nested_rhat(draws)[e] == pytest.approx(
-            np.sqrt(1 + between / within), rel=1e-12
-        )
+            of_means = np.sum((chain_means - means[k]) ** 2) / 2
+            of_chains = [np.sum((x[k, m] - chain_means[m]) ** 2) / 4 for m in range(3)]
+            within += (of_means + np.mean(of_chains)) / 4
+        expected = np.sqrt(1 + between / within)
+        assert nested_rhat(draws)[e] == pytest.approx(expected, rel=1e-12)
 
 
 def test_nested_rhat_of_single_draws_tells_mixed_from_stuck():
-    """Mixed chains: E R̂² is about 1 + 1/M. Chains that keep 90 % of their superchain's
-    start are far above."""
-    rng, superchains, chains = RNG(7), 200, 16
+    """E R̂² of mixed chains is about 1 + 1/M, and far more for stuck ones.
+
+    These keep 90 % of their superchain's start.
+    """
+    rng = RNG(7)
+    superchains, chains = 200, 16
     mixed = rng.normal(size=(superchains, chains, 1))
     assert float(nested_rhat(mixed)) == pytest.approx(np.sqrt(1 + 1 / chains), abs=0.02)
     stuck = 0.9 * rng.normal(size=(superchains, 1, 1)) + np.sqrt(1 - 0.81) * mixed

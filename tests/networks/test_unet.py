@@ -1,5 +1,4 @@
-"""The UNet, its block that is told the time by FiLM, and the matcher: shapes, and what
-they depend on."""
+"""The UNet, its block with FiLM, and the matcher: shapes and dependence on inputs."""
 
 import equinox as eqx
 import jax
@@ -16,16 +15,17 @@ from composeprob.models.scenes import NOWHERE, PositionUNet, noisy_weight
 
 
 def random_weights(build):
-    """A network with every weight random, those that start at zero too; by NumPy, which
-    compiles nothing."""
+    """A network with every weight random, also those that start at zero.
+
+    NumPy draws them, which compiles nothing.
+    """
     rng = np.random.default_rng(3)
-    shapes = eqx.filter_eval_shape(build)
-    return jax.tree.map(
-        lambda a: (rng.normal(size=a.shape) / np.sqrt(np.prod(a.shape[:-1]))).astype(
-            a.dtype
-        ),
-        shapes,
-    )
+
+    def draw(a):
+        scale = np.sqrt(np.prod(a.shape[:-1]))
+        return (rng.normal(size=a.shape) / scale).astype(a.dtype)
+
+    return jax.tree.map(draw, eqx.filter_eval_shape(build))
 
 
 def small():
@@ -57,11 +57,6 @@ def test_every_input_counts():
         jnp.zeros((16, 24, 1)),
         jnp.zeros(4),
     )
-    changed = [
-        jax.tree.map(lambda a, i=i, j=j: a + 0.5 * (i == j), a)
-        for i in range(4)
-        for j, a in enumerate(inputs)
-    ]
 
     @jax.jit
     def run(x, t, spatial, vector):
@@ -70,25 +65,26 @@ def test_every_input_counts():
     output = run(*inputs)
     assert output.shape == (16, 24, 3)
     for i in range(4):
-        assert float(jnp.abs(run(*changed[4 * i : 4 * i + 4]) - output).max()) > 1e-3
+        changed = list(inputs)
+        changed[i] = inputs[i] + 0.5
+        assert float(jnp.abs(run(*changed) - output).max()) > 1e-3
 
 
 @pytest.mark.slow
 def test_it_starts_at_zero():
-    output = jax.jit(
-        lambda x: small()(
-            x, jnp.float32(0.0), spatial=jnp.zeros((16, 16, 1)), vector=jnp.ones(4)
-        )
-    )
+    @jax.jit
+    def output(x):
+        spatial = jnp.zeros((16, 16, 1))
+        return small()(x, jnp.float32(0.0), spatial=spatial, vector=jnp.ones(4))
+
     np.testing.assert_array_equal(output(jnp.ones((16, 16, 3))), 0.0)
 
 
 def test_it_is_small_enough_for_the_zoo():
     whole = eqx.filter_eval_shape(lambda: as_network(PositionUNet(rngs=nnx.Rngs(0))))
-    assert (
-        4 * sum(leaf.size for leaf in jax.tree.leaves(whole) if hasattr(leaf, "size"))
-        < 7_500_000
-    )
+    leaves = jax.tree.leaves(whole)
+    weights = sum(leaf.size for leaf in leaves if hasattr(leaf, "size"))
+    assert 4 * weights < 7_500_000
 
 
 def test_a_position_is_a_bump_there_and_nowhere_is_none():
@@ -103,13 +99,11 @@ def test_a_position_is_a_bump_there_and_nowhere_is_none():
 def test_the_weight_of_the_loss():
     log_snr = jnp.array([-8.0, 0.0, 8.0])
     alpha2 = 1 / (1 + np.exp(-np.asarray(log_snr)))
-    np.testing.assert_allclose(
-        noisy_weight(log_snr), (1 - alpha2) / (alpha2 + 0.02) + 0.1, rtol=1e-4
-    )
+    expected = (1 - alpha2) / (alpha2 + 0.02) + 0.1
+    np.testing.assert_allclose(noisy_weight(log_snr), expected, rtol=1e-4)
 
 
-# the block
-# -----------------------------------------------------------------------------------------------------------
+# ── the block ─────────────────────────────────────────────────────────────────────────
 
 
 def test_the_first_half_is_the_gain_and_the_second_the_shift():
@@ -119,46 +113,42 @@ def test_the_first_half_is_the_gain_and_the_second_the_shift():
     )
     block.film.kernel[...] = jax.random.normal(jax.random.key(1), (3, 10))
     block.film.bias[...] = jnp.linspace(-1.0, 1.0, 10)
-    x, embedding = jnp.linspace(-0.5, 0.8, 5), jnp.array([0.4, -0.3, 0.9])
+    x = jnp.linspace(-0.5, 0.8, 5)
+    embedding = jnp.array([0.4, -0.3, 0.9])
     both = block.film(embedding)
     modulated = block.enter(nnx.swish(x)) * (1 + both[:5]) + both[5:]
-    np.testing.assert_allclose(
-        block(x, embedding), x + block.leave(nnx.swish(modulated)), rtol=1e-5
-    )
+    expected = x + block.leave(nnx.swish(modulated))
+    np.testing.assert_allclose(block(x, embedding), expected, rtol=1e-5)
 
 
-# the matcher: the mean over places of exp of a scalar product
-# ------------------------------------------------------
+# ── the matcher: the mean over places of exp of a scalar product ──────────────────────
 
 
 def small_matcher():
     return as_network(Matcher(3, 6, width=8, blocks=1, embedding=16, rngs=nnx.Rngs(0)))
 
 
-def test_a_text_fits_as_well_as_its_vector_says():
+def test_the_fit_of_a_text_depends_on_its_vector():
     network = eqx.filter_jit(random_weights(small_matcher))
     x = jax.random.normal(jax.random.key(0), (16, 8, 3))
     vector = jax.random.normal(jax.random.key(1), (6,))
-    np.testing.assert_allclose(
-        network(x, jnp.float32(0.0), vector=jnp.zeros(6)), 0.0, atol=1e-5
-    )
-    fits = [
-        float(network(x, jnp.float32(0.0), vector=scale * vector))
-        for scale in (1.0, 40.0, 80.0)
-    ]
-    assert fits[0] != 0
-    # The best place decides where the vector is long: then the fit grows as the vector
-    # does.
-    np.testing.assert_allclose(
-        fits[2] + np.log(32), 2 * (fits[1] + np.log(32)), rtol=0.1
-    )
+
+    def fit(vector):
+        return float(network(x, jnp.float32(0.0), vector=vector))
+
+    np.testing.assert_allclose(fit(jnp.zeros(6)), 0.0, atol=1e-5)
+    assert fit(vector) != 0
+    # With a long vector the best of 32 places decides: the fit then grows in
+    # proportion to the vector.
+    best = fit(40 * vector) + np.log(32)
+    twice = fit(80 * vector) + np.log(32)
+    np.testing.assert_allclose(twice, 2 * best, rtol=0.1)
 
 
 def test_image_noise_and_place_count():
     network = eqx.filter_jit(random_weights(small_matcher))
-    x = (
-        jnp.zeros((48, 48, 3)).at[16:20, 16:20].set(1.0)
-    )  # farther from the border than a patch's surroundings reach
+    # A square farther from the border than the receptive field of a patch.
+    x = jnp.zeros((48, 48, 3)).at[16:20, 16:20].set(1.0)
     changed = [
         (x, 0.0),
         (x + 0.5, 0.0),
@@ -166,7 +156,6 @@ def test_image_noise_and_place_count():
         (jnp.roll(x, 8, axis=1), 0.0),
         (jnp.roll(x, 8, axis=0), 0.0),
     ]
-    fits = np.array(
-        [network(image, jnp.float32(t), vector=jnp.ones(6)) for image, t in changed]
-    )
+    fits = [network(image, jnp.float32(t), vector=jnp.ones(6)) for image, t in changed]
+    fits = np.array(fits)
     assert np.all(np.abs(fits[1:] - fits[0]) > 1e-4), fits - fits[0]

@@ -13,9 +13,9 @@ from composeprob.models.networks.residual_mlp_eqx import ResidualMLP
 from composeprob.training import Batches, Recipe
 from composeprob.training.loop import draw_batch
 
-NORMAL = dist.Normal(
-    jax.numpy.array([0.3, -0.2]), jax.numpy.array([0.5, 0.8])
-).to_event(1)
+MEAN = jax.numpy.array([0.3, -0.2])
+DEVIATION = jax.numpy.array([0.5, 0.8])
+NORMAL = dist.Normal(MEAN, DEVIATION).to_event(1)
 
 
 def tiny(size=16, chunk=None, antithetic=False, **changes):
@@ -38,8 +38,7 @@ def batch_of(recipe, key, size):
 
 
 def untrained(recipe, key):
-    """The network before training: in one compilation instead of one for every
-    layer."""
+    """The network before training: one compilation instead of one for each layer."""
     return eqx.filter_jit(recipe.untrained)(key)
 
 

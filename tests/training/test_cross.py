@@ -1,5 +1,7 @@
-"""Losses across levels, across conditions, and of classifiers: pairs, optima, and what
-a network learns from them."""
+"""Losses across levels and conditions, and of classifiers.
+
+Tests of pairs, of optima, and of networks that learn from these losses.
+"""
 
 import functools
 
@@ -29,17 +31,18 @@ from sampling_cases import learned, modes, single
 from training.recipes import NORMAL, batch_of, cosine, tiny, untrained
 from zscores import assert_agrees, assert_disagrees, z_scores
 
-KEY, OTHER_KEY = jax.random.key(5), jax.random.key(6)
+KEY = jax.random.key(5)
+OTHER_KEY = jax.random.key(6)
 MODES = modes([0.8, 0.2], [[-1.0, 0.0], [1.0, 0.0]], 0.15)
 
 
 def crossed(**changes):
-    return tiny(
-        **(
-            {"losses": (Denoising(), CrossLevel()), "parameterization": "energy_norm"}
-            | changes
-        )
-    )
+    """A tiny recipe with the cross-level loss."""
+    settings = {
+        "losses": (Denoising(), CrossLevel()),
+        "parameterization": "energy_norm",
+    }
+    return tiny(**(settings | changes))
 
 
 def test_events_of_a_pair_exchange_their_levels():
@@ -49,19 +52,19 @@ def test_events_of_a_pair_exchange_their_levels():
     np.testing.assert_array_equal(noise.log_snr[2000:], other.log_snr[:2000])
     assert np.abs(noise.log_snr - other.log_snr).max() < 2.5 + 1e-4
     assert -6 - 1e-4 < noise.log_snr.min() < -5.9 < 3.9 < noise.log_snr.max() < 4 + 1e-4
-    # Antithetic events share their pair; levels alone are matched to the nearest.
+    # Antithetic events share their pair.
     batch = batch_of(crossed(antithetic=True), KEY, 16)
     np.testing.assert_array_equal(batch.other.log_snr[:8], batch.other.log_snr[8:])
-    levels = crossed(log_snr=None)
-    noise, other = levels.noise_pairs(KEY, 64, 4.0)
-    own = np.asarray(levels.schedule.levels.log_snr)
-    assert np.isin(np.asarray(other.log_snr), own).all()
+    # Without a range, the other noise is that of the nearest level.
+    recipe = crossed(log_snr=None)
+    noise, other = recipe.noise_pairs(KEY, 64, 4.0)
+    levels = np.asarray(recipe.schedule.levels.log_snr)
+    assert np.isin(np.asarray(other.log_snr), levels).all()
     np.testing.assert_array_equal(noise.index[:32], other.index[32:])
 
 
 def assert_least(scores, tilt):
-    """The mean loss has no slope at the exact log f, and away from it one that leads
-    back."""
+    """The mean loss has no slope at the exact log f; elsewhere its slope leads back."""
     if tilt:
         assert_disagrees(scores)
         assert np.sign(scores["slope"]) == np.sign(tilt)
@@ -71,18 +74,16 @@ def assert_least(scores, tilt):
 
 @functools.cache
 def slope():
-    """Of the loss of every event in a tilt a·λ of log f, as a function of a; compiled
-    once."""
+    """Derivative of every event's loss in a, for a tilt a·λ of log f; compiled once."""
     exact = cp.Analytic(NORMAL, crossed().schedule)
 
     def slopes(a):
         def energy(x, log_snr):
-            alpha, sigma = (
-                jnp.sqrt(jax.nn.sigmoid(log_snr)),
-                jnp.sqrt(jax.nn.sigmoid(-log_snr)),
-            )
+            alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+            sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
             noise = Noise(jnp.zeros((), int), alpha, sigma)
-            return -sigma * (exact.evaluate(x, noise, {})[0] + a * log_snr)
+            log_f, _ = exact.evaluate(x, noise, {})
+            return -sigma * (log_f + a * log_snr)
 
         factor = learned(energy, "energy", crossed().schedule)
         return losses(factor, draw_batch(crossed(), KEY, 20_000)).cross_level
@@ -115,66 +116,79 @@ def test_it_teaches_normaliser_and_depth():
 
     def trained(*losses):
         recipe = tiny(
-            network=network, data=lambda key, n: MODES.sample(key, (n,)), parameterization="energy", iterations=1500,
-            size=128, learning_rate=cosine(3e-3), ema=0.99, antithetic=True, losses=(Denoising(), *losses),
-        )  # fmt: skip
+            network=network,
+            data=lambda key, n: MODES.sample(key, (n,)),
+            parameterization="energy",
+            iterations=1500,
+            size=128,
+            learning_rate=cosine(3e-3),
+            ema=0.99,
+            antithetic=True,
+            losses=(Denoising(), *losses),
+        )
         factor = train(recipe, KEY, progress=False).factor
         grid = jnp.linspace(-2.0, 2.0, 161)
         points = jnp.stack(jnp.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2)
-        log_f = jax.vmap(lambda x: factor.evaluate(x, factor.schedule.at(0), {})[0])(
-            points
-        )
-        mass = np.exp(np.asarray(log_f, np.float64)) * float(grid[1] - grid[0]) ** 2
+        clean = factor.schedule.at(0)
+        log_f = jax.vmap(lambda x: factor.evaluate(x, clean, {})[0])(points)
+        cell = float(grid[1] - grid[0]) ** 2
+        mass = np.exp(np.asarray(log_f, np.float64)) * cell
         return np.log(mass.sum()), mass[points[:, 0] < 0].sum() / mass.sum()
 
     log_z, share = trained(CrossLevel(gap=5.0))
     assert abs(log_z) < 0.25
     assert abs(share - 0.8) < 0.06
-    log_z, share = trained()  # denoising alone: the constant of each level stays free
+    # Denoising alone leaves the constant of each level free.
+    log_z, share = trained()
     assert abs(log_z) > 0.3 or abs(share - 0.8) > 0.1
 
 
 def test_such_a_factor_offers_mode_depth():
     network = untrained(tiny(), KEY)
-    assert (
-        "mode_depth"
-        not in tiny(parameterization="energy_norm").factor(network).capabilities
-    )
+    without = tiny(parameterization="energy_norm").factor(network)
+    assert "mode_depth" not in without.capabilities
     factor = crossed().factor(network)
     assert "mode_depth" in factor.capabilities
     assert "mode_depth" in cp.compile(single, factor).capabilities
 
 
-# conditions
-# --------------------------------------------------------------------------------------------------------
+# ── conditions ────────────────────────────────────────────────────────────────────────
 
 SHARES = jnp.array([0.7, 0.3])
-PARTS = dist.Normal(
-    jnp.array([[-0.4, 0.0], [0.5, 0.3]]), jnp.array([[0.5, 0.5], [0.3, 0.8]])
-).to_event(1)
+MEANS = jnp.array([[-0.4, 0.0], [0.5, 0.3]])
+DEVIATIONS = jnp.array([[0.5, 0.5], [0.3, 0.8]])
+PARTS = dist.Normal(MEANS, DEVIATIONS).to_event(1)
 NONE = -1
 
 
-def told_apart(
+def mixture_recipe(
     shares=SHARES, others=1, vary=None, weight=1.0, denoising=True, **changes
 ):
+    """A tiny recipe of a mixture, whose component is the condition ``part``.
+
+    ``denoising`` is the weight of the denoising loss, or False without this loss.
+    """
+
     def data(key, n):
         part_key, event_key = jax.random.split(key)
         part = dist.Categorical(shares).sample(part_key, (n,))
-        return jnp.take_along_axis(
-            PARTS.sample(event_key, (n,)), part[:, None, None], axis=1
-        )[:, 0], {"part": part}
+        events = PARTS.sample(event_key, (n,))
+        chosen = jnp.take_along_axis(events, part[:, None, None], axis=1)
+        return chosen[:, 0], {"part": part}
 
     settings = {
         "data": data,
         "conditions": Conditions({"part": NONE}, dropout=0.3),
         "parameterization": "energy",
     }
-    crossed = (CrossCondition(weight, others, vary),) if weight else ()
-    plain = (
-        (Denoising(denoising if callable(denoising) else None),) if denoising else ()
-    )
-    return tiny(**(settings | {"losses": (*plain, *crossed)} | changes))
+    chosen = []
+    if callable(denoising):
+        chosen.append(Denoising(denoising))
+    elif denoising:
+        chosen.append(Denoising())
+    if weight:
+        chosen.append(CrossCondition(weight, others, vary))
+    return tiny(**(settings | {"losses": tuple(chosen)} | changes))
 
 
 class Conditioned(eqx.Module):
@@ -193,26 +207,24 @@ def energy_network(key):
 
 @functools.cache
 def condition_slope(shares=(0.7, 0.3), **changes):
-    """Of the loss of every event in a constant a of one condition's log f, as a
-    function of a; compiled once."""
+    """Derivative of every event's loss in a constant a of one condition's log f.
+
+    It is a function of a and the condition, and compiled once.
+    """
     shares = jnp.array(shares)
-    recipe = told_apart(shares, **changes)
+    recipe = mixture_recipe(shares, **changes)
 
     def slopes(a, tilted):
         def energy(x, log_snr, part):
-            alpha, sigma = (
-                jnp.sqrt(jax.nn.sigmoid(log_snr)),
-                jnp.sqrt(jax.nn.sigmoid(-log_snr)),
-            )
-            spread = jnp.sqrt((alpha * PARTS.base_dist.scale) ** 2 + sigma**2)
-            each = (
-                dist.Normal(alpha * PARTS.base_dist.loc, spread).to_event(1).log_prob(x)
-            )
+            alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+            sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
+            spread = jnp.sqrt((alpha * DEVIATIONS) ** 2 + sigma**2)
+            noised = dist.Normal(alpha * MEANS, spread).to_event(1)
+            each = noised.log_prob(x)
             any_part = jax.nn.logsumexp(each + jnp.log(shares))
-            return -sigma * (
-                jnp.where(part == NONE, any_part, each[jnp.maximum(part, 0)])
-                + a * (part == tilted)
-            )
+            one_part = each[jnp.maximum(part, 0)]
+            log_f = jnp.where(part == NONE, any_part, one_part)
+            return -sigma * (log_f + a * (part == tilted))
 
         factor = learned(energy, "energy", recipe.schedule, conditions={"part": 0})
         return losses(factor, draw_batch(recipe, OTHER_KEY, 20_000)).cross_condition
@@ -221,11 +233,11 @@ def condition_slope(shares=(0.7, 0.3), **changes):
 
 
 def slope_scores(tilted, tilt, **case):
-    """Whether the mean loss has a slope there, at the exact log f but for ``tilt``."""
-    of_groups = condition_slope(**case)(jnp.float32(tilt), tilted).reshape(
-        1000, 20
-    )  # neighbours share a condition
-    return z_scores({"slope": of_groups}, {"slope": 0.0})
+    """z-scores of the mean loss's slope, at the exact log f but for ``tilt``."""
+    slopes = condition_slope(**case)(jnp.float32(tilt), tilted)
+    # Neighbours share a condition, and are not independent: groups of 20 are.
+    groups = slopes.reshape(1000, 20)
+    return z_scores({"slope": groups}, {"slope": 0.0})
 
 
 @pytest.mark.parametrize("tilt", [0.0, 0.2, -0.2])
@@ -238,39 +250,42 @@ def other_part(key, conditions):
     return {"part": jnp.where(conditions["part"] == NONE, NONE, 1 - conditions["part"])}
 
 
-def test_close_conditions_keep_the_optimum_where_they_lead_to_one_another_equally_often():
+def test_symmetric_similar_conditions_keep_the_optimum():
     even = {"shares": (0.5, 0.5), "vary": other_part}
     assert_agrees(slope_scores(1, 0.0, **even))
     assert_disagrees(slope_scores(1, 0.2, **even))
-    assert_disagrees(
-        slope_scores(1, 0.0, vary=other_part)
-    )  # from 0 to 1 more often than back
-    batch = batch_of(told_apart(vary=other_part), OTHER_KEY, 16)
+    # With these shares 0 becomes 1 more often than 1 becomes 0.
+    assert_disagrees(slope_scores(1, 0.0, vary=other_part))
+    batch = batch_of(mixture_recipe(vary=other_part), OTHER_KEY, 16)
     np.testing.assert_array_equal(
         batch.variant["part"][:, 0], other_part(OTHER_KEY, batch.conditions)["part"]
     )
 
 
 def test_the_next_event_s_condition_is_the_foreign_one():
-    batch = batch_of(told_apart(), OTHER_KEY, 16)
+    batch = batch_of(mixture_recipe(), OTHER_KEY, 16)
     np.testing.assert_array_equal(
         batch.foreign["part"][:, 0], np.roll(batch.conditions["part"], 1)
     )
     assert NONE in np.asarray(batch.foreign["part"])
-    assert batch_of(told_apart(weight=0.0), OTHER_KEY, 16).foreign is None
+    assert batch_of(mixture_recipe(weight=0.0), OTHER_KEY, 16).foreign is None
 
 
-def test_without_denoising_the_other_loss_is_the_same_and_all_conditions_are_asked_for_at_once():
-    recipe, network, calls = told_apart(vary=other_part), energy_network(OTHER_KEY), []
+def test_without_denoising_all_conditions_are_evaluated_at_once():
+    """The other loss stays the same."""
+    recipe = mixture_recipe(vary=other_part)
+    network = energy_network(OTHER_KEY)
+    calls = []
 
     def counted(x, t, part):
         calls.append(jnp.ndim(part))
         return network(x, t, part)
 
-    factor, batch = recipe.factor(counted), batch_of(recipe, OTHER_KEY, 16)
+    factor = recipe.factor(counted)
+    batch = batch_of(recipe, OTHER_KEY, 16)
     calls.clear()
     both = jax.jit(lambda batch: losses(factor, batch))(batch)
-    assert len(calls) == 2  # the event's own with its score, and the others
+    assert len(calls) == 2  # the event's own with its score, and all others
     calls.clear()
     alone = jax.jit(lambda batch: losses(factor, batch, denoising=False))(batch)
     assert len(calls) == 1
@@ -281,38 +296,41 @@ def test_without_denoising_the_other_loss_is_the_same_and_all_conditions_are_ask
 
 @pytest.mark.parametrize("denoising", [True, False])
 def test_training_takes_the_losses_that_the_recipe_names(denoising):
-    weigh = (lambda log_snr: 1 + log_snr**2) if denoising else None
-    recipe = told_apart(weight=0.5, denoising=weigh, ema=0.0)
-    network = jax.tree.map(
-        lambda a: a + 0.1 if eqx.is_inexact_array(a) else a, energy_network(OTHER_KEY)
-    )
+    weight = None
+    if denoising:
+
+        def weight(log_snr):
+            return 1 + log_snr**2
+
+    recipe = mixture_recipe(weight=0.5, denoising=weight, ema=0.0)
+
+    def shifted(leaf):
+        return leaf + 0.1 if eqx.is_inexact_array(leaf) else leaf
+
+    network = jax.tree.map(shifted, energy_network(OTHER_KEY))
     state = initial(recipe, network)
     after = make_advance(recipe, network, OTHER_KEY)(state, jnp.int32(1))
-    batch = batch_of(
-        recipe,
-        jax.random.fold_in(jax.random.fold_in(OTHER_KEY, 0), 0),
-        recipe.batch.size,
-    )
+    # The key of chunk 0 of step 0.
+    key = jax.random.fold_in(jax.random.fold_in(OTHER_KEY, 0), 0)
+    batch = batch_of(recipe, key, recipe.batch.size)
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
 
     def loss(parameters):
         each = losses(recipe.factor(eqx.combine(parameters, static)), batch)
         total = 0.5 * each.cross_condition
-        return jnp.mean(
-            total
-            + (each.denoising * (1 + batch.noise.log_snr**2) if denoising else 0.0)
-        ), each
+        if denoising:
+            total = total + each.denoising * (1 + batch.noise.log_snr**2)
+        return jnp.mean(total), each
 
     gradient, each = jax.jit(jax.grad(loss, has_aux=True))(state.parameters)
     expected = each.denoising if denoising else 0.5 * each.cross_condition
     np.testing.assert_allclose(after.loss[0], jnp.mean(expected), rtol=1e-4)
     # Adam's first step goes by the sign of the gradient.
-    moved = jax.tree.map(
+    signs = jax.tree.map(
         lambda a, b: jnp.sign(b - a), state.parameters, after.parameters
     )
-    for step, slope in zip(
-        jax.tree.leaves(moved), jax.tree.leaves(gradient), strict=True
-    ):
+    leaves = zip(jax.tree.leaves(signs), jax.tree.leaves(gradient), strict=True)
+    for step, slope in leaves:
         clear = np.abs(slope) > 1e-3
         np.testing.assert_array_equal(np.asarray(step)[clear], -np.sign(slope)[clear])
 
@@ -326,7 +344,7 @@ SCORE = {
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (
             lambda: crossed(parameterization="epsilon"),
@@ -337,16 +355,16 @@ SCORE = {
         (lambda: crossed(size=15), "does not split into pairs of levels"),
         (lambda: crossed(size=18, antithetic=True), "multiples of 4"),
         (
-            lambda: told_apart(parameterization="epsilon"),
+            lambda: mixture_recipe(parameterization="epsilon"),
             "CrossCondition compares energies, and parameterization='eps",
         ),
         (lambda: CrossCondition(-1.0), "weight is -1.0"),
         (
-            lambda: told_apart(conditions={}),
+            lambda: mixture_recipe(conditions={}),
             "CrossCondition is given without conditions",
         ),
-        (lambda: told_apart(weight=0.0, denoising=False), r"losses is \(\)"),
-        (lambda: told_apart(size=1), "no 1 other conditions to compare"),
+        (lambda: mixture_recipe(weight=0.0, denoising=False), r"losses is \(\)"),
+        (lambda: mixture_recipe(size=1), "no 1 other conditions to compare"),
         (
             lambda: cp.Diffusion(**SCORE, mode_depth=True),
             "mode_depth=True was given with parameterization 'score'",
@@ -355,20 +373,20 @@ SCORE = {
         (lambda: classifier(losses=(CrossLevel(),)), "'classifier' has none"),
     ],
 )
-def test_what_cannot_work_is_refused(make, told):
-    refused(make, InvalidValueError, told)
+def test_what_cannot_work_is_refused(make, message):
+    refused(make, InvalidValueError, message)
 
 
 CLASSES_KEY = jax.random.key(3)
-CENTRES, WIDTH = jnp.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.5]]), 0.5
+CENTRES = jnp.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.5]])
+WIDTH = 0.5
 
 
 def classes(key, n):
     label_key, place_key = jax.random.split(key)
     label = jax.random.randint(label_key, (n,), 0, 3)
-    return CENTRES[label] + WIDTH * jax.random.normal(place_key, (n, 2)), {
-        "label": label
-    }
+    events = CENTRES[label] + WIDTH * jax.random.normal(place_key, (n, 2))
+    return events, {"label": label}
 
 
 def classifier(**changes):
@@ -380,10 +398,8 @@ def classifier(**changes):
 
 def exact_logits(x, log_snr):
     """log p(x | label) of the noised classes."""
-    alpha, variance = (
-        jnp.sqrt(jax.nn.sigmoid(log_snr)),
-        jax.nn.sigmoid(-log_snr) + jax.nn.sigmoid(log_snr) * WIDTH**2,
-    )
+    alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+    variance = jax.nn.sigmoid(-log_snr) + jax.nn.sigmoid(log_snr) * WIDTH**2
     return -0.5 * jnp.sum((x - alpha * CENTRES) ** 2, -1) / variance
 
 
@@ -394,21 +410,15 @@ def test_the_loss_is_the_cross_entropy():
     assert factor.label == "classes"
     batch = batch_of(recipe, CLASSES_KEY, 64)
     loss, *cross = jax.jit(losses)(factor, batch)
-    alpha, sigma = (
-        np.asarray(a, np.float64)[:, None]
-        for a in (batch.noise.alpha, batch.noise.sigma)
-    )
+    alpha = np.asarray(batch.noise.alpha, np.float64)[:, None]
+    sigma = np.asarray(batch.noise.sigma, np.float64)[:, None]
     x = alpha * np.asarray(batch.events) + sigma * np.asarray(batch.epsilon)
-    away = ((x[:, None] - alpha[:, None] * np.asarray(CENTRES)) ** 2).sum(-1) / (
-        sigma**2 + alpha**2 * WIDTH**2
-    )
+    distance = x[:, None] - alpha[:, None] * np.asarray(CENTRES)
+    variance = sigma**2 + alpha**2 * WIDTH**2
+    away = (distance**2).sum(-1) / variance
     log_p = -0.5 * away - np.log(np.exp(-0.5 * away).sum(1, keepdims=True))
-    np.testing.assert_allclose(
-        loss,
-        -log_p[np.arange(64), np.asarray(batch.conditions["label"])],
-        rtol=1e-3,
-        atol=1e-5,
-    )
+    expected = -log_p[np.arange(64), np.asarray(batch.conditions["label"])]
+    np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-5)
     np.testing.assert_array_equal(cross, 0)
 
 
@@ -416,9 +426,9 @@ def test_the_loss_is_the_cross_entropy():
 def test_it_learns_bayes_rule():
     recipe = classifier(iterations=600, size=256, ema=0.99)
     run = train(recipe, CLASSES_KEY, progress=False)
-    found = losses_by_log_snr(recipe, run.factor, classes, CLASSES_KEY)
+    trained = losses_by_log_snr(recipe, run.factor, classes, CLASSES_KEY)
     best = losses_by_log_snr(recipe, recipe.factor(exact_logits), classes, CLASSES_KEY)
-    for row, exact in zip(found, best, strict=True):
+    for row, exact in zip(trained, best, strict=True):
         assert row["held_out"] == pytest.approx(exact["held_out"], abs=0.02)
         assert row["accuracy"] == pytest.approx(exact["accuracy"], abs=0.03)
     assert best[0]["accuracy"] < 0.45 < 0.95 < best[-1]["accuracy"]

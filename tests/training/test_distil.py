@@ -1,5 +1,7 @@
-"""A conditional flow, of known density without noise only: distilled, and as it is by
-level-0 weights."""
+"""A conditional flow with a density at level 0 only.
+
+It is distilled into a factor of all levels, or used as it is by weights at level 0.
+"""
 
 from typing import NamedTuple
 
@@ -21,11 +23,11 @@ from training.recipes import cosine
 LEVELS = cp.Schedule.log_snr(40, min=-7.0, max=6.0)
 BROAD, NOISE = 2.0, 0.6
 CLEAR = 1 / (BROAD**-2 + NOISE**-2)
+"""Standard deviations of the prior and of the noise, and the posterior variance."""
 
 
 class Affine(NamedTuple):
-    """The posterior of u ~ N(0, 2²·I) given x ~ N(u, 0.6²·I) as an affine flow, in
-    flowjax's form."""
+    """The posterior of u ~ N(0, 2²·I) given x ~ N(u, 0.6²·I), as a flow of flowjax."""
 
     scale: float = CLEAR**0.5
 
@@ -40,7 +42,7 @@ class Affine(NamedTuple):
 
 
 class Net(eqx.Module):
-    """ε̂, beside what a broad Gaussian has."""
+    """Network of ε̂, in addition to that of a broad Gaussian."""
 
     mlp: eqx.nn.MLP
 
@@ -48,13 +50,13 @@ class Net(eqx.Module):
         self.mlp = eqx.nn.MLP(5, 2, 48, 2, jax.nn.silu, key=key)
 
     def __call__(self, u, log_snr, x):
-        return (
-            self.mlp(jnp.concatenate([u, x, jnp.array([log_snr / 5])]))
-            + jnp.sqrt(jax.nn.sigmoid(-log_snr)) * u
-        )
+        inputs = jnp.concatenate([u, x, jnp.array([log_snr / 5])])
+        gaussian = jnp.sqrt(jax.nn.sigmoid(-log_snr)) * u
+        return self.mlp(inputs) + gaussian
 
 
 def simulated(number):
+    """Simulations x, (number, 2)."""
     u, x = np.random.default_rng(0).normal(size=(2, number, 2))
     return (BROAD * u + NOISE * x).astype(np.float32)
 
@@ -63,34 +65,41 @@ def distilled(flow=None, xs=None, iterations=1500, **settings):
     xs = simulated(500) if xs is None else xs
     settings = {"network": Net, "schedule": LEVELS, "log_snr": (-7.0, 6.0)} | settings
     flow = Affine() if flow is None else flow
-    return distil(flow, xs, jax.random.key(0), iterations=iterations, batches=Batches(256, antithetic=True),
-                  learning_rate=cosine(4e-3), ema=0.98, progress=False, **settings)  # fmt: skip
+    return distil(
+        flow,
+        xs,
+        jax.random.key(0),
+        iterations=iterations,
+        batches=Batches(256, antithetic=True),
+        learning_rate=cosine(4e-3),
+        ema=0.98,
+        progress=False,
+        **settings,
+    )
 
 
 def test_a_distilled_flow_says_what_it_lost():
-    found = distilled(draws=400, held_out=6)
-    assert found.log_density_gap.shape == (6,)
-    assert found.mean_off.shape == found.spread.shape == (6, 2)
-    assert abs(found.log_density_gap.mean()) < 0.15
-    assert np.abs(found.mean_off).max() < 0.35
-    assert np.all((found.spread > 0.8) & (found.spread < 1.2))
-    assert "6 conditions held out" in str(found)
-    factor, x = found.factor, jnp.array([1.0, -0.5])
-    noise, at = LEVELS.at(15), jnp.array([0.4, 0.1])
-    exact = -(at - noise.alpha * CLEAR / NOISE**2 * x) / (
-        noise.alpha**2 * CLEAR + noise.sigma**2
-    )
-    np.testing.assert_allclose(
-        factor.evaluate(at, noise, {"x": x})[1], exact, atol=0.25
-    )
+    result = distilled(draws=400, held_out=6)
+    assert result.log_density_gap.shape == (6,)
+    assert result.mean_off.shape == result.spread.shape == (6, 2)
+    assert abs(result.log_density_gap.mean()) < 0.15
+    assert np.abs(result.mean_off).max() < 0.35
+    assert np.all((result.spread > 0.8) & (result.spread < 1.2))
+    assert "6 conditions held out" in str(result)
+    noise = LEVELS.at(15)
+    x = jnp.array([1.0, -0.5])
+    u = jnp.array([0.4, 0.1])
+    mean = noise.alpha * CLEAR / NOISE**2 * x
+    exact = -(u - mean) / (noise.alpha**2 * CLEAR + noise.sigma**2)
+    _, score = result.factor.evaluate(u, noise, {"x": x})
+    np.testing.assert_allclose(score, exact, atol=0.25)
 
 
 def test_what_was_not_learned_is_measured():
-    """A network that says nothing but noise draws N(0, 1) whatever x; of a flow a tenth
-    as wide that is 50 nats."""
-    found = distilled(Affine(0.1), iterations=1, draws=100, held_out=4)
-    assert found.log_density_gap.min() > 20
-    assert np.all(found.spread > 3)
+    """Untrained, it draws N(0, 1) for any x: 50 nats from a flow a tenth as wide."""
+    result = distilled(Affine(0.1), iterations=1, draws=100, held_out=4)
+    assert result.log_density_gap.min() > 20
+    assert np.all(result.spread > 3)
 
 
 def test_refusals():
@@ -118,10 +127,9 @@ class TestWithoutDistillation:
     FLOW = Affine()
 
     def log_ratio(self, u, x):
-        return (
-            self.FLOW.log_prob(u, condition=x)
-            - dist.Normal(0.0, BROAD).log_prob(u).sum()
-        )
+        """log q(u | x) − log p(u), which is log p(x | u) up to a constant."""
+        log_prior = dist.Normal(0.0, BROAD).log_prob(u).sum()
+        return self.FLOW.log_prob(u, condition=x) - log_prior
 
     def test_in_a_hierarchy(self):
         """Members are NumPyro's latents there, and nothing is noised."""
@@ -157,10 +165,10 @@ class TestWithoutDistillation:
 
     def assert_is_normal(self, draws, variance):
         """The posterior of the mean of N(·, variance) under N(0, 1), given `XS`."""
-        clear = 1 / (1 + len(self.XS) / variance)
-        mean, found = (
-            clear * len(self.XS) / variance * self.XS.mean(0),
-            np.asarray(draws, float),
-        )
-        assert np.abs((found.mean(0) - mean) / clear**0.5).max() < 0.25
-        np.testing.assert_allclose(found.std(0), clear**0.5, rtol=0.15)
+        number = len(self.XS)
+        posterior_variance = 1 / (1 + number / variance)
+        mean = posterior_variance * number / variance * self.XS.mean(0)
+        deviation = posterior_variance**0.5
+        draws = np.asarray(draws, float)
+        assert np.abs((draws.mean(0) - mean) / deviation).max() < 0.25
+        np.testing.assert_allclose(draws.std(0), deviation, rtol=0.15)

@@ -1,5 +1,4 @@
-"""The default recipe of estimators: exact posteriors of Gaussians, walls, sets, units,
-and what it refuses."""
+"""The default recipe of estimators: Gaussians, walls, sets, units, and refusals."""
 
 import signal
 
@@ -19,9 +18,9 @@ from refusals import refused, rows
 from sampling_cases import run as sampled
 from sampling_cases import single
 
-SCALE, NOISE = np.array([0.02, 30.0]), 0.5
-"""Of the prior, and of the data's noise in units of it: parameters a thousand times
-apart."""
+SCALE = np.array([0.02, 30.0])
+NOISE = 0.5
+"""Scales of the prior, a thousand times apart; the noise of data in units of them."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,9 +41,9 @@ def pairs(number=2000, seed=0):
 
 
 def score(factor, theta, level, x):
-    return factor.evaluate(
-        jnp.asarray(theta), factor.schedule.at(level), {"x": jnp.asarray(x)}
-    )[1]
+    conditions = {"x": jnp.asarray(x)}
+    noise = factor.schedule.at(level)
+    return factor.evaluate(jnp.asarray(theta), noise, conditions)[1]
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +58,22 @@ def test_the_posterior_of_a_gaussian_is_exact_in_the_units_of_theta(run):
     assert run.finished
     assert run.loss.shape == (20,)
     assert run.held_out.shape == (2,)
-    x, clear = np.array([80.0, -40.0]), NOISE**2 / (1 + NOISE**2)
-    mean, variance = 1 + SCALE * (x / 100) / (1 + NOISE**2), SCALE**2 * clear
+    x = np.array([80.0, -40.0])
+    mean = 1 + SCALE * (x / 100) / (1 + NOISE**2)
+    variance = SCALE**2 * NOISE**2 / (1 + NOISE**2)
     for level in (0, 20, 39):
         noise = run.factor.schedule.at(level)
         total = noise.alpha**2 * variance + noise.sigma**2
         point = noise.alpha * mean + np.sqrt(total)
-        np.testing.assert_allclose(
-            score(run.factor, point, level, x) * np.sqrt(total), -1.0, atol=0.15
-        )
+        scaled = score(run.factor, point, level, x) * np.sqrt(total)
+        np.testing.assert_allclose(scaled, -1.0, atol=0.15)
 
 
 def test_weights_that_do_worse_on_pairs_held_out_are_not_taken(monkeypatch):
-    """Steps that are far too long lead away from the regression, which is right here:
-    it is what the factor gets."""
+    """Too long steps lead away from the regression, which is exact here.
+
+    The factor gets the regression's weights.
+    """
     monkeypatch.setattr(tuning, "ESTIMATOR", tuning.ESTIMATOR._replace(rate=1.0))
     run = estimator(*pairs(), jax.random.key(0), iterations=20, progress=False)
     assert not run.held_out[1] <= run.held_out[0]  # it may also be NaN
@@ -80,9 +81,9 @@ def test_weights_that_do_worse_on_pairs_held_out_are_not_taken(monkeypatch):
 
 
 def test_an_interrupted_training_gives_the_weights_that_are_best_so_far(monkeypatch):
-    interrupted = lambda *args, **facts: signal.raise_signal(
-        signal.SIGINT
-    )  # Ctrl-C after the first call
+    def interrupted(*args, **values):
+        signal.raise_signal(signal.SIGINT)  # Ctrl-C after the first call
+
     monkeypatch.setattr(loop_module.Progress, "update", interrupted)
     run = estimator(*pairs(200), jax.random.key(0), iterations=600, progress=False)
     assert not run.finished
@@ -92,19 +93,16 @@ def test_an_interrupted_training_gives_the_weights_that_are_best_so_far(monkeypa
 
 
 def test_draws_stay_within_the_walls_of_a_uniform_prior_before_anything_is_learned():
-    """θ ~ U(−1, 1), x = θ + 0.5·ε: a Gaussian cut at the walls, of which a regression
-    knows nothing."""
+    """θ ~ U(−1, 1), x = θ + 0.5·ε: a Gaussian cut at walls that no regression has."""
     rng = np.random.default_rng(0)
     theta = rng.uniform(-1, 1, (2000, 1)).astype(np.float32)
     x = theta + 0.5 * rng.normal(size=theta.shape).astype(np.float32)
-    low, high = jnp.full(1, -1.0), jnp.full(1, 1.0)
-    network = PosteriorDenoiser(theta, x, (low, high), jax.random.key(0))
+    box = (jnp.full(1, -1.0), jnp.full(1, 1.0))
+    network = PosteriorDenoiser(theta, x, box, jax.random.key(0))
     noise_of = jax.jit(lambda event, log_snr: network(event, log_snr, jnp.full(1, 0.9)))
     for log_snr in (-6.0, 0.0, 8.0):
-        alpha, sigma = (
-            np.sqrt(1 / (1 + np.exp(-log_snr))),
-            np.sqrt(1 / (1 + np.exp(log_snr))),
-        )
+        alpha = np.sqrt(1 / (1 + np.exp(-log_snr)))
+        sigma = np.sqrt(1 / (1 + np.exp(log_snr)))
         for event in (-3.0, 0.2, 1.5):
             denoised = (event - sigma * noise_of(jnp.full(1, event), log_snr)) / alpha
             assert np.all(np.abs(denoised) < 1 + 1e-4 + 1e-6 / alpha)
@@ -114,13 +112,12 @@ def test_a_set_of_observations_has_no_order():
     rng = np.random.default_rng(0)
     theta = rng.normal(size=(500, 2))
     x = theta[:, None] + rng.normal(size=(500, 4, 2))
-    factor = estimator(
-        theta, x, jax.random.key(0), iterations=300, progress=False
-    ).factor
-    one, other = (
-        score(factor, np.array([0.3, -0.2]), 10, each) for each in (x[0], x[0][::-1])
-    )
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    run = estimator(theta, x, jax.random.key(0), iterations=300, progress=False)
+    factor = run.factor
+    point = np.array([0.3, -0.2])
+    in_order = score(factor, point, 10, x[0])
+    reversed_order = score(factor, point, 10, x[0][::-1])
+    np.testing.assert_allclose(in_order, reversed_order, rtol=1e-4, atol=1e-4)
     exact = x[0].sum(0) / 5  # 1/(1 + 4) of the sum, at little noise
     last = score(factor, factor.schedule.at(0).alpha * exact, 0, x[0])
     np.testing.assert_allclose(last, 0.0, atol=1.0)
@@ -129,13 +126,13 @@ def test_a_set_of_observations_has_no_order():
 def test_a_factor_of_it_is_drawn_from(run):
     density = cp.compile(single, run.factor.given(x=jnp.zeros(2)))
     result = sampled(density, 1, 100, sampler=cp.Ancestral())
-    np.testing.assert_allclose(
-        result["x"].std(0) / SCALE, (NOISE**2 / (1 + NOISE**2)) ** 0.5, rtol=0.3
-    )
+    deviation = (NOISE**2 / (1 + NOISE**2)) ** 0.5
+    np.testing.assert_allclose(result["x"].std(0) / SCALE, deviation, rtol=0.3)
 
 
 def test_all_steps_share_one_compilation(monkeypatch):
-    traced, call_network = [], PosteriorDenoiser.__call__
+    traced = []
+    call_network = PosteriorDenoiser.__call__
 
     def counted(self, event, t, x):
         traced.append(event.shape)
@@ -143,12 +140,12 @@ def test_all_steps_share_one_compilation(monkeypatch):
 
     monkeypatch.setattr(PosteriorDenoiser, "__call__", counted)
     estimator(*pairs(200), jax.random.key(0), iterations=600, progress=False)
-    assert (
-        0 < len(traced) <= 2
-    )  # in the compiled step, and in the loss on pairs held out
+    # In the compiled step, and in the loss on pairs held out.
+    assert 0 < len(traced) <= 2
 
 
 def _spoilt(value):
+    """Pairs of which one has this value in x."""
     theta, x = pairs(200)
     x[3, 0] = value
     return theta, x
@@ -157,20 +154,44 @@ def _spoilt(value):
 THETA, X = pairs(200)
 REFUSED = {
     ShapeError: {
-        "one number for each": (lambda: call(THETA[:, 0], X), r"theta of shape \(200,\)", "N parameters"),
+        "one number for each": (
+            lambda: call(THETA[:, 0], X),
+            r"theta of shape \(200,\)",
+            "N parameters",
+        ),
         "different lengths": (lambda: call(THETA, X[:-1]), r"x of shape \(199, 2\)"),
-        "images": (lambda: call(THETA, np.zeros((200, 2, 2, 2))), r"x of shape \(200, 2, 2, 2\)"),
+        "images": (
+            lambda: call(THETA, np.zeros((200, 2, 2, 2))),
+            r"x of shape \(200, 2, 2, 2\)",
+        ),
     },
     InvalidValueError: {
         "few pairs": (lambda: call(THETA[:50], X[:50]), "50 pairs", "simulate more"),
-        "NaN": (lambda: call(*_spoilt(np.nan)), "1 of the 200 rows of x", "leave these pairs out"),
+        "NaN": (
+            lambda: call(*_spoilt(np.nan)),
+            "1 of the 200 rows of x",
+            "leave these pairs out",
+        ),
         "infinite": (lambda: call(*_spoilt(np.inf)), "1 of the 200 rows of x"),
-        "a constant": (lambda: call(np.ones_like(THETA), X), "Entry 0 of theta is the same", "leave it out"),
-        "outside of the box": (lambda: call(THETA, X, dist.Uniform(0, 1).expand([2]).to_event(1)), "outside of"),
-        "positive": (lambda: call(np.exp(X / 100), X, dist.LogNormal(0, 1)), "a prior like LogNormal", "log"),
+        "a constant": (
+            lambda: call(np.ones_like(THETA), X),
+            "Entry 0 of theta is the same",
+            "leave it out",
+        ),
+        "outside of the box": (
+            lambda: call(THETA, X, dist.Uniform(0, 1).expand([2]).to_event(1)),
+            "outside of",
+        ),
+        "positive": (
+            lambda: call(np.exp(X / 100), X, dist.LogNormal(0, 1)),
+            "a prior like LogNormal",
+            "log",
+        ),
     },
-    WrongTypeError: {"no prior": (lambda: call(THETA, X, (0, 1)), "prior is a tuple", "NumPyro")},
-}  # fmt: skip
+    WrongTypeError: {
+        "no prior": (lambda: call(THETA, X, (0, 1)), "prior is a tuple", "NumPyro")
+    },
+}
 
 
 def call(theta, x, prior=None):

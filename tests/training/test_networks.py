@@ -1,5 +1,4 @@
-"""The residual MLP in Flax NNX and in Equinox is one function, and its output scale
-does what it says."""
+"""The residual MLP is one function in Flax NNX and in Equinox; its output scale."""
 
 import equinox as eqx
 import jax
@@ -31,7 +30,8 @@ def as_nnx(network, **settings):
     copy(twin.first, network.first)
     copy(twin.last, network.last)
     for to, source in zip(twin.blocks, network.blocks, strict=True):
-        to.norm.scale[...], to.norm.bias[...] = source.norm.weight, source.norm.bias
+        to.norm.scale[...] = source.norm.weight
+        to.norm.bias[...] = source.norm.bias
         for layer in ("enter", "time", "middle", "leave"):
             copy(getattr(to, layer), getattr(source, layer))
     return twin
@@ -51,9 +51,10 @@ def test_equinox_and_nnx_are_the_same_function(settings):
     def both(network):
         return jax.vmap(network)(x, t), jax.vmap(as_nnx(network, **settings))(x, t)
 
-    build = lambda: residual_mlp_eqx.ResidualMLP(
-        2, key=jax.random.key(0), **SIZES, **settings
-    )
+    def build():
+        key = jax.random.key(0)
+        return residual_mlp_eqx.ResidualMLP(2, key=key, **SIZES, **settings)
+
     ours, theirs = both(random_weights(build))
     assert ours.shape == (20, settings.get("outputs", 2))
     assert float(jnp.std(ours)) > 0.01
@@ -67,24 +68,20 @@ def test_it_starts_at_zero_and_has_the_paper_s_size(kind):
             return as_network(residual_mlp_eqx.ResidualMLP(2, key=key))
         return as_network(residual_mlp_nnx.ResidualMLP(2, rngs=nnx.Rngs(params=key)))
 
-    output = jax.jit(lambda key: build(key)(jnp.ones(2), jnp.float32(1.0)))(
-        jax.random.key(0)
-    )
-    np.testing.assert_array_equal(output, 0.0)
-    block = (
-        2 * 128
-        + (128 * 256 + 256)
-        + (32 * 256 + 256)
-        + (256 * 256 + 256)
-        + (256 * 128 + 128)
-    )
-    arrays = eqx.filter(
-        eqx.filter_eval_shape(build, jax.random.key(0)),
-        lambda leaf: hasattr(leaf, "shape"),
-    )
-    assert sum(array.size for array in jax.tree.leaves(arrays)) == (
-        2 * 128 + 128
-    ) + 4 * block + (128 * 2 + 2)
+    @jax.jit
+    def output(key):
+        return build(key)(jnp.ones(2), jnp.float32(1.0))
+
+    np.testing.assert_array_equal(output(jax.random.key(0)), 0.0)
+    norm = 2 * 128
+    layers = ((128, 256), (32, 256), (256, 256), (256, 128))
+    block = norm + sum(inputs * outputs + outputs for inputs, outputs in layers)
+    first = 2 * 128 + 128
+    last = 128 * 2 + 2
+    network = eqx.filter_eval_shape(build, jax.random.key(0))
+    arrays = eqx.filter(network, lambda leaf: hasattr(leaf, "shape"))
+    sizes = [array.size for array in jax.tree.leaves(arrays)]
+    assert sum(sizes) == first + 4 * block + last
 
 
 @pytest.mark.parametrize("parameterization", ["epsilon", "energy_norm"])
@@ -103,15 +100,13 @@ def test_with_no_correction_the_scaled_network_is_the_gaussian_of_the_data_s_var
         log_density, score = jax.jit(lambda noise: factor.evaluate(x, noise, {}))(noise)
         np.testing.assert_allclose(score, -x / variance, rtol=1e-4)
         if parameterization == "energy_norm":
-            np.testing.assert_allclose(
-                log_density, -0.5 * jnp.sum(x**2) / variance, rtol=1e-4
-            )
+            expected = -0.5 * jnp.sum(x**2) / variance
+            np.testing.assert_allclose(log_density, expected, rtol=1e-4)
 
 
 def test_time_features_tell_all_log_snr_apart():
     features = jax.vmap(lambda t: log_snr_features(t, 32))(jnp.linspace(-16, 12, 57))
-    distance = jnp.linalg.norm(
-        features[:, None] - features[None], axis=-1
-    ) + 10 * jnp.eye(57)
+    distance = jnp.linalg.norm(features[:, None] - features[None], axis=-1)
+    distance = distance + 10 * jnp.eye(57)
     assert features.shape == (57, 32)
     assert float(distance.min()) > 0.3

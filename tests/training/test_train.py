@@ -1,5 +1,4 @@
-"""Training: it learns, resumes exactly, averages as it says, and refuses what cannot
-work."""
+"""Training: learning, exact resumption, averages, and refusals."""
 
 import dataclasses
 import signal
@@ -43,14 +42,10 @@ def test_it_learns_the_score_of_a_gaussian():
     assert result.finished
     assert result.loss.shape == (400,)
     assert result.loss[-100:].mean() < 0.95 * result.loss[:10].mean()
-    rows = [
-        row
-        for row in score_errors(result.factor, NORMAL, KEY, num=500)
-        if -6 <= row["log_snr"] <= 2
-    ]
+    rows = score_errors(result.factor, NORMAL, KEY, num=500)
+    rows = [row for row in rows if -6 <= row["log_snr"] <= 2]
     assert max(row["error"] for row in rows) < 0.02, rows
-    # By log-SNR: nearly nothing is unknown under much noise, and ε cannot be told from
-    # little.
+    # Under much noise ε is nearly known; under little noise it cannot be predicted.
     assert result.loss_by_log_snr.shape == (len(result.log_snr_edges) - 1,)
     assert result.loss_by_log_snr[0] < 0.1 < 0.5 < result.loss_by_log_snr[-1]
 
@@ -63,25 +58,25 @@ def test_the_loss_of_every_parameterization(form):
     network = ResidualMLP(2, hidden=8, blocks=0, embedding=4, key=KEY, **outputs)
     factor = tiny(parameterization=form).factor(network)
     batch = batch_of(tiny(), KEY, 16)
-    x = (
-        batch.noise.alpha[:, None] * batch.events
-        + batch.noise.sigma[:, None] * batch.epsilon
-    )
-    score_of = jax.vmap(lambda x, noise: factor.evaluate(x, noise, {})[1])
-    (each, *crossed), score = jax.jit(
-        lambda batch, x: (losses(factor, batch), score_of(x, batch.noise))
-    )(batch, x)
-    expected = jnp.mean(
-        (batch.epsilon + batch.noise.sigma[:, None] * score) ** 2, axis=1
-    )
+    alpha = batch.noise.alpha[:, None]
+    sigma = batch.noise.sigma[:, None]
+    x = alpha * batch.events + sigma * batch.epsilon
+
+    @jax.jit
+    def both(batch, x):
+        scores = jax.vmap(lambda x, noise: factor.evaluate(x, noise, {})[1])
+        return losses(factor, batch), scores(x, batch.noise)
+
+    (each, *crossed), score = both(batch, x)
+    expected = jnp.mean((batch.epsilon + sigma * score) ** 2, axis=1)
     np.testing.assert_allclose(each, expected, rtol=1e-4)
-    np.testing.assert_array_equal(
-        crossed, np.zeros((2, 16))
-    )  # neither a level nor a condition to tell it from
+    # There is neither a level nor a condition to compare with.
+    np.testing.assert_array_equal(crossed, np.zeros((2, 16)))
 
 
 def test_it_starts_from_the_weights_that_are_given():
-    trained, other = (untrained(tiny(), jax.random.key(seed)) for seed in (8, 9))
+    trained = untrained(tiny(), jax.random.key(8))
+    other = untrained(tiny(), jax.random.key(9))
     result = train(
         tiny(iterations=1, learning_rate=1e-12),
         KEY,
@@ -89,48 +84,45 @@ def test_it_starts_from_the_weights_that_are_given():
         start=lambda network: trained,
     )
     chex.assert_trees_all_close(result.factor.network, trained, rtol=0, atol=1e-6)
-    assert not np.allclose(
-        *(jax.tree.leaves(network)[0] for network in (other, trained))
-    )
+    assert not np.allclose(jax.tree.leaves(other)[0], jax.tree.leaves(trained)[0])
 
 
 @pytest.mark.slow
 def test_interrupted_and_resumed_is_bitwise_the_same_as_not_interrupted(
     tmp_path, monkeypatch
 ):
+    def network(key):
+        return ResidualMLP(2, hidden=8, blocks=1, embedding=4, outputs=1, key=key)
+
     recipe = tiny(
         parameterization="energy",
-        network=lambda key: ResidualMLP(
-            2, hidden=8, blocks=1, embedding=4, outputs=1, key=key
-        ),
+        network=network,
         learning_rate=cosine(3e-3),
         chunk=8,
         losses=(Denoising(lambda log_snr: jax.nn.sigmoid(log_snr)),),
     )
     whole = train(recipe, KEY, progress=False)
-
+    folder = tmp_path / "checkpoints"
     calls = []
 
-    def interrupted(*args, **facts):
+    def interrupted(*args, **values):
         calls.append(1)
         if len(calls) == 2:
             signal.raise_signal(signal.SIGINT)  # Ctrl-C in the middle of training
 
     monkeypatch.setattr(loop_module.Progress, "update", interrupted)
-    part = train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False)
-    assert not part.finished
-    assert 0 < len(part.loss) < recipe.iterations
-    np.testing.assert_array_equal(part.loss, whole.loss[: len(part.loss)])
+    partial = train(recipe, KEY, checkpoint_dir=folder, progress=False)
+    assert not partial.finished
+    assert 0 < len(partial.loss) < recipe.iterations
+    np.testing.assert_array_equal(partial.loss, whole.loss[: len(partial.loss)])
 
-    resumed = train(
-        recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False
-    )
+    resumed = train(recipe, KEY, checkpoint_dir=folder, progress=False)
     assert resumed.finished
     np.testing.assert_array_equal(resumed.loss, whole.loss)
     chex.assert_trees_all_equal(resumed.factor.network, whole.factor.network)
     # A third call finds the run finished, and has nothing to do.
     done = len(calls)
-    again = train(recipe, KEY, checkpoint_dir=tmp_path / "checkpoints", progress=False)
+    again = train(recipe, KEY, checkpoint_dir=folder, progress=False)
     chex.assert_trees_all_equal(again.factor.network, whole.factor.network)
     assert len(calls) == done
 
@@ -149,14 +141,16 @@ def test_a_checkpoint_of_another_run_is_refused_unless_cleared(tmp_path):
 
 
 def test_data_networks_and_schedules_are_what_a_checkpoint_is_made_of():
-    """With other data a call returned the network that the old ones had made."""
+    """Without them in the fingerprint, a call returned the network of other data."""
 
-    def made_of(**changes):
+    def fingerprint(**changes):
         recipe = tiny(**changes)
         return loop_module._fingerprint(recipe, untrained(recipe, KEY), KEY)
 
-    same = made_of()
-    wide = lambda key: ResidualMLP(2, hidden=20, blocks=1, embedding=8, key=key)
+    def wide(key):
+        return ResidualMLP(2, hidden=20, blocks=1, embedding=8, key=key)
+
+    first = fingerprint()
     changes = {
         "data": {"data": lambda key, n: 1.01 * NORMAL.sample(key, (n,))},
         "network": {"network": wide},
@@ -165,23 +159,22 @@ def test_data_networks_and_schedules_are_what_a_checkpoint_is_made_of():
             "log_snr": (-6.0, 4.0),
         },
     }
-    assert made_of(data=lambda key, n: NORMAL.sample(key, (n,))) == same
+    assert fingerprint(data=lambda key, n: NORMAL.sample(key, (n,))) == first
     for name, change in changes.items():
-        assert [
-            key for key, value in made_of(**change).items() if value != same[key]
-        ] == [name]
+        other = fingerprint(**change)
+        assert [key for key in other if other[key] != first[key]] == [name]
 
 
 def test_the_average_follows_its_formula_and_one_compilation_serves_all_steps():
-    @chex.assert_max_traces(
-        2
-    )  # once in the compiled step, once for the shape of events
+    # Traced once in the compiled step, once for the shape of events.
+    @chex.assert_max_traces(2)
     def data(key, n):
         return NORMAL.sample(key, (n,))
 
     recipe = tiny(data=data, ema=0.9)
     network = untrained(recipe, KEY)
-    advance, state = make_advance(recipe, network, KEY), initial(recipe, network)
+    advance = make_advance(recipe, network, KEY)
+    state = initial(recipe, network)
     expected = state.parameters
     for steps in (1, 1, 1):
         state = advance(state, np.int32(steps))
@@ -201,31 +194,29 @@ def test_pairs_and_strata():
     log_snr = np.asarray(batch.noise.log_snr)
     assert log_snr.min() > -6.01
     assert log_snr.max() < 4.01
-    assert np.mean(log_snr > 0) == pytest.approx(
-        0.5 + 0.5 * 0.4, abs=0.01
-    )  # half in focus, and its share of the rest
+    # Half of the events are in focus, and its share of the others.
+    assert np.mean(log_snr > 0) == pytest.approx(0.5 + 0.5 * 0.4, abs=0.01)
 
 
 def test_conditions_are_dropped_together_at_the_given_rate():
     def data(key, n):
         label = jax.random.randint(key, (n,), 1, 3)
-        return NORMAL.sample(key, (n,)) + label[:, None], {
-            "label": label,
-            "style": jnp.ones((n, 3)),
-        }
+        events = NORMAL.sample(key, (n,)) + label[:, None]
+        return events, {"label": label, "style": jnp.ones((n, 3))}
 
     class Net(ResidualMLP):
         def __call__(self, x, t, label=0, style=NO_STYLE):
-            return self.plain(x + 0.1 * label + jnp.sum(style), t)
+            return self.unscaled(x + 0.1 * label + jnp.sum(style), t)
+
+    def network(key):
+        return Net(2, hidden=8, blocks=0, embedding=8, key=key)
 
     conditions = Conditions({"label": 0, "style": NO_STYLE}, dropout=0.25)
-    network = lambda key: Net(2, hidden=8, blocks=0, embedding=8, key=key)
     recipe = tiny(network=network, data=data, conditions=conditions, iterations=3)
     batch = batch_of(recipe, KEY, 2000)
     dropped = np.asarray(batch.conditions["label"] == 0)
-    np.testing.assert_array_equal(
-        dropped, np.asarray(batch.conditions["style"]).sum(1) == 0
-    )
+    without_style = np.asarray(batch.conditions["style"]).sum(1) == 0
+    np.testing.assert_array_equal(dropped, without_style)
     assert dropped.mean() == pytest.approx(0.25, abs=0.05)
     factor = recipe.factor(untrained(recipe, KEY))
     assert factor.traits.conditions == ("label", "style")
@@ -236,13 +227,11 @@ def test_levels_of_a_schedule():
     schedule = cp.Schedule.cosine(20)
     recipe = tiny(schedule=schedule, log_snr=None, time="level")
     batch = batch_of(recipe, KEY, 200)
-    np.testing.assert_allclose(
-        batch.noise.alpha, schedule.levels.alpha[batch.noise.index]
-    )
+    expected = schedule.levels.alpha[batch.noise.index]
+    np.testing.assert_allclose(batch.noise.alpha, expected)
     assert sorted(set(np.asarray(batch.noise.index).tolist())) == list(range(20))
-    assert recipe.log_snr_range() == pytest.approx(
-        (float(schedule.log_snr[-1]), float(schedule.log_snr[0]))
-    )
+    ends = (float(schedule.log_snr[-1]), float(schedule.log_snr[0]))
+    assert recipe.log_snr_range() == pytest.approx(ends)
 
 
 def test_variance_exploding_range():
@@ -253,17 +242,18 @@ def test_variance_exploding_range():
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: tiny(iterations=0), "iterations is 0"),
         (lambda: tiny(size=0), "the batch has 0 events"),
         (lambda: tiny(chunk=5), "chunk 5 does not divide a batch of 16"),
         (lambda: tiny(size=15, antithetic=True), "a batch of 15 is odd"),
         (lambda: tiny(learning_rate=0.0), "learning_rate is 0.0"),
+        # A schedule in place of a function of the number of steps.
         (
             lambda: tiny(learning_rate=optax.cosine_decay_schedule(1e-3, 24)),
             "functools.partial",
-        ),  # 0 was taken
+        ),
         (lambda: tiny(losses=()), r"losses is \(\)"),
         (lambda: tiny(losses=(Denoising(), Denoising())), "each at most once"),
         (lambda: tiny(losses=("denoising",)), "losses is"),
@@ -279,13 +269,16 @@ def test_variance_exploding_range():
         ),
     ],
 )
-def test_bad_recipes(make, told):
-    refused(make, InvalidValueError, told)
+def test_bad_recipes(make, message):
+    refused(make, InvalidValueError, message)
 
 
 def test_a_recipe_has_few_fields_and_its_events_their_shape_from_the_data():
     assert len(dataclasses.fields(cp.training.Recipe)) <= 12
     assert tiny().event_shape == (2,)
+
+
+def test_recipes_that_cannot_be_trained():
     refused(lambda: train(tiny(), 0), WrongTypeError, "typed random key")
     refused(
         lambda: train(tiny(parameterization="energy"), KEY),
@@ -300,7 +293,10 @@ def test_a_recipe_has_few_fields_and_its_events_their_shape_from_the_data():
         NetworkError,
         r"data\(key, n\): TypeError",
     )
-    five = lambda key, n: jax.random.normal(key, (5, 2))
+
+    def five(key, n):
+        return jax.random.normal(key, (5, 2))
+
     refused(
         lambda: train(tiny(data=five), KEY),
         NetworkError,

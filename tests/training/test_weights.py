@@ -1,9 +1,12 @@
-"""What training writes as safetensors, bit for bit, and where: over nothing that is
-there unless told to."""
+"""Files of weights, bit for bit, and the folders that training writes into.
+
+It replaces nothing unless told to.
+"""
 
 import dataclasses
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import equinox as eqx
@@ -32,35 +35,35 @@ def nnx_network(key):
     )
 
 
+def arrays_of(network):
+    return jax.tree.leaves(eqx.filter(network, eqx.is_array))
+
+
 @pytest.mark.parametrize("kind", ["equinox", "nnx"])
 def test_round_trip(tmp_path, kind):
-    recipe = (
-        tiny()
-        if kind == "equinox"
-        else dataclasses.replace(tiny(), network=nnx_network)
-    )
+    recipe = tiny()
+    name = "blocks.0.enter.weight"
+    if kind == "nnx":
+        recipe = dataclasses.replace(recipe, network=nnx_network)
+        name = "state.blocks.0.enter.kernel"
     network = untrained(recipe, KEY)
-    save_weights(network, tmp_path / "w.safetensors")
-    loaded = load_weights(
-        eqx.filter_eval_shape(recipe.untrained, KEY), tmp_path / "w.safetensors"
-    )
-    leaves = jax.tree.leaves(eqx.filter(network, eqx.is_array))
-    for one, other in zip(
-        leaves, jax.tree.leaves(eqx.filter(loaded, eqx.is_array)), strict=True
-    ):
+    path = tmp_path / "w.safetensors"
+    save_weights(network, path)
+    loaded = load_weights(eqx.filter_eval_shape(recipe.untrained, KEY), path)
+    for one, other in zip(arrays_of(network), arrays_of(loaded), strict=True):
         np.testing.assert_array_equal(one, other)
-    x, t = np.ones(2, np.float32), np.float32(1.0)
+    x = np.ones(2, np.float32)
+    t = np.float32(1.0)
     call = eqx.filter_jit(lambda network: network(x, t))
     np.testing.assert_array_equal(call(network), call(loaded))
-    save_weights({"scale": np.array(2.0, np.float32)}, tmp_path / "scalar.safetensors")
-    scalar = load_weights(
-        {"scale": jax.ShapeDtypeStruct((), np.float32)}, tmp_path / "scalar.safetensors"
-    )
+    assert name in load_file(path)
+
+
+def test_a_scalar_keeps_its_shape(tmp_path):
+    path = tmp_path / "scalar.safetensors"
+    save_weights({"scale": np.array(2.0, np.float32)}, path)
+    scalar = load_weights({"scale": jax.ShapeDtypeStruct((), np.float32)}, path)
     assert scalar["scale"].shape == ()
-    names = set(load_file(tmp_path / "w.safetensors"))
-    assert (
-        "blocks.0.enter.weight" if kind == "equinox" else "state.blocks.0.enter.kernel"
-    ) in names
 
 
 def test_weights_of_single_precision_load_where_double_is_the_default(tmp_path):
@@ -73,14 +76,12 @@ def test_weights_of_single_precision_load_where_double_is_the_default(tmp_path):
 
 
 def test_half_precision_is_read_as_single(tmp_path):
-    network, path = untrained(tiny(), KEY), tmp_path / "w.safetensors"
+    network = untrained(tiny(), KEY)
+    path = tmp_path / "w.safetensors"
     save_weights(network, path, half=True)
     assert {array.dtype for array in load_file(path).values()} == {np.dtype(np.float16)}
     loaded = load_weights(eqx.filter_eval_shape(tiny().untrained, KEY), path)
-    for one, other in zip(
-        *(jax.tree.leaves(eqx.filter(n, eqx.is_array)) for n in (network, loaded)),
-        strict=True,
-    ):
+    for one, other in zip(arrays_of(network), arrays_of(loaded), strict=True):
         assert other.dtype == one.dtype
         np.testing.assert_allclose(one, other, rtol=2.0**-11, atol=1e-7)
     large = eqx.tree_at(lambda n: n.last.bias, network, np.full(2, 1e5, np.float32))
@@ -89,15 +90,18 @@ def test_half_precision_is_read_as_single(tmp_path):
 
 
 def test_what_does_not_fit_is_named(tmp_path):
-    network, path = untrained(tiny(), KEY), tmp_path / "w.safetensors"
+    network = untrained(tiny(), KEY)
+    path = tmp_path / "w.safetensors"
     save_weights(network, path)
     good = load_file(path)
 
-    def refuses(tensors, told):
+    def refuses(tensors, message):
         save_file(tensors, path)
-        refused(lambda: load_weights(network, path), LoadError, told)
+        refused(lambda: load_weights(network, path), LoadError, message)
 
-    refuses({k: v for k, v in good.items() if k != "last.bias"}, r"lacks last\.bias")
+    fewer = dict(good)
+    del fewer["last.bias"]
+    refuses(fewer, r"lacks last\.bias")
     refuses(
         {**good, "extra": np.zeros(3, np.float32)},
         "it has extra, which the network lacks",
@@ -121,12 +125,13 @@ WEIGHTS = {0: "weights.safetensors", 2: "weights-2.safetensors"}
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """Training and measuring that take no time; the folders that were written to,
-    relative to where it was started."""
+    """The folders that were written to, where training and measuring take no time.
+
+    They are relative to the working directory.
+    """
     folders = []
-    network = cp.load(
-        "ring2d-sharp-score"
-    )  # only a score, so that nothing is calibrated
+    # It has only a score, so that nothing is calibrated.
+    network = cp.load("ring2d-sharp-score")
 
     def write(folder, *_):
         assert folder.is_dir()
@@ -145,13 +150,12 @@ def written(tmp_path, monkeypatch):
 
 
 def trained(folder, number=0, finished=True):
-    """A folder with the weights of a training."""
+    """Make a folder with the weights of a training."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS[number]).touch()
     row = {"retraining": number, "finished": finished}
-    (folder / "metrics.json").write_text(
-        json.dumps({"retrainings": [row]} if number else {"training": row})
-    )
+    metrics = {"retrainings": [row]} if number else {"training": row}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
 def test_by_default_it_writes_beside_and_not_into_the_zoo(written):
@@ -173,24 +177,20 @@ def test_weights_are_replaced_only_where_that_is_asked_for(
     with monkeypatch.context() as patch:
         patch.setattr(making, "train", never)
         for options in ({}, {"checkpoint_dir": "checkpoints"}):
-            call = lambda: train_model(
-                "ring2d-sharp-score", out=folder, retraining=number, **options
+            call = partial(
+                train_model,
+                "ring2d-sharp-score",
+                out=folder,
+                retraining=number,
+                **options,
             )
-            assert (
-                "--out"
-                in refused(
-                    call,
-                    InvalidValueError,
-                    f"{WEIGHTS[number]} is there already",
-                    "--replace",
-                ).fix
-            )
+            message = f"{WEIGHTS[number]} is there already"
+            error = refused(call, InvalidValueError, message, "--replace")
+            assert "--out" in error.fix
     assert written == []
     train_model("ring2d-sharp-score", out=folder, retraining=number, replace=True)
-    other = 2 - number
-    train_model(
-        "ring2d-sharp-score", out=folder, retraining=other
-    )  # another retraining replaces nothing
+    # Another retraining replaces nothing.
+    train_model("ring2d-sharp-score", out=folder, retraining=2 - number)
     assert written == [folder, folder]
 
 
@@ -205,26 +205,21 @@ def test_the_zoo_itself_is_kept(written):
 def test_a_run_that_was_stopped_goes_on(number, written):
     folder = Path("elsewhere")
     trained(folder, number, finished=False)
-    again = lambda: train_model("ring2d-sharp-score", out=folder, retraining=number)
-    refused(
-        again, InvalidValueError, "is there already"
-    )  # without checkpoints it would start again
-    train_model(
-        "ring2d-sharp-score",
-        out=folder,
-        retraining=number,
-        checkpoint_dir="checkpoints",
-    )
+    again = partial(train_model, "ring2d-sharp-score", out=folder, retraining=number)
+    # Without checkpoints it would start again.
+    refused(again, InvalidValueError, "is there already")
+    again(checkpoint_dir="checkpoints")
     assert written == [folder]
 
 
 def test_a_calibration_is_kept_too(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(
-        making,
-        "calibrate",
-        lambda factor, *_, **__: calls.append(factor) or cp.load("ring2d"),
-    )
+
+    def calibrate(factor, *_, **__):
+        calls.append(factor)
+        return cp.load("ring2d")
+
+    monkeypatch.setattr(making, "calibrate", calibrate)
     own = model_zoo.models_folder() / "ring2d"
     shutil.copy(own / "weights.safetensors", tmp_path)
     calibrate_model("ring2d", out=tmp_path)
@@ -242,26 +237,26 @@ def test_a_calibration_is_kept_too(monkeypatch, tmp_path):
 
 
 def test_a_model_is_loaded_from_where_it_was_written(tmp_path):
-    """The weights of another model of the same network, so that the zoo's own would be
-    noticed."""
+    """The weights are of another model of the same network, unlike the zoo's own."""
     zoo = model_zoo.models_folder()
     shutil.copy(zoo / "bar2d" / "weights.safetensors", tmp_path)
     shutil.copy(zoo / "bar2d" / "calibration.safetensors", tmp_path)
     model = cp.load("ring2d", folder=tmp_path)
-    wanted, zoos = cp.load("bar2d"), cp.load("ring2d")
-    arrays, expected, others = (
-        jax.tree.leaves(each.base.network) for each in (model, wanted, zoos)
-    )
-    for array, other in zip(arrays, expected, strict=True):
+    bar = cp.load("bar2d")
+    ring = cp.load("ring2d")
+    arrays = jax.tree.leaves(model.base.network)
+    of_bar = jax.tree.leaves(bar.base.network)
+    of_ring = jax.tree.leaves(ring.base.network)
+    for array, other in zip(arrays, of_bar, strict=True):
         np.testing.assert_array_equal(array, other)
     assert any(
-        (array != other).any() for array, other in zip(arrays, others, strict=True)
+        (array != other).any() for array, other in zip(arrays, of_ring, strict=True)
     )
     assert model.label == "ring2d"
-    np.testing.assert_array_equal(model.log_normaliser, wanted.log_normaliser)
-    caught = refused(
+    np.testing.assert_array_equal(model.log_normaliser, bar.log_normaliser)
+    error = refused(
         lambda: cp.load("ring2d", retraining=1, folder=tmp_path),
         cp.errors.LoadError,
         "no retraining 1",
     )
-    assert f"--out {tmp_path} --retraining 1" in caught.fix
+    assert f"--out {tmp_path} --retraining 1" in error.fix

@@ -1,4 +1,4 @@
-"""Scenes that the tests of this folder look at: one compilation for all of them."""
+"""Scenes for the tests of this folder: one compilation for all of them."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ N = 800
 
 @pytest.fixture(scope="session")
 def draw_scenes():
-    """Draws 800 scenes with a key."""
+    """A function that draws 800 scenes."""
     return jax.jit(lambda key: shapes.draw(key, N))
 
 

@@ -1,5 +1,4 @@
-"""The detector finds what is there, on true scenes and on blurred and noisy ones, and
-nothing else."""
+"""The detector finds the objects of true, blurred and noisy scenes, and no others."""
 
 import jax
 import numpy as np
@@ -16,24 +15,25 @@ def some(scenes):
 
 
 def rates(images, scenes):
+    """Recall and precision of the detector."""
     found = detector.detect(images)
     present = np.arange(shapes.MOST) < scenes.count[:, None]
-    right = detector.matched(
+    matched = detector.matched(
         found, scenes.centres, scenes.shapes, scenes.colours, present
-    ).sum()
+    )
+    right = matched.sum()
     return right / scenes.count.sum(), right / found.count.sum()
 
 
 @pytest.mark.parametrize("spoil", ["nothing", "noise", "blur", "dim"])
 def test_recall_and_precision(some, spoil):
-    images = {
-        "nothing": lambda: some.images,
-        "noise": lambda: (
-            some.images + 0.1 * np.random.default_rng(0).normal(size=some.images.shape)
-        ),
-        "blur": lambda: ndimage.gaussian_filter(some.images, (0, 0.6, 0.6, 0)),
-        "dim": lambda: 0.85 * some.images,
-    }[spoil]()
+    images = some.images
+    if spoil == "noise":
+        images = images + 0.1 * np.random.default_rng(0).normal(size=images.shape)
+    elif spoil == "blur":
+        images = ndimage.gaussian_filter(images, (0, 0.6, 0.6, 0))
+    elif spoil == "dim":
+        images = 0.85 * images
     recall, precision = rates(images, some)
     assert recall >= 0.98
     assert precision >= 0.98
@@ -42,9 +42,8 @@ def test_recall_and_precision(some, spoil):
 def test_another_scene_is_not_recognised(some):
     recall, _ = rates(np.roll(some.images, 1, axis=0), some)
     assert recall < 0.05
-    recall, _ = rates(
-        some.images[..., ::-1], some
-    )  # red for blue, yellow for cyan: green and magenta stay
+    # Red for blue, yellow for cyan: green and magenta stay.
+    recall, _ = rates(some.images[..., ::-1], some)
     assert 0.2 < recall < 0.5
 
 
@@ -59,7 +58,5 @@ def test_what_is_placed(some):
 
 def test_nothing_is_found_where_nothing_is():
     noise = 0.4 * np.random.default_rng(1).normal(size=(5, 32, 32, 3))
-    assert (
-        detector.detect(np.concatenate([np.zeros((3, 32, 32, 3)), noise])).count.sum()
-        == 0
-    )
+    images = np.concatenate([np.zeros((3, 32, 32, 3)), noise])
+    assert detector.detect(images).count.sum() == 0

@@ -1,5 +1,4 @@
-"""Scenes of shapes: drawn as their ground truth says, and distributed as their
-docstring says."""
+"""Scenes of shapes: images of their ground truth, and the law of the docstring."""
 
 import jax
 import jax.numpy as jnp
@@ -29,30 +28,29 @@ def supersampled(centre, shape):
     ("shape", "worst"), [(0, 0.06), (1, 0.065), (2, 0.2)], ids=shapes.SHAPES
 )
 def test_pixels_are_covered_as_supersampling_says(shape, worst):
-    draw = jax.jit(
-        lambda c: shapes.render(
-            c[None], jnp.array([shape]), jnp.array([0]), jnp.array([True])
-        )[..., 0]
-    )
-    for centre in (
-        np.random.default_rng(shape).uniform(0.3, 0.7, (20, 2)).astype(np.float32)
-    ):
-        drawn, truth = np.asarray(draw(centre)), supersampled(centre, shape)
+    @jax.jit
+    def draw(centre):
+        red = jnp.array([0])
+        present = jnp.array([True])
+        image = shapes.render(centre[None], jnp.array([shape]), red, present)
+        return image[..., 0]
+
+    centres = np.random.default_rng(shape).uniform(0.3, 0.7, (20, 2))
+    for centre in centres.astype(np.float32):
+        drawn = np.asarray(draw(centre))
+        truth = supersampled(centre, shape)
         assert np.abs(drawn - truth).max() < worst
         assert abs(drawn.sum() - truth.sum()) < 0.6
-    assert (
-        np.abs(np.asarray(draw(centre)) - supersampled(centre, (shape + 1) % 3)).max()
-        > 0.3
-    )
+    other = supersampled(centre, (shape + 1) % 3)
+    assert np.abs(np.asarray(draw(centre)) - other).max() > 0.3
 
 
 def test_nothing_overlaps_or_is_cut_off(scenes):
     assert scenes.images.min() >= 0
     assert scenes.images.max() <= 1 + 1e-6
     present = np.arange(shapes.MOST) < scenes.count[:, None]
-    distance = np.linalg.norm(
-        scenes.centres[:, :, None] - scenes.centres[:, None], axis=-1
-    )
+    offsets = scenes.centres[:, :, None] - scenes.centres[:, None]
+    distance = np.linalg.norm(offsets, axis=-1)
     pairs = present[:, :, None] & present[:, None] & ~np.eye(shapes.MOST, dtype=bool)
     assert distance[pairs].min() >= shapes.SEPARATION - 1e-6
     inside = scenes.centres[present]
@@ -65,19 +63,16 @@ def test_nothing_overlaps_or_is_cut_off(scenes):
             0.75 * 3**0.5 * shapes.CIRCUMRADIUS**2,
         ]
     )
-    expected = (
-        area[scenes.shapes] * shapes.CHANNELS.sum(1)[scenes.colours] * present
-    ).sum(1)
-    np.testing.assert_allclose(
-        scenes.images.sum((1, 2, 3)), expected, rtol=0.03
-    )  # so no pixel is shared
+    brightness = shapes.CHANNELS.sum(1)[scenes.colours]
+    expected = (area[scenes.shapes] * brightness * present).sum(1)
+    # Sums agree only if no pixel is shared.
+    np.testing.assert_allclose(scenes.images.sum((1, 2, 3)), expected, rtol=0.03)
 
 
 def test_images_are_their_ground_truth(scenes):
     present = np.arange(shapes.MOST) < scenes.count[:, None]
-    again = jax.jit(jax.vmap(shapes.render))(
-        scenes.centres, scenes.shapes, scenes.colours, present
-    )
+    render = jax.jit(jax.vmap(shapes.render))
+    again = render(scenes.centres, scenes.shapes, scenes.colours, present)
     np.testing.assert_allclose(again, scenes.images, atol=1e-5)
 
 
@@ -91,12 +86,10 @@ def test_the_law_of_a_scene(scenes):
     values |= {"x": first[:, 0], "y": first[:, 1]}
     expected = {"count": 3.0, "red": 1 / 6, "circle": 1 / 3, "x": 0.5, "y": 0.5}
     zscores.assert_agrees(zscores.z_scores(values, expected))
-    lone = first[
-        scenes.count == 1
-    ]  # no other centre keeps it away from anywhere: uniform
-    zscores.assert_agrees(
-        zscores.z_scores({"square": (lone[:, 0] - 0.5) ** 2}, {"square": 0.75**2 / 12})
-    )
+    # A lone centre is uniform, as no other one excludes a place.
+    lone = first[scenes.count == 1]
+    values = {"square": (lone[:, 0] - 0.5) ** 2}
+    zscores.assert_agrees(zscores.z_scores(values, {"square": 0.75**2 / 12}))
 
 
 def test_equal_keys_draw_equal_scenes(draw_scenes, scenes):

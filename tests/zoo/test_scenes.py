@@ -1,5 +1,4 @@
-"""The recipes of scenes and of digits: what their conditions mean, and samples that are
-what they were asked to be."""
+"""The recipes of scenes and of digits: their conditions, and samples given these."""
 
 import equinox as eqx
 import jax
@@ -21,9 +20,11 @@ from sampling_cases import run, single
 
 @pytest.mark.slow
 def test_the_condition_is_the_centre_of_one_object():
-    images, conditions = jax.jit(lambda key: recipe("shapes-position").data(key, 120))(
-        jax.random.key(2)
-    )
+    @jax.jit
+    def data(key):
+        return recipe("shapes-position").data(key, 120)
+
+    images, conditions = data(jax.random.key(2))
     found = detector.detect(images)
     assert detector.placed(found, conditions["position"][:, None]).mean() > 0.98
     others = np.roll(np.asarray(conditions["position"]), 1, axis=0)
@@ -33,9 +34,8 @@ def test_the_condition_is_the_centre_of_one_object():
 def zeros(name):
     """A factor of this recipe whose weights are zeros."""
     shapes = eqx.filter_eval_shape(recipe(name).untrained, jax.random.key(0))
-    return recipe(name).factor(
-        jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes), "scenes"
-    )
+    network = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+    return recipe(name).factor(network, "scenes")
 
 
 def test_the_factor():
@@ -45,10 +45,8 @@ def test_the_factor():
     assert (placed / factor).event_shape == (32, 32, 3)
     words = r"Position \(1.2, 0.5\) lies outside of the image.*0.125 and 0.875"
     refused(lambda: factor.given(position=(1.2, 0.5)), InvalidValueError, words)
-    pairs, words = (
-        [(0.2, 0.5), (0.7, 0.7)],
-        r"a pair \(x, y\); got an array of shape \(2, 2\)",
-    )
+    pairs = [(0.2, 0.5), (0.7, 0.7)]
+    words = r"a pair \(x, y\); got an array of shape \(2, 2\)"
     refused(lambda: factor.given(position=pairs), ShapeError, words)
     refused(
         lambda: placed.given(position=(0.5, 0.5)),
@@ -59,10 +57,9 @@ def test_the_factor():
 
 def test_the_factor_of_captions():
     factor = zeros("shapes-caption")
-    red = factor.given(caption="a red circle on the left")
-    np.testing.assert_array_equal(
-        red.fixed["caption"], captions.tokens("a red circle on the left")
-    )
+    caption = "a red circle on the left"
+    red = factor.given(caption=caption)
+    np.testing.assert_array_equal(red.fixed["caption"], captions.tokens(caption))
     refused(
         lambda: factor.given(caption="a rad circle"),
         InvalidValueError,
@@ -71,17 +68,19 @@ def test_the_factor_of_captions():
     np.testing.assert_array_equal(factor.call_conditions()["caption"], captions.EMPTY)
 
 
-def test_without_a_caption_it_is_the_model_of_positions_without_one_and_a_caption_adds_a_number():
-    made, positions = recipe("shapes-caption"), cp.load("shapes-position")
-    network = from_positions(eqx.filter_jit(made.untrained)(jax.random.key(0)))
-    factor = made.factor(network)
-    x, noise = (
-        jax.random.normal(jax.random.key(1), (32, 32, 3)),
-        positions.schedule.at(30),
-    )
-    evaluate = eqx.filter_jit(
-        lambda factor, conditions: factor.evaluate(x, noise, conditions)
-    )
+def test_a_caption_adds_a_number_to_the_model_of_positions():
+    """Without a caption it is that model without a position."""
+    of_captions = recipe("shapes-caption")
+    positions = cp.load("shapes-position")
+    network = from_positions(eqx.filter_jit(of_captions.untrained)(jax.random.key(0)))
+    factor = of_captions.factor(network)
+    x = jax.random.normal(jax.random.key(1), (32, 32, 3))
+    noise = positions.schedule.at(30)
+
+    @eqx.filter_jit
+    def evaluate(factor, conditions):
+        return factor.evaluate(x, noise, conditions)
+
     ours = evaluate(factor, factor.call_conditions())
     theirs = evaluate(positions, positions.call_conditions())
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-4)
@@ -107,9 +106,8 @@ LABEL = 8
 
 
 def accuracy(factor, sampler=None):
-    result = run(
-        cp.compile(single, factor), 0, CHAINS, sampler=sampler or cp.Ancestral()
-    )
+    density = cp.compile(single, factor)
+    result = run(density, 0, CHAINS, sampler=sampler or cp.Ancestral())
     return np.mean(world.judge(result.unweighted()["x"]) == LABEL)
 
 
@@ -153,9 +151,8 @@ def test_every_label_has_its_calibration():
     assert all("normalised" in factor.capabilities for factor in factors)
     assert "normalised" not in cp.load("digits").capabilities
     density = cp.compile(either, factors[3], factors[8], 0.2)
-    assert "2 evaluations in 1 batches" in str(
-        density
-    )  # one network, whatever its calibrations
+    # One network with several calibrations stays one batch.
+    assert "2 evaluations in 1 batches" in str(density)
     words = r"one normaliser for each .*\n.*calibrate.py digits --given label=…"
     refused(lambda: calibrate_model("digits"), InvalidValueError, words)
 
@@ -163,11 +160,10 @@ def test_every_label_has_its_calibration():
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.2, 0.6])
 def test_shares_of_a_mixture_of_classes(share):
-    density = cp.compile(
-        either, cp.load("digits", label=3), cp.load("digits", label=8), share
-    )
+    three = cp.load("digits", label=3)
+    eight = cp.load("digits", label=8)
+    density = cp.compile(either, three, eight, share)
     result = run(density, 1, 1000, sampler=None)
-    found = world.judge(result.unweighted()["x"])
-    assert np.mean(found == 3) / np.mean(np.isin(found, (3, 8))) == pytest.approx(
-        share, abs=0.05
-    )
+    labels = world.judge(result.unweighted()["x"])
+    found = np.mean(labels == 3) / np.mean(np.isin(labels, (3, 8)))
+    assert found == pytest.approx(share, abs=0.05)

@@ -2,7 +2,7 @@
 
 Two schedules agree where their log-SNR agrees. With own noise (α, σ) and the program's
 (α', σ') at one log-SNR, x' = x·α'/α, so log f'(x') = log f(x'·α/α') + d·log(α/α'),
-without the last term for what is no density (classifiers).
+without the last term for factors that are not densities (classifiers).
 """
 
 from __future__ import annotations

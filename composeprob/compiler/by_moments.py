@@ -98,7 +98,7 @@ class ByMoments(eqx.Module):
 
     Attributes:
         names: the observations.
-        bridged: True if they depend on static sites, which then meet the data level by
+        bridged: True if they depend on static sites: their power then rises level by
             level.
         eigen: the eigenvectors and eigenvalues of B·Bᵀ, or None: see `eigendecomposed`.
 
@@ -359,8 +359,7 @@ def _slopes(
 
 
 def no_use(site: Site) -> str | None:
-    """The reason against moments of a site unless they are asked for; None where there
-    is none.
+    """The reason against moments of a site by default; None where there is none.
 
     A factor with an energy has kernels with an accept test, which do without. Where
     powers do not sum to 1 the scores of noisy levels are not those of a noised density,

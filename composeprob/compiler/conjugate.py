@@ -46,7 +46,7 @@ class Prior:
 def refuse(node: Factor, *_: object) -> NoReturn:
     """The rule of kinds of nodes that have none."""
     kind = type(node).__name__.lower()
-    raise NotGaussian(f"{_with_article(kind)} is not a mixture of Gaussians")
+    raise NotGaussian(f"{_with_article(kind)} is not one")
 
 
 prior_of = Pass[Prior]("prior", refuse)
@@ -89,7 +89,7 @@ def _product_prior(node: Product, priors: list[Prior], shape: tuple[int, ...]) -
         if multiplied is None:
             raise NotGaussian(
                 "a power of a mixture, or a product with points or of negative "
-                "precision, is not a mixture of Gaussians"
+                "precision, is not one"
             )
         parts.append(multiplied)
     if node.calibrated:

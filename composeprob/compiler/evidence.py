@@ -48,6 +48,7 @@ def scaled(evidence: Statement) -> Factor:
 def mask(evidence: Statement) -> Bool[np.ndarray, "*plates"]:
     """True for the members of its plates that count, of a shape that broadcasts to
     theirs."""
+    # Each mask wraps the distribution in one more layer; a member counts where all do.
     keep = np.ones((), bool)
     for layer in layers(evidence.distribution):
         mask = getattr(layer, "_mask", True)

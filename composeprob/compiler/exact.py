@@ -149,7 +149,8 @@ class ClosedForm(NamedTuple):
     """The closed-form term E = p(y | x_k) at one position.
 
     ``annealed`` is not E but a power of it or, at level 0, the likelihood. Where E is
-    tiny that power is no sum of log E and a correction: to rounding they would cancel.
+    tiny that power is not a sum of log E and a correction, which would cancel to
+    rounding.
 
     Attributes:
         log_exact: log E.
@@ -189,7 +190,7 @@ class Exact(eqx.Module):
         shapes: the noised sites that they depend on, ``(site, shape)``.
         marginal: True if the sites' densities are the noised marginals of the prior
             that the groups hold.
-        bridged: True if they depend on static sites, which then meet the data level by
+        bridged: True if they depend on static sites: their power then rises level by
             level.
     """
 

@@ -244,7 +244,7 @@ lower_expression = Pass[Expression]("lower")
 @lower_expression.rule(Leaf)
 def _leaf(leaf: Leaf, _: list[Expression], site_shape: tuple[int, ...]) -> Expression:
     assert leaf.slot is not None
-    # A draw of a part of the site, or of one of many factors, is no draw of the site.
+    # A draw of a part of the site, or of one of many factors, does not draw the site.
     whole = leaf.region is None and not leaf.plates
     closed_form = whole and stays_normalised(leaf.factor.uncalibrated)
     return LeafExpression(leaf.slot, closed_form)

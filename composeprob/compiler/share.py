@@ -38,11 +38,13 @@ def share(graph: Graph) -> Graph:
         for g, group in enumerate(groups):
             if not _joins(leaf, conditions, group):
                 continue
+            # Another row of the network's batch, or one that is there already.
             m = _place_in(group, member, conditions)
             if m is None:
                 m = len(group.members)
                 groups[g] = _extended(group, member, conditions)
             return g, m
+        # The factor without its conditions, which the group holds member by member.
         groups.append(
             Group(
                 leaf.factor.holding({}),
@@ -66,7 +68,7 @@ def share(graph: Graph) -> Graph:
     batches = []  # of more than one row
     for group, label in zip(groups, labels, strict=True):
         if group.factor.traits.constant:
-            continue
+            continue  # it costs nothing
         evaluations += group.rows
         num_batches += 1
         if group.rows > 1:

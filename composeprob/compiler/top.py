@@ -65,8 +65,8 @@ def _leaf_top(leaf: Leaf, _: list[Top], shape: tuple[int, ...]) -> Top:
     if is_marginal and whole_entries:
         degree = dimension_of(leaf.factor)
     if is_bounded and not is_marginal:
-        # A bounded potential is no density: it changes nothing where there is no
-        # signal.
+        # A bounded potential is not a density: it changes nothing where there is
+        # noise alone.
         degree = 0.0
     constant = 0.0
     if traits.constant:

@@ -135,7 +135,8 @@ class Normaliser(LeafFactor):
     def top_constant(self) -> float:
         """The constant in log c = top_constant − ½·dimension·log(2πσ²) at the noisiest
         levels."""
-        width = np.log(2 * np.pi) - float(self.knots[0])  # log 2πσ² where α = 1
+        # log 2πσ² at the noisiest knot, where α = 1.
+        width = np.log(2 * np.pi) - float(self.knots[0])
         return float(-self.log_normaliser[0] - 0.5 * self.excess * width)
 
     def growth(self, noise: Noise) -> Float[Array, ""]:
@@ -145,6 +146,7 @@ class Normaliser(LeafFactor):
     def evaluate(
         self, x: Array, noise: Noise, conditions: Mapping[str, Array]
     ) -> tuple[Array | None, Array]:
+        # From x/α to x.
         of_scale = self.excess * jnp.log(noise.alpha)
         return self._log_constant(noise.log_snr) + of_scale, jnp.zeros_like(x)
 
@@ -417,7 +419,7 @@ def spread(
 def _broadcast(name: str, value: Array, plates: tuple[Plate, ...]) -> Array:
     """One condition with an axis for every plate in front."""
     counts = []
-    leading = []
+    leading = []  # of size 1 for a plate that does not run over the condition
     for plate in plates:
         counts.append(plate.count)
         if name in plate.names:

@@ -52,6 +52,7 @@ def _product(node: Product, texts: list[str], site: str, letter: str) -> str:
     product = "·".join(powers)
     if node.plate is None:
         return product
+    # The letter is that of the plate's index in its factor's conditions.
     return f"Π_{{{letter}=1}}^{{{node.plate.count}}} {product}"
 
 

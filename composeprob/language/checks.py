@@ -52,6 +52,7 @@ def check_latent(name: str, distribution: Distribution, base: Distribution) -> N
             fix=f"write numpyro.deterministic({name!r}, value) instead.",
         )
     support = distribution.support
+    # A support without a bijection raises here, before a chain needs one.
     try:
         discrete = support is not None and support.is_discrete
         if not discrete:
@@ -74,7 +75,7 @@ def check_latent(name: str, distribution: Distribution, base: Distribution) -> N
 
 def check_draw(name: str, value: Array) -> None:
     """Refuse a latent whose prior draws NaN or infinity, such as Uniform(0, ∞)."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.core.Tracer):  # without a value
         return
     if not np.all(np.isfinite(np.asarray(value))):
         raise ImproperError(
@@ -136,6 +137,7 @@ def _check_plates(
     """Refuse a value without an axis of a plate's size where that plate's axis is."""
     shape = tuple(jnp.shape(value))
     for frame in stack:
+        # NumPyro would broadcast the value, and count each datum several times.
         axis = len(shape) - len(distribution.event_shape) + frame.dim
         size = shape[axis] if 0 <= axis < len(shape) else None
         if size == frame.size:
@@ -162,6 +164,7 @@ def _check_support(name: str, base: Distribution, value: Array) -> None:
         return
     if isinstance(support, type(dist.constraints.dependent)):
         return
+    # The program may be traced; its data are constants there, and have values now.
     with jax.ensure_compile_time_eval():
         inside = np.asarray(support(jnp.asarray(value)))
     if inside.all():

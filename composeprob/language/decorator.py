@@ -50,6 +50,7 @@ class Program:
             ProgramError: no program is being compiled, nor does one of NumPyro's
                 handlers give the statements their values.
         """
+        # The stack of handlers that act on statements, such as the compiler's.
         if not numpyro.primitives._PYRO_STACK:
             raise ProgramError(
                 f"Program '{self.name}' was called, but its statements mean something "

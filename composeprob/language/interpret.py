@@ -121,6 +121,7 @@ class _Interpreter(Messenger):
             msg[EVENT_DIM] = 0
             return
         msg[KIND] = self._kind(msg)
+        # Before the prior becomes a factor over all of the site, plates and all.
         msg[EVENT_DIM] = msg["fn"].event_dim
         self._give_value(msg)
 
@@ -222,6 +223,7 @@ class _Interpreter(Messenger):
         its name."""
         sites = _latents(self.statements)
         for site in sites:
+            # By identity: an equal value may be another site's.
             is_site = site.name == at if isinstance(at, str) else site.value is at
             if is_site:
                 return site.name
@@ -315,6 +317,7 @@ def run(
         try:
             function(*args, **kwargs)
         except (TypeError, ValueError) as error:
+            # The kinds of error that NumPyro raises for a wrong argument.
             latents = {s.name: s.value for s in _latents(interpreter.statements)}
             explanation = explained(error, latents)
             if explanation is None:

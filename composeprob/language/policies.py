@@ -151,6 +151,7 @@ def as_policy(name: str, policy: str | Policy | None) -> Policy | None:
     if policy is None:
         return None
     if isinstance(policy, Policy):
+        # JAX finds compiled code by the hash of a density's static parts.
         try:
             hash(policy)
         except TypeError as error:

@@ -98,9 +98,9 @@ def observe(
       posterior. It takes a `Normal` or
       `MultivariateNormal` whose mean is A·x + b, with A, b and the spread free of x
       (they may depend on static sites), and a prior made of `cp.Analytic` mixtures of
-      Gaussians; several such observations count together. Static sites meet it level by
-      level: below log-SNR −2 it is raised to a power that goes from 0 at the noisiest
-      level to 1;
+      Gaussians; several such observations count together. With static sites it comes in
+      level by level: below log-SNR −2 it is raised to a power that goes from 0 at the
+      noisiest level to 1;
     * ``"moments"`` (default where factors offer only scores): the same for any score,
       from the mean and the covariance of x₀ given x_k that follow from the score and
       its derivative: N(y; A·E[x₀ | x_k] + b, Σ + A·V·Aᵀ), with
@@ -244,6 +244,7 @@ def factor(
         if block is not None:
             check_count(block, "block")
         _check_place("factor", name)
+        # An observed statement without data: plates, masks and scales act on it.
         numpyro.sample(
             name,
             FactorDistribution(evidence),
@@ -266,6 +267,7 @@ def factor(
     if callable(log_weight):
         log_weight = _at_level(name, log_weight, anneal)
     _check_place("factor", name)
+    # The statement that numpyro.factor makes.
     law = dist.Unit(_as_log_weight(name, log_weight))
     numpyro.sample(name, law, obs=jnp.zeros((0,)), infer={"anneal": policy})
 
@@ -362,6 +364,7 @@ def _check_name(statement: str, name: object, second: object) -> None:
 
 def _check_place(statement: str, name: str) -> None:
     """Refuse a statement that no program and none of NumPyro's handlers runs."""
+    # Without a handler numpyro.sample would draw a value, which no density sees.
     if not numpyro.primitives._PYRO_STACK:
         raise ProgramError(
             f"cp.{statement}({name!r}, …) stands outside of a program, where it means "
@@ -410,6 +413,7 @@ def _as_array(name: str, value: object) -> Array:
             f"{type(value).__name__}{detail}.",
             fix="pass what was measured (or for cp.factor a log-weight) as numbers.",
         ) from error
+    # Without jax_enable_x64 JAX makes int32 of larger integers without a word.
     whole = jnp.issubdtype(array.dtype, jnp.integer) and not isinstance(value, Array)
     if whole and np.any(np.asarray(value) != np.asarray(array)):
         raise InvalidValueError(

@@ -1,5 +1,5 @@
-"""Exact annealing: what the compiler finds to be linear and Gaussian, and that the
-closed form is the integral."""
+"""Exact annealing: programs that the compiler recognises as linear and Gaussian, and
+the closed form against the integral."""
 
 import equinox as eqx
 import jax
@@ -16,35 +16,34 @@ from sampling_cases import SCHEDULE, measured, modes, normal
 
 LEVEL = 13  # log-SNR 2.6: neither the prior nor x decides alone
 ALPHA, SIGMA = float(SCHEDULE.alpha[LEVEL]), float(SCHEDULE.sigma[LEVEL])
-A, B = np.array([[1.0, 0.5], [0.2, -1.0], [0.4, 0.9]]), np.array([0.1, 0.0, -0.3])
-Y, X, SD = np.array([0.3, 0.2, 0.5]), np.array([0.35, 0.15]), 0.4
+A = np.array([[1.0, 0.5], [0.2, -1.0], [0.4, 0.9]])
+B = np.array([0.1, 0.0, -0.3])
+Y = np.array([0.3, 0.2, 0.5])
+X = np.array([0.35, 0.15])
+SD = 0.4
 COVARIANCE = np.array([[0.3, 0.1, 0.0], [0.1, 0.2, 0.05], [0.0, 0.05, 0.4]])
 
 
 def mixture(seed, full=False):
     """Two components in the plane."""
     rng = np.random.default_rng(seed)
-    means, roots = (
-        jnp.asarray(0.8 * rng.normal(size=(2, 2))),
-        rng.normal(size=(2, 2, 2)) * 0.3,
-    )
+    means = jnp.asarray(0.8 * rng.normal(size=(2, 2)))
+    roots = rng.normal(size=(2, 2, 2)) * 0.3
     if not full:
         return modes([0.3, 0.7], means, rng.uniform(0.4, 0.8, (2, 2)))
-    parts = dist.MultivariateNormal(
-        means, jnp.asarray(roots @ roots.swapaxes(1, 2) + 0.2 * np.eye(2))
-    )
-    return dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.3, 0.7])), parts)
+    covariances = jnp.asarray(roots @ roots.swapaxes(1, 2) + 0.2 * np.eye(2))
+    components = dist.MultivariateNormal(means, covariances)
+    shares = dist.Categorical(probs=jnp.array([0.3, 0.7]))
+    return dist.MixtureSameFamily(shares, components)
 
 
 def independent(seed):
     """Two mixtures, one an entry."""
     rng = np.random.default_rng(seed)
-    parts = dist.Normal(
-        jnp.asarray(rng.normal(size=(2, 3))), jnp.asarray(rng.uniform(0.4, 0.8, (2, 3)))
-    )
-    return dist.MixtureSameFamily(
-        dist.Categorical(probs=jnp.array([0.2, 0.3, 0.5])), parts
-    )
+    means = jnp.asarray(rng.normal(size=(2, 3)))
+    components = dist.Normal(means, jnp.asarray(rng.uniform(0.4, 0.8, (2, 3))))
+    shares = dist.Categorical(probs=jnp.array([0.2, 0.3, 0.5]))
+    return dist.MixtureSameFamily(shares, components)
 
 
 def general():
@@ -56,8 +55,11 @@ def general():
     return dist.MixtureGeneral(mixing, parts, support=dist.constraints.real_vector)
 
 
-F, G, H = mixture(1), mixture(2, full=True), independent(3)
-LINE, WIDE = dist.Normal(jnp.array([0.2]), 0.6), dist.Normal(jnp.zeros(2), 0.9)
+F = mixture(1)
+G = mixture(2, full=True)
+H = independent(3)
+LINE = dist.Normal(jnp.array([0.2]), 0.6)
+WIDE = dist.Normal(jnp.zeros(2), 0.9)
 
 
 def analytic(distribution):
@@ -119,7 +121,7 @@ POSITION = {**{name: jnp.asarray(X) for name in FACTORS}, "sd": jnp.log(SD)}
 def by_quadrature(name):
     """log ∫ L(x₀)·p(x₀ | x_k) dx₀ on a grid, and its slopes in x_k and log sd, from
     definitions alone."""
-    log_prior = PRIORS[name][1]
+    _, log_prior = PRIORS[name]
     axis = np.linspace(-4.5, 4.5, 181)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
     away = Y - grid @ A.T - B
@@ -139,9 +141,11 @@ def by_quadrature(name):
         joint = clean - 0.5 * ((x - ALPHA * grid) ** 2).sum(1) / SIGMA**2
         return logsumexp(joint + first + second) - logsumexp(joint)
 
-    u, h = np.log(SD), 1e-4
+    u = np.log(SD)
+    h = 1e-4
     slope = np.array([at(X + s, u) - at(X - s, u) for s in h * np.eye(2)]) / (2 * h)
-    return at(X, u), slope, (at(X, u + h) - at(X, u - h)) / (2 * h)
+    slope_in_u = (at(X, u + h) - at(X, u - h)) / (2 * h)
+    return at(X, u), slope, slope_in_u
 
 
 @cp.program
@@ -151,36 +155,25 @@ def priors_alone(factors):
 
 
 def test_the_closed_form_is_the_integral(density):
-    found = density.evaluate(POSITION, LEVEL)
-    bare = cp.compile(priors_alone, FACTORS).evaluate(
-        {name: POSITION[name] for name in FACTORS}, LEVEL
-    )
+    evaluation = density.evaluate(POSITION, LEVEL)
+    noised = {name: POSITION[name] for name in FACTORS}
+    prior = cp.compile(priors_alone, FACTORS).evaluate(noised, LEVEL)
     exact = {name: by_quadrature(name) for name in PRIORS}
-    np.testing.assert_allclose(
-        found.terms.log_exact, sum(value for value, *_ in exact.values()), rtol=1e-4
-    )
+    log_exact = sum(value for value, *_ in exact.values())
+    np.testing.assert_allclose(evaluation.terms.log_exact, log_exact, rtol=1e-4)
     for name, (_, slope, _) in exact.items():
-        np.testing.assert_allclose(
-            found.terms.drift[name] - bare.terms.drift[name],
-            slope,
-            rtol=2e-3,
-            atol=2e-3,
-        )
-        np.testing.assert_allclose(
-            found.score[name], found.terms.drift[name], rtol=1e-5
-        )
+        drift = evaluation.terms.drift[name]
+        of_data = drift - prior.terms.drift[name]
+        np.testing.assert_allclose(of_data, slope, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(evaluation.score[name], drift, rtol=1e-5)
     of_prior = 1 - SD**2  # of HalfNormal(1), per log sd
-    np.testing.assert_allclose(
-        found.score["sd"], of_prior + sum(s for *_, s in exact.values()), rtol=1e-3
-    )
-    # Static sites meet the data by and by.
+    of_data = sum(slope for *_, slope in exact.values())
+    np.testing.assert_allclose(evaluation.score["sd"], of_prior + of_data, rtol=1e-3)
+    # At the noisiest level static sites are not moved by the data.
     top = density.evaluate(POSITION, SCHEDULE.num_levels - 1)
-    np.testing.assert_allclose(
-        top.log_density, top.terms.log_marginal + top.terms.log_prior, rtol=1e-4
-    )
-    np.testing.assert_allclose(
-        density.evaluate(POSITION, LEVEL).terms.log_potential, 0.0
-    )
+    without_data = top.terms.log_marginal + top.terms.log_prior
+    np.testing.assert_allclose(top.log_density, without_data, rtol=1e-4)
+    np.testing.assert_allclose(evaluation.terms.log_potential, 0.0)
 
 
 @cp.program
@@ -198,20 +191,17 @@ def of_object(x):
 
 @pytest.mark.slow
 def test_objects_that_share_no_measurement_stay_apart():
-    y, x = jnp.linspace(-1.0, 1.0, 12), jax.random.normal(jax.random.key(0), (12, 2))
+    y = jnp.linspace(-1.0, 1.0, 12)
+    x = jax.random.normal(jax.random.key(0), (12, 2))
     whole = cp.compile(plates, analytic(F), y)
     (stack,) = whole.evaluator.likelihood.exact.stacks
-    assert stack.means.shape == (
-        12,
-        2,
-        2,
-    )  # twelve mixtures of two components, not one of 2¹²
-    found = whole.evaluate({"x": x}, LEVEL).terms.drift["x"]
+    # Twelve mixtures of two components, not one of 2¹².
+    assert stack.means.shape == (12, 2, 2)
+    drift = whole.evaluate({"x": x}, LEVEL).terms.drift["x"]
     for i in (0, 7):
-        alone = cp.compile(measured, analytic(F), of_object, y[i]).evaluate(
-            {"x": x[i]}, LEVEL
-        )
-        np.testing.assert_allclose(found[i], alone.terms.drift["x"], rtol=1e-4)
+        alone = cp.compile(measured, analytic(F), of_object, y[i])
+        of_one = alone.evaluate({"x": x[i]}, LEVEL).terms.drift["x"]
+        np.testing.assert_allclose(drift[i], of_one, rtol=1e-4)
     text = str(cp.compile(plates, analytic(F), y, True))
     assert (
         "y exact; sum tempered, since together its mixtures have 4,096 components"
@@ -221,22 +211,18 @@ def test_objects_that_share_no_measurement_stay_apart():
 
 @cp.program
 def two_sites(f, g, y, mixed):
-    """Scaled sources that are seen together, or under noise that they share, where z is
-    far out: no draw shows it."""
-    x, w = cp.sample("x", f), cp.sample("w", g)
+    """Scaled sources that are measured together, or under noise that they share, where
+    z is far out: no draw shows it."""
+    x = cp.sample("x", f)
+    w = cp.sample("w", g)
     z = cp.sample("z", dist.Normal(0.0, 1.0))
     if mixed:
-        cp.observe(
-            "mixed", dist.Normal(2.0 * x + jnp.maximum(z - 30.0, 0.0) * w, 0.3), y
-        )
-    root = jnp.eye(2) + jnp.where(z > 30.0, 0.8, 0.0) * jnp.array(
-        [[0.0, 0.0], [1.0, 0.0]]
-    )
-    cp.observe(
-        "both",
-        dist.MultivariateNormal(jnp.stack([x, w]), scale_tril=root),
-        jnp.array([y, y]),
-    )
+        mean = 2.0 * x + jnp.maximum(z - 30.0, 0.0) * w
+        cp.observe("mixed", dist.Normal(mean, 0.3), y)
+    below_diagonal = jnp.array([[0.0, 0.0], [1.0, 0.0]])
+    root = jnp.eye(2) + jnp.where(z > 30.0, 0.8, 0.0) * below_diagonal
+    law = dist.MultivariateNormal(jnp.stack([x, w]), scale_tril=root)
+    cp.observe("both", law, jnp.array([y, y]))
 
 
 @pytest.mark.parametrize(("z", "mixed"), [(0.0, True), (31.0, True), (31.0, False)])
@@ -244,43 +230,35 @@ def test_a_measurement_that_looks_elsewhere_than_it_did_is_seen(z, mixed):
     clean = analytic(modes([0.5, 0.5], [-1.0, 1.0], 0.3))
     density = cp.compile(two_sites, clean, clean, 0.4, mixed)
     assert f"anneal: {'mixed exact; ' * mixed}both exact\n" in str(density)
-    x, far = np.array([0.2, -0.1]), float(z > 30)
+    x = np.array([0.2, -0.1])
+    far = float(z > 30)
     at = {"x": jnp.array(x[0]), "w": jnp.array(x[1]), "z": jnp.array(z)}
-    found = density.evaluate(at, LEVEL)
+    evaluation = density.evaluate(at, LEVEL)
     axis = np.linspace(-3.0, 3.0, 601)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
-    away, covariance = (
-        0.4 - grid,
-        np.array([[1.0, 0.8 * far], [0.8 * far, 1.0 + 0.64 * far]]),
-    )
-    noise = -0.5 * np.einsum(
-        "ni,ij,nj->n", away, np.linalg.inv(covariance), away
-    ) - np.log(2 * np.pi)  # |Σ| = 1
-    noise += mixed * (
-        -0.5 * ((0.4 - grid @ [2.0, far]) / 0.3) ** 2
-        - np.log(0.3)
-        - 0.5 * np.log(2 * np.pi)
-    )
+    away = 0.4 - grid
+    covariance = np.array([[1.0, 0.8 * far], [0.8 * far, 1.0 + 0.64 * far]])  # |Σ| = 1
+    squares = np.einsum("ni,ij,nj->n", away, np.linalg.inv(covariance), away)
+    log_likelihood = -0.5 * squares - np.log(2 * np.pi)
+    of_mixed = ((0.4 - grid @ [2.0, far]) / 0.3) ** 2
+    of_mixed = -0.5 * of_mixed - np.log(0.3) - 0.5 * np.log(2 * np.pi)
+    log_likelihood += mixed * of_mixed
     prior = np.logaddexp(*(-0.5 * ((grid - m) / 0.3) ** 2 for m in (-1.0, 1.0))).sum(1)
     joint = prior - 0.5 * ((x - ALPHA * grid) ** 2).sum(1) / SIGMA**2
-    np.testing.assert_allclose(
-        found.terms.log_exact, logsumexp(joint + noise) - logsumexp(joint), rtol=1e-4
-    )
-    blind = eqx.tree_at(
-        lambda d: d.evaluator.likelihood.exact.inside,
-        density,
-        np.zeros((2 + mixed, 2), bool),
-    )
-    assert np.isnan(
-        blind.evaluate(at, LEVEL).log_density
-    )  # an entry of A that nobody looks at is no silent error
+    log_exact = logsumexp(joint + log_likelihood) - logsumexp(joint)
+    np.testing.assert_allclose(evaluation.terms.log_exact, log_exact, rtol=1e-4)
+    # An entry of A that no group reads is not a silent error.
+    nothing = np.zeros((2 + mixed, 2), bool)
+    blind = eqx.tree_at(lambda d: d.evaluator.likelihood.exact.inside, density, nothing)
+    assert np.isnan(blind.evaluate(at, LEVEL).log_density)
 
 
 NOT_EXACT = {
     "Poisson, not Normal": lambda x, z: dist.Poisson(jnp.exp(x)),
+    # A step has no slope.
     "its mean is not a linear": lambda x, z: dist.Normal(
         jnp.where(x > 0.5, 2.0, 0.0), 0.7
-    ),  # a step has no slope
+    ),
     "not a linear function": lambda x, z: dist.Normal(x**2, 1.0).to_event(1),
     "not a linear function of": lambda x, z: dist.Normal(
         x - jax.lax.stop_gradient(jnp.sin(x)), 1.0
@@ -300,7 +278,8 @@ _custom.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
 
 @cp.program
 def seen(f, make, policy=None):
-    x, z = cp.sample("x", f), cp.sample("z", dist.Normal(0.0, 1.0))
+    x = cp.sample("x", f)
+    z = cp.sample("z", dist.Normal(0.0, 1.0))
     cp.observe("y", make(x, z), jnp.array([1.0, 2.0]), anneal=policy)
 
 
@@ -373,8 +352,9 @@ def test_the_whitener_is_the_inverse_of_the_cholesky_factor(size):
 
     moved = covariance + 0.1 * jnp.swapaxes(covariance, -1, -2)
     change = jax.jit(lambda f, c, m: jax.jvp(f, (c,), (m,))[1], static_argnums=0)
-    found, wanted = (change(f, covariance, moved) for f in (whitener, differently))
-    np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-4)
+    derivative = change(whitener, covariance, moved)
+    expected = change(differently, covariance, moved)
+    np.testing.assert_allclose(derivative, expected, rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("m", "n"), [(5, 1), (2, 3), (20, 20)])
@@ -383,71 +363,59 @@ def test_the_density_of_a_sum_stands_noise_that_is_small_beside_it(m, n, sd):
     """Against double precision; with one covariance for the sum, rounding took hundreds
     of nats."""
     rng = np.random.default_rng(0)
-    loadings = rng.normal(size=(m, min(n, 3))) @ rng.normal(
-        size=(min(n, 3), n)
-    )  # of rank 3 at most
-    residual, noise = rng.normal(size=(4, m)), sd**2 * np.diag(rng.uniform(0.5, 2.0, m))
+    rank = min(n, 3)
+    loadings = rng.normal(size=(m, rank)) @ rng.normal(size=(rank, n))
+    residual = rng.normal(size=(4, m))
+    noise = sd**2 * np.diag(rng.uniform(0.5, 2.0, m))
     whole = noise + loadings @ loadings.T
     solved = np.einsum("ia,ab,ib->i", residual, np.linalg.inv(whole), residual)
     exact = -0.5 * (solved + np.linalg.slogdet(2 * np.pi * whole)[1])
-    found = log_normal_of_sum(
+    of_sum = log_normal_of_sum(
         jnp.asarray(residual), whitener(jnp.asarray(noise)), jnp.asarray(loadings)
     )
     singular = sd < 1 and m > 3  # to rounding
-    np.testing.assert_allclose(
-        found, exact, rtol=5e-3 if singular and m <= n else 3e-5, atol=1e-4
-    )
+    rtol = 5e-3 if singular and m <= n else 3e-5
+    np.testing.assert_allclose(of_sum, exact, rtol=rtol, atol=1e-4)
+    # The negative control.
     naive = log_normal(jnp.asarray(residual), jnp.asarray(whole))
-    assert bool(np.all(np.abs(naive - exact) < 1)) is not singular  # a negative control
+    assert bool(np.all(np.abs(naive - exact) < 1)) is not singular
 
 
 @cp.program
 def spread(f, y):
-    x, s = cp.sample("x", f), cp.sample("s", dist.HalfCauchy(1.0))
+    x = cp.sample("x", f)
+    s = cp.sample("s", dist.HalfCauchy(1.0))
     cp.observe("y", dist.Normal(x, s).expand([5]).to_event(1), y)
 
 
 def test_a_tiny_scale_of_the_noise_costs_no_accuracy():
-    """log p(y | x_k, s) of one entry that is seen five times, written out: −10⁵ and
-    −10¹⁷, which no power may leave a rest of where it is 0."""
-    density = cp.compile(
-        spread, analytic(dist.Normal(0.2, 0.6)), jnp.array([1.2, 0.7, 1.9, 1.4, 0.2])
-    )
+    """log p(y | x_k, s) of one entry that is measured five times, written out: −10⁵ and
+    −10¹⁷, of which a power of 0 must leave nothing."""
     y = np.array([1.2, 0.7, 1.9, 1.4, 0.2])
-    for log_sd, level in (
-        (-6.0, LEVEL),
-        (-6.0, SCHEDULE.num_levels - 1),
-        (-20.0, SCHEDULE.num_levels - 1),
-    ):
-        found = density.evaluate(
-            {"x": jnp.asarray(0.3), "s": jnp.asarray(log_sd)}, level
-        )
-        alpha, sigma, noise = (
-            float(a)
-            for a in (SCHEDULE.alpha[level], SCHEDULE.sigma[level], np.exp(2 * log_sd))
-        )
+    density = cp.compile(spread, analytic(dist.Normal(0.2, 0.6)), jnp.asarray(y))
+    top = SCHEDULE.num_levels - 1
+    for log_sd, level in ((-6.0, LEVEL), (-6.0, top), (-20.0, top)):
+        position = {"x": jnp.asarray(0.3), "s": jnp.asarray(log_sd)}
+        evaluation = density.evaluate(position, level)
+        alpha, sigma = float(SCHEDULE.alpha[level]), float(SCHEDULE.sigma[level])
+        noise = float(np.exp(2 * log_sd))
         whole = alpha**2 * 0.36 + sigma**2
-        blur, r = (
-            sigma**2 * 0.36 / whole,
-            y - 0.2 - alpha * 0.36 / whole * (0.3 - alpha * 0.2),
-        )
-        solved = (
-            np.sum((r - r.mean()) ** 2) + 5 * r.mean() ** 2 / (1 + 5 * blur / noise)
-        ) / noise
-        exact = -0.5 * (
-            solved + 8 * log_sd + np.log(noise + 5 * blur) + 5 * np.log(2 * np.pi)
-        )
-        np.testing.assert_allclose(found.terms.log_exact, exact, rtol=1e-6)
-        if level == SCHEDULE.num_levels - 1:
-            assert found.log_density == found.terms.log_marginal + found.terms.log_prior
-            np.testing.assert_allclose(
-                found.score["s"], 1.0, atol=1e-3
-            )  # the prior's, in log s
+        blur = sigma**2 * 0.36 / whole
+        r = y - 0.2 - alpha * 0.36 / whole * (0.3 - alpha * 0.2)
+        # Equal entries are an eigenvector; orthogonal to it there is noise alone.
+        along = 5 * r.mean() ** 2 / (1 + 5 * blur / noise)
+        solved = (np.sum((r - r.mean()) ** 2) + along) / noise
+        log_det = 8 * log_sd + np.log(noise + 5 * blur)
+        exact = -0.5 * (solved + log_det + 5 * np.log(2 * np.pi))
+        terms = evaluation.terms
+        np.testing.assert_allclose(terms.log_exact, exact, rtol=1e-6)
+        if level == top:
+            assert evaluation.log_density == terms.log_marginal + terms.log_prior
+            # The score of the prior, in log s.
+            np.testing.assert_allclose(evaluation.score["s"], 1.0, atol=1e-3)
 
 
 def test_no_routine_of_lapack_is_called_for_a_batch_of_chains(density):
     positions = jax.tree.map(lambda x: jnp.broadcast_to(x, (4, *x.shape)), POSITION)
-    lowered = jax.jit(jax.vmap(lambda p: density.value_and_score(p, LEVEL))).lower(
-        positions
-    )
-    assert "trsm" not in lowered.as_text()
+    of_chains = jax.jit(jax.vmap(lambda p: density.value_and_score(p, LEVEL)))
+    assert "trsm" not in of_chains.lower(positions).as_text()

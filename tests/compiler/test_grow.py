@@ -1,5 +1,5 @@
-"""Exponents that grow as noise falls: their formula, where they grow and where not, and
-what that is good for."""
+"""Exponents that grow as noise falls: their formula, the expressions in which they
+grow, and the gain in accuracy."""
 
 import functools
 
@@ -31,22 +31,20 @@ def analytic(seed, size=2, wider=1.0):
 
 def network(form="score"):
     """The score of N(0, 1) at every level, or an energy."""
-    function = {"score": lambda x, t: -x, "energy": lambda x, t: 0.5 * jnp.sum(x**2)}[
-        form
-    ]
-    return cp.Diffusion(function, SCHEDULE, event_shape=(2,), parameterization=form)
+    functions = {"score": lambda x, t: -x, "energy": lambda x, t: 0.5 * jnp.sum(x**2)}
+    return cp.Diffusion(
+        functions[form], SCHEDULE, event_shape=(2,), parameterization=form
+    )
 
 
 @functools.cache
 def log_densities():
     """log f_k(X) of each factor, by level."""
-    densities = {
-        name: cp.compile(single, f) for name, f in {"F": F, "G": G, "H": H}.items()
-    }
-    return {
-        n: {level: d.log_density({"x": X}, level) for level in LEVELS}
-        for n, d in densities.items()
-    }
+    values = {}
+    for name, factor in {"F": F, "G": G, "H": H}.items():
+        density = cp.compile(single, factor)
+        values[name] = {k: density.log_density({"x": X}, k) for k in LEVELS}
+    return values
 
 
 def power(w):
@@ -55,11 +53,13 @@ def power(w):
 
 
 def falling(w, kappa):
-    """What grows from 0 to w."""
+    """An exponent that grows from 0 to w."""
     return w / (1 + kappa * S)
 
 
-F, G, H = analytic(0), analytic(1, wider=2.5), analytic(2, wider=2.5)
+F = analytic(0)
+G = analytic(1, wider=2.5)
+H = analytic(2, wider=2.5)
 ONE = np.ones_like(S)
 GROWING = {
     "power": (F**7, {"F": power(7)}),
@@ -88,46 +88,45 @@ CONSTANT = {
 
 @pytest.mark.parametrize("name", [*GROWING, *CONSTANT])
 def test_exponents_are_those_of_the_docs(name):
-    """log F_k = Σ w_k·log f_k, and w_0 = w: the powers that were written, whatever way
-    leads there."""
+    """log F_k = Σ w_k·log f_k, and w_0 = w: the powers that the user wrote, on any
+    path."""
     factor, exponents = {**GROWING, **CONSTANT}[name]
     density = cp.compile(single, factor)
     for level in LEVELS:
-        found = density.log_density({"x": X}, level)
-        wanted = sum(w[level] * log_densities()[f][level] for f, w in exponents.items())
-        np.testing.assert_allclose(found, wanted, rtol=1e-10)
-    wanted = sum(w[-1] for w in exponents.values())
-    np.testing.assert_allclose(density.top.at(12).power["x"], wanted, rtol=1e-10)
-    np.testing.assert_allclose(
-        density.top.at(0).power["x"], sum(w[0] for w in exponents.values()), rtol=1e-10
-    )
+        value = density.log_density({"x": X}, level)
+        terms = [w[level] * log_densities()[f][level] for f, w in exponents.items()]
+        np.testing.assert_allclose(value, sum(terms), rtol=1e-10)
+    for level in (0, 12):
+        power = density.top.at(level).power["x"]
+        expected = sum(w[level] for w in exponents.values())
+        np.testing.assert_allclose(power, expected, rtol=1e-10)
     assert ("exponents grow" in str(density)) == (name in GROWING)
 
 
 def test_the_power_of_a_gaussian_is_followed_exactly():
-    """N(m, 1)^w is N(m, 1/w), and F_k its noised marginal: the score is that one's, and
-    the rate knows no x."""
-    w, mean = 5.0, jnp.array([1.0, -0.5])
+    """N(m, 1)^w is N(m, 1/w), and F_k its noised marginal: it has the score of that,
+    and a rate that does not depend on x."""
+    w = 5.0
+    mean = jnp.array([1.0, -0.5])
     clean = float(SCHEDULE.sigma[0] / SCHEDULE.alpha[0]) ** 2
-    density = cp.compile(
-        single, cp.Analytic(dist.Normal(mean, np.sqrt(1 - clean)), SCHEDULE) ** w
-    )
+    factor = cp.Analytic(dist.Normal(mean, np.sqrt(1 - clean)), SCHEDULE)
+    density = cp.compile(single, factor**w)
     for level in LEVELS:
         alpha, sigma = float(SCHEDULE.alpha[level]), float(SCHEDULE.sigma[level])
         variance = alpha**2 * (1 / w - clean) + sigma**2
         points = [
             {"x": alpha * mean + jnp.sqrt(variance) * z} for z in (X, 2 * X[::-1])
         ]
-        (score, rate), (_, other) = (density.score_and_rate(x, level) for x in points)
-        np.testing.assert_allclose(
-            score["x"], -(points[0]["x"] - alpha * mean) / variance, rtol=1e-6
-        )
-        np.testing.assert_allclose(rate, other, rtol=1e-6)
-    constant = lowered(
-        single, (cp.Analytic(dist.Normal(mean, 1.0), SCHEDULE) ** w,), {}, growing=False
-    )
+        score, rate = density.score_and_rate(points[0], level)
+        _, elsewhere = density.score_and_rate(points[1], level)
+        expected = -(points[0]["x"] - alpha * mean) / variance
+        np.testing.assert_allclose(score["x"], expected, rtol=1e-6)
+        np.testing.assert_allclose(rate, elsewhere, rtol=1e-6)
+    # The negative control.
+    factor = cp.Analytic(dist.Normal(mean, 1.0), SCHEDULE)
+    constant = lowered(single, (factor**w,), {}, growing=False)
     rates = [constant.score_and_rate(x, 6)[1] for x in points]
-    assert abs(rates[0] - rates[1]) > 1.0  # the negative control
+    assert abs(rates[0] - rates[1]) > 1.0
 
 
 @pytest.mark.parametrize(
@@ -152,30 +151,29 @@ def test_windows_that_do_not_meet_are_on_their_own():
         cp.window(F, (4,), (0,)) ** 5 / cp.window(G, (4,), (0,)) ** 4,
         cp.window(H, (4,), (2,)) ** 0.5,
     ]
-    density, both = cp.compile(single, halves[0] * halves[1]), jnp.concatenate([X, X])
+    density = cp.compile(single, halves[0] * halves[1])
+    both = jnp.concatenate([X, X])
     alone = [cp.compile(single, factor) for factor in (F**5 / G**4, H**0.5)]
     for level in LEVELS:
-        wanted = sum(part.log_density({"x": X}, level) for part in alone)
-        np.testing.assert_allclose(
-            density.log_density({"x": both}, level), wanted, rtol=1e-10
-        )
+        value = density.log_density({"x": both}, level)
+        expected = sum(half.log_density({"x": X}, level) for half in alone)
+        np.testing.assert_allclose(value, expected, rtol=1e-10)
 
 
 def test_potentials_keep_their_exponents():
-    """A classifier is no density: its power is a part of G, and does not stop others
+    """A classifier is not a density: its power is a part of G, and does not stop others
     from growing."""
     judge = cp.Classifier(
         lambda x, t: jnp.array([x[0], 0.0]), SCHEDULE, event_shape=(2,)
     ).given(label=0)
-    both, alone = cp.compile(single, F**2 * judge**4), cp.compile(single, F**2)
+    judged = cp.compile(single, F**2 * judge**4)
+    alone = cp.compile(single, F**2)
     for level in LEVELS:
-        found = both.evaluate({"x": X}, level)
-        np.testing.assert_allclose(
-            found.terms.log_marginal, alone.log_density({"x": X}, level), rtol=1e-10
-        )
-        np.testing.assert_allclose(
-            found.terms.log_potential, 4 * jax.nn.log_sigmoid(X[0]), rtol=1e-6
-        )
+        terms = judged.evaluate({"x": X}, level).terms
+        log_marginal = alone.log_density({"x": X}, level)
+        np.testing.assert_allclose(terms.log_marginal, log_marginal, rtol=1e-10)
+        log_potential = 4 * jax.nn.log_sigmoid(X[0])
+        np.testing.assert_allclose(terms.log_potential, log_potential, rtol=1e-6)
 
 
 def test_what_is_calibrated_keeps_the_path_of_its_normalisers():
@@ -184,10 +182,13 @@ def test_what_is_calibrated_keeps_the_path_of_its_normalisers():
     assert "exponents grow" not in str(density)
     x = np.linspace(-12, 12, 4001)
     for level in (0, 5, 12):
-        f = jax.jit(
-            jax.vmap(lambda x, level=level: density.log_density({"x": x[None]}, level))
-        )(x)
-        np.testing.assert_allclose(np.trapezoid(np.exp(f), x), 1.0, rtol=2e-3)
+
+        def at_point(x, level=level):
+            return density.log_density({"x": x[None]}, level)
+
+        log_density = jax.jit(jax.vmap(at_point))(x)
+        integral = np.trapezoid(np.exp(log_density), x)
+        np.testing.assert_allclose(integral, 1.0, rtol=2e-3)
     assert len(leaves(density.graph.sites[0].root)) == 2
 
 
@@ -216,28 +217,26 @@ def test_parts_with_several_powers_have_finite_levels(factor):
 
 
 def test_strong_guidance_by_default():
-    """Two mixtures whose modes pull apart, where constant exponents left chains to a
-    few ancestors: the share and the evidence of guidance 7 within their errors, which
-    are those of 1,000 chains."""
+    """Two mixtures whose modes pull apart, where under constant exponents chains
+    descended from a few ancestors: the share and the evidence of guidance 7 within
+    their errors, which are those of 1,000 chains."""
     schedule = cp.Schedule.log_snr(60)
-    f, g = (
-        modes([0.55, 0.45], [-2.0, 2.0], [0.5, 0.45]),
-        modes([0.5, 0.5], [-1.5, 1.5], [0.9, 0.75]),
-    )
+    f = modes([0.55, 0.45], [-2.0, 2.0], [0.5, 0.45])
+    g = modes([0.5, 0.5], [-1.5, 1.5], [0.9, 0.75])
     x = np.linspace(-8, 8, 16001)
     guided = np.exp(np.asarray(7 * f.log_prob(x) - 6 * g.log_prob(x)))
-    share, log_z = guided[x > 0].sum() / guided.sum(), np.log(np.trapezoid(guided, x))
+    share = guided[x > 0].sum() / guided.sum()
+    log_z = np.log(np.trapezoid(guided, x))
     with jax.enable_x64(False):
-        density = cp.compile(
-            single, cp.Analytic(f, schedule) ** 7 / cp.Analytic(g, schedule) ** 6
-        )
+        guidance = cp.Analytic(f, schedule) ** 7 / cp.Analytic(g, schedule) ** 6
+        density = cp.compile(single, guidance)
         for key in range(3):
             result = cp.infer(
                 density, jax.random.key(key), num_chains=1000, progress=False
             )
-            found = result.probability(lambda values: values["x"] > 0)
-            assert found.error < 0.02
-            assert abs(found.value - share) < 4 * found.error
+            estimate = result.probability(lambda values: values["x"] > 0)
+            assert estimate.error < 0.02
+            assert abs(estimate.value - share) < 4 * estimate.error
             assert result.log_evidence_error < 0.04
             assert abs(result.log_evidence - log_z) < 4 * result.log_evidence_error
             assert result.effective_chains > 600

@@ -1,4 +1,4 @@
-"""Products and mixtures over data: what they mean, what they cost, how they print."""
+"""Products and mixtures over data: their meaning, cost and print-outs."""
 
 import functools
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 SCHEDULE = cp.Schedule.log_snr(24, min=-9.0, max=9.0)
 VARIANCE = np.array([0.4, 1.5])
-"""Of the data's noise: y is N(x, diag VARIANCE), and x is N(0, I)."""
+"""The variance of the data's noise: y is N(x, diag VARIANCE), and x is N(0, I)."""
 
 
 def posterior(form="score"):
@@ -63,21 +63,19 @@ CASES += [slow("score", 2, None), slow("epsilon", 8, None), slow("energy", 8, 8)
 @pytest.mark.parametrize(("form", "n", "block"), CASES)
 def test_it_is_the_product_written_out(form, n, block):
     f, _ = posterior(form)
-    one, other = (
-        cp.compile(single, tall(f, data(n), block=block)),
-        cp.compile(single, written_out(f, data(n))),
-    )
-    assert one.capabilities == other.capabilities
+    density = cp.compile(single, tall(f, data(n), block=block))
+    expected = cp.compile(single, written_out(f, data(n)))
+    assert density.capabilities == expected.capabilities
     for level in (0, 11, 23):
-        agree(one.evaluate(X, level), other.evaluate(X, level))
+        agree(density.evaluate(X, level), expected.evaluate(X, level))
 
 
 def test_the_posterior_of_ninety_observations():
     """Without its last noise the composed score is that of the exact posterior."""
-    f, ys = posterior()[0], data(90)
-    density = cp.compile(
-        single, tall(f, ys), schedule=cp.Schedule.log_snr(40, min=-9.0, max=18.0)
-    )
+    f, _ = posterior()
+    ys = data(90)
+    schedule = cp.Schedule.log_snr(40, min=-9.0, max=18.0)
+    density = cp.compile(single, tall(f, ys), schedule=schedule)
     score = density.score(X, 0)["x"]
     exact = ys.sum(0) / VARIANCE - (1 + 90 / VARIANCE) * X["x"]
     np.testing.assert_allclose(score, exact, rtol=1e-3)
@@ -87,34 +85,29 @@ def test_the_posterior_of_ninety_observations():
 @pytest.mark.parametrize("form", ["score", "energy"])
 def test_its_code_does_not_depend_on_the_number_of_data(form, fewest, block):
     """Nor does the number of calls of the network: one when it is traced, and few when
-    the density is made."""
-    sizes, traces = [], []
+    the density is compiled."""
+    sizes = []
+    traces_to_compile = []
     for n in (fewest, 90):
         f, counter = posterior(form)
         density = cp.compile(single, tall(f, data(n), block=block))
-        made = counter.traced
-        sizes.append(
-            len(
-                list(
-                    equations(
-                        jax.make_jaxpr(lambda x, d=density: d.score_and_rate(x, 3))(X)
-                    )
-                )
-            )
-        )
-        traces.append((made, counter.traced - made))
+        before = counter.traced
+        jaxpr = jax.make_jaxpr(lambda x, d=density: d.score_and_rate(x, 3))(X)
+        assert counter.traced - before == 1
+        sizes.append(len(list(equations(jaxpr))))
+        traces_to_compile.append(before)
     assert sizes[0] == sizes[1]
-    assert traces[0] == traces[1]
-    assert traces[0][1] == 1
+    assert traces_to_compile[0] == traces_to_compile[1]
 
 
 @cp.program
 def beside_data(ys, z, over=True):
     """Data of a factor as an argument, beside an observation, which makes the compiler
-    run the program again and, at the Tweedie mean, take derivatives of what is
-    evaluated in blocks."""
-    f = BLOCKS[0]
-    x = cp.sample("x", tall(f, ys, block=2) if over else written_out(f, ys))
+    run the program again and, at the Tweedie mean, take derivatives through
+    evaluations in blocks."""
+    f, _ = BLOCKS
+    factor = tall(f, ys, block=2) if over else written_out(f, ys)
+    x = cp.sample("x", factor)
     cp.observe("z", dist.Normal(x[0], 0.5), z, anneal="denoised")
 
 
@@ -125,51 +118,47 @@ BLOCKS = posterior()
 def test_new_data_do_not_compile_again(of_program):
     f, counter = BLOCKS
 
-    def made(seed, over=True):
+    def compiled(seed, over=True):
+        ys = data(5, seed)
         if of_program:
-            return cp.compile(
-                beside_data,
-                jnp.asarray(data(5, seed)) if over else data(5, seed),
-                jnp.array(0.1),
-                over,
-            )
-        return cp.compile(
-            single, tall(f, data(5, seed)) if over else written_out(f, data(5, seed))
-        )
+            argument = jnp.asarray(ys) if over else ys
+            return cp.compile(beside_data, argument, jnp.array(0.1), over)
+        factor = tall(f, ys) if over else written_out(f, ys)
+        return cp.compile(single, factor)
 
     score = eqx.filter_jit(lambda density, x: density.score(x, 3)["x"])
-    densities = [made(seed) for seed in (0, 1)]
-    found = [score(densities[0], X)]
+    first, second = compiled(0), compiled(1)
+    of_first = score(first, X)
     before = counter.traced
-    found.append(score(densities[1], X))
+    of_second = score(second, X)
     assert counter.traced == before
-    assert not np.allclose(*found)
-    agree(found[1], made(1, over=False).score(X, 3)["x"])
+    assert not np.allclose(of_first, of_second)
+    agree(of_second, compiled(1, over=False).score(X, 3)["x"])
 
 
 def test_one_observation_is_the_factor_itself():
-    f, ys = posterior()[0], data(1)
+    f, _ = posterior()
+    ys = data(1)
     for factor, block in ((f, None), (f / prior(), 4)):
-        made, wanted = (
-            cp.product(factor, over={"y": ys}, block=block),
-            factor.given(y=ys[0]),
-        )
-        assert repr(made) == repr(wanted)
-        assert eqx.tree_equal(made, wanted)
-    one = posterior("energy")[0]
-    alone = cp.mixture(one, log_weights=[0.3], over={"y": ys})
-    assert eqx.tree_equal(alone, cp.mixture([one.given(y=ys[0])], log_weights=[0.3]))
+        over = cp.product(factor, over={"y": ys}, block=block)
+        expected = factor.given(y=ys[0])
+        assert repr(over) == repr(expected)
+        assert eqx.tree_equal(over, expected)
+    energy, _ = posterior("energy")
+    over = cp.mixture(energy, log_weights=[0.3], over={"y": ys})
+    expected = cp.mixture([energy.given(y=ys[0])], log_weights=[0.3])
+    assert eqx.tree_equal(over, expected)
 
 
-def roots(f):
+def root_of(f):
     return cp.compile(single, f).graph.sites[0].root
 
 
 def test_powers_of_the_top_add_up():
-    f, ys = posterior()[0], data(6)
-    np.testing.assert_allclose(
-        cp.compile(single, tall(f, ys)).top.power["x"], 1.0, rtol=1e-12
-    )
+    f, _ = posterior()
+    ys = data(6)
+    top = cp.compile(single, tall(f, ys)).top
+    np.testing.assert_allclose(top.power["x"], 1.0, rtol=1e-12)
     alone = cp.product(f / prior(), over={"y": ys})
     refused(
         lambda: cp.compile(single, alone),
@@ -179,61 +168,68 @@ def test_powers_of_the_top_add_up():
 
 
 def test_powers_go_inside_and_equal_products_merge():
-    f, ys = posterior()[0], data(4)
-    over = cp.product(f, over={"y": ys})
-    root = roots(over**0.7)
+    f, _ = posterior()
+    over = cp.product(f, over={"y": data(4)})
+    root = root_of(over**0.7)
     assert root.plate.count == 4
     assert root.powers == (0.7,) * 4
-    assert roots(prior() * over**2 / over).children[1].powers == (1.0,) * 4
-    assert roots(prior() * over / over).factor.label == "prior"
+    assert root_of(prior() * over**2 / over).children[1].powers == (1.0,) * 4
+    assert root_of(prior() * over / over).factor.label == "prior"
     other = cp.product(f, over={"y": data(4, seed=1)})
-    assert len(roots(prior() * over * other).children) == 3
+    assert len(root_of(prior() * over * other).children) == 3
 
 
 def test_shares_of_a_mixture_over_data():
-    f, cs = Moved(SCHEDULE), [-1.0, 0.2, 0.7, 1.5]
+    f = Moved(SCHEDULE)
+    cs = [-1.0, 0.2, 0.7, 1.5]
     shares = [2.0, 0.0, 5.0, 3.0]
-    made = cp.mixture(f, shares, over={"c": cs})
-    wanted = cp.mixture([f.given(c=c) for c in cs], shares)
-    assert made.normalised
-    assert made.plate.count == 3  # what has no share is left out
-    one, other = cp.compile(single, made), cp.compile(single, wanted)
-    assert one.capabilities == other.capabilities
-    agree(one.evaluate(X, 9), other.evaluate(X, 9))
-    assert "weights of a mixture at x sum to 10" in str(one)
+    over = cp.mixture(f, shares, over={"c": cs})
+    assert over.normalised
+    assert over.plate.count == 3  # a component without a share is left out
+    density = cp.compile(single, over)
+    expected = cp.compile(single, cp.mixture([f.given(c=c) for c in cs], shares))
+    assert density.capabilities == expected.capabilities
+    agree(density.evaluate(X, 9), expected.evaluate(X, 9))
+    assert "weights of a mixture at x sum to 10" in str(density)
     alone = cp.mixture(f, [0.0, 0.0, 1.0, 0.0], over={"c": cs})
     assert eqx.tree_equal(alone, f.given(c=np.float64(0.7)))
 
 
 def of_two():
-    network = lambda x, t, a, b: 0.5 * jnp.sum((x - a * b) ** 2)
+    def network(x, t, a, b):
+        return 0.5 * jnp.sum((x - a * b) ** 2)
+
     return learned(
         network, "energy", SCHEDULE, conditions={"a": 1.0, "b": 1.0}, label="f"
     )
 
 
 def mixtures_in_a_product():
-    f, logs = of_two(), [0.0, 0.5]
-    made = cp.product(
-        cp.mixture(f, log_weights=logs, over={"b": B[:2]}, block=1), over={"a": A}
-    )
-    assert "Π_{i=1}^{3} [Σ_{j=1}^{2} w_j·f(x | a=a_i, b=b_j)]" in str(
-        cp.compile(single, made)
-    )
-    return made, cp.product(
-        *[cp.mixture([f.given(a=u, b=v) for v in B[:2]], log_weights=logs) for u in A]
-    )
+    f = of_two()
+    logs = [0.0, 0.5]
+    mixture = cp.mixture(f, log_weights=logs, over={"b": B[:2]}, block=1)
+    over = cp.product(mixture, over={"a": A})
+    formula = "Π_{i=1}^{3} [Σ_{j=1}^{2} w_j·f(x | a=a_i, b=b_j)]"
+    assert formula in str(cp.compile(single, over))
+    mixtures = []
+    for u in A:
+        components = [f.given(a=u, b=v) for v in B[:2]]
+        mixtures.append(cp.mixture(components, log_weights=logs))
+    return over, cp.product(*mixtures)
 
 
 def labelled():
-    network = lambda x, t: jnp.stack([x[0], x[1], x[0] * x[1]])
+    def network(x, t):
+        return jnp.stack([x[0], x[1], x[0] * x[1]])
+
     classifier = cp.Classifier(network, SCHEDULE, event_shape=(2,), time="log_snr")
-    made = prior() * cp.product(classifier, over={"label": [0, 2, 2]})
-    return made, prior() * classifier.given(label=0) * classifier.given(label=2) ** 2
+    over = prior() * cp.product(classifier, over={"label": [0, 2, 2]})
+    return over, prior() * classifier.given(label=0) * classifier.given(label=2) ** 2
 
 
-A, B = np.array([0.2, 1.0, -0.5]), data(3)
-OVER = {  # what is made over data, and the same written out
+A = np.array([0.2, 1.0, -0.5])
+B = data(3)
+OVER = {  # a factor over data, and the same written out
     "a product of mixtures": mixtures_in_a_product,
     "every pair": lambda: (
         cp.product(cp.product(of_two(), over={"a": A}), over={"b": B}),
@@ -244,35 +240,39 @@ OVER = {  # what is made over data, and the same written out
         cp.product(*[of_two().given(a=u, b=v) for u, v in zip(A, B, strict=True)]),
     ),
     "one condition of two": lambda: (
-        cp.product(of_two(), over={"a": A}).given(b=B[0]), cp.product(*[of_two().given(a=u, b=B[0]) for u in A])
+        cp.product(of_two(), over={"a": A}).given(b=B[0]),
+        cp.product(*[of_two().given(a=u, b=B[0]) for u in A]),
     ),
     "labels of a classifier": labelled,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OVER)
 def test_data_are_every_value_written_out(name):
-    agree(*(cp.compile(single, each).evaluate(X, 5) for each in OVER[name]()))
+    over, written = OVER[name]()
+    evaluation = cp.compile(single, over).evaluate(X, 5)
+    agree(evaluation, cp.compile(single, written).evaluate(X, 5))
 
 
 def test_one_network_is_one_batch():
     """Also where sites have data of their own, and one datum stands beside them."""
-    (f, counter), groups = posterior(), [data(3, seed) for seed in (0, 1)]
-    each = [tall(f, ys) * f.given(y=data(1)[0]) for ys in groups]
-    made = cp.compile(
-        cp.program(
-            lambda *each: [cp.sample(f"x{g}", one) for g, one in enumerate(each)]
-        ),
-        *each,
-    )
-    assert "8 × posterior as one" in str(made)
+    f, counter = posterior()
+    factors = [tall(f, data(3, seed)) * f.given(y=data(1)[0]) for seed in (0, 1)]
+
+    @cp.program
+    def two_sites(first, second):
+        cp.sample("x0", first)
+        cp.sample("x1", second)
+
+    density = cp.compile(two_sites, *factors)
+    assert "8 × posterior as one" in str(density)
     counter.traced = 0
-    found = made.score({"x0": X["x"], "x1": -X["x"]}, 5)
+    position = {"x0": X["x"], "x1": -X["x"]}
+    score = density.score(position, 5)
     assert counter.traced == 1
-    for name, one, x in (("x0", each[0], X["x"]), ("x1", each[1], -X["x"])):
-        np.testing.assert_allclose(
-            found[name], cp.compile(single, one).score({"x": x}, 5)["x"], rtol=1e-9
-        )
+    for (name, x), factor in zip(position.items(), factors, strict=True):
+        alone = cp.compile(single, factor).score({"x": x}, 5)["x"]
+        np.testing.assert_allclose(score[name], alone, rtol=1e-9)
 
 
 def test_a_held_latent_beside_data():
@@ -289,15 +289,12 @@ def test_a_held_latent_beside_data():
     def model(over):
         a = cp.sample("a", dist.Normal(0.0, 1.0))
         g = f.given(a=a)
-        cp.sample(
-            "x",
-            cp.product(g, over={"y": data(3)})
-            if over
-            else cp.product(*[g.given(y=y) for y in data(3)]),
-        )
+        if over:
+            cp.sample("x", cp.product(g, over={"y": data(3)}))
+        else:
+            cp.sample("x", cp.product(*[g.given(y=y) for y in data(3)]))
 
-    found, wanted = (
-        cp.compile(model, over).score({**X, "a": jnp.array(0.4)}, 5)["x"]
-        for over in (True, False)
-    )
-    np.testing.assert_allclose(found, wanted, rtol=1e-9)
+    position = {**X, "a": jnp.array(0.4)}
+    score = cp.compile(model, True).score(position, 5)["x"]
+    written = cp.compile(model, False).score(position, 5)["x"]
+    np.testing.assert_allclose(score, written, rtol=1e-9)

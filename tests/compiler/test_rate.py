@@ -36,7 +36,7 @@ from sampling_cases import measured, modes, single, slow
 pytestmark = pytest.mark.usefixtures("double_precision")
 
 TIMES = np.linspace(0.05, 2.0, 821)
-"""To where noise is all that is left."""
+"""Times from almost no noise to noise alone."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,8 @@ class Diffusion:
 
     def squared_noise(self, t):
         """g² = dσ²/dt − 2f·σ²."""
-        return (
-            jax.grad(lambda t: self.sigma(t) ** 2)(t)
-            - 2 * self.drift(t) * self.sigma(t) ** 2
-        )
+        slope = jax.grad(lambda t: self.sigma(t) ** 2)(t)
+        return slope - 2 * self.drift(t) * self.sigma(t) ** 2
 
     def schedule(self):
         return schedule_of(self)
@@ -65,9 +63,9 @@ class Diffusion:
 
 @functools.cache
 def schedule_of(diffusion):
-    return cp.Schedule.from_arrays(
-        *jax.jit(jax.vmap(lambda t: (diffusion.alpha(t), diffusion.sigma(t))))(TIMES)
-    )
+    at_times = jax.vmap(lambda t: (diffusion.alpha(t), diffusion.sigma(t)))
+    alpha, sigma = jax.jit(at_times)(TIMES)
+    return cp.Schedule.from_arrays(alpha, sigma)
 
 
 def log_alpha(t):
@@ -87,12 +85,16 @@ DIFFUSIONS = [VP, VE, OTHER]
 
 
 def one_of(which):
-    """The diffusion of that number, which may be traced: what is compiled of one serves
-    all."""
-    pick = lambda name: (
-        lambda t: jnp.stack([getattr(d, name)(t) for d in DIFFUSIONS])[which]
-    )
-    return Diffusion("one of all", pick("alpha"), pick("sigma"))
+    """The diffusion of that number, which may be traced: code that is compiled for one
+    serves all."""
+
+    def alpha(t):
+        return jnp.stack([diffusion.alpha(t) for diffusion in DIFFUSIONS])[which]
+
+    def sigma(t):
+        return jnp.stack([diffusion.sigma(t) for diffusion in DIFFUSIONS])[which]
+
+    return Diffusion("one of all", alpha, sigma)
 
 
 def at_time(density, diffusion, t):
@@ -100,30 +102,30 @@ def at_time(density, diffusion, t):
     alpha, sigma = diffusion.alpha(t), diffusion.sigma(t)
     levels = jnp.ones(density.num_levels)
     old = density.schedule
-    new = cp.Schedule(
-        alpha * levels,
-        sigma * levels,
-        diffusion.drift(t) / diffusion.squared_noise(t) * levels,
-    )
+    drift_ratio = diffusion.drift(t) / diffusion.squared_noise(t)
+    new = cp.Schedule(alpha * levels, sigma * levels, drift_ratio * levels)
     density = eqx.tree_at(
         lambda d: (d.schedule, d.evaluator.schedule), density, (new, new)
     )
     for i, batch in enumerate(density.evaluator.batches):
-        if batch.own_noise is not None:  # what windows see: noise divided by a constant
-            narrower = batch.own_noise.sigma / old.sigma
-            own = eqx.tree_at(
-                lambda n: (n.alpha, n.sigma),
-                batch.own_noise,
-                (alpha * levels, sigma * narrower),
-            )
-            density = eqx.tree_at(
-                lambda d, i=i: d.evaluator.batches[i].own_noise, density, own
-            )
+        if batch.own_noise is None:
+            continue
+        # Windows that average see noise divided by a constant.
+        narrower = batch.own_noise.sigma / old.sigma
+        own = eqx.tree_at(
+            lambda n: (n.alpha, n.sigma),
+            batch.own_noise,
+            (alpha * levels, sigma * narrower),
+        )
+        density = eqx.tree_at(
+            lambda d, i=i: d.evaluator.batches[i].own_noise, density, own
+        )
     return density
 
 
 def residual(density, diffusion, x, t):
-    """The rate that the equation asks for, at a flat x."""
+    """The rate by the equation, at a flat x; the density's own rate; and its part from
+    scores alone."""
     shapes = {name: info.shape for name, info in density.sites.items()}
 
     def position(x):
@@ -135,29 +137,21 @@ def residual(density, diffusion, x, t):
 
     def value_and_score(x, t):
         here = at_time(density, diffusion, t)
-        evaluation, (_, rate) = (
-            here.evaluate(position(x), 0),
-            here.score_and_rate(position(x), 0),
-        )
-        score = jnp.concatenate(
-            [evaluation.terms.drift[name].ravel() for name in shapes]
-        )
-        return (evaluation.terms.log_marginal + evaluation.terms.log_exact, score), (
-            score,
-            rate,
-            evaluation.terms.rate,
-        )
+        terms = here.evaluate(position(x), 0).terms
+        _, rate = here.score_and_rate(position(x), 0)
+        score = jnp.concatenate([terms.drift[name].ravel() for name in shapes])
+        log_density = terms.log_marginal + terms.log_exact
+        return (log_density, score), (score, rate, terms.rate)
 
     # One forward-mode pass gives ∂_t log F and, with the score of the library, the
     # divergence ∇·S.
-    ((_, change), (hessian, _)), (s, rate, own) = jax.jacfwd(
-        value_and_score, argnums=(0, 1), has_aux=True
-    )(x, t)
-    f, g2 = diffusion.drift(t), diffusion.squared_noise(t)
-    wanted = (
-        -f * (x.size + x @ s) + 0.5 * g2 * (s @ s + jnp.trace(hessian)) - change
-    ) / g2
-    return wanted, rate, own
+    derivatives = jax.jacfwd(value_and_score, argnums=(0, 1), has_aux=True)
+    ((_, change), (hessian, _)), (s, rate, of_scores) = derivatives(x, t)
+    f = diffusion.drift(t)
+    g2 = diffusion.squared_noise(t)
+    drifted = f * (x.size + x @ s)
+    diffused = 0.5 * g2 * (s @ s + jnp.trace(hessian))
+    return (-drifted + diffused - change) / g2, rate, of_scores
 
 
 POINTS = np.array([[0.3, -0.5], [1.0, 0.4], [-0.6, 0.2]])
@@ -165,9 +159,8 @@ POINTS = np.array([[0.3, -0.5], [1.0, 0.4], [-0.6, 0.2]])
 
 def gaussians(seed, shape=(2,)):
     rng = np.random.default_rng(seed)
-    return modes(
-        [0.3, 0.7], rng.normal(size=(2, *shape)), rng.uniform(0.3, 0.9, (2, *shape))
-    )
+    means = rng.normal(size=(2, *shape))
+    return modes([0.3, 0.7], means, rng.uniform(0.3, 0.9, (2, *shape)))
 
 
 SCHEDULE = VP  # the factors are exact at any levels; compile chooses them
@@ -182,7 +175,7 @@ def leaf(seed, shape=(2,)):
 
 
 def normalised(factor, degree):
-    """As `calibrate` makes it, with made-up normalisers: the equation holds for any."""
+    """A calibrated factor with made-up normalisers: the equation holds for any."""
     knots = np.linspace(-9.0, 7.0, 12)
     tables = {
         KNOTS: knots,
@@ -237,8 +230,7 @@ EXPRESSIONS = {
         log_weights=[0.0, 0.5],
     ),
 }
-"""Every rule of the rate is in one of these; what is compiled of one serves all
-diffusions."""
+"""Every rule of the rate is in one of these."""
 WHOLE = "mixture of calibrated products"
 NO_DRIFT_PART = {"leaf", "box", "mixture over data"}
 """Normalised densities of all entries: their rate is 0 without it."""
@@ -247,9 +239,8 @@ NO_DRIFT_PART = {"leaf", "box", "mixture over data"}
 def rates(density, diffusion, seed=0):
     size = sum(math.prod(info.shape) for info in density.sites.values())
     x = jnp.asarray(np.random.default_rng(seed).normal(size=size))
-    return compiled(
-        density, jnp.asarray(DIFFUSIONS.index(diffusion)), x, jnp.asarray(0.6)
-    )
+    which = jnp.asarray(DIFFUSIONS.index(diffusion))
+    return compiled(density, which, x, jnp.asarray(0.6))
 
 
 @eqx.filter_jit
@@ -262,16 +253,16 @@ def compiled(density, which, x, t):
 def test_rate_is_the_residual(diffusion, name):
     density = cp.compile(single, EXPRESSIONS[name](), schedule=diffusion.schedule())
     assert "feynman_kac" in density.capabilities
-    wanted, rate, without_drift = rates(density, diffusion)
-    np.testing.assert_allclose(rate, wanted, rtol=1e-8, atol=1e-8)
+    expected, rate, without_drift = rates(density, diffusion)
+    np.testing.assert_allclose(rate, expected, rtol=1e-8, atol=1e-8)
     if name in NO_DRIFT_PART:
         np.testing.assert_allclose(rate, 0.0, atol=1e-8)
-    elif (
-        diffusion is VE or name == WHOLE
-    ):  # their drift's part is 0, and so is that of whatever counts as one density
+    elif diffusion is VE or name == WHOLE:
+        # VE has no drift, and a normalised mixture counts as one density.
         np.testing.assert_allclose(without_drift, rate, rtol=1e-12)
-    else:  # the negative control: without the drift's part the equation does not hold
-        assert abs(without_drift - wanted) > 1e-2
+    else:
+        # The negative control: without the drift's part the equation does not hold.
+        assert abs(without_drift - expected) > 1e-2
 
 
 @cp.program
@@ -283,8 +274,8 @@ def several(a, b, c):
 
 def test_rates_of_sites_and_plates_add_up():
     density = cp.compile(several, leaf(0), leaf(1), leaf(2), schedule=VP.schedule())
-    wanted, rate, _ = rates(density, VP)
-    np.testing.assert_allclose(rate, wanted, rtol=1e-8, atol=1e-8)
+    expected, rate, _ = rates(density, VP)
+    np.testing.assert_allclose(rate, expected, rtol=1e-8, atol=1e-8)
 
 
 MATRIX = jnp.array([[1.0, 0.5], [0.3, -1.0], [0.2, 0.4]])
@@ -294,31 +285,34 @@ MATRIX = jnp.array([[1.0, 0.5], [0.3, -1.0], [0.2, 0.4]])
     "factor", [EXPRESSIONS["leaf"], slow(product)], ids=["leaf", "product"]
 )
 def test_rate_of_what_is_annealed_exactly(factor):
-    """The noised posterior of one factor has the rate 0; times a product of factors it
-    has that of the rule."""
-    law, y = lambda x: dist.Normal(MATRIX @ x, 0.6), jnp.array([0.3, -0.2, 0.5])
+    """The noised posterior of one factor has the rate 0; with a product of factors it
+    has the rate of the rule."""
+
+    def law(x):
+        return dist.Normal(MATRIX @ x, 0.6)
+
+    y = jnp.array([0.3, -0.2, 0.5])
     density = cp.compile(measured, factor(), law, y, schedule=VP.schedule())
-    wanted, rate, _ = rates(density, VP)
-    np.testing.assert_allclose(rate, wanted, rtol=1e-8, atol=1e-8)
+    expected, rate, _ = rates(density, VP)
+    np.testing.assert_allclose(rate, expected, rtol=1e-8, atol=1e-8)
     if factor is not product:
         np.testing.assert_allclose(rate, 0.0, atol=1e-8)
-    # the negative control: as if the product of noised factors were the noised product
-    else:
-        wrong = dataclasses.replace(density.evaluator.likelihood.exact, marginal=True)
-        wrong = eqx.tree_at(lambda d: d.evaluator.likelihood.exact, density, wrong)
-        assert abs(rates(wrong, VP)[1] - wanted) > 1e-2
+        return
+    # The negative control: as if the product of noised factors were the noised product.
+    wrong = dataclasses.replace(density.evaluator.likelihood.exact, marginal=True)
+    wrong = eqx.tree_at(lambda d: d.evaluator.likelihood.exact, density, wrong)
+    _, wrong_rate, _ = rates(wrong, VP)
+    assert abs(wrong_rate - expected) > 1e-2
 
 
 @pytest.mark.parametrize("diffusion", DIFFUSIONS, ids=lambda d: d.name)
 def test_schedules_know_their_drift(diffusion):
     """f/g² from the levels: exact for VP and VE, by differences for others."""
-    exact = jax.jit(
-        jax.vmap(lambda t: diffusion.drift(t) / diffusion.squared_noise(t))
-    )(TIMES)
-    found = diffusion.schedule().drift_ratio
-    np.testing.assert_allclose(
-        found[1:-1], exact[1:-1], rtol=2e-3 if diffusion is OTHER else 1e-9, atol=1e-12
-    )
+    at_times = jax.vmap(lambda t: diffusion.drift(t) / diffusion.squared_noise(t))
+    exact = jax.jit(at_times)(TIMES)
+    ratio = diffusion.schedule().drift_ratio
+    rtol = 2e-3 if diffusion is OTHER else 1e-9
+    np.testing.assert_allclose(ratio[1:-1], exact[1:-1], rtol=rtol, atol=1e-12)
 
 
 @pytest.mark.parametrize("diffusion", [VP, VE], ids=lambda d: d.name)
@@ -332,20 +326,19 @@ def test_aligned_models_have_the_rate_of_their_own_density(diffusion):
     exact = cp.Analytic(dist.Normal(jnp.zeros(2), 0.5), wide)
     schedule = diffusion.schedule()
     x = {"x": jnp.array([0.4, -1.1])}
-    densities = [
-        cp.compile(single, f * leaf(1) ** 0.5, schedule=schedule)
-        for f in (network, exact)
-    ]
+    by_network = cp.compile(single, network * leaf(1) ** 0.5, schedule=schedule)
+    by_formula = cp.compile(single, exact * leaf(1) ** 0.5, schedule=schedule)
     for level in (0, 200, 399):
-        one, other = (density.evaluate(x, level) for density in densities)
-        np.testing.assert_allclose(one.terms.rate, other.terms.rate, rtol=1e-8)
-        np.testing.assert_allclose(
-            one.terms.drift["x"], other.terms.drift["x"], rtol=1e-8
-        )
+        terms = by_network.evaluate(x, level).terms
+        expected = by_formula.evaluate(x, level).terms
+        np.testing.assert_allclose(terms.rate, expected.rate, rtol=1e-8)
+        np.testing.assert_allclose(terms.drift["x"], expected.drift["x"], rtol=1e-8)
 
 
 def test_mixtures_of_unnormalised_factors_have_no_rate():
-    energy = lambda x, t: 0.5 * jnp.sum(x**2)
+    def energy(x, t):
+        return 0.5 * jnp.sum(x**2)
+
     model = cp.Diffusion(
         energy, VP.schedule(), event_shape=(2,), parameterization="energy"
     )

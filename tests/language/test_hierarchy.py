@@ -14,14 +14,19 @@ from refusals import refused
 from sampling_cases import SCHEDULE, Calls, learned, normal, run
 from zscores import assert_agrees, assert_disagrees, z_scores
 
-WEIGHTS, SHIFT, SDS, SD, Y = (0.3, 0.7), (-1.0, 0.6), (0.4, 0.7), 0.5, 1.4
-PRIOR_SD, SCALE = 0.8, (0.3, 0.2)
+WEIGHTS = (0.3, 0.7)
+SHIFT = (-1.0, 0.6)
+SDS = (0.4, 0.7)
+SD = 0.5
+Y = 1.4
+PRIOR_SD = 0.8
+SCALE = (0.3, 0.2)
 
 
 @cp.program
 def hierarchy(y, schedule):
-    """Objects share a mixture whose place and width are unknown; the data are of the
-    first and of their plain one."""
+    """A mixture whose place and width are unknown, with a datum of a draw from it, and
+    two objects that share the place."""
     m = cp.sample("m", dist.Normal(0.2, PRIOR_SD))
     s = cp.sample("s", dist.LogNormal(*SCALE))
     left, right = (
@@ -48,21 +53,17 @@ def exact(position, level, power):
     total = dist.Normal(0.2, PRIOR_SD).log_prob(m) + dist.Normal(*SCALE).log_prob(log_s)
     means = noise.alpha * (m + jnp.array(SHIFT))
     spread = jnp.sqrt((noise.alpha * s * jnp.array(SDS)) ** 2 + noise.sigma**2)
-    total += jax.nn.logsumexp(
-        jnp.log(jnp.array(WEIGHTS)) + dist.Normal(means, spread).log_prob(x)
-    )
-    total += (
-        dist.Normal(noise.alpha * m, jnp.hypot(noise.alpha, noise.sigma))
-        .log_prob(z)
-        .sum()
-    )
+    of_modes = dist.Normal(means, spread).log_prob(x)
+    total += jax.nn.logsumexp(jnp.log(jnp.array(WEIGHTS)) + of_modes)
+    spread = jnp.hypot(noise.alpha, noise.sigma)
+    total += dist.Normal(noise.alpha * m, spread).log_prob(z).sum()
     return total + power(level) * dist.Normal(x / noise.alpha, SD).log_prob(Y)
 
 
 def tempering(level):
-    return jax.nn.sigmoid(jnp.asarray(SCHEDULE.log_snr)[level] - 4) / jax.nn.sigmoid(
-        SCHEDULE.log_snr[0] - 4
-    )
+    """(1 + r_0²·H)/(1 + r_k²·H) with H = e⁴."""
+    log_snr = jnp.asarray(SCHEDULE.log_snr)
+    return jax.nn.sigmoid(log_snr[level] - 4) / jax.nn.sigmoid(log_snr[0] - 4)
 
 
 EXACT = jax.jit(jax.value_and_grad(exact), static_argnums=2)
@@ -70,13 +71,12 @@ EXACT = jax.jit(jax.value_and_grad(exact), static_argnums=2)
 
 @pytest.mark.parametrize("level", [0, 13, 31])
 def test_density_and_scores_are_the_models(density, level):
-    x, z, m, s = (
-        jnp.array(0.7),
-        jnp.array([[0.4, -1.2], [2.0, 0.1]]),
-        jnp.array(-0.6),
-        jnp.array(0.5),
-    )
-    position = {"x": x, "z": z, "m": m, "s": s}
+    position = {
+        "x": jnp.array(0.7),
+        "z": jnp.array([[0.4, -1.2], [2.0, 0.1]]),
+        "m": jnp.array(-0.6),
+        "s": jnp.array(0.5),
+    }
     evaluation = density.evaluate(position, level)
     value, score = EXACT(position, level, tempering)
     np.testing.assert_allclose(evaluation.log_density, value, rtol=2e-5)
@@ -84,11 +84,11 @@ def test_density_and_scores_are_the_models(density, level):
         np.testing.assert_allclose(
             evaluation.score[name], score[name], rtol=1e-4, atol=1e-4
         )
-    alone = EXACT(position, level, lambda level: 0.0)[1]["x"]
-    np.testing.assert_allclose(evaluation.terms.drift["x"], alone, rtol=1e-4, atol=1e-4)
-    assert (
-        evaluation.terms.rate == 0
-    )  # conditional on m and s each is a noised marginal
+    _, without_data = EXACT(position, level, lambda level: 0.0)
+    drift = evaluation.terms.drift["x"]
+    np.testing.assert_allclose(drift, without_data["x"], rtol=1e-4, atol=1e-4)
+    # Conditional on m and s each factor is a noised marginal.
+    assert evaluation.terms.rate == 0
     leaves = jax.eval_shape(density.leaf_scores, position, level)
     assert sorted(leaves) == ["Normal(x | m)", "Normal(x | m, s)"]
     assert "0.3·Normal(x | m, s) + 0.7·Normal(x | m, s)" in str(density)
@@ -117,16 +117,17 @@ def test_what_is_not_normalised_whatever_the_latent_is_refused():
 
 
 ALPHA, SIGMA = float(SCHEDULE.alpha[0]), float(SCHEDULE.sigma[0])
-KERNEL, KEY = cp.HMC(num_leapfrog=3), jax.random.key(0)
+KERNEL = cp.HMC(num_leapfrog=3)
+KEY = jax.random.key(0)
 
 
 @cp.program
 def product(y=None, sd=1.0):
-    """Z(c) of N(x; c, 1)·N(x; 0, 1) is N(c; 0, 2): not constant, and here known."""
+    """Z(c) of N(x; c, 1)·N(x; 0, 1) is N(c; 0, 2): not constant, and given by a
+    formula."""
     c = cp.sample("c", dist.Normal(0.0, 1.0))
-    x = cp.sample(
-        "x", cp.Analytic(dist.Normal(c, sd), SCHEDULE) * normal(), conditional=True
-    )
+    factor = cp.Analytic(dist.Normal(c, sd), SCHEDULE) * normal()
+    x = cp.sample("x", factor, conditional=True)
     if y is not None:
         cp.observe("y", dist.Normal(x, 1.0), y)
 
@@ -137,10 +138,9 @@ def test_c_keeps_its_prior_and_x_has_its_law_given_c():
     result = run(density, 0, 4096, sampler=cp.AnnealedMCMC(KERNEL, 4))
     assert result.status.ok
     c, x = np.asarray(result["c"], float), np.asarray(result["x"], float)
-    away, variance = (
-        x - ALPHA * c / 2,
-        (ALPHA**2 + SIGMA**2) / 2,
-    )  # of the product of two noised factors
+    # Of the product of two noised factors.
+    away = x - ALPHA * c / 2
+    variance = (ALPHA**2 + SIGMA**2) / 2
     values = {"c": c, "c²": c**2, "x": away, "x²": away**2, "cx": c * away}
     expected = {"c": 0.0, "c²": 1.0, "x": 0.0, "x²": variance, "cx": 0.0}
     assert_agrees(z_scores(values, expected))
@@ -159,16 +159,14 @@ def test_what_moves_beside_it_is_not_held():
         cp.observe("y", dist.Normal(w + m, 0.5), 1.0)
 
     density = cp.compile(beside, normal())
-    assert {name: site.kind for name, site in density.sites.items()} == {
-        "x": "noised", "w": "noised", "c": "held", "m": "static"
-    }  # fmt: skip
+    kinds = {name: site.kind for name, site in density.sites.items()}
+    assert kinds == {"x": "noised", "w": "noised", "c": "held", "m": "static"}
     result = run(density, 1, 2048, sampler=cp.AnnealedMCMC(KERNEL, 8))
     gain = 1 / (1 + 1 + 0.5**2)
     c, m = np.asarray(result["c"], float), np.asarray(result["m"], float)
     values = {"c": c, "c²": c**2, "m": m, "m²": (m - gain) ** 2, "cm": c * (m - gain)}
-    assert_agrees(
-        z_scores(values, {"c": 0.0, "c²": 1.0, "m": gain, "m²": 1 - gain, "cm": 0.0})
-    )
+    expected = {"c": 0.0, "c²": 1.0, "m": gain, "m²": 1 - gain, "cm": 0.0}
+    assert_agrees(z_scores(values, expected))
 
 
 def conditional(counter, parameterization="energy"):
@@ -176,12 +174,12 @@ def conditional(counter, parameterization="energy"):
 
     def network(x, log_snr, c):
         counter()
-        alpha, sigma = (
-            jnp.sqrt(jax.nn.sigmoid(log_snr)),
-            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
-        )
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
         away = x - alpha * c
-        return sigma * 0.5 * jnp.sum(away**2) if parameterization == "energy" else -away
+        if parameterization == "energy":
+            return sigma * 0.5 * jnp.sum(away**2)
+        return -away
 
     return learned(network, parameterization, SCHEDULE, conditions=("c",))
 
@@ -201,14 +199,16 @@ def test_networks_get_the_latent_of_the_position():
     position = {"a": jnp.array(0.4), "c": jnp.array([1.5, -0.7]), "x": x}
     alpha = float(SCHEDULE.alpha[5])
     for c in (position["c"], jnp.array([-2.0, 0.3])):
-        found = density.evaluate({**position, "c": c}, 5)
+        evaluation = density.evaluate({**position, "c": c}, 5)
+        score = evaluation.score
+        expected = alpha * c - 2 * x
+        np.testing.assert_allclose(score["x"], expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(score["c"], 0.0)
+        np.testing.assert_array_equal(score["a"], 0.0)
+        log_marginal = -0.5 * (jnp.sum((x - alpha * c) ** 2) + jnp.sum(x**2))
         np.testing.assert_allclose(
-            found.score["x"], alpha * c - 2 * position["x"], rtol=1e-4, atol=1e-4
+            evaluation.terms.log_marginal, log_marginal, rtol=1e-4
         )
-        np.testing.assert_array_equal(found.score["c"], 0.0)
-        np.testing.assert_array_equal(found.score["a"], 0.0)
-        away = jnp.sum((position["x"] - alpha * c) ** 2) + jnp.sum(position["x"] ** 2)
-        np.testing.assert_allclose(found.terms.log_marginal, -0.5 * away, rtol=1e-4)
     counter.reset()
     density.evaluate(position, 6)
     assert counter.run == 2  # two leaves, each one batch of three copies
@@ -218,7 +218,8 @@ def test_networks_get_the_latent_of_the_position():
 def test_scores_alone_will_do_and_reverse_diffusion_is_ancestral_too():
     density = cp.compile(scores_alone, conditional(Calls(), "score"))
     result = run(density, 2, 4096, sampler=cp.Ancestral())
-    c, away = result["c"], result["x"] - ALPHA * result["c"]
+    c = result["c"]
+    away = result["x"] - ALPHA * c
     values = {"c": c, "c²": c**2, "x": away, "cx": c * away}
     assert_agrees(z_scores(values, {"c": 0.0, "c²": 1.0, "x": 0.0, "cx": 0.0}))
     assert "AnnealedMCMC" in run(density, 2, 300, sampler=None).about.sampler
@@ -234,10 +235,9 @@ def test_chains_are_not_weighed_against_one_another():
     density = cp.compile(product)
     words = "weighs chains.*depends on 'c'.*Fix: use cp.AnnealedMCMC"
     for weights in ("feynman_kac", "density"):
+        sampler = cp.SMC(weights=weights)
         refused(
-            lambda: cp.infer(
-                density, KEY, num_chains=4, sampler=cp.SMC(weights=weights)
-            ),
+            lambda: cp.infer(density, KEY, num_chains=4, sampler=sampler),
             CapabilityError,
             words,
         )
@@ -245,22 +245,20 @@ def test_chains_are_not_weighed_against_one_another():
 
 
 @cp.program
-def told_of(where):
+def with_datum_of(name):
     c = cp.sample("c", dist.Normal(0.0, 1.0))
     b = cp.sample("b", dist.Normal(c, 1.0))
-    cp.sample(
-        "x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal(), conditional=True
-    )
-    cp.observe("y", dist.Normal({"c": c, "b": b}[where], 1.0), 0.3)
+    factor = cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal()
+    cp.sample("x", factor, conditional=True)
+    cp.observe("y", dist.Normal({"c": c, "b": b}[name], 1.0), 0.3)
 
 
 @cp.program
 def after_a_noised_one():
     w = cp.sample("w", normal())
     c = cp.sample("c", dist.Normal(w, 1.0))
-    cp.sample(
-        "x", cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal(), conditional=True
-    )
+    factor = cp.Analytic(dist.Normal(c, 1.0), SCHEDULE) * normal()
+    cp.sample("x", factor, conditional=True)
 
 
 def test_where_the_prior_draw_would_be_wrong_the_program_is_refused():
@@ -272,8 +270,8 @@ def test_where_the_prior_draw_would_be_wrong_the_program_is_refused():
         "observe 'c'; or calibrate.*classifier",
     )
     words = r"'y' depends on 'c'.*test_hierarchy.*ancestral order"
-    for where in ("c", "b"):
-        refused(lambda: cp.compile(told_of, where), DoublyIntractableError, words)
+    for name in ("c", "b"):
+        refused(lambda: cp.compile(with_datum_of, name), DoublyIntractableError, words)
     refused(
         lambda: cp.compile(after_a_noised_one),
         ProgramError,

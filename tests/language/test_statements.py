@@ -1,5 +1,5 @@
-"""What statements mean inside a program, how a run of it leaves no trace, and annealing
-policies as objects."""
+"""Statements inside a program, runs that leave no trace, and annealing policies as
+objects."""
 
 import dataclasses
 
@@ -87,8 +87,8 @@ def test_deterministics_are_read_where_every_site_is_noised():
 
 
 def test_the_density_of_a_program_is_the_product_of_its_statements():
-    """Also of what stands in the place of a latent, as in NumPyro's log-density; the
-    density of a number that moves without constraints has the Jacobian of its
+    """The product has the priors of latents that handlers replace, as in NumPyro's
+    log-density. The density of an unconstrained coordinate has the Jacobian of its
     bijection."""
     density = cp.compile(every_kind, F, 0.7, MASK)
     kinds = {name: site.kind for name, site in density.sites.items()}
@@ -96,10 +96,11 @@ def test_the_density_of_a_program_is_the_product_of_its_statements():
     x, z, w, m, v, u = (jnp.array(a) for a in (0.4, -0.2, 0.3, 0.5, 0.6, -1.0))
     simplex = dist.biject_to(dist.constraints.simplex)
     assert density.sites["shares"].shape == (2,)
-    position = dict(
-        zip(("x", *LATENTS), (x, z, w, m, v, u, jnp.zeros(2)), strict=True)
-    ) | {"k": jnp.array(0.9)}
-    clean, shares = x / ALPHA, simplex(jnp.zeros(2))
+    values = (x, z, w, m, v, u, jnp.zeros(2))
+    position = dict(zip(("x", *LATENTS), values, strict=True))
+    position["k"] = jnp.array(0.9)
+    clean = x / ALPHA
+    shares = simplex(jnp.zeros(2))
     expected = (
         dist.Normal(0, jnp.hypot(ALPHA, SIGMA)).log_prob(x)
         + dist.Normal(0.5, 2.0).log_prob(z)
@@ -109,22 +110,22 @@ def test_the_density_of_a_program_is_the_product_of_its_statements():
         + dist.Normal(0.0, 1.0).log_prob(v)
         # of k, which is moved although 3 stands in its place
         + dist.Normal(0.0, 1.0).log_prob(0.9)
-        + dist.Gamma(2.0, 1.0).log_prob(jnp.exp(u)) + u
-        + dist.Dirichlet(jnp.ones(3)).log_prob(shares) + simplex.log_abs_det_jacobian(jnp.zeros(2), shares)
+        + dist.Gamma(2.0, 1.0).log_prob(jnp.exp(u))
+        + u
+        + dist.Dirichlet(jnp.ones(3)).log_prob(shares)
+        + simplex.log_abs_det_jacobian(jnp.zeros(2), shares)
         + dist.Normal(clean + z, 0.3).log_prob(0.7)
         + dist.Normal(3 + 2 * v, 1.0).log_prob(0.5)
         + dist.Normal(clean + m, 1.0).log_prob(1.0)
         - 0.1 * clean**2
         - w**2
-    )  # fmt: skip
-    assert float(density.log_density(position, 0)) == pytest.approx(
-        float(expected), abs=1e-4
     )
+    log_density = float(density.log_density(position, 0))
+    assert log_density == pytest.approx(float(expected), abs=1e-4)
     samples = density.to_samples(position)
     named = {"sum": clean + w + 5.0, "s": 2.0, "r": 3 + 2 * v, "rate": jnp.exp(u)}
-    assert {name: float(samples[name]) for name in named} == pytest.approx(
-        {n: float(a) for n, a in named.items()}
-    )
+    for name, value in named.items():
+        assert float(samples[name]) == pytest.approx(float(value))
     np.testing.assert_allclose(samples["shares"], shares, rtol=1e-6)
 
 
@@ -207,7 +208,7 @@ def test_policies_nest_and_the_nearest_wins():
     }
 
 
-def test_functions_of_the_level_and_observations_that_see_no_noised_site_which_rise_to_full_power():
+def test_functions_of_the_level_and_the_rising_power_of_data_without_a_noised_site():
     @cp.program
     def model(f):
         x = cp.sample("x", f)
@@ -215,13 +216,13 @@ def test_functions_of_the_level_and_observations_that_see_no_noised_site_which_r
         m = cp.sample("m", dist.Normal(0, 1))
         cp.observe("y", dist.Normal(m, 0.5), 1.0)
 
-    density, bare = cp.compile(model, F), cp.compile(single, F)
+    density = cp.compile(model, F)
+    prior = cp.compile(single, F)
     for level, slope, of_m in ((0, 0.0, 4.0), (5, -5.0, 4.0), (31, -31.0, 0.0)):
-        found = density.score({"x": jnp.array(0.2), "m": jnp.array(0.0)}, level)
-        alone = bare.score({"x": jnp.array(0.2)}, level)["x"]
-        np.testing.assert_allclose(
-            [found["x"] - alone, found["m"]], [slope, of_m], atol=1e-4
-        )
+        score = density.score({"x": jnp.array(0.2), "m": jnp.array(0.0)}, level)
+        of_prior = prior.score({"x": jnp.array(0.2)}, level)["x"]
+        np.testing.assert_allclose(score["x"] - of_prior, slope, atol=1e-4)
+        np.testing.assert_allclose(score["m"], of_m, atol=1e-4)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, ComposeProbError])
@@ -275,29 +276,29 @@ def test_an_array_in_the_place_of_a_distribution_is_called_an_array(array):
 SCHEDULE = cp.Schedule.log_snr(20)
 PRIOR = cp.Analytic(dist.Normal(jnp.array([0.3, -0.4]), 0.5), SCHEDULE)
 X = {"x": jnp.array([0.4, -0.2])}
-SINE = lambda x: dist.Normal(jnp.sin(x), 0.3)
+
+
+def sine(x):
+    return dist.Normal(jnp.sin(x), 0.3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Between(Policy):
-    """Sees a point between x/α and the Tweedie mean; counts as signal does. What it
-    says of level 0 is wrong."""
+    """A point between x/α and the Tweedie mean, with the power α². Its values at level
+    0, where a policy is not called, are wrong."""
 
     share: float
 
     def seen(self, x, mean, noise):
-        return jnp.where(
-            noise.index == 0,
-            jnp.nan,
-            (1 - self.share) * x / noise.alpha + self.share * mean,
-        )
+        between = (1 - self.share) * x / noise.alpha + self.share * mean
+        return jnp.where(noise.index == 0, jnp.nan, between)
 
     def power(self, schedule, noise):
         return jnp.where(noise.index == 0, 7.0, noise.alpha**2)
 
 
 def log_likelihood(anneal, level):
-    density = cp.compile(measured, PRIOR, SINE, jnp.zeros(2), anneal)
+    density = cp.compile(measured, PRIOR, sine, jnp.zeros(2), anneal)
     return density.evaluate(X, level).terms.log_potential
 
 
@@ -308,9 +309,8 @@ def test_a_policy_of_the_users_is_what_it_says_above_level_0(level):
     mean = (X["x"] + noise.sigma**2 * density.score(X, level)["x"]) / noise.alpha
     seen = 0.75 * X["x"] / noise.alpha + 0.25 * mean
     expected = noise.alpha**2 * dist.Normal(jnp.sin(seen), 0.3).log_prob(0.0).sum()
-    np.testing.assert_allclose(
-        log_likelihood(Between(0.25), level), expected, rtol=1e-5
-    )
+    value = log_likelihood(Between(0.25), level)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -319,38 +319,39 @@ def test_a_policy_of_the_users_is_what_it_says_above_level_0(level):
 def test_level_0_is_the_posterior_whatever_a_policy_says(anneal):
     expected = dist.Normal(jnp.sin(X["x"] / SCHEDULE.alpha[0]), 0.3).log_prob(0.0).sum()
     np.testing.assert_allclose(log_likelihood(anneal, 0), expected, rtol=1e-6)
-    density = cp.compile(measured, PRIOR, SINE, jnp.zeros(2), anneal)
+    density = cp.compile(measured, PRIOR, sine, jnp.zeros(2), anneal)
     by_grad = jax.jit(jax.grad(lambda x, level: density.log_density({"x": x}, level)))
     for level in (0, 7):
-        np.testing.assert_allclose(
-            density.score(X, level)["x"], by_grad(X["x"], level), rtol=1e-4
-        )
+        score = density.score(X, level)["x"]
+        np.testing.assert_allclose(score, by_grad(X["x"], level), rtol=1e-4)
 
 
 def test_policies_are_printed_with_their_settings_and_equal_ones_reuse_compiled_code():
-    """Equal ones are also an object and its short name."""
-    made = lambda policy: cp.compile(measured, PRIOR, SINE, jnp.zeros(2), policy)
-    one, two, other = map(made, (Between(0.25), Between(0.25), Between(0.5)))
-    assert "annealed 'between(share=0.25)'" in str(one)
-    assert (
-        jax.tree.structure(one) == jax.tree.structure(two) != jax.tree.structure(other)
-    )
+    """An object and its short name are equal ones, too."""
+
+    def compiled(policy):
+        return cp.compile(measured, PRIOR, sine, jnp.zeros(2), policy)
+
+    def structure(policy):
+        return jax.tree.structure(compiled(policy))
+
+    assert "annealed 'between(share=0.25)'" in str(compiled(Between(0.25)))
+    assert structure(Between(0.25)) == structure(Between(0.25))
+    assert structure(Between(0.25)) != structure(Between(0.5))
     for name in ("tempered", "denoised"):
-        assert f"annealed '{name}'" in str(made(name))
-        assert jax.tree.structure(made(name)) == jax.tree.structure(
-            made(POLICIES[name])
-        )
+        assert f"annealed '{name}'" in str(compiled(name))
+        assert structure(name) == structure(POLICIES[name])
 
 
 def test_what_is_no_policy_is_refused():
     refused(
-        lambda: cp.compile(measured, PRIOR, SINE, jnp.zeros(2), 3),
+        lambda: cp.compile(measured, PRIOR, sine, jnp.zeros(2), 3),
         InvalidValueError,
         "policy 3",
     )
-    array, words = Between(jnp.ones(2)), "Between|between.*numbers or text"
+    array = Between(jnp.ones(2))
     refused(
-        lambda: cp.compile(measured, PRIOR, SINE, jnp.zeros(2), array),
+        lambda: cp.compile(measured, PRIOR, sine, jnp.zeros(2), array),
         WrongTypeError,
-        words,
+        "Between|between.*numbers or text",
     )

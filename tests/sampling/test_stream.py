@@ -234,7 +234,9 @@ def test_refusals(product, tmp_path):
     ]:
         refused(lambda: drawn(product, **options), error, words)
     assert (tmp_path / "mine" / "thesis.tex").exists()
-    refused(lambda: cp.Result.load(tmp_path / "mine"), LoadError, "is not a stored result")
+    refused(
+        lambda: cp.Result.load(tmp_path / "mine"), LoadError, "is not a stored result"
+    )
 
 
 SCRIPT = """

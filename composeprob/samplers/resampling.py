@@ -8,6 +8,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from functools import partial, wraps
+from types import FrameType
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -62,7 +63,7 @@ class Resampler(eqx.Module):
                     f"{cls.__name__}.{old} is called {new} now; the old name works "
                     f"until version 0.3. Rename the method: def {new}(…).",
                     DeprecationWarning,
-                    stacklevel=_level_of_class_statement(),
+                    stacklevel=_level_of_user(),
                 )
                 setattr(cls, new, own[old])
             elif new in own and old not in own:
@@ -72,20 +73,21 @@ class Resampler(eqx.Module):
                 setattr(cls, old, _deprecated(own[new], old, new))
 
 
-def _level_of_class_statement() -> int:
-    """Return the stack level, seen from the caller, of the class statement that made a
-    subclass: above the frames of Equinox's metaclass."""
-    level = 1
+def _level_of_user() -> int:
+    """Return the stack level, seen from the caller, of the first frame outside of this
+    library and of Equinox, whose metaclass and methods call what a user defines."""
+    level = 0
     frame = inspect.currentframe()
-    while frame is not None:
+    while frame is not None and _is_internal(frame):
         frame = frame.f_back
-        if frame is None:
-            break
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package not in ("composeprob", "equinox", "abc"):
-            break
         level += 1
     return level
+
+
+def _is_internal(frame: FrameType) -> bool:
+    """Return whether a frame is of this library's code, or of Equinox's."""
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    return package in ("composeprob", "equinox", "abc")
 
 
 def _deprecated(method: Callable[..., Array], old: str, new: str) -> Any:
@@ -96,7 +98,7 @@ def _deprecated(method: Callable[..., Array], old: str, new: str) -> Any:
         warnings.warn(
             f"{old} is called {new} now; the old name works until version 0.3.",
             DeprecationWarning,
-            stacklevel=2,
+            stacklevel=_level_of_user(),
         )
         return method(*args)
 

@@ -8,6 +8,8 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+from messages import _message_snapshots as _message_snapshots
+
 SHAPES = ("composeprob.results.estimates", "composeprob.metrics.distances")
 """Modules whose annotations, shapes included, are checked at every call."""
 install_import_hook(SHAPES, "typechecked.typechecked")

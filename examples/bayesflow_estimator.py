@@ -28,16 +28,15 @@ NOISE = 0.8
 def simulate(seed, n):
     rng = np.random.default_rng(seed)
     theta = rng.standard_normal((n, 2)).astype("float32")
-    return theta, (theta + NOISE * rng.standard_normal((n, 2))).astype("float32")
+    x = theta + NOISE * rng.standard_normal((n, 2))
+    return theta, x.astype("float32")
 
 
 def train(epochs=60):
     theta, x = simulate(0, 8192)
+    network = bf.networks.DiffusionModel(subnet_kwargs={"widths": (64, 64, 64)})
     estimator = bf.estimators.BasicEstimator(
-        inference_network=bf.networks.DiffusionModel(
-            subnet_kwargs={"widths": (64, 64, 64)}
-        ),
-        standardize=None,
+        inference_network=network, standardize=None
     )
     estimator.compile(optimizer=keras.optimizers.Adam(1e-3))
     pairs = {"inference_variables": theta, "inference_conditions": x}
@@ -51,25 +50,21 @@ def train(epochs=60):
 
 @cp.program
 def tall(posterior, xs):
-    prior = cp.Analytic(
-        dist.Normal(jnp.zeros(2), 1.0).to_event(1), posterior.schedule, label="prior"
-    )
+    normal = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
+    prior = cp.Analytic(normal, posterior.schedule, label="prior")
     return cp.sample("theta", prior * cp.product(posterior / prior, over={"x": xs}))
 
 
 def observations(n=3, truth=(0.7, -0.4)):
-    return np.asarray(truth, np.float32) + NOISE * np.random.default_rng(
-        5
-    ).standard_normal((n, 2)).astype("float32")
+    noise = np.random.default_rng(5).standard_normal((n, 2)).astype("float32")
+    return np.asarray(truth, np.float32) + NOISE * noise
 
 
 def main(num_chains=1000, out="out"):
-    xs, posterior = observations(), cp.from_estimator(train())
-    result = cp.infer(
-        cp.compile(tall, posterior, posterior.adapt(xs)),
-        jax.random.key(1),
-        num_chains=num_chains,
-    )
+    xs = observations()
+    posterior = cp.from_estimator(train())
+    density = cp.compile(tall, posterior, posterior.adapt(xs))
+    result = cp.infer(density, jax.random.key(1), num_chains=num_chains)
     print(result.summary(), f"\nexact mean {xs.sum(0) / (len(xs) + NOISE**2)}")
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "bayesflow_estimator.png"))

@@ -30,11 +30,11 @@ def scene(scenes, strength=6.0):
     blue = scenes.given(caption="a blue object on the right")
     green = scenes.given(caption="a green object on the right")
     triangle = scenes.given(caption="a triangle")
-    # The model was trained to tell captions apart, so their densities are on one scale
-    # and 0, 0 means even odds.
+    # The model was trained to classify captions, so their densities are on one scale,
+    # and log-weights 0, 0 are even odds.
     other = cp.mixture([blue, green], log_weights=[0, 0])
-    said = (red / scenes) * (other / scenes) / (triangle / scenes)
-    return cp.sample("x", scenes * said**strength)
+    quotient = (red / scenes) * (other / scenes) / (triangle / scenes)
+    return cp.sample("x", scenes * quotient**strength)
 
 
 def main(num_chains=num_chains, out="out"):

@@ -32,8 +32,7 @@ def digit(digits, classifier, label=3, scale=1.0):
 
 
 def surely(images, label):
-    """Share of images that the classifier itself, at the cleanest level, gives the
-    label."""
+    """Share of images with this label by the classifier, at the cleanest level."""
     logits = jax.vmap(lambda x: classifier.logits(x, classifier.schedule.at(0)))(images)
     return float(np.mean(np.argmax(logits, -1) == label))
 
@@ -44,9 +43,8 @@ def main(num_chains=num_chains, out="out"):
         result = cp.infer(
             density, jax.random.key(0), num_chains=num_chains, sampler=sampler
         )
-        print(
-            f"scale {scale:g}: {surely(result['x'], 3):.3f} of the images are a 3 to the classifier that guided them"
-        )
+        share = surely(result["x"], 3)
+        print(f"scale {scale:g}: {share:.3f} of the images are a 3 to the classifier")
     print(density)
     print(result.summary())
 

@@ -16,20 +16,22 @@ import jax.numpy as jnp
 
 import composeprob as cp
 
-CENTERS, WIDTH = jnp.array([[-0.3, 0.0], [0.3, 0.0]]), 0.3
-BOTH = (
-    -1
-)  # the condition that means "no condition", as in training with dropout of the class
+CENTERS = jnp.array([[-0.3, 0.0], [0.3, 0.0]])
+WIDTH = 0.3
+# The condition for "no condition", as in training with dropout of the class.
+BOTH = -1
 
 
 def energy(x, log_snr, label=BOTH):
-    """E(x) = −σ·log p(x | label) of the noised classes: what a trained energy network
-    would approximate."""
-    alpha, sigma = jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+    """E(x) = −σ·log p(x | label) of the noised classes.
+
+    A trained energy network would approximate it.
+    """
+    alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+    sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
     variance = (alpha * WIDTH) ** 2 + sigma**2
-    log_class = -jnp.sum((x - alpha * CENTERS) ** 2, -1) / (2 * variance) - jnp.log(
-        2 * jnp.pi * variance
-    )
+    distance2 = jnp.sum((x - alpha * CENTERS) ** 2, -1)
+    log_class = -distance2 / (2 * variance) - jnp.log(2 * jnp.pi * variance)
     both = jax.nn.logsumexp(log_class) - jnp.log(2.0)
     return -sigma * jnp.where(label == BOTH, both, log_class[label])
 
@@ -55,12 +57,10 @@ def main(num_chains=2000, out="out"):
         density = cp.compile(guidance, classes, scale)
         result = cp.infer(density, jax.random.key(0), num_chains=num_chains)
         x = result.unweighted()["x"][:, 0]
-        print(
-            f"scale {scale}: mean x {x.mean():+.3f}, share on the other class's side {(x < 0).mean():.3f}"
-        )
-    print(
-        density
-    )  # one network, two conditions: the compiler evaluates them as one batch
+        wrong = (x < 0).mean()
+        print(f"scale {scale}: mean x {x.mean():+.3f}, {wrong:.3f} on the other side")
+    # One network, two conditions: the compiler evaluates them as one batch.
+    print(density)
     print(result.summary())
 
     Path(out).mkdir(parents=True, exist_ok=True)

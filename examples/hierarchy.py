@@ -21,17 +21,14 @@ import composeprob as cp
 
 OBJECTS, GAIN, NOISE = 3, 1.6, 0.25  # the truth
 angle = np.arange(8) * np.pi / 4
-modes = 0.5 * np.stack(
-    [np.cos(angle), np.sin(angle)], -1
-)  # what ring2d was trained on, with deviation 0.075
+# The modes that ring2d was trained on, with deviation 0.075.
+modes = 0.5 * np.stack([np.cos(angle), np.sin(angle)], -1)
 
 rng = np.random.default_rng(0)
-places = modes[rng.choice(8, OBJECTS, replace=False)] + 0.075 * rng.normal(
-    size=(OBJECTS, 2)
-)
-readings = jnp.asarray(
-    GAIN * places[:, None] + NOISE * rng.normal(size=(OBJECTS, 3, 2)), jnp.float32
-)
+chosen = modes[rng.choice(8, OBJECTS, replace=False)]
+places = chosen + 0.075 * rng.normal(size=(OBJECTS, 2))
+noise = NOISE * rng.normal(size=(OBJECTS, 3, 2))
+readings = jnp.asarray(GAIN * places[:, None] + noise, jnp.float32)
 
 
 @cp.program
@@ -44,30 +41,32 @@ def hierarchy(prior, readings=readings):
 
 
 def exact():
-    """(Mean, sd) of log gain and of log noise under the prior that ring2d was trained
-    on, by quadrature."""
-    gains, noises = (
-        np.exp(np.linspace(-2, 2, 161)),
-        np.exp(np.log(0.3) + np.linspace(-2, 2, 121)),
-    )
+    """(Mean, sd) of log gain and of log noise, by quadrature.
+
+    The prior is the one that ring2d was trained on.
+    """
+    gains = np.exp(np.linspace(-2, 2, 161))
+    noises = np.exp(np.log(0.3) + np.linspace(-2, 2, 121))
     mean = np.asarray(readings).mean(1)
     around = ((np.asarray(readings) - mean[:, None]) ** 2).sum()
     away = mean[:, None] - gains[:, None, None, None] * modes
     spread = (gains[:, None] * 0.075) ** 2 + noises**2 / 3
-    fits = (
-        np.exp(-0.5 * (away**2).sum(-1)[:, None] / spread[..., None, None]).mean(-1)
-        / spread[..., None]
-    )
-    log_weight = (
-        np.log(fits).sum(-1) - 0.5 * around / noises**2 - 4 * OBJECTS * np.log(noises)
-    )
+    distance2 = (away**2).sum(-1)[:, None] / spread[..., None, None]
+    fits = np.exp(-0.5 * distance2).mean(-1) / spread[..., None]
+    log_weight = np.log(fits).sum(-1)
+    log_weight -= 0.5 * around / noises**2 + 4 * OBJECTS * np.log(noises)
     log_weight -= 2 * np.log(gains)[:, None] ** 2 + 2 * np.log(noises / 0.3) ** 2
     weight = np.exp(log_weight - log_weight.max())
-    sides = ((weight.sum(1), np.log(gains)), (weight.sum(0), np.log(noises)))
-    return [
-        (m := p @ v / p.sum(), float(np.sqrt(p @ (v - m) ** 2 / p.sum())))
-        for p, v in sides
-    ]
+    of_gain = moments(weight.sum(1), np.log(gains))
+    of_noise = moments(weight.sum(0), np.log(noises))
+    return [of_gain, of_noise]
+
+
+def moments(weight, values):
+    """Mean and standard deviation of weighted values."""
+    mean = weight @ values / weight.sum()
+    variance = weight @ (values - mean) ** 2 / weight.sum()
+    return mean, float(np.sqrt(variance))
 
 
 def main(num_chains=1000, out="out"):
@@ -78,26 +77,18 @@ def main(num_chains=1000, out="out"):
     draws = result.unweighted()
     for name, (mean, sd) in zip(("gain", "noise"), exact(), strict=True):
         log = np.log(draws[name])
-        print(
-            f"log {name}: {log.mean():.3f} ± {log.std():.3f}, by quadrature {mean:.3f} ± {sd:.3f}"
-        )
+        sampled = f"{log.mean():.3f} ± {log.std():.3f}"
+        print(f"log {name}: {sampled}, by quadrature {mean:.3f} ± {sd:.3f}")
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     for j in range(OBJECTS):
         axes[0].scatter(*draws[f"x{j}"].T, s=2, alpha=0.3, color=f"C{j}")
-        axes[0].scatter(
-            *np.asarray(readings[j]).T / GAIN,
-            marker="x",
-            color=f"C{j}",
-            label=f"readings {j} / gain",
-        )
+        x, y = np.asarray(readings[j]).T / GAIN
+        label = f"readings {j} / gain"
+        axes[0].scatter(x, y, marker="x", color=f"C{j}", label=label)
         axes[0].scatter(*places[j], marker="*", s=120, color=f"C{j}", edgecolor="k")
-    axes[0].set(
-        aspect="equal",
-        xlim=(-0.8, 0.8),
-        ylim=(-0.8, 0.8),
-        title="places (stars: the truth)",
-    )
+    axes[0].set(aspect="equal", xlim=(-0.8, 0.8), ylim=(-0.8, 0.8))
+    axes[0].set_title("places (stars: the truth)")
     axes[0].legend(fontsize=8, loc="upper left")
     axes[1].scatter(draws["gain"], draws["noise"], s=3, alpha=0.5)
     axes[1].plot(GAIN, NOISE, "k*", markersize=12)

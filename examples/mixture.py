@@ -29,12 +29,10 @@ def main(num_chains=2000, out="out"):
     result = cp.infer(density, jax.random.key(0), num_chains=num_chains)
     print(result.summary())
 
-    shares = cp.metrics.mode_weights(
-        result["x"], [[-0.5, 0.0], [0.5, 0.0]], result.log_weights
-    )
-    print(
-        f"share in the left bar {shares[0]:.3f} (should be 0.75), in the right {shares[1]:.3f}"
-    )
+    centres = [[-0.5, 0.0], [0.5, 0.0]]
+    shares = cp.metrics.mode_weights(result["x"], centres, result.log_weights)
+    print(f"share in the left bar  {shares[0]:.3f} (should be 0.75)")
+    print(f"share in the right bar {shares[1]:.3f}")
 
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "mixture.png"))

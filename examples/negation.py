@@ -27,11 +27,9 @@ def negation(box, inner):
 
 
 def share_inside(x, log_weights=None):
-    """The share of points with |x₁|, |x₂| < 0.3, where the inner box is."""
-    return np.average(
-        np.abs(x).max(-1) < 0.3,
-        weights=None if log_weights is None else np.exp(log_weights),
-    )
+    """The share of points with |x₁|, |x₂| < 0.3, those in the inner box."""
+    weights = None if log_weights is None else np.exp(log_weights)
+    return np.average(np.abs(x).max(-1) < 0.3, weights=weights)
 
 
 def main(num_chains=2000, out="out"):
@@ -39,9 +37,8 @@ def main(num_chains=2000, out="out"):
     print(density)
     result = cp.infer(density, jax.random.key(0), num_chains=num_chains)
     print(result.summary())
-    print(
-        f"share in the inner box {share_inside(result['x'], result.log_weights):.3f} (exact 0.041; 0.184 in the box)"
-    )
+    share = share_inside(result["x"], result.log_weights)
+    print(f"share in the inner box {share:.3f} (exact 0.041; 0.184 in the box)")
 
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "negation.png"))

@@ -28,7 +28,8 @@ ring = cp.Analytic(
     ),
     schedule,
 )
-DIRECTION, NOISE = jnp.array([1.0, 0.5]), 0.1
+DIRECTION = jnp.array([1.0, 0.5])
+NOISE = 0.1
 
 
 @cp.program
@@ -38,9 +39,9 @@ def observation(ring, y=0.35):
 
 
 def exact_shares(y=0.35):
-    """Posterior shares of the modes, in closed form: each mode's predictive density of
-    y."""
-    mean, variance = modes @ DIRECTION, 0.075**2 * (DIRECTION @ DIRECTION) + NOISE**2
+    """Posterior shares of the modes: each mode's predictive density of y."""
+    mean = modes @ DIRECTION
+    variance = 0.075**2 * (DIRECTION @ DIRECTION) + NOISE**2
     likelihood = np.exp(-0.5 * (y - mean) ** 2 / variance)
     return likelihood / likelihood.sum()
 

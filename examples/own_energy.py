@@ -29,8 +29,7 @@ ring = cp.Analytic(
 
 
 def hyperbola(x, level):
-    """−½·((x₀·x₁ − 0.1)/w)², with a width w that shrinks with the level's noise, to
-    0.03 where there is none."""
+    """−½·((x₀·x₁ − 0.1)/w)², with a width w that shrinks with the noise to 0.03."""
     width = 0.03 + 2 * jnp.asarray(schedule.sigma)[level]
     return -0.5 * ((x[0] * x[1] - 0.1) / width) ** 2
 
@@ -52,9 +51,10 @@ def main(num_chains=2000, out="out"):
     print(result.summary())
 
     x = result.unweighted()["x"]
-    print(
-        f"x₀·x₁ is {x.prod(1).mean():.3f} ± {x.prod(1).std():.3f}; |x| is {jnp.linalg.norm(x, axis=1).mean():.3f}"
-    )
+    product = x.prod(1)
+    radius = jnp.linalg.norm(x, axis=1)
+    print(f"x₀·x₁ is {product.mean():.3f} ± {product.std():.3f}")
+    print(f"|x| is {radius.mean():.3f}")
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "own_energy.png"))
     return result

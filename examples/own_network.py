@@ -22,9 +22,8 @@ def moon(key, n):
     """Training data, shape (n, 2): a half circle with some noise."""
     angle_key, noise_key = jax.random.split(key)
     angle = jnp.pi * jax.random.uniform(angle_key, (n,))
-    return 0.7 * jnp.stack(
-        [jnp.cos(angle), jnp.sin(angle) - 0.5], -1
-    ) + 0.05 * jax.random.normal(noise_key, (n, 2))
+    arc = jnp.stack([jnp.cos(angle), jnp.sin(angle) - 0.5], -1)
+    return 0.7 * arc + 0.05 * jax.random.normal(noise_key, (n, 2))
 
 
 class Network(eqx.Module):
@@ -33,38 +32,34 @@ class Network(eqx.Module):
     def __call__(self, x, log_snr):
         phases = log_snr * jnp.array([0.1, 0.3, 0.9])
         sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        inputs = jnp.concatenate([x, jnp.sin(phases), jnp.cos(phases)])
         # Far from the data x ≈ ε: the network learns only the rest.
-        return sigma * x + self.mlp(
-            jnp.concatenate([x, jnp.sin(phases), jnp.cos(phases)])
-        )
+        return sigma * x + self.mlp(inputs)
 
 
 def train(key, steps=1500, batch=256):
-    network = Network(
-        eqx.nn.MLP(8, 2, width_size=64, depth=3, activation=jax.nn.swish, key=key)
-    )
+    mlp = eqx.nn.MLP(8, 2, width_size=64, depth=3, activation=jax.nn.swish, key=key)
+    network = Network(mlp)
     optimiser = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
 
     def loss(network, key):
         data_key, level_key, noise_key = jax.random.split(key, 3)
         log_snr = jax.random.uniform(level_key, (batch,), minval=-9.0, maxval=7.0)
-        alpha, sigma = (
-            jnp.sqrt(jax.nn.sigmoid(sign * log_snr))[:, None] for sign in (1, -1)
-        )
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))[:, None]
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))[:, None]
         noise = jax.random.normal(noise_key, (batch, 2))
-        predicted = jax.vmap(network)(
-            alpha * moon(data_key, batch) + sigma * noise, log_snr
-        )
+        noised = alpha * moon(data_key, batch) + sigma * noise
+        predicted = jax.vmap(network)(noised, log_snr)
         return jnp.mean((predicted - noise) ** 2)
 
     @eqx.filter_jit
     def step(network, state, key):
-        updates, state = optimiser.update(eqx.filter_grad(loss)(network, key), state)
+        gradient = eqx.filter_grad(loss)(network, key)
+        updates, state = optimiser.update(gradient, state)
         return eqx.apply_updates(network, updates), state
 
-    state = optimiser.init(
-        eqx.filter(network, eqx.is_array)
-    )  # not the activation function
+    # Arrays only: the network contains its activation function too.
+    state = optimiser.init(eqx.filter(network, eqx.is_array))
     for step_key in jax.random.split(key, steps):
         network, state = step(network, state, step_key)
     return network
@@ -86,9 +81,8 @@ def right_arc(arc, right_half):
 
 
 def main(num_chains=2000, out="out"):
-    result = cp.infer(
-        cp.compile(right_arc, arc, right_half), jax.random.key(1), num_chains=num_chains
-    )
+    density = cp.compile(right_arc, arc, right_half)
+    result = cp.infer(density, jax.random.key(1), num_chains=num_chains)
     print(result.summary())
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "own_network.png"))

@@ -26,12 +26,14 @@ from composeprob.models.worlds import rooms
 WINDOWS, STRIDE = 13, 16
 first = STRIDE * np.arange(WINDOWS)
 LENGTH = int(first[-1]) + rooms.POINTS
-number = np.arange(2 * LENGTH).reshape(LENGTH, 2)  # of each coordinate in the plan
+# The number of each coordinate in the plan.
+number = np.arange(2 * LENGTH).reshape(LENGTH, 2)
 stretches = number[first[:, None] + np.arange(rooms.POINTS)]
 
 walk = cp.load("rooms")
 doors_key, places_key = jax.random.split(jax.random.key(3))
-doors, (start, goal) = rooms.doors(doors_key), rooms.places(places_key)
+doors = rooms.doors(doors_key)
+start, goal = rooms.places(places_key)
 num_chains = 8
 levels = np.concatenate(
     [
@@ -48,10 +50,8 @@ sampler = cp.AnnealedMCMC(
 
 @cp.program
 def planning(walk, doors=doors, start=start, goal=goal):
-    x = cp.sample(
-        "x",
-        cp.tapestry(cp.window(walk.given(doors=doors), (LENGTH, 2), over=stretches)),
-    )
+    windows = cp.window(walk.given(doors=doors), (LENGTH, 2), over=stretches)
+    x = cp.sample("x", cp.tapestry(windows))
     cp.observe("start", dist.Normal(x[0], 0.02), start)
     cp.observe("goal", dist.Normal(x[-1], 0.02), goal)
 
@@ -63,7 +63,8 @@ def draw(axis, plans, good):
             plt.Rectangle((left, below), right - left, above - below, color="k")
         )
     for plan, right in zip(plans, good, strict=True):
-        axis.plot(*plan.T, lw=1, color="tab:blue" if right else "tab:red", alpha=0.7)
+        color = "tab:blue" if right else "tab:red"
+        axis.plot(*plan.T, lw=1, color=color, alpha=0.7)
     axis.plot(*np.stack([start, goal]).T, "o", color="tab:orange")
     axis.set(xlim=(-4.7, 4.7), ylim=(-1.2, 1.2), aspect="equal", xticks=[], yticks=[])
 
@@ -72,35 +73,33 @@ def main(num_chains=num_chains, out="out", animate=False):
     figure, axes = plt.subplots(2, 1, figsize=(9, 5.4), layout="constrained")
     density = cp.compile(planning, walk)
     print(density)
-    for axis, (name, way) in zip(
-        axes,
-        {"summed scores": cp.Ancestral(), "composed": sampler}.items(),
-        strict=True,
-    ):
+    samplers = {"summed scores": cp.Ancestral(), "composed": sampler}
+    for axis, (name, chosen) in zip(axes, samplers.items(), strict=True):
         result = cp.infer(
             density,
             jax.random.key(0),
             num_chains=num_chains,
-            sampler=way,
+            sampler=chosen,
             levels=levels,
         )
         good = rooms.succeeds(result["x"], doors, start, goal)
-        told = f"{name}: {good.sum()} of {num_chains} plans reach the goal and touch no wall"
-        print(told)
-        axis.set_title(told)
+        count = f"{good.sum()} of {num_chains} plans"
+        title = f"{name}: {count} reach the goal and touch no wall"
+        print(title)
+        axis.set_title(title)
         draw(axis, result["x"], good)
     print(result.summary())
 
     Path(out).mkdir(parents=True, exist_ok=True)
     figure.savefig(Path(out, "planning.png"))
     if animate:
-        walker, plan = (
-            axes[1].plot([], [], "o", color="k")[0],
-            np.asarray(result["x"][np.argmax(good)]),
-        )
-        walking = FuncAnimation(
-            figure, lambda i: walker.set_data(plan[i : i + 1].T), LENGTH
-        )
+        (walker,) = axes[1].plot([], [], "o", color="k")
+        plan = np.asarray(result["x"][np.argmax(good)])
+
+        def move(i):
+            walker.set_data(plan[i : i + 1].T)
+
+        walking = FuncAnimation(figure, move, LENGTH)
         walking.save(Path(out, "planning.gif"), fps=20, writer="pillow")
     return result
 

@@ -32,19 +32,17 @@ def power(modes, w=2.0):
 
 
 def main(num_chains=2000, out="out"):
-    for w in (
-        0.5,
-        2.0,
-    ):  # the same program with another number: nothing is compiled again
-        result = cp.infer(
-            cp.compile(power, modes, w), jax.random.key(0), num_chains=num_chains
-        )
+    # The same program with another number: nothing is compiled again.
+    for w in (0.5, 2.0):
+        density = cp.compile(power, modes, w)
+        result = cp.infer(density, jax.random.key(0), num_chains=num_chains)
         share = cp.metrics.mode_weights(result["x"], centers, result.log_weights)[0]
         width = result.unweighted()["x"][:, 1].std()
-        print(
-            f"w = {w:3}: share of the left mode {share:.3f} (exact {0.8**w / (0.8**w + 0.2**w):.3f}), "
-            f"width {width:.3f} (exact {0.1 / w**0.5:.3f})"
-        )
+        exact_share = 0.8**w / (0.8**w + 0.2**w)
+        exact_width = 0.1 / w**0.5
+        print(f"w = {w}")
+        print(f"  share of the left mode {share:.3f} (exact {exact_share:.3f})")
+        print(f"  width {width:.3f} (exact {exact_width:.3f})")
     print(result.summary())
 
     Path(out).mkdir(parents=True, exist_ok=True)

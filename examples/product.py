@@ -26,14 +26,13 @@ def main(num_chains=2000, out="out"):
     density = cp.compile(product, ring, bar)
     print(density)  # the program as mathematics, and what the compiler did
 
-    # Without a sampler=, infer chooses by what the factors can do; the summary says
-    # what it chose and why.
+    # Without a sampler=, infer chooses by the factors' capabilities; the summary names
+    # its choice and the reason.
     result = cp.infer(density, jax.random.key(0), num_chains=num_chains)
     print(result.summary())
 
-    shares = cp.metrics.mode_weights(
-        result["x"], [[0.0, 0.5], [0.0, -0.5]], result.log_weights
-    )
+    centres = [[0.0, 0.5], [0.0, -0.5]]
+    shares = cp.metrics.mode_weights(result["x"], centres, result.log_weights)
     print(f"share at the top {shares[0]:.3f}, at the bottom {shares[1]:.3f}")
 
     Path(out).mkdir(parents=True, exist_ok=True)

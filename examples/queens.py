@@ -29,15 +29,10 @@ cells = np.arange(N * N).reshape(N, N)
 
 
 def line(boards):
-    """The factor of a line: near one of these rows of zeros and ones, all equally
-    likely."""
+    """The factor of a line: near one of these equally likely rows of zeros and ones."""
     near = dist.Normal(jnp.asarray(boards), 0.1).to_event(1)
-    return cp.Analytic(
-        dist.MixtureSameFamily(
-            dist.Categorical(jnp.full(len(boards), 1 / len(boards))), near
-        ),
-        schedule,
-    )
+    choice = dist.Categorical(jnp.full(len(boards), 1 / len(boards)))
+    return cp.Analytic(dist.MixtureSameFamily(choice, near), schedule)
 
 
 @cp.program
@@ -55,24 +50,28 @@ def queens():
 
 
 def solved(x):
-    """Which boards (…, N²) are solutions."""
-    rows, column = x.reshape(*x.shape[:-1], N, N).argmax(-2), np.arange(N)
-    lines = (rows, rows + column, rows - column)
-    return np.all(
-        [(np.diff(np.sort(line, -1), axis=-1) > 0).all(-1) for line in lines], axis=0
-    )
+    """True for each of the boards (…, N²) that is a solution."""
+    rows = x.reshape(*x.shape[:-1], N, N).argmax(-2)
+    column = np.arange(N)
+    # Rows and both diagonals of the queens must be different.
+    lines = np.stack([rows, rows + column, rows - column])
+    return (np.diff(np.sort(lines, -1), axis=-1) > 0).all((0, -1))
 
 
 def main(num_chains=num_chains, out="out"):
     density = cp.compile(queens)
     print(density)
-    ways = (
+    runs = (
         ("reverse diffusion", cp.Ancestral(), {}),
         ("replica exchange", sampler, {"draws": 8, "thin": 20}),
     )
-    for name, way, more in ways:
+    for name, chosen, options in runs:
         result = cp.infer(
-            density, jax.random.key(0), num_chains=num_chains, sampler=way, **more
+            density,
+            jax.random.key(0),
+            num_chains=num_chains,
+            sampler=chosen,
+            **options,
         )
         boards = np.asarray(result["x"]).reshape(-1, N * N)
         right = solved(boards)
@@ -84,13 +83,13 @@ def main(num_chains=num_chains, out="out"):
     figure, axes = plt.subplots(3, 8, figsize=(10, 4.4), layout="constrained")
     shown = np.linspace(0, len(boards) - 1, axes.size).astype(int)
     for axis, board, good in zip(axes.flat, boards[shown], right[shown], strict=True):
-        axis.pcolormesh(
-            board.reshape(N, N), cmap="gray_r", vmin=0, vmax=1, edgecolors="0.8"
-        )
-        rows = " ".join(
-            map(str, 1 + board.reshape(N, N).argmax(0))
-        )  # of the queens, column by column
-        axis.set_title(rows if good else f"{rows}, wrong", fontsize=9)
+        square = board.reshape(N, N)
+        axis.pcolormesh(square, cmap="gray_r", vmin=0, vmax=1, edgecolors="0.8")
+        # Rows of the queens, column by column.
+        title = " ".join(map(str, 1 + square.argmax(0)))
+        if not good:
+            title += ", wrong"
+        axis.set_title(title, fontsize=9)
         axis.set(xticks=[], yticks=[], aspect="equal")
     Path(out).mkdir(parents=True, exist_ok=True)
     figure.savefig(Path(out, "queens.png"), dpi=150)

@@ -33,13 +33,11 @@ covariances = np.array(
         [[2.4, -1.9], [-1.9, 2]],
     ]
 )
+modes = dist.MultivariateNormal(
+    jnp.asarray(means), covariance_matrix=jnp.asarray(covariances)
+)
 law = cp.Analytic(
-    dist.MixtureSameFamily(
-        dist.Categorical(jnp.asarray(weights)),
-        dist.MultivariateNormal(
-            jnp.asarray(means), covariance_matrix=jnp.asarray(covariances)
-        ),
-    ),
+    dist.MixtureSameFamily(dist.Categorical(jnp.asarray(weights)), modes),
     cp.Schedule.log_snr(100, -10.0, 8.0),
 )
 
@@ -52,9 +50,8 @@ def rare_event(law, threshold=THRESHOLDS[-1]):
 
 def exact(threshold):
     """E Φ((x₁ − τ)/WIDTH) of the mixture."""
-    return weights @ norm.cdf(
-        (means[:, 0] - threshold) / np.sqrt(covariances[:, 0, 0] + WIDTH**2)
-    )
+    deviation = np.sqrt(covariances[:, 0, 0] + WIDTH**2)
+    return weights @ norm.cdf((means[:, 0] - threshold) / deviation)
 
 
 def main(num_chains=1000, out="out"):
@@ -70,28 +67,23 @@ def main(num_chains=1000, out="out"):
             sampler=cp.SMC(),
             levels="adaptive",
         )
-        found, error = np.exp(result.log_evidence), result.log_evidence_error
+        found = np.exp(result.log_evidence)
+        error = result.log_evidence_error
         hits = int((np.asarray(everywhere)[:, 0] > threshold).sum())
-        print(
-            f"P(x₁ > {threshold:g}): {found:.2e} ± {100 * error:.0f} %, exactly {exact(threshold):.2e}; {hits} of 2,000"
-        )
+        estimate = f"{found:.2e} ± {100 * error:.0f} %"
+        print(f"P(x₁ > {threshold:g}): {estimate}, exactly {exact(threshold):.2e}")
+        print(f"    {hits} of 2,000 draws of the law are there")
         curve.errorbar(threshold, found, found * error, fmt="o", color="tab:red")
     curve.plot([], [], "o", color="tab:red", label=f"found with {num_chains:,} chains")
     print(result.summary())
 
-    plane.plot(
-        *result.unweighted()["x"].T,
-        ".",
-        ms=2,
-        color="tab:red",
-        label=f"given that x₁ > {threshold:g}",
-    )
+    label = f"given that x₁ > {threshold:g}"
+    plane.plot(*result.unweighted()["x"].T, ".", ms=2, color="tab:red", label=label)
     plane.set(xlabel="x₁", ylabel="x₂")
     plane.legend(loc="lower left", markerscale=4)
     line = np.linspace(THRESHOLDS[0], THRESHOLDS[-1])
-    curve.plot(
-        line, [exact(threshold) for threshold in line], "k", lw=0.8, label="exact"
-    )
+    exactly = [exact(threshold) for threshold in line]
+    curve.plot(line, exactly, "k", lw=0.8, label="exact")
     curve.set(yscale="log", xlabel="τ", ylabel="P(x₁ > τ)")
     curve.legend()
     Path(out).mkdir(parents=True, exist_ok=True)

@@ -15,11 +15,8 @@ import jax
 
 import composeprob as cp
 
-PLACES = (
-    (0.25, 0.3),
-    (0.7, 0.25),
-    (0.55, 0.75),
-)  # (x, y) in image widths, from the upper left corner
+# (x, y) in image widths, from the upper left corner.
+PLACES = ((0.25, 0.3), (0.7, 0.25), (0.55, 0.75))
 scenes = cp.load("shapes-position")
 num_chains = 16
 sampler = cp.AnnealedMCMC(
@@ -31,15 +28,14 @@ sampler = cp.AnnealedMCMC(
 
 @cp.program
 def scene(scenes, places=PLACES, strength=2.0):
-    asked = [(scenes.given(position=place) / scenes) ** strength for place in places]
-    return cp.sample("x", cp.product(scenes, *asked))
+    objects = [(scenes.given(position=place) / scenes) ** strength for place in places]
+    return cp.sample("x", cp.product(scenes, *objects))
 
 
 def main(num_chains=num_chains, out="out"):
     density = cp.compile(scene, scenes)
-    print(
-        density
-    )  # one network under four conditions: the compiler evaluates them as one batch
+    # One network under four conditions: the compiler evaluates them as one batch.
+    print(density)
     result = cp.infer(
         density, jax.random.key(0), num_chains=num_chains, sampler=sampler
     )

@@ -22,11 +22,8 @@ from composeprob.models.worlds import digits
 LABELS, NOISE = (3, 7), 0.2
 three, seven = (cp.load("digits", label=label) for label in LABELS)
 num_chains = 200
-sampler = cp.AnnealedMCMC(
-    cp.HMC(cp.Adaptive()),
-    steps_per_level=5,
-    reverse_step=cp.ReverseStep(order=1, control="none"),
-)  # independent chains
+# Independent chains.
+sampler = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), steps_per_level=5, reverse_step=True)
 
 images, labels = digits.held_out(jax.random.key(4), 100)  # no model learned from these
 truth = {
@@ -62,16 +59,14 @@ def main(num_chains=num_chains, out="out"):
     for row, (name, true) in zip(axes, truth.items(), strict=True):
         draws = result.unweighted()[name]
         mean, spread = draws.mean(0), draws.std(0)
-        off, half = (
-            np.sqrt(np.mean((mean - true) ** 2)),
-            np.sqrt(np.mean((mixed / 2 - true) ** 2)),
-        )
+        error = np.sqrt(np.mean((mean - true) ** 2))
+        error_of_half = np.sqrt(np.mean((mixed / 2 - true) ** 2))
+        expected = np.sqrt(np.mean(spread**2))
         low, high = np.quantile(draws, [0.05, 0.95], axis=0)
         inside = np.mean((low <= true) & (true <= high))
-        told = np.sqrt(np.mean(spread**2))
-        print(
-            f"{name}: off by {off:.2f} a pixel ({told:.2f} expected, y/2 {half:.2f}); 90 % intervals hold {inside:.2f}"
-        )
+        print(f"{name}: error of a pixel {error:.2f}, {expected:.2f} expected")
+        print(f"   error of y/2 {error_of_half:.2f}")
+        print(f"   {inside:.2f} of the pixels are in their 90 % intervals")
         shown = {
             f"{name}, truth": (true, -1),
             f"{name}, posterior mean": (mean, -1),

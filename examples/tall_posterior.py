@@ -20,7 +20,8 @@ import optax
 
 import composeprob as cp
 
-LOW, HIGH = jnp.array([-2.0, -1.5]), jnp.array([2.0, 1.0])
+LOW = jnp.array([-2.0, -1.5])
+HIGH = jnp.array([2.0, 1.0])
 TRUTH = jnp.array([0.6, -0.4])
 box = dist.Uniform(LOW, HIGH).to_event(1)
 schedule = cp.Schedule.log_snr(60, min=-9.0, max=9.0)
@@ -28,9 +29,8 @@ prior = cp.Analytic(box, schedule, label="prior")  # noised boxes are known exac
 
 
 def simulate(key, theta):
-    return theta[..., :1] + jnp.exp(theta[..., 1:]) * jax.random.normal(
-        key, theta[..., :1].shape
-    )
+    mean = theta[..., :1]
+    return mean + jnp.exp(theta[..., 1:]) * jax.random.normal(key, mean.shape)
 
 
 def pairs(key, n):
@@ -41,29 +41,52 @@ def pairs(key, n):
 
 
 class Network(eqx.Module):
-    """ε̂ = −σ·(∇ log prior + what x tells): walls of the box need not be learned, and
-    cancel in p(θ | x)/p(θ)."""
+    """ε̂ = −σ·(∇ log prior + F(θ, λ, x)).
+
+    Walls of the box need not be learned, and cancel in p(θ | x)/p(θ).
+    """
 
     mlp: eqx.nn.MLP
 
     def __call__(self, theta, log_snr, x):
         noise = recipe.noise_at(log_snr)
         phases = log_snr * jnp.array([0.1, 0.3])
-        seen = jnp.concatenate([theta, jnp.arcsinh(2 * x), jnp.arcsinh(2 * (theta[:1] - noise.alpha * x)),
-                                jnp.sin(phases), jnp.cos(phases)])  # fmt: skip
-        return -noise.sigma * (
-            jax.grad(prior.at(noise).log_prob)(theta) + self.mlp(seen)
+        away = theta[:1] - noise.alpha * x
+        inputs = jnp.concatenate(
+            [
+                theta,
+                jnp.arcsinh(2 * x),
+                jnp.arcsinh(2 * away),
+                jnp.sin(phases),
+                jnp.cos(phases),
+            ]
         )
+        prior_score = jax.grad(prior.at(noise).log_prob)(theta)
+        return -noise.sigma * (prior_score + self.mlp(inputs))
+
+
+def network(key):
+    mlp = eqx.nn.MLP(8, 2, width_size=96, depth=3, activation=jax.nn.swish, key=key)
+    return Network(mlp)
+
+
+def weight(log_snr):
+    """Weight of the loss: errors at little noise add up over observations."""
+    return 1 / jnp.sqrt(jax.nn.sigmoid(-log_snr) + 1e-3)
 
 
 recipe = cp.training.Recipe(
-    network=lambda key: Network(eqx.nn.MLP(8, 2, width_size=96, depth=3, activation=jax.nn.swish, key=key)),
-    data=pairs, schedule=schedule, conditions=("x",), log_snr=cp.training.LogSNR(-12.0, 10.0, focus=(-4.0, 8.0)),
-    batches=cp.training.Batches(512, antithetic=True), iterations=4000, ema=0.99,
+    network=network,
+    data=pairs,
+    schedule=schedule,
+    conditions=("x",),
+    log_snr=cp.training.LogSNR(-12.0, 10.0, focus=(-4.0, 8.0)),
+    batches=cp.training.Batches(512, antithetic=True),
+    iterations=4000,
+    ema=0.99,
     learning_rate=partial(optax.cosine_decay_schedule, 3e-3),
-    # errors add up
-    losses=(cp.training.Denoising(lambda log_snr: 1 / jnp.sqrt(jax.nn.sigmoid(-log_snr) + 1e-3)),),
-)  # fmt: skip
+    losses=(cp.training.Denoising(weight),),
+)
 
 
 @cp.program
@@ -74,9 +97,8 @@ def tall(posterior, prior, xs):
 def main(num_chains=1000, out="out"):
     posterior = cp.training.train(recipe, jax.random.key(0), label="posterior").factor
     xs = simulate(jax.random.key(3), jnp.tile(TRUTH, (32, 1)))
-    result = cp.infer(
-        cp.compile(tall, posterior, prior, xs), jax.random.key(1), num_chains=num_chains
-    )
+    density = cp.compile(tall, posterior, prior, xs)
+    result = cp.infer(density, jax.random.key(1), num_chains=num_chains)
     print(result.summary(), f"\ntruth {np.round(TRUTH, 2)}")
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "tall_posterior.png"))

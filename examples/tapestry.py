@@ -36,16 +36,12 @@ sampler = cp.AnnealedMCMC(
 @cp.program
 def canvas(scenes, captions=CAPTIONS, strength=6.0):
     words = captions.split()
-    said = [
-        f"a {colour} {shape} in the middle"
-        for colour, shape in zip(words[::2], words[1::2], strict=True)
-    ]
-    offsets = [(y, x) for y in STARTS for x in STARTS]
-    shown = [cp.guide(scenes, strength, caption=caption) for caption in said]
-    windows = [
-        cp.window(factor, CANVAS, offset)
-        for factor, offset in zip(shown, offsets, strict=True)
-    ]
+    corners = [(y, x) for y in STARTS for x in STARTS]
+    windows = []
+    for colour, shape, corner in zip(words[::2], words[1::2], corners, strict=True):
+        caption = f"a {colour} {shape} in the middle"
+        factor = cp.guide(scenes, strength, caption=caption)
+        windows.append(cp.window(factor, CANVAS, corner))
     return cp.sample("x", cp.tapestry(*windows))
 
 

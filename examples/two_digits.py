@@ -24,15 +24,11 @@ def two_digits(three, eight, share=0.2):
 
 
 def share_of_three(images, log_weights):
-    """What a classifier of clean images makes of them: the weight of those more like a
-    3 than an 8."""
+    """The weight of images that are more like a 3 than an 8 to a classifier."""
     classifier = cp.load("digits-classifier")
     logits = jax.vmap(lambda x: classifier.logits(x, classifier.schedule.at(0)))(images)
-    return float(
-        np.average(
-            logits[:, 3] > logits[:, 8], weights=np.exp(log_weights - log_weights.max())
-        )
-    )
+    weights = np.exp(log_weights - log_weights.max())
+    return float(np.average(logits[:, 3] > logits[:, 8], weights=weights))
 
 
 def main(num_chains=num_chains, out="out"):
@@ -40,9 +36,8 @@ def main(num_chains=num_chains, out="out"):
     print(density)
     result = cp.infer(density, jax.random.key(0), num_chains=num_chains)
     print(result.summary())
-    print(
-        f"share of threes {share_of_three(result['x'], result.log_weights):.3f} (should be 0.2)"
-    )
+    share = share_of_three(result["x"], result.log_weights)
+    print(f"share of threes {share:.3f} (should be 0.2)")
 
     Path(out).mkdir(parents=True, exist_ok=True)
     result.plot().savefig(Path(out, "two_digits.png"))

@@ -40,22 +40,24 @@ sampler = cp.AnnealedMCMC(
 
 
 def smooth():
-    """N(pixels; 0, v) / N(averages; 0, v/25): how pixels differ from their block's
-    average, and nothing else."""
-    pixels = cp.Analytic(dist.Normal(jnp.zeros((LARGE, LARGE, 3)), ROUGHNESS), schedule)
-    averages = cp.Analytic(
-        dist.Normal(jnp.zeros((SIZE, SIZE, 3)), ROUGHNESS / SCALE), schedule
+    """N(pixels; 0, v) / N(averages; 0, v/25), a law of differences within blocks.
+
+    It leaves the blocks' averages free.
+    """
+    of_pixels = dist.Normal(jnp.zeros((LARGE, LARGE, 3)), ROUGHNESS)
+    of_averages = dist.Normal(jnp.zeros((SIZE, SIZE, 3)), ROUGHNESS / SCALE)
+    corner = (EDGE, EDGE)
+    pixels = cp.window(cp.Analytic(of_pixels, schedule), CANVAS, corner)
+    averages = cp.window(
+        cp.Analytic(of_averages, schedule), CANVAS, corner, scale=SCALE
     )
-    return cp.window(pixels, CANVAS, (EDGE, EDGE)) / cp.window(
-        averages, CANVAS, (EDGE, EDGE), scale=SCALE
-    )
+    return pixels / averages
 
 
 @cp.program
 def canvas(scenes, caption="a yellow triangle in the middle", strength=6.0):
-    large = cp.window(
-        cp.guide(scenes, strength, caption=caption), CANVAS, (EDGE, EDGE), scale=SCALE
-    )
+    guided = cp.guide(scenes, strength, caption=caption)
+    large = cp.window(guided, CANVAS, (EDGE, EDGE), scale=SCALE)
     small = [cp.window(scenes, CANVAS, offset) for offset in AROUND]
     return cp.sample("x", cp.tapestry(large, *small) * smooth())
 

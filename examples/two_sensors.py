@@ -45,18 +45,20 @@ def two_sensors(signal, everywhere=everywhere, some=some):
 
 
 def exact_noises():
-    """Posterior means of the two noises by quadrature: given them, the readings are
-    Gaussian."""
-    grid, rows = np.exp(np.linspace(-4, 1, 40)), np.concatenate([time, SOME])
-    readings, prior = np.concatenate([everywhere, some]), covariance[np.ix_(rows, rows)]
+    """Posterior means of the two noises, by quadrature.
+
+    Given the noises, the readings are Gaussian.
+    """
+    grid = np.exp(np.linspace(-4, 1, 40))
+    rows = np.concatenate([time, SOME])
+    readings = np.concatenate([everywhere, some])
+    prior = covariance[np.ix_(rows, rows)]
     log_weight = np.zeros((grid.size, grid.size))
     for i, a in enumerate(grid):
         for j, b in enumerate(grid):
             total = prior + np.diag(np.repeat([a**2, b**2], [N, SOME.size]))
-            fit = (
-                readings @ np.linalg.solve(total, readings)
-                + np.linalg.slogdet(total)[1]
-            )
+            distance2 = readings @ np.linalg.solve(total, readings)
+            fit = distance2 + np.linalg.slogdet(total)[1]
             log_weight[i, j] = -0.5 * (fit + a**2 + b**2) + np.log(a * b)
     weight = np.exp(log_weight - log_weight.max())
     return weight.sum(1) @ grid / weight.sum(), weight.sum(0) @ grid / weight.sum()
@@ -69,18 +71,11 @@ def main(num_chains=2000, out="out"):
     print(result.summary())
     draws = result.unweighted()
     found = [float(draws[name].mean()) for name in ("noise_everywhere", "noise_some")]
-    print(
-        "means of the noises",
-        np.round(found, 3),
-        "exactly",
-        np.round(exact_noises(), 3),
-    )
+    exact = np.round(exact_noises(), 3)
+    print("means of the noises", np.round(found, 3), "exactly", exact)
 
-    figure, axis = plt.subplots(
-        figsize=(8, 4),
-        layout="constrained",
-        subplot_kw={"xlabel": "time", "ylabel": "signal"},
-    )
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    axis.set(xlabel="time", ylabel="signal")
     low, middle, high = np.quantile(draws["x"], [0.05, 0.5, 0.95], axis=0)
     axis.fill_between(time, low, high, alpha=0.3, label="posterior, 90 %")
     axis.plot(time, middle)

@@ -1,4 +1,4 @@
-"""The command `composeprob`: what it runs, what it writes, and how it refuses."""
+"""The command `composeprob`: its runs, its files, and its refusals."""
 
 import inspect
 import json
@@ -74,13 +74,15 @@ def refused(*arguments):
 
 def test_run_prints_and_writes(write, tmp_path):
     out = tmp_path / "out"
-    # the file's settings, as the command names none
-    own = "\nnum_chains, sampler = 300, cp.SMC(cp.MALA(0.1), check_levels=False, step=cp.ReverseStep(order=1))\n"
-    result = command(
-        "run", write(NORMAL + own), "--seed", 3, "--out", out, "--no-cache"
-    )
+    # The command has no such options: the file's settings count.
+    settings = """
+num_chains = 300
+sampler = cp.SMC(cp.MALA(0.1), check_levels=False, step=cp.ReverseStep(order=1))
+"""
+    file = write(NORMAL + settings)
+    result = command("run", file, "--seed", 3, "--out", out, "--no-cache")
     assert result.exit_code == 0, result.output
-    for part in (
+    for text in (
         "AnnealedDensity of program 'first'",
         "x[0]",
         "SMC",
@@ -88,7 +90,7 @@ def test_run_prints_and_writes(write, tmp_path):
         "OK",
         "results.json",
     ):
-        assert part in result.output
+        assert text in result.output
     assert sorted(p.name for p in out.iterdir()) == [
         "results.json",
         "samples.png",
@@ -104,9 +106,8 @@ def test_run_prints_and_writes(write, tmp_path):
     assert numbers["seed"] == 3
     assert numbers["num_chains"] == 300
     assert len(numbers["levels"]["acceptance"]) == 12
-    assert numbers["summary"]["x[1]"]["mean"] == pytest.approx(
-        saved["x"][:, 1].mean(), abs=1e-4
-    )
+    mean = saved["x"][:, 1].mean()
+    assert numbers["summary"]["x[1]"]["mean"] == pytest.approx(mean, abs=1e-4)
 
 
 SETTINGS = """
@@ -119,47 +120,39 @@ draws = cp.Draws(3, thin=2)
 
 
 def test_a_file_says_how_it_is_sampled(write, tmp_path, monkeypatch):
-    """Every variable reaches `infer` or `compile`; options of the command take its
-    place."""
+    """Variables reach `infer` and `compile`; options of the command replace them."""
     seen = {}
-    infer, compiled = cp.infer, cp.compile
-    monkeypatch.setattr(
-        "composeprob.api.infer", lambda *a, **kw: seen.update(kw) or infer(*a, **kw)
-    )
-    monkeypatch.setattr(
-        "composeprob.api.compile",
-        lambda *a, **kw: seen.update(kw) or compiled(*a, **kw),
-    )
-    file = write(NORMAL + SECOND + SETTINGS)
-    result = command(
-        "run",
-        f"{file}:second",
-        "--chains",
-        30,
-        "--out",
-        tmp_path,
-        "--mesh",
-        "1x1",
-        "--no-cache",
-    )
+    infer = cp.infer
+    compiled = cp.compile
+
+    def recorded_infer(*args, **kwargs):
+        seen.update(kwargs)
+        return infer(*args, **kwargs)
+
+    def recorded_compile(*args, **kwargs):
+        seen.update(kwargs)
+        return compiled(*args, **kwargs)
+
+    monkeypatch.setattr("composeprob.api.infer", recorded_infer)
+    monkeypatch.setattr("composeprob.api.compile", recorded_compile)
+    target = f"{write(NORMAL + SECOND + SETTINGS)}:second"
+    options = ("--chains", 30, "--out", tmp_path, "--mesh", "1x1", "--no-cache")
+    result = command("run", target, *options)
     assert result.exit_code == 0, result.output
-    assert (seen["num_chains"], seen["chunk"], seen["precision"]) == (
-        30,
-        25,
-        "bfloat16",
-    )
-    assert (seen["draws"].number, seen["draws"].thin) == (3, 2)
+    assert seen["num_chains"] == 30
+    assert seen["chunk"] == 25
+    assert seen["precision"] == "bfloat16"
+    assert seen["draws"].number == 3
+    assert seen["draws"].thin == 2
     saved = cp.Result.load(tmp_path / "samples.safetensors")
     assert "AnnealedMCMC(HMC" in saved.about.sampler
     assert saved["y"].shape == (30, 3, 2)
-    np.testing.assert_allclose(
-        saved.levels["log_snr"], np.linspace(6, -6, 6), atol=1e-4
-    )
+    levels = np.linspace(6, -6, 6)
+    np.testing.assert_allclose(saved.levels["log_snr"], levels, atol=1e-4)
 
 
 def test_run_has_few_options():
-    """What a program needs is in its file; an option is for what depends on the machine
-    or the moment."""
+    """A program's settings are in its file; options depend on machine or moment."""
     (run,) = (c for c in app.registered_commands if c.callback.__name__ == "run")
     options = inspect.signature(run.callback).parameters.keys() - {"target"}
     assert options == {
@@ -212,36 +205,35 @@ def test_compiled_code_is_kept_in_a_private_folder_unless_told_not_to(
 
 
 def test_the_first_run_says_where_compiled_code_is_kept(write, tmp_path, monkeypatch):
-    """Once; and the next process finds each piece that the first one kept."""
-    # JAX's log tells what was found, however fast the machine is.
-    known = environment(
-        XDG_CACHE_HOME=str(tmp_path / "home"), JAX_LOG_COMPILES="1", **HASTE
-    )
-    known.pop("JAX_COMPILATION_CACHE_DIR", None)
+    """It says so once; the next process finds all code that the first one kept."""
+    # JAX's log has the cache hits, however fast the machine is.
+    home = tmp_path / "home"
+    variables = environment(XDG_CACHE_HOME=str(home), JAX_LOG_COMPILES="1", **HASTE)
+    variables.pop("JAX_COMPILATION_CACHE_DIR", None)
     file = write(NORMAL + "sampler = cp.SMC(cp.MALA(0.1))")
     call = [*SHELL, "run", file, "--chains", "8", "--out", str(tmp_path / "out")]
-    said, found = [], []
-    for seed in ("0", "1"):  # for which a set of "loc" and "scale" has two orders
-        known["PYTHONHASHSEED"] = seed
-        done = subprocess.run(
-            call, env=known, check=True, capture_output=True, text=True, timeout=300
+
+    def errors_of_a_run(seed):
+        """Standard error of a run; the order of sets depends on the seed."""
+        run = subprocess.run(
+            call,
+            env={**variables, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
-        said.append("Compiled code is kept in" in done.stderr)
-        found.append(
-            set(
-                re.findall(
-                    r"compilation cache hit for .* with key '(.*?)'", done.stderr
-                )
-            )
-        )
-        if not said[1:]:
-            kept = {
-                file.name.removesuffix("-cache")
-                for file in (tmp_path / "home/composeprob").glob("*-cache")
-            }
-    assert said == [True, False]
+        return run.stderr
+
+    first = errors_of_a_run("0")
+    files = (home / "composeprob").glob("*-cache")
+    kept = {file.name.removesuffix("-cache") for file in files}
+    second = errors_of_a_run("1")
+    assert "Compiled code is kept in" in first
+    assert "Compiled code is kept in" not in second
     assert kept
-    assert found[1] >= kept, "the second run found what the first had compiled"
+    hits = re.findall(r"compilation cache hit for .* with key '(.*?)'", second)
+    assert set(hits) >= kept, "the second run found all code of the first"
 
 
 def test_error_in_the_users_own_file_keeps_its_traceback(write):
@@ -251,20 +243,20 @@ def test_error_in_the_users_own_file_keeps_its_traceback(write):
 
 
 PROGRAM = "import composeprob as cp\n@cp.program\n"
-BY_SCORE = "f = cp.Diffusion(lambda x, t: -x, schedule, event_shape=(2,), parameterization='score')"
-# what the file says, and in lines of their own what is set in it; what follows the file
-# in the command; words
+BY_SCORE = """
+f = cp.Diffusion(
+    lambda x, t: -x, schedule, event_shape=(2,), parameterization='score'
+)
+sampler = cp.SMC(cp.HMC())
+"""
+# Text of the file; the rest of the command after the file; words of the message.
 REFUSED = [
     (NORMAL + SECOND, "", "2 programs: first, second.*scene.py:first"),
     (NORMAL + SECOND, ":third", "its programs are: first, second"),
     ("x = 1", "", "has no program"),
     (PROGRAM + "def p(f): pass", "", "needs a value for its parameter 'f'"),
     (PROGRAM + "def p(precision): pass\nprecision = 1", "", "a parameter 'precision'"),
-    (
-        NORMAL + BY_SCORE + "\nsampler = cp.SMC(cp.HMC())",
-        "",
-        r"CapabilityError: HMC needs `energy`.*\(scene.py:12\)",
-    ),
+    (NORMAL + BY_SCORE, "", r"CapabilityError: HMC needs `energy`.*\(scene.py:12\)"),
     (NORMAL, " --chains 0", "at least 1"),
     (NORMAL, " --distributed", "start it with srun"),
     (NORMAL, " --mesh 8", "'8' is not a mesh of ROWSxCOLUMNS devices"),
@@ -328,18 +320,18 @@ def test_a_finished_run_is_resumed_at_once_and_a_bad_out_loses_no_samples(
     (tmp_path / "b").mkdir()
     other = refused("run", file, *options, "--seed", 1, "--out", tmp_path / "a")
     assert "belongs to another run" in other
-    assert (
-        "choose another --checkpoint-dir, or in the file cp.Checkpoint(folder, resume=False)"
-        in other
+    advice = (
+        "choose another --checkpoint-dir, or in the file "
+        "cp.Checkpoint(folder, resume=False)"
     )
+    assert advice in other
     (tmp_path / "b" / "samples.png").mkdir()  # what is to be a file cannot be written
     again = command("run", file, *options, "--out", tmp_path / "b")
     assert again.exit_code == 1, again.output
     spare = re.search(r"The samples are in (\S+samples.safetensors)", again.output)[1]
-    np.testing.assert_array_equal(
-        cp.Result.load(spare)["x"],
-        cp.Result.load(tmp_path / "a" / "samples.safetensors")["x"],
-    )
+    rescued = cp.Result.load(spare)
+    saved = cp.Result.load(tmp_path / "a" / "samples.safetensors")
+    np.testing.assert_array_equal(rescued["x"], saved["x"])
 
 
 def test_arguments_come_from_defaults_and_variables_and_modules_from_beside_a_program(
@@ -354,8 +346,14 @@ def test_arguments_come_from_defaults_and_variables_and_modules_from_beside_a_pr
 
 def test_imported_programs_do_not_make_a_choice_necessary(write):
     write(NORMAL + SECOND, "parts.py")
-    own = "from parts import cp, f, first, second\n\n@cp.program\ndef whole(f):\n    return first(f)\n"
-    program, _ = load_program(write(own))
+    whole = """
+from parts import cp, f, first, second
+
+@cp.program
+def whole(f):
+    return first(f)
+"""
+    program, _ = load_program(write(whole))
     assert program.name == "whole"
 
 
@@ -393,15 +391,12 @@ def test_zoo_lists_models_and_shows_cards():
     table = command("zoo").output
     for name in cp.zoo():
         assert name in table
-    page = (
-        CliRunner()
-        .invoke(app, ["zoo"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
-        .output.splitlines()
-    )
+    narrow = {"COLUMNS": "80", "TERMINAL_WIDTH": "80"}
+    page = CliRunner().invoke(app, ["zoo"], env=narrow).output.splitlines()
     assert max(map(len, page)) <= 80
-    assert len([line for line in page if line.startswith(tuple(cp.zoo()))]) == len(
-        cp.zoo()
-    ), "a line each"
+    names = tuple(cp.zoo())
+    lines = [line for line in page if line.startswith(names)]
+    assert len(lines) == len(names), "a line each"
     name = next(iter(cp.zoo()))
     card = command("zoo", name)
     assert card.exit_code == 0
@@ -436,8 +431,13 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path):
     )
     assert result.exit_code == 0
     assert seen == {
-        "name": "ring2d", "iterations": 5, "out": tmp_path, "checkpoint_dir": None, "retraining": 0, "replace": False,
-    }  # fmt: skip
+        "name": "ring2d",
+        "iterations": 5,
+        "out": tmp_path,
+        "checkpoint_dir": None,
+        "retraining": 0,
+        "replace": False,
+    }
     assert f"wrote weights.safetensors, metrics.json into {tmp_path}\n" in result.output
     assert f'cp.load("ring2d", folder="{tmp_path}") loads it' in result.output
     assert (

@@ -1,5 +1,4 @@
-"""`composeprob devices`: what is here, and what the TPU compiler says of TPUs that are
-not."""
+"""`composeprob devices`: this machine's devices, and compilation for TPUs elsewhere."""
 
 import json
 
@@ -60,9 +59,8 @@ def test_collectives_are_counted_where_they_start():
 
 
 def test_one_device_needs_no_collectives():
-    density = cp.compile(
-        both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0])
-    )
+    factors = (normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+    density = cp.compile(both, *factors)
     compiled = compile_ahead(density, INDEPENDENT, 32, jax.devices()[:1])
     assert compiled.collectives == {}
     assert compiled.arguments > 32 * 8  # the keys, at least
@@ -70,12 +68,10 @@ def test_one_device_needs_no_collectives():
 
 
 def test_sizes_are_readable():
-    assert [hardware.readable(size) for size in (12, 4096, 3 * 2**30, 5 * 2**40)] == [
-        "12 B",
-        "4 KiB",
-        "3 GiB",
-        "5 TiB",
-    ]
+    assert hardware.readable(12) == "12 B"
+    assert hardware.readable(4096) == "4 KiB"
+    assert hardware.readable(3 * 2**30) == "3 GiB"
+    assert hardware.readable(5 * 2**40) == "5 TiB"
 
 
 def test_one_process_on_a_node_of_slurm_takes_all_gpus_of_it():
@@ -102,31 +98,40 @@ import composeprob as cp
 from composeprob.errors import InvalidValueError
 from composeprob.runtime.compiled import compile_ahead
 from sampling_cases import both, normal
-density = cp.compile(both, normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
-samplers = {"independent": cp.AnnealedMCMC(cp.MALA(0.01), 2), "smc": cp.SMC(cp.MALA(0.01), weights="density")}
-told = {}
+factors = (normal([0.0, 0.0], [1.0, 0.5]), normal([1.0, -1.0], [0.5, 1.0]))
+density = cp.compile(both, *factors)
+samplers = {
+    "independent": cp.AnnealedMCMC(cp.MALA(0.01), 2),
+    "smc": cp.SMC(cp.MALA(0.01), weights="density"),
+}
+reports = {}
 for name, topology, diagnostics in [
-    ("independent", "v5e:2x2", False), ("independent", "v5e:4x4", False), ("independent", "v5e:2x2", True),
-    ("smc", "v5e:2x2", False), ("smc", "v5e:4x4", False),
+    ("independent", "v5e:2x2", False),
+    ("independent", "v5e:4x4", False),
+    ("independent", "v5e:2x2", True),
+    ("smc", "v5e:2x2", False),
+    ("smc", "v5e:4x4", False),
 ]:
     chips = hardware.tpu_chips(topology)
     c = compile_ahead(density, samplers[name], 64 * len(chips), chips, diagnostics)
     memory = [c.arguments, c.outputs, c.temporaries]
-    told[f"{name} {topology} {diagnostics}"] = [*memory, c.collectives, c.flops, c.seconds]
-told["v4 chips"] = len(hardware.tpu_chips("v4:2x2x4"))
+    case = f"{name} {topology} {diagnostics}"
+    reports[case] = [*memory, c.collectives, c.flops, c.seconds]
+reports["v4 chips"] = len(hardware.tpu_chips("v4:2x2x4"))
 try:
     hardware.tpu_chips("v5e:3x5")
 except InvalidValueError as error:
-    told["refused"] = str(error)
-print(json.dumps(told))
+    reports["refused"] = str(error)
+print(json.dumps(reports))
 """
 
 
-PARTS = """
+SPLIT = """
 import json
 from composeprob.cli import hardware
 hardware.prepare_tpu_compiler()
-import equinox as eqx, jax, jax.numpy as jnp, numpy as np, composeprob as cp
+import equinox as eqx, jax, jax.numpy as jnp, numpy as np
+import composeprob as cp
 from composeprob import tuning
 from composeprob.runtime.compiled import compile_ahead
 from sampling_cases import both, normal
@@ -142,15 +147,23 @@ class Network(eqx.Module):
         return 0.5 * jnp.sum(x**2) + jnp.sum(h)
 
 squares = tuple(jax.random.normal(jax.random.key(i), (2048, 2048)) for i in range(2))
-learned = cp.Diffusion(Network(squares), schedule, event_shape=(2,), parameterization="energy", time="sigma")
+learned = cp.Diffusion(
+    Network(squares),
+    schedule,
+    event_shape=(2,),
+    parameterization="energy",
+    time="sigma",
+)
 density = cp.compile(both, learned, normal([1.0, -1.0], [0.5, 1.0], schedule))
 chips = np.array(hardware.tpu_chips("v5e:2x4")).reshape(2, 4)
-sampler, told = cp.AnnealedMCMC(cp.MALA(0.01), 2), {}
+sampler = cp.AnnealedMCMC(cp.MALA(0.01), 2)
+reports = {}
 for above in (2**30, 2**20):
     tuning.ROOM = tuning.ROOM._replace(parts_bytes=above)
     c = compile_ahead(density, sampler, 256, chips, diagnostics=False)
-    told[str(above)] = [c.arguments, c.arguments + c.outputs + c.temporaries, c.collectives]
-print(json.dumps(told))
+    memory = c.arguments + c.outputs + c.temporaries
+    reports[str(above)] = [c.arguments, memory, c.collectives]
+print(json.dumps(reports))
 """
 WITH_COMPILER = pytest.mark.skipif(
     hardware.tpu_compiler() is None,
@@ -158,49 +171,47 @@ WITH_COMPILER = pytest.mark.skipif(
 )
 
 
-def told_by(script):
-    """What a process of its own prints: the compiler reads its settings when it is
-    loaded, and knows no CPU's flags."""
+def reports_of(script):
+    """Reports that a script prints in another process.
+
+    The compiler reads its settings when it is loaded, and refuses flags of CPUs.
+    """
     return json.loads(said(script, XLA_FLAGS="")[-1])
 
 
 @WITH_COMPILER
 def test_tpus_that_are_not_here():
-    told = told_by(SCRIPT)
-    four, sixteen = told["independent v5e:2x2 False"], told["independent v5e:4x4 False"]
+    reports = reports_of(SCRIPT)
+    four = reports["independent v5e:2x2 False"]
+    sixteen = reports["independent v5e:4x4 False"]
     assert four[3] == sixteen[3] == {}
-    genealogy = 4 * 64 * (16 - 4)  # every device knows the first chain of every chain
-    assert [four[0] + genealogy, *four[1:3]] == sixteen[
-        :3
-    ]  # else a chip's memory is the same, whatever their number
+    # Every device has the first ancestor of every chain; otherwise a chip's memory is
+    # the same for any number of chips.
+    genealogy = 4 * 64 * (16 - 4)
+    assert [four[0] + genealogy, *four[1:3]] == sixteen[:3]
     assert four[4] > 0
     assert four[5] > 0
-    assert set(told["independent v5e:2x2 True"][3]) == {
-        "all-reduce"
-    }  # the means that are reported
-    for topology in (
-        "v5e:2x2",
-        "v5e:4x4",
-    ):  # weights, and the chains that change places
-        assert told[f"smc {topology} False"][3] == {
-            "all-gather": 1,
-            "collective-permute": 1,
-        }
-    assert told["v4 chips"] == 16  # one device a chip, not two
-    assert "knows no topology 'v5e:3x5'" in told["refused"]
+    # The means that are reported.
+    assert set(reports["independent v5e:2x2 True"][3]) == {"all-reduce"}
+    # Weights, and the chains that change places.
+    collectives = {"all-gather": 1, "collective-permute": 1}
+    assert reports["smc v5e:2x2 False"][3] == collectives
+    assert reports["smc v5e:4x4 False"][3] == collectives
+    assert reports["v4 chips"] == 16  # one device a chip, not two
+    assert "no topology 'v5e:3x5'" in reports["refused"]
 
 
 @WITH_COMPILER
 @pytest.mark.slow
 def test_networks_in_parts_leave_room_on_tpus():
-    """32 MiB of weights: a quarter of them on each of the four chips in a row, and no
-    more for long."""
-    told = told_by(PARTS)
-    (whole, all_whole, none), (parts, all_parts, kinds) = (
-        told[str(2**30)],
-        told[str(2**20)],
-    )
-    assert none == {}
-    assert set(kinds) == {"all-gather"}
-    assert whole - parts == 3 * 2**25 // 4
-    assert all_parts < 0.4 * all_whole
+    """Each of the four chips in a row holds a quarter of 32 MiB of weights.
+
+    Gathered weights are not kept.
+    """
+    reports = reports_of(SPLIT)
+    whole, all_whole, no_collectives = reports[str(2**30)]
+    split, all_split, collectives = reports[str(2**20)]
+    assert no_collectives == {}
+    assert set(collectives) == {"all-gather"}
+    assert whole - split == 3 * 2**25 // 4
+    assert all_split < 0.4 * all_whole

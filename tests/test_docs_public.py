@@ -1,5 +1,4 @@
-"""Every public name is documented, every example runs, and numbers of the pages come
-from results files."""
+"""Public names are documented, examples run, and numbers of pages are of results."""
 
 import doctest
 import functools
@@ -25,17 +24,16 @@ CURRENT = re.compile(r"\.\. currentmodule::[ ]+([\w.]+)")
 
 
 def documented(page: str) -> set[str]:
-    """Full names of what a page of the reference describes."""
+    """Full names that a page of the reference documents."""
     current = CURRENT.search(page)
-    names = DIRECTIVE.findall(page)
-    return (
-        {
-            name if name.startswith("composeprob") else f"{current[1]}.{name}"
-            for name in names
-        }
-        if names
-        else set()
-    )
+    names = set()
+    for name in DIRECTIVE.findall(page):
+        if name.startswith("composeprob"):
+            names.add(name)
+        else:
+            assert current is not None, f"{name} is documented without a module"
+            names.add(f"{current[1]}.{name}")
+    return names
 
 
 DOCUMENTED = set().union(*map(documented, PAGES))
@@ -56,44 +54,44 @@ MODULES = sorted(
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_name_is_documented_and_its_examples_show_what_comes_out(name):
     public = functools.reduce(getattr, name.split(".")[1:], cp)
-    own = (
-        vars(public).get("__doc__") if inspect.isclass(public) else public.__doc__
-    )  # a base's text is not its own
-    assert (own or "").strip(), f"{name} has no docstring"
+    docstring = public.__doc__
+    members = []
+    if inspect.isclass(public):
+        # The class's own text, not that of a base.
+        docstring = vars(public).get("__doc__")
+        members = list(vars(public).values())
+    assert (docstring or "").strip(), f"{name} has no docstring"
     if name.count(".") == 1:
-        assert len(inspect.cleandoc(own).split("\n\n")) > 1, (
+        paragraphs = inspect.cleandoc(docstring).split("\n\n")
+        assert len(paragraphs) > 1, (
             f"{name}'s docstring is one paragraph: say how to use it"
         )
     module = name.rpartition(".")[0]
     assert name in DOCUMENTED or module in DOCUMENTED - {"composeprob"}, (
         f"{name} is on no page of docs/reference/"
     )
-    for shown in [public, *(vars(public).values() if inspect.isclass(public) else ())]:
-        for test in (
-            doctest.DocTestFinder(recurse=False).find(shown, name)
-            if inspect.getdoc(shown)
-            else ()
-        ):
+    finder = doctest.DocTestFinder(recurse=False)
+    for shown in [public, *members]:
+        if not inspect.getdoc(shown):
+            continue
+        for test in finder.find(shown, name):
             assert not test.examples or test.examples[-1].want, (
                 f"{name}: an example that ends without output"
             )
 
 
 def test_the_reference_and_imports_of_the_pages_name_only_what_exists():
-    """Executed pages would find it too, a quarter of an hour later."""
+    """The build of the site would find it too, a quarter of an hour later."""
     for name in DOCUMENTED:
         pkgutil.resolve_name(name)
     written = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
-    lines = {
-        line
-        for page in written
-        for line in IMPORT.findall(page.read_text(encoding="utf-8"))
-    }
+    lines = set()
+    for page in written:
+        lines |= set(IMPORT.findall(page.read_text(encoding="utf-8")))
     assert lines, "no page imports anything from composeprob"
-    for module, names in lines:
-        for name in re.findall(
-            r"(\w+)(?: as \w+)?(?:,|$)", names.partition("#")[0].strip("() ")
-        ):
+    for module, imported in lines:
+        names = imported.partition("#")[0].strip("() ")
+        for name in re.findall(r"(\w+)(?: as \w+)?(?:,|$)", names):
             pkgutil.resolve_name(f"{module}.{name}")
 
 
@@ -102,20 +100,17 @@ def test_docstring_examples(name):
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     outcome = doctest.testmod(importlib.import_module(name), optionflags=options)
     assert outcome.failed == 0, (
-        f"{outcome.failed} of {outcome.attempted} examples in {name} fail: see the output above"
+        f"{outcome.failed} of {outcome.attempted} examples in {name} fail: "
+        "see the output above"
     )
 
 
 @pytest.mark.slow
 def test_readme_program_runs(tmp_path, monkeypatch):
-    """The program on README's first screen does what a newcomer who pastes it
-    expects."""
+    """The program on README's first screen runs when it is pasted into a file."""
     monkeypatch.chdir(tmp_path)
-    programs = re.findall(
-        r"```python\n(.*?)```",
-        (ROOT / "README.md").read_text(encoding="utf-8"),
-        re.DOTALL,
-    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    programs = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert programs, "README.md shows no program"
     for program in programs:
         # cp.program reads the source for file:line, so the program must live in a file.
@@ -125,7 +120,7 @@ def test_readme_program_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("page", "pictures", "told"),
+    ("page", "pictures", "warnings"),
     [
         (
             "tutorials/a",
@@ -141,29 +136,23 @@ def test_readme_program_runs(tmp_path, monkeypatch):
     ],
 )
 def test_the_site_refuses_a_tutorial_without_a_picture(
-    page, pictures, told, monkeypatch, caplog
+    page, pictures, warnings, monkeypatch, caplog
 ):
-    """What the build of the site, for which warnings are fatal, checks of every page
-    once its cells have run."""
+    """The build checks every page after its cells have run; its warnings are fatal."""
     nodes = pytest.importorskip("docutils.nodes")
     pytest.importorskip("sphinx")
-    monkeypatch.setenv(
-        "MPLBACKEND", "agg"
-    )  # the settings unset it, and this brings it back
+    # The site's settings unset it; the fixture restores it.
+    monkeypatch.setenv("MPLBACKEND", "agg")
     check = runpy.run_path(str(ROOT / "docs/conf.py"))["_require_picture"]
     tree = nodes.container()
-    sources = "result = run()\nresult.plot();", "def draw():\n    run().plot()"
+    sources = ("result = run()\nresult.plot();", "def draw():\n    run().plot()")
     for source, count in zip(sources, pictures, strict=True):
-        output = nodes.container(
-            "",
-            *[nodes.image(uri="a.png") for _ in range(count)],
-            classes=["cell_output"],
-        )
-        tree += nodes.container(
-            "", nodes.literal_block(source, source), output, classes=["cell"]
-        )
+        images = [nodes.image(uri="a.png") for _ in range(count)]
+        output = nodes.container("", *images, classes=["cell_output"])
+        block = nodes.literal_block(source, source)
+        tree += nodes.container("", block, output, classes=["cell"])
     check(None, tree, page)
-    assert [record.getMessage() for record in caplog.records] == told
+    assert [record.getMessage() for record in caplog.records] == warnings
 
 
 # ── numbers that were measured ────────────────────────────────────────────────────────
@@ -212,12 +201,10 @@ def test_every_number_that_a_page_asks_for_is_in_the_results(page):
 
 @pytest.mark.parametrize("page", ["experiments-2d.md", "performance.md", "scaling.md"])
 def test_measured_numbers_are_not_typed_by_hand(page):
-    """Three digits or two after the point are a measurement, but for settings,
-    thresholds and sizes in the text."""
+    """Numbers with two digits after the point are measurements, besides settings."""
     settings = {"1.10", "1.05", "0.1·σ²"}
-    text = re.sub(
-        r"```.*?```", "", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL
-    )
+    text = (DOCS / page).read_text(encoding="utf-8")
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     typed = re.findall(r"\d+\.\d{2,}", ROLE.sub("", text))
     assert set(typed) <= settings
     assert ROLE.search(text)
@@ -239,7 +226,7 @@ def test_a_cell_is_found_by_what_its_row_begins_with(results, address, shown):
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
         ("table; MALA; is", "has 2 rows that begin with MALA"),
         ("table; Mixture; HMC; is", "has 0 rows"),
@@ -250,8 +237,8 @@ def test_a_cell_is_found_by_what_its_row_begins_with(results, address, shown):
         ("table", "is not FILE; CELL; …; COLUMN"),
     ],
 )
-def test_what_is_not_there_is_named(results, address, said):
-    with pytest.raises(pages.NotMeasured, match=said):
+def test_what_is_not_there_is_named(results, address, message):
+    with pytest.raises(pages.NotMeasured, match=message):
         pages.measured(address, results)
 
 

@@ -1,4 +1,4 @@
-"""What a notebook shows of a picture: it, once, however the cell ends."""
+"""Pictures in notebooks: each is shown once, for any end of a cell."""
 
 import json
 import re
@@ -11,11 +11,12 @@ RESULTS = """
 import composeprob as cp, jax, numpyro.distributions as dist
 f = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(12))
 density = cp.compile(cp.program(lambda f: cp.sample("x", f)), f)
-result = cp.infer(density, jax.random.key(0), num_chains=4, sampler=cp.Ancestral(), progress=False)
+key = jax.random.key(0)
+result = cp.infer(density, key, num_chains=4, sampler=cp.Ancestral(), progress=False)
 """
 CELLS = {
     "picture()": 1,
-    "picture();": 1,  # the semicolon hides a cell's value, and not what pyplot shows
+    "picture();": 1,  # the semicolon hides a cell's value, but no picture of pyplot
     "figure = picture()": 1,
     "figure = picture()\nfigure": 1,
     "for _ in range(3):\n    picture()": 3,
@@ -56,7 +57,8 @@ class Published(DisplayPublisher):
 
 
 class Shell(InteractiveShell):
-    displayhook_class, display_pub_class = Values, Published
+    displayhook_class = Values
+    display_pub_class = Published
 
     def enable_gui(self, gui=None):  # pictures inline need no event loop
         pass
@@ -87,15 +89,13 @@ def test_a_picture_is_shown_once_and_densities_and_results_are_pages(tmp_path):
         "IPYTHONDIR": str(tmp_path),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
-    pictures, pages = json.loads(
-        said(SHELL, json.dumps(list(CELLS)), FIRST, RESULTS, **inline, **HASTE)[-1]
-    )
+    lines = said(SHELL, json.dumps(list(CELLS)), FIRST, RESULTS, **inline, **HASTE)
+    pictures, pages = json.loads(lines[-1])
     assert pictures == CELLS
     (density,), (result,) = pages  # one output each: no picture beside
     assert "π<sub>k</sub>(x) ∝ f(x)" in density
     assert "<svg" in density or "<b>x</b> ∼" in density
     assert "data:image/png;base64," in result
     assert "f(x)" in result
-    assert re.search(r"\(In\[\d+\], line 3\)", density), (
-        density
-    )  # a cell's file has a number for a name
+    # A cell's file has a number for a name.
+    assert re.search(r"\(In\[\d+\], line 3\)", density), density

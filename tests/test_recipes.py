@@ -1,5 +1,4 @@
-"""Blocks of *Extending* and *From scarlet2, DDPRISM or azula* work when they are copied
-one after the other."""
+"""Blocks of *Extending* and *From scarlet2, DDPRISM or azula* run in their order."""
 
 import re
 from pathlib import Path
@@ -15,13 +14,23 @@ from sampling_cases import learned, measured, run
 from zscores import LIMIT
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
-RECIPES = {
-    title: blocks
-    for title, text in re.findall(
-        r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.S | re.M
+
+
+def blocks_of(text):
+    """Blocks of Python in a page's text."""
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def recipes():
+    """Blocks of each section that has some, by its title."""
+    text = PAGE.read_text(encoding="utf-8")
+    sections = re.findall(
+        r"^## (.*?)\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE
     )
-    if (blocks := re.findall(r"^```python\n(.*?)^```", text, re.S | re.M))
-}
+    return {title: blocks_of(text) for title, text in sections if blocks_of(text)}
+
+
+RECIPES = recipes()
 
 
 @pytest.mark.parametrize("title", RECIPES)
@@ -46,41 +55,41 @@ PRIORS = Path(__file__).parents[1] / "docs" / "score-priors.md"
 
 @pytest.mark.slow
 def test_the_page_runs_both_ways():
-    """N(1, 1/2) in each of four numbers: found by the library, and not by NUTS under a
-    prior of log-density 0."""
+    """N(1, 1/2) in each of four numbers.
+
+    The library finds it, and NUTS under a prior of log-density 0 does not.
+    """
     names = {"__name__": "page"}
-    for block in re.findall(
-        r"^```python\n(.*?)^```", PRIORS.read_text(encoding="utf-8"), re.S | re.M
-    ):
+    for block in blocks_of(PRIORS.read_text(encoding="utf-8")):
         exec(compile(block, PRIORS.name, "exec"), names)
     result = names["result"]
     assert result.status.ok
     assert result.effective_chains > 500
-    assert np.all(
-        np.abs(result["x"].mean(0) - 1.0) < 4 * np.sqrt(0.5 / result.effective_chains)
-    )
+    error = np.sqrt(0.5 / result.effective_chains)
+    assert np.all(np.abs(result["x"].mean(0) - 1.0) < 4 * error)
     np.testing.assert_allclose(result["x"].var(0), 0.5, rtol=0.2)
     assert abs(result.log_evidence + 9.0621) < 4 * result.log_evidence_error
-    assert (
-        np.abs(np.asarray(names["chain"].get_samples()["x"]).mean(0) - 1.0).max() > 0.4
-    )
+    by_nuts = np.asarray(names["chain"].get_samples()["x"])
+    assert np.abs(by_nuts.mean(0) - 1.0).max() > 0.4
 
 
 @pytest.mark.parametrize("step", [1e-9, 0.5])
-def test_data_are_impossible_for_chains_that_never_moved_and_not_for_those_of_the_posterior(
-    step,
-):
-    """y = x with noise, x a standard normal number of which the score is known."""
+def test_data_are_impossible_for_chains_that_never_moved(step):
+    """They are possible for chains of the posterior.
+
+    y = x with noise, x a standard normal number with a score in closed form.
+    """
     levels = cp.Schedule.edm(20, sigma_min=0.001, sigma_max=20.0)
     prior = learned(
         lambda x, sigma: -x / (1 + sigma**2), "score", levels, (1,), "sigma"
     )
-    density = cp.compile(
-        measured, prior, lambda x: dist.Normal(x, 0.5).to_event(1), jnp.ones(1)
-    )
-    status = run(
-        density, sampler=cp.AnnealedMCMC(cp.ULA(step * levels.sigma**2), 10)
-    ).status
+
+    def likelihood(x):
+        return dist.Normal(x, 0.5).to_event(1)
+
+    density = cp.compile(measured, prior, likelihood, jnp.ones(1))
+    sampler = cp.AnnealedMCMC(cp.ULA(step * levels.sigma**2), 10)
+    status = run(density, sampler=sampler).status
     never_moved = step < 0.5
     assert status.has(Code.ZERO_DENSITY) == never_moved
     assert ("the data are all but impossible" in str(status)) == never_moved

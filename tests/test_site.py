@@ -1,5 +1,4 @@
-"""What the site's own extensions make, and that the browser check names what is wrong
-with a page."""
+"""The site's own extensions, and the browser's check of pages."""
 
 import importlib.util
 import json
@@ -21,7 +20,11 @@ def module(path):
 
 
 check_site = module(ROOT / "tools/check_site.py")
-PAGE = "<!doctype html><html lang=en><title>t</title><main><h1>t</h1><article style='width:300px'>{}</article></main>"
+PAGE = (
+    "<!doctype html><html lang=en><title>t</title><main><h1>t</h1>"
+    "<article style='width:300px'>{}</article></main>"
+)
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 WRONG = {
     "<pre style='overflow:hidden'>" + "x" * 400 + "</pre>": "pre is cut off",
     "<p style='width:2000px'>wide</p>": "pixels wider than the window",
@@ -30,8 +33,9 @@ WRONG = {
     "<a href=#none>none</a>": "link that leads nowhere: #none",
     "<script>console.error('wrong')</script>": "wrong",
     "<img src=data:, alt=none>": "not drawn",
-    "<img src='data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=='>": "axe image-alt",
+    f"<img src='{PIXEL}'>": "axe image-alt",
 }
+"""Bodies of pages, and the finding that each must have."""
 
 
 def test_a_link_is_followed_to_its_place(tmp_path):
@@ -58,7 +62,8 @@ def needs_a_browser():
     for package in ("playwright", "axe_playwright_python"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(
-                f"{package} is not installed: pip install playwright axe-playwright-python"
+                f"{package} is not installed: pip install playwright "
+                "axe-playwright-python"
             )
 
 
@@ -70,11 +75,9 @@ def test_the_browser_names_what_is_wrong(tmp_path):
     (tmp_path / "right.html").write_text(PAGE.format("<p>right</p>"), encoding="utf-8")
     found = dict(check_site.look(tmp_path))
     assert found.pop("right.html") == []
-    for i, said in enumerate(WRONG.values()):
-        assert any(re.search(said, text) for text in found[f"{i}.html"]), (
-            said,
-            found[f"{i}.html"],
-        )
+    for i, expected in enumerate(WRONG.values()):
+        texts = found[f"{i}.html"]
+        assert any(re.search(expected, text) for text in texts), (expected, texts)
 
 
 @pytest.mark.slow
@@ -82,9 +85,8 @@ def test_every_page_of_the_site():
     needs_a_browser()
     if not (check_site.SITE / "index.html").is_file():
         pytest.skip("the site is not built: make docs")
-    assert {
-        name: texts for name, texts in check_site.look(check_site.SITE) if texts
-    } == {}
+    findings = dict(check_site.look(check_site.SITE))
+    assert {name: texts for name, texts in findings.items() if texts} == {}
 
 
 def test_every_example_has_a_title_and_says_what_is_learned():
@@ -104,10 +106,13 @@ def test_an_example_runs_again_only_when_it_or_the_library_changed(
     gallery = pytest.importorskip("gallery", reason="needs Sphinx")
     monkeypatch.setattr(gallery, "ROOT", tmp_path)
     monkeypatch.setattr(gallery, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr(
-        gallery, "hash_of", lambda *paths: str(hash(paths[0].read_text()))
-    )
-    path, counter = tmp_path / "one.py", tmp_path / "runs"
+
+    def hash_of(*paths):
+        return str(hash(paths[0].read_text()))
+
+    monkeypatch.setattr(gallery, "hash_of", hash_of)
+    path = tmp_path / "one.py"
+    counter = tmp_path / "runs"
     source = f"""'''One: an idea.'''
 from pathlib import Path
 def main(num_chains=2000, out="out"):
@@ -120,9 +125,8 @@ def main(num_chains=2000, out="out"):
     for _ in range(2):
         found = gallery.run(gallery.Example(path))
     assert found["printed"] == f"{gallery.CHAINS} out\n"
-    assert f"With at most {gallery.CHAINS} chains" in gallery.page(
-        gallery.Example(path), found
-    )
+    page = gallery.page(gallery.Example(path), found)
+    assert f"With at most {gallery.CHAINS} chains" in page
     assert counter.read_text() == "x"
     path.write_text(source.replace("idea", "other idea"))
     gallery.run(gallery.Example(path))
@@ -154,22 +158,18 @@ def test_a_notebook_for_readers_is_plain_markdown(tmp_path):
         made.cells[0].source,
     )
     assert "pip install" in made.cells[1].source
-    assert (
-        made.cells[-1].source == "infer(1)"
-    )  # a reader sees the bar, which a page leaves out
+    # A reader sees the progress bar, which a page leaves out.
+    assert made.cells[-1].source == "infer(1)"
     assert not made.cells[-1].outputs
     cells[1].outputs = [nbformat.v4.new_output("stream", name="stdout", text="2")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "ran.ipynb")
-    notebooks.get_cache(tmp_path / "kept").cache_notebook_file(
-        tmp_path / "ran.ipynb", check_validity=False
-    )
-    again = notebooks.notebook(
-        tmp_path / "t.ipynb", tmp_path / "kept"
-    )  # outputs that MyST-NB took from its cache
+    # Outputs that MyST-NB takes from its cache.
+    cache = notebooks.get_cache(tmp_path / "kept")
+    cache.cache_notebook_file(tmp_path / "ran.ipynb", check_validity=False)
+    again = notebooks.notebook(tmp_path / "t.ipynb", tmp_path / "kept")
     assert again.cells[-1].outputs[0].text == "2"
-    assert (
-        json.loads(nbformat.writes(made))["metadata"]["kernelspec"]["name"] == "python3"
-    )
+    metadata = json.loads(nbformat.writes(made))["metadata"]
+    assert metadata["kernelspec"]["name"] == "python3"
 
 
 def test_formulas_are_mathml_with_their_text():

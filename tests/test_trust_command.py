@@ -1,5 +1,4 @@
-"""`composeprob trust` splits an error between sampler and model, and knows which
-refinements mean something."""
+"""`composeprob trust`: errors split between sampler and model, by valid refinements."""
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ ERROR = 0.01
 
 
 def rows(**values):
+    """Estimates of these means, with one standard error."""
     return {label: (value, ERROR) for label, value in values.items()}
 
 
@@ -42,10 +42,8 @@ def test_an_error_is_split_at_the_finest_run():
 )
 def test_only_who_errs_is_named(finest, reference, sampler, model):
     _, largest = split(rows(a=1.5), rows(a=finest), rows(a=reference))
-    assert (
-        largest["sampler"] > tuning.REFINED_ERRORS,
-        largest["model"] > tuning.REFINED_ERRORS,
-    ) == (sampler, model)
+    assert (largest["sampler"] > tuning.REFINED_ERRORS) == sampler
+    assert (largest["model"] > tuning.REFINED_ERRORS) == model
 
 
 def test_errors_that_are_withheld_name_nobody():
@@ -75,39 +73,28 @@ def test_moments_of_a_run_and_of_draws_are_of_the_same_numbers(density):
 
 
 def test_what_is_refined(density):
-    """Half the step says something of kernels without a test only; twice the levels lie
-    between those that are."""
-    assert (
-        whose_error.shorter_steps(density, cp.AnnealedMCMC(cp.MALA(0.1), 3), None)
-        is None
-    )
-    first = run(
-        density,
-        chains=16,
-        sampler=cp.AnnealedMCMC(cp.ULA(lambda s: 0.1 * s.sigma**2), 3),
-    )
-    sampler = whose_error.shorter_steps(
-        density, cp.AnnealedMCMC(cp.ULA(lambda s: 0.1 * s.sigma**2), 3), first
-    )
-    assert sampler.steps_per_level == 6
-    assert np.allclose(
-        sampler.kernel.step_size,
-        0.05 * np.asarray(density.schedule.sigma) ** 2,
-        rtol=1e-4,
-    )
+    """Half the step is a test of kernels without a Metropolis test only.
+
+    Twice the levels lie between the first ones.
+    """
+    mala = cp.AnnealedMCMC(cp.MALA(0.1), 3)
+    assert whose_error.shorter_steps(density, mala, None) is None
+    assert whose_error.longer(density, mala).steps_per_level == 6
     assert whose_error.longer(density, cp.Ancestral()) is None
-    assert (
-        whose_error.longer(density, cp.AnnealedMCMC(cp.MALA(0.1), 3)).steps_per_level
-        == 6
-    )
+    ula = cp.AnnealedMCMC(cp.ULA(lambda s: 0.1 * s.sigma**2), 3)
+    first = run(density, chains=16, sampler=ula)
+    halved = whose_error.shorter_steps(density, ula, first)
+    assert halved.steps_per_level == 6
+    expected = 0.05 * np.asarray(density.schedule.sigma) ** 2
+    assert np.allclose(halved.kernel.step_size, expected, rtol=1e-4)
     name, finer = whose_error.twice_the_levels(density)
     assert name == "2 × levels"
-    own, between = (np.asarray(d.schedule.log_snr) for d in (density, finer))
-    assert np.allclose(between[::2], own, atol=1e-4)
-    assert len(between) == 2 * len(own) - 1
-    assert not whose_error.fits(
-        finer, cp.AnnealedMCMC(cp.ULA(np.full(len(own), 0.1)), 1)
-    )
+    coarse_log_snr = np.asarray(density.schedule.log_snr)
+    fine_log_snr = np.asarray(finer.schedule.log_snr)
+    assert np.allclose(fine_log_snr[::2], coarse_log_snr, atol=1e-4)
+    assert len(fine_log_snr) == 2 * len(coarse_log_snr) - 1
+    one_a_level = cp.AnnealedMCMC(cp.ULA(np.full(len(coarse_log_snr), 0.1)), 1)
+    assert not whose_error.fits(finer, one_a_level)
 
 
 def test_a_network_that_knows_only_its_levels_is_compared_with_half_of_them():
@@ -116,9 +103,8 @@ def test_a_network_that_knows_only_its_levels_is_compared_with_half_of_them():
 
     schedule = cp.Schedule.log_snr(11)
     f = cp.Diffusion(network, schedule, event_shape=(), parameterization="epsilon")
-    name, coarser = whose_error.twice_the_levels(
-        cp.compile(both, f, normal(0.0, 1.0, schedule))
-    )
+    density = cp.compile(both, f, normal(0.0, 1.0, schedule))
+    name, coarser = whose_error.twice_the_levels(density)
     assert name == "½ × levels"
     assert coarser.num_levels == 6
 
@@ -134,14 +120,10 @@ def test_a_reference_is_a_file_or_a_function(tmp_path):
     np.savez(tmp_path / "x.npz", x=x, y=x[:, 0])
     (tmp_path / "bad.npy").write_text("no array")
     key = jax.random.key(0)
-    assert (
-        reference_draws(None, tmp_path / "x.npy", key, 9, ["x"])["x"].tolist()
-        == x.tolist()
-    )
-    assert set(reference_draws(None, tmp_path / "x.npz", key, 9, ["x", "y"])) == {
-        "x",
-        "y",
-    }
+    of_one = reference_draws(None, tmp_path / "x.npy", key, 9, ["x"])
+    assert of_one["x"].tolist() == x.tolist()
+    of_two = reference_draws(None, tmp_path / "x.npz", key, 9, ["x", "y"])
+    assert set(of_two) == {"x", "y"}
     assert reference_draws(Module, None, key, 9, ["x"])["x"].shape == (9, 2)
     assert reference_draws(None, None, key, 9, ["x"]) is None
     Module.reference = 3
@@ -172,7 +154,7 @@ def reference(key, num):  # f · g is N(0.5, 0.7²/2)
     return {mean} + 0.7 / jnp.sqrt(2) * jax.random.normal(key, (num, 2))
 """
 SLOW = "sampler = cp.AnnealedMCMC(cp.ULA(0.01), 1)"
-# the variance s² = 0.245 becomes s²/(1 − 0.1/s²)
+# The variance s² = 0.245 becomes s²/(1 − 0.1/s²).
 COARSE = "sampler = cp.AnnealedMCMC(cp.ULA(0.2), 8)"
 
 
@@ -220,15 +202,8 @@ def test_the_error_is_found_with_whoever_makes_it(
     file = tmp_path / "both.py"
     file.write_text(PROGRAM.format(extra=extra))
     report = tmp_path / "run.html"
-    arguments = [
-        "trust",
-        str(file),
-        "--chains",
-        str(chains),
-        "--out",
-        str(report),
-        "--no-cache",
-    ]
+    options = ("--chains", str(chains), "--out", str(report), "--no-cache")
+    arguments = ["trust", str(file), *options]
     shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "160", "TERM": "dumb"})
     assert shown.exit_code == exit_code, shown.output
     for text in said:

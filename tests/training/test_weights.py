@@ -6,7 +6,6 @@ It replaces nothing unless told to.
 import dataclasses
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import equinox as eqx
@@ -177,15 +176,16 @@ def test_weights_are_replaced_only_where_that_is_asked_for(
     with monkeypatch.context() as patch:
         patch.setattr(making, "train", never)
         for options in ({}, {"checkpoint_dir": "checkpoints"}):
-            call = partial(
-                train_model,
-                "ring2d-sharp-score",
-                out=folder,
-                retraining=number,
-                **options,
-            )
+            arguments = {"out": folder, "retraining": number, **options}
             message = f"{WEIGHTS[number]} is there already"
-            error = refused(call, InvalidValueError, message, "--replace")
+            error = refused(
+                lambda arguments=arguments: train_model(
+                    "ring2d-sharp-score", **arguments
+                ),
+                InvalidValueError,
+                message,
+                "--replace",
+            )
             assert "--out" in error.fix
     assert written == []
     train_model("ring2d-sharp-score", out=folder, retraining=number, replace=True)
@@ -205,7 +205,11 @@ def test_the_zoo_itself_is_kept(written):
 def test_a_run_that_was_stopped_goes_on(number, written):
     folder = Path("elsewhere")
     trained(folder, number, finished=False)
-    again = partial(train_model, "ring2d-sharp-score", out=folder, retraining=number)
+
+    def again(**options):
+        options = {"out": folder, "retraining": number, **options}
+        return train_model("ring2d-sharp-score", **options)
+
     # Without checkpoints it would start again.
     refused(again, InvalidValueError, "is there already")
     again(checkpoint_dir="checkpoints")

@@ -138,22 +138,25 @@ class Evaluation(eqx.Module):
     @property
     def parts(self) -> Any:
         """Deprecated name of `terms`."""
-        warn_renamed("Evaluation.parts", "Evaluation.terms")
+        warn_renamed("Evaluation.parts", "Evaluation.terms", of_module=True)
         return self.terms
 
     @property
     def known(self) -> ClosedFormTerm | None:
         """Deprecated name of `closed_form`."""
-        warn_renamed("Evaluation.known", "Evaluation.closed_form")
+        warn_renamed("Evaluation.known", "Evaluation.closed_form", of_module=True)
         return self.closed_form
 
 
-def warn_renamed(old: str, new: str) -> None:
-    """Warn the caller's caller that it uses the old name of something."""
+def warn_renamed(old: str, new: str, of_module: bool = False) -> None:
+    """Warn the caller's caller that it uses an old name; ``of_module`` where the name
+    is a property of an `equinox.Module`."""
+    # Equinox looks attributes up in a function of its own.
+    stacklevel = 4 if of_module else 3
     warnings.warn(
         f"{old} is deprecated and will be removed in the next release; use {new}.",
         DeprecationWarning,
-        stacklevel=3,
+        stacklevel=stacklevel,
     )
 
 

@@ -98,7 +98,7 @@ class Energy(LeafFactor):
             Traits.ENERGY | {"mode_depth"},
             "own",
             top_power=self.power_at_top,
-            plain=True,
+            user_defined=True,
         )
 
     def evaluate(

@@ -1,4 +1,4 @@
-"""What a factor is, and the operators that combine factors."""
+"""Factors, their leaves, and the operators that combine them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from composeprob.errors import ConditionError, ShapeError, WrongTypeError, unknown_name
 from composeprob.factors import show
@@ -30,8 +31,8 @@ from composeprob.schedule import Noise, Schedule, check_schedule, log_snr_of
 
 
 class Factor(eqx.Module):
-    """A non-negative function f(x, k) of one event x at a noise level k, known by its
-    logarithm or only its score.
+    """A non-negative function f(x, k) of one event x at a noise level k, given by its
+    logarithm or only by its score.
 
     Factors multiply (``f * g``), divide (``f / g``) and take powers (``f ** w``); none
     of these evaluates anything. A factor is a pytree: the arrays of its network are
@@ -64,13 +65,13 @@ class Factor(eqx.Module):
 
     @property
     def sealed(self) -> bool:
-        """Whether its factors must stay as they are: with other constants of theirs it
-        would be another one."""
+        """True if other constants of its factors would make it another function of x,
+        so that they must stay as they are."""
         return False
 
     @property
     def normalised(self) -> bool:
-        """Whether it integrates to 1 at every level."""
+        """True if it integrates to 1 at every level."""
         return False
 
     @abstractmethod
@@ -93,16 +94,16 @@ class Factor(eqx.Module):
     def __mul__(self, other: Factor) -> Factor:
         from composeprob.factors.algebra import product
 
-        return product(self, other) if is_factor(other) else refuse("*", self, other)
+        if not is_factor(other):
+            refuse("*", self, other)
+        return product(self, other)
 
     def __truediv__(self, other: Factor) -> Factor:
         from composeprob.factors.algebra import power, product
 
-        return (
-            product(self, power(other, -1.0))
-            if is_factor(other)
-            else refuse("/", self, other)
-        )
+        if not is_factor(other):
+            refuse("/", self, other)
+        return product(self, power(other, -1.0))
 
     def __pow__(self, exponent: float) -> Factor:
         from composeprob.factors.algebra import power
@@ -120,27 +121,33 @@ class Factor(eqx.Module):
         def __getattr__(self, name: str) -> NoReturn:
             raise unknown_name("Factor", name, dir(self))
 
-    __neg__, __invert__, __pos__, __abs__ = (
-        refused(symbol, alone=True) for symbol in ("-", "~", "+", "abs ")
-    )
+    # Operators that densities do not have raise errors that say what to write instead.
+    __neg__ = refused("-", alone=True)
+    __invert__ = refused("~", alone=True)
+    __pos__ = refused("+", alone=True)
+    __abs__ = refused("abs ", alone=True)
     __bool__ = refused("The truth of ", alone=True)  # `f and g` would be g alone
     __array_ufunc__ = None  # NumPy leaves `array * factor` to the methods below
-    __rmul__, __rtruediv__, __rpow__ = (
-        refused(symbol, reflected=True) for symbol in ("*", "/", "**")
-    )
-    __add__, __sub__, __or__, __and__, __xor__, __matmul__ = (
-        refused(symbol) for symbol in "+-|&^@"
-    )
-    __radd__, __rsub__, __ror__, __rand__ = (
-        refused(symbol, reflected=True) for symbol in "+-|&"
-    )
+    __rmul__ = refused("*", reflected=True)
+    __rtruediv__ = refused("/", reflected=True)
+    __rpow__ = refused("**", reflected=True)
+    __add__ = refused("+")
+    __sub__ = refused("-")
+    __or__ = refused("|")
+    __and__ = refused("&")
+    __xor__ = refused("^")
+    __matmul__ = refused("@")
+    __radd__ = refused("+", reflected=True)
+    __rsub__ = refused("-", reflected=True)
+    __ror__ = refused("|", reflected=True)
+    __rand__ = refused("&", reflected=True)
 
 
 class Around(Factor):
-    """A node of an expression that makes something else of one factor.
+    """A node of an expression that wraps one factor.
 
     Attributes:
-        factor: that one.
+        factor: the wrapped factor.
     """
 
     factor: eqx.AbstractVar[Factor]
@@ -161,7 +168,7 @@ Levels = Literal["range", "real", "own", "any"]
 
 @dataclasses.dataclass(frozen=True)
 class Traits:
-    """What a leaf states of itself, so that nothing asks for its class.
+    """Properties that a leaf declares, so that no module tests for its class.
 
     Attributes:
         offers: among ``score``, ``energy``, ``conservative``, ``normalised``,
@@ -174,17 +181,19 @@ class Traits:
         conditions: names of the conditions that `given` takes.
         top_power: the factor is close to N(0, σ²I) raised to this power at the noisiest
             level: 1 for a diffusion, 0 for a bounded potential such as a classifier.
-        entry_powers: that for each entry of the event, where entries count differently.
-        dimension: how many entries it is a density of, as Feynman–Kac rates count them;
-            None for those of the event.
+        entry_powers: the top power of each entry of the event, where entries count
+            differently.
+        dimension: the number of entries that it is a density of, as Feynman–Kac rates
+            count them; None for those of the event.
         constant: whether it depends on the level alone.
-        plain: whether it is the user's own function of x, which costs no network.
-        declared: whether the files of its training state what its output means: then
-            doubts are reported, not refused.
-        log_snr_range: the least and greatest log-SNR at which it means something; None
-            for those of its levels.
+        user_defined: whether it is a user-defined function of x, which calls no
+            network.
+        declared: whether the files of its training state the meaning of its output:
+            then a mismatch is reported and not refused.
+        log_snr_range: the least and greatest log-SNR that it is defined for; None for
+            those of its levels.
         pictures: makes images with values from 0 to 1 of a stack of events; None for
-            events of which no such are known.
+            events that are not images.
     """
 
     offers: frozenset[str]
@@ -194,23 +203,24 @@ class Traits:
     entry_powers: ArrayLike | None = None
     dimension: float | None = None
     constant: bool = False
-    plain: bool = False
+    user_defined: bool = False
     declared: bool = False
     log_snr_range: tuple[float, float] | None = None
     pictures: Callable[[object], np.ndarray] | None = None
 
     ENERGY: ClassVar[frozenset[str]] = frozenset({"score", "energy", "conservative"})
-    """What a log-density offers."""
+    """Capabilities of a log-density."""
     EXACT: ClassVar[frozenset[str]] = ENERGY | {
         "normalised",
         "exact_marginals",
         "mode_depth",
     }
-    """What one offers whose noised marginals are known with their constants."""
+    """Capabilities of a log-density whose noised marginals are known with their
+    constants."""
 
 
 class LeafFactor(Factor):
-    """A factor that evaluates something itself: a network, a closed form, the user's
+    """A factor that is evaluated itself: a network, a closed form, a user-defined
     function.
 
     Subclasses are final, and set the fields below.
@@ -229,11 +239,11 @@ class LeafFactor(Factor):
     @property
     @abstractmethod
     def traits(self) -> Traits:
-        """What the leaf states of itself."""
+        """Properties that the leaf declares."""
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What the leaf offers, as `Traits.offers`."""
+        """Capabilities of the leaf, as `Traits.offers`."""
         return self.traits.offers
 
     @property
@@ -246,6 +256,7 @@ class LeafFactor(Factor):
     @property
     def shown_conditions(self) -> dict[str, str]:
         """The conditions given so far, as they are printed."""
+        # A calibration's tables and a tapestry's weights lie in `fixed` too.
         return {
             name: show.short(value)
             for name, value in self.fixed.items()
@@ -256,11 +267,13 @@ class LeafFactor(Factor):
         return show.clipped(f"{self.terms()[0][0]} ({', '.join(self._about())})")
 
     def _about(self) -> tuple[str, ...]:
-        """What is printed of the leaf beside its name: what it offers, and of which
+        """Words that are printed beside the leaf's name: its kind, and the shape of its
         events."""
-        return "energy" if "energy" in self.traits.offers else "score", show.shape(
-            self.event_shape
-        )
+        if "energy" in self.traits.offers:
+            kind = "energy"
+        else:
+            kind = "score"
+        return kind, show.shape(self.event_shape)
 
     def check_network(self) -> None:
         """Refuse a factor that cannot be evaluated with the conditions given so far.
@@ -273,22 +286,22 @@ class LeafFactor(Factor):
 
     @property
     def log_snr_range(self) -> tuple[float, float]:
-        """The least and greatest log-SNR at which the factor means something; by
-        default those of its levels."""
+        """The least and greatest log-SNR that the factor is defined for; by default
+        those of its levels."""
         if self.traits.log_snr_range is not None:
             return self.traits.log_snr_range
         log_snr = log_snr_of(self.schedule.alpha, self.schedule.sigma)
         return float(log_snr[-1]), float(log_snr[0])
 
     def call_conditions(self) -> dict[str, Array]:
-        """Every condition with the value that one evaluation receives: those fixed,
-        else their defaults."""
+        """Every condition with the value that one evaluation receives: the fixed one,
+        else its default."""
         return dict(self.fixed)
 
     @abstractmethod
     def evaluate(
-        self, x: Array, noise: Noise, conditions: Mapping[str, Array]
-    ) -> tuple[Array | None, Array]:
+        self, x: Float[Array, "*event"], noise: Noise, conditions: Mapping[str, Array]
+    ) -> tuple[Float[Array, ""] | None, Float[Array, "*event"]]:
         """log f(x) at this noise (None for a score-only factor) and ∇ₓ log f(x), from
         ONE network evaluation.
 
@@ -300,71 +313,75 @@ class LeafFactor(Factor):
 
     def given(self, **conditions: object) -> LeafFactor:
         check_conditions(self, conditions)
-        merged = {
-            **self.fixed,
-            **{name: as_condition(name, value) for name, value in conditions.items()},
-        }
-        return self.holding(merged)
+        given = {name: as_condition(name, value) for name, value in conditions.items()}
+        return self.holding({**self.fixed, **given})
 
     def holding(self, fixed: Mapping[str, Array]) -> Self:
-        """The same factor with ``fixed`` in the place of the conditions that it
-        holds."""
+        """Replace the conditions that the factor holds by ``fixed``."""
+        # An empty dict is no leaf of a pytree by itself, hence `is_leaf`.
         return eqx.tree_at(
             lambda f: f.fixed, self, fixed, is_leaf=lambda node: node is self.fixed
         )
 
 
 def is_factor(value: object) -> TypeGuard[Factor]:
-    """Whether what a user has passed is a factor."""
+    """Return whether a value that a user has passed is a factor."""
     return isinstance(value, Factor)
 
 
 def abstract_arguments(leaf: LeafFactor) -> tuple[jax.ShapeDtypeStruct, Noise]:
-    """An event and a noise without numbers, to trace an evaluation of the leaf with."""
-    noise: Noise = jax.eval_shape(
-        leaf.schedule.at, jax.ShapeDtypeStruct((), jnp.result_type(int))
-    )
+    """Return an event and a noise without numbers, to trace an evaluation of the leaf
+    with."""
+    level = jax.ShapeDtypeStruct((), jnp.result_type(int))
+    noise: Noise = jax.eval_shape(leaf.schedule.at, level)
     return jax.ShapeDtypeStruct(leaf.event_shape, jnp.result_type(float)), noise
 
 
 def check_conditions(leaf: LeafFactor, conditions: Mapping[str, object]) -> None:
     """Refuse names that the leaf does not have, and conditions given twice."""
+    names = leaf.traits.conditions
     for name in conditions:
-        if name not in leaf.traits.conditions:
-            has = ", ".join(repr(n) for n in leaf.traits.conditions) or "none"
+        if name not in names:
+            listed = ", ".join(map(repr, names)) or "none"
+            if names:
+                fix = f"use one of: {listed}."
+            else:
+                fix = "build the factor with conditions=(…,)."
             raise ConditionError(
-                f"Factor '{leaf.label}' has no condition {name!r}; its conditions are: {has}.",
-                fix=f"use one of: {has}."
-                if leaf.traits.conditions
-                else "build the factor with conditions=(…,).",
+                f"Factor '{leaf.label}' has no condition {name!r}; its conditions are: "
+                f"{listed}.",
+                fix=fix,
             )
         if name in leaf.fixed:
             raise ConditionError(
                 f"Condition {name!r} of factor '{leaf.label}' is given twice.",
-                fix="keep the unconditioned factor in a variable and call .given on it once per condition.",
+                fix="keep the unconditioned factor in a variable and call .given on it "
+                "once per condition.",
             )
 
 
 def check_leaf(
     schedule: object, event_shape: Iterable[SupportsIndex]
 ) -> tuple[int, ...]:
-    """The event's shape as a tuple of ints; refuses what is no shape, and a schedule
-    that is none."""
+    """Return the event's shape as a tuple of ints; refuse anything but a shape of at
+    least one entry, and anything but a schedule."""
     check_schedule(
         schedule,
-        "for example cp.Schedule.cosine(100), with the levels that the factor was trained on.",
+        "for example cp.Schedule.cosine(100), with the levels that the factor was "
+        "trained on.",
     )
     shape = check_shape("event_shape", event_shape)
     if min(shape, default=1) < 1:
         raise ShapeError(
             f"An event of shape {shape} has no entries, so there is nothing to sample.",
-            fix="leave the factor out where it has no entries; one number has the shape ().",
+            fix="leave the factor out where it has no entries; one number has the "
+            "shape ().",
         )
     return shape
 
 
 def check_shape(what: str, shape: Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """A shape or an offset as a tuple of ints, or a `WrongTypeError`."""
+    """Return a shape or an offset as a tuple of ints, or raise a `WrongTypeError`."""
     try:
         return tuple(operator.index(n) for n in shape)
     except TypeError as error:

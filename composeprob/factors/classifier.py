@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from composeprob.errors import (
     ConditionError,
@@ -35,7 +36,7 @@ class Classifier(LeafFactor):
         schedule: the levels that it was trained on.
         event_shape: shape of one event; left out, that of the factor that
             `cp.condition` guides.
-        time: what ``t`` is: ``"level"``, ``"log_snr"`` or ``"sigma"``, as for
+        time: the meaning of ``t``: ``"level"``, ``"log_snr"`` or ``"sigma"``, as for
             `Diffusion`.
         label: the name to show.
 
@@ -61,14 +62,20 @@ class Classifier(LeafFactor):
         self.network = check_finite(
             as_network(network), f"The network of factor '{self.label}'"
         )
-        self.schedule, self.time, self.fixed = schedule, time, {}
-        shape = check_leaf(schedule, () if event_shape is None else event_shape)
-        self.event_shape = None if event_shape is None else shape  # type: ignore[assignment]
-        self.num_classes = 0 if event_shape is None else self._count_classes()
+        self.schedule = schedule
+        self.time = time
+        self.fixed = {}
+        if event_shape is None:
+            check_leaf(schedule, ())
+            self.event_shape = None  # type: ignore[assignment]
+            self.num_classes = 0  # counted by `over`, when the shape is known
+        else:
+            self.event_shape = check_leaf(schedule, event_shape)
+            self.num_classes = self._count_classes()
 
     def over(self, event_shape: tuple[int, ...]) -> Classifier:
-        """The same classifier for events of this shape; refuses another than it was
-        declared for."""
+        """Return the classifier for events of this shape; refuse a shape that it was
+        not declared for."""
         if self.event_shape is None:
             return Classifier(
                 self.network,
@@ -79,14 +86,17 @@ class Classifier(LeafFactor):
             )
         if self.event_shape != event_shape:
             raise ShapeError(
-                f"Classifier '{self.label}' is for events {self.event_shape}, not {event_shape}.",
-                fix="multiply it with a factor over its events, or put a cp.window around it.",
+                f"Classifier '{self.label}' is for events {self.event_shape}, not "
+                f"{event_shape}.",
+                fix="multiply it with a factor over its events, or put a cp.window "
+                "around it.",
             )
         return self
 
     def _count_classes(self) -> int:
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
-        t = jax.ShapeDtypeStruct((), jnp.int32 if self.time == "level" else x.dtype)
+        time_dtype = jnp.int32 if self.time == "level" else x.dtype
+        t = jax.ShapeDtypeStruct((), time_dtype)
         traced, logits, _ = called(
             f"The classifier '{self.label}'",
             f"network(x, t) with x of shape {self.event_shape}",
@@ -96,7 +106,8 @@ class Classifier(LeafFactor):
         check_deterministic(traced.jaxpr, self.label)
         if len(logits.shape) != 1:
             raise NetworkError(
-                f"The classifier '{self.label}' returned shape {logits.shape}; logits have shape (classes,).",
+                f"The classifier '{self.label}' returned shape {logits.shape}; logits "
+                "have shape (classes,).",
                 fix="return one logit per class for one event.",
             )
         return logits.shape[0]
@@ -105,7 +116,7 @@ class Classifier(LeafFactor):
     def traits(self) -> Traits:
         return Traits(
             Traits.ENERGY | {"mode_depth"},
-            TIMES[self.time][0],
+            TIMES[self.time].levels,
             ("label",),
             top_power=0.0,
         )
@@ -114,35 +125,43 @@ class Classifier(LeafFactor):
         if self.event_shape is None:
             raise ShapeError(
                 f"Classifier '{self.label}' has no event shape.",
-                fix="use cp.condition(f, classifier, label), or pass event_shape= to cp.Classifier.",
+                fix="use cp.condition(f, classifier, label), or pass event_shape= to "
+                "cp.Classifier.",
             )
-        label = as_condition("label", conditions.get("label", 0))
-        whole = label.ndim == 0 and jnp.issubdtype(label.dtype, jnp.integer)
-        if not whole or not (
-            isinstance(label, jax.core.Tracer) or 0 <= int(label) < self.num_classes
-        ):
+        if not self._is_class(as_condition("label", conditions.get("label", 0))):
             raise InvalidValueError(
-                f"Label {conditions['label']!r} does not exist: classifier '{self.label}' has classes 0 to "
-                f"{self.num_classes - 1}.",
+                f"Label {conditions['label']!r} does not exist: classifier "
+                f"'{self.label}' has classes 0 to {self.num_classes - 1}.",
                 fix="pass the class's index.",
             )
         return super().given(**conditions)
 
+    def _is_class(self, label: Array) -> bool:
+        """Return whether a label is the index of a class; of a traced one only the type
+        is tested."""
+        if label.ndim != 0 or not jnp.issubdtype(label.dtype, jnp.integer):
+            return False
+        return isinstance(label, jax.core.Tracer) or 0 <= int(label) < self.num_classes
+
     def check_network(self) -> None:
         if "label" not in self.fixed:
             raise ConditionError(
-                f"Classifier '{self.label}' has no label, so log p(label | x) is not defined.",
-                fix="use cp.condition(f, classifier, label), or classifier.given(label=…).",
+                f"Classifier '{self.label}' has no label, so log p(label | x) is not "
+                "defined.",
+                fix="use cp.condition(f, classifier, label), or "
+                "classifier.given(label=…).",
             )
 
     def evaluate(
-        self, x: Array, noise: Noise, conditions: Mapping[str, Array]
-    ) -> tuple[Array | None, Array]:
+        self, x: Float[Array, "*event"], noise: Noise, conditions: Mapping[str, Array]
+    ) -> tuple[Float[Array, ""] | None, Float[Array, "*event"]]:
         def log_probability(point: Array) -> Array:
             return jax.nn.log_softmax(self.logits(point, noise))[conditions["label"]]
 
         return jax.value_and_grad(log_probability)(x)
 
-    def logits(self, x: Array, noise: Noise) -> Array:
-        """The network's output for one event at this noise, shape (classes,)."""
-        return self.network(x, TIMES[self.time][1](noise))
+    def logits(
+        self, x: Float[Array, "*event"], noise: Noise
+    ) -> Float[Array, " classes"]:
+        """Return the network's output for one event at this noise."""
+        return self.network(x, TIMES[self.time].at(noise))

@@ -1,5 +1,5 @@
-"""A diffusion model as a factor: what its network's output means, and where that is a
-score or a log-density.
+"""A diffusion model as a factor: the meaning of its network's output, and the score or
+log-density that follows from it.
 
 With x = α·x_0 + σ·ε, and ε̂ the network's estimate of the noise, the score is −ε̂/σ.
 The energy forms (Du et al. 2023, section 4) are trained so that ∇ₓE matches ε, hence
@@ -9,7 +9,7 @@ log f(x) = −E(x)/σ up to a constant of the level.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.extend.core import Primitive
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 from numpy.typing import ArrayLike
 
 from composeprob.errors import InvalidValueError, NetworkError
@@ -34,68 +34,118 @@ from composeprob.factors.values import as_condition, check_choice, check_finite
 from composeprob.schedule import Noise, Schedule
 
 
-def _v(output: Array, x: Array, noise: Noise) -> Array:
-    """The output is v = (α·ε − σ·x_0)/√(α²+σ²) (Salimans & Ho 2022): ε̂ = (σ·x +
-    α·√(α²+σ²)·v)/(α²+σ²)."""
-    squared = noise.alpha**2 + noise.sigma**2
-    return -(noise.sigma * x + noise.alpha * jnp.sqrt(squared) * output) / (
-        squared * noise.sigma
-    )
+# The energy E of the output s and the event x, log f = −E/σ (Du et al. 2023): a scalar,
+# or the contribution of each entry to it.
+def _scalar_energy(output: Array, x: Array) -> Float[Array, ""]:
+    return output.reshape(())
+
+
+def _residual_energy(output: Array, x: Array) -> Array:
+    """½‖x − s‖², the form of a denoising autoencoder."""
+    return 0.5 * (x - output) ** 2
+
+
+def _norm_energy(output: Array, x: Array) -> Array:
+    """½‖s‖²."""
+    return 0.5 * output**2
+
+
+def _inner_energy(output: Array, x: Array) -> Array:
+    """⟨x, s⟩."""
+    return x * output
 
 
 ENERGIES: dict[str, Callable[[Array, Array], Array]] = {
-    "energy": lambda output, x: output.reshape(()),  # the network's own scalar
-    "energy_residual": lambda output, x: (
-        0.5 * (x - output) ** 2
-    ),  # ½‖x − s‖², the form of a denoising autoencoder
-    "energy_norm": lambda output, x: 0.5 * output**2,  # ½‖s‖²
-    "energy_inner": lambda output, x: x * output,  # ⟨x, s⟩
+    "energy": _scalar_energy,
+    "energy_residual": _residual_energy,
+    "energy_norm": _norm_energy,
+    "energy_inner": _inner_energy,
 }
-"""By name, the energy of (output, x): a scalar, or what each entry adds to it."""
+"""Energy of (output, x), by name: a scalar, or the contribution of each entry."""
+
+
+# The score −ε̂/σ, with ε̂ of the output and the event.
+def _score_of_noise(output: Array, x: Array, noise: Noise) -> Array:
+    """The output is ε̂."""
+    return -output / noise.sigma
+
+
+def _score_of_clean_event(output: Array, x: Array, noise: Noise) -> Array:
+    """The output is the clean event x̂_0: ε̂ = (x − α·x̂_0)/σ."""
+    return (noise.alpha * output - x) / noise.sigma**2
+
+
+def _score_of_v(output: Array, x: Array, noise: Noise) -> Array:
+    """The output is v = (α·ε − σ·x_0)/√(α²+σ²) (Salimans & Ho 2022): ε̂ = (σ·x +
+    α·√(α²+σ²)·v)/(α²+σ²)."""
+    squared = noise.alpha**2 + noise.sigma**2
+    scaled_noise = noise.sigma * x + noise.alpha * jnp.sqrt(squared) * output
+    return -scaled_noise / (squared * noise.sigma)
+
+
+def _score_of_velocity(output: Array, x: Array, noise: Noise) -> Array:
+    """The output is the velocity u = ε − x_0 of flow matching (Lipman et al. 2023): ε̂ =
+    (x + α·u)/(α + σ)."""
+    return -(x + noise.alpha * output) / ((noise.alpha + noise.sigma) * noise.sigma)
+
+
+def _score_itself(output: Array, x: Array, noise: Noise) -> Array:
+    return output
+
 
 SCORES: dict[str, Callable[[Array, Array, Noise], Array]] = {
-    "epsilon": lambda output, x, noise: -output / noise.sigma,  # the output is ε̂
-    "x0": lambda output, x, noise: (
-        (noise.alpha * output - x) / noise.sigma**2
-    ),  # it is the clean event x̂_0
-    "v": _v,
-    # The velocity u = ε − x_0 of flow matching (Lipman et al. 2023): ε̂ = (x + α·u)/(α
-    # + σ).
-    "flow": lambda output, x, noise: (
-        -(x + noise.alpha * output) / ((noise.alpha + noise.sigma) * noise.sigma)
-    ),
-    "score": lambda output, x, noise: output,
+    "epsilon": _score_of_noise,
+    "x0": _score_of_clean_event,
+    "v": _score_of_v,
+    "flow": _score_of_velocity,
+    "score": _score_itself,
 }
-"""By name, the score of (output, x, noise)."""
+"""Score of (output, x, noise), by name."""
 
 
 def with_number(output: Array | tuple[Array, Array]) -> tuple[Array, Array | float]:
-    """What an energy is made of, and the number beside it: 0 unless the network returns
-    a pair."""
-    return output if isinstance(output, tuple) and len(output) == 2 else (output, 0.0)
+    """Split the output of an energy network into the array that the energy is computed
+    from, and the scalar that is added to log f: 0 unless the network returns a pair."""
+    if isinstance(output, tuple) and len(output) == 2:
+        return output
+    return output, 0.0
 
 
-TIMES: dict[str, tuple[Levels, Callable[[Noise], Array]]] = {
-    "level": ("own", lambda noise: noise.index),
-    "log_snr": ("range", lambda noise: noise.log_snr),
-    "sigma": ("range", lambda noise: noise.sigma / noise.alpha),
-    "real_level": ("real", lambda noise: jnp.asarray(noise.index, noise.sigma.dtype)),
+class Time(NamedTuple):
+    """Meaning of a network's argument t.
+
+    Attributes:
+        levels: the levels that a network with this t can be evaluated at.
+        at: t at a noise.
+    """
+
+    levels: Levels
+    at: Callable[[Noise], Array]
+
+
+TIMES: dict[str, Time] = {
+    "level": Time("own", lambda noise: noise.index),
+    "log_snr": Time("range", lambda noise: noise.log_snr),
+    "sigma": Time("range", lambda noise: noise.sigma / noise.alpha),
+    "real_level": Time(
+        "real", lambda noise: jnp.asarray(noise.index, noise.sigma.dtype)
+    ),
 }
-"""What a network may receive as t: the levels that it takes then, and t at a noise."""
+"""Meanings of t, by name."""
 
 WEIGHTS = "weights of entries"
-"""A condition that `tapestry` adds: how much each entry of an event counts, of the
+"""A condition that `tapestry` adds: the weight of each entry of an event, of the
 event's shape. It lies among the conditions so that all windows of one network stay one
 batched evaluation."""
 
 Encoder = Callable[[Any], ArrayLike]
-"""Turns what a user gives as a condition into an array, or raises where it means
-nothing."""
+"""Encodes a user's value of a condition as an array, or raises where it has no
+meaning."""
 
 
 def costly(primitive: Primitive, *_: object, **parameters: Any) -> bool:
-    """Which results are stored for a gradient. The others are computed again, products
-    in batches (attention) too."""
+    """Return whether a result is stored for a gradient. The others are computed again,
+    products in batches (attention) too."""
     product = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
         primitive, **parameters
     )
@@ -110,24 +160,24 @@ class Diffusion(LeafFactor):
             module, a Flax NNX module, a Flax Linen ``(module, variables)`` pair, or a
             function. It returns an array of shape ``event_shape``, or a scalar for
             ``parameterization="energy"``. With an energy it may return a pair: that,
-            and a scalar to add to log f, for what is known of the whole event, such as
-            how well a caption fits.
+            and a scalar to add to log f, for a term of the whole event, such as the
+            fit of a caption.
         schedule: the levels that it was trained on.
         event_shape: shape of one event.
-        parameterization: what the output means. Energies: ``"energy"`` (a scalar E),
-            ``"energy_residual"`` (½‖x−s‖²), ``"energy_norm"`` (½‖s‖²),
+        parameterization: the meaning of the output. Energies: ``"energy"`` (a scalar
+            E), ``"energy_residual"`` (½‖x−s‖²), ``"energy_norm"`` (½‖s‖²),
             ``"energy_inner"`` (⟨x, s⟩), each with ∇ₓE matched to the noise ε.
             Score-only: ``"epsilon"``, ``"x0"``, ``"v"``, ``"flow"`` (u = ε − x_0),
             ``"score"``.
-        time: what the network receives as ``t``: ``"level"``, the level's index in
+        time: the network's argument ``t``: ``"level"``, the level's index in
             ``schedule`` (an integer); ``"log_snr"``, λ = log(α²/σ²); ``"sigma"``, σ/α;
             ``"real_level"``, the level as a real number, interpolated in log-SNR
             between the schedule's levels, for an embedding that is smooth in it (sines
             and cosines, trained on many levels). With the last three the factor can be
             evaluated on any schedule inside the log-SNR range that it was trained on.
         conditions: names of the network's conditions. A mapping ``{name: value}`` also
-            states which value means "no condition" (as trained with dropout of the
-            condition); with plain names, or the value None, the network's own default
+            states the value that means "no condition" (as trained with dropout of the
+            condition); with names alone, or the value None, the network's own default
             is used where a condition is not given.
         log_snr_range: (least, greatest) log-SNR that the network was trained on, where
             that is more than the range of ``schedule``; only for a continuous ``time``,
@@ -135,22 +185,22 @@ class Diffusion(LeafFactor):
         mode_depth: the energy has the relative height of separated modes. Matching
             scores does not teach that; a cross-level loss does
             (``cp.training.CrossLevel``).
-        remat: whether gradients of what the network returns, which energies and
-            denoised observations take, store only what its layers and convolutions
-            return, and compute again what lies between them and within attention. The
-            values are the same up to rounding; of a UNet a fifth is stored, for a
-            little more time.
+        remat: whether gradients of the network, which energies and denoised
+            observations take, store only the results of its layers and convolutions,
+            and compute again the values between them and within attention. The values
+            are the same up to rounding; of a UNet a fifth is stored, for a little more
+            time.
         label: the name to show; a compiled program shows the user's variable name
             instead where it finds one.
         encoders: ``{condition: function}``; `given` passes a condition's value through
-            the function, which makes an array of it (text becomes tokens) or refuses it
-            (a position outside of the image). The value that means "no condition", and
-            values known only when the program runs, are taken as they are.
+            the function, which encodes it as an array (text becomes tokens) or refuses
+            it (a position outside of the image). The value that means "no condition",
+            and values known only when the program runs, are not encoded.
 
     Raises:
         InvalidValueError, WrongTypeError: an unknown parameterization or time,
             ``mode_depth`` without an energy, a network with NaN weights.
-        NetworkError: a network that cannot be called so, or returns something of
+        NetworkError: a network that cannot be called so, or returns an output of
             another shape.
 
     References:
@@ -162,7 +212,9 @@ class Diffusion(LeafFactor):
         >>> schedule = cp.Schedule.cosine(100)
         >>> def standard_normal(x, t):  # the score of N(0, I), whatever the level
         ...     return -x
-        >>> f = cp.Diffusion(standard_normal, schedule, event_shape=(2,), parameterization="score")
+        >>> f = cp.Diffusion(
+        ...     standard_normal, schedule, event_shape=(2,), parameterization="score"
+        ... )
         >>> sorted(f.capabilities)
         ['exact_marginals', 'score']
     """
@@ -197,26 +249,29 @@ class Diffusion(LeafFactor):
         check_choice("time", time, TIMES)
         if mode_depth and parameterization not in ENERGIES:
             raise InvalidValueError(
-                f"mode_depth=True was given with parameterization {parameterization!r}, which has no energy.",
+                f"mode_depth=True was given with parameterization {parameterization!r},"
+                " which has no energy.",
                 fix="leave it out: a score does not contain the heights of modes.",
             )
         if isinstance(conditions, str):
             conditions = (conditions,)
         defaults = dict(conditions) if isinstance(conditions, Mapping) else {}
-        bare = network[0] if isinstance(network, tuple) and network else network
-        self.label = label or getattr(bare, "__name__", type(bare).__name__).strip("<>")
+        # Of a Flax Linen pair (module, variables) the module has a name.
+        module = network[0] if isinstance(network, tuple) and network else network
+        name = getattr(module, "__name__", type(module).__name__)
+        self.label = label or name.strip("<>")
         self.network = check_finite(
             as_network(network), f"The network of factor '{self.label}'"
         )
         self.schedule = schedule
         self.event_shape = check_leaf(schedule, event_shape)
-        self.parameterization, self.time, self.mode_depth = (
-            parameterization,
-            time,
-            mode_depth,
-        )
+        self.parameterization = parameterization
+        self.time = time
+        self.mode_depth = mode_depth
         self.remat = bool(remat)
-        self.names, self.trained, self.fixed = tuple(conditions), None, {}
+        self.names = tuple(conditions)
+        self.trained = None
+        self.fixed = {}
         if log_snr_range is not None:
             self.trained = self._check_range(log_snr_range)
         self.defaults = {
@@ -225,120 +280,139 @@ class Diffusion(LeafFactor):
             if value is not None
         }
         self.encoders = tuple((encoders or {}).items())
-        if set(self.names) == set(
-            self.defaults
-        ):  # callable without further conditions: check it at once
+        # A network that needs no further conditions can be called, so it is checked.
+        if set(self.names) == set(self.defaults):
             self.check_network()
 
     @property
     def traits(self) -> Traits:
-        offers = set(Traits.ENERGY if self.parameterization in ENERGIES else {"score"})
-        if (
-            WEIGHTS not in self.fixed
-        ):  # of an energy with weights its gradient remains, but no noised marginal
-            offers |= {"exact_marginals"} | (
-                {"mode_depth"} if self.mode_depth else set()
-            )
+        offers = {"score"}
+        if self.parameterization in ENERGIES:
+            offers |= Traits.ENERGY
+        # An energy with weights of entries keeps its gradient, but it is no longer the
+        # log-density of a noised marginal.
+        if WEIGHTS not in self.fixed:
+            offers.add("exact_marginals")
+            if self.mode_depth:
+                offers.add("mode_depth")
         return Traits(
-            frozenset(offers), TIMES[self.time][0], self.names, entry_powers=self.fixed.get(WEIGHTS),
-            declared=self.declared, log_snr_range=self.trained,
-        )  # fmt: skip
+            frozenset(offers),
+            TIMES[self.time].levels,
+            self.names,
+            entry_powers=self.fixed.get(WEIGHTS),
+            declared=self.declared,
+            log_snr_range=self.trained,
+        )
 
     def call_conditions(self) -> dict[str, Array]:
         return {**self.defaults, **self.fixed}
 
     def given(self, **conditions: object) -> LeafFactor:
         for name, encode in self.encoders:
-            if (
-                name in conditions
-                and name not in self.fixed
-                and not self._is_array(name, conditions[name])
-            ):
+            if name not in conditions or name in self.fixed:
+                continue
+            if not self._is_encoded(name, conditions[name]):
                 conditions[name] = encode(conditions[name])
         return super().given(**conditions)
 
-    def _is_array(self, name: str, value: object) -> bool:
-        """Whether a condition's value needs no encoding: it is traced, or means "no
-        condition"."""
+    def _is_encoded(self, name: str, value: object) -> bool:
+        """Return whether a condition's value needs no encoding: it is traced, or means
+        "no condition"."""
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
             return True
-        return name in self.defaults and np.array_equal(
-            np.asarray(value), np.asarray(self.defaults[name])
-        )
+        if name not in self.defaults:
+            return False
+        return np.array_equal(np.asarray(value), np.asarray(self.defaults[name]))
 
     def _check_range(self, log_snr_range: tuple[float, float]) -> tuple[float, float]:
         low, high = (float(end) for end in log_snr_range)
-        own_low, own_high = self.log_snr_range
-        if not low <= own_low + 1e-3 or not own_high - 1e-3 <= high:
+        lowest_level, highest_level = self.log_snr_range
+        if not low <= lowest_level + 1e-3 or not highest_level - 1e-3 <= high:
             raise InvalidValueError(
-                f"log_snr_range {(low, high)} does not hold the schedule's levels, {own_low:.3g} to {own_high:.3g}.",
+                f"log_snr_range {(low, high)} does not hold the schedule's levels, "
+                f"{lowest_level:.3g} to {highest_level:.3g}.",
                 fix="the network must have been trained on every level that it offers.",
             )
         if self.time in ("level", "real_level"):
             raise InvalidValueError(
-                f"log_snr_range is given with time={self.time!r}: such a network knows only the range of its levels.",
+                f"log_snr_range is given with time={self.time!r}: such a network knows "
+                "only the range of its levels.",
                 fix="leave it out, or train the network with time='log_snr'.",
             )
         return low, high
 
     def check_network(self) -> None:
-        expected = () if self.parameterization == "energy" else self.event_shape
-        x, noise = abstract_arguments(self)
-        conditions = {
-            name: value
-            for name, value in self.call_conditions().items()
-            if name != WEIGHTS
-        }
-        given = "".join(f", {name}=…" for name in conditions)
-        shapes = "".join(
-            f", {name} {jax.tree.map(jnp.shape, value)}"
-            for name, value in conditions.items()
-        )
-        missing = ", ".join(
-            f"{name}=…" for name in self.names if name not in conditions
-        )
-        traced, output, _ = called(
-            f"The network of factor '{self.label}'",
-            f"network(x, t{given}) with x of shape {self.event_shape}, a scalar t"
-            + (f" and conditions of shapes{shapes[1:]}" if shapes else ""),
-            lambda: eqx.filter_make_jaxpr(lambda f, x, n, c: f.output(x, n, c))(
-                self, x, noise, conditions
-            ),
-            f"give the conditions that are missing: factor.given({missing})."
-            if missing
-            else "it must accept ONE event (no batch axis) and the conditions by name, each of one value, as over= "
-            "gives them in turn; a condition that may be left out needs a default.",
-        )
-        check_deterministic(traced.jaxpr, self.label)
+        conditions = self.call_conditions()
+        conditions.pop(WEIGHTS, None)  # not an argument of the network
+        output = self._traced_output(conditions)
         if self.parameterization in ENERGIES:
             output, beside = with_number(output)
             if jnp.shape(beside) != ():
                 raise NetworkError(
-                    f"The network of factor '{self.label}' returned a pair whose second part has shape "
-                    f"{jnp.shape(beside)}.",
+                    f"The network of factor '{self.label}' returned a pair whose "
+                    f"second part has shape {jnp.shape(beside)}.",
                     fix="it is added to log f, so it must be a scalar for one event.",
                 )
         shape = getattr(output, "shape", type(output).__name__)
-        if shape != expected and not (
-            self.parameterization == "energy" and shape == (1,)
-        ):
+        if self.parameterization == "energy":
+            expected: tuple[int, ...] = ()
+            is_expected = shape in ((), (1,))
+        else:
+            expected = self.event_shape
+            is_expected = shape == expected
+        if not is_expected:
             raise NetworkError(
-                f"The network of factor '{self.label}' returned shape {shape}; parameterization "
-                f"{self.parameterization!r} needs {expected}.",
-                fix="change the network's last layer, event_shape or parameterization; a network for batches "
-                "needs its batch axis removed (the library maps over chains itself). A condition with a value for each "
-                "member of a plate belongs to evidence: give x a prior there, and write cp.factor(name, f, at=x).",
+                f"The network of factor '{self.label}' returned shape {shape}; "
+                f"parameterization {self.parameterization!r} needs {expected}.",
+                fix="change the network's last layer, event_shape or parameterization; "
+                "a network for batches needs its batch axis removed (the library maps "
+                "over chains itself). A condition with a value for each member of a "
+                "plate belongs to evidence: give x a prior there, and write "
+                "cp.factor(name, f, at=x).",
             )
 
+    def _traced_output(self, conditions: dict[str, Array]) -> PyTree:
+        """Trace the network for one event; return its output without numbers."""
+        x, noise = abstract_arguments(self)
+        arguments = "".join(f", {name}=…" for name in conditions)
+        how = f"network(x, t{arguments}) with x of shape {self.event_shape}, a scalar t"
+        if conditions:
+            shapes = ", ".join(
+                f"{name} {jax.tree.map(jnp.shape, value)}"
+                for name, value in conditions.items()
+            )
+            how += f" and conditions of shapes {shapes}"
+        missing = [f"{name}=…" for name in self.names if name not in conditions]
+        if missing:
+            fix = (
+                "give the conditions that are missing: "
+                f"factor.given({', '.join(missing)})."
+            )
+        else:
+            fix = (
+                "it must accept ONE event (no batch axis) and the conditions by name, "
+                "each of one value, as over= gives them in turn; a condition that may "
+                "be left out needs a default."
+            )
+        traced, output, _ = called(
+            f"The network of factor '{self.label}'",
+            how,
+            lambda: eqx.filter_make_jaxpr(lambda f, x, n, c: f.output(x, n, c))(
+                self, x, noise, conditions
+            ),
+            fix,
+        )
+        check_deterministic(traced.jaxpr, self.label)
+        return output
+
     def evaluate(
-        self, x: Array, noise: Noise, conditions: Mapping[str, Array]
-    ) -> tuple[Array | None, Array]:
+        self, x: Float[Array, "*event"], noise: Noise, conditions: Mapping[str, Array]
+    ) -> tuple[Float[Array, ""] | None, Float[Array, "*event"]]:
         given = dict(conditions)
         weights = given.pop(WEIGHTS, 1.0)
         if self.parameterization in SCORES:
-            return None, weights * SCORES[self.parameterization](
-                self.output(x, noise, given), x, noise
-            )
+            score = SCORES[self.parameterization]
+            return None, weights * score(self.output(x, noise, given), x, noise)
         energy = ENERGIES[self.parameterization]
 
         def log_density(point: Array) -> Array:
@@ -348,16 +422,14 @@ class Diffusion(LeafFactor):
         return jax.value_and_grad(log_density)(x)
 
     def output(
-        self, x: Array, noise: Noise, conditions: Mapping[str, Array]
+        self, x: Float[Array, "*event"], noise: Noise, conditions: Mapping[str, Array]
     ) -> PyTree[Array]:
-        """What the network returns for one event at this noise."""
-        network = (
-            eqx.filter_checkpoint(self.network, policy=costly)
-            if self.remat
-            else self.network
-        )
+        """Return the network's output for one event at this noise."""
+        network = self.network
+        if self.remat:
+            network = eqx.filter_checkpoint(network, policy=costly)
         return network(x, self.time_at(noise), **conditions)
 
     def time_at(self, noise: Noise) -> Array:
-        """What the network receives as t."""
-        return TIMES[self.time][1](noise)
+        """Return the network's argument t."""
+        return TIMES[self.time].at(noise)

@@ -11,10 +11,11 @@ from composeprob.factors.factor import Factor
 
 
 class FactorDistribution(dist.Distribution):
-    """What `cp.sample` hands to NumPyro. It carries the factor; it neither draws nor
-    has a normalised density."""
+    """Distribution that `cp.sample` hands to NumPyro. It carries the factor; it neither
+    draws nor has a normalised density."""
 
-    arg_constraints: dict[str, dist.constraints.Constraint] = {}  # noqa: RUF012 - NumPyro's own class-level convention
+    # NumPyro's own convention for attributes of the class.
+    arg_constraints: dict[str, dist.constraints.Constraint] = {}  # noqa: RUF012
     pytree_data_fields: tuple[str, ...] = ("factor",)
 
     def __init__(self, factor: Factor):
@@ -29,7 +30,8 @@ class FactorDistribution(dist.Distribution):
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         raise ProgramError(
-            "cp.sample of a factor was called outside a compiled program, where there is no value for it.",
+            "cp.sample of a factor was called outside a compiled program, where there "
+            "is no value for it.",
             fix="decorate the function with @cp.program and pass it to cp.compile.",
         )
 

@@ -1,4 +1,4 @@
-"""The user's own log-density as a factor."""
+"""A user-defined log-density as a factor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from composeprob.errors import NetworkError, WrongTypeError
@@ -22,13 +23,13 @@ LogDensity = Callable[[Array, Array], ArrayLike]
 
 
 class Energy(LeafFactor):
-    """log f(x, k) = fn(x, k), for a function of the user's.
+    """log f(x, k) = fn(x, k), for a user-defined function.
 
     Args:
         fn: ``fn(x, level)``, x of shape ``event_shape``, level an integer index into
-            ``schedule``; returns a scalar. A function, which reads what is outside of
-            it as that is when a program is compiled, or an Equinox module whose arrays
-            then are leaves of the factor.
+            ``schedule``; returns a scalar. A function, whose variables from outside of
+            it have the values of the time when a program is compiled, or an Equinox
+            module whose arrays then are leaves of the factor.
         schedule: the levels that ``level`` counts.
         event_shape: shape of one event.
         top_power: at the noisiest level f must be close to N(0, σ²I) raised to this
@@ -43,8 +44,9 @@ class Energy(LeafFactor):
     Example:
         >>> import composeprob as cp, jax.numpy as jnp
         >>> schedule = cp.Schedule.cosine(50)
-        >>> upper_half = cp.Energy(lambda x, level: -jnp.logaddexp(0.0, -20 * x[1]), schedule,
-        ...                        event_shape=(2,), top_power=0.0, label="up")
+        >>> def up(x, level):
+        ...     return -jnp.logaddexp(0.0, -20 * x[1])
+        >>> upper_half = cp.Energy(up, schedule, event_shape=(2,), top_power=0.0)
         >>> ring = cp.load("ring2d")
         >>> ring * upper_half
         ring2d * up
@@ -65,31 +67,44 @@ class Energy(LeafFactor):
         if not callable(fn) or is_factor(fn):
             raise WrongTypeError(
                 f"fn must be callable as fn(x, level); got {type(fn).__name__}.",
-                fix="pass a function that returns a log-density up to a constant, a scalar.",
+                fix="pass a function that returns a log-density up to a constant, a "
+                "scalar.",
             )
         self.label = label or getattr(fn, "__name__", type(fn).__name__).strip("<>")
         self.fn = check_finite(as_network(fn), f"The function of factor '{self.label}'")
-        self.schedule, self.event_shape = schedule, check_leaf(schedule, event_shape)
-        self.power_at_top, self.fixed = float(top_power), {}
+        self.schedule = schedule
+        self.event_shape = check_leaf(schedule, event_shape)
+        self.power_at_top = float(top_power)
+        self.fixed = {}
+        self._check_function()
+
+    def _check_function(self) -> None:
+        """Refuse a function that cannot be called, or returns anything but a real
+        scalar."""
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
+        level = jax.ShapeDtypeStruct((), jnp.int32)
         returned = called(
             f"The energy '{self.label}'",
             f"fn(x, level) with x of shape {self.event_shape}",
-            lambda: eqx.filter_eval_shape(
-                self.fn, x, jax.ShapeDtypeStruct((), jnp.int32)
-            ),
+            lambda: eqx.filter_eval_shape(self.fn, x, level),
             "it must accept one event (no batch axis) and an integer level.",
-            " For the noise of the level write schedule.at(level).sigma, not schedule.sigma[level].",
+            " For the noise of the level write schedule.at(level).sigma, not "
+            "schedule.sigma[level].",
         )
-        if (shape := jnp.shape(returned)) != ():
+        shape = jnp.shape(returned)
+        if shape != ():
             raise NetworkError(
-                f"The energy '{self.label}' returned shape {shape} instead of a scalar.",
+                f"The energy '{self.label}' returned shape {shape} instead of a "
+                "scalar.",
                 fix="sum over the event.",
             )
-        if not jnp.issubdtype(dtype := jnp.result_type(returned), jnp.floating):
+        dtype = jnp.result_type(returned)
+        if not jnp.issubdtype(dtype, jnp.floating):
             raise NetworkError(
-                f"The energy '{self.label}' returned {dtype} numbers, which have no gradient.",
-                fix="return a real number, log f of the event: jnp.where(inside, 0.0, -jnp.inf) of a condition.",
+                f"The energy '{self.label}' returned {dtype} numbers, which have no "
+                "gradient.",
+                fix="return a real number, log f of the event: "
+                "jnp.where(inside, 0.0, -jnp.inf) of a condition.",
             )
 
     @property
@@ -102,8 +117,9 @@ class Energy(LeafFactor):
         )
 
     def evaluate(
-        self, x: Array, noise: Noise, conditions: Mapping[str, Array]
-    ) -> tuple[Array | None, Array]:
-        return jax.value_and_grad(
-            lambda point: jnp.asarray(self.fn(point, noise.index)).reshape(())
-        )(x)
+        self, x: Float[Array, "*event"], noise: Noise, conditions: Mapping[str, Array]
+    ) -> tuple[Float[Array, ""] | None, Float[Array, "*event"]]:
+        def log_density(point: Array) -> Array:
+            return jnp.asarray(self.fn(point, noise.index)).reshape(())
+
+        return jax.value_and_grad(log_density)(x)

@@ -1,9 +1,9 @@
-"""One walk over the equations of a traced function; an analysis is a table of rules for
-it.
+"""Dataflow analyses of traced functions: one walk over their equations, and a table of
+rules for each analysis.
 
-Kildall 1973, "A unified approach to global program optimization": values of whatever an
-analysis is about go from equation to equation, and what a loop carries is followed
-until it changes no more.
+Kildall 1973, "A unified approach to global program optimization": an analysis passes
+facts about values from equation to equation, and repeats the body of a loop until the
+facts about its carry change no more.
 """
 
 from __future__ import annotations
@@ -31,38 +31,39 @@ Rule = Callable[[Any, JaxprEqn, list[Any]], Sequence[Any] | None]
 
 
 class Walk(Generic[Fact]):
-    """An analysis: what it knows of each value in a traced function, a Fact, from what
-    it knows of the inputs.
+    """An analysis: a Fact about each value in a traced function, derived from facts
+    about the inputs.
 
     Attributes:
-        rules: by a primitive's name, what is known of its outputs: a function of the
-            walk, the equation and what is known of its operands. None from a rule
-            leaves the equation to `otherwise`.
+        rules: by a primitive's name, a function of the walk, the equation and the facts
+            about its operands, which returns the facts about its outputs. None from a
+            rule leaves the equation to `otherwise`.
     """
 
     rules: ClassVar[Mapping[str, Rule]] = {}
 
     @abstractmethod
     def constant(self, value: Any, like: Aval) -> Fact:
-        """What is known of a number, of this shape and type."""
+        """Return the fact about a number of this shape and type."""
 
     def value_of(self, known: Mapping[Var, Fact], variable: Var | Literal) -> Fact:
-        """What is known of a variable or a literal."""
-        return (
-            self.constant(variable.val, aval(variable))
-            if isinstance(variable, Literal)
-            else known[variable]
-        )
+        """Return the fact about a variable or a literal."""
+        if isinstance(variable, Literal):
+            return self.constant(variable.val, aval(variable))
+        return known[variable]
 
     @abstractmethod
     def otherwise(self, eqn: JaxprEqn, given: list[Fact]) -> Sequence[Fact]:
-        """What is known of the outputs of an equation that no rule is about."""
+        """Return the facts about the outputs of an equation without a rule."""
 
     def equation(self, eqn: JaxprEqn, given: list[Fact]) -> Sequence[Fact]:
-        """What is known of an equation's outputs."""
+        """Return the facts about an equation's outputs."""
         rule = self.rules.get(eqn.primitive.name)
-        found = None if rule is None else rule(self, eqn, given)
-        return self.otherwise(eqn, given) if found is None else found
+        if rule is not None:
+            outputs = rule(self, eqn, given)
+            if outputs is not None:
+                return outputs
+        return self.otherwise(eqn, given)
 
     def evaluate(
         self,
@@ -71,37 +72,35 @@ class Walk(Generic[Fact]):
         given: Sequence[Fact | None],
         copies: Mapping[Var, Var] | None = None,
     ) -> dict[Var, Fact]:
-        """What is known of every variable, from what is known of the inputs; None for
-        an input that is the copy of a variable, ``copies`` being ``{variable:
-        input}``."""
+        """Return the facts about every variable, from the ``given`` ones about inputs.
+
+        An input that is the copy of a variable, ``copies`` being ``{variable: input}``,
+        is given as None.
+        """
         known = {
             v: self.constant(c, aval(v))
             for v, c in zip(jaxpr.constvars, consts, strict=True)
         }
-        known.update(
-            (v, value)
-            for v, value in zip(jaxpr.invars, given, strict=True)
-            if value is not None
-        )
+        for variable, fact in zip(jaxpr.invars, given, strict=True):
+            if fact is not None:
+                known[variable] = fact
         for eqn in jaxpr.eqns:
-            found = self.equation(eqn, [self.value_of(known, v) for v in eqn.invars])
-            known.update(zip(eqn.outvars, found, strict=True))
-            known.update(
-                {copies[v]: known[v] for v in eqn.outvars if v in copies}
-                if copies
-                else {}
-            )
+            operands = [self.value_of(known, v) for v in eqn.invars]
+            outputs = self.equation(eqn, operands)
+            for variable, fact in zip(eqn.outvars, outputs, strict=True):
+                known[variable] = fact
+                if copies and variable in copies:
+                    known[copies[variable]] = fact
         return known
 
     def outputs(self, traced: ClosedJaxpr | Jaxpr, given: Sequence[Fact]) -> list[Fact]:
-        """What is known of the outputs of a function."""
+        """Return the facts about the outputs of a function."""
         jaxpr = traced.jaxpr if isinstance(traced, ClosedJaxpr) else traced
         known = self.evaluate(jaxpr, getattr(traced, "consts", ()), given)
         return [self.value_of(known, v) for v in jaxpr.outvars]
 
     def enter(self, eqn: JaxprEqn, given: list[Fact]) -> list[Fact] | None:
-        """The rule for a call: what is known of the outputs of the function that is
-        called."""
+        """Rule of a call: the facts about the outputs of the called function."""
         inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
         return None if inner is None else self.outputs(inner, given)
 
@@ -119,21 +118,21 @@ CALLS: Mapping[str, Rule] = dict.fromkeys(
     ),
     Walk.enter,
 )
-"""Rules that look into primitives whose one inner function has their inputs and
+"""Rules that enter primitives whose one inner function has their inputs and
 outputs."""
 
 
 def aval(variable: Any) -> Aval:
-    """The shape and type of a variable or a literal."""
-    found: Aval = variable.aval
-    return found
+    """Return the shape and type of a variable or a literal."""
+    abstract_value: Aval = variable.aval
+    return abstract_value
 
 
 def scanned(
     eqn: JaxprEqn, values: Sequence[Fact]
 ) -> tuple[Sequence[Fact], Sequence[Fact], Sequence[Fact]]:
-    """The operands of a scan: its constants, what it carries first, and what it takes a
-    row of at each pass."""
+    """Split the operands of a scan: its constants, its initial carry, and the arrays
+    that it takes a row of at each pass."""
     first = eqn.params["num_consts"]
     end = first + eqn.params["num_carry"]
     return values[:first], values[first:end], values[end:]
@@ -144,38 +143,42 @@ def fixed_point(
     carry: Sequence[Fact],
     join: Callable[[Fact, Fact], Fact],
 ) -> list[Fact]:
-    """What is known of what a loop carries, in every pass; ``step`` may return more
-    than that."""
+    """Return facts about the carry of a loop that hold in every pass; ``step`` may
+    return facts about other outputs behind those."""
     carry = list(carry)
-    while (
-        longer := [join(a, b) for a, b in zip(carry, step(carry), strict=False)]
-    ) != carry:
-        carry = longer
-    return carry
+    while True:
+        joined = [join(a, b) for a, b in zip(carry, step(carry), strict=False)]
+        if joined == carry:
+            return carry
+        carry = joined
 
 
 def rebind(
     eqn: JaxprEqn, operands: Sequence[Array], params: dict[str, object] | None = None
 ) -> list[Array]:
-    """The outputs of a traced equation for other operands, and where they are given for
-    other parameters."""
-    return bind(eqn.primitive, operands, eqn.params if params is None else params)
+    """Evaluate a traced equation for other operands, and with other parameters where
+    they are given."""
+    if params is None:
+        params = eqn.params
+    return bind(eqn.primitive, operands, params)
 
 
 def bind(
     primitive: Primitive, operands: Sequence[Array], params: dict[str, object]
 ) -> list[Array]:
-    """What a primitive with an equation's parameters makes of operands."""
+    """Apply a primitive with an equation's parameters to operands."""
     bound = primitive.get_bind_params(params)
-    functions, params = (
-        bound if isinstance(bound, tuple) else ((), bound)
-    )  # a pair in older versions of JAX
-    out = primitive.bind(*functions, *operands, **params)
+    if isinstance(bound, tuple):  # in older versions of JAX
+        functions, params = bound
+        operands = (*functions, *operands)
+    else:
+        params = bound
+    out = primitive.bind(*operands, **params)
     return list(out) if primitive.multiple_results else [out]
 
 
 class Evaluation(Walk[Array]):
-    """The values themselves."""
+    """Evaluation: the facts are the values themselves."""
 
     def constant(self, value: Array, like: object) -> Array:
         return value
@@ -185,10 +188,10 @@ class Evaluation(Walk[Array]):
 
 
 class Influence(Walk[frozenset[str]]):
-    """By the names of inputs, which of them each value depends on.
+    """Dependence: the names of the inputs that each value depends on.
 
-    Calls and scans are looked into; of any other primitive every output depends on
-    every input.
+    Calls and scans are entered; of any other primitive every output depends on every
+    input.
     """
 
     def constant(self, value: object, like: object) -> frozenset[str]:
@@ -200,7 +203,7 @@ class Influence(Walk[frozenset[str]]):
         return [frozenset[str]().union(*given)] * len(eqn.outvars)
 
     def scan(self, eqn: JaxprEqn, given: list[frozenset[str]]) -> list[frozenset[str]]:
-        """Of a loop, whose carry depends on what it depended on in the step before."""
+        """Rule of a loop, whose carry depends on the carry of the step before."""
         consts, carry, rows = scanned(eqn, given)
 
         def step(carry: list[frozenset[str]]) -> list[frozenset[str]]:
@@ -212,9 +215,11 @@ class Influence(Walk[frozenset[str]]):
 
 
 def equations(within: object, closed: Collection[str] = ()) -> Iterator[JaxprEqn]:
-    """Every equation in a traced function and in the functions that are parameters of
-    its equations, loops' and branches' among them; or of each in a tuple. Primitives
-    named in ``closed`` are left out with all that is inside."""
+    """Every equation in a traced function, or in each of a tuple of them.
+
+    Functions that are parameters of equations, those of loops and branches among them,
+    are entered. Primitives named in ``closed`` are left out with all that is inside.
+    """
     if isinstance(within, ClosedJaxpr):
         within = within.jaxpr
     if isinstance(within, Jaxpr):
@@ -223,19 +228,19 @@ def equations(within: object, closed: Collection[str] = ()) -> Iterator[JaxprEqn
                 yield eqn
                 yield from equations(tuple(eqn.params.values()), closed)
     elif isinstance(within, tuple | list):
-        for each in within:
-            yield from equations(each, closed)
+        for function in within:
+            yield from equations(function, closed)
 
 
 def fingerprint(*values: object, objects: bool = True) -> str:
-    """A digest of computations, arrays, numbers, and containers of these; equal where
-    they compute the same.
+    """Return a digest of computations, arrays, numbers, and containers of these; equal
+    where they compute the same.
 
-    Traced arrays count by their shapes. Of functions counts their code, and of other
-    objects that hold no numbers only the type. Precisions and the devices that arrays
-    are on count nothing: they are settings of JAX's own. With ``objects`` functions
-    that are called back when the computation runs (`jax.debug.callback`) must be the
-    same objects, as compiled code holds them, and not only of the same code.
+    Traced arrays count by their shapes, functions by their code, and other objects that
+    hold no numbers by their type alone. Precisions and the devices that arrays are on
+    do not count: they are settings of JAX's own. With ``objects`` functions that are
+    called back when the computation runs (`jax.debug.callback`) must be the same
+    objects, as compiled code holds them, and not only of the same code.
     """
     reader = _Reader(objects)
     reader.read(values)
@@ -243,13 +248,13 @@ def fingerprint(*values: object, objects: bool = True) -> str:
 
 
 class _Number(int):
-    """Of a variable, by which traces of the same equations agree whatever objects their
-    variables are."""
+    """Number of a variable: traces of the same equations agree in it, whatever objects
+    their variables are."""
 
 
 class _Reader(Walk[PyTree]):
-    """Of each value in a trace it knows the number of its variable, or the literal
-    itself."""
+    """Digest of a trace: the fact about a value is the number of its variable, or the
+    literal itself."""
 
     def __init__(self, objects: bool) -> None:
         self.objects = objects
@@ -260,6 +265,11 @@ class _Reader(Walk[PyTree]):
         self.digest.update("\0".join(map(str, words)).encode() + b"\1")
 
     def read(self, value: PyTree) -> None:
+        """Add a value to the digest.
+
+        The cases are tried in this order: a variable's number is an int, too, and JAX's
+        traced arrays are of the class of its arrays.
+        """
         if isinstance(value, _Number):
             self.write("variable", value)
         elif isinstance(value, ClosedJaxpr):
@@ -275,23 +285,31 @@ class _Reader(Walk[PyTree]):
             value, str | int | float | complex | bool | bytes | np.dtype | None
         ):
             self.write(type(value).__name__, repr(value))
-        elif isinstance(value, Mapping):
-            self.read(sorted(value.items(), key=lambda item: str(item[0])))
-        elif isinstance(value, tuple | list | frozenset | set):
-            entries: Iterable[PyTree] = (
-                sorted(value, key=str) if isinstance(value, frozenset | set) else value
-            )
-            self.write("(")
-            self.each(entries)
-            self.write(")")
-        elif isinstance(value, CodeType):
+        elif isinstance(value, Mapping | tuple | list | frozenset | set):
+            self.container(value)
+        else:
+            self.object(value)
+
+    def container(self, value: PyTree) -> None:
+        """Add entries to the digest, those without an order sorted."""
+        if isinstance(value, Mapping):
+            value = sorted(value.items(), key=lambda item: str(item[0]))
+        elif isinstance(value, frozenset | set):
+            value = sorted(value, key=str)
+        self.write("(")
+        self.each(value)
+        self.write(")")
+
+    def object(self, value: PyTree) -> None:
+        """Add an object to the digest: code, a dataclass by its fields, a function by
+        its code, anything else by its type."""
+        if isinstance(value, CodeType):
             self.digest.update(value.co_code)
             self.read((value.co_consts, value.co_names))
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             self.write(type(value).__qualname__)
-            self.read(
-                [getattr(value, field.name) for field in dataclasses.fields(value)]
-            )
+            fields = dataclasses.fields(value)
+            self.read([getattr(value, field.name) for field in fields])
         elif hasattr(value, "__code__"):
             self.write(value.__qualname__)
             self.read(value.__code__)
@@ -315,8 +333,8 @@ class _Reader(Walk[PyTree]):
         self.write("inputs")
         numbers = self.bound([*jaxpr.constvars, *jaxpr.invars])
         count = len(jaxpr.constvars)
-        known = self.evaluate(jaxpr, numbers[:count], numbers[count:])
-        self.each(self.value_of(known, v) for v in jaxpr.outvars)
+        facts = self.evaluate(jaxpr, numbers[:count], numbers[count:])
+        self.each(self.value_of(facts, v) for v in jaxpr.outvars)
 
     def constant(self, value: PyTree, like: object) -> PyTree:
         return value
@@ -324,17 +342,18 @@ class _Reader(Walk[PyTree]):
     def otherwise(self, eqn: JaxprEqn, given: list[PyTree]) -> list[PyTree]:
         self.write(eqn.primitive.name)
         self.each(given)
-        how = "precision", "sharding", "out_sharding"  # to compute, and not what
+        # These say how to compute a result, and do not change it.
+        ignored = ("precision", "sharding", "out_sharding")
         self.read(
-            {name: value for name, value in eqn.params.items() if name not in how}
+            {name: value for name, value in eqn.params.items() if name not in ignored}
         )
         if self.objects and "callback" in eqn.primitive.name:
             self.called(eqn.params["callback"])
         return self.bound(eqn.outvars)
 
     def called(self, value: PyTree) -> None:
-        """The user's function in JAX's wrappers around it, which are new in every
-        trace."""
+        """Add the identity of the user's function, which stands in wrappers of JAX that
+        are new in every trace."""
         if dataclasses.is_dataclass(value):
             for field in dataclasses.fields(value):
                 self.called(getattr(value, field.name))

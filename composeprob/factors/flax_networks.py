@@ -36,19 +36,15 @@ class LinenNetwork(eqx.Module):
 
 
 def adapt(network: object) -> NNXNetwork | LinenNetwork | None:
-    """An NNX module, or a Linen ``(module, variables)`` pair, as an Equinox module;
-    None for anything else. Refuses a Linen module without its variables, and an NNX
-    module with a layer in training mode."""
+    """Adapt an NNX module, or a Linen ``(module, variables)`` pair, to an Equinox
+    module.
+
+    Return None for anything else. Refuse a Linen module without its variables, and an
+    NNX module with a layer in training mode.
+    """
     if isinstance(network, nnx.Module):
         for _, layer in nnx.iter_graph(network):
-            dropout = (
-                isinstance(layer, nnx.Dropout)
-                and layer.rate > 0
-                and not layer.deterministic
-            )
-            if dropout or (
-                isinstance(layer, nnx.BatchNorm) and not layer.use_running_average
-            ):
+            if _in_training_mode(layer):
                 raise NetworkError(
                     in_training(layer),
                     fix="call network.eval() before it becomes a factor.",
@@ -60,10 +56,17 @@ def adapt(network: object) -> NNXNetwork | LinenNetwork | None:
             f"{type(network).__name__} is a Flax Linen module without its variables.",
             fix="pass the pair (module, variables), with variables from module.init.",
         )
-    if (
-        isinstance(network, tuple)
-        and len(network) == 2
-        and isinstance(network[0], linen.Module)
-    ):
-        return LinenNetwork(*network)
+    is_pair = isinstance(network, tuple) and len(network) == 2
+    if is_pair and isinstance(network[0], linen.Module):
+        module, variables = network
+        return LinenNetwork(module, variables)
     return None
+
+
+def _in_training_mode(layer: object) -> bool:
+    """Return whether a layer's values depend on random numbers or on the batch."""
+    if isinstance(layer, nnx.Dropout):
+        return layer.rate > 0 and not layer.deterministic
+    if isinstance(layer, nnx.BatchNorm):
+        return not layer.use_running_average
+    return False

@@ -1,13 +1,13 @@
-"""Networks of every kind as one thing: an Equinox module called as ``network(x, t,
-**conditions)``.
+"""Networks of every kind, adapted to one interface: an Equinox module called as
+``network(x, t, **conditions)``.
 
-One that draws random numbers while it is evaluated (a dropout or batch norm left in
-training mode) is refused.
+A network that draws random numbers while it is evaluated (a dropout or batch norm left
+in training mode) is refused.
 
-A plain Python function may read anything: arrays of the module around it, variables of
+A user-defined function may read anything: arrays of the module around it, variables of
 the function that it was made in. JAX cannot see that these have changed. So compiled
-code never holds the function itself: `closed` traces it once, and what it reads become
-leaves like a network's weights.
+code never holds the function itself: `closed` traces it once, and the arrays that it
+reads become leaves like a network's weights.
 """
 
 from __future__ import annotations
@@ -45,14 +45,13 @@ class BatchedLinear(eqx.nn.Linear):
     def __call__(self, x: Array, *, key: Array | None = None) -> Array:
         if "scalar" in (self.in_features, self.out_features):
             return super().__call__(x, key=key)
-        y = jnp.tensordot(
-            x, self.weight, axes=(0, 1)
-        )  # x @ W.T would make Wᵀ anew for a single chain
+        # `x @ W.T` would make Wᵀ anew for a single chain.
+        y = jnp.tensordot(x, self.weight, axes=(0, 1))
         return y if self.bias is None else y + self.bias
 
 
 def batched_linear(network: Module) -> Module:
-    """Returns the Equinox module with every `equinox.nn.Linear` in it multiplying x·Wᵀ
+    """Return the Equinox module with every `equinox.nn.Linear` in it multiplying x·Wᵀ
     in place of W·x.
 
     Both are the same up to rounding, and the weights are the same arrays. Mapped over
@@ -70,82 +69,97 @@ def batched_linear(network: Module) -> Module:
         >>> mlp(jax.numpy.ones(2)).shape
         (2,)
     """
-    plain = lambda node: type(node) is eqx.nn.Linear  # noqa: E731
-    return jax.tree.map(
-        lambda node: BatchedLinear(node) if plain(node) else node,
-        network,
-        is_leaf=plain,
-    )
+
+    def is_linear(node: object) -> bool:
+        return type(node) is eqx.nn.Linear
+
+    def batched(node: PyTree) -> PyTree:
+        return BatchedLinear(node) if is_linear(node) else node
+
+    return jax.tree.map(batched, network, is_leaf=is_linear)
 
 
 def as_network(network: object) -> Network:
     """Adapt an Equinox module, a Flax NNX module, a Flax Linen ``(module, variables)``
-    pair or a function; refuses anything else, and one with a layer in training mode."""
+    pair or a function; refuse anything else, and a layer in training mode."""
     module = network[0] if isinstance(network, tuple) and network else network
     packages = {base.__module__.partition(".")[0] for base in type(module).__mro__}
     if "flax" in packages:  # by names, as Flax takes a while to import
         from composeprob.factors.flax_networks import adapt
 
-        if (adapted := adapt(network)) is not None:
+        adapted = adapt(network)
+        if adapted is not None:
             return adapted
     if "torch" in packages:
         raise WrongTypeError(
             f"A network runs in JAX; got {type(network).__name__}, which is PyTorch's.",
-            fix="load its weights into an Equinox or Flax module of the same layers; cp.from_diffusers reads folders "
-            "of models that Diffusers has.",
+            fix="load its weights into an Equinox or Flax module of the same layers; "
+            "cp.from_diffusers reads folders of models that Diffusers has.",
         )
     if not callable(network) or is_factor(network):
         raise WrongTypeError(
-            f"A network is called as network(x, t, **conditions); got {type(network).__name__}, which cannot be "
-            "called.",
-            fix="pass an Equinox module, a Flax NNX module, a Flax Linen (module, variables) pair, or a function.",
+            "A network is called as network(x, t, **conditions); got "
+            f"{type(network).__name__}, which cannot be called.",
+            fix="pass an Equinox module, a Flax NNX module, a Flax Linen "
+            "(module, variables) pair, or a function.",
         )
     if not isinstance(network, eqx.Module):
-        return PlainFunction(network)
-    layers = jax.tree.leaves(
-        network,
-        is_leaf=lambda node: isinstance(node, (eqx.nn.Dropout, eqx.nn.BatchNorm)),
-    )
-    for layer in layers:
-        dropout = (
-            isinstance(layer, eqx.nn.Dropout) and layer.p > 0 and not layer.inference
-        )
-        if dropout or (isinstance(layer, eqx.nn.BatchNorm) and not layer.inference):
-            raise NetworkError(
-                in_training(layer),
-                fix="take the network in inference mode: cp.Diffusion(eqx.nn.inference_mode(network), …).",
-            )
+        return UserFunction(network)
+    _check_inference_mode(network)
     return network
 
 
+def _check_inference_mode(network: eqx.Module) -> None:
+    """Refuse an Equinox module with a dropout or batch norm in training mode."""
+
+    def has_modes(node: object) -> bool:
+        return isinstance(node, (eqx.nn.Dropout, eqx.nn.BatchNorm))
+
+    for layer in filter(has_modes, jax.tree.leaves(network, is_leaf=has_modes)):
+        # A dropout of nothing is the same in both modes.
+        drops_nothing = isinstance(layer, eqx.nn.Dropout) and layer.p <= 0
+        if not (layer.inference or drops_nothing):
+            raise NetworkError(
+                in_training(layer),
+                fix="take the network in inference mode: "
+                "cp.Diffusion(eqx.nn.inference_mode(network), …).",
+            )
+
+
 def in_training(layer: object) -> str:
-    """The message about a layer in training mode."""
-    return f"The network's {type(layer).__name__} layer is in training mode: it would make other values."
+    """Message about a layer in training mode."""
+    return (
+        f"The network's {type(layer).__name__} layer is in training mode: it would "
+        "make other values."
+    )
 
 
 def check_deterministic(traced: Jaxpr, label: str) -> None:
-    """Refuse the network of factor ``label``, traced, where it makes random numbers, of
-    one key at every call."""
+    """Refuse the traced network of factor ``label`` if it draws random numbers, which
+    come from one key at every call."""
     if has_primitive(
         traced, "random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform"
     ):
         raise NetworkError(
-            f"The network of factor '{label}' draws random numbers while it is evaluated, the same ones at every call: "
-            "a dropout that was left on keeps one mask for ever.",
-            fix="switch dropout off: eqx.nn.inference_mode(network), a Flax NNX module's .eval(), deterministic=True "
-            "in a Flax Linen module. Random features that are meant to stay: draw them once, outside of the network's "
+            f"The network of factor '{label}' draws random numbers while it is "
+            "evaluated, the same ones at every call: a dropout that was left on keeps "
+            "one mask for ever.",
+            fix="switch dropout off: eqx.nn.inference_mode(network), a Flax NNX "
+            "module's .eval(), deterministic=True in a Flax Linen module. Random "
+            "features that are meant to stay: draw them once, outside of the network's "
             "call.",
         )
 
 
 def has_primitive(traced: Jaxpr, *names: str) -> bool:
-    """Whether traced code has one of these primitives, in itself or in what it
-    calls."""
+    """Return whether traced code has one of these primitives, in itself or in a
+    function that it calls."""
     return any(eqn.primitive.name in names for eqn in equations(traced))
 
 
-class PlainFunction(eqx.Module):
-    """A function of the user's, which reads what it reads whenever it is called."""
+class UserFunction(eqx.Module):
+    """A user-defined function, which reads variables around it whenever it is
+    called."""
 
     function: Callable[..., PyTree] = eqx.field(static=True)
 
@@ -156,7 +170,14 @@ class PlainFunction(eqx.Module):
 @dataclass(frozen=True)
 class Code:
     """A traced function without its constants, for arguments of certain shapes; equal
-    to another of the same equations, by their `fingerprint`."""
+    to another of the same equations, by their `fingerprint`.
+
+    Attributes:
+        jaxpr: the equations.
+        digest: their fingerprint.
+        takes: shapes and types of the flattened arguments.
+        arguments, returns: the structures of (args, kwargs), and of the result.
+    """
 
     jaxpr: Jaxpr = field(compare=False)
     digest: str
@@ -177,25 +198,24 @@ class Closed(eqx.Module):
     code: Code = eqx.field(static=True)
 
     def __call__(self, *args: Array, **kwargs: Array) -> PyTree:
-        code, (given, found) = self.code, jax.tree.flatten((args, kwargs))
-        if (found, *map(jnp.shape, given)) != (
-            code.arguments,
-            *(shape.shape for shape in code.takes),
-        ):
+        code = self.code
+        values, structure = jax.tree.flatten((args, kwargs))
+        shapes = [jnp.shape(value) for value in values]
+        if structure != code.arguments or shapes != [a.shape for a in code.takes]:
             raise TypeError(
-                f"A function that was compiled for {code.takes} was called with {(args, kwargs)}."
+                f"A function that was compiled for {code.takes} was called with "
+                f"{(args, kwargs)}."
             )
         cast = [
-            jnp.asarray(value, shape.dtype)
-            for value, shape in zip(given, code.takes, strict=True)
+            jnp.asarray(value, argument.dtype)
+            for value, argument in zip(values, code.takes, strict=True)
         ]
-        return jax.tree.unflatten(
-            code.returns, jaxpr_as_fun(ClosedJaxpr(code.jaxpr, self.constants))(*cast)
-        )
+        function = jaxpr_as_fun(ClosedJaxpr(code.jaxpr, self.constants))
+        return jax.tree.unflatten(code.returns, function(*cast))
 
 
 class _Record:
-    """Traces a function where it is called first."""
+    """A function that is traced at its first call."""
 
     def __init__(self, function: Callable[..., PyTree]):
         self.function = function
@@ -203,42 +223,60 @@ class _Record:
 
     def __call__(self, *args: Array, **kwargs: Array) -> PyTree:
         if self.closed is None:
-            takes = jax.tree.map(
-                lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)),
-                (args, kwargs),
-            )
-            call = lambda args, kwargs: self.function(*args, **kwargs)  # noqa: E731  # new, or JAX knows its trace
-            traced, returns = jax.make_jaxpr(call, return_shape=True)(*takes)
-            constants: list[PyTree] = [
-                c if isinstance(c, jax.Array) else np.asarray(c) for c in traced.consts
-            ]
-            shapes, tree = jax.tree.flatten(takes)
-            code = Code(
-                traced.jaxpr,
-                fingerprint(traced.jaxpr),
-                tuple(shapes),
-                tree,
-                jax.tree.structure(returns),
-            )
-            self.closed = Closed(constants, code)
+            self.closed = _trace(self.function, args, kwargs)
         return self.closed(*args, **kwargs)
 
 
+def _trace(
+    function: Callable[..., PyTree], args: tuple[Array, ...], kwargs: dict[str, Array]
+) -> Closed:
+    """Trace a function for arguments of these shapes and types."""
+    takes = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)),
+        (args, kwargs),
+    )
+
+    # A new function object each time: JAX would return its cached trace of an old one,
+    # which holds the values that were read then.
+    def call(args: tuple[Array, ...], kwargs: dict[str, Array]) -> PyTree:
+        return function(*args, **kwargs)
+
+    traced, returns = jax.make_jaxpr(call, return_shape=True)(*takes)
+    constants: list[PyTree] = []
+    for constant in traced.consts:
+        if not isinstance(constant, jax.Array):
+            constant = np.asarray(constant)
+        constants.append(constant)
+    shapes, arguments = jax.tree.flatten(takes)
+    code = Code(
+        jaxpr=traced.jaxpr,
+        digest=fingerprint(traced.jaxpr),
+        takes=tuple(shapes),
+        arguments=arguments,
+        returns=jax.tree.structure(returns),
+    )
+    return Closed(constants, code)
+
+
 def has_functions(leaf: LeafFactor) -> bool:
-    """Whether a plain function is in it."""
-    return any(map(_is_plain, jax.tree.leaves(leaf, is_leaf=_is_plain)))
+    """Return whether the leaf has a user-defined function in it."""
+    nodes = jax.tree.leaves(leaf, is_leaf=_is_user_function)
+    return any(map(_is_user_function, nodes))
 
 
 def closed(leaf: Leaf, conditions: Mapping[str, Array]) -> Leaf:
-    """The leaf with every plain function in it `Closed`; what these read have the
-    values of now. Of the conditions of one evaluation only the shapes count."""
+    """Replace every user-defined function in the leaf by a `Closed` one, with the
+    present values of the variables that it reads.
+
+    Of the conditions of one evaluation only the shapes count.
+    """
     if not has_functions(leaf):
         return leaf
-    recorded = jax.tree.map(
-        lambda node: _Record(node.function) if _is_plain(node) else node,
-        leaf,
-        is_leaf=_is_plain,
-    )
+
+    def record(node: PyTree) -> PyTree:
+        return _Record(node.function) if _is_user_function(node) else node
+
+    recorded = jax.tree.map(record, leaf, is_leaf=_is_user_function)
     x, noise = abstract_arguments(leaf)
     eqx.filter_eval_shape(
         lambda f, x, n, c: f.evaluate(x, n, c), recorded, x, noise, dict(conditions)
@@ -247,18 +285,18 @@ def closed(leaf: Leaf, conditions: Mapping[str, Array]) -> Leaf:
     def traced(node: PyTree) -> PyTree:
         if not isinstance(node, _Record):
             return node
-        assert node.closed is not None  # a leaf evaluates all that it has
+        assert node.closed is not None  # an evaluation calls every function of a leaf
         return node.closed
 
-    done: Leaf = jax.tree.map(traced, recorded)
-    return done
+    traced_leaf: Leaf = jax.tree.map(traced, recorded)
+    return traced_leaf
 
 
 def closures(tree: PyTree) -> list[Closed]:
     """Every function that was closed in a tree."""
-    found = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Closed))
-    return [node for node in found if isinstance(node, Closed)]
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Closed))
+    return [node for node in nodes if isinstance(node, Closed)]
 
 
-def _is_plain(node: object) -> bool:
-    return isinstance(node, PlainFunction)
+def _is_user_function(node: object) -> bool:
+    return isinstance(node, UserFunction)

@@ -13,22 +13,23 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from composeprob.factors import show
 from composeprob.factors.factor import Factor, LeafFactor
 
 Value = TypeVar("Value")
 SETS = "sets of cells"
+"""Name, among the conditions of a `Plate`, of a window's sets of cells."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plate:
-    """n values of conditions, such as n observations: what stands in it, stands for n
-    of its kind.
+    """n values of conditions, such as n observations: a factor in a plate stands for n
+    factors.
 
     Attributes:
-        names: the conditions; first `SETS` where what stands in it sees n sets of
-            cells.
+        names: the conditions; first `SETS` where the factor sees n sets of cells.
         count: n.
         block: how many of the n are evaluated at once; None for all.
     """
@@ -39,7 +40,7 @@ class Plate:
 
     @property
     def cells(self) -> bool:
-        """Whether it runs over sets of cells."""
+        """True if it runs over sets of cells."""
         return self.names[0].startswith(SETS)
 
 
@@ -62,7 +63,7 @@ class Combination(Factor):
     calibrated: bool = eqx.field(static=True, default=False)
 
     sign: ClassVar[str]
-    """What stands between the factors where the expression is drawn."""
+    """Sign between the factors where the expression is drawn."""
 
     @property
     def children(self) -> tuple[Factor, ...]:
@@ -76,18 +77,16 @@ class Combination(Factor):
         return self.calibrated
 
     def each(self, values: Sequence[Value]) -> list[tuple[float, Value]]:
-        """Each number with its factor's value, that of a plate repeated."""
-        return list(
-            zip(
-                self.numbers,
-                [*values] * (self.plate.count if self.plate else 1),
-                strict=True,
-            )
-        )
+        """Pair each number with its factor's value, that of a plate repeated."""
+        if self.plate is None:
+            repeats = 1
+        else:
+            repeats = self.plate.count
+        return list(zip(self.numbers, [*values] * repeats, strict=True))
 
     def given(self, **conditions: object) -> Factor:
-        """Conditions go to every leaf that has them; a name that no leaf has is refused
-        by the first leaf."""
+        """Give conditions to every leaf that has them; the first leaf refuses a name
+        that no leaf has."""
         known = condition_names(self)
         unknown = {
             name: value for name, value in conditions.items() if name not in known
@@ -95,13 +94,13 @@ class Combination(Factor):
         if unknown:
             leaves(self)[0].given(**unknown)
 
-        def with_its_own(factor: Factor) -> Factor:
+        def with_its_conditions(factor: Factor) -> Factor:
             names = condition_names(factor)
             return factor.given(
                 **{name: value for name, value in conditions.items() if name in names}
             )
 
-        return self.with_children(tuple(map(with_its_own, self.factors)))
+        return self.with_children(tuple(map(with_its_conditions, self.factors)))
 
     def terms(self) -> list[tuple[str, float]]:
         if self.plate is None:
@@ -109,31 +108,31 @@ class Combination(Factor):
         values = {
             name: value for leaf in leaves(self) for name, value in leaf.fixed.items()
         }
-        names = [
-            name for name in self.plate.names if name in values
-        ]  # sets of cells are no condition
+        # Sets of cells are not a condition of any leaf.
+        names = [name for name in self.plate.names if name in values]
         shapes = ", ".join(f"{name!r}: {jnp.shape(values[name])}" for name in names)
 
-        def without(leaf: LeafFactor) -> LeafFactor:
+        def without_columns(leaf: LeafFactor) -> LeafFactor:
             return leaf.holding(
                 {name: value for name, value in leaf.fixed.items() if name not in names}
             )
 
-        inner = show.clipped(
-            show.formula(rewrite_leaves(self.factors[0], without).terms()), 80
-        )
-        numbers = ", " * bool(self._shown()) + self._shown()
-        block = "" if self.plate.block is None else f", block={self.plate.block}"
-        return [
-            (
-                f"cp.{type(self).__name__.lower()}({inner}, over={{{shapes}}}{numbers}{block})",
-                1.0,
-            )
+        factor = rewrite_leaves(self.factors[0], without_columns)
+        arguments = [
+            show.clipped(show.formula(factor.terms()), 80),
+            f"over={{{shapes}}}",
         ]
+        if self._shown():
+            arguments.append(self._shown())
+        if self.plate.block is not None:
+            arguments.append(f"block={self.plate.block}")
+        # As the user wrote it: cp.product(f, over={'y': (90,)}).
+        function = f"cp.{type(self).__name__.lower()}"
+        return [(f"{function}({', '.join(arguments)})", 1.0)]
 
     @abstractmethod
     def _terms(self) -> list[tuple[str, float]]:
-        """`terms` where it does not run over data."""
+        """`terms` of a combination that does not run over data."""
 
     def _shown(self) -> str:
         """The numbers, where they are printed apart from the factors."""
@@ -141,7 +140,7 @@ class Combination(Factor):
 
     @abstractmethod
     def edge(self, number: float) -> str:
-        """What is drawn at a factor with this number."""
+        """Label of the edge to a factor with this number, in a drawing."""
 
 
 class Growth(eqx.Module):
@@ -154,31 +153,40 @@ class Growth(eqx.Module):
     f_k^{w_k} is the noised power f^w. As in `fixed_control` c = 1 stands for all data.
 
     Attributes:
-        start: e, (n,), where there is only noise.
-        power: w, (n,).
-        sharpness: κ, (n,).
+        start: e, where there is only noise.
+        power: w.
+        sharpness: κ.
         clean: σ²/α² of level 0, a scalar.
-        growing: which factors have e ≠ w.
+        growing: indices of the factors with e ≠ w.
     """
 
-    start: Array | np.ndarray
-    power: Array | np.ndarray
-    sharpness: Array | np.ndarray
-    clean: Array | np.ndarray
+    start: Float[Array | np.ndarray, " n"]
+    power: Float[Array | np.ndarray, " n"]
+    sharpness: Float[Array | np.ndarray, " n"]
+    clean: Float[Array | np.ndarray, ""]
     growing: tuple[int, ...] = eqx.field(static=True)
 
-    def __call__(self, variance: Array | np.ndarray) -> Array | np.ndarray:
-        """w_k at σ²/α² of the level, (n,)."""
+    def __call__(
+        self, variance: Float[Array | np.ndarray, ""]
+    ) -> Float[Array | np.ndarray, " n"]:
+        """Return w_k at σ²/α² of the level."""
         noisy = self.sharpness * (variance - self.clean)
         return self.power + (self.start - self.power) * (noisy / (1 + noisy))
 
     def at(self, places: list[int]) -> Growth | None:
-        """Of some of the factors; None where the exponents of none of them grow."""
+        """Return the growth of some of the factors; None where none of their exponents
+        grow."""
         growing = tuple(j for j, i in enumerate(places) if i in self.growing)
-        start, power, sharpness = (
-            a[np.array(places)] for a in (self.start, self.power, self.sharpness)
+        if not growing:
+            return None
+        rows = np.array(places)
+        return Growth(
+            self.start[rows],
+            self.power[rows],
+            self.sharpness[rows],
+            self.clean,
+            growing,
         )
-        return Growth(start, power, sharpness, self.clean, growing) if growing else None
 
 
 class Product(Combination):
@@ -205,11 +213,9 @@ class Product(Combination):
         )
 
     def split(self) -> list[tuple[Factor, float]]:
-        return (
-            [(self, 1.0)]
-            if self.plate
-            else list(zip(self.factors, self.numbers, strict=True))
-        )
+        if self.plate:
+            return [(self, 1.0)]
+        return list(zip(self.factors, self.numbers, strict=True))
 
     def _terms(self) -> list[tuple[str, float]]:
         return [
@@ -226,7 +232,7 @@ class Mixture(Combination):
     """Σ_i exp(l_i)·f_i(x), the numbers its log-weights.
 
     Attributes:
-        total: what shares summed to as they were given.
+        total: the sum of the shares as they were given.
     """
 
     total: float = eqx.field(static=True, default=1.0)
@@ -256,7 +262,7 @@ class Mixture(Combination):
 
 
 def joined(terms: Sequence[tuple[Factor, float]]) -> Factor | None:
-    """The product of these (factor, power) pairs; None of none."""
+    """Return the product of these (factor, power) pairs; None for an empty one."""
     if not terms:
         return None
     if len(terms) == 1 and terms[0][1] == 1.0:
@@ -266,18 +272,16 @@ def joined(terms: Sequence[tuple[Factor, float]]) -> Factor | None:
 
 
 def part(node: Factor, chosen: Sequence[bool]) -> Factor | None:
-    """The product of those (factor, power) pairs of `Factor.split` that are chosen;
-    None of none."""
+    """Return the product of the chosen (factor, power) pairs of `Factor.split`; None
+    for an empty one."""
     if all(chosen):
         return node
-    places = [i for i, wanted in enumerate(chosen) if wanted]
+    places = [i for i, is_chosen in enumerate(chosen) if is_chosen]
     if not places:
         return None
-    node = cast(Product, node)  # nothing else is split
-    factors, powers = (
-        tuple(node.factors[i] for i in places),
-        tuple(node.powers[i] for i in places),
-    )
+    node = cast(Product, node)  # other nodes are one pair, which is chosen or not
+    factors = tuple(node.factors[i] for i in places)
+    powers = tuple(node.powers[i] for i in places)
     growth = None if node.growth is None else node.growth.at(places)
     if growth is None:
         return joined(list(zip(factors, powers, strict=True)))
@@ -285,36 +289,32 @@ def part(node: Factor, chosen: Sequence[bool]) -> Factor | None:
 
 
 def at_noise(node: Factor, variance: float) -> Factor:
-    """The expression as it stands at a level of this σ²/α²: with the exponents that it
-    has there."""
+    """Return the expression with the exponents that it has at a level of this
+    σ²/α²."""
     if not node.children:
         return node
-    node = node.with_children(
-        tuple(at_noise(child, variance) for child in node.children)
-    )
+    children = tuple(at_noise(child, variance) for child in node.children)
+    node = node.with_children(children)
     growth = growth_of(node)
     if growth is None:
         return node
-    return dataclasses.replace(
-        cast(Product, node),
-        numbers=tuple(growth(np.asarray(variance)).tolist()),
-        growth=None,
-    )
+    powers = tuple(growth(np.asarray(variance)).tolist())
+    return dataclasses.replace(cast(Product, node), numbers=powers, growth=None)
 
 
 def growth_of(node: Factor) -> Growth | None:
-    """How a node's exponents grow; None where they do not."""
+    """Growth of a node's exponents; None where they do not grow."""
     return getattr(node, "growth", None)
 
 
 def plate_of(node: Factor) -> Plate | None:
-    """The data, or sets of cells, that a node runs over; None where it runs over
-    none."""
+    """Plate of a node: the data, or sets of cells, that it runs over; None where it
+    does not run over any."""
     return getattr(node, "plate", None)
 
 
 def walk(node: Factor) -> Iterator[Factor]:
-    """A node and everything below it, left to right."""
+    """Yield a node and everything below it, left to right."""
     yield node
     for child in node.children:
         yield from walk(child)
@@ -326,18 +326,16 @@ def leaves(factor: Factor) -> list[LeafFactor]:
 
 
 def condition_names(factor: Factor) -> list[str]:
-    """The conditions that the leaves of an expression have, each once."""
-    return list(
-        dict.fromkeys(
-            name for leaf in leaves(factor) for name in leaf.traits.conditions
-        )
-    )
+    """Names of the conditions of an expression's leaves, each once."""
+    names: dict[str, None] = {}  # a set in the order of insertion
+    for leaf in leaves(factor):
+        names.update(dict.fromkeys(leaf.traits.conditions))
+    return list(names)
 
 
 def rewrite_leaves(node: Factor, rewrite: Callable[..., Factor]) -> Factor:
-    """The same expression with every leaf replaced."""
+    """Return the expression with every leaf replaced by its rewritten form."""
     if not node.children:
         return rewrite(node)
-    return node.with_children(
-        tuple(rewrite_leaves(child, rewrite) for child in node.children)
-    )
+    children = tuple(rewrite_leaves(child, rewrite) for child in node.children)
+    return node.with_children(children)

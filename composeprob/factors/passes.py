@@ -1,5 +1,5 @@
-"""Passes over expressions: a question, and for each kind of node the rule that answers
-it."""
+"""Passes over expressions: a property of expressions, and for each kind of node the
+rule that computes it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ PASSES: dict[str, Pass] = {}
 
 
 class Pass(Generic[Value]):
-    """What an expression is worth, from the leaves up: ``rule(node, values of its
-    children, *context)``.
+    """A property of expressions, computed from the leaves up: ``rule(node, values of
+    its children, *context)``.
 
     Calling a pass folds an expression. Passes that go from the top down look their
     rules up with `rule_for`, and state where they are made which arguments their rules
     take.
 
     Args:
-        name: how the pass is called.
+        name: the name of the pass.
         default: the rule of kinds of nodes that have none of their own; without it they
             are refused.
 
@@ -34,12 +34,13 @@ class Pass(Generic[Value]):
     """
 
     def __init__(self, name: str, default: Callable[..., Value] | None = None):
-        self.name, self.default = name, default
+        self.name = name
+        self.default = default
         self.rules: dict[type, Callable[..., Value]] = {}
         PASSES[name] = self
 
     def rule(self, *kinds: type) -> Callable[[Rule], Rule]:
-        """Decorates the rule of these kinds of nodes."""
+        """Decorate the rule of these kinds of nodes."""
 
         def register(rule: Rule) -> Rule:
             self.rules.update(dict.fromkeys(kinds, rule))  # type: ignore[arg-type]
@@ -48,20 +49,21 @@ class Pass(Generic[Value]):
         return register
 
     def rule_for(self, node: Factor) -> Callable[..., Value]:
-        """The rule of a node; refuses one that has none."""
-        kinds = type(node).__mro__
-        found = next(
-            (self.rules[kind] for kind in kinds if kind in self.rules), self.default
-        )
-        if found is None:
+        """Return the rule of a node; refuse a node without one."""
+        for kind in type(node).__mro__:
+            if kind in self.rules:
+                return self.rules[kind]
+        if self.default is None:
+            name = type(node).__name__
             raise VerificationError(
-                f"The pass '{self.name}' has no rule for a {type(node).__name__}.",
-                fix=f"decorate one with @PASSES['{self.name}'].rule({type(node).__name__}), of composeprob.factors."
-                "passes.",
+                f"The pass '{self.name}' has no rule for a {name}.",
+                fix=f"decorate one with @PASSES['{self.name}'].rule({name}), of "
+                "composeprob.factors.passes.",
             )
-        return found
+        return self.default
 
     def __call__(self, node: Factor, *context: object) -> Value:
-        return self.rule_for(node)(
-            node, [self(child, *context) for child in node.children], *context
-        )
+        # Looked up first, so that a node without a rule is refused before its children.
+        rule = self.rule_for(node)
+        values = [self(child, *context) for child in node.children]
+        return rule(node, values, *context)

@@ -1,5 +1,5 @@
-"""Networks whose matrix products are made in bfloat16, the numbers that matrix units
-multiply fastest."""
+"""Networks with matrix products in bfloat16, the numbers that matrix units multiply
+fastest."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from composeprob.factors.equations import Evaluation, aval, equations, rebind
 from composeprob.factors.networks import Network
 
 DERIVED = frozenset({"custom_jvp_call", "custom_vjp_call"})
-"""Functions that bring derivatives of their own: a product inside would no longer be
-what these are derivatives of."""
+"""Primitives of functions with derivatives of their own, which would not be those of a
+function with other products."""
 
 
 Expression = TypeVar("Expression")
 
 
 def check_precision(precision: str | None) -> None:
-    """Refuse what is no precision."""
+    """Refuse an unknown precision."""
     if precision not in (None, "bfloat16"):
         raise InvalidValueError(
             f"Unknown precision {precision!r}.",
@@ -39,8 +39,8 @@ def check_precision(precision: str | None) -> None:
 
 
 def in_precision(factor: Expression, precision: str | None) -> Expression:
-    """The factor with every network in it `Rounded`; itself where ``precision`` is
-    None."""
+    """Return the factor with every network in it `Rounded`; the factor itself where
+    ``precision`` is None."""
     if precision is None:
         return factor
 
@@ -61,11 +61,11 @@ def in_precision(factor: Expression, precision: str | None) -> Expression:
 
 
 class Rounded(eqx.Module):
-    """A network, called as it is, whose matrix products round what they multiply.
+    """A network whose matrix products round their operands.
 
-    They are summed in the network's own type. All else (embeddings of time, norms,
+    Products are summed in the network's own type. All else (embeddings of time, norms,
     activations, residual sums) stays as the network has it, and so do its weights and
-    what it returns. A gradient's products are rounded likewise.
+    its output. A gradient's products are rounded likewise.
     """
 
     network: Network
@@ -76,14 +76,13 @@ class Rounded(eqx.Module):
         traced, shapes = jax.make_jaxpr(
             lambda x, t, c: self.network(x, t, **c), return_shape=True
         )(*arguments)
-        outputs = _Products(jnp.dtype(self.precision)).outputs(
-            traced, jax.tree.leaves(arguments)
-        )
+        evaluation = _Products(jnp.dtype(self.precision))
+        outputs = evaluation.outputs(traced, jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
 class _Products(Evaluation):
-    """Values, of which products are made in ``dtype``."""
+    """Evaluation of a trace with its products in ``dtype``."""
 
     def __init__(self, dtype: DTypeLike):
         self.dtype = dtype
@@ -91,18 +90,15 @@ class _Products(Evaluation):
     def otherwise(self, eqn: JaxprEqn, given: list[Array]) -> list[Array]:
         params = dict(eqn.params)
         if _is_product(eqn):
-            return [
-                _product(
-                    eqn.primitive, params, given, self.dtype, aval(eqn.outvars[0]).dtype
-                )
-            ]
+            out = aval(eqn.outvars[0]).dtype
+            return [_product(eqn.primitive, params, given, self.dtype, out)]
         if eqn.primitive.name not in DERIVED:
             params = {name: self.inside(param) for name, param in params.items()}
         return rebind(eqn, given, params)
 
     def inside(self, param: Any) -> Any:
-        """A parameter of a loop, a branch or a call: a function in it gets its products
-        in ``dtype``."""
+        """Return a parameter of a loop, a branch or a call, with the products of a
+        function in it in ``dtype``."""
         if not any(map(_is_product, equations(param, DERIVED))):
             return param
         if isinstance(param, tuple):
@@ -119,19 +115,20 @@ def _product(
     dtype: DTypeLike,
     out: DTypeLike,
 ) -> Array:
-    """A product of operands in ``dtype``: summed in ``out``, but where a derivative is
-    multiplied.
+    """Multiply operands in ``dtype`` and sum in ``out``, except products of
+    derivatives.
 
     A matrix unit sums in float32 whatever it multiplies. Values keep that, as
-    log-densities are made of them; of derivatives, which only propose, each product is
-    in ``dtype`` so that the next one need not be rounded again.
+    log-densities are made of them. Derivatives only propose, so that each of their
+    products is in ``dtype`` and the next one need not round it again.
     """
 
     def rounded(*operands: Array, **changed: Any) -> Array:
         factors = (_round(o, dtype).astype(dtype) for o in operands)
         return primitive.bind(*factors, **params | changed).astype(out)
 
-    if "preferred_element_type" not in params:  # it defines how it sums
+    # A user's own primitive defines the type that it sums in.
+    if "preferred_element_type" not in params:
         return _round(rounded(*operands), dtype)
 
     @jax.custom_jvp
@@ -141,15 +138,18 @@ def _product(
     def tangent(
         primals: Sequence[Array], tangents: Sequence[Array]
     ) -> tuple[Array, Any]:
-        (a, b), (da, db) = primals, tangents
-        terms = [(da, b)] * (not _is_zero(da)) + [(a, db)] * (not _is_zero(db))
-        return product(a, b), sum(
-            rounded(*each, preferred_element_type=dtype) for each in terms
-        )
+        a, b = primals
+        da, db = tangents
+        value = product(a, b)
+        terms = []
+        if not _is_zero(da):
+            terms.append(rounded(da, b, preferred_element_type=dtype))
+        if not _is_zero(db):
+            terms.append(rounded(a, db, preferred_element_type=dtype))
+        return value, sum(terms)
 
-    product.defjvp(
-        tangent, symbolic_zeros=True
-    )  # weights have no derivative here, and no product with it
+    # Symbolic zeros: weights have no derivative here, so no product with it is made.
+    product.defjvp(tangent, symbolic_zeros=True)
     return product(*operands)
 
 
@@ -158,18 +158,19 @@ def _is_zero(tangent: object) -> bool:
 
 
 def _round(x: Array, dtype: DTypeLike) -> Array:
-    """Numbers that ``dtype`` holds. A compiler may drop a cast there and back, and the
-    evaluated function is then unknown; it may not drop this."""
+    """Round to numbers that ``dtype`` holds."""
+    # A compiler may drop a cast there and back, which leaves open which function is
+    # evaluated; it may not drop this.
     info = jnp.finfo(dtype)
     return jax.lax.reduce_precision(x, info.nexp, info.nmant)
 
 
 def _is_product(eqn: JaxprEqn) -> bool:
-    """Whether an equation is a product of floating-point matrices that a matrix unit
-    would make faster."""
+    """Return whether an equation is a product of floating-point matrices that a matrix
+    unit would make faster."""
     # A primitive of a user's own states it by an attribute ``multiplies``.
-    known = eqn.primitive.name in ("dot_general", "conv_general_dilated")
-    if not known and not getattr(eqn.primitive, "multiplies", False):
+    of_jax = eqn.primitive.name in ("dot_general", "conv_general_dilated")
+    if not of_jax and not getattr(eqn.primitive, "multiplies", False):
         return False
     operands: list[Any] = [v.aval for v in eqn.invars]
     if not all(jnp.issubdtype(operand.dtype, jnp.floating) for operand in operands):

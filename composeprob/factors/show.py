@@ -1,5 +1,5 @@
-"""How factors print: one line in the words of the algebra, such as ``ring2d * bar2d **
-2``, without any array."""
+"""Printing of factors: one line in the words of the algebra, such as ``ring2d * bar2d
+** 2``, without any array."""
 
 from __future__ import annotations
 
@@ -10,53 +10,58 @@ import jax.numpy as jnp
 from jax import Array
 
 MAX_ENTRIES = 6
-"""Entries of a product or mixture that are shown; of more, their number is."""
+"""The most entries of a product or mixture that are shown, before their number is."""
 
 
 def formula(terms: Sequence[tuple[str, float]]) -> str:
-    """A product of powers, given as what is multiplied and to which power: ``a ** 2 * b
-    / c``."""
+    """Print a product of powers, given as (name, power) pairs: ``a ** 2 * b / c``."""
     text = ""
-    for name, w in terms[:MAX_ENTRIES]:
-        sign = "" if not text else " / " if w < 0 else " * "
-        shown = abs(w) if text else w
-        text += sign + name + ("" if shown == 1 else f" ** {shown:.3g}")
+    for name, power in terms[:MAX_ENTRIES]:
+        shown_power = power
+        # The first factor has no sign before it, so its power keeps its own.
+        if text:
+            text += " / " if power < 0 else " * "
+            shown_power = abs(power)
+        text += name
+        if shown_power != 1:
+            text += f" ** {shown_power:.3g}"
     return clipped(text + _count_note(len(terms), "factors"))
 
 
 def mixture(parts: Sequence[str], shares: str) -> str:
-    """``mixture(a, b; weights 0.3, 0.7)``."""
-    return clipped(
-        f"mixture({', '.join(parts[:MAX_ENTRIES])}{_count_note(len(parts), 'parts')}; {shares})"
-    )
+    """Print a mixture: ``mixture(a, b; weights 0.3, 0.7)``."""
+    listed = ", ".join(parts[:MAX_ENTRIES]) + _count_note(len(parts), "parts")
+    return clipped(f"mixture({listed}; {shares})")
 
 
 def weights(what: str, weights: Sequence[float]) -> str:
-    """``weights 0.3, 0.7``, or ``equal weights``."""
-    numbers = ", ".join(f"{w:.3g}" for w in weights[:MAX_ENTRIES]) + (
-        ", …" if len(weights) > MAX_ENTRIES else ""
-    )
-    return f"equal {what}" if len(set(weights)) == 1 else f"{what} {numbers}"
+    """Print weights: ``weights 0.3, 0.7``, or ``equal weights``."""
+    if len(set(weights)) == 1:
+        return f"equal {what}"
+    numbers = ", ".join(f"{w:.3g}" for w in weights[:MAX_ENTRIES])
+    if len(weights) > MAX_ENTRIES:
+        numbers += ", …"
+    return f"{what} {numbers}"
 
 
 def named(label: str, conditions: dict[str, str]) -> str:
-    """A leaf with the conditions given to it, as they are shown:
-    ``digits(label=3)``."""
+    """Print a leaf with the conditions given to it: ``digits(label=3)``."""
+    leaf = clipped(" ".join(label.split()), 60)
+    if not conditions:
+        return leaf
     given = ", ".join(f"{name}={value}" for name, value in conditions.items())
-    return clipped(" ".join(label.split()), 60) + (
-        f"({clipped(given, 60)})" if given else ""
-    )
+    return f"{leaf}({clipped(given, 60)})"
 
 
 def shape(event: tuple[int, ...] | None) -> str:
-    """An event's shape as one speaks of it: ``28×28``."""
+    """Print an event's shape as one speaks of it: ``28×28``."""
     if event is None:
         return "events of any shape"
     return "×".join(map(str, event)) or "a number"
 
 
 def short(value: Array) -> str:
-    """A condition's value: a few numbers as they are, an array by its shape."""
+    """Print a condition's value: a few numbers as they are, an array by its shape."""
     if isinstance(value, jax.core.Tracer) or jnp.size(value) > 4:
         return "array" + str(list(jnp.shape(value)))
     numbers = ", ".join(f"{float(v):.3g}" for v in jnp.ravel(value))
@@ -64,7 +69,7 @@ def short(value: Array) -> str:
 
 
 def clipped(text: str, longest: int = 160) -> str:
-    """The text, or its beginning."""
+    """Return the text, or its beginning where it is too long."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 

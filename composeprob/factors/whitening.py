@@ -7,11 +7,13 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 
-def log_normal(residual: Array, covariance: Array) -> Array:
-    """log N(residual; 0, covariance), residuals (…, m) and covariances (…, m, m) that
-    broadcast."""
+def log_normal(
+    residual: Float[Array, "*#batch m"], covariance: Float[Array, "*#batch m m"]
+) -> Float[Array, "*batch"]:
+    """log N(residual; 0, covariance), residuals and covariances broadcast."""
     m = residual.shape[-1]
     whiten = whitener(covariance)
     white = _times(whiten, residual)
@@ -19,9 +21,12 @@ def log_normal(residual: Array, covariance: Array) -> Array:
     return -0.5 * jnp.sum(white**2, -1) - log_det - 0.5 * m * math.log(2 * math.pi)
 
 
-def log_normal_of_sum(residual: Array, noise: Array, loadings: Array) -> Array:
-    """log N(residual; 0, Σ + B·Bᵀ), residuals (…, m), L⁻¹ = ``noise`` of Σ = L·Lᵀ, (m,
-    m), loadings B (…, m, n).
+def log_normal_of_sum(
+    residual: Float[Array, "*#batch m"],
+    noise: Float[Array, "m m"],
+    loadings: Float[Array, "*#batch m n"],
+) -> Float[Array, "*batch"]:
+    """log N(residual; 0, Σ + B·Bᵀ), with L⁻¹ = ``noise`` of Σ = L·Lᵀ, and loadings B.
 
     As r = B·z + ε with z ~ N(0, I): rᵀ(Σ + B·Bᵀ)⁻¹r is the least of |L⁻¹(r − B·z)|² +
     |z|² over z, which is flat in z there. So a small Σ beside B, under which Σ + B·Bᵀ
@@ -30,34 +35,39 @@ def log_normal_of_sum(residual: Array, noise: Array, loadings: Array) -> Array:
     δ·I)⁻² − ….
     """
     m, n = loadings.shape[-2:]
-    white, whitened = _times(noise, residual), noise @ loadings
-    small = whitened @ whitened.mT if m <= n else whitened.mT @ whitened
-    added = 4 * jnp.finfo(small.dtype).eps * jnp.trace(small, axis1=-2, axis2=-1)
-    whiten = whitener(
-        small + (1 + added)[..., None, None] * jnp.eye(min(m, n), dtype=small.dtype)
-    )
+    white = _times(noise, residual)
+    whitened = noise @ loadings  # W = L⁻¹·B
+    # M = I + W·Wᵀ or I + WᵀW, whichever is smaller; both have one determinant.
+    by_rows = m <= n
+    gram = whitened @ whitened.mT if by_rows else whitened.mT @ whitened
+    added = 4 * jnp.finfo(gram.dtype).eps * jnp.trace(gram, axis1=-2, axis2=-1)  # δ
+    identity = jnp.eye(min(m, n), dtype=gram.dtype)
+    whiten = whitener(gram + (1 + added)[..., None, None] * identity)
     inverse = whiten.mT @ whiten
-    solved = _times(inverse, white if m <= n else _times(whitened.mT, white))
-    latent = _times(whitened.mT, solved) if m <= n else solved
-    left = white - _times(whitened, latent)
+    # z = Wᵀ(I + W·Wᵀ)⁻¹·L⁻¹r = (I + WᵀW)⁻¹·Wᵀ·L⁻¹r.
+    if by_rows:
+        latent = _times(whitened.mT, _times(inverse, white))
+    else:
+        latent = _times(inverse, _times(whitened.mT, white))
+    remaining = white - _times(whitened, latent)
     log_det = -sum(
         jnp.sum(jnp.log(jnp.diagonal(w, axis1=-2, axis2=-1)), -1)
         for w in (whiten, noise)
     )
-    log_det -= 0.5 * added * jnp.trace(
-        inverse, axis1=-2, axis2=-1
-    ) + 0.25 * added**2 * jnp.sum(inverse**2, (-2, -1))
+    first_order = 0.5 * added * jnp.trace(inverse, axis1=-2, axis2=-1)
+    second_order = 0.25 * added**2 * jnp.sum(inverse**2, (-2, -1))
+    log_det -= first_order + second_order
     return (
-        -0.5 * (jnp.sum(left**2, -1) + jnp.sum(latent**2, -1))
+        -0.5 * (jnp.sum(remaining**2, -1) + jnp.sum(latent**2, -1))
         - log_det
         - 0.5 * m * math.log(2 * math.pi)
     )
 
 
 @jax.custom_jvp
-def whitener(covariance: Array) -> Array:
-    """L⁻¹, the inverse of the Cholesky factor C = L·Lᵀ, (…, m, m): L⁻¹·y has covariance
-    I where y has C.
+def whitener(covariance: Float[Array, "... m m"]) -> Float[Array, "... m m"]:
+    """L⁻¹, the inverse of the Cholesky factor C = L·Lᵀ: L⁻¹·y has covariance I where y
+    has C.
 
     By halves, in matrix products. LAPACK's routines, which JAX calls for batches on
     CPUs, can wait for each other for ever: two of them occupy both threads of a pool
@@ -66,6 +76,8 @@ def whitener(covariance: Array) -> Array:
     m = covariance.shape[-1]
     if m <= 16:  # faster than LAPACK, row by row
         return _eliminated(covariance)
+    # C = [A Kᵀ; K D]: L⁻¹ = [A^-½ 0; −S^-½·K·A⁻¹ S^-½] with S = D − K·A⁻¹·Kᵀ, and ^-½
+    # for the inverse of a Cholesky factor.
     h = m // 2
     first = whitener(covariance[..., :h, :h])
     below = covariance[..., h:, :h] @ first.mT
@@ -74,24 +86,23 @@ def whitener(covariance: Array) -> Array:
     return jnp.block([[first, right], [-second @ below @ first, second]])
 
 
-def _eliminated(covariance: Array) -> Array:
+def _eliminated(covariance: Float[Array, "... m m"]) -> Float[Array, "... m m"]:
     """`whitener` by elimination, which turns (C | I) into (Lᵀ | L⁻¹)."""
     m = covariance.shape[-1]
     identity = jnp.broadcast_to(jnp.eye(m, dtype=covariance.dtype), covariance.shape)
 
     def eliminate(i: Array, both: Array) -> Array:
         row = both[..., i, :] / jnp.sqrt(both[..., i, i])[..., None]
-        column = jnp.where(
-            jnp.arange(m) > i, both[..., i] / jnp.sqrt(both[..., i, i])[..., None], 0.0
-        )
+        below = jnp.arange(m) > i
+        scaled = both[..., i] / jnp.sqrt(both[..., i, i])[..., None]
+        column = jnp.where(below, scaled, 0.0)
         return (both - column[..., None] * row[..., None, :]).at[..., i, :].set(row)
 
-    return jax.lax.fori_loop(
-        0, m, eliminate, jnp.concatenate([covariance, identity], -1)
-    )[..., m:]
+    both = jnp.concatenate([covariance, identity], -1)
+    return jax.lax.fori_loop(0, m, eliminate, both)[..., m:]
 
 
-def _times(a: Array, x: Array) -> Array:
+def _times(a: Float[Array, "... m n"], x: Float[Array, "... n"]) -> Array:
     return (a @ x[..., None])[..., 0]
 
 
@@ -103,7 +114,6 @@ def _derivative_of_whitener(
     inverse = whitener(primals[0])
     inner = inverse @ tangents[0] @ inverse.mT
     m = inner.shape[-1]
-    lower = inner * (
-        jnp.tril(jnp.ones((m, m), inner.dtype)) - 0.5 * jnp.eye(m, dtype=inner.dtype)
-    )
-    return inverse, -lower @ inverse
+    lower = jnp.tril(jnp.ones((m, m), inner.dtype))
+    phi = inner * (lower - 0.5 * jnp.eye(m, dtype=inner.dtype))
+    return inverse, -phi @ inverse

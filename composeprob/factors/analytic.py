@@ -1,5 +1,5 @@
-"""A factor with exact noised marginals at every level: the distribution of α·X + σ·ε
-for the X where it is known."""
+"""A factor with exact noised marginals at every level: the distribution of α·X + σ·ε,
+for X with a closed form or a quadrature."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from composeprob.errors import ShapeError, WrongTypeError
@@ -19,8 +20,9 @@ from composeprob.factors.whitening import log_normal
 from composeprob.schedule import Noise, Schedule
 
 SUPPORTED = (
-    "Normal, MultivariateNormal, Delta, Uniform, HalfNormal, TruncatedNormal, LogNormal, Gamma, Exponential, "
-    "InverseGamma, Weibull, HalfCauchy, Beta, StudentT, Cauchy, these moved and scaled (AffineTransform), and mixtures "
+    "Normal, MultivariateNormal, Delta, Uniform, HalfNormal, TruncatedNormal, "
+    "LogNormal, Gamma, Exponential, InverseGamma, Weibull, HalfCauchy, Beta, StudentT, "
+    "Cauchy, these moved and scaled (AffineTransform), and mixtures "
     "(MixtureSameFamily, MixtureGeneral)"
 )
 
@@ -65,137 +67,141 @@ class Analytic(LeafFactor):
         *,
         label: str = "",
     ):
-        self.label = label or (
-            "points"
-            if not isinstance(distribution, dist.Distribution)
-            else type(distribution).__name__
-        )
-        if not isinstance(distribution, dist.Distribution):
+        if isinstance(distribution, dist.Distribution):
+            self.label = label or type(distribution).__name__
+        else:
+            self.label = label or "points"
             distribution = _empirical(distribution)
-        check_bounds(distribution, f"The distribution of factor '{self.label}'")
-        self.distribution = check_finite(
-            distribution, f"The distribution of factor '{self.label}'"
-        )
+        what = f"The distribution of factor '{self.label}'"
+        check_bounds(distribution, what)
+        self.distribution = check_finite(distribution, what)
         self.schedule = schedule
         self.event_shape = check_leaf(
             schedule, distribution.batch_shape + distribution.event_shape
         )
         self.fixed = {}
-        noised(
-            distribution, schedule.at(0)
-        )  # refuses what is not known, now rather than at compile time
+        # Refuses an unknown distribution now rather than at compile time.
+        noised(distribution, schedule.at(0))
 
     @property
     def traits(self) -> Traits:
         return Traits(Traits.EXACT, "any")
 
     def at(self, noise: Noise) -> dist.Distribution:
-        """The noised marginal as a NumPyro distribution over one event: exact draws,
-        exact log-density."""
+        """Return the noised marginal as a NumPyro distribution over one event, with
+        exact samples and an exact log-density."""
         marginal = noised(self.distribution, noise)
         return marginal.to_event(len(marginal.batch_shape))
 
     def evaluate(
-        self, x: Array, noise: Noise, conditions: Mapping[str, Array]
-    ) -> tuple[Array | None, Array]:
+        self, x: Float[Array, "*event"], noise: Noise, conditions: Mapping[str, Array]
+    ) -> tuple[Float[Array, ""] | None, Float[Array, "*event"]]:
         return jax.value_and_grad(self.at(noise).log_prob)(x)
 
 
 def _empirical(points: ArrayLike) -> dist.Distribution:
+    """Empirical distribution of points, as a mixture of point masses."""
     try:
         points = jnp.asarray(points, jnp.result_type(float))
     except (TypeError, ValueError) as error:
         raise WrongTypeError(
-            f"Analytic takes a NumPyro distribution or an array of points; got {type(points).__name__}.",
+            "Analytic takes a NumPyro distribution or an array of points; got "
+            f"{type(points).__name__}.",
             fix=f"use {SUPPORTED}.",
         ) from error
     if points.ndim == 0 or points.shape[0] == 0:
         raise ShapeError(
-            f"An empirical distribution needs points of shape (n, *event), n ≥ 1; got {points.shape}.",
-            fix="stack the points along a first axis; of a single one pass points[None].",
+            "An empirical distribution needs points of shape (n, *event), n ≥ 1; got "
+            f"{points.shape}.",
+            fix="stack the points along a first axis; of a single one pass "
+            "points[None].",
         )
     mixing = dist.Categorical(probs=jnp.full(points.shape[0], 1 / points.shape[0]))
-    masses = dist.Normal(
-        points, jnp.zeros(()), validate_args=False
-    )  # of width 0, noised to N(α·point, σ²I)
+    # Normals of width 0, noised to N(α·point, σ²I); NumPyro refuses that width.
+    masses = dist.Normal(points, jnp.zeros(()), validate_args=False)
     return dist.MixtureSameFamily(mixing, dist.Independent(masses, points.ndim - 1))
 
 
 def noised(distribution: dist.Distribution, noise: Noise) -> dist.Distribution:
-    """The distribution of α·X + σ·ε with ε ~ N(0, I), X ~ ``distribution``; refuses one
-    whose is not known."""
-    alpha, sigma = noise.alpha, noise.sigma
+    """Return the distribution of α·X + σ·ε with ε ~ N(0, I), X ~ ``distribution``;
+    refuse one without a closed form or a quadrature here."""
+    alpha = noise.alpha
+    sigma = noise.sigma
     match distribution:
         case dist.Independent():
-            return noised(distribution.base_dist, noise).to_event(
-                distribution.reinterpreted_batch_ndims
-            )
+            base = noised(distribution.base_dist, noise)
+            return base.to_event(distribution.reinterpreted_batch_ndims)
         case dist.ExpandedDistribution():
-            return noised(distribution.base_dist, noise).expand(
-                distribution.batch_shape
-            )
+            base = noised(distribution.base_dist, noise)
+            return base.expand(distribution.batch_shape)
         case dist.MixtureSameFamily():
             components = noised(distribution.component_distribution, noise)
             return dist.MixtureSameFamily(distribution.mixing_distribution, components)
         case dist.MixtureGeneral():
-            parts = [
-                noised(part, noise) for part in distribution.component_distributions
+            components = [
+                noised(component, noise)
+                for component in distribution.component_distributions
             ]
-            whole = dist.constraints.independent(
+            # Components with bounds have none once they are noised.
+            support = dist.constraints.independent(
                 dist.constraints.real, len(distribution.event_shape)
             )
             return dist.MixtureGeneral(
-                distribution.mixing_distribution, parts, support=whole
+                distribution.mixing_distribution, components, support=support
             )
         case dist.Normal():
-            return dist.Normal(
-                alpha * jnp.asarray(distribution.loc),
-                jnp.sqrt((alpha * jnp.asarray(distribution.scale)) ** 2 + sigma**2),
-            )
+            loc = alpha * jnp.asarray(distribution.loc)
+            scale = alpha * jnp.asarray(distribution.scale)
+            return dist.Normal(loc, jnp.sqrt(scale**2 + sigma**2))
         case dist.Delta() if distribution.event_dim == 0:
             return dist.Normal(alpha * jnp.asarray(distribution.v), sigma)
         case dist.MultivariateNormal():
-            size = distribution.event_shape[-1]
-            covariance = alpha**2 * distribution.covariance_matrix + sigma**2 * jnp.eye(
-                size
-            )
+            clean = alpha**2 * distribution.covariance_matrix
+            added = sigma**2 * jnp.eye(distribution.event_shape[-1])
+            covariance = clean + added
             return WhitenedNormal(alpha * jnp.asarray(distribution.loc), covariance)
         case _ if log_noised(distribution) is not None:
             return Noised(distribution, alpha, sigma)
-        case dist.TransformedDistribution() if (
-            distribution.base_dist.event_shape == ()
-            and all(
-                isinstance(transform, dist.transforms.AffineTransform)
-                for transform in distribution.transforms
-            )
-        ):
+        case dist.TransformedDistribution() if _is_affine(distribution):
             return _moved(distribution, noise)
         case _:
             raise WrongTypeError(
                 f"A noised {type(distribution).__name__} has no closed form here.",
-                fix=f"use {SUPPORTED}, or an array of points (n, *event_shape) for their empirical distribution.",
+                fix=f"use {SUPPORTED}, or an array of points (n, *event_shape) for "
+                "their empirical distribution.",
             )
 
 
 class WhitenedNormal(dist.MultivariateNormal):
-    """A multivariate normal whose density is that of `log_normal`: chains share no
-    lock, and a level's covariance is factorised once for all of them."""
+    """A multivariate normal with the density of `log_normal`: chains share no lock, and
+    a level's covariance is factorised once for all of them."""
 
     def log_prob(self, value: Array) -> Array:
         return log_normal(value - self.loc, self.covariance_matrix)
 
 
-def _moved(distribution: dist.Distribution, noise: Noise) -> dist.Distribution:
-    """The noised distribution of loc + scale·Y: noised Y with as much noise for a
-    signal of another strength, moved."""
-    loc, scale = jnp.zeros(()), jnp.ones(())
-    for transform in distribution.transforms:
-        loc, scale = transform.loc + transform.scale * loc, transform.scale * scale
-    whole = noised(
-        distribution.base_dist,
-        Noise(noise.index, noise.alpha * jnp.abs(scale), noise.sigma),
+def _is_affine(distribution: dist.TransformedDistribution) -> bool:
+    """Return whether a distribution is loc + scale·Y of a Y in one dimension."""
+    return distribution.base_dist.event_shape == () and all(
+        isinstance(transform, dist.transforms.AffineTransform)
+        for transform in distribution.transforms
     )
+
+
+def _moved(distribution: dist.Distribution, noise: Noise) -> dist.Distribution:
+    """Return the noised distribution of loc + scale·Y.
+
+    α·(loc + scale·Y) + σ·ε = α·loc + sign(scale)·(α·|scale|·Y + σ·ε') for a symmetric
+    ε: Y noised at another signal strength, with its sign, moved.
+    """
+    loc = jnp.zeros(())
+    scale = jnp.ones(())
+    for transform in distribution.transforms:
+        loc = transform.loc + transform.scale * loc
+        scale = transform.scale * scale
+    rescaled = Noise(noise.index, noise.alpha * jnp.abs(scale), noise.sigma)
+    base = noised(distribution.base_dist, rescaled)
     shift = dist.transforms.AffineTransform(
         noise.alpha * loc, jnp.sign(scale), domain=dist.constraints.real
     )
-    return dist.TransformedDistribution(whole, shift)
+    return dist.TransformedDistribution(base, shift)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from composeprob.errors import ConditionError
 from composeprob.factors import show
@@ -34,54 +35,51 @@ several calibrations (one for each condition) stays one batched evaluation."""
 
 
 class _Calibration(eqx.Module):
-    """What a calibration has found: tables in ``fixed`` over n values of log-SNR, for
-    the levels of a schedule."""
+    """Result of a calibration: tables in ``fixed`` over n values of log-SNR, for the
+    levels of a schedule."""
 
     schedule: eqx.AbstractVar[Schedule]
     fixed: eqx.AbstractVar[Mapping[str, Array]]
 
     @property
     def excess(self) -> float:
-        """By how much the degree exceeds the dimension, as the tables are in the
-        coordinates x/α."""
+        """Degree minus dimension: the powers of α between x/α, the coordinates of the
+        tables, and x."""
         return 0.0
 
     @property
-    def log_normaliser(self) -> np.ndarray:
-        """log Z at each of the schedule's levels, shape (K,); of an expression, that of
-        normalised leaves."""
-        return self._at_levels(LOG_NORMALISER) - self.excess * np.log(
-            np.asarray(self.schedule.alpha, np.float64)
-        )
+    def log_normaliser(self) -> Float[np.ndarray, " K"]:
+        """log Z at each of the schedule's levels; of an expression, that of normalised
+        leaves."""
+        log_alpha = np.log(np.asarray(self.schedule.alpha, np.float64))
+        return self._at_levels(LOG_NORMALISER) - self.excess * log_alpha
 
     @property
-    def standard_error(self) -> np.ndarray:
-        """Standard errors of `log_normaliser`, shape (K,); for a quadrature, what a
-        refinement changed."""
+    def standard_error(self) -> Float[np.ndarray, " K"]:
+        """Standard errors of `log_normaliser`; for a quadrature, the change by a
+        refinement."""
         return self._at_levels(ERROR)
 
-    def _at_levels(self, table: str) -> np.ndarray:
-        """A table's entries at the schedule's levels, which are among its knots."""
+    def _at_levels(self, table: str) -> Float[np.ndarray, " K"]:
+        """Entries of a table at the schedule's levels, which are among its knots."""
         log_snr = log_snr_of(self.schedule.alpha, self.schedule.sigma)
         return np.interp(
             log_snr, np.asarray(self.fixed[KNOTS]), np.asarray(self.fixed[table])
         )
 
     def _constants(self) -> str:
-        """The log-normaliser at the ends of the schedule, with its standard error."""
-        if any(
-            isinstance(leaf, jax.core.Tracer)
-            for leaf in jax.tree.leaves((self.fixed, self.schedule))
-        ):
+        """Print the log-normaliser at the ends of the schedule, with its standard
+        error."""
+        arrays = jax.tree.leaves((self.fixed, self.schedule))
+        if any(isinstance(array, jax.core.Tracer) for array in arrays):
             return "log Z traced"
-        log_z, error, last = (
-            self.log_normaliser,
-            self.standard_error,
-            self.schedule.num_levels - 1,
-        )
-        return "log Z " + ", ".join(
-            f"{log_z[k]:.4g} ± {error[k]:.2g} at level {k}" for k in (0, last)
-        )
+        log_z = self.log_normaliser
+        error = self.standard_error
+        shown = [
+            f"{log_z[k]:.4g} ± {error[k]:.2g} at level {k}"
+            for k in (0, self.schedule.num_levels - 1)
+        ]
+        return f"log Z {', '.join(shown)}"
 
 
 class Calibrated(LeafFactor, _Calibration):
@@ -101,11 +99,9 @@ class Calibrated(LeafFactor, _Calibration):
 
     def __init__(self, factor: LeafFactor, tables: Mapping[str, ArrayLike]):
         self.base = factor.holding({})
-        self.schedule, self.event_shape, self.label = (
-            factor.schedule,
-            factor.event_shape,
-            factor.label,
-        )
+        self.schedule = factor.schedule
+        self.event_shape = factor.event_shape
+        self.label = factor.label
         added = {name: np.asarray(table, np.float64) for name, table in tables.items()}
         self.fixed = {**factor.fixed, **added}  # type: ignore[dict-item]
 
@@ -115,7 +111,7 @@ class Calibrated(LeafFactor, _Calibration):
 
     @property
     def tables(self) -> dict[str, np.ndarray]:
-        """What the calibration found, by name, as `save_calibration` stores it."""
+        """Tables of the calibration, by name, as `save_calibration` stores them."""
         return {name: np.asarray(self.fixed[name]) for name in TABLES}
 
     @property
@@ -132,13 +128,12 @@ class Calibrated(LeafFactor, _Calibration):
         return {**self.base.call_conditions(), **needed}
 
     def evaluate(
-        self, x: Array, noise: Noise, conditions: Mapping[str, Array]
-    ) -> tuple[Array | None, Array]:
+        self, x: Float[Array, "*event"], noise: Noise, conditions: Mapping[str, Array]
+    ) -> tuple[Float[Array, ""] | None, Float[Array, "*event"]]:
         log_f, score = self.base.evaluate(x, noise, _without_tables(conditions))
-        knots, log_z = (
-            jnp.asarray(conditions[name], x.dtype) for name in (KNOTS, LOG_NORMALISER)
-        )
-        assert log_f is not None  # nothing else is calibrated
+        knots = jnp.asarray(conditions[KNOTS], x.dtype)
+        log_z = jnp.asarray(conditions[LOG_NORMALISER], x.dtype)
+        assert log_f is not None  # only factors with an energy are calibrated
         return log_f - interpolate(knots, log_z, noise.log_snr), score
 
     def _about(self) -> tuple[str, ...]:
@@ -148,9 +143,9 @@ class Calibrated(LeafFactor, _Calibration):
 class CalibratedExpression(Around, _Calibration):
     """A product or mixture of factors with its log-normaliser, F(x, k)/Z_k.
 
-    Stored are log-normalisers in the coordinates x/α, where schedules of every kind
-    agree; in the coordinates of α they are less by (G − d)·log α, for F of degree G: Σ
-    powers × dimensions.
+    The tables hold log-normalisers in the coordinates x/α, where schedules of every
+    kind agree; in the coordinates of α they are less by (G − d)·log α, for F of degree
+    G: Σ powers × dimensions.
 
     Attributes:
         factor: F, whose leaves are calibrated themselves.
@@ -186,12 +181,8 @@ class CalibratedExpression(Around, _Calibration):
         raise _too_late("expression", conditions)
 
     def terms(self) -> list[tuple[str, float]]:
-        return [
-            (
-                f"calibrated({show.formula(self.factor.terms())}; {self._constants()})",
-                1.0,
-            )
-        ]
+        inner = show.formula(self.factor.terms())
+        return [(f"calibrated({inner}; {self._constants()})", 1.0)]
 
 
 def _without_tables(conditions: Mapping[str, Array]) -> dict[str, Array]:
@@ -201,38 +192,42 @@ def _without_tables(conditions: Mapping[str, Array]) -> dict[str, Array]:
 def _too_late(label: str, conditions: Mapping[str, object]) -> ConditionError:
     names = ", ".join(f"{name}=…" for name in conditions)
     return ConditionError(
-        f"The calibrated {label} has the normaliser of the conditions that it was calibrated with; {names} would "
-        "change it.",
+        f"The calibrated {label} has the normaliser of the conditions that it was "
+        f"calibrated with; {names} would change it.",
         fix=f"give conditions first: cp.calibrate(factor.given({names}), key).",
     )
 
 
-def interpolate(knots: Array, values: Array, at: Array) -> Array:
-    """The cubic Hermite curve through ``values`` (n, …) at increasing knots, whose
-    slopes are those of the parabolas through three knots; differentiable in ``at``, a
-    scalar.
+def interpolate(
+    knots: Float[Array, " n"], values: Float[Array, "n ..."], at: Float[Array, ""]
+) -> Float[Array, " ..."]:
+    """Evaluate the cubic Hermite curve through ``values`` at increasing knots;
+    differentiable in ``at``.
 
-    Straight lines outside of the knots, as log-normalisers are in log-SNR where there
-    is no signal, and (with slope 0) where there is no noise.
+    Its slopes are those of the parabolas through three knots. It goes on as straight
+    lines outside of the knots, as log-normalisers are in log-SNR where there is no
+    signal, and (with slope 0) where there is no noise.
     """
     if len(knots) == 1:
         return values[0]
+    # The interval that holds the point, or the nearest one.
     i = jnp.clip(jnp.sum(knots <= at) - 1, 0, len(knots) - 2)
     widths = jnp.diff(knots).reshape((-1,) + (1,) * (values.ndim - 1))
     secants = jnp.diff(values, axis=0) / widths
-    inner = (secants[:-1] * widths[1:] + secants[1:] * widths[:-1]) / (
-        widths[1:] + widths[:-1]
-    )
+    # Slope of the parabola at its middle knot: each secant by the other's width.
+    weighted = secants[:-1] * widths[1:] + secants[1:] * widths[:-1]
+    inner = weighted / (widths[1:] + widths[:-1])
     slopes = jnp.concatenate([secants[:1], inner, secants[-1:]])
-    (start, end), (low, high), (first, last) = (
-        jax.lax.dynamic_slice_in_dim(a, i, 2) for a in (knots, values, slopes)
-    )
-    width, rise = end - start, high - low
+    start, end = jax.lax.dynamic_slice_in_dim(knots, i, 2)
+    low, high = jax.lax.dynamic_slice_in_dim(values, i, 2)
+    slope_at_start, slope_at_end = jax.lax.dynamic_slice_in_dim(slopes, i, 2)
+    width = end - start
+    rise = high - low
     t = (at - start) / width
     inside = jnp.clip(t, 0.0, 1.0)
-    rest = (t - inside) * width
+    beyond = (t - inside) * width
+    # The Hermite basis: 3t² − 2t³ for values, t(1 − t)² and −t²(1 − t) for slopes.
     curve = low + inside**2 * (3 - 2 * inside) * rise
-    curve = curve + inside * (1 - inside) * width * (
-        (1 - inside) * first - inside * last
-    )
-    return curve + rest * jnp.where(t < 0, first, last)
+    bend = (1 - inside) * slope_at_start - inside * slope_at_end
+    curve = curve + inside * (1 - inside) * width * bend
+    return curve + beyond * jnp.where(t < 0, slope_at_start, slope_at_end)

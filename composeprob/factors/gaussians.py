@@ -1,14 +1,16 @@
-"""Distributions as mixtures of Gaussians: the ones whose posterior under a linear
-measurement has a closed form."""
+"""Distributions as mixtures of Gaussians: those with a closed-form posterior under a
+linear measurement."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpyro.distributions as dist
+from jaxtyping import Float, Int
 from scipy.linalg import block_diag
 
 
@@ -18,44 +20,56 @@ class Gaussians:
     site; host arrays.
 
     Attributes:
-        entries: which entries, (n,).
-        log_weights: (J,); they need not sum to 1.
-        means: (J, n).
+        entries: indices of the entries.
+        log_weights: logs of the weights, which need not sum to 1.
+        means: a mean for each component.
         covariances: variances (J, n) where all are diagonal, else (J, n, n).
     """
 
-    entries: np.ndarray
-    log_weights: np.ndarray
-    means: np.ndarray
-    covariances: np.ndarray
+    entries: Int[np.ndarray, " n"]
+    log_weights: Float[np.ndarray, " J"]
+    means: Float[np.ndarray, "J n"]
+    covariances: Float[np.ndarray, "J n"] | Float[np.ndarray, "J n n"]
 
     @property
-    def full(self) -> np.ndarray:
-        """Covariances as matrices, (J, n, n)."""
+    def full(self) -> Float[np.ndarray, "J n n"]:
+        """Covariances as matrices."""
         if self.covariances.ndim == 3:
             return self.covariances
         return self.covariances[:, :, None] * np.eye(self.means.shape[1])
 
     @property
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance of each entry, (n,) each, of weights that sum to 1."""
-        weights, diagonal = np.exp(self.log_weights), self.covariances
-        diagonal = (
-            diagonal if diagonal.ndim == 2 else np.diagonal(diagonal, axis1=1, axis2=2)
-        )
+    def moments(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """Mean and variance of each entry, for weights that sum to 1."""
+        weights = np.exp(self.log_weights)
+        variances = self.covariances
+        if variances.ndim == 3:
+            variances = np.diagonal(variances, axis1=1, axis2=2)
         mean = weights @ self.means
-        return mean, weights @ (diagonal + self.means**2) - mean**2
+        return mean, weights @ (variances + self.means**2) - mean**2
 
     def normalised(self) -> Gaussians:
-        """The same with weights that sum to 1."""
-        return dataclasses.replace(
-            self, log_weights=self.log_weights - np.logaddexp.reduce(self.log_weights)
-        )
+        """Scale the weights to the sum 1."""
+        log_total = np.logaddexp.reduce(self.log_weights)
+        return dataclasses.replace(self, log_weights=self.log_weights - log_total)
+
+
+class _Moments(NamedTuple):
+    """Mean of a Gaussian, of some shape, and variances of that shape, or covariances
+    ``(*shape, m)``."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    @property
+    def diagonal(self) -> bool:
+        """True if the covariance is given by variances."""
+        return self.covariance.ndim == self.mean.ndim
 
 
 def components(distribution: dist.Distribution) -> list[Gaussians] | None:
-    """A distribution's density as a product of Gaussian mixtures over different entries
-    of its flattened event.
+    """Return a distribution's density as a product of Gaussian mixtures over different
+    entries of its flattened event.
 
     Batch dimensions count as dimensions of the event, as `Analytic` counts them. None
     for another distribution.
@@ -63,12 +77,11 @@ def components(distribution: dist.Distribution) -> list[Gaussians] | None:
     shape = distribution.batch_shape + distribution.event_shape
     entries = np.arange(int(np.prod(shape))).reshape(shape)
     distribution = base_of(distribution)
-    batch, event = np.split(
-        np.array(entries.shape, int), [entries.ndim - distribution.event_dim]
-    )
-    n = int(np.prod(event))
+    first_event_axis = entries.ndim - distribution.event_dim
+    batch = entries.shape[:first_event_axis]
+    event = entries.shape[first_event_axis:]
     weights: np.ndarray = np.ones(1)
-    parts: list[tuple[np.ndarray, np.ndarray] | None]
+    moments: list[_Moments | None]
     match distribution:
         case dist.MixtureSameFamily():
             weights = np.asarray(distribution.mixing_distribution.probs, np.float64)
@@ -76,43 +89,52 @@ def components(distribution: dist.Distribution) -> list[Gaussians] | None:
             stacked = _moments(
                 distribution.component_distribution, (*batch, size, *event)
             )
-            parts = [
-                stacked and tuple(a.take(j, len(batch)) for a in stacked)
+            if stacked is None:
+                return None
+            # Components run along the axis behind those of the batch.
+            moments = [
+                _Moments(
+                    stacked.mean.take(j, len(batch)),
+                    stacked.covariance.take(j, len(batch)),
+                )
                 for j in range(size)
             ]
         case dist.MixtureGeneral():
             weights = np.asarray(distribution.mixing_distribution.probs, np.float64)
-            parts = [
-                _moments(part, entries.shape)
-                for part in distribution.component_distributions
+            moments = [
+                _moments(component, entries.shape)
+                for component in distribution.component_distributions
             ]
         case _:
-            parts = [_moments(distribution, entries.shape)]
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
+            moments = [_moments(distribution, entries.shape)]
+    gaussian = [moment for moment in moments if moment is not None]
+    if len(gaussian) < len(moments):
         return None
-    diagonal = all(covariance.ndim == mean.ndim for mean, covariance in known)
-    if (
-        diagonal and len(parts) == 1
-    ):  # independent entries stay together: a product of single Gaussians is one
+    diagonal = all(moment.diagonal for moment in gaussian)
+    n = int(np.prod(event))
+    # Independent entries stay together: a product of single Gaussians is one.
+    if diagonal and len(gaussian) == 1:
         n = entries.size
-    means = np.stack([mean.reshape(-1, n) for mean, _ in known], 1)
-    covariances = np.stack(
-        [_blocks(mean, covariance, n, diagonal) for mean, covariance in known], 1
-    )
-    weights = np.broadcast_to(weights, (*batch, len(parts))).reshape(-1, len(parts))[
-        : len(means)
-    ]
-    rows = zip(entries.reshape(-1, n), weights, means, covariances, strict=True)
-    return [
-        Gaussians(entries, np.log(w[w > 0]), m[w > 0], c[w > 0])
-        for entries, w, m, c in rows
-    ]
+    means = np.stack([moment.mean.reshape(-1, n) for moment in gaussian], 1)
+    covariances = np.stack([_blocks(moment, n, diagonal) for moment in gaussian], 1)
+    weights = np.broadcast_to(weights, (*batch, len(gaussian)))
+    weights = weights.reshape(-1, len(gaussian))[: len(means)]
+    mixtures = []
+    for i, entries_of_event in enumerate(entries.reshape(-1, n)):
+        positive = weights[i] > 0
+        mixtures.append(
+            Gaussians(
+                entries_of_event,
+                np.log(weights[i][positive]),
+                means[i][positive],
+                covariances[i][positive],
+            )
+        )
+    return mixtures
 
 
 def base_of(distribution: dist.Distribution) -> dist.Distribution:
-    """The distribution inside of those that repeat it, or take its batch for an
-    event."""
+    """Unwrap a distribution that repeats another, or takes its batch for an event."""
     while isinstance(distribution, (dist.Independent, dist.ExpandedDistribution)):
         distribution = distribution.base_dist
     return distribution
@@ -120,64 +142,76 @@ def base_of(distribution: dist.Distribution) -> dist.Distribution:
 
 def _moments(
     distribution: dist.Distribution, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Mean, of ``shape``, and variances of that shape, or covariances ``(*shape, m)``;
-    None if it is no Gaussian."""
-    match distribution := base_of(distribution):
+) -> _Moments | None:
+    """Moments of a Gaussian of this shape; None for another distribution."""
+    distribution = base_of(distribution)
+    match distribution:
         case dist.MultivariateNormal():
-            mean, covariance = (
-                distribution.loc,
-                np.asarray(distribution.covariance_matrix, np.float64),
-            )
+            mean = distribution.loc
+            covariance = np.asarray(distribution.covariance_matrix, np.float64)
             covariance = np.broadcast_to(covariance, (*shape, shape[-1]))
         case dist.Normal():
             mean = distribution.loc
-            covariance = np.broadcast_to(
-                np.asarray(distribution.scale, np.float64) ** 2, shape
-            )
+            variance = np.asarray(distribution.scale, np.float64) ** 2
+            covariance = np.broadcast_to(variance, shape)
         case dist.Delta() if distribution.event_dim == 0:
-            mean, covariance = distribution.v, np.zeros(shape)
+            mean = distribution.v
+            covariance = np.zeros(shape)
         case _:
             return None
-    return np.broadcast_to(np.asarray(mean, np.float64), shape), covariance
+    mean = np.broadcast_to(np.asarray(mean, np.float64), shape)
+    return _Moments(mean, covariance)
 
 
-def _blocks(
-    mean: np.ndarray, covariance: np.ndarray, n: int, diagonal: bool
-) -> np.ndarray:
-    """The covariance of every event of n entries, (B, n) or (B, n, n)."""
+def _blocks(moments: _Moments, n: int, diagonal: bool) -> np.ndarray:
+    """Covariance of every event of n entries, (B, n) or (B, n, n)."""
+    covariance = moments.covariance
     if diagonal:
         return covariance.reshape(-1, n)
-    if covariance.ndim == mean.ndim:
+    if moments.diagonal:
         return covariance.reshape(-1, n, 1) * np.eye(n)
-    m = mean.shape[
-        -1
-    ]  # an event may hold several vectors, each with a covariance of its own
+    # An event may hold several vectors, each with its own covariance.
+    m = moments.mean.shape[-1]
     return np.array(
         [block_diag(*blocks) for blocks in covariance.reshape(-1, n // m, m, m)]
     )
 
 
 def joint(parts: Sequence[Gaussians]) -> Gaussians:
-    """The product of mixtures over different entries, as one mixture: every choice of
-    components is one."""
-    entries = np.concatenate([p.entries for p in parts])
-    choices = list(itertools.product(*[range(len(p.log_weights)) for p in parts]))
-    pairs = [list(zip(parts, choice, strict=True)) for choice in choices]
-    log_weights = np.array([sum(p.log_weights[j] for p, j in pair) for pair in pairs])
-    means = np.array([np.concatenate([p.means[j] for p, j in pair]) for pair in pairs])
-    if all(p.covariances.ndim == 2 for p in parts):
-        covariances = np.array(
-            [np.concatenate([p.covariances[j] for p, j in pair]) for pair in pairs]
-        )
+    """Return the product of mixtures over different entries, as one mixture: every
+    choice of components is one."""
+    are_diagonal = all(part.covariances.ndim == 2 for part in parts)
+    # One part with correlated entries makes all of them matrices.
+    if are_diagonal:
+        spreads = [part.covariances for part in parts]
     else:
-        matrices = [p.full for p in parts]
-        blocks = [
-            [full[j] for full, j in zip(matrices, choice, strict=True)]
-            for choice in choices
-        ]
-        covariances = np.array([block_diag(*each) for each in blocks])
-    return Gaussians(entries, log_weights, means, covariances)
+        spreads = [part.full for part in parts]
+    log_weights = []
+    means = []
+    covariances = []
+    for choice in itertools.product(*[range(len(p.log_weights)) for p in parts]):
+        pairs = list(zip(parts, choice, strict=True))
+        log_weights.append(sum(part.log_weights[j] for part, j in pairs))
+        means.append(np.concatenate([part.means[j] for part, j in pairs]))
+        chosen = [spread[j] for spread, j in zip(spreads, choice, strict=True)]
+        if are_diagonal:
+            covariances.append(np.concatenate(chosen))
+        else:
+            covariances.append(block_diag(*chosen))
+    return Gaussians(
+        np.concatenate([part.entries for part in parts]),
+        np.array(log_weights),
+        np.array(means),
+        np.array(covariances),
+    )
+
+
+class _Natural(NamedTuple):
+    """Natural parameters of exp(constant + shiftᵀ·x − ½·xᵀ·precision·x)."""
+
+    constant: float
+    shift: np.ndarray
+    precision: np.ndarray
 
 
 def product(parts: Sequence[tuple[Gaussians, float]]) -> Gaussians | None:
@@ -186,45 +220,55 @@ def product(parts: Sequence[tuple[Gaussians, float]]) -> Gaussians | None:
     None where it has no closed form of this kind: a power of several components, a
     point mass, a precision that is not positive definite.
     """
-    entries = np.unique(np.concatenate([p.entries for p, _ in parts]))
-    n = len(entries)
     if any(len(p.log_weights) > 1 and power != 1.0 for p, power in parts):
         return None
+    entries = np.unique(np.concatenate([p.entries for p, _ in parts]))
     natural = []
-    for p, power in parts:
-        places = np.searchsorted(entries, p.entries)
-        terms = []
-        for log_weight, mean, covariance in zip(
-            p.log_weights, p.means, p.full, strict=True
-        ):
-            sign, log_det = np.linalg.slogdet(2 * np.pi * covariance)
-            if sign <= 0:
-                return None
-            inverse = np.linalg.inv(covariance)
-            precision, shift = np.zeros((n, n)), np.zeros(n)
-            precision[np.ix_(places, places)] = power * inverse
-            shift[places] = power * inverse @ mean
-            terms.append(
-                (
-                    power * (log_weight - 0.5 * log_det - 0.5 * mean @ inverse @ mean),
-                    shift,
-                    precision,
-                )
-            )
-        natural.append(terms)
-    log_weights, means, covariances = [], [], []
-    for choice in itertools.product(*natural):
-        constant, shift, precision = (
-            sum(terms[1:], terms[0]) for terms in zip(*choice, strict=True)
-        )
+    for part, power in parts:
+        components = _natural(part, power, entries)
+        if components is None:
+            return None
+        natural.append(components)
+    log_weights = []
+    means = []
+    covariances = []
+    for first, *others in itertools.product(*natural):
+        constant = sum((term.constant for term in others), first.constant)
+        shift = sum((term.shift for term in others), first.shift)
+        precision = sum((term.precision for term in others), first.precision)
         if np.linalg.eigvalsh(precision)[0] <= 0:
             return None
         covariance = np.linalg.inv(precision)
-        log_det = np.linalg.slogdet(2 * np.pi * covariance)[1]
+        _, log_det = np.linalg.slogdet(2 * np.pi * covariance)
+        # log ∫ exp(c + hᵀx − ½·xᵀPx) dx = c + ½·log det(2π·P⁻¹) + ½·hᵀP⁻¹h.
         log_weights.append(constant + 0.5 * log_det + 0.5 * shift @ covariance @ shift)
         means.append(covariance @ shift)
         covariances.append(covariance)
-    found = np.array(covariances)
-    if np.allclose(found, found * np.eye(n)):
-        found = np.diagonal(found, axis1=1, axis2=2)
-    return Gaussians(entries, np.array(log_weights), np.array(means), found)
+    stacked = np.array(covariances)
+    if np.allclose(stacked, stacked * np.eye(len(entries))):
+        stacked = np.diagonal(stacked, axis1=1, axis2=2)
+    return Gaussians(entries, np.array(log_weights), np.array(means), stacked)
+
+
+def _natural(
+    part: Gaussians, power: float, entries: np.ndarray
+) -> list[_Natural] | None:
+    """Natural parameters of each component's power over ``entries``; None of a point
+    mass."""
+    n = len(entries)
+    places = np.searchsorted(entries, part.entries)
+    components = []
+    for j, covariance in enumerate(part.full):
+        mean = part.means[j]
+        sign, log_det = np.linalg.slogdet(2 * np.pi * covariance)
+        if sign <= 0:
+            return None
+        inverse = np.linalg.inv(covariance)
+        precision = np.zeros((n, n))
+        precision[np.ix_(places, places)] = power * inverse
+        shift = np.zeros(n)
+        shift[places] = power * inverse @ mean
+        log_height = part.log_weights[j] - 0.5 * log_det
+        constant = power * (log_height - 0.5 * mean @ inverse @ mean)
+        components.append(_Natural(constant, shift, precision))
+    return components

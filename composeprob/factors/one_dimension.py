@@ -1,10 +1,10 @@
 """Noised distributions in one dimension: boxes, half-normals and truncated normals in
 closed form, the others that have a bound or heavy tails by quadrature.
 
-The integral ∫ p(u)·N(x; α·u, σ²) du is taken over a coordinate z that leaves no wall
-and no singularity (Student's t is a mixture of normals, over whose widths it is taken):
-u = T(z), with q(z) = log p(T(z)) + log T'(z) smooth and concave, and nothing of it much
-narrower than 1.
+The integral ∫ p(u)·N(x; α·u, σ²) du is taken over a coordinate z without walls and
+singularities (Student's t is a mixture of normals, over whose widths it is taken):
+u = T(z), with q(z) = log p(T(z)) + log T'(z) smooth and concave, and without features
+much narrower than 1.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Noised(dist.Distribution):
     """α·X + σ·ε with X ~ ``clean``, which `log_noised` knows, and ε ~ N(0, 1), entry by
     entry."""
 
-    arg_constraints: dict[str, dist.constraints.Constraint] = {}  # noqa: RUF012 - NumPyro's own class-level convention
+    # NumPyro's own convention for attributes of the class.
+    arg_constraints: dict[str, dist.constraints.Constraint] = {}  # noqa: RUF012
     pytree_data_fields: tuple[str, ...] = ("clean", "alpha", "sigma")
     support = dist.constraints.real
 
@@ -48,20 +49,18 @@ class Noised(dist.Distribution):
         batch_shape = jnp.broadcast_shapes(
             clean.batch_shape, jnp.shape(alpha), jnp.shape(sigma)
         )
-        self.clean = (
-            clean.expand(batch_shape) if clean.batch_shape != batch_shape else clean
-        )
-        self.alpha, self.sigma = (
-            jnp.broadcast_to(jnp.asarray(a), batch_shape) for a in (alpha, sigma)
-        )
+        if clean.batch_shape != batch_shape:
+            clean = clean.expand(batch_shape)
+        self.clean = clean
+        self.alpha = jnp.broadcast_to(jnp.asarray(alpha), batch_shape)
+        self.sigma = jnp.broadcast_to(jnp.asarray(sigma), batch_shape)
         super().__init__(batch_shape=batch_shape)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         clean_key, normal_key = jax.random.split(key)
         events = self.clean.sample(clean_key, sample_shape)
-        return self.alpha * events + self.sigma * jax.random.normal(
-            normal_key, sample_shape + self.batch_shape
-        )
+        noise = jax.random.normal(normal_key, sample_shape + self.batch_shape)
+        return self.alpha * events + self.sigma * noise
 
     def log_prob(self, value: Array) -> Array:
         log_density = log_noised(self.clean)
@@ -70,9 +69,10 @@ class Noised(dist.Distribution):
 
 
 def log_noised(clean: dist.Distribution) -> LogNoised | None:
-    """The log-density of a distribution's noised marginals; None where none is known
-    here."""
-    base, shape = base_of(clean), clean.batch_shape
+    """Return the log-density of a distribution's noised marginals; None where it has
+    neither a closed form nor a quadrature here."""
+    base = base_of(clean)
+    shape = clean.batch_shape
 
     def in_shape(*parameters: ArrayLike) -> Iterator[Array]:
         return (
@@ -89,18 +89,18 @@ def log_noised(clean: dist.Distribution) -> LogNoised | None:
             LeftTruncatedDistribution()
             | RightTruncatedDistribution()
             | TwoSidedTruncatedDistribution()
-        ) if isinstance(
-            base.base_dist, dist.Normal
-        ):  # NumPyro's function ``TruncatedNormal`` returns these
+        ) if isinstance(base.base_dist, dist.Normal):
+            # NumPyro's function ``TruncatedNormal`` returns these.
             loc, scale = in_shape(base.base_dist.loc, base.base_dist.scale)
-            low, high = (getattr(base, bound, None) for bound in ("low", "high"))
+            low = getattr(base, "low", None)
+            high = getattr(base, "high", None)
             return partial(_truncated_normal, loc, scale, low, high)
         case dist.StudentT():
             return partial(_student, *in_shape(base.df, base.loc, base.scale))
         case dist.Cauchy():
             return partial(_student, *in_shape(1.0, base.loc, base.scale))
-    known = _coordinate(base, shape)
-    return None if known is None else partial(_by_quadrature, known)
+    coordinate = _coordinate(base, shape)
+    return None if coordinate is None else partial(_by_quadrature, coordinate)
 
 
 def _uniform(low: Array, high: Array, x: Array, alpha: Array, sigma: Array) -> Array:
@@ -123,8 +123,8 @@ def _truncated_normal(
     alpha: Array,
     sigma: Array,
 ) -> Array:
-    """Of U ~ N(loc, scale²) between ``low`` and ``high``, either of which may be None
-    for none.
+    """Log-density of α·U + σ·ε, U ~ N(loc, scale²) between ``low`` and ``high``; None
+    for a bound that is not there.
 
     Without bounds x = α·U + σ·ε is N(α·loc, v²), v² = α²·scale² + σ², and U given x is
     N(m, s²) with m = (α·scale²·x + σ²·loc)/v² and s = scale·σ/v. With them the density
@@ -145,53 +145,62 @@ def _truncated_normal(
         )
 
     v = jnp.sqrt((alpha * scale) ** 2 + sigma**2)
-    away = (x - alpha * loc) / v
-    # m − loc, in units of the prior's scale so that nothing is lost where the noise is
-    # small or large.
-    m = loc + alpha * scale**2 / v * away
+    standard = (x - alpha * loc) / v
+    # m by its distance from loc, which loses no digits where the noise is small or
+    # large.
+    m = loc + alpha * scale**2 / v * standard
     s = scale * sigma / v
-    normal = -0.5 * away**2 - jnp.log(v) - 0.5 * math.log(2 * math.pi)
+    normal = -0.5 * standard**2 - jnp.log(v) - 0.5 * math.log(2 * math.pi)
     return normal + log_inside(m, s) - log_inside(loc, scale)
 
 
 def _student(
     df: Array, loc: Array, scale: Array, x: Array, alpha: Array, sigma: Array
 ) -> Array:
-    r"""Of Student's t of ν degrees of freedom, 1 of a Cauchy distribution.
+    r"""Log-density of α·U + σ·ε, with U of Student's t with ν degrees of freedom (1 for
+    a Cauchy distribution).
 
     U is N(loc, scale²/g) with g ~ Γ(½ν, ½ν), so that the density is ∫ p(g)·N(x; α·loc,
     α²·scale²/g + σ²) dg, by quadrature: smooth however small the noise is.
     """
-    half, wide, square = 0.5 * df, (alpha * scale) ** 2, (x - alpha * loc) ** 2
-    mixing, noise = _gamma(half, half), sigma**2
+    half = 0.5 * df
+    signal = (alpha * scale) ** 2
+    square = (x - alpha * loc) ** 2
+    mixing = _gamma(half, half)
+    noise = sigma**2
 
     def log_joint(z: Array) -> Array:
-        variance = wide / mixing.value(z) + noise
+        variance = signal / mixing.value(z) + noise
         return mixing.log_density(z) - 0.5 * (jnp.log(variance) + square / variance)
 
-    # As far below g's own range as x may pull it, less what the noise explains. Nodes
-    # lie nearly evenly.
-    low = mixing.low - jnp.log(
-        jnp.maximum((df + square / wide) / (df + 1) - noise / wide, 1.0)
-    )
+    # A distant x pulls g below its own range; noise explains a part of the distance.
+    # The wide `width` makes nodes lie nearly evenly.
+    pull = jnp.maximum((df + square / signal) / (df + 1) - noise / signal, 1.0)
+    low = mixing.low - jnp.log(pull)
     total = log_integral(log_joint, low, mixing.high, mixing.high, mixing.high - low)
     return total - 0.5 * math.log(2 * math.pi)
 
 
-def _by_quadrature(known: Coordinate, x: Array, alpha: Array, sigma: Array) -> Array:
-    """Exact to the precision of floating-point numbers wherever the log-density is
-    above −80 or so; below that it stays finite, and leads back."""
-    x, alpha = x / sigma, alpha / sigma
+def _by_quadrature(
+    coordinate: Coordinate, x: Array, alpha: Array, sigma: Array
+) -> Array:
+    """Log-density by quadrature, exact to the precision of floating-point numbers where
+    it is above −80 or so; below that it is finite, and its gradient leads back."""
+    x = x / sigma
+    alpha = alpha / sigma
 
     def log_joint(z: Array) -> Array:
-        return known.log_density(z) - 0.5 * (x - alpha * known.value(z)) ** 2
+        return coordinate.log_density(z) - 0.5 * (x - alpha * coordinate.value(z)) ** 2
 
     # The noise is narrowest about x/α, or about as far from a wall as it is wide.
-    width = jnp.minimum(1 / alpha, 0.5 * known.upper)
-    u = jnp.clip(x / alpha, width, known.upper - width)
-    middle, *sides = (known.inverse(at) for at in (u, u - width, u + width))
-    narrow = jnp.minimum(1.0, jnp.minimum(*(jnp.abs(side - middle) for side in sides)))
-    total = log_integral(log_joint, known.low, known.high, middle, 2 * narrow)
+    width = jnp.minimum(1 / alpha, 0.5 * coordinate.upper)
+    u = jnp.clip(x / alpha, width, coordinate.upper - width)
+    middle = coordinate.inverse(u)
+    below = coordinate.inverse(u - width)
+    above = coordinate.inverse(u + width)
+    nearest = jnp.minimum(jnp.abs(below - middle), jnp.abs(above - middle))
+    narrow = jnp.minimum(1.0, nearest)
+    total = log_integral(log_joint, coordinate.low, coordinate.high, middle, 2 * narrow)
     return total - jnp.log(sigma) - 0.5 * math.log(2 * math.pi)
 
 
@@ -203,61 +212,65 @@ def log_integral(
     width: Array,
 ) -> Array:
     r"""log ∫ exp(log_joint(z)) dz between ``low`` and ``high``, outside of which the
-    integrand is negligible, entry by entry; nothing in it is narrower than ``width``
+    integrand is negligible, entry by entry. No feature of it is narrower than ``width``
     about ``middle``, and than about |z − middle| elsewhere.
 
     By the trapezoidal rule in c, z = middle + width·sinh(c), whose error falls as
     $e^{-2\pi a/h}$ for a step h where an integrand that vanishes at both ends is
     analytic in a strip of half width a (Trefethen and Weideman 2014, *The exponentially
     convergent trapezoidal rule*). The nodes lie where coarser ones show that the
-    integrand counts. It does not depend on them: derivatives pass them by.
+    integrand is not negligible. The integral does not depend on them: derivatives pass
+    them by.
     """
     low, high, middle, width = jax.lax.stop_gradient(
         jnp.broadcast_arrays(low, high, middle, width)
     )
-    shape, dtype, most = (
-        middle.shape,
-        jnp.result_type(low, high, middle, width),
-        tuning.QUADRATURE.coarse,
-    )
+    shape = middle.shape
+    dtype = jnp.result_type(low, high, middle, width)
+    coarse = tuning.QUADRATURE.coarse
     middle = jnp.clip(middle, low, high).astype(dtype)
+    # Nodes of one z would be one number to rounding.
     width = jnp.maximum(width, 8 * jnp.finfo(dtype).eps * (1 + jnp.abs(middle)))
-    pure, found = jax.closure_convert(log_joint, jnp.zeros(shape, dtype))
-    parameters = tuple(jnp.broadcast_to(a, shape) for a in found)
-    held = jax.lax.stop_gradient(parameters)
+    # The integrand as a function of its parameters, which derivatives are taken by.
+    log_integrand, captured = jax.closure_convert(log_joint, jnp.zeros(shape, dtype))
+    parameters = tuple(jnp.broadcast_to(a, shape) for a in captured)
+    constants = jax.lax.stop_gradient(parameters)
 
     def log_heights(start: Array, step: Array) -> Array:
-        return jax.lax.map(
-            lambda i: pure(middle + width * jnp.sinh(start + i * step), *held),
-            jnp.arange(most + 1),
-        )
+        def log_height(i: Array) -> Array:
+            z = middle + width * jnp.sinh(start + i * step)
+            return log_integrand(z, *constants)
+
+        return jax.lax.map(log_height, jnp.arange(coarse + 1))
 
     start = jnp.arcsinh((low - middle) / width)
-    step = (jnp.arcsinh((high - middle) / width) - start) / most
+    step = (jnp.arcsinh((high - middle) / width) - start) / coarse
     heights = log_heights(start, step)
-    # All of them where z is so far that no height is a number.
+    # All nodes count where x is so far that all heights are NaN.
     counts = ~(heights < jnp.max(heights, axis=0) - _negligible(dtype))
-    index = jnp.arange(most + 1).reshape(-1, *(1 for _ in shape))
-    first = jnp.min(index, axis=0, where=counts, initial=most) - 1
+    index = jnp.arange(coarse + 1).reshape(-1, *(1 for _ in shape))
+    # One interval more on each side: the integrand may rise within it.
+    first = jnp.min(index, axis=0, where=counts, initial=coarse) - 1
     last = jnp.max(index, axis=0, where=counts, initial=0) + 1
-    first, last = jnp.maximum(first, 0), jnp.minimum(last, most)
-    start, step = start + step * first, step * (last - first) / most
+    first = jnp.maximum(first, 0)
+    last = jnp.minimum(last, coarse)
+    start = start + step * first
+    step = step * (last - first) / coarse
+    # Terms are exponentials of differences from the highest one.
     top = jnp.max(log_heights(start, step), axis=0)
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    count = tuning.QUADRATURE.nodes[not _single(dtype)]
-    fine = step * most / count
+    in_single, in_double = tuning.QUADRATURE.nodes
+    count = in_single if _is_single(dtype) else in_double
+    fine = step * coarse / count
 
     def term(i: Array, *parameters: Array) -> list[Array]:
         c = start + (i + 0.5) * fine
-        return [
-            jnp.cosh(c) * jnp.exp(pure(middle + width * jnp.sinh(c), *parameters) - top)
-        ]
+        log_height = log_integrand(middle + width * jnp.sinh(c), *parameters)
+        # dz/dc = width·cosh(c)
+        return [jnp.cosh(c) * jnp.exp(log_height - top)]
 
-    return (
-        top
-        + jnp.log(_sums(term, 1, count, jnp.zeros(shape, dtype), parameters)[0])
-        + jnp.log(width * fine)
-    )
+    (total,) = _sums(term, 1, count, jnp.zeros(shape, dtype), parameters)
+    return top + jnp.log(total) + jnp.log(width * fine)
 
 
 def _sums(
@@ -267,9 +280,11 @@ def _sums(
     nothing: Array,
     parameters: tuple[Array, ...],
 ) -> list[Array]:
-    """Σ_i terms(i, *parameters), i < ``count``, ``many`` arrays shaped as ``nothing``
-    and each parameter, entry by entry. Derivatives of all orders are such sums
-    themselves: none keeps an array over i."""
+    """Σ_i terms(i, *parameters), i < ``count``: ``many`` arrays shaped as ``nothing``
+    and each parameter, entry by entry.
+
+    Derivatives of all orders are such sums themselves: none keeps an array over i.
+    """
 
     @jax.custom_jvp
     def total(*parameters: Array) -> list[Array]:
@@ -281,23 +296,29 @@ def _sums(
     def tangents(
         at: tuple[Array, ...], along: tuple[Array, ...]
     ) -> tuple[list[Array], list[Array]]:
-        moving = [j for j, way in enumerate(along) if not isinstance(way, SymbolicZero)]
+        moving = [
+            j
+            for j, tangent in enumerate(along)
+            if not isinstance(tangent, SymbolicZero)
+        ]
 
         def slopes(i: Array, *at: Array) -> list[Array]:
             """∂/∂parameter_j of all terms, for each j that moves."""
 
-            def along_one(j: int) -> list[Array]:
+            def slopes_along(j: int) -> list[Array]:
                 def terms_at(parameter: Array) -> list[Array]:
                     return terms(i, *at[:j], parameter, *at[j + 1 :])
 
                 return jax.jvp(terms_at, (at[j],), (jnp.ones_like(at[j]),))[1]
 
-            return [slope for j in moving for slope in along_one(j)]
+            return [slope for j in moving for slope in slopes_along(j)]
 
-        found = iter(_sums(slopes, many * len(moving), count, nothing, at))
-        ways = [[next(found) * along[j] for _ in range(many)] for j in moving]
-        return total(*at), [
-            sum(column[1:], column[0]) for column in zip(*ways, strict=True)
+        all_slopes = iter(_sums(slopes, many * len(moving), count, nothing, at))
+        changes = [[next(all_slopes) * along[j] for _ in range(many)] for j in moving]
+        value = total(*at)
+        # The chain rule: the changes of each sum, added over parameters.
+        return value, [
+            sum(column[1:], column[0]) for column in zip(*changes, strict=True)
         ]
 
     total.defjvp(tangents, symbolic_zeros=True)
@@ -326,8 +347,8 @@ class Coordinate(NamedTuple):
 def _coordinate(
     distribution: dist.Distribution, shape: tuple[int, ...]
 ) -> Coordinate | None:
-    """The coordinate of a distribution, its parameters brought to this shape; None if
-    none is known here."""
+    """Return the coordinate of a distribution, its parameters brought to this shape;
+    None for an unknown distribution."""
 
     def in_shape(parameter: ArrayLike) -> Array:
         return jnp.broadcast_to(jnp.asarray(parameter, jnp.result_type(float)), shape)
@@ -360,10 +381,9 @@ def _coordinate(
                 inverse=lambda u: inverse.inverse(jnp.exp(-_log(u))),
             )
         case dist.Weibull():
-            scale, power = (
-                in_shape(distribution.scale),
-                in_shape(distribution.concentration),
-            )
+            # (u/scale)^power is exponential.
+            scale = in_shape(distribution.scale)
+            power = in_shape(distribution.concentration)
             return _gamma(jnp.ones_like(scale), jnp.ones_like(scale))._replace(
                 value=lambda z: scale * jnp.exp(z / power),
                 inverse=lambda u: power * _log(u / scale),
@@ -387,13 +407,14 @@ def _coordinate(
 
 
 def _gamma(a: Array, rate: Array) -> Coordinate:
-    """u = e^z·a/rate: q = a·(z − e^z) + a·log a − log Γ(a), top and curvature at 0 and
-    a, slope a on its left."""
-    reach, scale, height = (
-        jnp.sqrt(8 * tuning.QUADRATURE.negligible / a),
-        a / rate,
-        _log_height(a),
-    )
+    """Coordinate of a gamma distribution, u = e^z·a/rate.
+
+    q = a·(z − e^z) + a·log a − log Γ(a): its top is at 0, its curvature there a, its
+    slope on the left a.
+    """
+    reach = jnp.sqrt(8 * tuning.QUADRATURE.negligible / a)
+    scale = a / rate
+    height = _log_height(a)
     return Coordinate(
         lambda z: jnp.exp(z) * scale,
         lambda u: _log(u / scale),
@@ -404,18 +425,21 @@ def _gamma(a: Array, rate: Array) -> Coordinate:
 
 
 def _beta(a: Array, b: Array) -> Coordinate:
-    """u = 1/(1 + e^{−z}): q = a·log u + b·log(1 − u) − log B(a, b), slopes a and −b at
-    the ends."""
-    top, reach = (
-        jnp.log(a / b),
-        jnp.sqrt(8 * tuning.QUADRATURE.negligible * (a + b) / (a * b)),
-    )
+    """Coordinate of a beta distribution, u = 1/(1 + e^{−z}).
+
+    q = a·log u + b·log(1 − u) − log B(a, b), with slopes a and −b at the ends.
+    """
+    top = jnp.log(a / b)
+    # The curvature at the top is a·b/(a + b).
+    reach = jnp.sqrt(8 * tuning.QUADRATURE.negligible * (a + b) / (a * b))
+    # By differences from the top, so that large terms do not cancel.
     height = _log_height(a) + _log_height(b) - _log_height(a + b)
-    log_u, log_rest = jax.nn.log_sigmoid(top), jax.nn.log_sigmoid(-top)
+    log_u = jax.nn.log_sigmoid(top)
+    log_rest = jax.nn.log_sigmoid(-top)
 
     def inverse(u: Array) -> Array:
-        clear = jnp.finfo(u.dtype).eps
-        inside = jnp.clip(u, jnp.finfo(u.dtype).tiny, 1 - clear)
+        limits = jnp.finfo(u.dtype)
+        inside = jnp.clip(u, limits.tiny, 1 - limits.eps)
         return jnp.log(inside) - jnp.log1p(-inside)
 
     return Coordinate(
@@ -445,36 +469,43 @@ def _log_height(a: Array) -> Array:
 
 
 def _log(u: Array) -> Array:
-    """log u of positive numbers; of others that of the least there is."""
+    """log u of positive numbers; of others, log of the least positive number."""
     return jnp.log(jnp.maximum(u, jnp.finfo(u.dtype).tiny))
 
 
 def log_normal_mass(lower: Array, upper: Array, width: Array) -> Array:
-    """log[Φ(upper) − Φ(lower)], width = upper − lower > 0, with a value and gradient
-    that no cancellation spoils.
+    """log[Φ(upper) − Φ(lower)], width = upper − lower > 0, without cancellation in the
+    value and the gradient.
 
     Wide intervals: the difference of two tails, on the side where neither rounds to 1.
     Narrow ones, whose tails agree in nearly all digits: Gauss–Legendre quadrature of
     exp(−z²/2) about the middle.
     """
-    middle, half = 0.5 * (lower + upper), 0.5 * width
+    middle = 0.5 * (lower + upper)
+    half = 0.5 * width
     narrow = (half < 0.5) & (half * jnp.abs(middle) < 2.0)
-    rule = np.polynomial.legendre.leggauss(12 if _single(middle.dtype) else 16)
+    num_nodes = 12 if _is_single(middle.dtype) else 16
+    rule = np.polynomial.legendre.leggauss(num_nodes)
     nodes, weights = (jnp.asarray(numbers, middle.dtype) for numbers in rule)
-    h, m = (
-        jnp.where(narrow, half, 0.25)[..., None],
-        jnp.where(narrow, middle, 0.0)[..., None],
-    )
+    # `where` evaluates both forms: harmless numbers enter the one that is not taken,
+    # so that its gradient is not NaN.
+    h = jnp.where(narrow, half, 0.25)[..., None]
+    m = jnp.where(narrow, middle, 0.0)[..., None]
+    # log Σ w·exp(−½(m + h·node)²) + ½m²
     inside = jax.nn.logsumexp(-h * nodes * (m + 0.5 * h * nodes), b=weights, axis=-1)
     by_quadrature = (
         inside + jnp.log(h[..., 0]) - 0.5 * m[..., 0] ** 2 - 0.5 * math.log(2 * math.pi)
     )
-    # Φ(u) − Φ(l) = Φ(−l) − Φ(−u): on the left side both are tails.
-    right = middle > 0
-    u, lo = jnp.where(right, -lower, upper), jnp.where(right, -upper, lower)
-    u, lo = jnp.where(narrow, 1.0, u), jnp.where(narrow, -1.0, lo)
-    log_u, log_l = log_tail(u), log_tail(lo)
-    return jnp.where(narrow, by_quadrature, log_u + jnp.log1p(-jnp.exp(log_l - log_u)))
+    # Φ(upper) − Φ(lower) = Φ(−lower) − Φ(−upper): on the left side both are tails.
+    is_right = middle > 0
+    high = jnp.where(is_right, -lower, upper)
+    low = jnp.where(is_right, -upper, lower)
+    high = jnp.where(narrow, 1.0, high)
+    low = jnp.where(narrow, -1.0, low)
+    log_high = log_tail(high)
+    log_low = log_tail(low)
+    by_tails = log_high + jnp.log1p(-jnp.exp(log_low - log_high))
+    return jnp.where(narrow, by_quadrature, by_tails)
 
 
 def log_tail(x: Array) -> Array:
@@ -494,10 +525,11 @@ def log_tail(x: Array) -> Array:
 
 def _negligible(dtype: DTypeLike) -> float:
     """Nats below its top from which on an integrand adds nothing to numbers of this
-    kind."""
+    type."""
     return 2.0 - math.log(jnp.finfo(dtype).eps)
 
 
-def _single(dtype: DTypeLike) -> bool:
-    """Whether numbers of this kind have no more digits than single precision."""
+def _is_single(dtype: DTypeLike) -> bool:
+    """Return whether numbers of this type have no more digits than single
+    precision."""
     return bool(jnp.finfo(dtype).eps > 1e-8)

@@ -5,6 +5,7 @@ counted once."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -13,6 +14,7 @@ import equinox as eqx
 import jax
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import Int
 
 from composeprob.arguments import check_count
 from composeprob.errors import (
@@ -36,9 +38,9 @@ class Region:
     blocks, drop leading axes.
 
     Attributes:
-        offset: where the box starts, one index per axis of the site.
-        extent: how many entries the box covers per axis.
-        block: how many entries per axis are averaged into one.
+        offset: the first index of the box on each axis of the site.
+        extent: the number of entries that the box covers on each axis.
+        block: the number of entries on each axis that are averaged into one.
     """
 
     offset: tuple[int, ...]
@@ -47,36 +49,35 @@ class Region:
 
     @property
     def averaged(self) -> int:
-        """How many entries of the site make one entry of the event."""
+        """Number of entries of the site that are averaged into one of the event."""
         return math.prod(self.block)
 
     @property
     def shown(self) -> str:
-        return ", ".join(
-            f"{o}:{o + e}" for o, e in zip(self.offset, self.extent, strict=True)
-        )
+        return ", ".join(f"{part.start}:{part.stop}" for part in self.slices)
 
     @property
     def slices(self) -> tuple[slice, ...]:
         return tuple(
-            slice(o, o + e) for o, e in zip(self.offset, self.extent, strict=True)
+            slice(start, start + size)
+            for start, size in zip(self.offset, self.extent, strict=True)
         )
 
-    def entries(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Which entries of a flattened site of this shape the box covers."""
+    def entries(self, shape: tuple[int, ...]) -> Int[np.ndarray, " entries"]:
+        """Indices of the entries of a flattened site of this shape in the box."""
         return np.arange(math.prod(shape)).reshape(shape)[self.slices].ravel()
 
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """The linear map from a site to a leaf's event that picks entries, where they are
-    no box; compared by their values.
+    """The linear map from a site to a leaf's event that picks any entries; compared by
+    their values.
 
     Attributes:
         shape: (*counts, size): an axis for each of the leaf's plates that run over sets
             of cells, the outermost first, then one for the entries of the event.
         data: the indices of the flattened site, as bytes.
-        shown: how the cells are printed.
+        shown: the cells as they are printed.
     """
 
     shape: tuple[int, ...]
@@ -87,31 +88,33 @@ class Cells:
 
     @classmethod
     def from_array(cls, array: np.ndarray, shown: str = "") -> Cells:
-        """The cells of these indices."""
+        """Make cells of indices."""
+        # Bytes, as an array in a static field can neither be compared nor hashed.
         return cls(array.shape, np.ascontiguousarray(array, np.int64).tobytes(), shown)
 
     @property
-    def array(self) -> np.ndarray:
-        """The indices, of this shape."""
+    def array(self) -> Int[np.ndarray, "*counts size"]:
+        """The indices."""
         return np.frombuffer(self.data, np.int64).reshape(self.shape)
 
-    def entries(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Which entries of a flattened site of this shape are seen."""
+    def entries(self, shape: tuple[int, ...]) -> Int[np.ndarray, "*counts size"]:
+        """Indices of the entries of a flattened site of this shape that are seen."""
         return self.array
 
     def row(self, i: int) -> Cells:
-        """The cells of the outermost plate's set i."""
+        """Return the cells of the outermost plate's set i."""
         return Cells.from_array(self.array[i], listed(self.array[i]))
 
-    def pick(self, cells: np.ndarray, shown: str) -> Cells:
-        """The cells that a window (*counts, size) of the event sees."""
+    def pick(self, cells: Int[np.ndarray, "*counts size"], shown: str) -> Cells:
+        """Return the cells that a window of the event sees."""
         return Cells.from_array(self.array[..., cells], shown)
 
 
 def listed(cells: np.ndarray) -> str:
-    """The first few cells, for printing."""
+    """Print the first few cells."""
     flat = cells.ravel()
-    return ", ".join(map(str, flat[:4])) + (", …" if len(flat) > 4 else "")
+    first = ", ".join(map(str, flat[:4]))
+    return f"{first}, …" if len(flat) > 4 else first
 
 
 class Window(Around):
@@ -133,32 +136,33 @@ class Window(Around):
 
     @property
     def entries(self) -> np.ndarray:
-        """The entries of the flattened canvas that it sees, of n sets (n, size)."""
+        """Indices of the flattened canvas that it sees, (size,), or (n, size) of n
+        sets."""
         return self.region.entries(self.event_shape)
 
     @property
-    def normalised(self) -> bool:  # one that leaves entries free has no finite integral
-        whole = (
-            self.plate is None
-            and self.region.averaged == 1
-            and self.entries.size == np.prod(self.event_shape)
-        )
-        return bool(whole) and self.factor.normalised
+    def normalised(self) -> bool:
+        # A window that leaves entries free has no finite integral.
+        if self.plate is not None or self.region.averaged != 1:
+            return False
+        sees_all = self.entries.size == math.prod(self.event_shape)
+        return sees_all and self.factor.normalised
 
     def terms(self) -> list[tuple[str, float]]:
-        if isinstance(self.region, Region):
-            scale = (
-                f", scale {max(self.region.block)}" if self.region.averaged > 1 else ""
-            )
-            place = f"offset {self.region.offset}{scale}"
-        else:
-            place = (
-                f"{self.entries.size} cells"
-                if self.plate is None
-                else f"{self.plate.count} sets of cells"
-            )
-        inner, canvas = show.formula(self.factor.terms()), show.shape(self.event_shape)
-        return [(f"window({show.clipped(inner, 80)}; {canvas}, {place})", 1.0)]
+        inner = show.clipped(show.formula(self.factor.terms()), 80)
+        canvas = show.shape(self.event_shape)
+        return [(f"window({inner}; {canvas}, {self._place()})", 1.0)]
+
+    def _place(self) -> str:
+        """Print the place on the canvas."""
+        if not isinstance(self.region, Region):
+            if self.plate is None:
+                return f"{self.entries.size} cells"
+            return f"{self.plate.count} sets of cells"
+        place = f"offset {self.region.offset}"
+        if self.region.averaged > 1:
+            place += f", scale {max(self.region.block)}"
+        return place
 
 
 def window(
@@ -195,42 +199,58 @@ def window(
     Raises:
         ShapeError: the box leaves the canvas, or a number of axes or a shape differs.
         InvalidValueError, WrongTypeError: a scale below 1; shapes, offsets or cells
-            that are no whole numbers; cells outside the canvas, or twice in one set.
+            that are not whole numbers; cells outside the canvas, or twice in one set.
 
     References:
         Du et al. 2023, section 5.4 (tapestries).
 
     Example:
         >>> import composeprob as cp, numpy as np, numpyro.distributions as dist
-        >>> f = cp.Analytic(dist.Normal(0.0, 1.0).expand([3]), cp.Schedule.cosine(100), label="f")
+        >>> normal = dist.Normal(0.0, 1.0).expand([3])
+        >>> f = cp.Analytic(normal, cp.Schedule.cosine(100), label="f")
         >>> grid = np.arange(9).reshape(3, 3)
         >>> cp.window(f, (3, 3), over=[*grid, *grid.T, grid.diagonal()])
         window(f; 3×3, 7 sets of cells)
     """
     check_factors("A window", (factor,))
-    canvas, event = check_shape("canvas_shape", canvas_shape), factor.event_shape
+    canvas = check_shape("canvas_shape", canvas_shape)
     if sum(given is not None for given in (offset, index, over)) != 1:
         raise InvalidValueError(
             "A window needs one of offset, index and over.",
-            fix="offset= places a box, index= names the cells of one set, over= those of n sets.",
+            fix="offset= places a box, index= names the cells of one set, over= those "
+            "of n sets.",
         )
-    inner = [part.region for part in walk(factor) if isinstance(part, Window)]
-    if offset is None:
-        if scale != 1:
-            raise InvalidValueError(
-                f"A window of cells averages nothing; got scale {scale!r}.",
-                fix="leave it out, or use offset=.",
-            )
-        if any(region.averaged > 1 for region in inner):
-            raise InvalidValueError(
-                "A window of cells holds a window with scale > 1, whose averages are of neighbours.",
-                fix="leave its scale out, or use a window with an offset here.",
-            )
-        return _cell_window(factor, canvas, index, over)
-    offset = check_shape("offset", offset)
+    inner = [node.region for node in walk(factor) if isinstance(node, Window)]
+    if offset is not None:
+        return _box_window(factor, canvas, check_shape("offset", offset), scale, inner)
+    if scale != 1:
+        raise InvalidValueError(
+            f"A window of cells averages nothing; got scale {scale!r}.",
+            fix="leave it out, or use offset=.",
+        )
+    if any(region.averaged > 1 for region in inner):
+        raise InvalidValueError(
+            "A window of cells holds a window with scale > 1, whose averages are of "
+            "neighbours.",
+            fix="leave its scale out, or use a window with an offset here.",
+        )
+    return _cell_window(factor, canvas, index, over)
+
+
+def _box_window(
+    factor: Factor,
+    canvas: tuple[int, ...],
+    offset: tuple[int, ...],
+    scale: int,
+    inner: Sequence[Region | Cells],
+) -> Window:
+    """Return the `window` of a box around a factor, whose windows see ``inner``
+    regions."""
+    event = factor.event_shape
     if len(canvas) != len(event):
         raise ShapeError(
-            f"A window needs a canvas with as many axes as the factor's event; got {canvas} for events {event}.",
+            "A window needs a canvas with as many axes as the factor's event; got "
+            f"{canvas} for events {event}.",
             fix=f"pass a canvas_shape of {len(event)} axes.",
         )
     check_count(scale, "A window's scale")
@@ -239,91 +259,119 @@ def window(
             f"offset {offset} has more axes than the canvas {canvas}.",
             fix=f"pass at most {len(canvas)} numbers.",
         )
-    start = offset + (0,) * (len(canvas) - len(offset))
-    block = (scale,) * len(canvas) if len(canvas) != 3 else (scale, scale, 1)
-    for axis, (o, size, b, total) in enumerate(
-        zip(start, event, block, canvas, strict=True)
-    ):
-        if o < 0 or o + size * b > total:
+    offset = offset + (0,) * (len(canvas) - len(offset))
+    if len(canvas) == 3:
+        block = (scale, scale, 1)  # the last axis is one of channels
+    else:
+        block = (scale,) * len(canvas)
+    extent = tuple(size * b for size, b in zip(event, block, strict=True))
+    for axis, total in enumerate(canvas):
+        start = offset[axis]
+        end = start + extent[axis]
+        if start < 0 or end > total:
             raise ShapeError(
-                f"The window leaves the canvas on axis {axis}: it covers {o} to {o + size * b} of {total}.",
-                fix=f"choose an offset between 0 and {total - size * b} there, or a larger canvas.",
+                f"The window leaves the canvas on axis {axis}: it covers {start} to "
+                f"{end} of {total}.",
+                fix=f"choose an offset between 0 and {total - extent[axis]} there, or "
+                "a larger canvas.",
             )
     if scale > 1 and any(isinstance(region, Cells) for region in inner):
         raise InvalidValueError(
-            f"A window with scale {scale} holds a window of cells, whose neighbours it would average.",
+            f"A window with scale {scale} holds a window of cells, whose neighbours it "
+            "would average.",
             fix="leave the scale out, or put the window of cells outside.",
         )
-    extent = tuple(size * b for size, b in zip(event, block, strict=True))
-    return Window(
-        factor=factor, event_shape=canvas, region=Region(start, extent, block)
-    )
+    region = Region(offset, extent, block)
+    return Window(factor=factor, event_shape=canvas, region=region)
 
 
 def _cell_window(
     factor: Factor, canvas: tuple[int, ...], index: object, over: object
 ) -> Window:
-    """`window` of cells; one of ``index`` and ``over`` is given."""
-    name, given = ("index", index) if over is None else ("over", over)
-    cells = _whole_numbers(name, given)
-    wanted = factor.event_shape if over is None else ("n", *factor.event_shape)
-    if cells.shape[
-        cells.ndim - len(factor.event_shape) :
-    ] != factor.event_shape or cells.ndim != len(wanted):
+    """Return the `window` of cells; one of ``index`` and ``over`` is given."""
+    event = factor.event_shape
+    shape: tuple[int | str, ...]
+    if over is None:
+        name = "index"
+        cells = _whole_numbers(name, index)
+        shape = event
+    else:
+        name = "over"
+        cells = _whole_numbers(name, over)
+        shape = ("n", *event)
+    has_shape = cells.ndim == len(shape)
+    if not has_shape or cells.shape[cells.ndim - len(event) :] != event:
+        comma = "," if len(shape) == 1 else ""
         raise ShapeError(
-            f"A window's {name} needs the shape ({', '.join(map(str, wanted))}{',' * (len(wanted) == 1)}), one cell "
-            f"for each entry of the factor's event; got {cells.shape}.",
-            fix="for one set of cells use index=, of the event's shape; for n sets over=, with a leading axis of n.",
+            f"A window's {name} needs the shape "
+            f"({', '.join(map(str, shape))}{comma}), one cell for each entry of the "
+            f"factor's event; got {cells.shape}.",
+            fix="for one set of cells use index=, of the event's shape; for n sets "
+            "over=, with a leading axis of n.",
         )
     if cells.size == 0:
         raise InvalidValueError(
             f"A window's {name} has no cells.", fix="leave the window out."
         )
-    size = int(np.prod(canvas))
-    sets = cells.reshape(-1, int(np.prod(factor.event_shape)))
+    sets = cells.reshape(-1, math.prod(event))
+    _check_cells(sets, canvas, over is not None)
+    if len(sets) == 1:
+        region = Cells.from_array(sets[0])
+        return Window(factor=factor, event_shape=canvas, region=region)
+    return Window(
+        factor=factor,
+        event_shape=canvas,
+        region=Cells.from_array(sets),
+        plate=Plate((SETS,), len(sets)),
+    )
+
+
+def _check_cells(
+    sets: Int[np.ndarray, "n size"], canvas: tuple[int, ...], are_many: bool
+) -> None:
+    """Refuse cells outside of the canvas, and cells that stand twice in a set."""
+
+    def name(i: int) -> str:
+        return f"Set {i}" if are_many else "The index"
+
+    size = math.prod(canvas)
     outside = (sets < 0) | (sets >= size)
     if outside.any():
         i, j = np.argwhere(outside)[0]
         raise InvalidValueError(
-            f"{_place(over, i)} of a window leaves the canvas: cell {sets[i, j]} of {size}, which are numbered from 0 "
-            f"in C order over the shape {canvas}.",
+            f"{name(i)} of a window leaves the canvas: cell {sets[i, j]} of {size}, "
+            f"which are numbered from 0 in C order over the shape {canvas}.",
             fix="numpy.ravel_multi_index makes such numbers of rows and columns.",
         )
     for i, row in enumerate(sets):
         values, counts = np.unique(row, return_counts=True)
         if counts.max() > 1:
+            repeated = values[counts.argmax()]
             raise InvalidValueError(
-                f"{_place(over, i)} of a window names cell {values[counts.argmax()]} {counts.max()} times.",
-                fix="give each entry of the event a cell of its own; different sets may share cells.",
+                f"{name(i)} of a window names cell {repeated} {counts.max()} times.",
+                fix="give each entry of the event a cell of its own; different sets "
+                "may share cells.",
             )
-    cells, plate = (
-        (sets[0], None) if len(sets) == 1 else (sets, Plate((SETS,), len(sets)))
-    )
-    return Window(
-        factor=factor, event_shape=canvas, region=Cells.from_array(cells), plate=plate
-    )
-
-
-def _place(over: object, i: int) -> str:
-    return "The index" if over is None else f"Set {i}"
 
 
 def _whole_numbers(name: str, value: object) -> np.ndarray:
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(value)):
         raise WrongTypeError(
-            f"A window's {name} is traced by JAX; which cells a factor sees must be known before compilation.",
+            f"A window's {name} is traced by JAX; the cells that a factor sees must be "
+            "known before compilation.",
             fix="make it with NumPy.",
         )
     try:
         array = np.asarray(value)
     except ValueError as error:
         raise WrongTypeError(
-            f"A window's {name} is no array: {error}", fix="use sets of one size."
+            f"A window's {name} is not an array: {error}", fix="use sets of one size."
         ) from error
     if not (np.issubdtype(array.dtype, np.integer) or array.size == 0):
         raise WrongTypeError(
             f"A window's {name} must hold whole numbers; got {array.dtype}.",
-            fix="pass flat indices into the canvas; numpy.flatnonzero(mask) makes them of a mask.",
+            fix="pass flat indices into the canvas; numpy.flatnonzero(mask) makes them "
+            "of a mask.",
         )
     return array
 
@@ -335,11 +383,11 @@ def tapestry(*windows: Factor) -> Factor:
     Where n windows see an entry of the canvas, its weight is 1/n in each: an energy
     that is a sum over entries, log f(x) = −Σ_i E_i(x)/σ, becomes −Σ_i m_i·E_i(x)/σ, and
     the score of a score-only model m·∇log f, the average of the windows' scores. An
-    averaged entry of a window with ``scale`` > 1 has the mean of the weights of what it
-    averages; a scalar that a network returns beside its array is added whole. At the
-    noisiest level the canvas then is N(0, σ²I) wherever windows of scale 1 lie. In a
-    plain product of windows overlaps count twice, and images there are sharper than the
-    model's.
+    averaged entry of a window with ``scale`` > 1 has the mean of the weights of the
+    entries that it averages; a scalar that a network returns beside its array is added
+    without a weight. At the noisiest level the canvas then is N(0, σ²I) wherever
+    windows of scale 1 lie. In an unweighted product of windows overlaps count twice,
+    and images there are sharper than the model's.
 
     The energy keeps its gradient, so MALA and HMC are exact for it; weighted scores are
     no gradient field. Neither is a noised marginal, so there are no Feynman–Kac
@@ -355,10 +403,10 @@ def tapestry(*windows: Factor) -> Factor:
         them.
 
     Raises:
-        WrongTypeError: something that is no window.
+        WrongTypeError: an argument that is not a window.
         ShapeError: canvases of different shape.
-        CapabilityError: a model with a scalar energy, which is no sum over entries, or
-            no diffusion model.
+        CapabilityError: a model with a scalar energy, which is not a sum over entries,
+            or a factor that is not a diffusion model.
 
     References:
         Du et al. 2023, section 5.4, and Bar-Tal et al. 2023, *MultiDiffusion*, average
@@ -369,7 +417,8 @@ def tapestry(*windows: Factor) -> Factor:
         >>> import composeprob as cp
         >>> scenes = cp.load("shapes-position")
         >>> canvas = (32, 48, 3)
-        >>> left, right = cp.window(scenes, canvas, (0, 0)), cp.window(scenes, canvas, (0, 16))
+        >>> left = cp.window(scenes, canvas, (0, 0))
+        >>> right = cp.window(scenes, canvas, (0, 16))
         >>> cp.tapestry(left, right).event_shape
         (32, 48, 3)
     """
@@ -377,74 +426,86 @@ def tapestry(*windows: Factor) -> Factor:
         if not isinstance(factor, Window):
             raise WrongTypeError(
                 f"A tapestry is made of windows; got {type(factor).__name__}.",
-                fix="cp.window(factor, canvas_shape, offset); multiply factors over the whole canvas with its result.",
+                fix="cp.window(factor, canvas_shape, offset); multiply factors over "
+                "the whole canvas with its result.",
             )
     canvas = common_shape("A tapestry", windows)
     count: np.ndarray = np.zeros(canvas, np.float32)
     for window in cast("tuple[Window, ...]", windows):
+        # `add.at` counts an entry as often as it stands among the indices.
         np.add.at(count.reshape(-1), window.entries, 1)
     weights = 1 / np.maximum(count, 1)
     return Product(
-        factors=tuple(_weigh(factor, weights) for factor in windows),
+        factors=tuple(_with_weights(factor, weights) for factor in windows),
         numbers=(1.0,) * len(windows),
         event_shape=canvas,
     )
 
 
-def _weigh(factor: Factor, weights: np.ndarray) -> Factor:
-    """The same expression, the entries of its events weighed."""
-    return weighed.rule_for(factor)(factor, weights)
+def _with_weights(factor: Factor, weights: np.ndarray) -> Factor:
+    """Return the expression with weights of the entries of its events."""
+    return weighted.rule_for(factor)(factor, weights)
 
 
 def _refuse(factor: Factor, weights: np.ndarray) -> Factor:
     label = getattr(factor, "label", None)
-    what = f"a {type(factor).__name__.lower()}" if label is None else f"'{label}'"
+    if label is None:
+        name = f"a {type(factor).__name__.lower()}"
+    else:
+        name = f"'{label}'"
     raise CapabilityError(
-        f"A tapestry weighs the entries of what its windows show, and {what} is not a sum over entries.",
-        fix="use diffusion models of the energy_residual form, or score-only ones, and their products and powers; "
-        "multiply anything else with the tapestry: cp.tapestry(…) * cp.window(f, canvas_shape, offset).",
+        "A tapestry weights the entries of the events in its windows, and the "
+        f"log-density of {name} is not a sum over entries.",
+        fix="use diffusion models of the energy_residual form, or score-only ones, and "
+        "their products and powers; multiply anything else with the tapestry: "
+        "cp.tapestry(…) * cp.window(f, canvas_shape, offset).",
     )
 
 
-weighed = Pass[Factor]("weighed", _refuse)
-"""Rules (factor, weights) for the same expression with the entries of its events
-weighed."""
+weighted = Pass[Factor]("weighted", _refuse)
+"""Rules (factor, weights) for the same expression with weights of the entries of its
+events."""
 
 
-@weighed.rule(Window)
+@weighted.rule(Window)
 def _window(window: Window, weights: np.ndarray) -> Factor:
-    event, region = window.factor.event_shape, window.region
-    lead = weights.shape[
-        : weights.ndim - len(window.event_shape)
-    ]  # axes of sets of cells
+    event = window.factor.event_shape
+    region = window.region
+    # Axes of sets of cells lead, where the window stands in such a plate.
+    lead = weights.shape[: weights.ndim - len(window.event_shape)]
     if isinstance(region, Cells):
         inner = weights.reshape(*lead, -1)[..., window.entries]
         inner = inner.reshape(*inner.shape[:-1], *event)
     else:
+        # Each axis of the box becomes two: blocks, and entries within a block.
+        box = weights[(slice(None),) * len(lead) + region.slices]
         pairs = zip(event, region.block, strict=True)
-        blocks = weights[(slice(None),) * len(lead) + region.slices]
-        blocks = blocks.reshape([*lead, *(n for pair in pairs for n in pair)])
+        blocks = box.reshape([*lead, *itertools.chain.from_iterable(pairs)])
         inner = blocks.mean(axis=tuple(range(len(lead) + 1, blocks.ndim, 2)))
-    plate = window.plate and dataclasses.replace(window.plate, names=(SETS, WEIGHTS))
-    return dataclasses.replace(window, factor=_weigh(window.factor, inner), plate=plate)
+    plate = window.plate
+    if plate is not None:
+        plate = dataclasses.replace(plate, names=(SETS, WEIGHTS))
+    factor = _with_weights(window.factor, inner)
+    return dataclasses.replace(window, factor=factor, plate=plate)
 
 
-@weighed.rule(Product)
+@weighted.rule(Product)
 def _product(product: Product, weights: np.ndarray) -> Factor:
-    return product.with_children(
-        tuple(_weigh(part, weights) for part in product.factors)
-    )
+    factors = tuple(_with_weights(factor, weights) for factor in product.factors)
+    return product.with_children(factors)
 
 
-@weighed.rule(Calibrated)
+@weighted.rule(Calibrated)
 def _calibrated(factor: Calibrated, weights: np.ndarray) -> Factor:
-    return _weigh(factor.uncalibrated, weights)  # its constants would not hold
+    # The constants of the calibration are those of the factor without weights.
+    return _with_weights(factor.uncalibrated, weights)
 
 
-@weighed.rule(Diffusion)
+@weighted.rule(Diffusion)
 def _diffusion(factor: Diffusion, weights: np.ndarray) -> Factor:
-    # A scalar head is no sum over entries, so that they cannot be weighed; other
-    # energies and scores are.
+    # The scalar energy of a network is not a sum over entries that could have weights;
+    # other energies, and scores, are.
     if factor.parameterization == "energy" or WEIGHTS in factor.fixed:
         return _refuse(factor, weights)
-    return factor.holding({**factor.fixed, WEIGHTS: np.asarray(weights, np.float32)})  # type: ignore[dict-item]
+    added = {WEIGHTS: np.asarray(weights, np.float32)}
+    return factor.holding({**factor.fixed, **added})  # type: ignore[dict-item]

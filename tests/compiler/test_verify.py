@@ -268,7 +268,7 @@ def test_a_node_without_a_rule_is_refused_by_every_pass_and_products_and_mixture
         callable(PASSES[name].rule_for(node))
         for name in PASSES
         for node in nodes
-        if name != "weighed"
+        if name != "weighted"
     )
 
 

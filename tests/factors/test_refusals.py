@@ -115,7 +115,7 @@ def classifier(network=logits, schedule=SCHEDULE, **arguments):
         (lambda: cells(index=[0, 1]), ShapeError, r"needs the shape \(3,\)"),
         (lambda: cells(index=[[0, 1, 2]]), ShapeError, "one cell for each entry"),
         (lambda: cells(over=[0, 1, 2]), ShapeError, r"needs the shape \(n, 3\)"),
-        (lambda: cells(over=[[0, 1, 2], [3, 4]]), WrongTypeError, "is no array"),
+        (lambda: cells(over=[[0, 1, 2], [3, 4]]), WrongTypeError, "is not an array"),
         (lambda: cells(over=np.zeros((0, 3), int)), InvalidValueError, "no cells"),
         (lambda: cells(index=[0.0, 1.0, 2.0]), WrongTypeError, "must hold whole numbers; got float64"),
         (lambda: cells(index=[True, False, True]), WrongTypeError, "must hold whole numbers; got bool"),

@@ -288,7 +288,7 @@ class _Reader(Walk[PyTree]):
         elif isinstance(value, Mapping | tuple | list | frozenset | set):
             self.container(value)
         else:
-            self.object(value)
+            self.instance(value)
 
     def container(self, value: PyTree) -> None:
         """Add entries to the digest, those without an order sorted."""
@@ -300,7 +300,7 @@ class _Reader(Walk[PyTree]):
         self.each(value)
         self.write(")")
 
-    def object(self, value: PyTree) -> None:
+    def instance(self, value: PyTree) -> None:
         """Add an object to the digest: code, a dataclass by its fields, a function by
         its code, anything else by its type."""
         if isinstance(value, CodeType):

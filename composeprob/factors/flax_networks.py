@@ -56,10 +56,10 @@ def adapt(network: object) -> NNXNetwork | LinenNetwork | None:
             f"{type(network).__name__} is a Flax Linen module without its variables.",
             fix="pass the pair (module, variables), with variables from module.init.",
         )
-    is_pair = isinstance(network, tuple) and len(network) == 2
-    if is_pair and isinstance(network[0], linen.Module):
+    if isinstance(network, tuple) and len(network) == 2:
         module, variables = network
-        return LinenNetwork(module, variables)
+        if isinstance(module, linen.Module):
+            return LinenNetwork(module, variables)
     return None
 
 

@@ -260,10 +260,9 @@ def _box_window(
             fix=f"pass at most {len(canvas)} numbers.",
         )
     offset = offset + (0,) * (len(canvas) - len(offset))
+    block = (scale,) * len(canvas)
     if len(canvas) == 3:
-        block = (scale, scale, 1)  # the last axis is one of channels
-    else:
-        block = (scale,) * len(canvas)
+        block = (*block[:2], 1)  # the last axis is one of channels
     extent = tuple(size * b for size, b in zip(event, block, strict=True))
     for axis, total in enumerate(canvas):
         start = offset[axis]

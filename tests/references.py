@@ -24,12 +24,9 @@ def gaussians(
         for weight, mean, covariance in zip(weights, means, covariances, strict=True):
             noised = alpha**2 * covariance + sigma**2 * np.eye(mean.size)
             away = x.ravel() - alpha * mean
-            log_det = np.linalg.slogdet(2 * np.pi * noised)[1]
-            terms.append(
-                np.log(weight)
-                - 0.5 * log_det
-                - 0.5 * away @ np.linalg.solve(noised, away)
-            )
+            _, log_det = np.linalg.slogdet(2 * np.pi * noised)
+            square = 0.5 * away @ np.linalg.solve(noised, away)
+            terms.append(np.log(weight) - 0.5 * log_det - square)
         return log_sum_exp(terms)
 
     return log_density
@@ -37,19 +34,25 @@ def gaussians(
 
 def product(parts: Sequence[Reference], powers: Sequence[float]) -> Reference:
     """Π_i f_i^{w_i}."""
-    return lambda x, alpha, sigma: sum(
-        w * f(x, alpha, sigma) for f, w in zip(parts, powers, strict=True)
-    )
+
+    def log_density(x: np.ndarray, alpha: float, sigma: float) -> complex:
+        return sum(w * f(x, alpha, sigma) for f, w in zip(parts, powers, strict=True))
+
+    return log_density
 
 
 def mixture(parts: Sequence[Reference], multipliers: Sequence[float]) -> Reference:
     """Σ_i m_i·f_i."""
-    return lambda x, alpha, sigma: log_sum_exp(
-        [
-            np.log(m) + f(x, alpha, sigma)
-            for f, m in zip(parts, multipliers, strict=True)
-        ]
-    )
+
+    def log_density(x: np.ndarray, alpha: float, sigma: float) -> complex:
+        return log_sum_exp(
+            [
+                np.log(m) + f(x, alpha, sigma)
+                for f, m in zip(parts, multipliers, strict=True)
+            ]
+        )
+
+    return log_density
 
 
 def window(
@@ -62,9 +65,8 @@ def window(
         box = x[tuple(slice(o, o + e) for o, e in zip(offset, extent, strict=True))]
         event = np.zeros([e // scale for e in extent], box.dtype)
         for index in np.ndindex(*event.shape):
-            event[index] = box[
-                tuple(slice(i * scale, (i + 1) * scale) for i in index)
-            ].mean()
+            block = tuple(slice(i * scale, (i + 1) * scale) for i in index)
+            event[index] = box[block].mean()
         return part(event, alpha, sigma / np.sqrt(scale ** len(extent)))
 
     return log_density
@@ -88,7 +90,7 @@ def log_sum_exp(terms: list[complex]) -> complex:
 def value_and_score(
     f: Reference, x: np.ndarray, alpha: float, sigma: float
 ) -> tuple[float, np.ndarray]:
-    """log f and its gradient."""
+    """log f and its gradient, by complex steps."""
     step = 1e-30
     score = np.zeros(x.shape)
     for index in np.ndindex(*x.shape):

@@ -47,7 +47,7 @@ KERNELS: dict[str, Callable[[], Kernel]] = {
     "Gibbs": lambda: Gibbs({"a": MALA(0.15), "b": HMC(0.45, num_leapfrog=3)}),
     "HMC, metric": lambda: HMC(0.45, num_leapfrog=3, metric={"a": 1.44, "b": 0.64}),
 }
-"""By the name of the kernel's class, and what is special about it after a comma; for
+"""Kernels by the name of their class, with their speciality after a comma; for
 positions with the sites a and b.
 """
 
@@ -93,31 +93,36 @@ def _weighted(schedule: Schedule) -> Diffusion:
 
 
 def concrete(package: Any, base: type) -> dict[str, type]:
-    """By name, the classes of a package's modules that derive from a base and can be
-    made."""
-    modules = [
-        importlib.import_module(f"{package.__name__}.{m.name}")
-        for m in pkgutil.iter_modules(package.__path__)
-    ]
-    found = {
-        c
-        for module in modules
-        for c in vars(module).values()
-        if inspect.isclass(c) and issubclass(c, base)
-    }
-    return {c.__name__: c for c in found if not inspect.isabstract(c)}
+    """Classes of a package's modules that derive from a base and are not abstract, by
+    name."""
+    classes = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for value in vars(module).values():
+            if not inspect.isclass(value) or not issubclass(value, base):
+                continue
+            if not inspect.isabstract(value):
+                classes[value.__name__] = value
+    return classes
 
 
 FACTORS: dict[str, Callable[[Schedule], LeafFactor]] = {
-    "Analytic": lambda schedule: Analytic(dist.Normal(jnp.array([0.3, -0.2]), 0.5), schedule),
+    "Analytic": lambda schedule: Analytic(
+        dist.Normal(jnp.array([0.3, -0.2]), 0.5), schedule
+    ),
     "Diffusion": lambda schedule: Diffusion(
-        lambda x, t, c: 0.5 * jnp.sum((x - c) ** 2), schedule, event_shape=(2,), parameterization="energy",
+        lambda x, t, c: 0.5 * jnp.sum((x - c) ** 2),
+        schedule,
+        event_shape=(2,),
+        parameterization="energy",
         conditions={"c": 0.0},
     ),
-    "Energy": lambda schedule: Energy(lambda x, level: -jnp.sum(x**2) - level, schedule, event_shape=(2,)),
+    "Energy": lambda schedule: Energy(
+        lambda x, level: -jnp.sum(x**2) - level, schedule, event_shape=(2,)
+    ),
     "Classifier": _classifier,
     "Calibrated": _calibrated,
     "Weighted": _weighted,
-}  # fmt: skip
+}
 """Every leaf factor, and one with weights of its entries, over events of shape (2,),
 ready to be evaluated."""

@@ -1,5 +1,5 @@
-"""Laws in closed form: a log-density, exact draws, and functions whose expectations are
-known.
+"""Laws in closed form: a log-density, exact draws, and functions with known
+expectations.
 
 A check compares averages of `statistics` over a sampler's draws with `expected`; see
 zscores.py for the error rate.
@@ -21,7 +21,7 @@ from composeprob.density.evaluation import Evaluation, Target
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """A probability law that is known exactly.
+    """A probability law in closed form.
 
     Attributes:
         name: for test ids.
@@ -91,9 +91,11 @@ def two_modes(
 
     Statistics: mean and variance, the mass on the right, and of either side the mean
     square distance from its mode (within-mode sd; its expectation is taken off inside
-    the side's indicator, so mass and sd are tested apart).
+    the side's indicator, so mass and sd are tested separately).
     """
-    w, s, d = np.array(weights), np.array(sds), dimension
+    w = np.array(weights)
+    s = np.array(sds)
+    d = dimension
     side = np.array([-half_distance, half_distance])
     diagonal = np.full(d, d**-0.5)
     modes = side[:, None] * diagonal
@@ -107,9 +109,8 @@ def two_modes(
         low, high = ((-np.inf, 0.0), (0.0, np.inf))[j]
 
         def integrand(u: float) -> float:
-            return ((u - side[j]) ** 2 + (d - 1) * s[component] ** 2) * stats.norm.pdf(
-                u, side[component], s[component]
-            )
+            square = (u - side[j]) ** 2 + (d - 1) * s[component] ** 2
+            return square * stats.norm.pdf(u, side[component], s[component])
 
         return w[component] * integrate.quad(integrand, low, high)[0]
 
@@ -181,10 +182,8 @@ def product_of_normals(
 ) -> tuple[Any, Any, Any]:
     """Mean, variance and log Z of Π N(mᵢ, sᵢ²), each noised to α·X + σ·ε, by entries:
     factors are the leading axis."""
-    means, variances = (
-        float(alpha) * np.asarray(means),
-        (float(alpha) * np.asarray(sds)) ** 2 + float(sigma) ** 2,
-    )
+    means = float(alpha) * np.asarray(means)
+    variances = (float(alpha) * np.asarray(sds)) ** 2 + float(sigma) ** 2
     variance = 1 / (1 / variances).sum(0)
     mean = variance * (means / variances).sum(0)
     at_zero = stats.norm.logpdf(0, means, np.sqrt(variances)).sum(0)
@@ -194,14 +193,13 @@ def product_of_normals(
 def network_outputs(
     x: Array, alpha: Any, sigma: Any, mean: Any, variance: float
 ) -> dict[str, Array]:
-    """What networks of each parameterization return that have learned N(mean,
-    variance·I), noised to x = α·X + σ·ε, and the "log_density"; energies up to a
-    constant of the level."""
+    """Outputs of exact networks of each parameterization for N(mean, variance·I),
+    noised to x = α·X + σ·ε, and the "log_density"; energies up to a constant of the
+    level."""
     total = alpha**2 * variance + sigma**2
     away = x - alpha * mean
-    log_density = -0.5 * jnp.sum(away**2) / total - 0.5 * x.size * jnp.log(
-        2 * jnp.pi * total
-    )
+    square = jnp.sum(away**2) / total
+    log_density = -0.5 * square - 0.5 * x.size * jnp.log(2 * jnp.pi * total)
     clean = mean + alpha * variance / total * away
     noise = (x - alpha * clean) / sigma
     root = jnp.sqrt(sigma / total)

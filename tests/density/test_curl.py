@@ -186,8 +186,12 @@ def test_only_line_integrals_ask():
 @pytest.mark.slow
 def test_a_network_without_derivatives_does_not_cost_the_run():
     def network(x, t):
-        return jax.pure_callback(lambda x: -np.asarray(x), jax.ShapeDtypeStruct((2,), x.dtype), x,
-                                 vmap_method="sequential")  # fmt: skip
+        return jax.pure_callback(
+            lambda x: -np.asarray(x),
+            jax.ShapeDtypeStruct((2,), x.dtype),
+            x,
+            vmap_method="sequential",
+        )
 
     f = scored(network, schedule=cp.Schedule.log_snr(4))
     result = run(cp.compile(single, f), chains=4, sampler=SAMPLER)

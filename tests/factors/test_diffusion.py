@@ -1,5 +1,5 @@
 """Parameterizations, kinds of network, times and conditions of `Diffusion`, against
-Gaussians whose score is known."""
+Gaussians with their score in closed form."""
 
 import equinox as eqx
 import jax
@@ -21,7 +21,8 @@ from refusals import refused, rows
 from sampling_cases import single
 from targets import network_outputs
 
-MEAN, VARIANCE = np.array([0.4, -0.7, 0.2]), 0.3
+MEAN = np.array([0.4, -0.7, 0.2])
+VARIANCE = 0.3
 SCHEDULES = {
     "VP": cp.Schedule.cosine(20),
     "VE": cp.Schedule.edm(20, sigma_min=0.05, sigma_max=20.0),
@@ -38,15 +39,13 @@ def diffusion(network=lambda x, t: x, schedule=COSINE, event_shape=(2,), **argum
 
 
 def outputs(x, alpha, sigma):
-    """What networks return that make a factor exact."""
+    """Outputs of networks that make a factor exact."""
     return network_outputs(x, alpha, sigma, MEAN, VARIANCE)
 
 
 def network_of(parameterization, schedule):
-    alpha, sigma = (
-        jnp.asarray(schedule.alpha, float),
-        jnp.asarray(schedule.sigma, float),
-    )
+    alpha = jnp.asarray(schedule.alpha, float)
+    sigma = jnp.asarray(schedule.sigma, float)
     return lambda x, t: outputs(x, alpha[t], sigma[t])[parameterization]
 
 
@@ -84,8 +83,8 @@ def every_form(factors):
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_parameterizations(kind):
-    """Networks that are right are not doubted, and of each form the score is known, and
-    of energies what the log-density changes by from one point to another."""
+    """Exact networks are not flagged; every form has the exact score, and energies the
+    exact difference of the log-density between points."""
     schedule = SCHEDULES[kind]
     networks = {form: network_of(form, schedule) for form in ENERGIES + SCORES}
     factors = {
@@ -96,23 +95,26 @@ def test_parameterizations(kind):
     energies = cp.compile(every_form, {form: factors[form] for form in ENERGIES})
     assert density.graph.doubts == ()
     assert "energy" not in density.capabilities
-    first, second = jnp.array([0.5, -1.0, 2.0]), jnp.array([0.0, 0.3, -0.2])
+    first = jnp.array([0.5, -1.0, 2.0])
+    second = jnp.array([0.0, 0.3, -0.2])
     for level in (0, 7, 19):
-        alpha, sigma = schedule.alpha[level], schedule.sigma[level]
+        alpha = schedule.alpha[level]
+        sigma = schedule.sigma[level]
         wanted = [outputs(x, alpha, sigma) for x in (first, second)]
-        for x, w in zip((first, second), wanted, strict=True):
+        for x, exact in zip((first, second), wanted, strict=True):
             for form, score in density.score(dict.fromkeys(factors, x), level).items():
                 np.testing.assert_allclose(
-                    score, w["score"], rtol=2e-4, atol=1e-4 / sigma, err_msg=form
+                    score, exact["score"], rtol=2e-4, atol=1e-4 / sigma, err_msg=form
                 )
-        exact = wanted[1]["log_density"] - wanted[0]["log_density"]
-        before = dict.fromkeys(ENERGIES, first)
+        exact_change = wanted[1]["log_density"] - wanted[0]["log_density"]
+        start = dict.fromkeys(ENERGIES, first)
         for form in ENERGIES:
-            change = energies.log_density(
-                {**before, form: second}, level
-            ) - energies.log_density(before, level)
+            moved = {**start, form: second}
+            change = energies.log_density(moved, level) - energies.log_density(
+                start, level
+            )
             np.testing.assert_allclose(
-                change, exact, rtol=1e-4, atol=1e-4, err_msg=form
+                change, exact_change, rtol=1e-4, atol=1e-4, err_msg=form
             )
     for form, f in factors.items():
         assert ("energy" in f.capabilities) == (form in ENERGIES)
@@ -164,7 +166,7 @@ def test_kinds_of_network(kind):
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
-def test_what_the_network_is_told_of_time(kind):
+def test_the_network_receives_the_time(kind):
     schedule = SCHEDULES[kind]
     expected = {
         "level": np.arange(20),
@@ -174,14 +176,13 @@ def test_what_the_network_is_told_of_time(kind):
     }
     for time, values in expected.items():
 
-        def told(x, t, whole=time == "level"):
-            assert jnp.issubdtype(t.dtype, jnp.integer) == whole
+        def network(x, t, is_integer=time == "level"):
+            assert jnp.issubdtype(t.dtype, jnp.integer) == is_integer
             assert t.shape == ()
-            return (
-                jnp.asarray(t, float) - 100 * x
-            )  # something of a score, or it would be refused
+            # It leads back to 0 as a score does, or it would be refused.
+            return jnp.asarray(t, float) - 100 * x
 
-        f = diffusion(told, schedule, (), parameterization="score", time=time)
+        f = diffusion(network, schedule, (), parameterization="score", time=time)
         assert (f.traits.levels == "own") == (time == "level")
         density = cp.compile(single, f)
         found = [density.score({"x": 0.0}, k)["x"] for k in (0, 5, 19)]
@@ -215,11 +216,12 @@ def test_a_level_between_two():
 def test_flow_matching_composes_with_other_schedules():
     """A flow model times a VP and a VE model of Gaussians: at each log-SNR, in α and σ
     of the program, the sum of the exact scores."""
+    # The schedule, and α of σ/α, as it is in the schedule's family.
     trained = {
         "flow": (
             cp.Schedule.flow(50, shift=3.0),
             lambda ratio: 1 / (1 + ratio),
-        ),  # α of σ/α, as it is in the family
+        ),
         "x0": (
             cp.Schedule.log_snr(60, min=-17.0, max=17.0),
             lambda ratio: 1 / jnp.sqrt(1 + ratio**2),
@@ -231,10 +233,13 @@ def test_flow_matching_composes_with_other_schedules():
     }
 
     def factor(form):
-        own, alpha = trained[form]
-        network = lambda x, ratio: outputs(x, alpha(ratio), alpha(ratio) * ratio)[form]
+        schedule, alpha = trained[form]
+
+        def network(x, ratio):
+            return outputs(x, alpha(ratio), alpha(ratio) * ratio)[form]
+
         return diffusion(
-            network, own, (3,), parameterization=form, time="sigma", label=form
+            network, schedule, (3,), parameterization=form, time="sigma", label=form
         )
 
     factors = [factor(form) for form in trained]
@@ -255,8 +260,7 @@ def test_flow_matching_composes_with_other_schedules():
             )
 
 
-# conditions
-# --------------------------------------------------------------------------------------------------------
+# ── conditions ────────────────────────────────────────────────────────────────────────
 
 
 def conditional(conditions=("c",)):
@@ -285,63 +289,122 @@ def test_conditions_reach_the_network():
 
 @pytest.mark.parametrize("name", ["x", "t"])
 def test_a_condition_may_be_called_as_the_networks_own_arguments_are(name):
-    """As in p(θ | x), where what was observed is called x."""
+    """As in p(θ | x), where the observation is called x."""
     network = {
         "x": lambda theta, level, x: x - theta,
         "t": lambda theta, level, t: t - theta,
     }[name]
-    factor, noise = (
-        diffusion(network, parameterization="score", conditions=(name,)),
-        COSINE.at(3),
-    )
-    for one in (factor, cp.product(factor, over={name: jnp.ones((1, 2))})):
-        given = one.given(**{name: jnp.ones(2)}) if one is factor else one
-        _, score = given.evaluate(jnp.zeros(2), noise, given.call_conditions())
+    factor = diffusion(network, parameterization="score", conditions=(name,))
+    noise = COSINE.at(3)
+    given = factor.given(**{name: jnp.ones(2)})
+    over_data = cp.product(factor, over={name: jnp.ones((1, 2))})
+    for leaf in (given, over_data):
+        _, score = leaf.evaluate(jnp.zeros(2), noise, leaf.call_conditions())
         np.testing.assert_allclose(score, 1.0)
 
 
 TIMES_C = diffusion(lambda x, t, c: x * c, conditions=("c",))
-CAT, NAN = conditional(), WEIGHT.at[0, 1].set(jnp.nan)
+CAT = conditional()
+NAN = WEIGHT.at[0, 1].set(jnp.nan)
 REFUSED = {
     InvalidValueError: {
-        "parameterization": (lambda: diffusion(parameterization="noise"), "Unknown parameterization .noise", "epsilon"),
+        "parameterization": (
+            lambda: diffusion(parameterization="noise"),
+            "Unknown parameterization .noise",
+            "epsilon",
+        ),
         "time": (lambda: diffusion(time="hours"), "Unknown time 'hours'"),
-        **{f"NaN in {kind}": (lambda kind=kind: diffusion(NETWORKS[kind](NAN)), "network of factor .* holds NaN")
-           for kind in ("equinox", "nnx", "linen")},
+        **{
+            f"NaN in {kind}": (
+                lambda kind=kind: diffusion(NETWORKS[kind](NAN)),
+                "network of factor .* holds NaN",
+            )
+            for kind in ("equinox", "nnx", "linen")
+        },
         "a condition of NaN": (lambda: CAT.given(c=jnp.nan), "Condition 'c' holds NaN"),
     },
     WrongTypeError: {
-        "schedule": (lambda: diffusion(schedule=10), "schedule must be a cp.Schedule; got int"),
-        "a number as shape": (lambda: diffusion(event_shape=2), "event_shape must be a tuple of whole numbers; got 2"),
-        "half of an axis": (lambda: diffusion(event_shape=(2.5,)), "event_shape must be a tuple of whole numbers"),
-        "a number as network": (lambda: diffusion(3), "got int, which cannot be called"),
-        "no variables": (lambda: diffusion(linen.Dense(2)), "Flax Linen module without its variables"),
-        "a word as condition": (lambda: CAT.given(c="red"), "Condition 'c' must be a number"),
+        "schedule": (
+            lambda: diffusion(schedule=10),
+            "schedule must be a cp.Schedule; got int",
+        ),
+        "a number as shape": (
+            lambda: diffusion(event_shape=2),
+            "event_shape must be a tuple of whole numbers; got 2",
+        ),
+        "half of an axis": (
+            lambda: diffusion(event_shape=(2.5,)),
+            "event_shape must be a tuple of whole numbers",
+        ),
+        "a number as network": (
+            lambda: diffusion(3),
+            "got int, which cannot be called",
+        ),
+        "no variables": (
+            lambda: diffusion(linen.Dense(2)),
+            "Flax Linen module without its variables",
+        ),
+        "a word as condition": (
+            lambda: CAT.given(c="red"),
+            "Condition 'c' must be a number",
+        ),
     },
     NetworkError: {
-        "a part": (lambda: diffusion(lambda x, t: x[:1]), r"returned shape \(1,\); .*needs \(2,\)"),
-        "another axis": (lambda: diffusion(lambda x, t: x[None]), r"returned shape \(1, 2\)"),
+        "a part": (
+            lambda: diffusion(lambda x, t: x[:1]),
+            r"returned shape \(1,\); .*needs \(2,\)",
+        ),
+        "another axis": (
+            lambda: diffusion(lambda x, t: x[None]),
+            r"returned shape \(1, 2\)",
+        ),
         "a pair": (lambda: diffusion(lambda x, t: (x, x)), "returned shape tuple"),
         "no time": (lambda: diffusion(lambda x: x), "cannot be called as network"),
-        "an energy of many": (lambda: diffusion(parameterization="energy"), r"needs \(\)"),
-        "an axis of a number": (lambda: diffusion(lambda x, t: x.reshape(1), event_shape=()), r"returned shape \(1,\)"),
-        "a pair of vectors": (
-            lambda: diffusion(lambda x, t: (x, x), parameterization="energy_residual"), r"second part has shape \(2,\)"
+        "an energy of many": (
+            lambda: diffusion(parameterization="energy"),
+            r"needs \(\)",
         ),
-        "an open condition": (lambda: cp.compile(single, TIMES_C), r"cannot be called as network\(x, t\)"),
+        "an axis of a number": (
+            lambda: diffusion(lambda x, t: x.reshape(1), event_shape=()),
+            r"returned shape \(1,\)",
+        ),
+        "a pair of vectors": (
+            lambda: diffusion(lambda x, t: (x, x), parameterization="energy_residual"),
+            r"second part has shape \(2,\)",
+        ),
+        "an open condition": (
+            lambda: cp.compile(single, TIMES_C),
+            r"cannot be called as network\(x, t\)",
+        ),
         "a condition of another shape": (
-            lambda: cp.compile(single, TIMES_C.given(c=jnp.ones(3))), r"network\(x, t, c=…\) with .* of shapes c \(3,\)"
+            lambda: cp.compile(single, TIMES_C.given(c=jnp.ones(3))),
+            r"network\(x, t, c=…\) with .* of shapes c \(3,\)",
         ),
     },
     ConditionError: {
-        "unknown": (lambda: CAT.given(colour=1), "Factor 'cat' has no condition 'colour'; its conditions are: 'c'"),
+        "unknown": (
+            lambda: CAT.given(colour=1),
+            "Factor 'cat' has no condition 'colour'; its conditions are: 'c'",
+        ),
         "twice": (lambda: CAT.given(c=1.0).given(c=2.0), "given twice"),
-        "unknown to a product": (lambda: (CAT * CAT).given(colour=1), "no condition 'colour'"),
-        "guided by none": (lambda: cp.guide(CAT, 2.0), "needs a condition to be guided by"),
-        "guided by what is unknown": (lambda: cp.guide(CAT, 2.0, colour=1), "no condition 'colour'"),
-        "of a network without": (lambda: diffusion().given(c=1), "build the factor with conditions"),
+        "unknown to a product": (
+            lambda: (CAT * CAT).given(colour=1),
+            "no condition 'colour'",
+        ),
+        "guided by none": (
+            lambda: cp.guide(CAT, 2.0),
+            "needs a condition to be guided by",
+        ),
+        "guided by what is unknown": (
+            lambda: cp.guide(CAT, 2.0, colour=1),
+            "no condition 'colour'",
+        ),
+        "of a network without": (
+            lambda: diffusion().given(c=1),
+            "build the factor with conditions",
+        ),
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("kind", "call", "words", "fix"), rows(REFUSED))
@@ -357,15 +420,18 @@ def test_a_condition_of_the_right_shape_compiles_and_a_scalar_head_may_keep_its_
 
 def test_a_number_beside_the_output_is_added_to_the_log_density():
     schedule = SCHEDULES["VP"]
-    plain = network_of("energy_residual", schedule)
+    without_number = network_of("energy_residual", schedule)
 
-    pair = lambda x, t: (plain(x, t), jnp.sum(jnp.cos(x)))
-    without, with_one = (
-        diffusion(n, schedule, (3,), parameterization="energy_residual")
-        for n in (plain, pair)
+    def pair(x, t):
+        return without_number(x, t), jnp.sum(jnp.cos(x))
+
+    x = jnp.array([0.3, -0.2, 0.9])
+    before, after = (
+        diffusion(network, schedule, (3,), parameterization="energy_residual").evaluate(
+            x, schedule.at(3), {}
+        )
+        for network in (without_number, pair)
     )
-    x, noise = jnp.array([0.3, -0.2, 0.9]), schedule.at(3)
-    before, after = (factor.evaluate(x, noise, {}) for factor in (without, with_one))
     np.testing.assert_allclose(after[0] - before[0], jnp.sum(jnp.cos(x)), rtol=1e-4)
     np.testing.assert_allclose(after[1] - before[1], -jnp.sin(x), rtol=1e-3, atol=1e-4)
     refused(
@@ -373,14 +439,15 @@ def test_a_number_beside_the_output_is_added_to_the_log_density():
     )
 
 
-NONE, PLACES = (-9.0, -9.0), {"left": (0.2, 0.5), "right": (0.8, 0.5)}
+NONE = (-9.0, -9.0)
+PLACES = {"left": (0.2, 0.5), "right": (0.8, 0.5)}
 
 
-def test_encoders_see_what_is_given():
-    seen = []
+def test_encoders_receive_the_given_values():
+    received = []
 
     def to_place(value):
-        seen.append(value)
+        received.append(value)
         if isinstance(value, str):
             return np.float32(PLACES[value])
         if max(value) > 1:
@@ -398,11 +465,11 @@ def test_encoders_see_what_is_given():
     )
     assert factor.given(place=NONE).fixed["place"].tolist() == list(NONE)
     jax.jit(lambda x, y: factor.given(place=(x, y)).fixed["place"][0])(7.0, 7.0)
-    assert seen == ["left"]
-    twice, words = factor * factor, r"too large. \(test_diffusion.py:\d+\)"
-    with pytest.raises(
-        InvalidValueError, match=words
-    ):  # the encoder's own, without a fix
+    assert received == ["left"]
+    twice = factor * factor
+    # The error of the encoder itself, without a fix.
+    words = r"too large. \(test_diffusion.py:\d+\)"
+    with pytest.raises(InvalidValueError, match=words):
         twice.given(place=(2.0, 0.0))
 
 

@@ -62,7 +62,8 @@ def test_a_bounded_energy_multiplies_but_does_not_stand_alone():
         event_shape=(2,),
         top_power=0.0,
     )
-    both, prior = evaluate(PRIOR * half, 4), evaluate(PRIOR, 4)
+    both = evaluate(PRIOR * half, 4)
+    prior = evaluate(PRIOR, 4)
     np.testing.assert_allclose(
         both.log_density - prior.log_density, -jnp.logaddexp(0.0, 20.0), rtol=1e-5
     )
@@ -80,13 +81,15 @@ def test_a_bounded_energy_multiplies_but_does_not_stand_alone():
 def test_on_other_levels_an_energy_is_rescaled_as_the_density_that_it_is(top_power):
     """x' = x·α'/α: a density gains d·log(α/α'), a bounded potential nothing, a power of
     a density its share."""
-    own = cp.Schedule.edm(12, sigma_min=0.05, sigma_max=20.0)
-    energy = lambda x, level: -0.1 * top_power * jnp.sum(x**2)
-    f = cp.Energy(energy, own, event_shape=(2,), top_power=top_power)
+    trained = cp.Schedule.edm(12, sigma_min=0.05, sigma_max=20.0)
+
+    def energy(x, level):
+        return -0.1 * top_power * jnp.sum(x**2)
+
+    f = cp.Energy(energy, trained, event_shape=(2,), top_power=top_power)
+    # The same log-SNR with half the signal.
     alpha = 0.5
-    schedule = cp.Schedule.from_arrays(
-        alpha * own.alpha, alpha * own.sigma
-    )  # the same log-SNR, half the signal
+    schedule = cp.Schedule.from_arrays(alpha * trained.alpha, alpha * trained.sigma)
     found = evaluate(PRIOR * f, 3, schedule=schedule).terms.log_potential
     np.testing.assert_allclose(
         found, energy(X / alpha, 3) + top_power * 2 * np.log(1 / alpha), rtol=1e-5
@@ -114,10 +117,8 @@ def test_condition_is_bayes_rule_to_a_power(scale):
             found = evaluate(
                 cp.condition(PRIOR, classifier(), label, scale=scale), level
             )
-            share, pull = (
-                scale * jnp.log(probabilities[label]),
-                scale * (MATRIX[label] - probabilities @ MATRIX),
-            )
+            share = scale * jnp.log(probabilities[label])
+            pull = scale * (MATRIX[label] - probabilities @ MATRIX)
             np.testing.assert_allclose(
                 found.log_density, prior.log_density + share, rtol=1e-5
             )
@@ -129,14 +130,14 @@ def test_condition_is_bayes_rule_to_a_power(scale):
 
 
 @pytest.mark.parametrize("time", ["level", "log_snr", "sigma"])
-def test_a_classifier_is_told_the_time(time):
-    told = cp.Classifier(lambda x, t: jnp.array([0.0, 1.0]) * t, SCHEDULE, time=time)
+def test_a_classifier_receives_the_time(time):
+    timed = cp.Classifier(lambda x, t: jnp.array([0.0, 1.0]) * t, SCHEDULE, time=time)
     value = {
         "level": 7.0,
         "log_snr": SCHEDULE.log_snr[7],
         "sigma": SCHEDULE.sigma[7] / SCHEDULE.alpha[7],
     }[time]
-    found = evaluate(cp.condition(PRIOR, told, 1), 7).terms.log_potential
+    found = evaluate(cp.condition(PRIOR, timed, 1), 7).terms.log_potential
     np.testing.assert_allclose(found, jax.nn.log_sigmoid(value), rtol=1e-4)
 
 

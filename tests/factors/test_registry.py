@@ -16,8 +16,8 @@ from registry import FACTORS, SCHEDULES, concrete
 
 ROWS = pytest.mark.parametrize("name", FACTORS)
 SCHEDULE = cp.Schedule.cosine(12)
-RESULTS = {"Calibrated", "Weighted"}  # what functions return
-KNOWN = {
+RESULTS = {"Calibrated", "Weighted"}  # returned by functions
+CAPABILITIES = {
     "score",
     "energy",
     "conservative",
@@ -43,9 +43,8 @@ def test_every_schedule_constructor_has_a_row():
         for name, v in vars(cp.Schedule).items()
         if isinstance(v, classmethod) and name[0] != "_"
     }
-    assert set(SCHEDULES) == constructors | {
-        "log_snr"
-    }  # a constructor on the class, an array on instances
+    # `log_snr` is a constructor on the class, and an array on instances.
+    assert set(SCHEDULES) == constructors | {"log_snr"}
     assert all(isinstance(make(), cp.Schedule) for make in SCHEDULES.values())
 
 
@@ -56,41 +55,46 @@ def evaluate(factor, x, level):
 @ROWS
 def test_what_a_leaf_offers_it_has(name):
     factor = FACTORS[name](SCHEDULE)
-    assert factor.capabilities <= KNOWN
+    assert factor.capabilities <= CAPABILITIES
     assert "score" in factor.capabilities
     value, score = jax.jit(lambda x: evaluate(factor, x, 3))(X)
     assert score.shape == factor.event_shape
     assert (value is not None) == ("energy" in factor.capabilities)
     assert value.shape == ()
-    log_density = lambda x: evaluate(factor, x, 3)[0]
-    np.testing.assert_allclose(
-        score, jax.jit(jax.grad(log_density))(X), rtol=1e-4
-    )  # conservative
+
+    def log_density(x):
+        return evaluate(factor, x, 3)[0]
+
+    # conservative
+    np.testing.assert_allclose(score, jax.jit(jax.grad(log_density))(X), rtol=1e-4)
     if "normalised" in factor.capabilities:
         grid = jnp.linspace(-5.0, 5.0, 121)
         points = jnp.stack(jnp.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
-        mass = (
-            jnp.sum(jnp.exp(jax.jit(jax.vmap(log_density))(points)))
-            * (grid[1] - grid[0]) ** 2
-        )
+        heights = jnp.exp(jax.jit(jax.vmap(log_density))(points))
+        mass = jnp.sum(heights) * (grid[1] - grid[0]) ** 2
         np.testing.assert_allclose(mass, 1.0, rtol=1e-4)
 
 
 @ROWS
 def test_a_leaf_is_a_pytree_that_maps_and_jits(name):
     factor = FACTORS[name](SCHEDULE)
-    xs, levels = jnp.stack([X, -X, 2 * X]), jnp.array([0, 4, 9])
-    run = eqx.filter_jit(
-        lambda f, xs, levels: jax.vmap(lambda x, k: evaluate(f, x, k)[1])(xs, levels)
-    )
-    one = eqx.filter_jit(lambda f, x, k: evaluate(f, x, k)[1])
-    expected = [one(factor, x, k) for x, k in zip(xs, levels, strict=True)]
+    xs = jnp.stack([X, -X, 2 * X])
+    levels = jnp.array([0, 4, 9])
+
+    @eqx.filter_jit
+    def mapped_score(factor, xs, levels):
+        return jax.vmap(lambda x, k: evaluate(factor, x, k)[1])(xs, levels)
+
+    @eqx.filter_jit
+    def single_score(factor, x, level):
+        return evaluate(factor, x, level)[1]
+
+    expected = [single_score(factor, x, k) for x, k in zip(xs, levels, strict=True)]
     np.testing.assert_allclose(
-        run(factor, xs, levels), jnp.stack(expected), rtol=1e-4, atol=1e-5
+        mapped_score(factor, xs, levels), jnp.stack(expected), rtol=1e-4, atol=1e-5
     )
-    assert jax.tree.structure(jax.tree.map(lambda a: a, factor)) == jax.tree.structure(
-        factor
-    )
+    copy = jax.tree.map(lambda a: a, factor)
+    assert jax.tree.structure(copy) == jax.tree.structure(factor)
 
 
 @ROWS

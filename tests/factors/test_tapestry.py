@@ -18,8 +18,13 @@ CANVAS = (7, 5)
 
 def independent(form):
     """A network of N(0, v) in every entry."""
-    noise = lambda t: (jnp.sqrt(jax.nn.sigmoid(t)), jnp.sqrt(jax.nn.sigmoid(-t)))
-    return lambda x, t: network_outputs(x, *noise(t), 0.0, SPREAD**2)[form]
+
+    def network(x, log_snr):
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        return network_outputs(x, alpha, sigma, 0.0, SPREAD**2)[form]
+
+    return network
 
 
 def mixing(x, t, towards=0.0):
@@ -46,36 +51,29 @@ def variance(level):
 @pytest.mark.parametrize("form", ["energy_residual", "epsilon"])
 def test_windows_that_agree_make_the_canvas_that_they_agree_on(form):
     pieces = windows(model(independent(form), form))
-    once, twice = (
-        cp.compile(single, cp.tapestry(*pieces)),
-        cp.compile(single, cp.product(*pieces)),
-    )
+    once = cp.compile(single, cp.tapestry(*pieces))
+    twice = cp.compile(single, cp.product(*pieces))
     x = jax.random.normal(jax.random.key(0), CANVAS)
     for level in (0, 5, 11):
         expected = -x / variance(level)
         np.testing.assert_allclose(
             once.score({"x": x}, level)["x"], expected, rtol=2e-4, atol=1e-5
         )
-        assert not np.allclose(
-            twice.score({"x": x}, level)["x"], expected, rtol=0.5
-        )  # overlaps count twice
+        # In the product overlaps count twice.
+        assert not np.allclose(twice.score({"x": x}, level)["x"], expected, rtol=0.5)
         if form == "energy_residual":
-            found = once.log_density({"x": x}, level) - once.log_density(
-                {"x": jnp.zeros(CANVAS)}, level
-            )
+            at_zero = once.log_density({"x": jnp.zeros(CANVAS)}, level)
+            change = once.log_density({"x": x}, level) - at_zero
             np.testing.assert_allclose(
-                found, -0.5 * jnp.sum(x**2) / variance(level), rtol=2e-4
+                change, -0.5 * jnp.sum(x**2) / variance(level), rtol=2e-4
             )
 
 
 def test_the_energy_keeps_its_gradient():
     factor = cp.guide(model(mixing, "energy_residual", towards=0.0), 1.5, towards=0.4)
     density = cp.compile(single, cp.tapestry(*windows(factor)))
-    assert density.capabilities == {
-        "score",
-        "energy",
-        "conservative",
-    }  # no rate, by which chains could be weighed
+    # No Feynman–Kac rate, which importance weights of chains would need.
+    assert density.capabilities == {"score", "energy", "conservative"}
     x = {"x": jax.random.normal(jax.random.key(1), CANVAS)}
     by_grad = jax.jit(jax.grad(density.log_density))
     for level in (1, 8):
@@ -87,8 +85,10 @@ def test_the_energy_keeps_its_gradient():
 
 def test_scores_are_averaged():
     left, right = windows(model(mixing, "epsilon"), ((0, 0), (0, 2)), (4, 5))
-    density, level = cp.compile(single, cp.tapestry(left, right)), 4
-    x, noise = jax.random.normal(jax.random.key(2), (4, 5)), SCHEDULE.at(4)
+    density = cp.compile(single, cp.tapestry(left, right))
+    level = 4
+    x = jax.random.normal(jax.random.key(2), (4, 5))
+    noise = SCHEDULE.at(level)
     a, b = (-mixing(part, noise.log_snr) / noise.sigma for part in (x[:, :3], x[:, 2:]))
     expected = jnp.concatenate([a[:, :2], (a[:, 2:] + b[:, :1]) / 2, b[:, 1:]], axis=1)
     np.testing.assert_allclose(
@@ -97,7 +97,7 @@ def test_scores_are_averaged():
     assert density.capabilities == {"score"}  # averages of scores are no gradient
 
 
-def test_a_window_that_averages_has_the_mean_weight_of_what_it_averages():
+def test_a_window_that_averages_has_the_mean_weight_of_its_entries():
     fine = cp.window(model(mixing, "epsilon"), (8, 6), (0, 0))
     coarse = cp.window(model(mixing, "epsilon"), (8, 6), (0, 0), scale=2)
     weights = [
@@ -117,20 +117,22 @@ def _leaf(factor):
 
 def test_the_noisiest_level_counts_every_entry_once_and_one_batch_evaluates_all():
     guided = cp.guide(model(mixing, "energy_residual", towards=0.0), 2.0, towards=1.0)
-    once, plain = (
+    tapestry, product = (
         cp.compile(single, combine(*windows(guided)))
         for combine in (cp.tapestry, cp.product)
     )
-    assert "8 evaluations in 1 batches" in str(once)
-    power, counted = (
-        top_of(density.graph.sites[0].root, CANVAS).power for density in (once, plain)
-    )
-    np.testing.assert_allclose(power, 1.0, rtol=1e-6)
-    assert counted.max() == 4.0
+    assert "8 evaluations in 1 batches" in str(tapestry)
+
+    def power(density):
+        return top_of(density.graph.sites[0].root, CANVAS).power
+
+    np.testing.assert_allclose(power(tapestry), 1.0, rtol=1e-6)
+    assert power(product).max() == 4.0
 
 
 def test_data_and_conditions_may_be_given_within_windows_or_to_all():
-    factor, values = model(mixing, "energy_residual", towards=0.0), [0.4, -0.3, 1.0]
+    factor = model(mixing, "energy_residual", towards=0.0)
+    values = [0.4, -0.3, 1.0]
     written = cp.product(*[factor.given(towards=value) for value in values])
     pairs = [
         (
@@ -143,9 +145,8 @@ def test_data_and_conditions_may_be_given_within_windows_or_to_all():
         ),
     ]
     x = {"x": jax.random.normal(jax.random.key(3), CANVAS)}
-    for pair in pairs:
-        (value, score), (other, wanted) = (
-            cp.compile(single, each).value_and_score(x, 4) for each in pair
-        )
+    for given_within, given_to_all in pairs:
+        value, score = cp.compile(single, given_within).value_and_score(x, 4)
+        other, wanted = cp.compile(single, given_to_all).value_and_score(x, 4)
         np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(score["x"], wanted["x"], rtol=1e-4, atol=1e-4)

@@ -31,7 +31,8 @@ def schedule():
 def f(i):
     """The i-th factor: three Gaussians, three different ones for each i."""
     rng = np.random.default_rng(i)
-    means, sds = rng.normal(size=(3, 2)), rng.uniform(0.2, 1.0, size=(3, 2))
+    means = rng.normal(size=(3, 2))
+    sds = rng.uniform(0.2, 1.0, size=(3, 2))
     return cp.Analytic(modes(rng.dirichlet(np.ones(3)), means, sds), schedule())
 
 
@@ -39,9 +40,10 @@ def f(i):
 def conditional():
     """An energy model of the noised N(c, 0.5²) of both entries; no condition means c =
     0."""
-    return gaussian(
+    factor, *_ = gaussian(
         "energy", (1.0, 1.0), (0.25, 0.25), schedule(), conditions={"c": 0.0}
-    )[0]
+    )
+    return factor
 
 
 def evaluation(factor, place):
@@ -51,12 +53,13 @@ def evaluation(factor, place):
 
 
 def assert_same(a, b, place):
-    one, other = evaluation(a, place), evaluation(b, place)
+    left = evaluation(a, place)
+    right = evaluation(b, place)
     np.testing.assert_allclose(
-        one.log_density, other.log_density, rtol=1e-10, atol=1e-10
+        left.log_density, right.log_density, rtol=1e-10, atol=1e-10
     )
-    np.testing.assert_allclose(one.score["x"], other.score["x"], rtol=1e-9, atol=1e-10)
-    np.testing.assert_allclose(one.terms.rate, other.terms.rate, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(left.score["x"], right.score["x"], rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(left.terms.rate, right.terms.rate, rtol=1e-7, atol=1e-8)
 
 
 @laws
@@ -68,10 +71,11 @@ def test_given_reaches_into_expressions(place, c):
     assert_same((model**0.5 * f(0)).given(c=c), fixed**0.5 * f(0), place)
     mixed = cp.mixture([model, f(0)], log_weights=[0.0, 1.0]).given(c=c)
     assert mixed.factors[0].fixed["c"] == fixed.fixed["c"]
-    canvas, whole = (3,), f3()
+    canvas = (3,)
+    over_canvas = f3()
     assert_same(
-        cp.window(model, canvas, (1,)).given(c=c) * whole,
-        cp.window(fixed, canvas, (1,)) * whole,
+        cp.window(model, canvas, (1,)).given(c=c) * over_canvas,
+        cp.window(fixed, canvas, (1,)) * over_canvas,
         place,
     )
 
@@ -86,11 +90,11 @@ def f3():
 def test_windows_of_windows(place):
     """Offsets and scales compose: a window at scale 2 in a window at scale 2 averages
     blocks of 4."""
-    whole = cp.Analytic(dist.Normal(jnp.zeros(12), 0.7), schedule())
+    canvas = cp.Analytic(dist.Normal(jnp.zeros(12), 0.7), schedule())
     twice = cp.window(cp.window(f(0), (4,), (0,), scale=2), (12,), (2,), scale=2)
-    assert_same(twice * whole, cp.window(f(0), (12,), (2,), scale=4) * whole, place)
+    assert_same(twice * canvas, cp.window(f(0), (12,), (2,), scale=4) * canvas, place)
     shifted = cp.window(cp.window(f(0), (5,), (3,)), (12,), (2,), scale=2)
-    assert_same(shifted * whole, cp.window(f(0), (12,), (8,), scale=2) * whole, place)
+    assert_same(shifted * canvas, cp.window(f(0), (12,), (8,), scale=2) * canvas, place)
 
 
 @laws
@@ -101,22 +105,18 @@ def test_windows_on_disjoint_entries_are_independent(place):
     joint = cp.window(f(0), (4,), (0,)) * cp.window(f(1), (4,), (2,))
     level, seed = place
     x = 1.2 * np.random.default_rng(seed).normal(size=4)
-    whole = cp.compile(single, joint).evaluate({"x": x}, level)
-    parts = [
-        cp.compile(single, f(i)).evaluate({"x": x[2 * i : 2 * i + 2]}, level)
-        for i in (0, 1)
-    ]
+    of_joint = cp.compile(single, joint).evaluate({"x": x}, level)
+    left = cp.compile(single, f(0)).evaluate({"x": x[:2]}, level)
+    right = cp.compile(single, f(1)).evaluate({"x": x[2:]}, level)
     np.testing.assert_allclose(
-        whole.log_density, sum(p.log_density for p in parts), rtol=1e-10
+        of_joint.log_density, left.log_density + right.log_density, rtol=1e-10
     )
-    np.testing.assert_allclose(
-        whole.score["x"], np.concatenate([p.score["x"] for p in parts]), rtol=1e-9
-    )
-    np.testing.assert_allclose(
-        whole.terms.rate, 0.0, atol=1e-8 * float(jnp.sum(whole.score["x"] ** 2))
-    )
+    scores = np.concatenate([left.score["x"], right.score["x"]])
+    np.testing.assert_allclose(of_joint.score["x"], scores, rtol=1e-9)
+    size = float(jnp.sum(of_joint.score["x"] ** 2))
+    np.testing.assert_allclose(of_joint.terms.rate, 0.0, atol=1e-8 * size)
 
 
 def test_leaves_keep_their_order():
-    found = leaves(f(2) * f(0) ** 2 / f(1))
-    assert all(a is b for a, b in zip(found, [f(2), f(0), f(1)], strict=True))
+    in_order = leaves(f(2) * f(0) ** 2 / f(1))
+    assert all(a is b for a, b in zip(in_order, [f(2), f(0), f(1)], strict=True))

@@ -1,4 +1,4 @@
-"""Curl: against Jacobians in full, and named by a run that relied on a gradient."""
+"""Curl: against full Jacobians, and reported by runs that rely on a gradient."""
 
 import equinox as eqx
 import jax
@@ -19,12 +19,13 @@ def scored(network, size=2, schedule=SCHEDULE):
 
 
 def linear(matrix):
-    """A factor whose score is a linear map: −x + matrix·x at every level (d = 2 or
-    more)."""
+    """A factor with a linear score: −x + matrix·x at every level (d = 2 or more)."""
     matrix = jnp.asarray(matrix, float)
-    return scored(
-        lambda x, t: (matrix @ x.reshape(-1)).reshape(x.shape) - x, len(matrix)
-    )
+
+    def score(x, t):
+        return (matrix @ x.reshape(-1)).reshape(x.shape) - x
+
+    return scored(score, len(matrix))
 
 
 def rotation(speed):
@@ -37,19 +38,20 @@ def points(shape, n=64):
 
 
 def curls(*factors):
-    """By factor, of one alone or of a product of two."""
-    density = cp.compile(single if len(factors) == 1 else both, *factors)
+    """Curls by factor, for one alone or for a product of two."""
+    program = single if len(factors) == 1 else both
+    density = cp.compile(program, *factors)
     return curl(density, points((2,)), 0, jax.random.key(0))
 
 
 def test_against_the_whole_jacobian():
-    """Of a field that is not linear, whose Jacobian differs from place to place."""
+    """For a nonlinear field, with a Jacobian that differs from place to place."""
     a = jax.random.normal(jax.random.key(1), (3, 3))
     f = scored(lambda x, t: jnp.tanh(a @ x) * (1 + x[0] ** 2), 3)
-    density, x = cp.compile(single, f), points((3,))
-    jacobians = jax.jit(
-        jax.vmap(jax.jacobian(lambda x: density.score({"x": x}, 0)["x"]))
-    )(x["x"])
+    density = cp.compile(single, f)
+    x = points((3,))
+    jacobian = jax.jacobian(lambda x: density.score({"x": x}, 0)["x"])
+    jacobians = jax.jit(jax.vmap(jacobian))(x["x"])
     turning = 0.5 * (jacobians - jacobians.transpose(0, 2, 1))
     exact = np.sqrt((turning**2).sum() / (jacobians**2).sum())
     found = curl(density, x, 0, jax.random.key(2), num_probes=200)
@@ -64,7 +66,7 @@ def test_a_rotation_in_closed_form(speed):
     assert found["f(x)"] == pytest.approx(speed / np.sqrt(1 + speed**2), rel=0.05)
 
 
-def test_gradients_have_none_and_what_promises_one_is_left_out():
+def test_gradients_have_none_and_energies_are_left_out():
     assert curls(linear([[0.3, 0.7], [0.7, -2.0]]))["f(x)"] < 1e-6
     assert curls(scored(lambda x, t: 100 * jnp.ones(2))) == {"f(x)": 0.0}
     energy = cp.Diffusion(
@@ -74,11 +76,10 @@ def test_gradients_have_none_and_what_promises_one_is_left_out():
     assert list(curls(energy, rotation(0.3))) == ["g(x)"]
 
 
-def test_a_factor_that_is_flat_beside_the_others_is_measured_against_the_whole():
+def test_a_factor_that_is_flat_beside_the_others_is_measured_against_the_density():
     sharp = normal([0.0, 0.0], [0.1, 0.1])
-    flat = linear(
-        np.eye(2) + 0.1 * np.array([[0.0, -1.0], [1.0, 0.0]])
-    )  # J: a slow rotation and nothing else
+    # J is a slow rotation and nothing else.
+    flat = linear(np.eye(2) + 0.1 * np.array([[0.0, -1.0], [1.0, 0.0]]))
     assert curls(flat)["f(x)"] == pytest.approx(1.0, rel=1e-5)
     assert curls(sharp, flat)["g(x)"] < 2e-3
 
@@ -106,11 +107,10 @@ def test_plates_windows_and_sites_of_their_own():
         "g(x)": ["canvas"],
     }
     found = curl(density, positions, 0, jax.random.key(0))
-    whole = np.sqrt(
-        6 * (1 + 0.3**2) + 4 * (1 + 0.5**2)
-    )  # ‖H‖: three images and two windows, all independent
-    assert found["f(x)"] == pytest.approx(0.3 * np.sqrt(6) / whole, rel=0.05)
-    assert found["g(x)"] == pytest.approx(0.5 * np.sqrt(4) / whole, rel=0.05)
+    # ‖H‖: three images and two windows, all independent.
+    of_density = np.sqrt(6 * (1 + 0.3**2) + 4 * (1 + 0.5**2))
+    assert found["f(x)"] == pytest.approx(0.3 * np.sqrt(6) / of_density, rel=0.05)
+    assert found["g(x)"] == pytest.approx(0.5 * np.sqrt(4) / of_density, rel=0.05)
 
 
 def test_positions_that_are_not_finite_do_not_count():
@@ -122,7 +122,7 @@ def test_positions_that_are_not_finite_do_not_count():
 
 
 def test_other_conditions_are_not_compiled_again():
-    """Whatever the order of their names is: here 0.3 and −0.5, then −0.5 and 0.3."""
+    """In any order of their names: here 0.3 and −0.5, then −0.5 and 0.3."""
     traces = []
 
     class Network(eqx.Module):
@@ -137,7 +137,8 @@ def test_other_conditions_are_not_compiled_again():
         parameterization="score",
         conditions={"c": 0.0},
     )
-    found, counts = [], []
+    found = []
+    counts = []
     for one, other in ((0.3, -0.5), (-0.5, 0.3)):
         density = cp.compile(both, f.given(c=one), f.given(c=other))
         before = len(traces)
@@ -154,7 +155,7 @@ KERNEL = cp.MALA(log_ratio=cp.LineIntegral(3))
 SAMPLER = cp.AnnealedMCMC(KERNEL, 1)
 
 
-def test_a_run_names_the_factor_that_is_no_gradient():
+def test_a_run_names_the_factor_that_is_not_a_gradient():
     result = run(
         cp.compile(both, rotation(0.4), linear(np.zeros((2, 2)))), sampler=SAMPLER
     )
@@ -169,16 +170,16 @@ def test_a_run_names_the_factor_that_is_no_gradient():
     assert "curl" in str(result.summary())
 
 
-def test_only_line_integrals_ask():
+def test_only_line_integrals_need_gradients():
     line = cp.HMC(log_ratio=cp.LineIntegral(None))
-    for kernel, asks in (
+    for kernel, needs_gradient in (
         (cp.MALA(), False),
         (cp.ULA(0.1), False),
         (cp.HMC(), False),
         (KERNEL, True),
         (line, True),
     ):
-        assert integrates_score(kernel) is asks
+        assert integrates_score(kernel) is needs_gradient
     assert not integrates_score(cp.SMC().kernel)
     assert not integrates_score(cp.Ancestral().kernel)
 

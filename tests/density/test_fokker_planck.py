@@ -1,5 +1,5 @@
-"""The Fokker–Planck residual of scores: 0 of a noised law, and what it must be of a
-score that belongs to none."""
+"""The Fokker–Planck residual of scores: 0 for a noised law, and its closed form for a
+score that does not belong to one."""
 
 import jax
 import jax.numpy as jnp
@@ -42,24 +42,22 @@ def drawn(shape):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_scaled_score_has_the_residual_that_it_must_have(level):
-    """ρ = 2c(c − 1)·τ³y/(1 + τ²)² beside e = c·τy/(1 + τ²): 2|c − 1|·σ² of it; the
-    right score has none."""
+    """ρ = 2c(c − 1)·τ³y/(1 + τ²)² beside e = c·τy/(1 + τ²): the share 2|c − 1|·σ²; the
+    exact score has none."""
     variance = float(SCHEDULE.sigma[level]) ** 2
     for c in (1.0, 0.5, 1.2):
         (found,) = residual(cp.compile(single, network(c)), drawn((2,)), level).values()
-        # The noise that is seen counts as a tenth at least.
-        seen = max(1.0, 0.1 / (c * np.sqrt(variance) * np.sqrt(2 * np.log(2) / 2)))
-        assert found == pytest.approx(
-            2 * abs(c - 1) * variance / seen, rel=0.2, abs=2e-3
-        )
+        # Predicted noise counts as a tenth of a standard deviation at least.
+        predicted = c * np.sqrt(variance) * np.sqrt(2 * np.log(2) / 2)
+        expected = 2 * abs(c - 1) * variance / max(1.0, 0.1 / predicted)
+        assert found == pytest.approx(expected, rel=0.2, abs=2e-3)
 
 
 def test_a_divergence_of_many_entries_is_estimated_without_bias():
-    """Its gradient is 0 here, and of 20 entries two of random signs would leave noise:
+    """Its gradient is 0 here; two directions of random signs in 20 entries leave noise,
     but not on average."""
-    (found,) = residual(
-        cp.compile(single, network(0.5, (20,))), drawn((20,)), 30
-    ).values()
+    density = cp.compile(single, network(0.5, (20,)))
+    (found,) = residual(density, drawn((20,)), 30).values()
     assert found == pytest.approx(float(SCHEDULE.sigma[30]) ** 2, rel=0.02)
 
 
@@ -75,9 +73,8 @@ def test_each_factor_of_a_product_is_named_by_itself():
         assert low <= other < high
 
 
-def test_a_law_that_changes_with_the_level_is_no_noised_law():
-    """N(0, 1) at every level, and N(0, 1 + λ²/100): the right score of each level, of
-    no law that is only noised."""
+def test_a_law_that_changes_with_the_level_is_not_a_noised_law():
+    """N(0, 1 + λ²/100): the exact score of each level, but not of one noised law."""
 
     def moving(x, t):
         return x * t * jnp.sqrt(1 + t**2) / (t**2 + 1 + (2 * jnp.log(t)) ** 2 / 100)
@@ -89,7 +86,7 @@ def test_a_law_that_changes_with_the_level_is_no_noised_law():
     assert found > 0.05
 
 
-def test_levels_that_are_too_far_apart_say_nothing():
+def test_levels_that_are_too_far_apart_give_nan():
     for schedule in (cp.Schedule.log_snr(12), cp.Schedule.log_snr(4)):
         density = cp.compile(single, network(1.0, schedule=schedule))
         (found,) = residual(density, drawn((2,)), 2).values()

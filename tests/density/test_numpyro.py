@@ -1,5 +1,5 @@
-"""`density.to_numpyro`: what NumPyro's samplers ask for, which for a program of
-NumPyro's is NumPyro's own."""
+"""`density.to_numpyro`: the arguments of NumPyro's samplers, which for a program of
+NumPyro's are NumPyro's own."""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,11 @@ from composeprob.errors import CapabilityError, InvalidValueError, LevelError
 from refusals import refused
 from sampling_cases import SCHEDULE, modes, single
 
-WEIGHTS, MEANS, SDS = np.array([0.3, 0.7]), np.array([-1.0, 1.0]), np.array([0.5, 0.8])
-SD, Y = 0.7, np.array([0.2, 0.9])
+WEIGHTS = np.array([0.3, 0.7])
+MEANS = np.array([-1.0, 1.0])
+SDS = np.array([0.5, 0.8])
+SD = 0.7
+Y = np.array([0.2, 0.9])
 
 
 @cp.program
@@ -33,15 +36,14 @@ def target():
     ).to_numpyro()
 
 
-def test_the_gradient_is_the_score_and_what_is_read_off_are_the_programs_sites(target):
+def test_the_gradient_is_the_score_and_samples_are_those_of_the_program(target):
     position = {"x": jnp.array(0.3), "m": jnp.array(-0.2)}
 
     @jax.jit
     def derivatives(position):
         reverse = jax.value_and_grad(target.potential_fn)(position)
-        forward = jax.jacfwd(target.potential_fn)(
-            position
-        )  # NumPyro's forward_mode_differentiation=True
+        # NumPyro's forward_mode_differentiation=True
+        forward = jax.jacfwd(target.potential_fn)(position)
         return reverse, forward, target.density.value_and_score(position, 0)
 
     (value, gradient), forward, (log_density, score) = derivatives(position)
@@ -50,10 +52,10 @@ def test_the_gradient_is_the_score_and_what_is_read_off_are_the_programs_sites(t
         np.testing.assert_allclose(
             [gradient[name], forward[name]], -score[name], rtol=1e-5
         )
-    read = {
+    samples = {
         name: float(value) for name, value in target.postprocess_fn(position).items()
     }
-    assert read == pytest.approx(
+    assert samples == pytest.approx(
         {"x": 0.3, "m": -0.2, "total": 0.3 / float(SCHEDULE.alpha[0]) - 0.2}
     )
 
@@ -70,25 +72,22 @@ def test_a_program_of_numpyro_alone_has_numpyros_own_potential():
         numpyro.deterministic("effect", theta - mu)
 
     data = jnp.array([28.0, 8.0, -3.0]), jnp.array([15.0, 10.0, 16.0])
-    own = initialize_model(jax.random.key(0), schools, model_args=data)
+    numpyros = initialize_model(jax.random.key(0), schools, model_args=data)
     target = cp.compile(cp.program(schools), *data).to_numpyro()
     starts = target.init_params(jax.random.key(2), 5)
-    found = jax.jit(jax.vmap(target.potential_fn))(starts)
-    np.testing.assert_allclose(
-        found, jax.jit(jax.vmap(own.potential_fn))(starts), rtol=1e-5
-    )
-    assert np.ptp(found) > 1
-    one = target.init_params(jax.random.key(2))
-    expected, read = (
-        jax.jit(own.postprocess_fn)(one),
-        jax.jit(target.postprocess_fn)(one),
-    )
-    assert read.keys() == expected.keys() == {"mu", "tau", "theta", "effect"}
+    potentials = jax.jit(jax.vmap(target.potential_fn))(starts)
+    expected_potentials = jax.jit(jax.vmap(numpyros.potential_fn))(starts)
+    np.testing.assert_allclose(potentials, expected_potentials, rtol=1e-5)
+    assert np.ptp(potentials) > 1
+    position = target.init_params(jax.random.key(2))
+    expected = jax.jit(numpyros.postprocess_fn)(position)
+    samples = jax.jit(target.postprocess_fn)(position)
+    assert samples.keys() == expected.keys() == {"mu", "tau", "theta", "effect"}
     for name, value in expected.items():
-        np.testing.assert_allclose(read[name], value, rtol=1e-6)
+        np.testing.assert_allclose(samples[name], value, rtol=1e-6)
 
 
-def test_what_numpyro_cannot_sample_and_a_level_that_does_not_exist_are_refused(target):
+def test_scores_alone_and_a_level_that_does_not_exist_are_refused(target):
     density = cp.compile(
         single, cp.Diffusion(lambda x, t: x, SCHEDULE, event_shape=(2,))
     )

@@ -1,5 +1,5 @@
-"""`density.check` and the findings of runs: factors that agree nowhere are named, those
-that agree are not."""
+"""`density.check` and the findings of runs: factors that agree nowhere are reported,
+those that agree are not."""
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +22,11 @@ def box(low, high, label):
     )
 
 
-LEFT, RIGHT = (
-    box([-1.0, -1.0], [-0.5, 1.0], "left"),
-    box([0.5, -1.0], [1.0, 1.0], "right"),
-)
-OVER = box([-0.8, -1.0], [0.8, 1.0], "right")
-WHOLE, INNER = (
-    box([-1.0, -1.0], [1.0, 1.0], "whole"),
-    box([-0.5, -0.5], [0.5, 0.5], "inner"),
-)
+LEFT = box([-1.0, -1.0], [-0.5, 1.0], "left")
+RIGHT = box([0.5, -1.0], [1.0, 1.0], "right")
+OVER = box([-0.8, -1.0], [0.8, 1.0], "right")  # meets `LEFT`
+WHOLE = box([-1.0, -1.0], [1.0, 1.0], "whole")
+INNER = box([-0.5, -0.5], [0.5, 0.5], "inner")
 INSIDE = np.random.default_rng(0).uniform(-0.5, 0.5, (64, 2))
 NEGATED = "The negation leaves nothing"
 
@@ -42,15 +38,12 @@ def law(mean, sd, label):
 
 
 def findings(f, x, seed=0, program=single, data=()):
-    """What is found at points of a program under a factor."""
-    return agreement(
-        cp.compile(program, f, *data),
-        {"x": jnp.asarray(x, float)},
-        jax.random.key(seed),
-    )
+    """Findings at points of a program under a factor."""
+    density = cp.compile(program, f, *data)
+    return agreement(density, {"x": jnp.asarray(x, float)}, jax.random.key(seed))
 
 
-def found(*args, **options):
+def codes(*args, **options):
     return [(finding.code, finding.factor) for finding in findings(*args, **options)]
 
 
@@ -59,35 +52,33 @@ def test_the_bound_is_the_mean_of_the_largest_noises():
     for d in (1, 2, 64):
         noise = np.sort((rng.normal(size=(100_000, d)) ** 2).sum(1))
         largest = noise[-1000:]
-        assert abs(bound(d, 0.01) - largest.mean()) < 4 * 2 * largest.std() / np.sqrt(
-            len(largest)
-        )
+        error = 2 * largest.std() / np.sqrt(len(largest))
+        assert abs(bound(d, 0.01) - largest.mean()) < 4 * error
         assert bound(d, 1e-6) > bound(d, 0.01) > chi2.isf(0.01, d)
 
 
 def exceeds(t, outlier, share):
-    """How often E[ε | x]² > t for x = x₀ + ε with x₀ = 0, or ±outlier with a share, in
-    closed form."""
+    """Probability of E[ε | x]² > t for x = x₀ + ε with x₀ = 0, or ±outlier with a
+    share, by quadrature."""
     x = np.linspace(-20, 20, 100_001)
     noises = np.stack([x, x - outlier, x + outlier])
     weights = np.array([[1 - share], [share / 2], [share / 2]]) * norm.pdf(noises)
     density = weights.sum(0)
-    return (density * ((weights * noises).sum(0) ** 2 > t * density**2)).sum() * (
-        x[1] - x[0]
-    )
+    is_beyond = (weights * noises).sum(0) ** 2 > t * density**2
+    return (density * is_beyond).sum() * (x[1] - x[0])
 
 
 def test_the_bound_holds_for_points_with_outliers_and_no_bound_is_much_smaller():
-    t, q = bound(1, 0.01), chi2.isf(0.01, 1)
+    t = bound(1, 0.01)
+    q = chi2.isf(0.01, 1)
     cases = [
         (outlier, share)
         for outlier in (1.0, 2.0, 3.0, 4.0)
         for share in (0.0, 0.003, 0.01, 0.1)
     ]
     assert max(exceeds(t, *case) for case in cases) < 0.01
-    assert (
-        exceeds(0.95 * q, 1.0, 0.0) > 0.01
-    )  # one point: what is seen is the noise itself
+    # A single point: the predicted noise is the noise itself.
+    assert exceeds(0.95 * q, 1.0, 0.0) > 0.01
 
 
 def test_boxes_that_do_not_meet_are_named_with_the_level():
@@ -106,9 +97,8 @@ def test_boxes_that_do_not_meet_are_named_with_the_level():
     meeting = cp.compile(single, LEFT * OVER)
     assert not meeting.check(jax.random.key(0))
     assert run(meeting, sampler=sampler).status.ok
-    assert (
-        cp.compile(single, LEFT).check(jax.random.key(0)) == ()
-    )  # by itself it is not asked
+    # A factor by itself is not checked.
+    assert cp.compile(single, LEFT).check(jax.random.key(0)) == ()
 
 
 def test_a_negation_that_takes_everything_away():
@@ -124,20 +114,17 @@ def test_a_negation_that_takes_everything_away():
 
 
 def wavy_box(real):
-    """A box |x₁|, |x₂| < 1 as an energy that wavers by half a nat: everywhere as a law
-    does, whose waves noise smooths away, or at level 0 alone, as a network errs."""
+    """A box |x₁|, |x₂| < 1 as an energy with waves of half a nat: those of a law, which
+    noise smooths away, or those of a network's error, at level 0 alone."""
 
     def network(x, log_snr):
-        alpha, sigma = (
-            jnp.sqrt(jax.nn.sigmoid(log_snr)),
-            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
-        )
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
         inside = jnp.log(jax.scipy.special.ndtr((alpha - jnp.abs(x)) / sigma)).sum()
-        size = (
-            jnp.exp(-0.5 * (20 * sigma / alpha) ** 2)
-            if real
-            else jax.nn.sigmoid(5 * (log_snr - 9.5))
-        )
+        if real:
+            size = jnp.exp(-0.5 * (20 * sigma / alpha) ** 2)
+        else:
+            size = jax.nn.sigmoid(5 * (log_snr - 9.5))
         return -sigma * (inside + 0.5 * size * jnp.cos(20 * x / alpha).sum())
 
     return learned(network, "energy", COARSE, label="wavy")
@@ -147,19 +134,23 @@ def wavy_box(real):
 def test_waves_of_level_0_alone_are_a_networks_error(real):
     factor = INNER / wavy_box(real) ** 0.5
     density = cp.compile(single, factor)
-    values = jax.jit(jax.vmap(lambda x: 0.5 * density.log_density({"x": x}, 0)))(
-        jnp.asarray(INSIDE, float)
-    )
+    log_density = jax.jit(jax.vmap(lambda x: 0.5 * density.log_density({"x": x}, 0)))
+    values = log_density(jnp.asarray(INSIDE, float))
     assert values.std() > 0.1  # at level 0 it is not flat
-    assert found(factor, INSIDE, 1) == ([] if real else [("no_overlap", "wavy(x)")])
+    expected = [] if real else [("no_overlap", "wavy(x)")]
+    assert codes(factor, INSIDE, 1) == expected
 
 
-def test_a_narrow_law_of_many_numbers_is_asked_where_it_is():
-    """Unadjusted steps of σ² double the variance of a point's noised draws: with 1,024
-    numbers 2d is too far."""
-    d, far = 1024, lambda x, sigma: x * jnp.sqrt(1 + sigma**2) / sigma
+def test_a_narrow_law_of_many_entries_is_evaluated_where_it_is():
+    """Unadjusted steps of σ² double the variance of a point's noised samples: with
+    1,024 entries 2d is too far."""
+    d = 1024
+
+    def noise_of_point(x, sigma):
+        return x * jnp.sqrt(1 + sigma**2) / sigma
+
     point = cp.Diffusion(
-        far,
+        noise_of_point,
         COARSE,
         event_shape=(d,),
         parameterization="epsilon",
@@ -173,15 +164,13 @@ def test_a_narrow_law_of_many_numbers_is_asked_where_it_is():
     assert density.check(jax.random.key(0)) == ()
 
 
-def test_the_floor_around_what_is_taken_away_is_not_its_inside():
+def test_the_floor_around_a_negated_box_is_not_its_inside():
     """Samples around a box, on its flat floor: as flat as inside, and where a negation
-    wants them."""
+    should put them."""
     around = np.random.default_rng(0).uniform(-0.8, 0.8, (200, 2))
     around = around[(np.abs(around) > 0.52).any(1)][:64]
-    frame, floor = (
-        box([-0.8, -0.8], [0.8, 0.8], "frame"),
-        box([-1.1, -1.1], [1.1, 1.1], "floor"),
-    )
+    frame = box([-0.8, -0.8], [0.8, 0.8], "frame")
+    floor = box([-1.1, -1.1], [1.1, 1.1], "floor")
     factor = frame / cp.mixture([INNER, floor], weights=[0.99, 0.01]) ** 0.5
     assert not findings(factor, around)
     (finding,) = findings(factor, 0.5 * around)
@@ -194,71 +183,65 @@ def away(x, log_snr, c):
 
 
 CONDITIONED = learned(away, "score", COARSE, conditions=("c",), label="net")
-LEARNED, EXACT = CONDITIONED.given(c=0.0), normal([0.0, 0.0], schedule=COARSE)
+LEARNED = CONDITIONED.given(c=0.0)
+EXACT = normal([0.0, 0.0], schedule=COARSE)
 
 
 @pytest.mark.parametrize(
     ("far", "trained"), [(2.0, True), (7.0, True), (12.0, False), (40.0, False)]
 )
 def test_data_far_from_a_trained_prior(far, trained):
-    data, at = (
-        (lambda x: dist.Normal(x, 0.1), jnp.full(2, far)),
-        np.full((32, 2), 0.99 * far),
-    )
-    named = findings(LEARNED, at, program=measured, data=data)
-    assert [finding.code for finding in named] == (
-        [] if trained else ["out_of_training"]
-    )
+    data = (lambda x: dist.Normal(x, 0.1), jnp.full(2, far))
+    samples = np.full((32, 2), 0.99 * far)
+    named = findings(LEARNED, samples, program=measured, data=data)
+    expected = [] if trained else ["out_of_training"]
+    assert [finding.code for finding in named] == expected
     assert trained or "evaluated where it was never trained" in named[0].message
-    assert not findings(
-        EXACT, at, program=measured, data=data
-    )  # a closed form is right everywhere
+    # A closed form is right everywhere.
+    assert not findings(EXACT, samples, program=measured, data=data)
 
 
 @pytest.mark.parametrize(("at", "trained"), [(0.0, True), (1.5, True), (4.0, False)])
-def test_a_trained_divisor_is_asked_where_its_draws_are(at, trained):
-    """The bound on scores sees nothing at 4 deviations, the distance to draws does.
+def test_a_trained_divisor_is_evaluated_where_its_samples_are(at, trained):
+    """The bound on scores is not exceeded at 4 deviations, the distance to samples is.
     Closed forms divide anywhere."""
-    x, wide = (
-        at + np.random.default_rng(0).normal(size=(32, 2)) * 0.3,
-        law([0.0, 0.0], 1.0, "wide"),
-    )
+    x = at + np.random.default_rng(0).normal(size=(32, 2)) * 0.3
+    wide = law([0.0, 0.0], 1.0, "wide")
     named = [
         (finding.code, finding.divides)
         for finding in findings(wide**2 / LEARNED**0.5, x)
     ]
-    assert named == ([] if trained else [("out_of_training", True)])
+    expected = [] if trained else [("out_of_training", True)]
+    assert named == expected
     assert not findings(wide**2 / EXACT**0.5, x)
 
 
-def test_a_rare_part_of_a_divisor_is_looked_for_before_it_is_missing(monkeypatch):
-    """Samples on a floor that holds a twentieth of the divisor's draws."""
+def test_a_rare_part_of_a_divisor_is_sampled_again_before_it_is_missing(monkeypatch):
+    """Samples on a floor that holds a twentieth of the divisor's samples."""
+    logpdf = jax.scipy.stats.norm.logpdf
 
     def floored(x, log_snr):
-        alpha, variance = jnp.sqrt(jax.nn.sigmoid(log_snr)), jax.nn.sigmoid(-log_snr)
-        bump = (
-            jnp.log(0.95)
-            + jax.scipy.stats.norm.logpdf(
-                x, 0.0, jnp.sqrt(0.01 * alpha**2 + variance)
-            ).sum()
-        )
-        floor = (
-            jnp.log(0.05)
-            + jax.scipy.stats.norm.logpdf(
-                x, alpha * 2, jnp.sqrt(0.25 * alpha**2 + variance)
-            ).sum()
-        )
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        variance = jax.nn.sigmoid(-log_snr)
+        bump_sd = jnp.sqrt(0.01 * alpha**2 + variance)
+        bump = jnp.log(0.95) + logpdf(x, 0.0, bump_sd).sum()
+        floor_sd = jnp.sqrt(0.25 * alpha**2 + variance)
+        floor = jnp.log(0.05) + logpdf(x, alpha * 2, floor_sd).sum()
         return -jnp.sqrt(variance) * jnp.logaddexp(bump, floor)
 
     net = learned(floored, "energy", COARSE, label="floored")
     x = 2 + 0.3 * np.random.default_rng(0).normal(size=(32, 2))
-    named = lambda: sum(
-        any(f.divides for f in findings(WHOLE**2 / net**0.5, x, key))
-        for key in range(8)
-    )
-    assert named() == 0
+
+    def num_reports():
+        reported = 0
+        for seed in range(8):
+            named = findings(WHOLE**2 / net**0.5, x, seed)
+            reported += any(finding.divides for finding in named)
+        return reported
+
+    assert num_reports() == 0
     monkeypatch.setattr(tuning, "OVERLAP", tuning.OVERLAP._replace(rounds=1))
-    assert named() > 0
+    assert num_reports() > 0
 
 
 def test_a_run_under_such_a_divisor_gives_no_errors():
@@ -270,8 +253,8 @@ def test_a_run_under_such_a_divisor_gives_no_errors():
 
 
 def test_conditions_in_a_plate_that_contradict_one_another():
-    for apart, number in ((1.0, 0), (60.0, 1)):
-        values = np.stack([np.zeros(2), np.full(2, apart)])
+    for distance, number in ((1.0, 0), (60.0, 1)):
+        values = np.stack([np.zeros(2), np.full(2, distance)])
         named = findings(
             cp.product(CONDITIONED, over={"c": values}),
             np.tile(values.mean(0), (16, 1)),
@@ -281,18 +264,16 @@ def test_conditions_in_a_plate_that_contradict_one_another():
 
 
 def test_factors_of_one_name_are_two():
-    one, two = (box([a, -1.0], [a + 0.5, 1.0], "box") for a in (-1.0, 0.5))
-    assert found(one * two, np.zeros((16, 2))) == [("no_overlap", "box(x)")]
+    left, right = (box([a, -1.0], [a + 0.5, 1.0], "box") for a in (-1.0, 0.5))
+    assert codes(left * right, np.zeros((16, 2))) == [("no_overlap", "box(x)")]
 
 
 def test_a_quotient_of_narrow_factors_excludes_nothing():
-    """Samples 20 widths from both parts, which together are flat there; of one part
-    alone they are far."""
-    here, narrow, divided = (
-        law([1.0], 0.1, "here"),
-        law([0.0], 0.05, "narrow"),
-        law([0.0], 0.0501, "divided"),
-    )
+    """Samples are 20 widths from both factors, whose quotient is flat there; they are
+    far from one of them alone."""
+    here = law([1.0], 0.1, "here")
+    narrow = law([0.0], 0.05, "narrow")
+    divided = law([0.0], 0.0501, "divided")
     x = 1 + 0.1 * jax.random.normal(jax.random.key(0), (64, 1))
     assert not findings(here * narrow / divided, x, 1)
-    assert found(here * narrow, x, 1) == [("no_overlap", "narrow(x)")]
+    assert codes(here * narrow, x, 1) == [("no_overlap", "narrow(x)")]

@@ -11,17 +11,17 @@ from sampling_cases import modes, single
 def mixture(position: dict[str, np.ndarray]) -> np.ndarray:
     """log of ½ N(−m, I) + ½ N(m, I) with m = (5, 0, 0), up to a constant."""
     x = position["x"]
-    return np.logaddexp(
-        *(-0.5 * ((x - sign * np.array([5.0, 0, 0])) ** 2).sum(-1) for sign in (-1, 1))
-    )
+    mode = np.array([5.0, 0, 0])
+    left = -0.5 * ((x + mode) ** 2).sum(-1)
+    right = -0.5 * ((x - mode) ** 2).sum(-1)
+    return np.logaddexp(left, right)
 
 
 def test_the_depth_between_two_modes_is_that_at_the_middle():
     ends = np.array([[5.0, 0, 0], [5.0, 0, 0]])
     depth = barrier_depth(mixture, {"x": -ends}, {"x": ends})
-    at_end, at_middle = (
-        float(mixture({"x": np.array([[t, 0.0, 0.0]])})[0]) for t in (5.0, 0.0)
-    )
+    (at_end,) = mixture({"x": np.array([[5.0, 0.0, 0.0]])})
+    (at_middle,) = mixture({"x": np.zeros((1, 3))})
     assert depth == pytest.approx([at_end - at_middle] * 2)
 
 
@@ -29,10 +29,8 @@ def test_points_of_one_mode_have_none():
     a, b = np.random.default_rng(0).normal(size=(2, 500, 3)) + np.array([5.0, 0, 0])
     assert barrier_depth(lambda x: -0.5 * (x**2).sum(-1), a, b).max() <= 1e-9
     assert np.mean(barrier_depth(mixture, {"x": a}, {"x": b}) > 1) == 0
-    assert (
-        np.mean(barrier_depth(mixture, {"x": a}, {"x": b - np.array([10.0, 0, 0])}) > 1)
-        > 0.5
-    )
+    in_the_other_mode = {"x": b - np.array([10.0, 0, 0])}
+    assert np.mean(barrier_depth(mixture, {"x": a}, in_the_other_mode) > 1) > 0.5
 
 
 def test_an_end_without_density_has_no_depth():
@@ -45,10 +43,10 @@ def test_an_end_without_density_has_no_depth():
     assert inside[1] == 0
 
 
-def test_a_score_alone_knows_barriers():
-    """Two modes at ±2 in two numbers, from a score, beside what log-densities at 201
-    points of the way fall by: on the 11 that these take of themselves, the score's
-    integral loses the kink of log π between modes."""
+def test_barriers_from_a_score_alone():
+    """Two modes at ±2 in two entries: barriers from a score beside those of
+    log-densities at 201 points of the segment. On the 11 points that log-densities take
+    by default, the score's integral loses the kink of log π between modes."""
     law = cp.Analytic(
         modes([0.5, 0.5], [[-2.0, -2.0], [2.0, 2.0]], 0.5), cp.Schedule.log_snr(20)
     )
@@ -56,15 +54,12 @@ def test_a_score_alone_knows_barriers():
     def score(x, level):
         return law.evaluate(x, law.schedule.at(level), {})[1]
 
-    def fallen(a, b, steps=201):
-        way = np.linspace(a, b, steps)
-        values = log_densities(
-            cp.compile(single, law), {"x": way.reshape(-1, 2)}
-        ).reshape(steps, -1)
-        before, after = (
-            np.maximum.accumulate(values),
-            np.maximum.accumulate(values[::-1])[::-1],
-        )
+    def exact_depth(a, b, steps=201):
+        segment = np.linspace(a, b, steps)
+        values = log_densities(cp.compile(single, law), {"x": segment.reshape(-1, 2)})
+        values = values.reshape(steps, -1)
+        before = np.maximum.accumulate(values)
+        after = np.maximum.accumulate(values[::-1])[::-1]
         return (np.minimum(before, after) - values).max(0)
 
     scored = cp.Diffusion(
@@ -74,4 +69,4 @@ def test_a_score_alone_knows_barriers():
     for shift, depth in ((0.0, 0.0), (4.0, 14.5)):
         found = barriers(cp.compile(single, scored))({"x": a - 2}, {"x": b - 2 + shift})
         assert abs(np.median(found) - depth) < 1
-        np.testing.assert_allclose(found, fallen(a - 2, b - 2 + shift), atol=0.6)
+        np.testing.assert_allclose(found, exact_depth(a - 2, b - 2 + shift), atol=0.6)

@@ -20,12 +20,9 @@ SCHEDULE = cp.Schedule.log_snr(9, min=-8.0, max=11.0)
 
 
 def noises():
-    """From little noise to much; of schedules made anew, in the precision of the
-    test."""
-    vp, ve = (
-        cp.Schedule.log_snr(9, min=-8.0, max=11.0),
-        cp.Schedule.edm(9, sigma_min=0.005, sigma_max=10.0),
-    )
+    """Noises from little to much, of new schedules in the precision of the test."""
+    vp = cp.Schedule.log_snr(9, min=-8.0, max=11.0)
+    ve = cp.Schedule.edm(9, sigma_min=0.005, sigma_max=10.0)
     return vp.at(0), vp.at(4), vp.at(8), ve.at(0), ve.at(5)
 
 
@@ -38,8 +35,8 @@ def boxes():
     return dist.MixtureGeneral(mixing(), parts, support=dist.constraints.real)
 
 
-# a closed form at every level; and the same law, or the parts of a mixture and their
-# shares
+# Laws with a closed form at every level; and the same law in SciPy, or the components
+# of a mixture by their shares.
 CLOSED = {
     "normal": (lambda: dist.Normal(0.3, 0.4), stats.norm(0.3, 0.4)),
     "uniform": (lambda: dist.Uniform(-0.5, 1.0), stats.uniform(-0.5, 1.5)),
@@ -101,8 +98,8 @@ LAWS = CLOSED | BOUNDED
 
 
 def points(alpha, sigma):
-    """Inside, at a wall, and outside of it by a few and by many standard deviations of
-    the noise."""
+    """Points inside, at a wall, and outside of it by a few and by many standard
+    deviations of the noise."""
     return np.concatenate(
         [
             alpha * np.array([0.02, 0.3, 1.4, 4.0, -0.4]),
@@ -113,44 +110,54 @@ def points(alpha, sigma):
 
 def convolution(law, x, alpha, sigma):
     """log f and its slope at one x, by 20-point Gauss–Legendre on very many pieces; of
-    a mixture, by its parts."""
+    a mixture, by its components."""
     if isinstance(law, dict):
-        values, slopes = np.array(
-            [convolution(part, x, alpha, sigma) for part in law.values()]
-        ).T
+        components = [convolution(part, x, alpha, sigma) for part in law.values()]
+        values, slopes = np.array(components).T
         logs = np.log(list(law)) + values
         return special.logsumexp(logs), special.softmax(logs) @ slopes
-    low, high = law.support()
-    scale = min(law.std(), 10.0) if np.isfinite(law.std()) else 1.0
-    steps = np.geomspace(1e-14, 60.0, 160) * scale
-    near = x / alpha + sigma / alpha * np.linspace(-12.0, 12.0, 49)
-    middle = law.median()
-    edges = [middle + steps, middle - steps, near]
-    edges += [low + steps] if np.isfinite(low) else []
-    edges += [high - steps] if np.isfinite(high) else []
-    edges += [[low + 1e4 * scale]] if not np.isfinite(high) and np.isfinite(low) else []
-    reach = scale * (1e4 if law.dist.name == "t" else 60)
-    edges = np.unique(
-        np.clip(
-            np.concatenate(edges),
-            max(low, middle - reach),
-            min(high, middle + 1e4 * scale),
-        )
-    )
+    edges = pieces(law, x, alpha, sigma)
     z, w = np.polynomial.legendre.leggauss(20)
-    half, centre = np.diff(edges)[:, None] / 2, (edges[1:] + edges[:-1])[:, None] / 2
-    u, weights = (centre + half * z).ravel(), (half * w).ravel()
+    half = np.diff(edges)[:, None] / 2
+    centre = (edges[1:] + edges[:-1])[:, None] / 2
+    u = (centre + half * z).ravel()
+    weights = (half * w).ravel()
     with np.errstate(divide="ignore", invalid="ignore"):
         joint = np.log(weights) + law.logpdf(u) - 0.5 * ((x - alpha * u) / sigma) ** 2
-    u, joint = u[np.isfinite(joint)], joint[np.isfinite(joint)]  # not at the very walls
+    finite = np.isfinite(joint)  # not at the very walls
+    u = u[finite]
+    joint = joint[finite]
     top = joint.max()
     shares = np.exp(joint - top)
     value = top + np.log(shares.sum()) - np.log(sigma) - 0.5 * np.log(2 * np.pi)
     return value, np.sum(shares * (alpha * u - x)) / shares.sum() / sigma**2
 
 
+def pieces(law, x, alpha, sigma):
+    """Ends of pieces of a law's support, dense at its middle, at its walls, and where x
+    came from."""
+    low, high = law.support()
+    scale = min(law.std(), 10.0) if np.isfinite(law.std()) else 1.0
+    steps = np.geomspace(1e-14, 60.0, 160) * scale
+    near = x / alpha + sigma / alpha * np.linspace(-12.0, 12.0, 49)
+    middle = law.median()
+    edges = [middle + steps, middle - steps, near]
+    if np.isfinite(low):
+        edges.append(low + steps)
+    if np.isfinite(high):
+        edges.append(high - steps)
+    elif np.isfinite(low):
+        edges.append([low + 1e4 * scale])
+    reach = 60 * scale
+    if law.dist.name == "t":
+        reach = 1e4 * scale
+    begin = max(low, middle - reach)
+    end = min(high, middle + 1e4 * scale)
+    return np.unique(np.clip(np.concatenate(edges), begin, end))
+
+
 SLOW = ("left-truncated", "right-truncated", "inverse gamma", "Weibull")
-"""Laws whose rules are those of the others."""
+"""Laws that take the same code as the others."""
 
 
 @functools.cache
@@ -158,39 +165,43 @@ def evaluator(name):
     """log f and its slope at many x under one noise; compiled once for all tests of a
     precision."""
     schedule = cp.Schedule.log_snr(2)
-    return jax.jit(
-        jax.vmap(
-            lambda x, noise: cp.Analytic(LAWS[name][0](), schedule).evaluate(
-                x, noise, {}
-            ),
-            (0, None),
-        )
-    )
+
+    def evaluate(x, noise):
+        return cp.Analytic(LAWS[name][0](), schedule).evaluate(x, noise, {})
+
+    return jax.jit(jax.vmap(evaluate, (0, None)))
 
 
 @pytest.mark.parametrize(
-    "name", [slow(name) if name in SLOW else name for name in LAWS]
+    "name", [name for name in LAWS if name not in SLOW] + [slow(name) for name in SLOW]
 )
 def test_noised_densities_are_convolutions(name, double_alone):
     """The density and the score, from which the Tweedie mean (x + σ²·score)/α
     follows."""
-    evaluate, law = evaluator(name), LAWS[name][1]
-    of_value, of_score = (
-        ((1e-7, 1e-7), (1e-5, 5e-8)) if name in CLOSED else ((1e-5, 2e-6), (1e-4, 2e-5))
-    )
+    evaluate = evaluator(name)
+    law = LAWS[name][1]
+    if name in CLOSED:
+        of_value = (1e-7, 1e-7)
+        of_score = (1e-5, 5e-8)
+    else:
+        of_value = (1e-5, 2e-6)
+        of_score = (1e-4, 2e-5)
     for noise in noises():
-        alpha, sigma = float(noise.alpha), float(noise.sigma)
+        alpha = float(noise.alpha)
+        sigma = float(noise.sigma)
         x = points(alpha, sigma)
         value, score = evaluate(x, noise)
-        wanted = np.array([convolution(law, at, alpha, sigma) for at in x]).T
-        likely = wanted[0] > -80
-        np.testing.assert_allclose(value[likely], wanted[0][likely], *of_value)
+        exact = np.array([convolution(law, at, alpha, sigma) for at in x])
+        exact_value, exact_score = exact.T
+        likely = exact_value > -80
+        np.testing.assert_allclose(value[likely], exact_value[likely], *of_value)
         np.testing.assert_allclose(
-            score[likely] * sigma, wanted[1][likely] * sigma, *of_score
+            score[likely] * sigma, exact_score[likely] * sigma, *of_score
         )
+        # Elsewhere the score leads back.
         np.testing.assert_array_equal(
-            np.sign(score[~likely]), np.sign(wanted[1][~likely])
-        )  # elsewhere it leads back
+            np.sign(score[~likely]), np.sign(exact_score[~likely])
+        )
 
 
 @pytest.mark.parametrize(
@@ -205,26 +216,25 @@ def test_noised_densities_are_convolutions(name, double_alone):
     ],
 )
 def test_single_precision_takes_enough_of_its_fewer_nodes(name):
-    """Where a point is likely, and the noise is not so small that x itself has too few
+    """At likely points, and at noises that are not so small that x itself has too few
     digits."""
-    evaluate, law = evaluator(name), LAWS[name][1]
+    evaluate = evaluator(name)
+    law = LAWS[name][1]
     for noise in noises()[1:3] + noises()[4:]:
-        alpha, sigma = float(noise.alpha), float(noise.sigma)
+        alpha = float(noise.alpha)
+        sigma = float(noise.sigma)
         x = points(alpha, sigma)
         value, score = evaluate(x, noise)
         assert value.dtype == jnp.float32
-        wanted = np.array(
-            [
-                convolution(law, at, alpha, sigma)
-                for at in x.astype(np.float32).astype(float)
-            ]
-        ).T
-        likely = wanted[0] > -15
+        rounded = x.astype(np.float32).astype(float)
+        exact = np.array([convolution(law, at, alpha, sigma) for at in rounded])
+        exact_value, exact_score = exact.T
+        likely = exact_value > -15
         np.testing.assert_allclose(
-            value[likely], wanted[0][likely], rtol=2e-5, atol=5e-5
+            value[likely], exact_value[likely], rtol=2e-5, atol=5e-5
         )
         np.testing.assert_allclose(
-            score[likely] * sigma, wanted[1][likely] * sigma, rtol=2e-4, atol=2e-4
+            score[likely] * sigma, exact_score[likely] * sigma, rtol=2e-4, atol=2e-4
         )
 
 
@@ -245,84 +255,78 @@ def test_far_away_and_much_noised_nothing_is_nan(name):
     than its distance is rounded."""
     far = 1e4 if name in BOUNDED else 60.0
     for noise in map(cp.Schedule.log_snr(9, min=-20.0, max=11.0).at, range(9)):
-        away, others = (
-            noise.sigma * np.array([-far, far, -60.0]),
-            np.array([50.0, 0.0, 3.0, -5.0, -30.0, 40.0]),
-        )
-        for found in evaluator(name)(np.append(away, others), noise):
-            assert np.all(np.isfinite(found))
+        away = noise.sigma * np.array([-far, far, -60.0])
+        others = np.array([50.0, 0.0, 3.0, -5.0, -30.0, 40.0])
+        value, score = evaluator(name)(np.append(away, others), noise)
+        assert np.all(np.isfinite(value))
+        assert np.all(np.isfinite(score))
 
 
 def test_a_prior_that_lies_at_its_walls_under_wide_noise(double_alone):
     """Beta of 0.1 and 0.1, whose density falls by e over ten units of the logit; by
     200,000 points of it."""
     z = np.linspace(-500, 500, 200_001)
-    log_q = 0.1 * (special.log_expit(z) + special.log_expit(-z)) - special.betaln(
-        0.1, 0.1
-    )
+    log_q = 0.1 * (special.log_expit(z) + special.log_expit(-z))
+    log_q = log_q - special.betaln(0.1, 0.1)
     noise = SCHEDULE.at(5)
-    x, alpha, sigma = (
-        np.array([-50.0, 0.3, 90.0]),
-        float(noise.alpha),
-        float(noise.sigma),
-    )
-    log_joint = log_q + stats.norm.logpdf(
-        x[:, None] * sigma / 25, alpha * special.expit(z), sigma
-    )
-    wanted = special.logsumexp(log_joint, axis=1) + np.log(z[1] - z[0])
+    alpha = float(noise.alpha)
+    sigma = float(noise.sigma)
+    x = np.array([-50.0, 0.3, 90.0]) * sigma / 25
+    log_joint = log_q + stats.norm.logpdf(x[:, None], alpha * special.expit(z), sigma)
+    exact = special.logsumexp(log_joint, axis=1) + np.log(z[1] - z[0])
     prior = cp.Analytic(dist.Beta(0.1, 0.1), SCHEDULE).at(noise)
-    np.testing.assert_allclose(
-        jax.jit(jax.vmap(prior.log_prob))(jnp.asarray(x * sigma / 25, float)),
-        wanted,
-        atol=1e-9,
-    )
+    log_density = jax.jit(jax.vmap(prior.log_prob))(jnp.asarray(x, float))
+    np.testing.assert_allclose(log_density, exact, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["log-normal", "Student's t", "beta"])
 def test_second_derivatives_of_many_values_keep_no_array_over_nodes(
     name, double_alone, monkeypatch
 ):
-    """In a prior's two parameters and the value; against differences of the
+    """Derivatives by a prior's two parameters and the value, against differences of the
     gradient."""
     laws = {
         "log-normal": dist.LogNormal,
         "Student's t": lambda a, b: dist.StudentT(4.0, a, b),
         "beta": dist.Beta,
     }
-    schedule, x = SCHEDULE, jnp.linspace(0.1, 1.0, 500)
+    x = jnp.linspace(0.1, 1.0, 500)
 
     def log_prob(parameters):
         a, b, by = parameters
-        prior = cp.Analytic(laws[name](a, b).expand(x.shape), schedule)
-        return jnp.sum(prior.at(schedule.at(4)).log_prob(x + by))
+        prior = cp.Analytic(laws[name](a, b).expand(x.shape), SCHEDULE)
+        return jnp.sum(prior.at(SCHEDULE.at(4)).log_prob(x + by))
 
     at = jnp.array([0.7, 0.9, 0.05])
     compiled = jax.jit(jax.hessian(log_prob)).lower(at).compile()
-    gradient, steps = jax.jit(jax.grad(log_prob)), 1e-5 * jnp.eye(3)
+    gradient = jax.jit(jax.grad(log_prob))
+    steps = 1e-5 * jnp.eye(3)
     differences = [(gradient(at + step) - gradient(at - step)) / 2e-5 for step in steps]
     np.testing.assert_allclose(compiled(at), differences, rtol=1e-6, atol=1e-6 * x.size)
     few, many = tuning.QUADRATURE.nodes
     monkeypatch.setattr(
         tuning, "QUADRATURE", tuning.QUADRATURE._replace(nodes=(few, 4 * many))
     )
+    # A new function, which JAX traces anew, with the other number of nodes.
     more = jax.jit(lambda at: jax.hessian(log_prob)(at)).lower(at).compile()
     sizes = [run.memory_analysis().temp_size_in_bytes for run in (compiled, more)]
     assert sizes[1] - sizes[0] < 3 * many * x.nbytes
 
 
 def test_a_noised_cauchy_distribution_is_voigts(double_alone):
-    noised = lambda x, noise, scale: cp.Analytic(
-        dist.Cauchy(0.3, scale), SCHEDULE
-    ).evaluate(x, noise, {})
+    def noised(x, noise, scale):
+        factor = cp.Analytic(dist.Cauchy(0.3, scale), SCHEDULE)
+        return factor.evaluate(x, noise, {})
+
     evaluate = jax.jit(jax.vmap(noised, (0, None, None)))
     for scale, noise in itertools.product((1e-3, 0.1, 5.0), noises()):
-        alpha, sigma = float(noise.alpha), float(noise.sigma)
+        alpha = float(noise.alpha)
+        sigma = float(noise.sigma)
         x = np.array([-900.0, -20.0, -1.0, 0.0, 0.3 * alpha, 2.0, 1e4])
         value, score = evaluate(x, noise, scale)
         away = x - 0.3 * alpha
-        np.testing.assert_allclose(
-            value, np.log(special.voigt_profile(away, sigma, alpha * scale)), rtol=1e-6
-        )
+        exact = np.log(special.voigt_profile(away, sigma, alpha * scale))
+        np.testing.assert_allclose(value, exact, rtol=1e-6)
         assert np.all(score[away != 0] * away[away != 0] < 0)
 
 
@@ -362,7 +366,8 @@ def test_the_posterior_of_ninety_observations_under_a_box_is_finite_everywhere()
 
         return jax.value_and_grad(log_density)(x)
 
-    sigma, alpha = np.asarray(schedule.sigma), np.asarray(schedule.alpha)
+    sigma = np.asarray(schedule.sigma)
+    alpha = np.asarray(schedule.alpha)
     for x in (
         0.3 * alpha,
         -alpha,
@@ -371,8 +376,9 @@ def test_the_posterior_of_ninety_observations_under_a_box_is_finite_everywhere()
         alpha + 8 * sigma,
         np.full(40, 30.0),
     ):
-        for found in composed(x, schedule.levels):
-            assert np.all(np.isfinite(found))
+        value, score = composed(x, schedule.levels)
+        assert np.all(np.isfinite(value))
+        assert np.all(np.isfinite(score))
 
 
 COVARIANCE = np.array([[0.5, 0.3], [0.3, 0.4]])
@@ -380,7 +386,7 @@ POINTS = np.array([[0.0, 0.0], [1.0, -1.0], [0.4, 2.0]])
 
 
 def bivariate():
-    """name → (the law, its components as (weight, mean, covariance))."""
+    """Laws by name: (the law, its components as (weight, mean, covariance))."""
     mvn = [
         dist.MultivariateNormal(jnp.array(m), jnp.array(COVARIANCE))
         for m in ([0.0, 1.0], [-1.0, 0.0])
@@ -420,7 +426,8 @@ def test_bivariate_marginals(name, double_alone):
     value_and_score = jax.jit(cp.compile(single, f).value_and_score)
     assert f.event_shape == (2,)
     for level in (2, 5, 8):
-        alpha, sigma = float(SCHEDULE.alpha[level]), float(SCHEDULE.sigma[level])
+        alpha = float(SCHEDULE.alpha[level])
+        sigma = float(SCHEDULE.sigma[level])
         noised = [
             (w, alpha * np.asarray(m), alpha**2 * np.asarray(c) + sigma**2 * np.eye(2))
             for w, m, c in components
@@ -429,12 +436,24 @@ def test_bivariate_marginals(name, double_alone):
         value, score = value_and_score({"x": x}, level)
         np.testing.assert_allclose(value, np.log(gaussian_pdf(noised, x)), rtol=1e-8)
         h = 1e-5 * sigma
-        slope = [
-            np.log(gaussian_pdf(noised, x + h * e) / gaussian_pdf(noised, x - h * e))
-            / (2 * h)
-            for e in np.eye(2)
-        ]
+        slope = []
+        for e in np.eye(2):
+            ratio = gaussian_pdf(noised, x + h * e) / gaussian_pdf(noised, x - h * e)
+            slope.append(np.log(ratio) / (2 * h))
         np.testing.assert_allclose(score["x"], slope, rtol=1e-4, atol=1e-4)
+
+
+def law_and_moments(name):
+    """A law, and share, mean and variance of each of its components."""
+    if name in LAWS:
+        make, clean = LAWS[name]
+        components = clean.items() if isinstance(clean, dict) else [(1.0, clean)]
+        return make(), [(share, part.mean(), part.var()) for share, part in components]
+    law, components = bivariate()[name]
+    return law, [
+        (share, np.asarray(mean), np.diag(covariance))
+        for share, mean, covariance in components
+    ]
 
 
 @pytest.mark.parametrize(
@@ -444,18 +463,10 @@ def test_bivariate_marginals(name, double_alone):
 def test_draws_have_the_moments_of_noised_data(name, double_alone):
     """`at(noise)` draws α·X + σ·ε: its mean and variance are α·E X and α²·Var X +
     σ²."""
-    if name in LAWS:
-        law, clean = LAWS[name][0](), LAWS[name][1]
-        parts = clean.items() if isinstance(clean, dict) else [(1.0, clean)]
-        parts = [(share, part.mean(), part.var()) for share, part in parts]
-    else:
-        law, parts = bivariate()[name]
-        parts = [
-            (share, np.asarray(mean), np.diag(covariance))
-            for share, mean, covariance in parts
-        ]
-    mean = sum(share * mean for share, mean, _ in parts)
-    spread = sum(share * (variance + at**2) for share, at, variance in parts) - mean**2
+    law, moments = law_and_moments(name)
+    mean = sum(share * mean for share, mean, _ in moments)
+    square = sum(share * (variance + mean**2) for share, mean, variance in moments)
+    spread = square - mean**2
     n = 40_000
     for level in (2, 7):
         noise = SCHEDULE.at(level)
@@ -485,7 +496,7 @@ def test_boxes_keep_their_digits(x64):
                 mass, mean = tilted(middle, width)
                 np.testing.assert_allclose(value, mass, rtol=digits, atol=digits)
                 # d/dm log mass = −E[z] under the truncated normal, here to the size of
-                # z
+                # z.
                 np.testing.assert_allclose(
                     slope, -mean, rtol=digits, atol=digits * max(1.0, abs(middle))
                 )
@@ -494,31 +505,36 @@ def test_boxes_keep_their_digits(x64):
 def tilted(middle, width):
     """log ∫ φ and E[z] over an interval, by quadrature about its most probable
     point."""
-    low, high = middle - width / 2, middle + width / 2
+    low = middle - width / 2
+    high = middle + width / 2
     top = min(max(0.0, low), high)
     reach = 40.0 / max(1.0, abs(top))
-    a, b = max(low, top - reach), min(high, top + reach)
+    a = max(low, top - reach)
+    b = min(high, top + reach)
     nodes, weights = np.polynomial.legendre.leggauss(200)
-    z, weights = 0.5 * (a + b) + 0.5 * (b - a) * nodes, 0.5 * (b - a) * weights
+    z = 0.5 * (a + b) + 0.5 * (b - a) * nodes
+    weights = 0.5 * (b - a) * weights
     density = np.exp(0.5 * (top - z) * (top + z))
     mass = weights @ density
-    return np.log(mass) - 0.5 * top**2 - 0.5 * np.log(2 * np.pi), (
-        weights * density
-    ) @ z / mass
+    log_mass = np.log(mass) - 0.5 * top**2 - 0.5 * np.log(2 * np.pi)
+    return log_mass, (weights * density) @ z / mass
 
 
 def test_a_prior_of_several_entries_is_one_event(double_alone):
     law = dist.Independent(dist.Beta(jnp.array([2.0, 3.0]), 1.5), 1)
     f = cp.Analytic(law, SCHEDULE)
     each = [cp.Analytic(dist.Beta(a, 1.5), SCHEDULE) for a in (2.0, 3.0)]
-    noise, x = SCHEDULE.at(4), jnp.array([0.3, 0.8])
+    noise = SCHEDULE.at(4)
+    x = jnp.array([0.3, 0.8])
     assert f.event_shape == (2,)
-    whole, *parts = jax.jit(
-        lambda: [
-            g.at(noise).log_prob(at) for g, at in [(f, x), *zip(each, x, strict=True)]
-        ]
-    )()
-    np.testing.assert_allclose(whole, sum(parts), rtol=1e-5)
+
+    @jax.jit
+    def log_densities():
+        pairs = [(f, x), *zip(each, x, strict=True)]
+        return [factor.at(noise).log_prob(value) for factor, value in pairs]
+
+    joint, *of_entries = log_densities()
+    np.testing.assert_allclose(joint, sum(of_entries), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(), (2, 3, 1)])

@@ -113,6 +113,7 @@ class TopLaw(eqx.Module):
 
     def log_normaliser(self, sigma: Float[Array, ""]) -> Float[Array, ""]:
         """log ∫F; NaN where a factor's constant is unknown."""
+        # ∫ exp(−½·power·x²/σ²) dx = √(2πσ²/power) for each entry.
         logs = [
             jnp.sum(0.5 * jnp.log(2 * jnp.pi * sigma**2 / power))
             for power in self.power.values()
@@ -242,6 +243,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
     evaluator: Evaluates
     top: TopLaw
     sites: dict[str, SiteInfo]
+    # Static, as kernels and samplers branch on them while they are traced.
     capabilities: frozenset[str] = eqx.field(static=True)
     described: Described = eqx.field(static=True)
 
@@ -440,6 +442,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
         """
         check_key(key)
         latents = self._latents(samples)
+        # A key for each sample: the evaluator draws for one chain.
         number = len(next(iter(latents.values())))
         keys = jax.random.split(key, number)
         return over_chains(self.evaluator.observed, latents, keys)
@@ -534,6 +537,8 @@ class AnnealedDensity(NotPickled, eqx.Module):
                 where=self.described.where,
                 fix="use cp.infer, or models trained with an energy parameterization.",
             )
+        # The normaliser that depends on a held site is not a part of log π, so that
+        # moves of the site would sample another law.
         held = [name for name, site in self.sites.items() if site.kind == "held"]
         if held:
             raise DoublyIntractableError(
@@ -659,6 +664,7 @@ class NumPyroPotential:
         """
         check_count(num_chains, "num_chains")
 
+        # Unit noise in place of level 0's, which would put all chains at one place.
         @jax.jit
         def start(key: Array) -> Position:
             return self.density._from_noise(key, self.level, jnp.ones(()))

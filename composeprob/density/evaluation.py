@@ -106,6 +106,7 @@ class Evaluation(eqx.Module):
             outside = self.wall.outside
         if self.log_density is None:
             return outside
+        # A factor of bounded support is 0 outside of it without a wall.
         return outside | jnp.isneginf(self.log_density)
 
     @property
@@ -129,6 +130,7 @@ class Evaluation(eqx.Module):
 
     def with_gradients(self, gradients: Iterable[Position]) -> Evaluation:
         """Replace `gradients` by others."""
+        # In the order of `gradients`; the second is there where a closed form is.
         score, *remaining_scores = gradients
         closed_form = self.closed_form
         if closed_form is not None:

@@ -97,6 +97,7 @@ def check_evaluations(
     density: AnnealedDensity, num_chains: int = tuning.PILOT.chains
 ) -> int:
     """Count the evaluations of the factors by `check`, over all of its chains."""
+    # One evaluation a step of the pilot, and one at each level for its samples.
     pilot = tuning.PILOT.steps * len(_spaced_levels(density, tuning.PILOT.levels))
     noised_levels = _spaced_levels(density, tuning.OVERLAP.levels, noisiest=False)
     return num_chains * (pilot + len(noised_levels))
@@ -140,6 +141,7 @@ def agreement(
     of every sample.
     """
     experts = density.described.experts
+    # At the noisiest level all noised marginals are one, and nothing can disagree.
     levels = _spaced_levels(density, num_levels, noisiest=False)
     statistics = jax.tree.map(
         np.asarray, _expert_statistics(density, positions, jnp.asarray(levels), key)
@@ -200,6 +202,7 @@ def _expert_statistics(
 
         return jax.vmap(chain_statistics)(moved)
 
+    # One level after another: all at once would take as many times the memory.
     return jax.lax.map(level_statistics, levels)
 
 
@@ -321,6 +324,7 @@ def _disagreements(
                 others.append(other.name)
             if other.power < 0:
                 divisor_shares.append(shares[j])
+        # A factor of several conditions may disagree with itself.
         if expert.power <= 0 or not (others or expert.rows > 1):
             continue
         worst = int(shares[i].argmax())
@@ -434,6 +438,7 @@ def _untrained_divisors(
     samples."""
     for i, expert in enumerate(density.described.experts):
         size = math.prod(density.sites[expert.site].shape)
+        # Distances between events are those between values of the site.
         sees_whole_site = expert.dimension == size and expert.rows == 1
         if expert.power >= 0 or not expert.trained or not sees_whole_site:
             continue

@@ -51,6 +51,7 @@ def barriers(density: AnnealedDensity) -> Callable[[Position, Position], np.ndar
         num_segments = len(jax.tree.leaves(a)[0])
         slopes = in_blocks(partial(_slopes, density), (points, directions))
         slopes = slopes.reshape(-1, num_segments)
+        # The trapezoidal rule: differences of log π between neighbours on a segment.
         rises = 0.5 * (slopes[1:] + slopes[:-1]) / (len(slopes) - 1)
         return _deepest(np.concatenate([0 * slopes[:1], rises]).cumsum(0))
 
@@ -124,6 +125,7 @@ def _along(start: ArrayLike, end: ArrayLike, inner: int = 9) -> np.ndarray:
     start = np.asarray(start)
     end = np.asarray(end)
     t = (np.arange(inner + 2) / (inner + 1)).astype(start.dtype)
+    # Points lead segments: a reshape to (m + 2, n) tells them apart again.
     t = t.reshape(-1, *[1] * start.ndim)
     return ((1 - t) * start + t * end).reshape(-1, *start.shape[1:])
 

@@ -120,6 +120,7 @@ def product(
             fix="write cp.product(f, g), or cp.product(*factors) of a list.",
         )
     shape = common_shape("A product", factors)
+    # All factors have the power 1; `power` makes a product of one factor.
     ones = (1.0,) * len(factors)
     combined = Product(factors=factors, numbers=ones, event_shape=shape)
     if over is None and block is None:
@@ -127,6 +128,7 @@ def product(
     factor = factors[0] if len(factors) == 1 else combined
     columns, count = _columns("cp.product", factor, over, block)
     member, plate = _in_plate(factor, columns, count, block)
+    # The product of one factor is the factor.
     if plate is None:
         return member
     return Product(
@@ -272,6 +274,7 @@ def _mixture_over_data(
         "weights=[…])",
     )
     kept = np.flatnonzero(np.isfinite(numbers.logs))
+    # Values without a share are not evaluated.
     if len(kept) < count:
         columns = jax.tree.map(lambda column: column[kept], columns)
     member, plate = _in_plate(factor, columns, len(kept), block)
@@ -373,6 +376,7 @@ def _weights(
     Refuse factors that cannot be mixed with them. ``calibrated`` is the code for
     components with known normalisers.
     """
+    # log Σ_i w_i·f_i needs the heights of the f_i, which scores do not have.
     for factor in factors:
         for leaf in leaves(factor):
             if "energy" not in leaf.capabilities:
@@ -513,6 +517,7 @@ def _with_columns(leaf: LeafFactor, columns: Columns, count: int) -> LeafFactor:
         first = leaf.given(**_row(columns_of_leaf, 0))
         values = {name: jnp.asarray(column) for name, column in columns_of_leaf.items()}
     else:
+        # Values are encoded and checked now, also where a program is being traced.
         with jax.ensure_compile_time_eval():
             rows = [leaf.given(**_row(columns_of_leaf, i)) for i in range(count)]
             first = rows[0]
@@ -622,6 +627,7 @@ def _column(value: object) -> PyTree[Array]:
         try:
             return jnp.asarray(value)
         except (TypeError, ValueError):
+            # Texts, or values of different shapes: `given` encodes one at a time.
             column = np.empty(len(value), object)
             column[:] = value
             return column

@@ -48,7 +48,7 @@ class Analytic(LeafFactor):
         label: the name to show.
 
     Raises:
-        WrongTypeError: a distribution whose noised marginal is not known here.
+        WrongTypeError: a distribution without a noised marginal here.
         InvalidValueError: NaN among its parameters or points.
 
     Example:
@@ -150,6 +150,7 @@ def noised(distribution: dist.Distribution, noise: Noise) -> dist.Distribution:
                 distribution.mixing_distribution, components, support=support
             )
         case dist.Normal():
+            # Variances of independent terms add up.
             loc = alpha * jnp.asarray(distribution.loc)
             scale = alpha * jnp.asarray(distribution.scale)
             return dist.Normal(loc, jnp.sqrt(scale**2 + sigma**2))
@@ -161,6 +162,7 @@ def noised(distribution: dist.Distribution, noise: Noise) -> dist.Distribution:
             covariance = clean + added
             return WhitenedNormal(alpha * jnp.asarray(distribution.loc), covariance)
         case _ if log_noised(distribution) is not None:
+            # Bounds and heavy tails, in one dimension.
             return Noised(distribution, alpha, sigma)
         case dist.TransformedDistribution() if _is_affine(distribution):
             return _moved(distribution, noise)
@@ -196,6 +198,7 @@ def _moved(distribution: dist.Distribution, noise: Noise) -> dist.Distribution:
     """
     loc = jnp.zeros(())
     scale = jnp.ones(())
+    # The composition of all transformations, the first one innermost.
     for transform in distribution.transforms:
         loc = transform.loc + transform.scale * loc
         scale = transform.scale * scale

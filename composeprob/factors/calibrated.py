@@ -98,6 +98,7 @@ class Calibrated(LeafFactor, _Calibration):
     base: LeafFactor
 
     def __init__(self, factor: LeafFactor, tables: Mapping[str, ArrayLike]):
+        # The conditions are held here, beside the tables, and not by the base.
         self.base = factor.holding({})
         self.schedule = factor.schedule
         self.event_shape = factor.event_shape
@@ -124,6 +125,7 @@ class Calibrated(LeafFactor, _Calibration):
         raise _too_late(self.label, conditions)
 
     def call_conditions(self) -> dict[str, Array]:
+        # Standard errors are reported, and do not enter an evaluation.
         needed = {name: v for name, v in self.fixed.items() if name != ERROR}
         return {**self.base.call_conditions(), **needed}
 

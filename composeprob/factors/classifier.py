@@ -77,6 +77,7 @@ class Classifier(LeafFactor):
         """Return the classifier for events of this shape; refuse a shape that it was
         not declared for."""
         if self.event_shape is None:
+            # A new one, as its classes can be counted only now.
             return Classifier(
                 self.network,
                 self.schedule,

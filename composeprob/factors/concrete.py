@@ -38,6 +38,7 @@ class NumberRequest(NamedTuple):
 
 def number_request(error: Exception) -> NumberRequest:
     """Return the operation behind one of the errors `NOT_CONCRETE`."""
+    # The innermost frame, where the number was needed.
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

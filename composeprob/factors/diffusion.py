@@ -326,6 +326,7 @@ class Diffusion(LeafFactor):
 
     def _check_range(self, log_snr_range: tuple[float, float]) -> tuple[float, float]:
         low, high = (float(end) for end in log_snr_range)
+        # A schedule's ends are rounded to single precision.
         lowest_level, highest_level = self.log_snr_range
         if not low <= lowest_level + 1e-3 or not highest_level - 1e-3 <= high:
             raise InvalidValueError(
@@ -409,7 +410,7 @@ class Diffusion(LeafFactor):
         self, x: Float[Array, "*event"], noise: Noise, conditions: Mapping[str, Array]
     ) -> tuple[Float[Array, ""] | None, Float[Array, "*event"]]:
         given = dict(conditions)
-        weights = given.pop(WEIGHTS, 1.0)
+        weights = given.pop(WEIGHTS, 1.0)  # of a tapestry, else 1
         if self.parameterization in SCORES:
             score = SCORES[self.parameterization]
             return None, weights * score(self.output(x, noise, given), x, noise)
@@ -417,6 +418,7 @@ class Diffusion(LeafFactor):
 
         def log_density(point: Array) -> Array:
             output, beside = with_number(self.output(point, noise, given))
+            # log f = −E/σ, as ∇ₓE matches the noise ε and the score is −ε/σ.
             return -jnp.sum(weights * energy(output, point)) / noise.sigma + beside
 
         return jax.value_and_grad(log_density)(x)
@@ -426,6 +428,7 @@ class Diffusion(LeafFactor):
     ) -> PyTree[Array]:
         """Return the network's output for one event at this noise."""
         network = self.network
+        # Gradients then store what is costly alone, and compute the rest again.
         if self.remat:
             network = eqx.filter_checkpoint(network, policy=costly)
         return network(x, self.time_at(noise), **conditions)

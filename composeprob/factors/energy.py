@@ -70,6 +70,7 @@ class Energy(LeafFactor):
                 fix="pass a function that returns a log-density up to a constant, a "
                 "scalar.",
             )
+        # The name of a lambda is "<lambda>".
         self.label = label or getattr(fn, "__name__", type(fn).__name__).strip("<>")
         self.fn = check_finite(as_network(fn), f"The function of factor '{self.label}'")
         self.schedule = schedule
@@ -109,6 +110,8 @@ class Energy(LeafFactor):
 
     @property
     def traits(self) -> Traits:
+        # A function of the level is not the noised marginal of its level 0, and it has
+        # the levels of its schedule alone.
         return Traits(
             Traits.ENERGY | {"mode_depth"},
             "own",
@@ -119,6 +122,7 @@ class Energy(LeafFactor):
     def evaluate(
         self, x: Float[Array, "*event"], noise: Noise, conditions: Mapping[str, Array]
     ) -> tuple[Float[Array, ""] | None, Float[Array, "*event"]]:
+        # A function may return a Python number.
         def log_density(point: Array) -> Array:
             return jnp.asarray(self.fn(point, noise.index)).reshape(())
 

@@ -46,11 +46,11 @@ class Walk(Generic[Fact]):
     def constant(self, value: Any, like: Aval) -> Fact:
         """Return the fact about a number of this shape and type."""
 
-    def value_of(self, known: Mapping[Var, Fact], variable: Var | Literal) -> Fact:
+    def value_of(self, facts: Mapping[Var, Fact], variable: Var | Literal) -> Fact:
         """Return the fact about a variable or a literal."""
         if isinstance(variable, Literal):
             return self.constant(variable.val, aval(variable))
-        return known[variable]
+        return facts[variable]
 
     @abstractmethod
     def otherwise(self, eqn: JaxprEqn, given: list[Fact]) -> Sequence[Fact]:
@@ -77,27 +77,27 @@ class Walk(Generic[Fact]):
         An input that is the copy of a variable, ``copies`` being ``{variable: input}``,
         is given as None.
         """
-        known = {
+        facts = {
             v: self.constant(c, aval(v))
             for v, c in zip(jaxpr.constvars, consts, strict=True)
         }
         for variable, fact in zip(jaxpr.invars, given, strict=True):
             if fact is not None:
-                known[variable] = fact
+                facts[variable] = fact
         for eqn in jaxpr.eqns:
-            operands = [self.value_of(known, v) for v in eqn.invars]
+            operands = [self.value_of(facts, v) for v in eqn.invars]
             outputs = self.equation(eqn, operands)
             for variable, fact in zip(eqn.outvars, outputs, strict=True):
-                known[variable] = fact
+                facts[variable] = fact
                 if copies and variable in copies:
-                    known[copies[variable]] = fact
-        return known
+                    facts[copies[variable]] = fact
+        return facts
 
     def outputs(self, traced: ClosedJaxpr | Jaxpr, given: Sequence[Fact]) -> list[Fact]:
         """Return the facts about the outputs of a function."""
         jaxpr = traced.jaxpr if isinstance(traced, ClosedJaxpr) else traced
-        known = self.evaluate(jaxpr, getattr(traced, "consts", ()), given)
-        return [self.value_of(known, v) for v in jaxpr.outvars]
+        facts = self.evaluate(jaxpr, getattr(traced, "consts", ()), given)
+        return [self.value_of(facts, v) for v in jaxpr.outvars]
 
     def enter(self, eqn: JaxprEqn, given: list[Fact]) -> list[Fact] | None:
         """Rule of a call: the facts about the outputs of the called function."""
@@ -145,6 +145,7 @@ def fixed_point(
 ) -> list[Fact]:
     """Return facts about the carry of a loop that hold in every pass; ``step`` may
     return facts about other outputs behind those."""
+    # A join only adds to the facts, of which there are finitely many: this ends.
     carry = list(carry)
     while True:
         joined = [join(a, b) for a, b in zip(carry, step(carry), strict=False)]
@@ -296,6 +297,7 @@ class _Reader(Walk[PyTree]):
             value = sorted(value.items(), key=lambda item: str(item[0]))
         elif isinstance(value, frozenset | set):
             value = sorted(value, key=str)
+        # Brackets keep ((a, b), c) apart from (a, (b, c)).
         self.write("(")
         self.each(value)
         self.write(")")
@@ -321,6 +323,7 @@ class _Reader(Walk[PyTree]):
             self.read(value)
 
     def array(self, value: PyTree) -> None:
+        # Typed random keys are not NumPy arrays; their data are.
         if isinstance(value, jax.Array) and jnp.issubdtype(
             value.dtype, jax.dtypes.prng_key
         ):
@@ -330,6 +333,7 @@ class _Reader(Walk[PyTree]):
         self.digest.update(array.tobytes())
 
     def jaxpr(self, jaxpr: Jaxpr) -> None:
+        # Variables have the numbers of the order in which they appear.
         self.write("inputs")
         numbers = self.bound([*jaxpr.constvars, *jaxpr.invars])
         count = len(jaxpr.constvars)

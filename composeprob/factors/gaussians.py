@@ -220,6 +220,7 @@ def product(parts: Sequence[tuple[Gaussians, float]]) -> Gaussians | None:
     None where it has no closed form of this kind: a power of several components, a
     point mass, a precision that is not positive definite.
     """
+    # A power of a sum is not a sum of powers.
     if any(len(p.log_weights) > 1 and power != 1.0 for p, power in parts):
         return None
     entries = np.unique(np.concatenate([p.entries for p, _ in parts]))
@@ -232,6 +233,7 @@ def product(parts: Sequence[tuple[Gaussians, float]]) -> Gaussians | None:
     log_weights = []
     means = []
     covariances = []
+    # A component of the product is one of each factor: natural parameters add up.
     for first, *others in itertools.product(*natural):
         constant = sum((term.constant for term in others), first.constant)
         shift = sum((term.shift for term in others), first.shift)
@@ -245,6 +247,7 @@ def product(parts: Sequence[tuple[Gaussians, float]]) -> Gaussians | None:
         means.append(covariance @ shift)
         covariances.append(covariance)
     stacked = np.array(covariances)
+    # Variances alone where they are enough: they cost less, and are exact.
     if np.allclose(stacked, stacked * np.eye(len(entries))):
         stacked = np.diagonal(stacked, axis1=1, axis2=2)
     return Gaussians(entries, np.array(log_weights), np.array(means), stacked)
@@ -263,6 +266,7 @@ def _natural(
         sign, log_det = np.linalg.slogdet(2 * np.pi * covariance)
         if sign <= 0:
             return None
+        # N(x; m, C)^w = exp(w·(−½ log det(2πC) − ½·mᵀC⁻¹m) + w·mᵀC⁻¹x − ½·w·xᵀC⁻¹x)
         inverse = np.linalg.inv(covariance)
         precision = np.zeros((n, n))
         precision[np.ix_(places, places)] = power * inverse

@@ -105,6 +105,7 @@ def as_network(network: object) -> Network:
         )
     if not isinstance(network, eqx.Module):
         return UserFunction(network)
+    # Only Equinox modules are left.
     _check_inference_mode(network)
     return network
 
@@ -206,6 +207,7 @@ class Closed(eqx.Module):
                 f"A function that was compiled for {code.takes} was called with "
                 f"{(args, kwargs)}."
             )
+        # Python numbers enter with the types that they were traced with.
         cast = [
             jnp.asarray(value, argument.dtype)
             for value, argument in zip(values, code.takes, strict=True)
@@ -276,6 +278,7 @@ def closed(leaf: Leaf, conditions: Mapping[str, Array]) -> Leaf:
     def record(node: PyTree) -> PyTree:
         return _Record(node.function) if _is_user_function(node) else node
 
+    # One evaluation of the leaf, without numbers, calls every function in it once.
     recorded = jax.tree.map(record, leaf, is_leaf=_is_user_function)
     x, noise = abstract_arguments(leaf)
     eqx.filter_eval_shape(

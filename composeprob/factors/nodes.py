@@ -87,12 +87,12 @@ class Combination(Factor):
     def given(self, **conditions: object) -> Factor:
         """Give conditions to every leaf that has them; the first leaf refuses a name
         that no leaf has."""
-        known = condition_names(self)
+        names = condition_names(self)
         unknown = {
-            name: value for name, value in conditions.items() if name not in known
+            name: value for name, value in conditions.items() if name not in names
         }
         if unknown:
-            leaves(self)[0].given(**unknown)
+            leaves(self)[0].given(**unknown)  # raises the error
 
         def with_its_conditions(factor: Factor) -> Factor:
             names = condition_names(factor)
@@ -170,6 +170,7 @@ class Growth(eqx.Module):
         self, variance: Float[Array | np.ndarray, ""]
     ) -> Float[Array | np.ndarray, " n"]:
         """Return w_k at σ²/α² of the level."""
+        # The formula above, written so that level 0 has exactly w.
         noisy = self.sharpness * (variance - self.clean)
         return self.power + (self.start - self.power) * (noisy / (1 + noisy))
 
@@ -282,6 +283,7 @@ def part(node: Factor, chosen: Sequence[bool]) -> Factor | None:
     node = cast(Product, node)  # other nodes are one pair, which is chosen or not
     factors = tuple(node.factors[i] for i in places)
     powers = tuple(node.powers[i] for i in places)
+    # Factors that do not grow are a product like the user's.
     growth = None if node.growth is None else node.growth.at(places)
     if growth is None:
         return joined(list(zip(factors, powers, strict=True)))

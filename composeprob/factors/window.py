@@ -312,8 +312,10 @@ def _cell_window(
         raise InvalidValueError(
             f"A window's {name} has no cells.", fix="leave the window out."
         )
+    # An entry of the event is a cell, in C order of both.
     sets = cells.reshape(-1, math.prod(event))
     _check_cells(sets, canvas, over is not None)
+    # A single set needs no plate.
     if len(sets) == 1:
         region = Cells.from_array(sets[0])
         return Window(factor=factor, event_shape=canvas, region=region)

@@ -306,6 +306,7 @@ def _share_beyond_bound(
     # The mean of b entries has their noise over √b, but is taken for one with all of
     # it.
     worst = expert.averaged * finite.max(-1)
+    # A slack, as networks' scores are a little too long in places.
     is_far = worst > tuning.OVERLAP.slack * bound(expert.dimension)
     return np.asarray(is_far.mean(1))
 
@@ -490,6 +491,7 @@ def _share_far_from_factor(
             return 0.0
         between = cdist(factor_samples, factor_samples)
         np.fill_diagonal(between, math.inf)  # a sample is not its own neighbour
+        # Farther than the most isolated one of the expert's samples, by a half.
         far = tuning.OVERLAP.draws_slack * between.min(1).max()
         share = float(np.mean(cdist(samples, factor_samples).min(1) > far))
         if share < tuning.OVERLAP.untrained_share:

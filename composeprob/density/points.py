@@ -146,6 +146,7 @@ def log_likelihood(
 ) -> Float[np.ndarray, " chains"]:
     """log p of all observations at positions of chains, (N, …) → (N,)."""
     samples = jax.vmap(density.to_samples)(positions)
+    # Sites have any number of observed numbers; sums in double precision.
     totals = []
     for value in density.log_likelihood(samples).values():
         totals.append(np.asarray(value, float).reshape(len(value), -1).sum(1))
@@ -171,7 +172,7 @@ def lost_to_noise(density: AnnealedDensity, positions: Position | None = None) -
     sigma = float(np.asarray(density.schedule.sigma)[0])
     noise = {}
     for name, x in positions.items():
-        scale = sigma * (density.sites[name].kind == "noised")
+        scale = sigma * (density.sites[name].kind == "noised")  # 0 at static sites
         noise[name] = (scale * rng.standard_normal(x.shape)).astype(x.dtype)
 
     def at_offset(sign: int) -> np.ndarray:

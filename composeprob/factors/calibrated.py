@@ -51,6 +51,7 @@ class _Calibration(eqx.Module):
     def log_normaliser(self) -> Float[np.ndarray, " K"]:
         """log Z at each of the schedule's levels; of an expression, that of normalised
         leaves."""
+        # Z of x is α^(d − G) times that of x/α.
         log_alpha = np.log(np.asarray(self.schedule.alpha, np.float64))
         return self._at_levels(LOG_NORMALISER) - self.excess * log_alpha
 
@@ -68,7 +69,7 @@ class _Calibration(eqx.Module):
         )
 
     def _constants(self) -> str:
-        """Print the log-normaliser at the ends of the schedule, with its standard
+        """Format the log-normaliser at the ends of the schedule, with its standard
         error."""
         arrays = jax.tree.leaves((self.fixed, self.schedule))
         if any(isinstance(array, jax.core.Tracer) for array in arrays):
@@ -177,7 +178,7 @@ class CalibratedExpression(Around, _Calibration):
     @property
     def excess(self) -> float:
         """G − d."""
-        return self.degree - float(np.prod(self.event_shape))
+        return self.degree - float(np.prod(self.event_shape))  # d entries
 
     def given(self, **conditions: object) -> Factor:
         raise _too_late("expression", conditions)

@@ -77,6 +77,7 @@ def components(distribution: dist.Distribution) -> list[Gaussians] | None:
     shape = distribution.batch_shape + distribution.event_shape
     entries = np.arange(int(np.prod(shape))).reshape(shape)
     distribution = base_of(distribution)
+    # Events of the batch are independent: each becomes a mixture of its own.
     first_event_axis = entries.ndim - distribution.event_dim
     batch = entries.shape[:first_event_axis]
     event = entries.shape[first_event_axis:]
@@ -117,11 +118,12 @@ def components(distribution: dist.Distribution) -> list[Gaussians] | None:
         n = entries.size
     means = np.stack([moment.mean.reshape(-1, n) for moment in gaussian], 1)
     covariances = np.stack([_blocks(moment, n, diagonal) for moment in gaussian], 1)
+    # A row of weights for each event; where entries stay together there is one event.
     weights = np.broadcast_to(weights, (*batch, len(gaussian)))
     weights = weights.reshape(-1, len(gaussian))[: len(means)]
     mixtures = []
     for i, entries_of_event in enumerate(entries.reshape(-1, n)):
-        positive = weights[i] > 0
+        positive = weights[i] > 0  # log 0 would make NaN of a product
         mixtures.append(
             Gaussians(
                 entries_of_event,
@@ -155,6 +157,7 @@ def _moments(
             variance = np.asarray(distribution.scale, np.float64) ** 2
             covariance = np.broadcast_to(variance, shape)
         case dist.Delta() if distribution.event_dim == 0:
+            # A point mass: a Gaussian without width.
             mean = distribution.v
             covariance = np.zeros(shape)
         case _:

@@ -14,7 +14,7 @@ MAX_ENTRIES = 6
 
 
 def formula(terms: Sequence[tuple[str, float]]) -> str:
-    """Print a product of powers, given as (name, power) pairs: ``a ** 2 * b / c``."""
+    """Format a product of powers, given as (name, power) pairs: ``a ** 2 * b / c``."""
     text = ""
     for name, power in terms[:MAX_ENTRIES]:
         shown_power = power
@@ -29,13 +29,13 @@ def formula(terms: Sequence[tuple[str, float]]) -> str:
 
 
 def mixture(parts: Sequence[str], shares: str) -> str:
-    """Print a mixture: ``mixture(a, b; weights 0.3, 0.7)``."""
+    """Format a mixture: ``mixture(a, b; weights 0.3, 0.7)``."""
     listed = ", ".join(parts[:MAX_ENTRIES]) + _count_note(len(parts), "parts")
     return clipped(f"mixture({listed}; {shares})")
 
 
 def weights(what: str, weights: Sequence[float]) -> str:
-    """Print weights: ``weights 0.3, 0.7``, or ``equal weights``."""
+    """Format weights: ``weights 0.3, 0.7``, or ``equal weights``."""
     if len(set(weights)) == 1:
         return f"equal {what}"
     numbers = ", ".join(f"{w:.3g}" for w in weights[:MAX_ENTRIES])
@@ -45,7 +45,7 @@ def weights(what: str, weights: Sequence[float]) -> str:
 
 
 def named(label: str, conditions: dict[str, str]) -> str:
-    """Print a leaf with the conditions given to it: ``digits(label=3)``."""
+    """Format a leaf with the conditions given to it: ``digits(label=3)``."""
     leaf = clipped(" ".join(label.split()), 60)
     if not conditions:
         return leaf
@@ -54,14 +54,14 @@ def named(label: str, conditions: dict[str, str]) -> str:
 
 
 def shape(event: tuple[int, ...] | None) -> str:
-    """Print an event's shape as one speaks of it: ``28×28``."""
+    """Format an event's shape as one speaks of it: ``28×28``."""
     if event is None:
         return "events of any shape"
     return "×".join(map(str, event)) or "a number"
 
 
 def short(value: Array) -> str:
-    """Print a condition's value: a few numbers as they are, an array by its shape."""
+    """Format a condition's value: a few numbers as they are, an array by its shape."""
     if isinstance(value, jax.core.Tracer) or jnp.size(value) > 4:
         return "array" + str(list(jnp.shape(value)))
     numbers = ", ".join(f"{float(v):.3g}" for v in jnp.ravel(value))

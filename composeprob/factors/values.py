@@ -105,7 +105,7 @@ def refuse(
 
 
 def _expression(symbol: str, factor: object, other: object, reflected: bool) -> str:
-    """Print the refused expression with types for values: ``Diffusion + 2.0``."""
+    """Format the refused expression with types for values: ``Diffusion + 2.0``."""
     left = type(factor).__name__
     if symbol in ("[…]", "(…)"):
         return f"{left}{symbol}"

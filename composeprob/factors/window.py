@@ -111,7 +111,7 @@ class Cells:
 
 
 def listed(cells: np.ndarray) -> str:
-    """Print the first few cells."""
+    """Format the first few cells."""
     flat = cells.ravel()
     first = ", ".join(map(str, flat[:4]))
     return f"{first}, …" if len(flat) > 4 else first
@@ -154,7 +154,7 @@ class Window(Around):
         return [(f"window({inner}; {canvas}, {self._place()})", 1.0)]
 
     def _place(self) -> str:
-        """Print the place on the canvas."""
+        """Format the place on the canvas."""
         if not isinstance(self.region, Region):
             if self.plate is None:
                 return f"{self.entries.size} cells"

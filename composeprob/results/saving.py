@@ -348,9 +348,9 @@ def to_arviz(
         "log_likelihood": pointwise,
     }
     groups = {}
-    for group, values in by_draw.items():
+    for name, values in by_draw.items():
         of_chains = _chains(self, values)
-        groups[group] = _labelled(of_chains, ["chain", "draw"], named, labels)
+        groups[name] = _labelled(of_chains, ["chain", "draw"], named, labels)
     groups["observed_data"] = _labelled(data, [], named, labels)
     levels = self.levels.reset_coords("log_snr")
     for axis in levels.dims:

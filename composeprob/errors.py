@@ -195,7 +195,10 @@ that lacks them; ``"arguments"`` has those of any public call."""
 
 
 def unknown_name(
-    kind: str, name: str, known: Iterable[str], also: Mapping[str, str] | None = None
+    kind: str,
+    name: str,
+    names: Iterable[str],
+    further: Mapping[str, str] | None = None,
 ) -> AttributeError:
     """Return the error for a name that a module, or an object of a class, lacks.
 
@@ -203,15 +206,15 @@ def unknown_name(
         kind: the module or class, a key of `MEANT`, which has the fix of some names.
         name: the name that it lacks. Names with a leading underscore get Python's own
             error: Python and JAX look them up on their own.
-        known: the names that it has.
-        also: fixes of further names.
+        names: the names that it has.
+        further: fixes of further names.
     """
     if name.startswith("_"):
         return AttributeError(f"{kind} has no {name!r}.")
-    public = sorted(n for n in known if not n.startswith("_"))
+    public = sorted(n for n in names if not n.startswith("_"))
     close = difflib.get_close_matches(name, public, 1)
     # The name of another library goes before a similar name of this one.
-    fix = {**MEANT[kind], **(also or {})}.get(name)
+    fix = {**MEANT[kind], **(further or {})}.get(name)
     if not fix and close:
         fix = f"did you mean {close[0]!r}?"
     elif not fix:

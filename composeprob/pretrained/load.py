@@ -626,10 +626,12 @@ def _adapted(
             # Only here: networks that take σ can be evaluated at any noise.
             # On other levels the network takes a timestep between those of its
             # training, interpolated in log-SNR.
-            known = log_snr_of(native.alpha, native.sigma)
-            log_snr = jnp.asarray(known[::-1], jnp.float32)
+            native_log_snr = log_snr_of(native.alpha, native.sigma)
+            log_snr = jnp.asarray(native_log_snr[::-1], jnp.float32)
             options["time"] = "log_snr"
-            options["log_snr_range"] = (float(known[-1]), float(known[0]))
+            lowest = float(native_log_snr[-1])
+            highest = float(native_log_snr[0])
+            options["log_snr_range"] = (lowest, highest)
     flow = 1000.0 if training.parameterization == "flow" else None
     pooled = network.pooled
     other_time = log_snr is not None or flow is not None

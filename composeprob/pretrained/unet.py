@@ -338,19 +338,19 @@ def _blocks(
     return itertools.zip_longest(resnets, attentions)
 
 
-def check_kinds(o: Options, arrays: Arrays, way: str, known: str) -> list[str]:
+def check_kinds(o: Options, arrays: Arrays, direction: str, patterns: str) -> list[str]:
     """Return the names of the blocks on the way ``"down"`` or ``"up"``, as the file
     gives them; "" where it gives none.
 
-    ``known`` are the supported names, with ``*`` for "Down" or "Up". Their attention
+    ``patterns`` are the supported names, with ``*`` for "Down" or "Up". Their attention
     must be that of the weights.
     """
-    name = f"{way}_block_types"
-    blocks = arrays.items(f"{way}_blocks")
+    name = f"{direction}_block_types"
+    blocks = arrays.items(f"{direction}_blocks")
     if getattr(o, name) is None:
         return [""] * len(blocks)
-    title = way.capitalize()
-    supported = tuple(known.replace("*", title).split())
+    title = direction.capitalize()
+    supported = tuple(patterns.replace("*", title).split())
     # Diffusers' first releases put UNetRes before the names.
     kinds = [kind.removeprefix("UNetRes") for kind in o.per_block(name, len(blocks))]
     for i, (kind, block) in enumerate(zip(kinds, blocks, strict=True)):
@@ -569,8 +569,8 @@ def unet_2d(config: JSONObject, arrays: Arrays, where: str) -> Network:
         class_embed_type=(None, "timestep", "identity"),
     )
     # Names of blocks must agree with the weights: these decide what is computed.
-    for way in ("down", "up"):
-        check_kinds(o, arrays, way, "*Block2D Attn*Block2D Resnet*sampleBlock2D")
+    for direction in ("down", "up"):
+        check_kinds(o, arrays, direction, "*Block2D Attn*Block2D Resnet*sampleBlock2D")
     sizes = _sizes(arrays)
     label = _label(o, arrays)
     n = len(sizes["layers_per_block"])
@@ -661,9 +661,9 @@ def unet_condition(config: JSONObject, arrays: Arrays, where: str) -> Network:
         cross_attention_norm=(None,),
         addition_embed_type_num_heads=(64, anything),
     )
-    known = "CrossAttn*Block2D *Block2D Attn*Block2D Resnet*sampleBlock2D"
-    kinds_down = check_kinds(o, arrays, "down", known)
-    kinds_up = check_kinds(o, arrays, "up", known)
+    patterns = "CrossAttn*Block2D *Block2D Attn*Block2D Resnet*sampleBlock2D"
+    kinds_down = check_kinds(o, arrays, "down", patterns)
+    kinds_up = check_kinds(o, arrays, "up", patterns)
     sizes = _sizes(arrays)
     label = _label(o, arrays)
     body = _body_of_condition(o, kinds_down, kinds_up)

@@ -1,4 +1,4 @@
-"""What the theme leaves out for those who use a keyboard or a screen reader."""
+"""Additions to the theme for those who use a keyboard or a screen reader."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import re
 from typing import Any
 
 PARAMETERS = re.compile(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", re.DOTALL)
-"""A signature over several lines, which Sphinx writes as a list of definitions of
-nothing."""
+"""A signature over several lines, to Sphinx a list of empty definitions."""
 
 
 def _reach(
     app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """What can be scrolled sideways, output and wide tables, can be reached by the
-    keyboard."""
+    """Make output and wide tables, which scroll sideways, reachable by keyboard."""
     tree = context.get("furo_navigation_tree", "")
     context["furo_navigation_tree"] = tree.replace(
         'role="heading"', 'role="heading" aria-level="2"'
@@ -27,13 +25,13 @@ def _reach(
         )
 
 
-def _lines(found: re.Match[str]) -> str:
-    return (
-        found[1].replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
-    )
+def _lines(match: re.Match[str]) -> str:
+    """Return the lines of a signature as spans."""
+    opened = match[1].replace("<dd>", '<span class="sig-line">')
+    return opened.replace("</dd>", "</span>")
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """After the page is written."""
+    """Connect the additions, after the page is written."""
     app.connect("html-page-context", _reach, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

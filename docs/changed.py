@@ -1,5 +1,4 @@
-"""What an executed page depends on beside its own text: the library, its models, and
-the versions under them."""
+"""Hashes of the library, its models and versions, on which executed pages depend."""
 
 from __future__ import annotations
 
@@ -9,34 +8,33 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2
-"""Examples, or pages, that are executed at once: each takes a gigabyte or two."""
+"""Number of examples, or pages, executed at once: each takes a gigabyte or two."""
 SUFFIXES = {".py", ".json", ".safetensors", ".css", ".txt", ".md"}
 
 
 @cache
 def library_hash() -> str:
-    """Twelve hexadecimal digits of composeprob/, models/, constraints.txt and the tests
-    that pages run."""
+    """Return twelve hexadecimal digits of the library, and of tests that pages run."""
     run = ("kernel_chains.py", "targets.py", "zscores.py", "kernels/test_mutants.py")
     tests = [ROOT / "tests" / file for file in run]
-    return hash_of(
-        ROOT / "composeprob", ROOT / "models", ROOT / "constraints.txt", *tests
-    )
+    library = [ROOT / "composeprob", ROOT / "models", ROOT / "constraints.txt"]
+    return hash_of(*library, *tests)
 
 
 def hash_of(*paths: Path) -> str:
-    """Twelve hexadecimal digits of the names and contents of files, and of the files in
-    folders."""
+    """Return twelve hexadecimal digits of names and contents of files.
+
+    Folders stand for the files in them.
+    """
     digest = hashlib.sha256()
     for path in paths:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if (
-                file.is_file()
-                and file.suffix in SUFFIXES
-                and "checkpoints" not in file.parts
-            ):
-                digest.update(
-                    f"{file.relative_to(ROOT)}\0{file.stat().st_size}\0".encode()
-                )
-                digest.update(file.read_bytes())
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            if not file.is_file() or file.suffix not in SUFFIXES:
+                continue
+            if "checkpoints" in file.parts:
+                continue
+            head = f"{file.relative_to(ROOT)}\0{file.stat().st_size}\0"
+            digest.update(head.encode())
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,5 +1,7 @@
-"""Sphinx settings: MyST pages, tutorials executed at build, reference from docstrings;
-every warning is an error."""
+"""Sphinx settings: MyST pages, tutorials executed at build, reference from docstrings.
+
+Every warning is an error.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,8 @@ html_theme_options = {"top_of_page_buttons": []}
 templates_path = ["_templates"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
-copybutton_exclude = (
-    ".linenos, .gp, .go"  # a console's prompt and output are not copied
-)
+# A console's prompt and output are not copied.
+copybutton_exclude = ".linenos, .gp, .go"
 
 # ── pages and notebooks ───────────────────────────────────────────────────────────────
 myst_enable_extensions = [
@@ -58,9 +59,8 @@ myst_enable_extensions = [
     "dollarmath",
 ]
 myst_heading_anchors = 3
-os.environ.pop(
-    "MPLBACKEND", None
-)  # notebooks draw inline; another backend would leave the pages without pictures
+# Notebooks draw inline; another backend would leave the pages without pictures.
+os.environ.pop("MPLBACKEND", None)
 # Outputs are kept by a page's cells, under a name that changes with the library: a page
 # runs again when either does.
 nb_execution_mode = "cache"
@@ -69,13 +69,11 @@ nb_execution_cache_path = str(
 )
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
-nb_execution_timeout = (
-    1800  # of a cell, as of an example: a machine may be busy with other things too
-)
+# Seconds of a cell, as of an example: a machine may be busy with other things too.
+nb_execution_timeout = 1800
 nb_merge_streams = True
-nb_output_stderr = (
-    "remove"  # tqdm and JAX tell notebooks about missing widgets and accelerators
-)
+# tqdm and JAX warn notebooks of missing widgets and accelerators.
+nb_output_stderr = "remove"
 
 # ── reference ─────────────────────────────────────────────────────────────────────────
 autodoc_member_order = "bysource"
@@ -89,9 +87,8 @@ napoleon_numpy_docstring = False
 # fields stay in the class's own text, and are not described a second time as members
 napoleon_use_ivar = True
 napoleon_use_rtype = False
-default_role = (
-    "py:obj"  # `MALA` in a docstring links where it can, and is code where it cannot
-)
+# `MALA` in a docstring links where it can, and is code where it cannot.
+default_role = "py:obj"
 
 
 def _markdown_math(app, what, name, obj, options, lines: list[str]) -> None:
@@ -118,11 +115,9 @@ def _markdown_math(app, what, name, obj, options, lines: list[str]) -> None:
 
 def _bars(line: str) -> str:
     """|x| is an absolute value here, not one of docutils' substitutions."""
-    return (
-        line
-        if "`" in line or ">>>" in line
-        else re.sub(r"(?<!\\)\|(?=[^\s|][^|]*\|)", r"\\|", line)
-    )
+    if "`" in line or ">>>" in line:
+        return line
+    return re.sub(r"(?<!\\)\|(?=[^\s|][^|]*\|)", r"\\|", line)
 
 
 PLOTS = re.compile(r"^\S.*\.plot\(\)", re.MULTILINE)
@@ -130,21 +125,23 @@ PLOTS = re.compile(r"^\S.*\.plot\(\)", re.MULTILINE)
 
 
 def _require_picture(app, doctree, docname: str) -> None:
-    """Warn of a tutorial without a picture, and of a cell that plots a result which the
-    page does not show."""
+    """Warn of a tutorial without a picture, and of a plot that the page lacks."""
     if not docname.startswith("tutorials/"):
         return
     warn = getLogger(__name__).warning
     if not any(doctree.findall(nodes.image)):
         warn("no cell of this tutorial shows a picture", location=docname)
     for cell in doctree.findall(nodes.container):
-        plot = PLOTS.search(cell.astext()) if "cell" in cell["classes"] else None
+        if "cell" not in cell["classes"]:
+            continue
+        plot = PLOTS.search(cell.astext())
         if plot and not any(cell.findall(nodes.image)):
             warn("%s shows no picture", plot[0], location=docname)
 
 
 def setup(app) -> None:
-    """Connect the Markdown formulas before napoleon (priority 500) reads the sections,
-    and the check of pictures after myst-nb has chosen what to show of each cell."""
+    """Connect the Markdown formulas and the check of pictures."""
+    # Before napoleon (priority 500) reads the sections of docstrings.
     app.connect("autodoc-process-docstring", _markdown_math, priority=400)
+    # After myst-nb has chosen the outputs of each cell.
     app.connect("doctree-resolved", _require_picture)

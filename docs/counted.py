@@ -1,87 +1,96 @@
-"""How many tests there are, counted in their source when the site is built:
-{counted}`WHAT`, a key of `COUNTS`."""
+"""Numbers of tests, counted in their source when the site is built.
+
+    {counted}`NAME`
+
+shows one of them; NAME is a key of `COUNTS`.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from changed import ROOT
 from docutils import nodes
 from sphinx.util.docutils import SphinxRole
 
 TESTS = ROOT / "tests"
+Node = TypeVar("Node", bound=ast.AST)
 
 
 @cache
 def trees() -> list[ast.Module]:
-    """Every file of tests/, parsed."""
-    return [
-        ast.parse(file.read_text(encoding="utf-8"))
-        for file in sorted(TESTS.rglob("*.py"))
-    ]
+    """Return every file of tests/, parsed."""
+    files = sorted(TESTS.rglob("*.py"))
+    return [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+
+
+def nodes_of(kind: type[Node]) -> Iterator[Node]:
+    """Yield all nodes of a kind in the tests."""
+    for tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, kind):
+                yield node
 
 
 def functions() -> list[ast.FunctionDef]:
-    """Every test."""
-    found = [
-        node
-        for tree in trees()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
-    ]
+    """Return every test."""
+    found = nodes_of(ast.FunctionDef)
     return [node for node in found if node.name.startswith("test_")]
 
 
 def calls(name: str) -> int:
-    """How often a function is called in the tests."""
-    found = [
-        node.func
-        for tree in trees()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-    ]
-    return sum(isinstance(called, ast.Name) and called.id == name for called in found)
+    """Return the number of calls of a function in the tests."""
+    called = [node.func for node in nodes_of(ast.Call)]
+    return sum(isinstance(node, ast.Name) and node.id == name for node in called)
+
+
+def files() -> int:
+    """Return the number of files with tests."""
+    count = 0
+    for tree in trees():
+        defined = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+        count += any(node.name.startswith("test_") for node in defined)
+    return count
+
+
+def tables() -> int:
+    """Return the number of tables of cases of the tests."""
+    count = 0
+    for test in functions():
+        decorators = [ast.unparse(node) for node in test.decorator_list]
+        count += sum("parametrize" in text for text in decorators)
+    return count
 
 
 def rows(table: str) -> int:
-    """Rows of a table of tests/registry.py."""
+    """Return the number of rows of a table of tests/registry.py."""
     tree = ast.parse((TESTS / "registry.py").read_text(encoding="utf-8"))
-    found = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == table
-    ]
-    return sum(
-        len(node.value.keys) for node in found if isinstance(node.value, ast.Dict)
-    )
+    count = 0
+    for node in tree.body:
+        if not isinstance(node, ast.AnnAssign) or ast.unparse(node.target) != table:
+            continue
+        if isinstance(node.value, ast.Dict):
+            count += len(node.value.keys)
+    return count
 
 
 def statements() -> int:
-    """Statements of the examples in docstrings."""
-    files = sorted((ROOT / "composeprob").rglob("*.py"))
-    return sum(
-        len(re.findall(r"^ *>>> ", file.read_text(encoding="utf-8"), re.MULTILINE))
-        for file in files
-    )
+    """Return the number of statements of the examples in docstrings."""
+    count = 0
+    for file in sorted((ROOT / "composeprob").rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        count += len(re.findall(r"^ *>>> ", text, re.MULTILINE))
+    return count
 
 
 COUNTS: dict[str, Callable[[], int]] = {
     "tests": lambda: len(functions()),
-    "files": lambda: sum(
-        any(
-            n.name.startswith("test_") for n in t.body if isinstance(n, ast.FunctionDef)
-        )
-        for t in trees()
-    ),
-    "tables": lambda: sum(
-        "parametrize" in ast.unparse(node)
-        for test in functions()
-        for node in test.decorator_list
-    ),
+    "files": files,
+    "tables": tables,
     "agreements": lambda: calls("assert_agrees"),
     "disagreements": lambda: calls("assert_disagrees"),
     "kernels": lambda: rows("KERNELS"),

@@ -1,10 +1,9 @@
-"""The gallery: every file of examples/ is run when the site is built, and gets a page
-with its picture and its time.
+"""The gallery: a page with picture and time for every file of examples/.
 
-A file takes part by being there. Its docstring's first sentence is its title and what
-is learned, the rest is the page's text; ``main(out=folder)`` makes the pictures. What a
-run leaves (``_build/gallery/``) is kept until the example, the library or a model
-changes. An example of a package that is not installed gets a page that says so.
+Each file is run when the site is built. Its docstring's first sentence has its title
+and its subject, the rest is the page's text; ``main(out=folder)`` makes the pictures.
+The results of a run (``_build/gallery/``) are kept until the example, the library or a
+model changes. An example of a package that is not installed gets a page that says so.
 """
 
 from __future__ import annotations
@@ -29,10 +28,11 @@ from sphinx.errors import ExtensionError
 from sphinx.util.logging import getLogger
 
 DOCS = ROOT / "docs"
-PAGES, KEPT = DOCS / "gallery", DOCS / "_build" / "gallery"
+PAGES = DOCS / "gallery"
+KEPT = DOCS / "_build" / "gallery"
 RUN = DOCS / "run_example.py"
 SECONDS = 1800
-"""What an example may take."""
+"""Greatest time of an example."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Example:
 
     @property
     def title(self) -> str:
-        """What stands before the first colon."""
+        """The text before the first colon."""
         return self.said.partition("\n")[0].partition(":")[0].rstrip(".")
 
     @property
@@ -66,11 +66,9 @@ class Example:
     @property
     def body(self) -> str:
         """The paragraphs after the first; how to run it, which is indented, as code."""
-        parts = self.said.partition("\n\n")[2].split("\n\n")
-        indented = lambda part: (
-            f"```console\n{_unindented(part)}\n```" if part.startswith("    ") else part
-        )
-        return "\n\n".join(indented(part) for part in parts if part.strip())
+        _, _, text = self.said.partition("\n\n")
+        paragraphs = [part for part in text.split("\n\n") if part.strip()]
+        return "\n\n".join(map(_paragraph, paragraphs))
 
     @property
     def kept(self) -> Path:
@@ -78,21 +76,22 @@ class Example:
         return KEPT / f"{self.path.stem}-{library_hash()}-{hash_of(self.path, RUN)}"
 
 
-def _unindented(part: str) -> str:
-    return "\n".join(line[4:] for line in part.splitlines())
+def _paragraph(text: str) -> str:
+    """Return a paragraph in Markdown; an indented one is a console's."""
+    if not text.startswith("    "):
+        return text
+    lines = "\n".join(line[4:] for line in text.splitlines())
+    return f"```console\n{lines}\n```"
 
 
 def run(example: Example) -> dict[str, Any]:
-    """Runs an example, unless nothing changed since it ran; what it printed, its
-    seconds, and what it lacked.
+    """Run an example, unless nothing changed since it ran; return its record.
 
     Raises:
         ExtensionError: it failed, took too long or made no picture.
     """
-    told = example.kept / "run.json"
-    if not told.is_file() or find_spec(
-        json.loads(told.read_text(encoding="utf-8"))["needs"] or "?"
-    ):
+    record = example.kept / "run.json"
+    if not _is_current(record):
         for old in KEPT.glob(f"{example.path.stem}-*-*"):
             shutil.rmtree(old)
         example.kept.mkdir(parents=True, exist_ok=True)
@@ -121,12 +120,24 @@ def run(example: Example) -> dict[str, Any]:
             raise ExtensionError(
                 f"examples/{example.path.name} failed:\n{error.stderr[-3000:]}"
             ) from error
-    found = json.loads(told.read_text(encoding="utf-8"))
+    found = json.loads(record.read_text(encoding="utf-8"))
     if not found["needs"] and not list(example.kept.glob("*.png")):
         raise ExtensionError(
-            f"examples/{example.path.name} leaves no picture: save one into the folder out="
+            f"examples/{example.path.name} leaves no picture: save one into the folder "
+            "out="
         )
     return found
+
+
+def _is_current(record: Path) -> bool:
+    """Return whether a run need not be repeated.
+
+    It must, where the package that it lacked is installed now.
+    """
+    if not record.is_file():
+        return False
+    needs = json.loads(record.read_text(encoding="utf-8"))["needs"]
+    return not needs or find_spec(needs) is None
 
 
 def page(example: Example, found: dict[str, Any] | None) -> str:
@@ -137,7 +148,8 @@ def page(example: Example, found: dict[str, Any] | None) -> str:
         parts.append("*The examples were not run for this build.*")
     elif found["needs"]:
         parts.append(
-            f"*It needs {found['needs']}, which was not installed where this site was built.*"
+            f"*It needs {found['needs']}, which was not installed where this site was "
+            "built.*"
         )
     else:
         parts += [
@@ -145,8 +157,9 @@ def page(example: Example, found: dict[str, Any] | None) -> str:
             for picture in pictures(example)
         ]
         parts.append(
-            f"With at most {CHAINS} chains it ran {found['seconds']:.0f} s beside others on {found['cores']} cores, "
-            f"compilation included ({found['processor']:.0f} s of processor time)."
+            f"With at most {CHAINS} chains it ran {found['seconds']:.0f} s beside "
+            f"others on {found['cores']} cores, compilation included "
+            f"({found['processor']:.0f} s of processor time)."
         )
     parts.append(f"{{download}}`Download {name}.py <../../examples/{name}.py>`")
     parts += ["## The code", f"```python\n{example.text}```"]
@@ -156,7 +169,7 @@ def page(example: Example, found: dict[str, Any] | None) -> str:
 
 
 def pictures(example: Example) -> list[Path]:
-    """What a run drew, the example's own name first."""
+    """Return the pictures of a run, that of the example's own name first."""
     return sorted(
         example.kept.glob("*.png"),
         key=lambda file: (file.stem != example.path.stem, file.name),
@@ -175,9 +188,12 @@ def card(example: Example, found: dict[str, Any] | None) -> str:
         ]
         options.append(f":class-card: example{wide}")
     words = _sentence(example.learned) or example.body.partition("\n\n")[0]
-    told = f"{found['seconds']:.0f} s" if found and not found["needs"] else ""
-    told = f"needs {found['needs']}" if found and found["needs"] else told
-    footer = ["", ":::{card-footer}", told, ":::"] if told else []
+    footer = []
+    if found is not None:
+        text = f"{found['seconds']:.0f} s"
+        if found["needs"]:
+            text = f"needs {found['needs']}"
+        footer = ["", ":::{card-footer}", text, ":::"]
     return "\n".join(
         [
             f"::::{{grid-item-card}} {example.title}",
@@ -191,17 +207,14 @@ def card(example: Example, found: dict[str, Any] | None) -> str:
 
 
 def _sentence(words: str) -> str:
-    """Begins with a capital, unless it begins with a formula."""
+    """Return text with a capital at its beginning, unless this is a formula."""
     first = words.partition(" ")[0]
-    return (
-        words[:1].upper() + words[1:]
-        if first[:2].isalpha() and (len(first) > 1 or first == "a")
-        else words
-    )
+    is_word = first[:2].isalpha() and (len(first) > 1 or first == "a")
+    return words[:1].upper() + words[1:] if is_word else words
 
 
 def _is_wide(picture: Path) -> bool:
-    """Of panels in a row, as results draw themselves: a card has room for the first."""
+    """Return whether a picture has panels in a row; a card has room for the first."""
     width, height = Image.open(picture).size
     return width > 2.04 * height  # two panels of a result are 7.4 by 3.6 inches
 
@@ -211,9 +224,10 @@ def index(cards: list[str], names: list[str]) -> str:
     return "\n\n".join(
         [
             "# Gallery",
-            f"One short file an idea. Each ran when this site was built, most with at most {CHAINS} chains; times "
-            "include compilation. Open one for its code. In a checkout they are in `examples/`: "
-            "`python examples/product.py`, or `composeprob run examples/product.py --chains 2000`.",
+            "One short file an idea. Each ran when this site was built, most with at "
+            f"most {CHAINS} chains; times include compilation. Open one for its code. "
+            "In a checkout they are in `examples/`: `python examples/product.py`, or "
+            "`composeprob run examples/product.py --chains 2000`.",
             ":::::{grid} 1 2 2 3\n:gutter: 3",
             *cards,
             ":::::",
@@ -223,7 +237,7 @@ def index(cards: list[str], names: list[str]) -> str:
 
 
 def _write(file: Path, content: str | bytes) -> None:
-    """Leaves a file alone that has this content, so that its page is not made anew."""
+    """Write a file unless it has this content, so that its page is not built again."""
     data = content.encode() if isinstance(content, str) else content
     if not file.is_file() or file.read_bytes() != data:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +245,7 @@ def _write(file: Path, content: str | bytes) -> None:
 
 
 def build(app: Any) -> None:
-    """Runs what changed, some examples at once, and writes the pages."""
+    """Run the examples that changed, some at once, and write the pages."""
     examples = [Example(path) for path in sorted((ROOT / "examples").glob("*.py"))]
     executed = app.config.gallery_run and app.config.nb_execution_mode != "off"
 

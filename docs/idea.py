@@ -107,13 +107,13 @@ def draw(scheme, laws, lowest, points):
             colors=scheme["ink"],
             linewidths=0.9,
         )
-        wrong, shown = ring(x) * bar(x) < lowest, slice(POINTS)
+        wrong = ring(x) * bar(x) < lowest
         for chosen, name, marker, size in (
             (~wrong, "right", ".", 9),
             (wrong, "wrong", "x", 15),
         ):
             ax.scatter(
-                *x[shown][chosen[shown]].T,
+                *x[:POINTS][chosen[:POINTS]].T,
                 s=size,
                 marker=marker,
                 color=scheme[name],

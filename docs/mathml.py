@@ -1,7 +1,7 @@
-r"""Formulas as MathML, made of TeX when the site is built: pages need no script and no
-network to show them.
+r"""Formulas as MathML, made of TeX when the site is built.
 
-Browsers draw MathML themselves, and screen readers read it out.
+Pages need no script and no network to show them: browsers draw MathML themselves, and
+screen readers read it out.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from latex2mathml.converter import convert
 
 
 def mathml(tex: str, display: str) -> str:
-    """One `<math>` element, which keeps its TeX as the text for those who cannot draw
-    it."""
+    """Return a `<math>` element, with its TeX as alternative text."""
     converted = convert(tex.strip(), display=display)
     label = (
         " ".join(tex.split())
@@ -32,11 +31,10 @@ def visit_math(writer: Any, node: nodes.math) -> None:
 
 
 def visit_math_block(writer: Any, node: nodes.math_block) -> None:
-    """A formula on a line of its own; one that is too wide for the screen is
-    scrolled."""
-    writer.body.append(
-        f'<div class="math" tabindex="0" role="math">{mathml(node.astext(), "block")}</div>\n'
-    )
+    """A formula on a line of its own, which scrolls if it is too wide."""
+    formula = mathml(node.astext(), "block")
+    box = '<div class="math" tabindex="0" role="math">'
+    writer.body.append(f"{box}{formula}</div>\n")
     raise nodes.SkipNode
 
 

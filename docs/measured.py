@@ -1,5 +1,6 @@
-"""Numbers of the pages, taken from benchmarks/results/ when the site is built; one that
-is not there stops the build.
+"""Numbers of the pages, taken from benchmarks/results/ when the site is built.
+
+A number that no file has stops the build.
 
     {measured}`FILE; CELL; …; COLUMN`
 
@@ -59,7 +60,7 @@ def rows_of(file: Path) -> list[tuple[list[str], str, list[str]]]:
 
 
 def measured(address: str, results: Path = RESULTS) -> str:
-    """What a role shows.
+    """Return the cell at an address.
 
     Raises:
         NotMeasured: no such file, row or column, or more than one row.
@@ -81,13 +82,15 @@ def measured(address: str, results: Path = RESULTS) -> str:
         raise NotMeasured(
             f"{name}.md has {len(matching)} rows that begin with {'; '.join(wanted)}."
         )
-    (header, cells), (title, _, which) = matching[0], column.partition("#")
+    header, cells = matching[0]
+    title, _, text = column.partition("#")
+    number = int(text or 1)
     places = [i for i, text in enumerate(header) if text == title]
-    if len(places) < int(which or 1):
+    if len(places) < number:
         raise NotMeasured(
             f"{name}.md has no column '{column}' there; it has: {', '.join(header)}."
         )
-    cell = cells[places[int(which or 1) - 1]]
+    cell = cells[places[number - 1]]
     if not cell:
         raise NotMeasured(
             f"{name}.md has nothing in '{column}' of {'; '.join(wanted)}."
@@ -106,14 +109,9 @@ def failing(names: list[str], results: Path = RESULTS) -> list[str]:
         file = results / f"{name}.json"
         if not file.is_file():
             raise NotMeasured(f"there is no {name}.json in benchmarks/results.")
-        failed = [
-            text
-            for text, holds in json.loads(file.read_text(encoding="utf-8"))[
-                "checks"
-            ].items()
-            if not holds
-        ]
-        out += [f"{name}: {text}" if len(names) > 1 else text for text in failed]
+        checks = json.loads(file.read_text(encoding="utf-8"))["checks"]
+        prefix = f"{name}: " if len(names) > 1 else ""
+        out += [f"{prefix}{text}" for text, holds in checks.items() if not holds]
     return out
 
 
@@ -130,9 +128,8 @@ class Measured(SphinxRole):
             message = self.inliner.reporter.error(
                 f"not measured: {error}", line=self.lineno
             )
-            return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [
-                message
-            ]
+            problem = self.inliner.problematic(self.rawtext, self.rawtext, message)
+            return [problem], [message]
 
 
 class Failing(Directive):

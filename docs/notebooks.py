@@ -1,10 +1,9 @@
-"""Every tutorial as a notebook to download, and its picture for the cards that lead to
-it.
+"""Every tutorial as a notebook to download, and its picture for cards with links to it.
 
 A page is executed once. Its cells with their outputs become an `.ipynb` beside the page
-that runs in a plain Jupyter: what only Sphinx understands is turned into plain
-Markdown. ``picture:`` at the head of a page says which of its pictures stands for it (1
-is the first); without it the last does.
+that runs in Jupyter without Sphinx: Sphinx's own markup becomes Markdown. ``picture:``
+at the head of a page is the number of the picture that represents it (1 is the first);
+by default it is the last.
 """
 
 from __future__ import annotations
@@ -31,8 +30,10 @@ EXECUTED = "jupyter_execute"
 
 
 def plain(markdown: str) -> str:
-    """Markdown without Sphinx's roles: numbers filled in, links to other pages by their
-    names."""
+    """Return Markdown without Sphinx's roles.
+
+    Numbers are filled in, and links to other pages become their names.
+    """
     markdown = re.sub(
         r"\{measured\}`([^`]*)`", lambda found: measured(found[1]), markdown
     )
@@ -41,8 +42,10 @@ def plain(markdown: str) -> str:
 
 
 def notebook(executed: Path, kept: Path | None = None) -> nbformat.NotebookNode:
-    """The notebook that a reader gets; MyST-NB leaves outputs that it found in its
-    cache, ``kept``, out of its file."""
+    """Return the notebook for readers.
+
+    MyST-NB leaves outputs that are in its cache, ``kept``, out of its file.
+    """
     read = nbformat.read(executed, as_version=4)
     if kept is not None:
         with suppress(KeyError):  # executed without a cache
@@ -50,14 +53,14 @@ def notebook(executed: Path, kept: Path | None = None) -> nbformat.NotebookNode:
     for cell in read.cells:
         if cell.cell_type == "markdown":
             cell.source = plain(cell.source)
-        else:  # a page shows no bar, and who waits for a cell wants one
+        else:
+            # Pages show no progress bar, but those who wait for a cell need one.
             cell.source = cell.source.replace(", progress=False", "")
     install = nbformat.v4.new_code_cell(
         f"# {FIRST}  # where composeprob is not installed yet"
     )
-    read.cells.insert(
-        1 if read.cells and read.cells[0].cell_type == "markdown" else 0, install
-    )
+    has_title = bool(read.cells) and read.cells[0].cell_type == "markdown"
+    read.cells.insert(int(has_title), install)
     read.metadata = {
         "kernelspec": {
             "name": "python3",
@@ -69,11 +72,14 @@ def notebook(executed: Path, kept: Path | None = None) -> nbformat.NotebookNode:
 
 
 def _execute(app: Any) -> None:
-    """What changed of all pages, some at once: Sphinx reads page after page. What fails
-    here is executed again where it is read, and told there."""
+    """Execute the pages that changed, some at once, as Sphinx reads page after page.
+
+    A page that fails here is executed again when it is read, and reported there.
+    """
     if app.config.nb_execution_mode != "cache":
         return
-    kept, quiet = app.config.nb_execution_cache_path, logging.getLogger(__name__)
+    kept = app.config.nb_execution_cache_path
+    quiet = logging.getLogger(__name__)
     quiet.setLevel(logging.CRITICAL)
     texts = {
         str(page): page.read_text(encoding="utf-8")
@@ -111,11 +117,12 @@ def _keep_picture(app: Any, doctree: nodes.document) -> None:
         if EXECUTED in node["uri"]
     ]
     if shown:
-        which = int(env.metadata[docname].get("picture", 0)) - 1
+        number = int(env.metadata[docname].get("picture", 0))
+        picture = shown[number - 1]
         target = MADE / f"{Path(docname).name}.png"
-        if not target.is_file() or target.read_bytes() != shown[which].read_bytes():
+        if not target.is_file() or target.read_bytes() != picture.read_bytes():
             MADE.mkdir(exist_ok=True)
-            shutil.copyfile(shown[which], target)
+            shutil.copyfile(picture, target)
 
 
 def _write_notebooks(app: Any, error: Exception | None) -> None:
@@ -140,7 +147,11 @@ def _offer(
         and pagename != "tutorials/index"
         and "body" in context
     ):
-        link = f'<p class="download"><a href="{Path(pagename).name}.ipynb" download>Download as a notebook</a></p>'
+        file = f"{Path(pagename).name}.ipynb"
+        link = (
+            f'<p class="download"><a href="{file}" download>'
+            "Download as a notebook</a></p>"
+        )
         context["body"] = context["body"].replace("</h1>", f"</h1>\n{link}", 1)
 
 

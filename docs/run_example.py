@@ -1,5 +1,7 @@
-"""python run_example.py FILE FOLDER: runs an example for the gallery, and writes
-run.json beside its pictures."""
+"""Run an example for the gallery, and write run.json beside its pictures.
+
+python run_example.py FILE FOLDER
+"""
 
 import contextlib
 import importlib.util
@@ -16,17 +18,19 @@ import matplotlib.pyplot as plt
 from composeprob.results.plotting import SIZES
 
 CHAINS = 300
-"""At most so many, that the site is built in minutes; an example's own number may be
-greater."""
+"""Greatest number of chains, so that the site is built in minutes."""
 
 
 def main(file: str, folder: str) -> None:
-    """`needs` names a package that is not installed; nothing else that goes wrong is
-    forgiven."""
-    printed, needs, started = io.StringIO(), "", time.monotonic()
-    plt.rcParams["savefig.dpi"] = (
-        SIZES.pixels_an_inch
-    )  # as of the library's own pictures
+    """Run an example.
+
+    A missing package is recorded as `needs`; any other failure is raised.
+    """
+    printed = io.StringIO()
+    needs = ""
+    started = time.monotonic()
+    # The resolution of the library's own pictures.
+    plt.rcParams["savefig.dpi"] = SIZES.pixels_an_inch
     with contextlib.redirect_stdout(printed):
         spec = importlib.util.spec_from_file_location(Path(file).stem, file)
         assert spec is not None
@@ -39,23 +43,22 @@ def main(file: str, folder: str) -> None:
             if importlib.util.find_spec(needs):
                 raise  # the package is here, and lacks a module of its own
         else:
-            given = inspect.signature(module.main).parameters
-            chains = (
-                {"num_chains": min(given["num_chains"].default, CHAINS)}
-                if "num_chains" in given
-                else {}
-            )
-            module.main(out=folder, **chains)
-    told = {
+            parameters = inspect.signature(module.main).parameters
+            options = {}
+            if "num_chains" in parameters:
+                options["num_chains"] = min(parameters["num_chains"].default, CHAINS)
+            module.main(out=folder, **options)
+    cores = os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    record = {
         "printed": printed.getvalue().replace(folder, "out"),
         "seconds": time.monotonic() - started,
         "processor": time.process_time(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores,
         "needs": needs,
     }
-    Path(folder, "run.json").write_text(json.dumps(told), encoding="utf-8")
+    Path(folder, "run.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 if __name__ == "__main__":

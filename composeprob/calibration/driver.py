@@ -119,6 +119,7 @@ def calibrate(
     """
     _check(factor, key, num_chains, repeats)
     factor = factor.uncalibrated
+    # A leaf alone keeps its class, and a file of its own (`save_calibration`).
     if not factor.children:
         return _leaf(leaves(factor)[0], key, num_chains, repeats)
     degree = degree_of(factor)
@@ -212,6 +213,7 @@ def _levels(factor: Factor, widest: float | None = None) -> Schedule:
     if any(leaf.traits.levels == "own" for leaf in members):
         return native
     log_snr = log_snr_of(native.alpha, native.sigma)[::-1]
+    # Normalisers are smooth in log-SNR: more knots only cost time.
     if len(log_snr) > tuning.CALIBRATED_LEVELS:
         log_snr = np.linspace(log_snr[0], log_snr[-1], tuning.CALIBRATED_LEVELS)
     ends = list(log_snr)
@@ -230,6 +232,7 @@ def _levels(factor: Factor, widest: float | None = None) -> Schedule:
 def _extended(log_snr: list[float], members: Sequence[LeafFactor]) -> list[float]:
     """Return increasing log-SNR, extended to the ends of what all leaves support."""
     ranges = [leaf.log_snr_range for leaf in members if leaf.traits.levels != "any"]
+    # The intersection of the leaves' ranges.
     low = max((least for least, _ in ranges), default=-np.inf)
     high = min((greatest for _, greatest in ranges), default=np.inf)
     extended = list(log_snr)
@@ -263,6 +266,8 @@ def _normalised_leaves(
             children.append(normalised)
         return factor.with_children(tuple(children))
     (leaf,) = leaves(factor)
+    # A factor that is no noised marginal, such as a constraint, is not a density at
+    # each level: only the whole has a normaliser.
     if "normalised" in leaf.capabilities or "exact_marginals" not in leaf.capabilities:
         return leaf
     for raw, calibrated in done:
@@ -377,6 +382,7 @@ def annealed(
         log_z = _repeat(sampler, density, repeat_key, num_chains)
         estimates.append(np.asarray(log_z))
     logs = np.stack(estimates)
+    # Chains come from the noisiest level: the last one that fails is the first reached.
     if not np.all(np.isfinite(logs)):
         level = int(np.flatnonzero(~np.isfinite(logs).all(0))[-1])
         raise InvalidValueError(

@@ -64,6 +64,8 @@ def integrals(
     sigma = np.asarray(density.schedule.sigma, np.float64)
     power = np.asarray(density.top.power["x"], np.float64).min()
     width = 1.0 / np.sqrt(power)
+    # At the noisiest level the density is about N(0, σ²/power): half of its deviation
+    # is fine enough to begin with.
     step = 0.5 * width * sigma[-1] / alpha[-1]
     # 8 standard deviations on either side.
     cells = np.array(list(itertools.product(range(-16, 16), repeat=dimension)))
@@ -136,6 +138,7 @@ def _level(log_f: LogDensity, grid: Grid, level: int) -> tuple[float, float, Gri
         neighbours = _code(_neighbours(grid.cells[heavy]))
         refined = heavy | np.isin(_code(grid.cells), neighbours)
         kept = np.logaddexp(kept, _log_sum(values[~refined], dimension, grid.step))
+        # The next level starts from this grid: one refinement less than the last.
         coarse = Grid(grid.cells[refined], grid.step)
         halves = 2 * coarse.cells[:, None, :] + corners[None]
         grid = Grid(halves.reshape(-1, dimension), 0.5 * coarse.step)
@@ -187,6 +190,7 @@ def _neighbours(cells: Int[np.ndarray, "n dims"]) -> Int[np.ndarray, "m dims"]:
 
 def _code(cells: Int[np.ndarray, "n dims"]) -> Int[np.ndarray, " n"]:
     """Number the cells: one integer for each."""
+    # Coordinates are shifted to be positive, and packed into 31 bits each.
     weights = (1 << 31) ** np.arange(cells.shape[1])
     return (cells.astype(np.int64) + (1 << 30)) @ weights.astype(np.int64)
 

@@ -141,6 +141,7 @@ def calibrated(
     truths = _prior_draws(density, prior_key, num)
     predicted = density.predict(data_key, truths)
     simulated = {name: np.asarray(values) for name, values in predicted.items()}
+    # A resumed call must be the same one: ranks of other calls are refused.
     call: list[JSON] = [
         as_code(key),
         num,
@@ -164,6 +165,7 @@ def calibrated(
                 sampler=sampler,
                 progress=False,
             )
+            # A seed for each data set: a resumed call ranks as an uninterrupted one.
             rng = np.random.default_rng([i, *rank_seed])
             draws = _unrelated(
                 result.unweighted(), result._genealogy.index[result._resampled], rng
@@ -176,6 +178,7 @@ def calibrated(
     ranks = {
         name: np.array([row[name] for row in store.rows]) for name in store.rows[0]
     }
+    # Bonferroni's correction over the numbers is that of `Calibration.calibrated`.
     p_values = {name: uniformity(values) for name, values in ranks.items()}
     return Calibration(ranks, p_values)
 

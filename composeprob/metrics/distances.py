@@ -141,6 +141,7 @@ def wasserstein(
             f"A Wasserstein distance has an order p ≥ 1; got {p!r}.", fix="use 1 or 2."
         )
     points, others = as_pair(x, y)
+    # The matching is one to one: both sets get n points of equal weight.
     weights = as_weights(log_weights, len(points))
     n = max(len(points), len(others))
     if log_weights is not None or len(points) < n:
@@ -148,6 +149,7 @@ def wasserstein(
     if len(others) < n:
         equal = as_weights(None, len(others))
         others = others[systematic(equal, n)]
+    # (n, n): memory of n² numbers, as the time is n³ anyhow.
     cost = cdist(points, others) ** p
     matching = linear_sum_assignment(cost)
     return float(cost[matching].mean() ** (1 / p))
@@ -439,6 +441,7 @@ def nested_rhat(draws: ArrayLike) -> Float64[np.ndarray, "*event"]:
         raise InvalidValueError(
             "Some draws are not finite.", fix="look at result.status."
         )
+    # Names as in Margossian et al.: B̂ between superchains, Ŵ = B̃ + W̃ within.
     _, chains, length = values.shape[:3]
     chain_means = values.mean(2)
     between = chain_means.mean(1).var(0, ddof=1)
@@ -457,6 +460,7 @@ def by_rows(
 ) -> float:
     """Return Σ wᵢ Gᵢⱼ vⱼ of a matrix that is made in blocks of rows."""
     total = 0.0
+    # The whole matrix would not fit into memory for tens of thousands of samples.
     for start in range(0, len(w), tuning.GRAM_ROWS):
         rows = slice(start, start + tuning.GRAM_ROWS)
         total += float(w[rows] @ gram(rows) @ v)
@@ -561,5 +565,6 @@ def as_weights(log_weights: ArrayLike | None, n: int) -> Float64[np.ndarray, " {
             "Log-weights must be numbers or −∞, with one of them finite.",
             fix="pass result.log_weights.",
         )
+    # Relative to the greatest: exp neither overflows nor vanishes everywhere.
     weights = np.exp(logs - logs.max())
     return weights / weights.sum()

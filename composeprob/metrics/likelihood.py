@@ -181,6 +181,7 @@ def raise_log_likelihood(
     sampler = frozen(sampler, density, step_size)
     positions = as_positions(points, density)
     path = Path.of_sampler(sampler, density)
+    # The law of a weighted path is ∏G/Z: its density needs Z.
     evidence: float | None = None
     evidence_error = math.nan
     if path.weights is not None:
@@ -297,6 +298,8 @@ def estimate_evidence(
     for run_key in jax.random.split(key, tuning.EVIDENCE_RUNS):
         run = begin(run_key, tuning.EVIDENCE_CHAINS, visits)
         logs.append(float(_evidence(sampler, density, run, first)))
+    # Z is unbiased, log Z is not: average before the logarithm, relative to the
+    # greatest.
     greatest = max(logs)
     relative = np.exp(np.array(logs) - greatest)
     error = relative.std(ddof=1) / relative.mean() / np.sqrt(len(logs))
@@ -453,9 +456,11 @@ def evidence_bounds(
     down = np.asarray(forward_walks(path, down_key, number, at_once), np.float64)
     up = np.asarray(reverse_walks(path, up_key, points, count, at_once), np.float64)
 
+    # By Jensen's inequality, E log of an unbiased mean is at most its logarithm.
     lower = log_means(down.reshape(-1, count), sampler).values
     log_p = log_means(up.reshape(-1, count), sampler).values
     upper = np.asarray(log_densities(density, points), np.float64) - log_p
+    # All forward runs in one mean: the least biased estimate of log Z itself.
     pooled = log_means(down[None], sampler)
     return EvidenceBounds(
         lower=float(lower.mean()),
@@ -553,6 +558,7 @@ class Path(eqx.Module):
         increments of the moves back are included.
         """
         moves = self.sampler.moves
+        # A walk back takes the kernel's reversal, whose log-ratio is of the way down.
         if moves is not None and reverse:
             moves = dataclasses.replace(moves, kernel=moves.kernel.reversal)
         start = 0 if reverse else self.first
@@ -565,6 +571,7 @@ class Path(eqx.Module):
         def visit(i: Array, carry: tuple[Particles, Array]) -> tuple[Particles, Array]:
             level = i if reverse else self.first - i
             step = partial(self._step, words, reverse, level)
+            # The first visit has no step: the chain starts at its level.
             carry = jax.lax.cond(i > 0, step, lambda carry: carry, carry)
             if moves is None:
                 return carry
@@ -585,6 +592,7 @@ class Path(eqx.Module):
         below = level - 1 if reverse else level
         noises = Ends(self.density.schedule.at(above), self.density.schedule.at(below))
         down, up = self._laws(noises)
+        # Streams are numbered by level: the step's first, then each transition's.
         z = normals(words, level * self.draws, self.layout.dims)
         if self.sampler.step is None:
             # Chains keep their x = α·y.
@@ -855,6 +863,7 @@ def filled(
         raise InvalidValueError(
             "Some step sizes are not positive.", fix="pass result.step_size of a run."
         )
+    # Nearest in the number of levels, not in log-SNR.
     distance = np.abs(np.arange(num_levels)[:, None] - visited)
     nearest = visited[distance.argmin(1)]
     return jnp.asarray(steps[nearest]).reshape(num_levels, -1)

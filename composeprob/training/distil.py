@@ -148,6 +148,7 @@ def distil(
         return _flow_draws(flow, flow_key, x), {"x": x}
 
     train_key, flow_key, factor_key = jax.random.split(key, 3)
+    # A flow whose draws are NaN would train to NaN without a message.
     if not jnp.all(jnp.isfinite(_flow_draws(flow, flow_key, unseen))):
         raise InvalidValueError(
             "Draws of the flow are not all finite numbers.",
@@ -156,6 +157,7 @@ def distil(
     recipe = Recipe(data=data, conditions=("x",), **settings)
     run = train(recipe, train_key, progress=progress, label=label)
     factor = cast(Diffusion, run.factor)
+    # Conditions that were trained on would hide overfitting.
     rows = []
     for i, x in enumerate(unseen):
         keys = (jax.random.fold_in(flow_key, i), jax.random.fold_in(factor_key, i))

@@ -106,6 +106,8 @@ def estimator(
     thetas, xs = _checked(theta, x)
     box = _box(prior, thetas)
     order_key, network_key, train_key, noise_key = jax.random.split(key, 4)
+    # Simulations may come in an order, such as that of a grid: those held out are
+    # drawn at random.
     order = np.asarray(jax.random.permutation(order_key, len(thetas)))
     count = min(len(thetas) // 10, settings.held_out)
     held_out = order[:count]
@@ -126,6 +128,7 @@ def estimator(
     history = [float(loss_held_out(best))]
     for state in segments(recipe, first, advance, progress, tuning.TRAINING_STEPS):
         history.append(float(loss_held_out(state.average)))
+        # Early stopping: NaN, which compares unequal, never counts as best.
         if history[-1] == min(history):
             best = state.average
     run = finish(recipe, network, state._replace(average=best), label)
@@ -248,6 +251,7 @@ def _recipe(
     import optax
 
     settings = tuning.ESTIMATOR
+    # log-SNR at which σ has a given ratio to a width w is that ratio's, less 2·log w.
     narrowest = float(network.known["deviation"].min())
     low = settings.low - 2 * math.log(scale.max())
     high = settings.high - 2 * math.log(scale.min())
@@ -284,6 +288,7 @@ class _Block(eqx.Module):
         self.norm = eqx.nn.LayerNorm(width)
 
     def __call__(self, h: Array, embedding: Array) -> Array:
+        # Zero at first: 1 + gain keeps the layer as it is.
         gain, shift = jnp.split(self.film(embedding), 2)
         inner = self.norm(self.enter(jax.nn.swish(self.norm(h))))
         return h + self.leave(jax.nn.swish(inner * (1 + gain) + shift))
@@ -344,6 +349,7 @@ class PosteriorDenoiser(eqx.Module):
             x_centre=x.mean(all_but_last),
             x_scale=x.std(all_but_last) + 1e-12,
         )
+        # Double precision: the features are nearly collinear where tails are short.
         features = np.asarray(jax.vmap(self._features)(jnp.asarray(x)), float)
         slope = np.linalg.lstsq(features, theta.astype(float), rcond=None)[0]
         residual = theta - features @ slope
@@ -428,6 +434,8 @@ class PosteriorDenoiser(eqx.Module):
         noise = sigma * (axes @ ((r + alpha * deviation * corrected / fine) / spread))
         if box is None:
             return noise
+        # The posterior of θ given θ_k, entry by entry, is cut by the walls: its mean
+        # moves, and with it ε̂ = (θ_k − α·E θ)/σ.
         s = jnp.sqrt(axes**2 @ (sigma * deviation / spread) ** 2)
         clean = (event - sigma * noise) / alpha
         return noise - alpha / sigma * _shift_into(box, clean, s)

@@ -114,6 +114,7 @@ def draw_batch(recipe: Recipe, key: Array, size: int) -> Batch:
     Conditions are replaced by "no condition" at the recipe's rate of dropout.
     """
     data_key, noise_key, normal_key, drop_key = jax.random.split(key, 4)
+    # Antithetic events share all but the sign of ε: half of them are drawn.
     antithetic = recipe.batch.antithetic
     n = size // 2 if antithetic else size
 
@@ -137,6 +138,7 @@ def draw_batch(recipe: Recipe, key: Array, size: int) -> Batch:
     cross_condition = recipe.loss(CrossCondition)
     if cross_condition is None:
         return batch
+    # drop_key is used up by dropout; a fold gives a stream of its own.
     vary_key = jax.random.fold_in(drop_key, 1)
     return _with_rivals(batch, cross_condition, vary_key)
 
@@ -259,6 +261,7 @@ def _log_densities(
     """
     if not groups:
         return []
+    # Groups have different lengths: split again at the ends of each.
     joined = jax.tree.map(lambda *groups: jnp.concatenate(groups), *groups)
     ends = np.cumsum([len(jax.tree.leaves(group)[0]) for group in groups])
 
@@ -338,6 +341,7 @@ def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
     not depend on how steps are divided among calls and sessions.
     """
     factor = recipe.factor(network)
+    # The complement of the trained weights: functions, integers and other constants.
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
     optimiser = recipe.optimiser()
     edges = jnp.asarray(bin_edges(recipe))
@@ -520,6 +524,7 @@ def segments(
         Progress(recipe.iterations, progress, "training") as bar,
     ):
         while done < recipe.iterations and not interrupted.is_set():
+            # TRAINING_STEPS bounds the wait for Ctrl-C where a step gets slower.
             count = min(pace, recipe.iterations - done, tuning.TRAINING_STEPS)
             tick = time.monotonic()
             state = jax.block_until_ready(advance(state, np.int32(count)))
@@ -559,6 +564,7 @@ def _fingerprint(recipe: Recipe, network: Network, key: Array) -> JSONObject:
     Functions cannot be compared: data are represented by the mean and deviation of
     some draws, to three digits, and the learning rate by three of its values.
     """
+    # Names and formats of the entries are those of checkpoints on disk: keep them.
     focus = recipe.log_snr.focus if isinstance(recipe.log_snr, LogSNR) else None
     steps = (0, recipe.iterations // 2, recipe.iterations)
     ends = np.asarray(recipe.schedule.log_snr)[[0, -1]]

@@ -144,6 +144,7 @@ def _modes(
         return None
     weights = reference.mixing_distribution.probs
     means = reference.component_distribution.mean
+    # An (M, M) table: mixtures of a few components only.
     flat = np.asarray(means).reshape(len(weights), -1)
     distances = np.linalg.norm(flat[:, None] - flat, axis=-1)
     np.fill_diagonal(distances, np.inf)

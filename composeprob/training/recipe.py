@@ -272,6 +272,7 @@ class Recipe:
     ema: float = 0.999
 
     def __post_init__(self) -> None:
+        # The dataclass is frozen, for users; its fields are normalised once, here.
         if not isinstance(self.conditions, Conditions):
             object.__setattr__(self, "conditions", Conditions(self.conditions))
         if not isinstance(self.batches, Batches):
@@ -402,6 +403,8 @@ class Recipe:
             return jax.eval_shape(lambda key: self.data(key, 2), jax.random.key(0))
 
         made = called("The data of a training recipe", "data(key, n)", drawn, fix)
+        # Events come first, also of a pair with conditions. Two are asked for, as a
+        # function that ignores n mostly returns another number.
         shapes = [tuple(getattr(leaf, "shape", ())) for leaf in jax.tree.leaves(made)]
         if not shapes or any(shape[:1] != (2,) for shape in shapes):
             found = ", ".join(map(str, shapes)) or "nothing"
@@ -485,6 +488,7 @@ class Recipe:
             index = jax.random.randint(key, (n,), 0, self.schedule.num_levels)
             return jax.tree.map(lambda a: a[index], self.schedule.levels)
         low, high = self.log_snr_range()
+        # One number in each n-th of [0, 1): strata reduce the gradient's variance.
         uniform = (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
         if self.log_snr.focus is None:
             return self.noise_at(low + (high - low) * uniform)

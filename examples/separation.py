@@ -58,7 +58,8 @@ def main(num_chains=num_chains, out="out"):
     axes[1, 0].remove()
     for row, (name, true) in zip(axes, truth.items(), strict=True):
         draws = result.unweighted()[name]
-        mean, spread = draws.mean(0), draws.std(0)
+        mean = draws.mean(0)
+        spread = draws.std(0)
         error = np.sqrt(np.mean((mean - true) ** 2))
         error_of_half = np.sqrt(np.mean((mixed / 2 - true) ** 2))
         expected = np.sqrt(np.mean(spread**2))

@@ -91,7 +91,8 @@ def sites(factors: dict[str, Any]) -> None:
 @cp.program
 def observed(factor: Any) -> None:
     """What is annealed exactly, with noise that is not known."""
-    x, scale = cp.sample("x", factor), cp.sample("scale", dist.HalfNormal(1.0))
+    x = cp.sample("x", factor)
+    scale = cp.sample("scale", dist.HalfNormal(1.0))
     cp.observe(
         "y",
         dist.Normal(jnp.array([[1.0, 0.5], [0.3, -1.0]]) @ x, scale),

@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-import warnings
 
 import pytest
 
@@ -36,7 +35,7 @@ def test_a_module_is_imported_by_its_former_name(old):
 
 def test_importing_a_name_warns_where_it_stands():
     sys.modules.pop("composeprob.factors.base", None)
-    with pytest.warns(DeprecationWarning) as caught:
+    with pytest.warns(DeprecationWarning, match="factors.factor") as caught:
         from composeprob.factors.base import Traits
     from composeprob.factors import factor
 
@@ -63,6 +62,15 @@ def test_the_public_former_name_warns_and_is_not_listed():
 def test_names_that_never_were_are_refused():
     with pytest.raises(AttributeError, match="Findings"):
         _ = overlap.Findings
-    with pytest.raises(ModuleNotFoundError), warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.raises(ModuleNotFoundError):
         importlib.import_module("composeprob.factors.bass")
+
+
+def test_a_policy_with_the_former_name_of_a_flag_works():
+    with pytest.warns(DeprecationWarning, match="network_free") as caught:
+
+        class Tempered(cp.Policy):
+            plain = True
+
+    assert Tempered.network_free
+    assert caught[0].filename == __file__

@@ -72,7 +72,7 @@ class Likelihood(eqx.Module):
         zs: Sites,
         schedule: Schedule,
         noise: Noise,
-        plain: bool = False,
+        network_free: bool = False,
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """log p(z) in unconstrained coordinates, and Σ_j γ_j·log L_j.
 
@@ -84,7 +84,7 @@ class Likelihood(eqx.Module):
             zs: the static sites, unconstrained.
             schedule: the levels.
             noise: this level's noise.
-            plain: sum the observations of ``plain`` policies alone.
+            network_free: sum the observations of ``network_free`` policies alone.
         """
         # Priors of static sites see x/α at every level.
         clean = {name: x / noise.alpha for name, x in xs.items()}
@@ -95,8 +95,8 @@ class Likelihood(eqx.Module):
         # Each policy in use runs the program once, as it decides what statements see.
         for policy in dict.fromkeys(self.policies.values()):
             counted = not (policy.closed_form or policy.by_moments)
-            if plain:
-                counted = policy.plain
+            if network_free:
+                counted = policy.network_free
             if not counted:
                 continue
             statements = of_clean
@@ -140,7 +140,7 @@ class Likelihood(eqx.Module):
         function defines level 0 too.
         """
         near = None if self.tempering is None else self.tempering.near
-        if policy.measured and policy.plain and near is not None:
+        if policy.measured and policy.network_free and near is not None:
             above = near(clean, noise.sigma / noise.alpha)
         elif policy.sees_clean:
             return None
@@ -288,7 +288,9 @@ def anneal(graph: Graph, traced: Traced) -> tuple[Graph, Likelihood]:
     if measured:
         shapes = {site.name: site.shape for site in graph.sites}
         powers = tempering(traced, measured, priors, shapes, graph.levels)
-        if powers.near is not None and any(policies[name].plain for name in measured):
+        if powers.near is not None and any(
+            policies[name].network_free for name in measured
+        ):
             graph = graph.noted(
                 "temper",
                 "tempered observations fall faster than any power of x/α, so they see "

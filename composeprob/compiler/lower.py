@@ -299,7 +299,7 @@ class Evaluator(eqx.Module):
 
     @property
     def has_user_potential(self) -> bool:
-        if any(policy.plain for policy in self.likelihood.policies.values()):
+        if any(policy.network_free for policy in self.likelihood.policies.values()):
             return True
         return any(energy is not None for energy in self.energies.values())
 
@@ -311,7 +311,7 @@ class Evaluator(eqx.Module):
             if energy is not None
         ]
         _, log_likelihood = self.likelihood(
-            xs, {}, zs, self.schedule, noise, plain=True
+            xs, {}, zs, self.schedule, noise, network_free=True
         )
         return _sum([*energies, log_likelihood])
 

@@ -141,13 +141,13 @@ class Evaluation(eqx.Module):
     @property
     def parts(self) -> Any:
         """Deprecated name of `terms`."""
-        warn_renamed("Evaluation.parts", "Evaluation.terms", of_module=True)
+        warn_renamed("Evaluation.parts", "Evaluation.terms")
         return self.terms
 
     @property
     def known(self) -> ClosedFormTerm | None:
         """Deprecated name of `closed_form`."""
-        warn_renamed("Evaluation.known", "Evaluation.closed_form", of_module=True)
+        warn_renamed("Evaluation.known", "Evaluation.closed_form")
         return self.closed_form
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from composeprob import tuning
 from composeprob.errors import InvalidValueError, WrongTypeError
+from composeprob.renamed import warn_renamed
 from composeprob.schedule import Noise, Schedule
 
 
@@ -26,7 +27,7 @@ class Policy:
     Attributes:
         measured: True if the power is the one that the compiler measures, as for
             ``"tempered"``; `power` is not called.
-        plain: True if the program sees x/α, and samplers may evaluate the likelihood at
+        network_free: True if the program sees x/α, and samplers may evaluate the likelihood at
             many x, as it takes no network.
         takes_levels: True if the user gives a function of the level, which defines
             level 0 too.
@@ -36,10 +37,16 @@ class Policy:
     """
 
     measured: ClassVar[bool] = False
-    plain: ClassVar[bool] = False
+    network_free: ClassVar[bool] = False
     takes_levels: ClassVar[bool] = False
     closed_form: ClassVar[bool] = False
     by_moments: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "plain" in vars(cls):
+            warn_renamed(f"{cls.__name__}.plain", "network_free")
+            cls.network_free = vars(cls)["plain"]
 
     def seen(self, x: Array, mean: Array, noise: Noise) -> Array:
         """The value that the program sees of a noised site above level 0; by default
@@ -78,7 +85,7 @@ class Tempered(Policy):
     """
 
     measured = True
-    plain = True
+    network_free = True
 
 
 class Denoised(Policy):

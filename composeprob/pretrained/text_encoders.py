@@ -115,7 +115,8 @@ class CLIPText:
             )
         if array.size == 0:
             return array
-        low, high = int(array.min()), int(array.max())
+        low = int(array.min())
+        high = int(array.max())
         if low < 0 or high >= self.vocabulary:
             raise InvalidValueError(
                 f"Token ids go from {low} to {high}, but the text encoder has 0 to "

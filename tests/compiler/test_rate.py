@@ -99,7 +99,8 @@ def one_of(which):
 
 def at_time(density, diffusion, t):
     """The density with every level's noise replaced by that of time t."""
-    alpha, sigma = diffusion.alpha(t), diffusion.sigma(t)
+    alpha = diffusion.alpha(t)
+    sigma = diffusion.sigma(t)
     levels = jnp.ones(density.num_levels)
     old = density.schedule
     drift_ratio = diffusion.drift(t) / diffusion.squared_noise(t)

@@ -52,7 +52,8 @@ def flow(u, t, x):
 
 def score(scheduler):
     def output(u, t, x):
-        m, sd = scheduler.marginal_mean_coeff(t), scheduler.marginal_std(t)
+        m = scheduler.marginal_mean_coeff(t)
+        sd = scheduler.marginal_std(t)
         return (m * clean(u / m, sd / m, x) - u) / sd**2
 
     return output

@@ -87,7 +87,8 @@ def scores(factor, xs, levels, given):
 @pytest.mark.parametrize("name", ["ddpm", "labels", "sd", "sd1", "sdxl", "dit", "sd3"])
 def test_the_score_at_level_k_is_that_of_timestep_k(name):
     """−ε̂/σ, with ε̂ from the original's output and σ from its scheduler's table."""
-    g, factor = golden(name), model(name)
+    g = golden(name)
+    factor = model(name)
     assert factor.schedule.num_levels == 1000
     xs = jnp.asarray(g["x"])
     actual = scores(factor, xs, jnp.asarray(LEVELS), conditions(name))
@@ -112,7 +113,8 @@ def test_networks_of_variance_exploding_diffusions_are_told_sigma(
     name, parameterization, times, expected
 ):
     """Preconditioned ones give the clean image of x·σ."""
-    g, factor = golden(name), model(name)
+    g = golden(name)
+    factor = model(name)
     assert (factor.parameterization, factor.time) == (parameterization, "sigma")
     network = jax.jit(jax.vmap(factor.network, (0, None)))
     for sigma, output in zip(np.float32(g[times]), g[expected], strict=True):
@@ -122,7 +124,8 @@ def test_networks_of_variance_exploding_diffusions_are_told_sigma(
 
 @pytest.mark.parametrize("name", ["sd", "dit"])
 def test_autoencoders_both_ways(name):
-    g, factor = golden(name), model(name)
+    g = golden(name)
+    factor = model(name)
     assert error(factor.encode(g["images"]), g["encoded"]) < MOST
     assert error(factor.decode(g["latents"]), g["decoded"]) < MOST
     none = factor.decode(np.zeros((2, 0, *g["latents"].shape[1:])))
@@ -133,7 +136,8 @@ PROMPTS = ("", "a cat on the left", "The  DOG's 2 cats, naïve – 日本", "the
 
 
 def test_text_encoders_and_tokenizers():
-    g, factor = golden("sd"), model("sd")
+    g = golden("sd")
+    factor = model("sd")
     assert error(factor.text_encoder(g["ids"]), g["hidden"]) < MOST
     assert error(factor.text_encoder(g["ids"][2]), g["hidden"][2]) < MOST
     pytest.importorskip("tokenizers")
@@ -163,7 +167,8 @@ def test_only_the_first_line_of_merges_is_a_note(tmp_path):
 
 def test_both_text_encoders_of_sdxl():
     pytest.importorskip("tokenizers")
-    g, factor = golden("sdxl"), model("sdxl")
+    g = golden("sdxl")
+    factor = model("sdxl")
     width = g["pooled"].shape[-1]
     for i, text in enumerate(PROMPTS):
         np.testing.assert_array_equal(factor.text_encoder.tokens(text), g["ids"][i])

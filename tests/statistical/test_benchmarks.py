@@ -28,7 +28,8 @@ def test_a_floor_is_what_exact_draws_have():
 
 
 def test_every_estimate_has_its_exact_value_and_its_spread_beside_it():
-    problem, row = mode_weights.ring_product(), mode_weights.samplers()["exact draws"]
+    problem = mode_weights.ring_product()
+    row = mode_weights.samplers()["exact draws"]
     drawn = mode_weights.measure(problem, row, num_chains=64, keys=2)
     estimated = dataclasses.replace(drawn, log_evidence=[-0.9, -1.1])
     told = dict(zip(mode_weights.COLUMNS, mode_weights.as_text(estimated), strict=True))

@@ -136,7 +136,11 @@ def test_one_image_of_each_density():
 def test_a_known_share_of_two_gaussians_under_a_measurement():
     """Classes N(μₖ, τ²) measured as y ± s: Zₖ and what the judge `x < 0` finds are in
     closed form."""
-    rng, means, tau, y, s = np.random.default_rng(0), (-0.5, 0.5), 1.0, -0.4, 0.5
+    rng = np.random.default_rng(0)
+    means = (-0.5, 0.5)
+    tau = 1.0
+    y = -0.4
+    s = 0.5
     drawn = [rng.normal(mean, tau, 200_000) for mean in means]
     likelihoods = [np.exp(-0.5 * ((x - y) / s) ** 2) for x in drawn]
     pairs = [

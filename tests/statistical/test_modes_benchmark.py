@@ -25,7 +25,8 @@ def level_0():
 @pytest.mark.parametrize("dims", [1, 2, 3, 10])
 def test_a_grid_of_two_numbers_gives_the_square_of_a_mixture(dims):
     """Squares of mixtures are sums over pairs of components, in closed form."""
-    (alpha, sigma), terms = level_0(), axis.squared_mixture(dims)
+    alpha, sigma = level_0()
+    terms = axis.squared_mixture(dims)
     mixture = terms[0][0]
     variance = (alpha * np.array(mixture.widths)) ** 2 + sigma**2
     logs = [
@@ -48,10 +49,13 @@ def test_a_grid_of_two_numbers_gives_the_square_of_a_mixture(dims):
 def test_a_product_of_one_hot_mixtures_has_the_evidence_of_all_its_corners():
     """3 × 3 permutations: the sum over all 3⁶ choices of corners, each a product of
     Gaussians."""
-    puzzle, (alpha, sigma) = constraints.permutations(3), level_0()
-    v, corners = (alpha * constraints.WIDTH) ** 2 + sigma**2, np.eye(3)
+    puzzle = constraints.permutations(3)
+    alpha, sigma = level_0()
+    v = (alpha * constraints.WIDTH) ** 2 + sigma**2
+    corners = np.eye(3)
     chosen = np.array(list(itertools.product(range(3), repeat=6)))
-    rows, columns = corners[chosen[:, :3]], corners[chosen[:, 3:]].transpose(0, 2, 1)
+    rows = corners[chosen[:, :3]]
+    columns = corners[chosen[:, 3:]].transpose(0, 2, 1)
     apart = alpha**2 * ((rows - columns) ** 2).sum(
         (1, 2)
     )  # ∫ N(x; a, v)·N(x; b, v) dx = N(a; b, 2v), entry by entry
@@ -133,7 +137,8 @@ def test_a_right_run_is_right_and_the_same_run_against_another_answer_is_not(
         cut=0.2,
         sampler=cp.Ancestral,
     )
-    density, answer = case.compile(), case.exact()
+    density = case.compile()
+    answer = case.exact()
     assert answer.value == pytest.approx(stats.norm(0.4, 0.7).cdf(0.2), abs=1e-4)
     wrong = measure.measured(case, lambda: density, Answer(0.9), 0, 64)
     assert wrong["outcome"] == Outcome.DEFECT

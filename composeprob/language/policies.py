@@ -27,8 +27,8 @@ class Policy:
     Attributes:
         measured: True if the power is the one that the compiler measures, as for
             ``"tempered"``; `power` is not called.
-        network_free: True if the program sees x/α, and samplers may evaluate the likelihood at
-            many x, as it takes no network.
+        network_free: True if the program sees x/α, and samplers may evaluate the
+            likelihood at many x, as it takes no network.
         takes_levels: True if the user gives a function of the level, which defines
             level 0 too.
         closed_form: True if the density of the value given x_k itself takes the place

@@ -339,9 +339,9 @@ class ReplicaDescent(Descent):
         self.words = self.spread.map(partial(replica_words, self.count), run.words)
 
     def at_level(
-        self, run: Run, now: PhaseContext, function: Callable[..., Tree]
+        self, run: Run, context: PhaseContext, function: Callable[..., Tree]
     ) -> Callable[..., Tree]:
-        setting = (run.tuning, now.end)
+        setting = (run.tuning, context.end)
         on_rungs = jax.vmap(function)
 
         def of_ensemble(*replicas: Array) -> Tree:
@@ -349,24 +349,24 @@ class ReplicaDescent(Descent):
 
         return of_ensemble
 
-    def predict(self, run: Run, level: LevelState, now: PhaseContext) -> LevelState:
+    def predict(self, run: Run, level: LevelState, context: PhaseContext) -> LevelState:
         """Propose a candidate for each rung from its replica, or from that of its
         partner."""
         partner = rungs_of(run).partner
-        start = jax.tree.map(lambda leaf: leaf[partner], now.start)
+        start = jax.tree.map(lambda leaf: leaf[partner], context.start)
 
         def ensemble(points: Array, evaluation: Evaluation, z: Array) -> Array:
             v, here = jax.tree.map(lambda leaf: leaf[partner], (points, evaluation))
-            return jax.vmap(self.exchange.propose)(start, now.end, v, here, z)
+            return jax.vmap(self.exchange.propose)(start, context.end, v, here, z)
 
-        noise = now.normals[..., : self.layout.dims]
+        noise = context.normals[..., : self.layout.dims]
         query = self.spread.map(
             ensemble, run.chains.position, run.chains.evaluation, noise
         )
         return dataclasses.replace(level, query=query)
 
     def arrived(
-        self, run: Run, level: LevelState, now: PhaseContext, evaluation: Evaluation
+        self, run: Run, level: LevelState, context: PhaseContext, evaluation: Evaluation
     ) -> Carry:
         """Move replicas to where bridges ended: all that came to new levels, and of
         swaps those that are accepted."""
@@ -379,7 +379,7 @@ class ReplicaDescent(Descent):
         ) -> tuple[Replicas, Array]:
             here = (old.position, old.evaluation)
             there = (query, evaluation)
-            log_ratio = self.exchange.log_ratios(now.end, partner, *here, *there)
+            log_ratio = self.exchange.log_ratios(context.end, partner, *here, *there)
             # Both rungs of a pair decide by the number of the lower one.
             log_u = log_uniform(z[jnp.minimum(index, partner)])
             accepted, probability = accept(log_u, log_ratio)
@@ -402,7 +402,7 @@ class ReplicaDescent(Descent):
             run.chains,
             level.query,
             evaluation,
-            now.normals[..., self.layout.dims],
+            context.normals[..., self.layout.dims],
         )
         swapped = mean_acceptance(swapped, self.spread.total, self.num_chains)
         sums = rungs.probability.at[:, 0].add(swapped)
@@ -414,15 +414,15 @@ class ReplicaDescent(Descent):
         b: int,
         run: Run,
         level: LevelState,
-        now: PhaseContext,
+        context: PhaseContext,
         chains: Particles,
         info: Info,
     ) -> Carry:
-        made, level = super().made(b, run, level, now, chains, info)
+        made, level = super().made(b, run, level, context, chains, info)
         adapted = where(rungs_of(run).plan.adapts, made.tuning, run.tuning)
         return dataclasses.replace(made, tuning=adapted), level
 
-    def leave(self, run: Run, level: LevelState, now: PhaseContext) -> Run:
+    def leave(self, run: Run, level: LevelState, context: PhaseContext) -> Run:
         """Record the turn that was made, and begin the next one."""
         transitions = mean_acceptance(
             level.tally.acceptance, self.spread.total, self.num_chains
@@ -439,7 +439,7 @@ class ReplicaDescent(Descent):
             .at(
                 at,
                 acceptance=means.transitions,
-                step_size=self.moves.steps_in_x(run.tuning, now.end),
+                step_size=self.moves.steps_in_x(run.tuning, context.end),
             )
             .at(at[:-1], swaps=means.swaps)
         )

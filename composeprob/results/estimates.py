@@ -387,7 +387,7 @@ def _over_all(
         return np.stack(values)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> type[Genealogy]:
     """Former names of this module, for one release."""
     if name == "Families":
         warnings.warn(

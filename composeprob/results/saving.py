@@ -401,7 +401,7 @@ def _plates(result: Record, shapes: Mapping[str, tuple[int, ...]]) -> Dims:
     }
 
 
-def _attributes(result: Record) -> dict[str, Any]:
+def _attributes(result: Record) -> dict[str, object]:
     """Facts of a run as attributes of a group; netCDF files hold no dicts and no
     None."""
     facts = {name: getattr(result, name) for name in FACTS} | asdict(result.about)

@@ -94,7 +94,7 @@ def _gathering(name: str) -> Any:
         whole = jax.tree.map(gathered, self.evaluator, is_leaf=_is_shard)
         return getattr(whole, name)(*arguments)
 
-    def attribute(self: Sharded) -> Any:
+    def attribute(self: Sharded) -> object:
         return getattr(self.evaluator, name)
 
     if isinstance(vars(Evaluates)[name], property):
@@ -397,7 +397,7 @@ def compile_ahead(
     def struct(place: PartitionSpec, part: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
         sharding = NamedSharding(mesh, place)
 
-        def of_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
+        def of_leaf(leaf: Array) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
         return jax.tree.map(of_leaf, part)

@@ -21,7 +21,7 @@ import equinox as eqx
 import jax
 import numpy as np
 from jax import Array
-from jaxtyping import Float, PyTree
+from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
 from composeprob import tuning
@@ -191,7 +191,7 @@ def _check_request(state: State) -> None:
         )
 
 
-def _shapes_of_start(state: State, run: Run) -> PyTree[Any]:
+def _shapes_of_start(state: State, run: Run) -> Run | None:
     """Shapes of a run's arrays once its chains have started, for files; None where
     nothing is to be written."""
     files = (state.checkpoint, state.draws.number, state.draws.store)
@@ -199,7 +199,8 @@ def _shapes_of_start(state: State, run: Run) -> PyTree[Any]:
         return None
     # Compiled, so that all arrays are JAX's.
     start = eqx.filter_jit(state.sampler.start)
-    return eqx.filter_eval_shape(start, run, state.density, state.first)
+    shapes: Run = eqx.filter_eval_shape(start, run, state.density, state.first)
+    return shapes
 
 
 def _watchers(state: State) -> list[Callable[[State], None]]:
@@ -252,7 +253,7 @@ def _facts_of_level(run: Run, level: int) -> dict[str, Any]:
     }
     facts = {}
     for name, values in records.items():
-        mean = np.mean(np.asarray(values)[level])
+        mean = float(np.mean(np.asarray(values)[level]))
         if not np.isnan(mean):
             facts[name] = mean
     return facts

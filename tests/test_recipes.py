@@ -1,6 +1,12 @@
-"""Blocks of *Extending* and *From scarlet2, DDPRISM or azula* run in their order."""
+"""Blocks of *Extending* and *From scarlet2, DDPRISM or azula* run in their order.
 
+The code of *Extending* also passes the repository's lint as it stands.
+"""
+
+import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,9 +17,11 @@ import pytest
 import composeprob as cp
 from composeprob.results.status import Code
 from sampling_cases import learned, measured, run
+from tools import style
 from zscores import LIMIT
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "extending.md"
 
 
 def blocks_of(text):
@@ -48,9 +56,62 @@ def test_the_recipe_runs(title):
         assert result.status.ok
 
 
+def complaints(block, name):
+    """Text of all that ruff and tools/style.py object to in a block.
+
+    Args:
+        block: the code.
+        name: the file that it would stand in, by which ruff chooses its rules.
+    """
+    # D100: a block has no module docstring. F821: blocks use names that earlier blocks
+    # of the same recipe define.
+    ignored = "D100,F821"
+    checks = [
+        ["check", "--quiet", "--no-cache", "--extend-ignore", ignored],
+        ["format", "--check", "--diff", "--no-cache"],
+    ]
+    found = []
+    for check in checks:
+        ruff = subprocess.run(
+            [sys.executable, "-m", "ruff", *check, "--stdin-filename", name, "-"],
+            cwd=ROOT,
+            input=block,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
+        if ruff.returncode:
+            found.append(ruff.stdout + ruff.stderr)
+    found += map(str, style.violations(ast.parse(block), Path(name)))
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("title", RECIPES)
+def test_the_recipe_passes_lint(title):
+    """The part by the package's rules, programs that use it by those of tests."""
+    part, *programs = RECIPES[title]
+    assert complaints(part, "composeprob/recipe.py") == ""
+    for program in programs:
+        assert complaints(program, "tests/recipe.py") == ""
+
+
+@pytest.mark.parametrize(
+    ("block", "rule"),
+    [
+        ("import os\n", "F401"),
+        ("def part(x):\n    return x\n", "D103"),
+        (f'x = "{"a" * 90}"\n', "E501"),
+        ("x = f( 1 )\n", "+x = f(1)"),
+        ("a, b = f(x), y\n", "parallel-assignment"),
+    ],
+)
+def test_lint_of_a_recipe_finds_what_is_wrong(block, rule):
+    assert rule in complaints(block, "composeprob/recipe.py")
+
+
 # ── score priors ──────────────────────────────────────────────────────────────────────
 
-PRIORS = Path(__file__).parents[1] / "docs" / "score-priors.md"
+PRIORS = ROOT / "docs" / "score-priors.md"
 
 
 @pytest.mark.slow

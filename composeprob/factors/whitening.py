@@ -89,6 +89,8 @@ def whitener(covariance: Float[Array, "... m m"]) -> Float[Array, "... m m"]:
 def _eliminated(covariance: Float[Array, "... m m"]) -> Float[Array, "... m m"]:
     """`whitener` by elimination, which turns (C | I) into (Lᵀ | L⁻¹)."""
     m = covariance.shape[-1]
+    if m == 0:  # of an entry that sees no site; a loop cannot index nothing
+        return covariance
     identity = jnp.broadcast_to(jnp.eye(m, dtype=covariance.dtype), covariance.shape)
 
     def eliminate(i: Array, both: Array) -> Array:

@@ -209,6 +209,24 @@ def test_objects_that_share_no_measurement_stay_apart():
     )
 
 
+def test_an_entry_of_the_data_may_see_no_site():
+    """Its likelihood is a constant: here N(0.1; 0.2, 0.5²)."""
+
+    def law(x):
+        mean = jnp.stack([x[0], jnp.float32(0.2)])
+        return dist.Normal(mean, 0.5).to_event(1)
+
+    factor = analytic(dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    entry = cp.compile(measured, factor, lambda x: dist.Normal(x[0], 0.5), 0.3)
+    both = cp.compile(measured, factor, law, jnp.array([0.3, 0.1]))
+    assert "y exact" in str(both)
+    x = {"x": jnp.array([0.4, -0.2])}
+    constant = dist.Normal(0.2, 0.5).log_prob(0.1)
+    for level in (0, LEVEL):
+        ratio = both.log_density(x, level) - entry.log_density(x, level)
+        np.testing.assert_allclose(ratio, constant, rtol=1e-5)
+
+
 @cp.program
 def two_sites(f, g, y, mixed):
     """Scaled sources that are measured together, or under noise that they share, where

@@ -88,7 +88,7 @@ def complaints(block, name):
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_the_recipe_passes_lint(title):
-    """The part by the package's rules, programs that use it by those of tests."""
+    """The part is linted by the package's rules, its programs by those of tests."""
     part, *programs = RECIPES[title]
     assert complaints(part, "composeprob/recipe.py") == ""
     for program in programs:

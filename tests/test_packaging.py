@@ -74,7 +74,7 @@ def test_the_wheels_hold_every_model_and_nothing_else(tmp_path):
     assert beside == {"composeprob/models/LICENSE"}
     (metadata,) = [name for name in names if name.endswith("dist-info/METADATA")]
     shown = zipfile.ZipFile(wheel).read(metadata).decode()
-    assert "pip install composeprob" in shown
+    assert "pip install ." in shown
     assert "_static" not in shown  # the picture, which is nowhere but in the repository
     assert not re.search(r"\]\((?!https?:)", shown)
 

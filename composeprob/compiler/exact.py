@@ -65,9 +65,9 @@ class LogDensities(NamedTuple):
     """Places in the (3,) numbers that a group is worth, as one array so that one
     transposed pass gives the gradient of any of them."""
 
-    exact: Any  # log p(y | x)
-    clean: Any  # log p(y | x₀ = x/α)
-    prior: Any  # log p(x)
+    exact: Array | float  # log p(y | x)
+    clean: Array | float  # log p(y | x₀ = x/α)
+    prior: Array | float  # log p(x)
 
 
 class Stack(eqx.Module):
@@ -304,7 +304,7 @@ def stack_of(mixture: Gaussians, rows: np.ndarray) -> Stack:
     dtype = jnp.result_type(float)
     if basis is not None:
         basis = basis.astype(dtype)
-    fields: dict[str, Any] = {
+    fields = {
         "rows": rows,
         "columns": mixture.entries,
         "log_weights": mixture.log_weights.astype(dtype),

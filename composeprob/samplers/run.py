@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import equinox as eqx
 import jax
@@ -18,6 +18,11 @@ from composeprob import tuning
 from composeprob.samplers.random import words_of
 from composeprob.samplers.spread import Spread, chains, everywhere
 from composeprob.schedule import Schedule
+
+
+def _on_host(values: np.ndarray) -> Array:
+    """Return NumPy's array where JAX's is expected: nothing is put on a device yet."""
+    return values  # type: ignore[return-value]
 
 
 class Records(eqx.Module):
@@ -44,9 +49,9 @@ class Records(eqx.Module):
         # Not weakly typed, as nothing is that comes from a checkpoint: a run that goes
         # on would be compiled again.
         precision = jnp.result_type(float)
-        by_level: Any = np.full((num_levels,), np.nan, precision)
-        by_block: Any = np.full((num_levels, num_blocks), np.nan, precision)
-        counts: Any = np.zeros((num_levels,), np.int32)
+        by_level = _on_host(np.full((num_levels,), np.nan, precision))
+        by_block = _on_host(np.full((num_levels, num_blocks), np.nan, precision))
+        counts = _on_host(np.zeros((num_levels,), np.int32))
         return cls(
             acceptance=by_block,
             step_size=by_block,
@@ -259,10 +264,10 @@ class Run(eqx.Module):
     @classmethod
     def places(cls) -> Run:
         """Return the place of each part of a run, as `jax.shard_map` takes it."""
-        places: dict[str, Any] = {}
+        places: dict[str, object] = {}
         for field in dataclasses.fields(cls):
             places[field.name] = chains if field.name in BY_CHAIN else everywhere
-        return cls(**places)
+        return cls(**places)  # type: ignore[arg-type]
 
     @property
     def without_copies(self) -> Run:
@@ -289,12 +294,12 @@ def begin(
     """
     words, shared = words_of(key, num_chains, series)
     precision = jnp.result_type(float)
-    zero: Any = np.zeros((), precision)
-    no_weights: Any = np.zeros((num_chains,), precision)
-    none: Any = np.zeros((), np.int32)
-    unmeasured: Any = np.full((), np.nan, precision)
-    averaging: Any = np.zeros(2, precision)
-    ancestors: Any = np.arange(num_chains, dtype=np.int32)
+    zero = _on_host(np.zeros((), precision))
+    no_weights = _on_host(np.zeros((num_chains,), precision))
+    none = _on_host(np.zeros((), np.int32))
+    unmeasured = _on_host(np.full((), np.nan, precision))
+    averaging = _on_host(np.zeros(2, precision))
+    ancestors = _on_host(np.arange(num_chains, dtype=np.int32))
     run = Run(
         chains=None,
         words=words,

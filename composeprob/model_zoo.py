@@ -218,7 +218,8 @@ def _weights(name: str, retraining: int, folder: str | Path | None) -> Path:
             raise LoadError(
                 f"The weights of model '{name}' are not installed: composeprob itself "
                 "brings those of a few models.",
-                fix="pip install 'composeprob[zoo]' brings them all.",
+                fix="in a clone, pip install ./models brings them all; from an index, "
+                "composeprob[zoo] does.",
             )
     folder = Path(folder)
     weights = folder / weights_file(retraining)

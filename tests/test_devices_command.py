@@ -29,7 +29,7 @@ def command(*arguments):
         (
             ("--compile", "v5e:4x4"),
             2,
-            ("libtpu, is not installed", "pip install 'composeprob[tpu]'"),
+            ("libtpu, is not installed", "pip install 'jax[tpu]'"),
         ),
     ],
 )

@@ -153,7 +153,7 @@ def prepare_tpu_compiler() -> None:
     if library is None:
         raise LoadError(
             "The TPU compiler, libtpu, is not installed.",
-            fix="pip install 'composeprob[tpu]'.",
+            fix="pip install 'jax[tpu]'.",
         )
     os.environ["TPU_LIBRARY_PATH"] = str(library)
     # Without these the TPU compiler looks for a cloud around it, and JAX for a TPU.

@@ -346,7 +346,7 @@ def _from_hub(name: str) -> Path:
         raise LoadError(
             f"There is no folder {name}, and to look on the hub the package "
             "huggingface_hub is missing.",
-            fix="pip install 'composeprob[hub]', or check the path.",
+            fix="pip install huggingface-hub, or check the path.",
         ) from error
     try:
         folder = huggingface_hub.snapshot_download(name, allow_patterns=_DOWNLOADED)

@@ -9,19 +9,15 @@ import pytest
 from composeprob.errors import ComposeProbError
 from messages import check_wording
 
-Rows = Mapping[type[ComposeProbError], Mapping[str, Any]]
+Rows = Mapping[type[ComposeProbError], Mapping[str, Callable[..., Any]]]
 
 
 def rows(table: Rows) -> list[Any]:
-    """Parameters (kind, call, words, fix) of a table by the kind of error.
-
-    A row may end before its fix; the name of a row with a call alone is its words.
-    """
+    """Parameters (kind, call) of a table of calls by the kind of error and by name."""
     parameters = []
-    for kind, cases in table.items():
-        for name, row in cases.items():
-            call, words, *fix = row if isinstance(row, tuple) else (row, name)
-            parameters.append(pytest.param(kind, call, words, "".join(fix), id=name))
+    for kind, calls in table.items():
+        for name, call in calls.items():
+            parameters.append(pytest.param(kind, call, id=name))
     return parameters
 
 
@@ -38,8 +34,8 @@ def refused(
     Args:
         call: the mistake.
         kind: the error's type.
-        facts: a pattern of what was found: names and numbers that the call gives.
-        fix: a pattern of the fix.
+        facts: a pattern of names and numbers that the call gives.
+        fix: a pattern of names that the fix gives.
     """
     with pytest.raises(ComposeProbError) as caught:
         call()

@@ -85,13 +85,9 @@ def test_comparisons_that_are_refused():
     refused(
         lambda: result.compare(result["x"]),
         WrongTypeError,
-        "compare takes another result",
     )
     refused(
         lambda: result.compare(make({"y": result["x"]}, np.zeros(200))),
         ShapeError,
-        "two runs of one program",
     )
-    refused(
-        lambda: result.compare(drawn(rng, n=8)), InvalidValueError, "16 samples or more"
-    )
+    refused(lambda: result.compare(drawn(rng, n=8)), InvalidValueError)

@@ -285,12 +285,12 @@ def test_the_good_ones_load(good):
 
 
 def test_a_path_is_a_path(good):
-    refused(lambda: cp.Result.load(3), WrongTypeError, r"got int.*\n.*run\.safetensors")
+    refused(lambda: cp.Result.load(3), WrongTypeError)
     for path in (
         good.path / "below",
         empty_folder(good).rename(good.folder / "folder.safetensors"),
     ):
-        refused(lambda: good.result.save(path), InvalidValueError, "cannot be written")
+        refused(lambda: good.result.save(path), InvalidValueError)
 
 
 @pytest.mark.parametrize("kind", ["of another program", "a file", "damaged"])

@@ -156,22 +156,18 @@ def test_predictions_that_are_refused(density, samples):
     refused(
         lambda: alone.predict(key, {"x": jnp.zeros(4)}),
         CapabilityError,
-        "observes nothing",
     )
     refused(
         lambda: density.predict(key, {"x": samples["x"]}),
         ShapeError,
-        "'scale' is missing",
     )
     refused(
         lambda: density.predict(key, samples | {"scale": 1.0}),
         ShapeError,
-        "same leading axis",
     )
     refused(
         lambda: make(samples).predictive(key),
         InvalidValueError,
-        r"loaded.*\n.*density\.predict",
     )
 
 
@@ -232,12 +228,10 @@ def test_axes_that_do_not_fit_are_refused(density, samples):
     refused(
         lambda: result.to_arviz(dims={"z": ("a",)}),
         InvalidValueError,
-        "'z', which this result does not have",
     )
     refused(
         lambda: result.to_arviz(dims={"pair": ("a", "b")}),
         InvalidValueError,
-        "'pair' has 1 axes",
     )
     short = "'visit' has 2 entries, but along it site 'first' has 3"
     refused(

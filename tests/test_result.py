@@ -155,7 +155,7 @@ def test_blocks_have_columns_of_their_own(tmp_path):
 
 def test_sites_by_name_and_one_short_line():
     assert make()["x"].shape == (N, 2)
-    refused(lambda: make()["y"], UnknownSiteError, "'x'")
+    refused(lambda: make()["y"], UnknownSiteError)
     assert repr(make()) == (
         "Result(x (400, 2); SMC(MALA(Adaptive())); 120 evaluations per chain; "
         "status OK; 3.2 s)"

@@ -219,9 +219,7 @@ def test_calibrated_siblings_share_their_network():
     assert "centre=-0.5" in text
     words = r"leaves 'centre' open.*given\(centre=…\)"
     refused(lambda: cp.calibrate(network, KEY), cp.errors.ConditionError, words)
-    refused(
-        lambda: factors[0].given(centre=1.0), cp.errors.ConditionError, "given twice"
-    )
+    refused(lambda: factors[0].given(centre=1.0), cp.errors.ConditionError)
 
 
 def test_calibrating_again_changes_nothing(pair):

@@ -56,7 +56,6 @@ def test_a_model_without_an_energy_is_not_calibrated():
     refused(
         lambda: calibrate_model("ring2d-score"),
         cp.errors.CapabilityError,
-        "'ring2d-score' offers only its score",
     )
 
 
@@ -67,11 +66,8 @@ def test_stale_damaged_and_foreign_files(calibrated, files):
     refused(
         lambda: load_calibration(BUMP, calibration),
         cp.errors.LoadError,
-        "does not fit factor 'bump'",
     )
-    refused(
-        lambda: load_calibration(BUMP, weights), cp.errors.LoadError, "cannot be read"
-    )
+    refused(lambda: load_calibration(BUMP, weights), cp.errors.LoadError)
     weights.write_bytes(b"other weights")
     save_calibration(calibrated, calibration, weights=calibration)
     words = "for other weights than.*python tools/calibrate.py bump"

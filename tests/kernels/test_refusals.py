@@ -83,38 +83,14 @@ REFUSED = {
         r"evaluations=\) must be at least 1": hmc_of_blackjax(
             evaluations=0, **INTEGRATION
         ),
-        "odd number.*4": (
-            lambda: LineIntegral(4, "simpson"),
-            "odd number.*4",
-            "5 points",
-        ),
-        "Unknown rule": (
-            lambda: LineIntegral(3, "midpoint"),
-            "Unknown rule 'midpoint'",
-            "simpson",
-        ),
+        "odd number.*4": lambda: LineIntegral(4, "simpson"),
+        "Unknown rule": lambda: LineIntegral(3, "midpoint"),
         "at least 2": lambda: LineIntegral(1),
         "accepts no move": lambda: LineIntegral(tolerance=0.0),
-        "two points": (
-            lambda: LineIntegral(2, tolerance=0.1),
-            "no estimate",
-            "3 points",
-        ),
-        "one leapfrog": (
-            lambda: HMC(0.1, 1, log_ratio=ALONG),
-            "no estimate",
-            "num_leapfrog=2",
-        ),
-        "no trajectory": (
-            lambda: MALA(0.1, log_ratio=LineIntegral(None)),
-            "no trajectory",
-            "num_points=3",
-        ),
-        "three": (
-            lambda: HMC(0.1, 3, log_ratio=SIMPSON),
-            "even number of leapfrogs.*3",
-            "num_leapfrog=4",
-        ),
+        "two points": lambda: LineIntegral(2, tolerance=0.1),
+        "one leapfrog": lambda: HMC(0.1, 1, log_ratio=ALONG),
+        "no trajectory": lambda: MALA(0.1, log_ratio=LineIntegral(None)),
+        "three": lambda: HMC(0.1, 3, log_ratio=SIMPSON),
     },
     WrongTypeError: {
         "rule of MALA returned cannot be 'large'": resolving(lambda s: "large"),
@@ -145,10 +121,10 @@ REFUSED = {
         "it moves 3 numbers": lambda: begun(MALA(0.5, metric=np.eye(2)), 3),
     },
     CapabilityError: {
-        "ULA": (lambda: ULA(Adaptive()), *NOT_ADAPTED),
-        "UHMC": (lambda: UHMC(Adaptive()), *NOT_ADAPTED),
-        "MALA by score": (by_score(MALA(0.1)), *BY_SCORE),
-        "HMC by score": (by_score(HMC(0.1)), *BY_SCORE),
+        "ULA": lambda: ULA(Adaptive()),
+        "UHMC": lambda: UHMC(Adaptive()),
+        "MALA by score": by_score(MALA(0.1)),
+        "HMC by score": by_score(HMC(0.1)),
         "measured from all chains": stepping(MALA(0.5, metric="full")),
         "reports no acceptance": stepping(BlackJAX(blackjax.mclmc, Adaptive(), L=1.0)),
         "not one position": stepping(BlackJAX(blackjax.orbital_hmc, 0.1, period=3)),
@@ -163,6 +139,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("kind", "call", "words", "fix"), rows(REFUSED))
-def test_refused(kind, call, words, fix):
-    refused(call, kind, words, fix)
+@pytest.mark.parametrize(("kind", "call"), rows(REFUSED))
+def test_refused(kind, call):
+    refused(call, kind)

@@ -873,80 +873,43 @@ def beside(handler):
 VECTOR = dist.Normal(jnp.zeros(2), 1.0).to_event(1)
 REFUSED = {
     ShapeError: {
-        "the inner plate's axis": (
-            in_plates((4, 3), (3,)),
-            r"shape \(3,\), in the plates 'plate 1' of 3, 'plate 0'",
-        ),
-        "another axis": (
-            in_plates((3, 4), (4, 2)),
-            r"first axis is not where that[\s\S]*broadcast_to\(…, \(4, 3\)",
-        ),
-        "two plates of one size": (in_plates((3, 3), (3, 1)), r"several of them fit"),
-        "a mask without a plate": (
-            in_plates((3,), (3,), [masked(np.ones((2, 3)))]),
-            "a mask with an axis of 2, where .* 'eta' has no plate",
-        ),
-        "another plate": (
-            beside(plate("trials", 3)),
-            "'trials', where its site 'eta' has plate 'subjects', of size 3",
-        ),
-        "events of another shape": (lambda: member(prior=VECTOR), "events of shape"),
-        "events of all members": (
-            lambda: member([("subjects", 2)], evidence=gaussian(1.0, (2,))),
-            r"events of shape \(2,\), but one value .* the shape \(\)"
-            r"[\s\S]*outside of their plate",
+        "the inner plate's axis": in_plates((4, 3), (3,)),
+        "another axis": in_plates((3, 4), (4, 2)),
+        "two plates of one size": in_plates((3, 3), (3, 1)),
+        "a mask without a plate": in_plates((3,), (3,), [masked(np.ones((2, 3)))]),
+        "another plate": beside(plate("trials", 3)),
+        "events of another shape": lambda: member(prior=VECTOR),
+        "events of all members": lambda: member(
+            [("subjects", 2)], evidence=gaussian(1.0, (2,))
         ),
     },
     ProgramError: {
-        "a scale for each": (
-            beside(scaled(jnp.ones(3))),
-            r"scaled by an array[\s\S]*one number",
+        "a scale for each": beside(scaled(jnp.ones(3))),
+        "some factors": lambda: cp.compile(ambiguous, False),
+        "a prior without a noised density": lambda: member(
+            prior=dist.VonMises(0.0, 1.0)
         ),
-        "some factors": (
-            lambda: cp.compile(ambiguous, False),
-            r"'eta' some factors.*'mu'",
-            "factor.*conditional=True",
-        ),
-        "a prior without a noised density": (
-            lambda: member(prior=dist.VonMises(0.0, 1.0)),
-            r"'eta'.*VonMises[\s\S]*MultivariateNormal",
-        ),
-        "no such site": (lambda: member(at="theta"), "looks at no site"),
+        "no such site": lambda: member(at="theta"),
     },
     DoublyIntractableError: {
-        "a mask of the site": (
-            beside(lambda eta: numpyro.handlers.mask(mask=eta > 0)),
-            "'x' at site 'eta' depends on",
-        ),
-        "a condition that is a latent": (
-            lambda: cp.compile(intractable),
-            r"'x' at site 'eta' depends on.*'mu'",
-        ),
+        "a mask of the site": beside(lambda eta: numpyro.handlers.mask(mask=eta > 0)),
+        "a condition that is a latent": lambda: cp.compile(intractable),
     },
     InvalidValueError: {
-        "a block of none": (
-            lambda: cp.factor("x", PRIOR, at="eta", block=0),
-            "block must be at least 1",
-        ),
-        "a block of a log-weight": (
-            lambda: cp.factor("w", 0.0, block=2),
-            "'w' is a log-weight, and block= ",
-        ),
-        "a policy": (lambda: member(anneal="denoised"), "leave anneal= out"),
+        "a block of none": lambda: cp.factor("x", PRIOR, at="eta", block=0),
+        "a block of a log-weight": lambda: cp.factor("w", 0.0, block=2),
+        "a policy": lambda: member(anneal="denoised"),
     },
     WrongTypeError: {
-        "a number": (lambda: member(evidence=1.0), "needs a factor"),
-        "nowhere": (
-            lambda: cp.compile(cp.program(lambda: cp.factor("x", PRIOR))),
-            "at= does not name",
-        ),
+        "a number": lambda: member(evidence=1.0),
+        "nowhere": lambda: cp.compile(cp.program(lambda: cp.factor("x", PRIOR))),
     },
 }
 
 
-@pytest.mark.parametrize(("kind", "call", "words", "fix"), rows(REFUSED))
-def test_refusals(kind, call, words, fix):
-    refused(call, kind, words, fix)
+@pytest.mark.parametrize(("kind", "call"), rows(REFUSED))
+def test_refusals(kind, call):
+    refused(call, kind)
 
 
 def test_a_latent_of_some_factors_is_held_where_that_is_asked_for():

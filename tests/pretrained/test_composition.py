@@ -87,7 +87,6 @@ def test_prompts_cannot_be_mixed():
         refused(
             mixed,
             cp.errors.CapabilityError,
-            r"(?s)'sd1' offers only its score.*run each of its parts",
         )
 
 
@@ -106,7 +105,6 @@ def test_reverse_diffusion_and_images(density, tmp_path):
     refused(
         lambda: loaded.images(),
         cp.errors.CapabilityError,
-        r"(?s)after Result\.load.*model\.decode",
     )
 
 

@@ -94,8 +94,8 @@ def test_independent_chains_and_the_functions_and_estimates_of_a_mean(independen
 
     assert result.mean(by_python).value == share.value
     errors = cp.errors
-    refused(lambda: result.mean("x"), errors.WrongTypeError, "function of one sample")
-    refused(lambda: result.mean(of_all_chains), errors.InvalidValueError, "ONE sample")
+    refused(lambda: result.mean("x"), errors.WrongTypeError)
+    refused(lambda: result.mean(of_all_chains), errors.InvalidValueError)
     assert str(Estimate(0.31234, 0.0141)) == "0.312 ± 0.014"
     assert "withheld" in str(Estimate(0.3, np.nan))
 

@@ -127,7 +127,6 @@ def test_a_network_that_knows_its_own_levels_only_is_run_on_some_of_them():
     refused(
         lambda: run(density, levels=[-3.0, 0.1, 4.0]),
         AlignmentError,
-        "knows only the 400 levels",
     )
 
 
@@ -144,13 +143,11 @@ def test_refusals(density):
     refused(
         lambda: adaptive(density, sampler=independent),
         CapabilityError,
-        "AnnealedMCMC has no weights",
     )
     copy = eqx.tree_at(lambda d: d.schedule.sigma, density, density.schedule.sigma)
     refused(
         lambda: adaptive(copy),
         CapabilityError,
-        r"Only a density as cp\.compile returned it",
     )
 
 

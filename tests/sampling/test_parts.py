@@ -219,7 +219,6 @@ def test_refusals(product, monkeypatch):
     refused(
         lambda: run(product, mesh=mesh),
         cp.errors.WrongTypeError,
-        "one axis or two; got one with the axes",
     )
     table = AbstractRow(2)
     nuts = cp.AnnealedMCMC(cp.BlackJAX(blackjax.nuts, 0.1), 1).prepare(product)
@@ -229,5 +228,4 @@ def test_refusals(product, monkeypatch):
     refused(
         lambda: compiled.in_parts(product, table, nuts),
         cp.errors.CapabilityError,
-        "may evaluate some chains more often",
     )

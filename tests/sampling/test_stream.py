@@ -186,7 +186,7 @@ def test_a_stopped_run_goes_on_with_the_same_draws(
         def elsewhere():
             drawn(product, checkpoint_dir=folder, store=tmp_path / "elsewhere")
 
-        refused(elsewhere, LoadError, "but they are not there")
+        refused(elsewhere, LoadError)
 
 
 def test_a_full_disk_keeps_the_draws_that_are_written(
@@ -234,9 +234,7 @@ def test_refusals(product, tmp_path):
     ]:
         refused(lambda: drawn(product, **options), error, words)
     assert (tmp_path / "mine" / "thesis.tex").exists()
-    refused(
-        lambda: cp.Result.load(tmp_path / "mine"), LoadError, "is not a stored result"
-    )
+    refused(lambda: cp.Result.load(tmp_path / "mine"), LoadError)
 
 
 SCRIPT = """

@@ -106,17 +106,14 @@ def test_refusals():
     refused(
         lambda: distilled(dist.Normal(0.0, 1.0).log_prob),
         WrongTypeError,
-        "no sample and no log_prob",
     )
     refused(
         lambda: distilled(xs=simulated(16)),
         InvalidValueError,
-        r"\(16, 2\), of which 16 are held out",
     )
     refused(
         lambda: distilled(xs=simulated(40) * np.nan),
         InvalidValueError,
-        "not all finite",
     )
 
 

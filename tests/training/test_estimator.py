@@ -154,43 +154,21 @@ def _spoilt(value):
 THETA, X = pairs(200)
 REFUSED = {
     ShapeError: {
-        "one number for each": (
-            lambda: call(THETA[:, 0], X),
-            r"theta of shape \(200,\)",
-            "N parameters",
-        ),
-        "different lengths": (lambda: call(THETA, X[:-1]), r"x of shape \(199, 2\)"),
-        "images": (
-            lambda: call(THETA, np.zeros((200, 2, 2, 2))),
-            r"x of shape \(200, 2, 2, 2\)",
-        ),
+        "one number for each": lambda: call(THETA[:, 0], X),
+        "different lengths": lambda: call(THETA, X[:-1]),
+        "images": lambda: call(THETA, np.zeros((200, 2, 2, 2))),
     },
     InvalidValueError: {
-        "few pairs": (lambda: call(THETA[:50], X[:50]), "50 pairs", "simulate more"),
-        "NaN": (
-            lambda: call(*_spoilt(np.nan)),
-            "1 of the 200 rows of x",
-            "leave these pairs out",
+        "few pairs": lambda: call(THETA[:50], X[:50]),
+        "NaN": lambda: call(*_spoilt(np.nan)),
+        "infinite": lambda: call(*_spoilt(np.inf)),
+        "a constant": lambda: call(np.ones_like(THETA), X),
+        "outside of the box": lambda: call(
+            THETA, X, dist.Uniform(0, 1).expand([2]).to_event(1)
         ),
-        "infinite": (lambda: call(*_spoilt(np.inf)), "1 of the 200 rows of x"),
-        "a constant": (
-            lambda: call(np.ones_like(THETA), X),
-            "Entry 0 of theta is the same",
-            "leave it out",
-        ),
-        "outside of the box": (
-            lambda: call(THETA, X, dist.Uniform(0, 1).expand([2]).to_event(1)),
-            "outside of",
-        ),
-        "positive": (
-            lambda: call(np.exp(X / 100), X, dist.LogNormal(0, 1)),
-            "a prior like LogNormal",
-            "log",
-        ),
+        "positive": lambda: call(np.exp(X / 100), X, dist.LogNormal(0, 1)),
     },
-    WrongTypeError: {
-        "no prior": (lambda: call(THETA, X, (0, 1)), "prior is a tuple", "NumPyro")
-    },
+    WrongTypeError: {"no prior": lambda: call(THETA, X, (0, 1))},
 }
 
 
@@ -200,6 +178,6 @@ def call(theta, x, prior=None):
     )
 
 
-@pytest.mark.parametrize(("kind", "wrong", "words", "fix"), rows(REFUSED))
-def test_what_is_no_set_of_pairs_is_refused(kind, wrong, words, fix):
-    refused(wrong, kind, words, fix)
+@pytest.mark.parametrize(("kind", "wrong"), rows(REFUSED))
+def test_what_is_no_set_of_pairs_is_refused(kind, wrong):
+    refused(wrong, kind)

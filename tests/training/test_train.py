@@ -134,7 +134,6 @@ def test_a_checkpoint_of_another_run_is_refused_unless_cleared(tmp_path):
     refused(
         lambda: other.restore(state),
         LoadError,
-        r"its learning_rate is 0.003, not 0.01.*\n.*resume=False",
     )
     other.clear()
     assert other.restore(state) is None
@@ -279,19 +278,15 @@ def test_a_recipe_has_few_fields_and_its_events_their_shape_from_the_data():
 
 
 def test_recipes_that_cannot_be_trained():
-    refused(lambda: train(tiny(), 0), WrongTypeError, "typed random key")
+    refused(lambda: train(tiny(), 0), WrongTypeError)
     refused(
         lambda: train(tiny(parameterization="energy"), KEY),
         NetworkError,
-        "returned shape",
     )
-    refused(
-        lambda: train(tiny(network=3), KEY), NetworkError, r"network\(key\): TypeError"
-    )
+    refused(lambda: train(tiny(network=3), KEY), NetworkError)
     refused(
         lambda: train(tiny(data=jnp.zeros((9, 2))), KEY),
         NetworkError,
-        r"data\(key, n\): TypeError",
     )
 
     def five(key, n):
@@ -300,5 +295,4 @@ def test_recipes_that_cannot_be_trained():
     refused(
         lambda: train(tiny(data=five), KEY),
         NetworkError,
-        r"returned \(5, 2\) as data\(key, 2\)",
     )

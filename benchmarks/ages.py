@@ -123,7 +123,8 @@ def ages(root: Path) -> list[Age]:
 
 def _age(root: Path, file: Path) -> Age:
     record = json.loads(file.read_text(encoding="utf-8"))
-    command, kept = record.get("command", "?"), list(_stamps(record))
+    command = record.get("command", "?")
+    kept = list(_stamps(record))
     stamps = [stamp for stamp in kept if stamp is not None]
     lacking = len(kept) - len(stamps)
     if lacking:
@@ -198,7 +199,10 @@ def git(root: Path, *arguments: str) -> str:
         LoadError: there is no git, the folder is no checkout, or git refuses.
     """
     command = ["git", "-C", str(root), *arguments]
-    fix = "run python -m benchmarks --stale in a clone made by git; an unpacked archive has no history."
+    fix = (
+        "run python -m benchmarks --stale in a clone made by git; an unpacked archive "
+        "has no history."
+    )
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -209,7 +213,8 @@ def git(root: Path, *arguments: str) -> str:
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise LoadError(
-            f"git found no history in {root}: {lines[0] if lines else 'it gave no reason'}.",
+            f"git found no history in {root}: "
+            f"{lines[0] if lines else 'it gave no reason'}.",
             fix=fix,
         )
     return done.stdout

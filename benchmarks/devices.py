@@ -103,7 +103,10 @@ def main() -> int:
         "processor seconds",
         "ratio to the first row",
     ]
-    title = f"Chunks and devices: {CHAINS} chains of MALA, {LEVELS} levels of 5 steps, learned ring × bar"
+    title = (
+        f"Chunks and devices: {CHAINS} chains of MALA, {LEVELS} levels of 5 steps, "
+        "learned ring × bar"
+    )
     return publish(
         "devices", title, columns, rows, checks, {"seconds": seconds.tolist()}
     )

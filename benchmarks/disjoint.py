@@ -46,8 +46,14 @@ def main() -> int:
     for name, row in samplers().items():
         rows[name] = measure(disjoint(), row)
         print("  ".join(as_text(rows[name])), flush=True)
-    notes = f"Four modes of weights 0.21, 0.14, 0.39, 0.26. TV as in benchmark A: {N} chains, {OVER}; {SPREAD} "
-    notes += "MALA at the paper's step is listed, not judged: its steps are too small to follow the levels."
+    notes = (
+        f"Four modes of weights 0.21, 0.14, 0.39, 0.26. TV as in benchmark A: {N} "
+        f"chains, {OVER}; {SPREAD} "
+    )
+    notes += (
+        "MALA at the paper's step is listed, not judged: its steps are too small to "
+        "follow the levels."
+    )
     details = {
         "num_chains": N,
         "rows": [dataclasses.asdict(m) | {"mean_tv": m.mean} for m in rows.values()],

@@ -125,10 +125,8 @@ def numpyro_nuts() -> Run:
     errors = jnp.asarray([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 
     def schools() -> None:
-        mu, tau = (
-            numpyro.sample("mu", dist.Normal(0, 5)),
-            numpyro.sample("tau", dist.HalfCauchy(5)),
-        )
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        tau = numpyro.sample("tau", dist.HalfCauchy(5))
         with numpyro.plate("schools", len(effects)):
             z = numpyro.sample("z", dist.Normal(0, 1))
             numpyro.sample("y", dist.Normal(mu + tau * z, errors), obs=effects)
@@ -168,7 +166,8 @@ def measure(name: str) -> dict[str, Any]:
         jax.random.key(SEED)
     )  # nothing above is counted, the backend's start included
     for _ in range(2):
-        count[0], began = 0, time.process_time()
+        count[0] = 0
+        began = time.process_time()
         jax.block_until_ready(run())
         seconds.append(time.process_time() - began)
         programs.append(count[0])
@@ -270,11 +269,13 @@ COLUMNS = [
     "XLA programs, first and second",
 ]
 NOTES = (
-    "Medians over {repeats} fresh processes each, which took turns; the machine's load before them was {least:.1f} to "
-    "{most:.1f}. Compilation is the first call less the second, in processor seconds of all threads; before it the "
-    "models are loaded and the program is compiled to a density. The bare scan evaluates README's composed score and "
-    "draws noise once a level, in one jitted function of the density. The last two rows are other models, named there: "
-    "they show what first calls of other libraries take."
+    "Medians over {repeats} fresh processes each, which took turns; the machine's "
+    "load before them was {least:.1f} to {most:.1f}. Compilation is the first call "
+    "less the second, in processor seconds of all threads; before it the models are "
+    "loaded and the program is compiled to a density. The bare scan evaluates "
+    "README's composed score and draws noise once a level, in one jitted function of "
+    "the density. The last two rows are other models, named there: they show what "
+    "first calls of other libraries take."
 )
 
 

@@ -37,7 +37,8 @@ from tall.slcp import c2st
 
 import composeprob as cp
 
-OBSERVATIONS, DRAWS = range(1, 11), 10_000
+OBSERVATIONS = range(1, 11)
+DRAWS = 10_000
 BUDGETS = (30_000, 10_000, 100_000)
 WANTED = {
     "two_moons": 0.52,
@@ -107,7 +108,8 @@ def measured(name: str, budget: int, number: int) -> dict[str, float]:
         sampler=cp.Ancestral(),
         progress=False,
     )
-    draws, drawing = np.asarray(result["theta"], float), time.process_time() - began
+    draws = np.asarray(result["theta"], float)
+    drawing = time.process_time() - began
     draws = np.exp(draws) if name == "sir" else draws
     reference = np.asarray(task(name).get_reference_posterior_samples(number), float)
     return {"c2st": c2st(reference, draws), "training": seconds, "drawing": drawing}
@@ -141,11 +143,14 @@ def measured_many(count: int) -> dict[str, Any]:
         progress=False,
     )
     draws = np.asarray(result.unweighted()["theta"], float)
-    mean, deviation = np.asarray(xs).sum(0) / (count + 1), np.sqrt(0.1 / (count + 1))
+    mean = np.asarray(xs).sum(0) / (count + 1)
+    deviation = np.sqrt(0.1 / (count + 1))
     return {
-        "off": ((draws.mean(0) - mean) / deviation).tolist(), "wider": (draws.std(0) / deviation).tolist(),
-        "status": str(result.status.code), "evaluations": result.evaluations,
-    }  # fmt: skip
+        "off": ((draws.mean(0) - mean) / deviation).tolist(),
+        "wider": (draws.std(0) / deviation).tolist(),
+        "status": str(result.status.code),
+        "evaluations": result.evaluations,
+    }
 
 
 def many() -> int:
@@ -156,13 +161,21 @@ def many() -> int:
             f"gaussian_linear given {count}",
             lambda count=count: measured_many(count),
         )
-        off, wider = np.abs(found["off"]), np.array(found["wider"])
-        rows.append([
-            str(count), f"{off.mean():.2f}", f"{off.max():.2f}", f"{wider.min():.2f} to {wider.max():.2f}",
-            f"{found['evaluations']:,}", found["status"],
-        ])  # fmt: skip
+        off = np.abs(found["off"])
+        wider = np.array(found["wider"])
+        rows.append(
+            [
+                str(count),
+                f"{off.mean():.2f}",
+                f"{off.max():.2f}",
+                f"{wider.min():.2f} to {wider.max():.2f}",
+                f"{found['evaluations']:,}",
+                found["status"],
+            ]
+        )
         checks[
-            f"{count} observations: deviations are within 15 % on average ({wider.mean():.2f})"
+            f"{count} observations: deviations are within 15 % on average "
+            f"({wider.mean():.2f})"
         ] = bool(abs(wider.mean() - 1) <= 0.15)
         details[str(count)] = found
     columns = [
@@ -174,8 +187,9 @@ def many() -> int:
         "status",
     ]
     notes = (
-        f"{MANY_DRAWS} draws of the default `cp.infer`, ten entries, one data set each; the factor is that of "
-        f"{BUDGETS[0]:,} simulations of single observations. The floor: as many exact draws put a mean "
+        f"{MANY_DRAWS} draws of the default `cp.infer`, ten entries, one data set "
+        f"each; the factor is that of {BUDGETS[0]:,} simulations of single "
+        "observations. The floor: as many exact draws put a mean "
         f"{np.sqrt(2 / np.pi / MANY_DRAWS):.2f} sd off on average."
     )
     title = "Gaussian linear given many observations, from an estimator that saw one"
@@ -232,11 +246,19 @@ def main() -> int:
                 if measuring
                 else np.nan
             )
-            rows.append([
-                f"{budget:,}", name, f"{np.mean(told):.3f}", f"{max(told):.3f}", str(len(told)),
-                f"{alike:.3f}" if measuring else "–", PUBLISHED.get((name, budget), "–"), f"{training:.0f}",
-                f"{drawing:.0f}",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    f"{budget:,}",
+                    name,
+                    f"{np.mean(told):.3f}",
+                    f"{max(told):.3f}",
+                    str(len(told)),
+                    f"{alike:.3f}" if measuring else "–",
+                    PUBLISHED.get((name, budget), "–"),
+                    f"{training:.0f}",
+                    f"{drawing:.0f}",
+                ]
+            )
             print("  ".join(rows[-1]), flush=True)
             details[f"{name} {budget}"] = {
                 "observations": found,
@@ -245,17 +267,29 @@ def main() -> int:
             if budget == BUDGETS[0] and name in WANTED:
                 over = f"{np.mean(told):.3f} over {len(told)} observations"
                 checks[
-                    f"{name} at {budget:,} simulations: C2ST is at most {WANTED[name]} ({over})"
+                    f"{name} at {budget:,} simulations: C2ST is at most "
+                    f"{WANTED[name]} ({over})"
                 ] = bool(np.mean(told) <= WANTED[name])
-    columns = ["simulations", "task", "C2ST, mean", "worst", "observations", "floor", "published", "training, CPU s",
-               "drawing, CPU s"]  # fmt: skip
+    columns = [
+        "simulations",
+        "task",
+        "C2ST, mean",
+        "worst",
+        "observations",
+        "floor",
+        "published",
+        "training, CPU s",
+        "drawing, CPU s",
+    ]
     notes = (
-        f"C2ST of {DRAWS:,} draws by `cp.Ancestral()` over the factor's own levels, and of as many reference draws; "
-        "mean and worst over so many of the ten observations as stand there. Rows that are missing were not run. "
-        "Floor: 5,000 reference draws of the first observation against the other 5,000. One training for each row, one "
-        "key, the same settings; CPU seconds, of a busy machine, hold compilation. SLCP's four points are given as a "
-        "set, and SIR's parameters in logarithms. Published: GenSBI 0.5 (score, flow), SimFormer and NPE at 3·10⁴, 1 "
-        "to 3 hours of a V100 each; sbi-benchmark at 10⁵."
+        f"C2ST of {DRAWS:,} draws by `cp.Ancestral()` over the factor's own levels, "
+        "and of as many reference draws; mean and worst over so many of the ten "
+        "observations as stand there. Rows that are missing were not run. Floor: "
+        "5,000 reference draws of the first observation against the other 5,000. One "
+        "training for each row, one key, the same settings; CPU seconds, of a busy "
+        "machine, hold compilation. SLCP's four points are given as a set, and SIR's "
+        "parameters in logarithms. Published: GenSBI 0.5 (score, flow), SimFormer "
+        "and NPE at 3·10⁴, 1 to 3 hours of a V100 each; sbi-benchmark at 10⁵."
     )
     title = "Posteriors from a fixed number of simulations"
     made_by = "python -m benchmarks fixed-budgets"

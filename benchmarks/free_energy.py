@@ -31,11 +31,9 @@ from scipy.stats import norm
 
 import composeprob as cp
 
-SHARES, MEANS, WIDTHS = (
-    np.array([0.9, 0.1]),
-    np.array([-1.0, 2.0]),
-    np.array([1.0, 0.5]),
-)
+SHARES = np.array([0.9, 0.1])
+MEANS = np.array([-1.0, 2.0])
+WIDTHS = np.array([1.0, 0.5])
 LEVELS, SAMPLES, BIASED, GROUP = 100, 2000, 20_000, 100
 CENTRES = np.linspace(-5.0, 5.0, 10)
 EDGES, GRID = np.linspace(-5.5, 5.5, 50), np.linspace(-6.0, 8.0, 1001)
@@ -85,7 +83,8 @@ class Bias(NamedTuple):
         return -float(logsumexp(self.components()[0]))
 
 
-TILT, WINDOWS = Bias(2.0, 1.0), tuple(Bias(float(c), 2.0) for c in CENTRES)
+TILT = Bias(2.0, 1.0)
+WINDOWS = tuple(Bias(float(c), 2.0) for c in CENTRES)
 TRUTH = np.array([window.free_energy for window in WINDOWS])
 
 
@@ -175,10 +174,8 @@ def _eds(
         squared = jnp.pi * jnp.tan(
             0.5 * jnp.pi * t
         )  # g² of dx = −½g²x dt + g dW, for which α = cos(πt/2)
-        s, (of_x, of_t) = (
-            jax.grad(log_law)(x, *noise(t)),
-            jax.grad(reward, (0, 1))(x, t),
-        )
+        s = jax.grad(log_law)(x, *noise(t))
+        of_x, of_t = jax.grad(reward, (0, 1))(x, t)
         drift = 0.5 * squared * x + squared * (s + 0.5 * of_x)
         return drift, squared, of_t - of_x * 0.5 * squared * (x + s)
 
@@ -190,7 +187,8 @@ def _eds(
         drift, squared, rate = jax.vmap(slopes, (0, None))(x, now)
         kicked = x + jnp.sqrt(squared * dt) * jax.random.normal(for_noise, x.shape)
         again, _, _ = jax.vmap(slopes, (0, None))(kicked + drift * dt, then)
-        x, log_w = kicked + 0.5 * (drift + again) * dt, log_w - rate * dt
+        x = kicked + 0.5 * (drift + again) * dt
+        log_w = log_w - rate * dt
         last = then == t[-1]
         x, log_w = jax.vmap(resampled, (0, 0, 0, None))(
             jax.random.split(for_groups, n // GROUP),
@@ -244,7 +242,8 @@ def mbar(potentials: np.ndarray) -> np.ndarray:
     found = np.zeros(len(WINDOWS))
     for _ in range(20_000):
         logs = log_weights(potentials, found)
-        old, found = found, -logsumexp(logs - potentials, axis=1)
+        old = found
+        found = -logsumexp(logs - potentials, axis=1)
         if np.abs((found - found[0]) - (old - old[0])).max() < 1e-9:
             break
     return found + logsumexp(log_weights(potentials, found))
@@ -283,15 +282,14 @@ METHODS = {
 
 def measure(method: str, key: int) -> dict[str, Any]:
     """Both parts of one key."""
-    sample, began = METHODS[method], time.monotonic()
+    sample = METHODS[method]
+    began = time.monotonic()
     biased = sample(TILT, BIASED, key)
     density = np.histogram(biased.x, GRID)[0] / len(biased.x) / np.diff(GRID)
     found = [sample(window, SAMPLES, 100 * key + i) for i, window in enumerate(WINDOWS)]
     x, potentials = reduced([each.x for each in found])
-    energies, from_mbar = (
-        np.array([each.free_energy for each in found]),
-        mbar(potentials),
-    )
+    energies = np.array([each.free_energy for each in found])
+    from_mbar = mbar(potentials)
     told = np.isfinite(energies).all()
     return {
         "density": float(np.abs(density - TILT.mass(GRID) / np.diff(GRID)).mean()),
@@ -312,7 +310,10 @@ def row(method: str, runs: list[dict[str, Any]]) -> list[str]:
     """A line of the table: means over keys, ± their standard error."""
 
     def over_keys(values: list[float]) -> str:
-        return f"{np.mean(values):.4f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.4f}"
+        return (
+            f"{np.mean(values):.4f} ± "
+            f"{np.std(values, ddof=1) / np.sqrt(len(values)):.4f}"
+        )
 
     def energies(name: str) -> list[str]:
         if runs[0][name] is None:
@@ -361,13 +362,15 @@ def main() -> int:
     for name, each in errors.items():
         worst = np.abs(each.mean(0)).max()
         checks[
-            f"{name}: every window's free energy, mean over keys, within {NAT} nat (worst: {worst:.4f})"
+            f"{name}: every window's free energy, mean over keys, within {NAT} nat "
+            f"(worst: {worst:.4f})"
         ] = worst <= NAT
         share = np.mean(
             np.abs(each) <= 3 * np.array([run["errors"] for run in mine[name]])
         )
         checks[
-            f"{name}: within 3 of its stated errors in 95 % of windows and keys: {share:.0%}"
+            f"{name}: within 3 of its stated errors in 95 % of windows and keys: "
+            f"{share:.0%}"
         ] = share >= 0.95
     columns = [
         "method",
@@ -379,7 +382,10 @@ def main() -> int:
     ]
     columns += ["mean force", "mean force by MBAR", "evaluations", "status"]
     rows = [row(method, runs) for method, runs in found.items()]
-    title = "Free energies of ten umbrella windows, and the potential of mean force from them"
+    title = (
+        "Free energies of ten umbrella windows, and the potential of mean force from "
+        "them"
+    )
     return publish(
         "free_energy",
         title,

@@ -69,7 +69,10 @@ def row(cell: dict[str, Any]) -> list[str]:
     """A line of the table."""
     if cell["part"] == "placed":
         what = f"{of(cell)}, {cell['form']}"
-        also = f"each {cell['each_placed']:.3f}, found {cell['found']:.2f}, {cell['scenes']} scenes"
+        also = (
+            f"each {cell['each_placed']:.3f}, found {cell['found']:.2f}, "
+            f"{cell['scenes']} scenes"
+        )
         seconds = f"{cell['seconds_a_scene']} a scene"
         return [
             "placed",
@@ -155,7 +158,10 @@ def row(cell: dict[str, Any]) -> list[str]:
 
 def of(cell: dict[str, Any]) -> str:
     """How many objects a cell asks for, and how strongly."""
-    return f"{cell['objects']} object{'s' if cell['objects'] > 1 else ''}, w = {cell['w']:g}"
+    return (
+        f"{cell['objects']} object{'s' if cell['objects'] > 1 else ''}, w = "
+        f"{cell['w']:g}"
+    )
 
 
 def title(cell: dict[str, Any]) -> str:
@@ -180,7 +186,8 @@ def pictures(kept: Kept, names: list[str]) -> None:
         lacking = [name for name in shown if not kept.images_of(name).exists()]
         if lacking or not shown:
             print(
-                f"{file}.png stays as it is: {len(lacking)} of its {len(shown)} cells were run elsewhere"
+                f"{file}.png stays as it is: {len(lacking)} of its {len(shown)} cells "
+                "were run elsewhere"
             )
             continue
         columns = min(len(shown), 4)
@@ -215,16 +222,23 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
         ]
         if best:
             out[
-                f"{objects} objects: MALA or HMC places all in at least {least:g} of the scenes"
+                f"{objects} objects: MALA or HMC places all in at least {least:g} of "
+                "the scenes"
             ] = max(best) >= least
     for (objects, name, w), c in at.items():
         reverse = at.get((objects, "reverse", w))
         if name in JUDGED and reverse is not None:
-            text = f"{objects} objects, w = {w:g}: {name} is not worse than reverse diffusion beyond chance"
+            text = (
+                f"{objects} objects, w = {w:g}: {name} is not worse than reverse "
+                "diffusion beyond chance"
+            )
             out[text] = c["all_placed"]["interval"][1] >= reverse["all_placed"]["share"]
         tested = at.get((objects, "MALA", w))
         if name == placed.DEFAULT and tested is not None:
-            text = f"{objects} objects, w = {w:g}: what cp.infer chooses is not worse than MALA beyond chance"
+            text = (
+                f"{objects} objects, w = {w:g}: what cp.infer chooses is not worse "
+                "than MALA beyond chance"
+            )
             out[text] = c["all_placed"]["interval"][1] >= tested["all_placed"]["share"]
     guides = [c for c in found if c["part"] == "guided"]
     for kind in dict.fromkeys(c["by"] for c in guides):
@@ -255,7 +269,8 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
         if c["part"] == "told" and c["wrong"] == told.ALIKE:
             clear = c["by_log_snr"]["6"]["share"]
             out[
-                "told: circle and square differ in at least 0.95 of the scenes without much noise"
+                "told: circle and square differ in at least 0.95 of the scenes "
+                "without much noise"
             ] = clear >= 0.95
         if c["part"] == "mixed" and c["sampler"] in ("SMC", "MALA"):
             text = (
@@ -302,11 +317,14 @@ def main() -> int:
     pictures(kept, names)
     shares.picture(found, RESULTS / f"{FILE}-shares.png")
     details = {"cells": cells}
-    (ink, error), runs, chains = shares.INK["thin"], shares.RUNS, shares.CHAINS
+    ink, error = shares.INK["thin"]
+    runs = shares.RUNS
+    chains = shares.CHAINS
     notes = NOTES.format(
         floor=guided.floor(), ink=ink, error=error, runs=runs, chains=chains
     )
-    table, holds = [row(cell) for cell in found], checks(found)
+    table = [row(cell) for cell in found]
+    holds = checks(found)
     # Whatever cells were run last, without options the command runs what is missing.
     return publish(
         FILE,

@@ -96,11 +96,10 @@ class Known:
         self.schedule = cp.Schedule.log_snr(60, -9.0, 9.0)
         self.means = 1.2 * rng.normal(size=(MODES, SIZE))
         axes = [np.linalg.qr(rng.normal(size=(SIZE, SIZE)))[0] for _ in range(MODES)]
-        self.axes, self.variances = (
-            np.array(axes),
-            np.exp(rng.uniform(np.log(0.02), 0.0, (MODES, SIZE))),
-        )
-        self.matrix, one = rng.normal(size=(SEEN, SIZE)) / 4, rng.integers(MODES)
+        self.axes = np.array(axes)
+        self.variances = np.exp(rng.uniform(np.log(0.02), 0.0, (MODES, SIZE)))
+        self.matrix = rng.normal(size=(SEEN, SIZE)) / 4
+        one = rng.integers(MODES)
         x = self.means[one] + self.axes[one] @ (
             np.sqrt(self.variances[one]) * rng.normal(size=SIZE)
         )
@@ -108,7 +107,8 @@ class Known:
 
     def score(self, x: Any, log_snr: Any) -> Any:
         """Of the law under noise."""
-        alpha2, axes = jax.nn.sigmoid(log_snr), jnp.asarray(self.axes, jnp.float32)
+        alpha2 = jax.nn.sigmoid(log_snr)
+        axes = jnp.asarray(self.axes, jnp.float32)
         variances = alpha2 * jnp.asarray(self.variances, jnp.float32) + 1 - alpha2
 
         def log_law(x: Any) -> Any:
@@ -125,13 +125,15 @@ class Known:
 
     def posterior(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Mean, covariance and log-evidence of what level 0 holds."""
-        first, parts = float(self.schedule.at(0).variance), []
+        first = float(self.schedule.at(0).variance)
+        parts = []
         for mean, axes, variances in zip(
             self.means, self.axes, self.variances, strict=True
         ):
             c = axes * (variances + first) @ axes.T
             s = self.matrix @ c @ self.matrix.T + NOISE**2 * np.eye(SEEN)
-            gain, e = np.linalg.solve(s, self.matrix @ c).T, self.y - self.matrix @ mean
+            gain = np.linalg.solve(s, self.matrix @ c).T
+            e = self.y - self.matrix @ mean
             log_w = -0.5 * (
                 e @ np.linalg.solve(s, e) + np.linalg.slogdet(2 * np.pi * s)[1]
             ) - np.log(MODES)
@@ -173,7 +175,8 @@ def known(seed: int, chains: int) -> dict[str, Any]:
     )
     arrays = (jnp.asarray(a, jnp.float32) for a in (law.matrix, law.y, NOISE))
     problem = restated.Problem(cp.compile(bare, prior), *arrays)
-    found, (result, spent) = {}, ours(prior, problem, seed, chains)
+    found = {}
+    result, spent = ours(prior, problem, seed, chains)
     rng = np.random.default_rng(seed)
     mean, covariance, log_evidence = law.posterior()
     exact = rng.multivariate_normal(
@@ -249,11 +252,9 @@ def timed(
 
 def digits(task: str, which: int, chains: int) -> dict[str, Any]:
     """All methods on one measurement of one digit."""
-    prior, measure, truth = (
-        cp.load("digits"),
-        matrices()[task],
-        truths(which + 1)[which],
-    )
+    prior = cp.load("digits")
+    measure = matrices()[task]
+    truth = truths(which + 1)[which]
     linear = not callable(measure)
     matrix = jnp.asarray(measure, jnp.float32) if linear else measure
     clean = np.asarray(
@@ -312,7 +313,10 @@ def over(values: list[Any], form: str = ".3f") -> str:
     """The mean, and the least and greatest."""
     if len(values) == 1:
         return format(values[0], form)
-    return f"{format(np.mean(values), form)} ({format(min(values), form)}–{format(max(values), form)})"
+    return (
+        f"{format(np.mean(values), form)} "
+        f"({format(min(values), form)}–{format(max(values), form)})"
+    )
 
 
 def statuses(runs: list[dict[str, Any]]) -> str:
@@ -393,7 +397,8 @@ def main() -> int:
         ]
     covered = float(np.mean(bands)) if bands else 0.9
     checks[
-        f"digits, runs that say OK: bands of 90 % hold {TARGETS[0]:.0%} to {TARGETS[1]:.0%} ({covered:.1%})"
+        f"digits, runs that say OK: bands of 90 % hold {TARGETS[0]:.0%} to "
+        f"{TARGETS[1]:.0%} ({covered:.1%})"
     ] = TARGETS[0] <= covered <= TARGETS[1]
     columns = [
         "task",

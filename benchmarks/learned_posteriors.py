@@ -99,7 +99,8 @@ def eight(count: int) -> int:
             KEPT.write_text(json.dumps(found))
             if i % 20 == 0:
                 print(
-                    f"{by}: {i + 1} of {EIGHT_REPLICATES}, {result.status.code}, {result.reason}",
+                    f"{by}: {i + 1} of {EIGHT_REPLICATES}, {result.status.code}, "
+                    f"{result.reason}",
                     flush=True,
                 )
     rows, least = [], {}
@@ -122,10 +123,8 @@ def eight(count: int) -> int:
     ours, theirs = BY
     limit = REJECTED / shares.shape[1]
     checks = {
-        f"ranks by cp.infer are not told from uniform ones (p > {REJECTED}/{shares.shape[1]})": least[
-            ours
-        ]
-        > limit,
+        "ranks by cp.infer are not told from uniform ones (p > "
+        f"{REJECTED}/{shares.shape[1]})": least[ours] > limit,
         "those of summed scores are": least[theirs] < limit,
     }
     columns = [
@@ -135,7 +134,10 @@ def eight(count: int) -> int:
         "in the central 90 %",
         "runs with a finding",
     ]
-    notes = f"{EIGHT_REPLICATES} replicates: θ from the prior, {EIGHT} observations of it, {count} chains each."
+    notes = (
+        f"{EIGHT_REPLICATES} replicates: θ from the prior, {EIGHT} observations of "
+        f"it, {count} chains each."
+    )
     title = "SLCP's learned posterior given eight observations"
     return publish(
         "learned_posteriors_eight",
@@ -167,12 +169,11 @@ def exact(world: ModuleType, x: Any, seed: int, count: int) -> np.ndarray:
     tells θ but for the crescent."""
     if world is slcp:
         return reference(x[None], seed, count)
-    rng, found = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    found = []
     while sum(map(len, found)) < count:
-        angle, radius = (
-            rng.uniform(-np.pi / 2, np.pi / 2, 10**5),
-            rng.normal(two_moons.RADIUS, two_moons.WIDTH, 10**5),
-        )
+        angle = rng.uniform(-np.pi / 2, np.pi / 2, 10**5)
+        radius = rng.normal(two_moons.RADIUS, two_moons.WIDTH, 10**5)
         away = (
             radius * np.cos(angle) + two_moons.CENTRE - np.asarray(x)[0]
         )  # |θ₁ + θ₂|/√2
@@ -203,7 +204,8 @@ def main() -> int:
         return eight(options.draws)
     rows, checks, details = [], {}, {}
     for name in options.models:
-        world, posterior = MODELS[name], cp.load(name)
+        world = MODELS[name]
+        posterior = cp.load(name)
         shares = ranks(posterior, world, options.replicates, options.draws)
         p_values = np.array(
             [stats.kstest(column, "uniform").pvalue for column in shares.T]
@@ -226,7 +228,8 @@ def main() -> int:
         print("  ".join(rows[-1]), flush=True)
         holds = bool(p_values.min() > REJECTED / len(p_values))
         checks[
-            f"ranks of {name} are not told from uniform ones (p > {REJECTED}/{len(p_values)})"
+            f"ranks of {name} are not told from uniform ones (p > "
+            f"{REJECTED}/{len(p_values)})"
         ] = holds
         checks[f"C2ST of {name} is at most 0.6 (mean over {options.tests} x)"] = bool(
             np.mean(told) <= 0.6
@@ -240,7 +243,10 @@ def main() -> int:
         "C2ST, mean",
         "worst",
     ]
-    notes = f"{options.replicates} replicates of {options.draws} draws; C2ST of {CHAINS} draws for {options.tests} x."
+    notes = (
+        f"{options.replicates} replicates of {options.draws} draws; C2ST of {CHAINS} "
+        f"draws for {options.tests} x."
+    )
     title = "Learned posteriors of one observation"
     return publish("learned_posteriors", title, columns, rows, checks, details, notes)
 

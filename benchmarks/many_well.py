@@ -230,11 +230,14 @@ def main() -> int:
         ),
     }
     notes = (
-        f"{options.chains} chains, keys 0 to {options.keys - 1}, medians of |log Z − exact|; seconds are of the last "
-        "key, without compilation. Annealed from N(0, 1), the funnel from N(0, 9), on log-SNR from −8 to 8. TV of the "
-        f"32 combinations of sides: exact draws have {floor:.3f}. The 40 nats that learned samplers are off by at MW52 "
-        f"are near 45/2·log 2π = {22.5 * np.log(2 * np.pi):.2f}, the constant of its 45 Gaussian entries: part of that "
-        "may be a convention and no miss. Where a default run gives way to independent chains there is no evidence."
+        f"{options.chains} chains, keys 0 to {options.keys - 1}, medians of |log Z − "
+        "exact|; seconds are of the last key, without compilation. Annealed from "
+        "N(0, 1), the funnel from N(0, 9), on log-SNR from −8 to 8. TV of the 32 "
+        f"combinations of sides: exact draws have {floor:.3f}. The 40 nats that "
+        "learned samplers are off by at MW52 are near 45/2·log 2π = "
+        f"{22.5 * np.log(2 * np.pi):.2f}, the constant of its 45 Gaussian entries: "
+        "part of that may be a convention and no miss. Where a default run gives way "
+        "to independent chains there is no evidence."
     )
     details = {
         "num_chains": options.chains,

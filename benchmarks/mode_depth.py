@@ -41,7 +41,8 @@ from composeprob.schedule import Noise
 
 CHAINS, KEYS = 2000, 3
 LOG_SNR = (-8.0, 0.0, 2.0, 4.0, 6.0, 9.5)
-SD, BAR = 0.075, np.array([0.2, 0.6])
+SD = 0.075
+BAR = np.array([0.2, 0.6])
 CENTRES = ring_product().centres
 
 
@@ -148,13 +149,10 @@ def checks(
         "ring2d-depth alone: pooled TV ≤ 0.05": deep.pooled <= 0.05,
         "ring2d-depth alone: at most a third of ring2d's": deep.pooled
         <= plain.pooled / 3,
-        "by quadrature, at the worst level: TV of ring2d ≥ 0.10, of ring2d-depth ≤ 0.03": target[
-            "ring2d"
-        ]
-        >= 0.10
-        and target["ring2d-depth"] <= 0.03,
-        "by quadrature, the normaliser that ring2d-depth learned: |log Z| ≤ 0.1 at every level": log_z
-        <= 0.1,
+        "by quadrature, at the worst level: TV of ring2d ≥ 0.10, of ring2d-depth ≤ "
+        "0.03": target["ring2d"] >= 0.10 and target["ring2d-depth"] <= 0.03,
+        "by quadrature, the normaliser that ring2d-depth learned: |log Z| ≤ 0.1 at "
+        "every level": log_z <= 0.1,
     }
 
 
@@ -172,10 +170,11 @@ def main() -> int:
                 print("  ".join(as_text(rows[label])), flush=True)
         quadrature[name] = [(level, *by_quadrature(ring, level)) for level in LOG_SNR]
     notes = (
-        f"{CHAINS} chains, keys 0 to {KEYS - 1}; {SPREAD} The bar is an exact Gaussian, N(0, diag(0.2², 0.6²)); "
-        "exact log Z is that of the exact product. Density "
-        "weights are tried on ring2d against its own card. By quadrature on a grid, log ∫ f and the TV of the "
-        f"modes' shares at log-SNR {', '.join(f'{level:g}' for level in LOG_SNR)}: "
+        f"{CHAINS} chains, keys 0 to {KEYS - 1}; {SPREAD} The bar is an exact "
+        "Gaussian, N(0, diag(0.2², 0.6²)); exact log Z is that of the exact product. "
+        "Density weights are tried on ring2d against its own card. By quadrature on "
+        "a grid, log ∫ f and the TV of the modes' shares at log-SNR "
+        f"{', '.join(f'{level:g}' for level in LOG_SNR)}: "
     )
     even = np.full(8, 1 / 8)
     told = [

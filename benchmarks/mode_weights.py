@@ -54,7 +54,8 @@ class Gaussians:
         """The mass nearest to each centre, by quadrature over a grid that covers 7
         standard deviations."""
         reach = 7 * np.sqrt(self.variances)
-        low, high = (self.means - reach).min(0), (self.means + reach).max(0)
+        low = (self.means - reach).min(0)
+        high = (self.means + reach).max(0)
         x, y = (np.linspace(a, b, points) for a, b in zip(low, high, strict=True))
         density = np.zeros((points, points))
         for w, m, v in zip(self.weights, self.means, self.variances, strict=True):
@@ -150,7 +151,8 @@ def smc(weights: str) -> cp.SMC:
 
 def samplers() -> dict[str, Callable[[cp.Schedule], Row]]:
     """Every row of the table by name; a function, since samplers hold arrays."""
-    grid, cosine = cp.Schedule.log_snr(60), cp.Schedule.cosine(100)
+    grid = cp.Schedule.log_snr(60)
+    cosine = cp.Schedule.cosine(100)
     mcmc = cp.AnnealedMCMC
     tuned_hmc = lambda steps: mcmc(cp.HMC(cp.Adaptive(), num_leapfrog=3), steps)
     rows = [
@@ -185,7 +187,8 @@ def measure(
     law, centres = problem.at_level_0(row.schedule)
     exact = law.mass(centres)
     shares, evidence, seconds, status = [], [], [], []
-    evaluations, acceptance = 0, np.full(1, np.nan)
+    evaluations = 0
+    acceptance = np.full(1, np.nan)
     density = None if row.sampler is None else problem.compile(row.schedule)
     for key in map(jax.random.key, range(keys)):
         if row.sampler is None:
@@ -194,11 +197,9 @@ def measure(
             result = cp.infer(
                 density, key, num_chains=num_chains, sampler=row.sampler, progress=False
             )
-            x, evaluations, acceptance = (
-                result["x"],
-                result.evaluations,
-                result.acceptance,
-            )
+            x = result["x"]
+            evaluations = result.evaluations
+            acceptance = result.acceptance
             evidence += [] if result.log_evidence is None else [result.log_evidence]
             seconds.append(result.about.seconds)
             status.append(str(result.status))
@@ -226,7 +227,10 @@ def measure(
 
 
 OVER = f"keys 0 to {KEYS - 1} ({MANY_KEYS - 1} by default)"
-SPREAD = "± is the standard deviation over keys; the floor of a TV is what as many exact draws have on average."
+SPREAD = (
+    "± is the standard deviation over keys; the floor of a TV is what as many exact "
+    "draws have on average."
+)
 COLUMNS = [
     "sampler",
     "evaluations",
@@ -271,7 +275,8 @@ def ring_product() -> Problem:
     0.6²))."""
     angle = np.arange(8) * np.pi / 4
     centres = 0.5 * np.stack([np.cos(angle), np.sin(angle)], -1)
-    sd_ring, sd_bar = 0.075, np.array([0.2, 0.6])
+    sd_ring = 0.075
+    sd_bar = np.array([0.2, 0.6])
 
     @cp.program
     def both(ring: Any, bar: Any) -> Any:
@@ -310,7 +315,8 @@ def disjoint() -> Problem:
     """Benchmark E: two factors on disjoint coordinates of one event, each a mixture of
     two Gaussians."""
     modes = (np.array([-0.5, 0.5]), np.array([-0.4, 0.6]))
-    shares, sd = (np.array([0.35, 0.65]), np.array([0.6, 0.4])), 0.1
+    shares = (np.array([0.35, 0.65]), np.array([0.6, 0.4]))
+    sd = 0.1
 
     @cp.program
     def both(f: Any, g: Any) -> Any:

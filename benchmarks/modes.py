@@ -107,10 +107,8 @@ def measure(
     end = time.monotonic() + 60 * minutes
     kept = {(row["program"], row["chains"], row["key"]): row for row in rows_of(file)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    compiled, answers = (
-        functools.cache(lambda case: case.compile()),
-        functools.cache(lambda case: case.exact()),
-    )
+    compiled = functools.cache(lambda case: case.compile())
+    answers = functools.cache(lambda case: case.exact())
     spread = {
         (case, n): judged and case.family in JUDGED and n == JUDGED_CHAINS
         for n in runs
@@ -136,7 +134,8 @@ def measure(
 def as_text(row: Row) -> str:
     """A run in one line."""
     told = [
-        f"{value:.4g} ± {'withheld' if error is None else f'{error:.2g}'} for {exact:.4g}"
+        f"{value:.4g} ± {'withheld' if error is None else f'{error:.2g}'} for "
+        f"{exact:.4g}"
         for exact, value, error in zip(
             row["exact"], row["estimates"], row["errors"], strict=False
         )
@@ -184,22 +183,18 @@ def in_table(family: str, chains: int, rows: list[Row]) -> list[str]:
 
 def checks(rows: list[Row]) -> dict[str, bool]:
     """What must hold."""
-    count, easy = (
-        Counter(row["outcome"] for row in rows),
-        [r for r in rows if r["family"].startswith("right")],
-    )
+    count = Counter(row["outcome"] for row in rows)
+    easy = [r for r in rows if r["family"].startswith("right")]
     fine = count[Outcome.RIGHT] + count[Outcome.FALSE_ALARM]
     defects, alarms = count[Outcome.DEFECT], count[Outcome.FALSE_ALARM]
     loud = sum(bool(row["codes"]) for row in easy)
     found = {
-        f"at most {MOST_DEFECTS:.0%} of {len(rows)} runs are wrong and OK ({defects} are)": (
-            defects <= MOST_DEFECTS * len(rows)
-        ),
+        f"at most {MOST_DEFECTS:.0%} of {len(rows)} runs are wrong and OK ({defects} "
+        "are)": (defects <= MOST_DEFECTS * len(rows)),
         f"at most {MOST_ALARMS:.0%} of {fine} right runs are named ({alarms} are)": alarms
         <= MOST_ALARMS * fine,
-        f"at most {MOST_ALARMS:.0%} of {len(easy)} runs of easy programs are named ({loud} are)": (
-            loud <= MOST_ALARMS * len(easy)
-        ),
+        f"at most {MOST_ALARMS:.0%} of {len(easy)} runs of easy programs are named "
+        f"({loud} are)": (loud <= MOST_ALARMS * len(easy)),
     }
     for family in JUDGED:
         judged = [
@@ -210,7 +205,10 @@ def checks(rows: list[Row]) -> dict[str, bool]:
         if judged:
             quiet = [row for row in judged if row["outcome"] == Outcome.RIGHT]
             worst = max(map(float, spreads(quiet)), default=np.inf)
-            text = f"{family}, {JUDGED_CHAINS} chains: right and OK under every key ({len(quiet)} of {len(judged)}), "
+            text = (
+                f"{family}, {JUDGED_CHAINS} chains: right and OK under every key "
+                f"({len(quiet)} of {len(judged)}), "
+            )
             text += (
                 f"spread ≤ {SPREAD} × stated, with what chance does to it ({worst:.2f})"
             )
@@ -222,7 +220,10 @@ def checks(rows: list[Row]) -> dict[str, bool]:
     ]
     if deep:
         near = sum(r["errors"][1] is not None and r["z"][1] <= DEEP for r in deep)
-        text = f"log Z of the squared mixture, d = 32, {JUDGED_CHAINS} chains: within {DEEP} of its ± under every key"
+        text = (
+            f"log Z of the squared mixture, d = 32, {JUDGED_CHAINS} chains: within "
+            f"{DEEP} of its ± under every key"
+        )
         found[f"{text} ({near} of {len(deep)})"] = near == len(deep)
     return found
 
@@ -277,7 +278,8 @@ def main(arguments: list[str] | None = None) -> int:
     whole = not (asked.keys or asked.chains or asked.only) and commits == {CODE.commit}
     if commits != {CODE.commit}:
         print(
-            f"Rows are of {len(commits)} commits: remove {asked.rows} to measure this one alone."
+            f"Rows are of {len(commits)} commits: remove {asked.rows} to measure this "
+            "one alone."
         )
     kept = (
         "program",
@@ -294,13 +296,15 @@ def main(arguments: list[str] | None = None) -> int:
         "rows": [{name: row[name] for name in kept} for row in rows],
     }
     notes = (
-        "`cp.infer(density, key, num_chains)` and nothing else, but for `Ancestral`; keys from 0 on, "
-        f"{JUDGED_KEYS} of guidance 7 and of power 20 at {JUDGED_CHAINS:,} chains. Wrong: a share, the probability of "
-        "a valid sample or log Z is more than four of its stated errors off, or of those that its status withholds. "
-        "False alarms are right runs with a finding. Runs in the column 'no error' are named as their chains descend "
-        "from too few of the first ones for any error of a share: they are neither right nor wrong, though most have "
-        "valid samples alone. "
-        "Compositions of the zoo have no exact answer, and count as right."
+        "`cp.infer(density, key, num_chains)` and nothing else, but for `Ancestral`; "
+        f"keys from 0 on, {JUDGED_KEYS} of guidance 7 and of power 20 at "
+        f"{JUDGED_CHAINS:,} chains. Wrong: a share, the probability of a valid sample "
+        "or log Z is more than four of its stated errors off, or of those that its "
+        "status withholds. False alarms are right runs with a finding. Runs in the "
+        "column 'no error' are named as their chains descend from too few of the "
+        "first ones for any error of a share: they are neither right nor wrong, "
+        "though most have valid samples alone. Compositions of the zoo have no exact "
+        "answer, and count as right."
     )
     made = {(row["program"], row["chains"]) for row in rows}
     if left := [
@@ -309,7 +313,10 @@ def main(arguments: list[str] | None = None) -> int:
         for case in some
         if (case.name, n) not in made
     ]:
-        notes += f" Time was up before {len(left)} of {len(left) + len(made)} programs and numbers of chains: "
+        notes += (
+            f" Time was up before {len(left)} of {len(left) + len(made)} programs and "
+            "numbers of chains: "
+        )
         notes += "; ".join(left) + "."
     title = "Modes: is a default run right, or does it say that it is not?"
     name = "modes_quick" if asked.quick else "modes"

@@ -136,7 +136,8 @@ def ours(table: Table, name: str, keys: int) -> dict[str, Any]:
 
 def theirs(table: Table, name: str, keys: int) -> Judged:
     """Draws of a composition's target, and the baselines."""
-    scenario, n = NINE[name], table.n
+    scenario = NINE[name]
+    n = table.n
     assert scenario.draw is not None
     density = cp.compile(single, scenario.factor(table.factors(restated.LEVELS)))
     rows: Judged = {
@@ -156,7 +157,8 @@ def theirs(table: Table, name: str, keys: int) -> Judged:
 
 def as_text(values: list[float]) -> str:
     """Mean ± standard deviation over keys; of what left the square by far, its size."""
-    mean, spread = np.mean(values), np.std(values, ddof=1) if len(values) > 1 else 0.0
+    mean = np.mean(values)
+    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
     return f"{mean:.4f} ± {spread:.4f}" if mean < 100 else f"{mean:.0e}"
 
 
@@ -213,7 +215,8 @@ def checks(table: Table, found: dict[str, dict[str, Any]]) -> dict[str, bool]:
     both = ("checked", "status")
     others = [codes for of in full.values() for how in both for codes in of[how]]
     return {
-        "both empty compositions are named by density.check and in the status of the run, under every key": all(
+        "both empty compositions are named by density.check and in the status of the "
+        "run, under every key": all(
             AGREE.intersection(codes)
             for of in empty.values()
             for how in both
@@ -300,10 +303,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--keys", type=int, help="keys of each row; the numbers are not written"
     )
     options = parser.parse_args(arguments)
-    keys, table = (
-        options.keys or KEYS,
-        LEARNED_TABLE if options.learned else EXACT_TABLE,
-    )
+    keys = options.keys or KEYS
+    table = LEARNED_TABLE if options.learned else EXACT_TABLE
     part = partial(kept, f"{table.name}-{keys}")
     found = {name: part(name, partial(ours, table, name, keys)) for name in NINE}
     for name, of in found.items():
@@ -315,7 +316,8 @@ def main(arguments: list[str] | None = None) -> int:
         for row in lines(f"{name}: {NINE[name].says}", of)
     ]
     columns = ["sampler", "accuracy", "Chamfer distance", "evaluations", "findings"]
-    holds, write = checks(table, found), options.keys is None
+    holds = checks(table, found)
+    write = options.keys is None
     return publish(
         table.name,
         table.title,

@@ -63,7 +63,8 @@ class Kept:
 
     def __init__(self, folder: Path, settings: str):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.settings = folder, settings
+        self.folder = folder
+        self.settings = settings
 
     def _path(self, name: tuple[Any, ...]) -> Path:
         parts = "_".join(str(part) for part in (*name, self.settings))
@@ -105,7 +106,8 @@ def run(
     tasks: list[Task], num_chains: int, kept: Kept
 ) -> list[tuple[Judged, np.ndarray]]:
     """Run what is planned and not kept yet."""
-    out, runs = [], list(plan(tasks))
+    out = []
+    runs = list(plan(tasks))
     for i, (task, kind, row, retraining) in enumerate(runs):
         name = (task.name, kind, row.name, row.levels, retraining)
         found = kept.get(name)
@@ -248,9 +250,8 @@ def checks(judged: list[Judged], tasks: list[Task]) -> dict[str, bool]:
         assert hmc.raise_log_likelihood is not None
         assert smc.raise_log_likelihood is not None
         out |= {
-            "SMC needs at most a fifteenth of the evaluations of HMC at the paper's settings": 15
-            * smc.evaluations
-            <= hmc.evaluations,
+            "SMC needs at most a fifteenth of the evaluations of HMC at the paper's "
+            "settings": 15 * smc.evaluations <= hmc.evaluations,
             "… and a tenth of the time": 10 * smc.seconds <= hmc.seconds,
             "… at a mean log p at least 1 nat better": smc.log_likelihood
             >= hmc.log_likelihood + 1,

@@ -150,7 +150,8 @@ def drawn(
 
 
 def main() -> int:
-    walk, tasks = example.walk, [task(number) for number in range(TASKS)]
+    walk = example.walk
+    tasks = [task(number) for number in range(TASKS)]
     keys = jax.random.split(jax.random.key(TASKS), TASKS)
     known = np.asarray(
         jax.vmap(rooms.walk)(keys, jnp.stack([doors for doors, *_ in tasks]))
@@ -174,10 +175,11 @@ def main() -> int:
         <= rooms.ROOMS,
     }
     notes = (
-        f"One plan a task. An evaluation of the program is one of the network for each of its {example.WINDOWS} "
-        "windows. Seconds are without compilation. Walks of training and of the model alone have no goal: walls and "
-        f"steps judge them. The longest of 10,000 walks of training is {longest:.2f} long, the row of rooms "
-        f"{rooms.ROOMS}."
+        "One plan a task. An evaluation of the program is one of the network for "
+        f"each of its {example.WINDOWS} windows. Seconds are without compilation. "
+        "Walks of training and of the model alone have no goal: walls and steps "
+        f"judge them. The longest of 10,000 walks of training is {longest:.2f} long, "
+        f"the row of rooms {rooms.ROOMS}."
     )
     details = {
         "longest walk": longest,

@@ -106,7 +106,8 @@ class Measured:
 
 def measure(density: Any, name: str, sampler: Any, keys: int) -> Measured:
     """A row."""
-    rows, case = [], CASES[name]
+    rows = []
+    case = CASES[name]
     for key in range(keys):
         result = cp.infer(
             density,
@@ -123,10 +124,8 @@ def measure(density: Any, name: str, sampler: Any, keys: int) -> Measured:
             evidence = float(result.log_evidence)
         acceptance = np.asarray(result.acceptance)
         rows.append([float(acceptance.mean()), float(acceptance[0]), tv, evidence])
-    (mean, last, tv, evidence), spread = (
-        np.median(rows, axis=0),
-        np.std(rows, axis=0, ddof=1),
-    )
+    mean, last, tv, evidence = np.median(rows, axis=0)
+    spread = np.std(rows, axis=0, ddof=1)
     known = [None if np.isnan(value) else float(value) for value in (tv, evidence)]
     return Measured(
         float(mean),
@@ -149,7 +148,10 @@ def runs(keys: int) -> int:
                 print(name, label, way, rows[name, label, way], flush=True)
         jax.clear_caches()
     chains = ", ".join(f"{case.chains} of {name}" for name, case in CASES.items())
-    notes = f"Medians of {keys} keys; chains: {chains}. TV is of the modes' shares against the exact law. {EXPLICIT}"
+    notes = (
+        f"Medians of {keys} keys; chains: {chains}. TV is of the modes' shares "
+        f"against the exact law. {EXPLICIT}"
+    )
     details = {
         "rows": [
             dict(zip(COLUMNS[:3], name, strict=True)) | dataclasses.asdict(m)
@@ -167,7 +169,8 @@ def energies() -> int:
     rows, checks = [], {}
     for name, case in CASES.items():
         densities = [case.compile(precision) for precision in WAYS.values()]
-        key, sampler = jax.random.key(0), SAMPLERS[EVIDENCE](case.scale)
+        key = jax.random.key(0)
+        sampler = SAMPLERS[EVIDENCE](case.scale)
         result = cp.infer(
             densities[0], key, num_chains=case.chains, sampler=sampler, progress=False
         )
@@ -206,7 +209,10 @@ def energies() -> int:
         "TV of shares moved",
         "log Z moved",
     ]
-    notes = "At the samples of one run of SMC in float32, weighted again by what rounding adds to log π₀. "
+    notes = (
+        "At the samples of one run of SMC in float32, weighted again by what rounding "
+        "adds to log π₀. "
+    )
     title = "Networks that multiply in bfloat16: the density at level 0"
     return publish(
         "precision_energies", title, columns, rows, checks, {}, notes + EXPLICIT
@@ -214,8 +220,8 @@ def energies() -> int:
 
 
 EXPLICIT = (
-    "Every rounding is explicit, so that this processor computes what a unit for bfloat16 would, but for the order of "
-    "sums."
+    "Every rounding is explicit, so that this processor computes what a unit for "
+    "bfloat16 would, but for the order of sums."
 )
 
 
@@ -277,7 +283,8 @@ def judge(rows: dict[tuple[str, str, str], Measured]) -> dict[str, bool]:
                 noise = float(np.hypot(plain.spread[place], rounded.spread[place]))
                 word = {"tv": "TV rises", "log_evidence": "log Z moves"}[what]
                 checks[
-                    f"{name}, {label}: {word} by {more:.3f} ≤ {LIMIT} + noise {noise:.3f}"
+                    f"{name}, {label}: {word} by {more:.3f} ≤ {LIMIT} + noise "
+                    f"{noise:.3f}"
                 ] = more <= LIMIT + noise
     return checks
 

@@ -120,7 +120,8 @@ def main() -> int:
     *theirs, ours = (statistics.median(column) for column in zip(*turns, strict=True))
     ratio = ours / min(theirs)
     cost = evaluate.lower(model.network, x).compile().cost_analysis() or {}
-    flops, peak = float(cost.get("flops", np.nan)), gemm()
+    flops = float(cost.get("flops", np.nan))
+    peak = gemm()
     rows = [
         *(
             [
@@ -152,7 +153,10 @@ def main() -> int:
         "load": loaded,
         "first": first,
     }
-    title = f"A network of {int(weights) / 1e6:.1f} million weights, one evaluation for {IMAGES} images of 32×32: seconds"
+    title = (
+        f"A network of {int(weights) / 1e6:.1f} million weights, one evaluation for "
+        f"{IMAGES} images of 32×32: seconds"
+    )
     shown = "python -m benchmarks pretrained --torch PYTHON"
     return publish(
         "pretrained", title, ["", "seconds"], rows, checks, details, made_by=shown

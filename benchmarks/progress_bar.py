@@ -31,10 +31,8 @@ class Terminal(bar.Progress):
     def __init__(self, total: int = 0, enabled: bool = True, description: str = ""):
         super().__init__(total, enabled, description)
         if enabled:
-            self._console, self._kind = (
-                Console(file=io.StringIO(), force_terminal=True, width=100),
-                "terminal",
-            )
+            self._console = Console(file=io.StringIO(), force_terminal=True, width=100)
+            self._kind = "terminal"
 
 
 def main() -> int:

@@ -90,10 +90,8 @@ def board(lines):
 def density(n: int) -> cp.AnnealedDensity:
     """Products of mixtures of Gaussians at the corners that each line allows, over all
     lines of one length at once."""
-    schedule, cells = (
-        cp.Schedule.log_snr(400, min=-6.0, max=6.0),
-        np.arange(n * n).reshape(n, n),
-    )
+    schedule = cp.Schedule.log_snr(400, min=-6.0, max=6.0)
+    cells = np.arange(n * n).reshape(n, n)
 
     def line(corners: np.ndarray) -> cp.Analytic:
         equal = dist.Categorical(jnp.full(len(corners), 1 / len(corners)))
@@ -242,10 +240,12 @@ def main() -> int:
         for name, found in PUBLISHED
     ]
     notes = (
-        "Published figures are those of the paper's Table 1, with energies learned from one solution; ours have exact "
-        "factors, so that what is compared is sampling. A sample of ReplicaExchange is the replica at level 0 of one "
-        "of 16 ensembles of 24 rungs (64 of 16 for 4 queens), moved by HMC of 4 leapfrogs; evaluations count all rungs "
-        "and the way there. Key 0; under key 1, at 5,871 evaluations, 90 of 92 are found. Seconds are with compilation."
+        "Published figures are those of the paper's Table 1, with energies learned "
+        "from one solution; ours have exact factors, so that what is compared is "
+        "sampling. A sample of ReplicaExchange is the replica at level 0 of one of 16 "
+        "ensembles of 24 rungs (64 of 16 for 4 queens), moved by HMC of 4 leapfrogs; "
+        "evaluations count all rungs and the way there. Key 0; under key 1, at 5,871 "
+        "evaluations, 90 of 92 are found. Seconds are with compilation."
     )
     details = {"width": WIDTH, "rows": [dataclasses.asdict(row) for row in rows]}
     title = "n queens: solutions among samples, and how evenly they are hit"

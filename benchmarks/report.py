@@ -117,7 +117,8 @@ def publish(
             f"{'[green]holds ' if holds else '[bold red]FAILS '}[/] {text}",
             highlight=False,
         )
-    host, made_by = machine(), made_by or command()
+    host = machine()
+    made_by = made_by or command()
     if write:
         RESULTS.mkdir(exist_ok=True)
         stamp = CODE.stamp()

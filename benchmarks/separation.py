@@ -83,7 +83,8 @@ def exact(curve: manifolds.Waves) -> cp.Diffusion:
     points = jnp.asarray(np.asarray(curve(manifolds.COARSE)), jnp.float32)
 
     def score(x: Any, log_snr: Any) -> Any:
-        alpha, variance = jnp.sqrt(jax.nn.sigmoid(log_snr)), jax.nn.sigmoid(-log_snr)
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        variance = jax.nn.sigmoid(-log_snr)
         shares = jax.nn.softmax(-0.5 * jnp.sum((x - alpha * points) ** 2, 1) / variance)
         return (alpha * shares @ points - x) / variance
 
@@ -130,16 +131,15 @@ ITERATIONS = 6000
 
 def learned(which: int, curve: manifolds.Waves) -> Any:
     """The network that learned it, from out/ where it lies there."""
-    chosen, file = (
-        recipe(curve),
-        Path("out", "separation", f"curve-{which}.safetensors"),
-    )
+    chosen = recipe(curve)
+    file = Path("out", "separation", f"curve-{which}.safetensors")
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         run = cp.training.train(chosen, jax.random.key(which), progress=False)
         save_weights(run.factor.network, file)
         print(
-            f"curve {which}: trained in {run.seconds:.0f} s, loss {run.loss[-500:].mean():.4f}",
+            f"curve {which}: trained in {run.seconds:.0f} s, loss "
+            f"{run.loss[-500:].mean():.4f}",
             flush=True,
         )
     untrained = chosen.untrained(jax.random.key(0))
@@ -152,11 +152,9 @@ def ours(density: Any, key: int, chains: int) -> Any:
 
 def curves(scores: str, which: int, chains: int) -> dict[str, Any]:
     """All methods on the views of one draw of the sources."""
-    known, matrix, rng = (
-        manifolds.curves(),
-        manifolds.views(which),
-        np.random.default_rng(which),
-    )
+    known = manifolds.curves()
+    matrix = manifolds.views(which)
+    rng = np.random.default_rng(which)
     priors = [
         exact(curve) if scores == "exact" else learned(i, curve)
         for i, curve in enumerate(known)
@@ -211,7 +209,8 @@ def others(
 # ── digits ────────────────────────────────────────────────────────────────────────────
 def digits(which: int, chains: int) -> dict[str, Any]:
     """All methods on one sum of two digits."""
-    prior, blur = cp.load("digits"), matrices()["deblurring"]
+    prior = cp.load("digits")
+    blur = matrices()["deblurring"]
     one, other = pair = truths(2 * which + 2)[2 * which :]
     y = blur @ (one + other) + NOISE * np.random.default_rng(which).normal(
         size=PIXELS**2
@@ -275,7 +274,10 @@ def main() -> int:
         "--chains", type=int, default=128, help="samples of each method"
     )
     options = parser.parse_args()
-    rows, details, checks, chains = [], {}, {}, options.chains
+    rows = []
+    details = {}
+    checks = {}
+    chains = options.chains
 
     def all_of(task: str, run: Any, count: int) -> list[dict[str, Any]]:
         found = [
@@ -303,7 +305,8 @@ def main() -> int:
         [run[OURS]["sinkhorn"] / run[floor]["sinkhorn"] for run in quiet], default=0.0
     )
     checks[
-        f"curves, exact scores, {len(quiet)} runs that say OK: Sinkhorn within {NEAR} of the floor's ({far:.2f})"
+        f"curves, exact scores, {len(quiet)} runs that say OK: Sinkhorn within {NEAR} "
+        f"of the floor's ({far:.2f})"
     ] = far <= NEAR
     apart = float(np.mean([run[OURS]["pqmass"] for run in quiet])) if quiet else 1.0
     checks[

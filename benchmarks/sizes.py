@@ -21,7 +21,13 @@ from composeprob.pretrained.tensors import Arrays, Stored, abstract
 from composeprob.pretrained.unet import SIZES, unet_condition
 
 KNOWN = {
-    "sd15": ({"sample_size": 64, "attention_head_dim": 8}, (320, 640, 1280, 1280), (1, 1, 1, 0), 768, 0),
+    "sd15": (
+        {"sample_size": 64, "attention_head_dim": 8},
+        (320, 640, 1280, 1280),
+        (1, 1, 1, 0),
+        768,
+        0,
+    ),
     "sdxl": (
         {
             "sample_size": 128,
@@ -30,9 +36,12 @@ KNOWN = {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 256,
         },
-        (320, 640, 1280), (0, 2, 10), 2048, 2816,
+        (320, 640, 1280),
+        (0, 2, 10),
+        2048,
+        2816,
     ),
-}  # fmt: skip
+}
 """Stable Diffusion 1.5 (0.86 billion weights) and XL (2.57 billion): the options that
 weights do not contain, channels and layers of transformers of each resolution, channels
 of the prompt and of what is embedded beside it."""
@@ -47,7 +56,8 @@ def shapes(
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The names and shapes of the weights of a text-to-image UNet with two residual
     blocks at each resolution."""
-    embedding, n = 4 * widths[0], len(widths)
+    embedding = 4 * widths[0]
+    n = len(widths)
 
     def layer(
         name: str, outputs: int, *inputs: int, bias: bool = True
@@ -151,16 +161,21 @@ def of_size(
     rows = 77  # of CLIP's tokens
     if network.pooled is not None:
         module = Adapted(module, None, network.channels, network.pooled, None)
-        conditions, rows = conditions | {"size": jnp.zeros(SIZES)}, rows + 1
+        conditions = conditions | {"size": jnp.zeros(SIZES)}
+        rows = rows + 1
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     schedule = schedulers.trained(
         {"_class_name": "DDIMScheduler", **betas}, name
     ).schedule
     side = options["sample_size"]
     factor = cp.Diffusion(
-        module, schedule, event_shape=(side, side, network.channels), time=network.time, conditions=conditions,
+        module,
+        schedule,
+        event_shape=(side, side, network.channels),
+        time=network.time,
+        conditions=conditions,
         label=name,
-    )  # fmt: skip
+    )
     return factor, (rows, context)
 
 

@@ -150,7 +150,8 @@ numbers."""
 
 def _toy(cell: dict[str, Any], seed: int, options: argparse.Namespace) -> Measure:
     instance = instances.TOYS[cell["toy"]](cell["m"], cell["n"], cell["eps"], seed)
-    rng, count = np.random.default_rng([seed, 7]), options.chains
+    rng = np.random.default_rng([seed, 7])
+    count = options.chains
     references = [exact.exact_draws(instance, rng, count) for _ in range(REPEATS)]
 
     def far(draws: np.ndarray) -> float:
@@ -229,7 +230,10 @@ def widths(cell: dict[str, Any]) -> str:
     each = ", ".join(
         f"{np.mean(values):.3f} of {name}" for name, values in known.items() if values
     )
-    return f"in coordinates in which the exact law has variance 1, that of the draws at {NARROW} is {each}"
+    return (
+        "in coordinates in which the exact law has variance 1, that of the draws at "
+        f"{NARROW} is {each}"
+    )
 
 
 def evaluations_of(found: dict[str, dict[str, Any]], method: str) -> str:
@@ -334,7 +338,8 @@ def checks_of(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
         worst = max(ratios, key=lambda name: ratios[name] / limit_of(name))
         text = "at most 1.05 × the floor where scores are exact, 1.15 for 32 dimensions"
         checks[
-            f"{text}: {len(ratios) - len(over)} of {len(ratios)} (worst: {ratios[worst]:.2f}, {worst})"
+            f"{text}: {len(ratios) - len(over)} of {len(ratios)} (worst: "
+            f"{ratios[worst]:.2f}, {worst})"
         ] = not over
         errors = {name: error_of_ratio(exact_ones[name]) for name in over}
         beyond = [
@@ -343,7 +348,8 @@ def checks_of(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
             if not ratios[name] - 2 * errors[name] <= limit_of(name)
         ]
         checks[
-            f"beyond it by no more than two standard errors: {len(ratios) - len(beyond)} of {len(ratios)}"
+            "beyond it by no more than two standard errors: "
+            f"{len(ratios) - len(beyond)} of {len(ratios)}"
         ] = not beyond
         left = [
             name
@@ -351,13 +357,19 @@ def checks_of(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
             if not ratio(exact_ones[name], MOVED) <= limit_of(name)
         ]
         if over:
-            text = f"with 10 global moves, {evaluations_of(found, MOVED)} evaluations, where the default is not enough"
+            text = (
+                f"with 10 global moves, {evaluations_of(found, MOVED)} evaluations, "
+                "where the default is not enough"
+            )
             checks[f"{text}: {len(over) - len(left)} of {len(over)}"] = not left
     clean = [error for name, (_, error) in behind.items() if compared[name]["eps"] == 0]
     wrong = [each for name, each in behind.items() if compared[name]["eps"] > 0]
     if clean:
         fine = sum(error <= 2 for error in clean)
-        text = "no other method is nearer by over two standard errors, in each cell of exact scores"
+        text = (
+            "no other method is nearer by over two standard errors, in each cell of "
+            "exact scores"
+        )
         checks[f"{text} ({fine} of {len(clean)})"] = fine == len(clean)
     if wrong:
         nearest, fine = (
@@ -365,7 +377,8 @@ def checks_of(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
             sum(error <= 2 for _, error in wrong),
         )
         checks[
-            f"the nearest of all in three quarters of the cells of wrong scores ({nearest} of {len(wrong)})"
+            "the nearest of all in three quarters of the cells of wrong scores "
+            f"({nearest} of {len(wrong)})"
         ] = nearest >= 0.75 * len(wrong)
         text = "no other is nearer there by over two standard errors, in three quarters"
         checks[f"{text} ({fine} of {len(wrong)})"] = fine >= 0.75 * len(wrong)

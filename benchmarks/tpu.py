@@ -74,7 +74,8 @@ def main() -> int:
         "independent chains have no collectives": all(
             not one["independent"]["collectives"] for one in passed.values()
         ),
-        "a chip's memory for independent chains is the same on 4 and on 256 chips of a family": all(
+        "a chip's memory for independent chains is the same on 4 and on 256 chips of "
+        "a family": all(
             len(set(memories(passed, family, "independent"))) == 1
             for family in families
         ),
@@ -83,7 +84,8 @@ def main() -> int:
             for family in families
             if (sizes := memories(passed, family, "default"))
         ),
-        "SMC has a collective for weights, one for the exchange of chains, one for its step sizes, and no other": all(
+        "SMC has a collective for weights, one for the exchange of chains, one for "
+        "its step sizes, and no other": all(
             sum(one["default"]["collectives"].values()) == MEETINGS
             for one in passed.values()
         ),
@@ -97,10 +99,12 @@ def main() -> int:
         "collectives",
     ]
     notes = (
-        "Memory is what one chip needs for arguments, results and temporaries of a whole run. Independent chains: "
-        f"{INDEPENDENT.prepare(density).describe()}, without the means over all chains that a result reports. SMC, "
-        f"which `cp.infer` chooses here, with them: {default.prepare(density).describe()}. From 64 chips on the "
-        "compiler makes an all-reduce of the all-gather of weights. Chains that change places go round the chips."
+        "Memory is what one chip needs for arguments, results and temporaries of a "
+        f"whole run. Independent chains: {INDEPENDENT.prepare(density).describe()}, "
+        "without the means over all chains that a result reports. SMC, which "
+        f"`cp.infer` chooses here, with them: {default.prepare(density).describe()}. "
+        "From 64 chips on the compiler makes an all-reduce of the all-gather of "
+        "weights. Chains that change places go round the chips."
     )
     title = (
         f"Compiled for TPUs, not run: learned ring × bar, {CHAINS} chains on every chip"

@@ -84,7 +84,8 @@ class Consistency(eqx.Module):
     network: Any
 
     def __call__(self, x: Array, sigma: Array, label: Array) -> Array:
-        total, after = sigma**2 + 0.25, sigma - 0.002
+        total = sigma**2 + 0.25
+        after = sigma - 0.002
         inner = self.network(
             x / jnp.sqrt(total), 250 * jnp.log(sigma), label=label[None]
         )
@@ -133,10 +134,8 @@ def main() -> int:
     sigmas = sorted(float(key[1:]) for key in told if key.startswith("x"))
     rows, errors = [], []
     for sigma in sigmas:
-        y, wanted = (
-            np.asarray(evaluate(told[f"x{sigma}"], sigma, told["labels"])),
-            told[f"y{sigma}"],
-        )
+        y = np.asarray(evaluate(told[f"x{sigma}"], sigma, told["labels"]))
+        wanted = told[f"y{sigma}"]
         errors.append(float(np.abs(y - wanted).max() / np.abs(wanted).max()))
         rows.append(
             [
@@ -146,7 +145,10 @@ def main() -> int:
             ]
         )
     weights = sum(leaf.size for leaf in jax.tree.leaves(network))
-    title = f"A consistency network of {weights / 1e6:.1f} million weights that other people trained, beside the original"
+    title = (
+        f"A consistency network of {weights / 1e6:.1f} million weights that other "
+        "people trained, beside the original"
+    )
     head = [
         "",
         "greatest difference of the outputs, of the greatest",

@@ -37,10 +37,8 @@ SCHEDULE = cp.Schedule.linear(50)
 FINE, COARSE = cp.Schedule.log_snr(30), cp.Schedule.log_snr(12)
 FAR = ("data at 10.0 sd", "data at 20.0 sd", "data at 30.0 sd")
 EMPTY = [name for name, scenario in NINE.items() if scenario.empty]
-CENTRES, SHARES = (
-    np.array([[0.0, 0.0], [0.0, 4.0], [-4.0, 0.0], [4.0, 0.0]]),
-    np.array([0.4, 0.3, 0.1, 0.2]),
-)
+CENTRES = np.array([[0.0, 0.0], [0.0, 4.0], [-4.0, 0.0], [4.0, 0.0]])
+SHARES = np.array([0.4, 0.3, 0.1, 0.2])
 
 
 STEP, LONG = 0.1, 0.3
@@ -56,7 +54,8 @@ class NoHastings(cp.MALA):
     back as it came."""
 
     def finish(self, trajectory: Any, evaluation: Any) -> Any:
-        state, proposed = trajectory.start, KernelState(trajectory.position, evaluation)
+        state = trajectory.start
+        proposed = KernelState(trajectory.position, evaluation)
         log_ratio = proposed.evaluation.log_density - state.evaluation.log_density
         return metropolis(
             log_ndtr(trajectory.spare_noise[0]), log_ratio, proposed, state
@@ -97,14 +96,13 @@ def modes(keys: int, n: int = 300) -> tuple[int, int]:
         mixture = dist.MixtureSameFamily(dist.Categorical(jnp.asarray(shares)), parts)
         return cp.compile(single, cp.Analytic(mixture, FINE))
 
-    right, wrong = density(SHARES), density(np.array([0.5, 0.375, 0.125, 0.0]))
+    right = density(SHARES)
+    wrong = density(np.array([0.5, 0.375, 0.125, 0.0]))
     named = alarms = 0
     for k in range(keys):
-        one, two, three = (
-            population(right, 3 * k, n),
-            population(right, 3 * k + 1, n),
-            population(wrong, 3 * k + 2, n),
-        )
+        one = population(right, 3 * k, n)
+        two = population(right, 3 * k + 1, n)
+        three = population(wrong, 3 * k + 2, n)
         named += one.compare(three).status.has("modes_missing")
         alarms += one.compare(two).status.has("modes_missing")
     return named, alarms
@@ -159,10 +157,8 @@ KERNELS: dict[str, cp.Kernel] = {
 
 def ranked(keys: int, kernel: cp.Kernel) -> int:
     """How often ranks tell that a kernel is wrong."""
-    f, sampler = (
-        cp.Analytic(dist.Normal(jnp.zeros(8), 1.0), COARSE),
-        cp.AnnealedMCMC(kernel, 3),
-    )
+    f = cp.Analytic(dist.Normal(jnp.zeros(8), 1.0), COARSE)
+    sampler = cp.AnnealedMCMC(kernel, 3)
     data = jnp.full(8, 0.3)
 
     def told(key: int) -> bool:
@@ -256,7 +252,8 @@ def main(arguments: list[str] | None = None) -> int:
         "a missing mode is named in 95 % of the keys, and at most 5 % are false alarms": (
             named >= many and alarms <= few
         ),
-        "kernels wrong by a factor of 0.57 or 4 are told in 95 % of the keys, the right one in at most 5 %": (
+        "kernels wrong by a factor of 0.57 or 4 are told in 95 % of the keys, the "
+        "right one in at most 5 %": (
             min(wrong.values()) >= many and max(right.values()) <= few
         ),
         "a right score has a Fokker–Planck residual below 0.01": scores["a right score"]
@@ -271,7 +268,10 @@ def main(arguments: list[str] | None = None) -> int:
         "scores": scores,
         "keys": keys,
     }
-    notes = f"Populations of 300 chains, and of 64 for data far from a prior; ranks over {SETS} data sets. Residuals are\n"
+    notes = (
+        "Populations of 300 chains, and of 64 for data far from a prior; ranks over "
+        f"{SETS} data sets. Residuals are\n"
+    )
     notes += "the largest over levels."
     title = "Misses and false alarms"
     return publish(

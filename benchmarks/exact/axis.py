@@ -80,7 +80,8 @@ def exact(terms: Terms, dims: int, cut: float) -> Answer:
     widths = np.concatenate([mixture.widths for mixture, _ in above])
     centres = np.concatenate([mixture.centres for mixture, _ in above])
     narrowest = widths.min() / np.sqrt(sum(w for _, w in above))
-    step, across = narrowest / 20, narrowest / (20 if dims == 3 else 6)
+    step = narrowest / 20
+    across = narrowest / (20 if dims == 3 else 6)
     reach = 10 * widths.max()
     t = np.arange(centres.min() - reach, centres.max() + reach, step)
     t = (

@@ -191,10 +191,8 @@ def satisfiability(bits: int = 12, clauses: int = 40) -> Puzzle:
     by_corner: dict[tuple[int, ...], list[np.ndarray]] = {}
     holds = np.ones(len(every), bool)
     for _ in range(clauses):
-        cells, forbidden = (
-            rng.choice(bits, 3, replace=False),
-            tuple(map(int, rng.integers(0, 2, 3))),
-        )
+        cells = rng.choice(bits, 3, replace=False)
+        forbidden = tuple(map(int, rng.integers(0, 2, 3)))
         by_corner.setdefault(forbidden, []).append(cells)
         holds &= (every[:, cells] != forbidden).any(1)
     groups = [

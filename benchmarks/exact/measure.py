@@ -131,7 +131,8 @@ def deviations(row: dict[str, Any]) -> list[float | None]:
     status withholds them. Where it could have stated none they are those of a quarter
     as many independent draws, whose weights have a relative variance of 1.
     """
-    n, share = max(row["chains"] / 4, 1.0), row["exact"][0] or 0.0
+    n = max(row["chains"] / 4, 1.0)
+    share = row["exact"][0] or 0.0
     instead = math.sqrt(max(share * (1 - share), 1 / n) / n), math.sqrt(1 / n)
     columns = zip(row["exact"], row["estimates"], errors(row), instead, strict=False)
     return [

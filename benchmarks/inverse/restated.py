@@ -83,10 +83,8 @@ class Problem(NamedTuple):
 
     def reversed_law(self, x: Array, clean: Array, k: Array) -> tuple[Array, Array]:
         """Mean (d,) and variance, a scalar, of x_{k−1} given x_k and x₀."""
-        (alpha, sigma), (next_alpha, next_sigma) = (
-            self.noise_at(k),
-            self.noise_at(k - 1),
-        )
+        alpha, sigma = self.noise_at(k)
+        next_alpha, next_sigma = self.noise_at(k - 1)
         kept = alpha / next_alpha
         fresh = sigma**2 - (kept * next_sigma) ** 2
         mean = (kept * next_sigma**2 * x + next_alpha * fresh * clean) / sigma**2
@@ -187,13 +185,16 @@ def moments(iterations: int = 3) -> Method:
             return problem.noise**2 * v + sigma**2 / alpha * (a @ pull(a.T @ v)[0])
 
         residual = problem.y - a @ clean
-        u, r = jnp.zeros_like(residual), residual
+        u = jnp.zeros_like(residual)
+        r = residual
         p = r
         for _ in range(iterations):
             image = covariance(p)
             length = (r @ r) / jnp.where(p @ image > 0, p @ image, jnp.inf)
-            u, rest = u + length * p, r - length * image
-            p, r = rest + (rest @ rest) / jnp.maximum(r @ r, 1e-20) * p, rest
+            u = u + length * p
+            rest = r - length * image
+            p = rest + (rest @ rest) / jnp.maximum(r @ r, 1e-20) * p
+            r = rest
         return _guided(problem, key, x, k, clean, pull(a.T @ u)[0])
 
     return independent(step, 2 + iterations)
@@ -202,7 +203,8 @@ def moments(iterations: int = 3) -> Method:
 def _resampled(key: Array, log_w: Array) -> tuple[Array, Array]:
     """Ancestors, and log-weights then: resampled systematically if fewer than half of
     the particles are effective."""
-    w, n = jax.nn.softmax(log_w), len(log_w)
+    w = jax.nn.softmax(log_w)
+    n = len(log_w)
     places = (jnp.arange(n) + jax.random.uniform(key)) / n
     drawn = jnp.clip(jnp.searchsorted(jnp.cumsum(w), places), 0, n - 1)
     due = 1 / jnp.sum(w**2) < 0.5 * n
@@ -244,7 +246,8 @@ def twisted() -> Method:
         twist = jax.vmap(jax.value_and_grad(log_twist, has_aux=True), (0, None))
 
         def visit(carry: Any, at: tuple[Array, Array]) -> tuple[Any, None]:
-            (x, log_w, (old, clean), slope), (key, k) = carry, at
+            x, log_w, (old, clean), slope = carry
+            key, k = at
             for_noise, for_ancestors = jax.random.split(key)
             chosen, log_w = _resampled(for_ancestors, log_w)
             x, old, clean, slope = x[chosen], old[chosen], clean[chosen], slope[chosen]
@@ -279,16 +282,15 @@ def filtering() -> Method:
 
     @eqx.filter_jit
     def run(problem: Problem, key: Array, n: int) -> Array:
-        a, top = problem.measure, problem.prior.num_levels - 1
+        a = problem.measure
+        top = problem.prior.num_levels - 1
         _, singular, axes = jnp.linalg.svd(a, full_matrices=False)
         first, second, rest, last = jax.random.split(key, 4)
 
         def noised(z: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
             key, k = at
-            (alpha, sigma), (next_alpha, next_sigma) = (
-                problem.noise_at(k),
-                problem.noise_at(k - 1),
-            )
+            alpha, sigma = problem.noise_at(k)
+            next_alpha, next_sigma = problem.noise_at(k - 1)
             kept = alpha / next_alpha
             fresh = jnp.sqrt(sigma**2 - (kept * next_sigma) ** 2)
             return kept * z + fresh * jax.random.normal(key, z.shape), problem.noise_at(
@@ -304,11 +306,13 @@ def filtering() -> Method:
         def visit(
             carry: tuple[Array, Array], at: tuple[Array, Array, Array]
         ) -> tuple[tuple[Array, Array], None]:
-            (x, log_w), (key, k, y) = carry, at
+            x, log_w = carry
+            key, k, y = at
             for_noise, for_ancestors = jax.random.split(key)
             clean = jax.vmap(problem.denoised, (0, None))(x, k)
             mean, variance = jax.vmap(problem.reversed_law, (0, 0, None))(x, clean, k)
-            v, s = variance[0], (problem.noise_at(k - 1)[0] * problem.noise) ** 2
+            v = variance[0]
+            s = (problem.noise_at(k - 1)[0] * problem.noise) ** 2
             covariance = v * a @ a.T + s * jnp.eye(len(a))
             e = jax.scipy.linalg.solve_triangular(
                 jnp.linalg.cholesky(covariance), (y - mean @ a.T).T, lower=True

@@ -40,7 +40,8 @@ class Kept:
     """Measured cells in a JSON file, and their images beside it in a folder."""
 
     def __init__(self, file: Path, folder: Path):
-        self.file, self.folder = file, folder
+        self.file = file
+        self.folder = folder
 
     @property
     def cells(self) -> dict[str, dict[str, Any]]:

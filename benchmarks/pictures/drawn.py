@@ -34,7 +34,9 @@ def draw(densities: Iterable[Any], sampler: Any, chains: int = 1) -> Drawn:
     Of several chains one is taken, drawn by its weight.
     """
     images: list[np.ndarray] = []
-    acceptance, evaluations, start = [], 0, time.monotonic()
+    acceptance = []
+    evaluations = 0
+    start = time.monotonic()
     for i, density in enumerate(densities):
         run = cp.infer(
             density,

@@ -99,13 +99,13 @@ def cells() -> Iterator[Cell]:
 def known(ink: str) -> tuple[dict[str, Any], np.ndarray]:
     """The share that the judge finds under the law itself, from images of each class
     alone."""
-    start, by_class, shown = time.monotonic(), [], []
+    start = time.monotonic()
+    by_class = []
+    shown = []
     for label in CLASSES:
         images = alone(label)
-        likelihood, judged = (
-            np.exp(log_likelihood(images, *INK[ink])),
-            world.judge(images),
-        )
+        likelihood = np.exp(log_likelihood(images, *INK[ink]))
+        judged = world.judge(images)
         by_class.append(
             likelihood[:, None]
             * np.stack([judged == CLASSES[0], np.isin(judged, CLASSES)], 1)
@@ -115,7 +115,8 @@ def known(ink: str) -> tuple[dict[str, Any], np.ndarray]:
         )
         shown.append(images[likely])
     first, error = ratio(by_class)
-    low, high = first - 1.96 * error, first + 1.96 * error
+    low = first - 1.96 * error
+    high = first + 1.96 * error
     measured = {
         "images": DRAWS,
         "first": {"share": first, "interval": [low, high]},
@@ -171,7 +172,10 @@ def measure(ink: str, sampler: str) -> tuple[dict[str, Any], np.ndarray]:
     density = cp.compile(
         measured_ink, cp.mixture(parts, weights=list(WEIGHTS)), *INK[ink], anneal
     )
-    start, by_run, images, found = time.monotonic(), [], [], set()
+    start = time.monotonic()
+    by_run = []
+    images = []
+    found = set()
     for seed in range(RUNS):
         run = cp.infer(
             density,
@@ -203,7 +207,8 @@ def measure(ink: str, sampler: str) -> tuple[dict[str, Any], np.ndarray]:
 def between(shares: list[Any]) -> dict[str, Any]:
     """The mean share of independent runs and its 95 % interval by Student's t: chains
     of one run descend from common ancestors, so that they are no independent trials."""
-    mean, error = np.mean(shares), stats.sem(shares)
+    mean = np.mean(shares)
+    error = stats.sem(shares)
     away = float(stats.t.ppf(0.975, len(shares) - 1) * error)
     return {
         "share": float(mean),
@@ -222,7 +227,10 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
             if c["part"] == "shares" and c["ink"] == ink
         }
         if ALONE in at and "SMC" in at:
-            text = f"3 or 8, {ink}: what cp.infer chooses agrees with what is known of the share"
+            text = (
+                f"3 or 8, {ink}: what cp.infer chooses agrees with what is known of "
+                "the share"
+            )
             out[text] = overlap(at["SMC"], at[ALONE])
             for name in at:
                 if name.startswith("reverse"):
@@ -230,7 +238,8 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
                         at[name], at["SMC"]
                     )
                     out[
-                        f"3 or 8, {ink}: {name}: apart from both, so the summed scores are measurably wrong"
+                        f"3 or 8, {ink}: {name}: apart from both, so the summed "
+                        "scores are measurably wrong"
                     ] = apart
     return out
 

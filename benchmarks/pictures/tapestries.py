@@ -76,7 +76,8 @@ def measure(
     counted: str, sampler: str, canvases: int, strength: float
 ) -> tuple[dict[str, Any], np.ndarray]:
     """One cell: as many canvases, the same captions for every sampler."""
-    model, rng = cp.load(MODEL), np.random.default_rng(9)
+    model = cp.load(MODEL)
+    rng = np.random.default_rng(9)
     said = [[_caption(rng) for _ in OFFSETS] for _ in range(canvases)]
     combine = COUNTED[counted]
     drawn = draw(

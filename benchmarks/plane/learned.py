@@ -82,7 +82,8 @@ def network(name: str) -> ResidualMLP:
         run = cp.training.train(chosen, key, progress=False)
         save_weights(run.factor.network, file)
         print(
-            f"{name}: trained in {run.seconds:.0f} s, loss {run.loss[-1000:].mean():.4f}",
+            f"{name}: trained in {run.seconds:.0f} s, loss "
+            f"{run.loss[-1000:].mean():.4f}",
             flush=True,
         )
     return load_weights(chosen.untrained(jax.random.key(0)), file)

@@ -64,8 +64,11 @@ class Judged:
 class Compilations:
     """Adds up what JAX spends on tracing and compiling."""
 
-    EVENTS = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration",
-              "/jax/core/compile/backend_compile_duration")  # fmt: skip
+    EVENTS = (
+        "/jax/core/compile/jaxpr_trace_duration",
+        "/jax/core/compile/jaxpr_to_mlir_module_duration",
+        "/jax/core/compile/backend_compile_duration",
+    )
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -78,7 +81,8 @@ class Compilations:
     def apart(self) -> Iterator[list[float]]:
         """Times a block; the list gets its seconds without compilation."""
         out: list[float] = []
-        before, began = self.seconds, time.monotonic()
+        before = self.seconds
+        began = time.monotonic()
         yield out
         out.append(time.monotonic() - began - (self.seconds - before))
 
@@ -107,7 +111,8 @@ def judge(
     Returns:
         The row and its samples.
     """
-    law, began = truth(task.name), time.monotonic()
+    law = truth(task.name)
+    began = time.monotonic()
     density = task.compile(kind, row.schedule(task), retraining)
     key = jax.random.fold_in(jax.random.key(0), retraining)
     with COMPILATIONS.apart() as seconds:

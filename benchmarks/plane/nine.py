@@ -29,7 +29,8 @@ Named = Callable[[str], cp.Factor]
 """The factor of each of the laws that compositions are made of, by name."""
 DEVIATION = 0.03
 """Of each Gaussian."""
-RADIUS, WIDTH = 0.1, 3 * DEVIATION
+RADIUS = 0.1
+WIDTH = 3 * DEVIATION
 """How far from an intersection or a circle, and from a Gaussian's centre along each
 axis, a sample counts as right."""
 NEGATED = 0.5
@@ -71,8 +72,11 @@ class Circle(LeafFactor):
     label: str = eqx.field(static=True)
 
     def __init__(self, centre: Any, schedule: cp.Schedule, label: str):
-        self.centre, self.schedule = jnp.asarray(centre), schedule
-        self.event_shape, self.fixed, self.label = (2,), {}, label
+        self.centre = jnp.asarray(centre)
+        self.schedule = schedule
+        self.event_shape = (2,)
+        self.fixed = {}
+        self.label = label
 
     @property
     def traits(self) -> Traits:

@@ -84,7 +84,9 @@ def hamiltonian(adjusted: bool) -> Callable[..., Array]:
                 noise, x.shape
             )
             value, score = at(density, x, k)
-            new_x, new_v, new_value = x, v, value
+            new_x = x
+            new_v = v
+            new_value = value
             for _ in range(LEAPFROGS):
                 half = new_v + 0.5 * LEAPFROG * score
                 new_x = new_x + LEAPFROG * half

@@ -120,7 +120,8 @@ def rows(kind: str, task: Task) -> list[Row]:
             ),
         ]
         return paper + ours
-    three, five = line(3), line(5, "simpson")
+    three = line(3)
+    five = line(5, "simpson")
     paper += [
         Row(
             "MALA 0.001, 3 points",

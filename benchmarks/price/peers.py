@@ -25,7 +25,8 @@ from price.cases import LEVEL, Case
 
 LEAPFROGS = 3
 """Of every HMC here, as in the paper."""
-UNIT, HMC = "value and score", f"HMC({LEAPFROGS})"
+UNIT = "value and score"
+HMC = f"HMC({LEAPFROGS})"
 """Names of rows."""
 Program = Callable[[], Any]
 
@@ -37,8 +38,10 @@ def programs(case: Case) -> dict[str, tuple[Program, float]]:
     x = case.positions(density, jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), case.num_chains)
     sigma = density.schedule.at(LEVEL).sigma
-    mala, hmc = float(case.mala * sigma**2), float(case.hmc * sigma)
-    many, few = case.count, max(case.count // LEAPFROGS, 1)
+    mala = float(case.mala * sigma**2)
+    hmc = float(case.hmc * sigma)
+    many = case.count
+    few = max(case.count // LEAPFROGS, 1)
     rows: dict[str, tuple[Program, float]] = {}
 
     def add(name: str, loop: Any, state: Any, count: int) -> None:
@@ -206,7 +209,8 @@ def _plain_hmc(
 ) -> Any:
     """L + 1 gradients and two log-densities; damping 0.5, and the momentum turns round
     where it should."""
-    (x, v), (noise_key, accept_key) = state, jax.random.split(key)
+    x, v = state
+    noise_key, accept_key = jax.random.split(key)
     gradient = jax.grad(log_density)
     v = {
         "x": 0.5 * v["x"] + jnp.sqrt(0.75) * jax.random.normal(noise_key, x["x"].shape)

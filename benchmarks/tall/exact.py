@@ -60,10 +60,8 @@ def _enumerated(instance: Instance, rng: np.random.Generator, count: int) -> np.
         0.5 * np.einsum("ca,ca->c", shift, means)
         - 0.5 * np.linalg.slogdet(precision)[1]
     )
-    inverses, log_dets = (
-        np.linalg.inv(instance.covariances),
-        np.linalg.slogdet(instance.covariances)[1],
-    )
+    inverses = np.linalg.inv(instance.covariances)
+    log_dets = np.linalg.slogdet(instance.covariances)[1]
     squares = np.einsum("nja,jab,njb->nj", instance.means, inverses, instance.means)
     single = instance.log_weights - 0.5 * (squares + log_dets)
     log_weights = log_weights + sum(single[i, choices[:, i]] for i in range(n))

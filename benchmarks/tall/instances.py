@@ -53,11 +53,13 @@ class Instance(NamedTuple):
 def gaussian(m: int, n: int, error: float, seed: int) -> Instance:
     """Prior N(μ₀, diag s²) of very unequal scales, x | θ ~ N(θ, 0.2·I + 0.8·11ᵀ)."""
     rng = np.random.default_rng([seed, m])
-    mean, deviation = 20 * rng.uniform(size=m) - 10, 25 * rng.uniform(size=m) + 0.1
+    mean = 20 * rng.uniform(size=m) - 10
+    deviation = 25 * rng.uniform(size=m) + 0.1
     noise = 0.2 * np.eye(m) + 0.8
     theta = mean + deviation * rng.standard_normal(m)
     xs = rng.multivariate_normal(theta, noise, size=100)[:n]
-    inverse, prior = np.linalg.inv(noise), np.diag(1 / deviation**2)
+    inverse = np.linalg.inv(noise)
+    prior = np.diag(1 / deviation**2)
     covariance = np.linalg.inv(inverse + prior)
     means = (xs @ inverse + mean / deviation**2) @ covariance
     return Instance(

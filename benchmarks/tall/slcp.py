@@ -41,9 +41,13 @@ def reference(xs: Any, seed: int, count: int) -> np.ndarray:
         )
 
     chains = MCMC(
-        NUTS(model, target_accept_prob=0.95), num_warmup=1000, num_samples=-(-count // 4) * 5, num_chains=4,
-        chain_method="vectorized", progress_bar=False,
-    )  # fmt: skip
+        NUTS(model, target_accept_prob=0.95),
+        num_warmup=1000,
+        num_samples=-(-count // 4) * 5,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
     chains.run(jax.random.key(seed))
     draws = np.array(chains.get_samples(group_by_chain=True)["theta"])[:, ::5].reshape(
         -1, slcp.SIZE

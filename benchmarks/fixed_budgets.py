@@ -110,14 +110,17 @@ def measured(name: str, budget: int, number: int) -> dict[str, float]:
     )
     draws = np.asarray(result["theta"], float)
     drawing = time.process_time() - began
-    draws = np.exp(draws) if name == "sir" else draws
+    if name == "sir":
+        draws = np.exp(draws)
     reference = np.asarray(task(name).get_reference_posterior_samples(number), float)
     return {"c2st": c2st(reference, draws), "training": seconds, "drawing": drawing}
 
 
 def floor(name: str) -> float:
-    """C2ST of the first observation's reference against itself: every other draw, as
-    some were made by chains."""
+    """C2ST of the first observation's reference against itself.
+
+    The halves take every other draw, as some references were made by chains.
+    """
     reference = np.asarray(task(name).get_reference_posterior_samples(1), float)
     return c2st(reference[::2], reference[1::2])
 
@@ -159,7 +162,7 @@ def many() -> int:
         found = kept(
             KEPT.name,
             f"gaussian_linear given {count}",
-            lambda count=count: measured_many(count),
+            functools.partial(measured_many, count),
         )
         off = np.abs(found["off"])
         wider = np.array(found["wider"])
@@ -201,7 +204,11 @@ def cells(name: str, budget: int, observations: int) -> list[dict[str, float]]:
     known = [i for i in OBSERVATIONS if (KEPT / f"{name}_{budget}_{i}.json").is_file()]
     wanted = sorted({*known, *range(1, observations + 1)})
     return [
-        kept(KEPT.name, f"{name} {budget} {i}", lambda i=i: measured(name, budget, i))
+        kept(
+            KEPT.name,
+            f"{name} {budget} {i}",
+            functools.partial(measured, name, budget, i),
+        )
         for i in wanted
     ]
 
@@ -229,31 +236,31 @@ def main() -> int:
     rows, checks, details = [], {}, {}
     for budget in BUDGETS:
         for name in TASKS:
-            asked = name in options.tasks and budget in options.budgets
-            found = cells(name, budget, options.observations if asked else 0)
+            is_asked = name in options.tasks and budget in options.budgets
+            observations = options.observations if is_asked else 0
+            found = cells(name, budget, observations)
             if not found:
                 continue
-            told = [cell["c2st"] for cell in found]
+            c2sts = [cell["c2st"] for cell in found]
             training, drawing = (
                 float(np.median([cell[what] for cell in found]))
                 for what in ("training", "drawing")
             )
-            measuring = (
+            has_floor = (
                 options.observations > 0 or (KEPT / f"{name}_floor.json").is_file()
             )
-            alike = (
-                kept(KEPT.name, f"{name} floor", lambda name=name: floor(name))
-                if measuring
-                else np.nan
-            )
+            lowest = None
+            if has_floor:
+                measure = functools.partial(floor, name)
+                lowest = kept(KEPT.name, f"{name} floor", measure)
             rows.append(
                 [
                     f"{budget:,}",
                     name,
-                    f"{np.mean(told):.3f}",
-                    f"{max(told):.3f}",
-                    str(len(told)),
-                    f"{alike:.3f}" if measuring else "–",
+                    f"{np.mean(c2sts):.3f}",
+                    f"{max(c2sts):.3f}",
+                    str(len(c2sts)),
+                    f"{lowest:.3f}" if has_floor else "–",
                     PUBLISHED.get((name, budget), "–"),
                     f"{training:.0f}",
                     f"{drawing:.0f}",
@@ -262,14 +269,14 @@ def main() -> int:
             print("  ".join(rows[-1]), flush=True)
             details[f"{name} {budget}"] = {
                 "observations": found,
-                "floor": alike if measuring else None,
+                "floor": lowest,
             }
             if budget == BUDGETS[0] and name in WANTED:
-                over = f"{np.mean(told):.3f} over {len(told)} observations"
+                over = f"{np.mean(c2sts):.3f} over {len(c2sts)} observations"
                 checks[
                     f"{name} at {budget:,} simulations: C2ST is at most "
                     f"{WANTED[name]} ({over})"
-                ] = bool(np.mean(told) <= WANTED[name])
+                ] = bool(np.mean(c2sts) <= WANTED[name])
     columns = [
         "simulations",
         "task",

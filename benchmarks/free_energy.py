@@ -324,10 +324,12 @@ def row(method: str, runs: list[dict[str, Any]]) -> list[str]:
             f"{np.abs(all_of_them.mean(0)).max():.4f}",
         ]
 
-    forces = [
-        "" if runs[0][n] is None else over_keys([run[n] for run in runs])
-        for n in ("force", "force by mbar")
-    ]
+    forces = []
+    for name in ("force", "force by mbar"):
+        if runs[0][name] is None:
+            forces.append("")
+        else:
+            forces.append(over_keys([run[name] for run in runs]))
     statuses = ", ".join(sorted({status for run in runs for status in run["status"]}))
     cells = [
         over_keys([run["density"] for run in runs]),
@@ -346,9 +348,7 @@ def main() -> int:
     keys = range(parser.parse_args().keys)
     found = {
         method: [
-            kept(
-                "free_energy", f"{method} {key}", lambda m=method, k=key: measure(m, k)
-            )
+            kept("free_energy", f"{method} {key}", partial(measure, method, key))
             for key in keys
         ]
         for method in METHODS
@@ -379,8 +379,11 @@ def main() -> int:
         "worst window",
         "by MBAR",
         "worst by MBAR",
+        "mean force",
+        "mean force by MBAR",
+        "evaluations",
+        "status",
     ]
-    columns += ["mean force", "mean force by MBAR", "evaluations", "status"]
     rows = [row(method, runs) for method, runs in found.items()]
     title = (
         "Free energies of ten umbrella windows, and the potential of mean force from "
@@ -397,17 +400,23 @@ def main() -> int:
     )
 
 
-NOTES = """Means over {keys} keys ± their standard error. (a) Mean absolute error of the density under ½(x − 2)² on
-1,000 bins of 20,000 samples, as the authors' code measures it. (b) Mean absolute error of ten free energies in nats;
-worst window: of the means over keys the one farthest from the closed form, which is what is systematic; mean force:
-mean absolute error of −log p over the bins that hold samples. Ours takes the log-evidence of each window by
-`cp.infer`'s default, and the mean force from these by one pass over the samples; by MBAR (restated, by iteration) the
-free energies are found from all samples together in their place, of the same samples and evaluations. *Any bias* states
-the same windows as soft evidence, which makes no use of their being Gaussian; above it they are observations. EDS is
-restated: the diffusion, weights, groups of 100 and thresholds are its authors', their second-order solver is Heun's
-rule, and its free energies are MBAR's; once at their 100 times, once at as many evaluations as ours. No number of this
-toy was found published. Evaluations are of the score for each sample, and for EDS and for windows that are observations
-each comes with a derivative of it."""
+NOTES = """\
+Means over {keys} keys ± their standard error. (a) Mean absolute error of the density
+under ½(x − 2)² on 1,000 bins of 20,000 samples, as the authors' code measures it. (b)
+Mean absolute error of ten free energies in nats. Worst window: among the means over
+keys, the one farthest from the closed form; it shows the systematic error. Mean force:
+mean absolute error of −log p over the bins that hold samples.
+
+Ours takes the log-evidence of each window from `cp.infer`'s default, and the mean force
+from these by one pass over the samples. By MBAR: the free energies come from all
+samples together instead (MBAR is restated, by iteration), with the same samples and
+evaluations. *Any bias* states the same windows as soft evidence, which does not use
+that they are Gaussian; in the row above it they are observations. EDS is restated: the
+diffusion, weights, groups of 100 and thresholds are its authors'; their second-order
+solver is Heun's rule, and its free energies are MBAR's. It runs once at the authors'
+100 times, and once at as many evaluations as ours. We found no published numbers for
+this toy problem. Evaluations are of the score for each sample; for EDS, and for windows
+that are observations, each comes with a derivative of the score."""
 
 
 if __name__ == "__main__":

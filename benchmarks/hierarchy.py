@@ -98,7 +98,7 @@ def quadrature() -> tuple[float, float]:
 
 
 def ours(density: Any, key: int) -> dict[str, Any]:
-    """The default run, and nothing else."""
+    """A default run."""
     result = cp.infer(density, jax.random.key(key), num_chains=CHAINS, progress=False)
     return {
         "tau": result["tau"].tolist(),
@@ -111,13 +111,16 @@ def nuts(density: Any, key: int) -> dict[str, Any]:
     """NumPyro's NUTS at its defaults on the log-density of level 0: 4 chains, 1,000
     steps each after as many."""
     start = density.initial(jax.random.key(0), density.num_levels - 1)
-    potential = lambda position: -density.log_density(position, 0)
+
+    def potential(position: Any) -> Any:
+        return -density.log_density(position, 0)
+
     chains = MCMC(
         NUTS(potential_fn=potential),
         num_warmup=1000,
         num_samples=1000,
         num_chains=4,
-        chain_method=("vectorized"),
+        chain_method="vectorized",
         progress_bar=False,
     )
     alpha = float(density.schedule.alpha[0])

@@ -245,9 +245,8 @@ def timed(
 ) -> tuple[np.ndarray, float]:
     """Samples of a method and its seconds, compilation included, as in ours."""
     began = time.monotonic()
-    return np.asarray(
-        method(problem, jax.random.key(key), n, spent), float
-    ), time.monotonic() - began
+    samples = np.asarray(method(problem, jax.random.key(key), n, spent), float)
+    return samples, time.monotonic() - began
 
 
 def digits(task: str, which: int, chains: int) -> dict[str, Any]:
@@ -257,12 +256,12 @@ def digits(task: str, which: int, chains: int) -> dict[str, Any]:
     truth = truths(which + 1)[which]
     linear = not callable(measure)
     matrix = jnp.asarray(measure, jnp.float32) if linear else measure
-    clean = np.asarray(
-        matrix @ jnp.asarray(truth, jnp.float32)
-        if linear
-        else matrix(jnp.asarray(truth))
-    )
-    noise = NOISE if linear else FAINT
+    if linear:
+        clean = np.asarray(matrix @ jnp.asarray(truth, jnp.float32))
+        noise = NOISE
+    else:
+        clean = np.asarray(matrix(jnp.asarray(truth)))
+        noise = FAINT
     y = clean + noise * np.random.default_rng(which).normal(size=len(clean))
     problem = restated.Problem(
         cp.compile(bare, prior),
@@ -299,7 +298,7 @@ LONG = 240
 
 
 def told(result: Any, spent: int) -> dict[str, Any]:
-    """What a run says of itself."""
+    """Cost and status that a run reports."""
     return {
         "passes": spent,
         "seconds": result.about.seconds,
@@ -320,7 +319,7 @@ def over(values: list[Any], form: str = ".3f") -> str:
 
 
 def statuses(runs: list[dict[str, Any]]) -> str:
-    """The codes that runs end with, and how many of them gave SMC up."""
+    """Status codes of runs."""
     codes = sorted(
         {run["status"].split(":")[0].split("\n")[0] for run in runs if "status" in run}
     )
@@ -330,16 +329,20 @@ def statuses(runs: list[dict[str, Any]]) -> str:
 def row(
     task: str, method: str, runs: list[dict[str, Any]], measures: dict[str, str]
 ) -> list[str]:
-    """What a method's runs came to, each measure in its own format."""
-    cells = [
-        over([run[m] for run in runs], form) if m in runs[0] else ""
-        for m, form in measures.items()
-    ]
-    cost = [
-        f"{np.mean([run[m] for run in runs]):,.0f}" if m in runs[0] else ""
-        for m in ("passes", "seconds")
-    ]
-    return [task, method, *cells, *cost, statuses(runs)]
+    """Results of a method's runs, each measure in its own format."""
+    cells = []
+    for name, form in measures.items():
+        if name in runs[0]:
+            cells.append(over([run[name] for run in runs], form))
+        else:
+            cells.append("")
+    for name in ("passes", "seconds"):
+        if name in runs[0]:
+            mean = np.mean([run[name] for run in runs])
+            cells.append(f"{mean:,.0f}")
+        else:
+            cells.append("")
+    return [task, method, *cells, statuses(runs)]
 
 
 def main() -> int:
@@ -423,19 +426,28 @@ def main() -> int:
     )
 
 
-NOTES = """Means over problems, with the least and greatest. *Known posterior*: {exact} laws of three Gaussians in 16
-dimensions, seen in 6 random directions with noise 0.1, 512 samples; mean off: root mean square of the error of
-the mean, in posterior standard deviations along its axes; variance: of the samples over the right one.
-*Digits*: {truths} draws of the zoo's model of 8×8 digits, {chains} samples of each method; noise 0.1
-(amplitudes: 0.05); deblurring by a Gaussian of one pixel, inpainting of 32 random pixels seen, compressed
-sensing by 16 random projections, phase retrieval from amplitudes in a field twice as wide. From the long run:
-Wasserstein's distance of a pixel's law from that of ours on {long} levels, over its standard deviation; 128
-draws of one law are about 0.16 apart. Passes: scores and products of their Jacobian for a sample, of which all
-others get as many as our default took; ours moves by HMC on an energy, others take scores of it. All others are
-restated here by their formulas (benchmarks/inverse/restated.py), on levels of equal log-SNR, and none is tuned:
-DPS with its scale 1, of phase retrieval 0.4; ΠGDM's guidance as part of the score; MMPS with three iterations.
-FPS-SMC counts the noise of one measurement at every level as new noise, so that many levels make it too narrow.
-Seconds are on a machine that others used too."""
+NOTES = """\
+Means over problems, with the least and greatest.
+
+*Known posterior*: {exact} laws of three Gaussians in 16 dimensions, seen in 6 random
+directions with noise 0.1, 512 samples. Mean off: root mean square of the error of the
+mean, in posterior standard deviations along its axes. Variance: of the samples, over
+the exact one.
+
+*Digits*: {truths} draws of the zoo's model of 8×8 digits, {chains} samples of each
+method; noise 0.1 (amplitudes: 0.05). Tasks: deblurring by a Gaussian of one pixel,
+inpainting of 32 random pixels seen, compressed sensing by 16 random projections, phase
+retrieval from amplitudes in a field twice as wide. From the long run: Wasserstein
+distance between a pixel's law and that of our run on {long} levels, over its standard
+deviation; two sets of 128 draws of one law are about 0.16 apart.
+
+Passes: scores and products of their Jacobian for a sample; all other methods get as
+many as our default took. Ours moves by HMC on an energy; the others take its scores.
+All others are restated here from their formulas (benchmarks/inverse/restated.py), on
+levels of equal steps in log-SNR, and none is tuned: DPS has its scale 1, for phase
+retrieval 0.4; ΠGDM's guidance is part of the score; MMPS makes three iterations.
+FPS-SMC treats the noise of one measurement as new noise at every level, so many levels
+make its posterior too narrow. Seconds are of a machine that others used too."""
 
 
 if __name__ == "__main__":

@@ -183,12 +183,10 @@ def measure(sigma: float | None, policy: str, num_chains: int, keys: int) -> Mea
             x, sigmas = exact_draws(rng, y, sigma, num_chains)
         else:
             y_ = jnp.asarray(y, float)
-            args = (
-                (f, y_, policy)
-                if sigma is None
-                else (f, y_, jnp.asarray(sigma), policy)
-            )
-            density = cp.compile(unknown if sigma is None else known, *args)
+            if sigma is None:
+                density = cp.compile(unknown, f, y_, policy)
+            else:
+                density = cp.compile(known, f, y_, jnp.asarray(sigma), policy)
             result = cp.infer(
                 density,
                 jax.random.key(seed),
@@ -252,7 +250,7 @@ def as_text(m: Measured) -> list[str]:
 
 
 def checks(rows: list[Measured]) -> dict[str, bool]:
-    """What benchmark C must show."""
+    """Checks of benchmark C."""
     found = {}
     for m in (m for m in rows if m.policy in JUDGED):
         name = f"σ {'unknown' if m.sigma is None else m.sigma}, {m.policy}"
@@ -279,9 +277,9 @@ def main() -> int:
     rows: list[Measured] = []
     for sigma in (0.2, 0.5, None):
         for policy in ("exact draws", *POLICIES):
-            keys = options.keys * (
-                10 if policy == "exact draws" else 1
-            )  # these tell what chance alone does
+            # Ten times as many exact draws: they show the effect of chance alone.
+            repeats = 10 if policy == "exact draws" else 1
+            keys = options.keys * repeats
             rows.append(measure(sigma, policy, options.chains, keys))
             print("  ".join(as_text(rows[-1])), flush=True)
     error = np.sqrt(weak_mass() * (1 - weak_mass()) / options.chains)

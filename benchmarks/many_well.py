@@ -74,7 +74,8 @@ def uneven_wells(d: int) -> Target:
     z = quad(lambda x: np.exp(0.5 * x + 6 * x * x - x**4), -6, 6, points=[-1.7, 1.7])[0]
 
     def log_density(x: Array) -> Array:
-        a, b = x[0::2], x[1::2]
+        a = x[0::2]
+        b = x[1::2]
         return jnp.sum(0.5 * a + 6 * a**2 - a**4) - 0.5 * jnp.sum(b**2)
 
     return Target(
@@ -121,13 +122,13 @@ COLUMNS += ("PIS", "DDS", "DIS (published)")
 
 @dataclasses.dataclass
 class Row:
-    """All keys of a target by one way; None where the run gave no evidence."""
+    """All keys of a target by one policy; None for runs without evidence."""
 
     target: str
     way: str
     exact: float
     off: list[float | None]
-    told: list[float | None]
+    stated: list[float | None]
     tv: list[float]
     findings: list[str]
     evaluations: int
@@ -136,13 +137,23 @@ class Row:
     @property
     def median(self) -> float:
         """The median of |log Z − exact|, NaN if half of the runs gave none."""
-        known = [np.inf if off is None else abs(off) for off in self.off]
-        return float(np.median(known)) if np.isfinite(np.median(known)) else np.nan
+        errors = []
+        for off in self.off:
+            error = np.inf if off is None else abs(off)
+            errors.append(error)
+        median = float(np.median(errors))
+        return median if np.isfinite(median) else np.nan
+
+    def as_json(self) -> dict[str, Any]:
+        """The row's numbers; the file calls stated errors ``told``."""
+        numbers = dataclasses.asdict(self)
+        numbers["told"] = numbers.pop("stated")
+        return numbers
 
     def as_text(self) -> list[str]:
         """The row's cells."""
-        told = [
-            error for error in self.told if error is not None and np.isfinite(error)
+        stated = [
+            error for error in self.stated if error is not None and np.isfinite(error)
         ]
         off = "withheld" if np.isnan(self.median) else f"{self.median:.3f}"
         published = TARGETS[self.target].published
@@ -151,7 +162,7 @@ class Row:
             self.way,
             f"{self.exact:.3f}",
             off,
-            f"{np.median(told):.3f}" if told else "–",
+            f"{np.median(stated):.3f}" if stated else "–",
             f"{np.mean(self.tv):.3f}" if self.tv else "",
             ", ".join(sorted(set(self.findings))) or "none",
             f"{self.evaluations:,}",
@@ -183,10 +194,11 @@ def measured(name: str, way: str, keys: int, num_chains: int) -> Row:
             progress=False,
         )
         row.seconds = time.monotonic() - began
-        row.off.append(
-            None if result.log_evidence is None else result.log_evidence - target.log_z
-        )
-        row.told.append(result.log_evidence_error)
+        off = None
+        if result.log_evidence is not None:
+            off = result.log_evidence - target.log_z
+        row.off.append(off)
+        row.stated.append(result.log_evidence_error)
         row.findings += [str(code.value) for code, _ in result.status.findings]
         row.evaluations = max(row.evaluations, result.evaluations)
         if target.wells:
@@ -241,7 +253,7 @@ def main() -> int:
     )
     details = {
         "num_chains": options.chains,
-        "rows": [dataclasses.asdict(row) for row in rows],
+        "rows": [row.as_json() for row in rows],
     }
     title = "Double wells and a funnel: log Z"
     return publish(

@@ -126,14 +126,17 @@ def measure(density: Any, name: str, sampler: Any, keys: int) -> Measured:
         rows.append([float(acceptance.mean()), float(acceptance[0]), tv, evidence])
     mean, last, tv, evidence = np.median(rows, axis=0)
     spread = np.std(rows, axis=0, ddof=1)
-    known = [None if np.isnan(value) else float(value) for value in (tv, evidence)]
     return Measured(
         float(mean),
         float(last),
-        known[0],
-        known[1],
+        _finite(tv),
+        _finite(evidence),
         (float(spread[2]), float(spread[3])),
     )
+
+
+def _finite(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def runs(keys: int) -> int:
@@ -164,8 +167,7 @@ def runs(keys: int) -> int:
 
 
 def energies() -> int:
-    """What rounding does to log π₀ itself, at samples of it: no noise of a second run
-    is in this."""
+    """Effect of rounding on log π₀ at its samples, without noise of a second run."""
     rows, checks = [], {}
     for name, case in CASES.items():
         densities = [case.compile(precision) for precision in WAYS.values()]

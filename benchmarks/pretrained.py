@@ -37,13 +37,23 @@ import diffusers, numpy, torch
 folder = sys.argv[1]
 torch.manual_seed(0)
 network = diffusers.UNet2DModel(
-    sample_size=32, block_out_channels=(128, 256, 256, 256), layers_per_block=2, attention_head_dim=None, norm_eps=1e-6,
-    down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"), downsample_padding=0,
-    up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), flip_sin_to_cos=False, freq_shift=1,
+    sample_size=32,
+    block_out_channels=(128, 256, 256, 256),
+    layers_per_block=2,
+    attention_head_dim=None,
+    norm_eps=1e-6,
+    down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    downsample_padding=0,
+    up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    flip_sin_to_cos=False,
+    freq_shift=1,
 ).eval()
 network.save_pretrained(folder + "/unet")
 diffusers.DDPMScheduler().save_pretrained(folder + "/scheduler")
-index = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+index = {
+    "unet": ["diffusers", "UNet2DModel"],
+    "scheduler": ["diffusers", "DDPMScheduler"],
+}
 json.dump(index, open(folder + "/model_index.json", "w"))
 x = torch.randn(IMAGES, 3, 32, 32)
 numpy.save(folder + "/x.npy", x.permute(0, 2, 3, 1).numpy())
@@ -51,7 +61,8 @@ with torch.inference_mode():
     for _ in range(3):
         y = network(x, TIME).sample
     numpy.save(folder + "/y.npy", y.permute(0, 2, 3, 1).numpy())
-    print("ready", torch.__version__, sum(p.numel() for p in network.parameters()), flush=True)
+    weights = sum(p.numel() for p in network.parameters())
+    print("ready", torch.__version__, weights, flush=True)
     for line in sys.stdin:
         torch.set_num_threads(int(line))
         network(x, TIME)

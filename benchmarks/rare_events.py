@@ -102,7 +102,7 @@ def exact(threshold: float) -> float:
 
 
 def program(policy: str) -> Program:
-    """The law, and the soft event by one way of annealing it."""
+    """The law, and the soft event under one annealing policy."""
 
     @cp.program
     def event(law, threshold):
@@ -110,6 +110,10 @@ def program(policy: str) -> Program:
         cp.factor("beyond", log_ndtr((x[0] - threshold) / WIDTH), anneal=policy)
 
     return event
+
+
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def measured(
@@ -134,10 +138,8 @@ def measured(
             progress=False,
         )
         seconds.append(time.monotonic() - began)
-        logs.append(np.nan if result.log_evidence is None else result.log_evidence)
-        errors.append(
-            np.nan if result.log_evidence_error is None else result.log_evidence_error
-        )
+        logs.append(_or_nan(result.log_evidence))
+        errors.append(_or_nan(result.log_evidence_error))
         evaluations = max(evaluations, result.evaluations)
     ratios = np.exp(np.array(logs)) / truth
     covered = np.abs(np.array(logs) - np.log(truth)) <= norm.ppf(0.95) * np.array(

@@ -155,10 +155,10 @@ def curves(scores: str, which: int, chains: int) -> dict[str, Any]:
     known = manifolds.curves()
     matrix = manifolds.views(which)
     rng = np.random.default_rng(which)
-    priors = [
-        exact(curve) if scores == "exact" else learned(i, curve)
-        for i, curve in enumerate(known)
-    ]
+    if scores == "exact":
+        priors = [exact(curve) for curve in known]
+    else:
+        priors = [learned(i, curve) for i, curve in enumerate(known)]
     first = float(SCHEDULE.at(0).variance)
     points = manifolds.COARSE if scores == "exact" else manifolds.GRID
     truth = np.concatenate([np.asarray(curve(rng.choice(points))) for curve in known])
@@ -177,9 +177,9 @@ def curves(scores: str, which: int, chains: int) -> dict[str, Any]:
 
     arrays = jnp.asarray(matrix, jnp.float32), jnp.asarray(y, jnp.float32)
     result = ours(cp.compile(viewed, *priors, *arrays), which, chains)
-    spent = int(result.evaluations) * (
-        2 + len(y)
-    )  # a score, a product for each measurement, and one of the transpose
+    # A score, a product for each measurement, and one of the transpose.
+    passes = 2 + len(y)
+    spent = int(result.evaluations) * passes
     found = {"floor: exact draws": compare(again)}
     samples = result.unweighted()
     found[OURS] = compare(
@@ -316,12 +316,8 @@ def main() -> int:
         "curves, learned scores", functools.partial(curves, "learned"), options.views
     )
     pairs = [run[OURS] for run in all_of("two digits", digits, options.pairs)]
-    covered = float(
-        np.mean(
-            [run["coverage"] for run in pairs if run["status"].startswith("OK")]
-            or [0.9]
-        )
-    )
+    bands = [run["coverage"] for run in pairs if run["status"].startswith("OK")]
+    covered = float(np.mean(bands)) if bands else 0.9
     checks[
         f"two digits, runs that say OK: bands of 90 % hold 82 % to 97 % ({covered:.1%})"
     ] = 0.82 <= covered <= 0.97
@@ -343,19 +339,28 @@ def main() -> int:
     )
 
 
-NOTES = """Means over {views} draws of the sources, and {pairs} pairs of digits, with the least and greatest; {chains}
-samples of each method. *Curves* are the recipe of DDPRISM's rand_manifolds: three sources in R⁵ on random
-curves of smoothness 3, 4 and 5, nine measurements with noise 0.01 of them and the noise of level 0 (0.011) on
-them. Exact scores are those of 500 points of each curve, learned ones of networks of 128 numbers by three
-blocks, trained here on the whole curves in {steps} steps of 256. Sinkhorn: the debiased distance from exact
-draws of the posterior, blur 0.01; PQMass: χ² for each degree of freedom of the counts in 20 Voronoi cells, 1
-for the same law; both of all 15 numbers together. Floors are other exact draws. *Two digits* are draws of the
-zoo's model, added, blurred by a Gaussian of one pixel, with noise 0.1; coverage and CRPS are of each one's
-pixels, of samples of both, as the two may change places; right pair: the share of samples that the judge takes
-for the two classes in either order. Passes: scores of each source's network, and products of their Jacobian,
-for a sample; MMPS and DPS are restated (benchmarks/inverse/restated.py) and get as many as our default took.
-DDPRISM learns its networks from views; here they see the sources. Seconds are on a machine that others used
-too."""
+NOTES = """\
+Means over {views} draws of the sources, and {pairs} pairs of digits, with the least and
+greatest; {chains} samples of each method.
+
+*Curves* follow the recipe of DDPRISM's rand_manifolds: three sources in R⁵ on random
+curves of smoothness 3, 4 and 5, with the noise of level 0 (0.011) on them, and nine
+measurements with noise 0.01. Exact scores are those of 500 points of each curve;
+learned ones are networks of 128 numbers by three blocks, trained here on the whole
+curves in {steps} steps of 256. Sinkhorn: the debiased distance from exact draws of the
+posterior, blur 0.01. PQMass: χ² for each degree of freedom of the counts in 20 Voronoi
+cells, 1 for the same law. Both are of all 15 numbers together. Floors are other exact
+draws.
+
+*Two digits* are draws of the zoo's model, added, blurred by a Gaussian of one pixel,
+with noise 0.1. Coverage and CRPS are of each digit's pixels, over samples of both, as
+the two may exchange places. Right pair: the share of samples that the judge assigns to
+the two classes in either order.
+
+Passes: scores of each source's network, and products of their Jacobian, for a sample;
+MMPS and DPS are restated (benchmarks/inverse/restated.py) and get as many as our
+default took. DDPRISM learns its networks from views; here they see the sources. Seconds
+are of a machine that others used too."""
 
 
 if __name__ == "__main__":

@@ -48,24 +48,34 @@ RATIOS = {"mixture": 1.05, "gaussian": 1.05, "gaussian m=32": 1.15}
 """The most that the distance of our draws may be of the floor, where scores are exact;
 the longest name counts."""
 
-NOTES = """Toys: the mean over seeds of the max-sliced Wasserstein distance (p = 2, {projections} directions) of
-{chains} draws from as many exact ones, itself a mean over {repeats} sets of these; the floor is that of exact draws.
-Where scores are exact both are means over several sets of draws of every instance, and ± is one standard error of the
-ratio over these: the number after × in the column of seeds says how many, and where there is none it was 4 to 8.
-Composeprob's is its default run of as many chains as draws, 80 levels and {evaluations} evaluations a chain; with 10
-global moves (`cp.SMC(then=cp.GlobalMoves(10))`), which compare modes by the exact energies, {moved}.
-Instances are drawn by NumPy from the recipe of Linhart et al. (TMLR, arXiv 2404.07593), whose own are PyTorch's.
-GAUSS, JAC, Langevin and reverse are restated from the papers, with the settings that they print, and run here on the
-same instances, in double precision; ε is how wrong the individual scores are, for all methods alike, and wrong by n·ε
-is then what is composed. Where ε = 0 composeprob is given the individual posteriors' energies, else their scores. Of
-the others, and of all where scores are wrong, there is one set of draws for each instance, of the same random numbers
-at every n; of JAC on the Gaussians there are 4 or 8, where ε = 0, and 4 of it and of composeprob in most cells where
-ε ≤ .01. Where JAC is below the floor it is too narrow: {widths}, and to a set of exact draws a law that is a little too
-narrow is nearer than another such set. The published columns are means of the numbers in the authors' repository
-(JuliaLinhart/diffusions-for-sbi, commit 2cf52ee8): other instances, a single set of exact draws, and for the mixture a
-reference by MALA that is imprecise at n ≥ 64. Of the mixture exact draws are of the law written out up to n =
-{enumerated}, and above by Gibbs sampling of which component each observation is of. SLCP: C2ST (0.5 where nothing
-tells the sets apart) of {chains} draws by the zoo's `slcp-posterior` from NUTS on the true likelihood, mean over
+NOTES = """\
+Toys: the mean over seeds of the max-sliced Wasserstein distance (p = 2, {projections}
+directions) of {chains} draws from as many exact ones, itself a mean over {repeats} sets
+of these; the floor is that of exact draws. With exact scores both are means over
+several sets of draws of every instance, and ± is one standard error of the ratio over
+these. The number after × in the column of seeds is that of the sets; without one it was
+4 to 8. Composeprob's is its default run of as many chains as draws, 80 levels and
+{evaluations} evaluations a chain; with 10 global moves
+(`cp.SMC(then=cp.GlobalMoves(10))`), which compare modes by the exact energies, {moved}.
+
+Instances are drawn by NumPy from the recipe of Linhart et al. (TMLR, arXiv 2404.07593),
+whose own instances are PyTorch's. GAUSS, JAC, Langevin and reverse are restated from
+the papers, with the settings that they print, and run here on the same instances, in
+double precision. ε is the error of the individual scores, the same for all methods; the
+composed score is then wrong by n·ε. At ε = 0 composeprob is given the energies of the
+individual posteriors, otherwise their scores. Of the other methods, and of all methods
+with wrong scores, there is one set of draws for each instance, of the same random
+numbers at every n; of JAC on the Gaussians there are 4 or 8 at ε = 0, and 4 of it and
+of composeprob in most cells with ε ≤ .01.
+
+Where JAC is below the floor its law is too narrow: {widths}; a law that is slightly too
+narrow is nearer to a set of exact draws than another such set is. The published columns
+are means of the numbers in the authors' repository (JuliaLinhart/diffusions-for-sbi,
+commit 2cf52ee8): other instances, a single set of exact draws, and for the mixture a
+reference by MALA that is imprecise at n ≥ 64. For the mixture, exact draws are of the
+law written out up to n = {enumerated}, and above that by Gibbs sampling of each
+observation's component. SLCP: C2ST (0.5 for sets that cannot be told apart) of {chains}
+draws by the zoo's `slcp-posterior` from NUTS on the true likelihood, mean over
 seeds."""
 
 
@@ -82,31 +92,28 @@ def cells() -> dict[str, dict[str, Any]]:
 
 
 def kept() -> dict[str, dict[str, Any]]:
-    """What is in the file now."""
+    """Cells in the file now."""
     file = RESULTS / f"{FILE}.json"
-    return (
-        json.loads(file.read_text(encoding="utf-8"))["cells"] if file.exists() else {}
-    )
+    if not file.exists():
+        return {}
+    return json.loads(file.read_text(encoding="utf-8"))["cells"]
 
 
 def run_cell(name: str, cell: dict[str, Any], options: argparse.Namespace) -> None:
-    """Runs what a cell lacks, and keeps it after each method and seed."""
+    """Run the missing methods of a cell, and keep each result."""
     for seed in range(options.seeds):
-        wanted = (
-            [FLOOR, *(m for m in options.methods if m != FLOOR)]
-            if cell["toy"] != "slcp"
-            else [FLOOR, OURS]
-        )
+        wanted = [FLOOR, OURS]
+        if cell["toy"] != "slcp":
+            wanted = [FLOOR, *(m for m in options.methods if m != FLOOR)]
         found = kept().get(name, {}).get("methods", {})
         named = options.methods if options.again else []
         missing = [m for m in wanted if m in named or str(seed) not in found.get(m, {})]
         if not missing:
             continue
-        measure = (
-            _slcp(cell, seed, options)
-            if cell["toy"] == "slcp"
-            else _toy(cell, seed, options)
-        )
+        if cell["toy"] == "slcp":
+            measure = _slcp(cell, seed, options)
+        else:
+            measure = _toy(cell, seed, options)
         for method in missing:
             started = time.monotonic()
             values, status, more = measure(method)
@@ -237,7 +244,7 @@ def widths(cell: dict[str, Any]) -> str:
 
 
 def evaluations_of(found: dict[str, dict[str, Any]], method: str) -> str:
-    """How many evaluations a chain of the toys took, as the runs told."""
+    """Evaluations of a chain of the toys, as the runs report them."""
     rows = (
         row
         for cell in found.values()
@@ -249,12 +256,16 @@ def evaluations_of(found: dict[str, dict[str, Any]], method: str) -> str:
 
 
 def shown(value: float | None) -> str:
-    return "" if value is None else "NaN" if np.isnan(value) else f"{value:.3f}"
+    if value is None:
+        return ""
+    return "NaN" if np.isnan(value) else f"{value:.3f}"
 
 
 def error_of_ratio(cell: dict[str, Any], method: str = OURS) -> float:
-    """± of ours/floor, from how much sets of draws of one instance differ; NaN where
-    there is one set of each."""
+    """± of ours/floor, from the spread of sets of draws of one instance.
+
+    It is NaN for one set of each.
+    """
     rows = [cell["methods"][each].values() for each in (FLOOR, method)]
     if any("error" not in row for each in rows for row in each):
         return float("nan")
@@ -420,13 +431,10 @@ def behind_by(cell: dict[str, Any], clean: dict[str, Any]) -> tuple[float, float
             np.hypot(error_of(mine[seed], seed), error_of(theirs[seed], seed))
             for seed in seeds
         ]
-        by = (
-            np.inf
-            if any(np.isnan(mine[seed]["value"]) for seed in seeds)
-            else -np.inf
-            if np.isnan(by)
-            else by
-        )
+        if any(np.isnan(mine[seed]["value"]) for seed in seeds):
+            by = np.inf
+        elif np.isnan(by):
+            by = -np.inf
         found.append((by, by / max(float(np.linalg.norm(errors)) / len(seeds), 1e-12)))
     return max(by for by, _ in found), max(error for _, error in found)
 
@@ -467,7 +475,7 @@ def main() -> int:
                 for text in options.cells
             ):
                 run_cell(name, cell, options)
-                # the rivals compile outside of `cp.infer`, which sees to that
+                # The rivals compile outside of `cp.infer`, which frees memory itself.
                 make_room()
     found = {name: cell for name in every if (cell := kept().get(name))}
     columns = [
@@ -480,6 +488,7 @@ def main() -> int:
         "seeds",
         "published: GAUSS / JAC / Langevin / floor",
     ]
+    narrow = widths(found[NARROW]) if NARROW in found else ""
     notes = NOTES.format(
         projections=options.projections,
         chains=options.chains,
@@ -487,7 +496,7 @@ def main() -> int:
         enumerated=exact.ENUMERATED,
         evaluations=evaluations_of(found, OURS),
         moved=evaluations_of(found, MOVED),
-        widths=widths(found[NARROW]) if NARROW in found else "",
+        widths=narrow,
     )
     rows = [row_of(name, cell) for name, cell in found.items()]
     title_text = "Posteriors of many observations"

@@ -1,5 +1,4 @@
-"""What a run takes on TPUs that are not here, by their own compiler: memory of a chip
-and collectives, 4 to 256 chips.
+"""Memory of a chip and collectives of a run on 4 to 256 TPUs, by their own compiler.
 
     python -m benchmarks tpu
     python -m benchmarks tpu --family v5e --family v4
@@ -56,7 +55,7 @@ def main() -> int:
                 density, INDEPENDENT, CHAINS * len(chips), chips, diagnostics=False
             )
             weighed = compile_ahead(density, default, CHAINS * len(chips), chips)
-        # a compiler that gives up: told in the table, and a check that fails
+        # A compiler that gives up has a row in the table, and fails a check.
         except Exception as error:
             found[topology] = {"failed": str(error).splitlines()[0]}
         else:
@@ -79,7 +78,8 @@ def main() -> int:
             len(set(memories(passed, family, "independent"))) == 1
             for family in families
         ),
-        "a chip's memory for SMC on 256 chips is at most 1.02 of that on 4 of a family": all(
+        "a chip's memory for SMC on 256 chips is at most 1.02 of that on 4 of a "
+        "family": all(
             sizes[-1] <= 1.02 * sizes[0]
             for family in families
             if (sizes := memories(passed, family, "default"))
@@ -138,7 +138,7 @@ def row(topology: str, one: dict[str, Any]) -> list[str]:
         kinds = ", ".join(
             f"{number} {kind}" for kind, number in one[name]["collectives"].items()
         )
-        cells += [hardware.of(one[name]["memory"]), kinds or "0"]
+        cells += [hardware.readable(one[name]["memory"]), kinds or "0"]
     return cells
 
 

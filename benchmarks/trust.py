@@ -115,7 +115,11 @@ def away(x: Array, t: Array, c: Array) -> Array:
 
 
 def learned(c: float, share: float = 1.0) -> cp.Factor:
-    network = lambda x, t, c: share * away(x, t, c)
+    """A stand-in for a learned N(c, 1): its score is ``share`` of the exact one."""
+
+    def network(x: Array, t: Array, c: Array) -> Array:
+        return share * away(x, t, c)
+
     f = cp.Diffusion(
         network,
         FINE,
@@ -217,10 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
         name: part(name, partial(ranked, keys, kernel))
         for name, kernel in KERNELS.items()
     }
-    wrong, right = (
-        {name: n for name, n in told.items() if name.startswith(start)}
-        for start in ("a ", "the ")
-    )
+    wrong = {name: n for name, n in told.items() if name.startswith("a ")}
+    right = {name: n for name, n in told.items() if name.startswith("the ")}
 
     def row(what: str, finding: str, fired: int, should: bool) -> list[str]:
         return [what, finding, f"{fired} of {keys}", "yes" if should else "no"]
@@ -249,9 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
             far["data at 3.0 sd"], far["zoo: ring × bar"]
         )
         <= few,
-        "a missing mode is named in 95 % of the keys, and at most 5 % are false alarms": (
-            named >= many and alarms <= few
-        ),
+        "a missing mode is named in 95 % of the keys, and at most 5 % are false "
+        "alarms": (named >= many and alarms <= few),
         "kernels wrong by a factor of 0.57 or 4 are told in 95 % of the keys, the "
         "right one in at most 5 %": (
             min(wrong.values()) >= many and max(right.values()) <= few
@@ -270,9 +271,8 @@ def main(arguments: list[str] | None = None) -> int:
     }
     notes = (
         "Populations of 300 chains, and of 64 for data far from a prior; ranks over "
-        f"{SETS} data sets. Residuals are\n"
+        f"{SETS} data sets. Residuals are the largest over levels."
     )
-    notes += "the largest over levels."
     title = "Misses and false alarms"
     return publish(
         "trust", title, columns, rows, checks, details, notes, write=asked.keys is None

@@ -107,8 +107,10 @@ def banana() -> Case:
 def one_mode() -> list[Case]:
     family = "right: one mode"
     skewed = two(0.7, (0.0, 0.8), (0.6, 1.0))
-    with np.errstate(divide="ignore"):
-        inside = lambda x: np.where(x > 0.3, 0.0, -np.inf)
+
+    def inside(x: np.ndarray) -> np.ndarray:
+        return np.where(x > 0.3, 0.0, -np.inf)
+
     return [
         along(family, "a Gaussian", ((gaussian(0.4, 0.7), 1.0),), cut=0.2),
         along(family, "a Gaussian, d = 10", ((gaussian(0.4, 0.7), 1.0),), 10, cut=0.2),

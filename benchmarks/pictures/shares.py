@@ -39,6 +39,8 @@ INK = {"thin": (-0.5, 0.02)}
 """The measured mean of the pixels and its error; a 3 has −0.41 ± 0.06, an 8 −0.37 ±
 0.07."""
 ALONE = "each class alone"
+NAMES = {"SMC": "cp.infer's choice (SMC)"}
+"""Names of samplers in the picture, where they are not those of the table."""
 RUNS, CHAINS = 16, 256
 """Runs of every sampler, each of so many chains: as few as `cp.infer` resamples by
 itself."""
@@ -262,10 +264,7 @@ def picture(found: list[dict[str, Any]], file: Path) -> None:
         for ax, (ink, (band, *others)) in zip(
             figure.subplots(len(shown), squeeze=False)[:, 0], shown.items(), strict=True
         ):
-            names = [
-                c["sampler"] if c["sampler"] != "SMC" else "cp.infer's choice (SMC)"
-                for c in others
-            ]
+            names = [NAMES.get(c["sampler"], c["sampler"]) for c in others]
             ax.axvspan(
                 *band["first"]["interval"],
                 color="0.8",
@@ -280,19 +279,10 @@ def picture(found: list[dict[str, Any]], file: Path) -> None:
                 label=f"the mixture's weight, {WEIGHTS[0]:g}",
             )
             for row, cell in enumerate(others):
-                ours = cell["sampler"] == "SMC"
-                ax.plot(
-                    cell["first"]["interval"],
-                    [row, row],
-                    color="tab:red" if ours else "tab:blue",
-                    lw=2,
-                )
-                ax.plot(
-                    cell["first"]["share"],
-                    row,
-                    "o",
-                    color="tab:red" if ours else "tab:blue",
-                )
+                color = "tab:red" if cell["sampler"] == "SMC" else "tab:blue"
+                first = cell["first"]
+                ax.plot(first["interval"], [row, row], color=color, lw=2)
+                ax.plot(first["share"], row, "o", color=color)
             ax.set_yticks(range(len(names)), names)
             ax.invert_yaxis()
             ax.set_xlabel(

@@ -138,6 +138,9 @@ def judge(
             found["tv"] - exact["tv"],
         )
     visited = np.isfinite(result.acceptance)
+    acceptance = float("nan")
+    if visited.any():
+        acceptance = float(result.acceptance[visited].mean())
     judged = Judged(
         task=task.name,
         kind=kind,
@@ -148,9 +151,7 @@ def judge(
         **found,
         raise_log_likelihood=raise_mean,
         raise_standard_error=raise_error,
-        acceptance=float(result.acceptance[visited].mean())
-        if visited.any()
-        else float("nan"),
+        acceptance=acceptance,
         quadrature_error=_mean(result.levels["quadrature_error"]),
         evaluations=result.evaluations,
         seconds=seconds[0],

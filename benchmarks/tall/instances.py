@@ -128,10 +128,9 @@ def signal(t: Any) -> Array:
 
 def time_of(log_snr: Array) -> Array:
     """The t at which α/(1 − α) has this log."""
-    needed, growth = (
-        2 * jax.nn.softplus(-log_snr),
-        BETA_MAX - BETA_MIN,
-    )  # −2·log α = ½·growth·t² + BETA_MIN·t
+    # The root of ½·growth·t² + BETA_MIN·t = −2·log α.
+    needed = 2 * jax.nn.softplus(-log_snr)
+    growth = BETA_MAX - BETA_MIN
     return (jnp.sqrt(BETA_MIN**2 + 2 * growth * needed) - BETA_MIN) / growth
 
 

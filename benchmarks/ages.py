@@ -14,11 +14,11 @@ from composeprob.errors import LoadError
 from composeprob.json_data import JSONObject
 
 LIBRARY = ("composeprob", ":(exclude)composeprob/cli")
-"""What every benchmark measures, as git's paths."""
+"""Paths of git that every benchmark measures."""
 RECORD = ("__main__.py", "ages.py", "report.py")
-"""What finds, runs and writes down benchmarks, and measures nothing."""
+"""Files that find, run and record benchmarks, and measure nothing."""
 STAMP = "made_at"
-"""Where a results file, or one of its cells, has what it was made of."""
+"""Key of a results file, or of one of its cells, for the code it was made by."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Code:
 
 
 def _within(file: str, paths: list[str]) -> bool:
-    """Whether git's paths, in which ``:(exclude)`` takes some out, have a file in
-    them."""
+    """Return whether a file is within git's paths, from which ``:(exclude)`` takes
+    some."""
     under = [
         path
         for path in paths
@@ -87,7 +87,7 @@ def _within(file: str, paths: list[str]) -> bool:
 
 @dataclass(frozen=True)
 class Age:
-    """How old one results file is.
+    """Age of one results file.
 
     Attributes:
         file: its name.
@@ -107,7 +107,7 @@ class Age:
 
     @property
     def stale(self) -> bool:
-        """Whether it may be older than what it measures."""
+        """True if the file may be older than the code it measures."""
         return bool(self.later or self.why)
 
 
@@ -157,8 +157,7 @@ def _age(root: Path, file: Path) -> Age:
 
 
 def _stamps(record: JSONObject) -> Iterator[JSONObject | None]:
-    """Of a file as a whole, or of what it is made of where that was run part by
-    part."""
+    """Stamps of a file, or of its cells where these were run one by one."""
     rows = record.get("rows", [])
     kept = list(record.get("cells", {}).values()) or [
         row for row in rows if STAMP in row

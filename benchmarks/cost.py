@@ -1,5 +1,6 @@
-"""What a transition costs, in evaluations of the density: ours, BlackJAX's, NumPyro's
-and the reference notebook's.
+"""Cost of a transition, in evaluations of the density: ours and its peers'.
+
+The peers are BlackJAX, NumPyro and the reference notebook.
 
     python -m benchmarks cost
     python -m benchmarks cost --cases plane --clock processor
@@ -25,8 +26,7 @@ PEERS = {
     "MALA": ("BlackJAX mala", "NumPyro HMC(1)"),
     HMC: (f"BlackJAX hmc({LEAPFROGS})", f"NumPyro HMC({LEAPFROGS})"),
 }
-"""What each of our kernels is compared with: HMC with one leapfrog makes the
-evaluations that MALA makes."""
+"""Peers of each of our kernels: HMC with one leapfrog makes the evaluations of MALA."""
 GEMM = "matrix product"
 ERRORS = 3.0
 """Standard errors of a ratio that are called noise."""

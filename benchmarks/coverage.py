@@ -1,5 +1,4 @@
-"""Whether the ± of a default run is what its estimates are off by: thirteen programs
-with known posteriors.
+"""Stated errors of default runs beside their true errors, on thirteen exact posteriors.
 
     python -m benchmarks coverage
 
@@ -47,8 +46,8 @@ WIDTH = 0.4
 GRID = np.linspace(-8.0, 8.0, 160_001)
 RATIO = 1.3
 TAIL = 3.6
-"""Where the soft tail begins: 2.75 widths above the highest mode, which 0.1 % of the
-prior exceed."""
+"""Start of the soft tail: 2.75 widths above the highest mode, which 0.1 % of the prior
+exceed."""
 SEEN = np.array([0.9, -0.3, 1.4, 0.2, 0.8, 1.1, -0.1, 0.6])
 ERROR = 1.0
 """Eight observations of x with this error."""
@@ -268,7 +267,7 @@ def measured(case: Case, keys: int) -> Measured:
 
 
 def chance(keys: int) -> float:
-    """How much a spread over so many keys exceeds the true one by, once in 1,000."""
+    """Excess of a spread over keys that chance reaches once in 1,000, as a ratio."""
     return float(np.sqrt(stats.chi2.ppf(0.999, keys - 1) / (keys - 1)))
 
 

@@ -1,5 +1,4 @@
-"""What the fitted reverse step and the control of the weights cost an evaluation, and
-how many chains that is worth.
+"""Cost and worth of the fitted reverse step and of the control of the weights.
 
     python -m benchmarks descent-cost [--chains 2000] [--repeats 5] [--cases NAME …]
 

@@ -1,5 +1,6 @@
-"""What `chunk=`, which makes samples the same on any number of devices, costs: ring ×
-bar on one and on eight.
+"""Cost of `chunk=`, with which samples are the same on any number of devices.
+
+Learned ring × bar runs on one and on eight devices.
 
     python -m benchmarks devices
 

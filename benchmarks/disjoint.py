@@ -34,7 +34,7 @@ TOO_SMALL = "MALA, paper (0.001), 10 a level"
 
 
 def checks(rows: dict[str, Measured]) -> dict[str, bool]:
-    """What benchmark E must show."""
+    """Checks of benchmark E."""
     judged = {name: row for name, row in rows.items() if name != TOO_SMALL}
     return {
         f"{name}: mean TV ≤ {LIMIT}": row.mean <= LIMIT for name, row in judged.items()

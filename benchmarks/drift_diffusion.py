@@ -40,12 +40,12 @@ NAMES = ("drift", "log boundary", "log non-decision time")
 CENTRE = jnp.array([1.5, 0.3, -1.2])
 AROUND = jnp.array([0.75, 0.25, 0.25])
 SPREAD = jnp.array([0.75, 0.25, 0.25])
-"""Of the priors of the group's means, normal, and of its scales, half-normal."""
+"""Scales of the priors of the group's means, normal, and of its scales, half-normal."""
 R_HAT = 1.05
-"""Of group parameters, up to which NUTS is a reference."""
+"""Largest r-hat of group parameters with which NUTS is a reference."""
 DRAWS, PROPOSALS = 1000, 10_000
-"""Of the estimator's posterior of one subject, and of the exact one's importance
-sampling."""
+"""Numbers of draws of one subject's posterior by the estimator, and of importance
+samples for the exact one."""
 
 
 @cp.program
@@ -211,8 +211,10 @@ def alone(posterior: Any, number: int) -> dict[str, Any]:
 
 
 def inside(below: Any) -> np.ndarray:
-    """Whether the central 90 % of a run's draws hold the truth, by its rank, which no
-    number of draws biases."""
+    """Return whether the central 90 % of a run's draws hold the truth.
+
+    The rank decides, as no number of draws biases it.
+    """
     return np.abs((np.asarray(below) + 0.5) / (CHAINS + 1) - 0.5) < 0.45
 
 
@@ -223,8 +225,8 @@ def percent(holds: Any) -> str:
 def beside(
     mine: list[dict[str, Any]], theirs: list[dict[str, Any]], name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far means of a group parameter lie from NUTS's, in its standard deviations,
-    and the ratio of deviations, (studies, 3) each."""
+    """Distances of means of a group parameter from NUTS's, in its standard deviations,
+    and ratios of deviations, (studies, 3) each."""
     (mean, deviation), (other, width) = (
         np.moveaxis([run["moments"][name] for run in runs], 1, 0)
         for runs in (mine, theirs)

@@ -1,5 +1,6 @@
-"""What a first call compiles: processor seconds of the first run less the second, over
-those of a bare scan of scores.
+"""Compilation of a first call, over that of a bare scan of scores.
+
+It is processor seconds of the first run less those of the second.
 
     python -m benchmarks first-call [--repeats 3] [--cases NAME …]
     python -m benchmarks.first_call
@@ -42,7 +43,7 @@ BARE, DEFAULT, REVERSE = (
     "cp.infer, Ancestral",
 )
 LIMITS = {DEFAULT: 4.0, REVERSE: 2.2}
-"""How many times the compilation of the bare scan each may take."""
+"""Most that each may take, in compilations of the bare scan."""
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """The event that JAX reports once for every XLA program it compiles."""
 Run = Callable[[], Any]

@@ -1,5 +1,4 @@
-"""What grows: seconds of compilation with levels and with factors, peak memory with
-chains.
+"""Growth of compilation with levels and with factors, and of peak memory with chains.
 
     python -m benchmarks growth
 
@@ -32,7 +31,7 @@ LEVELS, FACTORS, CHAINS = (10, 100, 1000), (1, 2, 4, 8, 16), (1000, 4000, 16000)
 FEW = 10
 """Levels where something else is what grows."""
 LIMIT = 1.1
-"""What compilation at the most levels may take of that at the fewest."""
+"""Most that compilation at the most levels may take, over that at the fewest."""
 SAMPLER = cp.AnnealedMCMC(cp.MALA(lambda s: 0.05 * s.sigma**2), 1)
 """One object: a rule is a function, and another one is compiled anew."""
 

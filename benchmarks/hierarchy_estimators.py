@@ -198,9 +198,12 @@ class Reference(NamedTuple):
 def compared(
     draws: np.ndarray, reference: Reference, exact: np.ndarray
 ) -> dict[str, list[float]]:
-    """Of each of `NAMES`: how far the mean is off in standard deviations, the ratio of
-    these, and how much of the exact posterior, by draws of it, is in the interval that
-    holds the central 90 % of the draws."""
+    """Errors of draws for each of `NAMES`.
+
+    They are the distance of the mean in standard deviations, the ratio of these, and
+    the share of the exact posterior, by draws of it, within the interval that holds the
+    central 90 % of the draws.
+    """
     mean, sd = reference.moments
     low, high = np.quantile(draws, [0.05, 0.95], axis=0)
     inside = ((exact > low) & (exact < high)).mean(0)

@@ -31,7 +31,7 @@ import composeprob as cp
 
 SIZE, SEEN, MODES = 16, 6, 3
 NOISE, FAINT = 0.1, 0.05
-"""Of linear measurements, and of amplitudes."""
+"""Noise of linear measurements, and of amplitudes."""
 DIRECTIONS = 16
 """Products of a Jacobian that `anneal="moments"` takes for an evaluation, at most."""
 PIXELS = 8
@@ -43,7 +43,8 @@ METHODS: dict[str, restated.Method] = {
     "FPS-SMC": restated.filtering(),
 }
 ANY = {"DPS": restated.dps(0.4), "TDS": restated.twisted()}
-"""Those that take an A that is no matrix; 0.4 is DPS's own scale of phase retrieval."""
+"""Methods that take an A that is not a matrix; 0.4 is DPS's own scale of phase
+retrieval."""
 OURS, TARGETS = "cp.infer, its own choice", (0.85, 0.95)
 
 
@@ -106,7 +107,7 @@ class Known:
         self.y = self.matrix @ x + NOISE * rng.normal(size=SEEN)
 
     def score(self, x: Any, log_snr: Any) -> Any:
-        """Of the law under noise."""
+        """Score of the law under noise."""
         alpha2 = jax.nn.sigmoid(log_snr)
         axes = jnp.asarray(self.axes, jnp.float32)
         variances = alpha2 * jnp.asarray(self.variances, jnp.float32) + 1 - alpha2
@@ -151,9 +152,11 @@ class Known:
         )
 
     def compare(self, x: np.ndarray) -> dict[str, float]:
-        """How far the mean is off, in the root mean square of standard deviations, and
-        the mean of the variances over the right ones along the axes of the right
-        covariance."""
+        """Errors of samples, along the axes of the exact covariance.
+
+        They are the root mean square of the mean's distance in standard deviations, and
+        the mean ratio of the variances to the exact ones.
+        """
         mean, covariance, _ = self.posterior()
         whiten = np.linalg.inv(np.linalg.cholesky(covariance))
         z = (x - mean) @ whiten.T
@@ -201,7 +204,7 @@ def known(seed: int, chains: int) -> dict[str, Any]:
 
 # ── digits ────────────────────────────────────────────────────────────────────────────
 def matrices() -> dict[str, Any]:
-    """What is measured of the 64 pixels."""
+    """Measurements of the 64 pixels."""
     rows, columns = np.divmod(np.arange(PIXELS**2), PIXELS)
     near = np.exp(
         -0.5 * ((rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2)

@@ -165,7 +165,7 @@ def as_text(m: Measured) -> list[str]:
 
 
 def checks(rows: list[Measured]) -> dict[str, bool]:
-    """What benchmark D must show."""
+    """Checks of benchmark D."""
     judged = [m for m in rows if m.name in JUDGED]
     return {
         f"{m.measurements} measurements, {m.name}: mean TV ≤ 0.05": float(np.mean(m.tv))

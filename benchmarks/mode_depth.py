@@ -1,5 +1,5 @@
-"""What a cross-level loss buys: the share of each mode under SMC weighted by densities,
-on learned energies.
+"""Effect of a cross-level loss on mode shares of learned energies under density
+weights.
 
     python -m benchmarks mode-depth
 
@@ -133,7 +133,7 @@ def by_quadrature(
 def checks(
     rows: dict[str, Measured], quadrature: dict[str, list[Any]]
 ) -> dict[str, bool]:
-    """What the benchmark must show."""
+    """Checks of the benchmark."""
     even = np.full(8, 1 / 8)
     target = {
         name: max(variation(shares, even) for *_, shares in table)

@@ -39,8 +39,7 @@ JUDGED, JUDGED_KEYS, JUDGED_CHAINS = ("guidance 7", "power 20"), 20, 1000
 """Families whose spread is judged, over so many keys."""
 MOST_DEFECTS, MOST_ALARMS = 0.02, 0.03
 SPREAD = 1.3
-"""How many times its stated error an estimate may spread, with what chance does to
-it."""
+"""Most that an estimate may spread, in its stated errors, beyond chance."""
 DEEP = 3
 """Stated errors within which the log-evidence in 32 dimensions is to be."""
 COLUMNS = (

@@ -45,7 +45,7 @@ OURS, EXACT, FLOOR = (
 )
 AGREE = {"no_overlap", "out_of_training"}
 HALF_WIDTH = 1.6
-"""Of the square that holds every composed law."""
+"""Half the width of a square that holds every composed law."""
 
 Judged = dict[str, list[tuple[float, float]]]
 

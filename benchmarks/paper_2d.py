@@ -180,7 +180,7 @@ def as_text(row: Judged) -> list[str]:
 
 
 def minutes(kept: Kept, tasks: list[Task]) -> float:
-    """What all rows took, those with exact factors included."""
+    """Minutes that all rows took, those with exact factors included."""
     names = [
         (task.name, kind, row.name, row.levels, retraining)
         for task, kind, row, retraining in plan(tasks)
@@ -231,7 +231,7 @@ def pick(
 
 
 def checks(judged: list[Judged], tasks: list[Task]) -> dict[str, bool]:
-    """What the docs claim of these numbers."""
+    """Claims of the docs about these numbers."""
     out: dict[str, bool] = {}
     names = {task.name for task in tasks}
     for task in sorted(names & {"product", "sharp-product"}):

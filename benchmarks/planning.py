@@ -56,7 +56,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one way of making plans did."""
+    """Results of one planner."""
 
     method: str
     tasks: int

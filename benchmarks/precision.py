@@ -1,5 +1,4 @@
-"""What products of matrices in bfloat16 do to acceptance, to shares of modes and to
-evidence.
+"""Effect of matrix products in bfloat16 on acceptance, shares of modes and evidence.
 
     python -m benchmarks precision
     python -m benchmarks precision --tables energies
@@ -29,8 +28,8 @@ from composeprob.metrics.distances import mode_weights, total_variation
 
 WAYS = {"float32": None, "bfloat16": "bfloat16"}
 ACCEPTANCE, LIMIT = 0.05, 0.02
-"""What rounding may take from the mean acceptance; what it may add to the total
-variation, and move log Z by."""
+"""Limits of rounding: the loss of mean acceptance, and the change of total variation
+and of log Z."""
 TASK = "product"
 EVIDENCE = "SMC, MALA"
 SAMPLERS: dict[str, Callable[[float], Any]] = {
@@ -270,7 +269,7 @@ def as_text(row: Measured) -> list[str]:
 
 
 def judge(rows: dict[tuple[str, str, str], Measured]) -> dict[str, bool]:
-    """What rounding may cost."""
+    """Checks of the effect of rounding."""
     checks = {}
     for name, label in dict.fromkeys(key[:2] for key in rows):
         plain, rounded = (rows[name, label, way] for way in WAYS)

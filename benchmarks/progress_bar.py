@@ -1,5 +1,6 @@
-"""What the progress bar costs: one run with and without it, in one process, on a
-terminal that is only pretended.
+"""Cost of the progress bar: runs with and without it, in one process.
+
+The terminal is simulated.
 
     python -m benchmarks progress-bar
 

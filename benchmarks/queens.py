@@ -55,7 +55,7 @@ PUBLISHED = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one sampler found on one board."""
+    """Solutions that one sampler found on one board."""
 
     queens: int
     method: str

@@ -69,7 +69,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one way of annealing gave for one event, over all keys."""
+    """Results of one annealing policy for one event, over all keys."""
 
     threshold: float
     method: str

@@ -30,7 +30,7 @@ from composeprob import Schedule
 
 
 def checks(rows: dict[str, Measured]) -> dict[str, bool]:
-    """What benchmark A must show."""
+    """Checks of benchmark A."""
     fk, density = (
         rows[f"SMC {weights}, MALA tuned, log-SNR 60"]
         for weights in ("Feynman–Kac", "density")

@@ -38,11 +38,11 @@ from composeprob.models.worlds import digits as world
 from composeprob.training.weight_files import load_weights, save_weights
 
 SCHEDULE = cp.Schedule.log_snr(60, -8.0, 9.0)
-"""Of the curves: σ is 0.011 at level 0, as the noise of a view is."""
+"""Schedule of the curves: σ is 0.011 at level 0, about the noise of a view."""
 METHODS = {"MMPS, 3 iterations": restated.moments(3), "DPS": restated.dps()}
 NEAR, SAME = 2.0, 1.3
-"""How many times the floor's Sinkhorn distance, and its χ² of PQMass, ours may come to
-with exact scores."""
+"""Limits with exact scores: our Sinkhorn distance over the floor's, and our χ² of
+PQMass for each degree of freedom."""
 SOURCES = ("first", "second", "third")
 
 
@@ -100,7 +100,7 @@ def exact(curve: manifolds.Waves) -> cp.Diffusion:
 
 
 def recipe(curve: manifolds.Waves) -> cp.training.Recipe:
-    """How a network learns that score."""
+    """Recipe by which a network learns that score."""
 
     def network(key: Any) -> Any:
         return FiLMMLP(

@@ -45,8 +45,8 @@ OURS, SUMMED, WEIGHED = (
     "BayesFlow, weighed by Jacobians",
 )
 NEAR, WIDTH = 0.2, 0.15
-"""How far means may lie from the exact ones, in their deviations, and how far
-deviations may be off, as a share."""
+"""Limits: the distance of means from the exact ones in their deviations, and the
+relative error of deviations."""
 
 
 @cp.program

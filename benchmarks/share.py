@@ -1,4 +1,4 @@
-"""What sharing is worth: K conditions of one network in one batch, or one by one.
+"""Worth of sharing: K conditions of one network in one batch, or one by one.
 
     python -m benchmarks share
 

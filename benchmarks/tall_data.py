@@ -35,8 +35,8 @@ SLCP_COUNTS = (1, 8, 14, 22, 30)
 OURS, MOVED, FLOOR = "composeprob", "10 global moves", "floor"
 METHODS = (OURS, *rivals.RIVALS)
 SAMPLERS = {OURS: None, MOVED: cp.SMC(then=cp.GlobalMoves(10))}
-"""Of our own runs: the default, and with moves at level 0 that compare modes, for exact
-scores."""
+"""Samplers of our own runs: the default, and for exact scores one with moves at level 0
+that compare modes."""
 NARROW = "gaussian m=32 n=4 eps=0"
 """The cell whose variances the notes tell."""
 REPEATS = 5
@@ -151,8 +151,8 @@ def _keep(
 
 
 Measure = Callable[[str], tuple[list[float], str, dict[str, float]]]
-"""Of a method: a distance for each set of draws, what the run says of itself, and other
-numbers."""
+"""Function of a method: a distance for each set of draws, the status of the run, and
+other numbers."""
 
 
 def _toy(cell: dict[str, Any], seed: int, options: argparse.Namespace) -> Measure:
@@ -229,7 +229,7 @@ def mean_of(cell: dict[str, Any], method: str) -> float | None:
 
 
 def widths(cell: dict[str, Any]) -> str:
-    """What is known of the variances of draws in a cell, in words."""
+    """Variances of draws in a cell, as text."""
     known = {
         name: [r["variance"] for r in rows.values() if "variance" in r]
         for name, rows in cell["methods"].items()
@@ -320,7 +320,7 @@ def row_of(name: str, cell: dict[str, Any]) -> list[str]:
 
 
 def checks_of(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
-    """What must hold of the cells that were run."""
+    """Checks of the cells that were run."""
     toys = {
         name: cell
         for name, cell in found.items()
@@ -402,9 +402,11 @@ def clean_name(name: str) -> str:
 
 
 def behind_by(cell: dict[str, Any], clean: dict[str, Any]) -> tuple[float, float]:
-    """How much further than the nearest other method ours is, over the seeds that both
-    have, as a distance and, as the greatest of all others, in standard errors; infinite
-    where ours is NaN.
+    """Excess of our distance over the nearest other method's, over the seeds that both
+    have.
+
+    It is given as a distance and, as the greatest over all others, in standard errors;
+    it is infinite if ours is NaN.
 
     How much one set of draws differs from the next is known from the floor's sets where
     scores are exact (``clean``), whose problems are the same.

@@ -30,8 +30,8 @@ CHAINS = 64
 """On every chip."""
 INDEPENDENT = cp.AnnealedMCMC(cp.MALA(0.001), 3)
 MEETINGS = 3
-"""Of SMC: for weights, for the chains that change places, and for the acceptance that
-step sizes adapt to."""
+"""Collectives of SMC: for weights, for the exchange of chains, and for the acceptance
+that step sizes adapt to."""
 
 
 def main() -> int:

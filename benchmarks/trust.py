@@ -1,5 +1,4 @@
-"""How often the findings of trust fire where they should, and where they should not:
-misses and false alarms over keys.
+"""Misses and false alarms of the findings of trust, over keys.
 
     python -m benchmarks trust
 
@@ -74,7 +73,7 @@ def two(f, g):
 
 
 def overlap(keys: int) -> dict[str, int]:
-    """How often each of the nine has a finding."""
+    """Number of keys under which each of the nine has a finding."""
     found = {}
     for name, scenario in NINE.items():
         density = cp.compile(single, scenario.factor(exact(SCHEDULE)))
@@ -88,8 +87,8 @@ def population(density: cp.AnnealedDensity, key: int, n: int) -> cp.Result:
 
 
 def modes(keys: int, n: int = 300) -> tuple[int, int]:
-    """How often a population without the mode of 20 % is named beside a right one; how
-    often two right ones are."""
+    """Numbers of keys under which a population without the mode of 20 % is named, and a
+    right one is."""
 
     def density(shares: np.ndarray) -> cp.AnnealedDensity:
         parts = dist.Normal(jnp.asarray(CENTRES), 1.0).to_event(1)
@@ -132,8 +131,8 @@ def learned(c: float, share: float = 1.0) -> cp.Factor:
 
 
 def untrained(keys: int) -> dict[str, int]:
-    """How often data at so many standard deviations from a learned prior are named, and
-    products of the zoo."""
+    """Numbers of keys under which products of the zoo, and data far from a learned
+    prior, are named."""
 
     def named(density: cp.AnnealedDensity) -> int:
         runs = (population(density, k, 64) for k in range(keys))
@@ -160,7 +159,7 @@ KERNELS: dict[str, cp.Kernel] = {
 
 
 def ranked(keys: int, kernel: cp.Kernel) -> int:
-    """How often ranks tell that a kernel is wrong."""
+    """Number of keys under which ranks show that a kernel is wrong."""
     f = cp.Analytic(dist.Normal(jnp.zeros(8), 1.0), COARSE)
     sampler = cp.AnnealedMCMC(kernel, 3)
     data = jnp.full(8, 0.3)

@@ -87,7 +87,7 @@ class Puzzle:
         )
 
     def valid(self, x: Any) -> Any:
-        """Whether one sample's entries, rounded, satisfy every constraint."""
+        """Return whether one sample's entries, rounded, satisfy every constraint."""
         holds = [
             ((x > 0.5)[group.cells][:, None] == (group.corners > 0.5))
             .all(-1)

@@ -19,7 +19,7 @@ from exact.case import Answer, Case
 FAR = 4.0
 """Stated errors beyond which an estimate is wrong."""
 LEVEL = 0.9
-"""Of the stated intervals."""
+"""Probability of the stated intervals."""
 
 
 class Outcome(enum.StrEnum):

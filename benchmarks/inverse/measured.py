@@ -1,4 +1,4 @@
-"""What is asked of samples of a posterior, whoever's method gave them."""
+"""Measures of samples of a posterior, for any method."""
 
 from __future__ import annotations
 

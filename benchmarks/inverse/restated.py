@@ -98,8 +98,8 @@ class Problem(NamedTuple):
 
 
 Method = Callable[[Problem, Array, int, int], Array]
-"""Of a problem, a key, a number n of samples and of passes for each: the samples (n,
-d)."""
+"""Function of a problem, a key, the number n of samples, and the passes for each; it
+returns the samples (n, d)."""
 
 
 def independent(

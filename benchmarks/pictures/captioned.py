@@ -47,7 +47,7 @@ def scene(scenes: Any, formula: str, first: Any, second: Any, strength: float) -
 
 
 def holds(formula: str, first: str, second: str, found: Any) -> np.ndarray:
-    """Whether a formula is true of what was found in n images, shape (n,)."""
+    """Return whether the objects found in n images satisfy a formula, shape (n,)."""
     one, other = captions.true_of(first, found), captions.true_of(second, found)
     return {"AND": one & other, "OR": one | other, "NOT": one & ~other}[formula]
 

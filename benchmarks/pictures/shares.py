@@ -85,7 +85,7 @@ SAMPLERS: dict[str, tuple[Any, Any]] = {
 
 
 def cells() -> Iterator[Cell]:
-    """What is known of each ink, then the samplers."""
+    """Cells of each ink: the share known from each class alone, then the samplers."""
     for ink in INK:
         yield Cell(
             "shares", {"ink": ink, "sampler": ALONE}, functools.partial(known, ink)
@@ -299,5 +299,5 @@ def picture(found: list[dict[str, Any]], file: Path) -> None:
 
 
 def overlap(one: Any, other: Any) -> bool:
-    """Whether two intervals have a point in common."""
+    """Return whether two intervals have a point in common."""
     return max(one[0], other[0]) <= min(one[1], other[1])

@@ -101,8 +101,11 @@ def measure(
 
 
 def seam(images: np.ndarray) -> float:
-    """How much more neighbouring pixels of background differ across a window's border
-    than elsewhere: the ratio of root mean squares, 1 without seams."""
+    """Differences of neighbouring pixels of background across a window's border over
+    those elsewhere.
+
+    It is a ratio of root mean squares, 1 without seams.
+    """
     across, elsewhere = [], []
     dark = (np.abs(images) < BACKGROUND).all(-1)
     borders = {s for start in STARTS for s in (start, start + 32)} - {0, CANVAS[0]}

@@ -21,7 +21,8 @@ SCENES = 300
 LOG_SNR = (-2.0, 0.0, 2.0, 6.0, 8.0)
 ALIKE = "circle or square"
 OTHER = {"circle": "square", "square": "circle"}
-"""Those two shapes for one another: they differ by the corners."""
+"""The kind of wrong caption that exchanges these two shapes, which differ by their
+corners."""
 WRONG = ("shape", ALIKE, "colour", "place")
 OPPOSITE = {
     "on the left": "on the right",

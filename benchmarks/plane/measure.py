@@ -23,7 +23,7 @@ and most chains from each."""
 
 @dataclasses.dataclass
 class Judged:
-    """What one row came to; errors are in nats of mean log p and in total variation of
+    """Results of one row; errors are in nats of mean log p and in total variation of
     the modes' shares.
 
     The sampler's error is that of the same run with exact noised factors; the models'
@@ -57,7 +57,7 @@ class Judged:
 
     @property
     def name(self) -> tuple[str, str, int, str, str]:
-        """What tells rows apart."""
+        """Key of a row."""
         return self.task, self.kind, self.retraining, self.sampler, self.levels
 
 

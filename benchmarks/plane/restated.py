@@ -125,7 +125,7 @@ BASELINES: dict[str, tuple[Callable[..., Array], int]] = {
         K * STEPS * (LEAPFROGS + 1),
     ),
 }
-"""What each does at a level, and how often it evaluates the factors."""
+"""Steps of each baseline at a level, and its evaluations of the factors."""
 
 
 def run(name: str, density: cp.AnnealedDensity, key: Array, n: int) -> np.ndarray:

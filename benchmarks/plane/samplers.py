@@ -1,5 +1,5 @@
-"""What is compared: the paper's samplers at the paper's settings, and ours, on two sets
-of levels."""
+"""Samplers that are compared: the paper's at the paper's settings, and ours, on two
+sets of levels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is composed: products, a mixture and a negation of models in the plane."""
+"""Compositions of models in the plane: products, a mixture and a negation."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from jax import Array
 
 BETA_MIN, BETA_MAX = 0.1, 40.0
 FLOOR = math.exp(-16.0)
-"""What the papers' code adds to σ²."""
+"""Term that the papers' code adds to σ²."""
 
 
 class Instance(NamedTuple):
@@ -170,7 +170,7 @@ def log_posterior(
 
 
 def mistake(instance: Instance, theta: Array, x: Array, t: Array) -> Array:
-    """What is added to ε, (m,)."""
+    """Error that is added to ε, (m,)."""
     first, first_bias, second, second_bias = map(jnp.asarray, instance.net)
     hidden = jax.nn.relu(
         jnp.concatenate([theta, x, jnp.reshape(t, (1,))]) @ first + first_bias

@@ -57,8 +57,8 @@ def reference(xs: Any, seed: int, count: int) -> np.ndarray:
 
 
 def c2st(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
-    """How often a classifier tells two sets of draws apart, by five-fold
-    cross-validation: 0.5 where they are alike."""
+    """Accuracy of a classifier of two sets of draws, by five-fold cross-validation: 0.5
+    for equal laws."""
     if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
         return float("nan")
     points = np.concatenate([a, b])

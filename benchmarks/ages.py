@@ -1,5 +1,4 @@
-"""The age of benchmark results: the commit that a result was made at, and what has
-changed since."""
+"""Age of benchmark results: the commit of a result, and later changes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Benchmark E, the positive control: on factors of disjoint coordinates every sampler
-must be right.
+"""Benchmark E, the positive control: factors of disjoint coordinates.
+
+Every sampler must be right on them.
 
     python -m benchmarks disjoint
 

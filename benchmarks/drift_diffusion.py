@@ -1,5 +1,6 @@
-"""Forty-four subjects of a drift-diffusion model from a network that saw one: coverage,
-and NUTS beside.
+"""Forty-four subjects of a drift-diffusion model, from a network that saw one.
+
+It measures coverage, and compares with NUTS.
 
     python -m benchmarks drift-diffusion [--studies 20] [--beside 20] [--alone 2]
 

@@ -1,18 +1,18 @@
-"""Posteriors from a fixed number of simulations: the default of `cp.training.estimator`
-on sbibm's tasks.
+"""Posteriors from a fixed number of simulations, by `cp.training.estimator` on sbibm.
 
-    python -m benchmarks fixed-budgets [--tasks two_moons slcp] [--budgets 30000]
-    [--observations 3] python -m benchmarks fixed-budgets --many
+    python -m benchmarks fixed-budgets [--tasks two_moons] [--budgets 30000]
+    python -m benchmarks fixed-budgets --tasks slcp --observations 3
+    python -m benchmarks fixed-budgets --many
 
 For each task θ is drawn from the prior and x from the simulator, 10⁴, 3·10⁴ or 10⁵
-times, and the estimator is trained on these pairs alone, with the same settings for all
-tasks. C2ST is how often sbibm's classifier tells 10,000 draws of it, by reverse
-diffusion, from sbibm's 10,000 reference draws, for each of the ten observations: 0.5
-where they are alike. The floor is the same of one half of the reference draws against
-the other.
+times. The estimator is trained on these pairs alone, with the same settings for all
+tasks. C2ST is the accuracy of sbibm's classifier between 10,000 draws of it, by reverse
+diffusion, and sbibm's 10,000 reference draws, for each of the ten observations: 0.5 for
+the same law. The floor is the C2ST of one half of the reference draws against the
+other.
 
-``--many`` asks how exact draws are given 8, 30 and 90 observations of Gaussian linear,
-where the posterior is known, and writes results of its own.
+``--many`` measures draws given 8, 30 and 90 observations of Gaussian linear, whose
+posterior is known, and writes results of its own.
 
 Needs sbibm-jax, of Python 3.12 or later: `pip install sbibm-jax`. Each observation is
 kept in out/, so that the same command goes on where it was stopped; the training is

@@ -1,5 +1,4 @@
-"""Free energies of umbrella windows and the potential of mean force, under a prior that
-is a score alone.
+"""Free energies of umbrella windows and mean force, under a prior that is a score.
 
     python -m benchmarks free-energy [--keys 5]
 

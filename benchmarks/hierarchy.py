@@ -1,5 +1,6 @@
-"""A hierarchy with a learned prior: the default run beside NUTS on the same density,
-and quadrature.
+"""A hierarchy with a learned prior: the default run, NUTS and quadrature.
+
+All have the same density.
 
     python -m benchmarks hierarchy [--keys 5]
 

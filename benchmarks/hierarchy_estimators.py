@@ -1,5 +1,6 @@
-"""Trained posteriors of one subject in hierarchies of many: the default run beside
-quadrature and NUTS.
+"""Hierarchies of trained posteriors of one subject: a default run beside quadrature.
+
+NUTS runs beside them too.
 
     python -m benchmarks hierarchy-estimators [--part a] [--subjects 8 64 512]
 

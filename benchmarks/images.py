@@ -1,5 +1,6 @@
-"""Image models: objects at several places, logic of captions, tapestries, guidance of
-digits, mixtures of classes, and their shares under a measurement.
+"""Image models: placed objects, captions, tapestries, guided digits, mixtures, shares.
+
+The shares are those of mixtures of classes under a measurement.
 
     python -m benchmarks images [--only TEXT] [--scenes 100] [--strength 2] [--chains
     100] [--canvases 8]

@@ -1,5 +1,7 @@
-"""Blurred, masked, compressed and phaseless images under a learned prior: ours, and
-DPS, ΠGDM, MMPS, TDS and FPS-SMC.
+"""Inverse problems of images under a learned prior: ours, and five published methods.
+
+The methods are DPS, ΠGDM, MMPS, TDS and FPS-SMC. Images are blurred, masked, compressed
+or phaseless.
 
     python -m benchmarks inverse-problems [--truths 2] [--chains 128] [--exact 2]
 

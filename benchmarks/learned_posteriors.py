@@ -1,5 +1,4 @@
-"""Learned posteriors of one observation, and of eight: are they calibrated, and are
-they told from the true ones?
+"""Learned posteriors of one observation, and of eight: calibration and C2ST.
 
     python -m benchmarks learned-posteriors [--replicates 300] [--draws 99] [--tests 10]
     python -m benchmarks learned-posteriors --eight

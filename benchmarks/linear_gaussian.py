@@ -1,5 +1,6 @@
-"""Benchmark C: a linear measurement with Gaussian noise under a Gaussian-mixture prior,
-and with unknown noise.
+"""Benchmark C: a linear Gaussian measurement under a Gaussian-mixture prior.
+
+Its noise is known or unknown.
 
     python -m benchmarks linear-gaussian [--keys 10] [--chains 500]
 

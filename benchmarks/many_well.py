@@ -1,5 +1,6 @@
-"""Densities without any diffusion model in them: log Z of double wells in 5 to 50
-dimensions, and of a funnel.
+"""Densities without a diffusion model: log Z of double wells and of a funnel.
+
+The wells have 5 to 50 dimensions.
 
     python -m benchmarks many-well [--keys 12] [--chains 2000]
 

@@ -1,5 +1,6 @@
-"""25 Gaussians through random operators: the 90 public problems of the SMCDiffOpt
-experiments, bit for bit.
+"""25 Gaussians through random operators: the public problems of SMCDiffOpt.
+
+All 90 problems are theirs, bit for bit.
 
     python -m benchmarks mixture-25-public [--chains 1000] [--seeds 5]
 

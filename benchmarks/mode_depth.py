@@ -1,5 +1,4 @@
-"""Effect of a cross-level loss on mode shares of learned energies under density
-weights.
+"""Effect of a cross-level loss on mode shares of energies, under density weights.
 
     python -m benchmarks mode-depth
 

@@ -1,5 +1,6 @@
-"""CompLift's nine compositions in the plane: the two empty ones are named, the seven
-others sampled as they are.
+"""CompLift's nine compositions in the plane: two empty ones, and seven to sample.
+
+A run must name the empty ones, and sample the others as they are.
 
     python -m benchmarks nine-scenarios [--learned] [--keys 3]
 

@@ -1,5 +1,6 @@
-"""The 2D experiments of Du et al. 2023 and Sjöberg et al. 2023: products, a mixture and
-a negation of learned models.
+"""The 2D experiments of Du et al. 2023 and Sjöberg et al. 2023, with learned models.
+
+They are products, a mixture and a negation.
 
     python -m benchmarks paper-2d
 

@@ -1,5 +1,6 @@
-"""Plans through nine rooms from a model of short walks: how many of 100 reach the goal
-without touching a wall.
+"""Plans through nine rooms from a model of short walks.
+
+It counts how many of 100 reach the goal without touching a wall.
 
     python -m benchmarks planning
 

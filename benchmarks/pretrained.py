@@ -1,5 +1,6 @@
-"""One evaluation of the network of DDPM on CIFAR-10 (35.7 million weights) for 8
-images, beside the original in torch.
+"""One evaluation of DDPM's network of CIFAR-10, beside the original in torch.
+
+The network has 35.7 million weights and gets 8 images.
 
     python -m benchmarks pretrained --torch PYTHON
 

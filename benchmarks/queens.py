@@ -1,5 +1,6 @@
-"""n queens from exact factors of rows, columns and diagonals: how many samples are
-solutions, and how many solutions.
+"""n queens from exact factors of rows, columns and diagonals.
+
+It counts samples that are solutions, and distinct solutions.
 
     python -m benchmarks queens
 

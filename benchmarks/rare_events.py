@@ -1,5 +1,6 @@
-"""Probabilities of rare events under a mixture of Gaussians: the evidence of a soft
-event, over 24 keys.
+"""Probabilities of rare events under a mixture of Gaussians, over 24 keys.
+
+Each is the evidence of a soft event.
 
     python -m benchmarks rare-events
 

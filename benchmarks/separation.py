@@ -1,5 +1,6 @@
-"""Sources that are seen only in sums: ours by default, MMPS and DPS, on random curves
-and on two digits in one image.
+"""Sources that are seen only in sums: ours by default, MMPS and DPS.
+
+They are points of random curves, and two digits in one image.
 
     python -m benchmarks separation [--views 2] [--pairs 2] [--chains 128]
 

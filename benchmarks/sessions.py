@@ -1,5 +1,6 @@
-"""One subject in many sessions: BayesFlow's compositional sampler beside ours, on one
-network.
+"""One subject in many sessions: BayesFlow's compositional sampler and ours.
+
+Both have the same network.
 
     KERAS_BACKEND=jax python -m benchmarks sessions
 

@@ -1,5 +1,6 @@
-"""Posteriors of many observations from scores of single ones: two toys of known law,
-and SLCP with a learned network.
+"""Posteriors of many observations from scores of single ones.
+
+They are two toys of known law, and SLCP with a learned network.
 
     python -m benchmarks tall-data [--cells TEXT …] [--methods NAME …] [--seeds 5]
     [--chains 1000] [--sets 1]

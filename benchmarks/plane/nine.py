@@ -26,15 +26,15 @@ import composeprob as cp
 from composeprob.factors.factor import LeafFactor, Traits
 
 Named = Callable[[str], cp.Factor]
-"""The factor of each of the laws that compositions are made of, by name."""
+"""Factors of the laws that are composed, by name."""
 DEVIATION = 0.03
 """Standard deviation of each Gaussian."""
 RADIUS = 0.1
 WIDTH = 3 * DEVIATION
 """Distances within which a sample counts as right: from an intersection or a circle,
-and from a Gaussian's centre along each axis, in standard deviations."""
+and from a Gaussian's centre along each axis."""
 NEGATED = 0.5
-"""The power of what is negated: their temperature."""
+"""Power of a divisor: the temperature of CompLift's authors."""
 EIGHT = 0.5 * np.stack(
     [np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], 1
 )

@@ -106,10 +106,10 @@ COLUMNS = [
 NOTES = (
     "An evaluation is one jitted value-and-score of the composed density for all "
     f"chains in a compiled loop; a transition of MALA needs one, of HMC({LEAPFROGS}) "
-    f"{LEAPFROGS}. `cp.infer` is a whole run on two levels over the evaluations that "
-    "it makes: what the driver adds is in it. Peers differentiate the same composed "
-    "log-density. The notebook rows re-state the reference implementation of the "
-    f"paper: gradient and energy evaluated anew at both ends. Noise is {ERRORS:g} "
+    f"{LEAPFROGS}. `cp.infer` is a whole run on two levels, over its evaluations: it "
+    "includes the cost of the driver. Peers differentiate the same composed "
+    "log-density. The notebook rows restate the paper's reference implementation, "
+    f"which evaluates gradient and energy anew at both ends. Noise is {ERRORS:g} "
     "standard errors of a ratio, from the scatter of the repeats."
 )
 

@@ -342,10 +342,7 @@ def main(arguments: list[str] | None = None) -> int:
         "90 % covers",
         "status ok",
     ]
-    notes = (
-        f"{N} chains, keys from 1000 on, `cp.infer` with everything left out that can "
-        "be."
-    )
+    notes = f"{N} chains, keys from 1000 on, `cp.infer` with its defaults."
     title = "What the ± of a default run is worth"
     whole = asked.keys is None and asked.only is None
     return publish(

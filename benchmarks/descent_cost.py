@@ -126,9 +126,8 @@ NOTES = (
     "Processor time of whole runs, medians over turns in one process, divided by the "
     "evaluations of the run; the kernel's step size is the same in all. Fits are "
     "products of all chains with matrices of d × d, twice a level, whatever an "
-    "evaluation costs: what they add is little beside networks and much beside a "
-    "formula of microseconds. Effective chains are what the run says of itself, of "
-    "one key."
+    "evaluation costs: they add little to networks and much to a formula of "
+    "microseconds. Effective chains are those that the run reports, under one key."
 )
 
 

@@ -172,7 +172,7 @@ def alone(posterior: Any, number: int) -> dict[str, Any]:
     _, times, choices = drawn(number)
     xs = world.summaries(times, choices)
     rows = []
-    weigh = jax.jit(
+    log_joint = jax.jit(
         lambda etas, t, c: (
             jax.vmap(lambda eta: world.log_likelihood(eta, t, c))(etas)
             + world.prior().log_prob(etas)
@@ -187,7 +187,7 @@ def alone(posterior: Any, number: int) -> dict[str, Any]:
         )
         etas = proposal.sample(jax.random.key(j), (PROPOSALS,))
         log_weights = np.asarray(
-            weigh(etas, times[j], choices[j]) - proposal.log_prob(etas), float
+            log_joint(etas, times[j], choices[j]) - proposal.log_prob(etas), float
         )
         weights = np.exp(log_weights - log_weights.max())
         weights /= weights.sum()
@@ -321,9 +321,8 @@ def main() -> int:
     }
     named = [run["status"] for run in mine if run["status"] != "ok"]
     group = np.concatenate([holds["mu"], holds["tau"]], axis=1)
-    chance = np.sqrt(
-        2 / np.pi / CHAINS
-    )  # of the mean of so many draws, on average, in standard deviations
+    # E|mean of N draws|, in standard deviations: √(2/(πN)).
+    chance = np.sqrt(2 / np.pi / CHAINS)
     away = np.mean([np.abs(each).mean() for each, _ in off.values()])
     spread = np.mean([ratio.mean() for _, ratio in off.values()])
     checks = {
@@ -367,9 +366,9 @@ def main() -> int:
         f"scale is near 0). All subjects of {len(singles)} studies were compared one "
         "by one, under the broad prior, with the exact posterior by importance "
         f"sampling (least effective number {least:.0f} of {PROPOSALS}): mean ± "
-        "deviation over subjects. In the last column the mean of 44 such errors "
-        "stands beside the width of the group mean's posterior: what the estimator "
-        f"may shift it by. {times}, compilation included, on a machine that was "
+        "deviation over subjects. The last column is the mean of 44 such errors over "
+        "the width of the group mean's posterior: the shift of this mean by the "
+        f"estimator's errors. {times}, compilation included, on a machine that was "
         "shared."
     )
     details = {

@@ -32,9 +32,8 @@ import numpyro.distributions as dist
 
 import composeprob as cp
 
-sys.path.insert(
-    0, str(Path(__file__).parent)
-)  # as where the file is run as a script, for `report`
+# As for a script, so that `report` is found.
+sys.path.insert(0, str(Path(__file__).parent))
 
 CHAINS, SEED = 256, 0
 BARE, DEFAULT, REVERSE = (
@@ -163,9 +162,8 @@ def measure(name: str) -> dict[str, Any]:
 
     jax.monitoring.register_event_duration_secs_listener(count_program)
     run = CASES[name]()
-    jax.block_until_ready(
-        jax.random.key(SEED)
-    )  # nothing above is counted, the backend's start included
+    # Nothing above is counted, the start of the backend included.
+    jax.block_until_ready(jax.random.key(SEED))
     for _ in range(2):
         count[0] = 0
         began = time.process_time()

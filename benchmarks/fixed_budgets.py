@@ -290,11 +290,11 @@ def main() -> int:
     ]
     notes = (
         f"C2ST of {DRAWS:,} draws by `cp.Ancestral()` over the factor's own levels, "
-        "and of as many reference draws; mean and worst over so many of the ten "
-        "observations as stand there. Rows that are missing were not run. Floor: "
-        "5,000 reference draws of the first observation against the other 5,000. One "
-        "training for each row, one key, the same settings; CPU seconds, of a busy "
-        "machine, hold compilation. SLCP's four points are given as a set, and SIR's "
+        "and of as many reference draws; mean and worst over the stated number of "
+        "the ten observations. Missing rows were not run. Floor: 5,000 reference "
+        "draws of the first observation against the other 5,000. One training for "
+        "each row, one key, the same settings; CPU seconds are of a busy machine and "
+        "include compilation. SLCP's four points are given as a set, and SIR's "
         "parameters in logarithms. Published: GenSBI 0.5 (score, flow), SimFormer "
         "and NPE at 3·10⁴, 1 to 3 hours of a V100 each; sbi-benchmark at 10⁵."
     )

@@ -132,9 +132,10 @@ def composed(bias: Bias, n: int, key: int, program: Any) -> Sampled:
     prior = cp.Diffusion(score, SCHEDULE, event_shape=(), parameterization="score")
     target = cp.compile(program, prior, jnp.float32(bias.centre), jnp.float32(width))
     result = cp.infer(target, jax.random.key(key), num_chains=n, progress=False)
-    constant = (
-        np.log(width) + 0.5 * np.log(2 * np.pi) if program is harmonic else 0.0
-    )  # that of the observation
+    # A window that is an observation has the constant of its Gaussian.
+    constant = 0.0
+    if program is harmonic:
+        constant = np.log(width) + 0.5 * np.log(2 * np.pi)
     log_evidence, error = result.log_evidence, result.log_evidence_error
     assert log_evidence is not None
     assert error is not None
@@ -170,9 +171,8 @@ def _eds(
     def slopes(x: Any, t: Any) -> tuple[Any, Any, Any]:
         """Drift of x in reversed time, its squared noise, and d log w/dt forward in
         time."""
-        squared = jnp.pi * jnp.tan(
-            0.5 * jnp.pi * t
-        )  # g² of dx = −½g²x dt + g dW, for which α = cos(πt/2)
+        # g² of dx = −½g²x dt + g dW, with α = cos(πt/2).
+        squared = jnp.pi * jnp.tan(0.5 * jnp.pi * t)
         s = jax.grad(log_law)(x, *noise(t))
         of_x, of_t = jax.grad(reward, (0, 1))(x, t)
         drift = 0.5 * squared * x + squared * (s + 0.5 * of_x)

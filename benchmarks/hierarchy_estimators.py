@@ -355,12 +355,12 @@ def part_a(numbers: list[int]) -> int:
     ]
     notes = (
         f"{CHAINS} chains of cp.infer, by default; NUTS: 4 chains of 500 draws after "
-        "as many, NumPyro's defaults. Of each number of subjects the first run of "
+        "as many, NumPyro's defaults. For each number of subjects the first run of "
         "cp.infer compiles for the others; NUTS compiles too. Checks allow "
-        f"{CHANCE:.2f} beside what they say, three standard errors of so many draws. "
-        "Wrong scores are held against the posterior of right ones. Nothing is "
-        "published for these problems; of composed scores in hierarchies arXiv "
-        "2505.14429 reports that they are unstable above some hundred groups."
+        f"{CHANCE:.2f} more than they state, three standard errors of as many draws. "
+        "Wrong scores are compared with the posterior of right ones. We found no "
+        "published numbers for these problems; arXiv 2505.14429 reports that "
+        "composed scores in hierarchies are unstable above some hundred groups."
     )
     title = "Hierarchies over posteriors of one subject, in closed form"
     return publish(

@@ -184,9 +184,8 @@ def known(seed: int, chains: int) -> dict[str, Any]:
     result, spent = ours(prior, problem, seed, chains)
     rng = np.random.default_rng(seed)
     mean, covariance, log_evidence = law.posterior()
-    exact = rng.multivariate_normal(
-        mean, covariance, chains
-    )  # of the right moments: what chance does to `compare`
+    # Draws with the exact moments show the effect of chance on `compare`.
+    exact = rng.multivariate_normal(mean, covariance, chains)
     found["floor: draws of the right mean and covariance"] = law.compare(exact)
     found[OURS] = law.compare(np.asarray(result["x"], float)) | {
         "passes": spent,

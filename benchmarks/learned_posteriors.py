@@ -164,8 +164,11 @@ def ranks(posterior: Any, world: ModuleType, replicates: int, count: int) -> np.
 
 
 def exact(world: ModuleType, x: Any, seed: int, count: int) -> np.ndarray:
-    """Draws of the true posterior: of SLCP by NUTS; of two moons by rejection, as x
-    tells θ but for the crescent."""
+    """Draws of the true posterior.
+
+    SLCP's come from NUTS. Those of two moons come from rejection, as x determines θ but
+    for a point of the crescent and a sign.
+    """
     if world is slcp:
         return reference(x[None], seed, count)
     rng = np.random.default_rng(seed)
@@ -173,11 +176,11 @@ def exact(world: ModuleType, x: Any, seed: int, count: int) -> np.ndarray:
     while sum(map(len, found)) < count:
         angle = rng.uniform(-np.pi / 2, np.pi / 2, 10**5)
         radius = rng.normal(two_moons.RADIUS, two_moons.WIDTH, 10**5)
-        away = (
-            radius * np.cos(angle) + two_moons.CENTRE - np.asarray(x)[0]
-        )  # |θ₁ + θ₂|/√2
+        # |θ₁ + θ₂|/√2, whose sign x does not show.
+        away = radius * np.cos(angle) + two_moons.CENTRE - np.asarray(x)[0]
         total = np.where(rng.uniform(size=10**5) < 0.5, away, -away) * np.sqrt(2)
-        difference = (np.asarray(x)[1] - radius * np.sin(angle)) * np.sqrt(2)  # θ₂ − θ₁
+        # θ₂ − θ₁.
+        difference = (np.asarray(x)[1] - radius * np.sin(angle)) * np.sqrt(2)
         theta = np.stack([total - difference, total + difference], axis=1) / 2
         found.append(
             theta[(away > 0) & np.all(np.abs(theta) < two_moons.BOUND, axis=1)]

@@ -249,8 +249,8 @@ def main() -> int:
         f"combinations of sides: exact draws have {floor:.3f}. The 40 nats that "
         "learned samplers are off by at MW52 are near 45/2·log 2π = "
         f"{22.5 * np.log(2 * np.pi):.2f}, the constant of its 45 Gaussian entries: "
-        "part of that may be a convention and no miss. Where a default run gives way "
-        "to independent chains there is no evidence."
+        "part of that may be a convention and not an error. A default run that ends "
+        "with independent chains states no evidence."
     )
     details = {
         "num_chains": options.chains,

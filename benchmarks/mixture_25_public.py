@@ -268,7 +268,7 @@ def main() -> int:
         "defaults on log-SNR from −14 to 9, "
         f"{max(cell.evaluations for cell in cells)} evaluations a chain, key = seed. "
         "Published columns: 1,000 DDPM steps and 1,000 particles, one set of exact "
-        "draws; MCGDiff is the authors' own port, which they say not to trust. "
+        "draws; MCGDiff is the authors' own port, which they advise not to trust. "
         f"Findings in {len(cells) * options.seeds} runs: {named or 'none'}."
     )
     details: dict[str, Any] = {

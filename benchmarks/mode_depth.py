@@ -67,16 +67,15 @@ def rings() -> dict[str, Any]:
         "exact": cp.Analytic(model_zoo.reference("ring2d"), schedule)
     }
     trained = cp.load("ring2d")
-    plain = getattr(
-        trained, "uncalibrated", trained
-    )  # a calibration knows the depth, whatever the energy knows
+    # A calibration knows the depth of modes, also if the energy does not.
+    uncalibrated = getattr(trained, "uncalibrated", trained)
     found["ring2d"] = cp.Diffusion(
-        plain.network,
-        plain.schedule,
-        event_shape=plain.event_shape,
-        parameterization=plain.parameterization,
-        time=plain.time,
-        log_snr_range=plain.log_snr_range,
+        uncalibrated.network,
+        uncalibrated.schedule,
+        event_shape=uncalibrated.event_shape,
+        parameterization=uncalibrated.parameterization,
+        time=uncalibrated.time,
+        log_snr_range=uncalibrated.log_snr_range,
         mode_depth=True,
         label="ring2d",
     )

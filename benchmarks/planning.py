@@ -176,8 +176,8 @@ def main() -> int:
         <= rooms.ROOMS,
     }
     notes = (
-        "One plan a task. An evaluation of the program is one of the network for "
-        f"each of its {example.WINDOWS} windows. Seconds are without compilation. "
+        "One plan a task. An evaluation of the program evaluates the network once "
+        f"for each of its {example.WINDOWS} windows. Seconds leave out compilation. "
         "Walks of training and of the model alone have no goal: walls and steps "
         f"judge them. The longest of 10,000 walks of training is {longest:.2f} long, "
         f"the row of rooms {rooms.ROOMS}."

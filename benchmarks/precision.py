@@ -211,8 +211,8 @@ def energies() -> int:
         "log Z moved",
     ]
     notes = (
-        "At the samples of one run of SMC in float32, weighted again by what rounding "
-        "adds to log π₀. "
+        "At the samples of one run of SMC in float32, reweighted by the change of log "
+        "π₀ through rounding. "
     )
     title = "Networks that multiply in bfloat16: the density at level 0"
     return publish(
@@ -221,8 +221,8 @@ def energies() -> int:
 
 
 EXPLICIT = (
-    "Every rounding is explicit, so that this processor computes what a unit for "
-    "bfloat16 would, but for the order of sums."
+    "Every rounding is explicit, so that this processor computes the same as a unit "
+    "for bfloat16, but for the order of sums."
 )
 
 

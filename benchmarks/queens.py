@@ -242,11 +242,11 @@ def main() -> int:
     ]
     notes = (
         "Published figures are those of the paper's Table 1, with energies learned "
-        "from one solution; ours have exact factors, so that what is compared is "
+        "from one solution; ours have exact factors, so that the comparison is one of "
         "sampling. A sample of ReplicaExchange is the replica at level 0 of one of 16 "
         "ensembles of 24 rungs (64 of 16 for 4 queens), moved by HMC of 4 leapfrogs; "
-        "evaluations count all rungs and the way there. Key 0; under key 1, at 5,871 "
-        "evaluations, 90 of 92 are found. Seconds are with compilation."
+        "evaluations count all rungs and the descent to them. Key 0; under key 1, at "
+        "5,871 evaluations, 90 of 92 are found. Seconds include compilation."
     )
     details = {"width": WIDTH, "rows": [dataclasses.asdict(row) for row in rows]}
     title = "n queens: solutions among samples, and how evenly they are hit"

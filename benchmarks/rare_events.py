@@ -219,7 +219,7 @@ def told(rows: list[Row]) -> int:
         for threshold, (ratio, variation) in PUBLISHED.items()
     ]
     notes = (
-        f"{CHAINS} chains, keys 0 to {KEYS - 1} where no others are told, log-SNR "
+        f"{CHAINS} chains, keys 0 to {KEYS - 1} unless others are stated, log-SNR "
         f"from {LEVELS[0]:g} to {LEVELS[1]:g}. The range of levels was chosen on the "
         f"first keys, the row of the next {KEYS} confirms it. The ratio's own "
         f"standard error is the variation over √{KEYS}, the variation's is a seventh "

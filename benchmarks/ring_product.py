@@ -4,7 +4,7 @@
 
 Exits with 1 if a threshold is missed. Adding scores and running the reverse process
 (Ancestral) samples the wrong law, and is expected to; annealed MCMC freezes the shares
-of the modes where these part; SMC mends that.
+of the modes where these part; SMC corrects that.
 """
 
 from __future__ import annotations

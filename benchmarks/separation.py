@@ -220,9 +220,8 @@ def digits(which: int, chains: int) -> dict[str, Any]:
 
     def compare(x: np.ndarray) -> dict[str, float]:
         x = x.reshape(chains, 2, -1)
-        either = x.reshape(
-            2 * chains, -1
-        )  # the two may change places, so that both have one law
+        # The two may exchange places, so that both have one law.
+        either = x.reshape(2 * chains, -1)
         return {
             "coverage": float(np.mean([coverage(either, each) for each in pair])),
             "crps": float(np.mean([crps(either, each) for each in pair])),

@@ -247,9 +247,9 @@ def main() -> int:
     notes = (
         f"{DRAWS} draws, {KEYS} subjects each; BayesFlow {bayesflow.__version__}. "
         "Exact means and deviations by importance sampling with the likelihood "
-        f"(least effective number {least:.0f} of {PROPOSALS}); what the network "
-        "itself is off by is in every row alike. Evaluations are of the network for "
-        f"each session, and the seconds hold compilation. The floor: {DRAWS} exact "
+        f"(least effective number {least:.0f} of {PROPOSALS}); the error of the "
+        "network itself is the same in every row. Evaluations are of the network for "
+        f"each session, and seconds include compilation. The floor: {DRAWS} exact "
         f"draws put a mean {np.sqrt(2 / np.pi / DRAWS):.2f} sd off on average, and a "
         f"deviation {100 * np.sqrt(1 / np.pi / DRAWS):.0f} %."
     )

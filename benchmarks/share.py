@@ -177,8 +177,8 @@ NOTES = (
     "One by one, each condition is evaluated for all chains by itself: in turn, by a "
     "loop over the conditions, or side by side, written out in the same compiled "
     "code, where XLA spreads independent parts over the cores. ± is a standard error. "
-    "Peak is that of a product of large matrices in the same process: a batch can "
-    "gain no more than the share of it that one by one leaves."
+    "Peak is that of a product of large matrices in the same process: a batch gains "
+    "at most the share of it that evaluation one by one leaves unused."
 )
 
 

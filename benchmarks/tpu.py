@@ -54,15 +54,15 @@ def main() -> int:
             alone = compile_ahead(
                 density, INDEPENDENT, CHAINS * len(chips), chips, diagnostics=False
             )
-            weighed = compile_ahead(density, default, CHAINS * len(chips), chips)
+            smc = compile_ahead(density, default, CHAINS * len(chips), chips)
         # A compiler that gives up has a row in the table, and fails a check.
         except Exception as error:
             found[topology] = {"failed": str(error).splitlines()[0]}
         else:
             found[topology] = {
                 "chips": len(chips),
-                "independent": told(alone),
-                "default": told(weighed),
+                "independent": as_json(alone),
+                "default": as_json(smc),
             }
         print(topology, found[topology], file=sys.stderr)
     passed = {topology: one for topology, one in found.items() if "failed" not in one}
@@ -104,7 +104,7 @@ def main() -> int:
         "without the means over all chains that a result reports. SMC, which "
         f"`cp.infer` chooses here, with them: {default.prepare(density).describe()}. "
         "From 64 chips on the compiler makes an all-reduce of the all-gather of "
-        "weights. Chains that change places go round the chips."
+        "weights. Chains that are exchanged travel around the ring of chips."
     )
     title = (
         f"Compiled for TPUs, not run: learned ring × bar, {CHAINS} chains on every chip"
@@ -121,7 +121,7 @@ def memories(passed: dict[str, Any], family: str, name: str) -> list[int]:
     ]
 
 
-def told(compiled: Compiled) -> dict[str, Any]:
+def as_json(compiled: Compiled) -> dict[str, Any]:
     memory = compiled.arguments + compiled.outputs + compiled.temporaries
     return {
         "memory": memory,

@@ -78,9 +78,8 @@ class Truth:
         }
 
     def _covariance_error(self, samples: np.ndarray) -> float:
-        heavy = (
-            self.shares > 0.02
-        )  # the others get too few samples to have a covariance
+        # The other modes get too few samples for a covariance.
+        heavy = self.shares > 0.02
         errors = cp.metrics.covariance_error(samples, self.centres, self.covariances)
         return float(np.mean(np.asarray(errors)[heavy]))
 

@@ -104,7 +104,7 @@ def whitened_variance(instance: Instance, draws: np.ndarray) -> float:
 
 def max_sliced(a: np.ndarray, b: np.ndarray, projections: int, seed: int = 0) -> float:
     """The greatest Wasserstein-2 distance of as many draws over random directions; NaN
-    where a draw is no number."""
+    where a draw is NaN."""
     if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
         return float("nan")
     directions = np.random.default_rng(seed).standard_normal((a.shape[1], projections))

@@ -87,9 +87,8 @@ def mixture(m: int, n: int, error: float, seed: int) -> Instance:
     precisions = np.stack([1 / (2.25 * s**2), 9 / s**2])
     variances = 1 / (precisions + 1)
     means = variances * precisions * xs[:, None]
-    scales = np.stack(
-        [1.5 * s + 1, s / 3 + 1]
-    )  # s + 1, where the marginal's would be sqrt(s² + 1)
+    # The papers' code has s + 1, where the marginal's scale is √(s² + 1).
+    scales = np.stack([1.5 * s + 1, s / 3 + 1])
     log_weights = np.sum(-0.5 * (xs[:, None] / scales) ** 2 - np.log(scales), axis=-1)
     log_weights -= np.logaddexp.reduce(log_weights, axis=1, keepdims=True)
     covariances = variances[:, :, None] * np.eye(m)
@@ -156,9 +155,8 @@ def log_posterior(
             instance.covariances[j]
         ) + sigma**2 * jnp.eye(instance.size)
         factor = jnp.linalg.cholesky(covariance)
-        inverse = jax.scipy.linalg.cho_solve(
-            (factor, True), jnp.eye(instance.size)
-        )  # one for all chains
+        # One inverse serves all chains.
+        inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(instance.size))
         away = theta - amplitude * means[j]
         log_det = 2 * jnp.sum(jnp.log(jnp.diag(factor)))
         terms.append(

@@ -137,9 +137,8 @@ def jac(
 ) -> Array:
     index = jnp.arange(len(instance.xs))
     eye = jnp.eye(instance.size)
-    constant = (
-        not instance.error and len(instance.covariances) == 1
-    )  # a Gaussian's score has one Jacobian everywhere
+    # The score of a Gaussian has one Jacobian everywhere.
+    constant = not instance.error and len(instance.covariances) == 1
 
     def precisions(theta: Array, t: Array) -> Array:
         one = jax.jacfwd(lambda theta, i: posterior_score(instance, theta, t, i))

@@ -62,9 +62,8 @@ def c2st(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
     if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
         return float("nan")
     points = np.concatenate([a, b])
-    points = ((points - a.mean(0)) / a.std(0)).astype(
-        np.float32
-    )  # in which the classifier then computes
+    # The classifier computes in the precision of its inputs.
+    points = ((points - a.mean(0)) / a.std(0)).astype(np.float32)
     labels = np.repeat([0, 1], [len(a), len(b)])
     hidden = (10 * a.shape[1],) * 2
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)

@@ -1,14 +1,14 @@
-"""The benchmarks of a checkout: `python -m benchmarks` lists them, `python -m
-benchmarks NAME …` runs one.
+"""Benchmarks of a checkout: `python -m benchmarks` lists them, `python -m benchmarks
+NAME …` runs one.
 
-What follows the name goes to the benchmark: `python -m benchmarks paper-2d --chains
-100`. It prints its table, writes it to benchmarks/results/, and exits with 1 if
-something that it checks does not hold.
+The arguments after the name go to the benchmark: `python -m benchmarks paper-2d
+--chains 100`. It prints its table, writes it to benchmarks/results/, and exits with 1
+if one of its checks fails.
 
-`python -m benchmarks --stale` runs nothing. A results file names the commit that it was
-made at, and what it depends on: the library without its command line, the benchmark's
-own scripts, the models where it uses them. Of each file it counts the commits since
-then that touch these, and exits with 1 if there are any.
+`python -m benchmarks --stale` runs nothing. Each results file names the commit that it
+was made at and the paths that it depends on: the library without its command line, the
+benchmark's own scripts, and the models if it uses them. The command counts the commits
+since then that touch these paths, and exits with 1 if there are any.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from composeprob.errors import ComposeProbError, LoadError
 
 
 def benchmarks() -> dict[str, Path]:
-    """The script of every benchmark by name, such as ``paper-2d``."""
+    """Scripts of all benchmarks by name, such as ``paper-2d``."""
     shared = ("__main__", "ages", "mode_weights", "report", "sizes")
     scripts = [
         path
@@ -38,13 +38,13 @@ def benchmarks() -> dict[str, Path]:
 
 
 def title(script: Path) -> str:
-    """Returns the first line of a benchmark's docstring."""
+    """Return the first line of a benchmark's docstring."""
     text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
     return text.split("\n", 1)[0]
 
 
 def table_of_ages(known: list[Age]) -> Table:
-    """Makes the table that `python -m benchmarks --stale` shows."""
+    """Make the table that `python -m benchmarks --stale` shows."""
     names = (
         "results",
         "made at",
@@ -54,28 +54,26 @@ def table_of_ages(known: list[Age]) -> Table:
     )
     table = Table(*(Column(name, overflow="fold") for name in names))
     for age in known:
-        number = len(age.later)
-        behind = (
-            "none"
-            if not age.stale
-            else f"at least {number}"
-            if age.commit is None
-            else str(number)
-        )
-        notes = [*age.later[:1], *([f"({age.why})"] if age.why else [])]
+        notes = list(age.later[:1])
+        if age.why:
+            notes.append(f"({age.why})")
+        commit = (age.commit or "unknown")[:9]
         table.add_row(
-            age.file,
-            (age.commit or "unknown")[:9],
-            behind,
-            "\n".join(notes),
-            age.command,
+            age.file, commit, later_commits(age), "\n".join(notes), age.command
         )
     return table
 
 
+def later_commits(age: Age) -> str:
+    """Number of commits that a result is behind, as text."""
+    if not age.stale:
+        return "none"
+    number = len(age.later)
+    return f"at least {number}" if age.commit is None else str(number)
+
+
 def run_benchmark(name: str, arguments: list[str]) -> None:
-    """Runs a benchmark as ``python benchmarks/….py`` would; it exits with its own
-    status.
+    """Run a benchmark as ``python benchmarks/….py`` does, with its own exit status.
 
     Raises:
         LoadError: no such benchmark.
@@ -83,9 +81,9 @@ def run_benchmark(name: str, arguments: list[str]) -> None:
     known = benchmarks()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        fix = f"did you mean {near[0]!r}?" if near else "use one of these names."
         raise LoadError(
-            f"There is no benchmark {name!r}; there are: {', '.join(known)}.",
-            fix=f"did you mean {near[0]!r}?" if near else "use one of these names.",
+            f"There is no benchmark {name!r}; there are: {', '.join(known)}.", fix=fix
         )
     script = known[name]
     sys.path.insert(0, str(script.parent))
@@ -94,8 +92,11 @@ def run_benchmark(name: str, arguments: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Lists the benchmarks or the ages of their results, or runs one; returns the exit
-    status."""
+    """List the benchmarks or the ages of their results, or run one.
+
+    Returns:
+        The exit status.
+    """
     name, *rest = arguments or [""]
     if name in ("-h", "--help"):
         print(__doc__)
@@ -119,7 +120,7 @@ def main(arguments: list[str]) -> int:
 
 
 def console() -> Console:
-    """A console that a pipe does not make narrow."""
+    """Console that a pipe does not make narrow."""
     return Console(width=max(120, Console().width))
 
 

@@ -1,5 +1,4 @@
-"""The age of benchmark results: the commit that a result was made at, and what has
-changed since."""
+"""Age of benchmark results: the commit of a result, and later changes."""
 
 from __future__ import annotations
 
@@ -14,11 +13,11 @@ from composeprob.errors import LoadError
 from composeprob.json_data import JSONObject
 
 LIBRARY = ("composeprob", ":(exclude)composeprob/cli")
-"""What every benchmark measures, as git's paths."""
+"""Paths of git that every benchmark measures."""
 RECORD = ("__main__.py", "ages.py", "report.py")
-"""What finds, runs and writes down benchmarks, and measures nothing."""
+"""Files that find, run and record benchmarks, and measure nothing."""
 STAMP = "made_at"
-"""Where a results file, or one of its cells, has what it was made of."""
+"""Key of a results file, or of one of its cells, for the code it was made by."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,7 @@ class Code:
 
     @classmethod
     def now(cls, root: Path) -> Code:
-        """Reads what is in the checkout at this moment; a long run does so before it
-        begins."""
+        """Read the state of the checkout; a long run does so before it begins."""
         try:
             commit = git(root, "rev-parse", "HEAD").strip()
             lines = git(
@@ -49,54 +47,56 @@ class Code:
         return cls(root, commit, tuple(line[3:] for line in lines))
 
     def stamp(self) -> JSONObject | None:
-        """Returns what a result stores about its code: the commit, its paths, and which
-        of them changed."""
+        """Return what a result stores about its code.
+
+        It is the commit, the paths that the result depends on, and those of them that
+        changed since the commit.
+        """
         if self.commit is None:
             return None
-        folders = {
-            self.root / "benchmarks",
-            self.root / "examples",
-        }  # a benchmark may run an example's program
-        modules = {
-            getattr(module, "__file__", None) for module in list(sys.modules.values())
-        } | {sys.argv[0]}
-        files = {Path(file).resolve() for file in modules if file}
-        used = [
-            file
-            for file in files
-            if folders & set(file.parents) and file.name not in RECORD
-        ]
-        paths = sorted(str(file.relative_to(self.root)) for file in used)
+        paths = [*LIBRARY, *self._scripts()]
         if any(name.startswith("composeprob.models.") for name in list(sys.modules)):
             paths.append("models")
-        paths = [*LIBRARY, *paths]
         changed = [file for file in self.changed if _within(file, paths)]
         return {"commit": self.commit, "paths": paths, "changed": changed}
 
+    def _scripts(self) -> list[str]:
+        """Modules of benchmarks that are imported; some run an example's program."""
+        folders = {self.root / "benchmarks", self.root / "examples"}
+        modules = list(sys.modules.values())
+        names = {getattr(module, "__file__", None) for module in modules}
+        files = {Path(name).resolve() for name in names | {sys.argv[0]} if name}
+        scripts = []
+        for file in files:
+            if folders & set(file.parents) and file.name not in RECORD:
+                scripts.append(str(file.relative_to(self.root)))
+        return sorted(scripts)
+
 
 def _within(file: str, paths: list[str]) -> bool:
-    """Whether git's paths, in which ``:(exclude)`` takes some out, have a file in
-    them."""
-    under = [
-        path
-        for path in paths
-        if f"{file}/".startswith(f"{path.removeprefix(':(exclude)')}/")
-    ]
-    return bool(under) and not any(path.startswith(":(exclude)") for path in under)
+    """Return whether a file is within git's paths, from which ``:(exclude)`` takes
+    some."""
+    exclude = ":(exclude)"
+    folders = [path.removeprefix(exclude) for path in paths]
+    under = []
+    for path, folder in zip(paths, folders, strict=True):
+        if f"{file}/".startswith(f"{folder}/"):
+            under.append(path)
+    return bool(under) and not any(path.startswith(exclude) for path in under)
 
 
 @dataclass(frozen=True)
 class Age:
-    """How old one results file is.
+    """Age of one results file.
 
     Attributes:
         file: its name.
-        command: what makes it.
-        commit: where it was made; None where that is not recorded.
-        later: the commits since then that touch what it measures, newest first, as
-            "hash date subject". Where it is not recorded, those since the file was last
-            written: there may be more.
-        why: what keeps its age from being known, or "".
+        command: the command that makes it.
+        commit: the commit that it was made at; None if it is not recorded.
+        later: the commits since then that touch the code it measures, newest first, as
+            "hash date subject". Without a recorded commit, those since the file was
+            last written: there may be more.
+        why: the reason why its age is unknown, or "".
     """
 
     file: str
@@ -107,12 +107,12 @@ class Age:
 
     @property
     def stale(self) -> bool:
-        """Whether it may be older than what it measures."""
+        """True if the file may be older than the code it measures."""
         return bool(self.later or self.why)
 
 
 def ages(root: Path) -> list[Age]:
-    """The age of every results file of a checkout, those with most later commits first.
+    """Ages of all results files of a checkout, those with most later commits first.
 
     Raises:
         LoadError: no git, or not a git checkout.
@@ -123,24 +123,20 @@ def ages(root: Path) -> list[Age]:
 
 def _age(root: Path, file: Path) -> Age:
     record = json.loads(file.read_text(encoding="utf-8"))
-    command, kept = record.get("command", "?"), list(_stamps(record))
+    command = record.get("command", "?")
+    kept = list(_stamps(record))
     stamps = [stamp for stamp in kept if stamp is not None]
     lacking = len(kept) - len(stamps)
     if lacking:
-        part = (
-            "no commit recorded"
-            if len(kept) == 1
-            else f"no commit recorded for {lacking} of {len(kept)} parts"
-        )
-        written = git(
-            root, "log", "-1", "--format=%H", "--", str(file.relative_to(root))
-        ).strip()
-        later = (
-            _since(root, written, [*LIBRARY, *_script(root, command)])
-            if written
-            else []
-        )
-        return Age(file.name, command, None, tuple(later), part)
+        why = "no commit recorded"
+        if len(kept) > 1:
+            why = f"no commit recorded for {lacking} of {len(kept)} parts"
+        name = str(file.relative_to(root))
+        written = git(root, "log", "-1", "--format=%H", "--", name).strip()
+        later: list[str] = []
+        if written:
+            later = _since(root, written, [*LIBRARY, *_script(root, command)])
+        return Age(file.name, command, None, tuple(later), why)
     found: list[tuple[str, list[str]]] = []
     for stamp in {json.dumps(stamp): stamp for stamp in stamps}.values():
         if not _in_history(root, stamp["commit"]):
@@ -149,15 +145,14 @@ def _age(root: Path, file: Path) -> Age:
         found.append((stamp["commit"], _since(root, stamp["commit"], stamp["paths"])))
     commit, later = max(found, key=lambda pair: len(pair[1]))
     changed = sorted({name for stamp in stamps for name in stamp["changed"]})
-    why = (
-        f"made with changes that no commit had: {', '.join(changed)}" if changed else ""
-    )
+    why = ""
+    if changed:
+        why = f"made with changes that no commit had: {', '.join(changed)}"
     return Age(file.name, command, commit, tuple(later), why)
 
 
 def _stamps(record: JSONObject) -> Iterator[JSONObject | None]:
-    """Of a file as a whole, or of what it is made of where that was run part by
-    part."""
+    """Stamps of a file, or of its cells where these were run one by one."""
     rows = record.get("rows", [])
     kept = list(record.get("cells", {}).values()) or [
         row for row in rows if STAMP in row
@@ -195,10 +190,13 @@ def git(root: Path, *arguments: str) -> str:
     """The output of git.
 
     Raises:
-        LoadError: there is no git, the folder is no checkout, or git refuses.
+        LoadError: there is no git, the folder is not a checkout, or git refuses.
     """
     command = ["git", "-C", str(root), *arguments]
-    fix = "run python -m benchmarks --stale in a clone made by git; an unpacked archive has no history."
+    fix = (
+        "run python -m benchmarks --stale in a clone made by git; an unpacked archive "
+        "has no history."
+    )
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -208,8 +206,6 @@ def git(root: Path, *arguments: str) -> str:
         ) from error
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        raise LoadError(
-            f"git found no history in {root}: {lines[0] if lines else 'it gave no reason'}.",
-            fix=fix,
-        )
+        reason = lines[0] if lines else "it gave no reason"
+        raise LoadError(f"git found no history in {root}: {reason}.", fix=fix)
     return done.stdout

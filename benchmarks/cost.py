@@ -1,5 +1,6 @@
-"""What a transition costs, in evaluations of the density: ours, BlackJAX's, NumPyro's
-and the reference notebook's.
+"""Cost of a transition, in evaluations of the density: ours and its peers'.
+
+The peers are BlackJAX, NumPyro and the reference notebook.
 
     python -m benchmarks cost
     python -m benchmarks cost --cases plane --clock processor
@@ -25,8 +26,7 @@ PEERS = {
     "MALA": ("BlackJAX mala", "NumPyro HMC(1)"),
     HMC: (f"BlackJAX hmc({LEAPFROGS})", f"NumPyro HMC({LEAPFROGS})"),
 }
-"""What each of our kernels is compared with: HMC with one leapfrog makes the
-evaluations that MALA makes."""
+"""Peers of each of our kernels: HMC with one leapfrog makes the evaluations of MALA."""
 GEMM = "matrix product"
 ERRORS = 3.0
 """Standard errors of a ratio that are called noise."""
@@ -75,8 +75,14 @@ def main() -> int:
             "seconds": {n: t.seconds.tolist() for n, t in times.items()},
         }
         title = f"Cost of a transition: {case.name}, {case.num_chains} chains"
-        notes = f"{options.clock.capitalize()} time, medians of {options.repeats} repeats in turns. "
-        notes += f"An evaluation makes {rate / 1e9:.0f} GFLOP/s, {share:.0%} of a large matrix product's. {NOTES}"
+        notes = (
+            f"{options.clock.capitalize()} time, medians of {options.repeats} repeats "
+            "in turns. "
+        )
+        notes += (
+            f"An evaluation makes {rate / 1e9:.0f} GFLOP/s, {share:.0%} of a large "
+            f"matrix product's. {NOTES}"
+        )
         status |= publish(
             f"cost_{name}",
             title,
@@ -98,11 +104,13 @@ COLUMNS = [
     "for each that it needs",
 ]
 NOTES = (
-    "An evaluation is one jitted value-and-score of the composed density for all chains in a compiled loop; a "
-    f"transition of MALA needs one, of HMC({LEAPFROGS}) {LEAPFROGS}. `cp.infer` is a whole run on two levels over the "
-    "evaluations that it makes: what the driver adds is in it. Peers differentiate the same composed log-density. The "
-    "notebook rows re-state the reference implementation of the paper: gradient and energy evaluated anew at both "
-    f"ends. Noise is {ERRORS:g} standard errors of a ratio, from the scatter of the repeats."
+    "An evaluation is one jitted value-and-score of the composed density for all "
+    f"chains in a compiled loop; a transition of MALA needs one, of HMC({LEAPFROGS}) "
+    f"{LEAPFROGS}. `cp.infer` is a whole run on two levels, over its evaluations: it "
+    "includes the cost of the driver. Peers differentiate the same composed "
+    "log-density. The notebook rows restate the paper's reference implementation, "
+    f"which evaluates gradient and energy anew at both ends. Noise is {ERRORS:g} "
+    "standard errors of a ratio, from the scatter of the repeats."
 )
 
 
@@ -141,7 +149,10 @@ def judge(case: Case, times: dict[str, Times]) -> dict[str, bool]:
     for name, peers in PEERS.items():
         for peer in peers:
             cost, error = ratio(times[name], times[peer])
-            text = f"{name} over {peer} is {cost:.3f} ± {error:.3f}, no more than 1 within noise"
+            text = (
+                f"{name} over {peer} is {cost:.3f} ± {error:.3f}, no more than 1 "
+                "within noise"
+            )
             checks[text] = cost - ERRORS * error <= 1.0
     return checks
 

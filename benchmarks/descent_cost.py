@@ -1,5 +1,4 @@
-"""What the fitted reverse step and the control of the weights cost an evaluation, and
-how many chains that is worth.
+"""Cost and worth of the fitted reverse step and of the control of the weights.
 
     python -m benchmarks descent-cost [--chains 2000] [--repeats 5] [--cases NAME …]
 
@@ -87,7 +86,9 @@ def main() -> int:
     options = parser.parse_args()
     rows, checks, details = [], {}, {}
     for name in options.cases:
-        density, runs, results = CASES[name](), {}, {}
+        density = CASES[name]()
+        runs = {}
+        results = {}
         for setting in STEPS:
             units = sampler_of(setting).prepare(density).evaluations(LEVELS)
             runs[setting] = (
@@ -105,7 +106,10 @@ def main() -> int:
         checks[f"{name}: {cost:.2f} ≤ {LIMIT:.2f} of the plain step"] = cost <= LIMIT
         details[name] = {setting: t.seconds.tolist() for setting, t in times.items()}
         jax.clear_caches()
-    title = f"What the fitted step and the control cost, {options.chains} chains, {LEVELS} levels"
+    title = (
+        f"What the fitted step and the control cost, {options.chains} chains, "
+        f"{LEVELS} levels"
+    )
     return publish("descent_cost", title, COLUMNS, rows, checks, details, NOTES)
 
 
@@ -119,10 +123,11 @@ COLUMNS = [
     "status",
 ]
 NOTES = (
-    "Processor time of whole runs, medians over turns in one process, divided by the evaluations of the run; the "
-    "kernel's step size is the same in all. Fits are products of all chains with matrices of d × d, twice a level, "
-    "whatever an evaluation costs: what they add is little beside networks and much beside a formula of microseconds. "
-    "Effective chains are what the run says of itself, of one key."
+    "Processor time of whole runs, medians over turns in one process, divided by the "
+    "evaluations of the run; the kernel's step size is the same in all. Fits are "
+    "products of all chains with matrices of d × d, twice a level, whatever an "
+    "evaluation costs: they add little to networks and much to a formula of "
+    "microseconds. Effective chains are those that the run reports, under one key."
 )
 
 

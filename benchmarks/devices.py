@@ -1,5 +1,6 @@
-"""What `chunk=`, which makes samples the same on any number of devices, costs: ring ×
-bar on one and on eight.
+"""Cost of `chunk=`, with which samples are the same on any number of devices.
+
+Learned ring × bar runs on one and on eight devices.
 
     python -m benchmarks devices
 
@@ -43,21 +44,12 @@ def main() -> int:
     first = sampler.first_level(density)
 
     def prepared(devices: int, chunk: int | None) -> Any:
-        mesh = (
-            jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("chains",))
-            if devices > 1
-            else None
-        )
+        mesh = None
+        if devices > 1:
+            mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("chains",))
         spread = Spread.checked(mesh, chunk, CHAINS)
-        run = placed(
-            begin(
-                jax.random.key(0),
-                CHAINS,
-                Visits.every(first, density.num_levels),
-                spread,
-            ),
-            spread,
-        )
+        visits = Visits.every(first, density.num_levels)
+        run = placed(begin(jax.random.key(0), CHAINS, visits, spread), spread)
         placed_sampler, placed_density = spread.place((sampler, density), everywhere)
         run = start(placed_sampler, run, placed_density, first)
 
@@ -76,26 +68,18 @@ def main() -> int:
     seconds = np.array(
         [[run(1 + (r + 1) * LEVELS) for run in runs.values()] for r in range(REPEATS)]
     )
+    medians = np.median(seconds, axis=0)
     ratios = np.median(seconds / seconds[:, :1], axis=0)
-    rows = [
-        [
-            str(devices),
-            "all that a device has" if chunk is None else str(chunk),
-            f"{s:.2f}",
-            f"{ratio:.3f}",
-        ]
-        for (devices, chunk), s, ratio in zip(
-            CASES, np.median(seconds, axis=0), ratios, strict=True
-        )
-    ]
-    of = dict(zip(CASES, ratios, strict=True))
+    rows = []
+    for (devices, chunk), median, ratio in zip(CASES, medians, ratios, strict=True):
+        chains = "all that a device has" if chunk is None else str(chunk)
+        rows.append([str(devices), chains, f"{median:.2f}", f"{ratio:.3f}"])
+    ratio_of = dict(zip(CASES, ratios, strict=True))
+    one = f"chunks of 250 on one device cost at most {LIMIT:.2f} of no chunks"
+    eight = f"eight devices with chunks of 250 cost at most {LIMIT:.2f} of one without"
     checks = {
-        f"chunks of 250 on one device cost at most {LIMIT:.2f} of no chunks": bool(
-            of[1, 250] <= LIMIT
-        ),
-        f"eight devices with chunks of 250 cost at most {LIMIT:.2f} of one without": bool(
-            of[8, 250] <= LIMIT
-        ),
+        one: bool(ratio_of[1, 250] <= LIMIT),
+        eight: bool(ratio_of[8, 250] <= LIMIT),
     }
     columns = [
         "devices",
@@ -103,7 +87,10 @@ def main() -> int:
         "processor seconds",
         "ratio to the first row",
     ]
-    title = f"Chunks and devices: {CHAINS} chains of MALA, {LEVELS} levels of 5 steps, learned ring × bar"
+    title = (
+        f"Chunks and devices: {CHAINS} chains of MALA, {LEVELS} levels of 5 steps, "
+        "learned ring × bar"
+    )
     return publish(
         "devices", title, columns, rows, checks, {"seconds": seconds.tolist()}
     )

@@ -1,5 +1,6 @@
-"""Benchmark E, the positive control: on factors of disjoint coordinates every sampler
-must be right.
+"""Benchmark E, the positive control: factors of disjoint coordinates.
+
+Every sampler must be right on them.
 
     python -m benchmarks disjoint
 
@@ -34,7 +35,7 @@ TOO_SMALL = "MALA, paper (0.001), 10 a level"
 
 
 def checks(rows: dict[str, Measured]) -> dict[str, bool]:
-    """What benchmark E must show."""
+    """Checks of benchmark E."""
     judged = {name: row for name, row in rows.items() if name != TOO_SMALL}
     return {
         f"{name}: mean TV ≤ {LIMIT}": row.mean <= LIMIT for name, row in judged.items()
@@ -46,8 +47,14 @@ def main() -> int:
     for name, row in samplers().items():
         rows[name] = measure(disjoint(), row)
         print("  ".join(as_text(rows[name])), flush=True)
-    notes = f"Four modes of weights 0.21, 0.14, 0.39, 0.26. TV as in benchmark A: {N} chains, {OVER}; {SPREAD} "
-    notes += "MALA at the paper's step is listed, not judged: its steps are too small to follow the levels."
+    notes = (
+        f"Four modes of weights 0.21, 0.14, 0.39, 0.26. TV as in benchmark A: {N} "
+        f"chains, {OVER}; {SPREAD} "
+    )
+    notes += (
+        "MALA at the paper's step is listed, not judged: its steps are too small to "
+        "follow the levels."
+    )
     details = {
         "num_chains": N,
         "rows": [dataclasses.asdict(m) | {"mean_tv": m.mean} for m in rows.values()],

@@ -1,5 +1,6 @@
-"""Forty-four subjects of a drift-diffusion model from a network that saw one: coverage,
-and NUTS beside.
+"""Forty-four subjects of a drift-diffusion model, from a network that saw one.
+
+It measures coverage, and compares with NUTS.
 
     python -m benchmarks drift-diffusion [--studies 20] [--beside 20] [--alone 2]
 
@@ -37,17 +38,15 @@ from composeprob.models.worlds import drift_diffusion as world
 
 SUBJECTS, CHAINS = 44, 99
 NAMES = ("drift", "log boundary", "log non-decision time")
-CENTRE, AROUND, SPREAD = (
-    jnp.array([1.5, 0.3, -1.2]),
-    jnp.array([0.75, 0.25, 0.25]),
-    jnp.array([0.75, 0.25, 0.25]),
-)
-"""Of the priors of the group's means, normal, and of its scales, half-normal."""
+CENTRE = jnp.array([1.5, 0.3, -1.2])
+AROUND = jnp.array([0.75, 0.25, 0.25])
+SPREAD = jnp.array([0.75, 0.25, 0.25])
+"""Scales of the priors of the group's means, normal, and of its scales, half-normal."""
 R_HAT = 1.05
-"""Of group parameters, up to which NUTS is a reference."""
+"""Largest r-hat of group parameters with which NUTS is a reference."""
 DRAWS, PROPOSALS = 1000, 10_000
-"""Of the estimator's posterior of one subject, and of the exact one's importance
-sampling."""
+"""Numbers of draws of one subject's posterior by the estimator, and of importance
+samples for the exact one."""
 
 
 @cp.program
@@ -105,8 +104,15 @@ def ours(posterior: Any, prior: Any, number: int) -> dict[str, Any]:
         name: [draws[name].mean(0).tolist(), draws[name].std(0).tolist()]
         for name in truth
     }
-    return {"below": below, "moments": moments, "status": str(result.status.code), "reason": result.reason,
-            "evaluations": result.evaluations, "cpu": cpu, "clock": clock}  # fmt: skip
+    return {
+        "below": below,
+        "moments": moments,
+        "status": str(result.status.code),
+        "reason": result.reason,
+        "evaluations": result.evaluations,
+        "cpu": cpu,
+        "clock": clock,
+    }
 
 
 def nuts(number: int) -> dict[str, Any]:
@@ -121,8 +127,14 @@ def nuts(number: int) -> dict[str, Any]:
     init = init_to_value(
         values={"mu": start.mean(0), "tau": 0.5 * SPREAD, "eta": start}
     )
-    chains = MCMC(NUTS(written, init_strategy=init), num_warmup=500, num_samples=500, num_chains=2,
-                  chain_method="vectorized", progress_bar=False)  # fmt: skip
+    chains = MCMC(
+        NUTS(written, init_strategy=init),
+        num_warmup=500,
+        num_samples=500,
+        num_chains=2,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
     chains.run(jax.random.key(number), times, choices)
     found = chains.get_samples(group_by_chain=True)
     cpu, clock = seconds() - began
@@ -138,8 +150,15 @@ def nuts(number: int) -> dict[str, Any]:
         name: float(np.max(summary[name]["r_hat"])) for name in ("mu", "tau", "eta")
     }
     least = min(float(np.min(summary[name]["n_eff"])) for name in ("mu", "tau"))
-    return {"below": below, "moments": moments, "r_hat": worst, "n_eff": least, "cpu": cpu, "clock": clock,
-            "divergences": int(chains.get_extra_fields()["diverging"].sum())}  # fmt: skip
+    return {
+        "below": below,
+        "moments": moments,
+        "r_hat": worst,
+        "n_eff": least,
+        "cpu": cpu,
+        "clock": clock,
+        "divergences": int(chains.get_extra_fields()["diverging"].sum()),
+    }
 
 
 @cp.program
@@ -151,9 +170,14 @@ def alone(posterior: Any, number: int) -> dict[str, Any]:
     """Each subject by itself, under the broad prior: mean and deviation by the
     estimator, and exact ones."""
     _, times, choices = drawn(number)
-    xs, rows = world.summaries(times, choices), []
-    weigh = jax.jit(lambda etas, t, c: jax.vmap(lambda eta: world.log_likelihood(eta, t, c))(etas)
-                    + world.prior().log_prob(etas))  # fmt: skip
+    xs = world.summaries(times, choices)
+    rows = []
+    log_joint = jax.jit(
+        lambda etas, t, c: (
+            jax.vmap(lambda eta: world.log_likelihood(eta, t, c))(etas)
+            + world.prior().log_prob(etas)
+        )
+    )
     for j in range(SUBJECTS):
         density = cp.compile(single, posterior, xs[j])
         result = cp.infer(density, jax.random.key(j), num_chains=DRAWS, progress=False)
@@ -163,22 +187,35 @@ def alone(posterior: Any, number: int) -> dict[str, Any]:
         )
         etas = proposal.sample(jax.random.key(j), (PROPOSALS,))
         log_weights = np.asarray(
-            weigh(etas, times[j], choices[j]) - proposal.log_prob(etas), float
+            log_joint(etas, times[j], choices[j]) - proposal.log_prob(etas), float
         )
         weights = np.exp(log_weights - log_weights.max())
         weights /= weights.sum()
         mean = weights @ np.asarray(etas)
         deviation = np.sqrt(weights @ (np.asarray(etas) - mean) ** 2)
-        rows.append([draws.mean(0).tolist(), draws.std(0).tolist(), mean.tolist(), deviation.tolist(),
-                     float(1 / (weights**2).sum())])  # fmt: skip
+        rows.append(
+            [
+                draws.mean(0).tolist(),
+                draws.std(0).tolist(),
+                mean.tolist(),
+                deviation.tolist(),
+                float(1 / (weights**2).sum()),
+            ]
+        )
     found = [np.array([row[i] for row in rows]) for i in range(5)]
-    return {"shift": ((found[0] - found[2]) / found[3]).tolist(), "wider": (found[1] / found[3]).tolist(),
-            "away": (found[0] - found[2]).mean(0).tolist(), "least_n_eff": found[4].min()}  # fmt: skip
+    return {
+        "shift": ((found[0] - found[2]) / found[3]).tolist(),
+        "wider": (found[1] / found[3]).tolist(),
+        "away": (found[0] - found[2]).mean(0).tolist(),
+        "least_n_eff": found[4].min(),
+    }
 
 
 def inside(below: Any) -> np.ndarray:
-    """Whether the central 90 % of a run's draws hold the truth, by its rank, which no
-    number of draws biases."""
+    """Return whether the central 90 % of a run's draws hold the truth.
+
+    The rank decides, as no number of draws biases it.
+    """
     return np.abs((np.asarray(below) + 0.5) / (CHAINS + 1) - 0.5) < 0.45
 
 
@@ -189,8 +226,8 @@ def percent(holds: Any) -> str:
 def beside(
     mine: list[dict[str, Any]], theirs: list[dict[str, Any]], name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far means of a group parameter lie from NUTS's, in its standard deviations,
-    and the ratio of deviations, (studies, 3) each."""
+    """Distances of means of a group parameter from NUTS's, in its standard deviations,
+    and ratios of deviations, (studies, 3) each."""
     (mean, deviation), (other, width) = (
         np.moveaxis([run["moments"][name] for run in runs], 1, 0)
         for runs in (mine, theirs)
@@ -284,44 +321,67 @@ def main() -> int:
     }
     named = [run["status"] for run in mine if run["status"] != "ok"]
     group = np.concatenate([holds["mu"], holds["tau"]], axis=1)
-    chance = np.sqrt(
-        2 / np.pi / CHAINS
-    )  # of the mean of so many draws, on average, in standard deviations
+    # E|mean of N draws|, in standard deviations: √(2/(πN)).
+    chance = np.sqrt(2 / np.pi / CHAINS)
     away = np.mean([np.abs(each).mean() for each, _ in off.values()])
     spread = np.mean([ratio.mean() for _, ratio in off.values()])
     checks = {
-        f"90 % intervals of group parameters hold the truth in 82 to 97 % ({percent(group)} of {group.size})":
-            bool(0.82 <= group.mean() <= 0.97),
-        f"those of subjects' parameters do ({percent(holds['eta'])} of {holds['eta'].size})":
-            bool(0.82 <= holds["eta"].mean() <= 0.97),
+        "90 % intervals of group parameters hold the truth in 82 to 97 % "
+        f"({percent(group)} of {group.size})": bool(0.82 <= group.mean() <= 0.97),
+        f"those of subjects' parameters do ({percent(holds['eta'])} of "
+        f"{holds['eta'].size})": bool(0.82 <= holds["eta"].mean() <= 0.97),
         f"every run is OK ({len(mine) - len(named)} of {len(mine)})": not named,
-        f"a study takes at most 20 CPU minutes (the longest {max(cpu['cp.infer']) / 60:.1f})":
-            max(cpu["cp.infer"]) <= 1200,
-        f"group parameters lie within 0.2 sd of NUTS's on average ({away:.2f}; {CHAINS} draws make {chance:.2f})":
-            bool(away <= 0.2),
-        f"their spreads are within 15 % of NUTS's on average ({spread:.2f})": bool(abs(spread - 1) <= 0.15),
-    }  # fmt: skip
-    columns = ["parameter", *(f"{what} in 90 %" for what in ("group means", "group scales", "subjects")),
-               "group mean off NUTS, sd", "sd over NUTS's", "group scale off NUTS, sd", "sd over NUTS's",
-               "estimator off exact, sd", "sd over exact", "shared by 44, sd of the group mean"]  # fmt: skip
+        "a study takes at most 20 CPU minutes (the longest "
+        f"{max(cpu['cp.infer']) / 60:.1f})": max(cpu["cp.infer"]) <= 1200,
+        f"group parameters lie within 0.2 sd of NUTS's on average ({away:.2f}; "
+        f"{CHAINS} draws make {chance:.2f})": bool(away <= 0.2),
+        f"their spreads are within 15 % of NUTS's on average ({spread:.2f})": bool(
+            abs(spread - 1) <= 0.15
+        ),
+    }
+    columns = [
+        "parameter",
+        *(f"{what} in 90 %" for what in ("group means", "group scales", "subjects")),
+        "group mean off NUTS, sd",
+        "sd over NUTS's",
+        "group scale off NUTS, sd",
+        "sd over NUTS's",
+        "estimator off exact, sd",
+        "sd over exact",
+        "shared by 44, sd of the group mean",
+    ]
     times = ", ".join(
-        f"{by} {np.median(cpu[by]):.0f} CPU s a study ({max(cpu[by]):.0f} the longest, {np.median(clock[by]):.0f} s by "
-        "the clock)" for by in cpu
-    )  # fmt: skip
+        f"{by} {np.median(cpu[by]):.0f} CPU s a study ({max(cpu[by]):.0f} the "
+        f"longest, {np.median(clock[by]):.0f} s by the clock)"
+        for by in cpu
+    )
     least = min(run["least_n_eff"] for run in singles)
     notes = (
-        f"{len(mine)} studies of {SUBJECTS} subjects with {world.TRIALS} trials each; {CHAINS} chains of a default "
-        f"run. NUTS, on the likelihood itself, in {len(theirs)} of them: 2 chains, 1,000 draws, centred; it is the "
-        f"reference in the {len(settled)} where the r-hat of group parameters is at most {R_HAT} (the worst is "
-        f"{max(max(run['r_hat'].values()) for run in theirs):.2f}, where a group scale is near 0). All subjects of "
-        f"{len(singles)} studies were compared one by one, under the broad prior, with the exact posterior by "
-        f"importance sampling (least effective number {least:.0f} of {PROPOSALS}): mean ± deviation over subjects. In "
-        "the last column the mean of 44 such errors stands beside the width of the group mean's posterior: what the "
-        f"estimator may shift it by. {times}, compilation included, on a machine that was shared."
+        f"{len(mine)} studies of {SUBJECTS} subjects with {world.TRIALS} trials each; "
+        f"{CHAINS} chains of a default run. NUTS, on the likelihood itself, in "
+        f"{len(theirs)} of them: 2 chains, 1,000 draws, centred; it is the reference "
+        f"in the {len(settled)} where the r-hat of group parameters is at most "
+        f"{R_HAT} (the worst is "
+        f"{max(max(run['r_hat'].values()) for run in theirs):.2f}, where a group "
+        f"scale is near 0). All subjects of {len(singles)} studies were compared one "
+        "by one, under the broad prior, with the exact posterior by importance "
+        f"sampling (least effective number {least:.0f} of {PROPOSALS}): mean ± "
+        "deviation over subjects. The last column is the mean of 44 such errors over "
+        "the width of the group mean's posterior: the shift of this mean by the "
+        f"estimator's errors. {times}, compilation included, on a machine that was "
+        "shared."
     )
-    details = {"studies": [run | {"moments": {n: run["moments"][n] for n in ("mu", "tau")}} for run in mine],
-               "nuts": [run | {"moments": {n: run["moments"][n] for n in ("mu", "tau")}} for run in theirs],
-               "alone": singles}  # fmt: skip
+    details = {
+        "studies": [
+            run | {"moments": {n: run["moments"][n] for n in ("mu", "tau")}}
+            for run in mine
+        ],
+        "nuts": [
+            run | {"moments": {n: run["moments"][n] for n in ("mu", "tau")}}
+            for run in theirs
+        ],
+        "alone": singles,
+    }
     title = "Drift-diffusion: 44 subjects from a network that saw one"
     return publish("drift_diffusion", title, columns, rows, checks, details, notes)
 

@@ -1,5 +1,6 @@
-"""What a first call compiles: processor seconds of the first run less the second, over
-those of a bare scan of scores.
+"""Compilation of a first call, over that of a bare scan of scores.
+
+It is processor seconds of the first run less those of the second.
 
     python -m benchmarks first-call [--repeats 3] [--cases NAME …]
     python -m benchmarks.first_call
@@ -31,9 +32,8 @@ import numpyro.distributions as dist
 
 import composeprob as cp
 
-sys.path.insert(
-    0, str(Path(__file__).parent)
-)  # as where the file is run as a script, for `report`
+# As for a script, so that `report` is found.
+sys.path.insert(0, str(Path(__file__).parent))
 
 CHAINS, SEED = 256, 0
 BARE, DEFAULT, REVERSE = (
@@ -42,7 +42,7 @@ BARE, DEFAULT, REVERSE = (
     "cp.infer, Ancestral",
 )
 LIMITS = {DEFAULT: 4.0, REVERSE: 2.2}
-"""How many times the compilation of the bare scan each may take."""
+"""Most that each may take, in compilations of the bare scan."""
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """The event that JAX reports once for every XLA program it compiles."""
 Run = Callable[[], Any]
@@ -125,10 +125,8 @@ def numpyro_nuts() -> Run:
     errors = jnp.asarray([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 
     def schools() -> None:
-        mu, tau = (
-            numpyro.sample("mu", dist.Normal(0, 5)),
-            numpyro.sample("tau", dist.HalfCauchy(5)),
-        )
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        tau = numpyro.sample("tau", dist.HalfCauchy(5))
         with numpyro.plate("schools", len(effects)):
             z = numpyro.sample("z", dist.Normal(0, 1))
             numpyro.sample("y", dist.Normal(mu + tau * z, errors), obs=effects)
@@ -164,11 +162,11 @@ def measure(name: str) -> dict[str, Any]:
 
     jax.monitoring.register_event_duration_secs_listener(count_program)
     run = CASES[name]()
-    jax.block_until_ready(
-        jax.random.key(SEED)
-    )  # nothing above is counted, the backend's start included
+    # Nothing above is counted, the start of the backend included.
+    jax.block_until_ready(jax.random.key(SEED))
     for _ in range(2):
-        count[0], began = 0, time.process_time()
+        count[0] = 0
+        began = time.process_time()
         jax.block_until_ready(run())
         seconds.append(time.process_time() - began)
         programs.append(count[0])
@@ -270,11 +268,13 @@ COLUMNS = [
     "XLA programs, first and second",
 ]
 NOTES = (
-    "Medians over {repeats} fresh processes each, which took turns; the machine's load before them was {least:.1f} to "
-    "{most:.1f}. Compilation is the first call less the second, in processor seconds of all threads; before it the "
-    "models are loaded and the program is compiled to a density. The bare scan evaluates README's composed score and "
-    "draws noise once a level, in one jitted function of the density. The last two rows are other models, named there: "
-    "they show what first calls of other libraries take."
+    "Medians over {repeats} fresh processes each, which took turns; the machine's "
+    "load before them was {least:.1f} to {most:.1f}. Compilation is the first call "
+    "less the second, in processor seconds of all threads; before it the models are "
+    "loaded and the program is compiled to a density. The bare scan evaluates "
+    "README's composed score and draws noise once a level, in one jitted function of "
+    "the density. The last two rows are other models, named there: they show what "
+    "first calls of other libraries take."
 )
 
 

@@ -1,18 +1,18 @@
-"""Posteriors from a fixed number of simulations: the default of `cp.training.estimator`
-on sbibm's tasks.
+"""Posteriors from a fixed number of simulations, by `cp.training.estimator` on sbibm.
 
-    python -m benchmarks fixed-budgets [--tasks two_moons slcp] [--budgets 30000]
-    [--observations 3] python -m benchmarks fixed-budgets --many
+    python -m benchmarks fixed-budgets [--tasks two_moons] [--budgets 30000]
+    python -m benchmarks fixed-budgets --tasks slcp --observations 3
+    python -m benchmarks fixed-budgets --many
 
 For each task θ is drawn from the prior and x from the simulator, 10⁴, 3·10⁴ or 10⁵
-times, and the estimator is trained on these pairs alone, with the same settings for all
-tasks. C2ST is how often sbibm's classifier tells 10,000 draws of it, by reverse
-diffusion, from sbibm's 10,000 reference draws, for each of the ten observations: 0.5
-where they are alike. The floor is the same of one half of the reference draws against
-the other.
+times. The estimator is trained on these pairs alone, with the same settings for all
+tasks. C2ST is the accuracy of sbibm's classifier between 10,000 draws of it, by reverse
+diffusion, and sbibm's 10,000 reference draws, for each of the ten observations: 0.5 for
+the same law. The floor is the C2ST of one half of the reference draws against the
+other.
 
-``--many`` asks how exact draws are given 8, 30 and 90 observations of Gaussian linear,
-where the posterior is known, and writes results of its own.
+``--many`` measures draws given 8, 30 and 90 observations of Gaussian linear, whose
+posterior is known, and writes results of its own.
 
 Needs sbibm-jax, of Python 3.12 or later: `pip install sbibm-jax`. Each observation is
 kept in out/, so that the same command goes on where it was stopped; the training is
@@ -37,7 +37,8 @@ from tall.slcp import c2st
 
 import composeprob as cp
 
-OBSERVATIONS, DRAWS = range(1, 11), 10_000
+OBSERVATIONS = range(1, 11)
+DRAWS = 10_000
 BUDGETS = (30_000, 10_000, 100_000)
 WANTED = {
     "two_moons": 0.52,
@@ -107,15 +108,19 @@ def measured(name: str, budget: int, number: int) -> dict[str, float]:
         sampler=cp.Ancestral(),
         progress=False,
     )
-    draws, drawing = np.asarray(result["theta"], float), time.process_time() - began
-    draws = np.exp(draws) if name == "sir" else draws
+    draws = np.asarray(result["theta"], float)
+    drawing = time.process_time() - began
+    if name == "sir":
+        draws = np.exp(draws)
     reference = np.asarray(task(name).get_reference_posterior_samples(number), float)
     return {"c2st": c2st(reference, draws), "training": seconds, "drawing": drawing}
 
 
 def floor(name: str) -> float:
-    """C2ST of the first observation's reference against itself: every other draw, as
-    some were made by chains."""
+    """C2ST of the first observation's reference against itself.
+
+    The halves take every other draw, as some references were made by chains.
+    """
     reference = np.asarray(task(name).get_reference_posterior_samples(1), float)
     return c2st(reference[::2], reference[1::2])
 
@@ -141,11 +146,14 @@ def measured_many(count: int) -> dict[str, Any]:
         progress=False,
     )
     draws = np.asarray(result.unweighted()["theta"], float)
-    mean, deviation = np.asarray(xs).sum(0) / (count + 1), np.sqrt(0.1 / (count + 1))
+    mean = np.asarray(xs).sum(0) / (count + 1)
+    deviation = np.sqrt(0.1 / (count + 1))
     return {
-        "off": ((draws.mean(0) - mean) / deviation).tolist(), "wider": (draws.std(0) / deviation).tolist(),
-        "status": str(result.status.code), "evaluations": result.evaluations,
-    }  # fmt: skip
+        "off": ((draws.mean(0) - mean) / deviation).tolist(),
+        "wider": (draws.std(0) / deviation).tolist(),
+        "status": str(result.status.code),
+        "evaluations": result.evaluations,
+    }
 
 
 def many() -> int:
@@ -154,15 +162,23 @@ def many() -> int:
         found = kept(
             KEPT.name,
             f"gaussian_linear given {count}",
-            lambda count=count: measured_many(count),
+            functools.partial(measured_many, count),
         )
-        off, wider = np.abs(found["off"]), np.array(found["wider"])
-        rows.append([
-            str(count), f"{off.mean():.2f}", f"{off.max():.2f}", f"{wider.min():.2f} to {wider.max():.2f}",
-            f"{found['evaluations']:,}", found["status"],
-        ])  # fmt: skip
+        off = np.abs(found["off"])
+        wider = np.array(found["wider"])
+        rows.append(
+            [
+                str(count),
+                f"{off.mean():.2f}",
+                f"{off.max():.2f}",
+                f"{wider.min():.2f} to {wider.max():.2f}",
+                f"{found['evaluations']:,}",
+                found["status"],
+            ]
+        )
         checks[
-            f"{count} observations: deviations are within 15 % on average ({wider.mean():.2f})"
+            f"{count} observations: deviations are within 15 % on average "
+            f"({wider.mean():.2f})"
         ] = bool(abs(wider.mean() - 1) <= 0.15)
         details[str(count)] = found
     columns = [
@@ -174,8 +190,9 @@ def many() -> int:
         "status",
     ]
     notes = (
-        f"{MANY_DRAWS} draws of the default `cp.infer`, ten entries, one data set each; the factor is that of "
-        f"{BUDGETS[0]:,} simulations of single observations. The floor: as many exact draws put a mean "
+        f"{MANY_DRAWS} draws of the default `cp.infer`, ten entries, one data set "
+        f"each; the factor is that of {BUDGETS[0]:,} simulations of single "
+        "observations. The floor: as many exact draws put a mean "
         f"{np.sqrt(2 / np.pi / MANY_DRAWS):.2f} sd off on average."
     )
     title = "Gaussian linear given many observations, from an estimator that saw one"
@@ -187,7 +204,11 @@ def cells(name: str, budget: int, observations: int) -> list[dict[str, float]]:
     known = [i for i in OBSERVATIONS if (KEPT / f"{name}_{budget}_{i}.json").is_file()]
     wanted = sorted({*known, *range(1, observations + 1)})
     return [
-        kept(KEPT.name, f"{name} {budget} {i}", lambda i=i: measured(name, budget, i))
+        kept(
+            KEPT.name,
+            f"{name} {budget} {i}",
+            functools.partial(measured, name, budget, i),
+        )
         for i in wanted
     ]
 
@@ -215,47 +236,67 @@ def main() -> int:
     rows, checks, details = [], {}, {}
     for budget in BUDGETS:
         for name in TASKS:
-            asked = name in options.tasks and budget in options.budgets
-            found = cells(name, budget, options.observations if asked else 0)
+            is_asked = name in options.tasks and budget in options.budgets
+            observations = options.observations if is_asked else 0
+            found = cells(name, budget, observations)
             if not found:
                 continue
-            told = [cell["c2st"] for cell in found]
+            c2sts = [cell["c2st"] for cell in found]
             training, drawing = (
                 float(np.median([cell[what] for cell in found]))
                 for what in ("training", "drawing")
             )
-            measuring = (
+            has_floor = (
                 options.observations > 0 or (KEPT / f"{name}_floor.json").is_file()
             )
-            alike = (
-                kept(KEPT.name, f"{name} floor", lambda name=name: floor(name))
-                if measuring
-                else np.nan
+            lowest = None
+            if has_floor:
+                measure = functools.partial(floor, name)
+                lowest = kept(KEPT.name, f"{name} floor", measure)
+            rows.append(
+                [
+                    f"{budget:,}",
+                    name,
+                    f"{np.mean(c2sts):.3f}",
+                    f"{max(c2sts):.3f}",
+                    str(len(c2sts)),
+                    f"{lowest:.3f}" if has_floor else "–",
+                    PUBLISHED.get((name, budget), "–"),
+                    f"{training:.0f}",
+                    f"{drawing:.0f}",
+                ]
             )
-            rows.append([
-                f"{budget:,}", name, f"{np.mean(told):.3f}", f"{max(told):.3f}", str(len(told)),
-                f"{alike:.3f}" if measuring else "–", PUBLISHED.get((name, budget), "–"), f"{training:.0f}",
-                f"{drawing:.0f}",
-            ])  # fmt: skip
             print("  ".join(rows[-1]), flush=True)
             details[f"{name} {budget}"] = {
                 "observations": found,
-                "floor": alike if measuring else None,
+                "floor": lowest,
             }
             if budget == BUDGETS[0] and name in WANTED:
-                over = f"{np.mean(told):.3f} over {len(told)} observations"
+                over = f"{np.mean(c2sts):.3f} over {len(c2sts)} observations"
                 checks[
-                    f"{name} at {budget:,} simulations: C2ST is at most {WANTED[name]} ({over})"
-                ] = bool(np.mean(told) <= WANTED[name])
-    columns = ["simulations", "task", "C2ST, mean", "worst", "observations", "floor", "published", "training, CPU s",
-               "drawing, CPU s"]  # fmt: skip
+                    f"{name} at {budget:,} simulations: C2ST is at most "
+                    f"{WANTED[name]} ({over})"
+                ] = bool(np.mean(c2sts) <= WANTED[name])
+    columns = [
+        "simulations",
+        "task",
+        "C2ST, mean",
+        "worst",
+        "observations",
+        "floor",
+        "published",
+        "training, CPU s",
+        "drawing, CPU s",
+    ]
     notes = (
-        f"C2ST of {DRAWS:,} draws by `cp.Ancestral()` over the factor's own levels, and of as many reference draws; "
-        "mean and worst over so many of the ten observations as stand there. Rows that are missing were not run. "
-        "Floor: 5,000 reference draws of the first observation against the other 5,000. One training for each row, one "
-        "key, the same settings; CPU seconds, of a busy machine, hold compilation. SLCP's four points are given as a "
-        "set, and SIR's parameters in logarithms. Published: GenSBI 0.5 (score, flow), SimFormer and NPE at 3·10⁴, 1 "
-        "to 3 hours of a V100 each; sbi-benchmark at 10⁵."
+        f"C2ST of {DRAWS:,} draws by `cp.Ancestral()` over the factor's own levels, "
+        "and of as many reference draws; mean and worst over the stated number of "
+        "the ten observations. Missing rows were not run. Floor: 5,000 reference "
+        "draws of the first observation against the other 5,000. One training for "
+        "each row, one key, the same settings; CPU seconds are of a busy machine and "
+        "include compilation. SLCP's four points are given as a set, and SIR's "
+        "parameters in logarithms. Published: GenSBI 0.5 (score, flow), SimFormer "
+        "and NPE at 3·10⁴, 1 to 3 hours of a V100 each; sbi-benchmark at 10⁵."
     )
     title = "Posteriors from a fixed number of simulations"
     made_by = "python -m benchmarks fixed-budgets"

@@ -1,5 +1,4 @@
-"""Free energies of umbrella windows and the potential of mean force, under a prior that
-is a score alone.
+"""Free energies of umbrella windows and mean force, under a prior that is a score.
 
     python -m benchmarks free-energy [--keys 5]
 
@@ -31,11 +30,9 @@ from scipy.stats import norm
 
 import composeprob as cp
 
-SHARES, MEANS, WIDTHS = (
-    np.array([0.9, 0.1]),
-    np.array([-1.0, 2.0]),
-    np.array([1.0, 0.5]),
-)
+SHARES = np.array([0.9, 0.1])
+MEANS = np.array([-1.0, 2.0])
+WIDTHS = np.array([1.0, 0.5])
 LEVELS, SAMPLES, BIASED, GROUP = 100, 2000, 20_000, 100
 CENTRES = np.linspace(-5.0, 5.0, 10)
 EDGES, GRID = np.linspace(-5.5, 5.5, 50), np.linspace(-6.0, 8.0, 1001)
@@ -85,7 +82,8 @@ class Bias(NamedTuple):
         return -float(logsumexp(self.components()[0]))
 
 
-TILT, WINDOWS = Bias(2.0, 1.0), tuple(Bias(float(c), 2.0) for c in CENTRES)
+TILT = Bias(2.0, 1.0)
+WINDOWS = tuple(Bias(float(c), 2.0) for c in CENTRES)
 TRUTH = np.array([window.free_energy for window in WINDOWS])
 
 
@@ -134,9 +132,10 @@ def composed(bias: Bias, n: int, key: int, program: Any) -> Sampled:
     prior = cp.Diffusion(score, SCHEDULE, event_shape=(), parameterization="score")
     target = cp.compile(program, prior, jnp.float32(bias.centre), jnp.float32(width))
     result = cp.infer(target, jax.random.key(key), num_chains=n, progress=False)
-    constant = (
-        np.log(width) + 0.5 * np.log(2 * np.pi) if program is harmonic else 0.0
-    )  # that of the observation
+    # A window that is an observation has the constant of its Gaussian.
+    constant = 0.0
+    if program is harmonic:
+        constant = np.log(width) + 0.5 * np.log(2 * np.pi)
     log_evidence, error = result.log_evidence, result.log_evidence_error
     assert log_evidence is not None
     assert error is not None
@@ -172,13 +171,10 @@ def _eds(
     def slopes(x: Any, t: Any) -> tuple[Any, Any, Any]:
         """Drift of x in reversed time, its squared noise, and d log w/dt forward in
         time."""
-        squared = jnp.pi * jnp.tan(
-            0.5 * jnp.pi * t
-        )  # g² of dx = −½g²x dt + g dW, for which α = cos(πt/2)
-        s, (of_x, of_t) = (
-            jax.grad(log_law)(x, *noise(t)),
-            jax.grad(reward, (0, 1))(x, t),
-        )
+        # g² of dx = −½g²x dt + g dW, with α = cos(πt/2).
+        squared = jnp.pi * jnp.tan(0.5 * jnp.pi * t)
+        s = jax.grad(log_law)(x, *noise(t))
+        of_x, of_t = jax.grad(reward, (0, 1))(x, t)
         drift = 0.5 * squared * x + squared * (s + 0.5 * of_x)
         return drift, squared, of_t - of_x * 0.5 * squared * (x + s)
 
@@ -190,7 +186,8 @@ def _eds(
         drift, squared, rate = jax.vmap(slopes, (0, None))(x, now)
         kicked = x + jnp.sqrt(squared * dt) * jax.random.normal(for_noise, x.shape)
         again, _, _ = jax.vmap(slopes, (0, None))(kicked + drift * dt, then)
-        x, log_w = kicked + 0.5 * (drift + again) * dt, log_w - rate * dt
+        x = kicked + 0.5 * (drift + again) * dt
+        log_w = log_w - rate * dt
         last = then == t[-1]
         x, log_w = jax.vmap(resampled, (0, 0, 0, None))(
             jax.random.split(for_groups, n // GROUP),
@@ -244,7 +241,8 @@ def mbar(potentials: np.ndarray) -> np.ndarray:
     found = np.zeros(len(WINDOWS))
     for _ in range(20_000):
         logs = log_weights(potentials, found)
-        old, found = found, -logsumexp(logs - potentials, axis=1)
+        old = found
+        found = -logsumexp(logs - potentials, axis=1)
         if np.abs((found - found[0]) - (old - old[0])).max() < 1e-9:
             break
     return found + logsumexp(log_weights(potentials, found))
@@ -283,15 +281,14 @@ METHODS = {
 
 def measure(method: str, key: int) -> dict[str, Any]:
     """Both parts of one key."""
-    sample, began = METHODS[method], time.monotonic()
+    sample = METHODS[method]
+    began = time.monotonic()
     biased = sample(TILT, BIASED, key)
     density = np.histogram(biased.x, GRID)[0] / len(biased.x) / np.diff(GRID)
     found = [sample(window, SAMPLES, 100 * key + i) for i, window in enumerate(WINDOWS)]
     x, potentials = reduced([each.x for each in found])
-    energies, from_mbar = (
-        np.array([each.free_energy for each in found]),
-        mbar(potentials),
-    )
+    energies = np.array([each.free_energy for each in found])
+    from_mbar = mbar(potentials)
     told = np.isfinite(energies).all()
     return {
         "density": float(np.abs(density - TILT.mass(GRID) / np.diff(GRID)).mean()),
@@ -312,7 +309,10 @@ def row(method: str, runs: list[dict[str, Any]]) -> list[str]:
     """A line of the table: means over keys, ± their standard error."""
 
     def over_keys(values: list[float]) -> str:
-        return f"{np.mean(values):.4f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.4f}"
+        return (
+            f"{np.mean(values):.4f} ± "
+            f"{np.std(values, ddof=1) / np.sqrt(len(values)):.4f}"
+        )
 
     def energies(name: str) -> list[str]:
         if runs[0][name] is None:
@@ -323,10 +323,12 @@ def row(method: str, runs: list[dict[str, Any]]) -> list[str]:
             f"{np.abs(all_of_them.mean(0)).max():.4f}",
         ]
 
-    forces = [
-        "" if runs[0][n] is None else over_keys([run[n] for run in runs])
-        for n in ("force", "force by mbar")
-    ]
+    forces = []
+    for name in ("force", "force by mbar"):
+        if runs[0][name] is None:
+            forces.append("")
+        else:
+            forces.append(over_keys([run[name] for run in runs]))
     statuses = ", ".join(sorted({status for run in runs for status in run["status"]}))
     cells = [
         over_keys([run["density"] for run in runs]),
@@ -345,9 +347,7 @@ def main() -> int:
     keys = range(parser.parse_args().keys)
     found = {
         method: [
-            kept(
-                "free_energy", f"{method} {key}", lambda m=method, k=key: measure(m, k)
-            )
+            kept("free_energy", f"{method} {key}", partial(measure, method, key))
             for key in keys
         ]
         for method in METHODS
@@ -361,13 +361,15 @@ def main() -> int:
     for name, each in errors.items():
         worst = np.abs(each.mean(0)).max()
         checks[
-            f"{name}: every window's free energy, mean over keys, within {NAT} nat (worst: {worst:.4f})"
+            f"{name}: every window's free energy, mean over keys, within {NAT} nat "
+            f"(worst: {worst:.4f})"
         ] = worst <= NAT
         share = np.mean(
             np.abs(each) <= 3 * np.array([run["errors"] for run in mine[name]])
         )
         checks[
-            f"{name}: within 3 of its stated errors in 95 % of windows and keys: {share:.0%}"
+            f"{name}: within 3 of its stated errors in 95 % of windows and keys: "
+            f"{share:.0%}"
         ] = share >= 0.95
     columns = [
         "method",
@@ -376,10 +378,16 @@ def main() -> int:
         "worst window",
         "by MBAR",
         "worst by MBAR",
+        "mean force",
+        "mean force by MBAR",
+        "evaluations",
+        "status",
     ]
-    columns += ["mean force", "mean force by MBAR", "evaluations", "status"]
     rows = [row(method, runs) for method, runs in found.items()]
-    title = "Free energies of ten umbrella windows, and the potential of mean force from them"
+    title = (
+        "Free energies of ten umbrella windows, and the potential of mean force from "
+        "them"
+    )
     return publish(
         "free_energy",
         title,
@@ -391,17 +399,23 @@ def main() -> int:
     )
 
 
-NOTES = """Means over {keys} keys ± their standard error. (a) Mean absolute error of the density under ½(x − 2)² on
-1,000 bins of 20,000 samples, as the authors' code measures it. (b) Mean absolute error of ten free energies in nats;
-worst window: of the means over keys the one farthest from the closed form, which is what is systematic; mean force:
-mean absolute error of −log p over the bins that hold samples. Ours takes the log-evidence of each window by
-`cp.infer`'s default, and the mean force from these by one pass over the samples; by MBAR (restated, by iteration) the
-free energies are found from all samples together in their place, of the same samples and evaluations. *Any bias* states
-the same windows as soft evidence, which makes no use of their being Gaussian; above it they are observations. EDS is
-restated: the diffusion, weights, groups of 100 and thresholds are its authors', their second-order solver is Heun's
-rule, and its free energies are MBAR's; once at their 100 times, once at as many evaluations as ours. No number of this
-toy was found published. Evaluations are of the score for each sample, and for EDS and for windows that are observations
-each comes with a derivative of it."""
+NOTES = """\
+Means over {keys} keys ± their standard error. (a) Mean absolute error of the density
+under ½(x − 2)² on 1,000 bins of 20,000 samples, as the authors' code measures it. (b)
+Mean absolute error of ten free energies in nats. Worst window: among the means over
+keys, the one farthest from the closed form; it shows the systematic error. Mean force:
+mean absolute error of −log p over the bins that hold samples.
+
+Ours takes the log-evidence of each window from `cp.infer`'s default, and the mean force
+from these by one pass over the samples. By MBAR: the free energies come from all
+samples together instead (MBAR is restated, by iteration), with the same samples and
+evaluations. *Any bias* states the same windows as soft evidence, which does not use
+that they are Gaussian; in the row above it they are observations. EDS is restated: the
+diffusion, weights, groups of 100 and thresholds are its authors'; their second-order
+solver is Heun's rule, and its free energies are MBAR's. It runs once at the authors'
+100 times, and once at as many evaluations as ours. We found no published numbers for
+this toy problem. Evaluations are of the score for each sample; for EDS, and for windows
+that are observations, each comes with a derivative of the score."""
 
 
 if __name__ == "__main__":

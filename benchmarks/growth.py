@@ -1,5 +1,4 @@
-"""What grows: seconds of compilation with levels and with factors, peak memory with
-chains.
+"""Growth of compilation with levels and with factors, and of peak memory with chains.
 
     python -m benchmarks growth
 
@@ -32,7 +31,7 @@ LEVELS, FACTORS, CHAINS = (10, 100, 1000), (1, 2, 4, 8, 16), (1000, 4000, 16000)
 FEW = 10
 """Levels where something else is what grows."""
 LIMIT = 1.1
-"""What compilation at the most levels may take of that at the fewest."""
+"""Most that compilation at the most levels may take, over that at the fewest."""
 SAMPLER = cp.AnnealedMCMC(cp.MALA(lambda s: 0.05 * s.sigma**2), 1)
 """One object: a rule is a function, and another one is compiled anew."""
 
@@ -50,7 +49,8 @@ def compilation(case: Case, levels: int, now: Callable[[], float]) -> float:
     began = now()
     density = case.compile(levels)
     run(density, case.num_chains)
-    first, began = now() - began, now()
+    first = now() - began
+    began = now()
     run(density, case.num_chains)
     return first - (now() - began)
 
@@ -149,15 +149,24 @@ def main() -> int:
     each = (memory[CHAINS[-1]] - memory[CHAINS[0]]) / (CHAINS[-1] - CHAINS[0])
     rows.append(["peak memory (kB)", "each chain more", f"{each / 1e3:.0f}"])
     grown, error = ratio(levels[LEVELS[-1]], levels[LEVELS[0]])
-    text = f"compilation at {LEVELS[-1]} levels takes {grown:.3f} ± {error:.3f} ≤ {LIMIT} times that at {LEVELS[0]}"
+    text = (
+        f"compilation at {LEVELS[-1]} levels takes {grown:.3f} ± {error:.3f} ≤ "
+        f"{LIMIT} times that at {LEVELS[0]}"
+    )
     details = {
         "clock": options.clock,
         "levels": {k: t.seconds.tolist() for k, t in levels.items()},
         "factors": {f"{k} {name}": t.median for (name, k), t in factors.items()},
         "peak memory": memory,
     }
-    notes = f"Ring × bar, MLP energies, MALA. Compilation: {options.clock} seconds, for levels the median of "
-    notes += f"{options.repeats} repeats in turns, for factors ({FEW} levels) one measurement each. Memory: a whole "
+    notes = (
+        f"Ring × bar, MLP energies, MALA. Compilation: {options.clock} seconds, for "
+        "levels the median of "
+    )
+    notes += (
+        f"{options.repeats} repeats in turns, for factors ({FEW} levels) one "
+        "measurement each. Memory: a whole "
+    )
     notes += "process, compiler and weights in it."
     title = "What grows with levels, factors and chains"
     return publish(

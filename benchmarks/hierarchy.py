@@ -1,5 +1,6 @@
-"""A hierarchy with a learned prior: the default run beside NUTS on the same density,
-and quadrature.
+"""A hierarchy with a learned prior: the default run, NUTS and quadrature.
+
+All have the same density.
 
     python -m benchmarks hierarchy [--keys 5]
 
@@ -98,7 +99,7 @@ def quadrature() -> tuple[float, float]:
 
 
 def ours(density: Any, key: int) -> dict[str, Any]:
-    """The default run, and nothing else."""
+    """A default run."""
     result = cp.infer(density, jax.random.key(key), num_chains=CHAINS, progress=False)
     return {
         "tau": result["tau"].tolist(),
@@ -111,11 +112,18 @@ def nuts(density: Any, key: int) -> dict[str, Any]:
     """NumPyro's NUTS at its defaults on the log-density of level 0: 4 chains, 1,000
     steps each after as many."""
     start = density.initial(jax.random.key(0), density.num_levels - 1)
-    potential = lambda position: -density.log_density(position, 0)
+
+    def potential(position: Any) -> Any:
+        return -density.log_density(position, 0)
+
     chains = MCMC(
-        NUTS(potential_fn=potential), num_warmup=1000, num_samples=1000, num_chains=4, chain_method="vectorized",
+        NUTS(potential_fn=potential),
+        num_warmup=1000,
+        num_samples=1000,
+        num_chains=4,
+        chain_method="vectorized",
         progress_bar=False,
-    )  # fmt: skip
+    )
     alpha = float(density.schedule.alpha[0])
     place = jnp.asarray(np.asarray(Y).mean((0, 1)) * alpha)
     init = {name: jnp.zeros((4, *value.shape)) for name, value in start.items()} | {
@@ -141,15 +149,23 @@ def one(form: str, way: str, keys: int) -> dict[str, Any]:
     runs = [WAYS[way](density, 0)]
     seconds = time.process_time() - began[0], time.monotonic() - began[1]
     runs += [WAYS[way](density, key) for key in range(1, keys)]
-    return {"means": [float(np.mean(run["tau"])) for run in runs], "sds": [float(np.std(run["tau"])) for run in runs],
-            "status": sorted({run["status"] for run in runs}), "processor": seconds[0], "clock": seconds[1],
-            "evaluations": runs[0]["evaluations"]}  # fmt: skip
+    return {
+        "means": [float(np.mean(run["tau"])) for run in runs],
+        "sds": [float(np.std(run["tau"])) for run in runs],
+        "status": sorted({run["status"] for run in runs}),
+        "processor": seconds[0],
+        "clock": seconds[1],
+        "evaluations": runs[0]["evaluations"],
+    }
 
 
 def apart(form: str, way: str, keys: int) -> dict[str, Any]:
     """`one` in a process of its own, which finds nothing compiled."""
     with tempfile.TemporaryDirectory() as folder:
-        code = f"import json, hierarchy as h; print(json.dumps(h.one({form!r}, {way!r}, {keys})))"
+        code = (
+            f"import json, hierarchy as h; print(json.dumps(h.one({form!r}, {way!r}, "
+            f"{keys})))"
+        )
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
         here = Path(__file__).parent
         done = subprocess.run(
@@ -178,16 +194,26 @@ def main() -> int:
         for way in WAYS:
             row = found[f"{form}, {way}"] = apart(form, way, options.keys)
             off = row["off"] = abs(float(np.mean(row["means"])) - mean) / sd
-            rows.append([form, way, f"{np.mean(row['means']):.4f} ± {np.mean(row['sds']):.4f}", f"{off:.3f}",
-                         ", ".join(row["status"]), f"{row['evaluations'] or ''}", f"{row['processor']:.1f}",
-                         f"{row['clock']:.1f}"])  # fmt: skip
+            rows.append(
+                [
+                    form,
+                    way,
+                    f"{np.mean(row['means']):.4f} ± {np.mean(row['sds']):.4f}",
+                    f"{off:.3f}",
+                    ", ".join(row["status"]),
+                    f"{row['evaluations'] or ''}",
+                    f"{row['processor']:.1f}",
+                    f"{row['clock']:.1f}",
+                ]
+            )
             print("  ".join(rows[-1]), flush=True)
     checks = {}
     for form in FORMS:
         mine, theirs = found[f"{form}, cp.infer"], found[f"{form}, NUTS"]
         chance = 2 / np.sqrt(CHAINS * options.keys)
         checks[
-            f"{form}: as near to quadrature as NUTS, to within {chance:.2f} sd, what chance does to as many draws"
+            f"{form}: as near to quadrature as NUTS, to within {chance:.2f} sd, what "
+            "chance does to as many draws"
         ] = mine["off"] < theirs["off"] + chance
         ratio = mine["processor"] / theirs["processor"]
         checks[f"{form}: at most NUTS's processor seconds ({ratio:.2f})"] = ratio <= 1.0
@@ -201,7 +227,10 @@ def main() -> int:
         "processor s",
         "clock s",
     ]
-    notes = f"{CHAINS} chains, and 4 of NUTS with 1,000 draws each, NumPyro's defaults. Means over {options.keys} keys; "
+    notes = (
+        f"{CHAINS} chains, and 4 of NUTS with 1,000 draws each, NumPyro's defaults. "
+        f"Means over {options.keys} keys; "
+    )
     notes += (
         "seconds are of the first key's run, with compilation, in a process of its own."
     )

@@ -1,5 +1,6 @@
-"""Trained posteriors of one subject in hierarchies of many: the default run beside
-quadrature and NUTS.
+"""Hierarchies of trained posteriors of one subject: a default run beside quadrature.
+
+NUTS runs beside them too.
 
     python -m benchmarks hierarchy-estimators [--part a] [--subjects 8 64 512]
 
@@ -47,7 +48,8 @@ BROAD, NOISE = 3.0, 0.5
 """Standard deviations of the prior that the posteriors of one subject were made under,
 and of a subject's data."""
 CLEAR = 1 / (BROAD**-2 + NOISE**-2)
-LEVELS, SHORTER = cp.Schedule.log_snr(60), cp.Schedule.log_snr(60, max=5.0)
+LEVELS = cp.Schedule.log_snr(60)
+SHORTER = cp.Schedule.log_snr(60, max=5.0)
 NAMES = ("mu₁", "mu₂", "tau₁", "tau₂", "rho")
 CASES = ((0.0, LEVELS), (1e-3, LEVELS), (1e-2, LEVELS), (1e-2, SHORTER))
 """Sizes of errors, and the levels that are run: the shorter ones end at a noise of
@@ -61,10 +63,8 @@ class Posterior(eqx.Module):
     net: Instance
 
     def __call__(self, eta: Any, log_snr: Any, x: Any) -> Any:
-        alpha, sigma = (
-            jnp.sqrt(jax.nn.sigmoid(log_snr)),
-            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
-        )
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
         exact = (
             sigma * (eta - alpha * CLEAR / NOISE**2 * x) / (alpha**2 * CLEAR + sigma**2)
         )
@@ -74,9 +74,14 @@ class Posterior(eqx.Module):
 def posterior(error: float, schedule: cp.Schedule) -> cp.Diffusion:
     net = jax.tree.map(jnp.asarray, gaussian(2, 1, error, seed=0))
     return cp.Diffusion(
-        Posterior(net), schedule, event_shape=(2,), parameterization="epsilon", time="log_snr", conditions=("x",),
+        Posterior(net),
+        schedule,
+        event_shape=(2,),
+        parameterization="epsilon",
+        time=("log_snr"),
+        conditions=("x",),
         label="posterior",
-    )  # fmt: skip
+    )
 
 
 def group() -> tuple[Any, Any]:
@@ -108,7 +113,9 @@ def written(xs: Any) -> None:
 def data(subjects: int) -> np.ndarray:
     """(subjects, 2)."""
     rng = np.random.default_rng([0, subjects])
-    mu, tau, rho = np.array([0.7, -0.5]), np.array([0.7, 0.4]), 0.6
+    mu = np.array([0.7, -0.5])
+    tau = np.array([0.7, 0.4])
+    rho = 0.6
     covariance = tau[:, None] * tau * np.array([[1.0, rho], [rho, 1.0]])
     eta = rng.multivariate_normal(mu, covariance, subjects)
     return (eta + NOISE * rng.standard_normal((subjects, 2))).astype(np.float32)
@@ -132,21 +139,24 @@ class Reference(NamedTuple):
     def of(cls, xs: np.ndarray) -> Reference:
         """Given tau and rho the data are N(mu, V), V = Σ + 0.5²·I, and mu ~ N(0, I):
         both integrals are closed."""
-        number, centre = len(xs), xs.mean(0, dtype=float)
+        number = len(xs)
+        centre = xs.mean(0, dtype=float)
         scatter = (xs - centre).T.astype(float) @ (xs - centre)
         middle = (np.arange(GRID) + 0.5) / GRID
         grid = np.stack(
             np.meshgrid(3 * middle, 3 * middle, 2 * middle - 1, indexing="ij"), -1
         ).reshape(-1, 3)
         for _ in range(2):  # the first grid finds where the second belongs
-            tau, rho = grid[:, :2], grid[:, 2]
+            tau = grid[:, :2]
+            rho = grid[:, 2]
             v = (
                 tau[:, :, None]
                 * tau[:, None]
                 * (np.eye(2) + rho[:, None, None] * (1 - np.eye(2)))
             )
             v = v + NOISE**2 * np.eye(2)
-            inverse, beside = np.linalg.inv(v), np.linalg.inv(np.eye(2) + v / number)
+            inverse = np.linalg.inv(v)
+            beside = np.linalg.inv(np.eye(2) + v / number)
             log_p = -0.5 * (tau**2).sum(1) - (number - 1) / 2 * np.log(np.linalg.det(v))
             log_p += -0.5 * (inverse * scatter).sum((1, 2)) + 0.5 * np.log(
                 np.linalg.det(beside)
@@ -189,14 +199,20 @@ class Reference(NamedTuple):
 def compared(
     draws: np.ndarray, reference: Reference, exact: np.ndarray
 ) -> dict[str, list[float]]:
-    """Of each of `NAMES`: how far the mean is off in standard deviations, the ratio of
-    these, and how much of the exact posterior, by draws of it, is in the interval that
-    holds the central 90 % of the draws."""
+    """Errors of draws for each of `NAMES`.
+
+    They are the distance of the mean in standard deviations, the ratio of these, and
+    the share of the exact posterior, by draws of it, within the interval that holds the
+    central 90 % of the draws.
+    """
     mean, sd = reference.moments
     low, high = np.quantile(draws, [0.05, 0.95], axis=0)
     inside = ((exact > low) & (exact < high)).mean(0)
-    return {"off": ((draws.mean(0) - mean) / sd).tolist(), "ratio": (draws.std(0) / sd).tolist(),
-            "inside": inside.tolist()}  # fmt: skip
+    return {
+        "off": ((draws.mean(0) - mean) / sd).tolist(),
+        "ratio": (draws.std(0) / sd).tolist(),
+        "inside": inside.tolist(),
+    }
 
 
 def stacked(samples: Any) -> np.ndarray:
@@ -212,7 +228,8 @@ def stacked(samples: Any) -> np.ndarray:
 def subjects_rows(subjects: int) -> list[dict[str, Any]]:
     """Every run of one number of subjects, in this process."""
     xs = data(subjects)
-    reference, rng = Reference.of(xs), np.random.default_rng(1)
+    reference = Reference.of(xs)
+    rng = np.random.default_rng(1)
     exact = reference.draws(200_000, rng)
     prior = cp.Analytic(
         dist.Normal(jnp.zeros(2), BROAD).to_event(1), LEVELS, label="prior"
@@ -244,12 +261,19 @@ def subjects_rows(subjects: int) -> list[dict[str, Any]]:
         result = cp.infer(
             density, jax.random.key(subjects), num_chains=CHAINS, progress=False
         )
-        code, draws = str(result.status.code), stacked(result.unweighted())
+        code = str(result.status.code)
+        draws = stacked(result.unweighted())
         by = f"cp.infer, error {error:g}" + ", levels to λ = 5" * (schedule is SHORTER)
         add(by, draws, time.process_time() - began, code, result.evaluations)
     began = time.process_time()
-    chains = MCMC(NUTS(written), num_warmup=500, num_samples=500, num_chains=4, chain_method="vectorized",
-                  progress_bar=False)  # fmt: skip
+    chains = MCMC(
+        NUTS(written),
+        num_warmup=500,
+        num_samples=500,
+        num_chains=4,
+        chain_method=("vectorized"),
+        progress_bar=False,
+    )
     chains.run(jax.random.key(0), jnp.asarray(xs))
     add(
         "NUTS on the written likelihood",
@@ -262,10 +286,19 @@ def subjects_rows(subjects: int) -> list[dict[str, Any]]:
 def apart(subjects: int) -> list[dict[str, Any]]:
     """`subjects_rows` in a process of its own, which finds nothing compiled."""
     with tempfile.TemporaryDirectory() as folder:
-        code = f"import json, hierarchy_estimators as h; print(json.dumps(h.subjects_rows({subjects})))"
+        code = (
+            "import json, hierarchy_estimators as h; "
+            f"print(json.dumps(h.subjects_rows({subjects})))"
+        )
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
-        done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment,
-                              stdout=subprocess.PIPE, text=True, check=True)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parent,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -282,14 +315,24 @@ def part_a(numbers: list[int]) -> int:
             off, ratio, inside = (
                 np.array(row[name]) for name in ("off", "ratio", "inside")
             )
-            rows.append([str(subjects), row["by"], " ".join(f"{value:+.2f}" for value in off),
-                         " ".join(f"{value:.2f}" for value in ratio), f"{inside.min():.2f}–{inside.max():.2f}",
-                         row["status"], f"{row['evaluations'] or ''}", f"{row['seconds'] or 0:.0f}"])  # fmt: skip
+            rows.append(
+                [
+                    str(subjects),
+                    row["by"],
+                    " ".join(f"{value:+.2f}" for value in off),
+                    " ".join(f"{value:.2f}" for value in ratio),
+                    f"{inside.min():.2f}–{inside.max():.2f}",
+                    row["status"],
+                    f"{row['evaluations'] or ''}",
+                    f"{row['seconds'] or 0:.0f}",
+                ]
+            )
         right = found[1]
         near = np.max(np.abs(right["off"])) < 0.2 + CHANCE
         near = near and np.max(np.abs(np.array(right["ratio"]) - 1)) < 0.15 + CHANCE
         checks[
-            f"{subjects} subjects, right scores: means within 0.2 sd, spreads within 15 %, status ok"
+            f"{subjects} subjects, right scores: means within 0.2 sd, spreads within "
+            "15 %, status ok"
         ] = bool(near and right["status"] == "ok")
         wrong = [
             row["by"]
@@ -297,16 +340,27 @@ def part_a(numbers: list[int]) -> int:
             if row["status"] == "ok" and np.max(np.abs(row["off"])) > 0.5 + CHANCE
         ]
         checks[
-            f"{subjects} subjects: no run with a mean off by more than 0.5 sd has the status ok"
+            f"{subjects} subjects: no run with a mean off by more than 0.5 sd has the "
+            "status ok"
         ] = not wrong
-    columns = ["subjects", "by", f"mean off by, sd: {' '.join(NAMES)}", "spread ratio: the same",
-               "exact posterior in the 90 % intervals", "status", "evaluations", "processor s"]  # fmt: skip
+    columns = [
+        "subjects",
+        "by",
+        f"mean off by, sd: {' '.join(NAMES)}",
+        "spread ratio: the same",
+        "exact posterior in the 90 % intervals",
+        "status",
+        "evaluations",
+        "processor s",
+    ]
     notes = (
-        f"{CHAINS} chains of cp.infer, by default; NUTS: 4 chains of 500 draws after as many, NumPyro's defaults. Of "
-        "each number of subjects the first run of cp.infer compiles for the others; NUTS compiles too. Checks allow "
-        f"{CHANCE:.2f} beside what they say, three standard errors of so many draws. Wrong scores "
-        "are held against the posterior of right ones. Nothing is published for these problems; of composed scores in "
-        "hierarchies arXiv 2505.14429 reports that they are unstable above some hundred groups."
+        f"{CHAINS} chains of cp.infer, by default; NUTS: 4 chains of 500 draws after "
+        "as many, NumPyro's defaults. For each number of subjects the first run of "
+        "cp.infer compiles for the others; NUTS compiles too. Checks allow "
+        f"{CHANCE:.2f} more than they state, three standard errors of as many draws. "
+        "Wrong scores are compared with the posterior of right ones. We found no "
+        "published numbers for these problems; arXiv 2505.14429 reports that "
+        "composed scores in hierarchies are unstable above some hundred groups."
     )
     title = "Hierarchies over posteriors of one subject, in closed form"
     return publish(

@@ -1,5 +1,6 @@
-"""Image models: objects at several places, logic of captions, tapestries, guidance of
-digits, mixtures of classes, and their shares under a measurement.
+"""Image models: placed objects, captions, tapestries, guided digits, mixtures, shares.
+
+The shares are those of mixtures of classes under a measurement.
 
     python -m benchmarks images [--only TEXT] [--scenes 100] [--strength 2] [--chains
     100] [--canvases 8]
@@ -46,30 +47,51 @@ DRAWN = ("reverse", "MALA", "HMC", "SMC")
 JUDGED = ("MALA", "HMC")
 LEAST = {1: 0.95, 3: 0.85, 5: 0.70}
 """Shares of scenes with all objects in their places that MALA or HMC must reach."""
+SHARE_OF = {
+    "placed": "all_placed",
+    "captions": "satisfied",
+    "tapestry": "satisfied",
+    "guided": "recognised",
+    "mixed": "first",
+    "shares": "first",
+}
+"""Names of the shares that the cells of each part are about."""
 
-NOTES = """Places are those of true scenes, the same for every sampler; one chain a scene (SMC: 8 chains, one
-judged). An object counts as placed within two pixels. "energy" is the model; "score" is the same model's score, its
-energy kept from the sampler: MALA and HMC test moves by a line integral, and SMC makes no step of
-MALA between its reverse steps; the other samplers use no more than the score. Captions: each formula is made from a
-true scene, whose objects it describes by colour, shape and place; "by chance" is its share among true scenes as such.
-Told: the share of noised true scenes, by log-SNR, which a true caption fits better than the same with one word
-replaced; 0.5 is guessing. Each cell of these is of 300 scenes, less those where both are true. Tapestry: 16 windows
-a canvas, each asked for one object in its middle; a seam of 1 is none. Digits: as many images of each of ten
-classes, judged by a support-vector machine that is right on 0.987 of real images; the Fréchet distance is in its ten
-decision values, and is {floor:.3g} between the two halves of the real images. Intervals are exact for independent
-trials; SMC's chains are not quite so. Shares: "thin" is a measured mean of the pixels
-of {ink:g} ± {error:g}, and the judge's share of 3 among images of a 3 or an 8 is known from images of each class alone;
-samplers drew in {runs} runs of {chains} chains, and the interval of "SMC", which is what `cp.infer` chooses by itself,
-is by the spread of these runs. Placed by "default", what it chooses for 8 chains: they are independent, and one of
-a scene is judged. Cells of other numbers of scenes or other w than 100 and 2 were run with `--scenes` and
-`--strength`; seconds are of a machine that was busy with other work."""
+NOTES = """\
+Places are those of true scenes, the same for every sampler; one chain a scene (SMC: 8
+chains, one of them judged). An object counts as placed within two pixels. "energy" is
+the model; "score" is the same model's score without its energy: MALA and HMC then test
+moves by a line integral, and SMC makes no MALA step between its reverse steps; the
+other samplers use only the score. Captions: each formula is made from a true scene and
+describes its objects by colour, shape and place; "by chance" is its share among true
+scenes.
+
+Told: at each log-SNR, the share of noised true scenes that a true caption fits better
+than the same caption with one word replaced; 0.5 is guessing. Each of these cells has
+300 scenes, less those for which both captions are true. Tapestry: 16 windows a canvas,
+each asked for one object in its middle; a seam of 1 means that there is none. Digits:
+as many images of each of ten classes, judged by a support-vector machine that is right
+on 0.987 of real images; the Fréchet distance is between its ten decision values, and is
+{floor:.3g} between the two halves of the real images. Intervals are exact for
+independent trials; SMC's chains are not quite independent.
+
+Shares: "thin" is a measured mean of the pixels of {ink:g} ± {error:g}; images of each
+class alone give the judge's share of 3 among images of a 3 or an 8. Samplers drew in
+{runs} runs of {chains} chains; the interval of "SMC", which `cp.infer` chooses by
+default, is from the spread of these runs. Placed by "default": the choice of `cp.infer`
+for 8 chains, which are independent; one of a scene is judged. Cells with other numbers
+of scenes than 100, or another w than 2, were run with `--scenes` and `--strength`.
+Seconds are of a machine that was busy with other work."""
 
 
 def row(cell: dict[str, Any]) -> list[str]:
     """A line of the table."""
     if cell["part"] == "placed":
         what = f"{of(cell)}, {cell['form']}"
-        also = f"each {cell['each_placed']:.3f}, found {cell['found']:.2f}, {cell['scenes']} scenes"
+        also = (
+            f"each {cell['each_placed']:.3f}, found {cell['found']:.2f}, "
+            f"{cell['scenes']} scenes"
+        )
         seconds = f"{cell['seconds_a_scene']} a scene"
         return [
             "placed",
@@ -126,13 +148,8 @@ def row(cell: dict[str, Any]) -> list[str]:
         if cell["sampler"] == shares.ALONE:
             also = f"{cell['images']} images of each, {cell['evaluations']} evaluations"
         else:
-            also = ", ".join(
-                [
-                    f"neither {cell['neither']:.3f}",
-                    also,
-                    *(f"found: {name}" for name in cell["findings"]),
-                ]
-            )
+            findings = [f"found: {name}" for name in cell["findings"]]
+            also = ", ".join([f"neither {cell['neither']:.3f}", also, *findings])
         return [
             "shares",
             what,
@@ -154,33 +171,47 @@ def row(cell: dict[str, Any]) -> list[str]:
 
 
 def of(cell: dict[str, Any]) -> str:
-    """How many objects a cell asks for, and how strongly."""
-    return f"{cell['objects']} object{'s' if cell['objects'] > 1 else ''}, w = {cell['w']:g}"
+    """Number of objects that a cell asks for, and the strength of guidance."""
+    plural = "s" if cell["objects"] > 1 else ""
+    return f"{cell['objects']} object{plural}, w = {cell['w']:g}"
 
 
 def title(cell: dict[str, Any]) -> str:
-    """What a panel shows, and the share that the cell is about."""
-    what, found = {
-        "placed": lambda: (of(cell), "all_placed"),
-        "captions": lambda: (cell["formula"], "satisfied"),
-        "tapestry": lambda: (f"counted {cell['counted']}", "satisfied"),
-        "guided": lambda: (f"{cell['by']}, {cell['scale']:g}", "recognised"),
-        "mixed": lambda: (cell["classes"], "first"),
-        "shares": lambda: (cell["ink"], "first"),
-    }[cell["part"]]()
-    return f"{what}, {cell['sampler']}: {cell[found]['share']:.2f}"
+    """Title of a panel: the cell, its sampler and its share."""
+    share = cell[SHARE_OF[cell["part"]]]["share"]
+    return f"{subject(cell)}, {cell['sampler']}: {share:.2f}"
+
+
+def subject(cell: dict[str, Any]) -> str:
+    """The task of a cell, as a panel's title names it."""
+    match cell["part"]:
+        case "placed":
+            return of(cell)
+        case "captions":
+            return cell["formula"]
+        case "tapestry":
+            return f"counted {cell['counted']}"
+        case "guided":
+            return f"{cell['by']}, {cell['scale']:g}"
+        case "mixed":
+            return cell["classes"]
+        case _:
+            return cell["ink"]
 
 
 def pictures(kept: Kept, names: list[str]) -> None:
-    """The first images of the cells, one panel a cell. A file stays as it is where
-    images of it are not kept here."""
+    """Plot the first images of the cells, one panel a cell.
+
+    A file stays as it is if images of its cells were made on another machine.
+    """
     cells = kept.cells
     for file, of_file in PICTURES.items():
         shown = [name for name in names if of_file(cells[name])]
         lacking = [name for name in shown if not kept.images_of(name).exists()]
         if lacking or not shown:
             print(
-                f"{file}.png stays as it is: {len(lacking)} of its {len(shown)} cells were run elsewhere"
+                f"{file}.png stays as it is: {len(lacking)} of its {len(shown)} cells "
+                "were run elsewhere"
             )
             continue
         columns = min(len(shown), 4)
@@ -192,15 +223,26 @@ def pictures(kept: Kept, names: list[str]) -> None:
                 ax.set_axis_off()
             for ax, name in zip(axes, shown, strict=False):
                 images = np.load(kept.images_of(name)).astype(float)
-                plot_images(
-                    ax, shapes.to_rgb(images) if images.shape[-1] == 3 else images
-                )
+                if images.shape[-1] == 3:
+                    images = shapes.to_rgb(images)
+                plot_images(ax, images)
                 ax.set_title(title(cells[name]), fontsize=8)
         figure.savefig(RESULTS / f"{file}.png", dpi=110)
 
 
 def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
-    """What must hold, of the cells that were run."""
+    """Checks of the cells that were run."""
+    return (
+        _placed(found)
+        | _guided(found)
+        | _captioned(found)
+        | _told_and_mixed(found)
+        | shares.checks(found)
+    )
+
+
+def _placed(found: list[dict[str, Any]]) -> dict[str, bool]:
+    """Objects in their places, by MALA or HMC beside reverse diffusion."""
     out = {}
     at = {
         (c["objects"], c["sampler"], c["w"]): c
@@ -215,23 +257,42 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
         ]
         if best:
             out[
-                f"{objects} objects: MALA or HMC places all in at least {least:g} of the scenes"
+                f"{objects} objects: MALA or HMC places all in at least {least:g} of "
+                "the scenes"
             ] = max(best) >= least
     for (objects, name, w), c in at.items():
         reverse = at.get((objects, "reverse", w))
         if name in JUDGED and reverse is not None:
-            text = f"{objects} objects, w = {w:g}: {name} is not worse than reverse diffusion beyond chance"
+            text = (
+                f"{objects} objects, w = {w:g}: {name} is not worse than reverse "
+                "diffusion beyond chance"
+            )
             out[text] = c["all_placed"]["interval"][1] >= reverse["all_placed"]["share"]
         tested = at.get((objects, "MALA", w))
         if name == placed.DEFAULT and tested is not None:
-            text = f"{objects} objects, w = {w:g}: what cp.infer chooses is not worse than MALA beyond chance"
+            text = (
+                f"{objects} objects, w = {w:g}: what cp.infer chooses is not worse "
+                "than MALA beyond chance"
+            )
             out[text] = c["all_placed"]["interval"][1] >= tested["all_placed"]["share"]
+    return out
+
+
+def _guided(found: list[dict[str, Any]]) -> dict[str, bool]:
+    """Digits that are recognised at the best scale of each kind of guidance."""
+    out = {}
     guides = [c for c in found if c["part"] == "guided"]
     for kind in dict.fromkeys(c["by"] for c in guides):
         best = max(c["recognised"]["share"] for c in guides if c["by"] == kind)
         out[f"digits, {kind} guidance: at least 0.95 recognised at some scale"] = (
             best >= 0.95
         )
+    return out
+
+
+def _captioned(found: list[dict[str, Any]]) -> dict[str, bool]:
+    """Scenes and windows that satisfy their captions."""
+    out = {}
     for formula in captioned.FORMULAS:
         best = [
             c["satisfied"]["share"]
@@ -251,18 +312,25 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
         out["tapestry: at least 0.8 of the windows show what they were asked for"] = (
             max(best) >= 0.8
         )
+    return out
+
+
+def _told_and_mixed(found: list[dict[str, Any]]) -> dict[str, bool]:
+    """Captions told from wrong ones, and shares of mixtures of classes."""
+    out = {}
     for c in found:
         if c["part"] == "told" and c["wrong"] == told.ALIKE:
             clear = c["by_log_snr"]["6"]["share"]
             out[
-                "told: circle and square differ in at least 0.95 of the scenes without much noise"
+                "told: circle and square differ in at least 0.95 of the scenes "
+                "without much noise"
             ] = clear >= 0.95
         if c["part"] == "mixed" and c["sampler"] in ("SMC", "MALA"):
             text = (
                 f"mixture of {c['classes']}, {c['sampler']}: share within 0.04 of 0.2"
             )
             out[text] = abs(c["first"]["share"] - guided.SHARE) <= 0.04
-    return out | shares.checks(found)
+    return out
 
 
 def main() -> int:
@@ -302,11 +370,14 @@ def main() -> int:
     pictures(kept, names)
     shares.picture(found, RESULTS / f"{FILE}-shares.png")
     details = {"cells": cells}
-    (ink, error), runs, chains = shares.INK["thin"], shares.RUNS, shares.CHAINS
+    ink, error = shares.INK["thin"]
+    runs = shares.RUNS
+    chains = shares.CHAINS
     notes = NOTES.format(
         floor=guided.floor(), ink=ink, error=error, runs=runs, chains=chains
     )
-    table, holds = [row(cell) for cell in found], checks(found)
+    table = [row(cell) for cell in found]
+    holds = checks(found)
     # Whatever cells were run last, without options the command runs what is missing.
     return publish(
         FILE,

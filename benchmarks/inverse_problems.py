@@ -1,5 +1,7 @@
-"""Blurred, masked, compressed and phaseless images under a learned prior: ours, and
-DPS, ΠGDM, MMPS, TDS and FPS-SMC.
+"""Inverse problems of images under a learned prior: ours, and five published methods.
+
+The methods are DPS, ΠGDM, MMPS, TDS and FPS-SMC. Images are blurred, masked, compressed
+or phaseless.
 
     python -m benchmarks inverse-problems [--truths 2] [--chains 128] [--exact 2]
 
@@ -31,7 +33,7 @@ import composeprob as cp
 
 SIZE, SEEN, MODES = 16, 6, 3
 NOISE, FAINT = 0.1, 0.05
-"""Of linear measurements, and of amplitudes."""
+"""Noise of linear measurements, and of amplitudes."""
 DIRECTIONS = 16
 """Products of a Jacobian that `anneal="moments"` takes for an evaluation, at most."""
 PIXELS = 8
@@ -43,7 +45,8 @@ METHODS: dict[str, restated.Method] = {
     "FPS-SMC": restated.filtering(),
 }
 ANY = {"DPS": restated.dps(0.4), "TDS": restated.twisted()}
-"""Those that take an A that is no matrix; 0.4 is DPS's own scale of phase retrieval."""
+"""Methods that take an A that is not a matrix; 0.4 is DPS's own scale of phase
+retrieval."""
 OURS, TARGETS = "cp.infer, its own choice", (0.85, 0.95)
 
 
@@ -96,19 +99,19 @@ class Known:
         self.schedule = cp.Schedule.log_snr(60, -9.0, 9.0)
         self.means = 1.2 * rng.normal(size=(MODES, SIZE))
         axes = [np.linalg.qr(rng.normal(size=(SIZE, SIZE)))[0] for _ in range(MODES)]
-        self.axes, self.variances = (
-            np.array(axes),
-            np.exp(rng.uniform(np.log(0.02), 0.0, (MODES, SIZE))),
-        )
-        self.matrix, one = rng.normal(size=(SEEN, SIZE)) / 4, rng.integers(MODES)
+        self.axes = np.array(axes)
+        self.variances = np.exp(rng.uniform(np.log(0.02), 0.0, (MODES, SIZE)))
+        self.matrix = rng.normal(size=(SEEN, SIZE)) / 4
+        one = rng.integers(MODES)
         x = self.means[one] + self.axes[one] @ (
             np.sqrt(self.variances[one]) * rng.normal(size=SIZE)
         )
         self.y = self.matrix @ x + NOISE * rng.normal(size=SEEN)
 
     def score(self, x: Any, log_snr: Any) -> Any:
-        """Of the law under noise."""
-        alpha2, axes = jax.nn.sigmoid(log_snr), jnp.asarray(self.axes, jnp.float32)
+        """Score of the law under noise."""
+        alpha2 = jax.nn.sigmoid(log_snr)
+        axes = jnp.asarray(self.axes, jnp.float32)
         variances = alpha2 * jnp.asarray(self.variances, jnp.float32) + 1 - alpha2
 
         def log_law(x: Any) -> Any:
@@ -125,13 +128,15 @@ class Known:
 
     def posterior(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Mean, covariance and log-evidence of what level 0 holds."""
-        first, parts = float(self.schedule.at(0).variance), []
+        first = float(self.schedule.at(0).variance)
+        parts = []
         for mean, axes, variances in zip(
             self.means, self.axes, self.variances, strict=True
         ):
             c = axes * (variances + first) @ axes.T
             s = self.matrix @ c @ self.matrix.T + NOISE**2 * np.eye(SEEN)
-            gain, e = np.linalg.solve(s, self.matrix @ c).T, self.y - self.matrix @ mean
+            gain = np.linalg.solve(s, self.matrix @ c).T
+            e = self.y - self.matrix @ mean
             log_w = -0.5 * (
                 e @ np.linalg.solve(s, e) + np.linalg.slogdet(2 * np.pi * s)[1]
             ) - np.log(MODES)
@@ -149,9 +154,11 @@ class Known:
         )
 
     def compare(self, x: np.ndarray) -> dict[str, float]:
-        """How far the mean is off, in the root mean square of standard deviations, and
-        the mean of the variances over the right ones along the axes of the right
-        covariance."""
+        """Errors of samples, along the axes of the exact covariance.
+
+        They are the root mean square of the mean's distance in standard deviations, and
+        the mean ratio of the variances to the exact ones.
+        """
         mean, covariance, _ = self.posterior()
         whiten = np.linalg.inv(np.linalg.cholesky(covariance))
         z = (x - mean) @ whiten.T
@@ -173,12 +180,12 @@ def known(seed: int, chains: int) -> dict[str, Any]:
     )
     arrays = (jnp.asarray(a, jnp.float32) for a in (law.matrix, law.y, NOISE))
     problem = restated.Problem(cp.compile(bare, prior), *arrays)
-    found, (result, spent) = {}, ours(prior, problem, seed, chains)
+    found = {}
+    result, spent = ours(prior, problem, seed, chains)
     rng = np.random.default_rng(seed)
     mean, covariance, log_evidence = law.posterior()
-    exact = rng.multivariate_normal(
-        mean, covariance, chains
-    )  # of the right moments: what chance does to `compare`
+    # Draws with the exact moments show the effect of chance on `compare`.
+    exact = rng.multivariate_normal(mean, covariance, chains)
     found["floor: draws of the right mean and covariance"] = law.compare(exact)
     found[OURS] = law.compare(np.asarray(result["x"], float)) | {
         "passes": spent,
@@ -198,7 +205,7 @@ def known(seed: int, chains: int) -> dict[str, Any]:
 
 # ── digits ────────────────────────────────────────────────────────────────────────────
 def matrices() -> dict[str, Any]:
-    """What is measured of the 64 pixels."""
+    """Measurements of the 64 pixels."""
     rows, columns = np.divmod(np.arange(PIXELS**2), PIXELS)
     near = np.exp(
         -0.5 * ((rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2)
@@ -242,26 +249,23 @@ def timed(
 ) -> tuple[np.ndarray, float]:
     """Samples of a method and its seconds, compilation included, as in ours."""
     began = time.monotonic()
-    return np.asarray(
-        method(problem, jax.random.key(key), n, spent), float
-    ), time.monotonic() - began
+    samples = np.asarray(method(problem, jax.random.key(key), n, spent), float)
+    return samples, time.monotonic() - began
 
 
 def digits(task: str, which: int, chains: int) -> dict[str, Any]:
     """All methods on one measurement of one digit."""
-    prior, measure, truth = (
-        cp.load("digits"),
-        matrices()[task],
-        truths(which + 1)[which],
-    )
+    prior = cp.load("digits")
+    measure = matrices()[task]
+    truth = truths(which + 1)[which]
     linear = not callable(measure)
     matrix = jnp.asarray(measure, jnp.float32) if linear else measure
-    clean = np.asarray(
-        matrix @ jnp.asarray(truth, jnp.float32)
-        if linear
-        else matrix(jnp.asarray(truth))
-    )
-    noise = NOISE if linear else FAINT
+    if linear:
+        clean = np.asarray(matrix @ jnp.asarray(truth, jnp.float32))
+        noise = NOISE
+    else:
+        clean = np.asarray(matrix(jnp.asarray(truth)))
+        noise = FAINT
     y = clean + noise * np.random.default_rng(which).normal(size=len(clean))
     problem = restated.Problem(
         cp.compile(bare, prior),
@@ -298,7 +302,7 @@ LONG = 240
 
 
 def told(result: Any, spent: int) -> dict[str, Any]:
-    """What a run says of itself."""
+    """Cost and status that a run reports."""
     return {
         "passes": spent,
         "seconds": result.about.seconds,
@@ -312,11 +316,14 @@ def over(values: list[Any], form: str = ".3f") -> str:
     """The mean, and the least and greatest."""
     if len(values) == 1:
         return format(values[0], form)
-    return f"{format(np.mean(values), form)} ({format(min(values), form)}–{format(max(values), form)})"
+    return (
+        f"{format(np.mean(values), form)} "
+        f"({format(min(values), form)}–{format(max(values), form)})"
+    )
 
 
 def statuses(runs: list[dict[str, Any]]) -> str:
-    """The codes that runs end with, and how many of them gave SMC up."""
+    """Status codes of runs."""
     codes = sorted(
         {run["status"].split(":")[0].split("\n")[0] for run in runs if "status" in run}
     )
@@ -326,16 +333,20 @@ def statuses(runs: list[dict[str, Any]]) -> str:
 def row(
     task: str, method: str, runs: list[dict[str, Any]], measures: dict[str, str]
 ) -> list[str]:
-    """What a method's runs came to, each measure in its own format."""
-    cells = [
-        over([run[m] for run in runs], form) if m in runs[0] else ""
-        for m, form in measures.items()
-    ]
-    cost = [
-        f"{np.mean([run[m] for run in runs]):,.0f}" if m in runs[0] else ""
-        for m in ("passes", "seconds")
-    ]
-    return [task, method, *cells, *cost, statuses(runs)]
+    """Results of a method's runs, each measure in its own format."""
+    cells = []
+    for name, form in measures.items():
+        if name in runs[0]:
+            cells.append(over([run[name] for run in runs], form))
+        else:
+            cells.append("")
+    for name in ("passes", "seconds"):
+        if name in runs[0]:
+            mean = np.mean([run[name] for run in runs])
+            cells.append(f"{mean:,.0f}")
+        else:
+            cells.append("")
+    return [task, method, *cells, statuses(runs)]
 
 
 def main() -> int:
@@ -393,7 +404,8 @@ def main() -> int:
         ]
     covered = float(np.mean(bands)) if bands else 0.9
     checks[
-        f"digits, runs that say OK: bands of 90 % hold {TARGETS[0]:.0%} to {TARGETS[1]:.0%} ({covered:.1%})"
+        f"digits, runs that say OK: bands of 90 % hold {TARGETS[0]:.0%} to "
+        f"{TARGETS[1]:.0%} ({covered:.1%})"
     ] = TARGETS[0] <= covered <= TARGETS[1]
     columns = [
         "task",
@@ -418,19 +430,28 @@ def main() -> int:
     )
 
 
-NOTES = """Means over problems, with the least and greatest. *Known posterior*: {exact} laws of three Gaussians in 16
-dimensions, seen in 6 random directions with noise 0.1, 512 samples; mean off: root mean square of the error of
-the mean, in posterior standard deviations along its axes; variance: of the samples over the right one.
-*Digits*: {truths} draws of the zoo's model of 8×8 digits, {chains} samples of each method; noise 0.1
-(amplitudes: 0.05); deblurring by a Gaussian of one pixel, inpainting of 32 random pixels seen, compressed
-sensing by 16 random projections, phase retrieval from amplitudes in a field twice as wide. From the long run:
-Wasserstein's distance of a pixel's law from that of ours on {long} levels, over its standard deviation; 128
-draws of one law are about 0.16 apart. Passes: scores and products of their Jacobian for a sample, of which all
-others get as many as our default took; ours moves by HMC on an energy, others take scores of it. All others are
-restated here by their formulas (benchmarks/inverse/restated.py), on levels of equal log-SNR, and none is tuned:
-DPS with its scale 1, of phase retrieval 0.4; ΠGDM's guidance as part of the score; MMPS with three iterations.
-FPS-SMC counts the noise of one measurement at every level as new noise, so that many levels make it too narrow.
-Seconds are on a machine that others used too."""
+NOTES = """\
+Means over problems, with the least and greatest.
+
+*Known posterior*: {exact} laws of three Gaussians in 16 dimensions, seen in 6 random
+directions with noise 0.1, 512 samples. Mean off: root mean square of the error of the
+mean, in posterior standard deviations along its axes. Variance: of the samples, over
+the exact one.
+
+*Digits*: {truths} draws of the zoo's model of 8×8 digits, {chains} samples of each
+method; noise 0.1 (amplitudes: 0.05). Tasks: deblurring by a Gaussian of one pixel,
+inpainting of 32 random pixels seen, compressed sensing by 16 random projections, phase
+retrieval from amplitudes in a field twice as wide. From the long run: Wasserstein
+distance between a pixel's law and that of our run on {long} levels, over its standard
+deviation; two sets of 128 draws of one law are about 0.16 apart.
+
+Passes: scores and products of their Jacobian for a sample; all other methods get as
+many as our default took. Ours moves by HMC on an energy; the others take its scores.
+All others are restated here from their formulas (benchmarks/inverse/restated.py), on
+levels of equal steps in log-SNR, and none is tuned: DPS has its scale 1, for phase
+retrieval 0.4; ΠGDM's guidance is part of the score; MMPS makes three iterations.
+FPS-SMC treats the noise of one measurement as new noise at every level, so many levels
+make its posterior too narrow. Seconds are of a machine that others used too."""
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""Learned posteriors of one observation, and of eight: are they calibrated, and are
-they told from the true ones?
+"""Learned posteriors of one observation, and of eight: calibration and C2ST.
 
     python -m benchmarks learned-posteriors [--replicates 300] [--draws 99] [--tests 10]
     python -m benchmarks learned-posteriors --eight
@@ -99,7 +98,8 @@ def eight(count: int) -> int:
             KEPT.write_text(json.dumps(found))
             if i % 20 == 0:
                 print(
-                    f"{by}: {i + 1} of {EIGHT_REPLICATES}, {result.status.code}, {result.reason}",
+                    f"{by}: {i + 1} of {EIGHT_REPLICATES}, {result.status.code}, "
+                    f"{result.reason}",
                     flush=True,
                 )
     rows, least = [], {}
@@ -122,10 +122,8 @@ def eight(count: int) -> int:
     ours, theirs = BY
     limit = REJECTED / shares.shape[1]
     checks = {
-        f"ranks by cp.infer are not told from uniform ones (p > {REJECTED}/{shares.shape[1]})": least[
-            ours
-        ]
-        > limit,
+        "ranks by cp.infer are not told from uniform ones (p > "
+        f"{REJECTED}/{shares.shape[1]})": least[ours] > limit,
         "those of summed scores are": least[theirs] < limit,
     }
     columns = [
@@ -135,7 +133,10 @@ def eight(count: int) -> int:
         "in the central 90 %",
         "runs with a finding",
     ]
-    notes = f"{EIGHT_REPLICATES} replicates: θ from the prior, {EIGHT} observations of it, {count} chains each."
+    notes = (
+        f"{EIGHT_REPLICATES} replicates: θ from the prior, {EIGHT} observations of "
+        f"it, {count} chains each."
+    )
     title = "SLCP's learned posterior given eight observations"
     return publish(
         "learned_posteriors_eight",
@@ -163,21 +164,23 @@ def ranks(posterior: Any, world: ModuleType, replicates: int, count: int) -> np.
 
 
 def exact(world: ModuleType, x: Any, seed: int, count: int) -> np.ndarray:
-    """Draws of the true posterior: of SLCP by NUTS; of two moons by rejection, as x
-    tells θ but for the crescent."""
+    """Draws of the true posterior.
+
+    SLCP's come from NUTS. Those of two moons come from rejection, as x determines θ but
+    for a point of the crescent and a sign.
+    """
     if world is slcp:
         return reference(x[None], seed, count)
-    rng, found = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    found = []
     while sum(map(len, found)) < count:
-        angle, radius = (
-            rng.uniform(-np.pi / 2, np.pi / 2, 10**5),
-            rng.normal(two_moons.RADIUS, two_moons.WIDTH, 10**5),
-        )
-        away = (
-            radius * np.cos(angle) + two_moons.CENTRE - np.asarray(x)[0]
-        )  # |θ₁ + θ₂|/√2
+        angle = rng.uniform(-np.pi / 2, np.pi / 2, 10**5)
+        radius = rng.normal(two_moons.RADIUS, two_moons.WIDTH, 10**5)
+        # |θ₁ + θ₂|/√2, whose sign x does not show.
+        away = radius * np.cos(angle) + two_moons.CENTRE - np.asarray(x)[0]
         total = np.where(rng.uniform(size=10**5) < 0.5, away, -away) * np.sqrt(2)
-        difference = (np.asarray(x)[1] - radius * np.sin(angle)) * np.sqrt(2)  # θ₂ − θ₁
+        # θ₂ − θ₁.
+        difference = (np.asarray(x)[1] - radius * np.sin(angle)) * np.sqrt(2)
         theta = np.stack([total - difference, total + difference], axis=1) / 2
         found.append(
             theta[(away > 0) & np.all(np.abs(theta) < two_moons.BOUND, axis=1)]
@@ -203,7 +206,8 @@ def main() -> int:
         return eight(options.draws)
     rows, checks, details = [], {}, {}
     for name in options.models:
-        world, posterior = MODELS[name], cp.load(name)
+        world = MODELS[name]
+        posterior = cp.load(name)
         shares = ranks(posterior, world, options.replicates, options.draws)
         p_values = np.array(
             [stats.kstest(column, "uniform").pvalue for column in shares.T]
@@ -226,7 +230,8 @@ def main() -> int:
         print("  ".join(rows[-1]), flush=True)
         holds = bool(p_values.min() > REJECTED / len(p_values))
         checks[
-            f"ranks of {name} are not told from uniform ones (p > {REJECTED}/{len(p_values)})"
+            f"ranks of {name} are not told from uniform ones (p > "
+            f"{REJECTED}/{len(p_values)})"
         ] = holds
         checks[f"C2ST of {name} is at most 0.6 (mean over {options.tests} x)"] = bool(
             np.mean(told) <= 0.6
@@ -240,7 +245,10 @@ def main() -> int:
         "C2ST, mean",
         "worst",
     ]
-    notes = f"{options.replicates} replicates of {options.draws} draws; C2ST of {CHAINS} draws for {options.tests} x."
+    notes = (
+        f"{options.replicates} replicates of {options.draws} draws; C2ST of {CHAINS} "
+        f"draws for {options.tests} x."
+    )
     title = "Learned posteriors of one observation"
     return publish("learned_posteriors", title, columns, rows, checks, details, notes)
 

@@ -1,5 +1,6 @@
-"""Benchmark C: a linear measurement with Gaussian noise under a Gaussian-mixture prior,
-and with unknown noise.
+"""Benchmark C: a linear Gaussian measurement under a Gaussian-mixture prior.
+
+Its noise is known or unknown.
 
     python -m benchmarks linear-gaussian [--keys 10] [--chains 500]
 
@@ -171,12 +172,11 @@ class Measured:
 
 def measure(sigma: float | None, policy: str, num_chains: int, keys: int) -> Measured:
     """All runs of a row."""
-    f, row = (
-        prior(cp.Schedule.log_snr(60)),
-        Measured(sigma, policy, [], [], [], [], [], [], []),
-    )
+    f = prior(cp.Schedule.log_snr(60))
+    row = Measured(sigma, policy, [], [], [], [], [], [], [])
     for seed in range(keys):
-        y, rng = data(seed, sigma or 0.3), np.random.default_rng(1000 + seed)
+        y = data(seed, sigma or 0.3)
+        rng = np.random.default_rng(1000 + seed)
         reference = np.mean(
             [ksd(*exact_draws(rng, y, sigma, num_chains), y, sigma) for _ in range(8)]
         )
@@ -184,12 +184,10 @@ def measure(sigma: float | None, policy: str, num_chains: int, keys: int) -> Mea
             x, sigmas = exact_draws(rng, y, sigma, num_chains)
         else:
             y_ = jnp.asarray(y, float)
-            args = (
-                (f, y_, policy)
-                if sigma is None
-                else (f, y_, jnp.asarray(sigma), policy)
-            )
-            density = cp.compile(unknown if sigma is None else known, *args)
+            if sigma is None:
+                density = cp.compile(unknown, f, y_, policy)
+            else:
+                density = cp.compile(known, f, y_, jnp.asarray(sigma), policy)
             result = cp.infer(
                 density,
                 jax.random.key(seed),
@@ -197,10 +195,8 @@ def measure(sigma: float | None, policy: str, num_chains: int, keys: int) -> Mea
                 sampler=cp.SMC(),
                 progress=False,
             )
-            x, sigmas = (
-                result["x"],
-                result["sigma"] if sigma is None else np.full(num_chains, sigma),
-            )
+            x = result["x"]
+            sigmas = result["sigma"] if sigma is None else np.full(num_chains, sigma)
             row.seconds.append(result.about.seconds)
         row.ksd.append(ksd(x, sigmas, y, sigma))
         row.ratio.append(row.ksd[-1] / float(reference))
@@ -231,28 +227,31 @@ COLUMNS = [
 
 def as_text(m: Measured) -> list[str]:
     """A row of `COLUMNS`."""
-    close, right = (
-        np.array(m.ratio) <= 1.10,
-        np.abs(np.array(m.mass) - weak_mass()) <= 0.03,
-    )
+    close = np.array(m.ratio) <= 1.10
+    right = np.abs(np.array(m.mass) - weak_mass()) <= 0.03
     scale = "–"
     if m.sigma is None:
         worst = np.abs(m.sigma_bias).max()
-        scale = f"{np.mean(m.sigma_bias):+.3f} sd (worst {worst:.3f}), {np.mean(m.sigma_spread):.3f}, "
+        scale = (
+            f"{np.mean(m.sigma_bias):+.3f} sd (worst {worst:.3f}), "
+            f"{np.mean(m.sigma_spread):.3f}, "
+        )
         scale += f"{np.mean(m.sigma_tail):.1%} (worst {max(m.sigma_tail):.1%})"
     return [
         "unknown" if m.sigma is None else f"{m.sigma}",
         m.policy,
         f"{np.mean(m.ksd):.4f}",
         f"{np.mean(m.ratio):.3f} (worst {max(m.ratio):.3f})",
-        f"{np.mean(m.mass):.4f} (worst {max(m.mass, key=lambda mass: abs(mass - weak_mass())):.4f})",
-        f"{np.mean(close):.0%} KSD, {np.mean(right):.0%} mass, {np.mean(close & right):.0%} both, of {len(close)}",
+        f"{np.mean(m.mass):.4f} (worst "
+        f"{max(m.mass, key=lambda mass: abs(mass - weak_mass())):.4f})",
+        f"{np.mean(close):.0%} KSD, {np.mean(right):.0%} mass, "
+        f"{np.mean(close & right):.0%} both, of {len(close)}",
         scale,
     ]
 
 
 def checks(rows: list[Measured]) -> dict[str, bool]:
-    """What benchmark C must show."""
+    """Checks of benchmark C."""
     found = {}
     for m in (m for m in rows if m.policy in JUDGED):
         name = f"σ {'unknown' if m.sigma is None else m.sigma}, {m.policy}"
@@ -262,7 +261,8 @@ def checks(rows: list[Measured]) -> dict[str, bool]:
         ] = abs(np.mean(m.mass) - weak_mass()) <= 0.03
         if m.sigma is None:
             found[
-                f"{name}: mean of log σ within 0.1 sd, its spread within 10 %, on average"
+                f"{name}: mean of log σ within 0.1 sd, its spread within 10 %, on "
+                "average"
             ] = (
                 abs(np.mean(m.sigma_bias)) <= 0.1
                 and abs(np.mean(m.sigma_spread) - 1) <= 0.1
@@ -278,22 +278,25 @@ def main() -> int:
     rows: list[Measured] = []
     for sigma in (0.2, 0.5, None):
         for policy in ("exact draws", *POLICIES):
-            keys = options.keys * (
-                10 if policy == "exact draws" else 1
-            )  # these tell what chance alone does
+            # Ten times as many exact draws: they show the effect of chance alone.
+            repeats = 10 if policy == "exact draws" else 1
+            keys = options.keys * repeats
             rows.append(measure(sigma, policy, options.chains, keys))
             print("  ".join(as_text(rows[-1])), flush=True)
     error = np.sqrt(weak_mass() * (1 - weak_mass()) / options.chains)
     notes = (
-        f"{options.chains} chains, keys 0 to {options.keys - 1}, each with data of its own, on Schedule.log_snr(60). "
-        "The sampler is cp.SMC() as it stands: its kernel is MALA, and where σ is unknown Gibbs with MALA for x and "
-        "MALA for σ. KSD: IMQ kernel, β = −½, c = 1; where σ is unknown of log σ and of x standardised given σ (in x "
-        "itself the scores have no finite variance). A ratio is to the mean KSD of 8 sets of as many exact draws for "
-        "the same data. A run passes if its ratio is at most 1.10 and its mass within 0.03: exact draws, ten times as "
-        "many runs, have rows of their own to tell how often chance fails that. The mass of the weak mode is "
-        f"{weak_mass():.4f}; of {options.chains} independent draws it has a standard error of {error:.4f}. Bias and "
-        "spread of log σ are in units of its posterior standard deviation, which quadrature gives, as it does the "
-        "quantile."
+        f"{options.chains} chains, keys 0 to {options.keys - 1}, each with data of "
+        "its own, on Schedule.log_snr(60). The sampler is cp.SMC() as it stands: its "
+        "kernel is MALA, and where σ is unknown Gibbs with MALA for x and MALA for "
+        "σ. KSD: IMQ kernel, β = −½, c = 1; where σ is unknown of log σ and of x "
+        "standardised given σ (in x itself the scores have no finite variance). A "
+        "ratio is to the mean KSD of 8 sets of as many exact draws for the same "
+        "data. A run passes if its ratio is at most 1.10 and its mass within 0.03: "
+        "exact draws, ten times as many runs, have rows of their own to tell how "
+        f"often chance fails that. The mass of the weak mode is {weak_mass():.4f}; of "
+        f"{options.chains} independent draws it has a standard error of {error:.4f}. "
+        "Bias and spread of log σ are in units of its posterior standard deviation, "
+        "which quadrature gives, as it does the quantile."
     )
     details = {
         "num_chains": options.chains,

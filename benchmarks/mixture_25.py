@@ -165,7 +165,7 @@ def as_text(m: Measured) -> list[str]:
 
 
 def checks(rows: list[Measured]) -> dict[str, bool]:
-    """What benchmark D must show."""
+    """Checks of benchmark D."""
     judged = [m for m in rows if m.name in JUDGED]
     return {
         f"{m.measurements} measurements, {m.name}: mean TV ≤ 0.05": float(np.mean(m.tv))
@@ -184,10 +184,22 @@ def main() -> int:
         for name in SAMPLERS:
             rows.append(measure(measurements, name, options.chains, options.keys))
             print("  ".join(as_text(rows[-1])), flush=True)
-    notes = f"{options.chains} chains, keys 0 to {options.keys - 1}, each with a problem of its own; samplers are "
-    notes += "cp.SMC(cp.MALA()) where nothing else is said, on Schedule.log_snr(80, min=-14, max=9). "
-    notes += "The first row is the TV that as many independent draws have by chance. Four measurements single out one "
-    notes += "mode, so that any sampler that finds it has a TV of 0; one measurement can leave several. Only the "
+    notes = (
+        f"{options.chains} chains, keys 0 to {options.keys - 1}, each with a problem "
+        "of its own; samplers are "
+    )
+    notes += (
+        "cp.SMC(cp.MALA()) where nothing else is said, on Schedule.log_snr(80, "
+        "min=-14, max=9). "
+    )
+    notes += (
+        "The first row is the TV that as many independent draws have by chance. Four "
+        "measurements single out one "
+    )
+    notes += (
+        "mode, so that any sampler that finds it has a TV of 0; one measurement can "
+        "leave several. Only the "
+    )
     notes += "default policy is judged, the other rows are there for comparison."
     details = {
         "num_chains": options.chains,

@@ -1,5 +1,6 @@
-"""25 Gaussians through random operators: the 90 public problems of the SMCDiffOpt
-experiments, bit for bit.
+"""25 Gaussians through random operators: the public problems of SMCDiffOpt.
+
+All 90 problems are theirs, bit for bit.
 
     python -m benchmarks mixture-25-public [--chains 1000] [--seeds 5]
 
@@ -105,7 +106,8 @@ class Problem:
             or np.abs(problem.y - data).max() > 1e-4
         ):
             raise RuntimeError(
-                f"seed {seed}, d = {d}: not the public problem; JAX draws other random numbers now."
+                f"seed {seed}, d = {d}: not the public problem; JAX draws other "
+                "random numbers now."
             )
         return problem
 
@@ -183,12 +185,11 @@ def measured(
     sigma: float, d: int, measurements: int, seeds: int, num_chains: int
 ) -> Cell:
     """All seeds of a setting."""
-    cell, began = Cell(sigma, d, measurements, [], []), time.monotonic()
+    cell = Cell(sigma, d, measurements, [], [])
+    began = time.monotonic()
     for seed in SEEDS[:seeds]:
-        problem, rng = (
-            Problem.public(seed, d, measurements, sigma),
-            np.random.default_rng(seed),
-        )
+        problem = Problem.public(seed, d, measurements, sigma)
+        rng = np.random.default_rng(seed)
         result = cp.infer(
             problem.compile(),
             jax.random.key(seed),
@@ -260,12 +261,15 @@ def main() -> int:
     for name in itertools.chain(*(cell.findings for cell in cells)):
         named[name] = named.get(name, 0) + 1
     notes = (
-        f"Sliced Wasserstein distance of order 1 (10,000 directions) of {options.chains} samples from as many exact "
-        f"draws, mean over seeds {', '.join(map(str, SEEDS[: options.seeds]))}; ours against three sets of exact "
-        "draws, the floor three pairs of such sets. Ours: `cp.infer` with its defaults on log-SNR from −14 to 9, "
-        f"{max(cell.evaluations for cell in cells)} evaluations a chain, key = seed. Published columns: 1,000 DDPM "
-        "steps and 1,000 particles, one set of exact draws; MCGDiff is the authors' own port, which they say not to "
-        f"trust. Findings in {len(cells) * options.seeds} runs: {named or 'none'}."
+        "Sliced Wasserstein distance of order 1 (10,000 directions) of "
+        f"{options.chains} samples from as many exact draws, mean over seeds "
+        f"{', '.join(map(str, SEEDS[: options.seeds]))}; ours against three sets of "
+        "exact draws, the floor three pairs of such sets. Ours: `cp.infer` with its "
+        "defaults on log-SNR from −14 to 9, "
+        f"{max(cell.evaluations for cell in cells)} evaluations a chain, key = seed. "
+        "Published columns: 1,000 DDPM steps and 1,000 particles, one set of exact "
+        "draws; MCGDiff is the authors' own port, which they advise not to trust. "
+        f"Findings in {len(cells) * options.seeds} runs: {named or 'none'}."
     )
     details: dict[str, Any] = {
         "num_chains": options.chains,

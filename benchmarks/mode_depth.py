@@ -1,5 +1,4 @@
-"""What a cross-level loss buys: the share of each mode under SMC weighted by densities,
-on learned energies.
+"""Effect of a cross-level loss on mode shares of energies, under density weights.
 
     python -m benchmarks mode-depth
 
@@ -41,7 +40,8 @@ from composeprob.schedule import Noise
 
 CHAINS, KEYS = 2000, 3
 LOG_SNR = (-8.0, 0.0, 2.0, 4.0, 6.0, 9.5)
-SD, BAR = 0.075, np.array([0.2, 0.6])
+SD = 0.075
+BAR = np.array([0.2, 0.6])
 CENTRES = ring_product().centres
 
 
@@ -67,16 +67,15 @@ def rings() -> dict[str, Any]:
         "exact": cp.Analytic(model_zoo.reference("ring2d"), schedule)
     }
     trained = cp.load("ring2d")
-    plain = getattr(
-        trained, "uncalibrated", trained
-    )  # a calibration knows the depth, whatever the energy knows
+    # A calibration knows the depth of modes, also if the energy does not.
+    uncalibrated = getattr(trained, "uncalibrated", trained)
     found["ring2d"] = cp.Diffusion(
-        plain.network,
-        plain.schedule,
-        event_shape=plain.event_shape,
-        parameterization=plain.parameterization,
-        time=plain.time,
-        log_snr_range=plain.log_snr_range,
+        uncalibrated.network,
+        uncalibrated.schedule,
+        event_shape=uncalibrated.event_shape,
+        parameterization=uncalibrated.parameterization,
+        time=uncalibrated.time,
+        log_snr_range=uncalibrated.log_snr_range,
         mode_depth=True,
         label="ring2d",
     )
@@ -132,7 +131,7 @@ def by_quadrature(
 def checks(
     rows: dict[str, Measured], quadrature: dict[str, list[Any]]
 ) -> dict[str, bool]:
-    """What the benchmark must show."""
+    """Checks of the benchmark."""
     even = np.full(8, 1 / 8)
     target = {
         name: max(variation(shares, even) for *_, shares in table)
@@ -148,13 +147,10 @@ def checks(
         "ring2d-depth alone: pooled TV ≤ 0.05": deep.pooled <= 0.05,
         "ring2d-depth alone: at most a third of ring2d's": deep.pooled
         <= plain.pooled / 3,
-        "by quadrature, at the worst level: TV of ring2d ≥ 0.10, of ring2d-depth ≤ 0.03": target[
-            "ring2d"
-        ]
-        >= 0.10
-        and target["ring2d-depth"] <= 0.03,
-        "by quadrature, the normaliser that ring2d-depth learned: |log Z| ≤ 0.1 at every level": log_z
-        <= 0.1,
+        "by quadrature, at the worst level: TV of ring2d ≥ 0.10, of ring2d-depth ≤ "
+        "0.03": target["ring2d"] >= 0.10 and target["ring2d-depth"] <= 0.03,
+        "by quadrature, the normaliser that ring2d-depth learned: |log Z| ≤ 0.1 at "
+        "every level": log_z <= 0.1,
     }
 
 
@@ -172,10 +168,11 @@ def main() -> int:
                 print("  ".join(as_text(rows[label])), flush=True)
         quadrature[name] = [(level, *by_quadrature(ring, level)) for level in LOG_SNR]
     notes = (
-        f"{CHAINS} chains, keys 0 to {KEYS - 1}; {SPREAD} The bar is an exact Gaussian, N(0, diag(0.2², 0.6²)); "
-        "exact log Z is that of the exact product. Density "
-        "weights are tried on ring2d against its own card. By quadrature on a grid, log ∫ f and the TV of the "
-        f"modes' shares at log-SNR {', '.join(f'{level:g}' for level in LOG_SNR)}: "
+        f"{CHAINS} chains, keys 0 to {KEYS - 1}; {SPREAD} The bar is an exact "
+        "Gaussian, N(0, diag(0.2², 0.6²)); exact log Z is that of the exact product. "
+        "Density weights are tried on ring2d against its own card. By quadrature on "
+        "a grid, log ∫ f and the TV of the modes' shares at log-SNR "
+        f"{', '.join(f'{level:g}' for level in LOG_SNR)}: "
     )
     even = np.full(8, 1 / 8)
     told = [

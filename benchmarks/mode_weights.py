@@ -1,12 +1,12 @@
-"""What benchmarks A and E share: targets that are Gaussian mixtures, samplers, and the
-total variation of mode shares.
+"""Common parts of benchmarks A and E: Gaussian mixtures, samplers, and the total
+variation of mode shares.
 
 The total variation (TV) of a run is ½·Σ_j |p_j − q_j|, with p_j the share of chains
-nearest to mode j and q_j the mass that the exact law of level 0 has there. Level 0
-still carries a little noise: its mass differs from that of the noise-free law, which is
-listed for comparison. Beside a TV stands its floor, what as many exact draws have on
-average, and beside log Z its exact value; ± is the standard deviation over keys, of one
-run that is.
+nearest to mode j and q_j the mass of the exact law of level 0 there. Level 0 still
+carries a little noise: its mass differs from that of the noise-free law, which is
+listed for comparison. Beside a TV stands its floor, the mean TV of as many exact draws,
+and beside log Z its exact value; ± is the standard deviation over keys, that is, of one
+run.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import composeprob as cp
 
 N, KEYS = 4000, 5
 MANY_KEYS = 30
-"""Keys of the default's rows: at five, chance alone is as large as what their pooled TV
-is to show."""
+"""Keys of the default's rows: at five, chance is as large as the pooled TV that they
+measure."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Gaussians:
         """The mass nearest to each centre, by quadrature over a grid that covers 7
         standard deviations."""
         reach = 7 * np.sqrt(self.variances)
-        low, high = (self.means - reach).min(0), (self.means + reach).max(0)
+        low = (self.means - reach).min(0)
+        high = (self.means + reach).max(0)
         x, y = (np.linspace(a, b, points) for a, b in zip(low, high, strict=True))
         density = np.zeros((points, points))
         for w, m, v in zip(self.weights, self.means, self.variances, strict=True):
@@ -70,6 +71,11 @@ class Gaussians:
         )
 
 
+def _normalised(alpha: float, sigma: float) -> float:
+    """Log-evidence of factors whose product is normalised."""
+    return 0.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """A program's factors on a schedule, and the exact law of its samples at noise (α,
@@ -78,7 +84,7 @@ class Problem:
     compile: Callable[[cp.Schedule], Any]
     law: Callable[[float, float], Gaussians]
     centres: np.ndarray
-    log_evidence: Callable[[float, float], float] = lambda alpha, sigma: 0.0
+    log_evidence: Callable[[float, float], float] = _normalised
 
     def at_level_0(self, schedule: cp.Schedule) -> tuple[Gaussians, np.ndarray]:
         """The exact law of level 0 and its centres."""
@@ -88,8 +94,10 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table: a sampler on a schedule, run under so many keys; None for
-    exact draws."""
+    """One line of the table: a sampler on a schedule, and its number of keys.
+
+    The sampler is None for exact draws.
+    """
 
     name: str
     sampler: cp.Sampler | None
@@ -99,7 +107,7 @@ class Row:
 
 @dataclasses.dataclass
 class Measured:
-    """What one row came to over all keys."""
+    """Results of one row over all keys."""
 
     name: str
     evaluations: int
@@ -131,8 +139,7 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> float:
 
 
 def floor(mass: np.ndarray, draws: int) -> float:
-    """The mean TV of the shares of as many exact draws: ½·Σ_j E|B_j/n − q_j| with B_j
-    binomial."""
+    """Mean TV of the shares of n exact draws: ½·Σ_j E|B_j/n − q_j|, B_j binomial."""
     return float(
         sum(
             0.5 * stats.binom(draws, q).expect(lambda k, q=q: np.abs(k / draws - q))
@@ -142,17 +149,23 @@ def floor(mass: np.ndarray, draws: int) -> float:
 
 
 def smc(weights: str) -> cp.SMC:
-    """SMC with tuned moves; its reverse step, where weights are of steps, is of first
-    order: one evaluation a level."""
+    """SMC with tuned moves.
+
+    With Feynman–Kac weights its reverse step is of first order: one evaluation a level.
+    """
     step = cp.ReverseStep(order=1) if weights == "feynman_kac" else None
     return cp.SMC(cp.MALA(cp.Adaptive()), weights=weights, step=step)
 
 
 def samplers() -> dict[str, Callable[[cp.Schedule], Row]]:
     """Every row of the table by name; a function, since samplers hold arrays."""
-    grid, cosine = cp.Schedule.log_snr(60), cp.Schedule.cosine(100)
+    grid = cp.Schedule.log_snr(60)
+    cosine = cp.Schedule.cosine(100)
     mcmc = cp.AnnealedMCMC
-    tuned_hmc = lambda steps: mcmc(cp.HMC(cp.Adaptive(), num_leapfrog=3), steps)
+
+    def tuned_hmc(steps: int) -> cp.Sampler:
+        return mcmc(cp.HMC(cp.Adaptive(), num_leapfrog=3), steps)
+
     rows = [
         Row("exact draws", None, cosine),
         Row("Ancestral", cp.Ancestral(), cosine),
@@ -180,12 +193,13 @@ def samplers() -> dict[str, Callable[[cp.Schedule], Row]]:
 def measure(
     problem: Problem, row: Row, num_chains: int = N, keys: int | None = None
 ) -> Measured:
-    """Run one row over keys 0, 1, …; None: as many as it names."""
+    """Run one row over keys 0, 1, …; ``keys=None`` takes the row's own number."""
     keys = row.keys if keys is None else keys
     law, centres = problem.at_level_0(row.schedule)
     exact = law.mass(centres)
     shares, evidence, seconds, status = [], [], [], []
-    evaluations, acceptance = 0, np.full(1, np.nan)
+    evaluations = 0
+    acceptance = np.full(1, np.nan)
     density = None if row.sampler is None else problem.compile(row.schedule)
     for key in map(jax.random.key, range(keys)):
         if row.sampler is None:
@@ -194,39 +208,42 @@ def measure(
             result = cp.infer(
                 density, key, num_chains=num_chains, sampler=row.sampler, progress=False
             )
-            x, evaluations, acceptance = (
-                result["x"],
-                result.evaluations,
-                result.acceptance,
-            )
-            evidence += [] if result.log_evidence is None else [result.log_evidence]
+            x = result["x"]
+            evaluations = result.evaluations
+            acceptance = result.acceptance
+            if result.log_evidence is not None:
+                evidence.append(result.log_evidence)
             seconds.append(result.about.seconds)
             status.append(str(result.status))
         shares.append(
             np.bincount(nearest(x, centres), minlength=len(centres)) / num_chains
         )
+    mean_acceptance = float("nan")
+    if np.isfinite(acceptance).any():
+        mean_acceptance = float(np.nanmean(acceptance))
     return Measured(
-        row.name,
-        evaluations,
-        [total_variation(p, exact) for p in shares],
-        total_variation(np.mean(shares, 0), exact),
-        float(np.nanmean(acceptance))
-        if np.isfinite(acceptance).any()
-        else float("nan"),
-        float(acceptance[0]),
-        evidence,
-        seconds,
-        status,
-        floor(exact, num_chains),
-        floor(exact, num_chains * keys),
-        problem.log_evidence(
+        name=row.name,
+        evaluations=evaluations,
+        tv=[total_variation(p, exact) for p in shares],
+        pooled=total_variation(np.mean(shares, 0), exact),
+        acceptance=mean_acceptance,
+        last_acceptance=float(acceptance[0]),
+        log_evidence=evidence,
+        seconds=seconds,
+        status=status,
+        floor=floor(exact, num_chains),
+        pooled_floor=floor(exact, num_chains * keys),
+        exact_log_evidence=problem.log_evidence(
             float(row.schedule.alpha[0]), float(row.schedule.sigma[0])
         ),
     )
 
 
 OVER = f"keys 0 to {KEYS - 1} ({MANY_KEYS - 1} by default)"
-SPREAD = "± is the standard deviation over keys; the floor of a TV is what as many exact draws have on average."
+SPREAD = (
+    "± is the standard deviation over keys; the floor of a TV is the mean TV of as "
+    "many exact draws."
+)
 COLUMNS = [
     "sampler",
     "evaluations",
@@ -248,8 +265,10 @@ def with_spread(values: list[float]) -> str:
 
 
 def as_text(m: Measured) -> list[str]:
-    """A row of `COLUMNS`; seconds are those of the runs after the first, which
-    compiles."""
+    """A row of `COLUMNS`; its seconds leave out the first run, which compiles."""
+    acceptance = "–"
+    if np.isfinite(m.acceptance):
+        acceptance = f"{m.acceptance:.3f} / {m.last_acceptance:.3f}"
     return [
         m.name,
         f"{m.evaluations:,}" if m.evaluations else "–",
@@ -257,9 +276,7 @@ def as_text(m: Measured) -> list[str]:
         f"{m.floor:.4f}",
         f"{m.pooled:.4f}",
         f"{m.pooled_floor:.4f}",
-        f"{m.acceptance:.3f} / {m.last_acceptance:.3f}"
-        if np.isfinite(m.acceptance)
-        else "–",
+        acceptance,
         with_spread(m.log_evidence) if m.log_evidence else "–",
         f"{m.exact_log_evidence:.4f}" if m.log_evidence else "–",
         f"{np.mean(m.seconds[1:]):.2f}" if len(m.seconds) > 1 else "–",
@@ -271,7 +288,8 @@ def ring_product() -> Problem:
     0.6²))."""
     angle = np.arange(8) * np.pi / 4
     centres = 0.5 * np.stack([np.cos(angle), np.sin(angle)], -1)
-    sd_ring, sd_bar = 0.075, np.array([0.2, 0.6])
+    sd_ring = 0.075
+    sd_bar = np.array([0.2, 0.6])
 
     @cp.program
     def both(ring: Any, bar: Any) -> Any:
@@ -287,7 +305,8 @@ def ring_product() -> Problem:
         return cp.compile(both, ring, bar)
 
     def law(alpha: float, sigma: float) -> Gaussians:
-        ring, bar = (alpha * sd_ring) ** 2 + sigma**2, (alpha * sd_bar) ** 2 + sigma**2
+        ring = (alpha * sd_ring) ** 2 + sigma**2
+        bar = (alpha * sd_bar) ** 2 + sigma**2
         log_weights = (-0.5 * (alpha * centres) ** 2 / (ring + bar)).sum(-1)
         weights = np.exp(log_weights - log_weights.max())
         variance = np.broadcast_to(ring * bar / (ring + bar), (8, 2))
@@ -310,7 +329,8 @@ def disjoint() -> Problem:
     """Benchmark E: two factors on disjoint coordinates of one event, each a mixture of
     two Gaussians."""
     modes = (np.array([-0.5, 0.5]), np.array([-0.4, 0.6]))
-    shares, sd = (np.array([0.35, 0.65]), np.array([0.6, 0.4])), 0.1
+    shares = (np.array([0.35, 0.65]), np.array([0.6, 0.4]))
+    sd = 0.1
 
     @cp.program
     def both(f: Any, g: Any) -> Any:

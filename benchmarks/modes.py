@@ -1,5 +1,4 @@
-"""Modes: programs with exactly known answers, and whether a default run is right or its
-status says that it is not.
+"""Modes: default runs of programs with exact answers, right or named by their status.
 
     python -m benchmarks modes
 
@@ -40,8 +39,7 @@ JUDGED, JUDGED_KEYS, JUDGED_CHAINS = ("guidance 7", "power 20"), 20, 1000
 """Families whose spread is judged, over so many keys."""
 MOST_DEFECTS, MOST_ALARMS = 0.02, 0.03
 SPREAD = 1.3
-"""How many times its stated error an estimate may spread, with what chance does to
-it."""
+"""Most that an estimate may spread, in its stated errors, beyond chance."""
 DEEP = 3
 """Stated errors within which the log-evidence in 32 dimensions is to be."""
 COLUMNS = (
@@ -69,15 +67,14 @@ def cases() -> list[Case]:
 
 
 def asked_for(case: Case, only: list[str] | None) -> bool:
-    """Whether a part of the program's name, or of its family's, was asked for."""
+    """Return whether a part of the name of a program or its family was asked for."""
     return only is None or any(
         text in name for text in only for name in (case.family, case.name)
     )
 
 
 def rows_of(file: Path) -> list[Row]:
-    """What a file holds; lines that an interrupted write left unfinished are left
-    out."""
+    """Rows of a file, without lines that an interrupted write left unfinished."""
     rows = []
     for text in file.read_text().splitlines() if file.is_file() else []:
         try:
@@ -88,45 +85,44 @@ def rows_of(file: Path) -> list[Row]:
 
 
 def measure(
-    some: list[Case],
+    programs: list[Case],
     runs: dict[int, int],
     file: Path,
     judged: bool = False,
     minutes: float = math.inf,
 ) -> Iterator[Row]:
-    """Every run of these programs, those that the file lacks made and appended to it.
+    """Every run of some programs; runs that the file lacks are made and appended.
 
     Args:
-        some: programs.
-        runs: keys for every number of chains.
+        programs: the programs.
+        runs: number of keys for every number of chains.
         file: one row a line.
-        judged: whether families whose spread is judged have as many keys as that takes;
-            they come first.
-        minutes: after which no run begins.
+        judged: whether families whose spread is judged have `JUDGED_KEYS` keys; they
+            come first.
+        minutes: time after which no run begins.
     """
     end = time.monotonic() + 60 * minutes
     kept = {(row["program"], row["chains"], row["key"]): row for row in rows_of(file)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    compiled, answers = (
-        functools.cache(lambda case: case.compile()),
-        functools.cache(lambda case: case.exact()),
-    )
+    compiled = functools.cache(lambda case: case.compile())
+    answers = functools.cache(lambda case: case.exact())
     spread = {
         (case, n): judged and case.family in JUDGED and n == JUDGED_CHAINS
         for n in runs
-        for case in some
+        for case in programs
     }
     for case, n in sorted(spread, key=lambda each: not spread[each]):
-        for key in range(JUDGED_KEYS if spread[case, n] else runs[n]):
+        keys = JUDGED_KEYS if spread[case, n] else runs[n]
+        for key in range(keys):
             if (case.name, n, key) not in kept:
                 if time.monotonic() > end:
                     continue
-                row = measured(
-                    case, functools.partial(compiled, case), answers(case), key, n
-                ) | {"commit": CODE.commit}
-                with file.open(
-                    "a"
-                ) as out:  # what an interrupted write left stays on a line of its own
+                compiles = functools.partial(compiled, case)
+                row = measured(case, compiles, answers(case), key, n)
+                row["commit"] = CODE.commit
+                with file.open("a") as out:
+                    # The line break in front ends a line that an interrupted write left
+                    # unfinished.
                     out.write("\n" + json.dumps(row))
                 kept[case.name, n, key] = row
                 print(as_text(row), flush=True)
@@ -135,17 +131,17 @@ def measure(
 
 def as_text(row: Row) -> str:
     """A run in one line."""
-    told = [
-        f"{value:.4g} ± {'withheld' if error is None else f'{error:.2g}'} for {exact:.4g}"
-        for exact, value, error in zip(
-            row["exact"], row["estimates"], row["errors"], strict=False
-        )
-        if exact is not None and value is not None
-    ]
-    head = (
+    texts = [
         f"{row['program']}, {row['chains']} chains, key {row['key']}: {row['outcome']}"
-    )
-    return "; ".join([head, *told, ", ".join(row["codes"]), f"{row['seconds']:.1f} s"])
+    ]
+    columns = zip(row["exact"], row["estimates"], row["errors"], strict=False)
+    for exact, value, error in columns:
+        if exact is None or value is None:
+            continue
+        stated = "withheld" if error is None else f"{error:.2g}"
+        texts.append(f"{value:.4g} ± {stated} for {exact:.4g}")
+    texts += [", ".join(row["codes"]), f"{row['seconds']:.1f} s"]
+    return "; ".join(texts)
 
 
 def in_table(family: str, chains: int, rows: list[Row]) -> list[str]:
@@ -183,23 +179,20 @@ def in_table(family: str, chains: int, rows: list[Row]) -> list[str]:
 
 
 def checks(rows: list[Row]) -> dict[str, bool]:
-    """What must hold."""
-    count, easy = (
-        Counter(row["outcome"] for row in rows),
-        [r for r in rows if r["family"].startswith("right")],
-    )
+    """Thresholds, and whether they are met."""
+    count = Counter(row["outcome"] for row in rows)
+    easy = [r for r in rows if r["family"].startswith("right")]
     fine = count[Outcome.RIGHT] + count[Outcome.FALSE_ALARM]
     defects, alarms = count[Outcome.DEFECT], count[Outcome.FALSE_ALARM]
     loud = sum(bool(row["codes"]) for row in easy)
     found = {
-        f"at most {MOST_DEFECTS:.0%} of {len(rows)} runs are wrong and OK ({defects} are)": (
-            defects <= MOST_DEFECTS * len(rows)
+        f"at most {MOST_DEFECTS:.0%} of {len(rows)} runs are wrong and OK ({defects} "
+        "are)": (defects <= MOST_DEFECTS * len(rows)),
+        f"at most {MOST_ALARMS:.0%} of {fine} right runs are named ({alarms} are)": (
+            alarms <= MOST_ALARMS * fine
         ),
-        f"at most {MOST_ALARMS:.0%} of {fine} right runs are named ({alarms} are)": alarms
-        <= MOST_ALARMS * fine,
-        f"at most {MOST_ALARMS:.0%} of {len(easy)} runs of easy programs are named ({loud} are)": (
-            loud <= MOST_ALARMS * len(easy)
-        ),
+        f"at most {MOST_ALARMS:.0%} of {len(easy)} runs of easy programs are named "
+        f"({loud} are)": (loud <= MOST_ALARMS * len(easy)),
     }
     for family in JUDGED:
         judged = [
@@ -210,7 +203,10 @@ def checks(rows: list[Row]) -> dict[str, bool]:
         if judged:
             quiet = [row for row in judged if row["outcome"] == Outcome.RIGHT]
             worst = max(map(float, spreads(quiet)), default=np.inf)
-            text = f"{family}, {JUDGED_CHAINS} chains: right and OK under every key ({len(quiet)} of {len(judged)}), "
+            text = (
+                f"{family}, {JUDGED_CHAINS} chains: right and OK under every key "
+                f"({len(quiet)} of {len(judged)}), "
+            )
             text += (
                 f"spread ≤ {SPREAD} × stated, with what chance does to it ({worst:.2f})"
             )
@@ -222,15 +218,20 @@ def checks(rows: list[Row]) -> dict[str, bool]:
     ]
     if deep:
         near = sum(r["errors"][1] is not None and r["z"][1] <= DEEP for r in deep)
-        text = f"log Z of the squared mixture, d = 32, {JUDGED_CHAINS} chains: within {DEEP} of its ± under every key"
+        text = (
+            f"log Z of the squared mixture, d = 32, {JUDGED_CHAINS} chains: within "
+            f"{DEEP} of its ± under every key"
+        )
         found[f"{text} ({near} of {len(deep)})"] = near == len(deep)
     return found
 
 
 def spreads(rows: list[Row]) -> list[float]:
-    """The root mean square of the value's and the log-evidence's deviations, in stated
-    errors, over what chance makes of 1 once in 1,000 sets of so many; none of fewer
-    than two."""
+    """Root mean squares of the deviations of values and of log-evidences.
+
+    They are in stated errors, over the root mean square that chance exceeds once in
+    1,000 sets of as many deviations. Fewer than two deviations have none.
+    """
     columns = [[row["z"][i] for row in rows if row["z"][i] is not None] for i in (0, 1)]
     return [
         float(np.sqrt(np.mean(np.square(z)) / (stats.chi2.ppf(0.999, len(z)) / len(z))))
@@ -264,20 +265,18 @@ def main(arguments: list[str] | None = None) -> int:
     keys = asked.keys or (QUICK_KEYS if asked.quick else KEYS)
     chains = asked.chains or (QUICK_CHAINS if asked.quick else CHAINS)
     some = [case for case in cases() if asked_for(case, asked.only)]
-    rows = list(
-        measure(
-            some, dict.fromkeys(chains, keys), asked.rows, not asked.keys, asked.minutes
-        )
-    )
+    runs = dict.fromkeys(chains, keys)
+    rows = list(measure(some, runs, asked.rows, not asked.keys, asked.minutes))
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["family"], row["chains"]), []).append(row)
-    table = [in_table(family, n, some) for (family, n), some in groups.items()]
+    table = [in_table(family, n, group) for (family, n), group in groups.items()]
     commits = {row["commit"] for row in rows}
     whole = not (asked.keys or asked.chains or asked.only) and commits == {CODE.commit}
     if commits != {CODE.commit}:
         print(
-            f"Rows are of {len(commits)} commits: remove {asked.rows} to measure this one alone."
+            f"Rows are of {len(commits)} commits: remove {asked.rows} to measure this "
+            "one alone."
         )
     kept = (
         "program",
@@ -294,13 +293,15 @@ def main(arguments: list[str] | None = None) -> int:
         "rows": [{name: row[name] for name in kept} for row in rows],
     }
     notes = (
-        "`cp.infer(density, key, num_chains)` and nothing else, but for `Ancestral`; keys from 0 on, "
-        f"{JUDGED_KEYS} of guidance 7 and of power 20 at {JUDGED_CHAINS:,} chains. Wrong: a share, the probability of "
-        "a valid sample or log Z is more than four of its stated errors off, or of those that its status withholds. "
-        "False alarms are right runs with a finding. Runs in the column 'no error' are named as their chains descend "
-        "from too few of the first ones for any error of a share: they are neither right nor wrong, though most have "
-        "valid samples alone. "
-        "Compositions of the zoo have no exact answer, and count as right."
+        "All runs are `cp.infer(density, key, num_chains)`, but for those of "
+        f"`Ancestral`; keys from 0 on, {JUDGED_KEYS} of guidance 7 and of power 20 at "
+        f"{JUDGED_CHAINS:,} chains. Wrong: a share, the probability of a valid sample "
+        "or log Z is off by more than four of its stated errors, or of those that its "
+        "status withholds. False alarms are right runs with a finding. Runs in the "
+        "column 'no error' are named because their chains have too few distinct "
+        "ancestors for an error of a share: they are neither right nor wrong, though "
+        "most have only valid samples. Compositions of the zoo have no exact answer, "
+        "and count as right."
     )
     made = {(row["program"], row["chains"]) for row in rows}
     if left := [
@@ -309,7 +310,10 @@ def main(arguments: list[str] | None = None) -> int:
         for case in some
         if (case.name, n) not in made
     ]:
-        notes += f" Time was up before {len(left)} of {len(left) + len(made)} programs and numbers of chains: "
+        notes += (
+            f" Time was up before {len(left)} of {len(left) + len(made)} programs and "
+            "numbers of chains: "
+        )
         notes += "; ".join(left) + "."
     title = "Modes: is a default run right, or does it say that it is not?"
     name = "modes_quick" if asked.quick else "modes"

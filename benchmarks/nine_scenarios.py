@@ -1,5 +1,6 @@
-"""CompLift's nine compositions in the plane: the two empty ones are named, the seven
-others sampled as they are.
+"""CompLift's nine compositions in the plane: two empty ones, and seven to sample.
+
+A run must name the empty ones, and sample the others as they are.
 
     python -m benchmarks nine-scenarios [--learned] [--keys 3]
 
@@ -45,14 +46,14 @@ OURS, EXACT, FLOOR = (
 )
 AGREE = {"no_overlap", "out_of_training"}
 HALF_WIDTH = 1.6
-"""Of the square that holds every composed law."""
+"""Half the width of a square that holds every composed law."""
 
 Judged = dict[str, list[tuple[float, float]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What factors a table is of.
+    """A table of the nine compositions with one kind of factors.
 
     Attributes:
         name: of its files.
@@ -77,22 +78,23 @@ class Table:
 
 
 def judged(scenario: Scenario, samples: np.ndarray, key: int) -> tuple[float, float]:
-    """Accuracy, for which what is not finite is wrong, and the Chamfer distance of what
-    is finite."""
+    """Accuracy, and the Chamfer distance of the finite samples.
+
+    A sample that is not finite counts as wrong.
+    """
     assert scenario.right is not None
     assert scenario.draw is not None
     finite = np.isfinite(samples).all(1)
     right = scenario.right(samples[finite]).sum() / len(samples)
     draws = scenario.draw(np.random.default_rng((key, 0)), len(samples))
-    return float(right), chamfer(samples[finite], draws) if finite.any() else float(
-        "nan"
-    )
+    distance = chamfer(samples[finite], draws) if finite.any() else float("nan")
+    return float(right), distance
 
 
 def asked(
     density: cp.AnnealedDensity, keys: int, n: int
 ) -> tuple[dict[str, Any], list[cp.Result]]:
-    """What `density.check` and default runs say of a composition, and the runs."""
+    """Findings of `density.check` and default runs of a composition, and the runs."""
     checked = [
         sorted({f.code for f in density.check(jax.random.key(k))}) for k in range(keys)
     ]
@@ -113,8 +115,7 @@ def asked(
 
 
 def ours(table: Table, name: str, keys: int) -> dict[str, Any]:
-    """What is said of a composition and how good its samples are, beside exact draws of
-    its law."""
+    """Findings of a composition, and its samples judged beside exact draws."""
     scenario = NINE[name]
     density = cp.compile(single, scenario.factor(table.factors(LEVELS)))
     found, results = asked(density, keys, table.n)
@@ -136,7 +137,8 @@ def ours(table: Table, name: str, keys: int) -> dict[str, Any]:
 
 def theirs(table: Table, name: str, keys: int) -> Judged:
     """Draws of a composition's target, and the baselines."""
-    scenario, n = NINE[name], table.n
+    scenario = NINE[name]
+    n = table.n
     assert scenario.draw is not None
     density = cp.compile(single, scenario.factor(table.factors(restated.LEVELS)))
     rows: Judged = {
@@ -155,13 +157,14 @@ def theirs(table: Table, name: str, keys: int) -> Judged:
 
 
 def as_text(values: list[float]) -> str:
-    """Mean ± standard deviation over keys; of what left the square by far, its size."""
-    mean, spread = np.mean(values), np.std(values, ddof=1) if len(values) > 1 else 0.0
+    """Mean ± standard deviation over keys; a mean of 100 or more in powers of ten."""
+    mean = np.mean(values)
+    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
     return f"{mean:.4f} ± {spread:.4f}" if mean < 100 else f"{mean:.0e}"
 
 
-def told(codes: list[list[str]]) -> str:
-    """The findings, and under how many keys there were any."""
+def as_findings(codes: list[list[str]]) -> str:
+    """The findings, and the number of keys with one."""
     named = sorted({code for each in codes for code in each})
     return f"{', '.join(named) or 'none'} ({sum(map(bool, codes))} of {len(codes)})"
 
@@ -175,45 +178,42 @@ def lines(name: str, of: dict[str, Any]) -> list[list[str]]:
             "–",
             "–",
             f"{of['share']:.2%} of a run's",
-            told(of["checked"]),
+            as_findings(of["checked"]),
         ]
     )
     for row, values in of.get("rows", {OURS: []}).items():
-        accuracy, distance = zip(*values, strict=True) if values else ([], [])
-        evaluations = (
-            of["evaluations"]
-            if row == OURS
-            else restated.BASELINES.get(row, (None, None))[1]
-        )
-        cells = [
-            as_text(list(column)) if column else "–" for column in (accuracy, distance)
-        ]
+        cells = ["–", "–"]
+        if values:
+            cells = [as_text(list(column)) for column in zip(*values, strict=True)]
+        evaluations = restated.BASELINES.get(row, (None, None))[1]
+        findings = "–"
+        if row == OURS:
+            evaluations = of["evaluations"]
+            findings = as_findings(of["status"])
         cost = "–" if evaluations is None else f"{evaluations:,}"
-        made.append([row, *cells, cost, told(of["status"]) if row == OURS else "–"])
+        made.append([row, *cells, cost, findings])
     return made
 
 
 def mean(of: dict[str, Any], row: str, column: int) -> float:
-    return float(
-        np.nan_to_num(
-            np.mean([values[column] for values in of["rows"][row]]), nan=np.inf
-        )
-    )
+    """Mean of a column over keys; NaN becomes ∞."""
+    average = np.mean([values[column] for values in of["rows"][row]])
+    return float(np.nan_to_num(average, nan=np.inf))
 
 
 def checks(table: Table, found: dict[str, dict[str, Any]]) -> dict[str, bool]:
     empty = {name: of for name, of in found.items() if NINE[name].empty}
     full = {name: of for name, of in found.items() if not NINE[name].empty}
-    best = {
-        name: [max(mean(of, row, 0) for row in table.baselines)]
-        for name, of in full.items()
-    }
+    most_accurate = {}
+    nearest = {}
     for name, of in full.items():
-        best[name].append(min(mean(of, row, 1) for row in table.baselines))
+        most_accurate[name] = max(mean(of, row, 0) for row in table.baselines)
+        nearest[name] = min(mean(of, row, 1) for row in table.baselines)
     both = ("checked", "status")
     others = [codes for of in full.values() for how in both for codes in of[how]]
     return {
-        "both empty compositions are named by density.check and in the status of the run, under every key": all(
+        "both empty compositions are named by density.check and in the status of the "
+        "run, under every key": all(
             AGREE.intersection(codes)
             for of in empty.values()
             for how in both
@@ -223,7 +223,8 @@ def checks(table: Table, found: dict[str, dict[str, Any]]) -> dict[str, bool]:
         "density.check takes at most 5 % of a run's evaluations": all(
             of["share"] <= 0.05 for of in found.values()
         ),
-        f"cp.infer's accuracy is within {table.within} of exact draws' in all seven": all(
+        f"cp.infer's accuracy is within {table.within} of exact draws' in all "
+        "seven": all(
             abs(mean(of, OURS, 0) - mean(of, EXACT, 0)) <= table.within
             for of in full.values()
         ),
@@ -231,41 +232,55 @@ def checks(table: Table, found: dict[str, dict[str, Any]]) -> dict[str, bool]:
             abs(mean(of, OURS, 1) - mean(of, EXACT, 1)) <= 0.1 * mean(of, EXACT, 1)
             for of in full.values()
         ),
-        f"no baseline is more than {table.within} more accurate in any of the seven": all(
-            mean(of, OURS, 0) >= best[name][0] - table.within
+        f"no baseline is more than {table.within} more accurate in any of the "
+        "seven": all(
+            mean(of, OURS, 0) >= most_accurate[name] - table.within
             for name, of in full.items()
         ),
         "no baseline is nearer by more than 10 % in any of the seven": all(
-            mean(of, OURS, 1) <= 1.1 * best[name][1] for name, of in full.items()
+            mean(of, OURS, 1) <= 1.1 * nearest[name] for name, of in full.items()
         ),
     }
 
 
-NOTES = """8,000 samples a row, mean ± standard deviation over keys; evaluations are those of one chain.
+NOTES = """\
+8,000 samples a row, mean ± standard deviation over keys; evaluations are those of one
+chain.
 
-- Accuracy: within 3 standard deviations of a Gaussian's centre along each axis, 0.1 of an intersection or a circle, or
-  inside of the boxes. Their code takes no absolute value at the circles, and counts all that lies within: here it does.
-- Chamfer distance: the mean distance to the nearest of 8,000 draws of the target, and from each of these to the nearest
-  sample, added. What is not finite counts as wrong, and is left out of the distance.
-- What divides has the power 0.5, their temperature, and is a box with a tenth of N(0, I) beside it: the composed law
-  then keeps a little of what is taken away, and its exact draws are not all inside of the target.
-- Of mixtures the scores are exact at every level, so that reverse diffusion is right, and the last of their steps takes
-  all noise away; cp.infer's samples have that of its level 0, σ = 0.004, which shows at edges and on curves.
-- The baselines run on their 50 levels from N(0, I) on. ULA and U-HMC leave the plane where σ is far below their steps:
-  exact scores of sharp laws are steeper than those that a network has learned. No published number is repeated here."""
-LEARNED_NOTES = """2,000 samples a row, mean ± standard deviation over keys; evaluations are those of one chain.
+- Accuracy: within 3 standard deviations of a Gaussian's centre along each axis, 0.1 of
+  an intersection or a circle, or inside of the boxes. The authors' code takes no
+  absolute value at the circles, and counts everything inside of them; here the absolute
+  value is taken.
+- Chamfer distance: the mean distance to the nearest of 8,000 draws of the target, plus
+  the mean distance from each of these to the nearest sample. A value that is not finite
+  counts as wrong, and is left out of the distance.
+- A divisor has the power 0.5, the authors' temperature, and is a box with a tenth of
+  N(0, I) beside it. The composed law then keeps a little of what is taken away, so that
+  its exact draws are not all inside of the target.
+- The scores of mixtures are exact at every level, so that reverse diffusion is right,
+  and the last of the authors' steps takes all noise away. cp.infer's samples have the
+  noise of its level 0, σ = 0.004, which shows at edges and on curves.
+- The baselines run on the authors' 50 levels from N(0, I) on. ULA and U-HMC leave the
+  plane where σ is far below their steps: exact scores of sharp laws are steeper than
+  learned ones. No published numbers are repeated here."""
+LEARNED_NOTES = """\
+2,000 samples a row, mean ± standard deviation over keys; evaluations are those of one
+chain.
 
-- Judges, baselines and what divides are those of the table of exact factors; each law but the N(0, I) that stands
-  beside a divisor is a network of 128 by four layers, trained here. Against draws of the target, exact draws of the
-  composed law show the error of the networks, and what a sampler's row differs from these is the sampler's.
-- Networks that learn scores know how mass is spread along a circle, or over parts that lie apart, by their noisier
-  levels; their energy at level 0, of which exact draws are, is off by nats there: that of the right circle has most of
-  its mass on a fourth of it. A default run weighs chains along the levels, from scores, and is nearer to the target:
-  where the two differ by more than chance, a check fails.
-- Findings are all that a run says of itself: where nothing is left to weigh, the empty product's chains go on one by
-  one, and `shares_frozen` is said of them too.
-- The other baselines are left out for time: ULA is MALA without its test, and the Hamiltonian ones take four times as
-  many evaluations. No published number is repeated here."""
+- Judges, baselines and divisors are those of the table of exact factors. Each law but
+  the N(0, I) beside a divisor is a network of 128 by four layers, trained here. The
+  distance of exact draws of the composed law from draws of the target is the networks'
+  error; the distance of a sampler's row from these exact draws is the sampler's error.
+- Networks that learn scores know from their noisier levels how mass is spread along a
+  circle, or over separated parts. Their energy at level 0, from which exact draws are
+  made, is off by nats there: that of the right circle has most of its mass on a quarter
+  of it. A default run computes importance weights along the levels, from scores, and is
+  nearer to the target. Where the two differ by more than chance, a check fails.
+- Findings are all that a run reports. Where the empty product has no weights left, its
+  chains continue independently, and `shares_frozen` is reported of them too.
+- The other baselines are left out for time: ULA is MALA without its test, and the
+  Hamiltonian ones take four times as many evaluations. No published numbers are
+  repeated here."""
 
 EXACT_TABLE = Table(
     name="nine_scenarios",
@@ -300,10 +315,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--keys", type=int, help="keys of each row; the numbers are not written"
     )
     options = parser.parse_args(arguments)
-    keys, table = (
-        options.keys or KEYS,
-        LEARNED_TABLE if options.learned else EXACT_TABLE,
-    )
+    keys = options.keys or KEYS
+    table = LEARNED_TABLE if options.learned else EXACT_TABLE
     part = partial(kept, f"{table.name}-{keys}")
     found = {name: part(name, partial(ours, table, name, keys)) for name in NINE}
     for name, of in found.items():
@@ -315,7 +328,8 @@ def main(arguments: list[str] | None = None) -> int:
         for row in lines(f"{name}: {NINE[name].says}", of)
     ]
     columns = ["sampler", "accuracy", "Chamfer distance", "evaluations", "findings"]
-    holds, write = checks(table, found), options.keys is None
+    holds = checks(table, found)
+    write = options.keys is None
     return publish(
         table.name,
         table.title,

@@ -1,5 +1,6 @@
-"""The 2D experiments of Du et al. 2023 and Sjöberg et al. 2023: products, a mixture and
-a negation of learned models.
+"""The 2D experiments of Du et al. 2023 and Sjöberg et al. 2023, with learned models.
+
+They are products, a mixture and a negation.
 
     python -m benchmarks paper-2d
 
@@ -15,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -63,13 +65,12 @@ class Kept:
 
     def __init__(self, folder: Path, settings: str):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.settings = folder, settings
+        self.folder = folder
+        self.settings = settings
 
     def _path(self, name: tuple[Any, ...]) -> Path:
         parts = "_".join(str(part) for part in (*name, self.settings))
-        return self.folder / (
-            "".join(c if c.isalnum() or c in "-." else "_" for c in parts) + ".npz"
-        )
+        return self.folder / (re.sub(r"[^\w.-]", "_", parts) + ".npz")
 
     def get(self, name: tuple[Any, ...]) -> tuple[Judged, np.ndarray] | None:
         path = self._path(name)
@@ -105,7 +106,8 @@ def run(
     tasks: list[Task], num_chains: int, kept: Kept
 ) -> list[tuple[Judged, np.ndarray]]:
     """Run what is planned and not kept yet."""
-    out, runs = [], list(plan(tasks))
+    out = []
+    runs = list(plan(tasks))
     for i, (task, kind, row, retraining) in enumerate(runs):
         name = (task.name, kind, row.name, row.levels, retraining)
         found = kept.get(name)
@@ -179,7 +181,7 @@ def as_text(row: Judged) -> list[str]:
 
 
 def minutes(kept: Kept, tasks: list[Task]) -> float:
-    """What all rows took, those with exact factors included."""
+    """Minutes that all rows took, those with exact factors included."""
     names = [
         (task.name, kind, row.name, row.levels, retraining)
         for task, kind, row, retraining in plan(tasks)
@@ -230,7 +232,7 @@ def pick(
 
 
 def checks(judged: list[Judged], tasks: list[Task]) -> dict[str, bool]:
-    """What the docs claim of these numbers."""
+    """Claims of the docs about these numbers."""
     out: dict[str, bool] = {}
     names = {task.name for task in tasks}
     for task in sorted(names & {"product", "sharp-product"}):
@@ -248,17 +250,19 @@ def checks(judged: list[Judged], tasks: list[Task]) -> dict[str, bool]:
         assert hmc.raise_log_likelihood is not None
         assert smc.raise_log_likelihood is not None
         out |= {
-            "SMC needs at most a fifteenth of the evaluations of HMC at the paper's settings": 15
-            * smc.evaluations
-            <= hmc.evaluations,
+            "SMC needs at most a fifteenth of the evaluations of HMC at the paper's "
+            "settings": 15 * smc.evaluations <= hmc.evaluations,
             "… and a tenth of the time": 10 * smc.seconds <= hmc.seconds,
-            "… at a mean log p at least 1 nat better": smc.log_likelihood
-            >= hmc.log_likelihood + 1,
-            "… at a RAISE log-likelihood that is no worse, within 0.1": smc.raise_log_likelihood
-            >= hmc.raise_log_likelihood - 0.1,
+            "… at a mean log p at least 1 nat better": (
+                smc.log_likelihood >= hmc.log_likelihood + 1
+            ),
+            "… at a RAISE log-likelihood that is no worse, within 0.1": (
+                smc.raise_log_likelihood >= hmc.raise_log_likelihood - 0.1
+            ),
             "… and a TV that is no worse, within 0.02": smc.tv <= hmc.tv + 0.02,
-            "the score models with Feynman–Kac weights come within 0.5 nat": scores.log_likelihood
-            >= smc.log_likelihood - 0.5,
+            "the score models with Feynman–Kac weights come within 0.5 nat": (
+                scores.log_likelihood >= smc.log_likelihood - 0.5
+            ),
         }
     if "mixture" in names:
         smc = pick(judged, "mixture", "energy", "SMC", "even")
@@ -377,26 +381,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 NOTES = f"""\
-{{chains}} chains a row. All rows together, runs with exact factors included, took {{minutes:.0f}} minutes of process
-time, in up to {{jobs}} processes side by side.
+{{chains}} chains a row. All rows together, runs with exact factors included, took
+{{minutes:.0f}} minutes of process time, in up to {{jobs}} processes side by side.
 
-- Levels: every sampler visits all of them. `cosine` is the paper's 100 (σ = 0.025 at level 0), `even` is 60 levels even
-  in log-SNR whose cleanest is far below the data's finest scale.
-- (paper) marks the paper's step sizes and 10 transitions a level. The others make 3, with acceptance tuned to 0.574
-  (MALA) and 0.75 (HMC); SMC makes 1, after its reverse step and Feynman–Kac weights; that step is DDPM's, first order.
-- Mean log p is that of the samples under the exact noise-free law, each sample's floored at −20 (hard edges).
-- RAISE is the log-likelihood of {{points}} held-out exact draws under the chain that the sampler runs: reverse annealed
-  importance sampling, as many chains a point as {{budget:,}} evaluations pay (1 to {{most}}); a lower bound on average,
-  looser the fewer chains; ± its standard error over points.
-- TV is of the modes' shares. MMD² is unbiased, so it can be negative; RBF kernel of bandwidth 0.2. W2 is against as
-  many exact draws. The covariance
-  error is relative, averaged over the modes with more than 2 % of the mass.
-- Line integrals of the score: "n points" on the straight line between the ends, by the trapezoid rule unless Simpson's
-  is named (as in SMC); "leapfrog" the trajectory's own points.
+- Levels: every sampler visits all of them. `cosine` is the paper's 100 (σ = 0.025 at
+  level 0), `even` is 60 levels even in log-SNR whose cleanest is far below the data's
+  finest scale.
+- (paper) marks the paper's step sizes and 10 transitions a level. The others make 3,
+  with acceptance tuned to 0.574 (MALA) and 0.75 (HMC). SMC makes 1, after its reverse
+  step and Feynman–Kac weights; that step is DDPM's, first order.
+- Mean log p is that of the samples under the exact noise-free law, each sample's
+  floored at −20 (hard edges).
+- RAISE is the log-likelihood of {{points}} held-out exact draws under the chain that
+  the sampler runs, by reverse annealed importance sampling with as many chains a point
+  as {{budget:,}} evaluations pay (1 to {{most}}). It is a lower bound on average,
+  looser the fewer chains; ± is its standard error over points.
+- TV is of the modes' shares. MMD² is unbiased, so it can be negative; RBF kernel of
+  bandwidth 0.2. W2 is against as many exact draws. The covariance error is relative,
+  averaged over the modes with more than 2 % of the mass.
+- Line integrals of the score: "n points" on the straight line between the ends, by the
+  trapezoid rule unless Simpson's is named (as in SMC); "leapfrog": the trajectory's own
+  points.
 - Seconds leave out compilation.
-- Sampler error: the nats of mean log p that the same run with exact noised factors lacks against exact draws, and its
-  TV. Model error: the rest.
-- The mixture asks for shares {WEIGHTS[0]} and {WEIGHTS[1]} of calibrated energies; score-only models have no mixtures.
+- Sampler error: the nats of mean log p that the same run with exact noised factors
+  lacks against exact draws, and its TV. Model error: the rest.
+- The mixture asks for shares {WEIGHTS[0]} and {WEIGHTS[1]} of calibrated energies;
+  score-only models have no mixtures.
 
 ![What each sampler makes of each task](paper_2d.png)"""
 

@@ -1,5 +1,6 @@
-"""Plans through nine rooms from a model of short walks: how many of 100 reach the goal
-without touching a wall.
+"""Plans through nine rooms from a model of short walks.
+
+It counts how many of 100 reach the goal without touching a wall.
 
     python -m benchmarks planning
 
@@ -56,7 +57,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one way of making plans did."""
+    """Results of one planner."""
 
     method: str
     tasks: int
@@ -150,7 +151,8 @@ def drawn(
 
 
 def main() -> int:
-    walk, tasks = example.walk, [task(number) for number in range(TASKS)]
+    walk = example.walk
+    tasks = [task(number) for number in range(TASKS)]
     keys = jax.random.split(jax.random.key(TASKS), TASKS)
     known = np.asarray(
         jax.vmap(rooms.walk)(keys, jnp.stack([doors for doors, *_ in tasks]))
@@ -174,10 +176,11 @@ def main() -> int:
         <= rooms.ROOMS,
     }
     notes = (
-        f"One plan a task. An evaluation of the program is one of the network for each of its {example.WINDOWS} "
-        "windows. Seconds are without compilation. Walks of training and of the model alone have no goal: walls and "
-        f"steps judge them. The longest of 10,000 walks of training is {longest:.2f} long, the row of rooms "
-        f"{rooms.ROOMS}."
+        "One plan a task. An evaluation of the program evaluates the network once "
+        f"for each of its {example.WINDOWS} windows. Seconds leave out compilation. "
+        "Walks of training and of the model alone have no goal: walls and steps "
+        f"judge them. The longest of 10,000 walks of training is {longest:.2f} long, "
+        f"the row of rooms {rooms.ROOMS}."
     )
     details = {
         "longest walk": longest,

@@ -1,5 +1,4 @@
-"""What products of matrices in bfloat16 do to acceptance, to shares of modes and to
-evidence.
+"""Effect of matrix products in bfloat16 on acceptance, shares of modes and evidence.
 
     python -m benchmarks precision
     python -m benchmarks precision --tables energies
@@ -29,8 +28,8 @@ from composeprob.metrics.distances import mode_weights, total_variation
 
 WAYS = {"float32": None, "bfloat16": "bfloat16"}
 ACCEPTANCE, LIMIT = 0.05, 0.02
-"""What rounding may take from the mean acceptance; what it may add to the total
-variation, and move log Z by."""
+"""Limits of rounding: the loss of mean acceptance, and the change of total variation
+and of log Z."""
 TASK = "product"
 EVIDENCE = "SMC, MALA"
 SAMPLERS: dict[str, Callable[[float], Any]] = {
@@ -106,7 +105,8 @@ class Measured:
 
 def measure(density: Any, name: str, sampler: Any, keys: int) -> Measured:
     """A row."""
-    rows, case = [], CASES[name]
+    rows = []
+    case = CASES[name]
     for key in range(keys):
         result = cp.infer(
             density,
@@ -123,18 +123,19 @@ def measure(density: Any, name: str, sampler: Any, keys: int) -> Measured:
             evidence = float(result.log_evidence)
         acceptance = np.asarray(result.acceptance)
         rows.append([float(acceptance.mean()), float(acceptance[0]), tv, evidence])
-    (mean, last, tv, evidence), spread = (
-        np.median(rows, axis=0),
-        np.std(rows, axis=0, ddof=1),
-    )
-    known = [None if np.isnan(value) else float(value) for value in (tv, evidence)]
+    mean, last, tv, evidence = np.median(rows, axis=0)
+    spread = np.std(rows, axis=0, ddof=1)
     return Measured(
         float(mean),
         float(last),
-        known[0],
-        known[1],
+        _finite(tv),
+        _finite(evidence),
         (float(spread[2]), float(spread[3])),
     )
+
+
+def _finite(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def runs(keys: int) -> int:
@@ -149,7 +150,10 @@ def runs(keys: int) -> int:
                 print(name, label, way, rows[name, label, way], flush=True)
         jax.clear_caches()
     chains = ", ".join(f"{case.chains} of {name}" for name, case in CASES.items())
-    notes = f"Medians of {keys} keys; chains: {chains}. TV is of the modes' shares against the exact law. {EXPLICIT}"
+    notes = (
+        f"Medians of {keys} keys; chains: {chains}. TV is of the modes' shares "
+        f"against the exact law. {EXPLICIT}"
+    )
     details = {
         "rows": [
             dict(zip(COLUMNS[:3], name, strict=True)) | dataclasses.asdict(m)
@@ -162,12 +166,12 @@ def runs(keys: int) -> int:
 
 
 def energies() -> int:
-    """What rounding does to log π₀ itself, at samples of it: no noise of a second run
-    is in this."""
+    """Effect of rounding on log π₀ at its samples, without noise of a second run."""
     rows, checks = [], {}
     for name, case in CASES.items():
         densities = [case.compile(precision) for precision in WAYS.values()]
-        key, sampler = jax.random.key(0), SAMPLERS[EVIDENCE](case.scale)
+        key = jax.random.key(0)
+        sampler = SAMPLERS[EVIDENCE](case.scale)
         result = cp.infer(
             densities[0], key, num_chains=case.chains, sampler=sampler, progress=False
         )
@@ -206,7 +210,10 @@ def energies() -> int:
         "TV of shares moved",
         "log Z moved",
     ]
-    notes = "At the samples of one run of SMC in float32, weighted again by what rounding adds to log π₀. "
+    notes = (
+        "At the samples of one run of SMC in float32, reweighted by the change of log "
+        "π₀ through rounding. "
+    )
     title = "Networks that multiply in bfloat16: the density at level 0"
     return publish(
         "precision_energies", title, columns, rows, checks, {}, notes + EXPLICIT
@@ -214,8 +221,8 @@ def energies() -> int:
 
 
 EXPLICIT = (
-    "Every rounding is explicit, so that this processor computes what a unit for bfloat16 would, but for the order of "
-    "sums."
+    "Every rounding is explicit, so that this processor computes the same as a unit "
+    "for bfloat16, but for the order of sums."
 )
 
 
@@ -262,7 +269,7 @@ def as_text(row: Measured) -> list[str]:
 
 
 def judge(rows: dict[tuple[str, str, str], Measured]) -> dict[str, bool]:
-    """What rounding may cost."""
+    """Checks of the effect of rounding."""
     checks = {}
     for name, label in dict.fromkeys(key[:2] for key in rows):
         plain, rounded = (rows[name, label, way] for way in WAYS)
@@ -277,7 +284,8 @@ def judge(rows: dict[tuple[str, str, str], Measured]) -> dict[str, bool]:
                 noise = float(np.hypot(plain.spread[place], rounded.spread[place]))
                 word = {"tv": "TV rises", "log_evidence": "log Z moves"}[what]
                 checks[
-                    f"{name}, {label}: {word} by {more:.3f} ≤ {LIMIT} + noise {noise:.3f}"
+                    f"{name}, {label}: {word} by {more:.3f} ≤ {LIMIT} + noise "
+                    f"{noise:.3f}"
                 ] = more <= LIMIT + noise
     return checks
 

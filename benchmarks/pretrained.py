@@ -1,5 +1,6 @@
-"""One evaluation of the network of DDPM on CIFAR-10 (35.7 million weights) for 8
-images, beside the original in torch.
+"""One evaluation of DDPM's network of CIFAR-10, beside the original in torch.
+
+The network has 35.7 million weights and gets 8 images.
 
     python -m benchmarks pretrained --torch PYTHON
 
@@ -37,13 +38,23 @@ import diffusers, numpy, torch
 folder = sys.argv[1]
 torch.manual_seed(0)
 network = diffusers.UNet2DModel(
-    sample_size=32, block_out_channels=(128, 256, 256, 256), layers_per_block=2, attention_head_dim=None, norm_eps=1e-6,
-    down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"), downsample_padding=0,
-    up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), flip_sin_to_cos=False, freq_shift=1,
+    sample_size=32,
+    block_out_channels=(128, 256, 256, 256),
+    layers_per_block=2,
+    attention_head_dim=None,
+    norm_eps=1e-6,
+    down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    downsample_padding=0,
+    up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    flip_sin_to_cos=False,
+    freq_shift=1,
 ).eval()
 network.save_pretrained(folder + "/unet")
 diffusers.DDPMScheduler().save_pretrained(folder + "/scheduler")
-index = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+index = {
+    "unet": ["diffusers", "UNet2DModel"],
+    "scheduler": ["diffusers", "DDPMScheduler"],
+}
 json.dump(index, open(folder + "/model_index.json", "w"))
 x = torch.randn(IMAGES, 3, 32, 32)
 numpy.save(folder + "/x.npy", x.permute(0, 2, 3, 1).numpy())
@@ -51,7 +62,8 @@ with torch.inference_mode():
     for _ in range(3):
         y = network(x, TIME).sample
     numpy.save(folder + "/y.npy", y.permute(0, 2, 3, 1).numpy())
-    print("ready", torch.__version__, sum(p.numel() for p in network.parameters()), flush=True)
+    weights = sum(p.numel() for p in network.parameters())
+    print("ready", torch.__version__, weights, flush=True)
     for line in sys.stdin:
         torch.set_num_threads(int(line))
         network(x, TIME)
@@ -120,7 +132,8 @@ def main() -> int:
     *theirs, ours = (statistics.median(column) for column in zip(*turns, strict=True))
     ratio = ours / min(theirs)
     cost = evaluate.lower(model.network, x).compile().cost_analysis() or {}
-    flops, peak = float(cost.get("flops", np.nan)), gemm()
+    flops = float(cost.get("flops", np.nan))
+    peak = gemm()
     rows = [
         *(
             [
@@ -152,7 +165,10 @@ def main() -> int:
         "load": loaded,
         "first": first,
     }
-    title = f"A network of {int(weights) / 1e6:.1f} million weights, one evaluation for {IMAGES} images of 32×32: seconds"
+    title = (
+        f"A network of {int(weights) / 1e6:.1f} million weights, one evaluation for "
+        f"{IMAGES} images of 32×32: seconds"
+    )
     shown = "python -m benchmarks pretrained --torch PYTHON"
     return publish(
         "pretrained", title, ["", "seconds"], rows, checks, details, made_by=shown

@@ -1,5 +1,6 @@
-"""What the progress bar costs: one run with and without it, in one process, on a
-terminal that is only pretended.
+"""Cost of the progress bar: runs with and without it, in one process.
+
+The terminal is simulated.
 
     python -m benchmarks progress-bar
 
@@ -31,10 +32,8 @@ class Terminal(bar.Progress):
     def __init__(self, total: int = 0, enabled: bool = True, description: str = ""):
         super().__init__(total, enabled, description)
         if enabled:
-            self._console, self._kind = (
-                Console(file=io.StringIO(), force_terminal=True, width=100),
-                "terminal",
-            )
+            self._console = Console(file=io.StringIO(), force_terminal=True, width=100)
+            self._kind = "terminal"
 
 
 def main() -> int:

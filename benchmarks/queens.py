@@ -1,5 +1,6 @@
-"""n queens from exact factors of rows, columns and diagonals: how many samples are
-solutions, and how many solutions.
+"""n queens from exact factors of rows, columns and diagonals.
+
+It counts samples that are solutions, and distinct solutions.
 
     python -m benchmarks queens
 
@@ -55,7 +56,7 @@ PUBLISHED = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one sampler found on one board."""
+    """Solutions that one sampler found on one board."""
 
     queens: int
     method: str
@@ -90,10 +91,8 @@ def board(lines):
 def density(n: int) -> cp.AnnealedDensity:
     """Products of mixtures of Gaussians at the corners that each line allows, over all
     lines of one length at once."""
-    schedule, cells = (
-        cp.Schedule.log_snr(400, min=-6.0, max=6.0),
-        np.arange(n * n).reshape(n, n),
-    )
+    schedule = cp.Schedule.log_snr(400, min=-6.0, max=6.0)
+    cells = np.arange(n * n).reshape(n, n)
 
     def line(corners: np.ndarray) -> cp.Analytic:
         equal = dist.Categorical(jnp.full(len(corners), 1 / len(corners)))
@@ -242,10 +241,12 @@ def main() -> int:
         for name, found in PUBLISHED
     ]
     notes = (
-        "Published figures are those of the paper's Table 1, with energies learned from one solution; ours have exact "
-        "factors, so that what is compared is sampling. A sample of ReplicaExchange is the replica at level 0 of one "
-        "of 16 ensembles of 24 rungs (64 of 16 for 4 queens), moved by HMC of 4 leapfrogs; evaluations count all rungs "
-        "and the way there. Key 0; under key 1, at 5,871 evaluations, 90 of 92 are found. Seconds are with compilation."
+        "Published figures are those of the paper's Table 1, with energies learned "
+        "from one solution; ours have exact factors, so that the comparison is one of "
+        "sampling. A sample of ReplicaExchange is the replica at level 0 of one of 16 "
+        "ensembles of 24 rungs (64 of 16 for 4 queens), moved by HMC of 4 leapfrogs; "
+        "evaluations count all rungs and the descent to them. Key 0; under key 1, at "
+        "5,871 evaluations, 90 of 92 are found. Seconds include compilation."
     )
     details = {"width": WIDTH, "rows": [dataclasses.asdict(row) for row in rows]}
     title = "n queens: solutions among samples, and how evenly they are hit"

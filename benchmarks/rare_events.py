@@ -1,5 +1,6 @@
-"""Probabilities of rare events under a mixture of Gaussians: the evidence of a soft
-event, over 24 keys.
+"""Probabilities of rare events under a mixture of Gaussians, over 24 keys.
+
+Each is the evidence of a soft event.
 
     python -m benchmarks rare-events
 
@@ -69,7 +70,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one way of annealing gave for one event, over all keys."""
+    """Results of one annealing policy for one event, over all keys."""
 
     threshold: float
     method: str
@@ -102,7 +103,7 @@ def exact(threshold: float) -> float:
 
 
 def program(policy: str) -> Program:
-    """The law, and the soft event by one way of annealing it."""
+    """The law, and the soft event under one annealing policy."""
 
     @cp.program
     def event(law, threshold):
@@ -110,6 +111,10 @@ def program(policy: str) -> Program:
         cp.factor("beyond", log_ndtr((x[0] - threshold) / WIDTH), anneal=policy)
 
     return event
+
+
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def measured(
@@ -121,10 +126,8 @@ def measured(
     law: cp.Analytic,
 ) -> Row:
     """All keys of one row."""
-    target, truth = (
-        cp.compile(program(policy), law, jnp.float32(threshold)),
-        exact(threshold),
-    )
+    target = cp.compile(program(policy), law, jnp.float32(threshold))
+    truth = exact(threshold)
     logs, errors, seconds, evaluations = [], [], [], 0
     for key in range(first_key, first_key + KEYS):
         began = time.monotonic()
@@ -136,10 +139,8 @@ def measured(
             progress=False,
         )
         seconds.append(time.monotonic() - began)
-        logs.append(np.nan if result.log_evidence is None else result.log_evidence)
-        errors.append(
-            np.nan if result.log_evidence_error is None else result.log_evidence_error
-        )
+        logs.append(_or_nan(result.log_evidence))
+        errors.append(_or_nan(result.log_evidence_error))
         evaluations = max(evaluations, result.evaluations)
     ratios = np.exp(np.array(logs)) / truth
     covered = np.abs(np.array(logs) - np.log(truth)) <= norm.ppf(0.95) * np.array(
@@ -195,7 +196,8 @@ def told(rows: list[Row]) -> int:
         f"{JUDGED}: |ratio − 1| ≤ .02 at every τ": all(
             abs(row.ratio - 1) <= 0.02 for row in judged
         ),
-        f"{JUDGED}, all {2 * KEYS} keys: variation ≤ .06 at every τ (greatest: {max(variation.values()):.3f})": all(
+        f"{JUDGED}, all {2 * KEYS} keys: variation ≤ .06 at every τ (greatest: "
+        f"{max(variation.values()):.3f})": all(
             each <= 0.06 for each in variation.values()
         ),
         "every way: 90 % intervals cover in ≥ 90 % of all runs": all(
@@ -217,11 +219,14 @@ def told(rows: list[Row]) -> int:
         for threshold, (ratio, variation) in PUBLISHED.items()
     ]
     notes = (
-        f"{CHAINS} chains, keys 0 to {KEYS - 1} where no others are told, log-SNR from {LEVELS[0]:g} to {LEVELS[1]:g}. "
-        f"The range of levels was chosen on the first keys, the row of the next {KEYS} confirms it. The ratio's own "
-        f"standard error is the variation over √{KEYS}, the variation's is a seventh of it; so it is judged over both. "
-        f"Counting among N exact draws has a variation of √(1/NP): {np.sqrt(1 / CHAINS / exact(7.0)):.2f} at "
-        f"τ = 7, {np.sqrt(1 / CHAINS / exact(10.0)):.1f} at τ = 10. Published rows soften the event over .01."
+        f"{CHAINS} chains, keys 0 to {KEYS - 1} unless others are stated, log-SNR "
+        f"from {LEVELS[0]:g} to {LEVELS[1]:g}. The range of levels was chosen on the "
+        f"first keys, the row of the next {KEYS} confirms it. The ratio's own "
+        f"standard error is the variation over √{KEYS}, the variation's is a seventh "
+        "of it; so it is judged over both. Counting among N exact draws has a "
+        f"variation of √(1/NP): {np.sqrt(1 / CHAINS / exact(7.0)):.2f} at τ = 7, "
+        f"{np.sqrt(1 / CHAINS / exact(10.0)):.1f} at τ = 10. Published rows soften "
+        "the event over .01."
     )
     details = {"rows": [dataclasses.asdict(row) for row in rows]}
     title = "Rare events: estimated probability over the exact one"

@@ -1,9 +1,9 @@
-"""What every benchmark writes: a table on the screen, the same as Markdown, and its
-numbers as JSON.
+"""Output of every benchmark: a table on the screen, the same table as Markdown, and
+its numbers as JSON.
 
-Each file names the command, the machine, the date and the versions, so that a reader
-can tell what the seconds mean, and the commit, so that `python -m benchmarks --stale`
-can tell what is older than the code.
+Each file names the command, the machine, the date and the versions, which give the
+seconds their meaning, and the commit, from which `python -m benchmarks --stale` tells
+the results that are older than the code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
 CODE = Code.now(Path(__file__).resolve().parents[1])
-"""Asked before anything is measured: a long run may see later commits."""
+"""Read before anything is measured: a long run may see later commits."""
 
 
 def machine() -> dict[str, Any]:
@@ -39,14 +39,14 @@ def machine() -> dict[str, Any]:
             if "model name" in line
         ]
         cpu = names[0] if names else cpu
+    cores = os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     return {
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "load": round(
-            os.getloadavg()[0], 1
-        ),  # seconds mean little on a machine that is busy with something else
+        "cores": cores,
+        # Seconds mean little on a machine that is busy with something else.
+        "load": round(os.getloadavg()[0], 1),
         "devices": [d.device_kind for d in jax.devices()],
         "jax": jax.__version__,
         "python": platform.python_version(),
@@ -56,20 +56,15 @@ def machine() -> dict[str, Any]:
 
 def command() -> str:
     """The command that runs now."""
-    return shlex.join(
-        [
-            "python",
-            "-m",
-            "benchmarks",
-            Path(sys.argv[0]).stem.replace("_", "-"),
-            *sys.argv[1:],
-        ]
-    )
+    name = Path(sys.argv[0]).stem.replace("_", "-")
+    return shlex.join(["python", "-m", "benchmarks", name, *sys.argv[1:]])
 
 
 def kept(folder: str, part: str, measure: Callable[[], Any]) -> Any:
-    """What a part of a long benchmark came to, kept in out/, so that the same command
-    goes on where it was stopped."""
+    """Measure one part of a long benchmark, or read its result from an earlier run.
+
+    Results are kept in out/, so that the same command goes on where it was stopped.
+    """
     file = Path("out") / folder / f"{part.replace(' ', '_')}.json"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -107,43 +102,48 @@ def publish(
     Returns:
         0 if every check holds, else 1.
     """
-    console = Console(width=max(120, Console().width))  # a pipe reports 80 columns
+    # A pipe reports 80 columns.
+    console = Console(width=max(120, Console().width))
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)
     console.print(table)
     for text, holds in checks.items():
-        console.print(
-            f"{'[green]holds ' if holds else '[bold red]FAILS '}[/] {text}",
-            highlight=False,
-        )
-    host, made_by = machine(), made_by or command()
+        verdict = "[green]holds " if holds else "[bold red]FAILS "
+        console.print(f"{verdict}[/] {text}", highlight=False)
     if write:
-        RESULTS.mkdir(exist_ok=True)
+        host = machine()
         stamp = CODE.stamp()
+        made_by = made_by or command()
         facts = ", ".join(f"{key} {value}" for key, value in host.items())
-        facts += f", commit {stamp['commit'][:9]}" if stamp else ""
+        if stamp:
+            facts += f", commit {stamp['commit'][:9]}"
         lines = [f"# {title}", "", f"`{made_by}`", "", facts, ""]
-        lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        lines += [
-            "",
-            *(
-                f"- {'holds' if holds else '**fails**'}: {text}"
-                for text, holds in checks.items()
-            ),
-        ]
-        lines += ["", notes] if notes else []
-        (RESULTS / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n")
-        holding = {
-            text: bool(holds) for text, holds in checks.items()
-        }  # NumPy's own truth is not JSON's
+        lines += as_markdown(columns, rows, checks)
+        if notes:
+            lines += ["", notes]
         record = {
             "command": made_by,
             STAMP: stamp,
             "machine": host,
-            "checks": holding,
+            # JSON does not take NumPy's booleans.
+            "checks": {text: bool(holds) for text, holds in checks.items()},
             **details,
         }
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n")
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return 0 if all(checks.values()) else 1
+
+
+def as_markdown(
+    columns: list[str], rows: list[list[str]], checks: dict[str, bool]
+) -> list[str]:
+    """Lines of a table and of the checks below it."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines.append("")
+    for text, holds in checks.items():
+        verdict = "holds" if holds else "**fails**"
+        lines.append(f"- {verdict}: {text}")
+    return lines

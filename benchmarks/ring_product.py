@@ -4,7 +4,7 @@
 
 Exits with 1 if a threshold is missed. Adding scores and running the reverse process
 (Ancestral) samples the wrong law, and is expected to; annealed MCMC freezes the shares
-of the modes where these part; SMC mends that.
+of the modes where these part; SMC corrects that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from composeprob import Schedule
 
 
 def checks(rows: dict[str, Measured]) -> dict[str, bool]:
-    """What benchmark A must show."""
+    """Checks of benchmark A."""
     fk, density = (
         rows[f"SMC {weights}, MALA tuned, log-SNR 60"]
         for weights in ("Feynman–Kac", "density")
@@ -71,10 +71,11 @@ def main() -> int:
         law, centres = problem.at_level_0(schedule)
         offsets.append(f"{total_variation(law.mass(centres), clean):.4f} on {name}")
     notes = (
-        f"{N} chains, {OVER}; {SPREAD} TV is against the exact law of the schedule's level 0. The noise "
-        "that level 0 still carries moves the mode weights from the noise-free product's by TV "
-        f"{', '.join(offsets)}. log Z is the estimate of log ∫ of the product at level 0. Seconds are those of a "
-        "compiled run, without compilation."
+        f"{N} chains, {OVER}; {SPREAD} TV is against the exact law of the schedule's "
+        "level 0. The noise that level 0 still carries moves the mode weights from "
+        f"the noise-free product's by TV {', '.join(offsets)}. log Z is the estimate "
+        "of log ∫ of the product at level 0. Seconds are those of a compiled run, "
+        "without compilation."
     )
     details = {
         "num_chains": N,

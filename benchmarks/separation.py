@@ -1,5 +1,6 @@
-"""Sources that are seen only in sums: ours by default, MMPS and DPS, on random curves
-and on two digits in one image.
+"""Sources that are seen only in sums: ours by default, MMPS and DPS.
+
+They are points of random curves, and two digits in one image.
 
     python -m benchmarks separation [--views 2] [--pairs 2] [--chains 128]
 
@@ -38,11 +39,11 @@ from composeprob.models.worlds import digits as world
 from composeprob.training.weight_files import load_weights, save_weights
 
 SCHEDULE = cp.Schedule.log_snr(60, -8.0, 9.0)
-"""Of the curves: σ is 0.011 at level 0, as the noise of a view is."""
+"""Schedule of the curves: σ is 0.011 at level 0, about the noise of a view."""
 METHODS = {"MMPS, 3 iterations": restated.moments(3), "DPS": restated.dps()}
 NEAR, SAME = 2.0, 1.3
-"""How many times the floor's Sinkhorn distance, and its χ² of PQMass, ours may come to
-with exact scores."""
+"""Limits with exact scores: our Sinkhorn distance over the floor's, and our χ² of
+PQMass for each degree of freedom."""
 SOURCES = ("first", "second", "third")
 
 
@@ -83,7 +84,8 @@ def exact(curve: manifolds.Waves) -> cp.Diffusion:
     points = jnp.asarray(np.asarray(curve(manifolds.COARSE)), jnp.float32)
 
     def score(x: Any, log_snr: Any) -> Any:
-        alpha, variance = jnp.sqrt(jax.nn.sigmoid(log_snr)), jax.nn.sigmoid(-log_snr)
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        variance = jax.nn.sigmoid(-log_snr)
         shares = jax.nn.softmax(-0.5 * jnp.sum((x - alpha * points) ** 2, 1) / variance)
         return (alpha * shares @ points - x) / variance
 
@@ -99,7 +101,7 @@ def exact(curve: manifolds.Waves) -> cp.Diffusion:
 
 
 def recipe(curve: manifolds.Waves) -> cp.training.Recipe:
-    """How a network learns that score."""
+    """Recipe by which a network learns that score."""
 
     def network(key: Any) -> Any:
         return FiLMMLP(
@@ -130,16 +132,15 @@ ITERATIONS = 6000
 
 def learned(which: int, curve: manifolds.Waves) -> Any:
     """The network that learned it, from out/ where it lies there."""
-    chosen, file = (
-        recipe(curve),
-        Path("out", "separation", f"curve-{which}.safetensors"),
-    )
+    chosen = recipe(curve)
+    file = Path("out", "separation", f"curve-{which}.safetensors")
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         run = cp.training.train(chosen, jax.random.key(which), progress=False)
         save_weights(run.factor.network, file)
         print(
-            f"curve {which}: trained in {run.seconds:.0f} s, loss {run.loss[-500:].mean():.4f}",
+            f"curve {which}: trained in {run.seconds:.0f} s, loss "
+            f"{run.loss[-500:].mean():.4f}",
             flush=True,
         )
     untrained = chosen.untrained(jax.random.key(0))
@@ -152,15 +153,13 @@ def ours(density: Any, key: int, chains: int) -> Any:
 
 def curves(scores: str, which: int, chains: int) -> dict[str, Any]:
     """All methods on the views of one draw of the sources."""
-    known, matrix, rng = (
-        manifolds.curves(),
-        manifolds.views(which),
-        np.random.default_rng(which),
-    )
-    priors = [
-        exact(curve) if scores == "exact" else learned(i, curve)
-        for i, curve in enumerate(known)
-    ]
+    known = manifolds.curves()
+    matrix = manifolds.views(which)
+    rng = np.random.default_rng(which)
+    if scores == "exact":
+        priors = [exact(curve) for curve in known]
+    else:
+        priors = [learned(i, curve) for i, curve in enumerate(known)]
     first = float(SCHEDULE.at(0).variance)
     points = manifolds.COARSE if scores == "exact" else manifolds.GRID
     truth = np.concatenate([np.asarray(curve(rng.choice(points))) for curve in known])
@@ -179,9 +178,9 @@ def curves(scores: str, which: int, chains: int) -> dict[str, Any]:
 
     arrays = jnp.asarray(matrix, jnp.float32), jnp.asarray(y, jnp.float32)
     result = ours(cp.compile(viewed, *priors, *arrays), which, chains)
-    spent = int(result.evaluations) * (
-        2 + len(y)
-    )  # a score, a product for each measurement, and one of the transpose
+    # A score, a product for each measurement, and one of the transpose.
+    passes = 2 + len(y)
+    spent = int(result.evaluations) * passes
     found = {"floor: exact draws": compare(again)}
     samples = result.unweighted()
     found[OURS] = compare(
@@ -211,7 +210,8 @@ def others(
 # ── digits ────────────────────────────────────────────────────────────────────────────
 def digits(which: int, chains: int) -> dict[str, Any]:
     """All methods on one sum of two digits."""
-    prior, blur = cp.load("digits"), matrices()["deblurring"]
+    prior = cp.load("digits")
+    blur = matrices()["deblurring"]
     one, other = pair = truths(2 * which + 2)[2 * which :]
     y = blur @ (one + other) + NOISE * np.random.default_rng(which).normal(
         size=PIXELS**2
@@ -220,9 +220,8 @@ def digits(which: int, chains: int) -> dict[str, Any]:
 
     def compare(x: np.ndarray) -> dict[str, float]:
         x = x.reshape(chains, 2, -1)
-        either = x.reshape(
-            2 * chains, -1
-        )  # the two may change places, so that both have one law
+        # The two may exchange places, so that both have one law.
+        either = x.reshape(2 * chains, -1)
         return {
             "coverage": float(np.mean([coverage(either, each) for each in pair])),
             "crps": float(np.mean([crps(either, each) for each in pair])),
@@ -275,7 +274,10 @@ def main() -> int:
         "--chains", type=int, default=128, help="samples of each method"
     )
     options = parser.parse_args()
-    rows, details, checks, chains = [], {}, {}, options.chains
+    rows = []
+    details = {}
+    checks = {}
+    chains = options.chains
 
     def all_of(task: str, run: Any, count: int) -> list[dict[str, Any]]:
         found = [
@@ -303,7 +305,8 @@ def main() -> int:
         [run[OURS]["sinkhorn"] / run[floor]["sinkhorn"] for run in quiet], default=0.0
     )
     checks[
-        f"curves, exact scores, {len(quiet)} runs that say OK: Sinkhorn within {NEAR} of the floor's ({far:.2f})"
+        f"curves, exact scores, {len(quiet)} runs that say OK: Sinkhorn within {NEAR} "
+        f"of the floor's ({far:.2f})"
     ] = far <= NEAR
     apart = float(np.mean([run[OURS]["pqmass"] for run in quiet])) if quiet else 1.0
     checks[
@@ -313,12 +316,8 @@ def main() -> int:
         "curves, learned scores", functools.partial(curves, "learned"), options.views
     )
     pairs = [run[OURS] for run in all_of("two digits", digits, options.pairs)]
-    covered = float(
-        np.mean(
-            [run["coverage"] for run in pairs if run["status"].startswith("OK")]
-            or [0.9]
-        )
-    )
+    bands = [run["coverage"] for run in pairs if run["status"].startswith("OK")]
+    covered = float(np.mean(bands)) if bands else 0.9
     checks[
         f"two digits, runs that say OK: bands of 90 % hold 82 % to 97 % ({covered:.1%})"
     ] = 0.82 <= covered <= 0.97
@@ -340,19 +339,28 @@ def main() -> int:
     )
 
 
-NOTES = """Means over {views} draws of the sources, and {pairs} pairs of digits, with the least and greatest; {chains}
-samples of each method. *Curves* are the recipe of DDPRISM's rand_manifolds: three sources in R⁵ on random
-curves of smoothness 3, 4 and 5, nine measurements with noise 0.01 of them and the noise of level 0 (0.011) on
-them. Exact scores are those of 500 points of each curve, learned ones of networks of 128 numbers by three
-blocks, trained here on the whole curves in {steps} steps of 256. Sinkhorn: the debiased distance from exact
-draws of the posterior, blur 0.01; PQMass: χ² for each degree of freedom of the counts in 20 Voronoi cells, 1
-for the same law; both of all 15 numbers together. Floors are other exact draws. *Two digits* are draws of the
-zoo's model, added, blurred by a Gaussian of one pixel, with noise 0.1; coverage and CRPS are of each one's
-pixels, of samples of both, as the two may change places; right pair: the share of samples that the judge takes
-for the two classes in either order. Passes: scores of each source's network, and products of their Jacobian,
-for a sample; MMPS and DPS are restated (benchmarks/inverse/restated.py) and get as many as our default took.
-DDPRISM learns its networks from views; here they see the sources. Seconds are on a machine that others used
-too."""
+NOTES = """\
+Means over {views} draws of the sources, and {pairs} pairs of digits, with the least and
+greatest; {chains} samples of each method.
+
+*Curves* follow the recipe of DDPRISM's rand_manifolds: three sources in R⁵ on random
+curves of smoothness 3, 4 and 5, with the noise of level 0 (0.011) on them, and nine
+measurements with noise 0.01. Exact scores are those of 500 points of each curve;
+learned ones are networks of 128 numbers by three blocks, trained here on the whole
+curves in {steps} steps of 256. Sinkhorn: the debiased distance from exact draws of the
+posterior, blur 0.01. PQMass: χ² for each degree of freedom of the counts in 20 Voronoi
+cells, 1 for the same law. Both are of all 15 numbers together. Floors are other exact
+draws.
+
+*Two digits* are draws of the zoo's model, added, blurred by a Gaussian of one pixel,
+with noise 0.1. Coverage and CRPS are of each digit's pixels, over samples of both, as
+the two may exchange places. Right pair: the share of samples that the judge assigns to
+the two classes in either order.
+
+Passes: scores of each source's network, and products of their Jacobian, for a sample;
+MMPS and DPS are restated (benchmarks/inverse/restated.py) and get as many as our
+default took. DDPRISM learns its networks from views; here they see the sources. Seconds
+are of a machine that others used too."""
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""One subject in many sessions: BayesFlow's compositional sampler beside ours, on one
-network.
+"""One subject in many sessions: BayesFlow's compositional sampler and ours.
+
+Both have the same network.
 
     KERAS_BACKEND=jax python -m benchmarks sessions
 
@@ -45,8 +46,8 @@ OURS, SUMMED, WEIGHED = (
     "BayesFlow, weighed by Jacobians",
 )
 NEAR, WIDTH = 0.2, 0.15
-"""How far means may lie from the exact ones, in their deviations, and how far
-deviations may be off, as a share."""
+"""Limits: the distance of means from the exact ones in their deviations, and the
+relative error of deviations."""
 
 
 @cp.program
@@ -67,7 +68,8 @@ class Composed(DiffusionModel):
         super().__init__(
             noise_schedule=CosineNoiseSchedule(min_log_snr=low, max_log_snr=high)
         )
-        self.factors, self.events = (posterior, prior), 0
+        self.factors = (posterior, prior)
+        self.events = 0
 
     def _predict_x(
         self,
@@ -81,10 +83,8 @@ class Composed(DiffusionModel):
         def score(x: Any, alpha: Any, sigma: Any, given: Any) -> Any:
             noise = Noise(jnp.array(0), alpha, sigma)
             posterior, prior = self.factors
-            of_prior, of_data = (
-                prior.evaluate(x, noise, {})[1],
-                posterior.evaluate(x, noise, {"x": given})[1],
-            )
+            of_prior = prior.evaluate(x, noise, {})[1]
+            of_data = posterior.evaluate(x, noise, {"x": given})[1]
             return jnp.where(jnp.all(given == 0), of_prior, of_data)
 
         jax.debug.callback(self.count, len(xz))
@@ -123,8 +123,11 @@ def theirs(
     )
     network.build((1, world.SIZE), (1, world.SUMMARIES))
     found = estimator.compositional_sample(
-        num_samples=DRAWS, conditions={"inference_conditions": np.asarray(xs)[None]}, use_jac=use_jac, clip=None
-    )  # fmt: skip
+        num_samples=DRAWS,
+        conditions={"inference_conditions": np.asarray(xs)[None]},
+        use_jac=use_jac,
+        clip=None,
+    )
     return (
         np.asarray(found["inference_variables"][0], float),
         "",
@@ -178,10 +181,14 @@ def measured(posterior: Any, prior: Any, number: int, sessions: int) -> dict[str
         reference = reference or exact(draws, times, choices)
         mean, deviation, effective = reference
         found[name] = {
-            "off": ((draws.mean(0) - mean) / deviation).tolist(), "wider": (draws.std(0) / deviation).tolist(),
-            "status": status, "evaluations": evaluations, "cpu": cpu, "effective": effective,
+            "off": ((draws.mean(0) - mean) / deviation).tolist(),
+            "wider": (draws.std(0) / deviation).tolist(),
+            "status": status,
+            "evaluations": evaluations,
+            "cpu": cpu,
+            "effective": effective,
             "finite": bool(np.isfinite(draws).all()),
-        }  # fmt: skip
+        }
     return found
 
 
@@ -205,27 +212,46 @@ def main() -> int:
                 np.array([run[what] for run in runs]) for what in ("off", "wider")
             )
             status = ", ".join(sorted({run["status"] for run in runs})) or "–"
-            rows.append([
-                str(n), name, f"{np.abs(off).mean():.2f}", f"{np.abs(off).max():.2f}",
-                f"{wider.min():.2f} to {wider.max():.2f}", f"{np.median([run['evaluations'] for run in runs]):,.0f}",
-                f"{np.median([run['cpu'] for run in runs]):.0f}", status,
-            ])  # fmt: skip
+            rows.append(
+                [
+                    str(n),
+                    name,
+                    f"{np.abs(off).mean():.2f}",
+                    f"{np.abs(off).max():.2f}",
+                    f"{wider.min():.2f} to {wider.max():.2f}",
+                    f"{np.median([run['evaluations'] for run in runs]):,.0f}",
+                    f"{np.median([run['cpu'] for run in runs]):.0f}",
+                    status,
+                ]
+            )
             if name == OURS:
                 checks[
-                    f"{n} sessions: our means are within {NEAR} sd on average ({np.abs(off).mean():.2f})"
+                    f"{n} sessions: our means are within {NEAR} sd on average "
+                    f"({np.abs(off).mean():.2f})"
                 ] = bool(np.abs(off).mean() <= NEAR)
                 checks[
-                    f"{n} sessions: our deviations are within 15 % on average ({wider.mean():.2f})"
+                    f"{n} sessions: our deviations are within 15 % on average "
+                    f"({wider.mean():.2f})"
                 ] = bool(abs(wider.mean() - 1) <= WIDTH)
     least = min(cell[OURS]["effective"] for cells in details.values() for cell in cells)
-    columns = ["sessions", "sampler", "mean off exact, sd", "largest", "sd over exact", "evaluations a draw", "CPU s",
-               "status"]  # fmt: skip
+    columns = [
+        "sessions",
+        "sampler",
+        "mean off exact, sd",
+        "largest",
+        "sd over exact",
+        "evaluations a draw",
+        "CPU s",
+        "status",
+    ]
     notes = (
-        f"{DRAWS} draws, {KEYS} subjects each; BayesFlow {bayesflow.__version__}. Exact means and deviations by "
-        f"importance sampling with the likelihood (least effective number {least:.0f} of {PROPOSALS}); what the "
-        "network itself is off by is in every row alike. Evaluations are of the network for each session, and the "
-        f"seconds hold compilation. The floor: {DRAWS} exact draws put a mean {np.sqrt(2 / np.pi / DRAWS):.2f} sd off "
-        f"on average, and a deviation {100 * np.sqrt(1 / np.pi / DRAWS):.0f} %."
+        f"{DRAWS} draws, {KEYS} subjects each; BayesFlow {bayesflow.__version__}. "
+        "Exact means and deviations by importance sampling with the likelihood "
+        f"(least effective number {least:.0f} of {PROPOSALS}); the error of the "
+        "network itself is the same in every row. Evaluations are of the network for "
+        f"each session, and seconds include compilation. The floor: {DRAWS} exact "
+        f"draws put a mean {np.sqrt(2 / np.pi / DRAWS):.2f} sd off on average, and a "
+        f"deviation {100 * np.sqrt(1 / np.pi / DRAWS):.0f} %."
     )
     title = "One subject in many sessions, from a network that saw one"
     return publish("sessions", title, columns, rows, checks, details, notes)

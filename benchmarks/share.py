@@ -1,4 +1,4 @@
-"""What sharing is worth: K conditions of one network in one batch, or one by one.
+"""Worth of sharing: K conditions of one network in one batch, or one by one.
 
     python -m benchmarks share
 
@@ -98,7 +98,8 @@ def main() -> int:
     options = parser.parse_args()
     if AT[1] not in options.chains:
         parser.error(f"the limit is one for {AT[1]} chains: name that number too")
-    programs, work = {("peak", 0, 0): (matrix_products(), PRODUCTS)}, {}
+    programs = {("peak", 0, 0): (matrix_products(), PRODUCTS)}
+    work = {}
     agree = one_batch = True
     for chains, number in itertools.product(options.chains, NUMBERS):
         case = conditioned(number, chains)
@@ -136,11 +137,13 @@ def main() -> int:
             for way in ("batch", *ONE_BY_ONE)
         ]
         rows.append([*row, *(f"{rate:.0%}" for rate in rates)])
-    asked, gain = f"{AT[0]} conditions of {AT[1]} chains", gains["in turn", *AT]
+    asked = f"{AT[0]} conditions of {AT[1]} chains"
+    gain = gains["in turn", *AT]
     checks = {
         f"{asked} in a batch: {gain:.2f} ≥ {LIMIT} times as fast as in turn": gain
         >= LIMIT,
-        f"no batch is slower than one by one{': ' * bool(slower)}{', '.join(dict.fromkeys(slower))}": not slower,
+        "no batch is slower than one by "
+        f"one{': ' * bool(slower)}{', '.join(dict.fromkeys(slower))}": not slower,
         "all ways agree": bool(agree),
         "each batch is one evaluation of one network": one_batch,
     }
@@ -152,7 +155,10 @@ def main() -> int:
         f"{way}, {k} conditions, {n} chains": t.seconds.tolist()
         for (way, k, n), t in times.items()
     }
-    title = f"K conditions of one MLP energy, {options.clock} time, medians of {options.repeats} repeats"
+    title = (
+        f"K conditions of one MLP energy, {options.clock} time, medians of "
+        f"{options.repeats} repeats"
+    )
     columns = [
         "chains",
         "K",
@@ -168,10 +174,11 @@ def main() -> int:
 
 ONE_BY_ONE = ("in turn", "side by side")
 NOTES = (
-    "One by one, each condition is evaluated for all chains by itself: in turn, by a loop over the conditions, or side "
-    "by side, written out in the same compiled code, where XLA spreads independent parts over the cores. "
-    "± is a standard error. Peak is that of a product of large matrices in the same process: a batch can gain no more "
-    "than the share of it that one by one leaves."
+    "One by one, each condition is evaluated for all chains by itself: in turn, by a "
+    "loop over the conditions, or side by side, written out in the same compiled "
+    "code, where XLA spreads independent parts over the cores. ± is a standard error. "
+    "Peak is that of a product of large matrices in the same process: a batch gains "
+    "at most the share of it that evaluation one by one leaves unused."
 )
 
 

@@ -1,5 +1,6 @@
-"""Posteriors of many observations from scores of single ones: two toys of known law,
-and SLCP with a learned network.
+"""Posteriors of many observations from scores of single ones.
+
+They are two toys of known law, and SLCP with a learned network.
 
     python -m benchmarks tall-data [--cells TEXT …] [--methods NAME …] [--seeds 5]
     [--chains 1000] [--sets 1]
@@ -35,8 +36,8 @@ SLCP_COUNTS = (1, 8, 14, 22, 30)
 OURS, MOVED, FLOOR = "composeprob", "10 global moves", "floor"
 METHODS = (OURS, *rivals.RIVALS)
 SAMPLERS = {OURS: None, MOVED: cp.SMC(then=cp.GlobalMoves(10))}
-"""Of our own runs: the default, and with moves at level 0 that compare modes, for exact
-scores."""
+"""Samplers of our own runs: the default, and for exact scores one with moves at level 0
+that compare modes."""
 NARROW = "gaussian m=32 n=4 eps=0"
 """The cell whose variances the notes tell."""
 REPEATS = 5
@@ -48,24 +49,34 @@ RATIOS = {"mixture": 1.05, "gaussian": 1.05, "gaussian m=32": 1.15}
 """The most that the distance of our draws may be of the floor, where scores are exact;
 the longest name counts."""
 
-NOTES = """Toys: the mean over seeds of the max-sliced Wasserstein distance (p = 2, {projections} directions) of
-{chains} draws from as many exact ones, itself a mean over {repeats} sets of these; the floor is that of exact draws.
-Where scores are exact both are means over several sets of draws of every instance, and ± is one standard error of the
-ratio over these: the number after × in the column of seeds says how many, and where there is none it was 4 to 8.
-Composeprob's is its default run of as many chains as draws, 80 levels and {evaluations} evaluations a chain; with 10
-global moves (`cp.SMC(then=cp.GlobalMoves(10))`), which compare modes by the exact energies, {moved}.
-Instances are drawn by NumPy from the recipe of Linhart et al. (TMLR, arXiv 2404.07593), whose own are PyTorch's.
-GAUSS, JAC, Langevin and reverse are restated from the papers, with the settings that they print, and run here on the
-same instances, in double precision; ε is how wrong the individual scores are, for all methods alike, and wrong by n·ε
-is then what is composed. Where ε = 0 composeprob is given the individual posteriors' energies, else their scores. Of
-the others, and of all where scores are wrong, there is one set of draws for each instance, of the same random numbers
-at every n; of JAC on the Gaussians there are 4 or 8, where ε = 0, and 4 of it and of composeprob in most cells where
-ε ≤ .01. Where JAC is below the floor it is too narrow: {widths}, and to a set of exact draws a law that is a little too
-narrow is nearer than another such set. The published columns are means of the numbers in the authors' repository
-(JuliaLinhart/diffusions-for-sbi, commit 2cf52ee8): other instances, a single set of exact draws, and for the mixture a
-reference by MALA that is imprecise at n ≥ 64. Of the mixture exact draws are of the law written out up to n =
-{enumerated}, and above by Gibbs sampling of which component each observation is of. SLCP: C2ST (0.5 where nothing
-tells the sets apart) of {chains} draws by the zoo's `slcp-posterior` from NUTS on the true likelihood, mean over
+NOTES = """\
+Toys: the mean over seeds of the max-sliced Wasserstein distance (p = 2, {projections}
+directions) of {chains} draws from as many exact ones, itself a mean over {repeats} sets
+of these; the floor is that of exact draws. With exact scores both are means over
+several sets of draws of every instance, and ± is one standard error of the ratio over
+these. The number after × in the column of seeds is that of the sets; without one it was
+4 to 8. Composeprob's is its default run of as many chains as draws, 80 levels and
+{evaluations} evaluations a chain; with 10 global moves
+(`cp.SMC(then=cp.GlobalMoves(10))`), which compare modes by the exact energies, {moved}.
+
+Instances are drawn by NumPy from the recipe of Linhart et al. (TMLR, arXiv 2404.07593),
+whose own instances are PyTorch's. GAUSS, JAC, Langevin and reverse are restated from
+the papers, with the settings that they print, and run here on the same instances, in
+double precision. ε is the error of the individual scores, the same for all methods; the
+composed score is then wrong by n·ε. At ε = 0 composeprob is given the energies of the
+individual posteriors, otherwise their scores. Of the other methods, and of all methods
+with wrong scores, there is one set of draws for each instance, of the same random
+numbers at every n; of JAC on the Gaussians there are 4 or 8 at ε = 0, and 4 of it and
+of composeprob in most cells with ε ≤ .01.
+
+Where JAC is below the floor its law is too narrow: {widths}; a law that is slightly too
+narrow is nearer to a set of exact draws than another such set is. The published columns
+are means of the numbers in the authors' repository (JuliaLinhart/diffusions-for-sbi,
+commit 2cf52ee8): other instances, a single set of exact draws, and for the mixture a
+reference by MALA that is imprecise at n ≥ 64. For the mixture, exact draws are of the
+law written out up to n = {enumerated}, and above that by Gibbs sampling of each
+observation's component. SLCP: C2ST (0.5 for sets that cannot be told apart) of {chains}
+draws by the zoo's `slcp-posterior` from NUTS on the true likelihood, mean over
 seeds."""
 
 
@@ -82,31 +93,28 @@ def cells() -> dict[str, dict[str, Any]]:
 
 
 def kept() -> dict[str, dict[str, Any]]:
-    """What is in the file now."""
+    """Cells in the file now."""
     file = RESULTS / f"{FILE}.json"
-    return (
-        json.loads(file.read_text(encoding="utf-8"))["cells"] if file.exists() else {}
-    )
+    if not file.exists():
+        return {}
+    return json.loads(file.read_text(encoding="utf-8"))["cells"]
 
 
 def run_cell(name: str, cell: dict[str, Any], options: argparse.Namespace) -> None:
-    """Runs what a cell lacks, and keeps it after each method and seed."""
+    """Run the missing methods of a cell, and keep each result."""
     for seed in range(options.seeds):
-        wanted = (
-            [FLOOR, *(m for m in options.methods if m != FLOOR)]
-            if cell["toy"] != "slcp"
-            else [FLOOR, OURS]
-        )
+        wanted = [FLOOR, OURS]
+        if cell["toy"] != "slcp":
+            wanted = [FLOOR, *(m for m in options.methods if m != FLOOR)]
         found = kept().get(name, {}).get("methods", {})
         named = options.methods if options.again else []
         missing = [m for m in wanted if m in named or str(seed) not in found.get(m, {})]
         if not missing:
             continue
-        measure = (
-            _slcp(cell, seed, options)
-            if cell["toy"] == "slcp"
-            else _toy(cell, seed, options)
-        )
+        if cell["toy"] == "slcp":
+            measure = _slcp(cell, seed, options)
+        else:
+            measure = _toy(cell, seed, options)
         for method in missing:
             started = time.monotonic()
             values, status, more = measure(method)
@@ -144,13 +152,14 @@ def _keep(
 
 
 Measure = Callable[[str], tuple[list[float], str, dict[str, float]]]
-"""Of a method: a distance for each set of draws, what the run says of itself, and other
-numbers."""
+"""Function of a method: a distance for each set of draws, the status of the run, and
+other numbers."""
 
 
 def _toy(cell: dict[str, Any], seed: int, options: argparse.Namespace) -> Measure:
     instance = instances.TOYS[cell["toy"]](cell["m"], cell["n"], cell["eps"], seed)
-    rng, count = np.random.default_rng([seed, 7]), options.chains
+    rng = np.random.default_rng([seed, 7])
+    count = options.chains
     references = [exact.exact_draws(instance, rng, count) for _ in range(REPEATS)]
 
     def far(draws: np.ndarray) -> float:
@@ -221,7 +230,7 @@ def mean_of(cell: dict[str, Any], method: str) -> float | None:
 
 
 def widths(cell: dict[str, Any]) -> str:
-    """What is known of the variances of draws in a cell, in words."""
+    """Variances of draws in a cell, as text."""
     known = {
         name: [r["variance"] for r in rows.values() if "variance" in r]
         for name, rows in cell["methods"].items()
@@ -229,11 +238,14 @@ def widths(cell: dict[str, Any]) -> str:
     each = ", ".join(
         f"{np.mean(values):.3f} of {name}" for name, values in known.items() if values
     )
-    return f"in coordinates in which the exact law has variance 1, that of the draws at {NARROW} is {each}"
+    return (
+        "in coordinates in which the exact law has variance 1, that of the draws at "
+        f"{NARROW} is {each}"
+    )
 
 
 def evaluations_of(found: dict[str, dict[str, Any]], method: str) -> str:
-    """How many evaluations a chain of the toys took, as the runs told."""
+    """Evaluations of a chain of the toys, as the runs report them."""
     rows = (
         row
         for cell in found.values()
@@ -245,12 +257,16 @@ def evaluations_of(found: dict[str, dict[str, Any]], method: str) -> str:
 
 
 def shown(value: float | None) -> str:
-    return "" if value is None else "NaN" if np.isnan(value) else f"{value:.3f}"
+    if value is None:
+        return ""
+    return "NaN" if np.isnan(value) else f"{value:.3f}"
 
 
 def error_of_ratio(cell: dict[str, Any], method: str = OURS) -> float:
-    """± of ours/floor, from how much sets of draws of one instance differ; NaN where
-    there is one set of each."""
+    """± of ours/floor, from the spread of sets of draws of one instance.
+
+    It is NaN for one set of each.
+    """
     rows = [cell["methods"][each].values() for each in (FLOOR, method)]
     if any("error" not in row for each in rows for row in each):
         return float("nan")
@@ -305,7 +321,7 @@ def row_of(name: str, cell: dict[str, Any]) -> list[str]:
 
 
 def checks_of(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
-    """What must hold of the cells that were run."""
+    """Checks of the cells that were run."""
     toys = {
         name: cell
         for name, cell in found.items()
@@ -334,7 +350,8 @@ def checks_of(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
         worst = max(ratios, key=lambda name: ratios[name] / limit_of(name))
         text = "at most 1.05 × the floor where scores are exact, 1.15 for 32 dimensions"
         checks[
-            f"{text}: {len(ratios) - len(over)} of {len(ratios)} (worst: {ratios[worst]:.2f}, {worst})"
+            f"{text}: {len(ratios) - len(over)} of {len(ratios)} (worst: "
+            f"{ratios[worst]:.2f}, {worst})"
         ] = not over
         errors = {name: error_of_ratio(exact_ones[name]) for name in over}
         beyond = [
@@ -343,7 +360,8 @@ def checks_of(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
             if not ratios[name] - 2 * errors[name] <= limit_of(name)
         ]
         checks[
-            f"beyond it by no more than two standard errors: {len(ratios) - len(beyond)} of {len(ratios)}"
+            "beyond it by no more than two standard errors: "
+            f"{len(ratios) - len(beyond)} of {len(ratios)}"
         ] = not beyond
         left = [
             name
@@ -351,13 +369,19 @@ def checks_of(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
             if not ratio(exact_ones[name], MOVED) <= limit_of(name)
         ]
         if over:
-            text = f"with 10 global moves, {evaluations_of(found, MOVED)} evaluations, where the default is not enough"
+            text = (
+                f"with 10 global moves, {evaluations_of(found, MOVED)} evaluations, "
+                "where the default is not enough"
+            )
             checks[f"{text}: {len(over) - len(left)} of {len(over)}"] = not left
     clean = [error for name, (_, error) in behind.items() if compared[name]["eps"] == 0]
     wrong = [each for name, each in behind.items() if compared[name]["eps"] > 0]
     if clean:
         fine = sum(error <= 2 for error in clean)
-        text = "no other method is nearer by over two standard errors, in each cell of exact scores"
+        text = (
+            "no other method is nearer by over two standard errors, in each cell of "
+            "exact scores"
+        )
         checks[f"{text} ({fine} of {len(clean)})"] = fine == len(clean)
     if wrong:
         nearest, fine = (
@@ -365,7 +389,8 @@ def checks_of(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
             sum(error <= 2 for _, error in wrong),
         )
         checks[
-            f"the nearest of all in three quarters of the cells of wrong scores ({nearest} of {len(wrong)})"
+            "the nearest of all in three quarters of the cells of wrong scores "
+            f"({nearest} of {len(wrong)})"
         ] = nearest >= 0.75 * len(wrong)
         text = "no other is nearer there by over two standard errors, in three quarters"
         checks[f"{text} ({fine} of {len(wrong)})"] = fine >= 0.75 * len(wrong)
@@ -378,9 +403,11 @@ def clean_name(name: str) -> str:
 
 
 def behind_by(cell: dict[str, Any], clean: dict[str, Any]) -> tuple[float, float]:
-    """How much further than the nearest other method ours is, over the seeds that both
-    have, as a distance and, as the greatest of all others, in standard errors; infinite
-    where ours is NaN.
+    """Excess of our distance over the nearest other method's, over the seeds that both
+    have.
+
+    It is given as a distance and, as the greatest over all others, in standard errors;
+    it is infinite if ours is NaN.
 
     How much one set of draws differs from the next is known from the floor's sets where
     scores are exact (``clean``), whose problems are the same.
@@ -407,13 +434,10 @@ def behind_by(cell: dict[str, Any], clean: dict[str, Any]) -> tuple[float, float
             np.hypot(error_of(mine[seed], seed), error_of(theirs[seed], seed))
             for seed in seeds
         ]
-        by = (
-            np.inf
-            if any(np.isnan(mine[seed]["value"]) for seed in seeds)
-            else -np.inf
-            if np.isnan(by)
-            else by
-        )
+        if any(np.isnan(mine[seed]["value"]) for seed in seeds):
+            by = np.inf
+        elif np.isnan(by):
+            by = -np.inf
         found.append((by, by / max(float(np.linalg.norm(errors)) / len(seeds), 1e-12)))
     return max(by for by, _ in found), max(error for _, error in found)
 
@@ -454,7 +478,7 @@ def main() -> int:
                 for text in options.cells
             ):
                 run_cell(name, cell, options)
-                # the rivals compile outside of `cp.infer`, which sees to that
+                # The rivals compile outside of `cp.infer`, which frees memory itself.
                 make_room()
     found = {name: cell for name in every if (cell := kept().get(name))}
     columns = [
@@ -467,6 +491,7 @@ def main() -> int:
         "seeds",
         "published: GAUSS / JAC / Langevin / floor",
     ]
+    narrow = widths(found[NARROW]) if NARROW in found else ""
     notes = NOTES.format(
         projections=options.projections,
         chains=options.chains,
@@ -474,7 +499,7 @@ def main() -> int:
         enumerated=exact.ENUMERATED,
         evaluations=evaluations_of(found, OURS),
         moved=evaluations_of(found, MOVED),
-        widths=widths(found[NARROW]) if NARROW in found else "",
+        widths=narrow,
     )
     rows = [row_of(name, cell) for name, cell in found.items()]
     title_text = "Posteriors of many observations"

@@ -1,5 +1,4 @@
-"""What a run takes on TPUs that are not here, by their own compiler: memory of a chip
-and collectives, 4 to 256 chips.
+"""Memory of a chip and collectives of a run on 4 to 256 TPUs, by their own compiler.
 
     python -m benchmarks tpu
     python -m benchmarks tpu --family v5e --family v4
@@ -31,8 +30,8 @@ CHAINS = 64
 """On every chip."""
 INDEPENDENT = cp.AnnealedMCMC(cp.MALA(0.001), 3)
 MEETINGS = 3
-"""Of SMC: for weights, for the chains that change places, and for the acceptance that
-step sizes adapt to."""
+"""Collectives of SMC: for weights, for the exchange of chains, and for the acceptance
+that step sizes adapt to."""
 
 
 def main() -> int:
@@ -55,15 +54,15 @@ def main() -> int:
             alone = compile_ahead(
                 density, INDEPENDENT, CHAINS * len(chips), chips, diagnostics=False
             )
-            weighed = compile_ahead(density, default, CHAINS * len(chips), chips)
-        # a compiler that gives up: told in the table, and a check that fails
+            smc = compile_ahead(density, default, CHAINS * len(chips), chips)
+        # A compiler that gives up has a row in the table, and fails a check.
         except Exception as error:
             found[topology] = {"failed": str(error).splitlines()[0]}
         else:
             found[topology] = {
                 "chips": len(chips),
-                "independent": told(alone),
-                "default": told(weighed),
+                "independent": as_json(alone),
+                "default": as_json(smc),
             }
         print(topology, found[topology], file=sys.stderr)
     passed = {topology: one for topology, one in found.items() if "failed" not in one}
@@ -74,16 +73,19 @@ def main() -> int:
         "independent chains have no collectives": all(
             not one["independent"]["collectives"] for one in passed.values()
         ),
-        "a chip's memory for independent chains is the same on 4 and on 256 chips of a family": all(
+        "a chip's memory for independent chains is the same on 4 and on 256 chips of "
+        "a family": all(
             len(set(memories(passed, family, "independent"))) == 1
             for family in families
         ),
-        "a chip's memory for SMC on 256 chips is at most 1.02 of that on 4 of a family": all(
+        "a chip's memory for SMC on 256 chips is at most 1.02 of that on 4 of a "
+        "family": all(
             sizes[-1] <= 1.02 * sizes[0]
             for family in families
             if (sizes := memories(passed, family, "default"))
         ),
-        "SMC has a collective for weights, one for the exchange of chains, one for its step sizes, and no other": all(
+        "SMC has a collective for weights, one for the exchange of chains, one for "
+        "its step sizes, and no other": all(
             sum(one["default"]["collectives"].values()) == MEETINGS
             for one in passed.values()
         ),
@@ -97,10 +99,12 @@ def main() -> int:
         "collectives",
     ]
     notes = (
-        "Memory is what one chip needs for arguments, results and temporaries of a whole run. Independent chains: "
-        f"{INDEPENDENT.prepare(density).describe()}, without the means over all chains that a result reports. SMC, "
-        f"which `cp.infer` chooses here, with them: {default.prepare(density).describe()}. From 64 chips on the "
-        "compiler makes an all-reduce of the all-gather of weights. Chains that change places go round the chips."
+        "Memory is what one chip needs for arguments, results and temporaries of a "
+        f"whole run. Independent chains: {INDEPENDENT.prepare(density).describe()}, "
+        "without the means over all chains that a result reports. SMC, which "
+        f"`cp.infer` chooses here, with them: {default.prepare(density).describe()}. "
+        "From 64 chips on the compiler makes an all-reduce of the all-gather of "
+        "weights. Chains that are exchanged travel around the ring of chips."
     )
     title = (
         f"Compiled for TPUs, not run: learned ring × bar, {CHAINS} chains on every chip"
@@ -117,7 +121,7 @@ def memories(passed: dict[str, Any], family: str, name: str) -> list[int]:
     ]
 
 
-def told(compiled: Compiled) -> dict[str, Any]:
+def as_json(compiled: Compiled) -> dict[str, Any]:
     memory = compiled.arguments + compiled.outputs + compiled.temporaries
     return {
         "memory": memory,
@@ -134,7 +138,7 @@ def row(topology: str, one: dict[str, Any]) -> list[str]:
         kinds = ", ".join(
             f"{number} {kind}" for kind, number in one[name]["collectives"].items()
         )
-        cells += [hardware.of(one[name]["memory"]), kinds or "0"]
+        cells += [hardware.readable(one[name]["memory"]), kinds or "0"]
     return cells
 
 

@@ -1,17 +1,18 @@
-"""A network that other people trained, loaded and evaluated here, beside the original
-in ONNX Runtime.
+"""A third-party trained network, loaded and evaluated here, beside the original.
+
+The original runs in ONNX Runtime.
 
     python -m benchmarks trained-elsewhere --original PYTHON
 
 PYTHON is that of an environment with the packages adaptive-terrain-diffusion (MIT
 licence; its consistency network of heights of terrain is in guided-diffusion's layout),
-onnx and onnxruntime. It writes the weights as a state dict, and what the original
-computes; the state dict goes through tools/convert_guided_diffusion.py. The original's
-one number for a label is embedded by two layers, which are put in place of a table.
+onnx and onnxruntime. It writes the weights as a state dict, and the outputs of the
+original; the state dict goes through tools/convert_guided_diffusion.py. The original
+embeds a label, one number, by two layers, which take the place of a table.
 
 A consistency network returns the end of a path from x, and not the mean of x₀: it is a
-trained network to load and to compare, and no score of a density. Exits with 1 if the
-outputs differ by more than 1e-4 of the greatest.
+trained network to load and to compare, and not the score of a density. Exits with 1 if
+the outputs differ by more than 1e-4 of the greatest.
 """
 
 from __future__ import annotations
@@ -44,29 +45,47 @@ import importlib.resources, sys
 import numpy, onnx, onnxruntime
 from onnx import numpy_helper
 from safetensors.numpy import save_file
-(file,) = importlib.resources.files("terrain_diffusion").joinpath("weights").glob("*.onnx")
+folder = importlib.resources.files("terrain_diffusion").joinpath("weights")
+(file,) = folder.glob("*.onnx")
 graph = onnx.load(str(file)).graph
 arrays = {a.name: numpy_helper.to_array(a) for a in graph.initializer}
-state = {n.removeprefix("network."): a for n, a in arrays.items() if n.startswith("network.")}
-# A norm became a normalisation and two nameless constants; each comes right before a layer whose name tells the norm's.
-before = {"in_layers.2": "in_layers.0", "out_layers.3": "out_layers.0", "qkv": "norm", "out.2": "out.0"}
-told = [n for n in graph.node if n.op_type == "Conv"]
-told = [n.input[1].removeprefix("network.").removesuffix(".weight") for n in told]
-told = [name.removesuffix(end) + norm for name in told for end, norm in before.items() if name.endswith(end)]
+state = {}
+for name, array in arrays.items():
+    if name.startswith("network."):
+        state[name.removeprefix("network.")] = array
+# A norm became a normalisation and two nameless constants. Each comes right before a
+# layer, from whose name the norm's follows.
+norm_before = {
+    "in_layers.2": "in_layers.0",
+    "out_layers.3": "out_layers.0",
+    "qkv": "norm",
+    "out.2": "out.0",
+}
+names = []
+for node in graph.node:
+    if node.op_type == "Conv":
+        layer = node.input[1].removeprefix("network.").removesuffix(".weight")
+        for end, norm in norm_before.items():
+            if layer.endswith(end):
+                names.append(layer.removesuffix(end) + norm)
 read = {n.input[0]: n for n in graph.node if n.op_type in ("Mul", "Add", "Reshape")}
 norms = [n for n in graph.node if n.op_type == "InstanceNormalization"]
-assert len(norms) == len(told)
-for name, norm in zip(told, norms):
+assert len(norms) == len(names)
+for name, norm in zip(names, norms):
     scaled = read[read[norm.output[0]].output[0]]
     state[name + ".weight"] = arrays[scaled.input[1]].ravel()
     state[name + ".bias"] = arrays[read[scaled.output[0]].input[1]].ravel()
-save_file({n: numpy.ascontiguousarray(a) for n, a in state.items()}, sys.argv[1] + "/state.safetensors")
+state = {n: numpy.ascontiguousarray(a) for n, a in state.items()}
+save_file(state, sys.argv[1] + "/state.safetensors")
 session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-random, found = numpy.random.RandomState(0), {}
-noise, labels = random.standard_normal((2, 1, 128, 128)).astype("f4"), numpy.float32([0.2, 0.9])
+random = numpy.random.RandomState(0)
+noise = random.standard_normal((2, 1, 128, 128)).astype("f4")
+labels = numpy.float32([0.2, 0.9])
+found = {}
 for sigma in (0.01, 0.3, 2.0, 80.0):
     x = noise * numpy.float32(sigma)
-    (y,) = session.run(None, {"noisy": x, "sigma": numpy.full(2, sigma, "f4"), "difficulty": labels})
+    sigmas = numpy.full(2, sigma, "f4")
+    (y,) = session.run(None, {"noisy": x, "sigma": sigmas, "difficulty": labels})
     found |= {f"x{sigma}": x[:, 0, ..., None], f"y{sigma}": y[:, 0, ..., None]}
 found = {n: numpy.ascontiguousarray(a) for n, a in found.items()} | {"labels": labels}
 save_file(found, sys.argv[1] + "/told.safetensors")
@@ -84,7 +103,8 @@ class Consistency(eqx.Module):
     network: Any
 
     def __call__(self, x: Array, sigma: Array, label: Array) -> Array:
-        total, after = sigma**2 + 0.25, sigma - 0.002
+        total = sigma**2 + 0.25
+        after = sigma - 0.002
         inner = self.network(
             x / jnp.sqrt(total), 250 * jnp.log(sigma), label=label[None]
         )
@@ -133,10 +153,8 @@ def main() -> int:
     sigmas = sorted(float(key[1:]) for key in told if key.startswith("x"))
     rows, errors = [], []
     for sigma in sigmas:
-        y, wanted = (
-            np.asarray(evaluate(told[f"x{sigma}"], sigma, told["labels"])),
-            told[f"y{sigma}"],
-        )
+        y = np.asarray(evaluate(told[f"x{sigma}"], sigma, told["labels"]))
+        wanted = told[f"y{sigma}"]
         errors.append(float(np.abs(y - wanted).max() / np.abs(wanted).max()))
         rows.append(
             [
@@ -146,7 +164,10 @@ def main() -> int:
             ]
         )
     weights = sum(leaf.size for leaf in jax.tree.leaves(network))
-    title = f"A consistency network of {weights / 1e6:.1f} million weights that other people trained, beside the original"
+    title = (
+        f"A consistency network of {weights / 1e6:.1f} million weights that other "
+        "people trained, beside the original"
+    )
     head = [
         "",
         "greatest difference of the outputs, of the greatest",

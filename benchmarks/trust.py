@@ -1,5 +1,4 @@
-"""How often the findings of trust fire where they should, and where they should not:
-misses and false alarms over keys.
+"""Misses and false alarms of the findings of trust, over keys.
 
     python -m benchmarks trust
 
@@ -37,10 +36,8 @@ SCHEDULE = cp.Schedule.linear(50)
 FINE, COARSE = cp.Schedule.log_snr(30), cp.Schedule.log_snr(12)
 FAR = ("data at 10.0 sd", "data at 20.0 sd", "data at 30.0 sd")
 EMPTY = [name for name, scenario in NINE.items() if scenario.empty]
-CENTRES, SHARES = (
-    np.array([[0.0, 0.0], [0.0, 4.0], [-4.0, 0.0], [4.0, 0.0]]),
-    np.array([0.4, 0.3, 0.1, 0.2]),
-)
+CENTRES = np.array([[0.0, 0.0], [0.0, 4.0], [-4.0, 0.0], [4.0, 0.0]])
+SHARES = np.array([0.4, 0.3, 0.1, 0.2])
 
 
 STEP, LONG = 0.1, 0.3
@@ -56,7 +53,8 @@ class NoHastings(cp.MALA):
     back as it came."""
 
     def finish(self, trajectory: Any, evaluation: Any) -> Any:
-        state, proposed = trajectory.start, KernelState(trajectory.position, evaluation)
+        state = trajectory.start
+        proposed = KernelState(trajectory.position, evaluation)
         log_ratio = proposed.evaluation.log_density - state.evaluation.log_density
         return metropolis(
             log_ndtr(trajectory.spare_noise[0]), log_ratio, proposed, state
@@ -75,7 +73,7 @@ def two(f, g):
 
 
 def overlap(keys: int) -> dict[str, int]:
-    """How often each of the nine has a finding."""
+    """Number of keys under which each of the nine has a finding."""
     found = {}
     for name, scenario in NINE.items():
         density = cp.compile(single, scenario.factor(exact(SCHEDULE)))
@@ -89,22 +87,21 @@ def population(density: cp.AnnealedDensity, key: int, n: int) -> cp.Result:
 
 
 def modes(keys: int, n: int = 300) -> tuple[int, int]:
-    """How often a population without the mode of 20 % is named beside a right one; how
-    often two right ones are."""
+    """Numbers of keys under which a population without the mode of 20 % is named, and a
+    right one is."""
 
     def density(shares: np.ndarray) -> cp.AnnealedDensity:
         parts = dist.Normal(jnp.asarray(CENTRES), 1.0).to_event(1)
         mixture = dist.MixtureSameFamily(dist.Categorical(jnp.asarray(shares)), parts)
         return cp.compile(single, cp.Analytic(mixture, FINE))
 
-    right, wrong = density(SHARES), density(np.array([0.5, 0.375, 0.125, 0.0]))
+    right = density(SHARES)
+    wrong = density(np.array([0.5, 0.375, 0.125, 0.0]))
     named = alarms = 0
     for k in range(keys):
-        one, two, three = (
-            population(right, 3 * k, n),
-            population(right, 3 * k + 1, n),
-            population(wrong, 3 * k + 2, n),
-        )
+        one = population(right, 3 * k, n)
+        two = population(right, 3 * k + 1, n)
+        three = population(wrong, 3 * k + 2, n)
         named += one.compare(three).status.has("modes_missing")
         alarms += one.compare(two).status.has("modes_missing")
     return named, alarms
@@ -117,7 +114,11 @@ def away(x: Array, t: Array, c: Array) -> Array:
 
 
 def learned(c: float, share: float = 1.0) -> cp.Factor:
-    network = lambda x, t, c: share * away(x, t, c)
+    """A stand-in for a learned N(c, 1): its score is ``share`` of the exact one."""
+
+    def network(x: Array, t: Array, c: Array) -> Array:
+        return share * away(x, t, c)
+
     f = cp.Diffusion(
         network,
         FINE,
@@ -130,8 +131,8 @@ def learned(c: float, share: float = 1.0) -> cp.Factor:
 
 
 def untrained(keys: int) -> dict[str, int]:
-    """How often data at so many standard deviations from a learned prior are named, and
-    products of the zoo."""
+    """Numbers of keys under which products of the zoo, and data far from a learned
+    prior, are named."""
 
     def named(density: cp.AnnealedDensity) -> int:
         runs = (population(density, k, 64) for k in range(keys))
@@ -158,11 +159,9 @@ KERNELS: dict[str, cp.Kernel] = {
 
 
 def ranked(keys: int, kernel: cp.Kernel) -> int:
-    """How often ranks tell that a kernel is wrong."""
-    f, sampler = (
-        cp.Analytic(dist.Normal(jnp.zeros(8), 1.0), COARSE),
-        cp.AnnealedMCMC(kernel, 3),
-    )
+    """Number of keys under which ranks show that a kernel is wrong."""
+    f = cp.Analytic(dist.Normal(jnp.zeros(8), 1.0), COARSE)
+    sampler = cp.AnnealedMCMC(kernel, 3)
     data = jnp.full(8, 0.3)
 
     def told(key: int) -> bool:
@@ -221,10 +220,8 @@ def main(arguments: list[str] | None = None) -> int:
         name: part(name, partial(ranked, keys, kernel))
         for name, kernel in KERNELS.items()
     }
-    wrong, right = (
-        {name: n for name, n in told.items() if name.startswith(start)}
-        for start in ("a ", "the ")
-    )
+    wrong = {name: n for name, n in told.items() if name.startswith("a ")}
+    right = {name: n for name, n in told.items() if name.startswith("the ")}
 
     def row(what: str, finding: str, fired: int, should: bool) -> list[str]:
         return [what, finding, f"{fired} of {keys}", "yes" if should else "no"]
@@ -253,10 +250,10 @@ def main(arguments: list[str] | None = None) -> int:
             far["data at 3.0 sd"], far["zoo: ring × bar"]
         )
         <= few,
-        "a missing mode is named in 95 % of the keys, and at most 5 % are false alarms": (
-            named >= many and alarms <= few
-        ),
-        "kernels wrong by a factor of 0.57 or 4 are told in 95 % of the keys, the right one in at most 5 %": (
+        "a missing mode is named in 95 % of the keys, and at most 5 % are false "
+        "alarms": (named >= many and alarms <= few),
+        "kernels wrong by a factor of 0.57 or 4 are told in 95 % of the keys, the "
+        "right one in at most 5 %": (
             min(wrong.values()) >= many and max(right.values()) <= few
         ),
         "a right score has a Fokker–Planck residual below 0.01": scores["a right score"]
@@ -271,8 +268,10 @@ def main(arguments: list[str] | None = None) -> int:
         "scores": scores,
         "keys": keys,
     }
-    notes = f"Populations of 300 chains, and of 64 for data far from a prior; ranks over {SETS} data sets. Residuals are\n"
-    notes += "the largest over levels."
+    notes = (
+        "Populations of 300 chains, and of 64 for data far from a prior; ranks over "
+        f"{SETS} data sets. Residuals are the largest over levels."
+    )
     title = "Misses and false alarms"
     return publish(
         "trust", title, columns, rows, checks, details, notes, write=asked.keys is None

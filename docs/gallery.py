@@ -49,24 +49,24 @@ class Example:
         return "\n".join(source.splitlines()[end:]).strip() + "\n"
 
     @cached_property
-    def said(self) -> str:
+    def docstring(self) -> str:
         """The docstring."""
         return ast.get_docstring(ast.parse(self.path.read_text(encoding="utf-8"))) or ""
 
     @property
     def title(self) -> str:
         """The text before the first colon."""
-        return self.said.partition("\n")[0].partition(":")[0].rstrip(".")
+        return self.docstring.partition("\n")[0].partition(":")[0].rstrip(".")
 
     @property
     def learned(self) -> str:
         """The rest of the first paragraph."""
-        return " ".join(self.said.partition("\n\n")[0].partition(":")[2].split())
+        return " ".join(self.docstring.partition("\n\n")[0].partition(":")[2].split())
 
     @property
     def body(self) -> str:
         """The paragraphs after the first; how to run it, which is indented, as code."""
-        _, _, text = self.said.partition("\n\n")
+        _, _, text = self.docstring.partition("\n\n")
         paragraphs = [part for part in text.split("\n\n") if part.strip()]
         return "\n\n".join(map(_paragraph, paragraphs))
 
@@ -249,21 +249,20 @@ def build(app: Any) -> None:
     examples = [Example(path) for path in sorted((ROOT / "examples").glob("*.py"))]
     executed = app.config.gallery_run and app.config.nb_execution_mode != "off"
 
-    def seen(example: Example) -> dict[str, Any] | None:
+    def record_of(example: Example) -> dict[str, Any] | None:
         kept = (example.kept / "run.json").is_file()
         if executed and not kept:
             getLogger(__name__).info("running examples/%s", example.path.name)
         return run(example) if executed or kept else None
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = dict(zip(examples, pool.map(seen, examples), strict=True))
+        found = dict(zip(examples, pool.map(record_of, examples), strict=True))
     for example in examples:
         for picture in pictures(example):
             _write(PAGES / "pictures" / picture.name, picture.read_bytes())
         _write(PAGES / f"{example.path.stem}.md", page(example, found[example]))
-    examples.sort(
-        key=lambda example: not pictures(example)
-    )  # what was not run goes last
+    # Examples that were not run go last.
+    examples.sort(key=lambda example: not pictures(example))
     names = [example.path.stem for example in examples]
     for old in {file.stem for file in PAGES.glob("*.md")} - {*names, "index"}:
         (PAGES / f"{old}.md").unlink()

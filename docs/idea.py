@@ -1,8 +1,10 @@
-"""python docs/idea.py: the picture of the home page and of README,
-docs/_static/idea-light.png and idea-dark.png.
+"""Picture of the home page and of README, idea-light.png and idea-dark.png.
 
-Above, what two models of the zoo learned from. Below, what adding their scores along
-the reverse diffusion gives, and their product by `cp.SMC`. The line holds 99 % of the
+    python docs/idea.py
+
+It goes to docs/_static/. Above are the laws that two models of the zoo learned from.
+Below are samples by their scores, added along the reverse diffusion, and samples of
+their product by `cp.SMC`. The line holds 99 % of the
 exact product; samples outside of it are marked and counted.
 """
 
@@ -59,13 +61,11 @@ def both(ring, bar):
 def samples():
     """Points of both samplers."""
     density = cp.compile(both, cp.load("ring2d"), cp.load("bar2d"))
-    samplers = cp.Ancestral(), cp.SMC(cp.MALA(cp.Adaptive()), steps_per_level=1)
-    return [
-        cp.infer(density, jax.random.key(0), num_chains=2000, sampler=s).unweighted()[
-            "x"
-        ]
-        for s in samplers
-    ]
+    points = []
+    for sampler in (cp.Ancestral(), cp.SMC(cp.MALA(cp.Adaptive()), steps_per_level=1)):
+        result = cp.infer(density, jax.random.key(0), num_chains=2000, sampler=sampler)
+        points.append(result.unweighted()["x"])
+    return points
 
 
 def draw(scheme, laws, lowest, points):

@@ -37,13 +37,14 @@ class NotMeasured(LookupError):
 @cache
 def tables(file: Path) -> list[list[list[str]]]:
     """Every table of a Markdown file: rows of cells, the header first."""
-    found: list[list[list[str]]] = [[]]
+    blocks: list[list[list[str]]] = [[]]
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("|"):
-            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
-        elif found[-1]:
-            found.append([])
-    return [[table[0], *table[2:]] for table in found if len(table) > 2]
+            blocks[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        elif blocks[-1]:
+            blocks.append([])
+    # The second line of a block is the rule under the header.
+    return [[block[0], *block[2:]] for block in blocks if len(block) > 2]
 
 
 def rows_of(file: Path) -> list[tuple[list[str], str, list[str]]]:
@@ -99,7 +100,7 @@ def measured(address: str, results: Path = RESULTS) -> str:
 
 
 def failing(names: list[str], results: Path = RESULTS) -> list[str]:
-    """The checks that failed, each after its file where there are several.
+    """Checks that failed, each after the name of its file if there are several.
 
     Raises:
         NotMeasured: no such file.

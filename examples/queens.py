@@ -4,7 +4,7 @@ diagonal at most one.
 Nothing knows the board. Each factor sees one line, `cp.window` puts it on all lines of
 that length, and the product is the puzzle: 10 of the 3,125 ways to put a queen into
 each column solve it. Chains that only descend end in boards that break a rule; replica
-exchange goes back up to mend them.
+exchange goes back up to repair them.
 
     python examples/queens.py
     composeprob run examples/queens.py

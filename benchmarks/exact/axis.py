@@ -80,12 +80,12 @@ def exact(terms: Terms, dims: int, cut: float) -> Answer:
     widths = np.concatenate([mixture.widths for mixture, _ in above])
     centres = np.concatenate([mixture.centres for mixture, _ in above])
     narrowest = widths.min() / np.sqrt(sum(w for _, w in above))
-    step, across = narrowest / 20, narrowest / (20 if dims == 3 else 6)
+    step = narrowest / 20
+    across = narrowest / (20 if dims == 3 else 6)
     reach = 10 * widths.max()
     t = np.arange(centres.min() - reach, centres.max() + reach, step)
-    t = (
-        t + cut - t[np.searchsorted(t, cut)] + step / 2
-    )  # no point at the cut, whose place is between two of them
+    # The cut lies halfway between two points of the grid.
+    t = t + cut - t[np.searchsorted(t, cut)] + step / 2
     if dims == 1:
         squares, log_area = np.zeros(1), np.zeros(1)
     else:

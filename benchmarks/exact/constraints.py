@@ -87,7 +87,7 @@ class Puzzle:
         )
 
     def valid(self, x: Any) -> Any:
-        """Whether one sample's entries, rounded, satisfy every constraint."""
+        """Return whether one sample's entries, rounded, satisfy every constraint."""
         holds = [
             ((x > 0.5)[group.cells][:, None] == (group.corners > 0.5))
             .all(-1)
@@ -98,8 +98,8 @@ class Puzzle:
         return jnp.stack(holds).all()
 
     def exact(self) -> Answer:
-        """The probability that a sample is valid, or the share of the solutions asked
-        for; log Z."""
+        """Log-evidence, and the probability of a valid sample or the share of the
+        solutions asked for."""
         levels = schedule()
         alpha, sigma = float(levels.alpha[0]), float(levels.sigma[0])
         variance = (alpha * WIDTH) ** 2 + sigma**2
@@ -113,9 +113,8 @@ class Puzzle:
             log_evidence -= sum(
                 len(group.cells) * np.log(len(group.corners)) for group in self.groups
             )
-            rounded = ndtr(
-                (alpha - 0.5) * np.sqrt(count / variance)
-            )  # every entry on its side of 0.5
+            # The probability of each entry's side of 0.5.
+            rounded = ndtr((alpha - 0.5) * np.sqrt(count / variance))
             return Answer(float(np.prod(rounded)), float(log_evidence))
         return Answer(self.share, log_evidence)
 
@@ -191,10 +190,8 @@ def satisfiability(bits: int = 12, clauses: int = 40) -> Puzzle:
     by_corner: dict[tuple[int, ...], list[np.ndarray]] = {}
     holds = np.ones(len(every), bool)
     for _ in range(clauses):
-        cells, forbidden = (
-            rng.choice(bits, 3, replace=False),
-            tuple(map(int, rng.integers(0, 2, 3))),
-        )
+        cells = rng.choice(bits, 3, replace=False)
+        forbidden = tuple(map(int, rng.integers(0, 2, 3)))
         by_corner.setdefault(forbidden, []).append(cells)
         holds &= (every[:, cells] != forbidden).any(1)
     groups = [

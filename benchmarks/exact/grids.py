@@ -158,7 +158,8 @@ def bump_answer(
     hill = gain + 0.5 * dims * np.log(2 * np.pi * width**2)
     hill += -0.5 * dims * np.log(2 * np.pi * both) - 0.5 * dims * centre**2 / both
     log_evidence = float(np.logaddexp(0.0, hill))
-    variance, shift = (width * sd) ** 2 / both, centre * width**2 / both
+    variance = (width * sd) ** 2 / both
+    shift = centre * width**2 / both
     on_hill = stats.ncx2(dims, dims * shift**2 / variance).cdf(reach**2 / variance)
     on_ground = stats.ncx2(dims, dims * centre**2 / sd**2).cdf(reach**2 / sd**2)
     share = np.exp(hill - log_evidence)
@@ -171,7 +172,8 @@ def energy_case(
     family: str, name: str, dims: int, gain: float, centre: float, width: float
 ) -> Case:
     """A Gaussian times a `cp.Energy` with a narrow hill: the share of the hill."""
-    sd, reach = 1.0, width * (np.sqrt(dims) + 2)
+    sd = 1.0
+    reach = width * (np.sqrt(dims) + 2)
 
     def compiled() -> cp.AnnealedDensity:
         levels = schedule()

@@ -16,14 +16,12 @@ import composeprob as cp
 from exact.case import Case, schedule, share
 from exact.grids import at_level_0, log_normal, on_grid
 
-WEIGHTS, CENTRES, WIDTHS = (
-    np.array([0.5, 0.3, 0.2]),
-    np.array([[-2.0, 0.0], [1.5, 1.5], [2.0, -2.0]]),
-    (0.5, 0.35, 0.7),
-)
+WEIGHTS = np.array([0.5, 0.3, 0.2])
+CENTRES = np.array([[-2.0, 0.0], [1.5, 1.5], [2.0, -2.0]])
+WIDTHS = (0.5, 0.35, 0.7)
 SUBJECTS = np.array([-1.2, 0.4, 0.9, -0.3, 1.6, 0.2])
 MODES = ((0.6, 0.0, 0.3), (0.4, 2.0, 0.4))
-"""Of what a subject's number says of its parameter: weight, distance from the number,
+"""Law of a subject's parameter given its number: weight, distance from the number,
 standard deviation."""
 
 

@@ -1,5 +1,5 @@
-"""One run of a case, held against the exact answer: how many stated errors off it is,
-and what its status says."""
+"""One run of a case beside the exact answer: its deviation in stated errors, and its
+status."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from exact.case import Answer, Case
 FAR = 4.0
 """Stated errors beyond which an estimate is wrong."""
 LEVEL = 0.9
-"""Of the stated intervals."""
+"""Probability of the stated intervals."""
 
 
 class Outcome(enum.StrEnum):
-    """What a run is, by its estimates and its status."""
+    """Kind of a run, by its estimates and its status."""
 
     RIGHT = "right and OK"
     DEFECT = "wrong and OK"
@@ -39,8 +39,7 @@ def measured(
     key: int,
     num_chains: int,
 ) -> dict[str, Any]:
-    """One run as a row of what JSON can hold; None for NaN, and for what was not asked
-    for.
+    """Run a case, and return a row that JSON can hold, with None for NaN.
 
     A program that is refused, by the compiler (``density`` compiles it, once) or by
     `infer`, counts as wrong and named.
@@ -77,83 +76,82 @@ def measured(
 
 
 def read(case: Case, answer: Answer, result: cp.Result) -> dict[str, Any]:
-    """What a result states of itself, the log-evidence where it has an exact value."""
-    unnamed = copy.copy(
-        result
-    )  # before any of what is computed when it is first asked for has been
+    """Return the statements of a result.
+
+    Log-evidence is among them if its exact value is known. Errors that the status
+    withholds are read from a copy of the result without findings.
+    """
+    # The copy comes first: it must not inherit properties that `result` has cached.
+    unnamed = copy.copy(result)
     vars(unnamed)["status"] = Status()
-    held_back = case.ask(unnamed).error, unnamed.log_evidence_error
+    withheld = [case.ask(unnamed).error, unnamed.log_evidence_error]
     estimate = case.ask(result)
     known = answer.log_evidence is not None and result.log_evidence is not None
+    log_evidence = (None, None)
+    if known:
+        log_evidence = (result.log_evidence, result.log_evidence_error)
+    if not result.status.withholds:
+        withheld = [None, None]
+    intervals = (estimate.interval(LEVEL), result.log_evidence_interval(LEVEL))
+    finite_ess = [ess for ess in result.levels["ess"].values if math.isfinite(ess)]
     return {
-        "estimates": [
-            _plain(estimate.value),
-            _plain(result.log_evidence) if known else None,
-        ],
-        "errors": [
-            _plain(estimate.error),
-            _plain(result.log_evidence_error) if known else None,
-        ],
-        "withheld": [_plain(error) for error in held_back]
-        if result.status.withholds
-        else [None, None],
-        "intervals": [
-            list(map(_plain, ends))
-            for ends in (estimate.interval(LEVEL), result.log_evidence_interval(LEVEL))
-        ],
+        "estimates": [_as_python(estimate.value), _as_python(log_evidence[0])],
+        "errors": [_as_python(estimate.error), _as_python(log_evidence[1])],
+        "withheld": [_as_python(error) for error in withheld],
+        "intervals": [[_as_python(end) for end in ends] for ends in intervals],
         "codes": [
             str(code) for code, _ in result.status.findings if code is not Code.OK
         ],
         "evaluations": result.evaluations,
-        "effective_chains": _plain(result.effective_chains),
-        "least_ess": _plain(
-            min(
-                (ess for ess in result.levels["ess"].values if math.isfinite(ess)),
-                default=math.nan,
-            )
-        ),
+        "effective_chains": _as_python(result.effective_chains),
+        "least_ess": _as_python(min(finite_ess, default=math.nan)),
         "ancestors": len(set(result._genealogy.index.tolist())),
         "sampler": result.about.sampler,
         "reason": result.reason,
     }
 
 
-def _plain(value: Any) -> float | None:
-    """A finite number of Python's, or None."""
+def _as_python(value: Any) -> float | None:
+    """Return a finite number as a Python float, and None for any other value."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
 def deviations(row: dict[str, Any]) -> list[float | None]:
-    """How many errors the value and the log-evidence are off, each None where it has no
-    exact answer.
+    """Deviations of the value and the log-evidence, in errors.
 
-    The errors are the stated ones, and those that the run would have stated where its
-    status withholds them. Where it could have stated none they are those of a quarter
-    as many independent draws, whose weights have a relative variance of 1.
+    A deviation is None where there is no exact answer. The errors are the stated ones,
+    or the withheld ones. A run without either counts as a quarter as many independent
+    draws, whose weights have a relative variance of 1.
     """
-    n, share = max(row["chains"] / 4, 1.0), row["exact"][0] or 0.0
-    instead = math.sqrt(max(share * (1 - share), 1 / n) / n), math.sqrt(1 / n)
-    columns = zip(row["exact"], row["estimates"], errors(row), instead, strict=False)
-    return [
-        None
-        if exact is None or value is None
-        else abs(value - exact) / (other if error is None else max(error, 1e-12))
-        for exact, value, error, other in columns
-    ]
+    n = max(row["chains"] / 4, 1.0)
+    share = row["exact"][0] or 0.0
+    defaults = math.sqrt(max(share * (1 - share), 1 / n) / n), math.sqrt(1 / n)
+    columns = zip(row["exact"], row["estimates"], errors(row), defaults, strict=False)
+    found: list[float | None] = []
+    for exact, value, error, default in columns:
+        if exact is None or value is None:
+            found.append(None)
+            continue
+        unit = default if error is None else max(error, 1e-12)
+        found.append(abs(value - exact) / unit)
+    return found
 
 
 def errors(row: dict[str, Any]) -> list[float | None]:
-    """The errors that are stated, or withheld; None where there is none at all."""
-    pairs = zip(row["errors"], row["withheld"], strict=True)
-    return [held_back if stated is None else stated for stated, held_back in pairs]
+    """Errors that are stated, or withheld; None without either."""
+    found = []
+    for stated, withheld in zip(row["errors"], row["withheld"], strict=True):
+        error = withheld if stated is None else stated
+        found.append(error)
+    return found
 
 
 def outcome(row: dict[str, Any]) -> Outcome:
-    """What a run is: wrong where an estimate is more than `FAR` errors off, named where
-    its status is not OK.
+    """Kind of a run: wrong if an estimate is more than `FAR` errors off, named if its
+    status is not OK.
 
-    A run that is named, and could not have stated the value's error in any case, is no
-    false alarm.
+    A named run that could not have stated the value's error in any case is not a false
+    alarm.
     """
     wrong = (
         row["improper"]

@@ -107,8 +107,10 @@ def banana() -> Case:
 def one_mode() -> list[Case]:
     family = "right: one mode"
     skewed = two(0.7, (0.0, 0.8), (0.6, 1.0))
-    with np.errstate(divide="ignore"):
-        inside = lambda x: np.where(x > 0.3, 0.0, -np.inf)
+
+    def inside(x: np.ndarray) -> np.ndarray:
+        return np.where(x > 0.3, 0.0, -np.inf)
+
     return [
         along(family, "a Gaussian", ((gaussian(0.4, 0.7), 1.0),), cut=0.2),
         along(family, "a Gaussian, d = 10", ((gaussian(0.4, 0.7), 1.0),), 10, cut=0.2),
@@ -151,7 +153,8 @@ def one_mode() -> list[Case]:
 # ── modes far apart with equal curvature ──────────────────────────────────────────────
 def equal_modes() -> list[Case]:
     family = "right: equal curvature"
-    pair, wide = two(0.3, (-2.5, 2.5), (0.5, 0.5)), gaussian(0.3, 3.0)
+    pair = two(0.3, (-2.5, 2.5), (0.5, 0.5))
+    wide = gaussian(0.3, 3.0)
     triple = Mixture((0.2, 0.5, 0.3), (-4.0, 0.0, 4.0), (0.5, 0.5, 0.5))
     return [
         along(family, "two modes", ((pair, 1.0),)),
@@ -238,10 +241,8 @@ def random_effects(
 def linear_answer() -> Answer:
     """The posterior of two slopes under Gaussian noise: closed form."""
     precision = np.eye(2) + INPUTS.T @ INPUTS / 0.3**2
-    mean, covariance = (
-        np.linalg.solve(precision, INPUTS.T @ TARGETS / 0.3**2),
-        np.linalg.inv(precision),
-    )
+    mean = np.linalg.solve(precision, INPUTS.T @ TARGETS / 0.3**2)
+    covariance = np.linalg.inv(precision)
     evidence = stats.multivariate_normal(
         np.zeros(40), INPUTS @ INPUTS.T + 0.3**2 * np.eye(40)
     ).logpdf(TARGETS)

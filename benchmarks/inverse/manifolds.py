@@ -107,12 +107,11 @@ def posterior(
     grids = [np.asarray(curve(points), float) for curve in known]
     noise = NOISE**2 * np.eye(len(y)) + first * matrix @ matrix.T
     whiten = np.linalg.inv(np.linalg.cholesky(noise))
-    m, many = whiten @ matrix, 8 * n
-    residual, x, log_w = (
-        np.tile(whiten @ y, (many, 1)),
-        np.zeros((many, 0)),
-        np.zeros(many),
-    )
+    m = whiten @ matrix
+    many = 8 * n
+    residual = np.tile(whiten @ y, (many, 1))
+    x = np.zeros((many, 0))
+    log_w = np.zeros(many)
     for i, grid in enumerate(grids):
         seen = slice(SEEN * i, SEEN * (i + 1))
         shifts = grid @ m[:, FEATURES * i : FEATURES * (i + 1)].T
@@ -127,11 +126,14 @@ def posterior(
         shares = np.exp(logs - top).cumsum(1)
         log_w += np.log(shares[:, -1]) + top[:, 0]
         at = (shares < (rng.uniform(size=many) * shares[:, -1])[:, None]).sum(1)
-        residual, x = residual - shifts[at], np.concatenate([x, grid[at]], 1)
+        residual = residual - shifts[at]
+        x = np.concatenate([x, grid[at]], 1)
         # Those that later views contradict make room at once.
         w = np.exp(log_w - log_w.max())
         chosen = rng.choice(many, many, p=w / w.sum())
-        residual, x, log_w = residual[chosen], x[chosen], np.zeros(many)
+        residual = residual[chosen]
+        x = x[chosen]
+        log_w = np.zeros(many)
     # The noise of level 0 given what is left: N(first·Aᵀ·C⁻¹·r, first·I −
     # first²·Aᵀ·C⁻¹·A).
     gain = first * np.linalg.solve(noise, matrix).T

@@ -1,4 +1,4 @@
-"""What is asked of samples of a posterior, whoever's method gave them."""
+"""Measures of samples of a posterior, for any method."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def coverage(samples: np.ndarray, truth: np.ndarray) -> float:
 def crps(samples: np.ndarray, truth: np.ndarray) -> float:
     """E|x − truth| − ½E|x − x′|, the mean over entries: the smaller the better, and
     least of the right law."""
-    ordered, n = np.sort(samples, axis=0), len(samples)
+    ordered = np.sort(samples, axis=0)
+    n = len(samples)
     ranks = (2 * np.arange(1, n + 1) - n - 1)[:, None]
     between = 2 * (ranks * ordered).sum(0) / (n * (n - 1))
     return float(np.mean(np.abs(samples - truth).mean(0) - 0.5 * between))
@@ -44,7 +45,9 @@ def sinkhorn(x: np.ndarray, y: np.ndarray, blur: float = 0.01) -> float:
 
 def _transport(x: np.ndarray, y: np.ndarray, epsilon: float) -> float:
     costs = 0.5 * ((x[:, None] - y) ** 2).sum(-1)
-    f, g, log_n = np.zeros(len(x)), np.zeros(len(y)), np.log(len(x))
+    f = np.zeros(len(x))
+    g = np.zeros(len(y))
+    log_n = np.log(len(x))
     for heat in [
         *np.geomspace(max(costs.max(), epsilon), epsilon, 30),
         *[epsilon] * 100,
@@ -61,11 +64,13 @@ def pqmass(
     """PQMass (Lemos et al. 2024, arXiv 2402.04355): χ² of the counts of two samples in
     Voronoi cells of randomly chosen points of both, over its degrees of freedom, the
     mean over choices: 1 where the laws are the same."""
-    rng, found = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    found = []
     for _ in range(repeats):
         both = np.concatenate([x, y])
         chosen = rng.permutation(len(both))[:regions]
-        centres, left = both[chosen], np.ones(len(both), bool)
+        centres = both[chosen]
+        left = np.ones(len(both), bool)
         left[chosen] = False
         cell = ((both[:, None] - centres) ** 2).sum(-1).argmin(1)
         first = np.arange(len(both)) < len(x)

@@ -83,10 +83,8 @@ class Problem(NamedTuple):
 
     def reversed_law(self, x: Array, clean: Array, k: Array) -> tuple[Array, Array]:
         """Mean (d,) and variance, a scalar, of x_{k−1} given x_k and x₀."""
-        (alpha, sigma), (next_alpha, next_sigma) = (
-            self.noise_at(k),
-            self.noise_at(k - 1),
-        )
+        alpha, sigma = self.noise_at(k)
+        next_alpha, next_sigma = self.noise_at(k - 1)
         kept = alpha / next_alpha
         fresh = sigma**2 - (kept * next_sigma) ** 2
         mean = (kept * next_sigma**2 * x + next_alpha * fresh * clean) / sigma**2
@@ -100,8 +98,8 @@ class Problem(NamedTuple):
 
 
 Method = Callable[[Problem, Array, int, int], Array]
-"""Of a problem, a key, a number n of samples and of passes for each: the samples (n,
-d)."""
+"""Function of a problem, a key, the number n of samples, and the passes for each; it
+returns the samples (n, d)."""
 
 
 def independent(
@@ -187,22 +185,28 @@ def moments(iterations: int = 3) -> Method:
             return problem.noise**2 * v + sigma**2 / alpha * (a @ pull(a.T @ v)[0])
 
         residual = problem.y - a @ clean
-        u, r = jnp.zeros_like(residual), residual
+        u = jnp.zeros_like(residual)
+        r = residual
         p = r
         for _ in range(iterations):
             image = covariance(p)
             length = (r @ r) / jnp.where(p @ image > 0, p @ image, jnp.inf)
-            u, rest = u + length * p, r - length * image
-            p, r = rest + (rest @ rest) / jnp.maximum(r @ r, 1e-20) * p, rest
+            u = u + length * p
+            rest = r - length * image
+            p = rest + (rest @ rest) / jnp.maximum(r @ r, 1e-20) * p
+            r = rest
         return _guided(problem, key, x, k, clean, pull(a.T @ u)[0])
 
     return independent(step, 2 + iterations)
 
 
 def _resampled(key: Array, log_w: Array) -> tuple[Array, Array]:
-    """Ancestors, and log-weights then: resampled systematically if fewer than half of
-    the particles are effective."""
-    w, n = jax.nn.softmax(log_w), len(log_w)
+    """Ancestors, and log-weights after resampling.
+
+    Resampling is systematic, if fewer than half of the particles are effective.
+    """
+    w = jax.nn.softmax(log_w)
+    n = len(log_w)
     places = (jnp.arange(n) + jax.random.uniform(key)) / n
     drawn = jnp.clip(jnp.searchsorted(jnp.cumsum(w), places), 0, n - 1)
     due = 1 / jnp.sum(w**2) < 0.5 * n
@@ -215,11 +219,13 @@ def _final(key: Array, x: Array, log_w: Array) -> Array:
 
 
 def twisted() -> Method:
-    """TDS (Wu et al. 2023, arXiv 2306.17775): n particles, proposed by the score and ∇
-    log p̃(y | x_k), weighed by what the proposal and the twisting p̃ are wrong by. As
-    in their inpainting p̃ is widened by the noise of the level, here N(y; A(E[x₀ |
-    x_k]), r²·A·Aᵀ + noise²), with r² alone where A is no matrix; at level 0 it is the
-    likelihood."""
+    """TDS (Wu et al. 2023, arXiv 2306.17775): n particles, proposed by the score and
+    ∇ log p̃(y | x_k).
+
+    Importance weights correct the proposal and the twisting p̃. As in their inpainting,
+    p̃ is widened by the noise of the level, here N(y; A(E[x₀ | x_k]), r²·A·Aᵀ + noise²),
+    with r² alone if A is not a matrix; at level 0 it is the likelihood.
+    """
 
     @eqx.filter_jit
     def run(problem: Problem, key: Array, n: int) -> Array:
@@ -244,21 +250,21 @@ def twisted() -> Method:
         twist = jax.vmap(jax.value_and_grad(log_twist, has_aux=True), (0, None))
 
         def visit(carry: Any, at: tuple[Array, Array]) -> tuple[Any, None]:
-            (x, log_w, (old, clean), slope), (key, k) = carry, at
+            x, log_w, (old, clean), slope = carry
+            key, k = at
             for_noise, for_ancestors = jax.random.split(key)
             chosen, log_w = _resampled(for_ancestors, log_w)
             x, old, clean, slope = x[chosen], old[chosen], clean[chosen], slope[chosen]
             alpha, sigma = problem.noise_at(k)
-            plain, variance = jax.vmap(problem.reversed_law, (0, 0, None))(x, clean, k)
-            mean, _ = jax.vmap(problem.reversed_law, (0, 0, None))(
-                x, clean + sigma**2 / alpha * slope, k
-            )
+            reverse = jax.vmap(problem.reversed_law, (0, 0, None))
+            unguided, variance = reverse(x, clean, k)
+            mean, _ = reverse(x, clean + sigma**2 / alpha * slope, k)
             e = jax.random.normal(for_noise, x.shape)
             x = mean + jnp.sqrt(variance[0]) * e
             (value, clean), slope = twist(x, k - 1)
-            ratio = -0.5 * jnp.sum((x - plain) ** 2, 1) / variance[0] + 0.5 * jnp.sum(
-                e**2, 1
-            )
+            # log of the reverse step's density over the proposal's.
+            ratio = -0.5 * jnp.sum((x - unguided) ** 2, 1) / variance[0]
+            ratio += 0.5 * jnp.sum(e**2, 1)
             return (x, log_w + ratio + value - old, (value, clean), slope), None
 
         first, rest, last = jax.random.split(key, 3)
@@ -274,26 +280,24 @@ def twisted() -> Method:
 def filtering() -> Method:
     """FPS-SMC (Dou and Song 2024, ICLR): y_k = α_k·y + A·(the noise of x_k), drawn once
     for all n particles; x_{k−1} is drawn from p(x_{k−1} | x_k)·N(y_{k−1}; A·x_{k−1},
-    (α·noise)²), a Gaussian, and weighed by its normaliser. The noise is that since
+    (α·noise)²), a Gaussian, whose normaliser is the weight. The noise is that since
     level 0, so that level 0 meets y itself."""
 
     @eqx.filter_jit
     def run(problem: Problem, key: Array, n: int) -> Array:
-        a, top = problem.measure, problem.prior.num_levels - 1
+        a = problem.measure
+        top = problem.prior.num_levels - 1
         _, singular, axes = jnp.linalg.svd(a, full_matrices=False)
         first, second, rest, last = jax.random.split(key, 4)
 
         def noised(z: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
             key, k = at
-            (alpha, sigma), (next_alpha, next_sigma) = (
-                problem.noise_at(k),
-                problem.noise_at(k - 1),
-            )
+            alpha, sigma = problem.noise_at(k)
+            next_alpha, next_sigma = problem.noise_at(k - 1)
             kept = alpha / next_alpha
             fresh = jnp.sqrt(sigma**2 - (kept * next_sigma) ** 2)
-            return kept * z + fresh * jax.random.normal(key, z.shape), problem.noise_at(
-                k - 1
-            )[0] * problem.y + a @ z
+            noisier = kept * z + fresh * jax.random.normal(key, z.shape)
+            return noisier, problem.noise_at(k - 1)[0] * problem.y + a @ z
 
         _, ys = jax.lax.scan(
             noised,
@@ -304,11 +308,13 @@ def filtering() -> Method:
         def visit(
             carry: tuple[Array, Array], at: tuple[Array, Array, Array]
         ) -> tuple[tuple[Array, Array], None]:
-            (x, log_w), (key, k, y) = carry, at
+            x, log_w = carry
+            key, k, y = at
             for_noise, for_ancestors = jax.random.split(key)
             clean = jax.vmap(problem.denoised, (0, None))(x, k)
             mean, variance = jax.vmap(problem.reversed_law, (0, 0, None))(x, clean, k)
-            v, s = variance[0], (problem.noise_at(k - 1)[0] * problem.noise) ** 2
+            v = variance[0]
+            s = (problem.noise_at(k - 1)[0] * problem.noise) ** 2
             covariance = v * a @ a.T + s * jnp.eye(len(a))
             e = jax.scipy.linalg.solve_triangular(
                 jnp.linalg.cholesky(covariance), (y - mean @ a.T).T, lower=True
@@ -317,13 +323,10 @@ def filtering() -> Method:
             mean = mean[chosen]
             mean = mean + v * jnp.linalg.solve(covariance, (y - mean @ a.T).T).T @ a
             z = jax.random.normal(for_noise, x.shape)
-            narrower = (
-                jnp.sqrt(s / (s + v * singular**2)) - 1
-            )  # of the standard deviation along each axis of A
-            return (
-                mean + jnp.sqrt(v) * (z + (z @ axes.T * narrower) @ axes),
-                log_w,
-            ), None
+            # The change of the standard deviation along each axis of A.
+            narrowing = jnp.sqrt(s / (s + v * singular**2)) - 1
+            x = mean + jnp.sqrt(v) * (z + (z @ axes.T * narrowing) @ axes)
+            return (x, log_w), None
 
         x = problem.noise_at(top)[1] * jax.random.normal(first, (n, problem.size))
         at = jax.random.split(rest, top), jnp.arange(top, 0, -1), ys[::-1]

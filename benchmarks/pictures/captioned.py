@@ -47,7 +47,7 @@ def scene(scenes: Any, formula: str, first: Any, second: Any, strength: float) -
 
 
 def holds(formula: str, first: str, second: str, found: Any) -> np.ndarray:
-    """Whether a formula is true of what was found in n images, shape (n,)."""
+    """Return whether the objects found in n images satisfy a formula, shape (n,)."""
     one, other = captions.true_of(first, found), captions.true_of(second, found)
     return {"AND": one & other, "OR": one | other, "NOT": one & ~other}[formula]
 
@@ -71,7 +71,9 @@ def measure(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """One cell: as many scenes, each of a formula of its own, the same formulas for
     every sampler."""
-    model, pairs, world = cp.load(MODEL), formulas(formula, scenes), _world()
+    model = cp.load(MODEL)
+    pairs = formulas(formula, scenes)
+    world = _world()
     densities = (cp.compile(scene, model, formula, *pair, strength) for pair in pairs)
     drawn = draw(densities, samplers("energy")[sampler])
     found = detector.detect(drawn.images)
@@ -120,7 +122,10 @@ def described(one: Any, which: int, rng: np.random.Generator) -> str:
     place = rng.choice(
         [name for name, true in zip(captions.PLACES, holding, strict=True) if true]
     )
-    return f"a {shapes.COLOURS[one.colours[which]]} {shapes.SHAPES[one.shapes[which]]} {place}"
+    return (
+        f"a {shapes.COLOURS[one.colours[which]]} {shapes.SHAPES[one.shapes[which]]} "
+        f"{place}"
+    )
 
 
 @functools.cache

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,10 @@ class Cell:
     """One run, by its name.
 
     Attributes:
-        part: what it belongs to: ``"placed"``, ``"guided"`` or ``"mixed"``.
-        settings: what tells it from others of its part, in the order of the table's
+        part: its part of the table, such as ``"placed"``, ``"guided"`` or ``"mixed"``.
+        settings: differences from other cells of the part, in the order of the table's
             columns.
-        run: gives what was measured, ready for JSON, and some of the images.
+        run: returns measured numbers, ready for JSON, and some of the images.
     """
 
     part: str
@@ -31,25 +32,23 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return " ".join(
-            [self.part, *(f"{key}={value}" for key, value in self.settings.items())]
-        )
+        settings = (f"{key}={value}" for key, value in self.settings.items())
+        return " ".join([self.part, *settings])
 
 
 class Kept:
     """Measured cells in a JSON file, and their images beside it in a folder."""
 
     def __init__(self, file: Path, folder: Path):
-        self.file, self.folder = file, folder
+        self.file = file
+        self.folder = folder
 
     @property
     def cells(self) -> dict[str, dict[str, Any]]:
-        """What is in the file now, by name: other processes may add to it."""
-        return (
-            json.loads(self.file.read_text(encoding="utf-8"))["cells"]
-            if self.file.exists()
-            else {}
-        )
+        """Cells in the file now, by name: other processes may add to it."""
+        if not self.file.exists():
+            return {}
+        return json.loads(self.file.read_text(encoding="utf-8"))["cells"]
 
     def __contains__(self, cell: Cell) -> bool:
         return cell.name in self.cells
@@ -65,10 +64,8 @@ class Kept:
         )
 
     def images_of(self, name: str) -> Path:
-        """Where some images of a cell lie."""
-        return self.folder / (
-            "".join(c if c.isalnum() or c in "-." else "_" for c in name) + ".npy"
-        )
+        """File of some images of a cell."""
+        return self.folder / (re.sub(r"[^\w.-]", "_", name) + ".npy")
 
 
 def share(successes: Any) -> dict[str, Any]:

@@ -34,7 +34,9 @@ def draw(densities: Iterable[Any], sampler: Any, chains: int = 1) -> Drawn:
     Of several chains one is taken, drawn by its weight.
     """
     images: list[np.ndarray] = []
-    acceptance, evaluations, start = [], 0, time.monotonic()
+    acceptance = []
+    evaluations = 0
+    start = time.monotonic()
     for i, density in enumerate(densities):
         run = cp.infer(
             density,
@@ -51,9 +53,5 @@ def draw(densities: Iterable[Any], sampler: Any, chains: int = 1) -> Drawn:
     seconds = (time.monotonic() - start) / max(1, len(images) - 1)
     accepted = np.asarray(acceptance, float)
     tested = accepted[np.isfinite(accepted)]
-    return Drawn(
-        np.stack(images),
-        float(tested.mean()) if tested.size else None,
-        evaluations,
-        seconds,
-    )
+    mean = float(tested.mean()) if tested.size else None
+    return Drawn(np.stack(images), mean, evaluations, seconds)

@@ -135,7 +135,8 @@ def floor() -> float:
 def frechet(images: np.ndarray) -> float:
     """Fréchet distance of Gaussians fitted to the judge's ten decision values, of these
     images and the model's data."""
-    ours, theirs = world.decisions(images), world.decisions(real()[0])
+    ours = world.decisions(images)
+    theirs = world.decisions(real()[0])
     a, b = np.cov(ours.T), np.cov(theirs.T)
     root = linalg.sqrtm(a @ b).real
     return float(

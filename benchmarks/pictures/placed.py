@@ -28,8 +28,8 @@ CHAINS = {"SMC": 8}
 """Chains of one scene where it is not one; one of them is judged, drawn by its
 weight."""
 DEFAULT = "default"
-"""What `cp.infer` chooses for few chains, for the most objects only. Its chains are
-independent: one of them tells."""
+"""The choice of `cp.infer` for few chains, run for the most objects only. Its chains
+are independent: one of them is judged."""
 STEPS = 1
 """Kernel steps at a level, after the reverse step."""
 LANGEVIN, LEAPFROG = 0.08, 0.2

@@ -39,6 +39,8 @@ INK = {"thin": (-0.5, 0.02)}
 """The measured mean of the pixels and its error; a 3 has −0.41 ± 0.06, an 8 −0.37 ±
 0.07."""
 ALONE = "each class alone"
+NAMES = {"SMC": "cp.infer's choice (SMC)"}
+"""Names of samplers in the picture, where they are not those of the table."""
 RUNS, CHAINS = 16, 256
 """Runs of every sampler, each of so many chains: as few as `cp.infer` resamples by
 itself."""
@@ -83,7 +85,7 @@ SAMPLERS: dict[str, tuple[Any, Any]] = {
 
 
 def cells() -> Iterator[Cell]:
-    """What is known of each ink, then the samplers."""
+    """Cells of each ink: the share known from each class alone, then the samplers."""
     for ink in INK:
         yield Cell(
             "shares", {"ink": ink, "sampler": ALONE}, functools.partial(known, ink)
@@ -99,13 +101,13 @@ def cells() -> Iterator[Cell]:
 def known(ink: str) -> tuple[dict[str, Any], np.ndarray]:
     """The share that the judge finds under the law itself, from images of each class
     alone."""
-    start, by_class, shown = time.monotonic(), [], []
+    start = time.monotonic()
+    by_class = []
+    shown = []
     for label in CLASSES:
         images = alone(label)
-        likelihood, judged = (
-            np.exp(log_likelihood(images, *INK[ink])),
-            world.judge(images),
-        )
+        likelihood = np.exp(log_likelihood(images, *INK[ink]))
+        judged = world.judge(images)
         by_class.append(
             likelihood[:, None]
             * np.stack([judged == CLASSES[0], np.isin(judged, CLASSES)], 1)
@@ -115,7 +117,8 @@ def known(ink: str) -> tuple[dict[str, Any], np.ndarray]:
         )
         shown.append(images[likely])
     first, error = ratio(by_class)
-    low, high = first - 1.96 * error, first + 1.96 * error
+    low = first - 1.96 * error
+    high = first + 1.96 * error
     measured = {
         "images": DRAWS,
         "first": {"share": first, "interval": [low, high]},
@@ -171,7 +174,10 @@ def measure(ink: str, sampler: str) -> tuple[dict[str, Any], np.ndarray]:
     density = cp.compile(
         measured_ink, cp.mixture(parts, weights=list(WEIGHTS)), *INK[ink], anneal
     )
-    start, by_run, images, found = time.monotonic(), [], [], set()
+    start = time.monotonic()
+    by_run = []
+    images = []
+    found = set()
     for seed in range(RUNS):
         run = cp.infer(
             density,
@@ -203,7 +209,8 @@ def measure(ink: str, sampler: str) -> tuple[dict[str, Any], np.ndarray]:
 def between(shares: list[Any]) -> dict[str, Any]:
     """The mean share of independent runs and its 95 % interval by Student's t: chains
     of one run descend from common ancestors, so that they are no independent trials."""
-    mean, error = np.mean(shares), stats.sem(shares)
+    mean = np.mean(shares)
+    error = stats.sem(shares)
     away = float(stats.t.ppf(0.975, len(shares) - 1) * error)
     return {
         "share": float(mean),
@@ -222,7 +229,10 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
             if c["part"] == "shares" and c["ink"] == ink
         }
         if ALONE in at and "SMC" in at:
-            text = f"3 or 8, {ink}: what cp.infer chooses agrees with what is known of the share"
+            text = (
+                f"3 or 8, {ink}: what cp.infer chooses agrees with what is known of "
+                "the share"
+            )
             out[text] = overlap(at["SMC"], at[ALONE])
             for name in at:
                 if name.startswith("reverse"):
@@ -230,7 +240,8 @@ def checks(found: list[dict[str, Any]]) -> dict[str, bool]:
                         at[name], at["SMC"]
                     )
                     out[
-                        f"3 or 8, {ink}: {name}: apart from both, so the summed scores are measurably wrong"
+                        f"3 or 8, {ink}: {name}: apart from both, so the summed "
+                        "scores are measurably wrong"
                     ] = apart
     return out
 
@@ -253,10 +264,7 @@ def picture(found: list[dict[str, Any]], file: Path) -> None:
         for ax, (ink, (band, *others)) in zip(
             figure.subplots(len(shown), squeeze=False)[:, 0], shown.items(), strict=True
         ):
-            names = [
-                c["sampler"] if c["sampler"] != "SMC" else "cp.infer's choice (SMC)"
-                for c in others
-            ]
+            names = [NAMES.get(c["sampler"], c["sampler"]) for c in others]
             ax.axvspan(
                 *band["first"]["interval"],
                 color="0.8",
@@ -271,19 +279,10 @@ def picture(found: list[dict[str, Any]], file: Path) -> None:
                 label=f"the mixture's weight, {WEIGHTS[0]:g}",
             )
             for row, cell in enumerate(others):
-                ours = cell["sampler"] == "SMC"
-                ax.plot(
-                    cell["first"]["interval"],
-                    [row, row],
-                    color="tab:red" if ours else "tab:blue",
-                    lw=2,
-                )
-                ax.plot(
-                    cell["first"]["share"],
-                    row,
-                    "o",
-                    color="tab:red" if ours else "tab:blue",
-                )
+                color = "tab:red" if cell["sampler"] == "SMC" else "tab:blue"
+                first = cell["first"]
+                ax.plot(first["interval"], [row, row], color=color, lw=2)
+                ax.plot(first["share"], row, "o", color=color)
             ax.set_yticks(range(len(names)), names)
             ax.invert_yaxis()
             ax.set_xlabel(
@@ -300,5 +299,5 @@ def picture(found: list[dict[str, Any]], file: Path) -> None:
 
 
 def overlap(one: Any, other: Any) -> bool:
-    """Whether two intervals have a point in common."""
+    """Return whether two intervals have a point in common."""
     return max(one[0], other[0]) <= min(one[1], other[1])

@@ -76,7 +76,8 @@ def measure(
     counted: str, sampler: str, canvases: int, strength: float
 ) -> tuple[dict[str, Any], np.ndarray]:
     """One cell: as many canvases, the same captions for every sampler."""
-    model, rng = cp.load(MODEL), np.random.default_rng(9)
+    model = cp.load(MODEL)
+    rng = np.random.default_rng(9)
     said = [[_caption(rng) for _ in OFFSETS] for _ in range(canvases)]
     combine = COUNTED[counted]
     drawn = draw(
@@ -100,8 +101,11 @@ def measure(
 
 
 def seam(images: np.ndarray) -> float:
-    """How much more neighbouring pixels of background differ across a window's border
-    than elsewhere: the ratio of root mean squares, 1 without seams."""
+    """Differences of neighbouring pixels of background across a window's border over
+    those elsewhere.
+
+    It is a ratio of root mean squares, 1 without seams.
+    """
     across, elsewhere = [], []
     dark = (np.abs(images) < BACKGROUND).all(-1)
     borders = {s for start in STARTS for s in (start, start + 32)} - {0, CANVAS[0]}

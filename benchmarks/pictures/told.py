@@ -21,7 +21,8 @@ SCENES = 300
 LOG_SNR = (-2.0, 0.0, 2.0, 6.0, 8.0)
 ALIKE = "circle or square"
 OTHER = {"circle": "square", "square": "circle"}
-"""Those two shapes for one another: they differ by the corners."""
+"""The kind of wrong caption that exchanges these two shapes, which differ by their
+corners."""
 WRONG = ("shape", ALIKE, "colour", "place")
 OPPOSITE = {
     "on the left": "on the right",
@@ -60,17 +61,13 @@ def measure(wrong: str) -> tuple[dict[str, Any], np.ndarray]:
             pairs.append([captions.tokens(caption) for caption in pair])
             kept.append(i)
     model: Any = cp.load(MODEL)
-    images, noise = (
-        true.images[kept],
-        jax.random.normal(jax.random.key(KEY + 1), true.images[kept].shape),
-    )
+    images = true.images[kept]
+    noise = jax.random.normal(jax.random.key(KEY + 1), true.images[kept].shape)
 
     @jax.jit
     def better(log_snr: Any) -> Any:
-        alpha, sigma = (
-            jnp.sqrt(jax.nn.sigmoid(log_snr)),
-            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
-        )
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
         def one(event: Any) -> Any:
             clean, normal, pair = event

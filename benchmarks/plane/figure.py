@@ -42,7 +42,8 @@ def draw(
         squeeze=False,
     )
     for line, name in zip(axes, tasks, strict=True):
-        law, width = truth(name), TASKS[name].half_width
+        law = truth(name)
+        width = TASKS[name].half_width
         image = law.mass.reshape(POINTS, POINTS)[::5, ::5].T
         line[0].imshow(
             image, origin="lower", extent=(-width, width, -width, width), cmap="Greys"

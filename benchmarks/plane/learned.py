@@ -45,15 +45,15 @@ def draw(name: str, key: Array, n: int) -> Array:
         low, high = (jnp.array(corner) for corner in BOXES[name])
         return jax.random.uniform(key, (n, 2), minval=low, maxval=high)
     centres = jnp.asarray(GAUSSIANS[name], jnp.float32)
-    return centres[
-        jax.random.randint(key, (n,), 0, len(centres))
-    ] + DEVIATION * jax.random.normal(other, (n, 2))
+    which = jax.random.randint(key, (n,), 0, len(centres))
+    return centres[which] + DEVIATION * jax.random.normal(other, (n, 2))
 
 
 def recipe(name: str) -> cp.training.Recipe:
-    """How a law is learned."""
+    """Recipe by which a law is learned."""
     deviation = float(jnp.sqrt(jnp.mean(draw(name, jax.random.key(0), 10_000) ** 2)))
-    scale = OutputScale(ENERGY, deviation, DEVIATION if name in GAUSSIANS else 0.0)
+    noise = DEVIATION if name in GAUSSIANS else 0.0
+    scale = OutputScale(ENERGY, deviation, noise)
 
     def network(key: Array) -> ResidualMLP:
         return ResidualMLP(
@@ -82,7 +82,8 @@ def network(name: str) -> ResidualMLP:
         run = cp.training.train(chosen, key, progress=False)
         save_weights(run.factor.network, file)
         print(
-            f"{name}: trained in {run.seconds:.0f} s, loss {run.loss[-1000:].mean():.4f}",
+            f"{name}: trained in {run.seconds:.0f} s, loss "
+            f"{run.loss[-1000:].mean():.4f}",
             flush=True,
         )
     return load_weights(chosen.untrained(jax.random.key(0)), file)

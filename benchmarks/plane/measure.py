@@ -23,7 +23,7 @@ and most chains from each."""
 
 @dataclasses.dataclass
 class Judged:
-    """What one row came to; errors are in nats of mean log p and in total variation of
+    """Results of one row; errors are in nats of mean log p and in total variation of
     the modes' shares.
 
     The sampler's error is that of the same run with exact noised factors; the models'
@@ -57,15 +57,18 @@ class Judged:
 
     @property
     def name(self) -> tuple[str, str, int, str, str]:
-        """What tells rows apart."""
+        """Key of a row."""
         return self.task, self.kind, self.retraining, self.sampler, self.levels
 
 
 class Compilations:
     """Adds up what JAX spends on tracing and compiling."""
 
-    EVENTS = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration",
-              "/jax/core/compile/backend_compile_duration")  # fmt: skip
+    EVENTS = (
+        "/jax/core/compile/jaxpr_trace_duration",
+        "/jax/core/compile/jaxpr_to_mlir_module_duration",
+        "/jax/core/compile/backend_compile_duration",
+    )
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -78,7 +81,8 @@ class Compilations:
     def apart(self) -> Iterator[list[float]]:
         """Times a block; the list gets its seconds without compilation."""
         out: list[float] = []
-        before, began = self.seconds, time.monotonic()
+        before = self.seconds
+        began = time.monotonic()
         yield out
         out.append(time.monotonic() - began - (self.seconds - before))
 
@@ -107,7 +111,8 @@ def judge(
     Returns:
         The row and its samples.
     """
-    law, began = truth(task.name), time.monotonic()
+    law = truth(task.name)
+    began = time.monotonic()
     density = task.compile(kind, row.schedule(task), retraining)
     key = jax.random.fold_in(jax.random.key(0), retraining)
     with COMPILATIONS.apart() as seconds:
@@ -133,6 +138,9 @@ def judge(
             found["tv"] - exact["tv"],
         )
     visited = np.isfinite(result.acceptance)
+    acceptance = float("nan")
+    if visited.any():
+        acceptance = float(result.acceptance[visited].mean())
     judged = Judged(
         task=task.name,
         kind=kind,
@@ -143,9 +151,7 @@ def judge(
         **found,
         raise_log_likelihood=raise_mean,
         raise_standard_error=raise_error,
-        acceptance=float(result.acceptance[visited].mean())
-        if visited.any()
-        else float("nan"),
+        acceptance=acceptance,
         quadrature_error=_mean(result.levels["quadrature_error"]),
         evaluations=result.evaluations,
         seconds=seconds[0],

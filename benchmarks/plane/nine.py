@@ -26,14 +26,15 @@ import composeprob as cp
 from composeprob.factors.factor import LeafFactor, Traits
 
 Named = Callable[[str], cp.Factor]
-"""The factor of each of the laws that compositions are made of, by name."""
+"""Factors of the laws that are composed, by name."""
 DEVIATION = 0.03
-"""Of each Gaussian."""
-RADIUS, WIDTH = 0.1, 3 * DEVIATION
-"""How far from an intersection or a circle, and from a Gaussian's centre along each
-axis, a sample counts as right."""
+"""Standard deviation of each Gaussian."""
+RADIUS = 0.1
+WIDTH = 3 * DEVIATION
+"""Distances within which a sample counts as right: from an intersection or a circle,
+and from a Gaussian's centre along each axis."""
 NEGATED = 0.5
-"""The power of what is negated: their temperature."""
+"""Power of a divisor: the temperature of CompLift's authors."""
 EIGHT = 0.5 * np.stack(
     [np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], 1
 )
@@ -55,8 +56,8 @@ BOXES = {
 GAUSSIANS = {"eight": EIGHT, "left three": SIX[0], "right three": SIX[1]}
 CIRCLES = {"left circle": [-0.5, 0.0], "right circle": [0.5, 0.0]}
 LAWS = (*BOXES, *GAUSSIANS, *CIRCLES)
-"""What compositions are made of: uniform on boxes, equally many of each Gaussian,
-uniform on circles of radius 1."""
+"""Laws that are composed: uniform on boxes, equal shares of each Gaussian, uniform on
+circles of radius 1."""
 
 
 class Circle(LeafFactor):
@@ -71,8 +72,11 @@ class Circle(LeafFactor):
     label: str = eqx.field(static=True)
 
     def __init__(self, centre: Any, schedule: cp.Schedule, label: str):
-        self.centre, self.schedule = jnp.asarray(centre), schedule
-        self.event_shape, self.fixed, self.label = (2,), {}, label
+        self.centre = jnp.asarray(centre)
+        self.schedule = schedule
+        self.event_shape = (2,)
+        self.fixed = {}
+        self.label = label
 
     @property
     def traits(self) -> Traits:
@@ -120,13 +124,13 @@ def bounded(f: cp.Factor) -> cp.Factor:
 
 
 def inside(x: np.ndarray, corners: Any) -> np.ndarray:
-    """Which samples (n, 2) lie in a box."""
+    """Mask of the samples (n, 2) that lie in a box."""
     return np.asarray(((x >= corners[0]) & (x <= corners[1])).all(1))
 
 
 def near(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Which samples lie in the square of three standard deviations around one of the
-    centres."""
+    """Mask of the samples that lie in the square of three standard deviations around
+    one of the centres."""
     return np.any([inside(x, (c - WIDTH, c + WIDTH)) for c in centres], axis=0)
 
 

@@ -84,7 +84,9 @@ def hamiltonian(adjusted: bool) -> Callable[..., Array]:
                 noise, x.shape
             )
             value, score = at(density, x, k)
-            new_x, new_v, new_value = x, v, value
+            new_x = x
+            new_v = v
+            new_value = value
             for _ in range(LEAPFROGS):
                 half = new_v + 0.5 * LEAPFROG * score
                 new_x = new_x + LEAPFROG * half
@@ -123,7 +125,7 @@ BASELINES: dict[str, tuple[Callable[..., Array], int]] = {
         K * STEPS * (LEAPFROGS + 1),
     ),
 }
-"""What each does at a level, and how often it evaluates the factors."""
+"""Steps of each baseline at a level, and its evaluations of the factors."""
 
 
 def run(name: str, density: cp.AnnealedDensity, key: Array, n: int) -> np.ndarray:

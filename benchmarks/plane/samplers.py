@@ -1,5 +1,5 @@
-"""What is compared: the paper's samplers at the paper's settings, and ours, on two sets
-of levels."""
+"""Samplers that are compared: the paper's at the paper's settings, and ours, on two
+sets of levels."""
 
 from __future__ import annotations
 
@@ -120,7 +120,8 @@ def rows(kind: str, task: Task) -> list[Row]:
             ),
         ]
         return paper + ours
-    three, five = line(3), line(5, "simpson")
+    three = line(3)
+    five = line(5, "simpson")
     paper += [
         Row(
             "MALA 0.001, 3 points",

@@ -1,4 +1,4 @@
-"""What is composed: products, a mixture and a negation of models in the plane."""
+"""Compositions of models in the plane: products, a mixture and a negation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 import composeprob as cp
 from composeprob import model_zoo
+from composeprob.language.decorator import Program
 from plane.truth import CLEAN, Truth, truth_of
 
 WEIGHTS = (0.3, 0.7)
@@ -45,14 +46,14 @@ class Task:
         program: takes the models in order.
         models: names in the zoo; their score-only versions have "-score" added.
         half_width: the exact law lies in the square of this half-width.
-        centres: what counts as a mode.
+        centres: centres of the modes.
         finest: log-SNR of level 0 of the levels that are even in log-SNR.
         retrainings: how often the models were trained.
     """
 
     name: str
     title: str
-    program: cp.program.Program
+    program: Program
     models: tuple[str, ...]
     half_width: float
     centres: np.ndarray
@@ -61,18 +62,15 @@ class Task:
     kinds: tuple[str, ...] = ("energy", "score")
 
     def factors(self, kind: str, retraining: int = 0) -> list[Any]:
-        """The factors to compose: ``"exact"``, or the models, ``"energy"`` or
-        ``"score"``."""
+        """Factors to compose: ``"exact"``, or models of ``"energy"`` or ``"score"``."""
         if kind == "exact":
             return [
                 cp.Analytic(model_zoo.reference(name), CLEAN, label=f"exact {name}")
                 for name in self.models
             ]
         suffix = "-score" if kind == "score" else ""
-        return [
-            cp.load(name + suffix, **({"retraining": retraining} if retraining else {}))
-            for name in self.models
-        ]
+        options = {"retraining": retraining} if retraining else {}
+        return [cp.load(name + suffix, **options) for name in self.models]
 
     def compile(self, kind: str, schedule: cp.Schedule, retraining: int = 0) -> Any:
         """The task's annealed density."""

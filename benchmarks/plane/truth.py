@@ -18,8 +18,8 @@ FLOOR = -20.0
 """The least log-density that one sample counts with: beyond a hard edge it would be
 −∞."""
 BANDWIDTH = 0.2
-"""Of the MMD's kernel: about the distance of neighbouring modes, and fixed, so that
-rows can be compared."""
+"""Bandwidth of the MMD's kernel: about the distance of neighbouring modes, and fixed,
+so that rows can be compared."""
 POINTS, CHUNK = 1500, 50_000
 
 
@@ -56,7 +56,8 @@ class Truth:
         )
 
     def judge(self, samples: np.ndarray, draws: np.ndarray) -> dict[str, float]:
-        """How far samples (n, 2) are from the truth; ``draws`` are as many exact ones.
+        """Distances of samples (n, 2) from the exact law; ``draws`` are as many exact
+        ones.
 
         Returns:
             ``log_likelihood``: mean log p, each sample's floored at −20; ``tv``: total
@@ -77,9 +78,8 @@ class Truth:
         }
 
     def _covariance_error(self, samples: np.ndarray) -> float:
-        heavy = (
-            self.shares > 0.02
-        )  # the others get too few samples to have a covariance
+        # The other modes get too few samples for a covariance.
+        heavy = self.shares > 0.02
         errors = cp.metrics.covariance_error(samples, self.centres, self.covariances)
         return float(np.mean(np.asarray(errors)[heavy]))
 

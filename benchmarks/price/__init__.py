@@ -1,2 +1,1 @@
-"""What a transition costs: the densities it is measured on, the peers beside it, and
-the clock. Nothing imports it but the benchmarks of cost."""
+"""Cost of a transition: densities, peers and clocks of the benchmarks of cost."""

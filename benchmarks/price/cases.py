@@ -16,7 +16,7 @@ import composeprob as cp
 from composeprob import model_zoo
 
 LEVEL = 30
-"""Where transitions are measured: in the middle of 60 levels."""
+"""Level of the transitions: the middle of 60 levels."""
 
 
 @cp.program
@@ -65,7 +65,7 @@ class Case:
         )
 
     def positions(self, density: Any, key: Array) -> dict[str, Array]:
-        """Where the chains start: noised draws of N(0, 0.3²)."""
+        """Starts of the chains: noised draws of N(0, 0.3²)."""
         noise = density.schedule.at(LEVEL)
         wide = jnp.sqrt((0.3 * noise.alpha) ** 2 + noise.sigma**2)
         return {

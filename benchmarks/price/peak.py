@@ -1,5 +1,4 @@
-"""How fast this machine multiplies matrices, and how much arithmetic an evaluation
-is."""
+"""Speed of matrix products on this machine, and arithmetic of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from price.cases import LEVEL, Case
 
 SIDE, PRODUCTS = 1024, 12
-"""Of the square matrices, and how many products one program makes."""
+"""Rows of the square matrices, and number of products of one program."""
 
 
 def matrix_products() -> Callable[[], Any]:

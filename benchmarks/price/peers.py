@@ -1,5 +1,4 @@
-"""One transition as this library makes it, as its peers do, and the evaluation in whose
-units all are counted.
+"""One transition of this library and of its peers, counted in evaluations.
 
 Every program is one compiled loop over transitions of all chains of a `Case` at one
 level, with the density as an argument. Peers get the composed log-density as a function
@@ -24,21 +23,26 @@ import composeprob as cp
 from price.cases import LEVEL, Case
 
 LEAPFROGS = 3
-"""Of every HMC here, as in the paper."""
-UNIT, HMC = "value and score", f"HMC({LEAPFROGS})"
+"""Leapfrog steps of every HMC here, as in the paper."""
+UNIT = "value and score"
+HMC = f"HMC({LEAPFROGS})"
 """Names of rows."""
 Program = Callable[[], Any]
 
 
 def programs(case: Case) -> dict[str, tuple[Program, float]]:
-    """``{name: (program, transitions)}`` of everything that is measured on a case; the
-    first is the unit."""
+    """Return ``{name: (program, transitions)}`` of all that is measured on a case.
+
+    The first program is the unit.
+    """
     density = case.compile()
     x = case.positions(density, jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), case.num_chains)
     sigma = density.schedule.at(LEVEL).sigma
-    mala, hmc = float(case.mala * sigma**2), float(case.hmc * sigma)
-    many, few = case.count, max(case.count // LEAPFROGS, 1)
+    mala = float(case.mala * sigma**2)
+    hmc = float(case.hmc * sigma)
+    many = case.count
+    few = max(case.count // LEAPFROGS, 1)
     rows: dict[str, tuple[Program, float]] = {}
 
     def add(name: str, loop: Any, state: Any, count: int) -> None:
@@ -59,48 +63,39 @@ def programs(case: Case) -> dict[str, tuple[Program, float]]:
         add(name, partial(_loop, partial(_kernel, kernel), keys), start, count)
 
     diagonal = jnp.ones(math.prod(density.sites["x"].shape))
-    for name, make, count in (
-        ("BlackJAX mala", lambda f: blackjax.mala(f, mala), many),
-        (
-            f"BlackJAX hmc({LEAPFROGS})",
-            lambda f: blackjax.hmc(f, hmc, diagonal, LEAPFROGS),
-            few,
-        ),
+
+    def blackjax_mala(density: Any) -> Any:
+        return blackjax.mala(partial(log_density, density), mala)
+
+    def blackjax_hmc(density: Any) -> Any:
+        return blackjax.hmc(partial(log_density, density), hmc, diagonal, LEAPFROGS)
+
+    for name, algorithm, count in (
+        ("BlackJAX mala", blackjax_mala, many),
+        (f"BlackJAX hmc({LEAPFROGS})", blackjax_hmc, few),
     ):
-        algorithm = lambda density, make=make: make(partial(log_density, density))
-        start = eqx.filter_jit(
-            lambda density, x, algorithm=algorithm: jax.vmap(algorithm(density).init)(x)
-        )
-        add(
-            name,
-            partial(_loop, partial(_blackjax, algorithm), keys),
-            start(density, x),
-            count,
-        )
+        start = eqx.filter_jit(partial(_blackjax_start, algorithm))(density, x)
+        add(name, partial(_loop, partial(_blackjax, algorithm), keys), start, count)
 
     for leapfrogs, count in ((1, many), (LEAPFROGS, few)):
         make = partial(_numpyro, leapfrogs, hmc, log_density, keys, x)
         start = eqx.filter_jit(lambda density, make=make: make(density)[1])(density)
-        step = lambda density, keys, state, make=make: make(density)[0].sample(
-            state, (), {}
-        )
+        step = partial(_numpyro_step, make)
         add(f"NumPyro HMC({leapfrogs})", partial(_loop, step, keys), start, count)
 
     momentum = jax.tree.map(jnp.zeros_like, x)
-    for name, one, start, count in (
-        ("notebook MALA", partial(_plain_mala, mala), x, many),
-        (f"notebook {HMC}", partial(_plain_hmc, hmc, LEAPFROGS), (x, momentum), few),
+    notebook_hmc = partial(_notebook_hmc, hmc, LEAPFROGS)
+    for name, transition, start, count in (
+        ("notebook MALA", partial(_notebook_mala, mala), x, many),
+        (f"notebook {HMC}", notebook_hmc, (x, momentum), few),
     ):
-        step = lambda density, keys, state, one=one: jax.vmap(
-            partial(one, partial(log_density, density))
-        )(keys, state)
+        step = partial(_notebook_step, transition, log_density)
         add(name, partial(_loop, step, keys), start, count)
     return rows | runs(case)
 
 
 def runs(case: Case) -> dict[str, tuple[Program, float]]:
-    """Whole runs of `cp.infer`, over the evaluations that they make: what the driver
-    adds."""
+    """Whole runs of `cp.infer`, over their evaluations: the cost of the driver."""
     density = case.compile(num_levels=2)
     rules = {
         "MALA": cp.MALA(lambda s: case.mala * s.sigma**2),
@@ -123,7 +118,7 @@ def runs(case: Case) -> dict[str, tuple[Program, float]]:
 
 
 def _loop(step: Any, keys: Array, density: Any, state: Any, count: Array) -> Any:
-    """``count`` transitions; each takes its keys as the driver does."""
+    """Make ``count`` transitions; each takes its keys as the driver does."""
 
     def body(i: Array, state: Any) -> Any:
         return step(density, jax.vmap(jax.random.fold_in, (0, None))(keys, i), state)
@@ -132,7 +127,11 @@ def _loop(step: Any, keys: Array, density: Any, state: Any, count: Array) -> Any
 
 
 def _evaluations(density: Any, x: Any, count: Array) -> Any:
-    """Values and scores, each at a place that the last one has to do with."""
+    """Values and scores in a loop.
+
+    Each position depends on the score before it: XLA would take independent
+    evaluations out of the loop.
+    """
     small = 1e-6 * density.schedule.at(LEVEL).sigma ** 2
 
     def body(_: Array, carry: Any) -> Any:
@@ -156,6 +155,10 @@ def _kernel(kernel: Any, density: Any, keys: Array, states: Any) -> Any:
     )(keys, states)
 
 
+def _blackjax_start(algorithm: Any, density: Any, x: Any) -> Any:
+    return jax.vmap(algorithm(density).init)(x)
+
+
 def _blackjax(algorithm: Any, density: Any, keys: Array, states: Any) -> Any:
     step = algorithm(density).step
     return jax.vmap(lambda key, state: step(key, state)[0])(keys, states)
@@ -169,11 +172,10 @@ def _numpyro(
     x: Any,
     density: Any,
 ) -> tuple[Any, Any]:
-    """NumPyro's kernel over all chains at once, without adaptation, and its first
-    state.
+    """NumPyro's kernel over all chains, without adaptation, and its first state.
 
-    It is made anew where a step is traced, as it holds the density: the compiler drops
-    the first state there.
+    The kernel holds the density, so each trace of a step makes it anew; the compiler
+    drops the first state there.
     """
     kernel = numpyro.infer.HMC(
         potential_fn=lambda position: -log_density(density, position),
@@ -186,9 +188,20 @@ def _numpyro(
     return kernel, state
 
 
-def _plain_mala(h: float, log_density: Any, key: Array, x: Any) -> Any:
-    """The reference notebook's way: gradient and log-density evaluated anew at both
-    ends, each by a call of its own."""
+def _numpyro_step(make: Any, density: Any, keys: Array, state: Any) -> Any:
+    kernel, _ = make(density)
+    return kernel.sample(state, (), {})
+
+
+def _notebook_step(
+    transition: Any, log_density: Any, density: Any, keys: Array, state: Any
+) -> Any:
+    return jax.vmap(partial(transition, partial(log_density, density)))(keys, state)
+
+
+def _notebook_mala(h: float, log_density: Any, key: Array, x: Any) -> Any:
+    """MALA as in the reference notebook: gradient and log-density are evaluated anew
+    at both ends, each by its own call."""
     noise_key, accept_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, x["x"].shape)
     gradient = jax.grad(log_density)
@@ -201,12 +214,15 @@ def _plain_mala(h: float, log_density: Any, key: Array, x: Any) -> Any:
     return {"x": jnp.where(accepted, moved["x"], x["x"])}
 
 
-def _plain_hmc(
+def _notebook_hmc(
     h: float, leapfrogs: int, log_density: Any, key: Array, state: Any
 ) -> Any:
-    """L + 1 gradients and two log-densities; damping 0.5, and the momentum turns round
-    where it should."""
-    (x, v), (noise_key, accept_key) = state, jax.random.split(key)
+    """HMC as in the reference notebook: L + 1 gradients and two log-densities.
+
+    Damping is 0.5, and a rejection reverses the momentum.
+    """
+    x, v = state
+    noise_key, accept_key = jax.random.split(key)
     gradient = jax.grad(log_density)
     v = {
         "x": 0.5 * v["x"] + jnp.sqrt(0.75) * jax.random.normal(noise_key, x["x"].shape)
@@ -228,5 +244,8 @@ def _plain_hmc(
         + 0.5 * (jnp.sum(v["x"] ** 2) - jnp.sum(new_v["x"] ** 2))
     )
     accepted = jnp.log(jax.random.uniform(accept_key)) < log_ratio
-    choose = lambda new, old: {"x": jnp.where(accepted, new["x"], old["x"])}
+
+    def choose(new: Any, old: Any) -> Any:
+        return {"x": jnp.where(accepted, new["x"], old["x"])}
+
     return choose(new_x, x), choose(new_v, {"x": -v["x"]})

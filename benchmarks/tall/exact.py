@@ -60,10 +60,8 @@ def _enumerated(instance: Instance, rng: np.random.Generator, count: int) -> np.
         0.5 * np.einsum("ca,ca->c", shift, means)
         - 0.5 * np.linalg.slogdet(precision)[1]
     )
-    inverses, log_dets = (
-        np.linalg.inv(instance.covariances),
-        np.linalg.slogdet(instance.covariances)[1],
-    )
+    inverses = np.linalg.inv(instance.covariances)
+    log_dets = np.linalg.slogdet(instance.covariances)[1]
     squares = np.einsum("nja,jab,njb->nj", instance.means, inverses, instance.means)
     single = instance.log_weights - 0.5 * (squares + log_dets)
     log_weights = log_weights + sum(single[i, choices[:, i]] for i in range(n))
@@ -106,7 +104,7 @@ def whitened_variance(instance: Instance, draws: np.ndarray) -> float:
 
 def max_sliced(a: np.ndarray, b: np.ndarray, projections: int, seed: int = 0) -> float:
     """The greatest Wasserstein-2 distance of as many draws over random directions; NaN
-    where a draw is no number."""
+    where a draw is NaN."""
     if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
         return float("nan")
     directions = np.random.default_rng(seed).standard_normal((a.shape[1], projections))

@@ -19,7 +19,7 @@ from jax import Array
 
 BETA_MIN, BETA_MAX = 0.1, 40.0
 FLOOR = math.exp(-16.0)
-"""What the papers' code adds to σ²."""
+"""Term that the papers' code adds to σ²."""
 
 
 class Instance(NamedTuple):
@@ -53,11 +53,13 @@ class Instance(NamedTuple):
 def gaussian(m: int, n: int, error: float, seed: int) -> Instance:
     """Prior N(μ₀, diag s²) of very unequal scales, x | θ ~ N(θ, 0.2·I + 0.8·11ᵀ)."""
     rng = np.random.default_rng([seed, m])
-    mean, deviation = 20 * rng.uniform(size=m) - 10, 25 * rng.uniform(size=m) + 0.1
+    mean = 20 * rng.uniform(size=m) - 10
+    deviation = 25 * rng.uniform(size=m) + 0.1
     noise = 0.2 * np.eye(m) + 0.8
     theta = mean + deviation * rng.standard_normal(m)
     xs = rng.multivariate_normal(theta, noise, size=100)[:n]
-    inverse, prior = np.linalg.inv(noise), np.diag(1 / deviation**2)
+    inverse = np.linalg.inv(noise)
+    prior = np.diag(1 / deviation**2)
     covariance = np.linalg.inv(inverse + prior)
     means = (xs @ inverse + mean / deviation**2) @ covariance
     return Instance(
@@ -85,9 +87,8 @@ def mixture(m: int, n: int, error: float, seed: int) -> Instance:
     precisions = np.stack([1 / (2.25 * s**2), 9 / s**2])
     variances = 1 / (precisions + 1)
     means = variances * precisions * xs[:, None]
-    scales = np.stack(
-        [1.5 * s + 1, s / 3 + 1]
-    )  # s + 1, where the marginal's would be sqrt(s² + 1)
+    # The papers' code has s + 1, where the marginal's scale is √(s² + 1).
+    scales = np.stack([1.5 * s + 1, s / 3 + 1])
     log_weights = np.sum(-0.5 * (xs[:, None] / scales) ** 2 - np.log(scales), axis=-1)
     log_weights -= np.logaddexp.reduce(log_weights, axis=1, keepdims=True)
     covariances = variances[:, :, None] * np.eye(m)
@@ -126,10 +127,9 @@ def signal(t: Any) -> Array:
 
 def time_of(log_snr: Array) -> Array:
     """The t at which α/(1 − α) has this log."""
-    needed, growth = (
-        2 * jax.nn.softplus(-log_snr),
-        BETA_MAX - BETA_MIN,
-    )  # −2·log α = ½·growth·t² + BETA_MIN·t
+    # The root of ½·growth·t² + BETA_MIN·t = −2·log α.
+    needed = 2 * jax.nn.softplus(-log_snr)
+    growth = BETA_MAX - BETA_MIN
     return (jnp.sqrt(BETA_MIN**2 + 2 * growth * needed) - BETA_MIN) / growth
 
 
@@ -155,9 +155,8 @@ def log_posterior(
             instance.covariances[j]
         ) + sigma**2 * jnp.eye(instance.size)
         factor = jnp.linalg.cholesky(covariance)
-        inverse = jax.scipy.linalg.cho_solve(
-            (factor, True), jnp.eye(instance.size)
-        )  # one for all chains
+        # One inverse serves all chains.
+        inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(instance.size))
         away = theta - amplitude * means[j]
         log_det = 2 * jnp.sum(jnp.log(jnp.diag(factor)))
         terms.append(
@@ -169,7 +168,7 @@ def log_posterior(
 
 
 def mistake(instance: Instance, theta: Array, x: Array, t: Array) -> Array:
-    """What is added to ε, (m,)."""
+    """Error that is added to ε, (m,)."""
     first, first_bias, second, second_bias = map(jnp.asarray, instance.net)
     hidden = jax.nn.relu(
         jnp.concatenate([theta, x, jnp.reshape(t, (1,))]) @ first + first_bias

@@ -40,10 +40,8 @@ class Single(eqx.Module):
     def energy(
         self, theta: Any, log_snr: Any, log_weights: Any, means: Any, x: Any
     ) -> Any:
-        amplitude, sigma = (
-            jnp.sqrt(jax.nn.sigmoid(log_snr)),
-            jnp.sqrt(jax.nn.sigmoid(-log_snr)),
-        )
+        amplitude = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
         return -sigma * log_posterior(
             self.instance, theta, (log_weights, means), amplitude, sigma
         )
@@ -65,10 +63,16 @@ def density(toy: str, instance: Instance) -> cp.AnnealedDensity:
     )
     form = "epsilon" if instance.error else "energy"
     posterior = cp.Diffusion(
-        Single(arrays._replace(error=instance.error)), schedule, event_shape=(instance.size,),
-        parameterization=form, time="log_snr", mode_depth=not instance.error,
-        conditions=("log_weights", "means", "x"), log_snr_range=(-30.0, 30.0), label="posterior",
-    )  # fmt: skip
+        Single(arrays._replace(error=instance.error)),
+        schedule,
+        event_shape=(instance.size,),
+        parameterization=form,
+        time="log_snr",
+        mode_depth=not instance.error,
+        conditions=("log_weights", "means", "x"),
+        log_snr_range=(-30.0, 30.0),
+        label=("posterior"),
+    )
     law = dist.Normal(
         jnp.asarray(instance.prior_mean), jnp.sqrt(jnp.asarray(instance.prior_variance))
     ).to_event(1)

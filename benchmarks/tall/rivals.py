@@ -33,7 +33,8 @@ def deviation(t: Array) -> Array:
 def posterior_score(instance: Instance, theta: Array, t: Array, i: Any) -> Array:
     """∇ log p(θ_t | x_i), wrong by the instance's error; θ of shape (m,)."""
     at = jnp.asarray(instance.log_weights)[i], jnp.asarray(instance.means)[i]
-    amplitude, sigma = jnp.sqrt(signal(t)), jnp.sqrt(1 - signal(t))
+    amplitude = jnp.sqrt(signal(t))
+    sigma = jnp.sqrt(1 - signal(t))
     score = jax.grad(log_posterior, argnums=1)(instance, theta, at, amplitude, sigma)
     if instance.error:
         score = score - mistake(
@@ -72,7 +73,8 @@ def ddim(
 
     def step(theta: Array, i: Array) -> tuple[Array, None]:
         t = 1 - i / steps
-        alpha, later = signal(t), signal(t - 1 / steps)
+        alpha = signal(t)
+        later = signal(t - 1 / steps)
         bridge = eta * jnp.sqrt((1 - later) / (1 - alpha) * (1 - alpha / later))
         clean = (theta + (1 - alpha) * score(theta, t)) / jnp.sqrt(alpha)
         noise = (theta - jnp.sqrt(alpha) * clean) / jnp.sqrt(1 - alpha)
@@ -96,7 +98,8 @@ def naive_sum(instance: Instance, theta: Array, t: Array) -> Array:
 def _combined(instance: Instance, theta: Array, t: Array, precisions: Array) -> Array:
     """Λ⁻¹(Σ_i P_i·s_i + (1 − n)·P₀·s₀), Λ = Σ_i P_i + (1 − n)·P₀, of precisions (n, m,
     m) of θ given θ_t."""
-    n, alpha = len(instance.xs), signal(t)
+    n = len(instance.xs)
+    alpha = signal(t)
     prior = jnp.diag(
         1 / jnp.asarray(instance.prior_variance) + alpha / deviation(t) ** 2
     )
@@ -132,10 +135,10 @@ def gauss(
 def jac(
     instance: Instance, key: Array, count: int, steps: int = 400, eta: float = 0.8
 ) -> Array:
-    index, eye = jnp.arange(len(instance.xs)), jnp.eye(instance.size)
-    constant = (
-        not instance.error and len(instance.covariances) == 1
-    )  # a Gaussian's score has one Jacobian everywhere
+    index = jnp.arange(len(instance.xs))
+    eye = jnp.eye(instance.size)
+    # The score of a Gaussian has one Jacobian everywhere.
+    constant = not instance.error and len(instance.covariances) == 1
 
     def precisions(theta: Array, t: Array) -> Array:
         one = jax.jacfwd(lambda theta, i: posterior_score(instance, theta, t, i))

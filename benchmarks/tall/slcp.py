@@ -41,9 +41,13 @@ def reference(xs: Any, seed: int, count: int) -> np.ndarray:
         )
 
     chains = MCMC(
-        NUTS(model, target_accept_prob=0.95), num_warmup=1000, num_samples=-(-count // 4) * 5, num_chains=4,
-        chain_method="vectorized", progress_bar=False,
-    )  # fmt: skip
+        NUTS(model, target_accept_prob=0.95),
+        num_warmup=1000,
+        num_samples=-(-count // 4) * 5,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
     chains.run(jax.random.key(seed))
     draws = np.array(chains.get_samples(group_by_chain=True)["theta"])[:, ::5].reshape(
         -1, slcp.SIZE
@@ -53,14 +57,13 @@ def reference(xs: Any, seed: int, count: int) -> np.ndarray:
 
 
 def c2st(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
-    """How often a classifier tells two sets of draws apart, by five-fold
-    cross-validation: 0.5 where they are alike."""
+    """Accuracy of a classifier of two sets of draws, by five-fold cross-validation: 0.5
+    for equal laws."""
     if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
         return float("nan")
     points = np.concatenate([a, b])
-    points = ((points - a.mean(0)) / a.std(0)).astype(
-        np.float32
-    )  # in which the classifier then computes
+    # The classifier computes in the precision of its inputs.
+    points = ((points - a.mean(0)) / a.std(0)).astype(np.float32)
     labels = np.repeat([0, 1], [len(a), len(b)])
     hidden = (10 * a.shape[1],) * 2
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)

@@ -232,5 +232,5 @@ def test_two_prompts_are_compiled_as_far_as_a_density():
 
 
 def test_sizes_that_are_not_known():
-    with pytest.raises(cp.errors.InvalidValueError, match="No size 'sd9' is known"):
+    with pytest.raises(cp.errors.InvalidValueError, match="There is no size 'sd9'"):
         of_size("sd9")

@@ -90,7 +90,7 @@ def sites(factors: dict[str, Any]) -> None:
 
 @cp.program
 def observed(factor: Any) -> None:
-    """What is annealed exactly, with noise that is not known."""
+    """Data that are annealed exactly, with noise of unknown size."""
     x = cp.sample("x", factor)
     scale = cp.sample("scale", dist.HalfNormal(1.0))
     cp.observe(
@@ -131,7 +131,7 @@ def case(name: str) -> tuple[Any, Any]:
 
 
 def has_rate(name: str) -> bool:
-    """Whether SMC can weigh chains of this factor."""
+    """True if chains of this factor can have importance weights."""
     return "feynman_kac" in cp.compile(sites, {"x": EXPRESSIONS[name]()}).capabilities
 
 
@@ -150,7 +150,7 @@ def bits_of(result: cp.Result) -> bytes:
 
 
 def bits(density: Any, sampler: Any, devices: int) -> bytes:
-    """Those of a run on so many devices."""
+    """Samples of a run on so many devices."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("chains",))
     options = {"num_chains": CHAINS, "chunk": CHUNK, "progress": False}
     return bits_of(

@@ -12,7 +12,7 @@ from composeprob.results.status import Code, Status
 LEVEL = 0.9
 REPEATS = 200
 NARROWEST = 0.85
-"""Of 200 intervals that cover with 90 % each, fewer than this share do in one case of
+"""Least share of intervals that cover: fewer of 200 intervals of 90 % do in one case of
 60."""
 
 

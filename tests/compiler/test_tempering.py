@@ -153,7 +153,7 @@ def seen(f, anneal, latent):
 
 
 POWER = expit(LAMBDA - 4) / expit(LAMBDA[0] - 4)
-"""Of observations that are no sharper than s = 0.14."""
+"""Powers of observations that are not sharper than s = 0.14."""
 
 
 @pytest.mark.parametrize("latent", [False, True], ids=["data alone", "with a latent"])

@@ -1,4 +1,4 @@
-"""What several tests of sampling run."""
+"""Runs that several tests of sampling share."""
 
 import pytest
 

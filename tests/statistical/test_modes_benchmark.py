@@ -154,8 +154,8 @@ def test_a_right_run_is_right_and_the_same_run_against_another_answer_is_not(
 
 
 def test_what_a_status_withholds_is_read():
-    """Of reverse diffusion on modes whose shares it loses: the error is that of as many
-    independent draws."""
+    """Reverse diffusion loses the shares of modes: the error beside its withheld one is
+    that of as many independent draws."""
     (case,) = (case for case in axis.common_cases() if case.family == "Ancestral")
     density = case.compile()
     row = measure.measured(case, lambda: density, case.exact(), 0, 1000)

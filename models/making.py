@@ -347,11 +347,11 @@ def _losses_table(rows: list[dict[str, float]]) -> list[str]:
     """
     heads = {
         "log_snr": "log-SNR",
-        "loss": "loss, trained on",
-        "held_out": "loss, held out",
+        "loss": "loss, training data",
+        "held_out": "loss, held-out data",
     }
     if "accuracy" in rows[0]:
-        heads["accuracy"] = "accuracy, held out"
+        heads["accuracy"] = "accuracy, held-out data"
     lines = ["", _table_row(heads.values()), "|---:" * len(heads) + "|"]
     for row in rows:
         lines.append(_table_row(f"{row[name]:.3g}" for name in heads))
@@ -364,8 +364,8 @@ def _retrainings_table(rows: list[JSONObject]) -> list[str]:
     columns = ["retraining", *(name for name in rows[0] if name not in left_out)]
     lines = [
         "",
-        "Retrained with other random keys, `cp.load(…, retraining=…)`. These are "
-        "stored in half precision; the score error holds what rounding added to it:",
+        "Retrainings with other random keys, `cp.load(…, retraining=…)`. They are "
+        "stored in half precision; the score error includes the error of rounding:",
         "",
         _table_row(name.replace("_", " ") for name in columns),
         "|---:" * len(columns) + "|",

@@ -426,7 +426,8 @@ def _check_order(log_snr: np.ndarray) -> None:
 
 
 def _check_size(size: np.ndarray) -> None:
-    """Refuse levels whose √(α² + σ²) falls so far that α and σ are of two kinds.
+    """Refuse levels whose √(α² + σ²) falls far: their α and σ follow different
+    conventions.
 
     Variance-preserving levels keep it, straight ones lose a third at t = ½.
     """

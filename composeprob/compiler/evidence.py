@@ -1,5 +1,5 @@
-"""Evidence at a site: the plates about it, the members of them that count, and the axes
-of its conditions that are theirs."""
+"""Evidence at a site: its plates, the members that count, and the axes of its
+conditions that run over the plates."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def scaled(evidence: Statement) -> Factor:
 
 
 def mask(evidence: Statement) -> Bool[np.ndarray, "*plates"]:
-    """True for the members of its plates that count, of a shape that broadcasts to
-    theirs."""
+    """Mask of a piece of evidence: True for the members of its plates that count, in a
+    shape that broadcasts to the plates'."""
     # Each mask wraps the distribution in one more layer; a member counts where all do.
     keep = np.ones((), bool)
     for layer in layers(evidence.distribution):
@@ -126,8 +126,8 @@ def _misplaced(
 def plate_axes(
     evidence: Statement, leaf: LeafFactor, about: dict[str, int]
 ) -> dict[str, int]:
-    """For each condition of a leaf, the number of its leading axes that are those of
-    the plates ``about`` it, as `plates` gives them."""
+    """Number of leading axes of each condition that run over the plates ``about`` a
+    leaf, as `plates` returns them."""
     axes = {}
     for name, value in leaf.fixed.items():
         axes[name] = _leading(evidence, name, jnp.shape(value), about)
@@ -137,8 +137,8 @@ def plate_axes(
 def _leading(
     evidence: Statement, name: str, shape: tuple[int, ...], about: dict[str, int]
 ) -> int:
-    """The number of leading axes of a condition that are those of the innermost plates,
-    0 where it is the same for all members.
+    """Number of leading axes of a condition that run over the innermost plates; 0 for a
+    condition that all members share.
 
     Axes are matched from the right, as NumPyro's batches are: of plates (sessions,
     subjects) a condition has one value for each pair with the axes (sessions, subjects,
@@ -178,8 +178,8 @@ def _fits(leading: tuple[int, ...], batch: tuple[int, ...]) -> bool:
 
 
 def of_one_member(evidence: Statement, site: Statement) -> Factor:
-    """The factor with the conditions of the first member of its plates: those that one
-    evaluation has."""
+    """The factor with the conditions of the first member of its plates, as one
+    evaluation receives them."""
     about = plates(evidence, site)
 
     def of_first(leaf: LeafFactor) -> LeafFactor:

@@ -41,8 +41,8 @@ from composeprob.factors.equations import (
 
 
 class Kind(enum.IntEnum):
-    """The kind of a value, from the simplest on: a function of others is at least of
-    their kind."""
+    """The kind of a value, from simple to complex: a function of several values is at
+    least of the kind of each."""
 
     KNOWN = 0
     LATENT = 1
@@ -113,8 +113,11 @@ class Linearity(Walk[Value]):
         return super().equation(eqn, given)
 
     def otherwise(self, eqn: JaxprEqn, given: list[Value]) -> list[Value]:
-        """The rule of primitives that have none of their own: they keep a kind that
-        they are linear in, and give random numbers to functions of latents."""
+        """The rule of primitives without a rule.
+
+        An operand's kind is kept if the primitive is linear in it; random numbers stand
+        for a nonlinear function of latents.
+        """
         kind = _kind(given)
         avals = [aval(variable) for variable in eqn.outvars]
         if kind == Kind.OTHER:
@@ -164,7 +167,12 @@ class Linearity(Walk[Value]):
         return _values(Kind.LATENT, rebind(eqn, [covariance]))
 
     def _solution(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
-        """With random numbers in its matrix the equation would have no solution."""
+        """A triangular or other solve whose matrix depends on latents: a linear
+        function of its right side.
+
+        Random numbers in the matrix would leave the equation without a solution, so no
+        slope is computed.
+        """
         count = sum(eqn.params["const_lengths"])
         if (_kind(given[:count]), _kind(given[count:])) != (Kind.LATENT, Kind.LINEAR):
             return None
@@ -239,7 +247,7 @@ class Linearity(Walk[Value]):
         return Value(Kind.LINEAR, mask * self._random(like))
 
     def _raised(self, value: Value, to: Value, like: Aval) -> Value:
-        """A value as one of a kind that is not simpler."""
+        """The value, as one of a kind that is at least as complex."""
         if value.kind == to.kind:
             return Value(value.kind, value.array, to.why)
         if to.kind == Kind.LATENT:
@@ -446,8 +454,8 @@ def _transposes(
 
 
 def _holds(dtype: np.dtype) -> bool:
-    """Return whether numbers of a type are those of a line but for rounding: integers
-    are not, nor are types of fewer than 16 bits."""
+    """Return whether a type's numbers behave like real numbers but for rounding:
+    integers do not, nor do types of fewer than 16 bits."""
     return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 16
 
 

@@ -272,8 +272,10 @@ def _values_read(density: AnnealedDensity) -> set[str]:
 
 
 def _rounded(graph: Graph, precision: str | None) -> Graph:
-    """The graph with networks of rounded products in the place of the program's own,
-    where that is asked for. It is done before the passes, so that these share them."""
+    """The graph, with networks that multiply in ``precision`` if one is given.
+
+    This precedes the other passes, so that they share the rounded networks.
+    """
     if precision is None:
         return graph
     graph = graph.map_roots(lambda root, site: in_precision(root, precision))

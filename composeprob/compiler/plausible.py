@@ -146,8 +146,8 @@ def _difference(
 
 @dataclass(frozen=True)
 class Outputs:
-    """A network's outputs at draws of N(0, σ²) at one level. Arrays are NumPy's, where
-    functions are for those of JAX, so that nothing is compiled.
+    """A network's outputs at draws of N(0, σ²) at one level. Arrays are NumPy's, though
+    functions of JAX take them, so that nothing is compiled.
 
     Attributes:
         values: the outputs, an event for each draw.
@@ -170,8 +170,8 @@ class Outputs:
         level: int,
         t: float | None = None,
     ) -> Outputs:
-        """One evaluation of a factor's network, at a level of its own noise; by default
-        with the factor's t."""
+        """Evaluate a factor's network once, at one of the factor's own levels; ``t``
+        replaces the time of that level."""
         dtype = np.dtype(jnp.result_type(float))
         real = np.issubdtype(np.asarray(noises.index).dtype, np.floating)
         index_type = float if real else int
@@ -203,8 +203,8 @@ class Outputs:
 
     @property
     def is_steady(self) -> bool:
-        """True if the outputs hardly change from draw to draw, as x₀ and v do there,
-        and are not 0 either."""
+        """True if the outputs are not 0, and hardly change from draw to draw, as x₀ and
+        v do at the noisiest level."""
         return bool(np.any(self.values)) and self.change <= self.tolerance
 
     @property
@@ -232,7 +232,7 @@ class Outputs:
         return fitting
 
     def _candidates(self, declared: str) -> list[str]:
-        """The parameterizations whose fit says something: scores, then energies."""
+        """The parameterizations for which a fit is evidence: scores, then energies."""
         excluded = {declared}
         # Any output that is small beside x/σ² fits these forms, also that of a network
         # that was never trained; but that is not steady.
@@ -251,9 +251,11 @@ class Outputs:
         return self.error(parameterization, sign) <= tuning.OUTPUT_ERROR
 
     def error(self, parameterization: str, sign: float = 1.0) -> float:
-        """The distance of the outputs, times a sign, from those of a right network,
-        relative to its size: as scores, or of energies by the differences of log f
-        between events, as their gradients would show more and cost more.
+        """The relative distance of the outputs, times a sign, from those of a right
+        network.
+
+        Scores are compared as they are. Energies are compared by differences of log f
+        between events; their gradients would show more, but cost more.
 
         Infinite where they have another shape, or are not finite.
         """

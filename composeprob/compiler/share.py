@@ -80,7 +80,7 @@ def share(graph: Graph) -> Graph:
 
 
 def _place_in(group: Group, member: Member, conditions: dict[str, Array]) -> int | None:
-    """The member of a group that is this use already; None where there is none."""
+    """Index of the group's member that equals this use; None if no member does."""
     uses = zip(group.members, group.conditions, strict=True)
     for m, (other, values) in enumerate(uses):
         if member == other and same_conditions(conditions, values):

@@ -118,7 +118,7 @@ def unrolled(node: Factor) -> Factor:
 
 
 def _leaf_of_set(leaf: Leaf, plate: Plate, i: int) -> Leaf:
-    """The leaf at set i of the outermost plate over sets that it stands in."""
+    """The leaf at set i of the outermost plate over sets around it."""
     assert isinstance(leaf.region, Cells)
     fixed = dict(leaf.factor.fixed)
     for name in fixed:
@@ -133,7 +133,8 @@ def _leaf_of_set(leaf: Leaf, plate: Plate, i: int) -> Leaf:
 
 
 def site_top(root: Factor, shape: tuple[int, ...]) -> Top:
-    """The form of a site's expression, its plates over sets of cells written out."""
+    """The `Top` of a site's expression, after its plates over sets of cells are written
+    out."""
     return top_of(unrolled(root), shape)
 
 

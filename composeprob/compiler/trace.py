@@ -102,8 +102,8 @@ class Concrete:
 
 @dataclass(frozen=True, eq=False)
 class Code:
-    """The trace of a program, and all that was read in it; equal to another of the same
-    program and values.
+    """The trace of a program, and the values that were read in it; two traces of the
+    same program and values are equal.
 
     Attributes:
         program: the program.
@@ -233,8 +233,8 @@ class Traced(eqx.Module):
     def run(
         self, provide: Provide, level: Array | int = 0, redraw: Redraw | None = None
     ) -> dict[str, Statement]:
-        """Its statements; see `interpret.run`. Refused if the program reads other
-        values than when it was compiled."""
+        """The program's statements by name; see `interpret.run`. Refused if the program
+        reads other values than when it was compiled."""
         if self.known_code is not None:
             self.known_code.check()
 
@@ -286,7 +286,7 @@ class Traced(eqx.Module):
 
     def moments_at(self, names: tuple[str, ...], xs: Sites, key: Array) -> Moments:
         """(residual, covariance) of Gaussian observations as a function of noised
-        sites; those that its argument leaves out are as in ``xs``."""
+        sites; the sites that its argument leaves out keep their values in ``xs``."""
         latents = self.draw(key, xs)
 
         def at_sites(at: Sites) -> list[tuple[Array, Array]]:
@@ -380,7 +380,8 @@ class _Leaves:
         return arguments
 
     def requested(self, error: Exception, concrete: set[int], eager: bool) -> set[int]:
-        """The leaves whose numbers the program asked for, by the error from that."""
+        """The leaves whose numbers the program asked for, according to the error that
+        this raised."""
         traced = [i for i in self.data if i not in concrete]
         requested = {traced[number] for number in _requested_arrays(error)}
         if requested:
@@ -582,8 +583,8 @@ def not_gaussian(statement: Statement) -> str | None:
 
 
 def not_linear(primitive: str = "") -> str:
-    """The reason that an observation's mean is not linear, by the primitive of JAX's
-    that makes it so."""
+    """The reason why an observation's mean is not linear, with the JAX primitive that
+    makes it nonlinear."""
     reason = "its mean is not a linear function of what it measures"
     if primitive:
         reason += f" (JAX's `{primitive}`)"
@@ -670,7 +671,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _requested_arrays(error: Exception) -> set[int]:
-    """The numbers of the traced arrays that Python asked for the value of: JAX names
+    """Indices of the traced arrays whose numbers Python asked for: JAX's errors name
     the inputs that a value depends on."""
     requested: set[int] = set()
     for cause in _causes(error):
@@ -695,8 +696,8 @@ def _request_notes(error: Exception, names: list[str]) -> list[str]:
 def _latent_error(
     error: Exception, program: Program, untraced: Traced, latents: Sites
 ) -> Exception:
-    """The error for a program that asks for the number of a latent, or the error itself
-    where it is another."""
+    """The error for a program that asks for the number of a latent; any other error as
+    it is."""
     # With one latent traced at a time, the one that fails is the one that was asked.
     for name in latents:
         try:

@@ -108,7 +108,7 @@ def _spaced_levels(
 
 
 def in_question(density: AnnealedDensity) -> bool:
-    """Return whether there is anything that factors can disagree about.
+    """Return whether the program has factors that can disagree.
 
     There is not where each site has one factor of power 1 and nothing else depends on
     it.

@@ -177,7 +177,7 @@ class CalibratedExpression(Around, _Calibration):
 
     @property
     def excess(self) -> float:
-        """G − d."""
+        """Degree G minus dimension d."""
         return self.degree - float(np.prod(self.event_shape))  # d entries
 
     def given(self, **conditions: object) -> Factor:

@@ -65,8 +65,8 @@ class Factor(eqx.Module):
 
     @property
     def sealed(self) -> bool:
-        """True if other constants of its factors would make it another function of x,
-        so that they must stay as they are."""
+        """True if rescaled factors would make it another function of x, as in a
+        mixture, so that their constants must stay."""
         return False
 
     @property

@@ -105,7 +105,7 @@ def _slots(graph: Graph) -> set[tuple[int, int]]:
 
 
 def _unused_slots(graph: Graph, rule: Rule) -> None:
-    """Each slot is some leaf's."""
+    """Every slot belongs to a leaf."""
     used = {leaf.slot for site in graph.sites for leaf in leaves(site.root)}
     unused = sorted(_slots(graph) - used)
     rule(not unused, f"slots {unused} are evaluated but not used")

@@ -342,5 +342,5 @@ def _stacked(*entries: Array | float) -> Array:
 
 
 def _stripped(state: KernelState) -> KernelState:
-    """Return the part of a block's state that the chain does not have."""
+    """Return a block's state without position and evaluation, which the chain holds."""
     return dataclasses.replace(state, position=None, evaluation=None)  # type: ignore[arg-type]

@@ -135,8 +135,8 @@ class LineIntegral:
         return 0 if self.num_points is None else self.num_points - 2
 
     def begin(self, start: StateT, length: int) -> Path[StateT]:
-        """Return the path of a proposal that takes ``length`` evaluations, the last one
-        at its end; so far it has x alone."""
+        """Return the path of a proposal with its start x as the only node so far; the
+        last of its ``length`` evaluations is at the end of the path."""
         if self.num_points is not None:
             # x stands for x' until that is known: arrays keep their shapes.
             return Path(start, self.shares, jnp.zeros_like(self.shares))

@@ -171,7 +171,7 @@ class Estimated(eqx.Module):
 
     @staticmethod
     def _automatic(size: int, num_chains: int) -> str:
-        """Return the kind of metric that so many chains can tell."""
+        """Return the kind of metric that this number of chains can determine."""
         limits = tuning.METRIC
         few_numbers = size <= limits.most_numbers
         if few_numbers and num_chains >= limits.chains_per_number * size:
@@ -334,7 +334,7 @@ def _root(
 def regularised(
     covariance: Float[Array, "*matrices d d"], count: Array | float
 ) -> Float[Array, "*matrices d d"]:
-    """Return covariances of d numbers from n independent points, taken towards their
+    """Return covariances of d numbers from n independent points, shrunk towards their
     diagonals by 1/(1 + (n/d)⁴) + 10⁻⁶.
 
     Where the true one is I, an estimate has eigenvalues between (1 ∓ √(d/n))²: for n

@@ -139,8 +139,8 @@ def tree(points: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "pairs 2"]:
 
 
 def components(pairs: Int[np.ndarray, "pairs 2"], n: int) -> Int[np.ndarray, " {n}"]:
-    """The number of the group that pairs connect each of n things to, the largest
-    first."""
+    """The group of each of n things, where ``pairs`` are connected; groups are numbered
+    from the largest."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -132,8 +132,8 @@ class WeightedSample(NamedTuple):
         return self.genealogy.weights
 
     def share(self, inside: Bool[np.ndarray, " n"]) -> tuple[float, float]:
-        """The weight of those inside and its variance, which the rule of succession
-        keeps above 0."""
+        """The weight of the members ``inside``, and its variance, which the rule of
+        succession keeps above 0."""
         variance = float(self.genealogy.variance(inside))
         floor = 1 / self.genealogy.effective**2
         return float(self.weights @ inside), variance + floor
@@ -141,8 +141,8 @@ class WeightedSample(NamedTuple):
     def share_if(
         self, inside: Bool[np.ndarray, " n"], expected: float
     ) -> tuple[float, float]:
-        """The weight of those inside and its variance: at least that of as many
-        independent draws if the share were the ``expected`` one."""
+        """The weight of the members ``inside``, and its variance: at least the variance
+        of as many independent draws if the share were the ``expected`` one."""
         share = float(self.weights @ inside)
         variance = float(self.genealogy.variance(inside))
         number = self.genealogy.effective
@@ -340,8 +340,8 @@ def _largest_difference(
     labels_of_samples: Int[np.ndarray, " m"],
     unknown: float = 0.0,
 ) -> _Difference | None:
-    """The region whose shares of chains and samples differ by most errors; None where
-    none does by enough."""
+    """The region whose shares of chains and of samples differ most, in standard errors;
+    None if no difference is significant."""
     largest = None
     most_errors = tuning.IMPORTANCE.errors
     number = int(max(labels_of_chains.max(), labels_of_samples.max())) + 1

@@ -395,7 +395,7 @@ def log_density_at(
     density: AnnealedDensity | None, name: str, level: int
 ) -> LogDensity | None:
     """Return the log-density at a level as a function of values (M, …) of the only
-    site; None where there are others."""
+    site; None if the density has other sites, or only a score."""
     if density is None or "energy" not in density.capabilities:
         return None
     # A slice through other sites, or unconstrained coordinates, would not be the

@@ -73,7 +73,7 @@ class Later:
 
 
 def later(function: Callable[..., Value]) -> Value:
-    """A function of the result, in the place of the value of such a field."""
+    """Cast a function of the result to the type of the `Later` field it computes."""
     return cast(Value, function)
 
 
@@ -507,8 +507,8 @@ class Record:
     def _variance_over_ancestors(
         self, of_chains: np.ndarray
     ) -> tuple[np.ndarray, float]:
-        """The same of chains' means, (N, …), by their genealogy; NaN where too few
-        ancestors are left."""
+        """Variance and degrees of freedom, as in `_variance`, of chains' means, (N, …),
+        by their genealogy; NaN where too few ancestors are left."""
         genealogy = self._genealogy
         e = genealogy.effective
         worth = e
@@ -525,8 +525,8 @@ class Record:
         return variance, worth - 1
 
     def _variance_over_draws(self, values: np.ndarray) -> tuple[np.ndarray, float]:
-        """The same by the autocorrelation of each chain's draws (ArviZ's MCSE); NaN for
-        too few draws."""
+        """Variance and degrees of freedom, as in `_variance`, by the autocorrelation of
+        each chain's draws (ArviZ's MCSE); NaN for too few draws."""
         event = values.shape[2:]
         if (self.about.draws or 0) < tuning.ERRORS.fewest_draws:
             return np.full(event, np.nan), 1.0

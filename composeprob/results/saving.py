@@ -162,7 +162,7 @@ def _is_a(value: JSON, kind: Any) -> bool:
 def _assembled(
     kind: type[Loaded], path: Path, arrays: Mapping[str, np.ndarray], facts: JSONObject
 ) -> Loaded:
-    """Make a result of the arrays and facts of a file; refuse one that is not whole."""
+    """Make a result of the arrays and facts of a file; refuse an incomplete one."""
     with _damaged(path):
         # The order of sites is that of the facts: safetensors sorts arrays by name.
         samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}

@@ -365,7 +365,8 @@ def unreliable_proportions(
     log_density: Float[np.ndarray, " chains"],
     genealogy: Genealogy | None = None,
 ) -> Findings:
-    """The finding that groups of chains have other shares than their densities.
+    """The finding that groups of chains do not have the shares that their log-densities
+    imply.
 
     Groups of fewer than five chains for each number of a sample are not judged, nor are
     samples of more than ten numbers, whose neighbours are too far away to tell a

@@ -52,8 +52,8 @@ class Stored:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """The part that integers and slices name; the axes after them are read whole,
-        whatever indexes them."""
+        """Read the part that integers and slices select; an index of another kind, and
+        all after it, are applied in memory."""
         given = index if isinstance(index, tuple) else (index,)
         read: list[slice] = []  # of the array on disk, forwards and in steps of 1
         rest: list[int | slice] = []  # of the part that was read

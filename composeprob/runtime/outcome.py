@@ -355,7 +355,7 @@ def _discretisation(
 def _findings(
     ended: Ended, support: Support, genealogy: Genealogy, evidence: Evidence
 ) -> Status:
-    """The status by everything that takes no compilation."""
+    """The status according to all checks that take no compilation."""
     state = ended.state
     density = state.density
     ess = ended.recorded["ess"]
@@ -454,8 +454,8 @@ def _with_ending(found: Status, ended: Ended) -> Status:
 
 
 def _retry_reason(found: Status) -> str:
-    """The defect of a run that closer levels may remedy, as the reason of the next run
-    says it; empty where there is none."""
+    """The defect of a run that closer levels may remedy, as a clause for the reason of
+    the next run; empty without such a defect."""
     reasons = {
         Code.SHARES_FROZEN: "nothing supported the proportions of separated modes",
         Code.WEIGHTS_COLLAPSED: "too few chains supported the importance weights",
@@ -571,7 +571,8 @@ def _check_of_scores(ended: Ended, most: float) -> Check:
 
 
 def _check_of_data(ended: Ended, genealogy: Genealogy, withheld: bool) -> Check:
-    """Return a check of the data, for chains whose log-density does not tell it.
+    """Return a check of the data, for densities without a log-density to show the
+    problem.
 
     The data may be all but impossible where chains ended; and, if errors are
     ``withheld`` or fewer than half of the chains count, finer than level 0 is.
@@ -614,8 +615,8 @@ def _observations_of_nan(density: AnnealedDensity, positions: Position) -> list[
 def _curl(
     density: AnnealedDensity, positions: Position, level: int, key: Array
 ) -> dict[str, float]:
-    """Relative curl of each factor whose score a line integral relied on; NaN where JAX
-    cannot differentiate a network, for which no run is lost."""
+    """Relative curl of each factor whose score a line integral relied on; NaN if JAX
+    cannot differentiate a network, so that the run is not lost."""
     try:
         return curl(density, positions, level, KeyUse.CURL.folded_into(key))
     # JAX raises these for custom rules and callbacks.
@@ -744,8 +745,9 @@ def _path_weights_known(ended: Ended) -> bool:
 
 
 def _is_unmoved(ended: Ended) -> bool:
-    """Return whether chains are where their paths led, so that path weights are theirs:
-    neither draws nor global moves followed, nor is the way down without a kernel."""
+    """Return whether the chains are where their paths led, so that the path weights are
+    theirs: a kernel corrected their way down, and neither draws nor global moves
+    followed."""
     state = ended.state
     return (
         state.sampler.kernel is not None

@@ -179,7 +179,8 @@ def prepare(state: State) -> None:
 
 
 def _check_request(state: State) -> None:
-    """Refuse a sampler that lacks a capability, or weights to choose its levels by."""
+    """Refuse a sampler without a needed capability, and adaptive levels for a sampler
+    without weights."""
     check_capabilities(state.sampler, state.density)
     if state.pace is not None and state.sampler.weights is None:
         raise CapabilityError(
@@ -360,7 +361,7 @@ class FewAncestors(Exception):
 
 
 def abort_if_few_ancestors(state: State) -> None:
-    """Raise `FewAncestors`, once the run is saved, where too few of the first chains
+    """Raise `FewAncestors`, once the run is saved, where too few of the initial chains
     have descendants."""
     visits = state.visits
     n = state.num_chains
@@ -426,8 +427,8 @@ class PilotRun:
 
 
 class Stretch:
-    """Number of levels, or draws, between two reports: as many as fit in the seconds
-    of a pause."""
+    """Number of levels, or draws, between two reports: as many as fit in ``pause``
+    seconds."""
 
     def __init__(self, pause: float):
         self.pause = pause

@@ -378,7 +378,7 @@ def _rows(values: dict[str, Array]) -> dict[tuple[str, int], np.ndarray]:
 
 
 class RunCheckpoints:
-    """The checkpoints of one run, written as it reports. Errors meanwhile are reported,
+    """The checkpoints of one run, written as it reports. Failed writes are reported,
     and never raised.
 
     `saved` is the run in the folder, with ``drawn`` draws in so many ``seconds``; None
@@ -417,8 +417,8 @@ class RunCheckpoints:
         self.due = time.monotonic() + tuning.CHECKPOINTS.seconds
 
     def __call__(self, state: State) -> None:
-        """Write if it is time to, after the draws that belong to it. The writing itself
-        runs beside the run."""
+        """Write a checkpoint if one is due, after the draws that it counts. The writing
+        itself runs beside the run."""
         if self.ended:
             return
         began = time.monotonic()
@@ -471,7 +471,8 @@ class RunCheckpoints:
 
 
 def fingerprint(state: State, blank: Run) -> dict[str, str | int]:
-    """The causes of a run's samples, in words where there are any, else as digests.
+    """Everything that determines a run's samples: in words where there are any, else as
+    digests.
 
     A checkpoint belongs to a run if all are the same; an error names those that are
     not.
@@ -507,8 +508,8 @@ def fingerprint(state: State, blank: Run) -> dict[str, str | int]:
 
 
 def lowered(state: State, blank: Run) -> str:
-    """The program of one level before it is compiled, which has everything in it that
-    is not an array (functions, say)."""
+    """The text of one level's program before compilation, which shows what is not an
+    array, such as functions."""
     arrays, static = eqx.partition((state.sampler, blank, state.density), eqx.is_array)
     # Arguments by name, as their order may be another one in every process.
     named = dict(named_leaves(arrays))

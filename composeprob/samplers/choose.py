@@ -164,8 +164,8 @@ def independent(
 
 
 def can_wait(density: AnnealedDensity) -> bool:
-    """Return whether `patient` chains may do what others cannot: log-densities can be
-    compared, at levels of noise."""
+    """Return whether `patient` chains are possible: log-densities can be compared
+    between modes, and there are levels of noise."""
     noised = any(site.kind == "noised" for site in density.sites.values())
     comparable = density.capabilities >= COMPARABLE
     return noised and density.num_levels > 1 and comparable

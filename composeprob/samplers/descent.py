@@ -329,7 +329,8 @@ class Descent:
         return StepFits(fit, fit, law)
 
     def phase(self, carry: Carry) -> Carry:
-        """Evaluate every chain once, with what leads to it and what follows from it."""
+        """Run one phase: choose where each chain is evaluated, evaluate it there, and
+        act on the evaluation."""
         run, state = carry
         before, after, _, draw = jnp.asarray(self.table)[state.phase]
         context = self.with_normals(run, state, self.context(run), draw)
@@ -398,9 +399,8 @@ class Descent:
         return dataclasses.replace(context, fits=fits)
 
     def draw_number(self, run: Run, state: LevelState, draw: Array | int) -> Array:
-        """Return the number of a draw among all of a chain's, which its random numbers
-        are counted by: at every level one for the step, and one for each block in each
-        transition."""
+        """Return the number of a draw, which counts a chain's random numbers: at every
+        level one draw for the step, and one for each block in each transition."""
         per_level = 1 + self.total * len(self.blocks)
         within_level = state.turn * len(self.blocks) + draw
         before = run.visits.number.astype(jnp.uint32) * per_level
@@ -422,8 +422,8 @@ class Descent:
     def at_level(
         self, run: Run, context: PhaseContext, function: Callable[..., Tree]
     ) -> Callable[..., Tree]:
-        """Return ``function`` of a chain, given what is tuned and the noise of its
-        level."""
+        """Bind the tuned quantities and the level's noise as the first argument of a
+        function of one chain."""
         return partial(function, (run.tuning, context.end))
 
     def evaluated(
@@ -465,8 +465,8 @@ class Descent:
         return jnp.zeros_like(self.power)
 
     def fitted(self, run: Run, state: LevelState, context: PhaseContext) -> StepFits:
-        """Return the fits at both ends of the step, and its law by what is known so
-        far.
+        """Return the fits at both ends of the step, and its law by the evaluations made
+        so far.
 
         Before the step the chains are where it starts, after its prediction where that
         led: one fit a phase, at one place or the other.
@@ -536,9 +536,8 @@ class Descent:
         return drift, score, rate
 
     def predict(self, run: Run, state: LevelState, context: PhaseContext) -> LevelState:
-        """Step every chain from the level above by what is known at its start. Without
-        a step chains stay where they are in x; at the first level, where they were
-        drawn."""
+        """Step every chain from the level above by drift and score at its start.
+        Without a step, and at the first level, chains stay where they are in x."""
         d = self.layout.dims
         points = run.chains.position
         growth = context.start.alpha / context.end.alpha  # of y where x stays
@@ -603,7 +602,7 @@ class Descent:
         return run, dataclasses.replace(state, predicted=drift)
 
     def correct(self, run: Run, state: LevelState, context: PhaseContext) -> LevelState:
-        """Make every chain's step once more, by what is known at both ends; at the
+        """Make every chain's step once more, by the drifts at both of its ends; at the
         first level chains stay."""
         d = self.layout.dims
         falls = context.falls
@@ -822,8 +821,8 @@ class Descent:
     def started(
         self, b: int, run: Run, context: PhaseContext
     ) -> tuple[PyTree[Array], Array]:
-        """Return the transition of block b of every chain, where it has begun: its
-        trajectory, and the first point of it."""
+        """Return the trajectories of new transitions of block b, and where each chain
+        is evaluated first."""
         begin = self.at_level(run, context, partial(self.moves.begin, b))
         noise = context.normals[..., : self.moves.noise_size(b)]
         return self.spread.map(begin, run.chains, noise)
@@ -952,7 +951,7 @@ class Descent:
         return dataclasses.replace(run, visits=visits)
 
     def recorded(self, run: Run, state: LevelState, context: PhaseContext) -> Run:
-        """Return the run with what the level's transitions add up to in its records."""
+        """Return the run with the means over the level's transitions in its records."""
         moves = self.moves
         level = context.end.index
         acceptance, error, number_lost = state.tally.means(
@@ -969,7 +968,7 @@ class Descent:
 
 
 def blank_record(num_chains: int, dims: int) -> StepRecord:
-    """Return the record of no step."""
+    """Return the record of a level before its step: zeros."""
     zero = jnp.zeros((num_chains,))
     return StepRecord(
         drift=jnp.zeros((num_chains, dims)),
@@ -1000,8 +999,8 @@ def at_target(
     first: Array | int,
     end: Array | int,
 ) -> tuple[Run, Tally]:
-    """Make the transitions ``first`` … ``end`` − 1 at level 0, whose random numbers are
-    those of ``words``; return the run and what they add up to."""
+    """Make the transitions ``first`` … ``end`` − 1 at level 0, with the random numbers
+    of ``words``; return the run and the tally of these transitions."""
     evaluation = run.chains.evaluation.without_terms
     chains = dataclasses.replace(run.chains, evaluation=evaluation)
     run = dataclasses.replace(run, chains=chains, words=words)
@@ -1017,8 +1016,11 @@ def at_target(
 
 
 def moved_to(run: Run, chains: Particles) -> Run:
-    """Return the run with chains elsewhere at level 0. What only weights read belongs
-    to where they were, and is unknown."""
+    """Return the run with its chains moved to other points at level 0.
+
+    Density terms, which only weights read, belong to the former points: they become
+    unknown.
+    """
     terms = run.chains.evaluation.terms
     if terms is not None:
         terms = unknown(terms)

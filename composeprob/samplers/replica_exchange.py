@@ -179,8 +179,8 @@ class Swap(eqx.Module):
 
 
 class Replicas(Particles):
-    """Ensembles of a replica on every rung, one a chain: arrays of `Particles` with a
-    second axis, (N, L, …)."""
+    """Ensembles of replicas, one replica on every rung and one ensemble a chain: arrays
+    of `Particles` with a second axis, (N, L, …)."""
 
     # Whether each was on the top rung since it last was on rung 0, (N, L).
     from_top: Array = eqx.field(kw_only=True)

@@ -60,21 +60,21 @@ class Records(eqx.Module):
         )
 
     def at(self, level: Int[Array, " ..."], **values: Array) -> Self:
-        """Return the same with other values at a level."""
+        """Return the records with other values at a level."""
         new = {}
         for name, value in values.items():
             new[name] = getattr(self, name).at[level].set(value)
         return dataclasses.replace(self, **new)
 
     def counting(self, level: Int[Array, ""], number: Int[Array, ""]) -> Self:
-        """Return the same with more moves of a level, over all chains, counted as
-        non-finite."""
+        """Return the records with this ``number`` of non-finite moves, over all chains,
+        added at a level."""
         return self.at(level, non_finite=self.non_finite[level] + number)
 
 
 class NoRecords(Records):
-    """Records that stay empty, for runs that are compiled and not made: without means
-    over all devices' chains."""
+    """Records that stay empty, for runs that are compiled and not made: these then need
+    no means over all devices' chains."""
 
     def at(self, level: Array, **values: Array) -> Self:
         return self
@@ -153,8 +153,8 @@ class Visits(eqx.Module):
         num_levels: int,
         pace: Pace | None = None,
     ) -> Visits:
-        """Return visits of these levels, the noisiest first, of which the last is 0, or
-        after which the ``pace`` chooses."""
+        """Return visits of these levels, the noisiest first. The last one is level 0,
+        or else the ``pace`` chooses the levels after it."""
         behind = 0 if pace is None else cls.OPEN
         order = np.full(num_levels, behind, np.int32)
         order[: len(levels)] = levels
@@ -208,8 +208,8 @@ class Visits(eqx.Module):
         return np.asarray(self.order)[: int(self.made)]
 
     def coarser(self) -> Visits:
-        """Return every other one of the levels that were visited, the first and level 0
-        among them; nothing is visited yet."""
+        """Return visits, none made yet, of every other visited level, with the first
+        and level 0 among them."""
         levels = self.visited()
         given = Visits.given(np.append(levels[:-1:2], levels[-1]), len(self.order))
         # The pace is of no use, but without it the same loop would be compiled a second

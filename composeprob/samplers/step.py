@@ -150,8 +150,8 @@ class Step(eqx.Module):
 
     @classmethod
     def bridge(cls, start: Array, end: Array, power: Float[Array, " dims"]) -> Step:
-        """Return the step between two rungs of replica exchange: down `ddpm` of P
-        factors, up the noise whose reversal that is, of variance h/P."""
+        """Return the step between two rungs of replica exchange: downwards `ddpm` of P
+        factors; upwards the noise that this step reverses, of variance h/P."""
         down = cls.ddpm(start, jnp.minimum(end, start), 1.0, power)
         up = (end - start) / power
         # A step to its own level is never made; the variance keeps its density finite.
@@ -255,8 +255,8 @@ class Step(eqx.Module):
         return cls(basis, (1 - decay) * n1, noise, decay, mean_decay, n1, n0)
 
     def bent(self, fit: Fit, s1: Array, s0: Array) -> Step:
-        """Return the step that `predict` draws with as little noise as a G leaves it
-        that is bent like the population's fit.
+        """Return the step whose `predict` draws less noise, by the curvature of log G
+        that was fitted over the population.
 
         The precision of exp(⟨g, y'⟩ + ½·y'ᵀHy')·N(y'; m, Q) is Q⁻¹ − H. Along an
         eigenvector of H with eigenvalue η where the step starts, n of the drift's slope
@@ -294,7 +294,7 @@ class Step(eqx.Module):
         noise: Float[Array, " dims"],
         twist_limit: float | None,
     ) -> tuple[Float[Array, " dims"], Float[Array, " dims"], Float[Array, ""]]:
-        """Step one chain by what is known at its start, towards data as far as the
+        """Step one chain by drift and score at its start, towards data as far as the
         twist allows.
 
         Without ∇log G it would be left to the weights to pick the chains that found the
@@ -362,8 +362,8 @@ class Step(eqx.Module):
         end_drift: Float[Array, " dims"],
         noise: Float[Array, " dims"],
     ) -> tuple[Float[Array, " dims"], Float[Array, ""]]:
-        """Make the step once more with the noise of `predict`, by y and S + u at its
-        start and where that led: Heun's method for what is not linear.
+        """Make the step once more with the noise of `predict`, by S + u at its start
+        and where it was predicted to end: Heun's method for the nonlinear part.
 
         Returns:
             y', and the mean square of its distance from the predicted one, in units of
@@ -538,8 +538,8 @@ class Backward(eqx.Module):
 def within(
     vector: Float[Array, " dims"], shift: Float[Array, " dims"], limit: float
 ) -> Float[Array, " dims"]:
-    """Return as much of a vector as leaves the shift that it makes, in units of noise,
-    no longer than ``limit``·√d; 0 where it is NaN or infinite."""
+    """Return a vector, shortened so that the shift that it makes is at most
+    ``limit``·√d long, in units of noise; 0 where it is NaN or infinite."""
     length = jnp.sum(shift**2)
     longest = jnp.minimum(
         1.0, limit * jnp.sqrt(shift.size / jnp.maximum(length, 1e-30))
@@ -594,8 +594,8 @@ class Fit(eqx.Module):
 
     @classmethod
     def default(cls, base: Float[Array, " dims"], bent: bool) -> Fit:
-        """Return what takes the place of a fit where chains are too few: the slope
-        −P/s, no control, and a flat log G."""
+        """Return the fit of too few chains: the slope −P/s, no control, and a flat log
+        G."""
         zero = jnp.zeros((2, base.size))
         bend = jnp.zeros_like(base) if bent else None
         return cls(jnp.zeros_like(base), -base, zero, zero, bend)
@@ -638,8 +638,8 @@ def fit(
     base: Float[Array, " dims"],
     control: bool,
 ) -> Fit:
-    r"""Fit affine models over a weighted population of N chains, or over some of them
-    where those are as good.
+    r"""Fit affine models over a weighted population of N chains, or over a subset of
+    them where that is as good.
 
     The slope is that of least squares, B = Cov(S, y)·Cov(y)⁻¹, for a Gaussian the
     Hessian of log F. Along each eigenvector of B it counts as much as it explains of
@@ -719,8 +719,11 @@ def centred(
 def _thinned(
     table: Float[Array, " chains *columns"], dims: int
 ) -> Float[Array, " fewer *columns"]:
-    """Return evenly spaced rows of either half of the chains, of the first with one
-    fewer or as many, to make fits over."""
+    """Return evenly spaced rows of each half of the chains, to make fits over.
+
+    The first half keeps as many rows as the second or one fewer, so that `fit` can
+    split them again at half of their number.
+    """
     count = table.shape[0]
     of_a_matrix = tuning.FIT.per_feature * dims * (dims + 3)
     step = -(-count // max(tuning.FIT.enough, 2 * of_a_matrix))
@@ -733,8 +736,8 @@ def _slope(
     base: Float[Array, " dims"],
     full: bool,
 ) -> tuple[Float[Array, " dims"], Float[Array, "dims dims"] | None]:
-    """Return the slope of `centred` y and S, the ``pair``, −``base`` where chains
-    determine none: its eigenvalues, and eigenvectors.
+    """Return the slope of `centred` S on y, the ``pair``, as eigenvalues and
+    eigenvectors; −``base`` where chains determine none.
 
     These are those of least squares, if ``full``; else the coordinate axes stand for
     them. Residuals are too small by the ``residual_factor``.
@@ -810,8 +813,8 @@ class _ControlForm(NamedTuple):
     def features(
         self, pairs: Float[Array, "chains 2 dims"], weights: Float[Array, " chains"]
     ) -> Float[Array, "chains features"]:
-        """Return what the coefficients of A and a multiply in the potential,
-        `centred`."""
+        """Return the regressors of the potential, `centred`: those whose coefficients
+        are A and a."""
         i, j = self.entries
         away = pairs[:, 0]
         score = pairs[:, 1]

@@ -50,7 +50,7 @@ def first_weight(
 
 def first_evidence(density: AnnealedDensity, level: int) -> Float[Array, ""]:
     """Return the log-evidence that all weights start from; 0 where the first weights
-    themselves know ∫F."""
+    already contain ∫F."""
     constant = density.top.at(level).log_normaliser(density.schedule.at(level).sigma)
     if weighs_top(density) and density.top.normalised:
         return jnp.zeros_like(constant)

@@ -382,9 +382,9 @@ def score_checks(density: AnnealedDensity, result: Result, key: Array) -> list[s
         lines.append(f"curl of {name}: {curl:.2g} (a gradient has 0)")
     for name, scores in own_scores(density, positions, key).items():
         lines.append(
-            f"score of {name} at its own draws: {scores.steepness:.2g} times as steep "
-            f"as their spread says, shifted by {scores.shift:.2g} sd (1 and 0 are "
-            "right)"
+            f"score of {name} at the factor's own samples: {scores.steepness:.2g} "
+            f"times as steep as their spread says, shifted by {scores.shift:.2g} sd (1 "
+            "and 0 are right)"
         )
     return lines + _residual_checks(density, positions, key)
 

@@ -329,8 +329,8 @@ def _normalised_weights(site: Site) -> list[str]:
     """The notes about mixtures whose weights did not sum to 1."""
     totals = dict.fromkeys(getattr(node, "total", 1.0) for node in walk(site.root))
     return [
-        f"weights of a mixture at {site.name} sum to {total:.6g}; divided by that to "
-        "be shares"
+        f"weights of a mixture at {site.name} sum to {total:.6g}; the shares are the "
+        "weights divided by this sum"
         for total in totals
         if abs(total - 1.0) > 1e-6
     ]

@@ -333,9 +333,12 @@ def _flat(sites: Sites) -> Float[Array, "n d"]:
 def eigendecomposed(
     traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites
 ) -> Eigen | None:
-    """The eigenvectors and eigenvalues of B·Bᵀ for observations that depend on noised
-    sites alone. None where a basis holds all directions, or there are too many of them,
-    or their λ are all alike, as those of a mask."""
+    """The eigenvectors and eigenvalues of B·Bᵀ, for observations that depend on noised
+    sites alone.
+
+    None where they are of no use: a basis holds all directions, or the λ are alike, as
+    those of a mask; and where there are too many directions.
+    """
     size = sum(traced.sizes(names))
     if not tuning.MOMENTS.directions < size <= tuning.MOMENTS.most:
         return None

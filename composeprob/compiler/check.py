@@ -73,8 +73,8 @@ def _shared_conditions(leaf: Leaf) -> str:
         return ""
     return (
         f"in a plate of {leaf.plates[-1].count} members condition {', '.join(shared)} "
-        "is one value for all of them: for one each give it a first axis of that size. "
-        "Otherwise "
+        "is one value for all of them: for a value for each member, give it a first "
+        "axis of that size. Otherwise "
     )
 
 

@@ -39,8 +39,8 @@ def scaled(evidence: Statement) -> Factor:
             f"The factor {evidence.name!r} is scaled by an array, and a factor has one "
             "power.",
             where=evidence.where,
-            fix="scale by one number; what members count differently for is a "
-            "condition of the factor.",
+            fix="scale by one number; where members count differently, make that "
+            "number a condition of the factor.",
         )
     return power(evidence.factor, float(evidence.scale))
 
@@ -56,7 +56,8 @@ def mask(evidence: Statement) -> Bool[np.ndarray, "*plates"]:
             raise ProgramError(
                 f"The mask of {evidence.name!r} is not known before compilation.",
                 where=evidence.where,
-                fix="make it of data, with NumPy: what it leaves out is not evaluated.",
+                fix="make it of data, with NumPy: members that it leaves out are not "
+                "evaluated.",
             )
         keep = keep & np.asarray(mask, bool)
     return keep
@@ -78,8 +79,8 @@ def plates(evidence: Statement, site: Statement) -> dict[str, int]:
             f"of site {site.name!r} has the shape {value}.",
             where=evidence.where,
             fix="use a factor over events of that shape, or cp.window for one that "
-            "sees a part of them; one of all members together stands outside of their "
-            "plate.",
+            "sees a part of them; a factor over all members together stands outside of "
+            "their plate.",
         )
     outer = evidence.distribution.batch_shape
     depth = max(len(inner), len(outer))
@@ -118,8 +119,8 @@ def _misplaced(
         f"The factor {evidence.name!r} stands in {stands}, where its site "
         f"{site.name!r} has {has}.",
         where=evidence.where,
-        fix="write it within its site's plates, and others inside of these; a mask has "
-        "the axes of the plates.",
+        fix="write it within its site's plates, with further plates inside of these; a "
+        "mask has the axes of the plates.",
     )
 
 

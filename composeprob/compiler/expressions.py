@@ -527,7 +527,7 @@ def project(
     region: Region | Cells | None,
     event_shape: tuple[int, ...],
 ) -> Float[Array, "*sets"]:
-    """P x: the leaf's event; for cells, with a leading axis for each plate over sets."""
+    """P x: the leaf's event; of cells, with a leading axis for each plate over sets."""
     if region is None:
         return x
     if isinstance(region, Cells):

@@ -387,7 +387,7 @@ def _without_array(value: Value) -> Value:
 
 
 def _swapped(rows: Sequence[Value]) -> list[Value]:
-    """Slopes with the axis of a loop in front of that of x's entries, or back."""
+    """Slopes with a loop's axis moved in front of the axis of x's entries, or back."""
     swapped = []
     for row in rows:
         if row.kind == Kind.LINEAR:

@@ -297,8 +297,8 @@ def _pictures(graph: Graph) -> dict[str, Callable[[object], np.ndarray]]:
 
 
 def _top_law(graph: Graph, normalised: bool) -> TopLaw:
-    """The distribution of the levels that are noise alone; of every level where
-    exponents grow from one to the next."""
+    """The distribution of the levels that are noise alone; of every level if exponents
+    grow from level to level."""
     sigma = np.asarray(graph.levels.sigma, np.float64)
     alpha = np.asarray(graph.levels.alpha, np.float64)
     variances = (sigma / alpha) ** 2

@@ -125,8 +125,8 @@ def _difference(
     if declared == "flow" and top.fits("epsilon", -1.0):
         # With α·u small beside x any output gives the score of noise.
         return (
-            "is that of noise, −x/σ², only by the levels: the network returns the "
-            "noise with the opposite sign"
+            "is that of noise, −x/σ², only because of the levels: the network returns "
+            "the noise with the opposite sign"
         )
     if is_clean(declared) and top.is_noise:
         # An x₀ or a velocity is small there; that of wide data may be as large as the

@@ -147,7 +147,7 @@ class Code:
         if self.settings != _settings() or not once_a_call(self):
             return
         # Without the identity of objects: a function that is made anew, with the same
-        # equations, is no change.
+        # equations, is not a change.
         with usual():
             then = self.fingerprint(objects=False)
             now = self.retrace().fingerprint(objects=False)
@@ -266,8 +266,8 @@ class Traced(eqx.Module):
     def dependencies(
         self,
     ) -> tuple[dict[str, frozenset[str]], dict[str, list[frozenset[str]]]]:
-        """The latents that each statement's distribution depends on, and of noised
-        sites each leaf of their factor."""
+        """The latents that each statement's distribution depends on; and for each
+        noised site the latents that each leaf of its factor depends on."""
         # An influence is a set of latents: data and the key are under none.
         none = frozenset[str]()
         latents = {name: frozenset({name}) for name in self.code.latents}
@@ -320,9 +320,12 @@ class Traced(eqx.Module):
         latents: dict[str, Fact],
         key: Fact,
     ) -> Any:
-        """The facts that an analysis derives of the trace's outputs from those of its
-        inputs, in the form of `TracedStatements`. The fact of a latent that is left out
-        is that of its draw; it is put into ``latents``."""
+        """The facts about the trace's outputs that an analysis derives from facts about
+        its inputs, in the form of `TracedStatements`.
+
+        A latent that ``latents`` lacks has the fact of its draw, which is put into
+        ``latents``.
+        """
         code = self.code
         places = code.places
         outputs: Any = jax.tree.unflatten(

@@ -425,7 +425,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
         sample.
 
         An observation that later statements depend on is replaced there too.
-        Observations are those of level 0; soft evidence (`factor`) is no data and is
+        Observations are those of level 0; soft evidence (`factor`) is not data and is
         left out.
 
         Args:

@@ -50,7 +50,7 @@ def curl(
     $\|A\|_F^2 = E\|Av\|^2$ with independent signs v: a forward- and a reverse-mode
     product for each direction, no matrix.
 
-    A network that learned a score is no exact gradient. Where its curl is large, a
+    A network that learned a score is not an exact gradient. Where its curl is large, a
     `LineIntegral` depends on its path, and no density has that score.
 
     Args:
@@ -123,8 +123,8 @@ def _squared_curls(
     key: Array,
     num_probes: int,
 ) -> list[_SquaredNorms]:
-    """Squared norms of each factor's field, averaged over finite positions; last those
-    of the whole density's, whose ‖H‖² is its total.
+    """Squared norms of each factor's field, averaged over finite positions; the last
+    ones are those of the whole density, with ‖H‖² as the total.
 
     ``uses`` are the indices of the leaves of each factor.
     """

@@ -54,8 +54,8 @@ class Factor(eqx.Module):
         return self
 
     def split(self) -> list[tuple[Factor, float]]:
-        """The factor as a product, outermost: (factor, power) pairs. A product over
-        data is one factor of its own."""
+        """The factor as a product of (factor, power) pairs, at its outermost level. A
+        product over data is one factor."""
         return [(self, 1.0)]
 
     @property
@@ -318,7 +318,7 @@ class LeafFactor(Factor):
 
     def holding(self, fixed: Mapping[str, Array]) -> Self:
         """Replace the conditions that the factor holds by ``fixed``."""
-        # An empty dict is no leaf of a pytree by itself, hence `is_leaf`.
+        # An empty dict is not a leaf of a pytree by itself, hence `is_leaf`.
         return eqx.tree_at(
             lambda f: f.fixed, self, fixed, is_leaf=lambda node: node is self.fixed
         )

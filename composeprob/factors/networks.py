@@ -130,8 +130,8 @@ def _check_inference_mode(network: eqx.Module) -> None:
 def in_training(layer: object) -> str:
     """Message about a layer in training mode."""
     return (
-        f"The network's {type(layer).__name__} layer is in training mode: it would "
-        "make other values."
+        f"The network's {type(layer).__name__} layer is in training mode: its values "
+        "depend on random numbers or on the batch."
     )
 
 

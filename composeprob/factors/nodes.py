@@ -77,7 +77,8 @@ class Combination(Factor):
         return self.calibrated
 
     def each(self, values: Sequence[Value]) -> list[tuple[float, Value]]:
-        """Pair each number with its factor's value, that of a plate repeated."""
+        """Pair each number with its factor's value; in a plate, with the one value of
+        all."""
         if self.plate is None:
             repeats = 1
         else:

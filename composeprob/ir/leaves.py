@@ -83,7 +83,7 @@ class Leaf(Factor):
 
     @property
     def averaged(self) -> int:
-        """Number of the site's entries that are averaged into one entry of the event."""
+        """Number of the site's entries that one entry of the event averages."""
         return 1 if self.region is None else self.region.averaged
 
     @property

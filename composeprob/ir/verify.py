@@ -184,7 +184,7 @@ def _product(node: Product, normal: bool, rule: Rule) -> None:
         growth = node.growth
         at_level_0 = tuple(growth(growth.clean).tolist())
         reaches = node.plate is None and at_level_0 == node.powers
-        rule(reaches, "exponents grow to others than the powers")
+        rule(reaches, "exponents do not grow to the powers")
     if normal:
         flat = True
         for child in node.children:

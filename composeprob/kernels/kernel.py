@@ -194,7 +194,7 @@ class Kernel(eqx.Module, Generic[State]):
         return dataclasses.replace(state, evaluation=target(state.position))
 
     def under(self, density: PyTree[Array], noise: PyTree[Array]) -> Kernel:
-        """Return the kernel for one level of a density. For kernels that need more of
+        """Return the kernel for one level of a density: for kernels that need more of
         the density than `step`'s target."""
         return self
 

@@ -96,7 +96,7 @@ class LogLikelihood:
             f"{self.num_chains} chains a point"
         )
         if self.log_evidence is not None:
-            text += f"; log-evidence {self.log_evidence:.3f} taken off"
+            text += f"; log-evidence {self.log_evidence:.3f} subtracted"
         not_finite = int(np.sum(~np.isfinite(self.values)))
         if not_finite:
             text += f"; {not_finite} points are not finite"

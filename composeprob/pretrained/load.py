@@ -344,8 +344,8 @@ def _from_hub(name: str) -> Path:
         import huggingface_hub
     except ImportError as error:
         raise LoadError(
-            f"There is no folder {name}, and to look on the hub the package "
-            "huggingface_hub is missing.",
+            f"There is no folder {name}, and the package huggingface_hub, which looks "
+            "for models on the hub, is not installed.",
             fix="pip install 'composeprob[hub]', or check the path.",
         ) from error
     try:
@@ -564,7 +564,7 @@ def _event_shape(network: tensors.Network, where: str) -> tuple[int, int, int]:
     if network.outputs not in (network.channels, 2 * network.channels):
         raise LoadError(
             f"The network of {where} takes {network.channels} channels and gives "
-            f"{network.outputs}: its output is no score of its input.",
+            f"{network.outputs}: its output is not a score of its input.",
             fix="load a model of whole images: networks that fill in or enlarge an "
             "image take it as further channels.",
         )

@@ -57,7 +57,7 @@ def compare(self: Record, other: Record) -> Comparison:
         above 0.05, and by chance in fewer than one of 100 cases.
 
     Raises:
-        WrongTypeError, ShapeError, InvalidValueError: no result, one of another
+        WrongTypeError, ShapeError, InvalidValueError: not a result, one of another
             program, or too few samples.
 
     References:

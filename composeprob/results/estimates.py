@@ -331,7 +331,7 @@ def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray]) -> np.ndarr
         samples: of every site.
 
     Raises:
-        WrongTypeError, InvalidValueError: no function of one sample.
+        WrongTypeError, InvalidValueError: not a function of one sample.
     """
     if not callable(fn):
         site = fn if isinstance(fn, str) and fn in samples else next(iter(samples))

@@ -274,8 +274,8 @@ def plot_images(ax: Axes, images: np.ndarray, title: str = "") -> None:
 
 
 def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
-    """Draw the marginal of every number of a site (the first few of many) in one
-    panel."""
+    """Draw the marginals of a site's numbers in one panel, of the first few if there
+    are many."""
     shape = values.shape[1:]
     flat = np.asarray(values, float).reshape(len(values), -1)
     number = flat.shape[1]
@@ -415,7 +415,7 @@ def plot_result(result: Record, kind: str) -> Figure:
     """Draw a figure of one kind; see `Result.plot`."""
     if kind not in KINDS:
         raise InvalidValueError(
-            f"There is no kind of picture {kind!r}.",
+            f"Unknown kind of picture {kind!r}.",
             fix=f"use one of: {', '.join(KINDS)}.",
         )
     with style():

@@ -337,7 +337,7 @@ class Record:
             ancestors or fewer are left.
 
         Raises:
-            WrongTypeError, InvalidValueError: no function of one sample.
+            WrongTypeError, InvalidValueError: not a function of one sample.
 
         Example:
             >>> import composeprob as cp, jax, jax.numpy as jnp
@@ -378,7 +378,7 @@ class Record:
             Errors as for `mean`.
 
         Raises:
-            WrongTypeError, InvalidValueError: no function of one sample, or one with
+            WrongTypeError, InvalidValueError: not a function of one sample, or one with
                 other values than 0 and 1.
 
         References:
@@ -425,7 +425,8 @@ class Record:
             that of a normal distribution with this interval.
 
         Raises:
-            WrongTypeError, InvalidValueError: no function of one sample, or no such q.
+            WrongTypeError, InvalidValueError: not a function of one sample, or a q
+                outside of (0, 1).
 
         References:
             Woodruff 1952, *Confidence intervals for medians and other position

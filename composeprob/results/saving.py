@@ -56,7 +56,7 @@ def save(self: Record, path: str | os.PathLike) -> Path:
     which ends in ``.safetensors`` (added where missing).
 
     Raises:
-        WrongTypeError, InvalidValueError: no path, or one that cannot be written to.
+        WrongTypeError, InvalidValueError: not a path, or one that cannot be written to.
     """
     path = _with_suffix(path)
     rest, facts = self.parts()
@@ -214,7 +214,7 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
 def _check_samples(
     samples: Mapping[str, np.ndarray], log_weights: np.ndarray, draws: int | None
 ) -> None:
-    """Refuse samples of another number, or that are not numbers."""
+    """Refuse samples that are not numbers, or not one for each chain or draw."""
     lead = log_weights.shape if draws is None else (*log_weights.shape, draws)
     for name, array in samples.items():
         _require(
@@ -241,7 +241,7 @@ def _damaged(path: Path) -> Iterator[None]:
     except (KeyError, TypeError, ValueError) as error:
         defect = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise LoadError(
-            f"{path} is not a whole result: {defect}.",
+            f"{path} is not a complete result: {defect}.",
             fix="save the result again, or run it again; entries that were written by "
             "hand must fit together.",
         ) from error

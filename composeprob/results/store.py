@@ -30,7 +30,8 @@ def unreadable(path: Path) -> Iterator[None]:
     except ValueError as error:
         raise LoadError(
             f"The draws in {path} cannot be read: {str(error).splitlines()[0]}",
-            fix="the folder is damaged or another's; start the run again.",
+            fix="the folder is damaged, or belongs to another program; start the run "
+            "again.",
         ) from error
 
 
@@ -110,8 +111,10 @@ class Store:
         draws: bool,
     ) -> None:
         """Make the folder, empty, in place of an earlier result, with room for sites of
-        these shapes, dtypes and shapes of blocks, whose second axis may be that of
-        draws; by one process."""
+        these shapes, dtypes and block shapes; by one process.
+
+        The second axis may be that of draws.
+        """
         if self.path.exists() and not self._is_replaceable():
             raise InvalidValueError(
                 f"store={str(self.path)!r} exists and is not a stored result, so it is "

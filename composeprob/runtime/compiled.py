@@ -138,7 +138,7 @@ def in_parts(
         if isinstance(kernel, BlackJAX):
             raise CapabilityError(
                 f"{kernel!r} may evaluate some chains more often than others, and "
-                "devices that share networks out must evaluate equally often.",
+                "devices that hold shards of a network must evaluate equally often.",
                 fix="use MALA, HMC, ULA or UHMC, or a mesh of one axis.",
             )
     return sharded

@@ -155,8 +155,8 @@ def _compared(moments: Moments, n: int, members: int) -> OwnScore:
 def _beyond_errors(
     moments: Moments, n: int, errors: float
 ) -> tuple[Float[np.ndarray, " levels"], Float[np.ndarray, " levels"]]:
-    """Shift and steepness − 1 at each level, of the number where each is off by most
-    beyond so many standard errors."""
+    """Shift and steepness − 1 at each level, each for the number in which it exceeds
+    ``errors`` standard errors by most."""
     shifts, shifts_sd, offs, offs_sd = (np.asarray(leaf, float) for leaf in moments)
     shift = np.maximum(abs(shifts) - errors * shifts_sd / math.sqrt(n), 0.0).max(1)
     excess = np.maximum(abs(offs) - errors * offs_sd / math.sqrt(n), 0.0)

@@ -184,8 +184,8 @@ def _check_request(state: State) -> None:
     check_capabilities(state.sampler, state.density)
     if state.pace is not None and state.sampler.weights is None:
         raise CapabilityError(
-            "levels='adaptive' goes by the variance of importance weights, and "
-            f"{type(state.sampler).__name__} has no weights.",
+            "levels='adaptive' chooses levels by the variance of importance weights, "
+            f"and {type(state.sampler).__name__} has no weights.",
             where=state.density.described.where,
             fix="pass sampler=cp.SMC(), or more chains, or an array of log-SNR as "
             "levels.",

@@ -239,8 +239,8 @@ class Writer:
             if shape is None or shape[0] is None or rows % shape[0] == 0:
                 continue
             raise InvalidValueError(
-                f"The draws in {store.path} are laid out in {shape[0]} chains each, "
-                f"and here each device has {rows}: two processes would write to one "
+                f"The draws in {store.path} are stored in blocks of {shape[0]} chains, "
+                f"and each device here has {rows}: two processes would write to one "
                 "file.",
                 fix="go on with as many devices as the run began with, or in one "
                 "process.",

@@ -249,7 +249,7 @@ class GlobalMoves(Finisher):
         number: proposals to each chain, one evaluation each.
 
     Raises:
-        InvalidValueError: no whole number ≥ 1.
+        InvalidValueError: not a whole number ≥ 1.
 
     References:
         Tierney (1994), *Markov chains for exploring posterior distributions*, for
@@ -347,7 +347,7 @@ class GlobalMoves(Finisher):
 
         def genealogy(facts: Array, ancestors: Array) -> tuple[Array, Array]:
             moved, acceptance = facts.T
-            # Where many chains are stuck, those that moved are no sample either.
+            # Where many chains are stuck, the moved ones are not a sample either.
             enough = jnp.mean(moved) >= 1 - tuning.GLOBAL_MOVES.most_stuck
             renewed = renewed_ancestors(ancestors, moved > 0)
             return jnp.where(enough, renewed, ancestors), jnp.mean(acceptance)

@@ -56,8 +56,8 @@ class Layout(eqx.Module):
         return self.dims + _count(self.static)
 
     def entries(self, names: tuple[str, ...]) -> Int[np.ndarray, " entries"]:
-        """Indices of the entries of some sites, the sites in alphabetical order, as
-        matrices over them have them."""
+        """Indices of the entries of some sites in alphabetical order, which is the
+        order of matrices over them."""
         # Places are known while traced, so indices are NumPy's.
         places = {}
         begin = 0

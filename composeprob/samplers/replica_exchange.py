@@ -526,7 +526,7 @@ class ReplicaExchange(Sampler):
         if measures_metric(kernel):
             raise InvalidValueError(
                 "ReplicaExchange cannot measure a metric.",
-                fix="leave metric out, or pass one that is given.",
+                fix="leave metric out, or pass a fixed metric.",
             )
         self.sweeps = check_count(sweeps, "sweeps", tuning.RUNGS.rounds)
         if num_levels is not None:

@@ -546,7 +546,7 @@ class AnnealedMCMC(Sampler):
         if step is not None and step.control != "none":
             raise InvalidValueError(
                 f"The reverse step of AnnealedMCMC has control={step.control!r}, which "
-                "only weights could make up for.",
+                "only weights could correct.",
                 fix='write cp.ReverseStep(control="none"), or use cp.SMC.',
             )
         finishers = as_finishers(then)
@@ -679,8 +679,8 @@ def _check_weighted_step(step: object, weights: str) -> None:
         )
     if float(step.eta) != 1.0 or step.twist is None:
         raise InvalidValueError(
-            "The Feynman–Kac weights of SMC are those of a step with eta=1 and a "
-            f"limited twist; got {step!r}.",
+            "SMC's Feynman–Kac weights need a step with eta=1 and a limited twist; got "
+            f"{step!r}.",
             fix="leave eta out, and give twist a number such as 0.5.",
         )
 

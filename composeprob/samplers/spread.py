@@ -255,7 +255,7 @@ def _not_a_mesh(value: str) -> WrongTypeError:
     return WrongTypeError(
         f"mesh must be a jax.sharding.Mesh of one axis or two; got {value}.",
         fix="jax.sharding.Mesh(jax.devices(), ('chains',)); two axes are for networks "
-        "kept in parts, jax.sharding.Mesh(np.reshape(jax.devices(), (2, 4)), "
+        "kept in shards, jax.sharding.Mesh(np.reshape(jax.devices(), (2, 4)), "
         "('chains', 'model')).",
     )
 

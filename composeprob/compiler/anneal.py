@@ -288,9 +288,8 @@ def anneal(graph: Graph, traced: Traced) -> tuple[Graph, Likelihood]:
     if measured:
         shapes = {site.name: site.shape for site in graph.sites}
         powers = tempering(traced, measured, priors, shapes, graph.levels)
-        if powers.near is not None and any(
-            policies[name].network_free for name in measured
-        ):
+        network_free = any(policies[name].network_free for name in measured)
+        if powers.near is not None and network_free:
             graph = graph.noted(
                 "temper",
                 "tempered observations fall faster than any power of x/α, so they see "

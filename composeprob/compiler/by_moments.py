@@ -140,6 +140,7 @@ class ByMoments(eqx.Module):
             direction = jax.tree.map(lambda a: left * noise.alpha * a, direction)
             return jax.tree.map(denoised, direction, slope(direction))
 
+        # v, ε·(1 + s) and θ of the class's text.
         unit = left * (1 + first) / (1 + noise.variance)
         error = tuning.MOMENTS.error * (1 + noise.variance)
         trust = (1 - tuning.MOMENTS.least) / (1 + error**2)
@@ -205,7 +206,8 @@ def _log_normal(
         basis, spreads = jax.lax.stop_gradient((basis, spreads))
         loadings = jax.vmap(loaded)(basis)
         half = _products(loadings, spreads)
-        # The value of W, and of B·(V·Bᵀ) twice the derivative in B.
+        # ``half`` is W = B·(V·Bᵀ), but with the derivative in its first B alone; added
+        # to its transpose it has the whole derivative. The rest sets the value to W₊.
         value = jax.lax.stop_gradient(0.5 * (half + half.T))
         w = half + half.T - value + jax.lax.stop_gradient(_positive(value) - value)
         return (

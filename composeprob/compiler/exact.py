@@ -137,10 +137,11 @@ def _log_densities(
     # σ²·A·K·Aᵀ = blur·blurᵀ: kept apart from Σ, which may be far smaller than it, or
     # rounding would cost hundreds of nats.
     blur = noise.sigma * loadings * jnp.sqrt(gain)[..., None, :]
-    predicted = (group.means + alpha * step) @ a.T
+    predicted = (group.means + alpha * step) @ a.T  # A·m_j
     of_y = log_normal_of_sum(y - predicted, instrument, blur)
     no_blur = jnp.zeros_like(y)[:, None]
     clean = log_normal_of_sum(y - a @ (x / alpha), instrument, no_blur)
+    # p(y | x): the mean over components under their responsibilities for x.
     exact = jax.nn.logsumexp(jax.nn.log_softmax(of_x) + of_y)
     return jnp.stack(LogDensities(exact, clean, jax.nn.logsumexp(of_x)))
 

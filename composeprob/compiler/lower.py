@@ -305,11 +305,10 @@ class Evaluator(eqx.Module):
 
     def user_potential(self, position: Sites, level: Array | int) -> Float[Array, ""]:
         noise, xs, zs, outputs = self._outputs(position, level)
-        energies = [
-            energy(outputs, noise).log_density
-            for energy in self.energies.values()
-            if energy is not None
-        ]
+        energies = []
+        for energy in self.energies.values():
+            if energy is not None:
+                energies.append(energy(outputs, noise).log_density)
         _, log_likelihood = self.likelihood(
             xs, {}, zs, self.schedule, noise, network_free=True
         )
@@ -416,11 +415,11 @@ class Evaluator(eqx.Module):
 
     def _draws(self, name: str) -> list[tuple[int, Expression]]:
         """Indices and expressions of the site's experts that have exact draws."""
-        return [
-            (i, e.expression)
-            for i, e in enumerate(self.experts)
-            if e.site == name and e.drawn
-        ]
+        draws = []
+        for i, expert in enumerate(self.experts):
+            if expert.site == name and expert.drawn:
+                draws.append((i, expert.expression))
+        return draws
 
     def draw_static(self, key: Array, xs: Sites) -> Sites:
         return self.likelihood.draw(key, xs)
@@ -476,8 +475,8 @@ def _is_conditional_prior(batch: Group) -> bool:
     latents."""
     (_, region, plates), *others = batch.members
     whole = not others and region is None and not plates
-    known = getattr(batch.factor, "distribution", None) is not None
-    return batch.latent is not None and whole and known
+    has_distribution = getattr(batch.factor, "distribution", None) is not None
+    return batch.latent is not None and whole and has_distribution
 
 
 def _frame(batch: Group, shape: tuple[int, ...], noise: Noise) -> Frame:

@@ -471,17 +471,16 @@ def _code(
             reasons[name] = not_gaussian(statement)
         components = {s.name: _components(s, statements) for s in statements.values()}
         for name, statement in statements.items():
-            flat = [*itertools.chain(*components[name])]
+            flat = list(itertools.chain(*components[name]))
             fixed.append(_fixed(statement, flat))
-        return TracedStatements(
-            draws,
-            {name: s.log_prob() for name, s in observed.items()},
-            {name: moments(s) for name, s in observed.items() if reasons[name] is None},
-            {
-                name: [list(filter(_is_traced, leaf)) for leaf in leaves]
-                for name, leaves in components.items()
-            },
-        )
+        log_likelihoods = {name: s.log_prob() for name, s in observed.items()}
+        gaussian = {
+            name: moments(s) for name, s in observed.items() if reasons[name] is None
+        }
+        arrays_of = {
+            name: _traced_arrays(leaves) for name, leaves in components.items()
+        }
+        return TracedStatements(draws, log_likelihoods, gaussian, arrays_of)
 
     # The key's type alone: a key itself would be made in whatever code is being traced
     # while the program is checked.
@@ -569,6 +568,11 @@ def _fixed(statement: Statement, components: list[object]) -> list[object]:
 
 def _is_traced(leaf: object) -> TypeGuard[Array]:
     return isinstance(leaf, jax.core.Tracer)
+
+
+def _traced_arrays(components: list[list[object]]) -> list[list[Array]]:
+    """The traced arrays among each leaf's components."""
+    return [list(filter(_is_traced, leaf)) for leaf in components]
 
 
 def not_gaussian(statement: Statement) -> str | None:

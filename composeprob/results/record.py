@@ -50,7 +50,7 @@ class Later:
     is called once."""
 
     def __init__(self, *default: object):
-        self.default = default  # none, or one
+        self.default = default  # empty without a default
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -110,7 +110,7 @@ DIAGNOSTICS = (
     "quadrature_error",
     "swaps",
 )
-# Of a file; the field of ancestors has kept its first name.
+# The arrays of a file, in which ancestors still have their former name.
 ARRAYS = ("log_weights", "families", "log_snr", *DIAGNOSTICS)
 FACTS = ("log_evidence", "log_evidence_error", "evaluations", "reason")
 

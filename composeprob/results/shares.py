@@ -250,8 +250,8 @@ def path_weight_dependence(
     columns = [axes, np.concatenate([axes, inside - inside.mean(0)], axis=1)]
     if log_density is not None and np.isfinite(log_density[sample]).all():
         columns.append(_centred(log_density[sample])[:, None])
-    for each in columns:
-        explained = _explained(each, log_w)
+    for regressors in columns:
+        explained = _explained(regressors, log_w)
         if explained is not None:
             moved = _largest_move(names, points, inside, explained)
             text = f"Where chains ended depends on their path weights: {moved}. {why}"
@@ -317,7 +317,8 @@ def _explained(
             return None
         if chdtrc(degrees, explained / noise) > tuning.SHARES.by_chance:
             return None
-    # Many chains show even shifts too small to matter.
+    # Many chains show even shifts too small to matter: those of the corrected log W,
+    # the last one of the loop.
     matters = explained / n - degrees * noise / n >= tuning.SHARES.shift**2
     return corrected if matters else None
 
@@ -432,6 +433,7 @@ def _modes(
         if not np.isfinite(log_z).all():
             return None
         share = len(members) / n
+        # Var(log share) ≈ Var(share)/share², without bias for e independent ancestors.
         of_share = float(genealogy.variance(labels == label)) * e / (e - 1)
         variance = of_share / share**2 + log_z.var() / len(distinct)
         modes.append(_Mode(share, log_z.mean(), variance))

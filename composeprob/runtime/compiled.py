@@ -134,7 +134,7 @@ def in_parts(
     if sampler.moves is None or sharded is density:
         return sharded
     for kernel in sampler.moves.kernel.kernels:
-        # A NUTS tree ends where it ends; of other algorithms nothing is known.
+        # A NUTS tree has a random depth, and other algorithms are unknown.
         if isinstance(kernel, BlackJAX):
             raise CapabilityError(
                 f"{kernel!r} may evaluate some chains more often than others, and "

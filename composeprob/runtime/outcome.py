@@ -192,9 +192,12 @@ def summarised(
         full = found.noted(Code.NON_FINITE, status.nan_likelihood(suspects))
         full = full.with_findings(*status.not_conservative(result.about.curl))
         full = full.with_findings(*checks.answers())
-        # Importance samples may find again what another check has said.
-        again = checks.importance()
-        full = full.with_findings(*(each for each in again if not full.has(each[0])))
+        # Importance samples may repeat the finding of another check.
+        new: Findings = []
+        for code, message in checks.importance():
+            if not full.has(code):
+                new.append((code, message))
+        full = full.with_findings(*new)
         # Draws may be on disk, and are not read for a remark.
         if not full.ok or result.about.draws is not None:
             return full
@@ -331,6 +334,7 @@ class Evidence(NamedTuple):
         # Student's t, as for means: few ancestors tell their own variance badly.
         if worth < tuning.ERRORS.fewest_families:
             variance *= worth / max(worth - tuning.ERRORS.fewest_ancestors, 0.1)
+        # log ∫F of the first level is known for noise alone; some signal is left there.
         log_snr = np.asarray(state.density.schedule.log_snr)
         of_top = state.density.top.at(state.first).signal(float(log_snr[state.first]))
         error = math.hypot(math.sqrt(variance), discretisation, of_top)
@@ -360,6 +364,7 @@ def _findings(
     density = state.density
     ess = ended.recorded["ess"]
     spread_of_steps = np.asarray(ended.run.records.weight_variance)[ended.levels]
+    # The weights of levels then support nothing that is reported: no status on them.
     if not math.isfinite(evidence.value) and _renewed(ended.run, ess):
         ess = np.full(len(ended.levels), np.nan)
         spread_of_steps = ess
@@ -411,8 +416,8 @@ def _diverged(ended: Ended) -> Findings:
 def _renewed(run: Run, ess: Float[np.ndarray, " levels"]) -> bool:
     """Return whether global moves made the chains independent of one another.
 
-    They could if at every level enough chains had counted, by the relative ``ess``, to
-    fit the modes. The weights of levels then support nothing but the evidence.
+    They could if at every level enough chains counted, by the relative ``ess``, to fit
+    the modes. The weights of levels then support nothing but the evidence.
     """
     n = len(run.ancestors)  # without moves few of them have descendants
     distinct = len(np.unique(run.ancestors))

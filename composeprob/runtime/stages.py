@@ -55,13 +55,14 @@ class State:
     checkpoint: Checkpoint | None
     progress: bool
     sampler: Sampler  # from `prepare` on, prepared for the density
-    reason: str  # why it is this one
-    # Of the key's random numbers; the next one is that of the check of the evidence on
-    # every other level.
+    reason: str  # for this sampler
+    # Series of the key's random numbers; the run over every other level, which checks
+    # the evidence, has the next one.
     series: int = 0
-    # Whether the run raises `FewAncestors` when too few first chains have descendants.
+    # Whether the run raises `FewAncestors` when too few initial chains have
+    # descendants.
     may_abort: bool = False
-    aborted: bool = False  # whether the run before this one did
+    aborted: bool = False  # whether the run before this one raised it
     spent: int = 0  # evaluations of each chain by the runs before this one
     # By the monotonic clock, at the beginning of the call; earlier by the time that a
     # resumed run had already taken.
@@ -167,6 +168,8 @@ def prepare(state: State) -> None:
     shapes = _shapes_of_start(state, run)
     if state.checkpoint is not None:
         state.checkpoints = RunCheckpoints(state, state.checkpoint, shapes)
+        # A saved run resumes: `Run.visits`, `Run.closings` and `Writer.drawn` count the
+        # work that is done, and the stages go on after it.
         run = state.checkpoints.saved or run
         state.began -= state.checkpoints.seconds
     state.writer = Writer(state, shapes)
@@ -277,7 +280,8 @@ def _finished(state: State, finisher: Finisher) -> Run:
     title = finisher.title
     total = finisher.rounds
     run = state.run
-    start = points = _points(run)
+    points = _points(run)
+    start = points
     spent = int(run.spent)
     done = 0
     drift = 1.0
@@ -298,7 +302,7 @@ def _finished(state: State, finisher: Finisher) -> Run:
         drift = finisher.drift((start, before, points), state.density, weighted)
         state.report(title, total, done=done, drift=drift)
     measured = run.drift
-    if total > 1:  # with one round nothing measured the drift
+    if total > 1:  # a single round measures no drift
         measured = run.spread.number(drift, np.float32)
     return dataclasses.replace(
         run,

@@ -369,12 +369,14 @@ def _store_of(state: State) -> Store | None:
 
 def _rows(values: dict[str, Array]) -> dict[tuple[str, int], np.ndarray]:
     """The rows that this process has of every site, by the index of the first."""
-    return {
-        (name, shard.index[0].start or 0): np.asarray(shard.data)
-        for name, whole in values.items()
-        for shard in whole.addressable_shards
-        if shard.replica_id == 0
-    }
+    rows = {}
+    for name, array in values.items():
+        for shard in array.addressable_shards:
+            # Rows that several devices have are taken once.
+            if shard.replica_id == 0:
+                first = shard.index[0].start or 0
+                rows[name, first] = np.asarray(shard.data)
+    return rows
 
 
 class RunCheckpoints:

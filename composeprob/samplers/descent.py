@@ -150,11 +150,12 @@ class Descent:
         run: the chains, of which sizes, words and spread are read.
         moves, step, weights, exchange: of a `Sampler`, each of which may be missing.
         terms: whether evaluations have their density terms.
-        leads: whether steps lead to levels, before the transitions there. Without, all
-            transitions are made at level 0, where chains are, towards draws or in a
-            warm-up: down the levels step sizes lag behind, and at level 0 they stop
-            shrinking, so in the first `Transitions.settling` they adapt once more, ever
-            less, and are fixed then; metrics do not change.
+        leads: whether steps lead to levels, before the transitions there. If not, all
+            transitions are made at level 0, where the chains are, towards draws or in a
+            warm-up. Down the levels step sizes lag behind the noise, which stops
+            falling at level 0: so they adapt once more, ever less, in the first
+            `Transitions.settling` transitions, and are fixed then. Metrics do not
+            change.
     """
 
     density: AnnealedDensity
@@ -231,7 +232,8 @@ class Descent:
         moving = self._transition_phases()
         self.phases = [*leading, *moving]
         self.num_leading = len(leading)
-        # `jax.lax.switch` takes a list of branches and an index.
+        # `jax.lax.switch` takes a list of branches and an index. A branch is traced
+        # once, however many phases share it.
         befores = [phase.before for phase in leading]
         befores += [self.wait, *(phase.before for phase in moving)]
         self.before: list[Before] = list(dict.fromkeys(befores))
@@ -358,9 +360,10 @@ class Descent:
             return run, state
 
         def leave() -> Carry:
+            # The next level begins with its first phase, no transition, empty sums.
             counters = {"phase": state.phase, "turn": state.turn, "tally": state.tally}
-            after = self.leave(run, state, context)
             zeros = jax.tree.map(jnp.zeros_like, counters)
+            after = self.leave(run, state, context)
             return after, dataclasses.replace(state, **zeros)
 
         def stay() -> Carry:
@@ -401,10 +404,12 @@ class Descent:
     def draw_number(self, run: Run, state: LevelState, draw: Array | int) -> Array:
         """Return the number of a draw, which counts a chain's random numbers: at every
         level one draw for the step, and one for each block in each transition."""
+        # Counted by the level's number, not by the number of visits: draws of different
+        # levels have different numbers, whichever levels a run visits.
         per_level = 1 + self.total * len(self.blocks)
         within_level = state.turn * len(self.blocks) + draw
-        before = run.visits.number.astype(jnp.uint32) * per_level
-        return before + within_level.astype(jnp.uint32)
+        first_of_level = run.visits.number.astype(jnp.uint32) * per_level
+        return first_of_level + within_level.astype(jnp.uint32)
 
     def normals(
         self, run: Run, state: LevelState, context: PhaseContext, draw: Array
@@ -560,6 +565,7 @@ class Descent:
             # α.
             lost = ~all_finite(moved)
             blocked = self.behind_wall(jnp.concatenate([moved, v[d:]]), context)
+            # A chain that is behind the wall already may move there: it has to get out.
             stays = lost | (blocked & ~evaluation.zero)
             steps = context.falls & ~stays
             moved = jnp.where(steps, moved, jnp.where(lost, y * growth, y))
@@ -676,6 +682,7 @@ class Descent:
                 gain = gain + record.log_ratio
                 scores = start.evaluation.terms.drift, evaluation.score
                 usable = all_finite(scores) & (gain < jnp.inf)
+                # Where the density was 0 the increment is −∞, whatever the scores are.
                 usable = usable | start.evaluation.zero | (not self.weights)
                 return jnp.where(usable, gain, jnp.nan), averaging
 
@@ -773,15 +780,15 @@ class Descent:
         # One gather for everything: each collective has a cost of its own.
         columns = [log_weights, ~jnp.isnan(gain), run.log_weights, gain, error]
         table = spread.gather(jnp.stack([*columns, averaging], axis=1))
-        whole, usable, before, whole_gain, whole_error, whole_averaging = table.T
+        all_log_weights, usable, before, gains, errors, averagings = table.T
         facts = spread.on_population(
             statistics,
-            whole,
+            all_log_weights,
             run.ancestors,
-            whole_averaging,
+            averagings,
             before,
-            whole_gain,
-            whole_error,
+            gains,
+            errors,
         )
         run = dataclasses.replace(run, averaging=run.averaging + facts.averaging)
 
@@ -789,7 +796,7 @@ class Descent:
             def choose(log_weights: Array) -> Array:
                 return rule.ancestors(stream(run.shared, level), log_weights)
 
-            chosen = spread.on_population(choose, whole)
+            chosen = spread.on_population(choose, all_log_weights)
             return dataclasses.replace(
                 run,
                 chains=spread.exchange(run.chains, chosen),
@@ -802,8 +809,8 @@ class Descent:
             return dataclasses.replace(run, log_weights=log_weights)
 
         # Samples must have equal weights, whatever the rule says at level 0.
-        now = rule.should_resample(facts.ess, level) | (level == 0)
-        run = jax.lax.cond(now, resampled, kept)
+        is_due = rule.should_resample(facts.ess, level) | (level == 0)
+        run = jax.lax.cond(is_due, resampled, kept)
         number_lost = jnp.sum(usable == 0, dtype=jnp.int32)
         records = run.records.counting(level, number_lost)
         records = records.at(

@@ -52,7 +52,7 @@ class Block(eqx.Module):
     entries: range | tuple[int, ...] = eqx.field(static=True)
     # True if any of its sites is noised: its adaptive step shrinks with the noise.
     follows_noise: bool = eqx.field(static=True)
-    # Marks its static entries, where others are not; None else
+    # True for its static entries; None unless it has noised ones too
     static: Bool[Array, " entries"] | None
     # True if static entries among noised ones are measured in units of the noise: not
     # where the user gave both step size and metric.
@@ -127,8 +127,8 @@ class Tally(eqx.Module):
     kernel."""
 
     acceptance: Float[Array, "chains *rungs blocks"]  # of acceptance probabilities
-    # of acceptance × quadrature error: the error over accepted moves, without the noise
-    # of which were accepted
+    # of acceptance × quadrature error: the expected error of accepted moves, without
+    # the noise of the accept tests
     error: Float[Array, "chains *rungs blocks"]
     non_finite: Int[Array, " chains"]  # of moves
     steps: Float[Array, "*rungs blocks"]  # of the step sizes in force

@@ -41,8 +41,8 @@ class Records(eqx.Module):
     @classmethod
     def empty(cls, num_levels: int, num_blocks: int = 1) -> Records:
         """Return records without a number yet, made on the host."""
-        # Not weakly typed, as nothing is that comes from a checkpoint: a run that goes
-        # on would be compiled again.
+        # Strongly typed, as arrays of a checkpoint are: with weak types the loop would
+        # be compiled again for a run that resumes.
         precision = jnp.result_type(float)
         by_level: Any = np.full((num_levels,), np.nan, precision)
         by_block: Any = np.full((num_levels, num_blocks), np.nan, precision)
@@ -140,8 +140,8 @@ class Visits(eqx.Module):
 
     OPEN = -1
 
-    # From the first level down to 0; 0 behind that, and `OPEN` where the pace has yet
-    # to choose
+    # From the first level down to 0, then zeros; `OPEN` where the pace has yet to
+    # choose
     order: Int[Array, " levels"]
     made: Int[Array, ""]  # number of levels that have been visited
     pace: Pace | None

@@ -213,17 +213,17 @@ class Step(eqx.Module):
             y' = K·y + (J/h − K)·μ₁ + (1 − J/h)·μ₀ + √Q·z,
             K = exp(−h/m),    J = h·(n₀/m)·E(ρ − h/m),    Q = h·(n₀/m)·E(ρ − 2h/m);
 
-        by what is known at its start, μ₀ = μ₁ and G = (1 − K)·n₁. A factor whose data
-        are points has n = s: then K = s₀/s₁ and Q = s₀·h/s₁, DDPM's step. A Gaussian of
-        variance c has n = c + s, a product of P of them with its control 2(c + s)/(P +
-        1): exact for any h and P.
+        before the evaluation at its end, μ₀ = μ₁ and G = (1 − K)·n₁. A factor whose
+        data are points has n = s: then K = s₀/s₁ and Q = s₀·h/s₁, DDPM's step. A
+        Gaussian of variance c has n = c + s, a product of P of them with its control
+        n = 2(c + s)/(P + 1): exact for any h and P.
 
-        The basis is that of the mean slope's eigenvectors; what is not diagonal in it
-        counts as not linear.
+        The basis is that of the mean slope's eigenvectors; the part of a slope that is
+        not diagonal in it counts as nonlinear.
 
         Args:
             first: slope of the drift where the step starts; a diagonal may be (d,).
-            last: that where it ends; where not ``both`` are known it must be ``first``.
+            last: slope where it ends; it must be ``first`` unless ``both`` are known.
             s1: s where it starts.
             s0: s where it ends.
             power: P at each entry.
@@ -240,15 +240,17 @@ class Step(eqx.Module):
             power = (basis**2).T @ power
         h = s1 - s0
         ratio = s0 / s1
-        # A slope that is flat, or turns upwards, is none that a Gaussian has.
+        # No Gaussian has a slope that is flat or turns upwards.
         least = tuning.STEP.least_slope
         n1 = -1 / jnp.minimum(slope, -least / s1)
+        # n = 2(c + s)/(P + 1) falls by 2h/(P + 1), in proportion no faster than s.
         equal = jnp.maximum(n1 - 2 * h / (1 + power), n1 * ratio)
         n0 = jnp.where(both, -1 / jnp.minimum(end_slope, -least / s0), equal)
+        # Two fits may differ by chance, so n changes only so much faster than s.
         most_change = tuning.STEP.most_change
         n0 = jnp.clip(n0, n1 * ratio / most_change, n1 * most_change)
         rho = jnp.log(n1 / n0)
-        m = n0 * relative_exponential(rho)
+        m = n0 * relative_exponential(rho)  # (n₁ − n₀)/ρ, also where ρ = 0
         noise = jnp.sqrt(h * (n0 / m) * relative_exponential(rho - 2 * h / m))
         decay = jnp.exp(-h / m)
         mean_decay = (n0 / m) * relative_exponential(rho - h / m)
@@ -690,10 +692,10 @@ def fit(
     axes = None
     if rows.shape[1] > 2 * dims + 1:
         pulls = roots * (rows[:, 2 * dims : -1] - mean[2 * dims : -1])
-        whole = dims <= tuning.FIT.full and count >= tuning.FIT.per_bend * dims
+        full_bend = dims <= tuning.FIT.full and count >= tuning.FIT.per_bend * dims
         pair = jnp.stack([pair[0], pulls])
         flat = jnp.zeros_like(base)
-        bend, axes = _slope(pair, residual_factor(whole), flat, whole)
+        bend, axes = _slope(pair, residual_factor(full_bend), flat, full_bend)
         bend = jnp.minimum(bend, 0.0)
     gain = jnp.zeros((2, *slope.shape))
     push = jnp.zeros((2, dims))
@@ -751,9 +753,9 @@ def _slope(
         products = jnp.sum(pair[0] * pair[1], axis=0)
         slopes = products / jnp.maximum(jnp.sum(pair[0] ** 2, axis=0), 1e-30)
     residuals = pair[1] - pair[0] * slopes
-    rest, whole = jnp.sum(jnp.stack([residuals, pair[1]]) ** 2, axis=1)
+    rest, total = jnp.sum(jnp.stack([residuals, pair[1]]) ** 2, axis=1)
     # R², along each eigenvector
-    unexplained = residual_factor * rest / jnp.maximum(whole, 1e-30)
+    unexplained = residual_factor * rest / jnp.maximum(total, 1e-30)
     explained = jnp.clip(1 - unexplained, 0.0, 1.0)
     shrunk = explained * slopes - (1 - explained) * base
     return jnp.where(jnp.isfinite(shrunk), shrunk, -base), basis
@@ -767,10 +769,12 @@ def _regression(
     variances, axes = jnp.linalg.eigh(pair[0].T @ pair[0])
     least = jnp.maximum(1e-7 * variances[-1], 1e-30)
     scale = jnp.sqrt(jnp.maximum(variances, least))
-    white, drawn = pair @ axes * jnp.stack([1 / scale, scale])[:, None]
-    slopes = drawn.T @ white
+    # In coordinates where y has covariance I the slope is Cov(S, y). S is a gradient,
+    # so it is stretched as y is shrunk: the slope is a Hessian, and symmetric.
+    white, stretched = pair @ axes * jnp.stack([1 / scale, scale])[:, None]
+    slopes = stretched.T @ white
     # One refinement, of the residuals that rounding left
-    slopes = slopes + (drawn - white @ slopes.T).T @ white
+    slopes = slopes + (stretched - white @ slopes.T).T @ white
     slopes = 0.5 * (slopes + slopes.T) / (scale[:, None] * scale)
     # Eigenvectors of NaN would be NaN too.
     finite = jnp.all(jnp.isfinite(slopes))

@@ -48,8 +48,7 @@ class Noise(eqx.Module):
 
 
 class _LogSNR:
-    """`Schedule.log_snr` is a constructor on the class, and the array λ on an
-    instance."""
+    """`Schedule.log_snr`: a constructor on the class, the array λ on an instance."""
 
     def __get__(self, instance: Schedule | None, owner: type[Schedule]) -> Any:
         if instance is not None:

@@ -293,7 +293,8 @@ def longer(density: AnnealedDensity, sampler: Sampler) -> Sampler | None:
 def shorter_steps(
     density: AnnealedDensity, sampler: Sampler, first: Result
 ) -> Sampler | None:
-    """Return the sampler with half the steps of the first run, and twice as many.
+    """Return the sampler with twice as many steps, each half as long as those of the
+    first run.
 
     Steps are halved of kernels whose distribution depends on the step: those without a
     Metropolis test, and those whose test is a quadrature. Other kernels keep theirs.

@@ -507,8 +507,8 @@ def _evidence_root(evidence: Statement, site: Statement) -> Factor | None:
 def _from_latents(
     root: Factor, statement: Statement, parents: frozenset[str]
 ) -> Factor:
-    """The same expression, its leaves numbered as in the statement's factor (anew for
-    each copy in a plate)."""
+    """The expression, with its leaves numbered as in the statement's factor; each copy
+    in a plate begins anew."""
     count = itertools.count()
     size = len(factor_leaves(statement.factor))
 

@@ -79,8 +79,8 @@ def _shared_conditions(leaf: Leaf) -> str:
 
 
 def capabilities(graph: Graph) -> frozenset[str]:
-    """The capabilities of the program's density: those of every noised site, without
-    those that observations take away.
+    """The capabilities that all noised sites offer, less those that observations take
+    away.
 
     ``feynman_kac`` is there where every site has a marginal part with a rate, and the
     rest, which enters the weights by its values, can be trusted between modes. Where

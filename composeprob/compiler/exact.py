@@ -62,8 +62,11 @@ class Measurement(NamedTuple):
 
 
 class LogDensities(NamedTuple):
-    """Three log-densities of a group, in one array of shape (3,): a single transposed
-    pass then gives the gradient of any of them."""
+    """Three log-densities of a group.
+
+    They are computed as one array of shape (3,), so that a single transposed pass gives
+    the gradient of any of them.
+    """
 
     exact: Any  # log p(y | x)
     clean: Any  # log p(y | x₀ = x/α)

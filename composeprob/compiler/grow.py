@@ -48,7 +48,8 @@ def grow(graph: Graph) -> Graph:
 
 
 def _notes(node: Factor, site: str) -> list[str]:
-    """The factors of a node whose exponents grow, with the first and last of each."""
+    """Text for each factor of a node whose exponent grows: its first and its last
+    exponent."""
     growth = growth_of(node)
     if growth is None:
         return []

@@ -28,9 +28,11 @@ Dependencies = Mapping[str, frozenset[str]]
 def held_for(
     site: Statement, statements: Statements, dependencies: Dependencies
 ) -> frozenset[str]:
-    """The static sites that must be held at their prior draws so that the factor of a
-    noised site may depend on latents. Refused where ancestral order is not the
-    program's distribution, and where the factor depends on a noised site.
+    """The static sites that must be held at their prior draws, because the factor of a
+    noised site depends on latents.
+
+    Refused if ancestral order is not the program's distribution, or if the factor
+    depends on a noised site.
 
     A factor that is a density whatever its parameters are (`stays_normalised`) needs
     none. For any other f(x; c) the program means p(c)·f(x; c)/Z(c) with Z unknown: no
@@ -69,8 +71,8 @@ stays_normalised.rule(Mixture)(lambda node, parts: node.calibrated and all(parts
 def _check_ancestral(
     site: Statement, others: str, statements: Statements, dependencies: Dependencies
 ) -> None:
-    """Refuse a factor of unknown normaliser where its parents' priors are not their
-    distribution in the program."""
+    """Refuse a factor of unknown normaliser if its parents do not follow their priors
+    in the program."""
     sentence = (
         f"The factor at site {site.name!r} depends on the unobserved latent {others}: "
         "its unknown normaliser would depend on it too"

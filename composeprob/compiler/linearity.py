@@ -97,8 +97,8 @@ class Linearity(Walk[Value]):
         self.loops = loops
 
     def any_latent(self, like: Aval) -> Value:
-        """A function of latents with random numbers for its values, different ones in
-        every pass of a loop."""
+        """A function of latents, with random numbers for its values: different numbers
+        in every pass of a loop."""
         if not jnp.issubdtype(like.dtype, jnp.inexact):
             return Value(Kind.LATENT)
         return Value(Kind.LATENT, self._random(like))
@@ -198,8 +198,8 @@ class Linearity(Walk[Value]):
         ]
 
     def _random(self, like: Aval | Array) -> Array:
-        """Random numbers off 0, of modulus 0.5 to 1.5; different ones in every pass of
-        the loops around."""
+        """Random numbers of modulus 0.5 to 1.5, so never near 0: different numbers in
+        every pass of the loops around."""
         shape = (*(length for length, _ in self.loops), *like.shape)
         drawn = self.rng.uniform(0.5, 1.5, shape) * self.rng.choice([-1.0, 1.0], shape)
         phase: Any = 1.0
@@ -324,8 +324,8 @@ class Linearity(Walk[Value]):
         return [*last, *_swapped(stacked)]
 
     def _while(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
-        """The number of passes is unknown, so a linear value may depend on every input
-        of the loop."""
+        """The rule of a while loop: the number of passes is unknown, so a linear value
+        may depend on every input of the loop."""
         if _kind(given) <= Kind.LATENT:
             return None
         first = eqn.params["cond_nconsts"]
@@ -397,8 +397,8 @@ def _swapped(rows: Sequence[Value]) -> list[Value]:
 
 
 def _is_linear(eqn: JaxprEqn, places: Sequence[int]) -> bool:
-    """Return whether an equation is linear, up to a constant, in these operands
-    together, given the others.
+    """Return whether an equation is linear in these operands jointly, up to a constant,
+    with the others given.
 
     It is where JAX transposes it with respect to these, and a number comes out as it is
     but for rounding.
@@ -454,8 +454,8 @@ def _transposes(
 
 
 def _holds(dtype: np.dtype) -> bool:
-    """Return whether a type's numbers behave like real numbers but for rounding:
-    integers do not, nor do types of fewer than 16 bits."""
+    """Return whether a type's numbers behave like real numbers but for rounding;
+    integers, and types of fewer than 16 bits, do not."""
     return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 16
 
 

@@ -283,8 +283,8 @@ def _rounded(graph: Graph, precision: str | None) -> Graph:
 
 
 def _pictures(graph: Graph) -> dict[str, Callable[[object], np.ndarray]]:
-    """The function that makes images of each site, where its factors agree on one.
-    Factors without such a function do not count."""
+    """The function that makes images of each site, if those of its factors that have
+    one agree."""
     pictures = {}
     for site in graph.sites:
         functions = {leaf.factor.traits.pictures for leaf in leaves(site.root)}
@@ -313,8 +313,8 @@ def _top_law(graph: Graph, normalised: bool) -> TopLaw:
 
 
 def _law_at(graph: Graph, variance: float, normalised: bool) -> TopLaw:
-    """The distribution of F where there is noise alone, with the exponents of the level
-    that has this σ²/α²."""
+    """The distribution of F at a level of noise alone, with the exponents at this
+    σ²/α²."""
     dtype = np.dtype(jnp.result_type(float))
     # Sites are independent there, so constants and degrees add.
     power: Any = {}

@@ -30,10 +30,11 @@ from composeprob.schedule import Noise
 
 
 def check_plausible(graph: Graph) -> Graph:
-    """Refuse a noisiest level with more signal than noise, and a network that is
-    plugged in wrongly if another time or schedule, another parameterization or the
-    other sign would fit. The graph returned has doubts about other networks whose score
-    at the noisiest level is not that of noise.
+    """Refuse a noisiest level with more signal than noise, and networks that another
+    time, schedule, parameterization or sign would fit.
+
+    The graph returned flags other networks whose score at the noisiest level is not
+    that of noise.
 
     Networks whose weights are not known yet, and those that latents choose, are not
     examined.
@@ -73,7 +74,8 @@ def check_plausible(graph: Graph) -> Graph:
 def _check_network(
     factor: Diffusion, given: dict[str, Array], noises: Noise, site: Site
 ) -> str | None:
-    """The doubt about a network; None where it fits, or cannot be evaluated yet."""
+    """The sentence that flags a network; None if it fits its declaration, or cannot be
+    evaluated yet."""
     conditions = {name: given[name] for name in factor.names if name in given}
     for leaf in jax.tree.leaves((factor.network, conditions)):
         if isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)):
@@ -209,7 +211,7 @@ class Outputs:
 
     @property
     def tolerance(self) -> float:
-        """The largest `change` of an x₀ or a v of data of about unit size."""
+        """The largest `change` of an x₀ or v network, for data of about unit size."""
         return max(tuning.OUTPUT_SPREAD, 3 * float(self.noise.alpha / self.noise.sigma))
 
     def alternatives(self, declared: str) -> list[str]:
@@ -292,9 +294,12 @@ def is_clean(parameterization: str) -> bool:
 def other_times(
     factor: Diffusion, conditions: dict[str, Array], noises: Noise
 ) -> list[str]:
-    """Other numbers for t, at the noisiest level, that make a network what its factor
-    declares: the time of another convention, or the last level of another schedule.
-    Those that fit best; none where none fits."""
+    """The values of t, at the noisiest level, under which a network does what its
+    factor declares.
+
+    They are times of another convention, or the last level of another schedule. Those
+    that fit best are returned; none if none fits.
+    """
     last = len(noises.alpha) - 1
     log_snr = 2 * np.log(noises.alpha / noises.sigma)
     noise = noises.sigma / noises.alpha

@@ -84,7 +84,7 @@ def whole_matrix(matrix: np.ndarray) -> Float[np.ndarray, "d d"]:
 
 
 def widest(precisions: Iterable[np.ndarray], u: np.ndarray) -> np.ndarray:
-    """The least of diagonals or whole matrices along u."""
+    """The least uᵀMu of diagonals or whole matrices M."""
     return min(precisions, key=lambda matrix: square(matrix, u))
 
 

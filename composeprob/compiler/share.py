@@ -98,8 +98,8 @@ def _extended(group: Group, member: Member, conditions: dict[str, Array]) -> Gro
 
 
 def _joins(leaf: Leaf, conditions: dict[str, Array], group: Group) -> bool:
-    """Return whether a use can be one row of the group's batch: one network, one noise,
-    conditions of the same shapes."""
+    """Return whether a use can be a row of the group's batch: it has the same network,
+    the same noise, and conditions of the same shapes."""
     first_plates = group.members[0].plates
     return (
         leaf.latent == group.latent

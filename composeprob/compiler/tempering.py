@@ -97,8 +97,8 @@ def tempering(
     shapes: dict[str, tuple[int, ...]],
     schedule: Schedule,
 ) -> Tempering:
-    """The powers for the observations ``names``, from their likelihoods at draws of the
-    prior of each noised site.
+    """The powers for the observations ``names``, from their likelihoods at draws of
+    each noised site's prior.
 
     Args:
         traced: the program.

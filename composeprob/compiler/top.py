@@ -102,8 +102,11 @@ def _mixture_top(node: Mixture, tops: list[Top], shape: tuple[int, ...]) -> Top:
 
 
 def unrolled(node: Factor) -> Factor:
-    """The same expression with one factor for each set of cells in the place of a plate
-    over sets, for passes that need a property of every entry of a site."""
+    """The expression, with a product of one factor for each set of cells in place of
+    each plate over sets.
+
+    Passes that need a property of every entry of a site read it.
+    """
     plate = plate_of(node)
     if plate is not None and plate.cells:
         child = node.children[0]

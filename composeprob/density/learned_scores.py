@@ -35,8 +35,7 @@ def curl(
     *,
     num_probes: int = 8,
 ) -> dict[str, float]:
-    r"""The relative curl of the score of every factor that does not promise that it is
-    a gradient.
+    r"""The relative curl of every factor whose score is not promised to be a gradient.
 
     With J the Jacobian of a factor's score and H that of the whole density's,
 

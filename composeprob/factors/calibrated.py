@@ -43,8 +43,8 @@ class _Calibration(eqx.Module):
 
     @property
     def excess(self) -> float:
-        """Degree minus dimension: the powers of α between x/α, the coordinates of the
-        tables, and x."""
+        """Degree minus dimension: the powers of α by which densities of x/α, in the
+        tables, and of x differ."""
         return 0.0
 
     @property

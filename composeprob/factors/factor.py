@@ -60,13 +60,13 @@ class Factor(eqx.Module):
 
     @property
     def uncalibrated(self) -> Factor:
-        """The factor without constants that `calibrate` has found for it."""
+        """The factor without the constants that `calibrate` added."""
         return self
 
     @property
     def sealed(self) -> bool:
-        """True if rescaled factors would make it another function of x, as in a
-        mixture, so that their constants must stay."""
+        """True if rescaling its factors would make it another function of x, as for a
+        mixture: constants in it must then stay."""
         return False
 
     @property

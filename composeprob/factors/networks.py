@@ -170,8 +170,8 @@ class UserFunction(eqx.Module):
 
 @dataclass(frozen=True)
 class Code:
-    """A traced function without its constants, for arguments of certain shapes; equal
-    to another of the same equations, by their `fingerprint`.
+    """A traced function without its constants, for arguments of certain shapes; codes
+    are equal if their `fingerprint` is.
 
     Attributes:
         jaxpr: the equations.

@@ -398,8 +398,8 @@ def same_conditions(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
 
 
 def first(conditions: Mapping[str, Array], axes: Mapping[str, int]) -> dict[str, Array]:
-    """The conditions at the first value of each plate; ``axes`` is the number of a
-    condition's leading axes that are plates'."""
+    """The conditions at the first value of each plate; ``axes`` counts the leading
+    axes of each condition that run over plates."""
     firsts = dict(conditions)
     for name, value in conditions.items():
         if axes[name]:

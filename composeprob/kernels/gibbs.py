@@ -222,8 +222,8 @@ def parts_of(kernel: Kernel | None) -> tuple[Kernel, ...]:
 
 
 def integrates_score(kernel: Kernel | None) -> bool:
-    """Return whether an accept test integrates the score, which means something only
-    where that is a gradient."""
+    """Return whether an accept test integrates the score, which needs a score that is a
+    gradient."""
     return any(
         isinstance(getattr(part, "log_ratio", None), LineIntegral)
         for part in parts_of(kernel)

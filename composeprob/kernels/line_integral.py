@@ -113,8 +113,7 @@ class LineIntegral:
             )
 
     def check_tolerance(self, intervals: int, fix: str) -> None:
-        """Raise where errors are to be bounded, and a path of so few intervals gives no
-        estimate of them."""
+        """Refuse a tolerance on a path that is too short to estimate its error."""
         if self.tolerance < math.inf and intervals < 2:
             raise InvalidValueError(
                 f"LineIntegral(tolerance={self.tolerance!r}) has no estimate of the "

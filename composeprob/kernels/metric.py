@@ -244,8 +244,8 @@ def _by_matrix(value: object) -> Metric:
 
 
 def in_force(metric: MetricLike) -> Metric:
-    """Return the metric that a transition uses; raises while tracing where it is still
-    to be measured."""
+    """Return the metric that a transition uses; raise, while tracing, if it is still to
+    be measured."""
     if not isinstance(metric, Metric):
         raise CapabilityError(
             f"the metric {metric!r} is measured from all chains of a run, and there is "
@@ -261,8 +261,8 @@ def measured(
     moved: Float[Array, "chains d"],
     changed: Float[Array, "chains d"],
 ) -> Metric:
-    r"""Return the metric measured at a level, in the form of the one ``before``, which
-    stays where the moves leave it open.
+    r"""Return the metric measured at a level, in the form of the metric ``before``,
+    which is kept where the moves determine nothing.
 
     The precision P solves P·Σ·P = F with Σ = E[Δx·Δxᵀ] and F = E[Δs·Δsᵀ]: the geometric
     mean of F and Σ⁻¹. Where scores are linear, Δs = −P·Δx, and P is exact from d moves,
@@ -316,8 +316,9 @@ def _root(
     measurable: Bool[Array, " d"],
     count: Int[Array, ""],
 ) -> Float[Array, "d d"]:
-    """Return M with M·Mᵀ = C, the solution of C·F·C = Σ, of Σ and F: with Σ = R·Rᵀ, C =
-    R·(Rᵀ·F·R)^−½·Rᵀ.
+    """Return M with M·Mᵀ = C, where C solves C·F·C = Σ.
+
+    With Σ = R·Rᵀ, C = R·(Rᵀ·F·R)^−½·Rᵀ.
 
     C = I where an entry is not ``measurable``. Correlations are shrunk: few different
     moves tell only the diagonal.

@@ -219,8 +219,8 @@ class _Interpreter(Messenger):
         )
 
     def _site(self, name: str, at: object) -> str:
-        """The site that evidence looks at, by the value that `sample` returned or by
-        its name."""
+        """The site that evidence looks at, found by the value that `sample` returned or
+        by its name."""
         sites = _latents(self.statements)
         for site in sites:
             # By identity: an equal value may be another site's.
@@ -270,7 +270,7 @@ def _check_plate(msg: Message) -> None:
 
 
 def _check_untouched(msg: Message) -> None:
-    """Refuse a noised site on which one of NumPyro's handlers has acted."""
+    """Refuse a noised site that a handler of NumPyro's has changed."""
     changed = msg.get("scale") is not None or masked(msg["fn"])
     if not changed and msg["value"] is None:
         return

@@ -308,7 +308,7 @@ def by_equation(
 
 
 def spreads(exploding: bool, low: float, high: float, times: Pair) -> Pair:
-    """Noise s relative to the signal at two times, of a variance-exploding or a
+    """Noise-to-signal ratios s at two times of a variance-exploding or
     variance-preserving equation.
 
     s = low·(high/low)ᵗ for VE; for VP 1 + s² = e^total, total = ∫₀ᵗ β = low·t + (high −
@@ -789,8 +789,10 @@ def _by_score(
     y: Array,
     s: Array,
 ) -> Array:
-    """Mean of θ by the score of θ_t = m·θ + σ·ε: that of a Gaussian less m/σ times the
-    network, whose time is σ."""
+    """Mean of θ by the score of θ_t = m·θ + σ·ε.
+
+    This is the score of a Gaussian less m/σ times the network, whose time is σ.
+    """
     m = signal(s)
 
     def score(noised: Array, sigma: Array) -> Array:

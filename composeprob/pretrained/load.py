@@ -99,8 +99,8 @@ class Components:
 
 
 def _has_shape(x: Array, channels: int, multiple: int) -> bool:
-    """Return whether x is images of so many channels, whose sides are multiples of a
-    number and not empty."""
+    """Return whether x is images with this number of channels, whose sides are non-zero
+    multiples of a number."""
     if x.ndim < 3 or x.shape[-1] != channels:
         return False
     return all(side > 0 and side % multiple == 0 for side in x.shape[-3:-1])

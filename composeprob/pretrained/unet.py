@@ -369,7 +369,7 @@ def check_kinds(o: Options, arrays: Arrays, direction: str, patterns: str) -> li
 
 
 def _attention_of(block: Arrays) -> str:
-    """Kind of attention of a block's weights, as diffusers' class names have it."""
+    """Kind of attention in a block's weights, as named in diffusers' classes."""
     if "transformer_blocks" in block / "attentions" / 0:
         return "CrossAttn"
     if "attentions" in block:

@@ -218,7 +218,8 @@ def _pareto_k(log_weights: np.ndarray) -> float:
 
 
 def quiet_arviz() -> tuple[ModuleType, bool]:
-    """ArviZ, and whether it is its version 1.0 (of Python 3.12) or later."""
+    """ArviZ, imported without its warning, and whether its version is 1.0 or later
+    (Python 3.12 has these)."""
     with warnings.catch_warnings():
         # Once a day it tells its importer that 1.0 differs: a user who asked for a
         # summary cannot act on that.

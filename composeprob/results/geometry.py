@@ -93,7 +93,7 @@ def nearest(
     their_ancestors: Int[np.ndarray, " m"],
     k: int,
 ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-    """The k nearest others of each point, in no order, and their distances.
+    """The k nearest other points of each point, unordered, and their distances.
 
     Others of the same ancestor are left out, as they are near for another reason.
     """
@@ -127,8 +127,8 @@ def neighbours(points: Float[np.ndarray, "n d"], k: int) -> Int[np.ndarray, "pai
 
 
 def tree(points: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "pairs 2"]:
-    """Pairs (i, j) with i < j of the shortest tree that connects all n points, n − 1 of
-    them: a path over every gap."""
+    """Pairs (i, j) with i < j that form the shortest tree over all n points, n − 1 of
+    them: it bridges every gap."""
     from scipy.sparse.csgraph import minimum_spanning_tree
     from scipy.spatial.distance import pdist, squareform
 

@@ -166,7 +166,7 @@ class WeightedSample(NamedTuple):
 def _weighted_chains(
     positions: Position, genealogy: Genealogy
 ) -> WeightedSample | None:
-    """The chains that have weight, evenly spaced ones of many; None where too few are
+    """The chains that have weight, or evenly spaced ones of many; None if too few are
     finite."""
     finite = np.all(
         [np.isfinite(x).reshape(len(x), -1).all(1) for x in positions.values()], axis=0

@@ -99,8 +99,8 @@ Window = tuple[float, float, float, float]  # x_min, x_max, y_min, y_max
 
 
 class Picture(Figure):
-    """A `Picture` is a figure that a notebook shows once, and that is sharp where it is
-    saved.
+    """A `Picture` is a figure that a notebook shows once, and that is saved at high
+    resolution.
 
     A notebook shows a cell's value, and at the cell's end every figure that pyplot
     holds: a Matplotlib figure that a cell makes and returns is shown twice, and one
@@ -110,8 +110,8 @@ class Picture(Figure):
     def savefig(
         self, fname: str | os.PathLike[str] | IO[bytes], **options: Any
     ) -> None:
-        """Save as any figure does; sharper unless the call or Matplotlib's settings
-        state another resolution."""
+        """Save as any figure does, at a higher resolution unless the call or
+        Matplotlib's settings state one."""
         resolution = plt.rcParams["savefig.dpi"]
         if resolution == "figure":  # Matplotlib's default
             resolution = SIZES.pixels_an_inch
@@ -120,7 +120,7 @@ class Picture(Figure):
     def _repr_mimebundle_(
         self, include: object = None, exclude: object = None
     ) -> dict[str, object]:
-        """Called as the notebook is about to show the cell's value, which its own
+        """Close the figure when the notebook is about to show it, which its own
         formatters then do."""
         # pyplot forgets the figure, so that it is not shown again.
         if "inline" in plt.get_backend().lower():

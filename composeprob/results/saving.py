@@ -118,8 +118,8 @@ def _opened(kind: type[Loaded], store: Store) -> Loaded:
 
 
 def _facts(path: Path, text: str) -> JSONObject:
-    """Facts in a file beside its arrays: every one, of the type that `Result` gives it,
-    and no other."""
+    """The facts beside a file's arrays: all facts of a `Result`, each of its type, and
+    no others."""
     with _damaged(path):
         facts = json.loads(text)
         _require(isinstance(facts, dict), "its facts are not a dict")
@@ -139,7 +139,8 @@ def _facts(path: Path, text: str) -> JSONObject:
 
 
 def _is_a(value: JSON, kind: Any) -> bool:
-    """Return whether a value as JSON reads it is of a type; its lists are tuples."""
+    """Return whether a value read from JSON is of a type; lists in JSON stand for
+    tuples."""
     origin = get_origin(kind)
     arguments = get_args(kind)
     if origin in (Union, UnionType):

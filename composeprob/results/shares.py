@@ -268,8 +268,8 @@ def _centred(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 def _principal_axes(
     points: Float[np.ndarray, "n dims"],
 ) -> Float[np.ndarray, "n axes"]:
-    """Orthonormal coordinates of points along the directions in which they vary, as
-    many as n points can support in a regression."""
+    """Orthonormal coordinates of points along the directions in which they vary; at
+    most as many as n points can support in a regression."""
     axes, spread, _ = np.linalg.svd(points, full_matrices=False)
     return axes[:, spread > 1e-6 * spread[0]][:, : len(points) // tuning.SHARES.fewest]
 

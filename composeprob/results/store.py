@@ -316,7 +316,7 @@ def write_json(path: Path, content: JSON) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, of which a reader never sees half; make its folder where there is
+    """Write a file so that a reader never sees half of it; make its folder if there is
     none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

@@ -107,8 +107,8 @@ def own_scores(
 def other_laws(
     scores: Mapping[str, OwnScore], log_snr: Float[np.ndarray, " levels"]
 ) -> Findings:
-    """The finding that chains follow scores of other distributions than the factors'
-    own samples, of factors whose score a line integral relied on."""
+    """The finding that scores on which a line integral relied do not match the factors'
+    own samples, so that chains follow other distributions."""
     wrong = {name: score for name, score in scores.items() if score.wrong}
     if not wrong:
         return []
@@ -140,7 +140,7 @@ class Moments(NamedTuple):
 
 
 def _compared(moments: Moments, n: int, members: int) -> OwnScore:
-    """The disagreement at level 0 by moments over n samples, from level 0 on."""
+    """The disagreement at level 0, judged by moments over n samples at all levels."""
     # Of many numbers the farthest one is more errors off by chance.
     errors = 2.0 if members == 1 else 4.0
     shift, off = _beyond_errors(moments, n, errors)

@@ -383,9 +383,10 @@ class RunCheckpoints:
     """The checkpoints of one run, written as it reports. Failed writes are reported,
     and never raised.
 
-    `saved` is the run in the folder, with ``drawn`` draws in so many ``seconds``; None
-    if there is none. ``shapes`` are the shapes and dtypes of a run that has started.
-    `failure` is the reason why the last one could not be written.
+    `saved` is the run in the folder, with `drawn` draws made in so many `seconds`; None
+    without a checkpoint. `stages.prepare` resumes from it. ``shapes`` are the shapes
+    and dtypes of a run that has started. `failure` is the reason why the last
+    checkpoint could not be written.
     """
 
     def __init__(self, state: State, checkpoint: Checkpoint, shapes: Run | None):

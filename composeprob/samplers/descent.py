@@ -348,8 +348,8 @@ class Descent:
         return self.onwards(run, state, context)
 
     def onwards(self, run: Run, state: LevelState, context: PhaseContext) -> Carry:
-        """Return the run and its level before the next phase, which may be the first
-        one of another level."""
+        """Return the run and its level before the next phase, which may be the first of
+        another level."""
         transition_over = state.phase == len(self.phases) - 1
         phase = jnp.where(transition_over, self.num_leading, state.phase + 1)
         turn = state.turn + transition_over
@@ -517,8 +517,8 @@ class Descent:
         return dataclasses.replace(fitted, fixed=fixed)
 
     def law(self, context: PhaseContext, above: Fit, here: Fit, both: Array) -> Step:
-        """Return the law of a step that follows from the fit at its start, or from
-        those at ``both`` of its ends."""
+        """Return the law of a step, by the fit at its start, or by those at ``both`` of
+        its ends."""
         first = above.controlled_slope
         s1 = context.start.variance
         s0 = context.end.variance

@@ -224,8 +224,8 @@ def _greatest_change(before: Points, after: Points) -> float:
 
 
 def _greatest_correlation(start: Points, after: Points, first: int) -> float:
-    """Return the greatest correlation of an entry, from ``first`` on, with where chains
-    began."""
+    """Return the greatest correlation, over entries from ``first`` on, between a
+    chain's present and initial values."""
     old = (start - start.mean(0, dtype=float))[:, first:]
     new = (after - after.mean(0, dtype=float))[:, first:]
     sizes = np.maximum(np.std(old, axis=0) * np.std(new, axis=0), 1e-30)

@@ -148,8 +148,11 @@ class Layout(eqx.Module):
 
     def unevaluated(self, density: AnnealedDensity, terms: bool = True) -> Evaluation:
         """Return an evaluation of one chain that is NaN throughout, for chains that
-        were not evaluated yet: so one executable, that of the levels, has the networks
-        in it, and not a second one that only starts the chains."""
+        were not evaluated yet.
+
+        So only one executable, that of the levels, has the networks in it; a start that
+        evaluated would be a second one.
+        """
 
         def evaluate(v: Array) -> Evaluation:
             return self.evaluate(density, v, 0, terms)

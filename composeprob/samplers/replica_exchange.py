@@ -231,7 +231,7 @@ class Rungs(Visits):
 
     @property
     def comes(self) -> Bool[Array, ""]:
-        """True while the turn leads replicas down to their rungs for the first time."""
+        """True while replicas come down to their rungs for the first time."""
         return self.turns < len(self.levels)
 
     @property
@@ -263,8 +263,8 @@ class Rungs(Visits):
 
     @property
     def partner(self) -> Int[Array, " rungs"]:
-        """Rung that each swaps with, even pairs and odd ones in turn; itself where it
-        has none."""
+        """Rung that each rung swaps with, even pairs and odd pairs in turn; itself for
+        a rung without a partner."""
         rungs = jnp.arange(len(self.levels))
         partner = rungs + jnp.where((rungs + self.plan.sweeps) % 2 == 0, 1, -1)
         exists = (partner >= 0) & (partner < len(rungs))
@@ -702,8 +702,8 @@ def equal_rejection(
 def distinct_levels(
     levels: Int[Array, " rungs"], num_levels: int
 ) -> Int[Array, " rungs"]:
-    """Return rising levels moved as little as it takes to be L different ones from 0 to
-    K − 1, these two among them."""
+    """Return L different, rising levels from 0 to K − 1, both included; they are moved
+    from these only where needed."""
     index = jnp.arange(len(levels))
     levels = index + jax.lax.cummax(levels - index)  # each above the one below it
     # And none so high that those above it have no room.

@@ -110,7 +110,7 @@ def _is_length(value: object) -> bool:
 
 
 class Step(eqx.Module):
-    r"""y' ~ N(y + U·G·Uᵀg, U·Q·Uᵀ), and what `correct` needs of both of its ends."""
+    r"""y' ~ N(y + U·G·Uᵀg, U·Q·Uᵀ), with the coefficients of `correct`."""
 
     # U, columns of length 1; None for the coordinate axes
     basis: Float[Array, "dims dims"] | None

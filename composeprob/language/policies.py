@@ -157,7 +157,7 @@ def bridge(schedule: Schedule, noise: Noise) -> Float[Array, ""]:
 def as_policy(name: str, policy: str | Policy | None) -> Policy | None:
     """The policy of this short name, or the policy itself.
 
-    Refused is any other value, and a policy that holds an array.
+    Any other value is refused, and so is a policy that holds an array.
     """
     if policy is None:
         return None

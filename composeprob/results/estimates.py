@@ -368,7 +368,7 @@ def _check_one_sample(name: str, fn: Any, sample: dict[str, Any]) -> None:
         raise WrongTypeError(
             f"The function of {name} must return real numbers; "
             f"of one sample it returned {a_kind(value)}.",
-            fix="return one of them or an array: "
+            fix="return a real number or an array of them: "
             f"result.{name}(lambda s: s[{site!r}]).",
         )
 

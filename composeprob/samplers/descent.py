@@ -142,8 +142,9 @@ def drift_of(evaluation: Evaluation, dims: int) -> DriftTerms:
 
 @dataclasses.dataclass(eq=False)
 class Descent:
-    """The phases of a sampler's levels under one density, while they are traced: its
-    loop is `phase`, around a run and its level in progress, from `blank` on.
+    """The phases of a sampler's levels under one density, while they are traced.
+
+    A loop begins with a run and the `blank` state of its level, and calls `phase`.
 
     Args:
         density: of all levels.

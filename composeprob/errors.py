@@ -1,8 +1,10 @@
 """The exceptions that composeprob raises on purpose.
 
-Each states what was found, where in the user's program, and how to fix it. All derive
-from `ComposeProbError`; each also derives from `ValueError` or `TypeError`, so that
-generic handlers keep working.
+Each states what was found, where in the user's program, and how to fix it. The place is
+the ``where`` that a site or statement recorded when the program ran; without one, the
+line of the innermost frame outside of libraries (`caller`). All derive from
+`ComposeProbError`; each also derives from `ValueError` or `TypeError`, so that generic
+handlers keep working.
 """
 
 from __future__ import annotations

@@ -48,8 +48,7 @@ class Noise(eqx.Module):
 
 
 class _LogSNR:
-    """`Schedule.log_snr` is a constructor on the class, and the array λ on an
-    instance."""
+    """`Schedule.log_snr`: a constructor on the class, the array λ on an instance."""
 
     def __get__(self, instance: Schedule | None, owner: type[Schedule]) -> Any:
         if instance is not None:
@@ -426,7 +425,8 @@ def _check_order(log_snr: np.ndarray) -> None:
 
 
 def _check_size(size: np.ndarray) -> None:
-    """Refuse levels whose √(α² + σ²) falls so far that α and σ are of two kinds.
+    """Refuse levels whose √(α² + σ²) falls far: their α and σ follow different
+    conventions.
 
     Variance-preserving levels keep it, straight ones lose a third at t = ½.
     """

@@ -56,7 +56,8 @@ def spell_out(*streams: object) -> None:
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
-    """Handle an encoding error: the replacement, and the position to go on from."""
+    """Handle an encoding error: return the replacement, and the position from which to
+    go on."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]

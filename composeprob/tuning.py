@@ -488,7 +488,7 @@ class _Findings(NamedTuple):
     non_finite_ceiling: float = 0.01
     # Discretisation error of the log-evidence, in nats, that is worth a finding.
     levels_error: float = 2.0
-    # Relative curl above which a score is no gradient.
+    # Relative curl above which a score is not a gradient.
     curl_ceiling: float = 0.1
     # Largest error of the steepness of a factor's score at samples of the factor, and
     # of twice its shift.

@@ -143,11 +143,11 @@ CASES = {
         lambda g: g.file(
             metadata={n: v for n, v in g.metadata.items() if n != "facts"}
         ),
-        "not a whole result",
+        "not a complete result",
     ),
     "facts that are not JSON": (
         lambda g: g.file(metadata=g.metadata | {"facts": "{"}),
-        "not a whole result",
+        "not a complete result",
     ),
     "facts that are a list": (
         lambda g: g.file(metadata=g.metadata | {"facts": "[]"}),

@@ -75,7 +75,7 @@ def test_a_saved_picture_is_sharp_unless_something_else_is_asked_for(moved, tmp_
 
 
 def test_kinds_that_cannot_be_drawn_say_why(moved):
-    words = r"no kind of picture 'corner'.*\n.*overview, samples, pairs"
+    words = r"Unknown kind of picture 'corner'.*\n.*overview, samples, pairs"
     refused(lambda: moved.plot("corner"), InvalidValueError, words)
     refused(
         lambda: make({"x": np.zeros((N, 8, 8))}).plot("pairs"),

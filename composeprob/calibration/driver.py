@@ -266,7 +266,7 @@ def _normalised_leaves(
             children.append(normalised)
         return factor.with_children(tuple(children))
     (leaf,) = leaves(factor)
-    # A factor that is no noised marginal, such as a constraint, is not a density at
+    # A factor that is not a noised marginal, such as a constraint, is not a density at
     # each level: only the whole has a normaliser.
     if "normalised" in leaf.capabilities or "exact_marginals" not in leaf.capabilities:
         return leaf

@@ -227,8 +227,8 @@ def _arguments(density: AnnealedDensity, given: Mapping[str, object]) -> dict[st
                 f"Which argument holds the data of {site!r} is not clear: its value is "
                 f"that of {candidates}.",
                 where=density.described.where,
-                fix=f"name the argument, data={{{site!r}: 'name'}}; what the program "
-                "computes of it must be one too.",
+                fix=f"name the argument, data={{{site!r}: 'name'}}; a value that the "
+                "program computes from its arguments must become an argument itself.",
             )
         arguments[site] = same[0]
     return arguments

@@ -293,7 +293,8 @@ def longer(density: AnnealedDensity, sampler: Sampler) -> Sampler | None:
 def shorter_steps(
     density: AnnealedDensity, sampler: Sampler, first: Result
 ) -> Sampler | None:
-    """Return the sampler with half the steps of the first run, and twice as many.
+    """Return the sampler with twice as many steps, each half as long as those of the
+    first run.
 
     Steps are halved of kernels whose distribution depends on the step: those without a
     Metropolis test, and those whose test is a quadrature. Other kernels keep theirs.
@@ -382,9 +383,9 @@ def score_checks(density: AnnealedDensity, result: Result, key: Array) -> list[s
         lines.append(f"curl of {name}: {curl:.2g} (a gradient has 0)")
     for name, scores in own_scores(density, positions, key).items():
         lines.append(
-            f"score of {name} at its own draws: {scores.steepness:.2g} times as steep "
-            f"as their spread says, shifted by {scores.shift:.2g} sd (1 and 0 are "
-            "right)"
+            f"score of {name} at the factor's own samples: {scores.steepness:.2g} "
+            f"times as steep as their spread says, shifted by {scores.shift:.2g} sd (1 "
+            "and 0 are right)"
         )
     return lines + _residual_checks(density, positions, key)
 

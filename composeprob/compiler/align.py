@@ -22,9 +22,12 @@ from composeprob.schedule import Noise, Schedule, check_schedule, log_snr_of
 
 
 def align(graph: Graph, schedule: Schedule | None = None) -> Graph:
-    """Every leaf evaluated at the program's levels: those of ``schedule``, else of the
-    first factor that knows only its own levels, else of the first factor. A factor that
-    has no level of the same log-SNR, or was not trained there, is refused."""
+    """Evaluate every leaf at the program's levels.
+
+    These are the levels of ``schedule``; without one, those of the first factor that
+    can be evaluated at its own levels only; else those of the first factor. A factor
+    that has no level of the same log-SNR, or was not trained there, is refused.
+    """
     if schedule is not None:
         check_schedule(schedule)
     levels = schedule or _default(graph)
@@ -44,8 +47,8 @@ def align(graph: Graph, schedule: Schedule | None = None) -> Graph:
 
 
 def _default(graph: Graph) -> Schedule:
-    """The levels of the factor that can be evaluated at no others, else of the
-    first."""
+    """The levels of the first factor that can be evaluated at its own levels only;
+    without such a factor, those of the first."""
     factors = [leaf.factor for site in graph.sites for leaf in leaves(site.root)]
     if not factors:
         # Nothing is noised: one level, in units of 1.
@@ -77,8 +80,8 @@ def _aligned(leaf: Leaf, schedule: Schedule, site: Site) -> Leaf:
 
 
 def _continuous(leaf: Leaf, wanted: Float[np.ndarray, " levels"], site: Site) -> Noise:
-    """The noise of a factor that was trained on a range of log-SNR, at the wanted
-    ones."""
+    """The noise, at each wanted log-SNR, of a factor that was trained on a range of
+    log-SNR."""
     low, high = leaf.factor.log_snr_range
     above = wanted > high + tuning.SAME_LOG_SNR
     below = wanted < low - tuning.SAME_LOG_SNR
@@ -103,8 +106,8 @@ def _continuous(leaf: Leaf, wanted: Float[np.ndarray, " levels"], site: Site) ->
 def _schedule_inside(
     leaf: Leaf, low: float, high: float, wanted: Float[np.ndarray, " levels"]
 ) -> str:
-    """A schedule that the leaf can follow, rounded inwards; for a window, in the
-    log-SNR of the canvas."""
+    """The fix that names a schedule inside the leaf's range of log-SNR, rounded
+    inwards; for a window, in the log-SNR of the canvas."""
     shift = math.log(leaf.averaged)
     low = math.ceil((max(low, wanted[-1]) - shift) * 100) / 100
     high = math.floor((min(high, wanted[0]) - shift) * 100) / 100
@@ -120,7 +123,7 @@ def _schedule_inside(
 
 
 def _discrete(leaf: Leaf, wanted: Float[np.ndarray, " levels"], site: Site) -> Noise:
-    """The noise of those of a factor's own levels that have the wanted log-SNR."""
+    """The noise of the factor's own levels that have the wanted log-SNR."""
     trained = leaf.factor.schedule
     own = log_snr_of(trained.alpha, trained.sigma)
     nearest = np.abs(own[None, :] - wanted[:, None]).argmin(axis=1)

@@ -288,9 +288,8 @@ def anneal(graph: Graph, traced: Traced) -> tuple[Graph, Likelihood]:
     if measured:
         shapes = {site.name: site.shape for site in graph.sites}
         powers = tempering(traced, measured, priors, shapes, graph.levels)
-        if powers.near is not None and any(
-            policies[name].network_free for name in measured
-        ):
+        network_free = any(policies[name].network_free for name in measured)
+        if powers.near is not None and network_free:
             graph = graph.noted(
                 "temper",
                 "tempered observations fall faster than any power of x/α, so they see "
@@ -301,7 +300,8 @@ def anneal(graph: Graph, traced: Traced) -> tuple[Graph, Likelihood]:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Observations that may be annealed in closed form, and all that decides on it.
+    """Observations that may be annealed in closed form, and the facts that decide which
+    of them are.
 
     Attributes:
         traced: the program.
@@ -387,7 +387,7 @@ class _Candidates:
     def no_moments(
         self, wanted: list[Observation], not_linear: dict[str, str]
     ) -> dict[str, str]:
-        """The observations among ``wanted`` that moments are impossible for, with the
+        """The ``wanted`` observations that cannot be annealed by moments, with the
         reason."""
         reasons = {}
         for o in wanted:
@@ -406,9 +406,11 @@ class _Candidates:
         return ByMoments(names, False, spectrum)
 
     def exact(self, names: list[str], reasons: dict[str, str]) -> Exact | None:
-        """These observations in closed form, without those that have a reason against
-        it. ``reasons`` gains those whose closed form turns out to be too large, or
-        whose derivative is not their slope."""
+        """The named observations in closed form; None if each has a reason against it.
+
+        ``reasons`` gains the observations whose closed form is too large, or whose
+        derivative is not their slope.
+        """
         # Each pass without success has added a reason, so the loop ends.
         while True:
             linear = tuple(name for name in names if name not in reasons)
@@ -423,7 +425,8 @@ class _Candidates:
 
 
 def _first_reason(o: Observation, reason_of: Callable[[str], str | None]) -> str | None:
-    """The first reason that a site gives which the observation looks at."""
+    """The first reason that ``reason_of`` gives for a site that the observation looks
+    at; None if it gives none."""
     for name in sorted(o.looks_at):
         reason = reason_of(name)
         if reason:

@@ -153,7 +153,7 @@ class _Builder:
             self._add_observation(statement)
 
     def _is_observation(self, statement: Statement) -> bool:
-        """Return whether an observed value is data, or depends on latents. A value that
+        """Return whether an observed value is data or depends on latents: a value that
         a handler gives to a site without parents is a constant of the program."""
         return bool(self.dependencies[statement.name]) or not statement.substituted
 
@@ -189,8 +189,11 @@ class _Builder:
         )
 
     def _labelled(self, leaf: Leaf) -> Leaf:
-        """The leaf with the author's variable as its label, else its own. The variable
-        may be of the factor before `given`, which makes a new one."""
+        """The leaf, labelled with the author's variable if there is one.
+
+        Networks are compared, not objects: the variable may hold the factor before
+        `given`, which makes a new factor.
+        """
         for factor, name in self.variables:
             if same_network(factor, leaf.factor):
                 return replace(leaf, label=name)
@@ -244,7 +247,7 @@ class _Builder:
 
     def _policy_without_sites(self) -> Policy:
         """The policy of an observation that looks at no noised site: its power rises
-        while there are such sites, and is 1 without."""
+        with the levels if the program has noised sites, and is 1 otherwise."""
         if any(s.kind == "noised" for s in self.latents.values()):
             return Rising()
         return Policy()
@@ -298,8 +301,8 @@ def draw() -> Provide:
 
 
 def reflected(latents: dict[str, Statement]) -> Provide:
-    """Values of latents on the real line at the other side of their location, of noised
-    ones 0; others as they were."""
+    """Latents reflected about their location: real-valued ones change side, noised ones
+    change sign, and all others keep their values."""
 
     def provide(kind: str, name: str, distribution: Distribution) -> Array:
         value = latents[name].value
@@ -326,8 +329,8 @@ def _normalised_weights(site: Site) -> list[str]:
     """The notes about mixtures whose weights did not sum to 1."""
     totals = dict.fromkeys(getattr(node, "total", 1.0) for node in walk(site.root))
     return [
-        f"weights of a mixture at {site.name} sum to {total:.6g}; divided by that to "
-        "be shares"
+        f"weights of a mixture at {site.name} sum to {total:.6g}; the shares are the "
+        "weights divided by this sum"
         for total in totals
         if abs(total - 1.0) > 1e-6
     ]
@@ -450,8 +453,8 @@ def _at_levels_of(root: Factor, site: Statement, evidence: Statement) -> Factor:
 
 
 def _evidence_root(evidence: Statement, site: Statement) -> Factor | None:
-    """A factor at a site; where plates are about them, a copy at each of their members
-    with the conditions that belong to it. None where a mask leaves no member."""
+    """The evidence factor at a site; in plates, one copy for each member, with that
+    member's conditions. None if a mask leaves no member."""
     shape = tuple(jnp.shape(site.value))
     factor = scaled(evidence)
     keep = mask(evidence)
@@ -467,7 +470,7 @@ def _evidence_root(evidence: Statement, site: Statement) -> Factor | None:
     running: set[str] = set()
 
     def of_kept(values: Any) -> Any:
-        """The rows of the members that count; one member alone is no plate."""
+        """The rows of the members that count; a single member needs no axis."""
         return values[kept] if len(kept) > 1 else values[kept[0]]
 
     def rows(value: Array, lead: int) -> Array:
@@ -504,8 +507,8 @@ def _evidence_root(evidence: Statement, site: Statement) -> Factor | None:
 def _from_latents(
     root: Factor, statement: Statement, parents: frozenset[str]
 ) -> Factor:
-    """The same expression, its leaves numbered as in the statement's factor (anew for
-    each copy in a plate)."""
+    """The expression, with its leaves numbered as in the statement's factor; each copy
+    in a plate begins anew."""
     count = itertools.count()
     size = len(factor_leaves(statement.factor))
 

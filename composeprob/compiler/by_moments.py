@@ -135,11 +135,12 @@ class ByMoments(eqx.Module):
             return x / noise.alpha + left * noise.alpha * score
 
         def spread(loading: Sites) -> Sites:
-            """V·Bᵀ·q of Bᵀ·q."""
+            """V·Bᵀ·q, given Bᵀ·q."""
             direction = {**jax.tree.map(jnp.zeros_like, xs), **loading}
             direction = jax.tree.map(lambda a: left * noise.alpha * a, direction)
             return jax.tree.map(denoised, direction, slope(direction))
 
+        # v, ε·(1 + s) and θ of the class's text.
         unit = left * (1 + first) / (1 + noise.variance)
         error = tuning.MOMENTS.error * (1 + noise.variance)
         trust = (1 - tuning.MOMENTS.least) / (1 + error**2)
@@ -205,7 +206,8 @@ def _log_normal(
         basis, spreads = jax.lax.stop_gradient((basis, spreads))
         loadings = jax.vmap(loaded)(basis)
         half = _products(loadings, spreads)
-        # The value of W, and of B·(V·Bᵀ) twice the derivative in B.
+        # ``half`` is W = B·(V·Bᵀ), but with the derivative in its first B alone; added
+        # to its transpose it has the whole derivative. The rest sets the value to W₊.
         value = jax.lax.stop_gradient(0.5 * (half + half.T))
         w = half + half.T - value + jax.lax.stop_gradient(_positive(value) - value)
         return (
@@ -252,7 +254,7 @@ def _log_normal(
 
 
 def _positive(w: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """½(W + |W|): the part of a symmetric W of eigenvalues above 0.
+    """½(W + |W|): the part of a symmetric W with positive eigenvalues.
 
     |W| = W·sign(W) by Newton and Schulz's iteration, in matrix products; of eigenvalues
     below 1/400 of the greatest the sign comes out between 0 and ±1."""
@@ -266,9 +268,11 @@ def _positive(w: Float[Array, "n n"]) -> Float[Array, "n n"]:
 def _log_along_first(
     whole: Float[Array, "n n"], least: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """⟨q, log(D + W)·q⟩ by Lanczos' quadrature, of D + W in the Krylov space of q,
-    where q is the first of the basis and D ≥ ``least``. Its derivative is that of W,
-    ⟨(D + W)⁻¹·q, dW·q⟩."""
+    """⟨q, log(D + W)·q⟩ by Lanczos' quadrature.
+
+    ``whole`` is D + W in a basis of the Krylov space of q that begins with q, and D ≥
+    ``least``. The derivative is that of W alone, ⟨(D + W)⁻¹·q, dW·q⟩.
+    """
     values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(whole))
     values = jnp.maximum(values, least)
     # Not the derivative of eigh, which divides by differences of eigenvalues.
@@ -283,9 +287,12 @@ def _krylov(
     spread: Callable[[Array], Sites],
     image: Callable[[Array, Sites], Array],
 ) -> tuple[Float[Array, "{count} m"], Sites]:
-    """An orthonormal basis of e, K·e, …, K^{n−1}·e, where n = ``count`` and K = D + W −
-    I, and V·Bᵀ·q = ``spread(q)`` of each q in it; zeros beyond the last one where the
-    space has fewer dimensions. ``image`` makes K·q of q and that."""
+    """An orthonormal basis of a Krylov space, and V·Bᵀ·q of each q in it.
+
+    The space is spanned by e, K·e, …, K^{n−1}·e with n = ``count`` and K = D + W − I;
+    where it has fewer dimensions the last rows are zeros. ``spread(q)`` is V·Bᵀ·q, and
+    ``image(q, spread(q))`` is K·q.
+    """
 
     def extend(
         i: Array, carry: tuple[Array, Array, Sites]
@@ -328,9 +335,12 @@ def _flat(sites: Sites) -> Float[Array, "n d"]:
 def eigendecomposed(
     traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites
 ) -> Eigen | None:
-    """The eigenvectors and eigenvalues of B·Bᵀ for observations that depend on noised
-    sites alone. None where a basis holds all directions, or there are too many of them,
-    or their λ are all alike, as those of a mask."""
+    """The eigenvectors and eigenvalues of B·Bᵀ, for observations that depend on noised
+    sites alone.
+
+    None where they are of no use: a basis holds all directions, or the λ are alike, as
+    those of a mask; and where there are too many directions.
+    """
     size = sum(traced.sizes(names))
     if not tuning.MOMENTS.directions < size <= tuning.MOMENTS.most:
         return None
@@ -404,8 +414,8 @@ def _score_product(factor: LeafFactor, x: Array) -> Array:
 def bent(
     traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites
 ) -> Bool[Array, " names"]:
-    """True for each observation of which a derivative was stopped or replaced: the
-    distance of A·x + b from it at x is large, relative to the terms of the sum."""
+    """True for each observation with a stopped or replaced derivative: A·x + b differs
+    from its value at x, relative to the terms of the sum."""
     moments_at = traced.moments_at(names, xs, jax.random.key(0))
 
     def residuals(at: Sites) -> list[Array]:

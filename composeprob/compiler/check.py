@@ -59,8 +59,8 @@ def _check_network(leaf: Leaf, site: Site) -> None:
 
 
 def _shared_conditions(leaf: Leaf) -> str:
-    """The fix for conditions that are arrays and that all members of a plate share, as
-    one for each may have been meant; empty where there are none."""
+    """The fix for array conditions that all members of a plate share, as one value for
+    each member may have been meant; empty without such conditions."""
     if not leaf.plates:
         return ""
     running = {name for plate in leaf.plates for name in plate.names}
@@ -73,14 +73,14 @@ def _shared_conditions(leaf: Leaf) -> str:
         return ""
     return (
         f"in a plate of {leaf.plates[-1].count} members condition {', '.join(shared)} "
-        "is one value for all of them: for one each give it a first axis of that size. "
-        "Otherwise "
+        "is one value for all of them: for a value for each member, give it a first "
+        "axis of that size. Otherwise "
     )
 
 
 def capabilities(graph: Graph) -> frozenset[str]:
-    """The capabilities of the program's density: those of every noised site, without
-    those that observations take away.
+    """The capabilities that all noised sites offer, less those that observations take
+    away.
 
     ``feynman_kac`` is there where every site has a marginal part with a rate, and the
     rest, which enters the weights by its values, can be trusted between modes. Where
@@ -117,8 +117,8 @@ has_rate.rule(Product)(lambda node, parts: all(parts))
 
 @has_rate.rule(Mixture)
 def _rate_of_mixture(node: Mixture, parts: list[bool]) -> bool:
-    """Its parts must be normalised: with unknown constants that change from level to
-    level its shares would drift, and no rate describes that."""
+    """A mixture has a rate if its components are normalised: unknown constants that
+    change with the level would make its shares drift, which no rate describes."""
     return all(parts) and all(
         "normalised" in leaf.factor.capabilities for leaf in leaves(node)
     )
@@ -134,8 +134,8 @@ def _leaf_capabilities(leaf: Leaf, _: list[frozenset[str]]) -> frozenset[str]:
 
 @node_capabilities.rule(Product)
 def _product_capabilities(node: Product, parts: list[frozenset[str]]) -> frozenset[str]:
-    """Its normaliser is unknown, unless it was calibrated, and its level-k density is
-    not a noised marginal."""
+    """The capabilities of a product: its normaliser is unknown unless it was
+    calibrated, and its density at level k is not a noised marginal."""
     # The product of noised densities is not the noised product.
     offered = frozenset.intersection(*parts) - {"normalised", "exact_marginals"}
     return offered | {"normalised"} if node.calibrated else offered
@@ -143,7 +143,8 @@ def _product_capabilities(node: Product, parts: list[frozenset[str]]) -> frozens
 
 @node_capabilities.rule(Mixture)
 def _mixture_capabilities(node: Mixture, parts: list[frozenset[str]]) -> frozenset[str]:
-    """A mixture of normalised parts with shares keeps all capabilities."""
+    """The capabilities of a mixture: all that its components share, if they are
+    normalised."""
     common = frozenset.intersection(*parts)
     if "energy" not in common:
         names = ", ".join(leaf.name for leaf in leaves(node))

@@ -1,5 +1,4 @@
-"""The prior of noised sites as mixtures of Gaussians, where its factors are such; else
-the reason why not."""
+"""The prior of noised sites as mixtures of Gaussians, or the reason against it."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ class Prior:
 
 
 def refuse(node: Factor, *_: object) -> NoReturn:
-    """The rule of kinds of nodes that have none."""
+    """Refuse a kind of node that has no rule."""
     kind = type(node).__name__.lower()
     raise NotGaussian(f"{_with_article(kind)} is not one")
 
@@ -136,9 +135,12 @@ def _sorted(mixture: Gaussians) -> Gaussians:
 
 
 def mixtures_of(leaf: Leaf, boxes: bool = False) -> list[Gaussians]:
-    """The mixtures over different entries of its event that a leaf is without noise, of
-    a constant none; `NotGaussian` with the reason where it is something else. With
-    ``boxes`` a box counts as a point: its noised tails are those of the noise."""
+    """The density of a leaf without noise: Gaussian mixtures over different entries of
+    its event.
+
+    A constant has no mixture. Another density raises `NotGaussian` with the reason.
+    With ``boxes`` a box counts as a point: its noised tails are those of the noise.
+    """
     factor = leaf.factor
     name = leaf.label
     if factor.traits.constant:
@@ -197,8 +199,8 @@ def alike(part: Gaussians) -> bool:
 
 
 def connected(members: Sequence[Int[np.ndarray, " _"]]) -> list[Int[np.ndarray, " _"]]:
-    """Indices of sets of whole numbers, grouped with those that they share some with,
-    in order of the groups' first."""
+    """Indices of sets of integers, grouped so that sets with a common number are in one
+    group; groups in the order of their first set."""
     count = len(members)
     columns = np.concatenate([np.zeros(0, int), *members])
     sizes = np.array([len(member) for member in members], int)

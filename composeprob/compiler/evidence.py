@@ -1,5 +1,5 @@
-"""Evidence at a site: the plates about it, the members of them that count, and the axes
-of its conditions that are theirs."""
+"""Evidence at a site: its plates, the members that count, and the axes of its
+conditions that run over the plates."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def scaled(evidence: Statement) -> Factor:
             f"The factor {evidence.name!r} is scaled by an array, and a factor has one "
             "power.",
             where=evidence.where,
-            fix="scale by one number; what members count differently for is a "
-            "condition of the factor.",
+            fix="scale by one number; where members count differently, make that "
+            "number a condition of the factor.",
         )
     return power(evidence.factor, float(evidence.scale))
 
 
 def mask(evidence: Statement) -> Bool[np.ndarray, "*plates"]:
-    """True for the members of its plates that count, of a shape that broadcasts to
-    theirs."""
+    """Mask of a piece of evidence: True for the members of its plates that count, in a
+    shape that broadcasts to the plates'."""
     # Each mask wraps the distribution in one more layer; a member counts where all do.
     keep = np.ones((), bool)
     for layer in layers(evidence.distribution):
@@ -56,7 +56,8 @@ def mask(evidence: Statement) -> Bool[np.ndarray, "*plates"]:
             raise ProgramError(
                 f"The mask of {evidence.name!r} is not known before compilation.",
                 where=evidence.where,
-                fix="make it of data, with NumPy: what it leaves out is not evaluated.",
+                fix="make it of data, with NumPy: members that it leaves out are not "
+                "evaluated.",
             )
         keep = keep & np.asarray(mask, bool)
     return keep
@@ -78,8 +79,8 @@ def plates(evidence: Statement, site: Statement) -> dict[str, int]:
             f"of site {site.name!r} has the shape {value}.",
             where=evidence.where,
             fix="use a factor over events of that shape, or cp.window for one that "
-            "sees a part of them; one of all members together stands outside of their "
-            "plate.",
+            "sees a part of them; a factor over all members together stands outside of "
+            "their plate.",
         )
     outer = evidence.distribution.batch_shape
     depth = max(len(inner), len(outer))
@@ -118,16 +119,16 @@ def _misplaced(
         f"The factor {evidence.name!r} stands in {stands}, where its site "
         f"{site.name!r} has {has}.",
         where=evidence.where,
-        fix="write it within its site's plates, and others inside of these; a mask has "
-        "the axes of the plates.",
+        fix="write it within its site's plates, with further plates inside of these; a "
+        "mask has the axes of the plates.",
     )
 
 
 def plate_axes(
     evidence: Statement, leaf: LeafFactor, about: dict[str, int]
 ) -> dict[str, int]:
-    """For each condition of a leaf, the number of its leading axes that are those of
-    the plates ``about`` it, as `plates` gives them."""
+    """Number of leading axes of each condition that run over the plates ``about`` a
+    leaf, as `plates` returns them."""
     axes = {}
     for name, value in leaf.fixed.items():
         axes[name] = _leading(evidence, name, jnp.shape(value), about)
@@ -137,8 +138,8 @@ def plate_axes(
 def _leading(
     evidence: Statement, name: str, shape: tuple[int, ...], about: dict[str, int]
 ) -> int:
-    """The number of leading axes of a condition that are those of the innermost plates,
-    0 where it is the same for all members.
+    """Number of leading axes of a condition that run over the innermost plates; 0 for a
+    condition that all members share.
 
     Axes are matched from the right, as NumPyro's batches are: of plates (sessions,
     subjects) a condition has one value for each pair with the axes (sessions, subjects,
@@ -178,8 +179,8 @@ def _fits(leading: tuple[int, ...], batch: tuple[int, ...]) -> bool:
 
 
 def of_one_member(evidence: Statement, site: Statement) -> Factor:
-    """The factor with the conditions of the first member of its plates: those that one
-    evaluation has."""
+    """The factor with the conditions of the first member of its plates, as one
+    evaluation receives them."""
     about = plates(evidence, site)
 
     def of_first(leaf: LeafFactor) -> LeafFactor:

@@ -62,8 +62,11 @@ class Measurement(NamedTuple):
 
 
 class LogDensities(NamedTuple):
-    """Places in the (3,) numbers that a group is worth, as one array so that one
-    transposed pass gives the gradient of any of them."""
+    """Three log-densities of a group.
+
+    They are computed as one array of shape (3,), so that a single transposed pass gives
+    the gradient of any of them.
+    """
 
     exact: Array | float  # log p(y | x)
     clean: Array | float  # log p(y | x₀ = x/α)
@@ -137,10 +140,11 @@ def _log_densities(
     # σ²·A·K·Aᵀ = blur·blurᵀ: kept apart from Σ, which may be far smaller than it, or
     # rounding would cost hundreds of nats.
     blur = noise.sigma * loadings * jnp.sqrt(gain)[..., None, :]
-    predicted = (group.means + alpha * step) @ a.T
+    predicted = (group.means + alpha * step) @ a.T  # A·m_j
     of_y = log_normal_of_sum(y - predicted, instrument, blur)
     no_blur = jnp.zeros_like(y)[:, None]
     clean = log_normal_of_sum(y - a @ (x / alpha), instrument, no_blur)
+    # p(y | x): the mean over components under their responsibilities for x.
     exact = jax.nn.logsumexp(jax.nn.log_softmax(of_x) + of_y)
     return jnp.stack(LogDensities(exact, clean, jax.nn.logsumexp(of_x)))
 
@@ -224,7 +228,7 @@ class Exact(eqx.Module):
         log_exact, log_clean, _ = terms
 
         def gradient(weights: LogDensities) -> Sites:
-            """The gradient of a sum of the terms with these weights."""
+            """The gradient of the log-densities' sum under these weights."""
             of_x, of_z = pull(jnp.asarray(weights, terms.dtype))
             return {**of_x, **of_z}
 
@@ -337,8 +341,10 @@ def grouped(
     bridged: bool,
     reasons: dict[str, str],
 ) -> Exact | None:
-    """The measurements sorted into groups that share nothing; None after a reason
-    against some was added."""
+    """The measurements, sorted into groups that share no entry.
+
+    None if the closed form of an observation is impossible: ``reasons`` then gains it.
+    """
     structure = _structure(traced, names, shapes, xs)
     depends, correlated, errors = (np.asarray(a) for a in structure)
     # The observation that each row of the measurement belongs to.
@@ -378,7 +384,8 @@ def grouped(
 
 
 def _mixtures(shapes: Shapes, priors: Mapping[str, Prior | str]) -> list[Gaussians]:
-    """The priors' mixtures over different entries of all noised sites side by side."""
+    """The priors' mixtures, with the entries of all noised sites counted one site after
+    another."""
     mixtures = []
     offset = 0
     for name, shape in shapes:
@@ -400,8 +407,8 @@ def _no_entries() -> Gaussians:
 def _structure(
     traced: Traced, names: tuple[str, ...], shapes: Shapes, xs: Sites
 ) -> tuple[Bool[Array, "m d"], Bool[Array, "m m"], Float[Array, "4 m"]]:
-    """True for the entries of A, and for those of Σ, that can be other than zero; and
-    for some draws of the static sites the error of A·x + b at x."""
+    """Masks of the entries of A and of Σ that can be non-zero, and the error of A·x + b
+    at x for some draws of the static sites."""
 
     def at_draw(key: Array) -> tuple[Array, Array, Array]:
         moments_at = traced.moments_at(names, xs, key)

@@ -26,7 +26,8 @@ experts as one."""
 
 
 def expert(node: Factor) -> Raised:
-    """The node itself, where its density at every level is that of its noised draws."""
+    """The node itself, if its density at every level is that of its noised draws; else
+    nothing."""
     if "exact_marginals" not in node_capabilities(node):
         return []
     return [(node, 1.0)]
@@ -39,8 +40,11 @@ def _leaf(leaf: Leaf, _: list[Raised]) -> Raised:
 
 @experts_of.rule(Product)
 def _product(node: Product, operands: list[Raised]) -> Raised:
-    """In a plate there is one factor, and the powers of its n uses are equal; mixtures
-    in it are not examined."""
+    """Experts of the operands, to the product's powers.
+
+    In a plate there is one factor, and the powers of its n uses are equal; mixtures in
+    a plate are not examined.
+    """
     raised = []
     for operand, w in zip(operands, node.powers, strict=False):
         for child, power in operand:
@@ -51,8 +55,8 @@ def _product(node: Product, operands: list[Raised]) -> Raised:
 
 @experts_of.rule(Mixture)
 def _mixture(node: Mixture, operands: list[Raised]) -> Raised:
-    """A mixture as a whole: that a component is improbable at a sample is the purpose
-    of a mixture."""
+    """A mixture as a whole, not its components: a component may be improbable at a
+    sample of the mixture."""
     return expert(node) if all(operands) else []
 
 
@@ -103,8 +107,8 @@ def _described(node: Factor, power: float, site: Site) -> Expert:
 
 
 def _members(region: Region | Cells | None, size: int) -> int:
-    """The number of sets of cells, like members of a plate, where each of the site's
-    entries is in one of them; else 1."""
+    """Number of sets of cells, which count like members of a plate if every entry of
+    the site is in one set; else 1."""
     if not isinstance(region, Cells):
         return 1
     cells = region.array

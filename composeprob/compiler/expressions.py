@@ -43,8 +43,8 @@ Values = TypeVar("Values")
 
 
 class Scattered(eqx.Module):
-    """Scores of factors that see a few cells each of a site, before they are spread
-    over the site: spread, n members of n cells would be n² numbers.
+    """Scores of factors that see a few cells of a site each, before they are spread
+    over the site: n members of n cells would take n² numbers there.
 
     Attributes:
         values: the scores, with the axes of plates in front.
@@ -73,8 +73,8 @@ class Scattered(eqx.Module):
         return scores.reshape(self.cells.shape[:-1] + self.shape)
 
     def total(self, over_sets: bool) -> Array | Scattered:
-        """The sum over the leading axis, which runs over sets of cells, or over uses of
-        the same ones."""
+        """The sum over the leading axis: ``over_sets`` of cells, or over uses of the
+        same cells."""
         if over_sets:
             return self.sum
         values = jnp.sum(self.values, axis=0)
@@ -117,7 +117,7 @@ class Expression(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
-        """Its value, given the leaves' outputs and the level's noise."""
+        """The node's value, given the leaves' outputs and the level's noise."""
 
     @property
     def drawable(self) -> bool:
@@ -175,8 +175,8 @@ class Operands(eqx.Module):
         noise: Noise,
         term: Callable[[NodeValue, int], NodeValue],
     ) -> NodeValue:
-        """The values of ``term``, a function of the value and index of an operand, of
-        all operands along a leading axis; None where one has none."""
+        """``term(value, index)`` of every operand, stacked along a leading axis; None
+        in the fields that an operand lacks."""
         if self.plate is not None:
             return self._in_plate(outputs, noise, term)
         terms = []
@@ -251,8 +251,11 @@ def _leaf(leaf: Leaf, _: list[Expression], site_shape: tuple[int, ...]) -> Expre
 
 
 class ProductExpression(Expression):
-    """Π_i f_i^{w_i}. The powers, of a plate one for all, are arrays, so that other
-    powers reuse the compiled code."""
+    """Π_i f_i^{w_i}.
+
+    The powers are arrays, so that other powers reuse the compiled code; the operand of
+    a plate has one power for all of its members.
+    """
 
     operands: Operands
     powers: Float[Array, " n"] | Growth
@@ -473,9 +476,12 @@ def rows_of(batch: Group) -> dict[str, Array]:
 def in_plates(
     rows: Float[Array, "rows ..."], counts: tuple[int, ...]
 ) -> Float[Array, "*plates *event"]:
-    """The rows of one member with an axis for each of its plates in the place of
-    theirs. `jax.vmap` moves axes about for a reshape, which is left out where it can
-    be."""
+    """The rows of one member, with an axis for each of its plates in place of the rows'
+    axis.
+
+    `jax.vmap` moves axes about for a reshape, so it is left out where it changes
+    nothing.
+    """
     if not counts:
         return rows[0]
     if len(counts) == 1:
@@ -486,8 +492,11 @@ def in_plates(
 def in_rows(
     events: Float[Array, "*sets"], member: Member, shape: tuple[int, ...]
 ) -> Float[Array, "rows ..."]:
-    """A row for each value of a member's plates, of its events with an axis for each of
-    those over sets of cells."""
+    """A row for each value of a member's plates.
+
+    ``events`` have an axis for each plate over sets of cells; plates over data share
+    the event.
+    """
     events = events.reshape(_axes_of_sets(member) + shape)
     return jnp.broadcast_to(events, member.counts + shape).reshape(-1, *shape)
 
@@ -518,8 +527,7 @@ def project(
     region: Region | Cells | None,
     event_shape: tuple[int, ...],
 ) -> Float[Array, "*sets"]:
-    """P x: the leaf's event; of cells with an axis for each of the plates over their
-    sets in front."""
+    """P x: the leaf's event; of cells, with a leading axis for each plate over sets."""
     if region is None:
         return x
     if isinstance(region, Cells):
@@ -559,7 +567,8 @@ def placed(
 
 
 def _axes_of_sets(member: Member) -> tuple[int, ...]:
-    """A member's plates as axes: of their counts for sets of cells, of 1 for data."""
+    """A member's plates as axes: an axis of its count for a plate over sets of cells,
+    and one of length 1 for a plate over data."""
     axes = [1] * len(member.plates)
     for i, plate in enumerate(member.plates):
         if plate.cells:

@@ -28,8 +28,7 @@ from composeprob.ir.render import formula
 
 
 def grow(graph: Graph) -> Graph:
-    """Every product whose factors allow it with exponents that grow, and a note of
-    each.
+    """Give growing exponents to every product whose factors allow it, and note each.
 
     The exponents e from which they grow leave the noisiest level the noise of a single
     factor where they can. A factor that multiplies has a power of at most 1 there. A
@@ -49,7 +48,8 @@ def grow(graph: Graph) -> Graph:
 
 
 def _notes(node: Factor, site: str) -> list[str]:
-    """The factors of a node whose exponents grow, with the first and last of each."""
+    """Text for each factor of a node whose exponent grows: its first and its last
+    exponent."""
     growth = growth_of(node)
     if growth is None:
         return []
@@ -106,8 +106,8 @@ def _is_calibrated(factor: Factor) -> bool:
 def _start(
     powers: Float[np.ndarray, " n"], noise_powers: Float[np.ndarray, "n d"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """e and κ of a product, of its powers, and its factors' powers of noise at each
-    entry."""
+    """Exponents e and sharpnesses κ of a product at the noisiest level, by its powers
+    and its factors' powers of noise at each entry; see `Growth`."""
     # A factor with no power of noise anywhere, such as a classifier or a constant,
     # keeps its exponent.
     present = noise_powers != 0

@@ -1,6 +1,5 @@
-"""Latents: the factors whose normaliser allows that they depend on latents, and the
-latents that are held where it is unknown; the unconstrained coordinates of static
-sites, by the prior's bijection or by its own location and scale."""
+"""Latents: factors that may depend on them, latents that are held at their prior draws,
+and the unconstrained coordinates of static sites."""
 
 from __future__ import annotations
 
@@ -29,9 +28,11 @@ Dependencies = Mapping[str, frozenset[str]]
 def held_for(
     site: Statement, statements: Statements, dependencies: Dependencies
 ) -> frozenset[str]:
-    """The static sites that must be held at their prior draws so that the factor of a
-    noised site may depend on latents. Refused where ancestral order is not the
-    program's distribution, and where the factor depends on a noised site.
+    """The static sites that must be held at their prior draws, because the factor of a
+    noised site depends on latents.
+
+    Refused if ancestral order is not the program's distribution, or if the factor
+    depends on a noised site.
 
     A factor that is a density whatever its parameters are (`stays_normalised`) needs
     none. For any other f(x; c) the program means p(c)·f(x; c)/Z(c) with Z unknown: no
@@ -70,8 +71,8 @@ stays_normalised.rule(Mixture)(lambda node, parts: node.calibrated and all(parts
 def _check_ancestral(
     site: Statement, others: str, statements: Statements, dependencies: Dependencies
 ) -> None:
-    """Refuse a factor of unknown normaliser where its parents' priors are not their
-    distribution in the program."""
+    """Refuse a factor of unknown normaliser if its parents do not follow their priors
+    in the program."""
     sentence = (
         f"The factor at site {site.name!r} depends on the unobserved latent {others}: "
         "its unknown normaliser would depend on it too"
@@ -92,7 +93,7 @@ def _check_ancestral(
         )
 
     def neighbours(here: str) -> list[str]:
-        """The statements that one depends on, or that depend on it."""
+        """The statements that a statement depends on, or that depend on it."""
         return [n for n in kinds if n in dependencies[here] or here in dependencies[n]]
 
     # Data change the parents' distribution however they are connected to them.
@@ -120,7 +121,7 @@ def ancestors(name: str, dependencies: Dependencies) -> list[str]:
 
 
 def _reached(pending: list[str], neighbours: Callable[[str], list[str]]) -> list[str]:
-    """All statements that are connected to these, the nearest first."""
+    """All statements that are reached from the ``pending`` ones, the nearest first."""
     reached: list[str] = []
     while pending:
         current = pending.pop(0)
@@ -157,8 +158,8 @@ def located(distribution: Distribution) -> bool:
 
 
 def place_of(distribution: Distribution) -> tuple[Array, Array] | None:
-    """Location and scale of a prior in its usual coordinate, which normal and
-    log-normal ones have; None of others."""
+    """Location and scale of a normal or log-normal prior in its usual coordinate; None
+    for other priors."""
     base, transforms = _base(distribution)
     # In other coordinates the prior is not the base shifted and stretched.
     usual = [type(transform) for transform in transforms] in ([], [ExpTransform])
@@ -168,8 +169,8 @@ def place_of(distribution: Distribution) -> tuple[Array, Array] | None:
 
 
 def _has_location(distribution: Distribution) -> bool:
-    """Return whether it is a distribution on the real line that a location and a scale
-    shift and stretch."""
+    """Return whether a distribution belongs to a location–scale family on the real
+    line."""
     kinds = (
         dist.Cauchy,
         dist.Gumbel,
@@ -182,7 +183,7 @@ def _has_location(distribution: Distribution) -> bool:
 
 
 def _base(distribution: Distribution) -> tuple[Distribution, list[Transform]]:
-    """The distribution inside plates' expansions, masks and transforms, and these
+    """The distribution inside of plates' expansions, masks and transforms; and these
     transforms."""
     wrappers = (dist.ExpandedDistribution, dist.MaskedDistribution, dist.Independent)
     # The transforms of an inner distribution are applied first.

@@ -41,8 +41,8 @@ from composeprob.factors.equations import (
 
 
 class Kind(enum.IntEnum):
-    """The kind of a value, from the simplest on: a function of others is at least of
-    their kind."""
+    """The kind of a value, from simple to complex: a function of several values is at
+    least of the kind of each."""
 
     KNOWN = 0
     LATENT = 1
@@ -97,8 +97,8 @@ class Linearity(Walk[Value]):
         self.loops = loops
 
     def any_latent(self, like: Aval) -> Value:
-        """A function of latents with random numbers for its values, different ones in
-        every pass of a loop."""
+        """A function of latents, with random numbers for its values: different numbers
+        in every pass of a loop."""
         if not jnp.issubdtype(like.dtype, jnp.inexact):
             return Value(Kind.LATENT)
         return Value(Kind.LATENT, self._random(like))
@@ -113,8 +113,11 @@ class Linearity(Walk[Value]):
         return super().equation(eqn, given)
 
     def otherwise(self, eqn: JaxprEqn, given: list[Value]) -> list[Value]:
-        """The rule of primitives that have none of their own: they keep a kind that
-        they are linear in, and give random numbers to functions of latents."""
+        """The rule of primitives without a rule.
+
+        An operand's kind is kept if the primitive is linear in it; random numbers stand
+        for a nonlinear function of latents.
+        """
         kind = _kind(given)
         avals = [aval(variable) for variable in eqn.outvars]
         if kind == Kind.OTHER:
@@ -164,7 +167,12 @@ class Linearity(Walk[Value]):
         return _values(Kind.LATENT, rebind(eqn, [covariance]))
 
     def _solution(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
-        """With random numbers in its matrix the equation would have no solution."""
+        """A triangular or other solve whose matrix depends on latents: a linear
+        function of its right side.
+
+        Random numbers in the matrix would leave the equation without a solution, so no
+        slope is computed.
+        """
         count = sum(eqn.params["const_lengths"])
         if (_kind(given[:count]), _kind(given[count:])) != (Kind.LATENT, Kind.LINEAR):
             return None
@@ -190,8 +198,8 @@ class Linearity(Walk[Value]):
         ]
 
     def _random(self, like: Aval | Array) -> Array:
-        """Random numbers off 0, of modulus 0.5 to 1.5; different ones in every pass of
-        the loops around."""
+        """Random numbers of modulus 0.5 to 1.5, so never near 0: different numbers in
+        every pass of the loops around."""
         shape = (*(length for length, _ in self.loops), *like.shape)
         drawn = self.rng.uniform(0.5, 1.5, shape) * self.rng.choice([-1.0, 1.0], shape)
         phase: Any = 1.0
@@ -239,7 +247,7 @@ class Linearity(Walk[Value]):
         return Value(Kind.LINEAR, mask * self._random(like))
 
     def _raised(self, value: Value, to: Value, like: Aval) -> Value:
-        """A value as one of a kind that is not simpler."""
+        """The value, as one of a kind that is at least as complex."""
         if value.kind == to.kind:
             return Value(value.kind, value.array, to.why)
         if to.kind == Kind.LATENT:
@@ -316,8 +324,8 @@ class Linearity(Walk[Value]):
         return [*last, *_swapped(stacked)]
 
     def _while(self, eqn: JaxprEqn, given: list[Value]) -> list[Value] | None:
-        """The number of passes is unknown, so a linear value may depend on every input
-        of the loop."""
+        """The rule of a while loop: the number of passes is unknown, so a linear value
+        may depend on every input of the loop."""
         if _kind(given) <= Kind.LATENT:
             return None
         first = eqn.params["cond_nconsts"]
@@ -379,7 +387,7 @@ def _without_array(value: Value) -> Value:
 
 
 def _swapped(rows: Sequence[Value]) -> list[Value]:
-    """Slopes with the axis of a loop in front of that of x's entries, or back."""
+    """Slopes with a loop's axis moved in front of the axis of x's entries, or back."""
     swapped = []
     for row in rows:
         if row.kind == Kind.LINEAR:
@@ -389,8 +397,8 @@ def _swapped(rows: Sequence[Value]) -> list[Value]:
 
 
 def _is_linear(eqn: JaxprEqn, places: Sequence[int]) -> bool:
-    """Return whether an equation is linear, up to a constant, in these operands
-    together, given the others.
+    """Return whether an equation is linear in these operands jointly, up to a constant,
+    with the others given.
 
     It is where JAX transposes it with respect to these, and a number comes out as it is
     but for rounding.
@@ -446,8 +454,8 @@ def _transposes(
 
 
 def _holds(dtype: np.dtype) -> bool:
-    """Return whether numbers of a type are those of a line but for rounding: integers
-    are not, nor are types of fewer than 16 bits."""
+    """Return whether a type's numbers behave like real numbers but for rounding;
+    integers, and types of fewer than 16 bits, do not."""
     return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 16
 
 

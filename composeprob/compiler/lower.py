@@ -242,9 +242,9 @@ class Evaluator(eqx.Module):
     def _log_statements(
         self, xs: Sites, zs: Sites, noise: Noise, factors: FactorValues | None
     ) -> tuple[Array, tuple[FactorValues, Array, Array]]:
-        """Logarithm of all that gives latents their scores: priors, observations and
-        the factors that latents move. Where ``factors`` is None they are evaluated
-        here."""
+        """The log-density of all terms that give latents their scores: priors,
+        observations and the factors that latents move. With ``factors`` None, factors
+        are evaluated here."""
         if factors is None:
             factors = self._factors(xs, zs, noise)
         # Tweedie: E[x₀ | x] = (x + σ²·∇log F)/α.
@@ -268,7 +268,7 @@ class Evaluator(eqx.Module):
     def _outputs(
         self, position: Sites, level: Array | int
     ) -> tuple[Noise, Sites, Sites, OnDemand]:
-        """As `_split`, and the leaves' values there."""
+        """The results of `_split`, and the leaves' values at the position."""
         noise, xs, zs = self._split(position, level)
         return noise, xs, zs, OnDemand(self._batches(zs, noise), xs, noise)
 
@@ -305,11 +305,10 @@ class Evaluator(eqx.Module):
 
     def user_potential(self, position: Sites, level: Array | int) -> Float[Array, ""]:
         noise, xs, zs, outputs = self._outputs(position, level)
-        energies = [
-            energy(outputs, noise).log_density
-            for energy in self.energies.values()
-            if energy is not None
-        ]
+        energies = []
+        for energy in self.energies.values():
+            if energy is not None:
+                energies.append(energy(outputs, noise).log_density)
         _, log_likelihood = self.likelihood(
             xs, {}, zs, self.schedule, noise, network_free=True
         )
@@ -416,11 +415,11 @@ class Evaluator(eqx.Module):
 
     def _draws(self, name: str) -> list[tuple[int, Expression]]:
         """Indices and expressions of the site's experts that have exact draws."""
-        return [
-            (i, e.expression)
-            for i, e in enumerate(self.experts)
-            if e.site == name and e.drawn
-        ]
+        draws = []
+        for i, expert in enumerate(self.experts):
+            if expert.site == name and expert.drawn:
+                draws.append((i, expert.expression))
+        return draws
 
     def draw_static(self, key: Array, xs: Sites) -> Sites:
         return self.likelihood.draw(key, xs)
@@ -456,8 +455,8 @@ class Evaluator(eqx.Module):
 
 
 def _marginal_scores(position: Sites, factors: FactorValues) -> tuple[Sites, Sites]:
-    """∇ log F, zero at static sites, and its part that the statements' gradient lacks:
-    the scores of the factors that no latent moves."""
+    """∇log F, zero at static sites; and the part of it that the statements' gradient
+    lacks, the scores of the factors that no latent moves."""
     scores = {}
     unmoved_scores = {}
     for name, value in position.items():
@@ -476,8 +475,8 @@ def _is_conditional_prior(batch: Group) -> bool:
     latents."""
     (_, region, plates), *others = batch.members
     whole = not others and region is None and not plates
-    known = getattr(batch.factor, "distribution", None) is not None
-    return batch.latent is not None and whole and known
+    has_distribution = getattr(batch.factor, "distribution", None) is not None
+    return batch.latent is not None and whole and has_distribution
 
 
 def _frame(batch: Group, shape: tuple[int, ...], noise: Noise) -> Frame:
@@ -522,15 +521,15 @@ def _or_nan(value: Array | None) -> Float[Array, ""]:
 
 
 def _sum(terms: Iterable[Array | None]) -> Float[Array, ""]:
-    """The sum of scalars that all have values, as the log-densities of energies,
-    likelihoods and factors that depend on latents do."""
+    """The sum of scalars that all have values, such as log-densities of energies,
+    likelihoods and factors that depend on latents."""
     total = _total(terms)
     assert total is not None
     return total
 
 
 def _total(terms: Iterable[Array | None]) -> Float[Array, ""] | None:
-    """The sum of scalars; None where one of them has no value."""
+    """The sum of scalars; None if one of them is None."""
     total = jnp.zeros((), jnp.result_type(float))
     for term in terms:
         if term is None:
@@ -595,8 +594,10 @@ def _lowered(
 def _moved(
     graph: Graph, marginals: dict[str, Factor | None]
 ) -> dict[str, tuple[Expression, Expression | None]]:
-    """The factors of F that latents move, and the others, of each site that has such.
-    Latents that are held get no scores, so ancestral sites have none."""
+    """For each site with factors of F that latents move: these factors, and the others.
+
+    Latents that are held get no scores, so ancestral sites are left out.
+    """
     moved: dict[str, tuple[Expression, Expression | None]] = {}
     for site in graph.sites:
         marginal = marginals[site.name]
@@ -613,8 +614,9 @@ def _moved(
 
 
 def _networks_see_none(graph: Graph, likelihood: Likelihood) -> bool:
-    """Return whether there are latents, and no factor of theirs takes a network: none
-    is without a log-density, or sees a Tweedie mean."""
+    """Return whether the program has latents, and all that depends on them has a
+    log-density without a network: no factor is score-only, and no observation sees a
+    Tweedie mean."""
     if not graph.statics or graph.held:
         return False
     for site in graph.sites:

@@ -74,16 +74,15 @@ factor."""
 
 
 def same(a: Factor, b: Factor) -> bool:
-    """Return whether two factors are certain to be the same: leaves, or products of the
-    same leaf over the same data."""
+    """Return whether two factors are certainly the same: equal leaves, or products of
+    one leaf over the same data."""
     if type(a) is not type(b):
         return False
     return same_of.rule_for(a)(a, b)
 
 
 def runs(node: Factor, plate: Plate) -> bool:
-    """Return whether a node has one value for each value of the plate, and not one for
-    all."""
+    """Return whether a node's value differs between the values of a plate."""
     return any(plate in leaf.plates for leaf in leaves(node))
 
 
@@ -128,9 +127,12 @@ def _raised(node: Factor, power: float) -> tuple[Factor, float]:
 
 @normal_of.rule(Mixture)
 def _normal_mixture(node: Mixture) -> Mixture:
-    """A mixture stays where it is, as one factor of a product: to distribute the
-    product over it would multiply the number of leaves and save no evaluation. A
-    mixture over data that does not depend on them is n times the same component."""
+    """A mixture is left as one factor of a product.
+
+    To distribute the product over its components would multiply the number of leaves
+    and save no evaluation. A mixture over data whose component does not depend on them
+    is n times that component.
+    """
     node = _each_normal(node)
     if node.plate is None or runs(node.factors[0], node.plate):
         return node

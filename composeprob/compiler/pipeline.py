@@ -272,8 +272,10 @@ def _values_read(density: AnnealedDensity) -> set[str]:
 
 
 def _rounded(graph: Graph, precision: str | None) -> Graph:
-    """The graph with networks of rounded products in the place of the program's own,
-    where that is asked for. It is done before the passes, so that these share them."""
+    """The graph, with networks that multiply in ``precision`` if one is given.
+
+    This precedes the other passes, so that they share the rounded networks.
+    """
     if precision is None:
         return graph
     graph = graph.map_roots(lambda root, site: in_precision(root, precision))
@@ -281,8 +283,8 @@ def _rounded(graph: Graph, precision: str | None) -> Graph:
 
 
 def _pictures(graph: Graph) -> dict[str, Callable[[object], np.ndarray]]:
-    """The function that makes images of each site, where its factors agree on one.
-    Factors without such a function do not count."""
+    """The function that makes images of each site, if those of its factors that have
+    one agree."""
     pictures = {}
     for site in graph.sites:
         functions = {leaf.factor.traits.pictures for leaf in leaves(site.root)}
@@ -295,8 +297,8 @@ def _pictures(graph: Graph) -> dict[str, Callable[[object], np.ndarray]]:
 
 
 def _top_law(graph: Graph, normalised: bool) -> TopLaw:
-    """The distribution of the levels that are noise alone; of every level where
-    exponents grow from one to the next."""
+    """The distribution of the levels that are noise alone; of every level if exponents
+    grow from level to level."""
     sigma = np.asarray(graph.levels.sigma, np.float64)
     alpha = np.asarray(graph.levels.alpha, np.float64)
     variances = (sigma / alpha) ** 2
@@ -311,8 +313,8 @@ def _top_law(graph: Graph, normalised: bool) -> TopLaw:
 
 
 def _law_at(graph: Graph, variance: float, normalised: bool) -> TopLaw:
-    """The distribution of F where there is noise alone, with the exponents of the level
-    that has this σ²/α²."""
+    """The distribution of F at a level of noise alone, with the exponents at this
+    σ²/α²."""
     dtype = np.dtype(jnp.result_type(float))
     # Sites are independent there, so constants and degrees add.
     power: Any = {}

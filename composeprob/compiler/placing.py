@@ -118,8 +118,8 @@ def _cell_window(node: Window, at: Place) -> Factor:
 def _inside(
     outer: Region | Cells | None, window: Region, entries: np.ndarray
 ) -> Region | Cells:
-    """The region of a window inside of a region, of which it sees these entries:
-    offsets and blocks compose."""
+    """The region of the site that a window inside of another region sees: offsets and
+    blocks compose. ``entries`` are the window's entries of the outer event."""
     if outer is None:
         return window
     if isinstance(outer, Cells):

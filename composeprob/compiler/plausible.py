@@ -30,10 +30,11 @@ from composeprob.schedule import Noise
 
 
 def check_plausible(graph: Graph) -> Graph:
-    """Refuse a noisiest level with more signal than noise, and a network that is
-    plugged in wrongly if another time or schedule, another parameterization or the
-    other sign would fit. The graph returned has doubts about other networks whose score
-    at the noisiest level is not that of noise.
+    """Refuse a noisiest level with more signal than noise, and networks that another
+    time, schedule, parameterization or sign would fit.
+
+    The graph returned flags other networks whose score at the noisiest level is not
+    that of noise.
 
     Networks whose weights are not known yet, and those that latents choose, are not
     examined.
@@ -73,7 +74,8 @@ def check_plausible(graph: Graph) -> Graph:
 def _check_network(
     factor: Diffusion, given: dict[str, Array], noises: Noise, site: Site
 ) -> str | None:
-    """The doubt about a network; None where it fits, or cannot be evaluated yet."""
+    """The sentence that flags a network; None if it fits its declaration, or cannot be
+    evaluated yet."""
     conditions = {name: given[name] for name in factor.names if name in given}
     for leaf in jax.tree.leaves((factor.network, conditions)):
         if isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)):
@@ -125,8 +127,8 @@ def _difference(
     if declared == "flow" and top.fits("epsilon", -1.0):
         # With α·u small beside x any output gives the score of noise.
         return (
-            "is that of noise, −x/σ², only by the levels: the network returns the "
-            "noise with the opposite sign"
+            "is that of noise, −x/σ², only because of the levels: the network returns "
+            "the noise with the opposite sign"
         )
     if is_clean(declared) and top.is_noise:
         # An x₀ or a velocity is small there; that of wide data may be as large as the
@@ -146,8 +148,8 @@ def _difference(
 
 @dataclass(frozen=True)
 class Outputs:
-    """A network's outputs at draws of N(0, σ²) at one level. Arrays are NumPy's, where
-    functions are for those of JAX, so that nothing is compiled.
+    """A network's outputs at draws of N(0, σ²) at one level. Arrays are NumPy's, though
+    functions of JAX take them, so that nothing is compiled.
 
     Attributes:
         values: the outputs, an event for each draw.
@@ -170,8 +172,8 @@ class Outputs:
         level: int,
         t: float | None = None,
     ) -> Outputs:
-        """One evaluation of a factor's network, at a level of its own noise; by default
-        with the factor's t."""
+        """Evaluate a factor's network once, at one of the factor's own levels; ``t``
+        replaces the time of that level."""
         dtype = np.dtype(jnp.result_type(float))
         real = np.issubdtype(np.asarray(noises.index).dtype, np.floating)
         index_type = float if real else int
@@ -203,13 +205,13 @@ class Outputs:
 
     @property
     def is_steady(self) -> bool:
-        """True if the outputs hardly change from draw to draw, as x₀ and v do there,
-        and are not 0 either."""
+        """True if the outputs are not 0, and hardly change from draw to draw, as x₀ and
+        v do at the noisiest level."""
         return bool(np.any(self.values)) and self.change <= self.tolerance
 
     @property
     def tolerance(self) -> float:
-        """The largest `change` of an x₀ or a v of data of about unit size."""
+        """The largest `change` of an x₀ or v network, for data of about unit size."""
         return max(tuning.OUTPUT_SPREAD, 3 * float(self.noise.alpha / self.noise.sigma))
 
     def alternatives(self, declared: str) -> list[str]:
@@ -232,7 +234,7 @@ class Outputs:
         return fitting
 
     def _candidates(self, declared: str) -> list[str]:
-        """The parameterizations whose fit says something: scores, then energies."""
+        """The parameterizations for which a fit is evidence: scores, then energies."""
         excluded = {declared}
         # Any output that is small beside x/σ² fits these forms, also that of a network
         # that was never trained; but that is not steady.
@@ -251,9 +253,11 @@ class Outputs:
         return self.error(parameterization, sign) <= tuning.OUTPUT_ERROR
 
     def error(self, parameterization: str, sign: float = 1.0) -> float:
-        """The distance of the outputs, times a sign, from those of a right network,
-        relative to its size: as scores, or of energies by the differences of log f
-        between events, as their gradients would show more and cost more.
+        """The relative distance of the outputs, times a sign, from those of a right
+        network.
+
+        Scores are compared as they are. Energies are compared by differences of log f
+        between events; their gradients would show more, but cost more.
 
         Infinite where they have another shape, or are not finite.
         """
@@ -290,9 +294,12 @@ def is_clean(parameterization: str) -> bool:
 def other_times(
     factor: Diffusion, conditions: dict[str, Array], noises: Noise
 ) -> list[str]:
-    """Other numbers for t, at the noisiest level, that make a network what its factor
-    declares: the time of another convention, or the last level of another schedule.
-    Those that fit best; none where none fits."""
+    """The values of t, at the noisiest level, under which a network does what its
+    factor declares.
+
+    They are times of another convention, or the last level of another schedule. Those
+    that fit best are returned; none if none fits.
+    """
     last = len(noises.alpha) - 1
     log_snr = 2 * np.log(noises.alpha / noises.sigma)
     noise = noises.sigma / noises.alpha

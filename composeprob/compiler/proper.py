@@ -84,7 +84,7 @@ def whole_matrix(matrix: np.ndarray) -> Float[np.ndarray, "d d"]:
 
 
 def widest(precisions: Iterable[np.ndarray], u: np.ndarray) -> np.ndarray:
-    """The least of diagonals or whole matrices along u."""
+    """The least uᵀMu of diagonals or whole matrices M."""
     return min(precisions, key=lambda matrix: square(matrix, u))
 
 
@@ -164,9 +164,12 @@ def _mixture_tail(node: Mixture, tails: list[Tail], *_: object) -> Tail:
 
 
 def known_parts(leaf: Leaf) -> list[Gaussians]:
-    """The mixtures of Gaussians over different entries that a leaf is without noise;
-    `NotGaussian` where it is not such a product, or where its numbers are unknown.
-    Logits, which grow no faster than x, have no entries."""
+    """Gaussian mixtures over different entries that make up the density of a leaf
+    without noise.
+
+    `NotGaussian` is raised for a leaf of another form, or of unknown numbers. Logits,
+    which grow no faster than x, have no entries.
+    """
     if isinstance(leaf.factor, Classifier) and leaf.latent is None:
         return []
     return mixtures_of(leaf, boxes=True)
@@ -251,8 +254,8 @@ def narrowest(precision: np.ndarray) -> np.ndarray:
 
 
 def check_signal(graph: Graph) -> None:
-    """Refuse levels that end in noise, or whose noisiest one still depends on a
-    factor's data, with the statistics that would come out wrong."""
+    """Refuse a level 0 of more noise than data, and a noisiest level that still depends
+    on a factor's data, with the statistics that would come out wrong."""
     clean = 2 * math.log(float(graph.levels.alpha[0]) / float(graph.levels.sigma[0]))
     if clean < 0 and len(graph.levels.alpha) > 1:
         raise ImproperError(
@@ -298,8 +301,8 @@ def _check_part(part: Gaussians, leaf: Leaf, site: Site, schedule: Schedule) -> 
 
 
 def reach(part: Gaussians) -> float:
-    """√(‖μ‖² + λ), the most over components of mean μ and greatest variance λ: the
-    distance from 0 up to which there are data."""
+    """√(‖μ‖² + λ) of a component of mean μ and greatest variance λ, the maximum over
+    components: data lie within this distance from 0."""
     distance = np.sum(part.means**2, 1)
     if part.covariances.ndim == 2:
         widths = part.covariances.max(1)
@@ -363,8 +366,8 @@ def _posterior(
 def bias(
     part: Gaussians, alpha: float, sigma: float, num_draws: int = 1024
 ) -> tuple[float, str]:
-    """The greatest error where antithetic draws of N(0, σ²) at the noisiest level are
-    taken for draws of α·x₀ + σ·ε, x₀ from ``part``: its size in units of the tolerated
+    """The greatest bias of antithetic draws of N(0, σ²) at the noisiest level in place
+    of draws of α·x₀ + σ·ε, with x₀ from ``part``: its size in units of the tolerated
     error, and the statistic in words."""
     part = _fewer(part.normalised(), 2**24 // num_draws)
     weights = np.exp(part.log_weights)
@@ -480,8 +483,8 @@ def check_growth(density: AnnealedDensity, graph: Graph) -> None:
 
 
 def _rays(entries: int) -> Float[np.ndarray, "rays entries"]:
-    """Unit vectors: both ways along as many axes as make half of them, then at
-    random."""
+    """Unit vectors: at most half of them both ways along axes, the others in random
+    directions."""
     number = tuning.SHARES.block // len(tuning.SIGNAL.radii)
     axes = np.eye(entries)[: number // 4]
     others = np.random.default_rng(0).standard_normal((number - 2 * len(axes), entries))
@@ -513,14 +516,16 @@ def _positions(
 
 
 def _site_of(graph: Graph, entry: int) -> Site:
-    """The site of one of all entries, those of the sites one after another."""
+    """The site of an entry, with the entries of all sites counted one site after
+    another."""
     ends = np.cumsum([math.prod(site.shape) for site in graph.sites])
     return graph.sites[int(np.searchsorted(ends, entry, side="right"))]
 
 
 def _improper(values: np.ndarray, whole: bool) -> Bool[np.ndarray, " rays"]:
-    """True of rays along which values, (radii, rays), rise by more than a nat from each
-    radius to the next; or are all the same, where they are the ``whole`` density's."""
+    """True for rays along which values, (radii, rays), rise by more than a nat from
+    each radius to the next; of the ``whole`` density also for rays of constant values.
+    """
     with np.errstate(invalid="ignore"):
         steps = np.diff(values, axis=0)
         rises = np.all(steps > 1, axis=0)

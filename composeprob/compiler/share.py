@@ -80,7 +80,7 @@ def share(graph: Graph) -> Graph:
 
 
 def _place_in(group: Group, member: Member, conditions: dict[str, Array]) -> int | None:
-    """The member of a group that is this use already; None where there is none."""
+    """Index of the group's member that equals this use; None if no member does."""
     uses = zip(group.members, group.conditions, strict=True)
     for m, (other, values) in enumerate(uses):
         if member == other and same_conditions(conditions, values):
@@ -98,8 +98,8 @@ def _extended(group: Group, member: Member, conditions: dict[str, Array]) -> Gro
 
 
 def _joins(leaf: Leaf, conditions: dict[str, Array], group: Group) -> bool:
-    """Return whether a use can be one row of the group's batch: one network, one noise,
-    conditions of the same shapes."""
+    """Return whether a use can be a row of the group's batch: it has the same network,
+    the same noise, and conditions of the same shapes."""
     first_plates = group.members[0].plates
     return (
         leaf.latent == group.latent

@@ -97,8 +97,8 @@ def tempering(
     shapes: dict[str, tuple[int, ...]],
     schedule: Schedule,
 ) -> Tempering:
-    """The powers for the observations ``names``, from their likelihoods at draws of the
-    prior of each noised site.
+    """The powers for the observations ``names``, from their likelihoods at draws of
+    each noised site's prior.
 
     Args:
         traced: the program.
@@ -256,7 +256,7 @@ def _measured(
     Float[Array, "scales draws observations"],
     Float[Array, "scales some"],
 ]:
-    """Under each scale log L of every observation at every draw, and the largest
+    """log L of every observation at every draw under each scale, and the largest
     curvature of their sum at the first 16 draws."""
 
     def at_scale(scale: Array) -> tuple[Array, Array]:

@@ -102,8 +102,11 @@ def _mixture_top(node: Mixture, tops: list[Top], shape: tuple[int, ...]) -> Top:
 
 
 def unrolled(node: Factor) -> Factor:
-    """The same expression with one factor for each set of cells in the place of a plate
-    over sets, for passes that need a property of every entry of a site."""
+    """The expression, with a product of one factor for each set of cells in place of
+    each plate over sets.
+
+    Passes that need a property of every entry of a site read it.
+    """
     plate = plate_of(node)
     if plate is not None and plate.cells:
         child = node.children[0]
@@ -118,7 +121,7 @@ def unrolled(node: Factor) -> Factor:
 
 
 def _leaf_of_set(leaf: Leaf, plate: Plate, i: int) -> Leaf:
-    """The leaf at set i of the outermost plate over sets that it stands in."""
+    """The leaf at set i of the outermost plate over sets around it."""
     assert isinstance(leaf.region, Cells)
     fixed = dict(leaf.factor.fixed)
     for name in fixed:
@@ -133,7 +136,8 @@ def _leaf_of_set(leaf: Leaf, plate: Plate, i: int) -> Leaf:
 
 
 def site_top(root: Factor, shape: tuple[int, ...]) -> Top:
-    """The form of a site's expression, its plates over sets of cells written out."""
+    """The `Top` of a site's expression, after its plates over sets of cells are written
+    out."""
     return top_of(unrolled(root), shape)
 
 

@@ -102,8 +102,8 @@ class Concrete:
 
 @dataclass(frozen=True, eq=False)
 class Code:
-    """The trace of a program, and all that was read in it; equal to another of the same
-    program and values.
+    """The trace of a program, and the values that were read in it; two traces of the
+    same program and values are equal.
 
     Attributes:
         program: the program.
@@ -147,7 +147,7 @@ class Code:
         if self.settings != _settings() or not once_a_call(self):
             return
         # Without the identity of objects: a function that is made anew, with the same
-        # equations, is no change.
+        # equations, is not a change.
         with usual():
             then = self.fingerprint(objects=False)
             now = self.retrace().fingerprint(objects=False)
@@ -233,8 +233,8 @@ class Traced(eqx.Module):
     def run(
         self, provide: Provide, level: Array | int = 0, redraw: Redraw | None = None
     ) -> dict[str, Statement]:
-        """Its statements; see `interpret.run`. Refused if the program reads other
-        values than when it was compiled."""
+        """The program's statements by name; see `interpret.run`. Refused if the program
+        reads other values than when it was compiled."""
         if self.known_code is not None:
             self.known_code.check()
 
@@ -266,8 +266,8 @@ class Traced(eqx.Module):
     def dependencies(
         self,
     ) -> tuple[dict[str, frozenset[str]], dict[str, list[frozenset[str]]]]:
-        """The latents that each statement's distribution depends on, and of noised
-        sites each leaf of their factor."""
+        """The latents that each statement's distribution depends on; and for each
+        noised site the latents that each leaf of its factor depends on."""
         # An influence is a set of latents: data and the key are under none.
         none = frozenset[str]()
         latents = {name: frozenset({name}) for name in self.code.latents}
@@ -286,7 +286,7 @@ class Traced(eqx.Module):
 
     def moments_at(self, names: tuple[str, ...], xs: Sites, key: Array) -> Moments:
         """(residual, covariance) of Gaussian observations as a function of noised
-        sites; those that its argument leaves out are as in ``xs``."""
+        sites; the sites that its argument leaves out keep their values in ``xs``."""
         latents = self.draw(key, xs)
 
         def at_sites(at: Sites) -> list[tuple[Array, Array]]:
@@ -320,9 +320,12 @@ class Traced(eqx.Module):
         latents: dict[str, Fact],
         key: Fact,
     ) -> Any:
-        """The facts that an analysis derives of the trace's outputs from those of its
-        inputs, in the form of `TracedStatements`. The fact of a latent that is left out
-        is that of its draw; it is put into ``latents``."""
+        """The facts about the trace's outputs that an analysis derives from facts about
+        its inputs, in the form of `TracedStatements`.
+
+        A latent that ``latents`` lacks has the fact of its draw, which is put into
+        ``latents``.
+        """
         code = self.code
         places = code.places
         outputs: Any = jax.tree.unflatten(
@@ -380,7 +383,8 @@ class _Leaves:
         return arguments
 
     def requested(self, error: Exception, concrete: set[int], eager: bool) -> set[int]:
-        """The leaves whose numbers the program asked for, by the error from that."""
+        """The leaves whose numbers the program asked for, according to the error that
+        this raised."""
         traced = [i for i in self.data if i not in concrete]
         requested = {traced[number] for number in _requested_arrays(error)}
         if requested:
@@ -467,17 +471,16 @@ def _code(
             reasons[name] = not_gaussian(statement)
         components = {s.name: _components(s, statements) for s in statements.values()}
         for name, statement in statements.items():
-            flat = [*itertools.chain(*components[name])]
+            flat = list(itertools.chain(*components[name]))
             fixed.append(_fixed(statement, flat))
-        return TracedStatements(
-            draws,
-            {name: s.log_prob() for name, s in observed.items()},
-            {name: moments(s) for name, s in observed.items() if reasons[name] is None},
-            {
-                name: [list(filter(_is_traced, leaf)) for leaf in leaves]
-                for name, leaves in components.items()
-            },
-        )
+        log_likelihoods = {name: s.log_prob() for name, s in observed.items()}
+        gaussian = {
+            name: moments(s) for name, s in observed.items() if reasons[name] is None
+        }
+        arrays_of = {
+            name: _traced_arrays(leaves) for name, leaves in components.items()
+        }
+        return TracedStatements(draws, log_likelihoods, gaussian, arrays_of)
 
     # The key's type alone: a key itself would be made in whatever code is being traced
     # while the program is checked.
@@ -567,6 +570,11 @@ def _is_traced(leaf: object) -> TypeGuard[Array]:
     return isinstance(leaf, jax.core.Tracer)
 
 
+def _traced_arrays(components: list[list[object]]) -> list[list[Array]]:
+    """The traced arrays among each leaf's components."""
+    return [list(filter(_is_traced, leaf)) for leaf in components]
+
+
 def not_gaussian(statement: Statement) -> str | None:
     """The reason why an observation's noise is not Gaussian, as far as its distribution
     shows; None where it is."""
@@ -582,8 +590,8 @@ def not_gaussian(statement: Statement) -> str | None:
 
 
 def not_linear(primitive: str = "") -> str:
-    """The reason that an observation's mean is not linear, by the primitive of JAX's
-    that makes it so."""
+    """The reason why an observation's mean is not linear, with the JAX primitive that
+    makes it nonlinear."""
     reason = "its mean is not a linear function of what it measures"
     if primitive:
         reason += f" (JAX's `{primitive}`)"
@@ -670,7 +678,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _requested_arrays(error: Exception) -> set[int]:
-    """The numbers of the traced arrays that Python asked for the value of: JAX names
+    """Indices of the traced arrays whose numbers Python asked for: JAX's errors name
     the inputs that a value depends on."""
     requested: set[int] = set()
     for cause in _causes(error):
@@ -695,8 +703,8 @@ def _request_notes(error: Exception, names: list[str]) -> list[str]:
 def _latent_error(
     error: Exception, program: Program, untraced: Traced, latents: Sites
 ) -> Exception:
-    """The error for a program that asks for the number of a latent, or the error itself
-    where it is another."""
+    """The error for a program that asks for the number of a latent; any other error as
+    it is."""
     # With one latent traced at a time, the one that fails is the one that was asked.
     for name in latents:
         try:

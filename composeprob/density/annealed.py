@@ -404,7 +404,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
     def _from_noise(
         self, key: Array, level: Array | int, sigma: Float[Array, ""]
     ) -> Position:
-        """Draw as `initial` does, with noise of another standard deviation."""
+        """Draw as `initial` does, but with noise of another standard deviation."""
         noised_key, static_key = jax.random.split(key)
         xs = self.top.at(level).draw(noised_key, sigma)
         alpha = self.schedule.at(level).alpha
@@ -425,7 +425,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
         sample.
 
         An observation that later statements depend on is replaced there too.
-        Observations are those of level 0; soft evidence (`factor`) is no data and is
+        Observations are those of level 0; soft evidence (`factor`) is not data and is
         left out.
 
         Args:

@@ -35,8 +35,7 @@ def curl(
     *,
     num_probes: int = 8,
 ) -> dict[str, float]:
-    r"""The relative curl of the score of every factor that does not promise that it is
-    a gradient.
+    r"""The relative curl of every factor whose score is not promised to be a gradient.
 
     With J the Jacobian of a factor's score and H that of the whole density's,
 
@@ -50,7 +49,7 @@ def curl(
     $\|A\|_F^2 = E\|Av\|^2$ with independent signs v: a forward- and a reverse-mode
     product for each direction, no matrix.
 
-    A network that learned a score is no exact gradient. Where its curl is large, a
+    A network that learned a score is not an exact gradient. Where its curl is large, a
     `LineIntegral` depends on its path, and no density has that score.
 
     Args:
@@ -123,8 +122,8 @@ def _squared_curls(
     key: Array,
     num_probes: int,
 ) -> list[_SquaredNorms]:
-    """Squared norms of each factor's field, averaged over finite positions; last those
-    of the whole density's, whose ‖H‖² is its total.
+    """Squared norms of each factor's field, averaged over finite positions; the last
+    ones are those of the whole density, with ‖H‖² as the total.
 
     ``uses`` are the indices of the leaves of each factor.
     """

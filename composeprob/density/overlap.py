@@ -108,7 +108,7 @@ def _spaced_levels(
 
 
 def in_question(density: AnnealedDensity) -> bool:
-    """Return whether there is anything that factors can disagree about.
+    """Return whether the program has factors that can disagree.
 
     There is not where each site has one factor of power 1 and nothing else depends on
     it.
@@ -159,7 +159,7 @@ def agreement(
 
 @cache
 def bound(dimension: float, p: float = 1e-6) -> float:
-    """Return t, which σ²‖s‖² of a noised marginal in d dimensions exceeds with a
+    """Return t such that σ²‖s‖² of a noised marginal in d dimensions exceeds t with a
     probability of at most p."""
     quantile = special.chdtri(dimension, p)
     return float(dimension * special.chdtrc(dimension + 2, quantile) / p)
@@ -353,8 +353,8 @@ def _empty_negations(
     positions: Position,
     key: Array,
 ) -> Iterator[FactorFinding]:
-    """Factors that are divided by and are flat where the samples are: they exclude all
-    that there is.
+    """Divisors that are flat where the samples are, so that they exclude nothing within
+    the samples.
 
     Flat over all samples at one level, and at this and every cleaner one within the
     reach of the noise. A level shows the variation that is coarser than its noise, and

@@ -503,8 +503,8 @@ def _in_plate(
 
 
 def _with_columns(leaf: LeafFactor, columns: Columns, count: int) -> LeafFactor:
-    """Return the leaf with all values of those conditions that it has, each as `given`
-    takes it."""
+    """Return the leaf with all values of the conditions that it has, in the form that
+    `given` takes."""
     columns_of_leaf = {
         name: column
         for name, column in columns.items()

@@ -113,7 +113,7 @@ def _empirical(points: ArrayLike) -> dist.Distribution:
         raise ShapeError(
             "An empirical distribution needs points of shape (n, *event), n ≥ 1; got "
             f"{points.shape}.",
-            fix="stack the points along a first axis; of a single one pass "
+            fix="stack the points along a first axis; for a single point pass "
             "points[None].",
         )
     mixing = dist.Categorical(probs=jnp.full(points.shape[0], 1 / points.shape[0]))

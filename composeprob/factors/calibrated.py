@@ -43,8 +43,8 @@ class _Calibration(eqx.Module):
 
     @property
     def excess(self) -> float:
-        """Degree minus dimension: the powers of α between x/α, the coordinates of the
-        tables, and x."""
+        """Degree minus dimension: the powers of α by which densities of x/α, in the
+        tables, and of x differ."""
         return 0.0
 
     @property
@@ -177,7 +177,7 @@ class CalibratedExpression(Around, _Calibration):
 
     @property
     def excess(self) -> float:
-        """G − d."""
+        """Degree G minus dimension d."""
         return self.degree - float(np.prod(self.event_shape))  # d entries
 
     def given(self, **conditions: object) -> Factor:

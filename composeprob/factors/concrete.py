@@ -74,8 +74,8 @@ def number_request(error: Exception) -> NumberRequest:
 
 
 def requested_by_library(error: Exception) -> bool:
-    """Return whether this library's own code needs the number, as for a power, and not
-    the user's."""
+    """Return whether this library's own code, such as a power, needs the number, and
+    not the user's code."""
     modules = [
         str(frame.f_globals.get("__name__"))
         for frame, _ in traceback.walk_tb(error.__traceback__)

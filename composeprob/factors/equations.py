@@ -94,7 +94,7 @@ class Walk(Generic[Fact]):
         return facts
 
     def outputs(self, traced: ClosedJaxpr | Jaxpr, given: Sequence[Fact]) -> list[Fact]:
-        """Return the facts about the outputs of a function."""
+        """Return the facts about a function's outputs, from those about its inputs."""
         jaxpr = traced.jaxpr if isinstance(traced, ClosedJaxpr) else traced
         facts = self.evaluate(jaxpr, getattr(traced, "consts", ()), given)
         return [self.value_of(facts, v) for v in jaxpr.outvars]
@@ -356,7 +356,7 @@ class _Reader(Walk[PyTree]):
         return self.bound(eqn.outvars)
 
     def called(self, value: PyTree) -> None:
-        """Add the identity of the user's function, which stands in wrappers of JAX that
+        """Add the identity of a user's function that is wrapped by JAX: the wrappers
         are new in every trace."""
         if dataclasses.is_dataclass(value):
             for field in dataclasses.fields(value):

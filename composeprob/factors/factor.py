@@ -54,19 +54,19 @@ class Factor(eqx.Module):
         return self
 
     def split(self) -> list[tuple[Factor, float]]:
-        """The factor as a product, outermost: (factor, power) pairs. A product over
-        data is one factor of its own."""
+        """The factor as a product of (factor, power) pairs, at its outermost level. A
+        product over data is one factor."""
         return [(self, 1.0)]
 
     @property
     def uncalibrated(self) -> Factor:
-        """The factor without constants that `calibrate` has found for it."""
+        """The factor without the constants that `calibrate` added."""
         return self
 
     @property
     def sealed(self) -> bool:
-        """True if other constants of its factors would make it another function of x,
-        so that they must stay as they are."""
+        """True if rescaling its factors would make it another function of x, as for a
+        mixture: constants in it must then stay."""
         return False
 
     @property
@@ -318,7 +318,7 @@ class LeafFactor(Factor):
 
     def holding(self, fixed: Mapping[str, Array]) -> Self:
         """Replace the conditions that the factor holds by ``fixed``."""
-        # An empty dict is no leaf of a pytree by itself, hence `is_leaf`.
+        # An empty dict is not a leaf of a pytree by itself, hence `is_leaf`.
         return eqx.tree_at(
             lambda f: f.fixed, self, fixed, is_leaf=lambda node: node is self.fixed
         )

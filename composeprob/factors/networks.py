@@ -130,8 +130,8 @@ def _check_inference_mode(network: eqx.Module) -> None:
 def in_training(layer: object) -> str:
     """Message about a layer in training mode."""
     return (
-        f"The network's {type(layer).__name__} layer is in training mode: it would "
-        "make other values."
+        f"The network's {type(layer).__name__} layer is in training mode: its values "
+        "depend on random numbers or on the batch."
     )
 
 
@@ -170,8 +170,8 @@ class UserFunction(eqx.Module):
 
 @dataclass(frozen=True)
 class Code:
-    """A traced function without its constants, for arguments of certain shapes; equal
-    to another of the same equations, by their `fingerprint`.
+    """A traced function without its constants, for arguments of certain shapes; codes
+    are equal if their `fingerprint` is.
 
     Attributes:
         jaxpr: the equations.

@@ -77,7 +77,8 @@ class Combination(Factor):
         return self.calibrated
 
     def each(self, values: Sequence[Value]) -> list[tuple[float, Value]]:
-        """Pair each number with its factor's value, that of a plate repeated."""
+        """Pair each number with its factor's value; in a plate all numbers with the one
+        value."""
         if self.plate is None:
             repeats = 1
         else:
@@ -135,7 +136,7 @@ class Combination(Factor):
         """`terms` of a combination that does not run over data."""
 
     def _shown(self) -> str:
-        """The numbers, where they are printed apart from the factors."""
+        """Text of the numbers, for nodes that print them apart from the factors."""
         return ""
 
     @abstractmethod

@@ -184,8 +184,11 @@ def _student(
 def _by_quadrature(
     coordinate: Coordinate, x: Array, alpha: Array, sigma: Array
 ) -> Array:
-    """Log-density by quadrature, exact to the precision of floating-point numbers where
-    it is above −80 or so; below that it is finite, and its gradient leads back."""
+    """Log-density by quadrature.
+
+    It is exact to the precision of floating-point numbers above −80 or so. Below that
+    it is finite, and its gradient leads back to larger values.
+    """
     x = x / sigma
     alpha = alpha / sigma
 
@@ -524,12 +527,11 @@ def log_tail(x: Array) -> Array:
 
 
 def _negligible(dtype: DTypeLike) -> float:
-    """Nats below its top from which on an integrand adds nothing to numbers of this
-    type."""
+    """Nats below its maximum at which an integrand contributes nothing in numbers of
+    this type."""
     return 2.0 - math.log(jnp.finfo(dtype).eps)
 
 
 def _is_single(dtype: DTypeLike) -> bool:
-    """Return whether numbers of this type have no more digits than single
-    precision."""
+    """Return whether this type has at most the digits of single precision."""
     return bool(jnp.finfo(dtype).eps > 1e-8)

@@ -49,7 +49,7 @@ class Pass(Generic[Value]):
         return register
 
     def rule_for(self, node: Factor) -> Callable[..., Value]:
-        """Return the rule of a node; refuse a node without one."""
+        """Return the rule of a node's kind; refuse a kind without a rule."""
         for kind in type(node).__mro__:
             if kind in self.rules:
                 return self.rules[kind]

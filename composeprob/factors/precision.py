@@ -97,8 +97,8 @@ class _Products(Evaluation):
         return rebind(eqn, given, params)
 
     def inside(self, param: Any) -> Any:
-        """Return a parameter of a loop, a branch or a call, with the products of a
-        function in it in ``dtype``."""
+        """Return a parameter of a loop, a branch or a call, with the products of the
+        function in it computed in ``dtype``."""
         if not any(map(_is_product, equations(param, DERIVED))):
             return param
         if isinstance(param, tuple):

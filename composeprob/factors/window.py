@@ -154,7 +154,7 @@ class Window(Around):
         return [(f"window({inner}; {canvas}, {self._place()})", 1.0)]
 
     def _place(self) -> str:
-        """Format the place on the canvas."""
+        """Text of the window's place on the canvas."""
         if not isinstance(self.region, Region):
             if self.plate is None:
                 return f"{self.entries.size} cells"

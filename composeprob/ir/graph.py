@@ -64,7 +64,7 @@ def digraph(graph: Graph) -> graphviz.Digraph:
 def _draw(
     drawing: graphviz.Digraph, node: Any, graph: Graph, numbers: Iterator[int]
 ) -> str:
-    """Draw a node and all below it; returns its name."""
+    """Draw a node and all below it; return the node's name."""
     name_of_node = f"n{next(numbers)}"
     if not node.children:
         label = node.name + _shared(node, graph)
@@ -89,7 +89,7 @@ def _plate(plate: Plate) -> str:
 
 
 def _shared(leaf: Leaf, graph: Graph) -> str:
-    """The leaf's row of a batched evaluation; empty where it is the only one."""
+    """Text of the leaf's row in a batched evaluation; empty for a batch of one row."""
     if leaf.slot is None:
         return ""
     group, member = leaf.slot

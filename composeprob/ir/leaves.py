@@ -69,7 +69,7 @@ class Leaf(Factor):
         return self.printed_at("x")
 
     def printed_at(self, place: str) -> str:
-        """Its print-out with this in the place of x."""
+        """The leaf's print-out, with ``place`` instead of x."""
         if not self.conditions:
             return f"{self.label}({place})"
         return f"{self.label}({place} | {', '.join(self.conditions)})"
@@ -83,7 +83,7 @@ class Leaf(Factor):
 
     @property
     def averaged(self) -> int:
-        """The number of the site's entries that it sees as one, their mean."""
+        """Number of the site's entries that one entry of the event averages."""
         return 1 if self.region is None else self.region.averaged
 
     @property
@@ -248,7 +248,7 @@ class Member(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """The number of evaluations that it stands for."""
+        """Number of evaluations that the member stands for."""
         return math.prod(self.counts)
 
 
@@ -357,7 +357,7 @@ def leaves(node: Factor) -> list[Leaf]:
 
 
 def dimension_of(factor: LeafFactor) -> float:
-    """The number of entries that a leaf factor is a density of."""
+    """Number of entries over which a leaf factor is a density."""
     stated = factor.traits.dimension
     if stated is not None:
         return stated
@@ -398,7 +398,8 @@ def same_conditions(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
 
 
 def first(conditions: Mapping[str, Array], axes: Mapping[str, int]) -> dict[str, Array]:
-    """The conditions at the first value along so many leading axes, those of plates."""
+    """The conditions at the first value of each plate; ``axes`` counts the leading
+    axes of each condition that run over plates."""
     firsts = dict(conditions)
     for name, value in conditions.items():
         if axes[name]:

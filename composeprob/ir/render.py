@@ -69,7 +69,7 @@ def _mixture(node: Mixture, texts: list[str], site: str, letter: str) -> str:
 
 
 def raised(base: str, exponent: float) -> str:
-    """A base with its exponent."""
+    """A base with an exponent."""
     if exponent == 1.0:
         return base
     text = f"{exponent:.3g}"

@@ -105,7 +105,7 @@ def _slots(graph: Graph) -> set[tuple[int, int]]:
 
 
 def _unused_slots(graph: Graph, rule: Rule) -> None:
-    """Each slot is some leaf's."""
+    """Every slot belongs to a leaf."""
     used = {leaf.slot for site in graph.sites for leaf in leaves(site.root)}
     unused = sorted(_slots(graph) - used)
     rule(not unused, f"slots {unused} are evaluated but not used")
@@ -184,7 +184,7 @@ def _product(node: Product, normal: bool, rule: Rule) -> None:
         growth = node.growth
         at_level_0 = tuple(growth(growth.clean).tolist())
         reaches = node.plate is None and at_level_0 == node.powers
-        rule(reaches, "exponents grow to others than the powers")
+        rule(reaches, "exponents do not grow to the powers")
     if normal:
         flat = True
         for child in node.children:

@@ -334,8 +334,8 @@ def _is_required(parameter: inspect.Parameter) -> bool:
 def _guess_evaluations(
     algorithm: Callable[..., SamplingAlgorithm], parameters: dict[str, Any]
 ) -> int:
-    """Return the evaluations of one transition; for NUTS a guess, as its trees are
-    random."""
+    """Return the evaluations of one transition; an estimate for NUTS, whose trees have
+    random sizes."""
     if _name(algorithm) == "nuts":
         longest = 2 ** parameters.get("max_num_doublings", 10) - 1
         return min(tuning.NUTS_EVALUATIONS, longest)

@@ -222,8 +222,8 @@ def parts_of(kernel: Kernel | None) -> tuple[Kernel, ...]:
 
 
 def integrates_score(kernel: Kernel | None) -> bool:
-    """Return whether an accept test integrates the score, which means something only
-    where that is a gradient."""
+    """Return whether an accept test integrates the score, which needs a score that is a
+    gradient."""
     return any(
         isinstance(getattr(part, "log_ratio", None), LineIntegral)
         for part in parts_of(kernel)
@@ -342,5 +342,5 @@ def _stacked(*entries: Array | float) -> Array:
 
 
 def _stripped(state: KernelState) -> KernelState:
-    """Return the part of a block's state that the chain does not have."""
+    """Return a block's state without position and evaluation, which the chain holds."""
     return dataclasses.replace(state, position=None, evaluation=None)  # type: ignore[arg-type]

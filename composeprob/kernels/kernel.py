@@ -194,7 +194,7 @@ class Kernel(eqx.Module, Generic[State]):
         return dataclasses.replace(state, evaluation=target(state.position))
 
     def under(self, density: PyTree[Array], noise: PyTree[Array]) -> Kernel:
-        """Return the kernel for one level of a density. For kernels that need more of
+        """Return the kernel for one level of a density: for kernels that need more of
         the density than `step`'s target."""
         return self
 
@@ -252,7 +252,7 @@ class Kernel(eqx.Module, Generic[State]):
     def finish(
         self, trajectory: PyTree[Array], evaluation: Evaluation
     ) -> tuple[State, Info]:
-        """Accept or reject after the last evaluation; arguments as of `advance`.
+        """Accept or reject after the last evaluation; for the arguments see `advance`.
 
         Returns:
             The next state and its `Info`.
@@ -306,7 +306,7 @@ class Kernel(eqx.Module, Generic[State]):
 
 
 def log_density_of(evaluation: Evaluation) -> Float[Array, ""]:
-    """Return log π(x) of an evaluation; raises while tracing where the density offers
+    """Return log π(x) of an evaluation; raise, while tracing, if the density offers
     only its score."""
     value = evaluation.log_density
     if value is None:

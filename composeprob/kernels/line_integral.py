@@ -113,8 +113,7 @@ class LineIntegral:
             )
 
     def check_tolerance(self, intervals: int, fix: str) -> None:
-        """Raise where errors are to be bounded, and a path of so few intervals gives no
-        estimate of them."""
+        """Refuse a tolerance on a path that is too short to estimate its error."""
         if self.tolerance < math.inf and intervals < 2:
             raise InvalidValueError(
                 f"LineIntegral(tolerance={self.tolerance!r}) has no estimate of the "
@@ -135,8 +134,8 @@ class LineIntegral:
         return 0 if self.num_points is None else self.num_points - 2
 
     def begin(self, start: StateT, length: int) -> Path[StateT]:
-        """Return the path of a proposal that takes ``length`` evaluations, the last one
-        at its end; so far it has x alone."""
+        """Return the path of a proposal with its start x as the only node so far; the
+        last of its ``length`` evaluations is at the end of the path."""
         if self.num_points is not None:
             # x stands for x' until that is known: arrays keep their shapes.
             return Path(start, self.shares, jnp.zeros_like(self.shares))

@@ -171,7 +171,7 @@ class Estimated(eqx.Module):
 
     @staticmethod
     def _automatic(size: int, num_chains: int) -> str:
-        """Return the kind of metric that so many chains can tell."""
+        """Return the kind of metric that this number of chains can determine."""
         limits = tuning.METRIC
         few_numbers = size <= limits.most_numbers
         if few_numbers and num_chains >= limits.chains_per_number * size:
@@ -244,8 +244,8 @@ def _by_matrix(value: object) -> Metric:
 
 
 def in_force(metric: MetricLike) -> Metric:
-    """Return the metric that a transition uses; raises while tracing where it is still
-    to be measured."""
+    """Return the metric that a transition uses; raise, while tracing, if it is still to
+    be measured."""
     if not isinstance(metric, Metric):
         raise CapabilityError(
             f"the metric {metric!r} is measured from all chains of a run, and there is "
@@ -261,8 +261,8 @@ def measured(
     moved: Float[Array, "chains d"],
     changed: Float[Array, "chains d"],
 ) -> Metric:
-    r"""Return the metric measured at a level, in the form of the one ``before``, which
-    stays where the moves leave it open.
+    r"""Return the metric measured at a level, in the form of the metric ``before``,
+    which is kept where the moves determine nothing.
 
     The precision P solves P·Σ·P = F with Σ = E[Δx·Δxᵀ] and F = E[Δs·Δsᵀ]: the geometric
     mean of F and Σ⁻¹. Where scores are linear, Δs = −P·Δx, and P is exact from d moves,
@@ -316,8 +316,9 @@ def _root(
     measurable: Bool[Array, " d"],
     count: Int[Array, ""],
 ) -> Float[Array, "d d"]:
-    """Return M with M·Mᵀ = C, the solution of C·F·C = Σ, of Σ and F: with Σ = R·Rᵀ, C =
-    R·(Rᵀ·F·R)^−½·Rᵀ.
+    """Return M with M·Mᵀ = C, where C solves C·F·C = Σ.
+
+    With Σ = R·Rᵀ, C = R·(Rᵀ·F·R)^−½·Rᵀ.
 
     C = I where an entry is not ``measurable``. Correlations are shrunk: few different
     moves tell only the diagonal.
@@ -334,7 +335,7 @@ def _root(
 def regularised(
     covariance: Float[Array, "*matrices d d"], count: Array | float
 ) -> Float[Array, "*matrices d d"]:
-    """Return covariances of d numbers from n independent points, taken towards their
+    """Return covariances of d numbers from n independent points, shrunk towards their
     diagonals by 1/(1 + (n/d)⁴) + 10⁻⁶.
 
     Where the true one is I, an estimate has eigenvalues between (1 ∓ √(d/n))²: for n

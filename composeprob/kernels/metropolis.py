@@ -125,7 +125,8 @@ def unadjusted(
 
 
 def comparable(proposed: StateT, current: StateT) -> tuple[StateT, StateT]:
-    """Return both states, with log-densities without the wall where π is 0 at both.
+    """Return both states; if π is 0 at both, with log-densities that leave out the
+    wall.
 
     Else the ratio would be 0/0, and a chain that starts outside a wall would never
     move. Moves where the density is 0 leave π invariant; once a chain finds the way in,

@@ -134,7 +134,8 @@ def _check_plates(
     value: Array,
     stack: Sequence[CondIndepStackFrame],
 ) -> None:
-    """Refuse a value without an axis of a plate's size where that plate's axis is."""
+    """Refuse a value whose axis for a plate is missing, or has another size than the
+    plate."""
     shape = tuple(jnp.shape(value))
     for frame in stack:
         # NumPyro would broadcast the value, and count each datum several times.

@@ -78,7 +78,7 @@ class Program:
     def names_of(
         self, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> list[tuple[LeafFactor, str]]:
-        """The leaf factors that the program's author holds in variables, with the
+        """The leaf factors in the variables of the program's author, with the
         variables' names."""
         variables = inspect.getclosurevars(self.function)
         bound = inspect.signature(self.function).bind_partial(*args, **kwargs)

@@ -139,8 +139,8 @@ class _Interpreter(Messenger):
             msg["value"] = self.redraw(name, msg["fn"], msg["value"])
 
     def _check_visible(self, msg: Message) -> None:
-        """Refuse a site inside of a transformation of JAX or NumPyro's control flow,
-        where its value would be a tracer of that."""
+        """Refuse a site inside of a transformation of JAX or NumPyro's control flow:
+        its value would be a tracer of the transformation."""
         inside = False
         if msg["type"] in ("sample", "deterministic"):
             inside = get_opaque_trace_state() != self.trace
@@ -219,8 +219,8 @@ class _Interpreter(Messenger):
         )
 
     def _site(self, name: str, at: object) -> str:
-        """The site that evidence looks at, by the value that `sample` returned or by
-        its name."""
+        """The site that evidence looks at, found by the value that `sample` returned or
+        by its name."""
         sites = _latents(self.statements)
         for site in sites:
             # By identity: an equal value may be another site's.
@@ -270,7 +270,7 @@ def _check_plate(msg: Message) -> None:
 
 
 def _check_untouched(msg: Message) -> None:
-    """Refuse a noised site on which one of NumPyro's handlers has acted."""
+    """Refuse a noised site that a handler of NumPyro's has changed."""
     changed = msg.get("scale") is not None or masked(msg["fn"])
     if not changed and msg["value"] is None:
         return
@@ -332,8 +332,8 @@ def _latents(statements: Mapping[str, Statement]) -> list[Statement]:
 
 
 def looked_at(statements: Mapping[str, Statement]) -> frozenset[str]:
-    """The sites of NumPyro priors that factors look at, as which a program is run once
-    more: they are noised."""
+    """The sites of NumPyro priors that factors look at; the program is run again with
+    these as noised sites."""
     evidence = [s for s in statements.values() if s.kind == "evidence"]
     return frozenset(s.site for s in evidence if s.site in statements)
 
@@ -356,8 +356,8 @@ def _noised_prior(name: str, msg: Message) -> FactorDistribution:
 
 
 def _dims(msg: Message) -> tuple[str | None, ...]:
-    """The plate of each axis of a statement's value, for evidence of its distribution's
-    batch."""
+    """The plate of each axis of a statement's value; for evidence, which has no value,
+    of each axis of its distribution's batch."""
     if msg[KIND] == "evidence":  # which has no value
         shape = msg["fn"].batch_shape
         event_dim = 0

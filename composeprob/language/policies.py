@@ -22,7 +22,8 @@ class Policy:
 
     Derive a frozen dataclass from it, with settings as fields, and pass an object of it
     to `observe`, `factor` or `annealed`. Whatever it returns, level 0 is evaluated at
-    x/α and counts in full.
+    x/α and counts in full. The compiler reads the attributes in `compiler.anneal`: they
+    choose among its forms of a likelihood, and a policy of another form is added there.
 
     Attributes:
         measured: True if the power is the one that the compiler measures, as for
@@ -33,7 +34,8 @@ class Policy:
             level 0 too.
         closed_form: True if the density of the value given x_k itself takes the place
             of the likelihood.
-        by_moments: True if a Gaussian with that density's mean and covariance does.
+        by_moments: True if a Gaussian with that density's mean and covariance takes the
+            place of the likelihood.
     """
 
     measured: ClassVar[bool] = False
@@ -153,8 +155,10 @@ def bridge(schedule: Schedule, noise: Noise) -> Float[Array, ""]:
 
 
 def as_policy(name: str, policy: str | Policy | None) -> Policy | None:
-    """The policy that a short name stands for, or the policy itself; refused where it
-    is neither, or holds an array."""
+    """The policy of this short name, or the policy itself.
+
+    Any other value is refused, and so is a policy that holds an array.
+    """
     if policy is None:
         return None
     if isinstance(policy, Policy):

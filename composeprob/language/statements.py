@@ -363,7 +363,7 @@ def _check_name(statement: str, name: object, second: object) -> None:
 
 
 def _check_place(statement: str, name: str) -> None:
-    """Refuse a statement that no program and none of NumPyro's handlers runs."""
+    """Refuse a statement outside of any program and any handler of NumPyro's."""
     # Without a handler numpyro.sample would draw a value, which no density sees.
     if not numpyro.primitives._PYRO_STACK:
         raise ProgramError(
@@ -375,7 +375,7 @@ def _check_place(statement: str, name: str) -> None:
 
 
 def _as_factor(value: object) -> str:
-    """The fix for a value in the place of a factor: a way to make a factor of it."""
+    """The fix that turns a value in the place of a factor into a factor."""
     if isinstance(value, str):
         return f"cp.load({value!r}) is a factor of the zoo, where cp.zoo() lists it."
     if isinstance(value, type):

@@ -96,7 +96,7 @@ class LogLikelihood:
             f"{self.num_chains} chains a point"
         )
         if self.log_evidence is not None:
-            text += f"; log-evidence {self.log_evidence:.3f} taken off"
+            text += f"; log-evidence {self.log_evidence:.3f} subtracted"
         not_finite = int(np.sum(~np.isfinite(self.values)))
         if not_finite:
             text += f"; {not_finite} points are not finite"
@@ -508,7 +508,7 @@ class Path(eqx.Module):
     def of_sampler(
         cls, sampler: Sampler, density: AnnealedDensity, weighted: bool = True
     ) -> Path:
-        """Return the path of a sampler that `frozen` returned."""
+        """Return the path of a sampler, which `frozen` has prepared."""
         weights = sampler.weights if weighted else None
         return cls(
             sampler=sampler.in_numbers(),
@@ -636,7 +636,8 @@ class Path(eqx.Module):
         down: Step,
         up: Step,
     ) -> Float[Array, ""]:
-        """Return log of the weighted law of the step down over that of the step up."""
+        """Return the log-ratio of the weighted law of the step down to the law of the
+        step up."""
         above, below = chains
         log_ratio = jnp.zeros(())
         if self.weights is not None:
@@ -731,7 +732,7 @@ def forward_walk(path: Path, key: Array) -> Float[Array, ""]:
 
 
 def start_constant(log_evidence: Float[Array, ""]) -> Float[Array, ""]:
-    """Return the log-evidence that weights start from, or 0 where it is unknown.
+    """Return the log-evidence at which weights start, or 0 if it is unknown.
 
     The same constant is dropped where the evidence is estimated.
     """

@@ -74,7 +74,7 @@ def read_json(path: Path) -> JSONObject:
         fix = "fetch the file again: it is damaged or cut short."
         raise LoadError(f"{path} cannot be read as JSON: {error}", fix=fix) from error
     if not isinstance(content, dict):
-        fix = "fetch the file again: it is another one."
+        fix = "fetch the file again: another file is in its place."
         raise LoadError(
             f"{path} holds {type(content).__name__} and not an object.", fix=fix
         )
@@ -91,8 +91,8 @@ def check_beside(names: Iterable[str], file: Path, noun: str) -> None:
             raise LoadError(
                 f"{file} names the {noun} {name!r}, which does not lie beside it; "
                 "nothing outside of a model's folder is read.",
-                fix=f"move the {noun} beside {file.name} and write its name alone; if "
-                "you do not know why it is so, delete the folder.",
+                fix=f"move the {noun} beside {file.name} and name it without a path; "
+                "if you do not know why it lies elsewhere, delete the folder.",
             )
 
 
@@ -154,7 +154,7 @@ class Options(SimpleNamespace):
             noun = "option" if len(unknown) == 1 else "options"
             raise LoadError(
                 f"{self.where} has the {noun} {', '.join(unknown)}, which this network "
-                "is not known to have: it would compute something else than was "
+                "is not known to have: without them it would not compute what was "
                 "trained.",
                 fix="load a model without it; if the option does not concern the "
                 "network, delete it from the file.",

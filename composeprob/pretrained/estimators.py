@@ -193,7 +193,8 @@ def _package_of(estimator: object) -> str:
     package = next((name for name in _TESTED if name in packages), None)
     if package == "sbi":
         raise WrongTypeError(
-            f"{kind.__name__} of sbi is a network of torch, which is not read here.",
+            f"{kind.__name__} of sbi is a PyTorch network, which from_estimator cannot "
+            "read.",
             fix="write it to a file by tools/export_sbi.py, beside torch, and pass the "
             "file's path.",
         )
@@ -307,7 +308,7 @@ def by_equation(
 
 
 def spreads(exploding: bool, low: float, high: float, times: Pair) -> Pair:
-    """Noise s relative to the signal at two times, of a variance-exploding or a
+    """Noise-to-signal ratios s at two times of a variance-exploding or
     variance-preserving equation.
 
     s = low·(high/low)ᵗ for VE; for VP 1 + s² = e^total, total = ∫₀ᵗ β = low·t + (high −
@@ -341,7 +342,7 @@ def gensbi(pipeline: Foreign) -> Reading:
     method = getattr(pipeline, "method", None)
     path = getattr(pipeline, "path", None)
     if not hasattr(pipeline, "cond_ids"):
-        raise unreadable(pipeline, "is no pipeline with conditions")
+        raise unreadable(pipeline, "is not a pipeline with conditions")
     if model is None or method is None or path is None:
         raise unreadable(pipeline, "has not been trained: it has no averaged model yet")
     mean, sigmas = _method(pipeline, method, path.scheduler)
@@ -583,7 +584,7 @@ def sbi_file(path: Path) -> tuple[JSONObject, Weights]:
         description = json.loads(str(arrays.pop("described")))
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise LoadError(
-            f"{path} is no estimator that was exported: {error}.",
+            f"{path} is not an exported estimator: {error}.",
             fix="write it by tools/export_sbi.py, beside torch and sbi.",
         ) from error
     wrong = sorted(
@@ -591,7 +592,7 @@ def sbi_file(path: Path) -> tuple[JSONObject, Weights]:
     )
     if not isinstance(description, dict) or wrong:
         raise LoadError(
-            f"{path} has no numbers for {', '.join(wrong) or 'its description'}.",
+            f"{path} lacks numbers for {', '.join(wrong) or 'its description'}.",
             fix="export it again.",
         )
     dtype = jnp.result_type(float)
@@ -788,8 +789,10 @@ def _by_score(
     y: Array,
     s: Array,
 ) -> Array:
-    """Mean of θ by the score of θ_t = m·θ + σ·ε: that of a Gaussian less m/σ times the
-    network, whose time is σ."""
+    """Mean of θ by the score of θ_t = m·θ + σ·ε.
+
+    This is the score of a Gaussian less m/σ times the network, whose time is σ.
+    """
     m = signal(s)
 
     def score(noised: Array, sigma: Array) -> Array:

@@ -246,8 +246,8 @@ def _middle_of_table(arrays: Arrays, rows: int, columns: int, features: int) -> 
     side = math.isqrt(table.shape[1])
     if side**2 != table.shape[1] or side < max(rows, columns):
         raise arrays.foreign(
-            f"its {table.shape[1]} embeddings of places are those of no square of "
-            f"{rows}×{columns} patches or more"
+            f"its {table.shape[1]} embeddings of places do not form a square that "
+            f"holds {rows}×{columns} patches"
         )
     top = (side - rows) // 2
     left = (side - columns) // 2

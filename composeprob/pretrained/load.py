@@ -99,8 +99,8 @@ class Components:
 
 
 def _has_shape(x: Array, channels: int, multiple: int) -> bool:
-    """Return whether x is images of so many channels, whose sides are multiples of a
-    number and not empty."""
+    """Return whether x is images with this number of channels, whose sides are non-zero
+    multiples of a number."""
     if x.ndim < 3 or x.shape[-1] != channels:
         return False
     return all(side > 0 and side % multiple == 0 for side in x.shape[-3:-1])
@@ -344,8 +344,8 @@ def _from_hub(name: str) -> Path:
         import huggingface_hub
     except ImportError as error:
         raise LoadError(
-            f"There is no folder {name}, and to look on the hub the package "
-            "huggingface_hub is missing.",
+            f"There is no folder {name}, and the package huggingface_hub, which looks "
+            "for models on the hub, is not installed.",
             fix="pip install huggingface-hub, or check the path.",
         ) from error
     try:
@@ -564,7 +564,7 @@ def _event_shape(network: tensors.Network, where: str) -> tuple[int, int, int]:
     if network.outputs not in (network.channels, 2 * network.channels):
         raise LoadError(
             f"The network of {where} takes {network.channels} channels and gives "
-            f"{network.outputs}: its output is no score of its input.",
+            f"{network.outputs}: its output is not a score of its input.",
             fix="load a model of whole images: networks that fill in or enlarge an "
             "image take it as further channels.",
         )

@@ -108,8 +108,8 @@ def trained(config: JSONObject, where: str) -> Trained:
     except InvalidValueError as error:
         raise LoadError(
             f"{where} gives no levels of noise: {str(error).splitlines()[0]}",
-            fix="correct its numbers, of which the last level must have the most "
-            "noise; or fetch the file again.",
+            fix="correct its numbers so that the last level has the most noise; or "
+            "fetch the file again.",
         ) from error
 
 

@@ -122,7 +122,7 @@ def header(file: Path) -> dict[str, Stored]:
         RecursionError,
     ) as error:
         raise LoadError(
-            f"{file} is no whole safetensors file: {error}.",
+            f"{file} is not a complete safetensors file: {error}.",
             fix="fetch it again: it is damaged or cut short.",
         ) from error
     return stored
@@ -218,7 +218,7 @@ def _sharded(index: Path) -> dict[str, Stored]:
         check_beside(files, index, "file")
     except (KeyError, TypeError, AttributeError) as error:
         raise LoadError(
-            f"{index} is no index of weights: {type(error).__name__}: {error}.",
+            f"{index} is not an index of weights: {type(error).__name__}: {error}.",
             fix="fetch it again: it is damaged.",
         ) from error
     stored = {}
@@ -323,7 +323,7 @@ class Arrays:
             f"The weights in {self.where} are not those of the network of its "
             f"config.json: {difference}.",
             fix="take both files from one source; a file of LoRA or ControlNet weights "
-            "is no network by itself.",
+            "is not a network by itself.",
         )
 
     def trace(

@@ -284,8 +284,11 @@ class Body:
         style: Style,
         skips: list[Image] | None,
     ) -> Image:
-        """Stage on the way up: each residual block takes the last entry of ``skips``,
-        and the entry that is last after them has the size to enlarge to."""
+        """Stage on the way up.
+
+        Each residual block takes the last entry of ``skips``; the entry that is left
+        last has the size to which the image is enlarged.
+        """
         for block, attention in _blocks(arrays, without_attention=0):
             if skips is not None:
                 if not skips:
@@ -366,7 +369,7 @@ def check_kinds(o: Options, arrays: Arrays, direction: str, patterns: str) -> li
 
 
 def _attention_of(block: Arrays) -> str:
-    """Kind of attention of a block's weights, as diffusers' class names have it."""
+    """Kind of attention in a block's weights, as named in diffusers' classes."""
     if "transformer_blocks" in block / "attentions" / 0:
         return "CrossAttn"
     if "attentions" in block:
@@ -737,7 +740,7 @@ def _body_of_condition(o: Options, kinds_down: list[str], kinds_up: list[str]) -
     )
 
     def style(kind: str, stage: int, position: int) -> Style:
-        """Style of a block at a stage, 0 of which has the highest resolution, and at a
+        """Style of a block at a stage, where 0 has the highest resolution, and at a
         position on its way."""
         common = by_resnet if kind.startswith("Resnet") else base
         return replace(

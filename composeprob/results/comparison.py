@@ -57,7 +57,7 @@ def compare(self: Record, other: Record) -> Comparison:
         above 0.05, and by chance in fewer than one of 100 cases.
 
     Raises:
-        WrongTypeError, ShapeError, InvalidValueError: no result, one of another
+        WrongTypeError, ShapeError, InvalidValueError: not a result, one of another
             program, or too few samples.
 
     References:
@@ -115,8 +115,8 @@ def compare(self: Record, other: Record) -> Comparison:
 def isolated(
     near: Int[np.ndarray, "m k"], mine: Bool[np.ndarray, " m"]
 ) -> tuple[float, float]:
-    """Return the shares of my samples, and of the others', whose neighbours, all but a
-    twelfth, are of their own run."""
+    """Return the shares of isolated samples, among mine and among the others': all but
+    a twelfth of an isolated sample's neighbours are from its own run."""
     k = near.shape[1]
     of_mine = mine[near].sum(1)
     of_own_run = np.where(mine, of_mine, k - of_mine)

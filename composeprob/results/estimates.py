@@ -218,7 +218,8 @@ def _pareto_k(log_weights: np.ndarray) -> float:
 
 
 def quiet_arviz() -> tuple[ModuleType, bool]:
-    """ArviZ, and whether it is its version 1.0 (of Python 3.12) or later."""
+    """ArviZ, imported without its warning, and whether its version is 1.0 or later
+    (Python 3.12 has these)."""
     with warnings.catch_warnings():
         # Once a day it tells its importer that 1.0 differs: a user who asked for a
         # summary cannot act on that.
@@ -331,7 +332,7 @@ def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray]) -> np.ndarr
         samples: of every site.
 
     Raises:
-        WrongTypeError, InvalidValueError: no function of one sample.
+        WrongTypeError, InvalidValueError: not a function of one sample.
     """
     if not callable(fn):
         site = fn if isinstance(fn, str) and fn in samples else next(iter(samples))
@@ -367,7 +368,7 @@ def _check_one_sample(name: str, fn: Any, sample: dict[str, Any]) -> None:
         raise WrongTypeError(
             f"The function of {name} must return real numbers; "
             f"of one sample it returned {a_kind(value)}.",
-            fix="return one of them or an array: "
+            fix="return a real number or an array of them: "
             f"result.{name}(lambda s: s[{site!r}]).",
         )
 

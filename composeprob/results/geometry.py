@@ -93,7 +93,7 @@ def nearest(
     their_ancestors: Int[np.ndarray, " m"],
     k: int,
 ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-    """The k nearest others of each point, in no order, and their distances.
+    """The k nearest other points of each point, unordered, and their distances.
 
     Others of the same ancestor are left out, as they are near for another reason.
     """
@@ -127,8 +127,8 @@ def neighbours(points: Float[np.ndarray, "n d"], k: int) -> Int[np.ndarray, "pai
 
 
 def tree(points: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "pairs 2"]:
-    """Pairs (i, j) with i < j of the shortest tree that connects all n points, n − 1 of
-    them: a path over every gap."""
+    """Pairs (i, j) with i < j that form the shortest tree over all n points, n − 1 of
+    them: it bridges every gap."""
     from scipy.sparse.csgraph import minimum_spanning_tree
     from scipy.spatial.distance import pdist, squareform
 
@@ -139,8 +139,8 @@ def tree(points: Float[np.ndarray, "n d"]) -> Int[np.ndarray, "pairs 2"]:
 
 
 def components(pairs: Int[np.ndarray, "pairs 2"], n: int) -> Int[np.ndarray, " {n}"]:
-    """The number of the group that pairs connect each of n things to, the largest
-    first."""
+    """The group of each of n things, where ``pairs`` are connected; groups are numbered
+    from the largest."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -85,7 +85,8 @@ def _facts(pairs: dict[str, str], *names: str) -> str:
 
 
 def _verdict(result: Record) -> str:
-    """The findings with their remedies; or a way to make the errors smaller."""
+    """The findings with their remedies; for a run without findings, a way to make the
+    errors smaller."""
     if result.status.ok:
         text = (
             f"<p>{escape(result.status.message)} The errors below are those of "
@@ -187,7 +188,8 @@ def _levels(result: Record) -> str:
 
 
 def _cost(result: Record) -> str:
-    """Evaluations, time and devices, and the key and versions of a repetition."""
+    """Evaluations, time and devices; and the key and versions with which the run can be
+    repeated."""
     of_chain = result.evaluations
     total = of_chain * len(result.log_weights)
     versions = ", ".join(

@@ -97,6 +97,13 @@ def importance(
     )
 
 
+class Share(NamedTuple):
+    """The share of weight in a region, and the variance of its estimate."""
+
+    value: float
+    variance: float
+
+
 class WeightedSample(NamedTuple):
     """Weighted positions, ``{site: (n, …)}``, chains or importance samples."""
 
@@ -131,24 +138,22 @@ class WeightedSample(NamedTuple):
         """Normalised weights."""
         return self.genealogy.weights
 
-    def share(self, inside: Bool[np.ndarray, " n"]) -> tuple[float, float]:
-        """The weight of those inside and its variance, which the rule of succession
-        keeps above 0."""
+    def share(self, inside: Bool[np.ndarray, " n"]) -> Share:
+        """The weight of the members ``inside``, and its variance, which the rule of
+        succession keeps above 0."""
         variance = float(self.genealogy.variance(inside))
         floor = 1 / self.genealogy.effective**2
-        return float(self.weights @ inside), variance + floor
+        return Share(float(self.weights @ inside), variance + floor)
 
-    def share_if(
-        self, inside: Bool[np.ndarray, " n"], expected: float
-    ) -> tuple[float, float]:
-        """The weight of those inside and its variance: at least that of as many
-        independent draws if the share were the ``expected`` one."""
+    def share_if(self, inside: Bool[np.ndarray, " n"], expected: float) -> Share:
+        """The weight of the members ``inside``, and its variance: at least the variance
+        of as many independent draws if the share were the ``expected`` one."""
         share = float(self.weights @ inside)
         variance = float(self.genealogy.variance(inside))
         number = self.genealogy.effective
         if share > 0:
             number = 1 / float(np.sum(self.weights**2))
-        return share, max(variance, expected * (1 - expected) / number)
+        return Share(share, max(variance, expected * (1 - expected) / number))
 
     def resampled(self, number: int) -> WeightedSample:
         """The distinct members of a systematic resampling, weighted by their counts."""
@@ -161,7 +166,7 @@ class WeightedSample(NamedTuple):
 def _weighted_chains(
     positions: Position, genealogy: Genealogy
 ) -> WeightedSample | None:
-    """The chains that have weight, evenly spaced ones of many; None where too few are
+    """The chains that have weight, or evenly spaced ones of many; None if too few are
     finite."""
     finite = np.all(
         [np.isfinite(x).reshape(len(x), -1).all(1) for x in positions.values()], axis=0
@@ -223,15 +228,13 @@ def _missed_mass(
     effective = samples.genealogy.effective
     # The rule of succession keeps the variance of a share near 0 or 1 above 0.
     variance = (share * (1 - share) + 1 / effective) / effective
-    own_share, own_variance = some.share(
-        separated(some, near, distance) > limits.barrier
-    )
+    own = some.share(separated(some, near, distance) > limits.barrier)
     # The odds of the module's formula, M'/(1 − M').
     unknown = _share_unknown(density, some, samples)
     odds = (1 - unknown) * share / max(1 - share, 1 / effective)
     mass = odds / (1 + odds)
-    error = math.sqrt(variance + own_variance)
-    if mass - own_share < max(limits.errors * error, limits.least):
+    error = math.sqrt(variance + own.variance)
+    if mass - own.value < max(limits.errors * error, limits.least):
         return []
     example = int(np.argmax(np.where(inside, few.weights, -1)))
     text = (
@@ -274,11 +277,11 @@ def _share_unknown(
 
 
 class _Difference(NamedTuple):
-    """A region, with its shares and their variances by chains and by samples."""
+    """A region, with its shares of chains and of importance samples."""
 
     region: int
-    of_chains: tuple[float, float]
-    of_samples: tuple[float, float]
+    of_chains: Share
+    of_samples: Share
 
 
 def _different_shares(
@@ -308,13 +311,14 @@ def _different_shares(
         return []
     to_centre = ((points[ends[2] :] - centres[different.region]) ** 2).sum(-1)
     place = _place(density, samples.positions, int(np.argmin(to_centre)))
-    share, variance = different.of_chains
-    right, variance_of_right = different.of_samples
+    of_chains = different.of_chains
+    of_samples = different.of_samples
     text = (
-        f"The region about {place} holds {share:.1%} ± {math.sqrt(variance):.1%} of "
-        "the chains; importance samples from the program's own factors estimate "
-        f"{right:.1%} ± {math.sqrt(variance_of_right):.1%}. Try more chains, more "
-        "levels, or cp.ReplicaExchange."
+        f"The region about {place} holds {of_chains.value:.1%} ± "
+        f"{math.sqrt(of_chains.variance):.1%} of the chains; importance samples from "
+        f"the program's own factors estimate {of_samples.value:.1%} ± "
+        f"{math.sqrt(of_samples.variance):.1%}. Try more chains, more levels, or "
+        "cp.ReplicaExchange."
     )
     return [(Code.SHARES_FROZEN, text)]
 
@@ -340,17 +344,17 @@ def _largest_difference(
     labels_of_samples: Int[np.ndarray, " m"],
     unknown: float = 0.0,
 ) -> _Difference | None:
-    """The region whose shares of chains and samples differ by most errors; None where
-    none does by enough."""
+    """The region whose shares of chains and of samples differ most, in standard errors;
+    None if no difference is significant."""
     largest = None
     most_errors = tuning.IMPORTANCE.errors
     number = int(max(labels_of_chains.max(), labels_of_samples.max())) + 1
     for region in range(number):
         of_samples = samples.share(labels_of_samples == region)
-        of_chains = chains.share_if(labels_of_chains == region, expected=of_samples[0])
+        of_chains = chains.share_if(labels_of_chains == region, of_samples.value)
         # Samples may lack the share of chains that is unknown to them.
-        difference = abs(of_chains[0] - of_samples[0]) - unknown
-        errors = difference / math.sqrt(of_chains[1] + of_samples[1])
+        difference = abs(of_chains.value - of_samples.value) - unknown
+        errors = difference / math.sqrt(of_chains.variance + of_samples.variance)
         if errors > most_errors and difference > tuning.IMPORTANCE.least:
             largest = _Difference(region, of_chains, of_samples)
             most_errors = errors

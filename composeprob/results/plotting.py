@@ -99,8 +99,8 @@ Window = tuple[float, float, float, float]  # x_min, x_max, y_min, y_max
 
 
 class Picture(Figure):
-    """A `Picture` is a figure that a notebook shows once, and that is sharp where it is
-    saved.
+    """A `Picture` is a figure that a notebook shows once, and that is saved at high
+    resolution.
 
     A notebook shows a cell's value, and at the cell's end every figure that pyplot
     holds: a Matplotlib figure that a cell makes and returns is shown twice, and one
@@ -110,8 +110,8 @@ class Picture(Figure):
     def savefig(
         self, fname: str | os.PathLike[str] | IO[bytes], **options: Any
     ) -> None:
-        """Save as any figure does; sharper unless the call or Matplotlib's settings
-        state another resolution."""
+        """Save as any figure does, at a higher resolution unless the call or
+        Matplotlib's settings state one."""
         resolution = plt.rcParams["savefig.dpi"]
         if resolution == "figure":  # Matplotlib's default
             resolution = SIZES.pixels_an_inch
@@ -120,7 +120,7 @@ class Picture(Figure):
     def _repr_mimebundle_(
         self, include: object = None, exclude: object = None
     ) -> dict[str, object]:
-        """Called as the notebook is about to show the cell's value, which its own
+        """Close the figure when the notebook is about to show it, which its own
         formatters then do."""
         # pyplot forgets the figure, so that it is not shown again.
         if "inline" in plt.get_backend().lower():
@@ -274,8 +274,8 @@ def plot_images(ax: Axes, images: np.ndarray, title: str = "") -> None:
 
 
 def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
-    """Draw the marginal of every number of a site (the first few of many) in one
-    panel."""
+    """Draw the marginals of a site's numbers in one panel, of the first few if there
+    are many."""
     shape = values.shape[1:]
     flat = np.asarray(values, float).reshape(len(values), -1)
     number = flat.shape[1]
@@ -395,7 +395,7 @@ def log_density_at(
     density: AnnealedDensity | None, name: str, level: int
 ) -> LogDensity | None:
     """Return the log-density at a level as a function of values (M, …) of the only
-    site; None where there are others."""
+    site; None if the density has other sites, or only a score."""
     if density is None or "energy" not in density.capabilities:
         return None
     # A slice through other sites, or unconstrained coordinates, would not be the
@@ -415,7 +415,7 @@ def plot_result(result: Record, kind: str) -> Figure:
     """Draw a figure of one kind; see `Result.plot`."""
     if kind not in KINDS:
         raise InvalidValueError(
-            f"There is no kind of picture {kind!r}.",
+            f"Unknown kind of picture {kind!r}.",
             fix=f"use one of: {', '.join(KINDS)}.",
         )
     with style():

@@ -50,7 +50,7 @@ class Later:
     is called once."""
 
     def __init__(self, *default: object):
-        self.default = default  # none, or one
+        self.default = default  # empty without a default
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -73,7 +73,7 @@ class Later:
 
 
 def later(function: Callable[..., Value]) -> Value:
-    """A function of the result, in the place of the value of such a field."""
+    """Cast a function of the result to the type of the `Later` field it computes."""
     return cast(Value, function)
 
 
@@ -110,7 +110,7 @@ DIAGNOSTICS = (
     "quadrature_error",
     "swaps",
 )
-# Of a file; the field of ancestors has kept its first name.
+# The arrays of a file, in which ancestors still have their former name.
 ARRAYS = ("log_weights", "families", "log_snr", *DIAGNOSTICS)
 FACTS = ("log_evidence", "log_evidence_error", "evaluations", "reason")
 
@@ -337,7 +337,7 @@ class Record:
             ancestors or fewer are left.
 
         Raises:
-            WrongTypeError, InvalidValueError: no function of one sample.
+            WrongTypeError, InvalidValueError: not a function of one sample.
 
         Example:
             >>> import composeprob as cp, jax, jax.numpy as jnp
@@ -378,7 +378,7 @@ class Record:
             Errors as for `mean`.
 
         Raises:
-            WrongTypeError, InvalidValueError: no function of one sample, or one with
+            WrongTypeError, InvalidValueError: not a function of one sample, or one with
                 other values than 0 and 1.
 
         References:
@@ -425,7 +425,8 @@ class Record:
             that of a normal distribution with this interval.
 
         Raises:
-            WrongTypeError, InvalidValueError: no function of one sample, or no such q.
+            WrongTypeError, InvalidValueError: not a function of one sample, or a q
+                outside of (0, 1).
 
         References:
             Woodruff 1952, *Confidence intervals for medians and other position
@@ -507,8 +508,8 @@ class Record:
     def _variance_over_ancestors(
         self, of_chains: np.ndarray
     ) -> tuple[np.ndarray, float]:
-        """The same of chains' means, (N, …), by their genealogy; NaN where too few
-        ancestors are left."""
+        """Variance and degrees of freedom, as in `_variance`, of chains' means, (N, …),
+        by their genealogy; NaN where too few ancestors are left."""
         genealogy = self._genealogy
         e = genealogy.effective
         worth = e
@@ -525,8 +526,8 @@ class Record:
         return variance, worth - 1
 
     def _variance_over_draws(self, values: np.ndarray) -> tuple[np.ndarray, float]:
-        """The same by the autocorrelation of each chain's draws (ArviZ's MCSE); NaN for
-        too few draws."""
+        """Variance and degrees of freedom, as in `_variance`, by the autocorrelation of
+        each chain's draws (ArviZ's MCSE); NaN for too few draws."""
         event = values.shape[2:]
         if (self.about.draws or 0) < tuning.ERRORS.fewest_draws:
             return np.full(event, np.nan), 1.0

@@ -208,12 +208,14 @@ def _no_images(
     """The error for a site without images, or for a site that is not named."""
     found = "Which site is meant is not clear: not exactly one has images."
     if site is not None:
-        found = f"Nothing says how to make images of {site!r}, of shape {events[site]}."
+        found = (
+            f"No factor or shape defines images of {site!r}, of shape {events[site]}."
+        )
     fix = (
         "images have the shape (height, width), (height, width, 1) or (height, width, "
-        "3). Latents become images by their model: those of cp.from_diffusers do where "
-        "a site has one autoencoder, as a model has that is loaded once; else, and "
-        "after Result.load, call model.decode(result[site])."
+        "3). Latents become images by their model: those of cp.from_diffusers do if "
+        "all of the site's factors share one autoencoder, so load the model once; "
+        "else, and after Result.load, call model.decode(result[site])."
     )
     if shown:
         names = ", ".join(map(repr, sorted(shown)))

@@ -56,7 +56,7 @@ def save(self: Record, path: str | os.PathLike) -> Path:
     which ends in ``.safetensors`` (added where missing).
 
     Raises:
-        WrongTypeError, InvalidValueError: no path, or one that cannot be written to.
+        WrongTypeError, InvalidValueError: not a path, or one that cannot be written to.
     """
     path = _with_suffix(path)
     rest, facts = self.parts()
@@ -118,8 +118,8 @@ def _opened(kind: type[Loaded], store: Store) -> Loaded:
 
 
 def _facts(path: Path, text: str) -> JSONObject:
-    """Facts in a file beside its arrays: every one, of the type that `Result` gives it,
-    and no other."""
+    """The facts beside a file's arrays: all facts of a `Result`, each of its type, and
+    no others."""
     with _damaged(path):
         facts = json.loads(text)
         _require(isinstance(facts, dict), "its facts are not a dict")
@@ -139,7 +139,8 @@ def _facts(path: Path, text: str) -> JSONObject:
 
 
 def _is_a(value: JSON, kind: Any) -> bool:
-    """Return whether a value as JSON reads it is of a type; its lists are tuples."""
+    """Return whether a value read from JSON is of a type; lists in JSON stand for
+    tuples."""
     origin = get_origin(kind)
     arguments = get_args(kind)
     if origin in (Union, UnionType):
@@ -162,7 +163,7 @@ def _is_a(value: JSON, kind: Any) -> bool:
 def _assembled(
     kind: type[Loaded], path: Path, arrays: Mapping[str, np.ndarray], facts: JSONObject
 ) -> Loaded:
-    """Make a result of the arrays and facts of a file; refuse one that is not whole."""
+    """Make a result of the arrays and facts of a file; refuse an incomplete one."""
     with _damaged(path):
         # The order of sites is that of the facts: safetensors sorts arrays by name.
         samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}
@@ -214,7 +215,7 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
 def _check_samples(
     samples: Mapping[str, np.ndarray], log_weights: np.ndarray, draws: int | None
 ) -> None:
-    """Refuse samples of another number, or that are not numbers."""
+    """Refuse samples that are not numbers, or not one for each chain or draw."""
     lead = log_weights.shape if draws is None else (*log_weights.shape, draws)
     for name, array in samples.items():
         _require(
@@ -241,7 +242,7 @@ def _damaged(path: Path) -> Iterator[None]:
     except (KeyError, TypeError, ValueError) as error:
         defect = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise LoadError(
-            f"{path} is not a whole result: {defect}.",
+            f"{path} is not a complete result: {defect}.",
             fix="save the result again, or run it again; entries that were written by "
             "hand must fit together.",
         ) from error

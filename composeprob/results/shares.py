@@ -250,8 +250,8 @@ def path_weight_dependence(
     columns = [axes, np.concatenate([axes, inside - inside.mean(0)], axis=1)]
     if log_density is not None and np.isfinite(log_density[sample]).all():
         columns.append(_centred(log_density[sample])[:, None])
-    for each in columns:
-        explained = _explained(each, log_w)
+    for regressors in columns:
+        explained = _explained(regressors, log_w)
         if explained is not None:
             moved = _largest_move(names, points, inside, explained)
             text = f"Where chains ended depends on their path weights: {moved}. {why}"
@@ -268,8 +268,8 @@ def _centred(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 def _principal_axes(
     points: Float[np.ndarray, "n dims"],
 ) -> Float[np.ndarray, "n axes"]:
-    """Orthonormal coordinates of points along the directions in which they vary, as
-    many as n points can support in a regression."""
+    """Orthonormal coordinates of points along the directions in which they vary; at
+    most as many as n points can support in a regression."""
     axes, spread, _ = np.linalg.svd(points, full_matrices=False)
     return axes[:, spread > 1e-6 * spread[0]][:, : len(points) // tuning.SHARES.fewest]
 
@@ -317,7 +317,8 @@ def _explained(
             return None
         if chdtrc(degrees, explained / noise) > tuning.SHARES.by_chance:
             return None
-    # Many chains show even shifts too small to matter.
+    # Many chains show even shifts too small to matter: those of the corrected log W,
+    # the last one of the loop.
     matters = explained / n - degrees * noise / n >= tuning.SHARES.shift**2
     return corrected if matters else None
 
@@ -365,7 +366,8 @@ def unreliable_proportions(
     log_density: Float[np.ndarray, " chains"],
     genealogy: Genealogy | None = None,
 ) -> Findings:
-    """The finding that groups of chains have other shares than their densities.
+    """The finding that groups of chains do not have the shares that their log-densities
+    imply.
 
     Groups of fewer than five chains for each number of a sample are not judged, nor are
     samples of more than ten numbers, whose neighbours are too far away to tell a
@@ -431,6 +433,7 @@ def _modes(
         if not np.isfinite(log_z).all():
             return None
         share = len(members) / n
+        # Var(log share) ≈ Var(share)/share², without bias for e independent ancestors.
         of_share = float(genealogy.variance(labels == label)) * e / (e - 1)
         variance = of_share / share**2 + log_z.var() / len(distinct)
         modes.append(_Mode(share, log_z.mean(), variance))

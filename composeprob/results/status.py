@@ -175,7 +175,8 @@ def diagnose(
     blocks: Sequence[str] = (),
     outside: float = 0.0,
 ) -> Status:
-    """Read the status of a run off its diagnostics by level, those of `Result.levels`.
+    """Return the status of a run from its diagnostics by level, which are those of
+    `Result.levels`.
 
     Args:
         acceptance: mean acceptance probability, (K,) or (K, B) of B blocks.
@@ -387,8 +388,8 @@ def few_chains(
     ess: Float[np.ndarray, " levels"],
     log_snr: Float[np.ndarray, " levels"],
 ) -> Findings:
-    """A remark on a run without problems of which fewer than half of N chains count,
-    with the levels where they were lost.
+    """A remark on a run without problems if fewer than half of its N chains count, with
+    the levels where they were lost.
 
     A level of relative effective size e, resampled or not, adds 1/e less that of the
     level before, or 1 if resampled, to the relative variance of the weights. ``ess``

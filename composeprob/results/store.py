@@ -30,7 +30,8 @@ def unreadable(path: Path) -> Iterator[None]:
     except ValueError as error:
         raise LoadError(
             f"The draws in {path} cannot be read: {str(error).splitlines()[0]}",
-            fix="the folder is damaged or another's; start the run again.",
+            fix="the folder is damaged, or belongs to another program; start the run "
+            "again.",
         ) from error
 
 
@@ -52,8 +53,8 @@ class Stored:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """The part that integers and slices name; the axes after them are read whole,
-        whatever indexes them."""
+        """Read the part that integers and slices select; an index of another kind, and
+        all after it, are applied in memory."""
         given = index if isinstance(index, tuple) else (index,)
         read: list[slice] = []  # of the array on disk, forwards and in steps of 1
         rest: list[int | slice] = []  # of the part that was read
@@ -110,8 +111,10 @@ class Store:
         draws: bool,
     ) -> None:
         """Make the folder, empty, in place of an earlier result, with room for sites of
-        these shapes, dtypes and shapes of blocks, whose second axis may be that of
-        draws; by one process."""
+        these shapes, dtypes and block shapes; by one process.
+
+        The second axis may be that of draws.
+        """
         if self.path.exists() and not self._is_replaceable():
             raise InvalidValueError(
                 f"store={str(self.path)!r} exists and is not a stored result, so it is "
@@ -313,7 +316,7 @@ def write_json(path: Path, content: JSON) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, of which a reader never sees half; make its folder where there is
+    """Write a file so that a reader never sees half of it; make its folder if there is
     none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

@@ -138,7 +138,7 @@ def _facts_of_chains(result: Record) -> Iterator[tuple[str, str]]:
 
 
 def _text_of_pareto_k(k: float) -> str:
-    """Pareto k̂ with its meaning where it is large, or negative."""
+    """Pareto k̂, explained where it is large or negative."""
     largest = tuning.SUMMARY.largest_k
     if not k > 0:
         return "below 0: no chain has much more weight than others"

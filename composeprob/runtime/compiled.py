@@ -58,9 +58,11 @@ def make_room(most: int = tuning.ROOM.memory_maps) -> None:
 
 
 class Shard(eqx.Module):
-    """An array in the place of one that is cut along an axis, of which every device in
-    a row of the mesh has a part: inside of `on_devices` this device's part, outside the
-    whole."""
+    """A large array that is cut along an axis, a part on each device in a row of the
+    mesh.
+
+    Inside of `on_devices` the field is this device's part, outside the whole array.
+    """
 
     array: Array
     axis: int = eqx.field(static=True)
@@ -132,11 +134,11 @@ def in_parts(
     if sampler.moves is None or sharded is density:
         return sharded
     for kernel in sampler.moves.kernel.kernels:
-        # A NUTS tree ends where it ends; of other algorithms nothing is known.
+        # A NUTS tree has a random depth, and other algorithms are unknown.
         if isinstance(kernel, BlackJAX):
             raise CapabilityError(
                 f"{kernel!r} may evaluate some chains more often than others, and "
-                "devices that share networks out must evaluate equally often.",
+                "devices that hold shards of a network must evaluate equally often.",
                 fix="use MALA, HMC, ULA or UHMC, or a mesh of one axis.",
             )
     return sharded
@@ -276,8 +278,8 @@ def start(sampler: Sampler, run: Run, density: AnnealedDensity, first: int) -> R
 
 @executable(out=Run.places())
 def advance(sampler: Sampler, run: Run, density: AnnealedDensity, end: Array) -> Run:
-    """Return the run after visits until ``end`` are made; an array, so that every
-    stretch of levels is one executable."""
+    """Return the run after the visits up to number ``end``, which is an array so that
+    every stretch of levels is one executable."""
     return sampler.advance(run, density, end)
 
 
@@ -343,7 +345,7 @@ def read(
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """A compiler's report of a whole run, start and every level, as one program; sizes
-    and costs are a chip's."""
+    and costs are those of one chip."""
 
     arguments: int  # bytes of memory, as the next two
     outputs: int

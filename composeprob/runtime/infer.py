@@ -342,7 +342,7 @@ def _check_outermost(density: AnnealedDensity, key: Array) -> None:
 
 
 def not_a_sampler(given: object) -> WrongTypeError:
-    """The error for an argument ``sampler`` that is not one."""
+    """The error for an argument ``sampler`` that is not a sampler."""
     samplers = (
         "cp.SMC(), cp.AnnealedMCMC(cp.MALA(), steps_per_level=10) or cp.Ancestral()"
     )
@@ -376,7 +376,7 @@ def on_levels(
     them; None where they visit all.
 
     Raises:
-        InvalidValueError: no such levels.
+        InvalidValueError: levels that are neither "adaptive" nor finite log-SNR.
         AlignmentError: a factor cannot be evaluated at one of them.
     """
     if levels is None:
@@ -419,8 +419,8 @@ def _checked_log_snr(levels: ArrayLike) -> Float[np.ndarray, " levels"]:
 def _between(
     density: AnnealedDensity, places: Float[np.ndarray, " levels"]
 ) -> AnnealedDensity:
-    """The density on levels at these places among its own, such as 2.5; the density
-    itself where its factors can be evaluated at no others."""
+    """The density on levels at real-valued places among its own, such as 2.5; the
+    density itself if its factors can be evaluated at no other levels."""
     own = np.asarray(density.schedule.log_snr, np.float64)
     with contextlib.suppress(AlignmentError):
         log_snr = np.interp(places, np.arange(len(own)), own)

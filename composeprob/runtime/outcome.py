@@ -192,9 +192,12 @@ def summarised(
         full = found.noted(Code.NON_FINITE, status.nan_likelihood(suspects))
         full = full.with_findings(*status.not_conservative(result.about.curl))
         full = full.with_findings(*checks.answers())
-        # Importance samples may find again what another check has said.
-        again = checks.importance()
-        full = full.with_findings(*(each for each in again if not full.has(each[0])))
+        # Importance samples may repeat the finding of another check.
+        new: Findings = []
+        for code, message in checks.importance():
+            if not full.has(code):
+                new.append((code, message))
+        full = full.with_findings(*new)
         # Draws may be on disk, and are not read for a remark.
         if not full.ok or result.about.draws is not None:
             return full
@@ -331,6 +334,7 @@ class Evidence(NamedTuple):
         # Student's t, as for means: few ancestors tell their own variance badly.
         if worth < tuning.ERRORS.fewest_families:
             variance *= worth / max(worth - tuning.ERRORS.fewest_ancestors, 0.1)
+        # log ∫F of the first level is known for noise alone; some signal is left there.
         log_snr = np.asarray(state.density.schedule.log_snr)
         of_top = state.density.top.at(state.first).signal(float(log_snr[state.first]))
         error = math.hypot(math.sqrt(variance), discretisation, of_top)
@@ -355,11 +359,12 @@ def _discretisation(
 def _findings(
     ended: Ended, support: Support, genealogy: Genealogy, evidence: Evidence
 ) -> Status:
-    """The status by everything that takes no compilation."""
+    """The status according to all checks that take no compilation."""
     state = ended.state
     density = state.density
     ess = ended.recorded["ess"]
     spread_of_steps = np.asarray(ended.run.records.weight_variance)[ended.levels]
+    # The weights of levels then support nothing that is reported: no status on them.
     if not math.isfinite(evidence.value) and _renewed(ended.run, ess):
         ess = np.full(len(ended.levels), np.nan)
         spread_of_steps = ess
@@ -411,8 +416,8 @@ def _diverged(ended: Ended) -> Findings:
 def _renewed(run: Run, ess: Float[np.ndarray, " levels"]) -> bool:
     """Return whether global moves made the chains independent of one another.
 
-    They could if at every level enough chains had counted, by the relative ``ess``, to
-    fit the modes. The weights of levels then support nothing but the evidence.
+    They could if at every level enough chains counted, by the relative ``ess``, to fit
+    the modes. The weights of levels then support nothing but the evidence.
     """
     n = len(run.ancestors)  # without moves few of them have descendants
     distinct = len(np.unique(run.ancestors))
@@ -454,8 +459,8 @@ def _with_ending(found: Status, ended: Ended) -> Status:
 
 
 def _retry_reason(found: Status) -> str:
-    """The defect of a run that closer levels may remedy, as the reason of the next run
-    says it; empty where there is none."""
+    """The defect of a run that closer levels may remedy, as a clause for the reason of
+    the next run; empty without such a defect."""
     reasons = {
         Code.SHARES_FROZEN: "nothing supported the proportions of separated modes",
         Code.WEIGHTS_COLLAPSED: "too few chains supported the importance weights",
@@ -571,7 +576,8 @@ def _check_of_scores(ended: Ended, most: float) -> Check:
 
 
 def _check_of_data(ended: Ended, genealogy: Genealogy, withheld: bool) -> Check:
-    """Return a check of the data, for chains whose log-density does not tell it.
+    """Return a check of the data, for densities without a log-density to show the
+    problem.
 
     The data may be all but impossible where chains ended; and, if errors are
     ``withheld`` or fewer than half of the chains count, finer than level 0 is.
@@ -614,8 +620,8 @@ def _observations_of_nan(density: AnnealedDensity, positions: Position) -> list[
 def _curl(
     density: AnnealedDensity, positions: Position, level: int, key: Array
 ) -> dict[str, float]:
-    """Relative curl of each factor whose score a line integral relied on; NaN where JAX
-    cannot differentiate a network, for which no run is lost."""
+    """Relative curl of each factor whose score a line integral relied on; NaN if JAX
+    cannot differentiate a network, so that the run is not lost."""
     try:
         return curl(density, positions, level, KeyUse.CURL.folded_into(key))
     # JAX raises these for custom rules and callbacks.
@@ -744,8 +750,9 @@ def _path_weights_known(ended: Ended) -> bool:
 
 
 def _is_unmoved(ended: Ended) -> bool:
-    """Return whether chains are where their paths led, so that path weights are theirs:
-    neither draws nor global moves followed, nor is the way down without a kernel."""
+    """Return whether the chains are where their paths led, so that the path weights are
+    theirs: a kernel corrected their way down, and neither draws nor global moves
+    followed."""
     state = ended.state
     return (
         state.sampler.kernel is not None

@@ -107,8 +107,8 @@ def own_scores(
 def other_laws(
     scores: Mapping[str, OwnScore], log_snr: Float[np.ndarray, " levels"]
 ) -> Findings:
-    """The finding that chains follow scores of other distributions than the factors'
-    own samples, of factors whose score a line integral relied on."""
+    """The finding that scores on which a line integral relied do not match the factors'
+    own samples, so that chains follow other distributions."""
     wrong = {name: score for name, score in scores.items() if score.wrong}
     if not wrong:
         return []
@@ -140,7 +140,7 @@ class Moments(NamedTuple):
 
 
 def _compared(moments: Moments, n: int, members: int) -> OwnScore:
-    """The disagreement at level 0 by moments over n samples, from level 0 on."""
+    """The disagreement at level 0, judged by moments over n samples at all levels."""
     # Of many numbers the farthest one is more errors off by chance.
     errors = 2.0 if members == 1 else 4.0
     shift, off = _beyond_errors(moments, n, errors)
@@ -155,8 +155,8 @@ def _compared(moments: Moments, n: int, members: int) -> OwnScore:
 def _beyond_errors(
     moments: Moments, n: int, errors: float
 ) -> tuple[Float[np.ndarray, " levels"], Float[np.ndarray, " levels"]]:
-    """Shift and steepness − 1 at each level, of the number where each is off by most
-    beyond so many standard errors."""
+    """Shift and steepness − 1 at each level, each for the number in which it exceeds
+    ``errors`` standard errors by most."""
     shifts, shifts_sd, offs, offs_sd = (np.asarray(leaf, float) for leaf in moments)
     shift = np.maximum(abs(shifts) - errors * shifts_sd / math.sqrt(n), 0.0).max(1)
     excess = np.maximum(abs(offs) - errors * offs_sd / math.sqrt(n), 0.0)

@@ -55,13 +55,14 @@ class State:
     checkpoint: Checkpoint | None
     progress: bool
     sampler: Sampler  # from `prepare` on, prepared for the density
-    reason: str  # why it is this one
-    # Of the key's random numbers; the next one is that of the check of the evidence on
-    # every other level.
+    reason: str  # for this sampler
+    # Series of the key's random numbers; the run over every other level, which checks
+    # the evidence, has the next one.
     series: int = 0
-    # Whether the run raises `FewAncestors` when too few first chains have descendants.
+    # Whether the run raises `FewAncestors` when too few initial chains have
+    # descendants.
     may_abort: bool = False
-    aborted: bool = False  # whether the run before this one did
+    aborted: bool = False  # whether the run before this one raised it
     spent: int = 0  # evaluations of each chain by the runs before this one
     # By the monotonic clock, at the beginning of the call; earlier by the time that a
     # resumed run had already taken.
@@ -167,6 +168,8 @@ def prepare(state: State) -> None:
     shapes = _shapes_of_start(state, run)
     if state.checkpoint is not None:
         state.checkpoints = RunCheckpoints(state, state.checkpoint, shapes)
+        # A saved run resumes: `Run.visits`, `Run.closings` and `Writer.drawn` count the
+        # work that is done, and the stages go on after it.
         run = state.checkpoints.saved or run
         state.began -= state.checkpoints.seconds
     state.writer = Writer(state, shapes)
@@ -179,12 +182,13 @@ def prepare(state: State) -> None:
 
 
 def _check_request(state: State) -> None:
-    """Refuse a sampler that lacks a capability, or weights to choose its levels by."""
+    """Refuse a sampler without a needed capability, and adaptive levels for a sampler
+    without weights."""
     check_capabilities(state.sampler, state.density)
     if state.pace is not None and state.sampler.weights is None:
         raise CapabilityError(
-            "levels='adaptive' goes by the variance of importance weights, and "
-            f"{type(state.sampler).__name__} has no weights.",
+            "levels='adaptive' chooses levels by the variance of importance weights, "
+            f"and {type(state.sampler).__name__} has no weights.",
             where=state.density.described.where,
             fix="pass sampler=cp.SMC(), or more chains, or an array of log-SNR as "
             "levels.",
@@ -277,7 +281,8 @@ def _finished(state: State, finisher: Finisher) -> Run:
     title = finisher.title
     total = finisher.rounds
     run = state.run
-    start = points = _points(run)
+    points = _points(run)
+    start = points
     spent = int(run.spent)
     done = 0
     drift = 1.0
@@ -298,7 +303,7 @@ def _finished(state: State, finisher: Finisher) -> Run:
         drift = finisher.drift((start, before, points), state.density, weighted)
         state.report(title, total, done=done, drift=drift)
     measured = run.drift
-    if total > 1:  # with one round nothing measured the drift
+    if total > 1:  # a single round measures no drift
         measured = run.spread.number(drift, np.float32)
     return dataclasses.replace(
         run,
@@ -361,7 +366,7 @@ class FewAncestors(Exception):
 
 
 def abort_if_few_ancestors(state: State) -> None:
-    """Raise `FewAncestors`, once the run is saved, where too few of the first chains
+    """Raise `FewAncestors`, once the run is saved, where too few of the initial chains
     have descendants."""
     visits = state.visits
     n = state.num_chains
@@ -427,8 +432,8 @@ class PilotRun:
 
 
 class Stretch:
-    """Number of levels, or draws, between two reports: as many as fit in the seconds
-    of a pause."""
+    """Number of levels, or draws, between two reports: as many as fit in ``pause``
+    seconds."""
 
     def __init__(self, pause: float):
         self.pause = pause

@@ -239,8 +239,8 @@ class Writer:
             if shape is None or shape[0] is None or rows % shape[0] == 0:
                 continue
             raise InvalidValueError(
-                f"The draws in {store.path} are laid out in {shape[0]} chains each, "
-                f"and here each device has {rows}: two processes would write to one "
+                f"The draws in {store.path} are stored in blocks of {shape[0]} chains, "
+                f"and each device here has {rows}: two processes would write to one "
                 "file.",
                 fix="go on with as many devices as the run began with, or in one "
                 "process.",
@@ -369,21 +369,24 @@ def _store_of(state: State) -> Store | None:
 
 def _rows(values: dict[str, Array]) -> dict[tuple[str, int], np.ndarray]:
     """The rows that this process has of every site, by the index of the first."""
-    return {
-        (name, shard.index[0].start or 0): np.asarray(shard.data)
-        for name, whole in values.items()
-        for shard in whole.addressable_shards
-        if shard.replica_id == 0
-    }
+    rows = {}
+    for name, array in values.items():
+        for shard in array.addressable_shards:
+            # Rows that several devices have are taken once.
+            if shard.replica_id == 0:
+                first = shard.index[0].start or 0
+                rows[name, first] = np.asarray(shard.data)
+    return rows
 
 
 class RunCheckpoints:
-    """The checkpoints of one run, written as it reports. Errors meanwhile are reported,
+    """The checkpoints of one run, written as it reports. Failed writes are reported,
     and never raised.
 
-    `saved` is the run in the folder, with ``drawn`` draws in so many ``seconds``; None
-    if there is none. ``shapes`` are the shapes and dtypes of a run that has started.
-    `failure` is the reason why the last one could not be written.
+    `saved` is the run in the folder, with `drawn` draws made in so many `seconds`; None
+    without a checkpoint. `stages.prepare` resumes from it. ``shapes`` are the shapes
+    and dtypes of a run that has started. `failure` is the reason why the last
+    checkpoint could not be written.
     """
 
     def __init__(self, state: State, checkpoint: Checkpoint, shapes: Run | None):
@@ -417,8 +420,8 @@ class RunCheckpoints:
         self.due = time.monotonic() + tuning.CHECKPOINTS.seconds
 
     def __call__(self, state: State) -> None:
-        """Write if it is time to, after the draws that belong to it. The writing itself
-        runs beside the run."""
+        """Write a checkpoint if one is due, after the draws that it counts. The writing
+        itself runs beside the run."""
         if self.ended:
             return
         began = time.monotonic()
@@ -471,7 +474,8 @@ class RunCheckpoints:
 
 
 def fingerprint(state: State, blank: Run) -> dict[str, str | int]:
-    """The causes of a run's samples, in words where there are any, else as digests.
+    """Everything that determines a run's samples: in words where there are any, else as
+    digests.
 
     A checkpoint belongs to a run if all are the same; an error names those that are
     not.
@@ -507,8 +511,8 @@ def fingerprint(state: State, blank: Run) -> dict[str, str | int]:
 
 
 def lowered(state: State, blank: Run) -> str:
-    """The program of one level before it is compiled, which has everything in it that
-    is not an array (functions, say)."""
+    """The text of one level's program before compilation, which shows what is not an
+    array, such as functions."""
     arrays, static = eqx.partition((state.sampler, blank, state.density), eqx.is_array)
     # Arguments by name, as their order may be another one in every process.
     named = dict(named_leaves(arrays))

@@ -1,4 +1,4 @@
-"""Samplers: the ways of chains from the noisiest level to level 0.
+"""Samplers: algorithms that take chains from the noisiest level to level 0.
 
 `sampler` has the one sampler and its constructors; `descent` its phases around one
 place of evaluation, on flat vectors by `layout`. `step` leads from level to level by

@@ -48,7 +48,8 @@ class Finish(NamedTuple):
 
 
 def by_score(samples: int, metric: str = "none") -> MALA:
-    """Return a kernel for so many samples of densities that offer only their score."""
+    """Return the default kernel for densities that offer only their score, for this
+    number of samples."""
     return MALA(Adaptive(), log_ratio=bounded(samples), metric=metric)
 
 
@@ -164,16 +165,17 @@ def independent(
 
 
 def can_wait(density: AnnealedDensity) -> bool:
-    """Return whether `patient` chains may do what others cannot: log-densities can be
-    compared, at levels of noise."""
+    """Return whether `patient` chains are possible: log-densities can be compared
+    between modes, and there are levels of noise."""
     noised = any(site.kind == "noised" for site in density.sites.values())
     comparable = density.capabilities >= COMPARABLE
     return noised and density.num_levels > 1 and comparable
 
 
 def without_data(density: AnnealedDensity) -> bool:
-    """Return whether a program is of factors alone, without observations and latents:
-    where its weights are too uneven for `choose`'s levels, closer ones are the remedy.
+    """Return whether a program has factors alone, without observations and latents.
+
+    If its weights are too uneven on `choose`'s levels, closer levels are the remedy.
     """
     noised_only = all(site.kind == "noised" for site in density.sites.values())
     return not density.observed() and noised_only
@@ -204,8 +206,8 @@ def _hmc(density: AnnealedDensity) -> Kernel:
 
 
 def check_capabilities(sampler: Sampler, density: AnnealedDensity) -> None:
-    """Refuse a sampler that needs a capability that the density lacks, naming the
-    factor that lacks it, before anything is compiled."""
+    """Refuse a sampler that needs a capability which the density lacks, and name the
+    factor without it; nothing is compiled yet."""
     for part, needed in sampler.requires.items():
         for capability in sorted(needed - density.capabilities):
             raise _missing(part, capability, density)

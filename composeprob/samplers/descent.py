@@ -142,19 +142,21 @@ def drift_of(evaluation: Evaluation, dims: int) -> DriftTerms:
 
 @dataclasses.dataclass(eq=False)
 class Descent:
-    """The phases of a sampler's levels under one density, while they are traced: its
-    loop is `phase`, around a run and its level in progress, from `blank` on.
+    """The phases of a sampler's levels under one density, while they are traced.
+
+    A loop begins with a run and the `blank` state of its level, and calls `phase`.
 
     Args:
         density: of all levels.
         run: the chains, of which sizes, words and spread are read.
         moves, step, weights, exchange: of a `Sampler`, each of which may be missing.
         terms: whether evaluations have their density terms.
-        leads: whether steps lead to levels, before the transitions there. Without, all
-            transitions are made at level 0, where chains are, towards draws or in a
-            warm-up: down the levels step sizes lag behind, and at level 0 they stop
-            shrinking, so in the first `Transitions.settling` they adapt once more, ever
-            less, and are fixed then; metrics do not change.
+        leads: whether steps lead to levels, before the transitions there. If not, all
+            transitions are made at level 0, where the chains are, towards draws or in a
+            warm-up. Down the levels step sizes lag behind the noise, which stops
+            falling at level 0: so they adapt once more, ever less, in the first
+            `Transitions.settling` transitions, and are fixed then. Metrics do not
+            change.
     """
 
     density: AnnealedDensity
@@ -231,7 +233,8 @@ class Descent:
         moving = self._transition_phases()
         self.phases = [*leading, *moving]
         self.num_leading = len(leading)
-        # `jax.lax.switch` takes a list of branches and an index.
+        # `jax.lax.switch` takes a list of branches and an index. A branch is traced
+        # once, however many phases share it.
         befores = [phase.before for phase in leading]
         befores += [self.wait, *(phase.before for phase in moving)]
         self.before: list[Before] = list(dict.fromkeys(befores))
@@ -329,7 +332,8 @@ class Descent:
         return StepFits(fit, fit, law)
 
     def phase(self, carry: Carry) -> Carry:
-        """Evaluate every chain once, with what leads to it and what follows from it."""
+        """Run one phase: choose where each chain is evaluated, evaluate it there, and
+        act on the evaluation."""
         run, state = carry
         before, after, _, draw = jnp.asarray(self.table)[state.phase]
         context = self.with_normals(run, state, self.context(run), draw)
@@ -345,8 +349,8 @@ class Descent:
         return self.onwards(run, state, context)
 
     def onwards(self, run: Run, state: LevelState, context: PhaseContext) -> Carry:
-        """Return the run and its level before the next phase, which may be the first
-        one of another level."""
+        """Return the run and its level before the next phase, which may be the first of
+        another level."""
         transition_over = state.phase == len(self.phases) - 1
         phase = jnp.where(transition_over, self.num_leading, state.phase + 1)
         turn = state.turn + transition_over
@@ -357,9 +361,10 @@ class Descent:
             return run, state
 
         def leave() -> Carry:
+            # The next level begins with its first phase, no transition, empty sums.
             counters = {"phase": state.phase, "turn": state.turn, "tally": state.tally}
-            after = self.leave(run, state, context)
             zeros = jax.tree.map(jnp.zeros_like, counters)
+            after = self.leave(run, state, context)
             return after, dataclasses.replace(state, **zeros)
 
         def stay() -> Carry:
@@ -398,13 +403,14 @@ class Descent:
         return dataclasses.replace(context, fits=fits)
 
     def draw_number(self, run: Run, state: LevelState, draw: Array | int) -> Array:
-        """Return the number of a draw among all of a chain's, which its random numbers
-        are counted by: at every level one for the step, and one for each block in each
-        transition."""
+        """Return the number of a draw, which counts a chain's random numbers: at every
+        level one draw for the step, and one for each block in each transition."""
+        # Counted by the level's number, not by the number of visits: draws of different
+        # levels have different numbers, whichever levels a run visits.
         per_level = 1 + self.total * len(self.blocks)
         within_level = state.turn * len(self.blocks) + draw
-        before = run.visits.number.astype(jnp.uint32) * per_level
-        return before + within_level.astype(jnp.uint32)
+        first_of_level = run.visits.number.astype(jnp.uint32) * per_level
+        return first_of_level + within_level.astype(jnp.uint32)
 
     def normals(
         self, run: Run, state: LevelState, context: PhaseContext, draw: Array
@@ -422,8 +428,8 @@ class Descent:
     def at_level(
         self, run: Run, context: PhaseContext, function: Callable[..., Tree]
     ) -> Callable[..., Tree]:
-        """Return ``function`` of a chain, given what is tuned and the noise of its
-        level."""
+        """Bind the tuned quantities and the level's noise as the first argument of a
+        function of one chain."""
         return partial(function, (run.tuning, context.end))
 
     def evaluated(
@@ -465,8 +471,8 @@ class Descent:
         return jnp.zeros_like(self.power)
 
     def fitted(self, run: Run, state: LevelState, context: PhaseContext) -> StepFits:
-        """Return the fits at both ends of the step, and its law by what is known so
-        far.
+        """Return the fits at both ends of the step, and its law by the evaluations made
+        so far.
 
         Before the step the chains are where it starts, after its prediction where that
         led: one fit a phase, at one place or the other.
@@ -512,8 +518,8 @@ class Descent:
         return dataclasses.replace(fitted, fixed=fixed)
 
     def law(self, context: PhaseContext, above: Fit, here: Fit, both: Array) -> Step:
-        """Return the law of a step that follows from the fit at its start, or from
-        those at ``both`` of its ends."""
+        """Return the law of a step, by the fit at its start, or by those at ``both`` of
+        its ends."""
         first = above.controlled_slope
         s1 = context.start.variance
         s0 = context.end.variance
@@ -536,9 +542,8 @@ class Descent:
         return drift, score, rate
 
     def predict(self, run: Run, state: LevelState, context: PhaseContext) -> LevelState:
-        """Step every chain from the level above by what is known at its start. Without
-        a step chains stay where they are in x; at the first level, where they were
-        drawn."""
+        """Step every chain from the level above by drift and score at its start.
+        Without a step, and at the first level, chains stay where they are in x."""
         d = self.layout.dims
         points = run.chains.position
         growth = context.start.alpha / context.end.alpha  # of y where x stays
@@ -561,6 +566,7 @@ class Descent:
             # α.
             lost = ~all_finite(moved)
             blocked = self.behind_wall(jnp.concatenate([moved, v[d:]]), context)
+            # A chain that is behind the wall already may move there: it has to get out.
             stays = lost | (blocked & ~evaluation.zero)
             steps = context.falls & ~stays
             moved = jnp.where(steps, moved, jnp.where(lost, y * growth, y))
@@ -603,7 +609,7 @@ class Descent:
         return run, dataclasses.replace(state, predicted=drift)
 
     def correct(self, run: Run, state: LevelState, context: PhaseContext) -> LevelState:
-        """Make every chain's step once more, by what is known at both ends; at the
+        """Make every chain's step once more, by the drifts at both of its ends; at the
         first level chains stay."""
         d = self.layout.dims
         falls = context.falls
@@ -677,6 +683,7 @@ class Descent:
                 gain = gain + record.log_ratio
                 scores = start.evaluation.terms.drift, evaluation.score
                 usable = all_finite(scores) & (gain < jnp.inf)
+                # Where the density was 0 the increment is −∞, whatever the scores are.
                 usable = usable | start.evaluation.zero | (not self.weights)
                 return jnp.where(usable, gain, jnp.nan), averaging
 
@@ -774,15 +781,15 @@ class Descent:
         # One gather for everything: each collective has a cost of its own.
         columns = [log_weights, ~jnp.isnan(gain), run.log_weights, gain, error]
         table = spread.gather(jnp.stack([*columns, averaging], axis=1))
-        whole, usable, before, whole_gain, whole_error, whole_averaging = table.T
+        all_log_weights, usable, before, gains, errors, averagings = table.T
         facts = spread.on_population(
             statistics,
-            whole,
+            all_log_weights,
             run.ancestors,
-            whole_averaging,
+            averagings,
             before,
-            whole_gain,
-            whole_error,
+            gains,
+            errors,
         )
         run = dataclasses.replace(run, averaging=run.averaging + facts.averaging)
 
@@ -790,7 +797,7 @@ class Descent:
             def choose(log_weights: Array) -> Array:
                 return rule.ancestors(stream(run.shared, level), log_weights)
 
-            chosen = spread.on_population(choose, whole)
+            chosen = spread.on_population(choose, all_log_weights)
             return dataclasses.replace(
                 run,
                 chains=spread.exchange(run.chains, chosen),
@@ -803,8 +810,8 @@ class Descent:
             return dataclasses.replace(run, log_weights=log_weights)
 
         # Samples must have equal weights, whatever the rule says at level 0.
-        now = rule.should_resample(facts.ess, level) | (level == 0)
-        run = jax.lax.cond(now, resampled, kept)
+        is_due = rule.should_resample(facts.ess, level) | (level == 0)
+        run = jax.lax.cond(is_due, resampled, kept)
         number_lost = jnp.sum(usable == 0, dtype=jnp.int32)
         records = run.records.counting(level, number_lost)
         records = records.at(
@@ -822,8 +829,8 @@ class Descent:
     def started(
         self, b: int, run: Run, context: PhaseContext
     ) -> tuple[PyTree[Array], Array]:
-        """Return the transition of block b of every chain, where it has begun: its
-        trajectory, and the first point of it."""
+        """Return the trajectories of new transitions of block b, and where each chain
+        is evaluated first."""
         begin = self.at_level(run, context, partial(self.moves.begin, b))
         noise = context.normals[..., : self.moves.noise_size(b)]
         return self.spread.map(begin, run.chains, noise)
@@ -952,7 +959,7 @@ class Descent:
         return dataclasses.replace(run, visits=visits)
 
     def recorded(self, run: Run, state: LevelState, context: PhaseContext) -> Run:
-        """Return the run with what the level's transitions add up to in its records."""
+        """Return the run with the means over the level's transitions in its records."""
         moves = self.moves
         level = context.end.index
         acceptance, error, number_lost = state.tally.means(
@@ -969,7 +976,7 @@ class Descent:
 
 
 def blank_record(num_chains: int, dims: int) -> StepRecord:
-    """Return the record of no step."""
+    """Return the record of a level before its step: zeros."""
     zero = jnp.zeros((num_chains,))
     return StepRecord(
         drift=jnp.zeros((num_chains, dims)),
@@ -1000,8 +1007,8 @@ def at_target(
     first: Array | int,
     end: Array | int,
 ) -> tuple[Run, Tally]:
-    """Make the transitions ``first`` … ``end`` − 1 at level 0, whose random numbers are
-    those of ``words``; return the run and what they add up to."""
+    """Make the transitions ``first`` … ``end`` − 1 at level 0, with the random numbers
+    of ``words``; return the run and the tally of these transitions."""
     evaluation = run.chains.evaluation.without_terms
     chains = dataclasses.replace(run.chains, evaluation=evaluation)
     run = dataclasses.replace(run, chains=chains, words=words)
@@ -1017,8 +1024,11 @@ def at_target(
 
 
 def moved_to(run: Run, chains: Particles) -> Run:
-    """Return the run with chains elsewhere at level 0. What only weights read belongs
-    to where they were, and is unknown."""
+    """Return the run with its chains moved to other points at level 0.
+
+    Density terms, which only weights read, belong to the former points: they become
+    unknown.
+    """
     terms = run.chains.evaluation.terms
     if terms is not None:
         terms = unknown(terms)

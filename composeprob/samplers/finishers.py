@@ -68,8 +68,8 @@ class Finisher(eqx.Module):
     def move(
         self, run: Run, density: AnnealedDensity, fitted: PyTree[Array], number: Array
     ) -> Run:
-        """Return the run whose chains have moved by what was fitted, in the round of
-        this number; traced."""
+        """Return the run after round ``number`` of moves by what `adapt` ``fitted``;
+        traced."""
 
     def drift(
         self, points: Sequence[Points], density: AnnealedDensity, weighed: bool
@@ -224,8 +224,8 @@ def _greatest_change(before: Points, after: Points) -> float:
 
 
 def _greatest_correlation(start: Points, after: Points, first: int) -> float:
-    """Return the greatest correlation of an entry, from ``first`` on, with where chains
-    began."""
+    """Return the greatest correlation, over entries from ``first`` on, between a
+    chain's present and initial values."""
     old = (start - start.mean(0, dtype=float))[:, first:]
     new = (after - after.mean(0, dtype=float))[:, first:]
     sizes = np.maximum(np.std(old, axis=0) * np.std(new, axis=0), 1e-30)
@@ -233,8 +233,8 @@ def _greatest_correlation(start: Points, after: Points, first: int) -> float:
 
 
 class GlobalMoves(Finisher):
-    r"""Proposals from anywhere, under which modes get their shares whatever the chains
-    did before.
+    r"""Proposals that do not depend on a chain's position, so that modes get their
+    shares whatever the chains did before.
 
     Chains are split in two halves. A Gaussian mixture q is fitted to each, and is what
     the other half's proposals are drawn from, whatever a chain's own position is:
@@ -249,7 +249,7 @@ class GlobalMoves(Finisher):
         number: proposals to each chain, one evaluation each.
 
     Raises:
-        InvalidValueError: no whole number ≥ 1.
+        InvalidValueError: not a whole number ≥ 1.
 
     References:
         Tierney (1994), *Markov chains for exploring posterior distributions*, for
@@ -347,7 +347,7 @@ class GlobalMoves(Finisher):
 
         def genealogy(facts: Array, ancestors: Array) -> tuple[Array, Array]:
             moved, acceptance = facts.T
-            # Where many chains are stuck, those that moved are no sample either.
+            # Where many chains are stuck, the moved ones are not a sample either.
             enough = jnp.mean(moved) >= 1 - tuning.GLOBAL_MOVES.most_stuck
             renewed = renewed_ancestors(ancestors, moved > 0)
             return jnp.where(enough, renewed, ancestors), jnp.mean(acceptance)
@@ -374,8 +374,8 @@ class GaussianMixture(eqx.Module):
     inverses: Float[Array, "components d d"]  # L_j⁻¹
 
     def draw(self, noise: Float[Array, " d+1"]) -> Float[Array, " d"]:
-        """Return the draw that d + 1 independent normal numbers make, of which the
-        first chooses the component."""
+        """Make a draw from d + 1 independent normal numbers, the first of which chooses
+        the component."""
         below = jnp.cumsum(jnp.exp(self.log_weights))
         uniform = jax.scipy.special.ndtr(noise[0])
         # Weights may add up to a little less than 1.
@@ -395,8 +395,11 @@ class GaussianMixture(eqx.Module):
         cls, points: Float[np.ndarray, "m d"], others: Float[np.ndarray, "n d"]
     ) -> GaussianMixture:
         """Return the mixture that maximises the likelihood of points, by the EM
-        algorithm (Dempster, Laird and Rubin 1977), of as many components as give others
-        of the same distribution the highest likelihood."""
+        algorithm (Dempster, Laird and Rubin 1977).
+
+        The number of components is the one under which ``others``, independent points
+        of the same distribution, have the highest likelihood.
+        """
         # It takes a second to import, and most runs never fit one.
         from sklearn.mixture import GaussianMixture as Fit
 
@@ -443,7 +446,7 @@ class GaussianMixture(eqx.Module):
 
     @classmethod
     def beside(cls, *mixtures: GaussianMixture) -> GaussianMixture:
-        """Return several mixtures as one, whose arrays have an axis for them in front.
+        """Stack several mixtures along a new leading axis.
 
         They are filled up with components of no weight to 8, or the most that are
         tried: two numbers of components are then all that is compiled.

@@ -90,8 +90,8 @@ class ClosedFormDensity(eqx.Module):
         return moved, _log_volume_change(before, after)
 
     def unit_vector(self, key: Key[Array, ""]) -> Latents:
-        """Return 1 at a random coordinate of φ and 0 elsewhere: every site is as
-        probable, and in it every coordinate."""
+        """Return 1 at a random coordinate of φ and 0 elsewhere: first a site is chosen,
+        then one of its coordinates, each uniformly."""
         sizes = np.array([math.prod(shape) for _, shape in self.layout.static])
         probabilities = np.repeat(1 / sizes / len(sizes), sizes)
         coordinate = jax.random.choice(key, sizes.sum(), p=probabilities)
@@ -113,7 +113,7 @@ class ClosedFormDensity(eqx.Module):
 
 
 def interweaves(density: AnnealedDensity) -> bool:
-    """Return whether `Interweaving` moves this density by default.
+    """Return whether `Interweaving` moves this density in default runs.
 
     It does where factors offer only their score, or plates have members that are
     independent given latents; and latents are few enough for matrices over them, or
@@ -286,8 +286,8 @@ def _move_latents(
         return where(accepted, (proposed, there), current)
 
     def single(i: Array, current: tuple[Array, Array]) -> tuple[Array, Array]:
-        """Move one coordinate by a step of any order of magnitude, for where the
-        curvature misleads."""
+        """Move one coordinate by a step of random order of magnitude, for places where
+        the curvature misleads."""
         z, log_p = current
         keys = jax.random.split(jax.random.fold_in(key, i), 5)
         coordinate, along, length, draw, last = keys

@@ -56,8 +56,8 @@ class Layout(eqx.Module):
         return self.dims + _count(self.static)
 
     def entries(self, names: tuple[str, ...]) -> Int[np.ndarray, " entries"]:
-        """Indices of the entries of some sites, the sites in alphabetical order, as
-        matrices over them have them."""
+        """Indices of the entries of some sites in alphabetical order, which is the
+        order of matrices over them."""
         # Places are known while traced, so indices are NumPy's.
         places = {}
         begin = 0
@@ -148,8 +148,11 @@ class Layout(eqx.Module):
 
     def unevaluated(self, density: AnnealedDensity, terms: bool = True) -> Evaluation:
         """Return an evaluation of one chain that is NaN throughout, for chains that
-        were not evaluated yet: so one executable, that of the levels, has the networks
-        in it, and not a second one that only starts the chains."""
+        were not evaluated yet.
+
+        So only one executable, that of the levels, has the networks in it; a start that
+        evaluated would be a second one.
+        """
 
         def evaluate(v: Array) -> Evaluation:
             return self.evaluate(density, v, 0, terms)

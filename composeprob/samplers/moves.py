@@ -52,7 +52,7 @@ class Block(eqx.Module):
     entries: range | tuple[int, ...] = eqx.field(static=True)
     # True if any of its sites is noised: its adaptive step shrinks with the noise.
     follows_noise: bool = eqx.field(static=True)
-    # Marks its static entries, where others are not; None else
+    # True for its static entries; None unless it has noised ones too
     static: Bool[Array, " entries"] | None
     # True if static entries among noised ones are measured in units of the noise: not
     # where the user gave both step size and metric.
@@ -127,8 +127,8 @@ class Tally(eqx.Module):
     kernel."""
 
     acceptance: Float[Array, "chains *rungs blocks"]  # of acceptance probabilities
-    # of acceptance × quadrature error: the error over accepted moves, without the noise
-    # of which were accepted
+    # of acceptance × quadrature error: the expected error of accepted moves, without
+    # the noise of the accept tests
     error: Float[Array, "chains *rungs blocks"]
     non_finite: Int[Array, " chains"]  # of moves
     steps: Float[Array, "*rungs blocks"]  # of the step sizes in force
@@ -145,8 +145,8 @@ class Tally(eqx.Module):
         )
 
     def adding(self, b: int, info: Info, counted: Array, step: Array) -> Tally:
-        """Add one more transition of block b; one that is not ``counted`` can only be
-        non-finite."""
+        """Add one more transition of block b; if it is not ``counted``, only its
+        non-finite moves."""
         # The error of a move that is never accepted may be NaN.
         error = info.acceptance * info.quadrature_error
         error = jnp.where(info.acceptance > 0, error, 0.0)
@@ -237,8 +237,8 @@ class Transitions(eqx.Module):
         return tuning.WARM_UP.settling if any(self.adaptive) else 0
 
     def untuned(self, num_chains: int) -> tuple[Tuning, ...]:
-        """Return log c where it starts, and metrics that are not known yet, for N
-        chains."""
+        """Return the initial log c of each block's step size, and its metric before it
+        is measured, for N chains."""
         tuned = []
         for kernel, rule, block in zip(
             self.kernel.kernels, self.adaptive, self.blocks, strict=True
@@ -351,8 +351,8 @@ class Transitions(eqx.Module):
     def begin(
         self, b: int, setting: Setting, particle: Particles, normals: Array
     ) -> tuple[PyTree[Array], Float[Array, " size"]]:
-        """Begin block b's transition; return its trajectory, and v where the first
-        evaluation is wanted."""
+        """Begin block b's transition; return its trajectory, and v where the density
+        must be evaluated first."""
         tunings, noise = setting
         gibbs = self.tuned(setting)
         step = self.step_size(b, tunings[b].log_scale, noise)
@@ -419,7 +419,8 @@ def _without_start(trajectory: PyTree[Array]) -> PyTree[Array]:
 
 
 def _with_start(trajectory: PyTree[Array], state: KernelState) -> PyTree[Array]:
-    """Return the trajectory with those of the ``state`` that it began with."""
+    """Return the trajectory with its start's position and evaluation, those of
+    ``state``."""
     if not isinstance(trajectory, Trajectory):
         return trajectory
     start = dataclasses.replace(
@@ -542,9 +543,12 @@ def by_kind(
     density: AnnealedDensity,
     static: Callable[[], Kernel] | None = None,
 ) -> Kernel:
-    """Return one kernel, or `Gibbs` with one for the noised sites and one, ``static``,
-    for the static ones where there are both: step sizes of noised sites follow the
-    level's noise, and under one for all the shortest length sets the pace."""
+    """Return one kernel; where there are noised and static sites, `Gibbs` with a kernel
+    for each kind, ``static`` for the static sites.
+
+    Step sizes of noised sites follow the level's noise. Under one kernel for all sites
+    the shortest length would limit the step.
+    """
     kinds = {name: site.kind for name, site in density.sites.items()}
     noised = tuple(name for name, kind in kinds.items() if kind == "noised")
     latent = tuple(name for name, kind in kinds.items() if kind == "static")

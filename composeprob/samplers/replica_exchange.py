@@ -179,8 +179,8 @@ class Swap(eqx.Module):
 
 
 class Replicas(Particles):
-    """Ensembles of a replica on every rung, one a chain: arrays of `Particles` with a
-    second axis, (N, L, …)."""
+    """Ensembles of replicas, one replica on every rung and one ensemble a chain: arrays
+    of `Particles` with a second axis, (N, L, …)."""
 
     # Whether each was on the top rung since it last was on rung 0, (N, L).
     from_top: Array = eqx.field(kw_only=True)
@@ -231,7 +231,7 @@ class Rungs(Visits):
 
     @property
     def comes(self) -> Bool[Array, ""]:
-        """True while the turn leads replicas down to their rungs for the first time."""
+        """True while replicas come down to their rungs for the first time."""
         return self.turns < len(self.levels)
 
     @property
@@ -263,8 +263,8 @@ class Rungs(Visits):
 
     @property
     def partner(self) -> Int[Array, " rungs"]:
-        """Rung that each swaps with, even pairs and odd ones in turn; itself where it
-        has none."""
+        """Rung that each rung swaps with, even pairs and odd pairs in turn; itself for
+        a rung without a partner."""
         rungs = jnp.arange(len(self.levels))
         partner = rungs + jnp.where((rungs + self.plan.sweeps) % 2 == 0, 1, -1)
         exists = (partner >= 0) & (partner < len(rungs))
@@ -526,7 +526,7 @@ class ReplicaExchange(Sampler):
         if measures_metric(kernel):
             raise InvalidValueError(
                 "ReplicaExchange cannot measure a metric.",
-                fix="leave metric out, or pass one that is given.",
+                fix="leave metric out, or pass a fixed metric.",
             )
         self.sweeps = check_count(sweeps, "sweeps", tuning.RUNGS.rounds)
         if num_levels is not None:
@@ -702,8 +702,8 @@ def equal_rejection(
 def distinct_levels(
     levels: Int[Array, " rungs"], num_levels: int
 ) -> Int[Array, " rungs"]:
-    """Return rising levels moved as little as it takes to be L different ones from 0 to
-    K − 1, these two among them."""
+    """Return L different, rising levels from 0 to K − 1, both included; they are moved
+    from these only where needed."""
     index = jnp.arange(len(levels))
     levels = index + jax.lax.cummax(levels - index)  # each above the one below it
     # And none so high that those above it have no room.

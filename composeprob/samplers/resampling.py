@@ -126,7 +126,7 @@ def relative_weights(log_weights: Float[Array, " chains"]) -> Float[Array, " cha
 
 
 def _largest(log_weights: Float[Array, " chains"]) -> Float[Array, ""]:
-    """Return the largest log-weight; 0 where that is infinite."""
+    """Return the largest log-weight; 0 if it is infinite."""
     return jnp.nan_to_num(jnp.max(log_weights), posinf=0.0, neginf=0.0)
 
 

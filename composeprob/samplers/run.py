@@ -46,8 +46,8 @@ class Records(eqx.Module):
     @classmethod
     def empty(cls, num_levels: int, num_blocks: int = 1) -> Records:
         """Return records without a number yet, made on the host."""
-        # Not weakly typed, as nothing is that comes from a checkpoint: a run that goes
-        # on would be compiled again.
+        # Strongly typed, as arrays of a checkpoint are: with weak types the loop would
+        # be compiled again for a run that resumes.
         precision = jnp.result_type(float)
         by_level = _on_host(np.full((num_levels,), np.nan, precision))
         by_block = _on_host(np.full((num_levels, num_blocks), np.nan, precision))
@@ -65,21 +65,21 @@ class Records(eqx.Module):
         )
 
     def at(self, level: Int[Array, " ..."], **values: Array) -> Self:
-        """Return the same with other values at a level."""
+        """Return the records with other values at a level."""
         new = {}
         for name, value in values.items():
             new[name] = getattr(self, name).at[level].set(value)
         return dataclasses.replace(self, **new)
 
     def counting(self, level: Int[Array, ""], number: Int[Array, ""]) -> Self:
-        """Return the same with more moves of a level, over all chains, counted as
-        non-finite."""
+        """Return the records with this ``number`` of non-finite moves, over all chains,
+        added at a level."""
         return self.at(level, non_finite=self.non_finite[level] + number)
 
 
 class NoRecords(Records):
-    """Records that stay empty, for runs that are compiled and not made: without means
-    over all devices' chains."""
+    """Records that stay empty, for runs that are compiled and not made: these then need
+    no means over all devices' chains."""
 
     def at(self, level: Array, **values: Array) -> Self:
         return self
@@ -145,8 +145,8 @@ class Visits(eqx.Module):
 
     OPEN = -1
 
-    # From the first level down to 0; 0 behind that, and `OPEN` where the pace has yet
-    # to choose
+    # From the first level down to 0, then zeros; `OPEN` where the pace has yet to
+    # choose
     order: Int[Array, " levels"]
     made: Int[Array, ""]  # number of levels that have been visited
     pace: Pace | None
@@ -158,8 +158,8 @@ class Visits(eqx.Module):
         num_levels: int,
         pace: Pace | None = None,
     ) -> Visits:
-        """Return visits of these levels, the noisiest first, of which the last is 0, or
-        after which the ``pace`` chooses."""
+        """Return visits of these levels, the noisiest first. The last one is level 0,
+        or else the ``pace`` chooses the levels after it."""
         behind = 0 if pace is None else cls.OPEN
         order = np.full(num_levels, behind, np.int32)
         order[: len(levels)] = levels
@@ -213,8 +213,8 @@ class Visits(eqx.Module):
         return np.asarray(self.order)[: int(self.made)]
 
     def coarser(self) -> Visits:
-        """Return every other one of the levels that were visited, the first and level 0
-        among them; nothing is visited yet."""
+        """Return visits, none made yet, of every other visited level, with the first
+        and level 0 among them."""
         levels = self.visited()
         given = Visits.given(np.append(levels[:-1:2], levels[-1]), len(self.order))
         # The pace is of no use, but without it the same loop would be compiled a second

@@ -156,7 +156,8 @@ class Sampler(eqx.Module):
         return self.step is not None and noised and has_rate
 
     def in_numbers(self) -> Self:
-        """Return the prepared sampler with step sizes in place of their rules.
+        """Return the prepared sampler with step sizes as numbers in place of their
+        rules.
 
         A rule is a function, part of what is compiled. A notebook's cell that runs once
         more defines it anew, and everything would be compiled again.
@@ -166,8 +167,11 @@ class Sampler(eqx.Module):
         return replaced(self, kernel=self.moves.kernel)
 
     def prepare(self, density: AnnealedDensity) -> Sampler:
-        """Return the sampler for one density: step sizes per level and defaults are
-        resolved. Refused where it cannot be used with this density."""
+        """Return the sampler for one density, with step sizes per level and all
+        defaults resolved.
+
+        Refused if it cannot be used with this density.
+        """
         if self.kernel is not None:
             moves = Transitions.resolved(self.kernel, self.steps_per_level, density)
             return replaced(self, moves=moves)
@@ -476,8 +480,8 @@ class SMC(Sampler):
 
     @property
     def _resample(self) -> str:
-        """The argument ``resample`` as text: a number for the default rule, which a
-        subclass of it is not."""
+        """The argument ``resample`` as text: the threshold of `Resample` itself, else
+        the repr of the rule."""
         if type(self.exchange) is Resample:
             return f"{float(self.exchange.threshold):.3g}"
         return repr(self.exchange)
@@ -546,7 +550,7 @@ class AnnealedMCMC(Sampler):
         if step is not None and step.control != "none":
             raise InvalidValueError(
                 f"The reverse step of AnnealedMCMC has control={step.control!r}, which "
-                "only weights could make up for.",
+                "only weights could correct.",
                 fix='write cp.ReverseStep(control="none"), or use cp.SMC.',
             )
         finishers = as_finishers(then)
@@ -679,8 +683,8 @@ def _check_weighted_step(step: object, weights: str) -> None:
         )
     if float(step.eta) != 1.0 or step.twist is None:
         raise InvalidValueError(
-            "The Feynman–Kac weights of SMC are those of a step with eta=1 and a "
-            f"limited twist; got {step!r}.",
+            "SMC's Feynman–Kac weights need a step with eta=1 and a limited twist; got "
+            f"{step!r}.",
             fix="leave eta out, and give twist a number such as 0.5.",
         )
 

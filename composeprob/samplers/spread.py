@@ -88,8 +88,8 @@ class Spread(eqx.Module):
         return 1 if self.mesh is None else self.mesh.size
 
     def map(self, function: Callable[..., Tree], *batch: PyTree[Array]) -> Tree:
-        """Return ``function`` of every chain of this device: their axis leads in each
-        argument and in what it returns."""
+        """Map ``function`` over this device's chains: their axis leads in each argument
+        and in the result."""
         evaluate = jax.vmap(function)
         size = self.chunk
         rounds = self.rounds
@@ -120,7 +120,7 @@ class Spread(eqx.Module):
         return write(whole, last, rounds - 1)
 
     def on_population(self, function: Callable[..., Tree], *values: Array) -> Tree:
-        """Return ``function`` of arrays of all chains, (N, …), that every device has:
+        """Apply ``function`` to arrays of all chains, (N, …), which every device has;
         as in `map`, nothing is fused with it."""
         if self.rounds is None:
             return function(*values)
@@ -138,8 +138,8 @@ class Spread(eqx.Module):
         return value
 
     def total(self, counts: Int[Array, " chains *columns"]) -> Int[Array, " *columns"]:
-        """Σ over all N chains of integers that each has: floats would depend on the
-        order."""
+        """Σ over all N chains of each chain's integers; a sum of floats would depend on
+        the order."""
         assert jnp.issubdtype(counts.dtype, jnp.integer)
         if self.copies:
             is_chain = self.numbers(counts) < self.number_of(counts)
@@ -223,7 +223,7 @@ class Spread(eqx.Module):
         return jax.tree.unflatten(treedef, list(exchanged))
 
     def place(self, tree: Tree, spec: PartitionSpec) -> Tree:
-        """Spread arrays of which every process has the whole over the mesh."""
+        """Spread arrays over the mesh; every process has the whole of them."""
         if self.mesh is None:
             return tree
         sharding = NamedSharding(self.mesh, spec)
@@ -245,7 +245,8 @@ class Spread(eqx.Module):
         return jax.tree.map(put, tree)
 
     def number(self, value: float, dtype: type = np.int32) -> Array:
-        """Return a number on every device, a whole one unless it is to be another."""
+        """Return a number on every device, an integer unless another ``dtype`` is
+        given."""
         return self.place(jnp.asarray(dtype(value)), everywhere)
 
 
@@ -254,7 +255,7 @@ def _not_a_mesh(value: str) -> WrongTypeError:
     return WrongTypeError(
         f"mesh must be a jax.sharding.Mesh of one axis or two; got {value}.",
         fix="jax.sharding.Mesh(jax.devices(), ('chains',)); two axes are for networks "
-        "kept in parts, jax.sharding.Mesh(np.reshape(jax.devices(), (2, 4)), "
+        "kept in shards, jax.sharding.Mesh(np.reshape(jax.devices(), (2, 4)), "
         "('chains', 'model')).",
     )
 
@@ -266,9 +267,9 @@ chains = PartitionSpec(AXES)
 
 
 def every_device(num_chains: int, chunk: object) -> Mesh | None:
-    """Return the mesh of all devices, or of as many as have a chain, or a chunk of
-    them, to evaluate; None for one. Where there are several processes all of their
-    devices work, whatever N is."""
+    """Return the mesh of all devices, but of no more than there are chains, or chunks
+    of chains, to evaluate; None for one device. Of several processes all devices work,
+    whatever N is."""
     chosen = getattr(jax.config, "jax_default_device", None)
     devices = [chosen]
     if chosen is None:
@@ -284,8 +285,8 @@ def every_device(num_chains: int, chunk: object) -> Mesh | None:
 
 
 def chain_mesh(devices: Sequence[jax.Device] | np.ndarray) -> Mesh:
-    """Return a row of devices, each a row by itself, or a table of them, as the mesh
-    that the samplers know."""
+    """Return the samplers' mesh over devices: a row of them, each then a row by itself,
+    or a table."""
     table = np.asarray(devices)
     return Mesh(table.reshape(len(table), -1), AXES, axis_types=(AxisType.Auto,) * 2)
 
@@ -339,8 +340,8 @@ def _rows(tree: Tree, start: Array | int, size: int) -> Tree:
 
 
 def zeros_of(shapes: PyTree[Any], rows: int | None = None) -> PyTree[Any]:
-    """Zeros of these shapes, of so many ``rows`` where a number is given; keys, where
-    they are shapes of keys."""
+    """Zeros of these shapes, with a leading axis of length ``rows`` if that is given;
+    for shapes of keys, keys."""
 
     def zeros(leaf: Any) -> Any:
         if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -356,7 +357,7 @@ def zeros_of(shapes: PyTree[Any], rows: int | None = None) -> PyTree[Any]:
 
 
 def _wide(dtype: jnp.dtype) -> jnp.dtype:
-    """Return the kind of number of 32 bits or more that holds such numbers exactly."""
+    """Return the dtype of at least 32 bits that holds such numbers exactly."""
     if dtype.itemsize >= WORD.itemsize:
         return dtype
     if jnp.issubdtype(dtype, jnp.floating):
@@ -372,8 +373,8 @@ def _to_words(leaf: Array) -> UInt32[Array, "chains words"]:
 
 
 def _from_words(words: UInt32[Array, "chains words"], like: Array) -> Array:
-    """Return the array that `_to_words` made the words of, in the shape and of the kind
-    of ``like``."""
+    """Invert `_to_words`: return the array of these words, in the shape and dtype of
+    ``like``."""
     is_key = _is_key(like)
     shape = jax.eval_shape(jax.random.key_data, like) if is_key else like
     wide = _wide(shape.dtype)

@@ -110,7 +110,7 @@ def _is_length(value: object) -> bool:
 
 
 class Step(eqx.Module):
-    r"""y' ~ N(y + U·G·Uᵀg, U·Q·Uᵀ), and what `correct` needs of both of its ends."""
+    r"""y' ~ N(y + U·G·Uᵀg, U·Q·Uᵀ), with the coefficients of `correct`."""
 
     # U, columns of length 1; None for the coordinate axes
     basis: Float[Array, "dims dims"] | None
@@ -150,8 +150,8 @@ class Step(eqx.Module):
 
     @classmethod
     def bridge(cls, start: Array, end: Array, power: Float[Array, " dims"]) -> Step:
-        """Return the step between two rungs of replica exchange: down `ddpm` of P
-        factors, up the noise whose reversal that is, of variance h/P."""
+        """Return the step between two rungs of replica exchange: downwards `ddpm` of P
+        factors; upwards the noise that this step reverses, of variance h/P."""
         down = cls.ddpm(start, jnp.minimum(end, start), 1.0, power)
         up = (end - start) / power
         # A step to its own level is never made; the variance keeps its density finite.
@@ -213,17 +213,17 @@ class Step(eqx.Module):
             y' = K·y + (J/h − K)·μ₁ + (1 − J/h)·μ₀ + √Q·z,
             K = exp(−h/m),    J = h·(n₀/m)·E(ρ − h/m),    Q = h·(n₀/m)·E(ρ − 2h/m);
 
-        by what is known at its start, μ₀ = μ₁ and G = (1 − K)·n₁. A factor whose data
-        are points has n = s: then K = s₀/s₁ and Q = s₀·h/s₁, DDPM's step. A Gaussian of
-        variance c has n = c + s, a product of P of them with its control 2(c + s)/(P +
-        1): exact for any h and P.
+        before the evaluation at its end, μ₀ = μ₁ and G = (1 − K)·n₁. A factor whose
+        data are points has n = s: then K = s₀/s₁ and Q = s₀·h/s₁, DDPM's step. A
+        Gaussian of variance c has n = c + s, a product of P of them with its control
+        n = 2(c + s)/(P + 1): exact for any h and P.
 
-        The basis is that of the mean slope's eigenvectors; what is not diagonal in it
-        counts as not linear.
+        The basis is that of the mean slope's eigenvectors; the part of a slope that is
+        not diagonal in it counts as nonlinear.
 
         Args:
             first: slope of the drift where the step starts; a diagonal may be (d,).
-            last: that where it ends; where not ``both`` are known it must be ``first``.
+            last: slope where it ends; it must be ``first`` unless ``both`` are known.
             s1: s where it starts.
             s0: s where it ends.
             power: P at each entry.
@@ -240,23 +240,25 @@ class Step(eqx.Module):
             power = (basis**2).T @ power
         h = s1 - s0
         ratio = s0 / s1
-        # A slope that is flat, or turns upwards, is none that a Gaussian has.
+        # No Gaussian has a slope that is flat or turns upwards.
         least = tuning.STEP.least_slope
         n1 = -1 / jnp.minimum(slope, -least / s1)
+        # n = 2(c + s)/(P + 1) falls by 2h/(P + 1), in proportion no faster than s.
         equal = jnp.maximum(n1 - 2 * h / (1 + power), n1 * ratio)
         n0 = jnp.where(both, -1 / jnp.minimum(end_slope, -least / s0), equal)
+        # Two fits may differ by chance, so n changes only so much faster than s.
         most_change = tuning.STEP.most_change
         n0 = jnp.clip(n0, n1 * ratio / most_change, n1 * most_change)
         rho = jnp.log(n1 / n0)
-        m = n0 * relative_exponential(rho)
+        m = n0 * relative_exponential(rho)  # (n₁ − n₀)/ρ, also where ρ = 0
         noise = jnp.sqrt(h * (n0 / m) * relative_exponential(rho - 2 * h / m))
         decay = jnp.exp(-h / m)
         mean_decay = (n0 / m) * relative_exponential(rho - h / m)
         return cls(basis, (1 - decay) * n1, noise, decay, mean_decay, n1, n0)
 
     def bent(self, fit: Fit, s1: Array, s0: Array) -> Step:
-        """Return the step that `predict` draws with as little noise as a G leaves it
-        that is bent like the population's fit.
+        """Return the step whose `predict` draws less noise, by the curvature of log G
+        that was fitted over the population.
 
         The precision of exp(⟨g, y'⟩ + ½·y'ᵀHy')·N(y'; m, Q) is Q⁻¹ − H. Along an
         eigenvector of H with eigenvalue η where the step starts, n of the drift's slope
@@ -294,7 +296,7 @@ class Step(eqx.Module):
         noise: Float[Array, " dims"],
         twist_limit: float | None,
     ) -> tuple[Float[Array, " dims"], Float[Array, " dims"], Float[Array, ""]]:
-        """Step one chain by what is known at its start, towards data as far as the
+        """Step one chain by drift and score at its start, towards data as far as the
         twist allows.
 
         Without ∇log G it would be left to the weights to pick the chains that found the
@@ -362,8 +364,8 @@ class Step(eqx.Module):
         end_drift: Float[Array, " dims"],
         noise: Float[Array, " dims"],
     ) -> tuple[Float[Array, " dims"], Float[Array, ""]]:
-        """Make the step once more with the noise of `predict`, by y and S + u at its
-        start and where that led: Heun's method for what is not linear.
+        """Make the step once more with the noise of `predict`, by S + u at its start
+        and where it was predicted to end: Heun's method for the nonlinear part.
 
         Returns:
             y', and the mean square of its distance from the predicted one, in units of
@@ -538,8 +540,8 @@ class Backward(eqx.Module):
 def within(
     vector: Float[Array, " dims"], shift: Float[Array, " dims"], limit: float
 ) -> Float[Array, " dims"]:
-    """Return as much of a vector as leaves the shift that it makes, in units of noise,
-    no longer than ``limit``·√d; 0 where it is NaN or infinite."""
+    """Return a vector, shortened so that the shift that it makes is at most
+    ``limit``·√d long, in units of noise; 0 where it is NaN or infinite."""
     length = jnp.sum(shift**2)
     longest = jnp.minimum(
         1.0, limit * jnp.sqrt(shift.size / jnp.maximum(length, 1e-30))
@@ -594,8 +596,8 @@ class Fit(eqx.Module):
 
     @classmethod
     def default(cls, base: Float[Array, " dims"], bent: bool) -> Fit:
-        """Return what takes the place of a fit where chains are too few: the slope
-        −P/s, no control, and a flat log G."""
+        """Return the fit of too few chains: the slope −P/s, no control, and a flat log
+        G."""
         zero = jnp.zeros((2, base.size))
         bend = jnp.zeros_like(base) if bent else None
         return cls(jnp.zeros_like(base), -base, zero, zero, bend)
@@ -638,8 +640,8 @@ def fit(
     base: Float[Array, " dims"],
     control: bool,
 ) -> Fit:
-    r"""Fit affine models over a weighted population of N chains, or over some of them
-    where those are as good.
+    r"""Fit affine models over a weighted population of N chains, or over a subset of
+    them where that is as good.
 
     The slope is that of least squares, B = Cov(S, y)·Cov(y)⁻¹, for a Gaussian the
     Hessian of log F. Along each eigenvector of B it counts as much as it explains of
@@ -690,10 +692,10 @@ def fit(
     axes = None
     if rows.shape[1] > 2 * dims + 1:
         pulls = roots * (rows[:, 2 * dims : -1] - mean[2 * dims : -1])
-        whole = dims <= tuning.FIT.full and count >= tuning.FIT.per_bend * dims
+        full_bend = dims <= tuning.FIT.full and count >= tuning.FIT.per_bend * dims
         pair = jnp.stack([pair[0], pulls])
         flat = jnp.zeros_like(base)
-        bend, axes = _slope(pair, residual_factor(whole), flat, whole)
+        bend, axes = _slope(pair, residual_factor(full_bend), flat, full_bend)
         bend = jnp.minimum(bend, 0.0)
     gain = jnp.zeros((2, *slope.shape))
     push = jnp.zeros((2, dims))
@@ -719,8 +721,11 @@ def centred(
 def _thinned(
     table: Float[Array, " chains *columns"], dims: int
 ) -> Float[Array, " fewer *columns"]:
-    """Return evenly spaced rows of either half of the chains, of the first with one
-    fewer or as many, to make fits over."""
+    """Return evenly spaced rows of each half of the chains, to make fits over.
+
+    The first half keeps as many rows as the second or one fewer, so that `fit` can
+    split them again at half of their number.
+    """
     count = table.shape[0]
     of_a_matrix = tuning.FIT.per_feature * dims * (dims + 3)
     step = -(-count // max(tuning.FIT.enough, 2 * of_a_matrix))
@@ -733,8 +738,8 @@ def _slope(
     base: Float[Array, " dims"],
     full: bool,
 ) -> tuple[Float[Array, " dims"], Float[Array, "dims dims"] | None]:
-    """Return the slope of `centred` y and S, the ``pair``, −``base`` where chains
-    determine none: its eigenvalues, and eigenvectors.
+    """Return the slope of `centred` S on y, the ``pair``, as eigenvalues and
+    eigenvectors; −``base`` where chains determine none.
 
     These are those of least squares, if ``full``; else the coordinate axes stand for
     them. Residuals are too small by the ``residual_factor``.
@@ -748,9 +753,9 @@ def _slope(
         products = jnp.sum(pair[0] * pair[1], axis=0)
         slopes = products / jnp.maximum(jnp.sum(pair[0] ** 2, axis=0), 1e-30)
     residuals = pair[1] - pair[0] * slopes
-    rest, whole = jnp.sum(jnp.stack([residuals, pair[1]]) ** 2, axis=1)
+    rest, total = jnp.sum(jnp.stack([residuals, pair[1]]) ** 2, axis=1)
     # R², along each eigenvector
-    unexplained = residual_factor * rest / jnp.maximum(whole, 1e-30)
+    unexplained = residual_factor * rest / jnp.maximum(total, 1e-30)
     explained = jnp.clip(1 - unexplained, 0.0, 1.0)
     shrunk = explained * slopes - (1 - explained) * base
     return jnp.where(jnp.isfinite(shrunk), shrunk, -base), basis
@@ -764,10 +769,12 @@ def _regression(
     variances, axes = jnp.linalg.eigh(pair[0].T @ pair[0])
     least = jnp.maximum(1e-7 * variances[-1], 1e-30)
     scale = jnp.sqrt(jnp.maximum(variances, least))
-    white, drawn = pair @ axes * jnp.stack([1 / scale, scale])[:, None]
-    slopes = drawn.T @ white
+    # In coordinates where y has covariance I the slope is Cov(S, y). S is a gradient,
+    # so it is stretched as y is shrunk: the slope is a Hessian, and symmetric.
+    white, stretched = pair @ axes * jnp.stack([1 / scale, scale])[:, None]
+    slopes = stretched.T @ white
     # One refinement, of the residuals that rounding left
-    slopes = slopes + (drawn - white @ slopes.T).T @ white
+    slopes = slopes + (stretched - white @ slopes.T).T @ white
     slopes = 0.5 * (slopes + slopes.T) / (scale[:, None] * scale)
     # Eigenvectors of NaN would be NaN too.
     finite = jnp.all(jnp.isfinite(slopes))
@@ -810,8 +817,8 @@ class _ControlForm(NamedTuple):
     def features(
         self, pairs: Float[Array, "chains 2 dims"], weights: Float[Array, " chains"]
     ) -> Float[Array, "chains features"]:
-        """Return what the coefficients of A and a multiply in the potential,
-        `centred`."""
+        """Return the regressors of the potential, `centred`: those whose coefficients
+        are A and a."""
         i, j = self.entries
         away = pairs[:, 0]
         score = pairs[:, 1]

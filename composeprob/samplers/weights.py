@@ -50,7 +50,7 @@ def first_weight(
 
 def first_evidence(density: AnnealedDensity, level: int) -> Float[Array, ""]:
     """Return the log-evidence that all weights start from; 0 where the first weights
-    themselves know ∫F."""
+    already contain ∫F."""
     constant = density.top.at(level).log_normaliser(density.schedule.at(level).sigma)
     if weighs_top(density) and density.top.normalised:
         return jnp.zeros_like(constant)
@@ -59,7 +59,7 @@ def first_evidence(density: AnnealedDensity, level: int) -> Float[Array, ""]:
 
 def weighs_top(density: AnnealedDensity) -> bool:
     """Return whether the first draws are weighted by F over the density that they are
-    drawn from, and not taken for draws of F."""
+    drawn from; otherwise they count as draws of F."""
     has_density = bool(density.top.power) and "energy" in density.capabilities
     return has_density and (density.top.normalised or not density.top.exact)
 

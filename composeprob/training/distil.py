@@ -62,7 +62,7 @@ class Distilled:
     @property
     def factor(self) -> Diffusion:
         """The factor q(u | x), with the condition ``x``."""
-        # Recipes of distil are no classifiers, the other thing that `train` makes.
+        # A recipe of `distil` never makes a classifier, which `train` may also return.
         return cast(Diffusion, self.run.factor)
 
     def __str__(self) -> str:

@@ -382,7 +382,7 @@ class PosteriorDenoiser(eqx.Module):
         self.gate = _zero(linear(width, width))
 
     def _store(self, **arrays: np.ndarray) -> None:
-        """Keep constants of the regression in single precision."""
+        """Keep the constants of the regression in single precision."""
         for name, array in arrays.items():
             self.known[name] = jnp.asarray(array, jnp.float32)
 

@@ -173,7 +173,8 @@ def _twice(values: Array) -> Array:
 
 
 def _with_rivals(batch: Batch, loss: CrossCondition, vary_key: Array) -> Batch:
-    """Return the batch with the conditions that each event's own is compared with."""
+    """Return the batch with the other conditions that each event's own condition is
+    compared with."""
     # Events are independent, so the conditions of the next ones serve as well as those
     # of any others.
     shifts = range(1, loss.others + 1)

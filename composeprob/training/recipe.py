@@ -500,7 +500,7 @@ class Recipe:
         return self.noise_at(jnp.where(uniform < 0.5, anywhere, focused))
 
     def noise_pairs(self, key: Array, n: int, gap: float) -> tuple[Noise, Noise]:
-        """Draw for each of n events, n even, its noise and the one to compare with.
+        """Draw, for each of n events (n even), its noise and the noise to compare with.
 
         Events i and i + n/2 exchange theirs, so that either of a pair of levels has as
         many events as the other, whatever the distribution of the pairs: the optimal

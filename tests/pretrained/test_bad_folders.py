@@ -216,7 +216,7 @@ FOLDERS = {
         lambda f: (
             f / "unet/diffusion_pytorch_model.safetensors.index.json"
         ).write_text("{}"),
-        "is no index of weights: KeyError",
+        "is not an index of weights: KeyError",
     ),
     "a missing tensor": (
         rewrite(lambda a: a.pop("conv_in.bias")),

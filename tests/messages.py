@@ -5,9 +5,12 @@ numbers that the user gave. The wording is held here, in ``__snapshots__`` besid
 test file, so that rewording is one command, ``make snapshots``, and one diff.
 """
 
+import html
 import re
 
 import pytest
+
+from composeprob.results.status import Code, Status
 
 MASKS = (
     (r"\x1b\[[0-9;]*m", ""),  # colours of a terminal
@@ -23,6 +26,14 @@ Numbers with a decimal point are rounded sums, which differ between processors; 
 behaviour look at them.
 """
 
+ESTIMATES = (
+    (r"(?<!\w)[+−-]?(NUMBER|\d[\d,]*)( ?%)?(?!\w)", "NUMBER"),
+    (r"NUMBER([–, ]+NUMBER)+", "NUMBER"),  # lists of levels
+    (r"(level|chain|group|mode|site)s?\b", r"\1s"),
+    (r" {2,}", "  "),  # columns, as wide as their numbers
+)
+"""Patterns of numbers that a run estimates, and of words that count them."""
+
 _requests: list[pytest.FixtureRequest] = []
 
 
@@ -34,21 +45,45 @@ def _message_snapshots(request: pytest.FixtureRequest):
     _requests.pop()
 
 
-def wording(text: str) -> str:
-    """Return a message without what differs between machines."""
-    for pattern, mask in MASKS:
+def visible(page: str) -> str:
+    """Return the text of a page of HTML, without its tags, styles and scripts."""
+    page = re.sub(r"<(style|script)\b.*?</\1>", "", page, flags=re.DOTALL)
+    lines = html.unescape(re.sub(r"<[^>]*>", "\n", page)).splitlines()
+    return "\n".join(line.strip() for line in lines if line.strip())
+
+
+def wording(text: str, *, estimated: bool = False) -> str:
+    """Return a message without what differs between machines.
+
+    Args:
+        text: the message.
+        estimated: whether a run estimates its whole numbers, which then differ too.
+    """
+    patterns = MASKS + ESTIMATES if estimated else MASKS
+    for pattern, mask in patterns:
         text = re.sub(pattern, mask, text)
     return text
 
 
-def check_wording(text: str, name: str | None = None) -> None:
+def check_wording(
+    text: str, name: str | None = None, *, estimated: bool = False
+) -> None:
     """Hold a message of the running test against its snapshot.
 
     Args:
         text: the message.
         name: of the snapshot, where one test has several; left out, they are counted.
+        estimated: whether a run estimates its whole numbers.
     """
     snapshot = _requests[-1].getfixturevalue("snapshot")
     if name is not None:
         snapshot = snapshot(name=name)
-    assert wording(text) == snapshot
+    assert wording(text, estimated=estimated) == snapshot
+
+
+def check_finding(status: Status, code: Code | str) -> str:
+    """Return the text of a status's only finding of a code, once its wording is held
+    against its snapshot."""
+    (text,) = [text for found, text in status.findings if found == code]
+    check_wording(text, estimated=True)
+    return text

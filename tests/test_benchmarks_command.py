@@ -11,6 +11,7 @@ import pytest
 import composeprob as cp
 from benchmarks import __main__ as finder
 from benchmarks import ages
+from messages import check_wording
 
 
 def test_every_benchmark_is_listed_with_what_it_measures(capsys):
@@ -35,8 +36,9 @@ def test_arguments_reach_the_benchmark(tmp_path, monkeypatch, capsys):
 
 
 def test_an_unknown_benchmark_is_refused_with_the_nearest():
-    with pytest.raises(cp.errors.LoadError, match="did you mean 'paper-2d'"):
+    with pytest.raises(cp.errors.LoadError, match="'paper-2d'") as caught:
         finder.run_benchmark("paper2d", [])
+    check_wording(str(caught.value))
 
 
 # ── ages of results ───────────────────────────────────────────────────────────────────
@@ -207,17 +209,17 @@ def test_the_command_lists_them_and_fails_where_one_is_stale(
         if line.startswith("│")
     ]
     assert f"change{LIBRARY}" in "".join(cells).replace(" ", "")
-    with pytest.raises(cp.errors.LoadError, match="leave the name out"):
+    with pytest.raises(cp.errors.LoadError) as caught:
         finder.main(["--stale", "quick"])
+    check_wording(str(caught.value))
 
 
 def test_without_a_history_it_says_so(tmp_path):
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     (tmp_path / "benchmarks/results/quick.json").write_text("{}")
-    with pytest.raises(
-        cp.errors.LoadError, match=r"found no history in .*\n.*clone made by git"
-    ):
+    with pytest.raises(cp.errors.LoadError) as caught:
         ages.ages(tmp_path)
+    check_wording(str(caught.value))
     assert ages.Code.now(tmp_path).stamp() is None
 
 
@@ -226,5 +228,6 @@ def test_without_git_it_says_so(tmp_path, monkeypatch):
         raise FileNotFoundError
 
     monkeypatch.setattr(subprocess, "run", none)
-    with pytest.raises(cp.errors.LoadError, match="install git"):
+    with pytest.raises(cp.errors.LoadError, match="git") as caught:
         ages.git(tmp_path, "status")
+    check_wording(str(caught.value))

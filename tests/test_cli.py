@@ -18,6 +18,7 @@ from composeprob import settings
 from composeprob.cli import app
 from composeprob.cli.programs import arguments, load_program
 from composeprob.errors import InvalidValueError
+from messages import check_wording
 from processes import HASTE, environment
 from tools.calibrate import main as calibrate
 
@@ -69,7 +70,9 @@ def refused(*arguments):
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     assert "Fix:" in result.output
-    return " ".join(result.output.split())
+    message = " ".join(result.output.split())
+    check_wording(message)
+    return message
 
 
 def test_run_prints_and_writes(write, tmp_path):
@@ -249,59 +252,60 @@ f = cp.Diffusion(
 )
 sampler = cp.SMC(cp.HMC())
 """
-# Text of the file; the rest of the command after the file; words of the message.
+# Text of the file; the rest of the command after the file; names and numbers of the
+# message.
 REFUSED = [
-    (NORMAL + SECOND, "", "2 programs: first, second.*scene.py:first"),
-    (NORMAL + SECOND, ":third", "its programs are: first, second"),
-    ("x = 1", "", "has no program"),
-    (PROGRAM + "def p(f): pass", "", "needs a value for its parameter 'f'"),
-    (PROGRAM + "def p(precision): pass\nprecision = 1", "", "a parameter 'precision'"),
-    (NORMAL + BY_SCORE, "", r"CapabilityError: HMC needs `energy`.*\(scene.py:12\)"),
-    (NORMAL, " --chains 0", "at least 1"),
-    (NORMAL, " --distributed", "start it with srun"),
-    (NORMAL, " --mesh 8", "'8' is not a mesh of ROWSxCOLUMNS devices"),
-    (NORMAL, " --mesh 9x100", "A mesh of 9x100 needs 900 devices"),
+    (NORMAL + SECOND, "", "first, second.*scene.py:first"),
+    (NORMAL + SECOND, ":third", "first, second"),
+    ("x = 1", "", "scene.py"),
+    (PROGRAM + "def p(f): pass", "", "'f'"),
+    (PROGRAM + "def p(precision): pass\nprecision = 1", "", "'precision'"),
+    (NORMAL + BY_SCORE, "", r"CapabilityError: HMC.*`energy`.*\(scene.py:12\)"),
+    (NORMAL, " --chains 0", " 1"),
+    (NORMAL, " --distributed", "srun"),
+    (NORMAL, " --mesh 8", "'8'"),
+    (NORMAL, " --mesh 9x100", "9x100.* 900 "),
     (
         NORMAL + "sampler = 3",
         "",
-        "variable sampler, which composeprob run uses, is of type int",
+        "sampler.* int",
     ),
     (
         NORMAL + "levels = 60",
         "",
-        'variable levels, .* is of type int. Fix: make it "adaptive" or an',
+        'levels.* int.*"adaptive"',
     ),
-    (NORMAL + "num_chains = 'many'", "", "variable num_chains, .* is of type str"),
-    (NORMAL + "chunk = 2.5", "", "variable chunk, .* is of type float"),
-    (NORMAL + "precision = 'half'", "", "Unknown precision 'half'"),
+    (NORMAL + "num_chains = 'many'", "", "num_chains.* str"),
+    (NORMAL + "chunk = 2.5", "", "chunk.* float"),
+    (NORMAL + "precision = 'half'", "", "'half'"),
     (
         NORMAL + "checkpoint_dir = cp.Checkpoint('absent', resume=True)",
         "",
-        "There is no checkpoint in",
+        "absent",
     ),
     (
         NORMAL + "sampler, draws = cp.Ancestral(), 3",
         "",
-        "Ancestral without a kernel cannot go on",
+        "Ancestral",
     ),
     (
         NORMAL + "draws = [3]",
         "",
-        r"make it cp.Draws\(1000, thin=5\) or a whole number, or rename it",
+        r"cp.Draws\(1000, thin=5\)",
     ),
 ]
 
 
-@pytest.mark.parametrize(("text", "rest", "words"), REFUSED)
-def test_what_cannot_be_run_is_refused(write, tmp_path, monkeypatch, text, rest, words):
+@pytest.mark.parametrize(("text", "rest", "facts"), REFUSED)
+def test_what_cannot_be_run_is_refused(write, tmp_path, monkeypatch, text, rest, facts):
     monkeypatch.chdir(tmp_path)
     arguments = (write(text) + rest).split()
-    assert re.search(words, refused("run", *arguments, "--out", tmp_path, "--no-cache"))
+    assert re.search(facts, refused("run", *arguments, "--out", tmp_path, "--no-cache"))
 
 
 def test_no_such_file(tmp_path, write):
-    assert "There is no file" in refused("run", tmp_path / "absent.py")
-    assert "must end in .py" in refused("run", write("x = 1", "notes.txt"))
+    assert "absent.py" in refused("run", tmp_path / "absent.py")
+    assert "notes.txt" in refused("run", write("x = 1", "notes.txt"))
 
 
 def test_a_finished_run_is_resumed_at_once_and_a_bad_out_loses_no_samples(
@@ -328,7 +332,7 @@ def test_a_finished_run_is_resumed_at_once_and_a_bad_out_loses_no_samples(
     (tmp_path / "b" / "samples.png").mkdir()  # what is to be a file cannot be written
     again = command("run", file, *options, "--out", tmp_path / "b")
     assert again.exit_code == 1, again.output
-    spare = re.search(r"The samples are in (\S+samples.safetensors)", again.output)[1]
+    spare = re.search(r"(\S+samples\.safetensors)", again.output)[1]
     rescued = cp.Result.load(spare)
     saved = cp.Result.load(tmp_path / "a" / "samples.safetensors")
     np.testing.assert_array_equal(rescued["x"], saved["x"])
@@ -365,7 +369,7 @@ def test_new_writes_a_project_and_no_file_over_another(tmp_path):
     assert sorted(file.name for file in folder.iterdir()) == names
     assert (folder / "README.md").read_text().startswith("# mine\n")
     assert "composeprob run program.py" in made.output
-    assert "exists and is not an empty folder" in refused("new", folder)
+    assert folder.name in refused("new", folder)
 
 
 @pytest.mark.slow
@@ -382,9 +386,11 @@ def test_a_new_project_runs_with_one_command_and_passes_its_test(tmp_path, monke
 
 @pytest.mark.parametrize("name", ["new", "run", "trust", "zoo", "train", "devices"])
 def test_help_has_examples(name):
-    text = command(name, "--help").output
-    assert "Examples" in text
-    assert f"composeprob {name}" in text
+    size = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "LINES": "50"}
+    bare = {"NO_COLOR": "1", "TERM": "dumb"}
+    text = CliRunner().invoke(app, [name, "--help"], env=size | bare).output
+    assert text.count(f"composeprob {name}") > 1  # in its usage and in its examples
+    check_wording(text)
 
 
 def test_zoo_lists_models_and_shows_cards():
@@ -401,7 +407,7 @@ def test_zoo_lists_models_and_shows_cards():
     card = command("zoo", name)
     assert card.exit_code == 0
     assert cp.zoo(name).text.splitlines()[0].lstrip("# ") in card.output
-    assert "did you mean" in refused("zoo", "rong2d")
+    assert "'ring2d'" in refused("zoo", "rong2d")
 
 
 def test_calibrate_prints_what_it_found(monkeypatch, capsys):
@@ -438,11 +444,10 @@ def test_train_passes_its_options_on(monkeypatch, tmp_path):
         "retraining": 0,
         "replace": False,
     }
-    assert f"wrote weights.safetensors, metrics.json into {tmp_path}\n" in result.output
-    assert f'cp.load("ring2d", folder="{tmp_path}") loads it' in result.output
-    assert (
-        "stopped after 3 steps; with --checkpoint-dir it could go on" in result.output
-    )
+    assert f"weights.safetensors, metrics.json into {tmp_path}\n" in result.output
+    assert f'cp.load("ring2d", folder="{tmp_path}")' in result.output
+    assert re.search(" 3 .*--checkpoint-dir", result.output)
+    check_wording(result.output)
     other = command(
         "train",
         "ring2d",

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 import composeprob as cp
 from composeprob.cli import app, hardware
 from composeprob.runtime.compiled import collectives, compile_ahead
+from messages import check_wording
 from processes import said
 from sampling_cases import both, normal
 
@@ -25,11 +26,11 @@ def command(*arguments):
     ("arguments", "exit_code", "words"),
     [
         ((), 0, (str(jax.devices()[0]), f"JAX {jax.__version__}", "float32")),
-        (("scene.py",), 2, ("add --compile",)),
+        (("scene.py",), 2, ("--compile",)),
         (
             ("--compile", "v5e:4x4"),
             2,
-            ("libtpu, is not installed", "pip install 'jax[tpu]'"),
+            ("libtpu", "pip install 'jax[tpu]'"),
         ),
     ],
 )
@@ -41,6 +42,8 @@ def test_it_shows_what_is_here_and_refuses_what_is_not(
     assert result.exit_code == exit_code, result.output
     for word in words:
         assert word in result.output
+    if exit_code == 2:
+        check_wording(result.output)
 
 
 def test_collectives_are_counted_where_they_start():

@@ -228,13 +228,13 @@ def test_a_cell_is_found_by_what_its_row_begins_with(results, address, shown):
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("table; MALA; is", "has 2 rows that begin with MALA"),
-        ("table; Mixture; HMC; is", "has 0 rows"),
-        ("table; HMC; was", "no column 'was' there; it has: kernel, steps, is, is"),
-        ("table; HMC; is#3", "no column 'is#3'"),
-        ("table; HMC; is#2", "nothing in 'is#2'"),
-        ("elsewhere; HMC; is", "no elsewhere.md"),
-        ("table", "is not FILE; CELL; …; COLUMN"),
+        ("table; MALA; is", "2 .*MALA"),
+        ("table; Mixture; HMC; is", " 0 "),
+        ("table; HMC; was", "'was'.*kernel, steps, is, is"),
+        ("table; HMC; is#3", "'is#3'"),
+        ("table; HMC; is#2", "'is#2'"),
+        ("elsewhere; HMC; is", "elsewhere.md"),
+        ("table", "FILE; CELL; …; COLUMN"),
     ],
 )
 def test_what_is_not_there_is_named(results, address, message):

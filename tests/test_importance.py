@@ -14,6 +14,7 @@ from composeprob.compiler.pipeline import lowered
 from composeprob.results import importance
 from composeprob.results.estimates import Genealogy
 from composeprob.results.importance import can_draw, unreached
+from messages import check_finding
 from sampling_cases import modes, normal, run, single
 from test_comparison import drawn as compared
 from zscores import assert_agrees, z_scores
@@ -307,7 +308,7 @@ def test_runs_that_miss_the_same_mode_have_the_finding_alone_and_in_comparison()
     missing = max(comparison.missing_here, comparison.missing_there)
     assert missing < tuning.COMPARISON.least
     assert comparison.status.has("modes_unreached")
-    message = comparison.status.message
+    message = check_finding(comparison.status, "modes_unreached")
     assert "x = (2" in message or "x = (1.9" in message
     assert np.isnan(one.mean(lambda s: s["x"][0]).error)
 

@@ -106,169 +106,84 @@ def truncate(folder):
 
 
 NAN = {"log_weights": np.full(8, np.nan)}
-# By name: a function that makes the file or folder of a good one, and words of the
-# error.
+# By name: a function that makes the file or folder of a good one.
 CASES = {
-    "nothing": (lambda g: g.folder / "nothing", "no saved result at"),
-    "an empty file": (lambda g: g.raw(b""), "cannot be read as safetensors"),
-    "the beginning of a file": (
-        lambda g: g.raw(g.path.read_bytes()[:300]),
-        "cannot be read as safetensors",
-    ),
-    "a file without its end": (
-        lambda g: g.raw(g.path.read_bytes()[:-10]),
-        "cannot be read as safetensors",
-    ),
-    "a pickle": (
-        lambda g: g.raw(pickle.dumps({"x": 1})),
-        "cannot be read as safetensors",
-    ),
-    "text": (
-        lambda g: g.raw(b"hello world, hello world"),
-        "cannot be read as safetensors",
-    ),
-    "weights of a model": (
-        lambda g: g.file(metadata={"format": "pt"}),
-        r"not a saved result.*cp\.load",
-    ),
-    "arrays without metadata": (
-        lambda g: g.raw(save(g.arrays)),
-        "not a saved result of this version",
-    ),
-    "another version": (
-        lambda g: g.file(metadata=g.metadata | {"version": "3"}),
-        "version '3'",
-    ),
+    "nothing": lambda g: g.folder / "nothing",
+    "an empty file": lambda g: g.raw(b""),
+    "the beginning of a file": lambda g: g.raw(g.path.read_bytes()[:300]),
+    "a file without its end": lambda g: g.raw(g.path.read_bytes()[:-10]),
+    "a pickle": lambda g: g.raw(pickle.dumps({"x": 1})),
+    "text": lambda g: g.raw(b"hello world, hello world"),
+    "weights of a model": lambda g: g.file(metadata={"format": "pt"}),
+    "arrays without metadata": lambda g: g.raw(save(g.arrays)),
+    "another version": lambda g: g.file(metadata=g.metadata | {"version": "3"}),
     "no facts": (
-        lambda g: g.file(
-            metadata={n: v for n, v in g.metadata.items() if n != "facts"}
-        ),
-        "not a complete result",
+        lambda g: g.file(metadata={n: v for n, v in g.metadata.items() if n != "facts"})
     ),
-    "facts that are not JSON": (
-        lambda g: g.file(metadata=g.metadata | {"facts": "{"}),
-        "not a complete result",
+    "facts that are not JSON": lambda g: g.file(metadata=g.metadata | {"facts": "{"}),
+    "facts that are a list": lambda g: g.file(metadata=g.metadata | {"facts": "[]"}),
+    "a fact that lacks": lambda g: g.file(no_fact="evaluations"),
+    "no list of sites": lambda g: g.file(no_fact="sites"),
+    "a fact too many": lambda g: g.file(more=3),
+    "draws in words": lambda g: g.file(draws="many"),
+    "evaluations that are true": lambda g: g.file(evaluations=True),
+    "plates that are a number": lambda g: g.file(dims=3),
+    "blocks that are a number": lambda g: g.file(blocks=4),
+    "a status of one word": lambda g: g.file(status="ok"),
+    "an unknown finding": lambda g: g.file(status=[["great", "x"]]),
+    "a site without samples": lambda g: g.file(sites=["x", "y"]),
+    "samples that lack": lambda g: g.file(without=("samples/x",)),
+    "weights that lack": lambda g: g.file(without=("log_weights",)),
+    "weights that are NaN": lambda g: g.file(arrays=NAN),
+    "weights of another number": lambda g: g.file(arrays={"log_weights": np.zeros(9)}),
+    "weights that are true": lambda g: g.file(arrays={"log_weights": np.ones(8, bool)}),
+    "ancestors out of range": lambda g: g.file(arrays={"families": np.full(8, 99)}),
+    "samples of other chains": lambda g: g.file(
+        arrays={"samples/x": np.zeros((5, 3, 2))}
     ),
-    "facts that are a list": (
-        lambda g: g.file(metadata=g.metadata | {"facts": "[]"}),
-        "facts are not a dict",
+    "samples of other draws": lambda g: g.file(draws=7),
+    "one number as samples": lambda g: g.file(arrays={"samples/x": np.zeros(1)}),
+    "other levels": lambda g: g.file(arrays={"ess": np.zeros(3)}),
+    "no levels": lambda g: g.file(arrays={"log_snr": np.zeros(0)}),
+    "an empty folder": empty_folder,
+    "a checkpoint": lambda g: g.folder / "checkpoint",
+    "a store of no zarr.json": lambda g: g.store(lambda f: (f / "zarr.json").unlink()),
+    "a store of half a zarr.json": lambda g: g.store(
+        lambda f: (f / "zarr.json").write_text("{")
     ),
-    "a fact that lacks": (
-        lambda g: g.file(no_fact="evaluations"),
-        "lacks 'evaluations'",
+    "a store of a list": lambda g: g.store(
+        lambda f: (f / "zarr.json").write_text("[]")
     ),
-    "no list of sites": (lambda g: g.file(no_fact="sites"), "lacks 'sites'"),
-    "a fact too many": (lambda g: g.file(more=3), "'more' is not a fact"),
-    "draws in words": (lambda g: g.file(draws="many"), "'draws' is 'many'"),
-    "evaluations that are true": (
-        lambda g: g.file(evaluations=True),
-        "'evaluations' is True",
+    "a store of no attributes": lambda g: g.store_about([1]),
+    "a store of another version": lambda g: g.store_about(version=0),
+    "a store that has not ended": lambda g: g.store_about(),
+    "a store of no facts": lambda g: g.store_about(facts=[]),
+    "a store without a site": lambda g: g.store(
+        lambda f: shutil.rmtree(f / "samples/x")
     ),
-    "plates that are a number": (lambda g: g.file(dims=3), "'dims' is 3"),
-    "blocks that are a number": (lambda g: g.file(blocks=4), "'blocks' is 4"),
-    "a status of one word": (lambda g: g.file(status="ok"), "'status' is 'ok'"),
-    "an unknown finding": (lambda g: g.file(status=[["great", "x"]]), "'great'"),
-    "a site without samples": (lambda g: g.file(sites=["x", "y"]), "lacks 'samples/y'"),
-    "samples that lack": (
-        lambda g: g.file(without=("samples/x",)),
-        "lacks 'samples/x'",
+    "a store of another site": lambda g: g.store(
+        lambda f: (f / "samples/x/zarr.json").write_text("{}")
     ),
-    "weights that lack": (
-        lambda g: g.file(without=("log_weights",)),
-        "lacks 'log_weights'",
+    "a store without weights": lambda g: g.store(
+        lambda f: shutil.rmtree(f / "log_weights")
     ),
-    "weights that are NaN": (lambda g: g.file(arrays=NAN), "weights are NaN"),
-    "weights of another number": (
-        lambda g: g.file(arrays={"log_weights": np.zeros(9)}),
-        "ancestors",
+    "a store of too many draws": lambda g: g.store_with(draws=99),
+    "a store of numbered sites": lambda g: g.store_with(sites=[3]),
+    "a store of sites elsewhere": lambda g: g.store_with(
+        sites=["../../store/samples/x"]
     ),
-    "weights that are true": (
-        lambda g: g.file(arrays={"log_weights": np.ones(8, bool)}),
-        "numbers of type bool",
+    "a store of absolute paths": lambda g: g.store_with(
+        sites=[str(g.folder / "store/samples/x")]
     ),
-    "ancestors out of range": (
-        lambda g: g.file(arrays={"families": np.full(8, 99)}),
-        "ancestors",
-    ),
-    "samples of other chains": (
-        lambda g: g.file(arrays={"samples/x": np.zeros((5, 3, 2))}),
-        r"shape \(5, 3, 2\)",
-    ),
-    "samples of other draws": (lambda g: g.file(draws=7), r"of \(8, 7\) samples"),
-    "one number as samples": (
-        lambda g: g.file(arrays={"samples/x": np.zeros(1)}),
-        r"shape \(1,\)",
-    ),
-    "other levels": (
-        lambda g: g.file(arrays={"ess": np.zeros(3)}),
-        "conflicting sizes .* 'ess'",
-    ),
-    "no levels": (
-        lambda g: g.file(arrays={"log_snr": np.zeros(0)}),
-        "'log_snr' has shape",
-    ),
-    "an empty folder": (empty_folder, "not a stored result"),
-    "a checkpoint": (lambda g: g.folder / "checkpoint", "not a stored result"),
-    "a store of no zarr.json": (
-        lambda g: g.store(lambda f: (f / "zarr.json").unlink()),
-        "not a stored result",
-    ),
-    "a store of half a zarr.json": (
-        lambda g: g.store(lambda f: (f / "zarr.json").write_text("{")),
-        "not a stored result",
-    ),
-    "a store of a list": (
-        lambda g: g.store(lambda f: (f / "zarr.json").write_text("[]")),
-        "not a stored result",
-    ),
-    "a store of no attributes": (
-        lambda g: g.store_about([1]),
-        "not a stored result of this version",
-    ),
-    "a store of another version": (lambda g: g.store_about(version=0), "this version"),
-    "a store that has not ended": (lambda g: g.store_about(), "not ended"),
-    "a store of no facts": (lambda g: g.store_about(facts=[]), "facts"),
-    "a store without a site": (
-        lambda g: g.store(lambda f: shutil.rmtree(f / "samples/x")),
-        "cannot be read",
-    ),
-    "a store of another site": (
-        lambda g: g.store(lambda f: (f / "samples/x/zarr.json").write_text("{}")),
-        "be read",
-    ),
-    "a store without weights": (
-        lambda g: g.store(lambda f: shutil.rmtree(f / "log_weights")),
-        "cannot be read",
-    ),
-    "a store of too many draws": (
-        lambda g: g.store_with(draws=99),
-        r"of \(8, 99\) samples",
-    ),
-    "a store of numbered sites": (
-        lambda g: g.store_with(sites=[3]),
-        r"'sites' is \[3\]",
-    ),
-    "a store of sites elsewhere": (
-        lambda g: g.store_with(sites=["../../store/samples/x"]),
-        "cannot be read",
-    ),
-    "a store of absolute paths": (
-        lambda g: g.store_with(sites=[str(g.folder / "store/samples/x")]),
-        "cannot be read",
-    ),
-    "a store with a link outwards": (
-        lambda g: g.store(link_outwards),
-        "link out of the folder",
-    ),
-    "a store of damaged draws": (lambda g: g.store(truncate), "cannot be read"),
+    "a store with a link outwards": lambda g: g.store(link_outwards),
+    "a store of damaged draws": lambda g: g.store(truncate),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_is_refused_by_its_name(good, case):
-    make, words = CASES[case]
-    path = make(good)
-    error = refused(lambda: np.asarray(cp.Result.load(path)["x"]), LoadError, words)
+    path = CASES[case](good)
+    error = refused(lambda: np.asarray(cp.Result.load(path)["x"]), LoadError)
     assert path.name in error.found
 
 

@@ -233,7 +233,8 @@ def test_axes_that_do_not_fit_are_refused(density, samples):
         lambda: result.to_arviz(dims={"pair": ("a", "b")}),
         InvalidValueError,
     )
-    short = "'visit' has 2 entries, but along it site 'first' has 3"
     refused(
-        lambda: result.to_arviz(coords={"visit": ["a", "b"]}), InvalidValueError, short
+        lambda: result.to_arviz(coords={"visit": ["a", "b"]}),
+        InvalidValueError,
+        "'visit'.* 2 .*'first'.* 3",
     )

@@ -23,6 +23,7 @@ from composeprob.results.status import (
     not_conservative,
 )
 from composeprob.runtime.progress import Progress
+from messages import check_wording
 
 K, N = 20, 100
 HEALTHY = {
@@ -60,8 +61,9 @@ def test_ok_states_the_levels_where_chains_were_lost():
     status = Status().with_findings(remark)
     assert status.ok
     assert not status.withholds
-    assert re.search("100 chains .* 20 independent", str(status))
-    assert "log-SNR -1.4 and 1.3" in status.message
+    for number in ("100", "20", "-1.4", "1.3"):
+        assert number in status.message
+    check_wording(str(status))
     assert few_chains(50.0, N, ess, log_snr) == []
     assert "log-SNR" not in few_chains(20.0, N, np.ones(K), log_snr)[0][1]
     worse = status.with_findings((Code.LEVELS_TOO_FEW, "…"))
@@ -105,33 +107,32 @@ def test_thresholds_are_the_documented_ones(change, ok):
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "words"),
+    ("change", "code", "facts"),
     [
-        ({"completed_levels": 5}, Code.INTERRUPTED, "after 5 of 20 levels"),
-        ({"outside": 0.005}, Code.ZERO_DENSITY, "0.50% of the chains .* Try cp.SMC"),
-        ({"non_finite": at([3], 40, 0)}, Code.NON_FINITE, "40.0% .* at level 3"),
+        ({"completed_levels": 5}, Code.INTERRUPTED, "5 of 20"),
+        ({"outside": 0.005}, Code.ZERO_DENSITY, "0.50%.*cp.SMC"),
+        ({"non_finite": at([3], 40, 0)}, Code.NON_FINITE, "40.0%.*level 3"),
         (
             {"acceptance": at([0, 1, 2, 7], 0.01, 0.6)},
             Code.ACCEPTANCE_COLLAPSED,
-            "0.01 at levels 0–2, 7:",
+            "0.01.*0–2, 7",
         ),
         (
             {"ess": at([19], 0.01, 0.8)},
             Code.WEIGHTS_COLLAPSED,
-            r"1\.0 of 100 chains .* at level 19",
+            r"1\.0 of 100.*level 19",
         ),
-        (NOT_VISITED, Code.INTERRUPTED, "noise of level 15"),
-        (STUCK, Code.ACCEPTANCE_COLLAPSED, "Acceptance of block 'mu, sigma' fell to 0"),
+        (NOT_VISITED, Code.INTERRUPTED, "level 15"),
+        (STUCK, Code.ACCEPTANCE_COLLAPSED, "'mu, sigma'.* 0"),
     ],
 )
-def test_each_problem_is_named_alone(change, code, words):
+def test_each_problem_is_named_alone(change, code, facts):
     status = diagnose(**HEALTHY | change)
     assert not status.ok
     assert [kind for kind, _ in status.findings] == [code]
     assert status.code is code
-    assert re.search(words, status.message), status.message
-    remedies = ("Try", "try", "Train", "Run it again")
-    assert any(word in status.message for word in remedies)
+    assert re.search(facts, status.message), status.message
+    check_wording(str(status))
 
 
 IMPOSSIBLE = np.append(np.linspace(-120.0, 0.0, 99), -130.0)
@@ -143,7 +144,7 @@ class Finding(NamedTuple):
     function: Callable[..., list]
     arguments: tuple
     code: Code
-    words: list[str]  # of the text
+    facts: list[str]  # names and numbers of the text
     without: list[tuple]  # arguments for which it finds nothing
 
 
@@ -152,14 +153,14 @@ FINDINGS = {
         not_conservative,
         ({"f(x)": 0.3, "g(x)": 0.01, "h(x)": 0.11},),
         Code.NOT_CONSERVATIVE,
-        ["f(x) (relative curl 0.3), h(x) (relative curl 0.11)", "up to 0.1", "Train"],
+        ["f(x)", "0.3", "h(x)", "0.11", "0.1"],
         [({"f(x)": 0.09, "g(x)": np.nan},)],  # NaN: could not be measured
     ),
     "weight increments of a single step that differ too much": Finding(
         erratic_weights,
         (at([7], 4e3, 2.5),),
         Code.WEIGHTS_COLLAPSED,
-        ["only 0.00025 of the chains count, at level 7"],
+        ["0.00025", "level 7"],
         [(np.full(K, 2.5),), (np.full(K, np.nan),)],
     ),
     # Four numbers of 32 bits tell 64 nats at most, and 128 below the best chain is no
@@ -168,7 +169,7 @@ FINDINGS = {
         impossible_data,
         (IMPOSSIBLE, 4),
         Code.ZERO_DENSITY,
-        ["1.00% of the chains", "130 nats"],
+        ["1.00%", "130 nats"],
         [(IMPOSSIBLE, 5), (IMPOSSIBLE[:-1], 4)],
     ),
     # A quarter of its noise: ½·4² = 8 nats a number, and levels that end at an eighth
@@ -177,7 +178,7 @@ FINDINGS = {
         fine_data,
         (8.0, 11.0, 60),
         Code.LEVELS_TOO_FEW,
-        ["noise of its size, 0.0041, takes 8 nats", "cp.Schedule.log_snr(60, max=16)"],
+        ["0.0041", "8 nats", "cp.Schedule.log_snr(60, max=16)"],
         [(0.5, 11.0, 60), (np.nan, 11.0, 60)],
     ),
 }
@@ -188,7 +189,8 @@ def test_findings_where_they_hold_and_none_elsewhere(name):
     finding = FINDINGS[name]
     ((code, text),) = finding.function(*finding.arguments)
     assert code is finding.code
-    assert all(word in text for word in finding.words), text
+    assert all(fact in text for fact in finding.facts), text
+    check_wording(text)
     for arguments in finding.without:
         assert finding.function(*arguments) == []
 
@@ -312,7 +314,8 @@ def test_samples_that_the_noisiest_level_cannot_hide_have_diverged():
         ((code, text),) = diverged({"x": bad}, alpha, sigma)
         assert code == "samples_diverged"
         assert size in text
-        assert "hides nothing above 100" in text
+        assert "100" in text
+        check_wording(text)
     # Five of a thousand that are far may be the tail of a distribution.
     some[5:20] = 0.0
     assert diverged({"x": some}, alpha, sigma) == []

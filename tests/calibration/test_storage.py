@@ -70,11 +70,10 @@ def test_stale_damaged_and_foreign_files(calibrated, files):
     refused(lambda: load_calibration(BUMP, weights), cp.errors.LoadError)
     weights.write_bytes(b"other weights")
     save_calibration(calibrated, calibration, weights=calibration)
-    words = "for other weights than.*python tools/calibrate.py bump"
     refused(
         lambda: load_calibration(BUMP, calibration, weights=weights),
         cp.errors.LoadError,
-        words,
+        fix="calibrate.py bump",
     )
 
 

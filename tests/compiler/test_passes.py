@@ -1,5 +1,7 @@
 """The passes normalise, align, share and check, one at a time on the IR."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,16 +140,12 @@ def test_a_discrete_model_finds_its_level_in_another_family():
 
 
 def test_a_discrete_model_names_its_nearest_level():
-    words = (
-        "'f.x.' at site 'x' knows only the 10 levels.*log-SNR 8 of the program's "
-        "level 0; its nearest is level 0"
-    )
 
     def compiled():
         return cp.compile(single, discrete(cp.Schedule.cosine(10)), schedule=SCHEDULE)
 
-    fix = "Other levels need a factor that is"
-    error = refused(compiled, AlignmentError, words, fix)
+    facts = "'x'.*10 levels.*log-SNR 8.*level 0.*level 0"
+    error = refused(compiled, AlignmentError, facts)
     assert "sampling_cases.py:" in str(error)
 
 
@@ -159,9 +157,10 @@ def test_outside_the_trained_range_the_fix_can_be_followed(scale):
     )
     canvas = cp.Analytic(dist.Normal(jnp.zeros(4), 1.0), SCHEDULE)
     factor = f if scale == 1 else cp.window(f, (4,), (0,), scale=2) * canvas
-    words = "was trained for log-SNR -4 to 6, but level 0 .* has"
     raised = refused(
-        lambda: cp.compile(single, factor, schedule=SCHEDULE), AlignmentError, words
+        lambda: cp.compile(single, factor, schedule=SCHEDULE),
+        AlignmentError,
+        "-4 to 6.*level 0",
     )
     suggestion = raised.fix.split("schedule=")[1].rsplit(")", 1)[0]
     cp.compile(single, factor, schedule=eval(suggestion))
@@ -208,7 +207,9 @@ def test_one_group_a_network_one_member_a_condition():
     graph = shared(cp.product(f, f.given(c=1.0), f.given(c=2.0), f.given(c=0.0), F))
     # c = 0 is the default.
     assert [len(group.members) for group in graph.groups] == [3, 1]
-    assert graph.notes[-1] == ("share", "4 evaluations in 2 batches (3 × net as one)")
+    name, note = graph.notes[-1]
+    assert name == "share"
+    assert re.search("4 .* 2 .*3 × net", note)
 
 
 def test_members_with_conditions_of_other_shapes_or_other_noise_make_another_batch():

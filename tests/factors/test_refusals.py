@@ -76,459 +76,525 @@ def classifier(network=logits, schedule=SCHEDULE, **arguments):
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "words"),
+    ("make", "error"),
     [
-        (lambda: F * WIDE, ShapeError, r"'f' has \(2,\), 'wide' has \(3,\)"),
-        (lambda: F / WIDE, ShapeError, "events of one shape"),
-        (lambda: cp.mixture([F, WIDE]), ShapeError, "events of one shape"),
-        (lambda: cp.product(), InvalidValueError, "at least one factor"),
-        (lambda: cp.product(F, 3), WrongTypeError, "combines factors; got int"),
-        (lambda: cp.power(3, 2), WrongTypeError, "combines factors; got int"),
-        (lambda: F**np.inf, InvalidValueError, "must be finite; got inf"),
-        (lambda: F ** float("nan"), InvalidValueError, "must be finite; got nan"),
-        (
+        pytest.param(lambda: F * WIDE, ShapeError, id="'f' has (2,), 'wide' has (3,)"),
+        pytest.param(lambda: F / WIDE, ShapeError, id="events of one shape"),
+        pytest.param(
+            lambda: cp.mixture([F, WIDE]), ShapeError, id="events of one shape 2"
+        ),
+        pytest.param(lambda: cp.product(), InvalidValueError, id="at least one factor"),
+        pytest.param(
+            lambda: cp.product(F, 3), WrongTypeError, id="combines factors; got int"
+        ),
+        pytest.param(
+            lambda: cp.power(3, 2), WrongTypeError, id="combines factors; got int 2"
+        ),
+        pytest.param(
+            lambda: F**np.inf, InvalidValueError, id="must be finite; got inf"
+        ),
+        pytest.param(
+            lambda: F ** float("nan"), InvalidValueError, id="must be finite; got nan"
+        ),
+        pytest.param(
             lambda: F ** "two",
             WrongTypeError,
-            "number known before compilation; got str",
+            id="number known before compilation; got str",
         ),
-        (
+        pytest.param(
             lambda: jax.jit(lambda w: (F**w).powers)(2.0),
             WrongTypeError,
-            "number known before compilation",
+            id="number known before compilation",
         ),
-        (lambda: cp.mixture([]), InvalidValueError, "at least one factor"),
-        (
+        pytest.param(
+            lambda: cp.mixture([]), InvalidValueError, id="at least one factor 2"
+        ),
+        pytest.param(
             lambda: cp.mixture([F, G], weights=[1.0]),
             InvalidValueError,
-            "2 non-negative finite numbers",
+            id="2 non-negative finite numbers",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture([F, G], weights=[2.0, -1.0]),
             InvalidValueError,
-            "2 non-negative finite numbers",
+            id="2 non-negative finite numbers 2",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture([F, G], weights=[0.0, 0.0]),
             InvalidValueError,
-            "positive sum",
+            id="positive sum",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture([F, G], weights=[np.nan, 1.0]),
             InvalidValueError,
-            "2 non-negative finite numbers",
+            id="2 non-negative finite numbers 3",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture([F, G], weights="ab"),
             WrongTypeError,
-            "weights must be numbers",
+            id="weights must be numbers",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture([F, G], log_weights=[0.0]),
             InvalidValueError,
-            "2 finite numbers",
+            id="2 finite numbers",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture([F, G], log_weights=[0.0, np.inf]),
             InvalidValueError,
-            "2 finite numbers",
+            id="2 finite numbers 2",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture([F, G], [1, 1], log_weights=[0, 0]),
             InvalidValueError,
-            "both weights and log_weights",
+            id="both weights and log_weights",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture([F, LEARNED]),
             CapabilityError,
-            "normaliser of 'learned' is unknown.*log_weights",
+            id="normaliser of 'learned' is unknown...log_weights",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture([F, F * G]),
             CapabilityError,
-            "normaliser of the part f \\* g is unknown",
+            id="normaliser of the part f * g is unknown",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture([F, F**2]),
             CapabilityError,
-            "normaliser of the part f \\*\\* 2 is unknown",
+            id="normaliser of the part f ** 2 is unknown",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture([F, SCORED], log_weights=[0, 0]),
             CapabilityError,
-            "'scored' offers only its score",
+            id="'scored' offers only its score",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture([WIDE, cp.window(F, (3,), (0,))]),
             CapabilityError,
-            "normaliser of the part .* is unknown",
+            id="normaliser of the part...is unknown",
         ),
-        (
+        pytest.param(
             lambda: cp.window(F, (4, 4), (0,)),
             ShapeError,
-            "as many axes as the factor's event",
+            id="as many axes as the factor's event",
         ),
-        (
+        pytest.param(
             lambda: cp.window(F, (4,), (3,)),
             ShapeError,
-            r"leaves the canvas on axis 0: it covers 3 to 5 of 4",
+            id="leaves the canvas on axis 0: it covers 3 to 5 of 4",
         ),
-        (lambda: cp.window(F, (4,), (-1,)), ShapeError, "leaves the canvas"),
-        (
+        pytest.param(
+            lambda: cp.window(F, (4,), (-1,)), ShapeError, id="leaves the canvas"
+        ),
+        pytest.param(
             lambda: cp.window(F, (4,), (1,), scale=2),
             ShapeError,
-            r"between 0 and 0 there",
+            id="between 0 and 0 there",
         ),
-        (lambda: cp.window(F, (4,), (0, 0)), ShapeError, "more axes than the canvas"),
-        (
+        pytest.param(
+            lambda: cp.window(F, (4,), (0, 0)),
+            ShapeError,
+            id="more axes than the canvas",
+        ),
+        pytest.param(
             lambda: cp.window(F, (4,), (0,), scale=0),
             InvalidValueError,
-            "must be at least 1; got 0",
+            id="must be at least 1; got 0",
         ),
-        (
+        pytest.param(
             lambda: cp.window(F, (4,), (0,), scale=1.5),
             WrongTypeError,
-            "must be a whole number; got 1.5",
+            id="must be a whole number; got 1.5",
         ),
-        (
+        pytest.param(
             lambda: cp.window(F, (4,), (0.5,)),
             WrongTypeError,
-            "offset must be a tuple of whole numbers",
+            id="offset must be a tuple of whole numbers",
         ),
-        (
+        pytest.param(
             lambda: cp.window(F, 4, (0,)),
             WrongTypeError,
-            "canvas_shape must be a tuple of whole numbers; got 4",
+            id="canvas_shape must be a tuple of whole numbers; got 4",
         ),
-        (lambda: cp.window(3, (4,), (0,)), WrongTypeError, "combines factors; got int"),
-        (
+        pytest.param(
+            lambda: cp.window(3, (4,), (0,)),
+            WrongTypeError,
+            id="combines factors; got int 3",
+        ),
+        pytest.param(
             lambda: cells(index=[0, 1, 12]),
             InvalidValueError,
-            "leaves the canvas: cell 12 of 12",
+            id="leaves the canvas: cell 12 of 12",
         ),
-        (
+        pytest.param(
             lambda: cells(index=[0, 1, -1]),
             InvalidValueError,
-            "leaves the canvas: cell -1",
+            id="leaves the canvas: cell -1",
         ),
-        (
+        pytest.param(
             lambda: cells(over=[[0, 1, 2], [3, 4, 3]]),
             InvalidValueError,
-            "Set 1 of a window names cell 3 2 times",
+            id="Set 1 of a window names cell 3 2 times",
         ),
-        (lambda: cells(index=[0, 1]), ShapeError, r"needs the shape \(3,\)"),
-        (lambda: cells(index=[[0, 1, 2]]), ShapeError, "one cell for each entry"),
-        (lambda: cells(over=[0, 1, 2]), ShapeError, r"needs the shape \(n, 3\)"),
-        (lambda: cells(over=[[0, 1, 2], [3, 4]]), WrongTypeError, "is not an array"),
-        (lambda: cells(over=np.zeros((0, 3), int)), InvalidValueError, "no cells"),
-        (
+        pytest.param(
+            lambda: cells(index=[0, 1]), ShapeError, id="needs the shape (3,)"
+        ),
+        pytest.param(
+            lambda: cells(index=[[0, 1, 2]]), ShapeError, id="one cell for each entry"
+        ),
+        pytest.param(
+            lambda: cells(over=[0, 1, 2]), ShapeError, id="needs the shape (n, 3)"
+        ),
+        pytest.param(
+            lambda: cells(over=[[0, 1, 2], [3, 4]]),
+            WrongTypeError,
+            id="is not an array",
+        ),
+        pytest.param(
+            lambda: cells(over=np.zeros((0, 3), int)), InvalidValueError, id="no cells"
+        ),
+        pytest.param(
             lambda: cells(index=[0.0, 1.0, 2.0]),
             WrongTypeError,
-            "must hold whole numbers; got float64",
+            id="must hold whole numbers; got float64",
         ),
-        (
+        pytest.param(
             lambda: cells(index=[True, False, True]),
             WrongTypeError,
-            "must hold whole numbers; got bool",
+            id="must hold whole numbers; got bool",
         ),
-        (lambda: cells(index=SETS[0], scale=2), InvalidValueError, "averages nothing"),
-        (
+        pytest.param(
+            lambda: cells(index=SETS[0], scale=2),
+            InvalidValueError,
+            id="averages nothing",
+        ),
+        pytest.param(
             lambda: cells(index=SETS[0], over=SETS),
             InvalidValueError,
-            "one of offset, index and over",
+            id="one of offset, index and over",
         ),
-        (lambda: cells(), InvalidValueError, "one of offset, index and over"),
-        (
+        pytest.param(
+            lambda: cells(), InvalidValueError, id="one of offset, index and over 2"
+        ),
+        pytest.param(
             lambda: cells(cp.window(SQUARE, (4, 4), (0, 0), 2), (5, 5), index=SIXTEEN),
             InvalidValueError,
-            "neighbours",
+            id="neighbours",
         ),
-        (
+        pytest.param(
             lambda: cp.window(cells(canvas=(2, 2), index=SETS[0]), (4, 4), (0, 0), 2),
             InvalidValueError,
-            "would average",
+            id="would average",
         ),
-        (
+        pytest.param(
             lambda: jax.jit(traced)(jnp.arange(4).reshape(2, 2)),
             WrongTypeError,
-            "traced by JAX",
+            id="traced by JAX",
         ),
-        (lambda: cp.tapestry(SCORED), WrongTypeError, "made of windows; got Diffusion"),
-        (
+        pytest.param(
+            lambda: cp.tapestry(SCORED),
+            WrongTypeError,
+            id="made of windows; got Diffusion",
+        ),
+        pytest.param(
             lambda: cp.tapestry(*[cp.window(SCORED, (n,), (0,)) for n in (4, 5)]),
             ShapeError,
-            "events of one shape",
+            id="events of one shape 3",
         ),
-        (
+        pytest.param(
             lambda: cp.tapestry(cp.window(LEARNED, (4,), (0,))),
             CapabilityError,
-            "'learned' is not a sum over entries",
+            id="'learned' is not a sum over entries",
         ),
-        (
+        pytest.param(
             lambda: cp.tapestry(cp.window(F, (4,), (0,))),
             CapabilityError,
-            "'f' is not a sum over entries",
+            id="'f' is not a sum over entries",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CONDITIONAL, over=THREE),
             WrongTypeError,
-            "over must be a dict.*got ndarray.*Fix: write",
+            id="over must be a dict...got ndarray...Fix: write",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CONDITIONAL, over={}),
             WrongTypeError,
-            "over must be a dict.*got an empty dict",
+            id="over must be a dict...got an empty dict",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CONDITIONAL, over={"e": THREE}),
             ConditionError,
-            "'e'.*their conditions are: 'c', 'd'",
+            id="'e'...their conditions are: 'c', 'd'",
         ),
-        (
+        pytest.param(
             lambda: cp.product(F, over={"c": THREE}),
             ConditionError,
-            "their conditions are: none.*conditions=",
+            id="their conditions are: none...conditions=",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CONDITIONAL, over={"c": 3.0}),
             ShapeError,
-            "leading axis.*single number.*given",
+            id="leading axis...single number...given",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CONDITIONAL, over={"c": THREE, "d": [1.0]}),
             ShapeError,
-            "'c' has 3, 'd' has 1",
+            id="'c' has 3, 'd' has 1",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CONDITIONAL, over={"c": np.ones((0, 2))}),
             InvalidValueError,
-            "n = 0.*at least one",
+            id="n = 0...at least one",
         ),
-        (lambda: cp.product(CONDITIONAL, over={"c": []}), InvalidValueError, "n = 0"),
-        (
+        pytest.param(
+            lambda: cp.product(CONDITIONAL, over={"c": []}),
+            InvalidValueError,
+            id="n = 0",
+        ),
+        pytest.param(
             lambda: cp.product(CONDITIONAL, over={"c": THREE}, block=0),
             InvalidValueError,
-            "block must be at least 1",
+            id="block must be at least 1",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CONDITIONAL, over={"c": THREE}, block=1.5),
             WrongTypeError,
-            "block must be a whole",
+            id="block must be a whole",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CONDITIONAL, block=2),
             InvalidValueError,
-            "a block but no data",
+            id="a block but no data",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CONDITIONAL, over={"c": np.array([1, np.nan])}),
             InvalidValueError,
-            "holds NaN",
+            id="holds NaN",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CONDITIONAL, over={"c": ["a", "b"]}),
             WrongTypeError,
-            "must be a number or an array",
+            id="must be a number or an array",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CONDITIONAL, over={"c": [[1.0], [1.0, 2.0]]}),
             ShapeError,
-            r"shapes \(1,\), \(2,\)",
+            id="shapes (1,), (2,)",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CONDITIONAL.given(c=1.0), over={"c": THREE}),
             ConditionError,
-            "given twice",
+            id="given twice",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CALIBRATED, over={"c": THREE}),
             ConditionError,
-            "give conditions first",
+            id="give conditions first",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CONDITIONAL, over={"c": THREE}).given(c=1.0),
             ConditionError,
-            "given twice",
+            id="given twice 2",
         ),
-        (
+        pytest.param(
             lambda: cp.product(CONDITIONAL, WIDE, over={"c": THREE}),
             ShapeError,
-            "events of one shape",
+            id="events of one shape 4",
         ),
-        (
+        pytest.param(
             lambda: cp.product(3, over={"c": THREE}),
             WrongTypeError,
-            "combines factors; got int",
+            id="combines factors; got int 4",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture([LEVELLED], over={"c": THREE}),
             WrongTypeError,
-            "takes one factor; got list",
+            id="takes one factor; got list",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture(LEVELLED, over={"c": THREE}),
             CapabilityError,
-            r"'levelled' is unknown.*f.given\(c=v\)",
+            id="'levelled' is unknown...f.given(c=v)",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture(CONDITIONAL, over={"c": THREE}, log_weights=THREE),
             CapabilityError,
-            "only its score",
+            id="only its score",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture(LEVELLED, over={"c": THREE}, log_weights=[0, 0]),
             InvalidValueError,
-            "3 finite numbers",
+            id="3 finite numbers",
         ),
-        (
+        pytest.param(
             lambda: cp.mixture(LEVELLED, [1, 1, 1], over={"c": 1.0}),
             ShapeError,
-            "leading axis",
+            id="leading axis",
         ),
-        (
+        pytest.param(
             lambda: cp.calibrate(cp.product(LEVELLED, over={"c": THREE}), KEY),
             CapabilityError,
-            "over data",
+            id="over data",
         ),
-        (
+        pytest.param(
             lambda: cp.Analytic(dist.Laplace(1.0, 1.0), SCHEDULE),
             WrongTypeError,
-            "A noised Laplace has no .*use Normal",
+            id="A noised Laplace has no ...use Normal",
         ),
-        (
+        pytest.param(
             lambda: cp.Analytic(dist.Normal(), 0.5),
             WrongTypeError,
-            r"schedule must be a cp\.Schedule; got float",
+            id="schedule must be a cp.Schedule; got float",
         ),
-        (
+        pytest.param(
             lambda: cp.Analytic("a", SCHEDULE),
             WrongTypeError,
-            "NumPyro distribution or an array of points; got str",
+            id="NumPyro distribution or an array of points; got str",
         ),
-        (
+        pytest.param(
             lambda: cp.Analytic(np.zeros((0, 2)), SCHEDULE),
             ShapeError,
-            r"points of shape \(n, \*event\)",
+            id="points of shape (n, *event)",
         ),
-        (
+        pytest.param(
             lambda: cp.Analytic(np.array([[0.0, np.nan]]), SCHEDULE),
             InvalidValueError,
-            "holds NaN",
+            id="holds NaN 2",
         ),
-        (
+        pytest.param(
             lambda: cp.Analytic(
                 dist.Normal(jnp.nan, 1.0, validate_args=False), SCHEDULE
             ),
             InvalidValueError,
-            "holds NaN",
+            id="holds NaN 3",
         ),
-        (lambda: energy(3), WrongTypeError, "must be callable as fn"),
-        (lambda: energy(lambda x: 0.0), NetworkError, "cannot be called as fn"),
-        (lambda: energy(lambda x, k: x), NetworkError, "instead of a scalar"),
-        (
+        pytest.param(lambda: energy(3), WrongTypeError, id="must be callable as fn"),
+        pytest.param(
+            lambda: energy(lambda x: 0.0), NetworkError, id="cannot be called as fn"
+        ),
+        pytest.param(
+            lambda: energy(lambda x, k: x), NetworkError, id="instead of a scalar"
+        ),
+        pytest.param(
             lambda: energy(lambda x, k: 0.0, 10),
             WrongTypeError,
-            r"must be a cp\.Schedule; got int",
+            id="must be a cp.Schedule; got int",
         ),
-        (
+        pytest.param(
             lambda: energy(lambda x, k: 0.0, event_shape="2"),
             WrongTypeError,
-            "tuple of whole numbers",
+            id="tuple of whole numbers",
         ),
-        (lambda: classifier(3), WrongTypeError, "got int, which cannot be called"),
-        (
+        pytest.param(
+            lambda: classifier(3), WrongTypeError, id="got int, which cannot be called"
+        ),
+        pytest.param(
             lambda: classifier(schedule=10),
             WrongTypeError,
-            r"must be a cp\.Schedule; got int",
+            id="must be a cp.Schedule; got int 2",
         ),
-        (lambda: classifier(time="hours"), InvalidValueError, "Unknown time 'hours'"),
-        (
+        pytest.param(
+            lambda: classifier(time="hours"),
+            InvalidValueError,
+            id="Unknown time 'hours'",
+        ),
+        pytest.param(
             lambda: classifier(lambda x: x, event_shape=(2,)),
             NetworkError,
-            "cannot be called as network",
+            id="cannot be called as network",
         ),
-        (
+        pytest.param(
             lambda: classifier(lambda x, t: x[0], event_shape=(2,)),
             NetworkError,
-            "logits have shape",
+            id="logits have shape",
         ),
-        (
+        pytest.param(
             lambda: cp.condition(F, F, 0),
             WrongTypeError,
-            "takes a cp.Classifier; got Analytic",
+            id="takes a cp.Classifier; got Analytic",
         ),
-        (
+        pytest.param(
             lambda: cp.condition(F, classifier(), 3),
             InvalidValueError,
-            "Label 3 does not exist.*classes 0 to 2",
+            id="Label 3 does not exist...classes 0 to 2",
         ),
-        (
+        pytest.param(
             lambda: cp.condition(F, classifier(), -1),
             InvalidValueError,
-            "Label -1 does not exist",
+            id="Label -1 does not exist",
         ),
-        (
+        pytest.param(
             lambda: cp.condition(F, classifier(), 1.5),
             InvalidValueError,
-            "Label 1.5 does not exist",
+            id="Label 1.5 does not exist",
         ),
-        (
+        pytest.param(
             lambda: cp.condition(F, classifier(), "cat"),
             WrongTypeError,
-            "Condition 'label' must be a number",
+            id="Condition 'label' must be a number",
         ),
-        (
+        pytest.param(
             lambda: cp.condition(F, classifier(event_shape=(3,)), 1),
             NetworkError,
-            "cannot be called",
+            id="cannot be called",
         ),
-        (
+        pytest.param(
             lambda: cp.condition(WIDE, classifier(event_shape=(2,)), 0),
             ShapeError,
-            r"is for events \(2,\), not \(3,\)",
+            id="is for events (2,), not (3,)",
         ),
-        (lambda: classifier().given(label=1), ShapeError, "has no event shape"),
-        (
+        pytest.param(
+            lambda: classifier().given(label=1), ShapeError, id="has no event shape"
+        ),
+        pytest.param(
             lambda: F * classifier(),
             ShapeError,
-            "needs to know the event shape of 'function'",
+            id="needs to know the event shape of 'function'",
         ),
-        (
+        pytest.param(
             lambda: cp.compile(single, F * classifier(event_shape=(2,))),
             ConditionError,
-            "has no label",
+            id="has no label",
         ),
     ],
 )
-def test_refused_when_written(make, error, words):
-    refused(make, error, words)
+def test_refused_when_written(make, error):
+    refused(make, error)
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    "make",
     [
-        (lambda: F / F, "total power is 0 and no density is left"),
-        (lambda: F**0, "no density is left"),
-        (lambda: F / G, "total power of its factors is 0,"),
-        (lambda: F / G**2, "total power of its factors is -1,"),
-        (lambda: cp.mixture([F / F, G], log_weights=[0, 0]), "cancels to a constant"),
-        (
+        pytest.param(lambda: F / F, id="total power is 0 and no density is left"),
+        pytest.param(lambda: F**0, id="no density is left"),
+        pytest.param(lambda: F / G, id="total power of its factors is 0,"),
+        pytest.param(lambda: F / G**2, id="total power of its factors is -1,"),
+        pytest.param(
+            lambda: cp.mixture([F / F, G], log_weights=[0, 0]),
+            id="cancels to a constant",
+        ),
+        pytest.param(
             lambda: cp.window(F, (3,), (0,)),
-            r"not covered: no window reaches entry \(2,\)",
+            id="not covered: no window reaches entry (2,)",
         ),
-        (
+        pytest.param(
             lambda: cp.window(F, (3,), (0,)) / cp.window(F, (3,), (1,)),
-            r"power of its factors is -1 at entry \(2,\)",
+            id="power of its factors is -1 at entry (2,)",
         ),
-        (lambda: cp.window(F, (4,), (0,), scale=2), "total power of its factors is 0,"),
-        (
+        pytest.param(
+            lambda: cp.window(F, (4,), (0,), scale=2),
+            id="total power of its factors is 0, 2",
+        ),
+        pytest.param(
             lambda: cp.tapestry(cp.window(SCORED, (4,), (0,))),
-            "not covered: no window reaches entry",
+            id="not covered: no window reaches entry",
         ),
     ],
 )
-def test_refused_by_the_compiler(make, words):
+def test_refused_by_the_compiler(make):
     """The error names the statement or the factor as its place."""
-    refused(lambda: cp.compile(single, make()), ImproperError, words)
+    refused(lambda: cp.compile(single, make()), ImproperError)
 
 
 def test_a_negative_power_is_fine_where_the_total_is_positive():

@@ -58,32 +58,30 @@ def hmc_of_blackjax(**options):
     return lambda: BlackJAX(blackjax.hmc, **{"step_size": 0.1} | options)
 
 
-NOT_ADAPTED = "unadjusted, so there is no acceptance to adapt to", "MALA or HMC"
-BY_SCORE = "needs `energy`", "ULA or UHMC.*LineIntegral"
 INTEGRATION = {"num_integration_steps": 3}
 REFUSED = {
     InvalidValueError: {
         "rule of MALA is 0": resolving(lambda s: s.sigma - 0.1),
-        r"MALA\(step_size=\) is -0.1": lambda: MALA(-0.1),
-        r"ULA\(step_size=\) is 0": lambda: ULA(0.0),
-        r"ULA\(step_size=\) is nan": lambda: ULA(float("nan")),
-        r"HMC\(step_size=\) is inf": lambda: HMC([0.1, float("inf")]),
-        r"HMC\(num_leapfrog=\) must be at least 1; got 0": lambda: HMC(
+        "MALA(step_size=) is -0.1": lambda: MALA(-0.1),
+        "ULA(step_size=) is 0": lambda: ULA(0.0),
+        "ULA(step_size=) is nan": lambda: ULA(float("nan")),
+        "HMC(step_size=) is inf": lambda: HMC([0.1, float("inf")]),
+        "HMC(num_leapfrog=) must be at least 1; got 0": lambda: HMC(
             0.1, num_leapfrog=0
         ),
-        r"HMC\(damping=\) is 1": lambda: HMC(0.1, damping=1.0),
-        r"UHMC\(damping=\) is -0.1": lambda: UHMC(0.1, damping=-0.1),
-        r"HMC\(damping=\) is nan": lambda: HMC(0.1, damping=float("nan")),
-        r"HMC\(jitter=\) is 1": lambda: HMC(0.1, jitter=1.0),
-        r"target_acceptance=\) is 1": lambda: Adaptive(target_acceptance=1.0),
-        r"initial=\) is 0": lambda: Adaptive(initial=0.0),
-        r"gain=\) is -1": lambda: Adaptive(gain=-1),
-        r"warmup=\) must be at least 0; got -1": lambda: Adaptive(warmup=-1),
-        r"BlackJAX\(step_size=\) is -1": hmc_of_blackjax(step_size=-1.0, **INTEGRATION),
-        r"evaluations=\) must be at least 1": hmc_of_blackjax(
+        "HMC(damping=) is 1": lambda: HMC(0.1, damping=1.0),
+        "UHMC(damping=) is -0.1": lambda: UHMC(0.1, damping=-0.1),
+        "HMC(damping=) is nan": lambda: HMC(0.1, damping=float("nan")),
+        "HMC(jitter=) is 1": lambda: HMC(0.1, jitter=1.0),
+        "target_acceptance=) is 1": lambda: Adaptive(target_acceptance=1.0),
+        "initial=) is 0": lambda: Adaptive(initial=0.0),
+        "gain=) is -1": lambda: Adaptive(gain=-1),
+        "warmup=) must be at least 0; got -1": lambda: Adaptive(warmup=-1),
+        "BlackJAX(step_size=) is -1": hmc_of_blackjax(step_size=-1.0, **INTEGRATION),
+        "evaluations=) must be at least 1": hmc_of_blackjax(
             evaluations=0, **INTEGRATION
         ),
-        "odd number.*4": lambda: LineIntegral(4, "simpson"),
+        "odd number...4": lambda: LineIntegral(4, "simpson"),
         "Unknown rule": lambda: LineIntegral(3, "midpoint"),
         "at least 2": lambda: LineIntegral(1),
         "accepts no move": lambda: LineIntegral(tolerance=0.0),
@@ -98,26 +96,26 @@ REFUSED = {
         "a step size cannot be True": lambda: HMC(True),
         "a step size cannot be None": lambda: HMC(None),
         "a step size cannot be <class": lambda: HMC(Adaptive),
-        r"UHMC\(num_leapfrog=\) must be a whole number; got 2.5": lambda: UHMC(
+        "UHMC(num_leapfrog=) must be a whole number; got 2.5": lambda: UHMC(
             0.1, num_leapfrog=2.5
         ),
         "damping cannot be 'half'": lambda: HMC(0.1, damping="half"),
-        r"warmup=\) must be a whole number; got 1.5": lambda: Adaptive(warmup=1.5),
+        "warmup=) must be a whole number; got 1.5": lambda: Adaptive(warmup=1.5),
         "whole number": lambda: LineIntegral(2.5),
-        "MALA.*'line'": lambda: MALA(0.1, log_ratio="line"),
-        "HMC.*'line'": lambda: HMC(0.1, log_ratio="line"),
+        "MALA...'line'": lambda: MALA(0.1, log_ratio="line"),
+        "HMC...'line'": lambda: HMC(0.1, log_ratio="line"),
     },
     ShapeError: {
         "MALA has 2 step sizes, but the schedule has 4 levels": resolving([0.1, 0.2]),
-        r"rule of MALA returned shape \(2,\) for a schedule of 4 levels": resolving(
+        "rule of MALA returned shape (2,) for a schedule of 4 levels": resolving(
             lambda s: s.sigma[:2]
         ),
-        r"rule of MALA returned shape \(\) for a schedule of 4 levels": resolving(
+        "rule of MALA returned shape () for a schedule of 4 levels": resolving(
             lambda s: 0.1
         ),
-        r"shape \(2, 2\)": lambda: HMC(np.ones((2, 2))),
-        r"initial=\) has shape \(2,\)": lambda: Adaptive(initial=[1.0, 2.0]),
-        r"shape \(2,\) at 'a'": lambda: begun(MALA(0.5, metric={"a": jnp.ones(2)}), 3),
+        "shape (2, 2)": lambda: HMC(np.ones((2, 2))),
+        "initial=) has shape (2,)": lambda: Adaptive(initial=[1.0, 2.0]),
+        "shape (2,) at 'a'": lambda: begun(MALA(0.5, metric={"a": jnp.ones(2)}), 3),
         "it moves 3 numbers": lambda: begun(MALA(0.5, metric=np.eye(2)), 3),
     },
     CapabilityError: {

@@ -1,6 +1,8 @@
 """Factors that depend on latents: analytic ones, normalised at each level; others in
 ancestral order, or refused."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import CapabilityError, DoublyIntractableError, ProgramError
+from messages import check_wording
 from refusals import refused
 from sampling_cases import SCHEDULE, Calls, learned, normal, run
 from zscores import assert_agrees, assert_disagrees, z_scores
@@ -109,8 +112,12 @@ def chained():
 
 
 def test_what_is_not_normalised_whatever_the_latent_is_refused():
-    words = r"'x' depends on the unobserved latent 'm'.*\n.*observe 'm'"
-    refused(lambda: cp.compile(powered, 2.0, 0.3), DoublyIntractableError, words)
+    refused(
+        lambda: cp.compile(powered, 2.0, 0.3),
+        DoublyIntractableError,
+        "'x'.*'m'",
+        "observe 'm'",
+    )
     refused(lambda: cp.compile(chained), ProgramError)
 
 
@@ -132,7 +139,8 @@ def product(y=None, sd=1.0):
 
 def test_c_keeps_its_prior_and_x_has_its_law_given_c():
     density = cp.compile(product)
-    assert "ancestral order: c by the prior, then x given that" in str(density)
+    assert re.search(r"order: c\b.* x\b", str(density))
+    check_wording(str(density))
     result = run(density, 0, 4096, sampler=cp.AnnealedMCMC(KERNEL, 4))
     assert result.status.ok
     c, x = np.asarray(result["c"], float), np.asarray(result["x"], float)
@@ -231,13 +239,13 @@ def scores_alone(f):
 
 def test_chains_are_not_weighed_against_one_another():
     density = cp.compile(product)
-    words = "weighs chains.*depends on 'c'.*Fix: use cp.AnnealedMCMC"
     for weights in ("feynman_kac", "density"):
         sampler = cp.SMC(weights=weights)
         refused(
             lambda: cp.infer(density, KEY, num_chains=4, sampler=sampler),
             CapabilityError,
-            words,
+            "'c'",
+            "cp.AnnealedMCMC",
         )
     refused(density.to_numpyro, DoublyIntractableError)
 
@@ -260,16 +268,18 @@ def after_a_noised_one():
 
 
 def test_where_the_prior_draw_would_be_wrong_the_program_is_refused():
-    words = r"'x' depends on the unobserved latent 'c'.*'y' depends on 'x'"
     refused(
         lambda: cp.compile(product, 0.3),
         DoublyIntractableError,
-        words,
-        "observe 'c'; or calibrate.*classifier",
+        "'x'.*'c'.*'y'.*'x'",
+        "observe 'c'",
     )
-    words = r"'y' depends on 'c'.*test_hierarchy.*ancestral order"
     for name in ("c", "b"):
-        refused(lambda: cp.compile(with_datum_of, name), DoublyIntractableError, words)
+        refused(
+            lambda: cp.compile(with_datum_of, name),
+            DoublyIntractableError,
+            "'y'.*'c'.*test_hierarchy",
+        )
     refused(
         lambda: cp.compile(after_a_noised_one),
         ProgramError,

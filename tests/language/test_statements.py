@@ -333,11 +333,11 @@ def test_policies_are_printed_with_their_settings_and_equal_ones_reuse_compiled_
     def structure(policy):
         return jax.tree.structure(compiled(policy))
 
-    assert "annealed 'between(share=0.25)'" in str(compiled(Between(0.25)))
+    assert "'between(share=0.25)'" in str(compiled(Between(0.25)))
     assert structure(Between(0.25)) == structure(Between(0.25))
     assert structure(Between(0.25)) != structure(Between(0.5))
     for name in ("tempered", "denoised"):
-        assert f"annealed '{name}'" in str(compiled(name))
+        assert f"'{name}'" in str(compiled(name))
         assert structure(name) == structure(POLICIES[name])
 
 

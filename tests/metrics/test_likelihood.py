@@ -4,7 +4,6 @@ Biases of the sampler are included.
 """
 
 import dataclasses
-import re
 from functools import partial
 from typing import Any
 
@@ -27,6 +26,7 @@ from composeprob.metrics.likelihood import (
     in_batches,
     reverse_walks,
 )
+from messages import check_wording
 from sampling_cases import both, learned, measured, modes, run, single, slow
 from targets import product_of_normals
 from zscores import assert_agrees, assert_disagrees, z_scores
@@ -420,8 +420,9 @@ def test_adaptive_steps_are_those_of_a_run(mixture, sampler):
 
 
 def test_a_metric_that_is_measured_has_no_law_of_one_chain(mixture):
-    with pytest.raises(CapabilityError, match="measured from all chains"):
+    with pytest.raises(CapabilityError) as caught:
         frozen(cp.SMC(step=FIRST_ORDER), mixture, np.full(6, 0.1))
+    check_wording(str(caught.value))
 
 
 def test_score_only_factors_have_the_same_likelihood():
@@ -452,26 +453,26 @@ class Blind(cp.ULA):
 REFUSED = {
     "eta": ({"sampler": cp.Ancestral(eta=0.5)}, "eta=0.5"),
     "no sampler": ({"sampler": cp.MALA(0.1)}, "got MALA"),
-    "no chains": ({"num_chains": 0}, "num_chains must be"),
+    "no chains": ({"num_chains": 0}, "num_chains"),
     "steps": (
         {"sampler": cp.AnnealedMCMC(cp.MALA(), 1), "step_size": [0.1, 0.2]},
-        "6 levels",
+        "6",
     ),
     "steps of zero": (
         {"sampler": cp.AnnealedMCMC(cp.MALA(), 1), "step_size": np.zeros(6)},
-        "positive",
+        "step_size",
     ),
     "shape": ({"points": np.zeros((3, 2))}, "(3, 2)"),
     "site": ({"points": {"y": np.zeros(3)}}, "['y']"),
-    "nan": ({"points": np.array([np.nan])}, "not finite"),
+    "nan": ({"points": np.array([np.nan])}, ""),
     "evidence": (
         {"sampler": cp.SMC(cp.ULA(0.1), step=FIRST_ORDER), "log_evidence": np.nan},
-        "log-evidence is nan",
+        "nan",
     ),
-    "key": ({"key": 0}, "typed random key"),
+    "key": ({"key": 0}, "key"),
     "static sites": (
         {"sampler": cp.AnnealedMCMC(cp.ULA(0.1), 1)},
-        "'z' is a NumPyro latent",
+        "'z'",
         CapabilityError,
     ),
     "a blind kernel": (
@@ -490,7 +491,7 @@ def with_latent(f: Any) -> Any:
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_input_is_refused(mixture, case):
-    changed, message, *kind = REFUSED[case]
+    changed, facts, *kind = REFUSED[case]
     density = mixture
     if case == "static sites":
         density = cp.compile(with_latent, gaussian(0.0, 1.0))
@@ -500,5 +501,7 @@ def test_bad_input_is_refused(mixture, case):
         "sampler": cp.Ancestral(),
         **changed,
     }
-    with pytest.raises(tuple(kind) or ComposeProbError, match=re.escape(message)):
+    with pytest.raises(tuple(kind) or ComposeProbError) as caught:
         cp.metrics.raise_log_likelihood(density, **given)
+    assert facts in str(caught.value)
+    check_wording(str(caught.value))

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 import composeprob as cp
 from composeprob.errors import InvalidValueError, LoadError
 from composeprob.pretrained import tensors
+from messages import check_wording
 from pretrained.drawn import weights
 from pretrained.test_goldens import DATA, error
 from sampling_cases import slow
@@ -171,10 +172,11 @@ def change(**changes):
     return arrays
 
 
-def refuses(call, kind, match):
-    with pytest.raises(kind, match=f"(?s){match}") as raised:
+def refuses(call, kind, facts):
+    with pytest.raises(kind, match=f"(?s){facts}") as raised:
         call()
     assert raised.value.fix
+    check_wording(str(raised.value))
 
 
 HEADS = Supplied(8, 4)
@@ -185,44 +187,44 @@ REFUSED = {
         {},
         Supplied(8),
         LoadError,
-        r"attention over 32 channels.*num_heads=None.*weights do not contain",
+        "32 channels.*num_heads=None",
     ),
     "heads that do not fit": (
         {},
         Supplied(8, 5),
         LoadError,
-        "num_heads=5 cannot split",
+        "num_heads=5",
     ),
     "channels that do not fit": (
         {},
         Supplied(8, None, 48),
         LoadError,
-        "num_head_channels=48 cannot split",
+        "num_head_channels=48",
     ),
     "size": (
         {},
         Supplied(10, 4),
         InvalidValueError,
-        "image_size=10 cannot be halved .* not a multiple of 4",
+        "image_size=10 .* 4",
     ),
     "no size": ({}, Supplied(0, 4), InvalidValueError, "image_size=0"),
     "steps": (
         {},
         Supplied(8, 4, diffusion_steps=1),
         LoadError,
-        "diffusion_steps=1, which is not supported",
+        "diffusion_steps=1,",
     ),
     "steps of a linear schedule": (
         {},
         Supplied(8, 4, diffusion_steps=20),
         LoadError,
-        "from 21 with noise_schedule",
+        " 21 .*noise_schedule",
     ),
     "another layout": (
         {"time_embed.0.weight": "time_embedding.linear_1.weight"},
         HEADS,
         LoadError,
-        "no time_emb",
+        "time_emb",
     ),
     "a part": (
         {"middle_block.2.in_layers.2.bias": None},
@@ -234,25 +236,25 @@ REFUSED = {
         {"middle_block.1.proj_out.bias": TRANSFORMER},
         HEADS,
         LoadError,
-        f"has {TRANSFORMER}, which",
+        TRANSFORMER,
     ),
     "another shape": (
         {"input_blocks.1.0.in_layers.2.weight": (32, 32, 1, 1)},
         HEADS,
         LoadError,
-        "should be",
+        "32",
     ),
     "super-resolution": (
         {"input_blocks.0.0.weight": (32, 6, 3, 3)},
         HEADS,
         LoadError,
-        "takes 6 channels",
+        " 6 channels",
     ),
     "classifier": (
         {"out.2.weight": (1000, 32, 1, 1)},
         HEADS,
         LoadError,
-        "takes 3 channels and gives 1000",
+        " 3 channels.* 1000",
     ),
     "blocks": (
         {
@@ -262,7 +264,7 @@ REFUSED = {
         },
         HEADS,
         LoadError,
-        "output_blocks of .* are not those",
+        "output_blocks",
     ),
 }
 
@@ -270,34 +272,31 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_state_dicts_that_cannot_be_converted(case, tmp_path):
     """Refused before anything is written."""
-    changes, supplied, kind, match = REFUSED[case]
+    changes, supplied, kind, facts = REFUSED[case]
     file = tmp_path / "weights.safetensors"
     save_file(change(**changes), file)
-    refuses(lambda: convert(file, tmp_path / "out", supplied), kind, match)
+    refuses(lambda: convert(file, tmp_path / "out", supplied), kind, facts)
     assert not (tmp_path / "out").exists()
 
 
 def test_files_that_cannot_be_converted(place, tmp_path, capsys):
-    def check(name, words):
+    def check(name, facts):
         file = tmp_path / name
-        refuses(lambda: convert(file, tmp_path / "out", HEADS), LoadError, words)
+        refuses(lambda: convert(file, tmp_path / "out", HEADS), LoadError, facts)
 
-    check("nothing.safetensors", r"There is no .*nothing\.safetensors")
+    check("nothing.safetensors", r"nothing\.safetensors")
     (tmp_path / "adm.pt").write_bytes(b"")
-    words = r"adm\.pt are a pickle.*torch\.load\('.*adm\.pt', weights_only=True"
-    check("adm.pt", words)
+    check("adm.pt", r"torch\.load\('.*adm\.pt', weights_only=True")
     cut = tmp_path / "cut.safetensors"
     save_file(original("legacy")[1], cut)
     os.truncate(cut, cut.stat().st_size - 10)
-    check("cut.safetensors", "no whole safetensors file")
+    check("cut.safetensors", r"cut\.safetensors")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     arguments = place("legacy"), tmp_path / "out", "--image-size", 8, "--num-heads", 4
     assert command(*arguments) == 2
     refusal = capsys.readouterr().err
-    assert "is there already." in refusal
-    fix = "Fix: write into another folder, or replace what is there with --replace."
-    assert fix in refusal
+    assert "--replace" in refusal
+    check_wording(refusal)
     assert command(*arguments, "--replace") == 0
-    words = "attention in the old order, a learned variance, which is not used"
-    assert words in capsys.readouterr().out
+    check_wording(capsys.readouterr().out)

@@ -253,26 +253,23 @@ def test_a_run_that_goes_on_does_not_make_them_twice(tmp_path):
     "then", [20, None, cp.GlobalMoves, (cp.WarmUp(), "GlobalMoves")]
 )
 def test_only_finishers_are_taken(then):
-    words = r"then= takes post-processing moves at level 0"
     wrong = cp.errors.WrongTypeError
-    refused(lambda: cp.SMC(then=then), wrong, words)
-    refused(lambda: cp.AnnealedMCMC(cp.MALA(), 1, then=then), wrong, words)
+    refused(lambda: cp.SMC(then=then), wrong)
+    refused(lambda: cp.AnnealedMCMC(cp.MALA(), 1, then=then), wrong)
 
 
 NUMBERS = {
-    -1: (cp.errors.InvalidValueError, "at least 1"),
-    0: (cp.errors.InvalidValueError, "at least 1"),
-    2.5: (cp.errors.WrongTypeError, "a whole number"),
-    True: (cp.errors.WrongTypeError, "a whole number"),
-    "many": (cp.errors.WrongTypeError, "a whole number"),
+    -1: cp.errors.InvalidValueError,
+    0: cp.errors.InvalidValueError,
+    2.5: cp.errors.WrongTypeError,
+    True: cp.errors.WrongTypeError,
+    "many": cp.errors.WrongTypeError,
 }
 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_their_number_is_a_whole_one(number):
-    kind, words = NUMBERS[number]
-    words = rf"GlobalMoves\(number=\) must be {words}; got"
-    refused(lambda: cp.GlobalMoves(number), kind, words)
+    refused(lambda: cp.GlobalMoves(number), NUMBERS[number], f"number=.*{number}")
 
 
 def test_they_need_chains_enough_for_a_mixture_and_the_depth_of_modes():

@@ -131,14 +131,8 @@ def test_a_network_that_knows_its_own_levels_only_is_run_on_some_of_them():
 
 
 def test_refusals(density):
-    for levels, words in {
-        "fast": "Unknown levels 'fast'",
-        (1.0, np.inf): "numbers that are not finite",
-        (): r"an array of shape \(0,\)",
-        ((1.0, 2.0),): r"an array of shape \(1, 2\)",
-        (1.0, 1.0): "Levels must go from clean to noisy",
-    }.items():
-        refused(lambda: run(density, levels=levels), InvalidValueError, words)
+    for levels in ("fast", (1.0, np.inf), (), ((1.0, 2.0),), (1.0, 1.0)):
+        refused(lambda: run(density, levels=levels), InvalidValueError)
     independent = cp.AnnealedMCMC(cp.MALA(0.1), 1)
     refused(
         lambda: adaptive(density, sampler=independent),

@@ -19,6 +19,7 @@ from composeprob.samplers.resampling import (
     relative_weights,
     systematic,
 )
+from messages import check_wording
 from sampling_cases import both, normal, run, squared
 from zscores import assert_agrees, z_scores
 
@@ -210,8 +211,8 @@ def test_a_run_of_which_few_chains_count_says_so_and_is_ok():
     result = run(density, sampler=sampler)
     assert result.status.ok
     assert result.effective_chains < 32
-    worth = f"{result.effective_chains:.0f} independent"
-    assert worth in str(result.status)
+    assert f" {result.effective_chains:.0f} " in str(result.status)
+    check_wording(str(result.status), estimated=True)
 
 
 def rules_by_both_names():

@@ -3,6 +3,8 @@ uninterrupted run."""
 
 import contextlib
 import errno
+import functools
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from composeprob.checkpoint import CheckpointFolder
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
 from composeprob.results.status import Code
 from composeprob.runtime.progress import Progress
+from messages import check_finding, check_wording
 from processes import environment, said
 from refusals import refused
 from sampling_cases import (
@@ -61,7 +64,7 @@ def stopped(monkeypatch, every_level):
 def test_a_resumed_run_gives_the_same_samples(product, whole, tmp_path, stopped):
     part = stopped(7, product, checkpoint_dir=tmp_path)
     assert part.status.code is Code.INTERRUPTED
-    assert "The same call goes on from its checkpoint" in part.status.message
+    assert "checkpoint" in check_finding(part.status, Code.INTERRUPTED)
     stopped(19, product, checkpoint_dir=tmp_path)  # and once more, from the middle
     resumed = run(product, checkpoint_dir=cp.Checkpoint(tmp_path, resume=True))
     same(resumed, whole)
@@ -78,10 +81,8 @@ def test_the_damaged_last_checkpoint_is_passed_over(product, whole, tmp_path, st
     assert [p.name for p in steps][-1] == "7"
     assert len(steps) == 2
     truncate(steps[-1])
-    with pytest.warns(
-        UserWarning,
-        match="Checkpoint 7 in .* cannot be read .*; going on from checkpoint",
-    ):
+    # The rest of the message is Orbax's.
+    with pytest.warns(UserWarning, match="Checkpoint 7 .*checkpoint"):
         same(run(product, checkpoint_dir=tmp_path), whole)
 
 
@@ -106,14 +107,15 @@ def test_refusals(product, whole, tmp_path):
         step = cp.ReverseStep(order=1)
         return cp.SMC(cp.MALA(cp.Adaptive()), resample=resample, step=step)
 
-    for words, change in {
-        r"its number of chains is 64, not 32": {"chains": 32},
-        r"its random key is .*0\]', not .*1\]'": {"seed": 1},
-        r"its sampler is .SMC.*resample=0.5.*resample=0.6": {"sampler": sampler(0.6)},
-        r"it differs in: the numbers of the sampler": {"sampler": sampler(0.50001)},
+    # By names and numbers in which each differs
+    for facts, change in {
+        "64, not 32": {"chains": 32},
+        r"0\]', not .*1\]'": {"seed": 1},
+        r"resample=0.5.*resample=0.6": {"sampler": sampler(0.6)},
+        "sampler": {"sampler": sampler(0.50001)},
     }.items():
-        words = f"belongs to another run: {words}.*\n.*resume=False"
-        refused(lambda: run(product, checkpoint_dir=a, **change), LoadError, words)
+        another_run = functools.partial(run, product, checkpoint_dir=a, **change)
+        refused(another_run, LoadError, facts, "resume=False")
     refused(
         lambda: run(other, checkpoint_dir=a),
         LoadError,
@@ -124,8 +126,8 @@ def test_refusals(product, whole, tmp_path):
         lambda: run(alone, checkpoint_dir=a),
         LoadError,
     )
-    words = r"no checkpoint in .*b to resume from.*\n.*check the folder"
-    refused(lambda: run(product, checkpoint_dir=absent), LoadError, words)
+    folder = re.escape(str(tmp_path / "b"))
+    refused(lambda: run(product, checkpoint_dir=absent), LoadError, folder)
     (checkpoint,) = (p for p in a.iterdir() if p.name.isdigit())
     truncate(checkpoint)
     refused(
@@ -135,8 +137,11 @@ def test_refusals(product, whole, tmp_path):
     same(run(product, checkpoint_dir=cp.Checkpoint(a, resume=False)), whole)
     file = tmp_path / "file"
     file.write_text("")
-    words = r"No checkpoint can be written to .*\n.*may write to"
-    refused(lambda: run(product, checkpoint_dir=file / "c"), InvalidValueError, words)
+    refused(
+        lambda: run(product, checkpoint_dir=file / "c"),
+        InvalidValueError,
+        re.escape(str(file)),
+    )
     refused(
         lambda: cp.Checkpoint(a, resume="yes"),
         WrongTypeError,
@@ -179,16 +184,15 @@ def test_a_full_disk_stops_nothing(product, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointFolder, "save", full)
         patch.setattr(CheckpointFolder, "writing", False)
-        with pytest.warns(
-            UserWarning,
-            match="No checkpoint could be written: .*No space left .* The run goes",
-        ) as told:
+        with pytest.warns(UserWarning, match="No space left") as caught:
             result = run(product, checkpoint_dir=tmp_path)
-    assert len(told) == 1
+    (warning,) = caught
+    check_wording(str(warning.message))
     same(result, whole)
     assert result.status.code is Code.NOT_SAVED
-    assert "No space left" in result.status.message
-    assert "save them with result.save" in result.status.message
+    message = check_finding(result.status, Code.NOT_SAVED)
+    assert "No space left" in message
+    assert "result.save" in message
     same(
         run(product, checkpoint_dir=cp.Checkpoint(tmp_path, resume=True)), whole
     )  # with room again, from level 3

@@ -2,6 +2,7 @@
 goes on with the same ones."""
 
 import errno
+import re
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from composeprob.results.status import Code
 from composeprob.results.store import Store
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.run import begin
+from messages import check_finding
 from processes import said
 from refusals import refused
 from sampling_cases import run, stop_after
@@ -92,7 +94,7 @@ def test_draws_are_an_axis_that_arviz_sees(product, whole):
     assert data.posterior["x"].shape == (CHAINS, DRAWS, 2)
     assert data.sample_stats["log_weight"].shape == (CHAINS, DRAWS)
     np.testing.assert_array_equal(whole.unweighted()["x"], whole["x"].reshape(-1, 2))
-    assert f"{DRAWS} of each chain, {THIN} transitions apart" in str(whole.summary())
+    assert re.search(rf"draws +{DRAWS} .* {THIN} ", str(whole.summary()))
     np.testing.assert_allclose(
         whole.summary().rows["x[0]"][0], whole["x"][..., 0].mean(), rtol=1e-5
     )
@@ -160,8 +162,9 @@ def test_a_stopped_run_goes_on_with_the_same_draws(
             stop_after(patch, draws, "draws")
             part = drawn(product, **options)
         assert part.status.code is Code.INTERRUPTED
-        assert f"after {draws} of {DRAWS} draws" in part.status.message
-        assert "goes on from its checkpoint" in part.status.message
+        message = check_finding(part.status, Code.INTERRUPTED)
+        assert f"{draws} of {DRAWS} draws" in message
+        assert "checkpoint" in message
         np.testing.assert_array_equal(np.asarray(part["x"]), whole["x"][:, :draws])
     resumed = drawn(product, **options, resume=True)
     np.testing.assert_array_equal(np.asarray(resumed["x"]), whole["x"])
@@ -174,12 +177,11 @@ def test_a_stopped_run_goes_on_with_the_same_draws(
     assert isinstance(more["x"], np.ndarray) is not stored
     fewer = drawn(product, **options, draws=5)
     np.testing.assert_array_equal(np.asarray(fewer["x"]), whole["x"][:, :5])
-    words = "its number of transitions between draws is 3, not"
-    refused(lambda: drawn(product, **options, thin=2), LoadError, f"{words} 2")
+    refused(lambda: drawn(product, **options, thin=2), LoadError, "3, not 2")
     refused(
         lambda: run(product, chains=CHAINS, checkpoint_dir=folder),
         LoadError,
-        f"{words} 'none'",
+        "3, not 'none'",
     )
     if stored:
 
@@ -203,8 +205,7 @@ def test_a_full_disk_keeps_the_draws_that_are_written(
     with monkeypatch.context() as patch:
         patch.setattr(Store, "put", full)
         result = drawn(product, **options)
-    assert result.status.has(Code.NOT_SAVED)
-    assert "No space left" in result.status.message
+    assert "No space left" in check_finding(result.status, Code.NOT_SAVED)
     np.testing.assert_array_equal(np.asarray(result["x"]), whole["x"][:, :5])
     with_room_again = drawn(product, **options)
     np.testing.assert_array_equal(np.asarray(with_room_again["x"]), whole["x"])
@@ -214,25 +215,17 @@ def test_refusals(product, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
     (tmp_path / "file").write_text("")
-    for words, error, options in [
-        ("draws must be at least 1", InvalidValueError, {"draws": 0}),
-        ("thin must be a whole number", WrongTypeError, {"thin": 2.5}),
-        ("thin=3 was given, but no draws", InvalidValueError, {"draws": None}),
-        ("more than 2147483647", InvalidValueError, {"draws": 2**20, "thin": 2**12}),
-        ("store must be a path", WrongTypeError, {"store": 3}),
-        (
-            "Ancestral without a kernel cannot go on",
-            CapabilityError,
-            {"sampler": cp.Ancestral()},
-        ),
-        ("is not a stored result", InvalidValueError, {"store": tmp_path / "mine"}),
-        (
-            "Nothing can be written to store",
-            InvalidValueError,
-            {"store": tmp_path / "file" / "s"},
-        ),
+    for fact, error, options in [
+        ("draws", InvalidValueError, {"draws": 0}),
+        ("thin", WrongTypeError, {"thin": 2.5}),
+        ("thin=3", InvalidValueError, {"draws": None}),
+        ("2147483647", InvalidValueError, {"draws": 2**20, "thin": 2**12}),
+        ("store", WrongTypeError, {"store": 3}),
+        ("Ancestral", CapabilityError, {"sampler": cp.Ancestral()}),
+        ("mine", InvalidValueError, {"store": tmp_path / "mine"}),
+        ("store", InvalidValueError, {"store": tmp_path / "file" / "s"}),
     ]:
-        refused(lambda: drawn(product, **options), error, words)
+        refused(lambda: drawn(product, **options), error, fact)
     assert (tmp_path / "mine" / "thesis.tex").exists()
     refused(lambda: cp.Result.load(tmp_path / "mine"), LoadError)
 

@@ -16,6 +16,7 @@ import pytest
 import composeprob as cp
 from composeprob.errors import InvalidValueError, WrongTypeError
 from composeprob.training import Batches, distil
+from messages import check_wording
 from refusals import refused
 from sampling_cases import run
 from training.recipes import cosine
@@ -85,7 +86,8 @@ def test_a_distilled_flow_says_what_it_lost():
     assert abs(result.log_density_gap.mean()) < 0.15
     assert np.abs(result.mean_off).max() < 0.35
     assert np.all((result.spread > 0.8) & (result.spread < 1.2))
-    assert "6 conditions held out" in str(result)
+    assert "6 conditions" in str(result)
+    check_wording(str(result), estimated=True)
     noise = LEVELS.at(15)
     x = jnp.array([1.0, -0.5])
     u = jnp.array([0.4, 0.1])

@@ -4,6 +4,7 @@ It replaces nothing unless told to.
 """
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -84,8 +85,8 @@ def test_half_precision_is_read_as_single(tmp_path):
         assert other.dtype == one.dtype
         np.testing.assert_allclose(one, other, rtol=2.0**-11, atol=1e-7)
     large = eqx.tree_at(lambda n: n.last.bias, network, np.full(2, 1e5, np.float32))
-    words = r"'last.bias' holds 1e\+05, too large for half"
-    refused(lambda: save_weights(large, path, half=True), InvalidValueError, words)
+    saving = functools.partial(save_weights, large, path, half=True)
+    refused(saving, InvalidValueError, r"'last.bias'.*1e\+05")
 
 
 def test_what_does_not_fit_is_named(tmp_path):
@@ -94,22 +95,22 @@ def test_what_does_not_fit_is_named(tmp_path):
     save_weights(network, path)
     good = load_file(path)
 
-    def refuses(tensors, message):
+    def refuses(tensors, facts):
         save_file(tensors, path)
-        refused(lambda: load_weights(network, path), LoadError, message)
+        refused(lambda: load_weights(network, path), LoadError, facts)
 
     fewer = dict(good)
     del fewer["last.bias"]
-    refuses(fewer, r"lacks last\.bias")
+    refuses(fewer, r"last\.bias")
     refuses(
         {**good, "extra": np.zeros(3, np.float32)},
-        "it has extra, which the network lacks",
+        "extra",
     )
     refuses(
         {**good, "last.bias": np.zeros(3, np.float32)},
-        r"'last.bias' in .* is float32\[3\]; .* float32\[2\]",
+        r"'last.bias'.*float32\[3\].*float32\[2\]",
     )
-    refuses({**good, "last.bias": np.zeros(2, np.float64)}, r"is float64\[2\]")
+    refuses({**good, "last.bias": np.zeros(2, np.float64)}, r"float64\[2\]")
     path.write_bytes(b"not safetensors")
     refused(lambda: load_weights(network, path), LoadError)
     refused(
@@ -176,13 +177,12 @@ def test_weights_are_replaced_only_where_that_is_asked_for(
         patch.setattr(making, "train", never)
         for options in ({}, {"checkpoint_dir": "checkpoints"}):
             arguments = {"out": folder, "retraining": number, **options}
-            message = f"{WEIGHTS[number]} is there already"
             error = refused(
                 lambda arguments=arguments: train_model(
                     "ring2d-sharp-score", **arguments
                 ),
                 InvalidValueError,
-                message,
+                WEIGHTS[number],
                 "--replace",
             )
             assert "--out" in error.fix
@@ -225,11 +225,10 @@ def test_a_calibration_is_kept_too(monkeypatch, tmp_path):
     shutil.copy(own / "weights.safetensors", tmp_path)
     calibrate_model("ring2d", out=tmp_path)
     assert (tmp_path / "calibration.safetensors").exists()
-    words = r"calibration\.safetensors is there already"
     refused(
         lambda: calibrate_model("ring2d", out=tmp_path),
         InvalidValueError,
-        words,
+        "calibration.safetensors",
         "--replace",
     )
     assert len(calls) == 1

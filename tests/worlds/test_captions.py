@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from composeprob.models.worlds import captions, detector, shapes
+from messages import check_wording
 
 
 def truth(scenes):
@@ -70,24 +71,25 @@ def test_a_place_is_judged_by_the_object_that_is_named():
 
 
 @pytest.mark.parametrize(
-    ("caption", "message"),
+    ("caption", "facts"),
     [
         (
             "a purple circle",
-            r"word 'purple' is not in the vocabulary.*\n.*did you mean '\w+'\?",
+            "'purple'",
         ),
-        ("a rad circle", "did you mean 'red'"),
+        ("a rad circle", "'red'"),
         (
             "a red circle on the left at the top",
-            r"has 9 words; models read 6.*\n.*multiply",
+            " 9 words.* 6",
         ),
-        (3.5, "A caption is text; got float"),
-        ([1, 2], "has 6 tokens"),
+        (3.5, "float"),
+        ([1, 2], "6"),
     ],
 )
-def test_captions_that_cannot_be_read(caption, message):
-    with pytest.raises((ValueError, TypeError), match=message):
+def test_captions_that_cannot_be_read(caption, facts):
+    with pytest.raises((ValueError, TypeError), match=facts) as caught:
         captions.tokens(caption)
+    check_wording(str(caught.value))
 
 
 def test_another_shape_is_mostly_a_similar_one_and_symmetric():

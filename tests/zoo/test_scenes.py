@@ -1,5 +1,7 @@
 """The recipes of scenes and of digits: their conditions, and samples given these."""
 
+import re
+
 import equinox as eqx
 import jax
 import numpy as np
@@ -43,11 +45,10 @@ def test_the_factor():
     assert factor.capabilities == {"score", "energy", "conservative", "exact_marginals"}
     placed = factor.given(position=(0.3, 0.4))
     assert (placed / factor).event_shape == (32, 32, 3)
-    words = r"Position \(1.2, 0.5\) lies outside of the image.*0.125 and 0.875"
-    refused(lambda: factor.given(position=(1.2, 0.5)), InvalidValueError, words)
+    facts = r"\(1.2, 0.5\).*0.125.*0.875"
+    refused(lambda: factor.given(position=(1.2, 0.5)), InvalidValueError, facts)
     pairs = [(0.2, 0.5), (0.7, 0.7)]
-    words = r"a pair \(x, y\); got an array of shape \(2, 2\)"
-    refused(lambda: factor.given(position=pairs), ShapeError, words)
+    refused(lambda: factor.given(position=pairs), ShapeError, r"\(2, 2\)")
     refused(
         lambda: placed.given(position=(0.5, 0.5)),
         ConditionError,
@@ -147,9 +148,9 @@ def test_every_label_has_its_calibration():
     assert "normalised" not in cp.load("digits").capabilities
     density = cp.compile(either, factors[3], factors[8], 0.2)
     # One network with several calibrations stays one batch.
-    assert "2 evaluations in 1 batches" in str(density)
-    words = r"one normaliser for each .*\n.*calibrate.py digits --given label=…"
-    refused(lambda: calibrate_model("digits"), InvalidValueError, words)
+    assert re.search("share: 2 .* 1 ", str(density))
+    fix = "calibrate.py digits --given label="
+    refused(lambda: calibrate_model("digits"), InvalidValueError, fix=fix)
 
 
 @pytest.mark.slow

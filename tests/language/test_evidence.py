@@ -470,7 +470,7 @@ class TestKernel(Interwoven):
 
     def test_without_the_change_of_coordinates_it_would_not(self, monkeypatch):
         monkeypatch.setattr(
-            hierarchy, "_log_wider", lambda before, after: jnp.zeros(())
+            hierarchy, "_log_volume_change", lambda before, after: jnp.zeros(())
         )
         assert_disagrees(z_scores(self.values(self.moved()[1]), self.expected()))
 
@@ -567,7 +567,7 @@ class TestCorrelatedMembers(Interwoven):
     @pytest.mark.slow
     def test_without_the_change_of_coordinates_it_would_not(self, monkeypatch):
         monkeypatch.setattr(
-            hierarchy, "_log_wider", lambda before, after: jnp.zeros(())
+            hierarchy, "_log_volume_change", lambda before, after: jnp.zeros(())
         )
         _, after = self.moved(steps=24)
         assert_disagrees(z_scores(self.values(after), self.expected()))
@@ -655,7 +655,7 @@ class TestNested(Interwoven):
             tuning, "LATENTS", tuning.LATENTS._replace(turns=0, joint=0)
         )
         monkeypatch.setattr(
-            hierarchy, "_log_wider", lambda before, after: jnp.zeros(())
+            hierarchy, "_log_volume_change", lambda before, after: jnp.zeros(())
         )
         assert_disagrees(z_scores(self.values(self.moved()[1]), self.expected()))
 

@@ -187,7 +187,7 @@ class Schedule(eqx.Module):
 
         References:
             Lipman et al. 2023, *Flow matching*; Esser et al. 2024, *Scaling rectified
-                flow transformers*.
+            flow transformers*.
         """
         if not shift > 0 or not np.isfinite(shift):
             raise InvalidValueError(

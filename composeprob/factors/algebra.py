@@ -353,7 +353,7 @@ def condition(
 
     References:
         Dhariwal & Nichol 2021, *Diffusion Models Beat GANs on Image Synthesis*, section
-            4.
+        4.
     """
     if not isinstance(classifier, Classifier):
         raise WrongTypeError(

@@ -219,7 +219,7 @@ class UHMC(Hamiltonian):
 
     References:
         Horowitz (1991), a generalized guided Monte Carlo algorithm; Du et al. (2023),
-            Reduce, Reuse, Recycle.
+        Reduce, Reuse, Recycle.
     """
 
     optimal_acceptance = None

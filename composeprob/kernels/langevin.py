@@ -129,7 +129,7 @@ class ULA(Langevin):
 
     References:
         Roberts and Tweedie (1996), exponential convergence of Langevin distributions
-            and their discrete approximations.
+        and their discrete approximations.
     """
 
     optimal_acceptance = None

@@ -131,7 +131,7 @@ def wasserstein(
 
     References:
         Peyré and Cuturi 2019, *Computational optimal transport*, chapter 2. Crouse 2016
-            for the matching of SciPy.
+        for the matching of SciPy.
     """
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
@@ -197,7 +197,7 @@ def ksd(
 
     References:
         Gorham and Mackey 2017, *Measuring sample quality with kernels*. Liu, Lee and
-            Jordan 2016.
+        Jordan 2016.
     """
     from scipy.spatial.distance import cdist
 

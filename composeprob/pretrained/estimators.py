@@ -162,7 +162,7 @@ def from_estimator(
 
     Example:
         Data of many subjects under one network, ``posterior`` being
-            ``cp.from_estimator(estimator)``::
+        ``cp.from_estimator(estimator)``::
 
             xs = posterior.adapt(data)                                     # (n, …)
             cp.sample("u", prior * cp.product(posterior / prior, over={"x": xs}))

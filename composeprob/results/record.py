@@ -383,7 +383,7 @@ class Record:
 
         References:
             Wilson 1927, *Probable inference, the law of succession, and statistical
-                inference*.
+            inference*.
         """
         values = self._values("probability", event)
         if not np.isin(values, (0.0, 1.0)).all():
@@ -430,7 +430,7 @@ class Record:
 
         References:
             Woodruff 1952, *Confidence intervals for medians and other position
-                measures*.
+            measures*.
         """
         if callable(q) or not (np.ndim(q) == 0 and 0 < q < 1):
             raise InvalidValueError(

@@ -94,7 +94,7 @@ class Resample(Resampler):
 
     References:
         Carpenter, Clifford and Fearnhead 1999, *Improved particle filter for nonlinear
-            problems*.
+        problems*.
     """
 
     threshold: Array | float = eqx.field(

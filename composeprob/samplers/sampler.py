@@ -582,7 +582,7 @@ class Ancestral(Sampler):
 
     References:
         Ho et al. 2020, *Denoising Diffusion Probabilistic Models*; Song, Meng and Ermon
-            2021 (DDIM).
+        2021 (DDIM).
     """
 
     def __init__(self, eta: Array | float = 1.0):

@@ -377,6 +377,8 @@ class _Latents(NamedTuple):
     ratios: tuple[float, float] = (0.5, 50.0)
     # Length of a long joint move over the width of a latent in the population.
     reach: float = 1.5
+    # Smallest width, in rounding errors of a latent, to which it is standardised.
+    rounding: float = 100.0
     # Least curvature.
     flat: float = 0.05
     # Largest dimension of all latents in which this kernel is the default although

@@ -111,6 +111,11 @@ class Gibbs(Kernel[GibbsState]):
         return sum(kernel.evaluations_per_step for kernel in self.kernels)
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the blocks, for results."""
+        return tuple(", ".join(sites) for sites in self.sites)
+
+    @property
     def order(self) -> range:
         """Blocks in the order in which a transition moves them."""
         blocks = range(len(self.kernels))

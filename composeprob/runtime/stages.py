@@ -278,6 +278,9 @@ def _finished(state: State, finisher: Finisher) -> Run:
     then until the population drifts no more."""
     density = state.placed[1]
     weighted = state.sampler.weights is not None
+    # Chains that global moves took anywhere need not forget where they are since: modes
+    # keep them there.
+    renewed = bool(np.isfinite(float(state.run.global_acceptance)))
     title = finisher.title
     total = finisher.rounds
     run = state.run
@@ -300,7 +303,9 @@ def _finished(state: State, finisher: Finisher) -> Run:
         points = _points(run)
         done += 1
         spent += finisher.evaluations(fitted)
-        drift = finisher.drift((start, before, points), state.density, weighted)
+        drift = finisher.drift(
+            (start, before, points), state.density, weighted or renewed
+        )
         state.report(title, total, done=done, drift=drift)
     measured = run.drift
     if total > 1:  # a single round measures no drift

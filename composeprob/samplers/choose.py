@@ -12,7 +12,13 @@ from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, Adaptive, Kernel
 from composeprob.kernels.line_integral import bounded
 from composeprob.samplers.finishers import Finisher, GlobalMoves, WarmUp, fewest_chains
-from composeprob.samplers.hierarchy import Interweaving, interweaves
+from composeprob.samplers.hierarchy import (
+    InBothCoordinates,
+    Interweaving,
+    NonCentred,
+    has_dependents,
+    interweaves,
+)
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import by_kind
 from composeprob.samplers.sampler import SMC, AnnealedMCMC, Sampler
@@ -101,8 +107,20 @@ def choose(
 def _at_one_level(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
     """Return chains that start at the prior, where there are no levels to anneal."""
     finishers, then = closed_by(density, num_chains)
-    kernel = HMC(Adaptive(warmup=200), num_leapfrog=8)
-    why = "one level only, so nothing anneals: HMC from the prior, tuned in a warm-up"
+    tuned = Adaptive(warmup=200)
+    kernel: Kernel = HMC(tuned, num_leapfrog=8)
+    moved = "HMC"
+    if has_dependents(density):
+        # Half of the evaluations in either coordinates. A chain that starts where the
+        # density is steep needs shorter steps than the others.
+        centred = HMC(tuned, num_leapfrog=4, jitter=0.9)
+        non_centred = NonCentred(tuned, num_leapfrog=4, jitter=0.9)
+        kernel = InBothCoordinates(centred, non_centred, density)
+        moved = "HMC in centred and non-centred coordinates in turn"
+    why = (
+        f"one level only, so nothing anneals: {moved} from the prior, tuned in a "
+        "warm-up"
+    )
     return AnnealedMCMC(kernel, 100, then=finishers), why + then
 
 

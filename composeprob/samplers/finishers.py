@@ -27,7 +27,14 @@ from composeprob.kernels.line_integral import bounded
 from composeprob.kernels.metropolis import log_density_ratio, log_uniform, metropolis
 from composeprob.renamed import former_names
 from composeprob.samplers.descent import at_target, moved_to
-from composeprob.samplers.hierarchy import Interweaving, interweaves
+from composeprob.samplers.hierarchy import (
+    InBothCoordinates,
+    Interweaving,
+    NonCentred,
+    StandardCoordinates,
+    has_dependents,
+    interweaves,
+)
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Transitions
 from composeprob.samplers.random import Stream, normals, stream
@@ -72,7 +79,7 @@ class Finisher(eqx.Module):
         traced."""
 
     def drift(
-        self, points: Sequence[Points], density: AnnealedDensity, weighed: bool
+        self, points: Sequence[Points], density: AnnealedDensity, supported: bool
     ) -> float:
         """Return by how much a round moved the population; 0 where chance may have done
         it.
@@ -80,7 +87,8 @@ class Finisher(eqx.Module):
         Args:
             points: from before the first round, before this one, and after it.
             density: its target.
-            weighed: whether the chains had importance weights on the way down.
+            supported: whether the chains have the right law for another reason than
+                these rounds: importance weights on the way down, or global moves.
         """
         return 0.0
 
@@ -91,13 +99,15 @@ class Finisher(eqx.Module):
 
 class WarmUp(Finisher):
     """HMC on all sites at the target, MALA by scores, until the population stops
-    drifting, for latents or fine data.
+    drifting and has forgotten where it began, for latents or fine data.
 
     A few transitions a level follow a density that changes little from one level to the
     next. Latents in a hierarchy need more: how wide they are has nothing to do with the
     noise, and a scale and what it scales hold each other back. Blocks of HMC in the
     metric of the population's variances follow until one changes neither means nor
-    standard deviations.
+    standard deviations, and latents are uncorrelated with where they were before the
+    first. In programs of latents alone half of the transitions move latents together
+    with those whose location and scale they are.
 
     Example:
         >>> import composeprob as cp
@@ -128,14 +138,7 @@ class WarmUp(Finisher):
                 widths=jnp.asarray(latents, jnp.float32),
             )
         elif "energy" in density.capabilities:
-            # Full refreshment and jitter, so that no direction is missed.
-            kernel = HMC(
-                Adaptive(initial=0.3),
-                num_leapfrog=tuning.WARM_UP.leapfrogs,
-                damping=0.0,
-                jitter=0.3,
-                metric=_variances(points, density),
-            )
+            kernel = _hamiltonian(points, density)
         else:
             kernel = MALA(
                 Adaptive(),
@@ -165,20 +168,20 @@ class WarmUp(Finisher):
         return moved_to(run, dataclasses.replace(made.chains, inner=run.chains.inner))
 
     def drift(
-        self, points: Sequence[Points], density: AnnealedDensity, weighed: bool
+        self, points: Sequence[Points], density: AnnealedDensity, supported: bool
     ) -> float:
         """Return the greatest change of a mean, in standard deviations, or of the
         logarithm of one.
 
-        Where rounds of `Interweaving` left a latent of most chains near where it began,
-        and these have no weights, it is the correlation with that, if greater.
+        Where rounds left a latent of most chains near where it began, and nothing else
+        supports these, it is the correlation with that, if greater.
         """
         start, before, after = points
         change = _greatest_change(before, after)
         chance = 4.0 * math.sqrt(2.0 / len(after))
         if change <= tuning.WARM_UP.drift + chance:
             change = 0.0
-        if weighed or not interweaves(density):
+        if supported:
             return change
         # A population that hardly moves does not drift either: it has to have forgotten
         # where it was.
@@ -209,6 +212,36 @@ def _variances(points: Points, density: AnnealedDensity) -> Position:
     return layout.position(jnp.asarray(mass), 1.0)
 
 
+def _hamiltonian(points: Points, density: AnnealedDensity) -> Kernel:
+    """Return HMC in the metric of the population's variances; half of it in the other
+    coordinates where the location and the scale of latents are other latents."""
+    step_size = Adaptive(initial=0.3)
+    # Full refreshment and jitter, so that no direction is missed.
+    jitter = 0.3
+    leapfrogs = tuning.WARM_UP.leapfrogs
+    dependents = has_dependents(density)
+    if dependents:
+        leapfrogs //= 2
+    metric = _variances(points, density)
+    hmc = HMC(step_size, leapfrogs, damping=0.0, jitter=jitter, metric=metric)
+    if not dependents:
+        return hmc
+    standard_metric = _variances(_standard_points(points, density), density)
+    non_centred = NonCentred(step_size, leapfrogs, jitter, metric=standard_metric)
+    return InBothCoordinates(hmc, non_centred, density)
+
+
+def _standard_points(points: Points, density: AnnealedDensity) -> Points:
+    """Return the population's `StandardCoordinates`."""
+    coordinates = StandardCoordinates(density, Layout.of_density(density))
+    return np.asarray(_standardised(coordinates, jnp.asarray(points)))
+
+
+@eqx.filter_jit
+def _standardised(coordinates: StandardCoordinates, points: Array) -> Array:
+    return jax.vmap(coordinates.of)(points)
+
+
 def _greatest_change(before: Points, after: Points) -> float:
     """Return the greatest change of a mean, in standard deviations, or of the logarithm
     of a standard deviation."""
@@ -229,7 +262,8 @@ def _greatest_correlation(start: Points, after: Points, first: int) -> float:
     old = (start - start.mean(0, dtype=float))[:, first:]
     new = (after - after.mean(0, dtype=float))[:, first:]
     sizes = np.maximum(np.std(old, axis=0) * np.std(new, axis=0), 1e-30)
-    return float(np.max(np.mean(old * new, axis=0) / sizes))
+    correlations = np.mean(old * new, axis=0) / sizes
+    return float(np.max(correlations, initial=0.0))
 
 
 class GlobalMoves(Finisher):

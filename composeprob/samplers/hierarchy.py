@@ -17,10 +17,14 @@ from jaxtyping import Float, Int, Key
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.evaluation import Frame, Position, Target
-from composeprob.kernels import Adaptive, Info, Kernel, KernelState
+from composeprob.density.evaluation import Evaluation, Frame, Position, Target
+from composeprob.kernels import HMC, Adaptive, Info, Kernel, KernelState
+from composeprob.kernels.gibbs import Gibbs, replaced
+from composeprob.kernels.hamiltonian import HamiltonianState
+from composeprob.kernels.kernel import log_density_of
 from composeprob.kernels.line_integral import LineIntegral, bounded
-from composeprob.kernels.metropolis import accept, log_uniform
+from composeprob.kernels.metric import MetricLike, as_metric
+from composeprob.kernels.metropolis import accept, log_density_ratio, log_uniform
 from composeprob.kernels.step_size import StepSizeLike, as_step_size
 from composeprob.pytree import where
 from composeprob.samplers.layout import Layout
@@ -465,3 +469,163 @@ def _log_volume_change(before: dict[str, Frame], after: dict[str, Frame]) -> Sca
     """Return log |dη'/dη| of a move that takes η along."""
     changes = [after[name].log_volume - before[name].log_volume for name in after]
     return sum(changes, jnp.zeros(()))
+
+
+def has_dependents(density: AnnealedDensity) -> bool:
+    """Return whether a program of latents alone has some whose location and scale are
+    other latents, as a hierarchy has."""
+    layout = Layout.of_density(density)
+    held = any(site.kind == "held" for site in density.sites.values())
+    if layout.dims or not layout.size or held:
+        return False
+    zeros = jnp.zeros((layout.size,))
+
+    def frames(v: Array) -> dict[str, Frame]:
+        return density.evaluator.frames(layout.position(v, 1.0), 0)
+
+    return bool(jax.eval_shape(frames, zeros))
+
+
+class StandardCoordinates(eqx.Module):
+    """Coordinates u = (φ, ξ) of latents v = (φ, m(φ) + s(φ)·ξ), where location m and
+    scale s of some are other latents: those of a *non-centred* hierarchy."""
+
+    density: AnnealedDensity
+    layout: Layout = eqx.field(static=True)
+
+    def _frames(self, position: Position) -> dict[str, Frame]:
+        return self.density.evaluator.frames(position, 0)
+
+    def of(self, v: Latents) -> Latents:
+        """Return the coordinates u of latents."""
+        position = self.layout.position(v, 1.0)
+        standard = dict(position)
+        for name, frame in self._frames(position).items():
+            standard[name] = frame.standard(position[name])
+        return self.layout.vector(standard, 1.0)
+
+    def place(self, u: Latents) -> tuple[Latents, Scalar, Array]:
+        """Return the latents at these coordinates, log |dv/du|, and whether rounding of
+        v leaves ξ what it was.
+
+        Where s is near the rounding error of v, all of v are m, their ξ become 0, and
+        the density of u would be far too high.
+        """
+        position = self.layout.position(u, 1.0)
+        log_volume = jnp.zeros(())
+        accurate = jnp.asarray(True)
+        # From the first in the program to the last. Frames are computed anew each time:
+        # those of a latent depend on latents that have been placed before it.
+        for name in self._frames(position):
+            frame = self._frames(position)[name]
+            position[name] = frame.place(position[name])
+            log_volume += frame.log_volume
+            rounding = jnp.finfo(u.dtype).eps * jnp.abs(position[name])
+            fine = frame.width > tuning.LATENTS.rounding * rounding
+            accurate &= jnp.all(fine)
+        return self.layout.vector(position, 1.0), log_volume, accurate
+
+
+class NonCentred(Kernel[KernelState]):
+    r"""HMC in `StandardCoordinates`: where location and scale of latents move, these
+    move along.
+
+    In the coordinates $u$ the log-density is $\log\pi(v(u)) + \log|dv/du|$: HMC leaves
+    it invariant, and so π. Step size and metric are those of u.
+    """
+
+    step_size: StepSizeLike = eqx.field(
+        default_factory=Adaptive, converter=as_step_size
+    )
+    num_leapfrog: int = eqx.field(default=8, static=True)
+    jitter: float = eqx.field(default=0.3, static=True, repr=False)
+    metric: MetricLike = eqx.field(default="none", converter=as_metric, repr=False)
+    coordinates: StandardCoordinates | None = eqx.field(default=None, repr=False)
+
+    optimal_acceptance = HMC.optimal_acceptance
+    scale_exponent = HMC.scale_exponent
+    requires = frozenset({"energy", "score"})
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return self.num_leapfrog
+
+    def under(self, density: AnnealedDensity, noise: Noise) -> NonCentred:
+        coordinates = StandardCoordinates(density, Layout.of_density(density))
+        return replaced(self, coordinates=coordinates)
+
+    def step(
+        self, key: Array, state: KernelState, target: Target, step_size: Array
+    ) -> tuple[KernelState, Info]:
+        assert self.coordinates is not None
+        coordinates = self.coordinates
+        ((name, v),) = state.position.items()
+
+        def in_standard(u: Array, evaluate: Target) -> Evaluation:
+            """Evaluate the density of u. The point v and its own evaluation travel as
+            the ``terms``, so that nothing is evaluated again."""
+
+            def place(u: Array) -> tuple[tuple[Array, Array], Array]:
+                v, log_volume, accurate = coordinates.place(u)
+                return (v, log_volume), accurate
+
+            (v, log_volume), pull_back, accurate = jax.vjp(place, u, has_aux=True)
+            evaluation = evaluate({name: v})
+            score = evaluation.score[name]
+            (score_of_u,) = pull_back((score, jnp.ones_like(log_volume)))
+            point = KernelState({name: v}, evaluation)
+            log_density = log_density_of(evaluation) + log_volume
+            return Evaluation(
+                # Moves stay within the region where coordinates are accurate.
+                jnp.where(accurate, log_density, -jnp.inf),
+                {name: score_of_u},
+                terms=point,
+            )
+
+        def target_of_u(position: Position) -> Evaluation:
+            return in_standard(position[name], target)
+
+        u = coordinates.of(v)
+        evaluation = in_standard(u, lambda _: state.evaluation)
+        momentum = {name: jnp.zeros_like(u)}  # drawn anew, as the damping is 0
+        start = HamiltonianState({name: u}, evaluation, momentum)
+        hmc = HMC(1.0, self.num_leapfrog, 0.0, jitter=self.jitter, metric=self.metric)
+        end, info = hmc.step(key, start, target_of_u, step_size)
+        # From outside of that region, or of π's support, this kernel moves nothing.
+        inside = ~evaluation.zero
+        accepted = info.accepted & inside
+        # A chain that stays is where it was, not where rounding brings it back to.
+        moved = where(accepted, end.evaluation.terms, state)
+        log_reversal = jnp.where(accepted, -log_density_ratio(moved, state), 0.0)
+        return moved, Info(
+            acceptance=jnp.where(inside, info.acceptance, 0.0),
+            accepted=accepted,
+            non_finite=info.non_finite & inside,
+            log_reversal=log_reversal,
+        )
+
+
+class InBothCoordinates(Gibbs):
+    """Moves of all latents, as they are by one kernel and then in their standard
+    coordinates by another.
+
+    Where data are sharp the first mixes, where they are vague the second: ancillary–
+    sufficient interweaving (Yu and Meng 2011). Each has its step size.
+    """
+
+    def __init__(
+        self, centred: Kernel, non_centred: NonCentred, density: AnnealedDensity
+    ):
+        sites = tuple(density.sites)
+        super().__init__({sites: centred})
+        # `Gibbs` refuses a site in two blocks, which a user may have meant otherwise.
+        self.sites = (sites, sites)
+        self.kernels = (centred, non_centred)
+
+    def __repr__(self) -> str:
+        return f"InBothCoordinates({self.kernels[0]!r}, {self.kernels[1]!r})"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        centred, non_centred = super().labels
+        return centred, f"{non_centred}, non-centred"

@@ -203,8 +203,10 @@ class Transitions(eqx.Module):
         by_sites = in_blocks(kernel, movable)
         kernels = []
         blocks = []
-        for part, sites in zip(by_sites.kernels, by_sites.sites, strict=True):
-            block = _block_of(part, sites, layout, density)
+        for part, sites, label in zip(
+            by_sites.kernels, by_sites.sites, by_sites.labels, strict=True
+        ):
+            block = _block_of(part, label, sites, layout, density)
             blocks.append(block)
             kernels.append(_resolved_kernel(part, block, sites, layout, density))
         return cls(FlatGibbs(kernels, blocks, by_sites.backwards), count, layout)
@@ -430,7 +432,11 @@ def _with_start(trajectory: PyTree[Array], state: KernelState) -> PyTree[Array]:
 
 
 def _block_of(
-    kernel: Kernel, sites: tuple[str, ...], layout: Layout, density: AnnealedDensity
+    kernel: Kernel,
+    label: str,
+    sites: tuple[str, ...],
+    layout: Layout,
+    density: AnnealedDensity,
 ) -> Block:
     """Return the block of entries of these sites, which the kernel moves."""
     indices = layout.entries(sites)
@@ -446,7 +452,7 @@ def _block_of(
     adaptive = isinstance(as_step_size(kernel.step_size), Adaptive)
     metric = getattr(kernel, "metric", None)
     return Block(
-        name=", ".join(sites),
+        name=label,
         entries=entries,
         follows_noise=kinds != {"static"},
         static=static,

@@ -128,7 +128,7 @@ class Sampler(eqx.Module):
         sigma")``."""
         if not isinstance(self.kernel, Gibbs):
             return ()
-        return tuple(", ".join(sites) for sites in self.kernel.sites)
+        return self.kernel.labels
 
     @property
     def check_order(self) -> int | None:

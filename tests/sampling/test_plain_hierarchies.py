@@ -1,0 +1,197 @@
+"""Hierarchies of latents alone: moves in both coordinates, and the memory of a
+warm-up."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.kernels.kernel import KernelState
+from composeprob.results.status import Code
+from composeprob.samplers.choose import choose
+from composeprob.samplers.hierarchy import (
+    InBothCoordinates,
+    NonCentred,
+    StandardCoordinates,
+    has_dependents,
+)
+from composeprob.samplers.layout import Layout
+from sampling_cases import run
+
+MEMBERS = 4
+
+
+@cp.program
+def prior():
+    """Hierarchy of three layers without data, whose exact draws are known."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    tau = numpyro.sample("tau", dist.LogNormal(-1.0, 0.5))
+    theta = numpyro.sample("theta", dist.Normal(mu, tau).expand([MEMBERS]).to_event(1))
+    numpyro.sample("below", dist.Normal(theta, tau).to_event(1))
+
+
+@cp.program
+def vague(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
+    tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+    with numpyro.plate("members", len(y)):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+        numpyro.sample("y", dist.Normal(theta, 0.5), obs=y)
+
+
+@cp.program
+def modes():
+    two = dist.MixtureSameFamily(
+        dist.Categorical(probs=jnp.array([0.5, 0.5])),
+        dist.Normal(jnp.array([-3.0, 3.0]), 0.1),
+    )
+    numpyro.sample("x", two)
+
+
+def exact_draws(layout, number):
+    """Return points of the prior, (number, D)."""
+    rng = np.random.default_rng(0)
+    mu = rng.standard_normal(number)
+    log_tau = -1.0 + 0.5 * rng.standard_normal(number)
+    tau = np.exp(log_tau)[:, None]
+    theta = mu[:, None] + tau * rng.standard_normal((number, MEMBERS))
+    below = theta + tau * rng.standard_normal((number, MEMBERS))
+    position = {"mu": mu, "tau": log_tau, "theta": theta, "below": below}
+    position = {name: jnp.float32(values) for name, values in position.items()}
+    return jax.vmap(lambda one: layout.vector(one, 1.0))(position)
+
+
+def moved(transitions=15, number=2000):
+    """Return log tau of exact draws after transitions in standard coordinates."""
+    density = cp.compile(prior)
+    layout = Layout.of_density(density)
+    kernel = NonCentred(0.4, 4).under(density, density.schedule.at(0))
+
+    def target(position):
+        evaluation = layout.evaluate(density, position["v"], 0, False)
+        return evaluation.with_gradients({"v": each} for each in evaluation.gradients)
+
+    @jax.jit
+    @jax.vmap
+    def chain(key, v):
+        def step(state, key):
+            return kernel.step(key, state, target, jnp.float32(0.4))
+
+        start = KernelState({"v": v}, target({"v": v}))
+        end, info = jax.lax.scan(step, start, jax.random.split(key, transitions))
+        position = layout.position(end.position["v"], 1.0)
+        return position["tau"], info.acceptance.mean()
+
+    keys = jax.random.split(jax.random.key(1), number)
+    log_tau, acceptance = chain(keys, exact_draws(layout, number))
+    assert acceptance.mean() > 0.5
+    return np.asarray(log_tau)
+
+
+def test_moves_in_standard_coordinates_leave_the_density_invariant():
+    log_tau = moved()
+    assert abs(log_tau.mean() + 1.0) < 4 * 0.5 / 2000**0.5
+    assert abs(log_tau.std() / 0.5 - 1) < 4 / (2 * 2000) ** 0.5
+
+
+def test_without_the_change_of_volume_they_would_not(monkeypatch):
+    place = StandardCoordinates.place
+
+    def without(self, u):
+        v, log_volume, accurate = place(self, u)
+        return v, 0.0 * log_volume, accurate
+
+    monkeypatch.setattr(StandardCoordinates, "place", without)
+    assert moved().mean() < -1.5
+
+
+def test_coordinates_are_those_of_the_standard_normals_and_come_back():
+    density = cp.compile(prior)
+    layout = Layout.of_density(density)
+    coordinates = StandardCoordinates(density, layout)
+    v = exact_draws(layout, 500)
+    u = jax.vmap(coordinates.of)(v)
+    back, log_volume, accurate = jax.vmap(coordinates.place)(u)
+    np.testing.assert_allclose(back, v, atol=1e-5)
+    assert accurate.all()
+    log_tau = layout.position(v, 1.0)["tau"]
+    np.testing.assert_allclose(log_volume, 2 * MEMBERS * log_tau, rtol=1e-4)
+    xi = layout.position(u, 1.0)
+    np.testing.assert_allclose(xi["theta"].std(), 1.0, atol=0.06)
+    np.testing.assert_allclose(xi["below"].std(), 1.0, atol=0.06)
+    # Below the rounding error of theta standard coordinates are lost.
+    lost = v.at[:, 1 + MEMBERS].set(-18.0)
+    assert layout.position(lost, 1.0)["tau"][0] == -18.0
+    _, _, accurate = jax.vmap(coordinates.place)(jax.vmap(coordinates.of)(lost))
+    assert not accurate.all()
+
+
+def test_a_transition_evaluates_as_often_as_it_says():
+    density = cp.compile(prior)
+    layout = Layout.of_density(density)
+    kernel = NonCentred(0.4, 3).under(density, density.schedule.at(0))
+    calls = []
+
+    def target(position):
+        calls.append(position)
+        evaluation = layout.evaluate(density, position["v"], 0, False)
+        return evaluation.with_gradients({"v": each} for each in evaluation.gradients)
+
+    (v,) = exact_draws(layout, 1)
+    state = KernelState({"v": v}, target({"v": v}))
+    calls.clear()
+    with jax.disable_jit():
+        kernel.step(jax.random.key(0), state, target, jnp.float32(0.4))
+    assert len(calls) == kernel.evaluations_per_step == 3
+
+
+def test_only_hierarchies_of_latents_alone_are_moved_in_both_coordinates():
+    hierarchy = cp.compile(prior)
+    sampler, reason = choose(hierarchy, 100)
+    assert has_dependents(hierarchy)
+    assert isinstance(sampler.kernel, InBothCoordinates)
+    assert sampler.kernel.evaluations_per_step == 8
+    assert "centred and non-centred" in reason
+    alone = cp.compile(modes)
+    assert not has_dependents(alone)
+    sampler, _ = choose(alone, 100)
+    assert isinstance(sampler.kernel, cp.HMC)
+
+
+@pytest.mark.slow
+def test_a_group_mean_of_many_members_has_its_variance():
+    """Given the data mu is all but N(mean of y, σ²/J)."""
+    rng = np.random.default_rng(0)
+    y = jnp.float32(0.4 + 0.5 * rng.standard_normal(100))
+    result = run(cp.compile(vague, y), chains=256, sampler=None)
+    assert result.status.ok
+    assert result.about.blocks == ("mu, tau, theta", "mu, tau, theta, non-centred")
+    assert abs(result["mu"].std() / 0.051 - 1) < 0.25
+    assert abs(result["mu"].mean() - y.mean()) < 0.02
+    assert (result.evaluations - 1 - 300 * 8) % 480 == 0
+
+
+def test_a_population_that_hardly_moves_has_not_settled():
+    density = cp.compile(modes)
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((400, 1))
+    after = start + 0.1 * rng.standard_normal((400, 1))
+    independent = rng.standard_normal((400, 1))
+    drift = cp.WarmUp().drift
+    assert drift((start, start, after), density, supported=False) > 0.9
+    assert drift((start, start, after), density, supported=True) == 0.0
+    assert drift((start, start, independent), density, supported=False) == 0.0
+
+
+def test_chains_in_separated_modes_are_unsettled_unless_global_moves_renewed_them():
+    density = cp.compile(modes)
+    kernel = cp.HMC(0.05, num_leapfrog=4)
+    sampler = cp.AnnealedMCMC(kernel, 20, then=cp.WarmUp())
+    stuck = run(density, chains=200, sampler=sampler)
+    assert stuck.status.has(Code.UNSETTLED)
+    then = (cp.GlobalMoves(20), cp.WarmUp())
+    renewed = run(density, chains=200, sampler=cp.AnnealedMCMC(kernel, 20, then=then))
+    assert not renewed.status.has(Code.UNSETTLED)

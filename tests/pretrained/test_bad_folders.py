@@ -203,10 +203,13 @@ FOLDERS = {
     "two files": (two_files, "too many: a.safetensors, b.safetensors"),
     "cut short": (
         cut(WEIGHTS, 40_000),
-        "no whole safetensors file: tensor .* lies at bytes",
+        "not a complete safetensors file: tensor .* lies at bytes",
     ),
-    "cut in the header": (cut(WEIGHTS, 100), "no whole safetensors file: its header"),
-    "empty file": (cut(WEIGHTS, 0), "no whole safetensors file"),
+    "cut in the header": (
+        cut(WEIGHTS, 100),
+        "not a complete safetensors file: its header",
+    ),
+    "empty file": (cut(WEIGHTS, 0), "not a complete safetensors file"),
     "unknown dtype": (retensor(dtype="F8_E4M3"), "has the dtype F8_E4M3"),
     "a missing file of several": (
         sharded(file="diffusion_pytorch_model-00001-of-00002.safetensors"),
@@ -272,7 +275,7 @@ FOLDERS = {
     ),
     "an offset that is negative": (
         retensor(data_offsets=[-8, 0]),
-        "no whole safetensors file: tensor",
+        "not a complete safetensors file: tensor",
     ),
     "an offset beyond the end": (
         retensor(data_offsets=[10**12, 10**12 + 4]),
@@ -280,13 +283,13 @@ FOLDERS = {
     ),
     "an offset that is no number": (
         retensor(data_offsets=["0", "4"]),
-        "no whole safetensors file",
+        "not a complete safetensors file",
     ),
     "a shape that is negative": (retensor(shape=[-1, -8]), r"has the shape \[-1, -8\]"),
     "a shape of fractions": (retensor(shape=[1.5]), r"has the shape \[1.5\]"),
     "a header of a list": (
         lambda f: (f / WEIGHTS).write_bytes(struct.pack("<Q", 2) + b"[]"),
-        "no whole safetensors",
+        "not a complete safetensors",
     ),
     "a header of gigabytes": (
         lambda f: (f / WEIGHTS).write_bytes(struct.pack("<Q", 2**62) + b"{}"),
@@ -404,7 +407,7 @@ def test_places_that_hold_no_model(tmp_path, monkeypatch):
         words,
     )
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    words = r"package huggingface_hub is missing.*composeprob\[hub\]"
+    words = r"package huggingface_hub, .* is not installed.*composeprob\[hub\]"
     refused(lambda: cp.from_diffusers("someone/some-model"), LoadError, words)
 
 

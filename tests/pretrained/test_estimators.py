@@ -356,7 +356,7 @@ def untrained():
         (
             lambda: type("Flow", (), {"__module__": "gensbi.x"})(),
             InvalidValueError,
-            "no pipeline with conditions",
+            "not a pipeline with conditions",
         ),
         (untrained, InvalidValueError, "no averaged model yet"),
         (
@@ -366,7 +366,7 @@ def untrained():
                 {"__module__": "sbi.neural_nets.estimators.score_estimator"},
             )(),
             WrongTypeError,
-            r"network of torch[\s\S]*export_sbi.py",
+            r"PyTorch network[\s\S]*export_sbi.py",
         ),
     ],
 )
@@ -491,5 +491,5 @@ def test_sbi_files_that_cannot_be_read_are_named(tmp_path):
         refused(
             lambda: cp.from_estimator(tmp_path / name),
             LoadError,
-            "no estimator that was exported.*export_sbi.py",
+            "not an exported estimator.*export_sbi.py",
         )

@@ -289,7 +289,7 @@ def test_files_that_cannot_be_converted(place, tmp_path, capsys):
     cut = tmp_path / "cut.safetensors"
     save_file(original("legacy")[1], cut)
     os.truncate(cut, cut.stat().st_size - 10)
-    check("cut.safetensors", "no whole safetensors file")
+    check("cut.safetensors", "not a complete safetensors file")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     arguments = place("legacy"), tmp_path / "out", "--image-size", 8, "--num-heads", 4

@@ -187,7 +187,7 @@ MUTANTS = {
         many_modes,
         importance.WeightedSample,
         "share",
-        lambda *_, **__: (0.0, 0.0),
+        lambda *_, **__: importance.Share(0.0, 0.0),
     ),
 }
 

@@ -239,7 +239,7 @@ def _standard_points(points: Points, density: AnnealedDensity) -> Points:
 
 @eqx.filter_jit
 def _standardised(coordinates: StandardCoordinates, points: Array) -> Array:
-    return jax.vmap(coordinates.of)(points)
+    return jax.vmap(coordinates.standardise)(points)
 
 
 def _greatest_change(before: Points, after: Points) -> float:

@@ -496,7 +496,7 @@ class StandardCoordinates(eqx.Module):
     def _frames(self, position: Position) -> dict[str, Frame]:
         return self.density.evaluator.frames(position, 0)
 
-    def of(self, v: Latents) -> Latents:
+    def standardise(self, v: Latents) -> Latents:
         """Return the coordinates u of latents."""
         position = self.layout.position(v, 1.0)
         standard = dict(position)
@@ -585,7 +585,7 @@ class NonCentred(Kernel[KernelState]):
         def target_of_u(position: Position) -> Evaluation:
             return in_standard(position[name], target)
 
-        u = coordinates.of(v)
+        u = coordinates.standardise(v)
         evaluation = in_standard(u, lambda _: state.evaluation)
         momentum = {name: jnp.zeros_like(u)}  # drawn anew, as the damping is 0
         start = HamiltonianState({name: u}, evaluation, momentum)

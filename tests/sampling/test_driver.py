@@ -262,7 +262,10 @@ def test_a_long_run_warns_before_its_end_and_has_the_same_samples(asked, monkeyp
     every_run_is_long(monkeypatch)
     with pytest.warns(UserWarning, match="Ctrl-C") as caught:
         warned = sampled(apart)
-    check_wording(str(caught[0].message), estimated=True)
+    # JAX may warn as well, of a cache of compiled code that it cannot write.
+    texts = [str(warning.message) for warning in caught]
+    ours = [text for text in texts if "Ctrl-C" in text]
+    check_wording(ours[0], estimated=True)
     assert len(asked) == 1
     assert np.array_equal(warned["x"], quiet["x"])
     assert warned.status == quiet.status

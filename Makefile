@@ -2,6 +2,7 @@
 #   make demo      the main job: ring x bar by three samplers -> out/demo.png, out/results.json
 #   make test      the quick tests            make test-all   every test, the slow ones too
 #   make lint      style, types, layers       make docs       the site, executed, warnings fatal -> docs/_build/html
+#   make coverage  the quick tests, and the share of lines that they run -> out/coverage.xml
 #   make snapshots rewrite the wording of messages that tests compare
 #   make env       only the environment       make train      retrain a zoo model into out/: make train MODEL=ring2d
 #   make dist      wheels and sdist           make clean      remove what was built, and out/ (not .venv)
@@ -13,7 +14,7 @@
 #           CHECK_ARGS="--python PATH --only 3.14"  (of release-check)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test test-all snapshots lint format docs train dist release-check tpu clean
+.PHONY: help env demo test test-all coverage snapshots lint format docs train dist release-check tpu clean
 
 VENV    ?= .venv
 PYTHON  ?=
@@ -58,11 +59,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch "$@" && echo "Installed. Further commands start at once."
 
 # What XLA compiled is kept for the next run: most of what tests and tutorials take is compilation.
-test test-all snapshots docs: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.jax_cache
-test test-all snapshots docs: export JAX_COMPILATION_CACHE_MAX_SIZE = 1073741824
-test test-all snapshots docs: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.1
+test test-all coverage snapshots docs: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.jax_cache
+test test-all coverage snapshots docs: export JAX_COMPILATION_CACHE_MAX_SIZE = 1073741824
+test test-all coverage snapshots docs: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.1
 # Of each worker: on cores that are all busy the threads of NumPy's LAPACK wait for one another.
-test test-all snapshots docs: export OPENBLAS_NUM_THREADS = 1
+test test-all coverage snapshots docs: export OPENBLAS_NUM_THREADS = 1
 
 demo: env
 	"$(PY)" examples/demo.py
@@ -72,6 +73,10 @@ test: env
 
 test-all: env
 	"$(PY)" -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+coverage: env
+	@mkdir -p out
+	"$(PY)" -m pytest -n $(WORKERS) --dist loadfile -m "not slow" --cov=composeprob --cov-report=term:skip-covered --cov-report=xml:out/coverage.xml $(PYTEST_ARGS)
 
 # Rewrites the wording that tests hold messages against; its diff is to be read before it is committed.
 snapshots: env

@@ -2,6 +2,7 @@
 checker says something true."""
 
 import ast
+import hashlib
 import os
 import re
 import subprocess
@@ -77,6 +78,49 @@ def test_the_wheels_hold_every_model_and_nothing_else(tmp_path):
     assert "pip install ." in shown
     assert "_static" not in shown  # the picture, which is nowhere but in the repository
     assert not re.search(r"\]\((?!https?:)", shown)
+
+
+def digests(project: Path, folder: Path) -> dict[str, str]:
+    """SHA-256 of the wheel and the sdist that a clone builds, by their names."""
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)]
+    subprocess.run(
+        [*command, str(project)], check=True, capture_output=True, timeout=120
+    )
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.iterdir()
+    }
+
+
+def test_two_clones_build_the_same_files(tmp_path):
+    """Bit for bit, so that whoever builds a release can compare it with ours."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is not a clone")
+    of_clones = []
+    for name in ("one", "another"):
+        clone = tmp_path / name
+        command = ["git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", str(clone)]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        # Of another time than the other clone's, which must not matter.
+        os.utime(clone / "composeprob" / "__init__.py", (0, len(of_clones)))
+        of_clones.append(digests(clone, tmp_path / f"dist-{name}"))
+    first, second = of_clones
+    assert len(first) == 2
+    assert first == second
+
+
+def test_actions_are_pinned_to_commits():
+    """A tag can be moved to other code by whoever owns an action; a commit cannot."""
+    files = list((ROOT / ".github" / "workflows").glob("*.yml"))
+    used = [
+        line.split("uses:")[1].strip()
+        for file in files
+        for line in file.read_text().splitlines()
+        if "uses:" in line
+    ]
+    assert used
+    for action in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v[\d.]+", action), action
 
 
 def test_everything_is_of_one_version():

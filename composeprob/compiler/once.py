@@ -19,12 +19,16 @@ QUICK = {
 }
 """Options of XLA with which it compiles in a third of the time."""
 
+_unknown = set[str]()  # options that this version of XLA has refused
+
 
 def once(
     function: Callable[Arguments, Returned], options: Mapping[str, object] | None = None
 ) -> Callable[Arguments, Returned]:
-    """`equinox.filter_jit` with little optimisation, or as usual where this version of
-    XLA does not know an option.
+    """`equinox.filter_jit` with little optimisation.
+
+    XLA renames and drops its options without notice: those that this version does not
+    know are left out.
 
     Args:
         function: the function to compile.
@@ -32,19 +36,36 @@ def once(
     """
     if options is None:
         options = QUICK
-    quick: Callable[Arguments, Returned] = eqx.filter_jit(
-        function, compiler_options=options
-    )  # type: ignore[call-overload]
-    usual = eqx.filter_jit(function)
+
+    @functools.cache
+    def compiled(names: frozenset[str]) -> Callable[Arguments, Returned]:
+        chosen = {name: options[name] for name in names}
+        jitted: Callable[Arguments, Returned] = eqx.filter_jit(
+            function, compiler_options=chosen
+        )  # type: ignore[call-overload]
+        return jitted
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
-        try:
-            return quick(*args, **kwargs)
-        except jax.errors.JaxRuntimeError as error:
-            # XLA renames and drops its options without notice.
-            if "compile option" not in str(error):
-                raise
-            return usual(*args, **kwargs)
+        while True:
+            names = frozenset(options) - _unknown
+            try:
+                return compiled(names)(*args, **kwargs)
+            except jax.errors.JaxRuntimeError as error:
+                refused = _refused_option(str(error), names)
+                if refused is None:
+                    raise
+                _unknown.add(refused)
 
     return call
+
+
+def _refused_option(message: str, names: frozenset[str]) -> str | None:
+    """Return the option that XLA does not know, by its error's message; None if the
+    error is another one."""
+    if "compile option" not in message:
+        return None
+    for name in names:
+        if name in message:
+            return name
+    return None

@@ -348,6 +348,13 @@ def _folder(name: str) -> Path:
     names = [folder.name for folder in _folders()]
     if name in names:
         return models_folder() / name
+    if Path(str(name)).exists() or Path(f"{name}.safetensors").exists():
+        raise LoadError(
+            f"{str(name)!r} is a file or a folder; load takes the name of a model.",
+            fix="read a saved result by cp.Result.load(path), a diffusers folder by "
+            "cp.from_diffusers(path), and trained weights of one of the zoo's models "
+            "by cp.load(name, folder=path).",
+        )
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     fix = f"did you mean {close[0]!r}?" if close else "use one of these names."
     raise LoadError(

@@ -443,6 +443,13 @@ def _check_size(size: np.ndarray) -> None:
 
 def _count(num_levels: int) -> int:
     """Return the number of levels as an int; refuse others, and those below 2."""
+    if np.ndim(num_levels) == 1:
+        raise InvalidValueError(
+            "A schedule needs its number of levels; got an array of "
+            f"{len(num_levels)} numbers.",  # type: ignore[arg-type]
+            fix="of the betas of a training write alpha_bar = np.cumprod(1 - betas); "
+            "cp.Schedule.from_arrays(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)).",
+        )
     whole = isinstance(num_levels, (int, np.integer))
     if not whole or isinstance(num_levels, bool) or num_levels < 2:
         raise InvalidValueError(

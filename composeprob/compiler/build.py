@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from dataclasses import replace
 from typing import Any
 
@@ -29,10 +28,19 @@ from composeprob.compiler.placing import Place, placed
 from composeprob.compiler.trace import Traced, trace
 from composeprob.errors import DoublyIntractableError, InvalidValueError, ProgramError
 from composeprob.factors.factor import Factor, LeafFactor
+from composeprob.factors.networks import generator_states
 from composeprob.factors.nodes import SETS, Plate, Product, rewrite_leaves, walk
 from composeprob.factors.nodes import leaves as factor_leaves
 from composeprob.factors.window import Cells, Region, Window
-from composeprob.ir.leaves import Graph, Leaf, Observation, Site, Static, same_network
+from composeprob.ir.leaves import (
+    Graph,
+    Leaf,
+    Observation,
+    Site,
+    Static,
+    same_conditions,
+    same_network,
+)
 from composeprob.language.checks import check_draw
 from composeprob.language.decorator import Program
 from composeprob.language.interpret import (
@@ -72,9 +80,9 @@ def build(
     traced, requests = trace(program, args, kwargs, values, noised)
     # A second run, with latents at the other side of their location, refuses a scale
     # that takes both signs.
-    generators = _generator_states()
+    generators = generator_states()
     mirrored = run(program.function, args, kwargs, reflected(latents), noised=noised)
-    if generators != _generator_states():
+    if generators != generator_states():
         raise ProgramError(
             f"Program '{program.name}' draws random numbers of NumPy or Python, which "
             "would be drawn once.",
@@ -192,11 +200,22 @@ class _Builder:
         """The leaf, labelled with the author's variable if there is one.
 
         Networks are compared, not objects: the variable may hold the factor before
-        `given`, which makes a new factor.
+        `given`, which makes a new factor. A model without conditions names all of its
+        uses, whose conditions are printed beside the name.
         """
-        for factor, name in self.variables:
-            if same_network(factor, leaf.factor):
+        names = [
+            (factor, name)
+            for factor, name in self.variables
+            if same_network(factor, leaf.factor)
+        ]
+        for factor, name in names:
+            if not factor.fixed:
                 return replace(leaf, label=name)
+        for factor, name in names:
+            if same_conditions(factor.fixed, leaf.factor.fixed):
+                return replace(leaf, label=name)
+        if names:
+            return replace(leaf, label=names[0][1])
         return leaf
 
     def _add_static(self, statement: Statement) -> None:
@@ -355,18 +374,6 @@ def _site_root(statement: Statement) -> Factor:
         copies.append(placed(factor, Place(shape, region)))
     powers = (1.0,) * len(copies)
     return Product(factors=tuple(copies), numbers=powers, event_shape=shape)
-
-
-def _generator_states() -> tuple[object, ...]:
-    """The states of the global random number generators of Python and of NumPy."""
-    # The program's own calls would show in these.
-    state: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - what programs call
-    return (
-        random.getstate(),
-        state["state"]["key"].tobytes(),
-        state["state"]["pos"],
-        state["has_gauss"],
-    )
 
 
 def _check_weight(statement: Statement, mirrored: Statement) -> None:

@@ -37,6 +37,9 @@ from composeprob.language.decorator import Program
 from composeprob.schedule import Schedule
 from composeprob.settings import usual
 
+LABELLED = frozenset({"pandas", "polars", "xarray"})
+"""Libraries whose columns and arrays are taken as data, without their labels."""
+
 
 def compile(
     program: Program,
@@ -53,13 +56,13 @@ def compile(
 
     Args:
         program: a function decorated with `program`.
-        args, kwargs: the program's arguments: factors, data, settings. Arrays are data:
-            they become leaves of the density, and the same program with others of the
-            same shapes reuses compiled code. Where the program's Python asks an array
-            for its numbers (by ``if``, ``float`` or NumPy), these are compiled in, and
-            the printed density reports it, with the line. Python's numbers, floats too,
-            strings and booleans are settings: they may decide what the program does,
-            and another value compiles anew.
+        args, kwargs: the program's arguments: factors, data, settings. Arrays are data,
+            of pandas, polars and xarray too: they become leaves of the density, and the
+            same program with others of the same shapes reuses compiled code. Where the
+            program's Python asks an array for its numbers (by ``if``, ``float`` or
+            NumPy), these are compiled in, and the printed density reports it, with the
+            line. Python's numbers, floats too, strings and booleans are settings: they
+            may decide what the program does, and another value compiles anew.
         schedule: the levels to use; left out, those of the program's factors. Factors
             trained on other levels are evaluated where the log-SNR is the same.
         precision: ``"bfloat16"``: matrix products and convolutions inside of networks
@@ -128,6 +131,7 @@ def lowered(
             fix="decorate the function: @cp.program above def scene(…): "
             "cp.sample('x', factor).",
         )
+    args, kwargs = jax.tree.map(_as_array, (args, kwargs))
     program.check_arguments(args, kwargs)
     check_precision(precision)
     graph, traced = build(program, args, kwargs)
@@ -185,6 +189,14 @@ def _site_infos(graph: Graph) -> dict[str, SiteInfo]:
         kind = "held" if static.name in graph.held else "static"
         infos[static.name] = SiteInfo(kind, static.coordinate)
     return infos
+
+
+def _as_array(value: object) -> object:
+    """Return labelled data as a NumPy array; other values as they are."""
+    library = type(value).__module__.partition(".")[0]
+    if library in LABELLED and hasattr(value, "__array__"):
+        return np.asarray(value)
+    return value
 
 
 def _described(graph: Graph) -> Described:

@@ -439,6 +439,18 @@ def trace(
             sentences += _request_notes(error, sorted(names))
 
 
+def _other_sites(program: Program, name: str, latents: Sites) -> ProgramError:
+    """The error for a program whose second run has a site that its first had not."""
+    names = ", ".join(map(repr, latents)) or "no site"
+    return ProgramError(
+        f"Program '{program.name}' has the site {name!r} when it runs again, and had "
+        f"{names} when it ran first: it reads a value that changes between its runs.",
+        where=program.where,
+        fix="name sites by the program's arguments alone, such as f'x{i}' in a loop "
+        "over range(n); counters outside of the program count its runs.",
+    )
+
+
 def _code(
     program: Program, untraced: Traced, latents: Sites, inputs: Iterable[str]
 ) -> Code:
@@ -457,6 +469,8 @@ def _code(
                 drawn = distribution.sample(jax.random.fold_in(key, len(draws)))
                 # A variable of its own, also where the draw is a constant.
                 draws[name] = jax.lax.optimization_barrier(drawn)
+            if name not in latents_here:
+                raise _other_sites(program, name, latents_here)
             return latents_here[name]
 
         remaining = iter(arrays)

@@ -8,6 +8,7 @@ log f(x) = −E(x)/σ up to a constant of the level.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -343,6 +344,7 @@ class Diffusion(LeafFactor):
         return low, high
 
     def check_network(self) -> None:
+        _check_order_of_arguments(self.label, self.network)
         conditions = self.call_conditions()
         conditions.pop(WEIGHTS, None)  # not an argument of the network
         output = self._traced_output(conditions)
@@ -436,3 +438,27 @@ class Diffusion(LeafFactor):
     def time_at(self, noise: Noise) -> Array:
         """Return the network's argument t."""
         return TIMES[self.time].at(noise)
+
+
+TIME_NAMES = frozenset({"t", "time", "timestep", "sigma", "noise_level", "log_snr"})
+"""Names by which a network's time is called."""
+
+
+def _check_order_of_arguments(label: str, network: object) -> None:
+    """Refuse a network whose parameters are named (t, x): where shapes broadcast, it
+    would be evaluated with a time in the place of an event."""
+    function: Any = getattr(network, "function", network)
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # without a signature
+        return
+    if len(parameters) < 2:
+        return
+    first, second = parameters[:2]
+    if first in TIME_NAMES and second not in TIME_NAMES:
+        raise NetworkError(
+            f"The network of factor '{label}' takes ({first}, {second}), and networks "
+            "are called as network(x, t).",
+            fix=f"write lambda x, t: network(t, x), or rename {first} if it is the "
+            "event.",
+        )

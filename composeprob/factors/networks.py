@@ -12,9 +12,10 @@ reads become leaves like a network's weights.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -243,7 +244,16 @@ def _trace(
     def call(args: tuple[Array, ...], kwargs: dict[str, Array]) -> PyTree:
         return function(*args, **kwargs)
 
+    generators = generator_states()
     traced, returns = jax.make_jaxpr(call, return_shape=True)(*takes)
+    if generators != generator_states():
+        name = getattr(function, "__name__", type(function).__name__).strip("<>")
+        raise NetworkError(
+            f"The function '{name}' draws random numbers of NumPy or Python, which "
+            "would be drawn once.",
+            fix="draw them outside of the function, if they are meant to stay the "
+            "same; a density has none of its own.",
+        )
     constants: list[PyTree] = []
     for constant in traced.consts:
         if not isinstance(constant, jax.Array):
@@ -258,6 +268,18 @@ def _trace(
         returns=jax.tree.structure(returns),
     )
     return Closed(constants, code)
+
+
+def generator_states() -> tuple[object, ...]:
+    """The states of the global random number generators of Python and of NumPy."""
+    # Calls of a user's own would show in these.
+    state: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - what programs call
+    return (
+        random.getstate(),
+        state["state"]["key"].tobytes(),
+        state["state"]["pos"],
+        state["has_gauss"],
+    )
 
 
 def has_functions(leaf: LeafFactor) -> bool:

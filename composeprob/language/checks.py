@@ -98,6 +98,13 @@ def check_observed(
     check_finite(value, f"The observed value of {name!r}")
     if isinstance(base, dist.Unit):  # soft evidence, which has no data
         return
+    if not np.size(value):
+        raise InvalidValueError(
+            f"The observed value of {name!r} has no entries: its shape is "
+            f"{tuple(jnp.shape(value))}.",
+            fix="check where the data were selected; without data leave the statement "
+            "out, by a Python if on len(data).",
+        )
     _check_plates(name, distribution, value, stack or ())
     shape = tuple(jnp.shape(value))
     expected = tuple(distribution.shape())
@@ -195,14 +202,18 @@ def mismatch(
 def explained(
     error: Exception, latents: Mapping[str, Array]
 ) -> ComposeProbError | None:
-    """The message for an error of NumPyro's; None for any other.
+    """The message for an error of NumPyro's, or of Python's formatting; None for any
+    other.
 
     NumPyro raises from deep inside: the frames of its traceback hold the names that a
     user needs. Explained are a factor given to ``numpyro.sample``, a plate about a
     distribution of another size, and a parameter that was refused, such as a scale that
     is negative. ``latents`` are the values that the program's latents had until then.
     """
-    for frame, _ in traceback.walk_tb(error.__traceback__):
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if "Tracer.__format__" in str(error):
+        return _formatted(frames[-1])
+    for frame in frames:
         variables = frame.f_locals
         this = variables.get("self")
         function = frame.f_code.co_name
@@ -215,6 +226,18 @@ def explained(
         if in_check and variables.get("param") is not None:
             return _refused_parameter(frame, latents)
     return None
+
+
+def _formatted(frame: FrameType) -> ComposeProbError:
+    """The error for a format such as ``f"{x:.2f}"`` of a value without a number, with
+    the frame that formats it."""
+    return ProgramError(
+        "The program formats a value as text, which has no number yet: it stands for "
+        "the values of all chains.",
+        where=caller(frame),
+        fix="look at samples after the run, as result['x']; inside of the program "
+        "write jax.debug.print('{}', value).",
+    )
 
 
 def _factor_in_sample(frame: FrameType) -> ComposeProbError:

@@ -45,6 +45,9 @@ class Units:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Units) and hash(self) == hash(other)
 
+    def __repr__(self) -> str:
+        return f"Units(location={self.location}, scale={self.scale})"
+
     def __hash__(self) -> int:
         return hash((self.location.tobytes(), self.scale.tobytes()))
 

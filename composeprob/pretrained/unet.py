@@ -452,8 +452,9 @@ class UNet:
             arrays / "time_embedding", waves, activation=self.inner_activation
         )
         embedding = ACTIVATIONS[self.outer_activation](embedding)
-        label = conditions.get("label")
-        if label is not None:
+        if self.label is not None or "class_embedding" in arrays:
+            # Trained with a label always: without one it would compute something else.
+            label = conditions["label"]
             of_label = self._of_label(arrays, label, embedding.shape[0])
             of_label = of_label.astype(embedding.dtype)
             if self.concatenated:

@@ -69,6 +69,7 @@ def compare(self: Record, other: Record) -> Comparison:
             fix="run the program under another key: "
             "result.compare(cp.infer(density, jax.random.key(1), …)).",
         )
+    _check_another_run(self, other)
     limits = tuning.COMPARISON
     rng = np.random.default_rng(0)
     points, sizes, ancestors = _samples(self, rng)
@@ -110,6 +111,31 @@ def compare(self: Record, other: Record) -> Comparison:
             if finding[0] is Code.MODES_UNREACHED:
                 findings.append(finding)
     return Comparison(here, there, p_value, self.status.with_findings(*findings))
+
+
+def _check_another_run(this: Record, other: Record) -> None:
+    """Refuse to compare a run with itself, or with a run of another program."""
+    same_samples = this.samples.keys() == other.samples.keys() and all(
+        np.array_equal(values, other.samples[name])
+        for name, values in this.samples.items()
+    )
+    if same_samples:
+        raise InvalidValueError(
+            "compare got the same samples twice, which agree by themselves.",
+            fix="run the program under another key: "
+            "result.compare(cp.infer(density, jax.random.key(1), …)).",
+        )
+    density = getattr(this, "density", None)
+    others = getattr(other, "density", None)
+    if density is None or others is None:  # read from a file
+        return
+    formula = density.described.graph.formula
+    another = others.described.graph.formula
+    if formula != another:
+        raise InvalidValueError(
+            f"compare got runs of two programs: {formula}, and {another}.",
+            fix="compare two runs of one program, under different keys.",
+        )
 
 
 def isolated(

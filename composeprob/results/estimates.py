@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from composeprob import tuning
+from composeprob.arguments import with_call_errors
 from composeprob.errors import (
     ComposeProbError,
     InvalidValueError,
@@ -58,6 +59,7 @@ class Estimate:
         default=None, repr=False, compare=False
     )
 
+    @with_call_errors
     def interval(self, level: float = 0.9) -> tuple[Any, Any]:
         """Return the ends of an interval that holds the true value in a share ``level``
         of all runs.

@@ -4,6 +4,7 @@ records."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 import numpy as np
 
 from composeprob.arguments import NotPickled, check_path
-from composeprob.errors import CapabilityError, unknown_name
+from composeprob.errors import CapabilityError, WrongTypeError, unknown_name
 from composeprob.results import saving
 from composeprob.results.comparison import compare
 from composeprob.results.geometry import as_images, is_image
@@ -173,6 +174,29 @@ class Result(NotPickled, Record):
         from composeprob.results.html_report import display
 
         return display(self)
+
+    def __len__(self) -> int:
+        raise WrongTypeError(
+            "A result has no length: it has several sites, and weights.",
+            fix="of N chains write len(result.log_weights); of its sites "
+            "len(result.samples).",
+        )
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.samples)
+
+    def __contains__(self, site: object) -> bool:
+        return site in self.samples
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise WrongTypeError(
+            "A result is not one array: it has several sites, and weights.",
+            fix=f"write result[{next(iter(self.samples))!r}], or result.unweighted() "
+            "for samples of equal weight.",
+        )
 
     compare = compare
     to_arviz = saving.to_arviz

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -154,6 +156,7 @@ def infer(
     num_chains = check_count(num_chains, "num_chains")
     check_key(key)
     _check_outermost(density, key)
+    _check_process()
     if sampler is not None and not isinstance(sampler, Sampler):
         raise not_a_sampler(sampler)
     if checkpoint_dir is not None and not isinstance(checkpoint_dir, Checkpoint):
@@ -341,6 +344,23 @@ def _check_outermost(density: AnnealedDensity, key: Array) -> None:
         )
 
 
+_first_process: list[int] = []  # the process in which this module first ran a program
+
+
+def _check_process() -> None:
+    """Refuse to run in a fork of a process that has run a program: threads of JAX, and
+    locks that they held, are not copied, so that the call would never return."""
+    if not _first_process:
+        _first_process.append(os.getpid())
+    if _first_process[0] != os.getpid():
+        raise CapabilityError(
+            "infer was called in a fork of a process that has used JAX, whose threads "
+            "a fork does not have.",
+            fix="start processes by multiprocessing.get_context('spawn'), or by "
+            "joblib's default, loky.",
+        )
+
+
 def not_a_sampler(given: object) -> WrongTypeError:
     """The error for an argument ``sampler`` that is not a sampler."""
     samplers = (
@@ -413,6 +433,14 @@ def _checked_log_snr(levels: ArrayLike) -> Float[np.ndarray, " levels"]:
         raise InvalidValueError(f"{text} with numbers that are not finite.", fix=fix)
     if log_snr.ndim != 1 or not log_snr.size:
         raise InvalidValueError(f"{text}.", fix=fix)
+    # Beyond these α + σ is α, or σ: the levels differ in name only.
+    most = -2 * math.log(float(np.finfo(np.float32).eps))
+    if np.abs(log_snr).max() > most:
+        raise InvalidValueError(
+            f"levels reach log-SNR {log_snr[np.abs(log_snr).argmax()]:.3g}, where "
+            "single precision cannot tell signal and noise apart.",
+            fix=f"stay within ±{math.floor(most)}; {fix}",
+        )
     return log_snr
 
 

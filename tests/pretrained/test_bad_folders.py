@@ -574,3 +574,15 @@ def test_the_option_at_fault_is_named(name, option, value):
     with pytest.raises(LoadError) as caught:
         build(name, {**read(name), option: value})
     check_wording(str(caught.value))
+
+
+def test_a_model_of_labels_needs_one():
+    """Without a label the network would leave its embedding out, and compute something
+    that it was not trained for."""
+    factor = model("labels")
+    refused(
+        lambda: cp.compile(single, factor),
+        NetworkError,
+        fix=r"given\(label=…\)",
+    )
+    assert cp.compile(single, factor.given(label=0))

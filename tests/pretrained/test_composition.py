@@ -62,9 +62,8 @@ def test_three_prompts_are_one_evaluation(density):
     """The sum of the factors' scores; the text names the prompts, and says that there
     is no energy."""
     text = str(density)
-    assert "cat(x | prompt='a cat')·cat(x | prompt='a dog')·cat(x)⁻¹" in text, (
-        "one network, by its first name"
-    )
+    formula = "anything(x | prompt='a cat')·anything(x | prompt='a dog')·anything(x)⁻¹"
+    assert formula in text, "one network, by the name of the model itself"
     assert re.search("share: 3 .* 1 ", text)
     assert re.search("feynman_kac, score; .*cp.LineIntegral", text)
     check_wording(text)

@@ -40,6 +40,7 @@ from composeprob.samplers.replica_exchange import ReplicaExchange
 from composeprob.samplers.resampling import Resample, Resampler
 from composeprob.samplers.sampler import SMC, Ancestral, AnnealedMCMC, Sampler
 from composeprob.samplers.step import ReverseStep
+from composeprob.samplers.weights import DensityRatio, FeynmanKac, Weights
 from composeprob.schedule import Schedule
 from composeprob.settings import cache
 
@@ -57,10 +58,12 @@ __all__ = [
     "BlackJAX",
     "Checkpoint",
     "Classifier",
+    "DensityRatio",
     "Diffusion",
     "Draws",
     "Energy",
     "Factor",
+    "FeynmanKac",
     "Gibbs",
     "GlobalMoves",
     "Kernel",
@@ -75,6 +78,7 @@ __all__ = [
     "Schedule",
     "Status",
     "WarmUp",
+    "Weights",
     "annealed",
     "as_distribution",
     "batched_linear",

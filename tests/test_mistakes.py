@@ -440,6 +440,7 @@ MISTAKES = {
         "a site for a function": lambda r: r.quantile("x", 0.5),
         "a threshold in words": lambda: cp.SMC(resample="half"),
         "a class for a meeting": lambda: cp.SMC(resample=cp.Resample),
+        "a class for weights": lambda: cp.SMC(weights=cp.FeynmanKac),
         "a step in words": lambda: cp.SMC(step="first"),
         "eta in words": lambda: cp.Ancestral(eta="ddim"),
     },

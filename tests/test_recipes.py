@@ -44,7 +44,7 @@ RECIPES = recipes()
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_the_recipe_runs(title):
-    assert len(RECIPES) == 7
+    assert len(RECIPES) == 8
     names = {"__name__": "page"}
     for block in RECIPES[title]:
         exec(compile(block, f"{PAGE.name}: {title}", "exec"), names)
@@ -55,6 +55,9 @@ def test_the_recipe_runs(title):
         assert score(names["Residual"]()) < LIMIT < score(names["Heaviest"]())
         assert abs(right.value - names["exact"]) < LIMIT * right.error
         assert result.status.ok
+    if title == "Weights":
+        score = names["score"]
+        assert score(names["KernelRatio"]()) < LIMIT < score(names["Forgetful"]())
 
 
 def complaints(block, name):

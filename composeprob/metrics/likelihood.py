@@ -40,7 +40,7 @@ from composeprob.samplers.random import Stream, key_of, normals
 from composeprob.samplers.run import Run, Visits, begin
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.step import Backward, ReverseStep, Step
-from composeprob.samplers.weights import Weight, first_evidence, first_weight
+from composeprob.samplers.weights import Passage, Weights
 from composeprob.schedule import Noise
 from composeprob.text import printable
 
@@ -502,7 +502,7 @@ class Path(eqx.Module):
     density: AnnealedDensity
     layout: Layout
     first: int = eqx.field(static=True)
-    weights: str | None = eqx.field(static=True)
+    weights: Weights | None
 
     @classmethod
     def of_sampler(
@@ -522,6 +522,11 @@ class Path(eqx.Module):
     def terms(self) -> bool:
         """True if steps need the terms of the density, not its score alone."""
         return self.sampler.needs_terms(self.density)
+
+    @property
+    def by_rate(self) -> bool:
+        """True if the path's weights integrate a rate over its steps."""
+        return self.weights is not None and self.weights.by_rate
 
     @property
     def twist(self) -> float | None:
@@ -620,7 +625,7 @@ class Path(eqx.Module):
         variances = noises.above.variance, noises.below.variance
         power = self.layout.power(self.density, noises.above.index)
         has_moves = self.sampler.moves is not None
-        up = Step.upward(*variances, power, has_moves, self.weights)
+        up = Step.upward(*variances, power, has_moves, self.by_rate)
         return Step.ddpm(*variances), up
 
     def _drift(self, chain: Particles) -> Float[Array, " dims"]:
@@ -641,17 +646,25 @@ class Path(eqx.Module):
         above, below = chains
         log_ratio = jnp.zeros(())
         if self.weights is not None:
-            weight = Weight(self.weights, self.density, self.layout, self.twist)
-            gained, _ = weight.increment(
-                words, jnp.int32(0), above, below, *noises, self._backward(noises)
+            passage = Passage(
+                start=above,
+                moved=below,
+                noise=noises.above,
+                end=noises.below,
+                density=self.density,
+                layout=self.layout,
+                words=words,
+                half=jnp.int32(0),
+                backward=self._backward(noises),
+                twist_limit=self.twist,
             )
-            log_ratio = gained
+            log_ratio = self.weights.increment(passage).log_weight
         if self.sampler.step is None:
             return log_ratio
         drift = self._drift(above)
         # Weights include p/q of the twist, so that the law down is the untwisted one.
         shift: Array | float = 0.0
-        if not self.weights:
+        if self.weights is None:
             shift = down.shift(drift, above.evaluation.score, self.twist)
         log_ratio = log_ratio + down.log_density(
             below.position, above.position, drift, shift
@@ -662,10 +675,7 @@ class Path(eqx.Module):
 
     def _backward(self, noises: Ends[Noise]) -> Backward | None:
         """Return the backward law of Feynman–Kac weights that are tempered."""
-        if (
-            self.weights != "feynman_kac"
-            or not self.density.evaluator.has_user_potential
-        ):
+        if not (self.by_rate and self.density.evaluator.has_user_potential):
             return None
         power = self.layout.power(self.density, self.first)
         above, below = noises
@@ -708,10 +718,11 @@ def reverse_walk(path: Path, key: Array, position: Position) -> Float[Array, ""]
     zero = jnp.zeros_like(y)
     total = total + top.log_density(chain.position, zero, zero) - volume
     if path.weights is not None:
-        total = total + first_weight(
+        total = total + path.weights.first(
             path.layout, path.density, chain.position, chain.evaluation, path.first
         )
-        total = total + start_constant(first_evidence(path.density, path.first))
+        constant = path.weights.first_evidence(path.density, path.first)
+        total = total + start_constant(constant)
     return jnp.where(jnp.isfinite(total), total, -jnp.inf)
 
 
@@ -824,7 +835,7 @@ def _check_single_chain(
 ) -> None:
     """Refuse a sampler whose moves are fitted to all of its chains."""
     where = density.described.where
-    if sampler.then:
+    if sampler.finishers:
         raise CapabilityError(
             f"The post-processing of {sampler!r} is fitted to all chains, "
             f"{SINGLE_CHAIN}",

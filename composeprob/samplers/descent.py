@@ -41,7 +41,7 @@ from composeprob.samplers.step import (
     fit,
     fixed_control,
 )
-from composeprob.samplers.weights import Weight, first_weight
+from composeprob.samplers.weights import FeynmanKac, Passage, Weights
 from composeprob.schedule import Noise
 
 # Axes of the arrays below: "chains" are those of this device, "rungs" the replicas of a
@@ -163,7 +163,7 @@ class Descent:
     run: dataclasses.InitVar[Run]
     moves: Transitions
     step: ReverseStep | None = None
-    weights: str | None = None
+    weights: Weights | None = None
     exchange: Resampler | None = None
     terms: bool = False
     leads: bool = True
@@ -200,7 +200,6 @@ class Descent:
         # slope a twisted step can make use of.
         guided = self.corrects and self.terms and self.twist_limit != 0
         self.bends = guided and density.evaluator.guided
-        self.weight = Weight(self.weights, density, self.layout, self.twist_limit)
 
     def _set_transitions(self) -> None:
         """Set the blocks, and the numbers of transitions at a level: `total` in all,
@@ -216,7 +215,7 @@ class Descent:
         if not self.leads:
             self.adapting = moves.settling
         # Reverse diffusion by itself needs no evaluation where it ends.
-        self.steps_only = not (self.weights or self.blocks)
+        self.steps_only = self.weights is None and not self.blocks
         # A kernel with a `step` of its own cannot be cut at its evaluations.
         self.opaque = not all(
             self.moves.kernel.kernels[b].resumable for b in self.blocks
@@ -590,7 +589,7 @@ class Descent:
     ) -> Bool[Array, ""]:
         """Return whether a step of one chain would end where a user's potential is −∞:
         such a step is not made. Weighted chains make it, and lose their weight."""
-        if self.weights or not self.density.evaluator.has_user_potential:
+        if self.weights is not None or not self.density.evaluator.has_user_potential:
             return jnp.zeros((), bool)
         potential = self.density.evaluator.user_potential(
             self.layout.position(v, context.end.alpha), context.end.index
@@ -655,6 +654,8 @@ class Descent:
         its transitions."""
         level = context.end.index
         backward = self.backward_kernel(context)
+        # Chains without weights have path weights.
+        rule = self.weights or FeynmanKac()
         evaluation_above = run.chains.evaluation
 
         def chain(
@@ -677,14 +678,24 @@ class Descent:
                 _, _, rate = self.followed(y, evaluation, half, context.fits.here)
                 before = eqx.tree_at(rate_of, start, record.rate)
                 after = eqx.tree_at(rate_of, moved, rate)
-                gain, averaging = self.weight.increment(
-                    words, half, before, after, context.start, context.end, backward
+                passage = Passage(
+                    start=before,
+                    moved=after,
+                    noise=context.start,
+                    end=context.end,
+                    density=self.density,
+                    layout=self.layout,
+                    words=words,
+                    half=half,
+                    backward=backward,
+                    twist_limit=self.twist_limit,
                 )
+                gain, averaging = rule.increment(passage)
                 gain = gain + record.log_ratio
                 scores = start.evaluation.terms.drift, evaluation.score
                 usable = all_finite(scores) & (gain < jnp.inf)
                 # Where the density was 0 the increment is −∞, whatever the scores are.
-                usable = usable | start.evaluation.zero | (not self.weights)
+                usable = usable | start.evaluation.zero | (self.weights is None)
                 return jnp.where(usable, gain, jnp.nan), averaging
 
             def initial() -> tuple[Array, Array]:
@@ -692,9 +703,7 @@ class Descent:
                 where it begins."""
                 if self.steps_only:
                     return zero, zero
-                log_weight = first_weight(
-                    self.layout, self.density, v, evaluation, level
-                )
+                log_weight = rule.first(self.layout, self.density, v, evaluation, level)
                 return log_weight, zero
 
             return moved, jax.lax.cond(context.falls, increment, initial)
@@ -709,7 +718,7 @@ class Descent:
             state.step_record,
         )
         run = dataclasses.replace(run, chains=chains)
-        if self.weights:
+        if self.weights is not None:
             error = state.step_record.error
             run = self.reweighted(run, level, gain, averaging, error)
         elif self.step is not None:
@@ -721,10 +730,8 @@ class Descent:
     def backward_kernel(self, context: PhaseContext) -> Backward | None:
         """Return the step's backward kernel, if a user's potential is averaged over
         it."""
-        if (
-            self.weights != "feynman_kac"
-            or not self.density.evaluator.has_user_potential
-        ):
+        by_rate = self.weights is not None and self.weights.by_rate
+        if not (by_rate and self.density.evaluator.has_user_potential):
             return None
         above, here, _ = context.fits
         both = None

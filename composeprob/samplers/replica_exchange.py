@@ -89,7 +89,7 @@ class Swap(eqx.Module):
             usable = self.kind is None and needed <= density.capabilities
             if self.kind != kind and not usable:
                 continue
-            if kind == "feynman_kac":
+            if not Swap(kind).energies:
                 # Path weights are those of DDPM's step, whose power is 1.
                 power = jnp.ones_like(power)
             return Swap(kind, power)

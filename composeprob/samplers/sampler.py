@@ -35,13 +35,7 @@ from composeprob.samplers.random import Stream, key_of, normals, stream
 from composeprob.samplers.resampling import Resample, Resampler
 from composeprob.samplers.run import Pace, Run, Visits
 from composeprob.samplers.step import ReverseStep
-from composeprob.samplers.weights import first_evidence
-
-NEEDED_BY_WEIGHTS = {
-    "feynman_kac": frozenset({"score", "feynman_kac"}),
-    "density": frozenset({"score", "energy", "mode_depth"}),
-}
-"""Capabilities that a density must have for each kind of weights."""
+from composeprob.samplers.weights import Weights, as_weights
 
 
 class DrawCost(NamedTuple):
@@ -62,8 +56,9 @@ class Sampler(eqx.Module):
         kernel: moves chains at a level; None for no moves.
         steps_per_level: transitions at each level.
         step: leads chains from a level to the next; None where they stay.
-        weights: ``"feynman_kac"`` from scores and the compiler's rate, ``"density"``
-            from π_{k−1}/π_k, or None.
+        weights: rule for the importance weights of chains: `FeynmanKac` from scores and
+            the compiler's rate, `DensityRatio` from π_{k−1}/π_k, or another one; None
+            for chains without weights.
         exchange: rule by which chains exchange places: a `Resampler` of `SMC`, a swap
             of `ReplicaExchange`.
         finishers: post-processing moves at level 0, the argument ``then=``.
@@ -74,7 +69,7 @@ class Sampler(eqx.Module):
     kernel: Kernel | None = None
     steps_per_level: int = eqx.field(default=0, static=True)
     step: ReverseStep | None = None
-    weights: str | None = eqx.field(default=None, static=True)
+    weights: Weights | None = None
     exchange: Resampler | None = None
     finishers: tuple[Finisher, ...] = ()
     check_levels: bool = eqx.field(default=False, static=True)
@@ -105,7 +100,7 @@ class Sampler(eqx.Module):
         ``{"HMC": {"energy", "score"}}``."""
         needed: dict[str, frozenset[str]] = {}
         if self.weights is not None:
-            needed[f"SMC(weights='{self.weights}')"] = NEEDED_BY_WEIGHTS[self.weights]
+            needed[f"SMC(weights={self.weights.argument})"] = self.weights.requires
         elif self.kernel is None:
             needed[type(self).__name__] = frozenset({"score"})
         for finisher in self.finishers:
@@ -140,11 +135,7 @@ class Sampler(eqx.Module):
 
     def estimates_evidence(self, density: AnnealedDensity) -> bool:
         """Return whether `Run.log_evidence` estimates log ∫π_0."""
-        if self.weights == "feynman_kac":
-            return True
-        # Density weights carry each level's own constant: they give the evidence only
-        # if the noisiest level has none.
-        return self.weights == "density" and density.top.normalised
+        return self.weights is not None and self.weights.estimates_evidence(density)
 
     def needs_terms(self, density: AnnealedDensity) -> bool:
         """Return whether evaluations must have their density terms: for weights, and
@@ -285,7 +276,8 @@ class Sampler(eqx.Module):
             untuned = self.moves.untuned(len(run.ancestors))
             run = dataclasses.replace(run, tuning=untuned, records=records)
         if self.weights is not None:
-            run = dataclasses.replace(run, log_evidence=first_evidence(density, level))
+            log_evidence = self.weights.first_evidence(density, level)
+            run = dataclasses.replace(run, log_evidence=log_evidence)
         return run
 
     def initial_particle(
@@ -410,7 +402,8 @@ class SMC(Sampler):
             density has an energy, else no transitions. A program with latents has one
             for the noised sites and another for the latents, in turn, as a `Gibbs`.
         steps_per_level: transitions at each level.
-        weights: ``"feynman_kac"`` or ``"density"``.
+        weights: ``"feynman_kac"`` for `FeynmanKac`, ``"density"`` for `DensityRatio`,
+            or other `Weights`.
         resample: a threshold in (0, 1] for ``cp.Resample(threshold)``, resampling where
             ESS/N falls below it; or another `Resampler`.
         step: reverse step from level to level, a `ReverseStep`; density weights make
@@ -437,29 +430,27 @@ class SMC(Sampler):
         self,
         kernel: Kernel | None = None,
         steps_per_level: int = 1,
-        weights: str = "feynman_kac",
+        weights: str | Weights = "feynman_kac",
         resample: float | Resampler = 0.5,
         step: ReverseStep | None = None,
         then: Finisher | tuple[Finisher, ...] = (),
         check_levels: bool = True,
     ):
         check_kernel(kernel, steps_per_level, optional=True)
-        if weights not in ("feynman_kac", "density"):
-            raise InvalidValueError(
-                f"Unknown weights {weights!r}.", fix="use one of: feynman_kac, density."
+        rule = as_weights(weights)
+        if step is not None and not isinstance(step, ReverseStep):
+            raise WrongTypeError(
+                f"step must be a cp.ReverseStep; got {step!r}.",
+                fix="pass one, or leave step out.",
             )
-        if step is not None:
-            _check_weighted_step(step, weights)
-        elif weights == "feynman_kac":
-            step = ReverseStep()
         super().__init__(
             kernel,
             int(steps_per_level),
-            step,
-            weights,
+            rule.reverse_step(step),
+            rule,
             _as_resampler(resample),
             as_finishers(then),
-            check_levels=bool(check_levels) and weights == "feynman_kac",
+            check_levels=bool(check_levels) and rule.by_rate,
         )
 
     def prepare(self, density: AnnealedDensity) -> Sampler:
@@ -472,7 +463,9 @@ class SMC(Sampler):
         settings = ["no kernel"]
         if self.kernel is not None:
             settings = [f"{self.kernel!r}", f"{self.steps_per_level} steps a level"]
-        settings += [f"weights='{self.weights}'", f"resample={self._resample}"]
+        if self.weights is not None:
+            settings.append(f"weights={self.weights.argument}")
+        settings.append(f"resample={self._resample}")
         if self.step is not None and repr(self.step) != "ReverseStep()":
             settings.append(f"step={self.step!r}")
         settings += [f"then {finisher!r}" for finisher in self.finishers]
@@ -666,27 +659,6 @@ def check_kernel(
             fix="make one, for example cp.MALA() or cp.HMC(0.03, num_leapfrog=3).",
         )
     check_count(steps_per_level, "steps_per_level")
-
-
-def _check_weighted_step(step: object, weights: str) -> None:
-    """Refuse a step that `SMC` cannot take with these weights."""
-    if not isinstance(step, ReverseStep):
-        raise WrongTypeError(
-            f"step must be a cp.ReverseStep; got {step!r}.",
-            fix="pass one, or leave step out.",
-        )
-    if weights == "density":
-        raise InvalidValueError(
-            "SMC(weights='density') makes no reverse step.",
-            fix="leave step= out, or weights=, whose default steps from level to "
-            "level.",
-        )
-    if float(step.eta) != 1.0 or step.twist is None:
-        raise InvalidValueError(
-            "SMC's Feynman–Kac weights need a step with eta=1 and a limited twist; got "
-            f"{step!r}.",
-            fix="leave eta out, and give twist a number such as 0.5.",
-        )
 
 
 def _as_resampler(resample: object) -> Resampler:

@@ -166,7 +166,7 @@ class Step(eqx.Module):
         s0: Array,
         power: Float[Array, " dims"],
         mixed: bool,
-        weights: str | None,
+        by_rate: bool,
     ) -> Step:
         """Return the step of RAISE's walk from s₀ up to s₁, which undoes `ddpm` where
         there is only noise.
@@ -176,13 +176,13 @@ class Step(eqx.Module):
         weights of walks would degenerate. With y ~ N(0, V) at s₁ and S = −P·y/s at both
         ends, y at s₁ is Gaussian given y at s₀. V is s₁/P if kernels or weights bring
         chains to π_k (``mixed``), s₁/(2P − 1) if there are steps alone; Feynman–Kac
-        weights ½(P² − P)·y²/s per unit of log-SNR widen it, but not to an improper
-        density.
+        weights (``by_rate``), ½(P² − P)·y²/s per unit of log-SNR, widen it, but not to
+        an improper density.
         """
         precision = power
         if not mixed:
             precision = jnp.maximum(2 * power - 1, power)
-        if weights == "feynman_kac":
+        if by_rate:
             # Half of a trapezoid's weight falls to the upper end.
             widening = 0.25 * jnp.log(s1 / s0) * (power**2 - power)
             precision = jnp.maximum(power - widening, 0.5 * power)

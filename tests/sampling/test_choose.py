@@ -102,7 +102,7 @@ def test_choice_and_reason(case):
     sampler, reason = choose(density, chains)
     assert type(sampler) is kind
     assert why in reason
-    assert form != "user's" or sampler.weights == "density"
+    assert form != "user's" or isinstance(sampler.weights, cp.DensityRatio)
     sampler.prepare(density)  # it can be used
 
 

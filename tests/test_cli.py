@@ -403,6 +403,11 @@ def test_zoo_lists_models_and_shows_cards():
     names = tuple(cp.zoo())
     lines = [line for line in page if line.startswith(names)]
     assert len(lines) == len(names), "a line each"
+    assert "score error" not in "\n".join(page), "no legend of columns that are hidden"
+    titles = {card.name: card.title for card in cp.zoo().values()}
+    for line in lines:
+        shown = line.split(maxsplit=2)[2].strip().removesuffix(" …")
+        assert shown in " ".join(titles[line.split()[0]].split()), "whole words"
     name = next(iter(cp.zoo()))
     card = command("zoo", name)
     assert card.exit_code == 0

@@ -6,6 +6,7 @@ import functools
 import json
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
@@ -482,28 +483,37 @@ def zoo(
         console.print(Markdown(api.zoo(name).text))
         return
     zoo = api.zoo()
-    console.print(_zoo_table(list(zoo.values())))
+    wide = console.width >= WIDE
+    console.print(_zoo_table(list(zoo.values()), wide))
     console.print(
         '\ncomposeprob zoo NAME shows one; cp.load("NAME") loads it.',
         highlight=False,
     )
-    console.print(zoo.legend, highlight=False, markup=False)
+    if wide:
+        console.print(zoo.legend, highlight=False, markup=False)
 
 
-def _zoo_table(cards: list[Card]) -> Table:
-    """Return a table with a line for each model of the zoo."""
-    rows = [_zoo_row(card) for card in cards]
-    titles = ("model", "offers", "weights", "error", "what it is")
-    columns = zip(titles, *rows, strict=True)
-    widths: list[int | None] = [max(map(len, column)) for column in columns]
-    # The last column takes the room that is left, and is cut there: a model has one
-    # line, and a card for more.
-    widths[-1] = None
+WIDE = 110
+"""Columns of a terminal from which on the zoo's table shows figures, too."""
+
+
+def _zoo_table(cards: list[Card], wide: bool) -> Table:
+    """Return a table with a line for each model of the zoo; only a ``wide`` one has
+    figures, which the legend explains."""
+    titles = ["model", "offers", "weights", "error", "what it is"]
+    rows = [list(_zoo_row(card)) for card in cards]
+    if not wide:
+        for row in (titles, *rows):
+            del row[2:4]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    # The last column takes the room that is left: a model has one line, which ends at a
+    # word, and a card for more.
+    room = console.width - sum(widths[:-1]) - 2 * (len(titles) - 1)
     table = Table(box=None, pad_edge=False)
-    for title, width in zip(titles, widths, strict=True):
-        table.add_column(title, no_wrap=True, min_width=width)
-    for row in rows:
-        table.add_row(*row)
+    for title in titles:
+        table.add_column(title, no_wrap=True)
+    for *figures, what in rows:
+        table.add_row(*figures, textwrap.shorten(what, max(room, 20), placeholder=" …"))
     return table
 
 

@@ -155,7 +155,7 @@ def row_of(
 ) -> list[str]:
     """A line of the table."""
     cost, error = ratio(times[setting], times[PLAIN])
-    codes = ", ".join(code.value for code, _ in result.status.findings) or "ok"
+    codes = ", ".join(str(code) for code, _ in result.status.findings) or "ok"
     worth = f"{result.effective_chains:,.0f}"
     return [
         name,

@@ -200,7 +200,7 @@ def measured(name: str, way: str, keys: int, num_chains: int) -> Row:
             off = result.log_evidence - target.log_z
         row.off.append(off)
         row.stated.append(result.log_evidence_error)
-        row.findings += [str(code.value) for code, _ in result.status.findings]
+        row.findings += [str(code) for code, _ in result.status.findings]
         row.evaluations = max(row.evaluations, result.evaluations)
         if target.wells:
             sides = (np.asarray(result["x"])[:, : target.wells] > 0) @ 2 ** np.arange(

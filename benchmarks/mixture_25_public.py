@@ -213,7 +213,7 @@ def measured(
             )
         )
         cell.evaluations = result.evaluations
-        cell.findings += tuple(str(code.value) for code, _ in result.status.findings)
+        cell.findings += tuple(str(code) for code, _ in result.status.findings)
     cell.seconds = time.monotonic() - began
     print("  ".join(cell.as_text()), cell.findings, f"{cell.seconds:.0f} s", flush=True)
     return cell

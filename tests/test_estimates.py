@@ -4,10 +4,11 @@ many made-up results."""
 import numpy as np
 import pytest
 
+from composeprob.findings import Code, Finding
 from composeprob.results import estimates
 from composeprob.results.estimates import Genealogy
 from composeprob.results.record import About, Record
-from composeprob.results.status import Code, Status
+from composeprob.results.status import Status
 
 LEVEL = 0.9
 REPEATS = 200
@@ -141,7 +142,7 @@ def test_quantiles_are_weighted_and_one_that_too_few_samples_reach_has_no_end():
 
 
 def test_errors_are_withheld_with_their_intervals():
-    status = Status(((Code.UNSETTLED, "It drifts."),))
+    status = Status((Finding(Code.UNSETTLED, "It drifts.", True),))
     made = Made(np.arange(100.0), status=status)
     for estimate in (made.mean(x), made.probability(beyond(5)), made.quantile(x, 0.5)):
         assert np.isnan(estimate.error)

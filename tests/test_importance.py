@@ -11,9 +11,10 @@ from scipy.stats import norm
 import composeprob as cp
 from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
+from composeprob.findings import Code, Finding
 from composeprob.results import importance
 from composeprob.results.estimates import Genealogy
-from composeprob.results.importance import can_draw, unreached
+from composeprob.results.importance import Unlike, can_draw, unlike
 from messages import check_finding
 from sampling_cases import modes, normal, run, single
 from test_comparison import drawn as compared
@@ -85,8 +86,13 @@ def codes(density, x, key=0, evaluations=ENOUGH):
     positions = {"x": np.asarray(x, np.float32)}
     independent = Genealogy.from_ancestors(np.ones(len(x)), np.arange(len(x)))
     key = jax.random.key(key)
-    findings = unreached(density, positions, independent, key, evaluations)
-    return [str(code) for code, _ in findings]
+    found = unlike(density, positions, independent, key, evaluations)
+    codes = []
+    if found.unreached:
+        codes.append("modes_unreached")
+    if found.shares:
+        codes.append("shares_frozen")
+    return codes
 
 
 def corners(rng, n, d, fixed=()):
@@ -214,7 +220,7 @@ def test_copies_of_one_chain_are_near_for_another_reason():
     positions = {"x": x.astype(np.float32)}
     genealogy = Genealogy.from_ancestors(np.ones(1000), origin)
     key = jax.random.key(0)
-    assert unreached(density, positions, genealogy, key, ENOUGH) == []
+    assert unlike(density, positions, genealogy, key, ENOUGH) == Unlike()
     assert codes(density, x) == ["modes_unreached"]  # as if they were independent
 
 
@@ -318,7 +324,7 @@ def test_a_comparison_reports_unreached_modes_of_either_run():
     one = compared(rng)
     other = compared(rng)
     assert not one.compare(other).status.has("modes_unreached")
-    finding = (importance.Code.MODES_UNREACHED, "A mode was missed.")
+    finding = Finding(Code.MODES_UNREACHED, "A mode was missed.", True)
     object.__setattr__(other, "status", other.status.with_findings(finding))
     assert one.compare(other).status.has("modes_unreached")
     assert len(other.compare(other).status.findings) == 1

@@ -17,8 +17,9 @@ from PIL import Image
 
 import composeprob as cp
 from composeprob.errors import CapabilityError, InvalidValueError, UnknownSiteError
+from composeprob.findings import Code, Finding
 from composeprob.results.plotting import PALETTE, SIZES, diagnostics, wrapped
-from composeprob.results.status import Code, Status
+from composeprob.results.status import Status
 from messages import check_wording, visible
 from refusals import refused
 from sampling_cases import both, normal, run, single
@@ -155,7 +156,9 @@ def test_notebooks_show_findings_picture_numbers_and_program():
     assert "No problem was found" in page
     assert "data:image/png;base64," in page
     assert "<th>mean</th>" in page
-    bad = make(status=Status(((Code.UNSETTLED, "It drifts <b>."),)))._repr_html_()
+    bad = make(
+        status=Status((Finding(Code.UNSETTLED, "It drifts <b>.", True),))
+    )._repr_html_()
     assert "<b>unsettled</b>: It drifts &lt;b&gt;." in bad
     assert plt.get_fignums() == []
 
@@ -245,7 +248,7 @@ def test_the_report_has_program_samples_quality_and_cost(result, page):
 
 
 def test_findings_come_with_remedies_and_errors_are_withheld(result, tmp_path):
-    finding = (Code.UNSETTLED, "It drifts <b>. Go on with draws=.")
+    finding = Finding(Code.UNSETTLED, "It drifts <b>. Go on with draws=.", True)
     status = result.status.with_findings(finding)
     doubtful = dataclasses.replace(result, status=status)
     text = doubtful.report(tmp_path / "run.html").read_text()

@@ -7,13 +7,12 @@ import pytest
 
 import composeprob as cp
 from composeprob import renamed
-from composeprob.density import evaluation, overlap
+from composeprob.density import evaluation
 from composeprob.samplers import finishers, resampling
 
 NAMES = {
     "Meet": (resampling, "Resampler"),
     "Closing": (finishers, "Finisher"),
-    "Finding": (overlap, "FactorFinding"),
     "Parts": (evaluation, "DensityTerms"),
     "Known": (evaluation, "ClosedFormTerm"),
 }
@@ -60,8 +59,8 @@ def test_the_public_former_name_warns_and_is_not_listed():
 
 
 def test_names_that_never_were_are_refused():
-    with pytest.raises(AttributeError, match="Findings"):
-        _ = overlap.Findings
+    with pytest.raises(AttributeError, match="Partial"):
+        _ = evaluation.Partial
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("composeprob.factors.bass")
 

@@ -11,9 +11,10 @@ import xarray
 
 from composeprob.density.annealed import SiteInfo
 from composeprob.errors import UnknownSiteError
+from composeprob.findings import Code, Finding
 from composeprob.results.record import DIAGNOSTICS, About, by_level
 from composeprob.results.result import Result
-from composeprob.results.status import Code, Status
+from composeprob.results.status import Status
 from composeprob.results.summary import weighted_statistics
 from messages import check_wording
 from refusals import refused
@@ -117,7 +118,11 @@ def test_summary_shows_findings_and_leaves_out_missing_diagnostics():
     assert "acceptance" not in text
     assert "evidence" not in text
     status = Status(
-        ((Code.ACCEPTANCE_COLLAPSED, "Acceptance fell to 0.01 at level 3."),)
+        (
+            Finding(
+                Code.ACCEPTANCE_COLLAPSED, "Acceptance fell to 0.01 at level 3.", True
+            ),
+        )
     )
     text = str(make(status=status, non_finite=np.full(K, 2)).summary())
     assert "ACCEPTANCE_COLLAPSED: Acceptance fell" in text
@@ -173,7 +178,10 @@ def test_round_trip_through_a_file(tmp_path):
         "flag": rng.integers(0, 2, N).astype(bool),
     }
     status = Status(
-        ((Code.NON_FINITE, "…"), (Code.WEIGHTS_COLLAPSED, "Try more chains."))
+        (
+            Finding(Code.NON_FINITE, "…", False),
+            Finding(Code.WEIGHTS_COLLAPSED, "Try more chains.", True),
+        )
     )
     result = make(
         samples,
@@ -290,7 +298,8 @@ def test_values_computed_later_are_computed_once_and_kept(tmp_path):
 
     def status(result):
         calls.append("status")
-        return Status(((Code.NOT_CONSERVATIVE, str(result.about.curl["f"])),))
+        text = str(result.about.curl["f"])
+        return Status((Finding(Code.NOT_CONSERVATIVE, text, True),))
 
     def curl(about):
         calls.append("curl")

@@ -106,8 +106,7 @@ def test_wrong_shares_are_found(n):
     for _ in range(KEYS):
         sites, log_density = drawn(rng, means, sds, [0.5, 0.5], n)
         wrong = log_density + 4.0 * (sites["x"][:, 0] > 0)
-        ((code, text),) = unreliable_proportions(sites, wrong)
-        assert code == "shares_frozen"
+        text = unreliable_proportions(sites, wrong)
         expected = float(re.search(r"should hold about ([\d.]+)%", text)[1]) / 100
         assert 0.93 < expected < 0.995  # e⁴ to 1
 

@@ -1,5 +1,4 @@
-"""`diagnose`: a finding names each problem with its levels, and a healthy run has
-none."""
+"""Checks: a finding names each problem with its levels, and a healthy run has none."""
 
 import io
 import re
@@ -11,17 +10,20 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from composeprob.results.status import (
-    Code,
-    Status,
-    diagnose,
-    diverged,
-    erratic_weights,
-    few_chains,
-    fine_data,
-    impossible_data,
-    not_conservative,
-)
+from composeprob.findings import Code, Finding
+from composeprob.results.checks import CHECKS, Need
+from composeprob.results.checks.acceptance_collapsed import AcceptanceCollapsed
+from composeprob.results.checks.erratic_weights import ErraticWeights
+from composeprob.results.checks.few_chains import FewChains
+from composeprob.results.checks.few_effective import FewEffective
+from composeprob.results.checks.fine_data import FineData
+from composeprob.results.checks.impossible_data import ImpossibleData
+from composeprob.results.checks.interrupted import Interrupted
+from composeprob.results.checks.non_finite import NonFinite
+from composeprob.results.checks.not_conservative import NotConservative
+from composeprob.results.checks.outside_walls import OutsideWalls
+from composeprob.results.checks.samples_diverged import SamplesDiverged
+from composeprob.results.status import Status
 from composeprob.runtime.progress import Progress
 from messages import check_wording
 
@@ -33,6 +35,32 @@ HEALTHY = {
     "adjusted": True,
 }
 HEALTHY |= {"proposals": N, "num_chains": N, "completed_levels": K, "num_levels": K}
+
+
+def diagnose(
+    acceptance,
+    non_finite,
+    proposals,
+    ess,
+    num_chains,
+    completed_levels,
+    num_levels,
+    adjusted,
+    blocks=(),
+    outside=0.0,
+):
+    """The status by the checks that read the diagnostics of levels."""
+    visited = np.arange(num_levels) >= num_levels - completed_levels
+    findings = [
+        *NonFinite().of(non_finite, proposals, visited),
+        *OutsideWalls().of(outside),
+        *AcceptanceCollapsed().of(acceptance, visited, adjusted, blocks),
+        *FewEffective().of(ess, visited, num_chains),
+    ]
+    stopped = Interrupted.stopped_above(completed_levels, num_levels)
+    if stopped:
+        findings.append(Interrupted().finding(stopped))
+    return Status().with_findings(*findings)
 
 
 def at(levels, value, other):
@@ -57,17 +85,18 @@ def test_ok_states_the_levels_where_chains_were_lost():
     ess = np.ones(K)
     ess[9:13] = [0.25, 0.4, 0.6, 0.8]
     log_snr = np.linspace(9.5, -9.5, K)
-    (remark,) = few_chains(20.0, N, ess, log_snr)
+    (remark,) = FewChains().of(20.0, N, ess, log_snr)
     status = Status().with_findings(remark)
     assert status.ok
     assert not status.withholds
     for number in ("100", "20", "-1.4", "1.3"):
         assert number in status.message
     check_wording(str(status))
-    assert few_chains(50.0, N, ess, log_snr) == []
-    assert "log-SNR" not in few_chains(20.0, N, np.ones(K), log_snr)[0][1]
-    worse = status.with_findings((Code.LEVELS_TOO_FEW, "…"))
-    assert worse.findings == ((Code.LEVELS_TOO_FEW, "…"),)
+    assert FewChains().of(50.0, N, ess, log_snr) == []
+    (short,) = FewChains().of(20.0, N, np.ones(K), log_snr)
+    assert "log-SNR" not in short.message
+    finding = Finding(Code.LEVELS_TOO_FEW, "…", False)
+    assert status.with_findings(finding).findings == (finding,)
 
 
 NAN = np.full(K, np.nan)
@@ -138,8 +167,8 @@ def test_each_problem_is_named_alone(change, code, facts):
 IMPOSSIBLE = np.append(np.linspace(-120.0, 0.0, 99), -130.0)
 
 
-class Finding(NamedTuple):
-    """A function of `status`, arguments for which it finds something, and others."""
+class Case(NamedTuple):
+    """A function of a check, arguments for which it finds something, and others."""
 
     function: Callable[..., list]
     arguments: tuple
@@ -149,15 +178,15 @@ class Finding(NamedTuple):
 
 
 FINDINGS = {
-    "scores that are not conservative": Finding(
-        not_conservative,
+    "scores that are not conservative": Case(
+        NotConservative().of,
         ({"f(x)": 0.3, "g(x)": 0.01, "h(x)": 0.11},),
         Code.NOT_CONSERVATIVE,
         ["f(x)", "0.3", "h(x)", "0.11", "0.1"],
         [({"f(x)": 0.09, "g(x)": np.nan},)],  # NaN: could not be measured
     ),
-    "weight increments of a single step that differ too much": Finding(
-        erratic_weights,
+    "weight increments of a single step that differ too much": Case(
+        ErraticWeights().of,
         (at([7], 4e3, 2.5),),
         Code.WEIGHTS_COLLAPSED,
         ["0.00025", "level 7"],
@@ -165,8 +194,8 @@ FINDINGS = {
     ),
     # Four numbers of 32 bits tell 64 nats at most, and 128 below the best chain is no
     # place of the posterior.
-    "chains where the data are impossible": Finding(
-        impossible_data,
+    "chains where the data are impossible": Case(
+        ImpossibleData().of,
         (IMPOSSIBLE, 4),
         Code.ZERO_DENSITY,
         ["1.00%", "130 nats"],
@@ -174,8 +203,8 @@ FINDINGS = {
     ),
     # A quarter of its noise: ½·4² = 8 nats a number, and levels that end at an eighth
     # of it would do.
-    "data that are finer than level 0": Finding(
-        fine_data,
+    "data that are finer than level 0": Case(
+        FineData().of,
         (8.0, 11.0, 60),
         Code.LEVELS_TOO_FEW,
         ["0.0041", "8 nats", "cp.Schedule.log_snr(60, max=16)"],
@@ -204,11 +233,39 @@ def test_several_problems_come_gravest_first():
     assert not status.has("non_finite")
     assert status.has(Code.WEIGHTS_COLLAPSED)
     assert len(str(status).splitlines()) == 3
-    later = status.with_findings((Code.SAMPLES_DIVERGED, "s"))
+    later = status.with_findings(Finding(Code.SAMPLES_DIVERGED, "s", True))
     assert [code for code, _ in later.findings[:2]] == [
         Code.INTERRUPTED,
         Code.SAMPLES_DIVERGED,
     ]
+
+
+def test_the_registry_is_in_the_order_of_gravity_and_says_what_withholds():
+    *problems, remark = CHECKS
+    gravities = [check.finding("…").gravity for check in problems]
+    assert gravities == sorted(gravities)
+    assert remark.code == Code.OK
+    assert {check.code for check in CHECKS} == set(Code)
+    assert all(check.meaning and isinstance(check.withholds, bool) for check in CHECKS)
+    given = {check.code for check in CHECKS if not check.withholds}
+    assert given == {
+        Code.OK,
+        Code.NON_FINITE,
+        Code.NO_OVERLAP,
+        Code.OUT_OF_TRAINING,
+        Code.LEVELS_TOO_FEW,
+        Code.NOT_SAVED,
+    }
+    assert all(isinstance(need, Need) for check in CHECKS for need in check.needs)
+
+
+def test_a_code_of_ones_own_is_less_grave_than_the_librarys():
+    own = Finding("my_check", "It holds.", True)
+    status = Status((own,)).with_findings(Finding(Code.NOT_SAVED, "…", False))
+    assert [finding.code for finding in status.findings] == ["not_saved", "my_check"]
+    assert status.withholds
+    assert status.has("my_check")
+    assert str(status).endswith("MY_CHECK: It holds.")
 
 
 def test_progress_is_silent_in_a_pipe(capfd):
@@ -300,7 +357,7 @@ def test_progress_survives_an_exception():
 def test_samples_that_the_noisiest_level_cannot_hide_have_diverged():
     x = np.random.default_rng(0).standard_normal((1000, 4))
     alpha, sigma = 0.01, 1.0  # hides what is smaller than 100
-    assert diverged({"x": 20 * x}, alpha, sigma) == []
+    assert SamplesDiverged().of({"x": 20 * x}, alpha, sigma) == []
     one = np.array(x)
     one[3] = 1e5
     some = np.array(x)
@@ -311,11 +368,11 @@ def test_samples_that_the_noisiest_level_cannot_hide_have_diverged():
         (1e13 * x, "e+13"),
         (np.where(x > 3, np.nan, x), "inf"),
     ):
-        ((code, text),) = diverged({"x": bad}, alpha, sigma)
+        ((code, text),) = SamplesDiverged().of({"x": bad}, alpha, sigma)
         assert code == "samples_diverged"
         assert size in text
         assert "100" in text
         check_wording(text)
     # Five of a thousand that are far may be the tail of a distribution.
     some[5:20] = 0.0
-    assert diverged({"x": some}, alpha, sigma) == []
+    assert SamplesDiverged().of({"x": some}, alpha, sigma) == []

@@ -10,9 +10,9 @@ import pytest
 import composeprob as cp
 from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
+from composeprob.results import support
 from composeprob.results.geometry import components, neighbours
-from composeprob.runtime import outcome
-from composeprob.runtime.outcome import alike, effective
+from composeprob.results.support import alike, effective
 from messages import check_finding
 from sampling_cases import both, modes, single, squared
 
@@ -76,7 +76,7 @@ def test_separated_chains_without_support_have_the_finding(frozen):
 
 def test_weights_that_are_worth_too_few_chains_support_no_share(wrong, monkeypatch):
     """7 of 64: more than a tenth, and fewer than a corrected share takes."""
-    monkeypatch.setattr(outcome, "effective", lambda _: 7.0)
+    monkeypatch.setattr(support, "effective", lambda _: 7.0)
     assert run(wrong, INDEPENDENT).status.has("shares_frozen")
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 
 import composeprob as cp
-from composeprob.results.status import Code, Status
+from composeprob.findings import Code
+from composeprob.results.status import Status
 from exact.case import Answer, Case
 
 FAR = 4.0

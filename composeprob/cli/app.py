@@ -279,7 +279,7 @@ def report(
     if not result.status.ok:
         message = "The run has problems; see its status above."
         Console(stderr=True).print(message, style="yellow")
-    if result.status.code.value == "interrupted":
+    if result.status.code == "interrupted":
         raise typer.Exit(130)
 
 

@@ -27,7 +27,7 @@ from composeprob.density.evaluation import (
     at_once,
     over_chains,
 )
-from composeprob.density.overlap import FactorFinding, check
+from composeprob.density.overlap import check
 from composeprob.errors import (
     MEANT,
     CapabilityError,
@@ -36,6 +36,7 @@ from composeprob.errors import (
     WrongTypeError,
     unknown_name,
 )
+from composeprob.findings import Finding
 from composeprob.pytree import normal_like, vdot
 from composeprob.schedule import Schedule
 from composeprob.text import printable
@@ -465,7 +466,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
 
     def check(
         self, key: Array, num_chains: int = tuning.PILOT.chains
-    ) -> tuple[FactorFinding, ...]:
+    ) -> tuple[Finding, ...]:
         """Check, before a run, that the factors agree somewhere; see
         `composeprob.density.overlap`.
 

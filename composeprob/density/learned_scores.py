@@ -15,9 +15,43 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
 from composeprob.pytree import axpy, squared_norm
+
+
+class OwnScore(NamedTuple):
+    """The worst disagreement of a factor's score with its own samples at level 0.
+
+    It is taken over all numbers of the site, and over those of a plate's members
+    together, less four standard errors; shift 0 and steepness 1 where nothing is wrong.
+    """
+
+    shift: float  # of the number, or of an entry of the group's mean or covariance
+    steepness: float
+    # The cleanest level from which on both are about right; None where no level is.
+    right_from: int | None
+    members: int = 1  # of a plate, J
+
+    @property
+    def wrong(self) -> bool:
+        """True if chains are led away from the factor's own samples; not where nothing
+        is finite."""
+        off = max(2 * self.shift, abs(self.steepness - 1))
+        return off > tuning.FINDINGS.own_score
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.steepness:.2g} times as steep as their spread says, and shifted by "
+            f"{self.shift:.2g} sd"
+        )
+        if self.members > 1:
+            text += (
+                f" (the worst of {self.members} members, or in sd of their group's "
+                "mean or covariance)"
+            )
+        return text
 
 
 class Stencil(NamedTuple):

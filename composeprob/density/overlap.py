@@ -46,40 +46,14 @@ from scipy import special
 from composeprob import tuning
 from composeprob.density.described import Expert
 from composeprob.density.evaluation import Position
+from composeprob.findings import Code, Finding
 from composeprob.pytree import normal_like
-from composeprob.renamed import former_names
 
 if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
 
 
-class FactorFinding(NamedTuple):
-    """Disagreement of a factor with the others, or with its training.
-
-    Attributes:
-        code: ``"no_overlap"`` or ``"out_of_training"``.
-        message: a description of the problem, and how to fix it.
-        factor: the factor's name.
-        level: the level at which it shows.
-        share: the share of samples that it concerns.
-        divides: whether the program divides by the factor.
-    """
-
-    code: str
-    message: str
-    factor: str
-    level: int
-    share: float
-    divides: bool = False
-
-
-if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
-    __getattr__ = former_names(__name__, {"Finding": "FactorFinding"})
-
-
-def check(
-    density: AnnealedDensity, key: Array, num_chains: int
-) -> tuple[FactorFinding, ...]:
+def check(density: AnnealedDensity, key: Array, num_chains: int) -> tuple[Finding, ...]:
     """See `AnnealedDensity.check`."""
     if not in_question(density):
         return ()
@@ -129,7 +103,7 @@ def agreement(
     positions: Position,
     key: Array,
     num_levels: int = tuning.OVERLAP.levels,
-) -> tuple[FactorFinding, ...]:
+) -> tuple[Finding, ...]:
     """Find factors that disagree at samples of level 0, ``{site: (N, …)}``.
 
     The samples are noised to ``num_levels`` levels, each of which costs one evaluation
@@ -151,10 +125,22 @@ def agreement(
         *_untrained_regions(experts, shares, levels),
         *_untrained_divisors(density, positions, key),
     )
-    findings: dict[str, FactorFinding] = {}  # one for each factor: the first
+    findings: dict[str | None, Finding] = {}  # one for each factor: the first
     for finding in candidates:
         findings.setdefault(finding.factor, finding)
     return tuple(findings.values())
+
+
+def _finding(
+    code: Code,
+    message: str,
+    expert: Expert,
+    level: int,
+    share: float,
+    divides: bool = False,
+) -> Finding:
+    """A finding about an expert. Errors are given, as they are those of the model."""
+    return Finding(code, message, False, expert.name, level, share, divides)
 
 
 @cache
@@ -308,7 +294,7 @@ def _share_beyond_bound(
 
 def _disagreements(
     experts: tuple[Expert, ...], shares: list[np.ndarray], levels: np.ndarray
-) -> Iterator[FactorFinding]:
+) -> Iterator[Finding]:
     """Factors that are multiplied and have no mass where the samples are."""
     for i, expert in enumerate(experts):
         others = []
@@ -341,8 +327,8 @@ def _disagreements(
             "nothing. Look at samples of each factor alone; soften one of them by a "
             "power below 1, or use cp.mixture where either is meant."
         )
-        yield FactorFinding(
-            "no_overlap", message, expert.name, int(levels[worst]), float(share)
+        yield _finding(
+            Code.NO_OVERLAP, message, expert, int(levels[worst]), float(share)
         )
 
 
@@ -352,7 +338,7 @@ def _empty_negations(
     levels: np.ndarray,
     positions: Position,
     key: Array,
-) -> Iterator[FactorFinding]:
+) -> Iterator[Finding]:
     """Divisors that are flat where the samples are, so that they exclude nothing within
     the samples.
 
@@ -400,12 +386,12 @@ def _empty_negations(
             f"at level {levels[index]}. The region that it should take away is still "
             "there. Divide by a factor that holds less, or leave it out."
         )
-        yield FactorFinding("no_overlap", message, expert.name, int(levels[index]), 1.0)
+        yield _finding(Code.NO_OVERLAP, message, expert, int(levels[index]), 1.0)
 
 
 def _untrained_regions(
     experts: tuple[Expert, ...], shares: list[np.ndarray], levels: np.ndarray
-) -> Iterator[FactorFinding]:
+) -> Iterator[Finding]:
     """Trained factors that are evaluated where their own noised samples never are."""
     for expert, shares_at_levels in zip(experts, shares, strict=True):
         if expert.power <= 0 or not expert.trained:
@@ -422,14 +408,12 @@ def _untrained_regions(
             "contradict it, for powers below 1, and for data of another scale than "
             "those of the training."
         )
-        yield FactorFinding(
-            "out_of_training", message, expert.name, int(levels[worst]), share
-        )
+        yield _finding(Code.OUT_OF_TRAINING, message, expert, int(levels[worst]), share)
 
 
 def _untrained_divisors(
     density: AnnealedDensity, positions: Position, key: Array
-) -> Iterator[FactorFinding]:
+) -> Iterator[Finding]:
     """Trained factors that are divided by, and evaluated at level 0 away from their own
     samples."""
     for i, expert in enumerate(density.described.experts):
@@ -454,9 +438,7 @@ def _untrained_divisors(
             "from all over the place too, as examples/negation.py does, or by a lower "
             "power."
         )
-        yield FactorFinding(
-            "out_of_training", message, expert.name, 0, share, divides=True
-        )
+        yield _finding(Code.OUT_OF_TRAINING, message, expert, 0, share, divides=True)
 
 
 def _share_far_from_factor(

@@ -3,7 +3,6 @@ one."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +10,11 @@ from jaxtyping import Bool, Int
 
 from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
+from composeprob.findings import Code
+from composeprob.results.checks.modes_missing import Isolated, ModesMissing
 from composeprob.results.geometry import nearest, rows, scaled
 from composeprob.results.record import Record
-from composeprob.results.status import Code, Findings, Status
+from composeprob.results.status import Status
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ def compare(self: Record, other: Record) -> Comparison:
     for _ in range(limits.permutations):
         as_large += max(isolated(near, _shuffled(together, n, rng))) >= largest
     p_value = float((1 + as_large) / (1 + limits.permutations))
-    findings = _findings(here, there, n) if p_value < limits.chance else []
+    findings = ModesMissing().ask(Isolated(here, there, n, p_value))
     if not self.status.has(Code.MODES_UNREACHED):  # which both may have missed
         for finding in other.status.findings:
-            if finding[0] is Code.MODES_UNREACHED:
+            if finding.code == Code.MODES_UNREACHED:
                 findings.append(finding)
     return Comparison(here, there, p_value, self.status.with_findings(*findings))
 
@@ -177,24 +178,3 @@ def _shuffled(
     mine = np.zeros(len(order), bool)
     mine[order] = np.cumsum(descendants[order]) <= n
     return mine[ancestors]
-
-
-def _findings(here: float, there: float, n: int) -> Findings:
-    """The findings of isolated samples, of n of each run, that are too many."""
-    findings = []
-    for share, whose, where in (
-        (here, "the other run's", "this one"),
-        (there, "this run's", "the other"),
-    ):
-        if share < tuning.COMPARISON.least:
-            continue
-        error = math.sqrt(share * (1 - share) / n)
-        text = (
-            f"{share:.0%} ± {error:.0%} of {whose} samples lie where {where} has next "
-            "to none: it has missed a mode, or modes, of about that probability. Mode "
-            "proportions are wrong in at least one of them. Try more chains, more "
-            "levels, cp.SMC, whose weights keep proportions right, and compare a third "
-            "run."
-        )
-        findings.append((Code.MODES_MISSING, text))
-    return findings

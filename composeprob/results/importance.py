@@ -43,17 +43,24 @@ from composeprob.density.evaluation import Position, over_chains
 from composeprob.density.points import barrier_depth, in_blocks
 from composeprob.results.estimates import Genealogy, systematic
 from composeprob.results.geometry import chosen, nearest, rows, scaled, spaced, units
-from composeprob.results.status import Code, Findings
 
 
-def unreached(
+class Unlike(NamedTuple):
+    """How importance samples differ from the chains, in words; empty where they do
+    not."""
+
+    unreached: str = ""  # mass where no chain is
+    shares: str = ""  # a region of another share
+
+
+def unlike(
     density: AnnealedDensity,
     positions: Position,
     genealogy: Genealogy,
     key: Array,
     evaluations: float,
-) -> Findings:
-    """The findings `modes_unreached` and `shares_frozen` by importance samples.
+) -> Unlike:
+    """Compare importance samples with the chains.
 
     Args:
         density: of the run.
@@ -67,17 +74,19 @@ def unreached(
     # Whole blocks, so that all calls run the same compiled code.
     blocks = int(min(evaluations, tuning.IMPORTANCE.most) // block)
     if not can_draw(density) or blocks == 0:
-        return []
+        return Unlike()
     chains = _weighted_chains(positions, genealogy)
     if chains is None:
-        return []
+        return Unlike()
     keys = jax.random.split(key, blocks * block)
     samples = WeightedSample.by_importance(density, keys)
     if samples is None:
-        return []
+        return Unlike()
     # A missed mode explains wrong shares, which then need no finding of their own.
-    missed = _missed_mass(density, chains, samples)
-    return missed or _different_shares(density, chains, samples)
+    unreached = _missed_mass(density, chains, samples)
+    if unreached:
+        return Unlike(unreached=unreached)
+    return Unlike(shares=_different_shares(density, chains, samples))
 
 
 def can_draw(density: AnnealedDensity) -> bool:
@@ -203,8 +212,8 @@ def _rows(
 
 def _missed_mass(
     density: AnnealedDensity, chains: WeightedSample, samples: WeightedSample
-) -> Findings:
-    """The finding that mass lies where no chain is."""
+) -> str:
+    """The mass that lies where no chain is, in words; empty where there is none."""
     limits = tuning.IMPORTANCE
     few = samples.resampled(limits.block)
     some = chains.resampled(limits.block)
@@ -224,7 +233,7 @@ def _missed_mass(
     inside = depth > limits.barrier
     share = float(few.weights @ inside)
     if share < limits.least:
-        return []
+        return ""
     effective = samples.genealogy.effective
     # The rule of succession keeps the variance of a share near 0 or 1 above 0.
     variance = (share * (1 - share) + 1 / effective) / effective
@@ -235,9 +244,9 @@ def _missed_mass(
     mass = odds / (1 + odds)
     error = math.sqrt(variance + own.variance)
     if mass - own.value < max(limits.errors * error, limits.least):
-        return []
+        return ""
     example = int(np.argmax(np.where(inside, few.weights, -1)))
-    text = (
+    return (
         f"Importance samples from the program's own factors find {mass:.0%} ± "
         f"{error:.0%} of the probability where no chain is, behind barriers of about "
         f"{min(depth[example], 999):.0f} nats: for example at "
@@ -245,7 +254,6 @@ def _missed_mass(
         "modes. Try more chains, more levels, or cp.ReplicaExchange, whose replicas "
         "come down again and again; or begin from wider factors."
     )
-    return [(Code.MODES_UNREACHED, text)]
 
 
 def _barriers_to(
@@ -286,11 +294,11 @@ class _Difference(NamedTuple):
 
 def _different_shares(
     density: AnnealedDensity, chains: WeightedSample, samples: WeightedSample
-) -> Findings:
-    """The finding that a region has another share of the chains than of importance
-    samples."""
+) -> str:
+    """The region that has another share of the chains than of importance samples, in
+    words; empty where there is none."""
     if samples.genealogy.effective < tuning.IMPORTANCE.fewest:
-        return []
+        return ""
     some_chains = chains.resampled(tuning.IMPORTANCE.block)
     some_samples = samples.resampled(tuning.IMPORTANCE.block)
     # Regions are fitted to as many chains as samples, and then tell all of both apart.
@@ -303,24 +311,23 @@ def _different_shares(
     labelled = (chains, samples, labels_of_chains, labels_of_samples)
     different = _largest_difference(*labelled)
     if different is None:
-        return []
+        return ""
     # Evaluations of the density are spent only on a suspicion.
     unknown = _share_unknown(density, some_chains, samples)
     different = _largest_difference(*labelled, unknown)
     if different is None:
-        return []
+        return ""
     to_centre = ((points[ends[2] :] - centres[different.region]) ** 2).sum(-1)
     place = _place(density, samples.positions, int(np.argmin(to_centre)))
     of_chains = different.of_chains
     of_samples = different.of_samples
-    text = (
+    return (
         f"The region about {place} holds {of_chains.value:.1%} ± "
         f"{math.sqrt(of_chains.variance):.1%} of the chains; importance samples from "
         f"the program's own factors estimate {of_samples.value:.1%} ± "
         f"{math.sqrt(of_samples.variance):.1%}. Try more chains, more levels, or "
         "cp.ReplicaExchange."
     )
-    return [(Code.SHARES_FROZEN, text)]
 
 
 def _regions(

@@ -37,6 +37,7 @@ from composeprob.results.estimates import (
 )
 from composeprob.results.status import Status
 from composeprob.results.store import Stored
+from composeprob.results.trust import Trust
 from composeprob.settings import usual
 
 if TYPE_CHECKING:
@@ -211,6 +212,7 @@ class Record:
     status: Status = Later()  # type: ignore[assignment]
     log_evidence_error: float | None = Later(None)  # type: ignore[assignment]
     reason: str = ""
+    trust: Trust | None = None
     # Filled in where it is left out.
     _genealogy: Genealogy = None  # type: ignore[assignment]
     density: AnnealedDensity | None = None
@@ -578,7 +580,11 @@ class Record:
         arrays |= {name: levels[name].to_numpy() for name in ("log_snr", *DIAGNOSTICS)}
         facts = {name: getattr(self, name) for name in FACTS} | asdict(self.about)
         facts["sites"] = list(self.samples)  # safetensors sorts by name
-        facts["status"] = [
-            (code.value, message) for code, message in self.status.findings
-        ]
+        facts["status"] = []
+        for finding in self.status.findings:
+            errors = "errors withheld" if finding.withholds else "errors given"
+            facts["status"].append((str(finding.code), finding.message, errors))
+        facts["trust"] = None
+        if self.trust is not None:
+            facts["trust"] = self.trust.numbers()
         return arrays, facts

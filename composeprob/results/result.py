@@ -62,7 +62,9 @@ class Result(NotPickled, Record):
             that need no quadrature; ``swaps``, mean probability of swaps with the next
             noisier level under `ReplicaExchange`. Its coordinates are ``level``,
             ``log_snr``, and ``block``.
-        reason: why this sampler was chosen.
+        reason: why this sampler was chosen, and what was corrected.
+        trust: what means, mode proportions and the evidence rest on; print it. None of
+            a file without it.
         about: the facts of the run: sampler, seconds, draws, devices, random key,
             versions.
         status: findings of what went wrong, at which levels, and what to try.
@@ -222,7 +224,7 @@ class Result(NotPickled, Record):
         )
         return (
             f"Result({sites}; {self.about.sampler}; {self.evaluations} evaluations per "
-            f"chain; status {self.status.code.name}; {self.about.seconds:.1f} s)"
+            f"chain; status {self.status.code.upper()}; {self.about.seconds:.1f} s)"
         )
 
 

@@ -27,7 +27,9 @@ from numpy.typing import ArrayLike
 
 from composeprob.arguments import check_path
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError, a_kind
+from composeprob.findings import Code, Finding
 from composeprob.json_data import JSON, JSONObject
+from composeprob.results.checks import withholds
 from composeprob.results.estimates import Genealogy, quiet_arviz
 from composeprob.results.record import (
     ARRAYS,
@@ -37,9 +39,10 @@ from composeprob.results.record import (
     Record,
     by_level,
 )
-from composeprob.results.status import Code, Status
+from composeprob.results.status import Status
 from composeprob.results.store import Store, read_arrays, write_arrays
 from composeprob.results.summary import COLUMNS, Summary
+from composeprob.results.trust import Trust
 
 if TYPE_CHECKING:
     import xarray
@@ -130,7 +133,9 @@ def _facts(path: Path, text: str) -> JSONObject:
             "reason": str,
             "sites": tuple[str, ...],
             "status": tuple[tuple[str, ...], ...],
+            "trust": dict[str, float | str] | None,
         }
+        facts.setdefault("trust", None)  # which earlier files lack
         for name in sorted(kinds.keys() | facts.keys()):
             _require(name in facts, f"it lacks {name!r}")
             _require(name in kinds, f"{name!r} is not a fact of a result")
@@ -169,7 +174,10 @@ def _assembled(
         samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}
         _check_arrays({name: arrays[name] for name in ARRAYS})
         _check_samples(samples, arrays["log_weights"], facts["draws"])
-        findings = [(Code(code), message) for code, message in facts.pop("status")]
+        findings = [_finding(*entry) for entry in facts.pop("status")]
+        trust = facts.pop("trust")
+        if trust is not None:
+            trust = Trust(**trust)
         own = {name: facts.pop(name) for name in FACTS}
         # JSON has lists in the place of tuples.
         facts["dims"] = {name: tuple(dims) for name, dims in facts["dims"].items()}
@@ -186,9 +194,19 @@ def _assembled(
         levels=levels,
         about=about,
         status=Status(tuple(findings)),
+        trust=trust,
         _genealogy=genealogy,
         **own,
     )
+
+
+def _finding(code: str, message: str, errors: str = "") -> Finding:
+    """A finding as a file has it; files of earlier versions do not say whether its
+    errors are withheld."""
+    if not errors:
+        return Finding(Code(code), message, withholds(code))
+    known = {each.value: each for each in Code}
+    return Finding(known.get(code, code), message, errors == "errors withheld")
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
@@ -272,7 +290,7 @@ def numbers(self: Record) -> JSONObject:
         "num_chains": len(self.log_weights),
         "effective_chains": _as_json(self.effective_chains),
         "pareto_k": _as_json(self._genealogy.pareto_k),
-        "status": self.status.code.value,
+        "status": str(self.status.code),
         "message": self.status.message,
         "summary": summary,
         "levels": {name: _as_json(arrays[name]) for name in ("log_snr", *DIAGNOSTICS)},

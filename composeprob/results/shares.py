@@ -36,7 +36,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +53,6 @@ from composeprob.results.geometry import (
     spaced,
     tree,
 )
-from composeprob.results.status import Code, Findings
 
 Barriers = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], np.ndarray]
 """Barrier heights of log π₀ between positions, ``{site: (M, …)}`` each → (M,), in
@@ -179,6 +178,19 @@ class Reason(enum.StrEnum):
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Proportions:
+    """What mode proportions rest on, as the run ended."""
+
+    # What contradicts them, or that nothing supports them.
+    defects: tuple[str, ...] = ()
+    # The clause why nothing supports them, if they may be separated; else empty.
+    unsupported: str = ""
+    reason: str = ""  # why they may be wrong, and what to try
+    # The chains that are not at places of negligible weight.
+    compared: Int[np.ndarray, " kept"] = field(default_factory=lambda: np.arange(0))
+
+
 def weightless(
     sites: Mapping[str, np.ndarray], path_weights: Float[np.ndarray, " chains"]
 ) -> Bool[np.ndarray, " chains"]:
@@ -217,8 +229,8 @@ def path_weight_dependence(
     path_weights: Float[np.ndarray, " chains"],
     log_density: Float[np.ndarray, " chains"] | None = None,
     why: str = Reason.FROZEN,
-) -> Findings:
-    """The finding that chains of larger path weight lie elsewhere.
+) -> str:
+    """Say that chains of larger path weight lie elsewhere; empty where they do not.
 
     The positions are regressed on log W with its correction (see the module). Three
     sets of columns are tried: their principal axes; these and groups of chains, as a
@@ -229,11 +241,11 @@ def path_weight_dependence(
         sites: positions at level 0, ``{site: (N, …)}``.
         path_weights: log W of each chain, up to a constant.
         log_density: log π of each chain, if it is known.
-        why: the reason that the finding states.
+        why: the reason that the text states.
     """
     finite = np.flatnonzero(np.isfinite(path_weights))
     if len(finite) < 0.95 * len(path_weights) or len(finite) < 40:
-        return []
+        return ""
     limits = tuning.SHARES
     # Bounds the time of the singular values of all columns.
     numbers = sum(np.size(x) // len(path_weights) for x in sites.values())
@@ -241,7 +253,7 @@ def path_weight_dependence(
     sample = finite[spaced(len(finite), most)]
     points, _, names = rows(chosen(sites, sample))
     if not np.isfinite(points).all() or not points.std(0).any():
-        return []
+        return ""
     log_w = _centred(path_weights[sample])
     width = points.std(0)
     points = (points - points.mean(0)) / np.where(width > 0, width, 1.0)
@@ -254,9 +266,8 @@ def path_weight_dependence(
         explained = _explained(regressors, log_w)
         if explained is not None:
             moved = _largest_move(names, points, inside, explained)
-            text = f"Where chains ended depends on their path weights: {moved}. {why}"
-            return [(Code.SHARES_FROZEN, text)]
-    return []
+            return f"Where chains ended depends on their path weights: {moved}. {why}"
+    return ""
 
 
 def _centred(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -365,9 +376,9 @@ def unreliable_proportions(
     sites: dict[str, np.ndarray],
     log_density: Float[np.ndarray, " chains"],
     genealogy: Genealogy | None = None,
-) -> Findings:
-    """The finding that groups of chains do not have the shares that their log-densities
-    imply.
+) -> str:
+    """Say that groups of chains do not have the shares that their log-densities imply;
+    empty where they do.
 
     Groups of fewer than five chains for each number of a sample are not judged, nor are
     samples of more than ten numbers, whose neighbours are too far away to tell a
@@ -379,17 +390,17 @@ def unreliable_proportions(
     values = log_density[sample]
     n, d = points.shape
     if d > tuning.SHARES.numbers or n <= tuning.SHARES.linked:
-        return []
+        return ""
     if not np.isfinite(points).all() or not np.isfinite(values).all():
-        return []
+        return ""
     ancestors = np.arange(n) if genealogy is None else genealogy.index[sample]
     copied = Genealogy.from_ancestors(np.ones(n), ancestors)
     if copied.effective <= tuning.ERRORS.fewest_ancestors:
-        return []
+        return ""
     labels = components(neighbours(scaled(points, sizes), tuning.SHARES.linked), n)
     modes = _modes(points, values, labels, copied)
     if modes is None or len(modes) < 2:
-        return []
+        return ""
     log_z = np.array([mode.log_z for mode in modes])
     shares = np.array([mode.share for mode in modes])
     # 0 for all modes, up to a constant, where shares are those of the densities.
@@ -398,18 +409,17 @@ def unreliable_proportions(
     high = int(np.argmax(off))
     chance = 3 * math.sqrt(modes[high].variance + modes[low].variance)
     if off[high] - off[low] < tuning.SHARES.slack * d + chance:
-        return []
+        return ""
     expected = np.exp(log_z[high] - np.logaddexp.reduce(log_z))
     held = modes[high].share / sum(mode.share for mode in modes)
     decided = "at noisier levels" if genealogy is None else "by few of the chains"
-    text = (
+    return (
         f"The chains lie in {len(modes)} groups that they do not cross between, in "
         f"proportions that were decided {decided}: one group holds {held:.1%} of them, "
         f"and by its log-density it should hold about {expected:.1%}. Means over all "
         "groups are wrong; each group by itself is not. Try cp.SMC with more chains or "
         "more levels, or cp.ReplicaExchange, whose chains move between modes."
     )
-    return [(Code.SHARES_FROZEN, text)]
 
 
 def _modes(

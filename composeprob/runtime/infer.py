@@ -1,20 +1,16 @@
-"""The public call `infer`: its checks before anything is compiled, and its runs.
-
-A sampler of the user's choice is run once. Without one, `infer` chooses, and a run that
-turns out not to support its modes or its evidence is followed by another.
-"""
+"""The public call `infer`: its checks before anything is compiled, and the loop over
+the attempts of its plan."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, ParamSpec
+from typing import ParamSpec
 
 import jax
 import numpy as np
@@ -27,22 +23,15 @@ from composeprob import tuning
 from composeprob.arguments import check_count, check_key, with_call_errors
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import (
-    AlignmentError,
     CapabilityError,
     InvalidValueError,
     WrongTypeError,
 )
 from composeprob.kernels.kernel import Kernel
 from composeprob.results.result import Result
-from composeprob.runtime.stages import FewAncestors, State, carry_out
+from composeprob.runtime.plan import Attempt, Tried, between_levels, plan
+from composeprob.runtime.stages import State, carry_out
 from composeprob.runtime.writer import Checkpoint, Draws
-from composeprob.samplers.choose import (
-    can_wait,
-    choose,
-    independent,
-    patient,
-    without_data,
-)
 from composeprob.samplers.run import Pace
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, every_device
@@ -173,39 +162,49 @@ def infer(
         progress=progress,
         began=time.monotonic(),
     )
-    if sampler is not None:
-        reason = "chosen by the user"
-        return carry_out(call.state(FIRST, visited, pace, sampler, reason))
-    sampler, reason = choose(visited, num_chains, call.draws.number or 1)
-    run = call.state(FIRST, visited, pace, sampler, reason)
-    run.may_abort = True
-    may_retry = levels is None and can_wait(density)
-    try:
-        result = carry_out(run)
-    except FewAncestors as few:
-        return _after_abort(call, density, run, few, may_retry)
-    return _retried_if_weak(call, density, run, result, may_retry)
+    tried: list[Tried] = []
+    attempts = plan(
+        density,
+        num_chains,
+        call.draws.number or 1,
+        tried,
+        visited=visited,
+        pace=pace,
+        own_levels=levels is None,
+        sampler=sampler,
+    )
+    for attempt in attempts:
+        try:
+            tried.append(call.carry_out(attempt, tried))
+        except KeyboardInterrupt:
+            if _standing(tried) is None:
+                raise
+            break
+        if tried[-1].enough:
+            break
+    result = _standing(tried, replaced=call.draws.store is not None)
+    assert result is not None  # the last attempt of a plan may not stop
+    return result
 
 
-class Attempt(NamedTuple):
-    """One of the runs that a call of `infer` may take.
+def _standing(tried: Sequence[Tried], replaced: bool = False) -> Result | None:
+    """The result that stands: the last one.
 
-    A retry uses a fresh random stream: the first stream's outcome is the reason for the
-    retry. For the same reason its checkpoints have a folder of their own.
+    Samples above level 0 are worth less than those of the attempt before, which stand
+    then, unless its draws on disk were ``replaced``.
     """
-
-    folder: str  # inside of the call's folder
-    series: int  # of random numbers; the next one is that of the check of the evidence
-
-
-FIRST = Attempt(folder="", series=0)
-INDEPENDENT_CHAINS = Attempt(folder="instead", series=2)
-CLOSER_LEVELS = Attempt(folder="closer", series=4)
+    results = [each for each in tried if each.result is not None]
+    if not results:
+        return None
+    last = results[-1]
+    if len(results) > 1 and last.interrupted == "descend" and not replaced:
+        last = results[-2]
+    return last.result
 
 
 @dataclass(frozen=True)
 class _Call:
-    """The arguments that all runs of one call of `infer` share."""
+    """The arguments that all attempts of one call of `infer` share."""
 
     key: Array
     num_chains: int
@@ -215,104 +214,27 @@ class _Call:
     progress: bool
     began: float  # by the monotonic clock
 
-    def state(
-        self,
-        attempt: Attempt,
-        density: AnnealedDensity,
-        pace: Pace | None,
-        sampler: Sampler,
-        reason: str,
-        spent: int = 0,
-    ) -> State:
-        """Return the state of one run; ``spent`` counts evaluations of those before."""
+    def carry_out(self, attempt: Attempt, tried: Sequence[Tried]) -> Tried:
+        """Carry out an attempt after those that were ``tried``."""
+        spent = 0
+        if tried:
+            spent = tried[-1].evaluations
         checkpoint = self.checkpoint
         if checkpoint is not None:
-            folder = Path(checkpoint.folder) / attempt.folder
+            folder = Path(checkpoint.folder) / attempt.name
             checkpoint = Checkpoint(folder, checkpoint.resume)
-        return State(
-            density,
+        state = State(
+            attempt,
             self.key,
             self.num_chains,
             self.spread,
-            pace,
             self.draws,
             checkpoint,
             self.progress,
-            sampler,
-            reason,
-            series=attempt.series,
             spent=spent,
             began=self.began,
         )
-
-
-def _after_abort(
-    call: _Call,
-    density: AnnealedDensity,
-    aborted: State,
-    few: FewAncestors,
-    may_retry: bool,
-) -> Result:
-    """Replace SMC whose chains have too few ancestors: by closer levels if these are a
-    remedy, else by independent chains."""
-    why = f"after resampling, SMC's {call.num_chains} chains had {few}"
-    spent = aborted.sampler.evaluations(int(aborted.visits.made))
-    # Uneven weights of factors alone are cured by closer levels; those of data or
-    # latents are not, so chains must do without weights there.
-    if may_retry and without_data(density):
-        return _on_closer_levels(call, density, why, spent, None)
-    # A run that chose its levels has made its choice by weights that failed.
-    on_all = aborted.density if aborted.pace is None else density
-    number_of_draws = call.draws.number or 1
-    sampler, reason = independent(
-        aborted.density, why, call.num_chains, number_of_draws
-    )
-    run = call.state(INDEPENDENT_CHAINS, on_all, None, sampler, reason, spent)
-    run.aborted = True
-    return _retried_if_weak(call, density, run, carry_out(run), may_retry)
-
-
-def _retried_if_weak(
-    call: _Call, density: AnnealedDensity, run: State, result: Result, may_retry: bool
-) -> Result:
-    """Return a result, or that of a run on closer levels if these may support its modes
-    or its evidence."""
-    # Weights by log-densities give an evidence only from a normalised top level.
-    keeps_evidence = result.log_evidence is None or density.top.normalised
-    if not (run.retry_reason and may_retry and keeps_evidence):
-        return result
-    why = f"{run.reason}; retried because {run.retry_reason}"
-    return _on_closer_levels(call, density, why, result.evaluations, result)
-
-
-def _on_closer_levels(
-    call: _Call,
-    density: AnnealedDensity,
-    why: str,
-    spent: int,
-    before: Result | None,
-) -> Result:
-    """Run patient chains on closer levels; the result ``before`` stands if Ctrl-C
-    comes."""
-    closer = density
-    with contextlib.suppress(CapabilityError):  # of a copy with other arrays
-        places = np.linspace(0, density.num_levels - 1, tuning.PATIENT.levels)
-        closer = _between(density, places)
-    sampler, reason = patient(closer, why, call.num_chains)
-    run = call.state(CLOSER_LEVELS, closer, None, sampler, reason, spent)
-    try:
-        result = carry_out(run)
-    except KeyboardInterrupt:
-        if before is None:
-            raise
-        return before
-    if before is None:
-        return result
-    # Samples above level 0 are worth less than those of the run before. Draws on disk
-    # are overwritten by now, so that only this run's can be returned.
-    if run.interrupted == "descend" and call.draws.store is None:
-        return before
-    return result
+        return carry_out(state)
 
 
 def _with_thinning(draws: int | Draws | None, thin: int) -> Draws:
@@ -410,7 +332,7 @@ def on_levels(
         gaps = density.num_levels - 1
         steps = -(-tuning.FINE_LEVELS // max(gaps, 1))
         grid = np.arange(gaps * steps + 1) / steps
-        return _between(density, grid), Pace.default(num_chains)
+        return between_levels(density, grid), Pace.default(num_chains)
     log_snr = np.sort(_checked_log_snr(levels))[::-1]
     schedule = Schedule.from_arrays(*density.schedule.noise_at(log_snr))
     return density.on(schedule), None
@@ -442,15 +364,3 @@ def _checked_log_snr(levels: ArrayLike) -> Float[np.ndarray, " levels"]:
             fix=f"stay within ±{math.floor(most)}; {fix}",
         )
     return log_snr
-
-
-def _between(
-    density: AnnealedDensity, places: Float[np.ndarray, " levels"]
-) -> AnnealedDensity:
-    """The density on levels at real-valued places among its own, such as 2.5; the
-    density itself if its factors can be evaluated at no other levels."""
-    own = np.asarray(density.schedule.log_snr, np.float64)
-    with contextlib.suppress(AlignmentError):
-        log_snr = np.interp(places, np.arange(len(own)), own)
-        return density.on(Schedule.from_arrays(*density.schedule.noise_at(log_snr)))
-    return density

@@ -27,7 +27,6 @@ Both are measured in these units.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import equinox as eqx
@@ -40,41 +39,8 @@ from jaxtyping import Float
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
-from composeprob.results.status import Code, Findings
+from composeprob.density.learned_scores import OwnScore
 from composeprob.samplers.step import Step
-
-
-class OwnScore(NamedTuple):
-    """The worst disagreement of a factor's score with its own samples at level 0.
-
-    It is taken over all numbers of the site, and over those of a plate's members
-    together, less four standard errors; shift 0 and steepness 1 where nothing is wrong.
-    """
-
-    shift: float  # of the number, or of an entry of the group's mean or covariance
-    steepness: float
-    # The cleanest level from which on both are about right; None where no level is.
-    right_from: int | None
-    members: int = 1  # of a plate, J
-
-    @property
-    def wrong(self) -> bool:
-        """True if chains are led away from the factor's own samples; not where nothing
-        is finite."""
-        off = max(2 * self.shift, abs(self.steepness - 1))
-        return off > tuning.FINDINGS.own_score
-
-    def __str__(self) -> str:
-        text = (
-            f"{self.steepness:.2g} times as steep as their spread says, and shifted by "
-            f"{self.shift:.2g} sd"
-        )
-        if self.members > 1:
-            text += (
-                f" (the worst of {self.members} members, or in sd of their group's "
-                "mean or covariance)"
-            )
-        return text
 
 
 def own_scores(
@@ -102,31 +68,6 @@ def own_scores(
         n = len(positions[expert.site])
         scores[expert.name] = _compared(moments, n, expert.members)
     return scores
-
-
-def other_laws(
-    scores: Mapping[str, OwnScore], log_snr: Float[np.ndarray, " levels"]
-) -> Findings:
-    """The finding that scores on which a line integral relied do not match the factors'
-    own samples, so that chains follow other distributions."""
-    wrong = {name: score for name, score in scores.items() if score.wrong}
-    if not wrong:
-        return []
-    listed = ", ".join(f"that of {name} is {score}" for name, score in wrong.items())
-    right_from = [score.right_from for score in wrong.values()]
-    levels = [level for level in right_from if level is not None]
-    end = "at no level"
-    if len(levels) == len(right_from):
-        end = f"at a log-SNR of {log_snr[max(levels)]:.2g} and below"
-    text = (
-        "At level 0 scores do not match the factors' own samples, drawn by reverse "
-        f"diffusion: {listed}. Errors of a network grow as noise falls, and Metropolis "
-        "tests lead chains where such a score leads, not to the learned distribution. "
-        f"The scores are about right {end}: end the levels there "
-        "(schedule=cp.Schedule.log_snr(60, max=…)), train with more weight on little "
-        "noise, or use cp.Ancestral, for one factor alone."
-    )
-    return [(Code.NETWORK_DOUBTED, text)]
 
 
 class Moments(NamedTuple):

@@ -28,15 +28,17 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import check, check_evaluations, in_question
 from composeprob.errors import CapabilityError
+from composeprob.results.ended import KeyUse
 from composeprob.results.result import Result
-from composeprob.results.status import least_effective_ancestors
+from composeprob.results.trust import least_effective_ancestors
 from composeprob.runtime import compiled
-from composeprob.runtime.outcome import KeyUse, summarised
+from composeprob.runtime.outcome import summarised
+from composeprob.runtime.plan import Attempt, Tried
 from composeprob.runtime.progress import Progress
 from composeprob.runtime.writer import Checkpoint, Draws, RunCheckpoints, Writer
 from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.finishers import Finisher
-from composeprob.samplers.run import Pace, Run, Visits, begin, placed
+from composeprob.samplers.run import Run, Visits, begin, placed
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, everywhere, from_first_process, host
 from composeprob.settings import usual
@@ -46,24 +48,14 @@ from composeprob.settings import usual
 class State:
     """A call of `infer`, checked, and the progress of its run."""
 
-    density: AnnealedDensity  # on the levels that may be visited
+    attempt: Attempt
     key: Array
     num_chains: int
     spread: Spread  # of the chains over devices
-    pace: Pace | None  # how the run chooses among the levels; None where it visits all
     draws: Draws
     checkpoint: Checkpoint | None
     progress: bool
-    sampler: Sampler  # from `prepare` on, prepared for the density
-    reason: str  # for this sampler
-    # Series of the key's random numbers; the run over every other level, which checks
-    # the evidence, has the next one.
-    series: int = 0
-    # Whether the run raises `FewAncestors` when too few initial chains have
-    # descendants.
-    may_abort: bool = False
-    aborted: bool = False  # whether the run before this one raised it
-    spent: int = 0  # evaluations of each chain by the runs before this one
+    spent: int = 0  # evaluations of each chain by the attempts before this one
     # By the monotonic clock, at the beginning of the call; earlier by the time that a
     # resumed run had already taken.
     began: float = field(default_factory=time.monotonic)
@@ -71,19 +63,25 @@ class State:
     watchers: list[Callable[[State], None]] = field(default_factory=list, init=False)
     # The name of the stage that Ctrl-C ended.
     interrupted: str | None = field(default=None, init=False)
-    # The defect of modes or evidence that another run may remedy.
-    retry_reason: str = field(default="", init=False)
+    # Why the run ended on its way down, for another attempt to follow.
+    stopped: str = field(default="", init=False)
     # Points on arrival at level 0, (N, D), before finishers or draws move them.
     arrival_points: Float[np.ndarray, "chains dims"] | None = field(
         default=None, init=False
     )
     checkpoints: RunCheckpoints | None = field(default=None, init=False)
+    sampler: Sampler = field(init=False)  # from `prepare` on, prepared for the density
     writer: Writer = field(init=False)
     first: int = field(init=False)  # the level where chains start
     run: Run = field(init=False)  # the chains, on the devices
     placed: tuple[Sampler, AnnealedDensity] = field(init=False)  # on the devices
     bars: Progress = field(init=False)
     result: Result = field(init=False)
+
+    @property
+    def density(self) -> AnnealedDensity:
+        """The density, on the levels that may be visited."""
+        return self.attempt.density
 
     @property
     def visits(self) -> Visits:
@@ -112,16 +110,15 @@ class State:
         if doing:
             return
         for watch in self.watchers:
-            watch(self)
+            if not self.stopped:
+                watch(self)
 
 
-def carry_out(state: State) -> Result:
-    """Return the result of a run, stage by stage.
+def carry_out(state: State) -> Tried:
+    """Carry out an attempt, stage by stage.
 
-    Refusals come before anything is compiled.
-
-    Raises:
-        FewAncestors: the run aborted itself.
+    Refusals come before anything is compiled. The stages after one in which the attempt
+    was stopped are left out.
     """
     compiled.make_room()
     state.bars = Progress(enabled=state.progress)
@@ -129,6 +126,8 @@ def carry_out(state: State) -> Result:
     # than they work.
     with threadpool_limits(1, user_api="blas"), usual(), contextlib.closing(state.bars):
         for stage in STAGES:
+            if state.stopped:
+                break
             try:
                 if not state.interrupted or stage is record:
                     stage(state)
@@ -136,7 +135,12 @@ def carry_out(state: State) -> Result:
                 if stage in (prepare, record) or state.run.chains is None:
                     raise
                 state.interrupted = stage.__name__
-    return state.result
+    if state.stopped:
+        evaluations = state.sampler.evaluations(int(state.visits.made))
+        spent = state.spent + evaluations
+        return Tried(state.attempt, None, state.stopped, spent, state.interrupted)
+    result = state.result
+    return Tried(state.attempt, result, "", result.evaluations, state.interrupted)
 
 
 def prepare(state: State) -> None:
@@ -144,7 +148,7 @@ def prepare(state: State) -> None:
     devices."""
     _check_request(state)
     density = state.density
-    sampler = state.sampler = state.sampler.prepare(density)
+    sampler = state.sampler = state.attempt.sampler.prepare(density)
     for finisher in sampler.finishers:
         finisher.check(density, state.num_chains)
     if state.draws.number is not None and sampler.moves is None:
@@ -161,9 +165,9 @@ def prepare(state: State) -> None:
     run = begin(
         state.key,
         state.num_chains,
-        sampler.visits(density, state.pace),
+        sampler.visits(density, state.attempt.pace),
         on_host,
-        state.series,
+        state.attempt.stream,
     )
     shapes = _shapes_of_start(state, run)
     if state.checkpoint is not None:
@@ -176,19 +180,20 @@ def prepare(state: State) -> None:
     state.run = placed(run, state.spread)
     state.placed = compiled.on_mesh((sampler.in_numbers(), sharded), state.spread)
     state.watchers = _watchers(state)
-    # The saved run of a checkpoint may be one that aborted itself.
-    if state.may_abort:
-        abort_if_few_ancestors(state)
+    # The saved run of a checkpoint may be one that was stopped.
+    if state.attempt.may_stop:
+        stop_if_few_ancestors(state)
 
 
 def _check_request(state: State) -> None:
     """Refuse a sampler without a needed capability, and adaptive levels for a sampler
     without weights."""
-    check_capabilities(state.sampler, state.density)
-    if state.pace is not None and state.sampler.weights is None:
+    sampler = state.attempt.sampler
+    check_capabilities(sampler, state.density)
+    if state.attempt.pace is not None and sampler.weights is None:
         raise CapabilityError(
             "levels='adaptive' chooses levels by the variance of importance weights, "
-            f"and {type(state.sampler).__name__} has no weights.",
+            f"and {type(sampler).__name__} has no weights.",
             where=state.density.described.where,
             fix="pass sampler=cp.SMC(), or more chains, or an array of log-SNR as "
             "levels.",
@@ -212,8 +217,8 @@ def _watchers(state: State) -> list[Callable[[State], None]]:
     watchers: list[Callable[[State], None]] = []
     if state.checkpoints is not None:
         watchers.append(state.checkpoints)
-    if state.may_abort:
-        watchers.append(abort_if_few_ancestors)
+    if state.attempt.may_stop:
+        watchers.append(stop_if_few_ancestors)
     watchers.append(PilotRun(state))
     return watchers
 
@@ -233,7 +238,7 @@ def descend(state: State, title: str = "") -> None:
     state.report(title, total, doing=f"compiling a level of {name}{kernel}")
     visits = state.visits
     stretch = Stretch(state.bars.pause)
-    while not visits.arrived:
+    while not (visits.arrived or state.stopped):
         made = int(visits.made)
         end = state.run.spread.number(made + stretch.size)
         run = compiled.advance(sampler, state.run, density, end)
@@ -365,14 +370,9 @@ def record(state: State) -> None:
 STAGES = [prepare, descend, finish, draw, record]
 
 
-class FewAncestors(Exception):
-    """SMC's chains have too few distinct ancestors, at a level where another sampler
-    can still replace it."""
-
-
-def abort_if_few_ancestors(state: State) -> None:
-    """Raise `FewAncestors`, once the run is saved, where too few of the initial chains
-    have descendants."""
+def stop_if_few_ancestors(state: State) -> None:
+    """Stop an attempt, once it is saved, where too few of the initial chains have
+    descendants: another sampler can still replace it."""
     visits = state.visits
     n = state.num_chains
     if not int(visits.made):
@@ -386,7 +386,7 @@ def abort_if_few_ancestors(state: State) -> None:
         state.checkpoints.finish(state)
     level = int(visits.visited()[-1])
     distinct = np.asarray(state.run.records.ancestors)[level]
-    raise FewAncestors(
+    state.stopped = (
         f"{distinct:.0f} distinct ancestors (effective number {effective:.1f}) at "
         f"level {level}"
     )
@@ -403,7 +403,7 @@ class PilotRun:
 
     def __init__(self, state: State):
         visits = state.first + 1
-        if state.pace is not None:
+        if state.attempt.pace is not None:
             visits = min(visits, tuning.CHECKS.fewest_chosen)
         evaluations = state.sampler.evaluations(visits)
         most = tuning.CHECKS.share * state.num_chains * evaluations
@@ -470,7 +470,7 @@ def _coarse_evidence(state: State) -> tuple[float, float] | None:
         return None
     coarse = copy.copy(state)
     visits = state.run.visits.coarser()
-    run = begin(state.key, state.num_chains, visits, series=state.series + 1)
+    run = begin(state.key, state.num_chains, visits, series=state.attempt.stream + 1)
     coarse.run = placed(run, state.spread)
     coarse.watchers = []
     try:

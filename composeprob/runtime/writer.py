@@ -25,8 +25,8 @@ from composeprob import tuning
 from composeprob.arguments import check_count, check_path
 from composeprob.checkpoint import DIGEST, CheckpointFolder, first_line
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError
+from composeprob.results.checks.not_saved import NotSaved
 from composeprob.results.result import Result
-from composeprob.results.status import Code
 from composeprob.results.store import Store
 from composeprob.samplers.run import Run
 from composeprob.samplers.spread import (
@@ -348,12 +348,8 @@ class Writer:
             barrier("result")
         if self.failure is None:
             return result
-        text = (
-            f"The store could not be written: {self.failure}. The samples of this "
-            "result are those that the store has. Make room or choose another folder; "
-            "with checkpoint_dir= the same call goes on from the last checkpoint."
-        )
-        status = result.status.with_findings((Code.NOT_SAVED, text))
+        finding = NotSaved().of_store(self.failure)
+        status = result.status.with_findings(finding)
         return dataclasses.replace(result, status=status)
 
 
@@ -487,7 +483,7 @@ def fingerprint(state: State, blank: Run) -> dict[str, str | int]:
     key_data = np.asarray(jax.random.key_data(key)).tolist()
     thin: str | int = "none" if state.draws.number is None else int(state.draws.thin)
     levels = repr(density.schedule)
-    if state.pace:
+    if state.attempt.pace:
         levels += ", which the run chooses"
     data = {
         f"data {name!r}": digest(value) for name, value in density.observed().items()

@@ -303,7 +303,7 @@ def test_how_long_a_run_will_be_is_told_from_its_second_stretch_on(monkeypatch):
 
     call = {
         "density": boxes(2.0),
-        "pace": None,
+        "attempt": SimpleNamespace(pace=None),
         "num_chains": 1,
         "key": jax.random.key(0),
     }

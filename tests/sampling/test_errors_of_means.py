@@ -10,8 +10,11 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob.findings import Code
+from composeprob.results.checks.ancestors_collapsed import AncestorsCollapsed
+from composeprob.results.checks.levels_too_few import LevelsTooFew
+from composeprob.results.checks.unsettled import Unsettled
 from composeprob.results.estimates import Estimate, Genealogy, effective_chains_bound
-from composeprob.results.status import Code, few_ancestors, few_levels, not_converged
 from composeprob.runtime.outcome import discretisation_error
 from messages import check_finding, check_wording
 from refusals import refused
@@ -157,25 +160,20 @@ def test_few_ancestors_that_agree_on_an_event_do_not_make_its_error_small(indepe
 
 def test_findings_fire_and_not_without_reason():
     for findings, expected, number in (
-        (few_ancestors(3.0, 5, 1000, True), Code.ANCESTORS_COLLAPSED, "3.0"),
-        (not_converged(0.4), Code.UNSETTLED, "0.4"),
-        (few_levels(4.0), Code.LEVELS_TOO_FEW, "4"),
+        (AncestorsCollapsed().of(3.0, 5, 1000), Code.ANCESTORS_COLLAPSED, "3.0"),
+        (Unsettled().of(0.4), Code.UNSETTLED, "0.4"),
+        (LevelsTooFew().of(4.0), Code.LEVELS_TOO_FEW, "4"),
     ):
         ((code, text),) = findings
         assert code is expected
         assert number in text
         check_wording(text)
-    for arguments in (
-        (200.0, 300, 1000, True),
-        (3.0, 5, 1000, False),
-        (8.0, 8, 8, True),
-        (4.5, 9, 64, True),
-    ):
-        assert not few_ancestors(*arguments)
-    assert few_ancestors(3.5, 9, 64, True)
-    assert not not_converged(0.0)
-    assert not few_levels(0.3)
-    assert not few_levels(np.nan)
+    for arguments in ((200.0, 300, 1000), (8.0, 8, 8), (4.5, 9, 64)):
+        assert AncestorsCollapsed().of(*arguments) == []
+    assert AncestorsCollapsed().of(3.5, 9, 64)
+    assert Unsettled().of(0.0) == []
+    assert LevelsTooFew().of(0.3) == []
+    assert LevelsTooFew().of(np.nan) == []
 
 
 def test_a_discretisation_error_counts_whole_where_it_is_not_noise():

@@ -1,0 +1,117 @@
+"""Checks of runs: what a status can find, one file each, and the registry of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from composeprob.findings import Finding
+from composeprob.results.checks.acceptance_collapsed import AcceptanceCollapsed
+from composeprob.results.checks.ancestors_collapsed import AncestorsCollapsed
+from composeprob.results.checks.check import Check, Need
+from composeprob.results.checks.erratic_weights import ErraticWeights
+from composeprob.results.checks.few_chains import FewChains
+from composeprob.results.checks.few_effective import FewEffective
+from composeprob.results.checks.fine_data import FineData
+from composeprob.results.checks.impossible_data import ImpossibleData
+from composeprob.results.checks.interrupted import Interrupted
+from composeprob.results.checks.levels_too_few import LevelsTooFew
+from composeprob.results.checks.modes_missing import ModesMissing
+from composeprob.results.checks.modes_unreached import ModesUnreached
+from composeprob.results.checks.network_doubted import NetworkDoubted
+from composeprob.results.checks.no_overlap import NoOverlap
+from composeprob.results.checks.non_finite import NonFinite
+from composeprob.results.checks.not_conservative import NotConservative
+from composeprob.results.checks.not_saved import NotSaved
+from composeprob.results.checks.out_of_training import OutOfTraining
+from composeprob.results.checks.outside_walls import OutsideWalls
+from composeprob.results.checks.own_scores import OwnScores
+from composeprob.results.checks.samples_diverged import SamplesDiverged
+from composeprob.results.checks.separated_modes import SeparatedModes
+from composeprob.results.checks.shares_by_importance import SharesByImportance
+from composeprob.results.checks.shares_frozen import SharesFrozen
+from composeprob.results.checks.unsettled import Unsettled
+from composeprob.results.checks.untrained_divisors import UntrainedDivisors
+from composeprob.results.ended import EndedRun
+from composeprob.results.status import Status
+
+CHECKS: tuple[Check, ...] = (
+    Interrupted(),
+    SamplesDiverged(),
+    NonFinite(),
+    OutsideWalls(),
+    ImpossibleData(),
+    NotConservative(),
+    NetworkDoubted(),
+    UntrainedDivisors(),
+    OwnScores(),
+    NoOverlap(),
+    OutOfTraining(),
+    AcceptanceCollapsed(),
+    FewEffective(),
+    ErraticWeights(),
+    AncestorsCollapsed(),
+    ModesMissing(),
+    ModesUnreached(),
+    SharesFrozen(),
+    SeparatedModes(),
+    SharesByImportance(),
+    Unsettled(),
+    LevelsTooFew(),
+    FineData(),
+    NotSaved(),
+    FewChains(),
+)
+"""All checks of the library, in the order of gravity, in which a run is asked; the
+remark on a run without a problem comes last."""
+
+
+def withholds(code: str) -> bool:
+    """Return whether a check of this code withholds errors."""
+    return any(check.withholds for check in CHECKS if check.code == code)
+
+
+def ask_at_end(run: EndedRun, checks: Sequence[Check] = CHECKS) -> EndedRun:
+    """Ask the checks that need no evaluations; return the run with their findings."""
+    status = Status()
+    for check in checks:
+        if Need.EVALUATIONS not in check.needs:
+            status = _asked(check, run, status)
+    return run.with_findings(status.findings, status.withholds)
+
+
+def ask_later(run: EndedRun, checks: Sequence[Check] = CHECKS) -> Callable[[], Status]:
+    """Return a function that asks the checks that need evaluations, for the status.
+
+    It keeps the positions that these need, and not those of the whole run.
+    """
+    asked = []
+    for check in checks:
+        if Need.EVALUATIONS in check.needs and _could_meet(check, run):
+            asked.append((check, run.of_chains(check.chains(run))))
+
+    found = run.found
+
+    def status() -> Status:
+        status = Status(found)
+        for check, some in asked:
+            status = _asked(check, some, status)
+        return status
+
+    return status
+
+
+def _could_meet(check: Check, run: EndedRun) -> bool:
+    """Return whether a run meets the needs of a check, but for findings to come."""
+    needs = check.needs - {Need.NO_FINDING}
+    return all(need.met_by(run) for need in needs)
+
+
+def _asked(check: Check, run: EndedRun, status: Status) -> Status:
+    """The status with the findings of one check of a run."""
+    if check.unless_said and status.has(check.code):
+        return status
+    run = run.with_findings(status.findings, run.withheld)
+    if not all(need.met_by(run) for need in check.needs):
+        return status
+    findings: list[Finding] = check.ask(run)
+    return status.with_findings(*findings)

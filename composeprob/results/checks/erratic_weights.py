@@ -1,0 +1,45 @@
+"""Weight increments of a single step that differ too much."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from composeprob import tuning
+from composeprob.findings import Code, Finding
+from composeprob.results.checks.check import Check, Need, levels_in_words
+from composeprob.results.ended import EndedRun
+from composeprob.results.trust import effective_share_of_steps
+
+
+class ErraticWeights(Check):
+    """Ask whether the weight increments of one step differ too much.
+
+    Erratic steps make weights collapse, which `FewEffective` has said already then.
+    """
+
+    code = Code.WEIGHTS_COLLAPSED
+    withholds = True
+    meaning = (
+        "the weight increments of a single step were worth less than 5 % of the chains"
+    )
+    needs = frozenset({Need.LEVEL_WEIGHTS})
+    unless_said = True
+
+    def ask(self, run: EndedRun) -> list[Finding]:
+        return self.of(run.increments)
+
+    def of(self, variance: Float[np.ndarray, " levels"]) -> list[Finding]:
+        """Findings on relative variances of increments, NaN where there was none."""
+        effective = effective_share_of_steps(variance)
+        erratic = effective < tuning.FINDINGS.ess_floor
+        if not erratic.any():
+            return []
+        text = (
+            "The weight increments of a single step differ so much that only "
+            f"{np.nanmin(effective):.2g} of the chains count, at "
+            f"{levels_in_words(erratic)}: a factor changes over a shorter distance "
+            "than the step is long, and the log-evidence comes out too low. Compile "
+            "with many more levels, widen the sharp factor, or try anneal='tempered'."
+        )
+        return [self.finding(text)]

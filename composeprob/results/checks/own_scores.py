@@ -1,0 +1,65 @@
+"""Trained scores that do not match the samples of their own factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from composeprob import tuning
+from composeprob.density.learned_scores import OwnScore
+from composeprob.findings import Code, Finding
+from composeprob.results.checks.check import Check, Need
+from composeprob.results.ended import EndedRun, KeyUse
+
+
+class OwnScores(Check):
+    """Ask whether a score that a line integral relied on is the score of its factor's
+    own samples, as `composeprob.runtime.own_draws` measures it."""
+
+    code = Code.NETWORK_DOUBTED
+    withholds = True
+    meaning = (
+        "at level 0 a network's score does not match the factor's own samples, and a "
+        "line integral relied on it"
+    )
+    needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.LINE_INTEGRAL})
+
+    def chains(self, run: EndedRun) -> Int[np.ndarray, " some"]:
+        number = min(run.evaluations / run.density.num_levels, run.num_chains)
+        return np.arange(int(min(number, tuning.FINDINGS.own_draws)))
+
+    def ask(self, run: EndedRun) -> list[Finding]:
+        # Fewer samples would tell too little beyond their errors.
+        number = min(len(values) for values in run.positions.values())
+        if number < tuning.FINDINGS.own_draws // 8:
+            return []
+        key = KeyUse.OWN_DRAWS.folded_into(run.key)
+        scores = run.own_scores(run.positions, key)
+        return self.of(scores, np.asarray(run.density.schedule.log_snr))
+
+    def of(
+        self, scores: Mapping[str, OwnScore], log_snr: Float[np.ndarray, " levels"]
+    ) -> list[Finding]:
+        """Findings on the scores of factors, on levels of these log-SNR."""
+        wrong = {name: score for name, score in scores.items() if score.wrong}
+        if not wrong:
+            return []
+        listed = ", ".join(
+            f"that of {name} is {score}" for name, score in wrong.items()
+        )
+        right_from = [score.right_from for score in wrong.values()]
+        levels = [level for level in right_from if level is not None]
+        end = "at no level"
+        if len(levels) == len(right_from):
+            end = f"at a log-SNR of {log_snr[max(levels)]:.2g} and below"
+        text = (
+            "At level 0 scores do not match the factors' own samples, drawn by reverse "
+            f"diffusion: {listed}. Errors of a network grow as noise falls, and "
+            "Metropolis tests lead chains where such a score leads, not to the learned "
+            f"distribution. The scores are about right {end}: end the levels there "
+            "(schedule=cp.Schedule.log_snr(60, max=…)), train with more weight on "
+            "little noise, or use cp.Ancestral, for one factor alone."
+        )
+        return [self.finding(text)]

@@ -1,0 +1,149 @@
+"""What the estimates of a run rest on: `Trust`, each a number with its meaning."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from composeprob import tuning
+from composeprob.text import printable
+
+
+def least_effective_ancestors(num_chains: int) -> float:
+    """Effective number of ancestors below which a population of N chains is abandoned,
+    and no error of it is stated."""
+    # Three degrees of freedom, or what few chains can have.
+    least = min(tuning.ERRORS.fewest_ancestors + 1, num_chains / 8)
+    return max(least, min(tuning.ERRORS.fewest_families, num_chains / 16))
+
+
+def least_effective_share(num_chains: int) -> float:
+    """Effective size of a level's weights, relative to N, below which they have
+    collapsed."""
+    # With few chains the share alone says little: fewer than two effective chains is a
+    # collapse at any N.
+    return max(tuning.FINDINGS.ess_floor, min(2.0 / num_chains, 0.5))
+
+
+def effective_share_of_steps(
+    variance: Float[np.ndarray, " levels"],
+) -> Float[np.ndarray, " levels"]:
+    """Conditional effective size of single steps, 1/(1 + v), relative to N, by the
+    relative variance v of their weight increments (Zhou, Johansen and Aston 2016)."""
+    effective: Float[np.ndarray, " levels"] = 1 / (1 + np.asarray(variance, float))
+    return effective
+
+
+@dataclass(frozen=True)
+class Trust:
+    """`Trust` states what means, mode proportions and the evidence of a run rest on.
+
+    A number is NaN where the run has no such thing, such as weights or replicas.
+
+    Args:
+        num_chains: N.
+        independent: number of independent chains that these are worth at least, by
+            their genealogy; the errors of few ancestors rest on it.
+        effective_chains: number of independent chains whose means would have the same
+            errors, the least over the sites.
+        ancestors: number of first chains that have descendants.
+        level_weights: effective size of the weights, relative to N, at the level where
+            it is least.
+        step_weights: effective size of the weight increments of one step, relative to
+            N, at the level where it is least.
+        path_weights: number of chains that the weights of paths are worth, where
+            independent chains have such weights.
+        contradicted: number of ways in which mode proportions were found to be
+            contradicted, or supported by nothing, as the run ended.
+        global_acceptance: mean acceptance of global moves between modes.
+        round_trips: number of replicas that came from the noisiest level to level 0, in
+            the draws of one chain.
+        drift: by how many standard deviations the last block at level 0 moved the
+            population, or is correlated with where it began; 0 without.
+        discretisation: error of log Z by the distance of levels, in nats.
+        corrections: what the run corrected in its mode proportions, as clauses of
+            `Result.reason`.
+
+    Example:
+        >>> import composeprob as cp
+        >>> trust = cp.Trust(num_chains=100, independent=3.0, ancestors=5)
+        >>> trust.enough, trust.lacks
+        (False, 'the chains had too few distinct ancestors')
+    """
+
+    num_chains: int
+    independent: float = math.nan
+    effective_chains: float = math.nan
+    ancestors: int = 0
+    level_weights: float = math.nan
+    step_weights: float = math.nan
+    path_weights: float = math.nan
+    contradicted: int = 0
+    global_acceptance: float = math.nan
+    round_trips: float = math.nan
+    drift: float = 0.0
+    discretisation: float = 0.0
+    corrections: str = ""
+
+    @property
+    def lacks(self) -> str:
+        """The first thing that is not enough and that another run may have, as a
+        clause; empty where there is none."""
+        if self.contradicted:
+            return "nothing supported the proportions of separated modes"
+        collapsed = self.level_weights < least_effective_share(self.num_chains)
+        if collapsed or self.step_weights < tuning.FINDINGS.ess_floor:
+            return "too few chains supported the importance weights"
+        if self.independent < least_effective_ancestors(self.num_chains):
+            return "the chains had too few distinct ancestors"
+        if self.discretisation > tuning.FINDINGS.levels_error:
+            return "the levels were too far apart for the log-evidence"
+        return ""
+
+    @property
+    def enough(self) -> bool:
+        """True if mode proportions, weights, ancestors and levels support what is
+        reported, so that a default run ends; other checks may still find something."""
+        return not self.lacks
+
+    def numbers(self) -> dict[str, float | str]:
+        """The fields that are not NaN, for files."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if value == value}
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Each number that the run has, in words, and its meaning."""
+        n = self.num_chains
+        yield f"{self.effective_chains:,.4g} of {n:,}", "independent chains' worth"
+        yield f"{self.ancestors:,} of {n:,}", "first chains that have descendants"
+        if not math.isnan(self.level_weights):
+            yield f"{self.level_weights:.2g}", "of the chains count, at the worst level"
+        if not math.isnan(self.step_weights):
+            yield f"{self.step_weights:.2g}", "of the chains count, in the worst step"
+        if not math.isnan(self.path_weights):
+            yield f"{self.path_weights:,.4g} of {n:,}", "chains' worth of path weights"
+        if not math.isnan(self.global_acceptance):
+            yield f"{self.global_acceptance:.2g}", "of global moves accepted"
+        if not math.isnan(self.round_trips):
+            yield f"{self.round_trips:.3g}", "round trips of replicas, for each chain"
+        if self.drift:
+            yield f"{self.drift:.2g} sd", "drift, or memory of the start, at level 0"
+        if self.discretisation:
+            yield f"{self.discretisation:.2g} nats", "discretisation error of log Z"
+        mode_proportions = "not contradicted"
+        if self.contradicted:
+            mode_proportions = "unsupported"
+        yield mode_proportions, "mode proportions, as the run ended"
+
+    def __str__(self) -> str:
+        rows = list(self.rows())
+        width = max(len(number) for number, _ in rows)
+        lines = [f"{number:>{width}}  {meaning}" for number, meaning in rows]
+        if self.lacks:
+            lines.append(f"not enough: {self.lacks}")
+        return printable("\n".join(lines))

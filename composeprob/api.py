@@ -31,8 +31,10 @@ from composeprob.model_zoo import load, zoo
 from composeprob.numpyro_sites import as_distribution
 from composeprob.pretrained.estimators import from_estimator
 from composeprob.pretrained.load import from_diffusers
+from composeprob.results.checks import Check
 from composeprob.results.result import Result
 from composeprob.results.status import Status
+from composeprob.results.trust import Trust
 from composeprob.runtime.infer import infer
 from composeprob.runtime.writer import Checkpoint, Draws
 from composeprob.samplers.finishers import GlobalMoves, WarmUp
@@ -56,6 +58,7 @@ __all__ = [
     "AnnealedDensity",
     "AnnealedMCMC",
     "BlackJAX",
+    "Check",
     "Checkpoint",
     "Classifier",
     "DensityRatio",
@@ -77,6 +80,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "Status",
+    "Trust",
     "WarmUp",
     "Weights",
     "annealed",

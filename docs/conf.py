@@ -24,6 +24,7 @@ from changed import library_hash  # noqa: E402
 
 extensions = [
     "accessible",
+    "checks_table",
     "counted",
     "gallery",
     "mathml",
@@ -41,6 +42,8 @@ exclude_patterns = ["_build", "README.md", "Thumbs.db"]
 html_theme = "furo"
 html_title = "composeprob"
 html_static_path = ["_static"]
+# Pages at former addresses, which lead on to where their text stands now.
+html_extra_path = ["_moved"]
 html_favicon = "_static/favicon.svg"
 html_theme_options = {"top_of_page_buttons": []}
 templates_path = ["_templates"]

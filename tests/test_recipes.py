@@ -15,6 +15,7 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob.errors import WrongTypeError
 from composeprob.results.status import Code
 from messages import check_finding
 from sampling_cases import learned, measured, run
@@ -44,12 +45,24 @@ RECIPES = recipes()
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_the_recipe_runs(title):
-    assert len(RECIPES) == 8
+    assert len(RECIPES) == 9
     names = {"__name__": "page"}
     for block in RECIPES[title]:
         exec(compile(block, f"{PAGE.name}: {title}", "exec"), names)
     if title == "An annealing policy":
         assert "'widened(spread=0.2)'" in str(names["density"])
+    if title == "A check":
+        assert not names["right"].has("asymmetric")
+        assert names["wrong"].has("asymmetric")
+        assert names["wrong"].withholds
+        own = names["Asymmetric"]("x")
+        with pytest.raises(WrongTypeError, match="checks"):
+            cp.infer(
+                names["cp"].compile(names["product"], names["f"], names["f"]),
+                names["jax"].random.key(0),
+                num_chains=4,
+                checks=[own, type(own)],
+            )
     if title == "A part of a sampler":
         score, result, right = names["score"], names["result"], names["right"]
         assert score(names["Residual"]()) < LIMIT < score(names["Heaviest"]())

@@ -1,8 +1,8 @@
 """A call of `cp.infer` around its sampler.
 
-`infer` checks the call and decides on retries; `stages` has the run, five stages of one
-state, with watchers; `progress` shows how far it is, `writer` keeps its draws and
-checkpoints, `outcome` makes the result, and `own_draws` checks scores for it.
-`compiled` has the executables, and networks that are sharded over devices. May import
-`samplers` and `results`.
+`infer` checks the call and carries out the attempts of its `plan`; `stages` has the
+run, five stages of one state, with watchers; `progress` shows how far it is, `writer`
+keeps its draws and checkpoints, `outcome` makes the result, and `own_draws` checks
+scores for it. `compiled` has the executables, and networks that are sharded over
+devices. May import `samplers` and `results`.
 """

@@ -28,6 +28,7 @@ from composeprob.errors import (
     WrongTypeError,
 )
 from composeprob.kernels.kernel import Kernel
+from composeprob.results.checks import CHECKS, Check
 from composeprob.results.result import Result
 from composeprob.runtime.plan import Attempt, Tried, between_levels, plan
 from composeprob.runtime.stages import State, carry_out
@@ -72,6 +73,7 @@ def infer(
     thin: int = 1,
     checkpoint_dir: str | Path | Checkpoint | None = None,
     progress: bool = True,
+    checks: Check | Sequence[Check] = (),
 ) -> Result:
     """Sample a compiled program.
 
@@ -114,6 +116,8 @@ def infer(
         checkpoint_dir: a folder for checkpoints, from which the same call continues; a
             `Checkpoint` says whether it must, or must not.
         progress: whether to show a progress bar.
+        checks: checks of your own, each a `Check`, which ask the run beside the
+            library's; their findings are in ``result.status``.
 
     Returns:
         The samples with their diagnostics; look at ``result.status`` first.
@@ -150,6 +154,7 @@ def infer(
         raise not_a_sampler(sampler)
     if checkpoint_dir is not None and not isinstance(checkpoint_dir, Checkpoint):
         checkpoint_dir = Checkpoint(checkpoint_dir)
+    all_checks = _with_own(checks)
     visited, pace = on_levels(density, levels, num_chains)
     if mesh is None:
         mesh = every_device(num_chains, chunk)
@@ -160,6 +165,7 @@ def infer(
         draws=_with_thinning(draws, thin),
         checkpoint=checkpoint_dir,
         progress=progress,
+        checks=all_checks,
         began=time.monotonic(),
     )
     tried: list[Tried] = []
@@ -212,6 +218,7 @@ class _Call:
     draws: Draws
     checkpoint: Checkpoint | None
     progress: bool
+    checks: Sequence[Check]
     began: float  # by the monotonic clock
 
     def carry_out(self, attempt: Attempt, tried: Sequence[Tried]) -> Tried:
@@ -231,10 +238,26 @@ class _Call:
             self.draws,
             checkpoint,
             self.progress,
+            self.checks,
             spent=spent,
             began=self.began,
         )
         return carry_out(state)
+
+
+def _with_own(checks: Check | Sequence[Check]) -> Sequence[Check]:
+    """Return the library's checks and a user's, which are asked before the remark on
+    runs without a finding."""
+    own = [checks] if isinstance(checks, Check) else list(checks)
+    for check in own:
+        if not isinstance(check, Check):
+            raise WrongTypeError(
+                f"checks must be objects of cp.Check; got {check!r}.",
+                fix="derive a class from cp.Check, and pass an object of it: "
+                "checks=[MyCheck()].",
+            )
+    *problems, remark = CHECKS
+    return (*problems, *own, remark)
 
 
 def _with_thinning(draws: int | Draws | None, thin: int) -> Draws:

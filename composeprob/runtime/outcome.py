@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ from composeprob import tuning
 from composeprob.density.evaluation import Position
 from composeprob.density.learned_scores import curl
 from composeprob.kernels.gibbs import integrates_score
-from composeprob.results.checks import CHECKS, Check, ask_at_end, ask_later
+from composeprob.results.checks import ask_at_end, ask_later
 from composeprob.results.ended import EndedRun, Ending, Kernel, KeyUse
 from composeprob.results.estimates import (
     Genealogy,
@@ -170,9 +170,8 @@ def summarised(
     evidence = Evidence.of_run(ended, genealogy, coarse)
     trust = _trust(ended, support, genealogy, evidence)
     run = _as_asked(ended, support, genealogy, evidence, trust, samples)
-    checks: Sequence[Check] = CHECKS
-    run = ask_at_end(run, checks)
-    status = ask_later(run, checks)
+    run = ask_at_end(run, state.checks)
+    status = ask_later(run, state.checks)
 
     log_evidence: float | None = None
     log_evidence_error: float | None = None

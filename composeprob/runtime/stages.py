@@ -13,7 +13,7 @@ import copy
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
 
@@ -28,6 +28,7 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import check, check_evaluations, in_question
 from composeprob.errors import CapabilityError
+from composeprob.results.checks import CHECKS, Check
 from composeprob.results.ended import KeyUse
 from composeprob.results.result import Result
 from composeprob.results.trust import least_effective_ancestors
@@ -55,6 +56,7 @@ class State:
     draws: Draws
     checkpoint: Checkpoint | None
     progress: bool
+    checks: Sequence[Check] = CHECKS  # that ask the run once it has ended
     spent: int = 0  # evaluations of each chain by the attempts before this one
     # By the monotonic clock, at the beginning of the call; earlier by the time that a
     # resumed run had already taken.

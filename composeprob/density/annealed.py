@@ -493,7 +493,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
             >>> both = cp.program(lambda f, g: cp.sample("x", f * g))
             >>> density = cp.compile(both, left, right)
             >>> finding = density.check(jax.random.key(0))[0]
-            >>> finding.code, finding.factor
+            >>> str(finding.code), finding.factor
             ('no_overlap', 'f(x)')
         """
         check_key(key)

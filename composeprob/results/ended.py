@@ -45,7 +45,7 @@ class KeyUse(IntEnum):
 
 
 class Ending(NamedTuple):
-    """How far a run came, and whether it was saved."""
+    """End of a run: how far it came, and whether it was saved."""
 
     interrupted: str | None = None  # the name of the stage that Ctrl-C ended
     finishers: int = 0  # of the sampler
@@ -56,7 +56,7 @@ class Ending(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """What checks need to know of the sampler's moves."""
+    """Facts about the sampler's moves."""
 
     adjusted: bool | Sequence[bool] = True  # has it, or each block, a Metropolis test
     blocks: Sequence[str] = ()  # names of blocks; empty where all sites move together

@@ -46,8 +46,8 @@ from composeprob.results.geometry import chosen, nearest, rows, scaled, spaced, 
 
 
 class Unlike(NamedTuple):
-    """How importance samples differ from the chains, in words; empty where they do
-    not."""
+    """Differences of importance samples from the chains, in words; empty where there
+    are none."""
 
     unreached: str = ""  # mass where no chain is
     shares: str = ""  # a region of another share

@@ -180,7 +180,7 @@ class Reason(enum.StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Proportions:
-    """What mode proportions rest on, as the run ended."""
+    """Support of the mode proportions, as the run ended."""
 
     # What contradicts them, or that nothing supports them.
     defects: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What the estimates of a run rest on: `Trust`, each a number with its meaning."""
+"""Support of a run's estimates: `Trust`, numbers with their meanings."""
 
 from __future__ import annotations
 

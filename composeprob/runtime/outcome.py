@@ -347,7 +347,7 @@ def _arrived(ended: Ended) -> Arrived:
 def _trust(
     ended: Ended, support: Support, genealogy: Genealogy, evidence: Evidence
 ) -> Trust:
-    """What the estimates of a run rest on."""
+    """The numbers on which the estimates of a run rest."""
     values = list(ended.positions.values())
     level_weights = math.nan
     step_weights = math.nan
@@ -450,7 +450,7 @@ def _as_asked(
 
 
 def _ending(ended: Ended) -> Ending:
-    """How a run ended, and whether it was saved."""
+    """End of a run: how far it came, and whether it was saved."""
     state = ended.state
     checkpoints = state.checkpoints
     is_saved = False

@@ -96,8 +96,8 @@ class Tried:
 
     @property
     def lacks(self) -> str:
-        """What its result lacks, as a clause; empty where that is nothing, or the user
-        interrupted it."""
+        """The clause that says what its result lacks; empty where it lacks nothing, or
+        the user interrupted it."""
         if self.result is None or self.result.trust is None or self.interrupted:
             return ""
         return self.result.trust.lacks

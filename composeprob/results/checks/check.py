@@ -17,7 +17,7 @@ from composeprob.results.importance import can_draw
 
 
 class Need(enum.Enum):
-    """What a check needs of a run; its value says so in the table of checks."""
+    """Things that a check may need of a run, each with its words as the value."""
 
     LEVEL_0 = "chains at level 0"
     # Made when the status is first looked at, as it takes a compilation.

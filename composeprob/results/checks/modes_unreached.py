@@ -14,8 +14,8 @@ class ByImportance(Check):
     needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.IMPORTANCE})
 
     def unlike(self, run: EndedRun) -> Unlike:
-        """How importance samples differ from the chains, asked once for all of these
-        checks."""
+        """Differences of importance samples from the chains, asked once for all of
+        these checks."""
         key = KeyUse.IMPORTANCE.folded_into(run.key)
         return run.once(
             "importance samples",

@@ -116,11 +116,11 @@ def compare(self: Record, other: Record) -> Comparison:
 
 def _check_another_run(this: Record, other: Record) -> None:
     """Refuse to compare a run with itself, or with a run of another program."""
-    same_samples = this.samples.keys() == other.samples.keys() and all(
-        np.array_equal(values, other.samples[name])
-        for name, values in this.samples.items()
-    )
-    if same_samples:
+    same_sites = this.samples.keys() == other.samples.keys()
+    same_run = same_sites and np.array_equal(this.log_weights, other.log_weights)
+    for name, values in this.samples.items():
+        same_run = same_run and np.array_equal(values, other.samples[name])
+    if same_run:
         raise InvalidValueError(
             "compare got the same samples twice, which agree by themselves.",
             fix="run the program under another key: "

@@ -19,12 +19,23 @@ from composeprob.errors import (
     LoadError,
     WrongTypeError,
 )
+from composeprob.results.store import Store
 from refusals import refused
 from sampling_cases import normal, single
 
 KEY = jax.random.key(0)
 DENSITY = cp.compile(single, normal([0.0, 0.0]))
 RUN = {"num_chains": 8, "sampler": cp.AnnealedMCMC(cp.ULA(0.1), 1), "progress": False}
+
+
+NESTED = "[" * 200_000
+"""JSON that exhausts Python's stack where it is read."""
+
+
+@cp.program
+def pair(f, g):
+    cp.sample("x", f)
+    cp.sample("y", g)
 
 
 class Good:
@@ -69,8 +80,26 @@ class Good:
 
         return self.store(edit)
 
+    def store_array(self, name, **metadata):
+        """The store whose array of this name says something else of itself."""
+
+        def edit(folder):
+            about = json.loads((folder / name / "zarr.json").read_text())
+            (folder / name / "zarr.json").write_text(json.dumps(about | metadata))
+
+        return self.store(edit)
+
+    def store_of_another_program(self):
+        """The description of one store beside the arrays of another program's."""
+        other = self.folder / "other"
+        density = cp.compile(pair, normal([0.0, 0.0]), normal(0.0))
+        cp.infer(density, KEY, draws=cp.Draws(3, store=other), **RUN)
+        about = (other / "zarr.json").read_text()
+        shutil.rmtree(other)
+        return self.store(lambda folder: (folder / "zarr.json").write_text(about))
+
     def store_about(self, attributes=(), **about):
-        whole = {"format": "composeprob.draws", "version": 1} | about
+        whole = Store.format | about
         text = json.dumps({"attributes": list(attributes) or whole})
         return self.store(lambda folder: (folder / "zarr.json").write_text(text))
 
@@ -99,10 +128,41 @@ def link_outwards(folder):
     )
 
 
+def blocks(folder, name="samples/x"):
+    """Files of an array's blocks."""
+    return [path for path in (folder / name / "c").rglob("*") if path.is_file()]
+
+
 def truncate(folder):
-    for path in (folder / "samples/x/c").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[:7])
+    for path in blocks(folder):
+        path.write_bytes(path.read_bytes()[:7])
+
+
+def flip_a_bit(folder):
+    for path in blocks(folder):
+        content = bytearray(path.read_bytes())
+        content[3] ^= 1
+        path.write_bytes(content)
+
+
+def lose_a_block(folder):
+    blocks(folder)[0].unlink()
+
+
+def make_folders_of_blocks(folder):
+    for path in blocks(folder):
+        path.unlink()
+        path.mkdir()
+
+
+def make_a_file_of_samples(folder):
+    shutil.rmtree(folder / "samples")
+    (folder / "samples").write_text("x")
+
+
+def make_a_folder_of_the_description(folder):
+    (folder / "zarr.json").unlink()
+    (folder / "zarr.json").mkdir()
 
 
 NAN = {"log_weights": np.full(8, np.nan)}
@@ -145,6 +205,22 @@ CASES = {
     "one number as samples": lambda g: g.file(arrays={"samples/x": np.zeros(1)}),
     "other levels": lambda g: g.file(arrays={"ess": np.zeros(3)}),
     "no levels": lambda g: g.file(arrays={"log_snr": np.zeros(0)}),
+    "nested facts": lambda g: g.file(metadata=g.metadata | {"facts": NESTED}),
+    "no sites": lambda g: g.file(sites=[]),
+    "no draws": lambda g: g.file(draws=0),
+    "fewer than no evaluations": lambda g: g.file(evaluations=-3),
+    "no devices": lambda g: g.file(devices=0),
+    "a site twice": lambda g: g.file(sites=["x", "x"]),
+    "an array too many": lambda g: g.file(arrays={"samples/y": np.zeros((8, 3))}),
+    "ancestors that are fractions": lambda g: g.file(
+        arrays={"families": np.full(8, 0.5)}
+    ),
+    "plates of too many axes": lambda g: g.file(dims={"x": ["m", "n", None]}),
+    "weights of two axes": lambda g: g.file(arrays={"log_weights": np.zeros((8, 1))}),
+    "a header of any length": lambda g: g.raw(b"\xff" * 8 + g.path.read_bytes()[8:]),
+    "a header of nested JSON": lambda g: g.raw(
+        len(NESTED).to_bytes(8, "little") + NESTED.encode()
+    ),
     "an empty folder": empty_folder,
     "a checkpoint": lambda g: g.folder / "checkpoint",
     "a store of no zarr.json": lambda g: g.store(lambda f: (f / "zarr.json").unlink()),
@@ -177,6 +253,68 @@ CASES = {
     ),
     "a store with a link outwards": lambda g: g.store(link_outwards),
     "a store of damaged draws": lambda g: g.store(truncate),
+    "a store whose draws are gone": lambda g: g.store(
+        lambda f: shutil.rmtree(f / "samples/x/c")
+    ),
+    "a store that lost a block": lambda g: g.store(lose_a_block),
+    "a store of empty blocks": lambda g: g.store(
+        lambda f: [path.write_bytes(b"") for path in blocks(f)]
+    ),
+    "a store of other bits": lambda g: g.store(flip_a_bit),
+    "a store with folders for blocks": lambda g: g.store(make_folders_of_blocks),
+    "a store whose weights are gone": lambda g: g.store(
+        lambda f: shutil.rmtree(f / "log_weights/c")
+    ),
+    "a store whose diagnostics are gone": lambda g: g.store(
+        lambda f: shutil.rmtree(f / "non_finite/c")
+    ),
+    "a store without checksums": lambda g: g.store_array(
+        "samples/x", codecs=[{"name": "bytes", "configuration": {"endian": "little"}}]
+    ),
+    "a store of wider numbers": lambda g: g.store_array(
+        "samples/x", data_type="float64"
+    ),
+    "a store of other numbers": lambda g: g.store_array(
+        "samples/x", data_type="complex64", fill_value=[0, 0]
+    ),
+    "a store of more chains": lambda g: g.store_array("samples/x", shape=[9, 3, 2]),
+    "a store of more numbers": lambda g: g.store_array("samples/x", shape=[8, 3, 4]),
+    "a store of fewer draws": lambda g: g.store_array("samples/x", shape=[8, 2, 2]),
+    "a store of flat samples": lambda g: g.store_array("samples/x", shape=[48]),
+    "a store of endless weights": lambda g: g.store_array(
+        "log_weights", shape=[10**15]
+    ),
+    "a store of endless blocks": lambda g: g.store_array(
+        "log_weights",
+        shape=[10**15],
+        chunk_grid={"name": "regular", "configuration": {"chunk_shape": [10**15]}},
+    ),
+    "a store of nested arrays": lambda g: g.store(
+        lambda f: (f / "samples/x/zarr.json").write_text(NESTED)
+    ),
+    "a store of nested JSON": lambda g: g.store(
+        lambda f: (f / "zarr.json").write_text(NESTED)
+    ),
+    "a store of an empty description": lambda g: g.store(
+        lambda f: (f / "zarr.json").write_bytes(b"")
+    ),
+    "a store of no text": lambda g: g.store(
+        lambda f: (f / "zarr.json").write_bytes(b"\xff\xfe\x00")
+    ),
+    "a store with a folder for its description": lambda g: g.store(
+        make_a_folder_of_the_description
+    ),
+    "a store with a file for its samples": lambda g: g.store(make_a_file_of_samples),
+    "a store of another program": lambda g: g.store_of_another_program(),
+    "a store of a site twice": lambda g: g.store_with(sites=["x", "x"]),
+    "a store of no site": lambda g: g.store_with(sites=[]),
+    "a store of no draws": lambda g: g.store_with(draws=0),
+    "another zarr folder": lambda g: g.store(
+        lambda f: (f / "zarr.json").write_text(
+            json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}})
+        )
+    ),
+    "an array of a store": lambda g: g.store(lambda f: None) / "samples/x",
 }
 
 

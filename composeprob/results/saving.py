@@ -116,7 +116,7 @@ def _opened(kind: type[Loaded], store: Store) -> Loaded:
     store.open(facts["sites"])
     samples: dict[str, Any] = {}
     for name in facts["sites"]:
-        samples[f"samples/{name}"] = store.stored(name, facts["draws"])
+        samples[f"samples/{name}"] = store.whole(name, facts["draws"])
     return _assembled(kind, store.path, samples | store.rest(ARRAYS), facts)
 
 
@@ -140,6 +140,12 @@ def _facts(path: Path, text: str) -> JSONObject:
             _require(name in facts, f"it lacks {name!r}")
             _require(name in kinds, f"{name!r} is not a fact of a result")
             _require(_is_a(facts[name], kinds[name]), f"{name!r} is {facts[name]!r}")
+        sites = facts["sites"]
+        _require(sites and len(set(sites)) == len(sites), f"its sites are {sites}")
+        least = {"draws": 1, "thin": 1, "devices": 1, "evaluations": 0}
+        for name, bound in least.items():
+            count = facts[name]
+            _require(count is None or count >= bound, f"{name!r} is {count}")
     return facts
 
 
@@ -172,8 +178,12 @@ def _assembled(
     with _damaged(path):
         # The order of sites is that of the facts: safetensors sorts arrays by name.
         samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}
+        beside = sorted(
+            set(arrays) - set(ARRAYS) - {f"samples/{name}" for name in samples}
+        )
+        _require(not beside, f"it has {beside} beside")
         _check_arrays({name: arrays[name] for name in ARRAYS})
-        _check_samples(samples, arrays["log_weights"], facts["draws"])
+        _check_samples(samples, arrays["log_weights"], facts["draws"], facts["dims"])
         findings = [_finding(*entry) for entry in facts.pop("status")]
         trust = facts.pop("trust")
         if trust is not None:
@@ -223,22 +233,30 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     finite = not np.isnan(weights).any() and np.isfinite(weights.max())
     _require(finite, "its weights are NaN or infinite")
     ancestors = arrays["families"]
+    integers = ancestors.dtype.kind in "iu" and ancestors.shape == weights.shape
     # Each is the index of one of the first chains.
-    valid = ancestors.shape == weights.shape and np.all(
-        (ancestors >= 0) & (ancestors < len(ancestors))
-    )
+    valid = integers and np.all((ancestors >= 0) & (ancestors < len(ancestors)))
     _require(valid, "its ancestors are not those of its chains")
 
 
 def _check_samples(
-    samples: Mapping[str, np.ndarray], log_weights: np.ndarray, draws: int | None
+    samples: Mapping[str, np.ndarray],
+    log_weights: np.ndarray,
+    draws: int | None,
+    dims: Mapping[str, JSON],
 ) -> None:
-    """Refuse samples that are not numbers, or not one for each chain or draw."""
+    """Refuse samples that are not numbers, not one for each chain or draw, or whose
+    axes are not those of their plates."""
     lead = log_weights.shape if draws is None else (*log_weights.shape, draws)
     for name, array in samples.items():
         _require(
             array.shape[: len(lead)] == lead,
             f"site {name!r} has shape {array.shape}, of {lead} samples",
+        )
+        axes = dims.get(name)
+        _require(
+            axes is None or len(axes) == array.ndim - len(lead),
+            f"site {name!r} has shape {array.shape}, and {axes} are its plates",
         )
         _require(
             array.dtype.kind in "fiub",
@@ -257,7 +275,8 @@ def _damaged(path: Path) -> Iterator[None]:
     """Name the file, of which an entry is missing or is not that of a result."""
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
+    # JSON that is nested deeply enough exhausts Python's stack.
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         defect = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise LoadError(
             f"{path} is not a complete result: {defect}.",

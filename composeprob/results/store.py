@@ -4,6 +4,7 @@ TensorStore."""
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,15 @@ def unreadable(path: Path) -> Iterator[None]:
             fix="the folder is damaged, or belongs to another program; start the run "
             "again.",
         ) from error
+
+
+CODECS: list[JSON] = [
+    {"name": "bytes", "configuration": {"endian": "little"}},
+    {"name": "crc32c"},
+]
+"""The form of a block in its file: the numbers as they lie in memory, and a checksum,
+by which a block that was changed is refused."""
+CHECKSUM_BYTES = 4
 
 
 class Stored:
@@ -96,10 +106,11 @@ class Store:
 
     ``samples/NAME`` holds each site, (chain, draw, …), or (chain, …) for a run without
     draws; the arrays beside it and the group's attributes hold the rest of the result.
-    Draws that are not there yet read as 0.
+    Each block of an array is a file. One that is missing is refused, where a reader of
+    zarr would take zeros for it.
     """
 
-    format: ClassVar[JSONObject] = {"format": "composeprob.draws", "version": 1}
+    format: ClassVar[JSONObject] = {"format": "composeprob.draws", "version": 2}
 
     def __init__(self, path: str | Path):
         self.path = Path(path).absolute()
@@ -201,7 +212,8 @@ class Store:
         try:
             text = (self.path / "zarr.json").read_text(encoding="utf-8")
             about = json.loads(text)["attributes"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        # Attributes that are nested deeply enough exhaust Python's stack.
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise LoadError(
                 f"{self.path} is not a stored result.", fix="check the path."
             ) from error
@@ -221,10 +233,44 @@ class Store:
 
     def rest(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Read the arrays that `write_rest` wrote."""
+        arrays = {}
         with unreadable(self.path):
-            return {
-                name: np.asarray(self._opened(name).read().result()) for name in names
-            }
+            for name in names:
+                array = self._opened(name)
+                self._check_blocks(name, array)
+                arrays[name] = np.asarray(array.read().result())
+        return arrays
+
+    def whole(self, name: str, draws: int | None) -> Stored:
+        """A site's array, as `stored`; refused where the file of a block is missing or
+        of another size. None is read."""
+        with unreadable(self.path):
+            stored = self.stored(name, draws)
+            self._check_blocks(f"samples/{_quoted(name)}", stored._array)
+        return stored
+
+    def _check_blocks(self, name: str, array: TensorStore) -> None:
+        """Raise a ValueError unless each block of an array has its file."""
+        metadata = array.spec().to_json()["metadata"]
+        if metadata["codecs"] != CODECS:
+            raise ValueError(f"{name!r} is stored in a form that no run writes")
+        block = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        size = math.prod(block) * array.dtype.numpy_dtype.itemsize + CHECKSUM_BYTES
+        number = [
+            math.ceil(length / of_block)
+            for length, of_block in zip(array.shape, block, strict=True)
+        ]
+        # A description may claim any number of blocks: they are counted one by one.
+        for place in range(math.prod(number)):
+            index = np.unravel_index(place, number)
+            file = self.path / name / "/".join(["c", *map(str, index)])
+            if not file.is_file():
+                raise ValueError(f"{file.relative_to(self.path)} is missing")
+            found = file.stat().st_size
+            if found != size:
+                raise ValueError(
+                    f"{file.relative_to(self.path)} has {found} bytes of {size}"
+                )
 
     def _opened(self, name: str) -> TensorStore:
         import tensorstore
@@ -249,6 +295,7 @@ class Store:
                 "name": "regular",
                 "configuration": {"chunk_shape": [max(b, 1) for b in block]},
             },
+            "codecs": CODECS,
         }
         if axes:
             metadata["dimension_names"] = [*axes, *(None,) * (len(shape) - len(axes))]
@@ -264,7 +311,14 @@ class Store:
                 f"{folder} is a link out of the folder of this result.",
                 fix="copy the samples into it.",
             )
-        return {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}
+        return {
+            "driver": "zarr3",
+            "kvstore": {"driver": "file", "path": str(folder)},
+            # Blocks of zeros are written like others, so a block without a file is lost
+            # and not 0.
+            "store_data_equal_to_fill_value": True,
+            "fill_missing_data_reads": False,
+        }
 
 
 def _quoted(name: str) -> str:

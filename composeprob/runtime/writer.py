@@ -217,7 +217,8 @@ class Writer:
         """Create the store's arrays, empty."""
         has_draws = self.draws is not None
         draws = [self.draws] if self.draws is not None else []
-        block = [self.block] if has_draws else []
+        # A file has the size of a whole block, however few draws are in it.
+        block = [min(self.block, *draws)] if has_draws else []
         layout = {}
         for name, site in sites.items():
             event = site.shape[1:]

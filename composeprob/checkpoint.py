@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import PyTree
 
 from composeprob.errors import InvalidValueError, LoadError
+from composeprob.extras import needed
 from composeprob.json_data import JSONObject
 
 DIGEST = "sha256:"
@@ -52,7 +53,8 @@ class CheckpointFolder:
                 fix="choose a folder that you may write to, on a disk with room.",
             ) from error
         # Orbax takes seconds to import, and only runs with checkpoints need it.
-        import orbax.checkpoint as ocp
+        with needed("store", "A checkpoint"):
+            import orbax.checkpoint as ocp
 
         self.args = ocp.args
         # Orbax reports every file that it writes.

@@ -3,8 +3,8 @@
 Each states what was found, where in the user's program, and how to fix it. The place is
 the ``where`` that a site or statement recorded when the program ran; without one, the
 line of the innermost frame outside of libraries (`caller`). All derive from
-`ComposeProbError`; each also derives from `ValueError` or `TypeError`, so that generic
-handlers keep working.
+`ComposeProbError`; each also derives from `ValueError`, `TypeError` or `ImportError`,
+so that generic handlers keep working.
 """
 
 from __future__ import annotations
@@ -101,6 +101,10 @@ class LoadError(ComposeProbError, ValueError):
     """A model or a saved result cannot be found or read."""
 
 
+class MissingPackageError(ComposeProbError, ImportError):
+    """A package that one feature needs is not installed."""
+
+
 class VerificationError(ComposeProbError, ValueError):
     """The intermediate representation broke one of its own rules: a defect of
     composeprob, not of the program."""
@@ -169,7 +173,20 @@ MEANT: dict[str, dict[str, str]] = {
     "Result": {
         **dict.fromkeys(
             ("posterior", "get_samples", "chains"),
-            "samples are result['x'], and result.samples.",
+            "samples are result['x'], and result.samples; result.to_arviz() has groups "
+            "of ArviZ's.",
+        ),
+        **dict.fromkeys(
+            ("arviz", "idata", "inference_data", "to_inference_data"),
+            "write result.to_arviz().",
+        ),
+        **dict.fromkeys(
+            ("to_dataset", "to_datatree", "to_netcdf", "to_xarray"),
+            "write result.to_arviz(), whose groups are data sets of xarray.",
+        ),
+        **dict.fromkeys(
+            ("to_dataframe", "to_df", "dataframe", "to_csv", "pandas"),
+            "write result.to_pandas(), for pandas; its to_csv writes a file.",
         ),
         **dict.fromkeys(("log_z", "logZ", "evidence"), "write result.log_evidence."),
         **dict.fromkeys(

@@ -27,6 +27,7 @@ import numpy as np
 from composeprob import models
 from composeprob.calibration.driver import load_calibration
 from composeprob.errors import LoadError
+from composeprob.extras import needed
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.factor import LeafFactor
@@ -323,7 +324,9 @@ def reference(name: str) -> Distribution | None:
 def defined(name: str, attribute: str) -> Any:
     """Return an attribute of a model's train.py, such as ``held_out`` data; None where
     it has none of that name."""
-    train = importlib.import_module(f"{models.__name__}.{_folder(name).name}.train")
+    module = f"{models.__name__}.{_folder(name).name}.train"
+    with needed("flax", f"The network of model '{name}'"):
+        train = importlib.import_module(module)
     return getattr(train, attribute, None)
 
 

@@ -41,7 +41,7 @@ def refused(
         call()
     error = caught.value
     assert type(error) is kind, error
-    assert isinstance(error, (ValueError, TypeError))
+    assert isinstance(error, (ValueError, TypeError, ImportError))
     assert re.search(facts, str(error), re.DOTALL), error
     assert error.fix, error
     assert re.search(fix, error.fix, re.DOTALL), error

@@ -231,6 +231,27 @@ def test_arviz_sees_independent_draws_of_equal_weights():
     assert float(data.posterior["x"].mean()) == pytest.approx(0.75, abs=1 / N)
 
 
+def test_pandas_has_a_row_for_each_sample_of_equal_weight():
+    values = np.repeat([0.0, 1.0], N // 2)
+    weights = np.where(values == 1, np.log(3.0), 0.0)
+    samples = {"x": np.stack([values, -values], 1), "z": values}
+    table = make(samples, weights).to_pandas()
+    assert list(table.columns) == ["x[0]", "x[1]", "z"]
+    assert table.index.name == "draw"
+    assert table["z"].mean() == pytest.approx(0.75, abs=1 / N)
+    np.testing.assert_array_equal(table["x[1]"], -table["z"])
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("posterior", "to_arviz"), ("to_netcdf", "to_arviz"), ("to_df", "to_pandas")],
+)
+def test_where_people_look_for_other_forms(name, instead):
+    assert instead in dir(make())
+    with pytest.raises(AttributeError, match=instead):
+        getattr(make(), name)
+
+
 class Density:
     """The members of a compiled density that a plot reads: one noised site, N(0, I)."""
 

@@ -1,4 +1,4 @@
-"""The application's commands: `run`, `trust`, `new`, `zoo`, `train` and `devices`."""
+"""The application's commands: `run`, `new`, `zoo`, `train` and `devices`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,8 @@ from composeprob.json_data import JSONObject
 from composeprob.text import spell_out
 
 if TYPE_CHECKING:
-    from jax import Array
-
-    from composeprob.density.annealed import AnnealedDensity
     from composeprob.model_zoo import Card
     from composeprob.results.result import Result
-    from composeprob.samplers.sampler import Sampler
 
 # jax and the rest of the library are imported inside the commands, so that `composeprob
 # --help` answers at once.
@@ -324,114 +320,6 @@ def write(
 
 
 @command
-def trust(
-    target: Target,
-    chains: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of chains of each run; by default FILE's num_chains, or 1000."
-        ),
-    ] = None,
-    seed: Seed = 0,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            help="Reference draws, such as held-out data: .npy of the only site, or "
-            ".npz of several sites. By default FILE's function reference(key, num), if "
-            "there is one.",
-            dir_okay=False,
-            exists=True,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the first run's report to this HTML file.", dir_okay=False
-        ),
-    ] = None,
-    no_cache: NoCache = False,
-) -> None:
-    """Measure the errors of a program's samples, and attribute them.
-
-    Runs the program several times: as `composeprob run` does, under another key, with
-    twice the levels, with twice the transitions at each level, and with half the step
-    of kernels whose distribution depends on it. A significant change with levels,
-    transitions or steps is an error of the sampler. A significant change with the key
-    is an error that the standard errors do not include. Curl of scores, their
-    Fokker-Planck residual, and factors evaluated outside of their training data are
-    errors of the model. With reference draws the error is split: the part up to the
-    finest run is the sampler's, the rest the model's. Exits with 1 if it finds an
-    error.
-
-    [b]Examples[/b]
-
-        composeprob trust examples/product.py
-
-        composeprob trust scene.py:two_cubes --chains 500 --reference held_out.npy --out
-        out/trust.html
-    """
-    import jax
-
-    from composeprob import api
-    from composeprob.cli import whose_error
-    from composeprob.samplers.choose import choose
-
-    keep_compiled(no_cache)
-    density, module, settings = compiled(target)
-    number = settings["num_chains"] if chains is None else chains
-    sampler = settings.get("sampler")
-    if sampler is None:
-        sampler, _ = choose(density, number)
-    key, other_key = jax.random.split(jax.random.key(seed))
-
-    def run(
-        density: AnnealedDensity, sampler: Sampler, key: Array = other_key
-    ) -> Result:
-        return api.infer(density, key, num_chains=number, sampler=sampler)
-
-    first = run(density, sampler, key)
-    reference_key = jax.random.fold_in(key, 1)
-    draws = whose_error.reference_draws(
-        module, reference, reference_key, number, list(first.samples)
-    )
-    # A reference that does not fit is refused here, before the other runs.
-    expected = None if draws is None else whose_error.draws_moments(first, draws)
-    relevelled = whose_error.twice_the_levels(density)
-    if not whose_error.fits(relevelled.density, sampler):
-        console.print(
-            "The sampler has one step for each level: no other number of levels was "
-            "tried."
-        )
-    variants = whose_error.variants(density, sampler, first, relevelled)
-    runs = {
-        label: run(variant_density, variant_sampler)
-        for label, (variant_density, variant_sampler) in variants.items()
-    }
-    table, differences = whose_error.run_differences(first, runs, sampler)
-    console.print(table)
-    if expected is not None:
-        best = whose_error.finest(run, sampler, runs, relevelled)
-        table, errors = whose_error.split(
-            whose_error.moments(first), whose_error.moments(best), expected
-        )
-        console.print(table)
-        differences |= {f"The {who}'s error:": size for who, size in errors.items()}
-    findings = whose_error.significant(differences)
-    status = first.status
-    if number >= 16:  # as many chains as a comparison of two runs needs
-        status = first.compare(runs["another key"]).status
-    findings += [f"{code}: {text}" for code, text in status.findings]
-    for text in whose_error.score_checks(density, first, key):
-        console.print(text, highlight=False)
-    nothing = ["Nothing was found: the runs agree within their errors."]
-    for text in findings or nothing:
-        console.print(text, highlight=False)
-    if out is not None:
-        print(f"wrote {first.report(out)}")
-    raise typer.Exit(int(bool(findings)))
-
-
-@command
 def new(
     folder: Annotated[
         Path,
@@ -591,68 +479,13 @@ def train(
 
 
 @command
-def devices(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[FILE[:PROGRAM]]",
-            help="Program to compile; by default the demo's ring × bar from the zoo.",
-        ),
-    ] = None,
-    compile_for: Annotated[
-        str | None,
-        typer.Option(
-            "--compile",
-            metavar="TOPOLOGY",
-            help="TPUs to compile for, such as v5e:4x4 or v4:4x4x4.",
-        ),
-    ] = None,
-    chains_per_chip: Annotated[
-        int, typer.Option(min=1, help="Chains on each chip.")
-    ] = 64,
-    diagnostics: Annotated[
-        bool,
-        typer.Option(
-            help="Include the means over all chains that a result reports at each "
-            "level."
-        ),
-    ] = True,
-    mesh: Annotated[
-        str | None, typer.Option(metavar="ROWSxCOLUMNS", help="As for run.")
-    ] = None,
-) -> None:
-    """Show the devices of this machine, or compile a program for TPUs elsewhere.
+def devices() -> None:
+    """Show the devices of this machine, and the precision of numbers on them.
 
-    With --compile the TPU compiler (pip install 'composeprob\\[tpu]') compiles a whole
-    run, chains spread over the chips, for topologies of v4, v5e, v5p and v6e, and
-    reports its memory and cost. Nothing is run, and no TPU is needed. Variables sampler
-    and precision of FILE count, as for run. Costs are the compiler's own estimates,
-    which count the body of a loop once.
-
-    [b]Examples[/b]
+    [b]Example[/b]
 
         composeprob devices
-
-        composeprob devices --compile v5e:4x4
-
-        composeprob devices scene.py:two_cubes --compile v5p:4x4x4
-
-        composeprob devices benchmarks/sizes.py:sd15 --compile v5e:4x4 --chains-per-chip
-        1
     """
-    from composeprob.cli import hardware
+    from composeprob.cli.hardware import devices_table
 
-    if compile_for is None:
-        if target is not None:
-            raise InvalidValueError(
-                f"{target} was given, but nothing to compile it for.",
-                fix="add --compile v5e:4x4.",
-            )
-        console.print(hardware.devices_table())
-        return
-    hardware.prepare_tpu_compiler()
-    density, sampler = hardware.program(target)
-    table = hardware.ahead(
-        compile_for, density, chains_per_chip, sampler, diagnostics, mesh
-    )
-    console.print(table)
+    console.print(devices_table())

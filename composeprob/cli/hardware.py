@@ -1,28 +1,19 @@
-"""Devices of this machine, and compilation for TPUs elsewhere."""
+"""Devices of this machine: a table of them, their grid, and those of other processes."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
 
-from composeprob.cli.programs import compiled
-from composeprob.errors import InvalidValueError, LoadError
+from composeprob.errors import InvalidValueError
 
 if TYPE_CHECKING:
     import jax
-    from jax import Array
-
-    from composeprob.density.annealed import AnnealedDensity
-    from composeprob.factors.factor import LeafFactor
-    from composeprob.samplers.sampler import Sampler
 
 
 def devices_table() -> Table:
@@ -128,120 +119,6 @@ def main_memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-
-
-def tpu_compiler() -> Path | None:
-    """Return the file of libtpu, or None.
-
-    It is ``TPU_LIBRARY_PATH``, in the installed package, or in the folder of `make
-    tpu`, in this order.
-    """
-    places: list[str | Path | None] = [os.environ.get("TPU_LIBRARY_PATH")]
-    spec = importlib.util.find_spec("libtpu")
-    if spec is not None and spec.origin:
-        places.append(Path(spec.origin).with_name("libtpu.so"))
-    places.append(Path(sys.prefix) / "libtpu/libtpu/libtpu.so")
-    for place in places:
-        if place and Path(place).is_file():
-            return Path(place)
-    return None
-
-
-def prepare_tpu_compiler() -> None:
-    """Set the environment of JAX and the TPU compiler, before JAX starts devices."""
-    library = tpu_compiler()
-    if library is None:
-        raise LoadError(
-            "The TPU compiler, libtpu, is not installed.",
-            fix="pip install 'jax[tpu]'.",
-        )
-    os.environ["TPU_LIBRARY_PATH"] = str(library)
-    # Without these the TPU compiler looks for a cloud around it, and JAX for a TPU.
-    settings = {
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # no TPU is touched
-        "JAX_PLATFORMS": "cpu",
-        "TPU_ACCELERATOR_TYPE": "none",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-    }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-
-
-def ahead(
-    topology: str,
-    density: AnnealedDensity,
-    chains_per_chip: int,
-    sampler: Sampler | None,
-    diagnostics: bool,
-    mesh: str | None,
-) -> Table:
-    """Compile a program's run for TPUs; return the compiler's figures for a chip."""
-    from composeprob.runtime.compiled import compile_ahead
-    from composeprob.samplers.choose import choose
-
-    chips = tpu_chips(topology)
-    grid = arranged_devices(chips, mesh)
-    # A grid may take fewer chips than the topology has.
-    used = chips if grid is None else grid
-    number = np.size(used)
-    num_chains = chains_per_chip * number
-    if sampler is None:
-        sampler, _ = choose(density, num_chains)
-    report = compile_ahead(density, sampler, num_chains, used, diagnostics)
-    title = f"{topology}: {number} chips × {chains_per_chip} chains"
-    table = Table("on each chip", "", title=title, title_justify="left")
-    for name in ("arguments", "outputs", "temporaries"):
-        table.add_row(f"memory for {name}", readable(getattr(report, name)))
-    table.add_row("floating-point operations, loops once", f"{report.flops:.3g}")
-    table.add_row("bytes moved, loops once", readable(report.bytes_accessed))
-    seconds = "unknown" if np.isnan(report.seconds) else f"{report.seconds:.3g} s"
-    table.add_row("the compiler's estimate of time, loops once", seconds)
-    kinds = [f"{count} {kind}" for kind, count in report.collectives.items()]
-    table.add_row("collectives in the program", ", ".join(kinds) or "0")
-    table.caption = f"Compiled, not run: {sampler.prepare(density).describe()}"
-    return table
-
-
-def tpu_chips(topology: str) -> list[jax.Device]:
-    """Return the devices of a TPU topology, one for each chip."""
-    from jax.experimental import topologies
-
-    # The two cores of a v4 work as one device only with this option.
-    options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
-    try:
-        description = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, **options
-        )
-    except Exception as error:  # of many kinds
-        message = str(error).splitlines()[0]
-        if not message.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
-            raise LoadError(
-                f"The TPU compiler does not start: {message}",
-                fix="install the libtpu that jax[tpu] asks for.",
-            ) from error
-        raise InvalidValueError(
-            f"The TPU compiler has no topology {topology!r}: {message}",
-            fix="for example v5e:4x4, v6e:16x16, v4:4x4x4 or v5p:8x8x4: the grid of "
-            "chips, in whole hosts of 2x2.",
-        ) from error
-    return list(description.devices)
-
-
-def program(target: str | None) -> tuple[AnnealedDensity, Sampler | None]:
-    """Compile the program of a file, or ring × bar, and return the file's sampler."""
-    from composeprob import api
-
-    if target is not None:
-        density, _, settings = compiled(target)
-        return density, settings.get("sampler")
-
-    @api.program
-    def product(ring: LeafFactor, bar: LeafFactor) -> Array:
-        return api.sample("x", ring * bar)
-
-    return api.compile(product, api.load("ring2d"), api.load("bar2d")), None
 
 
 def readable(size: float) -> str:

@@ -6,13 +6,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import graphviz
-
+from composeprob.extras import needed
 from composeprob.factors.nodes import Combination, Plate
 from composeprob.ir.leaves import Graph, Leaf
 from composeprob.ir.render import formula
+
+if TYPE_CHECKING:
+    import graphviz
 
 CLOSE = {"nodesep": "0.2", "ranksep": "0.28"}
 SMALL = {
@@ -29,6 +31,9 @@ SMALL = {
 def digraph(graph: Graph) -> graphviz.Digraph:
     """Factors point to the site that they shape, sites to the observations that depend
     on them."""
+    with needed("graph", "The Graphviz source of a program"):
+        import graphviz
+
     drawing = graphviz.Digraph(
         graph.name, graph_attr=CLOSE, node_attr=SMALL, edge_attr=SMALL
     )
@@ -111,10 +116,14 @@ def _edges(node: Combination) -> list[str]:
 
 
 def html(graph: Graph) -> str:
-    """An SVG where Graphviz is installed, else nested boxes."""
+    """An SVG where Graphviz and its package are installed, else nested boxes."""
+    try:
+        from graphviz import ExecutableNotFound
+    except ModuleNotFoundError:
+        return _boxes(graph)
     try:
         drawing = digraph(graph).pipe(format="svg", encoding="utf-8")
-    except graphviz.ExecutableNotFound:
+    except ExecutableNotFound:
         return _boxes(graph)
     # Without the declaration that an SVG file begins with.
     start = max(drawing.find("<svg"), 0)

@@ -346,7 +346,8 @@ def _from_hub(name: str) -> Path:
         raise LoadError(
             f"There is no folder {name}, and the package huggingface_hub, which looks "
             "for models on the hub, is not installed.",
-            fix="pip install huggingface-hub, or check the path.",
+            fix="check the path; or pip install huggingface-hub, in a clone of "
+            "composeprob pip install '.[hub]'.",
         ) from error
     try:
         folder = huggingface_hub.snapshot_download(name, allow_patterns=_DOWNLOADED)

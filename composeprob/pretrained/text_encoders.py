@@ -224,7 +224,8 @@ def _read(folder: Path, start: str, end: str) -> Tokenizers:
         raise LoadError(
             "Texts are made into tokens by the package tokenizers, which is not "
             "installed.",
-            fix=f"pip install tokenizers, {_FIX_OF_TOKENS}",
+            fix="pip install tokenizers, in a clone of composeprob pip install "
+            f"'.[text]', {_FIX_OF_TOKENS}",
         ) from error
     complete = folder / "tokenizer.json"
     vocabulary = folder / "vocab.json"

@@ -202,6 +202,7 @@ class Result(NotPickled, Record):
 
     compare = compare
     to_arviz = saving.to_arviz
+    to_pandas = saving.to_pandas
     numbers = saving.numbers
     save = saving.save
 

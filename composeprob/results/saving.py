@@ -1,5 +1,5 @@
 """A result in other forms: files to write and read, the folder where a run has stored
-its draws, and ArviZ's groups."""
+its draws, ArviZ's groups, and a table of pandas."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ from numpy.typing import ArrayLike
 
 from composeprob.arguments import check_path
 from composeprob.errors import InvalidValueError, LoadError, WrongTypeError, a_kind
+from composeprob.extras import needed
 from composeprob.findings import Code, Finding
 from composeprob.json_data import JSON, JSONObject
 from composeprob.results.checks import withholds
 from composeprob.results.estimates import Genealogy, quiet_arviz
+from composeprob.results.geometry import entries
 from composeprob.results.record import (
     ARRAYS,
     DIAGNOSTICS,
@@ -45,6 +47,7 @@ from composeprob.results.summary import COLUMNS, Summary
 from composeprob.results.trust import Trust
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
 Loaded = TypeVar("Loaded", bound=Record)
@@ -277,7 +280,11 @@ def _damaged(path: Path) -> Iterator[None]:
         yield
     # JSON that is nested deeply enough exhausts Python's stack.
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        defect = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        defect = str(error)
+        if isinstance(error, KeyError):
+            defect = f"it lacks {error}"
+        elif isinstance(error, RecursionError):
+            defect = "its facts are nested too deeply"
         raise LoadError(
             f"{path} is not a complete result: {defect}.",
             fix="save the result again, or run it again; entries that were written by "
@@ -408,6 +415,48 @@ def to_arviz(
         return arviz.InferenceData(attrs=attributes, **groups)
     root = xarray.Dataset(attrs=attributes)
     return xarray.DataTree.from_dict({"/": root, **groups})
+
+
+def to_pandas(self: Record) -> pandas.DataFrame:
+    """Convert to a table: a row for each of the equally weighted samples of
+    `unweighted`, a column for each number of each site, such as ``x[0]``.
+
+    Without draws the rows are numbered by ``draw``. With draws the index has the levels
+    ``chain`` and ``draw``. Weights and diagnostics stay behind; `to_arviz` keeps them,
+    and the axes of arrays.
+
+    Raises:
+        MissingPackageError: pandas is not installed.
+
+    Example:
+        >>> import composeprob as cp, jax, numpyro.distributions as dist
+        >>> normal = cp.Analytic(dist.Normal(jax.numpy.zeros(2), 1.0).to_event(1))
+        >>> @cp.program
+        ... def program(f):
+        ...     cp.sample("x", f)
+        >>> density = cp.compile(program, normal, schedule=cp.Schedule.log_snr(4))
+        >>> result = cp.infer(density, jax.random.key(0), num_chains=8, progress=False)
+        >>> table = result.to_pandas()
+        >>> table.shape, list(table.columns)
+        ((8, 2), ['x[0]', 'x[1]'])
+    """
+    with needed("pandas", "A table of samples"):
+        import pandas
+
+    columns = {}
+    for name, values in self.unweighted().items():
+        flat = values.reshape(len(values), -1)
+        labels = entries(name, values.shape[1:])
+        columns.update(zip(labels, flat.T, strict=True))
+    draws = self.about.draws
+    if draws is None:
+        index = pandas.RangeIndex(len(self.log_weights), name="draw")
+    else:
+        chains_and_draws = [range(len(self.log_weights)), range(draws)]
+        index = pandas.MultiIndex.from_product(
+            chains_and_draws, names=["chain", "draw"]
+        )
+    return pandas.DataFrame(columns, index=index)
 
 
 def _of_data(

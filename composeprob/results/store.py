@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from composeprob.errors import InvalidValueError, LoadError
+from composeprob.extras import needed
 from composeprob.json_data import JSON, JSONObject
 
 if TYPE_CHECKING:
@@ -273,7 +274,8 @@ class Store:
                 )
 
     def _opened(self, name: str) -> TensorStore:
-        import tensorstore
+        with needed("store", "A result on disk"):
+            import tensorstore
 
         return tensorstore.open(self._spec(name), open=True).result()
 
@@ -286,7 +288,8 @@ class Store:
         axes: list[str],
     ) -> TensorStore:
         """Make an array in blocks; ``axes`` are names of its first axes."""
-        import tensorstore
+        with needed("store", "A result on disk"):
+            import tensorstore
 
         metadata = {
             "shape": list(shape),

@@ -3,26 +3,22 @@ looking."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
+from functools import cache
 from html import escape
 from typing import TYPE_CHECKING, SupportsFloat
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichProgress
-
 from composeprob import tuning
+from composeprob.errors import MissingPackageError
+from composeprob.extras import needed
 
 if TYPE_CHECKING:
     from IPython.display import DisplayHandle
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
 
 class Progress:
@@ -36,13 +32,14 @@ class Progress:
     def __init__(self, total: int = 0, enabled: bool = True, description: str = ""):
         self.total = total
         self.description = description
-        self._console = Console(stderr=True)
+        self._console = _console() if enabled else None
         self._kind = "off"
-        if enabled and self._console.is_jupyter:
+        if self._console is not None and self._console.is_jupyter:
             self._kind = "notebook"
-        elif enabled and self._console.is_terminal:
+        elif self._console is not None and self._console.is_terminal:
             self._kind = "terminal"
         self._bar: RichProgress | None = None
+        self._task: TaskID
         self._handle: DisplayHandle | None = None
         self._started = self._drawn = 0.0
         self._last: tuple[int, Mapping[str, SupportsFloat | str]] | None = None
@@ -59,6 +56,15 @@ class Progress:
         self._drawn = 0.0
         self._last = None
         if self._kind == "terminal":
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
+            from rich.progress import Progress as RichProgress
+
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(20),
@@ -70,7 +76,9 @@ class Progress:
                 auto_refresh=False,  # no thread of its own: it moves when the run does
             )
             self._bar.start()
-            self._bar.add_task(self.description, total=self.total, facts="")
+            self._task = self._bar.add_task(
+                self.description, total=self.total, facts=""
+            )
             self._bar.refresh()
         elif self._kind == "notebook":
             from IPython.display import display
@@ -130,7 +138,7 @@ class Progress:
         text = _text(facts)
         self._drawn = time.monotonic()
         if self._bar is not None:
-            self._bar.update(TaskID(0), completed=done, facts=text, refresh=True)
+            self._bar.update(self._task, completed=done, facts=text, refresh=True)
         elif self._handle is not None:
             self._handle.update(self._page(done, text), raw=True)
 
@@ -148,6 +156,25 @@ class Progress:
             f"<small>{escape(words)}</small></div>"
         )
         return {"text/plain": f"{self.description}  {words}", "text/html": page}
+
+
+def _console() -> Console | None:
+    """Return the terminal or notebook of standard error; None without rich."""
+    try:
+        with needed("cli", "The progress bar"):
+            from rich.console import Console
+    except MissingPackageError as error:
+        # A run goes on without its bar.
+        _say_once(str(error))
+        return None
+    return Console(stderr=True)
+
+
+@cache
+def _say_once(text: str) -> None:
+    """Print a line on a terminal, once a process."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr)
 
 
 def _text(facts: Mapping[str, SupportsFloat | str]) -> str:

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from composeprob import tuning
 from composeprob.arguments import check_count, check_key
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
+from composeprob.extras import needed
 from composeprob.factors.gaussians import base_of
 from composeprob.factors.one_dimension import log_normal_mass
 from composeprob.schedule import Schedule
@@ -248,7 +249,8 @@ def _recipe(
     The noise at the cleanest level is a hundredth of the narrowest width that a linear
     regression leaves.
     """
-    import optax
+    with needed("train", "Training"):
+        import optax
 
     settings = tuning.ESTIMATOR
     # log-SNR at which σ has a given ratio to a width w is that ratio's, less 2·log w.

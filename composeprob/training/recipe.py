@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Float
 
 from composeprob.errors import InvalidValueError, NetworkError
+from composeprob.extras import needed
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.concrete import called
 from composeprob.factors.diffusion import ENERGIES, Diffusion, Encoder
@@ -464,7 +465,8 @@ class Recipe:
 
     def optimiser(self) -> optax.GradientTransformation:
         """Make the optimiser: Adam with the recipe's learning rate."""
-        import optax
+        with needed("train", "Training"):
+            import optax
 
         rate = self.learning_rate
         if callable(rate):

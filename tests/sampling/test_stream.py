@@ -92,6 +92,9 @@ def test_draws_are_an_axis_that_arviz_sees(product, whole):
     )  # the chains move
     data = whole.to_arviz()
     assert data.posterior["x"].shape == (CHAINS, DRAWS, 2)
+    table = whole.to_pandas()
+    assert table.index.names == ["chain", "draw"]
+    np.testing.assert_array_equal(table.loc[(3, 1)], whole["x"][3, 1])
     assert data.sample_stats["log_weight"].shape == (CHAINS, DRAWS)
     np.testing.assert_array_equal(whole.unweighted()["x"], whole["x"].reshape(-1, 2))
     assert re.search(rf"draws +{DRAWS} .* {THIN} ", str(whole.summary()))

@@ -13,11 +13,13 @@ since then that touch these paths, and exits with 1 if there are any.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import difflib
 import runpy
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -39,8 +41,24 @@ def benchmarks() -> dict[str, Path]:
 
 def title(script: Path) -> str:
     """Return the first line of a benchmark's docstring."""
-    text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
-    return text.split("\n", 1)[0]
+    return parsed(script).description.split("\n", 1)[0]
+
+
+class Parsed(NamedTuple):
+    """A benchmark's docstring, and whether it reads the command line."""
+
+    description: str
+    has_options: bool
+
+
+def parsed(script: Path) -> Parsed:
+    """Read a benchmark without running it."""
+    tree = ast.parse(script.read_text(encoding="utf-8"))
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+    return Parsed(ast.get_docstring(tree) or "", "argparse" in imported)
 
 
 def table_of_ages(known: list[Age]) -> Table:
@@ -86,6 +104,14 @@ def run_benchmark(name: str, arguments: list[str]) -> None:
             f"There is no benchmark {name!r}; there are: {', '.join(known)}.", fix=fix
         )
     script = known[name]
+    description, has_options = parsed(script)
+    if not has_options:
+        # Answers --help, and refuses what the benchmark would not read.
+        argparse.ArgumentParser(
+            prog=f"python -m benchmarks {name}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        ).parse_args(arguments)
     sys.path.insert(0, str(script.parent))
     sys.argv = [str(script), *arguments]
     runpy.run_path(str(script), run_name="__main__")

@@ -1,6 +1,6 @@
 """Networks of known sizes without weights, which compile where they do not fit.
 
-composeprob devices benchmarks/sizes.py:sd15 --compile v5e:4x4
+python -m benchmarks tpu benchmarks/sizes.py:sd15 --topology v5e:4x4
 """
 
 from __future__ import annotations

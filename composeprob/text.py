@@ -7,6 +7,7 @@ import codecs
 import io
 import sys
 import unicodedata
+from collections.abc import Sequence
 
 _ASCII = {
     **dict.fromkeys("−–—‐─━", "-"),
@@ -46,6 +47,19 @@ def spelled(text: str, encoding: str) -> str:
     """Return the text with characters that an encoding lacks spelled out."""
     # The error handler that this module registers has the module's name.
     return text.encode(encoding, __name__).decode(encoding)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines, the first column to the left, others to the
+    right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        for cell, width in zip(others, widths[1:], strict=True):
+            cells.append(cell.rjust(width))
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def spell_out(*streams: object) -> None:

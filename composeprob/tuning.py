@@ -629,7 +629,7 @@ class _Summary(NamedTuple):
 
 # The table of a result.
 SUMMARY = _Summary()
-# Standard errors by which a refined run must differ in `composeprob trust`.
+# Standard errors by which a refined run must differ in `error_sources`.
 REFINED_ERRORS = 3.0
 
 # ── metrics and training ──────────────────────────────────────────────────────────────

@@ -25,7 +25,9 @@ def test_every_benchmark_is_listed_with_what_it_measures(capsys):
 
 def test_arguments_reach_the_benchmark(tmp_path, monkeypatch, capsys):
     script = tmp_path / "echo_all.py"
-    script.write_text('"""Echoes."""\nimport sys\nprint(sys.argv[1:])\nsys.exit(1)\n')
+    script.write_text(
+        '"""Echoes."""\nimport argparse\nimport sys\nprint(sys.argv[1:])\nsys.exit(1)\n'
+    )
     monkeypatch.setattr(finder, "benchmarks", lambda: {"echo-all": script})
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
     monkeypatch.setattr("sys.argv", ["x"])
@@ -33,6 +35,21 @@ def test_arguments_reach_the_benchmark(tmp_path, monkeypatch, capsys):
         finder.run_benchmark("echo-all", ["--chains", "7"])
     assert stopped.value.code == 1
     assert capsys.readouterr().out == "['--chains', '7']\n"
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "shown"), [("--help", 0, "Runs for long."), ("--fast", 2, "")]
+)
+def test_a_benchmark_without_options_shows_help_and_does_not_run(
+    tmp_path, monkeypatch, capsys, argument, code, shown
+):
+    script = tmp_path / "long.py"
+    script.write_text('"""Runs for long."""\nraise AssertionError("it ran")\n')
+    monkeypatch.setattr(finder, "benchmarks", lambda: {"long": script})
+    with pytest.raises(SystemExit) as stopped:
+        finder.run_benchmark("long", [argument])
+    assert stopped.value.code == code
+    assert shown in capsys.readouterr().out
 
 
 def test_an_unknown_benchmark_is_refused_with_the_nearest():

@@ -1,4 +1,4 @@
-"""Devices of this machine: a table of them, their grid, and those of other processes."""
+"""Devices of this machine, in a table or in rows, and those of other processes."""
 
 from __future__ import annotations
 

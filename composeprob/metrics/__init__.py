@@ -1,8 +1,9 @@
 """Metrics: distances of samples from a target, and the likelihood of a sampler's
 output.
 
-`distances` works on arrays. `likelihood` walks a sampler's path and may import
-`runtime`, `kernels`, `density` and what is below; no factor and no program.
+`distances` works on arrays. `likelihood` walks a sampler's path and `sources` compares
+runs; they may import `runtime`, `kernels`, `density` and what is below; no factor and
+no program.
 """
 
 from composeprob.density.learned_scores import curl, fokker_planck
@@ -21,12 +22,15 @@ from composeprob.metrics.likelihood import (
     evidence_bounds,
     raise_log_likelihood,
 )
+from composeprob.metrics.sources import ErrorSources, error_sources
 
 __all__ = [
+    "ErrorSources",
     "EvidenceBounds",
     "LogLikelihood",
     "covariance_error",
     "curl",
+    "error_sources",
     "evidence_bounds",
     "fokker_planck",
     "ksd",

@@ -7,27 +7,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
-from rich.table import Column, Table
+from numpy.typing import ArrayLike
 
-from composeprob import metrics, tuning
+from composeprob import tuning
+from composeprob.arguments import check_count, check_key
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.learned_scores import curl, fokker_planck
 from composeprob.density.overlap import noised
-from composeprob.errors import AlignmentError, LoadError, ShapeError, WrongTypeError
+from composeprob.errors import AlignmentError, ShapeError
 from composeprob.kernels.gibbs import integrates_score, parts_of, replaced, with_parts
 from composeprob.metrics.likelihood import filled
 from composeprob.results.geometry import shown_entries
 from composeprob.results.result import Result
-from composeprob.runtime.infer import on_levels
+from composeprob.runtime.infer import infer, on_levels
 from composeprob.runtime.own_draws import own_scores
+from composeprob.samplers.choose import choose
 from composeprob.samplers.sampler import Sampler
+from composeprob.text import aligned, printable
 
 
 class Estimate(NamedTuple):
@@ -39,6 +42,141 @@ class Estimate(NamedTuple):
 
 Moments = dict[str, Estimate]
 """Label of a number → its estimate."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class ErrorSources:
+    """`ErrorSources` holds the result of `error_sources`; ``print`` it.
+
+    Attributes:
+        first: the run whose errors are attributed.
+        runs: the other runs, by what is different in them.
+        differences: what was compared, and the largest difference in standard errors,
+            less the largest that chance makes of as many numbers.
+        findings: the differences above 3, and the findings of the first run's status;
+            empty where the runs agree within their errors.
+        checks: figures about the scores, each a line; they are not findings.
+        tables: means of all runs, and their differences, as text.
+    """
+
+    first: Result
+    runs: dict[str, Result]
+    differences: dict[str, float]
+    findings: tuple[str, ...]
+    checks: tuple[str, ...]
+    tables: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        nothing = ("Nothing was found: the runs agree within their errors.",)
+        parts = [*self.tables, *self.checks, *(self.findings or nothing)]
+        return printable("\n".join(parts))
+
+
+def error_sources(
+    density: AnnealedDensity,
+    key: Array,
+    *,
+    num_chains: int,
+    sampler: Sampler | None = None,
+    reference: Mapping[str, ArrayLike] | ArrayLike | None = None,
+) -> ErrorSources:
+    """Measure the errors of a program's samples, and attribute them.
+
+    The program runs several times: as given, under another key, with a level between
+    any two, with twice the transitions at each level, and with half the step of kernels
+    whose distribution depends on it. Means of every number and of its square are
+    compared, z = |m − m'|/√(e² + e'²). Changes with levels, transitions or steps are
+    errors of the sampler. A change with the key is an error that the standard errors do
+    not include. With reference draws the error is split: up to the run with all
+    refinements it is the sampler's, the rest is the model's.
+
+    Args:
+        density: from `compile`.
+        key: a typed random key.
+        num_chains: N, of each run.
+        sampler: as of `infer`; left out, the one that it chooses.
+        reference: independent draws of the right distribution, such as held-out data:
+            ``{site: (M, …)}``, or an array of the only site.
+
+    Returns:
+        The runs, their differences and the findings.
+
+    Raises:
+        ShapeError: the reference does not fit the program's sites.
+        InvalidValueError, WrongTypeError: as of `infer`.
+
+    Example:
+        >>> import composeprob as cp, jax, numpyro.distributions as dist
+        >>> @cp.program
+        ... def single(f):
+        ...     return cp.sample("x", f)
+        >>> f = cp.Analytic(dist.Normal(1.0, 0.5), cp.Schedule.log_snr(20))
+        >>> density = cp.compile(single, f)
+        >>> key = jax.random.key(0)
+        >>> sampler = cp.AnnealedMCMC(cp.MALA(), 2)
+        >>> found = cp.metrics.error_sources(
+        ...     density, key, num_chains=100, sampler=sampler
+        ... )
+        >>> found.findings, list(found.runs)
+        ((), ['another key', '2 × levels', '2 × transitions'])
+    """
+    check_key(key)
+    check_count(num_chains, "num_chains", 2)
+    if sampler is None:
+        sampler, _ = choose(density, num_chains)
+    key, other_key = jax.random.split(key)
+
+    def run(
+        density: AnnealedDensity, sampler: Sampler, key: Array = other_key
+    ) -> Result:
+        return infer(density, key, num_chains=num_chains, sampler=sampler)
+
+    first = run(density, sampler, key)
+    # A reference that does not fit is refused here, before the other runs.
+    expected = None
+    if reference is not None:
+        expected = draws_moments(first, named_draws(reference, list(first.samples)))
+    relevelled = twice_the_levels(density)
+    runs = {}
+    for label, variant in variants(density, sampler, first, relevelled).items():
+        runs[label] = run(*variant)
+    table, differences = run_differences(first, runs, sampler)
+    tables = [table]
+    if expected is not None:
+        best = finest(run, sampler, runs, relevelled)
+        table, errors = split(moments(first), moments(best), expected)
+        tables.append(table)
+        differences |= {f"The {who}'s error:": size for who, size in errors.items()}
+    status = first.status
+    if num_chains >= tuning.COMPARISON.fewest:
+        status = first.compare(runs["another key"]).status
+    findings = significant(differences)
+    findings += [f"{code}: {text}" for code, text in status.findings]
+    checks = score_checks(density, first, key)
+    if not fits(relevelled.density, sampler):
+        checks.append(
+            "The sampler has one step for each level: no other number of levels was "
+            "tried."
+        )
+    return ErrorSources(
+        first, runs, differences, tuple(findings), tuple(checks), tuple(tables)
+    )
+
+
+def named_draws(
+    reference: Mapping[str, ArrayLike] | ArrayLike, sites: list[str]
+) -> dict[str, np.ndarray]:
+    """Return reference draws as ``{site: (M, …)}``; a single array is of the only
+    site."""
+    if isinstance(reference, Mapping):
+        return {name: np.asarray(values) for name, values in reference.items()}
+    if len(sites) != 1:
+        raise ShapeError(
+            "The reference is one array, but the program has the sites "
+            f"{', '.join(sites)}.",
+            fix=f"name them: reference={{{sites[0]!r}: …, {sites[1]!r}: …}}.",
+        )
+    return {sites[0]: np.asarray(reference)}
 
 
 def moments(result: Result) -> Moments:
@@ -105,7 +243,7 @@ def _columns(
 
 def run_differences(
     first: Result, runs: dict[str, Result], sampler: Sampler
-) -> tuple[Table, dict[str, float]]:
+) -> tuple[str, dict[str, float]]:
     """Compare runs with the first: a table, and each run's largest difference.
 
     The difference is in standard errors, under a text that introduces it.
@@ -128,9 +266,7 @@ def significant(differences: dict[str, float]) -> list[str]:
     ]
 
 
-def compared(
-    first: Moments, again: dict[str, Moments]
-) -> tuple[Table, dict[str, float]]:
+def compared(first: Moments, again: dict[str, Moments]) -> tuple[str, dict[str, float]]:
     """Return a table of runs' differences from the first, and the largest of each run.
 
     Differences are in standard errors. The largest is corrected for the number of rows.
@@ -145,7 +281,7 @@ def compared(
 
 def split(
     first: Moments, finest: Moments, reference: Moments
-) -> tuple[Table, dict[str, float]]:
+) -> tuple[str, dict[str, float]]:
     """Return a table of a run's errors, split at the finest run.
 
     The error of the run relative to the finest run is the sampler's, that of the finest
@@ -166,7 +302,7 @@ def _differences(
     titles: Sequence[str],
     cells: Mapping[str, tuple[str, ...]],
     pairs: dict[str, tuple[Moments, Moments]],
-) -> tuple[Table, dict[str, float]]:
+) -> tuple[str, dict[str, float]]:
     """Return a table of cells and each pair's differences, and the largest of a pair.
 
     The table has a row for each label, and a column for each pair. From the largest
@@ -174,7 +310,7 @@ def _differences(
     subtracted.
     """
     by_chance = math.sqrt(2 * math.log(max(len(cells), 1)))
-    table = Table("", *titles, *(Column(name, justify="right") for name in pairs))
+    lines = [("", *titles, *pairs)]
     largest = dict.fromkeys(pairs, 0.0)
     for label, lead in cells.items():
         texts = []
@@ -182,8 +318,8 @@ def _differences(
             size, text = _difference(rows.get(label), others[label])
             largest[name] = max(largest[name], size - by_chance)
             texts.append(text)
-        table.add_row(label, *lead, *texts)
-    return table, largest
+        lines.append((label, *lead, *texts))
+    return aligned(lines), largest
 
 
 def _difference(first: Estimate | None, second: Estimate) -> tuple[float, str]:
@@ -198,53 +334,6 @@ def _difference(first: Estimate | None, second: Estimate) -> tuple[float, str]:
         return 0.0, "–"
     size = abs(difference) / error
     return size, f"{difference:+.3g} ({size:.1f} ±)"
-
-
-def reference_draws(
-    module: ModuleType, file: Path | None, key: Array, num: int, sites: list[str]
-) -> dict[str, np.ndarray] | None:
-    """Return reference draws of a program's samples, ``{site: (M, …)}``.
-
-    They come from a file or from the module's ``reference(key, num)``; None without
-    either. A single array is of the only site.
-    """
-    make = getattr(module, "reference", None)
-    if file is not None:
-        given = _load_draws(file)
-    elif make is None:
-        return None
-    elif callable(make):
-        given = make(key, num)
-    else:
-        raise WrongTypeError(
-            "The file's variable reference, which composeprob trust uses, is of type "
-            f"{type(make).__name__}.",
-            fix="make it a function reference(key, num) that returns draws, or rename "
-            "it.",
-        )
-    if hasattr(given, "keys"):
-        return {name: np.asarray(given[name]) for name in given}
-    if len(sites) != 1:
-        raise ShapeError(
-            "The reference is one array, but the program has the sites "
-            f"{', '.join(sites)}.",
-            fix="name them: np.savez('reference.npz', x=…, z=…), or return a "
-            "dictionary.",
-        )
-    return {sites[0]: np.asarray(given)}
-
-
-def _load_draws(file: Path) -> np.ndarray | dict[str, np.ndarray]:
-    """Return the array of a .npy file, or the arrays of a .npz file by their names."""
-    try:
-        loaded = np.load(file)
-        # Arrays of a .npz file are read when they are taken out: here, not later.
-        return dict(loaded) if hasattr(loaded, "keys") else loaded
-    except (OSError, ValueError) as error:
-        raise LoadError(
-            f"{str(file)!r} has no arrays: {error}",
-            fix="write it by np.save, or by np.savez for several sites.",
-        ) from error
 
 
 class Refinement(StrEnum):
@@ -379,8 +468,8 @@ def score_checks(density: AnnealedDensity, result: Result, key: Array) -> list[s
     samples = result.unweighted()
     positions = {name: jax.numpy.asarray(samples[name][:64]) for name in density.sites}
     lines = []
-    for name, curl in metrics.curl(density, positions, 0, key).items():
-        lines.append(f"curl of {name}: {curl:.2g} (a gradient has 0)")
+    for name, size in curl(density, positions, 0, key).items():
+        lines.append(f"curl of {name}: {size:.2g} (a gradient has 0)")
     for name, scores in own_scores(density, positions, key).items():
         lines.append(
             f"score of {name} at the factor's own samples: {scores.steepness:.2g} "
@@ -403,7 +492,7 @@ def _residual_checks(
         points = noised(density, positions, level, jax.random.fold_in(key, level))
         # JAX raises these for custom rules and callbacks, which have no derivative.
         try:
-            residuals = metrics.fokker_planck(density, points, level, key)
+            residuals = fokker_planck(density, points, level, key)
         except (TypeError, ValueError, NotImplementedError):
             return [
                 "Fokker–Planck residual: a network cannot be differentiated so often."

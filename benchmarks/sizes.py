@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -191,8 +190,7 @@ def of_size(
     linear = "use_linear_projection" in options
     layout = Layout(widths, depths, context, added, linear)
     stored = {
-        key: Stored(Path(name), np.dtype(np.float32), shape, 0)
-        for key, shape in layout.shapes()
+        key: Stored(key, np.dtype(np.float32), shape) for key, shape in layout.shapes()
     }
     network = unet_condition(dict(options), Arrays(stored, name), name)
     module = abstract(network.module, dtype)

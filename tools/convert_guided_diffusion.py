@@ -114,8 +114,7 @@ def convert(
     blocks = blocks_per_resolution(stored, where)
     arrays = dict(_renamed(stored, blocks, supplied, where))
     shapes = {
-        name: Stored(weights, array.dtype, array.shape, 0)
-        for name, array in arrays.items()
+        name: Stored(name, array.dtype, array.shape) for name, array in arrays.items()
     }
     network = guided(config, Arrays(shapes, where), where)
     if supplied.image_size < 1 or supplied.image_size % network.multiple:

@@ -4,10 +4,7 @@ arrays are checked before any is read."""
 from __future__ import annotations
 
 import copy
-import json
-import math
 import re
-import struct
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +17,10 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 
 from composeprob.errors import ComposeProbError, LoadError
-from composeprob.json_data import JSON, JSONObject
+from composeprob.json_data import JSON
 from composeprob.pretrained.config import check_beside, read_json
 
 DTYPES = {
@@ -60,67 +58,39 @@ RENAMED = (
 names here."""
 IGNORED = ("embeddings.position_ids", "pos_embed.pos_embed")
 """Tables that old files have and networks compute."""
-_LONGEST_HEADER = 100_000_000
-"""Bytes of a header that the format allows at most."""
 ShapeDtype = jax.ShapeDtypeStruct
 Skeleton = TypeVar("Skeleton")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One array of a file: its first byte, its dtype and its shape."""
+    """One array of a file: its dtype and its shape, and the open file that it is in."""
 
-    file: Path
+    name: str
     dtype: np.dtype
     shape: tuple[int, ...]
-    start: int
+    file: safe_open | None = None
 
     def read(self) -> np.ndarray:
-        """Return the array, mapped from the file: only the pages that are used are
-        read."""
-        # np.memmap refuses arrays without an element, and scalars.
-        if not self.shape or 0 in self.shape:
-            count = math.prod(self.shape)
-            numbers = np.fromfile(self.file, self.dtype, count, offset=self.start)
-            return numbers.reshape(self.shape)
-        return np.memmap(self.file, self.dtype, "r", self.start, self.shape)
+        """Return the array; the file's other arrays are not read."""
+        assert self.file is not None
+        return self.file.get_tensor(self.name)
 
 
 def header(file: Path) -> dict[str, Stored]:
     """Return the arrays of a safetensors file by name, none of them read.
 
-    A file is the length of its header in 8 bytes, the header in JSON, and the arrays.
-    Offsets, shapes and dtypes are checked.
+    The format's own library checks offsets, shapes and dtypes.
     """
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
-                raise ValueError(
-                    f"its header of {length} bytes does not fit into its {size}"
-                )
-            entries = json.loads(stream.read(length))
-        entries.pop("__metadata__", None)
-        data = 8 + length
-        stored = {}
-        for name, entry in entries.items():
-            stored[name] = _entry(file, name, entry, data, size)
+        opened = safe_open(file, framework="numpy")
+        stored = {name: _entry(opened, name) for name in opened.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise LoadError(
             f"There is no {file}.",
             fix="fetch the whole folder; its index names this file.",
         ) from error
-    # A damaged header may hold any JSON.
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        struct.error,
-        RecursionError,
-    ) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise LoadError(
             f"{file} is not a complete safetensors file: {error}.",
             fix="fetch it again: it is damaged or cut short.",
@@ -128,24 +98,13 @@ def header(file: Path) -> dict[str, Stored]:
     return stored
 
 
-def _entry(file: Path, name: str, entry: JSONObject, data: int, size: int) -> Stored:
-    """Return an array by its entry in a header; ``data`` is the first byte of all
-    arrays, ``size`` that of the file."""
-    if entry["dtype"] not in DTYPES:
-        raise ValueError(f"tensor {name!r} has the dtype {entry['dtype']}")
-    dtype = np.dtype(DTYPES[entry["dtype"]])
-    start, end = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    if any(type(n) is not int or n < 0 for n in (start, end, *shape)):
-        raise ValueError(
-            f"tensor {name!r} has the shape {list(shape)} at bytes {start} to {end}"
-        )
-    inside = start <= end <= size - data
-    if not inside or end - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(
-            f"tensor {name!r} lies at bytes {start} to {end} of {size - data}"
-        )
-    return Stored(file, dtype, shape, data + start)
+def _entry(opened: safe_open, name: str) -> Stored:
+    """Return an array of an open file."""
+    entry = opened.get_slice(name)
+    dtype = entry.get_dtype()
+    if dtype not in DTYPES:
+        raise ValueError(f"tensor {name!r} has the dtype {dtype}")
+    return Stored(name, np.dtype(DTYPES[dtype]), tuple(entry.get_shape()), opened)
 
 
 def weights(folder: Path) -> dict[str, Stored]:

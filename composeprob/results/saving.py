@@ -246,7 +246,7 @@ def _check_samples(
     samples: Mapping[str, np.ndarray],
     log_weights: np.ndarray,
     draws: int | None,
-    dims: Mapping[str, JSON],
+    dims: Mapping[str, Sequence[object]],
 ) -> None:
     """Refuse samples that are not numbers, not one for each chain or draw, or whose
     axes are not those of their plates."""
@@ -443,7 +443,7 @@ def to_pandas(self: Record) -> pandas.DataFrame:
     with needed("pandas", "A table of samples"):
         import pandas
 
-    columns = {}
+    columns: dict[str, np.ndarray] = {}
     for name, values in self.unweighted().items():
         flat = values.reshape(len(values), -1)
         labels = entries(name, values.shape[1:])

@@ -1,13 +1,14 @@
 # composeprob: every target works as the first command after a clone, given Python >= 3.11 (with venv), make and git.
 #   make demo      the main job: ring x bar by three samplers -> out/demo.png, out/results.json
-#   make test      the quick tests            make test-all   every test, the slow ones too
+#   make test      the quick tests of the core, and of FAMILIES="pretrained training" (tools/families.py)
+#   make test-all  every test, the slow ones too
 #   make lint      style, types, layers       make docs       the site, executed, warnings fatal -> docs/_build/html
 #   make coverage  the quick tests, and the share of lines that they run -> out/coverage.xml
 #   make snapshots rewrite the wording of messages that tests compare
 #   make env       only the environment       make train      retrain a zoo model into out/: make train MODEL=ring2d
 #   make dist      wheels and sdist           make clean      remove what was built, and out/ (not .venv)
 #   make release-check   build, then install and run the wheel in an empty environment of every Python that is here
-#   make tpu       fetch the TPU compiler (213 MB), for `composeprob devices --compile` and its test
+#   make tpu       fetch the TPU compiler (213 MB), for `python -m benchmarks tpu` and its test
 # Settings: PYTHON=python3.12 (when VENV is made)  VENV=.venv  EXTRAS=dev,docs  (EXTRAS=dev,docs,cuda13 on a machine with an NVIDIA GPU)
 #           WORKERS=2 (test processes)  PYTEST_ARGS="-k product"  MODEL=ring2d
 #           TRAIN_ARGS="--out models/ring2d --replace"  (into the zoo of this checkout)
@@ -21,6 +22,7 @@ PYTHON  ?=
 EXTRAS  ?= dev,docs
 WORKERS ?= 2
 MODEL   ?= ring2d
+FAMILIES ?=
 PYTEST_ARGS ?=
 TRAIN_ARGS ?=
 CHECK_ARGS ?=
@@ -65,11 +67,14 @@ test test-all coverage snapshots docs: export JAX_PERSISTENT_CACHE_MIN_COMPILE_T
 # Of each worker: on cores that are all busy the threads of NumPy's LAPACK wait for one another.
 test test-all coverage snapshots docs: export OPENBLAS_NUM_THREADS = 1
 
+# What `make test` runs: the core, and the families that are named.
+QUICK := not slow and (core$(foreach family,$(FAMILIES), or $(family)))
+
 demo: env
 	"$(PY)" examples/demo.py
 
 test: env
-	"$(PY)" -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
+	"$(PY)" -m pytest -n $(WORKERS) --dist loadfile -m "$(QUICK)" $(PYTEST_ARGS)
 
 test-all: env
 	"$(PY)" -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)

@@ -6,8 +6,10 @@ import os
 
 import jax
 import pytest
+from families import marks
 from jaxtyping import install_import_hook
 
+from failures import pytest_runtest_makereport as pytest_runtest_makereport
 from messages import _message_snapshots as _message_snapshots
 
 SHAPES = ("composeprob.results.estimates", "composeprob.metrics.distances")
@@ -38,8 +40,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
     `make test-all` runs the same tests with the code that users get.
     """
-    if config.option.markexpr == "not slow":
+    if "not slow" in config.option.markexpr:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {HASTE}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its family, or as one of the core."""
+    for item in items:
+        for mark in marks(item.nodeid):
+            item.add_marker(mark)
 
 
 def pytest_collection_finish() -> None:

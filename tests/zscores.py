@@ -12,18 +12,32 @@ whatever the correlation of draws within a chain.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 LIMIT = 4.0
 
 
-def z_scores(
-    values: Mapping[str, np.ndarray], expected: Mapping[str, float]
-) -> dict[str, float]:
+class Average(NamedTuple):
+    """An average of chains, its standard error, and its exact expectation."""
+
+    exact: float
+    estimate: float
+    error: float
+
+
+class Scores(dict[str, float]):
+    """Scores by name, with the averages that they are of."""
+
+    averages: dict[str, Average]
+
+
+def z_scores(values: Mapping[str, np.ndarray], expected: Mapping[str, float]) -> Scores:
     """(average − expectation) / standard error by name; values are (chains,) or
     (chains, draws), NaN counts as ∞."""
-    scores = {}
+    scores = Scores()
+    scores.averages = {}
     for name, goal in expected.items():
         per_chain = np.asarray(values[name], dtype=np.float64)
         per_chain = per_chain.reshape(per_chain.shape[0], -1).mean(axis=1)
@@ -31,6 +45,7 @@ def z_scores(
         score = np.inf  # of chains that agree to the last digit
         if error > 0:
             score = (per_chain.mean() - goal) / error
+        scores.averages[name] = Average(float(goal), per_chain.mean(), error)
         scores[name] = float(np.nan_to_num(score, nan=np.inf))
     return scores
 
@@ -42,13 +57,22 @@ def worst(scores: Mapping[str, float]) -> float:
 
 def assert_agrees(scores: Mapping[str, float]) -> None:
     """Fail when any |z| exceeds `LIMIT`."""
-    assert worst(scores) <= LIMIT, f"beyond |z| = {LIMIT}: {_listed(scores)}"
+    assert worst(scores) <= LIMIT, f"beyond |z| = {LIMIT}:\n{_listed(scores)}"
 
 
 def assert_disagrees(scores: Mapping[str, float]) -> None:
     """Fail when no |z| exceeds `LIMIT`: for negative controls."""
-    assert worst(scores) > LIMIT, f"not detected: {_listed(scores)}"
+    assert worst(scores) > LIMIT, f"not detected:\n{_listed(scores)}"
 
 
 def _listed(scores: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {z:+.1f}" for name, z in scores.items())
+    """A line for each score, the largest first, with its average if it is known."""
+    averages: dict[str, Average] = getattr(scores, "averages", {})
+    lines = []
+    for name in sorted(scores, key=lambda name: -abs(scores[name])):
+        line = f"  {name}: z {scores[name]:+.1f}"
+        if name in averages:
+            exact, estimate, error = averages[name]
+            line += f", exact {exact:.6g}, estimate {estimate:.6g} ± {error:.2g}"
+        lines.append(line)
+    return "\n".join(lines)

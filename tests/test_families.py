@@ -1,0 +1,99 @@
+"""Families of tests: each test has its marks, and a change runs the families that it
+touches."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import families
+import pytest
+from families import FAMILIES, changed, family_of, marks, touched
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_families_are_made_of_files_and_tests_that_exist():
+    for family in FAMILIES.values():
+        for place in (*family.tests, *family.sources):
+            assert (ROOT / place).exists(), place
+        for case in family.cases:
+            file, _, test = case.partition("::")
+            tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+            names = {node.name for node in tree.body if hasattr(node, "name")}
+            assert test.partition("[")[0] in names, case
+
+
+def test_a_test_is_of_the_nearest_family():
+    assert family_of("tests/pretrained/test_goldens.py") == "pretrained"
+    assert family_of("tests/pretrained/test_estimators.py") == "estimators"
+    assert family_of("tests/kernels/test_mutants.py") is None
+    assert marks("tests/kernels/test_mutants.py::test_it") == ["core"]
+    assert marks("tests/metrics/test_evidence.py::test_it[a]") == ["likelihoods"]
+    case = FAMILIES["likelihoods"].cases[0]
+    assert marks(f"{case}[3]") == marks(case) == ["likelihoods", "core"]
+
+
+def test_this_test_is_of_the_core(request):
+    assert request.node.get_closest_marker("core")
+    assert not request.node.get_closest_marker("training")
+
+
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        ("composeprob/metrics/likelihood.py", ["likelihoods"]),
+        ("tests/pretrained/test_estimators.py", ["estimators"]),
+        ("composeprob/pretrained/estimators.py", ["pretrained", "estimators"]),
+        ("composeprob/kernels/langevin.py", []),
+        ("modelsx/other.py", []),
+        ("tests/conftest.py", list(FAMILIES)),
+        (".ci/run", list(FAMILIES)),
+    ],
+)
+def test_what_a_change_touches(file, names):
+    assert touched(["README.md", file]) == names
+
+
+class Checkout:
+    """A repository of one commit."""
+
+    def __init__(self, root):
+        self.root = root
+        self.git("init", "-q", "-b", "main")
+        self.commit("README.md")
+
+    def git(self, *arguments):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        command = ["git", *who, "-c", "commit.gpgsign=false", *arguments]
+        subprocess.run(command, cwd=self.root, check=True, capture_output=True)
+
+    def write(self, file):
+        with (self.root / file).open("a") as opened:
+            opened.write("more\n")
+
+    def commit(self, file):
+        self.write(file)
+        self.git("add", "-A")
+        self.git("commit", "-q", "-m", f"change {file}")
+
+
+def test_a_branch_is_compared_with_where_it_left_the_main_one(tmp_path):
+    checkout = Checkout(tmp_path)
+    assert changed(tmp_path) is None  # there is no commit before the first
+    checkout.commit("a")
+    checkout.commit("b")
+    assert changed(tmp_path) == ["b"]
+    checkout.git("checkout", "-q", "-b", "feature")
+    checkout.commit("c")
+    checkout.commit("d")
+    checkout.write("README.md")  # not committed
+    checkout.write("e.md")  # and not known to git
+    checkout.write("f.py")
+    assert changed(tmp_path) == ["README.md", "c", "d", "e.md", "f.py"]
+
+
+def test_without_a_history_every_family_counts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(families, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert families.main() == 0
+    assert capsys.readouterr().out.split() == list(FAMILIES)

@@ -25,7 +25,7 @@ from measured import measured
 from myst_nb.core.read import is_myst_markdown_notebook
 
 MADE = Path(__file__).parent / "tutorials" / "pictures"
-FIRST = "%pip install --quiet composeprob"
+FIRST = "%pip install --quiet 'composeprob[all]'"
 EXECUTED = "jupyter_execute"
 
 

@@ -384,7 +384,7 @@ def test_a_new_project_runs_with_one_command_and_passes_its_test(tmp_path, monke
     assert (tmp_path / "mine" / "weights.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["new", "run", "trust", "zoo", "train", "devices"])
+@pytest.mark.parametrize("name", ["new", "run", "zoo", "train", "devices"])
 def test_help_has_examples(name):
     size = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "LINES": "50"}
     bare = {"NO_COLOR": "1", "TERM": "dumb"}

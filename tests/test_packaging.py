@@ -7,8 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
-from importlib.metadata import packages_distributions, requires, version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 
 import composeprob
 import composeprob as cp
+from composeprob.extras import EXTRAS
 from composeprob.results.estimates import Genealogy
 from tools.dependencies import closure, compatible
 from tools.dependencies import main as dependencies
@@ -134,10 +136,9 @@ def test_everything_is_of_one_version():
 
 
 def test_what_comes_along_is_named_and_free():
-    """docs/dependencies.md gives a reason for everything that `pip install composeprob`
-    brings."""
+    """docs/dependencies.md gives a reason for all that the extra `all` brings."""
     assert {"jaxlib", "numpyro", "xarray"} <= set(closure("composeprob"))
-    assert dependencies("composeprob") == 0
+    assert dependencies("composeprob[all]") == 0
     for licence in ("GPL-3.0-only", "MIT AND LGPL-2.1", "not stated", "Proprietary"):
         assert not compatible(licence)
     assert compatible("(MIT OR GPL-2.0) AND 0BSD")
@@ -177,7 +178,8 @@ def test_constraints_are_versions_only():
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("composeprob", ("hub", "text")), ("models", ())]
+    ("folder", "extras"),
+    [("composeprob", tuple(EXTRAS)), ("models", ("flax", "train"))],
 )
 def test_every_import_is_a_declared_dependency(folder, extras):
     """A package that only the development environment brings would be missing for
@@ -216,12 +218,11 @@ def imported_packages(folder: Path) -> set[str]:
 
 def declared_packages(extras: tuple[str, ...]) -> set[str]:
     """Distributions that composeprob requires, alone and with some extras."""
-    packages = set()
-    for line in requires("composeprob") or []:
-        of_extras = [re.search(rf"extra == .{extra}.$", line) for extra in extras]
-        if "extra ==" not in line or any(of_extras):
-            packages.add(re.split(r"[^\w-]", line)[0].replace("_", "-"))
-    return packages
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = list(project["dependencies"])
+    for extra in extras:
+        lines += project["optional-dependencies"][extra]
+    return {re.split(r"[^\w-]", line)[0] for line in lines}
 
 
 # ── imports ───────────────────────────────────────────────────────────────────────────

@@ -3,8 +3,9 @@
     make release-check                               # or: python tools/check_release.py
     python tools/check_release.py --python PATH --only 3.14 --only lowest
 
-For each Python of `PYTHONS` on this machine it installs the wheel and runs the first
-steps of a user: README's program, the command line, a project of `composeprob new`, the
+For each Python of `PYTHONS` on this machine it installs the wheel, samples a program
+without any extra, installs the extra `all`, and runs the first steps of a user:
+README's program, the command line, a project of `composeprob new`, the
 error of an absent model. Then it installs the zoo's wheel, loads one of its models, and
 lists the dependencies (tools/dependencies.py). The oldest Python is checked once more
 with the lowest versions that pyproject.toml allows. The wheel made from the sdist must
@@ -29,8 +30,20 @@ ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 LARGEST = 25_000_000
 """Greatest size of composeprob's own wheel, in bytes."""
-EXTRAS = "zoo,digits,text,hub"
+EXTRAS = "all,zoo"
 """Extras that any machine can install; those for accelerators are resolved only."""
+CORE = """
+import jax, numpyro.distributions as dist
+import composeprob as cp
+normal = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(20))
+program = cp.program(lambda normal: cp.sample("x", normal * normal))
+density = cp.compile(program, normal)
+print(cp.infer(density, jax.random.key(0), num_chains=100).summary())
+try: cp.load("ring2d")
+except cp.errors.MissingPackageError as error: print(error)
+else: raise SystemExit("flax is a dependency of the core")
+"""
+"""A program for an environment without extras."""
 ACCELERATORS = ("cuda12", "cuda13", "tpu")
 
 
@@ -114,7 +127,7 @@ def find_python(version: str, named: list[Path]) -> Path | None:
 def first_steps(python: Path, folder: Path) -> None:
     """Do the first steps of a user, away from the checkout.
 
-    The environment has nothing but the wheel.
+    The environment has nothing but the wheel and its extras.
     """
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     program = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0]
@@ -138,7 +151,8 @@ def first_steps(python: Path, folder: Path) -> None:
 
 
 def lowest_versions(python: Path, folder: Path) -> Path:
-    """Write the lowest versions of the direct dependencies; return the file."""
+    """Write the lowest versions of the direct dependencies, those of extras too;
+    return the file."""
     resolution = ("--resolution", "lowest-direct", "--only-binary", ":all:")
     names = command(
         "uv",
@@ -147,6 +161,8 @@ def lowest_versions(python: Path, folder: Path) -> Path:
         "--quiet",
         "--no-header",
         *resolution,
+        "--extra",
+        "all",
         "--python",
         python,
         ROOT / "pyproject.toml",
@@ -171,8 +187,10 @@ def check(python: Path, wheel: Path, zoo: Path, folder: Path, lowest: bool) -> N
     command("uv", "pip", "check", "--python", own)
     work = folder / "work"
     work.mkdir()
+    command(own, "-I", "-c", CORE, cwd=work)
+    command(*install, f"composeprob[all] @ {wheel.as_uri()}")
     first_steps(own, work)
-    print(command(own, ROOT / "tools" / "dependencies.py"))
+    print(command(own, ROOT / "tools" / "dependencies.py", "composeprob[all]"))
     if lowest:
         return
     command(*install, zoo)

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from composeprob.cli.programs import compiled
 from composeprob.errors import ComposeProbError, InvalidValueError
+from composeprob.extras import needed
 from composeprob.json_data import JSONObject
 from composeprob.text import spell_out
 
@@ -338,6 +339,8 @@ def new(
         raise InvalidValueError(
             f"{folder} exists and is not an empty folder.", fix="choose another name."
         )
+    with needed("train", "A project that trains a network"):
+        import optax  # noqa: F401
     folder.mkdir(parents=True, exist_ok=True)
     title = f"# {folder.resolve().name}\n"
     for file in resources.files("composeprob.cli").joinpath("template").iterdir():

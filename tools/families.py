@@ -65,7 +65,9 @@ FAMILIES = {
             "tests/training/test_cross.py::"
             "test_symmetric_similar_conditions_keep_the_optimum",
             "tests/training/test_cross.py::"
-            "test_the_loss_is_least_at_the_true_normalisers[0.2]",
+            "test_the_loss_is_least_at_the_true_normalisers",
+            "tests/training/test_cross.py::"
+            "test_the_loss_is_least_at_the_true_ratios_of_conditions",
             "tests/training/test_train.py::"
             "test_it_starts_from_the_weights_that_are_given",
             "tests/zoo/test_zoo.py::test_every_model_is_as_good_as_its_card_says[ring2d]",

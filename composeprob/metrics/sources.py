@@ -139,7 +139,7 @@ def error_sources(
     relevelled = twice_the_levels(density)
     runs = {}
     for label, variant in variants(density, sampler, first, relevelled).items():
-        runs[label] = run(*variant)
+        runs[str(label)] = run(*variant)
     table, differences = run_differences(first, runs, sampler)
     tables = [table]
     if expected is not None:

@@ -430,11 +430,12 @@ def to_pandas(self: Record) -> pandas.DataFrame:
 
     Example:
         >>> import composeprob as cp, jax, numpyro.distributions as dist
-        >>> normal = cp.Analytic(dist.Normal(jax.numpy.zeros(2), 1.0).to_event(1))
+        >>> normal = dist.Normal(jax.numpy.zeros(2), 1.0).to_event(1)
         >>> @cp.program
         ... def program(f):
         ...     cp.sample("x", f)
-        >>> density = cp.compile(program, normal, schedule=cp.Schedule.log_snr(4))
+        >>> schedule = cp.Schedule.log_snr(4)
+        >>> density = cp.compile(program, cp.Analytic(normal, schedule))
         >>> result = cp.infer(density, jax.random.key(0), num_chains=8, progress=False)
         >>> table = result.to_pandas()
         >>> table.shape, list(table.columns)

@@ -209,6 +209,17 @@ CASES = {
     "no sites": lambda g: g.file(sites=[]),
     "no draws": lambda g: g.file(draws=0),
     "fewer than no evaluations": lambda g: g.file(evaluations=-3),
+    "a time before it began": lambda g: g.file(seconds=-1.0),
+    "levels that are NaN": lambda g: g.file(
+        arrays={"log_snr": np.full(len(g.arrays["log_snr"]), np.nan)}
+    ),
+    "levels in disorder": lambda g: g.file(
+        arrays={"log_snr": g.arrays["log_snr"][::-1].copy()}
+    ),
+    "samples of no numbers": lambda g: g.file(
+        arrays={"samples/x": np.zeros((8, 3, 0))}
+    ),
+    "a store of integers": lambda g: g.store_array("samples/x", data_type="int32"),
     "no devices": lambda g: g.file(devices=0),
     "a site twice": lambda g: g.file(sites=["x", "x"]),
     "an array too many": lambda g: g.file(arrays={"samples/y": np.zeros((8, 3))}),

@@ -145,7 +145,7 @@ def _facts(path: Path, text: str) -> JSONObject:
             _require(_is_a(facts[name], kinds[name]), f"{name!r} is {facts[name]!r}")
         sites = facts["sites"]
         _require(sites and len(set(sites)) == len(sites), f"its sites are {sites}")
-        least = {"draws": 1, "thin": 1, "devices": 1, "evaluations": 0}
+        least = {"draws": 1, "thin": 1, "devices": 1, "evaluations": 0, "seconds": 0}
         for name, bound in least.items():
             count = facts[name]
             _require(count is None or count >= bound, f"{name!r} is {count}")
@@ -232,6 +232,9 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
         axes = (1, 2) if name in by_block else (1,)
         has_shape = array.ndim in axes and array.size > 0
         _require(has_shape, f"{name!r} has shape {array.shape}")
+    levels = arrays["log_snr"]
+    ordered = levels.ndim == 1 and np.all(levels[1:] <= levels[:-1])
+    _require(ordered and not np.isnan(levels).any(), "its levels are not in order")
     weights = arrays["log_weights"]
     finite = not np.isnan(weights).any() and np.isfinite(weights.max())
     _require(finite, "its weights are NaN or infinite")
@@ -256,6 +259,7 @@ def _check_samples(
             array.shape[: len(lead)] == lead,
             f"site {name!r} has shape {array.shape}, of {lead} samples",
         )
+        _require(0 not in array.shape, f"site {name!r} has shape {array.shape}")
         axes = dims.get(name)
         _require(
             axes is None or len(axes) == array.ndim - len(lead),

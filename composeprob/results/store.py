@@ -194,7 +194,11 @@ class Store:
         for name, values in arrays.items():
             array = self._make(name, values.shape, values.dtype, values.shape, [])
             array.write(values).result()
-        self.write_attributes(attributes)
+        # Numbers of another dtype and the same width would be read without an error.
+        dtypes = {name: values.dtype.name for name, values in arrays.items()}
+        for name, site in self.arrays.items():
+            dtypes[f"samples/{_quoted(name)}"] = site.dtype.name
+        self.write_attributes({**attributes, "dtypes": dtypes})
 
     def write_attributes(self, attributes: JSONObject) -> None:
         """Describe the contents of the folder."""
@@ -255,6 +259,10 @@ class Store:
         metadata = array.spec().to_json()["metadata"]
         if metadata["codecs"] != CODECS:
             raise ValueError(f"{name!r} is stored in a form that no run writes")
+        dtypes = self.attributes().get("dtypes")
+        written = dtypes.get(name) if isinstance(dtypes, dict) else None
+        if array.dtype.name != written:
+            raise ValueError(f"{name!r} is {array.dtype.name}, and was {written}")
         block = metadata["chunk_grid"]["configuration"]["chunk_shape"]
         size = math.prod(block) * array.dtype.numpy_dtype.itemsize + CHECKSUM_BYTES
         number = [

@@ -188,7 +188,8 @@ def moments(result: Result) -> Moments:
     for name in result.samples:
         values = np.asarray(result.drawn(name), np.float64)
         for labels, columns in _columns(name, values, 2):
-            means = result.mean_of(columns)
+            # Errors are withheld from runs that are wrong, whose source is asked here.
+            means = result.mean_of(columns, even_withheld=True)
             rows |= _estimates(labels, means.value, means.error)
     if result.log_evidence is not None and result.log_evidence_error is not None:
         rows["log evidence"] = Estimate(result.log_evidence, result.log_evidence_error)

@@ -355,16 +355,17 @@ class Record:
         """
         return self.mean_of(self._values("mean", fn))
 
-    def mean_of(self, values: np.ndarray) -> Estimate:
+    def mean_of(self, values: np.ndarray, *, even_withheld: bool = False) -> Estimate:
         """Estimate the mean of values of every sample, ordered as those of `drawn`,
-        (N, draws, …)."""
+        (N, draws, …); with its error ``even_withheld`` by the status, on request."""
         mean = np.tensordot(self._genealogy.weights, values.mean(1), 1)
         variance, degrees = self._variance(values)
         inflation = 1.0
         if 2 < degrees < math.inf:  # the variance of Student's t
             inflation = degrees / (degrees - 2)
         error = np.sqrt(variance * inflation)
-        error = np.where(self.status.withholds, np.nan, error)
+        withheld = self.status.withholds and not even_withheld
+        error = np.where(withheld, np.nan, error)
         return Estimate(as_python(mean), as_python(error), degrees)
 
     def probability(self, event: Callable[[dict[str, Array]], ArrayLike]) -> Estimate:

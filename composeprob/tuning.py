@@ -65,6 +65,22 @@ MOMENTS = _Moments()
 STATIC_FULL_LOG_SNR = -2.0
 
 
+class _Discrete(NamedTuple):
+    # Most numbers, values times entries of statements, in the sum over the values of
+    # discrete latents. The sum of 4 values at 10⁵ data has a tenth of that.
+    most_terms: int = 2**22
+    # Most evaluations of a sweep over entries that depend on one another.
+    most_evaluations: int = 4096
+    # Comparisons of an entry's log p among others that differ, which tell whether
+    # entries are independent as their plates say. One misses a dependence with
+    # probability ½ or less.
+    trials: int = 8
+
+
+# Discrete latents: which are summed out, and which are swept one by one.
+DISCRETE = _Discrete()
+
+
 # ── factors ───────────────────────────────────────────────────────────────────────────
 class _Quadrature(NamedTuple):
     # Nats by which a prior's density in its coordinate has fallen from its maximum at

@@ -9,7 +9,7 @@ a noised site.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from composeprob.compiler.by_moments import (
 )
 from composeprob.compiler.check import site_parts
 from composeprob.compiler.conjugate import NotGaussian, Prior, prior_of
+from composeprob.compiler.discrete import Summed
 from composeprob.compiler.exact import Exact, grouped
 from composeprob.compiler.latents import bijection_of, place_of
 from composeprob.compiler.linearity import Kind, Value
@@ -89,9 +90,18 @@ class Likelihood(eqx.Module):
         # Priors of static sites see x/α at every level.
         clean = {name: x / noise.alpha for name, x in xs.items()}
         of_clean, log_jacobian = self.replay(clean, zs, noise.index)
-        static = [s for s in of_clean.values() if s.kind == "static"]
-        log_prior = sum((s.log_prob() for s in static), log_jacobian)
+        log_prior = log_jacobian
+        for statement in of_clean.values():
+            if statement.kind == "static" and statement.name not in self.in_sums:
+                log_prior = log_prior + statement.log_prob()
         total = jnp.zeros((), jnp.result_type(float))
+        for group in self.summed:
+            # log Σ_v p(v)·L(v), of which the priors' part is log Σ_v p(v).
+            of_prior = self._log_sum(group, clean, zs, schedule, noise, data=False)
+            log_prior = log_prior + of_prior
+            if not network_free:
+                of_all = self._log_sum(group, clean, zs, schedule, noise)
+                total = total + of_all - of_prior
         # Each policy in use runs the program once, as it decides what statements see.
         for policy in dict.fromkeys(self.policies.values()):
             counted = not (policy.closed_form or policy.by_moments)
@@ -116,7 +126,7 @@ class Likelihood(eqx.Module):
         """Σ_j γ_j·log L_j of the observations under one policy."""
         total = jnp.zeros((), jnp.result_type(float))
         for name, statement in statements.items():
-            if self.policies.get(name) != policy:
+            if self.policies.get(name) != policy or name in self.in_sums:
                 continue
             log_likelihood = statement.log_prob()
             if policy.measured:
@@ -128,6 +138,70 @@ class Likelihood(eqx.Module):
                 power = jnp.where(noise.index == 0, 1.0, policy.power(schedule, noise))
                 total = total + power * log_likelihood
         return total
+
+    @property
+    def summed(self) -> tuple[Summed, ...]:
+        """Groups of discrete latents that are summed out."""
+        return () if self.traced is None else self.traced.summed
+
+    @property
+    def in_sums(self) -> frozenset[str]:
+        """Statements that count within the sums over discrete latents."""
+        return frozenset(name for group in self.summed for name in group.statements)
+
+    def _table(
+        self,
+        group: Summed,
+        clean: Sites,
+        zs: Sites,
+        schedule: Schedule,
+        noise: Noise,
+        data: bool = True,
+    ) -> Float[Array, "values ..."]:
+        """log p(v)·L(v)^γ of each joint value v, for each entry; with ``data`` False
+        the priors alone."""
+
+        def power(name: str) -> Array | float | None:
+            if name not in self.policies:
+                # A latent's prior; or data of a program without its observations.
+                return 1.0 if name in group.latents else None
+            if not data:
+                return None
+            above = self.policies[name].power(schedule, noise)
+            return jnp.where(noise.index == 0, 1.0, above)
+
+        def terms(joint: Array) -> Array:
+            codes = group.codes(jnp.full(group.shape, joint))
+            statements, _ = self.replay(clean, zs, noise.index, codes)
+            return group.terms(statements, power)
+
+        return jax.vmap(terms)(jnp.arange(group.num_values))
+
+    def _log_sum(
+        self,
+        group: Summed,
+        clean: Sites,
+        zs: Sites,
+        schedule: Schedule,
+        noise: Noise,
+        data: bool = True,
+    ) -> Float[Array, ""]:
+        """Σ over entries of log Σ over values of `_table`."""
+        table = self._table(group, clean, zs, schedule, noise, data)
+        return jnp.sum(jax.nn.logsumexp(table, axis=0))
+
+    def draw_summed(
+        self, key: Array, clean: Sites, zs: Sites, schedule: Schedule, noise: Noise
+    ) -> dict[str, Array]:
+        """Indices of the values of discrete latents that are summed out, drawn given
+        all else."""
+        drawn: dict[str, Array] = {}
+        # No statement depends on two groups, so these are independent given the rest.
+        for i, group in enumerate(self.summed):
+            table = self._table(group, clean, zs, schedule, noise)
+            joint = jax.random.categorical(jax.random.fold_in(key, i), table, axis=0)
+            drawn.update(group.codes(joint))
+        return drawn
 
     def _program_inputs(
         self, policy: Policy, clean: Sites, xs: Sites, means: Sites, noise: Noise
@@ -159,17 +233,29 @@ class Likelihood(eqx.Module):
         return not all(p.sees_clean for p in self.policies.values())
 
     def replay(
-        self, xs: Sites, zs: Sites, level: Array | int
+        self,
+        xs: Sites,
+        zs: Sites,
+        level: Array | int,
+        codes: Mapping[str, Array] | None = None,
     ) -> tuple[dict[str, Statement], Array]:
         """Every statement with these values, and Σ log|dz/du| of the static sites'
-        bijections."""
+        bijections.
+
+        Discrete latents that are summed out have the values of these ``codes``, their
+        indices; left out, the first value.
+        """
         log_jacobian = jnp.zeros((), jnp.result_type(float))
+        summed = {name for group in self.summed for name in group.sites}
 
         def provide(kind: str, name: str, distribution: Distribution) -> Array:
             nonlocal log_jacobian
             if kind == "noised":
                 return xs[name]
             bijection = self._bijection(name, distribution)
+            if name in summed:
+                first = jnp.zeros(distribution.shape(), int)
+                return bijection((codes or {}).get(name, first))
             value = bijection(zs[name])
             log_jacobian = log_jacobian + jnp.sum(
                 bijection.log_abs_det_jacobian(zs[name], value)
@@ -217,6 +303,9 @@ class Likelihood(eqx.Module):
             return value
 
         self._run(provide)
+        for group in self.summed:
+            for name in group.sites:
+                del drawn[name]
         return drawn
 
     def observed(self, values: Sites | None, key: Array | None) -> Sites:

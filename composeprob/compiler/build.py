@@ -15,6 +15,12 @@ import numpy as np
 from jax import Array
 from numpyro.distributions import Distribution, Unit, constraints
 
+from composeprob.compiler.discrete import (
+    Candidates,
+    Summed,
+    are_independent,
+    unsuited_statements,
+)
 from composeprob.compiler.evidence import mask, plate_axes, plates, scaled
 from composeprob.compiler.latents import (
     Dependencies,
@@ -43,6 +49,7 @@ from composeprob.ir.leaves import (
 )
 from composeprob.language.checks import check_draw
 from composeprob.language.decorator import Program
+from composeprob.language.finite import is_discrete, values_of
 from composeprob.language.interpret import (
     PRIOR_LEVELS,
     Provide,
@@ -98,13 +105,14 @@ def build(
             _check_weight(statement, mirrored[statement.name])
         builder.add(statement)
     _check_observations(builder.observations)
+    summed = builder.sum_out(traced)
 
     graph = builder.graph(program)
-    for sentence in requests:
-        graph = graph.noted("build", sentence)
+    sentences = list(requests)
     for site in builder.sites:
-        for sentence in _normalised_weights(site):
-            graph = graph.noted("build", sentence)
+        sentences += _normalised_weights(site)
+    for sentence in sentences:
+        graph = graph.noted("build", sentence)
     if builder.held:
         by_prior = ", ".join(sorted(builder.held))
         given = ", ".join(site.name for site in builder.sites if site.ancestral)
@@ -112,9 +120,23 @@ def build(
             "build",
             f"ancestral order: {by_prior} by the prior, then {given} given that",
         )
+    for group in summed:
+        graph = graph.noted("sum", _summed_sentence(group))
     standardised = frozenset(s.name for s in builder.statics if s.standardised)
     placed_statics = tuple(builder.placed_by_statics)
-    return graph, replace(traced, standardised=standardised, placed=placed_statics)
+    traced = replace(traced, standardised=standardised, placed=placed_statics)
+    return graph, replace(traced, summed=summed)
+
+
+def _summed_sentence(group: Summed) -> str:
+    """The note about discrete latents that are summed out."""
+    names = " and ".join(group.sites)
+    entries = ""
+    if group.shape:
+        entries = (
+            f"; its {math.prod(group.shape)} entries are independent given the rest"
+        )
+    return f"{names} over {group.num_values} values, then drawn given the rest{entries}"
 
 
 class _Builder:
@@ -231,6 +253,11 @@ class _Builder:
             self.placed_by_statics.append(name)
         inverse = bijection_of(distribution, standardised).inv
         coordinate = jax.eval_shape(inverse, statement.value).shape
+        num_values = 0
+        if is_discrete(distribution):
+            values = values_of(distribution)
+            assert values is not None
+            num_values = values.number
         self.statics.append(
             Static(
                 name,
@@ -239,8 +266,42 @@ class _Builder:
                 describe(distribution),
                 statement.where,
                 standardised,
+                num_values,
             )
         )
+
+    def sum_out(self, traced: Traced) -> tuple[Summed, ...]:
+        """Mark the discrete latents that are summed out, and return their groups."""
+        if not any(static.num_values for static in self.statics):
+            return ()
+        unsuited = unsuited_statements(
+            self.statements.values(),
+            standardised=(s.name for s in self.statics if s.standardised),
+            looking=(o.name for o in self.observations if o.looks_at),
+        )
+        candidates = Candidates(
+            self.statements, self.dependencies, unsuited | self.held
+        )
+        groups = []
+        for group in candidates.groups():
+            if are_independent(group, traced.run):
+                groups.append(group)
+        summed = {name for group in groups for name in group.sites}
+        # Draws of what is summed out follow from a position's bits, which must differ
+        # from chain to chain.
+        continuous = bool(self.sites) or any(
+            not s.num_values and s.name not in self.held for s in self.statics
+        )
+        if not continuous:
+            return ()
+        self.statics = [
+            replace(static, summed=static.name in summed) for static in self.statics
+        ]
+        dependents = {name for group in groups for name in group.statements}
+        self.placed_by_statics = [
+            name for name in self.placed_by_statics if name not in dependents
+        ]
+        return tuple(groups)
 
     def _add_observation(self, statement: Statement) -> None:
         name = statement.name

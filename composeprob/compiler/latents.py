@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import Distribution, biject_to
@@ -19,6 +20,7 @@ from composeprob.errors import DoublyIntractableError, ProgramError
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.nodes import Mixture
 from composeprob.factors.passes import Pass
+from composeprob.language.finite import is_discrete, values_of
 from composeprob.language.interpret import Statement
 
 Statements = Mapping[str, Statement]
@@ -143,11 +145,37 @@ def bijection_of(distribution: Distribution, standardised: bool) -> Transform:
     next (Papaspiliopoulos, Roberts and Sköld 2007, *A general framework for the
     parametrization of hierarchical models*).
     """
+    if is_discrete(distribution):
+        values = values_of(distribution)
+        assert values is not None
+        return WholeNumbers(values.low)
     if not standardised:
         return biject_to(distribution.support)
     # z = g(μ + s·u): an affine map, then the prior's own transforms.
     base, transforms = _base(distribution)
     return ComposeTransform([AffineTransform(base.loc, base.scale), *transforms])
+
+
+class WholeNumbers(Transform):
+    """The map from the index of a discrete latent's value, which a position holds as a
+    float, to the value: low + index."""
+
+    def __init__(self, low: int):
+        self.low = low
+
+    def __call__(self, index: Array) -> Array:
+        return self.low + jnp.round(index).astype(jnp.result_type(int))
+
+    def _inverse(self, value: Array) -> Array:
+        return (value - self.low).astype(jnp.result_type(float))
+
+    def log_abs_det_jacobian(
+        self, index: Array, value: Array, intermediates: object = None
+    ) -> Array:
+        return jnp.zeros(jnp.shape(value))
+
+    def tree_flatten(self) -> tuple[tuple[int], tuple[tuple[str], dict[str, object]]]:
+        return (self.low,), (("low",), {})
 
 
 def located(distribution: Distribution) -> bool:

@@ -17,6 +17,7 @@ from numpyro.distributions import Cauchy, MultivariateNormal, StudentT
 
 from composeprob.compiler.anneal import Likelihood
 from composeprob.compiler.check import divided, node_capabilities, site_parts
+from composeprob.compiler.discrete import key_of
 from composeprob.compiler.exact import no_closed_form
 from composeprob.compiler.experts import ExpertExpression, experts
 from composeprob.compiler.expressions import (
@@ -328,6 +329,10 @@ class Evaluator(eqx.Module):
     def knows_latents(self) -> bool:
         return self.networks_see_none and self.likelihood.by_moments is None
 
+    @property
+    def summed(self) -> tuple[str, ...]:
+        return tuple(n for group in self.likelihood.summed for n in group.sites)
+
     def log_closed_form(self, position: Sites, level: Array | int) -> Float[Array, ""]:
         noise, xs, zs, outputs = self._outputs(position, level)
         priors = [
@@ -427,7 +432,11 @@ class Evaluator(eqx.Module):
     def read(self, position: Sites) -> Sites:
         noise, xs, zs = self._split(position, 0)
         clean = {name: x / noise.alpha for name, x in xs.items()}
-        statements, _ = self.likelihood.replay(clean, zs, noise.index)
+        codes: Sites = {}
+        if self.likelihood.summed:
+            key = key_of(position)
+            codes = self.likelihood.draw_summed(key, clean, zs, self.schedule, noise)
+        statements, _ = self.likelihood.replay(clean, zs, noise.index, codes)
         values = dict(xs)
         for statement in statements.values():
             latent = statement.kind in ("static", "deterministic")

@@ -186,8 +186,16 @@ def _site_infos(graph: Graph) -> dict[str, SiteInfo]:
     for site in graph.sites:
         infos[site.name] = SiteInfo("noised", site.shape, site.plates)
     for static in graph.statics:
-        kind = "held" if static.name in graph.held else "static"
-        infos[static.name] = SiteInfo(kind, static.coordinate)
+        if static.summed:
+            continue
+        kind = "static"
+        if static.name in graph.held:
+            kind = "held"
+        elif static.num_values:
+            kind = "discrete"
+        infos[static.name] = SiteInfo(
+            kind, static.coordinate, num_values=static.num_values
+        )
     return infos
 
 
@@ -257,7 +265,8 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
     graph = dataclasses.replace(graph, observations=(), notes=notes)
     graph = graph.noted("prior", "without observations")
     # The program is still run for its static sites, under no policy.
-    likelihood = Likelihood(evaluator.likelihood.traced, {})
+    traced = evaluator.likelihood.traced
+    likelihood = Likelihood(traced, {})
     offered = capabilities(graph)
     text = describe(graph, sorted(offered))
     return dataclasses.replace(

@@ -38,6 +38,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from numpyro.distributions import Distribution
 
+from composeprob.compiler.discrete import Summed
 from composeprob.compiler.evidence import of_one_member
 from composeprob.compiler.linearity import Kind, Linearity, Value, entries
 from composeprob.errors import ComposeProbError, ProgramError
@@ -214,6 +215,7 @@ class Traced(eqx.Module):
             location and scale.
         placed: the static sites whose prior has a location and a scale that other
             static ones give it, in the program's order.
+        summed: the discrete latents that are summed out.
     """
 
     function: Callable[..., object] = eqx.field(static=True)
@@ -223,6 +225,7 @@ class Traced(eqx.Module):
     known_code: Code | None = eqx.field(static=True, default=None)
     standardised: frozenset[str] = eqx.field(static=True, default=frozenset())
     placed: tuple[str, ...] = eqx.field(static=True, default=())
+    summed: tuple[Summed, ...] = eqx.field(static=True, default=())
 
     @property
     def code(self) -> Code:

@@ -46,16 +46,20 @@ class SiteInfo(eqx.Module):
     """Kind and shape of a latent site.
 
     Attributes:
-        kind: ``"noised"``, ``"static"`` or ``"held"`` (static, and kept at its prior
-            draw because a normaliser depends on it).
+        kind: ``"noised"``, ``"static"``, ``"discrete"`` (static, of finitely many
+            values) or ``"held"`` (static, and kept at its prior draw because a
+            normaliser depends on it).
         shape: the shape of its entry in a position.
         plates: of a noised site, the number of leading axes that run over members that
             are independent given the latents.
+        num_values: of a discrete site, the number of values of each entry; a position
+            holds the index of the value, a float.
     """
 
     kind: str = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
     plates: int = eqx.field(static=True, default=0)
+    num_values: int = eqx.field(static=True, default=0)
 
 
 class TopLaw(eqx.Module):
@@ -160,6 +164,10 @@ class Evaluates(Protocol):
     def knows_latents(self) -> bool:
         """True if there are latents and `log_closed_form` has all terms that depend on
         them."""
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        """Names of the discrete latents that are summed out."""
 
     def log_closed_form(
         self, position: Position, level: Array | int
@@ -272,6 +280,12 @@ class AnnealedDensity(NotPickled, eqx.Module):
         """The program's IR: draws itself in notebooks; ``graph.dot()`` is its Graphviz
         source."""
         return self.described.graph
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        """Names of the discrete latents that are summed out: no position holds them,
+        and `to_samples` draws them given the rest."""
+        return self.evaluator.summed
 
     @property
     def num_levels(self) -> int:
@@ -413,8 +427,8 @@ class AnnealedDensity(NotPickled, eqx.Module):
         return {**xs, **self.evaluator.draw_static(static_key, clean)}
 
     def to_samples(self, position: Position) -> dict[str, Array]:
-        """Return a position in the program's terms: static sites constrained,
-        deterministics computed."""
+        """Return a position in the program's terms: static sites constrained, discrete
+        ones that are summed out drawn given the rest, deterministics computed."""
         return self.evaluator.read(position)
 
     def observed(self) -> dict[str, Array]:
@@ -507,7 +521,8 @@ class AnnealedDensity(NotPickled, eqx.Module):
             level: k; the posterior that the program promises is that of level 0.
 
         Raises:
-            CapabilityError: a factor offers only its score.
+            CapabilityError: a factor offers only its score, or a discrete site is not
+                summed out.
             DoublyIntractableError: a static site is held.
             LevelError: a level that does not exist.
 
@@ -548,6 +563,15 @@ class AnnealedDensity(NotPickled, eqx.Module):
                 where=self.described.where,
                 fix="use cp.infer with cp.AnnealedMCMC, which holds it.",
             )
+        discrete = [n for n, site in self.sites.items() if site.kind == "discrete"]
+        if discrete:
+            raise CapabilityError(
+                "HMC and NUTS move real numbers, and "
+                f"{', '.join(map(repr, discrete))} is discrete, with entries that "
+                "depend on one another.",
+                where=self.described.where,
+                fix="use cp.infer, which sweeps over it.",
+            )
         self.schedule.check_level(level)
         return NumPyroPotential(self, level)
 
@@ -582,16 +606,17 @@ class AnnealedDensity(NotPickled, eqx.Module):
                 where=self.described.where,
                 fix="add cp.observe(name, distribution, value), or compile with data.",
             )
-        missing = [name for name in self.sites if name not in samples]
+        names = [*self.sites, *self.summed]
+        missing = [name for name in names if name not in samples]
         if missing:
-            names = ", ".join(map(repr, missing))
+            shown = ", ".join(map(repr, missing))
             raise ShapeError(
                 "Samples of this program hold a value of every latent; "
-                f"{names} is missing.",
+                f"{shown} is missing.",
                 fix="pass result.samples, or the samples of a NumPyro run on "
                 "density.to_numpyro().",
             )
-        latents = {name: jnp.asarray(samples[name]) for name in self.sites}
+        latents = {name: jnp.asarray(samples[name]) for name in names}
         shapes = [values.shape for values in latents.values()]
         leading_axes = {shape[:1] for shape in shapes}
         if len(leading_axes) > 1 or () in leading_axes:

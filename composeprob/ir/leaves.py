@@ -224,6 +224,8 @@ class Static:
         where: its place in the program.
         standardised: True if the coordinate is standardised by the prior's location and
             scale, as these follow a noised site.
+        num_values: the number of values of an entry that is discrete; 0 for others.
+        summed: True if it is summed out of the density, and no part of a position.
     """
 
     name: str
@@ -232,6 +234,8 @@ class Static:
     distribution: str
     where: str
     standardised: bool = False
+    num_values: int = 0
+    summed: bool = False
 
 
 class Member(NamedTuple):

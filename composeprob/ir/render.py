@@ -120,6 +120,10 @@ def _statements(graph: Graph) -> Iterator[str]:
         prior = f"{s.distribution} prior"
         if s.standardised:
             prior += ", its coordinate standardised by that"
+        if s.summed:
+            prior += f", summed over {s.num_values} values"
+        elif s.num_values:
+            prior += f" of {s.num_values} values"
         yield f"{s.name}: static {s.shape}, {prior}, at {s.where}"
     for o in graph.observations:
         policy = f"annealed '{o.anneal}'"

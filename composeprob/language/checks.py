@@ -1,5 +1,5 @@
-"""Checks of a program's statements: latents with a proper distribution and a continuous
-support, data that fit."""
+"""Checks of a program's statements: latents with a proper distribution and values that
+kernels can move, data that fit."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ from composeprob.errors import (
 )
 from composeprob.factors.factor import is_factor
 from composeprob.factors.values import check_bounds, check_finite
+from composeprob.language.finite import is_discrete, values_of
 
 
 def check_latent(name: str, distribution: Distribution, base: Distribution) -> None:
-    """Refuse a latent that no kernel can move: an improper prior, discrete values, a
-    constant, or a support that NumPyro has no bijection for. ``base`` is its
-    distribution without plates."""
+    """Refuse a latent that no kernel can move: an improper prior, a constant, discrete
+    values without an end, or a support that NumPyro has no bijection for. ``base`` is
+    its distribution without plates."""
     kind = type(base).__name__
     check_bounds(base, f"Site {name!r}")
     if isinstance(base, dist.ImproperUniform):
@@ -54,7 +55,7 @@ def check_latent(name: str, distribution: Distribution, base: Distribution) -> N
     support = distribution.support
     # A support without a bijection raises here, before a chain needs one.
     try:
-        discrete = support is not None and support.is_discrete
+        discrete = is_discrete(distribution)
         if not discrete:
             biject_to(support)
     except NotImplementedError as error:
@@ -64,12 +65,12 @@ def check_latent(name: str, distribution: Distribution, base: Distribution) -> N
             fix="write it as a function (numpyro.deterministic) of a site with an "
             "unbounded, positive or bounded one.",
         ) from error
-    if discrete:
+    if discrete and values_of(distribution) is None:
         raise ProgramError(
-            f"Site {name!r} is discrete ({kind}), and kernels move continuous values "
-            "only.",
-            fix="sum over its values, by dist.MixtureSameFamily or cp.mixture, or "
-            "observe it.",
+            f"Site {name!r} is discrete ({kind}), and its values are not a known, "
+            "finite range of whole numbers, the same for all of its entries.",
+            fix="write a dist.Categorical over the values that matter; or sum over "
+            "its values, by dist.MixtureSameFamily; or observe it.",
         )
 
 

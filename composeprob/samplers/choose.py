@@ -86,7 +86,8 @@ def choose(
         return independent(density, why, num_chains, draws)
     enough = f"{num_chains} chains are enough to resample"
     finishers, then = closed_by(density, num_chains, weighed=True)
-    latents = any(site.kind == "static" for site in density.sites.values())
+    kinds = {site.kind for site in density.sites.values()}
+    latents = bool(kinds & {"static", "discrete"})
     together = interweaves(density)
     if "feynman_kac" in capabilities and (energy or together or not latents):
         why = f"{enough}, which keeps the modes' shares right"
@@ -139,13 +140,15 @@ def closed_by(
     then = ""
     comparable = density.capabilities >= COMPARABLE
     small = size <= tuning.GLOBAL_MOVES.most_numbers
-    if comparable and small and num_chains >= fewest_chains(size):
+    continuous = "discrete" not in kinds
+    if comparable and small and continuous and num_chains >= fewest_chains(size):
         number = tuning.GLOBAL_MOVES.number
         if weighed:
             number = tuning.GLOBAL_MOVES.of_weighed
         finishers.append(GlobalMoves(number))
         then = "; then global moves, which give modes their shares"
-    if "energy" in density.capabilities and "static" in kinds and "held" not in kinds:
+    latents = kinds & {"static", "discrete"}
+    if "energy" in density.capabilities and latents and "held" not in kinds:
         finishers.append(WarmUp())
         then += "; then a warm-up at level 0, as there are latents"
     return Finish(tuple(finishers), then)

@@ -27,6 +27,7 @@ from composeprob.kernels.line_integral import bounded
 from composeprob.kernels.metropolis import log_density_ratio, log_uniform, metropolis
 from composeprob.renamed import former_names
 from composeprob.samplers.descent import at_target, moved_to
+from composeprob.samplers.discrete import discrete_sites
 from composeprob.samplers.hierarchy import (
     InBothCoordinates,
     Interweaving,
@@ -209,7 +210,10 @@ def _variances(points: Points, density: AnnealedDensity) -> Position:
     usable = (deviation > 0) & (deviation < 1e18)
     scales = np.where(usable, deviation, units).astype(np.float32)
     mass = (scales / units) ** 2
-    return layout.position(jnp.asarray(mass), 1.0)
+    position = layout.position(jnp.asarray(mass), 1.0)
+    for name in discrete_sites(density):
+        del position[name]
+    return position
 
 
 def _hamiltonian(points: Points, density: AnnealedDensity) -> Kernel:
@@ -308,6 +312,14 @@ class GlobalMoves(Finisher):
         return {"GlobalMoves": frozenset({"energy", "mode_depth"})}
 
     def check(self, density: AnnealedDensity, num_chains: int) -> None:
+        discrete = discrete_sites(density)
+        if discrete:
+            raise CapabilityError(
+                "cp.GlobalMoves proposes real numbers, and "
+                f"{', '.join(map(repr, discrete))} is discrete.",
+                where=density.described.where,
+                fix="leave cp.GlobalMoves out.",
+            )
         size = Layout.of_density(density).size
         fewest = fewest_chains(size)
         if num_chains < fewest:

@@ -124,6 +124,9 @@ def interweaves(density: AnnealedDensity) -> bool:
     nothing else would do.
     """
     layout = Layout.of_density(density)
+    # Joint moves shift latents by real numbers.
+    if any(site.kind == "discrete" for site in density.sites.values()):
+        return False
     only_score = "energy" not in density.capabilities
     members = any(site.plates for site in density.sites.values())
     if layout.dims == 0 or not density.evaluator.knows_latents:
@@ -475,8 +478,8 @@ def has_dependents(density: AnnealedDensity) -> bool:
     """Return whether a program of latents alone has some whose location and scale are
     other latents, as a hierarchy has."""
     layout = Layout.of_density(density)
-    held = any(site.kind == "held" for site in density.sites.values())
-    if layout.dims or not layout.size or held:
+    others = any(site.kind in ("held", "discrete") for site in density.sites.values())
+    if layout.dims or not layout.size or others:
         return False
     zeros = jnp.zeros((layout.size,))
 

@@ -33,6 +33,7 @@ from composeprob.kernels.step_size import (
     resolve,
     scaled_step,
 )
+from composeprob.samplers.discrete import DiscreteGibbs, with_discrete
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.random import Stream, key_of
 from composeprob.samplers.spread import Spread
@@ -200,13 +201,16 @@ class Transitions(eqx.Module):
         is compiled."""
         layout = Layout.of_density(density)
         movable = [name for name, site in density.sites.items() if site.kind != "held"]
-        by_sites = in_blocks(kernel, movable)
+        by_sites = in_blocks(with_discrete(kernel, density), movable)
         kernels = []
         blocks = []
         for part, sites, label in zip(
             by_sites.kernels, by_sites.sites, by_sites.labels, strict=True
         ):
             block = _block_of(part, label, sites, layout, density)
+            if isinstance(part, DiscreteGibbs):
+                part = part.resolved(sites, density)
+                block = dataclasses.replace(block, entries=range(layout.size))
             blocks.append(block)
             kernels.append(_resolved_kernel(part, block, sites, layout, density))
         return cls(FlatGibbs(kernels, blocks, by_sites.backwards), count, layout)
@@ -454,7 +458,7 @@ def _block_of(
     return Block(
         name=label,
         entries=entries,
-        follows_noise=kinds != {"static"},
+        follows_noise="noised" in kinds,
         static=static,
         in_noise=adaptive or isinstance(metric, Estimated),
     )

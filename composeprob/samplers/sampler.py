@@ -28,6 +28,7 @@ from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.pytree import where
 from composeprob.renamed import warn_renamed
 from composeprob.samplers.descent import Descent, at_target, moved_to
+from composeprob.samplers.discrete import with_discrete
 from composeprob.samplers.finishers import Finisher, as_finishers
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Transitions, by_kind
@@ -164,8 +165,9 @@ class Sampler(eqx.Module):
         Refused if it cannot be used with this density.
         """
         if self.kernel is not None:
-            moves = Transitions.resolved(self.kernel, self.steps_per_level, density)
-            return replaced(self, moves=moves)
+            kernel = with_discrete(self.kernel, density)
+            moves = Transitions.resolved(kernel, self.steps_per_level, density)
+            return replaced(self, kernel=kernel, moves=moves)
         name = type(self).__name__
         if self.finishers:
             raise CapabilityError(
@@ -174,7 +176,10 @@ class Sampler(eqx.Module):
                 where=density.described.where,
                 fix="pass a kernel, or leave then out.",
             )
-        static = [name for name, site in density.sites.items() if site.kind == "static"]
+        static = []
+        for name_of_site, site in density.sites.items():
+            if site.kind in ("static", "discrete"):
+                static.append(name_of_site)
         if static:
             raise CapabilityError(
                 f"{name} without a kernel leaves NumPyro's latents where their priors "

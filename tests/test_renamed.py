@@ -8,6 +8,7 @@ import pytest
 import composeprob as cp
 from composeprob import renamed
 from composeprob.density import evaluation
+from composeprob.language.policies import POLICIES, as_policy
 from composeprob.samplers import finishers, resampling
 
 NAMES = {
@@ -72,4 +73,14 @@ def test_a_policy_with_the_former_name_of_a_flag_works():
             plain = True
 
     assert Tempered.network_free
+    assert caught[0].filename == __file__
+
+
+def test_a_policy_with_a_former_flag_stands_for_the_policy_that_it_chose():
+    with pytest.warns(DeprecationWarning, match="anneal='exact'") as caught:
+
+        class Closed(cp.Policy):
+            closed_form = True
+
+    assert as_policy("y", Closed()) is POLICIES["exact"]
     assert caught[0].filename == __file__

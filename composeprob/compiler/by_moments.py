@@ -31,18 +31,72 @@ from scipy.linalg import solve_triangular
 from composeprob import tuning
 from composeprob.compiler.check import node_capabilities, site_parts
 from composeprob.compiler.exact import measure
+from composeprob.compiler.facts import Bound, Facts
 from composeprob.compiler.once import once
 from composeprob.compiler.top import site_top
-from composeprob.compiler.trace import Replay, Shapes, Sites, Traced, whitened
+from composeprob.compiler.trace import (
+    Replay,
+    Shapes,
+    Sites,
+    Traced,
+    not_linear,
+    whitened,
+)
 from composeprob.factors.factor import LeafFactor
 from composeprob.factors.networks import has_primitive
 from composeprob.factors.whitening import whitener
-from composeprob.ir.leaves import Site, leaves
-from composeprob.language.policies import bridge
+from composeprob.ir.leaves import Observation, Site, leaves
+from composeprob.language.policies import Policy, bridge
 from composeprob.schedule import Noise, Schedule
 
 Slope = Callable[[Sites], Sites]
 """A linear map of directions in the noised sites."""
+
+
+class Moments(Policy):
+    """The density of the value given x_k, from the first two moments of x₀ given x_k:
+    of a linear observation with Gaussian noise, under any score."""
+
+    def bind(self, observation: Observation, facts: Facts) -> Bound | str:
+        o = observation
+        reason = facts.not_linear(o)
+        if not reason and o.name in facts.shared(_bent):
+            reason = not_linear()
+        reason = reason or facts.first_reason(
+            o, lambda name: no_slope(facts.sites[name])
+        )
+        return reason or Bound(self, _joined)
+
+
+def pays(o: Observation, facts: Facts) -> bool:
+    """Return whether moments pay for an observation that left its policy open.
+
+    They do where scores alone are known. An observation of latents is better tempered:
+    kernels move latents best by log-densities, which moments lack.
+    """
+    # Under a mixture of Gaussians there is an exact closed form.
+    if not facts.not_mixture(o) or facts.depend_on_statics({o.name}):
+        return False
+    return not facts.first_reason(o, lambda name: no_use(facts.sites[name]))
+
+
+def _bent(facts: Facts) -> set[str]:
+    """Return the observations with a stopped or replaced derivative, of those that are
+    linear by their trace."""
+    names = [o.name for o in facts.candidates if not facts.not_linear(o)]
+    # The trace shows the function, and not whether its derivative was stopped or
+    # replaced. For exact annealing `grouped` compares both.
+    off = np.asarray(bent(facts.traced, tuple(names), facts.shapes, facts.xs))
+    return {name for name, wrong in zip(names, off, strict=True) if wrong}
+
+
+def _joined(policy: Policy, names: tuple[str, ...], facts: Facts) -> ByMoments:
+    """Return the term of the observations that are bound."""
+    if facts.depend_on_statics(names):
+        return ByMoments(names, True, None)
+    # Without latents A and Σ are constants, and are decomposed once.
+    spectrum = eigendecomposed(facts.traced, names, facts.shapes, facts.xs)
+    return ByMoments(names, False, spectrum)
 
 
 class Eigen(NamedTuple):
@@ -111,6 +165,12 @@ class ByMoments(eqx.Module):
     names: tuple[str, ...] = eqx.field(static=True)
     bridged: bool = eqx.field(static=True)
     eigen: Eigen | None = None
+
+    def cost(self, traced: Traced) -> str:
+        """Evaluations that the term costs, in words."""
+        size = sum(traced.sizes(self.names))
+        directions = min(size, tuning.MOMENTS.directions)
+        return f"{directions} Jacobian–vector products an evaluation"
 
     def __call__(
         self,

@@ -36,6 +36,7 @@ from composeprob.compiler.conjugate import (
     check_size,
     connected,
 )
+from composeprob.compiler.facts import Bound, Facts
 from composeprob.compiler.linearity import Kind
 from composeprob.compiler.once import once
 from composeprob.compiler.trace import (
@@ -49,8 +50,78 @@ from composeprob.compiler.trace import (
 )
 from composeprob.factors.gaussians import Gaussians, joint
 from composeprob.factors.whitening import log_normal_of_sum, whitener
-from composeprob.language.policies import bridge
+from composeprob.ir.leaves import Observation
+from composeprob.language.policies import Policy, bridge
 from composeprob.schedule import Noise, Schedule
+
+
+class Exact(Policy):
+    """The density of the value given x_k in closed form: of a linear observation with
+    Gaussian noise, under a prior that is a mixture of Gaussians."""
+
+    @property
+    def form(self) -> str:
+        return "exactly"
+
+    def bind(self, observation: Observation, facts: Facts) -> Bound | str:
+        reason = facts.not_mixture(observation) or facts.not_linear(observation)
+        if reason:
+            return reason
+        # The closed form itself may be a reason, if it is too large.
+        name = observation.name
+        together = facts.shared(_together)
+        if name not in together.asked:
+            together = _grouped(facts, (*together.asked, name))
+        return together.reasons.get(name) or Bound(self, _joined)
+
+
+class Together(NamedTuple):
+    """Observations in one closed form, and reasons against those that cannot be in it.
+
+    Attributes:
+        asked: the observations that may be in it.
+        term: the closed form of those without a reason; None where there are none.
+        reasons: why an observation makes the closed form too large, or is not linear.
+    """
+
+    asked: tuple[str, ...]
+    term: ExactTerm | None
+    reasons: dict[str, str]
+
+
+def _together(facts: Facts) -> Together:
+    """Return the closed form of all observations that ask for one, or left it open."""
+    names = []
+    for o in facts.candidates:
+        asks = o.anneal is None or isinstance(o.anneal, Exact)
+        if asks and not facts.not_mixture(o) and not facts.not_linear(o):
+            names.append(o.name)
+    return _grouped(facts, tuple(names))
+
+
+def _grouped(facts: Facts, names: tuple[str, ...]) -> Together:
+    """Return the closed form of these observations, without as few as need be."""
+    reasons: dict[str, str] = {}
+    term = None
+    priors = {name: facts.priors[name] for name, _ in facts.shapes}
+    left = names
+    # Each pass without success has added a reason, so the loop ends.
+    while left and term is None:
+        bridged = facts.depend_on_statics(left)
+        term = grouped(
+            facts.traced, left, facts.shapes, priors, facts.xs, bridged, reasons
+        )
+        left = tuple(name for name in left if name not in reasons)
+    return Together(names, term, reasons)
+
+
+def _joined(policy: Policy, names: tuple[str, ...], facts: Facts) -> object:
+    """Return the term of the observations that are bound."""
+    term = facts.shared(_together).term
+    if term is None or term.names != names:
+        # A policy of another class has bound some of them by this law.
+        term = _grouped(facts, names).term
+    return term
 
 
 class Measurement(NamedTuple):
@@ -183,7 +254,7 @@ def no_closed_form(xs: Sites, zs: Sites) -> ClosedForm:
     return ClosedForm(zero, zeros, zero, zeros, zero)
 
 
-class Exact(eqx.Module):
+class ExactTerm(eqx.Module):
     """The likelihood of every observation that is annealed exactly.
 
     Attributes:
@@ -340,7 +411,7 @@ def grouped(
     xs: Sites,
     bridged: bool,
     reasons: dict[str, str],
-) -> Exact | None:
+) -> ExactTerm | None:
     """The measurements, sorted into groups that share no entry.
 
     None if the closed form of an observation is impossible: ``reasons`` then gains it.
@@ -380,7 +451,7 @@ def grouped(
     for prior in priors.values():
         if isinstance(prior, Prior) and not prior.marginal:
             marginal = False
-    return Exact(stacked(groups), inside, names, shapes, marginal, bridged)
+    return ExactTerm(stacked(groups), inside, names, shapes, marginal, bridged)
 
 
 def _mixtures(shapes: Shapes, priors: Mapping[str, Prior | str]) -> list[Gaussians]:

@@ -300,7 +300,7 @@ class Evaluator(eqx.Module):
 
     @property
     def has_user_potential(self) -> bool:
-        if any(policy.network_free for policy in self.likelihood.policies.values()):
+        if self.likelihood.has_network_free:
             return True
         return any(energy is not None for energy in self.energies.values())
 
@@ -317,8 +317,7 @@ class Evaluator(eqx.Module):
 
     @property
     def guided(self) -> bool:
-        policies = self.likelihood.policies.values()
-        if any(policy.by_moments or not policy.sees_clean for policy in policies):
+        if self.likelihood.sees_means or self.likelihood.by_moments is not None:
             return True
         # A part of the potential that is not an energy is a classifier's.
         potential: object = jax.tree.structure((self.potential,))
@@ -633,8 +632,7 @@ def _networks_see_none(graph: Graph, likelihood: Likelihood) -> bool:
             if _of_latents(factor) and not _has_log_density(factor):
                 return False
     # `log_closed_form` leaves out E, which may depend on latents.
-    policies = likelihood.policies.values()
-    return all(p.sees_clean and not p.closed_form for p in policies)
+    return not likelihood.sees_means and likelihood.exact is None
 
 
 def _of_latents(factor: Factor) -> bool:

@@ -265,8 +265,7 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
     graph = dataclasses.replace(graph, observations=(), notes=notes)
     graph = graph.noted("prior", "without observations")
     # The program is still run for its static sites, under no policy.
-    traced = evaluator.likelihood.traced
-    likelihood = Likelihood(traced, {})
+    likelihood = Likelihood(evaluator.likelihood.traced)
     offered = capabilities(graph)
     text = describe(graph, sorted(offered))
     return dataclasses.replace(

@@ -20,7 +20,19 @@ from composeprob.compiler.conjugate import Prior
 from composeprob.compiler.once import once
 from composeprob.compiler.trace import Sites, Traced
 from composeprob.factors.gaussians import Gaussians
+from composeprob.language.policies import Policy
 from composeprob.schedule import Noise, Schedule
+
+
+class Tempered(Policy):
+    """The program sees x/α, and the power suits the sharpness of the likelihood.
+
+    Where log L falls faster than any power of x/α, the program sees a point between x/α
+    and the prior's mean (`Near`).
+    """
+
+    measured = True
+    network_free = True
 
 
 class Near(eqx.Module):

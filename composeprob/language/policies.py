@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
 from composeprob import tuning
-from composeprob.errors import InvalidValueError, WrongTypeError
+from composeprob.errors import InvalidValueError, ProgramError, WrongTypeError
 from composeprob.renamed import warn_renamed
 from composeprob.schedule import Noise, Schedule
+
+Sites: TypeAlias = dict[str, Array]
+T = TypeVar("T")
+
+FORMER_FLAGS = {"closed_form": "exact", "by_moments": "moments"}
+"""Former flags of a policy's class, with the short names of the policies that they
+chose."""
+
+
+class Binder(Protocol):
+    """The compiler, as a policy that binds an observation sees it: it makes terms of
+    the density."""
+
+    def evaluated(self, policy: Policy, *, network_free: bool) -> object:
+        """The likelihood at what the policy sees, to the policy's power."""
+
+    def measured(self, policy: Policy, *, network_free: bool) -> object:
+        """The same to a power that the compiler measures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +41,9 @@ class Policy:
 
     Derive a frozen dataclass from it, with settings as fields, and pass an object of it
     to `observe`, `factor` or `annealed`. Whatever it returns, level 0 is evaluated at
-    x/α and counts in full. The compiler reads the attributes in `compiler.anneal`: they
-    choose among its forms of a likelihood, and a policy of another form is added there.
+    x/α and counts in full. A policy of another form, with a term of its own in the
+    place of the likelihood, is a file of the compiler and says when it applies
+    (`bind`).
 
     Attributes:
         measured: True if the power is the one that the compiler measures, as for
@@ -32,23 +52,66 @@ class Policy:
             likelihood at many x, as it takes no network.
         takes_levels: True if the user gives a function of the level, which defines
             level 0 too.
-        closed_form: True if the density of the value given x_k itself takes the place
-            of the likelihood.
-        by_moments: True if a Gaussian with that density's mean and covariance takes the
-            place of the likelihood.
     """
 
     measured: ClassVar[bool] = False
     network_free: ClassVar[bool] = False
     takes_levels: ClassVar[bool] = False
-    closed_form: ClassVar[bool] = False
-    by_moments: ClassVar[bool] = False
+    # The short name that a former flag of the class chose.
+    _stands_for: ClassVar[str | None] = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "plain" in vars(cls):
             warn_renamed(f"{cls.__name__}.plain", "network_free")
             cls.network_free = vars(cls)["plain"]
+        for flag, name in FORMER_FLAGS.items():
+            if vars(cls).get(flag):
+                warn_renamed(f"{cls.__name__}.{flag}", f"anneal={name!r}")
+                cls._stands_for = name
+
+    def bind(self, observation: Any, facts: Any) -> Any:
+        """Return the term of the density that this policy makes of an observation, or
+        the reason why it makes none.
+
+        Args:
+            observation: of the program's graph.
+            facts: of the program: its trace, the priors of its sites, and the terms
+                that there are, as a `Binder`.
+        """
+        binder: Binder = facts
+        if self.measured:
+            return binder.measured(self, network_free=self.network_free)
+        return binder.evaluated(self, network_free=self.network_free)
+
+    def inputs(
+        self, clean: Sites, xs: Sites, means: Sites, noise: Noise
+    ) -> Sites | None:
+        """The noised sites as the program takes them; None for ``clean`` = x/α.
+
+        At level 0 every policy sees x/α, since level 0 is the posterior that the
+        program promises. A policy that takes levels is the exception: the user's
+        function defines level 0 too.
+        """
+        if self.sees_clean:
+            return None
+        above = {name: self.seen(x, means[name], noise) for name, x in xs.items()}
+        if self.takes_levels:
+            return above
+        return {
+            name: jnp.where(noise.index == 0, clean[name], above[name]) for name in xs
+        }
+
+    def of_level(self, name: str, function: Callable[[Array], T], level: Array) -> T:
+        """The value of a user's function of the level; only a policy that takes levels
+        evaluates it."""
+        if self.takes_levels:
+            return function(level)
+        raise ProgramError(
+            f"{name!r} is a function of the level, which only the policy 'noised' "
+            "evaluates.",
+            fix="pass anneal='noised', or the value itself.",
+        )
 
     def seen(self, x: Array, mean: Array, noise: Noise) -> Array:
         """The value that the program sees of a noised site above level 0; by default
@@ -67,6 +130,11 @@ class Policy:
         return 1.0
 
     @property
+    def form(self) -> str:
+        """The policy in a sentence: an observation is annealed …"""
+        return f"by {self}"
+
+    @property
     def sees_clean(self) -> bool:
         """True if the program sees x/α at every level."""
         return type(self).seen is Policy.seen
@@ -79,49 +147,6 @@ class Policy:
         return f"{name}({', '.join(settings)})" if settings else name
 
 
-class Tempered(Policy):
-    """The program sees x/α, and the power suits the sharpness of the likelihood.
-
-    Where log L falls faster than any power of x/α, the compiler draws x/α towards the
-    prior's mean (`tempering.Near`).
-    """
-
-    measured = True
-    network_free = True
-
-
-class Denoised(Policy):
-    """The program sees the Tweedie mean of x₀, and the power is that of `Tempered`."""
-
-    measured = True
-
-    def seen(self, x: Array, mean: Array, noise: Noise) -> Array:
-        return mean
-
-
-class Noised(Policy):
-    """The program sees x_k itself, at level 0 too, and the user's function of the level
-    returns its likelihood."""
-
-    takes_levels = True
-
-    def seen(self, x: Array, mean: Array, noise: Noise) -> Array:
-        return x
-
-
-class Exact(Policy):
-    """The density of the value given x_k in closed form."""
-
-    closed_form = True
-
-
-class Moments(Policy):
-    """The density of the value given x_k, from the first two moments of x₀ given
-    x_k."""
-
-    by_moments = True
-
-
 class Rising(Policy):
     """The policy of an observation that depends on no noised site, while there are
     some: its power rises to 1 at level 0."""
@@ -130,10 +155,8 @@ class Rising(Policy):
         return bridge(schedule, noise)
 
 
-POLICIES: dict[str, Policy] = {
-    str(each): each for each in (Exact(), Moments(), Tempered(), Denoised(), Noised())
-}
-"""Policies by their short names."""
+POLICIES: dict[str, Policy] = {}
+"""Policies by their short names: the compiler, which has their terms, fills it."""
 
 
 def bridge(schedule: Schedule, noise: Noise) -> Float[Array, ""]:
@@ -171,7 +194,7 @@ def as_policy(name: str, policy: str | Policy | None) -> Policy | None:
                 "numbers or text, as compiled code is cached by them.",
                 fix="give a tuple in the place of an array or a list.",
             ) from error
-        return policy
+        return policy if policy._stands_for is None else POLICIES[policy._stands_for]
     if isinstance(policy, str) and policy in POLICIES:
         return POLICIES[policy]
     raise InvalidValueError(

@@ -440,15 +440,9 @@ def _at_level(
     }
     # An enclosing block fills in its policy, and the interpreter the level.
     apply_stack(message)
-    policy = message["infer"]["anneal"]
-    if policy is None or not policy.takes_levels:
-        raise ProgramError(
-            f"{name!r} is a function of the level, which only the policy 'noised' "
-            "evaluates.",
-            fix="pass anneal='noised', or the value itself.",
-        )
+    policy = message["infer"]["anneal"] or Policy()
     try:
-        return function(message["value"])
+        return policy.of_level(name, function, message["value"])
     except NOT_CONCRETE as error:
         request, fix, where = number_request(error)
         raise ProgramError(

@@ -655,7 +655,9 @@ class Descent:
         level = context.end.index
         backward = self.backward_kernel(context)
         # Chains without weights have path weights.
-        rule = self.weights or FeynmanKac()
+        rule: Weights = FeynmanKac()
+        if self.weights is not None:
+            rule = self.weights
         evaluation_above = run.chains.evaluation
 
         def chain(

@@ -24,7 +24,8 @@ def tempering(log_weight, sd=1.0, mean=0.0):
     density = cp.compile(
         weighed, cp.Analytic(dist.Normal(mean, sd), SCHEDULE), log_weight
     )
-    return density.evaluator.likelihood.tempering
+    (term,) = density.evaluator.likelihood.evaluated
+    return term.tempering
 
 
 @pytest.mark.parametrize(

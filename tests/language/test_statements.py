@@ -12,14 +12,16 @@ import pytest
 from numpyro.primitives import _PYRO_STACK
 
 import composeprob as cp
+from composeprob.compiler.denoised import Denoised
 from composeprob.errors import (
+    CapabilityError,
     ComposeProbError,
     InvalidValueError,
     ProgramError,
     WrongTypeError,
 )
 from composeprob.language.interpret import run
-from composeprob.language.policies import POLICIES, Denoised, Policy
+from composeprob.language.policies import POLICIES, Policy
 from refusals import refused
 from sampling_cases import SCHEDULE, measured, normal, single
 
@@ -339,6 +341,47 @@ def test_policies_are_printed_with_their_settings_and_equal_ones_reuse_compiled_
     for name in ("tempered", "denoised"):
         assert f"'{name}'" in str(compiled(name))
         assert structure(name) == structure(POLICIES[name])
+
+
+class Never(Policy):
+    """Binds nothing."""
+
+    def bind(self, observation, facts):
+        return f"it never binds, not even {observation.name}"
+
+
+class Linear(Policy):
+    """The closed form where there is one, else moments."""
+
+    def bind(self, observation, facts):
+        bound = POLICIES["exact"].bind(observation, facts)
+        if isinstance(bound, str):
+            return POLICIES["moments"].bind(observation, facts)
+        return bound
+
+
+def test_a_policy_that_does_not_bind_is_refused_with_its_reason():
+    refused(
+        lambda: cp.compile(measured, PRIOR, sine, jnp.zeros(2), Never()),
+        CapabilityError,
+        "by never: it never binds, not even y",
+    )
+
+
+@pytest.mark.parametrize("policy", [None, Linear()])
+def test_a_policy_may_bind_by_the_law_of_another(policy):
+    """One that is open and one by its own policy: one closed form of both."""
+
+    @cp.program
+    def seen_twice(f):
+        x = cp.sample("x", f)
+        cp.observe("a", dist.Normal(x[0], 0.5), 0.3, anneal=policy)
+        cp.observe("b", dist.Normal(x[0] + x[1], 0.5), 0.1)
+
+    density = cp.compile(seen_twice, PRIOR)
+    assert [str(o.anneal) for o in density.graph.observations] == ["exact", "exact"]
+    assert density.evaluator.likelihood.exact.names == ("a", "b")
+    assert not density.evaluator.likelihood.evaluated
 
 
 def test_what_is_no_policy_is_refused():

@@ -7,6 +7,7 @@ from composeprob.compiler.pipeline import compile, prior
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.factors.algebra import condition, guide, mixture, power, product
 from composeprob.factors.analytic import Analytic
+from composeprob.factors.categorical import MaskedDiffusion
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
@@ -71,6 +72,7 @@ __all__ = [
     "GlobalMoves",
     "Kernel",
     "LineIntegral",
+    "MaskedDiffusion",
     "Policy",
     "ReplicaExchange",
     "Resample",

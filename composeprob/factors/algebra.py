@@ -26,6 +26,7 @@ from composeprob.errors import (
     ShapeError,
     WrongTypeError,
 )
+from composeprob.factors.categorical import CategoricalClassifier
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.factor import Factor, LeafFactor, is_factor
 from composeprob.factors.nodes import (
@@ -335,7 +336,10 @@ def guide(factor: Factor, scale: float, **conditions: object) -> Factor:
 
 
 def condition(
-    factor: Factor, classifier: Classifier, label: ArrayLike, scale: float = 1.0
+    factor: Factor,
+    classifier: Classifier | CategoricalClassifier,
+    label: ArrayLike,
+    scale: float = 1.0,
 ) -> Factor:
     """Classifier guidance, f(x)·p(label | x)^s.
 
@@ -355,12 +359,13 @@ def condition(
         Dhariwal & Nichol 2021, *Diffusion Models Beat GANs on Image Synthesis*, section
         4.
     """
-    if not isinstance(classifier, Classifier):
+    if not isinstance(classifier, (Classifier, CategoricalClassifier)):
         raise WrongTypeError(
             f"condition takes a cp.Classifier; got {type(classifier).__name__}.",
             fix="wrap the network: cp.Classifier(network, schedule).",
         )
-    likelihood = classifier.over(factor.event_shape).given(label=label)
+    over = classifier.over(factor.event_shape)
+    likelihood = over.given(label=label)
     return product(factor, power(likelihood, scale))
 
 

@@ -13,7 +13,14 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from composeprob.errors import ShapeError, WrongTypeError
-from composeprob.factors.factor import LeafFactor, Traits, check_leaf
+from composeprob.factors.categorical import ClosedCategorical, is_discrete
+from composeprob.factors.factor import (
+    Factor,
+    LeafFactor,
+    OrOfTokens,
+    Traits,
+    check_leaf,
+)
 from composeprob.factors.one_dimension import Noised, log_noised
 from composeprob.factors.values import check_bounds, check_finite
 from composeprob.factors.whitening import log_normal
@@ -27,9 +34,13 @@ SUPPORTED = (
 )
 
 
-class Analytic(LeafFactor):
+class Analytic(LeafFactor, metaclass=OrOfTokens):
     """A distribution whose noised marginals are known: log f(x, k) = log p(α_k·X +
     σ_k·ε = x), normalised.
+
+    Of tokens it takes no schedule: ``cp.Analytic(dist.Categorical(probs))`` of
+    independent entries, `chain` and `table`, whose marginals over any positions are
+    known.
 
     Args:
         distribution: a NumPyro ``Normal``, ``MultivariateNormal``, ``Uniform`` (a box),
@@ -42,7 +53,8 @@ class Analytic(LeafFactor):
             ``AffineTransform``. Batch dimensions count as dimensions of the event:
             ``Normal(zeros(2), 1)`` is one event of shape (2,). Boxes mix by
             `cp.mixture`. Samples are of the marginal at level 0: where the distribution
-            has a bound, some lie beyond it, by about σ_0/α_0.
+            has a bound, some lie beyond it, by about σ_0/α_0. A ``Categorical`` or
+            ``Bernoulli``, of one entry or of many, makes a factor of tokens.
         schedule: the levels to offer. The factor is exact at any α and σ, so it fits
             every schedule.
         label: the name to show.
@@ -82,6 +94,59 @@ class Analytic(LeafFactor):
         self.fixed = {}
         # Refuses an unknown distribution now rather than at compile time.
         noised(distribution, schedule.at(0))
+
+    @classmethod
+    def of_tokens(cls, *args: object, **kwargs: object) -> Factor | None:
+        """Return the factor of tokens for a distribution of independent categorical
+        entries."""
+        arguments = dict(zip(("distribution", "schedule"), args, strict=False)) | kwargs
+        distribution = arguments.get("distribution")
+        if not is_discrete(distribution):
+            return None
+        if not arguments.keys() <= {"distribution", "label"}:
+            raise WrongTypeError(
+                "Analytic of tokens takes a distribution and a label, and no schedule: "
+                "its levels are the positions that become visible.",
+                fix="write cp.Analytic(dist.Categorical(probs)).",
+            )
+        label = str(arguments.get("label", ""))
+        assert isinstance(distribution, dist.Distribution)
+        return ClosedCategorical.independent(distribution, label)
+
+    @staticmethod
+    def chain(
+        initial: ArrayLike, transition: ArrayLike, *, length: int, label: str = ""
+    ) -> ClosedCategorical:
+        """Make a Markov chain of tokens.
+
+        Args:
+            initial: probabilities of the first token, (values,).
+            transition: transition[i, j] is the probability of j after i.
+            length: the number of tokens.
+            label: the name to show.
+
+        Example:
+            >>> import composeprob as cp, jax.numpy as jnp
+            >>> stay = jnp.array([[0.9, 0.1], [0.1, 0.9]])
+            >>> cp.Analytic.chain(jnp.ones(2) / 2, stay, length=5)
+            chain (2 values, 5)
+        """
+        return ClosedCategorical.chain(initial, transition, length, label)
+
+    @staticmethod
+    def table(probs: ArrayLike, *, label: str = "") -> ClosedCategorical:
+        """Make a distribution of a few tokens of the table of its probabilities.
+
+        Args:
+            probs: an axis of V entries for each position; they are normalised.
+            label: the name to show.
+
+        Example:
+            >>> import composeprob as cp, jax.numpy as jnp
+            >>> cp.Analytic.table(jnp.eye(3))
+            table (3 values, 2)
+        """
+        return ClosedCategorical.table(probs, label)
 
     @property
     def traits(self) -> Traits:

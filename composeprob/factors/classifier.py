@@ -16,18 +16,26 @@ from composeprob.errors import (
     NetworkError,
     ShapeError,
 )
+from composeprob.factors.categorical import CategoricalClassifier, token_arguments
 from composeprob.factors.concrete import called
 from composeprob.factors.diffusion import TIMES
-from composeprob.factors.factor import LeafFactor, Traits, check_leaf
+from composeprob.factors.factor import (
+    Factor,
+    LeafFactor,
+    OrOfTokens,
+    Traits,
+    check_leaf,
+)
 from composeprob.factors.networks import Network, as_network, check_deterministic
 from composeprob.factors.values import as_condition, check_choice, check_finite
 from composeprob.schedule import Noise, Schedule
 
 
-class Classifier(LeafFactor):
+class Classifier(LeafFactor, metaclass=OrOfTokens):
     """log f(x, k) = log p(label | x, k) = log softmax(network(x, t_k))[label].
 
-    A function of x bounded by 1, not a density of x: multiply it onto a diffusion with
+    Of tokens, ``cp.Classifier(network, length=L, num_values=V)``, ``network(tokens,
+    visible)`` returns the logits of what is visible. A function of x bounded by 1, not a density of x: multiply it onto a diffusion with
     `cp.condition`.
 
     Args:
@@ -39,6 +47,8 @@ class Classifier(LeafFactor):
         time: the meaning of ``t``: ``"level"``, ``"log_snr"`` or ``"sigma"``, as for
             `Diffusion`.
         label: the name to show.
+        length, num_values: in the place of a schedule and a shape, for L tokens with
+            values 0 … V − 1.
 
     References:
         Dhariwal & Nichol 2021, section 4.
@@ -72,6 +82,13 @@ class Classifier(LeafFactor):
         else:
             self.event_shape = check_leaf(schedule, event_shape)
             self.num_classes = self._count_classes()
+
+    @classmethod
+    def of_tokens(cls, *args: object, **kwargs: object) -> Factor | None:
+        """Return the classifier of tokens for calls with a length and a number of
+        values."""
+        arguments = token_arguments("Classifier", "network", args, kwargs)
+        return None if arguments is None else CategoricalClassifier(**arguments)
 
     def over(self, event_shape: tuple[int, ...]) -> Classifier:
         """Return the classifier for events of this shape; refuse a shape that it was

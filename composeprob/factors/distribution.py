@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from composeprob.errors import ProgramError
+from composeprob.factors.categorical import num_values_of
 from composeprob.factors.factor import Factor
 
 
@@ -24,6 +25,10 @@ class FactorDistribution(dist.Distribution):
 
     @property
     def support(self) -> dist.constraints.Constraint:
+        num_values = num_values_of(self.factor)
+        if num_values:
+            values = dist.constraints.integer_interval(0, num_values - 1)
+            return dist.constraints.independent(values, len(self.event_shape))
         return dist.constraints.independent(
             dist.constraints.real, len(self.event_shape)
         )

@@ -12,8 +12,16 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from composeprob.errors import NetworkError, WrongTypeError
+from composeprob.factors.categorical import CategoricalEnergy, token_arguments
 from composeprob.factors.concrete import called
-from composeprob.factors.factor import LeafFactor, Traits, check_leaf, is_factor
+from composeprob.factors.factor import (
+    Factor,
+    LeafFactor,
+    OrOfTokens,
+    Traits,
+    check_leaf,
+    is_factor,
+)
 from composeprob.factors.networks import as_network
 from composeprob.factors.values import check_finite
 from composeprob.schedule import Noise, Schedule
@@ -22,20 +30,28 @@ LogDensity = Callable[[Array, Array], ArrayLike]
 """(x, level) → log f up to a constant, a scalar."""
 
 
-class Energy(LeafFactor):
+class Energy(LeafFactor, metaclass=OrOfTokens):
     """log f(x, k) = fn(x, k), for a user-defined function.
+
+    Of tokens, ``cp.Energy(fn, length=L, num_values=V)``, it is log f = fn(tokens,
+    visible): the log-potential of the tokens that are visible, with both arguments of
+    shape (L,). With all of them visible it is the one that the program promises; with
+    fewer it guides the chains there, and 0 is a valid value.
 
     Args:
         fn: ``fn(x, level)``, x of shape ``event_shape``, level an integer index into
             ``schedule``; returns a scalar. A function, whose variables from outside of
             it have the values of the time when a program is compiled, or an Equinox
-            module whose arrays then are leaves of the factor.
+            module whose arrays then are leaves of the factor. Of tokens ``fn(tokens,
+            visible)``.
         schedule: the levels that ``level`` counts.
         event_shape: shape of one event.
         top_power: at the noisiest level f must be close to N(0, σ²I) raised to this
             power. 1 for a density that is noised with the level; 0 for a bounded
             potential multiplied onto other factors.
         label: the name to show.
+        length, num_values: in the place of a schedule and a shape, for L tokens with
+            values 0 … V − 1.
 
     Raises:
         WrongTypeError: fn cannot be called.
@@ -78,6 +94,13 @@ class Energy(LeafFactor):
         self.power_at_top = float(top_power)
         self.fixed = {}
         self._check_function()
+
+    @classmethod
+    def of_tokens(cls, *args: object, **kwargs: object) -> Factor | None:
+        """Return the energy of tokens for calls with a length and a number of
+        values."""
+        arguments = token_arguments("Energy", "fn", args, kwargs)
+        return None if arguments is None else CategoricalEnergy(**arguments)
 
     def _check_function(self) -> None:
         """Refuse a function that cannot be called, or returns anything but a real

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import (
     TYPE_CHECKING,
+    Any,
     ClassVar,
     Literal,
     NoReturn,
@@ -219,6 +220,17 @@ class Traits:
     constants."""
 
 
+class OrOfTokens(type(Factor)):  # type: ignore[misc]  # Equinox's metaclass
+    """The class of leaves that have a categorical form, which a call makes where its
+    arguments are those of one: ``cp.Energy(fn, length=8, num_values=4)``."""
+
+    def __call__(cls, *args: object, **kwargs: object) -> object:
+        of_tokens = cls.of_tokens(*args, **kwargs)
+        if of_tokens is not None:
+            return of_tokens
+        return super().__call__(*args, **kwargs)
+
+
 class LeafFactor(Factor):
     """A factor that is evaluated itself: a network, a closed form, a user-defined
     function.
@@ -293,6 +305,10 @@ class LeafFactor(Factor):
         log_snr = log_snr_of(self.schedule.alpha, self.schedule.sigma)
         return float(log_snr[-1]), float(log_snr[0])
 
+    def abstract_event(self) -> Any:
+        """Return an event without numbers, to trace an evaluation with."""
+        return jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
+
     def call_conditions(self) -> dict[str, Array]:
         """Every condition with the value that one evaluation receives: the fixed one,
         else its default."""
@@ -329,12 +345,12 @@ def is_factor(value: object) -> TypeGuard[Factor]:
     return isinstance(value, Factor)
 
 
-def abstract_arguments(leaf: LeafFactor) -> tuple[jax.ShapeDtypeStruct, Noise]:
+def abstract_arguments(leaf: LeafFactor) -> tuple[Any, Noise]:
     """Return an event and a noise without numbers, to trace an evaluation of the leaf
     with."""
     level = jax.ShapeDtypeStruct((), jnp.result_type(int))
     noise: Noise = jax.eval_shape(leaf.schedule.at, level)
-    return jax.ShapeDtypeStruct(leaf.event_shape, jnp.result_type(float)), noise
+    return leaf.abstract_event(), noise
 
 
 def check_conditions(leaf: LeafFactor, conditions: Mapping[str, object]) -> None:

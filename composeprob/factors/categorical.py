@@ -1,0 +1,632 @@
+"""Factors of categorical sites: masked networks, closed forms, and a user's potentials
+of partly visible tokens.
+
+A categorical event is L tokens, of which some are visible. A factor is a function of
+what is visible, log f(x_S), and it is evaluated by its rises: how much log f grows
+where one more position becomes visible with each of its V values. A model's rise is the
+log-probability of the value given what is visible, so that its log f is that of the
+path on which the tokens were revealed.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int
+
+from composeprob.arguments import check_count
+from composeprob.errors import (
+    ConditionError,
+    InvalidValueError,
+    NetworkError,
+    ShapeError,
+    WrongTypeError,
+)
+from composeprob.factors import show
+from composeprob.factors.concrete import called
+from composeprob.factors.factor import Factor, LeafFactor, Traits, is_factor
+from composeprob.factors.networks import Network, as_network
+from composeprob.factors.nodes import walk
+from composeprob.factors.values import as_condition, check_choice, check_finite
+from composeprob.schedule import Noise, Schedule
+
+NO_LEVELS = Schedule.from_arrays([1.0], [1.0])
+"""Stands for the levels of factors that have none: a categorical site's are its
+reveals."""
+
+MASKS = ("rank", "boolean")
+"""Second arguments of networks: the places of positions in an order, or which of them
+are visible."""
+
+
+class Query(eqx.Module):
+    """Tokens of one event, and the positions about which a factor is asked.
+
+    Attributes:
+        tokens: the values; those of hidden positions mean nothing.
+        rank: the place of each position in the order in which they become visible.
+            Positions of equal rank become visible together.
+        time: positions of lower rank are visible.
+        positions: those that become visible next; −1 for none.
+    """
+
+    tokens: Int[Array, " length"]
+    rank: Int[Array, " length"]
+    time: Int[Array, ""]
+    positions: Int[Array, " block"]
+
+    @property
+    def visible(self) -> Bool[Array, " length"]:
+        """True at visible positions."""
+        return self.rank < self.time
+
+
+class Extension(NamedTuple):
+    """The values of a factor about a query.
+
+    Attributes:
+        rises: how much log f grows if one of the positions becomes visible with each of
+            its values; 0 for position −1.
+        base: log f of what is visible; None where it is not known from one evaluation.
+    """
+
+    rises: Float[Array, "block values"]
+    base: Float[Array, ""] | None
+
+
+class CategoricalFactor(LeafFactor):
+    """A leaf factor over L tokens with V values each.
+
+    Attributes:
+        num_values: V.
+    """
+
+    num_values: eqx.AbstractVar[int]
+
+    OFFERS: ClassVar[frozenset[str]] = frozenset({"energy", "categorical"})
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return int(np.prod(self.event_shape, dtype=int))
+
+    def abstract_event(self) -> Any:
+        """Return a query without numbers, to trace an evaluation with."""
+        tokens = jax.ShapeDtypeStruct((self.length,), jnp.int32)
+        time = jax.ShapeDtypeStruct((), jnp.int32)
+        positions = jax.ShapeDtypeStruct((1,), jnp.int32)
+        return Query(tokens, tokens, time, positions)
+
+    @abstractmethod
+    def extend(
+        self, query: Query, conditions: Mapping[str, Array], paths: bool
+    ) -> Extension:
+        """Return the rises at the query's positions, from one evaluation.
+
+        Args:
+            query: the tokens, and which of them are visible.
+            conditions: as returned by `call_conditions`, possibly with other values.
+            paths: whether `Extension.base` is needed, for a factor that depends on the
+                order too.
+        """
+
+    def evaluate(  # type: ignore[override]
+        self, x: Query, noise: Noise, conditions: Mapping[str, Array]
+    ) -> Extension:
+        # `closed` records the user's functions by such a call.
+        return self.extend(x, conditions, paths=False)
+
+    def _about(self) -> tuple[str, ...]:
+        return f"{self.num_values} values", show.shape(self.event_shape)
+
+
+def is_categorical(factor: Factor) -> bool:
+    """Return whether an expression has a categorical factor in it."""
+    return any(isinstance(node, CategoricalFactor) for node in walk(factor))
+
+
+def num_values_of(factor: Factor) -> int:
+    """The number of values of an expression's tokens; 0 for other expressions."""
+    values = [0]
+    for node in walk(factor):
+        if isinstance(node, CategoricalFactor):
+            values.append(node.num_values)
+    return max(values)
+
+
+class MaskedDiffusion(CategoricalFactor):
+    r"""A masked (absorbing, any-order) diffusion model of L tokens,
+
+    $$q(x, \sigma) = \prod_s q(x_{\sigma_s} \mid x_{\sigma_{<s}}),$$
+
+    given by a network of the conditionals. Multiplied, divided and mixed with other
+    factors it is sampled along an order σ that is drawn anew for each chain.
+
+    Args:
+        network: ``network(tokens, rank, **conditions)`` returns the logits of every
+            position, shape (length, num_values). ``tokens`` and ``rank`` are integers
+            of shape (length,): position i may see the tokens of positions of lower rank
+            and no others. With ``mask="boolean"`` it is called as ``network(tokens,
+            visible, **conditions)`` with truth values, and the logits of hidden
+            positions are read. Tokens of positions that must not be seen are arbitrary.
+        length: L.
+        num_values: V; tokens are 0 … V − 1.
+        conditions: names of the arguments that `given` fixes.
+        mask: ``"rank"`` or ``"boolean"``.
+        one_joint: declares that all conditionals are those of one joint distribution,
+            so that log q does not depend on the order. Trained networks are not: Gibbs
+            moves of them would sample another distribution.
+        label: the name to show.
+
+    Raises:
+        NetworkError: the network cannot be called so, or returns another shape.
+
+    Example:
+        >>> import composeprob as cp, jax.numpy as jnp
+        >>> def agreeing(tokens, visible):
+        ...     counts = jnp.sum(visible[:, None] * jnp.eye(2)[tokens], axis=0)
+        ...     return jnp.broadcast_to(counts, (4, 2))
+        >>> f = cp.MaskedDiffusion(agreeing, length=4, num_values=2, mask="boolean")
+        >>> f
+        agreeing (2 values, 4)
+
+    References:
+        Hoogeboom et al. 2022, *Autoregressive diffusion models*; Shi et al. 2024,
+        *Simplified and generalized masked diffusion for discrete data*.
+    """
+
+    network: Network
+    num_values: int = eqx.field(static=True)
+    names: tuple[str, ...] = eqx.field(static=True)
+    mask: str = eqx.field(static=True)
+    one_joint: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: object,
+        *,
+        length: int,
+        num_values: int,
+        conditions: tuple[str, ...] = (),
+        mask: str = "rank",
+        one_joint: bool = False,
+        label: str = "",
+    ):
+        check_choice("mask", mask, MASKS)
+        self.label = label or _name_of(network)
+        self.network = check_finite(
+            as_network(network), f"The network of factor '{self.label}'"
+        )
+        self.schedule = NO_LEVELS
+        self.event_shape = _shape(length)
+        self.num_values = check_count(num_values, "num_values", least=2)
+        self.names = tuple(conditions)
+        self.mask = mask
+        self.one_joint = bool(one_joint)
+        self.fixed = {}
+
+    @property
+    def traits(self) -> Traits:
+        offers = self.OFFERS | {"normalised"}
+        if self.one_joint:
+            offers |= {"one_joint"}
+        return Traits(offers, "any", self.names)
+
+    def check_network(self) -> None:
+        missing = [name for name in self.names if name not in self.fixed]
+        # A network may have a default for a condition; one without it says so itself.
+        shape = jax.ShapeDtypeStruct((self.length,), jnp.int32)
+        second = shape
+        if self.mask == "boolean":
+            second = jax.ShapeDtypeStruct((self.length,), bool)
+        fix = "it must accept one event (no batch axis) and the conditions."
+        if missing:
+            fix = f"give its conditions: f.given({missing[0]}=…)."
+        logits = called(
+            f"The network of '{self.label}'",
+            f"network(tokens, {self.mask}) with tokens of shape {self.event_shape}",
+            lambda: eqx.filter_eval_shape(
+                self.network, shape, second, **self.call_conditions()
+            ),
+            fix,
+        )
+        wanted = (self.length, self.num_values)
+        if jnp.shape(logits) != wanted:
+            raise NetworkError(
+                f"The network of '{self.label}' returned shape {jnp.shape(logits)}; "
+                f"logits have shape {wanted}.",
+                fix="return one logit for each position and value.",
+            )
+
+    def logits(
+        self, query: Query, conditions: Mapping[str, Array]
+    ) -> Float[Array, "length values"]:
+        """Return log-probabilities of the values of every position, normalised."""
+        second = query.visible if self.mask == "boolean" else query.rank
+        # What a network must not see is the same for all values of it.
+        tokens = query.tokens
+        if self.mask == "boolean":
+            tokens = jnp.where(query.visible, tokens, 0)
+        logits = self.network(tokens, second, **conditions)
+        return jax.nn.log_softmax(jnp.asarray(logits), axis=-1)
+
+    def extend(
+        self, query: Query, conditions: Mapping[str, Array], paths: bool
+    ) -> Extension:
+        log_probs = self.logits(query, conditions)
+        asked = query.positions[:, None] >= 0
+        rises = jnp.where(asked, log_probs[query.positions], 0.0)
+        if self.mask == "rank":
+            # Each position saw those of lower rank: the whole path in one evaluation.
+            return Extension(rises, _path_sum(log_probs, query))
+        if self.one_joint or not paths:
+            return Extension(rises, None)
+
+        def revealed(time: Array) -> Array:
+            """Log-probability of the tokens that become visible at a time."""
+            at_time = eqx.tree_at(lambda q: q.time, query, time)
+            chosen = _chosen(self.logits(at_time, conditions), query.tokens)
+            return jnp.sum(jnp.where(query.rank == time, chosen, 0.0))
+
+        times = jnp.arange(self.length)
+        logs = jax.vmap(revealed)(times)
+        return Extension(rises, jnp.sum(jnp.where(times < query.time, logs, 0.0)))
+
+
+class JointFactor(CategoricalFactor):
+    """A categorical factor whose log f is a function of what is visible alone,
+    whichever order it became visible in."""
+
+    @abstractmethod
+    def log_potential(
+        self,
+        tokens: Int[Array, " length"],
+        visible: Bool[Array, " length"],
+        conditions: Mapping[str, Array],
+    ) -> Float[Array, ""]:
+        """log f of the visible tokens."""
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(self.OFFERS | {"one_joint"}, "any")
+
+    def extend(
+        self, query: Query, conditions: Mapping[str, Array], paths: bool
+    ) -> Extension:
+        visible = query.visible
+        base = self.log_potential(query.tokens, visible, conditions)
+
+        def rise(position: Array, value: Array) -> Array:
+            tokens = query.tokens.at[position].set(value)
+            more = self.log_potential(tokens, visible.at[position].set(True), conditions)
+            # From an impossible event nothing possible follows.
+            return jnp.where(jnp.isneginf(base), -jnp.inf, more - base)
+
+        values = jnp.arange(self.num_values, dtype=query.tokens.dtype)
+        over_values = jax.vmap(rise, (None, 0))
+        rises = jax.vmap(over_values, (0, None))(query.positions, values)
+        return Extension(jnp.where(query.positions[:, None] >= 0, rises, 0.0), base)
+
+
+class ClosedCategorical(JointFactor):
+    """A distribution of L tokens whose marginals over any positions have a closed form:
+    independent tokens, a Markov chain, a table. `Analytic` makes it.
+
+    Attributes:
+        kind: ``"independent"``, ``"chain"`` or ``"table"``.
+        logs: log-probabilities: (length, values); the chain's first token, (values,),
+            and its transitions, (values, values); the table, an axis a position.
+    """
+
+    logs: tuple[Array, ...]
+    num_values: int = eqx.field(static=True)
+    kind: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        kind: str,
+        logs: tuple[Array, ...],
+        event_shape: tuple[int, ...],
+        label: str,
+    ):
+        self.kind = kind
+        self.logs = logs
+        self.num_values = logs[0].shape[-1]
+        self.event_shape = event_shape
+        self.schedule = NO_LEVELS
+        self.fixed = {}
+        self.label = label
+
+    @classmethod
+    def independent(
+        cls, distribution: dist.Distribution, label: str
+    ) -> ClosedCategorical:
+        """Independent tokens, one for each entry of a NumPyro distribution."""
+        kind = type(_base(distribution)).__name__
+        label = label or kind.removesuffix("Probs").removesuffix("Logits")
+        shape = tuple(distribution.batch_shape + distribution.event_shape)
+        logits = jax.nn.log_softmax(_logits(distribution), axis=-1)
+        whole = jnp.broadcast_to(logits, (*shape, logits.shape[-1]))
+        return cls("independent", (whole.reshape(-1, logits.shape[-1]),), shape, label)
+
+    @classmethod
+    def chain(
+        cls, initial: ArrayLike, transition: ArrayLike, length: int, label: str
+    ) -> ClosedCategorical:
+        """A Markov chain of ``length`` tokens."""
+        first = _log_probabilities(initial, "The chain's initial probabilities")
+        steps = _log_probabilities(transition, "The chain's transitions")
+        if first.ndim != 1 or steps.shape != first.shape * 2:
+            raise ShapeError(
+                "A Markov chain needs initial probabilities (values,) and transitions "
+                f"(values, values); got {first.shape} and {steps.shape}.",
+                fix="transition[i, j] is the probability of value j after i.",
+            )
+        return cls("chain", (first, steps), _shape(length), label or "chain")
+
+    @classmethod
+    def table(cls, probs: ArrayLike, label: str) -> ClosedCategorical:
+        """A table of the probabilities of all values of a few tokens."""
+        logs = jnp.log(jnp.asarray(probs, jnp.result_type(float)))
+        if logs.ndim == 0 or len(set(logs.shape)) > 1:
+            raise ShapeError(
+                f"A table of tokens has one axis a position, all of V entries; got "
+                f"shape {logs.shape}.",
+                fix="a table of three tokens of four values has the shape (4, 4, 4).",
+            )
+        logs = logs - jax.nn.logsumexp(logs)
+        return cls("table", (logs,), (logs.ndim,), label or "table")
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(self.OFFERS | {"one_joint", "normalised"}, "any")
+
+    def log_potential(
+        self, tokens: Array, visible: Array, conditions: Mapping[str, Array]
+    ) -> Float[Array, ""]:
+        if self.kind == "independent":
+            return jnp.sum(jnp.where(visible, _chosen(self.logs[0], tokens), 0.0))
+        if self.kind == "chain":
+            return self._log_marginal_of_chain(tokens, visible)
+        logs = self.logs[0]
+        # Axis after axis: the visible token's entry, or the sum over hidden ones.
+        for position in reversed(range(logs.ndim)):
+            chosen = jnp.take(logs, tokens[position], axis=-1)
+            summed = jax.nn.logsumexp(logs, axis=-1)
+            logs = jnp.where(visible[position], chosen, summed)
+        return logs
+
+    def _log_marginal_of_chain(self, tokens: Array, visible: Array) -> Array:
+        """The forward algorithm, with hidden tokens summed over."""
+        first, steps = self.logs
+        values = jnp.arange(self.num_values)
+        excluded = visible[:, None] & (values != tokens[:, None])
+        allowed = jnp.where(excluded, -jnp.inf, 0.0)
+
+        def onwards(message: Array, allowed: Array) -> tuple[Array, None]:
+            following = jax.nn.logsumexp(message[:, None] + steps, axis=0)
+            return following + allowed, None
+
+        message, _ = jax.lax.scan(onwards, first + allowed[0], allowed[1:])
+        return jax.nn.logsumexp(message)
+
+
+class CategoricalEnergy(JointFactor):
+    """A user-defined log-potential of partly visible tokens. `Energy` makes it.
+
+    Attributes:
+        fn: ``fn(tokens, visible)``, a scalar.
+    """
+
+    fn: Callable[..., ArrayLike]
+    num_values: int = eqx.field(static=True)
+
+    def __init__(self, fn: object, length: int, num_values: int, label: str):
+        if not callable(fn) or is_factor(fn):
+            raise WrongTypeError(
+                "fn must be callable as fn(tokens, visible); got "
+                f"{type(fn).__name__}.",
+                fix="pass a function that returns a log-potential, a scalar.",
+            )
+        self.label = label or _name_of(fn)
+        self.fn = check_finite(as_network(fn), f"The function of factor '{self.label}'")
+        self.schedule = NO_LEVELS
+        self.event_shape = _shape(length)
+        self.num_values = check_count(num_values, "num_values", least=2)
+        self.fixed = {}
+        tokens = jax.ShapeDtypeStruct((self.length,), jnp.int32)
+        visible = jax.ShapeDtypeStruct((self.length,), bool)
+        returned = called(
+            f"The energy '{self.label}'",
+            f"fn(tokens, visible), both of shape {self.event_shape}",
+            lambda: eqx.filter_eval_shape(self.fn, tokens, visible),
+            "it must accept one event: whole numbers, and truth values.",
+        )
+        if jnp.shape(returned) != ():
+            raise NetworkError(
+                f"The energy '{self.label}' returned shape {jnp.shape(returned)} "
+                "instead of a scalar.",
+                fix="sum over the positions.",
+            )
+
+    def log_potential(
+        self, tokens: Array, visible: Array, conditions: Mapping[str, Array]
+    ) -> Float[Array, ""]:
+        value = jnp.asarray(self.fn(tokens, visible), jnp.result_type(float))
+        return value.reshape(())
+
+
+class CategoricalClassifier(JointFactor):
+    """log p(label | visible tokens) = log softmax(network(tokens, visible))[label].
+    `Classifier` makes it.
+
+    Attributes:
+        network: returns the logits of the classes.
+        num_classes: their number.
+    """
+
+    network: Network
+    num_values: int = eqx.field(static=True)
+    num_classes: int = eqx.field(static=True)
+
+    def __init__(self, network: object, length: int, num_values: int, label: str):
+        self.label = label or _name_of(network)
+        self.network = check_finite(
+            as_network(network), f"The network of factor '{self.label}'"
+        )
+        self.schedule = NO_LEVELS
+        self.event_shape = _shape(length)
+        self.num_values = check_count(num_values, "num_values", least=2)
+        self.fixed = {}
+        tokens = jax.ShapeDtypeStruct((self.length,), jnp.int32)
+        visible = jax.ShapeDtypeStruct((self.length,), bool)
+        logits = called(
+            f"The classifier '{self.label}'",
+            f"network(tokens, visible), both of shape {self.event_shape}",
+            lambda: eqx.filter_eval_shape(self.network, tokens, visible),
+            "it must accept one event (no batch axis) and what is visible of it.",
+        )
+        if len(jnp.shape(logits)) != 1:
+            raise NetworkError(
+                f"The classifier '{self.label}' returned shape {jnp.shape(logits)}; "
+                "logits have shape (classes,).",
+                fix="return one logit per class for one event.",
+            )
+        self.num_classes = int(jnp.shape(logits)[0])
+
+    def over(self, event_shape: tuple[int, ...]) -> CategoricalClassifier:
+        """Return the classifier; refuse events of another shape."""
+        if self.event_shape != event_shape:
+            raise ShapeError(
+                f"Classifier '{self.label}' is for events {self.event_shape}, not "
+                f"{event_shape}.",
+                fix="multiply it with a factor over its events, or put a cp.window "
+                "around it.",
+            )
+        return self
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(self.OFFERS | {"one_joint"}, "any", ("label",))
+
+    def given(self, **conditions: object) -> LeafFactor:
+        label = as_condition("label", conditions.get("label", 0))
+        whole = label.ndim == 0 and jnp.issubdtype(label.dtype, jnp.integer)
+        if not whole or not 0 <= int(label) < self.num_classes:
+            raise InvalidValueError(
+                f"Label {conditions['label']!r} does not exist: classifier "
+                f"'{self.label}' has classes 0 to {self.num_classes - 1}.",
+                fix="pass the class's index.",
+            )
+        return super().given(**conditions)
+
+    def check_network(self) -> None:
+        if "label" not in self.fixed:
+            raise ConditionError(
+                f"Classifier '{self.label}' has no label, so log p(label | x) is not "
+                "defined.",
+                fix="use cp.condition(f, classifier, label), or "
+                "classifier.given(label=…).",
+            )
+
+    def log_potential(
+        self, tokens: Array, visible: Array, conditions: Mapping[str, Array]
+    ) -> Float[Array, ""]:
+        logits = self.network(jnp.where(visible, tokens, 0), visible)
+        return jax.nn.log_softmax(logits)[conditions["label"]]
+
+
+def token_arguments(
+    name: str, first: str, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> dict[str, Any] | None:
+    """Return the arguments of a factor of tokens, if a call of a class has any; refuse
+    calls that have others beside them.
+
+    Args:
+        name: of the class.
+        first: the name of its first argument.
+        args, kwargs: of the call.
+    """
+    if not {"length", "num_values"} & kwargs.keys():
+        return None
+    given = {first: value for value in args[:1]} | dict(kwargs)
+    known = {first, "length", "num_values", "label"}
+    if len(args) > 1 or not given.keys() <= known or len(given) < 3:
+        raise WrongTypeError(
+            f"{name} of tokens takes {first}, length=, num_values= and label=, and "
+            "no schedule: its levels are the positions that become visible.",
+            fix=f"write cp.{name}({first}, length=8, num_values=4).",
+        )
+    return {"label": "", **given}
+
+
+def is_discrete(distribution: object) -> bool:
+    """Return whether a NumPyro distribution is one of independent categorical
+    entries."""
+    kinds = (dist.CategoricalProbs, dist.CategoricalLogits)
+    kinds += (dist.BernoulliProbs, dist.BernoulliLogits)
+    return isinstance(_base(distribution), kinds)
+
+
+def _base(distribution: Any) -> Any:
+    """The distribution without what expands it or makes events of it."""
+    while isinstance(distribution, (dist.Independent, dist.ExpandedDistribution)):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _logits(distribution: Any) -> Float[Array, "*batch values"]:
+    """The logits of independent categorical entries; of those of Bernoulli's, for 0 and
+    1."""
+    base = _base(distribution)
+    if isinstance(base, (dist.CategoricalProbs, dist.CategoricalLogits)):
+        return base.logits
+    return jnp.stack([jnp.zeros_like(base.logits), base.logits], axis=-1)
+
+
+def _log_probabilities(probs: ArrayLike, what: str) -> Float[Array, "*rows values"]:
+    """Logarithms of probabilities along the last axis, normalised."""
+    try:
+        array = jnp.asarray(probs, jnp.result_type(float))
+    except (TypeError, ValueError) as error:
+        raise WrongTypeError(
+            f"{what} must be an array; got {type(probs).__name__}.",
+            fix="pass probabilities along the last axis.",
+        ) from error
+    if not bool(jnp.all(array >= 0)) or not bool(jnp.all(jnp.sum(array, -1) > 0)):
+        raise InvalidValueError(
+            f"{what} are negative, NaN or all 0.",
+            fix="pass probabilities along the last axis.",
+        )
+    return jnp.log(array / jnp.sum(array, -1, keepdims=True))
+
+
+def _chosen(
+    logs: Float[Array, "length values"], tokens: Int[Array, " length"]
+) -> Float[Array, " length"]:
+    """The entry of each position's token."""
+    return jnp.take_along_axis(logs, tokens[:, None], axis=1)[:, 0]
+
+
+def _path_sum(logs: Float[Array, "length values"], query: Query) -> Float[Array, ""]:
+    """The sum over visible positions of the entries of their tokens."""
+    return jnp.sum(jnp.where(query.visible, _chosen(logs, query.tokens), 0.0))
+
+
+def _name_of(function: object) -> str:
+    """The name of a function, or of the class of a network."""
+    return getattr(function, "__name__", type(function).__name__).strip("<>")
+
+
+def _shape(length: object) -> tuple[int, ...]:
+    """The shape of an event of so many tokens."""
+    return (check_count(length, "length"),)

@@ -41,6 +41,7 @@ from composeprob.runtime.writer import Checkpoint, Draws
 from composeprob.samplers.finishers import GlobalMoves, WarmUp
 from composeprob.samplers.replica_exchange import ReplicaExchange
 from composeprob.samplers.resampling import Resample, Resampler
+from composeprob.samplers.reveal import Reveal
 from composeprob.samplers.sampler import SMC, Ancestral, AnnealedMCMC, Sampler
 from composeprob.samplers.step import ReverseStep
 from composeprob.samplers.weights import DensityRatio, FeynmanKac, Weights
@@ -78,6 +79,7 @@ __all__ = [
     "Resample",
     "Resampler",
     "Result",
+    "Reveal",
     "ReverseStep",
     "Sampler",
     "Schedule",

@@ -411,6 +411,16 @@ LATENTS = _Latents()
 FINE_LEVELS = 1000
 
 
+class _Reveals(NamedTuple):
+    """Redraws of visible tokens."""
+
+    redraws: int = 1  # of each chain after each reveal
+    passes: int = 2  # at level 0, in units of the number of positions
+
+
+REVEALS = _Reveals()
+
+
 class _Checkpoints(NamedTuple):
     # Least seconds between two checkpoints.
     seconds: float = 10.0

@@ -33,6 +33,7 @@ from composeprob.compiler.latents import (
 from composeprob.compiler.placing import Place, placed
 from composeprob.compiler.trace import Traced, trace
 from composeprob.errors import DoublyIntractableError, InvalidValueError, ProgramError
+from composeprob.factors.categorical import num_values_of
 from composeprob.factors.factor import Factor, LeafFactor
 from composeprob.factors.networks import generator_states
 from composeprob.factors.nodes import SETS, Plate, Product, rewrite_leaves, walk
@@ -363,12 +364,18 @@ def _check_observations(observations: list[Observation]) -> None:
 
 
 def draw() -> Provide:
-    """Values of latents: standard normals at noised sites, draws of their priors at
-    static ones."""
+    """Values of latents: standard normals at noised sites, tokens at categorical ones,
+    draws of their priors at static ones."""
     rng = np.random.default_rng(0)
     count = itertools.count()
 
     def provide(kind: str, name: str, distribution: Distribution) -> Array:
+        num_values = 0
+        if kind == "noised":
+            num_values = num_values_of(unwrap(distribution).factor)
+        if num_values:
+            tokens = rng.integers(0, num_values, distribution.shape())
+            return jnp.asarray(tokens, jnp.int32)
         if kind == "noised":
             normals = rng.standard_normal(distribution.shape())
             return jnp.asarray(normals, jnp.result_type(float))

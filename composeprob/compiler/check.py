@@ -48,6 +48,13 @@ def check(graph: Graph, networks: bool = True) -> Graph:
     return graph.noted("check", f"offers {', '.join(sorted(capabilities(graph)))}")
 
 
+def check_networks(graph: Graph) -> None:
+    """Refuse networks that cannot be called with the conditions of their factors."""
+    for site in graph.sites:
+        for leaf in leaves(site.root):
+            _check_network(leaf, site)
+
+
 def _check_network(leaf: Leaf, site: Site) -> None:
     """Refuse a network that cannot be called with the first of its conditions."""
     try:

@@ -21,9 +21,11 @@ from composeprob.compiler.lower import Evaluator, lower
 from composeprob.compiler.normalise import normalise
 from composeprob.compiler.proper import check_growth
 from composeprob.compiler.share import share
+from composeprob.compiler.tokens import has_tokens, lower_tokens, without_tokens_given
 from composeprob.compiler.top import site_top
 from composeprob.compiler.trace import changed_since
 from composeprob.density.annealed import AnnealedDensity, SiteInfo, TopLaw
+from composeprob.density.categorical import CategoricalDensity
 from composeprob.density.described import Described
 from composeprob.errors import ComposeProbError, WrongTypeError
 from composeprob.factors.equations import fingerprint
@@ -137,6 +139,8 @@ def lowered(
     graph, traced = build(program, args, kwargs)
     # Each pass hands on a graph that satisfies the invariants of its stage.
     graph = verify(_rounded(graph, precision), "build")
+    if has_tokens(graph):
+        return lower_tokens(graph, traced, schedule, networks)
     graph = verify(normalise(graph), "normalise")
     graph = verify(align(graph, schedule), "align")
     graph = verify(share(graph), "share")
@@ -257,6 +261,8 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
     graph = density.graph
     evaluator = density.evaluator
     assert isinstance(graph, Graph)
+    if isinstance(density, CategoricalDensity):
+        return without_tokens_given(density)
     assert isinstance(evaluator, Evaluator)
     if not graph.observations:
         return density

@@ -106,6 +106,11 @@ class CategoricalFactor(LeafFactor):
         positions = jax.ShapeDtypeStruct((1,), jnp.int32)
         return Query(tokens, tokens, time, positions)
 
+    @property
+    def path_evaluations(self) -> int:
+        """Evaluations that log f of what is visible takes, beside the rises."""
+        return 1
+
     @abstractmethod
     def extend(
         self, query: Query, conditions: Mapping[str, Array], paths: bool
@@ -247,6 +252,12 @@ class MaskedDiffusion(CategoricalFactor):
                 fix="return one logit for each position and value.",
             )
 
+    @property
+    def path_evaluations(self) -> int:
+        if self.mask == "rank" or self.one_joint:
+            return 1
+        return 1 + self.length
+
     def logits(
         self, query: Query, conditions: Mapping[str, Array]
     ) -> Float[Array, "length values"]:
@@ -271,15 +282,13 @@ class MaskedDiffusion(CategoricalFactor):
         if self.one_joint or not paths:
             return Extension(rises, None)
 
-        def revealed(time: Array) -> Array:
-            """Log-probability of the tokens that become visible at a time."""
-            at_time = eqx.tree_at(lambda q: q.time, query, time)
-            chosen = _chosen(self.logits(at_time, conditions), query.tokens)
-            return jnp.sum(jnp.where(query.rank == time, chosen, 0.0))
+        def of_position(i: Array) -> Array:
+            """Log-probability of a token given those that were visible before it."""
+            before = eqx.tree_at(lambda q: q.time, query, query.rank[i])
+            return self.logits(before, conditions)[i, query.tokens[i]]
 
-        times = jnp.arange(self.length)
-        logs = jax.vmap(revealed)(times)
-        return Extension(rises, jnp.sum(jnp.where(times < query.time, logs, 0.0)))
+        logs = jax.vmap(of_position)(jnp.arange(self.length))
+        return Extension(rises, jnp.sum(jnp.where(query.visible, logs, 0.0)))
 
 
 class JointFactor(CategoricalFactor):

@@ -23,6 +23,7 @@ from composeprob.factors.calibrated import (
     CalibratedExpression,
     interpolate,
 )
+from composeprob.factors.categorical import num_values_of
 from composeprob.factors.factor import Factor, LeafFactor, Traits
 from composeprob.factors.nodes import Plate, walk
 from composeprob.factors.window import Cells, Region
@@ -178,6 +179,11 @@ class Site:
     where: str
     ancestral: bool = False
     plates: int = 0
+
+    @property
+    def num_values(self) -> int:
+        """The number of values of a categorical site's tokens; 0 for others."""
+        return max(num_values_of(leaf.factor) for leaf in leaves(self.root))
 
 
 @dataclass(frozen=True, eq=False)

@@ -115,7 +115,10 @@ def _statements(graph: Graph) -> Iterator[str]:
     """A line for each site, latent and observation."""
     for site in graph.sites:
         kind = type(site.root).__name__.lower() if site.root.children else "factor"
-        yield f"{site.name}: noised {site.shape}, a {kind}, at {site.where}"
+        what = f"noised {site.shape}"
+        if site.num_values:
+            what = f"categorical {site.shape} of {site.num_values} values"
+        yield f"{site.name}: {what}, a {kind}, at {site.where}"
     for s in graph.statics:
         prior = f"{s.distribution} prior"
         if s.standardised:
@@ -127,7 +130,9 @@ def _statements(graph: Graph) -> Iterator[str]:
         yield f"{s.name}: static {s.shape}, {prior}, at {s.where}"
     for o in graph.observations:
         policy = f"annealed '{o.anneal}'"
-        if not o.looks_at:
+        if o.anneal is None:
+            policy = "visible first"
+        elif not o.looks_at:
             policy = "its power rising to 1" if graph.sites else "not annealed"
         yield f"{o.name}: {o.kind}, {policy}, at {o.where}"
 

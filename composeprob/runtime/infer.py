@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from composeprob import tuning
 from composeprob.arguments import check_count, check_key, with_call_errors
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.categorical import CategoricalDensity
 from composeprob.errors import (
     CapabilityError,
     InvalidValueError,
@@ -68,7 +69,7 @@ def infer(
     sampler: Sampler | None = None,
     mesh: Mesh | None = None,
     chunk: int | None = None,
-    levels: str | ArrayLike | None = None,
+    levels: str | ArrayLike | int | None = None,
     draws: int | Draws | None = None,
     thin: int = 1,
     checkpoint_dir: str | Path | Checkpoint | None = None,
@@ -109,7 +110,10 @@ def infer(
             grid between the density's levels if its factors can be evaluated at any
             log-SNR, else on those levels; the same key gives the same levels, and the
             `Result` reports only these. An array of log-SNR, in any order, at which
-            every factor can be evaluated. Left out, all levels of the density.
+            every factor can be evaluated. Of categorical sites the number of reveals:
+            each but the last makes several positions visible, drawn independently of
+            one another given what was visible before. Left out, all levels of the
+            density.
         draws: after the last level, go on at level 0 with the sampler's kernel, and
             keep this many draws of every chain; a `Draws` also says where to keep them.
         thin: transitions between two draws.
@@ -346,6 +350,8 @@ def on_levels(
     """
     if levels is None:
         return density, None
+    if isinstance(density, CategoricalDensity):
+        return density.in_steps(levels), None
     if isinstance(levels, str):
         if levels != "adaptive":
             raise InvalidValueError(

@@ -135,7 +135,7 @@ def plan(
         yield Attempt("", visited, sampler, "chosen by the user", pace)
         return
     sampler, why = choose(visited, num_chains, draws)
-    yield Attempt("", visited, sampler, why, pace, may_stop=True)
+    yield Attempt("", visited, sampler, why, pace, may_stop=sampler.may_abort)
     may_wait = own_levels and can_wait(density)
     stopped = tried[-1].stopped
     if stopped:

@@ -153,7 +153,7 @@ def prepare(state: State) -> None:
     sampler = state.sampler = state.attempt.sampler.prepare(density)
     for finisher in sampler.finishers:
         finisher.check(density, state.num_chains)
-    if state.draws.number is not None and sampler.moves is None:
+    if state.draws.number is not None and not sampler.can_draw:
         raise CapabilityError(
             f"{type(sampler).__name__} without a kernel cannot go on drawing at level "
             "0.",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.categorical import CategoricalDensity
 from composeprob.density.points import lost_to_noise
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, Adaptive, Kernel
@@ -21,6 +22,7 @@ from composeprob.samplers.hierarchy import (
 )
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import by_kind
+from composeprob.samplers.reveal import Reveal
 from composeprob.samplers.sampler import SMC, AnnealedMCMC, Sampler
 from composeprob.samplers.step import ReverseStep
 
@@ -33,6 +35,8 @@ ADVICE = {
     "mode_depth": "use weights='feynman_kac', which needs scores only: energies "
     "learned by score matching do not know how high separated modes are.",
     "score": "every factor needs a score.",
+    "categorical": "leave sampler= out, or use cp.SMC: reveals are for programs of "
+    "tokens.",
     "GlobalMoves": "leave cp.GlobalMoves out, as they compare densities between modes; "
     "or make the factor one that can be compared: cp.calibrate, or mode_depth=True if "
     "it is.",
@@ -73,6 +77,8 @@ def choose(
     Where weights leave too few effective chains, `infer` goes on to `patient` or
     `independent` ones.
     """
+    if isinstance(density, CategoricalDensity):
+        return reveals(density)
     capabilities = density.capabilities
     energy = "energy" in capabilities
     if energy and density.num_levels == 1:
@@ -103,6 +109,20 @@ def choose(
         why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
         return SMC(weights="density", then=finishers), f"{enough}; {why}{then}"
     return independent(density, "no weights can be trusted here", num_chains, draws)
+
+
+def reveals(density: CategoricalDensity) -> tuple[Sampler, str]:
+    """Return the reveals of a program of tokens, and the reason for their redraws."""
+    why = "tokens become visible one by one, with weights that are exact"
+    if density.in_blocks and not density.one_joint:
+        why = "tokens become visible in blocks, with the weights of these"
+        return Reveal(0, 0), f"{why}; none is drawn anew, as their order matters"
+    if density.one_joint:
+        return Reveal(), f"{why}; Gibbs moves draw visible ones anew"
+    if density.tokens.path_evaluations > 1:
+        text = "none is drawn anew, as a network has to be evaluated for every place"
+        return Reveal(0, 0), f"{why}; {text} of the order"
+    return Reveal(), f"{why}; visible ones are drawn anew, with a test of the order"
 
 
 def _at_one_level(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
@@ -237,6 +257,12 @@ def check_capabilities(sampler: Sampler, density: AnnealedDensity) -> None:
 def _missing(part: str, capability: str, density: AnnealedDensity) -> CapabilityError:
     """Return the error for a part of a sampler that needs a missing capability."""
     where = density.described.where
+    if isinstance(density, CategoricalDensity):
+        return CapabilityError(
+            f"{part} moves numbers, and this program's sites have tokens.",
+            where=where,
+            fix="leave sampler= out, or use cp.Reveal().",
+        )
     held = [name for name, site in density.sites.items() if site.kind == "held"]
     if held and capability in ("feynman_kac", "mode_depth"):
         names = ", ".join(map(repr, held))

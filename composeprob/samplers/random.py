@@ -79,6 +79,15 @@ def normals(
     return jnp.sqrt(-2.0 * jnp.log(u)) * jnp.cos(angle)
 
 
+def uniforms(
+    words: UInt32[Array, " 2"], number: Array | int, size: int
+) -> Float[Array, " {size}"]:
+    """Independent uniform numbers of one chain, none of them 0 or 1."""
+    x, _ = threefry(words, number, jnp.arange(size, dtype=jnp.uint32))
+    # As many bits as a float holds beside the half: rounding never gives 1.
+    return ((x >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
+
+
 def stream(words: UInt32[Array, " 2"], name: Array | int) -> UInt32[Array, " 2"]:
     """Words of a separate stream of numbers for one chain."""
     return jnp.stack(threefry(words, name))

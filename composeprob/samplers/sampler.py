@@ -78,6 +78,8 @@ class Sampler(eqx.Module):
     moves: Transitions = None  # type: ignore[assignment]
 
     descent: ClassVar[type[Descent]] = Descent
+    # Whether a default run with too few ancestors gives way to another sampler.
+    may_abort: ClassVar[bool] = True
 
     # Names of 0.1.0
 
@@ -125,6 +127,11 @@ class Sampler(eqx.Module):
         if not isinstance(self.kernel, Gibbs):
             return ()
         return self.kernel.labels
+
+    @property
+    def can_draw(self) -> bool:
+        """True if the sampler can go on at level 0, for draws."""
+        return self.moves is not None
 
     @property
     def check_order(self) -> int | None:
@@ -453,7 +460,7 @@ class SMC(Sampler):
             int(steps_per_level),
             rule.reverse_step(step),
             rule,
-            _as_resampler(resample),
+            as_resampler(resample),
             as_finishers(then),
             check_levels=bool(check_levels) and rule.by_rate,
         )
@@ -666,7 +673,7 @@ def check_kernel(
     check_count(steps_per_level, "steps_per_level")
 
 
-def _as_resampler(resample: object) -> Resampler:
+def as_resampler(resample: object) -> Resampler:
     """Return the rule that the argument ``resample`` of `SMC` stands for."""
     if isinstance(resample, type):
         raise WrongTypeError(

@@ -415,7 +415,7 @@ class _Reveals(NamedTuple):
     """Redraws of visible tokens."""
 
     redraws: int = 1  # of each chain after each reveal
-    passes: int = 2  # at level 0, in units of the number of positions
+    passes: int = 4  # at level 0
 
 
 REVEALS = _Reveals()

@@ -407,12 +407,14 @@ class ClosedCategorical(JointFactor):
         if self.kind == "chain":
             return self._log_marginal_of_chain(tokens, visible)
         logs = self.logs[0]
+        largest = jnp.max(logs)
+        table = jnp.exp(logs - largest)
         # Axis after axis: the visible token's entry, or the sum over hidden ones.
-        for position in reversed(range(logs.ndim)):
-            chosen = jnp.take(logs, tokens[position], axis=-1)
-            summed = jax.nn.logsumexp(logs, axis=-1)
-            logs = jnp.where(visible[position], chosen, summed)
-        return logs
+        is_token = jnp.arange(self.num_values) == tokens[:, None]
+        counted = jnp.where(visible[:, None], is_token, True).astype(table.dtype)
+        for position in reversed(range(table.ndim)):
+            table = table @ counted[position]
+        return jnp.log(table) + largest
 
     def _log_marginal_of_chain(self, tokens: Array, visible: Array) -> Array:
         """The forward algorithm, with hidden tokens summed over."""

@@ -10,11 +10,17 @@ at i, draws v in proportion, and multiplies the chain's weight by
 so that the weighted chains have the density F(x, σ) = Π_s Π_k q_k(x_{σ_s} |
 x_{σ_<s})^{β_k} without any error of levels, and the mean weight is its integral at any
 number of chains.
+
+At level 0 chains also make remask–Metropolis moves: the last positions A of the order
+are hidden and drawn anew one after the other, in an order τ of their own, and the whole
+is accepted with probability min(1, Π z(new)/Π z(old)).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from enum import IntEnum
 from functools import partial
 from typing import ClassVar, NamedTuple, TypeAlias
 
@@ -23,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int, UInt32
+from jaxtyping import Bool, Float, Int, UInt32
 
 from composeprob import tuning
 from composeprob.arguments import check_count
@@ -42,6 +48,46 @@ from composeprob.samplers.sampler import DrawCost, Sampler, as_resampler
 
 NUMBERS = 4
 """Uniform numbers of a redraw: its direction, its place, its test, its value."""
+
+
+class Kind(IntEnum):
+    """Kinds of phases.
+
+    A remask first takes the hidden positions away from the last on, which gives Π z of
+    the old tokens, and then reveals others.
+    """
+
+    REVEAL = 0
+    REDRAW = 1
+    HIDE = 2
+    REMASK = 3
+
+
+class Turn(NamedTuple):
+    """One phase of a level.
+
+    Attributes:
+        kind: of `Kind`.
+        place: in the order, for phases of a remask.
+        begins: True for the first phase of its kind in a remask.
+        ends: True for the last one.
+    """
+
+    kind: Kind
+    place: int = 0
+    begins: bool = False
+    ends: bool = False
+
+
+def remask(length: int, size: int) -> list[Turn]:
+    """Return the phases of a remask of the last ``size`` places of an order."""
+    places = range(length - size, length)
+    turns = []
+    for kind, order in ((Kind.HIDE, places[::-1]), (Kind.REMASK, places)):
+        for place in order:
+            begins = place == order[0]
+            turns.append(Turn(kind, place, begins, place == order[-1]))
+    return turns
 
 
 class TokenChain(eqx.Module):
@@ -66,6 +112,7 @@ class Proposal(NamedTuple):
     """The order of a chain, and what the factors are asked: the arguments of
     `TokenEvaluator.extend`."""
 
+    tokens: Int[Array, " length"]
     order: Int[Array, " length"]
     rank: Int[Array, " length"]
     time: Int[Array, ""]
@@ -75,11 +122,33 @@ class Proposal(NamedTuple):
 class RevealState(eqx.Module):
     """The state of the level in progress."""
 
-    turn: Int[Array, ""]  # 0 for the reveal, then the redraws
-    accepted: Float[Array, " chains"]  # sum of the probabilities of their tests
+    turn: Int[Array, ""]  # the next row of the table of turns
+    accepted: Float[Array, " chains"]  # sum of the probabilities of redraws' tests
+    remasked: Float[Array, " chains"]  # and of those of remasks
+    # Of a remask in progress: the chain without what is hidden, and Σ log z of the new
+    # tokens less that of the old ones.
+    trial: TokenChain
+    log_ratio: Float[Array, " chains"]
+
+
+class Now(NamedTuple):
+    """The phase in progress.
+
+    Attributes:
+        level: of the run.
+        step: the number of the level's reveal, from 0 on.
+        number: of the phase, which counts random numbers.
+        turn: the row of the table.
+    """
+
+    level: Int[Array, ""]
+    step: Int[Array, ""]
+    number: Int[Array, ""]
+    turn: Turn
 
 
 Carry: TypeAlias = tuple[Run, RevealState]
+Propose: TypeAlias = Callable[[Now, Array, TokenChain, TokenChain], "Proposal"]
 Answer: TypeAlias = tuple[tuple[Array | None, ...], Rises]
 
 
@@ -91,14 +160,17 @@ class RevealPhases:
     Args:
         density: of the program.
         rule: of resampling.
-        redraws: their number at levels above 0, and at level 0.
-        leads: whether reveals lead to levels; if not, all phases are redraws at level 0
-            for draws.
+        between: the number of redraws at a level above 0.
+        turns: all phases of level 0. Levels above it make the first of them, a reveal
+            and ``between`` redraws.
+        leads: whether reveals lead to levels; if not, the turns are made again and
+            again at level 0, for draws.
     """
 
     density: CategoricalDensity
     rule: Resampler
-    redraws: tuple[int, int]
+    between: int
+    turns: list[Turn]
     leads: bool = True
 
     def __post_init__(self) -> None:
@@ -106,7 +178,11 @@ class RevealPhases:
         self.tokens = density.tokens
         # With one joint the order does not matter, and no redraw is rejected.
         self.tested = not density.one_joint
-        self.paths = self.tested and max(self.redraws) > 0
+        kinds = [turn.kind for turn in self.turns]
+        self.paths = self.tested and Kind.REDRAW in kinds
+        self.table = jnp.asarray(np.array(self.turns, int), jnp.int32)
+        self.redraws = kinds.count(Kind.REDRAW)
+        self.remasks = sum(t.kind == Kind.REMASK and t.ends for t in self.turns)
         self.num_given = jnp.sum(self.tokens.given, dtype=jnp.int32)
         steps = np.asarray(density.steps)
         self.steps = jnp.asarray(steps, jnp.int32)
@@ -123,32 +199,35 @@ class RevealPhases:
 
     def blank(self, run: Run) -> RevealState:
         """Return the state of a level that has not begun."""
-        return RevealState(jnp.int32(0), jnp.zeros(len(run.words)))
+        zero = jnp.zeros(len(run.words))
+        return RevealState(jnp.int32(0), zero, zero, run.chains, zero)
 
     def phase(self, carry: Carry) -> Carry:
         """Run one phase: choose what is asked, evaluate the factors, act on the
         answer."""
         run, state = carry
         level = run.visits.number if self.leads else jnp.int32(0)
-        reveals = (state.turn == 0) & self.leads
-        words = stream_of(run, self.leads)
+        row = Turn(*self.table[state.turn % len(self.turns)])
         number = state.turn
         if self.leads:
-            number = level * (1 + max(self.redraws)) + state.turn
-        step = self.density.num_levels - 1 - level
-        propose_reveal = partial(self.propose_reveal, step)
-        propose_redraw = partial(self.propose_redraw, step, number)
-        proposals = jax.lax.cond(
-            reveals,
-            lambda: run.spread.map(propose_reveal, words, run.chains),
-            lambda: run.spread.map(propose_redraw, words, run.chains),
-        )
+            number = level * len(self.turns) + state.turn
+        now = Now(level, self.density.num_levels - 1 - level, number, row)
+        words = stream_of(run, self.leads)
+        proposes = [self.propose_reveal, self.propose_redraw]
+        acts = [self.revealed, self.redrawn]
+        if self.remasks:
+            proposes += [self.propose_hidden, self.propose_remask]
+            acts += [self.hidden, self.remasked]
+
+        def proposing(propose: Propose) -> Callable[[], Proposal]:
+            on_chain = partial(propose, now)
+            return lambda: run.spread.map(on_chain, words, run.chains, state.trial)
+
+        proposals = jax.lax.switch(row.kind, [proposing(p) for p in proposes])
         # The only place where the loop evaluates factors.
-        answers = run.spread.map(self.evaluate, run.chains, proposals)
-        reveal = partial(self.revealed, level, number)
-        redraw = partial(self.redrawn, step, number)
-        run, state = jax.lax.cond(
-            reveals, reveal, redraw, run, state, words, proposals, answers
+        answers = run.spread.map(self.evaluate, proposals)
+        run, state = jax.lax.switch(
+            row.kind, acts, now, run, state, words, proposals, answers
         )
         return self.onwards(run, state, level)
 
@@ -158,45 +237,56 @@ class RevealPhases:
         state = dataclasses.replace(state, turn=turn)
         if not self.leads:
             return run, state
-        total = jnp.where(level == 0, self.redraws[1], self.redraws[0])
+        at_end = level == 0
+        total = jnp.where(at_end, len(self.turns), 1 + self.between)
+
+        def mean(sums: Array, count: Array | int) -> Array:
+            share = sums / jnp.maximum(count, 1)
+            mean = mean_acceptance(share, run.spread.total, len(run.ancestors))
+            return jnp.where(count > 0, mean, jnp.nan)
 
         def leave() -> Carry:
             records = run.records
+            accepted = run.global_acceptance
             if self.tested:
-                mean = mean_acceptance(
-                    state.accepted / jnp.maximum(total, 1),
-                    run.spread.total,
-                    len(run.ancestors),
+                count = jnp.where(at_end, self.redraws, self.between)
+                records = records.at(
+                    level, acceptance=mean(state.accepted, count)[None]
                 )
-                mean = jnp.where(total > 0, mean, jnp.nan)
-                records = records.at(level, acceptance=mean[None])
+            if self.remasks:
+                # Only at level 0 are there any.
+                remasked = mean(state.remasked, self.remasks)
+                accepted = jnp.where(at_end, remasked, accepted)
             visits = run.visits.onwards(self.density.schedule, records)
-            after = dataclasses.replace(run, records=records, visits=visits)
-            return after, jax.tree.map(jnp.zeros_like, state)
+            after = dataclasses.replace(
+                run, records=records, visits=visits, global_acceptance=accepted
+            )
+            return after, dataclasses.replace(self.blank(run), trial=state.trial)
 
-        return jax.lax.cond(turn > total, leave, lambda: (run, state))
+        return jax.lax.cond(turn >= total, leave, lambda: (run, state))
 
     # What is asked
 
     def propose_reveal(
-        self, step: Array, words: UInt32[Array, " 2"], chain: TokenChain
+        self, now: Now, words: UInt32[Array, " 2"], chain: TokenChain, trial: TokenChain
     ) -> Proposal:
         """Ask about the next positions of a chain's order."""
-        places = self.places[step]
+        places = self.places[now.step]
         positions = jnp.where(places >= 0, chain.order[places], -1)
         rank = self.steps[inverse(chain.order)]
-        return Proposal(chain.order, rank, step.astype(jnp.int32), positions)
+        time = now.step.astype(jnp.int32)
+        return Proposal(chain.position, chain.order, rank, time, positions)
 
     def propose_redraw(
-        self, step: Array, number: Array, words: UInt32[Array, " 2"], chain: TokenChain
+        self, now: Now, words: UInt32[Array, " 2"], chain: TokenChain, trial: TokenChain
     ) -> Proposal:
         """Move one visible position to the end of the order, and ask about it.
 
         Where the density depends on the order, half of the proposals move the last
         position to another place instead: so each is as probable as its reverse.
         """
-        u = uniforms(words, number, NUMBERS)
-        last = self.ends[step] - 1
+        u = uniforms(words, now.number, NUMBERS)
+        last = self.ends[now.step] - 1
         free = last + 1 - self.num_given
         place = self.num_given + jnp.floor(u[1] * free).astype(jnp.int32)
         place = jnp.clip(place, jnp.minimum(self.num_given, last), last)
@@ -206,20 +296,58 @@ class RevealPhases:
             back = u[0] < 0.5
             begin, end = where(back, (last, place), (place, last))
         order = moved(chain.order, begin, end)
-        positions = jnp.full(self.block, -1).at[0].set(order[last])
-        return Proposal(order, inverse(order), last, positions)
+        return self.one_position(chain.position, order, last)
 
-    def evaluate(self, chain: TokenChain, proposal: Proposal) -> Answer:
+    def propose_hidden(
+        self, now: Now, words: UInt32[Array, " 2"], chain: TokenChain, trial: TokenChain
+    ) -> Proposal:
+        """Ask about the last position that a remask has not hidden yet."""
+        order = trial.order
+        if self.tested:
+            order = jnp.where(now.turn.begins, chain.order, order)
+        else:
+            # Of one joint every order is as good: a new one chooses what is hidden.
+            fresh = self.uniform_order(words, now.number)
+            order = jnp.where(now.turn.begins, fresh, order)
+        return self.one_position(chain.position, order, now.turn.place)
+
+    def propose_remask(
+        self, now: Now, words: UInt32[Array, " 2"], chain: TokenChain, trial: TokenChain
+    ) -> Proposal:
+        """Ask about the next position that a remask has hidden."""
+        order = trial.order
+        if self.tested:
+            # What is hidden becomes visible in an order of its own.
+            u = uniforms(words, now.number, len(order))
+            places = jnp.arange(len(order))
+            hidden = places >= now.turn.place
+            shuffled = order[jnp.argsort(jnp.where(hidden, len(order) + u, places))]
+            order = jnp.where(now.turn.begins, shuffled, order)
+        return self.one_position(trial.position, order, now.turn.place)
+
+    def one_position(
+        self, tokens: Array, order: Array, place: Int[Array, ""]
+    ) -> Proposal:
+        """Ask about the position at a place of an order, given those before it."""
+        positions = jnp.full(self.block, -1).at[0].set(order[place])
+        return Proposal(tokens, order, inverse(order), place, positions)
+
+    def uniform_order(
+        self, words: UInt32[Array, " 2"], number: Array | int
+    ) -> Int[Array, " length"]:
+        """Draw an order: given positions first, uniform among these and the others."""
+        return uniform_order(words, number, self.tokens.given)
+
+    def evaluate(self, proposal: Proposal) -> Answer:
         """Evaluate every factor once."""
-        _, rank, time, positions = proposal
-        return self.tokens.extend(chain.position, rank, time, positions, self.paths)
+        tokens, _, rank, time, positions = proposal
+        return self.tokens.extend(tokens, rank, time, positions, self.paths)
 
     # What follows
 
     def revealed(
         self,
-        level: Array,
-        number: Array,
+        now: Now,
         run: Run,
         state: RevealState,
         words: UInt32[Array, "chains 2"],
@@ -227,11 +355,11 @@ class RevealPhases:
         answers: Answer,
     ) -> Carry:
         """Reveal positions of every chain; weight the chains, and resample them."""
-        reveal = partial(self._reveal, number)
+        reveal = partial(self._reveal, now.number)
         chains, gain = run.spread.map(reveal, words, run.chains, proposals, answers)
         run = dataclasses.replace(run, chains=chains)
         zero = jnp.zeros_like(gain)
-        return reweighted(run, self.rule, level, gain, zero, zero), state
+        return reweighted(run, self.rule, now.level, gain, zero, zero), state
 
     def _reveal(
         self,
@@ -273,6 +401,32 @@ class RevealPhases:
         last = tuple(r[:, 0] for r in rises)
         return TokenChain(tokens, chain.order, grown, log_density, last), gain
 
+    def log_values(
+        self,
+        logs: Logs,
+        rises: tuple[Float[Array, "rows values"], ...],
+        before: Float[Array, ""],
+        position: Int[Array, ""],
+    ) -> Float[Array, " values"]:
+        """log F of what is visible with each value of a position, less ``before``."""
+
+        def with_value(rise: tuple[Float[Array, " rows"], ...]) -> Array:
+            return self.tokens.log_density(jax.tree.map(jnp.add, logs, rise))
+
+        by_value = tuple(r.T for r in rises)
+        values = jax.vmap(with_value)(by_value) + self.tokens.allowed[position]
+        return values - jnp.where(jnp.isfinite(before), before, 0.0)
+
+    def log_total(
+        self,
+        logs: Logs,
+        rises: tuple[Float[Array, "rows values"], ...],
+        before: Float[Array, ""],
+        position: Int[Array, ""],
+    ) -> Float[Array, ""]:
+        """log z of a position."""
+        return jax.nn.logsumexp(self.log_values(logs, rises, before, position))
+
     def drawn(
         self,
         u: Float[Array, ""],
@@ -283,13 +437,7 @@ class RevealPhases:
     ) -> tuple[Int[Array, ""], Float[Array, ""]]:
         """Draw the value of a position in proportion to F; return it with its
         log-probability, −∞ where no value is possible."""
-
-        def with_value(rise: tuple[Float[Array, " rows"], ...]) -> Array:
-            return self.tokens.log_density(jax.tree.map(jnp.add, logs, rise))
-
-        by_value = tuple(r.T for r in rises)
-        values = jax.vmap(with_value)(by_value) + self.tokens.allowed[position]
-        values = values - jnp.where(jnp.isfinite(before), before, 0.0)
+        values = self.log_values(logs, rises, before, position)
         total = jax.nn.logsumexp(values)
         cumulative = jnp.cumsum(jnp.exp(values - jnp.max(values)))
         # Strictly below the total: a value without probability is never chosen.
@@ -300,8 +448,7 @@ class RevealPhases:
 
     def redrawn(
         self,
-        step: Array,
-        number: Array,
+        now: Now,
         run: Run,
         state: RevealState,
         words: UInt32[Array, "chains 2"],
@@ -309,7 +456,7 @@ class RevealPhases:
         answers: Answer,
     ) -> Carry:
         """Test the proposed order of every chain, and draw its last position anew."""
-        redraw = partial(self._redraw, step, number)
+        redraw = partial(self._redraw, now.step, now.number)
         chains, probability = run.spread.map(
             redraw, words, run.chains, proposals, answers
         )
@@ -373,6 +520,81 @@ class RevealPhases:
         movable &= self.ends[step] > self.num_given
         return where(movable, redrawn, chain), probability
 
+    def hidden(
+        self,
+        now: Now,
+        run: Run,
+        state: RevealState,
+        words: UInt32[Array, "chains 2"],
+        proposals: Proposal,
+        answers: Answer,
+    ) -> Carry:
+        """Hide one more position of every chain's trial, and divide by its z."""
+
+        def hide(
+            chain: TokenChain, trial: TokenChain, proposal: Proposal, answer: Answer
+        ) -> tuple[TokenChain, Float[Array, ""]]:
+            bases, rises = answer
+            logs = where(now.turn.begins, chain.logs, trial.logs)
+            rise = tuple(r[:, 0] for r in rises)
+            value = chain.position[proposal.positions[0]]
+            own = tuple(r[:, value] for r in rise)
+            logs = known(bases, jax.tree.map(jnp.subtract, logs, own))
+            log_density = self.tokens.log_density(logs)
+            log_z = self.log_total(logs, rise, log_density, proposal.positions[0])
+            trial = TokenChain(
+                chain.position, proposal.order, logs, log_density, chain.last
+            )
+            return trial, log_z
+
+        trial, log_z = run.spread.map(hide, run.chains, state.trial, proposals, answers)
+        log_ratio = jnp.where(now.turn.begins, 0.0, state.log_ratio) - log_z
+        return run, dataclasses.replace(state, trial=trial, log_ratio=log_ratio)
+
+    def remasked(
+        self,
+        now: Now,
+        run: Run,
+        state: RevealState,
+        words: UInt32[Array, "chains 2"],
+        proposals: Proposal,
+        answers: Answer,
+    ) -> Carry:
+        """Reveal one more position of every chain's trial, multiply by its z, and after
+        the last one accept the trial or not."""
+
+        def reveal(
+            words: Array, trial: TokenChain, proposal: Proposal, answer: Answer
+        ) -> tuple[TokenChain, Float[Array, ""]]:
+            trial = dataclasses.replace(trial, order=proposal.order)
+            return self._reveal(now.number, words, trial, proposal, answer)
+
+        trial, log_z = run.spread.map(reveal, words, state.trial, proposals, answers)
+        log_ratio = state.log_ratio + log_z
+
+        def accept(
+            words: Array, chain: TokenChain, trial: TokenChain, log_ratio: Array
+        ) -> tuple[TokenChain, Float[Array, ""]]:
+            # The numbers before it drew the token.
+            u = uniforms(words, now.number, NUMBERS)[-1]
+            probability = jnp.where(
+                jnp.isnan(log_ratio), 0.0, jnp.minimum(jnp.exp(log_ratio), 1.0)
+            )
+            probability = jnp.where(now.turn.ends, probability, 0.0)
+            movable = jnp.isfinite(chain.log_density) & jnp.isfinite(trial.log_density)
+            return where((u < probability) & movable, trial, chain), probability
+
+        chains, probability = run.spread.map(
+            accept, words, run.chains, trial, log_ratio
+        )
+        state = dataclasses.replace(
+            state,
+            trial=trial,
+            log_ratio=log_ratio,
+            remasked=state.remasked + probability,
+        )
+        return dataclasses.replace(run, chains=chains), state
+
 
 def known(bases: tuple[Array | None, ...], carried: Logs) -> Logs:
     """Return log f by batch: as evaluated, or else as the chain carries it."""
@@ -380,6 +602,14 @@ def known(bases: tuple[Array | None, ...], carried: Logs) -> Logs:
     for base, own in zip(bases, carried, strict=True):
         logs.append(own if base is None else base)
     return tuple(logs)
+
+
+def uniform_order(
+    words: UInt32[Array, " 2"], number: Array | int, given: Bool[Array, " length"]
+) -> Int[Array, " length"]:
+    """Draw an order: given positions first, uniform among these and the others."""
+    u = uniforms(words, number, len(given))
+    return jnp.argsort(u + ~given).astype(jnp.int32)
 
 
 def inverse(order: Int[Array, " length"]) -> Int[Array, " length"]:
@@ -410,20 +640,20 @@ def stream_of(run: Run, leads: bool) -> UInt32[Array, "chains 2"]:
 
 
 class RevealPlan(NamedTuple):
-    """Numbers of a sampler that is prepared for a density.
+    """What a sampler does for a density that it is prepared for.
 
     Attributes:
         between: redraws at a level above 0.
-        at_end: redraws at level 0.
+        turns: the phases of level 0.
+        drawing: the phases of a transition between draws.
         num_levels: the number of reveals.
-        length: the number of positions.
         cost: evaluations that one of paths takes.
     """
 
     between: int
-    at_end: int
+    turns: tuple[Turn, ...]
+    drawing: tuple[Turn, ...]
     num_levels: int
-    length: int
     cost: int
 
 
@@ -502,18 +732,39 @@ class Reveal(Sampler):
             )
         # Of a block the potentials are known before the next reveal only.
         between = 0 if density.in_blocks else self.redraws
-        at_end = self.redraws + self.passes * density.length
+        free = density.length - int(np.sum(density.tokens.given))
+        drawing: list[Turn] = []
+        passes: list[Turn] = []
+        for i in range(self.passes if free else 0):
+            drawing = self.one_pass(density.length, free, i)
+            passes += drawing
+        turns = [Turn(Kind.REVEAL), *[Turn(Kind.REDRAW)] * between, *passes]
+        # Between draws the longest remask is made.
+        drawing = self.one_pass(density.length, free, 0)
+        redraws = any(turn.kind == Kind.REDRAW for turn in (*turns, *drawing))
         cost = 1
-        if not density.one_joint and at_end:
+        if not density.one_joint and redraws:
             cost = density.tokens.path_evaluations
-        plan = RevealPlan(between, at_end, density.num_levels, density.length, cost)
+        plan = RevealPlan(
+            between, tuple(turns), tuple(drawing), density.num_levels, cost
+        )
         return replaced(self, plan=plan)
+
+    def one_pass(self, length: int, free: int, number: int) -> list[Turn]:
+        """Return the phases of a pass: a redraw for each position that is not given,
+        and a remask of all of them, in the next pass of half as many, and so on."""
+        redraws: list[Turn] = []
+        if self.redraws:
+            redraws = [Turn(Kind.REDRAW)] * free
+        halvings = max(free, 1).bit_length()
+        size = -(-free // 2 ** (number % halvings))
+        return [*redraws, *remask(length, size)]
 
     def evaluations(self, completed: int) -> int:
         plan = self.plan
         evaluations = completed * (1 + plan.between)
         if completed == plan.num_levels:
-            evaluations += plan.at_end - plan.between
+            evaluations += len(plan.turns) - 1 - plan.between
         return evaluations * plan.cost
 
     def proposals(self) -> int:
@@ -525,8 +776,8 @@ class Reveal(Sampler):
 
     @property
     def drawing(self) -> DrawCost:
-        evaluations = self.plan.length * self.plan.cost
-        return DrawCost(evaluations, proposals=self.plan.length, settling=0)
+        number = len(self.plan.drawing)
+        return DrawCost(number * self.plan.cost, proposals=number, settling=0)
 
     def start(self, run: Run, density: AnnealedDensity, level: int) -> Run:
         tokens = _categorical(density).tokens
@@ -535,9 +786,7 @@ class Reveal(Sampler):
         values = tokens.allowed.shape[1]
 
         def chain(words: UInt32[Array, " 2"]) -> TokenChain:
-            # Given positions come first; a uniform order of these, and of the others.
-            u = uniforms(words, Stream.INITIAL, length)
-            order = jnp.argsort(u + ~tokens.given).astype(jnp.int32)
+            order = uniform_order(words, Stream.INITIAL, tokens.given)
             hidden = jnp.zeros((length,), jnp.int32)
             last = tuple(jnp.zeros((len(rows), values)) for rows in blank)
             return TokenChain(hidden, order, blank, jnp.zeros(()), last)
@@ -547,8 +796,9 @@ class Reveal(Sampler):
     def advance(self, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
         tokens = _categorical(density)
         assert self.exchange is not None
-        redraws = (self.plan.between, self.plan.at_end)
-        phases = RevealPhases(tokens, self.exchange, redraws)
+        phases = RevealPhases(
+            tokens, self.exchange, self.plan.between, list(self.plan.turns)
+        )
         run, _ = jax.lax.while_loop(
             lambda carry: carry[0].visits.before(end),
             phases.phase,
@@ -560,9 +810,10 @@ class Reveal(Sampler):
         """Make the ``thin`` passes of redraws at level 0 that lead to draw i."""
         tokens = _categorical(density)
         assert self.exchange is not None
-        phases = RevealPhases(tokens, self.exchange, (1, 1), leads=False)
-        first = i * thin * tokens.length
-        end = first + thin * tokens.length
+        turns = list(self.plan.drawing)
+        phases = RevealPhases(tokens, self.exchange, 0, turns, leads=False)
+        first = i * thin * len(turns)
+        end = first + thin * len(turns)
         state = dataclasses.replace(phases.blank(run), turn=first.astype(jnp.int32))
         run, _ = jax.lax.while_loop(
             lambda carry: carry[1].turn < end, phases.phase, (run, state)

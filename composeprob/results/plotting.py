@@ -140,7 +140,9 @@ def plot_site(
 ) -> None:
     """Draw the panel of one site, by the shape of its event."""
     shape = values.shape[1:]
-    if shape == (2,):
+    if np.issubdtype(values.dtype, np.integer) and shape:
+        plot_tokens(ax, values, name)
+    elif shape == (2,):
         log_density = log_density_at(density, name, 0)
         plot_points(ax, values, name, log_density=log_density, aside=True)
         ax.set(xlabel=f"{name}[0]", ylabel=f"{name}[1]")
@@ -306,6 +308,23 @@ def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
         title += f" (first {SIZES.histograms} of {number})"
     ax.set(title=wrapped(title), xlabel="value", ylabel="density of samples")
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def plot_tokens(ax: Axes, values: np.ndarray, title: str = "") -> None:
+    """Draw the frequency of every token at every position, (N, …)."""
+    flat = values.reshape(len(values), -1)
+    tokens = np.arange(max(flat.max(initial=0) + 1, 2))
+    frequencies = (flat[:, :, None] == tokens).mean(axis=0)
+    ax.imshow(
+        frequencies.T,
+        origin="lower",
+        aspect="auto",
+        cmap="Blues",
+        vmin=0.0,
+        vmax=1.0,
+        interpolation="nearest",
+    )
+    ax.set(title=wrapped(title), xlabel="position", ylabel="token")
 
 
 class Diagnostic(NamedTuple):

@@ -153,7 +153,10 @@ def _facts_of_levels(result: Record) -> Iterator[tuple[str, str]]:
     """Levels, evaluations, and diagnostics over the levels."""
     levels = result.levels
     log_snr = levels["log_snr"].to_numpy()
-    yield "levels", f"{len(log_snr)}, log-SNR {log_snr[-1]:.3g} … {log_snr[0]:.3g}"
+    text = f"{len(log_snr)}, log-SNR {log_snr[-1]:.3g} … {log_snr[0]:.3g}"
+    if result.about.sampler.startswith("Reveal"):
+        text = f"{len(log_snr)} reveals"
+    yield "levels", text
     yield "evaluations", f"{result.evaluations:,} of the composed density per chain"
     titles = {"acceptance": "acceptance", "step_size": "step size", "ess": "ESS"}
     for name, title in titles.items():

@@ -14,14 +14,14 @@ import composeprob as cp
 from composeprob.samplers import reveal as module
 
 NUM_VALUES = 3
-LENGTH = 4
+LENGTH = 3
 STATES = np.array(list(itertools.product(range(NUM_VALUES), repeat=LENGTH)))
 NUM_CHAINS = 4096
 KEY = jax.random.key(0)
 
 
-def table(seed: int, scale: float = 0.7) -> np.ndarray:
-    """A joint of four dependent tokens."""
+def table(seed: int, scale: float = 0.5) -> np.ndarray:
+    """A joint of three dependent tokens."""
     rng = np.random.default_rng(seed)
     logs = np.zeros(len(STATES))
     for i, j in itertools.combinations(range(LENGTH), 2):
@@ -54,7 +54,7 @@ def scores(result, target: np.ndarray) -> dict[str, float]:
     against unnormalised probabilities of all states."""
     weights = target.ravel() / target.sum()
     values = {}
-    for i, j in ((0, 1), (1, 3), (2, 3)):
+    for i, j in ((0, 1), (1, 2)):
         for a, b in ((0, 0), (1, 2)):
             exact = weights[(STATES[:, i] == a) & (STATES[:, j] == b)].sum()
             estimate = result.mean(
@@ -182,3 +182,192 @@ def test_order_dependent_networks_have_the_average_over_orders(mask):
     uneven = 0.8
     result = run(site, network_of(A, mask, uneven) ** 2.0, sampler=cp.Reveal(2, 2))
     assert_agrees(scores(result, order_averaged(A, uneven, 2.0)))
+
+
+def test_a_conditional_network_is_guided():
+    def network(tokens, visible, label=-1):
+        tilt = jnp.where(label >= 0, 1.0, 0.0) * jnp.arange(NUM_VALUES)
+        return conditionals(A, tokens, visible) + tilt
+
+    f = cp.MaskedDiffusion(
+        network,
+        length=LENGTH,
+        num_values=NUM_VALUES,
+        conditions=("label",),
+        mask="boolean",
+    )
+    density = cp.compile(site, cp.guide(f, 2.0, label=1))
+    assert "f(s | label=1)²·f(s)⁻¹" in str(density)
+    result = cp.infer(density, KEY, num_chains=256, progress=False)
+    assert result.status.ok, result.status
+    # The condition's tilt doubles, which only greater tokens gain by.
+    plain = run(site, f, num_chains=256)
+    assert result["s"].mean() > plain["s"].mean() + 0.3
+
+
+@cp.program
+def with_clue(f, tokens):
+    """One site, two positions of which are known."""
+    s = cp.sample("s", f)
+    cp.observe("clue", dist.Delta(s[jnp.array([0, 2])]), tokens)
+
+
+def test_observed_tokens_are_visible_first():
+    tokens = jnp.array([1, 2])
+    result = run(with_clue, closed(A) * closed(B), tokens)
+    assert np.unique(result["s"][:, [0, 2]], axis=0).tolist() == [[1, 2]]
+    target = A * B
+    given = (STATES[:, 0] == 1) & (STATES[:, 2] == 2)
+    assert_agrees(scores(result, target * given.reshape(A.shape)))
+    density = cp.prior(result.density)
+    free = cp.infer(density, KEY, num_chains=64, progress=False)
+    assert len(np.unique(free["s"][:, 0])) > 1
+
+
+def test_windows_and_products_over_data_act_on_their_positions():
+    pair = np.array([[0.5, 0.1, 0.2], [0.1, 0.6, 0.1], [0.3, 0.1, 0.9]])
+    pair = pair / pair.sum()
+    neighbours = cp.window(
+        closed(pair), (LENGTH,), over=np.stack([np.arange(2), np.arange(1, 3)], 1)
+    )
+    result = run(site, closed(A) * neighbours)
+    target = A.copy().ravel()
+    for i in range(2):
+        target *= pair[STATES[:, i], STATES[:, i + 1]]
+    assert_agrees(scores(result, target.reshape(A.shape)))
+
+    def network(tokens, visible, y):
+        return conditionals(A, tokens, visible) * y
+
+    f = cp.MaskedDiffusion(
+        network,
+        length=LENGTH,
+        num_values=NUM_VALUES,
+        conditions=("y",),
+        mask="boolean",
+    )
+    over = cp.product(f, over={"y": jnp.array([0.5, 1.0])})
+    density = cp.compile(site, over)
+    both = cp.compile(site, f.given(y=0.5) * f.given(y=1.0))
+    results = [
+        cp.infer(d, KEY, num_chains=64, progress=False) for d in (density, both)
+    ]
+    np.testing.assert_array_equal(results[0]["s"], results[1]["s"])
+
+
+def test_a_classifier_of_visible_tokens_conditions():
+    def network(tokens, visible):
+        return jnp.stack([0.0, 1.0]) * jnp.sum(jnp.where(visible, tokens, 0))
+
+    classifier = cp.Classifier(network, length=LENGTH, num_values=NUM_VALUES)
+    result = run(site, cp.condition(closed(A), classifier, 1))
+    likelihood = 1 / (1 + np.exp(-STATES.sum(1)))
+    # Bayes' rule up to the classifier's probability of nothing, which is 1/2.
+    assert_agrees(scores(result, A * likelihood.reshape(A.shape)))
+
+
+def test_blocks_are_exact_for_joints_and_weighted_for_networks():
+    density = cp.compile(site, closed(A) * closed(B) * soft_energy())
+    result = cp.infer(density, KEY, num_chains=NUM_CHAINS, levels=2, progress=False)
+    assert len(result.levels["level"]) == 2
+    assert_agrees(scores(result, A * B * soft_values()))
+    # Of a network's own model the blocks have equal weights.
+    network = cp.compile(site, network_of(A, "boolean"))
+    alone = cp.infer(network, KEY, num_chains=64, levels=2, progress=False)
+    assert alone.log_evidence == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_plate_of_sites_is_independent():
+    import numpyro
+
+    @cp.program
+    def rows(f):
+        with numpyro.plate("rows", 2):
+            cp.sample("s", f)
+
+    result = run(rows, closed(A) * closed(B), num_chains=1024)
+    assert result["s"].shape == (1024, 2, LENGTH)
+    error = 4 * result.log_evidence_error
+    exact = 2 * np.log((A * B).sum())
+    assert result.log_evidence == pytest.approx(exact, abs=error)
+
+
+class Counted:
+    """A network that counts its evaluations, of all chains together."""
+
+    def __init__(self):
+        self.calls = 0
+        self.traces = 0
+
+    def __call__(self, tokens, rank):
+        self.traces += 1
+
+        def count(_):
+            self.calls += 1
+            return np.zeros((LENGTH, NUM_VALUES), np.float32)
+
+        shape = jax.ShapeDtypeStruct((LENGTH, NUM_VALUES), jnp.float32)
+        return jax.pure_callback(count, shape, tokens, vmap_method="sequential")
+
+
+@pytest.mark.parametrize("levels", [None, 2])
+def test_each_reveal_and_redraw_evaluates_a_factor_once(levels):
+    network = Counted()
+    f = cp.MaskedDiffusion(network, length=LENGTH, num_values=NUM_VALUES)
+    density = cp.compile(site, f)
+    network.calls = 0
+    result = cp.infer(density, KEY, num_chains=4, progress=False, levels=levels)
+    assert network.calls == 4 * result.evaluations
+    assert network.traces <= 3
+    if levels:
+        assert result.evaluations == levels
+
+
+def test_the_loop_is_compiled_once_for_all_reveals_and_tables(monkeypatch):
+    from composeprob.samplers.reveal import RevealPhases
+
+    traces = []
+    phase = RevealPhases.phase
+    monkeypatch.setattr(
+        RevealPhases, "phase", lambda *args: traces.append(1) or phase(*args)
+    )
+    for probs in (A, B):
+        run(site, closed(probs), num_chains=33)
+    assert 1 <= len(traces) <= 2
+
+
+def test_draws_go_on_at_level_0():
+    result = run(site, closed(A) * closed(B), num_chains=64, draws=30)
+    assert result["s"].shape == (64, 30, LENGTH)
+    weights = (A * B).ravel() / (A * B).sum()
+    exact = weights[STATES[:, 0] == 1].sum()
+    estimate = result.probability(lambda s: s["s"][0] == 1)
+    assert abs(estimate.value - exact) < 4 * estimate.error
+
+
+class Unweighted(module.RevealPhases):
+    """A mutant: drops z."""
+
+    def _reveal(self, *args):
+        chain, gain = super()._reveal(*args)
+        return chain, jnp.zeros_like(gain)
+
+
+class Untested(module.RevealPhases):
+    """A mutant: Gibbs moves of a network that depends on the order."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.tested = False
+
+
+@pytest.mark.parametrize("mutant", [Unweighted, Untested])
+def test_mutants_fail(mutant, monkeypatch):
+    monkeypatch.setattr(module, "RevealPhases", mutant)
+    uneven = 0.8
+    f = network_of(A, "rank", uneven) ** 2.0
+    sampler = cp.Reveal(2, 0)
+    if mutant is Unweighted:  # logits are added, and nothing corrects them
+        sampler = cp.Reveal(0, 0)
+    target = order_averaged(A, uneven, 2.0)
+    assert_disagrees(scores(run(site, f, sampler=sampler), target))

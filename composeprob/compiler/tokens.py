@@ -65,7 +65,10 @@ class TokenBatch(eqx.Module):
 
     @classmethod
     def of_group(
-        cls, group: Group, offsets: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
+        cls,
+        group: Group,
+        offsets: Mapping[str, int],
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> TokenBatch:
         """Return the batch of a shared network's group."""
         cells = []
@@ -83,7 +86,9 @@ class TokenBatch(eqx.Module):
         all_cells = np.concatenate(cells)
         length = sum(math.prod(shape) for shape in shapes.values())
         places = np.full((len(all_cells), length), -1)
-        np.put_along_axis(places, all_cells, np.arange(all_cells.shape[1])[None], axis=1)
+        np.put_along_axis(
+            places, all_cells, np.arange(all_cells.shape[1])[None], axis=1
+        )
         blocks = [p.block for m in group.members for p in m.plates if p.block]
         factor: Any = group.factor
         joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *conditions)
@@ -122,7 +127,9 @@ def _cells(member: Member, shape: tuple[int, ...]) -> Int[np.ndarray, "rows size
     else:
         entries = member.region.entries(shape)
     # An axis of length 1 for each plate that does not run over sets of cells.
-    lead = [plate.count if plate.cells else 1 for plate in member.plates]
+    lead = []
+    for plate in member.plates:
+        lead.append(plate.count if plate.cells else 1)
     size = entries.shape[-1]
     in_plates = entries.reshape(*lead, size)
     return np.broadcast_to(in_plates, (*member.counts, size)).reshape(member.rows, size)
@@ -208,7 +215,12 @@ class TokenProgram(eqx.Module):
     def read(self, position: Position) -> dict[str, Array]:
         """Return the sites' tokens with the program's deterministics."""
         values = dict(position)
-        statements = self.traced.run(lambda kind, name, law: position[name])
+
+        def provide(kind: str, name: str, law: object) -> Array:
+            value: Array = position[name]
+            return value
+
+        statements = self.traced.run(provide)
         for name, statement in statements.items():
             if statement.kind == "deterministic":
                 values[name] = statement.value
@@ -256,14 +268,15 @@ def has_tokens(graph: Graph) -> bool:
 
 def without_tokens_given(density: CategoricalDensity) -> CategoricalDensity:
     """Return the density of a program without its observations."""
-    program = density.evaluator
+    program: Any = density.evaluator
     graph = density.graph
     assert isinstance(program, TokenProgram)
     assert isinstance(graph, Graph)
     graph = replace(graph, observations=()).noted("prior", "without observations")
+    without: Any = program.without_observations()
     return replace(
         density,
-        evaluator=program.without_observations(),
+        evaluator=without,
         described=_described(graph, density.capabilities),
     )
 
@@ -470,6 +483,8 @@ def _statements(
     def provide(kind: str, name: str, law: object) -> Array:
         start = offsets[name]
         size = math.prod(shapes[name])
-        return jnp.asarray(tokens[start : start + size].reshape(shapes[name]), jnp.int32)
+        return jnp.asarray(
+            tokens[start : start + size].reshape(shapes[name]), jnp.int32
+        )
 
     return traced.run(provide)

@@ -1,4 +1,5 @@
-"""The density of a program of categorical sites: its levels are reveals of positions."""
+"""The density of a program of categorical sites, whose levels are reveals of
+positions."""
 
 from __future__ import annotations
 
@@ -154,7 +155,9 @@ class CategoricalDensity(AnnealedDensity):
             ShapeError: a site is missing, unknown or of the wrong shape.
         """
         if not self.one_joint:
-            name = next(n for n, _, offers in self.described.offers if not _joint(offers))
+            name = next(
+                n for n, _, offers in self.described.offers if not _joint(offers)
+            )
             raise CapabilityError(
                 f"log π of tokens is an average over all orders, as '{name}' depends "
                 "on the order in which they become visible.",

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 
 from composeprob.arguments import check_count
 from composeprob.errors import (
@@ -101,10 +101,12 @@ class CategoricalFactor(LeafFactor):
 
     def abstract_event(self) -> Any:
         """Return a query without numbers, to trace an evaluation with."""
-        tokens = jax.ShapeDtypeStruct((self.length,), jnp.int32)
-        time = jax.ShapeDtypeStruct((), jnp.int32)
-        positions = jax.ShapeDtypeStruct((1,), jnp.int32)
-        return Query(tokens, tokens, time, positions)
+
+        def blank() -> Query:
+            tokens = jnp.zeros((self.length,), jnp.int32)
+            return Query(tokens, tokens, jnp.int32(0), jnp.zeros((1,), jnp.int32))
+
+        return jax.eval_shape(blank)
 
     @property
     def path_evaluations(self) -> int:
@@ -316,7 +318,9 @@ class JointFactor(CategoricalFactor):
 
         def rise(position: Array, value: Array) -> Array:
             tokens = query.tokens.at[position].set(value)
-            more = self.log_potential(tokens, visible.at[position].set(True), conditions)
+            more = self.log_potential(
+                tokens, visible.at[position].set(True), conditions
+            )
             # From an impossible event nothing possible follows.
             return jnp.where(jnp.isneginf(base), -jnp.inf, more - base)
 
@@ -444,8 +448,7 @@ class CategoricalEnergy(JointFactor):
     def __init__(self, fn: object, length: int, num_values: int, label: str):
         if not callable(fn) or is_factor(fn):
             raise WrongTypeError(
-                "fn must be callable as fn(tokens, visible); got "
-                f"{type(fn).__name__}.",
+                f"fn must be callable as fn(tokens, visible); got {type(fn).__name__}.",
                 fix="pass a function that returns a log-potential, a scalar.",
             )
         self.label = label or _name_of(fn)
@@ -569,7 +572,9 @@ def token_arguments(
     """
     if not {"length", "num_values"} & kwargs.keys():
         return None
-    given = {first: value for value in args[:1]} | dict(kwargs)
+    given = dict(kwargs)
+    if args:
+        given[first] = args[0]
     known = {first, "length", "num_values", "label"}
     if len(args) > 1 or not given.keys() <= known or len(given) < 3:
         raise WrongTypeError(
@@ -583,9 +588,9 @@ def token_arguments(
 def is_discrete(distribution: object) -> bool:
     """Return whether a NumPyro distribution is one of independent categorical
     entries."""
-    kinds = (dist.CategoricalProbs, dist.CategoricalLogits)
-    kinds += (dist.BernoulliProbs, dist.BernoulliLogits)
-    return isinstance(_base(distribution), kinds)
+    categorical = (dist.CategoricalProbs, dist.CategoricalLogits)
+    binary = (dist.BernoulliProbs, dist.BernoulliLogits)
+    return isinstance(_base(distribution), (*categorical, *binary))
 
 
 def _base(distribution: Any) -> Any:

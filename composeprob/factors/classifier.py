@@ -35,8 +35,10 @@ class Classifier(LeafFactor, metaclass=OrOfTokens):
     """log f(x, k) = log p(label | x, k) = log softmax(network(x, t_k))[label].
 
     Of tokens, ``cp.Classifier(network, length=L, num_values=V)``, ``network(tokens,
-    visible)`` returns the logits of what is visible. A function of x bounded by 1, not a density of x: multiply it onto a diffusion with
-    `cp.condition`.
+    visible)`` returns the logits of the classes given what is visible.
+
+    It is a function of x bounded by 1, not a density of x: multiply it onto a diffusion
+    with `cp.condition`.
 
     Args:
         network: ``network(x, t)`` returns the logits, shape (classes,), of one noised

@@ -30,7 +30,7 @@ from composeprob.pytree import all_finite, where
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Tally, Transitions
 from composeprob.samplers.population import reweighted
-from composeprob.samplers.random import key_of, normals, stream
+from composeprob.samplers.random import key_of, normals
 from composeprob.samplers.resampling import Resampler
 from composeprob.samplers.run import Run
 from composeprob.samplers.spread import Tree, zeros_of

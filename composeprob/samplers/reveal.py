@@ -206,7 +206,9 @@ class RevealPhases:
         """Run one phase: choose what is asked, evaluate the factors, act on the
         answer."""
         run, state = carry
-        level = run.visits.number if self.leads else jnp.int32(0)
+        level = jnp.int32(0)
+        if self.leads:
+            level = run.visits.number
         row = Turn(*self.table[state.turn % len(self.turns)])
         number = state.turn
         if self.leads:
@@ -325,12 +327,10 @@ class RevealPhases:
             order = jnp.where(now.turn.begins, shuffled, order)
         return self.one_position(trial.position, order, now.turn.place)
 
-    def one_position(
-        self, tokens: Array, order: Array, place: Int[Array, ""]
-    ) -> Proposal:
+    def one_position(self, tokens: Array, order: Array, place: Array | int) -> Proposal:
         """Ask about the position at a place of an order, given those before it."""
         positions = jnp.full(self.block, -1).at[0].set(order[place])
-        return Proposal(tokens, order, inverse(order), place, positions)
+        return Proposal(tokens, order, inverse(order), jnp.asarray(place), positions)
 
     def uniform_order(
         self, words: UInt32[Array, " 2"], number: Array | int
@@ -535,7 +535,8 @@ class RevealPhases:
             chain: TokenChain, trial: TokenChain, proposal: Proposal, answer: Answer
         ) -> tuple[TokenChain, Float[Array, ""]]:
             bases, rises = answer
-            logs = where(now.turn.begins, chain.logs, trial.logs)
+            begins = jnp.asarray(now.turn.begins, bool)
+            logs = where(begins, chain.logs, trial.logs)
             rise = tuple(r[:, 0] for r in rises)
             value = chain.position[proposal.positions[0]]
             own = tuple(r[:, value] for r in rise)
@@ -696,7 +697,7 @@ class Reveal(Sampler):
     passes: int = eqx.field(static=True, default=2)
 
     # Resolved by `prepare`.
-    plan: RevealPlan = eqx.field(static=True, default=None)  # type: ignore[assignment]
+    plan: RevealPlan = eqx.field(static=True, default=None)
 
     may_abort: ClassVar[bool] = False
 
@@ -735,7 +736,8 @@ class Reveal(Sampler):
         free = density.length - int(np.sum(density.tokens.given))
         drawing: list[Turn] = []
         passes: list[Turn] = []
-        for i in range(self.passes if free else 0):
+        number = self.passes if free else 0
+        for i in range(number):
             drawing = self.one_pass(density.length, free, i)
             passes += drawing
         turns = [Turn(Kind.REVEAL), *[Turn(Kind.REDRAW)] * between, *passes]

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from zscores import assert_agrees, assert_disagrees
 
 import composeprob as cp
 from composeprob.samplers import reveal as module
+from zscores import assert_agrees, assert_disagrees
 
 NUM_VALUES = 3
 LENGTH = 3
@@ -137,7 +137,9 @@ def soft_energy() -> cp.Factor:
 
     def fn(tokens, visible):
         pairs = visible[1:] & visible[:-1] & (tokens[1:] == tokens[:-1])
-        return 0.8 * jnp.sum(pairs) + jnp.sum(jnp.where(visible, jnp.asarray(SOFT)[tokens], 0.0))
+        return 0.8 * jnp.sum(pairs) + jnp.sum(
+            jnp.where(visible, jnp.asarray(SOFT)[tokens], 0.0)
+        )
 
     return cp.Energy(fn, length=LENGTH, num_values=NUM_VALUES)
 
@@ -158,7 +160,10 @@ EXPRESSIONS = {
     "quotient": (lambda: closed(A) / closed(B) ** 0.5, A / B**0.5),
     "power": (lambda: closed(A) ** 2.5, A**2.5),
     "mixture": (mixed, (0.3 * A + 0.7 * B) * B),
-    "energy": (lambda: closed(A) * soft_energy() / closed(B) ** 0.3, A * soft_values() / B**0.3),
+    "energy": (
+        lambda: closed(A) * soft_energy() / closed(B) ** 0.3,
+        A * soft_values() / B**0.3,
+    ),
 }
 
 
@@ -249,9 +254,7 @@ def test_windows_and_products_over_data_act_on_their_positions():
     over = cp.product(f, over={"y": jnp.array([0.5, 1.0])})
     density = cp.compile(site, over)
     both = cp.compile(site, f.given(y=0.5) * f.given(y=1.0))
-    results = [
-        cp.infer(d, KEY, num_chains=64, progress=False) for d in (density, both)
-    ]
+    results = [cp.infer(d, KEY, num_chains=64, progress=False) for d in (density, both)]
     np.testing.assert_array_equal(results[0]["s"], results[1]["s"])
 
 

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import blackjax
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, Calibrated
+from composeprob.factors.categorical import CategoricalFactor, MaskedDiffusion
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import WEIGHTS, Diffusion
 from composeprob.factors.energy import Energy
@@ -32,6 +34,46 @@ from composeprob.kernels import (
     LineIntegral,
 )
 from composeprob.schedule import Schedule
+
+PAIR = np.array([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6]])
+
+
+def _energy_of_tokens(tokens, visible):
+    return jnp.sum(jnp.where(visible, 0.3 * tokens, 0.0))
+
+
+def _classes_of_tokens(tokens, visible):
+    return jnp.stack([0.0, 1.0]) * jnp.sum(jnp.where(visible, tokens, 0))
+
+
+def _logits_by_rank(tokens, rank):
+    seen = rank[None] < rank[:, None]
+    return jnp.sum(seen[:, :, None] * jax.nn.one_hot(tokens, 3)[None], axis=1)
+
+
+def _logits_by_mask(tokens, visible):
+    counts = jnp.sum(visible[:, None] * jax.nn.one_hot(tokens, 3), axis=0)
+    return jnp.broadcast_to(counts, (4, 3))
+
+
+CATEGORICAL: dict[str, Callable[[], CategoricalFactor]] = {
+    "ClosedCategorical": lambda: Analytic(
+        dist.Categorical(jnp.asarray(PAIR)[jnp.array([0, 1, 2, 0])]).to_event(1)
+    ),
+    "ClosedCategorical, chain": lambda: Analytic.chain(PAIR[0], PAIR, length=4),
+    "ClosedCategorical, table": lambda: Analytic.table(
+        np.random.default_rng(0).gamma(1.0, size=(3, 3, 3, 3))
+    ),
+    "CategoricalEnergy": lambda: Energy(_energy_of_tokens, length=4, num_values=3),
+    "CategoricalClassifier": lambda: Classifier(
+        _classes_of_tokens, length=4, num_values=3
+    ).given(label=1),
+    "MaskedDiffusion": lambda: MaskedDiffusion(_logits_by_rank, length=4, num_values=3),
+    "MaskedDiffusion, boolean": lambda: MaskedDiffusion(
+        _logits_by_mask, length=4, num_values=3, mask="boolean"
+    ),
+}
+"""Factors of four tokens of three values by the name of their class."""
 
 KERNELS: dict[str, Callable[[], Kernel]] = {
     "ULA": lambda: ULA(0.05),

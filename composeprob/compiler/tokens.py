@@ -129,7 +129,8 @@ def _cells(member: Member, shape: tuple[int, ...]) -> Int[np.ndarray, "rows size
     # An axis of length 1 for each plate that does not run over sets of cells.
     lead = []
     for plate in member.plates:
-        lead.append(plate.count if plate.cells else 1)
+        count = plate.count if plate.cells else 1
+        lead.append(count)
     size = entries.shape[-1]
     in_plates = entries.reshape(*lead, size)
     return np.broadcast_to(in_plates, (*member.counts, size)).reshape(member.rows, size)

@@ -601,7 +601,9 @@ def known(bases: tuple[Array | None, ...], carried: Logs) -> Logs:
     """Return log f by batch: as evaluated, or else as the chain carries it."""
     logs = []
     for base, own in zip(bases, carried, strict=True):
-        logs.append(own if base is None else base)
+        if base is None:
+            base = own
+        logs.append(base)
     return tuple(logs)
 
 

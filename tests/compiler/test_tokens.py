@@ -1,0 +1,165 @@
+"""Programs of categorical sites: what they mean in words, and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import composeprob as cp
+from composeprob.errors import (
+    CapabilityError,
+    InvalidValueError,
+    ProgramError,
+    ShapeError,
+)
+from messages import check_wording
+from refusals import refused, rows
+
+KEY = jax.random.key(0)
+TABLE = np.random.default_rng(0).gamma(1.0, size=(3, 3, 3))
+LOGS = np.log(TABLE / TABLE.sum())
+
+
+def table():
+    return cp.Analytic.table(TABLE)
+
+
+def uniform():
+    return cp.Analytic(dist.Categorical(jnp.ones(3) / 3).expand([3]).to_event(1))
+
+
+def plain(tokens, visible):
+    return jnp.zeros((3, 3))
+
+
+def network():
+    return cp.MaskedDiffusion(plain, length=3, num_values=3, mask="boolean")
+
+
+@cp.program
+def site(f):
+    return cp.sample("s", f)
+
+
+@cp.program
+def clued(f, value):
+    s = cp.sample("s", f)
+    cp.observe("clue", dist.Delta(s[1]), value)
+    numpyro.deterministic("twos", jnp.sum(s == 2))
+
+
+@cp.program
+def mixed(f):
+    cp.sample("s", f)
+    cp.sample("x", cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(9)))
+
+
+@cp.program
+def with_latent(f):
+    cp.sample("s", f)
+    cp.sample("z", dist.Normal(0.0, 1.0))
+
+
+@cp.program
+def counted(f):
+    s = cp.sample("s", f)
+    cp.observe("y", dist.Normal(1.0 * jnp.sum(s), 1.0), 2.0)
+
+
+@cp.program
+def with_evidence(f, g):
+    s = cp.sample("s", f)
+    cp.factor("more", g, at=s)
+
+
+def test_a_program_is_printed_as_mathematics():
+    either = cp.mixture([table(), network()], weights=[0.3, 0.7])
+    density = cp.compile(clued, table() * either / uniform() ** 0.5, 2)
+    check_wording(str(density))
+    assert density.capabilities == {"categorical", "energy"}
+    assert "digraph" in density.graph.dot()
+
+
+def test_log_density_of_tokens():
+    density = cp.compile(site, table() ** 2.0 * uniform())
+    value = density.log_density({"s": jnp.array([0, 2, 1])})
+    exact = 2 * LOGS[0, 2, 1] + 3 * np.log(1 / 3)
+    assert float(value) == pytest.approx(exact, abs=1e-5)
+    evidence = cp.compile(with_evidence, table(), table() * uniform())
+    assert float(evidence.log_density({"s": jnp.array([0, 2, 1])})) == pytest.approx(
+        exact, abs=1e-5
+    )
+
+
+def test_deterministics_are_read():
+    density = cp.compile(clued, table(), 2)
+    result = cp.infer(density, KEY, num_chains=8, progress=False)
+    np.testing.assert_array_equal(result["twos"], (result["s"] == 2).sum(1))
+    assert result["s"].dtype == np.int32
+    assert set(result.predictive(KEY)) == {"clue"}
+
+
+REFUSED = {
+    CapabilityError: {
+        "numbers": lambda: cp.compile(mixed, table()),
+        "latent": lambda: cp.compile(with_latent, table()),
+        "likelihood": lambda: cp.compile(counted, table()),
+        "schedule": lambda: cp.compile(site, table(), schedule=cp.Schedule.log_snr(9)),
+        "scale": lambda: cp.compile(
+            site, cp.window(table(), (6,), offset=(0,), scale=2)
+        ),
+        "order": lambda: cp.compile(site, network()).log_density(
+            {"s": jnp.zeros(3, int)}
+        ),
+        "level": lambda: cp.compile(site, table()).log_density(
+            {"s": jnp.zeros(3, int)}, 1
+        ),
+        "score": lambda: cp.compile(site, table()).score({"s": jnp.zeros(3, int)}, 0),
+        "sampler": lambda: cp.infer(
+            cp.compile(site, table()), KEY, num_chains=8, sampler=cp.SMC()
+        ),
+        "reveal": lambda: cp.infer(
+            cp.compile(
+                site, cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(9))
+            ),
+            KEY,
+            num_chains=8,
+            sampler=cp.Reveal(),
+        ),
+        "blocks": lambda: cp.infer(
+            cp.compile(site, network()),
+            KEY,
+            num_chains=8,
+            sampler=cp.Reveal(),
+            levels=2,
+        ),
+    },
+    ProgramError: {
+        "alphabets": lambda: cp.compile(
+            site,
+            table() * cp.Analytic.chain(jnp.ones(2), jnp.ones((2, 2)), length=3),
+        ),
+        "clue": lambda: cp.compile(clued, table(), 5),
+    },
+    InvalidValueError: {
+        "levels": lambda: cp.infer(
+            cp.compile(site, table()), KEY, num_chains=8, levels=9
+        ),
+        "adaptive": lambda: cp.infer(
+            cp.compile(site, table()), KEY, num_chains=8, levels="adaptive"
+        ),
+    },
+    ShapeError: {
+        "shape": lambda: cp.compile(site, table()).log_density(
+            {"s": jnp.zeros(4, int)}
+        ),
+        "type": lambda: cp.compile(site, table()).log_density({"s": jnp.zeros(3)}),
+    },
+}
+
+
+@pytest.mark.parametrize(("kind", "call"), rows(REFUSED))
+def test_refusals(kind, call):
+    refused(call, kind)

@@ -412,12 +412,13 @@ FINE_LEVELS = 1000
 
 
 class _Reveals(NamedTuple):
-    """Redraws of visible tokens."""
+    # Redraws of each chain after each reveal.
+    redraws: int = 1
+    # Passes at level 0, each of a redraw for every token and a remask.
+    passes: int = 4
 
-    redraws: int = 1  # of each chain after each reveal
-    passes: int = 4  # at level 0
 
-
+# Moves of visible tokens.
 REVEALS = _Reveals()
 
 

@@ -674,7 +674,9 @@ class Reveal(Sampler):
     redraw hides one position, moves it to the end of the chain's order and draws it
     given all others. If all conditionals come from one joint distribution
     (``one_joint``) this is a Gibbs move. Otherwise a Metropolis test decides about the
-    order, so that the density of tokens and orders stays exact.
+    order, so that the density of tokens and orders stays exact. At level 0 a remask
+    hides several positions, draws them one after the other, and accepts all of it with
+    probability min(1, Π z(new)/Π z(old)).
 
     Each reveal and each redraw evaluates every factor once. A network with
     ``mask="boolean"`` that is not of one joint has to be evaluated for every place of
@@ -682,7 +684,8 @@ class Reveal(Sampler):
 
     Args:
         redraws: redraws of each chain after each reveal.
-        passes: redraws at level 0, in units of the number of positions.
+        passes: passes at level 0, each of a redraw for every token and a remask: of all
+            of them, in the next pass of half as many, and so on.
         resample: a `Resampler`, or the threshold of the relative effective sample size.
 
     References:
@@ -692,7 +695,7 @@ class Reveal(Sampler):
     Example:
         >>> import composeprob as cp
         >>> cp.Reveal(redraws=2)
-        Reveal(2 redraws a level, 2 passes at level 0, resample=0.5)
+        Reveal(2 redraws a level, 4 passes at level 0, resample=0.5)
     """
 
     redraws: int = eqx.field(static=True, default=1)

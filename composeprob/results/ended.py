@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.categorical import CategoricalDensity
 from composeprob.density.evaluation import Position
 from composeprob.density.learned_scores import OwnScore
 from composeprob.findings import Finding
@@ -135,6 +136,11 @@ class EndedRun:
     def num_chains(self) -> int:
         """N."""
         return self.trust.num_chains
+
+    @property
+    def reveals(self) -> bool:
+        """True if its levels are reveals of tokens."""
+        return isinstance(self.density, CategoricalDensity)
 
     @property
     def size(self) -> int:

@@ -1,5 +1,5 @@
-"""Every factor of tokens keeps its promises: rises that add up to log f, models that are
-normalised, and only what is visible counts."""
+"""Every factor of tokens keeps its promises: rises that add up to log f, models that
+are normalised, and only what is visible counts."""
 
 import itertools
 

@@ -113,5 +113,5 @@ def _asked(check: Check, run: EndedRun, status: Status) -> Status:
     run = run.with_findings(status.findings, run.withheld)
     if not all(need.met_by(run) for need in check.needs):
         return status
-    findings: list[Finding] = check.ask(run)
+    findings: list[Finding] = check.answers(run)
     return status.with_findings(*findings)

@@ -18,6 +18,11 @@ class AncestorsCollapsed(Check):
         "N/16 independent ones, at least 4 and at most 12 (below 32 chains N/8)"
     )
     needs = frozenset({Need.LEVEL_0})
+    for_tokens = (
+        "Try ",
+        "Try more chains, sampler=cp.Reveal(redraws=4), or factors that say of partly "
+        "visible tokens what they will mean for the rest.",
+    )
 
     def ask(self, run: EndedRun) -> list[Finding]:
         trust = run.trust

@@ -76,11 +76,28 @@ class Check(abc.ABC):
     meaning: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
     unless_said: ClassVar[bool] = False
+    for_tokens: ClassVar[tuple[str, str]] = ("", "")
+    """The text of its messages from which on a run of reveals has other advice, and
+    that advice."""
 
     @abc.abstractmethod
     def ask(self, run: Any) -> list[Finding]:
         """Return what it finds in an `EndedRun`; an empty list where nothing is
         wrong."""
+
+    def answers(self, run: Any) -> list[Finding]:
+        """Return what it finds, with the advice for reveals where tokens were
+        revealed."""
+        findings = self.ask(run)
+        begin, advice = self.for_tokens
+        if not (run.reveals and begin):
+            return findings
+        told = []
+        for finding in findings:
+            known, found, _ = finding.message.partition(begin)
+            text = known + advice if found else finding.message
+            told.append(self.finding(text))
+        return told
 
     def chains(self, run: EndedRun) -> Int[np.ndarray, " some"]:
         """Indices of the chains whose positions it evaluates. With `Need.EVALUATIONS`

@@ -23,6 +23,8 @@ class FewChains(Check):
     )
     needs = frozenset({Need.EVALUATIONS, Need.NO_FINDING, Need.LAST_POSITIONS})
 
+    for_tokens = (" Most of the others", "")
+
     def chains(self, run: EndedRun) -> np.ndarray:
         return np.arange(0)
 

@@ -22,6 +22,11 @@ class FewEffective(Check):
         "independent afterwards"
     )
     needs = frozenset({Need.LEVEL_WEIGHTS})
+    for_tokens = (
+        "Try ",
+        "Try more chains, or factors that say of partly visible tokens what they will "
+        "mean for the rest.",
+    )
 
     def ask(self, run: EndedRun) -> list[Finding]:
         return self.of(run.ess, run.visited, run.num_chains)

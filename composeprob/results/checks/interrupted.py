@@ -16,6 +16,12 @@ class Interrupted(Check):
 
     def ask(self, run: EndedRun) -> list[Finding]:
         text = self.stopped_above(run.completed, len(run.log_snr))
+        if text and run.reveals:
+            text = (
+                f"Stopped after {run.completed} of {len(run.log_snr)} reveals: tokens "
+                "that are still hidden are 0. Run it again to the end, or with fewer "
+                "chains if it takes too long."
+            )
         if not text and run.arrived:
             text = self.stopped_at_level_0(run)
         if not text:

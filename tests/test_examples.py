@@ -188,6 +188,14 @@ def check_queens(module, result):
     assert len(np.unique(boards[right].round().astype(int), axis=0)) == module.SOLUTIONS
 
 
+def check_tokens(module, result):
+    found = np.unique(result["columns"], axis=0)
+    assert len(found) == module.SOLUTIONS[3]
+    assert (found[:, 0] == 3).all()
+    off = result.log_evidence - np.log(module.SOLUTIONS[3])
+    assert abs(off) < 4 * result.log_evidence_error
+
+
 def check_separation(module, result):
     for name, true in module.truth.items():
         draws = result.unweighted()[name]
@@ -244,8 +252,14 @@ def test_examples_say_how_to_run_them(path):
 
 OPTIONAL = {"bayesflow_estimator": "bayesflow"}
 """Examples of packages that are not among the development dependencies."""
-FOUND = {"text_to_image": {"out_of_training"}, "planning": {"shares_frozen"}}
+FOUND = {
+    "text_to_image": {"out_of_training"},
+    "planning": {"shares_frozen"},
+    "tokens": {"ok"},
+}
 """Findings that are true of an example.
+
+A remark says that few of the chains of a puzzle count.
 
 A network of random weights is a guess for products; the proportions of plans by either
 way have no support where chains have no importance weights.

@@ -167,7 +167,15 @@ EXPRESSIONS = {
 }
 
 
-@pytest.mark.parametrize("name", EXPRESSIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixture",
+        "energy",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("product", "quotient")),
+        pytest.param("power", marks=pytest.mark.slow),
+    ],
+)
 def test_expressions_have_their_law(name):
     make, target = EXPRESSIONS[name]
     result = run(site, make())
@@ -175,7 +183,9 @@ def test_expressions_have_their_law(name):
     assert_agrees(scores(result, target))
 
 
-@pytest.mark.parametrize("mask", ["rank", "boolean"])
+@pytest.mark.parametrize(
+    "mask", ["rank", pytest.param("boolean", marks=pytest.mark.slow)]
+)
 def test_networks_of_one_joint_have_its_law(mask):
     result = run(site, network_of(A, mask) * closed(B))
     assert result.status.ok, result.status
@@ -202,7 +212,7 @@ def test_a_conditional_network_is_guided():
         mask="boolean",
     )
     density = cp.compile(site, cp.guide(f, 2.0, label=1))
-    assert "f(s | label=1)²·f(s)⁻¹" in str(density)
+    assert "(s | label=1)²·network(s)⁻¹" in str(density)
     result = cp.infer(density, KEY, num_chains=256, progress=False)
     assert result.status.ok, result.status
     # The condition's tilt doubles, which only greater tokens gain by.
@@ -212,23 +222,26 @@ def test_a_conditional_network_is_guided():
 
 @cp.program
 def with_clue(f, tokens):
-    """One site, two positions of which are known."""
+    """One site, a position of which is known."""
     s = cp.sample("s", f)
-    cp.observe("clue", dist.Delta(s[jnp.array([0, 2])]), tokens)
+    cp.observe("clue", dist.Delta(s[jnp.array([1])]), tokens)
 
 
 def test_observed_tokens_are_visible_first():
-    tokens = jnp.array([1, 2])
-    result = run(with_clue, closed(A) * closed(B), tokens)
-    assert np.unique(result["s"][:, [0, 2]], axis=0).tolist() == [[1, 2]]
-    target = A * B
-    given = (STATES[:, 0] == 1) & (STATES[:, 2] == 2)
-    assert_agrees(scores(result, target * given.reshape(A.shape)))
+    result = run(with_clue, closed(A) ** 2.0, jnp.array([2]))
+    assert np.unique(result["s"][:, 1]).tolist() == [2]
+    target = A.ravel() ** 2 * (STATES[:, 1] == 2)
+    exact = target[STATES[:, 0] == 0].sum() / target.sum()
+    estimate = result.mean(lambda s: s["s"][0] == 0)
+    z = {"P(s0 = 0)": (estimate.value - exact) / estimate.error}
+    off = result.log_evidence - np.log(target.sum())
+    assert_agrees(z | {"log Z": off / max(result.log_evidence_error, 1e-5)})
     density = cp.prior(result.density)
     free = cp.infer(density, KEY, num_chains=64, progress=False)
-    assert len(np.unique(free["s"][:, 0])) > 1
+    assert len(np.unique(free["s"][:, 1])) > 1
 
 
+@pytest.mark.slow
 def test_windows_and_products_over_data_act_on_their_positions():
     pair = np.array([[0.5, 0.1, 0.2], [0.1, 0.6, 0.1], [0.3, 0.1, 0.9]])
     pair = pair / pair.sum()
@@ -258,6 +271,7 @@ def test_windows_and_products_over_data_act_on_their_positions():
     np.testing.assert_array_equal(results[0]["s"], results[1]["s"])
 
 
+@pytest.mark.slow
 def test_a_classifier_of_visible_tokens_conditions():
     def network(tokens, visible):
         return jnp.stack([0.0, 1.0]) * jnp.sum(jnp.where(visible, tokens, 0))
@@ -269,6 +283,7 @@ def test_a_classifier_of_visible_tokens_conditions():
     assert_agrees(scores(result, A * likelihood.reshape(A.shape)))
 
 
+@pytest.mark.slow
 def test_blocks_are_exact_for_joints_and_weighted_for_networks():
     density = cp.compile(site, closed(A) * closed(B) * soft_energy())
     result = cp.infer(density, KEY, num_chains=NUM_CHAINS, levels=2, progress=False)
@@ -280,6 +295,7 @@ def test_blocks_are_exact_for_joints_and_weighted_for_networks():
     assert alone.log_evidence == pytest.approx(0.0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_plate_of_sites_is_independent():
     import numpyro
 
@@ -321,7 +337,7 @@ def test_each_reveal_and_redraw_evaluates_a_factor_once(levels):
     network.calls = 0
     result = cp.infer(density, KEY, num_chains=4, progress=False, levels=levels)
     assert network.calls == 4 * result.evaluations
-    assert network.traces <= 3
+    assert network.traces <= 6
     if levels:
         assert result.evaluations == levels
 
@@ -339,6 +355,7 @@ def test_the_loop_is_compiled_once_for_all_reveals_and_tables(monkeypatch):
     assert 1 <= len(traces) <= 2
 
 
+@pytest.mark.slow
 def test_draws_go_on_at_level_0():
     result = run(site, closed(A) * closed(B), num_chains=64, draws=30)
     assert result["s"].shape == (64, 30, LENGTH)

@@ -33,6 +33,7 @@ from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.factor import LeafFactor
 from composeprob.factors.show import clipped, shape
 from composeprob.json_data import JSONObject
+from composeprob.pretrained import proteinmpnn
 from composeprob.settings import usual
 from composeprob.text import printable
 from composeprob.training.recipe import Recipe
@@ -148,7 +149,10 @@ def load(
     where its normaliser is stored.
 
     Args:
-        name: one of `zoo`.
+        name: one of `zoo`; or the folder of a ProteinMPNN, as
+            ``tools/convert_proteinmpnn.py`` writes it, whose factor is
+            ``model.given(backbone=X)`` with X the atoms N, CA, C and O of each residue
+            in ångström, (length, 4, 3).
         retraining: the number of the training: 0, or for some models another, by the
             same recipe with another random key, to see how much of a result is the luck
             of one training. Those are stored in half precision.
@@ -169,6 +173,8 @@ def load(
         >>> ring.event_shape, sorted(ring.capabilities)
         ((2,), ['conservative', 'energy', 'exact_marginals', 'normalised', 'score'])
     """
+    if proteinmpnn.is_folder(Path(name)):
+        return proteinmpnn.from_folder(Path(name)).given(**conditions)
     with usual():
         weights = _weights(name, retraining, folder)
         unconditional = calibration_file(weights)

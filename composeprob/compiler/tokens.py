@@ -162,6 +162,10 @@ class TokenProgram(eqx.Module):
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
 
     @property
+    def summed(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def path_evaluations(self) -> int:
         return max(batch.factor.path_evaluations for batch in self.batches)
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,8 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from composeprob.errors import LoadError, ShapeError
+from composeprob.factors.categorical import MaskedDiffusion
+from composeprob.factors.factor import LeafFactor, check_conditions
 from composeprob.factors.values import check_finite
 from composeprob.json_data import JSONObject
 from composeprob.pretrained import layers, tensors
@@ -196,18 +197,39 @@ def gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-class ProteinModel(eqx.Module):
-    """ProteinMPNN with its weights, made by ``cp.load(FOLDER)``.
+class ProteinModel(MaskedDiffusion):
+    """ProteinMPNN with its weights, made by ``cp.load(FOLDER)``: a masked diffusion of
+    the residues of a protein, once it is given a backbone.
 
-    Attributes:
-        network: ``network(tokens, rank, backbone=X)`` returns logits (L, 21) of each
-            residue's letter, one of `LETTERS`, given those of lower rank. Conditionals
-            depend on the order, not on the visible letters alone.
-        label: the name to show.
+    ``network(tokens, rank, backbone=X)`` returns logits (L, 21) of each residue's
+    letter, one of `LETTERS`, given those of lower rank. Conditionals depend on the
+    order, and not on the visible letters alone. Neighbours of a residue at the same
+    distance from it, at the end of those that it sees, are told apart by rounding.
     """
 
-    network: tensors.Loaded
-    label: str = eqx.field(static=True)
+    def __init__(self, network: tensors.Loaded, label: str):
+        # Its length is that of the backbone, which `given` gives it.
+        super().__init__(
+            network,
+            length=2,
+            num_values=len(LETTERS),
+            conditions=("backbone",),
+            label=label,
+        )
+
+    def given(self, **conditions: object) -> LeafFactor:
+        check_conditions(self, conditions)
+        if "backbone" not in conditions:
+            return self
+        backbone = check_backbone(cast(ArrayLike, conditions["backbone"]))
+        of_length = MaskedDiffusion(
+            self.network,
+            length=len(backbone),
+            num_values=self.num_values,
+            conditions=self.names,
+            label=self.label,
+        )
+        return of_length.given(backbone=backbone)
 
     def tokens(self, sequence: str) -> Int[np.ndarray, " length"]:
         """Return the tokens of letters.
@@ -227,8 +249,8 @@ class ProteinModel(eqx.Module):
         """Return the letters of the tokens of one sequence."""
         return "".join(LETTERS[token] for token in np.asarray(tokens))
 
-    def __repr__(self) -> str:
-        return f"{self.label} (ProteinMPNN, {self.network.form.neighbours} neighbours)"
+    def _about(self) -> tuple[str, ...]:
+        return f"{self.num_values} values", "of any length"
 
 
 def check_backbone(backbone: ArrayLike) -> Backbone:

@@ -14,12 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from composeprob.errors import InvalidValueError, LoadError, ShapeError
-from composeprob.pretrained import proteinmpnn, tensors
+import composeprob as cp
+from composeprob.errors import (
+    ConditionError,
+    InvalidValueError,
+    LoadError,
+    ShapeError,
+)
+from composeprob.pretrained import proteinmpnn
 from messages import check_wording
 from pretrained.backbones import HELIX, STRAND, ideal
 from refusals import rows
 from tools.convert_proteinmpnn import convert
+from zscores import assert_agrees, z_scores
 
 LENGTH = 12
 WIDTH = 8
@@ -65,11 +72,15 @@ def weights(seed=0):
     return {name: np.float32(array) for name, array in arrays.items()}
 
 
-@pytest.fixture(scope="module")
-def network():
+def small_model():
     form = proteinmpnn.ProteinMPNN(NEIGHBOURS)
     stored = {name: jnp.asarray(array) for name, array in weights().items()}
-    return proteinmpnn.skeleton(form, stored, "the test")
+    return proteinmpnn.ProteinModel(proteinmpnn.skeleton(form, stored, "test"), "m")
+
+
+@pytest.fixture(scope="module")
+def network():
+    return small_model().network
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +199,41 @@ def test_conditionals_are_those_of_the_original(name):
     np.testing.assert_allclose(log_q, ORIGINAL[name], atol=1e-3)
 
 
+def test_one_sequence_for_two_backbones_has_the_law_of_its_paths():
+    """Of two residues all sequences and both orders are enumerated."""
+    model = small_model()
+    backbones = [jnp.float32(ideal(torsions, 2)) for torsions in (HELIX, STRAND)]
+    first, second = (model.given(backbone=backbone) for backbone in backbones)
+    both = cp.program(lambda f, g: cp.sample("s", f * g))
+    density = cp.compile(both, first, second)
+    result = cp.infer(density, jax.random.key(0), num_chains=2000, progress=False)
+
+    letters = len(proteinmpnn.LETTERS)
+    pairs = jnp.stack(jnp.indices((letters, letters)), axis=-1).reshape(-1, 2)
+    ranks = jnp.array([[0, 1], [1, 0]])
+
+    @jax.jit
+    def log_path(tokens, rank):
+        total = 0.0
+        for backbone in backbones:
+            of_backbone = model.network(tokens, rank, backbone=backbone)
+            log_q = jax.nn.log_softmax(of_backbone)
+            total += jnp.sum(jnp.take_along_axis(log_q, tokens[:, None], axis=1))
+        return total
+
+    over_pairs = jax.vmap(log_path, (0, None))
+    log_paths = np.asarray(jax.vmap(over_pairs, (None, 0))(pairs, ranks), float)
+    # Orders are equally likely; each has its own sum over sequences.
+    log_z = np.logaddexp.reduce(log_paths, axis=None) - np.log(2)
+    error = float(result.log_evidence_error)
+    assert abs(float(result.log_evidence) - log_z) < 4 * error + 1e-3
+    weights = np.exp(log_paths - log_z - np.log(2)).sum(0).reshape(letters, letters)
+    expected = {str(v): share for v, share in enumerate(weights.sum(1)) if share > 0.02}
+    drawn = np.asarray(result["s"])[:, 0]
+    samples = {name: drawn == int(name) for name in expected}
+    assert_agrees(z_scores(samples, expected))
+
+
 # Files
 
 
@@ -276,8 +322,12 @@ def test_a_file_becomes_a_folder_with_the_same_network(
 ):
     saved(tmp_path / "small.pt", as_saved(weights()), monkeypatch)
     convert(tmp_path / "small.pt", tmp_path / "small")
-    model = proteinmpnn.from_folder(tmp_path / "small")
-    assert repr(model) == "small (ProteinMPNN, 6 neighbours)"
+    model = cp.load(str(tmp_path / "small"))
+    assert repr(model) == "small (21 values, of any length)"
+    factor = model.given(backbone=backbone)
+    assert factor.event_shape == (LENGTH,)
+    with pytest.raises(ConditionError):
+        model.given(structure=backbone)
     expected = logits(network, TOKENS, RANK, backbone)
     found = logits(model.network, TOKENS, RANK, backbone)
     np.testing.assert_array_equal(found, expected)
@@ -326,9 +376,7 @@ REFUSALS = {
         ),
         "a file that is cut short": damaged,
         "no file": lambda tmp_path, _: convert(tmp_path / "none.pt", tmp_path / "f"),
-        "a letter that is none": lambda *_: proteinmpnn.ProteinModel(
-            tensors.Loaded({}, None), "m"
-        ).tokens("ABC"),
+        "a letter that is none": lambda *_: small_model().tokens("ABC"),
     },
     InvalidValueError: {
         "a folder with files": there_already,

@@ -28,6 +28,7 @@ from composeprob import models
 from composeprob.calibration.driver import load_calibration
 from composeprob.errors import LoadError
 from composeprob.extras import needed
+from composeprob.factors.categorical import MaskedDiffusion
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.factor import LeafFactor
@@ -36,6 +37,7 @@ from composeprob.json_data import JSONObject
 from composeprob.pretrained import proteinmpnn
 from composeprob.settings import usual
 from composeprob.text import printable
+from composeprob.training.masked import MaskedRecipe
 from composeprob.training.recipe import Recipe
 from composeprob.training.weight_files import load_weights, weights_file
 
@@ -97,7 +99,9 @@ class Card:
         )
 
     def __repr__(self) -> str:
-        offers = "energy" if "energy" in self.capabilities else "score"
+        offers = self.parameterization
+        if offers != "masked":
+            offers = "energy" if "energy" in self.capabilities else "score"
         facts = f"{offers}, {shape(self.event_shape)}"
         if len(self.retrainings) != 1:
             facts += f", {self.trained}"
@@ -145,8 +149,8 @@ def load(
     folder: str | Path | None = None,
     **conditions: object,
 ) -> LeafFactor:
-    """Load a pretrained model as a factor: a `Diffusion` or a `Classifier`, normalised
-    where its normaliser is stored.
+    """Load a pretrained model as a factor: a `Diffusion`, a `Classifier` or a
+    `MaskedDiffusion`, normalised where its normaliser is stored.
 
     Args:
         name: one of `zoo`; or the folder of a ProteinMPNN, as
@@ -192,7 +196,7 @@ def load(
 
 def uncalibrated(
     name: str, retraining: int = 0, folder: str | Path | None = None
-) -> tuple[Diffusion | Classifier, Path]:
+) -> tuple[Diffusion | Classifier | MaskedDiffusion, Path]:
     """Load a model as it was trained, as `load` does; return it with the file of its
     weights."""
     weights = _weights(name, retraining, folder)
@@ -305,14 +309,14 @@ def zoo(name: str | None = None) -> Card | Zoo:
     return cards
 
 
-def recipe(name: str) -> Recipe:
+def recipe(name: str) -> Recipe | MaskedRecipe:
     """Return the recipe that a model is trained by.
 
     Raises:
         LoadError: no such model, or its train.py defines no recipe.
     """
     model = defined(name, "RECIPE")
-    if not isinstance(model, Recipe):
+    if not isinstance(model, Recipe | MaskedRecipe):
         raise LoadError(
             f"{_folder(name) / 'train.py'} defines no RECIPE.",
             fix="assign a cp.training.Recipe to RECIPE there.",

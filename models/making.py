@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from composeprob import model_zoo as zoo
 from composeprob.calibration import calibrate, save_calibration
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError
 from composeprob.factors.calibrated import Calibrated
+from composeprob.factors.categorical import MaskedDiffusion
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.json_data import JSONObject
@@ -32,6 +33,7 @@ from composeprob.training.loop import (
     losses,
     train,
 )
+from composeprob.training.masked import MaskedRecipe
 from composeprob.training.quality import sample_quality, score_errors
 from composeprob.training.recipe import Data, Recipe
 from composeprob.training.weight_files import load_weights, save_weights, weights_file
@@ -113,6 +115,7 @@ def train_model(
         zoo.reference(name),
         retraining,
         zoo.defined(name, "held_out"),
+        zoo.defined(name, "quality"),
     )
     if "energy" in run.factor.capabilities and not run.factor.traits.conditions:
         calibrate_model(name, retraining=retraining, out=folder, replace=True)
@@ -123,11 +126,12 @@ def train_model(
 def write_model(
     folder: Path,
     source: Path,
-    recipe: Recipe,
+    recipe: Recipe | MaskedRecipe,
     run: TrainingRun,
     reference: Distribution | None,
     retraining: int = 0,
     held_out: Data | None = None,
+    quality: Callable[[MaskedDiffusion], JSONObject] | None = None,
 ) -> list[Path]:
     """Write weights, measurements and card of a trained model; return the files.
 
@@ -139,6 +143,7 @@ def write_model(
             where it is unknown.
         retraining: number of the training.
         held_out: data that were not trained on, on which the loss is measured too.
+        quality: measures a model of tokens.
     """
     measured = _measured(folder) or _measured(source)
     rows = [
@@ -154,7 +159,10 @@ def write_model(
         rows.append(measure_retraining(run, stored, reference, retraining))
     else:
         save_weights(run.factor.network, file)
-        measured = measure(recipe, run, reference, held_out)
+        if isinstance(recipe, MaskedRecipe):
+            measured = measure_masked(recipe, run, quality)
+        else:
+            measured = measure(recipe, run, reference, held_out)
         if reference is None:
             from .pictures import write_pictures  # Matplotlib
 
@@ -230,11 +238,38 @@ def measure(
         quality["losses"] = losses_by_log_snr(
             recipe, run.factor, held_out, jax.random.key(SEED + 1)
         )
+    record = _record(recipe, run, recipe.parameterization, quality)
+    record["training"] |= {
+        "log_snr": [round(low, 3), round(high, 3)],
+        "levels": recipe.schedule.num_levels,
+        "time": recipe.time,
+    }
+    return record
+
+
+def measure_masked(
+    recipe: MaskedRecipe,
+    run: TrainingRun,
+    quality: Callable[[MaskedDiffusion], JSONObject] | None,
+) -> JSONObject:
+    """Measure a trained model of tokens, and return its record for ``metrics.json``."""
+    assert isinstance(run.factor, MaskedDiffusion)
+    measured = {} if quality is None else quality(run.factor)
+    return _record(recipe, run, "masked", measured)
+
+
+def _record(
+    recipe: Recipe | MaskedRecipe,
+    run: TrainingRun,
+    parameterization: str,
+    quality: JSONObject,
+) -> JSONObject:
+    """Return the record that models of all kinds have."""
     leaves = jax.tree.leaves(run.factor.network)
     return {
         "model": run.factor.label,
         "event_shape": list(recipe.event_shape),
-        "parameterization": recipe.parameterization,
+        "parameterization": parameterization,
         "capabilities": sorted(run.factor.capabilities),
         "parameters": sum(leaf.size for leaf in leaves if hasattr(leaf, "size")),
         "training": {
@@ -244,9 +279,6 @@ def measure(
             "learning_rate": float(f"{recipe.rate(0):.6g}"),
             "decay": getattr(recipe.learning_rate, "__name__", "constant"),
             "ema": recipe.ema,
-            "log_snr": [round(low, 3), round(high, 3)],
-            "levels": recipe.schedule.num_levels,
-            "time": recipe.time,
             "seed": SEED,
             "seconds": round(run.seconds, 1),
             "final_loss": _final_loss(run),
@@ -311,6 +343,8 @@ def table(metrics: JSONObject) -> str:
         lines += _quality_table(quality)
     if "losses" in quality:
         lines += _losses_table(quality["losses"])
+    if "bits" in quality:
+        lines += _bits_table(quality["bits"])
     if "retrainings" in metrics:
         lines += _retrainings_table(metrics["retrainings"])
     return "\n".join(lines)
@@ -337,6 +371,14 @@ def _quality_table(quality: JSONObject) -> list[str]:
         f"Mean over these log-SNR: {quality['score_error']:.2g}. With `Ancestral`, "
         f"over the model's own levels: {samples}.",
     ]
+    return lines
+
+
+def _bits_table(bits: dict[str, float]) -> list[str]:
+    """Return a table of bits for each residue of sequences that are held out."""
+    lines = ["", "| model | bits a residue, held-out data |", "|---|---:|"]
+    for name, value in bits.items():
+        lines.append(f"| {name} | {value:.3f} |")
     return lines
 
 

@@ -8,6 +8,7 @@ makes the zoo of this lies in ``models/making.py``. May import everything but `a
 from composeprob.training.distil import Distilled, Flow, distil
 from composeprob.training.estimator import estimator
 from composeprob.training.loop import TrainingRun, train
+from composeprob.training.masked import MaskedRecipe
 from composeprob.training.quality import sample_quality, score_errors
 from composeprob.training.recipe import (
     Batches,
@@ -29,6 +30,7 @@ __all__ = [
     "Distilled",
     "Flow",
     "LogSNR",
+    "MaskedRecipe",
     "Recipe",
     "TrainingRun",
     "distil",

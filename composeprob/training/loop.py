@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +28,19 @@ from jaxtyping import Float, Int, PyTree
 from composeprob import tuning
 from composeprob.arguments import check_key
 from composeprob.checkpoint import CheckpointFolder
+from composeprob.factors.categorical import MaskedDiffusion
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.networks import Network
 from composeprob.json_data import JSON, JSONObject
 from composeprob.runtime.progress import Progress
 from composeprob.schedule import Noise
+from composeprob.training.masked import (
+    MaskedBatch,
+    MaskedRecipe,
+    cross_entropies,
+    draw_masked,
+)
 from composeprob.training.recipe import (
     CrossCondition,
     CrossLevel,
@@ -50,7 +58,8 @@ class TrainingRun:
     Attributes:
         factor: the factor with the averaged (EMA) weights.
         loss: mean loss of each finished step, shape (steps,).
-        log_snr_edges: edges of bins of log-SNR, shape (bins + 1,).
+        log_snr_edges: edges of bins of log-SNR, shape (bins + 1,); of a `MaskedRecipe`,
+            of the share of visible tokens.
         loss_by_log_snr: mean loss in each bin over about the last tenth of the steps,
             shape (bins,); NaN in a bin without events.
         seconds: time spent, over every session of a resumed run.
@@ -61,7 +70,7 @@ class TrainingRun:
             after every 256 steps; empty from `train`.
     """
 
-    factor: Diffusion | Classifier
+    factor: Diffusion | Classifier | MaskedDiffusion
     loss: Float[np.ndarray, " steps"]
     log_snr_edges: Float[np.ndarray, " edges"]
     loss_by_log_snr: Float[np.ndarray, " bins"]
@@ -309,12 +318,55 @@ Advance = Callable[[State, np.int32], State]
 """(state, n) → the state n steps later."""
 
 
-def bin_edges(recipe: Recipe) -> Float[np.ndarray, " edges"]:
-    """Return the edges of the bins of log-SNR, shape (bins + 1,)."""
-    return np.linspace(*recipe.log_snr_range(), tuning.TRAINING_BINS + 1)
+@dataclass(frozen=True)
+class Task:
+    """A recipe as the loop sees it.
+
+    Attributes:
+        draw: ``draw(key, n)`` gives a batch of n events.
+        losses: ``losses(factor, batch)`` gives the objective, and every event's loss as
+            it is reported, (n,).
+        coordinate: ``coordinate(batch)`` says in which bin each event's loss counts.
+        ends: the ends of the bins.
+    """
+
+    draw: Callable[[Array, int], Any]
+    losses: Callable[[Any, Any], tuple[Array, Array]]
+    coordinate: Callable[[Any], Array]
+    ends: tuple[float, float]
 
 
-def initial(recipe: Recipe, network: Network) -> State:
+def task_of(recipe: Recipe | MaskedRecipe) -> Task:
+    """Return the task of a recipe: the denoising of noised events, or the prediction of
+    hidden tokens."""
+    if isinstance(recipe, MaskedRecipe):
+
+        def mean_and_each(
+            factor: MaskedDiffusion, batch: MaskedBatch
+        ) -> tuple[Array, Array]:
+            each = cross_entropies(factor, batch)
+            return jnp.mean(each), each
+
+        return Task(
+            partial(draw_masked, recipe),
+            mean_and_each,
+            lambda batch: batch.share,
+            (0.0, 1.0),
+        )
+    return Task(
+        partial(draw_batch, recipe),
+        partial(_objective, recipe),
+        lambda batch: batch.noise.log_snr,
+        recipe.log_snr_range(),
+    )
+
+
+def bin_edges(recipe: Recipe | MaskedRecipe) -> Float[np.ndarray, " edges"]:
+    """Return the edges of the bins of losses, shape (bins + 1,)."""
+    return np.linspace(*task_of(recipe).ends, tuning.TRAINING_BINS + 1)
+
+
+def initial(recipe: Recipe | MaskedRecipe, network: Network) -> State:
     """Return the state before the first step.
 
     The moving average starts at the initial weights.
@@ -335,47 +387,51 @@ def initial(recipe: Recipe, network: Network) -> State:
     )
 
 
-def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
+def make_advance(
+    recipe: Recipe | MaskedRecipe, network: Network, key: Array
+) -> Advance:
     """Compile ``advance(state, n)``, of n steps; n is traced: one compilation for all.
 
     The randomness of step i comes from ``fold_in(key, i)`` alone, so the result does
     not depend on how steps are divided among calls and sessions.
     """
-    factor = recipe.factor(network)
+    factor: Any = recipe.factor(network)
+    task = task_of(recipe)
     # The complement of the trained weights: functions, integers and other constants.
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
     optimiser = recipe.optimiser()
     edges = jnp.asarray(bin_edges(recipe))
 
-    def mean_loss(parameters: PyTree[Array], batch: Batch) -> tuple[Array, Array]:
+    def mean_loss(parameters: PyTree[Array], batch: Any) -> tuple[Array, Array]:
         """The objective, and every event's loss as it is reported."""
         trained_network = eqx.combine(parameters, static)
         trained = eqx.tree_at(lambda f: f.network, factor, trained_network)
-        return _objective(recipe, trained, batch)
+        return task.losses(trained, batch)
 
     def gradient(
         parameters: PyTree[Array], step_key: Array
     ) -> tuple[PyTree[Array], Array, Array]:
-        """The mean gradient over the batch's chunks; losses and log-SNR of events."""
+        """The mean gradient over the batch's chunks; losses of events and their
+        places."""
         size = recipe.batch.part
         chunks = recipe.batch.size // size
 
         def accumulate(
             total: PyTree[Array], chunk: Array
         ) -> tuple[PyTree[Array], tuple[Array, Array]]:
-            batch = draw_batch(recipe, jax.random.fold_in(step_key, chunk), size)
+            batch = task.draw(jax.random.fold_in(step_key, chunk), size)
             grad, each = jax.grad(mean_loss, has_aux=True)(parameters, batch)
             total = jax.tree.map(lambda t, g: t + g / chunks, total, grad)
-            return total, (each, batch.noise.log_snr)
+            return total, (each, task.coordinate(batch))
 
         zero = jax.tree.map(jnp.zeros_like, parameters)
-        grad, (each, log_snr) = jax.lax.scan(accumulate, zero, jnp.arange(chunks))
-        return grad, each.ravel(), log_snr.ravel()
+        grad, (each, place) = jax.lax.scan(accumulate, zero, jnp.arange(chunks))
+        return grad, each.ravel(), place.ravel()
 
     def step(_: Array, state: State) -> State:
         step_key = jax.random.fold_in(key, state.step)
         # Gradients of the weights; ``each`` holds the loss of every event.
-        grad, each, log_snr = gradient(state.parameters, step_key)
+        grad, each, place = gradient(state.parameters, step_key)
         updates, optimiser_state = optimiser.update(
             grad, state.optimiser, state.parameters
         )
@@ -385,9 +441,9 @@ def make_advance(recipe: Recipe, network: Network, key: Array) -> Advance:
             state.average,
             parameters,
         )
-        # Loss by log-SNR is kept for each TRAINING_STEPS steps, so that `finish` can
-        # report the last tenth of a run that Ctrl-C ended anywhere.
-        bins = jnp.searchsorted(edges, log_snr, side="right") - 1
+        # Loss by bin is kept for each TRAINING_STEPS steps, so that `finish` can report
+        # the last tenth of a run that Ctrl-C ended anywhere.
+        bins = jnp.searchsorted(edges, place, side="right") - 1
         bins = jnp.clip(bins, 0, tuning.TRAINING_BINS - 1)
         row = state.step // tuning.TRAINING_STEPS
         return State(
@@ -433,7 +489,7 @@ def _objective(
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | MaskedRecipe,
     key: Array,
     *,
     checkpoint_dir: str | Path | None = None,
@@ -443,11 +499,12 @@ def train(
     label: str = "",
     start: Callable[[Network], Network] | None = None,
 ) -> TrainingRun:
-    """Train a diffusion factor, or a classifier of noised events.
+    """Train a diffusion factor, a classifier of noised events, or a masked diffusion.
 
     Adam minimises the mean over events, levels and ε ~ N(0, I) of ‖ε + σ·∇log
-    f(α·x₀ + σ·ε)‖², or for a classifier of −log p(label | α·x₀ + σ·ε); the factor gets
-    a moving average of the weights. All steps share one compilation. The result depends
+    f(α·x₀ + σ·ε)‖², or for a classifier of −log p(label | α·x₀ + σ·ε), or for a
+    `MaskedRecipe` the cross-entropy of hidden tokens; the factor gets a moving average
+    of the weights. All steps share one compilation. The result depends
     on the recipe and the key alone: a run that was interrupted and resumed gives the
     same weights, bit for bit, as one that was not.
 
@@ -505,7 +562,7 @@ def train(
 
 
 def segments(
-    recipe: Recipe,
+    recipe: Recipe | MaskedRecipe,
     state: State,
     advance: Advance,
     progress: bool,
@@ -543,7 +600,9 @@ def segments(
             yield state
 
 
-def finish(recipe: Recipe, network: Network, state: State, label: str) -> TrainingRun:
+def finish(
+    recipe: Recipe | MaskedRecipe, network: Network, state: State, label: str
+) -> TrainingRun:
     """Return the factor of the averaged weights, with the record of the run."""
     done = int(state.step)
     last_tenth = int(0.9 * done) // tuning.TRAINING_STEPS
@@ -559,36 +618,42 @@ def finish(recipe: Recipe, network: Network, state: State, label: str) -> Traini
     )
 
 
-def _fingerprint(recipe: Recipe, network: Network, key: Array) -> JSONObject:
+def _fingerprint(
+    recipe: Recipe | MaskedRecipe, network: Network, key: Array
+) -> JSONObject:
     """Return the values that a checkpoint must agree in to be resumed.
 
     Functions cannot be compared: data are represented by the mean and deviation of
     some draws, to three digits, and the learning rate by three of its values.
     """
     # Names and formats of the entries are those of checkpoints on disk: keep them.
-    focus = recipe.log_snr.focus if isinstance(recipe.log_snr, LogSNR) else None
     steps = (0, recipe.iterations // 2, recipe.iterations)
-    ends = np.asarray(recipe.schedule.log_snr)[[0, -1]]
     weights = jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))
-    return {
-        "parameterization": recipe.parameterization,
-        "time": recipe.time,
+    shared: JSONObject = {
         "iterations": recipe.iterations,
         "ema": recipe.ema,
-        "log_snr": [float(end) for end in recipe.log_snr_range()],
-        "focus": None if focus is None else [float(end) for end in focus],
         "batches": [recipe.batch.size, recipe.batch.chunk, recipe.batch.antithetic],
         "learning_rate": [recipe.rate(step) for step in steps],
-        "dropout": recipe.condition.dropout,
-        "schedule": [float(f"{log_snr:.4g}") for log_snr in ends],
         "network": [list(array.shape) for array in weights],
         "data": _data_statistics(recipe),
-        "losses": {type(loss).__name__: _numbers(loss) for loss in recipe.losses},
         "key": np.asarray(jax.random.key_data(key)).tolist(),
+    }
+    if isinstance(recipe, MaskedRecipe):
+        return shared | {"masked": [recipe.length, recipe.num_values]}
+    focus = recipe.log_snr.focus if isinstance(recipe.log_snr, LogSNR) else None
+    ends = np.asarray(recipe.schedule.log_snr)[[0, -1]]
+    return shared | {
+        "parameterization": recipe.parameterization,
+        "time": recipe.time,
+        "log_snr": [float(end) for end in recipe.log_snr_range()],
+        "focus": None if focus is None else [float(end) for end in focus],
+        "dropout": recipe.condition.dropout,
+        "schedule": [float(f"{log_snr:.4g}") for log_snr in ends],
+        "losses": {type(loss).__name__: _numbers(loss) for loss in recipe.losses},
     }
 
 
-def _data_statistics(recipe: Recipe) -> list[JSON]:
+def _data_statistics(recipe: Recipe | MaskedRecipe) -> list[JSON]:
     """Return mean and standard deviation of 64 draws of each array of the data."""
     drawn = jax.jit(lambda key: recipe.data(key, 64))(jax.random.key(0))
     statistics: list[JSON] = []

@@ -225,7 +225,92 @@ Kind = TypeVar("Kind", Denoising, CrossLevel, CrossCondition)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Optimised:
+    """`Optimised` has the settings that all recipes share: network and optimiser.
+
+    Args:
+        network: ``network(key)`` makes the untrained network.
+        iterations: number of optimiser steps.
+        batches: `Batches`, or the number of events of each step.
+        learning_rate: Adam's step size; or a function of the number of steps that
+            returns one of Optax's schedules, such as
+            ``functools.partial(optax.cosine_decay_schedule, 1e-3)``.
+        ema: decay m of the averaged weights, θ̄ ← m·θ̄ + (1−m)·θ after each step; the
+            factor gets θ̄.
+    """
+
+    network: Callable[[Array], object]
+    iterations: int = 15_000
+    batches: Batches | int = Batches()
+    learning_rate: float | Callable[[int], optax.Schedule] = 1e-3
+    ema: float = 0.999
+
+    def __post_init__(self) -> None:
+        # The dataclass is frozen, for users; its fields are normalised once, here.
+        if not isinstance(self.batches, Batches):
+            object.__setattr__(self, "batches", Batches(self.batches))
+        self._check_optimiser()
+
+    def _check_optimiser(self) -> None:
+        _require(
+            self.iterations >= 1,
+            f"iterations is {self.iterations}",
+            "train for at least one step.",
+        )
+        rate = self.learning_rate
+        _require(
+            callable(rate) or rate > 0,
+            f"learning_rate is {rate}",
+            "use a positive number, such as 1e-3.",
+        )
+        _require(
+            not callable(rate) or callable(rate(self.iterations)),
+            "learning_rate is not a function from the number of iterations to a "
+            "schedule",
+            "write functools.partial(optax.cosine_decay_schedule, 1e-3).",
+        )
+        _require(
+            0 <= self.ema < 1,
+            f"ema is {self.ema}",
+            "use a number in [0, 1); 0 keeps the last weights.",
+        )
+
+    @property
+    def batch(self) -> Batches:
+        """The batches, made of a number where the recipe has one."""
+        assert isinstance(self.batches, Batches)
+        return self.batches
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate at a step."""
+        rate = self.learning_rate
+        if callable(rate):
+            return float(rate(self.iterations)(step))
+        return float(rate)
+
+    def untrained(self, key: Array) -> Network:
+        """Make the network before training, as an Equinox module."""
+        fix = (
+            "give a function of a random key that makes the untrained network: "
+            "network=lambda key: MLP(…, key=key)."
+        )
+        subject = "The network of a training recipe"
+        made = called(subject, "network(key)", lambda: self.network(key), fix)
+        return as_network(made)
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """Make the optimiser: Adam with the recipe's learning rate."""
+        with needed("train", "Training"):
+            import optax
+
+        rate = self.learning_rate
+        if callable(rate):
+            return optax.adam(rate(self.iterations))
+        return optax.adam(rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Optimised):
     """A `Recipe` determines a trained factor, up to the random key.
 
     Args:
@@ -259,7 +344,6 @@ class Recipe:
             have.
     """
 
-    network: Callable[[Array], object]
     data: Data
     schedule: Schedule
     log_snr: LogSNR | tuple[float, float] | None = None
@@ -267,20 +351,13 @@ class Recipe:
     time: str = "log_snr"
     conditions: Conditions | tuple[str, ...] | Mapping[str, object] = Conditions()
     losses: tuple[Loss, ...] = (Denoising(),)
-    iterations: int = 15_000
-    batches: Batches | int = Batches()
-    learning_rate: float | Callable[[int], optax.Schedule] = 1e-3
-    ema: float = 0.999
 
     def __post_init__(self) -> None:
-        # The dataclass is frozen, for users; its fields are normalised once, here.
+        super().__post_init__()
         if not isinstance(self.conditions, Conditions):
             object.__setattr__(self, "conditions", Conditions(self.conditions))
-        if not isinstance(self.batches, Batches):
-            object.__setattr__(self, "batches", Batches(self.batches))
         if isinstance(self.log_snr, tuple):
             object.__setattr__(self, "log_snr", LogSNR(*self.log_snr))
-        self._check_optimiser()
         self._check_losses()
         self._check_cross_level()
         self._check_cross_condition()
@@ -293,30 +370,6 @@ class Recipe:
             )
             # Refuses a schedule whose α and σ are not a function of log-SNR.
             self.noise_at(jnp.asarray(self.log_snr_range()[0]))
-
-    def _check_optimiser(self) -> None:
-        _require(
-            self.iterations >= 1,
-            f"iterations is {self.iterations}",
-            "train for at least one step.",
-        )
-        rate = self.learning_rate
-        _require(
-            callable(rate) or rate > 0,
-            f"learning_rate is {rate}",
-            "use a positive number, such as 1e-3.",
-        )
-        _require(
-            not callable(rate) or callable(rate(self.iterations)),
-            "learning_rate is not a function from the number of iterations to a "
-            "schedule",
-            "write functools.partial(optax.cosine_decay_schedule, 1e-3).",
-        )
-        _require(
-            0 <= self.ema < 1,
-            f"ema is {self.ema}",
-            "use a number in [0, 1); 0 keeps the last weights.",
-        )
 
     def _check_losses(self) -> None:
         kinds = [type(loss) for loss in self.losses]
@@ -376,12 +429,6 @@ class Recipe:
         )
 
     @property
-    def batch(self) -> Batches:
-        """The batches, made of a number where the recipe has one."""
-        assert isinstance(self.batches, Batches)
-        return self.batches
-
-    @property
     def condition(self) -> Conditions:
         """The conditions, made of names or values where the recipe has those."""
         assert isinstance(self.conditions, Conditions)
@@ -419,13 +466,6 @@ class Recipe:
         """Return the loss of a kind; None where the recipe has none."""
         return next((loss for loss in self.losses if isinstance(loss, kind)), None)
 
-    def rate(self, step: int) -> float:
-        """Return the learning rate at a step."""
-        rate = self.learning_rate
-        if callable(rate):
-            return float(rate(self.iterations)(step))
-        return float(rate)
-
     def factor(self, network: object, label: str = "") -> Diffusion | Classifier:
         """Make the factor of this recipe with a given network."""
         if self.parameterization == "classifier":
@@ -452,26 +492,6 @@ class Recipe:
             mode_depth=self.loss(CrossLevel) is not None,
             label=label,
         )
-
-    def untrained(self, key: Array) -> Network:
-        """Make the network before training, as an Equinox module."""
-        fix = (
-            "give a function of a random key that makes the untrained network: "
-            "network=lambda key: MLP(…, key=key)."
-        )
-        subject = "The network of a training recipe"
-        made = called(subject, "network(key)", lambda: self.network(key), fix)
-        return as_network(made)
-
-    def optimiser(self) -> optax.GradientTransformation:
-        """Make the optimiser: Adam with the recipe's learning rate."""
-        with needed("train", "Training"):
-            import optax
-
-        rate = self.learning_rate
-        if callable(rate):
-            return optax.adam(rate(self.iterations))
-        return optax.adam(rate)
 
     def log_snr_range(self) -> tuple[float, float]:
         """Return the least and greatest log-SNR that training visits."""

@@ -83,9 +83,14 @@ def test_every_model_loads_and_has_its_card(name):
     card = zoo.zoo(name)
     assert factor.label == name
     assert factor.capabilities == card.capabilities
-    offers = "energy" if "energy" in factor.capabilities else "score"
-    start = f"{name} ({offers}, {'×'.join(map(str, factor.event_shape))}"
-    assert line(factor).startswith(start)
+    size = "×".join(map(str, factor.event_shape))
+    if card.parameterization == "masked":
+        assert line(factor) == f"{name} ({factor.num_values} values, {size})"
+        start = f"{name} (masked, {size}"
+    else:
+        offers = "energy" if "energy" in factor.capabilities else "score"
+        start = f"{name} ({offers}, {size}"
+        assert line(factor).startswith(start)
     assert line(card).startswith(start)
     assert card.title[:20] in line(card)
     metrics = json.loads((card.folder / "metrics.json").read_text())

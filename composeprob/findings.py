@@ -32,6 +32,7 @@ class Code(enum.StrEnum):
     MODES_MISSING = "modes_missing"
     MODES_UNREACHED = "modes_unreached"  # importance samples lie where no chain is
     SHARES_FROZEN = "shares_frozen"  # mode proportions are unreliable
+    OFF_TARGET = "off_target"  # samples contradict Stein's identity at level 0
     UNSETTLED = "unsettled"  # the warm-up at level 0 did not converge
     LEVELS_TOO_FEW = "levels_too_few"  # discretisation error of the evidence
     NOT_SAVED = "not_saved"  # a file could not be written

@@ -379,6 +379,17 @@ class _WarmUp(NamedTuple):
 WARM_UP = _WarmUp()
 
 
+class _Relaxation(NamedTuple):
+    # Most rounds of 60 transitions of MALA.
+    rounds: int = 6
+    # Probability that another round follows although the samples are those of π₀.
+    by_chance: float = 0.05
+
+
+# Moves at level 0 after weighted chains of learned energies.
+RELAXATION = _Relaxation()
+
+
 class _Latents(NamedTuple):
     # Moves of latents alone, scaled by their curvature.
     turns: int = 2
@@ -595,6 +606,32 @@ class _Shares(NamedTuple):
 
 # Mode proportions: separated modes, and the support of their proportions.
 SHARES = _Shares()
+
+
+class _Stein(NamedTuple):
+    # Probability that samples of π are reported.
+    by_chance: float = 1e-3
+    # Fewest effective ancestors, and samples that carry the squared scores of a number.
+    fewest: float = 8.0
+    # The same as a share of the effective ancestors: a Gaussian's are a third, a box's
+    # whose walls are thin next to none.
+    carried: float = 0.03
+    # Samples for each function that is fitted, and the most functions.
+    samples: float = 8.0
+    most: int = 64
+    # Most samples of a run that are asked.
+    chains: int = 2000
+    # Fewest moves that look for edges, and their length in widths that scores imply;
+    # numbers that move together; nats that a move may be off, and share of such moves.
+    moves: int = 512
+    step: float = 0.15
+    together: int = 16
+    jump: float = 0.5
+    edges: float = 0.01
+
+
+# Stein's identity at level 0.
+STEIN = _Stein()
 
 
 class _Importance(NamedTuple):

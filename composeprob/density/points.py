@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -58,6 +58,31 @@ def barriers(density: AnnealedDensity) -> Callable[[Position, Position], np.ndar
     return by_score
 
 
+class Scores(NamedTuple):
+    """Gradients at many points, (M, …), with the numbers of all sites in one row.
+
+    Attributes:
+        score: ∇log π₀, (M, D).
+        value: the part of log π₀ that has a value, −∞ where π₀ is 0, (M,); 0 elsewhere
+            where no part has.
+        gradient: of that part, (M, D).
+    """
+
+    score: Float[np.ndarray, "points size"]
+    value: Float[np.ndarray, " points"]
+    gradient: Float[np.ndarray, "points size"]
+
+
+def scores(density: AnnealedDensity, positions: Position) -> Scores:
+    """∇log π₀ at many positions, (M, …), with what has a value of log π₀.
+
+    Sites are in the order of ``positions``.
+    """
+    table = in_blocks(partial(_gradients, density, tuple(positions)), positions)
+    score, gradient = np.split(table[1:].T, 2, axis=1)
+    return Scores(score, table[0], gradient)
+
+
 def in_blocks(
     function: Callable[[Any], ArrayLike], positions: Any, size: int | None = None
 ) -> np.ndarray:
@@ -83,6 +108,33 @@ def _of_block(
         positions,
         batch_size=tuning.SHARES.at_once,
     )
+
+
+@eqx.filter_jit
+def _gradients(
+    density: AnnealedDensity, names: tuple[str, ...], positions: Position
+) -> Float[Array, "rows points"]:
+    """`Scores` of a block: a row of values, those of the score and of the gradient."""
+
+    def flat(gradient: Position) -> Array:
+        return jnp.concatenate([gradient[name].reshape(-1) for name in names])
+
+    def of_point(position: Position) -> Array:
+        evaluation = density.evaluator(position, 0)
+        score = flat(evaluation.score)
+        value = evaluation.log_density
+        gradient = score
+        if value is None:
+            value = jnp.zeros(())
+            gradient = jnp.zeros_like(score)
+            if evaluation.closed_form is not None:
+                value = evaluation.closed_form.value
+                # The gradient of the part without a closed form is taken off.
+                gradient = score - flat(evaluation.closed_form.score)
+        value = jnp.where(evaluation.zero, -jnp.inf, value)
+        return jnp.concatenate([value[None], score, gradient])
+
+    return jax.lax.map(of_point, positions, batch_size=tuning.SHARES.at_once).T
 
 
 @eqx.filter_jit

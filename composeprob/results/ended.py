@@ -89,6 +89,8 @@ class EndedRun:
         arrival: where they were on arrival at level 0; None where nothing moved them
             since.
         log_density: log π₀ there, (N,); None by scores alone.
+        scores: ∇log π₀ there, of the positions' structure; None where no transition has
+            left any.
         log_weights: of the chains, (N,), up to a constant.
         path_weights: Feynman–Kac log-weights of their paths, (N,).
         genealogy: their ancestors and weights.
@@ -119,6 +121,7 @@ class EndedRun:
     positions: Position
     arrival: Position | None
     log_density: Float[np.ndarray, " chains"] | None
+    scores: Position | None
     log_weights: Float[np.ndarray, " chains"]
     path_weights: Float[np.ndarray, " chains"]
     genealogy: Genealogy
@@ -176,11 +179,15 @@ class EndedRun:
         arrival = self.arrival
         if arrival is not None:
             arrival = chosen(arrival, index)
+        scores = self.scores
+        if scores is not None:
+            scores = chosen(scores, index)
         return dataclasses.replace(
             self,
             positions=chosen(self.positions, index),
             arrival=arrival,
             log_density=log_density,
+            scores=scores,
         )
 
     def with_findings(self, found: tuple[Finding, ...], withheld: bool) -> EndedRun:

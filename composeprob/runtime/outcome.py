@@ -61,6 +61,7 @@ class Ended:
     log_weights: Float[np.ndarray, " chains"]
     path_weights: Float[np.ndarray, " chains"]  # Feynman–Kac log-weights of paths
     log_density: Float[np.ndarray, " chains"] | None  # log π₀ where chains are
+    scores: Position | None  # ∇log π₀ there, {site: (N, …)}
     visited: Int[np.ndarray, " visits"]  # levels, from the noisiest
     levels: Int[np.ndarray, " levels"]  # that are reported, from level 0 on
     recorded: dict[str, np.ndarray]  # diagnostics of these levels
@@ -72,8 +73,9 @@ class Ended:
         run = host(dataclasses.replace(state.run, chains=None))
         cut = state.run.spread.cut
         log_density = host(sampler.log_densities(state.run))
-        positions, log_weights, log_density = cut(
-            (positions, run.log_weights, log_density)
+        scores = _scores_by_site(state)
+        positions, log_weights, log_density, scores = cut(
+            (positions, run.log_weights, log_density, scores)
         )
         visited = run.visits.visited()
         # Of a run that chose its levels and arrived, those that it visited are
@@ -93,6 +95,7 @@ class Ended:
             log_weights,
             cut(run.path_weights),
             log_density,
+            scores,
             visited,
             levels,
             recorded,
@@ -140,6 +143,16 @@ class Ended:
         """True if draws or finishers moved the chains at level 0."""
         state = self.state
         return bool(state.sampler.finishers) or state.writer.drawn > 0
+
+
+def _scores_by_site(state: State) -> Position | None:
+    """∇log π₀ where chains are, ``{site: (N, …)}``; None where it is unknown."""
+    scores = host(state.sampler.scores(state.run))
+    if scores is None:
+        return None
+    # A gradient in y = x/α is α times that in x.
+    alpha = float(state.density.schedule.alpha[0])
+    return Layout.of_density(state.density).position(scores, 1 / alpha)
 
 
 def summarised(
@@ -438,6 +451,7 @@ def _as_asked(
         positions=ended.positions,
         arrival=ended.arrival,
         log_density=ended.log_density,
+        scores=ended.scores,
         log_weights=ended.log_weights,
         path_weights=ended.path_weights,
         genealogy=genealogy,

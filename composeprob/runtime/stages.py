@@ -281,8 +281,8 @@ def finish(state: State) -> None:
 
 
 def _finished(state: State, finisher: Finisher) -> Run:
-    """Return the run after rounds of one finisher: two at least where it has as many,
-    then until the population drifts no more."""
+    """Return the run after rounds of one finisher: a few at least where it has as many,
+    then until the population drifts no more and does not contradict the target."""
     density = state.placed[1]
     weighted = state.sampler.weights is not None
     # Chains that global moves took anywhere need not forget where they are since: modes
@@ -296,7 +296,8 @@ def _finished(state: State, finisher: Finisher) -> Run:
     spent = int(run.spent)
     done = 0
     drift = 1.0
-    while done < total and (done < 2 or drift > 0):
+    departure = 0.0
+    while done < total and (done < finisher.fewest_rounds or drift + departure > 0):
         state.report(title, total, done=done, doing="fitting the population")
         fitted = finisher.adapt(points, state.density)
         if fitted is None:
@@ -313,6 +314,7 @@ def _finished(state: State, finisher: Finisher) -> Run:
         drift = finisher.drift(
             (start, before, points), state.density, weighted or renewed
         )
+        departure = finisher.departure(points, _scores(run), np.asarray(run.ancestors))
         state.report(title, total, done=done, drift=drift)
     measured = run.drift
     if total > 1:  # a single round measures no drift
@@ -460,6 +462,11 @@ class Stretch:
 def _points(run: Run) -> Float[np.ndarray, "chains dims"]:
     """The population's points v, (N, D), on the host."""
     return np.asarray(run.spread.cut(host(run.chains.position)))
+
+
+def _scores(run: Run) -> Float[np.ndarray, "chains dims"]:
+    """∇log π of the population's points, (N, D), on the host."""
+    return np.asarray(run.spread.cut(host(run.chains.evaluation.score)))
 
 
 def _coarse_evidence(state: State) -> tuple[float, float] | None:

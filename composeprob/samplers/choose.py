@@ -12,7 +12,13 @@ from composeprob.density.points import lost_to_noise
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, Adaptive, Kernel
 from composeprob.kernels.line_integral import bounded
-from composeprob.samplers.finishers import Finisher, GlobalMoves, WarmUp, fewest_chains
+from composeprob.samplers.finishers import (
+    Finisher,
+    GlobalMoves,
+    Relaxation,
+    WarmUp,
+    fewest_chains,
+)
 from composeprob.samplers.hierarchy import (
     InBothCoordinates,
     Interweaving,
@@ -171,7 +177,20 @@ def closed_by(
     if "energy" in density.capabilities and latents and "held" not in kinds:
         finishers.append(WarmUp())
         then += "; then a warm-up at level 0, as there are latents"
+    elif weighed and "held" not in kinds and learned_energy(density):
+        finishers.append(Relaxation())
+        then += (
+            "; then moves at level 0 until Stein's identity holds there, as energies "
+            "are learned"
+        )
     return Finish(tuple(finishers), then)
+
+
+def learned_energy(density: AnnealedDensity) -> bool:
+    """Return whether a factor is an energy that was learned, whose level 0 need not be
+    the limit of its noisier levels."""
+    trained = any(expert.trained for expert in density.described.experts)
+    return trained and "energy" in density.capabilities
 
 
 def independent(

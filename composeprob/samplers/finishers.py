@@ -21,6 +21,7 @@ from composeprob import tuning
 from composeprob.arguments import check_count
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Position
+from composeprob.density.stein import departure
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import HMC, MALA, Adaptive, Kernel, KernelState
 from composeprob.kernels.line_integral import bounded
@@ -56,6 +57,8 @@ class Finisher(eqx.Module):
 
     title = "at level 0"
     rounds = 1
+    # Rounds before `drift` and `departure` may end them.
+    fewest_rounds = 2
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
@@ -90,6 +93,19 @@ class Finisher(eqx.Module):
             density: its target.
             supported: whether the chains have the right law for another reason than
                 these rounds: importance weights on the way down, or global moves.
+        """
+        return 0.0
+
+    def departure(
+        self, points: Points, scores: Points, ancestors: Int[np.ndarray, " chains"]
+    ) -> float:
+        """Return by how much the population contradicts the target, where another round
+        is to follow for that; else 0.
+
+        Args:
+            points: after a round.
+            scores: ∇log π there.
+            ancestors: of the chains.
         """
         return 0.0
 
@@ -195,6 +211,46 @@ class WarmUp(Finisher):
     def evaluations(self, fitted: Transitions) -> int:
         transitions = tuning.WARM_UP.settling + tuning.WARM_UP.transitions
         return transitions * fitted.kernel.evaluations_per_step
+
+
+class Relaxation(WarmUp):
+    """MALA at the target until the samples satisfy Stein's identity there, for energies
+    whose level 0 is not the limit of their noisier levels.
+
+    A network that learns scores at each level by itself need not agree with itself
+    between levels. The weights of SMC do not show that: they lead to the limit of the
+    noisier levels. So does a default run that ends with few moves at level 0.
+
+    Example:
+        >>> import composeprob as cp
+        >>> from composeprob.samplers.finishers import Relaxation
+        >>> cp.SMC(then=Relaxation()).finishers
+        (Relaxation(),)
+    """
+
+    rounds = tuning.RELAXATION.rounds
+    fewest_rounds = 1
+
+    def adapt(self, points: Points, density: AnnealedDensity) -> Transitions:
+        kernel = MALA(Adaptive(), metric=_variances(points, density))
+        return Transitions.resolved(kernel, 1, density)
+
+    def drift(
+        self, points: Sequence[Points], density: AnnealedDensity, supported: bool
+    ) -> float:
+        return 0.0
+
+    def departure(
+        self, points: Points, scores: Points, ancestors: Int[np.ndarray, " chains"]
+    ) -> float:
+        """Return the shift that Stein's identity implies, where chance hardly makes
+        it."""
+        _, index = np.unique(ancestors, return_inverse=True)
+        equal = np.full(len(points), 1 / len(points))
+        found = departure(points, scores, equal, index)
+        if found is None or found.chance > tuning.RELAXATION.by_chance:
+            return 0.0
+        return abs(found.shift)
 
 
 def _variances(points: Points, density: AnnealedDensity) -> Position:

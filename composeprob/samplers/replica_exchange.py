@@ -665,6 +665,9 @@ class ReplicaExchange(Sampler):
         log_densities = run.chains.evaluation.log_density
         return None if log_densities is None else log_densities[:, 0]
 
+    def scores(self, run: Run) -> Float[Array, "chains size"]:
+        return run.chains.evaluation.score[:, 0]
+
     def round_trips(self, run: Run) -> float:
         return float(np.mean(np.sum(host(run.chains.trips), axis=1)))
 

@@ -367,6 +367,14 @@ class Sampler(eqx.Module):
             return None
         return run.chains.evaluation.log_density
 
+    def scores(self, run: Run) -> Float[Array, "chains size"] | None:
+        """Return ∇log π of each chain's vector, as last evaluated; None where it is
+        unknown."""
+        if self.moves is None and self.weights is None:
+            return None
+        score: Array = run.chains.evaluation.score
+        return score
+
     def round_trips(self, run: Run) -> float | None:
         """Return how many replicas of a chain came from the noisiest level to level 0
         in its draws; None without replicas."""

@@ -22,6 +22,7 @@ from composeprob.results.checks.no_overlap import NoOverlap
 from composeprob.results.checks.non_finite import NonFinite
 from composeprob.results.checks.not_conservative import NotConservative
 from composeprob.results.checks.not_saved import NotSaved
+from composeprob.results.checks.off_target import OffTarget
 from composeprob.results.checks.out_of_training import OutOfTraining
 from composeprob.results.checks.outside_walls import OutsideWalls
 from composeprob.results.checks.own_scores import OwnScores
@@ -55,6 +56,7 @@ CHECKS: tuple[Check, ...] = (
     SharesFrozen(),
     SeparatedModes(),
     SharesByImportance(),
+    OffTarget(),
     Unsettled(),
     LevelsTooFew(),
     FineData(),

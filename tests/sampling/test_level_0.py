@@ -1,0 +1,93 @@
+"""Stein's identity at level 0, asked of every run; and learned energies, whose default
+run ends with moves there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import composeprob as cp
+from composeprob.findings import Code
+from composeprob.samplers.choose import choose
+from composeprob.samplers.finishers import Relaxation
+from messages import check_finding
+from sampling_cases import learned, normal, run, single, weighed
+
+SCHEDULE = cp.Schedule.log_snr(20)
+TOP = float(SCHEDULE.log_snr[0])
+RIPPLES = 0.3
+TILT = 1.0
+
+
+def energy_network(x, t):
+    """N(0, I) at all levels but level 0, which has ripples and a slope beside."""
+    sigma = t / jnp.sqrt(1 + t**2)
+    at_level_0 = jax.nn.sigmoid(40 * (0.3 - 2 * jnp.log(t) - TOP))
+    wrong = jnp.sum(RIPPLES * jnp.cos(4 * x) - TILT * x)
+    return sigma * (0.5 * jnp.sum(x**2) + at_level_0 * wrong)
+
+
+def mean_of_level_0():
+    """The exact mean of a number, by quadrature."""
+    x = np.linspace(-8, 8, 16001)
+    p = np.exp(-0.5 * x**2 - RIPPLES * np.cos(4 * x) + TILT * x)
+    return np.sum(x * p) / np.sum(p)
+
+
+@pytest.fixture(scope="module")
+def unlike():
+    """A density whose level 0 is not the limit of the noisier ones."""
+    return cp.compile(single, learned(energy_network, "energy", SCHEDULE, time="sigma"))
+
+
+def z_scores(result):
+    """Of the means by the effective chains: errors may be withheld."""
+    x = result["x"]
+    error = x.std(0) / np.sqrt(result.effective_chains)
+    return (x.mean(0) - mean_of_level_0()) / error
+
+
+def test_weights_do_not_see_a_level_0_that_is_not_the_limit_and_stein_does(unlike):
+    result = run(unlike, chains=300, sampler=cp.SMC())
+    assert z_scores(result).min() < -4
+    check_finding(result.status, Code.OFF_TARGET)
+    assert np.isnan(result.mean(lambda s: s["x"]).error).all()
+
+
+def test_a_default_run_of_a_learned_energy_moves_at_level_0(unlike):
+    sampler, reason = choose(unlike, 300)
+    assert [type(last) for last in sampler.finishers] == [Relaxation]
+    assert "Stein" in reason
+    for seed in range(2):
+        result = run(unlike, seed, chains=300, sampler=None)
+        assert result.status.ok
+        assert abs(z_scores(result)).max() < 4
+    # One round of moves is enough here.
+    descent = run(unlike, chains=300, sampler=cp.SMC()).evaluations
+    assert result.evaluations == descent + 60
+
+
+def test_closed_forms_have_no_such_moves():
+    sampler, _ = choose(cp.compile(single, normal(0.0, 1.0, SCHEDULE)), 300)
+    assert not any(isinstance(last, Relaxation) for last in sampler.finishers)
+
+
+def edges(x):
+    """A wall, and a step."""
+    return jnp.where(x > -1.0, 2.0 * (x < 0), -jnp.inf)
+
+
+def test_a_density_with_edges_is_not_asked():
+    """Its score lacks what the edges contribute: the samples are right."""
+    density = cp.compile(weighed, normal(0.0, 1.0, SCHEDULE), edges)
+    result = run(density, chains=256, sampler=None)
+    left, right = 0.3413 * np.exp(2), 0.5
+    on_the_left = result.probability(lambda s: s["x"] < 0)
+    assert abs(on_the_left.value - left / (left + right)) < 4 * on_the_left.error
+    assert not result.status.has(Code.OFF_TARGET)
+
+
+def test_samplers_without_transitions_are_asked_too(unlike):
+    """Their scores are evaluated."""
+    result = run(unlike, chains=300, sampler=cp.Ancestral())
+    assert result.status.has(Code.OFF_TARGET)

@@ -616,17 +616,21 @@ class _Stein(NamedTuple):
     # The same as a share of the effective ancestors: a Gaussian's are a third, a box's
     # whose walls are thin next to none.
     carried: float = 0.03
-    # Samples for each function that is fitted, and the most functions.
+    # Samples for each function that is fitted.
     samples: float = 8.0
+    # Most functions that are fitted together.
     most: int = 64
     # Most samples of a run that are asked.
     chains: int = 2000
-    # Fewest moves that look for edges, and their length in widths that scores imply;
-    # numbers that move together; nats that a move may be off, and share of such moves.
+    # Fewest moves that look for edges.
     moves: int = 512
+    # Their length, in widths that the scores imply.
     step: float = 0.15
+    # Most numbers that move together.
     together: int = 16
+    # Nats by which log π may differ from the integral of its gradient along a move.
     jump: float = 0.5
+    # Share of the moves that may differ by more.
     edges: float = 0.01
 
 

@@ -28,9 +28,9 @@ class OffTarget(Check):
     code = Code.OFF_TARGET
     withholds = True
     meaning = (
-        "samples contradict Stein's identity under the density of level 0, by more than "
-        "the standard errors of a mean or a variance cover; with the change that the "
-        "identity implies"
+        "samples contradict Stein's identity under the density of level 0, by more "
+        "than the standard errors of a mean or a variance cover; with the change that "
+        "the identity implies"
     )
     needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.FINITE})
 

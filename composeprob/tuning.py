@@ -587,6 +587,12 @@ class _Shares(NamedTuple):
     # Nearest neighbours of each chain over which groups may connect, beside the
     # shortest tree.
     bridges: int = 4
+    # Widest gaps between chains in which barriers are looked for.
+    gaps: int = 16
+    # Effective ancestors that support the share of a group.
+    fewest_ancestors: float = 8.0
+    # Chains for each of these from which on they are copies.
+    copies: float = 2.0
     # Relative effective sample size of the path weights from which on they support mode
     # proportions.
     support: float = 0.1

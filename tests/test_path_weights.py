@@ -343,11 +343,23 @@ def test_a_step_through_a_wall_has_no_weight(monkeypatch):
 
 def test_large_moves_by_weights_do_not_overflow():
     """Warnings are errors here: the ratio of weights of two groups can be too large for
-    a number."""
+    a number. All of the weight is at +1, one standard deviation from the mean."""
     left = np.arange(400) % 2 == 0
     x = np.where(left, -1.0, 1.0)
     groups = np.stack([left, ~left], 1)
     log_w = np.where(left, -2000.0, 2000.0)
     text = _largest_move(["x"], x[:, None], groups, log_w)
-    assert re.search(r"\bx\b.*\+2000\.00", text)
+    assert re.search(r"\bx\b.*\+1\.00", text)
     check_wording(text)
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 1e6])
+def test_the_shift_that_a_finding_states_is_within_the_samples_range(scale):
+    """Cov(x, log W) is 10⁶ standard deviations where log W varies by as much."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 1))
+    log_w = scale * (x[:, 0] + 0.1 * rng.normal(size=500))
+    text = path_weight_dependence({"x": x}, log_w)
+    (moved,) = re.findall(r"would move by ([+-][\d.]+) of its", text)
+    units = (x - x.mean()) / x.std()
+    assert 0.8 < float(moved) <= units.max() + 0.01

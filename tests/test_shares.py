@@ -14,9 +14,12 @@ import composeprob as cp
 import sampling_cases
 from composeprob import tuning
 from composeprob.density.points import barrier_depth
+from composeprob.results.estimates import Genealogy
 from composeprob.results.shares import (
     _log_density,
+    across_gaps,
     detectable_barrier,
+    few_in_group,
     largest_difference,
     separated,
     share_separated,
@@ -281,3 +284,47 @@ def test_a_mode_for_every_chain():
 def test_chains_at_nan_are_not_judged():
     points = np.array([[0.0], [1.0], [2.0], [np.nan], [4.0]])
     assert separated({"x": points}, barriers(lambda x: -(x[:, 0] ** 2))) is None
+
+
+def test_groups_behind_barriers_are_found_however_small():
+    """Two of 300 chains are in the second mode; outliers of a mode are no group."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_t(3, size=(300, 1))
+    x[-2:] += 40
+
+    def barriers(a, b):
+        apart = np.abs(a["x"] - b["x"])[:, 0] > 15
+        return np.where(apart, 30.0, 0.0)
+
+    index = across_gaps({"x": x}, barriers, 16)
+    assert np.bincount(index).tolist() == [298, 2]
+    assert index[-2:].tolist() == [1, 1]
+    together = across_gaps({"x": x[:-2]}, barriers, 16)
+    assert not together.any()
+
+
+@pytest.mark.parametrize(
+    ("ancestors", "supported"),
+    [
+        (np.arange(40), True),  # a mode of forty chains
+        (np.arange(40) // 4, True),  # ten ancestors
+        (np.arange(40) // 20, False),  # two ancestors
+        (np.zeros(40, int), False),
+    ],
+)
+def test_a_share_rests_on_the_ancestors_of_its_group(ancestors, supported):
+    """Of 300 chains, all others of which are their own ancestors."""
+    index = np.repeat([0, 1], [260, 40])
+    of_all = np.concatenate([100 + np.arange(260), ancestors])
+    found = few_in_group(index, Genealogy.from_ancestors(np.ones(300), of_all))
+    assert (found is None) == supported
+    if found is not None:
+        assert found.group == 1
+        np.testing.assert_allclose(found.share, 40 / 300)
+        np.testing.assert_allclose(found.ancestors, len(np.unique(ancestors)))
+
+
+def test_a_small_mode_of_chains_that_were_not_copied_is_supported():
+    index = np.repeat([0, 1], [296, 4])
+    genealogy = Genealogy.from_ancestors(np.ones(300), np.arange(300))
+    assert few_in_group(index, genealogy) is None

@@ -118,6 +118,66 @@ def separated(sites: Mapping[str, np.ndarray], barriers: Barriers) -> Groups | N
     return Groups(index, share, float(np.median(depth[depth > deep])))
 
 
+def across_gaps(
+    sites: Mapping[str, np.ndarray], barriers: Barriers, most: int
+) -> Int[np.ndarray, " chains"]:
+    """Return the group of each chain, of groups however small, the largest first.
+
+    Groups hang together over the shortest tree of the chains. Its ``most`` longest
+    edges are the widest gaps between chains, and those with a barrier are cut. An
+    outlier of one mode is behind a gap too, but behind no barrier.
+    """
+    points, sizes, _ = rows(sites)
+    m, numbers = points.shape
+    scaled_points = scaled(points, sizes)
+    edges = tree(scaled_points)
+    lengths = np.linalg.norm(
+        scaled_points[edges[:, 0]] - scaled_points[edges[:, 1]], axis=1
+    )
+    by_length = np.argsort(-lengths, kind="stable")
+    edges = edges[by_length]
+    gaps = edges[:most]
+    depth = barriers(chosen(sites, gaps[:, 0]), chosen(sites, gaps[:, 1]))
+    cut = depth > detectable_barrier(numbers)  # NaN links
+    return components(np.concatenate([gaps[~cut], edges[most:]]), m)
+
+
+class FewInGroup(NamedTuple):
+    """A group of copies whose share rests on few ancestors."""
+
+    group: int
+    share: float  # of the chains, by weight
+    ancestors: float  # effective number
+
+
+def few_in_group(
+    index: Int[np.ndarray, " chains"], genealogy: Genealogy
+) -> FewInGroup | None:
+    """Return the group whose share rests on the fewest ancestors, of the chains in
+    groups; None where each share is supported.
+
+    A share is unsupported by fewer than eight effective ancestors whose chains are
+    mostly copies. As many chains that were never copied are a small mode, whose share
+    is off by its own square root at most.
+    """
+    limits = tuning.SHARES
+    n = len(index)
+    worst: FewInGroup | None = None
+    for group in range(int(index.max()) + 1):
+        weights = genealogy.weights * (index == group)
+        share = float(weights.sum())
+        if not share > 0:
+            continue
+        of_ancestors = np.bincount(genealogy.index, weights)
+        effective = share**2 / float(np.sum(of_ancestors**2))
+        copied = n * share >= limits.copies * effective
+        if not copied or effective >= limits.fewest_ancestors:
+            continue
+        if worst is None or effective < worst.ancestors:
+            worst = FewInGroup(group, share, effective)
+    return worst
+
+
 def detectable_barrier(numbers: int) -> float:
     """Height above which a barrier between two draws separates modes, in nats, for
     positions of n numbers.
@@ -307,8 +367,8 @@ def clipped(values: np.ndarray) -> np.ndarray:
 def _explained(
     columns: Float[np.ndarray, "n columns"], log_w: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"] | None:
-    """Return the corrected log W, with the square of its residual, if the columns
-    explain where it is large; else None.
+    """Return the part of the corrected log W, with the square of its residual, that the
+    columns explain, if they explain where it is large; else None.
 
     Both log W and its corrected form must be explained beyond chance.
     """
@@ -331,26 +391,36 @@ def _explained(
     # Many chains show even shifts too small to matter: those of the corrected log W,
     # the last one of the loop.
     matters = explained / n - degrees * noise / n >= tuning.SHARES.shift**2
-    return corrected if matters else None
+    if not matters:
+        return None
+    explained_mean = basis @ (basis.T @ log_w)
+    explained_all = basis @ (basis.T @ corrected)
+    # The square is a correction: where it says more than log W itself it is noise.
+    if np.std(explained_all - explained_mean) > np.std(explained_mean):
+        return explained_mean
+    return explained_all
 
 
 def _largest_move(
     names: list[str],
     points: Float[np.ndarray, "n dims"],
     inside: Bool[np.ndarray, "n groups"],
-    log_w: Float[np.ndarray, " n"],
+    explained: Float[np.ndarray, " n"],
 ) -> str:
-    """The quantity that reweighting would change most, in words: the mean of an entry,
-    or the share of a group."""
-    from scipy.special import expit, logit
+    """The quantity that weighting by the ``explained`` part of log W would change most,
+    in words: the mean of an entry, or the share of a group."""
+    from scipy.special import expit, logit, softmax
 
-    n = len(log_w)
-    moves = points.T @ log_w / n
+    n = len(explained)
+    # Weights e^{b·x} by the slope b = Cov(x, log W) of one entry, in units of its
+    # variance: a normal mean moves by b, and no mean leaves the samples' range.
+    slopes = points.T @ explained / n
+    moves = np.sum(softmax(points * slopes, axis=0) * points, axis=0)
     most = int(np.argmax(np.abs(moves)))
     if inside.shape[1] > 1:
         share = inside.mean(0)
         # The log-odds of a group move by the difference of mean log W inside and out.
-        difference = log_w @ inside / n / (share * (1 - share))
+        difference = explained @ inside / n / (share * (1 - share))
         reweighted = expit(logit(share) + difference)
         group = int(np.argmax(np.abs(reweighted - share)))
         if abs(reweighted[group] - share[group]) > abs(moves[most]):

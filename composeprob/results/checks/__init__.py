@@ -11,6 +11,7 @@ from composeprob.results.checks.check import Check, Need
 from composeprob.results.checks.erratic_weights import ErraticWeights
 from composeprob.results.checks.few_chains import FewChains
 from composeprob.results.checks.few_effective import FewEffective
+from composeprob.results.checks.few_in_mode import FewInMode
 from composeprob.results.checks.fine_data import FineData
 from composeprob.results.checks.impossible_data import ImpossibleData
 from composeprob.results.checks.interrupted import Interrupted
@@ -56,6 +57,7 @@ CHECKS: tuple[Check, ...] = (
     SharesFrozen(),
     SeparatedModes(),
     SharesByImportance(),
+    FewInMode(),
     OffTarget(),
     Unsettled(),
     LevelsTooFew(),

@@ -16,7 +16,6 @@ from composeprob.results.checks.acceptance_collapsed import AcceptanceCollapsed
 from composeprob.results.checks.erratic_weights import ErraticWeights
 from composeprob.results.checks.few_chains import FewChains
 from composeprob.results.checks.few_effective import FewEffective
-from composeprob.results.checks.fine_data import FineData
 from composeprob.results.checks.impossible_data import ImpossibleData
 from composeprob.results.checks.interrupted import Interrupted
 from composeprob.results.checks.non_finite import NonFinite
@@ -200,15 +199,6 @@ FINDINGS = {
         Code.ZERO_DENSITY,
         ["1.00%", "130 nats"],
         [(IMPOSSIBLE, 5), (IMPOSSIBLE[:-1], 4)],
-    ),
-    # A quarter of its noise: ½·4² = 8 nats a number, and levels that end at an eighth
-    # of it would do.
-    "data that are finer than level 0": Case(
-        FineData().of,
-        (8.0, 11.0, 60),
-        Code.LEVELS_TOO_FEW,
-        ["0.0041", "8 nats", "cp.Schedule.log_snr(60, max=16)"],
-        [(0.5, 11.0, 60), (np.nan, 11.0, 60)],
     ),
 }
 

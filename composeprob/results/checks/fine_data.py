@@ -8,8 +8,10 @@ import math
 import numpy as np
 from jaxtyping import Int
 
+from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.points import lost_to_noise
 from composeprob.findings import Code, Finding
+from composeprob.results.checks.advice import with_less_noise
 from composeprob.results.checks.check import Check
 from composeprob.results.checks.impossible_data import (
     ImpossibleData,
@@ -46,20 +48,22 @@ class FineData(Check):
         if not (few or impossible or run.withheld):
             return []
         lost = lost_to_noise(run.density, run.positions)
-        log_snr = np.asarray(run.density.schedule.log_snr)
-        return self.of(lost, float(log_snr[0]), len(log_snr))
+        return self.of(lost, run.density)
 
-    def of(self, lost: float, log_snr: float, num_levels: int) -> list[Finding]:
-        """Findings on nats ``lost`` to the noise of level 0, of this log-SNR."""
+    def of(self, lost: float, density: AnnealedDensity) -> list[Finding]:
+        """Findings on nats ``lost`` to the noise of level 0 of a density."""
         if not lost > 0.5:
             return []
-        highest = math.ceil(log_snr + math.log(8 * lost))
+        log_snr = float(np.asarray(density.schedule.log_snr)[0])
+        advised = with_less_noise(density, log_snr + math.log(8 * lost))
+        end = "Give"
+        if advised:
+            end = f"End the levels at less noise, {advised}, or give"
         text = (
             "The data are finer than level 0: noise of its size, "
             f"{math.exp(-log_snr / 2):.2g}, takes {lost:.3g} nats of log-likelihood "
             "from each measured number, so that few of the chains that step there "
-            "reach the data. End the levels at less noise, as "
-            f"cp.Schedule.log_snr({num_levels}, max={highest}), or give the data noise "
-            "of that size, which samples have anyway."
+            f"reach the data. {end} the data noise of that size, which samples have "
+            "anyway."
         )
         return [self.finding(text)]

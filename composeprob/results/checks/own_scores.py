@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from composeprob import tuning
+from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.learned_scores import OwnScore
 from composeprob.findings import Code, Finding
+from composeprob.results.checks.advice import without_cleanest
 from composeprob.results.checks.check import Check, Need
 from composeprob.results.ended import EndedRun, KeyUse
 
@@ -37,12 +39,12 @@ class OwnScores(Check):
             return []
         key = KeyUse.OWN_DRAWS.folded_into(run.key)
         scores = run.own_scores(run.positions, key)
-        return self.of(scores, np.asarray(run.density.schedule.log_snr))
+        return self.of(scores, run.density)
 
     def of(
-        self, scores: Mapping[str, OwnScore], log_snr: Float[np.ndarray, " levels"]
+        self, scores: Mapping[str, OwnScore], density: AnnealedDensity
     ) -> list[Finding]:
-        """Findings on the scores of factors, on levels of these log-SNR."""
+        """Findings on the scores of factors of a density."""
         wrong = {name: score for name, score in scores.items() if score.wrong}
         if not wrong:
             return []
@@ -51,15 +53,19 @@ class OwnScores(Check):
         )
         right_from = [score.right_from for score in wrong.values()]
         levels = [level for level in right_from if level is not None]
-        end = "at no level"
+        end = "at no level: "
         if len(levels) == len(right_from):
-            end = f"at a log-SNR of {log_snr[max(levels)]:.2g} and below"
+            level = max(levels)
+            log_snr = float(np.asarray(density.schedule.log_snr)[level])
+            end = (
+                f"at a log-SNR of {log_snr:.2g} and below: end the levels there "
+                f"({without_cleanest(density, level)}), "
+            )
         text = (
             "At level 0 scores do not match the factors' own samples, drawn by reverse "
             f"diffusion: {listed}. Errors of a network grow as noise falls, and "
             "Metropolis tests lead chains where such a score leads, not to the learned "
-            f"distribution. The scores are about right {end}: end the levels there "
-            "(schedule=cp.Schedule.log_snr(60, max=…)), train with more weight on "
+            f"distribution. The scores are about right {end}train with more weight on "
             "little noise, or use cp.Ancestral, for one factor alone."
         )
         return [self.finding(text)]

@@ -537,6 +537,12 @@ class _Findings(NamedTuple):
     own_score_right: float = 0.25
     # Most samples of a factor for this check; an eighth of them is required.
     own_draws: int = 256
+    # Levels to which these samples are noised, to regress their noise on the predicted.
+    slope_levels: int = 8
+    # Relative error of the predicted noise that is tolerated below log-SNR 0.
+    noise_error: float = 0.035
+    # The same above.
+    noise_error_of_signal: float = 0.1
     # Signal over noise at the noisiest level that at most the share `many` of the
     # samples may exceed.
     far_signal: float = 1.0

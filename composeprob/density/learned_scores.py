@@ -21,6 +21,22 @@ from composeprob.density.evaluation import Position
 from composeprob.pytree import axpy, squared_norm
 
 
+class Misfit(NamedTuple):
+    """Noise in a factor's own samples against the noise that its score predicts, at the
+    level where they differ most."""
+
+    slope: float  # of the regression of the one on the other; 1 if right
+    shift: float  # of the mean of their difference, the greatest over the numbers
+    log_snr: float
+
+    def __str__(self) -> str:
+        return (
+            f"the noise in its samples is {self.slope:.2f} times the noise that it "
+            f"predicts, with a mean off by {self.shift:.2f}, at a log-SNR of "
+            f"{self.log_snr:.2g}"
+        )
+
+
 class OwnScore(NamedTuple):
     """The worst disagreement of a factor's score with its own samples at level 0.
 
@@ -33,6 +49,7 @@ class OwnScore(NamedTuple):
     # The cleanest level from which on both are about right; None where no level is.
     right_from: int | None
     members: int = 1  # of a plate, J
+    misfit: Misfit | None = None  # None where the predicted noise is right
 
     @property
     def wrong(self) -> bool:

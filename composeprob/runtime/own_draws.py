@@ -13,6 +13,14 @@ $$\text{shift}_i = \mathrm{sd}_i\,|E[s_i]|, \qquad
 are 0 and 1 where score and samples agree: about by how many standard deviations chains
 are led away, and how many times too narrow, in variance, they become.
 
+Samples that such a score draws by itself follow it to a degree. So they are noised
+again, to several levels, by known noise ε. An exact score predicts $\hat\varepsilon =
+E[\varepsilon \mid x]$, whatever the samples' distribution at level 0: ε regressed on
+$\hat\varepsilon$ has the slope 1, and $E[\varepsilon - \hat\varepsilon] = 0$ (Vincent
+2011, denoising score matching). A score at the wrong scale, or told the wrong level,
+fails where noise hides the samples' own errors. A score that is exact for another
+distribution does not.
+
 Errors that the J members of a plate have in common add up in the group. With $v_j$ the
 variances of a member's samples, $m_j$ their mean, m and P mean and covariance of all
 members' samples together, data of J members tell the group's mean to $\sqrt{P/J}$,
@@ -27,6 +35,8 @@ Both are measured in these units.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -34,12 +44,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
-from composeprob.density.learned_scores import OwnScore
+from composeprob.density.learned_scores import Misfit, OwnScore
 from composeprob.samplers.step import Step
 
 
@@ -64,10 +74,31 @@ def own_scores(
         # A denominator is compared where its samples are, not where the group's are.
         together = expert.members if expert.power > 0 else 1
         of_expert = jax.random.fold_in(key, i)
-        moments = _own_moments(density, i, positions, of_expert, together)
+        moments, slopes = _own_moments(density, i, positions, of_expert, together)
         n = len(positions[expert.site])
-        scores[expert.name] = _compared(moments, n, expert.members)
+        score = _compared(moments, n, expert.members)
+        log_snr = np.asarray(density.schedule.log_snr)[slope_levels(density.num_levels)]
+        scores[expert.name] = score._replace(misfit=_misfit(slopes, n, log_snr))
     return scores
+
+
+def _misfit(
+    slopes: Slope, n: int, log_snr: Float[np.ndarray, " levels"]
+) -> Misfit | None:
+    """The level at which the noise that is predicted differs most from the noise in n
+    samples, if it differs by more than is tolerated there, beyond four errors."""
+    limits = tuning.FINDINGS
+    # Where there is more signal than noise, errors of the samples themselves count.
+    tolerance = np.where(log_snr < 0, limits.noise_error, limits.noise_error_of_signal)
+    off = np.asarray(slopes.slope, float) - 1
+    beyond = abs(off) - 4 * np.asarray(slopes.slope_sd, float) / math.sqrt(n)
+    shift = abs(np.asarray(slopes.shift, float))
+    shifted = (shift - 4 * np.asarray(slopes.shift_sd, float) / math.sqrt(n)).max(1)
+    excess = np.maximum(beyond, shifted) - tolerance
+    most = int(np.argmax(np.nan_to_num(excess, nan=-np.inf)))
+    if not excess[most] > 0:
+        return None
+    return Misfit(1 + float(off[most]), float(shift[most].max()), float(log_snr[most]))
 
 
 class Moments(NamedTuple):
@@ -78,6 +109,16 @@ class Moments(NamedTuple):
     shift_sd: Array
     off: Array  # mean of steepness − 1
     off_sd: Array
+
+
+class Slope(NamedTuple):
+    """Noise in samples against the noise ε̂ that a score predicts, which is E[ε | x] of
+    an exact one; arrays have an axis of levels."""
+
+    slope: Array  # of the regression of ε on ε̂
+    slope_sd: Array
+    shift: Array  # E[ε − ε̂], of each number
+    shift_sd: Array
 
 
 def _compared(moments: Moments, n: int, members: int) -> OwnScore:
@@ -109,9 +150,9 @@ def _beyond_errors(
 @eqx.filter_jit
 def _own_moments(
     density: AnnealedDensity, which: int, positions: Position, key: Array, together: int
-) -> Moments:
+) -> tuple[Moments, Slope]:
     """Moments over samples of one expert alone by its reverse diffusion, at every
-    level, from level 0 on.
+    level, from level 0 on; and slopes over these samples, noised again.
 
     Steps are those of a Gaussian with the samples' slope, of which steps of any length
     keep the variance.
@@ -147,7 +188,16 @@ def _own_moments(
         )
         noise = jax.random.normal(key, x.shape)
         y = jax.vmap(step.draw)(x / start.alpha, start.alpha * s, noise)
-        return (end.alpha * y).astype(x.dtype), moments
+        onwards = jnp.where(level > 0, end.alpha * y, x)
+        return onwards.astype(x.dtype), moments
+
+    def slope(x: Array, at: tuple[Array, Array]) -> Slope:
+        key, level = at
+        clean = density.schedule.at(0)
+        noisy = density.schedule.at(level)
+        shrinks = noisy.alpha / clean.alpha
+        added = jnp.sqrt(noisy.sigma**2 - (shrinks * clean.sigma) ** 2)
+        return _slope_at(partial(scores, level=level), shrinks * x, added, key)
 
     first, rest = jax.random.split(key)
     dtype = jnp.result_type(positions[expert.site])
@@ -155,8 +205,36 @@ def _own_moments(
     x = density.schedule.at(last).sigma * noise
     levels = jnp.arange(last, -1, -1)
     keys = jax.random.split(rest, len(levels))
-    _, moments = jax.lax.scan(descend, x, (keys, levels))
-    return jax.tree.map(lambda leaf: leaf[::-1], moments)
+    x, moments = jax.lax.scan(descend, x, (keys, levels))
+    moments = jax.tree.map(lambda leaf: leaf[::-1], moments)
+    noised = slope_levels(density.num_levels)
+    keys = jax.random.split(jax.random.fold_in(rest, 1), len(noised))
+    slopes = jax.lax.map(partial(slope, x), (keys, jnp.asarray(noised)))
+    return moments, slopes
+
+
+def slope_levels(num_levels: int) -> Int[np.ndarray, " few"]:
+    """Levels above level 0 to which samples of a factor are noised."""
+    most = tuning.FINDINGS.slope_levels
+    return np.unique(np.linspace(1, num_levels - 1, most).astype(int))
+
+
+def _slope_at(
+    scores: Callable[[Array], Array],
+    x: Float[Array, "n numbers"],
+    added: Float[Array, ""],
+    key: Array,
+) -> Slope:
+    """Regress noise of standard deviation ``added`` to x on the noise that a score
+    predicts there."""
+    noise = jax.random.normal(key, x.shape, x.dtype)
+    predicted = -added * scores(x + added * noise)
+    with_noise = jnp.sum(noise * predicted, 1)
+    with_itself = jnp.sum(predicted**2, 1)
+    ratio = with_noise.mean() / with_itself.mean()
+    residual = (with_noise - ratio * with_itself) / with_itself.mean()
+    missed = noise - predicted
+    return Slope(ratio, residual.std(), missed.mean(0), missed.std(0))
 
 
 def _of_group(

@@ -28,12 +28,16 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import check, check_evaluations, in_question
 from composeprob.errors import CapabilityError
+from composeprob.findings import Finding
+from composeprob.kernels.gibbs import integrates_score
 from composeprob.results.checks import CHECKS, Check
+from composeprob.results.checks.own_scores import OwnScores
 from composeprob.results.ended import KeyUse
 from composeprob.results.result import Result
 from composeprob.results.trust import least_effective_ancestors
 from composeprob.runtime import compiled
 from composeprob.runtime.outcome import summarised
+from composeprob.runtime.own_draws import own_scores
 from composeprob.runtime.plan import Attempt, Tried
 from composeprob.runtime.progress import Progress
 from composeprob.runtime.writer import Checkpoint, Draws, RunCheckpoints, Writer
@@ -398,7 +402,8 @@ def stop_if_few_ancestors(state: State) -> None:
 
 class PilotRun:
     """A watcher that sends a few chains ahead by `density.check`, once, in a run that
-    turns out to be long, and warns of its findings.
+    turns out to be long, compares its networks with samples of their own factors, and
+    warns of the findings.
 
     The run's own samples answer the same question better, at its end; a run of seconds
     waits for them, as compiling the pilot run would take as long. The duration of a
@@ -411,11 +416,19 @@ class PilotRun:
             visits = min(visits, tuning.CHECKS.fewest_chosen)
         evaluations = state.sampler.evaluations(visits)
         most = tuning.CHECKS.share * state.num_chains * evaluations
-        self.due = (
-            state.first > 0
+        descends = state.first > 0
+        self.of_factors = (
+            descends
             and in_question(state.density)
             and check_evaluations(state.density) <= most
         )
+        levels = state.density.num_levels + tuning.FINDINGS.slope_levels
+        self.of_scores = (
+            descends
+            and integrates_score(state.sampler.kernel)
+            and tuning.CHECKS.most_chains * levels <= most
+        )
+        self.due = self.of_factors or self.of_scores
         self.began: tuple[float, int] | None = None  # time and level
 
     def __call__(self, state: State) -> None:
@@ -433,11 +446,24 @@ class PilotRun:
         (is_long,) = from_first_process(int(seconds_left >= tuning.CHECKS.long_seconds))
         if not is_long:
             return
-        key = KeyUse.PILOT.folded_into(state.key)
-        for finding in check(state.density, key, tuning.PILOT.chains):
+        for finding in self.findings(state):
             warnings.warn(
                 f"{finding.message} The run goes on; Ctrl-C ends it.", stacklevel=2
             )
+
+    def findings(self, state: State) -> list[Finding]:
+        """Findings on the factors, and on the scores that line integrals rely on."""
+        density = state.density
+        key = KeyUse.PILOT.folded_into(state.key)
+        findings: list[Finding] = []
+        if self.of_factors:
+            findings += check(density, key, tuning.PILOT.chains)
+        if self.of_scores:
+            # Conditions are draws of the latents' priors.
+            keys = jax.random.split(key, tuning.CHECKS.most_chains)
+            scores = own_scores(density, jax.vmap(density.initial)(keys), key)
+            findings += OwnScores().of(scores, density)
+        return findings
 
 
 class Stretch:

@@ -10,8 +10,11 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob import tuning
+from composeprob.results.checks.own_scores import OwnScores
 from composeprob.results.status import Code
 from composeprob.runtime.own_draws import own_scores
+from composeprob.runtime.progress import Progress
 from messages import check_finding
 from sampling_cases import learned, run, single
 
@@ -184,3 +187,54 @@ def test_a_run_over_a_plate_has_the_finding(error):
     else:
         assert result.status.ok
         assert abs(off) < 0.25
+
+
+@pytest.mark.parametrize(
+    ("scale", "later", "wrong"),
+    [
+        (1.0, 0.0, False),
+        (1.05, 0.0, True),
+        (1.15, 0.0, True),
+        (0.8, 0.0, True),
+        (1.0, 1.0, True),  # told a log-SNR that is greater by 1
+    ],
+)
+def test_a_score_predicts_the_noise_that_its_own_samples_are_given(scale, later, wrong):
+    """Its own samples are those of a score that is wrong in the same way."""
+    score = Wrong(jnp.float32(scale), jnp.float32(later))
+    density = cp.compile(single, learned(score, "score", SCHEDULE))
+    (found,) = compared(density).values()
+    assert (found.misfit is not None) == wrong
+    findings = OwnScores().of({"f(x)": found}, density)
+    assert bool(findings) == (wrong or found.wrong)
+
+
+def test_a_long_run_warns_of_a_network_before_its_end(monkeypatch):
+    monkeypatch.setattr(tuning, "CHECKS", tuning.CHECKS._replace(long_seconds=0.0))
+    monkeypatch.setattr(Progress, "pause", 1e-9)
+    score = Wrong(jnp.float32(1.15), jnp.float32(0.0))
+    density = cp.compile(single, learned(score, "score", SCHEDULE))
+    with pytest.warns(UserWarning, match="does not predict the noise.*Ctrl-C"):
+        result = run(density, chains=1000, sampler=None)
+    check_finding(result.status, Code.NETWORK_DOUBTED)
+
+
+class Wrong(eqx.Module):
+    """The score of 0.3·N(−1, 0.3²) + 0.7·N(1.5, 0.5²) in each of two numbers, at the
+    wrong scale or level."""
+
+    scale: jax.Array
+    later: jax.Array
+
+    def __call__(self, x, log_snr):
+        alpha2 = jax.nn.sigmoid(log_snr + self.later)
+        means = jnp.sqrt(alpha2) * jnp.array([-1.0, 1.5])
+        variances = alpha2 * jnp.array([0.3, 0.5]) ** 2 + 1 - alpha2
+
+        def log_density(x):
+            away = (x[:, None] - means) ** 2 / variances + jnp.log(variances)
+            return jnp.sum(
+                jax.nn.logsumexp(jnp.log(jnp.array([0.3, 0.7])) - away / 2, 1)
+            )
+
+        return self.scale * jax.grad(log_density)(x)

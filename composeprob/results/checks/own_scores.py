@@ -24,12 +24,14 @@ class OwnScores(Check):
     withholds = True
     meaning = (
         "at level 0 a network's score does not match the factor's own samples, and a "
-        "line integral relied on it"
+        "line integral relied on it; or it does not predict the noise that these are "
+        "given"
     )
     needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.LINE_INTEGRAL})
 
     def chains(self, run: EndedRun) -> Int[np.ndarray, " some"]:
-        number = min(run.evaluations / run.density.num_levels, run.num_chains)
+        levels = run.density.num_levels + tuning.FINDINGS.slope_levels
+        number = min(run.evaluations / levels, run.num_chains)
         return np.arange(int(min(number, tuning.FINDINGS.own_draws)))
 
     def ask(self, run: EndedRun) -> list[Finding]:
@@ -47,7 +49,7 @@ class OwnScores(Check):
         """Findings on the scores of factors of a density."""
         wrong = {name: score for name, score in scores.items() if score.wrong}
         if not wrong:
-            return []
+            return self.of_noise(scores)
         listed = ", ".join(
             f"that of {name} is {score}" for name, score in wrong.items()
         )
@@ -67,5 +69,23 @@ class OwnScores(Check):
             "Metropolis tests lead chains where such a score leads, not to the learned "
             f"distribution. The scores are about right {end}train with more weight on "
             "little noise, or use cp.Ancestral, for one factor alone."
+        )
+        return [self.finding(text)]
+
+    def of_noise(self, scores: Mapping[str, OwnScore]) -> list[Finding]:
+        """Findings on scores that predict another noise than is in samples of their
+        factors."""
+        misfits = []
+        for name, score in scores.items():
+            if score.misfit is not None:
+                misfits.append(f"of {name}: {score.misfit}")
+        if not misfits:
+            return []
+        text = (
+            "A network does not predict the noise that its factor's own samples were "
+            f"given: {'; '.join(misfits)}. An exact score predicts the mean of that "
+            "noise, whatever the samples are. Look for another parameterization=, "
+            "schedule or time= than those of its training, and for a scale of its "
+            "output."
         )
         return [self.finding(text)]

@@ -58,8 +58,10 @@ def strings(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.JoinedStr):
             pieces = []
             for value in node.values:
-                constant = isinstance(value, ast.Constant)
-                pieces.append(str(value.value) if constant else PLACE)
+                piece = PLACE
+                if isinstance(value, ast.Constant):
+                    piece = str(value.value)
+                pieces.append(piece)
             yield "".join(pieces)
 
 

@@ -81,7 +81,8 @@ def test_a_density_with_edges_is_not_asked():
     """Its score lacks what the edges contribute: the samples are right."""
     density = cp.compile(weighed, normal(0.0, 1.0, SCHEDULE), edges)
     result = run(density, chains=256, sampler=None)
-    left, right = 0.3413 * np.exp(2), 0.5
+    left = 0.3413 * np.exp(2)
+    right = 0.5
     on_the_left = result.probability(lambda s: s["x"] < 0)
     assert abs(on_the_left.value - left / (left + right)) < 4 * on_the_left.error
     assert not result.status.has(Code.OFF_TARGET)

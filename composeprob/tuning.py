@@ -94,6 +94,8 @@ class _Quadrature(NamedTuple):
 
 # Priors whose noised density has no closed form.
 QUADRATURE = _Quadrature()
+# Most combinations of its attributes that a Boolean formula is summed over.
+MOST_ASSIGNMENTS = 2**16
 
 
 # ── agreement of factors: no_overlap, out_of_training ─────────────────────────────────

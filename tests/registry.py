@@ -23,6 +23,7 @@ from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import WEIGHTS, Diffusion
 from composeprob.factors.energy import Energy
 from composeprob.factors.factor import LeafFactor
+from composeprob.factors.formula import Formula
 from composeprob.kernels import (
     HMC,
     MALA,
@@ -113,6 +114,14 @@ def _classifier(schedule: Schedule) -> Classifier:
     ).given(label=1)
 
 
+def _formula(schedule: Schedule) -> Formula:
+    heads = {
+        "left": Classifier(lambda x, t: jnp.stack([x[0], -x[0]]), schedule),
+        "big": Classifier(lambda x, t: jnp.stack([x[1], 0.1 * t]), schedule),
+    }
+    return Formula(heads, "left | ~big", (2,))
+
+
 def _calibrated(schedule: Schedule) -> Calibrated:
     """An energy e³ too large, with the tables of its calibration."""
     factor = Energy(
@@ -163,6 +172,7 @@ FACTORS: dict[str, Callable[[Schedule], LeafFactor]] = {
         lambda x, level: -jnp.sum(x**2) - level, schedule, event_shape=(2,)
     ),
     "Classifier": _classifier,
+    "Formula": _formula,
     "Calibrated": _calibrated,
     "Weighted": _weighted,
 }

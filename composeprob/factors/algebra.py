@@ -25,10 +25,12 @@ from composeprob.errors import (
     InvalidValueError,
     ShapeError,
     WrongTypeError,
+    a_kind,
 )
 from composeprob.factors.categorical import CategoricalClassifier
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.factor import Factor, LeafFactor, is_factor
+from composeprob.factors.formula import Formula, check_heads
 from composeprob.factors.nodes import (
     Mixture,
     Plate,
@@ -337,28 +339,57 @@ def guide(factor: Factor, scale: float, **conditions: object) -> Factor:
 
 def condition(
     factor: Factor,
-    classifier: Classifier | CategoricalClassifier,
-    label: ArrayLike,
+    classifier: Classifier | CategoricalClassifier | Mapping[str, Classifier],
+    label: ArrayLike | str,
     scale: float = 1.0,
 ) -> Factor:
-    """Classifier guidance, f(x)·p(label | x)^s.
+    r"""Classifier guidance, f(x)·p(label | x)^s, or f(x)·P(φ | x)^s for a Boolean
+    formula φ over attributes.
+
+    Under noise the attributes a_i count as independent given x_k, as their classifiers
+    know no more. Then, by enumeration,
+
+    $$P(\varphi \mid x_k) = \sum_{a \models \varphi} \prod_i p(a_i \mid x_k).$$
 
     Args:
         factor: the factor to guide.
-        classifier: a noise-conditioned `Classifier` of events of the same shape.
-        label: the class's index.
+        classifier: a noise-conditioned `Classifier` of events of the same shape; of a
+            formula ``{name: classifier}``, each of two classes, of which class 1 is
+            true, or with the label that is true, ``classifier.given(label=3)``. Labels
+            of one classifier exclude each other.
+        label: the class's index; or the formula, such as ``"red & (left | ~big)"``, of
+            names, ``&``, ``|``, ``~`` and parentheses, with at most 2¹⁶ combinations of
+            its attributes.
         scale: the guidance scale s; 1 is Bayes' rule.
+
+    Raises:
+        InvalidValueError: a formula with other syntax or names than these, shown with
+            the place; one that nothing satisfies, or of too many combinations.
 
     Example:
         >>> import composeprob as cp
+        >>> digits = cp.load("digits")
         >>> classifier = cp.load("digits-classifier")
-        >>> cp.condition(cp.load("digits"), classifier, label=3, scale=8.0)
+        >>> cp.condition(digits, classifier, label=3, scale=8.0)
         digits * digits-classifier(label=3) ** 8
+        >>> three, eight = (classifier.given(label=n) for n in (3, 8))
+        >>> cp.condition(digits, {"three": three, "eight": eight}, "three | eight")
+        digits * P(three | eight)
 
     References:
         Dhariwal & Nichol 2021, *Diffusion Models Beat GANs on Image Synthesis*, section
         4.
     """
+    if isinstance(classifier, Mapping):
+        check_heads(classifier)
+        if not isinstance(label, str):
+            raise WrongTypeError(
+                "condition with several heads takes a formula of their names; got "
+                f"{a_kind(label)}.",
+                fix=f"for example {' & '.join(classifier)!r}.",
+            )
+        formula = Formula(classifier, label, factor.event_shape)
+        return product(factor, power(formula, scale))
     if not isinstance(classifier, (Classifier, CategoricalClassifier)):
         raise WrongTypeError(
             f"condition takes a cp.Classifier; got {type(classifier).__name__}.",

@@ -17,7 +17,7 @@ from registry import CATEGORICAL, FACTORS, SCHEDULES, concrete
 
 ROWS = pytest.mark.parametrize("name", FACTORS)
 SCHEDULE = cp.Schedule.cosine(12)
-RESULTS = {"Calibrated", "Weighted"}  # returned by functions
+RESULTS = {"Calibrated", "Formula", "Weighted"}  # returned by functions
 CAPABILITIES = {
     "score",
     "energy",

@@ -5,6 +5,7 @@ from composeprob.arguments import add_call_errors, with_call_errors
 from composeprob.calibration import calibrate, calibrated
 from composeprob.compiler.pipeline import compile, prior
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.reward import Reward
 from composeprob.factors.algebra import condition, guide, mixture, power, product
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.categorical import MaskedDiffusion
@@ -39,6 +40,7 @@ from composeprob.results.trust import Trust
 from composeprob.runtime.infer import infer
 from composeprob.runtime.writer import Checkpoint, Draws
 from composeprob.samplers.finishers import GlobalMoves, WarmUp
+from composeprob.samplers.renoise import Renoise
 from composeprob.samplers.replica_exchange import ReplicaExchange
 from composeprob.samplers.resampling import Resample, Resampler
 from composeprob.samplers.reveal import Reveal
@@ -75,12 +77,14 @@ __all__ = [
     "LineIntegral",
     "MaskedDiffusion",
     "Policy",
+    "Renoise",
     "ReplicaExchange",
     "Resample",
     "Resampler",
     "Result",
     "Reveal",
     "ReverseStep",
+    "Reward",
     "Sampler",
     "Schedule",
     "Status",

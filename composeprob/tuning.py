@@ -205,6 +205,39 @@ class _Mixture(NamedTuple):
 MIXTURE = _Mixture()
 
 
+class _Renoise(NamedTuple):
+    # Least distance in log-SNR of two rungs.
+    spacing: float = 1.0
+    # Most chains whose proposals measure acceptance and scores at every rung.
+    pilots: int = 64
+    # Share of turns that are spread evenly over the rungs, whatever was accepted there.
+    tried: float = 0.1
+    # Largest share of a chain's variance that a move which forgets it may keep.
+    memory: float = 0.1
+
+
+# Moves up to a level of noise and down again.
+RENOISE = _Renoise()
+
+
+class _Reward(NamedTuple):
+    # Calls for each chain where the user gives no other number.
+    calls: int = 100
+    # Share of the possible chains that count after a stage.
+    counting: float = 0.5
+    # Most moves of a stage before the last one.
+    moves: int = 5
+    # Largest share of chains that have not forgotten where they began, at which a stage
+    # ends.
+    remembered: float = 0.05
+
+
+# Criteria without a gradient.
+REWARD = _Reward()
+# Series of random numbers of what follows a run: rewards, and further data.
+SERIES_AFTER = 8
+
+
 class _Start(NamedTuple):
     # Log-SNR below which a level counts as pure noise: α/σ < 0.1.
     little_signal: float = -4.6

@@ -258,6 +258,19 @@ class Likelihood(eqx.Module):
                 del drawn[name]
         return drawn
 
+    def coordinates(self, values: Sites) -> Sites:
+        """Coordinates of the static sites, from the latents' values as the program's
+        statements see them."""
+        found: Sites = {}
+
+        def provide(kind: str, name: str, distribution: Distribution) -> Array:
+            if kind != "noised":
+                found[name] = self._bijection(name, distribution).inv(values[name])
+            return values[name]
+
+        self._run(provide)
+        return found
+
     def observed(self, values: Sites | None, key: Array | None) -> Sites:
         """The observed values; or with a ``key`` the observed sites drawn in the
         program's order, each seen by the statements after it. Latents are given as the

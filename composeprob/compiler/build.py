@@ -32,6 +32,7 @@ from composeprob.compiler.latents import (
 )
 from composeprob.compiler.placing import Place, placed
 from composeprob.compiler.trace import Traced, trace
+from composeprob.density.reward import SiteReward
 from composeprob.errors import DoublyIntractableError, InvalidValueError, ProgramError
 from composeprob.factors.categorical import num_values_of
 from composeprob.factors.factor import Factor, LeafFactor
@@ -86,6 +87,7 @@ def build(
     values = {name: s.value for name, s in latents.items()}
     # Its equations tell which latents each statement depends on.
     traced, requests = trace(program, args, kwargs, values, noised)
+    _check_callbacks(traced, statements)
     # A second run, with latents at the other side of their location, refuses a scale
     # that takes both signs.
     generators = generator_states()
@@ -140,6 +142,18 @@ def _summed_sentence(group: Summed) -> str:
     return f"{names} over {group.num_values} values, then drawn given the rest{entries}"
 
 
+def _check_callbacks(traced: Traced, statements: dict[str, Statement]) -> None:
+    """Refuse a likelihood or a log-weight that calls the host, which has no
+    gradient."""
+    for name in traced.calling_host():
+        raise ProgramError(
+            f"{name!r} calls the host (jax.pure_callback), which has no gradient.",
+            where=statements[name].where,
+            fix=f"leave it to the run: cp.factor({name!r}, cp.Reward(fn), at=x), with "
+            "fn of a batch of values of the site x.",
+        )
+
+
 class _Builder:
     """Collects the sites and observations of a program, statement by statement.
 
@@ -171,6 +185,7 @@ class _Builder:
         self.sites: list[Site] = []
         self.statics: list[Static] = []
         self.observations: list[Observation] = []
+        self.rewards: list[SiteReward] = []
         self.held: frozenset[str] = frozenset()
         self.placed_by_statics: list[str] = []
 
@@ -182,6 +197,23 @@ class _Builder:
             self._add_static(statement)
         elif statement.kind == "observed" and self._is_observation(statement):
             self._add_observation(statement)
+        elif statement.kind == "reward":
+            self._add_reward(statement)
+
+    def _add_reward(self, statement: Statement) -> None:
+        """A criterion that `infer` asks for on the host."""
+        name = statement.name
+        site = statement.site
+        if self.latents[site].kind != "noised":
+            raise ProgramError(
+                f"The reward {name!r} looks at {site!r}, which has no noise to be "
+                "moved by.",
+                where=statement.where,
+                fix="look at a noised site; of a NumPyro latent write its log-weight "
+                "in JAX: cp.factor(name, log_weight).",
+            )
+        assert statement.reward is not None
+        self.rewards.append(SiteReward(name, site, statement.reward, statement.where))
 
     def _is_observation(self, statement: Statement) -> bool:
         """Return whether an observed value is data or depends on latents: a value that
@@ -349,6 +381,7 @@ class _Builder:
             where=program.where,
             dims=dims,
             held=self.held,
+            rewards=tuple(self.rewards),
         )
 
 

@@ -443,6 +443,10 @@ class Evaluator(eqx.Module):
                 values[statement.name] = jnp.asarray(statement.value)
         return values
 
+    def unread(self, values: Sites) -> Sites:
+        xs = {name: values[name] for name, _ in self.shapes}
+        return {**xs, **self.likelihood.coordinates(self._clean(values))}
+
     def observed(self, values: Sites | None = None, key: Array | None = None) -> Sites:
         if values is not None:
             values = self._clean(values)

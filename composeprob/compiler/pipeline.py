@@ -223,7 +223,13 @@ def _described(graph: Graph) -> Described:
     text = describe(graph, sorted(capabilities(graph)))
     expert_descriptions, _ = experts(graph)
     return Described(
-        graph, text, graph.where, offers, _pictures(graph), expert_descriptions
+        graph,
+        text,
+        graph.where,
+        offers,
+        _pictures(graph),
+        expert_descriptions,
+        graph.rewards,
     )
 
 
@@ -264,21 +270,22 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
     if isinstance(density, CategoricalDensity):
         return without_tokens_given(density)
     assert isinstance(evaluator, Evaluator)
-    if not graph.observations:
+    if not graph.observations and not graph.rewards:
         return density
     # The notes of `anneal` are about observations alone.
     notes = tuple(note for note in graph.notes if note[0] != "anneal")
-    graph = dataclasses.replace(graph, observations=(), notes=notes)
+    graph = dataclasses.replace(graph, observations=(), rewards=(), notes=notes)
     graph = graph.noted("prior", "without observations")
     # The program is still run for its static sites, under no policy.
     likelihood = Likelihood(evaluator.likelihood.traced)
     offered = capabilities(graph)
     text = describe(graph, sorted(offered))
+    described = density.described
     return dataclasses.replace(
         density,
         evaluator=dataclasses.replace(evaluator, likelihood=likelihood),
         capabilities=offered,
-        described=dataclasses.replace(density.described, graph=graph, text=text),
+        described=dataclasses.replace(described, graph=graph, text=text, rewards=()),
     )
 
 

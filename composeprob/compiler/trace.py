@@ -53,6 +53,7 @@ from composeprob.factors.equations import (
     Influence,
     Walk,
     aval,
+    fed_by_host,
     fingerprint,
 )
 from composeprob.factors.factor import Factor, LeafFactor, is_factor
@@ -282,6 +283,12 @@ class Traced(eqx.Module):
             by_leaf[name] = [none.union(*arrays) for arrays in leaves]
             of_statement[name] = none.union(*by_leaf[name])
         return of_statement, by_leaf
+
+    def calling_host(self) -> list[str]:
+        """Names of the observations, and log-weights, that call the host."""
+        structure = jax.tree.structure(self.code.shapes)
+        fed = jax.tree.unflatten(structure, fed_by_host(self.code.jaxpr))
+        return [name for name, calls in fed.log_likelihoods.items() if calls]
 
     def sizes(self, names: tuple[str, ...]) -> list[int]:
         """The number of entries of each of these Gaussian observations."""

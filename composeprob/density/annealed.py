@@ -214,6 +214,9 @@ class Evaluates(Protocol):
     def read(self, position: Position) -> dict[str, Array]:
         """Constrain the static sites of a position and add the deterministics."""
 
+    def unread(self, values: dict[str, Array]) -> Position:
+        """Return the position of the latents' values as `read` shows them."""
+
     def observed(
         self, values: dict[str, Array] | None = None, key: Array | None = None
     ) -> dict[str, Array]:

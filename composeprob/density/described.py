@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from composeprob.density.reward import SiteReward
+
 
 class Diagram(Protocol):
     """View of a program's IR for modules that do not know the IR."""
@@ -75,6 +77,7 @@ class Described:
             site's name, where its factors know one.
         experts: a description of every expert, in the order of
             `Evaluates.expert_values`.
+        rewards: criteria without a gradient, which runs add and evaluations leave out.
     """
 
     graph: Diagram
@@ -83,6 +86,7 @@ class Described:
     offers: tuple[tuple[str, str, frozenset[str]], ...]
     pictures: Mapping[str, Callable[[object], np.ndarray]] = field(default_factory=dict)
     experts: tuple[Expert, ...] = ()
+    rewards: tuple[SiteReward, ...] = ()
 
     def html(self) -> str:
         """Render the program for notebooks: its density, its graph, and behind a click

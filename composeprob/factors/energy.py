@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from composeprob.errors import NetworkError, WrongTypeError
 from composeprob.factors.categorical import CategoricalEnergy, token_arguments
 from composeprob.factors.concrete import called
+from composeprob.factors.equations import calls_host
 from composeprob.factors.factor import (
     Factor,
     LeafFactor,
@@ -107,14 +108,21 @@ class Energy(LeafFactor, metaclass=OrOfTokens):
         scalar."""
         x = jax.ShapeDtypeStruct(self.event_shape, jnp.result_type(float))
         level = jax.ShapeDtypeStruct((), jnp.int32)
-        returned = called(
+        traced, returned, _ = called(
             f"The energy '{self.label}'",
             f"fn(x, level) with x of shape {self.event_shape}",
-            lambda: eqx.filter_eval_shape(self.fn, x, level),
+            lambda: eqx.filter_make_jaxpr(self.fn)(x, level),  # type: ignore[arg-type]
             "it must accept one event (no batch axis) and an integer level.",
             " For the noise of the level write schedule.at(level).sigma, not "
             "schedule.sigma[level].",
         )
+        if calls_host(traced):
+            raise NetworkError(
+                f"The energy '{self.label}' calls the host (jax.pure_callback), which "
+                "has no gradient.",
+                fix="leave it to the run as a criterion of the site: "
+                "cp.factor(name, cp.Reward(fn), at=x), with fn of a batch.",
+            )
         shape = jnp.shape(returned)
         if shape != ():
             raise NetworkError(

@@ -233,6 +233,32 @@ def equations(within: object, closed: Collection[str] = ()) -> Iterator[JaxprEqn
             yield from equations(function, closed)
 
 
+DERIVED = frozenset({"custom_jvp_call", "custom_vjp_call"})
+"""Primitives of functions with derivatives of their own."""
+CALLBACKS = frozenset({"pure_callback", "io_callback"})
+"""Primitives that call the host, which have no derivative."""
+
+
+def calls_host(within: object) -> bool:
+    """Return whether a traced function calls the host where it would be
+    differentiated."""
+    found = equations(within, DERIVED)
+    return any(eqn.primitive.name in CALLBACKS for eqn in found)
+
+
+def fed_by_host(traced: ClosedJaxpr) -> list[bool]:
+    """Return for each output whether it depends on a call of the host."""
+    fed: set[object] = set()
+    for eqn in traced.jaxpr.eqns:
+        calls = eqn.primitive.name in CALLBACKS
+        if eqn.primitive.name not in DERIVED:
+            calls = calls or calls_host(tuple(eqn.params.values()))
+        inputs = [v for v in eqn.invars if isinstance(v, Var)]
+        if calls or not fed.isdisjoint(inputs):
+            fed.update(eqn.outvars)
+    return [isinstance(v, Var) and v in fed for v in traced.jaxpr.outvars]
+
+
 def fingerprint(*values: object, objects: bool = True) -> str:
     """Return a digest of computations, arrays, numbers, and containers of these; equal
     where they compute the same.

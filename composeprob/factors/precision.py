@@ -18,13 +18,8 @@ from jaxtyping import PyTree
 from composeprob.errors import InvalidValueError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
-from composeprob.factors.equations import Evaluation, aval, equations, rebind
+from composeprob.factors.equations import DERIVED, Evaluation, aval, equations, rebind
 from composeprob.factors.networks import Network
-
-DERIVED = frozenset({"custom_jvp_call", "custom_vjp_call"})
-"""Primitives of functions with derivatives of their own, which would not be those of a
-function with other products."""
-
 
 Expression = TypeVar("Expression")
 
@@ -92,6 +87,7 @@ class _Products(Evaluation):
         if _is_product(eqn):
             out = aval(eqn.outvars[0]).dtype
             return [_product(eqn.primitive, params, given, self.dtype, out)]
+        # Derivatives of their own would not be those of a function with other products.
         if eqn.primitive.name not in DERIVED:
             params = {name: self.inside(param) for name, param in params.items()}
         return rebind(eqn, given, params)

@@ -17,6 +17,7 @@ from jax import Array
 from jax.tree_util import PyTreeDef
 from jaxtyping import Float, Int
 
+from composeprob.density.reward import SiteReward
 from composeprob.factors.calibrated import (
     KNOTS,
     LOG_NORMALISER,
@@ -312,6 +313,7 @@ class Graph:
         held: static sites that keep their prior draws, as the ancestral sites need it.
         doubts: what `check` flags as strange, though not wrong for certain; a run's
             status repeats it.
+        rewards: criteria without a gradient, which no pass and no evaluation sees.
     """
 
     name: str
@@ -325,6 +327,7 @@ class Graph:
     dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     held: frozenset[str] = frozenset()
     doubts: tuple[str, ...] = ()
+    rewards: tuple[SiteReward, ...] = ()
 
     @property
     def levels(self) -> Schedule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from composeprob.density.reward import SiteReward
 from composeprob.factors.factor import Factor
 from composeprob.factors.nodes import Mixture, Product, plate_of
 from composeprob.factors.passes import Pass
@@ -86,6 +87,7 @@ def headline(graph: Graph) -> str:
     terms = [f"p({s.name})" for s in graph.statics]
     terms += [formula(site.root, site.name) for site in graph.sites]
     terms += [_evidence_term(o, bool(graph.sites)) for o in graph.observations]
+    terms += [f"exp({_reward(reward)})" for reward in graph.rewards]
     return f"π_k({', '.join(names)}) ∝ {' · '.join(terms)}"
 
 
@@ -135,6 +137,18 @@ def _statements(graph: Graph) -> Iterator[str]:
         elif not o.looks_at:
             policy = "its power rising to 1" if graph.sites else "not annealed"
         yield f"{o.name}: {o.kind}, {policy}, at {o.where}"
+    for reward in graph.rewards:
+        yield (
+            f"{reward.name}: {reward.reward.name}, called on the host by a run alone, "
+            f"at {reward.where}"
+        )
+
+
+def _reward(reward: SiteReward) -> str:
+    """The exponent of a reward: ``2·dock(x)``."""
+    text = f"{reward.name}({reward.site})"
+    scale = reward.reward.scale
+    return text if scale == 1 else f"{scale:.3g}·{text}"
 
 
 def _evidence_term(observation: Observation, annealed: bool) -> str:

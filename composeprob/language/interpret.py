@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpyro.distributions import Distribution
 from numpyro.primitives import Messenger
 
+from composeprob.density.reward import Reward
 from composeprob.errors import ProgramError, WrongTypeError, caller
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.distribution import FactorDistribution
@@ -29,7 +30,7 @@ class Statement:
 
     Attributes:
         kind: ``"noised"``, ``"static"``, ``"observed"``, ``"evidence"`` (a factor at a
-            site) or ``"deterministic"``.
+            site), ``"reward"`` or ``"deterministic"``.
         name: its name, with the prefixes of enclosing scopes.
         distribution: the NumPyro distribution, plates and masks applied; None for a
             deterministic.
@@ -43,11 +44,12 @@ class Statement:
             plate's; for evidence, that of each axis of its distribution's batch.
         substituted: True for an observation whose value ``handlers.substitute`` gave,
             which is not data.
-        site: for evidence, the name of the site that it looks at.
+        site: for evidence and rewards, the name of the site that they look at.
         block: for evidence, the number of its plates' members that are evaluated at
             once; None for all.
         conditional: True if the user declares a noised site's factor to be a normalised
             conditional.
+        reward: of a reward, what the user gave.
     """
 
     kind: str
@@ -62,6 +64,7 @@ class Statement:
     site: str = ""
     block: int | None = None
     conditional: bool = False
+    reward: Reward | None = None
 
     @property
     def factor(self) -> Factor:
@@ -182,7 +185,11 @@ class _Interpreter(Messenger):
     def _kind(self, msg: Message) -> str:
         """The kind of a sample statement, on which all of NumPyro's handlers have
         acted by now."""
-        if "at" in (msg.get("infer") or {}):
+        infer = msg.get("infer") or {}
+        if "reward" in infer:
+            _check_whole(msg)
+            return "reward"
+        if "at" in infer:
             return "evidence"
         if isinstance(unwrap(msg["fn"]), FactorDistribution):
             _check_untouched(msg)
@@ -201,7 +208,7 @@ class _Interpreter(Messenger):
         infer = msg.get("infer") or {}
         distribution = None if kind == "deterministic" else msg["fn"]
         site = ""
-        if kind == "evidence":
+        if kind in ("evidence", "reward"):
             site = self._site(msg["name"], infer["at"])
         self.statements[msg["name"]] = Statement(
             kind=kind,
@@ -216,6 +223,7 @@ class _Interpreter(Messenger):
             site=site,
             block=infer.get("block"),
             conditional=infer.get("conditional", False),
+            reward=infer.get("reward"),
         )
 
     def _site(self, name: str, at: object) -> str:
@@ -266,6 +274,19 @@ def _check_plate(msg: Message) -> None:
         where=caller(),
         fix="leave subsample_size out; or pass some of the data to a plate of their "
         f"own size, in numpyro.handlers.scale(scale={size} / {subsample_size}).",
+    )
+
+
+def _check_whole(msg: Message) -> None:
+    """Refuse a reward in a plate, or one that a handler of NumPyro's has changed."""
+    changed = msg.get("scale") is not None or masked(msg["fn"])
+    if not changed and not msg.get("cond_indep_stack"):
+        return
+    what = "is masked or scaled by a handler" if changed else "stands in a plate"
+    raise ProgramError(
+        f"The reward {msg['name']!r} {what}, and its function sees all of a site.",
+        fix="write it outside, with cp.Reward(scale=) for its weight, and let the "
+        "function sum over the members.",
     )
 
 
@@ -358,7 +379,7 @@ def _noised_prior(name: str, msg: Message) -> FactorDistribution:
 def _dims(msg: Message) -> tuple[str | None, ...]:
     """The plate of each axis of a statement's value; for evidence, which has no value,
     of each axis of its distribution's batch."""
-    if msg[KIND] == "evidence":  # which has no value
+    if msg[KIND] in ("evidence", "reward"):  # which have no value
         shape = msg["fn"].batch_shape
         event_dim = 0
     else:

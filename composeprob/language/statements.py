@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from numpyro.primitives import Messenger, apply_stack
 
 from composeprob.arguments import check_count
+from composeprob.density.reward import Reward
 from composeprob.errors import InvalidValueError, ProgramError, WrongTypeError, a_kind
 from composeprob.factors.concrete import NOT_CONCRETE, number_request
 from composeprob.factors.distribution import FactorDistribution
@@ -179,7 +180,7 @@ def observe(
 
 def factor(
     name: str,
-    log_weight: ArrayLike | Callable[[Array], ArrayLike] | Factor,
+    log_weight: ArrayLike | Callable[[Array], ArrayLike] | Factor | Reward,
     anneal: str | Policy | None = None,
     *,
     at: ArrayLike | str | None = None,
@@ -211,10 +212,11 @@ def factor(
         name: the site's name.
         log_weight: a scalar that depends on the program's sites; under ``"noised"``
             possibly a function of the level's index that returns one. With ``at`` a
-            factor over one event of that site, whose conditions are data.
+            factor over one event of that site, whose conditions are data; or a
+            `Reward`, a criterion without a gradient.
         anneal: as for `observe`; a factor needs none.
-        at: the site that a factor looks at: the value that `sample` returned, or its
-            name.
+        at: the site that a factor or a reward looks at: the value that `sample`
+            returned, or its name.
         block: the number of members of plates that are evaluated at once, to bound
             memory; left out, all.
 
@@ -239,6 +241,9 @@ def factor(
     """
     _check_name("factor", name, log_weight)
     policy = as_policy(name, anneal)
+    if isinstance(log_weight, Reward):
+        _reward(name, log_weight, at, anneal)
+        return
     if is_factor(log_weight) or at is not None:
         evidence = check_evidence(name, log_weight, at, anneal)
         if block is not None:
@@ -270,6 +275,27 @@ def factor(
     # The statement that numpyro.factor makes.
     law = dist.Unit(_as_log_weight(name, log_weight))
     numpyro.sample(name, law, obs=jnp.zeros((0,)), infer={"anneal": policy})
+
+
+def _reward(name: str, reward: Reward, at: object, anneal: object) -> None:
+    """State a reward of a site, for `infer` to add to the density."""
+    if at is None:
+        raise WrongTypeError(
+            f"The reward {name!r} does not say which site it looks at.",
+            fix=f"write cp.factor({name!r}, reward, at=x), with x the value that "
+            "cp.sample returned.",
+        )
+    if anneal is not None:
+        raise InvalidValueError(
+            f"The reward {name!r} got anneal={anneal!r}, and is not annealed with the "
+            "noise.",
+            fix="leave anneal= out.",
+        )
+    _check_place("factor", name)
+    # An observed statement of log-weight 0: plates and handlers act on it.
+    law = dist.Unit(jnp.zeros(()))
+    infer = {"at": at, "reward": reward}
+    numpyro.sample(name, law, obs=jnp.zeros((0,)), infer=infer)
 
 
 def _as_log_weight(name: str, log_weight: object) -> Array:

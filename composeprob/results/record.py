@@ -141,6 +141,8 @@ class About:
             score is a gradient, ``{factor: value}`` (see `metrics.curl`); measured
             where a `LineIntegral` relies on it, else empty. NaN where JAX cannot
             differentiate the network.
+        calls: of each `Reward` the events that its function was asked for, for each
+            chain, ``{name: number}``.
         key: the random key of the run, as code.
         versions: of the software and the device, ``{name: version}``.
     """
@@ -155,6 +157,7 @@ class About:
     round_trips: float | None = None
     global_acceptance: float | None = None
     curl: dict[str, float] = Later(lambda about: {})  # type: ignore[assignment]
+    calls: dict[str, int] = field(default_factory=dict)
     key: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -32,6 +32,7 @@ from composeprob.kernels.kernel import Kernel
 from composeprob.results.checks import CHECKS, Check
 from composeprob.results.result import Result
 from composeprob.runtime.plan import Attempt, Tried, between_levels, plan
+from composeprob.runtime.rewards import check_rewards, with_rewards
 from composeprob.runtime.stages import State, carry_out
 from composeprob.runtime.writer import Checkpoint, Draws
 from composeprob.samplers.run import Pace
@@ -172,6 +173,7 @@ def infer(
         checks=all_checks,
         began=time.monotonic(),
     )
+    check_rewards(density, call.draws.number)
     tried: list[Tried] = []
     attempts = plan(
         density,
@@ -194,7 +196,7 @@ def infer(
             break
     result = _standing(tried, replaced=call.draws.store is not None)
     assert result is not None  # the last attempt of a plan may not stop
-    return result
+    return with_rewards(result, key, chunk, progress)
 
 
 def _standing(tried: Sequence[Tried], replaced: bool = False) -> Result | None:

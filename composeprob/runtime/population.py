@@ -1,0 +1,344 @@
+"""A population at level 0 that goes on after its run: weighed by further factors,
+resampled, moved, and made a result of."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int, PyTree
+
+from composeprob import tuning
+from composeprob.density.annealed import AnnealedDensity
+from composeprob.kernels import KernelState
+from composeprob.results import status
+from composeprob.results.estimates import Genealogy, effective_chains_bound
+from composeprob.results.record import later
+from composeprob.results.result import Result
+from composeprob.results.status import Findings, Status
+from composeprob.samplers.finishers import renewed_ancestors
+from composeprob.samplers.layout import Layout
+from composeprob.samplers.random import stream, words_of
+from composeprob.samplers.renoise import (
+    Ladder,
+    Renoising,
+    accept,
+    chosen_turns,
+    ladder_of,
+)
+from composeprob.samplers.resampling import Resample, log_mean_weight, relative_ess
+
+
+def over_chains(function: Callable[..., Any], chunk: int | None) -> Callable[..., Any]:
+    """Map a function of one chain over all, at most ``chunk`` of them at once."""
+    if chunk is None:
+        return jax.vmap(function)
+
+    def mapped(*arguments: PyTree[Array]) -> Any:
+        return jax.lax.map(lambda each: function(*each), arguments, batch_size=chunk)
+
+    return mapped
+
+
+@dataclass
+class Population:
+    """N chains of equal weight at level 0, and what they have gone through.
+
+    Attributes:
+        density: of which they are samples, up to the factors that `reweight` added.
+        points: their vectors v, (N, D).
+        ancestors: the initial chain that each descends from, of 0 … N − 1.
+        words: random words of each, (N, 2); ``shared`` those of common decisions.
+        log_evidence: what the added factors add to it.
+        variance: the variance of that, by the genealogy.
+        evaluations: of each chain.
+        draws: number of random decisions so far.
+    """
+
+    density: AnnealedDensity
+    points: Float[Array, "chains size"]
+    ancestors: Int[np.ndarray, " chains"]
+    words: Array
+    shared: Array
+    chunk: int | None
+    log_evidence: float = 0.0
+    variance: float = 0.0
+    evaluations: int = 0
+    draws: int = 0
+
+    @classmethod
+    def of_result(
+        cls, result: Result, density: AnnealedDensity, key: Array, chunk: int | None
+    ) -> Population:
+        """Return the chains of a result, of equal weight, under a density with its
+        sites."""
+        chosen = result._resampled
+        values = {}
+        for name in density.sites:
+            last = result.drawn(name)[:, -1]
+            values[name] = jnp.asarray(last[chosen])
+        number = len(next(iter(values.values())))
+        words, shared = words_of(key, number, tuning.SERIES_AFTER)
+        index = result._genealogy.index[chosen]
+        points = _points(density, values)
+        return cls(density, points, index, jnp.asarray(words), shared, chunk)
+
+    def __len__(self) -> int:
+        return len(self.ancestors)
+
+    @property
+    def genealogy(self) -> Genealogy:
+        """Their ancestors, and equal weights."""
+        return Genealogy.from_ancestors(np.ones(len(self)), self.ancestors)
+
+    def random_words(self) -> Array:
+        """Words of all chains for the next random decision."""
+        self.draws += 1
+        return _streams(self.words, jnp.uint32(self.draws))
+
+    def reweight(
+        self, log_weights: Float[np.ndarray, " chains"]
+    ) -> Int[np.ndarray, " chains"]:
+        """Weigh the chains and resample them; return which ones are left."""
+        logs = jnp.asarray(log_weights, jnp.result_type(float))
+        relative = np.exp(np.asarray(log_weights, float) - float(log_mean_weight(logs)))
+        self.log_evidence += float(log_mean_weight(logs))
+        self.variance += float(self.genealogy.variance(relative))
+        self.draws += 1
+        shared = stream(jnp.asarray(self.shared), self.draws)
+        chosen = np.asarray(Resample().ancestors(shared, logs))
+        self.points = self.points[chosen]
+        self.ancestors = self.ancestors[chosen]
+        return chosen
+
+    def renew(self, renewed: Bool[np.ndarray, " chains"]) -> None:
+        """Count chains as their own ancestors, if nearly all of them have forgotten
+        where they began: those that could alone are no sample of the target."""
+        if np.mean(renewed) < 1 - tuning.GLOBAL_MOVES.most_stuck:
+            return
+        ancestors = renewed_ancestors(jnp.asarray(self.ancestors), jnp.asarray(renewed))
+        self.ancestors = np.asarray(ancestors)
+
+    def result(
+        self,
+        before: Result,
+        density: AnnealedDensity,
+        findings: Findings,
+        note: str,
+        **facts: Any,
+    ) -> Result:
+        """Return the result of the run before with this population in the place of its
+        chains.
+
+        Args:
+            before: the result that the population came from.
+            density: what it is a sample of.
+            findings: what went wrong since.
+            note: what was done, for the reason.
+            facts: of `About`, that have changed.
+        """
+        samples, positions = _read(self.density, self.points)
+        genealogy = self.genealogy
+        values = [np.asarray(value) for value in positions.values()]
+        worth = effective_chains_bound(genealogy, values)
+        distinct = len(np.unique(self.ancestors))
+        found = [*findings, *status.few_ancestors(worth, distinct, len(self), True)]
+        # The former status and error are computed when they are first asked for.
+        former = before.__dict__
+        variance = self.variance
+
+        def full_status(result: Result) -> Status:
+            base = former["status"]
+            if callable(base):
+                base = base(result)
+            new = [finding for finding in found if not base.has(finding[0])]
+            return base.with_findings(*new)
+
+        def error(result: Result) -> float:
+            if result.status.withholds:
+                return math.nan
+            base = former["log_evidence_error"]
+            if callable(base):
+                base = base(before)
+            return math.hypot(base, math.sqrt(variance))
+
+        log_evidence = before.log_evidence
+        log_evidence_error = None
+        if log_evidence is not None:
+            log_evidence += self.log_evidence
+            log_evidence_error = later(error)
+        curl = before.about.__dict__["curl"]
+        return dataclasses.replace(
+            before,
+            samples={name: np.asarray(value) for name, value in samples.items()},
+            log_weights=np.zeros(len(self)),
+            log_evidence=log_evidence,
+            log_evidence_error=log_evidence_error,
+            evaluations=before.evaluations + self.evaluations,
+            reason=f"{before.reason}; {note}",
+            about=dataclasses.replace(before.about, curl=curl, **facts),
+            status=later(full_status),
+            density=density,
+            _genealogy=genealogy,
+        )
+
+
+@eqx.filter_jit
+def _streams(words: Array, number: Array) -> Array:
+    return jax.vmap(lambda words: stream(words, number))(words)
+
+
+@eqx.filter_jit
+def _points(density: AnnealedDensity, values: dict[str, Array]) -> Array:
+    """Vectors of the latents' values."""
+    layout = Layout.of_density(density)
+    alpha = density.schedule.at(0).alpha
+
+    def of_chain(values: dict[str, Array]) -> Array:
+        return layout.vector(density.evaluator.unread(values), alpha)
+
+    return jax.vmap(of_chain)(values)
+
+
+@eqx.filter_jit
+def _read(
+    density: AnnealedDensity, points: Array
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Values of all sites, and positions."""
+    layout = Layout.of_density(density)
+    positions = layout.position(points, density.schedule.at(0).alpha)
+    return jax.vmap(density.to_samples)(positions), positions
+
+
+def next_increment(log_weights: Float[np.ndarray, " chains"], most: float) -> float:
+    """Return the greatest power of weights, at most ``most``, under which half of the
+    chains count that have any weight."""
+    possible = float(np.mean(np.isfinite(log_weights)))
+    target = tuning.REWARD.counting * possible
+    logs = jnp.asarray(log_weights, jnp.result_type(float))
+
+    def enough(power: float) -> bool:
+        return float(relative_ess(power * logs)) >= target
+
+    if enough(most):
+        return most
+    low = 0.0
+    high = most
+    for _ in range(30):
+        middle = 0.5 * (low + high)
+        if enough(middle):
+            low = middle
+        else:
+            high = middle
+    return max(low, most * 1e-3)
+
+
+class Renoiser:
+    """Moves of a population by `Renoising`, one at a time, with the rungs where they
+    turn adapted to what was accepted there."""
+
+    def __init__(self, population: Population):
+        points = np.asarray(population.points)
+        self.population = population
+        self.ladder, self.share = ladder_of(points, population.density)
+        self.tried = np.ones(len(self.share))
+        self.accepted = np.ones(len(self.share))
+        self.waiting: list[int] = []
+        self.states: KernelState = _evaluated(
+            population.density, self.ladder, population.points, population.chunk
+        )
+        population.evaluations += 1 + self.ladder.piloted
+        self.renewed = np.zeros(len(population), bool)
+
+    def choose(self, chosen: Int[np.ndarray, " chains"]) -> None:
+        """Follow a resampling: chains start anew."""
+        self.states = jax.tree.map(lambda leaf: leaf[chosen], self.states)
+        self.renewed = np.zeros(len(chosen), bool)
+        # What was accepted under smaller exponents counts half.
+        self.tried = 1 + 0.5 * (self.tried - 1)
+        self.accepted = 1 + 0.5 * (self.accepted - 1)
+        self.waiting = []
+
+    def next_turn(self) -> int:
+        """Return the rung where the next move turns."""
+        if not self.waiting:
+            rates = self.accepted / self.tried
+            turns = chosen_turns(self.share, rates, tuning.REWARD.moves)
+            self.waiting = turns.tolist()
+        return self.waiting.pop()
+
+    def move(
+        self, log_gain: Callable[[KernelState], Float[np.ndarray, " chains"]]
+    ) -> tuple[Bool[np.ndarray, " chains"], float]:
+        """Propose to all chains, and accept by the ratio of the density and what is
+        added to it.
+
+        Args:
+            log_gain: takes the proposals; returns what the added factors add to the
+                log-ratio.
+
+        Returns:
+            Which chains moved, and the mean acceptance.
+        """
+        population = self.population
+        turn = self.next_turn()
+        words = population.random_words()
+        proposed, log_ratio = _proposed(
+            population.density,
+            self.ladder,
+            words,
+            self.states,
+            jnp.int32(turn),
+            population.chunk,
+        )
+        gain = jnp.asarray(log_gain(proposed), log_ratio.dtype)
+        self.states, accepted, mean = _decided(
+            words, proposed, self.states, log_ratio + gain
+        )
+        moved = np.asarray(accepted)
+        self.tried[turn] += 1
+        self.accepted[turn] += float(mean)
+        if float(self.ladder.renews[turn]) > 0:
+            self.renewed |= moved
+        population.points = self.states.position
+        population.evaluations += 2 * turn
+        return moved, float(mean)
+
+
+@eqx.filter_jit
+def _evaluated(
+    density: AnnealedDensity, ladder: Ladder, points: Array, chunk: int | None
+) -> KernelState:
+    renoising = Renoising(density, Layout.of_density(density), ladder)
+    return over_chains(renoising.state, chunk)(points)
+
+
+@eqx.filter_jit
+def _proposed(
+    density: AnnealedDensity,
+    ladder: Ladder,
+    words: Array,
+    states: KernelState,
+    turn: Array,
+    chunk: int | None,
+) -> tuple[KernelState, Array]:
+    renoising = Renoising(density, Layout.of_density(density), ladder)
+    propose = partial(renoising.propose, turn=turn)
+    return over_chains(propose, chunk)(words, states)
+
+
+@eqx.filter_jit
+def _decided(
+    words: Array, proposed: KernelState, states: KernelState, log_ratio: Array
+) -> tuple[KernelState, Array, Array]:
+    states, info = jax.vmap(accept)(words, proposed, states, log_ratio)
+    return states, info.accepted, jnp.mean(info.acceptance)

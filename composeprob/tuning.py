@@ -208,6 +208,8 @@ MIXTURE = _Mixture()
 class _Renoise(NamedTuple):
     # Least distance in log-SNR of two rungs.
     spacing: float = 1.0
+    # The same where scores alone make the steps, whose error no test corrects.
+    spacing_by_score: float = 0.25
     # Most chains whose proposals measure acceptance and scores at every rung.
     pilots: int = 64
     # Share of turns that are spread evenly over the rungs, whatever was accepted there.
@@ -230,6 +232,8 @@ class _Reward(NamedTuple):
     # Largest share of chains that have not forgotten where they began, at which a stage
     # ends.
     remembered: float = 0.05
+    # Most moves after a resampling in `Result.extend`.
+    most_moves: int = 20
 
 
 # Criteria without a gradient.

@@ -258,17 +258,31 @@ class Likelihood(eqx.Module):
                 del drawn[name]
         return drawn
 
-    def coordinates(self, values: Sites) -> Sites:
+    def coordinates(self, values: Sites, key: Array) -> Sites:
         """Coordinates of the static sites, from the latents' values as the program's
-        statements see them."""
+        statements see them; missing ones, and last members, are drawn from their
+        priors."""
         found: Sites = {}
 
         def provide(kind: str, name: str, distribution: Distribution) -> Array:
-            if kind != "noised":
-                found[name] = self._bijection(name, distribution).inv(values[name])
-            return values[name]
+            value = values.get(name)
+            if kind == "noised":
+                assert value is not None
+                return value
+            if value is None or value.shape != distribution.shape():
+                drawn = distribution.sample(jax.random.fold_in(key, len(found)))
+                if value is not None:
+                    kept = tuple(map(slice, value.shape))
+                    drawn = drawn.at[kept].set(value)
+                value = drawn
+            found[name] = self._bijection(name, distribution).inv(value)
+            return value
 
         self._run(provide)
+        # Discrete latents that are summed out have no coordinates.
+        for group in self.summed:
+            for name in group.sites:
+                del found[name]
         return found
 
     def observed(self, values: Sites | None, key: Array | None) -> Sites:

@@ -443,9 +443,9 @@ class Evaluator(eqx.Module):
                 values[statement.name] = jnp.asarray(statement.value)
         return values
 
-    def unread(self, values: Sites) -> Sites:
+    def unread(self, values: Sites, key: Array) -> Sites:
         xs = {name: values[name] for name, _ in self.shapes}
-        return {**xs, **self.likelihood.coordinates(self._clean(values))}
+        return {**xs, **self.likelihood.coordinates(self._clean(values), key)}
 
     def observed(self, values: Sites | None = None, key: Array | None = None) -> Sites:
         if values is not None:

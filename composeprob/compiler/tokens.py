@@ -297,6 +297,13 @@ def lower_tokens(
         schedule: of the call of `compile`, which must be None.
         networks: whether networks are examined.
     """
+    for stated in graph.rewards:
+        raise ProgramError(
+            f"The reward {stated.name!r} looks at {stated.site!r}, a site of tokens, "
+            "which have no noise to be moved by.",
+            where=stated.where,
+            fix="write the criterion in JAX, as cp.Energy(fn, length=…, num_values=…).",
+        )
     if schedule is not None:
         raise CapabilityError(
             "A program of categorical sites has no noise levels: its levels are "

@@ -214,8 +214,12 @@ class Evaluates(Protocol):
     def read(self, position: Position) -> dict[str, Array]:
         """Constrain the static sites of a position and add the deterministics."""
 
-    def unread(self, values: dict[str, Array]) -> Position:
-        """Return the position of the latents' values as `read` shows them."""
+    def unread(self, values: dict[str, Array], key: Array) -> Position:
+        """Return the position of the latents' values as `read` shows them.
+
+        Static sites that are missing, or lack their last members, are drawn from their
+        priors given the others.
+        """
 
     def observed(
         self, values: dict[str, Array] | None = None, key: Array | None = None

@@ -166,8 +166,7 @@ def _same_network(a: Classifier, b: Classifier) -> bool:
     """Return whether two heads are one classifier, of which only the label differs."""
     arrays, structure = jax.tree.flatten((a.network, a.schedule))
     others, other_structure = jax.tree.flatten((b.network, b.schedule))
-    same_structure: bool = structure == other_structure
-    if not same_structure or a.time != b.time:
+    if (structure, a.time) != (other_structure, b.time):
         return False
     return all(map(operator.is_, arrays, others))
 

@@ -99,6 +99,7 @@ def describe(graph: Graph, capabilities: list[str]) -> str:
         "  sites",
     ]
     lines += [f"    {line}" for line in _statements(graph)]
+    lines += [f"    {_called(reward)}" for reward in graph.rewards]
     if graph.schedule is not None:
         lines.append(f"  levels  {graph.schedule!r}")
     lines.append("  passes")
@@ -137,11 +138,12 @@ def _statements(graph: Graph) -> Iterator[str]:
         elif not o.looks_at:
             policy = "its power rising to 1" if graph.sites else "not annealed"
         yield f"{o.name}: {o.kind}, {policy}, at {o.where}"
-    for reward in graph.rewards:
-        yield (
-            f"{reward.name}: {reward.reward.name}, called on the host by a run alone, "
-            f"at {reward.where}"
-        )
+
+
+def _called(reward: SiteReward) -> str:
+    """The line of a reward among the statements."""
+    function = f"{reward.reward.name}, called on the host by a run alone"
+    return f"{reward.name}: {function}, at {reward.where}"
 
 
 def _reward(reward: SiteReward) -> str:

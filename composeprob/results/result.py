@@ -4,12 +4,13 @@ records."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import numpy as np
+from jax import Array
 
 from composeprob.arguments import NotPickled, check_path
 from composeprob.errors import CapabilityError, WrongTypeError, unknown_name
@@ -21,6 +22,8 @@ from composeprob.results.summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from composeprob.density.annealed import AnnealedDensity
 
 
 class Result(NotPickled, Record):
@@ -89,6 +92,51 @@ class Result(NotPickled, Record):
             for site in sites:
                 instead[site] = f"write result[{site!r}]."
             raise unknown_name("Result", name, dir(self), instead)
+
+    def extend(self, density: AnnealedDensity, key: Array) -> Result:
+        """Go on with more data: return samples of a density that has some datum,
+        member of a plate, or latent of NumPyro's more than this result's.
+
+        The weights of the chains are multiplied by the likelihood of what is new; new
+        members and latents are drawn from their priors. Where fewer than half of the
+        chains count, they are resampled and moved at level 0, noised sites by
+        `Renoise` and latents by `WarmUp`; a datum that leaves fewer by itself comes in
+        by powers. ``log_evidence`` grows by log p(new | old), which ``reason`` states
+        too, and ``status`` speaks of all runs together.
+
+        Args:
+            density: the same program, compiled with more data at the end.
+            key: a typed random key.
+
+        Raises:
+            InvalidValueError: a density that differs in another way.
+            CapabilityError: a result from a file, or latents under scores alone.
+
+        Example:
+            >>> import composeprob as cp, jax, numpyro.distributions as dist
+            >>> @cp.program
+            ... def study(f, ys):
+            ...     x = cp.sample("x", f)
+            ...     cp.observe("y", dist.Normal(x, 1.0).expand(ys.shape), ys)
+            >>> f = cp.Analytic(dist.Normal(0.0, 1.0), cp.Schedule.log_snr(20))
+            >>> ys = jax.numpy.array([0.5, 1.0, 0.8])
+            >>> key = jax.random.key(0)
+            >>> result = cp.infer(cp.compile(study, f, ys[:2]), key, num_chains=1000)
+            >>> result = result.extend(cp.compile(study, f, ys), key)
+            >>> round(float(result.mean(lambda s: s["x"]).value), 1)
+            0.6
+
+        References:
+            Chopin 2002, *A sequential particle filter method for static models*.
+        """
+        # `infer` sets it on the instance: results know no samplers.
+        extend: Callable[..., Result] | None = getattr(self, "_onwards", None)
+        if extend is None:
+            raise CapabilityError(
+                "This result was read from a file, or is a copy, and cannot go on.",
+                fix="extend the result that cp.infer returned, or start anew.",
+            )
+        return extend(self, density, key)
 
     def summary(self) -> Summary:
         """Make a table of weighted means, standard deviations and quantiles, with the

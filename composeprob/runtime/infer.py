@@ -31,6 +31,7 @@ from composeprob.errors import (
 from composeprob.kernels.kernel import Kernel
 from composeprob.results.checks import CHECKS, Check
 from composeprob.results.result import Result
+from composeprob.runtime.extend import can_extend
 from composeprob.runtime.plan import Attempt, Tried, between_levels, plan
 from composeprob.runtime.rewards import check_rewards, with_rewards
 from composeprob.runtime.stages import State, carry_out
@@ -196,7 +197,7 @@ def infer(
             break
     result = _standing(tried, replaced=call.draws.store is not None)
     assert result is not None  # the last attempt of a plan may not stop
-    return with_rewards(result, key, chunk, progress)
+    return can_extend(with_rewards(result, key, chunk, progress))
 
 
 def _standing(tried: Sequence[Tried], replaced: bool = False) -> Result | None:

@@ -19,15 +19,20 @@ from jaxtyping import Bool, Float, Int, PyTree
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.findings import Finding
 from composeprob.kernels import KernelState
-from composeprob.results import status
-from composeprob.results.estimates import Genealogy, effective_chains_bound
+from composeprob.results.checks.ancestors_collapsed import AncestorsCollapsed
+from composeprob.results.estimates import (
+    Genealogy,
+    effective_chains,
+    effective_chains_bound,
+)
 from composeprob.results.record import later
 from composeprob.results.result import Result
-from composeprob.results.status import Findings, Status
+from composeprob.results.status import Status
 from composeprob.samplers.finishers import renewed_ancestors
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.random import stream, words_of
+from composeprob.samplers.random import Stream, key_of, stream, words_of
 from composeprob.samplers.renoise import (
     Ladder,
     Renoising,
@@ -51,13 +56,15 @@ def over_chains(function: Callable[..., Any], chunk: int | None) -> Callable[...
 
 @dataclass
 class Population:
-    """N chains of equal weight at level 0, and what they have gone through.
+    """N chains at level 0, and what they have gone through.
 
     Attributes:
         density: of which they are samples, up to the factors that `reweight` added.
         points: their vectors v, (N, D).
         ancestors: the initial chain that each descends from, of 0 … N − 1.
         words: random words of each, (N, 2); ``shared`` those of common decisions.
+        log_weights: of each, up to a constant.
+        chunk: chains that are evaluated at once; None for all.
         log_evidence: what the added factors add to it.
         variance: the variance of that, by the genealogy.
         evaluations: of each chain.
@@ -69,6 +76,7 @@ class Population:
     ancestors: Int[np.ndarray, " chains"]
     words: Array
     shared: Array
+    log_weights: Float[np.ndarray, " chains"]
     chunk: int | None
     log_evidence: float = 0.0
     variance: float = 0.0
@@ -79,45 +87,62 @@ class Population:
     def of_result(
         cls, result: Result, density: AnnealedDensity, key: Array, chunk: int | None
     ) -> Population:
-        """Return the chains of a result, of equal weight, under a density with its
-        sites."""
-        chosen = result._resampled
+        """Return the chains of a result under a density with its sites, or with more
+        static ones, which are drawn from their priors."""
         values = {}
         for name in density.sites:
-            last = result.drawn(name)[:, -1]
-            values[name] = jnp.asarray(last[chosen])
-        number = len(next(iter(values.values())))
-        words, shared = words_of(key, number, tuning.SERIES_AFTER)
-        index = result._genealogy.index[chosen]
-        points = _points(density, values)
-        return cls(density, points, index, jnp.asarray(words), shared, chunk)
+            if name in result.samples:
+                values[name] = jnp.asarray(result.drawn(name)[:, -1])
+        log_weights = np.asarray(result.log_weights, float)
+        words, shared = words_of(key, len(log_weights), tuning.SERIES_AFTER)
+        points = _points(density, values, jnp.asarray(words))
+        return cls(
+            density,
+            points,
+            result._genealogy.index,
+            jnp.asarray(words),
+            shared,
+            log_weights,
+            chunk,
+        )
 
     def __len__(self) -> int:
         return len(self.ancestors)
 
     @property
     def genealogy(self) -> Genealogy:
-        """Their ancestors, and equal weights."""
-        return Genealogy.from_ancestors(np.ones(len(self)), self.ancestors)
+        """Their ancestors and weights."""
+        return Genealogy.from_log_weights(self.log_weights, self.ancestors)
+
+    @property
+    def ess(self) -> float:
+        """Their relative effective sample size."""
+        return float(relative_ess(jnp.asarray(self.log_weights)))
 
     def random_words(self) -> Array:
         """Words of all chains for the next random decision."""
         self.draws += 1
         return _streams(self.words, jnp.uint32(self.draws))
 
-    def reweight(
-        self, log_weights: Float[np.ndarray, " chains"]
-    ) -> Int[np.ndarray, " chains"]:
-        """Weigh the chains and resample them; return which ones are left."""
-        logs = jnp.asarray(log_weights, jnp.result_type(float))
-        relative = np.exp(np.asarray(log_weights, float) - float(log_mean_weight(logs)))
-        self.log_evidence += float(log_mean_weight(logs))
+    def weigh(self, increment: Float[np.ndarray, " chains"]) -> None:
+        """Add increments to the log-weights, and their mean to the evidence."""
+        weighed = self.log_weights + increment
+        before = log_mean_weight(jnp.asarray(self.log_weights))
+        log_mean = float(log_mean_weight(jnp.asarray(weighed)) - before)
+        relative = np.exp(increment - log_mean)
+        self.log_evidence += log_mean
         self.variance += float(self.genealogy.variance(relative))
+        self.log_weights = weighed
+
+    def resample(self) -> Int[np.ndarray, " chains"]:
+        """Resample the chains by their weights; return which ones are left."""
         self.draws += 1
         shared = stream(jnp.asarray(self.shared), self.draws)
+        logs = jnp.asarray(self.log_weights, jnp.result_type(float))
         chosen = np.asarray(Resample().ancestors(shared, logs))
         self.points = self.points[chosen]
         self.ancestors = self.ancestors[chosen]
+        self.log_weights = np.zeros(len(self))
         return chosen
 
     def renew(self, renewed: Bool[np.ndarray, " chains"]) -> None:
@@ -132,7 +157,7 @@ class Population:
         self,
         before: Result,
         density: AnnealedDensity,
-        findings: Findings,
+        findings: list[Finding],
         note: str,
         **facts: Any,
     ) -> Result:
@@ -151,7 +176,18 @@ class Population:
         values = [np.asarray(value) for value in positions.values()]
         worth = effective_chains_bound(genealogy, values)
         distinct = len(np.unique(self.ancestors))
-        found = [*findings, *status.few_ancestors(worth, distinct, len(self), True)]
+        few = AncestorsCollapsed().of(worth, distinct, len(self))
+        assert before.trust is not None  # a run has ended in it
+        trust = dataclasses.replace(
+            before.trust,
+            independent=worth,
+            effective_chains=effective_chains(genealogy, values),
+            ancestors=distinct,
+        )
+        accepted = facts.get("global_acceptance")
+        if accepted is not None:
+            trust = dataclasses.replace(trust, global_acceptance=accepted)
+        found = [*findings, *few]
         # The former status and error are computed when they are first asked for.
         former = before.__dict__
         variance = self.variance
@@ -160,7 +196,7 @@ class Population:
             base = former["status"]
             if callable(base):
                 base = base(result)
-            new = [finding for finding in found if not base.has(finding[0])]
+            new = [finding for finding in found if not base.has(finding.code)]
             return base.with_findings(*new)
 
         def error(result: Result) -> float:
@@ -180,13 +216,14 @@ class Population:
         return dataclasses.replace(
             before,
             samples={name: np.asarray(value) for name, value in samples.items()},
-            log_weights=np.zeros(len(self)),
+            log_weights=self.log_weights,
             log_evidence=log_evidence,
             log_evidence_error=log_evidence_error,
             evaluations=before.evaluations + self.evaluations,
             reason=f"{before.reason}; {note}",
             about=dataclasses.replace(before.about, curl=curl, **facts),
             status=later(full_status),
+            trust=trust,
             density=density,
             _genealogy=genealogy,
         )
@@ -198,15 +235,16 @@ def _streams(words: Array, number: Array) -> Array:
 
 
 @eqx.filter_jit
-def _points(density: AnnealedDensity, values: dict[str, Array]) -> Array:
+def _points(density: AnnealedDensity, values: dict[str, Array], words: Array) -> Array:
     """Vectors of the latents' values."""
     layout = Layout.of_density(density)
     alpha = density.schedule.at(0).alpha
 
-    def of_chain(values: dict[str, Array]) -> Array:
-        return layout.vector(density.evaluator.unread(values), alpha)
+    def of_chain(values: dict[str, Array], words: Array) -> Array:
+        key = key_of(words, Stream.STATIC)
+        return layout.vector(density.evaluator.unread(values, key), alpha)
 
-    return jax.vmap(of_chain)(values)
+    return jax.vmap(of_chain)(values, words)
 
 
 @eqx.filter_jit
@@ -219,15 +257,24 @@ def _read(
     return jax.vmap(density.to_samples)(positions), positions
 
 
-def next_increment(log_weights: Float[np.ndarray, " chains"], most: float) -> float:
+def next_increment(
+    log_weights: Float[np.ndarray, " chains"],
+    most: float,
+    before: Float[np.ndarray, " chains"] | float = 0.0,
+) -> float:
     """Return the greatest power of weights, at most ``most``, under which half of the
-    chains count that have any weight."""
+    chains count that have any weight.
+
+    Args:
+        log_weights: of the chains.
+        most: the greatest power.
+        before: log-weights that they have already.
+    """
     possible = float(np.mean(np.isfinite(log_weights)))
     target = tuning.REWARD.counting * possible
-    logs = jnp.asarray(log_weights, jnp.result_type(float))
 
     def enough(power: float) -> bool:
-        return float(relative_ess(power * logs)) >= target
+        return float(relative_ess(jnp.asarray(before + power * log_weights))) >= target
 
     if enough(most):
         return most
@@ -305,8 +352,10 @@ class Renoiser:
             words, proposed, self.states, log_ratio + gain
         )
         moved = np.asarray(accepted)
-        self.tried[turn] += 1
-        self.accepted[turn] += float(mean)
+        # A move tells of turns nearby too: as many rungs have never been tried.
+        nearby = np.exp(-0.5 * np.abs(np.arange(len(self.share)) - turn))
+        self.tried += nearby
+        self.accepted += nearby * float(mean)
         if float(self.ladder.renews[turn]) > 0:
             self.renewed |= moved
         population.points = self.states.position

@@ -24,9 +24,9 @@ from composeprob.errors import (
     ProgramError,
     ShapeError,
 )
+from composeprob.findings import Code, Finding
 from composeprob.kernels import KernelState
 from composeprob.results.result import Result
-from composeprob.results.status import Code, Findings
 from composeprob.runtime.population import Population, Renoiser, next_increment
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.layout import Layout
@@ -242,8 +242,10 @@ class Stages:
             return False
         if self.stages:
             self.population.renew(self.renoiser.renewed)
-        step = next_increment(self.rewards, 1 - self.exponent)
-        chosen = self.population.reweight(step * self.rewards)
+        weighed = self.population.log_weights
+        step = next_increment(self.rewards, 1 - self.exponent, weighed)
+        self.population.weigh(step * self.rewards)
+        chosen = self.population.resample()
         self.rewards = self.rewards[chosen]
         self.renoiser.choose(chosen)
         self.exponent = min(self.exponent + step, 1.0)
@@ -278,25 +280,25 @@ class Stages:
                 acceptance=acceptance,
             )
 
-    def findings(self, names: str) -> Findings:
+    def findings(self, names: str) -> list[Finding]:
         """Return what went wrong."""
         if self.interrupted:
             text = (
                 f"Stopped while the reward {names} came in, at {self.exponent:.0%} of "
                 "its exponent."
             )
-            return [(Code.INTERRUPTED, text)]
+            return [Finding(Code.INTERRUPTED, text, True)]
         if not np.isfinite(self.rewards).any():
             text = (
                 f"The reward {names} is −inf for every chain, which are samples of the "
                 "rest. Let it tell how far an event is from being possible."
             )
-            return [(Code.ZERO_DENSITY, text)]
+            return [Finding(Code.ZERO_DENSITY, text, True)]
         if self.exponent < 1:
             text = (
                 f"The reward {names} had come in by {self.exponent:.0%} of its "
                 f"exponent when its {self.limit} calls a chain were used. Give it "
                 "more, cp.Reward(fn, calls=…), or a smaller scale."
             )
-            return [(Code.WEIGHTS_COLLAPSED, text)]
+            return [Finding(Code.WEIGHTS_COLLAPSED, text, True)]
         return []

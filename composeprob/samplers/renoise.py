@@ -238,10 +238,13 @@ def ladder_of(
     """
     layout = Layout.of_density(density)
     log_snr = np.asarray(density.schedule.log_snr, np.float64)
+    spacing = tuning.RENOISE.spacing
+    if "energy" not in density.capabilities:
+        spacing = tuning.RENOISE.spacing_by_score
     levels = [0]
     for level in range(1, len(log_snr)):
         last = level == len(log_snr) - 1
-        far = log_snr[levels[-1]] - log_snr[level] >= tuning.RENOISE.spacing
+        far = log_snr[levels[-1]] - log_snr[level] >= spacing
         if far or last:
             levels.append(level)
     some = points[: tuning.RENOISE.pilots]

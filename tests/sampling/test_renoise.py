@@ -168,7 +168,6 @@ def score_of(mean, sd):
 
 
 def test_products_of_scores_are_weighed_by_their_rate(monkeypatch):
-    monkeypatch.setattr(tuning, "RENOISE", tuning.RENOISE._replace(spacing=0.1))
     density = cp.compile(both, score_of(-1.0, 0.8), score_of(1.5, 1.0))
     assert "energy" not in density.capabilities
     noise = float(FINE.sigma[0] / FINE.alpha[0])

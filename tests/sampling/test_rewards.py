@@ -239,6 +239,11 @@ def at_latent(x):
     cp.factor("score", REWARD, at=z)
 
 
+def at_tokens():
+    uniform = dist.Categorical(jnp.ones(3) / 3).expand([4]).to_event(1)
+    cp.compile(rewarded, cp.Analytic(uniform), REWARD)
+
+
 def scaled(x):
     with numpyro.handlers.scale(scale=2.0):
         cp.factor("score", REWARD, at=x)
@@ -269,6 +274,7 @@ REFUSED = {
     ProgramError: {
         "in a plate": in_program(in_plate),
         "at a latent": in_program(at_latent),
+        "at tokens": at_tokens,
         "scaled": in_program(scaled),
         "an unknown site": in_program(lambda x: cp.factor("s", REWARD, at="y")),
         "a callback in a log-weight": in_program(callback),

@@ -1,0 +1,437 @@
+r"""A result that goes on with further data: iterated batch importance sampling.
+
+The chains of π are samples of π' once they have the weights π'(x)/π(x); new members of
+a plate and new latents are drawn from their priors given the others, which cancels
+their priors. Weights multiply from datum to datum. Where fewer than half of the chains
+count, these are resampled and moved; where one datum alone leaves fewer, it comes in by
+powers γ of its likelihood, under π^(1−γ)·π'^γ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from composeprob import tuning
+from composeprob.arguments import check_key
+from composeprob.density.annealed import AnnealedDensity, Evaluates
+from composeprob.density.evaluation import Evaluation, Position
+from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.findings import Finding
+from composeprob.kernels import KernelState
+from composeprob.results.checks.unsettled import Unsettled
+from composeprob.results.result import Result
+from composeprob.runtime.population import Population, Renoiser, next_increment
+from composeprob.samplers.finishers import WarmUp
+from composeprob.samplers.layout import Layout
+from composeprob.samplers.moves import Particles, Transitions
+from composeprob.samplers.run import Run, Visits, begin
+from composeprob.settings import usual
+
+
+class Change(NamedTuple):
+    """What a density has more than another one.
+
+    Attributes:
+        grows: whether static sites are new or have more members.
+        text: in words.
+    """
+
+    grows: bool
+    text: str
+
+    @classmethod
+    def between(cls, before: AnnealedDensity, after: AnnealedDensity) -> Change:
+        """Find what is new; refuse densities that differ otherwise."""
+        if before.described.rewards or after.described.rewards:
+            raise _other("has a reward, which is no datum")
+        same = np.array_equal(before.schedule.log_snr[:1], after.schedule.log_snr[:1])
+        if not same:
+            raise _other("has another noise at level 0")
+        news = []
+        for name, site in before.sites.items():
+            if name not in after.sites:
+                raise _other(f"lacks the site {name!r}")
+            grown = _grown(name, site.shape, after.sites[name].shape)
+            if grown and site.kind != "static":
+                raise _other(f"has more members of the noised site {name!r}")
+            news += grown
+        for name, site in after.sites.items():
+            if name in before.sites:
+                continue
+            if site.kind != "static":
+                raise _other(f"has the new noised site {name!r}")
+            news.append(f"the site {name!r}")
+        grows = bool(news)
+        news += _new_data(before, after)
+        if not news:
+            raise _other("has no datum, member or site more")
+        return cls(grows, ", ".join(news))
+
+
+def _grown(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> list[str]:
+    """Return how many members a site, or its data, has gained; refuse other shapes."""
+    if old == new:
+        return []
+    if len(old) != len(new) or old[1:] != new[1:] or not old or new[0] < old[0]:
+        raise _other(f"has {name!r} of shape {new} in the place of {old}")
+    return [f"{new[0] - old[0]} of {name!r}"]
+
+
+def _new_data(before: AnnealedDensity, after: AnnealedDensity) -> list[str]:
+    """Return what is new among the data; refuse others in the place of the former."""
+    news = []
+    then = before.observed()
+    now = after.observed()
+    for name, value in then.items():
+        if name not in now:
+            raise _other(f"lacks the data {name!r}")
+        old = np.asarray(value)
+        new = np.asarray(now[name])
+        news += _grown(name, old.shape, new.shape)
+        if not np.array_equal(new[tuple(map(slice, old.shape))], old, equal_nan=True):
+            raise _other(f"has other values of {name!r}")
+    news += [f"the data {name!r}" for name in now if name not in then]
+    return news
+
+
+def _other(difference: str) -> InvalidValueError:
+    """Return the error for a density that is no extension of a result's."""
+    return InvalidValueError(
+        f"This density {difference}, compared with that of the result.",
+        fix="extend by the same program with more data at the end: one datum, member "
+        "or latent more. For another density start anew: cp.infer(density, key, …).",
+    )
+
+
+class Between(eqx.Module):
+    """Evaluates π^(1−γ)·π'^γ, and all else as π' does.
+
+    Attributes:
+        before, after: evaluators of π and π'.
+        exponent: γ.
+        shapes: of the static sites of π that π' has more members of, and of the others;
+            None where both have the same sites.
+    """
+
+    before: Evaluates
+    after: Evaluates
+    exponent: Float[Array, ""]
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] | None = eqx.field(static=True)
+
+    def gain(self, position: Position) -> Float[Array, ""]:
+        """Return log π'(x)/π(x), or that over the priors of what is new."""
+        return self.logs(position)[1]
+
+    def logs(
+        self, position: Position, level: Array | int = 0
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Return log π, with the priors of what is new, and `gain`."""
+        old = self.before(self._former(position), level)
+        new = self.after(position, level)
+        log_old = old.log_density
+        log_new = new.log_density
+        if log_old is None or log_new is None:
+            # Factors that offer only scores are the same in both.
+            of_old = _without_factors(old) + old.terms.log_prior
+            of_new = _without_factors(new) + new.terms.log_prior
+            return jnp.zeros(()), of_new - of_old
+        if self.shapes is None:
+            return log_old, log_new - log_old
+        rest = log_old - old.terms.log_prior
+        gain = log_new - new.terms.log_prior - rest
+        return rest + new.terms.log_prior, gain
+
+    def _former(self, position: Position) -> Position:
+        """The part of a position that π has."""
+        if self.shapes is None:
+            return position
+        former = {}
+        for name, shape in self.shapes:
+            former[name] = position[name][tuple(map(slice, shape))]
+        return former
+
+    def __call__(self, position: Position, level: Array | int) -> Evaluation:
+        former = self._former(position)
+        old = self.before(former, level)
+        new = self.after(position, level)
+
+        def mixed(a: Array, b: Array) -> Array:
+            return (1 - self.exponent) * a + self.exponent * b
+
+        if self.shapes is None:
+            log_density = mixed(old.log_density, new.log_density)  # type: ignore[arg-type]
+            score = jax.tree.map(mixed, old.score, new.score)
+        else:
+            # A gradient through the evaluators, as priors of what is new have none of
+            # their own.
+            def log_between(position: Position) -> Array:
+                base, gain = self.logs(position, level)
+                return base + self.exponent * gain
+
+            log_density, score = jax.value_and_grad(log_between)(position)
+        # Noised sites, which alone have a drift, are the same in both.
+        drift = dict(new.terms.drift)
+        for name, of_old in old.terms.drift.items():
+            if of_old.shape == drift[name].shape:
+                drift[name] = mixed(of_old, drift[name])
+        return dataclasses.replace(
+            new,
+            log_density=log_density,
+            score=score,
+            wall=None,
+            terms=dataclasses.replace(new.terms, drift=drift),
+        )
+
+
+def _without_factors(evaluation: Evaluation) -> Float[Array, ""]:
+    return evaluation.terms.log_potential + evaluation.terms.log_exact
+
+
+def _passed_on(name: str) -> Any:
+    """Return a member of `Evaluates` for `Between`: that of π'."""
+    if isinstance(vars(Evaluates)[name], property):
+        return property(lambda self: getattr(self.after, name))
+
+    def method(self: Between, *arguments: Any) -> Any:
+        return getattr(self.after, name)(*arguments)
+
+    return method
+
+
+for _name in vars(Evaluates):
+    if not _name.startswith("_"):
+        setattr(Between, _name, _passed_on(_name))
+
+
+def can_extend(result: Result) -> Result:
+    """Return the result, which can go on by `Result.extend`."""
+    # Not a field, as copies with other samples must not go on.
+    object.__setattr__(result, "_onwards", extended)
+    return result
+
+
+def extended(result: Result, density: AnnealedDensity, key: Array) -> Result:
+    """Return a result that goes on with what a density has more; see
+    `Result.extend`."""
+    before = result.density
+    if before is None:
+        raise CapabilityError(
+            "This result was read from a file, and has no density to be extended.",
+            fix="extend the result that cp.infer returned, or start anew.",
+        )
+    if not isinstance(density, AnnealedDensity):
+        raise WrongTypeError(
+            f"extend takes a compiled density; got {type(density).__name__}.",
+            fix="compile the program with the further data: cp.compile(program, …).",
+        )
+    check_key(key)
+    latents = any(site.kind != "noised" for site in density.sites.values())
+    if latents and "energy" not in density.capabilities:
+        raise CapabilityError(
+            "Latents under factors that offer only scores cannot be moved between two "
+            "sets of data.",
+            where=density.described.where,
+            fix="start anew: cp.infer(density, key, …).",
+        )
+    still = []
+    for name, site in density.sites.items():
+        if site.kind not in ("noised", "static"):
+            still.append(repr(name))
+    if still:
+        raise CapabilityError(
+            f"{', '.join(still)} cannot be moved between two sets of data.",
+            where=density.described.where,
+            fix="start anew: cp.infer(density, key, …).",
+        )
+    change = Change.between(before, density)
+    with usual():
+        stages = Stages(result, before, density, key, change)
+        return can_extend(stages.finished(result, density, change))
+
+
+class Stages:
+    """The stages in which what is new comes in.
+
+    Attributes:
+        population: the chains.
+        exponent: γ.
+        gains: log π'/π of each chain.
+    """
+
+    def __init__(
+        self,
+        result: Result,
+        before: AnnealedDensity,
+        density: AnnealedDensity,
+        key: Array,
+        change: Change,
+    ):
+        self.population = Population.of_result(result, density, key, None)
+        shapes = None
+        if change.grows:
+            shapes = tuple((name, site.shape) for name, site in before.sites.items())
+        self.density = density
+        self.before = before
+        self.between = Between(
+            before.evaluator, density.evaluator, jnp.zeros(()), shapes
+        )
+        self.exponent = 0.0
+        self.layout = Layout.of_density(density)
+        self.moves = 0
+        self.findings: list[Finding] = []
+        self.gains = self.gained(self.population.points)
+        self.population.evaluations += 1
+
+    def gained(self, points: Array) -> Float[np.ndarray, " chains"]:
+        """Return the gains at points; −∞ of chains that are lost."""
+        gains = np.asarray(_gains(self.between, self.density, points), float)
+        return np.where(np.isnan(gains), -np.inf, gains)
+
+    def finished(
+        self, result: Result, density: AnnealedDensity, change: Change
+    ) -> Result:
+        """Bring everything in; return the result."""
+        population = self.population
+        while self.exponent < 1:
+            step = next_increment(self.gains, 1 - self.exponent, population.log_weights)
+            population.weigh(step * self.gains)
+            self.exponent = min(self.exponent + step, 1.0)
+            if self.exponent > 1 - 1e-6:
+                self.exponent = 1.0
+            if not np.isfinite(population.log_weights).any():
+                break
+            if self.exponent < 1 or population.ess < tuning.REWARD.counting:
+                population.resample()
+                self.move()
+                self.gains = self.gained(population.points)
+        if result.log_evidence is None and _has_no_data(self.before):
+            result = dataclasses.replace(
+                result, log_evidence=0.0, log_evidence_error=0.0
+            )
+        error = math.sqrt(population.variance)
+        note = (
+            f"extended by {change.text}, log p {population.log_evidence:.4g} ± "
+            f"{error:.2g}, with {self.moves} blocks of moves"
+        )
+        return population.result(result, density, self.findings, note)
+
+    def move(self) -> None:
+        """Move the chains under π^(1−γ)·π'^γ: noised sites by renoising, programs with
+        latents by a warm-up."""
+        self.moves += 1
+        if self.layout.dims:
+            self.renoise()
+        if self.layout.size > self.layout.dims:
+            self.warm_up()
+
+    def target(self) -> AnnealedDensity:
+        """Return π^(1−γ)·π'^γ as a density."""
+        exponent = jnp.asarray(self.exponent, jnp.result_type(float))
+        between = eqx.tree_at(lambda b: b.exponent, self.between, exponent)
+        evaluator: Any = between  # its other methods are set above
+        return dataclasses.replace(self.density, evaluator=evaluator)
+
+    def renoise(self) -> None:
+        """Move noised sites: by the reverse steps of the target itself, or by scores
+        alone by those of π, weighed by what is new."""
+        population = self.population
+        by_values = "energy" in self.density.capabilities
+        population.density = self.target()
+        exponent = 0.0
+        if not by_values and self.exponent == 1:
+            population.density = self.density
+        elif not by_values:
+            population.density = self.before
+            exponent = self.exponent
+        renoiser = Renoiser(population)
+        gains = self.gains
+        if exponent:
+            gains = self.gained(population.points)
+        proposed = gains
+
+        def log_gain(states: KernelState) -> Float[np.ndarray, " chains"]:
+            nonlocal proposed
+            if not exponent:
+                return np.zeros(len(population))
+            proposed = self.gained(states.position)
+            return exponent * (proposed - gains)
+
+        for _ in range(tuning.REWARD.most_moves):
+            moved, _ = renoiser.move(log_gain)
+            gains = np.where(moved, proposed, gains)
+            if np.mean(renoiser.renewed) >= 1 - tuning.REWARD.remembered:
+                break
+        population.density = self.density
+        population.renew(renoiser.renewed)
+
+    def warm_up(self) -> None:
+        """Move all sites by `WarmUp`, until they have forgotten where they began."""
+        population = self.population
+        target = self.target()
+        finisher = WarmUp()
+        start = np.asarray(population.points)
+        points = start
+        drift = 1.0
+        done = 0
+        while done < finisher.rounds and (done < 2 or drift > 0):
+            fitted = finisher.adapt(points, target)
+            before = points
+            words = population.random_words()
+            population.points = _warmed(target, fitted, words, population.points)
+            points = np.asarray(population.points)
+            population.evaluations += finisher.evaluations(fitted)
+            drift = finisher.drift((start, before, points), target, False)
+            done += 1
+        if drift == 0 and not self.layout.dims:
+            population.renew(np.ones(len(population), bool))
+        self.findings = Unsettled().of(drift)
+
+
+def _has_no_data(density: AnnealedDensity) -> bool:
+    """Return whether a density is a normalised prior of NumPyro's latents."""
+    static = all(site.kind == "static" for site in density.sites.values())
+    return static and not density.graph.observations
+
+
+def _warmed(
+    density: AnnealedDensity, fitted: Transitions, words: Array, points: Array
+) -> Array:
+    """Return points after a round of `WarmUp`."""
+    visits = Visits.every(0, density.num_levels)
+    run = begin(jax.random.key(0), len(points), visits)
+    run = dataclasses.replace(run, words=words)
+    return _round_of_warm_up(run, density, fitted, points)
+
+
+@eqx.filter_jit
+def _round_of_warm_up(
+    run: Run, density: AnnealedDensity, fitted: Transitions, points: Array
+) -> Array:
+    layout = Layout.of_density(density)
+
+    def evaluated(v: Array) -> Particles:
+        return Particles(v, layout.evaluate(density, v, 0, terms=False))
+
+    run = dataclasses.replace(run, chains=run.spread.map(evaluated, points))
+    moved = WarmUp().move(run, density, fitted, jnp.int32(0))
+    return moved.chains.position
+
+
+@eqx.filter_jit
+def _gains(between: Between, density: AnnealedDensity, points: Array) -> Array:
+    layout = Layout.of_density(density)
+    alpha = density.schedule.at(0).alpha
+
+    def of_chain(v: Array) -> Array:
+        return between.gain(layout.position(v, alpha))
+
+    return jax.vmap(of_chain)(points)

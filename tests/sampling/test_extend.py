@@ -1,0 +1,189 @@
+"""Results that go on with more data: against closed forms, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+import composeprob as cp
+from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.runtime import extend
+from messages import check_wording
+from refusals import refused
+from sampling_cases import both, learned, normal, run, single
+from zscores import LIMIT, assert_agrees, assert_disagrees
+
+LEVELS = cp.Schedule.log_snr(16, -8.0, 8.0)
+ALPHA = float(LEVELS.alpha[0])
+NOISE = float(LEVELS.sigma[0] / LEVELS.alpha[0])
+YS = jnp.array([1.6, 2.9, 0.4, 1.1])
+FAR = jnp.array([1.6, 9.0])
+
+
+@cp.program
+def study(f, ys):
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Normal(x, 1.0).expand(ys.shape).to_event(1), ys)
+
+
+def compiled(ys):
+    return cp.compile(study, normal(0.0, 1.0, LEVELS), ys)
+
+
+def scores(result, ys):
+    """z-scores of the mean and the log-evidence of a Gaussian study."""
+    ys = np.asarray(ys)
+    width = 1 + NOISE**2
+    variance = 1 / (1 / width + len(ys))
+    law = stats.multivariate_normal(np.zeros(len(ys)), np.eye(len(ys)) + width)
+    found = result.mean(lambda sample: sample["x"] / ALPHA)
+    mean = variance * ys.sum()
+    error = result.log_evidence_error
+    return {
+        "mean": (found.value - mean) / found.error,
+        "log Z": (result.log_evidence - law.logpdf(ys)) / error,
+    }
+
+
+def start(ys, seed=0):
+    # Level weights are exact here, up to those of 1,000 chains.
+    return run(compiled(ys), seed, chains=1000)
+
+
+def test_a_study_goes_on_datum_by_datum():
+    result = start(YS[:1])
+    spent = result.evaluations
+    for n in (2, 3, 4):
+        result = result.extend(compiled(YS[:n]), jax.random.key(n))
+        assert_agrees(scores(result, YS[:n]))
+        assert result.status.ok
+    assert spent < result.evaluations < 2 * spent + 1000
+    assert "1 of 'y'" in result.reason
+
+
+def test_without_the_weights_of_the_data_it_stays_where_it_was(monkeypatch):
+    result = start(YS[:1])
+    nothing = jnp.zeros(1000)
+    monkeypatch.setattr(extend, "_gains", lambda between, density, points: nothing)
+    result = result.extend(compiled(YS[:2]), jax.random.key(2))
+    assert_disagrees(scores(result, YS[:2]))
+
+
+def test_a_datum_far_away_comes_in_by_powers():
+    result = start(FAR[:1])
+    result = result.extend(compiled(FAR), jax.random.key(2))
+    assert_agrees(scores(result, FAR))
+    assert result.effective_chains > 500
+    assert result.about.draws is None
+
+
+def test_a_network_of_scores_needs_no_log_density():
+    def network(x, log_snr):
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
+        return sigma * x / (alpha**2 + sigma**2)
+
+    levels = cp.Schedule.log_snr(40, -8.0, 8.0)
+    f = learned(network, "epsilon", levels, shape=())
+    before = cp.compile(study, f, FAR[:1])
+    assert "energy" not in before.capabilities
+    sampler = cp.SMC(check_levels=False)
+    result = run(before, chains=1000, sampler=sampler)
+    result = result.extend(cp.compile(study, f, FAR), jax.random.key(1))
+    found = scores(result, FAR)
+    assert abs(found["mean"]) < LIMIT
+
+
+@cp.program
+def walk(ys):
+    """A random walk of latents that are seen with noise."""
+    z = numpyro.sample("z0", dist.Normal(0.0, 1.0))
+    for t, y in enumerate(ys):
+        z = numpyro.sample(f"z{t + 1}", dist.Normal(z, 0.5))
+        numpyro.sample(f"y{t + 1}", dist.Normal(z, 1.0), obs=y)
+
+
+def test_time_goes_on_by_new_latents():
+    """From the prior, whose evidence is 1; the exact one is a Gaussian's."""
+    prior = run(cp.compile(walk, ()), chains=1000, sampler=None)
+    result = prior
+    for n in (1, 2):
+        result = result.extend(cp.compile(walk, tuple(YS[:n])), jax.random.key(n))
+    steps = 1 + 0.25 * np.array([[1.0, 1.0], [1.0, 2.0]])
+    covariance = steps + np.eye(2)
+    ys = np.asarray(YS[:2])
+    exact = stats.multivariate_normal(np.zeros(2), covariance).logpdf(ys)
+    found = result.mean(lambda sample: sample["z2"])
+    mean = (steps @ np.linalg.solve(covariance, ys))[1]
+    assert_agrees(
+        {
+            "log Z": (result.log_evidence - exact) / result.log_evidence_error,
+            "mean": (found.value - mean) / found.error,
+        }
+    )
+    assert set(result.samples) == {"z0", "z1", "z2"}
+
+
+@cp.program
+def hierarchy(ys):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
+    tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+    with numpyro.plate("members", len(ys)):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+        numpyro.sample("y", dist.Normal(theta, 0.5), obs=ys)
+
+
+@pytest.mark.slow
+def test_a_hierarchy_that_grows_agrees_with_the_whole_run():
+    rng = np.random.default_rng(0)
+    ys = jnp.asarray(1 + 0.8 * rng.standard_normal(12) + 0.5 * rng.standard_normal(12))
+
+    def inferred(n, seed):
+        density = cp.compile(hierarchy, ys[:n])
+        return cp.infer(density, jax.random.key(seed), num_chains=1000, progress=False)
+
+    grown = inferred(8, 0)
+    for n in (9, 12):
+        grown = grown.extend(cp.compile(hierarchy, ys[:n]), jax.random.key(n))
+    whole = inferred(12, 1)
+    assert grown.status.ok
+    assert grown["theta"].shape == (1000, 12)
+    compared = {}
+    for name in ("mu", "tau"):
+        one = grown.mean(lambda sample, name=name: sample[name])
+        other = whole.mean(lambda sample, name=name: sample[name])
+        error = np.hypot(one.error, other.error)
+        compared[name] = (one.value - other.value) / error
+    assert_agrees(compared)
+
+
+def test_other_densities_are_refused(tmp_path):
+    result = start(YS[:2])
+    f = normal(0.0, 1.0, LEVELS)
+    key = jax.random.key(0)
+
+    def extended(density):
+        return lambda: result.extend(density, key)
+
+    other_levels = normal(0.0, 1.0, cp.Schedule.log_snr(16, -8.0, 7.0))
+    for density in (
+        compiled(YS[:2]),
+        compiled(YS[:2] + 1),
+        compiled(YS[:1]),
+        cp.compile(study, other_levels, YS[:3]),
+        cp.compile(single, f),
+        cp.compile(both, normal(jnp.zeros(2), 1.0, LEVELS), normal(jnp.zeros(2))),
+    ):
+        refused(extended(density), InvalidValueError)
+    refused(lambda: result.extend(study, key), WrongTypeError)
+    result.save(tmp_path / "run.nc")
+    loaded = cp.Result.load(tmp_path / "run.nc")
+    refused(lambda: loaded.extend(compiled(YS), key), CapabilityError)
+
+
+def test_the_reason_says_what_was_new():
+    result = start(YS[:2]).extend(compiled(YS[:3]), jax.random.key(2))
+    check_wording(result.reason, estimated=True)

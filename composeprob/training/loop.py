@@ -330,9 +330,9 @@ class Task:
         ends: the ends of the bins.
     """
 
-    draw: Callable[[Array, int], Any]
-    losses: Callable[[Any, Any], tuple[Array, Array]]
-    coordinate: Callable[[Any], Array]
+    draw: Callable[[Array, int], PyTree[Array]]
+    losses: Callable[[PyTree[Array], PyTree[Array]], tuple[Array, Array]]
+    coordinate: Callable[[PyTree[Array]], Array]
     ends: tuple[float, float]
 
 
@@ -395,14 +395,16 @@ def make_advance(
     The randomness of step i comes from ``fold_in(key, i)`` alone, so the result does
     not depend on how steps are divided among calls and sessions.
     """
-    factor: Any = recipe.factor(network)
+    factor: PyTree[Array] = recipe.factor(network)
     task = task_of(recipe)
     # The complement of the trained weights: functions, integers and other constants.
     static = eqx.filter(network, eqx.is_inexact_array, inverse=True)
     optimiser = recipe.optimiser()
     edges = jnp.asarray(bin_edges(recipe))
 
-    def mean_loss(parameters: PyTree[Array], batch: Any) -> tuple[Array, Array]:
+    def mean_loss(
+        parameters: PyTree[Array], batch: PyTree[Array]
+    ) -> tuple[Array, Array]:
         """The objective, and every event's loss as it is reported."""
         trained_network = eqx.combine(parameters, static)
         trained = eqx.tree_at(lambda f: f.network, factor, trained_network)

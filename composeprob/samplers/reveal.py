@@ -320,7 +320,9 @@ class RevealPhases:
         order = trial.order
         if self.tested:
             # What is hidden becomes visible in an order of its own.
-            u = uniforms(words, now.number, len(order))
+            # The first numbers of the phase draw its token and make its test.
+            number = self.block + NUMBERS + len(order)
+            u = uniforms(words, now.number, number)[-len(order) :]
             places = jnp.arange(len(order))
             hidden = places >= now.turn.place
             shuffled = order[jnp.argsort(jnp.where(hidden, len(order) + u, places))]

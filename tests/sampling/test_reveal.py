@@ -311,6 +311,21 @@ def test_a_plate_of_sites_is_independent():
     assert result.log_evidence == pytest.approx(exact, abs=error)
 
 
+@pytest.mark.parametrize("mask", ["table", "boolean"])
+def test_remasks_leave_the_law_invariant(mask):
+    """After many of them chains are all but independent, so that the shares of all
+    states are as near as those of exact draws."""
+    make = closed if mask == "table" else lambda probs: network_of(probs, mask)
+    number = 20_000
+    sampler = cp.Reveal(redraws=0, passes=8)
+    result = run(site, make(A) * make(B), sampler=sampler, num_chains=number)
+    weights = (A * B).ravel() / (A * B).sum()
+    index = (result["s"] * np.array([9, 3, 1])).sum(1)
+    shares = np.bincount(index, minlength=len(STATES)) / number
+    floor = np.sqrt(2 * weights * (1 - weights) / np.pi / number).sum() / 2
+    assert 0.5 * np.abs(shares - weights).sum() < 1.35 * floor
+
+
 class Counted:
     """A network that counts its evaluations, of all chains together."""
 

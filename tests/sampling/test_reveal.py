@@ -313,17 +313,18 @@ def test_a_plate_of_sites_is_independent():
 
 @pytest.mark.parametrize("mask", ["table", "boolean"])
 def test_remasks_leave_the_law_invariant(mask):
-    """After many of them chains are all but independent, so that the shares of all
-    states are as near as those of exact draws."""
+    """After many of them chains are all but independent, so that the counts of all
+    states have a χ² as exact draws have."""
     make = closed if mask == "table" else lambda probs: network_of(probs, mask)
     number = 20_000
     sampler = cp.Reveal(redraws=0, passes=8)
     result = run(site, make(A) * make(B), sampler=sampler, num_chains=number)
     weights = (A * B).ravel() / (A * B).sum()
     index = (result["s"] * np.array([9, 3, 1])).sum(1)
-    shares = np.bincount(index, minlength=len(STATES)) / number
-    floor = np.sqrt(2 * weights * (1 - weights) / np.pi / number).sum() / 2
-    assert 0.5 * np.abs(shares - weights).sum() < 1.35 * floor
+    counts = np.bincount(index, minlength=len(STATES))
+    chi2 = np.sum((counts - number * weights) ** 2 / (number * weights))
+    degrees = len(STATES) - 1
+    assert_agrees({"χ²": (chi2 - degrees) / np.sqrt(2 * degrees)})
 
 
 class Counted:

@@ -1,6 +1,8 @@
 """Reveals of categorical sites against enumeration: every law of tokens, their
 log-evidence, counts of evaluations and traces, and mutants that must fail."""
 
+import dataclasses
+import functools
 import itertools
 
 import jax
@@ -311,20 +313,28 @@ def test_a_plate_of_sites_is_independent():
     assert result.log_evidence == pytest.approx(exact, abs=error)
 
 
-@pytest.mark.parametrize("mask", ["table", "boolean"])
-def test_remasks_leave_the_law_invariant(mask):
-    """After many of them chains are all but independent, so that the counts of all
-    states have a χ² as exact draws have."""
-    make = closed if mask == "table" else lambda probs: network_of(probs, mask)
+def remasked_counts(mask: str, passes: int = 8) -> dict[str, float]:
+    """z score of the χ² of the counts of all states after many remasks, as chains are
+    all but independent then."""
+    make = closed
+    if mask == "boolean":
+        make = functools.partial(network_of, mask=mask)
     number = 20_000
-    sampler = cp.Reveal(redraws=0, passes=8)
-    result = run(site, make(A) * make(B), sampler=sampler, num_chains=number)
-    weights = (A * B).ravel() / (A * B).sum()
+    sampler = cp.Reveal(redraws=0, passes=passes)
+    factor = make(A) ** 2.0 * make(B) ** 2.0
+    result = run(site, factor, sampler=sampler, num_chains=number)
+    target = (A * B).ravel() ** 2
+    weights = target / target.sum()
     index = (result["s"] * np.array([9, 3, 1])).sum(1)
     counts = np.bincount(index, minlength=len(STATES))
     chi2 = np.sum((counts - number * weights) ** 2 / (number * weights))
     degrees = len(STATES) - 1
-    assert_agrees({"χ²": (chi2 - degrees) / np.sqrt(2 * degrees)})
+    return {"χ²": (chi2 - degrees) / np.sqrt(2 * degrees)}
+
+
+@pytest.mark.parametrize("mask", ["table", "boolean"])
+def test_remasks_leave_the_law_invariant(mask):
+    assert_agrees(remasked_counts(mask))
 
 
 class Counted:
@@ -395,6 +405,22 @@ class Untested(module.RevealPhases):
     def __post_init__(self):
         super().__post_init__()
         self.tested = False
+
+
+class Unaccepted(module.RevealPhases):
+    """A mutant: accepts every remask."""
+
+    def hidden(self, *args):
+        run, state = super().hidden(*args)
+        return run, dataclasses.replace(
+            state, log_ratio=jnp.full_like(state.log_ratio, 99.0)
+        )
+
+
+def test_remasks_without_a_test_fail(monkeypatch):
+    monkeypatch.setattr(module, "RevealPhases", Unaccepted)
+    # Another sampler, or the code that was compiled for the right one would run.
+    assert_disagrees(remasked_counts("table", passes=7))
 
 
 @pytest.mark.parametrize("mutant", [Unweighted, Untested])

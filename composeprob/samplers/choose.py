@@ -126,8 +126,9 @@ def reveals(density: CategoricalDensity) -> tuple[Sampler, str]:
     if density.one_joint:
         return Reveal(), f"{why}; Gibbs moves draw visible ones anew"
     if density.tokens.path_evaluations > 1:
-        text = "none is drawn anew, as a network has to be evaluated for every place"
-        return Reveal(0, 0), f"{why}; {text} of the order"
+        text = "single ones are not, as that takes an evaluation for every place"
+        why = f"{why}; several are drawn anew at level 0, with a test"
+        return Reveal(0), f"{why} ({text} of the order)"
     return Reveal(), f"{why}; visible ones are drawn anew, with a test of the order"
 
 

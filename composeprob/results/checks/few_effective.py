@@ -8,7 +8,10 @@ from jaxtyping import Bool, Float
 from composeprob.findings import Code, Finding
 from composeprob.results.checks.check import Check, Need, levels_in_words
 from composeprob.results.ended import EndedRun
-from composeprob.results.trust import least_effective_share
+from composeprob.results.trust import (
+    least_effective_ancestors,
+    least_effective_share,
+)
 
 
 class FewEffective(Check):
@@ -29,18 +32,28 @@ class FewEffective(Check):
     )
 
     def ask(self, run: EndedRun) -> list[Finding]:
-        return self.of(run.ess, run.visited, run.num_chains)
+        least = least_effective_share(run.num_chains)
+        # Weights of reveals are exact, so that only the number of chains counts that
+        # they leave.
+        if run.reveals:
+            enough = least_effective_ancestors(run.num_chains)
+            least = min(least, enough / run.num_chains)
+        return self.of(run.ess, run.visited, run.num_chains, least)
 
     def of(
         self,
         ess: Float[np.ndarray, " levels"],
         visited: Bool[np.ndarray, " levels"],
         num_chains: int,
+        least_share: float | None = None,
     ) -> list[Finding]:
-        """Findings on effective sizes relative to N."""
+        """Findings on effective sizes relative to N; ``least_share`` is the least one
+        that is none."""
         ess = np.asarray(ess, float)
+        if least_share is None:
+            least_share = least_effective_share(num_chains)
         with np.errstate(invalid="ignore"):
-            collapsed = visited & (ess < least_effective_share(num_chains))
+            collapsed = visited & (ess < least_share)
         if not collapsed.any():
             return []
         least = float(np.min(ess, where=collapsed, initial=1.0))

@@ -339,18 +339,21 @@ WRONG = {
     'cp.MALA({"x": 0.1})': "arg-type",
     'cp.zoo("bar2d").sigma': "attr-defined",
 }
-ANY = 105
-"""Lines of the package that say `Any`: less is better, more needs a reason."""
+ANY = 1 / 400
+"""Lines of the package that say `Any`, of all: less is better, more needs a reason."""
 
 
 def test_few_lines_say_any():
     """`Any` tells neither a reader nor a type checker anything."""
     lines = set()
+    total = 0
     for path in Path(cp.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = path.read_text(encoding="utf-8")
+        total += text.count("\n")
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Name) and node.id == "Any":
                 lines.add((path, node.lineno))
-    assert 0 < len(lines) <= ANY
+    assert 0 < len(lines) <= ANY * total
 
 
 @pytest.mark.slow

@@ -60,12 +60,17 @@ def command() -> str:
     return shlex.join(["python", "-m", "benchmarks", name, *sys.argv[1:]])
 
 
+def file_of(folder: str, part: str) -> Path:
+    """The file of the result of one part of a long benchmark."""
+    return Path("out") / folder / f"{part.replace(' ', '_')}.json"
+
+
 def kept(folder: str, part: str, measure: Callable[[], Any]) -> Any:
     """Measure one part of a long benchmark, or read its result from an earlier run.
 
     Results are kept in out/, so that the same command goes on where it was stopped.
     """
-    file = Path("out") / folder / f"{part.replace(' ', '_')}.json"
+    file = file_of(folder, part)
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(measure())

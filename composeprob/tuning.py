@@ -309,6 +309,22 @@ class _Fit(NamedTuple):
 FIT = _Fit()
 
 
+class _Tracking(NamedTuple):
+    # Largest dimension in which chains carry the log-densities of factors.
+    most_numbers: int = 64
+    # Groups of neighbours whose slopes are fitted one by one.
+    groups: int = 3
+    # Least precision of a factor at the first level, in units of 1/s.
+    least_precision: float = 0.25
+    # Largest slope of a factor's score where a step ends, in units of 1/h: above 1 its
+    # reverse kernel has no density.
+    most_upwards: float = 0.5
+
+
+# Log-densities that chains carry along their paths.
+TRACKING = _Tracking()
+
+
 class _Step(NamedTuple):
     # Least slope, in units of 1/s, that is integrated in closed form.
     least_slope: float = 0.01

@@ -32,6 +32,7 @@ from jax import Array
 from jaxtyping import Float, Int, PyTree
 
 from composeprob.compiler.latents import stays_normalised
+from composeprob.density.evaluation import TrackedFactors
 from composeprob.factors.nodes import Combination, Growth, Mixture, Product
 from composeprob.factors.passes import Pass
 from composeprob.factors.window import Cells, Region
@@ -118,6 +119,12 @@ class Expression(eqx.Module):
     @abc.abstractmethod
     def __call__(self, outputs: Outputs, noise: Noise) -> NodeValue:
         """The node's value, given the leaves' outputs and the level's noise."""
+
+    def tracked(self, outputs: Outputs, noise: Noise) -> TrackedFactors | None:
+        """The factors whose exponents grow although they have no log-density that can
+        be compared along a path, with scores over the node's site; None where there are
+        none."""
+        return None
 
     @property
     def drawable(self) -> bool:
@@ -275,7 +282,7 @@ class ProductExpression(Expression):
             if value.rate is not None:
                 rate = w * (value.rate - 0.5 * squared)
             if rate is not None and i in slopes:
-                assert value.log_density is not None  # no other exponent grows
+                assert value.log_density is not None  # or else it is tracked
                 rate = rate - slopes[i] * value.log_density / noise.alpha**2
             score = _times(w, value.score)
             return NodeValue(log_density, score, rate, w * (value.excess + self.size))
@@ -295,13 +302,28 @@ class ProductExpression(Expression):
         return NodeValue(total.log_density, total.score, rate, total.excess - self.size)
 
     def _powers_at(self, noise: Noise) -> tuple[Any, dict[int, Array]]:
-        """The powers w_i at a level, and dw_i/ds of those that grow, by index."""
-        if not isinstance(self.powers, Growth):
-            return self.powers, {}
-        variance = noise.variance
-        # A tangent of 1 in s gives dw_i/ds.
-        powers, slope = jax.jvp(self.powers, (variance,), (jnp.ones_like(variance),))
-        return powers, {i: slope[i] for i in self.powers.growing}
+        """The powers w_i at a level, and dw_i/ds of those that grow and are not
+        tracked, by index."""
+        growth = self.powers
+        if not isinstance(growth, Growth):
+            return growth, {}
+        powers, slope = growth.slope(noise.variance)
+        by_value = [i for i in growth.growing if i not in growth.tracked]
+        return powers, {i: slope[i] for i in by_value}
+
+    def tracked(self, outputs: Outputs, noise: Noise) -> TrackedFactors | None:
+        growth = self.powers
+        if not isinstance(growth, Growth) or not growth.tracked:
+            return None
+        values = [self.operands.operands[i](outputs, noise) for i in growth.tracked]
+        _, slope = growth.slope(noise.variance)
+        slopes = -slope[np.array(growth.tracked)] / noise.alpha**2
+        return TrackedFactors(
+            scores=tuple(value.score for value in values),
+            log_densities=tuple(value.log_density for value in values),
+            slopes=slopes,
+            values=jnp.full_like(slopes, jnp.nan),
+        )
 
 
 def _squared(score: Array | Scattered) -> Float[Array, ""]:

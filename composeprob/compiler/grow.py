@@ -6,29 +6,33 @@ a multiple of the noise's own sharpness, and the mode that a chain falls into is
 by w times the little that tells modes apart. The power of a Gaussian, noised, is the
 power w_k of the noised one (`Growth`), and this path is followed here: for f^w the one
 that starts as f, also for f·(f/g)^γ and for f/g^v. The log-weight increment of a chain
-is then (dw/dτ)·log f along its path, so exponents grow only where log f is given with
-its constants and the heights of its modes: by closed forms, and by energies that were
-trained for both. Elsewhere they are constant.
+is then (dw/dτ)·log f along its path, so exponents grow only where log f is known with
+its constants and the heights of its modes: given by closed forms, and by energies that
+were trained for both, or carried by the chains of weighted samplers (`is_tracked`).
+Elsewhere they are constant.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
 
+from composeprob import tuning
 from composeprob.compiler.check import has_rate, node_capabilities
 from composeprob.compiler.top import site_top
 from composeprob.factors.factor import Factor
 from composeprob.factors.nodes import Growth, Product, growth_of, walk
 from composeprob.factors.passes import Pass
-from composeprob.ir.leaves import Graph, leaves
+from composeprob.ir.leaves import Graph, Leaf, Site, leaves
 from composeprob.ir.render import formula
 
 
-def grow(graph: Graph) -> Graph:
-    """Give growing exponents to every product whose factors allow it, and note each.
+def grow(graph: Graph, tracking: bool = True) -> Graph:
+    """Give growing exponents to every product whose factors allow it, and note each;
+    without ``tracking`` none to factors whose log-density chains would have to carry.
 
     The exponents e from which they grow leave the noisiest level the noise of a single
     factor where they can. A factor that multiplies has a power of at most 1 there. A
@@ -37,14 +41,46 @@ def grow(graph: Graph) -> Graph:
     brought up to a total of 1.
     """
     clean = float(graph.levels.sigma[0] / graph.levels.alpha[0]) ** 2
-    grown = graph.map_roots(lambda root, site: _grown(root, site.shape, clean))
+
+    def grown_root(root: Factor, site: Site) -> Factor:
+        tracks = tracking and _may_track(graph, site)
+        return _grown(root, site.shape, clean, tracks)
+
+    grown = graph.map_roots(grown_root)
     notes = []
+    tracked = False
     for site in grown.sites:
         for node in walk(site.root):
             notes += _notes(node, site.name)
+            tracked = tracked or bool(tracked_of(node))
     if not notes:
         return grown
-    return grown.noted("grow", f"exponents grow as noise falls: {', '.join(notes)}")
+    where = "in SMC, whose chains carry log f, " if tracked else ""
+    text = f"{where}exponents grow as noise falls: {', '.join(notes)}"
+    return grown.noted("grow", text)
+
+
+def tracks(graph: Graph) -> bool:
+    """Return whether chains must carry the log-density of a factor."""
+    nodes = (node for site in graph.sites for node in walk(site.root))
+    return any(tracked_of(node) for node in nodes)
+
+
+def tracked_of(node: Factor) -> tuple[int, ...]:
+    """Indices of a node's factors whose log-densities chains carry."""
+    growth = growth_of(node)
+    return () if growth is None else growth.tracked
+
+
+def _may_track(graph: Graph, site: Site) -> bool:
+    """Return whether chains can carry log-densities: of factors of the program's only
+    site, of few numbers, without latents.
+
+    Beside other sites or latents a block of a kernel sees a part of the chain alone,
+    and of many numbers the fitted slopes leave too much of log f to chance.
+    """
+    alone = len(graph.sites) == 1 and not graph.statics
+    return alone and math.prod(site.shape) <= tuning.TRACKING.most_numbers
 
 
 def _notes(node: Factor, site: str) -> list[str]:
@@ -65,33 +101,47 @@ def grows(node: Factor) -> bool:
     return any(growth_of(inner) is not None for inner in walk(node))
 
 
-def _grown(node: Factor, shape: tuple[int, ...], clean: float) -> Factor:
+def _grown(node: Factor, shape: tuple[int, ...], clean: float, tracks: bool) -> Factor:
     """The expression with growing exponents. A calibrated node keeps the path that its
     normalisers were estimated on."""
     if not node.children or node.normalised:
         return node
-    children = [_grown(child, shape, clean) for child in node.children]
+    # Chains carry the log-densities of the root's own factors.
+    children = [_grown(child, shape, clean, tracks=False) for child in node.children]
     node = node.with_children(tuple(children))
-    return grown_of.rule_for(node)(node, shape, clean)
+    return grown_of.rule_for(node)(node, shape, clean, tracks)
 
 
-grown_of = Pass[Factor]("grown", lambda node, shape, clean: node)
-"""Rules (node, the site's shape, σ²/α² of level 0) for a node whose children have
-growing exponents, with its own."""
+grown_of = Pass[Factor]("grown", lambda node, shape, clean, tracks: node)
+"""Rules (node, the site's shape, σ²/α² of level 0, whether chains may carry
+log-densities of its factors) for a node whose children have growing exponents, with its
+own."""
 
 
 @grown_of.rule(Product)
-def _grown_product(node: Product, shape: tuple[int, ...], clean: float) -> Product:
+def _grown_product(
+    node: Product, shape: tuple[int, ...], clean: float, tracks: bool
+) -> Product:
     if node.plate is not None or set(node.powers) == {1.0}:
         return node
     noise_powers = [site_top(child, shape).power.ravel() for child in node.children]
     powers = np.array(node.powers)
     start, sharpness = _start(powers, np.stack(noise_powers))
     growing = tuple(np.flatnonzero(start != node.powers).tolist())
-    if not growing or not all(_is_calibrated(node.factors[i]) for i in growing):
+    tracked = tuple(i for i in growing if not _is_calibrated(node.factors[i]))
+    trackable = all(tracks and is_tracked(node.factors[i]) for i in tracked)
+    if not growing or not trackable:
         return node
-    growth = Growth(start, powers, sharpness, np.asarray(clean), growing)
+    growth = Growth(start, powers, sharpness, np.asarray(clean), growing, tracked)
     return replace(node, growth=growth)
+
+
+def is_tracked(factor: Factor) -> bool:
+    """Return whether chains can carry log f of a factor: a single noised marginal of
+    the whole site, so that its reverse kernel follows from its score."""
+    if not isinstance(factor, Leaf) or not has_rate(factor):
+        return False
+    return factor.region is None and not factor.plates
 
 
 def _is_calibrated(factor: Factor) -> bool:

@@ -36,6 +36,7 @@ from composeprob.density.evaluation import (
     Evaluation,
     ExpertValue,
     Frame,
+    TrackedFactors,
     Wall,
 )
 from composeprob.factors.factor import Factor
@@ -58,12 +59,14 @@ class FactorValues(NamedTuple):
         log_moved: the logarithm of all factors of F that latents move, a scalar.
         unmoved_scores: the score of the other factors of F, of the sites that have such
             factors.
+        tracked: the factors of F whose log-densities chains carry.
     """
 
     marginal: dict[str, NodeValue]
     potential: dict[str, NodeValue]
     log_moved: Float[Array, ""]
     unmoved_scores: dict[str, Array | float]
+    tracked: TrackedFactors | None
 
 
 class StatementValues(NamedTuple):
@@ -164,7 +167,7 @@ class Evaluator(eqx.Module):
         closed_form = None
         if log_density is None and log_rest is not None:
             closed_form = ClosedFormTerm(log_rest, unmoved_score)
-        return Evaluation(log_density, score, wall, closed_form, terms)
+        return Evaluation(log_density, score, wall, closed_form, terms, factors.tracked)
 
     def _evaluate(
         self, xs: Sites, zs: Sites, noise: Noise
@@ -233,7 +236,14 @@ class Evaluator(eqx.Module):
                 unmoved_scores[name] = 0.0
             else:
                 unmoved_scores[name] = unmoved(outputs, noise).score
-        return FactorValues(marginal, potential, log_moved, unmoved_scores)
+        tracked = None
+        for name, expression in self.marginal.items():
+            if expression is None:
+                continue
+            # One site at most has tracked factors (`grow`).
+            of_site = expression.tracked(outputs, noise)
+            tracked = tracked or _structured(of_site, name)
+        return FactorValues(marginal, potential, log_moved, unmoved_scores, tracked)
 
     def _scores(self, xs: Sites, zs: Sites, noise: Noise) -> tuple[Sites, FactorValues]:
         """Scores of F, whose slopes give the moments of x₀ given x, and all values."""
@@ -464,6 +474,14 @@ class Evaluator(eqx.Module):
             if name in values:
                 clean[name] = values[name] / alpha
         return clean
+
+
+def _structured(tracked: TrackedFactors | None, name: str) -> TrackedFactors | None:
+    """Tracked factors of the one site, whose scores are structured like a position."""
+    if tracked is None:
+        return None
+    scores = tuple({name: score} for score in tracked.scores)
+    return dataclasses.replace(tracked, scores=scores)
 
 
 def _marginal_scores(position: Sites, factors: FactorValues) -> tuple[Sites, Sites]:

@@ -16,7 +16,7 @@ from composeprob.compiler.anneal import Likelihood, anneal
 from composeprob.compiler.build import build
 from composeprob.compiler.check import capabilities, check, node_capabilities
 from composeprob.compiler.experts import experts
-from composeprob.compiler.grow import grow, grows
+from composeprob.compiler.grow import grow, grows, tracks
 from composeprob.compiler.lower import Evaluator, lower
 from composeprob.compiler.normalise import normalise
 from composeprob.compiler.proper import check_growth
@@ -117,6 +117,7 @@ def lowered(
     precision: str | None = None,
     networks: bool = True,
     growing: bool = True,
+    tracking: bool = True,
 ) -> AnnealedDensity:
     """Compile as `compile` does, with switches for its other callers.
 
@@ -126,6 +127,8 @@ def lowered(
             trained are not ready for.
         growing: whether exponents may grow as noise falls; the normalisers of an
             expression need constant ones.
+        tracking: whether they may grow where chains must carry the log-density of a
+            factor.
     """
     if not isinstance(program, Program):
         raise WrongTypeError(
@@ -145,7 +148,7 @@ def lowered(
     graph = verify(align(graph, schedule), "align")
     graph = verify(share(graph), "share")
     if growing:
-        graph = grow(graph)
+        graph = grow(graph, tracking)
     graph = verify(graph, "grow")
     graph = verify(check(graph, networks), "check")
     graph, likelihood = anneal(graph, traced)
@@ -161,6 +164,7 @@ def lowered(
         _site_infos(graph),
         capabilities(graph),
         described,
+        tracks=tracks(graph),
     )
 
     # NumPy arrays that the passes left would be constants of compiled code.
@@ -169,9 +173,10 @@ def lowered(
 
     density = jax.tree.map(on_device, density)
 
-    def anew(other: Schedule) -> AnnealedDensity:
+    def anew(other: Schedule, tracking: bool = tracking) -> AnnealedDensity:
         # The program runs again, and must read the values that it read here.
-        again = lowered(program, args, kwargs, other, precision, networks, growing)
+        options = (precision, networks, growing, tracking)
+        again = lowered(program, args, kwargs, other, *options)
         if _values_read(again) != _values_read(density):
             raise changed_since(program)
         return again
@@ -281,12 +286,20 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
     offered = capabilities(graph)
     text = describe(graph, sorted(offered))
     described = density.described
-    return dataclasses.replace(
+    without = dataclasses.replace(
         density,
         evaluator=dataclasses.replace(evaluator, likelihood=likelihood),
         capabilities=offered,
         described=dataclasses.replace(described, graph=graph, text=text, rewards=()),
     )
+    recompile = getattr(density, "_anew", None)
+    if recompile is not None:
+
+        def anew(*options: object) -> AnnealedDensity:
+            return prior(recompile(*options))
+
+        object.__setattr__(without, "_anew", anew)
+    return without
 
 
 def _values_read(density: AnnealedDensity) -> set[str]:

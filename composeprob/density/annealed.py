@@ -248,6 +248,8 @@ class AnnealedDensity(NotPickled, eqx.Module):
             ``conservative``, ``normalised``, ``exact_marginals``, ``feynman_kac``,
             ``mode_depth``.
         described: the program's IR and its text.
+        tracks: True if exponents grow of factors whose log-density has no values to
+            compare: weighted chains carry it along their paths.
     """
 
     _kept_by: ClassVar[str] = (
@@ -262,6 +264,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
     # Static, as kernels and samplers branch on them while they are traced.
     capabilities: frozenset[str] = eqx.field(static=True)
     described: Described = eqx.field(static=True)
+    tracks: bool = eqx.field(static=True, default=False, kw_only=True)
 
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         """Refuse the call: a density has a level, too."""
@@ -308,20 +311,31 @@ class AnnealedDensity(NotPickled, eqx.Module):
             CapabilityError: this density is a copy with other arrays, and not the one
                 that `cp.compile` returned.
         """
+        return self._recompiled(schedule)
+
+    def untracked(self) -> AnnealedDensity:
+        """Return the same program with constant exponents where chains would have to
+        carry a factor's log-density, for samplers whose chains do not."""
+        if not self.tracks:
+            return self
+        return self._recompiled(self.schedule, False)
+
+    def _recompiled(self, *options: object) -> AnnealedDensity:
+        """Return the program compiled once more, for levels and with options of
+        `lowered`."""
         # `cp.compile` sets the attribute on the instance; copies by tree operations,
         # whose arrays may be others, do not carry it.
-        recompile: Callable[[Schedule], AnnealedDensity] | None = getattr(
-            self, "_anew", None
-        )
+        recompile: Callable[..., AnnealedDensity] | None = getattr(self, "_anew", None)
         if recompile is None:
             raise CapabilityError(
-                "Only a density as cp.compile returned it can go to other levels: the "
-                "arrays of this copy may differ from those of its program.",
+                "Only a density as cp.compile returned it can be compiled again, for "
+                "other levels or another sampler: the arrays of this copy may differ "
+                "from those of its program.",
                 where=self.described.where,
                 fix="compile on these levels: cp.compile(program, …, "
                 "schedule=cp.Schedule.log_snr(60)).",
             )
-        return recompile(schedule)
+        return recompile(*options)
 
     def evaluate(self, position: Position, level: Array | int) -> Evaluation:
         """Evaluate π_k at a position; each network is called once.
@@ -383,8 +397,17 @@ class AnnealedDensity(NotPickled, eqx.Module):
 
         Raises:
             CapabilityError: the program has no rate (a factor that is not a noised
-                marginal inside a mixture).
+                marginal inside a mixture), or one that depends on the log-density of a
+                factor that offers only its score.
         """
+        if self.tracks:
+            raise CapabilityError(
+                "The exponent of a factor without a comparable log-density grows here, "
+                "and the rate depends on that log-density, which only chains on their "
+                "path know.",
+                where=self.described.where,
+                fix="sample by cp.SMC, or use .score.",
+            )
         evaluation = self.evaluate(position, level)
         if "feynman_kac" not in self.capabilities:
             raise CapabilityError(

@@ -79,6 +79,35 @@ class DensityTerms(eqx.Module):
     log_exact: Float[Array, ""]
 
 
+class TrackedFactors(eqx.Module):
+    """Factors of F_k whose exponents grow although they offer no log-density that can
+    be compared along a path: chains carry it (`samplers.tracking`).
+
+    Attributes:
+        scores: ∇ log f of each of the n factors, structured like the position.
+        log_densities: log f of each up to a constant of the level, a scalar; None for a
+            factor that offers only its score.
+        slopes: the derivative −dw/ds/α² of the rate r by each log f, (n,).
+        values: log f_k of each at the position, (n,), with its constant; NaN unless it
+            is carried there.
+    """
+
+    scores: tuple[Position, ...]
+    log_densities: tuple[Float[Array, ""] | None, ...]
+    slopes: Float[Array, " n"]
+    values: Float[Array, " n"]
+
+    @property
+    def rate(self) -> Float[Array, ""]:
+        """The part of the Feynman–Kac rate that the growth of the exponents adds, a
+        scalar."""
+        return jnp.sum(self.slopes * self.values)
+
+    def with_values(self, values: Float[Array, " n"]) -> TrackedFactors:
+        """Return the factors with these log-densities."""
+        return dataclasses.replace(self, values=values)
+
+
 class Evaluation(eqx.Module):
     """Evaluation of π_k at one position x, as kernels see it.
 
@@ -90,6 +119,7 @@ class Evaluation(eqx.Module):
         closed_form: of a density without a log-density, the term that has one; None
             where no term has, or where log π is known completely.
         terms: the `DensityTerms` of a density, which kernels pass on unread, or None.
+        tracked: the factors whose log-densities chains carry, or None.
     """
 
     log_density: Float[Array, ""] | None
@@ -97,6 +127,7 @@ class Evaluation(eqx.Module):
     wall: Wall | None = None
     closed_form: ClosedFormTerm | None = None
     terms: Any = None
+    tracked: TrackedFactors | None = None
 
     @property
     def zero(self) -> Bool[Array, ""]:
@@ -119,24 +150,34 @@ class Evaluation(eqx.Module):
 
     @property
     def without_terms(self) -> Evaluation:
-        """The evaluation without its terms, for chains that carry no weights."""
-        return dataclasses.replace(self, terms=None)
+        """The evaluation without terms and tracked factors, for chains that carry no
+        weights."""
+        return dataclasses.replace(self, terms=None, tracked=None)
 
     @property
     def gradients(self) -> tuple[Position, ...]:
-        """The score, and the score of the part of log π without a closed form."""
-        if self.closed_form is None:
-            return (self.score,)
-        return (self.score, self.closed_form.score)
+        """The score, the score of the part of log π without a closed form, and those
+        of tracked factors."""
+        gradients = [self.score]
+        if self.closed_form is not None:
+            gradients.append(self.closed_form.score)
+        if self.tracked is not None:
+            gradients += self.tracked.scores
+        return tuple(gradients)
 
     def with_gradients(self, gradients: Iterable[Position]) -> Evaluation:
         """Replace `gradients` by others."""
         # In the order of `gradients`; the second is there where a closed form is.
-        score, *remaining_scores = gradients
+        score, *others = gradients
         closed_form = self.closed_form
         if closed_form is not None:
-            closed_form = ClosedFormTerm(closed_form.value, *remaining_scores)
-        return dataclasses.replace(self, score=score, closed_form=closed_form)
+            closed_form = ClosedFormTerm(closed_form.value, others.pop(0))
+        tracked = self.tracked
+        if tracked is not None:
+            tracked = dataclasses.replace(tracked, scores=tuple(others))
+        return dataclasses.replace(
+            self, score=score, closed_form=closed_form, tracked=tracked
+        )
 
     @property
     def parts(self) -> Any:

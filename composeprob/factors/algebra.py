@@ -144,9 +144,10 @@ def power(factor: Factor, exponent: float) -> Factor:
     NOT that").
 
     That is level 0. Where log f is known with its constants and its modes' heights, as
-    of closed forms, the exponent grows as noise falls: alone from 1, as w(1 + s)/(1 +
-    w·s) with s = σ²/α² of the level less that of level 0, which is the exact path of a
-    Gaussian of variance 1; that of a divisor, as in guidance or a negation, from 0.
+    of closed forms, or carried by the chains of `SMC`, the exponent grows as noise
+    falls: alone from 1, as w(1 + s)/(1 + w·s) with s = σ²/α² of the level less that of
+    level 0, which is the exact path of a Gaussian of variance 1; that of a divisor, as
+    in guidance or a negation, from 0.
     Elsewhere it is w at every level. ``print(density)`` shows which exponents grow.
 
     Raises:

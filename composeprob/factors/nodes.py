@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, TypeVar, cast
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -159,6 +160,7 @@ class Growth(eqx.Module):
         sharpness: κ.
         clean: σ²/α² of level 0, a scalar.
         growing: indices of the factors with e ≠ w.
+        tracked: those among them whose log-densities chains carry.
     """
 
     start: Float[Array | np.ndarray, " n"]
@@ -166,6 +168,7 @@ class Growth(eqx.Module):
     sharpness: Float[Array | np.ndarray, " n"]
     clean: Float[Array | np.ndarray, ""]
     growing: tuple[int, ...] = eqx.field(static=True)
+    tracked: tuple[int, ...] = eqx.field(static=True, default=())
 
     def __call__(
         self, variance: Float[Array | np.ndarray, ""]
@@ -181,6 +184,7 @@ class Growth(eqx.Module):
         growing = tuple(j for j, i in enumerate(places) if i in self.growing)
         if not growing:
             return None
+        tracked = tuple(j for j, i in enumerate(places) if i in self.tracked)
         rows = np.array(places)
         return Growth(
             self.start[rows],
@@ -188,7 +192,16 @@ class Growth(eqx.Module):
             self.sharpness[rows],
             self.clean,
             growing,
+            tracked,
         )
+
+    def slope(
+        self, variance: Float[Array | np.ndarray, ""]
+    ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        """Return w_k and dw_k/ds at σ²/α² of the level."""
+        variance = jnp.asarray(variance)
+        # A tangent of 1 in s gives dw/ds.
+        return jax.jvp(self, (variance,), (jnp.ones_like(variance),))
 
 
 class Product(Combination):

@@ -187,10 +187,16 @@ class Gibbs(Kernel[GibbsState]):
         evaluation is one of `block_evaluation`."""
         inner = list(state.inner)
         inner[b] = _stripped(block)
+        evaluation = block.evaluation.terms
+        tracked = block.evaluation.tracked
+        if tracked is not None:
+            # The kernel may have carried log f of these factors to where it went.
+            whole = evaluation.tracked.with_values(tracked.values)
+            evaluation = dataclasses.replace(evaluation, tracked=whole)
         return dataclasses.replace(
             state,
             position=self.joined(b, state.position, block.position),
-            evaluation=block.evaluation.terms,
+            evaluation=evaluation,
             inner=tuple(inner),
         )
 

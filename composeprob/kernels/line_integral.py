@@ -31,8 +31,9 @@ class Path(eqx.Module, Generic[StateT]):
     # along the trajectory itself.
     end: StateT | None
     positions: Position  # of the nodes; on the straight line t, from 0 to 1
-    # ∇ log π at each of them; on the straight line their slopes ⟨∇ log π, x' − x⟩.
-    scores: Position
+    # At each of them ∇ log π, and the score of each tracked factor; on the straight
+    # line their slopes ⟨∇ log π, x' − x⟩.
+    scores: tuple[Position, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,14 +139,15 @@ class LineIntegral:
         last of its ``length`` evaluations is at the end of the path."""
         if self.num_points is not None:
             # x stands for x' until that is known: arrays keep their shapes.
-            return Path(start, self.shares, jnp.zeros_like(self.shares))
+            slopes = tuple(jnp.zeros_like(self.shares) for _ in _integrands(start))
+            return Path(start, self.shares, slopes)
 
         def first_node(x: Array) -> Array:
             nodes = jnp.zeros((length + 1, *jnp.shape(x)), jnp.result_type(x))
             return nodes.at[0].set(x)
 
         positions = jax.tree.map(first_node, start.position)
-        scores = jax.tree.map(first_node, _integrand(start))
+        scores = jax.tree.map(first_node, _integrands(start))
         return Path(None, positions, scores)
 
     def record(
@@ -167,18 +169,22 @@ class LineIntegral:
                 return nodes.at[i + 1].set(x)
 
             positions = jax.tree.map(set_node, path.positions, point.position)
-            scores = jax.tree.map(set_node, path.scores, _integrand(point))
+            scores = jax.tree.map(set_node, path.scores, _integrands(point))
             return Path(None, positions, scores)
         # The chord is known once x' is; the slopes that were set along earlier ones are
         # overwritten.
         inner = i - (length - 1)
         end = pytree.where(jnp.asarray(inner <= 0), point, path.end)
         chord = pytree.axpy(-1.0, start.position, end.position)
-        last = len(path.scores) - 1
+        last = len(path.positions) - 1
         node = jnp.where(inner <= 0, last, inner)
-        slopes = path.scores.at[0].set(pytree.vdot(_integrand(start), chord))
-        slopes = slopes.at[node].set(pytree.vdot(_integrand(point), chord))
-        return Path(end, path.positions, slopes)
+        scores = []
+        for slopes, first, score in zip(
+            path.scores, _integrands(start), _integrands(point), strict=True
+        ):
+            slopes = slopes.at[0].set(pytree.vdot(first, chord))
+            scores.append(slopes.at[node].set(pytree.vdot(score, chord)))
+        return Path(end, path.positions, tuple(scores))
 
     def node(self, j: Array | int, path: Path[StateT], start: StateT) -> Position:
         """Return node j of the straight line."""
@@ -202,15 +208,19 @@ class LineIntegral:
             point: of the last evaluation.
 
         Returns:
-            The proposal x' with its evaluation; log π(x') − log π(x), −∞ beyond the
-            tolerance; and the estimate of its error.
+            The proposal x' with its evaluation, in which log f of tracked factors is
+                carried from x by the same integral; log π(x') − log π(x), −∞ beyond
+            the tolerance; and the estimate of its error.
         """
         last = length - 1 + self.extra_evaluations
         path = self.record(last, length, path, start, point)
         # The last evaluation is at x' along a trajectory, but at an inner node of a
         # straight line, whose end was kept.
         proposed = point if path.end is None else path.end
-        log_ratio, error = self.along(path.positions, path.scores)
+        of_density, *of_factors = path.scores
+        log_ratio, error = self.along(path.positions, of_density)
+        rises = [self.along(path.positions, scores)[0] for scores in of_factors]
+        proposed = _carried(start, proposed, rises)
         # The integral is over the score of unknown terms; the others have values.
         there = proposed.evaluation
         here = start.evaluation
@@ -342,12 +352,27 @@ _RULES = {"trapezoid": (trapezoid, 2), "simpson": (simpson, 4)}
 nodes."""
 
 
-def _integrand(state: KernelState) -> Position:
-    """Return the gradient of the term of log π that has no closed form."""
+def _integrands(state: KernelState) -> tuple[Position, ...]:
+    """Return the gradient of the term of log π that has no closed form, and those of
+    log f of tracked factors."""
     closed_form = state.evaluation.closed_form
-    if closed_form is None:
-        return state.evaluation.score
-    return closed_form.score
+    score = state.evaluation.score if closed_form is None else closed_form.score
+    tracked = state.evaluation.tracked
+    if tracked is None:
+        return (score,)
+    return (score, *tracked.scores)
+
+
+def _carried(start: StateT, proposed: StateT, rises: list[Array]) -> StateT:
+    """Return the proposal with log f of each tracked factor: that of the start, and its
+    rise on the way."""
+    here = start.evaluation.tracked
+    there = proposed.evaluation.tracked
+    if here is None or there is None:
+        return proposed
+    tracked = there.with_values(here.values + jnp.stack(rises))
+    evaluation = dataclasses.replace(proposed.evaluation, tracked=tracked)
+    return dataclasses.replace(proposed, evaluation=evaluation)
 
 
 def _thinned(nodes: Position, stride: int) -> Position:

@@ -510,6 +510,8 @@ class Path(eqx.Module):
     ) -> Path:
         """Return the path of a sampler, which `frozen` has prepared."""
         weights = sampler.weights if weighted else None
+        # A walk in reverse cannot carry log-densities from the noise.
+        density = density.untracked()
         return cls(
             sampler=sampler.in_numbers(),
             density=density,

@@ -179,7 +179,7 @@ def infer(
     attempts = plan(
         density,
         num_chains,
-        call.draws.number or 1,
+        call.draws.number,
         tried,
         visited=visited,
         pace=pace,

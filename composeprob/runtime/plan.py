@@ -32,6 +32,7 @@ from composeprob.samplers.choose import (
     choose,
     independent,
     patient,
+    tracks_alone,
     without_data,
 )
 from composeprob.samplers.run import Pace
@@ -111,7 +112,7 @@ class Tried:
 def plan(
     density: AnnealedDensity,
     num_chains: int,
-    draws: int,
+    draws: int | None,
     tried: Sequence[Tried],
     *,
     visited: AnnealedDensity,
@@ -124,7 +125,7 @@ def plan(
     Args:
         density: that is sampled.
         num_chains: N.
-        draws: of each chain.
+        draws: of each chain at level 0, if there are to be any.
         tried: the attempts so far, which the caller adds to.
         visited: the density on the levels of the call.
         pace: how the call chooses among them.
@@ -135,7 +136,8 @@ def plan(
         yield Attempt("", visited, sampler, "chosen by the user", pace)
         return
     sampler, why = choose(visited, num_chains, draws)
-    yield Attempt("", visited, sampler, why, pace, may_stop=sampler.may_abort)
+    may_stop = sampler.may_abort and not tracks_alone(visited)
+    yield Attempt("", visited, sampler, why, pace, may_stop=may_stop)
     may_wait = own_levels and can_wait(density)
     stopped = tried[-1].stopped
     if stopped:
@@ -145,7 +147,7 @@ def plan(
         if may_wait and without_data(density):
             yield _on_closer_levels(density, num_chains, why)
             return
-        sampler, why = independent(visited, why, num_chains, draws)
+        sampler, why = independent(visited, why, num_chains, draws or 1)
         # A run that chose its levels has made its choice by weights that failed.
         on_all = visited if pace is None else density
         yield Attempt("instead", on_all, sampler, why, instead_of="SMC was aborted")

@@ -153,8 +153,10 @@ def prepare(state: State) -> None:
     """Check the sampler's capabilities, open folders, and put everything on the
     devices."""
     _check_request(state)
-    density = state.density
-    sampler = state.sampler = state.attempt.sampler.prepare(density)
+    sampler = state.attempt.sampler
+    density = sampler.suited(state.density)
+    state.attempt = dataclasses.replace(state.attempt, density=density)
+    sampler = state.sampler = sampler.prepare(density)
     for finisher in sampler.finishers:
         finisher.check(density, state.num_chains)
     if state.draws.number is not None and not sampler.can_draw:

@@ -75,10 +75,11 @@ def only_score(moved: str) -> str:
 
 
 def choose(
-    density: AnnealedDensity, num_chains: int, draws: int = 1
+    density: AnnealedDensity, num_chains: int, draws: int | None = None
 ) -> tuple[Sampler, str]:
-    """Return a sampler for this density, number of chains and draws of each, and the
-    reason: `SMC` where weights can be trusted and chains are many enough.
+    """Return a sampler for this density, number of chains and draws of each at level 0,
+    if there are to be any, and the reason: `SMC` where weights can be trusted and
+    chains are many enough.
 
     Where weights leave too few effective chains, `infer` goes on to `patient` or
     `independent` ones.
@@ -95,7 +96,7 @@ def choose(
         fewest = tuning.MANY_CHAINS.compared
     if num_chains < fewest:
         why = f"fewer than {fewest} chains"
-        return independent(density, why, num_chains, draws)
+        return independent(density, why, num_chains, draws or 1)
     enough = f"{num_chains} chains are enough to resample"
     finishers, then = closed_by(density, num_chains, weighed=True)
     kinds = {site.kind for site in density.sites.values()}
@@ -105,7 +106,11 @@ def choose(
         why = f"{enough}, which keeps the modes' shares right"
         if energy:
             return SMC(then=finishers), f"{why}; tuned MALA moves{then}"
-        samples = num_chains * draws
+        if tracks_alone(density) and draws is None:
+            # A move across a valley whose integral misses a narrow mode would carry
+            # the height of that mode to another.
+            return SMC(), f"{why}; reverse steps alone, along which log f is tracked"
+        samples = num_chains * (draws or 1)
         if together:
             kernel = Interweaving(log_ratio=bounded(samples))
             return SMC(kernel, then=(WarmUp(),)), f"{why}; {TOGETHER}"
@@ -114,7 +119,8 @@ def choose(
     if comparable:
         why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
         return SMC(weights="density", then=finishers), f"{enough}; {why}{then}"
-    return independent(density, "no weights can be trusted here", num_chains, draws)
+    reason = "no weights can be trusted here"
+    return independent(density, reason, num_chains, draws or 1)
 
 
 def reveals(density: CategoricalDensity) -> tuple[Sampler, str]:
@@ -240,6 +246,14 @@ def without_data(density: AnnealedDensity) -> bool:
     """
     noised_only = all(site.kind == "noised" for site in density.sites.values())
     return not density.observed() and noised_only
+
+
+def tracks_alone(density: AnnealedDensity) -> bool:
+    """Return whether chains carry log-densities in a program of factors alone.
+
+    Independent chains, which carry none, are no remedy for uneven weights there.
+    """
+    return density.tracks and without_data(density)
 
 
 def patient(density: AnnealedDensity, why: str, num_chains: int) -> tuple[Sampler, str]:

@@ -42,6 +42,12 @@ from composeprob.samplers.step import (
     fit,
     fixed_control,
 )
+from composeprob.samplers.tracking import (
+    Slopes,
+    fitted_slopes,
+    innovations,
+    stepped,
+)
 from composeprob.samplers.weights import FeynmanKac, Passage, Weights
 from composeprob.schedule import Noise
 
@@ -132,7 +138,11 @@ def drift_of(evaluation: Evaluation, dims: int) -> DriftTerms:
     score = evaluation.score[..., :dims]
     terms = evaluation.terms
     if terms is not None:
-        return DriftTerms(terms.drift, terms.rate, terms.excess, score - terms.drift)
+        rate = terms.rate
+        tracked = evaluation.tracked
+        if tracked is not None:
+            rate = rate + tracked.rate
+        return DriftTerms(terms.drift, rate, terms.excess, score - terms.drift)
     return DriftTerms(
         drift=score,
         rate=jnp.zeros(score.shape[:-1]),
@@ -605,6 +615,7 @@ class Descent:
         evaluation: Evaluation,
     ) -> Carry:
         """Keep the evaluation where the step led, for its correction."""
+        evaluation = self.tracked(run, state, context, evaluation)
         drift = drift_of(evaluation, self.layout.dims)
         return run, dataclasses.replace(state, predicted=drift)
 
@@ -644,6 +655,33 @@ class Descent:
 
     # Weight and resample
 
+    def tracked(
+        self, run: Run, state: LevelState, context: PhaseContext, evaluation: Evaluation
+    ) -> Evaluation:
+        """Return the evaluation where every chain's step led, with the log-densities
+        of factors that chains carry there."""
+        if evaluation.tracked is None:
+            return evaluation
+        start = context.start
+        end = context.end
+        falls = context.falls
+
+        def row(chain: Particles, v: Array, evaluation: Evaluation) -> Array:
+            return innovations(chain, v, evaluation, start, end, falls)
+
+        def slopes_of(rows: Array) -> Slopes:
+            return fitted_slopes(rows, end)
+
+        rows = self.spread.map(row, run.chains, state.query, evaluation)
+        slopes = self.spread.on_population(slopes_of, self.spread.gather(rows))
+
+        def stepped_chain(
+            chain: Particles, evaluation: Evaluation, row: Array, half: Array
+        ) -> Evaluation:
+            return stepped(chain, evaluation, row, slopes, half, start, end, falls)
+
+        return self.spread.map(stepped_chain, run.chains, evaluation, rows, self.half)
+
     def arrived(
         self,
         run: Run,
@@ -659,6 +697,7 @@ class Descent:
         rule: Weights = FeynmanKac()
         if self.weights is not None:
             rule = self.weights
+        evaluation = self.tracked(run, state, context, evaluation)
         evaluation_above = run.chains.evaluation
 
         def chain(
@@ -968,12 +1007,11 @@ def at_target(
 def moved_to(run: Run, chains: Particles) -> Run:
     """Return the run with its chains moved to other points at level 0.
 
-    Density terms, which only weights read, belong to the former points: they become
-    unknown.
+    Density terms and tracked factors, which only weights read, belong to the former
+    points: they become unknown.
     """
-    terms = run.chains.evaluation.terms
-    if terms is not None:
-        terms = unknown(terms)
-    evaluation = dataclasses.replace(chains.evaluation, terms=terms)
+    before = run.chains.evaluation
+    terms, tracked = unknown((before.terms, before.tracked))
+    evaluation = dataclasses.replace(chains.evaluation, terms=terms, tracked=tracked)
     moved = dataclasses.replace(chains, evaluation=evaluation)
     return dataclasses.replace(run, chains=moved)

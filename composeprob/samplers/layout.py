@@ -144,7 +144,11 @@ class Layout(eqx.Module):
             drift=self.gradient(drift, alpha)[: self.dims],
             rate=alpha**2 * evaluation.terms.rate,
         )
-        return dataclasses.replace(flat, terms=in_y)
+        tracked = flat.tracked
+        if tracked is not None:
+            slopes = alpha**2 * tracked.slopes
+            tracked = dataclasses.replace(tracked, slopes=slopes)
+        return dataclasses.replace(flat, terms=in_y, tracked=tracked)
 
     def unevaluated(self, density: AnnealedDensity, terms: bool = True) -> Evaluation:
         """Return an evaluation of one chain that is NaN throughout, for chains that

@@ -346,7 +346,8 @@ class Transitions(eqx.Module):
             return self.layout.evaluate(density, v, noise.index, terms)
 
         kernel = replaced(tuned, kernels=tuple(kernels))
-        return kernel.step(key, particle, target, jnp.stack(steps))
+        moved, info = kernel.step(key, particle, target, jnp.stack(steps))
+        return carried(particle, moved), info
 
     def noise_size(self, b: int) -> int:
         """Number of standard normals that a transition of block b takes."""
@@ -398,7 +399,7 @@ class Transitions(eqx.Module):
         state, info = gibbs.kernels[b].finish(
             trajectory, gibbs.block_evaluation(b, evaluation)
         )
-        return gibbs.merged(b, particle, state), info
+        return carried(particle, gibbs.merged(b, particle, state)), info
 
     def start(
         self,
@@ -409,6 +410,32 @@ class Transitions(eqx.Module):
         """Return a chain at its first level, where it was evaluated."""
         key = key_of(words, Stream.STATES)
         return self.kernel.init(key, v, lambda _: evaluation)
+
+
+def carried(start: Particles, moved: Particles) -> Particles:
+    """Return a chain after a transition, with log f of its tracked factors.
+
+    Where the kernel has not carried them, a factor's energy tells the rise of log f, or
+    the trapezoid rule along the chord.
+    """
+    here = start.evaluation.tracked
+    there = moved.evaluation.tracked
+    if here is None or there is None:
+        return moved
+    chord = moved.position - start.position
+    rises = []
+    for i, (before, after) in enumerate(
+        zip(here.log_densities, there.log_densities, strict=True)
+    ):
+        if before is not None and after is not None:
+            rises.append(after - before)
+        else:
+            rises.append(0.5 * (here.scores[i] + there.scores[i]) @ chord)
+    values = here.values + jnp.stack(rises)
+    values = jnp.where(jnp.isnan(there.values), values, there.values)
+    tracked = there.with_values(values)
+    evaluation = dataclasses.replace(moved.evaluation, tracked=tracked)
+    return dataclasses.replace(moved, evaluation=evaluation)
 
 
 # Between its evaluations a transition is carried by the loop over levels. The position

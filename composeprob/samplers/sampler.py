@@ -154,6 +154,14 @@ class Sampler(eqx.Module):
         has_rate = "feynman_kac" in density.capabilities
         return self.step is not None and noised and has_rate
 
+    def suited(self, density: AnnealedDensity) -> AnnealedDensity:
+        """Return the density that this sampler's levels follow: with constant exponents
+        where they could grow only if chains carried a factor's log-density, and this
+        sampler's chains do not."""
+        if self.weights is not None and self.weights.by_rate:
+            return density
+        return density.untracked()
+
     def in_numbers(self) -> Self:
         """Return the prepared sampler with step sizes as numbers in place of their
         rules.

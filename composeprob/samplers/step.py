@@ -666,8 +666,8 @@ def fit(
         control: whether to fit a control.
     """
     dims = base.size
-    rows = _thinned(rows, dims)
-    log_weights = _thinned(log_weights, dims)
+    rows = thinned(rows, dims)
+    log_weights = thinned(log_weights, dims)
     usable = jnp.all(jnp.isfinite(rows), axis=1) & jnp.isfinite(log_weights)
     rows = jnp.where(usable[:, None], rows, 0.0)
     weights = normalised_weights(jnp.where(usable, log_weights, -jnp.inf))
@@ -718,7 +718,7 @@ def centred(
     return jnp.sqrt(weights).reshape(-1, *[1] * (values.ndim - 1)) * away
 
 
-def _thinned(
+def thinned(
     table: Float[Array, " chains *columns"], dims: int
 ) -> Float[Array, " fewer *columns"]:
     """Return evenly spaced rows of each half of the chains, to make fits over.

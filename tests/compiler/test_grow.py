@@ -130,19 +130,55 @@ def test_the_power_of_a_gaussian_is_followed_exactly():
 
 
 @pytest.mark.parametrize(
-    "factor",
+    ("factor", "tracked"),
     [
-        lambda: network() ** 3,
-        lambda: network("energy") ** 3,
-        lambda: F**3 / network() ** 2,
-        lambda: network() ** 3 / F,
+        (lambda: network() ** 3, (0,)),
+        (lambda: network("energy") ** 3, (0,)),
+        (lambda: F**3 / network() ** 2, (1,)),
+        (lambda: network() ** 3 / F, (0,)),
     ],
     ids=["score", "learned energy", "known over score", "score over known"],
 )
-def test_exponents_are_constant_where_a_logdensity_is_not_known(factor):
+def test_exponents_of_factors_without_a_logdensity_grow_in_weighted_runs(
+    factor, tracked
+):
+    """Chains carry log f; without that every exponent is constant."""
     density = cp.compile(single, factor())
-    assert "exponents grow" not in str(density)
-    assert not density.top.stacked
+    assert "in SMC, whose chains carry log f, exponents grow" in str(density)
+    assert density.tracks
+    assert density.top.stacked
+    (site,) = density.graph.sites
+    assert site.root.growth.tracked == tracked
+    constant = density.untracked()
+    assert "exponents grow" not in str(constant)
+    assert not constant.top.stacked
+    np.testing.assert_allclose(
+        density.score({"x": X}, 0)["x"], constant.score({"x": X}, 0)["x"], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["F", "G"])
+def test_a_tracked_rate_is_that_of_the_closed_form(name):
+    """With the true log f of the one, the rate is that of all closed forms."""
+    known = {"F": F, "G": G}
+    analytic_form = cp.compile(single, F**3 / G**2)
+
+    def network_of(factor):
+        def learned(x, t):
+            return cp.compile(single, factor).score({"x": x}, t)["x"]
+
+        return cp.Diffusion(
+            learned, SCHEDULE, event_shape=(2,), parameterization="score"
+        )
+
+    one = {**known, name: network_of(known[name])}
+    density = cp.compile(single, one["F"] ** 3 / one["G"] ** 2)
+    for level in LEVELS:
+        evaluation = density.evaluate({"x": X}, level)
+        value = log_densities()[name][level]
+        rate = evaluation.tracked.with_values(value[None]).rate + evaluation.terms.rate
+        expected = analytic_form.evaluate({"x": X}, level).terms.rate
+        np.testing.assert_allclose(rate, expected, rtol=1e-5)
 
 
 def test_windows_that_do_not_meet_are_on_their_own():

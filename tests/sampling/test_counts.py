@@ -64,6 +64,9 @@ SCORES = {
     "UHMC, scores": cp.AnnealedMCMC(cp.UHMC(0.01, num_leapfrog=3), 2),
     "SMC, scores": cp.SMC(check_levels=False),
     "SMC, scores, order 1": cp.SMC(step=cp.ReverseStep(order=1), check_levels=False),
+    "SMC, tracked": cp.SMC(
+        cp.MALA(0.01, log_ratio=cp.LineIntegral(3)), check_levels=False
+    ),
 }
 BLOCKS = {
     "SMC, latents": cp.SMC(check_levels=False),
@@ -96,7 +99,8 @@ def counted(name):
         factor = cp.Energy(Counted(calls), SCHEDULE, event_shape=(2,))
     sampler = {**ENERGIES, **SCORES, **BLOCKS, **OPAQUE}[name]
     if name not in BLOCKS:
-        return sampler, cp.compile(single, factor), calls
+        program = squared if name == "SMC, tracked" else single
+        return sampler, cp.compile(program, factor), calls
     policy = None
     if name in ("SMC, tempered", "SMC, denoised"):
         policy = name.removeprefix("SMC, ")
@@ -122,6 +126,7 @@ PLACES = [
     "HMC, warm-up",
     "replicas, feynman_kac",
     "SMC, scores",
+    "SMC, tracked",
     "SMC, latents",
     "Gibbs",
     "BlackJAX",

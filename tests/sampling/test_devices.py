@@ -29,7 +29,7 @@ from composeprob.runtime.compiled import compile_ahead
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.spread import AXES, Spread
 from same_bits import bits_of
-from sampling_cases import Layers, both, learned, normal, stop_after
+from sampling_cases import Layers, both, learned, normal, squared, stop_after
 assert jax.device_count() == 8
 task = json.loads(sys.argv[1])
 N = 250
@@ -37,7 +37,10 @@ SCHEDULE = cp.Schedule.log_snr(8, min=-6.0, max=4.0)
 network = learned(Layers(2, 32, 2), "energy", SCHEDULE, time="sigma")
 density = cp.compile(both, network, normal([0.3, -0.2], [0.5, 1.0], SCHEDULE))
 unfitted = cp.ReverseStep(order=1, control="none")
+# Its log-density is tracked: it is an energy without the heights of its modes.
+densities = {"SMC, tracked": cp.compile(squared, network)}
 samplers = {
+    "SMC, tracked": cp.SMC(cp.MALA(cp.Adaptive()), step=unfitted, resample=0.99),
     "Ancestral": cp.Ancestral(),
     "AnnealedMCMC": cp.AnnealedMCMC(
         cp.HMC(cp.Adaptive(), num_leapfrog=2), 2, reverse_step=True
@@ -56,7 +59,11 @@ def run(name, devices, chunk=32, **options):
     options |= {"sampler": samplers[name], "mesh": mesh, "chunk": chunk}
     with jax.default_device(only):
         result = cp.infer(
-            density, jax.random.key(3), num_chains=N, progress=False, **options
+            densities.get(name, density),
+            jax.random.key(3),
+            num_chains=N,
+            progress=False,
+            **options,
         )
     on = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(ran[-1].chains)}
     number = 8 if devices is None else max(devices, 1)
@@ -176,6 +183,14 @@ def test_eight_devices_give_the_samples_of_two_with_the_fewest_collectives(name)
         "fitted": {**exchange, "all-gather": 2},
         "chains": {},
     }
+
+
+@pytest.mark.slow
+def test_eight_devices_track_log_densities_as_two_do():
+    """Values are resampled and resumed with the chains that carry them."""
+    name = "SMC, tracked"
+    found = by_eight(haste=True, samplers=[name], devices=[2, 8], resumes=True)
+    assert found == {name: {"8": True}, "resumed": True, "spread": True}
 
 
 @pytest.mark.slow

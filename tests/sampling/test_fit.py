@@ -325,7 +325,7 @@ def test_a_fit_is_made_over_no_more_chains_than_it_needs():
 
     for of_all, of_fewer in zip(leaves(rows), leaves(every_third), strict=True):
         np.testing.assert_array_equal(of_all, of_fewer)
-    assert fits._thinned(jnp.arange(3000), 64).tolist() == list(range(3000))
+    assert fits.thinned(jnp.arange(3000), 64).tolist() == list(range(3000))
 
 
 @pytest.mark.parametrize("count", [400, 4003, 6005])

@@ -143,7 +143,7 @@ def infer(
         >>> @cp.program
         ... def single(f):
         ...     return cp.sample("x", f)
-        >>> f = cp.Analytic(dist.Normal(1.0, 0.5), cp.Schedule.log_snr(20))
+        >>> f = cp.Analytic(dist.Normal(1.0, 0.5), cp.Schedule.log_snr(400))
         >>> density = cp.compile(single, f)
         >>> key = jax.random.key(0)
         >>> result = cp.infer(density, key, num_chains=1000, sampler=cp.Ancestral())

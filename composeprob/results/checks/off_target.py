@@ -114,5 +114,6 @@ def _text(name: str, found: stein.Departure) -> str:
         "standard errors. The chains have not converged at level 0, or its density is "
         "not the limit of those at noisier levels, as of energies that a network has "
         "learned. Let them move there: draws=20, or then=cp.WarmUp(), as in "
-        "cp.SMC(then=cp.WarmUp()); and use a kernel with a Metropolis test."
+        "cp.SMC(then=cp.WarmUp()). Steps without a Metropolis test, such as those of "
+        "cp.Ancestral(), need more levels instead (schedule=)."
     )

@@ -147,11 +147,13 @@ class Ended:
 
 def _scores_by_site(state: State) -> Position | None:
     """∇log π₀ where chains are, ``{site: (N, …)}``; None where it is unknown."""
-    scores = host(state.sampler.scores(state.run))
-    if scores is None:
+    on_host = host(state.sampler.scores(state.run))
+    if on_host is None:
         return None
+    # Indexing NumPy's arrays compiles nothing.
+    scores: Any = np.asarray(on_host)
     # A gradient in y = x/α is α times that in x.
-    alpha = float(state.density.schedule.alpha[0])
+    alpha = float(np.asarray(state.density.schedule.alpha)[0])
     return Layout.of_density(state.density).position(scores, 1 / alpha)
 
 

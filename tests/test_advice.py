@@ -19,6 +19,7 @@ import pytest
 import composeprob as cp
 from composeprob.density.learned_scores import OwnScore
 from composeprob.errors import ComposeProbError
+from composeprob.factors.categorical import CategoricalEnergy
 from composeprob.findings import Code
 from composeprob.results.checks.fine_data import FineData
 from composeprob.results.checks.own_scores import OwnScores
@@ -101,6 +102,7 @@ def check(fragment: str) -> None:
     source = re.sub(r"…|\.\.\.", PLACE, fragment)
     # A place right after a string is that of more arguments.
     source = source.replace(f'{PLACE}"{PLACE}', f'{PLACE}", {PLACE}')
+    source = re.sub(r"(\w)=([,)])", rf"\1={PLACE}\2", source)  # an argument's name
     tree = ast.parse(source, mode="eval").body
     called: Any = tree.func if isinstance(tree, ast.Call) else tree
     target = eval(ast.unparse(called), dict(NAMESPACE))
@@ -116,6 +118,8 @@ def check(fragment: str) -> None:
     keywords = {word.arg: PLACE for word in tree.keywords if word.arg}
     # Dots and placeholders may stand for any number of arguments.
     given = [each for each in tree.args if ast.unparse(each) != PLACE]
+    if target is cp.Energy and "num_values" in keywords:
+        target = CategoricalEnergy  # which a call with these arguments makes
     inspect.signature(target).bind_partial(*given, **keywords)
 
 

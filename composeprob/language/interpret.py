@@ -285,8 +285,8 @@ def _check_whole(msg: Message) -> None:
     what = "is masked or scaled by a handler" if changed else "stands in a plate"
     raise ProgramError(
         f"The reward {msg['name']!r} {what}, and its function sees all of a site.",
-        fix="write it outside, with cp.Reward(fn, scale=2.0) for its weight, and let the "
-        "function sum over the members.",
+        fix="write it outside, with cp.Reward(fn, scale=2.0) for its weight, and let "
+        "the function sum over the members.",
     )
 
 

@@ -157,7 +157,7 @@ NETWORKS = {
 def test_kinds_of_network(kind):
     f = diffusion(NETWORKS[kind](WEIGHT))
     x = jnp.array([0.3, -0.4])
-    density = cp.compile(single, f * f.given())
+    density = cp.compile(single, f * f.given()).untracked()
     np.testing.assert_allclose(
         density.score({"x": x}, 3)["x"], -2 * WEIGHT @ x / COSINE.sigma[3], rtol=1e-5
     )

@@ -155,7 +155,15 @@ def _at_one_level(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, s
         f"one level only, so nothing anneals: {moved} from the prior, tuned in a "
         "warm-up"
     )
-    return AnnealedMCMC(kernel, 100, then=finishers), why + then
+    reason = why + then
+    kinds = {site.kind for site in density.sites.values()}
+    if kinds == {"static"}:
+        # A trajectory that turns by itself suits one long chain better than these do.
+        reason += (
+            "; no factor is a diffusion model, so NumPyro's NUTS fits as well: "
+            "density.to_numpyro()"
+        )
+    return AnnealedMCMC(kernel, 100, then=finishers), reason
 
 
 def closed_by(

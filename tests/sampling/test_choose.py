@@ -90,7 +90,7 @@ CASES = {
         "closed",
         MANY,
         cp.AnnealedMCMC,
-        "one level only",
+        "NUTS fits as well: density.to_numpyro()",
     ),
 }
 

@@ -36,6 +36,7 @@ from composeprob.errors import CapabilityError, ProgramError
 from composeprob.factors.categorical import (
     CategoricalFactor,
     Query,
+    num_values_of,
 )
 from composeprob.factors.networks import closed
 from composeprob.ir.leaves import Graph, Group, Member, Observation, leaves
@@ -254,7 +255,7 @@ def has_tokens(graph: Graph) -> bool:
         return False
     first = categorical[0]
     for site in graph.sites:
-        if not all(isinstance(f.factor, CategoricalFactor) for f in leaves(site.root)):
+        if not all(num_values_of(leaf.factor) for leaf in leaves(site.root)):
             raise CapabilityError(
                 f"Site {first.name!r} has tokens and site {site.name!r} numbers: the "
                 "levels of the one are reveals, those of the other noise.",

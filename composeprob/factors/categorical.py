@@ -136,11 +136,6 @@ class CategoricalFactor(LeafFactor):
         return f"{self.num_values} values", show.shape(self.event_shape)
 
 
-def is_categorical(factor: Factor) -> bool:
-    """Return whether an expression has a categorical factor in it."""
-    return any(isinstance(node, CategoricalFactor) for node in walk(factor))
-
-
 def num_values_of(factor: Factor) -> int:
     """The number of values of an expression's tokens; 0 for other expressions."""
     values = [0]

@@ -76,6 +76,8 @@ class Check(abc.ABC):
     meaning: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
     unless_said: ClassVar[bool] = False
+    of_numbers: ClassVar[bool] = False
+    """True for checks of scores, distances or barriers, which tokens do not have."""
     for_tokens: ClassVar[tuple[str, str]] = ("", "")
     """The text of its messages from which on a run of reveals has other advice, and
     that advice."""

@@ -26,6 +26,7 @@ class FewInMode(Check):
 
     code = Code.SHARES_FROZEN
     withholds = True
+    of_numbers = True
     meaning = (
         "the share of a separated mode rests on copies of fewer than eight effective "
         "ancestors"

@@ -31,6 +31,7 @@ class FineData(Check):
 
     code = Code.LEVELS_TOO_FEW
     withholds = False
+    of_numbers = True
     meaning = (
         "if factors have only scores and fewer than half of the chains count, the data "
         "are finer than level 0"

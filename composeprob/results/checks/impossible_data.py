@@ -24,6 +24,7 @@ class ImpossibleData(Check):
 
     code = Code.ZERO_DENSITY
     withholds = True
+    of_numbers = True
     meaning = (
         "if factors have only scores, chains ended where the data are all but "
         "impossible; with their share"

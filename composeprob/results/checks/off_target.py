@@ -27,6 +27,7 @@ class OffTarget(Check):
 
     code = Code.OFF_TARGET
     withholds = True
+    of_numbers = True
     meaning = (
         "samples contradict Stein's identity under the density of level 0, by more "
         "than the standard errors of a mean or a variance cover; with the change that "

@@ -18,6 +18,7 @@ class SeparatedModes(Check):
 
     code = Code.SHARES_FROZEN
     withholds = True
+    of_numbers = True
     meaning = "modes are separated, and nothing supports their proportions"
     needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS})
 

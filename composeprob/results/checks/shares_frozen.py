@@ -13,6 +13,7 @@ class SharesFrozen(Check):
 
     code = Code.SHARES_FROZEN
     withholds = True
+    of_numbers = True
     meaning = (
         "mode proportions are unreliable: path weights, or log-densities of separated "
         "groups, contradict them"

@@ -19,6 +19,7 @@ MASKS = (
     (r"%2[EF][\w.%-]*", "PATH"),  # as TensorStore writes keys of a store
     (r"\[tensorstore_spec=.*", "[SPECIFICATION"),
     (r"0x[0-9a-f]{6,}", "ADDRESS"),
+    (r"JSONDecodeError: [^(]*\(char \d+\)", "JSONDecodeError"),
     # Of safetensors' own words: which of several bad tensors it names is by chance.
     (r"(?<=deserializing header: )[^(\n]*(?= \()", "REASON"),
     (r"\d+\.\d+(e[+-]?\d+)?|\d+e[+-]?\d+", "NUMBER"),

@@ -29,7 +29,9 @@ class FewChains(Check):
         return np.arange(0)
 
     def ask(self, run: EndedRun) -> list[Finding]:
-        worth = effective_chains(run.genealogy, list(run.samples.values()))
+        # Samples of a store are on disk.
+        samples = [np.asarray(values) for values in run.samples.values()]
+        worth = effective_chains(run.genealogy, samples)
         return self.of(worth, run.num_chains, run.ess, run.log_snr)
 
     def of(

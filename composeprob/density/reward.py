@@ -27,7 +27,7 @@ class Reward:
     chains by `Renoise`, whose accept test asks for the reward of each proposal once.
 
     Args:
-        fn: takes events, a NumPy array (n, *event) of values of the site, and returns
+        fn: takes events, a NumPy array (n, \*event) of values of the site, and returns
             their rewards, (n,); −∞ where an event is impossible. Equal events are asked
             once.
         scale: λ.

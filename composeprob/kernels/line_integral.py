@@ -209,7 +209,7 @@ class LineIntegral:
 
         Returns:
             The proposal x' with its evaluation, in which log f of tracked factors is
-                carried from x by the same integral; log π(x') − log π(x), −∞ beyond
+            carried from x by the same integral; log π(x') − log π(x), −∞ beyond
             the tolerance; and the estimate of its error.
         """
         last = length - 1 + self.extra_evaluations

@@ -80,12 +80,12 @@ def error_sources(
     sampler: Sampler | None = None,
     reference: Mapping[str, ArrayLike] | ArrayLike | None = None,
 ) -> ErrorSources:
-    """Measure the errors of a program's samples, and attribute them.
+    r"""Measure the errors of a program's samples, and attribute them.
 
     The program runs several times: as given, under another key, with a level between
     any two, with twice the transitions at each level, and with half the step of kernels
     whose distribution depends on it. Means of every number and of its square are
-    compared, z = |m − m'|/√(e² + e'²). Changes with levels, transitions or steps are
+    compared, z = \|m − m'\|/√(e² + e'²). Changes with levels, transitions or steps are
     errors of the sampler. A change with the key is an error that the standard errors do
     not include. With reference draws the error is split: up to the run with all
     refinements it is the sampler's, the rest is the model's.

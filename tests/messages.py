@@ -16,6 +16,7 @@ MASKS = (
     (r"\x1b\[[0-9;]*m", ""),  # colours of a terminal
     (r"\b(\w+\.py):\d+", r"\1:LINE"),
     (r"(/[\w.+~-]+)+/(?=[\w.+-])", "FOLDER/"),
+    (r"FOLDER/test_\w+", "FOLDER/TEST"),  # pytest counts folders of equal names
     (r"%2[EF][\w.%-]*", "PATH"),  # as TensorStore writes keys of a store
     (r"\[tensorstore_spec=.*", "[SPECIFICATION"),
     (r"0x[0-9a-f]{6,}", "ADDRESS"),

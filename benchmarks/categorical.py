@@ -227,7 +227,7 @@ def measured(name: str, case: Case) -> Row:
 
 
 def by_added_logits(floor: float) -> Row:
-    """What adding logits samples, for the first expression."""
+    """Samples of added logits, for the first expression."""
     distances = []
     for pair in range(PAIRS):
         a = joint(1000 + 2 * pair)

@@ -101,7 +101,7 @@ def callback(host: Counting):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one method found of one quantity."""
+    """The estimate of one quantity by one method."""
 
     problem: str
     method: str

@@ -136,7 +136,7 @@ def exact_cube(modes: Modes) -> Exact:
 
 
 def exact_guidance(f: Modes, g: Modes) -> Exact:
-    """By quadrature, in one dimension."""
+    """The exact values, by quadrature in one dimension."""
     x = np.linspace(-12, 12, 48001)
     noise = float(SCHEDULE.alpha[0]), float(SCHEDULE.sigma[0])
     log_f, log_g = (

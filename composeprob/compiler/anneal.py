@@ -253,10 +253,7 @@ class Likelihood(eqx.Module):
             return value
 
         self._run(provide)
-        for group in self.summed:
-            for name in group.sites:
-                del drawn[name]
-        return drawn
+        return self._without_summed(drawn)
 
     def coordinates(self, values: Sites, key: Array) -> Sites:
         """Coordinates of the static sites, from the latents' values as the program's
@@ -279,11 +276,13 @@ class Likelihood(eqx.Module):
             return value
 
         self._run(provide)
-        # Discrete latents that are summed out have no coordinates.
-        for group in self.summed:
-            for name in group.sites:
-                del found[name]
-        return found
+        return self._without_summed(found)
+
+    def _without_summed(self, values: Sites) -> Sites:
+        """Values without those of discrete latents that are summed out, which have no
+        coordinates."""
+        summed = {name for group in self.summed for name in group.sites}
+        return {name: value for name, value in values.items() if name not in summed}
 
     def observed(self, values: Sites | None, key: Array | None) -> Sites:
         """The observed values; or with a ``key`` the observed sites drawn in the

@@ -24,7 +24,7 @@ from composeprob.schedule import Schedule
 Logs = tuple[Float[Array, " rows"], ...]
 """log f of what is visible, of every row of each batch of factors."""
 Rises = tuple[Float[Array, "rows block values"], ...]
-"""How much these grow if a position becomes visible with each of its values."""
+"""The growth of these if a position becomes visible, for each of its values."""
 
 
 class Reveals(Schedule):

@@ -38,7 +38,7 @@ from composeprob.settings import usual
 
 
 class Change(NamedTuple):
-    """What a density has more than another one.
+    """The part of a density that another one lacks.
 
     Attributes:
         grows: whether static sites are new or have more members.

@@ -447,15 +447,8 @@ class GlobalMoves(Finisher):
             chain, run.words, run.chains.position, run.chains.evaluation, halves
         )
 
-        def genealogy(facts: Array, ancestors: Array) -> tuple[Array, Array]:
-            moved, acceptance = facts.T
-            # Where many chains are stuck, the moved ones are not a sample either.
-            enough = jnp.mean(moved) >= 1 - tuning.GLOBAL_MOVES.most_stuck
-            renewed = renewed_ancestors(ancestors, moved > 0)
-            return jnp.where(enough, renewed, ancestors), jnp.mean(acceptance)
-
         ancestors, acceptance = spread.on_population(
-            genealogy, spread.gather(facts), run.ancestors
+            genealogy_after_moves, spread.gather(facts), run.ancestors
         )
         chains = Particles(points, evaluations, run.chains.inner)
         return dataclasses.replace(
@@ -602,6 +595,23 @@ def fewest_chains(size: int) -> int:
     """Return the number of chains from which on mixtures over ``size`` numbers are
     fitted to each half of them."""
     return 2 * tuning.MIXTURE.points_per_number * size
+
+
+def genealogy_after_moves(
+    facts: Float[Array, "chains 2"], ancestors: Int[Array, " chains"]
+) -> tuple[Int[Array, " chains"], Float[Array, ""]]:
+    """Return the ancestors of chains after moves across modes, and their mean
+    acceptance.
+
+    Args:
+        facts: of each chain, whether it moved, and its share of accepted proposals.
+        ancestors: before the moves.
+    """
+    moved, acceptance = facts.T
+    # Where many chains are stuck, the moved ones are not a sample either.
+    enough = jnp.mean(moved) >= 1 - tuning.GLOBAL_MOVES.most_stuck
+    renewed = renewed_ancestors(ancestors, moved > 0)
+    return jnp.where(enough, renewed, ancestors), jnp.mean(acceptance)
 
 
 def renewed_ancestors(

@@ -38,7 +38,7 @@ from composeprob.kernels import KernelState
 from composeprob.kernels.kernel import Info
 from composeprob.kernels.metropolis import log_density_ratio, log_uniform, metropolis
 from composeprob.samplers.descent import moved_to
-from composeprob.samplers.finishers import Finisher, Points, renewed_ancestors
+from composeprob.samplers.finishers import Finisher, Points, genealogy_after_moves
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles
 from composeprob.samplers.random import Stream, normals, stream
@@ -66,7 +66,7 @@ class Ladder(eqx.Module):
 
 
 class Excursion(NamedTuple):
-    """Where the ways up and down of a chain led.
+    """The end of the ways up and down of a chain.
 
     Attributes:
         state: the proposal y, evaluated at level 0 with its density terms.
@@ -464,15 +464,8 @@ class Renoise(Finisher):
 
         points, evaluations, facts = spread.map(chain, run.words, run.chains.position)
 
-        def genealogy(facts: Array, ancestors: Array) -> tuple[Array, Array]:
-            renewed, acceptance = facts.T
-            # As for global moves, those that moved alone are no sample of the target.
-            enough = jnp.mean(renewed) >= 1 - tuning.GLOBAL_MOVES.most_stuck
-            own = renewed_ancestors(ancestors, renewed > 0)
-            return jnp.where(enough, own, ancestors), jnp.mean(acceptance)
-
         ancestors, acceptance = spread.on_population(
-            genealogy, spread.gather(facts), run.ancestors
+            genealogy_after_moves, spread.gather(facts), run.ancestors
         )
         chains = Particles(points, evaluations, run.chains.inner)
         return dataclasses.replace(

@@ -645,7 +645,7 @@ def stream_of(run: Run, leads: bool) -> UInt32[Array, "chains 2"]:
 
 
 class RevealPlan(NamedTuple):
-    """What a sampler does for a density that it is prepared for.
+    """The phases of a sampler that is prepared for a density.
 
     Attributes:
         between: redraws at a level above 0.

@@ -192,7 +192,6 @@ def narrow_and_wide(x, log_snr):
     return jax.grad(log_density)(x)
 
 
-@pytest.mark.slow
 def test_a_heavy_mode_of_few_ancestors_is_named_by_scores_alone():
     """Cubed, the narrow mode holds 0.61; at noisy levels it holds 0.015, so that it
     descends from a few of 300 chains."""

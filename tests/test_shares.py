@@ -313,7 +313,7 @@ def test_groups_behind_barriers_are_found_however_small():
     ],
 )
 def test_a_share_rests_on_the_ancestors_of_its_group(ancestors, supported):
-    """Of 300 chains, all others of which are their own ancestors."""
+    """All of the other 300 chains are their own ancestors."""
     index = np.repeat([0, 1], [260, 40])
     of_all = np.concatenate([100 + np.arange(260), ancestors])
     found = few_in_group(index, Genealogy.from_ancestors(np.ones(300), of_all))

@@ -69,13 +69,13 @@ class Exact(Policy):
             return reason
         # The closed form itself may be a reason, if it is too large.
         name = observation.name
-        together = facts.shared(_together)
-        if name not in together.asked:
-            together = _grouped(facts, (*together.asked, name))
-        return together.reasons.get(name) or Bound(self, _joined)
+        joint = facts.shared(_joint_form)
+        if name not in joint.asked:
+            joint = _form_of(facts, (*joint.asked, name))
+        return joint.reasons.get(name) or Bound(self, _joined)
 
 
-class Together(NamedTuple):
+class JointForm(NamedTuple):
     """Observations in one closed form, and reasons against those that cannot be in it.
 
     Attributes:
@@ -89,17 +89,17 @@ class Together(NamedTuple):
     reasons: dict[str, str]
 
 
-def _together(facts: Facts) -> Together:
+def _joint_form(facts: Facts) -> JointForm:
     """Return the closed form of all observations that ask for one, or left it open."""
     names = []
     for o in facts.candidates:
         asks = o.anneal is None or isinstance(o.anneal, Exact)
         if asks and not facts.not_mixture(o) and not facts.not_linear(o):
             names.append(o.name)
-    return _grouped(facts, tuple(names))
+    return _form_of(facts, tuple(names))
 
 
-def _grouped(facts: Facts, names: tuple[str, ...]) -> Together:
+def _form_of(facts: Facts, names: tuple[str, ...]) -> JointForm:
     """Return the closed form of these observations, without as few as need be."""
     reasons: dict[str, str] = {}
     term = None
@@ -112,15 +112,15 @@ def _grouped(facts: Facts, names: tuple[str, ...]) -> Together:
             facts.traced, left, facts.shapes, priors, facts.xs, bridged, reasons
         )
         left = tuple(name for name in left if name not in reasons)
-    return Together(names, term, reasons)
+    return JointForm(names, term, reasons)
 
 
 def _joined(policy: Policy, names: tuple[str, ...], facts: Facts) -> object:
     """Return the term of the observations that are bound."""
-    term = facts.shared(_together).term
+    term = facts.shared(_joint_form).term
     if term is None or term.names != names:
         # A policy of another class has bound some of them by this law.
-        term = _grouped(facts, names).term
+        term = _form_of(facts, names).term
     return term
 
 

@@ -109,8 +109,8 @@ class TokenBatch(eqx.Module):
 
         def of_row(row: tuple[Array, Array, dict[str, Array]]) -> Any:
             cells, places, conditions = row
-            seen = jnp.where(query.positions >= 0, places[query.positions], -1)
-            local = Query(query.tokens[cells], query.rank[cells], query.time, seen)
+            in_event = jnp.where(query.positions >= 0, places[query.positions], -1)
+            local = Query(query.tokens[cells], query.rank[cells], query.time, in_event)
             extension = self.factor.extend(local, conditions, paths)
             rises = jnp.pad(extension.rises, ((0, 0), (0, missing)))
             return extension.base, rises
@@ -326,8 +326,8 @@ def lower_tokens(
     graph = replace(graph, groups=tuple(groups))
     starts = np.cumsum([0, *lengths[:-1]])
     offsets = dict(zip(shapes, map(int, starts), strict=True))
-    clues, seen = _clues(graph, traced, offsets, shapes)
-    graph = replace(graph, observations=tuple(seen))
+    clues, observations = _clues(graph, traced, offsets, shapes)
+    graph = replace(graph, observations=tuple(observations))
 
     offered = capabilities(graph) - {"feynman_kac"}
     if not graph.observations and _is_one_model(graph):
@@ -453,7 +453,7 @@ def _clues(
     runs = [np.arange(length), *(rng.permutation(length) for _ in range(2))]
     statements = [_statements(traced, tokens, offsets, shapes) for tokens in runs]
     clues = {}
-    seen = []
+    observations = []
     for observation in graph.observations:
         name = observation.name
         laws = [unwrap(run[name].distribution) for run in statements]
@@ -470,8 +470,8 @@ def _clues(
             )
         value = np.broadcast_to(np.asarray(statements[0][name].value), positions.shape)
         clues[name] = (positions, value)
-        seen.append(replace(observation, anneal=None))
-    return clues, seen
+        observations.append(replace(observation, anneal=None))
+    return clues, observations
 
 
 def _takes(

@@ -371,7 +371,10 @@ class _Leaves:
     outside: set[int]
 
     @classmethod
-    def of(cls, args: tuple[object, ...], kwargs: dict[str, object]) -> _Leaves:
+    def of_arguments(
+        cls, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> _Leaves:
+        """Return the leaves of a call's arguments."""
         pairs, structure = jax.tree_util.tree_flatten_with_path((args, kwargs))
         paths = [path for path, _ in pairs]
         values = [value for _, value in pairs]
@@ -426,7 +429,7 @@ def trace(
     the number of a latent is refused.
     """
     function = program.function
-    leaves = _Leaves.of(args, kwargs)
+    leaves = _Leaves.of_arguments(args, kwargs)
     concrete: set[int] = set()
     eager = False
     sentences: list[str] = []

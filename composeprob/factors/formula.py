@@ -70,7 +70,7 @@ class Formula(LeafFactor):
         text: str,
         event_shape: tuple[int, ...],
     ):
-        parsed = Parsed.of(text, heads)
+        parsed = Parsed.from_text(text, heads)
         axes: list[Axis] = []
         for name in parsed.names():
             _add(axes, name, heads[name].over(event_shape))
@@ -218,7 +218,7 @@ class Parsed:
     known: tuple[str, ...]  # names of heads
 
     @classmethod
-    def of(cls, text: str, known: Iterable[str]) -> Parsed:
+    def from_text(cls, text: str, known: Iterable[str]) -> Parsed:
         """Parse a formula; refuse syntax that is not Python's, or not of its
         grammar."""
         line = re.sub(r"\s", " ", text).strip()

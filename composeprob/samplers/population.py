@@ -1,5 +1,5 @@
-"""What a population of weighted chains does at a level: its weights grow, and it is
-resampled where the rule says so. Every sampler with weights calls it."""
+"""Reweighting and resampling of a population of chains at a level, by every sampler
+with weights."""
 
 from __future__ import annotations
 

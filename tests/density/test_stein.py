@@ -173,7 +173,7 @@ def test_the_implied_shift_is_that_of_the_mean_or_of_the_variance():
 
 
 def test_chains_that_did_not_travel_along_a_ridge_are_named():
-    """Which a linear field does not see, for the noise across the ridge."""
+    """A linear field does not see it, for the noise across the ridge."""
     short = ridge(0.8)
     for key in range(4):
         x = short.draw(np.random.default_rng(key), 300)
@@ -181,7 +181,7 @@ def test_chains_that_did_not_travel_along_a_ridge_are_named():
 
 
 def test_a_shift_that_errors_cover_is_not_named():
-    """Of 10,000 samples, by a hundredth of a standard deviation."""
+    """The shift of 10,000 samples is a hundredth of a standard deviation."""
     law = gaussian(2)
     for key in range(4):
         x = law.draw(np.random.default_rng(key), 10_000)

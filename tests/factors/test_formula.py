@@ -223,4 +223,4 @@ def test_sums_of_the_most_assignments_are_taken():
 
 
 def test_names_stand_in_the_order_of_the_text():
-    assert Parsed.of("b | ~(c & a) & b", "abc").names() == ["b", "c", "a"]
+    assert Parsed.from_text("b | ~(c & a) & b", "abc").names() == ["b", "c", "a"]

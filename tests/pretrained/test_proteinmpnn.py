@@ -200,7 +200,7 @@ def test_conditionals_are_those_of_the_original(name):
 
 
 def test_one_sequence_for_two_backbones_has_the_law_of_its_paths():
-    """Of two residues all sequences and both orders are enumerated."""
+    """All sequences of two residues, in both orders, are enumerated."""
     model = small_model()
     backbones = [jnp.float32(ideal(torsions, 2)) for torsions in (HELIX, STRAND)]
     first, second = (model.given(backbone=backbone) for backbone in backbones)
@@ -310,7 +310,7 @@ def saved(path, content, patch):
 
 
 def as_saved(arrays, **others):
-    """What the original's files hold, with arrays as tensors."""
+    """The contents of the original's files, with arrays as tensors."""
     state = {name: Tensor(array) for name, array in arrays.items()}
     return {"num_edges": NEIGHBOURS, "noise_level": 0.2, "model_state_dict": state} | (
         others

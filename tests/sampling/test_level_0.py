@@ -41,7 +41,7 @@ def unlike():
 
 
 def z_scores(result):
-    """Of the means by the effective chains: errors may be withheld."""
+    """z-scores of the means by the effective chains, as errors may be withheld."""
     x = result["x"]
     error = x.std(0) / np.sqrt(result.effective_chains)
     return (x.mean(0) - mean_of_level_0()) / error

@@ -118,8 +118,8 @@ def test_the_identity_is_exact_for_gaussians():
 
 @pytest.mark.usefixtures("double_precision")
 def test_slopes_are_those_of_the_scores():
-    """Of a linear score, the matrix; with modes of other widths a group has its own; a
-    half of the chains does not see its own innovations."""
+    """The slope of a linear score is its matrix; with modes of other widths a group has
+    its own; a half of the chains does not see its own innovations."""
     rng = np.random.default_rng(0)
     matrix = np.array([[-1.0, 0.3], [0.3, -0.5]])
     count = 3000

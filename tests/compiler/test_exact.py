@@ -283,6 +283,8 @@ NOT_EXACT = {
     ),
     "spread of its noise depends": lambda x, z: dist.Normal(x, 1.0 + x**2),
     "derivative of its mean": lambda x, z: dist.Normal(_custom(x), 1.0),
+    # Linear as a function, but not by its equations, which divide by x.
+    "square over itself": lambda x, z: dist.Normal(x * x / x, 1.0),
 }
 
 

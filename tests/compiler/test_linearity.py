@@ -127,6 +127,7 @@ OTHER = {
     ][None],
     "carried": lambda x, z: jax.lax.fori_loop(0, 3, lambda i, c: c * x, jnp.ones(SIZE)),
     "of itself": lambda x, z: jnp.outer(x, x).ravel(),
+    "square over itself": lambda x, z: x * x / x,
     "under": lambda x, z: 1.0 / x,
     "no derivative": lambda x, z: twice(x),
     "called back": lambda x, z: jax.pure_callback(

@@ -348,6 +348,12 @@ def test_the_good_ones_load(good):
         )
 
 
+@pytest.mark.parametrize("name", ["trust", "calls"])
+def test_files_older_than_a_fact_are_read(good, name):
+    loaded = cp.Result.load(good.file(no_fact=name))
+    assert not {"trust": loaded.trust, "calls": loaded.about.calls}[name]
+
+
 def test_a_path_is_a_path(good):
     refused(lambda: cp.Result.load(3), WrongTypeError)
     for path in (

@@ -241,7 +241,7 @@ def test_the_report_has_program_samples_quality_and_cost(result, page):
     check_page(text, result)
     # The site, and the diagnostics by level.
     assert text.count("data:image/png;base64,") == 2
-    names = [diagnostic.name for diagnostic in diagnostics(result).values()]
+    names = list(diagnostics(result))
     assert names == ["acceptance", "step_size", "ess", "ancestors"]
     assert not re.search(r"(src|href)=['\"](?!data:)", text)  # needs no network
     assert "prefers-color-scheme: dark" in text

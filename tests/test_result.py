@@ -10,9 +10,11 @@ import pytest
 import xarray
 
 from composeprob.density.annealed import SiteInfo
-from composeprob.errors import UnknownSiteError
+from composeprob.errors import LoadError, UnknownSiteError
 from composeprob.findings import Code, Finding
-from composeprob.results.record import DIAGNOSTICS, About, by_level
+from composeprob.records import REPORTED, Quantity
+from composeprob.results.plotting import diagnostics
+from composeprob.results.record import About, by_level
 from composeprob.results.result import Result
 from composeprob.results.status import Status
 from composeprob.results.summary import weighted_statistics
@@ -42,8 +44,8 @@ def make(samples=None, log_weights=None, **changes):
         "step_size": np.geomspace(1e-3, 1, K),
     }
     levels |= {"ess": np.full(K, 0.75), "non_finite": np.zeros(K, int)}
-    levels |= {name: changes.pop(name) for name in DIAGNOSTICS if name in changes}
-    levels = by_level(np.linspace(11, -9, K), about.get("blocks", ()), **levels)
+    levels |= {name: changes.pop(name) for name in REPORTED if name in changes}
+    levels = by_level(np.linspace(11, -9, K), about.get("blocks", ()), levels)
     return Result(**fields | {"about": About(**about), "levels": levels} | changes)
 
 
@@ -215,6 +217,22 @@ def test_round_trip_through_a_file(tmp_path):
     ordinary = tmp_path / "ordinary"
     ordinary.touch()
     assert path.stat().st_mode == ordinary.stat().st_mode
+
+
+def test_a_file_older_than_a_quantity_is_read(tmp_path, monkeypatch):
+    """One row is all that a new quantity needs; required ones are missed by name."""
+    older = make().save(tmp_path / "older")
+    monkeypatch.setitem(REPORTED, "waits", Quantity("waits", old_files_lack=True))
+    assert np.isnan(Result.load(older).levels["waits"]).all()
+    result = make(waits=np.arange(K, dtype=float))
+    loaded = Result.load(result.save(tmp_path / "newer"))
+    xarray.testing.assert_identical(loaded.levels, result.levels)
+    assert loaded.levels["waits"].attrs["long_name"] == "waits"
+    assert "waits" in diagnostics(loaded)
+    assert result.numbers()["levels"]["waits"][:2] == [0.0, 1.0]
+    monkeypatch.setitem(REPORTED, "waits", Quantity("waits"))
+    error = refused(lambda: Result.load(older), LoadError)
+    assert "'waits'" in error.found
 
 
 def test_arviz_sees_independent_draws_of_equal_weights():

@@ -21,6 +21,7 @@ from composeprob.density.categorical import CategoricalDensity
 from composeprob.density.evaluation import Position
 from composeprob.density.learned_scores import OwnScore
 from composeprob.findings import Finding
+from composeprob.records import Records
 from composeprob.results.estimates import Genealogy
 from composeprob.results.geometry import chosen
 from composeprob.results.shares import Proportions
@@ -77,10 +78,7 @@ class EndedRun:
         arrived: whether the chains are at level 0.
         completed: number of levels that were completed, from the noisiest.
         log_snr: of the levels, (K,).
-        acceptance: mean acceptance probability, (K,) or (K, B) of B blocks.
-        non_finite: number of proposals that were not finite, (K,).
-        ess: effective sample size of the weights, relative to N, (K,); NaN without.
-        increments: relative variance of the weight increments of a step, (K,).
+        records: of these levels, NumPy's arrays (K,), or (K, B) of B blocks.
         level_weights: whether the weights of levels support what is reported.
         kernel: the sampler's moves.
         ending: how far the run came, and whether it was saved.
@@ -110,10 +108,7 @@ class EndedRun:
     arrived: bool
     completed: int
     log_snr: Float[np.ndarray, " levels"]
-    acceptance: Float[np.ndarray, "levels ..."]
-    non_finite: Float[np.ndarray, " levels"]
-    ess: Float[np.ndarray, " levels"]
-    increments: Float[np.ndarray, " levels"]
+    records: Records
     level_weights: bool
     kernel: Kernel
     ending: Ending

@@ -21,6 +21,7 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.points import log_densities
 from composeprob.errors import InvalidValueError
+from composeprob.records import REPORTED, Quantity
 from composeprob.results.geometry import as_images, entries, is_image, rows
 from composeprob.results.record import Record, by_block
 
@@ -327,42 +328,33 @@ def plot_tokens(ax: Axes, values: np.ndarray, title: str = "") -> None:
     ax.set(title=wrapped(title), xlabel="position", ylabel="token")
 
 
-class Diagnostic(NamedTuple):
-    """A diagnostic by level, as a panel shows it."""
+def diagnostics(result: Record) -> dict[str, Quantity]:
+    """The quantities that the sampler has by level and that have a panel, those that
+    count events last."""
+    shown = {}
+    for name, quantity in sorted(REPORTED.items(), key=lambda row: row[1].counts):
+        if not quantity.drawn or not by_block(result.levels, name):
+            continue
+        # A panel of zeros would tell nothing.
+        if not quantity.counts or result.levels[name].any():
+            shown[name] = quantity
+    return shown
 
-    name: str  # in `Result.levels`
-    limits: tuple[float, float] | None  # of the axis
-    label: str  # of the axis
 
-
-def diagnostics(result: Record) -> dict[str, Diagnostic]:
-    """The diagnostics that the sampler has by level, by the titles of their panels."""
-    share = (0.0, 1.02)
-    number = (0.0, 1.02 * len(result.log_weights))
-    of_title = {
-        "acceptance": Diagnostic("acceptance", share, "share of moves"),
-        "step size": Diagnostic("step_size", None, ""),
-        "effective sample size": Diagnostic("ess", share, "share of chains"),
-        "distinct ancestors": Diagnostic("ancestors", number, "chains"),
-        "swaps with the next level": Diagnostic("swaps", share, "share accepted"),
-    }
-    # A panel of zeros would tell nothing.
-    if result.levels["non_finite"].any():
-        rejected = Diagnostic("non_finite", None, "number")
-        of_title["proposals that were not finite"] = rejected
-    return {
-        title: diagnostic
-        for title, diagnostic in of_title.items()
-        if by_block(result.levels, diagnostic.name, title)
-    }
+def _set_limits(ax: Axes, units: str, num_chains: int) -> None:
+    """Let an axis end a little above the most that its numbers can be."""
+    if units.startswith("share"):
+        ax.set_ylim(0.0, 1.02)
+    elif units == "chains":
+        ax.set_ylim(0.0, 1.02 * num_chains)
 
 
 def _plot_level_lines(
-    ax: Axes, result: Record, name: str, title: str, colours: Sequence[str]
+    ax: Axes, result: Record, name: str, colours: Sequence[str]
 ) -> None:
     """Draw a diagnostic over log-SNR, a line for each block."""
     log_snr = result.levels["log_snr"].to_numpy()
-    for b, (label, column) in enumerate(by_block(result.levels, name, title).items()):
+    for b, (label, column) in enumerate(by_block(result.levels, name).items()):
         look = {
             "color": colours[b % len(colours)],
             "linestyle": PALETTE.dashes[b % len(PALETTE.dashes)],
@@ -373,14 +365,14 @@ def _plot_level_lines(
 def _plot_run(ax: Axes, result: Record) -> None:
     """Draw acceptance and effective sample size (left axis) and step size (right axis,
     logarithmic) by log-SNR."""
-    _plot_level_lines(ax, result, "ess", "effective sample size", [PALETTE.faint])
-    _plot_level_lines(ax, result, "acceptance", "acceptance", [PALETTE.accent])
+    _plot_level_lines(ax, result, "ess", [PALETTE.faint])
+    _plot_level_lines(ax, result, "acceptance", [PALETTE.accent])
     ax.set(ylim=(0, 1.02), xlabel=TOWARDS, ylabel="share", title="run")
     ax.spines["top"].set_visible(False)
     handles, labels = ax.get_legend_handles_labels()
     if (result.step_size > 0).any():
         right = ax.twinx()
-        _plot_level_lines(right, result, "step_size", "step size", [PALETTE.second])
+        _plot_level_lines(right, result, "step_size", [PALETTE.second])
         right.set_yscale("log")
         right.set_ylabel("step size", color=PALETTE.second)
         right.spines["top"].set_visible(False)
@@ -462,7 +454,7 @@ def grid(count: int, columns: int = 3) -> tuple[Figure, np.ndarray]:
 def _sites(result: Record, run: bool = True) -> Figure:
     """Draw a panel for each site, and one for the ``run`` if it has diagnostics."""
     names = ("acceptance", "step_size", "ess")
-    run = run and any(by_block(result.levels, name, name) for name in names)
+    run = run and any(by_block(result.levels, name) for name in names)
     draws = result.unweighted(most=tuning.SUMMARY.most_numbers)
     figure, axes = grid(len(draws) + run)
     for ax, (name, values) in zip(axes, draws.items(), strict=False):
@@ -536,12 +528,11 @@ def plot_levels(result: Record) -> Figure:
             "This run has no diagnostics by level.", fix="leave kind= out."
         )
     figure, axes = grid(len(shown), columns=2)
-    for ax, (title, diagnostic) in zip(axes, shown.items(), strict=False):
-        _plot_level_lines(ax, result, diagnostic.name, title, PALETTE.lines)
-        ax.set(title=title, xlabel=TOWARDS, ylabel=diagnostic.label)
-        if diagnostic.limits is not None:
-            ax.set_ylim(diagnostic.limits)
-        if diagnostic.name == "step_size":
+    for ax, (name, quantity) in zip(axes, shown.items(), strict=False):
+        _plot_level_lines(ax, result, name, PALETTE.lines)
+        ax.set(title=quantity.long_name, xlabel=TOWARDS, ylabel=quantity.units)
+        _set_limits(ax, quantity.units, len(result.log_weights))
+        if name == "step_size":
             ax.set_yscale("log")
         ax.spines[["top", "right"]].set_visible(False)
         if len(ax.lines) > 1:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +22,7 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, UnknownSiteError
 from composeprob.json_data import JSONObject
+from composeprob.records import REPORTED
 from composeprob.results.estimates import (
     Estimate,
     Genealogy,
@@ -102,18 +103,19 @@ def versions() -> dict[str, str]:
     return numbers | {"device": jax.devices()[0].device_kind}
 
 
-DIAGNOSTICS = (
-    "acceptance",
-    "step_size",
-    "ess",
-    "ancestors",
-    "non_finite",
-    "quadrature_error",
-    "swaps",
-)
-# The arrays of a file, in which ancestors still have their former name.
-ARRAYS = ("log_weights", "families", "log_snr", *DIAGNOSTICS)
-FACTS = ("log_evidence", "log_evidence_error", "evaluations", "reason")
+# The arrays of a file beside `REPORTED`; ancestors still have their former name.
+ARRAYS = ("log_weights", "families", "log_snr")
+FACTS = {
+    "log_evidence": float | None,
+    "log_evidence_error": float | None,
+    "evaluations": int,
+    "reason": str,
+}
+"""The facts that are fields of a result, with their types; the others are `About`'s.
+
+The metadata of a field state the ``least`` value that a file may have, and what it
+means if a file lacks it that is older than the field (``in_old_files``).
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,35 +150,35 @@ class About:
     """
 
     sampler: str = ""
-    seconds: float = 0.0
-    draws: int | None = None
-    thin: int = 1
-    devices: int = 1
+    seconds: float = field(default=0.0, metadata={"least": 0})
+    draws: int | None = field(default=None, metadata={"least": 1})
+    thin: int = field(default=1, metadata={"least": 1})
+    devices: int = field(default=1, metadata={"least": 1})
     blocks: tuple[str, ...] = ()
     dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     round_trips: float | None = None
     global_acceptance: float | None = None
     curl: dict[str, float] = Later(lambda about: {})  # type: ignore[assignment]
-    calls: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict, metadata={"in_old_files": {}})
     key: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
 
 def by_level(
     log_snr: Float[np.ndarray, " levels"],
-    blocks: tuple[str, ...] = (),
-    **diagnostics: np.ndarray,
+    blocks: tuple[str, ...],
+    diagnostics: Mapping[str, ArrayLike],
 ) -> xarray.Dataset:
-    """Label diagnostics by ``level``, and by ``block`` under a kernel of blocks; those
-    left out are NaN."""
+    """Label the reported quantities by ``level``, and by ``block`` under a kernel of
+    blocks; those left out are NaN."""
     import xarray
 
     nan = np.full(len(log_snr), np.nan)
     variables = {}
-    for name in DIAGNOSTICS:
+    for name, quantity in REPORTED.items():
         values = np.asarray(diagnostics.get(name, nan))
-        dims = ("level", "block")[: values.ndim]
-        variables[name] = (dims, values)
+        dims = quantity.dims[: values.ndim]
+        variables[name] = (dims, values, quantity.attributes)
     labels = {"block": list(blocks)} if blocks else {}
     coordinates = {
         "level": np.arange(len(log_snr)),
@@ -186,10 +188,14 @@ def by_level(
     return xarray.Dataset(variables, coordinates)
 
 
-def by_block(levels: xarray.Dataset, name: str, title: str) -> dict[str, np.ndarray]:
+def by_block(
+    levels: xarray.Dataset, name: str, title: str = ""
+) -> dict[str, np.ndarray]:
     """Values of one diagnostic by level, (K,), under its title, or under one for each
-    block; without those that are all NaN."""
+    block; without those that are all NaN. The title is its name in words, or another
+    one that is given."""
     values = levels[name]
+    title = title or REPORTED[name].long_name
     columns = {title: values.to_numpy()}
     if "block" in values.dims:
         columns = {
@@ -209,13 +215,13 @@ class Record:
     samples: dict[str, np.ndarray]
     log_weights: np.ndarray
     log_evidence: float | None
-    evaluations: int
+    evaluations: int = field(metadata={"least": 0})
     levels: xarray.Dataset
     about: About
     status: Status = Later()  # type: ignore[assignment]
     log_evidence_error: float | None = Later(None)  # type: ignore[assignment]
     reason: str = ""
-    trust: Trust | None = None
+    trust: Trust | None = field(default=None, metadata={"in_old_files": None})
     # Filled in where it is left out.
     _genealogy: Genealogy = None  # type: ignore[assignment]
     density: AnnealedDensity | None = None
@@ -576,13 +582,18 @@ class Record:
         predicted = self.density.predict(key, self.unweighted())
         return {name: np.asarray(values) for name, values in predicted.items()}
 
+    @property
+    def _facts(self) -> JSONObject:
+        """The facts of the result and of its run, by name."""
+        return {name: getattr(self, name) for name in FACTS} | asdict(self.about)
+
     def parts(self) -> tuple[dict[str, np.ndarray], JSONObject]:
         """Return all but the samples and the density, as they are written to disk:
         arrays, and facts that JSON can hold."""
         levels = self.levels.reset_coords("log_snr")
         arrays = {"log_weights": self.log_weights, "families": self._genealogy.index}
-        arrays |= {name: levels[name].to_numpy() for name in ("log_snr", *DIAGNOSTICS)}
-        facts = {name: getattr(self, name) for name in FACTS} | asdict(self.about)
+        arrays |= {name: levels[name].to_numpy() for name in ("log_snr", *REPORTED)}
+        facts = self._facts
         facts["sites"] = list(self.samples)  # safetensors sorts by name
         facts["status"] = []
         for finding in self.status.findings:

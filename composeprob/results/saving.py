@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import UnionType
@@ -30,17 +30,11 @@ from composeprob.errors import InvalidValueError, LoadError, WrongTypeError, a_k
 from composeprob.extras import needed
 from composeprob.findings import Code, Finding
 from composeprob.json_data import JSON, JSONObject
+from composeprob.records import REPORTED
 from composeprob.results.checks import withholds
 from composeprob.results.estimates import Genealogy, quiet_arviz
 from composeprob.results.geometry import entries
-from composeprob.results.record import (
-    ARRAYS,
-    DIAGNOSTICS,
-    FACTS,
-    About,
-    Record,
-    by_level,
-)
+from composeprob.results.record import ARRAYS, FACTS, About, Record, by_level
 from composeprob.results.status import Status
 from composeprob.results.store import Store, read_arrays, write_arrays
 from composeprob.results.summary import COLUMNS, Summary
@@ -55,6 +49,12 @@ Value = TypeVar("Value")
 Dims = dict[str, Sequence[str | None]]
 Labels = Sequence[object] | np.ndarray  # along one axis
 FORMAT = {"format": "composeprob.results.result", "version": "5"}
+WRITTEN = {
+    "sites": tuple[str, ...],
+    "status": tuple[tuple[str, ...], ...],
+    "trust": dict[str, float | str] | None,
+}
+"""Fields of a result that are written in another form among the facts of a file."""
 
 
 def save(self: Record, path: str | os.PathLike) -> Path:
@@ -120,7 +120,16 @@ def _opened(kind: type[Loaded], store: Store) -> Loaded:
     samples: dict[str, Any] = {}
     for name in facts["sites"]:
         samples[f"samples/{name}"] = store.whole(name, facts["draws"])
-    return _assembled(kind, store.path, samples | store.rest(ARRAYS), facts)
+    rest = store.rest(_expected(store.written()))
+    return _assembled(kind, store.path, samples | rest, facts)
+
+
+def _expected(written: Collection[str]) -> list[str]:
+    """Names of the arrays of a file beside its samples: all but those that it is older
+    than, which are not among the arrays ``written``."""
+    late = {name for name, quantity in REPORTED.items() if quantity.old_files_lack}
+    required = [name for name in REPORTED if name in written or name not in late]
+    return [*ARRAYS, *required]
 
 
 def _facts(path: Path, text: str) -> JSONObject:
@@ -129,27 +138,33 @@ def _facts(path: Path, text: str) -> JSONObject:
     with _damaged(path):
         facts = json.loads(text)
         _require(isinstance(facts, dict), "its facts are not a dict")
-        kinds = get_type_hints(About) | {
-            "log_evidence": float | None,
-            "log_evidence_error": float | None,
-            "evaluations": int,
-            "reason": str,
-            "sites": tuple[str, ...],
-            "status": tuple[tuple[str, ...], ...],
-            "trust": dict[str, float | str] | None,
-        }
-        facts.setdefault("trust", None)  # which earlier files lack
+        described: dict[str, Mapping[str, Any]] = {}
+        for each in fields(About) + fields(Record):
+            described[each.name] = each.metadata
+        for name, about in described.items():
+            if "in_old_files" in about:
+                facts.setdefault(name, about["in_old_files"])
+        kinds = get_type_hints(About) | FACTS | WRITTEN
         for name in sorted(kinds.keys() | facts.keys()):
             _require(name in facts, f"it lacks {name!r}")
             _require(name in kinds, f"{name!r} is not a fact of a result")
-            _require(_is_a(facts[name], kinds[name]), f"{name!r} is {facts[name]!r}")
+            fact = facts[name]
+            _require(_is_a(fact, kinds[name]), f"{name!r} is {fact!r}")
+            about = described.get(name, {})
+            if "least" in about and fact is not None:
+                _require(fact >= about["least"], f"{name!r} is {fact}")
         sites = facts["sites"]
         _require(sites and len(set(sites)) == len(sites), f"its sites are {sites}")
-        least = {"draws": 1, "thin": 1, "devices": 1, "evaluations": 0, "seconds": 0}
-        for name, bound in least.items():
-            count = facts[name]
-            _require(count is None or count >= bound, f"{name!r} is {count}")
-    return facts
+    return _with_tuples(facts)
+
+
+def _with_tuples(value: Any) -> Any:
+    """A value read from JSON, which has lists in the place of tuples."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return tuple(map(_with_tuples, value))
+    return value
 
 
 def _is_a(value: JSON, kind: Any) -> bool:
@@ -181,26 +196,21 @@ def _assembled(
     with _damaged(path):
         # The order of sites is that of the facts: safetensors sorts arrays by name.
         samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}
-        beside = sorted(
-            set(arrays) - set(ARRAYS) - {f"samples/{name}" for name in samples}
-        )
+        rest = {name: arrays[name] for name in _expected(arrays)}
+        beside = sorted(arrays.keys() - rest.keys() - {f"samples/{n}" for n in samples})
         _require(not beside, f"it has {beside} beside")
-        _check_arrays({name: arrays[name] for name in ARRAYS})
+        _check_arrays(rest)
         _check_samples(samples, arrays["log_weights"], facts["draws"], facts["dims"])
         findings = [_finding(*entry) for entry in facts.pop("status")]
         trust = facts.pop("trust")
         if trust is not None:
             trust = Trust(**trust)
         own = {name: facts.pop(name) for name in FACTS}
-        # JSON has lists in the place of tuples.
-        facts["dims"] = {name: tuple(dims) for name, dims in facts["dims"].items()}
-        facts["blocks"] = tuple(facts["blocks"])
         about = About(**facts)
         log_weights = arrays["log_weights"]
         genealogy = Genealogy.from_log_weights(log_weights, arrays["families"])
-        diagnostics = {name: arrays[name] for name in DIAGNOSTICS}
         # xarray refuses arrays of levels and blocks that do not fit together.
-        levels = by_level(arrays["log_snr"], about.blocks, **diagnostics)
+        levels = by_level(arrays["log_snr"], about.blocks, arrays)
     return kind(
         samples,
         log_weights,
@@ -225,12 +235,11 @@ def _finding(code: str, message: str, errors: str = "") -> Finding:
 def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     """Refuse arrays that are not those of a result."""
     # A file may have been written by hand: types and shapes are not taken on trust.
-    by_block = ("acceptance", "step_size", "quadrature_error")
     for name, array in arrays.items():
         numeric = array.dtype.kind in "fiu"
         _require(numeric, f"{name!r} holds numbers of type {array.dtype}")
-        axes = (1, 2) if name in by_block else (1,)
-        has_shape = array.ndim in axes and array.size > 0
+        most = len(REPORTED[name].dims) if name in REPORTED else 1
+        has_shape = 1 <= array.ndim <= most and array.size > 0
         _require(has_shape, f"{name!r} has shape {array.shape}")
     levels = arrays["log_snr"]
     ordered = levels.ndim == 1 and np.all(levels[1:] <= levels[:-1])
@@ -323,7 +332,7 @@ def numbers(self: Record) -> JSONObject:
         "status": str(self.status.code),
         "message": self.status.message,
         "summary": summary,
-        "levels": {name: _as_json(arrays[name]) for name in ("log_snr", *DIAGNOSTICS)},
+        "levels": {name: _as_json(arrays[name]) for name in ("log_snr", *REPORTED)},
     }
 
 
@@ -496,9 +505,8 @@ def _plates(result: Record, shapes: Mapping[str, tuple[int, ...]]) -> Dims:
 def _attributes(result: Record) -> dict[str, object]:
     """Facts of a run as attributes of a group; netCDF files hold no dicts and no
     None."""
-    facts = {name: getattr(result, name) for name in FACTS} | asdict(result.about)
     attributes = {}
-    for name, fact in facts.items():
+    for name, fact in result._facts.items():
         if fact is not None:
             attributes[name] = str(fact) if isinstance(fact, dict) else fact
     attributes["status"] = str(result.status)

@@ -236,6 +236,11 @@ class Store:
         except LoadError:
             return False
 
+    def written(self) -> dict[str, str]:
+        """The dtypes of all arrays, by their names, as `write_rest` wrote them."""
+        dtypes = self.attributes().get("dtypes")
+        return dtypes if isinstance(dtypes, dict) else {}
+
     def rest(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Read the arrays that `write_rest` wrote."""
         arrays = {}
@@ -259,8 +264,7 @@ class Store:
         metadata = array.spec().to_json()["metadata"]
         if metadata["codecs"] != CODECS:
             raise ValueError(f"{name!r} is stored in a form that no run writes")
-        dtypes = self.attributes().get("dtypes")
-        written = dtypes.get(name) if isinstance(dtypes, dict) else None
+        written = self.written().get(name)
         if array.dtype.name != written:
             raise ValueError(f"{name!r} is {array.dtype.name}, and was {written}")
         block = metadata["chunk_grid"]["configuration"]["chunk_shape"]

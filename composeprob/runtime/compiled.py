@@ -33,9 +33,10 @@ from composeprob.density.evaluation import Position
 from composeprob.errors import CapabilityError
 from composeprob.kernels import BlackJAX
 from composeprob.pytree import is_array
+from composeprob.records import NoRecords
 from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.finishers import Finisher
-from composeprob.samplers.run import NoRecords, Run, begin, placed
+from composeprob.samplers.run import Run, begin, placed
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import (
     AXES,

@@ -17,6 +17,7 @@ from composeprob import tuning
 from composeprob.density.evaluation import Position
 from composeprob.density.learned_scores import curl
 from composeprob.kernels.gibbs import integrates_score
+from composeprob.records import Records
 from composeprob.results.checks import ask_at_end, ask_later
 from composeprob.results.ended import EndedRun, Ending, Kernel, KeyUse
 from composeprob.results.estimates import (
@@ -25,14 +26,7 @@ from composeprob.results.estimates import (
     effective_chains_bound,
 )
 from composeprob.results.geometry import chosen
-from composeprob.results.record import (
-    DIAGNOSTICS,
-    About,
-    as_code,
-    by_level,
-    later,
-    versions,
-)
+from composeprob.results.record import About, as_code, by_level, later, versions
 from composeprob.results.result import Result
 from composeprob.results.shares import Proportions
 from composeprob.results.support import Arrived, Support, supported
@@ -64,7 +58,7 @@ class Ended:
     scores: Position | None  # ∇log π₀ there, {site: (N, …)}
     visited: Int[np.ndarray, " visits"]  # levels, from the noisiest
     levels: Int[np.ndarray, " levels"]  # that are reported, from level 0 on
-    recorded: dict[str, np.ndarray]  # diagnostics of these levels
+    records: Records  # of these levels
 
     @classmethod
     def of_state(cls, state: State, positions: Position) -> Ended:
@@ -83,11 +77,6 @@ class Ended:
         levels = np.arange(state.density.num_levels)
         if bool(run.visits.arrived) and len(visited) <= int(visited[0]):
             levels = visited[::-1]
-        recorded = {name: getattr(run.records, name)[levels] for name in DIAGNOSTICS}
-        # A kernel that moves all sites together has no axis of blocks.
-        if not sampler.blocks:
-            for name, values in recorded.items():
-                recorded[name] = values.reshape(len(levels))
         return cls(
             state,
             run,
@@ -98,7 +87,7 @@ class Ended:
             scores,
             visited,
             levels,
-            recorded,
+            run.records.of_levels(levels, blocks=bool(sampler.blocks)),
         )
 
     @property
@@ -203,7 +192,7 @@ def summarised(
         log_evidence=log_evidence,
         log_evidence_error=log_evidence_error,
         evaluations=_evaluations(ended),
-        levels=by_level(log_snr, sampler.blocks, **ended.recorded),
+        levels=by_level(log_snr, sampler.blocks, vars(ended.records)),
         reason=state.attempt.why + trust.corrections,
         about=_about(ended, run),
         status=later(lambda _: status()),
@@ -367,9 +356,8 @@ def _trust(
     level_weights = math.nan
     step_weights = math.nan
     if _level_weights_support(ended, evidence):
-        ess = ended.recorded["ess"]
-        level_weights = _least(ess)
-        variance = np.asarray(ended.run.records.weight_variance)[ended.levels]
+        level_weights = _least(np.asarray(ended.records.ess))
+        variance = np.asarray(ended.records.weight_variance)
         step_weights = _least(effective_share_of_steps(variance))
     round_trips = math.nan
     if ended.round_trips is not None:
@@ -409,7 +397,7 @@ def _level_weights_support(ended: Ended, evidence: Evidence) -> bool:
     n = len(ended.run.ancestors)  # without moves few of them have descendants
     distinct = len(np.unique(ended.run.ancestors))
     independent = distinct >= (1 - tuning.GLOBAL_MOVES.most_stuck) * n
-    ess = ended.recorded["ess"]
+    ess = np.asarray(ended.records.ess)
     counted = n * np.min(ess, where=np.isfinite(ess), initial=1.0)
     return not (independent and counted >= least_effective_ancestors(n))
 
@@ -437,10 +425,7 @@ def _as_asked(
         arrived=ended.arrived,
         completed=ended.completed,
         log_snr=np.asarray(density.schedule.log_snr)[ended.levels],
-        acceptance=ended.recorded["acceptance"],
-        non_finite=ended.recorded["non_finite"],
-        ess=ended.recorded["ess"],
-        increments=np.asarray(ended.run.records.weight_variance)[ended.levels],
+        records=ended.records,
         level_weights=_level_weights_support(ended, evidence),
         kernel=Kernel(
             adjusted=sampler.adjusted,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
 
 import equinox as eqx
 import jax
@@ -15,6 +14,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, PyTree, UInt32
 
 from composeprob import tuning
+from composeprob.records import Records
 from composeprob.samplers.random import words_of
 from composeprob.samplers.spread import Spread, chains, everywhere
 from composeprob.schedule import Schedule
@@ -23,66 +23,6 @@ from composeprob.schedule import Schedule
 def _on_host(values: np.ndarray) -> Array:
     """Return NumPy's array where JAX's is expected: nothing is put on a device yet."""
     return values  # type: ignore[return-value]
-
-
-class Records(eqx.Module):
-    """Records of every level, for the B blocks of a kernel; NaN where a level has no
-    such number."""
-
-    acceptance: Float[Array, "levels blocks"]
-    step_size: Float[Array, "levels blocks"]
-    ess: Float[Array, " levels"]  # before resampling
-    # Number of initial chains that have descendants, after resampling
-    ancestors: Float[Array, " levels"]
-    non_finite: Int[Array, " levels"]
-    quadrature_error: Float[Array, "levels blocks"]  # mean over accepted moves
-    # Relative variance of the incremental weights of the step to this level
-    weight_variance: Float[Array, " levels"]
-    # How far its correction moved chains, in units of the noise
-    step_error: Float[Array, " levels"]
-    # Mean probability of swaps with the next noisier rung
-    swaps: Float[Array, " levels"]
-
-    @classmethod
-    def empty(cls, num_levels: int, num_blocks: int = 1) -> Records:
-        """Return records without a number yet, made on the host."""
-        # Strongly typed, as arrays of a checkpoint are: with weak types the loop would
-        # be compiled again for a run that resumes.
-        precision = jnp.result_type(float)
-        by_level = _on_host(np.full((num_levels,), np.nan, precision))
-        by_block = _on_host(np.full((num_levels, num_blocks), np.nan, precision))
-        counts = _on_host(np.zeros((num_levels,), np.int32))
-        return cls(
-            acceptance=by_block,
-            step_size=by_block,
-            ess=by_level,
-            ancestors=by_level,
-            non_finite=counts,
-            quadrature_error=by_block,
-            weight_variance=by_level,
-            step_error=by_level,
-            swaps=by_level,
-        )
-
-    def at(self, level: Int[Array, " ..."], **values: Array) -> Self:
-        """Return the records with other values at a level."""
-        new = {}
-        for name, value in values.items():
-            new[name] = getattr(self, name).at[level].set(value)
-        return dataclasses.replace(self, **new)
-
-    def counting(self, level: Int[Array, ""], number: Int[Array, ""]) -> Self:
-        """Return the records with this ``number`` of non-finite moves, over all chains,
-        added at a level."""
-        return self.at(level, non_finite=self.non_finite[level] + number)
-
-
-class NoRecords(Records):
-    """Records that stay empty, for runs that are compiled and not made: these then need
-    no means over all devices' chains."""
-
-    def at(self, level: Array, **values: Array) -> Self:
-        return self
 
 
 class Pace(eqx.Module):

@@ -11,7 +11,8 @@ import pytest
 import composeprob as cp
 from composeprob import tuning
 from composeprob.errors import AlignmentError, CapabilityError, InvalidValueError
-from composeprob.samplers.run import Pace, Records, Visits
+from composeprob.records import Records
+from composeprob.samplers.run import Pace, Visits
 from composeprob.samplers.spread import host
 from refusals import refused
 from sampling_cases import (

@@ -23,7 +23,8 @@ class AcceptanceCollapsed(Check):
 
     def ask(self, run: EndedRun) -> list[Finding]:
         kernel = run.kernel
-        return self.of(run.acceptance, run.visited, kernel.adjusted, kernel.blocks)
+        acceptance = np.asarray(run.records.acceptance)
+        return self.of(acceptance, run.visited, kernel.adjusted, kernel.blocks)
 
     def of(
         self,

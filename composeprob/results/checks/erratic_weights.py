@@ -30,7 +30,7 @@ class ErraticWeights(Check):
         # The weights of a reveal have no error that closer levels would remedy.
         if run.reveals:
             return []
-        return self.of(run.increments)
+        return self.of(np.asarray(run.records.weight_variance))
 
     def of(self, variance: Float[np.ndarray, " levels"]) -> list[Finding]:
         """Findings on relative variances of increments, NaN where there was none."""

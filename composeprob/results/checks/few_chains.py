@@ -32,7 +32,8 @@ class FewChains(Check):
         # Samples of a store are on disk.
         samples = [np.asarray(values) for values in run.samples.values()]
         worth = effective_chains(run.genealogy, samples)
-        return self.of(worth, run.num_chains, run.ess, run.log_snr)
+        ess = np.asarray(run.records.ess)
+        return self.of(worth, run.num_chains, ess, run.log_snr)
 
     def of(
         self,

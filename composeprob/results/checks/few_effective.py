@@ -38,7 +38,7 @@ class FewEffective(Check):
         if run.reveals:
             enough = least_effective_ancestors(run.num_chains)
             least = min(least, enough / run.num_chains)
-        return self.of(run.ess, run.visited, run.num_chains, least)
+        return self.of(np.asarray(run.records.ess), run.visited, run.num_chains, least)
 
     def of(
         self,

@@ -32,7 +32,8 @@ class NonFinite(Check):
         return run.first_chains
 
     def ask(self, run: EndedRun) -> list[Finding]:
-        findings = self.of(run.non_finite, run.kernel.proposals, run.visited)
+        counts = np.asarray(run.records.non_finite)
+        findings = self.of(counts, run.kernel.proposals, run.visited)
         if not findings:
             return []
         suspects = _observations_of_nan(run.density, run.positions)

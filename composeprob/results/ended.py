@@ -22,8 +22,8 @@ from composeprob.density.evaluation import Position
 from composeprob.density.learned_scores import OwnScore
 from composeprob.findings import Finding
 from composeprob.records import Records
+from composeprob.results.chains import Chains
 from composeprob.results.estimates import Genealogy
-from composeprob.results.geometry import chosen
 from composeprob.results.shares import Proportions
 from composeprob.results.trust import Trust
 
@@ -67,10 +67,10 @@ class Kernel(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class EndedRun:
-    """An `EndedRun` is what a check asks. Chains are without copies, arrays over levels
-    begin at level 0, and positions are those of the sampler: static sites
-    unconstrained.
+class EndedRun(Chains):
+    """An `EndedRun` is what a check asks: the `Chains` of a run, and the facts below.
+    Arrays over levels begin at level 0, and positions are those of the sampler: static
+    sites unconstrained.
 
     Args:
         density: that was sampled.
@@ -83,14 +83,6 @@ class EndedRun:
         kernel: the sampler's moves.
         ending: how far the run came, and whether it was saved.
         samples: as those of the result.
-        positions: where the chains are, ``{site: (N, …)}``.
-        arrival: where they were on arrival at level 0; None where nothing moved them
-            since.
-        log_density: log π₀ there, (N,); None by scores alone.
-        scores: ∇log π₀ there, of the positions' structure; None where no transition has
-            left any.
-        log_weights: of the chains, (N,), up to a constant.
-        path_weights: Feynman–Kac log-weights of their paths, (N,).
         genealogy: their ancestors and weights.
         proportions: what the mode proportions rest on.
         trust: what means, shares and evidence rest on.
@@ -113,12 +105,6 @@ class EndedRun:
     kernel: Kernel
     ending: Ending
     samples: dict[str, np.ndarray]
-    positions: Position
-    arrival: Position | None
-    log_density: Float[np.ndarray, " chains"] | None
-    scores: Position | None
-    log_weights: Float[np.ndarray, " chains"]
-    path_weights: Float[np.ndarray, " chains"]
     genealogy: Genealogy
     proportions: Proportions
     trust: Trust
@@ -165,25 +151,6 @@ class EndedRun:
     def first_chains(self) -> Int[np.ndarray, " few"]:
         """As many chains as most checks evaluate."""
         return np.arange(min(self.num_chains, tuning.CHECKS.most_chains))
-
-    def of_chains(self, index: Int[np.ndarray, " some"]) -> EndedRun:
-        """The run with copies of the positions of some of its chains, and no others."""
-        log_density = self.log_density
-        if log_density is not None:
-            log_density = log_density[index]
-        arrival = self.arrival
-        if arrival is not None:
-            arrival = chosen(arrival, index)
-        scores = self.scores
-        if scores is not None:
-            scores = chosen(scores, index)
-        return dataclasses.replace(
-            self,
-            positions=chosen(self.positions, index),
-            arrival=arrival,
-            log_density=log_density,
-            scores=scores,
-        )
 
     def with_findings(self, found: tuple[Finding, ...], withheld: bool) -> EndedRun:
         """The run after checks that found so much."""

@@ -8,7 +8,6 @@ left of doubts are the defects of `Proportions`, which checks report.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,24 +20,18 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
 from composeprob.density.points import barriers
 from composeprob.results import shares
+from composeprob.results.chains import Chains
 from composeprob.results.estimates import Genealogy
-from composeprob.results.geometry import chosen, spaced
+from composeprob.results.geometry import spaced
 from composeprob.results.shares import Proportions
 
 
 @dataclass(frozen=True, eq=False)
-class Arrived:
+class Arrived(Chains):
     """Chains at level 0, and how they came there.
 
     Args:
         density: that was sampled.
-        positions: of the chains, ``{site: (N, …)}``.
-        arrival: those on arrival at level 0; None where they are unknown, or nothing
-            has moved the chains since.
-        log_density: log π₀ at the positions; None by scores alone.
-        log_weights: of the chains.
-        path_weights: of their paths; all 0 where the run accumulated none.
-        ancestors: index of each chain's first chain.
         replicas: whether the chains swap places with others at all levels.
         weighted: whether they had importance weights, and were resampled.
         has_kernel: whether a kernel corrected them on their way down.
@@ -50,12 +43,6 @@ class Arrived:
     """
 
     density: AnnealedDensity
-    positions: Position
-    arrival: Position | None
-    log_density: Float[np.ndarray, " chains"] | None
-    log_weights: Float[np.ndarray, " chains"]
-    path_weights: Float[np.ndarray, " chains"]
-    ancestors: Int[np.ndarray, " chains"]
     replicas: bool = False
     weighted: bool = False
     has_kernel: bool = True
@@ -69,24 +56,6 @@ class Arrived:
     def comparable(self) -> bool:
         """True if log-densities can be compared between modes."""
         return {"energy", "mode_depth"} <= self.density.capabilities
-
-    def chosen(self, index: Int[np.ndarray, " some"]) -> Arrived:
-        """Some of the chains."""
-        log_density = self.log_density
-        if log_density is not None:
-            log_density = log_density[index]
-        arrival = self.arrival
-        if arrival is not None:
-            arrival = chosen(arrival, index)
-        return dataclasses.replace(
-            self,
-            positions=chosen(self.positions, index),
-            arrival=arrival,
-            log_density=log_density,
-            log_weights=self.log_weights[index],
-            path_weights=self.path_weights[index],
-            ancestors=self.ancestors[index],
-        )
 
     @property
     def unmoved(self) -> bool:

@@ -18,6 +18,7 @@ from composeprob.density.evaluation import Position
 from composeprob.density.learned_scores import curl
 from composeprob.kernels.gibbs import integrates_score
 from composeprob.records import Records
+from composeprob.results.chains import Chains
 from composeprob.results.checks import ask_at_end, ask_later
 from composeprob.results.ended import EndedRun, Ending, Kernel, KeyUse
 from composeprob.results.estimates import (
@@ -51,11 +52,7 @@ class Ended:
 
     state: State
     run: Run  # on the host, without its chains
-    positions: Position  # of the chains, {site: (N, …)}
-    log_weights: Float[np.ndarray, " chains"]
-    path_weights: Float[np.ndarray, " chains"]  # Feynman–Kac log-weights of paths
-    log_density: Float[np.ndarray, " chains"] | None  # log π₀ where chains are
-    scores: Position | None  # ∇log π₀ there, {site: (N, …)}
+    chains: Chains
     visited: Int[np.ndarray, " visits"]  # levels, from the noisiest
     levels: Int[np.ndarray, " levels"]  # that are reported, from level 0 on
     records: Records  # of these levels
@@ -65,11 +62,17 @@ class Ended:
         """Read a run whose chains, copies included, are at ``positions``."""
         sampler = state.sampler
         run = host(dataclasses.replace(state.run, chains=None))
-        cut = state.run.spread.cut
-        log_density = host(sampler.log_densities(state.run))
-        scores = _scores_by_site(state)
-        positions, log_weights, log_density, scores = cut(
-            (positions, run.log_weights, log_density, scores)
+        with_copies = {
+            "positions": positions,
+            "log_density": host(sampler.log_densities(state.run)),
+            "scores": _scores_by_site(state),
+            "log_weights": run.log_weights,
+            "path_weights": run.path_weights,
+        }
+        chains = Chains(
+            **state.run.spread.cut(with_copies),
+            arrival=_arrival(state),
+            ancestors=np.asarray(run.ancestors),
         )
         visited = run.visits.visited()
         # Of a run that chose its levels and arrived, those that it visited are
@@ -80,11 +83,7 @@ class Ended:
         return cls(
             state,
             run,
-            positions,
-            log_weights,
-            cut(run.path_weights),
-            log_density,
-            scores,
+            chains,
             visited,
             levels,
             run.records.of_levels(levels, blocks=bool(sampler.blocks)),
@@ -111,27 +110,25 @@ class Ended:
             return None
         return state.sampler.round_trips(state.run.without_copies)
 
-    @functools.cached_property
-    def arrival(self) -> Position | None:
-        """Positions on arrival at level 0, if the chains have moved since."""
-        state = self.state
-        if not self.moved or state.arrival_points is None:
-            return None
-        alpha = float(state.density.schedule.alpha[0])
-        layout = Layout.of_density(state.density)
-        points: Any = state.arrival_points  # arithmetic alone, which is NumPy's too
-        return layout.position(points, alpha)
-
     @property
     def global_acceptance(self) -> float:
         """Mean acceptance of global moves, NaN without."""
         return float(self.run.global_acceptance)
 
-    @property
-    def moved(self) -> bool:
-        """True if draws or finishers moved the chains at level 0."""
-        state = self.state
-        return bool(state.sampler.finishers) or state.writer.drawn > 0
+
+def _is_moved(state: State) -> bool:
+    """Return whether draws or finishers moved the chains at level 0."""
+    return bool(state.sampler.finishers) or state.writer.drawn > 0
+
+
+def _arrival(state: State) -> Position | None:
+    """Positions on arrival at level 0, if the chains have moved since."""
+    if not _is_moved(state) or state.arrival_points is None:
+        return None
+    alpha = float(state.density.schedule.alpha[0])
+    layout = Layout.of_density(state.density)
+    points: Any = state.arrival_points  # arithmetic alone, which is NumPy's too
+    return layout.position(points, alpha)
 
 
 def _scores_by_site(state: State) -> Position | None:
@@ -167,7 +164,7 @@ def summarised(
     density = state.density
     sampler = state.sampler
     ended = Ended.of_state(state, positions)
-    support = Support(ended.log_weights, Proportions())
+    support = Support(ended.chains.log_weights, Proportions())
     if ended.arrived:
         support = supported(_arrived(ended))
     genealogy = Genealogy.from_log_weights(support.log_weights, ended.run.ancestors)
@@ -298,7 +295,7 @@ class Evidence(NamedTuple):
                 ended, value, coarse, state.sampler.check_order
             )
         variance = float(ended.run.evidence_variance)
-        worth = effective_chains_bound(genealogy, list(ended.positions.values()))
+        worth = effective_chains_bound(genealogy, list(ended.chains.positions.values()))
         # Student's t, as for means: few ancestors tell their own variance badly.
         if worth < tuning.ERRORS.fewest_families:
             variance *= worth / max(worth - tuning.ERRORS.fewest_ancestors, 0.1)
@@ -330,20 +327,15 @@ def _arrived(ended: Ended) -> Arrived:
     density = state.density
     paths_known = state.sampler.needs_terms(density) or density.num_levels == 1
     return Arrived(
+        **vars(ended.chains),
         density=density,
-        positions=ended.positions,
-        arrival=ended.arrival,
-        log_density=ended.log_density,
-        log_weights=ended.log_weights,
-        path_weights=ended.path_weights,
-        ancestors=np.asarray(ended.run.ancestors),
         replicas=ended.round_trips is not None,
         weighted=bool(np.isfinite(np.asarray(ended.run.records.ess)).any()),
         has_kernel=state.sampler.kernel is not None,
         paths_known=paths_known,
         drawn=state.writer.drawn > 0,
         globally_moved=not math.isnan(ended.global_acceptance),
-        moved=ended.moved,
+        moved=_is_moved(state),
         instead_of=state.attempt.instead_of,
     )
 
@@ -352,7 +344,7 @@ def _trust(
     ended: Ended, support: Support, genealogy: Genealogy, evidence: Evidence
 ) -> Trust:
     """The numbers on which the estimates of a run rest."""
-    values = list(ended.positions.values())
+    values = list(ended.chains.positions.values())
     level_weights = math.nan
     step_weights = math.nan
     if _level_weights_support(ended, evidence):
@@ -420,6 +412,7 @@ def _as_asked(
         curl_of = _measured_curl(ended)
     evaluations = sampler.evaluations(len(ended.visited))
     return EndedRun(
+        **vars(ended.chains),
         density=density,
         key=state.key,
         arrived=ended.arrived,
@@ -435,12 +428,6 @@ def _as_asked(
         ),
         ending=_ending(ended),
         samples=samples,
-        positions=ended.positions,
-        arrival=ended.arrival,
-        log_density=ended.log_density,
-        scores=ended.scores,
-        log_weights=ended.log_weights,
-        path_weights=ended.path_weights,
         genealogy=genealogy,
         proportions=support.proportions,
         trust=trust,
@@ -480,7 +467,7 @@ def _measured_curl(ended: Ended) -> Callable[[], dict[str, float]]:
     level = int(ended.visited[-1])
     number = min(ended.state.num_chains, tuning.CHECKS.most_chains)
     # Copies: a result must not keep all positions alive.
-    some = chosen(ended.positions, np.arange(number))
+    some = chosen(ended.chains.positions, np.arange(number))
 
     @functools.cache
     def measured() -> dict[str, float]:

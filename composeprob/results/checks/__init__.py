@@ -91,7 +91,7 @@ def ask_later(run: EndedRun, checks: Sequence[Check] = CHECKS) -> Callable[[], S
     asked = []
     for check in checks:
         if Need.EVALUATIONS in check.needs and _could_meet(check, run):
-            asked.append((check, run.of_chains(check.chains(run))))
+            asked.append((check, run.chosen(check.chains(run))))
 
     found = run.found
 

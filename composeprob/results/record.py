@@ -7,7 +7,7 @@ import dataclasses
 import math
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -21,7 +21,6 @@ from numpy.typing import ArrayLike
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.errors import InvalidValueError, UnknownSiteError
-from composeprob.json_data import JSONObject
 from composeprob.records import REPORTED
 from composeprob.results.estimates import (
     Estimate,
@@ -581,25 +580,3 @@ class Record:
             )
         predicted = self.density.predict(key, self.unweighted())
         return {name: np.asarray(values) for name, values in predicted.items()}
-
-    @property
-    def _facts(self) -> JSONObject:
-        """The facts of the result and of its run, by name."""
-        return {name: getattr(self, name) for name in FACTS} | asdict(self.about)
-
-    def parts(self) -> tuple[dict[str, np.ndarray], JSONObject]:
-        """Return all but the samples and the density, as they are written to disk:
-        arrays, and facts that JSON can hold."""
-        levels = self.levels.reset_coords("log_snr")
-        arrays = {"log_weights": self.log_weights, "families": self._genealogy.index}
-        arrays |= {name: levels[name].to_numpy() for name in ("log_snr", *REPORTED)}
-        facts = self._facts
-        facts["sites"] = list(self.samples)  # safetensors sorts by name
-        facts["status"] = []
-        for finding in self.status.findings:
-            errors = "errors withheld" if finding.withholds else "errors given"
-            facts["status"].append((str(finding.code), finding.message, errors))
-        facts["trust"] = None
-        if self.trust is not None:
-            facts["trust"] = self.trust.numbers()
-        return arrays, facts

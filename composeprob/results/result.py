@@ -252,6 +252,7 @@ class Result(NotPickled, Record):
     to_arviz = saving.to_arviz
     to_pandas = saving.to_pandas
     numbers = saving.numbers
+    parts = saving.parts
     save = saving.save
 
     @classmethod

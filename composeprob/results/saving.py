@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import UnionType
@@ -49,6 +49,8 @@ Value = TypeVar("Value")
 Dims = dict[str, Sequence[str | None]]
 Labels = Sequence[object] | np.ndarray  # along one axis
 FORMAT = {"format": "composeprob.results.result", "version": "5"}
+SAMPLES = "samples/"
+"""Prefix of the user's names of sites, which keeps them apart from the other arrays."""
 WRITTEN = {
     "sites": tuple[str, ...],
     "status": tuple[tuple[str, ...], ...],
@@ -65,11 +67,10 @@ def save(self: Record, path: str | os.PathLike) -> Path:
         WrongTypeError, InvalidValueError: not a path, or one that cannot be written to.
     """
     path = _with_suffix(path)
-    rest, facts = self.parts()
-    # Names of sites are the user's: a prefix keeps them apart from the other arrays.
+    rest, facts = parts(self)
     arrays = {}
     for name, value in self.samples.items():
-        arrays[f"samples/{name}"] = np.asarray(value)
+        arrays[SAMPLES + name] = np.asarray(value)
     try:
         write_arrays(path, arrays | rest, FORMAT | {"facts": json.dumps(facts)})
     except OSError as error:
@@ -78,6 +79,29 @@ def save(self: Record, path: str | os.PathLike) -> Path:
             f"{path} cannot be written: {error}", fix=fix
         ) from error
     return path
+
+
+def parts(self: Record) -> tuple[dict[str, np.ndarray], JSONObject]:
+    """Return all but the samples and the density, as they are written to disk: arrays,
+    and facts that JSON can hold."""
+    levels = self.levels.reset_coords("log_snr")
+    arrays = {"log_weights": self.log_weights, "families": self._genealogy.index}
+    arrays |= {name: levels[name].to_numpy() for name in ("log_snr", *REPORTED)}
+    facts = _facts_of(self)
+    facts["sites"] = list(self.samples)  # safetensors sorts by name
+    facts["status"] = []
+    for finding in self.status.findings:
+        errors = "errors withheld" if finding.withholds else "errors given"
+        facts["status"].append((str(finding.code), finding.message, errors))
+    facts["trust"] = None
+    if self.trust is not None:
+        facts["trust"] = self.trust.numbers()
+    return arrays, facts
+
+
+def _facts_of(result: Record) -> JSONObject:
+    """The facts of a result and of its run, by name."""
+    return {name: getattr(result, name) for name in FACTS} | asdict(result.about)
 
 
 def load(cls: type[Loaded], path: str | os.PathLike) -> Loaded:
@@ -119,7 +143,7 @@ def _opened(kind: type[Loaded], store: Store) -> Loaded:
     store.open(facts["sites"])
     samples: dict[str, Any] = {}
     for name in facts["sites"]:
-        samples[f"samples/{name}"] = store.whole(name, facts["draws"])
+        samples[SAMPLES + name] = store.whole(name, facts["draws"])
     rest = store.rest(_expected(store.written()))
     return _assembled(kind, store.path, samples | rest, facts)
 
@@ -195,12 +219,11 @@ def _assembled(
     """Make a result of the arrays and facts of a file; refuse an incomplete one."""
     with _damaged(path):
         # The order of sites is that of the facts: safetensors sorts arrays by name.
-        samples = {name: arrays[f"samples/{name}"] for name in facts.pop("sites")}
+        of_sites = [SAMPLES + name for name in facts.pop("sites")]
         rest = {name: arrays[name] for name in _expected(arrays)}
-        beside = sorted(arrays.keys() - rest.keys() - {f"samples/{n}" for n in samples})
+        beside = sorted(arrays.keys() - rest.keys() - set(of_sites))
         _require(not beside, f"it has {beside} beside")
-        _check_arrays(rest)
-        _check_samples(samples, arrays["log_weights"], facts["draws"], facts["dims"])
+        _check({**rest, **{name: arrays[name] for name in of_sites}}, facts)
         findings = [_finding(*entry) for entry in facts.pop("status")]
         trust = facts.pop("trust")
         if trust is not None:
@@ -209,10 +232,9 @@ def _assembled(
         about = About(**facts)
         log_weights = arrays["log_weights"]
         genealogy = Genealogy.from_log_weights(log_weights, arrays["families"])
-        # xarray refuses arrays of levels and blocks that do not fit together.
         levels = by_level(arrays["log_snr"], about.blocks, arrays)
     return kind(
-        samples,
+        {name.removeprefix(SAMPLES): arrays[name] for name in of_sites},
         log_weights,
         levels=levels,
         about=about,
@@ -232,52 +254,48 @@ def _finding(code: str, message: str, errors: str = "") -> Finding:
     return Finding(known.get(code, code), message, errors == "errors withheld")
 
 
-def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
-    """Refuse arrays that are not those of a result."""
+def _check(arrays: Mapping[str, np.ndarray], facts: JSONObject) -> None:
+    """Refuse arrays of other values than numbers, or whose axes do not fit together."""
     # A file may have been written by hand: types and shapes are not taken on trust.
+    sizes = {"draw": facts["draws"], "block": len(facts["blocks"])}
     for name, array in arrays.items():
-        numeric = array.dtype.kind in "fiu"
+        kinds = "fiub" if name.startswith(SAMPLES) else "fiu"
+        numeric = array.dtype.kind in kinds
         _require(numeric, f"{name!r} holds numbers of type {array.dtype}")
-        most = len(REPORTED[name].dims) if name in REPORTED else 1
-        has_shape = 1 <= array.ndim <= most and array.size > 0
-        _require(has_shape, f"{name!r} has shape {array.shape}")
+        axes = _axes(name, array.ndim, facts)
+        fits = array.ndim == len(axes) and 0 not in array.shape
+        _require(fits, f"{name!r} has shape {array.shape}, and its axes are {axes}")
+        for axis, size in zip(axes, array.shape, strict=True):
+            if axis in ("chain", "draw", "level", "block"):
+                expected = sizes.setdefault(axis, size)
+                found = f"{name!r} has {size} entries along {axis!r}, not {expected}"
+                _require(size == expected, found)
     levels = arrays["log_snr"]
-    ordered = levels.ndim == 1 and np.all(levels[1:] <= levels[:-1])
-    _require(ordered and not np.isnan(levels).any(), "its levels are not in order")
+    ordered = np.all(levels[1:] <= levels[:-1]) and not np.isnan(levels).any()
+    _require(ordered, "its levels are not in order")
     weights = arrays["log_weights"]
     finite = not np.isnan(weights).any() and np.isfinite(weights.max())
     _require(finite, "its weights are NaN or infinite")
-    ancestors = arrays["families"]
-    integers = ancestors.dtype.kind in "iu" and ancestors.shape == weights.shape
     # Each is the index of one of the first chains.
-    valid = integers and np.all((ancestors >= 0) & (ancestors < len(ancestors)))
+    ancestors = arrays["families"]
+    valid = np.all((ancestors >= 0) & (ancestors < len(ancestors)))
+    valid &= ancestors.dtype.kind in "iu"
     _require(valid, "its ancestors are not those of its chains")
 
 
-def _check_samples(
-    samples: Mapping[str, np.ndarray],
-    log_weights: np.ndarray,
-    draws: int | None,
-    dims: Mapping[str, Sequence[object]],
-) -> None:
-    """Refuse samples that are not numbers, not one for each chain or draw, or whose
-    axes are not those of their plates."""
-    lead = log_weights.shape if draws is None else (*log_weights.shape, draws)
-    for name, array in samples.items():
-        _require(
-            array.shape[: len(lead)] == lead,
-            f"site {name!r} has shape {array.shape}, of {lead} samples",
-        )
-        _require(0 not in array.shape, f"site {name!r} has shape {array.shape}")
-        axes = dims.get(name)
-        _require(
-            axes is None or len(axes) == array.ndim - len(lead),
-            f"site {name!r} has shape {array.shape}, and {axes} are its plates",
-        )
-        _require(
-            array.dtype.kind in "fiub",
-            f"site {name!r} holds numbers of type {array.dtype}",
-        )
+def _axes(name: str, ndim: int, facts: JSONObject) -> tuple[str, ...]:
+    """Names of the axes that an array must have."""
+    if name in REPORTED:
+        # A kernel that moves all sites together has no axis of blocks.
+        return REPORTED[name].dims[: max(ndim, 1)]
+    if not name.startswith(SAMPLES):
+        return ("level",) if name == "log_snr" else ("chain",)
+    lead = ("chain",) if facts["draws"] is None else ("chain", "draw")
+    unknown = (None,) * (ndim - len(lead))
+    plates = facts["dims"].get(name.removeprefix(SAMPLES), unknown)
+    # Prefixed, as a plate of the user's may have the name of another axis.
+    of_sample = [f"axis {plate or i}" for i, plate in enumerate(plates)]
+    return (*lead, *of_sample)
 
 
 def _require(holds: object, defect: str) -> None:
@@ -315,7 +333,7 @@ def _with_suffix(path: str | os.PathLike) -> Path:
 def numbers(self: Record) -> JSONObject:
     """Return every number of the run but the samples, ready for `json.dump`: those that
     are not finite become None."""
-    arrays, facts = self.parts()
+    arrays, facts = parts(self)
     # Both describe arrays that are not among the numbers.
     del facts["sites"], facts["dims"]
     facts["log_evidence_error"] = None
@@ -506,7 +524,7 @@ def _attributes(result: Record) -> dict[str, object]:
     """Facts of a run as attributes of a group; netCDF files hold no dicts and no
     None."""
     attributes = {}
-    for name, fact in result._facts.items():
+    for name, fact in _facts_of(result).items():
         if fact is not None:
             attributes[name] = str(fact) if isinstance(fact, dict) else fact
     attributes["status"] = str(result.status)

@@ -50,11 +50,6 @@ class Quantity:
         # be compiled again for a run that resumes.
         return np.full(shape, np.nan, jnp.result_type(float))
 
-    @property
-    def attributes(self) -> dict[str, str]:
-        """Its attributes in a dataset, by the names that xarray's plots read."""
-        return {"long_name": self.long_name, "units": self.units}
-
 
 BY_BLOCK = ("level", "block")
 

@@ -219,6 +219,10 @@ def test_round_trip_through_a_file(tmp_path):
     assert path.stat().st_mode == ordinary.stat().st_mode
 
 
+def test_the_reference_lists_the_quantities_of_levels():
+    assert all(f"``{name}``" in Result.__doc__ for name in REPORTED)
+
+
 def test_a_file_older_than_a_quantity_is_read(tmp_path, monkeypatch):
     """One row is all that a new quantity needs; required ones are missed by name."""
     older = make().save(tmp_path / "older")

@@ -177,7 +177,9 @@ def by_level(
     for name, quantity in REPORTED.items():
         values = np.asarray(diagnostics.get(name, nan))
         dims = quantity.dims[: values.ndim]
-        variables[name] = (dims, values, quantity.attributes)
+        # The names that xarray's plots read.
+        attributes = {"long_name": quantity.long_name, "units": quantity.units}
+        variables[name] = (dims, values, attributes)
     labels = {"block": list(blocks)} if blocks else {}
     coordinates = {
         "level": np.arange(len(log_snr)),

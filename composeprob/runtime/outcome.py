@@ -90,6 +90,11 @@ class Ended:
         )
 
     @property
+    def positions(self) -> Position:
+        """Positions of the chains."""
+        return self.chains.positions
+
+    @property
     def arrived(self) -> bool:
         """True if the chains are at level 0."""
         return bool(self.run.visits.arrived)
@@ -295,7 +300,7 @@ class Evidence(NamedTuple):
                 ended, value, coarse, state.sampler.check_order
             )
         variance = float(ended.run.evidence_variance)
-        worth = effective_chains_bound(genealogy, list(ended.chains.positions.values()))
+        worth = effective_chains_bound(genealogy, list(ended.positions.values()))
         # Student's t, as for means: few ancestors tell their own variance badly.
         if worth < tuning.ERRORS.fewest_families:
             variance *= worth / max(worth - tuning.ERRORS.fewest_ancestors, 0.1)
@@ -344,7 +349,7 @@ def _trust(
     ended: Ended, support: Support, genealogy: Genealogy, evidence: Evidence
 ) -> Trust:
     """The numbers on which the estimates of a run rest."""
-    values = list(ended.chains.positions.values())
+    values = list(ended.positions.values())
     level_weights = math.nan
     step_weights = math.nan
     if _level_weights_support(ended, evidence):
@@ -467,7 +472,7 @@ def _measured_curl(ended: Ended) -> Callable[[], dict[str, float]]:
     level = int(ended.visited[-1])
     number = min(ended.state.num_chains, tuning.CHECKS.most_chains)
     # Copies: a result must not keep all positions alive.
-    some = chosen(ended.chains.positions, np.arange(number))
+    some = chosen(ended.positions, np.arange(number))
 
     @functools.cache
     def measured() -> dict[str, float]:

@@ -11,6 +11,7 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
 from composeprob.results import support
+from composeprob.results.chains import Chains
 from composeprob.results.geometry import components, neighbours
 from composeprob.results.support import alike, effective
 from messages import check_finding
@@ -30,6 +31,26 @@ def two(d, shares, sds):
 def narrow():
     """Squared, the narrow mode holds 0.999."""
     return two(10, [0.5, 0.5], [0.5, 0.25])
+
+
+def test_each_array_of_some_chains_has_their_rows():
+    rows = np.arange(4.0)
+    chains = Chains(
+        positions={"x": np.stack([rows, -rows], 1)},
+        arrival=None,
+        log_density=rows,
+        scores={"x": rows},
+        log_weights=rows,
+        path_weights=rows,
+        ancestors=np.arange(4),
+    )
+    some = chains.chosen(np.array([3, 1]))
+    np.testing.assert_array_equal(some.positions["x"], [[3, -3], [1, -1]])
+    assert some.arrival is None
+    for name in ("log_density", "log_weights", "path_weights", "ancestors"):
+        np.testing.assert_array_equal(getattr(some, name), [3, 1])
+        # Copies: those of the other chains need not stay.
+        assert not np.shares_memory(getattr(some, name), rows)
 
 
 @pytest.fixture(scope="module")

@@ -232,6 +232,11 @@ class _Reward(NamedTuple):
     # Largest share of chains that have not forgotten where they began, at which a stage
     # ends.
     remembered: float = 0.05
+    # Width of the wide half of each component of fitted mixtures.
+    tails: float = 2.0
+    # Accepted draws from fitted mixtures after which a chain has forgotten where it and
+    # those that they were fitted to began.
+    draws: int = 4
     # Most moves after a resampling in `Result.extend`.
     most_moves: int = 20
 

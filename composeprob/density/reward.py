@@ -23,8 +23,9 @@ class Reward:
 
     It is called on the host, with a batch of all chains, and needs no gradient: `infer`
     samples the program without it, then raises the exponent from 0 to λ in as few
-    stages as keep half of the chains counting, log w += γ'λR(x) − γλR(x), and moves
-    chains by `Renoise`, whose accept test asks for the reward of each proposal once.
+    stages as keep half of the chains counting, log w += γ'λR(x) − γλR(x). Between them
+    chains move by draws from mixtures that are fitted to them (as `GlobalMoves`), or by
+    `Renoise`; the accept test asks for the reward of each proposal once.
 
     Args:
         fn: takes events, a NumPy array (n, \*event) of values of the site, and returns

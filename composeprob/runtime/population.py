@@ -21,6 +21,7 @@ from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.findings import Finding
 from composeprob.kernels import KernelState
+from composeprob.kernels.metropolis import log_density_ratio
 from composeprob.results.checks.ancestors_collapsed import AncestorsCollapsed
 from composeprob.results.estimates import (
     Genealogy,
@@ -30,9 +31,13 @@ from composeprob.results.estimates import (
 from composeprob.results.record import later
 from composeprob.results.result import Result
 from composeprob.results.status import Status
-from composeprob.samplers.finishers import renewed_ancestors
+from composeprob.samplers.finishers import (
+    GaussianMixture,
+    GlobalMoves,
+    renewed_ancestors,
+)
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.random import Stream, key_of, stream, words_of
+from composeprob.samplers.random import Stream, key_of, normals, stream, words_of
 from composeprob.samplers.renoise import (
     Ladder,
     Renoising,
@@ -41,6 +46,9 @@ from composeprob.samplers.renoise import (
     ladder_of,
 )
 from composeprob.samplers.resampling import Resample, log_mean_weight, relative_ess
+
+LogGain = Callable[[KernelState], Float[np.ndarray, " chains"]]
+"""What added factors add to the log-ratio of proposals."""
 
 
 def over_chains(function: Callable[..., Any], chunk: int | None) -> Callable[..., Any]:
@@ -290,8 +298,9 @@ def next_increment(
 
 
 class Renoiser:
-    """Moves of a population by `Renoising`, one at a time, with the rungs where they
-    turn adapted to what was accepted there."""
+    """Moves of a population, one at a time: by `Renoising`, with the rungs where they
+    turn adapted to what was accepted there; and by draws from mixtures that are fitted
+    to its halves, as `GlobalMoves` makes them, where these renew more of a chain."""
 
     def __init__(self, population: Population):
         points = np.asarray(population.points)
@@ -305,14 +314,23 @@ class Renoiser:
         )
         population.evaluations += 1 + self.ladder.piloted
         self.renewed = np.zeros(len(population), bool)
+        self.fits_mixtures = GlobalMoves.suits(population.density, len(population))
+        self.mixtures: GaussianMixture | None = None
+        self.draws = np.zeros(len(population), int)
+        self.mixtures_tried = 1.0
+        self.mixtures_accepted = 1.0
 
     def choose(self, chosen: Int[np.ndarray, " chains"]) -> None:
         """Follow a resampling: chains start anew."""
         self.states = jax.tree.map(lambda leaf: leaf[chosen], self.states)
         self.renewed = np.zeros(len(chosen), bool)
+        self.mixtures = None
+        self.draws = np.zeros(len(chosen), int)
         # What was accepted under smaller exponents counts half.
         self.tried = 1 + 0.5 * (self.tried - 1)
         self.accepted = 1 + 0.5 * (self.accepted - 1)
+        self.mixtures_tried = 1 + 0.5 * (self.mixtures_tried - 1)
+        self.mixtures_accepted = 1 + 0.5 * (self.mixtures_accepted - 1)
         self.waiting = []
 
     def next_turn(self) -> int:
@@ -323,9 +341,17 @@ class Renoiser:
             self.waiting = turns.tolist()
         return self.waiting.pop()
 
-    def move(
-        self, log_gain: Callable[[KernelState], Float[np.ndarray, " chains"]]
-    ) -> tuple[Bool[np.ndarray, " chains"], float]:
+    def mixtures_renew_more(self) -> bool:
+        """Return whether a draw from fitted mixtures, which renews all of a chain, is
+        expected to renew more than a move up to a rung and down again."""
+        if not self.fits_mixtures:
+            return False
+        gains = self.share * self.accepted / self.tried
+        # Rungs are chosen in proportion to their gains.
+        expected = np.sum(gains**2) / max(np.sum(gains), 1e-30)
+        return self.mixtures_accepted / self.mixtures_tried >= expected
+
+    def move(self, log_gain: LogGain) -> tuple[Bool[np.ndarray, " chains"], float]:
         """Propose to all chains, and accept by the ratio of the density and what is
         added to it.
 
@@ -336,6 +362,56 @@ class Renoiser:
         Returns:
             Which chains moved, and the mean acceptance.
         """
+        if self.mixtures_renew_more():
+            fitted = self.fitted()
+            if fitted is not None:
+                return self.move_by_mixtures(fitted, log_gain)
+        return self.move_by_noise(log_gain)
+
+    def fitted(self) -> GaussianMixture | None:
+        """Return the mixtures of each half of the chains, fitted once after each
+        resampling; None where too few chains are finite."""
+        if self.mixtures is None:
+            points = np.asarray(self.states.position)
+            fitted = GlobalMoves().adapt(points, self.population.density)
+            if fitted is None:
+                self.fits_mixtures = False
+                return None
+            # A factor that comes in stage by stage moves chains into the tails of what
+            # was fitted, where few were.
+            self.mixtures = fitted.with_tails(tuning.REWARD.tails)
+        return self.mixtures
+
+    def move_by_mixtures(
+        self, fitted: GaussianMixture, log_gain: LogGain
+    ) -> tuple[Bool[np.ndarray, " chains"], float]:
+        """Propose draws from the mixture that is fitted to the other half."""
+        population = self.population
+        words = population.random_words()
+        second = np.arange(len(population)) >= len(population) // 2
+        proposed, log_ratio = _drawn(
+            population.density,
+            self.ladder,
+            fitted,
+            words,
+            self.states,
+            second.astype(int),
+            population.chunk,
+        )
+        population.evaluations += 1
+        moved, mean = self.decide(words, proposed, log_ratio, log_gain)
+        # A fit repeats the errors of the chains that it was fitted to, of which each
+        # accepted draw takes away about half.
+        self.draws += moved
+        self.renewed |= self.draws >= tuning.REWARD.draws
+        self.mixtures_tried += 1
+        self.mixtures_accepted += mean
+        return moved, mean
+
+    def move_by_noise(
+        self, log_gain: LogGain
+    ) -> tuple[Bool[np.ndarray, " chains"], float]:
+        """Propose to go up to a rung and down again."""
         population = self.population
         turn = self.next_turn()
         words = population.random_words()
@@ -347,20 +423,26 @@ class Renoiser:
             jnp.int32(turn),
             population.chunk,
         )
+        population.evaluations += 2 * turn
+        moved, mean = self.decide(words, proposed, log_ratio, log_gain)
+        # A move tells of turns nearby too: as many rungs have never been tried.
+        nearby = np.exp(-0.5 * np.abs(np.arange(len(self.share)) - turn))
+        self.tried += nearby
+        self.accepted += nearby * mean
+        if float(self.ladder.renews[turn]) > 0:
+            self.renewed |= moved
+        return moved, mean
+
+    def decide(
+        self, words: Array, proposed: KernelState, log_ratio: Array, log_gain: LogGain
+    ) -> tuple[Bool[np.ndarray, " chains"], float]:
+        """Accept or reject a proposal of each chain."""
         gain = jnp.asarray(log_gain(proposed), log_ratio.dtype)
         self.states, accepted, mean = _decided(
             words, proposed, self.states, log_ratio + gain
         )
-        moved = np.asarray(accepted)
-        # A move tells of turns nearby too: as many rungs have never been tried.
-        nearby = np.exp(-0.5 * np.abs(np.arange(len(self.share)) - turn))
-        self.tried += nearby
-        self.accepted += nearby * float(mean)
-        if float(self.ladder.renews[turn]) > 0:
-            self.renewed |= moved
-        population.points = self.states.position
-        population.evaluations += 2 * turn
-        return moved, float(mean)
+        self.population.points = self.states.position
+        return np.asarray(accepted), float(mean)
 
 
 @eqx.filter_jit
@@ -383,6 +465,32 @@ def _proposed(
     renoising = Renoising(density, Layout.of_density(density), ladder)
     propose = partial(renoising.propose, turn=turn)
     return over_chains(propose, chunk)(words, states)
+
+
+@eqx.filter_jit
+def _drawn(
+    density: AnnealedDensity,
+    ladder: Ladder,
+    fitted: GaussianMixture,
+    words: Array,
+    states: KernelState,
+    halves: Array,
+    chunk: int | None,
+) -> tuple[KernelState, Array]:
+    renoising = Renoising(density, Layout.of_density(density), ladder)
+
+    def of_chain(
+        words: Array, state: KernelState, half: Array
+    ) -> tuple[KernelState, Array]:
+        mixture = jax.tree.map(lambda leaf: leaf[half], fitted)
+        noise = normals(words, 0, len(state.position) + 1, state.position.dtype)
+        proposed = renoising.state(mixture.draw(noise).astype(noise.dtype))
+        log_q_there = mixture.log_prob(proposed.position)
+        log_q_here = mixture.log_prob(state.position)
+        log_ratio = log_density_ratio(proposed, state)
+        return proposed, log_ratio + log_q_here - log_q_there
+
+    return over_chains(of_chain, chunk)(words, states, halves)
 
 
 @eqx.filter_jit

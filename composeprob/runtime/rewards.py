@@ -2,9 +2,9 @@ r"""Rewards of a program: criteria on the host, added to the samples of the rest
 
 A run samples the program without its rewards. Then the exponent γ of exp(γ·Σ λ_i·R_i)
 goes from 0 to 1 at level 0: each stage adds the most under which half of the chains
-count, resamples, and moves the chains by `Renoise`, whose accept test asks for the
-rewards of the proposals. Weights telescope to exp(Σ λ_i·R_i), so that the stages have
-no error of their own.
+count, resamples, and moves the chains by draws from fitted mixtures or by renoising,
+whose accept test asks for the rewards of the proposals. Weights telescope to
+exp(Σ λ_i·R_i), so that the stages have no error of their own.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class Stages:
         names = ", ".join(repr(each.stated.name) for each in self.criteria)
         note = (
             f"then the reward {names} came in by {self.stages} stages, with "
-            f"{self.calls - 1} moves of cp.Renoise"
+            f"{self.calls - 1} global moves"
         )
         density = before.density
         assert density is not None

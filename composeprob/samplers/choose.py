@@ -17,7 +17,6 @@ from composeprob.samplers.finishers import (
     GlobalMoves,
     Relaxation,
     WarmUp,
-    fewest_chains,
 )
 from composeprob.samplers.hierarchy import (
     InBothCoordinates,
@@ -26,7 +25,6 @@ from composeprob.samplers.hierarchy import (
     has_dependents,
     interweaves,
 )
-from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import by_kind
 from composeprob.samplers.reveal import Reveal
 from composeprob.samplers.sampler import SMC, AnnealedMCMC, Sampler
@@ -176,13 +174,9 @@ def closed_by(
     can move.
     """
     kinds = {site.kind for site in density.sites.values()}
-    size = Layout.of_density(density).size
     finishers: list[Finisher] = []
     then = ""
-    comparable = density.capabilities >= COMPARABLE
-    small = size <= tuning.GLOBAL_MOVES.most_numbers
-    continuous = "discrete" not in kinds
-    if comparable and small and continuous and num_chains >= fewest_chains(size):
+    if GlobalMoves.suits(density, num_chains):
         number = tuning.GLOBAL_MOVES.number
         if weighed:
             number = tuning.GLOBAL_MOVES.of_weighed

@@ -367,6 +367,16 @@ class GlobalMoves(Finisher):
     def requires(self) -> dict[str, frozenset[str]]:
         return {"GlobalMoves": frozenset({"energy", "mode_depth"})}
 
+    @staticmethod
+    def suits(density: AnnealedDensity, num_chains: int) -> bool:
+        """Return whether so many chains can fit mixtures that many chains accept: of
+        positions of few real numbers, under log-densities that can be compared."""
+        size = Layout.of_density(density).size
+        comparable = density.capabilities >= {"energy", "mode_depth"}
+        small = size <= tuning.GLOBAL_MOVES.most_numbers
+        enough = num_chains >= fewest_chains(size)
+        return comparable and small and enough and not discrete_sites(density)
+
     def check(self, density: AnnealedDensity, num_chains: int) -> None:
         discrete = discrete_sites(density)
         if discrete:
@@ -484,6 +494,22 @@ class GaussianMixture(eqx.Module):
         heights = self.log_weights + jnp.sum(jnp.log(diagonals), axis=1)
         log_sum = jax.nn.logsumexp(heights - 0.5 * jnp.sum(z**2, axis=1))
         return log_sum - 0.5 * len(row) * jnp.log(2 * jnp.pi)
+
+    def with_tails(self, width: float) -> GaussianMixture:
+        """Return the mixture in which half of each component is ``width`` times as
+        wide. Leading axes stay as they are."""
+
+        def both(array: Array, wide: Array) -> Array:
+            axis = self.log_weights.ndim - 1
+            return jnp.concatenate([array, wide], axis)
+
+        halved = self.log_weights - jnp.log(2.0)
+        return GaussianMixture(
+            both(halved, halved),
+            both(self.means, self.means),
+            both(self.roots, width * self.roots),
+            both(self.inverses, self.inverses / width),
+        )
 
     @classmethod
     def fitted(

@@ -20,6 +20,7 @@ from composeprob.errors import (
 )
 from composeprob.runtime.population import Renoiser, next_increment
 from composeprob.runtime.rewards import Criterion
+from composeprob.samplers.finishers import GaussianMixture, GlobalMoves
 from messages import check_finding, check_wording
 from refusals import refused, rows
 from sampling_cases import modes, normal, run, single
@@ -81,6 +82,31 @@ def test_moves_that_do_not_ask_for_it_lead_back(monkeypatch):
     )
 
 
+class Unweighted(GaussianMixture):
+    """Mixtures whose density the accept test leaves out."""
+
+    def log_prob(self, row):
+        return jnp.zeros(())
+
+
+def test_draws_from_mixtures_whose_density_is_left_out_are_found(monkeypatch):
+    adapt = GlobalMoves.adapt
+
+    def unweighted(self, points, density):
+        fitted = adapt(self, points, density)
+        return Unweighted(**vars(fitted))
+
+    monkeypatch.setattr(GlobalMoves, "adapt", unweighted)
+    variance = 1 + NOISE**2
+    tilt = 1.5 * float(LEVELS.alpha[0])
+    # A default run would end in global moves by the same mixtures.
+    sampler = cp.SMC(cp.MALA(), check_levels=False)
+    result = standard(cp.Reward(slope), sampler=sampler)
+    assert_disagrees(
+        scores_of(result, tilt * variance, variance, tilt**2 * variance / 2)
+    )
+
+
 class Asked:
     """A rare event, P(x > 2) of N(0, 1), that counts what it is asked for."""
 
@@ -105,11 +131,10 @@ def test_a_rare_event_of_a_program():
     found = result["x"].mean() / float(LEVELS.alpha[0])
     spread = result["x"].std() / np.sqrt(result.effective_chains)
     assert abs(found - mean) < LIMIT * spread
-    # Batches of all chains, but for those that were asked for before.
+    # Draws from mixtures reach a tail in a few calls of all chains.
     calls = result.about.calls["score"]
-    assert calls <= 40
+    assert calls <= 10
     assert calls == -(-sum(asked.batches) // 1000)
-    assert len(asked.batches) <= 40
     assert max(asked.batches) == 1000
 
 

@@ -76,7 +76,8 @@ def test_a_datum_far_away_comes_in_by_powers():
     result = start(FAR[:1])
     result = result.extend(compiled(FAR), jax.random.key(2))
     assert_agrees(scores(result, FAR))
-    assert result.effective_chains > 500
+    # Half of the chains count after the last power, which ends without resampling.
+    assert result.effective_chains > 400
     assert result.about.draws is None
 
 

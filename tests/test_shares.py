@@ -324,6 +324,16 @@ def test_a_share_rests_on_the_ancestors_of_its_group(ancestors, supported):
         np.testing.assert_allclose(found.ancestors, len(np.unique(ancestors)))
 
 
+def test_fewer_ancestors_do_where_errors_know_more():
+    """Five ancestors of eight chains each."""
+    index = np.repeat([0, 1], [260, 40])
+    ancestors = np.concatenate([100 + np.arange(260), np.arange(40) // 8])
+    genealogy = Genealogy.from_ancestors(np.ones(300), ancestors)
+    assert few_in_group(index, genealogy) is not None
+    assert few_in_group(index, genealogy, 3.0) is None
+    assert few_in_group(index, genealogy, 5.1) is not None
+
+
 def test_a_small_mode_of_chains_that_were_not_copied_is_supported():
     index = np.repeat([0, 1], [296, 4])
     genealogy = Genealogy.from_ancestors(np.ones(300), np.arange(300))

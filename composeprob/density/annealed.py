@@ -298,6 +298,12 @@ class AnnealedDensity(NotPickled, eqx.Module):
         return self.evaluator.summed
 
     @property
+    def comparable_modes(self) -> bool:
+        """True if log-densities can be compared between modes: there is an energy, and
+        the heights of its modes are known."""
+        return {"energy", "mode_depth"} <= self.capabilities
+
+    @property
     def num_levels(self) -> int:
         """K."""
         return self.schedule.num_levels

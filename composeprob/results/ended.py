@@ -138,11 +138,6 @@ class EndedRun(Chains):
         return np.arange(number) >= number - self.completed
 
     @property
-    def comparable(self) -> bool:
-        """True if log-densities can be compared between modes."""
-        return {"energy", "mode_depth"} <= self.density.capabilities
-
-    @property
     def finite(self) -> bool:
         """True if all positions are finite."""
         return all(np.isfinite(values).all() for values in self.positions.values())

@@ -138,10 +138,13 @@ class Genealogy:
         weights: normalised, (N,).
         index: the ancestor of each chain, (N,) of 0 … E − 1 for E ancestors that have
             descendants.
+        repeated: the weights that a repetition of the run gives the same chains,
+            normalised, (N,); None where there was none, or errors need none.
     """
 
     weights: Float[np.ndarray, " n"]
     index: Int[np.ndarray, " n"]
+    repeated: Float[np.ndarray, " n"] | None = None
 
     @classmethod
     def from_ancestors(cls, weights: ArrayLike, ancestors: ArrayLike) -> Genealogy:
@@ -203,6 +206,16 @@ class Genealogy:
         total = np.zeros((int(self.index.max()) + 1, flat.shape[1]))
         np.add.at(total, self.index, deviations)
         return (total**2).sum(0).reshape(np.shape(values)[1:])
+
+    def departure(
+        self, values: Shaped[np.ndarray, " n *event"]
+    ) -> Float[np.ndarray, "*event"]:
+        """Return by how much the repetition's weights move the mean of values, (N, …) →
+        (…); 0 without a repetition."""
+        if self.repeated is None:
+            return np.zeros(np.shape(values)[1:])
+        change = self.repeated - self.weights
+        return np.asarray(np.tensordot(change, np.asarray(values, np.float64), 1))
 
 
 def _pareto_k(log_weights: np.ndarray) -> float:

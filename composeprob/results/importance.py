@@ -92,8 +92,7 @@ def unlike(
 def can_draw(density: AnnealedDensity) -> bool:
     """Return whether a program's factors give importance samples whose weights can be
     compared."""
-    comparable = {"energy", "mode_depth"} <= density.capabilities
-    return comparable and density.evaluator.drawable
+    return density.comparable_modes and density.evaluator.drawable
 
 
 def importance(

@@ -104,6 +104,7 @@ def versions() -> dict[str, str]:
 
 # The arrays of a file beside `REPORTED`; ancestors still have their former name.
 ARRAYS = ("log_weights", "families", "log_snr")
+REPEATED = "repeated"  # an array that only runs with a repetition have
 FACTS = {
     "log_evidence": float | None,
     "log_evidence_error": float | None,
@@ -344,7 +345,9 @@ class Record:
         Returns:
             ``.value``, ``.error`` and ``.interval(0.9)``. The error is that of the
             sampling. It comes from the genealogy of the chains; of fewer than twelve
-            chains with draws it is ArviZ's error of autocorrelated draws (MCSE). NaN
+            chains with draws it is ArviZ's error of autocorrelated draws (MCSE). Where
+            log-densities cannot be compared between modes, the distance to the mean of
+            the run's repetition over every other level is added in quadrature. NaN
             where the status withholds it, and without draws where three independent
             ancestors or fewer are left.
 
@@ -508,21 +511,26 @@ class Record:
         return np.where(valid, np.minimum(size, most), self._genealogy.effective)
 
     def _variance(self, values: np.ndarray) -> tuple[np.ndarray, float]:
-        """The variance of the mean of values of every sample, without bias, and its
-        degrees of freedom.
+        """The variance of the mean of values of every sample, and its degrees of
+        freedom.
 
-        Few chains with draws tell their spread worse than the draws of each do.
+        Few chains with draws tell their spread worse than the draws of each do. What
+        moves whole modes together, such as levels that are far apart, shows in no
+        spread over chains: the distance of a repetition's mean is added.
         """
+        of_chains = values.mean(1)
         enough = self._genealogy.effective >= tuning.ERRORS.fewest_families
         if self.about.draws is None or enough:
-            return self._variance_over_ancestors(values.mean(1))
-        return self._variance_over_draws(values)
+            variance, degrees = self._variance_over_ancestors(of_chains)
+        else:
+            variance, degrees = self._variance_over_draws(values)
+        return variance + self._genealogy.departure(of_chains) ** 2, degrees
 
     def _variance_over_ancestors(
         self, of_chains: np.ndarray
     ) -> tuple[np.ndarray, float]:
-        """Variance and degrees of freedom, as in `_variance`, of chains' means, (N, …),
-        by their genealogy; NaN where too few ancestors are left."""
+        """Variance, without bias, and degrees of freedom of chains' means, (N, …), by
+        their genealogy; NaN where too few ancestors are left."""
         genealogy = self._genealogy
         e = genealogy.effective
         worth = e
@@ -539,8 +547,8 @@ class Record:
         return variance, worth - 1
 
     def _variance_over_draws(self, values: np.ndarray) -> tuple[np.ndarray, float]:
-        """Variance and degrees of freedom, as in `_variance`, by the autocorrelation of
-        each chain's draws (ArviZ's MCSE); NaN for too few draws."""
+        """Variance and degrees of freedom by the autocorrelation of each chain's draws
+        (ArviZ's MCSE); NaN for too few draws."""
         event = values.shape[2:]
         if (self.about.draws or 0) < tuning.ERRORS.fewest_draws:
             return np.full(event, np.nan), 1.0

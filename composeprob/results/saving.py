@@ -3,6 +3,7 @@ its draws, ArviZ's groups, and a table of pandas."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,7 +35,14 @@ from composeprob.records import REPORTED
 from composeprob.results.checks import withholds
 from composeprob.results.estimates import Genealogy, quiet_arviz
 from composeprob.results.geometry import entries
-from composeprob.results.record import ARRAYS, FACTS, About, Record, by_level
+from composeprob.results.record import (
+    ARRAYS,
+    FACTS,
+    REPEATED,
+    About,
+    Record,
+    by_level,
+)
 from composeprob.results.status import Status
 from composeprob.results.store import Store, read_arrays, write_arrays
 from composeprob.results.summary import COLUMNS, Summary
@@ -87,6 +95,8 @@ def parts(self: Record) -> tuple[dict[str, np.ndarray], JSONObject]:
     levels = self.levels.reset_coords("log_snr")
     arrays = {"log_weights": self.log_weights, "families": self._genealogy.index}
     arrays |= {name: levels[name].to_numpy() for name in ("log_snr", *REPORTED)}
+    if self._genealogy.repeated is not None:
+        arrays[REPEATED] = self._genealogy.repeated
     facts = _facts_of(self)
     facts["sites"] = list(self.samples)  # safetensors sorts by name
     facts["status"] = []
@@ -150,9 +160,11 @@ def _opened(kind: type[Loaded], store: Store) -> Loaded:
 
 def _expected(written: Collection[str]) -> list[str]:
     """Names of the arrays of a file beside its samples: all but those that it is older
-    than, which are not among the arrays ``written``."""
+    than, or has no use for, which are not among the arrays ``written``."""
     late = {name for name, quantity in REPORTED.items() if quantity.old_files_lack}
     required = [name for name in REPORTED if name in written or name not in late]
+    if REPEATED in written:
+        required.append(REPEATED)
     return [*ARRAYS, *required]
 
 
@@ -232,6 +244,7 @@ def _assembled(
         about = About(**facts)
         log_weights = arrays["log_weights"]
         genealogy = Genealogy.from_log_weights(log_weights, arrays["families"])
+        genealogy = dataclasses.replace(genealogy, repeated=arrays.get(REPEATED))
         levels = by_level(arrays["log_snr"], about.blocks, arrays)
     return kind(
         {name.removeprefix(SAMPLES): arrays[name] for name in of_sites},
@@ -281,6 +294,9 @@ def _check(arrays: Mapping[str, np.ndarray], facts: JSONObject) -> None:
     valid = np.all((ancestors >= 0) & (ancestors < len(ancestors)))
     valid &= ancestors.dtype.kind in "iu"
     _require(valid, "its ancestors are not those of its chains")
+    repeated = arrays.get(REPEATED, np.ones(1))
+    valid = np.all(repeated >= 0) and np.isclose(repeated.sum(), 1.0)
+    _require(bool(valid), "its repetition's weights are not shares of its chains")
 
 
 def _axes(name: str, ndim: int, facts: JSONObject) -> tuple[str, ...]:

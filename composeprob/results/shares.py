@@ -151,16 +151,17 @@ class FewInGroup(NamedTuple):
 
 
 def few_in_group(
-    index: Int[np.ndarray, " chains"], genealogy: Genealogy
+    index: Int[np.ndarray, " chains"],
+    genealogy: Genealogy,
+    fewest: float = tuning.SHARES.fewest_ancestors,
 ) -> FewInGroup | None:
     """Return the group whose share rests on the fewest ancestors, of the chains in
     groups; None where each share is supported.
 
-    A share is unsupported by fewer than eight effective ancestors whose chains are
+    A share is unsupported by less than the fewest effective ancestors whose chains are
     mostly copies. As many chains that were never copied are a small mode, whose share
     is off by its own square root at most.
     """
-    limits = tuning.SHARES
     n = len(index)
     worst: FewInGroup | None = None
     for group in range(int(index.max()) + 1):
@@ -170,8 +171,8 @@ def few_in_group(
             continue
         of_ancestors = np.bincount(genealogy.index, weights)
         effective = share**2 / float(np.sum(of_ancestors**2))
-        copied = n * share >= limits.copies * effective
-        if not copied or effective >= limits.fewest_ancestors:
+        copied = n * share >= tuning.SHARES.copies * effective
+        if not copied or effective >= fewest:
             continue
         if worst is None or effective < worst.ancestors:
             worst = FewInGroup(group, share, effective)

@@ -53,11 +53,6 @@ class Arrived(Chains):
     instead_of: str = ""
 
     @property
-    def comparable(self) -> bool:
-        """True if log-densities can be compared between modes."""
-        return {"energy", "mode_depth"} <= self.density.capabilities
-
-    @property
     def unmoved(self) -> bool:
         """True if the chains are where their paths led, so that the path weights are
         theirs: a kernel corrected their way down, and neither draws nor global moves
@@ -97,7 +92,7 @@ def _of_weighted(chains: Arrived) -> Support:
     """Support of chains with importance weights, which were resampled on the way."""
     log_weights = chains.log_weights
     unequal = bool(np.ptp(log_weights))
-    if not chains.comparable or chains.log_density is None or unequal:
+    if not chains.density.comparable_modes or chains.log_density is None or unequal:
         return Support(log_weights, Proportions())
     equal = np.ones(len(log_weights))
     genealogy = Genealogy.from_ancestors(equal, chains.ancestors)
@@ -126,18 +121,18 @@ def _of_independent(chains: Arrived) -> Support:
         # Shares are off by √(N/worth − 1) of their standard deviation at most: too
         # little for few chains to show it.
         uneven = worth < tuning.SHARES.even * number
-        hidden = chains.comparable and not exact and uneven
+        hidden = chains.density.comparable_modes and not exact and uneven
         if defect or (hidden and separated()):
             return _reweighted(chains.path_weights, lost, worth)
 
-    if not defect and chains.comparable and kept.log_density is not None:
+    if not defect and chains.density.comparable_modes and kept.log_density is not None:
         defect = shares.unreliable_proportions(kept.positions, kept.log_density)
     enough = worth >= fewest or alike(kept.path_weights)
     proportions = Proportions(_defects(defect))
     if not (defect or exact or (chains.paths_known and enough)):
         proportions = unsupported
         # Asked at once where another run can follow, which must know the answer.
-        if chains.comparable:
+        if chains.density.comparable_modes:
             proportions = Proportions(_defects(separated()))
     log_weights, corrections = _without_lost(chains, lost)
     path_weights = worth if chains.paths_known else np.nan

@@ -28,6 +28,7 @@ from composeprob.results.estimates import (
 )
 from composeprob.results.geometry import chosen
 from composeprob.results.record import About, as_code, by_level, later, versions
+from composeprob.results.repetition import Repetition, repeated_weights
 from composeprob.results.result import Result
 from composeprob.results.shares import Proportions
 from composeprob.results.support import Arrived, Support, supported
@@ -152,7 +153,7 @@ def summarised(
     state: State,
     samples: dict[str, np.ndarray],
     positions: Position,
-    coarse: tuple[float, float] | None,
+    repetition: Repetition | None,
 ) -> Result:
     """Return the result of a run.
 
@@ -163,8 +164,7 @@ def summarised(
         state: of a run that has ended.
         samples: values of every site and deterministic.
         positions: of the chains, copies included.
-        coarse: log-evidence over every other level, and its variance; None where it was
-            not estimated.
+        repetition: the run over every other level; None where none was made.
     """
     density = state.density
     sampler = state.sampler
@@ -173,7 +173,10 @@ def summarised(
     if ended.arrived:
         support = supported(_arrived(ended))
     genealogy = Genealogy.from_log_weights(support.log_weights, ended.run.ancestors)
-    evidence = Evidence.of_run(ended, genealogy, coarse)
+    genealogy = dataclasses.replace(
+        genealogy, repeated=repeated_weights(ended.positions, repetition)
+    )
+    evidence = Evidence.of_run(ended, genealogy, repetition)
     trust = _trust(ended, support, genealogy, evidence)
     run = _as_asked(ended, support, genealogy, evidence, trust, samples)
     run = ask_at_end(run, state.checks)
@@ -286,7 +289,7 @@ class Evidence(NamedTuple):
 
     @classmethod
     def of_run(
-        cls, ended: Ended, genealogy: Genealogy, coarse: tuple[float, float] | None
+        cls, ended: Ended, genealogy: Genealogy, repetition: Repetition | None
     ) -> Evidence:
         """Read the evidence of a run, with its value over every other level."""
         state = ended.state
@@ -297,7 +300,7 @@ class Evidence(NamedTuple):
         discretisation = 0.0
         if state.sampler.check_order is not None and math.isfinite(value):
             discretisation = _discretisation(
-                ended, value, coarse, state.sampler.check_order
+                ended, value, repetition, state.sampler.check_order
             )
         variance = float(ended.run.evidence_variance)
         worth = effective_chains_bound(genealogy, list(ended.positions.values()))
@@ -307,17 +310,22 @@ class Evidence(NamedTuple):
         # log ∫F of the first level is known for noise alone; some signal is left there.
         log_snr = np.asarray(state.density.schedule.log_snr)
         of_top = state.density.top.at(state.first).signal(float(log_snr[state.first]))
-        error = math.hypot(math.sqrt(variance), discretisation, of_top)
+        distance = discretisation
+        if repetition is not None and repetition.positions is not None:
+            # What moves whole modes is no noise that the two variances know of.
+            distance = max(distance, abs(value - repetition.log_evidence))
+        error = math.hypot(math.sqrt(variance), distance, of_top)
         return cls(value, discretisation, error)
 
 
 def _discretisation(
-    ended: Ended, evidence: float, coarse: tuple[float, float] | None, order: int
+    ended: Ended, evidence: float, repetition: Repetition | None, order: int
 ) -> float:
     """Error of the log-evidence by the distance of levels, and by potentials that are
     averaged over few points; NaN where it was not estimated."""
     error = math.nan
-    if coarse is not None:
+    if repetition is not None:
+        coarse = (repetition.log_evidence, repetition.variance)
         fine = (evidence, float(ended.run.evidence_variance))
         error = discretisation_error(fine, coarse, order)
     averaged, noise = map(float, ended.run.averaging)

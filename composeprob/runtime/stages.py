@@ -33,6 +33,7 @@ from composeprob.kernels.gibbs import integrates_score
 from composeprob.results.checks import CHECKS, Check
 from composeprob.results.checks.own_scores import OwnScores
 from composeprob.results.ended import KeyUse
+from composeprob.results.repetition import Repetition
 from composeprob.results.result import Result
 from composeprob.results.trust import least_effective_ancestors
 from composeprob.runtime import compiled
@@ -363,17 +364,17 @@ def draw(state: State) -> None:
 
 
 def record(state: State) -> None:
-    """Write the rest of the draws, estimate the discretisation error of the evidence,
-    and make the result."""
+    """Write the rest of the draws, repeat the run over every other level, by which
+    errors are estimated, and make the result."""
     state.writer.flush()
     # After a failed write the last checkpoint stays: it belongs to the draws on disk.
     if state.checkpoints is not None and state.writer.failure is None:
         state.checkpoints.finish(state)
-    coarse = _coarse_evidence(state)
+    repetition = _repeated(state)
     sampler, density = state.placed
     values, positions = compiled.read(sampler, state.run, density)
     samples = state.writer.samples(values)
-    result = summarised(state, samples, host(positions), coarse)
+    result = summarised(state, samples, host(positions), repetition)
     state.result = state.writer.finish(result)
 
 
@@ -497,9 +498,9 @@ def _scores(run: Run) -> Float[np.ndarray, "chains dims"]:
     return np.asarray(run.spread.cut(host(run.chains.evaluation.score)))
 
 
-def _coarse_evidence(state: State) -> tuple[float, float] | None:
-    """Log-evidence of the run over every other level, and its variance; None where no
-    error is to be estimated, or the run did not arrive."""
+def _repeated(state: State) -> Repetition | None:
+    """The run once more, over every other level and by other random numbers; None where
+    no error is to be estimated by it, or the run did not arrive."""
     sampler = state.sampler
     if sampler.check_order is None or not sampler.estimates_evidence(state.density):
         return None
@@ -514,5 +515,13 @@ def _coarse_evidence(state: State) -> tuple[float, float] | None:
         descend(coarse, "error of the evidence")
     except KeyboardInterrupt:
         return None
-    evidence = float(np.asarray(coarse.run.log_evidence))
-    return evidence, float(np.asarray(coarse.run.evidence_variance))
+    positions = None
+    # Finishers make another population of the run's chains than of these.
+    if not (state.density.comparable_modes or sampler.finishers):
+        _, positions = compiled.read(state.placed[0], coarse.run, state.placed[1])
+        positions = state.spread.cut(host(positions))
+    return Repetition(
+        log_evidence=float(np.asarray(coarse.run.log_evidence)),
+        variance=float(np.asarray(coarse.run.evidence_variance)),
+        positions=positions,
+    )

@@ -50,9 +50,6 @@ ADVICE = {
 TOGETHER = "latents and their members move together; then a warm-up"
 """Words of a reason for `Interweaving`."""
 
-COMPARABLE = frozenset({"energy", "mode_depth"})
-"""Capabilities under which log-densities can be compared between modes."""
-
 
 class Finish(NamedTuple):
     """Finishers of a default run, and the words for them in its reason."""
@@ -88,7 +85,7 @@ def choose(
     energy = "energy" in capabilities
     if energy and density.num_levels == 1:
         return _at_one_level(density, num_chains)
-    comparable = capabilities >= COMPARABLE
+    comparable = density.comparable_modes
     fewest = tuning.MANY_CHAINS.weighed
     if comparable:
         fewest = tuning.MANY_CHAINS.compared
@@ -237,8 +234,7 @@ def can_wait(density: AnnealedDensity) -> bool:
     """Return whether `patient` chains are possible: log-densities can be compared
     between modes, and there are levels of noise."""
     noised = any(site.kind == "noised" for site in density.sites.values())
-    comparable = density.capabilities >= COMPARABLE
-    return noised and density.num_levels > 1 and comparable
+    return noised and density.num_levels > 1 and density.comparable_modes
 
 
 def without_data(density: AnnealedDensity) -> bool:

@@ -22,6 +22,10 @@ class FewInMode(Check):
     A mode that holds little at noisy levels and much at level 0 begins with few chains,
     and resampling copies these. Its share is known as badly as their number, which the
     effective number of all ancestors does not show.
+
+    Where log-densities are tracked, means have an error by the run's repetition
+    (`Genealogy.departure`), which knows more of such a share than the number of its
+    ancestors: then only shares that no error can rest on are found.
     """
 
     code = Code.SHARES_FROZEN
@@ -29,7 +33,7 @@ class FewInMode(Check):
     of_numbers = True
     meaning = (
         "the share of a separated mode rests on copies of fewer than eight effective "
-        "ancestors"
+        "ancestors; than three, where exponents grow by tracked log-densities"
     )
     needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.FINITE})
     unless_said = True
@@ -51,7 +55,10 @@ class FewInMode(Check):
             return []
         positions = chosen(run.positions, weighted)
         index = shares.across_gaps(positions, barriers(run.density), gaps)
-        found = shares.few_in_group(index, genealogy)
+        fewest = tuning.SHARES.fewest_ancestors
+        if run.density.tracks and run.genealogy.repeated is not None:
+            fewest = tuning.ERRORS.fewest_ancestors
+        found = shares.few_in_group(index, genealogy, fewest)
         if found is None or not index.any():
             return []
         # In the words of two groups, this one and all others.

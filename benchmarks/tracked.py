@@ -252,7 +252,7 @@ def row(case: Case, form: str, size: int, runs: list[dict[str, Any]]) -> list[st
 
 
 def errors_off(case: Case, run: dict[str, Any]) -> float:
-    """By how many of its errors the share of a run is off; NaN where it has none."""
+    """Distance of a run's share in its errors; NaN where it has none."""
     exact = case.exact(*case.factors)
     return float(abs(run["share"] - exact.share) / run["error"])
 

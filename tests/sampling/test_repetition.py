@@ -129,7 +129,7 @@ def test_the_distance_is_added_in_quadrature():
 
 
 def score(x, log_snr):
-    """Of N(0, 1), whose noised marginals are N(0, 1) too."""
+    """Score of N(0, 1), whose noised marginals are N(0, 1) too."""
     return -x
 
 

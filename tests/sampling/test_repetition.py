@@ -156,7 +156,7 @@ def test_a_run_of_scores_states_the_distance_of_its_repetition(result):
     assert np.all(result.mean(lambda sample: sample["x"]).error > np.abs(departure))
 
 
-def test_files_and_stores_keep_it(result, tmp_path):
+def test_files_keep_it(result, tmp_path):
     loaded = cp.Result.load(result.save(tmp_path / "result.safetensors"))
     np.testing.assert_array_equal(
         loaded._genealogy.repeated, result._genealogy.repeated

@@ -349,7 +349,7 @@ class Renoiser:
         gains = self.share * self.accepted / self.tried
         # Rungs are chosen in proportion to their gains.
         expected = np.sum(gains**2) / max(np.sum(gains), 1e-30)
-        return self.mixtures_accepted / self.mixtures_tried >= expected
+        return bool(self.mixtures_accepted / self.mixtures_tried >= expected)
 
     def move(self, log_gain: LogGain) -> tuple[Bool[np.ndarray, " chains"], float]:
         """Propose to all chains, and accept by the ratio of the density and what is
@@ -395,7 +395,7 @@ class Renoiser:
             fitted,
             words,
             self.states,
-            second.astype(int),
+            jnp.asarray(second, int),
             population.chunk,
         )
         population.evaluations += 1

@@ -372,7 +372,7 @@ class GlobalMoves(Finisher):
         """Return whether so many chains can fit mixtures that many chains accept: of
         positions of few real numbers, under log-densities that can be compared."""
         size = Layout.of_density(density).size
-        comparable = density.capabilities >= {"energy", "mode_depth"}
+        comparable = density.comparable_modes
         small = size <= tuning.GLOBAL_MOVES.most_numbers
         enough = num_chains >= fewest_chains(size)
         return comparable and small and enough and not discrete_sites(density)

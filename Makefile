@@ -1,4 +1,4 @@
-# composeprob: every target works as the first command after a clone, given Python >= 3.11 (with venv), make and git.
+# composeprob: every target works as the first command after a clone, given Python >= 3.12 (with venv), make and git.
 #   make demo      the main job: ring x bar by three samplers -> out/demo.png, out/results.json
 #   make test      the quick tests of the core, and of FAMILIES="pretrained training" (tools/families.py)
 #   make test-all  every test, the slow ones too
@@ -37,17 +37,17 @@ help:
 env: $(STAMP)
 
 # A Python counts only if it starts (a pyenv shim may not), is new enough, and can make an environment with pip in it.
-USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))
 
 $(STAMP): pyproject.toml constraints.txt
 	@if ! { "$(PY)" -c '$(USABLE)' && "$(PY)" -m pip --version; } >/dev/null 2>&1; then \
 	  python=""; seen=""; \
-	  for candidate in $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3 python); do \
+	  for candidate in $(or $(PYTHON),python3.14 python3.13 python3.12 python3 python); do \
 	    if "$$candidate" -c '$(USABLE)' >/dev/null 2>&1; then python="$$candidate"; break; fi; \
 	    version=$$("$$candidate" --version 2>/dev/null) && seen="$$seen $$candidate ($$version)"; \
 	  done; \
 	  if [ -z "$$python" ]; then \
-	    echo "composeprob needs Python >= 3.11 with its venv module (Debian: apt install python3-venv)." >&2; \
+	    echo "composeprob needs Python >= 3.12 with its venv module (Debian: apt install python3-venv)." >&2; \
 	    echo "  Found:$${seen:- nothing that starts}." >&2; \
 	    echo "  Fix: install one, or say where it is: make $(or $(firstword $(MAKECMDGOALS)),env) PYTHON=/path/to/python3.12" >&2; \
 	    exit 1; \

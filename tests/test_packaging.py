@@ -162,7 +162,7 @@ def test_make_names_the_python_it_cannot_use(tmp_path):
         command, capture_output=True, text=True, timeout=60, check=False
     )
     assert run.returncode != 0
-    assert "needs Python >= 3.11" in run.stderr
+    assert "needs Python >= 3.12" in run.stderr
     assert "Python 3.9.2" in run.stderr
     assert not (tmp_path / "venv").exists()
 

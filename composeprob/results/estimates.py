@@ -233,8 +233,7 @@ def _pareto_k(log_weights: np.ndarray) -> float:
 
 
 def quiet_arviz() -> tuple[ModuleType, bool]:
-    """ArviZ, imported without its warning, and whether its version is 1.0 or later
-    (Python 3.12 has these)."""
+    """ArviZ, imported without its warning, and whether its version is 1.0 or later."""
     with warnings.catch_warnings():
         # Once a day it tells its importer that 1.0 differs: a user who asked for a
         # summary cannot act on that.

@@ -674,6 +674,9 @@ class _Shares(NamedTuple):
     block: int = 256
     # Positions that are evaluated together within it.
     at_once: int = 64
+    # Largest number of entries of a position up to which such calls are compiled
+    # without optimisation.
+    in_haste: int = 64
 
 
 # Mode proportions: separated modes, and the support of their proportions.

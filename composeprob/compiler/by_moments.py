@@ -32,7 +32,6 @@ from composeprob import tuning
 from composeprob.compiler.check import node_capabilities, site_parts
 from composeprob.compiler.exact import measure
 from composeprob.compiler.facts import Bound, Facts
-from composeprob.compiler.once import once
 from composeprob.compiler.top import site_top
 from composeprob.compiler.trace import (
     Replay,
@@ -42,6 +41,7 @@ from composeprob.compiler.trace import (
     not_linear,
     whitened,
 )
+from composeprob.density.once import once
 from composeprob.factors.factor import LeafFactor
 from composeprob.factors.networks import has_primitive
 from composeprob.factors.whitening import whitener

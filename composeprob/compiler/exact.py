@@ -38,7 +38,6 @@ from composeprob.compiler.conjugate import (
 )
 from composeprob.compiler.facts import Bound, Facts
 from composeprob.compiler.linearity import Kind
-from composeprob.compiler.once import once
 from composeprob.compiler.trace import (
     Moments,
     Replay,
@@ -48,6 +47,7 @@ from composeprob.compiler.trace import (
     moments,
     not_linear,
 )
+from composeprob.density.once import once
 from composeprob.factors.gaussians import Gaussians, joint
 from composeprob.factors.whitening import log_normal_of_sum, whitener
 from composeprob.ir.leaves import Observation

@@ -21,9 +21,16 @@ from jaxtyping import PyTree
 
 from composeprob import tuning
 from composeprob.compiler.align import noise_on_host
-from composeprob.compiler.once import once
+from composeprob.density.once import once
 from composeprob.errors import InvalidValueError, NetworkError
-from composeprob.factors.diffusion import ENERGIES, SCORES, Diffusion, with_number
+from composeprob.factors.diffusion import (
+    ENERGIES,
+    SCORES,
+    TIME_FIRST,
+    Diffusion,
+    time_first,
+    with_number,
+)
 from composeprob.factors.precision import Rounded
 from composeprob.ir.leaves import Graph, Site
 from composeprob.schedule import Noise
@@ -86,8 +93,8 @@ def _check_network(
     times: list[str] = []
     if difference is not None:
         # An x₀ or a v that hardly changes is one: with another t it is x, which other
-        # parameterizations fit.
-        if is_clean(declared) or not top.is_steady:
+        # parameterizations fit, but not a score, whose −x/σ² hardly changes either.
+        if is_clean(declared) or declared == "score" or not top.is_steady:
             times = other_times(factor, conditions, noises)
     elif is_clean(declared) and top.change > max(
         tuning.OUTPUT_ERROR, 3 * top.tolerance
@@ -106,6 +113,12 @@ def _check_network(
         f"parameterization={declared!r} declares: at the noisiest level (log-SNR "
         f"{float(top.noise.log_snr):.3g}) its score {difference}."
     )
+    if not times and _fits_with_time_first(factor, conditions, noises):
+        raise NetworkError(
+            f"{sentence} With its arguments in the order (t, x) it is that of noise.",
+            where=site.where,
+            fix=TIME_FIRST,
+        )
     fitting = times or top.alternatives(declared)
     if not fitting or factor.traits.declared:
         return (
@@ -314,6 +327,10 @@ def other_times(
         by_level,
         {float(log_snr[-1]): "time='log_snr'"},
         {float(noise[-1]): "time='sigma'"},
+        {
+            1.0: "one of a time from 0 to 1, which is time='real_level' with "
+            f"lambda x, t: network(x, t / {last})"
+        },
     ]
     best_fits: list[tuple[float, str]] = []
     for times in conventions:
@@ -328,6 +345,21 @@ def other_times(
     return [
         meaning for error, meaning in best_fits if error <= min(best_fits)[0] + 0.01
     ]
+
+
+def _fits_with_time_first(
+    factor: Diffusion, conditions: dict[str, Array], noises: Noise
+) -> bool:
+    """Return whether the network does what its factor declares when it is called as
+    network(t, x). Any small output fits an x₀ or a v, so that nothing is known there.
+    """
+    if is_clean(factor.parameterization):
+        return False
+    try:
+        outputs = Outputs.at_level(time_first(factor), conditions, noises, -1)
+    except Exception:  # the user's function may not take them in this order
+        return False
+    return outputs.fits(factor.parameterization)
 
 
 def _error_at_time(

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float
 
 from composeprob import tuning
 from composeprob.compiler.conjugate import Prior
-from composeprob.compiler.once import once
 from composeprob.compiler.trace import Sites, Traced
+from composeprob.density.once import once
 from composeprob.factors.gaussians import Gaussians
 from composeprob.language.policies import Policy
 from composeprob.schedule import Noise, Schedule

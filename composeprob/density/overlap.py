@@ -46,6 +46,7 @@ from scipy import special
 from composeprob import tuning
 from composeprob.density.described import Expert
 from composeprob.density.evaluation import Position
+from composeprob.density.once import compiled_by_size
 from composeprob.findings import Code, Finding
 from composeprob.pytree import normal_like
 
@@ -163,7 +164,7 @@ class ExpertStatistics(NamedTuple):
     log_density: Float[Array, "levels chains rows"]
 
 
-@eqx.filter_jit
+@compiled_by_size
 def _expert_statistics(
     density: AnnealedDensity, positions: Position, levels: Array, key: Array
 ) -> tuple[ExpertStatistics, ...]:

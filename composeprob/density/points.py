@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from composeprob import pytree, tuning
 from composeprob.density.evaluation import Position
+from composeprob.density.once import compiled_by_size
 
 if TYPE_CHECKING:
     from composeprob.density.annealed import AnnealedDensity
@@ -99,7 +99,7 @@ def in_blocks(
     return np.concatenate(blocks, axis=-1)
 
 
-@eqx.filter_jit
+@compiled_by_size
 def _of_block(
     density: AnnealedDensity, level: Array, positions: Position
 ) -> Float[Array, " positions"]:
@@ -110,7 +110,7 @@ def _of_block(
     )
 
 
-@eqx.filter_jit
+@compiled_by_size
 def _gradients(
     density: AnnealedDensity, names: tuple[str, ...], positions: Position
 ) -> Float[Array, "rows points"]:
@@ -137,7 +137,7 @@ def _gradients(
     return jax.lax.map(of_point, positions, batch_size=tuning.SHARES.at_once).T
 
 
-@eqx.filter_jit
+@compiled_by_size
 def _slopes(
     density: AnnealedDensity, points_and_directions: tuple[Position, Position]
 ) -> Float[Array, " points"]:

@@ -397,16 +397,36 @@ class Diffusion(LeafFactor):
                 "each of one value, as over= gives them in turn; a condition that may "
                 "be left out needs a default."
             )
-        traced, output, _ = called(
-            f"The network of factor '{self.label}'",
-            how,
-            lambda: eqx.filter_make_jaxpr(lambda f, x, n, c: f.output(x, n, c))(
-                self, x, noise, conditions
-            ),
-            fix,
-        )
-        check_deterministic(traced.jaxpr, self.label)
+        who = f"The network of factor '{self.label}'"
+
+        def traced(factor: Diffusion) -> tuple[Any, PyTree]:
+            make = eqx.filter_make_jaxpr(lambda f, x, n, c: f.output(x, n, c))
+            code, output, _ = make(factor, x, noise, conditions)
+            return code, output
+
+        try:
+            code, output = called(who, how, lambda: traced(self), fix)
+        except NetworkError:
+            if self._takes_time_first(traced):
+                raise NetworkError(
+                    f"{who} can be called with its arguments in the order (t, x), and "
+                    "networks are called as network(x, t).",
+                    fix=TIME_FIRST,
+                ) from None
+            raise
+        check_deterministic(code.jaxpr, self.label)
         return output
+
+    def _takes_time_first(
+        self, traced: Callable[[Diffusion], tuple[Any, PyTree]]
+    ) -> bool:
+        """Return whether the network returns an event of (t, x)."""
+        try:
+            _, output = traced(time_first(self))
+        except Exception:  # of the user's function, which takes neither order
+            return False
+        shape = getattr(output, "shape", None)
+        return shape == self.event_shape
 
     def evaluate(
         self, x: Float[Array, "*event"], noise: Noise, conditions: Mapping[str, Array]
@@ -438,6 +458,29 @@ class Diffusion(LeafFactor):
     def time_at(self, noise: Noise) -> Array:
         """Return the network's argument t."""
         return TIMES[self.time].at(noise)
+
+
+TIME_FIRST = "write lambda x, t: network(t, x) for a function network(t, x)."
+"""Fix for a network that takes its time first."""
+
+
+class _TimeFirst(eqx.Module):
+    """A network that is called with its arguments in the other order."""
+
+    network: Network
+
+    def __call__(self, x: Array, t: Array, /, **conditions: Array) -> PyTree[Array]:
+        return self.network(t, x, **conditions)
+
+
+def time_first(factor: Diffusion) -> Diffusion:
+    """Return the factor with a network that is called as network(t, x)."""
+    return eqx.tree_at(
+        lambda f: f.network,
+        factor,
+        _TimeFirst(factor.network),
+        is_leaf=lambda node: node is factor.network,
+    )
 
 
 TIME_NAMES = frozenset({"t", "time", "timestep", "sigma", "noise_level", "log_snr"})

@@ -15,7 +15,7 @@ import pytest
 
 import composeprob as cp
 from compiler.networks import Energy
-from composeprob.compiler.once import once
+from composeprob.density.once import once
 from composeprob.factors.equations import Influence
 from sampling_cases import Calls
 

@@ -1,14 +1,20 @@
-"""Compiled functions that run once, for which optimisation would take longer than it
-saves."""
+"""Compiled functions that run once or a few times, for which optimisation would take
+longer than it saves."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
+
+from composeprob import tuning
+
+if TYPE_CHECKING:
+    from composeprob.density.annealed import AnnealedDensity
 
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
@@ -56,6 +62,30 @@ def once(
                 if refused is None:
                     raise
                 _unknown.add(refused)
+
+    return call
+
+
+def compiled_by_size(
+    function: Callable[Concatenate[AnnealedDensity, Arguments], Returned],
+) -> Callable[Concatenate[AnnealedDensity, Arguments], Returned]:
+    """Compile a function of a density and a few thousand positions: as `once` does
+    where a position has few numbers, with all optimisations elsewhere.
+
+    Products of networks are calls of a library, which takes as long under either. What
+    is between them counts for images.
+    """
+    in_haste = once(function)
+    optimised = eqx.filter_jit(function)
+
+    @functools.wraps(function)
+    def call(
+        density: AnnealedDensity, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Returned:
+        numbers = sum(math.prod(site.shape) for site in density.sites.values())
+        if numbers <= tuning.SHARES.in_haste:
+            return in_haste(density, *args, **kwargs)
+        return optimised(density, *args, **kwargs)
 
     return call
 

@@ -1,6 +1,8 @@
 """Mistakes and questions of new users, seen in use: each is answered in words."""
 
+import inspect
 import os
+import re
 
 import equinox as eqx
 import jax
@@ -10,16 +12,21 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob.density.learned_scores import OwnScore
 from composeprob.errors import (
     CapabilityError,
     InvalidValueError,
     LoadError,
     NetworkError,
     ProgramError,
+    ShapeError,
     WrongTypeError,
 )
+from composeprob.findings import Code
 from composeprob.pretrained.estimators import Units
+from composeprob.results.checks.own_scores import OwnScores
 from composeprob.runtime import infer as infer_module
+from messages import check_wording
 from refusals import refused, rows
 
 SCHEDULE = cp.Schedule.log_snr(6)
@@ -88,6 +95,52 @@ def swapped(t, x):
     return -x * t
 
 
+def of_table(index, event):
+    """ε of N(0, 1), by a level that comes first and is an index."""
+    return jnp.asarray(SCHEDULE.sigma)[index] * event
+
+
+class OfFirstNumber(eqx.Module):
+    """ε of N(0, I), by a log-SNR that comes first."""
+
+    scale: jax.Array
+
+    def __call__(self, number, event):
+        return self.scale * event * jax.nn.sigmoid(-number) ** 0.5
+
+
+def by_sigma(x, t):
+    """The score of N(1, ½²) under variance-exploding noise."""
+    return -(x - 1.0) / (0.25 + t**2)
+
+
+def by_share(x, t):
+    """ε of N(1, ½²), by a time from 0 to 1 of a schedule of 60 levels."""
+    levels = jnp.arange(60.0)
+    at = 59 * t
+    alpha = jnp.interp(at, levels, COSINE.alpha)
+    sigma = jnp.interp(at, levels, COSINE.sigma)
+    # A time beyond 1 is one of no noise.
+    return jnp.where(t <= 1, sigma * (x - alpha) / (0.25 * alpha**2 + sigma**2), 0 * x)
+
+
+def plugged_in(network, schedule, **options):
+    return lambda: cp.compile(
+        single, cp.Diffusion(network, schedule, event_shape=(2,), **options)
+    )
+
+
+COSINE = cp.Schedule.cosine(60)
+EXPLODING = cp.Schedule.from_arrays(np.ones(60), np.geomspace(0.01, 50, 60))
+SCORE = {"parameterization": "score"}
+
+
+@cp.program
+def weighed(f):
+    x = cp.sample("x", f)
+    cp.factor("w", jnp.stack([x, x]))
+
+
 MISTAKES = {
     InvalidValueError: {
         "no data": lambda: cp.compile(measured, NORMAL, np.zeros(0)),
@@ -96,6 +149,7 @@ MISTAKES = {
         ),
         "levels beyond single precision": lambda: at_levels([50.0, -50.0]),
     },
+    ShapeError: {"a vector as a log-weight": lambda: cp.compile(weighed, NORMAL)},
     ProgramError: {
         "an f-string": lambda: cp.compile(formatted, NORMAL),
         "a counter": lambda: cp.compile(counting, NORMAL),
@@ -107,6 +161,15 @@ MISTAKES = {
         "a network of (t, x)": lambda: cp.Diffusion(
             swapped, SCHEDULE, event_shape=(2,)
         ),
+        "a level that comes first": plugged_in(of_table, SCHEDULE),
+        "a time that comes first": plugged_in(
+            OfFirstNumber(jnp.ones(())), SCHEDULE, time="log_snr"
+        ),
+        "a score of sigma given a level": plugged_in(by_sigma, EXPLODING, **SCORE),
+        "a score of sigma given a log-SNR": plugged_in(
+            by_sigma, EXPLODING, time="log_snr", **SCORE
+        ),
+        "a time from 0 to 1": plugged_in(by_share, COSINE),
     },
 }
 
@@ -156,6 +219,38 @@ def test_labelled_data_are_data(library):
     same = cp.compile(measured, NORMAL, y)
     x = {"x": jnp.array(0.2)}
     assert float(density.log_density(x, 0)) == float(same.log_density(x, 0))
+
+
+def test_the_advice_about_a_time_from_0_to_1_is_right():
+    right = cp.Diffusion(
+        lambda x, t: by_share(x, t / 59), COSINE, event_shape=(2,), time="real_level"
+    )
+    assert cp.compile(single, right).graph.doubts == ()
+
+
+@pytest.mark.parametrize("right_from", [None, 5])
+def test_a_network_that_is_wrong_at_all_levels_is_no_network_of_too_little_noise(
+    right_from,
+):
+    """Levels of noise alone, at which any network is right, are no levels to end at."""
+    density = cp.compile(single, NORMAL)
+    wrong = {"f(x)": OwnScore(shift=1.6, steepness=1.0, right_from=right_from)}
+    (finding,) = OwnScores().of(wrong, density)
+    assert finding.code == Code.NETWORK_DOUBTED
+    assert "time=" in finding.message
+    assert "levels=" not in finding.message
+    check_wording(finding.message)
+
+
+def test_public_names_are_listed_and_nothing_else():
+    shown = {name for name in dir(cp) if not name.startswith("__")}
+    assert shown == set(cp.api.__all__)
+
+
+def test_help_and_signature_of_infer_rank_arguments_alike():
+    described = inspect.getdoc(cp.infer).partition("Args:")[2].partition("Returns:")[0]
+    names = re.findall(r"^    (\w+):", described, re.MULTILINE)
+    assert names == list(inspect.signature(cp.infer).parameters)
 
 
 def test_a_fork_is_refused(monkeypatch):

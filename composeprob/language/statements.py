@@ -16,7 +16,13 @@ from numpyro.primitives import Messenger, apply_stack
 
 from composeprob.arguments import check_count
 from composeprob.density.reward import Reward
-from composeprob.errors import InvalidValueError, ProgramError, WrongTypeError, a_kind
+from composeprob.errors import (
+    InvalidValueError,
+    ProgramError,
+    ShapeError,
+    WrongTypeError,
+    a_kind,
+)
 from composeprob.factors.concrete import NOT_CONCRETE, number_request
 from composeprob.factors.distribution import FactorDistribution
 from composeprob.factors.factor import Factor, is_factor
@@ -224,8 +230,9 @@ def factor(
         DoublyIntractableError: a factor at a site that depends on a latent.
         ProgramError: ``at`` names no site, or one whose prior has no noised density
             here; or a mask is not known before compilation.
-        ShapeError: events of another shape than the site's, plates that are not the
-            site's, or a condition of which several axes may be the plates'.
+        ShapeError: a log-weight of several numbers outside of plates; events of another
+            shape than the site's, plates that are not the site's, or a condition of
+            which several axes may be the plates'.
 
     Example:
         >>> import composeprob as cp, jax, numpyro.distributions as dist
@@ -308,6 +315,17 @@ def _as_log_weight(name: str, log_weight: object) -> Array:
         raise WrongTypeError(
             f"The log-weight of {name!r} is {kind}.",
             fix="for an event write jnp.where(event, 0.0, -jnp.inf).",
+        )
+    # A plate's members have one each.
+    in_plate = any(
+        isinstance(each, numpyro.plate) for each in numpyro.primitives._PYRO_STACK
+    )
+    if weight.size != 1 and not in_plate:
+        raise ShapeError(
+            f"The log-weight of {name!r} has shape {weight.shape}, and a program's "
+            "log-weight is one number.",
+            fix="write jnp.sum(log_weight), if the entries are log-weights of terms "
+            "that multiply.",
         )
     return weight.astype(jnp.result_type(float, weight))
 

@@ -15,6 +15,12 @@ from composeprob.results.checks.advice import without_cleanest
 from composeprob.results.checks.check import Check, Need
 from composeprob.results.ended import EndedRun, KeyUse
 
+PLUGGED_IN_WRONGLY = (
+    "Look for another parameterization=, schedule or time= than those of its training, "
+    "and for a scale of its output."
+)
+"""Advice about a network that is wrong at all levels."""
+
 
 class OwnScores(Check):
     """Ask whether a score that a line integral relied on is the score of its factor's
@@ -53,22 +59,30 @@ class OwnScores(Check):
         listed = ", ".join(
             f"that of {name} is {score}" for name, score in wrong.items()
         )
-        right_from = [score.right_from for score in wrong.values()]
-        levels = [level for level in right_from if level is not None]
-        end = "at no level: "
-        if len(levels) == len(right_from):
-            level = max(levels)
-            log_snr = float(np.asarray(density.schedule.log_snr)[level])
-            end = (
-                f"at a log-SNR of {log_snr:.2g} and below: end the levels there "
-                f"({without_cleanest(density, level)}), "
-            )
         text = (
             "At level 0 scores do not match the factors' own samples, drawn by reverse "
-            f"diffusion: {listed}. Errors of a network grow as noise falls, and "
-            "Metropolis tests lead chains where such a score leads, not to the learned "
-            f"distribution. The scores are about right {end}train with more weight on "
-            "little noise, or use cp.Ancestral, for one factor alone."
+            f"diffusion: {listed}. "
+        )
+        right_from = [score.right_from for score in wrong.values()]
+        levels = [level for level in right_from if level is not None]
+        log_snr = -np.inf
+        if len(levels) == len(right_from):
+            log_snr = float(np.asarray(density.schedule.log_snr)[max(levels)])
+        # Levels of noise alone do not tell one network from another.
+        if log_snr < 0:
+            return [
+                self.finding(
+                    f"{text}They are right at no level with more signal than noise. "
+                    f"{PLUGGED_IN_WRONGLY}"
+                )
+            ]
+        end = without_cleanest(density, max(levels))
+        text += (
+            "Errors of a network grow as noise falls, and Metropolis tests lead chains "
+            "where such a score leads, not to the learned distribution. The scores are "
+            f"about right at a log-SNR of {log_snr:.2g} and below: end the levels "
+            f"there ({end}), train with more weight on little noise, or use "
+            "cp.Ancestral, for one factor alone."
         )
         return [self.finding(text)]
 
@@ -84,8 +98,6 @@ class OwnScores(Check):
         text = (
             "A network does not predict the noise that its factor's own samples were "
             f"given: {'; '.join(misfits)}. An exact score predicts the mean of that "
-            "noise, whatever the samples are. Look for another parameterization=, "
-            "schedule or time= than those of its training, and for a scale of its "
-            "output."
+            f"noise, whatever the samples are. {PLUGGED_IN_WRONGLY}"
         )
         return [self.finding(text)]

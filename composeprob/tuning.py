@@ -603,6 +603,8 @@ class _Findings(NamedTuple):
     noise_error: float = 0.035
     # The same above.
     noise_error_of_signal: float = 0.1
+    # Change of the log-evidence, in nats, by networks that are rounded to bfloat16.
+    rounded_evidence: float = 0.25
     # Signal over noise at the noisiest level that at most the share `many` of the
     # samples may exceed.
     far_signal: float = 1.0

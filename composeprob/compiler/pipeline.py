@@ -27,7 +27,7 @@ from composeprob.compiler.trace import changed_since
 from composeprob.density.annealed import AnnealedDensity, SiteInfo, TopLaw
 from composeprob.density.categorical import CategoricalDensity
 from composeprob.density.described import Described
-from composeprob.errors import ComposeProbError, WrongTypeError
+from composeprob.errors import CapabilityError, ComposeProbError, WrongTypeError
 from composeprob.factors.equations import fingerprint
 from composeprob.factors.networks import closures
 from composeprob.factors.nodes import at_noise
@@ -143,6 +143,14 @@ def lowered(
     # Each pass hands on a graph that satisfies the invariants of its stage.
     graph = verify(_rounded(graph, precision), "build")
     if has_tokens(graph):
+        if precision is not None:
+            raise CapabilityError(
+                f"precision={precision!r} rounds the products of networks of real "
+                "numbers, and this program has tokens.",
+                where=graph.where,
+                fix="leave precision= out; a network of tokens may round within "
+                "itself.",
+            )
         return lower_tokens(graph, traced, schedule, networks)
     graph = verify(normalise(graph), "normalise")
     graph = verify(align(graph, schedule), "align")

@@ -15,6 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from composeprob.density.rounding import Approximate
 from composeprob.errors import InvalidValueError
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import Diffusion
@@ -55,7 +56,7 @@ def in_precision(factor: Expression, precision: str | None) -> Expression:
     return jax.tree.map(rounded, factor, is_leaf=has_network)
 
 
-class Rounded(eqx.Module):
+class Rounded(Approximate):
     """A network whose matrix products round their operands.
 
     Products are summed in the network's own type. All else (embeddings of time, norms,
@@ -65,6 +66,11 @@ class Rounded(eqx.Module):
 
     network: Network
     precision: str = eqx.field(static=True)
+
+    @property
+    def exact(self) -> Network:
+        """The network without rounding."""
+        return self.network
 
     def __call__(self, x: Array, t: Array, /, **conditions: Array) -> PyTree[Array]:
         arguments = (x, t, conditions)

@@ -14,6 +14,9 @@ from flax import linen, nnx
 
 import composeprob as cp
 from compiler.networks import Energy
+from composeprob.density.rounding import unrounded
+from composeprob.errors import CapabilityError
+from composeprob.results.checks.rounded_networks import RoundedNetworks, rounding
 from refusals import refused
 from sampling_cases import Calls, equations, single
 
@@ -234,4 +237,67 @@ def test_an_unknown_precision_is_refused(precision):
     refused(
         lambda: cp.compile(single, f, precision=precision),
         cp.errors.InvalidValueError,
+    )
+
+
+class Offset(eqx.Module):
+    """E = σ·½‖(x − c)/w‖², whose product rounds x − c where c is far from 0."""
+
+    matrix: jax.Array
+    shift: jax.Array
+
+    def __call__(self, x, t):
+        noise = SCHEDULE.at(t)
+        variance = noise.alpha**2 * WIDTH**2 + noise.sigma**2
+        # (x − α·c) as a difference of products, each of which is rounded.
+        rest = self.matrix @ x - noise.alpha * (self.matrix @ self.shift)
+        return 0.5 * noise.sigma * jnp.sum(rest**2) / variance
+
+
+WIDTH = 0.05
+
+
+@pytest.mark.parametrize("centre", [0.0, 12.03])
+def test_rounding_that_changes_estimates_is_found(centre):
+    """12.03 is rounded to 12, a fifth of the width at level 0 away; a number near 0 by
+    no more than 1/256 of itself."""
+    network = Offset(jnp.eye(SIZE), jnp.full(SIZE, centre))
+    energy = factor(network, "energy")
+    density = cp.compile(single, energy, precision="bfloat16")
+    result = cp.infer(density, jax.random.key(0), num_chains=128, progress=False)
+    check = RoundedNetworks()
+    found = [f for f in result.status.findings if "bfloat16" in f.message]
+    assert bool(found) == (centre != 0)
+    assert all(f.code == check.code and f.withholds for f in found)
+    # A density that is not rounded has nothing to compare.
+    assert unrounded(cp.compile(single, energy)) is None
+
+
+def test_rounding_moves_means_and_the_evidence_as_reweighting_does():
+    """By log π₀ + a·x + b the mean of N(0, 1) moves by a, and log Z by a²/2 + b."""
+    x = jax.random.normal(jax.random.key(0), (20_000, 1))
+    x = np.asarray(x, float)
+    weights = np.full(len(x), 1 / len(x))
+    found = rounding(0.3 * x[:, 0] + 0.5, x, weights)
+    assert found.shift == pytest.approx(0.3, abs=0.02)
+    assert found.log_evidence == pytest.approx(0.545, abs=0.02)
+
+
+def test_rounding_without_direction_moves_no_mean():
+    """Of 128 samples of 64 numbers the largest covariance with noise is 0.2."""
+    x_key, noise_key = jax.random.split(jax.random.key(1))
+    x = np.asarray(jax.random.normal(x_key, (128, 64)), float)
+    change = np.asarray(jax.random.normal(noise_key, (128,)), float)
+    weights = np.full(128, 1 / 128)
+    assert rounding(change, x, weights).shift == 0
+    moved = rounding(change + 0.15 * x.sum(1), x, weights)
+    assert moved.shift == pytest.approx(1.2, abs=0.5)
+
+
+def test_tokens_are_not_rounded_in_silence():
+    tokens = cp.Analytic(dist.Categorical(jnp.ones(3) / 3).expand([2]).to_event(1))
+    refused(
+        lambda: cp.compile(single, tokens, precision="bfloat16"),
+        CapabilityError,
+        fix="precision",
     )

@@ -27,6 +27,7 @@ from composeprob.results.checks.off_target import OffTarget
 from composeprob.results.checks.out_of_training import OutOfTraining
 from composeprob.results.checks.outside_walls import OutsideWalls
 from composeprob.results.checks.own_scores import OwnScores
+from composeprob.results.checks.rounded_networks import RoundedNetworks
 from composeprob.results.checks.samples_diverged import SamplesDiverged
 from composeprob.results.checks.separated_modes import SeparatedModes
 from composeprob.results.checks.shares_by_importance import SharesByImportance
@@ -46,6 +47,7 @@ CHECKS: tuple[Check, ...] = (
     NetworkDoubted(),
     UntrainedDivisors(),
     OwnScores(),
+    RoundedNetworks(),
     NoOverlap(),
     OutOfTraining(),
     AcceptanceCollapsed(),

@@ -3,9 +3,11 @@ missed; right runs raise no alarm."""
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
+from composeprob import tuning
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.results.estimates import Genealogy
 from messages import check_finding, check_wording
@@ -80,6 +82,21 @@ def test_draws_and_weights():
     weights = np.where(np.linalg.norm(x - CENTRES[0], axis=1) < 3, -np.inf, 0.0)
     whole = make({"x": x}, np.zeros(400))
     assert whole.compare(make({"x": x}, weights)).missing_there > 0.1
+
+
+def test_a_key_chooses_samples_and_labels(monkeypatch):
+    """Without one a comparison is the same at each call."""
+    fewer = tuning.COMPARISON._replace(most=50)
+    monkeypatch.setattr(tuning, "COMPARISON", fewer)
+    rng = np.random.default_rng(3)
+    one = drawn(rng)
+    other = drawn(rng, dropped=0)
+    keys = [jax.random.key(i) for i in range(4)]
+    shares = [one.compare(other, key).missing_there for key in keys]
+    assert len(set(shares)) > 1
+    assert one.compare(other, keys[0]).missing_there == shares[0]
+    assert one.compare(other) == one.compare(other)
+    refused(lambda: one.compare(other, 0), WrongTypeError, fix="jax.random.key")
 
 
 def test_comparisons_that_are_refused():

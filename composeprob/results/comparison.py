@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax
 import numpy as np
+from jax import Array
 from jaxtyping import Bool, Int
 
 from composeprob import tuning
+from composeprob.arguments import check_key
 from composeprob.errors import InvalidValueError, ShapeError, WrongTypeError
 from composeprob.findings import Code
 from composeprob.results.checks.modes_missing import Isolated, ModesMissing
@@ -43,7 +46,7 @@ class Comparison:
         )
 
 
-def compare(self: Record, other: Record) -> Comparison:
+def compare(self: Record, other: Record, key: Array | None = None) -> Comparison:
     """Compare with a run of the same program under another key: has either missed a
     mode that the other found?
 
@@ -52,6 +55,11 @@ def compare(self: Record, other: Record) -> Comparison:
     isolated if its nearest ones in both runs, those of its own ancestor left out, are
     all of its own run. Shares of isolated samples are compared with those under random
     labels.
+
+    Args:
+        other: the other run.
+        key: a typed random key, for the random labels and the samples that are chosen;
+            left out, the same ones at each call.
 
     Returns:
         The shares, with a ``.status`` that has the finding `modes_missing` where one is
@@ -73,6 +81,9 @@ def compare(self: Record, other: Record) -> Comparison:
     _check_another_run(self, other)
     limits = tuning.COMPARISON
     rng = np.random.default_rng(0)
+    if key is not None:
+        check_key(key)
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     points, sizes, ancestors = _samples(self, rng)
     others, _, their_ancestors = _samples(other, rng)
     same_sites = self.samples.keys() == other.samples.keys()

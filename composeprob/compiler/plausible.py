@@ -327,11 +327,13 @@ def other_times(
         by_level,
         {float(log_snr[-1]): "time='log_snr'"},
         {float(noise[-1]): "time='sigma'"},
-        {
-            1.0: "one of a time from 0 to 1, which is time='real_level' with "
-            f"lambda x, t: network(x, t / {last})"
-        },
     ]
+    # A log-SNR of 1, or a σ/α, is a time of its own. At level 1, of little noise, an ε
+    # may look like an x₀.
+    by_index = factor.time in ("level", "real_level")
+    if by_index and not is_clean(factor.parameterization):
+        share = f"time='real_level' with lambda x, t: network(x, t / {last})"
+        conventions.append({1.0: f"one of a time from 0 to 1, which is {share}"})
     best_fits: list[tuple[float, str]] = []
     for times in conventions:
         errors: dict[str, float] = {}

@@ -78,15 +78,15 @@ def compiled_by_size(
     in_haste = once(function)
     optimised = eqx.filter_jit(function)
 
-    @functools.wraps(function)
     def call(
-        density: AnnealedDensity, *args: Arguments.args, **kwargs: Arguments.kwargs
+        density: AnnealedDensity, /, *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Returned:
         numbers = sum(math.prod(site.shape) for site in density.sites.values())
         if numbers <= tuning.SHARES.in_haste:
             return in_haste(density, *args, **kwargs)
         return optimised(density, *args, **kwargs)
 
+    functools.update_wrapper(call, function)
     return call
 
 

@@ -243,6 +243,15 @@ class _Reward(NamedTuple):
 
 # Criteria without a gradient.
 REWARD = _Reward()
+
+
+class _NextStep(NamedTuple):
+    # Runs of pilots that measure the widths of a step's reverse steps.
+    pilots: int = 2
+
+
+# New noised sites in `Result.extend`.
+NEXT_STEP = _NextStep()
 # Series of random numbers of what follows a run: rewards, and further data.
 SERIES_AFTER = 8
 

@@ -26,6 +26,7 @@ from composeprob.compiler.latents import (
     Dependencies,
     ancestors,
     bijection_of,
+    awaits_result,
     held_for,
     located,
     place_of,
@@ -118,10 +119,12 @@ def build(
         graph = graph.noted("build", sentence)
     if builder.held:
         by_prior = ", ".join(sorted(builder.held))
-        given = ", ".join(site.name for site in builder.sites if site.ancestral)
+        below = ", ".join(site.name for site in builder.sites if site.ancestral)
+        source = "the prior"
+        if builder.given:
+            source = "an earlier result"
         graph = graph.noted(
-            "build",
-            f"ancestral order: {by_prior} by the prior, then {given} given that",
+            "build", f"ancestral order: {by_prior} by {source}, then {below} given that"
         )
     for group in summed:
         graph = graph.noted("sum", _summed_sentence(group))
@@ -165,6 +168,7 @@ class _Builder:
         variables: leaf factors with the names that the program's author gave them.
         sites, statics, observations: those that were collected so far.
         held: the static sites that keep draws of their prior.
+        given: those of them whose values an earlier result gives.
         placed_by_statics: the static sites whose location and scale other static sites
             give.
     """
@@ -187,6 +191,7 @@ class _Builder:
         self.observations: list[Observation] = []
         self.rewards: list[SiteReward] = []
         self.held: frozenset[str] = frozenset()
+        self.given: frozenset[str] = frozenset()
         self.placed_by_statics: list[str] = []
 
     def add(self, statement: Statement) -> None:
@@ -229,6 +234,8 @@ class _Builder:
         if parents:
             # A factor of unknown normaliser holds its parents at draws of their prior.
             held = held_for(statement, self.statements, self.dependencies)
+            if awaits_result(statement, self.statements, self.dependencies):
+                self.given |= held
             if held and not statement.conditional:
                 _check_product(statement, self.by_leaf[name])
             root = _from_latents(root, statement, parents)
@@ -381,6 +388,7 @@ class _Builder:
             where=program.where,
             dims=dims,
             held=self.held,
+            given=self.given,
             rewards=tuple(self.rewards),
         )
 

@@ -18,6 +18,7 @@ from numpyro.distributions.transforms import (
 
 from composeprob.errors import DoublyIntractableError, ProgramError
 from composeprob.factors.analytic import Analytic
+from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.nodes import Mixture
 from composeprob.factors.passes import Pass
 from composeprob.language.finite import is_discrete, values_of
@@ -46,7 +47,7 @@ def held_for(
     direct = sorted(dependencies[site.name])
     above = ancestors(site.name, dependencies)
     normalised = stays_normalised(site.factor)
-    if not normalised:
+    if not normalised and not awaits_result(site, statements, dependencies):
         others = ", ".join(map(repr, direct))
         _check_ancestral(site, others, statements, dependencies)
     # A normalised factor may follow static sites that follow noised ones.
@@ -62,6 +63,30 @@ def held_for(
             "cp.observe or cp.factor.",
         )
     return frozenset() if normalised else frozenset(above)
+
+
+def awaits_result(
+    site: Statement, statements: Statements, dependencies: Dependencies
+) -> bool:
+    """Return whether the latents of a site's factor wait for the samples of an earlier
+    result.
+
+    One conditional model f(x; c) is a density of x for every c, Z(c) = 1, so that
+    chains with different c can be weighted by data on x (`Result.extend`). Nothing can
+    move c, as f offers no derivative by it. The site's data alone may depend on x.
+    """
+    if not is_conditional_model(site.factor):
+        return False
+    below = [name for name in statements if site.name in dependencies[name]]
+    kinds = {statements[name].kind for name in below}
+    return "observed" in kinds and kinds <= {"observed", "deterministic"}
+
+
+is_conditional_model = Pass[bool]("is one model", lambda factor, parts: False)
+"""True of a single diffusion model, a density of the event whatever its condition."""
+is_conditional_model.rule(Diffusion)(
+    lambda factor, parts: "exact_marginals" in factor.capabilities
+)
 
 
 stays_normalised = Pass[bool]("stays normalised", lambda factor, parts: False)

@@ -206,7 +206,9 @@ def _site_infos(graph: Graph) -> dict[str, SiteInfo]:
         if static.summed:
             continue
         kind = "static"
-        if static.name in graph.held:
+        if static.name in graph.given:
+            kind = "given"
+        elif static.name in graph.held:
             kind = "held"
         elif static.num_values:
             kind = "discrete"

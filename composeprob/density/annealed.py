@@ -47,8 +47,9 @@ class SiteInfo(eqx.Module):
 
     Attributes:
         kind: ``"noised"``, ``"static"``, ``"discrete"`` (static, of finitely many
-            values) or ``"held"`` (static, and kept at its prior draw because a
-            normaliser depends on it).
+            values), ``"held"`` (static, and kept at its prior draw because a
+            normaliser depends on it) or ``"given"`` (static, and taken from an earlier
+            result by `Result.extend`).
         shape: the shape of its entry in a position.
         plates: of a noised site, the number of leading axes that run over members that
             are independent given the latents.
@@ -591,7 +592,8 @@ class AnnealedDensity(NotPickled, eqx.Module):
             )
         # The normaliser that depends on a held site is not a part of log π, so that
         # moves of the site would sample another law.
-        held = [name for name, site in self.sites.items() if site.kind == "held"]
+        kinds = ("held", "given")
+        held = [name for name, site in self.sites.items() if site.kind in kinds]
         if held:
             raise DoublyIntractableError(
                 f"NumPyro's samplers would move {', '.join(map(repr, held))}, which "

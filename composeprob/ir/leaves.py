@@ -311,6 +311,8 @@ class Graph:
         dims: the plates along the axes of each statement's value, None where an axis is
             no plate's.
         held: static sites that keep their prior draws, as the ancestral sites need it.
+        given: those of them whose values an earlier result gives, as data depend on
+            them.
         doubts: what `check` flags as strange, though not wrong for certain; a run's
             status repeats it.
         rewards: criteria without a gradient, which no pass and no evaluation sees.
@@ -326,6 +328,7 @@ class Graph:
     where: str
     dims: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     held: frozenset[str] = frozenset()
+    given: frozenset[str] = frozenset()
     doubts: tuple[str, ...] = ()
     rewards: tuple[SiteReward, ...] = ()
 

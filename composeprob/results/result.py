@@ -93,8 +93,15 @@ class Result(NotPickled, Record):
                 instead[site] = f"write result[{site!r}]."
             raise unknown_name("Result", name, dir(self), instead)
 
-    def extend(self, density: AnnealedDensity, key: Array) -> Result:
-        """Go on with more data: return samples of a density that has some datum,
+    def extend(
+        self,
+        density: AnnealedDensity,
+        key: Array,
+        *,
+        given: dict[str, str] | None = None,
+        keep: int | None = None,
+    ) -> Result:
+        r"""Go on with more data: return samples of a density that has some datum,
         member of a plate, or latent of NumPyro's more than this result's.
 
         The weights of the chains are multiplied by the likelihood of what is new; new
@@ -104,13 +111,27 @@ class Result(NotPickled, Record):
         by powers. ``log_evidence`` grows by log p(new | old), which ``reason`` states
         too, and ``status`` speaks of all runs together.
 
+        With ``given``, the density is the next step of a Markov chain, and this a
+        particle filter. Each chain keeps the values that it gives to latents z of the
+        density, in place of their priors, and draws the noised site x by the reverse
+        steps of its own factor. The weight of these has the expectation
+        $\int f(x \mid z)\,p(y \mid x)\,dx$. Given sites are frozen; where few chains
+        count, these are resampled and propose x once more. The result has the sites of
+        the density alone: z of the step before, given all data so far, and x.
+
         Args:
-            density: the same program, compiled with more data at the end.
+            density: the same program, compiled with more data at the end; or a step.
             key: a typed random key.
+            given: for a step, the site of this result that each latent takes its
+                values from, such as ``{"past": "x"}``.
+            keep: for a step, the number of steps back whose ancestors errors count
+                (fixed lag). Left out, those of the first step, of which a long series
+                leaves only one.
 
         Raises:
             InvalidValueError: a density that differs in another way.
-            CapabilityError: a result from a file, or latents under scores alone.
+            CapabilityError: a result from a file, latents under scores alone, or a step
+                with other new latents or with factors without constants.
 
         Example:
             >>> import composeprob as cp, jax, numpyro.distributions as dist
@@ -126,8 +147,23 @@ class Result(NotPickled, Record):
             >>> round(float(result.mean(lambda s: s["x"]).value), 1)
             0.6
 
+            A step, for data that arrive in time:
+
+            >>> @cp.program
+            ... def step(y):
+            ...     past = cp.sample("past", dist.Normal(0.0, 1.0))
+            ...     levels = cp.Schedule.log_snr(20)
+            ...     x = cp.sample("x", cp.Analytic(dist.Normal(0.9 * past, 0.5), levels))
+            ...     cp.observe("y", dist.Normal(x, 1.0), y)
+            >>> result = result.extend(cp.compile(step, 0.4), key, given={"past": "x"})
+            >>> sorted(result.samples)
+            ['past', 'x']
+
         References:
-            Chopin 2002, *A sequential particle filter method for static models*.
+            Chopin 2002, *A sequential particle filter method for static models*; Pitt
+            and Shephard 1999, *Filtering via simulation: auxiliary particle filters*;
+            Olsson and Douc 2019, *Numerically stable online estimation of variance in
+            particle filters*.
         """
         # `infer` sets it on the instance: results know no samplers.
         extend: Callable[..., Result] | None = getattr(self, "_onwards", None)
@@ -136,7 +172,7 @@ class Result(NotPickled, Record):
                 "This result was read from a file, or is a copy, and cannot go on.",
                 fix="extend the result that cp.infer returned, or start anew.",
             )
-        return extend(self, density, key)
+        return extend(self, density, key, given, keep)
 
     def summary(self) -> Summary:
         """Make a table of weighted means, standard deviations and quantiles, with the

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -29,6 +30,7 @@ from composeprob.findings import Finding
 from composeprob.kernels import KernelState
 from composeprob.results.checks.unsettled import Unsettled
 from composeprob.results.result import Result
+from composeprob.runtime.next_step import Steps, stepped
 from composeprob.runtime.population import Population, Renoiser, next_increment
 from composeprob.samplers.finishers import WarmUp
 from composeprob.samplers.layout import Layout
@@ -62,13 +64,15 @@ class Change(NamedTuple):
                 raise _other(f"lacks the site {name!r}")
             grown = _grown(name, site.shape, after.sites[name].shape)
             if grown and site.kind != "static":
-                raise _other(f"has more members of the noised site {name!r}")
+                raise _other(
+                    f"has more members of the noised site {name!r}", fix=NEXT_STEP
+                )
             news += grown
         for name, site in after.sites.items():
             if name in before.sites:
                 continue
             if site.kind != "static":
-                raise _other(f"has the new noised site {name!r}")
+                raise _other(f"has the new noised site {name!r}", fix=NEXT_STEP)
             news.append(f"the site {name!r}")
         grows = bool(news)
         news += _new_data(before, after)
@@ -103,12 +107,21 @@ def _new_data(before: AnnealedDensity, after: AnnealedDensity) -> list[str]:
     return news
 
 
-def _other(difference: str) -> InvalidValueError:
+MORE_DATA = (
+    "extend by the same program with more data at the end: one datum, member or latent "
+    "more. For another density start anew: cp.infer(density, key, …)."
+)
+NEXT_STEP = (
+    "write a program of the new site alone, whose factor depends on a latent past = "
+    "cp.sample('past', distribution), and name the site of the result that it takes: "
+    "result.extend(density, key, given={'past': 'x'})."
+)
+
+
+def _other(difference: str, fix: str = MORE_DATA) -> InvalidValueError:
     """Return the error for a density that is no extension of a result's."""
     return InvalidValueError(
-        f"This density {difference}, compared with that of the result.",
-        fix="extend by the same program with more data at the end: one datum, member "
-        "or latent more. For another density start anew: cp.infer(density, key, …).",
+        f"This density {difference}, compared with that of the result.", fix=fix
     )
 
 
@@ -212,15 +225,24 @@ for _name in vars(Evaluates):
         setattr(Between, _name, _passed_on(_name))
 
 
-def can_extend(result: Result) -> Result:
-    """Return the result, which can go on by `Result.extend`."""
+def can_extend(result: Result, steps: Steps | None = None) -> Result:
+    """Return the result, which can go on by `Result.extend`, after ``steps`` if it has
+    made any."""
     # Not a field, as copies with other samples must not go on.
-    object.__setattr__(result, "_onwards", extended)
+    object.__setattr__(result, "_onwards", partial(extended, steps=steps))
     return result
 
 
-def extended(result: Result, density: AnnealedDensity, key: Array) -> Result:
-    """Return a result that goes on with what a density has more; see
+def extended(
+    result: Result,
+    density: AnnealedDensity,
+    key: Array,
+    given: dict[str, str] | None = None,
+    keep: int | None = None,
+    *,
+    steps: Steps | None = None,
+) -> Result:
+    """Return a result that goes on with what a density has more, after ``steps``; see
     `Result.extend`."""
     before = result.density
     if before is None:
@@ -234,6 +256,23 @@ def extended(result: Result, density: AnnealedDensity, key: Array) -> Result:
             fix="compile the program with the further data: cp.compile(program, …).",
         )
     check_key(key)
+    if given is not None:
+        with usual():
+            steps = steps or Steps(result.reason)
+            after, steps = stepped(result, density, key, given, keep, steps)
+            return can_extend(after, steps)
+    if steps is not None:
+        raise InvalidValueError(
+            "This result has gone on by steps, whose given sites have no prior that "
+            "more data could be weighed under.",
+            fix="go on by steps, extend(density, key, given={…}), or start anew.",
+        )
+    if keep is not None:
+        raise InvalidValueError(
+            f"keep={keep} counts steps, and this is none: given= is missing.",
+            fix="leave keep out, or name the sites of the step before: "
+            "given={'past': 'x'}.",
+        )
     latents = any(site.kind != "noised" for site in density.sites.values())
     if latents and "energy" not in density.capabilities:
         raise CapabilityError(

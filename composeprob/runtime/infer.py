@@ -32,6 +32,7 @@ from composeprob.kernels.kernel import Kernel
 from composeprob.results.checks import CHECKS, Check
 from composeprob.results.result import Result
 from composeprob.runtime.extend import can_extend
+from composeprob.runtime.next_step import check_not_given
 from composeprob.runtime.plan import Attempt, Tried, between_levels, plan
 from composeprob.runtime.rewards import check_rewards, with_rewards
 from composeprob.runtime.stages import State, carry_out
@@ -175,6 +176,7 @@ def infer(
         began=time.monotonic(),
     )
     check_rewards(density, call.draws.number)
+    check_not_given(density)
     tried: list[Tried] = []
     attempts = plan(
         density,

@@ -101,6 +101,19 @@ class Population:
         for name in density.sites:
             if name in result.samples:
                 values[name] = jnp.asarray(result.drawn(name)[:, -1])
+        return cls.with_values(result, density, values, key, chunk)
+
+    @classmethod
+    def with_values(
+        cls,
+        result: Result,
+        density: AnnealedDensity,
+        values: dict[str, Array],
+        key: Array,
+        chunk: int | None,
+    ) -> Population:
+        """Return the chains of a result with these values, (N, …), of the latents of a
+        density."""
         log_weights = np.asarray(result.log_weights, float)
         words, shared = words_of(key, len(log_weights), tuning.SERIES_AFTER)
         points = _points(density, values, jnp.asarray(words))
@@ -167,6 +180,7 @@ class Population:
         density: AnnealedDensity,
         findings: list[Finding],
         note: str,
+        reason: str | None = None,
         **facts: Any,
     ) -> Result:
         """Return the result of the run before with this population in the place of its
@@ -177,8 +191,11 @@ class Population:
             density: what it is a sample of.
             findings: what went wrong since.
             note: what was done, for the reason.
+            reason: what the note follows; left out, the reason of the run before.
             facts: of `About`, that have changed.
         """
+        if reason is None:
+            reason = before.reason
         samples, positions = _read(self.density, self.points)
         genealogy = self.genealogy
         values = [np.asarray(value) for value in positions.values()]
@@ -228,7 +245,7 @@ class Population:
             log_evidence=log_evidence,
             log_evidence_error=log_evidence_error,
             evaluations=before.evaluations + self.evaluations,
-            reason=f"{before.reason}; {note}",
+            reason=f"{reason}; {note}",
             about=dataclasses.replace(before.about, curl=curl, **facts),
             status=later(full_status),
             trust=trust,
@@ -438,7 +455,7 @@ class Renoiser:
     ) -> tuple[Bool[np.ndarray, " chains"], float]:
         """Accept or reject a proposal of each chain."""
         gain = jnp.asarray(log_gain(proposed), log_ratio.dtype)
-        self.states, accepted, mean = _decided(
+        self.states, accepted, mean = decided(
             words, proposed, self.states, log_ratio + gain
         )
         self.population.points = self.states.position
@@ -494,8 +511,10 @@ def _drawn(
 
 
 @eqx.filter_jit
-def _decided(
+def decided(
     words: Array, proposed: KernelState, states: KernelState, log_ratio: Array
 ) -> tuple[KernelState, Array, Array]:
+    """Accept or reject the proposals of all chains; return the states, which chains
+    moved, and the mean acceptance."""
     states, info = jax.vmap(accept)(words, proposed, states, log_ratio)
     return states, info.accepted, jnp.mean(info.acceptance)

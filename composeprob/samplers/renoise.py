@@ -19,6 +19,7 @@ By scores alone f(y)·Q/f(x) is known from the Feynman–Kac rate R of the compo
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -121,6 +122,62 @@ class Renoising(NamedTuple):
         self, words: UInt32[Array, " 2"], state: KernelState, turn: Int[Array, ""]
     ) -> Excursion:
         """Go up to a rung and down again; 2·turn evaluations, in one loop."""
+        return self.way(words, state, turn, jnp.zeros_like(turn))
+
+    def fall(
+        self, words: UInt32[Array, " 2"], v: Float[Array, " size"]
+    ) -> tuple[KernelState, Float[Array, ""]]:
+        r"""Draw the noised entries of one chain from noise alone, by the reverse steps.
+
+        With u_T, …, u_0 = x the way down from the law ρ of the noisiest level, the
+        weight is of expectation ∫π(x, z) dx at every z, whatever the steps are:
+
+        $$w = \frac{\pi(u_0, z)}{\rho(u_T)}
+          \prod_j \frac{q(u_{j+1} \mid u_j)}{r(u_j \mid u_{j+1})}.$$
+
+        By scores alone it is the Feynman–Kac weight ∫F_T·E_T(u_T)·exp(∫R dτ)·G_0(x),
+        up to the error of the steps.
+
+        Args:
+            words: the random words of this draw.
+            v: the chain; its noised entries are replaced, its static ones z stay.
+
+        Returns:
+            The chain at level 0, evaluated with its terms, and log w, without the
+                priors of z.
+        """
+        d = self.layout.dims
+        top = len(self.ladder.levels) - 1
+        level = self.ladder.levels[top]
+        schedule = self.density.schedule
+        noise = schedule.at(level)
+        power = self.layout.power(self.density, level)
+        variance = noise.variance / power
+        drawn = jnp.sqrt(variance) * normals(words, Stream.INITIAL, d, v.dtype)
+        start = jnp.concatenate([drawn, v[d:]])
+        at_start = self.evaluate(start, top)
+        excursion = self.way(words, KernelState(start, at_start), top, top)
+        terms = excursion.state.evaluation.terms
+        if self.by_values:
+            # π is a density of x = α·y, and the steps are those of y.
+            log_volume = d * jnp.log(schedule.at(0).alpha)
+            constant = 0.5 * d * math.log(2 * math.pi)
+            log_top = _log_normal(drawn, variance) - constant
+            log_density = excursion.state.evaluation.log_density - terms.log_prior
+            log_weight = log_density + log_volume - log_top + excursion.log_steps
+            return excursion.state, log_weight
+        normaliser = self.density.top.at(level).log_normaliser(noise.sigma)
+        log_weight = normaliser + at_start.terms.log_exact + excursion.log_steps
+        return excursion.state, log_weight + terms.log_potential
+
+    def way(
+        self,
+        words: UInt32[Array, " 2"],
+        state: KernelState,
+        turn: Int[Array, ""] | int,
+        first: Int[Array, ""] | int,
+    ) -> Excursion:
+        """Go up to a rung and down again, from the step ``first`` of the 2·turn on."""
         d = self.layout.dims
         schedule = self.density.schedule
         Carry = tuple[Array, Evaluation, Array]
@@ -148,7 +205,7 @@ class Renoising(NamedTuple):
             return w, at_w, log_steps + jnp.where(up, -along, along)
 
         carry = (state.position, state.evaluation, jnp.zeros(()))
-        w, at_w, log_steps = jax.lax.fori_loop(0, 2 * turn, step, carry)
+        w, at_w, log_steps = jax.lax.fori_loop(first, 2 * turn, step, carry)
         return Excursion(KernelState(w, at_w), log_steps)
 
     def log_edge(

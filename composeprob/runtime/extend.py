@@ -109,7 +109,8 @@ def _new_data(before: AnnealedDensity, after: AnnealedDensity) -> list[str]:
 
 MORE_DATA = (
     "extend by the same program with more data at the end: one datum, member or latent "
-    "more. For another density start anew: cp.infer(density, key, …)."
+    "more. For the next step of a Markov chain name the site that its past takes: "
+    "given={'past': 'x'}. For another density start anew: cp.infer(density, key, …)."
 )
 NEXT_STEP = (
     "write a program of the new site alone, whose factor depends on a latent past = "

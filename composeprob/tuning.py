@@ -247,7 +247,7 @@ REWARD = _Reward()
 
 class _NextStep(NamedTuple):
     # Runs of pilots that measure the widths of a step's reverse steps.
-    pilots: int = 2
+    pilots: int = 3
 
 
 # New noised sites in `Result.extend`.

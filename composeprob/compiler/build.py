@@ -25,8 +25,8 @@ from composeprob.compiler.evidence import mask, plate_axes, plates, scaled
 from composeprob.compiler.latents import (
     Dependencies,
     ancestors,
-    bijection_of,
     awaits_result,
+    bijection_of,
     held_for,
     located,
     place_of,
@@ -118,20 +118,23 @@ def build(
     for sentence in sentences:
         graph = graph.noted("build", sentence)
     if builder.held:
-        by_prior = ", ".join(sorted(builder.held))
-        below = ", ".join(site.name for site in builder.sites if site.ancestral)
-        source = "the prior"
-        if builder.given:
-            source = "an earlier result"
-        graph = graph.noted(
-            "build", f"ancestral order: {by_prior} by {source}, then {below} given that"
-        )
+        graph = graph.noted("build", _ancestral_sentence(builder))
     for group in summed:
         graph = graph.noted("sum", _summed_sentence(group))
     standardised = frozenset(s.name for s in builder.statics if s.standardised)
     placed_statics = tuple(builder.placed_by_statics)
     traced = replace(traced, standardised=standardised, placed=placed_statics)
     return graph, replace(traced, summed=summed)
+
+
+def _ancestral_sentence(builder: _Builder) -> str:
+    """The note about latents that no chain moves."""
+    held = ", ".join(sorted(builder.held))
+    below = ", ".join(site.name for site in builder.sites if site.ancestral)
+    source = "the prior"
+    if builder.given:
+        source = "an earlier result"
+    return f"ancestral order: {held} by {source}, then {below} given that"
 
 
 def _summed_sentence(group: Summed) -> str:

@@ -152,18 +152,18 @@ class Result(NotPickled, Record):
             >>> @cp.program
             ... def step(y):
             ...     past = cp.sample("past", dist.Normal(0.0, 1.0))
-            ...     levels = cp.Schedule.log_snr(20)
-            ...     x = cp.sample("x", cp.Analytic(dist.Normal(0.9 * past, 0.5), levels))
+            ...     law = dist.Normal(0.9 * past, 0.5)
+            ...     x = cp.sample("x", cp.Analytic(law, cp.Schedule.log_snr(20)))
             ...     cp.observe("y", dist.Normal(x, 1.0), y)
             >>> result = result.extend(cp.compile(step, 0.4), key, given={"past": "x"})
             >>> sorted(result.samples)
             ['past', 'x']
 
         References:
-            Chopin 2002, *A sequential particle filter method for static models*; Pitt
-            and Shephard 1999, *Filtering via simulation: auxiliary particle filters*;
-            Olsson and Douc 2019, *Numerically stable online estimation of variance in
-            particle filters*.
+            Chopin 2002, *A sequential particle filter method for static models*;
+            Gordon, Salmond and Smith 1993, *Novel approach to nonlinear/non-Gaussian
+            Bayesian state estimation*; Olsson and Douc 2019, *Numerically stable online
+            estimation of variance in particle filters*.
         """
         # `infer` sets it on the instance: results know no samplers.
         extend: Callable[..., Result] | None = getattr(self, "_onwards", None)

@@ -7,14 +7,13 @@ steps is of expectation ∫f(x | z)·p(y | x) dx, so that
 
 $$\hat p(y_{t+1} \mid y_{1:t}) = \sum_i W_i\, w_i$$
 
-is that of a particle filter (auxiliary where the steps see y). Where fewer than half of
-the chains count, these are resampled, and propose x once more: accepted by the ratio of
-weights, which leaves π given z invariant (particle independent Metropolis–Hastings).
+is that of a particle filter. Where fewer than half of the chains count, these are
+resampled, and propose x once more: accepted by the ratio of weights, which leaves π
+given z invariant (particle independent Metropolis–Hastings).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -220,8 +219,9 @@ class NextStep:
         if keep is not None:
             lag = f", errors by ancestors {keep} steps back"
         note = (
-            f"extended by {steps.number} steps of {', '.join(names)}, the last with log "
-            f"p {population.log_evidence:.4g} ± {error:.2g} and {self.moves} moves{lag}"
+            f"extended by {steps.number} steps of {', '.join(names)}, the last with "
+            f"log p {population.log_evidence:.4g} ± {error:.2g} and {self.moves} moves"
+            f"{lag}"
         )
         return population.result(result, density, [], note, reason=steps.reason)
 

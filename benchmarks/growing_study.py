@@ -170,7 +170,7 @@ def main() -> int:
         f"all within four stated errors of quadrature ({worst:.1f})": worst <= 4,
         "every status is OK": fine,
     }
-    columns = ["run", "key", "mu", "tau", "log p(added | first)", "status"]
+    columns = ["run", "key", "mu", "tau", "log p(added), given the first", "status"]
     columns += ["evaluations", "seconds"]
     title = "A study that grows from 20 to 44 subjects"
     return publish("growing_study", title, columns, rows, checks, found)

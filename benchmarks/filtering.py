@@ -295,21 +295,12 @@ def main() -> int:
     for name, each in filters.items():
         error = each.error(data.states)
         away = each.log_evidence[-1] - total
-        per_observation = away / options.steps
-        found[name] = {
-            "error": error,
-            "log-evidence less the reference's": away,
-            "seconds": each.seconds,
-        }
-        rows.append(
-            [
-                name,
-                f"{error:.3f}",
-                f"{away:+.2f}",
-                f"{per_observation:+.4f}",
-                f"{each.seconds:.0f}",
-            ]
-        )
+        found[name] = {"error": error, "seconds": each.seconds}
+        of_evidence = ["", ""]
+        if np.isfinite(away):
+            found[name]["log-evidence less the reference's"] = away
+            of_evidence = [f"{away:+.2f}", f"{away / options.steps:+.4f}"]
+        rows.append([name, f"{error:.3f}", *of_evidence, f"{each.seconds:.0f}"])
         print("  ".join(rows[-1]), flush=True)
 
     error = found[ours]["error"]

@@ -475,6 +475,12 @@ class _Latents(NamedTuple):
     reach: float = 1.5
     # Smallest width, in rounding errors of a latent, to which it is standardised.
     rounding: float = 100.0
+    # Width of a latent over that of its prior given others above which it is
+    # standardised.
+    vague: float = 0.1
+    # Share of HMC's transitions in the steps of a hierarchy that are shorter than the
+    # others, and by how much at most.
+    short: tuple[float, float] = (0.5, 100.0)
     # Least curvature.
     flat: float = 0.05
     # Largest dimension of all latents in which this kernel is the default although
@@ -783,6 +789,8 @@ class _Summary(NamedTuple):
 
 # The table of a result.
 SUMMARY = _Summary()
+# Other runs whose quantiles the error of a quantile sums over.
+QUANTILE_RUNS = 32
 # Standard errors by which a refined run must differ in `error_sources`.
 REFINED_ERRORS = 3.0
 

@@ -6,7 +6,7 @@ import pytest
 
 from composeprob.findings import Code, Finding
 from composeprob.results import estimates
-from composeprob.results.estimates import Genealogy
+from composeprob.results.estimates import Genealogy, quantiles_of_runs
 from composeprob.results.record import About, Record
 from composeprob.results.status import Status
 
@@ -166,3 +166,36 @@ def test_families_is_the_former_name_of_genealogy():
         assert estimates.Families is Genealogy
     with pytest.raises(AttributeError, match="Clans"):
         _ = estimates.Clans
+
+
+@pytest.mark.parametrize("share", [0.24, 0.21, 0.8])
+def test_the_error_of_a_quantile_near_the_share_of_a_mode_spans_the_gap(
+    share, monkeypatch
+):
+    """Two modes, four apart: where the left one has nearly a quarter, the quantile of
+    some runs is in it and that of others in the right one. The mean square of errors is
+    their variance, which an interval of 90 % that ends before the gap would hide."""
+    monkeypatch.setattr(
+        "composeprob.results.estimates._over_all", lambda fn, whole: fn(whole)
+    )
+    rng = np.random.default_rng(7)
+    values = []
+    squares = []
+    for _ in range(300):
+        left = rng.uniform(size=200) < share
+        made = Made(np.where(left, -2.0, 2.0) + 0.1 * rng.normal(size=200))
+        estimate = made.quantile(x, 0.25)
+        values.append(estimate.value)
+        squares.append(estimate.error**2)
+    ratio = np.var(values) / np.mean(squares)
+    assert 0.4 < ratio < 1.6
+
+
+def test_quantiles_of_other_runs_are_those_of_the_shares_of_samples():
+    values = np.linspace(0.0, 1.0, 1001)
+    cumulative = np.arange(1, 1002) / 1001
+    found = quantiles_of_runs(values, cumulative, 0.3, 400.0, np.inf)
+    assert found.mean() == pytest.approx(0.3, abs=0.003)
+    assert found.std() == pytest.approx(np.sqrt(0.3 * 0.7 / 400), rel=0.05)
+    few = quantiles_of_runs(values, cumulative, 0.3, 400.0, 4.0)
+    assert few.std() > 1.2 * found.std()

@@ -1,6 +1,8 @@
 """Importance samples from the factors: their density, their findings about chains that
 miss a mode, and none about right ones."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +15,11 @@ from composeprob import tuning
 from composeprob.compiler.pipeline import lowered
 from composeprob.findings import Code, Finding
 from composeprob.results import importance
+from composeprob.results.checks.one_chain import OneChain
+from composeprob.results.ended import Ending
 from composeprob.results.estimates import Genealogy
 from composeprob.results.importance import Unlike, can_draw, unlike
-from messages import check_finding
+from messages import check_finding, check_wording
 from sampling_cases import modes, normal, run, single
 from test_comparison import drawn as compared
 from zscores import assert_agrees, z_scores
@@ -330,3 +334,36 @@ def test_a_comparison_reports_unreached_modes_of_either_run():
     third = compared(rng)
     object.__setattr__(third, "status", other.status)
     assert len(other.compare(third).status.findings) == 1
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_draws_of_one_chain_are_compared_with_importance_samples(apart):
+    """A chain that stays in one of two modes had a mean with the error of that mode."""
+    means = TWO[1] if apart else [0.0, 0.1]
+    density = cp.compile(single, mixture(TWO[0], means, TWO[2]))
+    result = run(density, chains=1, draws=100)
+    assert result.status.has(Code.MODES_UNREACHED) == apart
+    assert np.isnan(result.mean(lambda s: s["x"]).error) == apart
+
+
+def test_draws_that_nothing_can_be_compared_with_have_no_error():
+    def asked(density, chains, drawn, round_trips=np.nan):
+        return OneChain().ask(
+            SimpleNamespace(
+                density=density,
+                num_chains=chains,
+                ending=Ending(drawn=drawn, asked=drawn),
+                trust=cp.Trust(num_chains=chains, round_trips=round_trips),
+            )
+        )
+
+    closed_form = cp.compile(single, mixture(*TWO))
+    learned = cp.compile(single, cp.load("ring2d"))
+    (finding,) = asked(learned, 1, 1000)
+    check_wording(finding.message)
+    # Twenty draws are too few to be compared.
+    assert asked(closed_form, 1, 20)
+    assert not asked(closed_form, 1, 1000)
+    assert not asked(learned, 2, 1000)
+    assert not asked(learned, 1, 0)  # no draws, and so no error
+    assert not asked(learned, 1, 1000, round_trips=3.0)  # replicas

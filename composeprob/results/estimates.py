@@ -317,12 +317,13 @@ def _finite_columns(values: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, "n
 
 
 def wilson(
-    share: ArrayLike, size: ArrayLike, t: float
+    share: ArrayLike, size: ArrayLike, t: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return Wilson's interval of a share seen in ``size`` independent samples, ``t``
     standard errors wide."""
     share = np.asarray(share)
     size = np.asarray(size)
+    t = np.asarray(t)
     square = t**2 / size
     middle = (share + square / 2) / (1 + square)
     half = t / (1 + square) * np.sqrt(share * (1 - share) / size + square / (4 * size))
@@ -335,6 +336,32 @@ def quantile(values: np.ndarray, cumulative: np.ndarray, q: float) -> float:
     """Return the smallest of sorted values whose cumulative weight reaches q."""
     index = int(np.searchsorted(cumulative, q - 1e-12))  # but for rounding
     return float(values[min(index, len(values) - 1)])
+
+
+def quantiles_of_runs(
+    values: np.ndarray, cumulative: np.ndarray, q: float, size: float, degrees: float
+) -> Float[np.ndarray, " runs"]:
+    """Return what a quantile may be in other runs, at even probabilities.
+
+    In another run the value at which the cumulative weight reaches q has a share here
+    that differs from q by chance, as a share of ``size`` samples does.
+
+    Args:
+        values: sorted.
+        cumulative: their cumulative weights.
+        q: level of the quantile.
+        size: number of independent samples that tell this share as well.
+        degrees: of freedom that it is known with.
+    """
+    number = tuning.QUANTILE_RUNS
+    below = (np.arange(number) + 0.5) / number
+    if math.isinf(degrees):
+        t = special.ndtri(below)
+    else:
+        t = special.stdtrit(degrees, below)
+    low, high = wilson(q, size, np.abs(t))
+    shares = np.where(t < 0, low, high)
+    return np.array([quantile(values, cumulative, share) for share in shares])
 
 
 def evaluated(name: str, fn: Any, samples: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -30,8 +30,8 @@ from composeprob.results.estimates import (
     effective_chains_bound,
     evaluated,
     quantile,
+    quantiles_of_runs,
     quiet_arviz,
-    student,
     systematic,
     wilson,
 )
@@ -438,7 +438,9 @@ class Record:
             ``.value``, ``.error`` and ``.interval(0.9)``, which goes from the quantile
             at a to the quantile at b, with [a, b] the interval of the share of samples
             below the estimate; infinite where too few samples lie beyond. The error is
-            that of a normal distribution with this interval.
+            the root mean square by which the quantile at a differs from that at q, a
+            being what the share comes to in other runs: where it is near that of a
+            mode, some of these have the quantile on the other side of the gap.
 
         Raises:
             WrongTypeError, InvalidValueError: not a function of one sample, or a q
@@ -491,9 +493,15 @@ class Record:
             share.degrees,
             ends,
         )
-        low, high = estimate.interval(0.9)  # wide enough to see a gap between modes
-        error = (high - low) / 2 / student(0.9, share.degrees)
-        return dataclasses.replace(estimate, error=error)
+        error = []
+        for column, size, here in zip(columns, sizes, value, strict=True):
+            there = quantiles_of_runs(*column, q, float(size), share.degrees)
+            error.append(np.sqrt(np.mean((there - here) ** 2)))
+        low, high = estimate.interval(0.9)
+        # Infinite, or withheld, where the interval is.
+        reach = np.asarray(high) - np.asarray(low)
+        error = np.where(np.isfinite(reach), np.reshape(error, event), reach)
+        return dataclasses.replace(estimate, error=as_python(error))
 
     def _values(
         self, method: str, fn: Callable[[dict[str, Array]], ArrayLike]

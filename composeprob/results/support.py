@@ -244,6 +244,13 @@ def compared_chains(proportions: Proportions) -> Int[np.ndarray, " some"]:
     return proportions.compared[some]
 
 
+def in_separated_modes(density: AnnealedDensity, positions: Position) -> bool:
+    """Return whether barriers of log π₀ separate chains from one another."""
+    number = len(next(iter(positions.values())))
+    some = chosen(positions, spaced(number, tuning.CHECKS.most_chains))
+    return shares.separated(some, barriers(density)) is not None
+
+
 def separated_text(
     density: AnnealedDensity,
     positions: Position,

@@ -66,6 +66,8 @@ class Trust:
         drift: by how many standard deviations the last block at level 0 moved the
             population, or is correlated with where it began; 0 without.
         discretisation: error of log Z by the distance of levels, in nats.
+        missing: nats by which log Z of the run over every other level is greater than
+            the run's, beyond noise; 0 where it is not.
         corrections: what the run corrected in its mode proportions, as clauses of
             `Result.reason`.
 
@@ -88,6 +90,7 @@ class Trust:
     round_trips: float = math.nan
     drift: float = 0.0
     discretisation: float = 0.0
+    missing: float = 0.0
     corrections: str = ""
 
     @property

@@ -285,6 +285,7 @@ class Evidence(NamedTuple):
 
     value: float  # NaN where the run gives none
     discretisation: float  # error by the distance of levels, in nats
+    missing: float  # nats that the run over every other level found more
     error: float  # standard error, of everything together
 
     @classmethod
@@ -298,11 +299,14 @@ class Evidence(NamedTuple):
         if ended.arrived and state.sampler.estimates_evidence(state.density):
             value = float(ended.run.log_evidence)
         discretisation = 0.0
+        missing = 0.0
         if state.sampler.check_order is not None and math.isfinite(value):
             discretisation = _discretisation(
                 ended, value, repetition, state.sampler.check_order
             )
+            missing = _missing(ended, value, repetition)
         variance = float(ended.run.evidence_variance)
+        unfound = _unfound(ended, value)
         worth = effective_chains_bound(genealogy, list(ended.positions.values()))
         # Student's t, as for means: few ancestors tell their own variance badly.
         if worth < tuning.ERRORS.fewest_families:
@@ -314,8 +318,8 @@ class Evidence(NamedTuple):
         if repetition is not None and repetition.positions is not None:
             # What moves whole modes is no noise that the two variances know of.
             distance = max(distance, abs(value - repetition.log_evidence))
-        error = math.hypot(math.sqrt(variance), distance, of_top)
-        return cls(value, discretisation, error)
+        error = math.hypot(math.sqrt(variance), distance, of_top, unfound)
+        return cls(value, discretisation, missing, error)
 
 
 def _discretisation(
@@ -331,6 +335,34 @@ def _discretisation(
     averaged, noise = map(float, ended.run.averaging)
     of_averaging = math.sqrt(max(averaged**2 - noise, 0.0))
     return math.hypot(error, of_averaging)
+
+
+def _unfound(ended: Ended, evidence: float) -> float:
+    """The nats by which importance samples of global moves find a greater evidence,
+    beyond noise; 0 where they do not, or constants are unknown.
+
+    Weights that are uneven leave a mode that few chains reach with too little, and do
+    not show it in their variance. Importance samples that find less say nothing: they
+    may have missed a place.
+    """
+    if not ended.state.density.top.normalised:
+        return 0.0
+    log_evidence, variance = map(float, ended.run.bridged)
+    more = log_evidence - evidence
+    if not more > 0:  # nor where it is NaN
+        return 0.0
+    noise = variance + float(ended.run.evidence_variance)
+    return math.sqrt(max(more**2 - noise, 0.0))
+
+
+def _missing(ended: Ended, evidence: float, repetition: Repetition | None) -> float:
+    """The nats by which the evidence over every other level is greater, less two
+    standard errors; 0 where it is not."""
+    if repetition is None:
+        return 0.0
+    noise = repetition.variance + float(ended.run.evidence_variance)
+    more = repetition.log_evidence - evidence
+    return max(more - 2 * math.sqrt(noise), 0.0)
 
 
 # ── what checks ask ───────────────────────────────────────────────────────────────────
@@ -380,6 +412,7 @@ def _trust(
         round_trips=round_trips,
         drift=float(ended.run.drift),
         discretisation=evidence.discretisation,
+        missing=evidence.missing,
         corrections=support.corrections,
     )
 

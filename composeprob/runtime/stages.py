@@ -35,6 +35,7 @@ from composeprob.results.checks.own_scores import OwnScores
 from composeprob.results.ended import KeyUse
 from composeprob.results.repetition import Repetition
 from composeprob.results.result import Result
+from composeprob.results.support import in_separated_modes
 from composeprob.results.trust import least_effective_ancestors
 from composeprob.runtime import compiled
 from composeprob.runtime.outcome import summarised
@@ -44,6 +45,7 @@ from composeprob.runtime.progress import Progress
 from composeprob.runtime.writer import Checkpoint, Draws, RunCheckpoints, Writer
 from composeprob.samplers.choose import check_capabilities
 from composeprob.samplers.finishers import Finisher
+from composeprob.samplers.layout import Layout
 from composeprob.samplers.run import Run, Visits, begin, placed
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, everywhere, from_first_process, host
@@ -292,9 +294,9 @@ def _finished(state: State, finisher: Finisher) -> Run:
     then until the population drifts no more and does not contradict the target."""
     density = state.placed[1]
     weighted = state.sampler.weights is not None
-    # Chains that global moves took anywhere need not forget where they are since: modes
-    # keep them there.
-    renewed = bool(np.isfinite(float(state.run.global_acceptance)))
+    # Chains that global moves took anywhere need not forget where they are since if
+    # modes keep them there: nearly all chains, as few that moved are not a sample.
+    renewed = float(state.run.renewed) >= 1 - tuning.GLOBAL_MOVES.most_stuck
     title = finisher.title
     total = finisher.rounds
     run = state.run
@@ -318,9 +320,10 @@ def _finished(state: State, finisher: Finisher) -> Run:
         points = _points(run)
         done += 1
         spent += finisher.evaluations(fitted)
-        drift = finisher.drift(
-            (start, before, points), state.density, weighted or renewed
-        )
+        trail = (start, before, points)
+        drift = finisher.drift(trail, state.density, weighted)
+        if drift and renewed and _in_modes(state, points):
+            drift = finisher.drift(trail, state.density, True)
         departure = finisher.departure(points, _scores(run), np.asarray(run.ancestors))
         state.report(title, total, done=done, drift=drift)
     measured = run.drift
@@ -332,6 +335,14 @@ def _finished(state: State, finisher: Finisher) -> Run:
         spent=run.spread.number(spent),
         drift=measured,
     )
+
+
+def _in_modes(state: State, points: Float[np.ndarray, "chains size"]) -> bool:
+    """Return whether chains lie in separated modes of level 0."""
+    layout = Layout.of_density(state.density)
+    alpha = float(state.density.schedule.alpha[0])
+    values: Any = points  # arithmetic alone, which is NumPy's too
+    return in_separated_modes(state.density, layout.position(values, alpha))
 
 
 def draw(state: State) -> None:

@@ -22,6 +22,7 @@ from composeprob.samplers.hierarchy import (
     InBothCoordinates,
     Interweaving,
     NonCentred,
+    ShortAndLong,
     has_dependents,
     interweaves,
 )
@@ -142,7 +143,7 @@ def _at_one_level(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, s
     if has_dependents(density):
         # Half of the evaluations in either coordinates. A chain that starts where the
         # density is steep needs shorter steps than the others.
-        centred = HMC(tuned, num_leapfrog=4, jitter=0.9)
+        centred = ShortAndLong(tuned, num_leapfrog=4, jitter=0.9)
         non_centred = NonCentred(tuned, num_leapfrog=4, jitter=0.9)
         kernel = InBothCoordinates(centred, non_centred, density)
         moved = "HMC in centred and non-centred coordinates in turn"

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import equinox as eqx
 import jax
@@ -24,7 +24,9 @@ from composeprob.density.evaluation import Evaluation, Position
 from composeprob.density.stein import departure
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import HMC, MALA, Adaptive, Kernel, KernelState
+from composeprob.kernels.kernel import log_density_of
 from composeprob.kernels.line_integral import bounded
+from composeprob.kernels.metric import MetricLike, as_metric, regularised
 from composeprob.kernels.metropolis import log_density_ratio, log_uniform, metropolis
 from composeprob.renamed import former_names
 from composeprob.samplers.descent import at_target, moved_to
@@ -33,9 +35,11 @@ from composeprob.samplers.hierarchy import (
     InBothCoordinates,
     Interweaving,
     NonCentred,
+    ShortAndLong,
     StandardCoordinates,
     has_dependents,
     interweaves,
+    vague_entries,
 )
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Transitions
@@ -282,19 +286,42 @@ def _hamiltonian(points: Points, density: AnnealedDensity) -> Kernel:
     dependents = has_dependents(density)
     if dependents:
         leapfrogs //= 2
-    metric = _variances(points, density)
-    hmc = HMC(step_size, leapfrogs, damping=0.0, jitter=jitter, metric=metric)
+    metric = _covariance(points, density)
     if not dependents:
-        return hmc
-    standard_metric = _variances(_standard_points(points, density), density)
-    non_centred = NonCentred(step_size, leapfrogs, jitter, metric=standard_metric)
-    return InBothCoordinates(hmc, non_centred, density)
+        return HMC(step_size, leapfrogs, damping=0.0, jitter=jitter, metric=metric)
+    centred = ShortAndLong(
+        step_size, leapfrogs, damping=0.0, jitter=jitter, metric=metric
+    )
+    vague = vague_entries(points, density)
+    coordinates = StandardCoordinates(density, Layout.of_density(density), vague)
+    standard = np.asarray(_standardised(coordinates, jnp.asarray(points)))
+    non_centred = NonCentred(
+        step_size,
+        leapfrogs,
+        jitter,
+        metric=_covariance(standard, density),
+        vague=vague,
+    )
+    return InBothCoordinates(centred, non_centred, density)
 
 
-def _standard_points(points: Points, density: AnnealedDensity) -> Points:
-    """Return the population's `StandardCoordinates`."""
-    coordinates = StandardCoordinates(density, Layout.of_density(density))
-    return np.asarray(_standardised(coordinates, jnp.asarray(points)))
+def _covariance(points: Points, density: AnnealedDensity) -> MetricLike:
+    """Return the population's covariance as a metric, where all sites are latents and
+    chains are many enough for it; else its variances."""
+    layout = Layout.of_density(density)
+    limits = tuning.METRIC
+    few = layout.size > limits.most_numbers
+    few |= len(points) < limits.chains_per_number * layout.size
+    sound = np.isfinite(np.square(points, dtype=np.float64)).all()
+    if few or not sound or layout.dims or discrete_sites(density):
+        return _variances(points, density)
+    covariance = np.cov(points, rowvar=False, dtype=np.float64).reshape(
+        layout.size, layout.size
+    )
+    metric = np.asarray(regularised(jnp.asarray(covariance), len(points)))
+    if not np.linalg.eigvalsh(metric).min() > 0:  # chains that are all in one place
+        return _variances(points, density)
+    return as_metric(metric.astype(np.float32))
 
 
 @eqx.filter_jit
@@ -419,7 +446,7 @@ class GlobalMoves(Finisher):
         size = run.chains.position.shape[1]
         second = spread.numbers(run.words) >= len(run.ancestors) // 2
         halves = second.astype(jnp.int32)
-        Carry = tuple[KernelState, Array, Array, Array]
+        Carry = tuple[KernelState, Array, Array, Array, Array]
 
         def chain(
             words: Array, v: Array, evaluation: Evaluation, half: Array
@@ -433,37 +460,46 @@ class GlobalMoves(Finisher):
                 return jax.vmap(lambda fit: fit.draw(noise))(fitted)[half]
 
             def propose(i: Array, carry: Carry) -> Carry:
-                state, log_q_here, total, moved = carry
+                state, log_q_here, total, moved, weights = carry
                 # One number for the component, d for the point, one for the test.
                 noise = normals(words, i, size + 2, v.dtype)
                 there = draw_q(noise[:-1]).astype(v.dtype)
                 evaluation = layout.evaluate(density, there, 0, terms=False)
                 proposed = KernelState(there, evaluation)
                 log_q_there = log_q(there)
+                weight = log_density_of(evaluation) - log_q_there
+                weight = jnp.where(jnp.isnan(weight), -jnp.inf, weight)
+                weights = jnp.logaddexp(weights, jnp.stack([weight, 2 * weight]))
                 log_ratio = log_density_ratio(proposed, state)
                 log_ratio = log_ratio + log_q_here - log_q_there
                 log_u = log_uniform(noise[-1])
                 state, info = metropolis(log_u, log_ratio, proposed, state)
                 log_q_here = jnp.where(info.accepted, log_q_there, log_q_here)
-                return state, log_q_here, total + info.acceptance, moved | info.accepted
+                total = total + info.acceptance
+                return state, log_q_here, total, moved | info.accepted, weights
 
             start = KernelState(v, evaluation.without_terms)
-            carry = (start, log_q(v), jnp.zeros(()), jnp.asarray(False))
-            state, _, total, moved = jax.lax.fori_loop(0, self.number, propose, carry)
-            facts = jnp.stack([moved, total / self.number])
+            nothing = jnp.full(2, -jnp.inf)
+            carry = (start, log_q(v), jnp.zeros(()), jnp.asarray(False), nothing)
+            end = jax.lax.fori_loop(0, self.number, propose, carry)
+            state, _, total, moved, weights = end
+            facts = jnp.stack([moved, total / self.number, *weights])
             return state.position, state.evaluation, facts
 
         points, evaluations, facts = spread.map(
             chain, run.words, run.chains.position, run.chains.evaluation, halves
         )
 
-        ancestors, acceptance = spread.on_population(
-            genealogy_after_moves, spread.gather(facts), run.ancestors
-        )
+        facts = spread.gather(facts)
+        after = spread.on_population(genealogy_after_moves, facts[:, :2], run.ancestors)
+
+        def bridge(log_sums: Array) -> Array:
+            return bridged_evidence(log_sums, self.number)
+
+        bridged = spread.on_population(bridge, facts[:, 2:])
         chains = Particles(points, evaluations, run.chains.inner)
-        return dataclasses.replace(
-            moved_to(run, chains), ancestors=ancestors, global_acceptance=acceptance
-        )
+        run = dataclasses.replace(moved_to(run, chains), **after._asdict())
+        return dataclasses.replace(run, bridged=bridged)
 
     def evaluations(self, fitted: GaussianMixture) -> int:
         return self.number
@@ -623,11 +659,19 @@ def fewest_chains(size: int) -> int:
     return 2 * tuning.MIXTURE.points_per_number * size
 
 
+class AfterMoves(NamedTuple):
+    """Facts of a run after moves across modes: its fields of these names."""
+
+    ancestors: Int[Array, " chains"]
+    global_acceptance: Float[Array, ""]
+    renewed: Float[Array, ""]
+
+
 def genealogy_after_moves(
     facts: Float[Array, "chains 2"], ancestors: Int[Array, " chains"]
-) -> tuple[Int[Array, " chains"], Float[Array, ""]]:
-    """Return the ancestors of chains after moves across modes, and their mean
-    acceptance.
+) -> AfterMoves:
+    """Return the ancestors of chains after moves across modes, their mean acceptance,
+    and the share that moved.
 
     Args:
         facts: of each chain, whether it moved, and its share of accepted proposals.
@@ -635,9 +679,31 @@ def genealogy_after_moves(
     """
     moved, acceptance = facts.T
     # Where many chains are stuck, the moved ones are not a sample either.
-    enough = jnp.mean(moved) >= 1 - tuning.GLOBAL_MOVES.most_stuck
+    share = jnp.mean(moved)
+    enough = share >= 1 - tuning.GLOBAL_MOVES.most_stuck
     renewed = renewed_ancestors(ancestors, moved > 0)
-    return jnp.where(enough, renewed, ancestors), jnp.mean(acceptance)
+    ancestors = jnp.where(enough, renewed, ancestors)
+    return AfterMoves(ancestors, jnp.mean(acceptance), share)
+
+
+def bridged_evidence(
+    log_sums: Float[Array, "chains 2"], number: int
+) -> Float[Array, " 2"]:
+    r"""Return log Z by importance samples, and its variance.
+
+    $$\hat Z = \frac 1M \sum_j w_j, \qquad w_j = \frac{\pi(x_j)}{q(x_j)}, \qquad
+      \operatorname{Var}\,\log \hat Z \approx \frac{\sum_j w_j^2}{(\sum_j w_j)^2} -
+      \frac 1M.$$
+
+    Args:
+        log_sums: the logarithms of the sums of w and of w² over the samples of each
+            chain.
+        number: of samples of each chain.
+    """
+    samples = number * len(log_sums)
+    log_sum, log_square = jax.nn.logsumexp(log_sums, axis=0)
+    variance = jnp.exp(log_square - 2 * log_sum) - 1 / samples
+    return jnp.stack([log_sum - jnp.log(samples), variance])
 
 
 def renewed_ancestors(

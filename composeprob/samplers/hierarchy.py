@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Float, Int, Key
 
 from composeprob import tuning
@@ -20,7 +21,7 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Evaluation, Frame, Position, Target
 from composeprob.kernels import HMC, Adaptive, Info, Kernel, KernelState
 from composeprob.kernels.gibbs import Gibbs, replaced
-from composeprob.kernels.hamiltonian import HamiltonianState
+from composeprob.kernels.hamiltonian import HamiltonianState, HamiltonianTrajectory
 from composeprob.kernels.kernel import log_density_of
 from composeprob.kernels.line_integral import LineIntegral, bounded
 from composeprob.kernels.metric import MetricLike, as_metric
@@ -491,21 +492,38 @@ def has_dependents(density: AnnealedDensity) -> bool:
 
 class StandardCoordinates(eqx.Module):
     """Coordinates u = (φ, ξ) of latents v = (φ, m(φ) + s(φ)·ξ), where location m and
-    scale s of some are other latents: those of a *non-centred* hierarchy."""
+    scale s of some are other latents: those of a *non-centred* hierarchy.
+
+    Attributes:
+        density: of the latents.
+        layout: of these.
+        vague: the entries that have these coordinates, ``{site: truth values}``; the
+            others are as they are. None for all.
+    """
 
     density: AnnealedDensity
     layout: Layout = eqx.field(static=True)
+    vague: Position | None = None
 
-    def _frames(self, position: Position) -> dict[str, Frame]:
+    def frames(self, position: Position) -> dict[str, Frame]:
+        """Return location and scale of the latents that depend on others."""
         return self.density.evaluator.frames(position, 0)
+
+    def _standardised(self, name: str, frame: Frame) -> Array:
+        if self.vague is None:
+            return jnp.ones(frame.width.shape, bool)
+        return self.vague[name]
 
     def standardise(self, v: Latents) -> Latents:
         """Return the coordinates u of latents."""
         position = self.layout.position(v, 1.0)
-        standard = dict(position)
-        for name, frame in self._frames(position).items():
-            standard[name] = frame.standard(position[name])
-        return self.layout.vector(standard, 1.0)
+        coordinates = dict(position)
+        for name, frame in self.frames(position).items():
+            value = position[name]
+            standardised = self._standardised(name, frame)
+            xi = frame.standard(value)
+            coordinates[name] = jnp.where(standardised, xi, value)
+        return self.layout.vector(coordinates, 1.0)
 
     def place(self, u: Latents) -> tuple[Latents, Scalar, Array]:
         """Return the latents at these coordinates, log |dv/du|, and whether rounding of
@@ -519,14 +537,77 @@ class StandardCoordinates(eqx.Module):
         accurate = jnp.asarray(True)
         # From the first in the program to the last. Frames are computed anew each time:
         # those of a latent depend on latents that have been placed before it.
-        for name in self._frames(position):
-            frame = self._frames(position)[name]
-            position[name] = frame.place(position[name])
-            log_volume += frame.log_volume
-            rounding = jnp.finfo(u.dtype).eps * jnp.abs(position[name])
+        for name in self.frames(position):
+            frame = self.frames(position)[name]
+            coordinate = position[name]
+            standardised = self._standardised(name, frame)
+            placed = jnp.where(standardised, frame.place(coordinate), coordinate)
+            position[name] = placed
+            log_width = jnp.where(standardised, jnp.log(frame.width), 0.0)
+            log_volume += jnp.sum(log_width)
+            rounding = jnp.finfo(u.dtype).eps * jnp.abs(placed)
             fine = frame.width > tuning.LATENTS.rounding * rounding
-            accurate &= jnp.all(fine)
+            accurate &= jnp.all(fine | ~standardised)
         return self.layout.vector(position, 1.0), log_volume, accurate
+
+
+def vague_entries(
+    points: Float[np.ndarray, "chains size"], density: AnnealedDensity
+) -> Position:
+    """Return the entries of latents that are not far narrower than their prior given
+    other latents, ``{site: truth values}``; all where there are none.
+
+    Entries that sharp data hold stay where they are when a scale above them moves: in
+    standard coordinates they would forbid all but the shortest steps to the others.
+    Widths of the population are medians, as single chains may be far from the others.
+    """
+    layout = Layout.of_density(density)
+    coordinates = StandardCoordinates(density, layout)
+    positions = layout.position(points, 1.0)
+    vague: dict[str, np.ndarray] = {}
+    for name, width in _widths(coordinates, jnp.asarray(points)).items():
+        values = np.asarray(positions[name])
+        away = np.abs(values - np.median(values, axis=0))
+        # The standard deviation of a normal distribution, by its median deviation.
+        spread = 1.4826 * np.median(away, axis=0)
+        of_prior = np.median(np.asarray(width), axis=0)
+        vague[name] = spread > tuning.LATENTS.vague * of_prior
+    if not any(entries.any() for entries in vague.values()):
+        vague = {name: np.ones_like(entries) for name, entries in vague.items()}
+    return jax.tree.map(jnp.asarray, vague)
+
+
+@eqx.filter_jit
+def _widths(coordinates: StandardCoordinates, points: Array) -> dict[str, Array]:
+    def widths(v: Array) -> dict[str, Array]:
+        frames = coordinates.frames(coordinates.layout.position(v, 1.0))
+        return {name: frame.width for name, frame in frames.items()}
+
+    return jax.vmap(widths)(points)
+
+
+class ShortAndLong(HMC):
+    """HMC of which some transitions have far shorter steps than the others.
+
+    A chain whose scale is near 0 has members near their location, and needs steps as
+    short as that scale. By the step size of the other chains it would stay there.
+    Lengths do not depend on where a chain is, which leaves the density invariant.
+    """
+
+    def begin(
+        self, noise: Array, state: HamiltonianState, step_size: Array
+    ) -> tuple[HamiltonianTrajectory, Position]:
+        share, most = tuning.LATENTS.short
+        uniform = ndtr(noise[-1])
+        shorter = jnp.exp(-jnp.log(most) * uniform / share)
+        scale = jnp.where(uniform < share, shorter, 1.0)
+        # The rest of the uniform number is that of the jitter.
+        rest = jnp.where(
+            uniform < share, uniform / share, (uniform - share) / (1 - share)
+        )
+        eps = jnp.finfo(rest.dtype).eps
+        jittered = noise.at[-1].set(ndtri(jnp.clip(rest, eps, 1 - eps)))
+        return super().begin(jittered, state, step_size * scale.astype(step_size.dtype))
 
 
 class NonCentred(Kernel[KernelState]):
@@ -534,7 +615,8 @@ class NonCentred(Kernel[KernelState]):
     move along.
 
     In the coordinates $u$ the log-density is $\log\pi(v(u)) + \log|dv/du|$: HMC leaves
-    it invariant, and so π. Step size and metric are those of u.
+    it invariant, and so π. Step size and metric are those of u. Only the entries that
+    are ``vague`` have these coordinates, where they are known.
     """
 
     step_size: StepSizeLike = eqx.field(
@@ -543,6 +625,7 @@ class NonCentred(Kernel[KernelState]):
     num_leapfrog: int = eqx.field(default=8, static=True)
     jitter: float = eqx.field(default=0.3, static=True, repr=False)
     metric: MetricLike = eqx.field(default="none", converter=as_metric, repr=False)
+    vague: Position | None = eqx.field(default=None, repr=False)
     coordinates: StandardCoordinates | None = eqx.field(default=None, repr=False)
 
     optimal_acceptance = HMC.optimal_acceptance
@@ -554,7 +637,8 @@ class NonCentred(Kernel[KernelState]):
         return self.num_leapfrog
 
     def under(self, density: AnnealedDensity, noise: Noise) -> NonCentred:
-        coordinates = StandardCoordinates(density, Layout.of_density(density))
+        layout = Layout.of_density(density)
+        coordinates = StandardCoordinates(density, layout, self.vague)
         return replaced(self, coordinates=coordinates)
 
     def step(

@@ -521,13 +521,11 @@ class Renoise(Finisher):
 
         points, evaluations, facts = spread.map(chain, run.words, run.chains.position)
 
-        ancestors, acceptance = spread.on_population(
+        after = spread.on_population(
             genealogy_after_moves, spread.gather(facts), run.ancestors
         )
         chains = Particles(points, evaluations, run.chains.inner)
-        return dataclasses.replace(
-            moved_to(run, chains), ancestors=ancestors, global_acceptance=acceptance
-        )
+        return dataclasses.replace(moved_to(run, chains), **after._asdict())
 
     def evaluations(self, fitted: Ladder) -> int:
         moves = 2 * int(np.sum(np.asarray(fitted.turns)))

@@ -197,6 +197,10 @@ class Run(eqx.Module):
     drift: Float[Array, ""]
     # Mean probability with which global moves were accepted; NaN before there were any
     global_acceptance: Float[Array, ""]
+    # Share of the chains that these took anywhere; NaN before there were any
+    renewed: Float[Array, ""]
+    # Log-evidence by their proposals as importance samples, and its variance; NaN
+    bridged: Float[Array, " 2"]
     visits: Visits
     # Places of the chains, and how many are evaluated at once
     spread: Spread = Spread()
@@ -256,6 +260,8 @@ def begin(
         spent=none,
         drift=zero,
         global_acceptance=unmeasured,
+        renewed=unmeasured,
+        bridged=_on_host(np.full(2, np.nan, precision)),
         visits=visits,
         spread=spread or Spread(),
     )

@@ -3,6 +3,7 @@ withheld where they would mislead."""
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +14,11 @@ import composeprob as cp
 from composeprob.findings import Code
 from composeprob.results.checks.ancestors_collapsed import AncestorsCollapsed
 from composeprob.results.checks.levels_too_few import LevelsTooFew
+from composeprob.results.checks.mass_missing import MassMissing
 from composeprob.results.checks.unsettled import Unsettled
 from composeprob.results.estimates import Estimate, Genealogy, effective_chains_bound
-from composeprob.runtime.outcome import discretisation_error
+from composeprob.results.repetition import Repetition
+from composeprob.runtime.outcome import _missing, discretisation_error
 from messages import check_finding, check_wording
 from refusals import refused
 from sampling_cases import (
@@ -163,6 +166,8 @@ def test_findings_fire_and_not_without_reason():
         (AncestorsCollapsed().of(3.0, 5, 1000), Code.ANCESTORS_COLLAPSED, "3.0"),
         (Unsettled().of(0.4), Code.UNSETTLED, "0.4"),
         (LevelsTooFew().of(4.0), Code.LEVELS_TOO_FEW, "4"),
+        (MassMissing().of(2.5), Code.LEVELS_TOO_FEW, "12 times"),
+        (MassMissing().of(20.0), Code.LEVELS_TOO_FEW, "e^20 times"),
     ):
         ((code, text),) = findings
         assert code is expected
@@ -174,6 +179,24 @@ def test_findings_fire_and_not_without_reason():
     assert Unsettled().of(0.0) == []
     assert LevelsTooFew().of(0.3) == []
     assert LevelsTooFew().of(np.nan) == []
+    assert MassMissing().of(0.0) == MassMissing().of(1.9) == []
+
+
+def test_means_have_no_errors_where_most_of_the_probability_is_missing():
+    assert not LevelsTooFew().withholds
+    assert MassMissing().withholds
+
+
+@pytest.mark.parametrize(
+    ("coarse", "missing"),
+    [(3.0, 3.0), (3.5, 3.5), (-9.0, 0.0), (0.1, 0.0)],
+)
+def test_what_the_run_over_every_other_level_found_more_is_missing(coarse, missing):
+    run = SimpleNamespace(evidence_variance=0.04)
+    ended = SimpleNamespace(run=run)
+    found = _missing(ended, 0.0, Repetition(coarse, 0.05, None))
+    assert found == pytest.approx(max(missing - 0.6, 0.0))
+    assert _missing(ended, 0.0, None) == 0.0
 
 
 def test_a_discretisation_error_counts_whole_where_it_is_not_noise():

@@ -8,10 +8,12 @@ import pytest
 from scipy import stats
 
 import composeprob as cp
+from composeprob.runtime import outcome
 from composeprob.samplers import finishers
 from composeprob.samplers.choose import independent
 from composeprob.samplers.finishers import (
     GaussianMixture,
+    bridged_evidence,
     finite_rows,
     renewed_ancestors,
 )
@@ -291,3 +293,48 @@ def test_they_need_chains_enough_for_a_mixture_and_the_depth_of_modes():
         lambda: run(by_network, chains=400, sampler=sampler),
         cp.errors.CapabilityError,
     )
+
+
+def test_their_proposals_are_importance_samples_of_the_evidence():
+    """Z·N(0, 1) by draws of N(0, 1.3²)."""
+    rng = np.random.default_rng(0)
+    z = 1.3 * rng.standard_normal((400, 8))
+    log_weights = 2.5 + stats.norm.logpdf(z) - stats.norm.logpdf(z, scale=1.3)
+    of_chains = [np.log(np.exp(p * log_weights).sum(1)) for p in (1, 2)]
+    log_z, variance = np.asarray(bridged_evidence(np.stack(of_chains, 1), 8))
+    weights = np.exp(log_weights)
+    relative = weights.var() / weights.mean() ** 2 / weights.size
+    assert variance == pytest.approx(relative, rel=0.01)
+    assert abs(log_z - 2.5) < LIMIT * np.sqrt(variance)
+
+
+@pytest.mark.slow
+def test_the_error_of_the_evidence_has_what_uneven_weights_leave_out(monkeypatch):
+    """Guidance 7, of which SMC leaves the narrow mode too little: over 30 keys the
+    log-evidence was off by −1.1 of its errors on average, and intervals of 90 % held it
+    in 19 of them."""
+    found = []
+
+    def recorded(ended, evidence):
+        found.append(unfound(ended, evidence))
+        return found[-1]
+
+    unfound = outcome._unfound
+    monkeypatch.setattr(outcome, "_unfound", recorded)
+    f = modes([0.3, 0.7], [-2.0, 1.0], [0.3, 1.0])
+    g = modes([0.5, 0.5], [-2.0, 2.0], [1.2, 1.5])
+    x = np.linspace(-8, 8, 16001)
+    exact = np.log(np.trapezoid(np.exp(7 * f.log_prob(x) - 6 * g.log_prob(x)), x))
+    schedule = cp.Schedule.log_snr(60)
+    guided = cp.Analytic(f, schedule) ** 7 / cp.Analytic(g, schedule) ** 6
+    density = cp.compile(single, guided)
+    stated = []
+    without = []
+    for key in range(8):
+        result = run(density, key, chains=300, sampler=None)
+        off = result.log_evidence - exact
+        error = result.log_evidence_error
+        stated.append(off / error)
+        without.append(off / np.sqrt(error**2 - found[key] ** 2))
+    assert np.mean(np.square(stated)) < 2
+    assert np.mean(np.square(without)) > 2

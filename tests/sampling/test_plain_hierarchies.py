@@ -9,14 +9,18 @@ import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
+from composeprob import tuning
+from composeprob.kernels.hamiltonian import HamiltonianState
 from composeprob.kernels.kernel import KernelState
 from composeprob.results.status import Code
 from composeprob.samplers.choose import choose
 from composeprob.samplers.hierarchy import (
     InBothCoordinates,
     NonCentred,
+    ShortAndLong,
     StandardCoordinates,
     has_dependents,
+    vague_entries,
 )
 from composeprob.samplers.layout import Layout
 from sampling_cases import run
@@ -64,11 +68,19 @@ def exact_draws(layout, number):
     return jax.vmap(lambda one: layout.vector(one, 1.0))(position)
 
 
-def moved(transitions=15, number=2000):
+SOME = {
+    "theta": jnp.array([True, True, False, False]),
+    "below": jnp.array([False, True, True, False]),
+}
+"""Entries that are vague: the others stay as they are."""
+
+
+def moved(transitions=15, number=2000, vague=None, step_size=0.4):
     """Return log tau of exact draws after transitions in standard coordinates."""
     density = cp.compile(prior)
     layout = Layout.of_density(density)
-    kernel = NonCentred(0.4, 4).under(density, density.schedule.at(0))
+    kernel = NonCentred(step_size, 4, vague=vague)
+    kernel = kernel.under(density, density.schedule.at(0))
 
     def target(position):
         evaluation = layout.evaluate(density, position["v"], 0, False)
@@ -78,7 +90,7 @@ def moved(transitions=15, number=2000):
     @jax.vmap
     def chain(key, v):
         def step(state, key):
-            return kernel.step(key, state, target, jnp.float32(0.4))
+            return kernel.step(key, state, target, jnp.float32(step_size))
 
         start = KernelState({"v": v}, target({"v": v}))
         end, info = jax.lax.scan(step, start, jax.random.split(key, transitions))
@@ -91,8 +103,9 @@ def moved(transitions=15, number=2000):
     return np.asarray(log_tau)
 
 
-def test_moves_in_standard_coordinates_leave_the_density_invariant():
-    log_tau = moved()
+@pytest.mark.parametrize(("vague", "step_size"), [(None, 0.4), (SOME, 0.08)])
+def test_moves_in_standard_coordinates_leave_the_density_invariant(vague, step_size):
+    log_tau = moved(vague=vague, step_size=step_size)
     assert abs(log_tau.mean() + 1.0) < 4 * 0.5 / 2000**0.5
     assert abs(log_tau.std() / 0.5 - 1) < 4 / (2 * 2000) ** 0.5
 
@@ -128,6 +141,66 @@ def test_coordinates_are_those_of_the_standard_normals_and_come_back():
     u = jax.vmap(coordinates.standardise)(lost)
     _, _, accurate = jax.vmap(coordinates.place)(u)
     assert not accurate.all()
+
+
+def test_entries_that_are_not_vague_stay_as_they_are():
+    density = cp.compile(prior)
+    layout = Layout.of_density(density)
+    coordinates = StandardCoordinates(density, layout, SOME)
+    v = exact_draws(layout, 50)
+    u = jax.vmap(coordinates.standardise)(v)
+    before = layout.position(v, 1.0)
+    after = layout.position(u, 1.0)
+    for name, vague in SOME.items():
+        same = np.asarray(before[name] == after[name]).all(0)
+        np.testing.assert_array_equal(same, ~vague)
+    back, log_volume, _ = jax.vmap(coordinates.place)(u)
+    np.testing.assert_allclose(back, v, atol=1e-5)
+    # Four entries of eight have the width tau.
+    np.testing.assert_allclose(log_volume, 4 * before["tau"], rtol=1e-4)
+
+
+def test_entries_that_data_hold_far_more_narrowly_than_their_prior_are_not_vague():
+    density = cp.compile(prior)
+    layout = Layout.of_density(density)
+    v = np.array(exact_draws(layout, 300))
+    free = vague_entries(v, density)
+    assert all(entries.all() for entries in free.values())
+    position = {name: np.array(x) for name, x in layout.position(v, 1.0).items()}
+    rng = np.random.default_rng(1)
+    sharp = 0.7 + 0.01 * rng.standard_normal((300, 2))
+    # A few chains that are far from the others do not count.
+    sharp[:5] += 3.0
+    position["below"][:, :2] = sharp
+    held = jax.vmap(lambda one: layout.vector(one, 1.0))(position)
+    found = vague_entries(np.asarray(held), density)
+    np.testing.assert_array_equal(found["below"], [False, False, True, True])
+    assert found["theta"].all()
+    # Where none is vague, all are taken for it.
+    position["below"] = 0.01 * rng.standard_normal((300, MEMBERS))
+    position["theta"] = 0.01 * rng.standard_normal((300, MEMBERS))
+    held = jax.vmap(lambda one: layout.vector(one, 1.0))(position)
+    found = vague_entries(np.asarray(held), density)
+    assert all(entries.all() for entries in found.values())
+
+
+def test_half_of_the_steps_are_shorter_whatever_the_place_is():
+    """Their lengths are log-uniform down to a hundredth."""
+    share, most = tuning.LATENTS.short
+    kernel = ShortAndLong(0.3, 4)
+    x = {"x": jnp.zeros(())}
+    state = HamiltonianState(x, cp.compile(modes).evaluator(x, 0), x)
+
+    def length(uniform):
+        """Return the step that this number on (0, 1) chooses, over the step size."""
+        noise = jnp.zeros(kernel.noise_size(x))
+        noise = noise.at[-1].set(jax.scipy.special.ndtri(uniform))
+        trajectory, _ = kernel.begin(noise, state, jnp.float32(0.3))
+        return float(trajectory.step_size) / 0.3
+
+    assert length(share + 0.1) == pytest.approx(1.0, rel=1e-4)
+    assert length(share / 2) == pytest.approx(most**-0.5, rel=1e-3)
+    assert length(1e-6) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_a_transition_evaluates_as_often_as_it_says():
@@ -195,3 +268,28 @@ def test_chains_in_separated_modes_are_unsettled_unless_global_moves_renewed_the
     then = (cp.GlobalMoves(20), cp.WarmUp())
     renewed = run(density, chains=200, sampler=cp.AnnealedMCMC(kernel, 20, then=then))
     assert not renewed.status.has(Code.UNSETTLED)
+
+
+class Still(cp.WarmUp):
+    """A warm-up that moves no chain."""
+
+    def move(self, run, density, fitted, number):
+        return run
+
+
+@cp.program
+def one_mode():
+    two = dist.MixtureSameFamily(
+        dist.Categorical(probs=jnp.array([0.5, 0.5])),
+        dist.Normal(jnp.array([-0.3, 0.3]), 1.0),
+    )
+    numpyro.sample("x", two)
+
+
+@pytest.mark.parametrize("program", [one_mode, modes])
+def test_global_moves_excuse_memory_only_where_modes_keep_the_chains(program):
+    """The proposals of the one may have missed what moves inside of its mode reach."""
+    then = (cp.GlobalMoves(20), Still())
+    sampler = cp.AnnealedMCMC(cp.HMC(0.05, num_leapfrog=4), 20, then=then)
+    result = run(cp.compile(program), chains=200, sampler=sampler)
+    assert result.status.has(Code.UNSETTLED) == (program is one_mode)

@@ -16,6 +16,7 @@ from composeprob.results.checks.fine_data import FineData
 from composeprob.results.checks.impossible_data import ImpossibleData
 from composeprob.results.checks.interrupted import Interrupted
 from composeprob.results.checks.levels_too_few import LevelsTooFew
+from composeprob.results.checks.mass_missing import MassMissing
 from composeprob.results.checks.modes_missing import ModesMissing
 from composeprob.results.checks.modes_unreached import ModesUnreached
 from composeprob.results.checks.network_doubted import NetworkDoubted
@@ -24,6 +25,7 @@ from composeprob.results.checks.non_finite import NonFinite
 from composeprob.results.checks.not_conservative import NotConservative
 from composeprob.results.checks.not_saved import NotSaved
 from composeprob.results.checks.off_target import OffTarget
+from composeprob.results.checks.one_chain import OneChain
 from composeprob.results.checks.out_of_training import OutOfTraining
 from composeprob.results.checks.outside_walls import OutsideWalls
 from composeprob.results.checks.own_scores import OwnScores
@@ -55,6 +57,7 @@ CHECKS: tuple[Check, ...] = (
     ErraticWeights(),
     AncestorsCollapsed(),
     ModesMissing(),
+    OneChain(),
     ModesUnreached(),
     SharesFrozen(),
     SeparatedModes(),
@@ -62,6 +65,7 @@ CHECKS: tuple[Check, ...] = (
     FewInMode(),
     OffTarget(),
     Unsettled(),
+    MassMissing(),
     LevelsTooFew(),
     FineData(),
     NotSaved(),

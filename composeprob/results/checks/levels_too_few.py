@@ -13,6 +13,7 @@ class LevelsTooFew(Check):
 
     code = Code.LEVELS_TOO_FEW
     withholds = False  # it concerns the evidence alone, whose error has it
+    unless_said = True
     meaning = "the discretisation error of log Z is more than 2 nats"
 
     def ask(self, run: EndedRun) -> list[Finding]:

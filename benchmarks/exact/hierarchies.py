@@ -1,0 +1,293 @@
+"""Plain hierarchies of normal latents, with the exact laws of their mean and scales.
+
+Given the scales all else is Gaussian: members are integrated in closed form, and mu is
+normal. So one grid of the logarithm of a scale, or one of two of them, gives every
+moment. Balanced designs of two layers, and of crossed effects, have covariances whose
+eigenvectors are the same for all scales: contrasts within groups, between groups, and
+the grand mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+import composeprob as cp
+
+PRIORS: dict[str, Callable[[], dist.Distribution]] = {
+    "HalfNormal": lambda: dist.HalfNormal(1.0),
+    "HalfCauchy": lambda: dist.HalfCauchy(1.0),
+    "Exponential": lambda: dist.Exponential(1.0),
+    "Gamma": lambda: dist.Gamma(2.0, 2.0),
+    "InverseGamma": lambda: dist.InverseGamma(2.0, 0.5),
+    "LogNormal": lambda: dist.LogNormal(-1.0, 1.0),
+    "Uniform": lambda: dist.Uniform(0.0, 2.0),
+}
+"""Priors of scales; `InverseGamma` is that of a variance."""
+
+PRIOR_SD = 2.0
+"""Standard deviation of mu's prior."""
+
+SHAPES = {5: (5, 1), 30: (6, 5), 100: (10, 10), 300: (20, 15), 1000: (40, 25)}
+"""Groups and members, or rows and columns, of so many data."""
+
+
+class Law(NamedTuple):
+    """Mean and variance of a marginal posterior."""
+
+    mean: float
+    variance: float
+
+
+class Data(NamedTuple):
+    """Data, and the standard deviation of each given its member."""
+
+    y: np.ndarray
+    noise: np.ndarray
+
+
+class Structure(NamedTuple):
+    """A hierarchy: its program for a prior, its data, and its exact laws."""
+
+    program: Callable[[str], Any]
+    data: Callable[[int, str], Data]
+    laws: Callable[[str, Data], dict[str, Law]]
+
+
+def scale(name: str, prior: str) -> Any:
+    """State a scale, or the variance that it is the root of."""
+    value = numpyro.sample(name, PRIORS[prior]())
+    return jnp.sqrt(value) if prior == "InverseGamma" else value
+
+
+def log_scale(value: Any, prior: str) -> Any:
+    """Return the logarithm of a scale, by the value of its site."""
+    return jnp.log(value) * (0.5 if prior == "InverseGamma" else 1.0)
+
+
+def log_prior(prior: str, tau: np.ndarray) -> np.ndarray:
+    """Return the log-density of log tau."""
+    value = tau
+    log_slope = np.log(tau)  # of the value, by log tau
+    if prior == "InverseGamma":
+        value = tau**2
+        log_slope = np.log(2 * value)
+    law = PRIORS[prior]()
+    inside = np.asarray(law.support(value))
+    # NumPyro warns of values outside of the support.
+    within = jnp.asarray(np.where(inside, value, 1.0), jnp.float32)
+    log_density = np.asarray(law.log_prob(within), float)
+    return np.where(inside, log_density + log_slope, -np.inf)
+
+
+def one_layer(prior: str) -> Any:
+    @cp.program
+    def one_layer(y: Any, noise: Any) -> None:
+        mu = numpyro.sample("mu", dist.Normal(0.0, PRIOR_SD))
+        tau = scale("tau", prior)
+        with numpyro.plate("members", len(y)):
+            theta = numpyro.sample("theta", dist.Normal(mu, tau))
+            numpyro.sample("y", dist.Normal(theta, noise), obs=y)
+
+    return one_layer
+
+
+def non_centred(prior: str) -> Any:
+    @cp.program
+    def non_centred(y: Any, noise: Any) -> None:
+        mu = numpyro.sample("mu", dist.Normal(0.0, PRIOR_SD))
+        tau = scale("tau", prior)
+        with numpyro.plate("members", len(y)):
+            xi = numpyro.sample("xi", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(mu + tau * xi, noise), obs=y)
+
+    return non_centred
+
+
+def two_layers(prior: str) -> Any:
+    @cp.program
+    def two_layers(y: Any, noise: Any) -> None:
+        mu = numpyro.sample("mu", dist.Normal(0.0, PRIOR_SD))
+        between = scale("between", prior)
+        within = scale("within", prior)
+        groups, members = y.shape
+        with numpyro.plate("groups", groups, dim=-2):
+            centre = numpyro.sample("centre", dist.Normal(mu, between))
+            with numpyro.plate("members", members, dim=-1):
+                theta = numpyro.sample("theta", dist.Normal(centre, within))
+                numpyro.sample("y", dist.Normal(theta, noise), obs=y)
+
+    return two_layers
+
+
+def crossed(prior: str) -> Any:
+    @cp.program
+    def crossed(y: Any, noise: Any) -> None:
+        mu = numpyro.sample("mu", dist.Normal(0.0, PRIOR_SD))
+        rows = scale("rows", prior)
+        columns = scale("columns", prior)
+        of_rows = numpyro.plate("of rows", y.shape[0], dim=-2)
+        of_columns = numpyro.plate("of columns", y.shape[1], dim=-1)
+        with of_rows:
+            row = numpyro.sample("row", dist.Normal(0.0, rows))
+        with of_columns:
+            column = numpyro.sample("column", dist.Normal(0.0, columns))
+        with of_rows, of_columns:
+            numpyro.sample("y", dist.Normal(mu + row + column, noise), obs=y)
+
+    return crossed
+
+
+ONE_LAYER = {
+    "vague": (0.5, 0.5, 0.05),
+    "sharp": (0.01, 0.01, 0.5),
+    "mixed": (0.01, 2.0, 0.3),
+}
+"""Noise of every other datum, of those between, and the spread of members."""
+
+
+def data_of_one_layer(members: int, kind: str) -> Data:
+    """Draw data that are vague, sharp, or either in turn."""
+    rng = np.random.default_rng(members)
+    even, odd, spread = ONE_LAYER[kind]
+    noise = np.where(np.arange(members) % 2, odd, even)
+    theta = 0.4 + spread * rng.standard_normal(members)
+    return Data(theta + noise * rng.standard_normal(members), noise)
+
+
+LAYERS = {
+    "vague": (0.5, 0.05, 0.05),
+    "sharp": (0.01, 0.5, 0.5),
+    "mixed": (0.5, 0.7, 0.02),
+}
+"""Noise, and the spreads of the first and of the second kind of effects."""
+
+
+def data_of_two_layers(members: int, kind: str) -> Data:
+    rng = np.random.default_rng(members)
+    groups, each = SHAPES[members]
+    noise, between, within = LAYERS[kind]
+    centre = 0.4 + between * rng.standard_normal((groups, 1))
+    theta = centre + within * rng.standard_normal((groups, each))
+    y = theta + noise * rng.standard_normal((groups, each))
+    return Data(y, np.asarray(noise))
+
+
+def data_of_crossed(members: int, kind: str) -> Data:
+    rng = np.random.default_rng(members)
+    rows, columns = SHAPES[members]
+    noise, of_rows, of_columns = LAYERS[kind]
+    row = of_rows * rng.standard_normal((rows, 1))
+    column = of_columns * rng.standard_normal((1, columns))
+    y = 0.4 + row + column + noise * rng.standard_normal((rows, columns))
+    return Data(y, np.asarray(noise))
+
+
+def laws_of_one_layer(prior: str, data: Data) -> dict[str, Law]:
+    y, noise = data
+    log_tau = np.linspace(-10.0, 4.0, 6001)
+    tau = np.exp(log_tau)
+    variance = tau[:, None] ** 2 + noise**2  # of a datum given mu and tau
+    precision = (1 / variance).sum(1) + 1 / PRIOR_SD**2  # of mu given tau
+    mean = (y / variance).sum(1) / precision
+    log_weight = (
+        log_prior(prior, tau)
+        - 0.5 * (np.log(variance) + y**2 / variance).sum(1)
+        + 0.5 * precision * mean**2
+        - 0.5 * np.log(precision)
+    )
+    return _laws(log_weight, mean, 1 / precision, {"tau": log_tau})
+
+
+def laws_of_two_layers(prior: str, data: Data) -> dict[str, Law]:
+    y, noise = data
+    groups, each = y.shape
+    of_group = y.mean(1)
+    within_groups = ((y - of_group[:, None]) ** 2).sum()
+    between_groups = each * ((of_group - y.mean()) ** 2).sum()
+    log_scales, first, second = _grid()
+    inner = second**2 + noise**2  # variance of contrasts within groups
+    outer = inner + each * first**2  # of contrasts between groups
+    log_weight = _contrasts(inner, within_groups, groups * (each - 1))
+    log_weight += _contrasts(outer, between_groups, groups - 1)
+    names = ("between", "within")
+    return _laws_of_two(prior, y, log_weight, outer, log_scales, names)
+
+
+def laws_of_crossed(prior: str, data: Data) -> dict[str, Law]:
+    y, noise = data
+    rows, columns = y.shape
+    mean = y.mean()
+    between_rows = columns * ((y.mean(1) - mean) ** 2).sum()
+    between_columns = rows * ((y.mean(0) - mean) ** 2).sum()
+    log_scales, first, second = _grid()
+    of_rows = noise**2 + columns * first**2
+    of_columns = noise**2 + rows * second**2
+    log_weight = _contrasts(of_rows, between_rows, rows - 1)
+    log_weight += _contrasts(of_columns, between_columns, columns - 1)
+    total = of_rows + of_columns - noise**2
+    names = ("rows", "columns")
+    return _laws_of_two(prior, y, log_weight, total, log_scales, names)
+
+
+def _grid() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    log_scales = np.linspace(-9.0, 3.0, 601)
+    first, second = np.meshgrid(np.exp(log_scales), np.exp(log_scales), indexing="ij")
+    return log_scales, first, second
+
+
+def _contrasts(variance: np.ndarray, squares: float, number: int) -> np.ndarray:
+    """Return the log-density of so many contrasts of this variance."""
+    return -0.5 * number * np.log(variance) - 0.5 * squares / variance
+
+
+def _laws_of_two(
+    prior: str,
+    y: np.ndarray,
+    log_weight: np.ndarray,
+    total: np.ndarray,
+    log_scales: np.ndarray,
+    names: tuple[str, str],
+) -> dict[str, Law]:
+    """Return the laws by the weights of a grid without those of the grand mean, which
+    is N(mu, ``total``/n)."""
+    of_mean = total / y.size
+    marginal = of_mean + PRIOR_SD**2
+    log_weight = log_weight - 0.5 * np.log(marginal) - 0.5 * y.mean() ** 2 / marginal
+    of_prior = log_prior(prior, np.exp(log_scales))
+    log_weight = log_weight + of_prior[:, None] + of_prior
+    precision = 1 / of_mean + 1 / PRIOR_SD**2
+    mean = y.mean() / of_mean / precision
+    first, second = np.meshgrid(log_scales, log_scales, indexing="ij")
+    scales = {names[0]: first.ravel(), names[1]: second.ravel()}
+    return _laws(log_weight.ravel(), mean.ravel(), 1 / precision.ravel(), scales)
+
+
+def _laws(
+    log_weight: np.ndarray,
+    mean: np.ndarray,
+    variance: np.ndarray,
+    log_scales: dict[str, np.ndarray],
+) -> dict[str, Law]:
+    """Return the law of mu, normal at each point of a grid, and those of log-scales."""
+    weight = np.exp(log_weight - log_weight.max())
+    weight /= weight.sum()
+    of_mu = weight @ mean
+    laws = {"mu": Law(of_mu, weight @ (variance + (mean - of_mu) ** 2))}
+    for name, values in log_scales.items():
+        centre = weight @ values
+        laws[name] = Law(centre, weight @ (values - centre) ** 2)
+    return laws
+
+
+STRUCTURES = {
+    "one layer": Structure(one_layer, data_of_one_layer, laws_of_one_layer),
+    "non-centred": Structure(non_centred, data_of_one_layer, laws_of_one_layer),
+    "two layers": Structure(two_layers, data_of_two_layers, laws_of_two_layers),
+    "crossed": Structure(crossed, data_of_crossed, laws_of_crossed),
+}

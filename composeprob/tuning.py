@@ -440,8 +440,10 @@ class _WarmUp(NamedTuple):
     # or of the logarithm of a standard deviation.
     drift: float = 0.05
     # Largest correlation of a latent with its value before the warm-up that counts as
-    # forgotten; 2/√N is added for chance.
+    # forgotten.
     memory: float = 0.1
+    # Probability that chance alone adds more to one of them than is allowed for it.
+    by_chance: float = 0.05
 
 
 # Transitions at level 0 before draws, and those of `WarmUp`.

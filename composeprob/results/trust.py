@@ -65,6 +65,8 @@ class Trust:
             the draws of one chain.
         drift: by how many standard deviations the last block at level 0 moved the
             population, or is correlated with where it began; 0 without.
+        memory: correlation of a latent with where its chain began, in runs without a
+            warm-up; 0 where it is no more than chance makes it.
         discretisation: error of log Z by the distance of levels, in nats.
         missing: nats by which log Z of the run over every other level is greater than
             the run's, beyond noise; 0 where it is not.
@@ -89,6 +91,7 @@ class Trust:
     global_acceptance: float = math.nan
     round_trips: float = math.nan
     drift: float = 0.0
+    memory: float = 0.0
     discretisation: float = 0.0
     missing: float = 0.0
     corrections: str = ""
@@ -136,6 +139,8 @@ class Trust:
             yield f"{self.round_trips:.3g}", "round trips of replicas, for each chain"
         if self.drift:
             yield f"{self.drift:.2g} sd", "drift, or memory of the start, at level 0"
+        if self.memory:
+            yield f"{self.memory:.2g}", "correlation of latents with where they began"
         if self.discretisation:
             yield f"{self.discretisation:.2g} nats", "discretisation error of log Z"
         mode_proportions = "not contradicted"

@@ -411,6 +411,7 @@ def _trust(
         global_acceptance=ended.global_acceptance,
         round_trips=round_trips,
         drift=float(ended.run.drift),
+        memory=ended.state.memory,
         discretisation=evidence.discretisation,
         missing=evidence.missing,
         corrections=support.corrections,

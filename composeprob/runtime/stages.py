@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
+from composeprob.density.categorical import CategoricalDensity
 from composeprob.density.overlap import check, check_evaluations, in_question
 from composeprob.errors import CapabilityError
 from composeprob.findings import Finding
@@ -44,8 +45,9 @@ from composeprob.runtime.plan import Attempt, Tried
 from composeprob.runtime.progress import Progress
 from composeprob.runtime.writer import Checkpoint, Draws, RunCheckpoints, Writer
 from composeprob.samplers.choose import check_capabilities
-from composeprob.samplers.finishers import Finisher
+from composeprob.samplers.finishers import Finisher, WarmUp, memory
 from composeprob.samplers.layout import Layout
+from composeprob.samplers.replica_exchange import ReplicaExchange
 from composeprob.samplers.run import Run, Visits, begin, placed
 from composeprob.samplers.sampler import Sampler
 from composeprob.samplers.spread import Spread, everywhere, from_first_process, host
@@ -78,7 +80,14 @@ class State:
     arrival_points: Float[np.ndarray, "chains dims"] | None = field(
         default=None, init=False
     )
+    # Points of the initial draws, where the memory of latents is asked.
+    start_points: Float[np.ndarray, "chains dims"] | None = field(
+        default=None, init=False
+    )
+    # Correlation of latents with where they began, in runs without a warm-up.
+    memory: float = field(default=0.0, init=False)
     checkpoints: RunCheckpoints | None = field(default=None, init=False)
+    unbegun: Run = field(init=False)  # before the first draws, on the host
     sampler: Sampler = field(init=False)  # from `prepare` on, prepared for the density
     writer: Writer = field(init=False)
     first: int = field(init=False)  # the level where chains start
@@ -180,6 +189,7 @@ def prepare(state: State) -> None:
         on_host,
         state.attempt.stream,
     )
+    state.unbegun = run
     shapes = _shapes_of_start(state, run)
     if state.checkpoint is not None:
         state.checkpoints = RunCheckpoints(state, state.checkpoint, shapes)
@@ -243,6 +253,8 @@ def descend(state: State, title: str = "") -> None:
     if state.run.chains is None:
         state.report(title, total, doing="compiling the first draws")
         state.run = compiled.start(sampler, state.run, density, state.first)
+        if _asks_memory(state):
+            state.start_points = _points(state.run)
     kernel = ""
     if sampler.kernel is not None:
         kernel = f" with {type(state.sampler.kernel).__name__}"
@@ -337,6 +349,32 @@ def _finished(state: State, finisher: Finisher) -> Run:
     )
 
 
+def _asks_memory(state: State) -> bool:
+    """Return whether latents have to forget where they began, and no warm-up asks it:
+    importance weights, and swaps with noisier levels, support them without."""
+    sampler = state.sampler
+    if isinstance(state.density, CategoricalDensity) or sampler.kernel is None:
+        return False
+    warmed = any(isinstance(each, WarmUp) for each in sampler.finishers)
+    supported = sampler.weights is not None or isinstance(sampler, ReplicaExchange)
+    kinds = {site.kind for site in state.density.sites.values()}
+    moved = "static" in kinds and not kinds & {"held", "discrete"}
+    return moved and not (warmed or supported)
+
+
+def _memory(state: State) -> float:
+    """Return the greatest correlation of a latent with where it began; 0 where it is
+    small, or is not asked."""
+    if not state.visits.arrived or not _asks_memory(state):
+        return 0.0
+    start = state.start_points
+    if start is None:  # of a run that goes on from a checkpoint
+        sampler, density = state.placed
+        unbegun = placed(state.unbegun, state.spread)
+        start = _points(compiled.start(sampler, unbegun, density, state.first))
+    return memory(start, _points(state.run), Layout.of_density(state.density))
+
+
 def _in_modes(state: State, points: Float[np.ndarray, "chains size"]) -> bool:
     """Return whether chains lie in separated modes of level 0."""
     layout = Layout.of_density(state.density)
@@ -382,6 +420,7 @@ def record(state: State) -> None:
     if state.checkpoints is not None and state.writer.failure is None:
         state.checkpoints.finish(state)
     repetition = _repeated(state)
+    state.memory = _memory(state)
     sampler, density = state.placed
     values, positions = compiled.read(sampler, state.run, density)
     samples = state.writer.samples(values)

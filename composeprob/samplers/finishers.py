@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, PyTree
+from scipy import special
 
 from composeprob import tuning
 from composeprob.arguments import check_count
@@ -206,11 +207,7 @@ class WarmUp(Finisher):
             return change
         # A population that hardly moves does not drift either: it has to have forgotten
         # where it was.
-        latents = Layout.of_density(density).dims
-        memory = _greatest_correlation(start, after, latents)
-        if memory <= tuning.WARM_UP.memory + 2 / math.sqrt(len(after)):
-            memory = 0.0
-        return max(change, memory)
+        return max(change, memory(start, after, Layout.of_density(density)))
 
     def evaluations(self, fitted: Transitions) -> int:
         transitions = tuning.WARM_UP.settling + tuning.WARM_UP.transitions
@@ -343,14 +340,27 @@ def _greatest_change(before: Points, after: Points) -> float:
     return float(np.max(changes, initial=0.0))
 
 
-def _greatest_correlation(start: Points, after: Points, first: int) -> float:
-    """Return the greatest correlation, over entries from ``first`` on, between a
-    chain's present and initial values."""
-    old = (start - start.mean(0, dtype=float))[:, first:]
-    new = (after - after.mean(0, dtype=float))[:, first:]
+def memory(start: Points, after: Points, layout: Layout) -> float:
+    """Return the greatest correlation, over entries of latents, between a chain's
+    present and initial values; 0 where chance may have made it.
+
+    The greatest of many is large by chance. Each site has its own share of the chance,
+    so that many members do not hide what their location remembers.
+    """
+    old = start - start.mean(0, dtype=float)
+    new = after - after.mean(0, dtype=float)
     sizes = np.maximum(np.std(old, axis=0) * np.std(new, axis=0), 1e-30)
     correlations = np.mean(old * new, axis=0) / sizes
-    return float(np.max(correlations, initial=0.0))
+    greatest = 0.0
+    for name, _ in layout.static:
+        of_site = correlations[layout.entries((name,))]
+        chance = tuning.WARM_UP.by_chance / max(len(of_site) * len(layout.static), 1)
+        errors = -float(special.ndtri(chance))
+        limit = tuning.WARM_UP.memory + errors / math.sqrt(len(after))
+        most = float(np.max(of_site, initial=0.0))
+        if most > limit:
+            greatest = max(greatest, most)
+    return greatest
 
 
 class GlobalMoves(Finisher):

@@ -14,6 +14,7 @@ from composeprob.kernels.hamiltonian import HamiltonianState
 from composeprob.kernels.kernel import KernelState
 from composeprob.results.status import Code
 from composeprob.samplers.choose import choose
+from composeprob.samplers.finishers import memory
 from composeprob.samplers.hierarchy import (
     InBothCoordinates,
     NonCentred,
@@ -23,6 +24,7 @@ from composeprob.samplers.hierarchy import (
     vague_entries,
 )
 from composeprob.samplers.layout import Layout
+from messages import check_finding
 from sampling_cases import run
 
 MEMBERS = 4
@@ -293,3 +295,30 @@ def test_global_moves_excuse_memory_only_where_modes_keep_the_chains(program):
     sampler = cp.AnnealedMCMC(cp.HMC(0.05, num_leapfrog=4), 20, then=then)
     result = run(cp.compile(program), chains=200, sampler=sampler)
     assert result.status.has(Code.UNSETTLED) == (program is one_mode)
+
+
+def test_latents_of_runs_without_a_warm_up_have_to_forget_their_start_too(tmp_path):
+    density = cp.compile(one_mode)
+    slow = cp.AnnealedMCMC(cp.HMC(0.01, num_leapfrog=1), 3)
+    result = run(density, chains=200, sampler=slow, checkpoint_dir=tmp_path)
+    assert result.trust.memory > 0.9
+    check_finding(result.status, Code.UNSETTLED)
+    # A run that goes on from its checkpoint knows where its chains began.
+    again = run(density, chains=200, sampler=slow, checkpoint_dir=tmp_path)
+    assert again.trust.memory == result.trust.memory
+    fast = cp.AnnealedMCMC(cp.HMC(1.0, num_leapfrog=3, jitter=0.5), 20)
+    settled = run(density, chains=200, sampler=fast)
+    assert settled.trust.memory == 0.0
+    assert settled.status.ok
+
+
+def test_chance_among_many_members_is_no_memory_and_hides_none_of_their_location():
+    layout = Layout((), (("members", (1000,)), ("mu", ())))
+    rng = np.random.default_rng(3)
+    start = rng.standard_normal((64, 1001))
+    after = rng.standard_normal((64, 1001))
+    assert memory(start, after, layout) == 0.0
+    # The greatest of a thousand correlations by chance.
+    assert np.mean(start * after, axis=0).max() > 0.35
+    after[:, -1] = start[:, -1] + rng.standard_normal(64)
+    assert memory(start, after, layout) > 0.5

@@ -8,17 +8,19 @@ from composeprob.results.ended import EndedRun
 
 
 class Unsettled(Check):
-    """Ask whether the warm-up at level 0 ended before the population had settled."""
+    """Ask whether the warm-up at level 0 ended before the population had settled, or
+    latents had moved too little in a run without one."""
 
     code = Code.UNSETTLED
     withholds = True
     meaning = (
         "the population still drifted, or latents were still correlated with their "
-        "earlier values, when the warm-up at level 0 ended"
+        "earlier values, when the warm-up at level 0 ended; or, without one, latents "
+        "are still correlated with their initial draws"
     )
 
     def ask(self, run: EndedRun) -> list[Finding]:
-        return self.of(run.trust.drift)
+        return self.of(run.trust.drift) + self.of_memory(run.trust.memory)
 
     def of(self, drift: float) -> list[Finding]:
         """Findings on a drift, in standard deviations; 0 without."""
@@ -30,5 +32,17 @@ class Unsettled(Check):
             f"earlier values, by {drift:.2g} standard deviations. Go on with draws=, "
             "or try a smoother parameterization of the latents, such as a log-normal "
             "scale."
+        )
+        return [self.finding(text)]
+
+    def of_memory(self, memory: float) -> list[Finding]:
+        """Findings on the correlation of latents with where they began, in runs
+        without a warm-up; 0 without."""
+        if memory == 0.0:
+            return []
+        text = (
+            f"Latents are correlated by {memory:.2g} with where their chains began: "
+            "the sampler moved them too little to forget it. End the run by a warm-up "
+            "(then=cp.WarmUp()), or take more transitions at each level."
         )
         return [self.finding(text)]

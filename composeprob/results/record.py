@@ -493,14 +493,18 @@ class Record:
             share.degrees,
             ends,
         )
-        error = []
-        for column, size, here in zip(columns, sizes, value, strict=True):
-            there = quantiles_of_runs(*column, q, float(size), share.degrees)
-            error.append(np.sqrt(np.mean((there - here) ** 2)))
-        low, high = estimate.interval(0.9)
+        errors = []
+        for (ordered, cumulative), size, here in zip(
+            columns, sizes, value, strict=True
+        ):
+            there = quantiles_of_runs(
+                ordered, cumulative, q, float(size), share.degrees
+            )
+            errors.append(np.sqrt(np.mean((there - here) ** 2)))
+        least, most = estimate.interval(0.9)
         # Infinite, or withheld, where the interval is.
-        reach = np.asarray(high) - np.asarray(low)
-        error = np.where(np.isfinite(reach), np.reshape(error, event), reach)
+        reach = np.asarray(most) - np.asarray(least)
+        error = np.where(np.isfinite(reach), np.reshape(errors, event), reach)
         return dataclasses.replace(estimate, error=as_python(error))
 
     def _values(

@@ -563,7 +563,7 @@ def vague_entries(
     """
     layout = Layout.of_density(density)
     coordinates = StandardCoordinates(density, layout)
-    positions = layout.position(points, 1.0)
+    positions = layout.position(jnp.asarray(points), 1.0)
     vague: dict[str, np.ndarray] = {}
     for name, width in _widths(coordinates, jnp.asarray(points)).items():
         values = np.asarray(positions[name])

@@ -307,10 +307,11 @@ def _covariance(points: Points, density: AnnealedDensity) -> MetricLike:
     chains are many enough for it; else its variances."""
     layout = Layout.of_density(density)
     limits = tuning.METRIC
-    few = layout.size > limits.most_numbers
-    few |= len(points) < limits.chains_per_number * layout.size
+    only_latents = layout.dims == 0 and not discrete_sites(density)
+    small = layout.size <= limits.most_numbers
+    enough = len(points) >= limits.chains_per_number * layout.size
     sound = np.isfinite(np.square(points, dtype=np.float64)).all()
-    if few or not sound or layout.dims or discrete_sites(density):
+    if not (only_latents and small and enough and sound):
         return _variances(points, density)
     covariance = np.cov(points, rowvar=False, dtype=np.float64).reshape(
         layout.size, layout.size

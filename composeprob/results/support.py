@@ -22,7 +22,7 @@ from composeprob.density.points import barriers
 from composeprob.results import shares
 from composeprob.results.chains import Chains
 from composeprob.results.estimates import Genealogy
-from composeprob.results.geometry import spaced
+from composeprob.results.geometry import chosen, spaced
 from composeprob.results.shares import Proportions
 
 

@@ -11,6 +11,14 @@ threshold is missed. Runs are kept in out/modes.jsonl as they are made, so that 
 command goes on where it was stopped. ``--quick`` takes 3 keys, and 64 and 1,000 chains,
 and has results of its own; with ``--minutes`` no run begins later, and these are of
 what was made. ``--keys``, ``--chains`` and ``--only`` write no results.
+
+    python -m benchmarks modes --without [WAY …]
+
+The ablation: over a selection of these programs and programs of learned factors and
+latents alone, default runs beside runs without one of the ways that correct mode
+proportions, or without one of the checks that flag them. Runs are kept in
+out/modes_without.jsonl. It writes its own results, and exits with 1 if a way that was
+used changed no run.
 """
 
 from __future__ import annotations
@@ -27,14 +35,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from exact import axis, constraints, grids, learned, right
+from exact import ablation, axis, constraints, grids, learned, networks, plain, right
 from exact.case import Case
 from exact.measure import Outcome, measured
+from exact.without import WAYS
 from report import CODE, publish
 from scipy import stats
 
 KEYS, CHAINS = 10, (64, 1000, 10_000)
 QUICK_KEYS, QUICK_CHAINS = 3, (64, 1000)
+ABLATED_CHAINS = (64, 300)
 JUDGED, JUDGED_KEYS, JUDGED_CHAINS = ("guidance 7", "power 20"), 20, 1000
 """Families whose spread is judged, over so many keys."""
 MOST_DEFECTS, MOST_ALARMS = 0.02, 0.03
@@ -64,6 +74,12 @@ def cases() -> list[Case]:
     hard = [case for module in modules for case in module.common_cases()]
     more = [case for module in modules for case in module.more_cases()]
     return [*hard, *more, *learned.cases(), *right.cases()]
+
+
+def ablated() -> list[Case]:
+    """Programs of the ablation: learned factors and latents alone, and a selection of
+    all others."""
+    return [*networks.cases(), *plain.cases(), *ablation.selected(cases())]
 
 
 def asked_for(case: Case, only: list[str] | None) -> bool:
@@ -240,6 +256,39 @@ def spreads(rows: list[Row]) -> list[float]:
     ]
 
 
+def without(asked: argparse.Namespace) -> int:
+    """Print and write the table of the ablation."""
+    keys = asked.keys or QUICK_KEYS
+    chains = asked.chains or ABLATED_CHAINS
+    ways = [way for way in WAYS if not asked.without or way.name in asked.without]
+    file = Path("out/modes_without.jsonl")
+    some = [case for case in ablated() if asked_for(case, asked.only)]
+
+    def write(row: Row) -> None:
+        row["commit"] = CODE.commit
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as out:
+            # The line break in front ends a line that was left unfinished.
+            out.write("\n" + json.dumps(row))
+        print(f"without {row['way'] or 'nothing'}: {as_text(row)}", flush=True)
+
+    kept = rows_of(file)
+    made = list(ablation.measure(some, chains, keys, ways, kept, write, asked.minutes))
+    lines = ablation.table(made, ways)
+    idle = ablation.idle(lines)
+    notes = ablation.notes(made, some, chains, keys)
+    return publish(
+        "modes_without",
+        "Default runs without one way, or one check",
+        list(ablation.COLUMNS),
+        lines,
+        {f"each way or check that was used changes a run (idle: {idle})": not idle},
+        {"rows": made},
+        notes,
+        write=not (asked.only or asked.without),
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument(
@@ -261,7 +310,16 @@ def main(arguments: list[str] | None = None) -> int:
         default=Path("out/modes.jsonl"),
         help="where finished runs are kept",
     )
+    parser.add_argument(
+        "--without",
+        nargs="*",
+        metavar="WAY",
+        choices=[way.name for way in WAYS],
+        help="the ablation: leave out these ways, or each in turn",
+    )
     asked = parser.parse_args(arguments)
+    if asked.without is not None:
+        return without(asked)
     keys = asked.keys or (QUICK_KEYS if asked.quick else KEYS)
     chains = asked.chains or (QUICK_CHAINS if asked.quick else CHAINS)
     some = [case for case in cases() if asked_for(case, asked.only)]

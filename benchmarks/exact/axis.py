@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -116,13 +117,14 @@ def along(
     dims: int = 1,
     cut: float = 0.0,
     sampler: Callable[[], cp.Sampler] | None = None,
+    form: Callable[[Mixture, int], Any] = Mixture.factor,
 ) -> Case:
     """The case of a program of one site whose factor is Π_i f_i^{w_i}, asked for the
-    share of t < cut."""
+    share of t < cut; ``form`` makes the factor of a mixture."""
 
     def compiled() -> cp.AnnealedDensity:
         return cp.compile(
-            single, cp.product(*(mixture.factor(dims) ** w for mixture, w in terms))
+            single, cp.product(*(form(mixture, dims) ** w for mixture, w in terms))
         )
 
     below = (

@@ -7,7 +7,7 @@ import copy
 import enum
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ def measured(
     answer: Answer,
     key: int,
     num_chains: int,
+    checks: Sequence[cp.Check] = (),
 ) -> dict[str, Any]:
     """Run a case, and return a row that JSON can hold, with None for NaN.
 
@@ -62,6 +63,7 @@ def measured(
             num_chains=num_chains,
             sampler=sampler,
             progress=False,
+            checks=checks,
         )
         row |= read(case, answer, result)
     except cp.errors.ComposeProbError as refused:

@@ -7,7 +7,7 @@ import copy
 import enum
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,15 +39,16 @@ def measured(
     answer: Answer,
     key: int,
     num_chains: int,
-    checks: Sequence[cp.Check] = (),
+    **options: Any,
 ) -> dict[str, Any]:
     """Run a case, and return a row that JSON can hold, with None for NaN.
 
     A program that is refused, by the compiler (``density`` compiles it, once) or by
-    `infer`, counts as wrong and named.
+    `infer`, counts as wrong and named. Further ``options`` go to `infer`.
     """
     began = time.process_time()
-    sampler = None if case.sampler is None else case.sampler()
+    if case.sampler is not None:
+        options["sampler"] = case.sampler()
     row = {
         "family": case.family,
         "program": case.name,
@@ -61,9 +62,8 @@ def measured(
             density(),
             jax.random.key(key),
             num_chains=num_chains,
-            sampler=sampler,
             progress=False,
-            checks=checks,
+            **options,
         )
         row |= read(case, answer, result)
     except cp.errors.ComposeProbError as refused:

@@ -56,10 +56,11 @@ def log_noised(mixture: Mixture, dims: int) -> Network:
 
 def factor(network: Network, form: str, dims: int) -> cp.Diffusion:
     """Return a factor of a network of x and the log-SNR."""
+    shape = (dims,) if dims > 1 else ()
     return cp.Diffusion(
         network,
         schedule(),
-        event_shape=(dims,) if dims > 1 else (),
+        event_shape=shape,
         parameterization=form,
         time="log_snr",
     )

@@ -319,15 +319,16 @@ def main() -> int:
     )
     every = [each.name for each in (*ANNEALED[1:], *AT_ONE_LEVEL[1:])]
     notes += "; ".join(every) + "."
+    check = (
+        f"no default takes over {DEAR:g} times the evaluations of the cheapest right "
+        f"setting on its levels ({', '.join(too_dear) or 'none'})"
+    )
     return publish(
         "defaults",
         "Default calls beside the cheapest setting that is right",
         columns,
         lines,
-        {
-            f"no default takes over {DEAR:g} times the evaluations of the cheapest "
-            f"right setting on its levels ({', '.join(too_dear) or 'none'})": not too_dear
-        },
+        {check: not too_dear},
         {"programs": details},
         notes,
         write=not asked.only,

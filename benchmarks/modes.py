@@ -78,8 +78,14 @@ def cases() -> list[Case]:
 
 def ablated() -> list[Case]:
     """Programs of the ablation: learned factors and latents alone, and a selection of
-    all others."""
-    return [*networks.cases(), *plain.cases(), *ablation.selected(cases())]
+    all others; the first of each family come first."""
+    every = [*networks.cases(), *plain.cases(), *ablation.selected(cases())]
+    earlier: Counter[str] = Counter()
+    places = {}
+    for case in every:
+        places[case.name] = earlier[case.family]
+        earlier[case.family] += 1
+    return sorted(every, key=lambda case: places[case.name])
 
 
 def asked_for(case: Case, only: list[str] | None) -> bool:

@@ -54,7 +54,6 @@ COLUMNS = (
     "wrong and named",
     "right and named",
     "evaluations",
-    "processor seconds",
     "that is",
 )
 Row = dict[str, Any]
@@ -199,15 +198,12 @@ def _all_runs(rows: Sequence[Row]) -> list[str]:
     defaults = [row for row in rows if not row["way"]]
     count = Counter(row["outcome"] for row in defaults)
     outcomes = (Outcome.DEFECT, Outcome.NAMED, Outcome.FALSE_ALARM)
-    costs = []
-    for name in ("evaluations", "seconds"):
-        costs.append(f"{_mean(defaults, name):,.0f}")
     return [
         "nothing",
         str(len(defaults)),
         "–",
         *(str(count[each]) for each in outcomes),
-        *costs,
+        f"{mean_evaluations(defaults):,.0f}",
         "all default runs",
     ]
 
@@ -215,19 +211,17 @@ def _all_runs(rows: Sequence[Row]) -> list[str]:
 def _compared(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
     """Return the cells of runs with and without."""
     if not pairs:
-        return ["0", "–", "–", "–", "–", "–", "–"]
+        return ["0", "–", "–", "–", "–", "–"]
     cells = [str(len(pairs)), str(sum(is_changed(*pair) for pair in pairs))]
     for kind in (Outcome.DEFECT, Outcome.NAMED, Outcome.FALSE_ALARM):
         numbers = []
         for side in (0, 1):
             numbers.append(sum(pair[side]["outcome"] == kind for pair in pairs))
         cells.append(" → ".join(map(str, numbers)))
-    for name in ("evaluations", "seconds"):
-        means = []
-        for side in (0, 1):
-            means.append(f"{_mean([pair[side] for pair in pairs], name):,.0f}")
-        cells.append(" → ".join(means))
-    return cells
+    means = []
+    for side in (0, 1):
+        means.append(f"{mean_evaluations([pair[side] for pair in pairs]):,.0f}")
+    return [*cells, " → ".join(means)]
 
 
 def is_changed(default: Row, other: Row) -> bool:
@@ -237,9 +231,9 @@ def is_changed(default: Row, other: Row) -> bool:
     return sorted(default["codes"]) != sorted(other["codes"])
 
 
-def _mean(rows: Sequence[Row], name: str) -> float:
-    """Return the mean of a number that refused runs lack."""
-    values = [row[name] for row in rows if name in row]
+def mean_evaluations(rows: Sequence[Row]) -> float:
+    """Return the mean evaluations of runs that were not refused."""
+    values = [row["evaluations"] for row in rows if "evaluations" in row]
     return float(np.mean(values)) if values else math.nan
 
 
@@ -262,8 +256,8 @@ def notes(
         f"Default runs of {len(cases)} programs under {keys} keys. A run without a way "
         "is made where the default run used it, and would be the same run elsewhere; "
         "a check is left out when the same run is asked once more. Cells of outcomes "
-        "and costs are over the runs that use the way: with it → without it. Wrong, "
-        "named: as in `modes`. Processor seconds include compilation."
+        "and evaluations are over the runs that use the way: with it → without it. Wrong, "
+        "named: as in `modes`."
     )
     if left:
         text += f" Time was up before {'; '.join(left)}."

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import modes
 import numpy as np
 import pytest
-from exact import axis, constraints, grids, measure, right
+from exact import ablation, axis, constraints, grids, measure, networks, right, without
 from exact.case import Answer, schedule
 from exact.measure import Outcome
 from scipy import stats
@@ -201,3 +201,81 @@ def test_there_are_thirty_easy_programs_and_names_are_unique():
     cases = modes.cases()
     assert sum(case.family.startswith("right") for case in cases) == 30
     assert len({case.name for case in cases}) == len(cases)
+
+
+def test_each_way_names_a_part_of_the_library_that_stands():
+    """A function that is gone fails loudly, and is itself again afterwards."""
+    for way in without.WAYS:
+        if way.function is None:
+            continue
+        with way.function.patched() as instead:
+            assert instead is way.function.instead
+    gone = without.Function("composeprob.runtime.plan", "", "can_linger", None)
+    with pytest.raises(AttributeError, match="can_linger"), gone.patched():
+        pass
+    with pytest.raises(ValueError, match="unpack"):
+        without.way("luck")
+
+
+def test_a_sampler_is_left_alone_where_it_lacks_the_part():
+    smc = cp.SMC(cp.MALA(0.1), then=(cp.GlobalMoves(2), cp.WarmUp()))
+    moved = cp.AnnealedMCMC(cp.MALA(0.1))
+    left = without.way("global-moves").sampler(smc)
+    assert [type(each) for each in left.finishers] == [cp.WarmUp]
+    assert without.way("relaxation").sampler(smc) is smc
+    assert float(without.way("resampling").sampler(smc).exchange.threshold) < 1 / 64
+    assert without.way("second-run").sampler(smc).check_order is None
+    for name in ("resampling", "global-moves", "warm-up", "second-run"):
+        assert without.way(name).sampler(moved) is moved
+
+
+def test_a_way_is_left_out_of_the_runs_that_use_it():
+    """A Gaussian by 64 chains: 20 global moves, and no patient run. An earlier call's
+    rows are enough."""
+    case = axis.along("tiny", "a Gaussian", ((right.gaussian(0.4, 0.7), 1.0),), cut=0.2)
+    ways = [without.way("global-moves"), without.way("closer")]
+    written = []
+    rows = list(ablation.measure([case], [64], 1, ways, [], written.append))
+    assert rows == written
+    default, other = rows
+    assert (default["way"], other["way"]) == ("", "global-moves")
+    assert default["uses"] == ["global-moves"]
+    assert default["evaluations"] - other["evaluations"] == 20
+    assert "global moves" in default["reason"]
+    again = ablation.measure([case], [64], 1, ways, written, pytest.fail)
+    assert list(again) == rows
+    nothing, moves, closer = ablation.table(rows, ways)
+    assert nothing[:2] == ["nothing", "1"]
+    assert moves[:3] == ["global-moves", "1", "0"]
+    assert closer[1:3] == ["0", "–"]
+    assert ablation.idle([nothing, moves, closer]) == ["global-moves"]
+
+
+def test_a_check_is_left_out_of_the_run_that_it_named():
+    """Reverse diffusion alone loses the shares of modes: without the one check that
+    finds it the run is wrong and OK."""
+    (case,) = (case for case in axis.common_cases() if case.family == "Ancestral")
+    density = case.compile()
+    row = ablation.default_row(case, lambda: density, case.exact(), 0, 1000)
+    assert row["outcome"] == Outcome.NAMED
+    assert row["checks"]["SharesFrozen"] == {"codes": [], "outcome": Outcome.DEFECT}
+    assert set(row["checks"]) == {"SharesFrozen"}
+
+
+def test_programs_of_the_ablation_have_names_of_their_own():
+    cases = modes.ablated()
+    assert len({case.name for case in cases}) == len(cases)
+    with pytest.raises(KeyError):
+        ablation.selected(cases[:1])
+
+
+def test_networks_are_the_mixtures_that_they_stand_for():
+    mixture = networks.UNEVEN
+    alpha, sigma = level_0()
+    log_snr = float(schedule().log_snr[0])
+    for t in (-2.3, 0.1, 1.9):
+        exact = mixture.log_density(np.array([t]), np.zeros(1), 1, alpha, sigma)
+        found = networks.log_noised(mixture, 1)(jnp.float32(t), log_snr)
+        assert float(found) == pytest.approx(exact.item(), abs=1e-3)
+    switched = networks.only_level_0(jnp.asarray(schedule().log_snr))
+    np.testing.assert_allclose(switched[:2], [1.0, 0.0], atol=1e-5)

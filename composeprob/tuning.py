@@ -324,7 +324,8 @@ FIT = _Fit()
 
 
 class _Tracking(NamedTuple):
-    # Largest dimension in which chains carry the log-densities of factors.
+    # Largest dimension in which chains carry the log-densities of factors, or make
+    # weighted reverse steps by scores without moves.
     most_numbers: int = 64
     # Groups of neighbours whose slopes are fitted one by one.
     groups: int = 3

@@ -254,10 +254,10 @@ def notes(
                 left.append(f"{case.name} at {n}")
     text = (
         f"Default runs of {len(cases)} programs under {keys} keys. A run without a way "
-        "is made where the default run used it, and would be the same run elsewhere; "
-        "a check is left out when the same run is asked once more. Cells of outcomes "
-        "and evaluations are over the runs that use the way: with it → without it. Wrong, "
-        "named: as in `modes`."
+        "is made where the default run used it: elsewhere it would be the same run. A "
+        "check is left out when the same run is asked once more. Outcomes and "
+        "evaluations are those of the runs that use the way: with it → without it. "
+        "Wrong and named are meant as in `modes`."
     )
     if left:
         text += f" Time was up before {'; '.join(left)}."

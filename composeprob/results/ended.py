@@ -138,6 +138,12 @@ class EndedRun(Chains):
         return np.arange(number) >= number - self.completed
 
     @property
+    def weighted_by_scores(self) -> bool:
+        """True if chains had importance weights, of a density without an energy."""
+        has_weights = bool(np.isfinite(self.ess).any())
+        return has_weights and "energy" not in self.density.capabilities
+
+    @property
     def finite(self) -> bool:
         """True if all positions are finite."""
         return all(np.isfinite(values).all() for values in self.positions.values())

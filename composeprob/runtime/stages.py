@@ -476,9 +476,12 @@ class PilotRun:
             and check_evaluations(state.density) <= most
         )
         levels = state.density.num_levels + tuning.FINDINGS.slope_levels
+        weighted = state.sampler.weights is not None
+        by_weights = weighted and "energy" not in state.density.capabilities
+        self.integrated = integrates_score(state.sampler.kernel)
         self.of_scores = (
             descends
-            and integrates_score(state.sampler.kernel)
+            and (self.integrated or by_weights)
             and tuning.CHECKS.most_chains * levels <= most
         )
         self.due = self.of_factors or self.of_scores
@@ -515,7 +518,7 @@ class PilotRun:
             # Conditions are draws of the latents' priors.
             keys = jax.random.split(key, tuning.CHECKS.most_chains)
             scores = own_scores(density, jax.vmap(density.initial)(keys), key)
-            findings += OwnScores().of(scores, density)
+            findings += OwnScores().of(scores, density, self.integrated)
         return findings
 
 

@@ -102,21 +102,31 @@ def choose(
         why = f"{enough}, which keeps the modes' shares right"
         if energy:
             return SMC(then=finishers), f"{why}; tuned MALA moves{then}"
-        if tracks_alone(density) and draws is None:
-            # A move across a valley whose integral misses a narrow mode would carry
-            # the height of that mode to another.
-            return SMC(), f"{why}; reverse steps alone, along which log f is tracked"
-        samples = num_chains * (draws or 1)
-        if together:
-            kernel = Interweaving(log_ratio=bounded(samples))
-            return SMC(kernel, then=(WarmUp(),)), f"{why}; {TOGETHER}"
-        sampler = SMC(by_score(samples, metric="auto"))
-        return sampler, f"{why}; {only_score('its moves')}"
+        sampler, then = _by_score(density, num_chains, draws)
+        return sampler, f"{why}; {then}"
     if comparable:
         why = "no Feynman–Kac rate, but log-densities that can be trusted between modes"
         return SMC(weights="density", then=finishers), f"{enough}; {why}{then}"
     reason = "no weights can be trusted here"
     return independent(density, reason, num_chains, draws or 1)
+
+
+def _by_score(
+    density: AnnealedDensity, num_chains: int, draws: int | None
+) -> tuple[Sampler, str]:
+    """Return `SMC` of a density that offers only its score, and the words for its
+    moves."""
+    if steps_suffice(density) and draws is None:
+        if not density.tracks:
+            return SMC(), "reverse steps alone, which the weights correct"
+        # A move across a valley whose integral misses a narrow mode would carry the
+        # height of that mode to another.
+        return SMC(), "reverse steps alone, along which log f is tracked"
+    samples = num_chains * (draws or 1)
+    if interweaves(density):
+        kernel = Interweaving(log_ratio=bounded(samples))
+        return SMC(kernel, then=(WarmUp(),)), TOGETHER
+    return SMC(by_score(samples, metric="auto")), only_score("its moves")
 
 
 def reveals(density: CategoricalDensity) -> tuple[Sampler, str]:
@@ -245,6 +255,18 @@ def without_data(density: AnnealedDensity) -> bool:
     """
     noised_only = all(site.kind == "noised" for site in density.sites.values())
     return not density.observed() and noised_only
+
+
+def steps_suffice(density: AnnealedDensity) -> bool:
+    """Return whether weighted reverse steps by scores need no moves beside them: in
+    programs of factors alone, of few numbers.
+
+    Line integrals along moves cost twice the evaluations of such steps, and lead chains
+    where an error of a network at level 0 leads. Where the weights leave too few
+    ancestors, independent chains follow, which are moved.
+    """
+    few = Layout.of_density(density).size <= tuning.TRACKING.most_numbers
+    return few and without_data(density)
 
 
 def tracks_alone(density: AnnealedDensity) -> bool:

@@ -38,6 +38,12 @@ def with_latent(f):
 
 
 @cp.program
+def with_data(f):
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Normal(x, 0.5).to_event(1), jnp.zeros(2))
+
+
+@cp.program
 def no_diffusion(f):
     m = cp.sample("m", dist.Normal(0.0, 1.0))
     cp.observe("y", dist.Normal(m, 0.5), 1.0)
@@ -47,7 +53,14 @@ MANY = tuning.MANY_CHAINS.compared
 SOME = tuning.MANY_CHAINS.weighed
 CASES = {
     "many chains, a rate and an energy": (single, "energy", MANY, cp.SMC, "tuned MALA"),
-    "many chains, scores only": (single, "epsilon", MANY, cp.SMC, "only its score"),
+    "many chains, scores only": (single, "epsilon", MANY, cp.SMC, "steps alone"),
+    "many chains, scores and data": (
+        with_data,
+        "epsilon",
+        MANY,
+        cp.SMC,
+        "only its score",
+    ),
     "some chains, a learned energy": (single, "energy", SOME, cp.SMC, "tuned MALA"),
     "some chains, a closed form": (
         single,
@@ -104,6 +117,32 @@ def test_choice_and_reason(case):
     assert why in reason
     assert form != "user's" or isinstance(sampler.weights, cp.DensityRatio)
     sampler.prepare(density)  # it can be used
+
+
+def test_scores_of_factors_alone_are_not_moved():
+    """Tall data: a posterior given each of 90 observations, by its score. Steps and the
+    run over every other level are all evaluations; the mean is exact."""
+    y = jnp.linspace(0.0, 1.0, 90)
+
+    def score(x, log_snr, y):
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        return -(x - alpha * y / 2) / (0.5 * alpha**2 + jax.nn.sigmoid(-log_snr))
+
+    posterior = learned(score, "score", SCHEDULE, (), time="log_snr", conditions=("y",))
+    prior = normal(0.0, 1.0)
+
+    @cp.program
+    def tall():
+        return cp.sample("x", prior * cp.product(posterior / prior, over={"y": y}))
+
+    density = cp.compile(tall)
+    result = run(density, chains=MANY, sampler=None)
+    levels = density.num_levels
+    assert result.evaluations == 2 * levels - 1
+    assert "steps alone" in result.reason
+    estimate = result.mean(lambda s: s["x"])
+    precision = 1 + len(y)
+    assert abs(estimate.value - y.sum() / precision) < 4 / np.sqrt(precision * MANY)
 
 
 @pytest.mark.parametrize("weighed", [True, False], ids=["default", "independent"])

@@ -15,6 +15,7 @@ from composeprob.results.checks.own_scores import OwnScores
 from composeprob.results.status import Code
 from composeprob.runtime.own_draws import own_scores
 from composeprob.runtime.progress import Progress
+from composeprob.samplers.choose import by_score
 from messages import check_finding
 from sampling_cases import learned, run, single
 
@@ -65,13 +66,37 @@ def test_a_run_that_follows_a_wrong_score_has_the_finding():
     """The Metropolis test makes it N(0, 1/(1 + 0.1/σ)); reverse diffusion, which has no
     test, is close to N(0, 1)."""
     density = cp.compile(single, gaussian(0.1))
-    default = {"chains": 1000, "sampler": None}
-    result = run(density, **default)
+    moved = {"chains": 1000, "sampler": cp.SMC(by_score(1000, metric="auto"))}
+    result = run(density, **moved)
     check_finding(result.status, Code.NETWORK_DOUBTED)
     assert np.isnan(result.mean(lambda s: s["x"]).error).all()
     assert result.unweighted()["x"][:, 0].std() < 0.5
-    assert run(density, chains=1000, sampler=cp.Ancestral())["x"][:, 0].std() > 0.75
-    assert run(cp.compile(single, gaussian(0.0)), **default).status.ok
+    for steps in (cp.Ancestral(), None):
+        assert run(density, chains=1000, sampler=steps)["x"][:, 0].std() > 0.75
+    assert run(cp.compile(single, gaussian(0.0)), **moved).status.ok
+
+
+class Scaled(eqx.Module):
+    """``factor`` times the exact ε̂ of N(0, I)."""
+
+    factor: jax.Array
+
+    def __call__(self, x, log_snr):
+        return self.factor * jnp.sqrt(jax.nn.sigmoid(-log_snr)) * x
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.15])
+def test_scores_that_only_weights_rely_on_are_asked_about_noise(factor):
+    """A square by reverse steps alone, along which log f is tracked."""
+
+    @cp.program
+    def squared():
+        return cp.sample("x", learned(network, "epsilon", SCHEDULE) ** 2)
+
+    network = Scaled(jnp.float32(factor))
+    result = run(cp.compile(squared), chains=1000, sampler=None)
+    assert "steps alone" in result.reason
+    assert result.status.has(Code.NETWORK_DOUBTED) == (factor > 1)
 
 
 MEMBER_SD, GROUP_SD = 0.5, 1.0

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int
 
+from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.overlap import in_question
 from composeprob.findings import Finding
 from composeprob.results.ended import EndedRun
@@ -24,6 +25,7 @@ class Need(enum.Enum):
     EVALUATIONS = "evaluations of the density, within the checks' share"
     LEVEL_WEIGHTS = "weights of levels that support what is reported"
     LINE_INTEGRAL = "an accept test by line integrals"
+    TRUSTED_SCORES = "an accept test by line integrals, or weights by scores alone"
     SCORES_ALONE = "a density without a log-density"
     COMPOSITION = "factors that can disagree"
     IMPORTANCE = "factors that can be drawn from and compared"
@@ -40,12 +42,10 @@ class Need(enum.Enum):
             return run.level_weights
         if self is Need.LINE_INTEGRAL:
             return run.kernel.integrates_score
-        if self is Need.SCORES_ALONE:
-            return "energy" not in run.density.capabilities
-        if self is Need.COMPOSITION:
-            return in_question(run.density)
-        if self is Need.IMPORTANCE:
-            return can_draw(run.density)
+        if self is Need.TRUSTED_SCORES:
+            return run.kernel.integrates_score or run.weighted_by_scores
+        if self in (Need.SCORES_ALONE, Need.COMPOSITION, Need.IMPORTANCE):
+            return self._met_by(run.density)
         if self is Need.FINITE:
             return run.finite
         # Draws may be on disk, and are not read for a check.
@@ -54,6 +54,14 @@ class Need(enum.Enum):
         if self is Need.NO_FINDING:
             return not run.found
         return self is Need.EVALUATIONS
+
+    def _met_by(self, density: AnnealedDensity) -> bool:
+        """Return whether a run's density offers it."""
+        if self is Need.COMPOSITION:
+            return in_question(density)
+        if self is Need.IMPORTANCE:
+            return can_draw(density)
+        return "energy" not in density.capabilities
 
 
 class Check(abc.ABC):

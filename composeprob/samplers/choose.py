@@ -259,14 +259,16 @@ def without_data(density: AnnealedDensity) -> bool:
 
 def steps_suffice(density: AnnealedDensity) -> bool:
     """Return whether weighted reverse steps by scores need no moves beside them: in
-    programs of factors alone, of few numbers.
+    programs of factors alone, of few numbers, without soft evidence.
 
     Line integrals along moves cost twice the evaluations of such steps, and lead chains
     where an error of a network at level 0 leads. Where the weights leave too few
     ancestors, independent chains follow, which are moved.
     """
+    if tracks_alone(density):
+        return True
     few = Layout.of_density(density).size <= tuning.TRACKING.most_numbers
-    return few and without_data(density)
+    return few and without_data(density) and not density.graph.observations
 
 
 def tracks_alone(density: AnnealedDensity) -> bool:

@@ -38,9 +38,9 @@ def with_latent(f):
 
 
 @cp.program
-def with_data(f):
+def with_evidence(f):
     x = cp.sample("x", f)
-    cp.observe("y", dist.Normal(x, 0.5).to_event(1), jnp.zeros(2))
+    cp.factor("w", -jnp.sum(x**2))
 
 
 @cp.program
@@ -54,8 +54,8 @@ SOME = tuning.MANY_CHAINS.weighed
 CASES = {
     "many chains, a rate and an energy": (single, "energy", MANY, cp.SMC, "tuned MALA"),
     "many chains, scores only": (single, "epsilon", MANY, cp.SMC, "steps alone"),
-    "many chains, scores and data": (
-        with_data,
+    "many chains, scores and soft evidence": (
+        with_evidence,
         "epsilon",
         MANY,
         cp.SMC,

@@ -253,7 +253,8 @@ def notes(
             if (case.name, n) not in made:
                 left.append(f"{case.name} at {n}")
     text = (
-        f"Default runs of {len(cases)} programs under {keys} keys. A run without a way "
+        f"Default runs of {len({program for program, _ in made})} programs under up to "
+        f"{keys} keys. A run without a way "
         "is made where the default run used it: elsewhere it would be the same run. A "
         "check is left out when the same run is asked once more. Outcomes and "
         "evaluations are those of the runs that use the way: with it → without it. "

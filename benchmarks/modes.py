@@ -289,9 +289,10 @@ def without(asked: argparse.Namespace) -> int:
         list(ablation.COLUMNS),
         lines,
         {f"each way or check that was used changes a run (idle: {idle})": not idle},
-        {"rows": made},
+        {"rows": [{name: row.get(name) for name in ablation.KEPT} for row in made]},
         notes,
         write=not (asked.only or asked.without),
+        made_by="python -m benchmarks modes --without",
     )
 
 

@@ -56,6 +56,19 @@ COLUMNS = (
     "evaluations",
     "that is",
 )
+KEPT = (
+    "program",
+    "chains",
+    "key",
+    "way",
+    "exact",
+    "estimates",
+    "errors",
+    "outcome",
+    "codes",
+    "evaluations",
+)
+"""Fields of a row that results keep."""
 Row = dict[str, Any]
 
 
@@ -258,7 +271,8 @@ def notes(
         "is made where the default run used it: elsewhere it would be the same run. A "
         "check is left out when the same run is asked once more. Outcomes and "
         "evaluations are those of the runs that use the way: with it → without it. "
-        "Wrong and named are meant as in `modes`."
+        "Wrong and named are meant as in `modes`. XLA compiled without optimisations "
+        "(JAX_DISABLE_MOST_OPTIMIZATIONS), which changes rounding only."
     )
     if left:
         text += f" Time was up before {'; '.join(left)}."

@@ -140,7 +140,7 @@ class EndedRun(Chains):
     @property
     def weighted_by_scores(self) -> bool:
         """True if chains had importance weights, of a density without an energy."""
-        has_weights = bool(np.isfinite(self.ess).any())
+        has_weights = bool(np.isfinite(self.records.ess).any())
         return has_weights and "energy" not in self.density.capabilities
 
     @property

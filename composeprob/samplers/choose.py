@@ -26,6 +26,7 @@ from composeprob.samplers.hierarchy import (
     has_dependents,
     interweaves,
 )
+from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import by_kind
 from composeprob.samplers.reveal import Reveal
 from composeprob.samplers.sampler import SMC, AnnealedMCMC, Sampler

@@ -14,6 +14,7 @@ from composeprob.factors.diffusion import Diffusion
 from composeprob.factors.energy import Energy
 from composeprob.factors.factor import Factor
 from composeprob.factors.networks import batched_linear
+from composeprob.factors.uniform_diffusion import UniformDiffusion
 from composeprob.factors.window import tapestry, window
 from composeprob.kernels import (
     HMC,
@@ -43,6 +44,7 @@ from composeprob.samplers.finishers import GlobalMoves, WarmUp
 from composeprob.samplers.renoise import Renoise
 from composeprob.samplers.replica_exchange import ReplicaExchange
 from composeprob.samplers.resampling import Resample, Resampler
+from composeprob.samplers.leaping import TauLeaping
 from composeprob.samplers.reveal import Reveal
 from composeprob.samplers.sampler import SMC, Ancestral, AnnealedMCMC, Sampler
 from composeprob.samplers.step import ReverseStep
@@ -88,7 +90,9 @@ __all__ = [
     "Sampler",
     "Schedule",
     "Status",
+    "TauLeaping",
     "Trust",
+    "UniformDiffusion",
     "WarmUp",
     "Weights",
     "annealed",

@@ -247,6 +247,14 @@ class Schedule(eqx.Module):
         return self.alpha.shape[0]
 
     @property
+    def kept(self) -> Float[Array, " levels"]:
+        """The probability that a token is kept under uniform noise, α²/(α² + σ²): the
+        log-SNR is its log-odds."""
+        alpha = jnp.asarray(self.alpha, jnp.result_type(float))
+        sigma = jnp.asarray(self.sigma, jnp.result_type(float))
+        return alpha**2 / (alpha**2 + sigma**2)
+
+    @property
     def levels(self) -> Noise:
         """The noise of every level, each field of shape (K,)."""
         return Noise(

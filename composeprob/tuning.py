@@ -511,6 +511,19 @@ class _Reveals(NamedTuple):
 REVEALS = _Reveals()
 
 
+class _Leaps(NamedTuple):
+    # Redraws of each chain at each level of noise.
+    redraws: int = 2
+    # Passes at level 0, each of a redraw for every token.
+    passes: int = 4
+    # Largest share of tokens that the noisiest level of a network may keep.
+    kept_at_top: float = 0.01
+
+
+# Moves of tokens under uniform noise.
+LEAPS = _Leaps()
+
+
 class _Checkpoints(NamedTuple):
     # Least seconds between two checkpoints.
     seconds: float = 10.0

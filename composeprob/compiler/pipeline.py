@@ -25,7 +25,7 @@ from composeprob.compiler.tokens import has_tokens, lower_tokens, without_tokens
 from composeprob.compiler.top import site_top
 from composeprob.compiler.trace import changed_since
 from composeprob.density.annealed import AnnealedDensity, SiteInfo, TopLaw
-from composeprob.density.categorical import CategoricalDensity
+from composeprob.density.categorical import TokenDensity
 from composeprob.density.described import Described
 from composeprob.errors import CapabilityError, ComposeProbError, WrongTypeError
 from composeprob.factors.equations import fingerprint
@@ -282,7 +282,7 @@ def prior(density: AnnealedDensity) -> AnnealedDensity:
     graph = density.graph
     evaluator = density.evaluator
     assert isinstance(graph, Graph)
-    if isinstance(density, CategoricalDensity):
+    if isinstance(density, TokenDensity):
         return without_tokens_given(density)
     assert isinstance(evaluator, Evaluator)
     if not graph.observations and not graph.rewards:

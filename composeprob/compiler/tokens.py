@@ -4,7 +4,7 @@ same rules as all others, over factors that are evaluated by their rises."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpyro.distributions as dist
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from composeprob import tuning
 from composeprob.compiler.check import capabilities, check_networks, node_capabilities
 from composeprob.compiler.expressions import Expression, NodeValue, lower_expression
 from composeprob.compiler.normalise import normalise
@@ -25,8 +26,12 @@ from composeprob.density.annealed import SiteInfo, TopLaw
 from composeprob.density.categorical import (
     CategoricalDensity,
     Logs,
+    NoisedAnswer,
     Reveals,
     Rises,
+    TokenDensity,
+    UniformDensity,
+    check_range,
     reveal_steps,
     visible_after,
 )
@@ -34,16 +39,18 @@ from composeprob.density.described import Described
 from composeprob.density.evaluation import Position
 from composeprob.errors import CapabilityError, ProgramError
 from composeprob.factors.categorical import (
-    CategoricalFactor,
     Query,
+    TokenFactor,
     num_values_of,
 )
 from composeprob.factors.networks import closed
+from composeprob.factors.uniform_diffusion import UniformDiffusion
+from composeprob.factors.uniform_noise import Noised, NoisedEvent, UniformNoise
 from composeprob.ir.leaves import Graph, Group, Member, Observation, leaves
 from composeprob.ir.render import describe
 from composeprob.ir.verify import verify
 from composeprob.language.interpret import Statement, unwrap
-from composeprob.schedule import Noise, Schedule
+from composeprob.schedule import Noise, Schedule, check_schedule
 
 
 class TokenBatch(eqx.Module):
@@ -58,7 +65,7 @@ class TokenBatch(eqx.Module):
         block: how many rows are evaluated at once; None for all.
     """
 
-    factor: CategoricalFactor
+    factor: TokenFactor
     conditions: dict[str, Array]
     cells: Int[Array, "rows size"]
     places: Int[Array, "rows length"]
@@ -106,15 +113,45 @@ class TokenBatch(eqx.Module):
     ) -> tuple[Float[Array, " rows"] | None, Float[Array, "rows block values"]]:
         """Return log f of what is visible, and its rises, of every row."""
         missing = num_values - self.factor.num_values
+        factor: Any = self.factor
 
         def of_row(row: tuple[Array, Array, dict[str, Array]]) -> Any:
             cells, places, conditions = row
             in_event = jnp.where(query.positions >= 0, places[query.positions], -1)
             local = Query(query.tokens[cells], query.rank[cells], query.time, in_event)
-            extension = self.factor.extend(local, conditions, paths)
+            extension = factor.extend(local, conditions, paths)
             rises = jnp.pad(extension.rises, ((0, 0), (0, missing)))
             return extension.base, rises
 
+        values: tuple[Any, Any] = self.of_rows(of_row)
+        return values
+
+    def noised(
+        self, tokens: Int[Array, " length"], noise: UniformNoise, num_values: int
+    ) -> Noised:
+        """Return the values about noised tokens, of every row, at all positions."""
+        missing = num_values - self.factor.num_values
+
+        def of_row(row: tuple[Array, Array, dict[str, Array]]) -> Noised:
+            cells, places, conditions = row
+
+            def everywhere(rises: Array) -> Array:
+                padded = jnp.pad(rises, ((0, 0), (0, missing)))
+                # What a row does not see changes nothing of it.
+                return jnp.where(places[:, None] >= 0, padded[places], 0.0)
+
+            known = self.factor.noised(NoisedEvent(tokens[cells], noise), conditions)
+            return known._replace(
+                rises=everywhere(known.rises), onward=everywhere(known.onward)
+            )
+
+        values: Noised = self.of_rows(of_row)
+        return values
+
+    def of_rows(
+        self, of_row: Callable[[tuple[Array, Array, dict[str, Array]]], Any]
+    ) -> Any:
+        """A function of every row, of `block` of them at once."""
         rows = (self.cells, self.places, self.conditions)
         if self.block is None:
             return jax.vmap(of_row)(rows)
@@ -150,6 +187,7 @@ class TokenProgram(eqx.Module):
         traced: the program, for its deterministics.
         slots: of each batch's members, the plates' counts.
         shapes: of the sites.
+        levels: of uniform noise; None of reveals.
     """
 
     batches: tuple[TokenBatch, ...]
@@ -161,14 +199,20 @@ class TokenProgram(eqx.Module):
     traced: Traced
     slots: tuple[tuple[tuple[int, ...], ...], ...] = eqx.field(static=True)
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
+    levels: Schedule | None = None
 
     @property
     def summed(self) -> tuple[str, ...]:
         return ()
 
     @property
+    def sizes(self) -> Int[Array, " length"]:
+        return jnp.sum(jnp.isfinite(self.free), axis=1)
+
+    @property
     def path_evaluations(self) -> int:
-        return max(batch.factor.path_evaluations for batch in self.batches)
+        factors: list[Any] = [batch.factor for batch in self.batches]
+        return max(factor.path_evaluations for factor in factors)
 
     def blank(self) -> Logs:
         return tuple(jnp.zeros(len(batch.cells)) for batch in self.batches)
@@ -184,6 +228,19 @@ class TokenProgram(eqx.Module):
             bases.append(base)
             rises.append(rise)
         return tuple(bases), tuple(rises)
+
+    def noised(self, tokens: Array, level: Array, below: Array) -> NoisedAnswer:
+        assert self.levels is not None
+        noise = UniformNoise.between(self.levels, level, below)
+        answers = []
+        for batch in self.batches:
+            answers.append(batch.noised(tokens, noise, self.allowed.shape[1]))
+        return NoisedAnswer(
+            tuple(answer.rises for answer in answers),
+            tuple(answer.onward for answer in answers),
+            tuple(answer.base for answer in answers),
+            tuple(answer.at_top for answer in answers),
+        )
 
     def log_density(self, logs: Logs) -> Float[Array, ""]:
         outputs = {}
@@ -272,7 +329,7 @@ def has_tokens(graph: Graph) -> bool:
     return True
 
 
-def without_tokens_given(density: CategoricalDensity) -> CategoricalDensity:
+def without_tokens_given(density: TokenDensity) -> TokenDensity:
     """Return the density of a program without its observations."""
     program: Any = density.evaluator
     graph = density.graph
@@ -289,13 +346,13 @@ def without_tokens_given(density: CategoricalDensity) -> CategoricalDensity:
 
 def lower_tokens(
     graph: Graph, traced: Traced, schedule: Schedule | None, networks: bool
-) -> CategoricalDensity:
+) -> TokenDensity:
     """Lower a program of categorical sites to its density.
 
     Args:
         graph: as `build` made it.
         traced: the program's trace.
-        schedule: of the call of `compile`, which must be None.
+        schedule: levels of uniform noise, of the call of `compile`.
         networks: whether networks are examined.
     """
     for stated in graph.rewards:
@@ -305,20 +362,14 @@ def lower_tokens(
             where=stated.where,
             fix="write the criterion in JAX, as cp.Energy(fn, length=…, num_values=…).",
         )
-    if schedule is not None:
-        raise CapabilityError(
-            "A program of categorical sites has no noise levels: its levels are "
-            "reveals.",
-            where=graph.where,
-            fix="leave schedule= out; cp.infer(…, levels=8) makes eight reveals.",
-        )
     _check_values(graph)
+    noise = noise_levels(graph, schedule)
     graph = verify(normalise(graph), "normalise")
     shapes = {site.name: site.shape for site in graph.sites}
     lengths = [math.prod(shape) for shape in shapes.values()]
     length = sum(lengths)
     steps = reveal_steps(length, length)
-    levels = Reveals.over(visible_after(steps), length)
+    levels = noise or Reveals.over(visible_after(steps), length)
     graph = verify(share(replace(graph, schedule=levels)), "share")
     if networks:
         check_networks(graph)
@@ -346,17 +397,73 @@ def lower_tokens(
         traced,
         tuple(tuple(m.counts for m in group.members) for group in graph.groups),
         tuple(shapes.items()),
+        noise,
     )
     infos = {site.name: SiteInfo("categorical", site.shape) for site in graph.sites}
-    return CategoricalDensity(
-        levels,
-        program,  # type: ignore[arg-type]  # the methods that reveals call
-        _no_top(),
-        infos,
-        offered,
-        _described(graph, offered),
-        steps,
+    evaluator: Any = program  # it has the methods that samplers of tokens call
+    if noise is None:
+        described = _described(graph, offered)
+        return CategoricalDensity(
+            levels, evaluator, _no_top(), infos, offered, described, steps
+        )
+    offered = (offered - {"categorical"}) | {"uniform_noise"}
+    described = _described(graph, offered)
+    return UniformDensity(
+        levels, evaluator, _no_top(), infos, offered, described, known_range(graph)
     )
+
+
+def noise_levels(graph: Graph, schedule: Schedule | None) -> Schedule | None:
+    """The levels of uniform noise of a program, None where its levels are reveals;
+    refuse factors that cannot be evaluated there.
+
+    These are the levels of ``schedule``; without one, those of the first
+    `UniformDiffusion`.
+    """
+    every = [(leaf, site) for site in graph.sites for leaf in leaves(site.root)]
+    networks = [leaf for leaf, _ in every if isinstance(leaf.factor, UniformDiffusion)]
+    if schedule is not None:
+        check_schedule(schedule)
+    elif networks:
+        schedule = networks[0].factor.schedule
+    else:
+        return None
+    for leaf, site in every:
+        factor: Any = leaf.factor
+        if factor.knows_noise:
+            continue
+        fix = "leave schedule= out; cp.infer(…, levels=8) makes eight reveals."
+        if networks:
+            fix = "use factors of one kind, or sample them by two programs."
+        raise CapabilityError(
+            f"The levels are uniform noise, and {leaf.name} is a masked model: it "
+            "knows the tokens that are visible, and no replaced ones.",
+            where=site.where,
+            fix=fix,
+        )
+    check_range(schedule, known_range(graph), graph.where)
+    left = float(np.asarray(schedule.kept)[-1])
+    if networks and left > tuning.LEAPS.kept_at_top:
+        raise CapabilityError(
+            f"The noisiest level keeps {left:.2g} of the tokens, so that "
+            f"{networks[0].name} there is not uniform, as chains begin.",
+            where=graph.where,
+            fix="use a schedule that ends in noise, such as cp.Schedule.log_snr(40).",
+        )
+    return schedule
+
+
+def known_range(graph: Graph) -> tuple[float, float]:
+    """The least and greatest log-SNR at which every factor can be evaluated."""
+    low = -math.inf
+    high = math.inf
+    for site in graph.sites:
+        for leaf in leaves(site.root):
+            if isinstance(leaf.factor, UniformDiffusion):
+                least, most = leaf.factor.log_snr_range
+                low = max(low, least)
+                high = min(high, most)
+    return low, high
 
 
 def _is_one_model(graph: Graph) -> bool:

@@ -1,11 +1,11 @@
-"""The density of a program of categorical sites, whose levels are reveals of
-positions."""
+"""Densities of programs of categorical sites: their levels are reveals of positions, or
+levels of uniform noise."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NoReturn, Protocol, cast
+from typing import Any, NamedTuple, NoReturn, Protocol, cast
 
 import equinox as eqx
 import jax
@@ -15,16 +15,43 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
+from composeprob import tuning
 from composeprob.arguments import check_count
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.evaluation import Position
-from composeprob.errors import CapabilityError, InvalidValueError, ShapeError
-from composeprob.schedule import Schedule
+from composeprob.errors import (
+    AlignmentError,
+    CapabilityError,
+    InvalidValueError,
+    ShapeError,
+)
+from composeprob.schedule import Schedule, check_schedule
 
 Logs = tuple[Float[Array, " rows"], ...]
 """log f of what is visible, of every row of each batch of factors."""
 Rises = tuple[Float[Array, "rows block values"], ...]
 """The growth of these if a position becomes visible, for each of its values."""
+
+
+NoisedLogs = tuple[Float[Array, "rows length values"], ...]
+"""The growth of these if one position has another value, for every position and
+value."""
+
+
+class NoisedAnswer(NamedTuple):
+    """What the factors say of noised tokens, by batch.
+
+    Attributes:
+        rises: the growth of log f at the level.
+        onward: the growth if that position alone has the noise of the level below.
+        bases: log f; None for batches that do not know it.
+        at_top: log f, if the level is the noisiest.
+    """
+
+    rises: NoisedLogs
+    onward: NoisedLogs
+    bases: tuple[Float[Array, " rows"] | None, ...]
+    at_top: Logs
 
 
 class Reveals(Schedule):
@@ -54,6 +81,10 @@ class TokenEvaluator(Protocol):
         """0 where a position may have a value, −∞ where not."""
 
     @property
+    def sizes(self) -> Int[Array, " length"]:
+        """The number of values of each position."""
+
+    @property
     def given(self) -> Bool[Array, " length"]:
         """True at positions whose tokens were observed."""
 
@@ -76,6 +107,15 @@ class TokenEvaluator(Protocol):
         do not know it, and how much it grows if one of the positions becomes visible.
         Each network is called once."""
 
+    def noised(
+        self,
+        tokens: Int[Array, " length"],
+        level: Int[Array, ""],
+        below: Int[Array, ""],
+    ) -> NoisedAnswer:
+        """Return what the factors say of tokens at a level of uniform noise, with
+        ``below`` the level that follows. Each network is called once."""
+
     def log_density(self, logs: Logs) -> Float[Array, ""]:
         """log of the program's density of what is visible, from that of its factors."""
 
@@ -86,19 +126,9 @@ class TokenEvaluator(Protocol):
         """Return the tokens by site."""
 
 
-class CategoricalDensity(AnnealedDensity):
-    """π_k(x, σ) ∝ Π_s Π_i q_i(x_{σ_s} | x_{σ_<s})^{β_i} over the first positions of a
-    random order σ, all but k reveals of them; made by `cp.compile` of a program with
-    categorical sites.
-
-    At level 0 all positions are visible. There are no scores: chains travel by reveals
-    (`cp.Reveal`).
-
-    Attributes:
-        steps: the reveal in which the s-th position of an order becomes visible.
-    """
-
-    steps: tuple[int, ...] = eqx.field(static=True, default=())
+class TokenDensity(AnnealedDensity):
+    """The density of a program of categorical sites, made by `cp.compile`. There are no
+    scores."""
 
     @property
     def tokens(self) -> TokenEvaluator:
@@ -108,12 +138,51 @@ class CategoricalDensity(AnnealedDensity):
     @property
     def length(self) -> int:
         """P, the number of positions of all sites."""
-        return len(self.steps)
+        return int(self.tokens.given.shape[0])
 
     @property
     def one_joint(self) -> bool:
-        """True if the density does not depend on the order of the reveals."""
+        """True if log π of tokens is known."""
         return "one_joint" in self.capabilities
+
+    def score(self, position: Position, level: Array | int) -> NoReturn:
+        """Refuse: tokens have no gradient."""
+        raise CapabilityError(
+            "A density of tokens has no score.",
+            where=self.described.where,
+            fix="use density.log_density, or cp.infer.",
+        )
+
+    evaluate = score
+    value_and_score = score
+
+    def _not_of_one_joint(self) -> str:
+        """The name of the first factor whose log-density of tokens is unknown."""
+        return next(n for n, _, offers in self.described.offers if not _joint(offers))
+
+    def _check(self, position: Position) -> None:
+        super()._check(position)
+        for name in self.sites:
+            tokens = np.asarray(position[name])
+            if not np.issubdtype(tokens.dtype, np.integer):
+                raise ShapeError(
+                    f"Site {name!r} has whole numbers; got {tokens.dtype}.",
+                    fix="pass tokens 0, 1, 2, …",
+                )
+
+
+class CategoricalDensity(TokenDensity):
+    """π_k(x, σ) ∝ Π_s Π_i q_i(x_{σ_s} | x_{σ_<s})^{β_i} over the first positions of a
+    random order σ, all but k reveals of them; made by `cp.compile` of a program with
+    categorical sites.
+
+    At level 0 all positions are visible. Chains travel by reveals (`cp.Reveal`).
+
+    Attributes:
+        steps: the reveal in which the s-th position of an order becomes visible.
+    """
+
+    steps: tuple[int, ...] = eqx.field(static=True, default=())
 
     @property
     def in_blocks(self) -> bool:
@@ -155,9 +224,7 @@ class CategoricalDensity(AnnealedDensity):
             ShapeError: a site is missing, unknown or of the wrong shape.
         """
         if not self.one_joint:
-            name = next(
-                n for n, _, offers in self.described.offers if not _joint(offers)
-            )
+            name = self._not_of_one_joint()
             raise CapabilityError(
                 f"log π of tokens is an average over all orders, as '{name}' depends "
                 "on the order in which they become visible.",
@@ -173,26 +240,74 @@ class CategoricalDensity(AnnealedDensity):
         self._check(dict(position))
         return _log_density(self.tokens, jax.tree.map(jnp.asarray, dict(position)))
 
-    def score(self, position: Position, level: Array | int) -> NoReturn:
-        """Refuse: tokens have no gradient."""
-        raise CapabilityError(
-            "A density of tokens has no score.",
-            where=self.described.where,
-            fix="use density.log_density, or cp.infer.",
-        )
 
-    evaluate = score
-    value_and_score = score
+class UniformDensity(TokenDensity):
+    """π_k(x) ∝ Π_i p_{i,k}(x)^{β_i} of factors under uniform noise; made by `cp.compile`
+    of a program of tokens with a `cp.UniformDiffusion`, or with a schedule.
 
-    def _check(self, position: Position) -> None:
-        super()._check(position)
-        for name in self.sites:
-            tokens = np.asarray(position[name])
-            if not np.issubdtype(tokens.dtype, np.integer):
-                raise ShapeError(
-                    f"Site {name!r} has whole numbers; got {tokens.dtype}.",
-                    fix="pass tokens 0, 1, 2, …",
-                )
+    At each level all tokens are visible. Chains travel by τ-leaping
+    (`cp.TauLeaping`).
+
+    Attributes:
+        range: the least and greatest log-SNR that all factors know.
+    """
+
+    range: tuple[float, float] = eqx.field(static=True, default=(-np.inf, np.inf))
+
+    def on(self, schedule: Schedule) -> UniformDensity:
+        """Return the same program on other levels.
+
+        Raises:
+            AlignmentError: a factor does not know one of these levels.
+        """
+        check_schedule(schedule)
+        check_range(schedule, self.range, self.described.where)
+        evaluator: Any = self.evaluator
+        on_levels = dataclasses.replace(evaluator, levels=schedule)
+        return dataclasses.replace(self, schedule=schedule, evaluator=on_levels)
+
+    def log_density(
+        self, position: Mapping[str, ArrayLike], level: Array | int = 0
+    ) -> Float[Array, ""]:
+        """log π_k of tokens, up to a constant.
+
+        Raises:
+            CapabilityError: a factor is a network, which knows ratios alone.
+            ShapeError: a site is missing, unknown or of the wrong shape.
+        """
+        if not self.one_joint:
+            raise CapabilityError(
+                f"log π of tokens is unknown, as '{self._not_of_one_joint()}' knows "
+                "ratios of densities alone.",
+                where=self.described.where,
+                fix="estimate probabilities from samples, result.probability(…).",
+            )
+        self._check(dict(position))
+        tokens = jax.tree.map(jnp.asarray, dict(position))
+        return _noised_log_density(self.tokens, tokens, jnp.asarray(level))
+
+
+def check_range(
+    schedule: Schedule, log_snr_range: tuple[float, float], where: str
+) -> None:
+    """Refuse levels that a factor does not know."""
+    low, high = log_snr_range
+    log_snr = np.asarray(schedule.log_snr)
+    slack = tuning.SAME_LOG_SNR
+    outside = (log_snr < low - slack) | (log_snr > high + slack)
+    if not outside.any():
+        return
+    level = int(np.argmax(outside))
+    # Rounded inwards.
+    low = float(np.ceil(100 * low) / 100)
+    high = float(np.floor(100 * high) / 100)
+    raise AlignmentError(
+        f"A network was trained for log-SNR {low:g} to {high:g}, but level {level} has "
+        f"{log_snr[level]:.3g}.",
+        where=where,
+        fix=f"use levels in this range, such as cp.Schedule.log_snr({len(log_snr)}, "
+        f"min={low:g}, max={high:g}).",
+    )
 
 
 def reveal_steps(length: int, number: int) -> tuple[int, ...]:
@@ -233,4 +348,18 @@ def _log_density(evaluator: TokenEvaluator, position: Position) -> Array:
         logs.append(base + rise[:, 0, value])
     # Its own value at the last position is one of those that it may have.
     allowed = evaluator.allowed[places, tokens]
+    return evaluator.log_density(tuple(logs)) + jnp.sum(allowed)
+
+
+@eqx.filter_jit
+def _noised_log_density(
+    evaluator: TokenEvaluator, position: Position, level: Array
+) -> Array:
+    tokens = evaluator.row_of(position)
+    bases = evaluator.noised(tokens, level, level).bases
+    logs = []
+    for base in bases:
+        assert base is not None
+        logs.append(base)
+    allowed = evaluator.allowed[jnp.arange(tokens.shape[0]), tokens]
     return evaluator.log_density(tuple(logs)) + jnp.sum(allowed)

@@ -36,12 +36,21 @@ from composeprob.factors.concrete import called
 from composeprob.factors.factor import Factor, LeafFactor, Traits, is_factor
 from composeprob.factors.networks import Network, as_network
 from composeprob.factors.nodes import walk
+from composeprob.factors.uniform_noise import (
+    Noised,
+    NoisedEvent,
+    of_clean,
+    tempered,
+)
 from composeprob.factors.values import as_condition, check_choice, check_finite
 from composeprob.schedule import Noise, Schedule
 
 NO_LEVELS = Schedule.from_arrays([1.0], [1.0])
 """Stands for the levels of factors that have none: a categorical site's are its
 reveals."""
+
+LEAST = -1e30
+"""Stands for the logarithm of 0 where it is differentiated."""
 
 MASKS = ("rank", "boolean")
 """Second arguments of networks: the places of positions in an order, or which of them
@@ -83,7 +92,7 @@ class Extension(NamedTuple):
     base: Float[Array, ""] | None
 
 
-class CategoricalFactor(LeafFactor):
+class TokenFactor(LeafFactor):
     """A leaf factor over L tokens with V values each.
 
     Attributes:
@@ -92,12 +101,33 @@ class CategoricalFactor(LeafFactor):
 
     num_values: eqx.AbstractVar[int]
 
-    OFFERS: ClassVar[frozenset[str]] = frozenset({"energy", "categorical"})
-
     @property
     def length(self) -> int:
         """L."""
         return int(np.prod(self.event_shape, dtype=int))
+
+    @property
+    def knows_noise(self) -> bool:
+        """True if it has `noised`, for programs whose levels are uniform noise."""
+        return type(self).noised is not TokenFactor.noised
+
+    def noised(self, event: NoisedEvent, conditions: Mapping[str, Array]) -> Noised:
+        """Return the values about tokens under uniform noise, from one evaluation.
+
+        Args:
+            event: the tokens, and the level.
+            conditions: as returned by `call_conditions`, possibly with other values.
+        """
+        raise NotImplementedError
+
+    def _about(self) -> tuple[str, ...]:
+        return f"{self.num_values} values", show.shape(self.event_shape)
+
+
+class CategoricalFactor(TokenFactor):
+    """A factor of partly visible tokens."""
+
+    OFFERS: ClassVar[frozenset[str]] = frozenset({"energy", "categorical"})
 
     def abstract_event(self) -> Any:
         """Return a query without numbers, to trace an evaluation with."""
@@ -132,15 +162,12 @@ class CategoricalFactor(LeafFactor):
         # `closed` records the user's functions by such a call.
         return self.extend(x, conditions, paths=False)
 
-    def _about(self) -> tuple[str, ...]:
-        return f"{self.num_values} values", show.shape(self.event_shape)
-
 
 def num_values_of(factor: Factor) -> int:
     """The number of values of an expression's tokens; 0 for other expressions."""
     values = [0]
     for node in walk(factor):
-        if isinstance(node, CategoricalFactor):
+        if isinstance(node, TokenFactor):
             values.append(node.num_values)
     return max(values)
 
@@ -204,12 +231,12 @@ class MaskedDiffusion(CategoricalFactor):
         label: str = "",
     ):
         check_choice("mask", mask, MASKS)
-        self.label = label or _name_of(network)
+        self.label = label or name_of(network)
         self.network = check_finite(
             as_network(network), f"The network of factor '{self.label}'"
         )
         self.schedule = NO_LEVELS
-        self.event_shape = _shape(length)
+        self.event_shape = shape_of(length)
         self.num_values = check_count(num_values, "num_values", least=2)
         self.names = tuple(conditions)
         self.mask = mask
@@ -325,6 +352,23 @@ class JointFactor(CategoricalFactor):
         return Extension(jnp.where(query.positions[:, None] >= 0, rises, 0.0), base)
 
 
+    def noised(self, event: NoisedEvent, conditions: Mapping[str, Array]) -> Noised:
+        # What is said of clean tokens has no noised form: its exponent grows.
+        everything = jnp.ones(self.length, bool)
+
+        def of_tokens(tokens: Array) -> Array:
+            return self.log_potential(tokens, everything, conditions)
+
+        def neighbour(position: Array, value: Array) -> Array:
+            return of_tokens(event.tokens.at[position].set(value))
+
+        values = jnp.arange(self.num_values, dtype=event.tokens.dtype)
+        over_values = jax.vmap(neighbour, (None, 0))
+        positions = jnp.arange(self.length)
+        neighbours = jax.vmap(over_values, (0, None))(positions, values)
+        return tempered(of_tokens(event.tokens), neighbours, event.noise)
+
+
 class ClosedCategorical(JointFactor):
     """A distribution of L tokens whose marginals over any positions have a closed form:
     independent tokens, a Markov chain, a table. `Analytic` makes it.
@@ -379,7 +423,7 @@ class ClosedCategorical(JointFactor):
                 f"(values, values); got {first.shape} and {steps.shape}.",
                 fix="transition[i, j] is the probability of value j after i.",
             )
-        return cls("chain", (first, steps), _shape(length), label or "chain")
+        return cls("chain", (first, steps), shape_of(length), label or "chain")
 
     @classmethod
     def table(cls, probs: ArrayLike, label: str) -> ClosedCategorical:
@@ -401,33 +445,49 @@ class ClosedCategorical(JointFactor):
     def log_potential(
         self, tokens: Array, visible: Array, conditions: Mapping[str, Array]
     ) -> Float[Array, ""]:
+        is_token = jnp.arange(self.num_values) == tokens[:, None]
+        # A hidden token says nothing of itself.
+        counted = jnp.where(visible[:, None], is_token, True)
+        return self.log_sum(counted.astype(self.logs[0].dtype))
+
+    def noised(self, event: NoisedEvent, conditions: Mapping[str, Array]) -> Noised:
+        kept = event.noise.kept
+        is_token = jnp.arange(self.num_values) == event.tokens[:, None]
+        counted = jnp.where(is_token, kept, 0.0) + (1 - kept) / self.num_values
+        # The sum is linear in what each position says of its clean token, so that a
+        # derivative is the probability of that token given all other noised ones.
+        base, slopes = jax.value_and_grad(self.log_sum)(counted)
+        clean = slopes / jnp.sum(slopes, axis=1, keepdims=True)
+        return of_clean(clean, event, base)
+
+    def log_sum(self, counted: Float[Array, "length values"]) -> Float[Array, ""]:
+        """log Σ_u p(u)·Π_i counted_i(u_i) over all clean tokens u."""
         if self.kind == "independent":
-            return jnp.sum(jnp.where(visible, _chosen(self.logs[0], tokens), 0.0))
+            logs = self.logs[0] + jnp.log(counted)
+            return jnp.sum(jax.nn.logsumexp(logs, axis=1))
         if self.kind == "chain":
-            return self._log_marginal_of_chain(tokens, visible)
+            return self._log_sum_of_chain(counted)
         logs = self.logs[0]
         largest = jnp.max(logs)
         table = jnp.exp(logs - largest)
         # Axis after axis: the visible token's entry, or the sum over hidden ones.
-        is_token = jnp.arange(self.num_values) == tokens[:, None]
-        counted = jnp.where(visible[:, None], is_token, True).astype(table.dtype)
         for position in reversed(range(table.ndim)):
             table = table @ counted[position]
         return jnp.log(table) + largest
 
-    def _log_marginal_of_chain(self, tokens: Array, visible: Array) -> Array:
-        """The forward algorithm, with hidden tokens summed over."""
-        first, steps = self.logs
-        values = jnp.arange(self.num_values)
-        excluded = visible[:, None] & (values != tokens[:, None])
-        allowed = jnp.where(excluded, -jnp.inf, 0.0)
+    def _log_sum_of_chain(self, counted: Array) -> Array:
+        """The forward algorithm."""
+        # Finite: a value that nothing leads to has no derivative.
+        first, steps = (jnp.maximum(logs, LEAST) for logs in self.logs)
+        allowed = jnp.log(counted)
 
         def onwards(message: Array, allowed: Array) -> tuple[Array, None]:
             following = jax.nn.logsumexp(message[:, None] + steps, axis=0)
             return following + allowed, None
 
         message, _ = jax.lax.scan(onwards, first + allowed[0], allowed[1:])
-        return jax.nn.logsumexp(message)
+        total = jax.nn.logsumexp(message)
+        return jnp.where(total > 0.5 * LEAST, total, -jnp.inf)
 
 
 class CategoricalEnergy(JointFactor):
@@ -446,10 +506,10 @@ class CategoricalEnergy(JointFactor):
                 f"fn must be callable as fn(tokens, visible); got {type(fn).__name__}.",
                 fix="pass a function that returns a log-potential, a scalar.",
             )
-        self.label = label or _name_of(fn)
+        self.label = label or name_of(fn)
         self.fn = check_finite(as_network(fn), f"The function of factor '{self.label}'")
         self.schedule = NO_LEVELS
-        self.event_shape = _shape(length)
+        self.event_shape = shape_of(length)
         self.num_values = check_count(num_values, "num_values", least=2)
         self.fixed = {}
         tokens = jax.ShapeDtypeStruct((self.length,), jnp.int32)
@@ -488,12 +548,12 @@ class CategoricalClassifier(JointFactor):
     num_classes: int = eqx.field(static=True)
 
     def __init__(self, network: object, length: int, num_values: int, label: str):
-        self.label = label or _name_of(network)
+        self.label = label or name_of(network)
         self.network = check_finite(
             as_network(network), f"The network of factor '{self.label}'"
         )
         self.schedule = NO_LEVELS
-        self.event_shape = _shape(length)
+        self.event_shape = shape_of(length)
         self.num_values = check_count(num_values, "num_values", least=2)
         self.fixed = {}
         tokens = jax.ShapeDtypeStruct((self.length,), jnp.int32)
@@ -633,11 +693,11 @@ def _path_sum(logs: Float[Array, "length values"], query: Query) -> Float[Array,
     return jnp.sum(jnp.where(query.visible, _chosen(logs, query.tokens), 0.0))
 
 
-def _name_of(function: object) -> str:
+def name_of(function: object) -> str:
     """The name of a function, or of the class of a network."""
     return getattr(function, "__name__", type(function).__name__).strip("<>")
 
 
-def _shape(length: object) -> tuple[int, ...]:
+def shape_of(length: object) -> tuple[int, ...]:
     """The shape of an event of so many tokens."""
     return (check_count(length, "length"),)

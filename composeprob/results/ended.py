@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.categorical import CategoricalDensity
+from composeprob.density.categorical import CategoricalDensity, TokenDensity
 from composeprob.density.evaluation import Position
 from composeprob.density.learned_scores import OwnScore
 from composeprob.findings import Finding
@@ -120,6 +120,11 @@ class EndedRun(Chains):
     def num_chains(self) -> int:
         """N."""
         return self.trust.num_chains
+
+    @property
+    def tokens(self) -> bool:
+        """True if its sites have tokens."""
+        return isinstance(self.density, TokenDensity)
 
     @property
     def reveals(self) -> bool:

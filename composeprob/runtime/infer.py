@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from composeprob import tuning
 from composeprob.arguments import check_count, check_key, with_call_errors
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.categorical import CategoricalDensity
+from composeprob.density.categorical import CategoricalDensity, UniformDensity
 from composeprob.errors import (
     CapabilityError,
     InvalidValueError,
@@ -358,6 +358,11 @@ def on_levels(
     if isinstance(density, CategoricalDensity):
         return density.in_steps(levels), None
     if isinstance(levels, str):
+        if isinstance(density, UniformDensity):
+            raise InvalidValueError(
+                f"Levels of uniform noise are given; got {levels!r}.",
+                fix="pass an array of log-SNR, or leave levels out.",
+            )
         if levels != "adaptive":
             raise InvalidValueError(
                 f"Unknown levels {levels!r}.",

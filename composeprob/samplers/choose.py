@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.categorical import CategoricalDensity
+from composeprob.density.categorical import (
+    CategoricalDensity,
+    TokenDensity,
+    UniformDensity,
+)
 from composeprob.density.points import lost_to_noise
 from composeprob.errors import CapabilityError
 from composeprob.kernels import HMC, MALA, Adaptive, Kernel
@@ -27,6 +31,7 @@ from composeprob.samplers.hierarchy import (
     interweaves,
 )
 from composeprob.samplers.layout import Layout
+from composeprob.samplers.leaping import TauLeaping
 from composeprob.samplers.moves import by_kind
 from composeprob.samplers.reveal import Reveal
 from composeprob.samplers.sampler import SMC, AnnealedMCMC, Sampler
@@ -43,6 +48,8 @@ ADVICE = {
     "score": "every factor needs a score.",
     "categorical": "leave sampler= out, or use cp.SMC: reveals are for programs of "
     "tokens.",
+    "uniform_noise": "leave sampler= out, or use cp.SMC: leaps are for programs of "
+    "tokens under uniform noise.",
     "GlobalMoves": "leave cp.GlobalMoves out, as they compare densities between modes; "
     "or make the factor one that can be compared: cp.calibrate, or mode_depth=True if "
     "it is.",
@@ -83,6 +90,8 @@ def choose(
     """
     if isinstance(density, CategoricalDensity):
         return reveals(density)
+    if isinstance(density, UniformDensity):
+        return leaps(density)
     capabilities = density.capabilities
     energy = "energy" in capabilities
     if energy and density.num_levels == 1:
@@ -143,6 +152,16 @@ def reveals(density: CategoricalDensity) -> tuple[Sampler, str]:
         why = f"{why}; several are drawn anew at level 0, with a test"
         return Reveal(0), f"{why} ({text} of the order)"
     return Reveal(), f"{why}; visible ones are drawn anew, with a test of the order"
+
+
+def leaps(density: UniformDensity) -> tuple[Sampler, str]:
+    """Return the leaps of a program of tokens under uniform noise, and the reason for
+    their weights."""
+    why = "all tokens leap from level to level, with weights"
+    if density.one_joint:
+        return TauLeaping(), f"{why} that are exact; Gibbs moves draw single ones anew"
+    carried = "of the ratios of networks along each path"
+    return TauLeaping(), f"{why} {carried}; single ones are drawn anew, with a test"
 
 
 def _at_one_level(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, str]:
@@ -315,12 +334,16 @@ def check_capabilities(sampler: Sampler, density: AnnealedDensity) -> None:
 def _missing(part: str, capability: str, density: AnnealedDensity) -> CapabilityError:
     """Return the error for a part of a sampler that needs a missing capability."""
     where = density.described.where
-    if isinstance(density, CategoricalDensity):
-        return CapabilityError(
-            f"{part} moves numbers, and this program's sites have tokens.",
-            where=where,
-            fix="leave sampler= out, or use cp.Reveal().",
-        )
+    if isinstance(density, TokenDensity):
+        found = f"{part} moves numbers, and this program's sites have tokens"
+        fix = "leave sampler= out, or use cp.Reveal()."
+        if part == "Reveal":
+            found = "Reveal makes hidden tokens visible, and this program replaces them"
+        if isinstance(density, UniformDensity):
+            fix = "leave sampler= out, or use cp.TauLeaping()."
+        elif part == "TauLeaping":
+            found = "TauLeaping moves replaced tokens, and this program hides them"
+        return CapabilityError(f"{found}.", where=where, fix=fix)
     held = [name for name, site in density.sites.items() if site.kind == "held"]
     if held and capability in ("feynman_kac", "mode_depth"):
         names = ", ".join(map(repr, held))

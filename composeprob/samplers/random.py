@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Key, UInt32
+from jaxtyping import Float, Int, Key, UInt32
 
 
 class Stream(IntEnum):
@@ -123,3 +123,17 @@ def words_of(
     with np.errstate(over="ignore"):
         words = xp.stack(threefry(seed[None], numbers, series), axis=1)
     return words[1:], words[0]
+
+
+def categorical(
+    u: Float[Array, ""], logits: Float[Array, " values"]
+) -> tuple[Int[Array, ""], Float[Array, ""]]:
+    """Draw a value in proportion to exp(logits) by a uniform number; return it with its
+    log-probability, −∞ where no value is possible."""
+    total = jax.nn.logsumexp(logits)
+    cumulative = jnp.cumsum(jnp.exp(logits - jnp.max(logits)))
+    # Strictly below the total: a value without probability is never chosen.
+    value = jnp.sum(cumulative <= u * cumulative[-1])
+    value = jnp.minimum(value, len(logits) - 1).astype(jnp.int32)
+    possible = ~jnp.isneginf(total)
+    return value, jnp.where(possible, logits[value] - total, -jnp.inf)

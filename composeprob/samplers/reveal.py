@@ -41,7 +41,7 @@ from composeprob.kernels import mean_acceptance
 from composeprob.kernels.gibbs import replaced
 from composeprob.pytree import where
 from composeprob.samplers.population import reweighted
-from composeprob.samplers.random import Stream, stream, uniforms
+from composeprob.samplers.random import Stream, categorical, stream, uniforms
 from composeprob.samplers.resampling import Resampler
 from composeprob.samplers.run import Run
 from composeprob.samplers.sampler import DrawCost, Sampler, as_resampler
@@ -439,14 +439,7 @@ class RevealPhases:
     ) -> tuple[Int[Array, ""], Float[Array, ""]]:
         """Draw the value of a position in proportion to F; return it with its
         log-probability, −∞ where no value is possible."""
-        values = self.log_values(logs, rises, before, position)
-        total = jax.nn.logsumexp(values)
-        cumulative = jnp.cumsum(jnp.exp(values - jnp.max(values)))
-        # Strictly below the total: a value without probability is never chosen.
-        value = jnp.sum(cumulative <= u * cumulative[-1])
-        value = jnp.minimum(value, len(values) - 1).astype(jnp.int32)
-        possible = ~jnp.isneginf(total)
-        return value, jnp.where(possible, values[value] - total, -jnp.inf)
+        return categorical(u, self.log_values(logs, rises, before, position))
 
     def redrawn(
         self,

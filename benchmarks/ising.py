@@ -14,11 +14,8 @@ command goes on where it was stopped.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import functools
 import math
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from report import kept, publish
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -40,10 +36,10 @@ SITES = SIDE * SIDE
 TRAINED = 0.40
 """The inverse temperature of the training data; the critical one is 0.4407."""
 OTHERS = (0.30, 0.35, 0.44)
-ITERATIONS = 4000
+ITERATIONS = 2000
 BATCH = 64
-WIDTH = 24
-DILATIONS = (1, 2, 4, 1, 2)
+WIDTH = 8
+DILATIONS = (2, 4)
 CHAINS = 512
 LATTICES = 200
 """Lattices of the reference, which the cluster algorithm moves together."""
@@ -160,7 +156,7 @@ class LatticeNetwork(eqx.Module):
 
     def __init__(self, key: Array):
         keys = jax.random.split(key, len(DILATIONS) + 1)
-        self.first = jax.random.normal(keys[0], (WIDTH, 2, 3, 3)) / math.sqrt(18)
+        self.first = jax.random.normal(keys[0], (WIDTH, 2, 5, 5)) / math.sqrt(50)
         scale = math.sqrt(2 / (9 * WIDTH))
         shape = (WIDTH, WIDTH, 3, 3)
         self.layers = tuple(scale * jax.random.normal(k, shape) for k in keys[1:])
@@ -181,7 +177,8 @@ class LatticeNetwork(eqx.Module):
 
 def convolved(image: Array, kernel: Array, dilation: int) -> Array:
     """A convolution that goes round the torus."""
-    around = ((0, 0), (dilation, dilation), (dilation, dilation))
+    reach = dilation * (kernel.shape[-1] // 2)
+    around = ((0, 0), (reach, reach), (reach, reach))
     wrapped = jnp.pad(image, around, mode="wrap")
     return jax.lax.conv_general_dilated(
         wrapped[None], kernel, (1, 1), "VALID", rhs_dilation=(dilation, dilation)
@@ -212,7 +209,7 @@ def recipe() -> cp.training.MaskedRecipe:
         num_values=2,
         iterations=ITERATIONS,
         batches=BATCH,
-        learning_rate=functools.partial(optax.cosine_decay_schedule, 3e-3),
+        learning_rate=functools.partial(optax.cosine_decay_schedule, 1e-2),
         ema=0.998,
     )
 
@@ -236,9 +233,12 @@ def network() -> cp.MaskedDiffusion:
 if __name__ == "__main__":
     print(exact(0.4), exact(0.44))
     import itertools
+
     for beta in (0.3, 0.5):
         states = np.array(list(itertools.product((-1, 1), repeat=16))).reshape(-1, 4, 4)
-        e = (states * np.roll(states, 1, 1) + states * np.roll(states, 1, 2)).sum((1, 2))
+        e = (states * np.roll(states, 1, 1) + states * np.roll(states, 1, 2)).sum(
+            (1, 2)
+        )
         print(beta, np.logaddexp.reduce(beta * e), kaufman(beta, 4))
     for b in (0.4, 0.44):
         s = spins_by_clusters(b, 3, 20, 100)

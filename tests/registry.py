@@ -18,12 +18,17 @@ import numpyro.distributions as dist
 
 from composeprob.factors.analytic import Analytic
 from composeprob.factors.calibrated import ERROR, KNOTS, LOG_NORMALISER, Calibrated
-from composeprob.factors.categorical import CategoricalFactor, MaskedDiffusion
+from composeprob.factors.categorical import (
+    CategoricalFactor,
+    MaskedDiffusion,
+    TokenFactor,
+)
 from composeprob.factors.classifier import Classifier
 from composeprob.factors.diffusion import WEIGHTS, Diffusion
 from composeprob.factors.energy import Energy
 from composeprob.factors.factor import LeafFactor
 from composeprob.factors.formula import Formula
+from composeprob.factors.uniform_diffusion import UniformDiffusion
 from composeprob.kernels import (
     HMC,
     MALA,
@@ -75,6 +80,26 @@ CATEGORICAL: dict[str, Callable[[], CategoricalFactor]] = {
     ),
 }
 """Factors of four tokens of three values by the name of their class."""
+
+
+def _logits_of_clean(tokens, kept):
+    return jnp.log(kept) * jax.nn.one_hot(tokens, 3)
+
+
+UNIFORM: dict[str, Callable[[], TokenFactor]] = {
+    **{
+        name: CATEGORICAL[name]
+        for name in CATEGORICAL
+        if not name.startswith("MaskedDiffusion")
+    },
+    "UniformDiffusion": lambda: UniformDiffusion(
+        _logits_of_clean, Schedule.log_snr(9), length=4, num_values=3
+    ),
+    "UniformDiffusion, x0": lambda: UniformDiffusion(
+        _logits_of_clean, Schedule.log_snr(9), length=4, num_values=3, output="x0"
+    ),
+}
+"""Factors of as many tokens under uniform noise."""
 
 KERNELS: dict[str, Callable[[], Kernel]] = {
     "ULA": lambda: ULA(0.05),

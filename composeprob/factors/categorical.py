@@ -351,7 +351,6 @@ class JointFactor(CategoricalFactor):
         rises = jax.vmap(over_values, (0, None))(query.positions, values)
         return Extension(jnp.where(query.positions[:, None] >= 0, rises, 0.0), base)
 
-
     def noised(self, event: NoisedEvent, conditions: Mapping[str, Array]) -> Noised:
         # What is said of clean tokens has no noised form: its exponent grows.
         everything = jnp.ones(self.length, bool)

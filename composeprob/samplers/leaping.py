@@ -168,7 +168,15 @@ class LeapPhases:
         # The only place where the loop evaluates factors.
         answers = run.spread.map(partial(self.evaluate, place), proposals)
         run, state = jax.lax.cond(
-            leaps, self.arrived, self.tested, place, run, state, words, proposals, answers
+            leaps,
+            self.arrived,
+            self.tested,
+            place,
+            run,
+            state,
+            words,
+            proposals,
+            answers,
         )
         return self.onwards(run, state, place.level)
 
@@ -280,9 +288,7 @@ class LeapPhases:
         zero = jnp.zeros_like(gain)
         return reweighted(run, self.rule, place.level, gain, zero, zero), state
 
-    def evaluated(
-        self, tokens: Array, logs: Logs, answer: NoisedAnswer
-    ) -> NoisyChain:
+    def evaluated(self, tokens: Array, logs: Logs, answer: NoisedAnswer) -> NoisyChain:
         """Return the chain at tokens where the factors were evaluated."""
         log_density = self.tokens.log_density(logs)
         return NoisyChain(tokens, logs, log_density, answer.rises, answer.onward)
@@ -508,9 +514,7 @@ class TauLeaping(Sampler):
     def advance(self, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
         tokens = _uniform(density)
         assert self.exchange is not None
-        phases = LeapPhases(
-            tokens, self.exchange, self.plan.between, self.plan.at_end
-        )
+        phases = LeapPhases(tokens, self.exchange, self.plan.between, self.plan.at_end)
         run, _ = jax.lax.while_loop(
             lambda carry: carry[0].visits.before(end),
             phases.phase,

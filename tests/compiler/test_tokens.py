@@ -9,6 +9,7 @@ import pytest
 
 import composeprob as cp
 from composeprob.errors import (
+    AlignmentError,
     CapabilityError,
     InvalidValueError,
     ProgramError,
@@ -36,6 +37,20 @@ def plain(tokens, visible):
 
 def network():
     return cp.MaskedDiffusion(plain, length=3, num_values=3, mask="boolean")
+
+
+LEVELS = cp.Schedule.log_snr(9)
+
+
+def ratios(output="ratios", levels=LEVELS):
+    return cp.UniformDiffusion(
+        lambda tokens, kept: jnp.zeros((3, 3)),
+        levels,
+        length=3,
+        num_values=3,
+        output=output,
+        label="ratios",
+    )
 
 
 @cp.program
@@ -82,6 +97,15 @@ def test_a_program_is_printed_as_mathematics():
     assert "digraph" in density.graph.dot()
 
 
+def test_a_program_under_uniform_noise_is_printed_as_mathematics():
+    either = cp.mixture([table(), ratios()], weights=[0.3, 0.7])
+    density = cp.compile(clued, table() * either / uniform() ** 0.5, 2)
+    check_wording(str(density))
+    assert density.capabilities == {"energy", "uniform_noise"}
+    assert density.num_levels == 9
+    assert density.on(cp.Schedule.log_snr(5, min=-8.0, max=8.0)).num_levels == 5
+
+
 def test_log_density_of_tokens():
     density = cp.compile(site, table() ** 2.0 * uniform())
     value = density.log_density({"s": jnp.array([0, 2, 1])})
@@ -106,7 +130,20 @@ REFUSED = {
         "numbers": lambda: cp.compile(mixed, table()),
         "latent": lambda: cp.compile(with_latent, table()),
         "likelihood": lambda: cp.compile(counted, table()),
-        "schedule": lambda: cp.compile(site, table(), schedule=cp.Schedule.log_snr(9)),
+        "schedule": lambda: cp.compile(site, network(), schedule=LEVELS),
+        "both kinds": lambda: cp.compile(site, network() * ratios()),
+        "signal at the top": lambda: cp.compile(
+            site, ratios(levels=cp.Schedule.log_snr(9, min=-2.0))
+        ),
+        "ratios alone": lambda: cp.compile(site, ratios()).log_density(
+            {"s": jnp.zeros(3, int)}
+        ),
+        "reveals of noised tokens": lambda: cp.infer(
+            cp.compile(site, ratios()), KEY, num_chains=8, sampler=cp.Reveal()
+        ),
+        "leaps of hidden tokens": lambda: cp.infer(
+            cp.compile(site, table()), KEY, num_chains=8, sampler=cp.TauLeaping()
+        ),
         "scale": lambda: cp.compile(
             site, cp.window(table(), (6,), offset=(0,), scale=2)
         ),
@@ -143,7 +180,15 @@ REFUSED = {
         ),
         "clue": lambda: cp.compile(clued, table(), 5),
     },
+    AlignmentError: {
+        "levels of a network": lambda: cp.compile(
+            site, ratios(), schedule=cp.Schedule.log_snr(9, min=-12.0)
+        ),
+    },
     InvalidValueError: {
+        "adaptive levels of noise": lambda: cp.infer(
+            cp.compile(site, ratios()), KEY, num_chains=8, levels="adaptive"
+        ),
         "levels": lambda: cp.infer(
             cp.compile(site, table()), KEY, num_chains=8, levels=9
         ),

@@ -18,8 +18,9 @@ from composeprob.errors import (
     WrongTypeError,
 )
 from composeprob.factors.categorical import JointFactor, Query
+from composeprob.factors.uniform_noise import NoisedEvent, UniformNoise
 from refusals import refused, rows
-from registry import CATEGORICAL
+from registry import CATEGORICAL, UNIFORM
 
 ROWS = pytest.mark.parametrize("name", CATEGORICAL)
 TOKENS = jnp.array([2, 0, 1, 1])
@@ -100,6 +101,29 @@ def test_bernoulli_and_plain_categoricals_are_tokens():
     assert cp.Analytic(dist.Categorical(jnp.ones(3) / 3)).event_shape == ()
 
 
+@pytest.mark.parametrize("name", UNIFORM)
+def test_what_is_said_of_noised_tokens_fits_together(name):
+    factor = UNIFORM[name]()
+    levels = cp.Schedule.log_snr(9)
+    between = jax.jit(
+        lambda tokens, level, below: factor.noised(
+            NoisedEvent(tokens, UniformNoise.between(levels, level, below)),
+            factor.call_conditions(),
+        )
+    )
+    here = between(TOKENS, 4, 3)
+    own = jnp.arange(4), TOKENS
+    # The token itself is no change, and at one noise nor is the level below.
+    np.testing.assert_allclose(here.rises[own], 0.0, atol=1e-6)
+    still = between(TOKENS, 4, 4)
+    np.testing.assert_allclose(still.onward, still.rises, atol=1e-5)
+    if here.base is None:
+        return
+    there = between(TOKENS.at[2].set(0), 4, 3)
+    np.testing.assert_allclose(there.base - here.base, here.rises[2, 0], atol=1e-5)
+    np.testing.assert_allclose(here.at_top, here.base)
+
+
 def zeros(tokens, second):
     return jnp.zeros((4, 3))
 
@@ -115,6 +139,9 @@ REFUSED = {
     NetworkError: {
         "vector": lambda: cp.Energy(zeros, length=4, num_values=3),
         "classes": lambda: cp.Classifier(zeros, length=4, num_values=3),
+        "ratios": lambda: cp.UniformDiffusion(
+            zeros, cp.Schedule.log_snr(9), length=5, num_values=3
+        ).check_network(),
         "logits": lambda: cp.MaskedDiffusion(
             zeros, length=5, num_values=3
         ).check_network(),
@@ -124,6 +151,9 @@ REFUSED = {
         "chain": lambda: cp.Analytic.chain(jnp.ones(2), jnp.ones((3, 3)), length=4),
     },
     InvalidValueError: {
+        "output": lambda: cp.UniformDiffusion(
+            zeros, cp.Schedule.log_snr(9), length=4, num_values=3, output="x"
+        ),
         "mask": lambda: cp.MaskedDiffusion(zeros, length=4, num_values=3, mask="no"),
         "values": lambda: cp.MaskedDiffusion(zeros, length=4, num_values=1),
         "probabilities": lambda: cp.Analytic.chain(

@@ -10,10 +10,10 @@ import pytest
 import composeprob as cp
 import composeprob.factors
 from composeprob.errors import ConditionError
-from composeprob.factors.categorical import CategoricalFactor
+from composeprob.factors.categorical import CategoricalFactor, TokenFactor
 from composeprob.factors.factor import LeafFactor
 from refusals import refused
-from registry import CATEGORICAL, FACTORS, SCHEDULES, concrete
+from registry import CATEGORICAL, FACTORS, SCHEDULES, UNIFORM, concrete
 
 ROWS = pytest.mark.parametrize("name", FACTORS)
 SCHEDULE = cp.Schedule.cosine(12)
@@ -31,10 +31,15 @@ X = jnp.array([0.4, -0.9])
 
 def test_every_leaf_factor_has_a_row_and_is_public_unless_a_function_returns_it():
     kinds = {name: type(make(SCHEDULE)).__name__ for name, make in FACTORS.items()}
-    of_tokens = set(concrete(composeprob.factors, CategoricalFactor))
-    assert {name.partition(",")[0] for name in CATEGORICAL} == of_tokens
+    revealed = set(concrete(composeprob.factors, CategoricalFactor))
+    assert {name.partition(",")[0] for name in CATEGORICAL} == revealed
+    of_tokens = concrete(composeprob.factors, TokenFactor)
+    noised = {
+        name for name, kind in of_tokens.items() if kind.noised != TokenFactor.noised
+    }
+    assert {name.partition(",")[0] for name in UNIFORM} == noised
     leaves = set(concrete(composeprob.factors, LeafFactor))
-    assert set(kinds.values()) == leaves - of_tokens
+    assert set(kinds.values()) == leaves - set(of_tokens)
     assert {name for name, kind in kinds.items() if name == kind} == set(kinds) - {
         "Weighted"
     }

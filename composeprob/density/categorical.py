@@ -242,10 +242,10 @@ class CategoricalDensity(TokenDensity):
 
 
 class UniformDensity(TokenDensity):
-    """π_k(x) ∝ Π_i p_{i,k}(x)^{β_i} of factors under uniform noise; made by `cp.compile`
-    of a program of tokens with a `cp.UniformDiffusion`, or with a schedule.
+    """π_k(x) ∝ Π_i p_{i,k}(x)^{β_i} of factors under uniform noise.
 
-    At each level all tokens are visible. Chains travel by τ-leaping
+    `cp.compile` makes it of a program of tokens with a `cp.UniformDiffusion`, or with a
+    schedule. At each level all tokens are visible, and chains travel by τ-leaping
     (`cp.TauLeaping`).
 
     Attributes:

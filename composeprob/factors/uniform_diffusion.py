@@ -53,9 +53,9 @@ class UniformDiffusion(TokenFactor):
     and the inverse is p(x₀ᵢ = u | x) ∝ q(x_i | u)·(c_i(u) − (1 − a)/V), with c_i(u) the
     ratios of position i, divided by their sum.
 
-    A program with such a factor has levels of noise instead of reveals: `cp.TauLeaping`
-    moves its tokens. Closed forms are noised exactly; energies and classifiers of tokens
-    get an exponent that grows from 0 to 1.
+    A program with such a factor has levels of noise instead of reveals, and
+    `cp.TauLeaping` moves its tokens. Closed forms are noised exactly; energies and
+    classifiers of tokens get an exponent that grows from 0 to 1.
 
     Args:
         network: ``network(tokens, kept, **conditions)`` returns an array (length,

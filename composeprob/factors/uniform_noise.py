@@ -1,5 +1,5 @@
-"""Uniform noise of tokens: each token is kept with probability a, and otherwise replaced
-by a uniform value, so that q(v | u) = a·1{v = u} + (1 − a)/V.
+"""Uniform noise of tokens: each token is kept with probability a, and otherwise
+replaced by a uniform value, so that q(v | u) = a·1{v = u} + (1 − a)/V.
 
 Everything that a factor is asked follows from the conditionals of one position given
 all others, c_i(v) = p_k(x_i = v | x_{−i}) at a level, and c'_i, in which position i
@@ -101,7 +101,7 @@ def of_ratios(log_ratios: Float[Array, "length values"], event: NoisedEvent) -> 
     c' = 1/V + (a'/a)·(c − 1/V) is positive for ratios of a distribution; for a
     network's it is kept so.
     """
-    length, number = log_ratios.shape
+    number = log_ratios.shape[1]
     own = jnp.arange(number) == event.tokens[:, None]
     here = jax.nn.softmax(jnp.where(own, 0.0, log_ratios), axis=1)
     growth = event.noise.kept_below / event.noise.kept
@@ -159,8 +159,8 @@ def _of_conditionals(
     """The values of a model from c and c'."""
     log_here = jnp.log(here)
     own = jnp.take_along_axis(log_here, tokens[:, None], axis=1)
-    number = here.shape[1]
-    # V^L·p_K(x) = 1 + a·Σ_i (V·p_i(x_i) − 1) + O(a²), and V·c_i(x_i) is one such term.
+    # V^L·p_K(x) = 1 + a·Σ_i (V·p_i(x_i) − 1) + O(a²), and V·c_i(x_i) is 1 plus one
+    # such term: so Π c_i(x_i) is p_K(x) up to a².
     at_top = jnp.sum(own)
     if base is not None:
         at_top = base

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from composeprob.density.categorical import Reveals
 from composeprob.density.reward import SiteReward
 from composeprob.factors.factor import Factor
 from composeprob.factors.nodes import Mixture, Product, plate_of
@@ -132,12 +133,18 @@ def _statements(graph: Graph) -> Iterator[str]:
             prior += f" of {s.num_values} values"
         yield f"{s.name}: static {s.shape}, {prior}, at {s.where}"
     for o in graph.observations:
-        policy = f"annealed '{o.anneal}'"
-        if o.anneal is None:
-            policy = "visible first"
-        elif not o.looks_at:
-            policy = "its power rising to 1" if graph.sites else "not annealed"
-        yield f"{o.name}: {o.kind}, {policy}, at {o.where}"
+        yield f"{o.name}: {o.kind}, {_policy(o, graph)}, at {o.where}"
+
+
+def _policy(observation: Observation, graph: Graph) -> str:
+    """How an observation counts at the levels above 0."""
+    if observation.anneal is None and isinstance(graph.schedule, Reveals):
+        return "visible first"
+    if observation.anneal is None:
+        return "never noised"
+    if observation.looks_at:
+        return f"annealed '{observation.anneal}'"
+    return "its power rising to 1" if graph.sites else "not annealed"
 
 
 def _called(reward: SiteReward) -> str:

@@ -88,10 +88,8 @@ def choose(
     Where weights leave too few effective chains, `infer` goes on to `patient` or
     `independent` ones.
     """
-    if isinstance(density, CategoricalDensity):
-        return reveals(density)
-    if isinstance(density, UniformDensity):
-        return leaps(density)
+    if isinstance(density, TokenDensity):
+        return of_tokens(density)
     capabilities = density.capabilities
     energy = "energy" in capabilities
     if energy and density.num_levels == 1:
@@ -137,6 +135,14 @@ def _by_score(
         kernel = Interweaving(log_ratio=bounded(samples))
         return SMC(kernel, then=(WarmUp(),)), TOGETHER
     return SMC(by_score(samples, metric="auto")), only_score("its moves")
+
+
+def of_tokens(density: TokenDensity) -> tuple[Sampler, str]:
+    """Return the sampler of a program of tokens, and the reason for its moves."""
+    if isinstance(density, UniformDensity):
+        return leaps(density)
+    assert isinstance(density, CategoricalDensity)
+    return reveals(density)
 
 
 def reveals(density: CategoricalDensity) -> tuple[Sampler, str]:
@@ -336,7 +342,7 @@ def _missing(part: str, capability: str, density: AnnealedDensity) -> Capability
     where = density.described.where
     if isinstance(density, TokenDensity):
         found = f"{part} moves numbers, and this program's sites have tokens"
-        fix = "leave sampler= out, or use cp.Reveal()."
+        fix: str | None = "leave sampler= out, or use cp.Reveal()."
         if part == "Reveal":
             found = "Reveal makes hidden tokens visible, and this program replaces them"
         if isinstance(density, UniformDensity):

@@ -24,6 +24,11 @@ class AncestorsCollapsed(Check):
         "visible tokens what they will mean for the rest.",
     )
 
+    for_noised_tokens = (
+        "Try ",
+        "Try more chains, more levels, or sampler=cp.TauLeaping(redraws=8).",
+    )
+
     def ask(self, run: EndedRun) -> list[Finding]:
         trust = run.trust
         return self.of(trust.independent, trust.ancestors, trust.num_chains)

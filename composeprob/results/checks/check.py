@@ -89,6 +89,8 @@ class Check(abc.ABC):
     for_tokens: ClassVar[tuple[str, str]] = ("", "")
     """The text of its messages from which on a run of reveals has other advice, and
     that advice."""
+    for_noised_tokens: ClassVar[tuple[str, str]] = ("", "")
+    """The same for runs of tokens under uniform noise."""
 
     @abc.abstractmethod
     def ask(self, run: Any) -> list[Finding]:
@@ -96,11 +98,15 @@ class Check(abc.ABC):
         wrong."""
 
     def answers(self, run: Any) -> list[Finding]:
-        """Return what it finds, with the advice for reveals where tokens were
-        revealed."""
+        """Return what it finds, with the advice for tokens where it has another."""
         findings = self.ask(run)
-        begin, advice = self.for_tokens
-        if not (run.reveals and begin):
+        if not run.tokens:
+            return findings
+        words = self.for_noised_tokens
+        if run.reveals:
+            words = self.for_tokens
+        begin, advice = words
+        if not begin:
             return findings
         told = []
         for finding in findings:

@@ -26,6 +26,8 @@ class ErraticWeights(Check):
     needs = frozenset({Need.LEVEL_WEIGHTS})
     unless_said = True
 
+    for_noised_tokens = ("Compile ", "Compile with many more levels.")
+
     def ask(self, run: EndedRun) -> list[Finding]:
         # The weights of a reveal have no error that closer levels would remedy.
         if run.reveals:

@@ -31,6 +31,8 @@ class FewEffective(Check):
         "mean for the rest.",
     )
 
+    for_noised_tokens = ("Try ", "Try more levels, or more chains.")
+
     def ask(self, run: EndedRun) -> list[Finding]:
         least = least_effective_share(run.num_chains)
         # Weights of reveals are exact, so that only the number of chains counts that

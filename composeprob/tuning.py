@@ -505,6 +505,9 @@ class _Reveals(NamedTuple):
     redraws: int = 1
     # Passes at level 0, each of a redraw for every token and a remask.
     passes: int = 4
+    # Power of the normalisers of hidden positions in the weights of a reveal. A product
+    # of them takes positions for independent: 1 is too sure of what follows.
+    look_ahead: float = 0.5
 
 
 # Moves of visible tokens.

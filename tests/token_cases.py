@@ -69,6 +69,8 @@ def closed(probs: np.ndarray) -> cp.Factor:
 
 
 SOFT = 0.4 * np.array([0.0, 1.0, -1.0])
+NOTHING = 0.7
+"""An energy where nothing is visible."""
 
 
 def soft_energy() -> cp.Factor:
@@ -76,8 +78,10 @@ def soft_energy() -> cp.Factor:
 
     def fn(tokens, visible):
         pairs = visible[1:] & visible[:-1] & (tokens[1:] == tokens[:-1])
-        return 0.8 * jnp.sum(pairs) + jnp.sum(
-            jnp.where(visible, jnp.asarray(SOFT)[tokens], 0.0)
+        return (
+            NOTHING
+            + 0.8 * jnp.sum(pairs)
+            + jnp.sum(jnp.where(visible, jnp.asarray(SOFT)[tokens], 0.0))
         )
 
     return cp.Energy(fn, length=LENGTH, num_values=NUM_VALUES)
@@ -86,7 +90,7 @@ def soft_energy() -> cp.Factor:
 def soft_values() -> np.ndarray:
     """`soft_energy` of every state."""
     equal = (STATES[:, 1:] == STATES[:, :-1]).sum(1)
-    return np.exp(0.8 * equal + SOFT[STATES].sum(1)).reshape(A.shape)
+    return np.exp(NOTHING + 0.8 * equal + SOFT[STATES].sum(1)).reshape(A.shape)
 
 
 def mixed() -> cp.Factor:

@@ -118,7 +118,13 @@ class TokenBatch(eqx.Module):
         def of_row(row: tuple[Array, Array, dict[str, Array]]) -> Any:
             cells, places, conditions = row
             in_event = jnp.where(query.positions >= 0, places[query.positions], -1)
-            local = Query(query.tokens[cells], query.rank[cells], query.time, in_event)
+            local = Query(
+                query.tokens[cells],
+                query.rank[cells],
+                query.time,
+                in_event,
+                query.block,
+            )
             extension = factor.extend(local, conditions, paths)
             rises = jnp.pad(extension.rises, ((0, 0), (0, missing)))
             return extension.base, rises
@@ -217,10 +223,20 @@ class TokenProgram(eqx.Module):
     def blank(self) -> Logs:
         return tuple(jnp.zeros(len(batch.cells)) for batch in self.batches)
 
+    @property
+    def looks_ahead(self) -> bool:
+        return any(batch.factor.looks_ahead for batch in self.batches)
+
     def extend(
-        self, tokens: Array, rank: Array, time: Array, positions: Array, paths: bool
+        self,
+        tokens: Array,
+        rank: Array,
+        time: Array,
+        positions: Array,
+        paths: bool,
+        block: int | None = None,
     ) -> tuple[tuple[Float[Array, " rows"] | None, ...], Rises]:
-        query = Query(tokens, rank, time, positions)
+        query = Query(tokens, rank, time, positions, block)
         bases = []
         rises = []
         for batch in self.batches:

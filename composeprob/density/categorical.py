@@ -92,6 +92,10 @@ class TokenEvaluator(Protocol):
     def path_evaluations(self) -> int:
         """Evaluations of the factors in an `extend` with ``paths``."""
 
+    @property
+    def looks_ahead(self) -> bool:
+        """True if a factor answers for all hidden positions from one evaluation."""
+
     def blank(self) -> Logs:
         """Return zeros: log f of chains without a visible token."""
 
@@ -102,10 +106,12 @@ class TokenEvaluator(Protocol):
         time: Int[Array, ""],
         positions: Int[Array, " block"],
         paths: bool,
+        block: int | None = None,
     ) -> tuple[tuple[Float[Array, " rows"] | None, ...], Rises]:
         """Return log f of the tokens of lower rank than ``time``, None for batches that
         do not know it, and how much it grows if one of the positions becomes visible.
-        Each network is called once."""
+        Each network is called once. Of the positions after the first ``block`` some
+        factors know nothing without a further evaluation, and answer 0."""
 
     def noised(
         self,

@@ -66,12 +66,16 @@ class Query(eqx.Module):
             Positions of equal rank become visible together.
         time: positions of lower rank are visible.
         positions: those that become visible next; −1 for none.
+        block: the number of these that must be answered for. Others are hidden ones
+            that a factor answers for if it can from the same evaluation; None if all
+            must be.
     """
 
     tokens: Int[Array, " length"]
     rank: Int[Array, " length"]
     time: Int[Array, ""]
     positions: Int[Array, " block"]
+    block: int | None = eqx.field(static=True, default=None)
 
     @property
     def visible(self) -> Bool[Array, " length"]:
@@ -137,6 +141,9 @@ class CategoricalFactor(TokenFactor):
             return Query(tokens, tokens, jnp.int32(0), jnp.zeros((1,), jnp.int32))
 
         return jax.eval_shape(blank)
+
+    looks_ahead: ClassVar[bool] = False
+    """Whether one evaluation has the rises at all hidden positions."""
 
     @property
     def path_evaluations(self) -> int:
@@ -218,6 +225,8 @@ class MaskedDiffusion(CategoricalFactor):
     names: tuple[str, ...] = eqx.field(static=True)
     mask: str = eqx.field(static=True)
     one_joint: bool = eqx.field(static=True)
+
+    looks_ahead: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -348,7 +357,10 @@ class JointFactor(CategoricalFactor):
 
         values = jnp.arange(self.num_values, dtype=query.tokens.dtype)
         over_values = jax.vmap(rise, (None, 0))
-        rises = jax.vmap(over_values, (0, None))(query.positions, values)
+        needed = query.positions[: query.block]
+        rises = jax.vmap(over_values, (0, None))(needed, values)
+        others = len(query.positions) - len(needed)
+        rises = jnp.pad(rises, ((0, others), (0, 0)))
         return Extension(jnp.where(query.positions[:, None] >= 0, rises, 0.0), base)
 
     def noised(self, event: NoisedEvent, conditions: Mapping[str, Array]) -> Noised:

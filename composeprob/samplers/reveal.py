@@ -11,6 +11,15 @@ so that the weighted chains have the density F(x, σ) = Π_s Π_k q_k(x_{σ_s} |
 x_{σ_<s})^{β_k} without any error of levels, and the mean weight is its integral at any
 number of chains.
 
+z is known before v is drawn. So chains are weighted and resampled first, and copies of
+one chain draw values of their own. A network answers for all hidden positions j in the
+same evaluation. The weights then look ahead: they are those of F(x, σ)·A(x), with
+
+    A = z_i·Π_j z_j^γ
+
+over the hidden positions j other than i. Once nothing is hidden A is 1, so the density
+at level 0 is F for any γ.
+
 At level 0 chains also make remask–Metropolis moves: the last positions A of the order
 are hidden and drawn anew one after the other, in an order τ of their own, and the whole
 is accepted with probability min(1, Π z(new)/Π z(old)).
@@ -36,7 +45,7 @@ from composeprob.arguments import check_count
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.categorical import CategoricalDensity, Logs, Rises
 from composeprob.density.evaluation import Position
-from composeprob.errors import CapabilityError
+from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import mean_acceptance
 from composeprob.kernels.gibbs import replaced
 from composeprob.pytree import where
@@ -99,6 +108,8 @@ class TokenChain(eqx.Module):
         logs: log f of what is visible, of every row of each batch of factors.
         log_density: log F of what is visible.
         last: how much ``logs`` grew with each value at the last visible position.
+        ahead: log Π z_j^γ of the positions that are still hidden, which the chain's
+            weight contains.
     """
 
     position: Int[Array, " length"]
@@ -106,6 +117,7 @@ class TokenChain(eqx.Module):
     logs: Logs
     log_density: Float[Array, ""]
     last: tuple[Float[Array, "rows values"], ...]
+    ahead: Float[Array, ""]
 
 
 class Proposal(NamedTuple):
@@ -116,7 +128,7 @@ class Proposal(NamedTuple):
     order: Int[Array, " length"]
     rank: Int[Array, " length"]
     time: Int[Array, ""]
-    positions: Int[Array, " block"]
+    positions: Int[Array, " asked"]
 
 
 class RevealState(eqx.Module):
@@ -165,6 +177,7 @@ class RevealPhases:
             and ``between`` redraws.
         leads: whether reveals lead to levels; if not, the turns are made again and
             again at level 0, for draws.
+        look_ahead: γ.
     """
 
     density: CategoricalDensity
@@ -172,6 +185,7 @@ class RevealPhases:
     between: int
     turns: list[Turn]
     leads: bool = True
+    look_ahead: float = 0.0
 
     def __post_init__(self) -> None:
         density = self.density
@@ -194,6 +208,12 @@ class RevealPhases:
             table[step, :count] = np.flatnonzero(steps == step)
         self.places = jnp.asarray(table, jnp.int32)
         self.block = table.shape[1]
+        self.looks_ahead = self.look_ahead > 0 and self.tokens.looks_ahead
+        # Of positions that are drawn together the weights are known afterwards only.
+        self.looks_ahead &= self.block == 1
+        self.asked = self.block
+        if self.looks_ahead:
+            self.asked = len(steps)
 
     # The loop
 
@@ -277,6 +297,12 @@ class RevealPhases:
         positions = jnp.where(places >= 0, chain.order[places], -1)
         rank = self.steps[inverse(chain.order)]
         time = now.step.astype(jnp.int32)
+        if self.looks_ahead:
+            places = now.step + jnp.arange(self.asked)
+            hidden = chain.order[jnp.minimum(places, self.asked - 1)]
+            positions = jnp.where(places < self.asked, hidden, -1)
+            # Each hidden position sees the visible ones alone.
+            rank = jnp.minimum(rank, time)
         return Proposal(chain.position, chain.order, rank, time, positions)
 
     def propose_redraw(
@@ -331,7 +357,7 @@ class RevealPhases:
 
     def one_position(self, tokens: Array, order: Array, place: Array | int) -> Proposal:
         """Ask about the position at a place of an order, given those before it."""
-        positions = jnp.full(self.block, -1).at[0].set(order[place])
+        positions = jnp.full(self.asked, -1).at[0].set(order[place])
         return Proposal(tokens, order, inverse(order), jnp.asarray(place), positions)
 
     def uniform_order(
@@ -343,7 +369,7 @@ class RevealPhases:
     def evaluate(self, proposal: Proposal) -> Answer:
         """Evaluate every factor once."""
         tokens, _, rank, time, positions = proposal
-        return self.tokens.extend(tokens, rank, time, positions, self.paths)
+        return self.tokens.extend(tokens, rank, time, positions, self.paths, self.block)
 
     # What follows
 
@@ -358,10 +384,45 @@ class RevealPhases:
     ) -> Carry:
         """Reveal positions of every chain; weight the chains, and resample them."""
         reveal = partial(self._reveal, now.number)
-        chains, gain = run.spread.map(reveal, words, run.chains, proposals, answers)
-        run = dataclasses.replace(run, chains=chains)
-        zero = jnp.zeros_like(gain)
-        return reweighted(run, self.rule, now.level, gain, zero, zero), state
+        zero = jnp.zeros(len(words))
+        if self.block > 1:
+            chains, gain = run.spread.map(reveal, words, run.chains, proposals, answers)
+            run = dataclasses.replace(run, chains=chains)
+            return reweighted(run, self.rule, now.level, gain, zero, zero), state
+        chains, gain = run.spread.map(self._weighed, run.chains, proposals, answers)
+        # Copies of a chain share its answers, and draw values of their own.
+        asked = dataclasses.replace(run, chains=(chains, proposals, answers))
+        asked = reweighted(asked, self.rule, now.level, gain, zero, zero)
+        chains, _ = run.spread.map(reveal, words, *asked.chains)
+        return dataclasses.replace(asked, chains=chains), state
+
+    def _weighed(
+        self, chain: TokenChain, proposal: Proposal, answer: Answer
+    ) -> tuple[TokenChain, Float[Array, ""]]:
+        """Return one chain before a reveal, with what its weight says of positions that
+        stay hidden, and its log-weight increment."""
+        bases, rises = answer
+        logs = known(bases, chain.logs)
+        before = self.tokens.log_density(logs)
+
+        def log_z(
+            position: Int[Array, ""], *rise: Float[Array, "rows values"]
+        ) -> Float[Array, ""]:
+            total = self.log_total(logs, rise, before, position)
+            return jnp.where(position >= 0, total, 0.0)
+
+        by_position = tuple(jnp.moveaxis(r, 1, 0) for r in rises)
+        log_zs = jax.vmap(log_z)(proposal.positions, *by_position)
+        ahead = jnp.zeros(())
+        if self.looks_ahead:
+            ahead = self.look_ahead * jnp.sum(log_zs[1:])
+        # An energy may have a value where nothing is visible, which counts too.
+        gain = log_zs[0] + before - chain.log_density + ahead - chain.ahead
+        dead = jnp.isneginf(chain.log_density) | jnp.isneginf(chain.ahead)
+        dead |= jnp.isneginf(before) | jnp.isneginf(log_zs[0]) | jnp.isneginf(ahead)
+        gain = jnp.where(dead, -jnp.inf, gain)
+        gain = jnp.where(gain < jnp.inf, gain, jnp.nan)
+        return dataclasses.replace(chain, ahead=ahead), gain
 
     def _reveal(
         self,
@@ -401,7 +462,10 @@ class RevealPhases:
         dead = jnp.isneginf(gain)
         log_density = jnp.where(dead, -jnp.inf, log_density)
         last = tuple(r[:, 0] for r in rises)
-        return TokenChain(tokens, chain.order, grown, log_density, last), gain
+        revealed = dataclasses.replace(
+            chain, position=tokens, logs=grown, log_density=log_density, last=last
+        )
+        return revealed, gain
 
     def log_values(
         self,
@@ -490,7 +554,9 @@ class RevealPhases:
             log_ratio = log_density - chain.log_density
             probability = jnp.where(jnp.isnan(log_ratio), 0.0, jnp.exp(log_ratio))
             probability = jnp.minimum(probability, 1.0)
-        proposed = TokenChain(chain.position, proposal.order, logs, log_density, rise)
+        proposed = dataclasses.replace(
+            chain, order=proposal.order, logs=logs, log_density=log_density, last=rise
+        )
         there: TokenChain = where(u[2] < probability, proposed, chain)
 
         last = there.order[self.ends[step] - 1]
@@ -503,12 +569,11 @@ class RevealPhases:
         grown = tuple(
             log + r[:, new] for log, r in zip(without, there.last, strict=True)
         )
-        redrawn = TokenChain(
-            there.position.at[last].set(new),
-            there.order,
-            grown,
-            self.tokens.log_density(grown),
-            there.last,
+        redrawn = dataclasses.replace(
+            there,
+            position=there.position.at[last].set(new),
+            logs=grown,
+            log_density=self.tokens.log_density(grown),
         )
         # Chains without weight stay as they are, and so do those of given tokens alone.
         movable = jnp.isfinite(chain.log_density) & jnp.isfinite(redrawn.log_density)
@@ -538,8 +603,8 @@ class RevealPhases:
             logs = known(bases, jax.tree.map(jnp.subtract, logs, own))
             log_density = self.tokens.log_density(logs)
             log_z = self.log_total(logs, rise, log_density, proposal.positions[0])
-            trial = TokenChain(
-                chain.position, proposal.order, logs, log_density, chain.last
+            trial = dataclasses.replace(
+                chain, order=proposal.order, logs=logs, log_density=log_density
             )
             return trial, log_z
 
@@ -665,13 +730,16 @@ class Reveal(Sampler):
     $$z = \sum_v \prod_k q_k(v \mid x_{\text{visible}})^{\beta_k},$$
 
     which leaves no error of levels: means of weights are unbiased at any number of
-    chains. Between reveals chains are resampled, and visible tokens drawn anew. Such a
-    redraw hides one position, moves it to the end of the chain's order and draws it
-    given all others. If all conditionals come from one joint distribution
-    (``one_joint``) this is a Gibbs move. Otherwise a Metropolis test decides about the
-    order, so that the density of tokens and orders stays exact. At level 0 a remask
-    hides several positions, draws them one after the other, and accepts all of it with
-    probability min(1, Π z(new)/Π z(old)).
+    chains. Networks know z of every hidden position from the same evaluation. Weights
+    contain the power ``look_ahead`` of these until their positions become visible, so
+    that chains are resampled by what follows too.
+
+    Between reveals visible tokens are drawn anew. Such a redraw hides one position,
+    moves it to the end of the chain's order and draws it given all others. If all
+    conditionals come from one joint distribution (``one_joint``) this is a Gibbs move.
+    Otherwise a Metropolis test decides about the order, so that the density of tokens
+    and orders stays exact. At level 0 a remask hides several positions, draws them one
+    after the other, and accepts all of it with probability min(1, Π z(new)/Π z(old)).
 
     Each reveal and each redraw evaluates every factor once. A network with
     ``mask="boolean"`` that is not of one joint has to be evaluated for every place of
@@ -682,9 +750,12 @@ class Reveal(Sampler):
         passes: passes at level 0, each of a redraw for every token and a remask: of all
             of them, in the next pass of half as many, and so on.
         resample: a `Resampler`, or the threshold of the relative effective sample size.
+        look_ahead: the power of the normalisers z of hidden positions in the weights,
+            from 0 to 1. Factors other than networks know nothing of these.
 
     References:
-        Del Moral, Doucet and Jasra 2006, *Sequential Monte Carlo samplers*; Hoogeboom
+        Del Moral, Doucet and Jasra 2006, *Sequential Monte Carlo samplers*; Pitt and
+        Shephard 1999, *Filtering via simulation: auxiliary particle filters*; Hoogeboom
         et al. 2022, *Autoregressive diffusion models*.
 
     Example:
@@ -695,6 +766,7 @@ class Reveal(Sampler):
 
     redraws: int = eqx.field(static=True, default=1)
     passes: int = eqx.field(static=True, default=2)
+    look_ahead: float = eqx.field(static=True, default=0.5)
 
     # Resolved by `prepare`.
     plan: RevealPlan = eqx.field(static=True, default=None)
@@ -706,10 +778,17 @@ class Reveal(Sampler):
         redraws: int = tuning.REVEALS.redraws,
         passes: int = tuning.REVEALS.passes,
         resample: float | Resampler = 0.5,
+        look_ahead: float = tuning.REVEALS.look_ahead,
     ):
         super().__init__(exchange=as_resampler(resample))
         self.redraws = check_count(redraws, "redraws", least=0)
         self.passes = check_count(passes, "passes", least=0)
+        if not 0 <= look_ahead <= 1:
+            raise InvalidValueError(
+                f"look_ahead is a power from 0 to 1; got {look_ahead!r}.",
+                fix="pass look_ahead=0.5, or 0 for weights of what is visible alone.",
+            )
+        self.look_ahead = float(look_ahead)
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
@@ -791,7 +870,8 @@ class Reveal(Sampler):
             order = uniform_order(words, Stream.INITIAL, tokens.given)
             hidden = jnp.zeros((length,), jnp.int32)
             last = tuple(jnp.zeros((len(rows), values)) for rows in blank)
-            return TokenChain(hidden, order, blank, jnp.zeros(()), last)
+            zero = jnp.zeros(())
+            return TokenChain(hidden, order, blank, zero, last, zero)
 
         return dataclasses.replace(run, chains=run.spread.map(chain, run.words))
 
@@ -799,7 +879,11 @@ class Reveal(Sampler):
         tokens = _categorical(density)
         assert self.exchange is not None
         phases = RevealPhases(
-            tokens, self.exchange, self.plan.between, list(self.plan.turns)
+            tokens,
+            self.exchange,
+            self.plan.between,
+            list(self.plan.turns),
+            look_ahead=self.look_ahead,
         )
         run, _ = jax.lax.while_loop(
             lambda carry: carry[0].visits.before(end),
@@ -834,9 +918,12 @@ class Reveal(Sampler):
         rule = repr(self.exchange)
         if rule.startswith("Resample("):
             rule = rule.removeprefix("Resample(").removesuffix(")")
+        ahead = ""
+        if self.look_ahead != tuning.REVEALS.look_ahead:
+            ahead = f", look_ahead={self.look_ahead:g}"
         return (
             f"Reveal({self.redraws} redraws a level, {self.passes} passes at level 0, "
-            f"resample={rule})"
+            f"resample={rule}{ahead})"
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import composeprob as cp
+from composeprob.errors import InvalidValueError
 from composeprob.samplers import reveal as module
 from token_cases import (
     EXPRESSIONS,
@@ -114,11 +115,44 @@ def test_networks_of_one_joint_have_its_law(mask):
     assert_agrees(scores(result, A * B))
 
 
-@pytest.mark.parametrize("mask", ["rank", "boolean"])
-def test_order_dependent_networks_have_the_average_over_orders(mask):
+@pytest.mark.parametrize(
+    ("mask", "look_ahead"), [("rank", 0.5), ("rank", 1.0), ("boolean", 0.5)]
+)
+def test_order_dependent_networks_have_the_average_over_orders(mask, look_ahead):
     uneven = 0.8
-    result = run(site, network_of(A, mask, uneven) ** 2.0, sampler=cp.Reveal(2, 2))
+    sampler = cp.Reveal(2, 2, look_ahead=look_ahead)
+    result = run(site, network_of(A, mask, uneven) ** 2.0, sampler=sampler)
     assert_agrees(scores(result, order_averaged(A, uneven, 2.0)))
+
+
+def test_looking_ahead_makes_weights_even_where_positions_are_independent():
+    """With γ = 1 the weights are the whole normaliser from the first reveal on; without
+    it they depend on which positions became visible."""
+    logits = 2.0 * np.random.default_rng(3).normal(size=(LENGTH, NUM_VALUES))
+    f = cp.MaskedDiffusion(
+        lambda tokens, visible: jnp.asarray(logits) + 0.0 * tokens[:, None],
+        length=LENGTH,
+        num_values=NUM_VALUES,
+        mask="boolean",
+        label="independent",
+    )
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    log_z = np.log((probs**2).sum(1)).sum()
+    least = {}
+    for look_ahead in (0.0, 1.0):
+        sampler = cp.Reveal(0, 0, look_ahead=look_ahead)
+        result = run(site, f**2.0, sampler=sampler, num_chains=64)
+        least[look_ahead] = min(result.levels["ess"])
+        if look_ahead:
+            assert result.log_evidence == pytest.approx(log_z, abs=1e-5)
+    assert least[1.0] == pytest.approx(1.0, abs=1e-5)
+    assert least[0.0] < 0.98
+
+
+@pytest.mark.parametrize("look_ahead", [-0.5, 1.5])
+def test_a_power_outside_of_0_to_1_is_refused(look_ahead):
+    with pytest.raises(InvalidValueError, match="look_ahead"):
+        cp.Reveal(look_ahead=look_ahead)
 
 
 def test_a_conditional_network_is_guided():
@@ -307,9 +341,17 @@ def test_draws_go_on_at_level_0():
 class Unweighted(module.RevealPhases):
     """A mutant: drops z."""
 
-    def _reveal(self, *args):
-        chain, gain = super()._reveal(*args)
+    def _weighed(self, *args):
+        chain, gain = super()._weighed(*args)
         return chain, jnp.zeros_like(gain)
+
+
+class Promising(module.RevealPhases):
+    """A mutant: does not take back what its weights said of hidden positions."""
+
+    def _weighed(self, chain, *args):
+        nothing = dataclasses.replace(chain, ahead=jnp.zeros(()))
+        return super()._weighed(nothing, *args)
 
 
 class Untested(module.RevealPhases):
@@ -336,13 +378,15 @@ def test_remasks_without_a_test_fail(monkeypatch):
     assert_disagrees(remasked_counts("table", passes=7))
 
 
-@pytest.mark.parametrize("mutant", [Unweighted, Untested])
+@pytest.mark.parametrize("mutant", [Unweighted, Promising, Untested])
 def test_mutants_fail(mutant, monkeypatch):
     monkeypatch.setattr(module, "RevealPhases", mutant)
     uneven = 0.8
     f = network_of(A, "rank", uneven) ** 2.0
     sampler = cp.Reveal(2, 0)
-    if mutant is Unweighted:  # logits are added, and nothing corrects them
-        sampler = cp.Reveal(0, 0)
+    if mutant is not Untested:  # nothing after the reveals corrects the weights
+        # Of a threshold each, or the code of one mutant would run for the other.
+        threshold = 0.5 if mutant is Unweighted else 0.6
+        sampler = cp.Reveal(0, 0, resample=threshold)
     target = order_averaged(A, uneven, 2.0)
     assert_disagrees(scores(run(site, f, sampler=sampler), target))

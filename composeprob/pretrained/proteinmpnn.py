@@ -107,10 +107,10 @@ class ProteinMPNN:
         pairs = layers.linear(arrays / "W_e", pairs)
         residues = jnp.zeros((len(atoms), pairs.shape[-1]), pairs.dtype)
         for layer in arrays.items("encoder_layers"):
-            incoming = jnp.concatenate([pairs, residues[neighbours]], axis=-1)
-            residues = updated(layer, residues, incoming)
-            incoming = jnp.concatenate([pairs, residues[neighbours]], axis=-1)
-            change = message(layer, residues, incoming, ("W11", "W12", "W13"))
+            first = seen_by_encoder(layer / "W1", residues, pairs, neighbours)
+            residues = updated(layer, residues, first)
+            first = seen_by_encoder(layer / "W11", residues, pairs, neighbours)
+            change = message(layer, first, ("W12", "W13"))
             pairs = layers.layer_norm(layer / "norm3", pairs + change)
         return Encoded(residues, pairs, neighbours)
 
@@ -126,14 +126,16 @@ class ProteinMPNN:
         backbone, pairs, neighbours = encoded
         letters = arrays.take("W_s.weight", None, None)[tokens]
         earlier = (rank[neighbours] < rank[:, None])[..., None]
-        # Neighbours that come later are what the encoder knows of them.
-        hidden = jnp.zeros_like(letters)[neighbours]
-        later = jnp.concatenate([pairs, hidden, backbone[neighbours]], axis=-1)
         residues = backbone
         for layer in arrays.items("decoder_layers"):
-            seen = [pairs, letters[neighbours], residues[neighbours]]
-            incoming = jnp.where(earlier, jnp.concatenate(seen, axis=-1), later)
-            residues = updated(layer, residues, incoming)
+            own, of_pairs, of_letter, of_residue = columns(layer / "W1", 4)
+            # Neighbours that come later are what the encoder knows of them.
+            before = letters @ of_letter + residues @ of_residue
+            after = backbone @ of_residue
+            seen = jnp.where(earlier, before[neighbours], after[neighbours])
+            first = (residues @ own)[:, None] + pairs @ of_pairs + seen
+            first = first + bias(layer / "W1")
+            residues = updated(layer, residues, first)
         return layers.linear(arrays / "W_out", residues)
 
 
@@ -169,23 +171,44 @@ def distances(
     return bases.reshape(*neighbours.shape, -1)
 
 
-def message(
-    arrays: Arrays,
-    residues: Residues,
-    incoming: Pairs,
-    names: tuple[str, str, str] = ("W1", "W2", "W3"),
+def columns(arrays: Arrays, number: int) -> list[Float[Array, "width width"]]:
+    """Return the parts of a linear layer's matrix that act on the parts of its input.
+
+    The first layer of a message acts on a pair and on both of its residues. What it
+    makes of a residue is computed once, not for each pair, and what it makes of a pair
+    does not depend on letters: with many sequences it is computed once for all.
+    """
+    return jnp.split(arrays.take("weight", None, None).T, number)
+
+
+def bias(arrays: Arrays) -> Float[Array, " width"]:
+    """Return a linear layer's bias."""
+    return arrays.take("bias", None)
+
+
+def seen_by_encoder(
+    arrays: Arrays, residues: Residues, pairs: Pairs, neighbours: Neighbours
 ) -> Pairs:
-    """Return an MLP of each residue and what it sees of each neighbour."""
-    own = jnp.broadcast_to(residues[:, None], (*incoming.shape[:2], residues.shape[-1]))
-    hidden = jnp.concatenate([own, incoming], axis=-1)
-    for name in names[:2]:
-        hidden = gelu(layers.linear(arrays / name, hidden))
-    return layers.linear(arrays / names[2], hidden)
+    """Return the first layer of a message of the encoder."""
+    own, of_pairs, of_residue = columns(arrays, 3)
+    seen = (residues @ of_residue)[neighbours]
+    first = (residues @ own)[:, None] + pairs @ of_pairs + seen
+    return first + bias(arrays)
 
 
-def updated(arrays: Arrays, residues: Residues, incoming: Pairs) -> Residues:
+def message(
+    arrays: Arrays, first: Pairs, names: tuple[str, str] = ("W2", "W3")
+) -> Pairs:
+    """Return an MLP of each residue and what it sees of each neighbour, from its first
+    layer."""
+    second, third = names
+    hidden = gelu(layers.linear(arrays / second, gelu(first)))
+    return layers.linear(arrays / third, hidden)
+
+
+def updated(arrays: Arrays, residues: Residues, first: Pairs) -> Residues:
     """Return the residues after the messages of their neighbours and an MLP."""
-    total = jnp.sum(message(arrays, residues, incoming), axis=1) / MESSAGES
+    total = jnp.sum(message(arrays, first), axis=1) / MESSAGES
     residues = layers.layer_norm(arrays / "norm1", residues + total)
     inner = gelu(layers.linear(arrays / "dense" / "W_in", residues))
     change = layers.linear(arrays / "dense" / "W_out", inner)

@@ -22,8 +22,8 @@ from composeprob.errors import (
     ShapeError,
 )
 from composeprob.pretrained import proteinmpnn
+from composeprob.pretrained.backbone import HELIX, STRAND, ideal
 from messages import check_wording
-from pretrained.backbones import HELIX, STRAND, ideal
 from refusals import rows
 from tools.convert_proteinmpnn import convert
 from zscores import assert_agrees, z_scores
@@ -131,6 +131,19 @@ def test_only_the_order_of_ranks_matters(network, backbone):
     np.testing.assert_array_equal(found, stretched)
     reversed_order = logits(network, TOKENS, -RANK, backbone)
     assert float(jnp.max(jnp.abs(found - reversed_order))) > 0.01
+
+
+def test_ideal_backbones_have_the_shape_of_their_kind():
+    rises = {}
+    for name, torsions in (("helix", HELIX), ("strand", STRAND)):
+        atoms = ideal(torsions, 30)
+        bonds = np.linalg.norm(atoms[1:, 0] - atoms[:-1, 2], axis=-1)
+        np.testing.assert_allclose(bonds, 1.329, atol=1e-6)
+        ends = np.linalg.norm(atoms[-1, 1] - atoms[0, 1])
+        rises[name] = ends / 29
+    # Ångström a residue along the axis, as textbooks have them.
+    assert rises["helix"] == pytest.approx(1.5, abs=0.1)
+    assert rises["strand"] == pytest.approx(3.3, abs=0.2)
 
 
 ORIGINAL = {

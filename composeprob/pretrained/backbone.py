@@ -1,8 +1,12 @@
 """Ideal backbones of proteins, built from internal coordinates."""
 
-import numpy as np
+from __future__ import annotations
 
-# Lengths in ångström, angles in degrees (Engh and Huber 1991).
+import numpy as np
+from jaxtyping import Float
+
+# Lengths in ångström, angles in degrees (Engh and Huber 1991, *Accurate bond and angle
+# parameters for X-ray protein structure refinement*).
 N_CA = 1.458
 CA_C = 1.525
 C_N = 1.329
@@ -11,12 +15,22 @@ ANGLE_CA = 111.0
 ANGLE_C = 116.6
 ANGLE_N = 121.7
 ANGLE_O = 120.1
+
 HELIX = (-57.0, -47.0)
+"""Torsions φ and ψ of an α helix, in degrees."""
 STRAND = (-120.0, 130.0)
+"""Those of a β strand."""
+POLYPROLINE = (-75.0, 145.0)
+"""Those of a polyproline II helix."""
+
+Atom = Float[np.ndarray, " 3"]
 
 
-def placed(a, b, c, length, angle, torsion):
-    """The atom at a distance from c, at an angle b-c-atom and a torsion a-b-c-atom."""
+def placed(
+    a: Atom, b: Atom, c: Atom, length: float, angle: float, torsion: float
+) -> Atom:
+    """Return the atom at a distance from c, at an angle b-c-atom and a torsion
+    a-b-c-atom."""
     angle = np.radians(angle)
     torsion = np.radians(torsion)
     along = (c - b) / np.linalg.norm(c - b)
@@ -24,11 +38,20 @@ def placed(a, b, c, length, angle, torsion):
     normal = normal / np.linalg.norm(normal)
     across = np.cross(normal, along)
     sideways = np.cos(torsion) * across + np.sin(torsion) * normal
-    return c + length * (np.sin(angle) * sideways - np.cos(angle) * along)
+    atom: Atom = c + length * (np.sin(angle) * sideways - np.cos(angle) * along)
+    return atom
 
 
-def ideal(torsions, length):
-    """Backbone (length, 4, 3) with the same torsions (φ, ψ) at every residue."""
+def ideal(
+    torsions: tuple[float, float], length: int
+) -> Float[np.ndarray, "length 4 3"]:
+    """Return the atoms N, CA, C and O of a backbone whose residues all have the same
+    torsions.
+
+    Args:
+        torsions: φ and ψ, in degrees.
+        length: the number of residues.
+    """
     phi, psi = torsions
     turn = np.radians(ANGLE_CA)
     n = np.zeros(3)

@@ -225,7 +225,8 @@ class TokenProgram(eqx.Module):
 
     @property
     def looks_ahead(self) -> bool:
-        return any(batch.factor.looks_ahead for batch in self.batches)
+        factors: list[Any] = [batch.factor for batch in self.batches]
+        return any(factor.looks_ahead for factor in factors)
 
     def extend(
         self,

@@ -46,7 +46,7 @@ from composeprob.factors.categorical import (
 from composeprob.factors.networks import closed
 from composeprob.factors.uniform_diffusion import UniformDiffusion
 from composeprob.factors.uniform_noise import Noised, NoisedEvent, UniformNoise
-from composeprob.ir.leaves import Graph, Group, Member, Observation, leaves
+from composeprob.ir.leaves import Graph, Group, Leaf, Member, Observation, leaves
 from composeprob.ir.render import describe
 from composeprob.ir.verify import verify
 from composeprob.language.interpret import Statement, unwrap
@@ -438,7 +438,7 @@ def noise_levels(graph: Graph, schedule: Schedule | None) -> Schedule | None:
     `UniformDiffusion`.
     """
     every = [(leaf, site) for site in graph.sites for leaf in leaves(site.root)]
-    networks = [leaf for leaf, _ in every if isinstance(leaf.factor, UniformDiffusion)]
+    networks = uniform_networks(graph)
     if schedule is not None:
         check_schedule(schedule)
     elif networks:
@@ -470,16 +470,24 @@ def noise_levels(graph: Graph, schedule: Schedule | None) -> Schedule | None:
     return schedule
 
 
+def uniform_networks(graph: Graph) -> list[Leaf]:
+    """Return the leaves of a graph that are networks under uniform noise."""
+    networks = []
+    for site in graph.sites:
+        for leaf in leaves(site.root):
+            if isinstance(leaf.factor, UniformDiffusion):
+                networks.append(leaf)
+    return networks
+
+
 def known_range(graph: Graph) -> tuple[float, float]:
     """The least and greatest log-SNR at which every factor can be evaluated."""
     low = -math.inf
     high = math.inf
-    for site in graph.sites:
-        for leaf in leaves(site.root):
-            if isinstance(leaf.factor, UniformDiffusion):
-                least, most = leaf.factor.log_snr_range
-                low = max(low, least)
-                high = min(high, most)
+    for network in uniform_networks(graph):
+        least, most = network.factor.log_snr_range
+        low = max(low, least)
+        high = min(high, most)
     return low, high
 
 

@@ -77,6 +77,7 @@ class Support(NamedTuple):
     proportions: Proportions
     corrections: str = ""  # clauses for the reason of the run
     path_weights: float = np.nan  # the chains that these are worth
+    by_paths: bool = False  # whether the log-weights are those of the paths
 
 
 def supported(chains: Arrived) -> Support:
@@ -194,7 +195,7 @@ def _reweighted(
         f"; path weights, worth {worth:.0f} of {len(path_weights)} chains, correct the "
         "mode proportions"
     )
-    return Support(weights - weights.max(), Proportions(), corrections, worth)
+    return Support(weights - weights.max(), Proportions(), corrections, worth, True)
 
 
 def _unsupported(

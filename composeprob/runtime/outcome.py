@@ -399,6 +399,10 @@ def _trust(
     round_trips = math.nan
     if ended.round_trips is not None:
         round_trips = ended.round_trips
+    memory = ended.state.memory
+    if support.by_paths:
+        # Weights of the paths hold for chains that stay in the mode where they began.
+        memory = 0.0
     return Trust(
         num_chains=ended.state.num_chains,
         independent=effective_chains_bound(genealogy, values),
@@ -411,7 +415,7 @@ def _trust(
         global_acceptance=ended.global_acceptance,
         round_trips=round_trips,
         drift=float(ended.run.drift),
-        memory=ended.state.memory,
+        memory=memory,
         discretisation=evidence.discretisation,
         missing=evidence.missing,
         corrections=support.corrections,

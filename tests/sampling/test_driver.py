@@ -298,7 +298,9 @@ def test_how_long_a_run_will_be_is_told_from_its_second_stretch_on(monkeypatch):
 
     def at(level):
         visits = SimpleNamespace(made=24 - level, visited=lambda: [level])
-        sampler = SimpleNamespace(evaluations=lambda visits: 10**6, kernel=None)
+        sampler = SimpleNamespace(
+            evaluations=lambda visits: 10**6, kernel=None, weights=None
+        )
         return SimpleNamespace(**call, sampler=sampler, first=23, visits=visits)
 
     call = {
@@ -309,7 +311,9 @@ def test_how_long_a_run_will_be_is_told_from_its_second_stretch_on(monkeypatch):
     }
     for seconds, long in ((1.0, False), (4.0, True)):
         clock = iter([100.0, 100.0 + 4 * seconds])
-        monkeypatch.setattr(stages.time, "monotonic", lambda clock=clock: next(clock))
+        # JAX, which compiles here, keeps its own clock.
+        slow_clock = SimpleNamespace(monotonic=lambda clock=clock: next(clock))
+        monkeypatch.setattr(stages, "time", slow_clock)
         asked = []
         monkeypatch.setattr(
             stages,

@@ -639,6 +639,10 @@ class _Findings(NamedTuple):
     noise_error_of_signal: float = 0.1
     # Change of the log-evidence, in nats, by networks that are rounded to bfloat16.
     rounded_evidence: float = 0.25
+    # Total variation between tokens at level 0 and without noise.
+    noise_left: float = 0.03
+    # Change of the log-evidence, in nats, between these.
+    noise_left_evidence: float = 0.1
     # Signal over noise at the noisiest level that at most the share `many` of the
     # samples may exceed.
     far_signal: float = 1.0

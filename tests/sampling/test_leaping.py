@@ -2,6 +2,7 @@
 at level 0, log-evidence, counts of evaluations, and mutants that must fail."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 
 import composeprob as cp
+from composeprob.density.residual_noise import log_weights_of_clean
 from composeprob.factors.uniform_noise import NoisedEvent, UniformNoise
+from composeprob.results.checks.noise_left import NoiseLeft, noise_left
 from composeprob.samplers import leaping as module
 from composeprob.samplers.population import reweighted
+from messages import check_finding
 from token_cases import (
     EXPRESSIONS,
     KEY,
@@ -342,3 +346,50 @@ def test_leaps_without_weights_fail(monkeypatch):
 def test_inverted_ratios_fail():
     result = run(site, network_of(A, "ratios", "inverted") ** 2.5)
     assert_disagrees(scores(result, A**2.5))
+
+
+HIDDEN = np.full(len(STATES), 1.0)
+HIDDEN[5] = 3e-4
+HIDDEN = (HIDDEN / HIDDEN.sum()).reshape(A.shape)
+"""A divisor that hides one state, of probability 10⁻⁵."""
+QUOTIENT = A / HIDDEN**0.5
+
+
+@pytest.mark.parametrize("of_b", [closed, lambda probs: network_of(probs, "x0")])
+def test_what_level_0_hides_is_estimated_as_by_enumeration(of_b):
+    levels = cp.Schedule.log_snr(16, max=8.0)
+    density = cp.compile(site, closed(A) / of_b(HIDDEN) ** 0.5, schedule=levels)
+    kept = float(levels.kept[0])
+    at_level_0 = noised(A, kept) / noised(HIDDEN, kept) ** 0.5
+    change = log_weights_of_clean(density, {"s": STATES.astype(np.int32)})
+    exact = np.log(QUOTIENT / at_level_0).ravel()
+    np.testing.assert_allclose(np.delete(change, 5), np.delete(exact, 5), atol=2e-3)
+    # A network's tokens are taken for independent, which is less than all of it.
+    least = 1.0 if of_b is closed else 0.6
+    assert least * exact[5] - 2e-3 < change[5] < exact[5] + 2e-3
+    left = noise_left(change, at_level_0.ravel())
+    shift = np.log(QUOTIENT.sum() / at_level_0.sum())
+    law = QUOTIENT / QUOTIENT.sum() - at_level_0 / at_level_0.sum()
+    total_variation = 0.5 * np.abs(law).sum()
+    assert left.log_evidence == pytest.approx(shift, rel=0.4)
+    assert left.total_variation == pytest.approx(total_variation, rel=0.4)
+
+
+@pytest.mark.parametrize("most", [8.0, 14.0])
+def test_noise_that_a_divisor_does_not_ignore_is_found(most):
+    levels = cp.Schedule.log_snr(16, max=most)
+    density = cp.compile(site, closed(A) / closed(HIDDEN) ** 0.5, schedule=levels)
+    result = cp.infer(density, KEY, num_chains=512, progress=False)
+    found = [f for f in result.status.findings if "Level 0 keeps" in f.message]
+    assert bool(found) == (most == 8)
+    assert all(f.code == NoiseLeft.code and f.withholds for f in found)
+    if most == 14:
+        assert_agrees(scores(result, QUOTIENT))
+        return
+    # The levels that it advises are enough.
+    text = check_finding(result.status, NoiseLeft.code)
+    advice = re.search(r"schedule=(cp\.Schedule\.log_snr\(.*\))\.", text)
+    advised = density.on(eval(advice[1], {"cp": cp}))
+    change = log_weights_of_clean(advised, {"s": result["s"]})
+    left = noise_left(change, np.ones(len(change)))
+    assert not NoiseLeft().of(left, advised)

@@ -21,6 +21,7 @@ from composeprob.results.checks.modes_missing import ModesMissing
 from composeprob.results.checks.modes_unreached import ModesUnreached
 from composeprob.results.checks.network_doubted import NetworkDoubted
 from composeprob.results.checks.no_overlap import NoOverlap
+from composeprob.results.checks.noise_left import NoiseLeft
 from composeprob.results.checks.non_finite import NonFinite
 from composeprob.results.checks.not_conservative import NotConservative
 from composeprob.results.checks.not_saved import NotSaved
@@ -66,6 +67,7 @@ CHECKS: tuple[Check, ...] = (
     OffTarget(),
     Unsettled(),
     MassMissing(),
+    NoiseLeft(),
     LevelsTooFew(),
     FineData(),
     NotSaved(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax import Array
 from jaxtyping import Float
 
 from composeprob import tuning
+from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.categorical import UniformDensity
 from composeprob.density.evaluation import Position
 from composeprob.density.once import compiled_by_size
@@ -57,9 +58,9 @@ def log_weights_of_clean(
 
 @compiled_by_size
 def _log_weights(
-    density: UniformDensity, positions: Position
+    density: AnnealedDensity, positions: Position
 ) -> Float[Array, " positions"]:
-    evaluator = density.tokens
+    evaluator = cast(UniformDensity, density).tokens
     clean = jnp.int32(0)
     level_0 = jnp.int32(1)
 

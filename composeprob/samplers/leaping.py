@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -40,16 +40,15 @@ from composeprob.density.categorical import (
     NoisedLogs,
     UniformDensity,
 )
-from composeprob.density.evaluation import Position
 from composeprob.kernels import mean_acceptance
 from composeprob.kernels.gibbs import replaced
 from composeprob.pytree import where
 from composeprob.samplers.population import reweighted
 from composeprob.samplers.random import Stream, categorical, uniforms
 from composeprob.samplers.resampling import Resampler
-from composeprob.samplers.reveal import known, stream_of
 from composeprob.samplers.run import Run
 from composeprob.samplers.sampler import DrawCost, Sampler, as_resampler
+from composeprob.samplers.token_sampler import TokenSampler, known, stream_of
 
 NUMBERS = 3
 """Uniform numbers of a redraw: its position, its value, its test."""
@@ -253,14 +252,9 @@ class LeapPhases:
         self, chain: NoisyChain, growth: NoisedLogs
     ) -> Float[Array, "length values"]:
         """log F with every value at every position, less that of the chain."""
-
-        def with_value(rows: tuple[Float[Array, " rows"], ...]) -> Array:
-            return self.tokens.log_density(jax.tree.map(jnp.add, chain.logs, rows))
-
-        by_value = tuple(jnp.moveaxis(rows, 0, -1) for rows in growth)
-        values = jax.vmap(jax.vmap(with_value))(by_value) + self.tokens.allowed
-        here = chain.log_density
-        return values - jnp.where(jnp.isfinite(here), here, 0.0)
+        by_position = tuple(jnp.moveaxis(rows, 1, 0) for rows in growth)
+        of_position = partial(self._log_values, chain)
+        return jax.vmap(of_position)(by_position, self.tokens.allowed)
 
     def arrived(
         self,
@@ -317,12 +311,20 @@ class LeapPhases:
         self, chain: NoisyChain, rises: tuple[Array, ...], i: Int[Array, ""]
     ) -> Float[Array, " values"]:
         """log F with every value at one position, less that of the chain."""
+        return self._log_values(chain, rises, self.tokens.allowed[i])
+
+    def _log_values(
+        self,
+        chain: NoisyChain,
+        growth: tuple[Float[Array, "rows values"], ...],
+        allowed: Float[Array, " values"],
+    ) -> Float[Array, " values"]:
+        """log F by the growth of log f with each value, less that of the chain."""
 
         def with_value(rows: tuple[Float[Array, " rows"], ...]) -> Array:
             return self.tokens.log_density(jax.tree.map(jnp.add, chain.logs, rows))
 
-        by_value = tuple(rows.T for rows in rises)
-        values = jax.vmap(with_value)(by_value) + self.tokens.allowed[i]
+        values = jax.vmap(with_value)(tuple(rows.T for rows in growth)) + allowed
         here = chain.log_density
         return values - jnp.where(jnp.isfinite(here), here, 0.0)
 
@@ -384,7 +386,7 @@ class LeapPlan(NamedTuple):
     tracked: bool
 
 
-class TauLeaping(Sampler):
+class TauLeaping(TokenSampler):
     r"""τ-leaping with weights: the sampler of programs of tokens under uniform noise.
 
     Chains begin with uniform tokens. From level to level every token is drawn anew at
@@ -424,13 +426,11 @@ class TauLeaping(Sampler):
         TauLeaping(1 redraws a level, 4 passes at level 0, resample=0.5)
     """
 
-    redraws: int = eqx.field(static=True, default=1)
-    passes: int = eqx.field(static=True, default=1)
+    redraws: int = eqx.field(static=True, default=tuning.LEAPS.redraws)
+    passes: int = eqx.field(static=True, default=tuning.LEAPS.passes)
 
     # Resolved by `prepare`.
     plan: LeapPlan = eqx.field(static=True, default=None)
-
-    may_abort: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -450,17 +450,10 @@ class TauLeaping(Sampler):
         return {"TauLeaping": frozenset({"uniform_noise"})}
 
     @property
-    def can_draw(self) -> bool:
-        return True
-
-    @property
     def check_order(self) -> int | None:
         if not (self.check_levels and self.plan is not None and self.plan.tracked):
             return None
         return 1
-
-    def estimates_evidence(self, density: AnnealedDensity) -> bool:
-        return True
 
     def prepare(self, density: AnnealedDensity) -> Sampler:
         density = _uniform(density)
@@ -485,10 +478,6 @@ class TauLeaping(Sampler):
 
     def proposals(self) -> int:
         return 1 + self.plan.between
-
-    @property
-    def adjusted(self) -> tuple[bool, ...]:
-        return (True,)
 
     @property
     def drawing(self) -> DrawCost:
@@ -535,21 +524,10 @@ class TauLeaping(Sampler):
         )
         return run
 
-    def positions(self, run: Run, density: AnnealedDensity) -> Position:
-        tokens = _uniform(density).tokens
-        return run.spread.map(lambda c: tokens.position_of(c.position), run.chains)
-
-    def log_densities(self, run: Run) -> Float[Array, " chains"] | None:
-        log_density: Float[Array, " chains"] = run.chains.log_density
-        return log_density
-
     def describe(self) -> str:
-        rule = repr(self.exchange)
-        if rule.startswith("Resample("):
-            rule = rule.removeprefix("Resample(").removesuffix(")")
         return (
             f"TauLeaping({self.redraws} redraws a level, {self.passes} passes at level "
-            f"0, resample={rule})"
+            f"0, resample={self.rule_in_words})"
         )
 
 

@@ -31,7 +31,7 @@ import dataclasses
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -44,16 +44,16 @@ from composeprob import tuning
 from composeprob.arguments import check_count
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.categorical import CategoricalDensity, Logs, Rises
-from composeprob.density.evaluation import Position
 from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import mean_acceptance
 from composeprob.kernels.gibbs import replaced
 from composeprob.pytree import where
 from composeprob.samplers.population import reweighted
-from composeprob.samplers.random import Stream, categorical, stream, uniforms
+from composeprob.samplers.random import Stream, categorical, uniforms
 from composeprob.samplers.resampling import Resampler
 from composeprob.samplers.run import Run
 from composeprob.samplers.sampler import DrawCost, Sampler, as_resampler
+from composeprob.samplers.token_sampler import TokenSampler, known, stream_of
 
 NUMBERS = 4
 """Uniform numbers of a redraw: its direction, its place, its test, its value."""
@@ -657,16 +657,6 @@ class RevealPhases:
         return dataclasses.replace(run, chains=chains), state
 
 
-def known(bases: tuple[Array | None, ...], carried: Logs) -> Logs:
-    """Return log f by batch: as evaluated, or else as the chain carries it."""
-    logs = []
-    for base, own in zip(bases, carried, strict=True):
-        if base is None:
-            base = own
-        logs.append(base)
-    return tuple(logs)
-
-
 def uniform_order(
     words: UInt32[Array, " 2"], number: Array | int, given: Bool[Array, " length"]
 ) -> Int[Array, " length"]:
@@ -694,14 +684,6 @@ def moved(
     return order[source]
 
 
-def stream_of(run: Run, leads: bool) -> UInt32[Array, "chains 2"]:
-    """Return the words of every chain, those of the stream of draws where no reveals
-    are made."""
-    if leads:
-        return run.words
-    return run.spread.map(lambda words: stream(words, Stream.DRAWS), run.words)
-
-
 class RevealPlan(NamedTuple):
     """The phases of a sampler that is prepared for a density.
 
@@ -720,7 +702,7 @@ class RevealPlan(NamedTuple):
     cost: int
 
 
-class Reveal(Sampler):
+class Reveal(TokenSampler):
     r"""Reveals of categorical sites with weights: the sampler of programs of tokens.
 
     At each level one more position of every chain becomes visible, or a block of
@@ -764,14 +746,12 @@ class Reveal(Sampler):
         Reveal(2 redraws a level, 4 passes at level 0, resample=0.5)
     """
 
-    redraws: int = eqx.field(static=True, default=1)
-    passes: int = eqx.field(static=True, default=2)
-    look_ahead: float = eqx.field(static=True, default=0.5)
+    redraws: int = eqx.field(static=True, default=tuning.REVEALS.redraws)
+    passes: int = eqx.field(static=True, default=tuning.REVEALS.passes)
+    look_ahead: float = eqx.field(static=True, default=tuning.REVEALS.look_ahead)
 
     # Resolved by `prepare`.
     plan: RevealPlan = eqx.field(static=True, default=None)
-
-    may_abort: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -793,13 +773,6 @@ class Reveal(Sampler):
     @property
     def requires(self) -> dict[str, frozenset[str]]:
         return {"Reveal": frozenset({"categorical"})}
-
-    @property
-    def can_draw(self) -> bool:
-        return True
-
-    def estimates_evidence(self, density: AnnealedDensity) -> bool:
-        return True
 
     def prepare(self, density: AnnealedDensity) -> Sampler:
         density = _categorical(density)
@@ -852,10 +825,6 @@ class Reveal(Sampler):
         return 1 + self.plan.between
 
     @property
-    def adjusted(self) -> tuple[bool, ...]:
-        return (True,)
-
-    @property
     def drawing(self) -> DrawCost:
         number = len(self.plan.drawing)
         return DrawCost(number * self.plan.cost, proposals=number, settling=0)
@@ -906,24 +875,13 @@ class Reveal(Sampler):
         )
         return run
 
-    def positions(self, run: Run, density: AnnealedDensity) -> Position:
-        tokens = _categorical(density).tokens
-        return run.spread.map(lambda c: tokens.position_of(c.position), run.chains)
-
-    def log_densities(self, run: Run) -> Float[Array, " chains"] | None:
-        log_density: Float[Array, " chains"] = run.chains.log_density
-        return log_density
-
     def describe(self) -> str:
-        rule = repr(self.exchange)
-        if rule.startswith("Resample("):
-            rule = rule.removeprefix("Resample(").removesuffix(")")
         ahead = ""
         if self.look_ahead != tuning.REVEALS.look_ahead:
             ahead = f", look_ahead={self.look_ahead:g}"
         return (
             f"Reveal({self.redraws} redraws a level, {self.passes} passes at level 0, "
-            f"resample={rule}{ahead})"
+            f"resample={self.rule_in_words}{ahead})"
         )
 
 

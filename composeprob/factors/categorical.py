@@ -241,9 +241,7 @@ class MaskedDiffusion(CategoricalFactor):
     ):
         check_choice("mask", mask, MASKS)
         self.label = label or name_of(network)
-        self.network = check_finite(
-            as_network(network), f"The network of factor '{self.label}'"
-        )
+        self.network = network_of_tokens(network, self.label)
         self.schedule = NO_LEVELS
         self.event_shape = shape_of(length)
         self.num_values = check_count(num_values, "num_values", least=2)
@@ -260,30 +258,11 @@ class MaskedDiffusion(CategoricalFactor):
         return Traits(offers, "any", self.names)
 
     def check_network(self) -> None:
-        missing = [name for name in self.names if name not in self.fixed]
-        # A network may have a default for a condition; one without it says so itself.
-        shape = jax.ShapeDtypeStruct((self.length,), jnp.int32)
-        second = shape
+        tokens = jax.ShapeDtypeStruct((self.length,), jnp.int32)
+        second = tokens
         if self.mask == "boolean":
             second = jax.ShapeDtypeStruct((self.length,), bool)
-        fix = "it must accept one event (no batch axis) and the conditions."
-        if missing:
-            fix = f"give its conditions: f.given({missing[0]}=…)."
-        logits = called(
-            f"The network of '{self.label}'",
-            f"network(tokens, {self.mask}) with tokens of shape {self.event_shape}",
-            lambda: eqx.filter_eval_shape(
-                self.network, shape, second, **self.call_conditions()
-            ),
-            fix,
-        )
-        wanted = (self.length, self.num_values)
-        if jnp.shape(logits) != wanted:
-            raise NetworkError(
-                f"The network of '{self.label}' returned shape {jnp.shape(logits)}; "
-                f"logits have shape {wanted}.",
-                fix="return one logit for each position and value.",
-            )
+        check_outputs(self, self.mask, second, "logits")
 
     @property
     def path_evaluations(self) -> int:
@@ -560,9 +539,7 @@ class CategoricalClassifier(JointFactor):
 
     def __init__(self, network: object, length: int, num_values: int, label: str):
         self.label = label or name_of(network)
-        self.network = check_finite(
-            as_network(network), f"The network of factor '{self.label}'"
-        )
+        self.network = network_of_tokens(network, self.label)
         self.schedule = NO_LEVELS
         self.event_shape = shape_of(length)
         self.num_values = check_count(num_values, "num_values", least=2)
@@ -702,6 +679,47 @@ def _chosen(
 def _path_sum(logs: Float[Array, "length values"], query: Query) -> Float[Array, ""]:
     """The sum over visible positions of the entries of their tokens."""
     return jnp.sum(jnp.where(query.visible, _chosen(logs, query.tokens), 0.0))
+
+
+def check_outputs(
+    factor: Any, name: str, second: object, outputs: str, number: str = ""
+) -> None:
+    """Refuse a network of tokens that cannot be called with one event, or returns
+    another shape than (length, num_values).
+
+    Args:
+        factor: has the network, and the ``names`` of its conditions.
+        name: of the network's second argument.
+        second: that argument, without numbers.
+        outputs: what the network returns.
+        number: what it takes beside one event and its conditions.
+    """
+    tokens = jax.ShapeDtypeStruct((factor.length,), jnp.int32)
+    missing = [n for n in factor.names if n not in factor.fixed]
+    # A network may have a default for a condition; one without it says so itself.
+    fix = f"it must accept one event (no batch axis){number} and the conditions."
+    if missing:
+        fix = f"give its conditions: f.given({missing[0]}=…)."
+    returned = called(
+        f"The network of '{factor.label}'",
+        f"network(tokens, {name}) with tokens of shape {factor.event_shape}",
+        lambda: eqx.filter_eval_shape(
+            factor.network, tokens, second, **factor.call_conditions()
+        ),
+        fix,
+    )
+    wanted = (factor.length, factor.num_values)
+    if jnp.shape(returned) != wanted:
+        raise NetworkError(
+            f"The network of '{factor.label}' returned shape {jnp.shape(returned)}; "
+            f"{outputs} have shape {wanted}.",
+            fix="return one number for each position and value.",
+        )
+
+
+def network_of_tokens(network: object, label: str) -> Network:
+    """The network of a factor; refuse weights that are not finite."""
+    return check_finite(as_network(network), f"The network of factor '{label}'")
 
 
 def name_of(function: object) -> str:

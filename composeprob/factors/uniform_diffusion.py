@@ -12,11 +12,15 @@ from jax import Array
 from jaxtyping import Float
 
 from composeprob.arguments import check_count
-from composeprob.errors import NetworkError
-from composeprob.factors.categorical import TokenFactor, name_of, shape_of
-from composeprob.factors.concrete import called
+from composeprob.factors.categorical import (
+    TokenFactor,
+    check_outputs,
+    name_of,
+    network_of_tokens,
+    shape_of,
+)
 from composeprob.factors.factor import Traits, check_leaf
-from composeprob.factors.networks import Network, as_network
+from composeprob.factors.networks import Network
 from composeprob.factors.uniform_noise import (
     Noised,
     NoisedEvent,
@@ -25,7 +29,7 @@ from composeprob.factors.uniform_noise import (
     of_ratios,
     without_own,
 )
-from composeprob.factors.values import check_choice, check_finite
+from composeprob.factors.values import check_choice
 from composeprob.schedule import Noise, Schedule
 
 OUTPUTS = ("ratios", "x0")
@@ -118,9 +122,7 @@ class UniformDiffusion(TokenFactor):
     ):
         check_choice("output", output, OUTPUTS)
         self.label = label or name_of(network)
-        self.network = check_finite(
-            as_network(network), f"The network of factor '{self.label}'"
-        )
+        self.network = network_of_tokens(network, self.label)
         self.schedule = schedule
         self.event_shape = check_leaf(schedule, shape_of(length))
         self.num_values = check_count(num_values, "num_values", least=2)
@@ -141,26 +143,8 @@ class UniformDiffusion(TokenFactor):
         return jax.eval_shape(blank)
 
     def check_network(self) -> None:
-        missing = [name for name in self.names if name not in self.fixed]
-        event = self.abstract_event()
-        fix = "it must accept one event (no batch axis), a number and the conditions."
-        if missing:
-            fix = f"give its conditions: f.given({missing[0]}=…)."
-        returned = called(
-            f"The network of '{self.label}'",
-            f"network(tokens, kept) with tokens of shape {self.event_shape}",
-            lambda: eqx.filter_eval_shape(
-                self.network, event.tokens, event.noise.kept, **self.call_conditions()
-            ),
-            fix,
-        )
-        wanted = (self.length, self.num_values)
-        if jnp.shape(returned) != wanted:
-            raise NetworkError(
-                f"The network of '{self.label}' returned shape {jnp.shape(returned)}; "
-                f"ratios and logits have shape {wanted}.",
-                fix="return one number for each position and value.",
-            )
+        kept = self.abstract_event().noise.kept
+        check_outputs(self, "kept", kept, "ratios and logits", number=", a number")
 
     def noised(self, event: NoisedEvent, conditions: Mapping[str, Array]) -> Noised:
         returned = self.network(event.tokens, event.noise.kept, **conditions)

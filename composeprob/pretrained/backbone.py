@@ -51,6 +51,14 @@ def ideal(
     Args:
         torsions: φ and ψ, in degrees.
         length: the number of residues.
+
+    Returns:
+        Their places, in ångström.
+
+    Example:
+        >>> from composeprob.pretrained.backbone import HELIX, ideal
+        >>> ideal(HELIX, 12).shape
+        (12, 4, 3)
     """
     phi, psi = torsions
     turn = np.radians(ANGLE_CA)

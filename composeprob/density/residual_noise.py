@@ -53,40 +53,40 @@ def log_weights_of_clean(
     )
     evaluator = dataclasses.replace(evaluator, levels=levels)
     with_clean = dataclasses.replace(density, evaluator=evaluator)
-    return in_blocks(partial(_log_weights, with_clean), positions)
+    return in_blocks(partial(_log_weights, density, with_clean), positions)
 
 
 @compiled_by_size
 def _log_weights(
-    density: AnnealedDensity, positions: Position
+    density: AnnealedDensity, with_clean: AnnealedDensity, positions: Position
 ) -> Float[Array, " positions"]:
+    """The log-weights of a block, by the density and by the same with a level without
+    noise before its level 0."""
     evaluator = cast(UniformDensity, density).tokens
-    clean = jnp.int32(0)
-    level_0 = jnp.int32(1)
+    finer = cast(UniformDensity, with_clean).tokens
+    first = jnp.int32(0)
 
     def of_chain(position: Position) -> Float[Array, ""]:
         tokens = evaluator.row_of(position)
         places = jnp.arange(len(tokens))
-        noised = evaluator.noised(tokens, level_0, clean)
-        # Compiled code evaluates no network here: none of these answers is a network's.
-        exact = evaluator.noised(tokens, clean, clean)
+        noised = finer.noised(tokens, first + 1, first)
+        # Compiled code evaluates no network here: none of these values is a network's.
+        at_level_0 = evaluator.noised(tokens, first, first).bases
+        exact = finer.noised(tokens, first, first).bases
         before = []
         after = []
-        for b, base in enumerate(noised.bases):
-            known = exact.bases[b]
-            if base is not None and known is not None:
+        for b, (base, clean) in enumerate(zip(at_level_0, exact, strict=True)):
+            if base is not None and clean is not None:
                 before.append(base)
-                after.append(known)
+                after.append(clean)
                 continue
             # Only a mixture's responsibilities depend on log f itself, here that of
             # independent tokens.
             log_f = noised.at_top[b]
             growth = noised.onward[b][:, places, tokens]
-            # A token that was observed has no noise.
-            growth = jnp.where(evaluator.given, 0.0, growth)
             before.append(log_f)
             after.append(log_f + jnp.sum(growth, axis=1))
-        clean_value = evaluator.log_density(tuple(after))
-        return clean_value - evaluator.log_density(tuple(before))
+        without_noise = evaluator.log_density(tuple(after))
+        return without_noise - evaluator.log_density(tuple(before))
 
     return jax.lax.map(of_chain, positions, batch_size=tuning.SHARES.at_once)

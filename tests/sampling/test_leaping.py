@@ -355,17 +355,23 @@ HIDDEN = (HIDDEN / HIDDEN.sum()).reshape(A.shape)
 QUOTIENT = A / HIDDEN**0.5
 
 
-@pytest.mark.parametrize("of_b", [closed, lambda probs: network_of(probs, "x0")])
-def test_what_level_0_hides_is_estimated_as_by_enumeration(of_b):
+DIVISORS = {
+    "closed form": (closed, 1.0),
+    # Of a network tokens are taken for independent, which is less than all of it.
+    "network": (lambda probs: network_of(probs, "x0"), 0.6),
+}
+
+
+@pytest.mark.parametrize("name", DIVISORS)
+def test_what_level_0_hides_is_estimated_as_by_enumeration(name):
+    divisor, least = DIVISORS[name]
     levels = cp.Schedule.log_snr(16, max=8.0)
-    density = cp.compile(site, closed(A) / of_b(HIDDEN) ** 0.5, schedule=levels)
+    density = cp.compile(site, closed(A) / divisor(HIDDEN) ** 0.5, schedule=levels)
     kept = float(levels.kept[0])
     at_level_0 = noised(A, kept) / noised(HIDDEN, kept) ** 0.5
     change = log_weights_of_clean(density, {"s": STATES.astype(np.int32)})
     exact = np.log(QUOTIENT / at_level_0).ravel()
     np.testing.assert_allclose(np.delete(change, 5), np.delete(exact, 5), atol=2e-3)
-    # A network's tokens are taken for independent, which is less than all of it.
-    least = 1.0 if of_b is closed else 0.6
     assert least * exact[5] - 2e-3 < change[5] < exact[5] + 2e-3
     left = noise_left(change, at_level_0.ravel())
     shift = np.log(QUOTIENT.sum() / at_level_0.sum())
@@ -393,3 +399,15 @@ def test_noise_that_a_divisor_does_not_ignore_is_found(most):
     change = log_weights_of_clean(advised, {"s": result["s"]})
     left = noise_left(change, np.ones(len(change)))
     assert not NoiseLeft().of(left, advised)
+
+
+def test_energies_have_no_noise_at_level_0():
+    """Their exponent is 1 there, however large they are."""
+    large = cp.Energy(
+        lambda tokens, visible: 1e4 * jnp.sum(tokens), length=LENGTH, num_values=3
+    )
+    levels = cp.Schedule.log_snr(8, max=8.0)
+    uniform = closed(np.full(A.shape, 1 / A.size))
+    density = cp.compile(site, uniform * large, schedule=levels)
+    change = log_weights_of_clean(density, {"s": STATES.astype(np.int32)})
+    np.testing.assert_allclose(change, 0.0, atol=2e-2)

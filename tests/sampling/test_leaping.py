@@ -224,7 +224,7 @@ def test_windows_conditions_and_guidance_mean_what_they_mean_elsewhere():
     assert_agrees(scores(result, target.reshape(A.shape)))
 
     def network(tokens, kept, label=-1):
-        tilt = jnp.where(label >= 0, 1.0, 0.0) * jnp.arange(NUM_VALUES)
+        tilt = jnp.where(label >= 0, 0.5, 0.0) * jnp.arange(NUM_VALUES)
         own = jnp.arange(NUM_VALUES) == tokens[:, None]
         likelihood = jnp.where(own, kept, 0.0) + (1 - kept) / NUM_VALUES
         return tilt + jnp.log(likelihood)
@@ -238,7 +238,7 @@ def test_windows_conditions_and_guidance_mean_what_they_mean_elsewhere():
         conditions=("label",),
     )
     guided = run(site, cp.guide(f, 2.0, label=1))
-    one = np.exp(np.arange(NUM_VALUES))
+    one = np.exp(0.5 * np.arange(NUM_VALUES))
     one = one / one.sum()
     rows = one**2 / (1 / NUM_VALUES)
     target = rows[STATES].prod(1).reshape(A.shape)

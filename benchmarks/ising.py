@@ -57,7 +57,7 @@ COLUMNS = (
     "off",
     "|m|",
     "off",
-    "ancestors",
+    "effective chains",
     "status",
     "evaluations",
     "seconds",
@@ -292,7 +292,7 @@ def measured(method: str, beta: float, chains: int) -> dict[str, object]:
         spins = np.asarray(result["s"])
         row["log_z"] = float(result.log_evidence) + constant
         row["log_z_error"] = float(result.log_evidence_error)
-        row["ancestors"] = float(result.effective_chains)
+        row["effective"] = float(result.effective_chains)
         row["status"] = str(result.status.code)
         row["evaluations"] = result.evaluations
     row["energy"] = float(-bonds(spins).mean() / SITES)
@@ -340,9 +340,9 @@ def as_text(row: dict, known: dict) -> list[str]:
             value += f" ± {row[name + '_error']:.{digits}f}"
         return [value, f"{row[name] - known[wanted]:+.{digits}f}"]
 
-    ancestors = ""
-    if "ancestors" in row:
-        ancestors = f"{row['ancestors']:.0f}"
+    effective = ""
+    if "effective" in row:
+        effective = f"{row['effective']:.0f}"
     return [
         f"{row['beta']:.2f}",
         METHODS[row["method"]],
@@ -350,7 +350,7 @@ def as_text(row: dict, known: dict) -> list[str]:
         *off("log_z", "log_z", 2),
         *off("energy", "energy", 4),
         *off("m", "m", 3),
-        ancestors,
+        effective,
         row.get("status", ""),
         str(row.get("evaluations", "")),
         f"{row['seconds']:.0f}",

@@ -255,10 +255,12 @@ class UniformDensity(TokenDensity):
     (`cp.TauLeaping`).
 
     Attributes:
-        range: the least and greatest log-SNR that all factors know.
+        log_snr_range: the least and greatest log-SNR that all factors know.
     """
 
-    range: tuple[float, float] = eqx.field(static=True, default=(-np.inf, np.inf))
+    log_snr_range: tuple[float, float] = eqx.field(
+        static=True, default=(-np.inf, np.inf)
+    )
 
     def on(self, schedule: Schedule) -> UniformDensity:
         """Return the same program on other levels.
@@ -267,7 +269,7 @@ class UniformDensity(TokenDensity):
             AlignmentError: a factor does not know one of these levels.
         """
         check_schedule(schedule)
-        check_range(schedule, self.range, self.described.where)
+        check_range(schedule, self.log_snr_range, self.described.where)
         evaluator: Any = self.evaluator
         on_levels = dataclasses.replace(evaluator, levels=schedule)
         return dataclasses.replace(self, schedule=schedule, evaluator=on_levels)

@@ -642,7 +642,7 @@ class _Findings(NamedTuple):
     # Total variation between tokens at level 0 and without noise.
     noise_left: float = 0.03
     # Change of the log-evidence, in nats, between these.
-    noise_left_evidence: float = 0.1
+    noise_left_evidence: float = 0.05
     # Signal over noise at the noisiest level that at most the share `many` of the
     # samples may exceed.
     far_signal: float = 1.0

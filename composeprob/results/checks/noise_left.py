@@ -38,7 +38,7 @@ class NoiseLeft(Check):
     withholds = True
     meaning = (
         "without the noise of level 0 tokens would have another distribution (a total "
-        "variation of 3 %, or 0.1 in the log-evidence), most often because a factor "
+        "variation of 3 %, or 0.05 in the log-evidence), most often because a factor "
         "divides by probabilities that are smaller than this noise"
     )
     needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS})

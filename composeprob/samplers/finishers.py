@@ -504,8 +504,11 @@ class GlobalMoves(Finisher):
         facts = spread.gather(facts)
         after = spread.on_population(genealogy_after_moves, facts[:, :2], run.ancestors)
 
+        log_volume = layout.log_volume(density.schedule.at(0).alpha)
+
         def bridge(log_sums: Array) -> Array:
-            return bridged_evidence(log_sums, self.number)
+            log_evidence, variance = bridged_evidence(log_sums, self.number)
+            return jnp.stack([log_evidence + log_volume, variance])
 
         bridged = spread.on_population(bridge, facts[:, 2:])
         chains = Particles(points, evaluations, run.chains.inner)

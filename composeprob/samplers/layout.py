@@ -99,6 +99,11 @@ class Layout(eqx.Module):
             pieces.append(score[name].reshape(-1))
         return _joined(pieces)
 
+    def log_volume(self, alpha: Array | float) -> Float[Array, ""]:
+        """log |dx/dv| at a level of this α: densities are those of x, and steps and
+        mixtures those of v."""
+        return self.dims * jnp.log(alpha)
+
     def power(
         self, density: AnnealedDensity, level: Array | int
     ) -> Float[Array, " dims"]:

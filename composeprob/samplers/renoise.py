@@ -159,8 +159,7 @@ class Renoising(NamedTuple):
         excursion = self.way(words, KernelState(start, at_start), top, top)
         terms = excursion.state.evaluation.terms
         if self.by_values:
-            # π is a density of x = α·y, and the steps are those of y.
-            log_volume = d * jnp.log(schedule.at(0).alpha)
+            log_volume = self.layout.log_volume(schedule.at(0).alpha)
             constant = 0.5 * d * math.log(2 * math.pi)
             log_top = _log_normal(drawn, variance) - constant
             log_density = excursion.state.evaluation.log_density - terms.log_prior

@@ -308,6 +308,26 @@ def test_their_proposals_are_importance_samples_of_the_evidence():
     assert abs(log_z - 2.5) < LIMIT * np.sqrt(variance)
 
 
+def test_importance_samples_are_of_the_density_of_x_and_not_of_x_over_alpha(
+    monkeypatch,
+):
+    """At level 0 of these levels α is 0.86, and log α 20 errors of log Z."""
+    found = []
+
+    def recorded(ended, evidence):
+        found.append(np.asarray(ended.run.bridged))
+        return 0.0
+
+    monkeypatch.setattr(outcome, "_unfound", recorded)
+    levels = cp.Schedule.log_snr(6, -4.0, 1.0)
+    product = normal(0.0, 1.0, levels) * normal(0.5, 1.0, levels)
+    run(cp.compile(single, product), chains=400, sampler=cp.SMC(then=cp.GlobalMoves(8)))
+    ((log_z, variance),) = found
+    exact = stats.norm.logpdf(0.5 * float(levels.alpha[0]), scale=np.sqrt(2))
+    assert abs(log_z - exact) < LIMIT * np.sqrt(variance)
+    assert abs(np.log(levels.alpha[0])) > 2 * LIMIT * np.sqrt(variance)
+
+
 @pytest.mark.slow
 def test_the_error_of_the_evidence_has_what_uneven_weights_leave_out(monkeypatch):
     """Guidance 7, of which SMC leaves the narrow mode too little: over 30 keys the

@@ -327,7 +327,7 @@ class Stages:
         self.exponent = 0.0
         self.layout = Layout.of_density(density)
         self.moves = 0
-        self.findings: list[Finding] = []
+        self.drift: float | None = None  # after the last warm-up
         self.gains = self.gained(self.population.points)
         self.population.evaluations += 1
 
@@ -347,7 +347,7 @@ class Stages:
             self.exponent = min(self.exponent + step, 1.0)
             if self.exponent > 1 - 1e-6:
                 self.exponent = 1.0
-            if not np.isfinite(population.log_weights).any():
+            if population.excluded:
                 break
             if self.exponent < 1 or population.ess < tuning.REWARD.counting:
                 population.resample()
@@ -362,7 +362,10 @@ class Stages:
             f"extended by {change.text}, log p {population.log_evidence:.4g} ± "
             f"{error:.2g}, with {self.moves} blocks of moves"
         )
-        return population.result(result, density, self.findings, note)
+        findings: list[Finding] = []
+        if self.drift is not None:
+            findings = Unsettled().of(self.drift)
+        return population.result(result, density, findings, note, drift=self.drift)
 
     def move(self) -> None:
         """Move the chains under π^(1−γ)·π'^γ: noised sites by renoising, programs with
@@ -433,7 +436,7 @@ class Stages:
             done += 1
         if drift == 0 and not self.layout.dims:
             population.renew(np.ones(len(population), bool))
-        self.findings = Unsettled().of(drift)
+        self.drift = drift
 
 
 def _has_no_data(density: AnnealedDensity) -> bool:

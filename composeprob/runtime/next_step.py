@@ -111,6 +111,8 @@ def stepped(
     steps, ancestors = steps.onwards(step.parents, keep)
     if ancestors is not None:
         step.population.ancestors = ancestors
+        # The repetition's weights are those of the chains of the first run.
+        step.population.repeated = None
     return step.finished(result, density, steps, keep), steps
 
 
@@ -144,9 +146,7 @@ class NextStep:
         states, log_weights = self._drawn()
         population.points = states.position
         population.weigh(log_weights)
-        if population.ess >= tuning.REWARD.counting:
-            return
-        if not np.isfinite(population.log_weights).any():
+        if population.excluded or population.ess >= tuning.REWARD.counting:
             return
         chosen = population.resample()
         self.parents = self.parents[chosen]

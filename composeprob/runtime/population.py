@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int, PyTree
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.findings import Finding
+from composeprob.density.evaluation import Position
+from composeprob.findings import Code, Finding
 from composeprob.kernels import KernelState
 from composeprob.kernels.metropolis import log_density_ratio
 from composeprob.results.checks.ancestors_collapsed import AncestorsCollapsed
@@ -31,6 +32,7 @@ from composeprob.results.estimates import (
 from composeprob.results.record import later
 from composeprob.results.result import Result
 from composeprob.results.status import Status
+from composeprob.results.trust import Trust
 from composeprob.samplers.finishers import (
     GaussianMixture,
     GlobalMoves,
@@ -73,10 +75,13 @@ class Population:
         words: random words of each, (N, 2); ``shared`` those of common decisions.
         log_weights: of each, up to a constant.
         chunk: chains that are evaluated at once; None for all.
+        repeated: for each, the weight that the repetition of the run gives it, over its
+            own; None where there was none, or the chains have forgotten the run.
         log_evidence: what the added factors add to it.
         variance: the variance of that, by the genealogy.
         evaluations: of each chain.
         draws: number of random decisions so far.
+        excluded: whether added factors are 0 at every chain.
     """
 
     density: AnnealedDensity
@@ -86,10 +91,12 @@ class Population:
     shared: Array
     log_weights: Float[np.ndarray, " chains"]
     chunk: int | None
+    repeated: Float[np.ndarray, " chains"] | None = None
     log_evidence: float = 0.0
     variance: float = 0.0
     evaluations: int = 0
     draws: int = 0
+    excluded: bool = False
 
     @classmethod
     def of_result(
@@ -117,14 +124,21 @@ class Population:
         log_weights = np.asarray(result.log_weights, float)
         words, shared = words_of(key, len(log_weights), tuning.SERIES_AFTER)
         points = _points(density, values, jnp.asarray(words))
+        genealogy = result._genealogy
+        repeated = genealogy.repeated
+        if repeated is not None:
+            # Without weight a chain is lost to both.
+            own = np.where(genealogy.weights > 0, genealogy.weights, np.inf)
+            repeated = repeated / own
         return cls(
             density,
             points,
-            result._genealogy.index,
+            genealogy.index,
             jnp.asarray(words),
             shared,
             log_weights,
             chunk,
+            repeated,
         )
 
     def __len__(self) -> int:
@@ -132,8 +146,16 @@ class Population:
 
     @property
     def genealogy(self) -> Genealogy:
-        """Their ancestors and weights."""
-        return Genealogy.from_log_weights(self.log_weights, self.ancestors)
+        """Their ancestors and weights, and those that the repetition of the run they
+        came from gives them: these multiply and are resampled as their own do."""
+        genealogy = Genealogy.from_log_weights(self.log_weights, self.ancestors)
+        if self.repeated is None:
+            return genealogy
+        repeated = genealogy.weights * self.repeated
+        total = repeated.sum()
+        if not total > 0:
+            return genealogy
+        return dataclasses.replace(genealogy, repeated=repeated / total)
 
     @property
     def ess(self) -> float:
@@ -146,8 +168,13 @@ class Population:
         return _streams(self.words, jnp.uint32(self.draws))
 
     def weigh(self, increment: Float[np.ndarray, " chains"]) -> None:
-        """Add increments to the log-weights, and their mean to the evidence."""
+        """Add increments to the log-weights, and their mean to the evidence; keep the
+        weights where none would be left."""
         weighed = self.log_weights + increment
+        if not np.isfinite(weighed).any():
+            self.excluded = True
+            self.log_evidence = -math.inf
+            return
         before = log_mean_weight(jnp.asarray(self.log_weights))
         log_mean = float(log_mean_weight(jnp.asarray(weighed)) - before)
         relative = np.exp(increment - log_mean)
@@ -164,6 +191,8 @@ class Population:
         self.points = self.points[chosen]
         self.ancestors = self.ancestors[chosen]
         self.log_weights = np.zeros(len(self))
+        if self.repeated is not None:
+            self.repeated = self.repeated[chosen]
         return chosen
 
     def renew(self, renewed: Bool[np.ndarray, " chains"]) -> None:
@@ -173,6 +202,7 @@ class Population:
             return
         ancestors = renewed_ancestors(jnp.asarray(self.ancestors), jnp.asarray(renewed))
         self.ancestors = np.asarray(ancestors)
+        self.repeated = None
 
     def result(
         self,
@@ -181,6 +211,7 @@ class Population:
         findings: list[Finding],
         note: str,
         reason: str | None = None,
+        drift: float | None = None,
         **facts: Any,
     ) -> Result:
         """Return the result of the run before with this population in the place of its
@@ -192,27 +223,17 @@ class Population:
             findings: what went wrong since.
             note: what was done, for the reason.
             reason: what the note follows; left out, the reason of the run before.
+            drift: of the population by the last moves; left out, that of the run
+                before.
             facts: of `About`, that have changed.
         """
         if reason is None:
             reason = before.reason
         samples, positions = _read(self.density, self.points)
         genealogy = self.genealogy
-        values = [np.asarray(value) for value in positions.values()]
-        worth = effective_chains_bound(genealogy, values)
-        distinct = len(np.unique(self.ancestors))
-        few = AncestorsCollapsed().of(worth, distinct, len(self))
-        assert before.trust is not None  # a run has ended in it
-        trust = dataclasses.replace(
-            before.trust,
-            independent=worth,
-            effective_chains=effective_chains(genealogy, values),
-            ancestors=distinct,
-        )
-        accepted = facts.get("global_acceptance")
-        if accepted is not None:
-            trust = dataclasses.replace(trust, global_acceptance=accepted)
-        found = [*findings, *few]
+        changed = {"global_acceptance": facts.get("global_acceptance"), "drift": drift}
+        trust = self._trust(before, positions, changed)
+        found = [*findings, *self._found(trust)]
         # The former status and error are computed when they are first asked for.
         former = before.__dict__
         variance = self.variance
@@ -237,6 +258,8 @@ class Population:
         if log_evidence is not None:
             log_evidence += self.log_evidence
             log_evidence_error = later(error)
+        # These chains have one position each, whatever the run before had drawn.
+        facts |= {"draws": None, "thin": 1}
         curl = before.about.__dict__["curl"]
         return dataclasses.replace(
             before,
@@ -252,6 +275,36 @@ class Population:
             density=density,
             _genealogy=genealogy,
         )
+
+    def _trust(
+        self, before: Result, positions: Position, changed: dict[str, float | None]
+    ) -> Trust:
+        """Return what the estimates rest on now; numbers of moves that were not made
+        are None, and stay those of the run before."""
+        genealogy = self.genealogy
+        values = [np.asarray(value) for value in positions.values()]
+        measured: dict[str, Any] = {
+            name: value for name, value in changed.items() if value is not None
+        }
+        assert before.trust is not None  # a run has ended in it
+        return dataclasses.replace(
+            before.trust,
+            independent=effective_chains_bound(genealogy, values),
+            effective_chains=effective_chains(genealogy, values),
+            ancestors=len(np.unique(self.ancestors)),
+            **measured,
+        )
+
+    def _found(self, trust: Trust) -> list[Finding]:
+        """Return what the weights since the run before have come to, if it is wrong."""
+        if self.excluded:
+            text = (
+                "What is new has probability 0 at every chain, so that none can go on. "
+                "Check its values, or start anew: cp.infer(density, key, …)."
+            )
+            return [Finding(Code.ZERO_DENSITY, text, True)]
+        few = AncestorsCollapsed()
+        return few.of(trust.independent, trust.ancestors, trust.num_chains)
 
 
 @eqx.filter_jit

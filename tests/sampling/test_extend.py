@@ -10,7 +10,9 @@ from scipy import stats
 
 import composeprob as cp
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.findings import Code
 from composeprob.runtime import extend
+from composeprob.samplers.finishers import WarmUp
 from messages import check_wording
 from refusals import refused
 from sampling_cases import both, learned, normal, run, single
@@ -188,3 +190,46 @@ def test_other_densities_are_refused(tmp_path):
 def test_the_reason_says_what_was_new():
     result = start(YS[:2]).extend(compiled(YS[:3]), jax.random.key(2))
     check_wording(result.reason, estimated=True)
+
+
+# ── latents alone ─────────────────────────────────────────────────────────────────────
+
+
+@cp.program
+def mean_of(ys, limit):
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    numpyro.factor("limit", jnp.where(mean > limit, 0.0, -jnp.inf))
+    with numpyro.plate("data", len(ys)):
+        numpyro.sample("y", dist.Normal(mean, 1.0), obs=ys)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """A run with draws of each chain."""
+    density = cp.compile(mean_of, YS[:2], -20.0)
+    return cp.infer(density, jax.random.key(0), num_chains=100, draws=4, progress=False)
+
+
+def test_a_run_with_draws_goes_on_from_the_last_ones(drawn):
+    result = drawn.extend(cp.compile(mean_of, YS[:3], -20.0), jax.random.key(1))
+    assert result["mean"].shape == (100,)
+    assert result.about.draws is None
+    found = result.mean(lambda sample: sample["mean"])
+    assert abs(found.value - float(YS[:3].sum()) / 4) < LIMIT * found.error
+    assert "mean" in str(result.summary())
+
+
+def test_data_that_exclude_every_chain_are_named(drawn):
+    result = drawn.extend(cp.compile(mean_of, YS[:3], 20.0), jax.random.key(1))
+    assert result.status.code == Code.ZERO_DENSITY
+    assert result.status.withholds
+    assert np.isfinite(result.log_weights).all()
+
+
+def test_a_warm_up_that_does_not_settle_is_in_the_trust_too(drawn, monkeypatch):
+    monkeypatch.setattr(WarmUp, "drift", lambda self, points, density, supported: 0.5)
+    monkeypatch.setattr(WarmUp, "rounds", 2)
+    ys = jnp.append(YS[:2], 40.0)
+    result = drawn.extend(cp.compile(mean_of, ys, -20.0), jax.random.key(1))
+    assert result.status.has(Code.UNSETTLED)
+    assert result.trust.drift == 0.5

@@ -12,6 +12,7 @@ from composeprob.results.estimates import Genealogy
 from composeprob.results.record import About, Record
 from composeprob.results.repetition import Repetition, repeated_weights
 from composeprob.results.status import Status
+from composeprob.runtime.population import Population
 from sampling_cases import learned, normal, squared
 
 SCHEDULE = cp.Schedule.log_snr(12, min=-8.0, max=5.0)
@@ -123,6 +124,31 @@ def test_the_distance_is_added_in_quadrature():
     quantile = both.quantile(lambda sample: sample["x"], 0.5)
     assert quantile.error > 1.5 * alone.quantile(lambda sample: sample["x"], 0.5).error
     assert both.effective_chains == alone.effective_chains
+
+
+def test_a_population_that_goes_on_keeps_them():
+    """Its own weights and those of the repetition multiply and are resampled alike."""
+    n = 4000
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=n)
+    other = np.exp(0.5 * x)
+    added = -0.5 * (x - 1) ** 2
+    words = jnp.zeros(2, jnp.uint32)
+    population = Population(
+        None, x, np.arange(n), None, words, np.zeros(n), None, repeated=other
+    )
+    expected = np.average(x, weights=other * np.exp(added))
+    population.weigh(added)
+    assert population.genealogy.repeated @ x == pytest.approx(expected)
+    chosen = population.resample()
+    found = population.genealogy.repeated @ x[chosen]
+    assert found == pytest.approx(expected, abs=0.05)
+    assert abs(np.mean(x[chosen]) - expected) > 0.15
+    few = np.zeros(n, bool)
+    population.renew(few)
+    assert population.genealogy.repeated is not None
+    population.renew(~few)
+    assert population.genealogy.repeated is None
 
 
 # ── runs ──────────────────────────────────────────────────────────────────────────────

@@ -40,7 +40,8 @@ def repeated_weights(
     chains to which each is the nearest. None where nothing can be compared.
 
     A mean under these weights is that of the repetition, to the distance between
-    neighbours: within a mode that is little, and between modes all that counts.
+    neighbours: within a mode that is little, and between modes all that counts. Tokens
+    are the nearer the more of them are equal, as their numbers are names.
     """
     if repetition is None or repetition.positions is None:
         return None
@@ -48,15 +49,32 @@ def repeated_weights(
     others, _, _ = rows({name: repetition.positions[name] for name in positions})
     if not (np.isfinite(points).all() and np.isfinite(others).all()):
         return None
-    scale = units(points.var(0), sizes)
-    points = points / scale
-    others = others / scale
+    distances = _differing
+    if not all(np.issubdtype(x.dtype, np.integer) for x in positions.values()):
+        distances = _squares
+        scale = units(points.var(0), sizes)
+        points = points / scale
+        others = others / scale
     nearest = []
-    squares = np.sum(points**2, axis=1)
     # In blocks, as all distances together may not fit into memory.
     for i in range(0, len(others), 512):
-        # ‖a − b‖² but for ‖a‖², which all neighbours of a have in common
-        distances = squares - 2 * others[i : i + 512] @ points.T
-        nearest.append(np.argmin(distances, axis=1))
+        nearest.append(np.argmin(distances(others[i : i + 512], points), axis=1))
     number = np.bincount(np.concatenate(nearest), minlength=len(points))
     return number / len(others)
+
+
+def _squares(
+    block: Float[np.ndarray, "m d"], points: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, "m n"]:
+    """‖a − b‖² but for ‖a‖², which all neighbours of a have in common."""
+    return np.sum(points**2, axis=1) - 2 * block @ points.T
+
+
+def _differing(
+    block: Float[np.ndarray, "m d"], points: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, "m n"]:
+    """The share of tokens that differ."""
+    from scipy.spatial.distance import cdist
+
+    shares: Float[np.ndarray, "m n"] = cdist(block, points, "hamming")
+    return shares

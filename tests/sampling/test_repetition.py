@@ -40,6 +40,17 @@ def test_sites_are_compared_in_units_of_their_spread():
     np.testing.assert_allclose(found, [0.0, 0.0, 0.5, 0.5])
 
 
+def test_tokens_are_compared_by_how_many_are_equal():
+    """Their numbers are names: others in their place change nothing."""
+    tokens = np.array([[0, 0, 0], [1, 1, 1], [2, 2, 2]])
+    others = np.array([[0, 0, 2], [2, 2, 2], [2, 0, 2], [1, 1, 0]])
+    expected = [0.25, 0.25, 0.5]
+    for names in ([0, 1, 2], [2, 0, 1], [0, 9, 1]):
+        named = np.array(names)
+        found = repeated_weights({"s": named[tokens]}, repeated(s=named[others]))
+        np.testing.assert_allclose(found, expected)
+
+
 def test_many_chains_are_compared_in_blocks():
     rng = np.random.default_rng(0)
     points = rng.normal(size=(40, 3))

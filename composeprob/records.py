@@ -112,6 +112,11 @@ class Records(eqx.Module):
         added at a level."""
         return self.at(level, non_finite=self.non_finite[level] + number)
 
+    @property
+    def weighted(self) -> bool:
+        """True if chains had importance weights at some level."""
+        return bool(np.isfinite(np.asarray(self.ess)).any())
+
     def of_levels(self, levels: Iterable[int], blocks: bool) -> Self:
         """Return the records of some levels as NumPy's arrays, without an axis of
         ``blocks`` under a kernel that moves all sites together."""

@@ -145,8 +145,7 @@ class EndedRun(Chains):
     @property
     def weighted_by_scores(self) -> bool:
         """True if chains had importance weights, of a density without an energy."""
-        has_weights = bool(np.isfinite(self.records.ess).any())
-        return has_weights and "energy" not in self.density.capabilities
+        return self.records.weighted and "energy" not in self.density.capabilities
 
     @property
     def finite(self) -> bool:

@@ -38,7 +38,12 @@ from composeprob.kernels import KernelState
 from composeprob.results.result import Result
 from composeprob.runtime.population import Population, decided, over_chains
 from composeprob.samplers.layout import Layout
-from composeprob.samplers.renoise import Ladder, Renoising, ladder_of
+from composeprob.samplers.renoise import (
+    Ladder,
+    Renoising,
+    ladder_of,
+    least_narrowing,
+)
 
 
 class Steps(NamedTuple):
@@ -189,8 +194,8 @@ class NextStep:
         ladder, _ = ladder_of(np.asarray(some), density)
         log_snr = np.asarray(density.schedule.log_snr, np.float64)
         s = np.exp(-log_snr[np.asarray(ladder.levels)])
-        narrowest = np.append(1.0, s[:-1] / s[1:])[:, None]
-        narrowing = jnp.broadcast_to(jnp.asarray(narrowest), ladder.narrowing.shape)
+        narrowest = jnp.asarray(least_narrowing(s))[:, None]
+        narrowing = jnp.broadcast_to(narrowest, ladder.narrowing.shape)
         ladder = eqx.tree_at(
             lambda ladder: ladder.narrowing,
             ladder,

@@ -375,7 +375,7 @@ def _arrived(ended: Ended) -> Arrived:
         **vars(ended.chains),
         density=density,
         replicas=ended.round_trips is not None,
-        weighted=bool(np.isfinite(np.asarray(ended.run.records.ess)).any()),
+        weighted=ended.run.records.weighted,
         has_kernel=state.sampler.kernel is not None,
         paths_known=paths_known,
         drawn=state.writer.drawn > 0,

@@ -26,7 +26,6 @@ from threadpoolctl import threadpool_limits
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
-from composeprob.density.categorical import CategoricalDensity
 from composeprob.density.overlap import check, check_evaluations, in_question
 from composeprob.errors import CapabilityError
 from composeprob.findings import Finding
@@ -306,8 +305,8 @@ def _finished(state: State, finisher: Finisher) -> Run:
     then until the population drifts no more and does not contradict the target."""
     density = state.placed[1]
     weighted = state.sampler.weights is not None
-    # Chains that global moves took anywhere need not forget where they are since if
-    # modes keep them there: nearly all chains, as few that moved are not a sample.
+    # If global moves took nearly all chains anywhere, their modes may keep them from
+    # then on. The few that alone could move would not be a sample.
     renewed = float(state.run.renewed) >= 1 - tuning.GLOBAL_MOVES.most_stuck
     title = finisher.title
     total = finisher.rounds
@@ -353,7 +352,7 @@ def _asks_memory(state: State) -> bool:
     """Return whether latents have to forget where they began, and no warm-up asks it:
     importance weights, and swaps with noisier levels, support them without."""
     sampler = state.sampler
-    if isinstance(state.density, CategoricalDensity) or sampler.kernel is None:
+    if sampler.kernel is None:
         return False
     warmed = any(isinstance(each, WarmUp) for each in sampler.finishers)
     supported = sampler.weights is not None or isinstance(sampler, ReplicaExchange)

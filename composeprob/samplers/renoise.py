@@ -309,7 +309,7 @@ def ladder_of(
     )
     s = np.exp(-log_snr[levels])
     taken = np.diff(s, prepend=s[0])[:, None]
-    least = np.append(1.0, s[:-1] / s[1:])[:, None]
+    least = least_narrowing(s)[:, None]
     narrowing = np.clip(1 - taken * np.asarray(squares, np.float64), least, 1.0)
     variance = np.var(points[:, : layout.dims], axis=0, dtype=np.float64)
     renewed = np.mean(s[:, None] / (variance + s[:, None]), axis=1)
@@ -328,6 +328,12 @@ def ladder_of(
         piloted=-(-len(some) * len(levels) // len(points)),
     )
     return ladder, np.where(allowed, renewed, 0.0)
+
+
+def least_narrowing(s: Float[np.ndarray, " rungs"]) -> Float[np.ndarray, " rungs"]:
+    """Return (c + s)/(c + s + Δ) of each rung where c, the variance of the data, is 0:
+    no reverse step is narrower."""
+    return np.append(1.0, s[:-1] / s[1:])
 
 
 @eqx.filter_jit

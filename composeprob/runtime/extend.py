@@ -31,7 +31,7 @@ from composeprob.kernels import KernelState
 from composeprob.results.checks.unsettled import Unsettled
 from composeprob.results.result import Result
 from composeprob.runtime.next_step import Steps, stepped
-from composeprob.runtime.population import Population, Renoiser, next_increment
+from composeprob.runtime.population import GlobalMover, Population, next_increment
 from composeprob.samplers.finishers import WarmUp
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Transitions
@@ -368,11 +368,11 @@ class Stages:
         return population.result(result, density, findings, note, drift=self.drift)
 
     def move(self) -> None:
-        """Move the chains under π^(1−γ)·π'^γ: noised sites by renoising, programs with
-        latents by a warm-up."""
+        """Move the chains under π^(1−γ)·π'^γ: noised sites by a `GlobalMover`, programs
+        with latents by a warm-up."""
         self.moves += 1
         if self.layout.dims:
-            self.renoise()
+            self.move_noised()
         if self.layout.size > self.layout.dims:
             self.warm_up()
 
@@ -383,9 +383,9 @@ class Stages:
         evaluator: Any = between  # its other methods are set above
         return dataclasses.replace(self.density, evaluator=evaluator)
 
-    def renoise(self) -> None:
-        """Move noised sites: by the reverse steps of the target itself, or by scores
-        alone by those of π, weighed by what is new."""
+    def move_noised(self) -> None:
+        """Move noised sites across modes: by proposals for the target itself, or by
+        scores alone by those for π, weighed by what is new."""
         population = self.population
         by_values = "energy" in self.density.capabilities
         population.density = self.target()
@@ -395,7 +395,7 @@ class Stages:
         elif not by_values:
             population.density = self.before
             exponent = self.exponent
-        renoiser = Renoiser(population)
+        mover = GlobalMover(population)
         gains = self.gains
         if exponent:
             gains = self.gained(population.points)
@@ -409,12 +409,12 @@ class Stages:
             return exponent * (proposed - gains)
 
         for _ in range(tuning.REWARD.most_moves):
-            moved, _ = renoiser.move(log_gain)
+            moved, _ = mover.move(log_gain)
             gains = np.where(moved, proposed, gains)
-            if np.mean(renoiser.renewed) >= 1 - tuning.REWARD.remembered:
+            if np.mean(mover.renewed) >= 1 - tuning.REWARD.remembered:
                 break
         population.density = self.density
-        population.renew(renoiser.renewed)
+        population.renew(mover.renewed)
 
     def warm_up(self) -> None:
         """Move all sites by `WarmUp`, until they have forgotten where they began."""

@@ -367,10 +367,11 @@ def next_increment(
     return max(low, most * 1e-3)
 
 
-class Renoiser:
-    """Moves of a population, one at a time: by `Renoising`, with the rungs where they
-    turn adapted to what was accepted there; and by draws from mixtures that are fitted
-    to its halves, as `GlobalMoves` makes them, where these renew more of a chain."""
+class GlobalMover:
+    """Moves of a population across modes, one at a time: by `Renoising`, with the rungs
+    where they turn adapted to what was accepted there; or by draws from mixtures that
+    are fitted to its halves, as `GlobalMoves` makes them, where these renew more of a
+    chain."""
 
     def __init__(self, population: Population):
         points = np.asarray(population.points)

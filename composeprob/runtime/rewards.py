@@ -27,7 +27,7 @@ from composeprob.errors import (
 from composeprob.findings import Code, Finding
 from composeprob.kernels import KernelState
 from composeprob.results.result import Result
-from composeprob.runtime.population import Population, Renoiser, next_increment
+from composeprob.runtime.population import GlobalMover, Population, next_increment
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.layout import Layout
 
@@ -186,7 +186,7 @@ class Stages:
         self.layout = Layout.of_density(density)
         self.alpha = float(np.asarray(density.schedule.alpha)[0])
         self.rewards = self.asked(population.points)
-        self.renoiser = Renoiser(population)
+        self.mover = GlobalMover(population)
         self.acceptance: list[float] = []
         self.stages = 0
         self.interrupted = False
@@ -213,7 +213,7 @@ class Stages:
             self.interrupted = True
         population = self.population
         if self.exponent == 1:
-            population.renew(self.renoiser.renewed)
+            population.renew(self.mover.renewed)
         names = ", ".join(repr(each.stated.name) for each in self.criteria)
         note = (
             f"then the reward {names} came in by {self.stages} stages, with "
@@ -241,13 +241,13 @@ class Stages:
         if not np.isfinite(self.rewards).any():
             return False
         if self.stages:
-            self.population.renew(self.renoiser.renewed)
+            self.population.renew(self.mover.renewed)
         weighed = self.population.log_weights
         step = next_increment(self.rewards, 1 - self.exponent, weighed)
         self.population.weigh(step * self.rewards)
         chosen = self.population.resample()
         self.rewards = self.rewards[chosen]
-        self.renoiser.choose(chosen)
+        self.mover.choose(chosen)
         self.exponent = min(self.exponent + step, 1.0)
         if self.exponent > 1 - 1e-6:
             self.exponent = 1.0
@@ -259,7 +259,7 @@ class Stages:
         all have forgotten where they began."""
         forgotten = 1 - tuning.REWARD.remembered
         for _ in range(number):
-            if self.calls >= self.limit or np.mean(self.renoiser.renewed) >= forgotten:
+            if self.calls >= self.limit or np.mean(self.mover.renewed) >= forgotten:
                 return
             proposed = np.zeros(0)
 
@@ -268,7 +268,7 @@ class Stages:
                 proposed = self.asked(states.position)
                 return self.exponent * (proposed - self.rewards)
 
-            moved, acceptance = self.renoiser.move(log_gain)
+            moved, acceptance = self.mover.move(log_gain)
             self.rewards = np.where(moved, proposed, self.rewards)
             self.calls += 1
             self.acceptance.append(acceptance)

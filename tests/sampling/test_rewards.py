@@ -18,7 +18,7 @@ from composeprob.errors import (
     ShapeError,
     WrongTypeError,
 )
-from composeprob.runtime.population import Renoiser, next_increment
+from composeprob.runtime.population import GlobalMover, next_increment
 from composeprob.runtime.rewards import Criterion
 from composeprob.samplers.finishers import GaussianMixture
 from messages import check_finding, check_wording
@@ -68,12 +68,12 @@ def test_a_linear_reward_moves_a_gaussian():
 
 
 def test_moves_that_do_not_ask_for_it_lead_back(monkeypatch):
-    move = Renoiser.move
+    move = GlobalMover.move
 
     def unaware(self, log_gain):
         return move(self, lambda states: 0 * log_gain(states))
 
-    monkeypatch.setattr(Renoiser, "move", unaware)
+    monkeypatch.setattr(GlobalMover, "move", unaware)
     variance = 1 + NOISE**2
     tilt = 1.5 * float(LEVELS.alpha[0])
     result = standard(cp.Reward(slope))

@@ -64,14 +64,18 @@ class Steps(NamedTuple):
         self, parents: Int[np.ndarray, " chains"], keep: int | None
     ) -> tuple[Steps, Int[np.ndarray, " chains"] | None]:
         """Add a step; return the steps, and the ancestors of the chains ``keep`` steps
-        ago, or None without a lag."""
+        ago, or None where those of the first run still count: without a lag, and before
+        so many steps."""
         if keep is None:
             return Steps(self.reason, self.number + 1), None
         kept = (*self.parents, parents)[-keep:]
+        steps = Steps(self.reason, self.number + 1, kept)
+        if len(kept) < keep:
+            return steps, None
         ancestors = np.arange(len(parents))
         for of_step in reversed(kept):
             ancestors = of_step[ancestors]
-        return Steps(self.reason, self.number + 1, kept), ancestors
+        return steps, ancestors
 
 
 def check_not_given(density: AnnealedDensity) -> None:

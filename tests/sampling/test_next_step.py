@@ -19,6 +19,7 @@ from composeprob.errors import (
     WrongTypeError,
 )
 from composeprob.runtime import next_step
+from composeprob.runtime.next_step import Steps
 from messages import check_wording
 from refusals import refused
 from sampling_cases import learned, run
@@ -168,6 +169,18 @@ def test_a_conditional_network_is_stepped_and_looks_back_a_few_steps(begun):
     assert "past by an earlier result, then x given that" in str(density)
     assert "errors by ancestors 2 steps back" in result.reason
     assert result.effective_chains > 200
+
+
+def test_the_ancestors_of_the_first_run_count_until_there_are_steps_enough():
+    """Its chains may be copies of one another, which no step has parted yet."""
+    steps, ancestors = Steps("").onwards(np.array([0, 0, 1]), keep=2)
+    assert ancestors is None
+    steps, ancestors = steps.onwards(np.array([2, 2, 0]), keep=2)
+    assert ancestors.tolist() == [1, 1, 0]
+    steps, ancestors = steps.onwards(np.array([1, 2, 0]), keep=2)
+    assert ancestors.tolist() == [2, 0, 2]
+    assert steps.number == 3
+    assert steps.onwards(np.array([0, 1, 2]), keep=None)[1] is None
 
 
 def test_a_step_without_data_forecasts(begun):

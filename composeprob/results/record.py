@@ -346,10 +346,10 @@ class Record:
             ``.value``, ``.error`` and ``.interval(0.9)``. The error is that of the
             sampling. It comes from the genealogy of the chains; of fewer than twelve
             chains with draws it is ArviZ's error of autocorrelated draws (MCSE). Where
-            log-densities cannot be compared between modes, the distance to the mean of
-            the run's repetition over every other level is added in quadrature. NaN
-            where the status withholds it, and without draws where three independent
-            ancestors or fewer are left.
+            log-densities cannot be compared between modes, and no finisher moved the
+            chains, the distance to the mean of the run's repetition over every other
+            level is added in quadrature. NaN where the status withholds it, and without
+            draws where three independent ancestors or fewer are left.
 
         Raises:
             WrongTypeError, InvalidValueError: not a function of one sample.

@@ -347,7 +347,7 @@ def _unfound(ended: Ended, evidence: float) -> float:
     """
     if not ended.state.density.top.normalised:
         return 0.0
-    log_evidence, variance = map(float, ended.run.bridged)
+    log_evidence, variance = map(float, ended.run.importance_evidence)
     more = log_evidence - evidence
     if not more > 0:  # nor where it is NaN
         return 0.0

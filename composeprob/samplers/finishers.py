@@ -506,14 +506,14 @@ class GlobalMoves(Finisher):
 
         log_volume = layout.log_volume(density.schedule.at(0).alpha)
 
-        def bridge(log_sums: Array) -> Array:
-            log_evidence, variance = bridged_evidence(log_sums, self.number)
+        def estimate(log_sums: Array) -> Array:
+            log_evidence, variance = evidence_by_importance(log_sums, self.number)
             return jnp.stack([log_evidence + log_volume, variance])
 
-        bridged = spread.on_population(bridge, facts[:, 2:])
+        evidence = spread.on_population(estimate, facts[:, 2:])
         chains = Particles(points, evaluations, run.chains.inner)
         run = dataclasses.replace(moved_to(run, chains), **after._asdict())
-        return dataclasses.replace(run, bridged=bridged)
+        return dataclasses.replace(run, importance_evidence=evidence)
 
     def evaluations(self, fitted: GaussianMixture) -> int:
         return self.number
@@ -700,7 +700,7 @@ def genealogy_after_moves(
     return AfterMoves(ancestors, jnp.mean(acceptance), share)
 
 
-def bridged_evidence(
+def evidence_by_importance(
     log_sums: Float[Array, "chains 2"], number: int
 ) -> Float[Array, " 2"]:
     r"""Return log Z by importance samples, and its variance.

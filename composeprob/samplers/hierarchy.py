@@ -1,5 +1,6 @@
-"""Transitions of latents together with the members that depend on them, for factors
-that offer only their score."""
+"""Transitions of hierarchies: latents together with the members that depend on them,
+for factors that offer only their score; and latents alone, by HMC in centred and in
+non-centred coordinates."""
 
 from __future__ import annotations
 

@@ -199,8 +199,9 @@ class Run(eqx.Module):
     global_acceptance: Float[Array, ""]
     # Share of the chains that these took anywhere; NaN before there were any
     renewed: Float[Array, ""]
-    # Log-evidence by their proposals as importance samples, and its variance; NaN
-    bridged: Float[Array, " 2"]
+    # Log-evidence by draws from fitted mixtures as importance samples, its variance;
+    # NaN before there were any
+    importance_evidence: Float[Array, " 2"]
     visits: Visits
     # Places of the chains, and how many are evaluated at once
     spread: Spread = Spread()
@@ -261,7 +262,7 @@ def begin(
         drift=zero,
         global_acceptance=unmeasured,
         renewed=unmeasured,
-        bridged=_on_host(np.full(2, np.nan, precision)),
+        importance_evidence=_on_host(np.full(2, np.nan, precision)),
         visits=visits,
         spread=spread or Spread(),
     )

@@ -13,7 +13,7 @@ from composeprob.samplers import finishers
 from composeprob.samplers.choose import independent
 from composeprob.samplers.finishers import (
     GaussianMixture,
-    bridged_evidence,
+    evidence_by_importance,
     finite_rows,
     renewed_ancestors,
 )
@@ -301,7 +301,7 @@ def test_their_proposals_are_importance_samples_of_the_evidence():
     z = 1.3 * rng.standard_normal((400, 8))
     log_weights = 2.5 + stats.norm.logpdf(z) - stats.norm.logpdf(z, scale=1.3)
     of_chains = [np.log(np.exp(p * log_weights).sum(1)) for p in (1, 2)]
-    log_z, variance = np.asarray(bridged_evidence(np.stack(of_chains, 1), 8))
+    log_z, variance = np.asarray(evidence_by_importance(np.stack(of_chains, 1), 8))
     weights = np.exp(log_weights)
     relative = weights.var() / weights.mean() ** 2 / weights.size
     assert variance == pytest.approx(relative, rel=0.01)
@@ -315,7 +315,7 @@ def test_importance_samples_are_of_the_density_of_x_and_not_of_x_over_alpha(
     found = []
 
     def recorded(ended, evidence):
-        found.append(np.asarray(ended.run.bridged))
+        found.append(np.asarray(ended.run.importance_evidence))
         return 0.0
 
     monkeypatch.setattr(outcome, "_unfound", recorded)

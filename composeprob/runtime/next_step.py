@@ -218,10 +218,10 @@ class NextStep:
     ) -> Result:
         """Return the result of the step."""
         population = self.population
-        # Those of the steps before are computed now, so that a series of steps does not
-        # keep all of their samples.
-        before = (result.status, result.log_evidence_error)
-        assert before is not None
+        # Those of the step before are computed now, so that a series of steps does not
+        # keep all samples for them.
+        _ = result.status
+        _ = result.log_evidence_error
         names = [name for name, site in density.sites.items() if site.kind == "noised"]
         error = math.sqrt(population.variance)
         lag = ""

@@ -39,7 +39,7 @@ value."""
 
 
 class NoisedAnswer(NamedTuple):
-    """What the factors say of noised tokens, by batch.
+    """Answer of the factors about noised tokens, by batch.
 
     Attributes:
         rises: the growth of log f at the level.

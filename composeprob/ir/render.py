@@ -137,7 +137,7 @@ def _statements(graph: Graph) -> Iterator[str]:
 
 
 def _policy(observation: Observation, graph: Graph) -> str:
-    """How an observation counts at the levels above 0."""
+    """Words for an observation at the levels above 0."""
     if observation.anneal is None and isinstance(graph.schedule, Reveals):
         return "visible first"
     if observation.anneal is None:

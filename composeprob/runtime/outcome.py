@@ -264,6 +264,12 @@ def _proposals(ended: Ended) -> Int[np.ndarray, " levels"]:
     return proposals
 
 
+def beyond_noise(difference: float, variance: float) -> float:
+    """Return √(difference² − variance), what is left of a difference whose noise has
+    this variance; 0 where nothing is."""
+    return math.sqrt(max(difference**2 - variance, 0.0))
+
+
 def discretisation_error(
     fine: tuple[float, float], coarse: tuple[float, float], order: int
 ) -> float:
@@ -277,7 +283,7 @@ def discretisation_error(
     difference = abs(coarse[0] - fine[0])
     noise = coarse[1] + fine[1]
     asymptotic = difference / (2**order - 1)
-    return math.sqrt(max(difference**2 - noise, asymptotic**2))
+    return max(beyond_noise(difference, noise), asymptotic)
 
 
 class Evidence(NamedTuple):
@@ -332,8 +338,7 @@ def _discretisation(
         coarse = (repetition.log_evidence, repetition.variance)
         fine = (evidence, float(ended.run.evidence_variance))
         error = discretisation_error(fine, coarse, order)
-    averaged, noise = map(float, ended.run.averaging)
-    of_averaging = math.sqrt(max(averaged**2 - noise, 0.0))
+    of_averaging = beyond_noise(*map(float, ended.run.averaging))
     return math.hypot(error, of_averaging)
 
 
@@ -351,8 +356,7 @@ def _unfound(ended: Ended, evidence: float) -> float:
     more = log_evidence - evidence
     if not more > 0:  # nor where it is NaN
         return 0.0
-    noise = variance + float(ended.run.evidence_variance)
-    return math.sqrt(max(more**2 - noise, 0.0))
+    return beyond_noise(more, variance + float(ended.run.evidence_variance))
 
 
 def _missing(ended: Ended, evidence: float, repetition: Repetition | None) -> float:

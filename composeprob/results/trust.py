@@ -39,6 +39,22 @@ def effective_share_of_steps(
     return effective
 
 
+SHOWN = (
+    ("level_weights", "{:.2g}", "of the chains count, at the worst level"),
+    ("step_weights", "{:.2g}", "of the chains count, in the worst step"),
+    ("path_weights", "{:,.4g} of {n:,}", "chains' worth of path weights"),
+    ("global_acceptance", "{:.2g}", "of global moves accepted"),
+    ("round_trips", "{:.3g}", "round trips of replicas, for each chain"),
+    ("drift", "{:.2g} sd", "drift, or memory of the start, at level 0"),
+    ("memory", "{:.2g}", "correlation of latents with where they began"),
+    ("discretisation", "{:.2g} nats", "discretisation error of log Z"),
+    ("missing", "{:.2g} nats", "of log Z found over every other level alone"),
+)
+"""Fields of `Trust` that some runs have: their form, and what they mean."""
+ZERO_WITHOUT = ("drift", "memory", "discretisation", "missing")
+"""Those of them that are 0, instead of NaN, where there is nothing to say."""
+
+
 @dataclass(frozen=True)
 class Trust:
     """`Trust` states what means, mode proportions and the evidence of a run rest on.
@@ -127,22 +143,11 @@ class Trust:
         n = self.num_chains
         yield f"{self.effective_chains:,.4g} of {n:,}", "independent chains' worth"
         yield f"{self.ancestors:,} of {n:,}", "first chains that have descendants"
-        if not math.isnan(self.level_weights):
-            yield f"{self.level_weights:.2g}", "of the chains count, at the worst level"
-        if not math.isnan(self.step_weights):
-            yield f"{self.step_weights:.2g}", "of the chains count, in the worst step"
-        if not math.isnan(self.path_weights):
-            yield f"{self.path_weights:,.4g} of {n:,}", "chains' worth of path weights"
-        if not math.isnan(self.global_acceptance):
-            yield f"{self.global_acceptance:.2g}", "of global moves accepted"
-        if not math.isnan(self.round_trips):
-            yield f"{self.round_trips:.3g}", "round trips of replicas, for each chain"
-        if self.drift:
-            yield f"{self.drift:.2g} sd", "drift, or memory of the start, at level 0"
-        if self.memory:
-            yield f"{self.memory:.2g}", "correlation of latents with where they began"
-        if self.discretisation:
-            yield f"{self.discretisation:.2g} nats", "discretisation error of log Z"
+        for name, number, meaning in SHOWN:
+            value = getattr(self, name)
+            nothing = value == 0 and name in ZERO_WITHOUT
+            if not (nothing or math.isnan(value)):
+                yield number.format(value, n=n), meaning
         mode_proportions = "not contradicted"
         if self.contradicted:
             mode_proportions = "unsupported"

@@ -155,7 +155,7 @@ def step(f: Any, y: Any) -> None:
 
 
 class Filtered(NamedTuple):
-    """What a filter says of a series.
+    """Estimates of a filter for a series.
 
     Attributes:
         means: of the states given the data so far, (T + 1, 3).

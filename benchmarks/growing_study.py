@@ -68,7 +68,7 @@ def quadrature(y: np.ndarray) -> Exact:
 
 
 class Run(NamedTuple):
-    """What one way of inference says of all subjects."""
+    """Estimates of one way of inference for all subjects."""
 
     mu: Any
     tau: Any

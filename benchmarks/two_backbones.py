@@ -52,7 +52,7 @@ Logits = Callable[[jax.Array, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What the sequences are for: the power of each backbone."""
+    """Aim of the sequences: the power of each backbone."""
 
     name: str
     powers: tuple[float, float, float]

@@ -31,7 +31,7 @@ size is 1/N at least."""
 
 
 class Plan(NamedTuple):
-    """What a call of `infer` did: its attempts, and how they ended."""
+    """Attempts of a call of `infer`, and how they ended."""
 
     attempts: list[Attempt]
     tried: Sequence[Tried]

@@ -1,4 +1,4 @@
-"""What the samplers of tokens have in common: chains with a token at each position."""
+"""Common part of the samplers of tokens, whose chains have a token at each position."""
 
 from __future__ import annotations
 

@@ -274,7 +274,7 @@ def test_rounding_that_changes_estimates_is_found(centre):
 
 
 def test_rounding_moves_means_and_the_evidence_as_reweighting_does():
-    """By log π₀ + a·x + b the mean of N(0, 1) moves by a, and log Z by a²/2 + b."""
+    """The mean of N(0, 1) moves by a under log π₀ + a·x + b, and log Z by a²/2 + b."""
     x = jax.random.normal(jax.random.key(0), (20_000, 1))
     x = np.asarray(x, float)
     weights = np.full(len(x), 1 / len(x))
@@ -284,7 +284,7 @@ def test_rounding_moves_means_and_the_evidence_as_reweighting_does():
 
 
 def test_rounding_without_direction_moves_no_mean():
-    """Of 128 samples of 64 numbers the largest covariance with noise is 0.2."""
+    """The largest covariance with noise of 128 samples of 64 numbers is 0.2."""
     x_key, noise_key = jax.random.split(jax.random.key(1))
     x = np.asarray(jax.random.normal(x_key, (128, 64)), float)
     change = np.asarray(jax.random.normal(noise_key, (128,)), float)

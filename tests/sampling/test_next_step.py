@@ -155,7 +155,7 @@ def test_without_the_weights_of_the_steps_it_does_not_see_the_data(begun, monkey
 
 
 def test_a_conditional_network_is_stepped_and_looks_back_a_few_steps(begun):
-    """By its reverse steps, whose error is small beside the chains'."""
+    """Reverse steps have the law of the factor, up to an error below the chains'."""
     f = transition()
     ys = (*YS, 0.3, 1.0)
     result = begun

@@ -58,12 +58,20 @@ def log_probabilities(model, factors, sequences):
 
 
 def show(points, title, out):
-    """Save log p under the helix and under the strand, a mark for each sequence."""
-    figure, axis = plt.subplots(figsize=(5.5, 4), layout="constrained")
-    for name, values in points.items():
-        axis.plot(values[:, 0], values[:, 1], "o", ms=5, alpha=0.6, label=name)
-    axis.set(xlabel="log p, helix", ylabel="log p, strand", title=title)
-    axis.legend()
+    """Save log p under the helix and under the strand, with axes for each task and a
+    mark for each sequence."""
+    figure, axes = plt.subplots(
+        1, len(points), figsize=(8, 4), layout="constrained", sharex=True, sharey=True
+    )
+    for axis, (task, methods) in zip(axes, points.items(), strict=True):
+        for method, values in methods.items():
+            axis.plot(values[:, 0], values[:, 1], "o", ms=6, alpha=0.7, label=method)
+        axis.set(xlabel="log p, helix", title=task)
+        axis.locator_params(axis="x", nbins=5)
+    axes[0].set_ylabel("log p, strand")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4)
+    figure.suptitle(title)
     Path(out).mkdir(parents=True, exist_ok=True)
     figure.savefig(Path(out, "two_backbones.png"), dpi=150)
 
@@ -73,10 +81,10 @@ def recorded(out):
     print(f"{FOLDER} has no weights. These figures are recorded ones:")
     points = {}
     for row in json.loads(RECORDED.read_text(encoding="utf-8"))["rows"]:
-        name = f"{row['method']}, for {row['task']}"
-        points[name] = np.array([row["log_probs"][:2]])
+        methods = points.setdefault(row["task"], {})
+        methods[row["method"]] = np.array([row["log_probs"][:2]])
         means = ", ".join(f"{value:.1f}" for value in row["log_probs"])
-        print(f"  {name}: mean log p {means}")
+        print(f"  {row['method']}, for {row['task']}: mean log p {means}")
     show(points, "recorded means", out)
 
 
@@ -95,8 +103,9 @@ def main(num_chains=64, out="out"):
         result = cp.infer(density, jax.random.key(0), num_chains=num_chains)
         print(result.summary())
         print([model.letters(tokens) for tokens in result["s"][:4]])
-        points[program.name] = log_probabilities(model, factors, result["s"])
-        print("mean log p of each backbone:", points[program.name].mean(0))
+        values = log_probabilities(model, factors, result["s"])
+        points[program.name] = {"cp.infer": values}
+        print("mean log p of each backbone:", values.mean(0))
     show(points, "sequences of 12 residues", out)
     return result
 

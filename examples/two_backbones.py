@@ -95,10 +95,8 @@ def main(num_chains=64, out="out"):
     backbones = [jnp.float32(ideal(t, LENGTH)) for t in (HELIX, STRAND, POLYPROLINE)]
     factors = [model.given(backbone=backbone) for backbone in backbones]
     points = {}
-    for program in (both, both_not_third):
-        density = cp.compile(program, *factors)
-        if program is both:
-            density = cp.compile(program, *factors[:2])
+    for program, number in ((both, 2), (both_not_third, 3)):
+        density = cp.compile(program, *factors[:number])
         print(density)
         result = cp.infer(density, jax.random.key(0), num_chains=num_chains)
         print(result.summary())

@@ -6,14 +6,47 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from plain_hierarchies import FORMS, NOISE, data
+import numpyro
+import numpyro.distributions as dist
 
 import composeprob as cp
 from exact.case import Answer, Case, share
 from exact.grids import log_normal, on_grid
 
+NOISE = 0.5
+"""Standard deviation of a datum given its member."""
+SPREAD = 0.05
+"""Standard deviation of the members."""
 SMALL = 0.1
 """The scale of the members below which shares are asked for."""
+
+
+@cp.program
+def centred(y: Any) -> None:
+    mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
+    tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+    with numpyro.plate("members", len(y)):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+        numpyro.sample("y", dist.Normal(theta, NOISE), obs=y)
+
+
+@cp.program
+def non_centred(y: Any) -> None:
+    mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
+    tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+    with numpyro.plate("members", len(y)):
+        xi = numpyro.sample("xi", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(mu + tau * xi, NOISE), obs=y)
+
+
+FORMS = {"centred": centred, "non-centred": non_centred}
+
+
+def data(members: int) -> np.ndarray:
+    """Return one datum of each member."""
+    rng = np.random.default_rng(members)
+    theta = 0.4 + SPREAD * rng.standard_normal(members)
+    return theta + NOISE * rng.standard_normal(members)
 
 
 def exact(members: int) -> Answer:

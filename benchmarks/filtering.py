@@ -56,7 +56,7 @@ LEVELS = cp.Schedule.log_snr(24, -10.0, 7.8)
 
 def rates(x: Array) -> Array:
     """The time derivative of states, (…, 3)."""
-    a, b, c = x[..., 0], x[..., 1], x[..., 2]
+    a, b, c = jnp.moveaxis(x, -1, 0)
     return jnp.stack([10.0 * (b - a), a * (28.0 - c) - b, a * b - 8.0 / 3.0 * c], -1)
 
 

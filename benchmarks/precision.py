@@ -170,7 +170,8 @@ def runs(keys: int) -> int:
 
 def energies() -> int:
     """Effect of rounding on log π₀ at its samples, without noise of a second run."""
-    rows, checks = [], {}
+    rows = []
+    checks = {}
     for name, case in CASES.items():
         densities = [case.compile(precision) for precision in WAYS.values()]
         key = jax.random.key(0)
@@ -241,7 +242,8 @@ DEFAULTS = {
 def defaults() -> int:
     """Default runs in both precisions under one key, and the noise that a UNet
     predicts."""
-    rows, checks = [], {}
+    rows = []
+    checks = {}
     for name, case in DEFAULTS.items():
         first = None
         for way, precision in WAYS.items():

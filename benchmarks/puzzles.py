@@ -127,7 +127,7 @@ def alive(grid: Grid) -> cp.Factor:
 
 
 POWER = 0.5
-"""Of the number of values that are left for hidden cells."""
+"""Power of the number of values that are left for hidden cells."""
 
 
 @cp.program

@@ -177,7 +177,7 @@ def code(text: str, argument: str) -> str:
 def test_levels_at_which_a_network_is_right_are_levels_of_the_program(name):
     density = cp.compile(single, FACTORS[name])
     score = OwnScore(shift=0.0, steepness=4.0, right_from=5)
-    ((kind, text),) = OwnScores().of({"f(x)": score}, density)
+    ((kind, text),) = OwnScores().findings({"f(x)": score}, density)
     assert kind == Code.NETWORK_DOUBTED
     advised = eval(code(text, "levels"), NAMESPACE | {"density": density})
     visited, _ = on_levels(density, advised, 100)
@@ -193,7 +193,7 @@ def test_levels_of_less_noise_are_advised_where_factors_know_them(name):
     """A quarter of level 0's noise takes ½·4² = 8 nats a number; levels that end at an
     eighth of it would do."""
     density = cp.compile(single, FACTORS[name])
-    ((kind, text),) = FineData().of(8.0, density)
+    ((kind, text),) = FineData().findings(8.0, density)
     assert kind == Code.LEVELS_TOO_FEW
     assert "8 nats" in text
     assert ("cp.Schedule" in text) == (name == "a closed form")
@@ -202,5 +202,5 @@ def test_levels_of_less_noise_are_advised_where_factors_know_them(name):
         assert advised.log_snr[0] == 16
         cp.compile(single, FACTORS[name], schedule=advised)
     check_wording(text)
-    assert FineData().of(0.5, density) == []
-    assert FineData().of(np.nan, density) == []
+    assert FineData().findings(0.5, density) == []
+    assert FineData().findings(np.nan, density) == []

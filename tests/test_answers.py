@@ -235,7 +235,7 @@ def test_a_network_that_is_wrong_at_all_levels_is_no_network_of_too_little_noise
     """Levels of noise alone, at which any network is right, are no levels to end at."""
     density = cp.compile(single, NORMAL)
     wrong = {"f(x)": OwnScore(shift=1.6, steepness=1.0, right_from=right_from)}
-    (finding,) = OwnScores().of(wrong, density)
+    (finding,) = OwnScores().findings(wrong, density)
     assert finding.code == Code.NETWORK_DOUBTED
     assert "time=" in finding.message
     assert "levels=" not in finding.message

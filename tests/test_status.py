@@ -51,10 +51,10 @@ def diagnose(
     """The status by the checks that read the diagnostics of levels."""
     visited = np.arange(num_levels) >= num_levels - completed_levels
     findings = [
-        *NonFinite().of(non_finite, proposals, visited),
-        *OutsideWalls().of(outside),
-        *AcceptanceCollapsed().of(acceptance, visited, adjusted, blocks),
-        *FewEffective().of(ess, visited, num_chains),
+        *NonFinite().findings(non_finite, proposals, visited),
+        *OutsideWalls().findings(outside),
+        *AcceptanceCollapsed().findings(acceptance, visited, adjusted, blocks),
+        *FewEffective().findings(ess, visited, num_chains),
     ]
     stopped = Interrupted.stopped_above(completed_levels, num_levels)
     if stopped:
@@ -84,15 +84,15 @@ def test_ok_states_the_levels_where_chains_were_lost():
     ess = np.ones(K)
     ess[9:13] = [0.25, 0.4, 0.6, 0.8]
     log_snr = np.linspace(9.5, -9.5, K)
-    (remark,) = FewChains().of(20.0, N, ess, log_snr)
+    (remark,) = FewChains().findings(20.0, N, ess, log_snr)
     status = Status().with_findings(remark)
     assert status.ok
     assert not status.withholds
     for number in ("100", "20", "-1.4", "1.3"):
         assert number in status.message
     check_wording(str(status))
-    assert FewChains().of(50.0, N, ess, log_snr) == []
-    (short,) = FewChains().of(20.0, N, np.ones(K), log_snr)
+    assert FewChains().findings(50.0, N, ess, log_snr) == []
+    (short,) = FewChains().findings(20.0, N, np.ones(K), log_snr)
     assert "log-SNR" not in short.message
     finding = Finding(Code.LEVELS_TOO_FEW, "…", False)
     assert status.with_findings(finding).findings == (finding,)
@@ -347,7 +347,7 @@ def test_progress_survives_an_exception():
 def test_samples_that_the_noisiest_level_cannot_hide_have_diverged():
     x = np.random.default_rng(0).standard_normal((1000, 4))
     alpha, sigma = 0.01, 1.0  # hides what is smaller than 100
-    assert SamplesDiverged().of({"x": 20 * x}, alpha, sigma) == []
+    assert SamplesDiverged().findings({"x": 20 * x}, alpha, sigma) == []
     one = np.array(x)
     one[3] = 1e5
     some = np.array(x)
@@ -358,11 +358,11 @@ def test_samples_that_the_noisiest_level_cannot_hide_have_diverged():
         (1e13 * x, "e+13"),
         (np.where(x > 3, np.nan, x), "inf"),
     ):
-        ((code, text),) = SamplesDiverged().of({"x": bad}, alpha, sigma)
+        ((code, text),) = SamplesDiverged().findings({"x": bad}, alpha, sigma)
         assert code == "samples_diverged"
         assert size in text
         assert "100" in text
         check_wording(text)
     # Five of a thousand that are far may be the tail of a distribution.
     some[5:20] = 0.0
-    assert SamplesDiverged().of({"x": some}, alpha, sigma) == []
+    assert SamplesDiverged().findings({"x": some}, alpha, sigma) == []

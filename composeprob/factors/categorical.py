@@ -143,7 +143,7 @@ class CategoricalFactor(TokenFactor):
         return jax.eval_shape(blank)
 
     looks_ahead: ClassVar[bool] = False
-    """Whether one evaluation has the rises at all hidden positions."""
+    """True if one evaluation has the rises at all hidden positions."""
 
     @property
     def path_evaluations(self) -> int:

@@ -33,7 +33,7 @@ from composeprob.factors.values import check_choice
 from composeprob.schedule import Noise, Schedule
 
 OUTPUTS = ("ratios", "x0")
-"""What a network returns: log-ratios of neighbours, or logits of the clean tokens."""
+"""Outputs of a network: log-ratios of neighbours, or logits of the clean tokens."""
 
 
 class UniformDiffusion(TokenFactor):

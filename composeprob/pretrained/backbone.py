@@ -19,9 +19,9 @@ ANGLE_O = 120.1
 HELIX = (-57.0, -47.0)
 """Torsions φ and ψ of an α helix, in degrees."""
 STRAND = (-120.0, 130.0)
-"""Those of a β strand."""
+"""Torsion angles of a β strand."""
 POLYPROLINE = (-75.0, 145.0)
-"""Those of a polyproline II helix."""
+"""Torsion angles of a polyproline II helix."""
 
 Atom = Float[np.ndarray, " 3"]
 

@@ -52,7 +52,7 @@ SHOWN = (
 )
 """Fields of `Trust` that some runs have: their form, and what they mean."""
 ZERO_WITHOUT = ("drift", "memory", "discretisation", "missing")
-"""Those of them that are 0, instead of NaN, where there is nothing to say."""
+"""Fields that are 0, instead of NaN, where there is nothing to say."""
 
 
 @dataclass(frozen=True)

@@ -364,7 +364,7 @@ class Stages:
         )
         findings: list[Finding] = []
         if self.drift is not None:
-            findings = Unsettled().of(self.drift)
+            findings = Unsettled().findings(self.drift)
         return population.result(result, density, findings, note, drift=self.drift)
 
     def move(self) -> None:

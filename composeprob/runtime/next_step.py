@@ -337,4 +337,4 @@ def _fallen(
     chunk: int | None,
 ) -> tuple[KernelState, Array]:
     renoising = Renoising(density, Layout.of_density(density), ladder)
-    return over_chains(renoising.fall, chunk)(words, points)
+    return over_chains(renoising.draw_from_noise, chunk)(words, points)

@@ -50,7 +50,7 @@ from composeprob.samplers.renoise import (
 from composeprob.samplers.resampling import Resample, log_mean_weight, relative_ess
 
 LogGain = Callable[[KernelState], Float[np.ndarray, " chains"]]
-"""What added factors add to the log-ratio of proposals."""
+"""Function of proposals: the part of their log-ratio that added factors make."""
 
 
 def over_chains(function: Callable[..., Any], chunk: int | None) -> Callable[..., Any]:
@@ -233,7 +233,7 @@ class Population:
         genealogy = self.genealogy
         changed = {"global_acceptance": facts.get("global_acceptance"), "drift": drift}
         trust = self._trust(before, positions, changed)
-        found = [*findings, *self._found(trust)]
+        found = [*findings, *self._findings(trust)]
         # The former status and error are computed when they are first asked for.
         former = before.__dict__
         variance = self.variance
@@ -295,7 +295,7 @@ class Population:
             **measured,
         )
 
-    def _found(self, trust: Trust) -> list[Finding]:
+    def _findings(self, trust: Trust) -> list[Finding]:
         """Return what the weights since the run before have come to, if it is wrong."""
         if self.excluded:
             text = (
@@ -304,7 +304,7 @@ class Population:
             )
             return [Finding(Code.ZERO_DENSITY, text, True)]
         few = AncestorsCollapsed()
-        return few.of(trust.independent, trust.ancestors, trust.num_chains)
+        return few.findings(trust.independent, trust.ancestors, trust.num_chains)
 
 
 @eqx.filter_jit

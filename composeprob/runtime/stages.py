@@ -517,7 +517,7 @@ class PilotRun:
             # Conditions are draws of the latents' priors.
             keys = jax.random.split(key, tuning.CHECKS.most_chains)
             scores = own_scores(density, jax.vmap(density.initial)(keys), key)
-            findings += OwnScores().of(scores, density, self.integrated)
+            findings += OwnScores().findings(scores, density, self.integrated)
         return findings
 
 

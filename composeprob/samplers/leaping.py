@@ -48,7 +48,7 @@ from composeprob.samplers.random import Stream, categorical, uniforms
 from composeprob.samplers.resampling import Resampler
 from composeprob.samplers.run import Run
 from composeprob.samplers.sampler import DrawCost, Sampler, as_resampler
-from composeprob.samplers.token_sampler import TokenSampler, known, stream_of
+from composeprob.samplers.token_sampler import TokenSampler, current_logs, stream_of
 
 NUMBERS = 3
 """Uniform numbers of a redraw: its position, its value, its test."""
@@ -270,8 +270,8 @@ class LeapPhases:
         def arrive(
             chain: NoisyChain, leap: Leap, answer: NoisedAnswer
         ) -> tuple[NoisyChain, Float[Array, ""]]:
-            top = known(answer.bases, answer.at_top)
-            logs = where(place.first, top, known(answer.bases, leap.logs))
+            top = current_logs(answer.bases, answer.at_top)
+            logs = where(place.first, top, current_logs(answer.bases, leap.logs))
             there = self.evaluated(leap.tokens, logs, answer)
             gain = there.log_density - chain.log_density + leap.log_ratio
             nowhere = jnp.isneginf(there.log_density) | jnp.isneginf(chain.log_density)
@@ -349,7 +349,7 @@ class LeapPhases:
                 log - 0.5 * rise[:, old]
                 for log, rise in zip(leap.logs, rises, strict=True)
             )
-            logs = known(answer.bases, tracked)
+            logs = current_logs(answer.bases, tracked)
             there = self.evaluated(leap.tokens, logs, answer)
             values = self.log_values_at(there, rises, i)
             back = values[old] - jax.nn.logsumexp(values)

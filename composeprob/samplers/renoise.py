@@ -122,9 +122,9 @@ class Renoising(NamedTuple):
         self, words: UInt32[Array, " 2"], state: KernelState, turn: Int[Array, ""]
     ) -> Excursion:
         """Go up to a rung and down again; 2·turn evaluations, in one loop."""
-        return self.way(words, state, turn, jnp.zeros_like(turn))
+        return self.walk(words, state, turn, jnp.zeros_like(turn))
 
-    def fall(
+    def draw_from_noise(
         self, words: UInt32[Array, " 2"], v: Float[Array, " size"]
     ) -> tuple[KernelState, Float[Array, ""]]:
         r"""Draw the noised entries of one chain from noise alone, by the reverse steps.
@@ -156,7 +156,7 @@ class Renoising(NamedTuple):
         drawn = jnp.sqrt(variance) * normals(words, Stream.INITIAL, d, v.dtype)
         start = jnp.concatenate([drawn, v[d:]])
         at_start = self.evaluate(start, top)
-        excursion = self.way(words, KernelState(start, at_start), top, top)
+        excursion = self.walk(words, KernelState(start, at_start), top, top)
         terms = excursion.state.evaluation.terms
         if self.by_values:
             log_volume = self.layout.log_volume(schedule.at(0).alpha)
@@ -169,7 +169,7 @@ class Renoising(NamedTuple):
         log_weight = normaliser + at_start.terms.log_exact + excursion.log_steps
         return excursion.state, log_weight + terms.log_potential
 
-    def way(
+    def walk(
         self,
         words: UInt32[Array, " 2"],
         state: KernelState,

@@ -53,7 +53,7 @@ from composeprob.samplers.random import Stream, categorical, uniforms
 from composeprob.samplers.resampling import Resampler
 from composeprob.samplers.run import Run
 from composeprob.samplers.sampler import DrawCost, Sampler, as_resampler
-from composeprob.samplers.token_sampler import TokenSampler, known, stream_of
+from composeprob.samplers.token_sampler import TokenSampler, current_logs, stream_of
 
 NUMBERS = 4
 """Uniform numbers of a redraw: its direction, its place, its test, its value."""
@@ -402,7 +402,7 @@ class RevealPhases:
         """Return one chain before a reveal, with what its weight says of positions that
         stay hidden, and its log-weight increment."""
         bases, rises = answer
-        logs = known(bases, chain.logs)
+        logs = current_logs(bases, chain.logs)
         before = self.tokens.log_density(logs)
 
         def log_z(
@@ -434,7 +434,7 @@ class RevealPhases:
     ) -> tuple[TokenChain, Float[Array, ""]]:
         """Return one chain after a reveal, and its log-weight increment."""
         bases, rises = answer
-        logs = known(bases, chain.logs)
+        logs = current_logs(bases, chain.logs)
         before = self.tokens.log_density(logs)
         u = uniforms(words, number, max(self.block, NUMBERS))
         tokens = chain.position
@@ -546,7 +546,7 @@ class RevealPhases:
         own = tuple(r[:, value] for r in rise)
         # A batch that does not know log f of the others is of one joint: it has the
         # chain's own log f, whichever position is the last.
-        others = known(bases, jax.tree.map(jnp.subtract, chain.logs, own))
+        others = current_logs(bases, jax.tree.map(jnp.subtract, chain.logs, own))
         logs = jax.tree.map(jnp.add, others, own)
         log_density = self.tokens.log_density(logs)
         probability = jnp.ones(())
@@ -600,7 +600,7 @@ class RevealPhases:
             rise = tuple(r[:, 0] for r in rises)
             value = chain.position[proposal.positions[0]]
             own = tuple(r[:, value] for r in rise)
-            logs = known(bases, jax.tree.map(jnp.subtract, logs, own))
+            logs = current_logs(bases, jax.tree.map(jnp.subtract, logs, own))
             log_density = self.tokens.log_density(logs)
             log_z = self.log_total(logs, rise, log_density, proposal.positions[0])
             trial = dataclasses.replace(

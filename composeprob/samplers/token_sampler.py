@@ -49,7 +49,7 @@ class TokenSampler(Sampler):
         return rule
 
 
-def known(bases: tuple[Array | None, ...], carried: Logs) -> Logs:
+def current_logs(bases: tuple[Array | None, ...], carried: Logs) -> Logs:
     """Return log f by batch: as evaluated, or else as the chain carries it."""
     logs = []
     for base, own in zip(bases, carried, strict=True):

@@ -163,23 +163,23 @@ def test_few_ancestors_that_agree_on_an_event_do_not_make_its_error_small(indepe
 
 def test_findings_fire_and_not_without_reason():
     for findings, expected, number in (
-        (AncestorsCollapsed().of(3.0, 5, 1000), Code.ANCESTORS_COLLAPSED, "3.0"),
-        (Unsettled().of(0.4), Code.UNSETTLED, "0.4"),
-        (LevelsTooFew().of(4.0), Code.LEVELS_TOO_FEW, "4"),
-        (MassMissing().of(2.5), Code.LEVELS_TOO_FEW, "12 times"),
-        (MassMissing().of(20.0), Code.LEVELS_TOO_FEW, "e^20 times"),
+        (AncestorsCollapsed().findings(3.0, 5, 1000), Code.ANCESTORS_COLLAPSED, "3.0"),
+        (Unsettled().findings(0.4), Code.UNSETTLED, "0.4"),
+        (LevelsTooFew().findings(4.0), Code.LEVELS_TOO_FEW, "4"),
+        (MassMissing().findings(2.5), Code.LEVELS_TOO_FEW, "12 times"),
+        (MassMissing().findings(20.0), Code.LEVELS_TOO_FEW, "e^20 times"),
     ):
         ((code, text),) = findings
         assert code is expected
         assert number in text
         check_wording(text)
     for arguments in ((200.0, 300, 1000), (8.0, 8, 8), (4.5, 9, 64)):
-        assert AncestorsCollapsed().of(*arguments) == []
-    assert AncestorsCollapsed().of(3.5, 9, 64)
-    assert Unsettled().of(0.0) == []
-    assert LevelsTooFew().of(0.3) == []
-    assert LevelsTooFew().of(np.nan) == []
-    assert MassMissing().of(0.0) == MassMissing().of(1.9) == []
+        assert AncestorsCollapsed().findings(*arguments) == []
+    assert AncestorsCollapsed().findings(3.5, 9, 64)
+    assert Unsettled().findings(0.0) == []
+    assert LevelsTooFew().findings(0.3) == []
+    assert LevelsTooFew().findings(np.nan) == []
+    assert MassMissing().findings(0.0) == MassMissing().findings(1.9) == []
 
 
 def test_means_have_no_errors_where_most_of_the_probability_is_missing():

@@ -277,7 +277,7 @@ def test_each_leap_and_each_redraw_evaluates_a_factor_once():
 
 
 SHARP = (A * B) ** 1.2
-"""What mutants are tried on."""
+"""Program on which mutants are tried."""
 
 
 def sharp() -> cp.Factor:
@@ -398,7 +398,7 @@ def test_noise_that_a_divisor_does_not_ignore_is_found(most):
     advised = density.on(eval(advice[1], {"cp": cp}))
     change = log_weights_of_clean(advised, {"s": result["s"]})
     left = noise_left(change, np.ones(len(change)))
-    assert not NoiseLeft().of(left, advised)
+    assert not NoiseLeft().findings(left, advised)
 
 
 def test_energies_have_no_noise_at_level_0():

@@ -230,7 +230,7 @@ def test_a_score_predicts_the_noise_that_its_own_samples_are_given(scale, later,
     density = cp.compile(single, learned(score, "score", SCHEDULE))
     (found,) = compared(density).values()
     assert (found.misfit is not None) == wrong
-    findings = OwnScores().of({"f(x)": found}, density)
+    findings = OwnScores().findings({"f(x)": found}, density)
     assert bool(findings) == (wrong or found.wrong)
 
 

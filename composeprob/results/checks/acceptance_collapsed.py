@@ -24,9 +24,9 @@ class AcceptanceCollapsed(Check):
     def ask(self, run: EndedRun) -> list[Finding]:
         kernel = run.kernel
         acceptance = np.asarray(run.records.acceptance)
-        return self.of(acceptance, run.visited, kernel.adjusted, kernel.blocks)
+        return self.findings(acceptance, run.visited, kernel.adjusted, kernel.blocks)
 
-    def of(
+    def findings(
         self,
         acceptance: Float[np.ndarray, "levels ..."],
         visited: Bool[np.ndarray, " levels"],

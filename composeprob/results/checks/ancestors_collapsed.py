@@ -31,9 +31,9 @@ class AncestorsCollapsed(Check):
 
     def ask(self, run: EndedRun) -> list[Finding]:
         trust = run.trust
-        return self.of(trust.independent, trust.ancestors, trust.num_chains)
+        return self.findings(trust.independent, trust.ancestors, trust.num_chains)
 
-    def of(self, worth: float, distinct: float, num_chains: int) -> list[Finding]:
+    def findings(self, worth: float, distinct: float, num_chains: int) -> list[Finding]:
         """Findings on N chains with so many distinct ancestors, worth so many
         independent chains."""
         if worth >= least_effective_ancestors(num_chains):

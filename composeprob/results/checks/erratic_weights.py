@@ -32,9 +32,9 @@ class ErraticWeights(Check):
         # The weights of a reveal have no error that closer levels would remedy.
         if run.reveals:
             return []
-        return self.of(np.asarray(run.records.weight_variance))
+        return self.findings(np.asarray(run.records.weight_variance))
 
-    def of(self, variance: Float[np.ndarray, " levels"]) -> list[Finding]:
+    def findings(self, variance: Float[np.ndarray, " levels"]) -> list[Finding]:
         """Findings on relative variances of increments, NaN where there was none."""
         effective = effective_share_of_steps(variance)
         erratic = effective < tuning.FINDINGS.ess_floor

@@ -33,9 +33,9 @@ class FewChains(Check):
         samples = [np.asarray(values) for values in run.samples.values()]
         worth = effective_chains(run.genealogy, samples)
         ess = np.asarray(run.records.ess)
-        return self.of(worth, run.num_chains, ess, run.log_snr)
+        return self.findings(worth, run.num_chains, ess, run.log_snr)
 
-    def of(
+    def findings(
         self,
         worth: float,
         num_chains: int,

@@ -40,9 +40,11 @@ class FewEffective(Check):
         if run.reveals:
             enough = least_effective_ancestors(run.num_chains)
             least = min(least, enough / run.num_chains)
-        return self.of(np.asarray(run.records.ess), run.visited, run.num_chains, least)
+        return self.findings(
+            np.asarray(run.records.ess), run.visited, run.num_chains, least
+        )
 
-    def of(
+    def findings(
         self,
         ess: Float[np.ndarray, " levels"],
         visited: Bool[np.ndarray, " levels"],

@@ -49,9 +49,9 @@ class FineData(Check):
         if not (few or impossible or run.withheld):
             return []
         lost = lost_to_noise(run.density, run.positions)
-        return self.of(lost, run.density)
+        return self.findings(lost, run.density)
 
-    def of(self, lost: float, density: AnnealedDensity) -> list[Finding]:
+    def findings(self, lost: float, density: AnnealedDensity) -> list[Finding]:
         """Findings on nats ``lost`` to the noise of level 0 of a density."""
         if not lost > 0.5:
             return []

@@ -41,9 +41,9 @@ class ImpossibleData(Check):
         values = run.once(
             "log-likelihood", lambda: log_likelihood(run.density, run.positions)
         )
-        return self.of(values, min(measured, run.size))
+        return self.findings(values, min(measured, run.size))
 
-    def of(
+    def findings(
         self, log_likelihood: Float[np.ndarray, " chains"], numbers: int
     ) -> list[Finding]:
         """Findings on the log-likelihoods of chains, of so many numbers."""

@@ -17,9 +17,9 @@ class LevelsTooFew(Check):
     meaning = "the discretisation error of log Z is more than 2 nats"
 
     def ask(self, run: EndedRun) -> list[Finding]:
-        return self.of(run.trust.discretisation)
+        return self.findings(run.trust.discretisation)
 
-    def of(self, error: float) -> list[Finding]:
+    def findings(self, error: float) -> list[Finding]:
         """Findings on a discretisation error in nats."""
         if not error > tuning.FINDINGS.levels_error:
             return []

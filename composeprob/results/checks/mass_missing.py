@@ -26,9 +26,9 @@ class MassMissing(Check):
     )
 
     def ask(self, run: EndedRun) -> list[Finding]:
-        return self.of(run.trust.missing)
+        return self.findings(run.trust.missing)
 
-    def of(self, missing: float) -> list[Finding]:
+    def findings(self, missing: float) -> list[Finding]:
         """Findings on the nats by which log Z over every other level is greater."""
         if not missing > tuning.FINDINGS.levels_error:
             return []

@@ -52,9 +52,11 @@ class NoiseLeft(Check):
         some = self.chains(run)
         weights = run.genealogy.weights[some]
         change = log_weights_of_clean(run.density, chosen(run.positions, some))
-        return self.of(noise_left(change, weights), run.density)
+        return self.findings(noise_left(change, weights), run.density)
 
-    def of(self, left: NoiseOfTokens | None, density: AnnealedDensity) -> list[Finding]:
+    def findings(
+        self, left: NoiseOfTokens | None, density: AnnealedDensity
+    ) -> list[Finding]:
         """Findings on what the noise of level 0 changes."""
         limits = tuning.FINDINGS
         if left is None:

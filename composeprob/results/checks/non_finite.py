@@ -33,7 +33,7 @@ class NonFinite(Check):
 
     def ask(self, run: EndedRun) -> list[Finding]:
         counts = np.asarray(run.records.non_finite)
-        findings = self.of(counts, run.kernel.proposals, run.visited)
+        findings = self.findings(counts, run.kernel.proposals, run.visited)
         if not findings:
             return []
         suspects = _observations_of_nan(run.density, run.positions)
@@ -41,7 +41,7 @@ class NonFinite(Check):
             return findings
         return [self.finding(findings[0].message + nan_likelihood(suspects))]
 
-    def of(
+    def findings(
         self,
         count: Float[np.ndarray, " levels"],
         proposals: np.ndarray | int,

@@ -25,9 +25,9 @@ class NotConservative(Check):
         return run.first_chains
 
     def ask(self, run: EndedRun) -> list[Finding]:
-        return self.of(run.curl())
+        return self.findings(run.curl())
 
-    def of(self, curl: Mapping[str, float]) -> list[Finding]:
+    def findings(self, curl: Mapping[str, float]) -> list[Finding]:
         """Findings on the relative curl of factors, NaN where it is unknown."""
         ceiling = tuning.FINDINGS.curl_ceiling
         above = []

@@ -22,9 +22,9 @@ class OutsideWalls(Check):
         if run.log_density is None:
             return []
         forbidden = np.isneginf(run.log_density) | np.isnan(run.log_density)
-        return self.of(float(np.mean(forbidden)))
+        return self.findings(float(np.mean(forbidden)))
 
-    def of(self, share: float) -> list[Finding]:
+    def findings(self, share: float) -> list[Finding]:
         """Findings on a share of the chains that are at density 0 or NaN."""
         if not share > 0:
             return []

@@ -49,9 +49,9 @@ class OwnScores(Check):
             return []
         key = KeyUse.OWN_DRAWS.folded_into(run.key)
         scores = run.own_scores(run.positions, key)
-        return self.of(scores, run.density, run.kernel.integrates_score)
+        return self.findings(scores, run.density, run.kernel.integrates_score)
 
-    def of(
+    def findings(
         self,
         scores: Mapping[str, OwnScore],
         density: AnnealedDensity,

@@ -30,9 +30,9 @@ class SamplesDiverged(Check):
                 noised[name] = values
         alpha = float(np.asarray(density.schedule.alpha)[-1])
         sigma = float(np.asarray(density.schedule.sigma)[-1])
-        return self.of(noised, alpha, sigma)
+        return self.findings(noised, alpha, sigma)
 
-    def of(
+    def findings(
         self, samples: Mapping[str, np.ndarray], alpha: float, sigma: float
     ) -> list[Finding]:
         """Findings on samples, ``{site: (N, …)}``, whose noisiest level has these α and

@@ -20,9 +20,11 @@ class Unsettled(Check):
     )
 
     def ask(self, run: EndedRun) -> list[Finding]:
-        return self.of(run.trust.drift) + self.of_memory(run.trust.memory)
+        return self.findings(run.trust.drift) + self.findings_of_memory(
+            run.trust.memory
+        )
 
-    def of(self, drift: float) -> list[Finding]:
+    def findings(self, drift: float) -> list[Finding]:
         """Findings on a drift, in standard deviations; 0 without."""
         if drift == 0.0:
             return []
@@ -35,7 +37,7 @@ class Unsettled(Check):
         )
         return [self.finding(text)]
 
-    def of_memory(self, memory: float) -> list[Finding]:
+    def findings_of_memory(self, memory: float) -> list[Finding]:
         """Findings on the correlation of latents with where they began, in runs
         without a warm-up; 0 without."""
         if memory == 0.0:

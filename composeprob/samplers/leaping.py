@@ -500,29 +500,14 @@ class TauLeaping(TokenSampler):
 
         return dataclasses.replace(run, chains=run.spread.map(chain, run.words))
 
-    def advance(self, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
-        tokens = _uniform(density)
+    def phases_of_levels(self, density: AnnealedDensity) -> LeapPhases:
         assert self.exchange is not None
-        phases = LeapPhases(tokens, self.exchange, self.plan.between, self.plan.at_end)
-        run, _ = jax.lax.while_loop(
-            lambda carry: carry[0].visits.before(end),
-            phases.phase,
-            (run, phases.blank(run)),
-        )
-        return run
+        plan = self.plan
+        return LeapPhases(_uniform(density), self.exchange, plan.between, plan.at_end)
 
-    def draw(self, run: Run, density: AnnealedDensity, i: Array, thin: Array) -> Run:
-        """Make the ``thin`` passes of redraws at level 0 that lead to draw i."""
-        tokens = _uniform(density)
+    def phases_of_draws(self, density: AnnealedDensity) -> LeapPhases:
         assert self.exchange is not None
-        phases = LeapPhases(tokens, self.exchange, 0, 0, leads=False)
-        first = i * thin * self.plan.drawing
-        end = first + thin * self.plan.drawing
-        state = dataclasses.replace(phases.blank(run), turn=first.astype(jnp.int32))
-        run, _ = jax.lax.while_loop(
-            lambda carry: carry[1].turn < end, phases.phase, (run, state)
-        )
-        return run
+        return LeapPhases(_uniform(density), self.exchange, 0, 0, leads=False)
 
     def describe(self) -> str:
         return (

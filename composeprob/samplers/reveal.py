@@ -844,36 +844,20 @@ class Reveal(TokenSampler):
 
         return dataclasses.replace(run, chains=run.spread.map(chain, run.words))
 
-    def advance(self, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
-        tokens = _categorical(density)
+    def phases_of_levels(self, density: AnnealedDensity) -> RevealPhases:
         assert self.exchange is not None
-        phases = RevealPhases(
-            tokens,
+        return RevealPhases(
+            _categorical(density),
             self.exchange,
             self.plan.between,
             list(self.plan.turns),
             look_ahead=self.look_ahead,
         )
-        run, _ = jax.lax.while_loop(
-            lambda carry: carry[0].visits.before(end),
-            phases.phase,
-            (run, phases.blank(run)),
-        )
-        return run
 
-    def draw(self, run: Run, density: AnnealedDensity, i: Array, thin: Array) -> Run:
-        """Make the ``thin`` passes of redraws at level 0 that lead to draw i."""
-        tokens = _categorical(density)
+    def phases_of_draws(self, density: AnnealedDensity) -> RevealPhases:
         assert self.exchange is not None
         turns = list(self.plan.drawing)
-        phases = RevealPhases(tokens, self.exchange, 0, turns, leads=False)
-        first = i * thin * len(turns)
-        end = first + thin * len(turns)
-        state = dataclasses.replace(phases.blank(run), turn=first.astype(jnp.int32))
-        run, _ = jax.lax.while_loop(
-            lambda carry: carry[1].turn < end, phases.phase, (run, state)
-        )
-        return run
+        return RevealPhases(_categorical(density), self.exchange, 0, turns, leads=False)
 
     def describe(self) -> str:
         ahead = ""

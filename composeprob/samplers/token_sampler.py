@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+import abc
+import dataclasses
+from typing import Any, ClassVar, Protocol, cast
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, UInt32
 
@@ -13,6 +17,16 @@ from composeprob.density.evaluation import Position
 from composeprob.samplers.random import Stream, stream
 from composeprob.samplers.run import Run
 from composeprob.samplers.sampler import Sampler
+
+
+class Phases(Protocol):
+    """Phases of chains, each of which evaluates every factor once."""
+
+    def blank(self, run: Run) -> Any:
+        """Return the state before the first phase, with its number as ``turn``."""
+
+    def phase(self, carry: tuple[Run, Any]) -> tuple[Run, Any]:
+        """Go through the next phase."""
 
 
 class TokenSampler(Sampler):
@@ -39,6 +53,34 @@ class TokenSampler(Sampler):
     def log_densities(self, run: Run) -> Float[Array, " chains"] | None:
         log_density: Float[Array, " chains"] = run.chains.log_density
         return log_density
+
+    @abc.abstractmethod
+    def phases_of_levels(self, density: AnnealedDensity) -> Phases:
+        """Phases of the way to level 0, with the redraws on the way and there."""
+
+    @abc.abstractmethod
+    def phases_of_draws(self, density: AnnealedDensity) -> Phases:
+        """Phases of the redraws between draws."""
+
+    def advance(self, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
+        phases = self.phases_of_levels(density)
+        run, _ = jax.lax.while_loop(
+            lambda carry: carry[0].visits.before(end),
+            phases.phase,
+            (run, phases.blank(run)),
+        )
+        return run
+
+    def draw(self, run: Run, density: AnnealedDensity, i: Array, thin: Array) -> Run:
+        """Make the ``thin`` passes of redraws at level 0 that lead to draw i."""
+        phases = self.phases_of_draws(density)
+        number = thin * self.drawing.proposals
+        first = i * number
+        state = dataclasses.replace(phases.blank(run), turn=first.astype(jnp.int32))
+        run, _ = jax.lax.while_loop(
+            lambda carry: carry[1].turn < first + number, phases.phase, (run, state)
+        )
+        return run
 
     @property
     def rule_in_words(self) -> str:

@@ -6,59 +6,38 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 
 import composeprob as cp
+from exact import hierarchies
 from exact.case import Answer, Case, share
 from exact.grids import log_normal, on_grid
 
-NOISE = 0.5
-"""Standard deviation of a datum given its member."""
-SPREAD = 0.05
-"""Standard deviation of the members."""
 SMALL = 0.1
 """The scale of the members below which shares are asked for."""
 
 
-@cp.program
-def centred(y: Any) -> None:
-    mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
-    tau = numpyro.sample("tau", dist.HalfNormal(1.0))
-    with numpyro.plate("members", len(y)):
-        theta = numpyro.sample("theta", dist.Normal(mu, tau))
-        numpyro.sample("y", dist.Normal(theta, NOISE), obs=y)
+PRIOR = "HalfNormal"
+FORMS = {
+    "centred": hierarchies.one_layer(PRIOR),
+    "non-centred": hierarchies.non_centred(PRIOR),
+}
 
 
-@cp.program
-def non_centred(y: Any) -> None:
-    mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
-    tau = numpyro.sample("tau", dist.HalfNormal(1.0))
-    with numpyro.plate("members", len(y)):
-        xi = numpyro.sample("xi", dist.Normal(0.0, 1.0))
-        numpyro.sample("y", dist.Normal(mu + tau * xi, NOISE), obs=y)
-
-
-FORMS = {"centred": centred, "non-centred": non_centred}
-
-
-def data(members: int) -> np.ndarray:
-    """Return one datum of each member."""
-    rng = np.random.default_rng(members)
-    theta = 0.4 + SPREAD * rng.standard_normal(members)
-    return theta + NOISE * rng.standard_normal(members)
+def data(members: int) -> hierarchies.Data:
+    """Return one vague datum of each member."""
+    return hierarchies.data_of_one_layer(members, "vague")
 
 
 def exact(members: int) -> Answer:
     """P(tau < 0.1) given data, by a grid of mu and log tau; members are integrated in
     closed form."""
-    y = data(members)
+    y, noise = data(members)
 
     def log_joint(mu: Any, log_tau: Any) -> Any:
         tau = np.exp(log_tau)
         found = log_normal(mu, 0.0, 2.0) - 0.5 * tau**2 + log_tau
-        for value in y:
-            found = found + log_normal(value, mu, np.sqrt(tau**2 + NOISE**2))
+        for value, sd in zip(y, noise, strict=True):
+            found = found + log_normal(value, mu, np.sqrt(tau**2 + sd**2))
         return found
 
     found = on_grid(
@@ -77,7 +56,7 @@ def cases() -> list[Case]:
         for form, program in FORMS.items():
 
             def compiled(program: Any = program, members: int = members) -> Any:
-                return cp.compile(program, jnp.asarray(data(members), jnp.float32))
+                return cp.compile(program, *map(jnp.float32, data(members)))
 
             def answer(members: int = members) -> Answer:
                 return exact(members)

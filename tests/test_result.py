@@ -18,6 +18,7 @@ from composeprob.results.record import About, by_level
 from composeprob.results.result import Result
 from composeprob.results.status import Status
 from composeprob.results.summary import weighted_statistics
+from composeprob.results.trust import SHOWN, Trust
 from messages import check_wording
 from refusals import refused
 
@@ -367,3 +368,14 @@ def test_values_computed_later_are_computed_once_and_kept(tmp_path):
     with pytest.raises(TypeError, match="status"):
         Result(**fields)
     assert make().about.curl == {}
+
+
+def test_every_number_of_trust_is_printed_with_its_meaning():
+    trust = Trust(num_chains=100, ancestors=90, effective_chains=80.0)
+    assert str(trust).count("\n") == 2
+    for name, _, meaning in SHOWN:
+        more = dataclasses.replace(trust, **{name: 0.5})
+        assert meaning in str(more)
+        assert meaning not in str(trust)
+    lost = dataclasses.replace(trust, level_weights=0.0)
+    assert "0  of the chains count, at the worst level" in str(lost)

@@ -2,6 +2,7 @@
 however bent a valley is."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import composeprob as cp
 import sampling_cases
 from composeprob import tuning
 from composeprob.density.points import barrier_depth
+from composeprob.results.checks.few_in_mode import fewest_of_mode
 from composeprob.results.estimates import Genealogy
 from composeprob.results.shares import (
     _log_density,
@@ -332,6 +334,19 @@ def test_fewer_ancestors_do_where_errors_know_more():
     assert few_in_group(index, genealogy) is not None
     assert few_in_group(index, genealogy, 3.0) is None
     assert few_in_group(index, genealogy, 5.1) is not None
+
+
+@pytest.mark.parametrize("tracks", [True, False])
+@pytest.mark.parametrize("repeated", [np.arange(3), None])
+def test_errors_know_more_where_log_f_is_tracked_and_the_run_was_repeated(
+    tracks, repeated
+):
+    run = SimpleNamespace(
+        density=SimpleNamespace(tracks=tracks),
+        genealogy=SimpleNamespace(repeated=repeated),
+    )
+    known = tracks and repeated is not None
+    assert (fewest_of_mode(run) < tuning.SHARES.fewest_ancestors) == known
 
 
 def test_a_small_mode_of_chains_that_were_not_copied_is_supported():

@@ -1,6 +1,7 @@
 """Global moves at level 0: invariance, shares of modes, what a result says of them, and
 their cost."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +68,24 @@ def test_a_mixture_fits_the_law_of_points():
     noise = jax.random.normal(jax.random.key(0), (4000, 3))
     draws = np.asarray(jax.vmap(fit.draw)(noise))
     np.testing.assert_allclose(shares_of(draws), shares_of(points), atol=0.04)
+
+
+def test_tails_are_a_half_of_twice_the_width():
+    points = np.random.default_rng(1).standard_normal((400, 2)).astype(np.float32)
+    fit = GaussianMixture.fitted(points[:200], points[200:])
+    wide = eqx.tree_at(
+        lambda m: (m.roots, m.inverses), fit, (2 * fit.roots, fit.inverses / 2)
+    )
+    two = GaussianMixture.beside(fit, wide)
+    expected = np.logaddexp(*(log_densities(m, points) for m in (fit, wide)))
+    found = log_densities(fit.with_tails(2.0), points)
+    np.testing.assert_allclose(found, expected - np.log(2), rtol=1e-4)
+    stacked = jax.tree.map(lambda leaf: leaf[0], two.with_tails(2.0))
+    np.testing.assert_allclose(log_densities(stacked, points), found, rtol=1e-4)
+    noise = np.random.default_rng(2).standard_normal((4000, 3)).astype(np.float32)
+    drawn = np.asarray(jax.vmap(fit.with_tails(2.0).draw)(noise))
+    variance = 2.5 * points[:200].var(0)
+    np.testing.assert_allclose(drawn.var(0), variance, rtol=0.3)
 
 
 def test_a_chain_that_was_left_behind_forbids_no_mixture():

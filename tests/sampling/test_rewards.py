@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 import composeprob as cp
+from composeprob import tuning
 from composeprob.density.reward import SiteReward
 from composeprob.errors import (
     CapabilityError,
@@ -18,7 +19,7 @@ from composeprob.errors import (
     ShapeError,
     WrongTypeError,
 )
-from composeprob.runtime.population import GlobalMover, next_increment
+from composeprob.runtime.population import GlobalMover, Population, next_increment
 from composeprob.runtime.rewards import Criterion
 from composeprob.samplers.finishers import GaussianMixture
 from messages import check_finding, check_wording
@@ -102,6 +103,22 @@ def test_draws_from_mixtures_whose_density_is_left_out_are_found(monkeypatch):
     assert_disagrees(
         scores_of(result, tilt * variance, variance, tilt**2 * variance / 2)
     )
+
+
+def test_chains_forget_by_several_draws_from_a_fit():
+    """One draw repeats the errors of the chains that it was fitted to."""
+    density = cp.compile(single, normal(0.0, 1.0, LEVELS))
+    result = run(density, chains=200)
+    population = Population.of_result(result, density, jax.random.key(3), None)
+    mover = GlobalMover(population)
+    renewed = []
+    for _ in range(8):
+        fitted = mover.fitted()
+        mover.move_by_mixtures(fitted, lambda states: np.zeros(200))
+        renewed.append(np.mean(mover.renewed))
+    draws = tuning.REWARD.draws
+    assert renewed[: draws - 1] == [0.0] * (draws - 1)
+    assert renewed[-1] > 0.9
 
 
 class Asked:

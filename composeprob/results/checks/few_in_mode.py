@@ -55,10 +55,7 @@ class FewInMode(Check):
             return []
         positions = chosen(run.positions, weighted)
         index = shares.across_gaps(positions, barriers(run.density), gaps)
-        fewest = tuning.SHARES.fewest_ancestors
-        if run.density.tracks and run.genealogy.repeated is not None:
-            fewest = tuning.ERRORS.fewest_ancestors
-        found = shares.few_in_group(index, genealogy, fewest)
+        found = shares.few_in_group(index, genealogy, fewest_of_mode(run))
         if found is None or not index.any():
             return []
         # In the words of two groups, this one and all others.
@@ -72,6 +69,13 @@ class FewInMode(Check):
             "exponents grow."
         )
         return [self.finding(text)]
+
+
+def fewest_of_mode(run: EndedRun) -> float:
+    """Effective number of ancestors that the share of a mode needs."""
+    if run.density.tracks and run.genealogy.repeated is not None:
+        return tuning.ERRORS.fewest_ancestors
+    return tuning.SHARES.fewest_ancestors
 
 
 def _affordable_gaps(run: EndedRun) -> int:

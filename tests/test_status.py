@@ -178,14 +178,14 @@ class Case(NamedTuple):
 
 FINDINGS = {
     "scores that are not conservative": Case(
-        NotConservative().of,
+        NotConservative().findings,
         ({"f(x)": 0.3, "g(x)": 0.01, "h(x)": 0.11},),
         Code.NOT_CONSERVATIVE,
         ["f(x)", "0.3", "h(x)", "0.11", "0.1"],
         [({"f(x)": 0.09, "g(x)": np.nan},)],  # NaN: could not be measured
     ),
     "weight increments of a single step that differ too much": Case(
-        ErraticWeights().of,
+        ErraticWeights().findings,
         (at([7], 4e3, 2.5),),
         Code.WEIGHTS_COLLAPSED,
         ["0.00025", "level 7"],
@@ -194,7 +194,7 @@ FINDINGS = {
     # Four numbers of 32 bits tell 64 nats at most, and 128 below the best chain is no
     # place of the posterior.
     "chains where the data are impossible": Case(
-        ImpossibleData().of,
+        ImpossibleData().findings,
         (IMPOSSIBLE, 4),
         Code.ZERO_DENSITY,
         ["1.00%", "130 nats"],

@@ -178,7 +178,7 @@ def changed_since(program: Program) -> ProgramError:
 
 def _settings() -> tuple[object, ...]:
     """JAX's settings that decide on the equations of a trace."""
-    disable_jit = jax.config.jax_disable_jit  # type: ignore[attr-defined]  # it exists
+    disable_jit = jax.config.jax_disable_jit
     return jnp.result_type(float), disable_jit
 
 

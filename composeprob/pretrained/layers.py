@@ -294,16 +294,19 @@ def attend(
     in another layout, in which processors take up to three times as long.
     """
     # Sums in single precision also where the weights are of half precision.
-    exact = {"preferred_element_type": jnp.float32}
+    exact = jnp.float32
     scaled = query * query.shape[-1] ** -0.5
-    logits = jnp.einsum("ihd,jhd->hij", scaled, key, **exact)
+    logits = jnp.einsum("ihd,jhd->hij", scaled, key, preferred_element_type=exact)
     if causal:
         earlier = jnp.tri(query.shape[0], key.shape[0], dtype=bool)
         logits = jnp.where(earlier, logits, -jnp.inf)
     # The maximum cancels in the quotient, and so does its gradient.
     maximum = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     weights = jnp.exp(logits - maximum)
-    summed = jnp.einsum("hij,jhd->hid", weights.astype(value.dtype), value, **exact)
+    weights_of_values = weights.astype(value.dtype)
+    summed = jnp.einsum(
+        "hij,jhd->hid", weights_of_values, value, preferred_element_type=exact
+    )
     mean = jnp.swapaxes(summed / weights.sum(-1, keepdims=True), 0, 1)
     return mean.astype(value.dtype).reshape(query.shape[0], -1)
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float, Int, Key, UInt32
 
 
@@ -69,7 +70,7 @@ def normals(
     words: UInt32[Array, " 2"],
     number: Array | int,
     size: int,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, " {size}"]:
     """Independent standard normal numbers of one chain, by Box and Muller's
     transform."""

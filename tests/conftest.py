@@ -21,12 +21,8 @@ MAPS = 40_000
 also compile outside of it."""
 
 HASTE = "--xla_cpu_parallel_codegen_split_count=1"
-"""With this flag XLA compiles for a processor in one piece, which is faster."""
-
-if jax.version.__version_info__ < (0, 11):
-    # By LLVM directly instead of MLIR first: half the time. A version of XLA that does
-    # not know a flag ends the process.
-    HASTE += " --xla_cpu_use_fusion_emitters=false"
+"""With this flag XLA compiles for a processor in one piece, which is faster. A version
+of XLA that does not know a flag ends the process."""
 
 # For fixtures of modules, which run before `_compile_in_haste`.
 jax.config.update("jax_disable_most_optimizations", True)

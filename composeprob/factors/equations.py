@@ -239,6 +239,14 @@ CALLBACKS = frozenset({"pure_callback", "io_callback"})
 """Primitives that call the host, which have no derivative."""
 
 
+def without_constants(traced: ClosedJaxpr) -> Jaxpr:
+    """Return the equations of a traced function without the arrays that it reads."""
+    # Since JAX 0.12 a Jaxpr carries them, if not made anew.
+    if isinstance(traced, Jaxpr):
+        return ClosedJaxpr(traced, ())
+    return traced.jaxpr
+
+
 def calls_host(within: object) -> bool:
     """Return whether a traced function calls the host where it would be
     differentiated."""

@@ -27,7 +27,11 @@ from jax.tree_util import PyTreeDef
 from jaxtyping import PyTree
 
 from composeprob.errors import NetworkError, WrongTypeError
-from composeprob.factors.equations import equations, fingerprint
+from composeprob.factors.equations import (
+    equations,
+    fingerprint,
+    without_constants,
+)
 from composeprob.factors.factor import LeafFactor, abstract_arguments, is_factor
 
 Leaf = TypeVar("Leaf", bound=LeafFactor)
@@ -260,9 +264,10 @@ def _trace(
             constant = np.asarray(constant)
         constants.append(constant)
     shapes, arguments = jax.tree.flatten(takes)
+    equations_alone = without_constants(traced)
     code = Code(
-        jaxpr=traced.jaxpr,
-        digest=fingerprint(traced.jaxpr),
+        jaxpr=equations_alone,
+        digest=fingerprint(equations_alone),
         takes=tuple(shapes),
         arguments=arguments,
         returns=jax.tree.structure(returns),

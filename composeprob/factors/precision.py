@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Primitive
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
@@ -105,9 +105,13 @@ class _Products(Evaluation):
             return param
         if isinstance(param, tuple):
             return tuple(map(self.inside, param))
-        if isinstance(param, Jaxpr):
-            return self.inside(ClosedJaxpr(param, ())).jaxpr
-        return jax.make_jaxpr(lambda *args: self.outputs(param, args))(*param.in_avals)
+        # JAX before 0.12 has the functions of some calls without their constants, which
+        # are none there.
+        closed = isinstance(param, ClosedJaxpr)
+        function = param if closed else ClosedJaxpr(param, ())
+        inside = jax.make_jaxpr(lambda *args: self.outputs(function, args))
+        traced = inside(*function.in_avals)
+        return traced if closed else traced.jaxpr
 
 
 def _product(

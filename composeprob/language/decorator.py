@@ -7,12 +7,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import numpyro
 from jax import Array
 
 from composeprob.errors import ProgramError, WrongTypeError, place
 from composeprob.factors.factor import Factor, LeafFactor
-from composeprob.language.statements import sample
+from composeprob.language.statements import active_handlers, sample
 
 PAUSED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 """Flags of functions that return before their statements run."""
@@ -50,8 +49,8 @@ class Program:
             ProgramError: no program is being compiled, nor does one of NumPyro's
                 handlers give the statements their values.
         """
-        # The stack of handlers that act on statements, such as the compiler's.
-        if not numpyro.primitives._PYRO_STACK:
+        # Such as the compiler's.
+        if not active_handlers():
             raise ProgramError(
                 f"Program '{self.name}' was called, but its statements mean something "
                 "only in a program that is being compiled.",

@@ -317,9 +317,7 @@ def _as_log_weight(name: str, log_weight: object) -> Array:
             fix="for an event write jnp.where(event, 0.0, -jnp.inf).",
         )
     # A plate's members have one each.
-    in_plate = any(
-        isinstance(each, numpyro.plate) for each in numpyro.primitives._PYRO_STACK
-    )
+    in_plate = any(isinstance(each, numpyro.plate) for each in active_handlers())
     if weight.size != 1 and not in_plate:
         raise ShapeError(
             f"The log-weight of {name!r} has shape {weight.shape}, and a program's "
@@ -406,10 +404,17 @@ def _check_name(statement: str, name: object, second: object) -> None:
     )
 
 
+def active_handlers() -> list[Messenger]:
+    """NumPyro's handlers of effects that see the next statement, the outermost first;
+    none outside of a program."""
+    # NumPyro says this nowhere in public; its own control flow reads the same list.
+    return numpyro.primitives._PYRO_STACK
+
+
 def _check_place(statement: str, name: str) -> None:
     """Refuse a statement outside of any program and any handler of NumPyro's."""
     # Without a handler numpyro.sample would draw a value, which no density sees.
-    if not numpyro.primitives._PYRO_STACK:
+    if not active_handlers():
         raise ProgramError(
             f"cp.{statement}({name!r}, …) stands outside of a program, where it means "
             "nothing.",

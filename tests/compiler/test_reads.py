@@ -14,6 +14,7 @@ import composeprob as cp
 from compiler.networks import score_by_one_trace
 from composeprob.errors import DoublyIntractableError, ProgramError
 from composeprob.factors.equations import fingerprint
+from composeprob.factors.networks import closures
 from refusals import refused
 from sampling_cases import both, learned
 
@@ -232,6 +233,14 @@ def test_a_factor_reads_what_is_there_when_the_program_is_compiled(name):
         shared = scored(density, X, 0)
         np.testing.assert_allclose(shared, -0.5 + of_x(value), rtol=1e-5)
         np.testing.assert_allclose(density.score(X, 0)["x"], shared, rtol=1e-5)
+
+
+def test_the_code_of_a_function_holds_no_array_that_it_reads():
+    """It is static, so compiled code would keep the arrays for ever."""
+    put(jnp.float32(1.0))
+    (function,) = closures(cp.compile(both, NORMAL, of_energy()).evaluator)
+    assert [float(constant) for constant in function.constants] == [1.0]
+    assert not getattr(function.code.jaxpr, "consts", [])
 
 
 def test_levels_of_a_density_whose_functions_read_something_else_by_now():

@@ -133,8 +133,12 @@ def scanned(
 ) -> tuple[Sequence[Fact], Sequence[Fact], Sequence[Fact]]:
     """Split the operands of a scan: its constants, its initial carry, and the arrays
     that it takes a row of at each pass."""
-    first = eqn.params["num_consts"]
-    end = first + eqn.params["num_carry"]
+    if "ft_in" in eqn.params:  # since JAX 0.12
+        first, count, _ = (len(list(group)) for group in eqn.params["ft_in"].unpack())
+    else:
+        first = eqn.params["num_consts"]
+        count = eqn.params["num_carry"]
+    end = first + count
     return values[:first], values[first:end], values[end:]
 
 

@@ -198,6 +198,11 @@ MEANT: dict[str, dict[str, str]] = {
             "result.summary() shows them; result.quantile(fn, 0.5) has errors.",
         ),
     },
+    "composeprob.training": dict.fromkeys(
+        ("fit", "Trainer"),
+        "write cp.training.train(recipe, key), with a cp.training.Recipe.",
+    ),
+    "composeprob.metrics": {},
     "arguments": {
         "obs": "data are the value of cp.observe(name, distribution, value); "
         "cp.sample takes none.",

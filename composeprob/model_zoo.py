@@ -15,6 +15,7 @@ import difflib
 import functools
 import importlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ import numpy as np
 
 from composeprob import models
 from composeprob.calibration.driver import load_calibration
-from composeprob.errors import LoadError
+from composeprob.errors import LoadError, WrongTypeError
 from composeprob.extras import needed
 from composeprob.factors.categorical import MaskedDiffusion
 from composeprob.factors.classifier import Classifier
@@ -167,6 +168,7 @@ def load(
             ``load("digits", label=3)``, the factor has it.
 
     Raises:
+        WrongTypeError: not a name.
         LoadError: no such model or retraining, or its weights are not installed or do
             not fit its network, or its calibration is of other weights.
         ConditionError: the model has no such condition.
@@ -177,6 +179,11 @@ def load(
         >>> ring.event_shape, sorted(ring.capabilities)
         ((2,), ['conservative', 'energy', 'exact_marginals', 'normalised', 'score'])
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise WrongTypeError(
+            f"load takes the name of a model; got {name!r}.",
+            fix="cp.zoo() lists the names: cp.load('ring2d').",
+        )
     if proteinmpnn.is_folder(Path(name)):
         return proteinmpnn.from_folder(Path(name)).given(**conditions)
     with usual():

@@ -23,6 +23,11 @@ OUTPUT_ERROR = 0.25
 # Largest standard deviation, from draw to draw, of a right network's x₀ or v at the
 # noisiest level.
 OUTPUT_SPREAD = 0.05
+# Largest change of a masked network's log-probabilities by tokens that it must not see.
+UNSEEN_TOKENS = 0.01
+# Largest distance from 1 of a token network's outputs at noise alone that are ratios,
+# and no logarithms of these.
+RATIO_ERROR = 0.3
 
 
 class _Signal(NamedTuple):
@@ -804,6 +809,8 @@ class _Summary(NamedTuple):
     # Largest size of a site with one row for each entry; larger ones (images) get one
     # row over all entries.
     most_rows: int = 16
+    # Most tokens of a sequence that are shown.
+    most_tokens: int = 24
     # Pareto k̂ above which weighted means are unreliable.
     largest_k: float = 0.7
     # R̂ above which draws depend on the start of their chain.

@@ -20,6 +20,7 @@ from composeprob import tuning
 from composeprob.compiler.check import capabilities, check_networks, node_capabilities
 from composeprob.compiler.expressions import Expression, NodeValue, lower_expression
 from composeprob.compiler.normalise import normalise
+from composeprob.compiler.plausible_tokens import check_token_networks
 from composeprob.compiler.share import share
 from composeprob.compiler.trace import Traced
 from composeprob.density.annealed import SiteInfo, TopLaw
@@ -392,6 +393,8 @@ def lower_tokens(
         check_networks(graph)
     groups = [replace(g, factor=closed(g.factor, g.first)) for g in graph.groups]
     graph = replace(graph, groups=tuple(groups))
+    if networks:
+        check_token_networks(graph, noise)
     starts = np.cumsum([0, *lengths[:-1]])
     offsets = dict(zip(shapes, map(int, starts), strict=True))
     clues, observations = _clues(graph, traced, offsets, shapes)

@@ -559,7 +559,7 @@ class AnnealedDensity(NotPickled, eqx.Module):
 
         Raises:
             CapabilityError: a factor offers only its score, or a discrete site is not
-                summed out.
+                summed out, or has tokens.
             DoublyIntractableError: a static site is held.
             LevelError: a level that does not exist.
 
@@ -601,14 +601,15 @@ class AnnealedDensity(NotPickled, eqx.Module):
                 where=self.described.where,
                 fix="use cp.infer with cp.AnnealedMCMC, which holds it.",
             )
-        discrete = [n for n, site in self.sites.items() if site.kind == "discrete"]
+        kinds = ("discrete", "categorical")
+        discrete = [name for name, site in self.sites.items() if site.kind in kinds]
         if discrete:
             raise CapabilityError(
                 "HMC and NUTS move real numbers, and "
                 f"{', '.join(map(repr, discrete))} is discrete, with entries that "
                 "depend on one another.",
                 where=self.described.where,
-                fix="use cp.infer, which sweeps over it.",
+                fix="use cp.infer, which moves its entries.",
             )
         self.schedule.check_level(level)
         return NumPyroPotential(self, level)

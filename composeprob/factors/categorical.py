@@ -418,14 +418,15 @@ class ClosedCategorical(JointFactor):
     @classmethod
     def table(cls, probs: ArrayLike, label: str) -> ClosedCategorical:
         """A table of the probabilities of all values of a few tokens."""
-        logs = jnp.log(jnp.asarray(probs, jnp.result_type(float)))
-        if logs.ndim == 0 or len(set(logs.shape)) > 1:
+        shape = jnp.shape(probs)
+        if not shape or len(set(shape)) > 1:
             raise ShapeError(
                 f"A table of tokens has one axis a position, all of V entries; got "
-                f"shape {logs.shape}.",
+                f"shape {shape}.",
                 fix="a table of three tokens of four values has the shape (4, 4, 4).",
             )
-        logs = logs - jax.nn.logsumexp(logs)
+        flat = jnp.reshape(jnp.asarray(probs), -1)
+        logs = _log_probabilities(flat, "The table's probabilities").reshape(shape)
         return cls("table", (logs,), (logs.ndim,), label or "table")
 
     @property

@@ -3,6 +3,7 @@ kernels can move, data that fit."""
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Mapping, Sequence
 from types import FrameType
@@ -208,8 +209,9 @@ def explained(
 
     NumPyro raises from deep inside: the frames of its traceback hold the names that a
     user needs. Explained are a factor given to ``numpyro.sample``, a plate about a
-    distribution of another size, and a parameter that was refused, such as a scale that
-    is negative. ``latents`` are the values that the program's latents had until then.
+    distribution of another size or without members, and a parameter that was refused,
+    such as a scale that is negative or text. ``latents`` are the values that the
+    program's latents had until then.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if "Tracer.__format__" in str(error):
@@ -226,6 +228,12 @@ def explained(
         in_check = function == "validate_args" and isinstance(this, Distribution)
         if in_check and variables.get("param") is not None:
             return _refused_parameter(frame, latents)
+        if function == "__init__" and isinstance(this, numpyro.plate):
+            return _plate_without_members(frame)
+        if function == "__init__" and isinstance(this, Distribution):
+            explanation = _parameter_without_numbers(frame)
+            if explanation is not None:
+                return explanation
     return None
 
 
@@ -273,6 +281,36 @@ def _plate_of_another_size(frame: FrameType) -> ComposeProbError:
         fix="make the plate as large as the distribution's parameters, or leave these "
         "without that axis.",
     )
+
+
+def _plate_without_members(frame: FrameType) -> ComposeProbError:
+    """The error for a plate of no size, with the frame of its constructor."""
+    name = frame.f_locals["name"]
+    return InvalidValueError(
+        f"Plate {name!r} has size {frame.f_locals['size']!r}.",
+        where=caller(frame),
+        fix=f"write numpyro.plate({name!r}, len(ys)), with the data ys of one member "
+        "or more.",
+    )
+
+
+def _parameter_without_numbers(frame: FrameType) -> ComposeProbError | None:
+    """The error for a parameter of a distribution that is text, or missing, with the
+    frame of the distribution's constructor; None without such a parameter."""
+    kind = type(frame.f_locals["self"])
+    parameters = inspect.signature(kind).parameters
+    for name in kind.arg_constraints:
+        value = frame.f_locals.get(name)
+        optional = name in parameters and parameters[name].default is None
+        if isinstance(value, jax.Array) or (value is None and optional):
+            continue
+        if np.asarray(value).dtype.kind in "OSU":
+            return WrongTypeError(
+                f"{kind.__name__} takes numbers; got {name}={value!r}.",
+                where=caller(frame),
+                fix=f"pass a number or an array of numbers as {name}.",
+            )
+    return None
 
 
 def _refused_parameter(

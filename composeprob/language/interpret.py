@@ -337,7 +337,7 @@ def run(
     with interpreter:
         try:
             function(*args, **kwargs)
-        except (TypeError, ValueError) as error:
+        except (AssertionError, TypeError, ValueError) as error:
             # The kinds of error that NumPyro raises for a wrong argument.
             latents = {s.name: s.value for s in _latents(interpreter.statements)}
             explanation = explained(error, latents)

@@ -6,7 +6,10 @@ runs; they may import `runtime`, `kernels`, `density` and what is below; no fact
 no program.
 """
 
+from typing import TYPE_CHECKING, NoReturn
+
 from composeprob.density.learned_scores import curl, fokker_planck
+from composeprob.errors import unknown_name
 from composeprob.metrics.distances import (
     covariance_error,
     ksd,
@@ -41,3 +44,8 @@ __all__ = [
     "total_variation",
     "wasserstein",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
+
+    def __getattr__(name: str) -> NoReturn:
+        raise unknown_name(__name__, name, __all__)

@@ -89,8 +89,7 @@ def compare(self: Record, other: Record, key: Array | None = None) -> Comparison
     same_sites = self.samples.keys() == other.samples.keys()
     if points.shape[1:] != others.shape[1:] or not same_sites:
         raise ShapeError(
-            f"The runs have other sites: {sorted(self.samples)} and "
-            f"{sorted(other.samples)}.",
+            f"The runs have other sites: {_events(self)} and {_events(other)}.",
             fix="compare two runs of one program.",
         )
     n = min(len(points), len(others), limits.most)
@@ -189,3 +188,12 @@ def _shuffled(
     mine = np.zeros(len(order), bool)
     mine[order] = np.cumsum(descendants[order]) <= n
     return mine[ancestors]
+
+
+def _events(result: Record) -> str:
+    """The sites of a result, each with the shape of its event."""
+    lead = 1 if result.about.draws is None else 2
+    events = []
+    for name, values in sorted(result.samples.items()):
+        events.append(f"{name!r} of shape {np.shape(values)[lead:]}")
+    return ", ".join(events)

@@ -124,9 +124,8 @@ def _note(text: str) -> str:
 
 
 def _estimates(result: Record, summary: Summary) -> str:
-    """The table of means with errors and intervals, and of the log-evidence."""
-    titles = ("", "mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %")
-    head = "".join(f"<th>{title}</th>" for title in titles)
+    """The tables of means with errors and intervals, of the shares of tokens, and of
+    the log-evidence."""
     rows = []
     for label, (mean, error, *others) in summary.rows.items():
         rows.append(_row(label, mean, error, summary.intervals[label], others))
@@ -137,15 +136,43 @@ def _estimates(result: Record, summary: Summary) -> str:
             error = result.log_evidence_error
         ends = result.log_evidence_interval()
         rows.append(_row("log evidence", evidence, error, ends, []))
-    table = (
-        f"<div class='scroll'><table class='estimates'><tr>{head}</tr>"
-        f"{''.join(rows)}</table></div>"
-    )
+    tables = ""
+    if summary.tokens:
+        titles = ("token", "share", "±", "90 % interval", "next", "its share")
+        tables = _table((*titles, "entropy"), _rows_of_tokens(summary))
+    if rows:
+        titles = ("mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %")
+        tables += _table(titles, rows)
     note = (
         "± is the standard error of the mean; the interval holds the exact mean in "
         "nine of ten runs. A dash: withheld."
     )
-    return table + _note(note)
+    return tables + _note(note)
+
+
+def _table(titles: tuple[str, ...], rows: list[str]) -> str:
+    """A table of rows under titles, the first column without one."""
+    head = "".join(f"<th>{title}</th>" for title in ("", *titles))
+    return (
+        f"<div class='scroll'><table class='estimates'><tr>{head}</tr>"
+        f"{''.join(rows)}</table></div>"
+    )
+
+
+def _rows_of_tokens(summary: Summary) -> list[str]:
+    """The rows of the table of tokens."""
+    rows = []
+    for label, shares in summary.tokens.items():
+        token, share, error, *others = shares.cells
+        cells = [token, share, error, _interval(shares.interval), *others]
+        columns = "".join(f"<td>{text}</td>" for text in cells)
+        rows.append(f"<tr><th>{escape(label)}</th>{columns}</tr>")
+    return rows
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    """An interval's text; a dash where it is withheld."""
+    return "–" if math.isnan(ends[0]) else f"{ends[0]:.4g} … {ends[1]:.4g}"
 
 
 def _row(
@@ -156,8 +183,7 @@ def _row(
     others: list[float],
 ) -> str:
     """One row of the table; ``others`` are the columns after the interval."""
-    interval = "–" if math.isnan(ends[0]) else f"{ends[0]:.4g} … {ends[1]:.4g}"
-    cells = [cell(mean), cell(error), interval, *map(cell, others)]
+    cells = [cell(mean), cell(error), _interval(ends), *map(cell, others)]
     columns = "".join(f"<td>{text}</td>" for text in cells)
     return f"<tr><th>{escape(label)}</th>{columns}</tr>"
 

@@ -52,6 +52,9 @@ class Sizes(NamedTuple):
     points: int = 3000
     images: int = 16
     histograms: int = 6
+    # Points along a side of the grid on which a density is shaded. A network is
+    # evaluated at each.
+    cells: int = 80
     aside: float = 0.17  # of a panel's side: the height of the histograms beside it
     panel: float = 3.4  # inches
     # Of a saved picture, by default: on fine screens Matplotlib's 100 are blurred.
@@ -223,8 +226,8 @@ def _marginal(
 def plot_density(ax: Axes, log_density: LogDensity, window: Window) -> np.ndarray:
     """Shade a density over a window of the plane, relative to its highest value there,
     and return these values (y, x)."""
-    x = np.linspace(*window[:2], 140)
-    y = np.linspace(*window[2:], 140)
+    x = np.linspace(*window[:2], SIZES.cells)
+    y = np.linspace(*window[2:], SIZES.cells)
     grid = np.stack(np.meshgrid(x, y), -1)
     values = np.asarray(log_density(grid.reshape(-1, 2)), float).reshape(grid.shape[:2])
     values = np.where(np.isfinite(values), values, -np.inf)

@@ -409,6 +409,11 @@ class Record:
                 "result.probability(lambda s: s['x'][0] > 0). The mean of a number is "
                 "result.mean(fn).",
             )
+        return self.probability_of(values)
+
+    def probability_of(self, values: np.ndarray) -> Estimate:
+        """Estimate the probabilities of events, from truth values, 0 or 1, of every
+        sample, ordered as those of `drawn`, (N, draws, …)."""
         mean = self.mean_of(values)
         least = values.min((0, 1))
         most = values.max((0, 1))

@@ -355,9 +355,15 @@ def numbers(self: Record) -> JSONObject:
     facts["log_evidence_error"] = None
     if self.log_evidence is not None:
         facts["log_evidence_error"] = _as_json(self.log_evidence_error)
+    table = Summary.of_result(self)
     summary = {}
-    for label, row in Summary.of_result(self).rows.items():
+    for label, row in table.rows.items():
         summary[label] = dict(zip(COLUMNS, map(_as_json, row), strict=True))
+    for label, shares in table.tokens.items():
+        row_of_tokens = shares._asdict()
+        del row_of_tokens["interval"]
+        row_of_tokens["error"] = _as_json(shares.error)
+        summary[label] = row_of_tokens
     return {
         **facts,
         "num_chains": len(self.log_weights),

@@ -1,9 +1,10 @@
-"""The table that `Result.summary` prints: means, quantiles and diagnostics."""
+"""The table that `Result.summary` prints: means, quantiles, shares of tokens and
+diagnostics."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,13 @@ from composeprob import tuning
 from composeprob.results.estimates import quantile, quiet_arviz, with_error
 from composeprob.results.geometry import shown_entries
 from composeprob.results.record import Record, by_block
+from composeprob.results.token_shares import COLUMNS as TOKEN_COLUMNS
+from composeprob.results.token_shares import (
+    TokenShares,
+    distinct,
+    is_tokens,
+    token_shares,
+)
 from composeprob.text import printable
 
 COLUMNS = ("mean", "±", "sd", "5%", "50%", "95%")
@@ -20,49 +28,61 @@ COLUMNS = ("mean", "±", "sd", "5%", "50%", "95%")
 @dataclass(frozen=True)
 class Summary:
     """A `Summary` holds the weighted moments and quantiles of every number in a result,
-    and prints as a table.
+    and the shares of its tokens, and prints as a table.
 
     Args:
         rows: ``{label: (mean, its standard error, sd, 5 %, 50 %, 95 %)}``, one entry
             per number of each site; the error is NaN where the status withholds it.
         intervals: ``{label: (low, high)}``, of the means, 90 %; NaN where the error is
             withheld.
+        tokens: ``{label: TokenShares}``, one entry per position of each site of tokens.
         facts: ``{name: text}``, the lines printed below the table.
     """
 
     rows: dict[str, tuple[float, ...]]
     intervals: dict[str, tuple[float, float]]
+    tokens: dict[str, TokenShares]
     facts: dict[str, str]
 
     @classmethod
     def of_result(cls, result: Record) -> Summary:
         """Make the summary of one result."""
-        rows: dict[str, tuple[float, ...]] = {}
-        intervals: dict[str, tuple[float, float]] = {}
-        genealogy = result._genealogy
+        summary = cls({}, {}, {}, {})
         for name in result.samples:
             drawn = result.drawn(name, tuning.SUMMARY.most_numbers)
-            labels, columns = shown_entries(name, drawn, 2)
-            # One label stands for many numbers where it pools them.
-            values = drawn.reshape(*drawn.shape[:2], len(labels), -1)
-            # Draws of one chain share its weight.
-            of_chain = values.shape[1] * values.shape[3]
-            weights = np.repeat(genealogy.weights, of_chain)
-            means = result.mean_of(columns)
-            lows, highs = means.interval(0.9)
-            for j, label in enumerate(labels):
-                mean, *others = weighted_statistics(values[:, :, j].ravel(), weights)
-                rows[label] = (mean, float(means.error[j]), *others)
-                intervals[label] = (float(lows[j]), float(highs[j]))
-        return cls(rows, intervals, dict(_facts(result)))
+            if is_tokens(drawn, 2):
+                summary.tokens.update(token_shares(result, name, drawn))
+                found = distinct(result._genealogy.weights, drawn)
+                summary.facts[f"distinct {name}"] = found
+            else:
+                summary._add(result, name, drawn)
+        summary.facts.update(_facts(result))
+        return summary
+
+    def _add(self, result: Record, name: str, drawn: np.ndarray) -> None:
+        """Add the rows of a site of numbers, (N, draws, …)."""
+        labels, columns = shown_entries(name, drawn, 2)
+        # One label stands for many numbers where it pools them.
+        values = drawn.reshape(*drawn.shape[:2], len(labels), -1)
+        # Draws of one chain share its weight.
+        of_chain = values.shape[1] * values.shape[3]
+        weights = np.repeat(result._genealogy.weights, of_chain)
+        means = result.mean_of(columns)
+        lows, highs = means.interval(0.9)
+        for j, label in enumerate(labels):
+            mean, *others = weighted_statistics(values[:, :, j].ravel(), weights)
+            self.rows[label] = (mean, float(means.error[j]), *others)
+            self.intervals[label] = (float(lows[j]), float(highs[j]))
 
     def __str__(self) -> str:
-        width = max([len(label) for label in self.rows] + [4])
-        lines = [" " * width + "".join(f"{column:>12}" for column in COLUMNS)]
-        for label, row in self.rows.items():
-            cells = "".join(f"{cell(value):>12}" for value in row)
-            lines.append(f"{label:<{width}}{cells}")
-        lines.append("")
+        width = max([len(label) for label in (*self.rows, *self.tokens)] + [4])
+        lines = []
+        if self.rows:
+            numbers = {label: map(cell, row) for label, row in self.rows.items()}
+            lines += _table(width, COLUMNS, numbers)
+        if self.tokens:
+            shares = {label: row.cells for label, row in self.tokens.items()}
+            lines += _table(width, TOKEN_COLUMNS, shares)
         margin = max(len(name) for name in self.facts) + 2
         for name, text in self.facts.items():
             indented = text.replace("\n", "\n" + " " * margin)
@@ -70,6 +90,16 @@ class Summary:
         return printable("\n".join(lines))
 
     __repr__ = __str__
+
+
+def _table(
+    width: int, columns: tuple[str, ...], rows: Mapping[str, Iterable[str]]
+) -> list[str]:
+    """Lines of a table, with an empty one below it."""
+    lines = [" " * width + "".join(f"{column:>12}" for column in columns)]
+    for label, cells in rows.items():
+        lines.append(f"{label:<{width}}" + "".join(f"{text:>12}" for text in cells))
+    return [*lines, ""]
 
 
 def cell(value: float) -> str:

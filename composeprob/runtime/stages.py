@@ -459,14 +459,22 @@ class PilotRun:
 
     The run's own samples answer the same question better, at its end; a run of seconds
     waits for them, as compiling the pilot run would take as long. The duration of a
-    level is measured from the second stretch on, as the first one compiles.
+    level is measured from the second stretch on, as the first one compiles. The rounds
+    at level 0 that are sure to follow count by their evaluations: those of a hierarchy
+    take most of its time.
     """
 
     def __init__(self, state: State):
         visits = state.first + 1
         if state.attempt.pace is not None:
             visits = min(visits, tuning.CHECKS.fewest_chosen)
-        evaluations = state.sampler.evaluations(visits)
+        at_levels = state.sampler.evaluations(visits)
+        at_end = 0
+        for finisher in state.sampler.finishers:
+            at_end += finisher.least_evaluations(state.density)
+        # As many levels would take as long as the rounds at level 0.
+        self.levels_at_end = at_end * visits / max(at_levels, 1)
+        evaluations = at_levels + at_end
         most = tuning.CHECKS.share * state.num_chains * evaluations
         descends = state.first > 0
         self.of_factors = (
@@ -496,7 +504,7 @@ class PilotRun:
             return
         began, above = self.began
         self.due = False
-        seconds_left = level * (now - began) / (above - level)
+        seconds_left = (level + self.levels_at_end) * (now - began) / (above - level)
         # All processes must decide alike: the check is a computation of them all.
         (is_long,) = from_first_process(int(seconds_left >= tuning.CHECKS.long_seconds))
         if not is_long:

@@ -118,6 +118,11 @@ class Finisher(eqx.Module):
     def evaluations(self, fitted: PyTree[Array]) -> int:
         """Return the evaluations of each chain in a round with what was fitted."""
 
+    def least_evaluations(self, density: AnnealedDensity) -> int:
+        """Return the fewest evaluations of each chain that are sure before the first
+        round; 0 where these are few beside those of the levels."""
+        return 0
+
 
 class WarmUp(Finisher):
     """HMC on all sites at the target, MALA by scores, until the population stops
@@ -212,6 +217,12 @@ class WarmUp(Finisher):
     def evaluations(self, fitted: Transitions) -> int:
         transitions = tuning.WARM_UP.settling + tuning.WARM_UP.transitions
         return transitions * fitted.kernel.evaluations_per_step
+
+    def least_evaluations(self, density: AnnealedDensity) -> int:
+        size = Layout.of_density(density).size
+        # Any population: the kernel's evaluations depend on the density alone.
+        points = np.random.default_rng(0).standard_normal((16, size))
+        return self.fewest_rounds * self.evaluations(self.adapt(points, density))
 
 
 class Relaxation(WarmUp):

@@ -5,6 +5,9 @@ makes the zoo of this lies in ``models/making.py``. May import everything but `a
 `cli`; nothing imports it but those and the zoo.
 """
 
+from typing import TYPE_CHECKING, NoReturn
+
+from composeprob.errors import unknown_name
 from composeprob.training.distil import Distilled, Flow, distil
 from composeprob.training.estimator import estimator
 from composeprob.training.loop import TrainingRun, train
@@ -41,3 +44,8 @@ __all__ = [
     "score_errors",
     "train",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take it for a promise of every name
+
+    def __getattr__(name: str) -> NoReturn:
+        raise unknown_name(__name__, name, __all__)

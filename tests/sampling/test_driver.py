@@ -299,7 +299,7 @@ def test_how_long_a_run_will_be_is_told_from_its_second_stretch_on(monkeypatch):
     def at(level):
         visits = SimpleNamespace(made=24 - level, visited=lambda: [level])
         sampler = SimpleNamespace(
-            evaluations=lambda visits: 10**6, kernel=None, weights=None
+            evaluations=lambda visits: 10**6, kernel=None, weights=None, finishers=()
         )
         return SimpleNamespace(**call, sampler=sampler, first=23, visits=visits)
 

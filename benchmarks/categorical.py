@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from exact.boards import are_peaceful, peaceful
 from report import publish
 
 import composeprob as cp
@@ -347,31 +348,18 @@ def under_uniform_noise(name: str, method: str) -> Row:
     return row
 
 
-def board(tokens: jax.Array, visible: jax.Array) -> jax.Array:
-    """0 where no two of the visible queens attack one another, else −∞."""
-    i, j = np.triu_indices(QUEENS, 1)
-    apart = jnp.abs(tokens[i] - tokens[j])
-    attack = (apart == 0) | (apart == j - i)
-    return jnp.where(jnp.any(attack & visible[i] & visible[j]), -jnp.inf, 0.0)
-
-
 def queens() -> tuple[Row, dict[str, float]]:
     """Eight queens by the default call."""
     began = time.monotonic()
-    rule = cp.Energy(board, length=QUEENS, num_values=QUEENS)
+    rule = cp.Energy(peaceful, length=QUEENS, num_values=QUEENS)
     density = cp.compile(tokens, rule)
     result = cp.infer(density, jax.random.key(0), num_chains=BOARDS, progress=False)
     seconds = time.monotonic() - began
-    boards = np.asarray(result["s"])
-    lines = np.arange(QUEENS)
-    different = [
-        np.array([len(set(row)) == QUEENS for row in rows])
-        for rows in (boards, boards + lines, boards - lines)
-    ]
-    valid = np.logical_and.reduce(different)
-    _, counts = np.unique(boards[valid], axis=0, return_counts=True)
+    found = np.asarray(result["s"])
+    valid = are_peaceful(found)
+    _, counts = np.unique(found[valid], axis=0, return_counts=True)
     shares = np.zeros(SOLUTIONS)
-    shares[: len(counts)] = counts / len(boards)
+    shares[: len(counts)] = counts / len(found)
     tv = 0.5 * float(np.abs(shares - 1 / SOLUTIONS).sum() + (~valid).mean())
     exact = np.random.default_rng(0).multinomial(
         BOARDS, np.full(SOLUTIONS, 1 / SOLUTIONS), 200

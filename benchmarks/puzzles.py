@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from exact.boards import are_peaceful, peaceful
 from report import kept, publish
 
 import composeprob as cp
@@ -236,14 +237,6 @@ def measured(density, site, num_chains, solved, exact) -> dict[str, object]:
     }
 
 
-def peaceful(tokens, visible):
-    """0 where no two of the visible queens attack one another, else −∞."""
-    i, j = np.triu_indices(QUEENS, 1)
-    apart = jnp.abs(tokens[i] - tokens[j])
-    attack = (apart == 0) | (apart == j - i)
-    return jnp.where(jnp.any(attack & visible[i] & visible[j]), -jnp.inf, 0.0)
-
-
 @cp.program
 def queens(rule):
     """The column of the queen of each row."""
@@ -253,14 +246,8 @@ def queens(rule):
 def of_queens() -> dict[str, object]:
     """Runs of the default call for queens."""
     rule = cp.Energy(peaceful, length=QUEENS, num_values=QUEENS)
-    lines = np.arange(QUEENS)
-
-    def solved(boards: np.ndarray) -> np.ndarray:
-        kinds = np.stack([boards, boards + lines, boards - lines])
-        return (np.diff(np.sort(kinds, -1), axis=-1) > 0).all((0, -1))
-
     density = cp.compile(queens, rule)
-    facts = measured(density, "columns", BOARDS, solved, SOLUTIONS)
+    facts = measured(density, "columns", BOARDS, are_peaceful, SOLUTIONS)
     return {"clues": 0, **facts}
 
 

@@ -26,6 +26,8 @@ class Quantity:
             ``block``.
         counts: True of a number of events, 0 where there are none; all else is NaN at
             levels that have no such number.
+        most: the most that it can be, 1 of a share, or ``"chains"``, as many as there
+            are; None without a bound.
         reported: True if a result has it.
         drawn: True if it has a panel.
         old_files_lack: True if it is kept since later than `saving.FORMAT`: a file
@@ -36,6 +38,7 @@ class Quantity:
     units: str = ""
     dims: tuple[str, ...] = ("level",)
     counts: bool = False
+    most: float | str | None = None
     reported: bool = True
     drawn: bool = True
     old_files_lack: bool = False
@@ -69,13 +72,17 @@ class Records(eqx.Module):
     # A checkpoint names its arrays after these fields.
 
     acceptance: Float[Array, "levels blocks"] = kept(
-        "acceptance", "share of moves", dims=BY_BLOCK
+        "acceptance", "share of moves", dims=BY_BLOCK, most=1.0
     )
     step_size: Float[Array, "levels blocks"] = kept("step size", dims=BY_BLOCK)
     # Before resampling
-    ess: Float[Array, " levels"] = kept("effective sample size", "share of chains")
+    ess: Float[Array, " levels"] = kept(
+        "effective sample size", "share of chains", most=1.0
+    )
     # Number of initial chains that have descendants, after resampling
-    ancestors: Float[Array, " levels"] = kept("distinct ancestors", "chains")
+    ancestors: Float[Array, " levels"] = kept(
+        "distinct ancestors", "chains", most="chains"
+    )
     non_finite: Int[Array, " levels"] = kept(
         "proposals that were not finite", "number", counts=True
     )
@@ -90,7 +97,9 @@ class Records(eqx.Module):
     # How far its correction moved chains, in units of the noise
     step_error: Float[Array, " levels"] = kept("error of the step", reported=False)
     # Mean probability of swaps with the next noisier rung
-    swaps: Float[Array, " levels"] = kept("swaps with the next level", "share accepted")
+    swaps: Float[Array, " levels"] = kept(
+        "swaps with the next level", "share accepted", most=1.0
+    )
 
     @classmethod
     def empty(cls, num_levels: int, num_blocks: int = 1) -> Self:

@@ -284,6 +284,8 @@ MISTAKES = {
         "a factor's sample": lambda: F.sample(KEY),
         "a misspelled method": lambda: F.givn(c=1),
         "a misspelled name": lambda: cp.sampel("x", F),
+        "another library's training": lambda: cp.training.fit(F),
+        "a misspelled metric": lambda: cp.metrics.waserstein(Y, Y),
         "a distribution": lambda: cp.Normal(0.0, 1.0),
         "a density's log_prob": lambda: DENSITY.log_prob({"x": Y}),
         "a density's sample": lambda: DENSITY.sample(KEY),
@@ -338,6 +340,9 @@ MISTAKES = {
         "a number as a name": scene(lambda x: cp.sample(3, F)),
         "an empty name": scene(lambda x: cp.factor("", 0.0)),
         "a model's name": lambda: cp.compile(single, "ring2d"),
+        "a model's number": lambda: cp.load(3),
+        "a scale in per cent": seen(lambda x: dist.Normal(x, "10%")),
+        "no scale": latent_of(lambda: dist.Normal(0.0, None)),
         "a density in a pickle": lambda: pickle.dumps(DENSITY),
         "a result in a pickle": lambda result: pickle.dumps(result),
         "an array as a site": lambda: cp.compile(single, np.zeros(2)),
@@ -445,6 +450,7 @@ MISTAKES = {
         "eta in words": lambda: cp.Ancestral(eta="ddim"),
     },
     InvalidValueError: {
+        "a plate without members": compiled(in_plate, 0, jnp.zeros(0)),
         "a count of 41 bits": seen(
             lambda x: dist.Poisson(jnp.exp(x)), np.array([2**40, 3])
         ),

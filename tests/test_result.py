@@ -116,6 +116,34 @@ def test_summary_names_every_element_of_small_sites_and_pools_large_ones():
     ]
 
 
+def test_summary_of_tokens_has_weighted_shares_of_values():
+    """Weights 1, 1, 2 of three sequences: of the first token 0 has the share ½ and so
+    has 4, which is seen once."""
+    tokens = np.array([[0, 1], [0, 1], [4, 2]], np.int32)
+    result = make({"s": tokens, "x": np.zeros(3)}, np.log([1.0, 1.0, 2.0]))
+    summary = result.summary()
+    assert list(summary.rows) == ["x"]
+    assert list(summary.tokens) == ["s[0]", "s[1]"]
+    second = summary.tokens["s[1]"]
+    assert (second.token, second.next) == (1, 2)
+    assert (second.share, second.next_share) == pytest.approx((0.5, 0.5))
+    assert second.entropy == pytest.approx(np.log(2))
+    expected = result.probability(lambda s: s["s"][1] == 1)
+    assert second.error == pytest.approx(expected.error, nan_ok=True)
+    assert "2 in 3 samples; the most frequent, 0 1, has a share of 0.5" in str(summary)
+    assert "entropy" in str(summary)
+    assert "<td>1</td><td>0.5</td>" in result._repr_html_()
+    assert result.numbers()["summary"]["s[1]"]["token"] == 1
+
+
+def test_summary_pools_the_positions_of_long_sequences():
+    tokens = np.zeros((4, 40), np.int32)
+    tokens[:, :10] = 3
+    (row,) = make({"s": tokens}, np.zeros(4)).summary().tokens.values()
+    assert (row.token, row.next) == (0, 3)
+    assert (row.share, row.next_share) == pytest.approx((0.75, 0.25))
+
+
 def test_summary_shows_findings_and_leaves_out_missing_diagnostics():
     text = str(make(**UNKNOWN, log_evidence=None).summary())
     assert "acceptance" not in text

@@ -418,7 +418,7 @@ class ClosedCategorical(JointFactor):
     @classmethod
     def table(cls, probs: ArrayLike, label: str) -> ClosedCategorical:
         """A table of the probabilities of all values of a few tokens."""
-        shape = jnp.shape(probs)
+        shape = np.shape(probs)
         if not shape or len(set(shape)) > 1:
             raise ShapeError(
                 f"A table of tokens has one axis a position, all of V entries; got "

@@ -228,9 +228,10 @@ def explained(
         in_check = function == "validate_args" and isinstance(this, Distribution)
         if in_check and variables.get("param") is not None:
             return _refused_parameter(frame, latents)
-        if function == "__init__" and isinstance(this, numpyro.plate):
+        in_constructor = function == "__init__"
+        if in_constructor and isinstance(this, numpyro.plate) and variables["size"] < 1:
             return _plate_without_members(frame)
-        if function == "__init__" and isinstance(this, Distribution):
+        if in_constructor and isinstance(this, Distribution):
             explanation = _parameter_without_numbers(frame)
             if explanation is not None:
                 return explanation
@@ -300,7 +301,10 @@ def _parameter_without_numbers(frame: FrameType) -> ComposeProbError | None:
     kind = type(frame.f_locals["self"])
     parameters = inspect.signature(kind).parameters
     for name in kind.arg_constraints:
-        value = frame.f_locals.get(name)
+        # The constructors of base classes have other arguments.
+        if name not in frame.f_locals:
+            continue
+        value = frame.f_locals[name]
         optional = name in parameters and parameters[name].default is None
         if isinstance(value, jax.Array) or (value is None and optional):
             continue

@@ -344,12 +344,12 @@ def diagnostics(result: Record) -> dict[str, Quantity]:
     return shown
 
 
-def _set_limits(ax: Axes, units: str, num_chains: int) -> None:
+def _set_limits(ax: Axes, most: float | str | None, num_chains: int) -> None:
     """Let an axis end a little above the most that its numbers can be."""
-    if units.startswith("share"):
-        ax.set_ylim(0.0, 1.02)
-    elif units == "chains":
-        ax.set_ylim(0.0, 1.02 * num_chains)
+    if most == "chains":
+        most = num_chains
+    if most is not None:
+        ax.set_ylim(0.0, 1.02 * float(most))
 
 
 def _plot_level_lines(
@@ -534,7 +534,7 @@ def plot_levels(result: Record) -> Figure:
     for ax, (name, quantity) in zip(axes, shown.items(), strict=False):
         _plot_level_lines(ax, result, name, PALETTE.lines)
         ax.set(title=quantity.long_name, xlabel=TOWARDS, ylabel=quantity.units)
-        _set_limits(ax, quantity.units, len(result.log_weights))
+        _set_limits(ax, quantity.most, len(result.log_weights))
         if name == "step_size":
             ax.set_yscale("log")
         ax.spines[["top", "right"]].set_visible(False)

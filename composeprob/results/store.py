@@ -67,22 +67,22 @@ class Stored:
         """Read the part that integers and slices select; an index of another kind, and
         all after it, are applied in memory."""
         given = index if isinstance(index, tuple) else (index,)
-        read: list[slice] = []  # of the array on disk, forwards and in steps of 1
+        read: list[slice] = []  # of the array on disk, forwards
         rest: list[int | slice] = []  # of the part that was read
         for entry, size in zip(given, self.shape, strict=False):
             if not isinstance(entry, (int, np.integer, slice)):
                 break
-            if isinstance(entry, slice):
-                places = range(size)[entry]
-                rest.append(slice(None, None, places.step))
-            else:
+            if not isinstance(entry, slice):
                 place = range(size)[entry]
-                places = range(place, place + 1)
+                read.append(slice(place, place + 1))
                 rest.append(0)
-            if places:
-                read.append(slice(min(places), max(places) + 1))
-            else:
-                read.append(slice(0, 0))
+                continue
+            places = range(size)[entry]
+            backwards = places.step < 0
+            if backwards:
+                places = places[::-1]
+            read.append(slice(places.start, max(places.stop, places.start), places.step))
+            rest.append(slice(None, None, -1) if backwards else slice(None))
         part = self._read(tuple(read))
         return part[(*rest, *given[len(read) :])]
 

@@ -12,6 +12,7 @@ from composeprob.errors import (
     AlignmentError,
     CapabilityError,
     InvalidValueError,
+    NetworkError,
     ProgramError,
     ShapeError,
 )
@@ -125,8 +126,49 @@ def test_deterministics_are_read():
     assert set(result.predictive(KEY)) == {"clue"}
 
 
+def of_network(function, mask="rank"):
+    """Compile a site with a masked network."""
+    factor = cp.MaskedDiffusion(function, length=3, num_values=3, mask=mask)
+    return lambda: cp.compile(site, factor)
+
+
+def own_tokens(tokens, rank):
+    """Logits of each position that know its own token."""
+    return 3 * jax.nn.one_hot(tokens, 3)
+
+
+def token_before(tokens, rank):
+    """Logits that count the tokens of lower rank."""
+    seen = rank[None, :] < rank[:, None]
+    return seen @ jax.nn.one_hot(tokens, 3)
+
+
+def probabilities(tokens, second):
+    return jax.nn.softmax(jnp.ones((3, 3)) * jnp.arange(3.0))
+
+
+def noised(function, output):
+    """Compile a site with a network of noised tokens."""
+    factor = cp.UniformDiffusion(
+        function, LEVELS, length=3, num_values=3, output=output
+    )
+    return lambda: cp.compile(site, factor)
+
+
+def test_a_network_that_sees_tokens_of_lower_rank_alone_is_compiled():
+    of_network(token_before)()
+    of_network(own_tokens, mask="boolean")()  # it is shown no hidden token
+
+
 REFUSED = {
+    NetworkError: {
+        "its own token": of_network(own_tokens),
+        "probabilities": of_network(probabilities, mask="boolean"),
+        "probabilities of clean tokens": noised(probabilities, "x0"),
+        "ratios": noised(lambda tokens, kept: jnp.full((3, 3), 1.05), "ratios"),
+    },
     CapabilityError: {
+        "NUTS": lambda: cp.compile(site, table()).to_numpyro(),
         "numbers": lambda: cp.compile(mixed, table()),
         "latent": lambda: cp.compile(with_latent, table()),
         "likelihood": lambda: cp.compile(counted, table()),
@@ -186,6 +228,7 @@ REFUSED = {
         ),
     },
     InvalidValueError: {
+        "a negative probability": lambda: cp.Analytic.table([[0.5, -0.1], [0.3, 0.3]]),
         "adaptive levels of noise": lambda: cp.infer(
             cp.compile(site, ratios()), KEY, num_chains=8, levels="adaptive"
         ),

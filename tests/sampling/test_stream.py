@@ -151,6 +151,24 @@ def test_a_store_holds_the_same_and_opens_lazily(product, whole, tmp_path):
     )
 
 
+def test_a_slice_with_a_step_reads_no_more_than_it_returns(
+    product, whole, tmp_path, monkeypatch
+):
+    x = drawn(product, store=tmp_path / "draws.zarr")["x"]
+    read = []
+
+    def counted(stored, part, before=type(x)._read):
+        array = before(stored, part)
+        read.append(array.shape)
+        return array
+
+    monkeypatch.setattr(type(x), "_read", counted)
+    for index in (np.s_[:, ::4], np.s_[::-3]):
+        expected = whole["x"][index]
+        np.testing.assert_array_equal(x[index], expected)
+        assert read.pop() == expected.shape
+
+
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_stopped_run_goes_on_with_the_same_draws(
     product, whole, tmp_path, monkeypatch, stored

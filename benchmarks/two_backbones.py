@@ -1,13 +1,15 @@
 """One sequence for two backbones and not a third, by ProteinMPNN.
 
     python -m benchmarks two-backbones FOLDER
+    python -m benchmarks two-backbones FOLDER --picture docs/_static/two-backbones.png
 
 FOLDER has the weights v_48_020, as `tools/convert_proteinmpnn.py` writes them. The
 backbones are an ideal α helix, β strand and polyproline II helix of 12 residues. Rows:
 logits averaged, which is what is done today; the best of as many averaged samples as
 take the same number of network evaluations; logits added; and `cp.infer`. Each sequence
 is scored by its log-probability under each backbone alone, in an order of its own that
-had no part in making it. Exits with 1 if a threshold is missed.
+had no part in making it. Exits with 1 if a threshold is missed. With ``--picture``
+nothing is recorded: sequences for two backbones are drawn, for the site's first page.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from report import publish
 
 import composeprob as cp
@@ -236,8 +240,8 @@ def by_pooling(design: Design, task: Task, evaluations: int) -> list[Row]:
     return [averaged, chosen, added]
 
 
-def by_infer(design: Design, task: Task) -> Row:
-    """The row of the default call."""
+def sampled(design: Design, task: Task) -> cp.Result:
+    """The result of the default call."""
     factors = [
         factor**power
         for factor, power in zip(design.factors, task.powers, strict=True)
@@ -249,8 +253,13 @@ def by_infer(design: Design, task: Task) -> Row:
         cp.sample("s", product)
 
     density = cp.compile(sequence, cp.product(*factors))
+    return cp.infer(density, jax.random.key(0), num_chains=NUM_CHAINS, progress=False)
+
+
+def by_infer(design: Design, task: Task) -> Row:
+    """The row of the default call."""
     began = time.monotonic()
-    result = cp.infer(density, jax.random.key(0), num_chains=NUM_CHAINS, progress=False)
+    result = sampled(design, task)
     codes = [str(code) for code, _ in result.status.findings] or ["ok"]
     return row(
         design,
@@ -266,13 +275,67 @@ def by_infer(design: Design, task: Task) -> Row:
     )
 
 
+def picture(design: Design, path: Path) -> None:
+    """Draw the two backbones, and log p of sequences under either: by averaged logits,
+    and by the product."""
+    averaged, _ = design.pooled(np.array(TWO.powers) / 2, 1)
+    result = sampled(design, TWO)
+    print(result.summary(), flush=True)
+    points = {
+        "logits averaged": design.scored(averaged),
+        "the product": design.scored(result.unweighted()["s"]),
+    }
+    for name, values in points.items():
+        print(name, values.mean(0), flush=True)
+    figure, axes = plt.subplot_mosaic(
+        [["helix", "scores"], ["strand", "scores"]],
+        figsize=(5.4, 3.6),
+        width_ratios=(1, 3),
+        layout="constrained",
+    )
+    for name in ("helix", "strand"):
+        _draw_backbone(axes[name], name)
+    looks = {"logits averaged": ("o", "#8a97a3"), "the product": ("D", "#c8553d")}
+    for name, (marker, color) in looks.items():
+        helix, strand, _ = points[name].T
+        axes["scores"].plot(
+            helix, strand, marker, ms=5, alpha=0.75, mew=0, color=color, label=name
+        )
+    axes["scores"].set(
+        xlabel="log p of the sequence, given the helix",
+        ylabel="given the strand",
+    )
+    axes["scores"].spines[["top", "right"]].set_visible(False)
+    axes["scores"].legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_backbone(axis: Axes, name: str) -> None:
+    """Draw the atoms N, CA and C of a backbone as one line, from the side."""
+    atoms = np.asarray(ideal(BACKBONES[name], LENGTH))[:, :3].reshape(-1, 3)
+    centred = atoms - atoms.mean(0)
+    # Its longest direction lies along the page.
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    along, across = (centred @ directions[:2].T).T
+    axis.plot(along, across, "-o", ms=2.5, lw=1.4, color="#2a6f97")
+    axis.set(title=f"a {name}", aspect="equal")
+    axis.set_axis_off()
+    axis.margins(0.1, 0.3)
+
+
 def main() -> int:
     """Run all, and publish the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="of the converted weights")
-    design = Design(cp.load(str(parser.parse_args().folder)))
+    parser.add_argument("--picture", type=Path, help="draw sequences instead")
+    options = parser.parse_args()
+    design = Design(cp.load(str(options.folder)))
+    if options.picture is not None:
+        picture(design, options.picture)
+        return 0
     rows = []
     checks = {}
     for task in (TWO, NOT_THIRD):

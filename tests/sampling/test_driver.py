@@ -292,38 +292,62 @@ def test_asking_takes_no_more_than_its_share(asked, monkeypatch):
     assert not asked
 
 
-def test_how_long_a_run_will_be_is_told_from_its_second_stretch_on(monkeypatch):
+@pytest.mark.parametrize(
+    ("seconds", "at_end", "long"), [(1.0, 0, False), (4.0, 0, True), (1.0, 10**8, True)]
+)
+def test_how_long_a_run_will_be_is_told_from_its_second_stretch_on(
+    monkeypatch, seconds, at_end, long
+):
     """The first one compiles: 100 s of that and levels of 1 s make no long run, levels
-    of 4 s do."""
-
-    def at(level):
-        visits = SimpleNamespace(made=24 - level, visited=lambda: [level])
-        sampler = SimpleNamespace(
-            evaluations=lambda visits: 10**6, kernel=None, weights=None, finishers=()
-        )
-        return SimpleNamespace(**call, sampler=sampler, first=23, visits=visits)
-
+    of 4 s do, and so do rounds at level 0 of as many evaluations as 2,400 levels."""
     call = {
         "density": boxes(2.0),
         "attempt": SimpleNamespace(pace=None),
         "num_chains": 1,
         "key": jax.random.key(0),
     }
-    for seconds, long in ((1.0, False), (4.0, True)):
-        clock = iter([100.0, 100.0 + 4 * seconds])
-        # JAX, which compiles here, keeps its own clock.
-        slow_clock = SimpleNamespace(monotonic=lambda clock=clock: next(clock))
-        monkeypatch.setattr(stages, "time", slow_clock)
-        asked = []
-        monkeypatch.setattr(
-            stages,
-            "check",
-            lambda *arguments, asked=asked: asked.append(arguments) or (),
+    finisher = SimpleNamespace(least_evaluations=lambda density: at_end)
+
+    def at(level):
+        visits = SimpleNamespace(made=24 - level, visited=lambda: [level])
+        sampler = SimpleNamespace(
+            evaluations=lambda visits: 10**6,
+            kernel=None,
+            weights=None,
+            finishers=(finisher,),
         )
-        pilot_run = stages.PilotRun(at(23))
-        for level in (23, 19, 15, 11):
-            pilot_run(at(level))
-        assert bool(asked) == long
+        return SimpleNamespace(**call, sampler=sampler, first=23, visits=visits)
+
+    clock = iter([100.0, 100.0 + 4 * seconds])
+    # JAX, which compiles here, keeps its own clock.
+    slow_clock = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr(stages, "time", slow_clock)
+    asked = []
+    monkeypatch.setattr(
+        stages, "check", lambda *arguments: asked.append(arguments) or ()
+    )
+    pilot_run = stages.PilotRun(at(23))
+    for level in (23, 19, 15, 11):
+        pilot_run(at(level))
+    assert bool(asked) == long
+
+
+def test_rounds_of_a_warm_up_are_counted_before_they_begin():
+    """Two rounds of 60 transitions, and HMC evaluates once for each leapfrog step."""
+
+    @cp.program
+    def scale(y):
+        sd = cp.sample("sd", dist.HalfNormal(1.0))
+        cp.observe("y", dist.Normal(0.0, sd), y)
+
+    density = cp.compile(scale, 0.5)
+    warm_up = cp.WarmUp()
+    points = np.linspace(-1.0, 1.0, 8)[:, None]
+    of_round = warm_up.evaluations(warm_up.adapt(points, density))
+    transitions = tuning.WARM_UP.settling + tuning.WARM_UP.transitions
+    assert of_round >= transitions
+    assert warm_up.least_evaluations(density) == 2 * of_round
+    assert cp.GlobalMoves().least_evaluations(density) == 0
 
 
 # ── settings of JAX with which others look for mistakes in code of their own ──────────

@@ -81,7 +81,7 @@ def _random(factor: Network, rng: np.random.Generator) -> Int[np.ndarray, " leng
 def _defect_of_masked(
     factor: MaskedDiffusion, given: dict[str, Array]
 ) -> tuple[str, str] | None:
-    """What is wrong with the outputs of a masked network, and its fix."""
+    """The defect of a masked network's outputs, and its fix; None without one."""
     rng = np.random.default_rng(0)
     rank = rng.permutation(factor.length).astype(np.int32)
     cut = factor.length // 2
@@ -121,8 +121,8 @@ def _defect_of_masked(
 def _defect_of_noised(
     factor: UniformDiffusion, given: dict[str, Array], noise: Schedule
 ) -> tuple[str, str] | None:
-    """What is wrong with the outputs of a network of noised tokens at the noisiest
-    level, and its fix."""
+    """The defect of the outputs of a network of noised tokens at the noisiest level,
+    and its fix; None without one."""
     rng = np.random.default_rng(0)
     tokens = _random(factor, rng)
     kept = jnp.asarray(np.asarray(noise.kept)[-1])

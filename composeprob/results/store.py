@@ -78,11 +78,15 @@ class Stored:
                 rest.append(0)
                 continue
             places = range(size)[entry]
-            backwards = places.step < 0
-            if backwards:
+            order = 1
+            if places.step < 0:
                 places = places[::-1]
-            read.append(slice(places.start, max(places.stop, places.start), places.step))
-            rest.append(slice(None, None, -1) if backwards else slice(None))
+                order = -1
+            part_of_axis = slice(0, 0)
+            if places:
+                part_of_axis = slice(places[0], places[-1] + 1, places.step)
+            read.append(part_of_axis)
+            rest.append(slice(None, None, order))
         part = self._read(tuple(read))
         return part[(*rest, *given[len(read) :])]
 

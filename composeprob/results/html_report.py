@@ -27,6 +27,18 @@ from composeprob.results.record import Record
 from composeprob.results.summary import Summary, cell
 
 
+TITLES = ("mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %")
+TITLES_OF_TOKENS = (
+    "token",
+    "share",
+    "±",
+    "90 % interval",
+    "next",
+    "its share",
+    "entropy",
+)
+
+
 def html(result: Record) -> str:
     """Return the page."""
     style_sheet = resources.files("composeprob.results").joinpath("report.css")
@@ -138,11 +150,9 @@ def _estimates(result: Record, summary: Summary) -> str:
         rows.append(_row("log evidence", evidence, error, ends, []))
     tables = ""
     if summary.tokens:
-        titles = ("token", "share", "±", "90 % interval", "next", "its share")
-        tables = _table((*titles, "entropy"), _rows_of_tokens(summary))
+        tables = _table(TITLES_OF_TOKENS, _rows_of_tokens(summary))
     if rows:
-        titles = ("mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %")
-        tables += _table(titles, rows)
+        tables += _table(TITLES, rows)
     note = (
         "± is the standard error of the mean; the interval holds the exact mean in "
         "nine of ten runs. A dash: withheld."

@@ -17,7 +17,6 @@ from compiler.networks import Energy
 from composeprob.density.rounding import unrounded
 from composeprob.errors import CapabilityError
 from composeprob.results.checks.rounded_networks import RoundedNetworks, rounding
-from composeprob.results.estimates import Genealogy
 from refusals import refused
 from sampling_cases import Calls, equations, single
 
@@ -274,16 +273,12 @@ def test_rounding_that_changes_estimates_is_found(centre):
     assert unrounded(cp.compile(single, energy)) is None
 
 
-def each_its_own(number):
-    """Independent chains of equal weight."""
-    return Genealogy.from_ancestors(np.ones(number), np.arange(number))
-
-
 def test_rounding_moves_means_and_the_evidence_as_reweighting_does():
     """The mean of N(0, 1) moves by a under log π₀ + a·x + b, and log Z by a²/2 + b."""
     x = jax.random.normal(jax.random.key(0), (20_000, 1))
     x = np.asarray(x, float)
-    found = rounding(0.3 * x[:, 0] + 0.5, x, each_its_own(len(x)))
+    weights = np.full(len(x), 1 / len(x))
+    found = rounding(0.3 * x[:, 0] + 0.5, x, weights)
     assert found.shift == pytest.approx(0.3, abs=0.02)
     assert found.log_evidence == pytest.approx(0.545, abs=0.02)
 
@@ -293,21 +288,10 @@ def test_rounding_without_direction_moves_no_mean():
     x_key, noise_key = jax.random.split(jax.random.key(1))
     x = np.asarray(jax.random.normal(x_key, (128, 64)), float)
     change = np.asarray(jax.random.normal(noise_key, (128,)), float)
-    genealogy = each_its_own(128)
-    assert rounding(change, x, genealogy).shift == 0
-    moved = rounding(change + 0.15 * x.sum(1), x, genealogy)
+    weights = np.full(128, 1 / 128)
+    assert rounding(change, x, weights).shift == 0
+    moved = rounding(change + 0.15 * x.sum(1), x, weights)
     assert moved.shift == pytest.approx(1.2, abs=0.5)
-
-
-def test_copies_of_an_ancestor_are_no_further_samples():
-    """The noise of 16 samples of 64 numbers is greater than that of 128, of which each
-    eight are copies."""
-    x_key, noise_key = jax.random.split(jax.random.key(2))
-    x = np.repeat(np.asarray(jax.random.normal(x_key, (16, 64)), float), 8, axis=0)
-    change = np.repeat(np.asarray(jax.random.normal(noise_key, (16,)), float), 8)
-    copies = Genealogy.from_ancestors(np.ones(128), np.repeat(np.arange(16), 8))
-    assert rounding(change, x, copies).shift == 0
-    assert rounding(change, x, each_its_own(128)).shift > 0.5
 
 
 def test_tokens_are_not_rounded_in_silence():

@@ -14,7 +14,6 @@ from composeprob.density.rounding import unrounded
 from composeprob.findings import Code, Finding
 from composeprob.results.checks.check import Check, Need
 from composeprob.results.ended import EndedRun
-from composeprob.results.estimates import Genealogy, effective_chains
 from composeprob.results.geometry import chosen, rows
 
 
@@ -28,7 +27,7 @@ class Rounding(NamedTuple):
 def rounding(
     change: Float[np.ndarray, " n"],
     points: Float[np.ndarray, "n d"],
-    genealogy: Genealogy,
+    weights: Float[np.ndarray, " n"],
 ) -> Rounding:
     r"""Estimate what a change of log π₀ does to means and to the evidence.
 
@@ -36,21 +35,19 @@ def rounding(
     $c = \operatorname{Cov}(z, \text{change})$. Over d numbers these make
     $\sum_i c_i^2$, the squared shift along the direction in which they move most. In
     many dimensions that is known far better than the largest of its terms: noise alone
-    adds $d\,V/n$, with V the variance of the change and n the number of independent
-    samples. Descendants of one ancestor are no more of these than they have forgotten.
+    adds $d\,V/n$, with V the variance of the change.
 
     Args:
         change: log π₀ without rounding less log π₀ with it, at the samples.
         points: the samples.
-        genealogy: the ancestors of the samples, and their weights.
+        weights: of the samples, of sum 1.
     """
-    weights = genealogy.weights
     centred = points - weights @ points
     spread = np.sqrt(weights @ centred**2)
     units = centred / np.where(spread > 0, spread, 1.0)
     deviation = change - weights @ change
     variance = float(weights @ deviation**2)
-    n = effective_chains(genealogy, [points])
+    n = 1 / float(np.sum(weights**2))
     covariances = (weights * deviation) @ units
     # ‖C‖² of the correlations C, of which there may be many more than samples.
     rows_of_units = np.sqrt(weights)[:, None] * units
@@ -96,8 +93,7 @@ class RoundedNetworks(Check):
             return []
         points, _, _ = rows(positions)
         change = np.where(weights > 0, change, 0.0)
-        genealogy = Genealogy.from_ancestors(weights, run.genealogy.index[some])
-        found = rounding(change, points, genealogy)
+        found = rounding(change, points, weights / weights.sum())
         limits = tuning.FINDINGS
         moved = found.shift > tuning.SHARES.shift
         evidence = abs(found.log_evidence) > limits.rounded_evidence

@@ -89,6 +89,18 @@ def test_kinds_that_cannot_be_drawn_say_why(moved):
     )
 
 
+def test_tokens_are_drawn_by_their_shares():
+    """The second token is the one after the first: each pair has a share of a third."""
+    first = np.arange(12) % 3
+    tokens = np.stack([first, (first + 1) % 3], axis=1).astype(np.int32)
+    result = make({"s": tokens}, np.zeros(12))
+    (shares,) = result.plot("samples").axes[0].images
+    assert np.asarray(shares.get_array()) == pytest.approx(np.full((3, 2), 1 / 3))
+    (joint,) = result.plot("pairs").axes[2].images
+    expected = np.roll(np.eye(3), 1, axis=0) / 3
+    assert np.asarray(joint.get_array()) == pytest.approx(expected)
+
+
 def test_points_are_drawn_with_their_marginals_and_those_of_the_density():
     ax = make(density=Density()).plot("samples").axes[0]
     above, right = ax.child_axes

@@ -26,7 +26,6 @@ from composeprob.results.plotting import (
 from composeprob.results.record import Record
 from composeprob.results.summary import Summary, cell
 
-
 TITLES = ("mean", "±", "90 % interval", "sd", "5 %", "50 %", "95 %")
 TITLES_OF_TOKENS = (
     "token",

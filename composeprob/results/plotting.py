@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from composeprob import tuning
@@ -24,6 +26,7 @@ from composeprob.errors import InvalidValueError
 from composeprob.records import REPORTED, Quantity
 from composeprob.results.geometry import as_images, entries, is_image, rows
 from composeprob.results.record import Record, by_block
+from composeprob.results.token_shares import is_tokens
 
 
 class Palette(NamedTuple):
@@ -144,7 +147,7 @@ def plot_site(
 ) -> None:
     """Draw the panel of one site, by the shape of its event."""
     shape = values.shape[1:]
-    if np.issubdtype(values.dtype, np.integer) and shape:
+    if is_tokens(values, 1):
         plot_tokens(ax, values, name)
     elif shape == (2,):
         log_density = log_density_at(density, name, 0)
@@ -315,20 +318,29 @@ def plot_histograms(ax: Axes, values: np.ndarray, title: str = "") -> None:
 
 
 def plot_tokens(ax: Axes, values: np.ndarray, title: str = "") -> None:
-    """Draw the frequency of every token at every position, (N, …)."""
+    """Draw the share of every token at every position, (N, …)."""
     flat = values.reshape(len(values), -1)
     tokens = np.arange(max(flat.max(initial=0) + 1, 2))
-    frequencies = (flat[:, :, None] == tokens).mean(axis=0)
-    ax.imshow(
-        frequencies.T,
+    shares = (flat[:, :, None] == tokens).mean(axis=0)
+    image = _plot_shares(ax, shares.T)
+    ax.figure.colorbar(image, ax=ax, label="share of samples", shrink=0.8)
+    ax.set(title=wrapped(title), xlabel="position", ylabel="token")
+
+
+def _plot_shares(ax: Axes, shares: np.ndarray) -> AxesImage:
+    """Draw a table of shares, (rows, columns), with ticks at whole numbers."""
+    image = ax.imshow(
+        shares,
         origin="lower",
         aspect="auto",
         cmap="Blues",
         vmin=0.0,
-        vmax=1.0,
+        vmax=shares.max(),
         interpolation="nearest",
     )
-    ax.set(title=wrapped(title), xlabel="position", ylabel="token")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return image
 
 
 def diagnostics(result: Record) -> dict[str, Quantity]:
@@ -476,7 +488,8 @@ def _pairs(result: Record) -> Figure:
             "There are no numbers to pair: every site is an image.",
             fix="leave kind= out.",
         )
-    numbers, _, labels = rows(draws)
+    numbers, sizes, labels = rows(draws)
+    of_tokens = np.repeat([is_tokens(x, 1) for x in draws.values()], sizes)
     numbers = numbers[:, : SIZES.pairs]
     numbers = numbers[np.isfinite(numbers).all(1)]
     count = numbers.shape[1]
@@ -484,7 +497,8 @@ def _pairs(result: Record) -> Figure:
     axes = figure.subplots(count, count, squeeze=False, sharex="col")
     for i in range(count):
         for j in range(count):
-            _pair(axes[i, j], numbers, i, j)
+            joint = bool(of_tokens[i] and of_tokens[j])
+            _pair(axes[i, j], numbers, i, j, joint)
         label = wrapped(labels[i], 18)
         axes[-1, i].set_xlabel(label)
         if i:  # the first row is a histogram
@@ -494,8 +508,9 @@ def _pairs(result: Record) -> Figure:
     return figure
 
 
-def _pair(ax: Axes, numbers: np.ndarray, i: int, j: int) -> None:
-    """Draw row i, column j of a figure of pairs."""
+def _pair(ax: Axes, numbers: np.ndarray, i: int, j: int, joint: bool) -> None:
+    """Draw row i, column j of a figure of pairs; ``joint`` for the shares of pairs of
+    tokens."""
     if j > i:
         ax.set_axis_off()
     elif i == j:
@@ -503,9 +518,20 @@ def _pair(ax: Axes, numbers: np.ndarray, i: int, j: int) -> None:
         ax.set_yticks([])
         ax.spines[["top", "right", "left"]].set_visible(False)
     else:
-        _plot_correlation(ax, numbers[:, j], numbers[:, i])
+        if joint:
+            _plot_joint_shares(ax, numbers[:, j], numbers[:, i])
+        else:
+            _plot_correlation(ax, numbers[:, j], numbers[:, i])
         if j:
             ax.set_yticklabels([])
+
+
+def _plot_joint_shares(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    """Draw the share of every pair of tokens at two positions."""
+    shape = (int(y.max()) + 1, int(x.max()) + 1)
+    shares = np.zeros(shape)
+    np.add.at(shares, (y.astype(int), x.astype(int)), 1 / len(x))
+    _plot_shares(ax, shares)
 
 
 def _plot_correlation(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:

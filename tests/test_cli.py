@@ -370,6 +370,8 @@ def test_new_writes_a_project_and_no_file_over_another(tmp_path):
     assert (folder / "README.md").read_text().startswith("# mine\n")
     assert "composeprob run program.py" in made.output
     assert folder.name in refused("new", folder)
+    # The command that is printed is one of a shell.
+    assert "cd '" in command("new", tmp_path / "two words").output
 
 
 @pytest.mark.slow

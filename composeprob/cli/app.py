@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 import sys
 import tempfile
 import textwrap
@@ -350,7 +351,8 @@ def new(
         written = folder / file.name
         written.write_text(text, encoding="utf-8")
         print(f"wrote {written}")
-    print(f"Run it: cd {folder} && composeprob run program.py")
+    quoted = shlex.quote(str(folder))
+    print(f"Run it: cd {quoted} && composeprob run program.py")
 
 
 @command

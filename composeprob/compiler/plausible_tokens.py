@@ -102,7 +102,9 @@ def _defect_of_masked(
         return None
     logs = np.asarray(jax.nn.log_softmax(jnp.asarray(outputs), axis=-1))
     may_not_differ = rank <= cut
-    change = float(np.nanmax(np.abs(logs[0] - logs[1])[may_not_differ], initial=0.0))
+    with np.errstate(invalid="ignore"):  # logits of −∞ in both
+        changes = np.abs(logs[0] - logs[1])[may_not_differ]
+    change = float(np.nanmax(changes, initial=0.0))
     if change <= tuning.UNSEEN_TOKENS:
         return None
     found = (

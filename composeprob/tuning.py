@@ -211,6 +211,8 @@ MIXTURE = _Mixture()
 
 
 class _Renoise(NamedTuple):
+    # Proposals to each chain at level 0 where the user gives no other number.
+    proposals: int = 20
     # Least distance in log-SNR of two rungs.
     spacing: float = 1.0
     # The same where scores alone make the steps, whose error no test corrects.
@@ -219,8 +221,22 @@ class _Renoise(NamedTuple):
     pilots: int = 64
     # Share of turns that are spread evenly over the rungs, whatever was accepted there.
     tried: float = 0.1
-    # Largest share of a chain's variance that a move which forgets it may keep.
+    # Largest share of a chain's variance, along any direction, that a move which
+    # forgets it may keep; largest number of its tokens.
     memory: float = 0.1
+    # Most rungs where proposals to tokens turn.
+    turns: int = 6
+    # Steps of a transition at a level, up and down each.
+    steps: int = 4
+    # The same by scores alone.
+    steps_by_score: int = 8
+    # Mean acceptance that the height of a transition's turn adapts to.
+    acceptance: float = 0.5
+    # Greatest height of a turn above its level, in log-SNR.
+    highest: float = 8.0
+    # Entries of data of variance 1 beside those of a chain, whose score tells the width
+    # of a step.
+    pseudo_entries: int = 8
 
 
 # Moves up to a level of noise and down again.

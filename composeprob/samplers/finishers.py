@@ -8,7 +8,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -64,6 +64,10 @@ class Finisher(eqx.Module):
     rounds = 1
     # Rounds before `drift` and `departure` may end them.
     fewest_rounds = 2
+    # True if it can move the tokens of categorical sites.
+    moves_tokens: ClassVar[bool] = False
+    # False if it moves chains of a sampler without a kernel, too.
+    needs_kernel: ClassVar[bool] = True
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
@@ -79,6 +83,24 @@ class Finisher(eqx.Module):
     def adapt(self, points: Points, density: AnnealedDensity) -> PyTree[Array] | None:
         """Fit to the population's points what `move` takes; None where nothing can be
         fitted."""
+
+    def trials(self, density: AnnealedDensity) -> PyTree[Array] | None:
+        """Return what `measure` tries before the finisher is fitted; None where points
+        tell enough."""
+        return None
+
+    def measure(
+        self, run: Run, density: AnnealedDensity, trials: PyTree[Array]
+    ) -> Array:
+        """Measure on the chains what their points do not tell; traced."""
+        raise NotImplementedError
+
+    def fit(
+        self, points: Points, density: AnnealedDensity, measured: np.ndarray | None
+    ) -> PyTree[Array] | None:
+        """Return what `adapt` fits, by what `measure` found where there are
+        `trials`."""
+        return self.adapt(points, density)
 
     @abc.abstractmethod
     def move(

@@ -24,6 +24,7 @@ from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import MALA, Adaptive, Gibbs, Kernel
 from composeprob.kernels.gibbs import parts_of, replaced
+from composeprob.kernels.kernel import as_kernel
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.pytree import where
 from composeprob.renamed import warn_renamed
@@ -158,7 +159,8 @@ class Sampler(eqx.Module):
         """Return the density that this sampler's levels follow: with constant exponents
         where they could grow only if chains carried a factor's log-density, and this
         sampler's chains do not."""
-        if self.weights is not None and self.weights.by_rate:
+        by_rate = self.weights is not None and self.weights.by_rate
+        if by_rate and all(part.carries for part in parts_of(self.kernel)):
             return density
         return density.untracked()
 
@@ -184,9 +186,10 @@ class Sampler(eqx.Module):
             moves = Transitions.resolved(kernel, self.steps_per_level, density)
             return replaced(self, kernel=kernel, moves=moves)
         name = type(self).__name__
-        if self.finishers:
+        moving = [each for each in self.finishers if each.needs_kernel]
+        if moving:
             raise CapabilityError(
-                f"then={self.finishers[0]!r} moves chains at level 0, but {name} has "
+                f"then={moving[0]!r} moves chains at level 0, but {name} has "
                 "no kernel here.",
                 where=density.described.where,
                 fix="pass a kernel, or leave then out.",
@@ -426,9 +429,10 @@ class SMC(Sampler):
     (`AnnealedMCMC`) are better.
 
     Args:
-        kernel: any kernel; left out, ``MALA(Adaptive(), metric="auto")`` where the
-            density has an energy, else no transitions. A program with latents has one
-            for the noised sites and another for the latents, in turn, as a `Gibbs`.
+        kernel: any kernel, or ``cp.Renoise()``; left out, ``MALA(Adaptive(),
+            metric="auto")`` where the density has an energy, else no transitions. A
+            program with latents has one for the noised sites and another for the
+            latents, in turn, as a `Gibbs`.
         steps_per_level: transitions at each level.
         weights: ``"feynman_kac"`` for `FeynmanKac`, ``"density"`` for `DensityRatio`,
             or other `Weights`.
@@ -456,7 +460,7 @@ class SMC(Sampler):
 
     def __init__(
         self,
-        kernel: Kernel | None = None,
+        kernel: Kernel | Finisher | None = None,
         steps_per_level: int = 1,
         weights: str | Weights = "feynman_kac",
         resample: float | Resampler = 0.5,
@@ -464,7 +468,7 @@ class SMC(Sampler):
         then: Finisher | tuple[Finisher, ...] = (),
         check_levels: bool = True,
     ):
-        check_kernel(kernel, steps_per_level, optional=True)
+        moved_by = check_kernel(kernel, steps_per_level, optional=True)
         rule = as_weights(weights)
         if step is not None and not isinstance(step, ReverseStep):
             raise WrongTypeError(
@@ -472,7 +476,7 @@ class SMC(Sampler):
                 fix="pass one, or leave step out.",
             )
         super().__init__(
-            kernel,
+            moved_by,
             int(steps_per_level),
             rule.reverse_step(step),
             rule,
@@ -523,7 +527,7 @@ class AnnealedMCMC(Sampler):
     likelihood, for 16 evaluations more.
 
     Args:
-        kernel: a kernel such as ``cp.HMC(0.03, num_leapfrog=3)``.
+        kernel: a kernel such as ``cp.HMC(0.03, num_leapfrog=3)``, or ``cp.Renoise()``.
         steps_per_level: transitions at each level, ≥ 1; 10 unless given.
         reverse_step: whether a step of the reverse process takes the chains from each
             level to the next, as a better start for the kernel. True means
@@ -551,12 +555,12 @@ class AnnealedMCMC(Sampler):
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: Kernel | Finisher,
         steps_per_level: int = 10,
         reverse_step: bool | ReverseStep = False,
         then: Finisher | tuple[Finisher, ...] = (),
     ):
-        check_kernel(kernel, steps_per_level)
+        moved_by = check_kernel(kernel, steps_per_level)
         if not isinstance(reverse_step, (bool, ReverseStep)):
             raise WrongTypeError(
                 "reverse_step must be True, False or a cp.ReverseStep; got "
@@ -575,7 +579,7 @@ class AnnealedMCMC(Sampler):
                 fix='write cp.ReverseStep(control="none"), or use cp.SMC.',
             )
         finishers = as_finishers(then)
-        super().__init__(kernel, int(steps_per_level), step, finishers=finishers)
+        super().__init__(moved_by, int(steps_per_level), step, finishers=finishers)
 
     def describe(self) -> str:
         settings = [f"{self.kernel!r}", f"{self.steps_per_level} steps a level"]
@@ -675,9 +679,11 @@ def likely_start(
 
 
 def check_kernel(
-    kernel: object, steps_per_level: object, optional: bool = False
-) -> None:
-    """Refuse anything but a kernel, and a number of transitions below 1."""
+    given: object, steps_per_level: object, optional: bool = False
+) -> Kernel | None:
+    """Return the kernel that was given, or that a finisher is among moves; refuse
+    anything else, and a number of transitions below 1."""
+    kernel = as_kernel(given)
     if not (isinstance(kernel, Kernel) or (optional and kernel is None)):
         shown = repr(kernel)
         if isinstance(kernel, type):
@@ -687,6 +693,7 @@ def check_kernel(
             fix="make one, for example cp.MALA() or cp.HMC(0.03, num_leapfrog=3).",
         )
     check_count(steps_per_level, "steps_per_level")
+    return kernel
 
 
 def as_resampler(resample: object) -> Resampler:

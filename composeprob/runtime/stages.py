@@ -39,7 +39,7 @@ from composeprob.results.support import in_separated_modes
 from composeprob.results.trust import least_effective_ancestors
 from composeprob.runtime import compiled
 from composeprob.runtime.outcome import summarised
-from composeprob.runtime.own_draws import own_scores
+from composeprob.runtime.own_draws import own_levels, own_scores
 from composeprob.runtime.plan import Attempt, Tried
 from composeprob.runtime.progress import Progress
 from composeprob.runtime.writer import Checkpoint, Draws, RunCheckpoints, Writer
@@ -487,7 +487,7 @@ class PilotRun:
             and in_question(state.density)
             and check_evaluations(state.density) <= most
         )
-        levels = state.density.num_levels + tuning.FINDINGS.slope_levels
+        levels = own_levels(state.density).evaluations
         weighted = state.sampler.weights is not None
         by_weights = weighted and "energy" not in state.density.capabilities
         self.integrated = integrates_score(state.sampler.kernel)

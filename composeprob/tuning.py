@@ -667,6 +667,10 @@ class _Findings(NamedTuple):
     # Log-SNR below which that is so.
     noise_alone: float = -4.0
     # The same of the scale above.
+    noise_error_of_both: float = 0.06
+    # Log-SNR above which there is little but signal.
+    signal_alone: float = 3.0
+    # The same of the scale there.
     noise_error_of_signal: float = 0.1
     # Change of the log-evidence, in nats, by networks that are rounded to bfloat16.
     rounded_evidence: float = 0.25

@@ -139,13 +139,13 @@ def misfit(
     """The level at which the noise that is predicted differs most from the noise in n
     samples, if it differs by more than is tolerated there, beyond its errors."""
     limits = tuning.FINDINGS
-    slopes = Slope(*(np.asarray(leaf, float) for leaf in slopes))
-    # Elsewhere errors of the samples themselves count.
-    alone = log_snr < limits.noise_alone
-    tolerance = np.where(alone, limits.noise_error, limits.noise_error_of_signal)
-    off = slopes.slope - 1
+    # Errors of networks grow as noise falls.
+    tolerance = np.full(len(log_snr), limits.noise_error_of_both)
+    tolerance[log_snr < limits.noise_alone] = limits.noise_error
+    tolerance[log_snr > limits.signal_alone] = limits.noise_error_of_signal
+    off = np.asarray(slopes.slope, float) - 1
     beyond = abs(off) - _allowed(slopes.slope_sd, slopes.slope_degrees, n)
-    shift = abs(slopes.shift)
+    shift = abs(np.asarray(slopes.shift, float))
     shifted = shift - _allowed(slopes.shift_sd, slopes.shift_degrees, n)
     # Means are off by little even where samples are rough.
     excess = np.maximum(beyond - tolerance, shifted.max(1) - limits.noise_error)
@@ -155,13 +155,14 @@ def misfit(
     return Misfit(1 + float(off[most]), float(shift[most].max()), float(log_snr[most]))
 
 
-def _allowed(sd: np.ndarray, degrees: np.ndarray, n: int) -> np.ndarray:
+def _allowed(sd: Array, degrees: Array, n: int) -> np.ndarray:
     """What means over n samples may be off by chance, by the quantile of Student's t
     that is four standard deviations of a Gaussian."""
     from scipy.special import ndtr, stdtrit
 
-    allowed: np.ndarray = stdtrit(np.maximum(degrees, 1), ndtr(4.0))
-    return allowed * sd / math.sqrt(n)
+    freedom = np.maximum(np.asarray(degrees, float), 1)
+    allowed: np.ndarray = stdtrit(freedom, ndtr(4.0))
+    return allowed * np.asarray(sd, float) / math.sqrt(n)
 
 
 class Moments(NamedTuple):

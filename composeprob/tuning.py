@@ -652,25 +652,24 @@ class _Findings(NamedTuple):
     own_score_right: float = 0.25
     # Most samples of a factor for this check; an eighth of them is required.
     own_draws: int = 256
-    # Fewest levels of their reverse diffusion; twice as many, before there are fewer
-    # samples than a quarter.
-    own_path: int = 12
+    # Fewest levels of their reverse diffusion.
+    own_path: int = 16
     # Fewest of these samples that carry the squared scores of a number at level 0.
     own_carried: float = 4.0
     # Levels to which these samples are noised, to regress their noise on the predicted.
     slope_levels: int = 8
     # The range of log-SNR of these, beside the noisiest.
     slope_log_snr: tuple[float, float] = (-5.0, 7.0)
-    # Error of the predicted noise that is tolerated in its mean, and in its scale where
-    # there is little but noise.
+    # Relative error of the predicted noise that is tolerated where there is little but
+    # noise.
     noise_error: float = 0.035
     # Log-SNR below which that is so.
     noise_alone: float = -4.0
-    # The same of the scale above.
+    # The same above, and the error of its mean that is tolerated everywhere.
     noise_error_of_both: float = 0.06
     # Log-SNR above which there is little but signal.
     signal_alone: float = 3.0
-    # The same of the scale there.
+    # The relative error that is tolerated there.
     noise_error_of_signal: float = 0.1
     # Change of the log-evidence, in nats, by networks that are rounded to bfloat16.
     rounded_evidence: float = 0.25

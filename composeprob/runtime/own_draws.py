@@ -147,8 +147,9 @@ def misfit(
     beyond = abs(off) - _allowed(slopes.slope_sd, slopes.slope_degrees, n)
     shift = abs(np.asarray(slopes.shift, float))
     shifted = shift - _allowed(slopes.shift_sd, slopes.shift_degrees, n)
-    # Means are off by little even where samples are rough.
-    excess = np.maximum(beyond - tolerance, shifted.max(1) - limits.noise_error)
+    # Means are off by little where samples are rough.
+    most_shift = limits.noise_error_of_both
+    excess = np.maximum(beyond - tolerance, shifted.max(1) - most_shift)
     most = int(np.argmax(np.nan_to_num(excess, nan=-np.inf)))
     if not excess[most] > 0:
         return None

@@ -241,11 +241,11 @@ def test_a_score_predicts_the_noise_that_its_own_samples_are_given(error):
 
 @pytest.mark.parametrize("error", ["right", "score × 1.15", "half the log-SNR"])
 def test_few_samples_by_few_levels_show_it_too(error):
-    """32 samples on 12 levels, which default runs of 64 chains pay for."""
+    """64 samples on 16 levels, as in default runs of as many chains."""
     change, wrong = WRONG[error]
     density = cp.compile(single, learned(Wrong.by(*change), "score", SCHEDULE))
-    assert own_levels(density, 20).evaluations == 20
-    (found,) = compared(density, samples=32, evaluations=32 * 20).values()
+    assert own_levels(density, 0).evaluations == 24
+    (found,) = compared(density, samples=64, evaluations=0).values()
     assert (found.misfit is not None) == wrong
 
 

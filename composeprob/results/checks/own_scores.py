@@ -40,11 +40,8 @@ class OwnScores(Check):
     def chains(self, run: EndedRun) -> Int[np.ndarray, " some"]:
         limits = tuning.FINDINGS
         number = run.evaluations / (run.density.num_levels + limits.slope_levels)
-        # With fewer samples than a quarter, reverse diffusion leaves levels out.
-        if number < limits.own_draws // 4:
-            levels = 2 * limits.own_path + limits.slope_levels
-            number = min(run.evaluations / levels, limits.own_draws // 4)
-        number = max(number, limits.own_draws // 8)
+        # With fewer samples than half, reverse diffusion leaves levels out.
+        number = max(number, limits.own_draws // 2)
         return np.arange(int(min(number, limits.own_draws, run.num_chains)))
 
     def ask(self, run: EndedRun) -> list[Finding]:

@@ -157,7 +157,7 @@ def misfit(
 
 
 def _allowed(sd: Array, degrees: Array, n: int) -> np.ndarray:
-    """What means over n samples may be off by chance, by the quantile of Student's t
+    """Largest error of means over n samples by chance, by the quantile of Student's t
     that is four standard deviations of a Gaussian."""
     from scipy.special import ndtr, stdtrit
 

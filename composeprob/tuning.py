@@ -285,6 +285,13 @@ class _Start(NamedTuple):
     far_apart: float = 0.7
     # Prior draws of which a chain starts at the best, where no level is noisy.
     draws: int = 16
+    # Width of a latent under another, over the median of its prior, above which chains
+    # start if they can.
+    narrow: float = 0.1
+    # Prior draws of which that median is taken.
+    widths: int = 64
+    # Nats of likelihood that outweigh such a width: more than data of a density have.
+    preferred: float = 1e8
 
 
 # Where a run starts.

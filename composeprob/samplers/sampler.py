@@ -31,6 +31,7 @@ from composeprob.renamed import warn_renamed
 from composeprob.samplers.descent import Descent, at_target, moved_to
 from composeprob.samplers.discrete import with_discrete
 from composeprob.samplers.finishers import Finisher, as_finishers
+from composeprob.samplers.hierarchy import has_dependents
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Transitions, by_kind
 from composeprob.samplers.random import Stream, key_of, normals, stream
@@ -288,7 +289,8 @@ class Sampler(eqx.Module):
             initial = partial(initial_point, layout, density, level)
             points = spread.map(initial, run.words)
         else:
-            likely = partial(likely_start, layout, density, level)
+            least = least_widths(layout, density, level)
+            likely = partial(likely_start, layout, density, level, least)
             points, path_weights = spread.map(likely, run.words)
             run = dataclasses.replace(run, path_weights=path_weights)
         particle = partial(self.initial_particle, blank)
@@ -642,40 +644,74 @@ def initial_point(
     return layout.vector({**xs, **latents}, 1.0)
 
 
+def least_widths(
+    layout: Layout, density: AnnealedDensity, level: int
+) -> dict[str, Float[Array, "..."]]:
+    """Return the widths that chains start above, of latents whose width is another
+    latent: a tenth of the prior's median; empty where there are none."""
+    if not has_dependents(density):
+        return {}
+
+    def widths(key: Array) -> dict[str, Array]:
+        frames = density.evaluator.frames(density.initial(key, level), level)
+        return {name: frame.width for name, frame in frames.items()}
+
+    drawn = jax.vmap(widths)(jax.random.split(jax.random.key(0), tuning.START.widths))
+    medians = jax.tree.map(lambda each: jnp.median(each, axis=0), drawn)
+    return jax.tree.map(lambda each: tuning.START.narrow * each, medians)
+
+
 def likely_start(
-    layout: Layout, density: AnnealedDensity, level: int, words: UInt32[Array, " 2"]
+    layout: Layout,
+    density: AnnealedDensity,
+    level: int,
+    least: dict[str, Float[Array, "..."]],
+    words: UInt32[Array, " 2"],
 ) -> tuple[Float[Array, " size"], Float[Array, ""]]:
     """Choose one of `tuning.START.draws` draws of the prior, with probabilities in
-    proportion to their likelihood.
+    proportion to their likelihood L.
 
     A chain that starts far out in a heavy tail would stay there, as the step size that
-    suits the others is too long for it.
+    suits the others is too long for it. So would one that starts where a scale is near
+    0: members all at their location are often likelier than members that are spread at
+    random. So draws with a width below ``least`` are chosen by L·h instead, with h so
+    small that all others are preferred.
 
     Returns:
-        The draw, and log of the mean likelihood, which as an importance weight gives
-            such draws the posterior's distribution.
+        The draw, and log of the mean of L·h, over its own h, which as an importance
+        weight gives such draws the posterior's distribution.
     """
     alpha = density.schedule.at(level).alpha
     key = key_of(words, Stream.INITIAL)
 
-    def race(i: Array, best: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def log_preference(position: Position) -> Array:
+        if not least:
+            return jnp.zeros(())
+        frames = density.evaluator.frames(position, level)
+        narrow = [jnp.any(frames[name].width < least[name]) for name in least]
+        return jnp.where(jnp.stack(narrow).any(), -tuning.START.preferred, 0.0)
+
+    Best = tuple[Array, Array, Array, Array]
+
+    def race(i: Array, best: Best) -> Best:
         # The largest of log-weights plus Gumbel numbers is a draw in proportion to the
         # weights, which needs no second pass over them.
-        best_point, best_score, log_total = best
+        *best_so_far, log_total = best
         draw_key, race_key = jax.random.split(jax.random.fold_in(key, i))
         position = density.initial(draw_key, level)
-        log_weight = density.evaluator(position, level).terms.log_potential
+        log_h = log_preference(position)
+        log_weight = density.evaluator(position, level).terms.log_potential + log_h
         log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
         point = layout.vector(position, alpha)
         score = log_weight + jax.random.gumbel(race_key)
-        best_point, best_score = where(
-            score >= best_score, (point, score), (best_point, best_score)
-        )
-        return best_point, best_score, jnp.logaddexp(log_total, log_weight)
+        better = score >= best_so_far[1]
+        chosen = where(better, (point, score, log_h), tuple(best_so_far))
+        return *chosen, jnp.logaddexp(log_total, log_weight)
 
-    nobody = jnp.zeros((layout.size,)), jnp.asarray(-jnp.inf), jnp.asarray(-jnp.inf)
-    v, _, log_total = jax.lax.fori_loop(0, tuning.START.draws, race, nobody)
-    return v, log_total - math.log(tuning.START.draws)
+    never = jnp.asarray(-jnp.inf)
+    nobody = jnp.zeros((layout.size,)), never, jnp.zeros(()), never
+    v, _, log_h, log_total = jax.lax.fori_loop(0, tuning.START.draws, race, nobody)
+    return v, log_total - math.log(tuning.START.draws) - log_h
 
 
 def check_kernel(

@@ -85,6 +85,10 @@ class _Discrete(NamedTuple):
 # Discrete latents: which are summed out, and which are swept one by one.
 DISCRETE = _Discrete()
 
+# Random points at which the location of data is compared with an affine function of a
+# latent.
+CENTRING_TRIALS = 2
+
 
 # ── factors ───────────────────────────────────────────────────────────────────────────
 class _Quadrature(NamedTuple):
@@ -509,6 +513,9 @@ class _Latents(NamedTuple):
     # Width of a latent over that of its prior given others above which it is
     # standardised.
     vague: float = 0.1
+    # The same below which a latent in standard coordinates leaves them, as its data
+    # tell more than its prior.
+    sharp: float = 0.7
     # Share of HMC's transitions in the steps of a hierarchy that are shorter than the
     # others, and by how much at most.
     short: tuple[float, float] = (0.5, 100.0)

@@ -36,10 +36,10 @@ from composeprob.samplers.hierarchy import (
     InBothCoordinates,
     Interweaving,
     NonCentred,
-    ShortAndLong,
     StandardCoordinates,
     has_dependents,
     interweaves,
+    kernels_of,
     vague_entries,
 )
 from composeprob.samplers.layout import Layout
@@ -319,7 +319,8 @@ def _hamiltonian(points: Points, density: AnnealedDensity) -> Kernel:
     metric = _covariance(points, density)
     if not dependents:
         return HMC(step_size, leapfrogs, damping=0.0, jitter=jitter, metric=metric)
-    centred = ShortAndLong(
+    kernels = kernels_of(density)
+    as_stated = kernels.as_stated(
         step_size, leapfrogs, damping=0.0, jitter=jitter, metric=metric
     )
     vague = vague_entries(points, density)
@@ -330,9 +331,10 @@ def _hamiltonian(points: Points, density: AnnealedDensity) -> Kernel:
         leapfrogs,
         jitter,
         metric=_covariance(standard, density),
+        inner=kernels.in_others,
         vague=vague,
     )
-    return InBothCoordinates(centred, non_centred, density)
+    return InBothCoordinates(as_stated, non_centred, density)
 
 
 def _covariance(points: Points, density: AnnealedDensity) -> MetricLike:

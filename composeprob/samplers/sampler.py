@@ -646,7 +646,7 @@ def initial_point(
 
 def least_widths(
     layout: Layout, density: AnnealedDensity, level: int
-) -> dict[str, Float[Array, "..."]]:
+) -> dict[str, Array]:
     """Return the widths that chains start above, of latents whose width is another
     latent: a tenth of the prior's median; empty where there are none."""
     if not has_dependents(density):
@@ -665,7 +665,7 @@ def likely_start(
     layout: Layout,
     density: AnnealedDensity,
     level: int,
-    least: dict[str, Float[Array, "..."]],
+    least: dict[str, Array],
     words: UInt32[Array, " 2"],
 ) -> tuple[Float[Array, " size"], Float[Array, ""]]:
     """Choose one of `tuning.START.draws` draws of the prior, with probabilities in

@@ -513,9 +513,6 @@ class _Latents(NamedTuple):
     # Width of a latent over that of its prior given others above which it is
     # standardised.
     vague: float = 0.1
-    # The same below which a latent in standard coordinates leaves them, as its data
-    # tell more than its prior.
-    sharp: float = 0.7
     # Share of HMC's transitions in the steps of a hierarchy that are shorter than the
     # others, and by how much at most.
     short: tuple[float, float] = (0.5, 100.0)

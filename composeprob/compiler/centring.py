@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
-from numpyro.distributions import Distribution, constraints
+from numpyro.distributions import Distribution, biject_to
+from numpyro.distributions.transforms import IdentityTransform
 
 from composeprob import tuning
 from composeprob.compiler.discrete import Run
 from composeprob.compiler.latents import Dependencies, Statements, place_of
+from composeprob.language.finite import is_discrete
 from composeprob.language.interpret import Statement
 
 
@@ -47,8 +49,13 @@ def _is_standard(statement: Statement, shape: tuple[int, ...]) -> bool:
     """Return whether a latent has a real entry for each datum."""
     if statement.kind != "static" or shape == ():
         return False
-    is_real = statement.distribution.support is constraints.real
-    return is_real and jnp.shape(statement.value) == shape
+    if is_discrete(statement.distribution) or jnp.shape(statement.value) != shape:
+        return False
+    support = statement.distribution.support
+    # Event dimensions wrap the constraint of their entries.
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return isinstance(biject_to(support), IdentityTransform)
 
 
 def _is_affine(run: Run, latent: str, data: str, shape: tuple[int, ...]) -> bool:

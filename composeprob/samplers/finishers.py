@@ -36,10 +36,11 @@ from composeprob.samplers.hierarchy import (
     InBothCoordinates,
     Interweaving,
     NonCentred,
+    ShortAndLong,
     StandardCoordinates,
     has_dependents,
     interweaves,
-    kernels_of,
+    is_non_centred,
     vague_entries,
 )
 from composeprob.samplers.layout import Layout
@@ -319,22 +320,27 @@ def _hamiltonian(points: Points, density: AnnealedDensity) -> Kernel:
     metric = _covariance(points, density)
     if not dependents:
         return HMC(step_size, leapfrogs, damping=0.0, jitter=jitter, metric=metric)
-    kernels = kernels_of(density)
-    as_stated = kernels.as_stated(
+
+    def in_others(inner: type[HMC], entries: Position | None) -> NonCentred:
+        layout = Layout.of_density(density)
+        coordinates = StandardCoordinates(density, layout, entries)
+        standard = np.asarray(_standardised(coordinates, jnp.asarray(points)))
+        return NonCentred(
+            step_size,
+            leapfrogs,
+            jitter,
+            metric=_covariance(standard, density),
+            inner=inner,
+            vague=entries,
+        )
+
+    centred: Kernel = ShortAndLong(
         step_size, leapfrogs, damping=0.0, jitter=jitter, metric=metric
     )
-    vague = vague_entries(points, density)
-    coordinates = StandardCoordinates(density, Layout.of_density(density), vague)
-    standard = np.asarray(_standardised(coordinates, jnp.asarray(points)))
-    non_centred = NonCentred(
-        step_size,
-        leapfrogs,
-        jitter,
-        metric=_covariance(standard, density),
-        inner=kernels.in_others,
-        vague=vague,
-    )
-    return InBothCoordinates(as_stated, non_centred, density)
+    if is_non_centred(density):
+        centred = in_others(ShortAndLong, None)
+    non_centred = in_others(HMC, vague_entries(points, density))
+    return InBothCoordinates(centred, non_centred, density)
 
 
 def _covariance(points: Points, density: AnnealedDensity) -> MetricLike:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Self
 
 import equinox as eqx
 import jax
@@ -493,25 +493,16 @@ def has_dependents(density: AnnealedDensity) -> bool:
     return bool(jax.eval_shape(frames, zeros))
 
 
-class Kernels(NamedTuple):
-    """Classes of the HMC in the coordinates of the program, and in the others."""
-
-    as_stated: type[HMC]
-    in_others: type[HMC]
-
-
-def kernels_of(density: AnnealedDensity) -> Kernels:
-    """Return the kernels of a hierarchy: short steps are for the centred coordinates,
-    which are those of the program unless it has standard ones alone."""
+def is_non_centred(density: AnnealedDensity) -> bool:
+    """Return whether a program of latents alone has standard coordinates itself, and
+    its data those of a centred hierarchy."""
     layout = Layout.of_density(density)
     zeros = jnp.zeros((layout.size,))
 
     def frames(v: Array) -> dict[str, Frame]:
         return density.evaluator.frames(layout.position(v, 1.0), 0)
 
-    if jax.eval_shape(frames, zeros):
-        return Kernels(ShortAndLong, HMC)
-    return Kernels(HMC, ShortAndLong)
+    return has_dependents(density) and not jax.eval_shape(frames, zeros)
 
 
 class StandardCoordinates(eqx.Module):
@@ -541,6 +532,15 @@ class StandardCoordinates(eqx.Module):
     def by_data(self, position: Position) -> dict[str, Frame]:
         """Return location and scale of the latents whose data depend on others."""
         return self.density.evaluator.frames_by_data(position, 0)
+
+    def scales(self, position: Position) -> dict[str, Array]:
+        """Return the scale s of members m + s·ξ, whichever of these the program has."""
+        by_data = self.by_data(position)
+        found = {}
+        for name, frame in self.frames(position).items():
+            width = jnp.abs(frame.width)
+            found[name] = 1 / width if name in by_data else width
+        return found
 
     def _standardised(self, name: str, frame: Frame) -> Array:
         if self.vague is None:
@@ -613,10 +613,10 @@ def vague_entries(
         # The standard deviation of a normal distribution, by its median deviation.
         spread = 1.4826 * np.median(away, axis=0)
         of_prior = np.median(np.asarray(member.width), axis=0)
-        if np.asarray(member.by_data).all():
-            vague[name] = spread < tuning.LATENTS.sharp * of_prior
-        else:
-            vague[name] = spread > tuning.LATENTS.vague * of_prior
+        is_vague = spread > tuning.LATENTS.vague * of_prior
+        vague[name] = is_vague != np.asarray(member.by_data).all()
+    if is_non_centred(density):
+        return jax.tree.map(jnp.asarray, vague)
     if not any(entries.any() for entries in vague.values()):
         vague = {name: np.ones_like(entries) for name, entries in vague.items()}
     return jax.tree.map(jnp.asarray, vague)
@@ -636,12 +636,10 @@ def _members(coordinates: StandardCoordinates, points: Array) -> dict[str, _Memb
         position = coordinates.layout.position(v, 1.0)
         by_data = coordinates.by_data(position)
         found = {}
-        for name, frame in coordinates.frames(position).items():
+        for name, width in coordinates.scales(position).items():
             value = position[name]
-            width = frame.width
             if name in by_data:
-                value = frame.standard(value)
-                width = 1 / jnp.abs(width)
+                value = by_data[name].standard(value)
             found[name] = _Member(value, width, jnp.asarray(name in by_data))
         return found
 
@@ -678,7 +676,8 @@ class NonCentred(Kernel[KernelState]):
 
     In the coordinates $u$ the log-density is $\log\pi(v(u)) + \log|dv/du|$: HMC leaves
     it invariant, and so π. Step size and metric are those of u. Only the entries that
-    are ``vague`` have these coordinates, where they are known.
+    are ``vague`` have these coordinates, where they are known. Trajectories are those
+    of the class ``inner``.
     """
 
     step_size: StepSizeLike = eqx.field(
@@ -762,12 +761,11 @@ class InBothCoordinates(Gibbs):
     coordinates by another.
 
     Where data are sharp the first mixes, where they are vague the second: ancillary–
-    sufficient interweaving (Yu and Meng 2011). Each has its step size.
+    sufficient interweaving (Yu and Meng 2011). Each has its step size. The program may
+    state its latents in either.
     """
 
-    def __init__(
-        self, centred: Kernel, non_centred: NonCentred, density: AnnealedDensity
-    ):
+    def __init__(self, centred: Kernel, non_centred: Kernel, density: AnnealedDensity):
         sites = tuple(density.sites)
         super().__init__({sites: centred})
         # `Gibbs` refuses a site in two blocks, which a user may have meant otherwise.

@@ -31,7 +31,7 @@ from composeprob.renamed import warn_renamed
 from composeprob.samplers.descent import Descent, at_target, moved_to
 from composeprob.samplers.discrete import with_discrete
 from composeprob.samplers.finishers import Finisher, as_finishers
-from composeprob.samplers.hierarchy import has_dependents
+from composeprob.samplers.hierarchy import StandardCoordinates, has_dependents
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Transitions, by_kind
 from composeprob.samplers.random import Stream, key_of, normals, stream
@@ -647,16 +647,17 @@ def initial_point(
 def least_widths(
     layout: Layout, density: AnnealedDensity, level: int
 ) -> dict[str, Array]:
-    """Return the widths that chains start above, of latents whose width is another
-    latent: a tenth of the prior's median; empty where there are none."""
+    """Return the scales of members that chains start above, where they are latents: a
+    tenth of the prior's median; empty where there are none."""
     if not has_dependents(density):
         return {}
 
-    def widths(key: Array) -> dict[str, Array]:
-        frames = density.evaluator.frames(density.initial(key, level), level)
-        return {name: frame.width for name, frame in frames.items()}
+    coordinates = StandardCoordinates(density, layout)
 
-    drawn = jax.vmap(widths)(jax.random.split(jax.random.key(0), tuning.START.widths))
+    def scales(key: Array) -> dict[str, Array]:
+        return coordinates.scales(density.initial(key, level))
+
+    drawn = jax.vmap(scales)(jax.random.split(jax.random.key(0), tuning.START.widths))
     medians = jax.tree.map(lambda each: jnp.median(each, axis=0), drawn)
     return jax.tree.map(lambda each: tuning.START.narrow * each, medians)
 
@@ -674,7 +675,7 @@ def likely_start(
     A chain that starts far out in a heavy tail would stay there, as the step size that
     suits the others is too long for it. So would one that starts where a scale is near
     0: members all at their location are often likelier than members that are spread at
-    random. So draws with a width below ``least`` are chosen by L·h instead, with h so
+    random. So draws with a scale below ``least`` are chosen by L·h instead, with h so
     small that all others are preferred.
 
     Returns:
@@ -687,8 +688,8 @@ def likely_start(
     def log_preference(position: Position) -> Array:
         if not least:
             return jnp.zeros(())
-        frames = density.evaluator.frames(position, level)
-        narrow = [jnp.any(frames[name].width < least[name]) for name in least]
+        scales = StandardCoordinates(density, layout).scales(position)
+        narrow = [jnp.any(scales[name] < least[name]) for name in least]
         return jnp.where(jnp.stack(narrow).any(), -tuning.START.preferred, 0.0)
 
     Best = tuple[Array, Array, Array, Array]

@@ -644,6 +644,14 @@ def initial_point(
     return layout.vector({**xs, **latents}, 1.0)
 
 
+class _Start(NamedTuple):
+    """A draw of the prior, its part in the choice, and log h."""
+
+    point: Float[Array, " size"]
+    score: Float[Array, ""]
+    log_h: Float[Array, ""]
+
+
 def least_widths(
     layout: Layout, density: AnnealedDensity, level: int
 ) -> dict[str, Array]:
@@ -685,34 +693,34 @@ def likely_start(
     alpha = density.schedule.at(level).alpha
     key = key_of(words, Stream.INITIAL)
 
-    def log_preference(position: Position) -> Array:
+    def log_h_of(position: Position) -> Array:
         if not least:
             return jnp.zeros(())
         scales = StandardCoordinates(density, layout).scales(position)
         narrow = [jnp.any(scales[name] < least[name]) for name in least]
         return jnp.where(jnp.stack(narrow).any(), -tuning.START.preferred, 0.0)
 
-    Best = tuple[Array, Array, Array, Array]
+    Carry = tuple[_Start, Array]
 
-    def race(i: Array, best: Best) -> Best:
+    def race(i: Array, carry: Carry) -> Carry:
         # The largest of log-weights plus Gumbel numbers is a draw in proportion to the
         # weights, which needs no second pass over them.
-        *best_so_far, log_total = best
+        best, log_total = carry
         draw_key, race_key = jax.random.split(jax.random.fold_in(key, i))
         position = density.initial(draw_key, level)
-        log_h = log_preference(position)
+        log_h = log_h_of(position)
         log_weight = density.evaluator(position, level).terms.log_potential + log_h
         log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
-        point = layout.vector(position, alpha)
         score = log_weight + jax.random.gumbel(race_key)
-        better = score >= best_so_far[1]
-        chosen = where(better, (point, score, log_h), tuple(best_so_far))
-        return *chosen, jnp.logaddexp(log_total, log_weight)
+        drawn = _Start(layout.vector(position, alpha), score, log_h)
+        best = where(score >= best.score, drawn, best)
+        return best, jnp.logaddexp(log_total, log_weight)
 
     never = jnp.asarray(-jnp.inf)
-    nobody = jnp.zeros((layout.size,)), never, jnp.zeros(()), never
-    v, _, log_h, log_total = jax.lax.fori_loop(0, tuning.START.draws, race, nobody)
-    return v, log_total - math.log(tuning.START.draws) - log_h
+    nobody = _Start(jnp.zeros((layout.size,)), never, jnp.zeros(()))
+    draws = tuning.START.draws
+    best, log_total = jax.lax.fori_loop(0, draws, race, (nobody, never))
+    return best.point, log_total - math.log(draws) - best.log_h
 
 
 def check_kernel(

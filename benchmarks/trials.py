@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -26,11 +27,20 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+# Nearly all of the time is that of compiling small programs: in one piece, and without
+# optimisations, as quick tests are.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_parallel_codegen_split_count=1"
+)
+
 import jax
 from exact.measure import Outcome
 from exact.trials import Shape, shapes
 from modes import CODE, COLUMNS, Row, in_table, measure
 from report import publish
+
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
 MOST_SILENT, MOST_NAMED = 0.01, 1 / 8
 KEPT = ("program", "chains", "key", "exact", "estimates", "errors", "outcome", "codes")

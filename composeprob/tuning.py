@@ -444,6 +444,8 @@ class _Metric(NamedTuple):
     chains: int = 50
     # Chains for each dimension from which on ``"auto"`` measures correlations.
     chains_per_number: int = 10
+    # The same in a warm-up of latents alone.
+    chains_per_latent: int = 4
     # Largest dimension in which ``"auto"`` measures correlations.
     most_numbers: int = 64
     # Largest N·d that is measured: every device gathers the whole population.

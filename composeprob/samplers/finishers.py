@@ -350,7 +350,7 @@ def _covariance(points: Points, density: AnnealedDensity) -> MetricLike:
     limits = tuning.METRIC
     only_latents = layout.dims == 0 and not discrete_sites(density)
     small = layout.size <= limits.most_numbers
-    enough = len(points) >= limits.chains_per_number * layout.size
+    enough = len(points) >= limits.chains_per_latent * layout.size
     sound = np.isfinite(np.square(points, dtype=np.float64)).all()
     if not (only_latents and small and enough and sound):
         return _variances(points, density)

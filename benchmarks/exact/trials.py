@@ -8,6 +8,7 @@ chosen after a run.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import numpyro.distributions as dist
 from scipy import stats
 
 import composeprob as cp
+from composeprob.results.estimates import Estimate
 from exact import axis, more_hierarchies
 from exact.axis import Mixture, Terms
 from exact.case import Answer, Case, schedule, share, single
@@ -214,17 +216,22 @@ def hierarchy_shape(name: str, size: tuple[int, ...], prior: str) -> Shape:
 
     def draw(label: str, rng: Generator) -> Case:
         data = hierarchy.data(size, rng)
-        posterior = hierarchy.posterior(prior, data)
-        events = posterior.events(QUARTER)
-        answer = Answer(tuple(event.probability for event in events))
         arrays = [jnp.asarray(array, jnp.float32) for array in data]
-        return Case(
-            f"hierarchy, {name}",
-            label,
-            lambda: cp.compile(program, *arrays),
-            share(below(events, prior)),
-            lambda: answer,
-        )
+
+        @functools.cache
+        def events() -> list[Event]:
+            return hierarchy.posterior(prior, data).events(QUARTER)
+
+        def ask(result: cp.Result) -> Estimate:
+            return result.probability(below(events(), prior))
+
+        def exact() -> Answer:
+            return Answer(tuple(event.probability for event in events()))
+
+        def compiled() -> cp.AnnealedDensity:
+            return cp.compile(program, *arrays)
+
+        return Case(f"hierarchy, {name}", label, compiled, ask, exact)
 
     shown = " × ".join(map(str, size))
     return Shape(f"hierarchy, {name}", f"{name}, {shown}, {prior}", draw)

@@ -289,9 +289,9 @@ class _Start(NamedTuple):
     far_apart: float = 0.7
     # Prior draws of which a chain starts at the best, where no level is noisy.
     draws: int = 16
-    # Width of a latent under another, over the median of its prior, above which chains
+    # Scale of members, over the median of its prior, above which chains
     # start if they can.
-    narrow: float = 0.1
+    narrow: float = 0.001
     # Prior draws of which that median is taken.
     widths: int = 64
     # Nats of likelihood that outweigh such a width: more than data of a density have.

@@ -656,7 +656,7 @@ def least_widths(
     layout: Layout, density: AnnealedDensity, level: int
 ) -> dict[str, Array]:
     """Return the scales of members that chains start above, where they are latents: a
-    tenth of the prior's median; empty where there are none."""
+    thousandth of the prior's median; empty where there are none."""
     if not has_dependents(density):
         return {}
 

@@ -254,6 +254,13 @@ def test_data_have_coordinates_where_their_location_is_affine_in_each(name):
     assert set(frames) == ({"xi"} if expected else set())
 
 
+@pytest.fixture
+def wide_starts(monkeypatch):
+    """Starts above a tenth of a scale's median, which few draws are below."""
+    monkeypatch.setattr(tuning, "START", tuning.START._replace(narrow=0.1))
+
+
+@pytest.mark.usefixtures("wide_starts")
 def test_no_chain_starts_where_a_scale_is_near_0():
     """Members at their location are likelier than members that are spread at
     random."""
@@ -275,6 +282,7 @@ def test_no_chain_starts_where_a_scale_is_near_0():
     assert np.exp(starts({})).min() < width / 2
 
 
+@pytest.mark.usefixtures("wide_starts")
 def test_weights_of_starts_give_the_law_above_these_widths():
     y = jnp.array([0.3])
     density = cp.compile(vague, y)

@@ -502,6 +502,9 @@ def _mean_squares(
     levels = renoising.ladder.levels
     start = schedule.at(0).variance
     noise = jax.random.normal(jax.random.key(0), (len(points), d))
+    # Every level takes the same noise: if its mean square were that of few draws, all
+    # narrowings would be off in one direction, which a narrow law cannot bear.
+    noise = noise / jnp.sqrt(jnp.mean(noise**2, axis=0))
 
     def at_rung(rung: Array) -> Array:
         width = jnp.sqrt(schedule.at(levels[rung]).variance - start)

@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
@@ -282,14 +283,27 @@ def test_a_move_forgets_a_chain_only_beyond_the_distance_of_its_modes():
     assert (share[~forgets] > 0.9).any()
 
 
+def test_few_pilots_know_the_widths_where_noise_alone_is_left():
+    levels = cp.Schedule.log_snr(24, -10.0, 10.0)
+    narrow = cp.Analytic(dist.Normal(jnp.zeros(3), 0.03).to_event(1), levels)
+    density = cp.compile(single, narrow)
+    y = 0.03 * np.random.default_rng(0).standard_normal((64, 3))
+    ladder, _ = ladder_of(np.asarray(y, np.float32), density)
+    s = np.asarray(levels.sigma / levels.alpha, float)[np.asarray(ladder.levels)] ** 2
+    noisy = s[:-1] > 100 * 0.03**2
+    exact = (0.03**2 + s[:-1]) / (0.03**2 + s[1:])
+    found = np.asarray(ladder.narrowing)[1:]
+    assert noisy.sum() > 5
+    ratio = found[noisy] / exact[noisy, None]
+    np.testing.assert_allclose(ratio, 1.0, atol=0.1)
+
+
 @cp.program
 def latent(law):
     cp.sample("z", law)
 
 
 def test_it_is_refused_where_it_can_do_nothing():
-    import numpyro.distributions as dist
-
     without_noise = cp.compile(latent, dist.Normal(0.0, 1.0))
     density = cp.compile(single, two_modes())
     sampler = cp.AnnealedMCMC(cp.MALA(), 1, then=Renoise())

@@ -3,8 +3,8 @@
     python -m benchmarks filtering [--steps 300] [--chains 1000] [--keys 4]
         [--dapper PYTHON] [--train]
 
-Runs by `Result.extend` are kept in out/, so that the same command goes on where it was
-stopped.
+Runs by `Result.extend` and DAPPER's are kept in out/, so that the same command goes on
+where it was stopped.
 
 The setting of Sakov, Oliver and Bertino 2012, as DAPPER has it: three numbers, all seen
 every 0.25 units of time with variance 2, no noise in the dynamics, a first state of
@@ -177,15 +177,9 @@ def extended(name: str, step: Any, data: Series, chains: int, seed: int) -> Exte
     return Extended(filtered, found["stated"], found["status"], found["evaluations"])
 
 
-class Dapper(NamedTuple):
-    """What DAPPER's filters found, and its version."""
-
-    version: str
-    filters: dict[str, dict[str, float]]
-
-
-def by_dapper(python: str, data: Series) -> Dapper:
-    """Run DAPPER's filters on a series, by the Python that has it."""
+def by_dapper(python: str, data: Series) -> dict[str, Any]:
+    """Run DAPPER's filters on a series, by the Python that has it; return its version
+    and, for each filter, its error and seconds."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "series.npz"
         target = Path(folder) / "found.json"
@@ -197,7 +191,7 @@ def by_dapper(python: str, data: Series) -> Dapper:
         )
         command = [python, str(FOLDER / "dapper_filters.py"), source, target]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-        return Dapper(**json.loads(target.read_text()))
+        return json.loads(target.read_text())
 
 
 class Table:
@@ -263,9 +257,10 @@ def main() -> int:
 
     notes = ""
     if options.dapper:
-        dapper = by_dapper(options.dapper, data)
-        notes = f" DAPPER is version {dapper.version}."
-        for name, each in dapper.filters.items():
+        run = partial(by_dapper, options.dapper, data)
+        dapper = kept("filtering", f"dapper {len(ys)}", run)
+        notes = f" DAPPER is version {dapper['version']}."
+        for name, each in dapper["filters"].items():
             table.add_dapper(name, each["error"], each["seconds"])
 
     exact = extended("equations", closed_form(), data, options.chains, 0)
@@ -283,12 +278,12 @@ def main() -> int:
     near = np.abs(away).max() / len(ys)
     # The mean of the estimates themselves has no bias.
     together = float(np.log(np.mean(np.exp(away))))
+    mean = float(np.mean(errors))
+    best = float(np.mean(theirs))
     checks = {
-        f"analysis error at most .30 for every key ({max(errors):.3f})": (
-            max(errors) <= 0.30
-        ),
-        f"at most 1.1 times the particle filters' of as many ({max(theirs):.3f})": (
-            max(errors) <= 1.1 * max(theirs)
+        f"analysis error at most .30, mean of the keys ({mean:.3f})": mean <= 0.30,
+        f"at most 1.05 times the particle filters' of as many ({best:.3f})": (
+            mean <= 1.05 * best
         ),
         f"log-evidence within .1 for each observation ({near:.4f})": near <= 0.1,
         f"log-evidence within .1 in all, the keys' mean ({together:+.2f})": (

@@ -152,12 +152,15 @@ def _age(root: Path, file: Path) -> Age:
 
 
 def _stamps(record: JSONObject) -> Iterator[JSONObject | None]:
-    """Stamps of a file, or of its cells where these were run one by one."""
+    """Stamps of a file, or of its cells or rows where these were run one by one; beside
+    the file's own, those of parts that were kept."""
     rows = record.get("rows", [])
     kept = list(record.get("cells", {}).values()) or [
         row for row in rows if STAMP in row
     ]
-    yield from (part.get(STAMP) for part in kept or [record])
+    parts = list(record.get("parts", {}).values())
+    for made in [*(kept or [record]), *parts]:
+        yield made.get(STAMP)
 
 
 def _script(root: Path, command: str) -> list[str]:

@@ -13,6 +13,7 @@ import os
 import platform
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -65,18 +66,50 @@ def file_of(folder: str, part: str) -> Path:
     return Path("out") / folder / f"{part.replace(' ', '_')}.json"
 
 
+PARTS: dict[str, dict[str, Any]] = {}
+"""Code and machine of every part that this process measured or read, by its file."""
+
+
 def kept(folder: str, part: str, measure: Callable[[], Any]) -> Any:
     """Measure one part of a long benchmark, or read its result from an earlier run.
 
-    Results are kept in out/, so that the same command goes on where it was stopped.
+    Results are kept in out/, so that the same command goes on where it was stopped. A
+    part names the commit and the machine that made it, which `publish` copies: they may
+    be others than those of the run that writes the table.
     """
     file = file_of(folder, part)
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(measure())
-        file.write_text(text)
-        print(f"{part}: {text}", flush=True)
-    return json.loads(file.read_text())
+        found = measure()
+        record = {STAMP: CODE.stamp(), "machine": machine(), "found": found}
+        file.write_text(json.dumps(record))
+        print(f"{part}: {json.dumps(found)}", flush=True)
+    record = json.loads(file.read_text())
+    if not (isinstance(record, dict) and STAMP in record):
+        # A file of an earlier form says neither.
+        record = {STAMP: None, "machine": None, "found": record}
+    PARTS[f"{folder}/{file.stem}"] = {key: record[key] for key in (STAMP, "machine")}
+    return record["found"]
+
+
+def parts_in_words() -> str:
+    """Return by how many parts each code and machine is represented; empty without
+    parts."""
+    groups: Counter[str] = Counter()
+    for part in PARTS.values():
+        host = part["machine"]
+        stamp = part[STAMP]
+        where = "an unknown machine"
+        if host is not None:
+            where = f"{host['cpu']}, {host['date']}"
+        commit = "an unknown commit"
+        if stamp is not None:
+            commit = f"commit {stamp['commit'][:9]}"
+            if stamp["changed"]:
+                commit += " with changes"
+        groups[f"{commit} ({where})"] += 1
+    counted = (f"{number} at {text}" for text, number in groups.items())
+    return "; ".join(counted)
 
 
 def publish(
@@ -124,6 +157,8 @@ def publish(
         if stamp:
             facts += f", commit {stamp['commit'][:9]}"
         lines = [f"# {title}", "", f"`{made_by}`", "", facts, ""]
+        if PARTS:
+            lines += [f"Parts were measured: {parts_in_words()}.", ""]
         lines += as_markdown(columns, rows, checks)
         if notes:
             lines += ["", notes]
@@ -135,6 +170,8 @@ def publish(
             "checks": {text: bool(holds) for text, holds in checks.items()},
             **details,
         }
+        if PARTS:
+            record["parts"] = PARTS
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n")
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -1,10 +1,12 @@
 """`python -m benchmarks`: what it finds, and with `--stale` which results are older
 than what they depend on."""
 
+import importlib
 import json
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -199,6 +201,40 @@ def test_a_table_made_in_parts_is_as_old_as_its_oldest(checkout, parts):
     assert checkout.age().commit == old["made_at"]["commit"]
     checkout.result(**new, **parts(new, {"made_at": None}))
     assert checkout.age().why == "no commit recorded for 1 of 2 parts"
+
+
+def test_kept_parts_name_the_code_and_machine_that_made_them(
+    checkout, monkeypatch, tmp_path
+):
+    """A later run that writes the table says what its parts were measured with, and
+    the table is as old as the oldest of them."""
+    monkeypatch.syspath_prepend(str(Path(finder.__file__).parent))
+    report = importlib.import_module("report")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "benchmarks/results")
+    first = checkout.stamp()["commit"]
+    for part in ("one", "two"):
+        monkeypatch.setattr(report, "PARTS", {})
+        monkeypatch.setattr(report, "CODE", ages.Code.now(checkout.root))
+        assert report.kept("quick", "one", lambda: [1.5]) == [1.5]
+        assert report.kept("quick", part, lambda: [2.5]) != []
+        checkout.change(LIBRARY)
+    report.publish("quick", "Quick", ["a"], [["b"]], {}, {})
+    record = json.loads((tmp_path / "benchmarks/results/quick.json").read_text())
+    parts = record["parts"]
+    assert parts["quick/one"]["made_at"]["commit"] == first
+    assert parts["quick/two"]["made_at"]["commit"] == record["made_at"]["commit"]
+    assert parts["quick/two"]["machine"]["cpu"] == record["machine"]["cpu"]
+    shown = (tmp_path / "benchmarks/results/quick.md").read_text()
+    assert f"1 at commit {first[:9]}" in shown
+    checkout.commit("results")
+    assert checkout.age().commit == first
+    # A part of before parts named their code.
+    (tmp_path / "out/quick/old.json").write_text('{"share": 0.5}')
+    assert report.kept("quick", "old", lambda: None) == {"share": 0.5}
+    report.publish("quick", "Quick", ["a"], [["b"]], {}, {})
+    checkout.commit("results again")
+    assert checkout.age().why == "no commit recorded for 1 of 4 parts"
 
 
 def test_a_commit_of_another_history_is_named(checkout):

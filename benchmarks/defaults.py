@@ -29,13 +29,18 @@ import numpyro.distributions as dist
 from exact.case import Answer, Case, schedule, share
 from exact.grids import at_level_0, log_normal, on_grid
 from exact.measure import Outcome, measured
+from exact.networks import factor, noise_at
 from modes import ablated, cases, rows_of
 from report import CODE, publish
+from scipy import stats
 
 import composeprob as cp
+from composeprob import tuning
 from composeprob.samplers.choose import by_score, independent
 
 KEYS, CHAINS = 3, 300
+FEW = 16
+"""Chains of the program of few chains."""
 RIGHT = 2.5
 """Most that a right setting's error may be, in errors of exact draws."""
 DEAR = 2.0
@@ -102,6 +107,50 @@ def tall_data() -> Case:
     return Case("tall data", f"{OBSERVATIONS} observations", compiled, below, exact)
 
 
+# ── few chains in many dimensions ─────────────────────────────────────────────────────
+DIMENSIONS = 64
+
+
+@cp.program
+def three(a: Any, b: Any, c: Any) -> Any:
+    return cp.sample("x", a * b * c)
+
+
+def few_chains() -> Case:
+    """A product of three learned energies of Gaussians of unequal widths: the share of
+    the ellipsoid that holds half of it, which shows a variance that is too small."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(0.0, 0.5, (3, DIMENSIONS))
+    widths = np.exp(rng.uniform(np.log(0.2), 0.0, (3, DIMENSIONS)))
+    centres, sds = np.vectorize(at_level_0)(means, widths)
+    precision = np.sum(sds**-2, axis=0)
+    centre = np.sum(centres * sds**-2, axis=0) / precision
+    radius = stats.chi2(DIMENSIONS).median()
+
+    def learned(i: int) -> cp.Diffusion:
+        mean = jnp.asarray(means[i], jnp.float32)
+        sd = jnp.asarray(widths[i], jnp.float32)
+
+        def energy(x: Any, log_snr: Any) -> Any:
+            alpha, sigma = noise_at(log_snr)
+            variance = (alpha * sd) ** 2 + sigma**2
+            return sigma * 0.5 * jnp.sum((x - alpha * mean) ** 2 / variance)
+
+        return factor(energy, "energy", DIMENSIONS)
+
+    def within(sample: dict[str, Any]) -> Any:
+        return np.sum(precision * (sample["x"] - centre) ** 2, axis=-1) < radius
+
+    name = f"three Gaussians, d = {DIMENSIONS}, {FEW} chains"
+    return Case(
+        "few chains, many dimensions",
+        name,
+        lambda: cp.compile(three, *map(learned, range(3))),
+        share(within),
+        lambda: Answer(0.5),
+    )
+
+
 # ── settings ──────────────────────────────────────────────────────────────────────────
 class Setting(NamedTuple):
     """A call of `infer`: its sampler, given the density and the number of chains, and
@@ -132,6 +181,25 @@ def chains_alone(density: cp.AnnealedDensity, chains: int) -> cp.Sampler:
     return sampler
 
 
+def corrected(
+    kernel: Callable[[], cp.Kernel], count: int
+) -> Callable[[cp.AnnealedDensity, int], cp.Sampler]:
+    """Return independent chains with so many transitions at each level."""
+
+    def sampler(density: cp.AnnealedDensity, chains: int) -> cp.Sampler:
+        return cp.AnnealedMCMC(kernel(), count, cp.ReverseStep(control="none"))
+
+    return sampler
+
+
+def tuned_hmc() -> cp.Kernel:
+    return cp.HMC(cp.Adaptive())
+
+
+def tuned_mala() -> cp.Kernel:
+    return cp.MALA(cp.Adaptive())
+
+
 def hmc(transitions: int) -> Callable[[cp.AnnealedDensity, int], cp.Sampler]:
     """Return HMC at one level, from the prior."""
 
@@ -157,6 +225,13 @@ BY_SCORE = (
 """Settings beside these where there is no energy."""
 FEWER = {each.name for each in (*ANNEALED, *BY_SCORE) if each.levels is not None}
 """Settings on other levels than the program's."""
+OF_FEW_CHAINS = (
+    DEFAULT,
+    Setting("reverse diffusion", lambda density, chains: cp.Ancestral()),
+    Setting("MALA, 1 a level", corrected(tuned_mala, 1)),
+    Setting("HMC, 1 a level", corrected(tuned_hmc, 1)),
+    Setting("HMC, 5 a level", corrected(tuned_hmc, 5)),
+)
 AT_ONE_LEVEL = (
     DEFAULT,
     Setting("HMC, 25 transitions", hmc(25)),
@@ -165,8 +240,10 @@ AT_ONE_LEVEL = (
 )
 
 
-def settings(density: cp.AnnealedDensity) -> tuple[Setting, ...]:
+def settings(density: cp.AnnealedDensity, chains: int) -> tuple[Setting, ...]:
     """Return the settings that a density is sampled by."""
+    if chains < tuning.MANY_CHAINS.weighed:
+        return OF_FEW_CHAINS
     if density.num_levels == 1:
         return AT_ONE_LEVEL
     if "energy" in density.capabilities:
@@ -259,7 +336,7 @@ def programs() -> list[Case]:
     """Return the programs: tall data, and some of `modes`."""
     known = {case.name: case for case in ablated()}
     known |= {case.name: case for case in cases()}
-    return [tall_data(), *(known[name] for name in PROGRAMS)]
+    return [tall_data(), few_chains(), *(known[name] for name in PROGRAMS)]
 
 
 def main() -> int:
@@ -282,12 +359,15 @@ def main() -> int:
         density = case.compile()
         answer = functools.cache(case.exact)
         found = []
-        for setting in settings(density):
+        chains = asked.chains
+        if case.name == few_chains().name:
+            chains = FEW
+        for setting in settings(density, chains):
             rows = []
             for key in range(asked.keys):
-                place = (case.name, setting.name, asked.chains, key)
+                place = (case.name, setting.name, chains, key)
                 if place not in kept:
-                    row = run(case, density, setting, answer(), key, asked.chains)
+                    row = run(case, density, setting, answer(), key, chains)
                     row["commit"] = CODE.commit
                     with asked.rows.open("a") as out:
                         out.write("\n" + json.dumps(row))
@@ -309,13 +389,14 @@ def main() -> int:
         "default over that",
     ]
     notes = (
-        f"{asked.keys} keys of {asked.chains} chains. Errors: root mean square over "
+        f"{asked.keys} keys of {asked.chains} chains, or of as many as are named. "
+        "Errors: root mean square over "
         f"the keys of a share's error, in those of as many exact draws. Right: at most "
         f"{RIGHT}, and no run that is off by more than four of its stated errors has "
         "status OK. Settings: the default, and "
     )
-    every = [each.name for each in (*ANNEALED[1:], *BY_SCORE, *AT_ONE_LEVEL[1:])]
-    notes += "; ".join(every) + "."
+    every = [*ANNEALED[1:], *BY_SCORE, *AT_ONE_LEVEL[1:], *OF_FEW_CHAINS[1:]]
+    notes += "; ".join(each.name for each in every) + "."
     check = (
         f"no default takes over {DEAR:g} times the evaluations of the cheapest right "
         f"setting on its levels ({', '.join(too_dear) or 'none'})"

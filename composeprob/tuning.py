@@ -162,6 +162,18 @@ class _ManyChains(NamedTuple):
 MANY_CHAINS = _ManyChains()
 
 
+class _Independent(NamedTuple):
+    # Transitions of HMC at each level.
+    transitions: int = 5
+    # The same for fewer samples than `MANY_CHAINS.weighed` in programs of learned
+    # factors alone.
+    of_few: int = 1
+
+
+# Independent chains of energies.
+INDEPENDENT = _Independent()
+
+
 class _ByScore(NamedTuple):
     # Quadrature nodes along a move.
     nodes: int = 5

@@ -218,7 +218,15 @@ def _by_site(inverse_masses: Mapping[str, object]) -> Metric:
     }
     for name, mass in masses.items():
         check_range(mass, f"the metric of {name!r}", fix="positive, finite numbers")
-    return Metric({name: jnp.sqrt(mass) for name, mass in masses.items()})
+    return Metric({name: _root_of(mass) for name, mass in masses.items()})
+
+
+def _root_of(mass: Array) -> Array:
+    """Return the root of inverse masses, by NumPy where they are known: a first call
+    would compile a program for it."""
+    if isinstance(mass, jax.core.Tracer):
+        return jnp.sqrt(mass)
+    return jnp.asarray(np.sqrt(np.asarray(mass)))
 
 
 def _by_matrix(value: object) -> Metric:

@@ -254,7 +254,10 @@ def independent(
         return sampler, f"{why}: independent chains; {TOGETHER}"
     if "energy" in density.capabilities:
         finishers, then = closed_by(density, num_chains)
-        sampler = AnnealedMCMC(_hmc(density), 5, step, then=finishers)
+        count = tuning.INDEPENDENT.transitions
+        if few_show_less(density, num_chains * draws):
+            count = tuning.INDEPENDENT.of_few
+        sampler = AnnealedMCMC(_hmc(density), count, step, then=finishers)
         return sampler, f"{why}: independent chains, corrected by HMC{then}"
     # Ring × bar of the zoo's scores, TV of the modes' shares: 0.02 with 3 points, 0.14
     # by five steps of ULA(0.1·σ²). On exact scores 0.02 and 0.10; with 2 points, or
@@ -269,6 +272,18 @@ def independent(
         then = "; then a warm-up at level 0, as the data are finer than it is"
     sampler = AnnealedMCMC(kernel, 3, step, then=finishers)
     return sampler, f"{why}; {only_score('independent chains')}{then}"
+
+
+def few_show_less(density: AnnealedDensity, samples: int) -> bool:
+    """Return whether so few samples hide what one transition of HMC at each level
+    leaves uncorrected, in programs of learned factors alone.
+
+    Closed forms are not among them: where proportions lack support, `patient` chains
+    follow, which cost more than the transitions.
+    """
+    if density.comparable_modes or density.graph.observations:
+        return False
+    return samples < tuning.MANY_CHAINS.weighed and without_data(density)
 
 
 def can_wait(density: AnnealedDensity) -> bool:

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -292,7 +292,9 @@ def _variances(points: Points, density: AnnealedDensity) -> Position:
     """Return the population's variances as a metric, in units of the noise at noised
     entries."""
     layout = Layout.of_density(density)
-    noise = density.schedule.sigma[0] / density.schedule.alpha[0]
+    # By NumPy: JAX would compile a program for each of these operations.
+    sigma = np.asarray(density.schedule.sigma)
+    noise = sigma[0] / np.asarray(density.schedule.alpha)[0]
     noised = np.arange(points.shape[1]) < layout.dims
     units = np.where(noised, noise, 1.0).astype(np.float32)
     deviation = points.std(0, dtype=np.float64)
@@ -301,7 +303,8 @@ def _variances(points: Points, density: AnnealedDensity) -> Position:
     usable = (deviation > 0) & (deviation < 1e18)
     scales = np.where(usable, deviation, units).astype(np.float32)
     mass = (scales / units) ** 2
-    position = layout.position(jnp.asarray(mass), 1.0)
+    values: Any = mass  # arithmetic alone, which is NumPy's too
+    position = layout.position(values, 1.0)
     for name in discrete_sites(density):
         del position[name]
     return position

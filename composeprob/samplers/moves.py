@@ -567,13 +567,13 @@ def _flat_metric(
 ) -> Metric:
     """Return a metric over sites as one over a block's entries."""
     shapes = {name: density.sites[name].shape for name in sorted(sites)}
-    position = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    position = {name: np.zeros(shape) for name, shape in shapes.items()}
     metric.check(position, type(kernel).__name__)
     if not metric.unit:
         return metric
     units = []
     for name, shape in shapes.items():
-        unit = metric.unit.get(name, jnp.ones(()))
+        unit = metric.unit.get(name, np.ones((), np.float32))
         units.append(jnp.broadcast_to(unit, shape).reshape(-1))
     return dataclasses.replace(metric, unit={block: jnp.concatenate(units)})
 

@@ -119,6 +119,24 @@ def test_choice_and_reason(case):
     sampler.prepare(density)  # it can be used
 
 
+@pytest.mark.parametrize(
+    ("program", "form", "chains", "draws", "transitions"),
+    [
+        (single, "energy", SOME - 1, 1, 1),
+        (single, "energy", SOME - 1, 2, 5),
+        (single, "closed", SOME - 1, 1, 5),
+        (with_evidence, "energy", SOME - 1, 1, 5),
+        (with_latent, "energy", SOME - 1, 1, 5),
+    ],
+)
+def test_few_samples_of_learned_factors_are_moved_once_a_level(
+    program, form, chains, draws, transitions
+):
+    density = cp.compile(program, FACTORS[form]())
+    sampler, _ = choose(density, chains, draws)
+    assert sampler.steps_per_level == transitions
+
+
 def test_scores_of_factors_alone_are_not_moved():
     """Tall data: a posterior given each of 90 observations, by its score. Steps and the
     run over every other level are all evaluations; the mean is exact."""

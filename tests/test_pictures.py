@@ -190,6 +190,19 @@ def test_a_site_that_is_an_image_has_images(shape, low, high, tmp_path):
         np.testing.assert_array_equal(each.images("image"), images)
 
 
+@pytest.mark.parametrize(
+    ("number", "title"),
+    [
+        (SIZES.images, "image"),
+        (SIZES.images + 1, f"image (first {SIZES.images} samples)"),
+    ],
+)
+def test_a_panel_of_images_says_how_many_it_shows(number, title):
+    values = np.zeros((number, 8, 8))
+    figure = make({"image": values}).plot()
+    assert figure.axes[0].get_title(loc="left") == title
+
+
 def test_of_two_images_one_must_be_named():
     result = make({"a": np.ones((N, 8, 8)), "b": np.zeros((N, 8, 8)), "c": np.zeros(N)})
     refused(

@@ -154,7 +154,10 @@ def plot_site(
         plot_points(ax, values, name, log_density=log_density, aside=True)
         ax.set(xlabel=f"{name}[0]", ylabel=f"{name}[1]")
     elif is_image(shape):
-        plot_images(ax, values, name)
+        title = name
+        if len(values) > SIZES.images:
+            title = f"{name} (first {SIZES.images} samples)"
+        plot_images(ax, values, title)
     else:
         plot_histograms(ax, values, name)
 

@@ -67,8 +67,11 @@ KEPT = (
     "outcome",
     "codes",
     "evaluations",
+    "uses",
+    "checks",
+    "commit",
 )
-"""Fields of a row that results keep."""
+"""Fields of a row that results keep, with all that the table is made of."""
 Row = dict[str, Any]
 
 
@@ -274,6 +277,8 @@ def notes(
         "Wrong and named are meant as in `modes`. XLA compiled without optimisations "
         "(JAX_DISABLE_MOST_OPTIMIZATIONS), which changes rounding only."
     )
+    commits = Counter(row["commit"][:9] for row in rows if row.get("commit"))
+    text += f" Runs by commit: {', '.join(f'{n} at {c}' for c, n in commits.items())}."
     if left:
         text += f" Time was up before {'; '.join(left)}."
     return text

@@ -1,6 +1,6 @@
 """Programs of factors that are learned: powers, guidance and products by scores or
-energies alone, energies whose level 0 is not the limit of their noisier levels, and
-networks that are wrong.
+energies alone, energies whose level 0 is not the limit of their noisier levels,
+networks that are wrong, and sharp data.
 
 The networks are closed forms that the library does not know as such. Exact values are
 those of the right networks.
@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 
 import composeprob as cp
 from exact.axis import Mixture, Terms, along, two
@@ -176,6 +177,47 @@ def wrong_networks() -> list[Case]:
     return cases
 
 
+# ── sharp data ────────────────────────────────────────────────────────────────────────
+NUMBERS, MEASURED, ERROR = 20, 10, 0.03
+
+
+@cp.program
+def seen(f: Any, matrix: Any, y: Any) -> Any:
+    x = cp.sample("x", f)
+    cp.observe("y", dist.Normal(matrix @ x, ERROR).to_event(1), y)
+
+
+def sharp_data() -> Case:
+    """Ten sharp measurements of 20 correlated numbers, by a learned energy, on which
+    chains with weights collapse: the share of the first above its exact mean."""
+    rng = np.random.default_rng(0)
+    axes, _ = np.linalg.qr(rng.normal(size=(NUMBERS, NUMBERS)))
+    variances = np.exp(np.linspace(np.log(0.1), 0.0, NUMBERS))
+    matrix = rng.normal(size=(MEASURED, NUMBERS)) / np.sqrt(NUMBERS)
+    alpha, sigma = noise_at(float(schedule().log_snr[0]))
+    noised = float(alpha) ** 2 * variances + float(sigma) ** 2
+    prior = (axes * noised) @ axes.T
+    truth = rng.multivariate_normal(np.zeros(NUMBERS), prior)
+    y = matrix @ truth + ERROR * rng.normal(size=MEASURED)
+    seen_covariance = matrix @ prior @ matrix.T + ERROR**2 * np.eye(MEASURED)
+    mean = prior @ matrix.T @ np.linalg.solve(seen_covariance, y)
+
+    def energy(x: Any, log_snr: Any) -> Any:
+        alpha, sigma = noise_at(log_snr)
+        along_axes = jnp.asarray(axes, jnp.float32).T @ x
+        spread = alpha**2 * jnp.asarray(variances, jnp.float32) + sigma**2
+        return sigma * 0.5 * jnp.sum(along_axes**2 / spread)
+
+    def compiled() -> cp.AnnealedDensity:
+        prior = factor(energy, "energy", NUMBERS)
+        data = (jnp.asarray(matrix, jnp.float32), jnp.asarray(y, jnp.float32))
+        return cp.compile(seen, prior, *data)
+
+    first = share(lambda s: s["x"][..., 0] > mean[0])
+    name = f"{MEASURED} sharp measurements, d = {NUMBERS}"
+    return Case("learned, data", name, compiled, first, lambda: Answer(0.5))
+
+
 def cases() -> list[Case]:
     """Every program of this module."""
-    return [*powers(), ripples(1), ripples(3), *wrong_networks()]
+    return [*powers(), ripples(1), ripples(3), *wrong_networks(), sharp_data()]

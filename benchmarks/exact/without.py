@@ -30,11 +30,13 @@ NEVER = 1e-6
 size is 1/N at least."""
 
 
-class Plan(NamedTuple):
+@dataclasses.dataclass
+class Plan:
     """Attempts of a call of `infer`, and how they ended."""
 
-    attempts: list[Attempt]
-    tried: Sequence[Tried]
+    attempts: list[Attempt] = dataclasses.field(default_factory=list)
+    # The list of the call itself: it stops asking for attempts after the last one.
+    tried: Sequence[Tried] = ()
 
     def results(self) -> list[cp.Result]:
         """The results of attempts that were not stopped."""
@@ -198,10 +200,10 @@ def left_out(some: Way | None) -> Iterator[Plan]:
     nothing. It yields the plan of the last call, which calls fill in."""
     infer = importlib.import_module("composeprob.runtime.infer")
     original = infer.plan
-    seen = Plan([], [])
+    seen = Plan()
 
     def plan(*args: Any, **kwargs: Any) -> Iterator[Attempt]:
-        _, _, _, tried = args
+        _, _, _, seen.tried = args
         del seen.attempts[:]
         for attempt in original(*args, **kwargs):
             if some is not None and some.sampler is not None:
@@ -209,7 +211,6 @@ def left_out(some: Way | None) -> Iterator[Plan]:
                 attempt = dataclasses.replace(attempt, sampler=sampler)
             seen.attempts.append(attempt)
             yield attempt
-            seen.tried[:] = tried
 
     with contextlib.ExitStack() as patches:
         if some is not None and some.function is not None:

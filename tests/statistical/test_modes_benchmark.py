@@ -238,6 +238,10 @@ def test_a_way_is_left_out_of_the_runs_that_use_it():
     rows = list(ablation.measure([case], [64], 1, ways, [], written.append))
     assert rows == written
     default, other = rows
+    with without.left_out(None) as plan:
+        measure.measured(case, case.compile, case.exact(), 0, 64)
+    (result,) = plan.results()  # the plan stops asking after its last attempt
+    assert result.evaluations == default["evaluations"]
     assert (default["way"], other["way"]) == ("", "global-moves")
     assert default["uses"] == ["global-moves"]
     assert default["evaluations"] - other["evaluations"] == 20

@@ -1,4 +1,5 @@
-"""Hierarchies of NumPyro latents alone, with data whose members hardly differ."""
+"""Hierarchies of NumPyro latents alone: members that hardly differ, and sharp crossed
+effects."""
 
 from __future__ import annotations
 
@@ -8,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import composeprob as cp
+from composeprob.results.estimates import Estimate
 from exact import hierarchies
 from exact.case import Answer, Case, share
 from exact.grids import log_normal, on_grid
 
+CROSSED = 30
+"""Members of the crossed effects."""
 SMALL = 0.1
 """The scale of the members below which shares are asked for."""
-
 
 PRIOR = "HalfNormal"
 FORMS = {
@@ -49,8 +52,26 @@ def exact(members: int) -> Answer:
     return Answer(found.value)
 
 
+def crossed() -> Case:
+    """Crossed effects under sharp data, whose latents hold one another: the variance of
+    their mean."""
+    structure = hierarchies.STRUCTURES["crossed"]
+    data = structure.data(CROSSED, "sharp")
+    law = structure.laws(PRIOR, data)["mu"]
+
+    def compiled() -> cp.AnnealedDensity:
+        return cp.compile(structure.program(PRIOR), *map(jnp.float32, data))
+
+    def variance(result: cp.Result) -> Estimate:
+        return result.mean(lambda s: (s["mu"] - law.mean) ** 2)
+
+    name = f"crossed, sharp, {CROSSED} members"
+    exact = Answer(law.variance)
+    return Case("plain hierarchy", name, compiled, variance, lambda: exact)
+
+
 def cases() -> list[Case]:
-    """Centred and non-centred, of 5 and 50 members."""
+    """Centred and non-centred, of 5 and 50 members, and crossed effects."""
     found = []
     for members in (5, 50):
         for form, program in FORMS.items():
@@ -64,4 +85,4 @@ def cases() -> list[Case]:
             name = f"{form}, {members} members"
             below = share(lambda s: s["tau"] < SMALL)
             found.append(Case("plain hierarchy", name, compiled, below, answer))
-    return found
+    return [*found, crossed()]

@@ -338,14 +338,16 @@ def test_fewer_ancestors_do_where_errors_know_more():
 
 @pytest.mark.parametrize("tracks", [True, False])
 @pytest.mark.parametrize("repeated", [np.arange(3), None])
+@pytest.mark.parametrize("arrival", [{"x": np.zeros(3)}, None])
 def test_errors_know_more_where_log_f_is_tracked_and_the_run_was_repeated(
-    tracks, repeated
+    tracks, repeated, arrival
 ):
     run = SimpleNamespace(
+        arrival=arrival,
         density=SimpleNamespace(tracks=tracks),
         genealogy=SimpleNamespace(repeated=repeated),
     )
-    known = tracks and repeated is not None
+    known = tracks and repeated is not None and arrival is None
     assert (fewest_of_mode(run) < tuning.SHARES.fewest_ancestors) == known
 
 

@@ -173,8 +173,12 @@ def summarised(
     if ended.arrived:
         support = supported(_arrived(ended))
     genealogy = Genealogy.from_log_weights(support.log_weights, ended.run.ancestors)
+    # The repetition's chains were not moved after their arrival.
+    places = ended.positions
+    if sampler.finishers and ended.chains.arrival is not None:
+        places = ended.chains.arrival
     genealogy = dataclasses.replace(
-        genealogy, repeated=repeated_weights(ended.positions, repetition)
+        genealogy, repeated=repeated_weights(places, repetition)
     )
     evidence = Evidence.of_run(ended, genealogy, repetition)
     trust = _trust(ended, support, genealogy, evidence)

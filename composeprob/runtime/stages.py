@@ -584,8 +584,9 @@ def _repeated(state: State) -> Repetition | None:
     except KeyboardInterrupt:
         return None
     positions = None
-    # Finishers make another population of the run's chains than of these.
-    if not (state.density.comparable_modes or sampler.finishers):
+    # Other finishers make another population of the run's chains than of these.
+    kept = all(finisher.keeps_modes for finisher in sampler.finishers)
+    if kept and not state.density.comparable_modes:
         _, positions = compiled.read(state.placed[0], coarse.run, state.placed[1])
         positions = state.spread.cut(host(positions))
     return Repetition(

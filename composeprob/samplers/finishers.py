@@ -69,6 +69,8 @@ class Finisher(eqx.Module):
     moves_tokens: ClassVar[bool] = False
     # False if it moves chains of a sampler without a kernel, too.
     needs_kernel: ClassVar[bool] = True
+    # True if chains stay in the modes where they arrived, so that shares are kept.
+    keeps_modes: ClassVar[bool] = False
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
@@ -265,6 +267,7 @@ class Relaxation(WarmUp):
 
     rounds = tuning.RELAXATION.rounds
     fewest_rounds = 1
+    keeps_modes: ClassVar[bool] = True
 
     def adapt(self, points: Points, density: AnnealedDensity) -> Transitions:
         kernel = MALA(Adaptive(), metric=_variances(points, density))

@@ -8,6 +8,8 @@ import pytest
 
 import composeprob as cp
 from composeprob.findings import Code
+from composeprob.results.repetition import repeated_weights
+from composeprob.runtime import outcome
 from composeprob.samplers.choose import choose
 from composeprob.samplers.finishers import Relaxation
 from messages import check_finding
@@ -62,9 +64,30 @@ def test_a_default_run_of_a_learned_energy_moves_at_level_0(unlike):
         result = run(unlike, seed, chains=300, sampler=None)
         assert result.status.ok
         assert abs(z_scores(result)).max() < 4
+        # Moves leave a chain in its mode, so the repetition's shares hold after them.
+        assert result._genealogy.repeated is not None
     # One round of moves is enough here.
     descent = run(unlike, chains=300, sampler=cp.SMC()).evaluations
     assert result.evaluations == descent + 60
+
+
+def test_shares_of_the_repetition_are_those_of_where_chains_arrived(
+    unlike, monkeypatch
+):
+    """The level's error moves all chains alike, and is no error of what they end as."""
+    asked = []
+
+    def remembering(positions, repetition):
+        asked.append(positions["x"])
+        return repeated_weights(positions, repetition)
+
+    monkeypatch.setattr(outcome, "repeated_weights", remembering)
+    result = run(unlike, chains=300, sampler=None)
+    before = run(unlike, chains=300, sampler=cp.SMC())
+    (arrived, ended) = asked
+    np.testing.assert_allclose(arrived, ended, rtol=1e-5)
+    np.testing.assert_allclose(ended, before["x"], rtol=1e-5)
+    assert np.abs(result["x"] - arrived).mean() > 0.1
 
 
 def test_closed_forms_have_no_such_moves():

@@ -25,7 +25,8 @@ class FewInMode(Check):
 
     Where log-densities are tracked, means have an error by the run's repetition
     (`Genealogy.departure`), which knows more of such a share than the number of its
-    ancestors: then only shares that no error can rest on are found.
+    ancestors: then only shares that no error can rest on are found. Where chains moved
+    after their arrival, the number of ancestors is asked all the same.
     """
 
     code = Code.SHARES_FROZEN
@@ -33,7 +34,8 @@ class FewInMode(Check):
     of_numbers = True
     meaning = (
         "the share of a separated mode rests on copies of fewer than eight effective "
-        "ancestors; than three, where exponents grow by tracked log-densities"
+        "ancestors; than three, where exponents grow by tracked log-densities and "
+        "chains did not move at level 0"
     )
     needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.FINITE})
     unless_said = True
@@ -73,7 +75,8 @@ class FewInMode(Check):
 
 def fewest_of_mode(run: EndedRun) -> float:
     """Effective number of ancestors that the share of a mode needs."""
-    if run.density.tracks and run.genealogy.repeated is not None:
+    repeated = run.density.tracks and run.genealogy.repeated is not None
+    if repeated and run.arrival is None:
         return tuning.ERRORS.fewest_ancestors
     return tuning.SHARES.fewest_ancestors
 

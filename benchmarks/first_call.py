@@ -247,6 +247,8 @@ def main() -> int:
     }
     loads = [m["load"] for runs in series.values() for m in runs]
     notes = NOTES.format(repeats=options.repeats, least=min(loads), most=max(loads))
+    if set(names) >= PEERS:
+        notes += OF_PEERS
     title = f"What a first call compiles, {CHAINS} chains, processor seconds"
     return publish(
         "first_call",
@@ -273,8 +275,12 @@ NOTES = (
     "less the second, in processor seconds of all threads; before it the models are "
     "loaded and the program is compiled to a density. The bare scan evaluates "
     "README's composed score and draws noise once a level, in one jitted function of "
-    "the density. The last two rows are other models, named there: they show what "
-    "first calls of other libraries take."
+    "the density."
+)
+PEERS = {"BlackJAX MALA, a Gaussian", "NumPyro NUTS, eight schools"}
+OF_PEERS = (
+    " The last two rows are other models, named there: they show what first calls of "
+    "other libraries take."
 )
 
 

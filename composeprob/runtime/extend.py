@@ -26,7 +26,12 @@ from composeprob import tuning
 from composeprob.arguments import check_key
 from composeprob.density.annealed import AnnealedDensity, Evaluates
 from composeprob.density.evaluation import Evaluation, Position
-from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.errors import (
+    CapabilityError,
+    InvalidValueError,
+    ShapeError,
+    WrongTypeError,
+)
 from composeprob.findings import Finding
 from composeprob.kernels import KernelState
 from composeprob.results.checks.unsettled import Unsettled
@@ -112,7 +117,12 @@ def _new_data(before: AnnealedDensity, after: AnnealedDensity) -> list[str]:
         old = np.asarray(value)
         new = np.asarray(now[name])
         news += _grown(name, old.shape, new.shape)
-        if not np.array_equal(new[tuple(map(slice, old.shape))], old, equal_nan=True):
+        former = new[tuple(map(slice, old.shape))]
+        # Data that were awaited are NaN under a mask, so that shapes stay as they are.
+        arrived = np.isnan(old) & ~np.isnan(former)
+        if arrived.any():
+            news.append(f"{np.sum(arrived)} of {name!r}")
+        if not np.array_equal(former[~arrived], old[~arrived], equal_nan=True):
             raise _other(f"has other values of {name!r}")
     news += [f"the data {name!r}" for name in now if name not in then]
     return news
@@ -344,15 +354,18 @@ def _with_density(result: Result, before: AnnealedDensity | None) -> Result:
             "before=cp.compile(program, …).",
         )
     for name, site in before.sites.items():
-        shape = None
+        found = "no such samples"
         if name in result.samples:
             shape = result.drawn(name).shape[2:]
-        if shape != site.shape:
-            raise _other(
-                f"is not that of the result: its site {name!r} has the shape "
-                f"{site.shape}, and the samples have {shape}",
-                fix="compile the program with the data that the result had.",
-            )
+            if shape == site.shape:
+                continue
+            found = f"samples of the shape {shape}"
+        raise ShapeError(
+            f"before= has the site {name!r} of shape {site.shape}, and the result has "
+            f"{found}.",
+            where=before.described.where,
+            fix="compile the program with the data that the result had.",
+        )
     return dataclasses.replace(result, density=before)
 
 
@@ -571,9 +584,14 @@ class Stages:
 
 
 def _has_no_data(density: AnnealedDensity) -> bool:
-    """Return whether a density is a normalised prior of NumPyro's latents."""
-    static = all(site.kind == "static" for site in density.sites.values())
-    return static and not density.graph.observations
+    """Return whether a density is a normalised prior of NumPyro's latents: without
+    data, or with data that are all awaited."""
+    if any(site.kind != "static" for site in density.sites.values()):
+        return False
+    if any(observation.soft for observation in density.graph.observations):
+        return False
+    observed = density.observed().values()
+    return all(np.isnan(np.asarray(value)).all() for value in observed)
 
 
 def _warmed(

@@ -190,7 +190,7 @@ class NextStep:
         drawn = self.drawn
         population.points = drawn.states.position
         worth = relative_ess(jnp.asarray(population.log_weights + drawn.log_weights))
-        if np.isfinite(worth) and float(worth) < tuning.NEXT_STEP.far:
+        if float(worth) < tuning.NEXT_STEP.far:
             population.bring_in(drawn.log_likelihood, self._moved, drawn.log_steps)
             return
         population.weigh(drawn.log_weights)

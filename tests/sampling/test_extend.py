@@ -12,7 +12,12 @@ import pytest
 from scipy import stats
 
 import composeprob as cp
-from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.errors import (
+    CapabilityError,
+    InvalidValueError,
+    ShapeError,
+    WrongTypeError,
+)
 from composeprob.findings import Code
 from composeprob.runtime import extend
 from composeprob.runtime.extend import Course, can_extend
@@ -206,7 +211,7 @@ def test_a_result_that_was_saved_goes_on_under_its_density(walked, tmp_path):
     assert result.status.code == expected.status.code
     # It has a density now, and goes on as any other.
     refused(lambda: result.extend(density, key, before=before), InvalidValueError)
-    refused(lambda: loaded.extend(density, key, before=density), InvalidValueError)
+    refused(lambda: loaded.extend(density, key, before=density), ShapeError)
     refused(lambda: loaded.extend(density, key, before=walk), WrongTypeError)
 
 
@@ -331,6 +336,64 @@ def mean_of(ys, limit):
     numpyro.factor("limit", jnp.where(mean > limit, 0.0, -jnp.inf))
     with numpyro.plate("data", len(ys)):
         numpyro.sample("y", dist.Normal(mean, 1.0), obs=ys)
+
+
+@cp.program
+def awaited(ys):
+    """Data that have not arrived are NaN."""
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    with numpyro.plate("data", len(ys)):
+        seen = dist.Normal(mean, 1.0).mask(jnp.isfinite(ys))
+        numpyro.sample("y", seen, obs=ys)
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows with each program that XLA compiles."""
+    found: list[float] = []
+
+    def listen(event: str, duration: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_thirty_awaited_data_are_compiled_for_once(compilations):
+    """Gaussian: from the prior, datum by datum; nothing has another shape."""
+    rng = np.random.default_rng(3)
+    ys = rng.standard_normal() + rng.standard_normal(30)
+
+    def compiled_with(number):
+        some = np.where(np.arange(30) < number, ys, np.nan)
+        return cp.compile(awaited, jnp.asarray(some, jnp.float32))
+
+    result = cp.infer(
+        compiled_with(0), jax.random.key(0), num_chains=1000, progress=False
+    )
+    moved = []
+    for n in range(1, 31):
+        before = len(compilations)
+        result = result.extend(compiled_with(n), jax.random.key(n))
+        moved.append("with 1 blocks of moves" in result.reason)
+        if any(moved[:-1]) or (n > 1 and not moved[-1]):
+            # The first datum and the first block of moves are what is compiled for.
+            assert len(compilations) == before
+        seen = ys[:n]
+        law = stats.multivariate_normal(np.zeros(n), np.eye(n) + 1)
+        found = result.mean(lambda sample: sample["mean"])
+        assert_agrees(
+            {
+                "log Z": (result.log_evidence - law.logpdf(seen))
+                / result.log_evidence_error,
+                "mean": (found.value - seen.sum() / (n + 1)) / found.error,
+            }
+        )
+    assert 1 < sum(moved) < 10
+    assert result.status.ok
+    assert "extended 30 times, the last by 1 of 'y'" in result.reason
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 the chains that are there, in place of a new run.
 
 The weights of the chains are multiplied by the likelihood of the new subjects. Nothing
-moves until few chains count. The last subject lies far off, and is proposed near its
-datum. Exact means, by quadrature, stand beside it.
+moves until few chains count, as for the last subject, which lies far off: its datum
+comes in by powers. Exact means, by quadrature, stand beside those of the chains.
 
     python examples/growing_study.py
     composeprob run examples/growing_study.py
@@ -50,6 +50,7 @@ def main(num_chains=1000, out="out"):
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     first = cp.compile(study, jnp.asarray(data[: NUMBERS[0]]))
     result = cp.infer(first, jax.random.key(0), num_chains=num_chains)
+    means = []
     bands = []
     for number in NUMBERS:
         if number > NUMBERS[0]:
@@ -58,20 +59,21 @@ def main(num_chains=1000, out="out"):
             result = result.extend(density, jax.random.key(number))
             print(f"{number} subjects, {result.evaluations - spent} evaluations more")
         samples = result.unweighted()
-        shares = [0.05, 0.5, 0.95]
-        bands.append([np.quantile(samples[site], shares) for site in ("mu", "tau")])
+        both = np.stack([samples["mu"], samples["tau"]])
+        means.append(both.mean(axis=1))
+        bands.append(np.quantile(both, [0.05, 0.95], axis=1))
     print(result.reason)
     print(result.summary())
 
-    exactly = np.array([exact(data[:number]) for number in NUMBERS])
-    for axis, band, means, name in zip(
-        axes, np.swapaxes(bands, 0, 1), exactly.T, ("μ", "τ"), strict=True
-    ):
-        axis.fill_between(NUMBERS, band[:, 0], band[:, 2], alpha=0.3, label="90 %")
-        axis.plot(NUMBERS, band[:, 1], "o-", label="median")
-        axis.plot(NUMBERS, means, "k_", ms=14, label="exact mean")
-        axis.set(xlabel="subjects", ylabel=name, xticks=NUMBERS)
-    axes[0].legend(frameon=False, loc="lower right")
+    exactly = [exact(data[:number]) for number in NUMBERS]
+    for i, name in enumerate(("μ", "τ")):
+        low, high = np.array(bands)[:, :, i].T
+        axes[i].fill_between(NUMBERS, low, high, alpha=0.3, label="90 %")
+        axes[i].plot(NUMBERS, np.array(means)[:, i], "o-", label="mean")
+        axes[i].plot(NUMBERS, np.array(exactly)[:, i], "k_", ms=14, label="exact mean")
+        axes[i].set(xlabel="subjects", ylabel=name, xticks=NUMBERS)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     Path(out).mkdir(parents=True, exist_ok=True)
     figure.savefig(Path(out, "growing_study.png"))
     return result

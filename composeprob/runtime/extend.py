@@ -476,7 +476,7 @@ class Stages:
         counting = tuning.REWARD.counting
         if next_increment(self.gains, 1.0, population.log_weights) == 1.0:
             return False  # those from the priors do
-        points, log_weights = proposed(
+        points, of_proposals = proposed(
             self.between.logs,
             self.density,
             new,
@@ -485,7 +485,7 @@ class Stages:
             population.chunk,
         )
         population.evaluations += evaluations(new)
-        log_weights = np.asarray(log_weights, float)
+        log_weights = np.asarray(of_proposals, float)
         log_weights = np.where(np.isnan(log_weights), -np.inf, log_weights)
         worth = relative_ess(jnp.asarray(population.log_weights + log_weights))
         if not float(worth) >= tuning.NEW_LATENTS.counting:
@@ -588,10 +588,10 @@ def _has_no_data(density: AnnealedDensity) -> bool:
     data, or with data that are all awaited."""
     if any(site.kind != "static" for site in density.sites.values()):
         return False
-    if any(observation.soft for observation in density.graph.observations):
+    observed = density.observed()
+    if len(observed) < len(density.graph.observations):  # some is soft evidence
         return False
-    observed = density.observed().values()
-    return all(np.isnan(np.asarray(value)).all() for value in observed)
+    return all(np.isnan(np.asarray(value)).all() for value in observed.values())
 
 
 def _warmed(

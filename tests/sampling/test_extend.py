@@ -286,7 +286,7 @@ def test_a_hierarchy_that_grows_agrees_with_the_whole_run():
     grown = inferred(8, 0)
     for n in (9, 12):
         grown = grown.extend(cp.compile(hierarchy, ys[:n]), jax.random.key(n))
-    whole = inferred(12, 1)
+    whole = inferred(12, 2)
     assert grown.status.ok
     assert grown["theta"].shape == (1000, 12)
     compared = {}

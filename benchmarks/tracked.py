@@ -1,6 +1,6 @@
 """Powers and guidance of factors that offer only a score, by tracked log-densities.
 
-    python -m benchmarks tracked [--keys 4] [--form tracked] [--quick] [--kept]
+    python -m benchmarks tracked [--keys 4] [--form tracked] [--sizes 64 300] [--kept]
 
 Cubes of .8 N(−2, a²) + .2 N(2, b²) along the diagonal of d dimensions, guidance 5 of
 two mixtures, and two products of two mixtures (whose exponents have nowhere to grow),
@@ -261,10 +261,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keys", type=int, default=4)
     parser.add_argument("--form", choices=FORMS, help="no other, and nothing written")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--quick", action="store_true", help="64 chains, two keys")
     parser.add_argument("--kept", action="store_true", help="runs nothing more")
     options = parser.parse_args()
-    sizes = SIZES[:1] if options.quick else SIZES
+    sizes = SIZES[:1] if options.quick else options.sizes
     keys = 2 if options.quick else options.keys
     rows = []
     details: dict[str, Any] = {}

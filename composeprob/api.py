@@ -42,7 +42,7 @@ from composeprob.runtime.infer import infer
 from composeprob.runtime.writer import Checkpoint, Draws
 from composeprob.samplers.finishers import GlobalMoves, WarmUp
 from composeprob.samplers.leaping import TauLeaping
-from composeprob.samplers.renoise import Renoise
+from composeprob.samplers.renoise_finisher import Renoise
 from composeprob.samplers.replica_exchange import ReplicaExchange
 from composeprob.samplers.resampling import Resample, Resampler
 from composeprob.samplers.reveal import Reveal

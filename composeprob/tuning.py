@@ -85,6 +85,10 @@ class _Discrete(NamedTuple):
 # Discrete latents: which are summed out, and which are swept one by one.
 DISCRETE = _Discrete()
 
+# Random points at which the location of data is compared with an affine function of a
+# latent.
+CENTRING_TRIALS = 2
+
 
 # ── factors ───────────────────────────────────────────────────────────────────────────
 class _Quadrature(NamedTuple):
@@ -211,6 +215,8 @@ MIXTURE = _Mixture()
 
 
 class _Renoise(NamedTuple):
+    # Proposals to each chain at level 0 where the user gives no other number.
+    proposals: int = 20
     # Least distance in log-SNR of two rungs.
     spacing: float = 1.0
     # The same where scores alone make the steps, whose error no test corrects.
@@ -219,8 +225,22 @@ class _Renoise(NamedTuple):
     pilots: int = 64
     # Share of turns that are spread evenly over the rungs, whatever was accepted there.
     tried: float = 0.1
-    # Largest share of a chain's variance that a move which forgets it may keep.
+    # Largest share of a chain's variance, along any direction, that a move which
+    # forgets it may keep; largest number of its tokens.
     memory: float = 0.1
+    # Most rungs where proposals to tokens turn.
+    turns: int = 6
+    # Steps of a transition at a level, up and down each.
+    steps: int = 4
+    # The same by scores alone.
+    steps_by_score: int = 8
+    # Mean acceptance that the height of a transition's turn adapts to.
+    acceptance: float = 0.5
+    # Greatest height of a turn above its level, in log-SNR.
+    highest: float = 8.0
+    # Entries of data of variance 1 beside those of a chain, whose score tells the width
+    # of a step.
+    pseudo_entries: int = 8
 
 
 # Moves up to a level of noise and down again.
@@ -290,6 +310,13 @@ class _Start(NamedTuple):
     far_apart: float = 0.7
     # Prior draws of which a chain starts at the best, where no level is noisy.
     draws: int = 16
+    # Scale of members, over the median of its prior, above which chains
+    # start if they can.
+    narrow: float = 0.001
+    # Prior draws of which that median is taken.
+    widths: int = 64
+    # Nats of likelihood that outweigh such a width: more than data of a density have.
+    preferred: float = 1e8
 
 
 # Where a run starts.
@@ -438,6 +465,8 @@ class _Metric(NamedTuple):
     chains: int = 50
     # Chains for each dimension from which on ``"auto"`` measures correlations.
     chains_per_number: int = 10
+    # The same in a warm-up of latents alone.
+    chains_per_latent: int = 4
     # Largest dimension in which ``"auto"`` measures correlations.
     most_numbers: int = 64
     # Largest N·d that is measured: every device gathers the whole population.
@@ -657,11 +686,24 @@ class _Findings(NamedTuple):
     own_score_right: float = 0.25
     # Most samples of a factor for this check; an eighth of them is required.
     own_draws: int = 256
+    # Fewest levels of their reverse diffusion.
+    own_path: int = 16
+    # Fewest of these samples that carry the squared scores of a number at level 0.
+    own_carried: float = 4.0
     # Levels to which these samples are noised, to regress their noise on the predicted.
     slope_levels: int = 8
-    # Relative error of the predicted noise that is tolerated below log-SNR 0.
+    # The range of log-SNR of these, beside the noisiest.
+    slope_log_snr: tuple[float, float] = (-5.0, 7.0)
+    # Relative error of the predicted noise that is tolerated where there is little but
+    # noise.
     noise_error: float = 0.035
-    # The same above.
+    # Log-SNR below which that is so.
+    noise_alone: float = -4.0
+    # The same above, and the error of its mean that is tolerated everywhere.
+    noise_error_of_both: float = 0.06
+    # Log-SNR above which there is little but signal.
+    signal_alone: float = 3.0
+    # The relative error that is tolerated there.
     noise_error_of_signal: float = 0.1
     # Change of the log-evidence, in nats, by networks that are rounded to bfloat16.
     rounded_evidence: float = 0.25

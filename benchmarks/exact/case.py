@@ -21,15 +21,20 @@ class Answer(NamedTuple):
     """Exact values; None where one is not known or not asked for.
 
     Attributes:
-        value: of what the case asks its result for.
+        value: of what the case asks its result for; several where that is an array.
         log_evidence: log ∫π_0, with diffusion factors counted as normalised.
         improper: whether there is no answer, so that any run that is not named is
             wrong.
     """
 
-    value: float | None
+    value: float | tuple[float, ...] | None
     log_evidence: float | None = None
     improper: bool = False
+
+    @property
+    def values(self) -> tuple[float | None, ...]:
+        """The exact values, of which there may be one."""
+        return self.value if isinstance(self.value, tuple) else (self.value,)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""Plain hierarchies of normal latents, with the exact laws of their mean and scales.
+"""Plain hierarchies of latents, with the exact laws of their mean and scales.
 
 Given the scales all else is Gaussian: members are integrated in closed form, and mu is
 normal. So one grid of the logarithm of a scale, or one of two of them, gives every
-moment. Balanced designs of two layers, and of crossed effects, have covariances whose
-eigenvectors are the same for all scales: contrasts within groups, between groups, and
-the grand mean.
+moment. Balanced designs of two layers, of crossed effects, and of readings whose noise
+is unknown have covariances whose eigenvectors are the same for all scales: contrasts
+within groups, between groups, and the grand mean.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from scipy import optimize
+from scipy.special import ndtr
 
 import composeprob as cp
 
@@ -51,12 +53,77 @@ class Data(NamedTuple):
     noise: np.ndarray
 
 
+class Event(NamedTuple):
+    """A latent, or the logarithm of a scale, below a threshold."""
+
+    name: str
+    threshold: float
+    probability: float
+
+
+class Posterior(NamedTuple):
+    """A posterior on a grid of scales: the weights of its points, the law of a latent
+    that is normal at each of them, and the logarithms of the scales there."""
+
+    weight: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    log_scales: dict[str, np.ndarray]
+    location: str = "mu"
+
+    def laws(self) -> dict[str, Law]:
+        """Return the laws of the latent and of the log-scales."""
+        centre = self.weight @ self.mean
+        variance = self.weight @ (self.variance + (self.mean - centre) ** 2)
+        laws = {self.location: Law(centre, variance)}
+        for name, values in self.log_scales.items():
+            centre = self.weight @ values
+            laws[name] = Law(centre, self.weight @ (values - centre) ** 2)
+        return laws
+
+    def events(self, tail: float) -> list[Event]:
+        """Return the events below the quantiles at ``tail`` and at 1 − ``tail``."""
+        found = []
+        for probability in (tail, 1 - tail):
+            threshold = self._quantile(probability)
+            found.append(Event(self.location, threshold, probability))
+            for name, values in self.log_scales.items():
+                found.append(self._scale_below(name, values, probability))
+        return found
+
+    def _quantile(self, probability: float) -> float:
+        """Return the quantile of the latent."""
+        used = self.weight > 1e-12
+        weight = self.weight[used]
+        mean = self.mean[used]
+        deviation = np.sqrt(self.variance[used])
+
+        def excess(x: float) -> float:
+            return float(weight @ ndtr((x - mean) / deviation)) - probability
+
+        far = 8 * deviation
+        return float(optimize.brentq(excess, (mean - far).min(), (mean + far).max()))
+
+    def _scale_below(self, name: str, values: np.ndarray, tail: float) -> Event:
+        """Return an event whose threshold lies halfway between two points of the grid,
+        and whose probability is near ``tail``."""
+        points, index = np.unique(values, return_inverse=True)
+        below = np.cumsum(np.bincount(index, self.weight))
+        last = int(np.abs(below[:-1] - tail).argmin())
+        threshold = 0.5 * (points[last] + points[last + 1])
+        return Event(name, float(threshold), float(below[last]))
+
+
 class Structure(NamedTuple):
-    """A hierarchy: its program for a prior, its data, and its exact laws."""
+    """A hierarchy: its program for a prior, its data, and its exact posterior."""
 
     program: Callable[[str], Any]
     data: Callable[[int, str], Data]
-    laws: Callable[[str, Data], dict[str, Law]]
+    posterior: Callable[[str, Data], Posterior]
+
+    def laws(self, prior: str, data: Data) -> dict[str, Law]:
+        """Return the exact laws of mu and of the log-scales."""
+        return self.posterior(prior, data).laws()
 
 
 def scale(name: str, prior: str) -> Any:
@@ -188,7 +255,7 @@ def data_of_crossed(members: int, kind: str) -> Data:
     return Data(y, np.asarray(noise))
 
 
-def laws_of_one_layer(prior: str, data: Data) -> dict[str, Law]:
+def one_layer_posterior(prior: str, data: Data) -> Posterior:
     y, noise = data
     log_tau = np.linspace(-10.0, 4.0, 6001)
     tau = np.exp(log_tau)
@@ -201,61 +268,62 @@ def laws_of_one_layer(prior: str, data: Data) -> dict[str, Law]:
         + 0.5 * precision * mean**2
         - 0.5 * np.log(precision)
     )
-    return _laws(log_weight, mean, 1 / precision, {"tau": log_tau})
+    return on_points(log_weight, mean, 1 / precision, {"tau": log_tau})
 
 
-def laws_of_two_layers(prior: str, data: Data) -> dict[str, Law]:
+def two_layers_posterior(prior: str, data: Data) -> Posterior:
     y, noise = data
     groups, each = y.shape
     of_group = y.mean(1)
     within_groups = ((y - of_group[:, None]) ** 2).sum()
     between_groups = each * ((of_group - y.mean()) ** 2).sum()
-    log_scales, first, second = _grid()
+    log_scales, first, second = two_scales()
     inner = second**2 + noise**2  # variance of contrasts within groups
     outer = inner + each * first**2  # of contrasts between groups
-    log_weight = _contrasts(inner, within_groups, groups * (each - 1))
-    log_weight += _contrasts(outer, between_groups, groups - 1)
+    log_weight = contrasts(inner, within_groups, groups * (each - 1))
+    log_weight += contrasts(outer, between_groups, groups - 1)
     names = ("between", "within")
-    return _laws_of_two(prior, y, log_weight, outer, log_scales, names)
+    return posterior_of_two(prior, y, log_weight, outer, log_scales, names)
 
 
-def laws_of_crossed(prior: str, data: Data) -> dict[str, Law]:
+def crossed_posterior(prior: str, data: Data) -> Posterior:
     y, noise = data
     rows, columns = y.shape
     mean = y.mean()
     between_rows = columns * ((y.mean(1) - mean) ** 2).sum()
     between_columns = rows * ((y.mean(0) - mean) ** 2).sum()
-    log_scales, first, second = _grid()
+    log_scales, first, second = two_scales()
     of_rows = noise**2 + columns * first**2
     of_columns = noise**2 + rows * second**2
-    log_weight = _contrasts(of_rows, between_rows, rows - 1)
-    log_weight += _contrasts(of_columns, between_columns, columns - 1)
+    log_weight = contrasts(of_rows, between_rows, rows - 1)
+    log_weight += contrasts(of_columns, between_columns, columns - 1)
     total = of_rows + of_columns - noise**2
     names = ("rows", "columns")
-    return _laws_of_two(prior, y, log_weight, total, log_scales, names)
+    return posterior_of_two(prior, y, log_weight, total, log_scales, names)
 
 
-def _grid() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def two_scales() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the log-scales of a grid, and both scales at its points."""
     log_scales = np.linspace(-9.0, 3.0, 601)
     first, second = np.meshgrid(np.exp(log_scales), np.exp(log_scales), indexing="ij")
     return log_scales, first, second
 
 
-def _contrasts(variance: np.ndarray, squares: float, number: int) -> np.ndarray:
+def contrasts(variance: np.ndarray, squares: float, number: int) -> np.ndarray:
     """Return the log-density of so many contrasts of this variance."""
     return -0.5 * number * np.log(variance) - 0.5 * squares / variance
 
 
-def _laws_of_two(
+def posterior_of_two(
     prior: str,
     y: np.ndarray,
     log_weight: np.ndarray,
     total: np.ndarray,
     log_scales: np.ndarray,
     names: tuple[str, str],
-) -> dict[str, Law]:
-    """Return the laws by the weights of a grid without those of the grand mean, which
-    is N(mu, ``total``/n)."""
+) -> Posterior:
+    """Return the posterior by the weights of a grid without those of the grand mean,
+    which is N(mu, ``total``/n)."""
     of_mean = total / y.size
     marginal = of_mean + PRIOR_SD**2
     log_weight = log_weight - 0.5 * np.log(marginal) - 0.5 * y.mean() ** 2 / marginal
@@ -265,29 +333,25 @@ def _laws_of_two(
     mean = y.mean() / of_mean / precision
     first, second = np.meshgrid(log_scales, log_scales, indexing="ij")
     scales = {names[0]: first.ravel(), names[1]: second.ravel()}
-    return _laws(log_weight.ravel(), mean.ravel(), 1 / precision.ravel(), scales)
+    return on_points(log_weight.ravel(), mean.ravel(), 1 / precision.ravel(), scales)
 
 
-def _laws(
+def on_points(
     log_weight: np.ndarray,
     mean: np.ndarray,
     variance: np.ndarray,
     log_scales: dict[str, np.ndarray],
-) -> dict[str, Law]:
-    """Return the law of mu, normal at each point of a grid, and those of log-scales."""
+    location: str = "mu",
+) -> Posterior:
+    """Return the posterior whose points have these log-weights, up to a constant."""
     weight = np.exp(log_weight - log_weight.max())
     weight /= weight.sum()
-    of_mu = weight @ mean
-    laws = {"mu": Law(of_mu, weight @ (variance + (mean - of_mu) ** 2))}
-    for name, values in log_scales.items():
-        centre = weight @ values
-        laws[name] = Law(centre, weight @ (values - centre) ** 2)
-    return laws
+    return Posterior(weight, mean, variance, log_scales, location)
 
 
 STRUCTURES = {
-    "one layer": Structure(one_layer, data_of_one_layer, laws_of_one_layer),
-    "non-centred": Structure(non_centred, data_of_one_layer, laws_of_one_layer),
-    "two layers": Structure(two_layers, data_of_two_layers, laws_of_two_layers),
-    "crossed": Structure(crossed, data_of_crossed, laws_of_crossed),
+    "one layer": Structure(one_layer, data_of_one_layer, one_layer_posterior),
+    "non-centred": Structure(non_centred, data_of_one_layer, one_layer_posterior),
+    "two layers": Structure(two_layers, data_of_two_layers, two_layers_posterior),
+    "crossed": Structure(crossed, data_of_crossed, crossed_posterior),
 }

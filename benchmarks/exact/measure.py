@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 import composeprob as cp
 from composeprob.findings import Code
@@ -54,7 +55,7 @@ def measured(
         "program": case.name,
         "key": key,
         "chains": num_chains,
-        "exact": [answer.value, answer.log_evidence],
+        "exact": [*answer.values, answer.log_evidence],
         "improper": answer.improper,
     }
     try:
@@ -87,19 +88,22 @@ def read(case: Case, answer: Answer, result: cp.Result) -> dict[str, Any]:
     # The copy comes first: it must not inherit properties that `result` has cached.
     unnamed = copy.copy(result)
     vars(unnamed)["status"] = Status()
-    withheld = [case.ask(unnamed).error, unnamed.log_evidence_error]
+    withheld = [*_entries(case.ask(unnamed).error), unnamed.log_evidence_error]
     estimate = case.ask(result)
     known = answer.log_evidence is not None and result.log_evidence is not None
     log_evidence = (None, None)
     if known:
         log_evidence = (result.log_evidence, result.log_evidence_error)
     if not result.status.withholds:
-        withheld = [None, None]
-    intervals = (estimate.interval(LEVEL), result.log_evidence_interval(LEVEL))
+        withheld = [None] * len(withheld)
+    intervals = (
+        *zip(*map(_entries, estimate.interval(LEVEL)), strict=True),
+        result.log_evidence_interval(LEVEL),
+    )
     finite_ess = [ess for ess in result.levels["ess"].values if math.isfinite(ess)]
     return {
-        "estimates": [_as_python(estimate.value), _as_python(log_evidence[0])],
-        "errors": [_as_python(estimate.error), _as_python(log_evidence[1])],
+        "estimates": _as_list(estimate.value, log_evidence[0]),
+        "errors": _as_list(estimate.error, log_evidence[1]),
         "withheld": [_as_python(error) for error in withheld],
         "intervals": [[_as_python(end) for end in ends] for ends in intervals],
         "codes": [
@@ -112,6 +116,15 @@ def read(case: Case, answer: Answer, result: cp.Result) -> dict[str, Any]:
         "sampler": result.about.sampler,
         "reason": result.reason,
     }
+
+
+def _entries(value: Any) -> list[Any]:
+    """Return the entries of a number or an array."""
+    return np.ravel(value).tolist()
+
+
+def _as_list(value: Any, of_evidence: Any) -> list[float | None]:
+    return [_as_python(number) for number in (*_entries(value), of_evidence)]
 
 
 def _as_python(value: Any) -> float | None:
@@ -127,8 +140,9 @@ def deviations(row: dict[str, Any]) -> list[float | None]:
     draws, whose weights have a relative variance of 1.
     """
     n = max(row["chains"] / 4, 1.0)
-    share = row["exact"][0] or 0.0
-    defaults = math.sqrt(max(share * (1 - share), 1 / n) / n), math.sqrt(1 / n)
+    *shares, _ = row["exact"]
+    defaults = [_error_of_share(share or 0.0, n) for share in shares]
+    defaults.append(math.sqrt(1 / n))
     columns = zip(row["exact"], row["estimates"], errors(row), defaults, strict=False)
     found: list[float | None] = []
     for exact, value, error, default in columns:
@@ -138,6 +152,11 @@ def deviations(row: dict[str, Any]) -> list[float | None]:
         unit = default if error is None else max(error, 1e-12)
         found.append(abs(value - exact) / unit)
     return found
+
+
+def _error_of_share(share: float, n: float) -> float:
+    """Return the error of a share of n draws."""
+    return math.sqrt(max(share * (1 - share), 1 / n) / n)
 
 
 def errors(row: dict[str, Any]) -> list[float | None]:

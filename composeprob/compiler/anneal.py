@@ -239,6 +239,25 @@ class Likelihood(eqx.Module):
                 places[name] = place
         return places
 
+    def places_by_data(self, zs: Sites) -> dict[str, tuple[Array, Array]]:
+        """−m/s and 1/s of static sites ξ whose data have the location m + s·ξ: ξ in
+        terms of that location."""
+        if self.traced is None:
+            return {}
+        places = {}
+        for latent, data in self.traced.centred:
+
+            def location(xi: Array, latent: str = latent, data: str = data) -> Array:
+                statements, _ = self.replay({}, {**zs, latent: xi}, 0)
+                place = place_of(statements[data].distribution)
+                assert place is not None  # as it was when the program was compiled
+                return place[0]
+
+            xi = zs[latent]
+            here, slope = jax.jvp(location, (xi,), (jnp.ones_like(xi),))
+            places[latent] = (xi - here / slope, 1 / slope)
+        return places
+
     def draw(self, key: Array, xs: Sites) -> Sites:
         """Static sites drawn from their priors given the noised sites in the data's
         units, unconstrained."""

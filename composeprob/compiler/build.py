@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 from numpyro.distributions import Distribution, Unit, constraints
 
+from composeprob.compiler.centring import centred_by_data
 from composeprob.compiler.discrete import (
     Candidates,
     Summed,
@@ -121,10 +122,7 @@ def build(
         graph = graph.noted("build", _ancestral_sentence(builder))
     for group in summed:
         graph = graph.noted("sum", _summed_sentence(group))
-    standardised = frozenset(s.name for s in builder.statics if s.standardised)
-    placed_statics = tuple(builder.placed_by_statics)
-    traced = replace(traced, standardised=standardised, placed=placed_statics)
-    return graph, replace(traced, summed=summed)
+    return graph, replace(builder.coordinates(traced), summed=summed)
 
 
 def _ancestral_sentence(builder: _Builder) -> str:
@@ -207,6 +205,19 @@ class _Builder:
             self._add_observation(statement)
         elif statement.kind == "reward":
             self._add_reward(statement)
+
+    def coordinates(self, traced: Traced) -> Traced:
+        """Return the traced program with what the coordinates of its latents are."""
+        standardised = frozenset(s.name for s in self.statics if s.standardised)
+        centred: tuple[tuple[str, str], ...] = ()
+        if not self.sites:
+            centred = centred_by_data(traced.run, self.statements, self.dependencies)
+        return replace(
+            traced,
+            standardised=standardised,
+            placed=tuple(self.placed_by_statics),
+            centred=centred,
+        )
 
     def _add_reward(self, statement: Statement) -> None:
         """A criterion that `infer` asks for on the host."""

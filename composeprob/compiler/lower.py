@@ -366,6 +366,11 @@ class Evaluator(eqx.Module):
             frames[site] = Frame(centre, width)
         return frames
 
+    def frames_by_data(self, position: Sites, level: Array | int) -> dict[str, Frame]:
+        _, _, zs = self._split(position, level)
+        places = self.likelihood.places_by_data(zs)
+        return {site: Frame(*place) for site, place in places.items()}
+
     def leaf_scores(self, position: Sites, level: Array | int) -> tuple[Sites, ...]:
         _, xs, _, outputs = self._outputs(position, level)
         return tuple(

@@ -217,6 +217,8 @@ class Traced(eqx.Module):
         placed: the static sites whose prior has a location and a scale that other
             static ones give it, in the program's order.
         summed: the discrete latents that are summed out.
+        centred: pairs of a latent and of data whose location is affine in it; see
+            `centring.centred_by_data`.
     """
 
     function: Callable[..., object] = eqx.field(static=True)
@@ -227,6 +229,7 @@ class Traced(eqx.Module):
     standardised: frozenset[str] = eqx.field(static=True, default=frozenset())
     placed: tuple[str, ...] = eqx.field(static=True, default=())
     summed: tuple[Summed, ...] = eqx.field(static=True, default=())
+    centred: tuple[tuple[str, str], ...] = eqx.field(static=True, default=())
 
     @property
     def code(self) -> Code:

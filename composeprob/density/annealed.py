@@ -180,6 +180,12 @@ class Evaluates(Protocol):
         """Location and scale of x/α at noised sites whose prior depends on latents,
         where known, and of static sites under such priors."""
 
+    def frames_by_data(
+        self, position: Position, level: Array | int
+    ) -> dict[str, Frame]:
+        """Location and scale of static sites relative to the location of their data,
+        which is affine in them: ξ = −m/s + θ/s, with θ = m + s·ξ."""
+
     def leaf_scores(
         self, position: Position, level: Array | int
     ) -> tuple[dict[str, Array], ...]:

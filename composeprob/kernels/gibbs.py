@@ -16,7 +16,7 @@ from jaxtyping import Float, Key
 
 from composeprob.density.evaluation import Evaluation, Position, Target
 from composeprob.errors import InvalidValueError, WrongTypeError
-from composeprob.kernels.kernel import Info, Kernel, KernelState
+from composeprob.kernels.kernel import Info, Kernel, KernelState, as_kernel
 from composeprob.kernels.line_integral import LineIntegral
 from composeprob.kernels.metric import Estimated
 
@@ -91,7 +91,7 @@ class Gibbs(Kernel[GibbsState]):
             )
         self.step_size = None
         self.sites = tuple(_names(sites) for sites in blocks)
-        self.kernels = tuple(blocks.values())
+        self.kernels = tuple(as_kernel(kernel) for kernel in blocks.values())
         self.backwards = bool(backwards)
         _check(self.sites, self.kernels)
 

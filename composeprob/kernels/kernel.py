@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Generic, TypeVar
+import math
+from typing import Any, ClassVar, Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -126,6 +127,12 @@ class Kernel(eqx.Module, Generic[State]):
 
     step_size: StepSizeLike = eqx.field(converter=as_step_size)
 
+    # True if a transition is given the whole vector of a chain, and changes entries of
+    # its own sites alone.
+    sees_whole: ClassVar[bool] = False
+    # True if log-densities of factors that chains carry follow its moves.
+    carries: ClassVar[bool] = True
+
     def __check_init__(self) -> None:
         name = type(self).__name__
         if isinstance(self.step_size, Adaptive) and self.optimal_acceptance is None:
@@ -192,6 +199,16 @@ class Kernel(eqx.Module, Generic[State]):
         with a cached value of the old.
         """
         return dataclasses.replace(state, evaluation=target(state.position))
+
+    @property
+    def longest(self) -> float:
+        """The greatest step size that `Adaptive` comes to."""
+        return math.inf
+
+    def resolved(self, sites: tuple[str, ...], density: PyTree[Array]) -> Kernel:
+        """Return the kernel of these sites of a density, before anything is compiled;
+        refuse sites or densities that it cannot move."""
+        return self
 
     def under(self, density: PyTree[Array], noise: PyTree[Array]) -> Kernel:
         """Return the kernel for one level of a density: for kernels that need more of
@@ -303,6 +320,15 @@ class Kernel(eqx.Module, Generic[State]):
             0, last + 1, evaluate, (trajectory, position, state.evaluation)
         )
         return self.finish(trajectory, evaluation)
+
+
+def as_kernel(given: Any) -> Any:
+    """Return the kernel that an object is among the moves of a sampler, by its method
+    ``as_kernel``; anything else as it is."""
+    made = getattr(given, "as_kernel", None)
+    if isinstance(given, type) or made is None:
+        return given
+    return made()
 
 
 def log_density_of(evaluation: Evaluation) -> Float[Array, ""]:

@@ -96,7 +96,7 @@ class EndedRun(Chains):
         curl: returns the relative curl of each factor whose score is not promised to be
             a gradient.
         own_scores: compares trained scores with samples of their own factors, under the
-            conditions of given positions.
+            conditions of given positions, by so many evaluations.
         found: findings of the checks that were asked before.
         withheld: whether errors are withheld by a check that needs no evaluations.
     """
@@ -116,7 +116,7 @@ class EndedRun(Chains):
     trust: Trust
     evaluations: float
     curl: Callable[[], dict[str, float]]
-    own_scores: Callable[[Position, Array], dict[str, OwnScore]]
+    own_scores: Callable[[Position, Array, float], dict[str, OwnScore]]
     found: tuple[Finding, ...] = ()
     withheld: bool = False
     # Answers that several checks share, by name.

@@ -284,6 +284,14 @@ def advance(sampler: Sampler, run: Run, density: AnnealedDensity, end: Array) ->
     return sampler.advance(run, density, end)
 
 
+@executable(out=everywhere)
+def measure(
+    closing: Finisher, run: Run, density: AnnealedDensity, trials: PyTree[Array]
+) -> Array:
+    """Return what a finisher measures on the chains before it is fitted."""
+    return closing.measure(run, density, trials)
+
+
 @executable(out=Run.places())
 def close(
     closing: Finisher,

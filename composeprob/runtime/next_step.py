@@ -126,6 +126,8 @@ def stepped(
         check_count(keep, "keep")
     _check_sites(result, density, given)
     _check_normalised(density)
+    # Rates of exponents that grow lack what only weighted chains carry.
+    density = density.untracked()
     step = NextStep(result, density, key, given, execution.chunk)
     step.advance()
     steps, ancestors = steps.onwards(step.parents, keep)
@@ -263,11 +265,13 @@ class NextStep:
         log_snr = np.asarray(density.schedule.log_snr, np.float64)
         s = np.exp(-log_snr[np.asarray(ladder.levels)])
         narrowest = jnp.asarray(least_narrowing(s))[:, None]
-        narrowing = jnp.broadcast_to(narrowest, ladder.narrowing.shape)
+        widths = ladder.narrowing
+        assert widths is not None  # of a population it is measured
+        narrowing = jnp.broadcast_to(narrowest, widths.shape)
         ladder = eqx.tree_at(
             lambda ladder: ladder.narrowing,
             ladder,
-            narrowing.astype(ladder.narrowing.dtype),
+            narrowing.astype(widths.dtype),
         )
         for _ in range(tuning.NEXT_STEP.pilots):
             states, _ = _fallen(density, ladder, words, some, None)

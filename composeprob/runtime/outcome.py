@@ -506,7 +506,7 @@ def _as_asked(
         trust=trust,
         evaluations=tuning.CHECKS.share * state.num_chains * evaluations,
         curl=curl_of,
-        own_scores=lambda positions, key: own_scores(density, positions, key),
+        own_scores=functools.partial(own_scores, density),
     )
 
 

@@ -14,12 +14,21 @@ are 0 and 1 where score and samples agree: about by how many standard deviations
 are led away, and how many times too narrow, in variance, they become.
 
 Samples that such a score draws by itself follow it to a degree. So they are noised
-again, to several levels, by known noise ε. An exact score predicts $\hat\varepsilon =
-E[\varepsilon \mid x]$, whatever the samples' distribution at level 0: ε regressed on
-$\hat\varepsilon$ has the slope 1, and $E[\varepsilon - \hat\varepsilon] = 0$ (Vincent
-2011, denoising score matching). A score at the wrong scale, or told the wrong level,
-fails where noise hides the samples' own errors. A score that is exact for another
-distribution does not.
+again, to several levels, by known noise: $y = y_0 + \tau\varepsilon$, in y = x/α. Two
+things that are known of each sample have the same mean given y, the noise that an exact
+score predicts there:
+
+$$E[\varepsilon \mid y] = E[\hat\varepsilon_0 \mid y] = \hat\varepsilon(y), \qquad
+\hat\varepsilon_0 = -\tau S_0(y_0), \quad \hat\varepsilon = -\tau S(y).$$
+
+The first is Vincent's (2011, denoising score matching). The second says that the score
+of a noised marginal is the mean of the cleaner scores that lead to it. Where noise is
+wide ε is nearly $\hat\varepsilon$, and where it is narrow $\hat\varepsilon_0$ is. Their
+difference is a control variate: of a Gaussian, whatever its samples are, nothing is
+left beside it. So a few samples show a score at the wrong scale, one told the wrong
+level, and levels whose scores are not of one distribution: $\hat\varepsilon_0$
+regressed on $\hat\varepsilon$ beside $\varepsilon - \hat\varepsilon_0$ has the slope 1
+and misses nothing in the mean. A score that is exact for another distribution passes.
 
 Errors that the J members of a plate have in common add up in the group. With $v_j$ the
 variances of a member's samples, $m_j$ their mean, m and P mean and covariance of all
@@ -35,8 +44,6 @@ Both are measured in these units.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -44,7 +51,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from composeprob import tuning
 from composeprob.density.annealed import AnnealedDensity
@@ -53,14 +60,52 @@ from composeprob.density.learned_scores import Misfit, OwnScore
 from composeprob.samplers.step import Step
 
 
+class OwnLevels(NamedTuple):
+    """Levels of the comparison of a score with its own samples.
+
+    Attributes:
+        path: levels that reverse diffusion visits, from level 0 on.
+        noised: levels to which samples of level 0 are noised.
+    """
+
+    path: tuple[int, ...]
+    noised: tuple[int, ...]
+
+    @property
+    def evaluations(self) -> int:
+        """Number of evaluations of each sample."""
+        return len(self.path) + len(self.noised)
+
+
+def own_levels(density: AnnealedDensity, most: float = math.inf) -> OwnLevels:
+    """All levels as the path, or as many as leave at most ``most`` evaluations of each
+    sample; and levels to noise to, at log-SNR that are evenly spaced where signal and
+    noise both count, with the noisiest."""
+    limits = tuning.FINDINGS
+    log_snr = np.asarray(density.schedule.log_snr, float)
+    least, greatest = limits.slope_log_snr
+    wanted = np.linspace(
+        max(log_snr[-1], least), min(log_snr[1], greatest), limits.slope_levels - 1
+    )
+    nearest = 1 + abs(log_snr[1:, None] - wanted).argmin(0)
+    noised = np.unique([*nearest, len(log_snr) - 1])
+    number = min(len(log_snr), max(most - len(noised), limits.own_path))
+    path = np.linspace(0, len(log_snr) - 1, int(number)).astype(int)
+    return OwnLevels(tuple(path.tolist()), tuple(noised.tolist()))
+
+
 def own_scores(
-    density: AnnealedDensity, positions: Position, key: Array
+    density: AnnealedDensity,
+    positions: Position,
+    key: Array,
+    evaluations: float = math.inf,
 ) -> dict[str, OwnScore]:
     """Compare the score of every trained factor of a whole noised site with its own
     samples, one under the conditions of each position, ``{site: (n, …)}``.
 
     Of a plate of observations the first member is checked. Plates in which a mask
-    leaves members out, and plates in plates, are left out.
+    leaves members out, and plates in plates, are left out. With fewer ``evaluations``
+    than all levels take, over all samples, reverse diffusion leaves levels out.
     """
     scores = {}
     for i, expert in enumerate(density.described.experts):
@@ -74,31 +119,51 @@ def own_scores(
         # A denominator is compared where its samples are, not where the group's are.
         together = expert.members if expert.power > 0 else 1
         of_expert = jax.random.fold_in(key, i)
-        moments, slopes = _own_moments(density, i, positions, of_expert, together)
         n = len(positions[expert.site])
-        score = _compared(moments, n, expert.members)
-        log_snr = np.asarray(density.schedule.log_snr)[slope_levels(density.num_levels)]
-        scores[expert.name] = score._replace(misfit=_misfit(slopes, n, log_snr))
+        levels = own_levels(density, evaluations // n)
+        moments, slopes = _own_moments(
+            density, i, positions, of_expert, together, levels
+        )
+        score = OwnScore(0.0, 1.0, 0, expert.members)
+        # Samples of fewer levels are not at level 0 what the score would make of them.
+        if len(levels.path) == density.num_levels:
+            score = _compared(moments, n, expert.members)
+        log_snr = np.asarray(density.schedule.log_snr)[list(levels.noised)]
+        scores[expert.name] = score._replace(misfit=misfit(slopes, n, log_snr))
     return scores
 
 
-def _misfit(
+def misfit(
     slopes: Slope, n: int, log_snr: Float[np.ndarray, " levels"]
 ) -> Misfit | None:
     """The level at which the noise that is predicted differs most from the noise in n
-    samples, if it differs by more than is tolerated there, beyond four errors."""
+    samples, if it differs by more than is tolerated there, beyond its errors."""
     limits = tuning.FINDINGS
-    # Where there is more signal than noise, errors of the samples themselves count.
-    tolerance = np.where(log_snr < 0, limits.noise_error, limits.noise_error_of_signal)
+    # Errors of networks grow as noise falls.
+    tolerance = np.full(len(log_snr), limits.noise_error_of_both)
+    tolerance[log_snr < limits.noise_alone] = limits.noise_error
+    tolerance[log_snr > limits.signal_alone] = limits.noise_error_of_signal
     off = np.asarray(slopes.slope, float) - 1
-    beyond = abs(off) - 4 * np.asarray(slopes.slope_sd, float) / math.sqrt(n)
+    beyond = abs(off) - _allowed(slopes.slope_sd, slopes.slope_degrees, n)
     shift = abs(np.asarray(slopes.shift, float))
-    shifted = (shift - 4 * np.asarray(slopes.shift_sd, float) / math.sqrt(n)).max(1)
-    excess = np.maximum(beyond, shifted) - tolerance
+    shifted = shift - _allowed(slopes.shift_sd, slopes.shift_degrees, n)
+    # Means are off by little where samples are rough.
+    most_shift = limits.noise_error_of_both
+    excess = np.maximum(beyond - tolerance, shifted.max(1) - most_shift)
     most = int(np.argmax(np.nan_to_num(excess, nan=-np.inf)))
     if not excess[most] > 0:
         return None
     return Misfit(1 + float(off[most]), float(shift[most].max()), float(log_snr[most]))
+
+
+def _allowed(sd: Array, degrees: Array, n: int) -> np.ndarray:
+    """Largest error of means over n samples by chance, by the quantile of Student's t
+    that is four standard deviations of a Gaussian."""
+    from scipy.special import ndtr, stdtrit
+
+    freedom = np.maximum(np.asarray(degrees, float), 1)
+    allowed: np.ndarray = stdtrit(freedom, ndtr(4.0))
+    return allowed * np.asarray(sd, float) / math.sqrt(n)
 
 
 class Moments(NamedTuple):
@@ -117,8 +182,17 @@ class Slope(NamedTuple):
 
     slope: Array  # of the regression of ε on ε̂
     slope_sd: Array
+    slope_degrees: Array  # of freedom of this deviation
     shift: Array  # E[ε − ε̂], of each number
     shift_sd: Array
+    shift_degrees: Array
+
+
+class Clean(NamedTuple):
+    """Samples of a factor at level 0, and its score there, in y = x/α."""
+
+    y: Float[Array, "n numbers"]
+    score: Float[Array, "n numbers"]
 
 
 def _compared(moments: Moments, n: int, members: int) -> OwnScore:
@@ -149,33 +223,95 @@ def _beyond_errors(
 
 @eqx.filter_jit
 def _own_moments(
-    density: AnnealedDensity, which: int, positions: Position, key: Array, together: int
+    density: AnnealedDensity,
+    which: int,
+    positions: Position,
+    key: Array,
+    together: int,
+    levels: OwnLevels,
 ) -> tuple[Moments, Slope]:
-    """Moments over samples of one expert alone by its reverse diffusion, at every
-    level, from level 0 on; and slopes over these samples, noised again.
+    """Moments over samples of one expert alone by its reverse diffusion, at the levels
+    of its path, from level 0 on; and slopes over these samples, noised again."""
+    draw_key, noise_key = jax.random.split(key)
+    clean, moments = _draws(density, which, positions, draw_key, together, levels.path)
+
+    def slope(at: tuple[Array, Array]) -> Slope:
+        return regressed(_noised(density, which, positions, clean, *at))
+
+    return moments, jax.lax.map(slope, _noises(levels, noise_key))
+
+
+@eqx.filter_jit
+def noised_draws(
+    density: AnnealedDensity,
+    drawn: int,
+    predicting: int,
+    positions: Position,
+    key: Array,
+    levels: OwnLevels,
+) -> Noised:
+    """Samples of one expert alone, noised to levels, which lead, with the noise that
+    another predicts there."""
+    draw_key, noise_key = jax.random.split(key)
+    clean, _ = _draws(density, drawn, positions, draw_key, 1, levels.path)
+
+    def noised(at: tuple[Array, Array]) -> Noised:
+        return _noised(density, predicting, positions, clean, *at)
+
+    return jax.lax.map(noised, _noises(levels, noise_key))
+
+
+def _noises(levels: OwnLevels, key: Array) -> tuple[Array, Array]:
+    """A key, and the level, of each noise that is added to samples."""
+    noised = jnp.asarray(levels.noised)
+    return jax.random.split(key, len(noised)), noised
+
+
+def _scores(
+    density: AnnealedDensity,
+    which: int,
+    positions: Position,
+    x: Float[Array, "n numbers"],
+    level: Array,
+) -> Float[Array, "n numbers"]:
+    """Scores of one expert at x, each under the conditions of a position."""
+    expert = density.described.experts[which]
+    site = density.sites[expert.site]
+
+    def score(x: Array, position: Position) -> Array:
+        at = {**position, expert.site: x.reshape(site.shape)}
+        value = density.evaluator.expert_values(at, level)[which]
+        return value.total if expert.members > 1 else value.score[0]
+
+    return jax.vmap(score)(x, positions)
+
+
+def _draws(
+    density: AnnealedDensity,
+    which: int,
+    positions: Position,
+    key: Array,
+    together: int,
+    path: tuple[int, ...],
+) -> tuple[Clean, Moments]:
+    """Samples of one expert by its reverse diffusion along levels from level 0 on, and
+    their moments there.
 
     Steps are those of a Gaussian with the samples' slope, of which steps of any length
     keep the variance.
     """
     expert = density.described.experts[which]
-    site = density.sites[expert.site]
     n = len(positions[expert.site])
-    size = math.prod(site.shape)
-    last = density.num_levels - 1
+    size = math.prod(density.sites[expert.site].shape)
 
-    def scores(x: Array, level: Array) -> Array:
-        def score(x: Array, position: Position) -> Array:
-            at = {**position, expert.site: x.reshape(site.shape)}
-            value = density.evaluator.expert_values(at, level)[which]
-            return value.total if expert.members > 1 else value.score[0]
-
-        return jax.vmap(score)(x, positions)
-
-    def descend(x: Array, at: tuple[Array, Array]) -> tuple[Array, Moments]:
-        key, level = at
+    def descend(
+        carry: tuple[Array, Array], at: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array], Moments]:
+        x, _ = carry
+        key, level, below = at
         start = density.schedule.at(level)
-        end = density.schedule.at(jnp.maximum(level - 1, 0))
-        s = scores(x, level)
+        end = density.schedule.at(below)
+        s = _scores(density, which, positions, x, level)
         variance = x.var(0, ddof=1)
         off = -s * (x - x.mean(0)) * n / (n - 1) - 1
         of_group = _of_group(x, s * variance, variance, together)
@@ -189,52 +325,108 @@ def _own_moments(
         noise = jax.random.normal(key, x.shape)
         y = jax.vmap(step.draw)(x / start.alpha, start.alpha * s, noise)
         onwards = jnp.where(level > 0, end.alpha * y, x)
-        return onwards.astype(x.dtype), moments
-
-    def slope(x: Array, at: tuple[Array, Array]) -> Slope:
-        key, level = at
-        clean = density.schedule.at(0)
-        noisy = density.schedule.at(level)
-        shrinks = noisy.alpha / clean.alpha
-        added = jnp.sqrt(noisy.sigma**2 - (shrinks * clean.sigma) ** 2)
-        return _slope_at(partial(scores, level=level), shrinks * x, added, key)
+        return (onwards.astype(x.dtype), s.astype(x.dtype)), moments
 
     first, rest = jax.random.split(key)
     dtype = jnp.result_type(positions[expert.site])
     noise = jax.random.normal(first, (n, size), dtype)
-    x = density.schedule.at(last).sigma * noise
-    levels = jnp.arange(last, -1, -1)
-    keys = jax.random.split(rest, len(levels))
-    x, moments = jax.lax.scan(descend, x, (keys, levels))
-    moments = jax.tree.map(lambda leaf: leaf[::-1], moments)
-    noised = slope_levels(density.num_levels)
-    keys = jax.random.split(jax.random.fold_in(rest, 1), len(noised))
-    slopes = jax.lax.map(partial(slope, x), (keys, jnp.asarray(noised)))
-    return moments, slopes
+    x = density.schedule.at(density.num_levels - 1).sigma * noise
+    downwards = jnp.asarray(path)[::-1]
+    below = jnp.append(downwards[1:], 0)
+    keys = jax.random.split(rest, len(path))
+    # The last evaluation, at level 0, leaves its score.
+    (x, s), moments = jax.lax.scan(
+        descend, (x, jnp.zeros_like(x)), (keys, downwards, below)
+    )
+    end = density.schedule.at(0)
+    clean = Clean(x / end.alpha, end.alpha * s)
+    return clean, jax.tree.map(lambda leaf: leaf[::-1], moments)
 
 
-def slope_levels(num_levels: int) -> Int[np.ndarray, " few"]:
-    """Levels above level 0 to which samples of a factor are noised."""
-    most = tuning.FINDINGS.slope_levels
-    return np.unique(np.linspace(1, num_levels - 1, most).astype(int))
+class Noised(NamedTuple):
+    """Samples of a factor that were noised to one level, in units of this noise."""
+
+    y: Float[Array, "n numbers"]
+    noise: Float[Array, "n numbers"]  # ε
+    by_clean: Float[Array, "n numbers"]  # ε̂₀, by the score of level 0
+    predicted: Float[Array, "n numbers"]  # ε̂
 
 
-def _slope_at(
-    scores: Callable[[Array], Array],
-    x: Float[Array, "n numbers"],
-    added: Float[Array, ""],
+def _noised(
+    density: AnnealedDensity,
+    which: int,
+    positions: Position,
+    clean: Clean,
     key: Array,
-) -> Slope:
-    """Regress noise of standard deviation ``added`` to x on the noise that a score
-    predicts there."""
-    noise = jax.random.normal(key, x.shape, x.dtype)
-    predicted = -added * scores(x + added * noise)
-    with_noise = jnp.sum(noise * predicted, 1)
-    with_itself = jnp.sum(predicted**2, 1)
-    ratio = with_noise.mean() / with_itself.mean()
-    residual = (with_noise - ratio * with_itself) / with_itself.mean()
-    missed = noise - predicted
-    return Slope(ratio, residual.std(), missed.mean(0), missed.std(0))
+    level: Array,
+) -> Noised:
+    """Samples with the noise of a level, and the noise that an expert predicts."""
+    noisy = density.schedule.at(level)
+    spread = jnp.sqrt(noisy.variance - density.schedule.at(0).variance)
+    noise = jax.random.normal(key, clean.y.shape, clean.y.dtype)
+    y = clean.y + spread * noise
+    scores = _scores(density, which, positions, noisy.alpha * y, level)
+    predicted = -spread * noisy.alpha * scores
+    return Noised(y / spread, noise, -spread * clean.score, predicted)
+
+
+def regressed(noised: Noised) -> Slope:
+    """Regress ε̂₀ on ε̂, number by number beside ε − ε̂₀, whose mean given y is 0.
+
+    Where modes have other widths their regressions differ: the same times y, whose
+    mean is 0 too, tells places from one another.
+    """
+    # A score at walls is that of few samples, or of none: there ε stands alone.
+    squares = noised.by_clean**2
+    carried_by = jnp.sum(squares, 0) ** 2 / jnp.sum(squares**2, 0)
+    supported = carried_by >= tuning.FINDINGS.own_carried
+    by_clean = jnp.where(supported, noised.by_clean, noised.noise)
+    control = noised.noise - by_clean
+    first = _Control.of(control)
+    second = _Control.of(first.left(control * (noised.y - noised.y.mean(0))))
+
+    missed = by_clean - noised.predicted
+    missed = second.left(first.left(missed))
+    predicted = second.left(first.left(noised.predicted))
+    regressor = predicted - predicted.mean(0)
+    size = jnp.sum(regressor**2, 1).mean()
+    left = missed - missed.mean(0)
+    off = jnp.sum(left * regressor, 1).mean() / size
+    of_slope = jnp.sum((left - off * regressor) * regressor, 1) / size
+    return Slope(
+        slope=1 + off,
+        slope_sd=of_slope.std(),
+        slope_degrees=_degrees(of_slope),
+        shift=missed.mean(0),
+        shift_sd=left.std(0),
+        shift_degrees=_degrees(left),
+    )
+
+
+class _Control(NamedTuple):
+    """A control variate of each number, and the same about its mean."""
+
+    values: Float[Array, "n numbers"]
+    centred: Float[Array, "n numbers"]
+
+    @classmethod
+    def of(cls, values: Float[Array, "n numbers"]) -> _Control:
+        return cls(values, values - values.mean(0))
+
+    def left(self, values: Float[Array, "n numbers"]) -> Float[Array, "n numbers"]:
+        """Return values without what follows the control, by least squares."""
+        unit = jnp.maximum(jnp.sum(self.centred**2, 0), 1e-20)
+        share = jnp.sum(self.centred * (values - values.mean(0)), 0) / unit
+        return values - share * self.values
+
+
+def _degrees(values: Array) -> Array:
+    """Degrees of freedom of the variance of centred values, whose samples lead, by
+    their kurtosis."""
+    squares = jnp.sum(values**2, 0)
+    kurtosis = len(values) * jnp.sum(values**4, 0) / jnp.maximum(squares**2, 1e-30)
+    # Three coefficients and a mean were fitted.
+    return 2 * (len(values) - 4) / jnp.maximum(kurtosis - 1, 2.0)
 
 
 def _of_group(

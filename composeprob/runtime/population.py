@@ -429,16 +429,19 @@ class GlobalMover:
     def __init__(self, population: Population, frozen: bool = False):
         points = np.asarray(population.points)
         self.population = population
-        self.ladder, self.share = ladder_of(points, population.density)
+        # Rates along a way up lack the growth of exponents that only weighted chains
+        # carry: constant ones lead to the same level 0.
+        self.density = population.density.untracked()
+        self.ladder, self.share = ladder_of(points, self.density)
         self.tried = np.ones(len(self.share))
         self.accepted = np.ones(len(self.share))
         self.waiting: list[int] = []
         self.states: KernelState = _evaluated(
-            population.density, self.ladder, population.points, population.chunk
+            self.density, self.ladder, population.points, population.chunk
         )
         population.evaluations += 1 + self.ladder.piloted
         self.renewed = np.zeros(len(population), bool)
-        suited = GlobalMoves.suits(population.density, len(population))
+        suited = GlobalMoves.suits(self.density, len(population))
         self.fits_mixtures = suited and not frozen
         self.mixtures: GaussianMixture | None = None
         self.draws = np.zeros(len(population), int)
@@ -498,7 +501,7 @@ class GlobalMover:
         resampling; None where too few chains are finite."""
         if self.mixtures is None:
             points = np.asarray(self.states.position)
-            fitted = GlobalMoves().adapt(points, self.population.density)
+            fitted = GlobalMoves().adapt(points, self.density)
             if fitted is None:
                 self.fits_mixtures = False
                 return None
@@ -515,7 +518,7 @@ class GlobalMover:
         words = population.random_words()
         second = np.arange(len(population)) >= len(population) // 2
         proposed, log_ratio = _drawn(
-            population.density,
+            self.density,
             self.ladder,
             fitted,
             words,
@@ -541,7 +544,7 @@ class GlobalMover:
         turn = self.next_turn()
         words = population.random_words()
         proposed, log_ratio = _proposed(
-            population.density,
+            self.density,
             self.ladder,
             words,
             self.states,

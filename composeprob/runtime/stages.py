@@ -39,7 +39,7 @@ from composeprob.results.support import in_separated_modes
 from composeprob.results.trust import least_effective_ancestors
 from composeprob.runtime import compiled
 from composeprob.runtime.outcome import summarised
-from composeprob.runtime.own_draws import own_scores
+from composeprob.runtime.own_draws import own_levels, own_scores
 from composeprob.runtime.plan import Attempt, Tried
 from composeprob.runtime.progress import Progress
 from composeprob.runtime.writer import Checkpoint, Draws, RunCheckpoints, Writer
@@ -319,7 +319,11 @@ def _finished(state: State, finisher: Finisher) -> Run:
     departure = 0.0
     while done < total and (done < finisher.fewest_rounds or drift + departure > 0):
         state.report(title, total, done=done, doing="fitting the population")
-        fitted = finisher.adapt(points, state.density)
+        told = None
+        trials = finisher.trials(state.density)
+        if trials is not None:
+            told = np.asarray(compiled.measure(finisher, run, density, trials))
+        fitted = finisher.fit(points, state.density, told)
         if fitted is None:
             break
         fitted = run.spread.place(jax.tree.map(np.asarray, fitted), everywhere)
@@ -335,7 +339,8 @@ def _finished(state: State, finisher: Finisher) -> Run:
         drift = finisher.drift(trail, state.density, weighted)
         if drift and renewed and _in_modes(state, points):
             drift = finisher.drift(trail, state.density, True)
-        departure = finisher.departure(points, _scores(run), np.asarray(run.ancestors))
+        scores = _scores(state.sampler, run)
+        departure = finisher.departure(points, scores, np.asarray(run.ancestors))
         state.report(title, total, done=done, drift=drift)
     measured = run.drift
     if total > 1:  # a single round measures no drift
@@ -485,7 +490,7 @@ class PilotRun:
             and in_question(state.density)
             and check_evaluations(state.density) <= most
         )
-        levels = state.density.num_levels + tuning.FINDINGS.slope_levels
+        levels = own_levels(state.density).evaluations
         weighted = state.sampler.weights is not None
         by_weights = weighs_by_scores(weighted, state.density)
         self.integrated = integrates_score(state.sampler.kernel)
@@ -556,9 +561,12 @@ def _points(run: Run) -> Float[np.ndarray, "chains dims"]:
     return np.asarray(run.spread.cut(host(run.chains.position)))
 
 
-def _scores(run: Run) -> Float[np.ndarray, "chains dims"]:
-    """∇log π of the population's points, (N, D), on the host."""
-    return np.asarray(run.spread.cut(host(run.chains.evaluation.score)))
+def _scores(sampler: Sampler, run: Run) -> Float[np.ndarray, "chains dims"]:
+    """∇log π of the population's points, (N, D), on the host; of tokens no columns."""
+    scores = sampler.scores(run)
+    if scores is None:
+        return np.zeros((len(run.ancestors), 0))
+    return np.asarray(run.spread.cut(host(scores)))
 
 
 def _repeated(state: State) -> Repetition | None:

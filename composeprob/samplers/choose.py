@@ -29,6 +29,7 @@ from composeprob.samplers.hierarchy import (
     ShortAndLong,
     has_dependents,
     interweaves,
+    is_non_centred,
 )
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.leaping import TauLeaping
@@ -179,9 +180,12 @@ def _at_one_level(density: AnnealedDensity, num_chains: int) -> tuple[Sampler, s
     if has_dependents(density):
         # Half of the evaluations in either coordinates. A chain that starts where the
         # density is steep needs shorter steps than the others.
-        centred = ShortAndLong(tuned, num_leapfrog=4, jitter=0.9)
-        non_centred = NonCentred(tuned, num_leapfrog=4, jitter=0.9)
-        kernel = InBothCoordinates(centred, non_centred, density)
+        centred: Kernel = ShortAndLong(tuned, num_leapfrog=4, jitter=0.9)
+        others: Kernel = NonCentred(tuned, num_leapfrog=4, jitter=0.9)
+        if is_non_centred(density):
+            centred = NonCentred(tuned, num_leapfrog=4, jitter=0.9, inner=ShortAndLong)
+            others = HMC(tuned, num_leapfrog=4, jitter=0.9)
+        kernel = InBothCoordinates(centred, others, density)
         moved = "HMC in centred and non-centred coordinates in turn"
     why = (
         f"one level only, so nothing anneals: {moved} from the prior, tuned in a "

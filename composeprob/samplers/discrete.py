@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,8 @@ class DiscreteGibbs(Kernel[KernelState]):
     statements alone, and one evaluation of the density where the sweep ends; elsewhere
     one evaluation of the density for each value.
     """
+
+    sees_whole: ClassVar[bool] = True
 
     step_size: StepSizeLike = eqx.field(default=1.0, converter=as_step_size, repr=False)
     # Places of the entries in a chain's vector, and the number of values of each.

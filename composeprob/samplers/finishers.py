@@ -8,7 +8,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -40,6 +40,7 @@ from composeprob.samplers.hierarchy import (
     StandardCoordinates,
     has_dependents,
     interweaves,
+    is_non_centred,
     vague_entries,
 )
 from composeprob.samplers.layout import Layout
@@ -64,6 +65,10 @@ class Finisher(eqx.Module):
     rounds = 1
     # Rounds before `drift` and `departure` may end them.
     fewest_rounds = 2
+    # True if it can move the tokens of categorical sites.
+    moves_tokens: ClassVar[bool] = False
+    # False if it moves chains of a sampler without a kernel, too.
+    needs_kernel: ClassVar[bool] = True
 
     @property
     def requires(self) -> dict[str, frozenset[str]]:
@@ -79,6 +84,24 @@ class Finisher(eqx.Module):
     def adapt(self, points: Points, density: AnnealedDensity) -> PyTree[Array] | None:
         """Fit to the population's points what `move` takes; None where nothing can be
         fitted."""
+
+    def trials(self, density: AnnealedDensity) -> PyTree[Array] | None:
+        """Return what `measure` tries before the finisher is fitted; None where points
+        tell enough."""
+        return None
+
+    def measure(
+        self, run: Run, density: AnnealedDensity, trials: PyTree[Array]
+    ) -> Array:
+        """Measure on the chains what their points do not tell; traced."""
+        raise NotImplementedError
+
+    def fit(
+        self, points: Points, density: AnnealedDensity, measured: np.ndarray | None
+    ) -> PyTree[Array] | None:
+        """Return what `adapt` fits, by what `measure` found where there are
+        `trials`."""
+        return self.adapt(points, density)
 
     @abc.abstractmethod
     def move(
@@ -297,19 +320,26 @@ def _hamiltonian(points: Points, density: AnnealedDensity) -> Kernel:
     metric = _covariance(points, density)
     if not dependents:
         return HMC(step_size, leapfrogs, damping=0.0, jitter=jitter, metric=metric)
-    centred = ShortAndLong(
+
+    def in_others(inner: type[HMC], entries: Position | None) -> NonCentred:
+        layout = Layout.of_density(density)
+        coordinates = StandardCoordinates(density, layout, entries)
+        standard = np.asarray(_standardised(coordinates, jnp.asarray(points)))
+        return NonCentred(
+            step_size,
+            leapfrogs,
+            jitter,
+            metric=_covariance(standard, density),
+            inner=inner,
+            vague=entries,
+        )
+
+    centred: Kernel = ShortAndLong(
         step_size, leapfrogs, damping=0.0, jitter=jitter, metric=metric
     )
-    vague = vague_entries(points, density)
-    coordinates = StandardCoordinates(density, Layout.of_density(density), vague)
-    standard = np.asarray(_standardised(coordinates, jnp.asarray(points)))
-    non_centred = NonCentred(
-        step_size,
-        leapfrogs,
-        jitter,
-        metric=_covariance(standard, density),
-        vague=vague,
-    )
+    if is_non_centred(density):
+        centred = in_others(ShortAndLong, None)
+    non_centred = in_others(HMC, vague_entries(points, density))
     return InBothCoordinates(centred, non_centred, density)
 
 
@@ -320,7 +350,7 @@ def _covariance(points: Points, density: AnnealedDensity) -> MetricLike:
     limits = tuning.METRIC
     only_latents = layout.dims == 0 and not discrete_sites(density)
     small = layout.size <= limits.most_numbers
-    enough = len(points) >= limits.chains_per_number * layout.size
+    enough = len(points) >= limits.chains_per_latent * layout.size
     sound = np.isfinite(np.square(points, dtype=np.float64)).all()
     if not (only_latents and small and enough and sound):
         return _variances(points, density)

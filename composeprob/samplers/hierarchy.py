@@ -478,7 +478,8 @@ def _log_volume_change(before: dict[str, Frame], after: dict[str, Frame]) -> Sca
 
 def has_dependents(density: AnnealedDensity) -> bool:
     """Return whether a program of latents alone has some whose location and scale are
-    other latents, as a hierarchy has."""
+    other latents, as a hierarchy has, or whose data have such a location and scale, as
+    a hierarchy in standard coordinates has."""
     layout = Layout.of_density(density)
     others = any(site.kind in ("held", "discrete") for site in density.sites.values())
     if layout.dims or not layout.size or others:
@@ -486,14 +487,30 @@ def has_dependents(density: AnnealedDensity) -> bool:
     zeros = jnp.zeros((layout.size,))
 
     def frames(v: Array) -> dict[str, Frame]:
-        return density.evaluator.frames(layout.position(v, 1.0), 0)
+        coordinates = StandardCoordinates(density, layout)
+        return coordinates.frames(layout.position(v, 1.0))
 
     return bool(jax.eval_shape(frames, zeros))
+
+
+def is_non_centred(density: AnnealedDensity) -> bool:
+    """Return whether a program of latents alone has standard coordinates itself, and
+    its data those of a centred hierarchy."""
+    layout = Layout.of_density(density)
+    zeros = jnp.zeros((layout.size,))
+
+    def frames(v: Array) -> dict[str, Frame]:
+        return density.evaluator.frames(layout.position(v, 1.0), 0)
+
+    return has_dependents(density) and not jax.eval_shape(frames, zeros)
 
 
 class StandardCoordinates(eqx.Module):
     """Coordinates u = (φ, ξ) of latents v = (φ, m(φ) + s(φ)·ξ), where location m and
     scale s of some are other latents: those of a *non-centred* hierarchy.
+
+    If a program has such coordinates itself, and its data have the location m + s·ξ,
+    these are the coordinates u = (φ, m(φ) + s(φ)·ξ) of a centred one.
 
     Attributes:
         density: of the latents.
@@ -507,8 +524,23 @@ class StandardCoordinates(eqx.Module):
     vague: Position | None = None
 
     def frames(self, position: Position) -> dict[str, Frame]:
-        """Return location and scale of the latents that depend on others."""
-        return self.density.evaluator.frames(position, 0)
+        """Return location and scale of the latents that depend on others, then of those
+        whose data do."""
+        evaluator = self.density.evaluator
+        return {**evaluator.frames(position, 0), **self.by_data(position)}
+
+    def by_data(self, position: Position) -> dict[str, Frame]:
+        """Return location and scale of the latents whose data depend on others."""
+        return self.density.evaluator.frames_by_data(position, 0)
+
+    def scales(self, position: Position) -> dict[str, Array]:
+        """Return the scale s of members m + s·ξ, whichever of these the program has."""
+        by_data = self.by_data(position)
+        found = {}
+        for name, frame in self.frames(position).items():
+            width = jnp.abs(frame.width)
+            found[name] = 1 / width if name in by_data else width
+        return found
 
     def _standardised(self, name: str, frame: Frame) -> Array:
         if self.vague is None:
@@ -536,6 +568,7 @@ class StandardCoordinates(eqx.Module):
         position = self.layout.position(u, 1.0)
         log_volume = jnp.zeros(())
         accurate = jnp.asarray(True)
+        by_data = self.by_data(position)
         # From the first in the program to the last. Frames are computed anew each time:
         # those of a latent depend on latents that have been placed before it.
         for name in self.frames(position):
@@ -544,11 +577,18 @@ class StandardCoordinates(eqx.Module):
             standardised = self._standardised(name, frame)
             placed = jnp.where(standardised, frame.place(coordinate), coordinate)
             position[name] = placed
-            log_width = jnp.where(standardised, jnp.log(frame.width), 0.0)
+            size = jnp.abs(frame.width)
+            log_width = jnp.where(standardised, jnp.log(size), 0.0)
             log_volume += jnp.sum(log_width)
             rounding = jnp.finfo(u.dtype).eps * jnp.abs(placed)
-            fine = frame.width > tuning.LATENTS.rounding * rounding
+            fine = size > tuning.LATENTS.rounding * rounding
             accurate &= jnp.all(fine | ~standardised)
+            if name in by_data:
+                # Where the scale 1/width of θ is near the rounding error of θ, all ξ
+                # are 0 likewise.
+                rounding = jnp.finfo(u.dtype).eps * jnp.abs(coordinate)
+                fine = tuning.LATENTS.rounding * rounding * size < 1
+                accurate &= jnp.all(fine | ~standardised)
         return self.layout.vector(position, 1.0), log_volume, accurate
 
 
@@ -559,32 +599,51 @@ def vague_entries(
     other latents, ``{site: truth values}``; all where there are none.
 
     Entries that sharp data hold stay where they are when a scale above them moves: in
-    standard coordinates they would forbid all but the shortest steps to the others.
-    Widths of the population are medians, as single chains may be far from the others.
+    standard coordinates they would forbid all but the shortest steps to the others. Of
+    latents that the program has in standard coordinates, these entries alone leave
+    them. Widths of the population are medians, as single chains may be far from the
+    others.
     """
     layout = Layout.of_density(density)
     coordinates = StandardCoordinates(density, layout)
-    positions = layout.position(jnp.asarray(points), 1.0)
     vague: dict[str, np.ndarray] = {}
-    for name, width in _widths(coordinates, jnp.asarray(points)).items():
-        values = np.asarray(positions[name])
+    for name, member in _members(coordinates, jnp.asarray(points)).items():
+        values = np.asarray(member.value)
         away = np.abs(values - np.median(values, axis=0))
         # The standard deviation of a normal distribution, by its median deviation.
         spread = 1.4826 * np.median(away, axis=0)
-        of_prior = np.median(np.asarray(width), axis=0)
-        vague[name] = spread > tuning.LATENTS.vague * of_prior
+        of_prior = np.median(np.asarray(member.width), axis=0)
+        is_vague = spread > tuning.LATENTS.vague * of_prior
+        vague[name] = is_vague != np.asarray(member.by_data).all()
+    if is_non_centred(density):
+        return jax.tree.map(jnp.asarray, vague)
     if not any(entries.any() for entries in vague.values()):
         vague = {name: np.ones_like(entries) for name, entries in vague.items()}
     return jax.tree.map(jnp.asarray, vague)
 
 
-@eqx.filter_jit
-def _widths(coordinates: StandardCoordinates, points: Array) -> dict[str, Array]:
-    def widths(v: Array) -> dict[str, Array]:
-        frames = coordinates.frames(coordinates.layout.position(v, 1.0))
-        return {name: frame.width for name, frame in frames.items()}
+class _Member(eqx.Module):
+    """Values of members θ = m + s·ξ, their scale s, and whether the program has ξ."""
 
-    return jax.vmap(widths)(points)
+    value: Array
+    width: Array
+    by_data: Array
+
+
+@eqx.filter_jit
+def _members(coordinates: StandardCoordinates, points: Array) -> dict[str, _Member]:
+    def members(v: Array) -> dict[str, _Member]:
+        position = coordinates.layout.position(v, 1.0)
+        by_data = coordinates.by_data(position)
+        found = {}
+        for name, width in coordinates.scales(position).items():
+            value = position[name]
+            if name in by_data:
+                value = by_data[name].standard(value)
+            found[name] = _Member(value, width, jnp.asarray(name in by_data))
+        return found
+
+    return jax.vmap(members)(points)
 
 
 class ShortAndLong(HMC):
@@ -617,7 +676,8 @@ class NonCentred(Kernel[KernelState]):
 
     In the coordinates $u$ the log-density is $\log\pi(v(u)) + \log|dv/du|$: HMC leaves
     it invariant, and so π. Step size and metric are those of u. Only the entries that
-    are ``vague`` have these coordinates, where they are known.
+    are ``vague`` have these coordinates, where they are known. Trajectories are those
+    of the class ``inner``.
     """
 
     step_size: StepSizeLike = eqx.field(
@@ -626,6 +686,7 @@ class NonCentred(Kernel[KernelState]):
     num_leapfrog: int = eqx.field(default=8, static=True)
     jitter: float = eqx.field(default=0.3, static=True, repr=False)
     metric: MetricLike = eqx.field(default="none", converter=as_metric, repr=False)
+    inner: type[HMC] = eqx.field(default=HMC, static=True, repr=False)
     vague: Position | None = eqx.field(default=None, repr=False)
     coordinates: StandardCoordinates | None = eqx.field(default=None, repr=False)
 
@@ -677,7 +738,9 @@ class NonCentred(Kernel[KernelState]):
         evaluation = in_standard(u, lambda _: state.evaluation)
         momentum = {name: jnp.zeros_like(u)}  # drawn anew, as the damping is 0
         start = HamiltonianState({name: u}, evaluation, momentum)
-        hmc = HMC(1.0, self.num_leapfrog, 0.0, jitter=self.jitter, metric=self.metric)
+        hmc = self.inner(
+            1.0, self.num_leapfrog, 0.0, jitter=self.jitter, metric=self.metric
+        )
         end, info = hmc.step(key, start, target_of_u, step_size)
         # From outside of that region, or of π's support, this kernel moves nothing.
         inside = ~evaluation.zero
@@ -698,12 +761,11 @@ class InBothCoordinates(Gibbs):
     coordinates by another.
 
     Where data are sharp the first mixes, where they are vague the second: ancillary–
-    sufficient interweaving (Yu and Meng 2011). Each has its step size.
+    sufficient interweaving (Yu and Meng 2011). Each has its step size. The program may
+    state its latents in either.
     """
 
-    def __init__(
-        self, centred: Kernel, non_centred: NonCentred, density: AnnealedDensity
-    ):
+    def __init__(self, centred: Kernel, non_centred: Kernel, density: AnnealedDensity):
         sites = tuple(density.sites)
         super().__init__({sites: centred})
         # `Gibbs` refuses a site in two blocks, which a user may have meant otherwise.

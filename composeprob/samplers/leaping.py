@@ -43,6 +43,7 @@ from composeprob.density.categorical import (
 from composeprob.kernels import mean_acceptance
 from composeprob.kernels.gibbs import replaced
 from composeprob.pytree import where
+from composeprob.samplers.finishers import Finisher
 from composeprob.samplers.population import reweighted
 from composeprob.samplers.random import Stream, categorical, uniforms
 from composeprob.samplers.resampling import Resampler
@@ -414,6 +415,7 @@ class TauLeaping(TokenSampler):
         resample: a `Resampler`, or the threshold of the relative effective sample size.
         check_levels: whether weights are computed once more over every other level,
             where a factor is a network.
+        then: moves of many tokens at once at level 0, `Renoise`.
 
     References:
         Lou, Meng and Ermon 2024, *Discrete diffusion modeling by estimating the ratios
@@ -438,9 +440,12 @@ class TauLeaping(TokenSampler):
         passes: int = tuning.LEAPS.passes,
         resample: float | Resampler = 0.5,
         check_levels: bool = True,
+        then: Finisher | tuple[Finisher, ...] = (),
     ):
         super().__init__(
-            exchange=as_resampler(resample), check_levels=bool(check_levels)
+            exchange=as_resampler(resample),
+            finishers=self.finishers_of_tokens(then),
+            check_levels=bool(check_levels),
         )
         self.redraws = check_count(redraws, "redraws", least=0)
         self.passes = check_count(passes, "passes", least=0)
@@ -512,7 +517,7 @@ class TauLeaping(TokenSampler):
     def describe(self) -> str:
         return (
             f"TauLeaping({self.redraws} redraws a level, {self.passes} passes at level "
-            f"0, resample={self.rule_in_words})"
+            f"0, resample={self.rule_in_words}{self.then_in_words})"
         )
 
 

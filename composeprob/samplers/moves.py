@@ -4,6 +4,7 @@ by the population."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -33,7 +34,7 @@ from composeprob.kernels.step_size import (
     resolve,
     scaled_step,
 )
-from composeprob.samplers.discrete import DiscreteGibbs, with_discrete
+from composeprob.samplers.discrete import with_discrete
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.random import Stream, key_of
 from composeprob.samplers.spread import Spread
@@ -208,8 +209,8 @@ class Transitions(eqx.Module):
             by_sites.kernels, by_sites.sites, by_sites.labels, strict=True
         ):
             block = _block_of(part, label, sites, layout, density)
-            if isinstance(part, DiscreteGibbs):
-                part = part.resolved(sites, density)
+            part = part.resolved(sites, density)
+            if part.sees_whole:
                 block = dataclasses.replace(block, entries=range(layout.size))
             blocks.append(block)
             kernels.append(_resolved_kernel(part, block, sites, layout, density))
@@ -305,6 +306,8 @@ class Transitions(eqx.Module):
         few = tuning.STEP_SIZE.few_chains
         gain = pace * rule.gain * num_chains / (num_chains + few)
         adapted = adapt(tuned.log_scale, mean, rule.target(kernel), gain)
+        if math.isfinite(kernel.longest):
+            adapted = jnp.minimum(adapted, math.log(kernel.longest))
         return Tuning(jnp.where(pace > 0, adapted, tuned.log_scale), tuned.metric)
 
     def measured(

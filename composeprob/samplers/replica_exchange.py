@@ -522,7 +522,7 @@ class ReplicaExchange(Sampler):
         swap: str | None = None,
         sweeps: int = 200,
     ):
-        check_kernel(kernel, 1, optional=True)
+        kernel = check_kernel(kernel, 1, optional=True)
         if measures_metric(kernel):
             raise InvalidValueError(
                 "ReplicaExchange cannot measure a metric.",

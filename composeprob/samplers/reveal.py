@@ -48,6 +48,7 @@ from composeprob.errors import CapabilityError, InvalidValueError
 from composeprob.kernels import mean_acceptance
 from composeprob.kernels.gibbs import replaced
 from composeprob.pytree import where
+from composeprob.samplers.finishers import Finisher
 from composeprob.samplers.population import reweighted
 from composeprob.samplers.random import Stream, categorical, uniforms
 from composeprob.samplers.resampling import Resampler
@@ -80,12 +81,14 @@ class Turn(NamedTuple):
         place: in the order, for phases of a remask.
         begins: True for the first phase of its kind in a remask.
         ends: True for the last one.
+        size: the number of positions that a remask hides.
     """
 
     kind: Kind
     place: int = 0
     begins: bool = False
     ends: bool = False
+    size: int = 0
 
 
 def remask(length: int, size: int) -> list[Turn]:
@@ -95,7 +98,7 @@ def remask(length: int, size: int) -> list[Turn]:
     for kind, order in ((Kind.HIDE, places[::-1]), (Kind.REMASK, places)):
         for place in order:
             begins = place == order[0]
-            turns.append(Turn(kind, place, begins, place == order[-1]))
+            turns.append(Turn(kind, place, begins, place == order[-1], size))
     return turns
 
 
@@ -141,6 +144,8 @@ class RevealState(eqx.Module):
     # tokens less that of the old ones.
     trial: TokenChain
     log_ratio: Float[Array, " chains"]
+    # True of chains that accepted a remask of all their positions.
+    renewed: Bool[Array, " chains"]
 
 
 class Now(NamedTuple):
@@ -220,7 +225,8 @@ class RevealPhases:
     def blank(self, run: Run) -> RevealState:
         """Return the state of a level that has not begun."""
         zero = jnp.zeros(len(run.words))
-        return RevealState(jnp.int32(0), zero, zero, run.chains, zero)
+        renewed = jnp.zeros(len(run.words), bool)
+        return RevealState(jnp.int32(0), zero, zero, run.chains, zero, renewed)
 
     def phase(self, carry: Carry) -> Carry:
         """Run one phase: choose what is asked, evaluate the factors, act on the
@@ -635,7 +641,7 @@ class RevealPhases:
 
         def accept(
             words: Array, chain: TokenChain, trial: TokenChain, log_ratio: Array
-        ) -> tuple[TokenChain, Float[Array, ""]]:
+        ) -> tuple[TokenChain, Float[Array, ""], Bool[Array, ""]]:
             # The numbers before it drew the token.
             u = uniforms(words, now.number, NUMBERS)[-1]
             probability = jnp.where(
@@ -643,9 +649,11 @@ class RevealPhases:
             )
             probability = jnp.where(now.turn.ends, probability, 0.0)
             movable = jnp.isfinite(chain.log_density) & jnp.isfinite(trial.log_density)
-            return where((u < probability) & movable, trial, chain), probability
+            accepted = (u < probability) & movable
+            whole = now.turn.size == len(chain.position) - self.num_given
+            return where(accepted, trial, chain), probability, accepted & whole
 
-        chains, probability = run.spread.map(
+        chains, probability, renewed = run.spread.map(
             accept, words, run.chains, trial, log_ratio
         )
         state = dataclasses.replace(
@@ -653,6 +661,7 @@ class RevealPhases:
             trial=trial,
             log_ratio=log_ratio,
             remasked=state.remasked + probability,
+            renewed=state.renewed | renewed,
         )
         return dataclasses.replace(run, chains=chains), state
 
@@ -734,6 +743,8 @@ class Reveal(TokenSampler):
         resample: a `Resampler`, or the threshold of the relative effective sample size.
         look_ahead: the power of the normalisers z of hidden positions in the weights,
             from 0 to 1. Factors other than networks know nothing of these.
+        then: moves at level 0, `Renoise`: further remasks, whose sizes adapt to
+            acceptance.
 
     References:
         Del Moral, Doucet and Jasra 2006, *Sequential Monte Carlo samplers*; Pitt and
@@ -759,8 +770,10 @@ class Reveal(TokenSampler):
         passes: int = tuning.REVEALS.passes,
         resample: float | Resampler = 0.5,
         look_ahead: float = tuning.REVEALS.look_ahead,
+        then: Finisher | tuple[Finisher, ...] = (),
     ):
-        super().__init__(exchange=as_resampler(resample))
+        finishers = self.finishers_of_tokens(then)
+        super().__init__(exchange=as_resampler(resample), finishers=finishers)
         self.redraws = check_count(redraws, "redraws", least=0)
         self.passes = check_count(passes, "passes", least=0)
         if not 0 <= look_ahead <= 1:
@@ -865,7 +878,7 @@ class Reveal(TokenSampler):
             ahead = f", look_ahead={self.look_ahead:g}"
         return (
             f"Reveal({self.redraws} redraws a level, {self.passes} passes at level 0, "
-            f"resample={self.rule_in_words}{ahead})"
+            f"resample={self.rule_in_words}{ahead}{self.then_in_words})"
         )
 
 

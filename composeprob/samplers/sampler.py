@@ -24,12 +24,14 @@ from composeprob.density.evaluation import Evaluation, Position
 from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
 from composeprob.kernels import MALA, Adaptive, Gibbs, Kernel
 from composeprob.kernels.gibbs import parts_of, replaced
+from composeprob.kernels.kernel import as_kernel
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.pytree import where
 from composeprob.renamed import warn_renamed
 from composeprob.samplers.descent import Descent, at_target, moved_to
 from composeprob.samplers.discrete import with_discrete
 from composeprob.samplers.finishers import Finisher, as_finishers
+from composeprob.samplers.hierarchy import StandardCoordinates, has_dependents
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.moves import Particles, Transitions, by_kind
 from composeprob.samplers.random import Stream, key_of, normals, stream
@@ -158,7 +160,8 @@ class Sampler(eqx.Module):
         """Return the density that this sampler's levels follow: with constant exponents
         where they could grow only if chains carried a factor's log-density, and this
         sampler's chains do not."""
-        if self.weights is not None and self.weights.by_rate:
+        by_rate = self.weights is not None and self.weights.by_rate
+        if by_rate and all(part.carries for part in parts_of(self.kernel)):
             return density
         return density.untracked()
 
@@ -184,9 +187,10 @@ class Sampler(eqx.Module):
             moves = Transitions.resolved(kernel, self.steps_per_level, density)
             return replaced(self, kernel=kernel, moves=moves)
         name = type(self).__name__
-        if self.finishers:
+        moving = [each for each in self.finishers if each.needs_kernel]
+        if moving:
             raise CapabilityError(
-                f"then={self.finishers[0]!r} moves chains at level 0, but {name} has "
+                f"then={moving[0]!r} moves chains at level 0, but {name} has "
                 "no kernel here.",
                 where=density.described.where,
                 fix="pass a kernel, or leave then out.",
@@ -285,7 +289,8 @@ class Sampler(eqx.Module):
             initial = partial(initial_point, layout, density, level)
             points = spread.map(initial, run.words)
         else:
-            likely = partial(likely_start, layout, density, level)
+            least = least_widths(layout, density, level)
+            likely = partial(likely_start, layout, density, level, least)
             points, path_weights = spread.map(likely, run.words)
             run = dataclasses.replace(run, path_weights=path_weights)
         particle = partial(self.initial_particle, blank)
@@ -426,9 +431,10 @@ class SMC(Sampler):
     (`AnnealedMCMC`) are better.
 
     Args:
-        kernel: any kernel; left out, ``MALA(Adaptive(), metric="auto")`` where the
-            density has an energy, else no transitions. A program with latents has one
-            for the noised sites and another for the latents, in turn, as a `Gibbs`.
+        kernel: any kernel, or ``cp.Renoise()``; left out, ``MALA(Adaptive(),
+            metric="auto")`` where the density has an energy, else no transitions. A
+            program with latents has one for the noised sites and another for the
+            latents, in turn, as a `Gibbs`.
         steps_per_level: transitions at each level.
         weights: ``"feynman_kac"`` for `FeynmanKac`, ``"density"`` for `DensityRatio`,
             or other `Weights`.
@@ -456,7 +462,7 @@ class SMC(Sampler):
 
     def __init__(
         self,
-        kernel: Kernel | None = None,
+        kernel: Kernel | Finisher | None = None,
         steps_per_level: int = 1,
         weights: str | Weights = "feynman_kac",
         resample: float | Resampler = 0.5,
@@ -464,7 +470,7 @@ class SMC(Sampler):
         then: Finisher | tuple[Finisher, ...] = (),
         check_levels: bool = True,
     ):
-        check_kernel(kernel, steps_per_level, optional=True)
+        moved_by = check_kernel(kernel, steps_per_level, optional=True)
         rule = as_weights(weights)
         if step is not None and not isinstance(step, ReverseStep):
             raise WrongTypeError(
@@ -472,7 +478,7 @@ class SMC(Sampler):
                 fix="pass one, or leave step out.",
             )
         super().__init__(
-            kernel,
+            moved_by,
             int(steps_per_level),
             rule.reverse_step(step),
             rule,
@@ -523,7 +529,7 @@ class AnnealedMCMC(Sampler):
     likelihood, for 16 evaluations more.
 
     Args:
-        kernel: a kernel such as ``cp.HMC(0.03, num_leapfrog=3)``.
+        kernel: a kernel such as ``cp.HMC(0.03, num_leapfrog=3)``, or ``cp.Renoise()``.
         steps_per_level: transitions at each level, ≥ 1; 10 unless given.
         reverse_step: whether a step of the reverse process takes the chains from each
             level to the next, as a better start for the kernel. True means
@@ -551,12 +557,12 @@ class AnnealedMCMC(Sampler):
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: Kernel | Finisher,
         steps_per_level: int = 10,
         reverse_step: bool | ReverseStep = False,
         then: Finisher | tuple[Finisher, ...] = (),
     ):
-        check_kernel(kernel, steps_per_level)
+        moved_by = check_kernel(kernel, steps_per_level)
         if not isinstance(reverse_step, (bool, ReverseStep)):
             raise WrongTypeError(
                 "reverse_step must be True, False or a cp.ReverseStep; got "
@@ -575,7 +581,7 @@ class AnnealedMCMC(Sampler):
                 fix='write cp.ReverseStep(control="none"), or use cp.SMC.',
             )
         finishers = as_finishers(then)
-        super().__init__(kernel, int(steps_per_level), step, finishers=finishers)
+        super().__init__(moved_by, int(steps_per_level), step, finishers=finishers)
 
     def describe(self) -> str:
         settings = [f"{self.kernel!r}", f"{self.steps_per_level} steps a level"]
@@ -638,46 +644,91 @@ def initial_point(
     return layout.vector({**xs, **latents}, 1.0)
 
 
+class _Start(NamedTuple):
+    """A draw of the prior, its part in the choice, and log h."""
+
+    point: Float[Array, " size"]
+    score: Float[Array, ""]
+    log_h: Float[Array, ""]
+
+
+def least_widths(
+    layout: Layout, density: AnnealedDensity, level: int
+) -> dict[str, Array]:
+    """Return the scales of members that chains start above, where they are latents: a
+    thousandth of the prior's median; empty where there are none."""
+    if not has_dependents(density):
+        return {}
+
+    coordinates = StandardCoordinates(density, layout)
+
+    def scales(key: Array) -> dict[str, Array]:
+        return coordinates.scales(density.initial(key, level))
+
+    drawn = jax.vmap(scales)(jax.random.split(jax.random.key(0), tuning.START.widths))
+    medians = jax.tree.map(lambda each: jnp.median(each, axis=0), drawn)
+    return jax.tree.map(lambda each: tuning.START.narrow * each, medians)
+
+
 def likely_start(
-    layout: Layout, density: AnnealedDensity, level: int, words: UInt32[Array, " 2"]
+    layout: Layout,
+    density: AnnealedDensity,
+    level: int,
+    least: dict[str, Array],
+    words: UInt32[Array, " 2"],
 ) -> tuple[Float[Array, " size"], Float[Array, ""]]:
     """Choose one of `tuning.START.draws` draws of the prior, with probabilities in
-    proportion to their likelihood.
+    proportion to their likelihood L.
 
     A chain that starts far out in a heavy tail would stay there, as the step size that
-    suits the others is too long for it.
+    suits the others is too long for it. So would one that starts where a scale is near
+    0: members all at their location are often likelier than members that are spread at
+    random. So draws with a scale below ``least`` are chosen by L·h instead, with h so
+    small that all others are preferred.
 
     Returns:
-        The draw, and log of the mean likelihood, which as an importance weight gives
-            such draws the posterior's distribution.
+        The draw, and log of the mean of L·h, over its own h, which as an importance
+        weight gives such draws the posterior's distribution.
     """
     alpha = density.schedule.at(level).alpha
     key = key_of(words, Stream.INITIAL)
 
-    def race(i: Array, best: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def log_h_of(position: Position) -> Array:
+        if not least:
+            return jnp.zeros(())
+        scales = StandardCoordinates(density, layout).scales(position)
+        narrow = [jnp.any(scales[name] < least[name]) for name in least]
+        return jnp.where(jnp.stack(narrow).any(), -tuning.START.preferred, 0.0)
+
+    Carry = tuple[_Start, Array]
+
+    def race(i: Array, carry: Carry) -> Carry:
         # The largest of log-weights plus Gumbel numbers is a draw in proportion to the
         # weights, which needs no second pass over them.
-        best_point, best_score, log_total = best
+        best, log_total = carry
         draw_key, race_key = jax.random.split(jax.random.fold_in(key, i))
         position = density.initial(draw_key, level)
-        log_weight = density.evaluator(position, level).terms.log_potential
+        log_h = log_h_of(position)
+        log_weight = density.evaluator(position, level).terms.log_potential + log_h
         log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
-        point = layout.vector(position, alpha)
         score = log_weight + jax.random.gumbel(race_key)
-        best_point, best_score = where(
-            score >= best_score, (point, score), (best_point, best_score)
-        )
-        return best_point, best_score, jnp.logaddexp(log_total, log_weight)
+        drawn = _Start(layout.vector(position, alpha), score, log_h)
+        best = where(score >= best.score, drawn, best)
+        return best, jnp.logaddexp(log_total, log_weight)
 
-    nobody = jnp.zeros((layout.size,)), jnp.asarray(-jnp.inf), jnp.asarray(-jnp.inf)
-    v, _, log_total = jax.lax.fori_loop(0, tuning.START.draws, race, nobody)
-    return v, log_total - math.log(tuning.START.draws)
+    never = jnp.asarray(-jnp.inf)
+    nobody = _Start(jnp.zeros((layout.size,)), never, jnp.zeros(()))
+    draws = tuning.START.draws
+    best, log_total = jax.lax.fori_loop(0, draws, race, (nobody, never))
+    return best.point, log_total - math.log(draws) - best.log_h
 
 
 def check_kernel(
-    kernel: object, steps_per_level: object, optional: bool = False
-) -> None:
-    """Refuse anything but a kernel, and a number of transitions below 1."""
+    given: object, steps_per_level: object, optional: bool = False
+) -> Kernel | None:
+    """Return the kernel that was given, or that a finisher is among moves; refuse
+    anything else, and a number of transitions below 1."""
+    kernel = as_kernel(given)
     if not (isinstance(kernel, Kernel) or (optional and kernel is None)):
         shown = repr(kernel)
         if isinstance(kernel, type):
@@ -687,6 +738,7 @@ def check_kernel(
             fix="make one, for example cp.MALA() or cp.HMC(0.03, num_leapfrog=3).",
         )
     check_count(steps_per_level, "steps_per_level")
+    return kernel
 
 
 def as_resampler(resample: object) -> Resampler:

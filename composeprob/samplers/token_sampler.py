@@ -14,6 +14,8 @@ from jaxtyping import Float, UInt32
 from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.categorical import Logs, TokenDensity
 from composeprob.density.evaluation import Position
+from composeprob.errors import CapabilityError
+from composeprob.samplers.finishers import Finisher, as_finishers
 from composeprob.samplers.random import Stream, stream
 from composeprob.samplers.run import Run
 from composeprob.samplers.sampler import Sampler
@@ -81,6 +83,24 @@ class TokenSampler(Sampler):
             lambda carry: carry[1].turn < first + number, phases.phase, (run, state)
         )
         return run
+
+    @classmethod
+    def finishers_of_tokens(cls, then: object) -> tuple[Finisher, ...]:
+        """Return the argument ``then``; refuse moves of numbers."""
+        finishers = as_finishers(then)
+        for finisher in finishers:
+            if not finisher.moves_tokens:
+                raise CapabilityError(
+                    f"{finisher!r} moves numbers, and the chains of {cls.__name__} "
+                    "have tokens.",
+                    fix="pass then=cp.Renoise(), or leave then out.",
+                )
+        return finishers
+
+    @property
+    def then_in_words(self) -> str:
+        """The finishers, for `describe`."""
+        return "".join(f", then {finisher!r}" for finisher in self.finishers)
 
     @property
     def rule_in_words(self) -> str:

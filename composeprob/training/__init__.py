@@ -8,6 +8,7 @@ makes the zoo of this lies in ``models/making.py``. May import everything but `a
 from typing import TYPE_CHECKING, NoReturn
 
 from composeprob.errors import unknown_name
+from composeprob.training.conditionals import misfit_of_mixture
 from composeprob.training.distil import Distilled, Flow, distil
 from composeprob.training.estimator import estimator
 from composeprob.training.loop import TrainingRun, train
@@ -39,6 +40,7 @@ __all__ = [
     "distil",
     "estimator",
     "load_weights",
+    "misfit_of_mixture",
     "sample_quality",
     "save_weights",
     "score_errors",

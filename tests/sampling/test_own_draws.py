@@ -13,7 +13,7 @@ import composeprob as cp
 from composeprob import tuning
 from composeprob.results.checks.own_scores import OwnScores
 from composeprob.results.status import Code
-from composeprob.runtime.own_draws import own_scores
+from composeprob.runtime.own_draws import own_levels, own_scores
 from composeprob.runtime.progress import Progress
 from composeprob.samplers.choose import by_score
 from messages import check_finding
@@ -42,10 +42,11 @@ def gaussian(error):
     return learned(network, "epsilon", SCHEDULE, time="level")
 
 
-def compared(density):
+def compared(density, samples=256, evaluations=np.inf):
     """The comparison of each factor's score with its samples, by name."""
-    positions = jax.vmap(density.initial)(jax.random.split(jax.random.key(0), 256))
-    return own_scores(density, positions, jax.random.key(1))
+    keys = jax.random.split(jax.random.key(0), samples)
+    positions = jax.vmap(density.initial)(keys)
+    return own_scores(density, positions, jax.random.key(1), evaluations)
 
 
 @pytest.mark.parametrize("error", [0.0, 0.1])
@@ -87,14 +88,15 @@ class Scaled(eqx.Module):
 
 @pytest.mark.parametrize("factor", [1.0, 1.15])
 def test_scores_that_only_weights_rely_on_are_asked_about_noise(factor):
-    """A square by reverse steps alone, along which log f is tracked."""
+    """A square by reverse steps alone, along which log f is tracked; of as few chains
+    as a default run weighs."""
 
     @cp.program
     def squared():
         return cp.sample("x", learned(network, "epsilon", SCHEDULE) ** 2)
 
     network = Scaled(jnp.float32(factor))
-    result = run(cp.compile(squared), chains=1000, sampler=None)
+    result = run(cp.compile(squared), chains=64, sampler=None)
     assert "steps alone" in result.reason
     assert result.status.has(Code.NETWORK_DOUBTED) == (factor > 1)
 
@@ -214,30 +216,81 @@ def test_a_run_over_a_plate_has_the_finding(error):
         assert abs(off) < 0.25
 
 
-@pytest.mark.parametrize(
-    ("scale", "later", "wrong"),
-    [
-        (1.0, 0.0, False),
-        (1.05, 0.0, True),
-        (1.15, 0.0, True),
-        (0.8, 0.0, True),
-        (1.0, 1.0, True),  # told a log-SNR that is greater by 1
-    ],
-)
-def test_a_score_predicts_the_noise_that_its_own_samples_are_given(scale, later, wrong):
+WRONG = {
+    "right": ((), False),
+    "score × 1.05": (("scale", 1.05), True),
+    "score × 1.15": (("scale", 1.15), True),
+    "score × 0.8": (("scale", 0.8), True),
+    "log-SNR + 1": (("later", 1.0), True),
+    "half the log-SNR": (("stretch", 0.5), True),
+    "twice at little noise": (("steeper", 1.0), True),
+    "score + 0.3": (("added", 0.3), True),
+}
+
+
+@pytest.mark.parametrize("error", WRONG)
+def test_a_score_predicts_the_noise_that_its_own_samples_are_given(error):
     """Its own samples are those of a score that is wrong in the same way."""
-    score = Wrong(jnp.float32(scale), jnp.float32(later))
-    density = cp.compile(single, learned(score, "score", SCHEDULE))
+    change, wrong = WRONG[error]
+    density = cp.compile(single, learned(Wrong.by(*change), "score", SCHEDULE))
     (found,) = compared(density).values()
     assert (found.misfit is not None) == wrong
     findings = OwnScores().findings({"f(x)": found}, density)
     assert bool(findings) == (wrong or found.wrong)
 
 
+@pytest.mark.parametrize("error", ["right", "score × 1.15", "half the log-SNR"])
+def test_few_samples_by_few_levels_show_it_too(error):
+    """64 samples on 16 levels, as in default runs of as many chains."""
+    change, wrong = WRONG[error]
+    density = cp.compile(single, learned(Wrong.by(*change), "score", SCHEDULE))
+    assert own_levels(density, 0).evaluations == 24
+    (found,) = compared(density, samples=64, evaluations=0).values()
+    assert (found.misfit is not None) == wrong
+
+
+def test_levels_that_samples_are_noised_to_span_signal_and_noise():
+    """The noisiest level tells the scale of a score to a thousandth."""
+    density = cp.compile(single, learned(Wrong.by(), "score", SCHEDULE))
+    levels = own_levels(density)
+    log_snr = SCHEDULE.log_snr[np.array(levels.noised)]
+    assert levels.path == tuple(range(32))
+    assert levels.noised[-1] == 31
+    assert len(levels.noised) == tuning.FINDINGS.slope_levels
+    assert np.all(np.diff(log_snr) > -4.5)
+    assert log_snr[0] > 6
+
+
+class Wall(eqx.Module):
+    """The score of a box of two numbers, of which samples next to a wall alone say
+    anything."""
+
+    height: jax.Array
+
+    def __call__(self, x, log_snr):
+        alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-log_snr))
+
+        def log_density(x):
+            upper = jax.scipy.special.log_ndtr((alpha * self.height - x) / sigma)
+            lower = jax.scipy.special.log_ndtr((-alpha * self.height - x) / sigma)
+            return jnp.sum(upper + jnp.log1p(-jnp.exp(lower - upper)))
+
+        return jax.grad(log_density)(x)
+
+
+def test_a_box_whose_walls_are_thinner_than_its_samples_are_dense():
+    """At level 0 its score is 0 at most samples, which is no error."""
+    network = Wall(jnp.float32(1.0))
+    density = cp.compile(single, learned(network, "score", SCHEDULE))
+    (found,) = compared(density, samples=64).values()
+    assert found.misfit is None
+
+
 def test_a_long_run_warns_of_a_network_before_its_end(monkeypatch):
     monkeypatch.setattr(tuning, "CHECKS", tuning.CHECKS._replace(long_seconds=0.0))
     monkeypatch.setattr(Progress, "pause", 1e-9)
-    score = Wrong(jnp.float32(1.15), jnp.float32(0.0))
+    score = Wrong.by("scale", 1.15)
     density = cp.compile(single, learned(score, "score", SCHEDULE))
     with pytest.warns(UserWarning, match="does not predict the noise.*Ctrl-C"):
         result = run(density, chains=1000, sampler=None)
@@ -245,14 +298,24 @@ def test_a_long_run_warns_of_a_network_before_its_end(monkeypatch):
 
 
 class Wrong(eqx.Module):
-    """The score of 0.3·N(−1, 0.3²) + 0.7·N(1.5, 0.5²) in each of two numbers, at the
-    wrong scale or level."""
+    """The score of 0.3·N(−1, 0.3²) + 0.7·N(1.5, 0.5²) in each of two numbers, with an
+    error of each kind."""
 
     scale: jax.Array
-    later: jax.Array
+    later: jax.Array  # added to the log-SNR
+    stretch: jax.Array  # by which the log-SNR is multiplied
+    steeper: jax.Array  # relative error where there is little noise
+    added: jax.Array
+
+    @classmethod
+    def by(cls, error="scale", value=1.0):
+        right = {"scale": 1, "later": 0, "stretch": 1, "steeper": 0, "added": 0}
+        errors = {**right, error: value}
+        return cls(**{name: jnp.float32(size) for name, size in errors.items()})
 
     def __call__(self, x, log_snr):
-        alpha2 = jax.nn.sigmoid(log_snr + self.later)
+        told = self.stretch * log_snr + self.later
+        alpha2 = jax.nn.sigmoid(told)
         means = jnp.sqrt(alpha2) * jnp.array([-1.0, 1.5])
         variances = alpha2 * jnp.array([0.3, 0.5]) ** 2 + 1 - alpha2
 
@@ -262,4 +325,5 @@ class Wrong(eqx.Module):
                 jax.nn.logsumexp(jnp.log(jnp.array([0.3, 0.7])) - away / 2, 1)
             )
 
-        return self.scale * jax.grad(log_density)(x)
+        steeper = 1 + self.steeper * jax.nn.sigmoid(log_snr - 4)
+        return self.scale * steeper * jax.grad(log_density)(x) + self.added

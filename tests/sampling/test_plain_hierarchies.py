@@ -1,6 +1,8 @@
 """Hierarchies of latents alone: moves in both coordinates, and the memory of a
 warm-up."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,7 @@ from composeprob.samplers.hierarchy import (
     vague_entries,
 )
 from composeprob.samplers.layout import Layout
+from composeprob.samplers.sampler import least_widths, likely_start
 from messages import check_finding
 from sampling_cases import run
 
@@ -49,6 +52,21 @@ def vague(y):
 
 
 @cp.program
+def standard(y, noise):
+    """A hierarchy whose members are in standard coordinates."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    tau = numpyro.sample("tau", dist.LogNormal(-1.0, 0.5))
+    xi = numpyro.sample("xi", dist.Normal(0.0, 1.0).expand([MEMBERS]).to_event(1))
+    numpyro.sample("y", dist.Normal(mu + tau * xi, noise).to_event(1), obs=y)
+
+
+def without_information():
+    """Return it with data that tell nothing, so that exact draws are those of the
+    prior."""
+    return cp.compile(standard, jnp.zeros(MEMBERS), jnp.float32(1e4))
+
+
+@cp.program
 def modes():
     two = dist.MixtureSameFamily(
         dist.Categorical(probs=jnp.array([0.5, 0.5])),
@@ -65,7 +83,9 @@ def exact_draws(layout, number):
     tau = np.exp(log_tau)[:, None]
     theta = mu[:, None] + tau * rng.standard_normal((number, MEMBERS))
     below = theta + tau * rng.standard_normal((number, MEMBERS))
-    position = {"mu": mu, "tau": log_tau, "theta": theta, "below": below}
+    xi = rng.standard_normal((number, MEMBERS))
+    position = {"mu": mu, "tau": log_tau, "theta": theta, "below": below, "xi": xi}
+    position = {name: position[name] for name, _ in layout.static}
     position = {name: jnp.float32(values) for name, values in position.items()}
     return jax.vmap(lambda one: layout.vector(one, 1.0))(position)
 
@@ -77,11 +97,14 @@ SOME = {
 """Entries that are vague: the others stay as they are."""
 
 
-def moved(transitions=15, number=2000, vague=None, step_size=0.4):
-    """Return log tau of exact draws after transitions in standard coordinates."""
-    density = cp.compile(prior)
+def moved(
+    transitions=15, number=2000, vague=None, step_size=0.4, density=None, inner=cp.HMC
+):
+    """Return log tau of exact draws after transitions in standard coordinates, or in
+    those of the data."""
+    density = density or cp.compile(prior)
     layout = Layout.of_density(density)
-    kernel = NonCentred(step_size, 4, vague=vague)
+    kernel = NonCentred(step_size, 4, vague=vague, inner=inner)
     kernel = kernel.under(density, density.schedule.at(0))
 
     def target(position):
@@ -112,7 +135,19 @@ def test_moves_in_standard_coordinates_leave_the_density_invariant(vague, step_s
     assert abs(log_tau.std() / 0.5 - 1) < 4 / (2 * 2000) ** 0.5
 
 
-def test_without_the_change_of_volume_they_would_not(monkeypatch):
+@pytest.mark.parametrize("inner", [cp.HMC, ShortAndLong])
+def test_moves_in_the_coordinates_of_data_leave_the_density_invariant(inner):
+    density = without_information()
+    log_tau = moved(step_size=0.1, density=density, inner=inner)
+    assert abs(log_tau.mean() + 1.0) < 4 * 0.5 / 2000**0.5
+    assert abs(log_tau.std() / 0.5 - 1) < 4 / (2 * 2000) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("density", "away"),
+    [(lambda: cp.compile(prior), -0.5), (without_information, 0.2)],
+)
+def test_without_the_change_of_volume_they_would_not(monkeypatch, density, away):
     place = StandardCoordinates.place
 
     def without(self, u):
@@ -120,7 +155,8 @@ def test_without_the_change_of_volume_they_would_not(monkeypatch):
         return v, 0.0 * log_volume, accurate
 
     monkeypatch.setattr(StandardCoordinates, "place", without)
-    assert moved().mean() < -1.5
+    log_tau = moved(step_size=0.1 if away > 0 else 0.4, density=density())
+    assert (log_tau.mean() + 1.0) / away > 1
 
 
 def test_coordinates_are_those_of_the_standard_normals_and_come_back():
@@ -143,6 +179,130 @@ def test_coordinates_are_those_of_the_standard_normals_and_come_back():
     u = jax.vmap(coordinates.standardise)(lost)
     _, _, accurate = jax.vmap(coordinates.place)(u)
     assert not accurate.all()
+
+
+def test_coordinates_of_data_are_their_locations_and_come_back():
+    density = without_information()
+    layout = Layout.of_density(density)
+    coordinates = StandardCoordinates(density, layout)
+    v = exact_draws(layout, 50)
+    u = jax.vmap(coordinates.standardise)(v)
+    back, log_volume, accurate = jax.vmap(coordinates.place)(u)
+    np.testing.assert_allclose(back, v, atol=1e-5)
+    assert accurate.all()
+    position = layout.position(v, 1.0)
+    np.testing.assert_allclose(log_volume, -MEMBERS * position["tau"], rtol=1e-4)
+    location = (
+        position["mu"][:, None] + jnp.exp(position["tau"])[:, None] * (position["xi"])
+    )
+    found = layout.position(u, 1.0)["xi"]
+    np.testing.assert_allclose(found, location, rtol=1e-4, atol=1e-5)
+    # Near the rounding error of its location a datum tells nothing of ξ.
+    lost = {**position, "mu": position["mu"] + 5, "tau": jnp.full(50, -14.0)}
+    lost = jax.vmap(lambda one: layout.vector(one, 1.0))(lost)
+    u = jax.vmap(coordinates.standardise)(lost)
+    _, _, accurate = jax.vmap(coordinates.place)(u)
+    assert not accurate.any()
+
+
+def test_entries_that_data_hold_leave_standard_coordinates():
+    """Members of a population with the location of their data, half of them narrow."""
+    density = without_information()
+    layout = Layout.of_density(density)
+    position = dict(layout.position(exact_draws(layout, 300), 1.0))
+    rng = np.random.default_rng(2)
+    theta = np.array([0.1, 0.2, 0.3, 0.4]) + 0.01 * rng.standard_normal((300, 4))
+    tau = np.exp(position["tau"])[:, None]
+    held = (theta - position["mu"][:, None]) / tau
+    position["xi"] = position["xi"].at[:, :2].set(held[:, :2])
+    points = jax.vmap(lambda one: layout.vector(one, 1.0))(position)
+    found = vague_entries(np.asarray(points), density)
+    np.testing.assert_array_equal(found["xi"], [True, True, False, False])
+
+
+LOCATIONS = {
+    "affine": (lambda mu, tau, xi: mu - tau * xi, True),
+    "each with a slope of its own": (
+        lambda mu, tau, xi: mu + tau * jnp.arange(1.0, 5.0) * xi,
+        True,
+    ),
+    "curved": (lambda mu, tau, xi: mu + tau * jnp.sinh(xi), False),
+    "in another order": (lambda mu, tau, xi: mu + tau * xi[::-1], False),
+    "of neighbours": (lambda mu, tau, xi: mu + tau * jnp.cumsum(xi), False),
+    "of some": (lambda mu, tau, xi: mu + tau * xi.at[0].set(0.0), False),
+    "of one latent": (lambda mu, tau, xi: xi, False),
+}
+"""Locations of data, and whether these have coordinates for ξ."""
+
+
+@pytest.mark.parametrize("name", LOCATIONS)
+def test_data_have_coordinates_where_their_location_is_affine_in_each(name):
+    location, expected = LOCATIONS[name]
+
+    @cp.program
+    def program(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        tau = numpyro.sample("tau", dist.LogNormal(-1.0, 0.5))
+        with numpyro.plate("members", MEMBERS):
+            xi = numpyro.sample("xi", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(location(mu, tau, xi), 0.1), obs=y)
+
+    density = cp.compile(program, jnp.zeros(MEMBERS))
+    assert has_dependents(density) == expected
+    zeros = {"mu": jnp.zeros(()), "tau": jnp.zeros(()), "xi": jnp.zeros(MEMBERS)}
+    frames = density.evaluator.frames_by_data(zeros, 0)
+    assert set(frames) == ({"xi"} if expected else set())
+
+
+@pytest.fixture
+def wide_starts(monkeypatch):
+    """Starts above a tenth of a scale's median, which few draws are below."""
+    monkeypatch.setattr(tuning, "START", tuning.START._replace(narrow=0.1))
+
+
+@pytest.mark.usefixtures("wide_starts")
+def test_no_chain_starts_where_a_scale_is_near_0():
+    """Members at their location are likelier than members that are spread at
+    random."""
+    density = cp.compile(vague, jnp.linspace(-1.0, 1.0, 8))
+    layout = Layout.of_density(density)
+    words = jax.random.bits(jax.random.key(0), (4000, 2), jnp.uint32)
+
+    @jax.jit
+    def starts(least):
+        start = functools.partial(likely_start, layout, density, 0, least)
+        points, _ = jax.vmap(start)(words)
+        return layout.position(points, 1.0)["tau"]
+
+    least = least_widths(layout, density, 0)
+    (width,) = np.unique(least["theta"])
+    # A tenth of the median of |z|.
+    assert 0.04 < width < 0.1
+    assert np.exp(starts(least)).min() >= width
+    assert np.exp(starts({})).min() < width / 2
+
+
+@pytest.mark.usefixtures("wide_starts")
+def test_weights_of_starts_give_the_law_above_these_widths():
+    y = jnp.array([0.3])
+    density = cp.compile(vague, y)
+    layout = Layout.of_density(density)
+    words = jax.random.bits(jax.random.key(1), (4000, 2), jnp.uint32)
+    least = least_widths(layout, density, 0)
+    start = functools.partial(likely_start, layout, density, 0, least)
+    points, log_weights = jax.jit(jax.vmap(start))(words)
+    log_tau = np.asarray(layout.position(points, 1.0)["tau"])
+    weights = np.exp(log_weights - log_weights.max())
+    weights /= weights.sum()
+    grid = np.linspace(np.log(float(least["theta"][0])), 2.0, 2000)
+    tau = np.exp(grid)
+    variance = 4.0 + tau**2 + 0.25
+    density_of = np.exp(-0.5 * tau**2 + grid - 0.045 / variance) / np.sqrt(variance)
+    density_of /= density_of.sum()
+    expected = density_of @ grid
+    spread = np.sqrt(density_of @ (grid - expected) ** 2)
+    worth = 1 / np.sum(weights**2)
+    assert abs(weights @ log_tau - expected) < 4 * spread / worth**0.5
 
 
 def test_entries_that_are_not_vague_stay_as_they_are():

@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
 import composeprob as cp
@@ -15,12 +16,12 @@ from composeprob.samplers import renoise
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.random import stream, words_of
 from composeprob.samplers.renoise import (
-    Renoise,
     Renoising,
     accept,
     chosen_turns,
     ladder_of,
 )
+from composeprob.samplers.renoise_finisher import Renoise
 from refusals import refused
 from sampling_cases import (
     Calls,
@@ -249,7 +250,8 @@ def test_turns_lie_in_the_given_range():
     density = cp.compile(single, two_modes())
     points = np.asarray(draws(n=64), np.float32)[:, None]
     fitted = Renoise(30, levels=(-3, 4)).adapt(points, density)
-    log_snr = np.asarray(LEVELS.log_snr)[np.asarray(fitted.levels)[fitted.turns]]
+    rungs = np.asarray(fitted.ladder.levels)[fitted.ladder.turns]
+    log_snr = np.asarray(LEVELS.log_snr)[rungs]
     assert log_snr.min() >= -3
     assert log_snr.max() <= 4
 
@@ -265,14 +267,43 @@ def test_the_widths_of_reverse_steps_are_those_of_a_gaussian():
     np.testing.assert_allclose(1 - found, 1 - exact, rtol=5 * np.sqrt(2 / few))
 
 
+def test_a_move_forgets_a_chain_only_beyond_the_distance_of_its_modes():
+    numbers = 24
+    axis = np.ones(numbers) / np.sqrt(numbers)
+    rng = np.random.default_rng(0)
+    side = rng.choice([-3.0, 3.0], 512)
+    points = side[:, None] * axis + 0.5 * rng.standard_normal((512, numbers))
+    law = cp.Analytic(modes([0.5, 0.5], [-3 * axis, 3 * axis], [0.5, 0.5]), LEVELS)
+    ladder, share = ladder_of(points.astype(np.float32), cp.compile(single, law))
+    s = np.asarray(LEVELS.sigma / LEVELS.alpha, float)[np.asarray(ladder.levels)] ** 2
+    forgets = np.asarray(ladder.renews) > 0
+    # 9 from the modes and 0.25 of each: a tenth of it is kept at s = 9 · 9.25.
+    np.testing.assert_array_equal(forgets, s > 9 * 9.25)
+    # An entry alone has less, and would forget sooner.
+    assert (share[~forgets] > 0.9).any()
+
+
+def test_few_pilots_know_the_widths_where_noise_alone_is_left():
+    levels = cp.Schedule.log_snr(24, -10.0, 10.0)
+    narrow = cp.Analytic(dist.Normal(jnp.zeros(3), 0.03).to_event(1), levels)
+    density = cp.compile(single, narrow)
+    y = 0.03 * np.random.default_rng(0).standard_normal((64, 3))
+    ladder, _ = ladder_of(np.asarray(y, np.float32), density)
+    s = np.asarray(levels.sigma / levels.alpha, float)[np.asarray(ladder.levels)] ** 2
+    noisy = s[:-1] > 100 * 0.03**2
+    exact = (0.03**2 + s[:-1]) / (0.03**2 + s[1:])
+    found = np.asarray(ladder.narrowing)[1:]
+    assert noisy.sum() > 5
+    ratio = found[noisy] / exact[noisy, None]
+    np.testing.assert_allclose(ratio, 1.0, atol=0.1)
+
+
 @cp.program
 def latent(law):
     cp.sample("z", law)
 
 
 def test_it_is_refused_where_it_can_do_nothing():
-    import numpyro.distributions as dist
-
     without_noise = cp.compile(latent, dist.Normal(0.0, 1.0))
     density = cp.compile(single, two_modes())
     sampler = cp.AnnealedMCMC(cp.MALA(), 1, then=Renoise())

@@ -38,9 +38,11 @@ class OwnScores(Check):
     needs = frozenset({Need.LEVEL_0, Need.EVALUATIONS, Need.TRUSTED_SCORES})
 
     def chains(self, run: EndedRun) -> Int[np.ndarray, " some"]:
-        levels = run.density.num_levels + tuning.FINDINGS.slope_levels
-        number = min(run.evaluations / levels, run.num_chains)
-        return np.arange(int(min(number, tuning.FINDINGS.own_draws)))
+        limits = tuning.FINDINGS
+        number = run.evaluations / (run.density.num_levels + limits.slope_levels)
+        # With fewer samples than half, reverse diffusion leaves levels out.
+        number = max(number, limits.own_draws // 2)
+        return np.arange(int(min(number, limits.own_draws, run.num_chains)))
 
     def ask(self, run: EndedRun) -> list[Finding]:
         # Fewer samples would tell too little beyond their errors.
@@ -48,7 +50,7 @@ class OwnScores(Check):
         if number < tuning.FINDINGS.own_draws // 8:
             return []
         key = KeyUse.OWN_DRAWS.folded_into(run.key)
-        scores = run.own_scores(run.positions, key)
+        scores = run.own_scores(run.positions, key, run.evaluations)
         return self.findings(scores, run.density, run.kernel.integrates_score)
 
     def findings(

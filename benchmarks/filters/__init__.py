@@ -1,0 +1,1 @@
+"""Lorenz's systems, transitions that learn them, and filters that know them."""

@@ -285,10 +285,31 @@ REWARD = _Reward()
 class _NextStep(NamedTuple):
     # Runs of pilots that measure the widths of a step's reverse steps.
     pilots: int = 3
+    # Share of the chains that count below which data are far, and come in by powers:
+    # proposals from noise alone are accepted about as often.
+    far: float = 0.1
 
 
 # New noised sites in `Result.extend`.
 NEXT_STEP = _NextStep()
+
+
+class _NewLatents(NamedTuple):
+    # Share of the proposals that come from the prior.
+    prior: float = 0.1
+    # Rounds of Newton's method.
+    rounds: int = 4
+    # Shares of a step that are tried in each.
+    shares: tuple[float, ...] = (1.0, 0.5, 0.1, 0.0)
+    # Most numbers that are new at once: a Hessian has as many columns.
+    most_numbers: int = 64
+    # Least share of the chains that count by these proposals, below which the latents
+    # come from their priors, and their data by powers.
+    counting: float = 0.1
+
+
+# New static latents in `Result.extend`.
+NEW_LATENTS = _NewLatents()
 # Series of random numbers of what follows a run: rewards, and further data.
 SERIES_AFTER = 8
 

@@ -50,6 +50,12 @@ def check_mixture(module, result):
     shares_near(result, [[-0.5, 0.0], [0.5, 0.0]], [0.75, 0.25])
 
 
+def check_growing_study(module, result):
+    for name, mean in zip(("mu", "tau"), module.exact(module.data), strict=True):
+        found = result.mean(lambda sample, name=name: sample[name])
+        near(found.value, mean, 5 * found.error)
+
+
 def check_calibration(module, result):
     shares_near(result, [module.centre, [0.0, 0.0]], [0.8, 0.2])
 

@@ -128,7 +128,7 @@ def _table(parsed: Parsed, axes: list[Axis]) -> Bool[np.ndarray, "*classes"]:
         along[number] = -1
         for name, truth in axis.truths.items():
             truths[name] = truth.reshape(along)
-    satisfied = np.broadcast_to(parsed.truth(parsed.tree, truths), shape)
+    satisfied = np.broadcast_to(parsed.truth(truths), shape)
     if not satisfied.any():
         raise InvalidValueError(
             f"No assignment satisfies the formula {parsed.text!r}: its probability is "
@@ -225,7 +225,9 @@ class Parsed:
         try:
             tree = ast.parse(line, mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            start = getattr(error, "offset", None) or 1
+            start = getattr(error, "offset", 1)
+            if not start:  # Python shows nothing where the text ends too early
+                start = len(line) + 1
             end = getattr(error, "end_offset", None) or start + 1
             problem = getattr(error, "msg", "it is nested too deeply")
             raise _refused(
@@ -253,20 +255,23 @@ class Parsed:
                     raise self._refused(node)
         return list(found)
 
-    def truth(self, node: ast.expr, truths: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the truth of a node under every assignment, from those of the
-        names."""
-        match node:
-            case ast.Name(id=name):
-                return truths[name]
-            case ast.UnaryOp(operand=operand):
-                return ~self.truth(operand, truths)
-            case ast.BinOp(op=operation, left=left, right=right):
-                both = self.truth(left, truths), self.truth(right, truths)
-                if isinstance(operation, ast.BitAnd):
-                    return both[0] & both[1]
-                return both[0] | both[1]
-        raise self._refused(node)
+    def truth(self, truths: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the truth under every assignment, from that of the names."""
+        # On a stack of its own: a sum of a thousand terms is nested as deeply.
+        values: list[np.ndarray] = []
+        waiting: list[tuple[ast.AST, bool]] = [(self.tree, False)]
+        while waiting:
+            node, operands_known = waiting.pop()
+            if isinstance(node, ast.Name):
+                values.append(truths[node.id])
+            elif operands_known:
+                values.append(_combined(node, values))
+            else:
+                waiting.append((node, True))
+                for operand in ast.iter_child_nodes(node):
+                    if isinstance(operand, ast.expr):
+                        waiting.append((operand, False))
+        return values.pop()
 
     def _check_name(self, node: ast.expr, name: str) -> None:
         if name in self.known:
@@ -294,6 +299,17 @@ class Parsed:
         begin = len(encoded[: node.col_offset].decode())
         end = len(encoded[: node.end_col_offset].decode())
         return begin, end
+
+
+def _combined(node: ast.AST, values: list[np.ndarray]) -> np.ndarray:
+    """Return the truth of an operation, whose operands are the last values."""
+    last = values.pop()
+    if isinstance(node, ast.UnaryOp):
+        return ~last
+    other = values.pop()
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd):
+        return last & other
+    return last | other
 
 
 def _refused(

@@ -26,7 +26,6 @@ from composeprob.errors import (
 from composeprob.factors.concrete import NOT_CONCRETE, number_request
 from composeprob.factors.distribution import FactorDistribution
 from composeprob.factors.factor import Factor, is_factor
-from composeprob.factors.values import check_finite
 from composeprob.language.checks import mismatch
 from composeprob.language.policies import POLICIES, Policy, as_policy
 
@@ -171,7 +170,8 @@ def observe(
             f"{a_kind(distribution)}.",
             fix=fix,
         )
-    value = check_finite(_as_array(name, value), f"The observed value of {name!r}")
+    # Data that are NaN are refused as NumPyro's are, unless a mask lies on them.
+    value = _as_array(name, value)
     # The value may broadcast the distribution, not the other way round: a datum that
     # counts for many would be a mistake.
     try:

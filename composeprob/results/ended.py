@@ -30,6 +30,12 @@ from composeprob.results.trust import Trust
 Value = TypeVar("Value")
 
 
+def weighs_by_scores(weighted: bool, density: AnnealedDensity) -> bool:
+    """Return whether importance weights, if there are any, are those of scores
+    alone."""
+    return weighted and "energy" not in density.capabilities
+
+
 class KeyUse(IntEnum):
     """Numbers that are folded into a run's key, one for each use: directions of curl,
     the noise of samples under which factors are compared, the chains of a pilot run,
@@ -145,7 +151,7 @@ class EndedRun(Chains):
     @property
     def weighted_by_scores(self) -> bool:
         """True if chains had importance weights, of a density without an energy."""
-        return self.records.weighted and "energy" not in self.density.capabilities
+        return weighs_by_scores(self.records.weighted, self.density)
 
     @property
     def finite(self) -> bool:

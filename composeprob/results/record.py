@@ -145,6 +145,8 @@ class About:
             differentiate the network.
         calls: of each `Reward` the events that its function was asked for, for each
             chain, ``{name: number}``.
+        steps: number of steps of a Markov chain, by ``Result.extend(given=…)``, that
+            led to the result.
         key: the random key of the run, as code.
         versions: of the software and the device, ``{name: version}``.
     """
@@ -160,6 +162,7 @@ class About:
     global_acceptance: float | None = None
     curl: dict[str, float] = Later(lambda about: {})  # type: ignore[assignment]
     calls: dict[str, int] = field(default_factory=dict, metadata={"in_old_files": {}})
+    steps: int = field(default=0, metadata={"least": 0, "in_old_files": 0})
     key: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -78,6 +78,9 @@ class Result(NotPickled, Record):
         "keep it by result.save(path), and read that by cp.Result.load(path)."
     )
 
+    # The runtime sets it: that of results which were read from a file.
+    _extends: ClassVar[Callable[..., Result]]
+
     if not TYPE_CHECKING:  # a type checker that saw this would believe in every name
 
         def __getattr__(self, name: str) -> NoReturn:
@@ -100,24 +103,27 @@ class Result(NotPickled, Record):
         *,
         given: dict[str, str] | None = None,
         keep: int | None = None,
+        before: AnnealedDensity | None = None,
     ) -> Result:
         r"""Go on with more data: return samples of a density that has some datum,
         member of a plate, or latent of NumPyro's more than this result's.
 
         The weights of the chains are multiplied by the likelihood of what is new; new
-        members and latents are drawn from their priors. Where fewer than half of the
-        chains count, they are resampled and moved at level 0, noised sites by
-        `Renoise` and latents by `WarmUp`; a datum that leaves fewer by itself comes in
-        by powers. ``log_evidence`` grows by log p(new | old), which ``reason`` states
-        too, and ``status`` speaks of all runs together.
+        members and latents are drawn from their priors, or near their data where these
+        miss them. Where fewer than half of the chains count, they are resampled and
+        moved at level 0, noised sites by `Renoise` and latents by `WarmUp`; a datum
+        that leaves fewer by itself comes in by powers. ``log_evidence`` grows by log
+        p(new | old), which ``reason`` states too, and ``status`` speaks of all runs
+        together.
 
         With ``given``, the density is the next step of a Markov chain, and this a
         particle filter. Each chain keeps the values that it gives to latents z of the
         density, in place of their priors, and draws the noised site x by the reverse
         steps of its own factor. The weight of these has the expectation
         $\int f(x \mid z)\,p(y \mid x)\,dx$. Given sites are frozen; where few chains
-        count, these are resampled and propose x once more. The result has the sites of
-        the density alone: z of the step before, given all data so far, and x.
+        count, these are resampled and propose x once more, and a far datum comes in by
+        powers, between which x is moved by `Renoise`. The result has the sites of the
+        density alone: z of the step before, given all data so far, and x.
 
         Args:
             density: the same program, compiled with more data at the end; or a step.
@@ -127,11 +133,14 @@ class Result(NotPickled, Record):
             keep: for a step, the number of steps back whose ancestors errors count
                 (fixed lag). Left out, those of the first step, of which a long series
                 leaves only one.
+            before: the density of this result, compiled once more, for a result that
+                was read from a file and has none. A lag begins anew.
 
         Raises:
             InvalidValueError: a density that differs in another way.
-            CapabilityError: a result from a file, latents under scores alone, or a step
-                with other new latents or with factors without constants.
+            CapabilityError: a result from a file without its density, latents under
+                scores alone, or a step with other new latents or with factors without
+                constants.
 
         Example:
             >>> import composeprob as cp, jax, numpyro.distributions as dist
@@ -167,12 +176,14 @@ class Result(NotPickled, Record):
         """
         # `infer` sets it on the instance: results know no samplers.
         extend: Callable[..., Result] | None = getattr(self, "_onwards", None)
-        if extend is None:
+        if extend is None and self.density is not None:
             raise CapabilityError(
-                "This result was read from a file, or is a copy, and cannot go on.",
+                "This result is a copy, whose samples may be others, and cannot go on.",
                 fix="extend the result that cp.infer returned, or start anew.",
             )
-        return extend(self, density, key, given, keep)
+        if extend is None:
+            return self._extends(self, density, key, given, keep, before)
+        return extend(self, density, key, given, keep, before)
 
     def summary(self) -> Summary:
         """Make a table of weighted means, standard deviations and quantiles, with the

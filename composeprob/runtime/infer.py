@@ -31,9 +31,10 @@ from composeprob.errors import (
 from composeprob.kernels.kernel import Kernel
 from composeprob.results.checks import CHECKS, Check
 from composeprob.results.result import Result
-from composeprob.runtime.extend import can_extend
+from composeprob.runtime.extend import Course, can_extend
 from composeprob.runtime.next_step import check_not_given
 from composeprob.runtime.plan import Attempt, Tried, between_levels, plan
+from composeprob.runtime.population import Execution
 from composeprob.runtime.rewards import check_rewards, with_rewards
 from composeprob.runtime.stages import State, carry_out
 from composeprob.runtime.writer import Checkpoint, Draws
@@ -199,7 +200,8 @@ def infer(
             break
     result = _standing(tried, replaced=call.draws.store is not None)
     assert result is not None  # the last attempt of a plan may not stop
-    return can_extend(with_rewards(result, key, chunk, progress))
+    result = with_rewards(result, key, chunk, progress)
+    return can_extend(result, Course(result.reason, Execution(chunk, progress)))
 
 
 def _standing(tried: Sequence[Tried], replaced: bool = False) -> Result | None:

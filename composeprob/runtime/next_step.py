@@ -9,13 +9,15 @@ $$\hat p(y_{t+1} \mid y_{1:t}) = \sum_i W_i\, w_i$$
 
 is that of a particle filter. Where fewer than half of the chains count, these are
 resampled, and propose x once more: accepted by the ratio of weights, which leaves π
-given z invariant (particle independent Metropolis–Hastings).
+given z invariant (particle independent Metropolis–Hastings). Where fewer than a tenth
+count, the datum comes in by powers γ of p(y | x), between which x goes up to a level of
+noise and down again by reverse steps of f (`Renoise`), given its z.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -36,7 +38,13 @@ from composeprob.errors import (
 )
 from composeprob.kernels import KernelState
 from composeprob.results.result import Result
-from composeprob.runtime.population import Population, decided, over_chains
+from composeprob.runtime.population import (
+    Execution,
+    GlobalMover,
+    Population,
+    decided,
+    over_chains,
+)
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.renoise import (
     Ladder,
@@ -44,6 +52,7 @@ from composeprob.samplers.renoise import (
     ladder_of,
     least_narrowing,
 )
+from composeprob.samplers.resampling import relative_ess
 
 
 class Steps(NamedTuple):
@@ -100,6 +109,7 @@ def stepped(
     given: dict[str, str],
     keep: int | None,
     steps: Steps,
+    execution: Execution,
 ) -> tuple[Result, Steps]:
     """Return a result at the next step, and the steps so far.
 
@@ -110,6 +120,7 @@ def stepped(
         given: the site of the result whose values each site of the density takes.
         keep: steps back over which errors look; None for all.
         steps: those that led to the result.
+        execution: of the run that they began with.
     """
     if keep is not None:
         check_count(keep, "keep")
@@ -117,7 +128,7 @@ def stepped(
     _check_normalised(density)
     # Rates of exponents that grow lack what only weighted chains carry.
     density = density.untracked()
-    step = NextStep(result, density, key, given)
+    step = NextStep(result, density, key, given, execution.chunk)
     step.advance()
     steps, ancestors = steps.onwards(step.parents, keep)
     if ancestors is not None:
@@ -127,6 +138,25 @@ def stepped(
     return step.finished(result, density, steps, keep), steps
 
 
+class Draw(NamedTuple):
+    """Draws of the new sites of all chains.
+
+    Attributes:
+        states: the chains with them, evaluated with their terms.
+        log_steps: log-weights of the reverse steps that drew them.
+        log_likelihood: log p(y | x) of the data that these steps did not see.
+    """
+
+    states: KernelState
+    log_steps: Float[np.ndarray, " chains"]
+    log_likelihood: Float[np.ndarray, " chains"]
+
+    @property
+    def log_weights(self) -> Float[np.ndarray, " chains"]:
+        """log w of each draw."""
+        return self.log_steps + self.log_likelihood
+
+
 class NextStep:
     """The stages of a step.
 
@@ -134,7 +164,9 @@ class NextStep:
         population: the chains.
         parents: the chain of the step before that each descends from.
         ladder: the levels that the reverse steps visit.
-        log_weights: log w of each chain's draw.
+        drawn: the first draws.
+        mover: moves between powers of the data; None where these are not far.
+        acceptance: of each move, the mean over chains.
     """
 
     def __init__(
@@ -143,40 +175,69 @@ class NextStep:
         density: AnnealedDensity,
         key: Array,
         given: dict[str, str],
+        chunk: int | None,
     ):
         values = _values(result, density, given)
-        self.population = Population.with_values(result, density, values, key, None)
+        self.population = Population.with_values(result, density, values, key, chunk)
         self.parents = np.arange(len(self.population))
         self.ladder = self._narrowed()
-        self.moves = 0
+        self.drawn = self._draw()
+        self.mover: GlobalMover | None = None
+        self.acceptance: list[float] = []
 
     def advance(self) -> None:
-        """Draw the new sites, weigh the chains, and resample and move them where few
+        """Weigh the chains by their draws, and resample and move them where few
         count."""
         population = self.population
-        states, log_weights = self._drawn()
-        population.points = states.position
-        population.weigh(log_weights)
-        if population.excluded or population.ess >= tuning.REWARD.counting:
+        drawn = self.drawn
+        population.points = drawn.states.position
+        worth = relative_ess(jnp.asarray(population.log_weights + drawn.log_weights))
+        if float(worth) < tuning.NEXT_STEP.far:
+            population.bring_in(drawn.log_likelihood, self._moved, drawn.log_steps)
             return
-        chosen = population.resample()
+        population.weigh(drawn.log_weights)
+        if not population.excluded and population.ess < tuning.REWARD.counting:
+            self._propose_once_more(population.resample())
+
+    def _moved(
+        self, exponent: float, chosen: Int[np.ndarray, " chains"]
+    ) -> Float[np.ndarray, " chains"]:
+        """Move the new sites of chains that were resampled, under a power of the data,
+        so that copies differ; return their log-likelihoods."""
         self.parents = self.parents[chosen]
-        states = jax.tree.map(lambda leaf: leaf[chosen], states)
-        self._move(states, log_weights[chosen])
+        if self.mover is None:
+            self.mover = GlobalMover(self.population, frozen=True)
+        else:
+            self.mover.choose(chosen)
+        mover = self.mover
 
-    def _move(
-        self, states: KernelState, log_weights: Float[np.ndarray, " chains"]
-    ) -> None:
-        """Propose the new sites once more, so that copies of a chain differ."""
+        def log_gain(states: KernelState) -> Float[np.ndarray, " chains"]:
+            # The ratio of a move has the data without their power. Where a proposal
+            # excludes them, it is rejected anyway.
+            change = _log_likelihood(states) - _log_likelihood(mover.states)
+            return np.where(np.isfinite(change), (exponent - 1) * change, 0.0)
+
+        for _ in range(tuning.REWARD.moves):
+            _, accepted = mover.move(log_gain)
+            self.acceptance.append(accepted)
+        return _log_likelihood(mover.states)
+
+    def _propose_once_more(self, chosen: Int[np.ndarray, " chains"]) -> None:
+        """Propose to chains that were resampled draws from noise alone, accepted by the
+        ratio of weights, so that copies differ."""
         population = self.population
-        proposed, log_proposed = self._drawn()
-        log_ratio = jnp.asarray(log_proposed - log_weights)
-        moved, _, _ = decided(population.random_words(), proposed, states, log_ratio)
+        self.parents = self.parents[chosen]
+        states = jax.tree.map(lambda leaf: leaf[chosen], self.drawn.states)
+        log_weights = self.drawn.log_weights[chosen]
+        proposed = self._draw()
+        log_ratio = jnp.asarray(proposed.log_weights - log_weights)
+        words = population.random_words()
+        moved, _, accepted = decided(words, proposed.states, states, log_ratio)
         population.points = moved.position
-        self.moves += 1
+        self.acceptance.append(float(accepted))
 
-    def _drawn(self) -> tuple[KernelState, Float[np.ndarray, " chains"]]:
-        """Draw the new sites of all chains; return these and their log-weights."""
+    def _draw(self) -> Draw:
+        """Draw the new sites of all chains."""
         population = self.population
         states, log_weights = _fallen(
             population.density,
@@ -186,9 +247,12 @@ class NextStep:
             population.chunk,
         )
         population.evaluations += len(self.ladder.levels)
-        weights = np.asarray(log_weights, float)
+        log_likelihood = _log_likelihood(states)
+        log_steps = np.asarray(log_weights, float) - log_likelihood
         # A chain that left the numbers that there are counts as lost.
-        return states, np.where(np.isnan(weights), -np.inf, weights)
+        lost = ~np.isfinite(log_steps)
+        log_likelihood = np.where(lost, -np.inf, log_likelihood)
+        return Draw(states, np.where(lost, 0.0, log_steps), log_likelihood)
 
     def _narrowed(self) -> Ladder:
         """Return the rungs with the widths of reverse steps, which pilots measure."""
@@ -233,10 +297,29 @@ class NextStep:
             lag = f", errors by ancestors {keep} steps back"
         note = (
             f"extended by {steps.number} steps of {', '.join(names)}, the last with "
-            f"log p {population.log_evidence:.4g} ± {error:.2g} and {self.moves} moves"
-            f"{lag}"
+            f"log p {population.log_evidence:.4g} ± {error:.2g} and "
+            f"{moves_in_words(self.acceptance)}{lag}"
         )
-        return population.result(result, density, [], note, reason=steps.reason)
+        facts: dict[str, Any] = {"steps": steps.number}
+        if self.acceptance:
+            facts["global_acceptance"] = float(np.mean(self.acceptance))
+        return population.result(
+            result, density, [], note, reason=steps.reason, **facts
+        )
+
+
+def moves_in_words(acceptance: list[float]) -> str:
+    """Return the number of moves, and the share of proposals that they accepted."""
+    text = f"{len(acceptance)} moves"
+    if not acceptance:
+        return text
+    return f"{text} ({np.mean(acceptance):.2g} accepted)"
+
+
+def _log_likelihood(states: KernelState) -> Float[np.ndarray, " chains"]:
+    """Return the logarithm of what reverse steps do not see, of evaluated chains."""
+    potential = np.asarray(states.evaluation.terms.log_potential, float)
+    return np.where(np.isnan(potential), -np.inf, potential)
 
 
 def _values(

@@ -354,22 +354,40 @@ def _unfound(ended: Ended, evidence: float) -> float:
     not show it in their variance. Importance samples that find less say nothing: they
     may have missed a place.
     """
-    if not ended.state.density.top.normalised:
-        return 0.0
-    log_evidence, variance = map(float, ended.run.importance_evidence)
+    log_evidence, variance = _by_importance(ended)
     more = log_evidence - evidence
     if not more > 0:  # nor where it is NaN
         return 0.0
     return beyond_noise(more, variance + float(ended.run.evidence_variance))
 
 
+def _by_importance(ended: Ended) -> tuple[float, float]:
+    """The log-evidence by importance samples of global moves, and its variance; NaN
+    without such moves, or where constants are unknown."""
+    if not ended.state.density.top.normalised:
+        return math.nan, math.nan
+    log_evidence, variance = map(float, ended.run.importance_evidence)
+    return log_evidence, variance
+
+
 def _missing(ended: Ended, evidence: float, repetition: Repetition | None) -> float:
     """The nats by which the evidence over every other level is greater, less two
-    standard errors; 0 where it is not."""
+    standard errors; 0 where it is not.
+
+    Chains that global moves have renewed are where these found probability, whatever
+    the weights of levels had missed: the greater of both evidences counts.
+    """
     if repetition is None:
         return 0.0
-    noise = repetition.variance + float(ended.run.evidence_variance)
-    more = repetition.log_evidence - evidence
+    found = evidence
+    variance = float(ended.run.evidence_variance)
+    if float(ended.run.renewed) >= 1 - tuning.GLOBAL_MOVES.most_stuck:
+        of_moves, its_variance = _by_importance(ended)
+        if of_moves > found:
+            found = of_moves
+            variance = its_variance
+    noise = repetition.variance + variance
+    more = repetition.log_evidence - found
     return max(more - 2 * math.sqrt(noise), 0.0)
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -51,6 +51,23 @@ from composeprob.samplers.resampling import Resample, log_mean_weight, relative_
 
 LogGain = Callable[[KernelState], Float[np.ndarray, " chains"]]
 """Function of proposals: the part of their log-ratio that added factors make."""
+
+
+Resampled = Callable[[float, Int[np.ndarray, " chains"]], Float[np.ndarray, " chains"]]
+"""Function of the exponent of a factor that comes in, and of the chains that resampling
+has left: moves them, and returns the factor's logarithm at each."""
+
+
+class Execution(NamedTuple):
+    """The way in which a call of `infer` evaluates chains, and what follows it too.
+
+    Attributes:
+        chunk: chains that are evaluated at once; None for all.
+        progress: whether to show a progress bar.
+    """
+
+    chunk: int | None = None
+    progress: bool = False
 
 
 def over_chains(function: Callable[..., Any], chunk: int | None) -> Callable[..., Any]:
@@ -123,7 +140,7 @@ class Population:
         density."""
         log_weights = np.asarray(result.log_weights, float)
         words, shared = words_of(key, len(log_weights), tuning.SERIES_AFTER)
-        points = _points(density, values, jnp.asarray(words))
+        points = _points(density, values, jnp.asarray(words), chunk)
         genealogy = result._genealogy
         repeated = genealogy.repeated
         if repeated is not None:
@@ -195,6 +212,36 @@ class Population:
             self.repeated = self.repeated[chosen]
         return chosen
 
+    def bring_in(
+        self,
+        gains: Float[np.ndarray, " chains"],
+        resampled: Resampled,
+        at_once: Float[np.ndarray, " chains"] | float = 0.0,
+    ) -> None:
+        """Bring a factor in by powers γ, each the greatest under which half of the
+        chains count.
+
+        Args:
+            gains: the factor's logarithm at each chain.
+            resampled: takes γ and the chains that resampling has left; moves them, and
+                returns their gains. Not called where one power is enough and half of
+                the chains count.
+            at_once: log-weights that come in with the first power.
+        """
+        exponent = 0.0
+        while exponent < 1:
+            before = self.log_weights + at_once
+            step = next_increment(gains, 1 - exponent, before)
+            self.weigh(at_once + step * gains)
+            at_once = 0.0
+            exponent = min(exponent + step, 1.0)
+            if exponent > 1 - 1e-6:
+                exponent = 1.0
+            if self.excluded:
+                return
+            if exponent < 1 or self.ess < tuning.REWARD.counting:
+                gains = resampled(exponent, self.resample())
+
     def renew(self, renewed: Bool[np.ndarray, " chains"]) -> None:
         """Count chains as their own ancestors, if nearly all of them have forgotten
         where they began: those that could alone are no sample of the target."""
@@ -229,7 +276,7 @@ class Population:
         """
         if reason is None:
             reason = before.reason
-        samples, positions = _read(self.density, self.points)
+        samples, positions = _read(self.density, self.points, self.chunk)
         genealogy = self.genealogy
         changed = {"global_acceptance": facts.get("global_acceptance"), "drift": drift}
         trust = self._trust(before, positions, changed)
@@ -313,7 +360,12 @@ def _streams(words: Array, number: Array) -> Array:
 
 
 @eqx.filter_jit
-def _points(density: AnnealedDensity, values: dict[str, Array], words: Array) -> Array:
+def _points(
+    density: AnnealedDensity,
+    values: dict[str, Array],
+    words: Array,
+    chunk: int | None,
+) -> Array:
     """Vectors of the latents' values."""
     layout = Layout.of_density(density)
     alpha = density.schedule.at(0).alpha
@@ -322,17 +374,17 @@ def _points(density: AnnealedDensity, values: dict[str, Array], words: Array) ->
         key = key_of(words, Stream.STATIC)
         return layout.vector(density.evaluator.unread(values, key), alpha)
 
-    return jax.vmap(of_chain)(values, words)
+    return over_chains(of_chain, chunk)(values, words)
 
 
 @eqx.filter_jit
 def _read(
-    density: AnnealedDensity, points: Array
+    density: AnnealedDensity, points: Array, chunk: int | None
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Values of all sites, and positions."""
     layout = Layout.of_density(density)
     positions = layout.position(points, density.schedule.at(0).alpha)
-    return jax.vmap(density.to_samples)(positions), positions
+    return over_chains(density.to_samples, chunk)(positions), positions
 
 
 def next_increment(
@@ -371,9 +423,10 @@ class GlobalMover:
     """Moves of a population across modes, one at a time: by `Renoising`, with the rungs
     where they turn adapted to what was accepted there; or by draws from mixtures that
     are fitted to its halves, as `GlobalMoves` makes them, where these renew more of a
-    chain."""
+    chain. Mixtures move all sites, so there are none where static sites are
+    ``frozen``."""
 
-    def __init__(self, population: Population):
+    def __init__(self, population: Population, frozen: bool = False):
         points = np.asarray(population.points)
         self.population = population
         # Rates along a way up lack the growth of exponents that only weighted chains
@@ -388,7 +441,8 @@ class GlobalMover:
         )
         population.evaluations += 1 + self.ladder.piloted
         self.renewed = np.zeros(len(population), bool)
-        self.fits_mixtures = GlobalMoves.suits(self.density, len(population))
+        suited = GlobalMoves.suits(self.density, len(population))
+        self.fits_mixtures = suited and not frozen
         self.mixtures: GaussianMixture | None = None
         self.draws = np.zeros(len(population), int)
         self.mixtures_tried = 1.0

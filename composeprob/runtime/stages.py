@@ -32,7 +32,7 @@ from composeprob.findings import Finding
 from composeprob.kernels.gibbs import integrates_score
 from composeprob.results.checks import CHECKS, Check
 from composeprob.results.checks.own_scores import OwnScores
-from composeprob.results.ended import KeyUse
+from composeprob.results.ended import KeyUse, weighs_by_scores
 from composeprob.results.repetition import Repetition
 from composeprob.results.result import Result
 from composeprob.results.support import in_separated_modes
@@ -345,11 +345,14 @@ def _finished(state: State, finisher: Finisher) -> Run:
     measured = run.drift
     if total > 1:  # a single round measures no drift
         measured = run.spread.number(drift, np.float32)
+    # Chains that an earlier finisher took across modes have not gone back.
+    most_renewed = np.fmax(float(state.run.renewed), float(run.renewed))
     return dataclasses.replace(
         run,
         closings=run.spread.number(int(run.closings) + 1),
         spent=run.spread.number(spent),
         drift=measured,
+        renewed=run.spread.number(most_renewed, run.renewed.dtype.type),
     )
 
 
@@ -489,7 +492,7 @@ class PilotRun:
         )
         levels = own_levels(state.density).evaluations
         weighted = state.sampler.weights is not None
-        by_weights = weighted and "energy" not in state.density.capabilities
+        by_weights = weighs_by_scores(weighted, state.density)
         self.integrated = integrates_score(state.sampler.kernel)
         self.of_scores = (
             descends

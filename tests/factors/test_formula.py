@@ -222,5 +222,45 @@ def test_sums_of_the_most_assignments_are_taken():
     np.testing.assert_allclose(log_value, expected, rtol=1e-4)
 
 
+def test_a_formula_of_sixteen_attributes_by_enumeration():
+    """& binds closer than |, and ~ closer than both."""
+    names = list(SEVENTEEN)[:16]
+    heads = {name: SEVENTEEN[name] for name in names}
+    groups = [f"~(a{i} | a{i + 1}) & a{i + 2} | ~a{i + 3}" for i in (0, 4, 8, 12)]
+    formula = f"({groups[0]}) & ~({groups[1]}) | {groups[2]} & ({groups[3]})"
+    assignments = np.indices((2,) * 16).reshape(16, -1).astype(bool)
+    p = float(jax.nn.sigmoid(POINT[1] - POINT[0]))
+    shares = np.prod(np.where(assignments, p, 1 - p), axis=0)
+    a = [~(assignments[i] | assignments[i + 1]) for i in (0, 4, 8, 12)]
+    b = [assignments[i] for i in (2, 6, 10, 14)]
+    c = [~assignments[i] for i in (3, 7, 11, 15)]
+    first = np.logical_or(np.logical_and(a[0], b[0]), c[0])
+    second = np.logical_not(np.logical_or(np.logical_and(a[1], b[1]), c[1]))
+    third = np.logical_and(a[2], b[2])
+    fourth = np.logical_or(np.logical_and(a[3], b[3]), c[3])
+    # c[2] stands before the last &, which binds it to the fourth group.
+    true = np.logical_or(np.logical_and(first, second), third)
+    true = np.logical_or(true, np.logical_and(c[2], fourth))
+    found = probability(heads, formula)
+    np.testing.assert_allclose(found, shares[true].sum(), rtol=1e-3)
+
+
+def test_formulas_of_many_terms_are_read():
+    truths = {"a": np.array([True, False]), "b": np.array([True, True])}
+    for text, expected in (
+        (" & ".join(["a", "b"] * 1000), truths["a"]),
+        (" | ".join(["a & b"] * 1000), truths["a"]),
+        ("~" * 1001 + "a", ~truths["a"]),
+    ):
+        found = Parsed.from_text(text, "ab").truth(truths)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_place_of_a_text_that_ends_too_early_is_its_end():
+    error = refused(condition("a & ~b |"), InvalidValueError)
+    _, line, carets, *_ = str(error).split("\n")
+    assert carets.index("^") == len(line.rstrip())
+
+
 def test_names_stand_in_the_order_of_the_text():
     assert Parsed.from_text("b | ~(c & a) & b", "abc").names() == ["b", "c", "a"]

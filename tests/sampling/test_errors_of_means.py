@@ -187,16 +187,40 @@ def test_means_have_no_errors_where_most_of_the_probability_is_missing():
     assert MassMissing().withholds
 
 
+def ended_with(renewed=np.nan, importance=(np.nan, np.nan), normalised=True):
+    """A run that ended with log Z = 0, after global moves if any."""
+    run = SimpleNamespace(
+        evidence_variance=0.04, renewed=renewed, importance_evidence=importance
+    )
+    top = SimpleNamespace(normalised=normalised)
+    state = SimpleNamespace(density=SimpleNamespace(top=top))
+    return SimpleNamespace(run=run, state=state)
+
+
 @pytest.mark.parametrize(
     ("coarse", "missing"),
     [(3.0, 3.0), (3.5, 3.5), (-9.0, 0.0), (0.1, 0.0)],
 )
 def test_what_the_run_over_every_other_level_found_more_is_missing(coarse, missing):
-    run = SimpleNamespace(evidence_variance=0.04)
-    ended = SimpleNamespace(run=run)
+    ended = ended_with()
     found = _missing(ended, 0.0, Repetition(coarse, 0.05, None))
     assert found == pytest.approx(max(missing - 0.6, 0.0))
     assert _missing(ended, 0.0, None) == 0.0
+
+
+def test_what_global_moves_have_found_is_not_missing():
+    """Their importance samples say so, if they renewed nearly all chains."""
+    coarse = Repetition(3.0, 0.05, None)
+    mended = ended_with(renewed=0.95, importance=(2.9, 0.01))
+    assert _missing(mended, 0.0, coarse) == 0.0
+    found_less = ended_with(renewed=0.95, importance=(-1.0, 0.01))
+    for ended in (
+        found_less,
+        ended_with(renewed=0.5, importance=(2.9, 0.01)),
+        ended_with(renewed=0.95, importance=(2.9, 0.01), normalised=False),
+        ended_with(renewed=0.95),
+    ):
+        assert _missing(ended, 0.0, coarse) == pytest.approx(2.4)
 
 
 def test_a_discretisation_error_counts_whole_where_it_is_not_noise():

@@ -1,5 +1,8 @@
 """Results that go on with more data: against closed forms, and what is refused."""
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +12,16 @@ import pytest
 from scipy import stats
 
 import composeprob as cp
-from composeprob.errors import CapabilityError, InvalidValueError, WrongTypeError
+from composeprob.errors import (
+    CapabilityError,
+    InvalidValueError,
+    ShapeError,
+    WrongTypeError,
+)
 from composeprob.findings import Code
 from composeprob.runtime import extend
+from composeprob.runtime.extend import Course, can_extend
+from composeprob.runtime.population import Execution
 from composeprob.samplers.finishers import WarmUp
 from messages import check_wording
 from refusals import refused
@@ -69,7 +79,7 @@ def test_a_study_goes_on_datum_by_datum():
 def test_without_the_weights_of_the_data_it_stays_where_it_was(monkeypatch):
     result = start(YS[:1])
     nothing = jnp.zeros(1000)
-    monkeypatch.setattr(extend, "_gains", lambda between, density, points: nothing)
+    monkeypatch.setattr(extend, "_gains", lambda *arguments: nothing)
     result = result.extend(compiled(YS[:2]), jax.random.key(2))
     assert_disagrees(scores(result, YS[:2]))
 
@@ -130,6 +140,131 @@ def test_time_goes_on_by_new_latents():
     assert set(result.samples) == {"z0", "z1", "z2"}
 
 
+# ── new latents near their data ───────────────────────────────────────────────────────
+FAR_STEP = (1.6, 9.0)
+
+
+@pytest.fixture(scope="module")
+def walked():
+    """A walk of one datum, whose next one is eight standard deviations away."""
+    density = cp.compile(walk, FAR_STEP[:1])
+    return cp.infer(density, jax.random.key(0), num_chains=1000, progress=False)
+
+
+def far_scores(walked, result):
+    """z-scores of log p(y2 | y1) and of the mean of z2."""
+    steps = 1 + 0.25 * np.array([[1.0, 1.0], [1.0, 2.0]])
+    covariance = steps + np.eye(2)
+    ys = np.asarray(FAR_STEP)
+    exact = stats.multivariate_normal(np.zeros(2), covariance).logpdf(ys)
+    exact -= stats.norm.logpdf(ys[0], 0, np.sqrt(covariance[0, 0]))
+    found = result.mean(lambda sample: sample["z2"])
+    mean = (steps @ np.linalg.solve(covariance, ys))[1]
+    added, error = increment(result)
+    return {
+        "log Z": (added - exact) / error,
+        "mean": (found.value - mean) / found.error,
+    }
+
+
+def increment(result):
+    """log p of what was new, and its error, as the reason states them."""
+    ((value, error),) = re.findall(r"log p (\S+) ± ([^\s,]+)", result.reason)
+    return float(value), float(error)
+
+
+def test_a_new_latent_whose_datum_is_far_is_proposed_near_it(walked, monkeypatch):
+    asked = []
+    near = extend.proposed
+
+    def recorded(*arguments):
+        asked.append(arguments)
+        return near(*arguments)
+
+    monkeypatch.setattr(extend, "proposed", recorded)
+    density = cp.compile(walk, FAR_STEP)
+    result = walked.extend(density, jax.random.key(2))
+    assert_agrees(far_scores(walked, result))
+    assert len(asked) == 1
+    # What is left of the weights is p(y2 | z1) of the chains.
+    assert increment(result)[1] < 0.3
+
+    def unweighted(*arguments):
+        points, log_weights = near(*arguments)
+        return points, jnp.zeros_like(log_weights)
+
+    monkeypatch.setattr(extend, "proposed", unweighted)
+    assert_disagrees(far_scores(walked, walked.extend(density, jax.random.key(2))))
+
+
+def test_a_result_that_was_saved_goes_on_under_its_density(walked, tmp_path):
+    density = cp.compile(walk, FAR_STEP)
+    key = jax.random.key(2)
+    expected = walked.extend(density, key)
+    walked.save(tmp_path / "run")
+    loaded = cp.Result.load(tmp_path / "run.safetensors")
+    before = cp.compile(walk, FAR_STEP[:1])
+    result = loaded.extend(density, key, before=before)
+    for name in expected:
+        np.testing.assert_array_equal(result[name], expected[name])
+    assert increment(result) == increment(expected)
+    assert result.status.code == expected.status.code
+    # It has a density now, and goes on as any other.
+    refused(lambda: result.extend(density, key, before=before), InvalidValueError)
+    refused(lambda: loaded.extend(density, key, before=density), ShapeError)
+    refused(lambda: loaded.extend(density, key, before=walk), WrongTypeError)
+
+
+@cp.program
+def counts(ys):
+    """Counts whose posterior is not Gaussian."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("members", len(ys)):
+        rate = numpyro.sample("rate", dist.Normal(mu, 0.5))
+        numpyro.sample("y", dist.Poisson(jnp.exp(rate)), obs=ys)
+
+
+def test_proposals_near_counts_have_exact_weights():
+    """Against quadrature of log p(y) for members that were not there before."""
+    ys = np.array([3, 30])
+    first = cp.infer(
+        cp.compile(counts, jnp.asarray(ys[:1])),
+        jax.random.key(0),
+        num_chains=1000,
+        progress=False,
+    )
+    result = first.extend(cp.compile(counts, jnp.asarray(ys)), jax.random.key(1))
+    mu = np.linspace(-5, 5, 801)
+    rates = np.linspace(-6, 7, 2001)
+    likelihoods = []
+    for y in ys:
+        of_rate = stats.poisson.pmf(y, np.exp(rates))
+        given_mu = stats.norm.pdf(rates, mu[:, None], 0.5) @ of_rate
+        likelihoods.append(given_mu * (rates[1] - rates[0]))
+    prior = stats.norm.pdf(mu)
+    one = np.sum(prior * likelihoods[0])
+    both_of_them = np.sum(prior * likelihoods[0] * likelihoods[1])
+    mean = np.sum(prior * likelihoods[0] * likelihoods[1] * mu) / both_of_them
+    added, error = increment(result)
+    found = result.mean(lambda sample: sample["mu"])
+    assert_agrees(
+        {
+            "log Z": (added - np.log(both_of_them / one)) / error,
+            "mean": (found.value - mean) / found.error,
+        }
+    )
+
+
+def test_what_follows_a_run_evaluates_as_many_chains_at_once(walked):
+    density = cp.compile(walk, FAR_STEP)
+    key = jax.random.key(2)
+    expected = walked.extend(density, key)
+    course = Course(walked.reason, Execution(chunk=300))
+    chunked = can_extend(dataclasses.replace(walked), course).extend(density, key)
+    for name in expected:
+        np.testing.assert_allclose(chunked[name], expected[name], rtol=1e-3, atol=1e-3)
+
+
 @cp.program
 def hierarchy(ys):
     mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
@@ -151,7 +286,7 @@ def test_a_hierarchy_that_grows_agrees_with_the_whole_run():
     grown = inferred(8, 0)
     for n in (9, 12):
         grown = grown.extend(cp.compile(hierarchy, ys[:n]), jax.random.key(n))
-    whole = inferred(12, 1)
+    whole = inferred(12, 2)
     assert grown.status.ok
     assert grown["theta"].shape == (1000, 12)
     compared = {}
@@ -201,6 +336,64 @@ def mean_of(ys, limit):
     numpyro.factor("limit", jnp.where(mean > limit, 0.0, -jnp.inf))
     with numpyro.plate("data", len(ys)):
         numpyro.sample("y", dist.Normal(mean, 1.0), obs=ys)
+
+
+@cp.program
+def awaited(ys):
+    """Data that have not arrived are NaN."""
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    with numpyro.plate("data", len(ys)):
+        seen = dist.Normal(mean, 1.0).mask(jnp.isfinite(ys))
+        numpyro.sample("y", seen, obs=ys)
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows with each program that XLA compiles."""
+    found: list[float] = []
+
+    def listen(event: str, duration: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_thirty_awaited_data_are_compiled_for_once(compilations):
+    """Gaussian: from the prior, datum by datum; nothing has another shape."""
+    rng = np.random.default_rng(3)
+    ys = rng.standard_normal() + rng.standard_normal(30)
+
+    def compiled_with(number):
+        some = np.where(np.arange(30) < number, ys, np.nan)
+        return cp.compile(awaited, jnp.asarray(some, jnp.float32))
+
+    result = cp.infer(
+        compiled_with(0), jax.random.key(0), num_chains=1000, progress=False
+    )
+    moved = []
+    for n in range(1, 31):
+        before = len(compilations)
+        result = result.extend(compiled_with(n), jax.random.key(n))
+        moved.append("with 1 blocks of moves" in result.reason)
+        if any(moved[:-1]) or (n > 1 and not moved[-1]):
+            # The first datum and the first block of moves are what is compiled for.
+            assert len(compilations) == before
+        seen = ys[:n]
+        law = stats.multivariate_normal(np.zeros(n), np.eye(n) + 1)
+        found = result.mean(lambda sample: sample["mean"])
+        assert_agrees(
+            {
+                "log Z": (result.log_evidence - law.logpdf(seen))
+                / result.log_evidence_error,
+                "mean": (found.value - seen.sum() / (n + 1)) / found.error,
+            }
+        )
+    assert 1 < sum(moved) < 10
+    assert result.status.ok
+    assert "extended 30 times, the last by 1 of 'y'" in result.reason
 
 
 @pytest.fixture(scope="module")

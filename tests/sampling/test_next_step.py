@@ -20,6 +20,7 @@ from composeprob.errors import (
 )
 from composeprob.runtime import next_step
 from composeprob.runtime.next_step import Steps
+from composeprob.runtime.population import GlobalMover
 from messages import check_wording
 from refusals import refused
 from sampling_cases import learned, run
@@ -131,7 +132,7 @@ def test_a_chain_goes_on_state_by_state(begun):
         # Given sites are frozen: copies of what the chains had.
         earlier = np.float32(before["x"] / ALPHA)
         assert np.isclose(result["past"][:, None], earlier, rtol=1e-6).any(1).all()
-        moved += "and 1 moves" in result.reason
+        moved += "and 1 moves (" in result.reason
     assert set(result.samples) == {"past", "x"}
     assert f"extended by {len(YS) - 1} steps of x" in result.reason
     # A draw is one way down, and pilots and moves are a few more.
@@ -169,6 +170,57 @@ def test_a_conditional_network_is_stepped_and_looks_back_a_few_steps(begun):
     assert "past by an earlier result, then x given that" in str(density)
     assert "errors by ancestors 2 steps back" in result.reason
     assert result.effective_chains > 200
+
+
+# ── data that are far away ────────────────────────────────────────────────────────────
+FINE, FAR = 0.03, 2.0
+"""The standard deviation of a datum, and the datum: a few in a hundred of the chains
+that do not see it count."""
+
+
+@cp.program
+def far_step(f, y):
+    past = cp.sample("past", dist.Normal(0.0, 1.0))
+    x = cp.sample("x", f.given(past=past))
+    cp.observe("y", dist.Normal(x, FINE), y, anneal="tempered")
+
+
+def after_far_datum() -> State:
+    """The exact law of the state after it."""
+    now = kalman(YS[:1])[0]
+    mean = KEPT * now.mean
+    variance = KEPT**2 * now.variance + SD**2 + NOISE**2
+    spread = np.sqrt(variance + FINE**2)
+    log_evidence = now.log_evidence + stats.norm.logpdf(FAR, mean, spread)
+    gain = variance / spread**2
+    return State(mean + gain * (FAR - mean), variance * (1 - gain), log_evidence)
+
+
+@pytest.fixture(scope="module")
+def far():
+    return cp.compile(far_step, transition(), FAR)
+
+
+def test_a_far_datum_comes_into_a_step_by_powers(begun, far):
+    """Proposals of scores alone do not see it."""
+    result = begun.extend(far, jax.random.key(3), given=PAST)
+    found = scores(result, after_far_datum())
+    assert max(map(abs, found.values())) < LIMIT, found
+    assert result.log_evidence_error < 0.3
+    assert result.about.steps == 1
+    assert 0 < result.about.global_acceptance < 1
+    assert "accepted" in result.reason
+
+
+def test_moves_that_see_all_of_a_far_datum_at_once_are_found(begun, far, monkeypatch):
+    move = GlobalMover.move
+
+    def unaware(self, log_gain):
+        return move(self, lambda states: np.zeros(len(self.population)))
+
+    monkeypatch.setattr(GlobalMover, "move", unaware)
+    result = begun.extend(far, jax.random.key(3), given=PAST)
+    assert_disagrees(scores(result, after_far_datum()))
 
 
 def test_the_ancestors_of_the_first_run_count_until_there_are_steps_enough():

@@ -239,7 +239,9 @@ def _watchers(state: State) -> list[Callable[[State], None]]:
         watchers.append(state.checkpoints)
     if state.attempt.may_stop:
         watchers.append(stop_if_few_ancestors)
-    watchers.append(PilotRun(state))
+    # Of one level nothing lies ahead.
+    if state.first > 0:
+        watchers.append(PilotRun(state))
     return watchers
 
 
@@ -484,21 +486,16 @@ class PilotRun:
         self.levels_at_end = at_end * visits / max(at_levels, 1)
         evaluations = at_levels + at_end
         most = tuning.CHECKS.share * state.num_chains * evaluations
-        descends = state.first > 0
         self.of_factors = (
-            descends
-            and in_question(state.density)
-            and check_evaluations(state.density) <= most
+            in_question(state.density) and check_evaluations(state.density) <= most
         )
         levels = own_levels(state.density).evaluations
         weighted = state.sampler.weights is not None
         by_weights = weighs_by_scores(weighted, state.density)
         self.integrated = integrates_score(state.sampler.kernel)
         self.of_scores = (
-            descends
-            and (self.integrated or by_weights)
-            and tuning.CHECKS.most_chains * levels <= most
-        )
+            self.integrated or by_weights
+        ) and tuning.CHECKS.most_chains * levels <= most
         self.due = self.of_factors or self.of_scores
         self.began: tuple[float, int] | None = None  # time and level
 

@@ -120,7 +120,7 @@ def notes(rows: list[Row], made: int, all_shapes: int, seed: int) -> str:
     ]
     text = (
         f"Runs of {made} of {all_shapes} shapes. All are `cp.infer(density, key, "
-        "num_chains)`. Hierarchies are asked for the lowest and the highest tenth of "
+        "num_chains)`. Hierarchies are asked for the lowest and the highest quarter of "
         "their mean and scales, other programs for a share, and for log Z where it is "
         "known. Wrong: one of them is off by more than four of its stated errors, or "
         "of those that its status withholds. The column 'no error' has runs that are "

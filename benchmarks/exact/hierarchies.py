@@ -9,6 +9,7 @@ within groups, between groups, and the grand mean.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,10 +41,17 @@ SHAPES = {5: (5, 1), 30: (6, 5), 100: (10, 10), 300: (20, 15), 1000: (40, 25)}
 
 
 class Law(NamedTuple):
-    """Mean and variance of a marginal posterior."""
+    """Mean, variance and fourth central moment of a marginal posterior."""
 
     mean: float
     variance: float
+    fourth: float
+
+    @property
+    def deviation_of_square(self) -> float:
+        """Standard deviation of the squared deviation from the mean, over the
+        variance."""
+        return math.sqrt(self.fourth / self.variance**2 - 1)
 
 
 class Data(NamedTuple):
@@ -74,11 +82,17 @@ class Posterior(NamedTuple):
     def laws(self) -> dict[str, Law]:
         """Return the laws of the latent and of the log-scales."""
         centre = self.weight @ self.mean
-        variance = self.weight @ (self.variance + (self.mean - centre) ** 2)
-        laws = {self.location: Law(centre, variance)}
+        away = self.mean - centre
+        variance = self.weight @ (self.variance + away**2)
+        # Of a normal distribution about another point.
+        fourth = self.weight @ (
+            3 * self.variance**2 + 6 * self.variance * away**2 + away**4
+        )
+        laws = {self.location: Law(centre, variance, fourth)}
         for name, values in self.log_scales.items():
             centre = self.weight @ values
-            laws[name] = Law(centre, self.weight @ (values - centre) ** 2)
+            away = values - centre
+            laws[name] = Law(centre, self.weight @ away**2, self.weight @ away**4)
         return laws
 
     def events(self, tail: float) -> list[Event]:

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exact.hierarchies import PRIORS, SHAPES, STRUCTURES, log_prior
+from plain_hierarchies import WRONG, exact_errors
 
 import composeprob as cp
 from sampling_cases import run
@@ -55,6 +56,32 @@ def test_laws_are_those_of_the_covariance_of_all_data(name):
     first, second = list(laws)[1:]
     assert laws[first].mean == pytest.approx(weight.sum(1) @ log_scales, abs=5e-3)
     assert laws[second].mean == pytest.approx(weight.sum(0) @ log_scales, abs=5e-3)
+
+
+def test_exact_draws_are_right_by_the_errors_of_exact_draws():
+    """The squares of a log-scale have a heavy tail: by errors that 64 exact draws state
+    of themselves, one set of ten is wrong."""
+    structure = STRUCTURES["two layers"]
+    posterior = structure.posterior("HalfNormal", structure.data(5, "sharp"))
+    rng = np.random.default_rng(0)
+    points = rng.choice(len(posterior.weight), (2000, 64), p=posterior.weight)
+    drawn = {name: values[points] for name, values in posterior.log_scales.items()}
+    noise = rng.standard_normal(points.shape)
+    drawn["mu"] = posterior.mean[points] + noise * posterior.variance[points] ** 0.5
+    laws = posterior.laws()
+    stated = np.zeros(2000)
+    exact = np.zeros(2000)
+    for place, (name, law) in enumerate(laws.items()):
+        away = (drawn[name] - law.mean) / law.variance**0.5
+        square = away**2 - 1
+        off = np.abs(square.mean(1))
+        error = exact_errors(laws, 64)[2 * place + 1]
+        assert square.std() / 8 == pytest.approx(error, rel=0.1)
+        own = square.std(1) / 8
+        stated = np.maximum(stated, off / own)
+        exact = np.maximum(exact, off / np.maximum(own, error))
+    assert np.mean(stated > WRONG) > 0.08
+    assert np.mean(exact > WRONG) < 0.005
 
 
 @pytest.mark.slow

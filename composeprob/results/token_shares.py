@@ -89,13 +89,13 @@ def _at(result: Record, drawn: Int[np.ndarray, "n draws positions"]) -> TokenSha
     seen = shares[shares > 0]
     low, high = estimate.interval(0.9)
     return TokenShares(
-        most,
-        float(estimate.value),
-        float(estimate.error),
-        other,
-        other_share,
-        float(-np.sum(seen * np.log(seen))),
-        (float(low), float(high)),
+        token=most,
+        share=float(estimate.value),
+        error=float(estimate.error),
+        next=other,
+        next_share=other_share,
+        entropy=float(-np.sum(seen * np.log(seen))),
+        interval=(float(low), float(high)),
     )
 
 

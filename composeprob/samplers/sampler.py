@@ -750,4 +750,4 @@ def as_resampler(resample: object) -> Resampler:
         )
     if isinstance(resample, Resampler):
         return resample
-    return Resample(resample)  # type: ignore[arg-type]  # it refuses what is no number
+    return Resample(resample)  # type: ignore[arg-type]  # it refuses all but numbers

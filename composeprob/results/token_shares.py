@@ -57,6 +57,12 @@ def is_tokens(values: np.ndarray, lead: int) -> bool:
     return np.issubdtype(values.dtype, np.integer) and values.ndim > lead
 
 
+def by_reveals(result: Record) -> bool:
+    """Return whether the levels of a run are reveals of tokens, whose log-SNR is the
+    log-odds of a position to be visible."""
+    return result.about.sampler.startswith("Reveal")
+
+
 def token_shares(
     result: Record, name: str, drawn: Int[np.ndarray, "n draws *event"]
 ) -> dict[str, TokenShares]:

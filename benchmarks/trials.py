@@ -42,8 +42,7 @@ from report import publish
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_traceback_in_locations_limit", 0)
 
-MOST_SILENT = 0.01
-MOST_NAMED = 1 / 8
+MOST_SILENT, MOST_NAMED = 0.01, 1 / 8
 KEPT = ("program", "chains", "key", "exact", "estimates", "errors", "outcome", "codes")
 
 

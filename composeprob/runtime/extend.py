@@ -298,11 +298,11 @@ def extended(
     change = Change.between(before, density)
     with usual():
         course = course._replace(times=course.times + 1)
-        stages = Stages(result, before, density, key, change, course)
+        extension = Extension(result, before, density, key, change, course)
         try:
-            return can_extend(stages.finished(result), course)
+            return can_extend(extension.finished(result), course)
         finally:
-            stages.bars.close()
+            extension.bars.close()
 
 
 def _check_more_data(
@@ -394,8 +394,8 @@ def _course_of_file(result: Result) -> Course:
     return Course(result.reason, Execution(), steps=steps)
 
 
-class Stages:
-    """The stages in which what is new comes in.
+class Extension:
+    """The stages in which further data come in.
 
     Attributes:
         population: the chains.

@@ -237,6 +237,92 @@ class Table:
         print("  ".join(row), flush=True)
 
 
+class Runs(NamedTuple):
+    """Filters of as many chains on one series.
+
+    Attributes:
+        particles: those that know the equations.
+        exact: `Result.extend` with the law by the equations.
+        learned: `Result.extend` with the learned law.
+    """
+
+    particles: list[Filtered]
+    exact: Extended
+    learned: list[Extended]
+
+
+def measured(table: Table, options: argparse.Namespace) -> Runs:
+    """Run all filters of so many chains, and put them into the table."""
+    data = table.data
+    chains = options.chains
+    particles = []
+    for seed in range(options.keys):
+        particles.append(particle_filter(data.observations, chains, NOISE, seed))
+        table.add(f"particle filter, {chains:,}, key {seed}", particles[-1])
+    if options.dapper:
+        for name, each in dapper_on(options.dapper, data)["filters"].items():
+            table.add_dapper(name, each["error"], each["seconds"])
+    exact = extended("equations", closed_form(), data, chains, 0)
+    table.add(f"extend, law by the equations, {chains:,}", exact.filtered)
+    known = transition(pairs, LEVELS, WIDTH, ITERATIONS, WEIGHTS)
+    runs = []
+    for seed in range(options.keys):
+        runs.append(extended("learned", learned(known), data, chains, seed))
+        table.add(f"extend, learned law, {chains:,}, key {seed}", runs[-1].filtered)
+    return Runs(particles, exact, runs)
+
+
+def dapper_on(python: str, data: Series) -> dict[str, Any]:
+    """Measure DAPPER's filters, or read what an earlier run found."""
+    run = partial(by_dapper, python, data)
+    return kept("filtering", f"dapper {len(data.observations)}", run)
+
+
+def away(filters: list[Filtered], table: Table) -> np.ndarray:
+    """Return the log-evidence of filters, less that of the reference."""
+    return np.array([each.log_evidence[-1] for each in filters]) - table.total
+
+
+def checks(table: Table, runs: Runs) -> dict[str, bool]:
+    """Return what must hold, and whether it does."""
+    of_learned = [run.filtered for run in runs.learned]
+    states = table.data.states
+    mean = float(np.mean([each.error(states) for each in of_learned]))
+    best = float(np.mean([each.error(states) for each in runs.particles]))
+    off = away(of_learned, table)
+    near = np.abs(off).max() / len(table.data.observations)
+    # The mean of the estimates themselves has no bias.
+    together = float(np.log(np.mean(np.exp(off))))
+    return {
+        f"analysis error at most .30, mean of the keys ({mean:.3f})": mean <= 0.30,
+        f"at most 1.05 times the particle filters' of as many ({best:.3f})": (
+            mean <= 1.05 * best
+        ),
+        f"log-evidence within .1 for each observation ({near:.4f})": near <= 0.1,
+        f"log-evidence within .1 in all, the keys' mean ({together:+.2f})": (
+            abs(together) <= 0.1
+        ),
+    }
+
+
+def notes(table: Table, runs: Runs, chains: int) -> str:
+    """Return what a reader must know to read the table."""
+    of_learned = [run.filtered for run in runs.learned]
+    statuses = ", ".join(sorted({run.status for run in [*runs.learned, runs.exact]}))
+    return (
+        "Error: root mean square of the analysis mean. Published: DAPPER's own figures "
+        "for the same settings, on its longer series. The log-evidence is that of "
+        f"{len(table.data.observations)} observations, less that of {REFERENCE:,} "
+        "particles under the same transition; then the same for each observation. It "
+        f"varies by {away(runs.particles, table).std():.1f} among the particle filters "
+        f"of {chains:,} that know the equations, and by "
+        f"{away(of_learned, table).std():.1f} among the runs with the learned law. "
+        f"Status of runs by `Result.extend`: {statuses}; errors of log-evidence that "
+        f"they state: {table.found['stated']}, None where few ancestors are left. The "
+        f"learned law takes {runs.learned[0].evaluations:,} evaluations a chain."
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -250,79 +336,25 @@ def main() -> int:
 
     if options.train:
         WEIGHTS.unlink(missing_ok=True)
-    known = transition(pairs, LEVELS, WIDTH, ITERATIONS, WEIGHTS)
     data = series(options.steps, jax.random.key(42))
-    ys = data.observations
-    reference = particle_filter(ys, REFERENCE, NOISE, 0)
+    reference = particle_filter(data.observations, REFERENCE, NOISE, 0)
     table = Table(data, float(reference.log_evidence[-1]))
     table.add(f"particle filter, {REFERENCE:,}", reference)
-    seeds = range(options.keys)
-    same = []
-    for seed in seeds:
-        same.append(particle_filter(ys, options.chains, NOISE, seed))
-        table.add(f"particle filter, {options.chains:,}, key {seed}", same[-1])
-
-    notes = ""
-    if options.dapper:
-        run = partial(by_dapper, options.dapper, data)
-        dapper = kept("filtering", f"dapper {len(ys)}", run)
-        notes = f" DAPPER is version {dapper['version']}."
-        for name, each in dapper["filters"].items():
-            table.add_dapper(name, each["error"], each["seconds"])
-
-    exact = extended("equations", closed_form(), data, options.chains, 0)
-    table.add(f"extend, law by the equations, {options.chains:,}", exact.filtered)
-    runs = []
-    for seed in seeds:
-        runs.append(extended("learned", learned(known), data, options.chains, seed))
-        name = f"extend, learned law, {options.chains:,}, key {seed}"
-        table.add(name, runs[-1].filtered)
-
-    errors = [run.filtered.error(data.states) for run in runs]
-    theirs = [each.error(data.states) for each in same]
-    away = np.array([run.filtered.log_evidence[-1] for run in runs]) - table.total
-    spread = np.array([each.log_evidence[-1] for each in same]) - table.total
-    near = np.abs(away).max() / len(ys)
-    # The mean of the estimates themselves has no bias.
-    together = float(np.log(np.mean(np.exp(away))))
-    mean = float(np.mean(errors))
-    best = float(np.mean(theirs))
-    checks = {
-        f"analysis error at most .30, mean of the keys ({mean:.3f})": mean <= 0.30,
-        f"at most 1.05 times the particle filters' of as many ({best:.3f})": (
-            mean <= 1.05 * best
-        ),
-        f"log-evidence within .1 for each observation ({near:.4f})": near <= 0.1,
-        f"log-evidence within .1 in all, the keys' mean ({together:+.2f})": (
-            abs(together) <= 0.1
-        ),
-    }
-    statuses = ", ".join(sorted({run.status for run in [*runs, exact]}))
-    table.found["stated"] = [stated(run) for run in runs]
-    notes = (
-        "Error: root mean square of the analysis mean. Published: DAPPER's own figures "
-        "for the same settings, on its longer series. The log-evidence is that of "
-        f"{len(ys)} observations, less that of {REFERENCE:,} particles under the same "
-        "transition; then the same for each observation. It varies by "
-        f"{spread.std():.1f} among the particle filters of {options.chains:,} that "
-        f"know the equations, and by {away.std():.1f} among the runs with the learned "
-        f"law. Status of runs by `Result.extend`: {statuses}; errors of log-evidence "
-        f"that they state: {table.found['stated']}, None where few ancestors are left. "
-        f"The learned law takes {runs[0].evaluations:,} evaluations a chain.{notes}"
-    )
-    columns = ["filter", "published", "error", "log-evidence", "for each", "seconds"]
-    title = "Filtering: Lorenz-63 by a learned transition"
+    runs = measured(table, options)
+    table.found["stated"] = [stated(run) for run in runs.learned]
+    text = notes(table, runs, options.chains)
     made_by = "python -m benchmarks filtering"
     if options.dapper:
+        text += f" DAPPER is version {dapper_on(options.dapper, data)['version']}."
         made_by += " --dapper PYTHON"
     return publish(
         "filtering",
-        title,
-        columns,
+        "Filtering: Lorenz-63 by a learned transition",
+        ["filter", "published", "error", "log-evidence", "for each", "seconds"],
         table.rows,
-        checks,
+        checks(table, runs),
         table.found,
-        notes,
+        text,
         made_by=made_by,
     )
 

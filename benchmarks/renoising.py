@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -36,8 +37,8 @@ CENTRES = np.array([-3.0, 3.0])
 """Weights of the modes, and their places along the diagonal."""
 WIDTH = 0.5
 OTHER = 1.5
-"""Width of the Gaussian of the product; its place is the origin's neighbour at −1."""
 PLACE = -1.0
+"""Width and place of the Gaussian that a product multiplies them by."""
 DATUM = -0.5
 NOISE = 2.0
 CHAINS = 256
@@ -220,62 +221,66 @@ def measured_by(exact: float, made: list[dict[str, Any]]) -> Measured:
     )
 
 
+COLUMNS = (
+    "program, numbers",
+    "way",
+    "exact share",
+    "share",
+    "its error (stated)",
+    "evaluations",
+    "effective chains",
+    "error × √evaluations",
+    "OK",
+)
+
+
+class Table:
+    """Rows of the table, and the runs that they are made of.
+
+    Attributes:
+        better: for each program, whether moves were worth more than further chains.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[list[str]] = []
+        self.details: dict[str, Any] = {}
+        self.better: list[bool] = []
+
+    def add(self, name: str, numbers: int, keys: int) -> None:
+        """Run a program in all ways, or read what an earlier run found."""
+        program = programs(numbers)[name]()
+        costs = {}
+        for way in WAYS:
+            part = f"{name} {numbers} {way} {keys}"
+            made = kept("renoising", part, partial(runs, program.density, way, keys))
+            self.details[part] = made
+            found = measured_by(program.share, made)
+            costs[way] = found.cost
+            row = [f"{name}, {numbers}", way, f"{program.share:.3f}"]
+            row += [f"{found.share:.3f}", f"{found.error:.3f} ({found.stated:.3f})"]
+            row += [f"{found.evaluations:.0f}", f"{found.effective:.0f}"]
+            row += [f"{found.cost:.2f}", f"{found.good} of {len(made)}"]
+            self.rows.append(row)
+        moved = min(costs[way] for way in MOVED)
+        self.better.append(moved < min(costs["default"], costs["4 × chains"]))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keys", type=int, default=4)
     keys = parser.parse_args().keys
-    rows = []
-    details: dict[str, Any] = {}
-    better = []
+    table = Table()
     for numbers, names in MEASURED.items():
         for name in names:
-            costs = {}
-            program = programs(numbers)[name]()
-            for way in WAYS:
-                part = f"{name} {numbers} {way} {keys}"
-
-                def measure(
-                    density: Any = program.density, way: str = way
-                ) -> list[dict[str, Any]]:
-                    return runs(density, way, keys)
-
-                made = kept("renoising", part, measure)
-                details[part] = made
-                found = measured_by(program.share, made)
-                costs[way] = found.cost
-                rows.append(
-                    [
-                        f"{name}, {numbers}",
-                        way,
-                        f"{program.share:.3f}",
-                        f"{found.share:.3f}",
-                        f"{found.error:.3f} ({found.stated:.3f})",
-                        f"{found.evaluations:.0f}",
-                        f"{found.effective:.0f}",
-                        f"{found.cost:.2f}",
-                        f"{found.good} of {len(made)}",
-                    ]
-                )
-            moved = min(costs[way] for way in MOVED)
-            better.append(moved < min(costs["default"], costs["4 × chains"]))
-    share = np.mean(better)
+            table.add(name, numbers, keys)
+    share = np.mean(table.better)
     return publish(
         "renoising",
         "Renoising after default runs of learned factors above 20 numbers",
-        [
-            "program, numbers",
-            "way",
-            "exact share",
-            "share",
-            "its error (stated)",
-            "evaluations",
-            "effective chains",
-            "error × √evaluations",
-            "OK",
-        ],
-        rows,
+        list(COLUMNS),
+        table.rows,
         {"the default is the better of the two": bool(share > 0.5) == DEFAULT},
-        {"runs": details, "better": float(share)},
+        {"runs": table.details, "better": float(share)},
         notes=f"Moves were worth more than as many evaluations of further chains in "
         f"{share:.0%} of the programs.",
     )

@@ -63,7 +63,7 @@ COMPARED = 1_024
 
 
 class Protocol(NamedTuple):
-    """What is seen: the first number at every ``every``-th state."""
+    """Observations of the first number at every ``every``-th state."""
 
     name: str
     every: int

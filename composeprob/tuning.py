@@ -25,8 +25,8 @@ OUTPUT_ERROR = 0.25
 OUTPUT_SPREAD = 0.05
 # Largest change of a masked network's log-probabilities by tokens that it must not see.
 UNSEEN_TOKENS = 0.01
-# Largest distance from 1 of a token network's outputs at noise alone that are ratios,
-# and no logarithms of these.
+# Largest distance from 1 of a token network's outputs at noise alone that are ratios
+# in place of their logarithms.
 RATIO_ERROR = 0.3
 
 

@@ -343,6 +343,7 @@ MISTAKES = {
         "a model's number": lambda: cp.load(3),
         "a scale in per cent": seen(lambda x: dist.Normal(x, "10%")),
         "no scale": latent_of(lambda: dist.Normal(0.0, None)),
+        "a location in words": latent_of(lambda: dist.Normal("wide", 1.0)),
         "a density in a pickle": lambda: pickle.dumps(DENSITY),
         "a result in a pickle": lambda result: pickle.dumps(result),
         "an array as a site": lambda: cp.compile(single, np.zeros(2)),

@@ -191,6 +191,16 @@ def test_a_site_that_is_an_image_has_images(shape, low, high, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("sampler", "label"), [("SMC()", "log-SNR"), ("Reveal()", "log-odds to be visible")]
+)
+def test_levels_of_reveals_have_no_log_snr(sampler, label):
+    result = make({"x": np.zeros(N)})
+    about = dataclasses.replace(result.about, sampler=sampler)
+    figure = dataclasses.replace(result, about=about).plot("levels")
+    assert figure.axes[0].get_xlabel().startswith(label)
+
+
+@pytest.mark.parametrize(
     ("number", "title"),
     [
         (SIZES.images, "image"),

@@ -8,7 +8,7 @@ Logits and log-ratios differ visibly from probabilities and ratios.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,18 @@ from composeprob.ir.leaves import Graph
 from composeprob.schedule import Schedule
 
 Network = MaskedDiffusion | UniformDiffusion
+
+
+class Defect(NamedTuple):
+    """The way in which a network's outputs contradict its factor.
+
+    Attributes:
+        found: what they are, as the end of a sentence about the network.
+        fix: the change of the network that is needed.
+    """
+
+    found: str
+    fix: str
 
 
 def check_token_networks(graph: Graph, noise: Schedule | None) -> None:
@@ -54,10 +66,10 @@ def check_token_networks(graph: Graph, noise: Schedule | None) -> None:
             assert noise is not None
             defect = _defect_of_noised(factor, given, noise)
         if defect is not None:
-            found, fix = defect
-            where = sites[group.members[0].site].where
             raise NetworkError(
-                f"The network of factor '{factor.label}' {found}", where=where, fix=fix
+                f"The network of factor '{factor.label}' {defect.found}",
+                where=sites[group.members[0].site].where,
+                fix=defect.fix,
             )
 
 
@@ -80,8 +92,8 @@ def _random(factor: Network, rng: np.random.Generator) -> Int[np.ndarray, " leng
 
 def _defect_of_masked(
     factor: MaskedDiffusion, given: dict[str, Array]
-) -> tuple[str, str] | None:
-    """The defect of a masked network's outputs, and its fix; None without one."""
+) -> Defect | None:
+    """The defect of a masked network's outputs; None without one."""
     rng = np.random.default_rng(0)
     rank = rng.permutation(factor.length).astype(np.int32)
     cut = factor.length // 2
@@ -117,14 +129,14 @@ def _defect_of_masked(
         "attention by the mask rank[None, :] < rank[:, None]. A network that is told "
         "which tokens are visible takes mask='boolean'."
     )
-    return found, fix
+    return Defect(found, fix)
 
 
 def _defect_of_noised(
     factor: UniformDiffusion, given: dict[str, Array], noise: Schedule
-) -> tuple[str, str] | None:
-    """The defect of the outputs of a network of noised tokens at the noisiest level,
-    and its fix; None without one."""
+) -> Defect | None:
+    """The defect of the outputs of a network of noised tokens at the noisiest level;
+    None without one."""
     rng = np.random.default_rng(0)
     tokens = _random(factor, rng)
     kept = jnp.asarray(np.asarray(noise.kept)[-1])
@@ -141,10 +153,10 @@ def _defect_of_noised(
         f"probable, they are {outputs[others].mean():.2g} on average, and the "
         "logarithms of ratios would be 0."
     )
-    return found, "return jnp.log of the ratios."
+    return Defect(found, fix="return jnp.log of the ratios.")
 
 
-PROBABILITIES = (
+PROBABILITIES = Defect(
     "returned probabilities: at every position they are numbers from 0 to 1 whose sum "
     "is 1.",
     "return the logits, without a softmax, or jnp.log of the probabilities.",

@@ -231,8 +231,10 @@ def explained(
         in_constructor = function == "__init__"
         if in_constructor and isinstance(this, numpyro.plate) and variables["size"] < 1:
             return _plate_without_members(frame)
-        if in_constructor and isinstance(this, Distribution):
-            explanation = _parameter_without_numbers(frame)
+        if isinstance(this, Distribution):
+            # A constructor may keep text, which the first use of it refuses.
+            parameters = variables if in_constructor else vars(this)
+            explanation = _parameter_without_numbers(frame, parameters)
             if explanation is not None:
                 return explanation
     return None
@@ -295,16 +297,18 @@ def _plate_without_members(frame: FrameType) -> ComposeProbError:
     )
 
 
-def _parameter_without_numbers(frame: FrameType) -> ComposeProbError | None:
-    """The error for a parameter of a distribution that is text, or missing, with the
-    frame of the distribution's constructor; None without such a parameter."""
+def _parameter_without_numbers(
+    frame: FrameType, given: Mapping[str, Any]
+) -> ComposeProbError | None:
+    """The error for a parameter of a distribution that is text, or missing, with a
+    frame of the distribution's; None without such a parameter."""
     kind = type(frame.f_locals["self"])
     parameters = inspect.signature(kind).parameters
     for name in kind.arg_constraints:
         # The constructors of base classes have other arguments.
-        if name not in frame.f_locals:
+        if name not in given:
             continue
-        value = frame.f_locals[name]
+        value = given[name]
         optional = name in parameters and parameters[name].default is None
         if isinstance(value, jax.Array) or (value is None and optional):
             continue

@@ -26,7 +26,7 @@ from composeprob.errors import InvalidValueError
 from composeprob.records import REPORTED, Quantity
 from composeprob.results.geometry import as_images, entries, is_image, rows
 from composeprob.results.record import Record, by_block
-from composeprob.results.token_shares import is_tokens
+from composeprob.results.token_shares import by_reveals, is_tokens
 
 
 class Palette(NamedTuple):
@@ -83,7 +83,8 @@ STYLE = {
     "ytick.major.width": 0.7,
     "legend.frameon": False,
 }
-TOWARDS = "log-SNR (noisy → clean)"
+LOG_SNR = "log-SNR (noisy → clean)"
+LOG_ODDS = "log-odds to be visible (hidden → visible)"
 
 
 @contextmanager
@@ -367,6 +368,11 @@ def _set_limits(ax: Axes, most: float | str | None, num_chains: int) -> None:
         ax.set_ylim(0.0, 1.02 * float(most))
 
 
+def _of_levels(result: Record) -> str:
+    """Return the label of the axis along which levels lie."""
+    return LOG_ODDS if by_reveals(result) else LOG_SNR
+
+
 def _plot_level_lines(
     ax: Axes, result: Record, name: str, colours: Sequence[str]
 ) -> None:
@@ -385,7 +391,7 @@ def _plot_run(ax: Axes, result: Record) -> None:
     logarithmic) by log-SNR."""
     _plot_level_lines(ax, result, "ess", [PALETTE.faint])
     _plot_level_lines(ax, result, "acceptance", [PALETTE.accent])
-    ax.set(ylim=(0, 1.02), xlabel=TOWARDS, ylabel="share", title="run")
+    ax.set(ylim=(0, 1.02), xlabel=_of_levels(result), ylabel="share", title="run")
     ax.spines["top"].set_visible(False)
     handles, labels = ax.get_legend_handles_labels()
     if (result.step_size > 0).any():
@@ -562,7 +568,9 @@ def plot_levels(result: Record) -> Figure:
     figure, axes = grid(len(shown), columns=2)
     for ax, (name, quantity) in zip(axes, shown.items(), strict=False):
         _plot_level_lines(ax, result, name, PALETTE.lines)
-        ax.set(title=quantity.long_name, xlabel=TOWARDS, ylabel=quantity.units)
+        ax.set(
+            title=quantity.long_name, xlabel=_of_levels(result), ylabel=quantity.units
+        )
         _set_limits(ax, quantity.most, len(result.log_weights))
         if name == "step_size":
             ax.set_yscale("log")

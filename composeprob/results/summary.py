@@ -16,6 +16,7 @@ from composeprob.results.record import Record, by_block
 from composeprob.results.token_shares import COLUMNS as TOKEN_COLUMNS
 from composeprob.results.token_shares import (
     TokenShares,
+    by_reveals,
     distinct,
     is_tokens,
     token_shares,
@@ -184,7 +185,7 @@ def _facts_of_levels(result: Record) -> Iterator[tuple[str, str]]:
     levels = result.levels
     log_snr = levels["log_snr"].to_numpy()
     text = f"{len(log_snr)}, log-SNR {log_snr[-1]:.3g} … {log_snr[0]:.3g}"
-    if result.about.sampler.startswith("Reveal"):
+    if by_reveals(result):
         text = f"{len(log_snr)} reveals"
     yield "levels", text
     yield "evaluations", f"{result.evaluations:,} of the composed density per chain"

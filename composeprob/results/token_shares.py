@@ -57,6 +57,12 @@ def is_tokens(values: np.ndarray, lead: int) -> bool:
     return np.issubdtype(values.dtype, np.integer) and values.ndim > lead
 
 
+def by_reveals(result: Record) -> bool:
+    """Return whether the levels of a run are reveals of tokens, whose log-SNR is the
+    log-odds of a position to be visible."""
+    return result.about.sampler.startswith("Reveal")
+
+
 def token_shares(
     result: Record, name: str, drawn: Int[np.ndarray, "n draws *event"]
 ) -> dict[str, TokenShares]:
@@ -89,13 +95,13 @@ def _at(result: Record, drawn: Int[np.ndarray, "n draws positions"]) -> TokenSha
     seen = shares[shares > 0]
     low, high = estimate.interval(0.9)
     return TokenShares(
-        most,
-        float(estimate.value),
-        float(estimate.error),
-        other,
-        other_share,
-        float(-np.sum(seen * np.log(seen))),
-        (float(low), float(high)),
+        token=most,
+        share=float(estimate.value),
+        error=float(estimate.error),
+        next=other,
+        next_share=other_share,
+        entropy=float(-np.sum(seen * np.log(seen))),
+        interval=(float(low), float(high)),
     )
 
 

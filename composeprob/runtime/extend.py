@@ -70,7 +70,7 @@ class Change(NamedTuple):
     def between(cls, before: AnnealedDensity, after: AnnealedDensity) -> Change:
         """Find what is new; refuse densities that differ otherwise."""
         if before.described.rewards or after.described.rewards:
-            raise _other("has a reward, which is no datum")
+            raise _other("has a reward, which is not a datum")
         same = np.array_equal(before.schedule.log_snr[:1], after.schedule.log_snr[:1])
         if not same:
             raise _other("has another noise at level 0")
@@ -294,10 +294,26 @@ def extended(
                 result, density, key, given, keep, steps, course.execution
             )
             return can_extend(after, course._replace(steps=steps))
+    _check_more_data(density, course, keep)
+    change = Change.between(before, density)
+    with usual():
+        course = course._replace(times=course.times + 1)
+        extension = Extension(result, before, density, key, change, course)
+        try:
+            return can_extend(extension.finished(result), course)
+        finally:
+            extension.bars.close()
+
+
+def _check_more_data(
+    density: AnnealedDensity, course: Course, keep: int | None
+) -> None:
+    """Refuse further data after steps of a Markov chain, a lag without steps, and sites
+    that cannot be moved between two sets of data."""
     if course.steps is not None:
         raise InvalidValueError(
-            "This result has gone on by steps, whose given sites have no prior that "
-            "more data could be weighed under.",
+            "This result has gone on by steps, whose given sites have no prior to "
+            "weight more data under.",
             fix="go on by steps, extend(density, key, given={…}), or start anew.",
         )
     if keep is not None:
@@ -324,14 +340,6 @@ def extended(
             where=density.described.where,
             fix="start anew: cp.infer(density, key, …).",
         )
-    change = Change.between(before, density)
-    with usual():
-        course = course._replace(times=course.times + 1)
-        stages = Stages(result, before, density, key, change, course)
-        try:
-            return can_extend(stages.finished(result), course)
-        finally:
-            stages.bars.close()
 
 
 def _with_density(result: Result, before: AnnealedDensity | None) -> Result:
@@ -386,8 +394,8 @@ def _course_of_file(result: Result) -> Course:
     return Course(result.reason, Execution(), steps=steps)
 
 
-class Stages:
-    """The stages in which what is new comes in.
+class Extension:
+    """The stages in which further data come in.
 
     Attributes:
         population: the chains.

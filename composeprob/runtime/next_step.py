@@ -317,7 +317,7 @@ def moves_in_words(acceptance: list[float]) -> str:
 
 
 def _log_likelihood(states: KernelState) -> Float[np.ndarray, " chains"]:
-    """Return the logarithm of what reverse steps do not see, of evaluated chains."""
+    """Return log p(y | x), which reverse steps do not see, of evaluated chains."""
     potential = np.asarray(states.evaluation.terms.log_potential, float)
     return np.where(np.isnan(potential), -np.inf, potential)
 
@@ -347,8 +347,8 @@ def _values(
 def _check_sites(
     result: Result, density: AnnealedDensity, given: dict[str, str]
 ) -> None:
-    """Refuse sites that are neither new noised ones nor given, and values that are
-    none of the result's."""
+    """Refuse sites that are neither noised nor given, and given values that the result
+    does not have."""
     if not isinstance(given, dict) or not given:
         raise WrongTypeError(
             f"given={given!r} is not a dict of sites.",
@@ -401,7 +401,7 @@ def _check_normalised(density: AnnealedDensity) -> None:
     described = density.described
     if described.rewards:
         raise CapabilityError(
-            "A reward is no part of a step.",
+            "This step contains a reward, whose weights a step cannot take.",
             where=described.where,
             fix="add it by the last program, under cp.infer.",
         )

@@ -244,7 +244,7 @@ class Population:
 
     def renew(self, renewed: Bool[np.ndarray, " chains"]) -> None:
         """Count chains as their own ancestors, if nearly all of them have forgotten
-        where they began: those that could alone are no sample of the target."""
+        where they began: those that could are not a random part of them all."""
         if np.mean(renewed) < 1 - tuning.GLOBAL_MOVES.most_stuck:
             return
         ancestors = renewed_ancestors(jnp.asarray(self.ancestors), jnp.asarray(renewed))

@@ -425,13 +425,7 @@ def ladder_of(
     """
     layout = Layout.of_density(density)
     log_snr = np.asarray(density.schedule.log_snr, np.float64)
-    spacing = longest_step(density)
-    levels = [0]
-    for level in range(1, len(log_snr)):
-        last = level == len(log_snr) - 1
-        far = log_snr[levels[-1]] - log_snr[level] >= spacing
-        if far or last:
-            levels.append(level)
+    levels = levels_of_rungs(log_snr, longest_step(density))
     some = points[: tuning.RENOISE.pilots]
     blank = Ladder(
         levels=jnp.asarray(levels, jnp.int32),
@@ -468,6 +462,17 @@ def ladder_of(
         piloted=-(-len(some) * len(levels) // len(points)),
     )
     return ladder, np.where(allowed, renewed, 0.0)
+
+
+def levels_of_rungs(log_snr: Float[np.ndarray, " levels"], spacing: float) -> list[int]:
+    """Return levels from level 0 up that are at least ``spacing`` apart in log-SNR, and
+    the noisiest one."""
+    levels = [0]
+    for level in range(1, len(log_snr)):
+        noisiest = level == len(log_snr) - 1
+        if noisiest or log_snr[levels[-1]] - log_snr[level] >= spacing:
+            levels.append(level)
+    return levels
 
 
 def greatest_variance(points: Float[np.ndarray, "n dims"]) -> float:

@@ -95,8 +95,8 @@ class Renoise(Finisher):
             the whole program.
 
     Raises:
-        InvalidValueError: no whole number ≥ 1, or a range without a level; from `infer`
-            the name of no factor.
+        InvalidValueError: ``number`` is not a whole number ≥ 1, or ``levels`` has no
+            level in it; from `infer`, no factor has this name.
         CapabilityError: from `infer`, a program without noised sites, or a factor by
             its score alone beside others that have no log-density.
 
@@ -125,7 +125,7 @@ class Renoise(Finisher):
             check_count(self.number, "Renoise(number=)")
         if self.levels is not None and not np.all(np.isfinite(self.levels)):
             raise InvalidValueError(
-                f"Renoise(levels={self.levels!r}) is no range of log-SNR.",
+                f"Renoise(levels={self.levels!r}) is not a range of log-SNR.",
                 fix="pass two numbers, such as levels=(-6.0, 3.0).",
             )
 

@@ -99,37 +99,13 @@ class RenoiseKernel(Kernel[KernelState]):
     ) -> RenoiseKernel:
         check_noised(density)
         check_levels(density, self.within)
-        where = density.described.where
-        latents = [name for name in sites if density.sites[name].kind != "noised"]
-        if latents:
-            noised = [n for n, site in density.sites.items() if site.kind == "noised"]
-            raise CapabilityError(
-                f"cp.Renoise moves noised sites, and {latents[0]!r} is a latent of "
-                "NumPyro's.",
-                where=where,
-                fix=f"give each a kernel: cp.Gibbs({{{noised[0]!r}: cp.Renoise(), "
-                f"{latents[0]!r}: cp.HMC()}}).",
-            )
-        guide = one_factor(density, self.factor, above=True)
-        if guide is not None and guide.site not in sites:
-            raise CapabilityError(
-                f"cp.Renoise(factor={self.factor!r}) moves {guide.site!r}, and its "
-                f"block has {', '.join(map(repr, sites))}.",
-                where=where,
-                fix=f"give {guide.site!r} this kernel.",
-            )
         by_values = longest_step(density) == tuning.RENOISE.spacing
+        guide = one_factor(density, self.factor, above=True)
+        self._check_block(sites, density, guide, by_values)
         layout = Layout.of_density(density)
         moved = layout.entries(sites)
         if guide is not None:
             moved = layout.entries((guide.site,))
-        elif not by_values and len(moved) < layout.dims:
-            raise CapabilityError(
-                "By scores alone cp.Renoise moves all noised sites together, and its "
-                f"block has only {', '.join(map(repr, sites))}.",
-                where=where,
-                fix="put all noised sites into its block.",
-            )
         steps = tuning.RENOISE.steps
         if not by_values:
             steps = tuning.RENOISE.steps_by_score
@@ -141,6 +117,43 @@ class RenoiseKernel(Kernel[KernelState]):
             guide=guide,
             moves=jnp.asarray(moves),
         )
+
+    def _check_block(
+        self,
+        sites: tuple[str, ...],
+        density: AnnealedDensity,
+        guide: OneFactor | None,
+        by_values: bool,
+    ) -> None:
+        """Refuse a block with latents, without the site of the one factor, or, by
+        scores alone, without all noised sites."""
+        where = density.described.where
+        latents = [name for name in sites if density.sites[name].kind != "noised"]
+        if latents:
+            noised = [n for n, site in density.sites.items() if site.kind == "noised"]
+            raise CapabilityError(
+                f"cp.Renoise moves noised sites, and {latents[0]!r} is a latent of "
+                "NumPyro's.",
+                where=where,
+                fix=f"give each a kernel: cp.Gibbs({{{noised[0]!r}: cp.Renoise(), "
+                f"{latents[0]!r}: cp.HMC()}}).",
+            )
+        if guide is not None and guide.site not in sites:
+            raise CapabilityError(
+                f"cp.Renoise(factor={self.factor!r}) moves {guide.site!r}, and its "
+                f"block has {', '.join(map(repr, sites))}.",
+                where=where,
+                fix=f"give {guide.site!r} this kernel.",
+            )
+        layout = Layout.of_density(density)
+        partial = len(layout.entries(sites)) < layout.dims
+        if guide is None and not by_values and partial:
+            raise CapabilityError(
+                "By scores alone cp.Renoise moves all noised sites together, and its "
+                f"block has only {', '.join(map(repr, sites))}.",
+                where=where,
+                fix="put all noised sites into its block.",
+            )
 
     def under(self, density: AnnealedDensity, noise: Noise) -> RenoiseKernel:
         return replaced(self, density=density, level=noise.index)

@@ -42,7 +42,7 @@ from composeprob.pytree import where
 from composeprob.samplers.finishers import genealogy_after_moves
 from composeprob.samplers.leaping import LeapPhases, NoisyChain, Place
 from composeprob.samplers.random import Stream, categorical, stream, uniforms
-from composeprob.samplers.renoise import chosen_turns
+from composeprob.samplers.renoise import chosen_turns, levels_of_rungs
 from composeprob.samplers.resampling import Resample
 from composeprob.samplers.reveal import RevealPhases, RevealState, remask
 from composeprob.samplers.run import Run
@@ -92,11 +92,7 @@ def candidates(density: TokenDensity, within: tuple[float, float] | None) -> Tok
     spacing = tuning.RENOISE.spacing
     if not density.one_joint:
         spacing = tuning.RENOISE.spacing_by_score
-    levels = [0]
-    for level in range(1, len(log_snr)):
-        last = level == len(log_snr) - 1
-        if last or log_snr[levels[-1]] - log_snr[level] >= spacing:
-            levels.append(level)
+    levels = levels_of_rungs(log_snr, spacing)
     top = len(levels) - 1
     rungs = np.unique(np.linspace(1, top, min(tuning.RENOISE.turns, top)).astype(int))
     kept = np.asarray(density.schedule.kept, np.float64)

@@ -644,11 +644,17 @@ def initial_point(
     return layout.vector({**xs, **latents}, 1.0)
 
 
-class _Start(NamedTuple):
-    """A draw of the prior, its part in the choice, and log h."""
+class _PriorDraw(NamedTuple):
+    """A draw of the prior that takes part in the choice of a start.
+
+    Attributes:
+        point: the vector v.
+        perturbed: log L·h plus a Gumbel number, of which the largest is chosen.
+        log_h: log h.
+    """
 
     point: Float[Array, " size"]
-    score: Float[Array, ""]
+    perturbed: Float[Array, ""]
     log_h: Float[Array, ""]
 
 
@@ -700,7 +706,7 @@ def likely_start(
         narrow = [jnp.any(scales[name] < least[name]) for name in least]
         return jnp.where(jnp.stack(narrow).any(), -tuning.START.preferred, 0.0)
 
-    Carry = tuple[_Start, Array]
+    Carry = tuple[_PriorDraw, Array]
 
     def race(i: Array, carry: Carry) -> Carry:
         # The largest of log-weights plus Gumbel numbers is a draw in proportion to the
@@ -711,13 +717,13 @@ def likely_start(
         log_h = log_h_of(position)
         log_weight = density.evaluator(position, level).terms.log_potential + log_h
         log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
-        score = log_weight + jax.random.gumbel(race_key)
-        drawn = _Start(layout.vector(position, alpha), score, log_h)
-        best = where(score >= best.score, drawn, best)
+        perturbed = log_weight + jax.random.gumbel(race_key)
+        drawn = _PriorDraw(layout.vector(position, alpha), perturbed, log_h)
+        best = where(perturbed >= best.perturbed, drawn, best)
         return best, jnp.logaddexp(log_total, log_weight)
 
     never = jnp.asarray(-jnp.inf)
-    nobody = _Start(jnp.zeros((layout.size,)), never, jnp.zeros(()))
+    nobody = _PriorDraw(jnp.zeros((layout.size,)), never, jnp.zeros(()))
     draws = tuning.START.draws
     best, log_total = jax.lax.fori_loop(0, draws, race, (nobody, never))
     return best.point, log_total - math.log(draws) - best.log_h
@@ -750,4 +756,4 @@ def as_resampler(resample: object) -> Resampler:
         )
     if isinstance(resample, Resampler):
         return resample
-    return Resample(resample)  # type: ignore[arg-type]  # it refuses what is no number
+    return Resample(resample)  # type: ignore[arg-type]  # it refuses all but numbers

@@ -1,4 +1,4 @@
-r"""Conditional networks beside their unconditional one: a mixture that they owe.
+r"""An unconditional network beside the mixture of its conditional ones.
 
 Guidance and negations divide by an unconditional network. Under shares $p_c$ of the
 labels it is the mixture $f(x) = \sum_c p_c\,f(x \mid c)$ of the conditional ones, at

@@ -204,9 +204,7 @@ def summarised(
         evaluations=_evaluations(ended),
         levels=by_level(log_snr, sampler.blocks, vars(ended.records)),
         reason=state.attempt.why + trust.corrections,
-        about=dataclasses.replace(
-            _about(ended, run), checks=_evaluations_of_checks(state, run, repetition)
-        ),
+        about=_about(ended, run, repetition),
         status=later(lambda _: status()),
         trust=trust,
         _genealogy=genealogy,
@@ -214,7 +212,7 @@ def summarised(
     )
 
 
-def _about(ended: Ended, run: EndedRun) -> About:
+def _about(ended: Ended, run: EndedRun, repetition: Repetition | None) -> About:
     """The facts of a run; its curl is measured when asked for."""
     state = ended.state
     density = state.density
@@ -235,6 +233,7 @@ def _about(ended: Ended, run: EndedRun) -> About:
         round_trips=ended.round_trips,
         global_acceptance=global_acceptance,
         curl=later(lambda _: measured()),
+        checks=_evaluations_of_checks(state, run, repetition),
         key=as_code(state.key),
         versions=dict(versions()),
     )

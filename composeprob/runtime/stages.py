@@ -94,7 +94,7 @@ class State:
     placed: tuple[Sampler, AnnealedDensity] = field(init=False)  # on the devices
     bars: Progress = field(init=False)
     # Whether the sampler's chains carry no log-densities that exponents would need.
-    untracked: bool = field(init=False)
+    untracked: bool = field(default=False, init=False)
     result: Result = field(init=False)
 
     @property

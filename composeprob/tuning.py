@@ -85,9 +85,17 @@ class _Discrete(NamedTuple):
 # Discrete latents: which are summed out, and which are swept one by one.
 DISCRETE = _Discrete()
 
-# Random points at which the location of data is compared with an affine function of a
-# latent.
-CENTRING_TRIALS = 2
+
+class _Centring(NamedTuple):
+    # Pairs of random points at which the location of data is compared with an affine
+    # function of a latent.
+    trials: int = 2
+    # Scale of the second point of a pair, in draws of the latent's prior.
+    reach: float = 4.0
+
+
+# Coordinates of latents by the location of their data.
+CENTRING = _Centring()
 
 
 # ── factors ───────────────────────────────────────────────────────────────────────────
@@ -156,6 +164,9 @@ class _ManyChains(NamedTuple):
     # Where only importance weights along the path keep mode proportions right: learned
     # factors.
     weighed: int = 32
+    # Where chains carry log-densities, of powers and quotients of learned factors
+    # alone: independent chains know nothing of their shares.
+    tracked: int = 16
 
 
 # Number of chains from which on a default run resamples.

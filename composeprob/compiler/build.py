@@ -211,7 +211,9 @@ class _Builder:
         standardised = frozenset(s.name for s in self.statics if s.standardised)
         centred: tuple[tuple[str, str], ...] = ()
         if not self.sites:
-            centred = centred_by_data(traced.run, self.statements, self.dependencies)
+            centred = centred_by_data(
+                traced.run, self.statements, self.dependencies, self.placed_by_statics
+            )
         return replace(
             traced,
             standardised=standardised,

@@ -97,6 +97,8 @@ class EndedRun(Chains):
             a gradient.
         own_scores: compares trained scores with samples of their own factors, under the
             conditions of given positions, by so many evaluations.
+        untracked: whether the density has constant exponents since its chains carry no
+            log-densities, with which they would grow.
         found: findings of the checks that were asked before.
         withheld: whether errors are withheld by a check that needs no evaluations.
     """
@@ -117,6 +119,7 @@ class EndedRun(Chains):
     evaluations: float
     curl: Callable[[], dict[str, float]]
     own_scores: Callable[[Position, Array, float], dict[str, OwnScore]]
+    untracked: bool = False
     found: tuple[Finding, ...] = ()
     withheld: bool = False
     # Answers that several checks share, by name.

@@ -145,6 +145,10 @@ class About:
             differentiate the network.
         calls: of each `Reward` the events that its function was asked for, for each
             chain, ``{name: number}``.
+        checks: evaluations for each chain that told errors and status, beside
+            ``evaluations``: of the run over every other level, and, once the status is
+            asked for, of trained factors at their own samples. Each other question of
+            the status takes at most a twentieth of ``evaluations``.
         steps: number of steps of a Markov chain, by ``Result.extend(given=…)``, that
             led to the result.
         key: the random key of the run, as code.
@@ -162,6 +166,7 @@ class About:
     global_acceptance: float | None = None
     curl: dict[str, float] = Later(lambda about: {})  # type: ignore[assignment]
     calls: dict[str, int] = field(default_factory=dict, metadata={"in_old_files": {}})
+    checks: int = field(default=0, metadata={"least": 0, "in_old_files": 0})
     steps: int = field(default=0, metadata={"least": 0, "in_old_files": 0})
     key: str | None = None
     versions: dict[str, str] = field(default_factory=dict)

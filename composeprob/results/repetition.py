@@ -26,11 +26,13 @@ class Repetition(NamedTuple):
         variance: the relative variance of the evidence.
         positions: of its chains at level 0, ``{site: (N, …)}``; None where means need
             no error by them.
+        evaluations: of each of its chains.
     """
 
     log_evidence: float
     variance: float
     positions: Position | None
+    evaluations: int = 0
 
 
 def repeated_weights(

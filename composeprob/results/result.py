@@ -54,7 +54,8 @@ class Result(NotPickled, Record):
             noisiest level, where a run assumes pure noise. NaN where the status
             withholds it.
         evaluations: evaluations of the composed density per chain, warm-up and aborted
-            runs included. One evaluation is one value-and-score of every factor.
+            runs included. One evaluation is one value-and-score of every factor. Those
+            that tell errors and status are ``about.checks``.
         levels: an `xarray.Dataset` of diagnostics by level: ``acceptance``, the mean
             acceptance probability; ``step_size``, averaged over the level; ``ess``,
             effective sample size relative to N, before resampling; ``ancestors``,

@@ -188,7 +188,10 @@ def _facts_of_levels(result: Record) -> Iterator[tuple[str, str]]:
     if by_reveals(result):
         text = f"{len(log_snr)} reveals"
     yield "levels", text
-    yield "evaluations", f"{result.evaluations:,} of the composed density per chain"
+    text = f"{result.evaluations:,} of the composed density per chain"
+    if result.about.checks:
+        text += f", and {result.about.checks:,} to check it"
+    yield "evaluations", text
     titles = {"acceptance": "acceptance", "step_size": "step size", "ess": "ESS"}
     for name, title in titles.items():
         for label, column in by_block(levels, name, title).items():

@@ -19,7 +19,8 @@ from composeprob.density.learned_scores import curl
 from composeprob.kernels.gibbs import integrates_score
 from composeprob.records import Records
 from composeprob.results.chains import Chains
-from composeprob.results.checks import ask_at_end, ask_later
+from composeprob.results.checks import ask_at_end, ask_later, could_meet
+from composeprob.results.checks.own_scores import OwnScores
 from composeprob.results.ended import EndedRun, Ending, Kernel, KeyUse
 from composeprob.results.estimates import (
     Genealogy,
@@ -37,7 +38,7 @@ from composeprob.results.trust import (
     effective_share_of_steps,
     least_effective_ancestors,
 )
-from composeprob.runtime.own_draws import own_scores
+from composeprob.runtime.own_draws import compared_experts, own_levels, own_scores
 from composeprob.samplers.layout import Layout
 from composeprob.samplers.run import Run
 from composeprob.samplers.spread import host
@@ -203,7 +204,7 @@ def summarised(
         evaluations=_evaluations(ended),
         levels=by_level(log_snr, sampler.blocks, vars(ended.records)),
         reason=state.attempt.why + trust.corrections,
-        about=_about(ended, run),
+        about=_about(ended, run, repetition),
         status=later(lambda _: status()),
         trust=trust,
         _genealogy=genealogy,
@@ -211,7 +212,7 @@ def summarised(
     )
 
 
-def _about(ended: Ended, run: EndedRun) -> About:
+def _about(ended: Ended, run: EndedRun, repetition: Repetition | None) -> About:
     """The facts of a run; its curl is measured when asked for."""
     state = ended.state
     density = state.density
@@ -232,6 +233,7 @@ def _about(ended: Ended, run: EndedRun) -> About:
         round_trips=ended.round_trips,
         global_acceptance=global_acceptance,
         curl=later(lambda _: measured()),
+        checks=_evaluations_of_checks(state, run, repetition),
         key=as_code(state.key),
         versions=dict(versions()),
     )
@@ -255,6 +257,29 @@ def _evaluations(ended: Ended) -> int:
         evaluations_per_transition, _, _ = state.sampler.drawing
         evaluations += _transitions_of_draws(ended) * evaluations_per_transition
     return evaluations + int(ended.run.spent)
+
+
+def _evaluations_of_checks(
+    state: State, run: EndedRun, repetition: Repetition | None
+) -> int:
+    """Evaluations of each chain that tell errors and status: of the repetition, and of
+    trained factors at their own samples."""
+    evaluations = 0
+    if repetition is not None:
+        evaluations = repetition.evaluations
+    for check in state.checks:
+        if isinstance(check, OwnScores) and could_meet(check, run):
+            evaluations += _own_evaluations(check, run)
+    return evaluations
+
+
+def _own_evaluations(check: OwnScores, run: EndedRun) -> int:
+    """Evaluations of trained factors at their own samples, in those of each chain."""
+    if not (check.asks(run) and compared_experts(run.density)):
+        return 0
+    n = len(check.chains(run))
+    levels = own_levels(run.density, run.evaluations // n)
+    return math.ceil(n * levels.evaluations / run.num_chains)
 
 
 def _proposals(ended: Ended) -> Int[np.ndarray, " levels"]:
@@ -511,6 +536,7 @@ def _as_asked(
         evaluations=tuning.CHECKS.share * state.num_chains * evaluations,
         curl=curl_of,
         own_scores=functools.partial(own_scores, density),
+        untracked=state.untracked,
     )
 
 

@@ -94,6 +94,20 @@ def own_levels(density: AnnealedDensity, most: float = math.inf) -> OwnLevels:
     return OwnLevels(tuple(path.tolist()), tuple(noised.tolist()))
 
 
+def compared_experts(density: AnnealedDensity) -> list[int]:
+    """Indices of the trained experts that are compared: those of a whole noised
+    site."""
+    compared = []
+    for i, expert in enumerate(density.described.experts):
+        size = math.prod(density.sites[expert.site].shape)
+        if not expert.trained or expert.averaged != 1:
+            continue
+        whole = expert.dimension * expert.members == size
+        if whole and expert.members in (1, expert.rows):
+            compared.append(i)
+    return compared
+
+
 def own_scores(
     density: AnnealedDensity,
     positions: Position,
@@ -108,14 +122,8 @@ def own_scores(
     than all levels take, over all samples, reverse diffusion leaves levels out.
     """
     scores = {}
-    for i, expert in enumerate(density.described.experts):
-        size = math.prod(density.sites[expert.site].shape)
-        if not expert.trained or expert.averaged != 1:
-            continue
-        if expert.dimension * expert.members != size:
-            continue
-        if expert.members not in (1, expert.rows):
-            continue
+    for i in compared_experts(density):
+        expert = density.described.experts[i]
         # A denominator is compared where its samples are, not where the group's are.
         together = expert.members if expert.power > 0 else 1
         of_expert = jax.random.fold_in(key, i)

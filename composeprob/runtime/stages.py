@@ -93,6 +93,8 @@ class State:
     run: Run = field(init=False)  # the chains, on the devices
     placed: tuple[Sampler, AnnealedDensity] = field(init=False)  # on the devices
     bars: Progress = field(init=False)
+    # Whether the sampler's chains carry no log-densities that exponents would need.
+    untracked: bool = field(default=False, init=False)
     result: Result = field(init=False)
 
     @property
@@ -166,6 +168,7 @@ def prepare(state: State) -> None:
     _check_request(state)
     sampler = state.attempt.sampler
     density = sampler.suited(state.density)
+    state.untracked = state.density.tracks and not density.tracks
     state.attempt = dataclasses.replace(state.attempt, density=density)
     sampler = state.sampler = sampler.prepare(density)
     for finisher in sampler.finishers:
@@ -593,4 +596,5 @@ def _repeated(state: State) -> Repetition | None:
         log_evidence=float(np.asarray(coarse.run.log_evidence)),
         variance=float(np.asarray(coarse.run.evidence_variance)),
         positions=positions,
+        evaluations=sampler.evaluations(int(coarse.visits.made)),
     )

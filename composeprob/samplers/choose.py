@@ -97,6 +97,8 @@ def choose(
         return _at_one_level(density, num_chains)
     comparable = density.comparable_modes
     fewest = tuning.MANY_CHAINS.weighed
+    if tracks_alone(density):
+        fewest = tuning.MANY_CHAINS.tracked
     if comparable:
         fewest = tuning.MANY_CHAINS.compared
     if num_chains < fewest:

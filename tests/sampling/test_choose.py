@@ -8,7 +8,9 @@ import pytest
 
 import composeprob as cp
 from composeprob import tuning
+from composeprob.results.status import Code
 from composeprob.samplers.choose import choose, independent
+from messages import check_finding
 from sampling_cases import SCHEDULE, learned, measured, normal, run, single, unit_energy
 
 FIRST_ORDER = cp.ReverseStep(order=1, control="none")
@@ -28,6 +30,11 @@ FACTORS = {
     "energy": lambda: learned(unit_energy, "energy", SCHEDULE, time="sigma"),
     "epsilon": lambda: learned(unit_noise, "epsilon", SCHEDULE, time="sigma"),
 }
+
+
+@cp.program
+def squared(f):
+    cp.sample("x", f**2)
 
 
 @cp.program
@@ -76,6 +83,20 @@ CASES = {
         cp.AnnealedMCMC,
         "fewer than 32",
     ),
+    "few chains, a power of a learned energy": (
+        squared,
+        "energy",
+        tuning.MANY_CHAINS.tracked,
+        cp.SMC,
+        "16 chains are enough",
+    ),
+    "fewer chains, a power of a learned energy": (
+        squared,
+        "energy",
+        tuning.MANY_CHAINS.tracked - 1,
+        cp.AnnealedMCMC,
+        "fewer than 16",
+    ),
     "few chains, scores only": (
         single,
         "epsilon",
@@ -117,6 +138,19 @@ def test_choice_and_reason(case):
     assert why in reason
     assert form != "user's" or isinstance(sampler.weights, cp.DensityRatio)
     sampler.prepare(density)  # it can be used
+
+
+@pytest.mark.parametrize("program", [single, squared])
+def test_few_chains_without_weights_may_all_have_missed_a_mode_of_a_power(program):
+    """The exponent moves the shares of modes that chains have chosen; a factor by
+    itself has no exponent."""
+    density = cp.compile(program, FACTORS["energy"]())
+    result = run(density, chains=8, sampler=None)
+    powered = program is squared
+    assert result.status.ok != powered
+    if powered:
+        check_finding(result.status, Code.MODES_UNREACHED)
+        assert np.isnan(result.mean(lambda s: s["x"]).error).all()
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,10 @@ def test_scores_that_only_weights_rely_on_are_asked_about_noise(factor):
     result = run(cp.compile(squared), chains=64, sampler=None)
     assert "steps alone" in result.reason
     assert result.status.has(Code.NETWORK_DOUBTED) == (factor > 1)
+    # Every other of 32 levels and level 0, each twice but one; 16 and 8 of the factor.
+    of_repetition = 17 + 16
+    assert result.about.checks == of_repetition + 24
+    assert f"and {result.about.checks} to check it" in str(result.summary())
 
 
 MEMBER_SD, GROUP_SD = 0.5, 1.0

@@ -229,6 +229,14 @@ LOCATIONS = {
         True,
     ),
     "curved": (lambda mu, tau, xi: mu + tau * jnp.sinh(xi), False),
+    "bent where few draws are": (
+        lambda mu, tau, xi: mu + tau * jnp.where(xi > 2.2, 2 * xi - 2.2, xi),
+        False,
+    ),
+    "curved by little near 0": (
+        lambda mu, tau, xi: mu + 0.1 * tau * jnp.tanh(xi / 20),
+        False,
+    ),
     "in another order": (lambda mu, tau, xi: mu + tau * xi[::-1], False),
     "of neighbours": (lambda mu, tau, xi: mu + tau * jnp.cumsum(xi), False),
     "of some": (lambda mu, tau, xi: mu + tau * xi.at[0].set(0.0), False),
@@ -254,6 +262,60 @@ def test_data_have_coordinates_where_their_location_is_affine_in_each(name):
     zeros = {"mu": jnp.zeros(()), "tau": jnp.zeros(()), "xi": jnp.zeros(MEMBERS)}
     frames = density.evaluator.frames_by_data(zeros, 0)
     assert set(frames) == ({"xi"} if expected else set())
+
+
+@cp.program
+def of_two(y, z):
+    """Data of a, whose location depends on b, before those of b."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    tau = numpyro.sample("tau", dist.LogNormal(-1.0, 0.5))
+    a = cp.sample("a", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+    b = cp.sample("b", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    cp.observe("y", dist.Normal(mu + tau * a + b.sum(), 0.1).to_event(1), y)
+    cp.observe("z", dist.Normal(mu - tau * b, 0.1).to_event(1), z)
+
+
+@cp.program
+def in_a_circle(y, z):
+    """Each location depends on the other latent."""
+    tau = numpyro.sample("tau", dist.LogNormal(-1.0, 0.5))
+    a = cp.sample("a", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+    b = cp.sample("b", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    cp.observe("y", dist.Normal(b.sum() + tau * a, 0.1).to_event(1), y)
+    cp.observe("z", dist.Normal(a.sum() + tau * b, 0.1).to_event(1), z)
+
+
+@cp.program
+def below_xi(y, z):
+    """A latent whose location depends on xi, which data have in standard
+    coordinates."""
+    tau = numpyro.sample("tau", dist.LogNormal(-1.0, 0.5))
+    xi = cp.sample("xi", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+    theta = cp.sample("theta", dist.Normal(xi[:3], tau).to_event(1))
+    cp.observe("y", dist.Normal(theta.sum() + tau * xi, 0.1).to_event(1), y)
+    cp.observe("z", dist.Normal(theta, 0.1).to_event(1), z)
+
+
+@pytest.mark.parametrize(
+    ("program", "moved"),
+    [(of_two, ["b", "a"]), (in_a_circle, []), (below_xi, ["theta"])],
+)
+def test_coordinates_that_depend_on_one_another_come_back(program, moved):
+    """Locations and scales must be the same on the way there and back."""
+    density = cp.compile(program, jnp.zeros(4), jnp.zeros(3))
+    layout = Layout.of_density(density)
+    coordinates = StandardCoordinates(density, layout)
+    v = jax.random.normal(jax.random.key(0), (layout.size,))
+    assert list(coordinates.frames(layout.position(v, 1.0))) == moved
+    back, log_volume, _ = coordinates.place(coordinates.standardise(v))
+    np.testing.assert_allclose(back, v, atol=1e-4)
+
+    def placed(u):
+        return coordinates.place(u)[0]
+
+    jacobian = jax.jacfwd(placed)(coordinates.standardise(v))
+    _, log_determinant = np.linalg.slogdet(jacobian)
+    np.testing.assert_allclose(log_volume, log_determinant, atol=1e-3)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from composeprob.results.checks.erratic_weights import ErraticWeights
 from composeprob.results.checks.few_chains import FewChains
 from composeprob.results.checks.few_effective import FewEffective
 from composeprob.results.checks.few_in_mode import FewInMode
+from composeprob.results.checks.few_untracked import FewUntracked
 from composeprob.results.checks.fine_data import FineData
 from composeprob.results.checks.impossible_data import ImpossibleData
 from composeprob.results.checks.interrupted import Interrupted
@@ -59,6 +60,7 @@ CHECKS: tuple[Check, ...] = (
     AncestorsCollapsed(),
     ModesMissing(),
     OneChain(),
+    FewUntracked(),
     ModesUnreached(),
     SharesFrozen(),
     SeparatedModes(),
@@ -98,7 +100,7 @@ def ask_later(run: EndedRun, checks: Sequence[Check] = CHECKS) -> Callable[[], S
     """
     asked = []
     for check in checks:
-        if Need.EVALUATIONS in check.needs and _could_meet(check, run):
+        if Need.EVALUATIONS in check.needs and could_meet(check, run):
             asked.append((check, run.chosen(check.chains(run))))
 
     found = run.found
@@ -112,7 +114,7 @@ def ask_later(run: EndedRun, checks: Sequence[Check] = CHECKS) -> Callable[[], S
     return status
 
 
-def _could_meet(check: Check, run: EndedRun) -> bool:
+def could_meet(check: Check, run: EndedRun) -> bool:
     """Return whether a run meets the needs of a check, but for findings to come."""
     needs = check.needs - {Need.NO_FINDING}
     return all(need.met_by(run) for need in needs)

@@ -44,10 +44,13 @@ class OwnScores(Check):
         number = max(number, limits.own_draws // 2)
         return np.arange(int(min(number, limits.own_draws, run.num_chains)))
 
+    def asks(self, run: EndedRun) -> bool:
+        """Return whether a run has chains enough: of fewer samples errors are too
+        large."""
+        return run.num_chains >= tuning.FINDINGS.own_draws // 8
+
     def ask(self, run: EndedRun) -> list[Finding]:
-        # Fewer samples would tell too little beyond their errors.
-        number = min(len(values) for values in run.positions.values())
-        if number < tuning.FINDINGS.own_draws // 8:
+        if not self.asks(run):
             return []
         key = KeyUse.OWN_DRAWS.folded_into(run.key)
         scores = run.own_scores(run.positions, key, run.evaluations)

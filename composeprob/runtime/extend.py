@@ -403,6 +403,7 @@ class Extension:
         gains: log π'/π of each chain.
         moves: blocks of moves so far.
         acceptance: of each move across modes, the mean over chains.
+        untracked: π' with constant exponents.
     """
 
     def __init__(
@@ -424,8 +425,14 @@ class Extension:
             shapes = tuple((name, site.shape) for name, site in before.sites.items())
         self.density = density
         self.before = before
+        # Exponents that grow by what chains carry lead to the same level 0 as constant
+        # ones; between two densities nothing could be compiled again without them.
+        self.untracked = density.untracked()
         self.between = Between(
-            before.evaluator, density.evaluator, jnp.zeros(()), shapes
+            before.untracked().evaluator,
+            self.untracked.evaluator,
+            jnp.zeros(()),
+            shapes,
         )
         self.exponent = 0.0
         self.layout = Layout.of_density(density)
@@ -528,7 +535,7 @@ class Extension:
         exponent = jnp.asarray(self.exponent, jnp.result_type(float))
         between = eqx.tree_at(lambda b: b.exponent, self.between, exponent)
         evaluator: Any = between  # its other methods are set above
-        return dataclasses.replace(self.density, evaluator=evaluator)
+        return dataclasses.replace(self.untracked, evaluator=evaluator)
 
     def move_noised(self) -> None:
         """Move noised sites across modes: by proposals for the target itself, or by

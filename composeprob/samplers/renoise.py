@@ -301,7 +301,11 @@ class Renoising(NamedTuple):
     def taken(self, high: Noise, low: Noise) -> Float[Array, " dims"]:
         """Return the variance in y that a reverse step takes away at each entry; 0 of
         entries that stay."""
-        taken = jnp.full((self.layout.dims,), high.variance - low.variance)
+        # Of two rungs at one level compiled code may leave a difference that is not 0:
+        # its root would be NaN, or its density that of rounding.
+        same = high.index == low.index
+        difference = jnp.where(same, 0.0, high.variance - low.variance)
+        taken = jnp.full((self.layout.dims,), difference)
         if self.moves is None:
             return taken
         return jnp.where(self.moves, taken, 0.0)

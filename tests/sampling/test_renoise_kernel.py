@@ -22,6 +22,7 @@ from sampling.test_renoise import (
     MEANS,
     SDS,
     SHARES,
+    modes,
     score_of,
     scores,
     two_modes,
@@ -219,6 +220,19 @@ def test_chains_that_all_begin_in_one_mode_cross():
     right = np.mean(result["x"] > 0)
     assert abs(right - 0.7) < 4 * np.sqrt(0.21 / 1000)
     assert "Renoise()" in result.about.sampler
+
+
+def test_rungs_at_one_level_are_one_place():
+    """Where a turn is less than four levels above, some of its rungs are the same."""
+    levels = cp.Schedule.log_snr(30, -8.0, 8.0)
+    density = cp.compile(single, cp.Analytic(modes(SHARES, MEANS, SDS), levels))
+    # Above it there is one level more, so that three of five rungs are doubles.
+    level = 28
+    y = draws(levels, level)
+    many = draws(levels, level, n=400_000)
+    ends, acceptance = moved(density, fixed(0.5), y, level=level, number=2)
+    assert_agrees(scores(many, ends))
+    assert acceptance > 0.7
 
 
 @cp.program

@@ -40,10 +40,8 @@ from exact.trials import Shape, shapes
 from modes import CODE, COLUMNS, Row, in_table, measure
 from report import publish
 
-jax.config.update("jax_disable_most_optimizations", True)
-jax.config.update("jax_traceback_in_locations_limit", 0)
-
-MOST_SILENT, MOST_NAMED = 0.01, 1 / 8
+MOST_SILENT = 0.01
+MOST_NAMED = 1 / 8
 LOOKED_AT = (51,)
 """Seeds whose runs decided something in the library. Whoever changes a default after
 seeing a table of another seed adds that seed here."""
@@ -148,6 +146,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--table", default="trials", help="name of the results")
     asked = parser.parse_args(arguments)
+    # Nearly all of the time of small programs is compilation. Not where this module is
+    # imported: the tests of its generator share their process with others.
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_traceback_in_locations_limit", 0)
     every = in_turn(shapes(asked.seed, asked.shapes))
     every = [each for each in every if asked_for(each, asked.only)]
     rows = run_all(every, asked)

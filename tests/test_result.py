@@ -334,8 +334,9 @@ def test_plot_of_images_scalars_vectors_and_the_run():
     }
     axes = panels(make(samples))
     for name in ("gray", "colour", "one"):
-        assert len(axes[name].images) == 1
-    assert axes["colour"].images[0].get_array().ndim == 3
+        assert len(axes[f"{name} (first 16 samples)"].images) == 1
+    colour = axes["colour (first 16 samples)"]
+    assert colour.images[0].get_array().ndim == 3
     assert axes["z"].patches
     assert len(axes["v"].get_legend().get_texts()) == 3
     assert len(axes["matrix"].get_legend().get_texts()) == 4

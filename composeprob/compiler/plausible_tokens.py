@@ -8,6 +8,7 @@ Logits and log-ratios differ visibly from probabilities and ratios.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -60,11 +61,7 @@ def check_token_networks(graph: Graph, noise: Schedule | None) -> None:
         inputs = jax.tree.leaves((factor.network, given))
         if any(isinstance(leaf, unknown) for leaf in inputs):
             continue
-        if isinstance(factor, MaskedDiffusion):
-            defect = _defect_of_masked(factor, given)
-        else:
-            assert noise is not None
-            defect = _defect_of_noised(factor, given, noise)
+        defect = _defect(factor, given, noise)
         if defect is not None:
             raise NetworkError(
                 f"The network of factor '{factor.label}' {defect.found}",
@@ -90,10 +87,19 @@ def _random(factor: Network, rng: np.random.Generator) -> Int[np.ndarray, " leng
     return rng.integers(factor.num_values, size=factor.length).astype(np.int32)
 
 
-def _defect_of_masked(
-    factor: MaskedDiffusion, given: dict[str, Array]
+@functools.singledispatch
+def _defect(
+    factor: Network, given: dict[str, Array], noise: Schedule | None
 ) -> Defect | None:
-    """The defect of a masked network's outputs; None without one."""
+    """The defect of a network's outputs; None without one."""
+    raise NotImplementedError(type(factor))
+
+
+@_defect.register(MaskedDiffusion)
+def _defect_of_masked(
+    factor: MaskedDiffusion, given: dict[str, Array], noise: Schedule | None
+) -> Defect | None:
+    """The defect of a masked network's outputs; it has no noise."""
     rng = np.random.default_rng(0)
     rank = rng.permutation(factor.length).astype(np.int32)
     cut = factor.length // 2
@@ -132,11 +138,13 @@ def _defect_of_masked(
     return Defect(found, fix)
 
 
+@_defect.register(UniformDiffusion)
 def _defect_of_noised(
-    factor: UniformDiffusion, given: dict[str, Array], noise: Schedule
+    factor: UniformDiffusion, given: dict[str, Array], noise: Schedule | None
 ) -> Defect | None:
-    """The defect of the outputs of a network of noised tokens at the noisiest level;
-    None without one."""
+    """The defect of the outputs of a network of noised tokens at the noisiest
+    level."""
+    assert noise is not None
     rng = np.random.default_rng(0)
     tokens = _random(factor, rng)
     kept = jnp.asarray(np.asarray(noise.kept)[-1])

@@ -492,9 +492,7 @@ class PilotRun:
         self.of_factors = (
             in_question(state.density) and check_evaluations(state.density) <= most
         )
-        levels = 0
-        if descends:
-            levels = own_levels(state.density).evaluations
+        levels = own_levels(state.density).evaluations
         weighted = state.sampler.weights is not None
         by_weights = weighs_by_scores(weighted, state.density)
         self.integrated = integrates_score(state.sampler.kernel)

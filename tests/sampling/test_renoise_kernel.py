@@ -223,7 +223,7 @@ def test_chains_that_all_begin_in_one_mode_cross():
 
 
 def test_rungs_at_one_level_are_one_place():
-    """Where a turn is less than four levels above, some of its rungs are the same."""
+    """Some rungs of a turn that is less than four levels above are the same."""
     levels = cp.Schedule.log_snr(30, -8.0, 8.0)
     density = cp.compile(single, cp.Analytic(modes(SHARES, MEANS, SDS), levels))
     # Above it there is one level more, so that three of five rungs are doubles.

@@ -72,7 +72,7 @@ INDEPENDENT = cp.AnnealedMCMC(cp.HMC(cp.Adaptive()), 5, cp.ReverseStep(control="
 def run(density, sampler=None, **options):
     return cp.infer(
         density,
-        jax.random.key(0),
+        jax.random.key(1),
         num_chains=64,
         sampler=sampler,
         progress=False,

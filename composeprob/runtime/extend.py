@@ -440,10 +440,10 @@ class Extension:
         self.acceptance: list[float] = []
         self.drift: float | None = None  # after the last warm-up
         self.gains = self.gained(self.population.points)
-        self.population.evaluations += 1
 
     def gained(self, points: Array) -> Float[np.ndarray, " chains"]:
         """Return the gains at points; −∞ of chains that are lost."""
+        self.population.evaluations += 1
         chunk = self.population.chunk
         gains = np.asarray(_gains(self.between, self.density, points, chunk), float)
         return np.where(np.isnan(gains), -np.inf, gains)

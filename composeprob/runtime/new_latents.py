@@ -68,7 +68,9 @@ def new_entries(
 def evaluations(new: Int[np.ndarray, " new"]) -> int:
     """Return the evaluations of each chain that proposals take."""
     searched = len(tuning.NEW_LATENTS.shares)
-    return tuning.NEW_LATENTS.rounds * (1 + len(new) + searched) + 2
+    of_rounds = tuning.NEW_LATENTS.rounds * (1 + len(new) + searched)
+    # The Hessian at the mode, and the weight of the proposal.
+    return of_rounds + len(new) + 1
 
 
 @eqx.filter_jit

@@ -25,7 +25,7 @@ from composeprob.runtime.population import Execution
 from composeprob.samplers.finishers import WarmUp
 from messages import check_wording
 from refusals import refused
-from sampling_cases import both, learned, normal, run, single
+from sampling_cases import both, learned, normal, run, single, unit_energy
 from zscores import LIMIT, assert_agrees, assert_disagrees
 
 LEVELS = cp.Schedule.log_snr(16, -8.0, 8.0)
@@ -108,6 +108,27 @@ def test_a_network_of_scores_needs_no_log_density():
     result = result.extend(cp.compile(study, f, FAR), jax.random.key(1))
     found = scores(result, FAR)
     assert abs(found["mean"]) < LIMIT
+
+
+@cp.program
+def squared_study(f, ys):
+    x = cp.sample("x", f**2)
+    cp.observe("y", dist.Normal(x[0], 1.0).expand(ys.shape).to_event(1), ys)
+
+
+def test_a_far_datum_under_a_power_of_a_learned_energy():
+    """Its exponents grow by what chains carry, which moves between data leave out."""
+    ys = jnp.array([1.6, 6.0])
+    f = learned(unit_energy, "energy", LEVELS, shape=(1,), time="sigma")
+    before = cp.compile(squared_study, f, ys[:1])
+    assert before.tracks
+    result = run(before, chains=1000, sampler=cp.SMC(check_levels=False))
+    result = result.extend(cp.compile(squared_study, f, ys), jax.random.key(1))
+    assert "with 0 blocks" not in result.reason
+    found = result.mean(lambda sample: sample["x"][0] / ALPHA)
+    exact = float(ys.sum()) / (2 / (1 + NOISE**2) + 2)
+    assert abs(found.value - exact) < LIMIT * found.error
+    assert result.density.tracks
 
 
 @cp.program

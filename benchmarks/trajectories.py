@@ -49,7 +49,7 @@ UNIT = 8.0
 
 CENTRE = jnp.array([0.0, 0.0, 25.0])
 SPREAD = jnp.array([8.0, 9.0, 8.6])
-"""Of the law where trajectories begin, before they age."""
+"""The law where trajectories begin, before they age."""
 
 PAIRS = 100_000
 WIDTH = 64

@@ -329,23 +329,37 @@ class Likelihood(eqx.Module):
             s.name: s.distribution.log_prob(s.value) for s in self._observed(values)
         }
 
+    def log_priors(self, values: Sites) -> Sites:
+        """log p of every static site, of the batch shape of its distribution; latents
+        as for `observed`."""
+        return {
+            s.name: s.distribution.log_prob(s.value)
+            for s in self._statements(values).values()
+            if s.kind == "static"
+        }
+
     def _observed(
         self, values: Sites | None, redraw: Redraw | None = None
     ) -> list[Statement]:
         """The statements with data. Soft evidence has none, nor has a latent whose
         value a handler substitutes."""
+        return [
+            s
+            for s in self._statements(values, redraw).values()
+            if s.kind == "observed" and not s.substituted and not soft(s.distribution)
+        ]
+
+    def _statements(
+        self, values: Sites | None, redraw: Redraw | None = None
+    ) -> dict[str, Statement]:
+        """The statements at level 0, at values of the latents or at draws of them."""
 
         def given(kind: str, name: str, distribution: Distribution) -> Array:
             assert values is not None
             return values[name]
 
         provide = draw() if values is None else given
-        statements = self._run(provide, 0, redraw)
-        return [
-            s
-            for s in statements.values()
-            if s.kind == "observed" and not s.substituted and not soft(s.distribution)
-        ]
+        return self._run(provide, 0, redraw)
 
 
 def anneal(graph: Graph, traced: Traced) -> tuple[Graph, Likelihood]:

@@ -470,6 +470,9 @@ class Evaluator(eqx.Module):
     def log_likelihood(self, values: Sites) -> Sites:
         return self.likelihood.log_likelihood(self._clean(values))
 
+    def log_priors(self, values: Sites) -> Sites:
+        return self.likelihood.log_priors(self._clean(values))
+
     def _clean(self, values: Sites) -> Sites:
         """The latents as the program's statements see them at level 0: noised sites at
         x/α."""

@@ -238,6 +238,9 @@ class Evaluates(Protocol):
         """log p of every observed number at level 0, given the latents' values as
         `read` shows them."""
 
+    def log_priors(self, values: dict[str, Array]) -> dict[str, Array]:
+        """log p of every static site at the latents' values as `read` shows them."""
+
 
 class AnnealedDensity(NotPickled, eqx.Module):
     """π_k(x, z) ∝ p(z)·F_k(x)·G_k(x, z) for k = K−1 … 0, made by `cp.compile`.

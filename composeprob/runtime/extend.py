@@ -74,27 +74,33 @@ class Change(NamedTuple):
         same = np.array_equal(before.schedule.log_snr[:1], after.schedule.log_snr[:1])
         if not same:
             raise _other("has another noise at level 0")
-        news = []
-        for name, site in before.sites.items():
-            if name not in after.sites:
-                raise _other(f"lacks the site {name!r}")
-            grown = _grown(name, site.shape, after.sites[name].shape)
-            if grown and site.kind != "static":
-                raise _other(
-                    f"has more members of the noised site {name!r}", fix=NEXT_STEP
-                )
-            news += grown
-        for name, site in after.sites.items():
-            if name in before.sites:
-                continue
-            if site.kind != "static":
-                raise _other(f"has the new noised site {name!r}", fix=NEXT_STEP)
-            news.append(f"the site {name!r}")
+        news = _new_sites(before, after)
         grows = bool(news)
         news += _new_data(before, after)
         if not news:
             raise _other("has no datum, member or site more")
+        if grows:
+            _check_priors(before, after)
         return cls(grows, ", ".join(news))
+
+
+def _new_sites(before: AnnealedDensity, after: AnnealedDensity) -> list[str]:
+    """Return the static sites that are new or have more members; refuse all else."""
+    news = []
+    for name, site in before.sites.items():
+        if name not in after.sites:
+            raise _other(f"lacks the site {name!r}")
+        grown = _grown(name, site.shape, after.sites[name].shape)
+        if grown and site.kind != "static":
+            raise _other(f"has more members of the noised site {name!r}", fix=NEXT_STEP)
+        news += grown
+    for name, site in after.sites.items():
+        if name in before.sites:
+            continue
+        if site.kind != "static":
+            raise _other(f"has the new noised site {name!r}", fix=NEXT_STEP)
+        news.append(f"the site {name!r}")
+    return news
 
 
 def _grown(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> list[str]:
@@ -117,7 +123,7 @@ def _new_data(before: AnnealedDensity, after: AnnealedDensity) -> list[str]:
         old = np.asarray(value)
         new = np.asarray(now[name])
         news += _grown(name, old.shape, new.shape)
-        former = new[tuple(map(slice, old.shape))]
+        former = _first(new, old.shape)
         # Data that were awaited are NaN under a mask, so that shapes stay as they are.
         arrived = np.isnan(old) & ~np.isnan(former)
         if arrived.any():
@@ -126,6 +132,34 @@ def _new_data(before: AnnealedDensity, after: AnnealedDensity) -> list[str]:
             raise _other(f"has other values of {name!r}")
     news += [f"the data {name!r}" for name in now if name not in then]
     return news
+
+
+def _check_priors(before: AnnealedDensity, after: AnnealedDensity) -> None:
+    """Refuse other priors of the former static sites, at one draw of them all.
+
+    The weights take the whole change of the log-prior for the prior of what is new, so
+    that another prior would count for nothing.
+    """
+    key = jax.random.key(0)
+    values = after.to_samples(after.initial(key))
+    former = {}
+    for name, value in before.to_samples(before.initial(key)).items():
+        if name in values:
+            former[name] = _first(values[name], value.shape)
+    then = before.evaluator.log_priors(former)
+    now = after.evaluator.log_priors(values)
+    for name, log_prior in then.items():
+        grown = values[name].shape != former[name].shape
+        if grown and now[name].shape == log_prior.shape:
+            continue  # one law of all members together
+        new = _first(now[name], log_prior.shape)
+        if not np.allclose(new, log_prior, 1e-4, 1e-4, equal_nan=True):
+            raise _other(f"has another prior of {name!r}")
+
+
+def _first(values: Array, shape: tuple[int, ...]) -> Array:
+    """Return the first entries of an array that has grown."""
+    return values[tuple(map(slice, shape))]
 
 
 MORE_DATA = (
@@ -185,7 +219,7 @@ class Between(eqx.Module):
             return position
         former = {}
         for name, shape in self.shapes:
-            former[name] = position[name][tuple(map(slice, shape))]
+            former[name] = _first(position[name], shape)
         return former
 
     def __call__(self, position: Position, level: Array | int) -> Evaluation:

@@ -390,8 +390,10 @@ def regressed(noised: Noised) -> Slope:
     supported = carried_by >= tuning.FINDINGS.own_carried
     by_clean = jnp.where(supported, noised.by_clean, noised.noise)
     control = noised.noise - by_clean
-    first = _Control.of(control)
-    second = _Control.of(first.left(control * (noised.y - noised.y.mean(0))))
+    first = _Control.about_its_mean(control)
+    second = _Control.about_its_mean(
+        first.left(control * (noised.y - noised.y.mean(0)))
+    )
 
     missed = by_clean - noised.predicted
     missed = second.left(first.left(missed))
@@ -418,7 +420,7 @@ class _Control(NamedTuple):
     centred: Float[Array, "n numbers"]
 
     @classmethod
-    def of(cls, values: Float[Array, "n numbers"]) -> _Control:
+    def about_its_mean(cls, values: Float[Array, "n numbers"]) -> _Control:
         return cls(values, values - values.mean(0))
 
     def left(self, values: Float[Array, "n numbers"]) -> Float[Array, "n numbers"]:

@@ -20,7 +20,7 @@ from composeprob.errors import (
 )
 from composeprob.findings import Code
 from composeprob.runtime import extend
-from composeprob.runtime.extend import Course, can_extend
+from composeprob.runtime.extend import Change, Course, can_extend
 from composeprob.runtime.population import Execution
 from composeprob.samplers.finishers import WarmUp
 from messages import check_wording
@@ -317,6 +317,29 @@ def test_a_hierarchy_that_grows_agrees_with_the_whole_run():
         error = np.hypot(one.error, other.error)
         compared[name] = (one.value - other.value) / error
     assert_agrees(compared)
+
+
+@cp.program
+def members(mean, width, ys):
+    mu = numpyro.sample("mu", dist.Normal(0.0, width))
+    with numpyro.plate("members", len(ys)):
+        theta = numpyro.sample("theta", dist.Normal(mu + mean, 1.0))
+        numpyro.sample("y", dist.Normal(theta, 0.5), obs=ys)
+
+
+def members_given(number, mean=0.0, width=1.0):
+    return cp.compile(members, mean, width, YS[:number])
+
+
+def test_another_prior_beside_more_members_is_refused():
+    """Of the latent above the members, or of the members: weights would not know."""
+    before = members_given(2)
+    assert Change.between(before, members_given(3)).grows
+    for after in (members_given(3, width=2.0), members_given(3, mean=0.5)):
+        refused(lambda after=after: Change.between(before, after), InvalidValueError)
+    # With data alone the weights are of the whole densities.
+    wider = cp.compile(mean_of, YS[:2], 9.0)
+    assert not Change.between(wider, cp.compile(mean_of, YS[:3], 9.0)).grows
 
 
 def test_other_densities_are_refused(tmp_path):

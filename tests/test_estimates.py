@@ -161,25 +161,6 @@ def test_pareto_k_tells_heavy_weights():
     assert np.isnan(Genealogy.from_ancestors(np.ones(100), np.arange(100)).pareto_k)
 
 
-def test_pareto_k_is_that_of_arviz():
-    """To rounding before version 1.0; since then it has a weight less in the tail."""
-    arviz, since_1 = estimates.quiet_arviz()
-    rng = np.random.default_rng(4)
-    for size, spread in ((60, 1.0), (1000, 0.1), (1000, 3.0)):
-        log_weights = spread * rng.normal(size=size)
-        if since_1:
-            from arviz_stats.base import array_stats
-
-            # It takes log-likelihoods, whose importance weights are 1/likelihood.
-            expected = array_stats.psislw(-log_weights)[1]
-            tolerance = 0.03
-        else:
-            expected = arviz.psislw(log_weights)[1]
-            tolerance = 1e-6
-        genealogy = Genealogy.from_log_weights(log_weights)
-        assert genealogy.pareto_k == pytest.approx(float(expected), abs=tolerance)
-
-
 def test_families_is_the_former_name_of_genealogy():
     with pytest.warns(DeprecationWarning, match="Genealogy"):
         assert estimates.Families is Genealogy

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -53,6 +53,8 @@ from composeprob.samplers.resampling import relative_ess
 from composeprob.samplers.run import Run, Visits, begin, placed
 from composeprob.samplers.spread import Spread
 from composeprob.settings import usual
+
+Values = TypeVar("Values", Array, np.ndarray)
 
 
 class Change(NamedTuple):
@@ -157,7 +159,7 @@ def _check_priors(before: AnnealedDensity, after: AnnealedDensity) -> None:
             raise _other(f"has another prior of {name!r}")
 
 
-def _first(values: Array, shape: tuple[int, ...]) -> Array:
+def _first(values: Values, shape: tuple[int, ...]) -> Values:
     """Return the first entries of an array that has grown."""
     return values[tuple(map(slice, shape))]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import equinox as eqx
 import jax
@@ -149,6 +149,16 @@ def drift_of(evaluation: Evaluation, dims: int) -> DriftTerms:
         excess=jnp.zeros(score.shape[:-1]),
         pull=jnp.zeros_like(score),
     )
+
+
+class Phases(Protocol):
+    """Phases of chains, each of which evaluates every factor once."""
+
+    def blank(self, run: Run) -> Any:
+        """Return the state before the first phase, with its number as ``turn``."""
+
+    def phase(self, carry: tuple[Run, Any]) -> tuple[Run, Any]:
+        """Go through the next phase."""
 
 
 @dataclasses.dataclass(eq=False)

@@ -505,7 +505,7 @@ class TauLeaping(TokenSampler):
 
         return dataclasses.replace(run, chains=run.spread.map(chain, run.words))
 
-    def phases_of_levels(self, density: AnnealedDensity) -> LeapPhases:
+    def phases(self, density: AnnealedDensity, run: Run) -> LeapPhases:
         assert self.exchange is not None
         plan = self.plan
         return LeapPhases(_uniform(density), self.exchange, plan.between, plan.at_end)

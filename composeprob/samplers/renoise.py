@@ -98,6 +98,21 @@ class Stop(NamedTuple):
     evaluation: Evaluation | None
 
 
+class Way(NamedTuple):
+    """A step of a way up to a rung and down again, between two rungs."""
+
+    up: Bool[Array, ""]
+    rung: Int[Array, ""]
+    next_rung: Int[Array, ""]
+
+
+def way(step: Array, turn: Array | int) -> Way:
+    """Return one of the 2·turn steps of a way from the lowest rung and back."""
+    up = step < turn
+    rung = jnp.where(up, step, 2 * turn - step)
+    return Way(up, rung, jnp.where(up, rung + 1, rung - 1))
+
+
 class Excursion(NamedTuple):
     """The end of the ways up and down of a chain.
 
@@ -270,9 +285,7 @@ class Renoising(NamedTuple):
 
         def step(i: Array, carry: Carry) -> Carry:
             here, log_steps = carry
-            up = i < turn
-            rung = jnp.where(up, i, 2 * turn - i)
-            next_rung = jnp.where(up, rung + 1, rung - 1)
+            up, rung, next_rung = way(i, turn)
             upper = jnp.maximum(rung, next_rung)
             high = schedule.at(self.ladder.levels[upper])
             low = schedule.at(self.ladder.levels[upper - 1])

@@ -857,7 +857,7 @@ class Reveal(TokenSampler):
 
         return dataclasses.replace(run, chains=run.spread.map(chain, run.words))
 
-    def phases_of_levels(self, density: AnnealedDensity) -> RevealPhases:
+    def phases(self, density: AnnealedDensity, run: Run) -> RevealPhases:
         assert self.exchange is not None
         return RevealPhases(
             _categorical(density),

@@ -28,7 +28,7 @@ from composeprob.kernels.kernel import as_kernel
 from composeprob.kernels.step_size import as_scalar, check_range
 from composeprob.pytree import where
 from composeprob.renamed import warn_renamed
-from composeprob.samplers.descent import Descent, at_target, moved_to
+from composeprob.samplers.descent import Descent, Phases, at_target, moved_to
 from composeprob.samplers.discrete import with_discrete
 from composeprob.samplers.finishers import Finisher, as_finishers
 from composeprob.samplers.hierarchy import StandardCoordinates, has_dependents
@@ -313,7 +313,7 @@ class Sampler(eqx.Module):
             return Particles(v, blank)
         return self.moves.start(words, v, blank)
 
-    def phases(self, density: AnnealedDensity, run: Run) -> Descent:
+    def phases(self, density: AnnealedDensity, run: Run) -> Phases:
         """Return the phases of a level, while they are traced."""
         return self.descent(
             density,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, Protocol, cast
+from typing import ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +15,11 @@ from composeprob.density.annealed import AnnealedDensity
 from composeprob.density.categorical import Logs, TokenDensity
 from composeprob.density.evaluation import Position
 from composeprob.errors import CapabilityError
+from composeprob.samplers.descent import Phases
 from composeprob.samplers.finishers import Finisher, as_finishers
 from composeprob.samplers.random import Stream, stream
 from composeprob.samplers.run import Run
 from composeprob.samplers.sampler import Sampler
-
-
-class Phases(Protocol):
-    """Phases of chains, each of which evaluates every factor once."""
-
-    def blank(self, run: Run) -> Any:
-        """Return the state before the first phase, with its number as ``turn``."""
-
-    def phase(self, carry: tuple[Run, Any]) -> tuple[Run, Any]:
-        """Go through the next phase."""
 
 
 class TokenSampler(Sampler):
@@ -57,21 +48,12 @@ class TokenSampler(Sampler):
         return log_density
 
     @abc.abstractmethod
-    def phases_of_levels(self, density: AnnealedDensity) -> Phases:
+    def phases(self, density: AnnealedDensity, run: Run) -> Phases:
         """Phases of the way to level 0, with the redraws on the way and there."""
 
     @abc.abstractmethod
     def phases_of_draws(self, density: AnnealedDensity) -> Phases:
         """Phases of the redraws between draws."""
-
-    def advance(self, run: Run, density: AnnealedDensity, end: Array | int) -> Run:
-        phases = self.phases_of_levels(density)
-        run, _ = jax.lax.while_loop(
-            lambda carry: carry[0].visits.before(end),
-            phases.phase,
-            (run, phases.blank(run)),
-        )
-        return run
 
     def draw(self, run: Run, density: AnnealedDensity, i: Array, thin: Array) -> Run:
         """Make the ``thin`` passes of redraws at level 0 that lead to draw i."""

@@ -376,3 +376,27 @@ def test_shares_of_two_modes_by_a_default_call():
         assert result.about.calls["score"] <= 120
         off = result.log_evidence - np.log(total)
         assert abs(off) < LIMIT * result.log_evidence_error
+
+
+def test_log_weights_that_come_in_with_the_first_power_count_once():
+    """Those of N(½, 1) for draws from N(0, 1), beside a factor that is far away."""
+    n = 20_000
+    x = np.random.default_rng(0).normal(size=n)
+    words = jnp.zeros(2, jnp.uint32)
+    population = Population(None, x, np.arange(n), None, words, np.zeros(n), None)
+    powers = []
+
+    def gain(x):
+        return -0.5 * ((x - 2) / 0.3) ** 2
+
+    def resampled(exponent, chosen):
+        powers.append(exponent)
+        return gain(population.points)
+
+    population.bring_in(gain(x), resampled, 0.5 * x - 0.125)
+    assert len(powers) > 1
+    height = 0.3 * np.sqrt(2 * np.pi)
+    exact = np.log(height * stats.norm.pdf(2, 0.5, np.sqrt(1.09)))
+    error = np.sqrt(population.variance)
+    assert error < 0.1
+    assert abs(population.log_evidence - exact) < LIMIT * error

@@ -161,6 +161,13 @@ def test_pareto_k_tells_heavy_weights():
     assert np.isnan(Genealogy.from_ancestors(np.ones(100), np.arange(100)).pareto_k)
 
 
+@pytest.mark.parametrize("size", range(1, 28))
+def test_pareto_k_of_few_weights_is_no_number(size):
+    weights = np.random.default_rng(3).pareto(1.0, size)
+    k = Genealogy.from_ancestors(weights, np.arange(size)).pareto_k
+    assert np.isnan(k) or size > 25
+
+
 def test_families_is_the_former_name_of_genealogy():
     with pytest.warns(DeprecationWarning, match="Genealogy"):
         assert estimates.Families is Genealogy

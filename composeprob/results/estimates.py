@@ -176,11 +176,12 @@ class Genealogy:
         descendants.
 
         Above 0.7 a few of them decide, and errors are too small. By ArviZ (Vehtari et
-        al. 2024); NaN where all weights are equal, or too few differ.
+        al. 2024), who fit the largest fifth of the weights; NaN where it has fewer than
+        five, where all weights are equal, or too few differ.
         """
         # 0 for first chains without descendants
         weights = np.bincount(self.index, self.weights, minlength=len(self.weights))
-        if np.ptp(weights) < 1e-9 * weights.max():
+        if len(weights) < 25 or np.ptp(weights) < 1e-9 * weights.max():
             return math.nan
         with np.errstate(divide="ignore"):
             k = _pareto_k(np.log(weights))

@@ -1,5 +1,5 @@
 """Checks of arguments of public functions: names and number, a random key, a whole
-number."""
+number, a path, a folder that can be written to."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import difflib
 import functools
 import inspect
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, NoReturn, Self, TypeVar
@@ -144,6 +145,24 @@ def check_path(path: object, what: str, example: str) -> Path:
             fix=f"pass a str or a pathlib.Path, such as {example!r}.",
         )
     return Path(path)
+
+
+def check_writable(folder: Path, found: str) -> None:
+    """Make a folder and write into it: a long run would find out at its end.
+
+    Args:
+        folder: that into which results are to be written.
+        found: the head of the error, such as "No result can be written to 'out'".
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-") as file:
+            file.write(b"\0")
+    except OSError as error:
+        raise InvalidValueError(
+            f"{found}: {error.strerror or error}.",
+            fix="choose a folder that you may write to, on a disk with room.",
+        ) from error
 
 
 def check_key(key: object) -> None:

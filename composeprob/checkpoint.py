@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +10,8 @@ from typing import TypeVar
 from jax import Array
 from jaxtyping import PyTree
 
-from composeprob.errors import InvalidValueError, LoadError
+from composeprob.arguments import check_writable
+from composeprob.errors import LoadError
 from composeprob.extras import needed
 from composeprob.json_data import JSONObject
 
@@ -39,19 +39,10 @@ class CheckpointFolder:
     ):
         self.path = Path(directory).absolute()
         self.fingerprint = fingerprint
-        try:
-            # Write now: a run would find out after an hour.
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                dir=self.path, prefix=".writable-"
-            ) as file:
-                file.write(b"\0")
-        except OSError as error:
-            raise InvalidValueError(
-                f"No checkpoint can be written to checkpoint_dir={str(directory)!r}: "
-                f"{error.strerror or error}.",
-                fix="choose a folder that you may write to, on a disk with room.",
-            ) from error
+        check_writable(
+            self.path,
+            f"No checkpoint can be written to checkpoint_dir={str(directory)!r}",
+        )
         # Orbax takes seconds to import, and only runs with checkpoints need it.
         with needed("store", "A checkpoint"):
             import orbax.checkpoint as ocp

@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 
 from composeprob import model_zoo as zoo
+from composeprob.arguments import check_writable
 from composeprob.calibration import calibrate, save_calibration
 from composeprob.errors import CapabilityError, InvalidValueError, LoadError
 from composeprob.factors.calibrated import Calibrated
@@ -91,6 +92,7 @@ def train_model(
     folder = Path("out", name) if out is None else Path(out)
     if not replace:
         _check_replace(folder, retraining, resumable=checkpoint_dir is not None)
+    check_writable(folder, f"No model can be written to {folder}")
     if retraining and not (source / "metrics.json").exists():
         raise LoadError(
             f"Model '{name}' has not been trained.",
@@ -106,7 +108,6 @@ def train_model(
         label=name,
         start=zoo.defined(name, "start"),
     )
-    folder.mkdir(parents=True, exist_ok=True)
     written = write_model(
         folder,
         source,

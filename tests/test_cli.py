@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -336,6 +337,15 @@ def test_a_finished_run_is_resumed_at_once_and_a_bad_out_loses_no_samples(
     rescued = cp.Result.load(spare)
     saved = cp.Result.load(tmp_path / "a" / "samples.safetensors")
     np.testing.assert_array_equal(rescued["x"], saved["x"])
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_run(write, tmp_path):
+    blocked = Path(write("", "file")) / "out"
+    file = write("raise RuntimeError('the program was read')")
+    message = refused("run", file, "--out", blocked)
+    assert f"No result can be written to --out {blocked}" in message
+    message = refused("train", "ring2d", "--out", blocked, "--no-cache")
+    assert f"No model can be written to {blocked}" in message
 
 
 def test_arguments_come_from_defaults_and_variables_and_modules_from_beside_a_program(

@@ -226,6 +226,7 @@ def run(
     import jax
 
     from composeprob import api
+    from composeprob.arguments import check_writable
     from composeprob.cli.hardware import arranged_devices, join
 
     keep_compiled(no_cache)
@@ -233,6 +234,8 @@ def run(
         # JAX starts its devices once: processes join before anything looks for them.
         join()
     leads = jax.process_index() == 0
+    if leads:
+        check_writable(out, f"No result can be written to --out {out}")
     devices = arranged_devices(jax.devices(), mesh)
     given = {} if model is None else {"model": lambda: api.from_diffusers(model)}
     density, _, settings = compiled(target, given)
@@ -286,7 +289,7 @@ def write_or_rescue(
 ) -> list[Path]:
     """Write a result into ``folder``, or exit with its samples in a spare folder.
 
-    A full disk, or a folder that cannot be written, thus loses no samples.
+    A disk that has become full thus loses no samples.
     """
     try:
         return write(result, folder, about, store)
@@ -307,7 +310,6 @@ def write(
     """
     import matplotlib.pyplot as plt
 
-    folder.mkdir(parents=True, exist_ok=True)
     samples = store or result.save(folder / "samples.safetensors")
     picture = folder / "samples.png"
     figure = result.plot()

@@ -306,7 +306,7 @@ def picture(design: Design, path: Path) -> None:
         ylabel="given the strand",
     )
     axes["scores"].spines[["top", "right"]].set_visible(False)
-    axes["scores"].legend(loc="lower right", frameon=False)
+    axes["scores"].legend(loc="upper left", frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -15,7 +15,7 @@
 #           CHECK_ARGS="--python PATH --only 3.14"  (of release-check)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo test test-all coverage snapshots lint format docs train dist release-check tpu clean
+.PHONY: help env demo cut test test-all coverage snapshots lint format docs train dist release-check tpu clean
 
 VENV    ?= .venv
 PYTHON  ?=
@@ -62,10 +62,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 # What XLA compiled is kept for the next run: most of what tests and tutorials take is compilation.
 test test-all coverage snapshots docs: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.jax_cache
-test test-all coverage snapshots docs: export JAX_COMPILATION_CACHE_MAX_SIZE = 1073741824
 test test-all coverage snapshots docs: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.1
 # Of each worker: on cores that are all busy the threads of NumPy's LAPACK wait for one another.
 test test-all coverage snapshots docs: export OPENBLAS_NUM_THREADS = 1
+
+# Once for all programs: JAX's own bound reads the whole folder for each one that it writes.
+test test-all coverage snapshots docs: cut
+cut: env
+	@"$(PY)" -c "from pathlib import Path; from composeprob.settings import cut; cut(Path('.jax_cache'))"
 
 # What `make test` runs: the core, and the families that are named.
 QUICK := not slow and (core$(foreach family,$(FAMILIES), or $(family)))

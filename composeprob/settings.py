@@ -26,6 +26,9 @@ Distribution.gather_pytree_data_fields = classmethod(
     lambda cls: tuple(sorted(_fields(cls)))
 )
 
+MOST_BYTES = 2**30
+"""Size to which a folder of compiled code is cut."""
+
 _reported: ContextVar[set[object] | None] = ContextVar("reported", default=None)
 """Warnings that this call has reported; None outside of `usual`."""
 
@@ -118,7 +121,7 @@ def cache(folder: str | Path | None = None) -> Path:
             fix=f"chmod go-w {place}, or give a folder of your own: cp.cache(folder).",
         )
     jax.config.update("jax_compilation_cache_dir", str(place))
-    _cut(place, 2**30)
+    cut(place)
     # A run compiles many short programs, which JAX would not keep by default.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return place
@@ -131,8 +134,12 @@ def _others_may_write(status: os.stat_result) -> bool:
     return status.st_uid != os.getuid() or bool(status.st_mode & 0o022)
 
 
-def _cut(folder: Path, most: int) -> None:
-    """Remove the oldest files until ``most`` bytes are left."""
+def cut(folder: Path, most: int = MOST_BYTES) -> None:
+    """Remove the oldest compiled code until ``most`` bytes are left.
+
+    JAX's own bound, ``JAX_COMPILATION_CACHE_MAX_SIZE``, reads the whole folder for each
+    program that it writes.
+    """
     by_age = []
     for file in folder.glob("*-cache"):
         with suppress(OSError):  # another process has removed it meanwhile

@@ -197,7 +197,7 @@ def test_compiled_code_is_kept_in_a_private_folder_unless_told_not_to(
     for age, name in enumerate(("new", "old", "oldest")):
         (tmp_path / f"{name}-cache").write_bytes(b"12345")
         os.utime(tmp_path / f"{name}-cache", (1e9 - age, 1e9 - age))
-    settings._cut(tmp_path, 10)
+    settings.cut(tmp_path, 10)
     assert sorted(file.name for file in tmp_path.glob("*-cache")) == [
         "new-cache",
         "old-cache",

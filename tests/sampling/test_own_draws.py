@@ -108,18 +108,28 @@ def test_scores_that_only_weights_rely_on_are_asked_about_noise(factor):
 MEMBER_SD, GROUP_SD = 0.5, 1.0
 
 
-def gaussian_member(wrong):
-    """The score of N(m, 0.5²), wrong by ``wrong(m, x − m)``, in units of 1/0.5, where
-    there is little noise."""
+class Member(eqx.Module):
+    """The score of N(m, 0.5²), wrong where there is little noise, in units of 1/0.5: by
+    a constant, by a share of m − 0.3 and by one of (x − m)/0.5.
 
-    def score(x, log_snr, m):
+    The shares are arrays, so that the code is compiled once for a number of members.
+    """
+
+    constant: jax.Array
+    of_m: jax.Array
+    of_x: jax.Array
+
+    @classmethod
+    def by(cls, constant=0.0, of_m=0.0, of_x=0.0):
+        return cls(jnp.float32(constant), jnp.float32(of_m), jnp.float32(of_x))
+
+    def __call__(self, x, log_snr, m):
         alpha2 = jax.nn.sigmoid(log_snr)
         variance = jax.nn.sigmoid(-log_snr)
         away = x - jnp.sqrt(alpha2) * m
         right = -away / (alpha2 * MEMBER_SD**2 + variance)
-        return right + wrong(m, away) / MEMBER_SD * alpha2**100
-
-    return score
+        wrong = self.constant + self.of_m * (m - 0.3) + self.of_x * away / MEMBER_SD
+        return right + wrong / MEMBER_SD * alpha2**100
 
 
 def skewed_member(x, log_snr, m):
@@ -157,7 +167,7 @@ def study(members, score, mask=True):
 
 @pytest.mark.parametrize(
     ("members", "score"),
-    [(20, gaussian_member(lambda m, away: 0.0)), (500, skewed_member)],
+    [(20, Member.by()), (500, skewed_member)],
 )
 def test_members_of_a_plate_that_are_right(members, score):
     (score,) = compared(study(members, score)).values()
@@ -172,22 +182,19 @@ POOLED = GROUP_SD**2 + MEMBER_SD**2
 @pytest.mark.parametrize(
     ("wrong", "led"),
     [
-        (lambda m, away: 0.1, 0.1 * MEMBER_SD * (500 / POOLED) ** 0.5),
+        ({"constant": 0.1}, 0.1 * MEMBER_SD * (500 / POOLED) ** 0.5),
         (
-            lambda m, away: 0.1 * (m - 0.3),
+            {"of_m": 0.1},
             2 * 0.1 * MEMBER_SD * GROUP_SD**2 / POOLED * (500 / 2) ** 0.5,
         ),
-        (
-            lambda m, away: -0.4 * away / MEMBER_SD,
-            0.4 * MEMBER_SD**2 / POOLED * (500 / 2) ** 0.5,
-        ),
+        ({"of_x": -0.4}, 0.4 * MEMBER_SD**2 / POOLED * (500 / 2) ** 0.5),
     ],
     ids=["the group's mean", "its variance", "its variance, as members are too narrow"],
 )
 def test_small_errors_of_members_add_up_in_their_group(wrong, led):
     """They do not matter for each member, nor for 20. The mean of J is uncertain by
     √(P/J), its variance by P·√(2/J)."""
-    member = gaussian_member(wrong)
+    member = Member.by(**wrong)
     (few,) = compared(study(20, member)).values()
     (many,) = compared(study(500, member)).values()
     assert not few.wrong
@@ -197,7 +204,7 @@ def test_small_errors_of_members_add_up_in_their_group(wrong, led):
 
 
 def test_a_plate_with_a_mask_is_left_out():
-    member = gaussian_member(lambda m, away: 5.0)
+    member = Member.by(constant=5.0)
     mask = np.array([True, True, False, True])
     assert not compared(study(4, member, mask))
 
@@ -208,7 +215,7 @@ def test_a_run_over_a_plate_has_the_finding(error):
     """Given the group's width its mean is N(0.3, P/J), up to a prior that is vague
     beside that."""
     members = 300
-    density = study(members, gaussian_member(lambda m, away: error))
+    density = study(members, Member.by(constant=error))
     result = run(density, 2, 300, sampler=None)
     off = (np.asarray(result["mu"]).mean() - 0.3) / (POOLED / members) ** 0.5
     assert result.status.has(Code.NETWORK_DOUBTED) == (error > 0)
